@@ -33,10 +33,7 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.core.registry.runs import LoggedRun
     from mlflow_deploy_plugin.wrap.evaluation.explanation import Explanation
     from mlflow_deploy_plugin.wrap.optimization.optimizer import Optimization
-    from mlflow_deploy_plugin.wrap.optimization.profiler import GraphProfile
 
-_SHOWN_NODES = 10
-_MOST_NAME_CHARACTERS = 48
 _seed_option = option(
     "--seed",
     type=click.IntRange(min=0),
@@ -390,55 +387,26 @@ def _optimization_lines(result: "Optimization") -> Iterator[str]:
     show_default="the reference of the model, otherwise zeros",
     help="Rows (.csv, .parquet, runs:/RUN/PATH, dataset:/RUN).",
 )
-@flag("--log", help="Log the profile and its plot to the run of the version.")
 @output_option
 def profile(model_uri: str, output: str, **options: Any) -> None:
-    """Show which nodes of a version take the most time.
+    """Show which operators of a version take the most time.
 
-    The output lists the share of each operator and node, followed by advice. ONNX
-    Runtime's profiler measures requests to the optimized graph of MODEL in one CPU
-    thread.
+    ONNX Runtime's profiler measures requests to the optimized graph of MODEL in one CPU
+    thread, and writes its profile to the current folder.
 
     \b
       onnxserve profile models:/digits-cnn/1
-      onnxserve profile models:/digits-cnn/1 --rows 1000 --log
+      onnxserve profile models:/digits-cnn/1 --rows 1000
     """
     from mlflow_deploy_plugin.wrap.optimization.profiler import profile as profile_version
 
     profiled = profile_version(model_uri, **options)
-    show_result(output, asdict(profiled), _profile_lines(profiled))
-
-
-def _profile_lines(profiled: "GraphProfile") -> Iterator[str]:
-    """Yield a table of the operators, a table of the slowest nodes, and the advice."""
-    yield (
-        f"{profiled.model}, {profiled.rows:,} rows: {profiled.run_us:,.0f} µs per run (node times "
-        "include profiler overhead)"
+    table = [("operator", "share", "µs")]
+    for entry in profiled.operators:
+        table.append((entry.operator, f"{entry.share:.1%}", f"{entry.us:,.1f}"))
+    lines = (
+        f"{profiled.model}, {profiled.rows:,} rows, {profiled.runs} runs",
+        *align_columns(table),
+        f"ONNX Runtime's profile is in {profiled.file}: open it at https://ui.perfetto.dev",
     )
-    yield (
-        f"outside of the nodes: {profiled.outside_us:,.0f} µs (memory and dispatch, minus profiler "
-        "overhead)"
-    )
-    slowest = profiled.nodes[:_SHOWN_NODES]
-    for entries, head in ((profiled.operators, "operator"), (slowest, "node")):
-        yield ""
-        rows = [(head, "share", "µs", "calls", "provider", "input types")]
-        for entry in entries:
-            provider = entry.provider.removesuffix("ExecutionProvider")
-            types = ", ".join(entry.types)
-            rows.append(
-                (
-                    entry.name[:_MOST_NAME_CHARACTERS],
-                    f"{entry.share:.1%}",
-                    f"{entry.us:,.1f}",
-                    f"{entry.calls:g}",
-                    provider,
-                    types,
-                )
-            )
-        yield from align_columns(rows)
-    if len(profiled.nodes) > _SHOWN_NODES:
-        yield f"and {len(profiled.nodes) - _SHOWN_NODES} more nodes"
-    yield ""
-    yield "advice:" if profiled.advice else "advice: none"
-    yield from (f"- {line}" for line in profiled.advice)
+    show_result(output, asdict(profiled), lines)

@@ -377,7 +377,7 @@ def _infer(server: Server, request: RawRequest, seconds_left: float | None) -> R
             parameters = with_deadline(decoded.parameters, seconds_left)
             return DecodedRequest(decoded.feeds, encode, decoded.id, parameters=parameters)
 
-        protocol = Protocol("grpc", decode)
+        protocol = Protocol("grpc", decode, takes_pyfuncs=True)
         return infer(
             server,
             request,

@@ -115,10 +115,7 @@ class Authenticator:
         self._look_at = 0.0
 
     def identify(
-        self,
-        request: RawRequest,
-        need: Need,
-        endpoint: str | None = None,
+        self, request: RawRequest, need: Need, endpoint: str | None = None
     ) -> KeyEntry | None:
         """Count the request and return the caller's key, or None if no key is needed.
 
@@ -151,21 +148,17 @@ class Authenticator:
             scopes = ", ".join(entry.scopes) or "nothing here"
             raise ScopeMissing(
                 f"the key {entry.name!r} is for {scopes}; this needs "
-                f"{' or '.join(scopes_for(need))}",
+                f"{' or '.join(scopes_for(need))}"
             )
         if entry.endpoints and (endpoint is None or endpoint not in entry.endpoints):
             target = "the whole server" if endpoint is None else f"endpoint {endpoint[:100]!r}"
             raise ScopeMissing(
                 f"the key {entry.name!r} is for {', '.join(entry.endpoints)}; this is about "
-                f"{target}",
+                f"{target}"
             )
         return entry
 
-    def is_stranger(
-        self,
-        headers: Mapping[str, str],
-        certificate: str = "",
-    ) -> bool:
+    def is_stranger(self, headers: Mapping[str, str], certificate: str = "") -> bool:
         """Return True if the caller needs a valid key and has none; the body of the
         request need not be read then.
         """
@@ -176,11 +169,7 @@ class Authenticator:
             return True
         return False
 
-    def find(
-        self,
-        headers: Mapping[str, str],
-        certificate: str = "",
-    ) -> KeyEntry:
+    def find(self, headers: Mapping[str, str], certificate: str = "") -> KeyEntry:
         """Return the caller's key, regardless of its permissions.
 
         Args:
@@ -207,7 +196,13 @@ class Authenticator:
         sent = _short(authorization)
         entry = cache.get(sent)
         if entry is None:
-            entry = self._find(authorization)
+            key = _sent_key(authorization)
+            entry = self._keys.get(hashlib.sha256(key).hexdigest())
+            if entry is None and self._issuer is not None and key.count(b".") == 2:
+                entry = _token_entry(self._verify(key), self._issuer)
+            if entry is None:
+                unknown = f"the key in Authorization is unknown, expired or revoked; {_HOW}"
+                raise Unauthenticated(unknown if self._takes_keys else _NO_CERTIFICATE)
             cache[sent] = entry
             while len(cache) > _MAX_KNOWN:
                 cache.popitem(last=False)
@@ -224,20 +219,6 @@ class Authenticator:
         if request.caller and not self._takes_keys:
             return _of_certificate(request.caller)
         return self._known.get(_short(request.headers.get("authorization", "")))
-
-    def _find(self, authorization: str) -> KeyEntry:
-        """Return the entry of a key or token that no earlier request has used. Raises
-        the errors of `find`.
-        """
-        key = _sent_key(authorization)
-        entry = self._keys.get(hashlib.sha256(key).hexdigest())
-        if entry is not None:
-            return entry
-        if self._issuer is not None and key.count(b".") == 2:
-            return _token_entry(self._verify(key), self._issuer)
-        if not self._takes_keys:
-            raise Unauthenticated(_NO_CERTIFICATE)
-        raise Unauthenticated(f"the key in Authorization is unknown, expired or revoked; {_HOW}")
 
     def _read_keys(self) -> None:
         """Read the key files if they have changed. If keys.json cannot be read, the
@@ -278,14 +259,14 @@ class Authenticator:
 
         if self._jwks is None:
             raise NotReady(
-                f"the keys of {self._issuer} have not been fetched yet; retry in a moment",
+                f"the keys of {self._issuer} have not been fetched yet; retry in a moment"
             )
         try:
             keys = {key.key_id: key for key in self._jwks.keys}
             name = jwt.get_unverified_header(token).get("kid")
             if name not in keys:
                 raise Unauthenticated(
-                    f"{self._issuer} has no key {str(name)[:60]!r}, with which the token is signed",
+                    f"{self._issuer} has no key {str(name)[:60]!r}, with which the token is signed"
                 )
             claims: Mapping[str, Any] = jwt.decode(
                 token,
@@ -304,26 +285,22 @@ class Authenticator:
         except (jwt.PyJWTError, ValueError, OverflowError) as error:
             reason = str(error)[:200] or type(error).__name__
             raise Unauthenticated(
-                f"the token is not valid: {reason[:1].lower()}{reason[1:]}",
+                f"the token is not valid: {reason[:1].lower()}{reason[1:]}"
             ) from None
         except Exception:
             raise
         except BaseException as error:  # noqa: BLE001 - a panic of cryptography; the caller may be the event loop
             pass_exit(error)
             raise Unauthenticated(f"the token is not valid: {type(error).__name__}") from None
-        _check_times(claims)
+        # PyJWT also accepts booleans, strings of digits, and integers that are too
+        # large for a float.
+        for name in ("exp", "nbf", "iat"):
+            seconds = claims.get(name, 0)
+            if not (type(seconds) in (int, float) and abs(seconds) < _MOST_SECONDS):
+                raise Unauthenticated(
+                    "the token is not valid: its exp, nbf and iat are not all numbers of seconds"
+                )
         return claims
-
-
-def _check_times(claims: Mapping[str, Any]) -> None:
-    """Raise Unauthenticated unless the token's times are numbers of seconds. PyJWT also
-    accepts booleans, strings of digits, and integers that are too large for a float.
-    """
-    times = [claims[name] for name in ("exp", "nbf", "iat") if name in claims]
-    if not all(type(seconds) in (int, float) and abs(seconds) < _MOST_SECONDS for seconds in times):
-        raise Unauthenticated(
-            "the token is not valid: its exp, nbf and iat are not all numbers of seconds",
-        )
 
 
 def _token_entry(claims: Mapping[str, Any], issuer: str) -> KeyEntry:
@@ -336,7 +313,7 @@ def _token_entry(claims: Mapping[str, Any], issuer: str) -> KeyEntry:
     subject = claims.get("sub") or claims.get("client_id") or ""
     if not (isinstance(words, list) and isinstance(endpoints, list | None)):
         raise Unauthenticated(
-            "the token's claims scope and onnxserve_endpoints are not lists of names",
+            "the token's claims scope and onnxserve_endpoints are not lists of names"
         )
     if endpoints == []:
         words = []
@@ -398,7 +375,7 @@ def _sent_key(authorization: str) -> bytes:
                 return base64.b64decode(sent.strip(), validate=True).partition(b":")[2]
             except (binascii.Error, ValueError):
                 raise Unauthenticated(
-                    f"the Basic password in Authorization cannot be read; {_HOW}",
+                    f"the Basic password in Authorization cannot be read; {_HOW}"
                 ) from None
         case "":
             raise Unauthenticated(f"this server requires a key; {_HOW}")

@@ -30,13 +30,13 @@ def import_redis(url: str) -> Any:
     except ImportError:
         raise InvalidConfig(
             "ONNXSERVE_REDIS_URL is set, but Redis' client is not installed: pip install "
-            "'mlflow-onnxserve[redis]'",
+            "'mlflow-onnxserve[redis]'"
         ) from None
     try:
         redis.connection.parse_url(url)
     except ValueError:  # The message omits the URL, which may contain a password.
         raise InvalidConfig(
-            "ONNXSERVE_REDIS_URL is not a URL of Redis; redis://HOST:6379/0 is expected",
+            "ONNXSERVE_REDIS_URL is not a URL of Redis; redis://HOST:6379/0 is expected"
         ) from None
     return redis
 
@@ -117,7 +117,5 @@ class CircuitBreaker:
         system = error.__cause__ or error.__context__
         reason = system.strerror if isinstance(system, OSError) else None
         logger.error(
-            "Redis does not answer (%s): %s",
-            reason or type(error).__name__,
-            self.consequence,
+            "Redis does not answer (%s): %s", reason or type(error).__name__, self.consequence
         )

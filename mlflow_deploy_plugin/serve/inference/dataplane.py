@@ -142,74 +142,45 @@ class DataPlane:
         arrived = time.time_ns() // 1000
         deadline = self._deadline(request)
         if request.body is not None:
-            return self._answer_body(variant, request, request.body, arrived, deadline)
-        outputs, is_cached = self._outputs(variant, request, deadline)
-        return self._capture_response(
-            variant,
-            request,
-            arrived,
-            request.inputs,
-            outputs,
-            is_cached=is_cached,
-        )
-
-    def _outputs(
-        self,
-        variant: ServedVariant,
-        request: InferRequest,
-        deadline: float,
-    ) -> tuple[dict[str, Array], bool | None]:
-        """Return the outputs, and True if they were in the cache (None: the outputs of
-        this request cannot be cached).
-        """
+            predictor = variant.loaded.predictor
+            prediction_id = new_id()
+            assert isinstance(predictor, PyfuncPredictor)  # Only a pyfunc receives bodies.
+            _check_deadline(deadline)
+            began = time.perf_counter()
+            answer = predictor.answer(request.body, deadline, prediction_id)
+            rows = predictor.schema.count_rows(answer.feeds) if answer.feeds else 1
+            seconds = time.perf_counter() - began
+            waited = predictor.queue_seconds
+            self.metrics.count_batch(variant.labels, rows, waited, seconds - waited)
+            return self._capture_response(
+                variant,
+                request,
+                arrived,
+                answer.feeds,
+                answer.outputs,
+                answer.content,
+                prediction_id=prediction_id,
+            )
+        cache = self.cache
         key = None
-        if self.cache is not None and variant.loaded.is_deterministic:
+        if cache is not None and variant.loaded.is_deterministic:
             key = request_digest(variant.loaded.identity, request.inputs)
-        if self.cache is None or key is None:
-            return self._run(variant, request, deadline), None
-        cached = self.cache.get(key)
-        if cached is not None:
-            return cached, True
-        outputs = self._run(variant, request, deadline)
-        self.cache.put(key, outputs)
-        return outputs, False
-
-    def _answer_body(
-        self,
-        variant: ServedVariant,
-        request: InferRequest,
-        body: OpaqueBody,
-        arrived: int,
-        deadline: float,
-    ) -> InferResponse:
-        """Let a pyfunc parse and answer the body, and capture the request, which
-        arrived at `arrived` (µs since 1970). Raises the errors of `infer`.
-        """
-        predictor = variant.loaded.predictor
-        prediction_id = new_id()
-        assert isinstance(predictor, PyfuncPredictor)  # Only a pyfunc receives bodies.
-        _check_deadline(deadline)
-        began = time.perf_counter()
-        answer = predictor.answer(body, deadline, prediction_id)
-        rows = predictor.schema.count_rows(answer.feeds) if answer.feeds else 1
-        seconds = time.perf_counter() - began
-        waited = predictor.queue_seconds
-        self.metrics.count_batch(variant.labels, rows, waited, seconds - waited)
+        is_cached: bool | None = None
+        if cache is None or key is None:
+            outputs = self._run(variant, request, deadline)
+        else:
+            cached = cache.get(key)
+            is_cached = cached is not None
+            if cached is None:
+                cached = self._run(variant, request, deadline)
+                cache.put(key, cached)
+            outputs = cached
         return self._capture_response(
-            variant,
-            request,
-            arrived,
-            answer.feeds,
-            answer.outputs,
-            answer.content,
-            prediction_id=prediction_id,
+            variant, request, arrived, request.inputs, outputs, is_cached=is_cached
         )
 
     def stream(
-        self,
-        variant: ServedVariant,
-        request: InferRequest,
-        prediction_id: str,
+        self, variant: ServedVariant, request: InferRequest, prediction_id: str
     ) -> Generator[bytes, None, None]:
         """Yield the parts of the response, then count and capture them as a JSON list.
         Raises the errors of `infer`.
@@ -240,7 +211,9 @@ class DataPlane:
             finally:
                 if sent is not None:
                     seconds = time.perf_counter() - began - sent.waited
-                    self._count_stream(variant, sent, outcome, seconds)
+                    labels = variant.labels
+                    self.metrics.count_batch(labels, 1, sent.waited, seconds)
+                    self.metrics.count_stream(labels, outcome, sent.count, sent.first_seconds)
                     if outcome != "failed":  # The pipeline captures failed streams.
                         outputs = sent.outputs() if variant.captured.has_all_outputs else {}
                         self._capture_response(
@@ -251,17 +224,6 @@ class DataPlane:
                             outputs,
                             prediction_id=prediction_id,
                         )
-
-    def _count_stream(
-        self,
-        variant: ServedVariant,
-        sent: _SentParts,
-        outcome: str,
-        seconds: float,
-    ) -> None:
-        """Count a stream that took `seconds` after it had waited for its turn."""
-        self.metrics.count_batch(variant.labels, 1, sent.waited, seconds)
-        self.metrics.count_stream(variant.labels, outcome, sent.count, sent.first_seconds)
 
     def capture_failure(
         self,
@@ -292,8 +254,18 @@ class DataPlane:
                 int(seconds * 1e6),
                 error.http_status,
             )
-            reason = _captured_reason(variant, error)
-            self.capture.write(record, variant.captured, {}, reason, max_rows=1)
+            column = without_keys(error.column)
+            message: str | None = None
+            if not (capture.drop or capture.mask):
+                message = one_line(without_keys(error.message), _MESSAGE_CHARACTERS)
+            elif column not in variant.loaded.predictor.schema.names:
+                column = ""
+            reason = (error.error_code, message, column[:_COLUMN_CHARACTERS] or None)
+            row = {
+                name: object_array([text])
+                for name, text in zip(_REASON_COLUMNS, reason, strict=True)
+            }
+            self.capture.write(record, variant.captured, {}, row, max_rows=1)
 
     def can_infer_async(self, endpoint: str | None) -> bool:
         """Return True if `infer_async` can run all variants of the endpoint. With a
@@ -362,21 +334,11 @@ class DataPlane:
             moment = arrived if request.event_time is None else request.event_time
             latency = int((time.perf_counter() - request.arrived) * 1e6)
             record = RequestRecord(
-                variant.endpoint,
-                variant.name,
-                request.id,
-                prediction_id,
-                moment,
-                arrived,
-                latency,
+                variant.endpoint, variant.name, request.id, prediction_id, moment, arrived, latency
             )
             if is_captured:
                 captured = self.capture.write(
-                    record,
-                    variant.captured,
-                    feeds,
-                    outputs,
-                    capture.max_rows_per_request,
+                    record, variant.captured, feeds, outputs, capture.max_rows_per_request
                 )
             if shadows:
                 self.shadows.mirror(variant, record, is_captured, feeds, outputs, request.body)
@@ -384,10 +346,7 @@ class DataPlane:
         return InferResponse(request.id, prediction_id, outputs, body, is_cached)
 
     def _run(
-        self,
-        variant: ServedVariant,
-        request: InferRequest,
-        deadline: float,
+        self, variant: ServedVariant, request: InferRequest, deadline: float
     ) -> dict[str, Array]:
         """Return the outputs of the version, whose run is counted as a batch. Raises
         the errors of `infer`.
@@ -396,9 +355,7 @@ class DataPlane:
         inputs = request.inputs
         if loaded.batcher is not None:
             return loaded.batcher.run(
-                inputs,
-                deadline,
-                partial(self.metrics.count_batch, variant.labels),
+                inputs, deadline, partial(self.metrics.count_batch, variant.labels)
             )
         if deadline != math.inf:
             _check_deadline(deadline)
@@ -426,24 +383,10 @@ class DataPlane:
             if type(requested) is not int or requested < 0:
                 raise InvalidRequest(
                     f"the parameter timeout is {short_repr(requested)}; a whole number of "
-                    "microseconds is expected",
+                    "microseconds is expected"
                 )
             timeout = min(timeout, requested / 1e6 or math.inf)
         return request.arrived + timeout
-
-
-def _captured_reason(variant: ServedVariant, error: OnnxserveError) -> dict[str, Array]:
-    """Return the reason of a failed request as a row of texts, without a message or a
-    column that may quote values which must not be captured.
-    """
-    message: str | None = None
-    column = without_keys(error.column)
-    if not (variant.capture.drop or variant.capture.mask):
-        message = one_line(without_keys(error.message), _MESSAGE_CHARACTERS)
-    elif column not in variant.loaded.predictor.schema.names:
-        column = ""
-    reason = (error.error_code, message, column[:_COLUMN_CHARACTERS] or None)
-    return {name: object_array([text]) for name, text in zip(_REASON_COLUMNS, reason, strict=True)}
 
 
 def _check_deadline(deadline: float) -> None:

@@ -41,10 +41,22 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
             context.admit(endpoint)
             variant, feeds, params = _read_request(context, endpoint)
             # Check everything before asking the explainer's process.
-            _check_rows(row_count(feeds), server.spec.explain_max_rows)
+            rows = row_count(feeds)
+            most_rows = server.spec.explain_max_rows
+            if rows > most_rows:
+                raise SchemaMismatch(
+                    f"the request has {rows} rows; at most {most_rows} can be explained "
+                    "(server.explain_max_rows)"
+                )
             predictor = variant.loaded.predictor
             columns = len(explained_features(predictor.artifact, feeds))
-            max_evals = _choose_max_evals(params, columns)
+            once = 2 * columns + 1  # The model evaluations of one permutation.
+            max_evals = params.get("max_evals") or _PERMUTATIONS * once
+            if max_evals < once:
+                raise InvalidRequest(
+                    f"params.max_evals is {max_evals}; {columns} columns need at least {once} "
+                    "(2 × columns + 1)"
+                )
             outputs = predictor.run(feeds)
             seed = params.get("seed") or 0
             explanation = server.explainer.explain(variant.loaded.folder, feeds, max_evals, seed)
@@ -87,32 +99,8 @@ def _read_request(context: RequestContext, endpoint: str | None) -> _ExplainRequ
     return _ExplainRequest(variant, feeds, params)
 
 
-def _check_rows(rows: int, most: int) -> None:
-    """Raise SchemaMismatch if there are too many rows to explain."""
-    if rows > most:
-        message = (
-            f"the request has {rows} rows; at most {most} can be explained "
-            "(server.explain_max_rows)"
-        )
-        raise SchemaMismatch(message)
-
-
-def _choose_max_evals(params: Mapping[str, Any], columns: int) -> int:
-    """Return the number of model evaluations per row. Raises InvalidRequest if it is
-    too small for one permutation.
-    """
-    once = 2 * columns + 1
-    max_evals: int = params.get("max_evals") or _PERMUTATIONS * once
-    if max_evals < once:
-        message = f"{columns} columns need at least {once} (2 × columns + 1)"
-        raise InvalidRequest(f"params.max_evals is {max_evals}; {message}")
-    return max_evals
-
-
 def _decode(
-    server: Server,
-    request: RawRequest,
-    variant: ServedVariant,
+    server: Server, request: RawRequest, variant: ServedVariant
 ) -> tuple[Feeds, Mapping[str, Any]]:
     """Decode a table, or a JSON document of `/invocations` and its `params`, for this
     variant.
@@ -130,15 +118,9 @@ def _decode(
     document = load_json_object(content_type, request.body)
     feeds = mlflow.decode_document(document, variant.schema)
     params = document.get("params") or {}
-    _check_params(params)
-    return feeds, params
-
-
-def _check_params(params: Mapping[str, Any]) -> None:
-    """Raise InvalidRequest if a param of the request is unknown or invalid."""
     if unknown := [name for name in params if name not in _PARAMS]:
         raise InvalidRequest(
-            f"params has {unknown[0][:60]!r}; an explanation may have {', '.join(_PARAMS)}",
+            f"params has {unknown[0][:60]!r}; an explanation may have {', '.join(_PARAMS)}"
         )
     for name, least, most in (("max_evals", 1, MOST_EVALS), ("seed", 0, _MOST_SEED)):
         value = params.get(name)
@@ -148,14 +130,13 @@ def _check_params(params: Mapping[str, Any]) -> None:
     version = params.get("version")
     if not isinstance(version, str | None):
         raise InvalidRequest(
-            f"params.version is {short_repr(version)}; a text is expected, as in X-Model-Version",
+            f"params.version is {short_repr(version)}; a text is expected, as in X-Model-Version"
         )
+    return feeds, params
 
 
 def encode_explanation(
-    explanation: SideMessage,
-    prediction: Array | dict[str, Array],
-    max_evals: int,
+    explanation: SideMessage, prediction: Array | dict[str, Array], max_evals: int
 ) -> bytes:
     """Return the explanation as JSON: `values` [rows][columns][outputs] and
     `base_values` [rows][outputs].
@@ -178,5 +159,5 @@ def encode_explanation(
             "predictions": prediction,
             # Exact contributions need no evaluations of permutations.
             "max_evals": max_evals if fields["method"] == "permutation" else None,
-        },
+        }
     )

@@ -110,9 +110,7 @@ class RequestLimits:
             raise TooManyRequests(*request.refusal)
 
     def _limiters(
-        self,
-        request: RawRequest,
-        key: KeyEntry | None,
+        self, request: RawRequest, key: KeyEntry | None
     ) -> Iterator[tuple[str, "RateLimiter", bytes]]:
         """Yield each rate of the key, then an empty string for the server's rate, each
         with its limiter and client.
@@ -124,8 +122,7 @@ class RequestLimits:
                 limiter_and_client = self._of_keys.get((caller, rate))
                 if limiter_and_client is None:
                     limiter_and_client = self._of_keys.setdefault(
-                        (caller, rate),
-                        (self.open_rate(rate), _digest(f"limit {rate} of {caller}")),
+                        (caller, rate), (self.open_rate(rate), _digest(f"limit {rate} of {caller}"))
                     )
                 yield rate, *limiter_and_client
         if self._limiter is not None:
@@ -234,10 +231,7 @@ class MemoryRateLimiter:
         now = self.clock()
         window, elapsed = divmod(now, self.period)
         with self._lock:
-            last, current, previous = self._clients.get(
-                client,
-                (int(window), 0, 0),
-            )
+            last, current, previous = self._clients.get(client, (int(window), 0, 0))
             if last != window:
                 previous = current if last == window - 1 else 0
                 current = 0
@@ -263,11 +257,7 @@ class RedisRates:
     the errors of `import_redis`.
     """
 
-    def __init__(
-        self,
-        url: str,
-        count_failure: Callable[[], None] = lambda: None,
-    ) -> None:
+    def __init__(self, url: str, count_failure: Callable[[], None] = lambda: None) -> None:
         from limits.storage import RedisStorage
         from limits.strategies import SlidingWindowCounterRateLimiter
 
@@ -281,9 +271,7 @@ class RedisRates:
         )
         self._limiter = SlidingWindowCounterRateLimiter(storage)
         self._circuit = CircuitBreaker(
-            "the rate limit admits every request",
-            storage.storage.ping,
-            count_failure,
+            "the rate limit admits every request", storage.storage.ping, count_failure
         )
         self.run_ahead = ThreadPoolExecutor(1, "onnxserve-rate").submit
         """Call a function that uses Redis in a background thread."""
@@ -292,12 +280,7 @@ class RedisRates:
     def is_away(self) -> bool:
         return self._circuit.is_open
 
-    def count(
-        self,
-        item: "RateLimitItem",
-        client: bytes,
-        requests: int,
-    ) -> tuple[int, float]:
+    def count(self, item: "RateLimitItem", client: bytes, requests: int) -> tuple[int, float]:
         """Count as many requests of the client as `requests`; if the rate does not
         admit them all, count one request.
 
@@ -350,10 +333,7 @@ class SharedRateLimiter:
     """
 
     def __init__(
-        self,
-        item: "RateLimitItem",
-        redis: RedisRates,
-        clock: Callable[[], float] = time.monotonic,
+        self, item: "RateLimitItem", redis: RedisRates, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._item = item
         self._redis = redis
@@ -390,10 +370,7 @@ class SharedRateLimiter:
                         * self._expected_seconds
                         / max(now - reservation.began, 1e-6)
                     )
-                    cost = max(
-                        1,
-                        min(int(expected), 2 * reservation.size, self._most),
-                    )
+                    cost = max(1, min(int(expected), 2 * reservation.size, self._most))
                     reservation.is_renewed = cost > 1
         if not has_passed:
             return self._count(client, cost, 1)

@@ -45,9 +45,7 @@ def list_models(server: Server, endpoint: str | None, version: str | None) -> Do
 def model_metadata(server: Server, endpoint: str, version: str | None = None) -> Document:
     variant = server.repository.select_variant(endpoint, version)
     return v2.model_metadata(
-        endpoint,
-        server.repository.versions(endpoint),
-        variant.loaded.predictor.artifact,
+        endpoint, server.repository.versions(endpoint), variant.loaded.predictor.artifact
     )
 
 
@@ -67,20 +65,12 @@ def model_config(server: Server, endpoint: str, version: str | None = None) -> D
     return triton_config(variant, server.repository.versions(endpoint), server.spec)
 
 
-def load_model(
-    server: Server,
-    endpoint: str,
-    parameters: Mapping[str, object],
-    actor: str,
-) -> None:
+def load_model(server: Server, endpoint: str, parameters: Mapping[str, object], actor: str) -> None:
     server.model_control.load(endpoint, endpoint_to_load(endpoint, parameters), actor)
 
 
 def unload_model(
-    server: Server,
-    endpoint: str,
-    parameters: Mapping[str, object],
-    actor: str,
+    server: Server, endpoint: str, parameters: Mapping[str, object], actor: str
 ) -> None:
     check_unload_parameters(parameters)
     server.model_control.unload(endpoint, actor)
@@ -106,7 +96,7 @@ def repository_index(repository: Repository, only_ready: bool = False) -> list[d
                     "name": name,
                     "state": "UNAVAILABLE",
                     "reason": repository.unavailable_reason(name),
-                },
+                }
             )
     unloaded = () if only_ready else repository.unloaded
     return entries + [
@@ -145,11 +135,11 @@ def endpoint_to_load(name: str, parameters: Mapping[str, Any]) -> EndpointSpec |
         if key not in ("config", "model_uri"):
             raise InvalidRequest(
                 f"the parameter {key[:60]!r} of a load is not known; the parameters are config, "
-                "an endpoint as in the server's spec (YAML or JSON), and model_uri",
+                "an endpoint as in the server's spec (YAML or JSON), and model_uri"
             )
         if not isinstance(value, str):
             raise InvalidRequest(
-                f"the parameter {key} is {short_repr(value)}; a string is expected",
+                f"the parameter {key} is {short_repr(value)}; a string is expected"
             )
     config = parameters.get("config")
     model_uri = parameters.get("model_uri")
@@ -171,7 +161,7 @@ def _read_config(name: str, config: str) -> EndpointSpec:
     """
     if len(config) > LARGEST_CONFIG_BYTES:
         raise InvalidConfig(
-            f"config has {len(config)} characters; at most {LARGEST_CONFIG_BYTES} are allowed",
+            f"config has {len(config)} characters; at most {LARGEST_CONFIG_BYTES} are allowed"
         )
     try:
         check_yaml(config)
@@ -181,14 +171,14 @@ def _read_config(name: str, config: str) -> EndpointSpec:
     except InvalidConfig as error:
         raise InvalidConfig(
             "config is an endpoint as in the server's spec, not Triton's ModelConfig: "
-            f"{error.message}",
+            f"{error.message}"
         ) from None
     if len(specs) != 1 or specs[0].name != name:
         names = ", ".join(repr(spec.name) for spec in specs[:3])
         raise InvalidConfig(f"config describes {names}; only {name[:100]!r} is expected")
     if specs[0].server != ServerSpec():
         raise InvalidConfig(
-            "`server` cannot be changed by a load, because all endpoints share the running server",
+            "`server` cannot be changed by a load, because all endpoints share the running server"
         )
     return specs[0]
 
@@ -199,7 +189,7 @@ def check_unload_parameters(parameters: Mapping[str, object]) -> None:
     """
     for key in parameters.keys() - {"unload_dependents"}:
         raise InvalidRequest(
-            f"the parameter {key[:60]!r} of an unload is not known; only unload_dependents is",
+            f"the parameter {key[:60]!r} of an unload is not known; only unload_dependents is"
         )
 
 
@@ -220,11 +210,19 @@ def triton_config(variant: ServedVariant, versions: Sequence[str], server: Serve
         filename = ""
     kind = "KIND_GPU" if server.is_on_nvidia else "KIND_CPU"
     max_batch_size = batcher.policy.max_batch_size if batcher else 0
+    # Triton's versions are numbers, but the version of an unregistered model is not a
+    # number.
+    version_policy: Document = {"latest": {"num_versions": len(versions)}}
+    if all(
+        version.isascii() and version.isdigit() and len(version) <= _INT64_DIGITS
+        for version in versions
+    ):
+        version_policy = {"specific": {"versions": [int(version) for version in versions]}}
     document: Document = {
         "name": variant.endpoint,
         "platform": v2.platform(artifact),
         "backend": backend,
-        "version_policy": _version_policy(versions),
+        "version_policy": version_policy,
         "max_batch_size": max_batch_size,
         "input": _tensors(artifact.inputs, batcher is not None),
         "output": _tensors(artifact.outputs, batcher is not None),
@@ -243,18 +241,6 @@ def triton_config(variant: ServedVariant, versions: Sequence[str], server: Serve
             },
         }
     return document
-
-
-def _version_policy(versions: Sequence[str]) -> Document:
-    """Return Triton's policy for these versions. Triton's versions are numbers, but the
-    version of an unregistered model is not a number.
-    """
-    if all(
-        version.isascii() and version.isdigit() and len(version) <= _INT64_DIGITS
-        for version in versions
-    ):
-        return {"specific": {"versions": [int(version) for version in versions]}}
-    return {"latest": {"num_versions": len(versions)}}
 
 
 def _tensors(entries: Iterable[Input | Output], is_batched: bool) -> list[Document]:
@@ -277,9 +263,7 @@ def _tensors(entries: Iterable[Input | Output], is_batched: bool) -> list[Docume
 
 
 def model_statistics(
-    server: Server,
-    endpoint: str | None = None,
-    version: str | None = None,
+    server: Server, endpoint: str | None = None, version: str | None = None
 ) -> Document:
     """Return the statistics of each version in memory, summed over all workers.
 
@@ -299,34 +283,31 @@ def model_statistics(
             if version not in (None, loaded_version):
                 continue
             statistics = counted.get((name, model, loaded_version), Statistics())
-            entries.append({"name": name, "version": loaded_version, **_counts(statistics)})
+            # Without batches, each successful request counts as one execution.
+            succeeded = statistics.requests - statistics.failures
+            inferences = statistics.rows if statistics.batches else succeeded
+            entry: Document = {
+                "name": name,
+                "version": loaded_version,
+                "last_inference": round(1000 * statistics.last_request),
+                "inference_count": inferences,
+                "execution_count": statistics.batches or succeeded,
+                "inference_stats": {
+                    "success": _duration(succeeded, statistics.request_seconds),
+                    "fail": _duration(statistics.failures),
+                    "queue": _duration(succeeded, statistics.queue_seconds),
+                    "compute_input": _duration(succeeded),
+                    "compute_infer": _duration(succeeded, statistics.compute_seconds),
+                    "compute_output": _duration(succeeded),
+                    "cache_hit": _duration(0),
+                    "cache_miss": _duration(0),
+                },
+                "response_stats": {},
+                "batch_stats": [],
+                "memory_usage": [],
+            }
+            entries.append(entry)
     return {"model_stats": entries}
-
-
-def _counts(statistics: Statistics) -> Document:
-    """Return the statistics of a version as V2's document. Without batches, each
-    successful request counts as one execution.
-    """
-    succeeded = statistics.requests - statistics.failures
-    inferences = statistics.rows if statistics.batches else succeeded
-    return {
-        "last_inference": round(1000 * statistics.last_request),
-        "inference_count": inferences,
-        "execution_count": statistics.batches or succeeded,
-        "inference_stats": {
-            "success": _duration(succeeded, statistics.request_seconds),
-            "fail": _duration(statistics.failures),
-            "queue": _duration(succeeded, statistics.queue_seconds),
-            "compute_input": _duration(succeeded),
-            "compute_infer": _duration(succeeded, statistics.compute_seconds),
-            "compute_output": _duration(succeeded),
-            "cache_hit": _duration(0),
-            "cache_miss": _duration(0),
-        },
-        "response_stats": {},
-        "batch_stats": [],
-        "memory_usage": [],
-    }
 
 
 def _duration(count: int, seconds: float = 0.0) -> dict[str, int]:

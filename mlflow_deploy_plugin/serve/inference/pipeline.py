@@ -47,6 +47,10 @@ from mlflow_deploy_plugin.serve.variants import ServedVariant
 logger = logging.getLogger(__name__)
 
 _LAST_EVENT = b"data: [DONE]\n\n"
+_NOT_FOR_PYFUNCS = (
+    "this version has no ONNX form (it is a pyfunc), and does not answer this route: send the "
+    "request to /invocations or to V2"
+)
 _REFUSALS = (InvalidRequest, InferenceError)
 """The errors of a body that is refused again whenever it is repeated."""
 
@@ -119,10 +123,7 @@ class RequestContext:
         return context
 
     def select_variant(
-        self,
-        endpoint: str | None,
-        version: str | None = None,
-        label: str | None = None,
+        self, endpoint: str | None, version: str | None = None, label: str | None = None
     ) -> ServedVariant:
         """Select the variant that answers, as `Repository.select_variant` does for the
         headers of the request.
@@ -131,12 +132,8 @@ class RequestContext:
         request = self.request
         return self.answer_by(
             repository.select_variant(
-                endpoint,
-                version,
-                request.headers,
-                draw=request.draw,
-                label=label,
-            ),
+                endpoint, version, request.headers, draw=request.draw, label=label
+            )
         )
 
     def answer_by(self, variant: ServedVariant) -> ServedVariant:
@@ -157,102 +154,62 @@ class RequestContext:
         self.id = messages.new_id()
         return reply
 
-    def count(
-        self,
-        status: int,
-        outputs: Mapping[str, Array] | None = None,
-    ) -> float:
+    def count(self, status: int, outputs: Mapping[str, Array] | None = None) -> float:
         """Count and remember the reply, and return the seconds since the request
         arrived.
         """
         variant = self.variant
         seconds = time.perf_counter() - self.request.arrived
         self.server.metrics.count_response(
-            variant,
-            self._protocol,
-            str(status),
-            seconds,
-            outputs or {},
+            variant, self._protocol, str(status), seconds, outputs or {}
         )
         endpoint, name, _, version = variant.labels if variant is not None else ("", "", "", "")
         origin = status, endpoint, name, version, self._protocol
-        self.server.recent.add(
-            origin,
-            seconds,
-            self.rows,
-            self.id,
-            self._error,
-        )
+        self.server.recent.add(origin, seconds, self.rows, self.id, self._error)
         return seconds
 
-    def finish(
-        self,
-        reply: Reply,
-        outputs: Mapping[str, Array] | None = None,
-    ) -> Reply:
+    def finish(self, reply: Reply, outputs: Mapping[str, Array] | None = None) -> Reply:
         """Count the reply to a prediction, capture the failure if it failed, and return
         the reply.
         """
         seconds = self.count(reply.status, outputs)
-        if reply.error is not None and self.variant is not None:
-            self._capture_failure(self.variant, reply.error, seconds)
-        return reply
-
-    def _capture_failure(
-        self,
-        variant: ServedVariant,
-        error: OnnxserveError,
-        seconds: float,
-    ) -> None:
-        """Capture the failed request, at the caller's event time if valid, unless the
-        caller is gone or repeats a refused request.
-        """
-        if isinstance(error, ClientDisconnected):
-            return
+        error = reply.error
+        if error is None or self.variant is None or isinstance(error, ClientDisconnected):
+            return reply
         # `onnxserve predict` sends rows of a refused request again to find the refused
         # row. Its cause counts once.
         if isinstance(error, _REFUSALS) and REPEATED_HEADER.lower() in self.request.headers:
-            return
+            return reply
         moment = None
-        with suppress(OnnxserveError):
+        with suppress(OnnxserveError):  # The caller's event time may be invalid.
             moment = event_time(self.request.headers)
         ids = self.headers["X-Request-Id"], self.id
-        self.server.dataplane.capture_failure(variant, ids, error, seconds, moment)
+        self.server.dataplane.capture_failure(self.variant, ids, error, seconds, moment)
+        return reply
 
     def build_request(
-        self,
-        protocol: Protocol,
-        variant: ServedVariant,
+        self, protocol: Protocol, variant: ServedVariant
     ) -> tuple[DecodedRequest, InferRequest]:
         """Decode a prediction for this variant. An id in the body becomes the request
         id of the reply.
         """
+        if protocol.refuses(variant.loaded.predictor.artifact):
+            raise InvalidRequest(_NOT_FOR_PYFUNCS)
         sent_headers = self.request.headers
         headers = self.headers
         moment = event_time(sent_headers) if "x-event-time" in sent_headers else None
         decoded = protocol.decode(
-            sent_headers,
-            self.request.body,
-            variant,
-            self.server.max_body_bytes,
+            sent_headers, self.request.body, variant, self.server.max_body_bytes
         )
         feeds, _, body_id, body, parameters = decoded
         if body_id and "x-request-id" not in sent_headers:
             headers["X-Request-Id"] = request_id({"x-request-id": body_id})
         return decoded, InferRequest(
-            headers["X-Request-Id"],
-            feeds,
-            parameters,
-            moment,
-            body,
-            self.request.arrived,
+            headers["X-Request-Id"], feeds, parameters, moment, body, self.request.arrived
         )
 
     def build_reply(
-        self,
-        decoded: DecodedRequest,
-        variant: ServedVariant,
-        inferred: InferResponse,
+        self, decoded: DecodedRequest, variant: ServedVariant, inferred: InferResponse
     ) -> Reply:
         """Return the encoded response of the variant, and set the headers that describe
         it.
@@ -270,17 +227,14 @@ class RequestContext:
 
 
 def failure(
-    request: RawRequest | None,
-    error: BaseException,
-    headers: dict[str, str] | None = None,
+    request: RawRequest | None, error: BaseException, headers: dict[str, str] | None = None
 ) -> Reply:
     """Return the reply to a failed request (None if it could not be parsed), and log an
     unexpected error.
     """
     if isinstance(error, MemoryError):
         error = errors.NotReady(
-            "the server lacks memory for this request; retry in a moment, or send less data",
-            1,
+            "the server lacks memory for this request; retry in a moment, or send less data", 1
         )
         logger.warning("requests are refused: %s", error.message)
     if isinstance(error, OnnxserveError):
@@ -322,7 +276,10 @@ def infer(
                     variant = context.answer_by(sticky)
                     decoded, infer_request = context.build_request(protocol, variant)
             if infer_request.body is not None and infer_request.body.is_streamed:
-                return _stream_events(context, variant, infer_request)
+                context.id = messages.new_id()
+                context.headers["X-Prediction-Id"] = context.id
+                parts = server.dataplane.stream(variant, infer_request, context.id)
+                return _begin_events(context, parts)
             decoded_at = time.perf_counter()
             inferred = server.dataplane.infer(variant, infer_request)
             inferred_at = time.perf_counter()
@@ -335,13 +292,6 @@ def infer(
             pass_exit(error)
             reply = context.fail(error)
     return context.finish(reply, outputs)
-
-
-def _stream_events(context: RequestContext, variant: ServedVariant, request: InferRequest) -> Reply:
-    """Return the reply that streams the response of a pyfunc as events."""
-    context.id = messages.new_id()
-    context.headers["X-Prediction-Id"] = context.id
-    return _begin_events(context, context.server.dataplane.stream(variant, request, context.id))
 
 
 def may_wait_for_limits(server: Server, request: RawRequest) -> bool:
@@ -405,10 +355,7 @@ def infer_async(
 
 
 def infer_lines(
-    server: Server,
-    request: RawRequest,
-    endpoint: str | None,
-    pieces: Iterable[bytes],
+    server: Server, request: RawRequest, endpoint: str | None, pieces: Iterable[bytes]
 ) -> Reply:
     """Answer JSON Lines while they arrive; `request` has no body. Body and response are
     never completely in memory.
@@ -438,9 +385,7 @@ def infer_lines(
 
 
 def _predict_lines(
-    context: RequestContext,
-    variant: ServedVariant,
-    pieces: Iterable[bytes],
+    context: RequestContext, variant: ServedVariant, pieces: Iterable[bytes]
 ) -> Iterator[bytes]:
     """Yield the predictions for pieces of JSON Lines, as JSON Lines. Raises
     SchemaMismatch if there are no lines, and the errors of each prediction.
@@ -503,10 +448,7 @@ def _begin_events(context: RequestContext, parts: Generator[bytes, None, None]) 
 
     context.headers["X-Accel-Buffering"] = "no"  # Otherwise nginx would buffer the events.
     return Reply(
-        context.headers,
-        b"",
-        EVENTS,
-        pieces=_finish_pieces(context.hand_over(), events(), end),
+        context.headers, b"", EVENTS, pieces=_finish_pieces(context.hand_over(), events(), end)
     )
 
 

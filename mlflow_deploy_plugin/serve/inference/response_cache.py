@@ -49,10 +49,7 @@ def request_digest(version: Sequence[str], feeds: Feeds) -> bytes | None:
         return None
     layout, contents = packed
     layout = orjson.dumps(version) + layout
-    digest = hashlib.blake2b(
-        len(layout).to_bytes(8, "little") + layout,
-        digest_size=32,
-    )
+    digest = hashlib.blake2b(len(layout).to_bytes(8, "little") + layout, digest_size=32)
     for content in contents:
         digest.update(content)
     return digest.digest()
@@ -62,10 +59,7 @@ class MemoryCache:
     """A cache of at most `max_bytes` of outputs; an entry expires after `seconds`."""
 
     def __init__(
-        self,
-        max_bytes: int,
-        seconds: float,
-        clock: Callable[[], float] = time.monotonic,
+        self, max_bytes: int, seconds: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._max_bytes = max_bytes
         self._seconds = seconds
@@ -119,11 +113,7 @@ class RedisCache:
     """
 
     def __init__(
-        self,
-        url: str,
-        max_bytes: int,
-        seconds: int,
-        count_failure: Callable[[], None],
+        self, url: str, max_bytes: int, seconds: int, count_failure: Callable[[], None]
     ) -> None:
         redis = import_redis(url)
         self._failures: tuple[type[Exception], ...] = (redis.RedisError, OSError)
@@ -131,9 +121,7 @@ class RedisCache:
         self._max_bytes = max_bytes
         self._seconds = seconds
         self._circuit = CircuitBreaker(
-            "responses are computed and not cached",
-            self._client.ping,
-            count_failure,
+            "responses are computed and not cached", self._client.ping, count_failure
         )
 
     def get(self, key: bytes) -> Outputs | None:
@@ -164,10 +152,7 @@ ResponseCache = MemoryCache | RedisCache
 
 
 def open_cache(
-    max_bytes: int,
-    seconds: int,
-    redis_url: str,
-    count_failure: Callable[[], None] = lambda: None,
+    max_bytes: int, seconds: int, redis_url: str, count_failure: Callable[[], None] = lambda: None
 ) -> ResponseCache | None:
     """Return the cache in Redis, or in this worker without `redis_url`; None if
     `max_bytes` is 0.
@@ -189,13 +174,7 @@ def encode_outputs(outputs: Mapping[str, Array]) -> bytes | None:
     if packed is None:
         return None
     header, arrays = packed
-    return b"".join(
-        [
-            len(header).to_bytes(_LENGTH_BYTES, "little"),
-            header,
-            *arrays,
-        ]
-    )
+    return b"".join([len(header).to_bytes(_LENGTH_BYTES, "little"), header, *arrays])
 
 
 def decode_outputs(content: bytes) -> Outputs | None:

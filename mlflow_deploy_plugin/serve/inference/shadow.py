@@ -97,14 +97,7 @@ class MirroredRequest:
             return object()
         shadow = self.shadow
         arrays = {**self.feeds, **sent_arrays(self.feeds)}
-        forms = tuple(
-            (
-                name,
-                array.dtype,
-                array.shape[1:],
-            )
-            for name, array in arrays.items()
-        )
+        forms = tuple((name, array.dtype, array.shape[1:]) for name, array in arrays.items())
         return (
             shadow.endpoint,
             shadow.name,
@@ -166,14 +159,7 @@ class Shadows:
                 size += len(body.content)
             for shadow in variant.shadows:
                 copy = MirroredRequest(
-                    shadow,
-                    variant.loaded,
-                    record,
-                    is_captured,
-                    feeds,
-                    outputs,
-                    body,
-                    size,
+                    shadow, variant.loaded, record, is_captured, feeds, outputs, body, size
                 )
                 if not self._enqueue(copy):
                     self.metrics.count_shadow(shadow.labels, "dropped")
@@ -200,9 +186,7 @@ class Shadows:
                 return False
             if self._thread is None:
                 thread = threading.Thread(
-                    target=self._empty_queue,
-                    name="onnxserve-shadow",
-                    daemon=True,
+                    target=self._empty_queue, name="onnxserve-shadow", daemon=True
                 )
                 try:
                     thread.start()
@@ -269,9 +253,7 @@ class Shadows:
             return stored_answer
         try:
             feeds = translate_feeds(
-                copy.feeds,
-                copy.answered_by.predictor.schema,
-                loaded.predictor.schema,
+                copy.feeds, copy.answered_by.predictor.schema, loaded.predictor.schema
             )
             is_remote = isinstance(loaded.predictor, PyfuncPredictor)
             is_batchable = not is_remote and not unbatchable_reason(loaded.predictor, feeds)
@@ -347,11 +329,7 @@ class Shadows:
                     copy_feeds = slice_feeds(feeds, rows)
                     copy_outputs = slice_feeds(computed, rows)
                 _, _, is_written = self.capture.write(
-                    copy.record._replace(
-                        variant=copy.shadow.name,
-                        latency=latency,
-                        is_shadow=True,
-                    ),
+                    copy.record._replace(variant=copy.shadow.name, latency=latency, is_shadow=True),
                     copy.shadow.captured,
                     copy_feeds,
                     copy_outputs,
@@ -401,5 +379,5 @@ def translate_feeds(feeds: Feeds, source_schema: Schema, target_schema: Schema) 
         return feeds
     # `cast_columns` restores integers that were stacked with floats.
     return target_schema.from_columns(
-        cast_columns(source_schema.dtypes, source_schema.to_columns(feeds)),
+        cast_columns(source_schema.dtypes, source_schema.to_columns(feeds))
     )

@@ -10,8 +10,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from mlflow_deploy_plugin.core.errors import (
@@ -65,13 +64,7 @@ class ExplainerClient:
         process = self._process
         return process.pid if process else None
 
-    def explain(
-        self,
-        folder: Path,
-        feeds: Feeds,
-        max_evals: int,
-        seed: int,
-    ) -> SideMessage:
+    def explain(self, folder: Path, feeds: Feeds, max_evals: int, seed: int) -> SideMessage:
         """Return the result of `serve.pyfunc.explainer.answer` for these rows of the
         model in `folder`.
 
@@ -87,9 +80,17 @@ class ExplainerClient:
         if importlib.util.find_spec("shap") is None:
             raise NotInstalled(
                 "explanations need shap, which is not installed on this server: pip install "
-                "'mlflow-onnxserve[explain]'",
+                "'mlflow-onnxserve[explain]'"
             )
-        with self._admit():
+        with self._lock:
+            if self._active >= self._max_waiting:
+                raise TooManyRequests(
+                    f"this worker has reached its limit of {self._active} explanations", 1
+                )
+            self._active += 1  # The process does not end while requests are active.
+            if self._idle is not None:
+                self._idle.cancel()
+        try:
             process = self._start(deadline)
             seconds = max(0.0, deadline - time.perf_counter())
             fields = {
@@ -99,6 +100,13 @@ class ExplainerClient:
                 "seconds": seconds,
             }
             return process.request(SideMessage("explain", fields, {"feeds": feeds}), deadline)
+        finally:
+            with self._lock:
+                self._active -= 1
+                if self._active == 0:
+                    self._idle = threading.Timer(self._idle_seconds, self._end_if_idle)
+                    self._idle.daemon = True
+                    self._idle.start()
 
     def close(self) -> None:
         """End the process; the next request starts a new process."""
@@ -109,30 +117,6 @@ class ExplainerClient:
                 self._idle.cancel()
         if process is not None:
             process.close()
-
-    @contextmanager
-    def _admit(self) -> Iterator[None]:
-        """Limit the waiting requests, and do not end the process while requests are
-        active.
-        """
-        with self._lock:
-            if self._active >= self._max_waiting:
-                raise TooManyRequests(
-                    f"this worker has reached its limit of {self._active} explanations",
-                    1,
-                )
-            self._active += 1
-            if self._idle is not None:
-                self._idle.cancel()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._active -= 1
-                if self._active == 0:
-                    self._idle = threading.Timer(self._idle_seconds, self._end_if_idle)
-                    self._idle.daemon = True
-                    self._idle.start()
 
     def _end_if_idle(self) -> None:
         """End the process unless a request has begun meanwhile."""
@@ -159,9 +143,7 @@ class ExplainerClient:
             # It may have failed after the first request's timeout.
             if process is None or process.has_failed:
                 process = SideProcess(
-                    self._command,
-                    self._timeout_seconds + _GRACE_SECONDS,
-                    "explainer",
+                    self._command, self._timeout_seconds + _GRACE_SECONDS, "explainer"
                 )
                 self._process = process
                 process.start(max(0.0, deadline - time.perf_counter()))

@@ -58,7 +58,7 @@ logger = logging.getLogger(__name__)
 # The op_type of a node in protobuf: field 4, the length, the text (onnx.proto,
 # NodeProto).
 _RANDOM = re.compile(
-    rb'"(?:[\x09-\x11](?:RandomNormal|RandomUniform|Multinomial|Bernoulli)|\x07Dropout)',
+    rb'"(?:[\x09-\x11](?:RandomNormal|RandomUniform|Multinomial|Bernoulli)|\x07Dropout)'
 )
 _OTHERS_BYTES = 384 * 2**20
 """The memory of supervisor, gunicorn and agent in a container; at most a quarter of its
@@ -102,9 +102,7 @@ def check_digest(want: WantedVariant) -> None:
 
 
 def load_version(
-    state_dir: Path,
-    load: Callable[[Path], WarmVersion],
-    want: WantedVariant,
+    state_dir: Path, load: Callable[[Path], WarmVersion], want: WantedVariant
 ) -> LoadedVersion:
     """Load and warm up the version. If the worker dies during the load, a state file
     reports the folder to the agent.
@@ -122,8 +120,12 @@ def load_version(
         pass_exit(error)
         logger.exception("loading %s %s failed", want.model, want.version)
         raise OnnxserveError(
-            f"loading failed unexpectedly: {type(error).__name__}, see the log",
+            f"loading failed unexpectedly: {type(error).__name__}, see the log"
         ) from None
+    artifact = warm.predictor.artifact
+    outputs = tuple(output.name for output in artifact.outputs) or None
+    if outputs and artifact.is_streamable:
+        outputs += (STREAM_OUTPUT,)
     loaded = LoadedVersion(
         want.model,
         want.version,
@@ -131,34 +133,17 @@ def load_version(
         predictor=warm.predictor,
         batcher=warm.batcher,
         is_deterministic=warm.is_deterministic,
-        captured=_captured_model(want, warm.predictor),
+        captured=CapturedModel(
+            want.model, want.version, warm.predictor.schema, artifact.prediction, outputs
+        ),
         digest=want.digest,
     )
     logger.info("loaded %s %s", want.model, want.version)
-    _close_when_dropped(loaded)
-    return loaded
-
-
-def _captured_model(want: WantedVariant, predictor: Predictor) -> CapturedModel:
-    """Return the description of the version that captured requests refer to."""
-    artifact = predictor.artifact
-    outputs = tuple(output.name for output in artifact.outputs) or None
-    if outputs and artifact.is_streamable:
-        outputs += (STREAM_OUTPUT,)
-    return CapturedModel(want.model, want.version, predictor.schema, artifact.prediction, outputs)
-
-
-def _close_when_dropped(loaded: LoadedVersion) -> None:
-    """Close the batcher and log a line when the last reference to the version ends."""
     if loaded.batcher is not None:
         weakref.finalize(loaded, loaded.batcher.close).atexit = False
-    weakref.finalize(
-        loaded,
-        logger.info,
-        "dropped %s %s",
-        loaded.model,
-        loaded.version,
-    ).atexit = False
+    dropped = "dropped %s %s"
+    weakref.finalize(loaded, logger.info, dropped, want.model, want.version).atexit = False
+    return loaded
 
 
 def load_warm(
@@ -210,21 +195,27 @@ def load_warm(
             )
             if policy is not None:
                 logger.warning(
-                    "%s: requests are not batched, because the model has no example",
-                    folder.name,
+                    "%s: requests are not batched, because the model has no example", folder.name
                 )
             return WarmVersion(model, is_deterministic=is_deterministic)
-    batcher = None if policy is None else _open_batcher(model, feeds, policy)
+    batcher = None
+    if policy is not None:
+        if reason := unbatchable_reason(model, feeds):
+            logger.warning("%s: requests are not batched: %s", folder.name, reason)
+        else:
+            for size in policy.sizes:  # Warm up each batch size.
+                model.run(repeat_row(feeds, 0, size))
+            # The tokenizer divides a batch by the lengths of its texts. Padding rows
+            # would only be more work.
+            pads = policy.pads and model.artifact.tokenizer is None
+            batcher = Batcher(model.run, replace(policy, pads=pads))
     if not no_batch_dimension_reason(model.artifact):
         model.run(repeat_row(feeds, 0))  # Warm up one row, a common shape; a first run is slow.
     return WarmVersion(model, batcher, is_deterministic)
 
 
 def _answer_example(
-    model: OnnxModel,
-    example: Path,
-    placement: Placement,
-    timeout_seconds: float,
+    model: OnnxModel, example: Path, placement: Placement, timeout_seconds: float
 ) -> Feeds:
     """Return the feeds of the model's example, after the model has answered it. Raises
     InvalidArtifact if it cannot, or if OpenVINO answers incorrectly.
@@ -233,42 +224,17 @@ def _answer_example(
         feeds = mlflow.decode(JSON, example.read_bytes(), model.schema)
         model.try_out(feeds, timeout_seconds)
         if placement.must_equal_cpu and not has_random_nodes(model.artifact.onnx_file):
-            _compare_with_cpu(model, feeds)
+            session = open_session(model.artifact.onnx_file)
+            on_cpu = OnnxModel(model.artifact, session, ON_CPU).run(feeds)
+            for name, array in model.run(feeds).items():
+                if not is_close(array, on_cpu[name], _TOLERANCE):
+                    raise InvalidArtifact(
+                        f"OpenVINO computes its output {name!r} incorrectly: use device cpu"
+                    )
     except OnnxserveError as error:
         reason = f"the model cannot answer its own example ({INPUT_EXAMPLE}): {error.message}"
         raise InvalidArtifact(reason) from None
     return feeds
-
-
-def _open_batcher(model: OnnxModel, feeds: Feeds, policy: BatchPolicy) -> Batcher | None:
-    """Warm up each batch size, and return the batcher; None if requests cannot be
-    computed together, which is logged.
-    """
-    if reason := unbatchable_reason(model, feeds):
-        logger.warning("%s: requests are not batched: %s", model.artifact.folder.name, reason)
-        return None
-    for size in policy.sizes:
-        model.run(repeat_row(feeds, 0, size))
-    # The tokenizer divides a batch by the lengths of its texts. Padding rows would only
-    # be more work.
-    pads = policy.pads and model.artifact.tokenizer is None
-    return Batcher(model.run, replace(policy, pads=pads))
-
-
-def _compare_with_cpu(model: OnnxModel, feeds: Feeds) -> None:
-    """Raise InvalidArtifact if an output of OpenVINO differs from the CPU provider's
-    output by more than rounding.
-    """
-    on_cpu = OnnxModel(
-        model.artifact,
-        open_session(model.artifact.onnx_file),
-        ON_CPU,
-    ).run(feeds)
-    for name, array in model.run(feeds).items():
-        if not is_close(array, on_cpu[name], _TOLERANCE):
-            raise InvalidArtifact(
-                f"OpenVINO computes its output {name!r} incorrectly: use device cpu",
-            )
 
 
 def has_random_nodes(onnx_file: Path) -> bool:
@@ -316,7 +282,7 @@ class MemoryLimit:
                 raise ModelError(
                     f"loading it would take about {_mebibytes(needed_bytes)} in addition to the "
                     f"{_mebibytes(used_bytes)} of this worker, and the worker's limit is "
-                    f"{_mebibytes(self._limit)} (server.max_worker_memory_bytes)",
+                    f"{_mebibytes(self._limit)} (server.max_worker_memory_bytes)"
                 )
             yield
             factor = _DEFAULT_FACTOR

@@ -9,8 +9,6 @@ workers have applied the change.
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,12 +65,7 @@ class ModelControl:
     def __post_init__(self) -> None:
         self._waiting = threading.BoundedSemaphore(self.max_waiting)
 
-    def load(
-        self,
-        endpoint: str,
-        added: EndpointSpec | None = None,
-        actor: str = "",
-    ) -> None:
+    def load(self, endpoint: str, added: EndpointSpec | None = None, actor: str = "") -> None:
         """Load the endpoint into all workers. If it is already loaded, resolve its
         versions again.
 
@@ -96,18 +89,13 @@ class ModelControl:
                 added=added,
                 actor=actor,
                 created_at=time.monotonic(),
-            ),
+            )
         )
 
     def unload(self, endpoint: str, actor: str = "") -> None:
         """Unload the endpoint from all workers. Raises the errors of `load`."""
         self._run(
-            Command(
-                action="unload",
-                endpoint=endpoint,
-                actor=actor,
-                created_at=time.monotonic(),
-            ),
+            Command(action="unload", endpoint=endpoint, actor=actor, created_at=time.monotonic())
         )
 
     def _run(self, command: Command) -> None:
@@ -118,16 +106,25 @@ class ModelControl:
             raise InvalidConfig(
                 f"this server does not allow requests to {command.action} endpoints; to allow "
                 "them, start it with server.model_control_mode: explicit in its spec (-C "
-                "server.model_control_mode=explicit)",
+                "server.model_control_mode=explicit)"
             )
         size = len(command.model_dump_json())
         if size > _MAX_COMMAND_BYTES:
             name = command.endpoint[:100]
             raise InvalidConfig(
                 f"endpoint {name!r} has {size} bytes as JSON; at most {_MAX_COMMAND_BYTES} are "
-                "allowed",
+                "allowed"
             )
-        with self._admit():
+        # Limit this worker's waiting requests, to leave threads for predictions.
+        if not self._waiting.acquire(blocking=False):
+            raise TooManyRequests(
+                "other endpoints are being loaded or unloaded; retry in a moment", 1
+            )
+        try:
+            if len(command_files(self.state_dir)) >= MAX_WAITING:
+                raise TooManyRequests(
+                    f"{MAX_WAITING} endpoints wait to be loaded or unloaded; retry later", 1
+                )
             name = f"{time.monotonic_ns():020d}-{os.urandom(8).hex()}.json"
             file = self.state_dir / COMMANDS / name
             answer_file = self.state_dir / ANSWERS / name
@@ -141,29 +138,11 @@ class ModelControl:
                 # Delete the command first: the agent repeats it if it has no answer.
                 file.unlink(missing_ok=True)
                 answer_file.unlink(missing_ok=True)
+        finally:
+            self._waiting.release()
         refusal = command_error(answer)
         if refusal is not None:
             raise refusal
-
-    @contextmanager
-    def _admit(self) -> Iterator[None]:
-        """Limit all workers' command files, and this worker's waiting requests, to
-        leave threads for predictions.
-        """
-        if not self._waiting.acquire(blocking=False):
-            raise TooManyRequests(
-                "other endpoints are being loaded or unloaded; retry in a moment",
-                1,
-            )
-        try:
-            if len(command_files(self.state_dir)) >= MAX_WAITING:
-                raise TooManyRequests(
-                    f"{MAX_WAITING} endpoints wait to be loaded or unloaded; retry later",
-                    1,
-                )
-            yield
-        finally:
-            self._waiting.release()
 
     def _wait(self, command: Command, answer_file: Path) -> CommandAnswer:
         """Return the agent's answer. Raises NotReady if the agent is down for too long,
@@ -178,14 +157,13 @@ class ModelControl:
                 agent_seen_at = now
             if now - agent_seen_at > self.agent_seconds:
                 raise NotReady(
-                    f"the agent that must {command.action} the endpoint is not running; retry "
-                    "later",
+                    f"the agent that must {command.action} the endpoint is not running; retry later"
                 )
             if now - began > self.timeout_seconds:
                 raise DeadlineExceeded(
                     f"the {command.action} of {command.endpoint!r} takes longer than "
                     f"{self.timeout_seconds:.0f} s and continues; /v2/repository/index shows the "
-                    "result",
+                    "result"
                 )
             time.sleep(_POLL_SECONDS)
         return answer

@@ -33,10 +33,7 @@ class PyfuncPredictor:
     """
 
     def __init__(
-        self,
-        artifact: Artifact,
-        process: SideProcess,
-        answered: Mapping[str, Array],
+        self, artifact: Artifact, process: SideProcess, answered: Mapping[str, Array]
     ) -> None:
         self._process = process
         self._most_values = sys.maxsize
@@ -51,10 +48,7 @@ class PyfuncPredictor:
 
     @classmethod
     def load(
-        cls,
-        artifact: Artifact,
-        timeout_seconds: float,
-        concurrency: int = 1,
+        cls, artifact: Artifact, timeout_seconds: float, concurrency: int = 1
     ) -> "PyfuncPredictor":
         """Start the process and wait until the model has answered its example. Raises
         CodeRefused if model code is switched off, and InvalidArtifact if the start
@@ -106,10 +100,7 @@ class PyfuncPredictor:
             TooManyRequests: other requests kept the process busy.
         """
         fields = {"most_values": self._most_values, "parameters": dict(parameters or {})}
-        answer = self._process.request(
-            SideMessage("predict", fields, {"feeds": feeds}),
-            deadline,
-        )
+        answer = self._process.request(SideMessage("predict", fields, {"feeds": feeds}), deadline)
         computed = dict(answer.arrays["outputs"])
         self._learn_outputs(computed)
         expected_names = self.artifact.prediction
@@ -120,16 +111,14 @@ class PyfuncPredictor:
             expected = join_names(map(repr, expected_names))
             raise InferenceError(
                 f"the model returns {actual}, {self._source} {expected}; send it to /invocations, "
-                "as JSON or CSV",
+                "as JSON or CSV"
             )
         if outputs is None:
             outputs = expected_names
         return {name: computed[name] for name in outputs}
 
     def prediction(
-        self,
-        outputs: Mapping[str, Array],
-        of_table: bool = False,
+        self, outputs: Mapping[str, Array], of_table: bool = False
     ) -> Array | dict[str, Array]:
         """Return the only output, or all outputs by name."""
         if len(outputs) == 1:
@@ -137,10 +126,7 @@ class PyfuncPredictor:
         return dict(outputs)
 
     def answer(
-        self,
-        body: OpaqueBody,
-        deadline: float = math.inf,
-        prediction_id: str = "",
+        self, body: OpaqueBody, deadline: float = math.inf, prediction_id: str = ""
     ) -> OpaqueResponse:
         """Answer a body of `/invocations` with MLflow's scoring functions;
         `prediction_id` tags the model's traces.
@@ -156,16 +142,13 @@ class PyfuncPredictor:
         return OpaqueResponse(answer.body, _captured_feeds(answer), captured_outputs)
 
     def stream(
-        self,
-        body: OpaqueBody,
-        deadline: float = math.inf,
-        prediction_id: str = "",
+        self, body: OpaqueBody, deadline: float = math.inf, prediction_id: str = ""
     ) -> Generator[OpaqueResponse, None, None]:
         """Yield the parts of the response as JSON; the first part has the feeds. Raises
         the errors of `answer`.
         """
         with closing(
-            self._process.stream(self._message("stream", body, prediction_id), deadline),
+            self._process.stream(self._message("stream", body, prediction_id), deadline)
         ) as parts:
             for part in parts:
                 yield OpaqueResponse(part.body, _captured_feeds(part), {})
@@ -180,9 +163,7 @@ class PyfuncPredictor:
         return SideMessage(kind, fields, body=body.content)
 
     def _learn_outputs(
-        self,
-        computed: Mapping[str, Array],
-        source: str = "but its first request returned",
+        self, computed: Mapping[str, Array], source: str = "but its first request returned"
     ) -> None:
         """Use the outputs of the first response as the outputs of the model, unless the
         model's outputs are known.
@@ -192,19 +173,9 @@ class PyfuncPredictor:
         outputs = []
         for name, array in computed.items():
             dtype = "str" if array.dtype.kind == "O" else array.dtype.name
-            outputs.append(
-                Output(
-                    name,
-                    dtype,
-                    (-1, *array.shape[1:]),
-                )
-            )
+            outputs.append(Output(name, dtype, (-1, *array.shape[1:])))
         self._source = source
-        self.artifact = replace(
-            self.artifact,
-            outputs=tuple(outputs),
-            prediction=tuple(computed),
-        )
+        self.artifact = replace(self.artifact, outputs=tuple(outputs), prediction=tuple(computed))
 
 
 def _captured_feeds(answer: SideMessage) -> Feeds:

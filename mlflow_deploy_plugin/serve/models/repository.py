@@ -22,7 +22,6 @@ from types import MappingProxyType
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.core.messages import join_names
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
-from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
 from mlflow_deploy_plugin.core.statedir.files import (
     WANTED,
     file_identity,
@@ -70,11 +69,7 @@ class Repository:
             counting shadows.
     """
 
-    def __init__(
-        self,
-        state_dir: Path,
-        load: Callable[[Path], WarmVersion],
-    ) -> None:
+    def __init__(self, state_dir: Path, load: Callable[[Path], WarmVersion]) -> None:
         self.state_dir = state_dir
         self.table: ServedTable = {}
         self.unloaded: tuple[str, ...] = ()
@@ -95,9 +90,7 @@ class Repository:
         self._stopping = threading.Event()
         self._has_applied = threading.Event()
         self._follower = threading.Thread(
-            target=self._follow,
-            name="onnxserve-repository",
-            daemon=True,
+            target=self._follow, name="onnxserve-repository", daemon=True
         )
 
     def add_listener(self, on_change: Callable[[ServedTable], None]) -> None:
@@ -155,9 +148,19 @@ class Repository:
         """
         name, served = self.find(endpoint)
         if label is not None:
-            return _variant_with_label(name, served, label)
+            for variant_name, variant in served.variants.items():
+                if label in (variant_name, variant.aspects.get("alias")):
+                    return variant
+            labels = ", ".join(served.variants)
+            raise NotFound(f"endpoint {name!r} has no label {label[:100]!r}; it has {labels}")
         if version is not None:
-            return _variant_with_version(name, served, version)
+            for variant in (*served.answering, *served.variants.values()):
+                if variant.loaded.version == version:
+                    return variant
+            loaded = ", ".join(served.versions) or "none"
+            raise NotFound(
+                f"endpoint {name!r} has no version {version[:100]!r} loaded; it has {loaded}"
+            )
         if not served.answering:
             raise NotReady(self.unavailable_reason(name))
         sticky = served.sticky
@@ -189,11 +192,11 @@ class Repository:
             if endpoint in self.unloaded:
                 raise NotFound(
                     f"endpoint {endpoint!r} is unloaded; load it with POST "
-                    f"/v2/repository/models/{endpoint}/load",
+                    f"/v2/repository/models/{endpoint}/load"
                 )
             listed = join_names(map(repr, table), repr(endpoint)) or "none"
             raise NotFound(
-                f"endpoint {endpoint[:100]!r} does not exist; existing endpoints: {listed}",
+                f"endpoint {endpoint[:100]!r} does not exist; existing endpoints: {listed}"
             )
         return name, served
 
@@ -248,7 +251,14 @@ class Repository:
                 logger.error("%s cannot be read; the served versions remain unchanged", WANTED)
                 return
             self._apply(wanted)
-        self._write_state()
+        if self._unwritten is None:
+            return
+        try:
+            write_state(worker_file(self.state_dir, self._unwritten.pid), self._unwritten)
+        except OSError as error:  # The next poll tries again.
+            logger.error("the state of this worker cannot be written: %s", error.strerror)
+            return
+        self._unwritten = None
 
     def _follow(self) -> None:
         """Poll the wanted state until `stop`. After an error, the served versions
@@ -287,27 +297,21 @@ class Repository:
             self._swap({name: self.table[name] for name in wanted.endpoints})
         self.unloaded = wanted.unloaded
         self._generation = wanted.generation
+        endpoints = {}
+        for name, served in self.table.items():
+            errors = self._errors[name]
+            # A variant with an error may have no version.
+            states = {label: LoadedVariant(error=error) for label, error in errors.items()}
+            for label, variant in served.variants.items():
+                states[label] = LoadedVariant(
+                    version=variant.loaded.version,
+                    error=errors.get(label, ""),
+                    no_batch=no_batch_dimension_reason(variant.loaded.predictor.artifact),
+                )
+            endpoints[name] = states
         self._unwritten = WorkerState(
-            pid=os.getpid(),
-            generation=wanted.generation,
-            endpoints={
-                name: _variant_states(served, self._errors[name])
-                for name, served in self.table.items()
-            },
+            pid=os.getpid(), generation=wanted.generation, endpoints=endpoints
         )
-
-    def _write_state(self) -> None:
-        """Write this worker's state to its file if the state has changed. After an
-        error, the next poll tries again.
-        """
-        if self._unwritten is None:
-            return
-        try:
-            write_state(worker_file(self.state_dir, self._unwritten.pid), self._unwritten)
-        except OSError as error:
-            logger.error("the state of this worker cannot be written: %s", error.strerror)
-            return
-        self._unwritten = None
 
     def _new_pyfuncs(self, wanted: Wanted) -> list[Path]:
         """Return the folders of the pyfuncs of new endpoints, whose processes are
@@ -325,10 +329,7 @@ class Repository:
         return folders
 
     def _load_endpoint(
-        self,
-        endpoint: str,
-        wanted: WantedEndpoint,
-        started_loads: dict[Path, Future[WarmVersion]],
+        self, endpoint: str, wanted: WantedEndpoint, started_loads: dict[Path, Future[WarmVersion]]
     ) -> tuple[ServedEndpoint, dict[str, str]]:
         """Return the endpoint with its loadable versions, and the errors by variant. A
         variant with an error keeps the version that it serves now, if any.
@@ -368,7 +369,21 @@ class Repository:
                     continue
                 loaded = old.loaded
             try:
-                variant = self._make_variant(endpoint, name, want, loaded, wanted.capture)
+                captured = exclude_columns(
+                    loaded.captured, wanted.capture.drop, wanted.capture.mask, wanted.capture.keys
+                )
+                if wanted.capture.mask:  # Masked columns need the server's key.
+                    ColumnMask(self.state_dir / MASK_KEY).ensure_key()
+                variant = ServedVariant(
+                    endpoint,
+                    name,
+                    want.weight,
+                    want.shadow,
+                    loaded,
+                    wanted.capture,
+                    captured,
+                    want.aspects,
+                )
             except InvalidConfig as error:
                 # Serving the version would capture columns that must be excluded.
                 errors[name] = error.message
@@ -380,32 +395,6 @@ class Repository:
         served = variants.make_served_endpoint(served_variants, wanted.sticky)
         _warn_of_missing_keys(served)
         return served, errors
-
-    def _make_variant(
-        self,
-        endpoint: str,
-        name: str,
-        want: WantedVariant,
-        loaded: LoadedVersion,
-        capture: CaptureSpec,
-    ) -> ServedVariant:
-        """Return the variant that serves a loaded version. Create the server's key for
-        masked columns if the capture needs it. Raises InvalidConfig if columns cannot
-        be excluded from the capture.
-        """
-        captured = exclude_columns(loaded.captured, capture.drop, capture.mask, capture.keys)
-        if capture.mask:
-            ColumnMask(self.state_dir / MASK_KEY).ensure_key()
-        return ServedVariant(
-            endpoint,
-            name,
-            want.weight,
-            want.shadow,
-            loaded,
-            capture,
-            captured,
-            want.aspects,
-        )
 
     def _wait_for_retiring(self, model: str) -> None:
         """Wait some seconds while a replaced version of the model is in memory, so that
@@ -433,29 +422,6 @@ class Repository:
                 on_change(table)
 
 
-def _variant_with_label(endpoint: str, served: ServedEndpoint, label: str) -> ServedVariant:
-    """Return the variant with this name or alias. Raises NotFound."""
-    for name, variant in served.variants.items():
-        if label in (name, variant.aspects.get("alias")):
-            return variant
-    raise NotFound(
-        f"endpoint {endpoint!r} has no label {label[:100]!r}; it has {', '.join(served.variants)}",
-    )
-
-
-def _variant_with_version(endpoint: str, served: ServedEndpoint, version: str) -> ServedVariant:
-    """Return the variant with this version, preferably one that answers. Raises
-    NotFound.
-    """
-    for variant in (*served.answering, *served.variants.values()):
-        if variant.loaded.version == version:
-            return variant
-    loaded_versions = ", ".join(served.versions) or "none"
-    raise NotFound(
-        f"endpoint {endpoint!r} has no version {version[:100]!r} loaded; it has {loaded_versions}",
-    )
-
-
 def _variants(table: ServedTable) -> Iterator[ServedVariant]:
     for served in table.values():
         yield from served.variants.values()
@@ -463,23 +429,6 @@ def _variants(table: ServedTable) -> Iterator[ServedVariant]:
 
 def _loaded_versions(table: ServedTable) -> set[LoadedVersion]:
     return {variant.loaded for variant in _variants(table)}
-
-
-def _variant_states(
-    served: ServedEndpoint,
-    errors: Mapping[str, str],
-) -> dict[str, LoadedVariant]:
-    """Return the state of each variant of an endpoint, also of those without a
-    version.
-    """
-    states = {name: LoadedVariant(error=error) for name, error in errors.items()}
-    for name, variant in served.variants.items():
-        states[name] = LoadedVariant(
-            version=variant.loaded.version,
-            error=errors.get(name, ""),
-            no_batch=no_batch_dimension_reason(variant.loaded.predictor.artifact),
-        )
-    return states
 
 
 def _warn_of_missing_keys(served: ServedEndpoint) -> None:

@@ -229,9 +229,7 @@ class SideProcess:
         self._looked = threading.Event()
         self._state = "is being started"
         self._keeper = threading.Thread(
-            target=self._keep_running,
-            name="onnxserve-side-process",
-            daemon=True,
+            target=self._keep_running, name="onnxserve-side-process", daemon=True
         )
 
     def start(self, wait_seconds: float | None = None) -> SideMessage:
@@ -271,9 +269,7 @@ class SideProcess:
             return ask(message)
 
     def stream(
-        self,
-        message: SideMessage,
-        deadline: float = math.inf,
+        self, message: SideMessage, deadline: float = math.inf
     ) -> Generator[SideMessage, None, None]:
         """Send a message and yield the parts of its response, each in time. Raises the
         errors of `request`.
@@ -346,7 +342,7 @@ class SideProcess:
         if not self._turn.acquire(timeout=wait_seconds):
             if wait_seconds < self._timeout_seconds:
                 raise DeadlineExceeded(
-                    f"the request's deadline passed before the {self._label} was free",
+                    f"the request's deadline passed before the {self._label} was free"
                 )
             raise TooManyRequests(
                 f"the {self._label} was busy with other requests for {self._timeout_seconds:.0f} s",
@@ -374,10 +370,7 @@ class SideProcess:
             self._turn.release()
 
     def _ask(
-        self,
-        running: _ProcessRun,
-        connection: socket.socket,
-        message: SideMessage | None,
+        self, running: _ProcessRun, connection: socket.socket, message: SideMessage | None
     ) -> SideMessage:
         """Send a message, if any, and return the next part of the response. Raises the
         errors of `request` that the process causes; without an answer, it is restarted.
@@ -394,7 +387,7 @@ class SideProcess:
         except ValueError as error:
             running.expect(connection, False)
             raise BodyTooLarge(
-                f"the request is too large for the process of this {self._label}: {error}",
+                f"the request is too large for the process of this {self._label}: {error}"
             ) from None
         except (OSError, side_messages.MalformedMessage) as error:
             logger.debug("asking process %d failed: %s", running.child.pid, error)
@@ -417,10 +410,7 @@ class SideProcess:
         return answer
 
     def _give_up(
-        self,
-        running: _ProcessRun,
-        connection: socket.socket,
-        began: float,
+        self, running: _ProcessRun, connection: socket.socket, began: float
     ) -> DeadlineExceeded:
         """Abandon a request that began at `began`, and kill a process that hangs;
         return the error to raise.
@@ -472,7 +462,13 @@ class SideProcess:
         self._starting = running
         if self._closed.is_set():
             running.child.kill()
-        first = self._receive_first(running)
+        try:
+            first = receive_message(running.control, running.child.started_at + _LOAD_SECONDS)
+        except TimeoutError:
+            text = f"the {self._label} was not loaded within {_LOAD_SECONDS:.0f} s"
+            first = SideMessage(side_messages.FAILED_MESSAGE, {"message": text})
+        except (OSError, side_messages.MalformedMessage):
+            first = None  # The process has exited.
         if self._first is None:
             self._first = first
         if first is not None and first.kind == side_messages.READY_MESSAGE:
@@ -495,23 +491,8 @@ class SideProcess:
         # Otherwise `start` raises the error.
         if not self._closed.is_set() and self._looked.is_set():
             logger.error(
-                "the process %d of this %s %s",
-                running.child.pid,
-                self._label,
-                self._state,
+                "the process %d of this %s %s", running.child.pid, self._label, self._state
             )
-
-    def _receive_first(self, running: _ProcessRun) -> SideMessage | None:
-        """Return the first message of the process; None if it exited before, and a
-        failure if the model was not loaded in time.
-        """
-        try:
-            return receive_message(running.control, running.child.started_at + _LOAD_SECONDS)
-        except TimeoutError:
-            text = f"the {self._label} was not loaded within {_LOAD_SECONDS:.0f} s"
-            return SideMessage(side_messages.FAILED_MESSAGE, {"message": text})
-        except (OSError, side_messages.MalformedMessage):
-            return None
 
 
 _ENDING: Final[weakref.WeakSet[SideProcess]] = weakref.WeakSet()

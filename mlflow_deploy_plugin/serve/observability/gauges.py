@@ -121,7 +121,7 @@ def gpu_metrics_page() -> bytes:
                 with contextlib.suppress(nvml.NVMLError):
                     series = MetricSeries(labels, float(read(nvml, gpu)))
                     families.setdefault(name, MetricFamily(name, "gauge", text)).series.append(
-                        series,
+                        series
                     )
     except nvml.NVMLError as error:  # for example, the driver has lost a GPU
         logger.warning("NVML does not respond: %s", error)
@@ -138,7 +138,7 @@ def _nvml() -> Any:
     except ImportError:
         logger.info(
             "no metrics of GPUs: nvidia-ml-py is not installed (pip install "
-            "'mlflow-onnxserve[gpu]')",
+            "'mlflow-onnxserve[gpu]')"
         )
         return None
     try:

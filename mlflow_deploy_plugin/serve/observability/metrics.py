@@ -37,35 +37,8 @@ are counted as "other".
 _OTHER = "other"
 _LABEL_LENGTH = 100
 
-SECONDS = (
-    0.0005,
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
-    5.0,
-    10.0,
-)
-_ROWS = (
-    1.0,
-    2.0,
-    4.0,
-    8.0,
-    16.0,
-    32.0,
-    64.0,
-    128.0,
-    256.0,
-    512.0,
-    1024.0,
-)
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 _SECONDS_BOUNDS = tuple(map(str, SECONDS))
 _ROWS_BOUNDS = tuple(map(str, _ROWS))
 
@@ -81,32 +54,24 @@ _PREDICTION_LATENCY = Metric(
     _SECONDS_BOUNDS,
 )
 _LAST_REQUEST = Metric(
-    "onnxserve_last_request_timestamp_seconds",
-    "Time of the last reply, since 1970.",
-    kind="gauge",
+    "onnxserve_last_request_timestamp_seconds", "Time of the last reply, since 1970.", kind="gauge"
 )
 _REFUSED_REQUESTS = Metric("onnxserve_refused_requests", "Requests rejected by a limit.")
 _WORKER_RESTARTS = Metric(
-    "onnxserve_worker_restarts",
-    "Workers that were started to replace dead workers.",
+    "onnxserve_worker_restarts", "Workers that were started to replace dead workers."
 )
 _REDIS_FAILURES = Metric(
-    "onnxserve_redis_failures",
-    "Failed requests to Redis, and failed pings after one.",
+    "onnxserve_redis_failures", "Failed requests to Redis, and failed pings after one."
 )
 _KEY_REQUESTS = Metric("onnxserve_key_requests", "Requests by the name of their API key.")
 _PREDICTIONS = Metric("ml_predictions", "Rows by version and predicted label.")
 _BATCH_ROWS = Metric("onnxserve_batch_rows", "Rows per run of a graph.", _ROWS_BOUNDS)
 _QUEUE_SECONDS = Metric(
-    "onnxserve_queue_seconds",
-    "Time that the oldest request of a run waited.",
-    _SECONDS_BOUNDS,
+    "onnxserve_queue_seconds", "Time that the oldest request of a run waited.", _SECONDS_BOUNDS
 )
 _COMPUTE_SECONDS = Metric("onnxserve_compute_seconds", "Time per run of a graph.", _SECONDS_BOUNDS)
 _STREAM_PARTS = Metric(
-    "onnxserve_stream_parts",
-    "Parts per streamed response, by outcome.",
-    _ROWS_BOUNDS,
+    "onnxserve_stream_parts", "Parts per streamed response, by outcome.", _ROWS_BOUNDS
 )
 _FIRST_PART = Metric(
     "onnxserve_stream_first_part_seconds",
@@ -126,23 +91,12 @@ _FEEDBACK_LABELS = Metric(
     "Accepted labels of earlier predictions, and requests whose labels were refused.",
 )
 _SERVED_VERSION = Metric(
-    "onnxserve_served_version",
-    "Workers that serve this version.",
-    kind="gauge",
+    "onnxserve_served_version", "Workers that serve this version.", kind="gauge"
 )
 
 ShadowOutcome = Literal["compared", "failed", "dropped"]
 
-_DIFFERENCES = (
-    0.0,
-    *(
-        base * 10.0**power
-        for power, base in product(
-            range(-6, 7),
-            (1.0, 3.0),
-        )
-    ),
-)
+_DIFFERENCES = (0.0, *(base * 10.0**power for power, base in product(range(-6, 7), (1.0, 3.0))))
 """The bounds of the histogram of differences, for small outputs (probabilities) as well
 as large outputs (prices).
 """
@@ -154,8 +108,7 @@ _SHADOW_REQUESTS = Metric(
     ),
 )
 _SHADOW_ROWS = Metric(
-    "onnxserve_shadow_rows",
-    "Rows for which the shadow and the answering variant agree or differ.",
+    "onnxserve_shadow_rows", "Rows for which the shadow and the answering variant agree or differ."
 )
 _SHADOW_DIFFERENCE = Metric(
     "onnxserve_shadow_difference",
@@ -234,7 +187,14 @@ class Metrics:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
         self.folder = folder.resolve()
-        self.number, self._values = _open_counters(self.folder)
+        # Files of dead workers are reused, so that there are never more files than
+        # workers.
+        self.number = 0
+        while True:
+            with suppress(BlockingIOError):
+                self._values = MmapCounters(self.folder / f"counts_{self.number}.db")
+                break
+            self.number += 1
         # gunicorn_conf.py deletes the file by this name.
         gauges = self.folder / f"gauges_{os.getpid()}.db"
         gauges.unlink(missing_ok=True)  # An earlier process may have had the same process id.
@@ -259,7 +219,14 @@ class Metrics:
         complete response.
         """
         with self._lock:
-            self._observe_request(self._request_slots(labels), seconds)
+            requests, last, histograms = self._request_slots(labels)
+            cells = self._values.cells
+            bucket = 1 + bisect_left(SECONDS, seconds)
+            for slot in histograms:
+                cells[slot] += seconds
+                cells[slot + bucket] += 1
+            cells[last] = time.time()
+            cells[requests] += 1
 
     def count_response(
         self,
@@ -283,17 +250,16 @@ class Metrics:
             self.count_prediction(variant.loaded.version, label, rows)
 
     def count_batch(
-        self,
-        labels: VariantLabels,
-        rows: int,
-        queue_seconds: float,
-        compute_seconds: float,
+        self, labels: VariantLabels, rows: int, queue_seconds: float, compute_seconds: float
     ) -> None:
         """Count one run of a graph over `rows` rows; the oldest request waited for
         `queue_seconds`.
         """
         with self._lock:
-            self._observe_batch(self._batch_slots(labels), rows, queue_seconds, compute_seconds)
+            of_rows, of_queue, of_compute = self._batch_slots(labels)
+            self._observe(of_rows, rows, _ROWS)
+            self._observe(of_queue, queue_seconds)
+            self._observe(of_compute, compute_seconds)
 
     def prediction_counter(self, variant: ServedVariant, protocol: str) -> PredictionCounter:
         """Return `count_batch`, `count_response` and `count_capture` of a success as
@@ -302,8 +268,7 @@ class Metrics:
         artifact = variant.loaded.predictor.artifact
         version = variant.loaded.version
         label_output = next(
-            (output.name for output in artifact.outputs if output.role == "label"),
-            "",
+            (output.name for output in artifact.outputs if output.role == "label"), ""
         )
         values = self._values
         lock = self._lock
@@ -332,8 +297,8 @@ class Metrics:
                         self._request_slots((*variant.labels, protocol, "200")),
                         self._row_slots(variant.endpoint),
                     )
-                # The same as `_observe_batch`, `_observe_request` and
-                # `_observe_capture`, whose calls took 3.1 instead of 2.4 µs.
+                # The same as `count_batch`, `count_request` and `count_capture`, whose
+                # calls took 3.1 instead of 2.4 µs.
                 (of_rows, of_queue, of_compute), (requests, last, durations), of_capture = slots
                 rows, captured_rows, is_written = captured
                 cells = values.cells
@@ -354,9 +319,7 @@ class Metrics:
                     cells[captures[is_written]] += 1
                 for value, number in predicted:
                     slot = version_slots.get((type(value), value)) or self._prediction_slot(
-                        version_slots,
-                        version,
-                        value,
+                        version_slots, version, value
                     )
                     # `cells` is read again, because the file may have grown.
                     values.cells[slot] += number
@@ -384,11 +347,7 @@ class Metrics:
             self._values.cells[slot] += rows
 
     def count_stream(
-        self,
-        labels: VariantLabels,
-        outcome: str,
-        parts: int,
-        first_seconds: float,
+        self, labels: VariantLabels, outcome: str, parts: int, first_seconds: float
     ) -> None:
         """Count one streamed response: complete, failed, or abandoned by its caller."""
         version_labels = _without_variant(labels)
@@ -401,8 +360,18 @@ class Metrics:
             self._observe(self._values.slot(_FIRST_PART, version_labels), first_seconds)
 
     def count_capture(self, endpoint: str, captured: CapturedRows) -> None:
+        """Count the answered rows, and those captured or dropped unless capture skips
+        the request.
+        """
+        rows, captured_rows, is_written = captured
         with self._lock:
-            self._observe_capture(self._row_slots(endpoint), captured)
+            of_answered, of_captured, of_dropped = self._row_slots(endpoint)
+            cells = self._values.cells
+            cells[of_answered] += rows
+            if is_written is not None:
+                slot = of_captured if is_written else of_dropped
+                cells[slot] += captured_rows
+                cells[self._captures[is_written]] += 1
 
     def count_shadow_capture(self, is_written: bool) -> None:
         """Count one captured shadow result. Shadow results are never sent to the
@@ -417,11 +386,7 @@ class Metrics:
             self._values.cells[slot] += 1
 
     def count_shadow_comparison(
-        self,
-        labels: VariantLabels,
-        agreement: Agreement,
-        requests: int,
-        seconds: float,
+        self, labels: VariantLabels, agreement: Agreement, requests: int, seconds: float
     ) -> None:
         """Count the requests whose results were compared after one run of the shadow,
         which took `seconds`.
@@ -456,8 +421,7 @@ class Metrics:
             self._served |= served
             for labels in self._served:
                 slot = self._gauges.slot(
-                    _SERVED_VERSION,
-                    dict(zip(OF_VARIANT, labels, strict=True)),
+                    _SERVED_VERSION, dict(zip(OF_VARIANT, labels, strict=True))
                 )
                 self._gauges.cells[slot] = float(labels in served)
 
@@ -504,57 +468,13 @@ class Metrics:
                 self._slots[key] = slot
             self._values.cells[slot] += number
 
-    def _observe(
-        self,
-        histogram: int,
-        value: float,
-        bounds: tuple[float, ...] = SECONDS,
-    ) -> None:
+    def _observe(self, histogram: int, value: float, bounds: tuple[float, ...] = SECONDS) -> None:
         """Add the value to a histogram: its sum, and the bucket of the first bound that
         is not smaller. The caller holds the lock.
         """
         cells = self._values.cells
         cells[histogram] += value
         cells[histogram + 1 + bisect_left(bounds, value)] += 1
-
-    def _observe_request(self, slots: _RequestSlots, seconds: float) -> None:
-        """Count a request, now, in its duration histograms. The caller holds the
-        lock.
-        """
-        requests, last, histograms = slots
-        cells = self._values.cells
-        bucket = 1 + bisect_left(SECONDS, seconds)
-        for slot in histograms:
-            cells[slot] += seconds
-            cells[slot + bucket] += 1
-        cells[last] = time.time()
-        cells[requests] += 1
-
-    def _observe_batch(
-        self,
-        slots: _BatchSlots,
-        rows: int,
-        queue_seconds: float,
-        compute_seconds: float,
-    ) -> None:
-        """Count a run of a graph in its histograms. The caller holds the lock."""
-        of_rows, of_queue, of_compute = slots
-        self._observe(of_rows, rows, _ROWS)
-        self._observe(of_queue, queue_seconds)
-        self._observe(of_compute, compute_seconds)
-
-    def _observe_capture(self, slots: _RowSlots, captured: CapturedRows) -> None:
-        """Count the answered rows, and those captured or dropped unless capture skips
-        the request. The caller holds the lock.
-        """
-        of_answered, of_captured, of_dropped = slots
-        rows, captured_rows, is_written = captured
-        cells = self._values.cells
-        cells[of_answered] += rows
-        if is_written is not None:
-            slot = of_captured if is_written else of_dropped
-            cells[slot] += captured_rows
-            cells[self._captures[is_written]] += 1
 
     def _find_request_slots(self, labels: RequestLabels) -> _RequestSlots:
         """Return the slots of a request. A success also counts in the latency by
@@ -567,7 +487,7 @@ class Metrics:
         histograms = [self._values.slot(_REQUEST_DURATION, all_labels)]
         if status == "200":
             histograms.append(
-                self._values.slot(_PREDICTION_LATENCY, {"model_version": all_labels["version"]}),
+                self._values.slot(_PREDICTION_LATENCY, {"model_version": all_labels["version"]})
             )
         return requests, last, tuple(histograms)
 
@@ -606,12 +526,7 @@ class Metrics:
         }
         return {**requests, **rows, **of_numbers}
 
-    def _prediction_slot(
-        self,
-        slots: dict[object, int],
-        version: str,
-        label: Label,
-    ) -> int:
+    def _prediction_slot(self, slots: dict[object, int], version: str, label: Label) -> int:
         """Return the slot of a predicted label. A new label is added to the version's
         `slots`; above `MAX_PREDICTIONS`, it has the slot of the other labels.
         """
@@ -624,23 +539,11 @@ class Metrics:
             return slots[_OTHER]
         if not slots:
             slots[_OTHER] = self._values.slot(
-                _PREDICTIONS,
-                {"model_version": version, "prediction": _OTHER},
+                _PREDICTIONS, {"model_version": version, "prediction": _OTHER}
             )
         prediction_labels = {"model_version": version, "prediction": str(label)[:_LABEL_LENGTH]}
         slots[key] = self._values.slot(_PREDICTIONS, prediction_labels)
         return slots[key]
-
-
-def _open_counters(folder: Path) -> tuple[int, MmapCounters]:
-    """Open the first file that no process uses, and return its number and the file.
-    Files of dead workers are reused, so that there are never more files than workers.
-    """
-    number = 0
-    while True:
-        with suppress(BlockingIOError):
-            return number, MmapCounters(folder / f"counts_{number}.db")
-        number += 1
 
 
 def _without_variant(labels: Sequence[str]) -> dict[str, str]:
@@ -648,10 +551,7 @@ def _without_variant(labels: Sequence[str]) -> dict[str, str]:
     return {"endpoint": endpoint, "model": model, "version": version}
 
 
-def predicted_labels(
-    artifact: Artifact,
-    outputs: Mapping[str, Array],
-) -> list[tuple[Label, int]]:
+def predicted_labels(artifact: Artifact, outputs: Mapping[str, Array]) -> list[tuple[Label, int]]:
     """Return each predicted label with its number of rows; empty for a model without
     labels.
 

@@ -58,9 +58,5 @@ async def serve(listener: socket.socket, state_dir: Path, has_gpu: bool) -> None
 
 if __name__ == "__main__":
     asyncio.run(
-        serve(
-            socket.socket(fileno=int(sys.argv[2])),
-            Path(sys.argv[1]),
-            "--gpu" in sys.argv,
-        ),
+        serve(socket.socket(fileno=int(sys.argv[2])), Path(sys.argv[1]), "--gpu" in sys.argv)
     )

@@ -54,9 +54,7 @@ class RecentRequests:
         for request in reversed(_read(self._path)):
             self.ring(request[0]).append(request)
         threading.Thread(
-            target=self._write_regularly,
-            name="onnxserve-requests",
-            daemon=True,
+            target=self._write_regularly, name="onnxserve-requests", daemon=True
         ).start()
 
     def close(self) -> None:
@@ -75,10 +73,7 @@ class RecentRequests:
         """Return the last requests with the origin's endpoint and status, to which a
         caller may append.
         """
-        return self._rings.setdefault(
-            (origin[1], origin[0]),
-            deque(maxlen=_MOST_REMEMBERED),
-        )
+        return self._rings.setdefault((origin[1], origin[0]), deque(maxlen=_MOST_REMEMBERED))
 
     def add(
         self,
@@ -98,28 +93,14 @@ class RecentRequests:
             if not origin[2]:
                 message = one_line(without_keys(error.message), _MOST_CHARACTERS)
         arrived = int((time.time() - seconds) * 1e6)
-        self.ring(origin).append(
-            (
-                origin,
-                arrived,
-                seconds,
-                rows,
-                prediction_id,
-                code,
-                message,
-            )
-        )
+        self.ring(origin).append((origin, arrived, seconds, rows, prediction_id, code, message))
 
     def read(self) -> list[RecentRequest]:
         """Return the requests of all workers, newest first. Requests of other workers
         appear after up to a second.
         """
         paths = (path for path in self._path.parent.glob("requests_*.json") if path != self._path)
-        return sorted(
-            chain(self._own(), *map(_read, paths)),
-            key=itemgetter(1),
-            reverse=True,
-        )
+        return sorted(chain(self._own(), *map(_read, paths)), key=itemgetter(1), reverse=True)
 
     def write(self) -> None:
         """Write the newest requests to this worker's file if they have changed."""

@@ -62,12 +62,11 @@ def open_tracer() -> "Tracer | None":
     except ImportError:
         raise RuntimeMissing(
             "the environment enables OpenTelemetry traces, but the SDK is not installed: "
-            "pip install 'mlflow-onnxserve[otel]'",
+            "pip install 'mlflow-onnxserve[otel]'"
         ) from None
     attributes = {"service.version": __version__}
     if "OTEL_SERVICE_NAME" not in os.environ and "service.name=" not in os.environ.get(
-        "OTEL_RESOURCE_ATTRIBUTES",
-        "",
+        "OTEL_RESOURCE_ATTRIBUTES", ""
     ):
         # The SDK itself reads a name from the environment.
         attributes["service.name"] = "onnxserve"
@@ -96,29 +95,20 @@ class Tracer:
         # Start the thread now: workers close while the interpreter exits, and Python
         # 3.12 then cannot start a thread.
         self._closer = threading.Thread(
-            target=self._shut_down,
-            name="onnxserve-traces",
-            daemon=True,
+            target=self._shut_down, name="onnxserve-traces", daemon=True
         )
         self._closer.start()
 
     @contextmanager
     def request(
-        self,
-        name: str,
-        headers: Mapping[str, str],
-        attributes: Mapping[str, str],
+        self, name: str, headers: Mapping[str, str], attributes: Mapping[str, str]
     ) -> Iterator[tuple[Any, str]]:
         """Open the span of a request; yield it and the `traceparent` (W3C). Header
         names are in lower case.
         """
         parent = self._propagator.extract(headers)
         with self._tracer.start_as_current_span(
-            name,
-            parent,
-            self._kind,
-            attributes=attributes,
-            record_exception=False,
+            name, parent, self._kind, attributes=attributes, record_exception=False
         ) as span:
             carrier: dict[str, str] = {}
             self._propagator.inject(carrier)
@@ -199,40 +189,27 @@ def observe_request(
                 span.set_status(tracer.error)
     if logs_requests:
         seconds = time.perf_counter() - began
-        _log_request(request, response, fields, answer_fields, seconds, traceparent)
+        extra = {
+            **fields,
+            **answer_fields,
+            "http.response.status_code": response.status,
+            "http.request.body.bytes": len(request.body),
+            "http.response.body.bytes": len(response.body),
+            "event.duration": int(seconds * 1e9),
+        }
+        if traceparent:
+            extra["trace.id"] = traceparent.split("-")[1]
+        logger.info(
+            "%s %s %d in %.2f ms, X-Request-Id %s%s",
+            fields["http.request.method"],
+            path,
+            response.status,
+            seconds * 1000,
+            answer_fields.get("http.request.id", "-"),
+            f", key {request.caller}" if request.caller else "",
+            extra=extra,
+        )
     return response
-
-
-def _log_request(
-    request: RawRequest,
-    response: Response,
-    fields: Mapping[str, str],
-    answer_fields: Mapping[str, str],
-    seconds: float,
-    traceparent: str,
-) -> None:
-    """Log an answered request in one line. `traceparent` is empty without a tracer."""
-    extra = {
-        **fields,
-        **answer_fields,
-        "http.response.status_code": response.status,
-        "http.request.body.bytes": len(request.body),
-        "http.response.body.bytes": len(response.body),
-        "event.duration": int(seconds * 1e9),
-    }
-    if traceparent:
-        extra["trace.id"] = traceparent.split("-")[1]
-    caller = f", key {request.caller}" if request.caller else ""
-    logger.info(
-        "%s %s %d in %.2f ms, X-Request-Id %s%s",
-        fields["http.request.method"],
-        fields["url.path"],
-        response.status,
-        seconds * 1000,
-        answer_fields.get("http.request.id", "-"),
-        caller,
-        extra=extra,
-    )
 
 
 def _answer_fields(request: RawRequest, response: Response) -> dict[str, str]:

@@ -6,18 +6,14 @@
   (https://learn.microsoft.com/azure/machine-learning/how-to-deploy-mlflow-models-online-endpoints).
 """
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mlflow_deploy_plugin.core.errors import InvalidRequest
-from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.serve.protocols import content, mlflow, tfserving
 from mlflow_deploy_plugin.serve.protocols.content import (
     JSON,
-    check_depth,
     dump_json,
-    load_json,
     load_json_object,
 )
 from mlflow_deploy_plugin.serve.protocols.examples import Document, Example, invocations_example
@@ -39,18 +35,15 @@ from mlflow_deploy_plugin.serve.protocols.schemas import (
     split_schema,
 )
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.serve.runtime.model import OpaqueBody
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.serve.variants import ServedVariant
 
 
 def _through_mlflow(
-    decode: Callable[[str | None, bytes, Schema], dict[str, Any]],
+    decode: Callable[[str | None, bytes], dict[str, Any]],
     encode: Callable[[Array | dict[str, Array]], bytes],
 ) -> Decode:
-    """Return the decoder of a body that is converted to MLflow's document. A pyfunc
-    receives that document.
-    """
+    """Return the decoder of a body that is converted to MLflow's document."""
 
     def decode_request(
         headers: Mapping[str, str],
@@ -58,45 +51,20 @@ def _through_mlflow(
         variant: ServedVariant,
         limit: int,
     ) -> DecodedRequest:
-        predictor = variant.loaded.predictor
-        document = decode(headers.get("content-type"), body, variant.schema)
-        if predictor.artifact.flavor == PYTHON_FUNCTION:
-            check_depth(document)
-            # orjson decodes a lone surrogate, but cannot encode it.
-            text = json.dumps(document).encode()
-            return DecodedRequest(
-                {},
-                encode_opaque,
-                body=OpaqueBody(JSON, text, keys=variant.capture.keys),
-            )
+        document = decode(headers.get("content-type"), body)
         return DecodedRequest(mlflow.decode_document(document, variant.schema), encode_outputs)
 
     def encode_outputs(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
         return EncodedResponse(encode(variant.loaded.predictor.prediction(response.outputs)))
 
-    def encode_opaque(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
-        """Encode the pyfunc's answer, which MLflow has encoded as JSON."""
-        answer = load_json(response.body)
-        # A chat's answer has no `predictions`.
-        if not isinstance(answer, dict) or "predictions" not in answer:
-            return EncodedResponse(response.body)
-        predictions = answer["predictions"]
-        if isinstance(predictions, dict) and response.outputs:
-            return EncodedResponse(encode(response.outputs))
-        return EncodedResponse(encode(predictions))
-
     return decode_request
 
 
-def decode_vertex(
-    content_type: str | None,
-    body: bytes,
-    schema: Schema,
-) -> dict[str, Any]:
+def decode_vertex(content_type: str | None, body: bytes) -> dict[str, Any]:
     """Return MLflow's document for a body of Vertex AI; `parameters` become `params`.
     MLflow's documents are unchanged.
 
-    Text and bytes may be `{"b64": …}`. Raises UnsupportedMediaType or InvalidRequest if
+    Text may be `{"b64": …}`. Raises UnsupportedMediaType or InvalidRequest if
     the body is not an object.
     """
     document = load_json_object(content_type, body)
@@ -107,22 +75,8 @@ def decode_vertex(
         )
     params = {} if parameters is None else {"params": parameters}
     if b'"b64"' in body:
-        document = tfserving.decode_base64(document, schema)
-        # MLflow reads bytes from records.
-        if schema.binary_columns and isinstance(document.get("instances"), list):
-            rows = document.pop("instances")
-            document["dataframe_records"] = [_as_record(row, schema.names) for row in rows]
+        document = tfserving.decode_base64(document)
     return {**params, **document}
-
-
-def _as_record(row: object, names: Sequence[str]) -> dict[str, object]:
-    """Return a row, which is a record, a list of values or the only value, as a
-    record.
-    """
-    if isinstance(row, dict):
-        return row
-    values = row if isinstance(row, list) else [row]
-    return dict(zip(names, values, strict=False))
 
 
 def encode_vertex(prediction: Array | dict[str, Array]) -> bytes:
@@ -136,11 +90,7 @@ def encode_vertex(prediction: Array | dict[str, Array]) -> bytes:
     return dump_json({"predictions": prediction})
 
 
-def decode_azure(
-    content_type: str | None,
-    body: bytes,
-    schema: Schema,
-) -> dict[str, Any]:
+def decode_azure(content_type: str | None, body: bytes) -> dict[str, Any]:
     """Return MLflow's document for `{"input_data": …}`: a table (`columns`, `index`,
     `data`), rows, records or columns.
 

@@ -1,7 +1,7 @@
 """MLflow's protocol, `/invocations`: JSON, CSV, Arrow and JSON Lines.
 
 A pyfunc itself reads and writes MLflow's JSON and CSV, because objects, dates and
-params cannot become arrays.
+params cannot become arrays. It does not accept Arrow.
 """
 
 import csv
@@ -43,6 +43,7 @@ TABLE_FORMATS = (*arrow.MEDIA_TYPES, *jsonlines.MEDIA_TYPES)
 CSV.
 """
 _MEDIA_TYPES = (JSON, CSV, *TABLE_FORMATS)
+_PYFUNC_MEDIA_TYPES = (JSON, CSV, *jsonlines.MEDIA_TYPES)
 _MAX_ACCEPT_CHARACTERS = 2000
 """The maximum length of an Accept header. A longer header, which no real client sends,
 is treated as empty.
@@ -105,8 +106,9 @@ def decode_invocations(
     """
     predictor = variant.loaded.predictor
     content_type = headers.get("content-type")
-    media = media_type(content_type, _MEDIA_TYPES)
-    if predictor.artifact.flavor == PYTHON_FUNCTION and media in (JSON, CSV):
+    is_pyfunc = predictor.artifact.flavor == PYTHON_FUNCTION
+    media = media_type(content_type, _PYFUNC_MEDIA_TYPES if is_pyfunc else _MEDIA_TYPES)
+    if is_pyfunc and media in (JSON, CSV):
         is_streamed = (
             predictor.artifact.is_streamable and media == JSON and mlflow.asks_for_stream(body)
         )
@@ -184,4 +186,5 @@ INVOCATIONS = Protocol(
         **_TABLES,
         EVENTS: _EVENTS,
     },
+    takes_pyfuncs=True,
 )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.serve.protocols.content import JSON
 from mlflow_deploy_plugin.serve.protocols.examples import Example
 from mlflow_deploy_plugin.serve.protocols.schemas import JsonSchema
@@ -103,6 +104,7 @@ class Protocol:
         request: the bodies that the protocol accepts.
         response: the bodies that the protocol returns.
         tag: the group of the routes in the OpenAPI document.
+        takes_pyfuncs: True if a version without an ONNX form answers.
     """
 
     name: str
@@ -112,3 +114,7 @@ class Protocol:
     request: Bodies = field(default_factory=dict)
     response: Bodies = field(default_factory=dict)
     tag: str = "Predictions"
+    takes_pyfuncs: bool = False
+
+    def refuses(self, artifact: Artifact) -> bool:
+        return artifact.flavor == PYTHON_FUNCTION and not self.takes_pyfuncs

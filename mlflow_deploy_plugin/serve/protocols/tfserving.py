@@ -3,7 +3,7 @@
 
 `instances` (row format) are answered with `predictions`, and `inputs` (column format)
 with `outputs`. A single input or output has no name. Every model has one signature,
-`serving_default`. Text and bytes may be `{"b64": …}`.
+`serving_default`. Text may be `{"b64": …}`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -66,7 +66,7 @@ def decode(body: bytes, schema: Schema) -> tuple[Feeds, bool]:
     """
     document = json_object(body)
     if b'"b64"' in body:
-        document = decode_base64(document, schema)
+        document = decode_base64(document)
     signature = document.get("signature_name", SIGNATURE)
     if signature not in ("", SIGNATURE):
         raise InvalidRequest(
@@ -118,44 +118,26 @@ def encode(
     return dump_json({field: arrays})
 
 
-def decode_base64(
-    document: Mapping[str, object],
-    schema: Schema,
-) -> dict[str, Any]:
-    """Return the document with each `{"b64": …}` in it replaced by its text; a column
-    of bytes remains base64.
+def decode_base64(document: Mapping[str, object]) -> dict[str, Any]:
+    """Return the document with each `{"b64": …}` in it replaced by its text.
 
     Raises InvalidRequest if a text is not base64 or UTF-8, or the document is nested
     too deeply.
     """
-    binary = schema.binary_columns
 
-    def decode_value(value: object, depth: int, is_binary: bool) -> object:
-        """Return a value at this depth of the document; `is_binary` is True within a
-        column of bytes.
-        """
+    def decode_value(value: object, depth: int) -> object:
+        """Return a value at this depth of the document."""
         if depth > _DEEPEST:
             raise InvalidRequest(f"the JSON is nested more than {_DEEPEST} levels deep")
         if isinstance(value, list):
-            return [decode_value(entry, depth + 1, is_binary) for entry in value]
+            return [decode_value(entry, depth + 1) for entry in value]
         if not isinstance(value, dict):
             return value
         if value.keys() != {"b64"}:
-            return {
-                name: decode_value(entry, depth + 1, is_binary or name in binary)
-                for name, entry in value.items()
-            }
-        if is_binary:
-            return value["b64"]
+            return {name: decode_value(entry, depth + 1) for name, entry in value.items()}
         return base64_text(value["b64"], "b64")
 
-    texts = {column.name for column in schema.columns if column.type == "string"}
-    # All texts may be a list without the names of the columns.
-    are_all_binary = bool(binary) and texts == binary
-    return {
-        name: decode_value(entry, 1, are_all_binary or name in binary)
-        for name, entry in document.items()
-    }
+    return {name: decode_value(entry, 1) for name, entry in document.items()}
 
 
 def status(endpoint: str, versions: Sequence[str]) -> bytes:

@@ -625,4 +625,5 @@ V2 = Protocol(
     request={JSON: RequestBody("v2", v2_request_schema, v2_example), OCTETS: BYTES},
     response={JSON: ResponseBody("v2_answer", v2_response_schema), OCTETS: BYTES},
     tag=TAG,
+    takes_pyfuncs=True,
 )

@@ -76,7 +76,7 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
         raise InvalidArtifact(
             "a model without an ONNX form needs mlflow and pandas, which are not fully installed "
             f"here ({error}): pip install mlflow, or log the model with "
-            "mlflow_deploy_plugin.log_model",
+            "mlflow_deploy_plugin.log_model"
         ) from None
     lookup = threading.Thread(target=find_experiment, daemon=True)
     lookup.start()
@@ -85,15 +85,21 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
         scorer = Scorer.load(folder)
     except ImportError as error:
         _log.exception(
-            "the model cannot be loaded; its requirements are in %s",
-            folder / "requirements.txt",
+            "the model cannot be loaded; its requirements are in %s", folder / "requirements.txt"
         )
-        raise _missing_module(error, folder) from None
+        needed = f"the Python module {error.name!r}" if error.name else error_summary(error)
+        differences = ", ".join(version_differences(folder).values())
+        logged = f" (it was logged with {differences})" if differences else ""
+        raise InvalidArtifact(
+            f"the model needs {needed}, which is not installed here{logged}: run `pip install -r` "
+            "with the file from `mlflow.pyfunc.get_model_dependencies(MODEL_URI)`; to include "
+            "your own modules in the model, log it with `code_paths`"
+        ) from None
     except BaseException as error:  # noqa: BLE001 - loading runs the model's code
         pass_exit(error)
         _log.exception("the model cannot be loaded")
         raise InvalidArtifact(
-            f"MLflow cannot load the model: {load_failure(error, folder)}",
+            f"MLflow cannot load the model: {load_failure(error, folder)}"
         ) from None
 
     def answer(question: SideMessage) -> Iterator[SideMessage]:
@@ -111,18 +117,6 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
                 yield scorer.invoke(content_type, question.body, most, keys)
 
     return SideMessage(side_messages.READY_MESSAGE, arrays={"outputs": scorer.warm_up()}), answer
-
-
-def _missing_module(error: ImportError, folder: Path) -> InvalidArtifact:
-    """Return the error for a model that needs a module which is not installed."""
-    needed = f"the Python module {error.name!r}" if error.name else error_summary(error)
-    differences = ", ".join(version_differences(folder).values())
-    logged = f" (it was logged with {differences})" if differences else ""
-    return InvalidArtifact(
-        f"the model needs {needed}, which is not installed here{logged}: run `pip install -r` "
-        "with the file from `mlflow.pyfunc.get_model_dependencies(MODEL_URI)`; to include "
-        "your own modules in the model, log it with `code_paths`",
-    )
 
 
 def find_experiment() -> None:

@@ -11,10 +11,9 @@ trees, Nature Machine Intelligence 2, 2020.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
 
 import numpy as np
 import shap
@@ -55,12 +54,7 @@ class ExactExplainer:
         means: Array = self.form.sums(self.background).mean(axis=0)
         return means
 
-    def contributions(
-        self,
-        features: Array,
-        columns: int,
-        deadline: float = math.inf,
-    ) -> Array:
+    def contributions(self, features: Array, columns: int, deadline: float = math.inf) -> Array:
         """Return the contributions of the columns to the sums, [N, columns, K] float64.
 
         Args:
@@ -70,52 +64,64 @@ class ExactExplainer:
         """
         is_of_column = np.arange(columns)[:, np.newaxis] == self.form.columns
         summed = np.empty((len(features), columns, len(self.form.base)))
-        explain, most_rows = self._method(len(features))
+        most_rows = max(_MOST_VALUES // (self.background.shape[1] * len(self.form.base)), 1)
+        uses_tables = not self.form.is_linear and bool(
+            self.form.needs_tables
+            or self._kept_tables
+            or (len(features) >= _MANY_ROWS and fits(self.form, _MOST_BYTES))
+        )
+        if not (self.form.is_linear or uses_tables):
+            most_rows = _SHAP_ROWS
         for start in range(0, len(features), most_rows):
             part = slice(start, start + most_rows)
-            values = is_of_column.astype(float) @ explain(features[part], deadline)
+            rows = features[part]
+            if self.form.is_linear:
+                distances = rows - self.background.mean(axis=0)
+                of_features = self.form.slopes.T[:, :, np.newaxis] * distances.T
+            elif uses_tables:
+                by_feature = np.ascontiguousarray(rows.T)
+                of_features = np.zeros((len(self.form.base), *by_feature.shape))
+                for tables in self._kept_tables or self._tables():
+                    _check(deadline)
+                    tables.add_to(of_features, by_feature)
+            else:
+                _check(deadline)
+                of_rows = self._shap.shap_values(self._codes(rows), check_additivity=False)
+                # shap drops the last dimension of one sum.
+                of_features = np.reshape(of_rows, (*rows.shape, -1)).transpose(2, 1, 0)
+            values = is_of_column.astype(float) @ of_features  # [K, columns, N]
             summed[part] = values.transpose(2, 1, 0)
         return summed
 
-    def _method(self, rows: int) -> tuple[Callable[[Array, float], Array], int]:
-        """Return the fastest function from features, [N, F], and the deadline to the
-        contributions of the features, [K, F, N], and the maximum N.
-        """
-        most_rows = max(_MOST_VALUES // (self.background.shape[1] * len(self.form.base)), 1)
-        if self.form.is_linear:
-            return self._linear_values, most_rows
-        has_tables = self.form.needs_tables or bool(self._kept_tables)
-        if has_tables or (rows >= _MANY_ROWS and fits(self.form, _MOST_BYTES)):
-            return self._table_values, most_rows
-        return self._shap_values, _SHAP_ROWS
-
-    def _linear_values(self, features: Array, _: float) -> Array:
-        distances = features - self.background.mean(axis=0)
-        values: Array = self.form.slopes.T[:, :, np.newaxis] * distances.T
-        return values
-
-    def _table_values(self, features: Array, deadline: float) -> Array:
-        by_feature = np.ascontiguousarray(features.T)
-        totals = np.zeros((len(self.form.base), *by_feature.shape))
-        for tables in self._kept_tables or self._tables():
-            _check(deadline)
-            tables.add_to(totals, by_feature)
-        return totals
-
-    def _shap_values(self, features: Array, deadline: float) -> Array:
-        _check(deadline)
-        codes = self._codes(features)
-        values = np.asarray(self._shap.shap_values(codes, check_additivity=False))
-        # shap drops the last dimension of one sum.
-        return values.reshape(*features.shape, -1).transpose(2, 1, 0)
-
     @cached_property
     def _shap(self) -> shap.TreeExplainer:
-        return shap.TreeExplainer(
-            _shap_model(self.form, self._codes(self.form.threshold)),
-            self._codes(self.background),
-            feature_perturbation="interventional",
-        )
+        form = self.form
+        thresholds = self._codes(form.threshold)
+        trees = []
+        for position, left in enumerate(form.left):
+            right = form.right[position]
+            trees.append(
+                {
+                    "children_left": left,
+                    "children_right": right,
+                    "children_default": np.where(form.missing_left[position], left, right),
+                    "features": np.where(left < 0, -2, form.feature[position]),
+                    "thresholds": thresholds[position],
+                    "values": form.value[position],
+                    # Interventional values do not use the weights.
+                    "node_sample_weight": np.ones(len(left)),
+                }
+            )
+        model = {
+            "trees": trees,
+            "base_offset": form.base,
+            "internal_dtype": np.float64,
+            "input_dtype": np.float64,
+            "objective": None,
+            "tree_output": "raw_value",
+        }
+        background = self._codes(self.background)
+        return shap.TreeExplainer(model, background, feature_perturbation="interventional")
 
     def _codes(self, numbers: Array) -> Array:
         """Return the numbers of thresholds below each number, because shap rounds
@@ -159,31 +165,3 @@ def _check(deadline: float) -> None:
     """Raise DeadlinePassed after the deadline, a time of `time.monotonic`."""
     if time.monotonic() > deadline:
         raise DeadlinePassed
-
-
-def _shap_model(form: AdditiveForm, thresholds: Array) -> dict[str, Any]:
-    """Return the trees with these thresholds, [T, M], in the dictionary that
-    `shap.TreeExplainer` accepts.
-    """
-    trees = []
-    for position, left in enumerate(form.left):
-        right = form.right[position]
-        trees.append(
-            {
-                "children_left": left,
-                "children_right": right,
-                "children_default": np.where(form.missing_left[position], left, right),
-                "features": np.where(left < 0, -2, form.feature[position]),
-                "thresholds": thresholds[position],
-                "values": form.value[position],
-                "node_sample_weight": np.ones(len(left)),  # Interventional values do not use it.
-            }
-        )
-    return {
-        "trees": trees,
-        "base_offset": form.base,
-        "internal_dtype": np.float64,
-        "input_dtype": np.float64,
-        "objective": None,
-        "tree_output": "raw_value",
-    }

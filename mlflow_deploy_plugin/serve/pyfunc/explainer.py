@@ -46,7 +46,6 @@ from mlflow_deploy_plugin.serve.runtime.explained import (
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, sample_positions
 from mlflow_deploy_plugin.serve.runtime.log_columns import cast_columns
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
-from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 
 BACKGROUND_ROWS = 100
 _MIN_ROWS = 10
@@ -78,12 +77,7 @@ def answer(request: SideMessage) -> SideMessage:
         rows = dict(request.arrays["feeds"])
         background = _read_background(model, most_background_rows(model, rows), _SEED)
         contributions = explain_rows(
-            model,
-            background.feeds,
-            rows,
-            fields["max_evals"],
-            fields["seed"],
-            deadline,
+            model, background.feeds, rows, fields["max_evals"], fields["seed"], deadline
         )
     except InferenceError:
         raise
@@ -92,7 +86,7 @@ def answer(request: SideMessage) -> SideMessage:
     except DeadlinePassed:
         raise errors.DeadlineExceeded(
             f"the rows could not be explained within {fields['seconds']:.0f} s; send fewer rows, "
-            f"or set a smaller max_evals (it was {fields['max_evals']})",
+            f"or set a smaller max_evals (it was {fields['max_evals']})"
         ) from None
     described = {
         "columns": [feature.name for feature in contributions.features],
@@ -154,34 +148,21 @@ def explain_rows(
     time of `time.monotonic`.
     """
     reader = _load_reader(model.artifact.folder)
-    if reader is not None:
-        return _explain_exactly(reader, model, background, rows, deadline)
     features = explained_features(model.artifact, rows)
-    coded = _CodedModel(model, features, background, rows, deadline)
-    values, base_values = coded.explain(max_evals, seed)
-    return RowContributions(
-        features,
-        coded.names,
-        values,
-        base_values,
-        len(coded.background),
-        method="permutation",
-        link="identity",
-    )
-
-
-def _explain_exactly(
-    reader: FeatureReader,
-    model: OnnxModel,
-    background: Feeds,
-    rows: Feeds,
-    deadline: float,
-) -> RowContributions:
-    """Explain the sums of the form, such as log-odds, with exact Shapley values. Raises
-    InferenceError if the values and the base value do not give the prediction.
-    """
+    if reader is None:
+        coded = _CodedModel(model, features, background, rows, deadline)
+        values, base_values = coded.explain(max_evals, seed)
+        return RowContributions(
+            features,
+            coded.names,
+            values,
+            base_values,
+            len(coded.background),
+            method="permutation",
+            link="identity",
+        )
+    # Explain the sums of the form, such as log-odds, with exact Shapley values.
     form = reader.form
-    features = explained_features(model.artifact, rows)
     background_features = reader.read(background)
     exact = exact_explainer(form, background_features)
     values = exact.contributions(reader.read(rows), len(features), deadline)
@@ -225,8 +206,19 @@ def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
     example = artifact.folder / INPUT_EXAMPLE
     try:
         if artifact.reference_file is not None:
-            feeds = _sample_reference(artifact.reference_file, model.schema, most_rows, seed)
-            return Background(feeds, "reference")
+            schema = model.schema if model.schema.columns else model.schema.tensor_schema
+            table = read_parquet(artifact.reference_file, list(schema.names))
+            if table.num_rows > most_rows:
+                table = table.take(sample_positions(table.num_rows, most_rows, seed))
+            columns = {}
+            floats = {}
+            for name in schema.names:
+                column = table.column(name)
+                columns[name] = column.to_pylist()
+                if is_floating(column.type):
+                    floats[name] = column.to_numpy()
+            columns |= cast_columns(schema.dtypes, floats)
+            return Background(schema.from_columns(columns), "reference")
         if example.is_file():
             feeds = mlflow_protocol.decode(JSON, example.read_bytes(), model.schema)
             first_rows = {name: array[:most_rows] for name, array in feeds.items()}
@@ -234,30 +226,15 @@ def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
     except (OSError, pa.ArrowException) as error:
         reason = one_line(error) if isinstance(error, pa.ArrowException) else error.strerror
         raise InvalidArtifact(
-            f"the model's reference or example rows cannot be read: {reason}",
+            f"the model's reference or example rows cannot be read: {reason}"
         ) from None
     except OnnxserveError as error:
         raise InvalidArtifact(
-            f"the model's reference or example rows are invalid: {error.message}",
+            f"the model's reference or example rows are invalid: {error.message}"
         ) from None
     raise InvalidArtifact(
-        "the model has neither reference rows nor an input example, which explanations need",
+        "the model has neither reference rows nor an input example, which explanations need"
     )
-
-
-def _sample_reference(path: Path, schema: Schema, most_rows: int, seed: int) -> Feeds:
-    """Return at most `most_rows` random rows of the reference sample."""
-    if not schema.columns:
-        schema = schema.tensor_schema
-    table = read_parquet(path, list(schema.names))
-    if table.num_rows > most_rows:
-        table = table.take(sample_positions(table.num_rows, most_rows, seed))
-    sampled = {name: table.column(name) for name in schema.names}
-    floats = {
-        name: column.to_numpy() for name, column in sampled.items() if is_floating(column.type)
-    }
-    columns = {name: column.to_pylist() for name, column in sampled.items()}
-    return schema.from_columns(columns | cast_columns(schema.dtypes, floats))
 
 
 _read_background = lru_cache(_MAX_MODELS)(read_background)
@@ -292,10 +269,7 @@ class _CodedModel:
             unique, indices = np.unique(values, return_inverse=True)
             self._values.append(unique)
             codes.append(indices.astype(np.float64))
-        self.background, self._rows = np.split(
-            np.stack(codes, axis=1),
-            [len(background_values)],
-        )
+        self.background, self._rows = np.split(np.stack(codes, axis=1), [len(background_values)])
 
     def __call__(self, matrix: Array) -> Array:
         """Return the predicted numbers, [N, K], for a matrix of codes, [N, features].
@@ -305,29 +279,21 @@ class _CodedModel:
         for rows in np.split(matrix, range(_RUN_ROWS, len(matrix), _RUN_ROWS)):
             if time.monotonic() > self._deadline:
                 raise DeadlinePassed
-            self.names, numbers = explained_numbers(self._model, self._feeds(rows))
+            feeds = {
+                name: np.empty((len(rows), *template.shape[1:]), dtype=template.dtype)
+                for name, template in self._templates.items()
+            }
+            columns = rows.T.astype(np.intp)
+            for feature, values, codes in zip(self._features, self._values, columns, strict=True):
+                for name, position in feature.places:
+                    feeds[name].reshape(len(rows), -1)[:, position] = values[codes]
+            self.names, numbers = explained_numbers(self._model, feeds)
             if len(numbers) != len(rows):
                 raise InvalidRequest(
-                    f"the model returns {len(numbers)} rows for {len(rows)} and cannot be "
-                    "explained",
+                    f"the model returns {len(numbers)} rows for {len(rows)} and cannot be explained"
                 )
             parts.append(numbers)
         return np.concatenate(parts)
-
-    def _feeds(self, matrix: Array) -> Feeds:
-        """Return the rows whose cells have these codes."""
-        feeds = {
-            name: np.empty(
-                (len(matrix), *template.shape[1:]),
-                dtype=template.dtype,
-            )
-            for name, template in self._templates.items()
-        }
-        columns = matrix.T.astype(np.intp)
-        for feature, values, codes in zip(self._features, self._values, columns, strict=True):
-            for name, position in feature.places:
-                feeds[name].reshape(len(matrix), -1)[:, position] = values[codes]
-        return feeds
 
     def explain(self, max_evals: int, seed: int) -> tuple[Array, Array]:
         """Return the contributions, [N, features, K], and the base values, [K]. Each

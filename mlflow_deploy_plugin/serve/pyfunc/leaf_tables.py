@@ -156,28 +156,21 @@ def _paths(form: AdditiveForm, tree: int) -> Iterator[tuple[int, tuple[_Interval
             yield node, tuple(path.values())
             continue
         feature = int(form.feature[tree, node])
-        below, above = _split(path.get(feature, _Interval(feature)), form, (tree, node))
-        nodes.append((form.left[tree, node], path | {feature: below}))
-        nodes.append((form.right[tree, node], path | {feature: above}))
-
-
-def _split(
-    interval: _Interval,
-    form: AdditiveForm,
-    node: tuple[int, int],
-) -> tuple[_Interval, _Interval]:
-    """Return the parts of the interval that go left and right at the node of a tree."""
-    threshold = form.threshold[node]  # The threshold of categories is NaN.
-    missing_left = bool(form.missing_left[node])
-    left = interval._replace(has_missing=interval.has_missing and missing_left)
-    right = interval._replace(has_missing=interval.has_missing and not missing_left)
-    if np.isnan(threshold):
-        positions = np.flatnonzero(form.members[form.membership[node]]).tolist()
-        codes = sum(1 << position for position in positions)
-        return left._replace(codes=left.codes & codes), right._replace(codes=right.codes & ~codes)
-    high = min(left.high, float(threshold))
-    low = float(np.fmax(right.low, threshold))
-    return left._replace(high=high), right._replace(low=low)
+        interval = path.get(feature, _Interval(feature))
+        threshold = form.threshold[tree, node]
+        missing_left = bool(form.missing_left[tree, node])
+        left = interval._replace(has_missing=interval.has_missing and missing_left)
+        right = interval._replace(has_missing=interval.has_missing and not missing_left)
+        if np.isnan(threshold):  # The threshold of categories is NaN.
+            members = np.flatnonzero(form.members[form.membership[tree, node]]).tolist()
+            codes = sum(1 << position for position in members)
+            left = left._replace(codes=left.codes & codes)
+            right = right._replace(codes=right.codes & ~codes)
+        else:
+            left = left._replace(high=min(left.high, float(threshold)))
+            right = right._replace(low=float(np.fmax(right.low, threshold)))
+        nodes.append((form.left[tree, node], path | {feature: left}))
+        nodes.append((form.right[tree, node], path | {feature: right}))
 
 
 def _sets(met: Array, conditions: Array) -> Array:

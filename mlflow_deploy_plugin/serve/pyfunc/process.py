@@ -52,11 +52,7 @@ advice and XGBoost's stack.
 """
 
 
-def answer_all(
-    descriptor: int,
-    name: str,
-    start: Callable[[], tuple[SideMessage, Answer]],
-) -> None:
+def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage, Answer]]) -> None:
     """Answer requests until the worker has ended, or return if `start` raises
     InvalidArtifact. `name` is for the log.
 
@@ -79,21 +75,17 @@ def answer_all(
     gc.enable()
     send_message(control, ready)
     for connection in connections:
-        _start_thread(connection, answer)
-
-
-def _start_thread(connection: socket.socket, answer: Answer) -> None:
-    """Answer a connection in a thread. Wait while the limit of threads (`ulimit -u`, a
-    container's pids) is reached.
-    """
-    while True:
-        thread = threading.Thread(target=_answer_connection, args=(connection, answer), daemon=True)
-        try:
-            thread.start()
-            return
-        except RuntimeError:
-            _log.warning("a thread cannot be started; requests wait until a thread is available")
-            time.sleep(_NO_THREAD_SECONDS)
+        arguments = connection, answer
+        while True:
+            thread = threading.Thread(target=_answer_connection, args=arguments, daemon=True)
+            try:
+                thread.start()
+                break
+            except RuntimeError:  # The limit of threads (`ulimit -u`, a container's pids).
+                _log.warning(
+                    "a thread cannot be started; requests wait until a thread is available"
+                )
+                time.sleep(_NO_THREAD_SECONDS)
 
 
 def _answer_connection(connection: socket.socket, answer: Answer) -> None:
@@ -129,12 +121,7 @@ def _messages(request: SideMessage, answer: Answer) -> Generator[SideMessage, No
 
 def _refusal(error: OnnxserveError) -> SideMessage:
     return SideMessage(
-        "refused",
-        {
-            "error": type(error).__name__,
-            "message": error.message,
-            "column": error.column,
-        },
+        "refused", {"error": type(error).__name__, "message": error.message, "column": error.column}
     )
 
 
@@ -169,10 +156,7 @@ def version_differences(folder: Path) -> dict[str, str]:
     models of its older versions.
     """
     # a dependency of mlflow, which may be missing
-    from packaging.requirements import (
-        InvalidRequirement,
-        Requirement,
-    )
+    from packaging.requirements import InvalidRequirement, Requirement
 
     requirements = folder / "requirements.txt"
     differences: dict[str, str] = {}
@@ -188,21 +172,16 @@ def version_differences(folder: Path) -> dict[str, str]:
         ):
             continue
         required = f"{requirement.name} {str(requirement.specifier).removeprefix('==')}".rstrip()
-        installed = _installed_version(requirement.name)
+        try:
+            installed = version(requirement.name)
+        except PackageNotFoundError:  # The package xgboost-cpu may have the module xgboost.
+            distributions = packages_distributions().get(requirement.name)
+            installed = version(distributions[0]) if distributions else ""
         if not installed:
             differences[requirement.name] = f"{required} (not installed)"
         elif not requirement.specifier.contains(installed, prereleases=True):
             differences[requirement.name] = f"{required} ({installed} is installed)"
     return differences
-
-
-def _installed_version(name: str) -> str:
-    """Return the installed version of a package, or "" if it is not installed."""
-    try:
-        return version(name)
-    except PackageNotFoundError:  # The package xgboost-cpu may have the module xgboost.
-        distributions = packages_distributions().get(name)
-        return version(distributions[0]) if distributions else ""
 
 
 def clean_message(text: str, most: int = _MAX_CHARACTERS) -> str:

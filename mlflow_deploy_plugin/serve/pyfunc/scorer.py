@@ -89,10 +89,7 @@ _MOST_STEPS = 1_000
 """The maximum length of a list or mapping that is searched for nested estimators."""
 
 
-_LATER: dict[int, type[OnnxserveError]] = {
-    429: errors.TooManyRequests,
-    503: errors.NotReady,
-}
+_LATER: dict[int, type[OnnxserveError]] = {429: errors.TooManyRequests, 503: errors.NotReady}
 """The errors that clients retry, by the HTTP status of MLflow's error."""
 
 
@@ -101,9 +98,7 @@ class NotRepresentable(Exception):
 
 
 def to_model_input(
-    feeds: Mapping[str, Array],
-    artifact: Artifact,
-    names: Mapping[str, str | int],
+    feeds: Mapping[str, Array], artifact: Artifact, names: Mapping[str, str | int]
 ) -> Any:
     """Return the input of `predict` for arrays that match the signature."""
     # A model may change its input, so copy the arrays.
@@ -121,7 +116,7 @@ def _read_dates(name: str | int, column: "pd.Series[Any]") -> Array:
     """
     values = column.astype(object)
     is_iso = values.map(
-        lambda value: isinstance(value, date | str) and bool(_ISO_8601.fullmatch(str(value))),
+        lambda value: isinstance(value, date | str) and bool(_ISO_8601.fullmatch(str(value)))
     )
     texts = values.where(is_iso.astype(bool))
     parsed = pd.to_datetime(texts, utc=True, format="ISO8601", errors="coerce")
@@ -155,8 +150,7 @@ def _read_date_param(name: str, value: Any) -> Any:
         (moment,) = _read_dates(name, pd.Series([value], dtype=object))
     except SchemaMismatch:
         raise SchemaMismatch(
-            f"param {name!r} (datetime): {short_repr(value)} is not {_A_DATE}",
-            column=name,
+            f"param {name!r} (datetime): {short_repr(value)} is not {_A_DATE}", column=name
         ) from None
     if _ISO_DAY.fullmatch(str(value)):
         return value  # MLflow converts a day to a datetime.date.
@@ -248,19 +242,6 @@ def _convert(column: Column, values: Sequence[object] | Array) -> Array:
         return convert_column(column, values, Missing.KEPT)
 
 
-def _text_column(column: "pd.Series[Any]", missing: float | None) -> "pd.Series[Any]":
-    """Return a string column with `missing` in place of its missing values,
-    independently of other rows.
-    """
-    # Also convert categories: before pandas 3, their missing values are NaN, but None
-    # in other string columns.
-    if not column.isna().any() and not isinstance(column.dtype, pd.CategoricalDtype):
-        return column
-    texts = column.astype(object).where(column.notna(), missing)
-    is_plain = missing is not None and all(isinstance(value, str) for value in column.dropna())
-    return texts.astype(_TEXTS) if is_plain else texts
-
-
 def _estimator_fields(model: Any) -> Iterator[dict[str, Any]]:
     """Yield the attributes of a model and of each nested scikit-learn estimator."""
     parts = [model]
@@ -281,9 +262,7 @@ def _estimator_fields(model: Any) -> Iterator[dict[str, Any]]:
 
 
 def _missing_texts(
-    model: Any,
-    names: Sequence[str | int],
-    otherwise: float | None,
+    model: Any, names: Sequence[str | int], otherwise: float | None
 ) -> dict[str | int, float | None]:
     """Return the value (None or NaN) of missing strings in each training column;
     `otherwise` if unknown.
@@ -291,38 +270,29 @@ def _missing_texts(
     # The key is the name of a column; the empty name means all columns.
     learned: dict[str, set[float | None]] = {"": set()}
     for fields in _estimator_fields(model):
-        for column, categories in _text_categories(fields):
-            missing = set(map(_none_or_nan, filter(_is_missing, categories)))
-            learned[column] = learned.get(column, set()) | missing
+        all_categories = fields.get("categories_")
+        if not isinstance(all_categories, list):  # A custom estimator may have any attribute.
+            all_categories = []
+        columns = fields.get("feature_names_in_")
+        if not isinstance(columns, np.ndarray):
+            columns = [""] * max(1, len(all_categories))
+        if fields.get("missing_values", "") is None:  # The estimator is an imputer.
+            all_categories = [np.array(["", None])] * len(columns)
+        for column, categories in zip(columns, all_categories, strict=False):
+            if not isinstance(categories, np.ndarray):
+                continue
+            if not any(isinstance(category, str) for category in categories):
+                continue
+            missing = {
+                None if value is None else np.nan for value in categories if _is_missing(value)
+            }
+            learned[str(column)] = learned.get(str(column), set()) | missing
             learned[""] |= missing
     missing_by_name = {}
     for name in names:
         values = learned.get(str(name)) or learned[""]
         missing_by_name[name] = next(iter(values)) if len(values) == 1 else otherwise
     return missing_by_name
-
-
-def _text_categories(fields: Mapping[str, Any]) -> Iterator[tuple[str, Array]]:
-    """Yield the text columns that an estimator with these attributes has learned: the
-    name (empty if unknown), and the categories with the missing values.
-    """
-    all_categories = fields.get("categories_")
-    if not isinstance(all_categories, list):  # A custom estimator may have any attribute.
-        all_categories = []
-    columns = fields.get("feature_names_in_")
-    if not isinstance(columns, np.ndarray):
-        columns = [""] * max(1, len(all_categories))
-    if fields.get("missing_values", "") is None:  # The estimator is an imputer.
-        all_categories = [np.array(["", None])] * len(columns)
-    for name, categories in zip(columns, all_categories, strict=False):
-        if isinstance(categories, np.ndarray) and any(
-            isinstance(category, str) for category in categories
-        ):
-            yield str(name), categories
-
-
-def _none_or_nan(missing: Any) -> float | None:
-    return None if missing is None else np.nan
 
 
 def to_outputs(prediction: Any) -> dict[str, Array]:
@@ -342,11 +312,7 @@ def to_outputs(prediction: Any) -> dict[str, Array]:
     return {UNNAMED_OUTPUT: _array(prediction)}
 
 
-def to_texts(
-    prediction: Any,
-    rows: int,
-    names: Sequence[str],
-) -> dict[str, Array]:
+def to_texts(prediction: Any, rows: int, names: Sequence[str]) -> dict[str, Array]:
     """Convert an answer that `to_outputs` rejects: to one output with a JSON string per
     row, or to columns of values.
 
@@ -367,33 +333,26 @@ def to_texts(
             raise NotRepresentable(f"an answer does not contain {', '.join(names)}")
         columns = {}
         for name in names:
-            if any(name in answer for answer in answers):
-                columns[name] = _plain_or_json([answer.get(name) for answer in answers])
+            if not any(name in answer for answer in answers):
+                continue
+            values = [answer.get(name) for answer in answers]
+            try:
+                columns[name] = _array(values)
+            except NotRepresentable:
+                columns[name] = _json_texts(values)
         return columns
     except TypeError as error:  # orjson rejects integers above 64 bits and more than 254 levels.
         raise NotRepresentable(f"an answer cannot be written as JSON: {error}") from None
 
 
-def _plain_or_json(values: list[Any]) -> Array:
-    try:
-        return _array(values)
-    except NotRepresentable:
-        return _json_texts(values)
-
-
 def _json_texts(values: Any) -> Array:
     as_json = _AS_TEXT[_NESTED]
     return _texts(
-        values,
-        lambda value: value if value is None or isinstance(value, str) else as_json(value),
+        values, lambda value: value if value is None or isinstance(value, str) else as_json(value)
     )
 
 
-def to_feeds(
-    data: Any,
-    artifact: Artifact,
-    types: Mapping[str, str],
-) -> Feeds:
+def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
     """Return a model's input as arrays for the log, the inverse of `to_model_input`.
     Raises NotRepresentable.
     """
@@ -401,21 +360,11 @@ def to_feeds(
         columns = artifact.columns or artifact.logged_columns
         if columns:
             frame = _as_table(data, types)
-            frame = frame.set_axis(
-                [str(name) for name in frame.columns],
-                axis=1,
-            )
+            frame = frame.set_axis([str(name) for name in frame.columns], axis=1)
             kinds = {
                 column.name: COLUMN_TYPES[column.type] for column in columns if column.name in frame
             }
-            return {
-                name: _typed(
-                    frame[name],
-                    kind,
-                    types[name],
-                )
-                for name, kind in kinds.items()
-            }
+            return {name: _typed(frame[name], kind, types[name]) for name, kind in kinds.items()}
         if len(artifact.tensors) == 1 and not isinstance(data, Mapping):
             data = {artifact.inputs[0].name: data}
         if artifact.tensors and isinstance(data, Mapping):
@@ -443,10 +392,7 @@ def _typed(column: Any, dtype: str, kind: str) -> Array:
     return np.asarray(column.to_numpy(dtype=dtype))
 
 
-def _texts(
-    values: Any,
-    as_text: Callable[[Any], str | None],
-) -> Array:
+def _texts(values: Any, as_text: Callable[[Any], str | None]) -> Array:
     return object_array([as_text(value) for value in values])
 
 
@@ -502,29 +448,22 @@ def _array(value: Any) -> Array:
     if array.dtype.kind == "U":
         return array.astype(object)
     if array.dtype.kind == "O":
-        return _of_objects(array)
+        if all(isinstance(entry, str) for entry in array.flat):
+            return array
+        with suppress(ValueError):
+            numbers = np.array(array.tolist())
+            if numbers.dtype.kind in "iubf":
+                return numbers
+        if all(isinstance(entry, str) or _is_missing(entry) for entry in array.flat):
+            raise NotRepresentable(
+                "an output contains a missing string, which some protocols cannot represent"
+            )
+        raise NotRepresentable("an output contains objects that are neither numbers nor strings")
     if array.dtype.kind in "iub" or (array.dtype.kind == "f" and array.dtype.itemsize <= 8):
         return array
     raise NotRepresentable(
-        f"an output contains {array.dtype} values, which are neither numbers nor strings",
+        f"an output contains {array.dtype} values, which are neither numbers nor strings"
     )
-
-
-def _of_objects(array: Array) -> Array:
-    """Return an array of objects if all are strings, or the numbers in it. Raises
-    NotRepresentable for other objects.
-    """
-    if all(isinstance(entry, str) for entry in array.flat):
-        return array
-    with suppress(ValueError):
-        numbers = np.array(array.tolist())
-        if numbers.dtype.kind in "iubf":
-            return numbers
-    if all(isinstance(entry, str) or _is_missing(entry) for entry in array.flat):
-        raise NotRepresentable(
-            "an output contains a missing string, which some protocols cannot represent",
-        )
-    raise NotRepresentable("an output contains objects that are neither numbers nor strings")
 
 
 def _of_pandas(value: Any) -> Array:
@@ -640,7 +579,11 @@ class _Recorder:
         self.params = params
         try:
             self.data = self._convert(data)
-            self.params = self._read_params(params)
+            schema = self.metadata.get_params_schema()
+            if schema is not None and isinstance(params, dict):
+                dates = [spec.name for spec in schema if spec.dtype == DataType.datetime]
+                sent = [name for name in dates if name in params]
+                self.params = params | {name: _read_date_param(name, params[name]) for name in sent}
             self.prediction = self._model.predict(self.data, params=self.params)
         except (MlflowException, KeyboardInterrupt, GeneratorExit):
             raise
@@ -651,16 +594,6 @@ class _Recorder:
             self.is_too_large = True
             raise RuntimeError
         return self.prediction
-
-    def _read_params(self, params: Any) -> Any:
-        """Return the params with dates by the rules of columns."""
-        schema = self.metadata.get_params_schema()
-        if schema is None or not isinstance(params, dict):
-            return params
-        dates = [
-            spec.name for spec in schema if spec.dtype == DataType.datetime and spec.name in params
-        ]
-        return params | {name: _read_date_param(name, params[name]) for name in dates}
 
 
 def _retyped(schema: Any, types: Mapping[DataType, Any]) -> Any:
@@ -678,10 +611,6 @@ def _retyped(schema: Any, types: Mapping[DataType, Any]) -> Any:
     return Schema(columns)
 
 
-def _type_name(kind: Any) -> str:
-    return str(kind.name) if isinstance(kind, DataType) else _NESTED
-
-
 def load_scorer(folder: Path) -> "Scorer":
     """Load a model outside of a server. Raises CodeRefused if model code is switched
     off, and InvalidArtifact if MLflow cannot load the model.
@@ -693,7 +622,7 @@ def load_scorer(folder: Path) -> "Scorer":
     except BaseException as error:  # noqa: BLE001 - A model's own code may raise any error.
         pass_exit(error)
         raise errors.InvalidArtifact(
-            f"MLflow cannot load the model: {load_failure(error, folder)}",
+            f"MLflow cannot load the model: {load_failure(error, folder)}"
         ) from None
 
 
@@ -709,15 +638,12 @@ class Scorer:
         columns = artifact.columns or artifact.logged_columns
         if columns:
             names = [column.name for column in columns]
-            kinds = map(_type_name, self._schema.input_types())
+            kinds = [
+                str(kind.name) if isinstance(kind, DataType) else _NESTED
+                for kind in self._schema.input_types()
+            ]
             self._types = dict(zip(names, kinds, strict=True))
-            self._names = dict(
-                zip(
-                    names,
-                    self._schema.input_names(),
-                    strict=True,
-                )
-            )
+            self._names = dict(zip(names, self._schema.input_names(), strict=True))
         self._kinds = {self._names[column]: kind for column, kind in self._types.items()}
         self._missing: dict[str | int, float | None] = {}
         # MLflow's CSV reader rejects dates, and wraps large numbers in 32 bits.
@@ -770,11 +696,7 @@ class Scorer:
             # the names of tools.
             opened = {ArrayType: ArrayType(AnyType()), Object: AnyType()}
             columns = [
-                ColSpec(
-                    opened.get(type(spec.type), spec.type),
-                    spec.name,
-                    spec.required,
-                )
+                ColSpec(opened.get(type(spec.type), spec.type), spec.name, spec.required)
                 for spec in model.metadata.get_input_schema()
             ]
             model.metadata.signature.inputs = Schema(columns)
@@ -811,9 +733,7 @@ class Scorer:
                 outputs = self.invoke(JSON, example.read_bytes()).arrays.get("outputs", {})
         except OnnxserveError as refusal:
             _log.warning(
-                "the model cannot predict its example (%s): %s",
-                INPUT_EXAMPLE,
-                refusal.message,
+                "the model cannot predict its example (%s): %s", INPUT_EXAMPLE, refusal.message
             )
             return {}
         return {name: array[:0] for name, array in outputs.items()}
@@ -825,19 +745,25 @@ class Scorer:
         most_values: int = sys.maxsize,
         keys: Sequence[str] = (),
     ) -> SideMessage:
-        """Answer a body of `/invocations`, with arrays for the log. The columns `keys`
-        are not passed to the model.
+        """Answer a body of `/invocations`, with `feeds`, `keys`, and `outputs` or
+        `texts` for the log. The columns `keys` are not passed to the model.
         """
         recorder, text = self._score(self._model, content_type, body, most_values, keys)
-        return SideMessage("answer", arrays=self._log_arrays(recorder), body=_strict_json(text))
+        feeds = self._log_feeds(recorder.data)
+        arrays: dict[str, Mapping[str, Array]] = {"feeds": feeds, "keys": recorder.key_arrays}
+        try:
+            arrays["outputs"] = to_outputs(recorder.prediction)
+        except NotRepresentable:
+            rows = max(map(len, feeds.values()), default=0)
+            names = [output.name for output in self._artifact.outputs] or [UNNAMED_OUTPUT]
+            try:
+                arrays["texts"] = to_texts(recorder.prediction, rows, names)
+            except NotRepresentable as error:
+                self._warn_once(error)
+        return SideMessage("answer", arrays=arrays, body=_strict_json(text))
 
     def _score(
-        self,
-        model: Any,
-        content_type: str,
-        body: bytes,
-        most_values: int,
-        keys: Sequence[str],
+        self, model: Any, content_type: str, body: bytes, most_values: int, keys: Sequence[str]
     ) -> tuple[_Recorder, str]:
         """Predict for a body of `/invocations`, and return the recorder and MLflow's
         answer.
@@ -863,10 +789,7 @@ class Scorer:
                 schema.has_input_names() and not schema.is_tensor_spec()
             )
             if mime_type == "text/csv" and has_columns:
-                mlflow_protocol.check_separator(
-                    body,
-                    [str(name) for name in self._names.values()],
-                )
+                mlflow_protocol.check_separator(body, [str(name) for name in self._names.values()])
             # MLflow must read a key such as 007 as text.
             if mime_type == "text/csv" and keys and has_columns:
                 texts = (ColSpec(DataType.string, name, required=False) for name in keys)
@@ -880,7 +803,7 @@ class Scorer:
             _log.info("a body could not be read", exc_info=True)
             if recorder.prediction is not None:
                 raise InferenceError(
-                    f"the answer cannot be written as JSON: {error_summary(error)}",
+                    f"the answer cannot be written as JSON: {error_summary(error)}"
                 ) from None
             raise InvalidRequest(f"the body cannot be read: {error_summary(error)}") from None
         if answer.status != 200:
@@ -908,9 +831,7 @@ class Scorer:
                 text = io.StringIO()
                 scoring_server.unwrapped_predictions_to_json(part, text)
                 yield SideMessage(
-                    side_messages.PART_MESSAGE,
-                    arrays=arrays,
-                    body=_strict_json(text.getvalue()),
+                    side_messages.PART_MESSAGE, arrays=arrays, body=_strict_json(text.getvalue())
                 )
                 arrays = {"feeds": {}}
         except errors.BodyTooLarge:
@@ -920,7 +841,7 @@ class Scorer:
         except (Exception, SystemExit) as error:  # noqa: BLE001 - A model may raise any error.
             _log.exception("the model refused a request")
             raise InferenceError(
-                f"the model cannot compute this input: {error_summary(error)}",
+                f"the model cannot compute this input: {error_summary(error)}"
             ) from None
         yield SideMessage("end")
 
@@ -941,10 +862,7 @@ class Scorer:
         return SideMessage("answer", arrays={"outputs": self.outputs_of(data, most_values, params)})
 
     def outputs_of(
-        self,
-        data: Any,
-        most_values: int = sys.maxsize,
-        params: Mapping[str, Any] | None = None,
+        self, data: Any, most_values: int = sys.maxsize, params: Mapping[str, Any] | None = None
     ) -> dict[str, Array]:
         """Return named outputs for a frame, arrays, or a mapping of arrays. Raises the
         OnnxserveError that describes the refusal, and InferenceError if the answer
@@ -1000,7 +918,17 @@ class Scorer:
             if pd.api.types.infer_dtype(column) != "string":
                 texts = column.astype(object).where(column.notna(), None)
                 _convert(self._plain[str(name)], texts.tolist())
-            return _text_column(column, self._missing[name]) if self._missing else column
+            # Also convert categories: before pandas 3, their missing values are NaN,
+            # but None in other string columns.
+            may_differ = column.isna().any() or isinstance(column.dtype, pd.CategoricalDtype)
+            if not self._missing or not may_differ:
+                return column
+            missing = self._missing[name]
+            texts = column.astype(object).where(column.notna(), missing)
+            is_plain = missing is not None and all(
+                isinstance(value, str) for value in column.dropna()
+            )
+            return texts.astype(_TEXTS) if is_plain else texts
         if kind in ("integer", "float") and column.dtype in ("int64", "float64"):
             return _convert(self._plain[str(name)], column.to_numpy())
         return column
@@ -1047,30 +975,11 @@ class Scorer:
         if recorder.error is not None:
             _log.error("the model refused a request", exc_info=recorder.error)
             return InferenceError(
-                f"the model cannot compute this input: {error_summary(recorder.error)}",
+                f"the model cannot compute this input: {error_summary(recorder.error)}"
             )
         default = InvalidRequest if recorder.data is None else SchemaMismatch
         kind = _error_class(error, default)
         return kind(clean_message(str(getattr(error, "message", error))))
-
-    def _log_arrays(self, recorder: _Recorder) -> Mapping[str, Mapping[str, Array]]:
-        """Return `feeds`, `keys`, and `outputs` or `texts` for the inference log. Warn
-        once if an array is missing.
-        """
-        arrays: dict[str, Mapping[str, Array]] = {
-            "feeds": self._log_feeds(recorder.data),
-            "keys": recorder.key_arrays,
-        }
-        try:
-            return {**arrays, "outputs": to_outputs(recorder.prediction)}
-        except NotRepresentable:
-            rows = max(map(len, arrays["feeds"].values()), default=0)
-            names = [output.name for output in self._artifact.outputs] or [UNNAMED_OUTPUT]
-        try:
-            arrays["texts"] = to_texts(recorder.prediction, rows, names)
-        except NotRepresentable as error:
-            self._warn_once(error)
-        return arrays
 
     def _log_feeds(self, data: Any) -> Feeds:
         """Return the inputs for the inference log. If they cannot be represented,
@@ -1079,7 +988,7 @@ class Scorer:
         try:
             if self._artifact.undescribed and not self._artifact.logged_columns:
                 raise NotRepresentable(
-                    "its signature has no columns that the inference log supports",
+                    "its signature has no columns that the inference log supports"
                 )
             return to_feeds(data, self._artifact, self._types)
         except NotRepresentable as error:

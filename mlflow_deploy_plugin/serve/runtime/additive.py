@@ -123,11 +123,7 @@ class AdditiveForm:
                     self.missing_left[trees, nodes],
                     is_member | (compared <= self.threshold[trees, nodes]),
                 )
-                children = np.where(
-                    goes_left,
-                    self.left[trees, nodes],
-                    self.right[trees, nodes],
-                )
+                children = np.where(goes_left, self.left[trees, nodes], self.right[trees, nodes])
                 nodes = np.where(is_inner, children, nodes)
             sums[row] = self.value[trees, nodes].sum(axis=0) + self.base
         return sums
@@ -223,10 +219,7 @@ class FeatureReader:
     """
 
     def __init__(
-        self,
-        form: AdditiveForm,
-        inputs: Sequence[Input],
-        session: "ort.InferenceSession | None",
+        self, form: AdditiveForm, inputs: Sequence[Input], session: "ort.InferenceSession | None"
     ) -> None:
         """Read features of rows.
 

@@ -87,12 +87,7 @@ class Agreement:
         allow.
         """
         sizes = np.where(self.same, -1.0, self.differences)
-        return tuple(
-            map(
-                int,
-                np.unravel_index(int(sizes.argmax()), sizes.shape),
-            )
-        )
+        return tuple(map(int, np.unravel_index(int(sizes.argmax()), sizes.shape)))
 
     @property
     def differing_rows(self) -> int:
@@ -105,9 +100,7 @@ class Agreement:
         if self.differences.ndim == 1:
             return self
         return Agreement(
-            largest_of_rows(self.differences),
-            largest_of_rows(self.excess),
-            self.are_numbers,
+            largest_of_rows(self.differences), largest_of_rows(self.excess), self.are_numbers
         )
 
 
@@ -133,7 +126,15 @@ def compare(want: Array, got: Array, tolerance: Tolerance = EXACT) -> Agreement:
     got = got.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         differences = np.abs(want - got)
-        excess = differences / _allowed(want, got, tolerance)
+        sizes = np.abs(want)
+        larger = np.maximum(sizes, np.abs(got)) if tolerance.is_symmetric else sizes
+        # The allowed difference is not finite for numbers that are not.
+        allowed = tolerance.absolute + tolerance.relative * larger
+        if tolerance.of_row:
+            finite = np.where(np.isfinite(sizes), sizes, 0.0)
+            largest = largest_of_rows(finite).reshape(len(want), *[1] * (want.ndim - 1))
+            allowed = allowed + tolerance.of_row * largest
+        excess = differences / allowed
     for errors in (differences, excess):
         # One value is NaN or infinite, or the tolerance is 0.
         np.copyto(errors, np.inf, where=np.isnan(errors))
@@ -146,20 +147,3 @@ def largest_of_rows(values: Array) -> Array:
     values.
     """
     return np.asarray(as_table(values).max(axis=1, initial=0.0))
-
-
-def _allowed(want: Array, got: Array, tolerance: Tolerance) -> Array:
-    """Return the allowed difference of each number. It is not finite for numbers that
-    are not.
-    """
-    sizes = np.abs(want)
-    larger = np.maximum(sizes, np.abs(got)) if tolerance.is_symmetric else sizes
-    allowed = tolerance.absolute + tolerance.relative * larger
-    if tolerance.of_row:
-        finite = np.where(np.isfinite(sizes), sizes, 0.0)
-        largest = largest_of_rows(finite).reshape(
-            len(want),
-            *[1] * (want.ndim - 1),
-        )
-        allowed = allowed + tolerance.of_row * largest
-    return np.asarray(allowed)

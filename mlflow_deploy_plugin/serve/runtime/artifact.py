@@ -9,8 +9,9 @@ graph is loaded (`serve/runtime/model.py`).
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Literal, TypedDict
 
@@ -31,17 +32,7 @@ PYFUNC_PARITY: Final = "not applicable: a pyfunc is the original itself"
 INTEGERS: Final = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 TENSOR_DTYPES: dict[str, str] = {
     "object": "str",  # MLflow writes either object or str for strings.
-    **{
-        dtype: dtype
-        for dtype in (
-            "str",
-            "bool",
-            "float16",
-            "float32",
-            "float64",
-            *INTEGERS,
-        )
-    },
+    **{dtype: dtype for dtype in ("str", "bool", "float16", "float32", "float64", *INTEGERS)},
 }
 """The tensor dtypes in an MLmodel file, each with its numpy dtype in the notation of
 `COLUMN_TYPES`.
@@ -225,21 +216,6 @@ def read_artifact(folder: Path) -> Artifact:
     take the signature.
     """
     document = read_mlmodel(folder)
-    flavor, section = _onnx_section(document)
-    try:
-        return _parse_artifact(folder, document, flavor, section)
-    except MALFORMED as error:
-        raise InvalidArtifact(
-            f"the MLmodel file cannot be understood: {type(error).__name__}: {error}",
-        ) from None
-
-
-def _onnx_section(
-    document: Mapping[str, Any],
-) -> tuple[Literal["onnxserve", "onnx"], Mapping[str, Any]]:
-    """Return the ONNX flavor that the model is served with, and its section. Raises
-    InvalidArtifact if there is none.
-    """
     flavors = document.get("flavors")
     if not isinstance(flavors, Mapping):
         flavors = {}
@@ -249,9 +225,14 @@ def _onnx_section(
         entries = ", ".join(sorted(map(str, flavors))) or "none"
         raise InvalidArtifact(
             f"this model has the flavors {entries}, none of which is onnxserve or onnx: "
-            "log it with mlflow_deploy_plugin.log_model",
+            "log it with mlflow_deploy_plugin.log_model"
         )
-    return flavor, section
+    try:
+        return _parse_artifact(folder, document, flavor, section)
+    except MALFORMED as error:
+        raise InvalidArtifact(
+            f"the MLmodel file cannot be understood: {type(error).__name__}: {error}"
+        ) from None
 
 
 def _parse_artifact(
@@ -265,7 +246,7 @@ def _parse_artifact(
     """
     content: Mapping[str, Any] = {key: value for key, value in section.items() if value}
     inputs = tuple(map(_read_input, content.get("inputs", ())))
-    columns, tensors = _read_signature(document.get("signature"), _only_column(inputs))
+    columns, tensors = _read_signature(document.get("signature"), inputs)
     refusals = _read_refusals(content.get("refused", {}))
     return Artifact(
         folder=folder,
@@ -275,7 +256,10 @@ def _parse_artifact(
         columns=columns,
         tensors=tensors,
         inputs=inputs,
-        outputs=tuple(map(_read_output, content.get("outputs", ()))),
+        outputs=tuple(
+            Output(*_read_array(entry, entry), entry["role"])
+            for entry in content.get("outputs", ())
+        ),
         refusals=refusals,
         categories=_read_categories(content.get("categories", {})),
         prediction=tuple(content.get("prediction", ())),
@@ -315,20 +299,8 @@ def _read_input(entry: Mapping[str, Any]) -> Input:
     return Input(name, dtype, shape, columns, entry.get("missing"))
 
 
-def _read_output(entry: Mapping[str, Any]) -> Output:
-    return Output(*_read_array(entry, entry), entry["role"])
-
-
 def _read_categories(categories: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     return {str(column): tuple(map(str, entries)) for column, entries in categories.items()}
-
-
-def _only_column(inputs: Sequence[Input]) -> str | None:
-    """Return the column of the graph if it has only one, otherwise None."""
-    names: list[str] = []
-    for array in inputs:
-        names += array.columns
-    return names[0] if len(names) == 1 else None
 
 
 def _read_refusals(refused: Mapping[str, Any]) -> Refusals:
@@ -340,10 +312,7 @@ def _read_refusals(refused: Mapping[str, Any]) -> Refusals:
     )
 
 
-def _read_tokenizer(
-    folder: Path,
-    entry: dict[str, Any] | None,
-) -> TokenizerSpec | None:
+def _read_tokenizer(folder: Path, entry: dict[str, Any] | None) -> TokenizerSpec | None:
     if not entry:
         return None
     return TokenizerSpec(**entry | {"file": _inside(folder, entry["file"])})
@@ -358,7 +327,7 @@ def check_digests(artifact: Artifact) -> None:
                 actual = f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
         except OSError as error:
             raise InvalidArtifact(
-                f"the model's file {name!r} cannot be read: {error.strerror}",
+                f"the model's file {name!r} cannot be read: {error.strerror}"
             ) from None
         if actual != expected:
             raise InvalidArtifact(altered_file_message(name, actual, expected))
@@ -378,7 +347,7 @@ def _inside(folder: Path, relative: str) -> Path:
     path = folder / relative
     if not path.resolve().is_relative_to(folder.resolve()):
         raise InvalidArtifact(
-            f"the MLmodel file names {relative!r}, which is outside of the model's folder",
+            f"the MLmodel file names {relative!r}, which is outside of the model's folder"
         )
     # isfile also returns False for a name that is not a valid file name.
     if not os.path.isfile(path):
@@ -408,8 +377,7 @@ def read_tensor(entry: Mapping[str, Any]) -> Tensor:
 
 
 def _read_array(
-    entry: Mapping[str, Any],
-    spec: Mapping[str, Any],
+    entry: Mapping[str, Any], spec: Mapping[str, Any]
 ) -> tuple[str, str, tuple[int, ...]]:
     """Return the name in `entry`, and the dtype and shape in `spec`. Raises TypeError
     or ValueError if one of them is not valid.
@@ -423,18 +391,19 @@ def _read_array(
         type(size) is int and -1 <= size < 2**63 for size in shape
     ):
         raise ValueError(
-            f"{name[:100]!r} has the shape {shape!r:.100}; integers are expected, -1 for any size",
+            f"{name[:100]!r} has the shape {shape!r:.100}; integers are expected, -1 for any size"
         )
     return name, TENSOR_DTYPES[dtype], shape
 
 
 def _read_signature(
-    signature: Mapping[str, Any] | None,
-    only_name: str | None,
+    signature: Mapping[str, Any] | None, inputs: Iterable[Input]
 ) -> tuple[tuple[Column, ...], tuple[Tensor, ...]]:
     """Return the columns or the tensors of a signature. An only column without a name
-    gets `only_name`.
+    gets the name that the graph's inputs have for it.
     """
+    fed = list(chain.from_iterable(array.columns for array in inputs))
+    only_name = fed[0] if len(fed) == 1 else None
     columns = []
     tensors = []
     for position, entry in enumerate(json.loads((signature or {}).get("inputs") or "[]")):
@@ -443,17 +412,11 @@ def _read_signature(
         elif entry.get("type") in COLUMN_TYPES:
             # MLflow uses the position as the name of a column without a name.
             name = checked_name(entry.get("name", only_name or str(position)))
-            columns.append(
-                Column(
-                    name,
-                    entry["type"],
-                    entry.get("required", True),
-                )
-            )
+            columns.append(Column(name, entry["type"], entry.get("required", True)))
         else:
             raise InvalidArtifact(
                 f"column {entry.get('name', position)!r} has the type {entry.get('type')!r}, "
                 "which an ONNX model cannot take; the possible types are "
-                f"{', '.join(COLUMN_TYPES)}",
+                f"{', '.join(COLUMN_TYPES)}"
             )
     return tuple(columns), tuple(tensors)

@@ -121,14 +121,7 @@ class QueuedRequest:
     wake: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self.key = tuple(
-            (
-                name,
-                array.dtype,
-                array.shape[1:],
-            )
-            for name, array in self.feeds.items()
-        )
+        self.key = tuple((name, array.dtype, array.shape[1:]) for name, array in self.feeds.items())
         self.wake.acquire()
 
     def set_state(self, state: RequestState) -> None:
@@ -189,17 +182,22 @@ class Batcher:
         entry = QueuedRequest(feeds, rows.pop(), time.perf_counter(), deadline, count)
         self._enqueue(entry)
         if entry.state is not RequestState.LEADER:
-            self._wait(entry)
+            seconds = min(max(0.0, deadline - time.perf_counter()), threading.TIMEOUT_MAX)
+            if deadline == float("inf"):
+                entry.wake.acquire()
+            elif not entry.wake.acquire(timeout=seconds):
+                with self._lock:
+                    if entry.state is RequestState.WAITING:
+                        entry.state = RequestState.EXPIRED
+                        self._queue.remove(entry)
+                if entry.state is RequestState.COMPUTING:
+                    entry.wake.acquire()
         if entry.state is RequestState.LEADER:
             self._lead(entry)
         return self._result(entry)
 
     def submit(
-        self,
-        feeds: Feeds,
-        deadline: float,
-        count: BatchCallback,
-        done: ResultCallback,
+        self, feeds: Feeds, deadline: float, count: BatchCallback, done: ResultCallback
     ) -> None:
         """Do the same as `run` without blocking. `done` is called in another thread, or
         here if the queue is full.
@@ -219,7 +217,7 @@ class Batcher:
                 while len(self._threads) < _DELIVERING_THREADS:
                     name = f"onnxserve-batcher-{len(self._threads)}"
                     self._threads.append(
-                        threading.Thread(target=self._serve, name=name, daemon=True),
+                        threading.Thread(target=self._serve, name=name, daemon=True)
                     )
                     self._threads[-1].start()
         try:
@@ -265,7 +263,7 @@ class Batcher:
         """
         if entry.state is RequestState.EXPIRED:
             raise DeadlineExceeded(
-                "the request's deadline passed while it waited for the model; it was not computed",
+                "the request's deadline passed while it waited for the model; it was not computed"
             )
         if entry.state is RequestState.RETRY_ALONE:
             return self._compute(entry.feeds)
@@ -306,26 +304,6 @@ class Batcher:
             entry.state = RequestState.LEADER
             self._leaders.put(entry)
 
-    def _wait(self, entry: QueuedRequest) -> None:
-        """Wait until the request is computed or is the leader, or its deadline has
-        passed while it was in the queue.
-        """
-        if entry.deadline == float("inf"):
-            entry.wake.acquire()
-            return
-        seconds = min(
-            max(0.0, entry.deadline - time.perf_counter()),
-            threading.TIMEOUT_MAX,
-        )
-        if entry.wake.acquire(timeout=seconds):
-            return
-        with self._lock:
-            if entry.state is RequestState.WAITING:
-                entry.state = RequestState.EXPIRED
-                self._queue.remove(entry)
-        if entry.state is RequestState.COMPUTING:
-            entry.wake.acquire()
-
     def _lead(self, leader: QueuedRequest) -> None:
         """Compute one batch, make the next request in the queue the leader, and
         distribute the outputs. After an error, each request of the batch is computed
@@ -340,9 +318,7 @@ class Batcher:
                 results = self._compute_batch(batch)
                 self._batch_seconds = time.perf_counter() - began
                 leader.count(
-                    sum(entry.rows for entry in batch),
-                    began - leader.queued,
-                    self._batch_seconds,
+                    sum(entry.rows for entry in batch), began - leader.queued, self._batch_seconds
                 )
         except BaseException as error:
             pass_exit(error)
@@ -484,22 +460,8 @@ class _Pairs:
         return (
             is_close(both[:1], single, _ROUNDING)
             and is_close(both[1:], single, _ROUNDING)
-            and all(
-                is_close(
-                    outputs[name][:1],
-                    both[:1],
-                    tolerance,
-                )
-                for outputs in self.before
-            )
-            and all(
-                is_close(
-                    outputs[name][1:],
-                    both[1:],
-                    tolerance,
-                )
-                for outputs in self.behind
-            )
+            and all(is_close(outputs[name][:1], both[:1], tolerance) for outputs in self.before)
+            and all(is_close(outputs[name][1:], both[1:], tolerance) for outputs in self.behind)
         )
 
 
@@ -519,8 +481,24 @@ def unbatchable_reason(predictor: Predictor, feeds: Feeds) -> str:
         return "its inputs do not have the same number of rows"
     if not all(map(len, feeds.values())):
         return "its example has no rows"
+
+    def compute(*rows: Feeds) -> dict[str, Array]:
+        return predictor.run(concatenate_feeds(rows))
+
     try:
-        pairs = _compute_pairs(predictor, feeds)
+        # The second row, or a row that differs from the only row, with other rows.
+        first = repeat_row(feeds, 0)
+        neighbours = [first, *_different_rows(predictor, first)]
+        row = neighbours[1]
+        if len(next(iter(feeds.values()))) > 1:
+            row = repeat_row(feeds, 1)
+        pairs = _Pairs(
+            single=compute(row),
+            twins=compute(row, row),
+            again=compute(row, row),
+            before=[compute(row, other) for other in neighbours],
+            behind=[compute(other, row) for other in neighbours],
+        )
     except InferenceError as error:
         return f"it cannot compute two rows together: {error.message}"
     tolerance = EXACT if predictor.artifact.tokenizer is None else _PADDING
@@ -530,28 +508,6 @@ def unbatchable_reason(predictor: Predictor, feeds: Feeds) -> str:
         if not pairs.is_independent(name, tolerance):
             return f"its output {name!r} depends on the other rows of the batch"
     return ""
-
-
-def _compute_pairs(predictor: Predictor, feeds: Feeds) -> _Pairs:
-    """Return the outputs for the second of the feeds' rows (or a row that differs from
-    the only row) with other rows.
-    """
-
-    def compute(*rows: Feeds) -> dict[str, Array]:
-        return predictor.run(concatenate_feeds(rows))
-
-    first = repeat_row(feeds, 0)
-    neighbours = [first, *_different_rows(predictor, first)]
-    row = neighbours[1]
-    if len(next(iter(feeds.values()))) > 1:
-        row = repeat_row(feeds, 1)
-    return _Pairs(
-        single=compute(row),
-        twins=compute(row, row),
-        again=compute(row, row),
-        before=[compute(row, other) for other in neighbours],
-        behind=[compute(other, row) for other in neighbours],
-    )
 
 
 def _different_rows(predictor: Predictor, first: Feeds) -> list[Feeds]:
@@ -564,10 +520,7 @@ def _different_rows(predictor: Predictor, first: Feeds) -> list[Feeds]:
         for name, array in first.items():
             if array.dtype.kind == "f":
                 with np.errstate(over="ignore"):  # Infinity is a valid test value.
-                    row = {
-                        **row,
-                        name: ((array + 1) * factor).astype(array.dtype),
-                    }
+                    row = {**row, name: ((array + 1) * factor).astype(array.dtype)}
             elif array.dtype.kind in "iub":
                 row = {**row, name: (array == 0).astype(array.dtype)}
         try:

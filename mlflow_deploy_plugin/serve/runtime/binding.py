@@ -102,10 +102,7 @@ class CudaGraph:
 
     def _allocate(self, shape: tuple[int, ...], dtype: Dtype) -> "ort.OrtValue":
         return import_onnxruntime().OrtValue.ortvalue_from_shape_and_type(
-            shape,
-            dtype,
-            self._memory,
-            self._device_id,
+            shape, dtype, self._memory, self._device_id
         )
 
 
@@ -125,10 +122,7 @@ class GraphSession:
         self._thread = ThreadPoolExecutor(1, "onnxserve-graphs")
 
     def run(
-        self,
-        names: Sequence[str],
-        feeds: Feeds,
-        options: "ort.RunOptions | None" = None,
+        self, names: Sequence[str], feeds: Feeds, options: "ort.RunOptions | None" = None
     ) -> list[Array]:
         """Compute the named outputs. Raises the errors of `InferenceSession.run`.
         `options` are ignored.
@@ -144,13 +138,7 @@ class GraphSession:
         if graph is not None:
             return graph.run(feeds)
         if key not in self._graphs and len(self._graphs) < MAX_GRAPHS:
-            graph = CudaGraph(
-                self._session,
-                self._placement,
-                feeds,
-                names,
-                len(self._graphs) + 1,
-            )
+            graph = CudaGraph(self._session, self._placement, feeds, names, len(self._graphs) + 1)
             # After a failed capture, a second run would return the outputs of another
             # run.
             self._graphs[key] = None
@@ -172,22 +160,12 @@ def can_bind(session: "ort.InferenceSession") -> bool:
     """Return True if a CUDA graph can compute the session. Texts and mappings cannot be
     on a device.
     """
-    types = [
-        node.type
-        for node in (
-            *session.get_inputs(),
-            *session.get_outputs(),
-        )
-    ]
+    types = [node.type for node in (*session.get_inputs(), *session.get_outputs())]
     are_numbers = all(kind.startswith("tensor(") and kind != "tensor(string)" for kind in types)
     return are_numbers and not operators_of(session) & _DATA_DEPENDENT
 
 
-def pinned_empty(
-    shape: tuple[int, ...],
-    dtype: npt.DTypeLike,
-    device_id: int,
-) -> Array:
+def pinned_empty(shape: tuple[int, ...], dtype: npt.DTypeLike, device_id: int) -> Array:
     """Return an uninitialised array in page-locked memory, or in ordinary memory if
     CUDA cannot allocate it.
     """

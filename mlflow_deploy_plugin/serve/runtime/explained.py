@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -45,7 +45,7 @@ def check_explainable(artifact: Artifact) -> None:
     if artifact.flavor == PYTHON_FUNCTION:
         raise InvalidRequest(
             "this version has no ONNX form (it is a pyfunc), and only an ONNX model can be "
-            "explained",
+            "explained"
         )
     for entry in artifact.inputs:
         if entry.shape:  # An empty shape means that the shape is unknown.
@@ -53,13 +53,13 @@ def check_explainable(artifact: Artifact) -> None:
         if entry.shape[:1] not in ((), (-1,)):
             raise InvalidRequest(
                 f"the graph takes batches of {entry.shape[0]} rows; only graphs with a free batch "
-                "size can be explained",
+                "size can be explained"
             )
     explained_outputs(artifact)
     if artifact.reference is None and not (artifact.folder / INPUT_EXAMPLE).is_file():
         raise InvalidRequest(
             "the model has no sample rows, which an explanation needs; log it with "
-            "mlflow_deploy_plugin.log_model and reference_data= or input_example=",
+            "mlflow_deploy_plugin.log_model and reference_data= or input_example="
         )
 
 
@@ -80,42 +80,31 @@ def explained_features(artifact: Artifact, feeds: Feeds) -> list[ExplainedFeatur
     """
     for entry in artifact.inputs:
         _check_rank(entry.name, feeds[entry.name].ndim)
+    features = []
     if artifact.columns:
-        features = _column_features(artifact)
+        places: dict[str, list[tuple[str, int]]] = {column.name: [] for column in artifact.columns}
+        for entry in artifact.inputs:
+            for position, name in enumerate(entry.columns):
+                places[name].append((entry.name, position))
+        for name, of_column in places.items():
+            if of_column:
+                features.append(ExplainedFeature(name, tuple(of_column)))
     else:
-        features = _tensor_features(artifact, feeds)
+        for entry in artifact.inputs:
+            array = feeds[entry.name]
+            if array.ndim == 1:
+                names = [entry.name]
+            elif len(artifact.inputs) == 1:
+                # The features of a single tensor are numbered like unnamed columns.
+                names = list(map(str, range(array.shape[1])))
+            else:
+                names = [f"{entry.name}[{index}]" for index in range(array.shape[1])]
+            for index, name in enumerate(names):
+                features.append(ExplainedFeature(name, ((entry.name, index),)))
     if len(features) > MAX_COLUMNS:
         raise InvalidRequest(
-            f"the model takes {len(features)} columns; at most {MAX_COLUMNS} can be explained",
+            f"the model takes {len(features)} columns; at most {MAX_COLUMNS} can be explained"
         )
-    return features
-
-
-def _column_features(artifact: Artifact) -> list[ExplainedFeature]:
-    """Return a feature for each column that feeds an input."""
-    places: dict[str, list[tuple[str, int]]] = {column.name: [] for column in artifact.columns}
-    for entry in artifact.inputs:
-        for position, name in enumerate(entry.columns):
-            places[name].append((entry.name, position))
-    return [
-        ExplainedFeature(name, tuple(of_column)) for name, of_column in places.items() if of_column
-    ]
-
-
-def _tensor_features(artifact: Artifact, feeds: Feeds) -> list[ExplainedFeature]:
-    """Return a feature for each value in a row of each tensor, whose rank is 1 or 2."""
-    features = []
-    for entry in artifact.inputs:
-        array = feeds[entry.name]
-        if array.ndim == 1:
-            names = [entry.name]
-        elif len(artifact.inputs) == 1:
-            # The features of a single tensor are numbered like unnamed columns.
-            names = list(map(str, range(array.shape[1])))
-        else:
-            names = [f"{entry.name}[{index}]" for index in range(array.shape[1])]
-        for index, name in enumerate(names):
-            features.append(ExplainedFeature(name, ((entry.name, index),)))
     return features
 
 
@@ -140,7 +129,7 @@ def explained_outputs(artifact: Artifact) -> list[Output]:
             return matching
     raise InvalidRequest(
         "the model returns only labels, and only numbers can be explained; log the model with its "
-        "probabilities",
+        "probabilities"
     )
 
 
@@ -155,9 +144,7 @@ def explained_numbers(model: "OnnxModel", feeds: Feeds) -> tuple[list[Name], Arr
 
 
 def explained_columns(
-    artifact: Artifact,
-    explained: Sequence[Output],
-    outputs: Mapping[str, Array],
+    artifact: Artifact, explained: Sequence[Output], outputs: Mapping[str, Array]
 ) -> tuple[list[Name], Array]:
     """Return the names of the numbers to explain, and the numbers, [N, K] float64.
 
@@ -168,56 +155,40 @@ def explained_columns(
     names = []
     parts = []
     for output in explained:
-        labels, numbers = _labelled_numbers(output, outputs[output.name], artifact.classes)
+        array = outputs[output.name]
+        labels: list[Name]
+        if output.dtype == "map":
+            labels = list(array[0])
+            rows = []
+            for row in array:
+                rows.append([row[label] for label in labels])
+            labels = [key.item() if isinstance(key, np.generic) else key for key in labels]
+            numbers = np.array(rows, dtype=np.float64)
+        elif array.ndim not in (1, 2) or array.dtype.kind not in "iufb":
+            raise InvalidRequest(
+                f"the output {output.name!r} is {array.dtype} with {array.ndim} dimensions; only "
+                "one number or a few numbers per row can be explained"
+            )
+        else:
+            numbers = array.astype(np.float64).reshape(len(array), -1)
+            width = numbers.shape[1]
+            labels = list(artifact.classes) if width == len(artifact.classes) else [*range(width)]
+            if width == 1:
+                labels = []
         if len(explained) > 1:
             labels = [f"{output.name}[{label}]" for label in labels]
         names += labels or [output.name]
         parts.append(numbers)
     if len({len(part) for part in parts}) > 1:
         raise InvalidRequest(
-            "the model's outputs have different numbers of rows, so they cannot be explained",
+            "the model's outputs have different numbers of rows, so they cannot be explained"
         )
     if len(names) > MAX_OUTPUTS:
         raise InvalidRequest(
             f"the model returns {len(names)} numbers per row; at most {MAX_OUTPUTS} can be "
-            "explained",
+            "explained"
         )
     return names, np.concatenate(parts, axis=1)
-
-
-def _labelled_numbers(
-    output: Output,
-    array: Array,
-    classes: Sequence[Name],
-) -> tuple[list[Name], Array]:
-    """Return the labels of the numbers per row, and the numbers, [N, K] float64. A
-    single number per row has no label, except in a mapping. Raises InvalidRequest if
-    the output is not numbers, or has more than one dimension per row.
-    """
-    if output.dtype == "map":
-        keys = list(array[0])
-        rows = []
-        for row in array:
-            rows.append([row[key] for key in keys])
-        return list(map(_plain, keys)), np.array(rows, dtype=np.float64)
-    if array.ndim not in (1, 2) or array.dtype.kind not in "iufb":
-        raise InvalidRequest(
-            f"the output {output.name!r} is {array.dtype} with {array.ndim} dimensions; only "
-            "one number or a few numbers per row can be explained",
-        )
-    numbers = array.astype(np.float64).reshape(len(array), -1)
-    width = numbers.shape[1]
-    if width == 1:
-        return [], numbers
-    if width == len(classes):
-        return list(classes), numbers
-    return list(range(width)), numbers
-
-
-def _plain(label: Any) -> Any:
-    if isinstance(label, np.generic):
-        return label.item()
-    return label
 
 
 def _check_rank(name: str, rank: int) -> None:
@@ -225,5 +196,5 @@ def _check_rank(name: str, rank: int) -> None:
     if rank not in (1, 2):
         raise InvalidRequest(
             f"the input {name!r} has {rank} dimensions; only tables can be explained: columns, or "
-            "tensors with one row of single values per prediction (not images, texts or sequences)",
+            "tensors with one row of single values per prediction (not images, texts or sequences)"
         )

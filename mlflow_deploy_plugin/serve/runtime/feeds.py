@@ -63,10 +63,7 @@ def as_table(array: Array) -> Array:
     return array.reshape(len(array), prod(array.shape[1:]))
 
 
-def narrowed_feeds(
-    fed: Mapping[str, Array],
-    sent: Mapping[str, Array],
-) -> NarrowedFeeds:
+def narrowed_feeds(fed: Mapping[str, Array], sent: Mapping[str, Array]) -> NarrowedFeeds:
     """Return feeds that contain the same rows as they were sent. A constructor would
     take three times as long.
     """
@@ -107,10 +104,7 @@ def slice_feeds(feeds: Mapping[str, Array], rows: slice) -> Feeds:
     """Return these rows of every array, as views."""
     fed = {name: array[rows] for name, array in feeds.items()}
     if isinstance(feeds, NarrowedFeeds):
-        return narrowed_feeds(
-            fed,
-            {name: array[rows] for name, array in feeds.sent.items()},
-        )
+        return narrowed_feeds(fed, {name: array[rows] for name, array in feeds.sent.items()})
     return fed
 
 
@@ -126,17 +120,10 @@ def row_count(arrays: Mapping[str, Array]) -> int:
     """Return the number of rows of the arrays: the maximum if the numbers differ, 0 if
     no array has rows.
     """
-    return max(
-        (len(array) for array in arrays.values() if array.ndim),
-        default=0,
-    )
+    return max((len(array) for array in arrays.values() if array.ndim), default=0)
 
 
-def sample_positions(
-    total: int,
-    most: int,
-    random: int | np.random.Generator,
-) -> Array:
+def sample_positions(total: int, most: int, random: int | np.random.Generator) -> Array:
     """Return at most `most` distinct positions below `total`, in ascending order.
     `random` is a seed or a generator.
     """
@@ -157,8 +144,7 @@ def array_bytes(arrays: Mapping[str, Array]) -> int:
 
 
 def pack_arrays(
-    arrays: Mapping[str, Array],
-    dump_texts: Callable[[list[object]], bytes],
+    arrays: Mapping[str, Array], dump_texts: Callable[[list[object]], bytes]
 ) -> tuple[list[ArrayLayout], list[memoryview]]:
     """Return the layout of each array, which can be written as JSON, and the contents
     of the arrays.
@@ -178,9 +164,7 @@ def pack_arrays(
 
 
 def unpack_arrays(
-    layout: Iterable[ArrayLayout],
-    content: memoryview,
-    load_texts: Callable[[bytes], list[object]],
+    layout: Iterable[ArrayLayout], content: memoryview, load_texts: Callable[[bytes], list[object]]
 ) -> tuple[dict[str, Array], memoryview]:
     """Return the arrays that `pack_arrays` packed, and the rest of `content`. Arrays of
     numbers are views of `content`.
@@ -241,9 +225,7 @@ def size_mismatch(shared: SharedDimensions, feeds: Mapping[str, Array]) -> str:
 
 
 def rowless_reason(
-    columns: Sequence[Column],
-    inputs: Sequence[Input],
-    outputs: Sequence[Output],
+    columns: Sequence[Column], inputs: Sequence[Input], outputs: Sequence[Output]
 ) -> str:
     """Return the reason why the first dimensions are not rows; empty if they are, or if
     the model has columns.
@@ -251,7 +233,7 @@ def rowless_reason(
     if columns:
         return ""
     firsts = [entry.shape[:1] for entry in inputs]
-    answered = set(map(_first_size, outputs))
+    answered = {_FREE if output.dtype == "map" else output.shape[:1] for output in outputs}
     if not inputs:
         return "it has no inputs"
     if all(first == _ONE for first in firsts) and answered <= {_ONE, _FREE}:
@@ -270,13 +252,6 @@ def rowless_reason(
     if outputs and _FREE not in answered:
         return "none of its outputs has a free first dimension"
     return ""
-
-
-def _first_size(output: Output) -> tuple[int, ...]:
-    """Return the first size of an output as a tuple; an empty tuple for a scalar."""
-    if output.dtype == "map":
-        return _FREE
-    return output.shape[:1]
 
 
 def no_batch_dimension_reason(artifact: Artifact) -> str:

@@ -40,11 +40,7 @@ def to_log_columns(
     return columns
 
 
-def output_column(
-    prediction: tuple[str, ...],
-    name: str,
-    array: Array,
-) -> str:
+def output_column(prediction: tuple[str, ...], name: str, array: Array) -> str:
     """Return the log column of an output; `prediction` has the names of the outputs
     that `predict` returns.
     """
@@ -62,10 +58,7 @@ def only_answer_columns(prediction: tuple[str, ...]) -> set[str]:
     return set()
 
 
-def cast_columns(
-    dtypes: Mapping[str, str],
-    rows: Mapping[str, Array],
-) -> dict[str, Array]:
+def cast_columns(dtypes: Mapping[str, str], rows: Mapping[str, Array]) -> dict[str, Array]:
     """Return the rows with the numbers in the types of the signature. Fractions are
     rounded.
 
@@ -93,8 +86,7 @@ def cast_columns(
 
 
 def cast_columns_losslessly(
-    dtypes: Mapping[str, str],
-    rows: Mapping[str, Array],
+    dtypes: Mapping[str, str], rows: Mapping[str, Array]
 ) -> dict[str, Array]:
     """Return the rows, with a column in the type of the signature if this cast is
     lossless for every value.

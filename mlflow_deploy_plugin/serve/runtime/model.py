@@ -99,10 +99,7 @@ class Predictor(Protocol):
     def unavailable_reason(self) -> str: ...
 
     def run(
-        self,
-        feeds: Feeds,
-        outputs: Sequence[str] | None = None,
-        deadline: float = math.inf,
+        self, feeds: Feeds, outputs: Sequence[str] | None = None, deadline: float = math.inf
     ) -> dict[str, Array]:
         """Compute the named outputs (default: all outputs) for feeds that `schema` has
         made.
@@ -116,9 +113,7 @@ class Predictor(Protocol):
         ...
 
     def prediction(
-        self,
-        outputs: Mapping[str, Array],
-        of_table: bool = False,
+        self, outputs: Mapping[str, Array], of_table: bool = False
     ) -> Array | dict[str, Array]:
         """Return the result of `predict` for the outputs of `run`. `of_table` is True
         if the request was a table.
@@ -179,14 +174,17 @@ class OnnxModel:
     max_text_characters = sys.maxsize
 
     def __init__(
-        self,
-        artifact: Artifact,
-        session: "ort.InferenceSession",
-        placement: Placement,
+        self, artifact: Artifact, session: "ort.InferenceSession", placement: Placement
     ) -> None:
         if not artifact.inputs:
             artifact = _bind_stock_model(artifact, session)
-        dimensions = _dimension_names(session)
+        nodes = (*session.get_inputs(), *session.get_outputs())
+        dimensions = {}
+        for node in nodes:
+            dimensions[node.name] = tuple(  # A dimension may have no name.
+                size if isinstance(size, str) and not _UNKNOWN.match(size) else ""
+                for size in node.shape or ()
+            )
         inputs = tuple(
             replace(entry, dimension_names=dimensions.get(entry.name, ()))
             for entry in artifact.inputs
@@ -209,17 +207,18 @@ class OnnxModel:
         self._marks = [node.name for node in session.get_outputs() if node.name == REFUSED_ROWS]
         if self._marks:
             self._reason = session.get_modelmeta().custom_metadata_map.get(
-                REFUSED_ROWS,
-                "the original refuses it",
+                REFUSED_ROWS, "the original refuses it"
             )
         row_outputs = self._row_outputs(dimensions)
         self._row_values = sum(  # A free size counts as 1 until a run shows the size.
             _VALUES_OF_ONE.get(output.dtype, 1) * abs(math.prod(output.shape[1:]))
             for output in row_outputs
         )
-        self._has_free_sizes = any(
-            _has_free_size(output.shape, output in row_outputs) for output in artifact.outputs
-        )
+        self._has_free_sizes = False
+        for output in artifact.outputs:
+            sizes = output.shape[1:] if output in row_outputs else output.shape
+            if not output.shape or -1 in sizes:
+                self._has_free_sizes = True
         self._fatal_if_empty = min(_FATAL_IF_EMPTY & sessions.operators_of(session), default="")
         self.limit_values(sys.maxsize)
         self._tokenizer: TextTokenizer | None = None
@@ -227,10 +226,7 @@ class OnnxModel:
             self._tokenizer = TextTokenizer(artifact.tokenizer)
         self._choose_runs(session, placement)
 
-    def _row_outputs(
-        self,
-        dimensions: Mapping[str, tuple[str, ...]],
-    ) -> Sequence[Output]:
+    def _row_outputs(self, dimensions: Mapping[str, tuple[str, ...]]) -> Sequence[Output]:
         """Return the outputs that have one entry per row. `dimensions` has the names of
         their dimensions.
         """
@@ -241,11 +237,7 @@ class OnnxModel:
             return ()
         # An output whose first dimension has another name does not have rows. An
         # example is the frames of a sound.
-        of_rows = {
-            ("",),
-            (),
-            *(entry.dimension_names[:1] for entry in self.artifact.inputs),
-        }
+        of_rows = {("",), (), *(entry.dimension_names[:1] for entry in self.artifact.inputs)}
         if self.artifact.flavor != "onnx":
             of_rows.add(("batch",))  # The converters name the rows of every output `batch`.
         return [output for output in outputs if dimensions.get(output.name, ())[:1] in of_rows]
@@ -275,10 +267,7 @@ class OnnxModel:
 
     @classmethod
     def load(
-        cls,
-        folder: Path,
-        placement: Placement = ON_CPU,
-        intra_op_num_threads: int = 1,
+        cls, folder: Path, placement: Placement = ON_CPU, intra_op_num_threads: int = 1
     ) -> "OnnxModel":
         """Load an MLmodel folder.
 
@@ -380,11 +369,7 @@ class OnnxModel:
                 raise InferenceError(f"the model cannot compute this input: {reason}")
 
     def _run_in_pieces(
-        self,
-        outputs: Sequence[str] | None,
-        feeds: Feeds,
-        rows: int,
-        budget: TextBudget | None,
+        self, outputs: Sequence[str] | None, feeds: Feeds, rows: int, budget: TextBudget | None
     ) -> dict[str, Array]:
         """Compute a table in pieces. Return an empty mapping if an output does not have
         one entry per row. Raises BodyTooLarge for too many values.
@@ -393,7 +378,7 @@ class OnnxModel:
             raise BodyTooLarge(
                 f"the answer to {rows} rows has {rows * self._row_values} values, which is too "
                 f"many: send at most {self._answer_rows} rows (a larger server.max_body_bytes "
-                "allows more)",
+                "allows more)"
             )
         pieces = []
         count = 0
@@ -421,7 +406,7 @@ class OnnxModel:
         except BaseException as error:  # noqa: BLE001 - see run
             if options.terminate:
                 raise InvalidArtifact(
-                    f"the model did not compute its first answer within {seconds:g} s",
+                    f"the model did not compute its first answer within {seconds:g} s"
                 ) from None
             raise _to_our_error(error) from None
         finally:
@@ -430,9 +415,7 @@ class OnnxModel:
             check_rows(values.pop(), self._reason)
 
     def prediction(
-        self,
-        outputs: Mapping[str, Array],
-        of_table: bool = False,
+        self, outputs: Mapping[str, Array], of_table: bool = False
     ) -> Array | dict[str, Array]:
         """Return the array of a single prediction output, or a mapping of several
         prediction outputs.
@@ -456,7 +439,7 @@ class OnnxModel:
             return arrays
         columns = [array.reshape(-1).tolist() for array in arrays.values()]
         return object_array(
-            [dict(zip(arrays, row, strict=True)) for row in zip(*columns, strict=True)],
+            [dict(zip(arrays, row, strict=True)) for row in zip(*columns, strict=True)]
         )
 
     def graph_feeds(self, feeds: Feeds) -> Feeds:
@@ -477,11 +460,7 @@ class OnnxModel:
         for entry in self.artifact.inputs:
             shape = list(map(abs, entry.shape))  # A free size is -1.
             blank = text if entry.dtype == "str" else 0
-            feeds[entry.name] = np.full(
-                shape,
-                blank,
-                dtype=numpy_dtype(entry.dtype),
-            )
+            feeds[entry.name] = np.full(shape, blank, dtype=numpy_dtype(entry.dtype))
         return feeds
 
 
@@ -500,16 +479,15 @@ def _bind_stock_model(artifact: Artifact, session: "ort.InferenceSession") -> Ar
     columns to the only input.
     """
     inputs = [
-        Input(
-            node.name,
-            _read_dtype(node),
-            _read_shape(node),
-        )
-        for node in session.get_inputs()
+        Input(node.name, _read_dtype(node), _read_shape(node)) for node in session.get_inputs()
     ]
-    outputs = tuple(
-        _read_output(node) for node in session.get_outputs() if node.name != REFUSED_ROWS
-    )
+    outputs = []
+    for node in session.get_outputs():
+        if node.name != REFUSED_ROWS:
+            # By default, skl2onnx writes classifiers with a ZipMap: one mapping from
+            # class to probability per row.
+            dtype = "map" if node.type.startswith("seq(map(") else _read_dtype(node)
+            outputs.append(Output(node.name, dtype, _read_shape(node)))
     tensors = artifact.tensors
     if artifact.columns:
         names = tuple(column.name for column in artifact.columns)
@@ -520,51 +498,18 @@ def _bind_stock_model(artifact: Artifact, session: "ort.InferenceSession") -> Ar
         else:
             raise InvalidArtifact(
                 f"the graph's inputs {[entry.name for entry in inputs]} are not the signature's "
-                f"columns {list(names)}",
+                f"columns {list(names)}"
             )
     elif not tensors:
-        tensors = tuple(
-            Tensor(
-                entry.name,
-                entry.dtype,
-                entry.shape,
-            )
-            for entry in inputs
-        )
+        tensors = tuple(Tensor(entry.name, entry.dtype, entry.shape) for entry in inputs)
     prediction = tuple(output.name for output in outputs)
     return replace(
         artifact,
         tensors=tensors,
         inputs=tuple(inputs),
-        outputs=outputs,
+        outputs=tuple(outputs),
         prediction=prediction,
     )
-
-
-def _dimension_names(session: "ort.InferenceSession") -> dict[str, tuple[str, ...]]:
-    """Return the names of the dimensions of each input and output of the graph."""
-    nodes = (*session.get_inputs(), *session.get_outputs())
-    return {node.name: tuple(map(_dimension_name, node.shape or ())) for node in nodes}
-
-
-def _dimension_name(size: object) -> str:
-    """Return the name of a dimension; an empty string if it has no name."""
-    if isinstance(size, str) and not _UNKNOWN.match(size):
-        return size
-    return ""
-
-
-def _has_free_size(shape: Sequence[int], has_rows: bool) -> bool:
-    """Return True if the number of values (with `has_rows`: per row) is not fixed."""
-    sizes = shape[1:] if has_rows else shape
-    return not shape or -1 in sizes
-
-
-def _read_output(node: "ort.NodeArg") -> Output:
-    # By default, skl2onnx writes classifiers with a ZipMap: one mapping from class to
-    # probability per row.
-    dtype = "map" if node.type.startswith("seq(map(") else _read_dtype(node)
-    return Output(node.name, dtype, _read_shape(node))
 
 
 def _read_dtype(node: "ort.NodeArg") -> str:
@@ -577,16 +522,10 @@ def _read_dtype(node: "ort.NodeArg") -> str:
         raise InvalidArtifact(
             f"the graph's {node.name!r} is a {node.type}, which cannot be served; only tensors of "
             "numbers, booleans and texts can: add a Cast or a ConcatFromSequence to the graph "
-            "(onnxserve wrap converts a sequence of fixed length into tensors)",
+            "(onnxserve wrap converts a sequence of fixed length into tensors)"
         ) from None
 
 
 def _read_shape(node: "ort.NodeArg") -> tuple[int, ...]:
-    return tuple(map(_read_size, node.shape or ()))
-
-
-def _read_size(size: object) -> int:
-    """Return the size of a dimension; -1 if it is free."""
-    if isinstance(size, int) and size >= 0:
-        return size
-    return -1
+    """Return the sizes of the dimensions; -1 for a free dimension."""
+    return tuple(size if isinstance(size, int) and size >= 0 else -1 for size in node.shape or ())

@@ -46,7 +46,7 @@ def read_served_artifact(folder: Path) -> Artifact:
             return _read_pyfunc(folder, document)
     except MALFORMED as error:
         raise InvalidArtifact(
-            f"the MLmodel file cannot be understood: {type(error).__name__}: {error}",
+            f"the MLmodel file cannot be understood: {type(error).__name__}: {error}"
         ) from None
     return artifact.read_artifact(folder)
 
@@ -64,9 +64,7 @@ class FrameSchema(Schema):
         columns = tuple(column for column in self.columns if column.required or column.name in data)
         names = {column.name for column in columns}
         present = FrameSchema(
-            columns,
-            (),
-            tuple(entry for entry in self.inputs if entry.name in names),
+            columns, (), tuple(entry for entry in self.inputs if entry.name in names)
         )
         return Schema.from_columns(present, data)
 
@@ -104,11 +102,7 @@ def pyfunc_schema(pyfunc: Artifact) -> Schema:
     """
     if pyfunc.undescribed:
         return UndescribedSchema(
-            (),
-            (),
-            (),
-            reason=pyfunc.undescribed,
-            logged_columns=pyfunc.logged_columns,
+            (), (), (), reason=pyfunc.undescribed, logged_columns=pyfunc.logged_columns
         )
     schema = compile_schema(pyfunc.columns, pyfunc.tensors, pyfunc.inputs)
     if pyfunc.columns:
@@ -128,7 +122,16 @@ def _read_pyfunc(folder: Path, document: Mapping[str, Any]) -> Artifact:
     if undescribed:
         logged_columns = columns
         columns = ()
-    outputs = _read_outputs(signature)
+    inputs = list(_column_inputs(columns))
+    for tensor in tensors:
+        name = tensor.name or _ONLY_INPUT
+        symbols = row_symbols(tensor.shape)
+        inputs.append(Input(name, tensor.dtype, tensor.shape, dimension_names=symbols))
+    # Without outputs in the signature, the first answer shows the outputs.
+    fields = json.loads(signature.get("outputs") or "[]")
+    if len(fields) == 1:
+        fields[0]["name"] = fields[0].get("name") or UNNAMED_OUTPUT
+    outputs = tuple(map(_read_output, fields))
     return Artifact(
         folder=folder,
         onnx_file=folder,
@@ -136,7 +139,7 @@ def _read_pyfunc(folder: Path, document: Mapping[str, Any]) -> Artifact:
         **artifact.read_origin(document),
         columns=columns,
         tensors=tensors,
-        inputs=(*_column_inputs(columns), *map(_tensor_input, tensors)),
+        inputs=tuple(inputs),
         outputs=outputs,
         prediction=tuple(output.name for output in outputs),
         framework=str(section.get("loader_module", "")).removeprefix("mlflow."),
@@ -147,42 +150,17 @@ def _read_pyfunc(folder: Path, document: Mapping[str, Any]) -> Artifact:
     )
 
 
-def _tensor_input(tensor: artifact.Tensor) -> Input:
-    name = tensor.name or _ONLY_INPUT
-    return Input(name, tensor.dtype, tensor.shape, dimension_names=row_symbols(tensor.shape))
-
-
 def _column_inputs(columns: Sequence[Column]) -> tuple[Input, ...]:
     return tuple(
-        Input(
-            column.name,
-            COLUMN_TYPES[column.type],
-            (-1,),
-            (column.name,),
-        )
-        for column in columns
+        Input(column.name, COLUMN_TYPES[column.type], (-1,), (column.name,)) for column in columns
     )
-
-
-def _read_outputs(signature: Mapping[str, Any]) -> tuple[Output, ...]:
-    """Return the outputs in a signature. If there are none, the first answer shows the
-    outputs.
-    """
-    fields = json.loads(signature.get("outputs") or "[]")
-    if len(fields) == 1:
-        fields[0]["name"] = fields[0].get("name") or UNNAMED_OUTPUT
-    return tuple(map(_read_output, fields))
 
 
 def _read_output(entry: Mapping[str, Any]) -> Output:
     """Return an output of a signature. The values of an unknown type are texts."""
     name = str(entry["name"])
     if entry.get("type") != "tensor":
-        return Output(
-            name,
-            COLUMN_TYPES.get(entry.get("type", ""), "str"),
-            (-1,),
-        )
+        return Output(name, COLUMN_TYPES.get(entry.get("type", ""), "str"), (-1,))
     spec = entry["tensor-spec"]
     dtype = artifact.TENSOR_DTYPES.get(spec["dtype"], "object")
     return Output(name, dtype, tuple(spec["shape"]))
@@ -206,7 +184,7 @@ def _read_inputs(signature: Mapping[str, Any], takes_objects: bool) -> _Signatur
     remedy = "; send requests to /invocations, as JSON or CSV"
     if not fields:
         return _SignatureInputs(
-            undescribed=f"the model's signature does not name its inputs{remedy}",
+            undescribed=f"the model's signature does not name its inputs{remedy}"
         )
     if takes_objects:
         return _SignatureInputs(undescribed=f"this model takes Python objects{remedy}")

@@ -33,7 +33,6 @@ from mlflow_deploy_plugin.core.spec.removed import removal_reason
 
 if TYPE_CHECKING:
     import onnxruntime as ort
-    from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
     from mlflow_deploy_plugin.serve.runtime.feeds import Feeds
 
@@ -60,7 +59,7 @@ _CPP = re.compile(
     r"|/\S+\.(?:cc|h):\d+ .*?\bonnxruntime::.*?\)(?: const)?(?: \[with .*?\])? (?=\S)"
     r"|\[OpenVINO-EP\] "
     r"|Exception (?:from src/\S+\.cpp:\d+|during initialization): "
-    r"|Check '.*?' failed at src/\S+: ",
+    r"|Check '.*?' failed at src/\S+: "
 )
 """The parts of ONNX Runtime's messages that do not help the reader: paths and names of
 internal functions.
@@ -120,12 +119,7 @@ class Placement:
         if self.listed:
             providers = []
             for name, listed in chain.from_iterable(entry.items() for entry in self.listed):
-                providers.append(
-                    (
-                        name,
-                        {key: str(value) for key, value in listed.items()},
-                    )
-                )
+                providers.append((name, {key: str(value) for key, value in listed.items()}))
             return providers
         if self.device == "cpu":
             return [(_CPU, {})]
@@ -177,7 +171,7 @@ def import_onnxruntime() -> Any:
     except ImportError:
         raise RuntimeMissing(
             "ONNX Runtime is not installed: pip install 'mlflow-onnxserve[cpu]', or "
-            "'mlflow-onnxserve[gpu]' for CUDA",
+            "'mlflow-onnxserve[gpu]' for CUDA"
         ) from None
     if os.environ["ORT_DISABLE_TELEMETRY"] != "0":
         module.disable_telemetry_events()  # Another package may have imported the module already.
@@ -220,9 +214,7 @@ def cgroup_folders(controller: str) -> Iterator[Path]:
 
 
 def open_session(
-    onnx_file: Path,
-    placement: Placement = ON_CPU,
-    intra_op_num_threads: int = 1,
+    onnx_file: Path, placement: Placement = ON_CPU, intra_op_num_threads: int = 1
 ) -> "ort.InferenceSession":
     """Return a session that runs only on the device or on the listed providers of
     `placement`.
@@ -237,51 +229,59 @@ def open_session(
         InvalidArtifact: the file is not a model that ONNX Runtime can load.
     """
     module = import_onnxruntime()
-    is_old = _is_old(module)
+    version = tuple(map(int, module.__version__.split(".")[:2]))
+    is_old = version < OLDEST_ONNXRUNTIME
+    # Only old releases of the OpenVINO build are supported.
+    if is_old and (version < _OLDEST_OPENVINO or OPENVINO not in module.get_available_providers()):
+        oldest = ".".join(map(str, OLDEST_ONNXRUNTIME))
+        raise RuntimeMissing(
+            f"ONNX Runtime {module.__version__} is too old; {oldest} is required: pip install "
+            f"'onnxruntime>={oldest}', or 'onnxruntime-gpu>={oldest}' for CUDA"
+        )
     check_device_libraries(module, placement)
     if is_old:
         _check_weights(onnx_file)
+    names = list(dict(placement.providers))
     try:
         session = _create_session(module, onnx_file, placement, intra_op_num_threads)
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
-        names = list(dict(placement.providers))
         reason = describe_error(error)
         if names == [_CPU]:
             raise InvalidArtifact(f"ONNX Runtime cannot load {onnx_file.name}: {reason}") from None
         raise DeviceUnavailable(
-            f"the model does not run with {placement} ({names[0]}): {reason}",
+            f"the model does not run with {placement} ({names[0]}): {reason}"
         ) from None
-    _check_providers(session, placement)
+    loaded = session.get_providers()
+    is_loaded = {*names} <= {*loaded}
+    on_cpu = operators_of(session, _CPU) if is_loaded and _CPU not in names else ()
+    if on_cpu:
+        raise DeviceUnavailable(
+            f"the model does not run with {placement}: {names[0]} cannot compute "
+            f"{', '.join(sorted(on_cpu)[:5])}; use --device cpu, or for a server -C "
+            f"server.providers={','.join(names)},{_CPU}"
+        )
+    used = [
+        name
+        for name in loaded
+        if not placement.listed or name in placement.may_be_idle or operators_of(session, name)
+    ]
+    if unused := [name for name in names if name not in (*used, _CPU)]:
+        raise DeviceUnavailable(
+            f"{placement} is set, but ONNX Runtime uses {', '.join(used)} and not {unused[0]}: "
+            "its hardware, driver or libraries are missing, one of its options is wrong, or it "
+            "has no operator of the model"
+        )
     if is_old and operators_of(session, _CPU) & _FORESTS:
         raise RuntimeMissing(
             f"ONNX Runtime {module.__version__} may compute forests incorrectly, and the model "
             "has a forest: pip uninstall onnxruntime-openvino, then pip install "
-            "'mlflow-onnxserve[cpu]'",
+            "'mlflow-onnxserve[cpu]'"
         )
     return session
 
 
-def _is_old(module: ModuleType) -> bool:
-    """Return True for an old release of the OpenVINO build. Raises RuntimeMissing for
-    any other old release.
-    """
-    version = tuple(map(int, module.__version__.split(".")[:2]))
-    if version >= OLDEST_ONNXRUNTIME:
-        return False
-    if version < _OLDEST_OPENVINO or OPENVINO not in module.get_available_providers():
-        oldest = ".".join(map(str, OLDEST_ONNXRUNTIME))
-        raise RuntimeMissing(
-            f"ONNX Runtime {module.__version__} is too old; {oldest} is required: pip install "
-            f"'onnxruntime>={oldest}', or 'onnxruntime-gpu>={oldest}' for CUDA",
-        )
-    return True
-
-
 def _create_session(
-    module: ModuleType,
-    onnx_file: Path,
-    placement: Placement,
-    intra_op_num_threads: int,
+    module: ModuleType, onnx_file: Path, placement: Placement, intra_op_num_threads: int
 ) -> "ort.InferenceSession":
     """Return a session that may still lack a provider. Raises ONNX Runtime's errors."""
 
@@ -290,10 +290,7 @@ def _create_session(
         # ONNX Runtime's own fallback would retry on the CPU. The options forbid it, so
         # the error would be wrong.
         session: ort.InferenceSession = module.InferenceSession(
-            str(onnx_file),
-            options,
-            [*providers.items(), *more],
-            enable_fallback=0,
+            str(onnx_file), options, [*providers.items(), *more], enable_fallback=0
         )
         return session
 
@@ -312,33 +309,6 @@ def _create_session(
         # A session with the CPU shows the reason: its operators, or an error that names
         # an operator.
         return create(session_options(module, intra_op_num_threads), _CPU)
-
-
-def _check_providers(session: "ort.InferenceSession", placement: Placement) -> None:
-    """Raise DeviceUnavailable if the session runs on the CPU instead of the device, or
-    a listed provider computes no node.
-    """
-    names = list(dict(placement.providers))
-    loaded = session.get_providers()
-    is_loaded = {*names} <= {*loaded}
-    on_cpu = operators_of(session, _CPU) if is_loaded and _CPU not in names else ()
-    if on_cpu:
-        raise DeviceUnavailable(
-            f"the model does not run with {placement}: {names[0]} cannot compute "
-            f"{', '.join(sorted(on_cpu)[:5])}; use --device cpu, or for a server -C "
-            f"server.providers={','.join(names)},{_CPU}",
-        )
-    used = [
-        name
-        for name in loaded
-        if not placement.listed or name in placement.may_be_idle or operators_of(session, name)
-    ]
-    if unused := [name for name in names if name not in (*used, _CPU)]:
-        raise DeviceUnavailable(
-            f"{placement} is set, but ONNX Runtime uses {', '.join(used)} and not {unused[0]}: "
-            "its hardware, driver or libraries are missing, one of its options is wrong, or it "
-            "has no operator of the model",
-        )
 
 
 _MESSAGES: dict[str, dict[int, str]] = {
@@ -367,9 +337,17 @@ def _check_weights(onnx_file: Path) -> None:
     """Raise InvalidArtifact if weights are outside of the folder. ONNX Runtime 1.24
     reads sparse tensors anywhere.
     """
-    from google.protobuf import message, message_factory  # Only the OpenVINO build needs protobuf.
+    # Only the OpenVINO build needs protobuf.
+    from google.protobuf import descriptor_pb2, message, message_factory
 
-    model_class = message_factory.GetMessages([_weights_schema()])["onnx.Model"]
+    schema = descriptor_pb2.FileDescriptorProto(name="weights", package="onnx")
+    for kind, fields in _MESSAGES.items():
+        declared = schema.message_type.add(name=kind)
+        for number, inner in fields.items():
+            # 3 is a repeated field, 11 a message, and 12 are bytes.
+            of_type = {"type": 11, "type_name": f".onnx.{inner}"} if inner else {"type": 12}
+            declared.field.add(name=f"field{number}", number=number, label=3, **of_type)
+    model_class = message_factory.GetMessages([schema])["onnx.Model"]
     folder = onnx_file.parent.resolve()
     reason = f"ONNX Runtime cannot load {onnx_file.name}: "
     try:
@@ -383,20 +361,6 @@ def _check_weights(onnx_file: Path) -> None:
             or not (folder / name).resolve().is_relative_to(folder)
         ):
             raise InvalidArtifact(f"{reason}its weights {name[:100]!r} are outside of its folder")
-
-
-def _weights_schema() -> "FileDescriptorProto":
-    """Return the schema of `_MESSAGES`."""
-    from google.protobuf import descriptor_pb2  # Only the OpenVINO build needs protobuf.
-
-    schema = descriptor_pb2.FileDescriptorProto(name="weights", package="onnx")
-    for kind, fields in _MESSAGES.items():
-        declared = schema.message_type.add(name=kind)
-        for number, inner in fields.items():
-            # 3 is a repeated field, 11 a message, and 12 are bytes.
-            of_type = {"type": 11, "type_name": f".onnx.{inner}"} if inner else {"type": 12}
-            declared.field.add(name=f"field{number}", number=number, label=3, **of_type)
-    return schema
 
 
 def _weight_locations(model: Any) -> Iterator[str]:
@@ -428,11 +392,11 @@ def run_on_openvino(
         # The smallest number is NaN if one number is NaN, which differs from itself.
         if array.dtype.kind == "f" and array.min() != array.min():
             raise ValueError(
-                f"{name!r} has a missing value (NaN), which OpenVINO may convert into a number",
+                f"{name!r} has a missing value (NaN), which OpenVINO may convert into a number"
             )
         if array.dtype.kind in "iu" and not -(2**31) <= array.min() <= array.max() < 2**31:
             raise ValueError(
-                f"{name!r} has a number above 32 bits, which OpenVINO cannot represent",
+                f"{name!r} has a number above 32 bits, which OpenVINO cannot represent"
             )
     return list(session.run(names, feeds, options))
 
@@ -481,11 +445,7 @@ class Arena:
         """Return the memory of earlier runs to the system."""
         # This run computes no node; at its end, the arena shrinks.
         with contextlib.suppress(Exception):
-            self._session.run(
-                [self._session.outputs_meta[0].name],
-                {},
-                self._terminated,
-            )
+            self._session.run([self._session.outputs_meta[0].name], {}, self._terminated)
 
 
 class _ArenaKeeper:
@@ -518,9 +478,7 @@ class _ArenaKeeper:
             with self._starting:
                 if not self._thread.is_alive():
                     self._thread = threading.Thread(
-                        target=self._follow,
-                        name="onnxserve-arenas",
-                        daemon=True,
+                        target=self._follow, name="onnxserve-arenas", daemon=True
                     )
                     self._thread.start()
 
@@ -606,7 +564,7 @@ def check_device_libraries(module: ModuleType, placement: Placement) -> None:
             remedy = f": pip uninstall onnxruntime, then pip install 'mlflow-onnxserve[{extra}]'"
         raise DeviceUnavailable(
             f"{placement} needs ONNX Runtime's {build} build; this build has "
-            f"{', '.join(available)}{remedy}",
+            f"{', '.join(available)}{remedy}"
         )
     if "GPU" not in map(_BUILDS.get, names):
         return
@@ -615,7 +573,7 @@ def check_device_libraries(module: ModuleType, placement: Placement) -> None:
     except OSError:
         raise DeviceUnavailable(
             f"{placement} needs NVIDIA's driver, and {_DRIVER} cannot be loaded; "
-            "for a container, use docker run --gpus all",
+            "for a container, use docker run --gpus all"
         ) from None
     module.preload_dlls()  # The function finds CUDA and cuDNN in the nvidia-* wheels.
 

@@ -22,10 +22,7 @@ Outputs = Mapping[str, Array]
 
 
 def compare_outputs(
-    answering: Artifact,
-    outputs: Outputs,
-    shadow: Artifact,
-    shadow_outputs: Outputs,
+    answering: Artifact, outputs: Outputs, shadow: Artifact, shadow_outputs: Outputs
 ) -> Agreement:
     """Return the agreement of each row, [N], of the outputs of two graphs.
 
@@ -49,13 +46,12 @@ def compare_outputs(
         shadow_names = ", ".join(shadow_outputs) or "empty"
         raise InferenceError(
             f"no output of the shadow ({shadow_names}) can be compared with an output of the "
-            f"answering variant ({names})",
+            f"answering variant ({names})"
         )
     measured = [agreement for agreement in agreements if agreement.are_numbers]
     return Agreement(
         differences=reduce(
-            np.maximum,
-            [agreement.differences for agreement in measured or deciding],
+            np.maximum, [agreement.differences for agreement in measured or deciding]
         ),
         excess=reduce(np.maximum, [agreement.excess for agreement in deciding]),
         are_numbers=bool(measured),
@@ -88,10 +84,7 @@ def _find_labels(artifact: Artifact, outputs: Outputs, rows: int) -> Array | Non
 
 
 def _pair_outputs(
-    answering: Artifact,
-    outputs: Outputs,
-    shadow: Artifact,
-    shadow_outputs: Outputs,
+    answering: Artifact, outputs: Outputs, shadow: Artifact, shadow_outputs: Outputs
 ) -> Iterator[tuple[Array, Array]]:
     """Yield pairs of outputs, [N, k] each, that have the same name, or otherwise the
     same role and position.

@@ -105,13 +105,13 @@ class TextBudget:
         if self.characters < 0:
             raise BodyTooLarge(
                 "the texts of the request have too many characters to tokenize: send fewer or "
-                "shorter texts (a larger server.max_text_characters allows more)",
+                "shorter texts (a larger server.max_text_characters allows more)"
             )
 
     def check_deadline(self) -> None:
         if time.perf_counter() >= self.deadline:
             raise DeadlineExceeded(
-                "the request's deadline passed before all its texts were computed",
+                "the request's deadline passed before all its texts were computed"
             )
 
 
@@ -128,14 +128,14 @@ class TextTokenizer:
         except ImportError:
             raise NotInstalled(
                 "a text model needs tokenizers, which is not installed: pip install "
-                "'mlflow-onnxserve[text]'",
+                "'mlflow-onnxserve[text]'"
             ) from None
         try:
             self._tokenizer = Tokenizer.from_file(str(spec.file))
         except BaseException as error:  # noqa: BLE001 - the library raises the class Exception, and panics
             pass_exit(error)
             raise InvalidArtifact(
-                f"{spec.file.name} cannot be read: {one_line(error, 300)}",
+                f"{spec.file.name} cannot be read: {one_line(error, 300)}"
             ) from None
         self._spec = spec
         self._padding: dict[str, Any] = self._tokenizer.padding or {}
@@ -172,10 +172,7 @@ class TextTokenizer:
             (texts,) = feeds.values()
             budget = budget or TextBudget()
             rows = self._tokenize(texts.tolist(), budget)
-            order = sorted(
-                range(len(rows)),
-                key=lambda row: -len(rows[row][0]),
-            )
+            order = sorted(range(len(rows)), key=lambda row: -len(rows[row][0]))
             parts = []
             start = 0
             while start < len(order):
@@ -204,7 +201,12 @@ class TextTokenizer:
         waiting = list(range(len(texts)))
         size = self._truncated_length * _CHARACTERS_PER_TOKEN or sys.maxsize
         while waiting:
-            starts = {row: _cut_text(prompted[row], size) for row in waiting}
+            starts = {}
+            for row in waiting:
+                # Cut at the first end of a word at `size` or more characters.
+                text = prompted[row]
+                end = _END_OF_WORD.search(text, size) if len(text) > size else None
+                starts[row] = text if end is None else text[: end.end()]
             budget.spend(sum(map(len, starts.values())))
             waiting = []
             for group in _group_texts(starts):
@@ -227,7 +229,7 @@ class TextTokenizer:
             return self._tokenizer.encode_batch_fast(texts)
         except (TypeError, UnicodeError):
             raise SchemaMismatch(
-                "a text is not valid Unicode: it contains half of a surrogate pair",
+                "a text is not valid Unicode: it contains half of a surrogate pair"
             ) from None
         except BaseException as error:  # noqa: BLE001 - a regular expression of the tokenizer may panic
             pass_exit(error)
@@ -261,10 +263,7 @@ class TextTokenizer:
         }
         feeds = {}
         for name in self._spec.graph_inputs:
-            feeds[name] = np.full(
-                (len(rows), longest),
-                pads.get(name, 0),
-            )
+            feeds[name] = np.full((len(rows), longest), pads.get(name, 0))
         for index, (ids, type_ids) in enumerate(rows):
             part = slice(len(ids))
             if padding.get("direction") == "left":
@@ -272,14 +271,6 @@ class TextTokenizer:
             for name, array in feeds.items():
                 array[index, part] = {"input_ids": ids, "token_type_ids": type_ids}.get(name, 1)
         return feeds
-
-
-def _cut_text(text: str, size: int) -> str:
-    """Return the text up to the first end of a word at `size` or more characters; if
-    there is none, the whole text.
-    """
-    end = _END_OF_WORD.search(text, size) if len(text) > size else None
-    return text if end is None else text[: end.end()]
 
 
 def _group_texts(texts: Mapping[int, str]) -> Iterator[dict[int, str]]:
@@ -300,7 +291,7 @@ def _group_texts(texts: Mapping[int, str]) -> Iterator[dict[int, str]]:
 
 def _reads_words(tokenizer: "Tokenizer") -> bool:
     """Return True if the tokens of a text begin with the tokens of its start, for a
-    start that `_cut_text` returns.
+    start that ends between two words.
 
     Then every part of the tokenizer is local: normalizers do not look beyond a space
     between two letters, the text is split at this space before the model sees it, and
@@ -309,20 +300,19 @@ def _reads_words(tokenizer: "Tokenizer") -> bool:
     normalizers = _read_parts(tokenizer.normalizer, "normalizers")
     splitters = _read_parts(tokenizer.pre_tokenizer, "pretokenizers")
     # ByteLevel and Metaspace replace spaces, so that later parts do not see them.
-    first = next(
-        (part for part in splitters if part["type"] not in _SPLIT_MORE),
-        {"type": ""},
-    )
+    first = next((part for part in splitters if part["type"] not in _SPLIT_MORE), {"type": ""})
     if first["type"] not in _SPLIT_AT_SPACES or not (
         first.get("use_regex", True) and first.get("split", True)
     ):
         return False
     if not {part["type"] for part in splitters} <= _SPLIT_AT_SPACES | _SPLIT_MORE:
         return False
-    if not all(
-        part["type"] in _LOCAL_NORMALIZERS or _replaces_within_words(part) for part in normalizers
-    ):
-        return False
+    for part in normalizers:
+        pattern = part.get("pattern", {})
+        # XLM-R joins several spaces. The text is cut at a single space.
+        has_no_space = pattern == {"Regex": " {2,}"} or " " not in pattern.get("String", " ")
+        if part["type"] not in _LOCAL_NORMALIZERS and not has_no_space:
+            return False
     for token in tokenizer.get_added_tokens_decoder().values():
         content = token.content
         if token.normalized and tokenizer.normalizer is not None:
@@ -330,13 +320,6 @@ def _reads_words(tokenizer: "Tokenizer") -> bool:
         if any(character.isspace() for character in content):
             return False
     return True
-
-
-def _replaces_within_words(normalizer: Mapping[str, Any]) -> bool:
-    """Return True if a normalizer replaces a pattern that contains no single space."""
-    pattern = normalizer.get("pattern", {})
-    # XLM-R joins several spaces. The text is cut at a single space.
-    return pattern == {"Regex": " {2,}"} or " " not in pattern.get("String", " ")
 
 
 def _read_parts(component: Any, sequence: str) -> list[dict[str, Any]]:

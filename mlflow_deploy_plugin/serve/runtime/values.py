@@ -23,27 +23,10 @@ LISTS = frozenset({list, tuple})
 NO_ROWS = "the data has no rows; at least one is needed"
 
 _EXPECTED = {"f": "a number", "i": "an integer", "b": "true or false", "s": "a string"}
-_ACCEPTED = {
-    "f": frozenset("fi"),
-    "i": frozenset("i"),
-    "b": frozenset("b"),
-    "s": frozenset("s"),
-}
-_KINDS = {
-    "f": "f",
-    "i": "i",
-    "u": "i",
-    "b": "b",
-    "O": "s",
-}
+_ACCEPTED = {"f": frozenset("fi"), "i": frozenset("i"), "b": frozenset("b"), "s": frozenset("s")}
+_KINDS = {"f": "f", "i": "i", "u": "i", "b": "b", "O": "s"}
 """The kind of value for each numpy kind. Strings are in object arrays."""
-_SOURCES = {
-    "f": "fiu",
-    "i": "iu",
-    "u": "iu",
-    "b": "b",
-    "O": "OUT",
-}
+_SOURCES = {"f": "fiu", "i": "iu", "u": "iu", "b": "b", "O": "OUT"}
 """The numpy kinds of arrays that can be converted to an array of this kind."""
 
 _SHOWN = reprlib.Repr()
@@ -99,9 +82,7 @@ def short_repr(value: object) -> str:
 
 
 def convert_column(
-    column: Column,
-    values: Sequence[object] | Array,
-    missing: str | Missing | None,
+    column: Column, values: Sequence[object] | Array, missing: str | Missing | None
 ) -> Array:
     """Return the values of one column as an array of [N] in the column's type.
 
@@ -146,43 +127,34 @@ def convert_tensor(tensor: Tensor, values: object) -> Array:
         _check_nesting(label, tensor, values)
     array = _as_array(label, values, dtype)
     if dtype.kind in "iu" and array.dtype.kind == "f" and not isinstance(values, np.ndarray):
-        array = _as_integers(label, values, array, dtype)
+        # numpy converts integers to floats if one number is a fraction, or beyond
+        # int64.
+        # Above 2**53, a float may be another number than the integer.
+        limits = np.iinfo(dtype)
+        low = max(limits.min, 1 - 2**53)
+        high = min(limits.max, 2**53 - 1)
+        if ((array == np.trunc(array)) & (array >= low) & (array <= high)).all():
+            array = array.astype(dtype)
+        elif all(_kind_of(type(value)) == "i" for value in np.array(values, dtype=object).flat):
+            try:
+                array = np.array(values, dtype=dtype)
+            except OverflowError:
+                raise SchemaMismatch(f"{label} has a number that does not fit {dtype}") from None
     if not fits_shape(tensor.shape, array.shape):
         if array.shape[:1] == (0,):
             raise SchemaMismatch(NO_ROWS)
         raise SchemaMismatch(
             f"{label} has the shape {shape_text(array.shape)}; {shape_text(tensor.shape)} is "
-            "expected",
+            "expected"
         )
     if array.size and array.dtype.kind not in _SOURCES[dtype.kind]:
         raise SchemaMismatch(
-            f"{label} has {_kind_words(array.dtype.kind)}, but {tensor.dtype} is expected",
+            f"{label} has {_kind_words(array.dtype.kind)}, but {tensor.dtype} is expected"
         )
     converted = cast_tensor(tensor.name, array, tensor.dtype)
     if dtype.kind in "iu" and converted is not array and not np.array_equal(array, converted):
         raise SchemaMismatch(f"{label} has a number that does not fit {tensor.dtype}")
     return converted
-
-
-def _as_integers(label: str, values: object, floats: Array, dtype: Dtype) -> Array:
-    """Return numbers of a list as integers if all are whole; otherwise return `floats`,
-    which numpy made of the list. Raises SchemaMismatch for an integer that does not fit
-    `dtype`.
-
-    numpy converts integers to floats if one number is a fraction, or beyond int64.
-    Above 2**53, a float may be another number than the integer.
-    """
-    limits = np.iinfo(dtype)
-    low = max(limits.min, 1 - 2**53)
-    high = min(limits.max, 2**53 - 1)
-    if ((floats == np.trunc(floats)) & (floats >= low) & (floats <= high)).all():
-        return floats.astype(dtype)
-    if any(_kind_of(type(value)) != "i" for value in np.array(values, dtype=object).flat):
-        return floats
-    try:
-        return np.array(values, dtype=dtype)
-    except OverflowError:
-        raise SchemaMismatch(f"{label} has a number that does not fit {dtype}") from None
 
 
 def cast_tensor(name: str, array: Array, dtype: str) -> Array:
@@ -193,7 +165,7 @@ def cast_tensor(name: str, array: Array, dtype: str) -> Array:
         return array.astype(numpy_dtype(dtype), copy=False)
     except FloatingPointError:
         raise SchemaMismatch(
-            f"{tensor_label(name)} has a number that does not fit {dtype}",
+            f"{tensor_label(name)} has a number that does not fit {dtype}"
         ) from None
 
 
@@ -237,7 +209,7 @@ def _check_nesting(label: str, tensor: Tensor, values: object) -> None:
     if is_ragged or not kinds.isdisjoint(LISTS):
         expected = shape_text(tensor.shape)
         raise SchemaMismatch(
-            f"{label} is ragged or nested too deeply: the shape {expected} is expected",
+            f"{label} is ragged or nested too deeply: the shape {expected} is expected"
         )
 
 
@@ -251,13 +223,13 @@ def _as_array(label: str, values: object, dtype: Dtype) -> Array:
             for value in texts.flat:
                 if not isinstance(value, str):
                     raise SchemaMismatch(
-                        f"{label} has {short_repr(value)}, but a string is expected",
+                        f"{label} has {short_repr(value)}, but a string is expected"
                     )
             return texts
         array = np.asarray(values)
     except (ValueError, OverflowError):
         raise SchemaMismatch(
-            f"{label} is ragged or nested too deeply: all rows must have the same shape",
+            f"{label} is ragged or nested too deeply: all rows must have the same shape"
         ) from None
     if array.dtype.kind != "O" or dtype.kind != "f":
         return array
@@ -293,7 +265,12 @@ def _convert_numbers(column: Column, values: Sequence[Any], dtype: Dtype) -> Arr
     if dtype.kind == "f":
         accepted |= {"n"}  # numpy converts None to NaN.
     elif dtype.kind == "i" and "f" in kinds:
-        values = list(map(_exact_integer, values))
+        # Above 2**53, a float may have been another integer, such as a JSON integer
+        # beyond 64 bits.
+        values = [
+            int(value) if _is_whole_float(value) and abs(value) < 2**53 else value
+            for value in values
+        ]
         kinds = _kinds_of(values)
     if not kinds <= accepted:
         row, value = next(
@@ -319,16 +296,6 @@ def _is_whole_float(value: Any) -> bool:
     return _kind_of(type(value)) == "f" and float(value).is_integer()
 
 
-def _exact_integer(value: Any) -> object:
-    """Return a float that is certainly an integer as an integer, and any other value
-    unchanged. Above 2**53, a float may have been another integer, such as a JSON
-    integer beyond 64 bits.
-    """
-    if _is_whole_float(value) and abs(value) < 2**53:
-        return int(value)
-    return value
-
-
 def _kinds_of(values: Sequence[object]) -> set[str]:
     return set(map(_kind_of, set(map(type, values))))
 
@@ -344,11 +311,7 @@ def _convert_array(column: Column, values: Array, dtype: Dtype) -> Array:
         limits = np.iinfo(dtype)
         outside = np.flatnonzero((values < limits.min) | (values > limits.max))
         if len(outside):
-            raise _unfit(
-                column,
-                int(outside[0]),
-                values[outside[0]].item(),
-            )
+            raise _unfit(column, int(outside[0]), values[outside[0]].item())
     try:
         return values.astype(dtype, copy=False)
     except FloatingPointError:
@@ -356,20 +319,14 @@ def _convert_array(column: Column, values: Array, dtype: Dtype) -> Array:
         raise _unfit(column, row, values[row].item()) from None
 
 
-def _mistyped(
-    column: Column,
-    row: int,
-    value: object,
-    column_note: str = "",
-) -> SchemaMismatch:
+def _mistyped(column: Column, row: int, value: object, column_note: str = "") -> SchemaMismatch:
     """Return the error about a value of the wrong type. `column_note` follows the type
     that is expected.
     """
     expected = _EXPECTED[_KINDS[numpy_dtype(COLUMN_TYPES[column.type]).kind]]
     label = f"column {column.name!r} ({column.type}), row {row}"
     return SchemaMismatch(
-        f"{label}: {short_repr(value)}; {expected} is expected{column_note}",
-        column=column.name,
+        f"{label}: {short_repr(value)}; {expected} is expected{column_note}", column=column.name
     )
 
 
@@ -377,8 +334,7 @@ def _unfit(column: Column, row: int, value: object) -> SchemaMismatch:
     """Return the error about a number that is out of range."""
     label = f"column {column.name!r}, row {row}"
     return SchemaMismatch(
-        f"{label}: {short_repr(value)} does not fit the type {column.type}",
-        column=column.name,
+        f"{label}: {short_repr(value)} does not fit the type {column.type}", column=column.name
     )
 
 

@@ -3,5 +3,5 @@
 optimize   create a form, compare its loss and speed with the base, and register it
            (`optimizer.py`)
 forms      8-bit integers, 16-bit floats, pruned weights (`forms.py`, `fine_tuning.py`)
-profile    measure operators and nodes with ONNX Runtime's profiler (`profiler.py`)
+profile    measure operators with ONNX Runtime's profiler (`profiler.py`)
 """

@@ -280,7 +280,7 @@ def read(bomb: Bomb, body: bytes) -> None:
     elif bomb.media == "predict":
         predict.decode_records(JSON, body, bomb.schema)
     elif bomb.media == "vertex":
-        clouds.decode_vertex(JSON, body, bomb.schema)
+        clouds.decode_vertex(JSON, body)
     elif bomb.media == "feedback":
         feedback.decode(JSON, body)
     else:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.protocols.tfserving import decode_base64
-from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from tests.support import handling, servers
 from tests.support.servers import Serve
 
@@ -117,7 +116,7 @@ def test_base64_is_undone_wherever_it_stands(document: Any) -> None:
             return [coded(v) for v in value]
         return {k: coded(v) for k, v in value.items()}
 
-    decoded = decode_base64({"instances": coded(document)}, Schema((), (), ()))
+    decoded = decode_base64({"instances": coded(document)})
     assert decoded == {"instances": document}
 
 

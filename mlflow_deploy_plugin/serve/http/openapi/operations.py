@@ -66,6 +66,7 @@ def prediction(protocol: Protocol) -> Operation:
         protocol.request,
         errors=_PREDICTION_ERRORS,
         is_prediction=True,
+        applies_to=lambda artifact: not protocol.refuses(artifact),
     )
 
 

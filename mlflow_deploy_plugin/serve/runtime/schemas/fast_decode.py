@@ -47,11 +47,7 @@ _ARRAY_KINDS = {"double": "fiu", "float": "f"}
 the same numbers.
 """
 
-_PACKED = {
-    ("double", "float32"): "f",
-    ("float", "float32"): "f",
-    ("double", "float64"): "d",
-}
+_PACKED = {("double", "float32"): "f", ("float", "float32"): "f", ("double", "float64"): "d"}
 """The `struct` format by (column type, input dtype). `struct` rounds a number once, as
 numpy does.
 """
@@ -116,16 +112,21 @@ class FastDecoder:
     """
 
     def __init__(
-        self,
-        columns: tuple[Column, ...],
-        inputs: tuple[Input, ...],
-        blocks: tuple[Input, ...],
+        self, columns: tuple[Column, ...], inputs: tuple[Input, ...], blocks: tuple[Input, ...]
     ) -> None:
         order = tuple(column.name for column in columns)
         self.order = order
         self._names = list(order)  # A list, because the names in a JSON body are a list.
         self._by_name = _picker(order)
-        groups = _group_by_type(columns)
+        # A group per type, in the order in which the types first occur.
+        positions_by_type: dict[str, list[int]] = {}
+        for position, column in enumerate(columns):
+            positions_by_type.setdefault(column.type, []).append(position)
+        groups = []
+        for kind, positions in positions_by_type.items():
+            names = [columns[position].name for position in positions]
+            dtype = numpy_dtype(COLUMN_TYPES[kind])
+            groups.append(_Group(kind, names, _picker(positions), _ACCEPTED[kind], dtype))
         first = groups[0]
         is_matrix = [entry.columns for entry in inputs] == [order] and len(inputs[0].shape) == 2
         self._matrix: _MatrixDecoder | None = None
@@ -197,27 +198,6 @@ class FastDecoder:
         return self._matrix.from_matrix(values)
 
 
-def _group_by_type(columns: tuple[Column, ...]) -> list[_Group]:
-    """Return a group per type, in the order in which the types first occur."""
-    positions_by_type: dict[str, list[int]] = {}
-    for position, column in enumerate(columns):
-        positions_by_type.setdefault(column.type, []).append(position)
-    groups = []
-    for kind, positions in positions_by_type.items():
-        names = [columns[position].name for position in positions]
-        dtype = numpy_dtype(COLUMN_TYPES[kind])
-        groups.append(
-            _Group(
-                kind,
-                names,
-                _picker(positions),
-                _ACCEPTED[kind],
-                dtype,
-            )
-        )
-    return groups
-
-
 class _MatrixDecoder:
     """Decodes tables with one numeric or boolean type whose columns, in order, are the
     only input of the graph. Each method returns None for any other table.
@@ -226,13 +206,7 @@ class _MatrixDecoder:
     takes the table unchanged.
     """
 
-    def __init__(
-        self,
-        group: _Group,
-        width: int,
-        entry: Input,
-        block: str,
-    ) -> None:
+    def __init__(self, group: _Group, width: int, entry: Input, block: str) -> None:
         self._group = group
         self._name = entry.name
         self._dtype = numpy_dtype(entry.dtype)
@@ -261,13 +235,7 @@ class _MatrixDecoder:
         try:
             with np.errstate(over="raise"):
                 exact = np.asarray(rows, dtype=self._group.dtype)
-                feeds = {
-                    self._name: exact.astype(
-                        self._dtype,
-                        order="C",
-                        copy=False,
-                    )
-                }
+                feeds = {self._name: exact.astype(self._dtype, order="C", copy=False)}
         except (OverflowError, FloatingPointError):
             return None
         if self._block:
@@ -304,7 +272,7 @@ class _StackedColumns:
         each [columns, N, 1].
         """
         columns = np.concatenate(
-            [blocks[group][:, :, 0].astype(self.dtype, copy=False) for group in self.groups],
+            [blocks[group][:, :, 0].astype(self.dtype, copy=False) for group in self.groups]
         )
         return np.ascontiguousarray(columns[self.order].T)
 
@@ -322,47 +290,35 @@ class _ColumnDecoder:
     """
 
     def __init__(
-        self,
-        groups: list[_Group],
-        inputs: tuple[Input, ...],
-        blocks: tuple[Input, ...],
+        self, groups: list[_Group], inputs: tuple[Input, ...], blocks: tuple[Input, ...]
     ) -> None:
         self._groups = groups
         self._casts: list[tuple[int, Dtype, bool]] = []
-        self._inputs = list(map(self._place, inputs))
+        self._inputs: list[_SingleColumn | _StackedColumns] = []
+        for entry in inputs:
+            dtype = numpy_dtype(entry.dtype)
+            column_names = set(entry.columns)
+            taken = tuple(
+                position
+                for position, group in enumerate(groups)
+                if not column_names.isdisjoint(group.names)
+            )
+            names = chain.from_iterable(groups[group].names for group in taken)
+            places = {name: position for position, name in enumerate(names)}
+            if len(entry.columns) > 1:
+                order = np.array([places[name] for name in entry.columns], dtype=np.intp)
+                self._inputs.append(_StackedColumns(entry.name, dtype, taken, order))
+                continue
+            cast = (taken[0], dtype, len(entry.shape) == 1)
+            if cast not in self._casts:
+                self._casts.append(cast)
+            place = places[entry.columns[0]]
+            self._inputs.append(_SingleColumn(entry.name, self._casts.index(cast), place))
         block_names = {block.name.removeprefix(_BLOCK): block.name for block in blocks}
         self._blocks: tuple[str, ...] = ()
         if blocks:
             self._blocks = tuple(block_names.get(group.column_type, "") for group in groups)
         self._texts = tuple(entry.name for entry in inputs if entry.dtype == "str")
-
-    def _place(self, entry: Input) -> _SingleColumn | _StackedColumns:
-        """Return the places of the columns of an input. For a single column, also add
-        its conversion to `_casts`.
-        """
-        dtype = numpy_dtype(entry.dtype)
-        column_names = set(entry.columns)
-        taken = tuple(
-            position
-            for position, group in enumerate(self._groups)
-            if not column_names.isdisjoint(group.names)
-        )
-        names = chain.from_iterable(self._groups[group].names for group in taken)
-        places = {name: position for position, name in enumerate(names)}
-        if len(entry.columns) > 1:
-            order = np.array(
-                [places[name] for name in entry.columns],
-                dtype=np.intp,
-            )
-            return _StackedColumns(entry.name, dtype, taken, order)
-        cast = (taken[0], dtype, len(entry.shape) == 1)
-        if cast not in self._casts:
-            self._casts.append(cast)
-        return _SingleColumn(
-            entry.name,
-            self._casts.index(cast),
-            places[entry.columns[0]],
-        )
 
     def from_rows(self, rows: _Rows) -> Feeds | None:
         """Decode rows in the order of the columns; None if a type does not fit."""
@@ -380,7 +336,7 @@ class _ColumnDecoder:
                     [
                         np.array(values, dtype=group.dtype).reshape(-1, len(rows), 1)
                         for group, values in zip(self._groups, picked, strict=True)
-                    ],
+                    ]
                 )
         except (OverflowError, FloatingPointError):
             return None
@@ -395,11 +351,7 @@ class _ColumnDecoder:
                     if joined is None:
                         return None
                     blocks.append(
-                        joined.astype(group.dtype, copy=False).reshape(
-                            len(group.names),
-                            -1,
-                            1,
-                        ),
+                        joined.astype(group.dtype, copy=False).reshape(len(group.names), -1, 1)
                     )
                 return self._to_feeds(blocks)
         except FloatingPointError:
@@ -432,8 +384,7 @@ class _ColumnDecoder:
 
 
 def compile_fast_tensor_decoder(
-    bound: Sequence[tuple[Input, Tensor]],
-    shared: SharedDimensions,
+    bound: Sequence[tuple[Input, Tensor]], shared: SharedDimensions
 ) -> Callable[[Mapping[str, object]], Feeds | None] | None:
     """Return a function that makes feeds from tensors by dtype and shape, or None if
     more checks are needed.
@@ -472,8 +423,7 @@ def compile_fast_tensor_decoder(
 
 
 def _compile_matrix_decoder(
-    entry: Input,
-    tensor: Tensor,
+    entry: Input, tensor: Tensor
 ) -> Callable[[Mapping[str, object]], Feeds | None] | None:
     """Return a function that makes feeds from rows of the only tensor, and that returns
     None if the rows do not fit.
@@ -506,10 +456,7 @@ def _compile_matrix_decoder(
     return decode
 
 
-def type_blocks(
-    columns: tuple[Column, ...],
-    inputs: tuple[Input, ...],
-) -> tuple[Input, ...]:
+def type_blocks(columns: tuple[Column, ...], inputs: tuple[Input, ...]) -> tuple[Input, ...]:
     """Return a block (an `Input`) for each numeric or boolean type; no blocks if an
     input has the name of a block.
     """
@@ -523,21 +470,13 @@ def type_blocks(
     ):
         return ()
     return tuple(
-        Input(
-            _BLOCK + kind,
-            COLUMN_TYPES[kind],
-            (-1, len(names)),
-            tuple(names),
-        )
+        Input(_BLOCK + kind, COLUMN_TYPES[kind], (-1, len(names)), tuple(names))
         for kind, names in members.items()
     )
 
 
 def _row_packer(
-    entry: Input,
-    width: int,
-    form: str,
-    block: str,
+    entry: Input, width: int, form: str, block: str
 ) -> Callable[[Sequence[object]], Feeds | None]:
     """Return a decoder for a single row that does the same as
     `_MatrixDecoder.from_matrix` in a quarter of the time.
@@ -556,18 +495,9 @@ def _row_packer(
     def pack(row: Sequence[object]) -> Feeds | None:
         """Return feeds from one row; None for a null or an overflow."""
         try:
-            feeds: Feeds = {
-                name: np.ndarray(
-                    shape,
-                    dtype,
-                    fed.pack(*row),
-                )
-            }
+            feeds: Feeds = {name: np.ndarray(shape, dtype, fed.pack(*row))}
             if block:
-                return narrowed_feeds(
-                    feeds,
-                    {block: np.ndarray(shape, exact, sent.pack(*row))},
-                )
+                return narrowed_feeds(feeds, {block: np.ndarray(shape, exact, sent.pack(*row))})
             return feeds
         except (struct.error, OverflowError):
             return None

@@ -54,11 +54,7 @@ class KeyedSchema(Schema):
         feeds = self.model.from_records(model_records)
         return self.attach(feeds, columns_of(records, self.keys))
 
-    def from_rows(
-        self,
-        names: Sequence[str],
-        rows: Sequence[Sequence[object]],
-    ) -> Feeds:
+    def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[object]]) -> Feeds:
         """Return feeds from rows. For a signature of tensors, the columns other than
         the keys form the tensor.
         """

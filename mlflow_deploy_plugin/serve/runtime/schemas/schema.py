@@ -112,8 +112,16 @@ class Schema:
             return self._check_refused(feeds)
         if missing := self.missing_columns(data):
             raise missing
+        rows = self._common_length(data)
+        absent = sum(name not in data for name in self.names)
+        _check_filled(rows * absent, rows * (len(self.names) - absent))
+        nulls = [None] * rows  # An optional column that is absent has missing values.
+        arrays = {}
         with np.errstate(over="raise"):
-            arrays = self._converted_columns(data)
+            for column in self.columns:
+                values = data.get(column.name, nulls)
+                replacement = self._replacements.get(column.name)
+                arrays[column.name] = convert_column(column, values, replacement)
             try:
                 feeds = {entry.name: _stack(entry, arrays) for entry in self.inputs}
             except FloatingPointError:
@@ -130,24 +138,6 @@ class Schema:
         }
         return self._check_refused(narrowed_feeds(feeds, sent))
 
-    def _converted_columns(
-        self,
-        data: Mapping[str, Sequence[object] | Array],
-    ) -> dict[str, Array]:
-        """Return the columns in the types of the signature. An optional column that is
-        absent has missing values. Raises SchemaMismatch for invalid values.
-        """
-        rows = self._common_length(data)
-        absent = sum(name not in data for name in self.names)
-        _check_filled(rows * absent, rows * (len(self.names) - absent))
-        nulls = [None] * rows
-        arrays = {}
-        for column in self.columns:
-            values = data.get(column.name, nulls)
-            replacement = self._replacements.get(column.name)
-            arrays[column.name] = convert_column(column, values, replacement)
-        return arrays
-
     def from_records(self, records: Sequence[Mapping[str, object]]) -> Feeds:
         """Return feeds from rows that map column to value. A column that is absent from
         a row is null in that row.
@@ -161,7 +151,7 @@ class Schema:
             if not isinstance(record, Mapping):
                 raise SchemaMismatch(
                     f"row {row} is {short_repr(record)}; an object with one value per column is "
-                    "expected",
+                    "expected"
                 )
         if not records:
             raise SchemaMismatch(NO_ROWS)
@@ -172,7 +162,7 @@ class Schema:
                 if record.keys() != names:
                     other = short_repr(next(iter(record.keys() ^ names)))
                     raise SchemaMismatch(
-                        f"row {row} and row 0 have different columns: only one of them has {other}",
+                        f"row {row} and row 0 have different columns: only one of them has {other}"
                     )
             return self.from_frame(columns_of(records, names))
         seen = dict.fromkeys(chain.from_iterable(records))
@@ -183,11 +173,7 @@ class Schema:
         _check_filled(len(records) * len(present) - sent, sent)
         return self.from_frame(columns_of(records, present))
 
-    def from_rows(
-        self,
-        names: Sequence[str],
-        rows: Sequence[Sequence[object]],
-    ) -> Feeds:
+    def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[object]]) -> Feeds:
         """Return feeds from rows that are lists in the order of `names` (pandas'
         "split"). Raises SchemaMismatch for a repeated name, a row of another length, no
         rows, or values that do not fit.
@@ -199,7 +185,7 @@ class Schema:
         for row, values in enumerate(rows):
             if not isinstance(values, list | tuple) or len(values) != len(names):
                 raise SchemaMismatch(
-                    f"row {row} is {short_repr(values)}; a list of {len(names)} values is expected",
+                    f"row {row} is {short_repr(values)}; a list of {len(names)} values is expected"
                 )
         if not rows:
             raise SchemaMismatch(NO_ROWS)
@@ -213,7 +199,7 @@ class Schema:
         if not self.columns:
             if len(self.tensors) != 1:
                 raise SchemaMismatch(
-                    f"the model takes several tensors; send each by name: {join_names(self.names)}",
+                    f"the model takes several tensors; send each by name: {join_names(self.names)}"
                 )
             return self._from_tensors({self.tensors[0].name: values})
         rows = values
@@ -248,15 +234,11 @@ class Schema:
             if (array := arrays.get(entry.name)) is None:
                 continue
             if entry.missing is not None:
-                array = np.where(
-                    array == entry.missing,
-                    np.array(None, object),
-                    array,
-                )
+                array = np.where(array == entry.missing, np.array(None, object), array)
             if entry.columns:
                 flat = as_table(array)
                 columns.update(
-                    {name: flat[:, position] for position, name in enumerate(entry.columns)},
+                    {name: flat[:, position] for position, name in enumerate(entry.columns)}
                 )
             else:
                 columns[entry.name] = array
@@ -280,12 +262,7 @@ class Schema:
         # The inputs of a table always have the same number of rows.
         is_foreign = self.is_foreign and not self.columns
         return Schema(
-            (),
-            tuple(tensors),
-            inputs,
-            self.has_rows,
-            self.refusals,
-            is_foreign=is_foreign,
+            (), tuple(tensors), inputs, self.has_rows, self.refusals, is_foreign=is_foreign
         )
 
     def count_rows(self, arrays: Mapping[str, Array]) -> int:
@@ -311,10 +288,7 @@ class Schema:
         return None
 
     def _missing_error(
-        self,
-        noun: str,
-        missing: Sequence[str],
-        sent: Iterable[str],
+        self, noun: str, missing: Sequence[str], sent: Iterable[str]
     ) -> SchemaMismatch:
         """Return the error about missing columns or tensors (`noun`). It suggests the
         sent names that the model does not have.
@@ -350,19 +324,15 @@ class Schema:
         """One block per type of numbers, with the type's dtype. Empty if the graph's
         inputs are wide enough.
         """
-        if not self.columns or all(map(self._is_wide_enough, self.inputs)):
+        if not self.columns:
             return ()
-        return type_blocks(self.columns, self.inputs)
-
-    def _is_wide_enough(self, entry: Input) -> bool:
-        wide = numpy_dtype(entry.dtype)
-        return all(
-            is_lossless_cast(
-                wide,
-                numpy_dtype(self.dtypes[name]),
-            )
-            for name in entry.columns
-        )
+        for entry in self.inputs:
+            dtype = numpy_dtype(entry.dtype)
+            if not all(
+                is_lossless_cast(dtype, numpy_dtype(self.dtypes[name])) for name in entry.columns
+            ):
+                return type_blocks(self.columns, self.inputs)
+        return ()
 
     @cached_property
     def _fast(self) -> FastDecoder | None:
@@ -447,27 +417,22 @@ class Schema:
             data = {self.tensors[0].name: next(iter(data.values()))}
         if all(name in data for name in self.names):
             return self._from_tensors(
-                {tensor.name: _from_cells(tensor, data[tensor.name]) for tensor in self.tensors},
+                {tensor.name: _from_cells(tensor, data[tensor.name]) for tensor in self.tensors}
             )
         if len(self.tensors) == 1 and len(self.tensors[0].shape) == 2 and data:
             columns = [column for column in data.values() if isinstance(column, np.ndarray)]
             if any(column.ndim > 1 for column in columns):
                 raise SchemaMismatch(
-                    "several columns can form one tensor only if each has one value per row",
+                    "several columns can form one tensor only if each has one value per row"
                 )
             matrix: list[Any] | Array
             if columns:
                 matrix = np.column_stack(columns)
             else:
-                matrix = list(
-                    map(
-                        list,
-                        zip(*data.values(), strict=True),
-                    )
-                )
+                matrix = list(map(list, zip(*data.values(), strict=True)))
             return self._from_tensors({self.tensors[0].name: matrix})
         raise SchemaMismatch(
-            f"a table does not fit this model; send the tensors {join_names(self.names)}",
+            f"a table does not fit this model; send the tensors {join_names(self.names)}"
         )
 
     def _from_tensors(self, data: Mapping[str, Any]) -> Feeds:
@@ -480,15 +445,21 @@ class Schema:
             if len(data) != 1:
                 names = join_names(data) or "none"
                 raise SchemaMismatch(
-                    f"the model takes one array, not {names}: send its rows as lists of values",
+                    f"the model takes one array, not {names}: send its rows as lists of values"
                 )
             # A single tensor without a name may be sent under any name.
             data = {"": next(iter(data.values()))}
         missing = [name for name in self.names if name not in data]
         if missing:
             raise self._missing_error("tensor", missing, data)
+        arrays = {}
         with np.errstate(over="raise"):
-            arrays = self._converted_tensors(data)
+            for tensor in self.tensors:
+                try:
+                    arrays[tensor.name] = convert_tensor(tensor, data[tensor.name])
+                except SchemaMismatch as error:
+                    error.column = tensor.name
+                    raise
             feeds = {
                 entry.name: cast_tensor(tensor.name, arrays[tensor.name], entry.dtype)
                 for entry, tensor in self._bound_tensors
@@ -505,19 +476,6 @@ class Schema:
         if all(is_lossless_cast(feeds[name].dtype, array.dtype) for name, array in sent.items()):
             return self._check_refused(feeds)
         return self._check_refused(narrowed_feeds(feeds, sent))
-
-    def _converted_tensors(self, data: Mapping[str, Any]) -> dict[str, Array]:
-        """Return the tensors in the types of the signature. The error about a tensor
-        has its name.
-        """
-        arrays = {}
-        for tensor in self.tensors:
-            try:
-                arrays[tensor.name] = convert_tensor(tensor, data[tensor.name])
-            except SchemaMismatch as error:
-                error.column = tensor.name
-                raise
-        return arrays
 
     def _check_refused(self, feeds: Feeds) -> Feeds:
         """Return the feeds unchanged. Raises SchemaMismatch if the original of the
@@ -560,8 +518,7 @@ class Schema:
 
 
 def columns_of(
-    records: Sequence[Mapping[str, object]],
-    names: Iterable[str],
+    records: Sequence[Mapping[str, object]], names: Iterable[str]
 ) -> dict[str, list[object]]:
     """Return the values of each name. A record without the name has the value None."""
     columns = {}
@@ -590,12 +547,12 @@ def compile_schema(
         raise InvalidArtifact(f"the signature contains {doubled[0]!r} twice")
     if inputs and not names:
         raise InvalidArtifact(
-            f"the graph takes {[entry.name for entry in inputs]}, but the signature has no inputs",
+            f"the graph takes {[entry.name for entry in inputs]}, but the signature has no inputs"
         )
     for entry in inputs:
         if columns and (not entry.columns or any(name not in names for name in entry.columns)):
             raise InvalidArtifact(
-                f"the graph's input {entry.name!r} is not fed by the signature's {sorted(names)}",
+                f"the graph's input {entry.name!r} is not fed by the signature's {sorted(names)}"
             )
     if tensors and (
         len(tensors) != len(inputs)
@@ -603,7 +560,7 @@ def compile_schema(
     ):
         raise InvalidArtifact(
             f"the graph takes {[entry.name for entry in inputs]}, but the signature has "
-            f"{sorted(names)}",
+            f"{sorted(names)}"
         )
     has_rows = not rowless_reason(columns, inputs, outputs)
     return Schema(
@@ -611,10 +568,7 @@ def compile_schema(
     )
 
 
-def _from_cells(
-    tensor: Tensor,
-    cells: list[Any] | Array,
-) -> list[Any] | Array:
+def _from_cells(tensor: Tensor, cells: list[Any] | Array) -> list[Any] | Array:
     """Return a table column as a tensor. A cell has the only value of a row, or all
     values, flat as in MLflow.
     """
@@ -656,10 +610,7 @@ def _stack(entry: Input, arrays: Mapping[str, Array]) -> Array:
         if len(entry.shape) == 1:
             return only
         return only.reshape(-1, 1)
-    stacked = np.empty(
-        (len(arrays[entry.columns[0]]), len(entry.columns)),
-        dtype=dtype,
-    )
+    stacked = np.empty((len(arrays[entry.columns[0]]), len(entry.columns)), dtype=dtype)
     for position, name in enumerate(entry.columns):
         stacked[:, position] = arrays[name]
     return stacked
@@ -672,5 +623,5 @@ def _check_filled(missing: int, sent: int) -> None:
     if missing > max(_MAX_FILLED, sent):
         raise SchemaMismatch(
             f"{missing} values are missing, and at most {sent} are present; send fewer rows, or "
-            "complete rows",
+            "complete rows"
         )
