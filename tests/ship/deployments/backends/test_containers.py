@@ -52,7 +52,6 @@ def test_container_gets_the_settings_of_the_spec_and_only_the_variables_servers_
         "ONNXSERVE_SECRETS",
         "/run/secrets",
     )
-    monkeypatch.setenv("ONNXSERVE_WEBHOOK_SECRET", "only of the controller")
     monkeypatch.setenv("EDITOR", "vi")
 
     spec = flights(
@@ -68,12 +67,7 @@ def test_container_gets_the_settings_of_the_spec_and_only_the_variables_servers_
         "environment"
     ].items()
     assert made["environment"]["ONNXSERVE_PORT"] == "8123"
-    not_passed_on = {
-        "EDITOR",
-        "ONNXSERVE_STORE_URI",
-        "ONNXSERVE_SECRETS",
-        "ONNXSERVE_WEBHOOK_SECRET",
-    }
+    not_passed_on = {"EDITOR", "ONNXSERVE_STORE_URI", "ONNXSERVE_SECRETS"}
     assert not not_passed_on & made["environment"].keys()
     mounts = {
         mount["Target"]: mount["ReadOnly"] for mount in made["mounts"] if mount["Type"] == "bind"
