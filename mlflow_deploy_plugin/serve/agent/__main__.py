@@ -41,7 +41,7 @@ from mlflow_deploy_plugin.core.statedir.files import (
 from mlflow_deploy_plugin.core.statedir.history import HistoryWriter
 from mlflow_deploy_plugin.core.statedir.metric_files import remove_metrics
 from mlflow_deploy_plugin.core.statedir.models import AgentState
-from mlflow_deploy_plugin.serve.agent.control import audit_recorder, record_nothing
+from mlflow_deploy_plugin.serve.agent.control import Recorder, audit_recorder, record_nothing
 from mlflow_deploy_plugin.serve.agent.feed import FeedFollower
 from mlflow_deploy_plugin.serve.agent.fetch import MlflowRegistry, ModelCache
 from mlflow_deploy_plugin.serve.agent.follow import Follower
@@ -230,7 +230,7 @@ def _open_follower(
         key_fetchers.append(issuer_key_fetcher(state_dir, server.jwt_issuer, stop))
     # If callers authenticate, their commands are written to the audit trail. A server
     # with a keys file has no audit trail.
-    recorder = record_nothing
+    recorder: Recorder = record_nothing
     if server.authenticates and settings.keys_file is None:
         login = "key" if server.takes_keys else "certificate"
         recorder = audit_recorder(settings.store_url, login)
