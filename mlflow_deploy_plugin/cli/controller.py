@@ -39,9 +39,6 @@ _END_SECONDS = 8.0
 """The time to finish the current work, less than the ten seconds after which Docker
 kills a process.
 """
-_port_option = partial(
-    option, type=click.IntRange(1, 65535), metavar="PORT", show_default="no port"
-)
 
 
 @click.command()
@@ -66,12 +63,14 @@ _port_option = partial(
     metavar="SECONDS",
     help="Timeout of a judgement. After a timeout, the window is retried later.",
 )
-@_port_option("--metrics-port", help="Port for Prometheus with the gauges of all monitors.")
-@_port_option(
-    "--webhook-port",
-    help="Port for webhooks of MLflow, which are signed with ONNXSERVE_WEBHOOK_SECRET.",
+@option(
+    "--metrics-port",
+    type=click.IntRange(1, 65535),
+    metavar="PORT",
+    show_default="no port",
+    help="Port for Prometheus with the gauges of all monitors.",
 )
-def controller(metrics_port: int | None, webhook_port: int | None, **options: Any) -> None:
+def controller(metrics_port: int | None, **options: Any) -> None:
     """Run rollouts, monitors and retrainings until stopped.
 
     If several controllers share a store, one controller runs the monitors and
@@ -89,12 +88,6 @@ def controller(metrics_port: int | None, webhook_port: int | None, **options: An
         configure_logging(deployments.settings, "controller")
         if metrics_port is not None:
             start_metrics_server(deployments.store, metrics_port)
-        if webhook_port is not None:
-            from mlflow_deploy_plugin.serve.supervisor import open_listener
-            from mlflow_deploy_plugin.watch.controller.webhooks import start_webhook_receiver
-
-            host = deployments.settings.host
-            start_webhook_receiver(deployments, open_listener(host, webhook_port, "--webhook-port"))
         run_controller(deployments, ended, **options)
 
 

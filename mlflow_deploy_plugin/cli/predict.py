@@ -31,7 +31,6 @@ from mlflow_deploy_plugin.cli.options import (
 )
 from mlflow_deploy_plugin.core.errors import InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.core.registry.connection import hidden_pandas
-from mlflow_deploy_plugin.core.spec.removed import removal_reason
 from mlflow_deploy_plugin.core.tabular.files import (
     FILE_FORMATS,
     FileFormat,
@@ -359,15 +358,6 @@ def _with_progress(rows: "RowFile") -> Iterator[Iterator["RowBatch"]]:
         yield with_bar()
 
 
-class _Devices(click.Choice):  # type: ignore[type-arg]  # Older versions of click have no generic type.
-    """The devices of a batch. The error for a removed device names the replacement."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if reason := removal_reason("server.device", value):
-            self.fail(reason, param, ctx)
-        return super().convert(value, param, ctx)
-
-
 @click.command()
 @model_argument
 @option(
@@ -411,7 +401,7 @@ class _Devices(click.Choice):  # type: ignore[type-arg]  # Older versions of cli
 @option(
     "--workers", type=POSITIVE, metavar="CORES", show_default="all", help="Number of cores to use."
 )
-@option("--device", type=_Devices(["cpu", "cuda"]), default="cpu", help="Device.")
+@option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Device.")
 @engine_option(help="Engine: this machine, or the cluster from the Spark configuration.")
 @flag("--restart", help="Delete the output of an earlier batch, and start from the beginning.")
 @option(

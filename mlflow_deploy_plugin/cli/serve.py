@@ -36,13 +36,8 @@ from mlflow_deploy_plugin.core.statedir.files import (
 from mlflow_deploy_plugin.serve.cloud import Cloud, read_cloud
 from mlflow_deploy_plugin.serve.device import require_device
 from mlflow_deploy_plugin.serve.supervisor import supervise
-from mlflow_deploy_plugin.ship.manifests.served import SPEC_FILE, SPEC_FOLDER
 
 _log = logging.getLogger(__name__)
-MOUNTED_SPEC = Path(SPEC_FOLDER, SPEC_FILE)
-"""The spec in a pod or container of a manifest, such as the ConfigMap of an endpoint on
-Kubernetes.
-"""
 
 
 @click.command()
@@ -141,7 +136,7 @@ def serve(
                 raise click.UsageError(
                     "--name requires MODEL; a spec contains the names of its endpoints"
                 )
-            specs = load_specs(read_text(file, "the spec"), _is_stored(file, state_dir))
+            specs = load_specs(read_text(file, "the spec"))
         case _:
             raise click.UsageError("specify either MODEL or --spec FILE")
     first, *others = specs
@@ -195,14 +190,6 @@ def _claimed_folder(
     return claim_free_state_dir(settings.home_path / "serve" / folder)
 
 
-def _is_stored(file: Path, state_dir: Path | None) -> bool:
-    """Return True for a spec that a version of onnxserve has written, which may be
-    older than this version.
-    """
-    of_server = absolute_path(state_dir) / SPEC if state_dir is not None else None
-    return file.absolute() in (MOUNTED_SPEC, of_server)
-
-
 class _WatchedSpec:
     """The spec file of a running server, whose changes are served. Only a change of
     `server` needs a restart.
@@ -239,7 +226,7 @@ class _WatchedSpec:
 
     def _write(self, text: str) -> None:
         """Write a changed spec for the agent, with the old `server`."""
-        first, *others = load_specs(text, _is_stored(self._path, self._folder))
+        first, *others = load_specs(text)
         first = apply_config(first, self._changes)
         if first.server != self._server:
             _log.warning("%s: the change of `server` takes effect at the next start", self._path)

@@ -76,7 +76,18 @@ def read_mlmodel(folder: Path) -> Mapping[str, Any]:
         document = _read(file, status.st_mtime_ns, status.st_size)
         if not isinstance(document, Mapping):
             raise InvalidArtifact("the MLmodel file is not a mapping")
-        document = _checked_document(document)
+        document = _checked_mappings(document, "", ("flavors", "metadata", "signature"))
+        if "flavors" in document:
+            flavors = document["flavors"]
+            flavors = _checked_mappings(flavors, "flavors.", tuple(flavors))
+            sections: dict[str, Mapping[str, Any]]
+            sections = {
+                name: _checked_mappings(section, f"flavors.{name}.", ())
+                for name, section in flavors.items()
+            }
+            if FLAVOR in sections:
+                sections[FLAVOR] = _checked_own_section(sections[FLAVOR], f"flavors.{FLAVOR}.")
+            document = {**document, "flavors": sections}
         identifiers = {name: str(document[name]) for name in _IDENTIFIERS if document.get(name)}
     except FileNotFoundError:
         raise InvalidArtifact(
@@ -95,25 +106,6 @@ def read_mlmodel(folder: Path) -> Mapping[str, Any]:
                 f"the MLmodel file has {name} {value[:80]!r}: at most 256 visible ASCII "
                 "characters are expected",
             )
-    return document
-
-
-def _checked_document(document: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a document without null entries, whose sections have the types that all
-    readers expect.
-    """
-    document = _checked_mappings(document, "", ("flavors", "metadata", "signature"))
-    flavors = document.get("flavors", {})
-    flavors = _checked_mappings(flavors, "flavors.", tuple(flavors))
-    sections: dict[str, Mapping[str, Any]]
-    sections = {
-        name: _checked_mappings(section, f"flavors.{name}.", ())
-        for name, section in flavors.items()
-    }
-    if FLAVOR in sections:
-        sections[FLAVOR] = _checked_own_section(sections[FLAVOR], f"flavors.{FLAVOR}.")
-    if "flavors" in document:
-        return {**document, "flavors": sections}
     return document
 
 

@@ -166,10 +166,6 @@ class Settings(BaseModel):
     """
     retention_floor_days: int | None = Field(default=None, ge=1, le=36500)
     """Age in days below which no captured rows, windows and alerts are deleted."""
-    webhook_secret: str = Field(default="", repr=False)
-    """Secret with which MLflow signs the webhooks for `onnxserve controller
-    --webhook-port`.
-    """
     mlflow_url: str = ""
     """Address of an MLflow server for the processes that its page starts. Default: its
     port, or the browser's address if `--allowed-hosts` lists it without *.

@@ -15,7 +15,6 @@ import pytest
 import requests
 from click.testing import CliRunner
 
-from mlflow_deploy_plugin.cli import serve as serve_command
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.statedir.files import AGENT, read_state, read_workers
 from mlflow_deploy_plugin.core.statedir.models import AgentState
@@ -24,69 +23,6 @@ from tests.support.refusals import mentions
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.proxy import proxy_to
 from tests.support.waiting import wait_until
-
-
-def test_a_removed_field_is_refused_in_a_users_spec_and_dropped_from_the_spec_of_a_server(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(serve_command, "supervise", lambda *_: None)
-    spec = tmp_path / "spec.yaml"
-    text = "name: flights\nvariants: {flights: {model: m}}\nserver: {io_binding: true}\n"
-    spec.write_text(text)
-
-    refused = CliRunner().invoke(main, ["serve", "--spec", str(spec)])
-    restarted = CliRunner().invoke(
-        main,
-        ["serve", "--spec", str(spec), "--state-dir", str(tmp_path)],
-    )
-
-    assert refused.exit_code == 1
-    assert mentions(refused.stderr, "server.io_binding was removed", "enable_cuda_graph")
-    assert restarted.exit_code == 0, restarted.output
-    assert "io_binding" not in spec.read_text()
-
-    spec.write_text("name: flights\nvariants: {}\n")
-    empty = CliRunner().invoke(
-        main,
-        ["serve", "--spec", str(spec), "--state-dir", str(tmp_path)],
-    )
-    assert empty.exit_code == 1
-    assert mentions(empty.stderr, "'flights'", "at least one variant")
-
-
-def test_a_removed_field_is_dropped_from_the_config_map_of_a_pod(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """An earlier version has written the ConfigMap,
-    and the image of the pod is newer.
-    """
-    spec = tmp_path / "spec.yaml"
-    state = tmp_path / "state"
-    text = "name: flights\nvariants: {{flights: {{model: {}}}}}\nserver: {{io_binding: true}}\n"
-
-    def change_while_served(
-        _folder: Path,
-        _follow: bool,
-        _say: object,
-        refresh: Callable[[], None],
-    ) -> None:
-        assert "model: old" in (state / "spec.yaml").read_text()
-        spec.write_text(text.format("new"))
-        refresh()
-
-    monkeypatch.setattr(serve_command, "supervise", change_while_served)
-    monkeypatch.setattr(serve_command, "MOUNTED_SPEC", spec)
-    spec.write_text(text.format("old"))
-
-    served = CliRunner().invoke(
-        main,
-        ["serve", "--spec", str(spec), "--state-dir", str(state)],
-    )
-
-    assert served.exit_code == 0, served.output
-    assert "model: new" in (state / "spec.yaml").read_text()
 
 
 @pytest.mark.long

@@ -116,7 +116,7 @@ require: [missing(distance)<=0.1]}
       min_requests: 500
   shadow: {kind: shadow, require: [disagreement(candidate)<=0.05]}
   level: {kind: service_level, every: 1h, require: [p99<=0.2, error_rate<=1%]}
-alarms: {false_per_year: 4}
+alarms: {false_per_year: 4, min_effect: 0.02}
 sticky: {header: x-user-id}
 kubernetes:
   replicas: 2
@@ -194,6 +194,12 @@ budget:
 backtest: {endpoint: flights, window: 3d, max_disagreement: 0.1, max_refusals: 0.01, \
 min_rows: 50, max_rows: 5000}
 skip: [budget]
+signer: |
+  -----BEGIN PUBLIC KEY-----
+  MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEQyQg+I7KDtPx9MDftm9qGC/vw8Y8
+  BTRCiEkhsvJQHTYK1sIxFU5EfYMcUVixWohvO7s6ogPzkHJ6EUFVhmq2Gw==
+  -----END PUBLIC KEY-----
+judges: [ci-gate]
 seed: 3
 fresh_hours: 12
 approvals: {count: 2, groups: [risk, owners], not_author: false, evaluation: optional, \

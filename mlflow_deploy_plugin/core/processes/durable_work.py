@@ -135,16 +135,13 @@ class WorkRunner:
                 )
                 pause = self.failure_seconds
                 work.defects += 1
-                self._report_defect(key, error, work.defects)
+                try:
+                    self.on_defect(key, error, work.defects)
+                except Exception:  # noqa: BLE001 — the thread must continue with other work
+                    _log.exception("%s %s: the error handler failed", self.name, key)
             work.not_before = max(work.not_before, self.monotonic() + pause)
             work.is_running = False
             self.finished.set()
-
-    def _report_defect(self, key: Hashable, error: Exception, defects: int) -> None:
-        try:
-            self.on_defect(key, error, defects)
-        except Exception:  # noqa: BLE001 — the thread must continue with other work
-            _log.exception("%s %s: the error handler failed", self.name, key)
 
 
 def read_plan(kind: TypeAdapter[PlanT], written: object, what: str) -> PlanT:

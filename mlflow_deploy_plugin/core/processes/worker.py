@@ -127,30 +127,26 @@ class Worker:
                 raise ProcessEnded("the worker process was stopped")
             if self._child is None or self._connection is None or self._child.wait(0) is not None:
                 self._connection, theirs = Pipe()
-                self._child = self._start_child(theirs)
+                # Libraries may print; keep our output clean.
+                output = 2 if self.stderr is None else self.stderr
+                command = [sys.executable, "-P", "-m", __name__, str(theirs.fileno())]
+                try:
+                    with theirs:
+                        self._child = Child(
+                            command,
+                            descriptors=[theirs.fileno()],
+                            stdout=output,
+                            stderr=self.stderr,
+                        )
+                except OSError as error:
+                    raise ProcessCrashed(
+                        f"the worker process cannot be started: {error.strerror}",
+                    ) from None
                 # The child must find functions in the same modules.
                 self._connection.send(sys.path)
                 self._connection.send(self.prepare)
                 self._calls = 0
             return self._connection
-
-    def _start_child(self, connection: Connection) -> Child:
-        """Start the process with its end of the connection, which is closed here."""
-        # Libraries may print; keep our output clean.
-        output = 2 if self.stderr is None else self.stderr
-        command = [sys.executable, "-P", "-m", __name__, str(connection.fileno())]
-        try:
-            with connection:
-                return Child(
-                    command,
-                    descriptors=[connection.fileno()],
-                    stdout=output,
-                    stderr=self.stderr,
-                )
-        except OSError as error:
-            raise ProcessCrashed(
-                f"the worker process cannot be started: {error.strerror}",
-            ) from None
 
     def _kill(self) -> int | None:
         """Kill the process if it does not exit within a short time, and return its exit

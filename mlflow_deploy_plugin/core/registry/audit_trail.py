@@ -163,8 +163,7 @@ class StoredEvent(AuditEvent):
 
     def faults(self, keys: Keys) -> Iterator[str]:
         """Yield a line if the event was changed, or has no valid signature."""
-        # An event of an older onnxserve has no hash.
-        if self.digest and self.digest != event_digest(self, self.previous):
+        if self.digest != event_digest(self, self.previous):
             yield f"{self.name} was changed"
         elif self.signed_by and not is_signed_row(self, self.digest, keys):
             yield f"{self.name} has no valid signature of the key {self.signed_by}"

@@ -10,16 +10,12 @@ means that the client must resolve the URI itself. A comment is sent every few s
 """
 
 from collections.abc import Generator, Mapping
-from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
 from mlflow_deploy_plugin.core.errors import RegistryUnavailable
 from mlflow_deploy_plugin.core.registry.connection import app_answer, registry_errors
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel
-
-if TYPE_CHECKING:
-    from requests import Response
 
 CHANGES = "/onnxserve/changes"
 MAX_URIS = 1000
@@ -29,7 +25,7 @@ _HEAD_SECONDS = HEARTBEAT_SECONDS + 3.0
 """The time limit for the head of the answer. A replica of MLflow that hangs behind a
 proxy sends no head, and the next connection may reach another replica. The limit is
 longer than the pause between two comments, because it remains in force if the
-connection is not known (`_allow_silence`).
+connection is not known.
 """
 _MAX_EVENT_BYTES = 4 * 1024 * MAX_URIS
 _CHUNK_BYTES = 65_536
@@ -73,7 +69,11 @@ def read_changes(uris: list[str]) -> Generator[Selected]:
             raise RegistryUnavailable(
                 f"the change feed answers with the status {answer.status_code}",
             )
-        _allow_silence(answer)
+        # Replace the time limit for the head by the limit for the pauses of the stream.
+        connection = answer.raw.connection
+        # http.client releases a connection that will close.
+        if connection is not None and connection.sock is not None:
+            connection.sock.settimeout(_SILENCE_SECONDS)
         buffer = b""
         while piece := answer.raw.read1(_CHUNK_BYTES, True):  # A proxy may compress the events.
             *events, buffer = (buffer + piece).split(b"\n\n")
@@ -83,14 +83,6 @@ def read_changes(uris: list[str]) -> Generator[Selected]:
                 )
             for event in events:
                 yield _selected(event, uris)
-
-
-def _allow_silence(answer: "Response") -> None:
-    """Replace the time limit for the head by the limit for the pauses of the stream."""
-    connection = answer.raw.connection
-    # http.client releases a connection that will close.
-    if connection is not None and connection.sock is not None:
-        connection.sock.settimeout(_SILENCE_SECONDS)
 
 
 def _selected(event: bytes, uris: list[str]) -> Selected:

@@ -132,7 +132,7 @@ _process = _Process()
 
 def own_process(imports_mlflow: bool = True) -> None:
     """Declare that this process belongs to onnxserve: the limits of
-    `_replace_functions` apply to MLflow's client.
+    `_limit_mlflow_client` apply to MLflow's client.
 
     The entry points of our processes call this function, which must not be called in a
     process of a user.
@@ -315,11 +315,11 @@ def registry_client() -> "MlflowClient":
 def harden_mlflow_client() -> None:
     """Limit MLflow's client if this is a process of onnxserve, and not of a user."""
     if _process.is_own:
-        _replace_functions()
+        _limit_mlflow_client()
 
 
 @cache  # The cache lets the function patch MLflow's modules only once.
-def _replace_functions() -> None:
+def _limit_mlflow_client() -> None:
     """Limit the answers that MLflow's client reads, and the hosts to which it sends
     credentials.
 
@@ -329,14 +329,12 @@ def _replace_functions() -> None:
     source of a version and the folder of a run. Authors of models choose these
     addresses.
     """
-    _limit_mlflow_credentials()
-    _limit_azure_credentials()
-    _limit_answers()
-
-
-def _limit_mlflow_credentials() -> None:
-    """Let MLflow's client send its credentials only to MLflow's own addresses."""
-    from mlflow.store.artifact import http_artifact_repo, mlflow_artifacts_repo
+    from mlflow.store.artifact import (
+        azure_data_lake_artifact_repo,
+        http_artifact_repo,
+        mlflow_artifacts_repo,
+    )
+    from mlflow.utils import rest_utils
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import MlflowHostCreds
 
@@ -348,14 +346,6 @@ def _limit_mlflow_credentials() -> None:
             name: getattr(creds, name) for name in ("ignore_tls_verification", "server_cert_path")
         }
         return MlflowHostCreds(uri, **tls)
-
-    for module in (http_artifact_repo, mlflow_artifacts_repo):
-        module.get_default_host_creds = credentials
-
-
-def _limit_azure_credentials() -> None:
-    """Let MLflow's client send the credentials of Azure only to Azure."""
-    from mlflow.store.artifact import azure_data_lake_artifact_repo
 
     data_lake = azure_data_lake_artifact_repo.AzureDataLakeArtifactRepository
     open_lake = data_lake.__init__
@@ -370,15 +360,6 @@ def _limit_azure_credentials() -> None:
         refuse_foreign_azure(artifact_uri)
         open_lake(self, artifact_uri, *arguments, **options)
 
-    data_lake.__init__ = open_own
-
-
-def _limit_answers() -> None:
-    """Let MLflow's client read at most `MOST_JSON` bytes of an answer that is not a
-    stream.
-    """
-    from mlflow.utils import rest_utils
-
     send = rest_utils._get_http_response_with_retries
 
     @wraps(send)
@@ -388,6 +369,9 @@ def _limit_answers() -> None:
         with bounded_answers(MOST_JSON):
             return send(*arguments, **options)
 
+    for module in (http_artifact_repo, mlflow_artifacts_repo):
+        module.get_default_host_creds = credentials
+    data_lake.__init__ = open_own
     rest_utils._get_http_response_with_retries = send_bounded
 
 
@@ -409,7 +393,16 @@ def app_answer(
         workspace = active_workspace()
         if workspace:
             query = {**query, "workspace": workspace}
-        answer = _send_once(address, path, method, params=query, **options)
+        options["params"] = query
+        if rest_client() is not None:
+            answer = send(address, method, path, is_sent_once=True, **options)
+        else:
+            registry_client()  # Check the settings, and limit the size of answers.
+            from mlflow.utils.credentials import get_default_host_creds
+            from mlflow.utils.rest_utils import http_request
+
+            options |= {"max_retries": 0, "raise_on_status": False}
+            answer = http_request(get_default_host_creds(address), path, method, **options)
         # A server without the app answers with its web page, or refuses the path.
         if answer.status_code not in (200, 404, 405):
             return answer
@@ -418,26 +411,6 @@ def app_answer(
             return answer
         answer.close()
     raise NotFound(f"MLflow at {registry_address()} does not run the app of onnxserve")
-
-
-def _send_once(
-    address: str,
-    path: str,
-    method: str,
-    **options: Any,
-) -> "Response":
-    """Send a request to MLflow's server with the credentials of the environment, and
-    without retries.
-    """
-    if rest_client() is not None:
-        return send(address, method, path, is_sent_once=True, **options)
-    registry_client()  # Check the settings, and limit the size of answers.
-    from mlflow.utils.credentials import get_default_host_creds
-    from mlflow.utils.rest_utils import http_request
-
-    options |= {"max_retries": 0, "raise_on_status": False}
-    answer: Response = http_request(get_default_host_creds(address), path, method, **options)
-    return answer
 
 
 def app_document(
@@ -544,7 +517,13 @@ def refuse_folder(location: str) -> None:
     """
     servers = [urlsplit(uri) for uri in mlflow_addresses() if _is_web(uri)]
     try:
-        folders = _folders_at(location) if servers else []
+        folders = []
+        if servers:
+            parts = urlsplit(location)
+            if parts.scheme in ("", "file"):
+                path = unquote(parts.path) if parts.scheme else location
+                # MLflow's client also decodes %2e in a plain path.
+                folders = [Path(path).resolve(), Path(unquote(path)).resolve()]
     except ValueError as error:
         redacted = redact_credentials(location)
         raise InvalidConfig(
@@ -568,23 +547,6 @@ def refuse_folder(location: str) -> None:
         "without --no-serve-artifacts), or set ONNXSERVE_ARTIFACT_FOLDERS to the server's "
         "artifact folder",
     )
-
-
-def _folders_at(location: str) -> list[Path]:
-    """Return the folders of this machine that an address may mean, without links and
-    `..`; none for another scheme.
-
-    MLflow's client also decodes %2e in a plain path. Raises ValueError if the address
-    is invalid.
-    """
-    parts = urlsplit(location)
-    if parts.scheme not in ("", "file"):
-        return []
-    path = unquote(parts.path) if parts.scheme else location
-    return [
-        Path(path).resolve(),
-        Path(unquote(path)).resolve(),
-    ]
 
 
 def is_mlflow(uri: str) -> bool:
@@ -673,23 +635,6 @@ def _is_of_store(error: Exception) -> bool:
     return getattr(error, "error_code", "") in _REFUSED and not is_answer
 
 
-def _server_for_messages() -> str:
-    """Return MLflow's address and the proxy to it, for messages about a failure."""
-    # MLflow's client uses these functions too.
-    from requests.utils import get_environ_proxies, select_proxy
-
-    address = registry_address()
-    proxy = None
-    if address.startswith("http"):
-        proxy = select_proxy(address, get_environ_proxies(address))
-    if not proxy:
-        return f"MLflow at {address}"
-    host = proxy.rpartition("@")[2]  # Omit the user and the password before the @.
-    return (
-        f"MLflow at {address} (through the proxy {host}; NO_PROXY lists the hosts that bypass it)"
-    )
-
-
 def _registry_failure(what: str, error: Exception) -> NotFound | RegistryUnavailable:
     """Return the error about `what` for an error of MLflow's server or of the
     connection to it.
@@ -704,7 +649,15 @@ def _registry_failure(what: str, error: Exception) -> NotFound | RegistryUnavail
         code = failure[2]
     elif status:
         code = status[1]
-    where = _server_for_messages()
+    address = registry_address()
+    where = f"MLflow at {address}"
+    if address.startswith("http"):
+        # MLflow's client uses these functions too.
+        from requests.utils import get_environ_proxies, select_proxy
+
+        if proxy := select_proxy(address, get_environ_proxies(address)):
+            host = proxy.rpartition("@")[2]  # Omit the user and the password before the @.
+            where += f" (through the proxy {host}; NO_PROXY lists the hosts that bypass it)"
     if code in ("401", "UNAUTHENTICATED"):
         names = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN,"
         return RegistryRefused(

@@ -79,11 +79,11 @@ def csv_files(path: Path) -> list[Path]:
         if path.suffix.lower() in (".csv", ".gz", ".bz2"):
             return [path]
         return []
-    return [file for file in sorted(path.rglob("*.csv")) if not _is_hidden(file.relative_to(path))]
-
-
-def _is_hidden(file: Path) -> bool:
-    return any(part.startswith(_HIDDEN) for part in file.parts)
+    files = []
+    for file in sorted(path.rglob("*.csv")):
+        if not any(part.startswith(_HIDDEN) for part in file.relative_to(path).parts):
+            files.append(file)
+    return files
 
 
 def open_parquet(path: Path) -> pa_dataset.Dataset:

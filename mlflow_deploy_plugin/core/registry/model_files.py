@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +64,17 @@ def download(source: str, destination: Path) -> Path:
     folder = _local_folder(location)
     if folder:
         copied = destination / "model"
-        _copy_folder(folder, copied)
+        if not folder.is_dir():
+            raise NotFound(f"the folder {folder} of the model's files does not exist")
+        refuse_links(folder)
+        try:
+            shutil.copytree(folder, copied, symlinks=True)
+        except OSError as error:
+            # `shutil.Error` has a list of errors, of which the first has the cause.
+            reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror
+            raise RegistryUnavailable(
+                f"the files in {folder} cannot be copied: {reason}",
+            ) from None
     else:
         what = f"the files of {connection.redact_credentials(source)}"
         copied = fetch(location, destination, what)
@@ -72,21 +82,6 @@ def download(source: str, destination: Path) -> Path:
         if path.is_file() and is_extra_file(path.relative_to(copied)):
             path.unlink()
     return copied
-
-
-def _copy_folder(folder: Path, copied: Path) -> None:
-    """Copy a model's folder of this machine. Raises NotFound if it does not exist,
-    InvalidArtifact if it has a link, and RegistryUnavailable.
-    """
-    if not folder.is_dir():
-        raise NotFound(f"the folder {folder} of the model's files does not exist")
-    refuse_links(folder)
-    try:
-        shutil.copytree(folder, copied, symlinks=True)
-    except OSError as error:
-        # `shutil.Error` has a list of errors, of which the first has the cause.
-        reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror
-        raise RegistryUnavailable(f"the files in {folder} cannot be copied: {reason}") from None
 
 
 def is_extra_file(path: Path) -> bool:
@@ -274,17 +269,11 @@ def fetch(location: str, destination: Path, what: str) -> Path:
     if (client := connection.rest_client()) is not None and client.serves(location):
         with connection.registry_errors(what), connection.no_request_timeout:
             return client.download(location, destination)
-    return _fetch_with_mlflow(location, destination, what)
-
-
-def _fetch_with_mlflow(location: str, destination: Path, what: str) -> Path:
-    """Download a file or folder with MLflow's client, whose errors are converted."""
     # The import takes a second, and a model in a local folder does not need it.
     from mlflow.store.artifact.artifact_repository_registry import (
         get_registered_artifact_repositories,
     )
 
-    scheme = urlparse(location).scheme
     host = urlparse(connection.redact_credentials(location)).netloc
     store = f"{scheme}://{host}" if host or scheme not in _THROUGH_MLFLOW else ""
     stores = get_registered_artifact_repositories()
@@ -378,20 +367,17 @@ def logged_columns(source: str) -> LoggedColumns:
     else:
         names = []
     section = info.flavors.get(FLAVOR)
-    outputs = None if section is None else tuple(_output_columns(section))
+    outputs = None
+    if section is not None:
+        logged = []
+        prediction = tuple(section.get("prediction") or ())
+        for output in section.get("outputs") or ():
+            if prediction == (output["name"],) and len(output["shape"]) == 1:
+                logged.append(PREDICTION)
+            else:
+                logged.append(OUTPUT_PREFIX + output["name"])
+        outputs = tuple(logged)
     described = inputs.to_dict() if inputs is not None else []
     types = {str(column["name"]): column["type"] for column in described if "name" in column}
     dtypes = {name: COLUMN_TYPES[kind] for name, kind in types.items() if kind in COLUMN_TYPES}
     return LoggedColumns(tuple(map(str, names)), outputs, dtypes)
-
-
-def _output_columns(section: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the columns of the inference log for the outputs in onnxserve's section of
-    an MLmodel file.
-    """
-    prediction = tuple(section.get("prediction") or ())
-    for output in section.get("outputs") or ():
-        if prediction == (output["name"],) and len(output["shape"]) == 1:
-            yield PREDICTION
-        else:
-            yield OUTPUT_PREFIX + output["name"]

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import ParseResult, unquote, urlparse
+from urllib.parse import unquote, urlparse
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.settings import absolute_path
@@ -124,26 +124,17 @@ def parse_model_uri(model_uri: str) -> ModelURI:
         case "http" | "https":
             # Only the artifacts of an MLflow server have supported web addresses.
             if _PROXIED not in address.path:
-                raise _web_page_refusal(address)
+                server = f"{address.scheme}://{address.netloc.rpartition('@')[2]}"
+                # Name the model of a page in MLflow's UI.
+                page = _PAGE.search(unquote(address.fragment))
+                name = page["name"] if page else "NAME"
+                version = page["version"] if page else ""
+                raise InvalidConfig(
+                    f"a model cannot be fetched from the web address {server}{address.path}: if "
+                    f"MLflow runs there, set MLFLOW_TRACKING_URI={server} and use "
+                    f"models:/{name}/{version or 'VERSION'}; otherwise use a folder or s3://…",
+                )
     return ModelURI("remote", model_uri)
-
-
-def _web_page_refusal(address: ParseResult) -> InvalidConfig:
-    """Return the error for a web address, with the URI of the model of a page in
-    MLflow's UI.
-    """
-    server = f"{address.scheme}://{address.netloc.rpartition('@')[2]}"
-    page = _PAGE.search(unquote(address.fragment))
-    name = "NAME"
-    version = "VERSION"
-    if page:
-        name = page["name"]
-        version = page["version"] or version
-    return InvalidConfig(
-        f"a model cannot be fetched from the web address {server}{address.path}: if "
-        f"MLflow runs there, set MLFLOW_TRACKING_URI={server} and use "
-        f"models:/{name}/{version}; otherwise use a folder or s3://…",
-    )
 
 
 def missing_folder_message(text: str) -> str:
@@ -242,37 +233,24 @@ def _parse_models_uri(model_uri: str) -> ModelURI:
             raise InvalidConfig(
                 f"{model_uri!r} is not a valid tag URI; models:/NAME/tag:KEY=VALUE is expected",
             )
-        _check_quotes(model_uri, key, value)
+        # MLflow's filters cannot escape quotes.
+        if {"`", '"'} & set(key) or {"'", '"'} <= set(value):
+            raise InvalidConfig(f"{model_uri!r}: MLflow cannot search for a tag with such quotes")
         return ModelURI("tag", name, f"{key}={value}")
     if not is_valid or "/" in selector:
         raise InvalidConfig(f"{model_uri!r} is not a model URI; it is {_FORMS}")
     if slash:
-        return _parse_selector(name, selector)
+        if selector.isascii() and selector.isdecimal():
+            return ModelURI("version", name, selector.lstrip("0") or "0")
+        if selector.lower() == "latest":
+            return ModelURI("latest", name)
+        return ModelURI("stage", name, selector)
     model, at, alias = name.rpartition("@")
     if model and alias:
         return ModelURI("alias", model, alias)
     if at or not name.startswith("m-"):
         raise InvalidConfig(f"{model_uri!r} does not select a version; the model is {_FORMS}")
     return ModelURI("logged_model", name)
-
-
-def _parse_selector(name: str, selector: str) -> ModelURI:
-    """Return the URI models:/NAME/SELECTOR of a version, of the latest version or of a
-    stage.
-    """
-    if selector.isascii() and selector.isdecimal():
-        return ModelURI("version", name, selector.lstrip("0") or "0")
-    if selector.lower() == "latest":
-        return ModelURI("latest", name)
-    return ModelURI("stage", name, selector)
-
-
-def _check_quotes(model_uri: str, key: str, value: str) -> None:
-    """Raise InvalidConfig for a tag that MLflow's filters, which cannot escape quotes,
-    cannot express.
-    """
-    if {"`", '"'} & set(key) or {"'", '"'} <= set(value):
-        raise InvalidConfig(f"{model_uri!r}: MLflow cannot search for a tag with such quotes")
 
 
 def _path_of(model_uri: str) -> str:

@@ -139,10 +139,7 @@ def resolve(model_uri: str, registry: "MlflowClient | None" = None) -> ResolvedM
                 aspects=aspects,
             )
         case _:
-            client = registry or registry_client()
-            if (version_info := _find_version(client, uri)) is None:
-                raise NotFound(_not_found_message(client, uri))
-            return _resolved_version(client, model_uri, uri, version_info)
+            return _resolve_registered(model_uri, uri, registry or registry_client())
 
 
 def check_new_name(model: str) -> None:
@@ -179,18 +176,13 @@ def registered_version(model: str, version: str) -> ResolvedModel:
     return resolve(f"models:/{model}/{version}")
 
 
-def _resolved_version(
-    client: "MlflowClient",
-    model_uri: str,
-    uri: ModelURI,
-    info: "ModelVersion",
-) -> ResolvedModel:
-    """Return the version that `model_uri`, parsed as `uri`, selects now.
-
-    Args:
-        client: reads the policy of the registered model.
-        info: the version in MLflow's registry.
+def _resolve_registered(model_uri: str, uri: ModelURI, client: "MlflowClient") -> ResolvedModel:
+    """Return the version of a registered model that `model_uri`, parsed as `uri`,
+    selects now.
     """
+    info = _find_version(client, uri)
+    if info is None:
+        raise NotFound(_not_found_message(client, uri))
     is_logged = (info.source or "").startswith("models:/m-")
     aspects = _non_empty(
         stage=stage_of(info),
@@ -348,7 +340,15 @@ def _not_found_message(client: "MlflowClient", uri: ModelURI) -> str:
         ]
     if name in models:
         return lacks + "it does not have any versions"
-    return f"there is no registered model {name}; {_describe_registry(models)}"
+    if models:
+        alternatives = f"the registered models are {', '.join(models)}"
+    else:
+        alternatives = "the registry is empty"
+    unset = "" if models or is_mlflow_set() else "; MLFLOW_TRACKING_URI is not set"
+    where = registry_address()
+    if workspace := active_workspace():
+        where += f", workspace {workspace}"
+    return f"there is no registered model {name}; {alternatives}, in MLflow at {where}{unset}"
 
 
 def _describe_versions(
@@ -371,16 +371,3 @@ def _describe_versions(
     if uri.kind == "stage" and not any(version.current_stage for version in versions):
         return f"{text}; this MLflow has no stages, so use an alias: models:/{uri.name}@ALIAS"
     return text
-
-
-def _describe_registry(models: Sequence[str]) -> str:
-    if models:
-        alternatives = f"the registered models are {', '.join(models)}"
-    else:
-        alternatives = "the registry is empty"
-    unset = "" if models or is_mlflow_set() else "; MLFLOW_TRACKING_URI is not set"
-    where = registry_address()
-    workspace = active_workspace()
-    if workspace:
-        where += f", workspace {workspace}"
-    return f"{alternatives}, in MLflow at {where}{unset}"

@@ -316,14 +316,6 @@ def send(
         )
 
 
-@cache
-def _has_plugins() -> bool:
-    """Return True if another distribution adds headers to the requests of MLflow's
-    client.
-    """
-    return bool(entry_points(group="mlflow.request_header_provider"))
-
-
 @dataclass(frozen=True)
 class MlflowRest:
     """The calls of MLflow's client that the agent needs, with the same arguments,
@@ -342,7 +334,9 @@ class MlflowRest:
         for uri in (tracking_uri, registry_uri):
             if not uri.startswith(("http://", "https://")):
                 return None
-        if settings.tracking_auth or settings.tracking_aws_sigv4 or _has_plugins():
+        # Plugins of other distributions add headers to the requests of MLflow's client.
+        plugins = entry_points(group="mlflow.request_header_provider")
+        if settings.tracking_auth or settings.tracking_aws_sigv4 or plugins:
             return None
         return cls(tracking_uri, registry_uri)
 
@@ -427,13 +421,7 @@ class MlflowRest:
         paths = [f"{root}/{name}".rstrip("/") for name in names]
         with ThreadPoolExecutor(_FILE_THREADS) as pool:
             # The list raises the error of a failed copy.
-            list(
-                pool.map(
-                    self._copy,
-                    paths,
-                    [copied / name for name in names],
-                )
-            )
+            list(pool.map(self._copy, paths, [copied / name for name in names]))
         return copied
 
     def _file_names(self, folder: str) -> Iterator[str]:

@@ -389,7 +389,14 @@ class IdempotentRun:
             times = int(before) if before.isdigit() else 0
             tag_run(client, run_id, {**run_tags, _TIMES: str(times + 1)})
             log_content(client, run_id, times)
-            return self._settle(client, run, is_new)
+            primary = self._primary(client, run)
+            if primary == run_id:
+                self._finish(client, run)
+            elif is_new:
+                client.delete_run(run_id)
+            else:
+                tag_run(client, run_id, {SUPERSEDED: primary})
+            return primary
         except Exception as error:
             with suppress(MlflowException):
                 if isinstance(error, MlflowException) and _is_deleted(client, run_id):
@@ -434,20 +441,6 @@ class IdempotentRun:
                 run.info.run_id,
             ),
         )
-
-    def _settle(self, client: "MlflowClient", run: "Run", is_new: bool) -> str:
-        """Finish the run if it is the primary run, otherwise delete it or mark it as
-        superseded. Return the id of the primary run.
-        """
-        run_id = str(run.info.run_id)
-        primary = self._primary(client, run)
-        if primary == run_id:
-            self._finish(client, run)
-        elif is_new:
-            client.delete_run(run_id)
-        else:
-            tag_run(client, run_id, {SUPERSEDED: primary})
-        return primary
 
     def _finish(self, client: "MlflowClient", run: "Run") -> None:
         """Mark the run as done and the other runs of this name as superseded."""

@@ -89,7 +89,18 @@ def without_step_events(events: "Sequence[AuditEvent]") -> "list[AuditEvent]":
     """
     from mlflow_deploy_plugin.core.store.audit import INTEND, INTENTION
 
-    acts = _act_spans(events)
+    # The spans (start, end) of the promotions and rollbacks of a model and a version
+    # (None: of all versions), sorted by start.
+    acts: defaultdict[tuple[str, str | None], list[tuple[datetime, datetime]]] = defaultdict(list)
+    for act in events:
+        if start := act.detail.get(STARTED_AT):
+            for version in (act.version, None):
+                acts[act.model, version].append((datetime.fromisoformat(start), act.at))
+    for spans in acts.values():
+        spans.sort()
+        # The end of a span is at least the end of each earlier span.
+        latest_ends = accumulate((end for _, end in spans), max)
+        spans[:] = [(start, end) for (start, _), end in zip(spans, latest_ends, strict=True)]
     results = {event.detail.get(INTENTION) for event in events if event.action != INTEND}
 
     def is_step(event: "AuditEvent") -> bool:
@@ -104,26 +115,6 @@ def without_step_events(events: "Sequence[AuditEvent]") -> "list[AuditEvent]":
         return begun > 0 and event.at <= spans[begun - 1][1]
 
     return [event for event in events if not is_step(event)]
-
-
-def _act_spans(
-    events: "Sequence[AuditEvent]",
-) -> "Mapping[tuple[str, str | None], list[tuple[datetime, datetime]]]":
-    """Return the spans (start, end) of the promotions and rollbacks of a model and a
-    version (None: of all versions), sorted by start.
-
-    The end of a span is at least the end of each earlier span.
-    """
-    acts: defaultdict[tuple[str, str | None], list[tuple[datetime, datetime]]] = defaultdict(list)
-    for act in events:
-        if start := act.detail.get(STARTED_AT):
-            for version in (act.version, None):
-                acts[act.model, version].append((datetime.fromisoformat(start), act.at))
-    for spans in acts.values():
-        spans.sort()
-        latest_ends = accumulate((end for _, end in spans), max)
-        spans[:] = [(start, end) for (start, _), end in zip(spans, latest_ends, strict=True)]
-    return acts
 
 
 def event_as_json(event: "AuditEvent") -> str:

@@ -2,7 +2,7 @@
 of the dotted names.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
@@ -22,7 +22,6 @@ from mlflow_deploy_plugin.core.spec.parts import (
     StickySpec,
     VariantSpec,
 )
-from mlflow_deploy_plugin.core.spec.removed import removal_reason, without_removed
 from mlflow_deploy_plugin.core.spec.types import PATTERNS_IN_WORDS, field_descriptions
 
 _EXPECTED = {
@@ -68,14 +67,11 @@ has no dotted name.
 _RETRAIN = ".retrain."
 
 
-def load_specs(text: str, is_stored: bool = False) -> list[EndpointSpec]:
+def load_specs(text: str) -> list[EndpointSpec]:
     """Return the endpoints of a YAML text, one per document, which share the server of
-    the first document.
-
-    With `is_stored`, removed fields are dropped, as in `load_stored_specs`. Raises
-    InvalidConfig for any other text.
+    the first document. Raises InvalidConfig for any other text.
     """
-    specs = load_stored_specs(text) if is_stored else _read(_documents(text))
+    specs = load_stored_specs(text)
     if empty := [spec.name for spec in specs if not spec.variants]:
         raise InvalidConfig(
             f"variants: endpoint {empty[0]!r} needs at least one variant with a `model`",
@@ -84,15 +80,9 @@ def load_specs(text: str, is_stored: bool = False) -> list[EndpointSpec]:
 
 
 def load_stored_specs(text: str) -> list[EndpointSpec]:
-    """Return the endpoints of a text that a version of onnxserve has written, without
-    removed fields.
-
-    Raises InvalidConfig like `load_specs`, but endpoints may have no variants.
+    """Return the endpoints of a text that onnxserve has written. Raises InvalidConfig
+    like `load_specs`, but endpoints may have no variants.
     """
-    return _read([without_removed(document) for document in _documents(text)])
-
-
-def _documents(text: str) -> list[object]:
     try:
         documents = [document for document in yaml.safe_load_all(text) if document is not None]
     except (
@@ -103,13 +93,6 @@ def _documents(text: str) -> list[object]:
         raise InvalidConfig(f"the spec is not valid YAML: {one_line(error)}") from None
     if not documents:
         raise InvalidConfig("the spec is empty: it needs at least `name` and `variants`")
-    return documents
-
-
-def _read(documents: list[object]) -> list[EndpointSpec]:
-    """Return the specs. Raise InvalidConfig for a repeated endpoint, or an endpoint
-    with another server.
-    """
     specs = [validate_spec(document) for document in documents]
     names = [spec.name for spec in specs]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
@@ -154,8 +137,6 @@ def _first_fault(error: ValidationError) -> str:
     """Return the message about the first invalid field of a spec."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part != "[key]")
-    if removal := removal_reason(where, first["input"]):
-        return removal
     if first["type"] == "extra_forbidden":
         fields = [dotted for dotted, *_ in _fields()] + list(EndpointSpec.model_fields)
         return f"unknown field {where!r}{did_you_mean(where, fields)}"
@@ -262,29 +243,21 @@ def _field_path(dotted: str, value: object, spec: EndpointSpec) -> list[str]:
     have the field.
     """
     path = _path(dotted)
-    field = _field_name(path)
+    # The name that `_fields` has for the field.
+    field = ".".join(path)
+    if path[0] in ("variants", "monitors"):
+        field = ".".join([path[0], "NAME", *path[2:]])
+    elif len(path) == 3 and ".".join(path[:2]) in _TABLES:
+        field = ".".join(path[:2]) + _OF_TABLE
     is_model = field == "variants.NAME.model" and path[1] in spec.variants
     is_parameter_of_project = len(path) == 5 and path[2:4] == ["retrain", "parameters"]
     is_removed_sample = field == "monitors.NAME.retrain.sample" and value == ""
     field_names = [name for name, *_ in _fields()]
     if not (field in field_names or is_model or is_parameter_of_project or is_removed_sample):
-        hint = did_you_mean(
-            field,
-            field_names,
-            "`mlflow deployments help -t onnxserve` lists the fields",
-        )
-        raise InvalidConfig(removal_reason(dotted) or f"unknown config key {dotted!r}{hint}")
+        listed = "`mlflow deployments help -t onnxserve` lists the fields"
+        hint = did_you_mean(field, field_names, listed)
+        raise InvalidConfig(f"unknown config key {dotted!r}{hint}")
     return path
-
-
-def _field_name(path: Sequence[str]) -> str:
-    """Return the name that `_fields` has for the field at the path."""
-    if path[0] in ("variants", "monitors"):
-        return ".".join([path[0], "NAME", *path[2:]])
-    table = ".".join(path[:2])
-    if len(path) == 3 and table in _TABLES:
-        return table + _OF_TABLE
-    return ".".join(path)
 
 
 def add_variant(spec: EndpointSpec, name: str, model_uri: str) -> EndpointSpec:

@@ -71,25 +71,6 @@ def check_metric(metric: str | None) -> None:
         raise InvalidConfig(f"there is no metric {metric!r}; the metrics are {', '.join(METRICS)}")
 
 
-def _checked_strengths(
-    name: str,
-    disturbance: Disturbance,
-    value: object,
-) -> tuple[float, ...]:
-    """Return the strengths of one disturbance, ascending: of a list or of a single
-    value.
-    """
-    strengths: list[object] = [value]
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        strengths = list(value)
-    strengths = strengths or list(disturbance.strengths)
-    if len(strengths) > _MAX_STRENGTHS:
-        raise InvalidConfig(
-            f"{name} has {len(strengths)} strengths; at most {_MAX_STRENGTHS} are measured",
-        )
-    return tuple(sorted({_checked_strength(name, disturbance, entry) for entry in strengths}))
-
-
 def _checked_strength(name: str, disturbance: Disturbance, strength: object) -> float:
     """Return the strength as a number. Raises InvalidConfig if it is not a number, or
     out of the range of the disturbance.
@@ -123,7 +104,17 @@ def check_strengths(requested: Mapping[str, object]) -> dict[str, tuple[float, .
     for name, disturbance in DISTURBANCES.items():
         if name not in requested:
             continue
-        checked[name] = _checked_strengths(name, disturbance, requested[name])
+        value = requested[name]
+        strengths: list[object] = [value]
+        if isinstance(value, Iterable) and not isinstance(value, str):
+            strengths = list(value)
+        strengths = strengths or list(disturbance.strengths)
+        if len(strengths) > _MAX_STRENGTHS:
+            raise InvalidConfig(
+                f"{name} has {len(strengths)} strengths; at most {_MAX_STRENGTHS} are measured",
+            )
+        numbers = {_checked_strength(name, disturbance, entry) for entry in strengths}
+        checked[name] = tuple(sorted(numbers))
     return checked
 
 

@@ -197,12 +197,8 @@ def split_providers(value: object) -> object:
     """
     entries = split_list(value)
     if type(entries) is list:
-        return [_as_mapping(entry) for entry in entries]
+        return [{entry: {}} if isinstance(entry, str) else entry for entry in entries]
     return entries
-
-
-def _as_mapping(provider: object) -> object:
-    return {provider: {}} if isinstance(provider, str) else provider
 
 
 @cache

@@ -118,7 +118,24 @@ class _Ring:
         self._pending_seconds += seconds
         if self._pending_seconds < self._seconds:
             return
-        line = orjson.dumps(_document(at, self._pending_seconds, self._pending))
+        counted = [
+            (kind, labels, number) for (kind, *labels), number in self._pending.items() if number
+        ]
+        durations = defaultdict[tuple[str, ...], dict[str, int]](dict)
+        for kind, labels, number in counted:
+            if kind == "durations":
+                durations[tuple(labels[:-1])][labels[-1]] = number
+        document = {
+            "at": round(at, 3),
+            "seconds": round(self._pending_seconds, 3),
+            "requests": [
+                [*labels, number] for kind, labels, number in counted if kind == "requests"
+            ],
+            "durations": [[*labels, buckets] for labels, buckets in durations.items()],
+            "rows": {labels[0]: number for kind, labels, number in counted if kind == "rows"},
+            "labels": self._pending["labels",],
+        }
+        line = orjson.dumps(document)
         self._pending = _Counts()
         self._pending_seconds = 0.0
         if self._lines >= 2 * self._kept:
@@ -168,24 +185,3 @@ def _read_counts(folder: Path) -> _Counts:
         if series.labels["outcome"] == "accepted":
             counts["labels",] += int(series.value)
     return counts
-
-
-def _document(
-    at: float,
-    seconds: float,
-    counts: _Counts,
-) -> dict[str, object]:
-    """Return the line of an interval that ended at the time `at`, without zeros."""
-    counted = [(kind, labels, number) for (kind, *labels), number in counts.items() if number]
-    durations = defaultdict[tuple[str, ...], dict[str, int]](dict)
-    for kind, labels, number in counted:
-        if kind == "durations":
-            durations[tuple(labels[:-1])][labels[-1]] = number
-    return {
-        "at": round(at, 3),
-        "seconds": round(seconds, 3),
-        "requests": [[*labels, number] for kind, labels, number in counted if kind == "requests"],
-        "durations": [[*labels, buckets] for labels, buckets in durations.items()],
-        "rows": {labels[0]: number for kind, labels, number in counted if kind == "rows"},
-        "labels": counts["labels",],
-    }

@@ -381,31 +381,26 @@ def make_metrics_folder(state_dir: Path) -> int:
     (SIGBUS).
     """
     remove_metrics(state_dir)
-    _remove_abandoned_metrics()
+    # Remove a killed server's metrics if no state folder links to them any more. If a
+    # state folder still links to the metrics, the next server of that folder saves the
+    # counts first.
+    for left in (shared_memory() or Path(tempfile.gettempdir())).glob(f"{_FOLDERS}*"):
+        with contextlib.suppress(OSError):
+            back = (left / _STATE).readlink() / METRICS
+            descriptor = os.open(left, os.O_RDONLY)
+            try:
+                # This fails if the server runs.
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not back.is_symlink() or back.readlink() != left:
+                    shutil.rmtree(left)
+            finally:
+                os.close(descriptor)
     folder = Path(tempfile.mkdtemp(prefix=_FOLDERS, dir=shared_memory()))
     lock = os.open(folder, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
     (state_dir / METRICS).symlink_to(folder)
     (folder / _STATE).symlink_to(state_dir.absolute())
     return lock
-
-
-def _remove_abandoned_metrics() -> None:
-    """Remove a killed server's metrics if no state folder links to them any more. If a
-    state folder still links to the metrics, the next server of that folder saves the
-    counts first.
-    """
-    for folder in (shared_memory() or Path(tempfile.gettempdir())).glob(f"{_FOLDERS}*"):
-        with contextlib.suppress(OSError):
-            back = (folder / _STATE).readlink() / METRICS
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
-                # This fails if the server runs.
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if not back.is_symlink() or back.readlink() != folder:
-                    shutil.rmtree(folder)
-            finally:
-                os.close(descriptor)
 
 
 def remove_metrics(state_dir: Path) -> None:

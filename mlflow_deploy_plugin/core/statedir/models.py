@@ -2,12 +2,11 @@
 
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec, EndpointSpec, StickySpec
-from mlflow_deploy_plugin.core.spec.removed import without_removed
 
 
 class State(BaseModel):
@@ -91,9 +90,7 @@ class Control(State):
     """
 
     unloaded: tuple[str, ...] = ()
-    added: dict[str, Annotated[EndpointSpec, BeforeValidator(without_removed)]] = Field(
-        default_factory=dict,
-    )
+    added: dict[str, EndpointSpec] = Field(default_factory=dict)
 
 
 Scope = Literal["infer", "read", "admin"]

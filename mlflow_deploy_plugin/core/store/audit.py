@@ -202,7 +202,22 @@ def describe_change(before: EndpointSpec, after: EndpointSpec) -> tuple[str, str
 def _describe_differences(spec: EndpointSpec, other: EndpointSpec) -> str:
     """Return the parts of a spec that differ in the other spec."""
     changed = set(spec.monitors) ^ set(other.monitors)
-    texts = [*_describe_variants(spec, other), *_describe_monitors(spec, changed)]
+    texts = []
+    for name, variant in spec.variants.items():
+        model = f"{variant.model} "
+        compared = other.variants.get(name)
+        # The model is only listed if it differs.
+        if compared is not None and compared.model == variant.model:
+            if _share(compared) == _share(variant):
+                continue
+            model = ""
+        texts.append(f"{name} {model}{_share(variant)}")
+    monitors = spec_document(spec).get("monitors", {})
+    for name in sorted(changed & set(spec.monitors)):
+        monitor_fields = dict(_flat(monitors[name]))
+        kind = monitor_fields.pop("kind", spec.monitors[name].kind)
+        entries = [f"{field} {value}" for field, value in monitor_fields.items()]
+        texts.append(" ".join([f"monitor {name} {kind}", *entries]))
     fields = _other_fields(spec, changed)
     other_fields = _other_fields(other, changed)
     for name in sorted({*fields, *other_fields}):
@@ -210,29 +225,6 @@ def _describe_differences(spec: EndpointSpec, other: EndpointSpec) -> str:
         if value != other_fields.get(name, "not set"):
             texts.append(f"{name} {value}")
     return ", ".join(texts)
-
-
-def _describe_variants(spec: EndpointSpec, other: EndpointSpec) -> Iterator[str]:
-    """Yield the variants whose model or share differs, with the model only if it
-    differs.
-    """
-    for name, variant in spec.variants.items():
-        model = f"{variant.model} "
-        compared = other.variants.get(name)
-        if compared is not None and compared.model == variant.model:
-            if _share(compared) == _share(variant):
-                continue
-            model = ""
-        yield f"{name} {model}{_share(variant)}"
-
-
-def _describe_monitors(spec: EndpointSpec, names: Set[str]) -> Iterator[str]:
-    monitors = spec_document(spec).get("monitors", {})
-    for name in sorted(names & set(spec.monitors)):
-        fields = dict(_flat(monitors[name]))
-        kind = fields.pop("kind", spec.monitors[name].kind)
-        entries = [f"{field} {value}" for field, value in fields.items()]
-        yield " ".join([f"monitor {name} {kind}", *entries])
 
 
 def _other_fields(spec: EndpointSpec, shown_monitors: Set[str]) -> dict[str, object]:

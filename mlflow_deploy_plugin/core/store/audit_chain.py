@@ -177,8 +177,7 @@ def _is_head(row: Row[Any], head: Head) -> bool:
     """Return True if the event has this id and this hash."""
     if (row.id, row.digest) != (head.event, head.digest):
         return False
-    # An event of an older onnxserve has no hash.
-    return not row.digest or event_digest(row, row.previous) == row.digest
+    return bool(event_digest(row, row.previous) == row.digest)
 
 
 def chain_heads(session: Session) -> list[Head]:
@@ -191,19 +190,14 @@ def chain_heads(session: Session) -> list[Head]:
 
 def _head(session: Session, model: str, recorded: Head | None) -> str:
     """Return the hash of the last event of a chain, or of the recorded one if that was
-    removed. An older onnxserve has written events without a hash, which is then
-    computed.
+    removed.
     """
     newest = _chain(model).order_by(None).order_by(AuditRow.id.desc()).limit(1)
     row = session.execute(newest).one_or_none()
     is_recorded = recorded is None or (row is not None and _is_head(row, recorded))
     if recorded and not is_recorded and not _is_present(session, recorded):
         return recorded.digest
-    head = "" if row is None else row.digest
-    if row is not None and not head:
-        for row in _read_chain(session, model):
-            head = row.digest or event_digest(row, head)
-    return head
+    return "" if row is None else row.digest
 
 
 def counted_events(
@@ -241,8 +235,7 @@ def counted_events(
 
 def newest_counted_events(session: Session, model: str, keys: Keys) -> Iterator[AuditEvent]:
     """Yield the events of a model that are signed, newest first, and those before the
-    seal, to which the hash of the seal leads. The events of an older onnxserve have no
-    hash.
+    seal, to which the hash of the seal leads.
 
     Unlike `counted_events`, this does not read the whole chain to find removed events.
     """
@@ -252,7 +245,7 @@ def newest_counted_events(session: Session, model: str, keys: Keys) -> Iterator[
         digest = event_digest(row, row.previous)
         is_signed = is_signed_row(row, digest, keys)
         is_linked = row.digest == digest == expected
-        if is_signed or is_linked or (expected is not None and not row.digest):
+        if is_signed or is_linked:
             yield _event_of(row)
         if is_linked or (is_signed and row.action == SEAL):
             expected = row.previous
@@ -468,12 +461,12 @@ def _check(rows: Iterable[Row[Any]], keys: Keys) -> Iterator[_Checked]:
     for row in rows:
         name = _name(row)
         faults = []
-        digest = event_digest(row, row.previous if row.digest else head)
-        if row.digest not in ("", digest):
+        digest = event_digest(row, row.previous)
+        if row.digest != digest:
             faults.append(f"{name} was changed or moved")
-        if row.digest and row.previous != head:
+        if row.previous != head:
             faults.append(f"before {name}, an event was removed, inserted, changed or moved")
-        head = row.digest or digest
+        head = row.digest
         yield _Checked(row, is_signed_row(row, digest, keys), tuple(faults))
 
 

@@ -121,25 +121,22 @@ def read_key_file(path: Path) -> Keys:
     Raises InvalidConfig if the file cannot be used or has no private key, and
     NotInstalled.
     """
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    new_key = Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
     try:
-        pem = read_or_make_secret(path, _new_private_pem()).decode()
+        pem = read_or_make_secret(path, new_key).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidConfig(f"the key file of the audit trail cannot be used: {error}") from None
     keys = parse_keys(pem, str(path))
     if keys.private is None:
         raise InvalidConfig(f"{path}: the private key with which this server signs is missing")
     return replace(keys, file=path)
-
-
-def _new_private_pem() -> bytes:
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-    return Ed25519PrivateKey.generate().private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
 
 
 def _message(purpose: str, text: str) -> bytes:

@@ -167,7 +167,7 @@ def _migrate(connection: Connection) -> None:
     context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
     current = context.get_current_revision()
     revisions = {script.revision for script in scripts.walk_revisions()}
-    if current is not None and current not in revisions:
+    if current not in revisions:
         raise StoreUnavailable(
             f"the store at {redacted_url(connection.engine.url)} has the schema {current}, which "
             f"onnxserve {__version__} does not support: upgrade onnxserve if a newer version "
@@ -181,7 +181,8 @@ def _migrate(connection: Connection) -> None:
 def _engine(url: URL, lock_seconds: int) -> Engine:
     """Return an engine with our timeouts. The folder of an SQLite file is created.
 
-    Raises InvalidConfig if the database is not supported or its driver is missing.
+    Raises InvalidConfig if the database is not supported or its driver is missing, and
+    StoreUnavailable if the folder cannot be created.
     """
     backend = url.get_backend_name()
     arguments: dict[str, object] = {}
@@ -190,7 +191,11 @@ def _engine(url: URL, lock_seconds: int) -> Engine:
         if make_url("sqlite:///%25").database == "%25" and url.database:
             url = url.set(database=unquote(url.database))
         arguments = {"timeout": lock_seconds}
-        _create_folder(url)
+        if url.database and url.database != ":memory:":
+            try:
+                Path(url.database).parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+            except OSError as error:
+                raise store_unavailable(url, error) from None
     elif backend == "postgresql":
         arguments = {"connect_timeout": _CONNECT_SECONDS, **_LOST_MACHINE}
         # No prepared statements: PgBouncer would share them among clients.
@@ -215,20 +220,6 @@ def _engine(url: URL, lock_seconds: int) -> Engine:
     if backend == "sqlite":
         _take_write_lock_at_start(engine)
     return engine
-
-
-def _create_folder(url: URL) -> None:
-    """Create the folder of an SQLite file. Raises StoreUnavailable if this fails."""
-    if not url.database or url.database == ":memory:":
-        return
-    try:
-        Path(url.database).parent.mkdir(
-            parents=True,
-            exist_ok=True,
-            mode=0o755,
-        )
-    except OSError as error:
-        raise store_unavailable(url, error) from None
 
 
 def _take_write_lock_at_start(engine: Engine) -> None:

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, delete, func, or_, select
-from sqlalchemy.orm import Session, load_only
+from sqlalchemy.orm import load_only
 
 from mlflow_deploy_plugin.core.store.alerts import FIRING
 from mlflow_deploy_plugin.core.store.holds import held_endpoints
@@ -147,21 +147,18 @@ def _delete(
             rows: Sequence[Any] = session.scalars(some).all()
             windows = [row for row in rows if isinstance(row, MonitorWindowRow) and not row.by_hand]
             if windows:
-                _count_expired(session, windows)
+                key = (windows[0].endpoint, windows[0].monitor)
+                monitor = session.get(MonitorRow, key, with_for_update=True)
+                # A monitor that was removed has no counts.
+                if monitor is not None:
+                    monitor.expired_failures += sum(window.attempts for window in windows)
+                    verdicts = Counter(
+                        window.verdict for window in windows if window.state == "judged"
+                    )
+                    monitor.expired = dict(verdicts + Counter(monitor.expired))
             session.execute(delete(table).where(table.id.in_([row.id for row in rows])))
         deleted += len(rows)
         if len(rows) < _AT_ONCE:
             break
         time.sleep(time.monotonic() - begun)
     return deleted
-
-
-def _count_expired(session: Session, windows: list[MonitorWindowRow]) -> None:
-    """Add windows of one monitor, which are deleted, to the counts of the monitor."""
-    key = (windows[0].endpoint, windows[0].monitor)
-    monitor = session.get(MonitorRow, key, with_for_update=True)
-    if monitor is None:  # The monitor was removed, and its counts with it.
-        return
-    monitor.expired_failures += sum(window.attempts for window in windows)
-    verdicts = Counter(window.verdict for window in windows if window.state == "judged")
-    monitor.expired = dict(verdicts + Counter(monitor.expired))

@@ -268,7 +268,10 @@ class Monitors:
             if row is None or row.state == "judged":
                 return None
             tables.write_fields(row, window, *_WRITTEN, "run_id", "run_url")
-            row.figures = {name: _finite(value) for name, value in window.figures.items()}
+            row.figures = dict(window.figures)
+            for name, value in window.figures.items():
+                if isinstance(value, float) and not math.isfinite(value):
+                    row.figures[name] = None  # PostgreSQL rejects NaN and infinity in JSON.
             row.evidence = dict(window.evidence)
             row.updated_at = self.store.now()
             return save_row(session, row, MonitorWindow)
@@ -364,7 +367,7 @@ class Monitors:
         an event; return its actor.
 
         The last revision of the judged `window` (start and end) records that its alarms
-        of these columns are accepted.
+        of these columns are accepted. If all its alarms are, no alarm is consecutive.
         """
         texts = (f"{key} since {since}" for key, since in baseline.items())
         actor = self.store.user
@@ -372,7 +375,23 @@ class Monitors:
         with self._row(endpoint, monitor) as (session, row):
             row.baseline = {**row.baseline, **baseline}
             if window is not None:
-                _accept_alarms(session, row, baseline, window)
+                start, end = window
+                revisions = (
+                    select(MonitorWindowRow)
+                    .filter_by(
+                        endpoint=endpoint,
+                        monitor=monitor,
+                        start=start,
+                        end=end,
+                        state="judged",
+                    )
+                    .order_by(MonitorWindowRow.id.desc())
+                )
+                judged = session.scalars(revisions.limit(1)).one()
+                accepted = dict.fromkeys([*judged.evidence.get("accepted", ()), *baseline])
+                judged.evidence = {**judged.evidence, "accepted": [*accepted]}
+                if {*judged.evidence["alarms"]} <= {*accepted}:
+                    row.consecutive = 0
             event = AuditEvent(
                 self.store.now(),
                 actor,
@@ -465,46 +484,6 @@ class Monitors:
             yield session, row
 
 
-def _accept_alarms(
-    session: Session,
-    row: MonitorRow,
-    columns: Iterable[str],
-    window: tuple[datetime, datetime],
-) -> None:
-    """Record in the last revision of a judged window (start and end) that its alarms of
-    these columns are accepted. If all its alarms are, no alarm is consecutive.
-    """
-    start, end = window
-    revisions = (
-        select(MonitorWindowRow)
-        .filter_by(
-            endpoint=row.endpoint,
-            monitor=row.monitor,
-            start=start,
-            end=end,
-            state="judged",
-        )
-        .order_by(MonitorWindowRow.id.desc())
-    )
-    judged = session.scalars(revisions.limit(1)).one()
-    accepted = dict.fromkeys(
-        [
-            *judged.evidence.get("accepted", ()),
-            *columns,
-        ]
-    )
-    judged.evidence = {**judged.evidence, "accepted": [*accepted]}
-    if {*judged.evidence["alarms"]} <= {*accepted}:
-        row.consecutive = 0
-
-
-def _finite(figure: object) -> object:
-    """Return None for NaN and infinity, which PostgreSQL rejects in JSON."""
-    if isinstance(figure, float) and not math.isfinite(figure):
-        return None
-    return figure
-
-
 @dataclass(frozen=True)
 class StoreCounts:
     """The counts of a store for Prometheus. Windows by hand are not counted.
@@ -566,7 +545,11 @@ def read_counts(
             judged[key] = window
             value = window.figures.get(figure)
             if value is None:
-                value = _newest_figure(session, of_judged.limit(looked_back), figure)
+                # A window without rows lacks the figure.
+                column = MonitorWindowRow.figures[figure].as_float()
+                earlier = of_judged.limit(looked_back).with_only_columns(column)
+                values = session.scalars(earlier).all()
+                value = next((number for number in values if number is not None), None)
             if value is not None:
                 figures[key] = value
         counts = _count_windows(session)
@@ -585,19 +568,6 @@ def read_counts(
 def _first(session: Session, windows: Select[MonitorWindowRow]) -> MonitorWindow | None:
     rows = tables.read_rows(session, windows.limit(1), MonitorWindow)
     return rows[0] if rows else None
-
-
-def _newest_figure(
-    session: Session,
-    windows: Select[MonitorWindowRow],
-    name: str,
-) -> float | None:
-    """Return the figure of the newest window that has it. A window without rows lacks
-    it.
-    """
-    figure = MonitorWindowRow.figures[name].as_float()
-    values = session.scalars(windows.with_only_columns(figure)).all()
-    return next((value for value in values if value is not None), None)
 
 
 class _WindowCounts(NamedTuple):

@@ -5,9 +5,6 @@ A version may return to a place, and stay there, only with these files. Tags are
 read, because the people who may edit a model can replace its files.
 """
 
-from collections.abc import Iterator
-
-from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
 
@@ -30,16 +27,13 @@ def served_files(store: Store, model: str, version: str, place: str) -> str:
     then. Raises StoreUnavailable.
     """
     for event in reversed(store.counted_events(model, _ACTIONS)):
-        for entry in _entries(event):
+        entries = [*event.detail.get(SERVED, ())]
+        moved = event.detail.get("moved", {})
+        if "files" in moved:
+            entries.append(served_entry(event.version, moved["place"], moved["files"]))
+        for entry in entries:
             if entry["version"] == version and entry["place"].lower() == place.lower():
                 return str(entry["files"])
         if event.action in ("rename", "delete") and not event.endpoint:
             break  # Earlier versions belong to a different model.
     return ""
-
-
-def _entries(event: AuditEvent) -> Iterator[Json]:
-    yield from event.detail.get(SERVED, ())
-    moved = event.detail.get("moved", {})
-    if "files" in moved:
-        yield served_entry(event.version, moved["place"], moved["files"])

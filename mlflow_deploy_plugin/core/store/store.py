@@ -284,27 +284,17 @@ class Store:
                 before = audit.describe_traffic(_to_endpoint(row, ()).spec)
             session.delete(row)
             _delete_monitors(session, name, now)
-            self._abandon_rollouts(session, name, now, user)
+            live = select(RolloutRow).filter_by(endpoint=name, ended_at=None)
+            for rollout in session.scalars(live.order_by(RolloutRow.id).with_for_update()):
+                rollout.state = _ABANDONED
+                rollout.reason = _DELETED
+                rollout.revision = rollout.revision + 1
+                rollout.updated_at = now
+                rollout.ended_at = now
+                end = {"rollout": rollout.id, "state": _ABANDONED}
+                self._audit(session, "rollout.end", user, endpoint=name, why=_DELETED, detail=end)
             self._audit(session, "delete", user, endpoint=name, before=before, why=why)
             return True
-
-    def _abandon_rollouts(
-        self,
-        session: Session,
-        name: str,
-        now: datetime,
-        user: str,
-    ) -> None:
-        """End the live rollouts of a deleted endpoint, with an event for each."""
-        live = select(RolloutRow).filter_by(endpoint=name, ended_at=None).order_by(RolloutRow.id)
-        for rollout in session.scalars(live.with_for_update()):
-            rollout.state = _ABANDONED
-            rollout.reason = _DELETED
-            rollout.revision = rollout.revision + 1
-            rollout.updated_at = now
-            rollout.ended_at = now
-            detail = {"rollout": rollout.id, "state": _ABANDONED}
-            self._audit(session, "rollout.end", user, endpoint=name, why=_DELETED, detail=detail)
 
     def require_not_held(self, endpoint: str) -> None:
         """Raise InvalidConfig if the data of the endpoint is on hold (`holds.py`)."""
@@ -608,8 +598,16 @@ class Store:
                 if row is None:
                     row = LeaseRow(name=name)
                     session.add(row)
-                elif monotonic - self._unrenewed_since(row, monotonic) < row.seconds:
-                    return None
+                else:
+                    # This process remembers since when it has seen the lease without a
+                    # renewal.
+                    current = (row.token, row.renewals)
+                    seen, since = self._leases_seen.get(name, (current, monotonic))
+                    if seen != current:
+                        since = monotonic
+                    self._leases_seen[name] = (current, since)
+                    if monotonic - since < row.seconds:
+                        return None
                 row.holder = holder
                 row.token = secrets.randbits(62)
                 row.renewals = 0
@@ -620,17 +618,6 @@ class Store:
                 return Lease(name, holder, row.token, seconds, monotonic + seconds)
         except IntegrityError:  # Another process has taken the lease at the same time.
             return None
-
-    def _unrenewed_since(self, row: LeaseRow, monotonic: float) -> float:
-        """Return the time of the monotonic clock since which this process has seen the
-        lease without a renewal. This view of the lease is remembered.
-        """
-        current = (row.token, row.renewals)
-        seen, since = self._leases_seen.get(row.name, (current, monotonic))
-        if seen != current:
-            since = monotonic
-        self._leases_seen[row.name] = (current, since)
-        return since
 
     def renew_lease(self, lease: Lease) -> Lease | None:
         """Return the lease, renewed for its duration from now; None if the lease was
@@ -840,12 +827,6 @@ def redacted_url(url: URL) -> str:
     return url.set(query={}).render_as_string(hide_password=True)
 
 
-def _is_not_writable(cause: object) -> bool:
-    """Return True if the operating system or SQLite refuses to write."""
-    primary_code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
-    return isinstance(cause, OSError) or primary_code in _NOT_WRITABLE
-
-
 def store_unavailable(url: URL, error: Exception) -> StoreUnavailable:
     """Return the error for a database that cannot be used, as one line without the
     database's password.
@@ -856,7 +837,8 @@ def store_unavailable(url: URL, error: Exception) -> StoreUnavailable:
         if secret:
             text = text.replace(str(secret), "***")
     hint = ""
-    if _is_not_writable(cause):
+    sqlite_code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+    if isinstance(cause, OSError) or sqlite_code in _NOT_WRITABLE:
         hint = "; set ONNXSERVE_HOME or ONNXSERVE_STORE_URI to another location"
     return StoreUnavailable(
         f"the store at {redacted_url(url)} cannot be used: {one_line(text)}{hint}",

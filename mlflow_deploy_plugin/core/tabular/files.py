@@ -279,11 +279,21 @@ def _csv_lines(
 ) -> bytes:
     """Return the rows as lines of a CSV file. An empty `header` is filled and becomes
     the first line.
+
+    A list has a column for each value. Booleans and nested values become JSON; None is
+    written as an empty field.
     """
     text = io.StringIO(newline="")
     lines = csv.writer(text, lineterminator="\n")
     for row in rows:
-        cells = _csv_cells(row)
+        cells: dict[str, object] = {}
+        for name, value in row.items():
+            parts = {name: value}
+            if isinstance(value, list):
+                parts = {f"{name}_{n}": item for n, item in enumerate(value)}
+            for part, cell in parts.items():
+                is_json = isinstance(cell, bool | list | dict)
+                cells[part] = orjson.dumps(cell).decode() if is_json else cell
         if not header:
             header.extend(cells)
             lines.writerow(header)
@@ -293,22 +303,6 @@ def _csv_lines(
             )
         lines.writerow(cells.values())
     return text.getvalue().encode()
-
-
-def _csv_cells(row: Mapping[str, object]) -> dict[str, object]:
-    """Return the cells of a row by column. A list has a column for each value. Booleans
-    and nested values become JSON; None is written as an empty field.
-    """
-    cells: dict[str, object] = {}
-    for name, value in row.items():
-        parts = {name: value}
-        if isinstance(value, list):
-            parts = {f"{name}_{n}": item for n, item in enumerate(value)}
-        for part, cell in parts.items():
-            if isinstance(cell, bool | list | dict):
-                cell = orjson.dumps(cell).decode()
-            cells[part] = cell
-    return cells
 
 
 @contextmanager

@@ -13,7 +13,6 @@ import io
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, product, starmap
@@ -190,7 +189,7 @@ class RowStream:
         position = self._header.position if self._header else self._file.size()
         first = 0
         while position < self._file.size():
-            block = self._csv_table_block(position, first, columns, schema)
+            block = self._csv_table_block(position, first, columns)
             if block is None:
                 block = self._csv_records_block(position, first, columns)
             position = block.position
@@ -202,7 +201,6 @@ class RowStream:
         position: int,
         first: int,
         columns: list[str],
-        schema: pa.Schema,
     ) -> RowBlock | None:
         """Return the whole rows of the next bytes from `position`, of which `first` is
         the number of the first row; None if Arrow cannot read all of them.
@@ -217,7 +215,7 @@ class RowStream:
         except pa.ArrowInvalid:  # A row has too few fields, or a byte is not UTF-8.
             return None
         # Arrow reads a blank line as a value if the file has only one column.
-        if len(schema) == 1 and columns and pc.any(pc.utf8_is_space(table.column(0))).as_py():
+        if len(self.schema) == 1 and columns and pc.any(pc.utf8_is_space(table.column(0))).as_py():
             return None
         numbers = range(first, first + table.num_rows)
         return RowBlock(table, numbers, position=position + end)
@@ -258,8 +256,13 @@ class RowStream:
         positions = [names.index(name) for name in columns]
         valid_rows: dict[int, bytes] = {}
         bad: list[RejectedRow] = []
-        with self._csv_records(position) as records:
-            for number, record in enumerate(records, first):
+        self._file.seek(position)
+        lines = io.BufferedReader(self._file, _BLOCK_BYTES)
+        # Until the block ends, a value may have the size of a block: by default, Python
+        # has a limit of 128 kB per value, but Arrow has none.
+        limit = csv.field_size_limit(_BLOCK_BYTES)
+        try:
+            for number, record in enumerate(csv_records(lines), first):
                 if why := record.fault(len(names), positions):
                     text = record.raw.decode(errors="replace").rstrip("\r\n")
                     bad.append(RejectedRow(number, why, text))
@@ -270,27 +273,15 @@ class RowStream:
                     break
             else:
                 end = self._file.size()
+        finally:
+            csv.field_size_limit(limit)
+        lines.detach()
         if valid_rows:
             content = pa.py_buffer(b"".join(valid_rows.values()))
             table = self._csv_table(content, columns)
         else:
             table = self.schema.empty_table().select(columns)
         return RowBlock(table, list(valid_rows), tuple(bad), end)
-
-    @contextmanager
-    def _csv_records(self, position: int) -> Iterator[Iterator[CsvRecord]]:
-        """Yield the records of the CSV file from `position`. Until the block ends, a
-        value may have the size of a block.
-        """
-        self._file.seek(position)
-        lines = io.BufferedReader(self._file, _BLOCK_BYTES)
-        # By default 128 kB per value, but Arrow has no such limit.
-        limit = csv.field_size_limit(_BLOCK_BYTES)
-        try:
-            yield csv_records(lines)
-        finally:
-            csv.field_size_limit(limit)
-        lines.detach()
 
     def _json_schema(self) -> pa.Schema:
         """Infer the columns of JSON Lines from the first block. For columns that are
@@ -300,11 +291,17 @@ class RowStream:
         sought = {*self._types, *self._keep}
         for block, lines in enumerate(self._json_lines()):
             if block:
-                lines = _lines_with(sought, lines)
+                # Skip lines without a value in the sought columns. A backslash may hide
+                # the name of a column.
+                quoted = b"|".join(re.escape(orjson.dumps(name)) for name in sought)
+                value_of_sought = re.compile(rb"\\|(?:%s)\s*+:\s*+(?!null)" % quoted)
+                lines = [line for line in lines if value_of_sought.search(line)]
             for name, value in _json_values(lines):
                 if not block or name in sought:
                     columns.setdefault(name, []).append(value)
-            sought = {name for name in sought if _are_null(columns.get(name, ()))}
+            sought = {
+                name for name in sought if all(value is None for value in columns.get(name, ()))
+            }
             if not sought:
                 break
         types = {}
@@ -450,18 +447,6 @@ def row_groups(metadata: pq.FileMetaData) -> list[pq.RowGroupMetaData]:
     return [metadata.row_group(index) for index in range(metadata.num_row_groups)]
 
 
-def _lines_with(
-    names: Iterable[str],
-    lines: list[bytes],
-) -> list[bytes]:
-    """Return the lines of JSON that may have a value in one of these columns. A
-    backslash may hide the name of a column.
-    """
-    quoted = b"|".join(re.escape(orjson.dumps(name)) for name in names)
-    value = re.compile(rb"\\|(?:%s)\s*+:\s*+(?!null)" % quoted)
-    return [line for line in lines if value.search(line)]
-
-
 def _read_json_lines(
     lines: list[bytes],
     options: pyarrow.json.ParseOptions,
@@ -494,10 +479,6 @@ def _parse_record(line: bytes, fields: pa.Schema) -> dict[str, object]:
                 f"column {field.name!r}: {record[field.name]!r} is not of type {field.type}",
             )
     return record
-
-
-def _are_null(values: Iterable[object]) -> bool:
-    return all(value is None for value in values)
 
 
 def _json_values(lines: Iterable[bytes]) -> Iterator[tuple[str, object]]:
@@ -665,19 +646,13 @@ def read_parquet(
     """
     metadata = pq.read_metadata(path)
     require_few_values([metadata])
-    if _fixed_bytes(metadata) + _all_text_bytes(path, metadata) > MAX_BYTES:
-        raise pa.ArrowInvalid(f"it contains more than {MAX_BYTES:,} bytes: take a sample of it")
-    return pq.read_table(path, columns=columns, **SPARK_TIMES)
-
-
-def _fixed_bytes(metadata: pq.FileMetaData) -> int:
-    """Return the size in bytes of the values of columns with a fixed length."""
-    groups = row_groups(metadata)
-    size = 0
+    size = _all_text_bytes(path, metadata)
     for index in range(metadata.num_columns):
         length = max(metadata.schema.column(index).length, 0)  # 0: no fixed length
-        size += length * sum(group.column(index).num_values for group in groups)
-    return size
+        size += length * sum(group.column(index).num_values for group in row_groups(metadata))
+    if size > MAX_BYTES:
+        raise pa.ArrowInvalid(f"it contains more than {MAX_BYTES:,} bytes: take a sample of it")
+    return pq.read_table(path, columns=columns, **SPARK_TIMES)
 
 
 def _all_text_bytes(path: Path, metadata: pq.FileMetaData) -> int:

@@ -30,7 +30,6 @@ from mlflow_deploy_plugin.core.registry.connection import (
 )
 from mlflow_deploy_plugin.core.settings import Settings, load_settings
 from mlflow_deploy_plugin.core.spec.document import load_stored_specs
-from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.files import (
     AGENT,
     METRICS,
@@ -46,7 +45,7 @@ from mlflow_deploy_plugin.serve.agent.control import Recorder, audit_recorder, r
 from mlflow_deploy_plugin.serve.agent.feed import FeedFollower
 from mlflow_deploy_plugin.serve.agent.fetch import MlflowRegistry, ModelCache
 from mlflow_deploy_plugin.serve.agent.follow import Follower
-from mlflow_deploy_plugin.serve.agent.keys import KeyFetcher, api_key_fetcher, issuer_key_fetcher
+from mlflow_deploy_plugin.serve.agent.keys import api_key_fetcher, issuer_key_fetcher
 from mlflow_deploy_plugin.serve.agent.progress import WatermarkWriter
 from mlflow_deploy_plugin.serve.agent.resolver import PollPolicy, VersionResolver
 from mlflow_deploy_plugin.serve.agent.ship import Shipper
@@ -119,35 +118,22 @@ def main() -> int:
                 )
                 return 1
             status = _run(options.state_dir, not options.no_follow, options.ship, stop)
-            _remove_left_metrics(options.state_dir, options.parent)
+            # If the server's process was killed, or ended without its atexit functions,
+            # remove the server's metrics.
+            has_metrics = (options.state_dir / METRICS).is_symlink()
+            if has_metrics and options.parent and _has_ended(options.parent):
+                remove_metrics(options.state_dir)
             return status
     except OnnxserveError as error:
-        _report_fatal(options.state_dir, error.message)
+        try:
+            state = AgentState(pid=os.getpid(), error=error.message, fatal=True)
+            write_state(options.state_dir / AGENT, state)
+        except OSError:  # The disk may be full.
+            _log.error("%s", error.message)
         return 1
     except Exception as error:  # noqa: BLE001 - any error must end the process, which must not wait for its threads
         _log_end(error)
         return 1
-
-
-def _remove_left_metrics(state_dir: Path, parent: int | None) -> None:
-    """Remove the server's metrics if its process `parent` was killed, or ended without
-    its atexit functions.
-    """
-    if (state_dir / METRICS).is_symlink() and parent and _has_ended(parent):
-        remove_metrics(state_dir)
-
-
-def _report_fatal(state_dir: Path, message: str) -> None:
-    """Write to agent.json that no version can be served; if the disk is full, log the
-    message.
-    """
-    try:
-        write_state(
-            state_dir / AGENT,
-            AgentState(pid=os.getpid(), error=message, fatal=True),
-        )
-    except OSError:
-        _log.error("%s", message)
 
 
 def _has_ended(parent: int) -> bool:
@@ -235,44 +221,28 @@ def _open_follower(
         PollPolicy(settings.poll_seconds, follow, time.monotonic),
     )
     server = load_stored_specs((state_dir / SPEC).read_text())[0].server
+    key_fetchers = []
+    if server.api_keys:
+        source = settings.keys_file or settings.store_url
+        pause = min(settings.poll_seconds, _MOST_KEY_SECONDS)
+        key_fetchers.append(api_key_fetcher(state_dir, source, pause, stop))
+    if server.jwt_issuer:
+        key_fetchers.append(issuer_key_fetcher(state_dir, server.jwt_issuer, stop))
+    # If callers authenticate, their commands are written to the audit trail. A server
+    # with a keys file has no audit trail.
+    recorder: Recorder = record_nothing
+    if server.authenticates and settings.keys_file is None:
+        login = "key" if server.takes_keys else "certificate"
+        recorder = audit_recorder(settings.store_url, login)
     return Follower(
         state_dir,
         resolver,
         time.time,
         lambda: shipper.state,
-        _open_key_fetchers(state_dir, server, settings, stop),
-        _open_recorder(server, settings),
+        key_fetchers,
+        recorder,
         FeedFollower(stop),
     )
-
-
-def _open_recorder(server: ServerSpec, settings: Settings) -> Recorder:
-    """Return the function that writes callers' commands to the audit trail, if callers
-    authenticate.
-    """
-    if not server.authenticates or settings.keys_file is not None:
-        return record_nothing  # A server with a keys file has no audit trail.
-    login = "key" if server.takes_keys else "certificate"
-    return audit_recorder(settings.store_url, login)
-
-
-def _open_key_fetchers(
-    state_dir: Path,
-    server: ServerSpec,
-    settings: Settings,
-    stop: threading.Event,
-) -> list[KeyFetcher]:
-    """Return a thread for API keys and a thread for an issuer's keys, if the server
-    needs them. The threads are not started.
-    """
-    fetchers = []
-    if server.api_keys:
-        source = settings.keys_file or settings.store_url
-        pause = min(settings.poll_seconds, _MOST_KEY_SECONDS)
-        fetchers.append(api_key_fetcher(state_dir, source, pause, stop))
-    if server.jwt_issuer:
-        fetchers.append(issuer_key_fetcher(state_dir, server.jwt_issuer, stop))
-    return fetchers
 
 
 if __name__ == "__main__":

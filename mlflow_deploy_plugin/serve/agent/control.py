@@ -66,43 +66,38 @@ def audit_recorder(store_url: str, kind: str) -> Recorder:
     separate thread. `kind` is what identifies callers: a key or a certificate.
     """
 
-    def record(command: Command, error: str) -> None:
+    def write(command: Command, error: str) -> None:
+        """Write a command to the audit trail; `error` is empty if it has succeeded. A
+        failed write is logged.
+        """
         actor = f"{kind} {command.actor}"
-        threading.Thread(
-            target=_write_audit,
-            args=(store_url, actor, command, error),
-            daemon=True,
-        ).start()
+        action = command.action
+        try:
+            # Some images lack SQLAlchemy, which also takes memory.
+            from mlflow_deploy_plugin.core.store.database import open_store
+
+            with closing(open_store(store_url)) as opened:
+                done = "failed" if error else f"{action}ed"
+                opened.record(
+                    action,
+                    endpoint=command.endpoint,
+                    after=done,
+                    why=error,
+                    actor=actor,
+                )
+        except (OnnxserveError, ImportError) as failure:
+            _log.error(
+                "the command of %s to %s %s is not audited: %s",
+                actor,
+                action,
+                command.endpoint,
+                failure,
+            )
+
+    def record(command: Command, error: str) -> None:
+        threading.Thread(target=write, args=(command, error), daemon=True).start()
 
     return record
-
-
-def _write_audit(store_url: str, actor: str, command: Command, error: str) -> None:
-    """Write a command to the audit trail; `error` is empty if it has succeeded. A
-    failed write is logged.
-    """
-    action = command.action
-    try:
-        # Some images lack SQLAlchemy, which also takes memory.
-        from mlflow_deploy_plugin.core.store.database import open_store
-
-        with closing(open_store(store_url)) as opened:
-            done = "failed" if error else f"{action}ed"
-            opened.record(
-                action,
-                endpoint=command.endpoint,
-                after=done,
-                why=error,
-                actor=actor,
-            )
-    except (OnnxserveError, ImportError) as failure:
-        _log.error(
-            "the command of %s to %s %s is not audited: %s",
-            actor,
-            action,
-            command.endpoint,
-            failure,
-        )
 
 
 @dataclass(frozen=True)
@@ -204,27 +199,23 @@ class EndpointControl:
                 continue
             del self._running[name]
             if running.spec is not None and error is None:
-                self._save_loaded(running.spec)
+                loaded = running.spec
+                unloaded = tuple(entry for entry in self._control.unloaded if entry != loaded.name)
+                added = dict(self._control.added)
+                if not self._is_in_spec(loaded.name):
+                    added[loaded.name] = loaded
+                    # Forget the oldest unloaded endpoints above the limit.
+                    surplus = max(0, len(added) - MOST_ADDED)
+                    unloaded_added = [entry for entry in added if entry in unloaded]
+                    for entry in unloaded_added[:surplus]:
+                        del added[entry]
+                self._save(unloaded, added)
             self._answer(running.file, error)
             command = running.command
             message = error.message if error else ""
             by_actor = f" by {command.actor}" if command.actor else ""
             _log.info("%s %s%s: %s", command.action, name, by_actor, message or "done")
             self.record(command, message)
-
-    def _save_loaded(self, loaded: EndpointSpec) -> None:
-        """Save that an endpoint is loaded, and if it is not in the server's spec, that
-        it was added. Above `MOST_ADDED`, the oldest unloaded endpoints are forgotten.
-        """
-        unloaded = tuple(name for name in self._control.unloaded if name != loaded.name)
-        added = dict(self._control.added)
-        if not self._is_in_spec(loaded.name):
-            added[loaded.name] = loaded
-            surplus = max(0, len(added) - MOST_ADDED)
-            unloaded_added = [name for name in added if name in unloaded]
-            for name in unloaded_added[:surplus]:
-                del added[name]
-        self._save(unloaded, added)
 
     @property
     def _is_allowed(self) -> bool:
@@ -249,7 +240,15 @@ class EndpointControl:
             raise InvalidConfig("model_control_mode is not explicit in the server's spec")
         endpoints = self._all_endpoints
         if command.added is not None:
-            self._check_addable(command.endpoint)
+            name = command.endpoint
+            if self._is_in_spec(name):
+                raise InvalidConfig(f"endpoint {name!r} is in the server's spec; change it there")
+            added = self._control.added
+            is_full = len(added) >= MOST_ADDED and not set(added) & set(self._control.unloaded)
+            if is_full and name not in added:
+                raise InvalidConfig(
+                    f"{MOST_ADDED} endpoints were already added; unload one of them first",
+                )
             return command.added
         if command.endpoint not in endpoints:
             shown = repr(command.endpoint[:100])
@@ -265,20 +264,6 @@ class EndpointControl:
             self._control.added,
         )
         return None
-
-    def _check_addable(self, endpoint: str) -> None:
-        """Raise InvalidConfig if the endpoint is in the server's spec, or too many
-        endpoints were added and none of them is unloaded.
-        """
-        if self._is_in_spec(endpoint):
-            raise InvalidConfig(f"endpoint {endpoint!r} is in the server's spec; change it there")
-        added = self._control.added
-        unloaded = self._control.unloaded
-        is_full = len(added) >= MOST_ADDED and not any(name in unloaded for name in added)
-        if is_full and endpoint not in added:
-            raise InvalidConfig(
-                f"{MOST_ADDED} endpoints were already added; unload one of them first",
-            )
 
     def _save(
         self,

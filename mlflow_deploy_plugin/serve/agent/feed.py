@@ -60,8 +60,15 @@ class FeedFollower(threading.Thread):
             messages_before = self.messages
             pause = _PAUSE_SECONDS
             try:
-                if uris := self.uris:
-                    self._follow(uris)
+                uris = self.uris
+                changes = read_changes(sorted(uris)[:MAX_URIS]) if uris else ()
+                for selected in changes:
+                    self.covered = self.covered.union(selected)
+                    self.messages = self.messages + 1
+                    self._events.append(selected)
+                    self.arrived.set()
+                    if self.uris != uris or self._ended.is_set():
+                        break
             except NotFound:
                 pause = _WITHOUT_FEED_SECONDS
             except Exception as error:  # noqa: BLE001 - A proxy may send anything, and the connection may end anywhere.
@@ -86,13 +93,3 @@ class FeedFollower(threading.Thread):
             self.arrived.set()
             # Many agents lose their connections at the same time.
             self._ended.wait(pause * random.uniform(0.2, 1))
-
-    def _follow(self, uris: frozenset[str]) -> None:
-        """Follow the feed until it ends or `uris` are replaced."""
-        for selected in read_changes(sorted(uris)[:MAX_URIS]):
-            self.covered = self.covered.union(selected)
-            self.messages = self.messages + 1
-            self._events.append(selected)
-            self.arrived.set()
-            if self.uris != uris or self._ended.is_set():
-                return

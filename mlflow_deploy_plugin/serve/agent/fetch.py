@@ -57,7 +57,6 @@ from mlflow_deploy_plugin.core.signatures import Signature, trust_file
 from mlflow_deploy_plugin.core.statedir.files import FOLLOWED, WANTED, read_state, write_atomically
 from mlflow_deploy_plugin.core.statedir.models import FetchedVersion, Followed, Wanted
 from mlflow_deploy_plugin.serve.runtime.artifact import (
-    Artifact,
     altered_file_message,
     check_digests,
 )
@@ -292,11 +291,20 @@ class MlflowRegistry:
             is_lasting = kind in ("version", "logged_model")
             folder = self._fetch_approved(resolved, approval, is_lasting, signature)
             artifact = read_served_artifact(folder)
+        aspects = {
+            "flavor": artifact.flavor,
+            "run_id": artifact.run_id,
+            "model_id": artifact.model_id,
+            "parity": artifact.parity_state,
+        }
+        for name in ("git_commit", "dataset_digest"):
+            aspects[name] = str(artifact.provenance.get(name) or "")
+        known_aspects = {name: value for name, value in aspects.items() if value}
         return FetchedVersion(
             model=resolved.name,
             version=resolved.version or artifact.model_id or "unknown",
             folder=artifact.folder,
-            aspects=_aspects_of_files(artifact) | resolved.aspects,
+            aspects=known_aspects | resolved.aspects,
             identity=resolved.identity,
             source=resolved.source,
             runs_code=artifact.flavor == PYTHON_FUNCTION,
@@ -388,19 +396,6 @@ class MlflowRegistry:
             _log.warning("the version could not be tagged with its error: %s", unreachable)
             return isinstance(unreachable, RegistryRefused)
         return True
-
-
-def _aspects_of_files(artifact: Artifact) -> dict[str, str]:
-    """Return the aspects of a version that its files name; unknown ones are omitted."""
-    aspects = {
-        "flavor": artifact.flavor,
-        "run_id": artifact.run_id,
-        "model_id": artifact.model_id,
-        "parity": artifact.parity_state,
-    }
-    for name in ("git_commit", "dataset_digest"):
-        aspects[name] = str(artifact.provenance.get(name) or "")
-    return {name: value for name, value in aspects.items() if value}
 
 
 def _key(text: str) -> str:

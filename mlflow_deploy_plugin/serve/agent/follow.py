@@ -126,7 +126,14 @@ class Follower:
         # Wait for versions in the first round, because workers cannot start without a
         # version.
         if is_first:
-            self._wait_for_versions()
+            deadline = time.monotonic() + _FIRST_POLL_SECONDS
+            while pending := self.resolver.pending():
+                is_settled = all(model.is_settled for model in self.resolver.models.values())
+                # After the deadline, wait only for a version that the server lacks.
+                if time.monotonic() >= deadline and (is_settled or not self._lacks_versions()):
+                    break
+                wait(pending, _ROUND_SECONDS, FIRST_COMPLETED)
+                self.resolver.advance()
         fatal = is_first and not has_restored and self._lacks_versions()
         if not fatal:
             self._update_wanted()
@@ -140,18 +147,6 @@ class Follower:
             fetcher.assert_file()
         return self._publish(fatal)
 
-    def _wait_for_versions(self) -> None:
-        """Wait until all polls and fetches have ended, or after `_FIRST_POLL_SECONDS`,
-        until the server can start or cannot be helped by waiting.
-        """
-        deadline = time.monotonic() + _FIRST_POLL_SECONDS
-        while pending := self.resolver.pending():
-            is_settled = all(model.is_settled for model in self.resolver.models.values())
-            if time.monotonic() >= deadline and (is_settled or not self._lacks_versions()):
-                return
-            wait(pending, _ROUND_SECONDS, FIRST_COMPLETED)
-            self.resolver.advance()
-
     def wait(self, stop: threading.Event) -> None:
         """Wait until the next round is due: a poll or fetch has ended, or the pause is
         over. `stop` ends the wait.
@@ -164,22 +159,8 @@ class Follower:
 
     def _update_specs(self) -> None:
         """Read the spec if it has changed, and start the waiting commands. Poll the
-        models to load immediately.
-        """
-        self._read_spec()
-        commanded = self._control.take()
-        specs = self._control.endpoints
-        if specs != self._specs:
-            self._specs = specs
-            self._follow_specs()
-        for spec in commanded or ():
-            for variant in spec.variants.values():
-                self._model(spec, variant).retry_now()
-        self._is_forced = self._is_forced or commanded is not None
-
-    def _read_spec(self) -> None:
-        """Read the spec if it has changed. If it cannot be read, the last spec remains
-        in use.
+        models to load immediately. If the spec cannot be read, the last spec remains in
+        use.
         """
         try:
             text = (self.state_dir / SPEC).read_text()
@@ -192,21 +173,25 @@ class Follower:
             self._spec_error = f"{SPEC} cannot be read: {error}"
         except OnnxserveError as error:
             self._spec_error = f"{SPEC}: {error.message}"
-
-    def _follow_specs(self) -> None:
-        """Follow the references of the endpoints to serve. Models that were followed
-        before keep their state.
-        """
-        models_before = self._restored | self.resolver.models
-        self._restored = {}
-        models = {}
-        for spec, name, variant in self._variants():
-            endpoint = self._wanted.endpoints.get(spec.name)
-            wanted = endpoint.variants.get(name) if endpoint is not None else None
-            ref = model_ref(spec, variant)
-            models[ref] = carry_over(ref, wanted, models_before)
-        self.resolver.models = {ref: models[ref] for ref in sorted(models)}
-        self.feed.uris = frozenset(ref.uri for ref in models if ref.is_followed)
+        commanded = self._control.take()
+        specs = self._control.endpoints
+        if specs != self._specs:
+            self._specs = specs
+            # Models that were followed before keep their state.
+            models_before = self._restored | self.resolver.models
+            self._restored = {}
+            models = {}
+            for spec, name, variant in self._variants():
+                endpoint = self._wanted.endpoints.get(spec.name)
+                wanted = endpoint.variants.get(name) if endpoint is not None else None
+                ref = model_ref(spec, variant)
+                models[ref] = carry_over(ref, wanted, models_before)
+            self.resolver.models = {ref: models[ref] for ref in sorted(models)}
+            self.feed.uris = frozenset(ref.uri for ref in models if ref.is_followed)
+        for spec in commanded or ():
+            for variant in spec.variants.values():
+                self._model(spec, variant).retry_now()
+        self._is_forced = self._is_forced or commanded is not None
 
     def _lacks_versions(self) -> bool:
         """Return True if the server lacks the versions to start. Of several endpoints,
@@ -256,10 +241,7 @@ class Follower:
         """Return the versions of the endpoint that workers must serve, and the errors
         of variants without a version.
         """
-        served = self._wanted.endpoints.get(
-            spec.name,
-            WantedEndpoint(variants={}),
-        ).variants
+        served = self._wanted.endpoints.get(spec.name, WantedEndpoint(variants={})).variants
         variants = {}
         errors = {}
         for name, variant in spec.variants.items():
@@ -305,7 +287,13 @@ class Follower:
             model = self._model(spec, variant)
             if model.version is None:
                 continue
-            error = _load_error(workers, spec.name, name) or self._death_error(model.version.folder)
+            error = _load_error(workers, spec.name, name)
+            if not error and self._deaths[model.version.folder] >= _MOST_DEATHS:
+                del self._deaths[model.version.folder]  # Count from zero.
+                error = (
+                    f"{_MOST_DEATHS} workers died during loading, because of a crash or "
+                    "insufficient memory"
+                )
             if not error or model.unloadable == model.version.identity:
                 continue
             # The caller of a load command receives the error.
@@ -314,17 +302,6 @@ class Follower:
             model.roll_back(error)
         self.resolver.advance()  # Start writing the error to the version's tag.
         return has_failed
-
-    def _death_error(self, folder: Path) -> str:
-        """Return an error, and count from zero, if too many workers died while they
-        loaded this version; otherwise return an empty text.
-        """
-        if self._deaths[folder] < _MOST_DEATHS:
-            return ""
-        del self._deaths[folder]
-        return (
-            f"{_MOST_DEATHS} workers died during loading, because of a crash or insufficient memory"
-        )
 
     def _outcome(self, endpoint: str) -> OnnxserveError | None:
         """Return the error of a command for this endpoint; None if it has succeeded.

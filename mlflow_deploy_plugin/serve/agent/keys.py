@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,14 +109,6 @@ class _StoreReader:
             raise
 
 
-def _read_keys_file(file: Path) -> ValidKeys:
-    """Return the keys of an exported file. Raises InvalidConfig for another file."""
-    try:
-        return ValidKeys.model_validate_json(file.read_bytes())
-    except ValidationError:
-        raise InvalidConfig(f"{file} is not a file written by `onnxserve keys export`") from None
-
-
 def api_key_fetcher(
     state_dir: Path,
     source: str | Path,
@@ -125,14 +116,19 @@ def api_key_fetcher(
     stop: threading.Event,
 ) -> KeyFetcher:
     """Return a thread that fetches API keys from a store URL or from a file."""
-    read: Callable[[], ValidKeys]
-    if isinstance(source, Path):
-        read = partial(_read_keys_file, source)
-    else:
-        read = _StoreReader(source).read
+    reader = None if isinstance(source, Path) else _StoreReader(source)
 
     def fetch() -> bytes:
-        return read().model_dump_json().encode()
+        """Return the keys as JSON. Raises InvalidConfig for a file of another kind."""
+        if reader is not None:
+            return reader.read().model_dump_json().encode()
+        try:
+            keys = ValidKeys.model_validate_json(Path(source).read_bytes())
+        except ValidationError:
+            raise InvalidConfig(
+                f"{source} is not a file written by `onnxserve keys export`",
+            ) from None
+        return keys.model_dump_json().encode()
 
     return KeyFetcher("the API keys", state_dir / KEYS, fetch, seconds, seconds, stop)
 
@@ -151,7 +147,19 @@ def issuer_key_fetcher(
         """Return the issuer's keys as JSON. Raises ValueError if they are malformed."""
         with requests.Session() as session, bounded_answers():
             session.max_redirects = _MOST_REDIRECTS
-            answer = session.get(_keys_url(session, issuer), timeout=_TIMEOUT_SECONDS)
+            # The issuer's discovery document (OpenID Connect Discovery 1.0 §4).
+            discovery_url = f"{issuer.rstrip('/')}/.well-known/openid-configuration"
+            discovery = session.get(discovery_url, timeout=_TIMEOUT_SECONDS)
+            discovery.raise_for_status()
+            document = discovery.json()
+            document_issuer = document.get("issuer") if isinstance(document, dict) else None
+            keys_url = document.get("jwks_uri") if document_issuer == issuer else None
+            if not isinstance(keys_url, str):
+                raise ValueError(
+                    f"{discovery_url} is not the discovery document of server.jwt_issuer: it names "
+                    f"{document_issuer!r}",
+                )
+            answer = session.get(keys_url, timeout=_TIMEOUT_SECONDS)
             answer.raise_for_status()
         try:
             PyJWKSet.from_json(answer.text)
@@ -168,21 +176,3 @@ def issuer_key_fetcher(
         again_seconds,
         stop,
     )
-
-
-def _keys_url(session: requests.Session, issuer: str) -> str:
-    """Return the address of the keys in the issuer's discovery document (OpenID Connect
-    Discovery 1.0 §4). Raises ValueError for another document.
-    """
-    discovery_url = f"{issuer.rstrip('/')}/.well-known/openid-configuration"
-    discovery = session.get(discovery_url, timeout=_TIMEOUT_SECONDS)
-    discovery.raise_for_status()
-    document = discovery.json()
-    document_issuer = document.get("issuer") if isinstance(document, dict) else None
-    keys_url = document.get("jwks_uri") if document_issuer == issuer else None
-    if not isinstance(keys_url, str):
-        raise ValueError(
-            f"{discovery_url} is not the discovery document of server.jwt_issuer: it names "
-            f"{document_issuer!r}",
-        )
-    return keys_url

@@ -224,7 +224,7 @@ class VersionResolver:
                 model.next_poll = NEVER
         for ref, model in self.models.items():
             if model.poll is not None and model.poll.done():
-                self._finish_poll(ref, model, model.poll)
+                self._finish_poll(ref, model, model.poll.result())
         waiting = []
         for ref, model in self.models.items():
             target = model.target
@@ -243,6 +243,23 @@ class VersionResolver:
                 self._update_stall(model, target, self._fetches[key])
         self._drop_fetches(ended)
         self._report_failures()
+
+    def _report_failures(self) -> None:
+        """Write the errors of versions to their tags. If the registry is down, retry
+        the write later.
+        """
+        for model in self.models.values():
+            if model.report is not None and model.report.done():
+                if model.report.exception() is None and model.report.result():
+                    model.reported = model.reporting
+                else:
+                    model.report_at = self.polling.due_at(1)
+                model.report = None
+            report = model.pending_report()
+            is_due = model.report is None and model.report_at <= self.polling.clock()
+            if report is not None and is_due:
+                model.reporting = report
+                model.report = self.poll_pool.submit(self.registry.report_failure, *report)
 
     def _drop_fetches(self, ended: Iterable[_FetchKey]) -> None:
         """Forget the fetches whose results were processed (`ended`), and cancel those
@@ -281,18 +298,29 @@ class VersionResolver:
         self,
         ref: ModelRef,
         model: FollowedModel,
-        poll: Future[Resolution],
+        resolution: Resolution,
     ) -> None:
         """Take the result of a poll that has ended, and set the time of the next
         poll.
         """
         is_wanted_again = model.next_poll < NEVER
-        resolution = poll.result()
         model.poll = None
         model.next_poll = self.polling.due_at(0, ref.uri in self.covered)
         self.finished_polls += 1
         if isinstance(resolution, ResolvedModel):
-            self._set_target(ref, model, resolution)
+            waits_for_gate = bool(ref.require) and not resolution.gate_status.passed
+            if model.is_rejected_for("gate"):
+                if model.target is not None and model.target.gate_status != resolution.gate_status:
+                    model.rejection = None  # Retry, because the gate has a new verdict.
+                else:
+                    waits_for_gate = True
+            model.error = None
+            model.poll_failures = 0
+            model.target = resolution
+            # Do not poll again if neither the version nor the gate's verdict can
+            # change.
+            if not waits_for_gate and not (resolution.followed and self.polling.follow):
+                model.next_poll = NEVER
         else:
             model.error = resolution
             if isinstance(resolution, errors.NotFound):
@@ -307,22 +335,6 @@ class VersionResolver:
                 model.next_poll = self.polling.due_at(model.poll_failures)
         if is_wanted_again:
             model.next_poll = 0.0
-
-    def _set_target(self, ref: ModelRef, model: FollowedModel, resolution: ResolvedModel) -> None:
-        """Set the version that the registry names. Do not poll again if neither the
-        version nor its gate's verdict can change.
-        """
-        waits_for_gate = bool(ref.require) and not resolution.gate_status.passed
-        if model.is_rejected_for("gate"):
-            if model.target is not None and model.target.gate_status != resolution.gate_status:
-                model.rejection = None  # Retry, because the gate has a new verdict.
-            else:
-                waits_for_gate = True
-        model.error = None
-        model.poll_failures = 0
-        model.target = resolution
-        if not waits_for_gate and not (resolution.followed and self.polling.follow):
-            model.next_poll = NEVER
 
     def _fetch_unless_served(
         self,
@@ -383,11 +395,7 @@ class VersionResolver:
                 "ten minutes"
             )
             model.rejection = _rejection(
-                target,
-                "fetch",
-                reason,
-                retry_at=0.0,
-                error_class=errors.RegistryUnavailable,
+                target, "fetch", reason, retry_at=0.0, error_class=errors.RegistryUnavailable
             )
 
     def _fetch(self, target: ResolvedModel, trusted_file: str) -> FetchedVersion:
@@ -478,26 +486,6 @@ class VersionResolver:
         tried again after `_REFUSED_SECONDS`.
         """
         return _rejection(target, cause, reason, self.polling.clock() + _REFUSED_SECONDS)
-
-    def _report_failures(self) -> None:
-        """Write the errors of versions to their tags. If the registry is down, retry
-        the write later.
-        """
-        for model in self.models.values():
-            if model.report is not None and model.report.done():
-                if model.report.exception() is None and model.report.result():
-                    model.reported = model.reporting
-                else:
-                    model.report_at = self.polling.due_at(1)
-                model.report = None
-            report = model.pending_report()
-            if (
-                report is not None
-                and model.report is None
-                and model.report_at <= self.polling.clock()
-            ):
-                model.reporting = report
-                model.report = self.poll_pool.submit(self.registry.report_failure, *report)
 
 
 def _gate_rejection(

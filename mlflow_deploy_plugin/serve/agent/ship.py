@@ -20,10 +20,9 @@ import logging
 import shutil
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +42,6 @@ from mlflow_deploy_plugin.serve.inference_log.storage import (
     write_file,
 )
 from mlflow_deploy_plugin.serve.inference_log.tables import TIME, concat_tables, nested_lists
-from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.log_columns import (
     as_text,
     cast_columns_losslessly,
@@ -82,28 +80,6 @@ class _SegmentError(Exception):
     """A failure (first argument) of one segment's files, and its reason. The next
     segments are still shipped.
     """
-
-
-class _NewPart(NamedTuple):
-    """The part of a segment that is not in the log yet.
-
-    Attributes:
-        start: the offset up to which the segment is in the log.
-        size: the size of the segment in bytes.
-        is_final: True if the worker has released the segment, which then cannot grow.
-    """
-
-    start: int
-    size: int
-    is_final: bool
-    captured: CapturedSegment
-
-    @property
-    def lost_bytes(self) -> int:
-        """The number of bytes that will never belong to a complete frame."""
-        if self.is_final:
-            return self.captured.lost_bytes + self.size - self.captured.end
-        return self.captured.lost_bytes
 
 
 class Shipper:
@@ -240,9 +216,17 @@ class Shipper:
             OSError, NotInstalled: the log cannot be written.
         """
         moment = self._now()
-        part = _read_new_part(segment)
-        captured = part.captured
-        rows = self._write(segment, captured) if part.size > part.start else 0
+        try:
+            start = shipped_bytes(segment)
+            # Check before the size is read: a released segment does not grow.
+            is_final = is_released(segment)
+            size = segment.stat().st_size
+            captured = CapturedSegment([], [], start)
+            if size > start:
+                captured = read_batches(segment, start)
+        except OSError as error:
+            raise _SegmentError(f"segment {segment.name} cannot be read", str(error)) from None
+        rows = self._write(segment, captured) if size > start else 0
         # Report these frames only after a successful write, because a failed write is
         # repeated.
         if captured.malformed:
@@ -250,21 +234,30 @@ class Shipper:
         self._growing.pop(segment.name, None)
         # The worker was killed during a write, another program wrote to the file, or
         # the disk failed.
-        if part.lost_bytes:
+        lost_bytes = captured.lost_bytes
+        if is_final:
+            lost_bytes += size - captured.end
+        if lost_bytes:
             _log.warning(
                 "%d bytes of segment %s are not a complete frame and are lost",
-                part.lost_bytes,
+                lost_bytes,
                 segment.stem,
             )
             self.state = self.state.model_copy(
                 update={"torn_segments": self.state.torn_segments + 1},
             )
-        if part.is_final:
+        if is_final:
             segment.unlink()
             segment.with_suffix(SHIPPED).unlink(missing_ok=True)
-        elif captured.end > part.start:
-            _write_shipped_offset(segment, captured.end)
-        self.progress.set_complete(segment.name, moment, is_gone=part.is_final)
+        elif captured.end > start:
+            try:
+                write_atomically(segment.with_suffix(SHIPPED), str(captured.end).encode())
+            except OSError as error:
+                raise _SegmentError(
+                    f"the shipped offset of {segment.name} cannot be written",
+                    str(error),
+                ) from None
+        self.progress.set_complete(segment.name, moment, is_gone=is_final)
         return rows
 
     def _write(self, segment: Path, captured: CapturedSegment) -> int:
@@ -278,10 +271,8 @@ class Shipper:
         rows = 0
         for group in group_by_file(captured.batches):
             requests = sum(len(batch.offsets) for batch in group)
-            written = self._write_files(
-                f"{requests} requests of {segment.stem}",
-                captured_tables(segment.stem, group),
-            )
+            tables = captured_tables(segment.stem, group)
+            written = self._write_files(f"{requests} requests of {segment.stem}", tables)
             rows += written
             counts = shipped if written else lost
             for batch in group:
@@ -351,37 +342,6 @@ class Shipper:
         )
 
 
-def _read_new_part(segment: Path) -> _NewPart:
-    """Read the part of a segment that is not in the log. Raises _SegmentError if the
-    segment cannot be read.
-    """
-    try:
-        start = shipped_bytes(segment)
-        # Check before the size is read: a released segment does not grow.
-        is_final = is_released(segment)
-        size = segment.stat().st_size
-        if size > start:
-            captured = read_batches(segment, start)
-        else:
-            captured = CapturedSegment([], [], start)
-    except OSError as error:
-        raise _SegmentError(f"segment {segment.name} cannot be read", str(error)) from None
-    return _NewPart(start, size, is_final, captured)
-
-
-def _write_shipped_offset(segment: Path, end: int) -> None:
-    """Write that the log has the segment up to the byte `end`. Raises _SegmentError if
-    this fails.
-    """
-    try:
-        write_atomically(segment.with_suffix(SHIPPED), str(end).encode())
-    except OSError as error:
-        raise _SegmentError(
-            f"the shipped offset of {segment.name} cannot be written",
-            str(error),
-        ) from None
-
-
 def group_by_file(batches: Sequence[CapturedBatch]) -> Collection[list[CapturedBatch]]:
     """Group the batches by endpoint, hour and typed columns. Failed requests have
     separate files.
@@ -426,24 +386,21 @@ def label_tables(segment: str, frames: Sequence[FeedbackFrame]) -> Iterator[tupl
         date = datetime.fromtimestamp(day * 86_400, UTC).date()
         file_name = f"{segment}-{group[0].offset}-{group[-1].offset}.parquet"
         name = f"{LABELS}/endpoint={endpoint}/date={date}/{file_name}"
-        yield name, labels_table(list(_read_labels(segment, group)))
-
-
-def _read_labels(segment: str, frames: Iterable[FeedbackFrame]) -> Iterator[Label]:
-    """Yield the labels of the frames; the offset of a label is the frame's offset plus
-    the label's position in the frame.
-    """
-    for frame in frames:
-        for offset, entry in enumerate(frame.entries, frame.offset):
-            yield Label(
-                entry.prediction_id,
-                entry.row,
-                entry.key,
-                entry.label,
-                frame.received_time,
-                segment,
-                offset,
-            )
+        labels = []
+        for frame in group:
+            # The offset of a label is the frame's offset plus the label's position.
+            for offset, entry in enumerate(frame.entries, frame.offset):
+                label = Label(
+                    entry.prediction_id,
+                    entry.row,
+                    entry.key,
+                    entry.label,
+                    frame.received_time,
+                    segment,
+                    offset,
+                )
+                labels.append(label)
+        yield name, labels_table(labels)
 
 
 def _batch_table(segment: str, batch: CapturedBatch) -> pa.Table:
@@ -463,9 +420,15 @@ def _batch_table(segment: str, batch: CapturedBatch) -> pa.Table:
     key_arrays = {name: arrays[name] for name in batch.model.keys if name in arrays}
     for name, array in arrays.items():
         if name not in key_arrays:
-            columns[name] = _model_column(array)
+            flat = array.reshape(-1)
+            values = pa.array(flat, pa.string()) if flat.dtype == object else pa.array(flat)
+            columns[name] = nested_lists(values, array.shape)
     for name, array in key_arrays.items():
-        column = _key_column(array)
+        raw = array.tolist() if array.dtype == object else array
+        try:
+            column = pa.array(raw, from_pandas=True)
+        except (pa.ArrowInvalid, pa.ArrowTypeError):  # Callers have sent several types.
+            column = pa.array([as_text(value) for value in array.tolist()], pa.string())
         if column.null_count < len(column):
             columns[name] = column
     return pa.table(columns)
@@ -502,12 +465,7 @@ def _request_columns(segment: str, batch: CapturedBatch) -> dict[str, pa.Array]:
         "_status": per_row(pa.array(batch.statuses)),
         "_segment": constant(segment),
         "_offset": per_row(pa.array(batch.offsets)),
-        "_row": pa.array(
-            np.tile(
-                np.arange(rows, dtype=np.int32),
-                requests,
-            )
-        ),
+        "_row": pa.array(np.tile(np.arange(rows, dtype=np.int32), requests)),
     }
 
 
@@ -523,26 +481,3 @@ def _to_arrow(texts: Utf8Array) -> pa.Array:
         len(texts.bounds) - 1,
         buffers,
     )
-
-
-def _key_column(array: Array) -> pa.Array:
-    """Return the values of a key column unchanged, or as texts if callers have sent
-    values of several types.
-    """
-    values = array.tolist() if array.dtype == object else array
-    try:
-        return pa.array(values, from_pandas=True)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        return pa.array(
-            [as_text(value) for value in array.tolist()],
-            pa.string(),
-        )
-
-
-def _model_column(array: Array) -> pa.Array:
-    """Return a column of the model as an Arrow array; an array of shape [N, a, b]
-    becomes N nested lists.
-    """
-    flat = array.reshape(-1)
-    values = pa.array(flat, pa.string()) if flat.dtype == object else pa.array(flat)
-    return nested_lists(values, array.shape)

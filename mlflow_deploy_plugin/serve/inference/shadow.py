@@ -1,9 +1,8 @@
 """Shadows: variants that run a copy of each request. Their outputs are compared with
 the response, and never sent.
 
-One thread per worker empties a queue of copies with a low priority. If the shadow's
-rows are independent, it runs requests of the same kind together. If the queue is full,
-a copy is dropped and counted, so that responses are not delayed.
+One thread per worker empties a queue of copies with a low priority. If the queue is
+full, a copy is dropped and counted, so that responses are not delayed.
 """
 
 import logging
@@ -12,24 +11,20 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from mlflow_deploy_plugin.core.errors import InferenceError, OnnxserveError
 from mlflow_deploy_plugin.serve.models.pyfunc_model import PyfuncPredictor
 from mlflow_deploy_plugin.serve.observability.metrics import Metrics
-from mlflow_deploy_plugin.serve.runtime.batcher import unbatchable_reason
 from mlflow_deploy_plugin.serve.runtime.feeds import (
     Array,
     Feeds,
     array_bytes,
-    concatenate_feeds,
     sent_arrays,
-    slice_feeds,
 )
 from mlflow_deploy_plugin.serve.runtime.log_columns import cast_columns
 from mlflow_deploy_plugin.serve.runtime.model import OpaqueBody
@@ -44,16 +39,11 @@ logger = logging.getLogger(__name__)
 
 MAX_COPIES = 4096
 MAX_BYTES = 64 * 1024 * 1024
-_MAX_BATCH_ROWS = 1024
-_MAX_BATCH_COPIES = 32
 _NICE = 10
 _PAUSE_SECONDS = 0.05
-"""The pause before the queue is emptied, so that the response is sent undisturbed and
-copies can be batched.
-"""
+"""The pause before the queue is emptied, so that the response is sent undisturbed."""
 _HANDOVER_SECONDS = 1e-4
-_WRITES_AT_ONCE = 8
-"""The thread sleeps briefly after some writes, because otherwise it releases the
+"""The thread sleeps briefly after each copy, because otherwise it releases the
 interpreter only after 5 ms.
 """
 _REST = 9.0
@@ -86,27 +76,6 @@ class MirroredRequest:
     body: OpaqueBody | None
     size: int
 
-    @property
-    def rows(self) -> int:
-        return self.answered_by.predictor.schema.count_rows(self.feeds)
-
-    @property
-    def kind(self) -> Hashable:
-        """The key of the copies that can be computed in the same run."""
-        if self.body is not None or not self.answered_by.predictor.schema.has_rows:
-            return object()
-        shadow = self.shadow
-        arrays = {**self.feeds, **sent_arrays(self.feeds)}
-        forms = tuple((name, array.dtype, array.shape[1:]) for name, array in arrays.items())
-        return (
-            shadow.endpoint,
-            shadow.name,
-            shadow.loaded,
-            self.answered_by,
-            tuple(self.outputs),
-            forms,
-        )
-
 
 @dataclass(eq=False)
 class Shadows:
@@ -133,7 +102,6 @@ class Shadows:
         self._wake = threading.Event()
         self._is_stopping = False
         self._thread: threading.Thread | None = None
-        self._batchable: WeakKeyDictionary[LoadedVersion, bool] = WeakKeyDictionary()
         self._run_seconds = 0.0
 
     @property
@@ -159,7 +127,14 @@ class Shadows:
                 size += len(body.content)
             for shadow in variant.shadows:
                 copy = MirroredRequest(
-                    shadow, variant.loaded, record, is_captured, feeds, outputs, body, size
+                    shadow,
+                    variant.loaded,
+                    record,
+                    is_captured,
+                    feeds,
+                    outputs,
+                    body,
+                    size,
                 )
                 if not self._enqueue(copy):
                     self.metrics.count_shadow(shadow.labels, "dropped")
@@ -186,7 +161,9 @@ class Shadows:
                 return False
             if self._thread is None:
                 thread = threading.Thread(
-                    target=self._empty_queue, name="onnxserve-shadow", daemon=True
+                    target=self._empty_queue,
+                    name="onnxserve-shadow",
+                    daemon=True,
                 )
                 try:
                     thread.start()
@@ -202,7 +179,7 @@ class Shadows:
         return True
 
     def _empty_queue(self) -> None:
-        """Process the copies until `close` is called, and rest after each batch in
+        """Process the copies until `close` is called, and rest after each copy in
         proportion to its time in the interpreter.
         """
         if sys.platform == "linux":
@@ -217,64 +194,25 @@ class Shadows:
             while self._copies and not self._is_stopping:
                 began = time.perf_counter()
                 run_seconds_before = self._run_seconds
-                batch = self._take_batch()
+                copy = self._copies.popleft()
                 try:
-                    self._process(batch)
+                    self._process(copy)
                 finally:
-                    self._done += len(batch)
-                    self._done_bytes += sum(copy.size for copy in batch)
+                    self._done += 1
+                    self._done_bytes += copy.size
                     # Otherwise a replaced version would remain in memory until the next
                     # request.
-                    del batch
+                    del copy
                 run_seconds = self._run_seconds - run_seconds_before
                 held_seconds = time.perf_counter() - began - run_seconds
                 time.sleep(max(_HANDOVER_SECONDS, min(_REST * held_seconds, _MAX_REST_SECONDS)))
 
-    def _take_batch(self) -> list[MirroredRequest]:
-        """Remove the next copy from the queue, and the following copies that can be run
-        together with it.
-        """
-        batch = [self._copies.popleft()]
-        first = batch[0]
-        rows = first.rows
-        kind = first.kind
-        while len(batch) < _MAX_BATCH_COPIES and self._copies and self._copies[0].kind == kind:
-            rows += self._copies[0].rows
-            if rows > _MAX_BATCH_ROWS or not self._is_batchable(first):
-                break
-            batch.append(self._copies.popleft())
-        return batch
-
-    def _is_batchable(self, copy: MirroredRequest) -> bool:
-        """Return True if copies for this shadow may be run as one batch."""
-        loaded = copy.shadow.loaded
-        stored_answer = self._batchable.get(loaded)
-        if stored_answer is not None:
-            return stored_answer
+    def _process(self, copy: MirroredRequest) -> None:
+        """Run the copy and compare the outputs. Log and count a failure."""
+        shadow = copy.shadow
         try:
-            feeds = translate_feeds(
-                copy.feeds, copy.answered_by.predictor.schema, loaded.predictor.schema
-            )
-            is_remote = isinstance(loaded.predictor, PyfuncPredictor)
-            is_batchable = not is_remote and not unbatchable_reason(loaded.predictor, feeds)
-        except Exception:  # noqa: BLE001 - the copies are then run one by one, and report the error
-            return False
-        self._batchable[loaded] = is_batchable
-        return is_batchable
-
-    def _process(self, batch: list[MirroredRequest]) -> None:
-        """Run the batch and compare the outputs. If this fails, process each copy
-        separately.
-        """
-        shadow = batch[0].shadow
-        try:
-            self._compare(batch)
+            self._compare(copy)
         except BaseException as error:
-            if len(batch) > 1:
-                for copy in batch:
-                    time.sleep(_HANDOVER_SECONDS)
-                    self._process([copy])
-                return
             self.metrics.count_shadow(shadow.labels, "failed")
             traceback = None if isinstance(error, OnnxserveError) else error
             logger.warning(
@@ -285,75 +223,48 @@ class Shadows:
                 exc_info=traceback,
             )
 
-    def _compare(self, batch: list[MirroredRequest]) -> None:
-        """Run the batch on the shadow, compare its outputs with the responses, and
+    def _compare(self, copy: MirroredRequest) -> None:
+        """Run the copy on the shadow, compare its outputs with the response, and
         capture and count the result. Raises InferenceError if they cannot be compared.
         """
-        first = batch[0]
-        shadow = first.shadow
+        shadow = copy.shadow
         predictor = shadow.loaded.predictor
-        answered_by = first.answered_by.predictor
+        answered_by = copy.answered_by.predictor
         began = time.perf_counter()
-        feeds, computed = _compute(batch)
+        feeds, computed = _compute(copy)
         seconds = time.perf_counter() - began
         self._run_seconds += seconds
-        outputs = concatenate_feeds([copy.outputs for copy in batch])
+        outputs = copy.outputs
         compared: Mapping[str, Array] = computed
         if not (predictor.schema.has_rows and answered_by.schema.has_rows):
             outputs = as_one_row(outputs)
             compared = as_one_row(computed)
         agreement = compare_outputs(answered_by.artifact, outputs, predictor.artifact, compared)
-        self._capture_rows(batch, feeds, computed, int(seconds * 1e6))
-        self.metrics.count_shadow_comparison(shadow.labels, agreement, len(batch), seconds)
-
-    def _capture_rows(
-        self,
-        batch: list[MirroredRequest],
-        feeds: Feeds,
-        computed: Mapping[str, Array],
-        latency: int,
-    ) -> None:
-        """Write the shadow's rows to the spool, request by request. `latency` is the
-        run's time in microseconds.
-        """
-        start = 0
-        for number, copy in enumerate(batch, 1):
-            if number % _WRITES_AT_ONCE == 0:
-                time.sleep(_HANDOVER_SECONDS)
-            rows = slice(start, start + copy.rows)
-            start += copy.rows
-            if copy.is_captured and feeds:
-                copy_feeds = feeds
-                copy_outputs = computed
-                if len(batch) > 1:
-                    copy_feeds = slice_feeds(feeds, rows)
-                    copy_outputs = slice_feeds(computed, rows)
-                _, _, is_written = self.capture.write(
-                    copy.record._replace(variant=copy.shadow.name, latency=latency, is_shadow=True),
-                    copy.shadow.captured,
-                    copy_feeds,
-                    copy_outputs,
-                    copy.shadow.capture.max_rows_per_request,
-                )
-                self.metrics.count_shadow_capture(is_written)
+        if copy.is_captured and feeds:
+            record = copy.record._replace(
+                variant=shadow.name, latency=int(seconds * 1e6), is_shadow=True
+            )
+            _, _, is_written = self.capture.write(
+                record, shadow.captured, feeds, computed, shadow.capture.max_rows_per_request
+            )
+            self.metrics.count_shadow_capture(is_written)
+        self.metrics.count_shadow_comparison(shadow.labels, agreement, seconds)
 
 
-def _compute(batch: list[MirroredRequest]) -> tuple[Feeds, dict[str, Array]]:
+def _compute(copy: MirroredRequest) -> tuple[Feeds, dict[str, Array]]:
     """Return the feeds for the shadow, with the keys that it captures, and its outputs.
-    Raises InferenceError if the shadow cannot compute the requests.
+    Raises InferenceError if the shadow cannot compute the request.
     """
-    first = batch[0]
-    predictor = first.shadow.loaded.predictor
-    if first.body is not None and isinstance(predictor, PyfuncPredictor):
-        response = predictor.answer(first.body, prediction_id=first.record.prediction_id)
+    predictor = copy.shadow.loaded.predictor
+    if copy.body is not None and isinstance(predictor, PyfuncPredictor):
+        response = predictor.answer(copy.body, prediction_id=copy.record.prediction_id)
         return response.feeds, response.outputs
-    if not first.feeds:
+    if not copy.feeds:
         raise InferenceError("the shadow needs named arrays, but the request has none")
-    joined = concatenate_feeds([copy.feeds for copy in batch])
-    feeds = translate_feeds(joined, first.answered_by.predictor.schema, predictor.schema)
+    feeds = translate_feeds(copy.feeds, copy.answered_by.predictor.schema, predictor.schema)
     computed = predictor.run(feeds)
-    sent = sent_arrays(joined)
-    if keys := {name: sent[name] for name in first.shadow.captured.keys if name in sent}:
+    sent = sent_arrays(copy.feeds)
+    if keys := {name: sent[name] for name in copy.shadow.captured.keys if name in sent}:
         feeds = add_keys(feeds, keys)
     return feeds, computed
 
@@ -379,5 +290,5 @@ def translate_feeds(feeds: Feeds, source_schema: Schema, target_schema: Schema) 
         return feeds
     # `cast_columns` restores integers that were stacked with floats.
     return target_schema.from_columns(
-        cast_columns(source_schema.dtypes, source_schema.to_columns(feeds))
+        cast_columns(source_schema.dtypes, source_schema.to_columns(feeds)),
     )

@@ -153,25 +153,16 @@ def _entry(row: _Row | BadRow, columns: LabelColumns, kind: FileFormat) -> _Row 
         missing = [name for name in columns.key if name not in values]
         if missing:
             return BadRow(row.place, f"it has no key column {missing[0]!r}", row.content)
-        return replace(row, values={"label": label, "key": _read_key(values, columns)})
+        key = {name: values[name] for name in columns.key}
+        # Texts of numeric columns become numbers if they have a fraction.
+        for name in columns.numbers & key.keys():
+            value = key[name]
+            if isinstance(value, str) and _FRACTION.fullmatch(value):
+                key[name] = float(value)
+        return replace(row, values={"label": label, "key": key})
     if values.get(columns.prediction_id) is None:
         return BadRow(row.place, f"it has no {columns.prediction_id!r}", row.content)
     return replace(row, values={"label": label, **_read_prediction(values, columns)})
-
-
-def _read_key(
-    values: dict[str, object],
-    columns: LabelColumns,
-) -> dict[str, object]:
-    """Return the values of the key columns by name. Texts of numeric columns become
-    numbers if they have a fraction.
-    """
-    key = {name: values[name] for name in columns.key}
-    for name in columns.numbers & key.keys():
-        value = key[name]
-        if isinstance(value, str) and _FRACTION.fullmatch(value):
-            key[name] = float(value)
-    return key
 
 
 def _read_prediction(

@@ -385,8 +385,13 @@ class LabelIndex:
         labels that match a row.
         """
         for kind, indices, hashes in label_keys(labels):
-            if kind not in (_BY_ID, _BY_ROW) and not self._selects(kind):
-                continue
+            if kind not in (_BY_ID, _BY_ROW):
+                if self._key_sets is None:
+                    self._seen.add(kind)
+                    if len(self._seen) > MOST_KEY_SETS:
+                        raise _TooManyKeySets
+                elif kind not in self._key_sets:
+                    continue
             if rows is not None:
                 is_row_key = rows.contain(kind, hashes)
                 indices = indices[is_row_key]
@@ -395,18 +400,6 @@ class LabelIndex:
                 self.kinds.add(kind)
                 part = labels.select([*_ORDER, LABEL, LABEL_NUMBER]).take(pa.array(indices))
                 yield part.append_column("_name", pa.array(hashes))
-
-    def _selects(self, kind: Kind) -> bool:
-        """Return True if labels with this set of key columns belong to the index.
-        Without selected sets, count the sets, and raise _TooManyKeySets above
-        `MOST_KEY_SETS`.
-        """
-        if self._key_sets is not None:
-            return kind in self._key_sets
-        self._seen.add(kind)
-        if len(self._seen) > MOST_KEY_SETS:
-            raise _TooManyKeySets
-        return True
 
 
 def _merge(named: Iterable[pa.Table]) -> list[pa.Table]:
@@ -422,26 +415,13 @@ def _merge(named: Iterable[pa.Table]) -> list[pa.Table]:
         runs.append(run)
     if len(runs) < 2:
         return runs
-    bounds = np.arange(
-        1,
-        len(runs),
-        dtype=np.uint64,
-    ) * np.uint64(2**64 // len(runs))
-    parts_by_run = [_split_by_name(run, bounds) for run in runs]
+    bounds = np.arange(1, len(runs), dtype=np.uint64) * np.uint64(2**64 // len(runs))
+    parts_by_run = []
+    for run in runs:
+        cuts = [0, *np.searchsorted(_names(run), bounds).tolist(), len(run)]
+        parts_by_run.append([run.slice(low, high - low) for low, high in pairwise(cuts)])
     ranges = map(pa.concat_tables, zip(*parts_by_run, strict=True))
     return [_spill(_latest_labels(labels)) for labels in ranges if len(labels)]
-
-
-def _split_by_name(run: pa.Table, bounds: Array) -> list[pa.Table]:
-    """Split a table that is ascending by `_name` into one part more than there are
-    `bounds`.
-    """
-    cuts = [
-        0,
-        *np.searchsorted(_names(run), bounds).tolist(),
-        len(run),
-    ]
-    return [run.slice(low, high - low) for low, high in pairwise(cuts)]
 
 
 def _spill(table: pa.Table) -> pa.Table:
@@ -573,7 +553,17 @@ class RowKeys:
             return combine_hashes(ids, _unsigned(table.column("_row")))
         if any(pa.types.is_nested(table.schema.field(name).type) for name in kind):
             return np.empty(0, np.uint64)
-        return _hash_keys(_row_keys({name: self._texts(name) for name in sorted(kind)}))
+        # The keys in the format of `canonical_key`.
+        pieces: list[pa.Array | str] = []
+        for name in sorted(kind):
+            texts = self._texts(name)
+            mark = "," if pieces else "{"
+            pieces += [
+                pa.scalar(f"{mark}{json.dumps(name, ensure_ascii=False)}:"),
+                pc.fill_null(texts.dictionary.take(texts.indices), "null"),
+            ]
+        keys = pc.binary_join_element_wise(*pieces, pa.scalar("}"), "")
+        return _hash_keys(pa.chunked_array([keys]))
 
 
 class LabelMatches:
@@ -644,19 +634,13 @@ def label_keys(labels: pa.Table) -> Iterator[tuple[Kind, Array, Array]]:
         ids = hash_ids(part.column("_prediction_id"))
         yield _BY_ROW, by_row, combine_hashes(ids, _unsigned(part.column("_row")))
     if has_key.any():
-        yield from _text_keys(labels.column("_key"), np.flatnonzero(has_key))
-
-
-def _text_keys(keys: pa.ChunkedArray, indices: Array) -> Iterator[tuple[Kind, Array, Array]]:
-    """Yield each kind of key among the labels at `indices`, which have key columns,
-    with the indices of its labels, [M], and the key hashes, [M].
-    """
-    texts = keys.take(pa.array(indices))
-    hashes = _hash_keys(texts)
-    kinds, kind_of_key = _key_kinds(texts)
-    for number, kind in enumerate(kinds):
-        of_kind = np.flatnonzero(kind_of_key == number)
-        yield kind, indices[of_kind], hashes[of_kind]
+        by_key = np.flatnonzero(has_key)
+        texts = labels.column("_key").take(pa.array(by_key))
+        hashes = _hash_keys(texts)
+        kinds, kind_of_key = _key_kinds(texts)
+        for number, kind in enumerate(kinds):
+            of_kind = np.flatnonzero(kind_of_key == number)
+            yield kind, by_key[of_kind], hashes[of_kind]
 
 
 def _key_kinds(texts: pa.ChunkedArray) -> tuple[list[Kind], Array]:
@@ -686,22 +670,6 @@ def _hash_keys(texts: pa.ChunkedArray) -> Array:
     text have different hashes.
     """
     return splitmix64(hash_ids(texts))
-
-
-def _row_keys(columns: Mapping[str, pa.DictionaryArray]) -> pa.ChunkedArray:
-    """Return the keys of N rows in the format of `canonical_key`, from the JSON of each
-    key column, by sorted name.
-    """
-    pieces: list[pa.Array | str] = []
-    for name, texts in columns.items():
-        mark = "," if pieces else "{"
-        start = f"{mark}{json.dumps(name, ensure_ascii=False)}:"
-        pieces += [
-            pa.scalar(start),
-            pc.fill_null(texts.dictionary.take(texts.indices), "null"),
-        ]
-    keys = pc.binary_join_element_wise(*pieces, pa.scalar("}"), "")
-    return pa.chunked_array([keys])
 
 
 def _key_texts(column: pa.ChunkedArray) -> pa.DictionaryArray:

@@ -127,21 +127,17 @@ def expire(
             if is_expired(day, day + storage.DAY):
                 folders[folder] = storage.list_files(location, folder)
     if not only_count:
-        _delete_folders(location, folders)
+        with storage.wrap_log_errors(location):
+            for folder in folders:
+                with suppress(FileNotFoundError):
+                    location.filesystem.delete_dir(folder)
+                _delete_empty(location, [_parent(folder)])
         _delete_empty(location, [*sketches, *map(_parent, sketches)])
     files = list(chain.from_iterable(folders.values()))
     return MaintenanceResult(
         expired_files=len(files),
         expired_bytes=sum(file.size for file in files),
     )
-
-
-def _delete_folders(location: LogLocation, folders: Iterable[str]) -> None:
-    with storage.wrap_log_errors(location):
-        for folder in folders:
-            with suppress(FileNotFoundError):
-                location.filesystem.delete_dir(folder)
-            _delete_empty(location, [_parent(folder)])
 
 
 def _parent(folder: str) -> str:
@@ -154,31 +150,22 @@ def compact(log: InferenceLog, endpoint: str, now: datetime) -> MaintenanceResul
     """
     compacted = 0
     written = 0
-    for folder, files in list(_finished_folders(log, endpoint, now)):
+    # The folders of finished hours of rows and finished days of labels.
+    finished = [
+        (hour.folder, files) for hour, files in _all_hours(log, endpoint) if hour.end + QUIET <= now
+    ]
+    location = log.location
+    for day, day_folder in storage.list_days(location, labels_folder(location, endpoint)):
+        if day + storage.DAY + QUIET <= now:
+            finished.append((day_folder, storage.list_files(location, day_folder)))
+    for folder, files in finished:
         small = [file for file in files if file.size < LARGE_BYTES and file.changed + QUIET <= now]
-        for group in _groups(log.location, small):
+        for group in _groups(location, small):
             deleted = _compact_group(log, folder, group)
             compacted += deleted
             if deleted:
                 written += 1
     return MaintenanceResult(compacted_files=compacted, written_files=written)
-
-
-def _finished_folders(
-    log: InferenceLog,
-    endpoint: str,
-    now: datetime,
-) -> Iterator[tuple[str, Sequence[LogFile]]]:
-    """Yield the folders of finished hours of rows and finished days of labels, each
-    with its files.
-    """
-    for hour, files in _all_hours(log, endpoint):
-        if hour.end + QUIET <= now:
-            yield hour.folder, files
-    location = log.location
-    for day, folder in storage.list_days(location, labels_folder(location, endpoint)):
-        if day + storage.DAY + QUIET <= now:
-            yield folder, storage.list_files(location, folder)
 
 
 def _all_hours(log: InferenceLog, endpoint: str) -> list[tuple[Hour, list[LogFile]]]:
@@ -197,7 +184,17 @@ def _groups(
     """
     if len(files) < 2:
         return
-    for schemas in _schemas_by_columns(location, files).values():
+    # The schemas by the names and types of the model's columns. Log columns are not
+    # compared, because a later version of this package may add some.
+    by_columns: dict[tuple[str, ...], dict[LogFile, pa.Schema]] = {}
+    for file in files:
+        with suppress(OSError, pa.ArrowException):  # Skip a file that is deleted or malformed.
+            schema = pq.read_schema(file.path, filesystem=location.filesystem)
+            columns = sorted(
+                f"{field.name}\t{field.type}" for field in schema if not field.name.startswith("_")
+            )
+            by_columns.setdefault(tuple(columns), {})[file] = schema
+    for schemas in by_columns.values():
         group: dict[LogFile, pa.Schema] = {}
         group_bytes = 0
         for file, schema in schemas.items():
@@ -210,25 +207,6 @@ def _groups(
             group_bytes += file.size
         if len(group) > 1:
             yield group
-
-
-def _schemas_by_columns(
-    location: LogLocation,
-    files: Sequence[LogFile],
-) -> dict[tuple[str, ...], dict[LogFile, pa.Schema]]:
-    """Return the schemas of the files, grouped by the names and types of the model's
-    columns. Log columns are not compared, because a later version of this package may
-    add some.
-    """
-    schemas: dict[tuple[str, ...], dict[LogFile, pa.Schema]] = {}
-    for file in files:
-        with suppress(OSError, pa.ArrowException):  # Skip a file that is deleted or malformed.
-            schema = pq.read_schema(file.path, filesystem=location.filesystem)
-            columns = sorted(
-                f"{field.name}\t{field.type}" for field in schema if not field.name.startswith("_")
-            )
-            schemas.setdefault(tuple(columns), {})[file] = schema
-    return schemas
 
 
 def _compact_group(

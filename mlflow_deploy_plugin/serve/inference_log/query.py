@@ -135,7 +135,13 @@ def run_query(log: InferenceLog, query: Query) -> Iterator[QueryResult]:
             return connection.sql(query.sql()).to_arrow_reader(_BATCH_ROWS)
 
         reader = run.call(start)
-        result_schema = pa.schema([(field.name, _in_utc(field.type)) for field in reader.schema])
+        fields = []
+        for field in reader.schema:
+            kind = field.type
+            if pa.types.is_timestamp(kind) and kind.tz:  # DuckDB's is Etc/UTC, the log's is UTC.
+                kind = pa.timestamp(kind.unit, "UTC")
+            fields.append((field.name, kind))
+        result_schema = pa.schema(fields)
         batches = (batch.cast(result_schema) for batch in run.results(reader))
         yield QueryResult(result_schema, batches)
 
@@ -234,10 +240,19 @@ def _plan(
     schema: pa.Schema,
 ) -> tuple[set[str], int]:
     """Return the columns of the log that the query needs, and the number of scans of
-    the log. Raises InvalidConfig unless the query is a single SELECT.
+    the log. Raises InvalidConfig unless the query is a single SELECT in valid Unicode.
     """
     for sql in filter(None, (query.statement, query.sql())):
-        _check_select(connection, sql)
+        try:
+            sql.encode()
+        except UnicodeEncodeError as error:  # DuckDB raises a TypeError.
+            invalid = ascii(sql[error.start])
+            raise InvalidConfig(
+                f"the SQL has {invalid}, which is not valid Unicode: write it in UTF-8",
+            ) from None
+        statements = connection.extract_statements(sql)
+        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+            raise InvalidConfig("a single SELECT is expected, because the log is read-only")
     connection.register("log", schema.empty_table())
     ((_, plan),) = connection.execute("EXPLAIN (FORMAT json) " + query.sql()).fetchall()
     connection.unregister("log")
@@ -258,29 +273,6 @@ def _plan(
     if not columns <= names:
         columns = names
     return columns, scans
-
-
-def _check_select(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
-    """Raise InvalidConfig unless the SQL is a single SELECT in valid Unicode."""
-    try:
-        sql.encode()
-    except UnicodeEncodeError as error:  # DuckDB raises a TypeError.
-        invalid = ascii(sql[error.start])
-        raise InvalidConfig(
-            f"the SQL has {invalid}, which is not valid Unicode: write it in UTF-8",
-        ) from None
-    statements = connection.extract_statements(sql)
-    if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-        raise InvalidConfig("a single SELECT is expected, because the log is read-only")
-
-
-def _in_utc(kind: pa.DataType) -> pa.DataType:
-    """Return the type with the time zone UTC, as in the log, instead of DuckDB's
-    Etc/UTC.
-    """
-    if pa.types.is_timestamp(kind) and kind.tz:
-        return pa.timestamp(kind.unit, "UTC")
-    return kind
 
 
 def _explain_error(text: str, schema: pa.Schema) -> str:

@@ -3,7 +3,7 @@ exactly once, with bounded memory. `InferenceLog` reads the rows of a window as 
 A `View` is a table with labels and the columns of all files.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -391,22 +391,14 @@ def view_tables(
     keys = labels.key_columns
     tables = _tables(log, view, {*columns, *_LABEL_NEEDS, *keys})
     for group in group_tables(tables, _LABELLED_ROWS, _LABELLED_BYTES):
-        for joinable in _group_by_types(group, keys):
+        # Only tables with the same types of keys can be concatenated, because a
+        # conversion may change a large integer.
+        by_types: dict[tuple[str, ...], list[pa.Table]] = {}
+        for table in group:
+            types = tuple(str(field.type) for field in table.schema if field.name in keys)
+            by_types.setdefault(types, []).append(table)
+        for joinable in by_types.values():
             yield join_labels(concat_tables(joinable), labels)
-
-
-def _group_by_types(
-    tables: Iterable[pa.Table],
-    names: Collection[str],
-) -> Iterable[list[pa.Table]]:
-    """Group tables in which the columns `names` have the same types. Only these tables
-    can be concatenated, because a conversion may change a large integer.
-    """
-    groups: dict[tuple[str, ...], list[pa.Table]] = {}
-    for table in tables:
-        types = tuple(str(field.type) for field in table.schema if field.name in names)
-        groups.setdefault(types, []).append(table)
-    return groups.values()
 
 
 def match_labels(log: InferenceLog, endpoint: str, matches: LabelMatches) -> None:

@@ -248,8 +248,17 @@ def read_file(
     reason = ""
     for _ in range(_TRIES):
         try:
-            with _open_source(location, path, content) as source:
-                parquet = _open_parquet(source, location)
+            if content is not None:
+                source = pa.BufferReader(content.result())
+            else:
+                source = location.filesystem.open_input_file(path)
+            with source:
+                # From a bucket, large ranges save round trips. From a disk, a buffered
+                # stream saves their memory.
+                buffer_size = 2**16 if location.is_local else 0
+                parquet = pq.ParquetFile(
+                    source, buffer_size=buffer_size, pre_buffer=not location.is_local
+                )
                 reason = _schema_fault(parquet.schema_arrow, required)
                 if not reason:
                     yield from _read_tables(parquet, columns_to_read)
@@ -261,25 +270,6 @@ def read_file(
             reason = _unreadable_reason(location, path, error)
             content = None
     unreadable[path] = reason
-
-
-def _open_source(
-    location: LogLocation,
-    path: str,
-    content: Future[bytes] | None,
-) -> pa.NativeFile:
-    if content is not None:
-        return pa.BufferReader(content.result())
-    return location.filesystem.open_input_file(path)
-
-
-def _open_parquet(source: pa.NativeFile, location: LogLocation) -> pq.ParquetFile:
-    """Open a file. From a bucket, large ranges save round trips. From a disk, a
-    buffered stream saves their memory.
-    """
-    if location.is_local:
-        return pq.ParquetFile(source, buffer_size=2**16, pre_buffer=False)
-    return pq.ParquetFile(source, buffer_size=0, pre_buffer=True)
 
 
 def _schema_fault(schema: pa.Schema, required: Sequence[str]) -> str:

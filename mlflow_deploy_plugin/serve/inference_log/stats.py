@@ -37,7 +37,6 @@ from mlflow_deploy_plugin.serve.inference_log.storage import (
     write_file,
 )
 from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US, TimeRange
-from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 WATERMARKS = "_watermarks"
 GONE_AFTER = timedelta(days=30)
@@ -177,28 +176,25 @@ def answers_by_version(
     """
     columns = (EVENT_TIME, RECEIVED_TIME, "_model", "_version", "_row")
     tables = view_tables(log, View(endpoint, times, labels=False), columns)
-    parts = [_answer_totals(_as_answers(table)) for table in tables]
+    parts = []
+    for table in tables:
+        # Files may lack the time of receipt.
+        name = RECEIVED_TIME if RECEIVED_TIME in table.column_names else EVENT_TIME
+        received = table.column(name)
+        is_first = pc.equal(table.column("_row"), 0)
+        answers = {
+            "model": table.column("_model"),
+            "version": table.column("_version"),
+            "requests": is_first.cast(pa.int64()),
+            "rows": pa.repeat(1, len(table)),
+            "first": received,
+            "last": received,
+        }
+        parts.append(_answer_totals(pa.table(answers)))
     if not parts:
         return []
     totals = _answer_totals(pa.concat_tables(parts)).sort_by("first")
     return [VersionAnswers(**row) for row in totals.to_pylist()]
-
-
-def _as_answers(table: pa.Table) -> pa.Table:
-    """Return the rows of the log with the columns of `VersionAnswers`."""
-    # Files may lack the time of receipt.
-    name = RECEIVED_TIME if RECEIVED_TIME in table.column_names else EVENT_TIME
-    received = table.column(name)
-    is_first = pc.equal(table.column("_row"), 0)
-    columns = {
-        "model": table.column("_model"),
-        "version": table.column("_version"),
-        "requests": is_first.cast(pa.int64()),
-        "rows": pa.repeat(1, len(table)),
-        "first": received,
-        "last": received,
-    }
-    return pa.table(columns)
 
 
 def _answer_totals(table: pa.Table) -> pa.Table:
@@ -242,20 +238,13 @@ class _RowCounts:
             self.last = max(self.last or last, last)
         is_shadow = np.asarray(pc.fill_null(table.column(SHADOW), False))
         self.shadow_rows += int(is_shadow.sum())
-        self._add_hours(times[~is_shadow])
-        self._add_answered(table.filter(pa.array(~is_shadow)))
-
-    def _add_hours(self, times: Array) -> None:
-        hours, counts = np.unique(times // HOUR_US, return_counts=True)
+        hours, counts = np.unique(times[~is_shadow] // HOUR_US, return_counts=True)
         for hour, count in zip(hours.tolist(), counts.tolist(), strict=True):
             self.by_hour[EPOCH + timedelta(hours=hour)] += count
-
-    def _add_answered(self, rows: pa.Table) -> None:
+        rows = table.filter(pa.array(~is_shadow))
         self.labelled += len(rows) - rows.column(LABEL).null_count
         versions = pc.binary_join_element_wise(
-            rows.column("_model"),
-            rows.column("_version"),
-            " version ",
+            rows.column("_model"), rows.column("_version"), " version "
         )
         _add_values(self.by_version, versions)
         if "_variant" in rows.column_names:

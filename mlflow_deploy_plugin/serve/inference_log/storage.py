@@ -228,7 +228,12 @@ def upload_file(
     bucket cannot be written, and NotInstalled if boto3 is missing.
     """
     encryption = load_settings().log_sse
-    arguments = _encryption_arguments(encryption)
+    arguments: dict[str, str] = {}  # The bucket's default applies.
+    if encryption.startswith(_KMS + ":"):
+        key_id = encryption.removeprefix(_KMS + ":")
+        arguments = {"ServerSideEncryption": _KMS, "SSEKMSKeyId": key_id}
+    elif encryption:
+        arguments = {"ServerSideEncryption": encryption}
     client, transfer, failures = _s3_client(location.endpoint, location.region)
     bucket, _, key = f"{location.root}/{name}".partition("/")
     try:
@@ -252,16 +257,6 @@ def upload_file(
         _s3_client.cache_clear()  # Only a new client reads rotated credentials.
         setting = f"; ONNXSERVE_LOG_SSE is {encryption}" if encryption else ""
         raise OSError(f"s3://{bucket}/{key}: {error}{setting}") from None
-
-
-def _encryption_arguments(encryption: str) -> dict[str, str]:
-    """Return the arguments of a PUT for `ONNXSERVE_LOG_SSE`. If it is empty, the
-    bucket's default applies.
-    """
-    if encryption.startswith(_KMS + ":"):
-        key_id = encryption.removeprefix(_KMS + ":")
-        return {"ServerSideEncryption": _KMS, "SSEKMSKeyId": key_id}
-    return {"ServerSideEncryption": encryption} if encryption else {}
 
 
 def write_file(

@@ -6,7 +6,7 @@ answers to the outputs of their version, and identify rows by (`_segment`, `_off
 import hashlib
 import json
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -101,9 +101,15 @@ def summarise_lists(
         components = 0
         while components < _COMPONENTS and f"{name}.{components}" in requested:
             components += 1
-        parts = _summarise_list(column, f"{name}.mean" in requested, components)
-        if not parts:
+        numbers = _flatten(column)
+        if numbers is None:
             continue
+        longest = max(int(numbers.lengths.max(initial=0)), components)
+        is_tensor = numbers.depth > 1 or f"{name}.mean" in requested
+        if longest <= _COMPONENTS and not is_tensor:
+            parts = numbers.components(longest)
+        else:
+            parts = numbers.statistics(longest)
         table = table.remove_column(table.column_names.index(name))
         for suffix, values in parts.items():
             table = table.append_column(f"{name}.{suffix}", pa.array(values))
@@ -137,13 +143,12 @@ def _as_type(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
         or types.is_string(column.type)
     ):
         return pc.cast(column, kind)
-    as_plain_text = _as_json if types.is_nested(column.type) else as_text
-    texts = pa.array(map(as_plain_text, column.to_pylist()), kind)
-    return pa.chunked_array([texts])
-
-
-def _as_json(value: object) -> str | None:
-    return None if value is None else json.dumps(value, default=str)
+    values = column.to_pylist()
+    if types.is_nested(column.type):
+        texts = [None if value is None else json.dumps(value, default=str) for value in values]
+    else:
+        texts = [as_text(value) for value in values]
+    return pa.chunked_array([pa.array(texts, kind)])
 
 
 def nested_lists(values: pa.Array, shape: Sequence[int]) -> pa.Array:
@@ -159,27 +164,6 @@ def is_list(kind: pa.DataType) -> bool:
     return bool(
         pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind),
     )
-
-
-def _summarise_list(
-    column: pa.ChunkedArray,
-    is_tensor: bool,
-    components: int,
-) -> dict[str, Array]:
-    """Return columns of [N] float64 by suffix, with NaN for absent values. Return {} if
-    the values are not numeric.
-
-    Args:
-        is_tensor: return statistics even for short lists.
-        components: the minimum number of components.
-    """
-    numbers = _flatten(column)
-    if numbers is None:
-        return {}
-    longest = max(int(numbers.lengths.max(initial=0)), components)
-    if numbers.depth == 1 and longest <= _COMPONENTS and not is_tensor:
-        return numbers.components(longest)
-    return numbers.statistics(longest)
 
 
 @dataclass(eq=False)
@@ -228,7 +212,10 @@ class _FlatNumbers:
                 "mean": mean,
                 "std": np.sqrt(row_sums(self.values**2) / lengths),
             }
-            for number, signs in enumerate(_random_directions(longest)):
+            # The directions are the same for every call.
+            direction_bits = splitmix64(np.arange(longest, dtype=np.uint64))
+            for number in range(_PROJECTIONS):
+                signs = np.where(direction_bits >> np.uint64(number) & np.uint64(1), 1.0, -1.0)
                 projected = row_sums(self.values * signs[self.positions])
                 summary[f"projection.{number}"] = projected / np.sqrt(lengths)
         return summary
@@ -256,19 +243,6 @@ def _flatten(column: pa.ChunkedArray) -> _FlatNumbers | None:
     lengths = np.bincount(rows, minlength=len(column))
     positions = np.arange(len(rows)) - (np.cumsum(lengths) - lengths)[rows]
     return _FlatNumbers(values, rows, positions, lengths, depth)
-
-
-def _random_directions(length: int) -> Iterator[Array]:
-    """Yield the directions of the projections, which are the same for every call:
-    [length] of 1 and -1.
-    """
-    hashes = splitmix64(np.arange(length, dtype=np.uint64))
-    for number in range(_PROJECTIONS):
-        yield np.where(
-            hashes >> np.uint64(number) & np.uint64(1),
-            1.0,
-            -1.0,
-        )
 
 
 def count_versions(table: pa.Table) -> dict[tuple[str, str], int]:
@@ -390,17 +364,15 @@ class Deduplicator:
         for block in self._sorted:
             is_new &= ~contains(block, ascending)
         if is_new.any():
-            self._insert(ascending[is_new])
+            # Merge the new hashes with the shorter arrays.
+            merged = ascending[is_new]
+            while self._sorted and len(self._sorted[-1]) < 2 * len(merged):
+                merged = np.concatenate([self._sorted.pop(), merged])
+                merged.sort(kind="stable")  # A stable sort merges the two sorted runs fast.
+            self._sorted.append(merged)
         is_first = np.zeros(len(hashes), dtype=bool)
         is_first[positions[is_new]] = True
         return is_first
-
-    def _insert(self, hashes: Array) -> None:
-        """Merge new ascending hashes with the shorter arrays."""
-        while self._sorted and len(self._sorted[-1]) < 2 * len(hashes):
-            hashes = np.concatenate([self._sorted.pop(), hashes])
-            hashes.sort(kind="stable")  # A stable sort merges the two sorted runs fast.
-        self._sorted.append(hashes)
 
 
 class Sample:
@@ -477,10 +449,7 @@ def hash_ids(column: pa.ChunkedArray) -> Array:
     """Return hashes of texts, [N] uint64: for ids, keys and other short texts, 12 times
     as fast as `hash_texts`.
     """
-    texts = pc.fill_null(
-        column.combine_chunks().cast(pa.string()),
-        "\0",
-    )
+    texts = pc.fill_null(column.combine_chunks().cast(pa.string()), "\0")
     lengths = np.asarray(pc.binary_length(texts))
     hashes = np.empty(len(texts), np.uint64)
     is_long = lengths > _SHORT_BYTES
@@ -488,29 +457,17 @@ def hash_ids(column: pa.ChunkedArray) -> Array:
         hashes[is_long] = hash_texts(pa.chunked_array([texts.filter(pa.array(is_long))]))
     for length in np.flatnonzero(np.bincount(lengths[~is_long])).tolist():
         of_length = lengths == length
-        hashes[of_length] = _hash_texts_of_length(length, texts.filter(pa.array(of_length)))
-    return hashes
-
-
-def _hash_texts_of_length(length: int, texts: pa.StringArray) -> Array:
-    """Return hashes of texts that all have `length` bytes, [N] uint64."""
-    _, offsets, content = texts.buffers()
-    start = np.frombuffer(offsets, np.int32)[texts.offset]
-    text_bytes = np.frombuffer(
-        content or b"",
-        np.uint8,
-        length * len(texts),
-        start,
-    )
-    # The last byte is for the length.
-    words = np.zeros(
-        (len(texts), length // 8 + 1),
-        np.uint64,
-    )
-    word_bytes = words.view(np.uint8)
-    word_bytes[:, :length] = text_bytes.reshape(len(texts), length)
-    word_bytes[:, -1] = length % 8 + 1
-    hashes: Array = reduce(combine_hashes, words.T)
+        same_length = texts.filter(pa.array(of_length))
+        count = len(same_length)
+        _, offsets, content = same_length.buffers()
+        start = np.frombuffer(offsets, np.int32)[same_length.offset]
+        text_bytes = np.frombuffer(content or b"", np.uint8, length * count, start)
+        # The last byte is for the length.
+        words = np.zeros((count, length // 8 + 1), np.uint64)
+        word_bytes = words.view(np.uint8)
+        word_bytes[:, :length] = text_bytes.reshape(count, length)
+        word_bytes[:, -1] = length % 8 + 1
+        hashes[of_length] = reduce(combine_hashes, words.T)
     return hashes
 
 

@@ -386,12 +386,12 @@ class Metrics:
             self._values.cells[slot] += 1
 
     def count_shadow_comparison(
-        self, labels: VariantLabels, agreement: Agreement, requests: int, seconds: float
+        self, labels: VariantLabels, agreement: Agreement, seconds: float
     ) -> None:
-        """Count the requests whose results were compared after one run of the shadow,
-        which took `seconds`.
+        """Count a request whose results were compared after a run of the shadow, which
+        took `seconds`.
 
-        `agreement` is the agreement of each row of the requests.
+        `agreement` is the agreement of each row of the request.
         """
         numbers = agreement.differences[np.isfinite(agreement.differences) & agreement.are_numbers]
         # the index of the first bound ≥ the number
@@ -406,8 +406,8 @@ class Metrics:
             for bucket, rows in buckets.items():
                 cells[slots["difference"] + 1 + bucket] += rows
             self._observe(slots["seconds"], seconds)
-            # A scrape that sees the requests also sees their rows.
-            cells[slots["compared"]] += requests
+            # A scrape that sees the request also sees its rows.
+            cells[slots["compared"]] += 1
 
     def count_feedback(self, outcome: str, labels: int) -> None:
         self._add(labels, _FEEDBACK_LABELS, outcome=outcome)

@@ -29,7 +29,6 @@ from mlflow_deploy_plugin.core.errors import (
 )
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.spec.parts import Device, ProviderOptions
-from mlflow_deploy_plugin.core.spec.removed import removal_reason
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -91,8 +90,8 @@ class Placement:
     def __post_init__(self) -> None:
         """Raise InvalidConfig for an unknown device."""
         if self.device not in _PROVIDERS:
-            choices = f"device: {self.device!r} is not one of {', '.join(_PROVIDERS)}"
-            raise InvalidConfig(removal_reason("server.device", self.device) or choices)
+            choices = ", ".join(_PROVIDERS)
+            raise InvalidConfig(f"device: {self.device!r} is not one of {choices}")
 
     @property
     def is_on_openvino(self) -> bool:

@@ -230,16 +230,31 @@ def exclude_columns(
     only_answer = only_answer_columns(model.prediction)
     if not only_answer.isdisjoint(mask):
         mask = tuple(sorted({*mask} | only_answer))
-    cut_inputs = [
-        entry for entry in model.schema.inputs if not excluded.isdisjoint(_column_names(entry))
-    ]
+    cuts = {}
+    masked: dict[str, tuple[ColumnPosition, ...]] = {}
+    for entry in model.schema.inputs:
+        names = _column_names(entry)
+        if not excluded.isdisjoint(names):
+            kept = [index for index, name in enumerate(names) if name not in excluded]
+            cuts[entry.name] = np.array(kept, dtype=np.intp)
+            if entry.columns:
+                masked[entry.name] = tuple(
+                    (name, index) for index, name in enumerate(entry.columns) if name in mask
+                )
+            else:
+                masked[entry.name] = ((entry.name, None),) if entry.name in mask else ()
+    left_out = {
+        name.removeprefix(OUTPUT_PREFIX) for name in excluded if name.startswith(OUTPUT_PREFIX)
+    }
+    if PREDICTION in excluded:
+        left_out.update({PREDICTION, *model.prediction})
     return replace(
         model,
         schema=_without_columns(model.schema, excluded),
         mask=mask,
-        cuts={entry.name: _kept_indices(entry, excluded) for entry in cut_inputs},
-        left_out=_excluded_outputs(model, excluded),
-        masked={entry.name: _masked_columns(entry, mask) for entry in cut_inputs},
+        cuts=cuts,
+        left_out=frozenset(left_out),
+        masked=masked,
     )
 
 
@@ -262,33 +277,6 @@ def _without_columns(schema: Schema, excluded: Set[str]) -> Schema:
         tuple(inputs),
         schema.has_rows,
     )
-
-
-def _kept_indices(entry: Input, excluded: Set[str]) -> Array:
-    names = enumerate(_column_names(entry))
-    return np.array(
-        [index for index, name in names if name not in excluded],
-        dtype=np.intp,
-    )
-
-
-def _masked_columns(entry: Input, mask: Sequence[str]) -> tuple[ColumnPosition, ...]:
-    """Return the masked columns of an input with their positions."""
-    if not entry.columns:
-        return ((entry.name, None),) if entry.name in mask else ()
-    return tuple((name, index) for index, name in enumerate(entry.columns) if name in mask)
-
-
-def _excluded_outputs(model: CapturedModel, excluded: Set[str]) -> frozenset[str]:
-    """Return the outputs behind the excluded log columns. For the prediction, these are
-    PREDICTION and the outputs that it consists of.
-    """
-    outputs = {
-        name.removeprefix(OUTPUT_PREFIX) for name in excluded if name.startswith(OUTPUT_PREFIX)
-    }
-    if PREDICTION in excluded:
-        outputs.update({PREDICTION, *model.prediction})
-    return frozenset(outputs)
 
 
 def _check_names(option: str, names: Sequence[str], model: CapturedModel) -> None:

@@ -234,28 +234,34 @@ def _make_plan(
     are all texts.
     """
     names = [*feeds, *outputs]
-    forms = list(
-        map(
-            _form,
-            (*feeds.values(), *outputs.values()),
-        )
-    )
+    forms = list(map(_form, (*feeds.values(), *outputs.values())))
     if record.is_failed:
         rows = 1
         inputs = _Side()
-        answers = _failed_side(names)
+        answers = _Side()
+        for position, name in enumerate(names):
+            answers.fields.append((name, "str", ()))
+            answers.kept.append((position, True, None))
     else:
-        rows = next(
-            (len(array) for array in feeds.values() if array.ndim),
-            0,
-        )
+        rows = next((len(array) for array in feeds.values() if array.ndim), 0)
         inputs = _input_side(feeds, rows, model)
         answers = _output_side(outputs, len(feeds), rows, model)
+    layout: Layout = {
+        "endpoint": record.endpoint,
+        "variant": record.variant,
+        "shadow": record.is_shadow,
+        "failed": record.is_failed,
+        "feeds": inputs.fields,
+        "outputs": answers.fields,
+    }
+    masked_fields = inputs.masked_fields + answers.masked_fields
+    if masked_fields:
+        layout["masked"] = masked_fields
     kept = inputs.kept + answers.kept
     are_plain = all(columns is None and not is_text for _, is_text, columns in kept)
     return EncodingPlan(
         model=model,
-        layout=_encode_layout(record, inputs, answers),
+        layout=orjson.dumps(layout),
         names=names,
         forms=forms,
         kept=kept,
@@ -305,31 +311,6 @@ class _Side:
         for column, index in columns:
             self.masked_fields.append((column, "str", ()))
             self.masked.append((position, index))
-
-
-def _encode_layout(record: RequestRecord, inputs: _Side, outputs: _Side) -> bytes:
-    """Return the JSON that describes the arrays of a request for the reader."""
-    layout: Layout = {
-        "endpoint": record.endpoint,
-        "variant": record.variant,
-        "shadow": record.is_shadow,
-        "failed": record.is_failed,
-        "feeds": inputs.fields,
-        "outputs": outputs.fields,
-    }
-    masked = inputs.masked_fields + outputs.masked_fields
-    if masked:
-        layout["masked"] = masked
-    return orjson.dumps(layout)
-
-
-def _failed_side(names: Sequence[str]) -> _Side:
-    """Return the outputs of a failed request, which are all texts."""
-    side = _Side()
-    for position, name in enumerate(names):
-        side.fields.append((name, "str", ()))
-        side.kept.append((position, True, None))
-    return side
 
 
 def _input_side(feeds: NamedArrays, rows: int, model: CapturedModel) -> _Side:

@@ -31,7 +31,6 @@ from mlflow_deploy_plugin.serve.spool.frames import (
     FEEDBACK_KIND,
     FRAME,
     MAGIC,
-    Frames,
     find_frames,
     payload_at,
 )
@@ -131,8 +130,21 @@ def read_batches(segment: Path, start: int = 0) -> CapturedSegment:
     read.
     """
     with segment.open("rb") as file:
-        content, frames = _read_frames(file, start)
-        feedback = _decode_feedback(content, frames.feedback, start)
+        # On a full disk, a worker replaces a half-written frame. A mix of the old and
+        # the new frame looks damaged, so read again.
+        for _ in range(_READS):
+            file.seek(start)
+            content = file.read()
+            frames = find_frames(content, _HEAD.itemsize)
+            if not frames.lost_bytes:
+                break
+        feedback = []
+        for begin in frames.feedback.tolist():
+            payload = begin + FRAME.size
+            stop = payload + FRAME.unpack_from(content, begin)[1]
+            labels = content[payload + len(FEEDBACK_KIND) : stop]
+            with suppress(*_MALFORMED):
+                feedback.append(decode_feedback(labels, start + begin))
         malformed = frames.malformed + len(frames.feedback) - len(feedback)
         decoder = _Decoder(file, content, frames.requests, start)
         batches: list[CapturedBatch] = []
@@ -155,21 +167,6 @@ def read_last_batches(segment: Path, most_bytes: int) -> list[CapturedBatch]:
             break  # The frame at `start` is the last complete frame.
         start = following
     return read_batches(segment, start).batches
-
-
-def _read_frames(file: IO[bytes], start: int) -> tuple[bytes, Frames]:
-    """Return the segment's bytes from `start` on, and the frames in these bytes.
-
-    On a full disk, a worker replaces a half-written frame. A mix of the old and new
-    frame looks damaged, so read again.
-    """
-    for _ in range(_READS):
-        file.seek(start)
-        content = file.read()
-        frames = find_frames(content, _HEAD.itemsize)
-        if not frames.lost_bytes:
-            break
-    return content, frames
 
 
 def _append_batch(
@@ -204,19 +201,6 @@ def _group_by(*keys: Array) -> list[Array]:
     return np.split(order, np.flatnonzero(is_new) + 1)
 
 
-def _decode_feedback(content: bytes, begins: Array, start: int) -> list[FeedbackFrame]:
-    """Return the feedback in the frames at `begins`, except malformed feedback."""
-    feedback = []
-    for begin in begins.tolist():
-        payload = begin + FRAME.size
-        stop = payload + FRAME.unpack_from(content, begin)[1]
-        with suppress(*_MALFORMED):
-            feedback.append(
-                decode_feedback(content[payload + len(FEEDBACK_KIND) : stop], start + begin),
-            )
-    return feedback
-
-
 class _Decoder:
     """Decodes requests of a segment. The frames of the requests are at `begins` in
     `content`, the bytes of the file from `start` on.
@@ -248,7 +232,10 @@ class _Decoder:
         """
         heads = self.heads[group]
         begins = self._begins[group]
-        model, layout = self._layout_at(int(heads["layout"][0]))
+        offset = int(heads["layout"][0])
+        if offset not in self._layouts:
+            self._layouts[offset] = decode_layout(self._payload_at, offset, self._models)
+        model, layout = self._layouts[offset]
         rows = int(heads["rows"][0])
         fields = _Fields(self._content, begins + (FRAME.size + _HEAD.itemsize))
         return CapturedBatch(
@@ -271,12 +258,6 @@ class _Decoder:
             outputs=fields.read_arrays(layout.get("outputs", ()), rows),
             masked=fields.read_arrays(layout.get("masked", ()), rows),
         )
-
-    def _layout_at(self, offset: int) -> tuple[CapturedModel, Layout]:
-        """Return the layout at an offset of the file and its model, decoded once."""
-        if offset not in self._layouts:
-            self._layouts[offset] = decode_layout(self._payload_at, offset, self._models)
-        return self._layouts[offset]
 
     def _payload_at(self, offset: int) -> memoryview | None:
         """Return the payload of a frame, which may be located before `start`; None if
@@ -317,18 +298,14 @@ class _Fields:
         arrays = {}
         for name, dtype, inner in layout:
             if dtype == "str":
-                array = self._read_strings(1 + len(inner))
+                # One JSON list of strings per request, preceded by its length.
+                lengths = self._read(4).view("<u4").astype(np.int64)
+                array = _decode_strings(self._content, self._positions, lengths, 1 + len(inner))
+                self._positions = self._positions + lengths
             else:
                 array = self._read(rows * prod(inner) * np.dtype(dtype).itemsize).view(dtype)
             arrays[name] = array.reshape(len(self._positions) * rows, *inner)
         return arrays
-
-    def _read_strings(self, depth: int) -> Array:
-        """Read one JSON list of strings per request, preceded by its length."""
-        lengths = self._read(4).view("<u4").astype(np.int64)
-        strings = _decode_strings(self._content, self._positions, lengths, depth)
-        self._positions = self._positions + lengths
-        return strings
 
     def _read(self, length: int) -> Array:
         """Return `length` bytes per request, [N * length] uint8."""

@@ -98,22 +98,18 @@ class CaptureWriter:
             plan, pieces = self._encoder.encode(record, model, feeds, outputs, max_rows)
             with self._lock:
                 self._append(plan, pieces)
-        except Exception as error:  # noqa: BLE001 - The correct response must not be prevented.
-            self._log_failure(error)
+        except Exception as error:
+            now = self.clock()
+            if now >= self._quiet_until:
+                self._quiet_until = now + _LOG_SECONDS
+                logger.error(
+                    "requests are not captured: %s",
+                    error,
+                    exc_info=not isinstance(error, OSError),
+                )
             rows = model.schema.count_rows(feeds)
             return rows, min(rows, max_rows), False
         return plan.rows, plan.kept_rows, True
-
-    def _log_failure(self, error: Exception) -> None:
-        """Log why a request is not captured, at most once per `_LOG_SECONDS`."""
-        now = self.clock()
-        if now >= self._quiet_until:
-            self._quiet_until = now + _LOG_SECONDS
-            logger.error(
-                "requests are not captured: %s",
-                error,
-                exc_info=not isinstance(error, OSError),
-            )
 
     def write_feedback(
         self,
@@ -130,17 +126,14 @@ class CaptureWriter:
         """
         if mask:
             names = frozenset(mask)
-            entries = [self._mask_key(entry, names) for entry in entries]
+            entries = [
+                entry._replace(key=self._mask.hash_values(entry.key, names)) if entry.key else entry
+                for entry in entries
+            ]
         payload = FEEDBACK_KIND + encode_feedback(endpoint, received_time, entries)
         with self._lock:
             self._make_room(len(payload))
             self._write_frame(payload)
-
-    def _mask_key(self, entry: Feedback, names: frozenset[str]) -> Feedback:
-        """Return the label with hashes of the key columns `names`."""
-        if not entry.key:
-            return entry
-        return entry._replace(key=self._mask.hash_values(entry.key, names))
 
     def close(self) -> None:
         """Release the segment. The next write starts a new segment."""

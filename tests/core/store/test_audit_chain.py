@@ -10,18 +10,14 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from alembic.command import upgrade
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from sqlalchemy import (
     Connection,
-    column,
     create_engine,
     delete,
     insert,
     select,
-    table,
-    text,
     update,
 )
 
@@ -40,9 +36,9 @@ from mlflow_deploy_plugin.core.store.checkpoints import (
     load_checkpoint,
     make_checkpoint,
 )
-from mlflow_deploy_plugin.core.store.database import migration_config, open_store
+from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.core.store.tables import VERSION_TABLE, AuditRow, Base
+from mlflow_deploy_plugin.core.store.tables import AuditRow
 from tests.support.refusals import refused
 
 EVENTS: Any = AuditRow.__table__
@@ -385,46 +381,24 @@ def test_a_damaged_record_is_no_first_start(server: Store, keys: Keys) -> None:
         seal(server)
 
 
-@pytest.fixture
-def upgraded(store_url: str, keys: Keys) -> Iterator[Store]:
-    """The store of a server after the upgrade of a trail with three events."""
-    open_store(store_url).close()
-    values = {
-        "at": START,
-        "action": "approve",
-        "model": "old",
-        "actor": "ada",
-        "detail": {"a": 0.1},
-    }
+def test_the_seal_adopts_unsigned_events(store_url: str, user: Store, keys: Keys) -> None:
     with create_engine(store_url).begin() as connection:
-        Base.metadata.drop_all(connection)
-        connection.execute(text(f"DROP TABLE {VERSION_TABLE}"))
-        upgrade(migration_config(connection), "0014")
-        columns = [column(name, EVENTS.c[name].type) for name in (*values, "endpoint")]
-        old = table(EVENTS.name, *columns)
-        connection.execute(insert(old).values([values | {"endpoint": ""}] * 3))
-    store = open_store(store_url, keys=keys)
-    yield store
-    store.close()
+        connection.execute(delete(EVENTS))
+    for _ in range(3):
+        user.record("approve", model="old", actor="ada")
+    assert verify_trail(user).state == "unsigned"
 
+    with closing(open_store(store_url, keys=keys)) as server:
+        seal(server)
+        seal(server)
+        server.record("approve", model="old", actor="bob")
+        assert actors(server, "old") == ["ada", "ada", "ada", "bob"]
+        assert verify_trail(server).signed == 3  # The seals of two chains, and an approval.
 
-def test_the_first_event_after_the_upgrade_covers_those_before_it(upgraded: Store) -> None:
-    assert verify_trail(upgraded).state == "unsigned"
-    upgraded.record("approve", model="old", actor="bob")
-    assert verify_trail(upgraded, "old").state == "intact"
+        tamper(store_url, "old", change_detail)
 
-
-def test_the_seal_adopts_events_before_the_upgrade(upgraded: Store, store_url: str) -> None:
-    seal(upgraded)
-    seal(upgraded)
-    upgraded.record("approve", model="old", actor="bob")
-    assert actors(upgraded, "old") == ["ada", "ada", "ada", "bob"]
-    assert verify_trail(upgraded).signed == 3  # The seals of two chains, and an approval.
-
-    tamper(store_url, "old", change_detail)
-
-    assert verify_trail(upgraded).state == "changed"
-    assert actors(upgraded, "old") == ["", "bob"]  # The first is the mark of the fault.
+        assert verify_trail(server).state == "changed"
+        assert actors(server, "old") == ["", "bob"]  # The first is the mark of the fault.
 
 
 def test_two_servers_record_at_once(

@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
-from alembic.command import upgrade
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy import Engine, create_engine, event, make_url, text
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.core.settings import Settings
@@ -60,28 +59,8 @@ both = pytest.mark.parametrize(
 )
 
 
-def columns(connection: Connection) -> dict[tuple[str, str], tuple[str, bool, str | None]]:
-    """Return type, nullability and default of each column of the store."""
-    inspector = inspect(connection)
-    return {
-        (table, column["name"]): (
-            str(column["type"]),
-            column["nullable"],
-            column["default"],
-        )
-        for table in Base.metadata.tables
-        for column in inspector.get_columns(table)
-    }
-
-
-def drop_tables(connection: Connection) -> None:
-    """Return the URL of an empty database, also on the shared PostgreSQL server."""
-    Base.metadata.drop_all(connection)
-    connection.execute(text(f"DROP TABLE {VERSION_TABLE}"))
-
-
 @both
-def test_a_new_store_and_the_migrations_have_exactly_the_tables_of_the_models(
+def test_new_store_has_the_tables_of_the_models(
     request: pytest.FixtureRequest,
     tmp_path: Path,
     kind: str,
@@ -89,15 +68,9 @@ def test_a_new_store_and_the_migrations_have_exactly_the_tables_of_the_models(
     url = url_of(request, tmp_path, kind)
     open_store(url).close()
 
-    with create_engine(url).begin() as connection:
-        made = columns(connection)
-        drop_tables(connection)
-        upgrade(migration_config(connection), "head")
-        assert columns(connection) == made
-        context = MigrationContext.configure(
-            connection,
-            opts={"version_table": VERSION_TABLE, "compare_type": True},
-        )
+    with create_engine(url).connect() as connection:
+        options = {"version_table": VERSION_TABLE, "compare_type": True}
+        context = MigrationContext.configure(connection, opts=options)
         assert compare_metadata(context, Base.metadata) == []
 
 
@@ -174,7 +147,7 @@ def test_a_store_shares_a_database_with_mlflow(tmp_path: Path) -> None:
     store.close()
 
 
-@pytest.mark.parametrize("schema", ["9999", "0010", "0001"])
+@pytest.mark.parametrize("schema", ["9999", "0014"])
 def test_a_store_whose_schema_is_not_known_is_left_alone(tmp_path: Path, schema: str) -> None:
     """A newer onnxserve, or a build before the first release, has created the store."""
     url = f"sqlite:///{tmp_path}/store.db"

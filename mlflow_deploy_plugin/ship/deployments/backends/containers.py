@@ -51,10 +51,7 @@ address.
 NETWORK = "onnxserve"
 """The network of the listeners. Containers on it cannot reach each other."""
 _PASSED_ON = ("MLFLOW_", "AWS_", "AZURE_", "GOOGLE_", "ONNXSERVE_")
-_NOT_PASSED_ON = {
-    f"ONNXSERVE_{name}"
-    for name in ("STORE_URI", "KEYS_FILE", "LISTENER", "SECRETS", "WEBHOOK_SECRET")
-}
+_NOT_PASSED_ON = {f"ONNXSERVE_{name}" for name in ("STORE_URI", "KEYS_FILE", "LISTENER", "SECRETS")}
 _LISTENER_MEMORY = 64 * 1024**2
 _LAST_LINES = 100
 _IS_HEALTHY = ("CMD", "onnxserve", "health")

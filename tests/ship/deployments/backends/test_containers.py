@@ -40,18 +40,24 @@ def flights(**config: Any) -> EndpointSpec:
 
 
 def test_container_gets_the_settings_of_the_spec_and_only_the_variables_servers_need(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "token").write_text("hidden\n")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://172.17.0.1:8080")
     monkeypatch.setenv("ONNXSERVE_STORE_URI", settings.store_uri)
     # The secrets are in a folder of this machine.
-    monkeypatch.setenv("ONNXSERVE_SECRETS", "/run/secrets")
-    monkeypatch.setenv("ONNXSERVE_WEBHOOK_SECRET", "only of the controller")
+    monkeypatch.setenv(
+        "ONNXSERVE_SECRETS",
+        "/run/secrets",
+    )
     monkeypatch.setenv("EDITOR", "vi")
 
     spec = flights(
-        container__memory_bytes="536870912", container__cpus="1.5", container__environment__A="b"
+        container__memory_bytes="536870912",
+        container__cpus="1.5",
+        container__environment__A="b",
     )
     made = server_options(spec, settings, "sha256:1")
     assert made["image"] == "onnxserve:cpu"
@@ -61,12 +67,7 @@ def test_container_gets_the_settings_of_the_spec_and_only_the_variables_servers_
         "environment"
     ].items()
     assert made["environment"]["ONNXSERVE_PORT"] == "8123"
-    not_passed_on = {
-        "EDITOR",
-        "ONNXSERVE_STORE_URI",
-        "ONNXSERVE_SECRETS",
-        "ONNXSERVE_WEBHOOK_SECRET",
-    }
+    not_passed_on = {"EDITOR", "ONNXSERVE_STORE_URI", "ONNXSERVE_SECRETS"}
     assert not not_passed_on & made["environment"].keys()
     mounts = {
         mount["Target"]: mount["ReadOnly"] for mount in made["mounts"] if mount["Type"] == "bind"
@@ -77,7 +78,9 @@ def test_container_gets_the_settings_of_the_spec_and_only_the_variables_servers_
         str(tmp_path / "inference_log"): False,
     }
     secret = server_options(
-        flights(container__secrets__TOKEN=str(tmp_path / "token")), settings, "sha256:1"
+        flights(container__secrets__TOKEN=str(tmp_path / "token")),
+        settings,
+        "sha256:1",
     )
     assert secret["environment"]["TOKEN"] == "hidden"
     assert "hidden" not in str(secret["labels"])
@@ -85,7 +88,8 @@ def test_container_gets_the_settings_of_the_spec_and_only_the_variables_servers_
 
 def test_a_container_reads_the_keys_of_the_file_that_its_spec_names(settings: Settings) -> None:
     spec = flights(
-        server__api_keys="true", container__secret_files__ONNXSERVE_KEYS_FILE="/etc/keys.json"
+        server__api_keys="true",
+        container__secret_files__ONNXSERVE_KEYS_FILE="/etc/keys.json",
     )
     made = server_options(spec, settings, "sha256:1")
     assert made["environment"]["ONNXSERVE_KEYS_FILE"] == "/etc/keys.json"
@@ -122,7 +126,9 @@ def test_the_listener_is_published_where_the_server_would_listen(settings: Setti
     ],
 )
 def test_the_health_check_asks_where_and_as_the_server_listens(
-    settings: Settings, fields: dict[str, str], url: str
+    settings: Settings,
+    fields: dict[str, str],
+    url: str,
 ) -> None:
     options = server_options(flights(**fields), settings, "sha256:1")
     assert options["healthcheck"] == {"test": ["CMD", "onnxserve", "health", url]}
@@ -163,7 +169,8 @@ def test_only_changes_that_a_running_container_cannot_apply_replace_it(
     ],
 )
 def test_registry_unreachable_from_containers_is_refused_with_a_remedy(
-    uri: str, names: list[str]
+    uri: str,
+    names: list[str],
 ) -> None:
     with refused(InvalidConfig, *names):
         check_registry(uri, is_host=False)
@@ -193,7 +200,9 @@ def test_a_registry_within_reach_is_not() -> None:
     ],
 )
 def test_engine_refusal_names_the_field_to_change(
-    said: str, kind: type[OnnxserveError], names: list[str]
+    said: str,
+    kind: type[OnnxserveError],
+    names: list[str],
 ) -> None:
     with refused(kind, *names), docker_errors(flights()):
         raise APIError("409 Client Error", explanation=said)

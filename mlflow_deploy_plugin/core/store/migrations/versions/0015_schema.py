@@ -1,0 +1,12 @@
+"""The schema of the first release, which the tables in `core/store/tables.py` create.
+
+The revisions 0001 to 0014 are of builds before the first release, whose stores are
+rejected.
+"""
+
+revision = "0015"
+down_revision = None
+
+
+def upgrade() -> None:
+    """Change nothing, because no released version has created an older store."""
