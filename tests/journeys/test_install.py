@@ -64,7 +64,7 @@ IMPORTS_OF_EXTRAS = {
     "statsmodels": "import mlflow_deploy_plugin.wrap.convert.statsmodels",
     "text": "import tokenizers",
     "transformers": "import sentence_transformers, transformers",
-    "pmml": "import sklearn2pmml, mlflow_deploy_plugin.wrap.flavor.pmml_model",
+    "pmml": "import mlflow_deploy_plugin.wrap.flavor.pmml_model",
     "desktop": "import PyInstaller, mlflow_deploy_plugin.wrap.desktop.window",
     "jwt": "import threading, pathlib, mlflow_deploy_plugin.serve.agent.keys as keys; "
     "keys.issuer_key_fetcher(pathlib.Path('.'), 'https://here', threading.Event())",

@@ -55,7 +55,7 @@ from mlflow_deploy_plugin.wrap.exporter.tflite import (
     write_tflite,
 )
 
-ExportFormat = Literal["onnx", "ort", "wheel", "bundle", "conda", "tflite", "pmml", "desktop"]
+ExportFormat = Literal["onnx", "ort", "wheel", "bundle", "conda", "tflite", "desktop"]
 FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 METADATA_KEY = "onnxserve.model"
 
@@ -65,7 +65,6 @@ _PROOF_SECONDS = 600
 _LARGEST_PROTOBUF = 2**31 - 2**20
 _ORT_TOLERANCE = rounding_tolerance(1e-5)
 _TFLITE_TOLERANCE = rounding_tolerance(1e-4)
-_PMML_TOLERANCE = rounding_tolerance(1e-4)
 """The tolerances for the rounding of fused nodes and other kernels. Other formats must
 be exact.
 """
@@ -105,7 +104,6 @@ def export(
     name: str | None = None,
     wheels: Path | str | None = None,
     download_wheels: bool = False,
-    original: str = "",
     progress: ProgressCallback = lambda line: None,
 ) -> ExportedModel:
     """Export a version, and check that it returns the same predictions as the served
@@ -126,8 +124,6 @@ def export(
         wheels: a folder whose wheels are copied to a bundle.
         download_wheels: True to download wheels of onnxruntime and numpy with pip for
             this machine's Python.
-        original: the URI of the fitted model for PMML, whose code the caller consents
-            to run. Not needed if MLflow's flavor of its library logged the version.
         progress: called with a message before a long step, or for a tflite file of one
             row per call.
 
@@ -135,12 +131,11 @@ def export(
         AlreadyExists: the path exists.
         ConversionError: the version has no ONNX form, or the format cannot be written.
         ParityError: the predictions of the export differ.
-        NotInstalled: Java is missing for PMML.
         InvalidConfig: an option or the rows are invalid.
-        NotFound: the version or its original does not exist.
+        NotFound: the version does not exist.
         RegistryUnavailable: MLflow does not answer.
     """
-    options = _Options(name, wheels, download_wheels, original)
+    options = _Options(name, wheels, download_wheels)
     options.check(format)
     target = absolute_path(path)
     if not (format == "wheel" and target.is_dir()):
@@ -149,21 +144,9 @@ def export(
     with temporary_folder("onnxserve-export-") as work:
         (work / "source").mkdir()
         folder = download(resolved.source, work / "source")
-        fitted = None
-        if format == "pmml":
-            # Importing MLflow is slow.
-            from mlflow_deploy_plugin.wrap.exporter.pmml import fitted_model
-
-            fitted, folder = fitted_model(resolved, folder, work / "converted", original)
         model = _load_model(model_uri, folder)
         proof = _predicted_rows(model, rows)
-        version = _LoadedVersion(
-            model,
-            _describe(resolved, model),
-            proof,
-            work / "model.onnx",
-            fitted,
-        )
+        version = _LoadedVersion(model, _describe(resolved, model), proof, work / "model.onnx")
         _write_graph(model.artifact.onnx_file, version.graph, version.described)
         written, largest = _write(format, version, options, progress)
         if format == "wheel" and (target.is_dir() or target.suffix != ".whl"):
@@ -186,7 +169,6 @@ class _Options:
     name: str | None
     wheels: Path | str | None
     download_wheels: bool
-    original: str
 
     def check(self, format: str) -> None:
         """Raise an error for an unknown format and for options that the format does
@@ -199,7 +181,6 @@ class _Options:
         for needed, is_set, subject in (
             ("bundle", self.wheels or self.download_wheels, "wheels are"),
             ("wheel", self.name is not None, "a package name is"),
-            ("pmml", self.original, "an original is"),
         ):
             if is_set and format != needed:
                 raise InvalidConfig(
@@ -251,16 +232,12 @@ def _predicted_rows(model: OnnxModel, user_rows: Any) -> _Proof:
 
 @dataclass(frozen=True)
 class _LoadedVersion:
-    """A version, its metadata, and the proof.
-
-    A format is written next to `graph`, or from the `fitted` model.
-    """
+    """A version, its metadata, and the proof. A format is written next to `graph`."""
 
     model: OnnxModel
     described: Description
     proof: _Proof
     graph: Path
-    fitted: Any = None
 
     def prove(self, runner: Path, model: Path, tolerance: Tolerance = EXACT) -> float:
         """Run the exported file `model` on the rows of the proof, and return the
@@ -308,8 +285,6 @@ def _write(
             return _write_tflite(version, folder, progress)
         case "desktop":
             return _write_desktop(version, folder, progress)
-        case "pmml":
-            return _write_pmml(version, folder)
 
 
 def _write_desktop(
@@ -331,23 +306,6 @@ def _write_desktop(
     seconds = time.monotonic() - start
     progress(f"the program has {total_bytes / 1e6:,.0f} MB, and started in {seconds:.1f} s")
     return program.parent, _difference(version.proof.expected, outputs, EXACT)
-
-
-def _write_pmml(version: _LoadedVersion, folder: Path) -> _CheckedFile:
-    """Write the fitted model as PMML, check the outputs that PMML has, and return the
-    file and its largest error.
-    """
-    # Importing MLflow is slow.
-    from mlflow_deploy_plugin.wrap.exporter.pmml import served_outputs, write_pmml
-    from mlflow_deploy_plugin.wrap.flavor.pmml import PMML_MODEL
-
-    artifact = version.model.artifact
-    proof = version.proof
-    file = write_pmml(version.fitted, [column.name for column in artifact.columns], folder)
-    roles = {output.name: output.role for output in artifact.outputs}
-    outputs = served_outputs(_run(PMML_MODEL, file, proof.rows), roles, proof.expected)
-    expected = {name: proof.expected[name] for name in outputs}
-    return file, _difference(expected, outputs, _PMML_TOLERANCE)
 
 
 def _describe(resolved: ResolvedModel, model: OnnxModel) -> dict[str, Any]:

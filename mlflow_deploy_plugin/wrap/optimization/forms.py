@@ -1,5 +1,4 @@
-"""Create smaller or faster forms of a graph: 8-bit integers, 16-bit floats, pruned
-weights.
+"""Create smaller or faster forms of a graph: 8-bit integers, 16-bit floats.
 
 | form         | smaller numbers               | gain on a CPU                       |
 |--------------|-------------------------------|-------------------------------------|
@@ -9,8 +8,6 @@ weights.
 |              |                               | layers; needs no rows               |
 | fp16         | all 32-bit weights            | size; ONNX Runtime computes most of |
 |              |                               | it in 32 bits                       |
-| prune        | none, but many zeros          | only the compressed size: zeros     |
-|              |                               | take as much time                   |
 
 The forms are created by ONNX Runtime's quantizer and 16-bit converter. The functions do
 not change their argument.
@@ -53,11 +50,6 @@ _QUANTIZED = (
     "QAttention",
     "QEmbedLayerNormalization",
 )
-_PRUNED_OPS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
-_RECURRENT_OPS = ("LSTM", "GRU", "RNN")
-"""Operators whose inputs 1 and 2 are weights, and whose other inputs are biases and
-states.
-"""
 _STATISTICS = (
     "LayerNormalization",
     "SimplifiedLayerNormalization",
@@ -188,57 +180,6 @@ def half_precision(proto: ModelProto, rows: Sequence[Feeds]) -> ModelProto:
 
 def _count_halves(proto: ModelProto) -> int:
     return sum(tensor.data_type == TensorProto.FLOAT16 for tensor in _tensors(proto.graph))
-
-
-def pruned(proto: ModelProto, share: float) -> ModelProto:
-    """Set the smallest `share` (0 to 1) of each layer's weights to zero. Raises
-    ConversionError if no layer fits.
-    """
-    result = copy.deepcopy(proto)
-    layer_inputs: set[str] = set()
-    for node in result.graph.node:
-        if node.op_type in _PRUNED_OPS:
-            layer_inputs.update(node.input)
-        if node.op_type in _RECURRENT_OPS:
-            layer_inputs.update(node.input[1:3])
-    weights = [tensor for tensor in _weights(result.graph) if tensor.name in layer_inputs]
-    for tensor in weights:
-        _zero_smallest(tensor, share)
-    if not weights:
-        raise ConversionError(
-            f"no layer has weights that could be pruned ({shown_operators(proto)})",
-        )
-    return result
-
-
-def _weights(graph: GraphProto) -> list[TensorProto]:
-    """Return the floats of two or more dimensions."""
-    return [
-        tensor for tensor in _tensors(graph) if len(tensor.dims) > 1 and tensor.data_type in _FLOATS
-    ]
-
-
-def _zero_smallest(tensor: TensorProto, share: float) -> None:
-    """Set the smallest `share` of the numbers in a tensor to zero."""
-    numbers = numpy_helper.to_array(tensor).copy()
-    count = round(share * numbers.size)
-    if count:
-        order = np.argpartition(
-            np.abs(numbers).reshape(-1),
-            count - 1,
-        )
-        numbers.reshape(-1)[order[:count]] = 0
-    tensor.CopyFrom(numpy_helper.from_array(numbers, tensor.name))
-
-
-def share_of_zeros(proto: ModelProto) -> float:
-    """Return the share of zeros in all weights of two or more dimensions."""
-    weights = [numpy_helper.to_array(tensor) for tensor in _weights(proto.graph)]
-    zeros = sum(int((array == 0).sum()) for array in weights)
-    return zeros / max(sum(int(array.size) for array in weights), 1)
-
-
-_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
 
 
 def preprocessed(proto: ModelProto) -> ModelProto:

@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import geometric_mean
 
 import numpy as np
 
@@ -32,7 +31,6 @@ SIZES = (1, 8, 1000)
 ROUNDS = 21
 ROUND_SECONDS = 0.02
 _LOADS = 5
-_FASTER = 0.95
 
 
 @dataclass(frozen=True)
@@ -41,8 +39,7 @@ class FormCost:
 
     Attributes:
         size: bytes of the ONNX file.
-        packed: bytes of the ONNX file after zlib, where the zeros of pruned weights
-            save space.
+        packed: bytes of the ONNX file after zlib.
         load_ms: median milliseconds to create a session.
         latency_us: median microseconds of a request, by rows per request.
         ratio: latency ÷ latency of the base, by rows per request; `upper_ratio` is the
@@ -55,24 +52,6 @@ class FormCost:
     latency_us: Mapping[int, float]
     ratio: Mapping[int, float]
     upper_ratio: Mapping[int, float]
-
-    def speed(self, rows: int | None = None) -> float:
-        """Return the ratio for requests with `rows` rows, or the geometric mean over
-        all sizes.
-        """
-        if rows:
-            return self.ratio[rows]
-        return geometric_mean(self.ratio.values())
-
-    def is_faster(self, rows: int | None = None) -> bool:
-        """Return True if the form is faster by at least 5 % in the median, and faster
-        in three of four rounds.
-        """
-        if rows:
-            upper = self.upper_ratio[rows]
-        else:
-            upper = geometric_mean(self.upper_ratio.values())
-        return self.speed(rows) < _FASTER and upper < 1
 
 
 def try_out(folder: Path) -> None:
@@ -104,7 +83,12 @@ def measure_forms(
     the base. Raises InferenceError if a form fails.
     """
     models = [OnnxModel.load(folder) for folder in folders]
-    load_ms = np.median(_load_seconds(folders), axis=0) * 1e3
+    load_seconds = np.empty((_LOADS, len(folders)))
+    for number, position in np.ndindex(load_seconds.shape):
+        start = time.perf_counter()
+        OnnxModel.load(folders[position])
+        load_seconds[number, position] = time.perf_counter() - start
+    load_ms = np.median(load_seconds, axis=0) * 1e3
     seconds = np.array([_request_seconds(models, rows, size, rounds) for size in SIZES])
     latencies = np.median(seconds, axis=1) * 1e6
     ratios, upper_ratios = np.quantile(
@@ -126,16 +110,6 @@ def measure_forms(
             ),
         )
     return costs
-
-
-def _load_seconds(folders: Sequence[Path]) -> Array:
-    """Load each form several times, and return the seconds, [loads, forms]."""
-    seconds = np.empty((_LOADS, len(folders)))
-    for number, position in np.ndindex(seconds.shape):
-        start = time.perf_counter()
-        OnnxModel.load(folders[position])
-        seconds[number, position] = time.perf_counter() - start
-    return seconds
 
 
 def _request_seconds(

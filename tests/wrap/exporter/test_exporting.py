@@ -424,4 +424,4 @@ def test_mistakes_are_refused_before_anything_is_written(mixed: Path, tmp_path: 
 
 def test_the_metadata_has_one_name_here_and_in_the_runner() -> None:
     assert exporting.METADATA_KEY == METADATA_KEY
-    assert FORMATS == ("onnx", "ort", "wheel", "bundle", "conda", "tflite", "pmml", "desktop")
+    assert FORMATS == ("onnx", "ort", "wheel", "bundle", "conda", "tflite", "desktop")

@@ -178,46 +178,6 @@ def test_a_graph_of_16_bits_has_nothing_to_halve() -> None:
         )
 
 
-def test_pruning_sets_the_smallest_weights_of_each_layer_to_zero() -> None:
-    base = network()
-    form = forms.pruned(network(), 0.75)
-    for before, after in zip(base.graph.initializer, form.graph.initializer, strict=True):
-        old = numpy_helper.to_array(before)
-        new = numpy_helper.to_array(after)
-        if old.ndim == 1:
-            assert (old == new).all()
-            continue
-        assert (new == 0).mean() == pytest.approx(0.75, abs=0.01)
-        assert np.abs(old[new == 0]).max() <= np.abs(new[new != 0]).min()
-        assert (old[new != 0] == new[new != 0]).all()
-
-
-def test_pruning_sets_the_weights_of_a_recurrent_layer_to_zero_but_not_its_biases() -> None:
-    graph = parse_graph(
-        "recurrent (float[T,N,4] x) => (float[T,1,N,5] y) { y = LSTM <hidden_size = 5> (x, w, r, "
-        "b) }",
-    )
-    random = np.random.default_rng(0)
-    sizes = {
-        "w": (1, 20, 4),
-        "r": (1, 20, 5),
-        "b": (1, 40),
-    }
-    weights = {name: random.normal(size=size).astype(np.float32) for name, size in sizes.items()}
-    graph.graph.initializer.extend(
-        numpy_helper.from_array(array, name) for name, array in weights.items()
-    )
-
-    form = forms.pruned(graph, 0.6)
-
-    zeros = {
-        tensor.name: float((numpy_helper.to_array(tensor) == 0).mean())
-        for tensor in form.graph.initializer
-    }
-    assert zeros == {"w": 0.6, "r": 0.6, "b": 0.0}
-    assert forms.share_of_zeros(form) == pytest.approx(108 / 220)
-
-
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
@@ -238,10 +198,6 @@ def test_pruning_sets_the_weights_of_a_recurrent_layer_to_zero_but_not_its_biase
                 [{"x": ROWS[:, :2]}],
             ),
             "no 32-bit weight can be converted to 16",
-        ),
-        (
-            lambda graph: forms.pruned(graph, 0.5),
-            "no layer has weights that could be pruned (its operators are Tree",
         ),
     ],
 )

@@ -1,7 +1,6 @@
-"""Creating, measuring, choosing and registering forms of a registered version."""
+"""Creating, measuring and registering forms of a registered version."""
 
 import json
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import mlflow
@@ -15,15 +14,6 @@ from mlflow import MlflowClient
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig, ParityError
 from mlflow_deploy_plugin.promote.gate.run import run_gate
-from mlflow_deploy_plugin.wrap.evaluation.agreement import FormAgreement
-from mlflow_deploy_plugin.wrap.optimization import optimizer
-from mlflow_deploy_plugin.wrap.optimization.measure import FormCost
-from mlflow_deploy_plugin.wrap.optimization.optimizer import (
-    MeasuredForm,
-    Optimization,
-    Recipe,
-    choose,
-)
 from tests.support.classifiers import write_classifier
 from tests.support.models import write_model
 from tests.support.networks import network, network_rows, write_labelled, write_network
@@ -70,8 +60,8 @@ def test_the_form_becomes_a_version_with_the_lineage_of_its_base(
 def test_a_loss_beyond_the_limit_is_refused_and_registers_no_version(
     registry: MlflowClient,
 ) -> None:
-    with pytest.raises(ParityError, match=r"^prune 0\.9.*0\.\d+ \(labels\).*0\.01: \d"):
-        onnxserve.optimize("models:/net/1", prune=0.9)
+    with pytest.raises(ParityError, match=r"^int8 dynamic.*0\.\d+ \(labels\).*limit of 0: \d"):
+        onnxserve.optimize("models:/net/1", int8="dynamic", max_loss=0)
     assert len(registry.search_model_versions("name='net'")) == 1
 
 
@@ -118,48 +108,10 @@ def test_without_data_the_dataset_of_the_gate_policy_is_taken(
 def test_the_gate_fails_an_optimized_version_that_lost_too_much(
     registry: MlflowClient,
 ) -> None:
-    onnxserve.optimize("models:/net/1", prune=0.9, max_loss=1)
+    onnxserve.optimize("models:/net/1", int8="dynamic", max_loss=1)
     gated = run_gate("net", "2")
     assert not gated.verdict.passed
     assert mentions(gated.verdict.checks[0].reason, "the margin 0.01", "models:/net/1")
-
-
-def test_auto_lists_impossible_forms_and_registers_none_without_a_faster_one(
-    registry: MlflowClient,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    registry.create_registered_model("linear")
-    reference = {name: normal_rows(300) for name in ("a", "b")}
-    registry.create_model_version(
-        "linear",
-        write_classifier(tmp_path / "linear", reference=reference).as_uri(),
-    )
-    messages = list[str]()
-    done = onnxserve.optimize("models:/linear/1", auto=True, progress=messages.append)
-    assert list(done.impossible) == ["int8 dynamic", "int8 static", "fp16"]
-    assert done.impossible["int8 dynamic"].startswith("no MatMul has 32-bit float weights")
-    assert not done.chosen
-    assert not done.is_refused
-    assert "was faster than models:/linear/1" in done.reason
-    assert json.loads(json.dumps(asdict(done)))["forms"][0]["name"] == "base"
-    assert mentions(messages[-1], done.forms[1].name, "the base")
-    monkeypatch.setattr(
-        optimizer,
-        "ALL_RECIPES",
-        (Recipe(int8="dynamic"), Recipe(fp16=True)),
-    )
-    assert (
-        len(
-            onnxserve.optimize(
-                "models:/linear/1",
-                auto=True,
-                progress=messages.append,
-            ).forms
-        )
-        == 1
-    )
-    assert messages[-1] == "measuring the base"
 
 
 def test_a_form_that_the_runtime_cannot_load_is_tried_in_another_process(
@@ -176,7 +128,7 @@ def test_a_form_that_the_runtime_cannot_load_is_tried_in_another_process(
         "mlflow_deploy_plugin.wrap.optimization.forms.half_precision",
         half_precision,
     )
-    with pytest.raises(ConversionError, match=r"form fp16 .*Gemmm.*auto"):
+    with pytest.raises(ConversionError, match=r"form fp16 .*Gemmm.*other forms"):
         onnxserve.optimize("models:/net/1", fp16=True)
 
 
@@ -197,7 +149,7 @@ def test_boosted_trees_that_have_no_16_bit_form_are_refused_with_the_reason_and_
     booster = xgboost.XGBClassifier(n_estimators=40, n_jobs=1).fit(rows, rows[:, 0] > 0)
     onnxserve.save_model(booster, tmp_path / "trees", input_example=rows)
 
-    with pytest.raises(ConversionError, match=r"form fp16 .*If.*auto") as refused:
+    with pytest.raises(ConversionError, match=r"form fp16 .*If.*other forms") as refused:
         onnxserve.optimize(str(tmp_path / "trees"), fp16=True, register="trees")
 
     assert "\n" not in refused.value.message
@@ -223,87 +175,15 @@ def test_a_bias_that_the_quantizer_cannot_scale_by_channel_is_scaled_by_tensor(
     assert mentions(done.forms[1].note, "scale")
 
 
-def outcome(**given: tuple[float, ...]) -> Optimization:
-    """Return a result with forms by name: the latency ratio, the loss, and the upper
-    quartile of the ratio.
-    """
-
-    def form(
-        name: str,
-        ratio: float,
-        loss: float,
-        upper: float = 0,
-    ) -> MeasuredForm:
-        ratios = {1: ratio, 1000: ratio / 2}
-        agreement = FormAgreement(
-            rows=100,
-            equal=1 - loss,
-            max_difference=None,
-            mean_difference=None,
-            relative_difference=0.0,
-            loss=loss,
-        )
-        return MeasuredForm(
-            name,
-            FormCost(
-                1,
-                1,
-                1.0,
-                {1: 1.0, 1000: 1.0},
-                ratios,
-                {**ratios, 1: upper or ratio},
-            ),
-            agreement,
-        )
-
-    forms = tuple(form(name, *figures) for name, figures in given.items())
-    return Optimization(
-        "models:/net/1",
-        (MeasuredForm("base", forms[0].cost), *forms),
-        {},
-        0.01,
-    )
-
-
-def test_auto_takes_the_fastest_form_within_the_limit() -> None:
-    done = outcome(
-        slow=(1.5, 0.0),
-        fast=(0.8, 0.005),
-        fastest=(0.5, 0.02),
-    )
-    assert choose(done, is_auto=True, rows=None).chosen == "fast"
-    assert choose(done, is_auto=True, rows=1).chosen == "fast"
-    assert choose(replace(done, max_loss=0.05), is_auto=True, rows=None).chosen == "fastest"
-    assert choose(replace(done, forms=done.forms[:2]), is_auto=True, rows=1000).chosen == "slow"
-
-
-def test_a_gain_within_the_noise_is_none() -> None:
-    done = choose(
-        outcome(same=(0.97, 0.0)),
-        is_auto=True,
-        rows=1,
-    )
-    assert not done.chosen
-    assert mentions(done.reason, "models:/net/1", "1 rows", "0.01")
-    assert not choose(outcome(unsteady=(0.9, 0.0, 1.1)), is_auto=True, rows=1).chosen
-
-
-def test_a_form_that_was_asked_for_is_taken_however_slow_it_is() -> None:
-    assert choose(outcome(slow=(1.5, 0.0)), is_auto=False, rows=None).chosen == "slow"
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "set a form: int8 (dynamic or static), fp16 or prune; or auto, which tries all forms"),
+        ({}, "set a form: int8 (dynamic or static) or fp16"),
         (
             {"int8": "static", "fp16": True},
             "int8 and fp16 cannot be combined: a weight has either 8 or 16 bits",
         ),
-        ({"auto": True, "prune": 0.5}, "auto tries all forms: do not set int8, fp16 or prune"),
         ({"int8": "fast"}, "int8: 'fast' is neither dynamic nor static"),
-        ({"prune": 1.5}, "prune: 1.5 is not a share between 0 and 1"),
-        ({"auto": True, "rows": 7}, "rows: 7 is not one of the measured sizes 1, 8, 1000"),
         ({"fp16": True, "max_loss": -1}, "max_loss: -1 is below 0"),
         ({"fp16": True, "register": "a/b"}, "'a/b' is not a valid name for a registered model"),
         (
