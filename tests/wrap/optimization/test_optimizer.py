@@ -108,10 +108,12 @@ def test_without_data_the_dataset_of_the_gate_policy_is_taken(
 def test_the_gate_fails_an_optimized_version_that_lost_too_much(
     registry: MlflowClient,
 ) -> None:
+    policy = json.dumps({"evaluation": {"margin": 0.001}})
+    registry.set_registered_model_tag("net", "onnxserve.gate.policy", policy)
     onnxserve.optimize("models:/net/1", int8="dynamic", max_loss=1)
     gated = run_gate("net", "2")
     assert not gated.verdict.passed
-    assert mentions(gated.verdict.checks[0].reason, "the margin 0.01", "models:/net/1")
+    assert mentions(gated.verdict.checks[0].reason, "the margin 0.001", "models:/net/1")
 
 
 def test_a_form_that_the_runtime_cannot_load_is_tried_in_another_process(
