@@ -52,6 +52,7 @@ from mlflow_deploy_plugin.wrap.exporter.tflite import (
     LITERT,
     converter_python,
     refuse_unconvertible,
+    signature_name,
     write_tflite,
 )
 
@@ -453,8 +454,11 @@ def _write_tflite(
     def attempt(one_row: bool) -> _CheckedFile:
         """Write and check a file, which takes one row per call if `one_row`."""
         file = write_tflite(python, version.graph, folder / f"tflite-{one_row}", one_row)
-        outputs = _run(LITERT, file, version.proof.feeds, python)
-        return file, _difference(version.proof.expected, outputs, _TFLITE_TOLERANCE)
+        feeds = {signature_name(name): array for name, array in version.proof.feeds.items()}
+        outputs = _run(LITERT, file, feeds, python)
+        expected = version.proof.expected
+        renamed = {signature_name(name): array for name, array in expected.items()}
+        return file, _difference(renamed, outputs, _TFLITE_TOLERANCE)
 
     try:
         return attempt(one_row=False)
