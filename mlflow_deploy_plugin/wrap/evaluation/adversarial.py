@@ -255,7 +255,21 @@ def torch_gradient(
     module = torch_original(model, folder, original, has_consent)
     if isinstance(module, Refused):
         return module
-    gradient = _gradient_of_module(module, artifact, truth)
+    with suppress(NotImplementedError):  # An exported program does not support `eval`.
+        module.eval()
+
+    def gradient(rows: NamedArrays, rng: Generator) -> tuple[Array, NamedArrays]:
+        size = chunk_rows(rows)
+        losses = []
+        slopes = []
+        for start in range(0, len(truth), size):
+            part = take_rows(rows, slice(start, start + size))
+            labels = truth[start : start + size]
+            part_losses, part_slopes = _backward(module, artifact, part, labels)
+            losses.append(part_losses)
+            slopes.append(part_slopes)
+        return np.concatenate(losses), concatenate_feeds(slopes)
+
     try:
         gradient(rows, np.random.default_rng(0))
     except Exception as error:  # noqa: BLE001 - The model may raise any exception.
@@ -289,7 +303,22 @@ def torch_original(
         resolved = None if uri in ("", model.source) else resolve(uri)
         if resolved is not None:
             flavors = fetch_mlmodel(resolved.source).flavors
-        refusal = _original_refusal(uri, flavors, bool(original) or has_consent)
+        if not uri:
+            return Refused(
+                "the version has no torch original, which is needed for gradients; set --original "
+                f"URI or log_model(…, metadata={{'{WRAPPED_FROM_TAG}': URI}})",
+            )
+        if "pytorch" not in flavors:
+            return Refused(
+                f"the original {uri} is not a torch module, which is needed for gradients; its "
+                f"flavors are {', '.join(sorted(flavors))}",
+            )
+        if not (original or has_consent):
+            return Refused(
+                f"loading the torch original {uri} runs its own code; to consent, set --original "
+                f"{uri}",
+            )
+        refusal = model_code_refusal(f"the torch original {uri}")
         if refusal:
             return Refused(refusal)
         if resolved is None:
@@ -298,32 +327,6 @@ def torch_original(
             return _load_torch(downloaded)
     except OnnxserveError as error:
         return Refused(f"the torch original {uri}: {error.message}")
-
-
-def _original_refusal(
-    uri: str,
-    flavors: Mapping[str, Any],
-    has_consent: bool,
-) -> str:
-    """Return the reason why an original with these flavors cannot be loaded; empty if
-    it can. `uri` is empty if there is no original.
-    """
-    if not uri:
-        return (
-            "the version has no torch original, which is needed for gradients; set --original "
-            f"URI or log_model(…, metadata={{'{WRAPPED_FROM_TAG}': URI}})"
-        )
-    if "pytorch" not in flavors:
-        flavor_names = ", ".join(sorted(flavors))
-        return (
-            f"the original {uri} is not a torch module, which is needed for gradients; its "
-            f"flavors are {flavor_names}"
-        )
-    if not has_consent:
-        return (
-            f"loading the torch original {uri} runs its own code; to consent, set --original {uri}"
-        )
-    return model_code_refusal(f"the torch original {uri}")
 
 
 def _original_uri(
@@ -361,28 +364,6 @@ def _load_torch(folder: Path) -> Any:
         return Refused(f"the torch original cannot be loaded: {one_line(error, 200)}")
 
 
-def _gradient_of_module(module: Any, artifact: Artifact, truth: Array) -> LossGradient:
-    """Set the module to evaluation, and return a function that computes the loss and
-    its gradient in chunks of rows. `truth` is the target of all rows, [N].
-    """
-    with suppress(NotImplementedError):  # An exported program does not support `eval`.
-        module.eval()
-
-    def gradient(rows: NamedArrays, rng: Generator) -> tuple[Array, NamedArrays]:
-        size = chunk_rows(rows)
-        losses = []
-        slopes = []
-        for start in range(0, len(truth), size):
-            part = take_rows(rows, slice(start, start + size))
-            labels = truth[start : start + size]
-            part_losses, part_slopes = _backward(module, artifact, part, labels)
-            losses.append(part_losses)
-            slopes.append(part_slopes)
-        return np.concatenate(losses), concatenate_feeds(slopes)
-
-    return gradient
-
-
 def _backward(
     module: Any,
     artifact: Artifact,
@@ -396,7 +377,14 @@ def _backward(
         name: torch.from_numpy(np.array(values)).requires_grad_(values.dtype.kind == "f")
         for name, values in rows.items()
     }
-    answer = module(*_forward_arguments(torch, module, artifact, leaves))
+    if artifact.columns:
+        columns = [leaves[column.name] for column in artifact.columns]
+        arguments = [torch.stack(columns, dim=1).float()]
+    else:  # The tensors are in the order of the parameters of `forward`.
+        parameters = inspect.signature(module.forward).parameters
+        named = [leaves[name] for name in parameters if name in leaves]
+        arguments = named or list(leaves.values())
+    answer = module(*arguments)
     while not isinstance(answer, torch.Tensor):  # The first output of a nested result.
         parts = answer.values() if isinstance(answer, dict) else answer
         answer = next(iter(parts))
@@ -404,23 +392,6 @@ def _backward(
     losses.sum().backward()
     slopes = {name: leaf.grad.numpy() for name, leaf in leaves.items() if leaf.grad is not None}
     return losses.detach().numpy().astype(np.float64), slopes
-
-
-def _forward_arguments(
-    torch: Any,
-    module: Any,
-    artifact: Artifact,
-    leaves: Mapping[str, Any],
-) -> list[Any]:
-    """Return the arguments of the module's `forward`: all columns as one matrix, or the
-    tensors in the order of its parameters.
-    """
-    if artifact.columns:
-        columns = [leaves[column.name] for column in artifact.columns]
-        return [torch.stack(columns, dim=1).float()]
-    parameters = inspect.signature(module.forward).parameters
-    arguments = [leaves[name] for name in parameters if name in leaves]
-    return arguments or list(leaves.values())
 
 
 def _torch_losses(torch: Any, answer: Any, truth: Array) -> Any:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -167,14 +167,33 @@ class RobustnessReport:
         return [folder / name for name in files]
 
     def _draw(self, name: str, points: Sequence[RobustnessPoint]) -> bytes:
-        """Return the plot of a curve as PNG."""
+        """Return the plot of a curve as PNG: its points, the metric of the undisturbed
+        rows, and a cross at the foot for each refused strength.
+        """
         # The import takes half a second.
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6, 3.6), dpi=110, layout="constrained")
         panel = figure.subplots()
-        self._draw_points(panel, points)
+        measured = [point for point in points if point.value is not None]
+        panel.plot(
+            [point.strength for point in measured],
+            [point.value for point in measured],
+            color=_LINE,
+            marker="o",
+        )
+        panel.axhline(self.clean, color="0.6", linestyle="--", linewidth=1, label="undisturbed")
+        refused = [point.strength for point in points if point.value is None]
+        if refused:
+            panel.scatter(
+                refused,
+                [0.03] * len(refused),
+                marker="x",
+                color="#dc2626",
+                transform=panel.get_xaxis_transform(),
+                label="refused",
+            )
         if name == "scale":  # The strengths are factors.
             panel.set_xscale("log")
         else:
@@ -188,35 +207,6 @@ class RobustnessReport:
         file = io.BytesIO()
         FigureCanvasAgg(figure).print_png(file)
         return file.getvalue()
-
-    def _draw_points(self, panel: Any, points: Sequence[RobustnessPoint]) -> None:
-        """Draw the curve, the metric of the undisturbed rows, and a cross at the foot
-        for each refused strength.
-        """
-        measured = [point for point in points if point.value is not None]
-        panel.plot(
-            [point.strength for point in measured],
-            [point.value for point in measured],
-            color=_LINE,
-            marker="o",
-        )
-        panel.axhline(
-            self.clean,
-            color="0.6",
-            linestyle="--",
-            linewidth=1,
-            label="undisturbed",
-        )
-        refused = [point.strength for point in points if point.value is None]
-        if refused:
-            panel.scatter(
-                refused,
-                [0.03] * len(refused),
-                marker="x",
-                color="#dc2626",
-                transform=panel.get_xaxis_transform(),
-                label="refused",
-            )
 
 
 def robustness(
@@ -385,11 +375,18 @@ def _rows_with_gaps(model: LoadedModel, rows: NamedArrays) -> tuple[NamedArrays,
     """Return the columns in which values may be missing, and a note about the other
     columns. If no column accepts a missing value, all columns are returned.
     """
-    refusals = _missing_refusals(model, rows)
-    if not refusals or len(refusals) == len(rows):
+    row = take_rows(rows, slice(0, 1))
+    refused = []
+    for name, values in row.items():
+        gap = with_missing({name: values}, 1.0, np.random.default_rng(0))
+        try:
+            model.predict({**row, **gap})
+        except (SchemaMismatch, InferenceError):
+            refused.append(name)
+    if not refused or len(refused) == len(rows):
         return rows, []
-    accepted = {column: values for column, values in rows.items() if column not in refusals}
-    columns = join_names(refusals)
+    accepted = {column: values for column, values in rows.items() if column not in refused}
+    columns = join_names(refused)
     note = f"missing: no values of {columns} are removed, because the model rejects such rows"
     return accepted, [note]
 
@@ -426,7 +423,7 @@ class _Curve(NamedTuple):
         for variant, disturbed in self.variants(strength, random):
             point = RobustnessPoint(self.name, strength, value=None, variant=variant)
             outcomes.append(self.measured(point, {**self.rows, **disturbed}))
-        return max(outcomes, key=_loss_of)
+        return max(outcomes, key=lambda point: math.inf if point.loss is None else point.loss)
 
     def measured(self, point: RobustnessPoint, rows: NamedArrays) -> RobustnessPoint:
         """Return the point with the metric of the disturbed rows, or with the reason
@@ -442,26 +439,6 @@ class _Curve(NamedTuple):
             return replace(point, no_number=answers.no_number, refusal=reason)
         loss = self.baseline.loss(value)
         return replace(point, value=value, loss=loss, no_number=answers.no_number)
-
-
-def _loss_of(point: RobustnessPoint) -> float:
-    """Return the loss; infinity for a refused point."""
-    return math.inf if point.loss is None else point.loss
-
-
-def _missing_refusals(model: LoadedModel, rows: NamedArrays) -> dict[str, str]:
-    """Return the columns in which the model rejects a missing value, with the error
-    messages.
-    """
-    row = take_rows(rows, slice(0, 1))
-    refusals = {}
-    for name, values in row.items():
-        gap = with_missing({name: values}, 1.0, np.random.default_rng(0))
-        try:
-            model.predict({**row, **gap})
-        except (SchemaMismatch, InferenceError) as error:
-            refusals[name] = error.message
-    return refusals
 
 
 def _disturber(

@@ -145,16 +145,11 @@ def known_rows(artifact: Artifact, schema: Schema, most: int) -> NamedArrays:
         feeds = mlflow_protocol.decode(JSON, example.read_bytes(), schema)
     elif (reference := reference_rows(artifact, most, seed=0)) is not None:
         feeds = schema.from_columns(reference)
-    if feeds is None:
-        return _draw_rows(schema, min(_RANDOM_ROWS, most))
-    # A graph may stack booleans and integers with floats in one input.
-    return cast_to_signature(artifact, schema.to_columns(feeds))
-
-
-def _draw_rows(schema: Schema, count: int) -> NamedArrays:
-    """Return rows in the shapes and types of the schema: normal numbers for floats,
-    zeros and ones for other numbers, and the same text everywhere.
-    """
+    if feeds is not None:
+        # A graph may stack booleans and integers with floats in one input.
+        return cast_to_signature(artifact, schema.to_columns(feeds))
+    # Normal numbers for floats, zeros and ones for other numbers, the same text
+    # everywhere.
     random = np.random.default_rng(0)
     shapes = {tensor.name: tensor.shape for tensor in schema.tensors}
     rows = {}
@@ -162,7 +157,7 @@ def _draw_rows(schema: Schema, count: int) -> NamedArrays:
         shape = shapes.get(name, (-1,))
         sizes = [max(size, 1) for size in shape]
         if shape and shape[0] == -1:
-            sizes[0] = count
+            sizes[0] = min(_RANDOM_ROWS, most)
         kind = numpy_dtype(dtype).kind
         values = random.normal(size=sizes) if kind == "f" else random.integers(0, 2, sizes)
         rows[name] = np.full(sizes, "a", dtype=object) if kind == "O" else values.astype(dtype)

@@ -195,7 +195,12 @@ def scaled_columns(
     """Yield the rows with one column multiplied by the factor; an image is scaled as
     one column.
     """
-    columns = list(_numeric_columns(rows))
+    # The position is None unless the array has two dimensions.
+    columns: list[tuple[str, int | None]] = []
+    for name, values in rows.items():
+        if values.dtype.kind in "iuf":
+            positions = range(values.shape[1]) if values.ndim == 2 else [None]
+            columns += product([name], positions)
     if len(columns) > _MAX_SCALED:
         sample = np.sort(rng.choice(len(columns), _MAX_SCALED, replace=False))
         columns = [columns[index] for index in sample]
@@ -206,19 +211,6 @@ def scaled_columns(
         scaled = changed[selection].astype(np.float64) * factor
         changed[selection] = within_type(scaled, changed.dtype)
         yield label, {**rows, name: changed}
-
-
-def _numeric_columns(rows: NamedArrays) -> Iterator[tuple[str, int | None]]:
-    """Yield the name and the position of each column of numbers. The position is None
-    unless the array has two dimensions.
-    """
-    for name, values in rows.items():
-        if values.dtype.kind not in "iuf":
-            continue
-        if values.ndim == 2:
-            yield from product([name], range(values.shape[1]))
-        else:
-            yield name, None
 
 
 def brightened(
@@ -249,7 +241,11 @@ def occluded(rows: NamedArrays, share: float, rng: Generator) -> NamedArrays:
 
     def cover(values: Array) -> Array:
         """Return the images, [N, …], each with a grey box."""
-        image_axes = _image_axes(values)
+        image_axes = (1, 2)  # the height and the width
+        if values.ndim > 4:
+            image_axes = (-2, -1)
+        elif values.ndim == 4 and values.shape[1] <= values.shape[3]:  # The channels are first.
+            image_axes = (2, 3)
         changed = np.moveaxis(values.copy(), image_axes, (1, 2))  # This is a view.
         size = np.array(changed.shape[1:3])
         sides = np.maximum(
@@ -270,15 +266,6 @@ def occluded(rows: NamedArrays, share: float, rng: Generator) -> NamedArrays:
         return np.ascontiguousarray(np.moveaxis(changed, (1, 2), image_axes))
 
     return _change_images(rows, cover)
-
-
-def _image_axes(values: Array) -> tuple[int, int]:
-    """Return the axes of the height and of the width of images."""
-    if values.ndim > 4:
-        return (-2, -1)
-    if values.ndim == 4 and values.shape[1] <= values.shape[3]:  # The channels are first.
-        return (2, 3)
-    return (1, 2)
 
 
 def value_range(values: Array, empty: float = 0.0) -> tuple[float, float]:

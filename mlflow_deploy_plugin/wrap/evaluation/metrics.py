@@ -337,7 +337,16 @@ def _of_probabilities(
         raise InvalidConfig(f"{metric} needs class probabilities, and this model returns none")
     probabilities = predictions.probabilities.astype(np.float64)
     labels = np.unique(truth)
-    columns = _label_columns(metric, labels, predictions)
+    classes = list(predictions.classes)
+    if not classes and len(labels) == probabilities.shape[1]:
+        classes = labels.tolist()
+    for label in labels.tolist():
+        if label not in classes:
+            raise InvalidConfig(
+                f"{metric}: the target contains {label!r}, which is not a class of the model "
+                f"({classes or 'unknown'})",
+            )
+    columns = [classes.index(label) for label in labels.tolist()]
     if np.isnan(probabilities).any():  # NaN would be sorted as the highest score.
         return lambda weights: float("nan")
     label_probabilities = probabilities[:, columns]
@@ -350,35 +359,8 @@ def _of_probabilities(
         raise InvalidConfig("roc_auc needs two different labels; the target has one")
     # With two labels, both have the same area.
     positions = [1] if len(labels) == 2 else range(len(labels))
-    areas = [
-        _auc(
-            truth == labels[index],
-            label_probabilities[:, index],
-        )
-        for index in positions
-    ]
+    areas = [_auc(truth == labels[index], label_probabilities[:, index]) for index in positions]
     return lambda weights: float(np.mean([area(weights) for area in areas]))
-
-
-def _label_columns(metric: MetricName, labels: Array, predictions: ModelPredictions) -> list[int]:
-    """Return the column of probabilities of each label. Raises InvalidConfig for a
-    label that is not a class of the model.
-
-    The labels are the classes if the model has no classes and as many columns as there
-    are labels.
-    """
-    probabilities = predictions.probabilities
-    classes = list(predictions.classes)
-    if not classes and probabilities is not None and len(labels) == probabilities.shape[1]:
-        classes = labels.tolist()
-    for label in labels.tolist():
-        if label not in classes:
-            known_classes = classes or "unknown"
-            raise InvalidConfig(
-                f"{metric}: the target contains {label!r}, which is not a class of the model "
-                f"({known_classes})",
-            )
-    return [classes.index(label) for label in labels.tolist()]
 
 
 def _auc(is_positive: Array, scores: Array) -> WeightedMetric:

@@ -166,8 +166,12 @@ def predictions_of(artifact: Artifact, outputs: Arrays) -> ModelPredictions:
             continue
         values = outputs[output.name]
         role: str = output.role
-        if artifact.flavor != FLAVOR:
-            role = _role_by_type(values, is_only=len(artifact.outputs) == 1)
+        if artifact.flavor != FLAVOR:  # MLflow's `onnx` flavor has no roles.
+            role = "values"
+            if values.dtype.kind in "OUib" and values.ndim == 1:
+                role = "label"
+            elif values.ndim == 2 and values.shape[1] > 1 and len(artifact.outputs) > 1:
+                role = "probabilities"
         by_role.setdefault(role, values)
     probabilities = by_role.get("probabilities")
     if probabilities is not None and probabilities.ndim != 2:
@@ -184,15 +188,6 @@ def predictions_of(artifact: Artifact, outputs: Arrays) -> ModelPredictions:
     values = _flat(outputs[names[0]])
     is_label = values.dtype.kind == "O"  # A text is a label.
     return ModelPredictions(values, is_label, probabilities, artifact.classes)
-
-
-def _role_by_type(values: Array, is_only: bool) -> str:
-    """Return the role of an output, [N, …], of MLflow's `onnx` flavor."""
-    if values.dtype.kind in "OUib" and values.ndim == 1:
-        return "label"
-    if values.ndim == 2 and values.shape[1] > 1 and not is_only:
-        return "probabilities"
-    return "values"
 
 
 class _LoadedPyfunc:

@@ -145,7 +145,16 @@ def export(
     with temporary_folder("onnxserve-export-") as work:
         (work / "source").mkdir()
         folder = download(resolved.source, work / "source")
-        model = _load_model(model_uri, folder)
+        if read_served_artifact(folder).flavor == PYTHON_FUNCTION:
+            raise ConversionError(
+                f"{model_uri} has no ONNX form; convert it first with onnxserve wrap",
+            )
+        model = OnnxModel.load(folder)
+        if model.artifact.tokenizer is not None:
+            raise ConversionError(
+                f"{model_uri} is a text model, whose tokenizer cannot be exported; use onnxserve "
+                "build-docker instead",
+            )
         proof = _predicted_rows(model, rows)
         version = _LoadedVersion(model, _describe(resolved, model), proof, work / "model.onnx")
         _write_graph(model.artifact.onnx_file, version.graph, version.described)
@@ -189,23 +198,6 @@ class _Options:
                 )
 
 
-def _load_model(model_uri: str, folder: Path) -> OnnxModel:
-    """Load the model. Raises ConversionError without an ONNX form and for a text
-    model.
-    """
-    if read_served_artifact(folder).flavor == PYTHON_FUNCTION:
-        raise ConversionError(
-            f"{model_uri} has no ONNX form; convert it first with onnxserve wrap",
-        )
-    model = OnnxModel.load(folder)
-    if model.artifact.tokenizer is not None:
-        raise ConversionError(
-            f"{model_uri} is a text model, whose tokenizer cannot be exported; use onnxserve "
-            "build-docker instead",
-        )
-    return model
-
-
 class _Proof(NamedTuple):
     """The rows of the proof, their feeds, and the predictions of the served model."""
 
@@ -218,11 +210,20 @@ def _predicted_rows(model: OnnxModel, user_rows: Any) -> _Proof:
     """Return the user's or known rows that the model predicts, if possible with noisy
     rows. Raises InvalidConfig if it refuses all.
     """
+    rows = _read_rows(model, user_rows)
+    attempts = [rows]
+    if model.schema.has_rows and all(array.ndim for array in rows.values()):
+        noisy_rows = _draw_noisy_rows(rows)
+        first_rows = {name: array[:_GIVEN_ROWS] for name, array in rows.items()}
+        both = {
+            name: np.concatenate([array, noisy_rows[name]]) for name, array in first_rows.items()
+        }
+        attempts = [both, first_rows]  # A model may refuse noise.
     refusal = ""
-    for rows in _proof_rows(model, user_rows):
+    for attempt in attempts:
         try:
-            feeds = dict(model.schema.from_columns(rows))
-            return _Proof(rows, feeds, model.run(feeds))
+            feeds = dict(model.schema.from_columns(attempt))
+            return _Proof(attempt, feeds, model.run(feeds))
         except (SchemaMismatch, InferenceError) as error:
             refusal = error.message
     raise InvalidConfig(
@@ -375,21 +376,6 @@ def _write_ort(graph: Path, folder: Path) -> Path:
             f"ONNX Runtime cannot write the ORT format: {one_line(error, 300)}",
         ) from None
     return target
-
-
-def _proof_rows(model: OnnxModel, user_rows: Any) -> list[Rows]:
-    """Return the user's or known rows with noisy rows, and without them: a fallback for
-    a model that refuses noise.
-    """
-    rows = _read_rows(model, user_rows)
-    if any(array.ndim == 0 for array in rows.values()) or not model.schema.has_rows:
-        return [rows]
-    noisy_rows = _draw_noisy_rows(rows)
-    first_rows = {name: array[:_GIVEN_ROWS] for name, array in rows.items()}
-    return [
-        {name: np.concatenate([array, noisy_rows[name]]) for name, array in first_rows.items()},
-        first_rows,
-    ]
 
 
 def _read_rows(model: OnnxModel, user_rows: Any) -> Rows:

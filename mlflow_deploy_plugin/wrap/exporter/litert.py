@@ -1,4 +1,4 @@
-"""Predict with a TensorFlow Lite file, in the environment of `tflite-requirements.txt`."""
+"""Predict with a TensorFlow Lite file, in the Python of `tflite-requirements.txt`."""
 
 from collections.abc import Mapping
 from typing import Any

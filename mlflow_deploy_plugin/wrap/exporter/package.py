@@ -111,7 +111,11 @@ def write_wheel(
     """Write the wheel, and return its path and its unpacked runner. Raises
     InvalidConfig for an invalid name.
     """
-    package = _package_name(name or described["name"])
+    title = name or described["name"]
+    package = re.sub(r"\W+", "_", title, flags=re.ASCII).strip("_").lower()
+    reserved = {"numpy", "onnxruntime", *keyword.kwlist, *sys.stdlib_module_names}
+    if not package.isidentifier() or package in reserved:
+        raise InvalidConfig(f"{title!r} is not a valid name of a Python package; set --name")
     version = wheel_version(described["version"])
     files = _wheel_files(package, version, graph, described)
     folder.mkdir()
@@ -122,18 +126,6 @@ def write_wheel(
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder / "installed")
     return wheel, folder / "installed" / package / "_runner.py"
-
-
-def _package_name(name: str) -> str:
-    """Return the name of the Python package. Raises InvalidConfig if `name` does not
-    yield a valid one.
-    """
-    words = re.sub(r"\W+", "_", name, flags=re.ASCII)
-    package = words.strip("_").lower()
-    reserved = {"numpy", "onnxruntime", *keyword.kwlist, *sys.stdlib_module_names}
-    if not package.isidentifier() or package in reserved:
-        raise InvalidConfig(f"{name!r} is not a valid name of a Python package; set --name")
-    return package
 
 
 def _wheel_files(
@@ -220,9 +212,20 @@ def write_bundle(
     (folder / "example.json").write_text(json.dumps(document, indent=1))
     texts = _template_texts(graph, described, example)
     if has_environment:
-        texts["install"] = _write_environment(folder, described)
+        name = re.sub(r"[^\w.-]", "-", f"{described['name']}-{described['version']}")
+        versions = [f"onnxruntime=={import_onnxruntime().__version__}", f"numpy=={np.__version__}"]
+        tools = [f"pip={pip.version}" for pip in distributions(name="pip")]
+        content = {
+            "name": name,
+            "channels": ["conda-forge"],
+            "dependencies": [f"python={platform.python_version()}", *tools, {"pip": versions}],
+        }
+        (folder / "environment.yml").write_text(yaml.safe_dump(content, sort_keys=False))
+        texts["install"] = f"conda env create -f environment.yml\nconda activate {name}"
     else:
-        texts["install"] = _pip_install(has_wheels)
+        offline = ["--no-index --find-links wheels"] if has_wheels else []
+        requirements = [f"'{requirement}'" for requirement in REQUIREMENTS]
+        texts["install"] = " ".join(["pip install", *offline, *requirements])
     for template in sorted(_TEMPLATES.iterdir()):
         directory = folder if template.suffix == ".md" else folder / "examples"
         (directory / template.name).write_text(Template(template.read_text()).substitute(texts))
@@ -271,34 +274,6 @@ def _template_texts(
     }
 
 
-def _pip_install(has_wheels: bool) -> str:
-    """Return the command that installs the requirements, from the bundle if it has
-    wheels.
-    """
-    offline = ["--no-index --find-links wheels"] if has_wheels else []
-    requirements = [f"'{requirement}'" for requirement in REQUIREMENTS]
-    return " ".join(["pip install", *offline, *requirements])
-
-
-def _write_environment(folder: Path, described: Description) -> str:
-    """Write environment.yml, and return the commands that create and activate the
-    environment.
-    """
-    name = re.sub(r"[^\w.-]", "-", f"{described['name']}-{described['version']}")
-    packages = [f"onnxruntime=={import_onnxruntime().__version__}", f"numpy=={np.__version__}"]
-    tools = [
-        f"python={platform.python_version()}",
-        *(f"pip={pip.version}" for pip in distributions(name="pip")),
-    ]
-    content = {
-        "name": name,
-        "channels": ["conda-forge"],
-        "dependencies": [*tools, {"pip": packages}],
-    }
-    (folder / "environment.yml").write_text(yaml.safe_dump(content, sort_keys=False))
-    return f"conda env create -f environment.yml\nconda activate {name}"
-
-
 def _add_wheels(folder: Path, wheels: Path | str | None, has_download: bool) -> None:
     """Write the wheels of the user's folder `wheels`, and the downloaded wheels if
     `has_download`, to a new folder.
@@ -313,14 +288,8 @@ def _add_wheels(folder: Path, wheels: Path | str | None, has_download: bool) -> 
             raise InvalidConfig(f"{wheels} contains no wheels (*.whl)")
         for wheel in wheel_files:
             shutil.copy(wheel, folder)
-    if has_download:
-        _download_wheels(folder)
-
-
-def _download_wheels(folder: Path) -> None:
-    """Download the wheels of onnxruntime and numpy. Raises ConversionError if pip
-    fails.
-    """
+    if not has_download:
+        return
     command = [
         sys.executable,
         "-m",
@@ -335,11 +304,10 @@ def _download_wheels(folder: Path) -> None:
     try:
         run_to_end([*command, *REQUIREMENTS], _DOWNLOAD_SECONDS)
     except CommandFailed as error:
-        reason = (
-            f"pip cannot download onnxruntime and numpy: {error.message}; use a folder of "
-            "wheels (--wheels)"
-        )
-        raise ConversionError(reason) from None
+        raise ConversionError(
+            f"pip cannot download onnxruntime and numpy: {error.message}; use a folder of wheels "
+            "(--wheels)",
+        ) from None
 
 
 def _cpp_input(name: str, array: Array) -> str:

@@ -101,7 +101,9 @@ class Model:
         `predict`. Raises ValueError for a row that the original model refuses.
         """
         names = [output.name for output in self._session.get_outputs()]
-        arrays = self._session.run(names, self._feeds(rows))
+        data = self._named(rows)
+        feeds = self._column_feeds(data) if self.columns else self._tensor_feeds(data)
+        arrays = self._session.run(names, feeds)
         if _REFUSED_ROWS in names:
             metadata = self._session.get_modelmeta().custom_metadata_map
             refused = arrays.pop(names.index(_REFUSED_ROWS))
@@ -121,12 +123,6 @@ class Model:
         """
         kinds = {column["name"]: column["type"] for column in self._described["columns"]}
         return {name: _parsed(text, kinds[name]) for name, text in row.items() if name in kinds}
-
-    def _feeds(self, rows: Any) -> Arrays:
-        data = self._named(rows)
-        if self._described["columns"]:
-            return self._column_feeds(data)
-        return self._tensor_feeds(data)
 
     def _tensor_feeds(self, data: Mapping[str, Any]) -> Arrays:
         """Return the inputs of the graph for tensors by name. Raises ValueError if a
@@ -156,38 +152,29 @@ class Model:
         """Return the inputs of the graph, each with one or several columns. Raises
         ValueError if a required column is missing.
         """
-        inputs = self._described["inputs"]
-        arrays = self._columns(data)
-        feeds = {}
-        for entry in inputs:
-            parts = [arrays[name].astype(_dtype(entry["dtype"])) for name in entry["columns"]]
-            feeds[entry["name"]] = parts[0] if len(entry["shape"]) == 1 else np.stack(parts, axis=1)
-        return feeds
-
-    def _columns(self, data: Mapping[str, Any]) -> Arrays:
-        """Return the columns of the model with their types. An optional column that is
-        not in the data has missing values.
-        """
         columns = self._described["columns"]
+        inputs = self._described["inputs"]
         for column in columns:
             if column["name"] not in data and column["required"]:
                 raise ValueError(
                     f"the column {column['name']!r} is missing; the model needs {_quoted(columns)}",
                 )
         missing: dict[str, str | None] = {}
-        for entry in self._described["inputs"]:
+        for entry in inputs:
             missing |= dict.fromkeys(entry["columns"], entry["missing"])
-        row_count = max(
-            (len(values) for values in data.values()),
-            default=0,
-        )
+        row_count = max((len(values) for values in data.values()), default=0)
         arrays = {}
         for column in columns:
             name = column["name"]
+            # An optional column that is not in the data has missing values.
             values = data.get(name, [None] * row_count)
             arrays[name] = _column(column, values, missing.get(name))
             self._check(name, arrays[name])
-        return arrays
+        feeds = {}
+        for entry in inputs:
+            parts = [arrays[name].astype(_dtype(entry["dtype"])) for name in entry["columns"]]
+            feeds[entry["name"]] = parts[0] if len(entry["shape"]) == 1 else np.stack(parts, axis=1)
+        return feeds
 
     def _check(self, name: str, array: Array) -> None:
         """Raise ValueError for missing numbers, infinite numbers and categories that
@@ -209,11 +196,7 @@ class Model:
             if array.dtype.kind == "f" and name in refused.get(kind, ()) and test(array).any():
                 row = int(np.argwhere(test(array))[0][0])
                 raise ValueError(f"{name!r}, row {row}: {reason}")
-        self._check_categories(name, array)
-
-    def _check_categories(self, name: str, array: Array) -> None:
-        """Raise ValueError for a category that the original model refuses."""
-        categories = self._described.get("refused", {}).get("categories", {}).get(name)
+        categories = refused.get("categories", {}).get(name)
         if categories is not None:
             inputs = self._described["inputs"]
             missing = [entry["missing"] for entry in inputs if name in entry["columns"]]

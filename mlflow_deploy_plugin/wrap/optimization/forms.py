@@ -23,7 +23,7 @@ from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -281,21 +281,7 @@ def _nodes_with(
         array: Array = np.asarray(values)
         return array.dtype.kind == "f" and bool(is_large(array).any())
 
-    session = _traced_session(proto)
-    names = [output.name for output in session.get_outputs()]
-    large = {
-        tensor.name for tensor in _tensors(proto.graph) if exceeds(numpy_helper.to_array(tensor))
-    }
-    for feeds in rows:
-        values = dict(zip(names, session.run(names, feeds), strict=True))
-        large |= {name for name, array in (values | feeds).items() if exceeds(array)}
-    return [node.name for node in proto.graph.node if large & {*node.input, *node.output}]
-
-
-def _traced_session(proto: ModelProto) -> Any:
-    """Return a session of ONNX Runtime that also returns all intermediate 32-bit
-    floats.
-    """
+    # The session also returns all intermediate 32-bit floats.
     traced = copy.deepcopy(proto)
     floats = {
         value.name: value
@@ -306,11 +292,16 @@ def _traced_session(proto: ModelProto) -> Any:
     ort = import_onnxruntime()
     options = session_options(ort, 0)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return ort.InferenceSession(
-        traced.SerializeToString(),
-        options,
-        providers=["CPUExecutionProvider"],
-    )
+    content = traced.SerializeToString()
+    session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    large = {
+        tensor.name for tensor in _tensors(proto.graph) if exceeds(numpy_helper.to_array(tensor))
+    }
+    for feeds in rows:
+        values = dict(zip(names, session.run(names, feeds), strict=True))
+        large |= {name for name, array in (values | feeds).items() if exceeds(array)}
+    return [node.name for node in proto.graph.node if large & {*node.input, *node.output}]
 
 
 def _join_islands(half: ModelProto) -> ModelProto:

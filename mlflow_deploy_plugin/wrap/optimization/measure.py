@@ -18,7 +18,6 @@ from mlflow_deploy_plugin.core.mlmodel import FLAVOR, read_mlmodel
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel
 from mlflow_deploy_plugin.serve.runtime.feeds import (
     Array,
-    Feeds,
     no_batch_dimension_reason,
     row_count,
 )
@@ -118,26 +117,23 @@ def _request_seconds(
     size: int,
     rounds: int,
 ) -> Array:
-    """Return the mean seconds of requests with `size` rows, [rounds, forms]."""
-    request = take_rows(
-        rows,
-        np.resize(np.arange(row_count(rows)), size),
-    )
+    """Return the mean seconds of requests with `size` rows, [rounds, forms]. In each
+    round, a form runs as often as fits in `ROUND_SECONDS`, at least once.
+    """
+    request = take_rows(rows, np.resize(np.arange(row_count(rows)), size))
     feeds = [LoadedOnnx(model).feeds(request) for model in models]
     for model, arrays in zip(models, feeds, strict=True):
         model.run(arrays)
-    return np.array([list(map(_mean_seconds, models, feeds)) for _ in range(rounds)])
+    seconds = np.empty((rounds, len(models)))
+    for number, position in np.ndindex(seconds.shape):
+        calls = 0
+        start = time.perf_counter()
+        while (elapsed := time.perf_counter() - start) < ROUND_SECONDS or not calls:
+            models[position].run(feeds[position])
+            calls += 1
+        seconds[number, position] = elapsed / calls
+    return seconds
 
 
 def _by_size(figures: Array) -> dict[int, float]:
     return dict(zip(SIZES, figures.tolist(), strict=True))
-
-
-def _mean_seconds(model: OnnxModel, feeds: Feeds) -> float:
-    """Return the mean seconds of the runs that fit in `ROUND_SECONDS`, at least one."""
-    calls = 0
-    start = time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < ROUND_SECONDS or not calls:
-        model.run(feeds)
-        calls += 1
-    return elapsed / calls

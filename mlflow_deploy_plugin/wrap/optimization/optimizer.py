@@ -183,14 +183,14 @@ def optimize(
             data = policy.dataset
             target = target or policy.target
             metric = metric or policy.metric
-        calibration, evaluation = _read_halves(base, data, target)
+        halves = _read_halves(base, data, target)
         progress(f"creating {form}")
-        created = _FormMaker(base, calibration, evaluation, metric, drafts).make(form)
+        created = _FormMaker(base, halves, metric, drafts).make(form)
         if isinstance(created, ConversionError):
             progress("measuring the base")
         else:
             progress(f"measuring {form} and the base")
-        done = _measured(resolved.source, folder, form, created, evaluation.rows, max_loss)
+        done = _measured(resolved.source, folder, form, created, halves.evaluation.rows, max_loss)
         if raises:
             done.raise_if_refused()
         if isinstance(created, ConversionError) or done.is_refused:
@@ -222,7 +222,14 @@ class _Half(NamedTuple):
     truth: Array | None
 
 
-def _read_halves(base: LoadedOnnx, data: str, target: str) -> tuple[_Half, _Half]:
+class _Halves(NamedTuple):
+    """The rows for calibration, and the rows for measurement."""
+
+    calibration: _Half
+    evaluation: _Half
+
+
+def _read_halves(base: LoadedOnnx, data: str, target: str) -> _Halves:
     """Return the rows for calibration and for measurement: the rows of `data` with the
     label column `target`, or without data those of the reference. Raises InvalidConfig
     if there are too few rows, and for a target without data.
@@ -253,8 +260,7 @@ def _read_halves(base: LoadedOnnx, data: str, target: str) -> tuple[_Half, _Half
     for positions in (order[: total // 2], order[total // 2 :]):
         labels = None if truth is None else truth[positions]
         halves.append(_Half(take_rows(rows, positions), labels))
-    calibration, evaluation = halves
-    return calibration, evaluation
+    return _Halves(*halves)
 
 
 class _Draft(NamedTuple):
@@ -316,19 +322,18 @@ class _FormMaker:
     """
 
     base: LoadedOnnx
-    calibration: _Half
-    evaluation: _Half
+    halves: _Halves
     metric: MetricName | None
     drafts: Path
     trial: Worker = field(default_factory=partial(Worker, stderr=subprocess.DEVNULL))
 
     @cached_property
     def answers(self) -> dict[str, Array]:
-        return self.base.outputs(self.evaluation.rows)
+        return self.base.outputs(self.halves.evaluation.rows)
 
     @cached_property
     def feeds(self) -> list[Feeds]:
-        rows = take_rows(self.calibration.rows, slice(0, CALIBRATION_ROWS))
+        rows = take_rows(self.halves.calibration.rows, slice(0, CALIBRATION_ROWS))
         feeds = self.base.feeds(rows)
         count = row_count(rows)
         parts = [
@@ -378,7 +383,7 @@ class _FormMaker:
         relative to the spread of the predictions.
         """
         form = LoadedOnnx(OnnxModel.load(draft.folder))
-        return compare_with_base(self.base, form, self.calibration.rows).relative_difference
+        return compare_with_base(self.base, form, self.halves.calibration.rows).relative_difference
 
     def draft(self, graph: ModelProto, name: str, note: str = "") -> _Draft:
         """Save the form in a subfolder, run it in the trial process, and compare it
@@ -400,7 +405,7 @@ class _FormMaker:
         agreement = compare_with_base(
             self.base,
             form,
-            *self.evaluation,
+            *self.halves.evaluation,
             self.metric,
             self.answers,
         )
@@ -424,10 +429,7 @@ def _log_form(
     """
     client = registry_client()
     agreement = draft.agreement
-    base_cost, form_cost = (form.cost for form in done.forms)
-    ratios = {f"rows_{rows}_ratio": ratio for rows, ratio in form_cost.ratio.items()}
-    size_ratio = form_cost.size / base_cost.size
-    figures = {"loss": agreement.loss, "size_ratio": size_ratio, **ratios}
+    figures = _logged_figures(done)
     record = {
         "base": resolved.source,
         "base_digest": graph_digest(base),
@@ -464,11 +466,24 @@ def _log_form(
             record=record,
             parity=parity,
         )
-        metrics = [(f"onnxserve.optimize.{key}", value) for key, value in figures.items()]
-        log_metrics(client, form_run.run_id, info.model_id, metrics)
+        log_metrics(
+            client,
+            form_run.run_id,
+            info.model_id,
+            [(f"onnxserve.optimize.{key}", value) for key, value in figures.items()],
+        )
         if form_run.is_new:
             client.set_terminated(form_run.run_id, "FINISHED")
     return str(info.registered_model_version)
+
+
+def _logged_figures(done: Optimization) -> dict[str, float]:
+    """Return the loss of the form, and its size and duration relative to the base."""
+    base, form = done.forms
+    assert form.agreement is not None
+    ratios = {f"rows_{rows}_ratio": ratio for rows, ratio in form.cost.ratio.items()}
+    size_ratio = form.cost.size / base.cost.size
+    return {"loss": form.agreement.loss, "size_ratio": size_ratio, **ratios}
 
 
 class _FormRun(NamedTuple):

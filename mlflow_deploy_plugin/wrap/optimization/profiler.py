@@ -22,7 +22,7 @@ import numpy as np
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
-from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
+from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.serve.runtime.feeds import Feeds, repeat_row, row_count
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.session import import_onnxruntime, session_options
@@ -32,7 +32,7 @@ from mlflow_deploy_plugin.wrap.evaluation.dataset import (
     reference_rows,
     take_rows,
 )
-from mlflow_deploy_plugin.wrap.evaluation.model import LoadedOnnx, downloaded_version
+from mlflow_deploy_plugin.wrap.evaluation.model import downloaded_version
 from mlflow_deploy_plugin.wrap.optimization.measure import load_onnx
 
 if TYPE_CHECKING:
@@ -159,7 +159,15 @@ def profile(
         raise NotFound(f"{resolved.source} has no run in MLflow to log the profile to")
     with downloaded_version(resolved) as folder:
         base = load_onnx(folder, resolved)
-        feeds = _request(base, rows, data)
+        if data:
+            sample: NamedArrays | None = load_rows(data, base.artifact, rows, 0)
+        else:
+            sample = reference_rows(base.artifact, rows, 0)
+        if sample:
+            positions = np.resize(np.arange(row_count(sample)), rows)
+            feeds = base.feeds(take_rows(sample, positions))
+        else:
+            feeds = repeat_row(base.model.example_feeds(), 0, rows)
         run_us = float(np.median(_repeat(lambda: base.model.run(feeds)))) * 1e6
         trace = _trace(base.model, feeds)
     nodes = trace.sum_by(lambda node: node.name)
@@ -175,34 +183,13 @@ def profile(
         advice=tuple(_advise(operators, nodes, run_us)),
     )
     if log:
-        _log(done, resolved)
+        client = registry_client()
+        run_id = resolved.aspects["run_id"]
+        name = f"profile/{resolved.name}-{resolved.version or 'run'}-{rows}-rows"
+        with registry_errors(f"run {run_id}"):
+            client.log_dict(run_id, asdict(done), f"{name}.json")
+            client.log_figure(run_id, draw(done), f"{name}.png")
     return done
-
-
-def _request(base: LoadedOnnx, rows: int, data: str) -> Feeds:
-    """Return the feeds of a request with `rows` rows of the dataset or the reference,
-    which are repeated if there are fewer; without both, of an example row. `data` is
-    the dataset, or "".
-    """
-    if data:
-        sample: NamedArrays | None = load_rows(data, base.artifact, rows, 0)
-    else:
-        sample = reference_rows(base.artifact, rows, 0)
-    if not sample:
-        return repeat_row(base.model.example_feeds(), 0, rows)
-    positions = np.resize(np.arange(row_count(sample)), rows)
-    return base.feeds(take_rows(sample, positions))
-
-
-def _log(done: GraphProfile, resolved: ResolvedModel) -> None:
-    """Log the profile and its figure as artifacts of the version's run."""
-    client = registry_client()
-    run_id = resolved.aspects["run_id"]
-    version = resolved.version or "run"
-    name = f"profile/{resolved.name}-{version}-{done.rows}-rows"
-    with registry_errors(f"run {run_id}"):
-        client.log_dict(run_id, asdict(done), f"{name}.json")
-        client.log_figure(run_id, draw(done), f"{name}.png")
 
 
 def _repeat(work: Callable[[], object]) -> list[float]:
@@ -227,17 +214,19 @@ class _Trace:
     runs: int
     nodes: list[_NodeRun]
 
-    def sum_by(
-        self,
-        name_of: Callable[[_NodeRun], str],
-    ) -> tuple[NodeTime, ...]:
+    def sum_by(self, name_of: Callable[[_NodeRun], str]) -> tuple[NodeTime, ...]:
         """Return the times of the groups of executions with the same name and operator,
         the longest first. `name_of` returns the name of an execution's group.
         """
         groups = defaultdict[tuple[str, str], list[_NodeRun]](list)
         for node in self.nodes:
             groups[name_of(node), node.operator].append(node)
-        medians = {key: _median_us(group) for key, group in groups.items()}
+        medians = {}
+        for key, group in groups.items():
+            us_by_run = defaultdict[int, float](float)
+            for node in group:
+                us_by_run[node.run] += node.us
+            medians[key] = float(np.median(list(us_by_run.values())))  # ignores interrupted runs
         total = sum(medians.values()) or 1.0
         summed = []
         for (name, operator), group in groups.items():
@@ -255,14 +244,6 @@ class _Trace:
                 ),
             )
         return tuple(sorted(summed, key=lambda entry: -entry.us))
-
-
-def _median_us(nodes: list[_NodeRun]) -> float:
-    """Return the median time per run, which ignores interrupted runs."""
-    us_by_run = defaultdict[int, float](float)
-    for node in nodes:
-        us_by_run[node.run] += node.us
-    return float(np.median(list(us_by_run.values())))
 
 
 def _trace(model: OnnxModel, feeds: Feeds) -> _Trace:
@@ -283,10 +264,7 @@ def _trace(model: OnnxModel, feeds: Feeds) -> _Trace:
     return _Trace(runs, _node_runs(events, runs))
 
 
-def _node_runs(
-    events: list[dict[str, Any]],
-    runs: int,
-) -> list[_NodeRun]:
+def _node_runs(events: list[dict[str, Any]], runs: int) -> list[_NodeRun]:
     """Return the executions of nodes in the last `runs` runs of a profile. The time of
     inner nodes is subtracted from the nodes that enclose them.
     """
@@ -342,9 +320,16 @@ def _advise(
             "row; smaller numbers do not"
         )
     if (trees := share(*_TREES)) >= 0.5:
-        yield f"{trees:.0%} is in {_tree_advice(is_double=share(*_TREES, type_='double') > 0)}"
+        smaller = ": use fewer or shallower trees"
+        if share(*_TREES, type_="double"):
+            smaller = f" that read 64-bit numbers{smaller}, float32 columns in training"
+        student = "a distilled student (`mlflow run projects/distill -e distill`)"
+        yield f"{trees:.0%} is in trees{smaller}, or {student}"
     if (casts := share("Cast")) >= 0.1:
-        yield f"{casts:.0%} is in Cast: {_cast_reason(operators)}"
+        reason = "the types of inputs and nodes differ"
+        if any("float16" in entry.types for entry in operators):
+            reason = "a CPU computes 16-bit floats in 32 bits"
+        yield f"{casts:.0%} is in Cast: {reason}"
     if unfused := [name for name in _UNFUSED if share(name) >= 0.05]:
         parts = [f"{name} ({share(name):.0%}, part of {_UNFUSED[name]})" for name in unfused]
         yield (
@@ -376,39 +361,18 @@ def _advise(
     layers = share(*_LAYERS, type_="float")
     if layers >= 0.5 and run_us >= _WORTH_OPTIMIZING_US:
         yield (
-            f"{layers:.0%} is in layers of 32-bit floats: `onnxserve auto-optimize` measures "
+            f"{layers:.0%} is in layers of 32-bit floats: `onnxserve optimize` measures "
             "smaller numbers"
         )
 
 
-def _share(
-    operators: Iterable[NodeTime],
-    *names: str,
-    type_: str = "",
-) -> float:
+def _share(operators: Iterable[NodeTime], *names: str, type_: str = "") -> float:
     """Return the share of these operators, or of those that read the type `type_`."""
     return sum(
         entry.share
         for entry in operators
         if entry.operator in names and (not type_ or type_ in entry.types)
     )
-
-
-def _tree_advice(is_double: bool) -> str:
-    """Return the advice for trees; `is_double` is True if they read 64-bit numbers."""
-    student = "a distilled student (`mlflow run projects/distill -e distill`)"
-    if is_double:
-        return (
-            "trees that read 64-bit numbers: use fewer or shallower trees, "
-            f"float32 columns in training, or {student}"
-        )
-    return f"trees: use fewer or shallower trees, or {student}"
-
-
-def _cast_reason(operators: Iterable[NodeTime]) -> str:
-    if any("float16" in entry.types for entry in operators):
-        return "a CPU computes 16-bit floats in 32 bits"
-    return "the types of inputs and nodes differ"
 
 
 def draw(done: GraphProfile) -> "Figure":
