@@ -86,7 +86,7 @@ def load_rows(options: Training) -> tuple[np.ndarray, np.ndarray]:
     if options.target not in table.column_names or len(inputs) != 1:
         raise InvalidConfig(
             f"{options.data} needs the column {options.target!r} and one column with the inputs; "
-            f"it has {', '.join(table.column_names)}",
+            f"it has {', '.join(table.column_names)}"
         )
     labels = table[options.target].to_numpy()
     kind = np.int64 if labels.dtype.kind in "iu" else np.float32

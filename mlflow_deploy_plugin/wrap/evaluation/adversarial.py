@@ -55,12 +55,7 @@ _DIRECTIONS = 8
 _SPSA_STEP = 0.1  # standard deviations
 
 
-def fgsm(
-    rows: NamedArrays,
-    strength: float,
-    gradient: LossGradient,
-    rng: Generator,
-) -> NamedArrays:
+def fgsm(rows: NamedArrays, strength: float, gradient: LossGradient, rng: Generator) -> NamedArrays:
     """Return the rows moved by one step along the sign of the gradient. `strength` is
     the length of the step, in standard deviations or as a share of the value range.
     """
@@ -68,12 +63,7 @@ def fgsm(
     return _move(rows, rows, slopes, step=strength, strength=strength)
 
 
-def pgd(
-    rows: NamedArrays,
-    strength: float,
-    gradient: LossGradient,
-    rng: Generator,
-) -> NamedArrays:
+def pgd(rows: NamedArrays, strength: float, gradient: LossGradient, rng: Generator) -> NamedArrays:
     """Return the changed rows with the largest loss of a random start and of `_STEPS`
     steps along the sign of the gradient. `strength` is the largest distance from
     `rows`, in standard deviations or as a share of the value range.
@@ -149,9 +139,7 @@ def _floats(rows: NamedArrays) -> NamedArrays:
 
 
 def estimated_gradient(
-    model: LoadedModel,
-    rows: NamedArrays,
-    truth: Array,
+    model: LoadedModel, rows: NamedArrays, truth: Array
 ) -> LossGradient | Refused:
     """Return a gradient that is estimated from predictions at small steps (SPSA, Spall
     1992); a Refused without floating-point inputs, or if the predictions and the
@@ -208,16 +196,12 @@ def _losses(truth: Array, predictions: ModelPredictions) -> Array | Refused:
     if predictions.is_label or truth.dtype.kind not in "biuf" or scores.shape != truth.shape:
         return Refused(
             "the model returns neither probabilities nor numbers that can be compared with the "
-            "target",
+            "target"
         )
     return np.square(scores.astype(np.float64) - truth)
 
 
-def _cross_entropies(
-    truth: Array,
-    probabilities: Array,
-    classes: list[Any],
-) -> Array | Refused:
+def _cross_entropies(truth: Array, probabilities: Array, classes: list[Any]) -> Array | Refused:
     """Return the cross-entropy of each row, [N], for probabilities [N, C]. Without
     `classes`, the classes are the values of the target, sorted.
     """
@@ -278,10 +262,7 @@ def torch_gradient(
 
 
 def torch_original(
-    model: ResolvedModel,
-    folder: Path,
-    original: str = "",
-    has_consent: bool = False,
+    model: ResolvedModel, folder: Path, original: str = "", has_consent: bool = False
 ) -> Any:
     """Return the torch module in the model's folder, or the module from which the model
     was made. Return a `Refused` if there is none, if it may not run, or if it cannot be
@@ -306,17 +287,17 @@ def torch_original(
         if not uri:
             return Refused(
                 "the version has no torch original, which is needed for gradients; set --original "
-                f"URI or log_model(…, metadata={{'{WRAPPED_FROM_TAG}': URI}})",
+                f"URI or log_model(…, metadata={{'{WRAPPED_FROM_TAG}': URI}})"
             )
         if "pytorch" not in flavors:
             return Refused(
                 f"the original {uri} is not a torch module, which is needed for gradients; its "
-                f"flavors are {', '.join(sorted(flavors))}",
+                f"flavors are {', '.join(sorted(flavors))}"
             )
         if not (original or has_consent):
             return Refused(
                 f"loading the torch original {uri} runs its own code; to consent, set --original "
-                f"{uri}",
+                f"{uri}"
             )
         refusal = model_code_refusal(f"the torch original {uri}")
         if refusal:
@@ -358,17 +339,14 @@ def _load_torch(folder: Path) -> Any:
         return mlflow.pytorch.load_model(str(folder), map_location="cpu")
     except ModuleNotFoundError as error:
         return Refused(
-            f"the torch original needs {error.name}: pip install 'mlflow-onnxserve[torch]'",
+            f"the torch original needs {error.name}: pip install 'mlflow-onnxserve[torch]'"
         )
     except Exception as error:  # noqa: BLE001 - MLflow and the model may raise any exception.
         return Refused(f"the torch original cannot be loaded: {one_line(error, 200)}")
 
 
 def _backward(
-    module: Any,
-    artifact: Artifact,
-    rows: NamedArrays,
-    labels: Array,
+    module: Any, artifact: Artifact, rows: NamedArrays, labels: Array
 ) -> tuple[Array, NamedArrays]:
     """Return the loss of each row, [N], and the gradients by array."""
     import torch  # The import takes seconds, and only torch models need it.

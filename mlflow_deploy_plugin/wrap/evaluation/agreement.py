@@ -71,7 +71,7 @@ class FormAgreement:
         if self.max_difference is not None:
             parts.append(
                 f"mean difference {self.mean_difference:.2g} ({self.relative_difference:.2%} of "
-                "the spread)",
+                "the spread)"
             )
         if self.metric:
             parts.append(f"{self.metric} {self.form_metric:.4f}, base {self.base_metric:.4f}")
@@ -125,10 +125,7 @@ def compare_with_base(
     )
 
 
-def _compare_outputs(
-    want: Arrays,
-    got: Arrays,
-) -> FormAgreement:
+def _compare_outputs(want: Arrays, got: Arrays) -> FormAgreement:
     """Compare the outputs, [N, …] by name, without labels. Raises InvalidConfig if
     their shapes differ.
     """
@@ -139,7 +136,7 @@ def _compare_outputs(
         if actual is None or actual.shape != expected.shape:
             raise InvalidConfig(
                 f"the base has an output {name!r} of shape {list(expected.shape)}, but the form "
-                "does not",
+                "does not"
             )
         agreement = compare(expected, actual)
         if agreement.are_numbers:
@@ -151,18 +148,14 @@ def _compare_outputs(
         for name, agreement in numbers.items()
     }
     relative = max(
-        (mean / max(spread(want[name]), 1e-12) for name, mean in means.items()),
-        default=0.0,
+        (mean / max(spread(want[name]), 1e-12) for name, mean in means.items()), default=0.0
     )
     equal = _share(np.logical_and.reduce(labels)) if labels else None
     loss = relative if equal is None else 1 - equal
     return FormAgreement(
         rows=row_count(want),
         equal=equal,
-        max_difference=max(
-            (agreement.largest for agreement in numbers.values()),
-            default=None,
-        ),
+        max_difference=max((agreement.largest for agreement in numbers.values()), default=None),
         mean_difference=max(means.values(), default=None),
         relative_difference=relative,
         loss=_limited_loss(loss),
@@ -177,12 +170,7 @@ def _limited_loss(loss: float) -> float:
     return float("inf") if np.isnan(loss) else loss
 
 
-def check_outputs(
-    expected: Arrays,
-    outputs: Arrays,
-    tolerance: Tolerance,
-    message: str,
-) -> float:
+def check_outputs(expected: Arrays, outputs: Arrays, tolerance: Tolerance, message: str) -> float:
     """Return the largest difference of outputs from the outputs of the served model.
     Raises ParityError if an output is not within the tolerance.
 

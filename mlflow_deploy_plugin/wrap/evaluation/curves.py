@@ -124,7 +124,7 @@ class RobustnessReport:
         rows. A refused point has neither metric nor loss.
         """
         lines: list[tuple[str, ...]] = [
-            ("disturbance", "strength", self.metric, "loss", "no number", "worst at"),
+            ("disturbance", "strength", self.metric, "loss", "no number", "worst at")
         ]
         lines.append(("none", "", f"{self.clean:.4f}", "", "", ""))
         for point in self.points:
@@ -134,7 +134,7 @@ class RobustnessReport:
                 cells = (f"{point.value:.4f}", f"{point.loss:+.4f}")
             no_number = f"{point.no_number:.1%}" if point.no_number else ""
             lines.append(
-                (point.disturbance, f"{point.strength:g}", *cells, no_number, point.variant),
+                (point.disturbance, f"{point.strength:g}", *cells, no_number, point.variant)
             )
         return lines
 
@@ -273,13 +273,7 @@ def robustness(
             has_consent=checked is not None,
         )
         measured = measure_robustness(
-            model,
-            labelled,
-            metric,
-            checked,
-            seed,
-            find_gradient,
-            progress,
+            model, labelled, metric, checked, seed, find_gradient, progress
         )
     report = replace(measured, model=model_uri, dataset=source, target=target)
     if run is None:
@@ -362,7 +356,7 @@ def _limited_sample(model: LoadedModel, labelled: LabelledRows, seed: int) -> La
     truth = labelled.truth
     if len(truth) < 2:
         raise InvalidConfig(
-            "the data has one row with a known target; a standard deviation needs at least two",
+            "the data has one row with a known target; a standard deviation needs at least two"
         )
     width = sum(values[:1].size for values in rows.values())
     if len(truth) * width <= _MAX_VALUES:
@@ -413,12 +407,7 @@ class _Curve(NamedTuple):
         """
         # Mix the name into the seed. Otherwise data generated with the same seed would
         # equal the noise.
-        random = np.random.default_rng(
-            [
-                zlib.crc32(self.name.encode()),
-                self.seed,
-            ]
-        )
+        random = np.random.default_rng([zlib.crc32(self.name.encode()), self.seed])
         outcomes = []
         for variant, disturbed in self.variants(strength, random):
             point = RobustnessPoint(self.name, strength, value=None, variant=variant)

@@ -53,11 +53,7 @@ def take_rows(rows: NamedArrays, positions: Array | slice) -> NamedArrays:
 
 
 def load_dataset(
-    dataset: str,
-    target: str,
-    artifact: Artifact,
-    seed: int,
-    max_rows: int,
+    dataset: str, target: str, artifact: Artifact, seed: int, max_rows: int
 ) -> LabelledRows:
     """Return at most `max_rows` labelled rows of a dataset.
 
@@ -77,12 +73,7 @@ def load_dataset(
 
 
 def labelled_rows(
-    rows: NamedArrays,
-    source: str,
-    target: str,
-    artifact: Artifact,
-    seed: int,
-    max_rows: int,
+    rows: NamedArrays, source: str, target: str, artifact: Artifact, seed: int, max_rows: int
 ) -> LabelledRows:
     """Return at most `max_rows` rows with a known target. Raises InvalidConfig without
     such rows, or if the target is an input.
@@ -211,7 +202,7 @@ def own_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
     if names == {""} and len(columns) > 1:
         raise InvalidConfig(
             f"the model has one unnamed tensor, and the data contains {join_names(columns)}: name "
-            "the target, and remove all other arrays",
+            "the target, and remove all other arrays"
         )
     return columns
 
@@ -229,13 +220,12 @@ def read_rows(path: Path, data_name: str, artifact: Artifact) -> NamedArrays:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InvalidConfig(
-                f"the dataset {data_name} has more than {MAX_BYTES:,} bytes; use a sample",
+                f"the dataset {data_name} has more than {MAX_BYTES:,} bytes; use a sample"
             )
         ending = path.suffix.lower()
         if ending not in (".csv", ".parquet", ".npz"):
             raise InvalidConfig(
-                f"the dataset {data_name} ends in {ending!r}; supported are .csv, .parquet and "
-                ".npz",
+                f"the dataset {data_name} ends in {ending!r}; supported are .csv, .parquet and .npz"
             )
         if ending == ".npz":
             return _read_arrays(path, data_name)
@@ -277,7 +267,7 @@ def frame_rows(data: object) -> NamedArrays:
         table = pa.Table.from_pandas(data, preserve_index=False)
     except (AttributeError, TypeError, ValueError, pa.ArrowException) as error:
         raise InvalidConfig(
-            f"data: a file, a DataFrame or a mapping of arrays is expected ({error})",
+            f"data: a file, a DataFrame or a mapping of arrays is expected ({error})"
         ) from None
     return _check_lengths(_table_rows(table, "the data"), "the data")
 
@@ -307,7 +297,7 @@ def _check_lengths(rows: NamedArrays, data_name: str) -> NamedArrays:
     if len(lengths) != 1 or lengths & {(), (0,)}:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in rows.items()) or "none"
         raise InvalidConfig(
-            f"{data_name} needs non-empty arrays of equal length; its arrays are {shapes[:300]}",
+            f"{data_name} needs non-empty arrays of equal length; its arrays are {shapes[:300]}"
         )
     return rows
 
@@ -320,7 +310,7 @@ def _read_arrays(path: Path, data_name: str) -> NamedArrays:
         with zipfile.ZipFile(path) as file:
             if sum(entry.file_size for entry in file.infolist()) > MAX_BYTES:
                 raise InvalidConfig(
-                    f"the dataset {data_name} contains more than {MAX_BYTES:,} bytes; use a sample",
+                    f"the dataset {data_name} contains more than {MAX_BYTES:,} bytes; use a sample"
                 )
         with np.load(path, allow_pickle=False) as arrays:
             rows = dict(arrays)
@@ -342,7 +332,7 @@ def read_dataset(dataset: str, artifact: Artifact) -> NamedArrays:
     if dataset == REFERENCE:
         if (path := artifact.reference_file) is None:
             raise InvalidConfig(
-                "the model has no reference; log the model with mlflow_deploy_plugin.log_model",
+                "the model has no reference; log the model with mlflow_deploy_plugin.log_model"
             )
         return _read_reference(artifact, path)
     if dataset.startswith(_DATASET):
@@ -400,6 +390,6 @@ def _read_logged_dataset(dataset: str, artifact: Artifact) -> NamedArrays:
     if not readable:
         raise InvalidConfig(
             f"the dataset {dataset} was logged without a readable source; log it with source=FILE, "
-            "or specify the file instead",
+            "or specify the file instead"
         )
     return read_rows(Path(readable[-1].load()), dataset, artifact)

@@ -184,7 +184,7 @@ class Explanation:
         require_matplotlib()
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "explain.json").write_text(
-            json.dumps(self.as_dict(), indent=2, default=str) + "\n",
+            json.dumps(self.as_dict(), indent=2, default=str) + "\n"
         )
         self.write_contributions(str(folder / "contributions.parquet"))
         return [folder / "explain.json", folder / "contributions.parquet", *self._draw(folder)]
@@ -283,7 +283,7 @@ def explain(
     with downloaded_version(resolved) as folder:
         if read_served_artifact(folder).flavor == PYTHON_FUNCTION:
             raise InvalidArtifact(
-                f"{model_uri} has no ONNX form (it is a pyfunc); only ONNX models can be explained",
+                f"{model_uri} has no ONNX form (it is a pyfunc); only ONNX models can be explained"
             )
         model = OnnxModel.load(folder)
         run = None
@@ -301,11 +301,7 @@ def explain(
             features = explained.rows.features
             progress(f"permuting {len(features)} columns of {len(labelled.truth):,} rows")
             permuted = _permutation_importance(
-                load_version(folder),
-                labelled,
-                metric,
-                features,
-                seed,
+                load_version(folder), labelled, metric, features, seed
             )
     explanation = _assemble(model_uri, source, sample, explained, permuted, seed)
     if run is None:
@@ -373,7 +369,7 @@ def _assemble(
     is_finite = np.isfinite(shap_values.values).all(axis=(1, 2))
     if not is_finite.any():
         raise InvalidConfig(
-            f"the model returns no finite numbers for these rows or for {explained.background}",
+            f"the model returns no finite numbers for these rows or for {explained.background}"
         )
     values = shap_values.values[is_finite]
     columns = tuple(feature.name for feature in shap_values.features)
@@ -407,11 +403,7 @@ def _assemble(
 
 
 def contributions(
-    model: OnnxModel,
-    feeds: Feeds,
-    max_evals: int | None,
-    seed: int,
-    progress: ProgressCallback,
+    model: OnnxModel, feeds: Feeds, max_evals: int | None, seed: int, progress: ProgressCallback
 ) -> Contributions:
     """Return the contributions. Raises InvalidConfig if `max_evals` is too small, or if
     the model does not return numbers for each row.
@@ -442,8 +434,7 @@ def contributions(
     evals = _PERMUTATIONS * least if max_evals is None else max_evals
     if evals < least:
         raise InvalidConfig(
-            f"max_evals is {evals}; {len(features)} columns need at least {least} "
-            "(2 × columns + 1)",
+            f"max_evals is {evals}; {len(features)} columns need at least {least} (2 × columns + 1)"
         )
     progress(f"explaining {row_count(feeds):,} rows")
     shap_values = explain_rows(model, background_feeds, feeds, evals, seed)
@@ -475,7 +466,7 @@ def contributions_format(path: str) -> FileFormat:
     kind = format_of(path)
     if kind is None:
         raise InvalidConfig(
-            f"{path}: contributions can be written to .csv, .json, .jsonl or .parquet",
+            f"{path}: contributions can be written to .csv, .json, .jsonl or .parquet"
         )
     return kind
 

@@ -120,7 +120,7 @@ class Baseline:
         value = weighted_metric(metric, truth, predicted)(np.ones(len(truth)))
         if not np.isfinite(value):
             raise InvalidConfig(
-                f"{metric} of the undisturbed rows is {value}: the model returns no finite numbers",
+                f"{metric} of the undisturbed rows is {value}: the model returns no finite numbers"
             )
         return cls(metric, truth, predicted, value)
 
@@ -165,9 +165,7 @@ def argmax_labels(truth: Array, predictions: ModelPredictions) -> ModelPredictio
 
 
 def weighted_metric(
-    metric: MetricName,
-    truth: Array,
-    predictions: ModelPredictions,
+    metric: MetricName, truth: Array, predictions: ModelPredictions
 ) -> WeightedMetric:
     """Return the metric as a function of row weights; raise InvalidConfig if the
     predictions do not fit.
@@ -186,12 +184,10 @@ def _of_numbers(metric: MetricName, truth: Array, predictions: ModelPredictions)
         expected = truth.astype(np.float64)
         actual = predictions.prediction.astype(np.float64)
     except (TypeError, ValueError):
-        raise InvalidConfig(
-            f"{metric} needs numbers; the model or the target has labels",
-        ) from None
+        raise InvalidConfig(f"{metric} needs numbers; the model or the target has labels") from None
     if expected.shape != actual.shape:
         raise InvalidConfig(
-            f"{metric}: the target has the shape {expected.shape}, the answers {actual.shape}",
+            f"{metric}: the target has the shape {expected.shape}, the answers {actual.shape}"
         )
     errors = (expected - actual).reshape(len(expected), -1)
     if metric == "mae":
@@ -251,12 +247,7 @@ def paired_bootstrap(
     )
 
 
-def resamples(
-    rng: np.random.Generator,
-    rows: int,
-    size: int,
-    count: int,
-) -> Iterator[Array]:
+def resamples(rng: np.random.Generator, rows: int, size: int, count: int) -> Iterator[Array]:
     """Yield `count` bootstrap resamples of `size` rows: the number of times that each
     row is drawn, [rows] float64.
 
@@ -283,14 +274,14 @@ def _of_labels(metric: MetricName, truth: Array, predictions: ModelPredictions) 
     predicted = predictions.prediction
     if predicted.shape != truth.shape:
         raise InvalidConfig(
-            f"{metric}: the target has the shape {truth.shape}, the answers {predicted.shape}",
+            f"{metric}: the target has the shape {truth.shape}, the answers {predicted.shape}"
         )
     label = _first_value(truth)
     answer = _first_value(predicted)
     if isinstance(label, str) != isinstance(answer, str):
         raise InvalidConfig(
             f"{metric}: the target contains {label!r}, the model returns {answer!r}; "
-            "only one is text",
+            "only one is text"
         )
     if metric == "accuracy":
         return _weighted_mean(predicted == truth)
@@ -326,9 +317,7 @@ def _first_value(values: Array) -> object:
 
 
 def _of_probabilities(
-    metric: MetricName,
-    truth: Array,
-    predictions: ModelPredictions,
+    metric: MetricName, truth: Array, predictions: ModelPredictions
 ) -> WeightedMetric:
     """Return log_loss or roc_auc; NaN if a probability is NaN. Raises InvalidConfig
     without probabilities, for an unknown label, and for roc_auc with one label.
@@ -344,7 +333,7 @@ def _of_probabilities(
         if label not in classes:
             raise InvalidConfig(
                 f"{metric}: the target contains {label!r}, which is not a class of the model "
-                f"({classes or 'unknown'})",
+                f"({classes or 'unknown'})"
             )
     columns = [classes.index(label) for label in labels.tolist()]
     if np.isnan(probabilities).any():  # NaN would be sorted as the highest score.

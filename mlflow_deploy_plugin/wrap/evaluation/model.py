@@ -114,7 +114,7 @@ def load_version(folder: Path, allow_pyfunc: bool = True) -> LoadedModel:
     if not allow_pyfunc:
         raise CodeRefused(
             "a version without an ONNX form would run its own code, which is not allowed on this "
-            "server; run `onnxserve gate MODEL` on your machine",
+            "server; run `onnxserve gate MODEL` on your machine"
         )
     require_model_code(WITHOUT_ONNX)
     return _LoadedPyfunc(artifact)
@@ -179,10 +179,7 @@ def predictions_of(artifact: Artifact, outputs: Arrays) -> ModelPredictions:
     label = by_role.get("label")
     if label is not None:
         return ModelPredictions(
-            _flat(label),
-            is_label=True,
-            probabilities=probabilities,
-            classes=artifact.classes,
+            _flat(label), is_label=True, probabilities=probabilities, classes=artifact.classes
         )
     names = [*(name for name in artifact.prediction if name in outputs), *outputs]
     values = _flat(outputs[names[0]])
@@ -199,8 +196,7 @@ class _LoadedPyfunc:
         self.artifact = artifact
         self._hangs = False
         self._model = self._in_time(
-            lambda: pyfunc.load_model(str(artifact.folder)),
-            "mlflow.pyfunc cannot load the model",
+            lambda: pyfunc.load_model(str(artifact.folder)), "mlflow.pyfunc cannot load the model"
         )
 
     def predict(self, rows: Arrays) -> ModelPredictions:

@@ -58,17 +58,13 @@ gigabytes.
 _UNUSED_MODULES = ("zstandard._cffi", "tkinter")
 
 
-def write_desktop(
-    artifact: Artifact,
-    described: Mapping[str, Any],
-    folder: Path,
-) -> Path:
+def write_desktop(artifact: Artifact, described: Mapping[str, Any], folder: Path) -> Path:
     """Build the program, and return its executable, which needs the other files of its
     folder. Raises NotInstalled without PyInstaller, and ConversionError if it fails.
     """
     if find_spec("PyInstaller") is None:
         raise NotInstalled(
-            "a desktop program needs PyInstaller: pip install 'mlflow-onnxserve[desktop]'",
+            "a desktop program needs PyInstaller: pip install 'mlflow-onnxserve[desktop]'"
         )
     data = folder / "data"
     # The reference sample has rows of the training data, which are not given away.

@@ -147,13 +147,13 @@ def export(
         folder = download(resolved.source, work / "source")
         if read_served_artifact(folder).flavor == PYTHON_FUNCTION:
             raise ConversionError(
-                f"{model_uri} has no ONNX form; convert it first with onnxserve wrap",
+                f"{model_uri} has no ONNX form; convert it first with onnxserve wrap"
             )
         model = OnnxModel.load(folder)
         if model.artifact.tokenizer is not None:
             raise ConversionError(
                 f"{model_uri} is a text model, whose tokenizer cannot be exported; use onnxserve "
-                "build-docker instead",
+                "build-docker instead"
             )
         proof = _predicted_rows(model, rows)
         version = _LoadedVersion(model, _describe(resolved, model), proof, work / "model.onnx")
@@ -186,7 +186,7 @@ class _Options:
         """
         if format not in FORMATS:
             raise InvalidConfig(
-                f"the format {format!r} is unknown; supported are {', '.join(FORMATS)}",
+                f"the format {format!r} is unknown; supported are {', '.join(FORMATS)}"
             )
         for needed, is_set, subject in (
             ("bundle", self.wheels or self.download_wheels, "wheels are"),
@@ -194,7 +194,7 @@ class _Options:
         ):
             if is_set and format != needed:
                 raise InvalidConfig(
-                    f"{subject} only supported for the format {needed}, but the format is {format}",
+                    f"{subject} only supported for the format {needed}, but the format is {format}"
                 )
 
 
@@ -228,7 +228,7 @@ def _predicted_rows(model: OnnxModel, user_rows: Any) -> _Proof:
             refusal = error.message
     raise InvalidConfig(
         f"the model cannot predict the rows of the proof: {refusal}; pass rows that it "
-        "accepts (--rows FILE)",
+        "accepts (--rows FILE)"
     )
 
 
@@ -250,10 +250,7 @@ class _LoadedVersion:
 
 
 def _write(
-    format: ExportFormat,
-    version: _LoadedVersion,
-    options: _Options,
-    progress: ProgressCallback,
+    format: ExportFormat, version: _LoadedVersion, options: _Options, progress: ProgressCallback
 ) -> _CheckedFile:
     """Write a version in a format next to its graph, check it, and return its path and
     its largest error.
@@ -290,9 +287,7 @@ def _write(
 
 
 def _write_desktop(
-    version: _LoadedVersion,
-    folder: Path,
-    progress: ProgressCallback,
+    version: _LoadedVersion, folder: Path, progress: ProgressCallback
 ) -> _CheckedFile:
     """Build a desktop program, check it, and report its size and start time. Return its
     folder and its largest error.
@@ -301,10 +296,7 @@ def _write_desktop(
     program = write_desktop(version.model.artifact, version.described, folder)
     total_bytes = sum(file.lstat().st_size for file in program.parent.rglob("*"))
     start = time.monotonic()
-    outputs = _answers(
-        ["env", "-i", str(program), "--check"],
-        version.proof.rows,
-    )
+    outputs = _answers(["env", "-i", str(program), "--check"], version.proof.rows)
     seconds = time.monotonic() - start
     progress(f"the program has {total_bytes / 1e6:,.0f} MB, and started in {seconds:.1f} s")
     return program.parent, _difference(version.proof.expected, outputs, EXACT)
@@ -349,7 +341,7 @@ def _write_graph(source: Path, target: Path, described: Description) -> None:
     total_bytes = sum(file.stat().st_size for file in files)
     if total_bytes > _LARGEST_PROTOBUF:
         raise ConversionError(
-            f"{described['name']} has more than two gigabytes, too large for one ONNX file",
+            f"{described['name']} has more than two gigabytes, too large for one ONNX file"
         )
     model = onnx.load(str(source))
     properties = {entry.key: entry.value for entry in model.metadata_props}
@@ -373,7 +365,7 @@ def _write_ort(graph: Path, folder: Path) -> Path:
         ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors have no common class
         raise ConversionError(
-            f"ONNX Runtime cannot write the ORT format: {one_line(error, 300)}",
+            f"ONNX Runtime cannot write the ORT format: {one_line(error, 300)}"
         ) from None
     return target
 
@@ -426,9 +418,7 @@ pickle.dump(outputs, open(outputs_file, "wb"))
 
 
 def _write_tflite(
-    version: _LoadedVersion,
-    folder: Path,
-    progress: ProgressCallback,
+    version: _LoadedVersion, folder: Path, progress: ProgressCallback
 ) -> _CheckedFile:
     """Return a checked file and its largest error. If batches fail the check, the file
     accepts one row per call.
@@ -454,16 +444,13 @@ def _write_tflite(
         result = attempt(one_row=True)
     progress(
         "the file supports one row per call, because its answers for several rows differ from the "
-        "model's",
+        "model's"
     )
     return result
 
 
 def _run(
-    runner: Path,
-    model: Path,
-    rows: Rows,
-    python: Path | str = sys.executable,
+    runner: Path, model: Path, rows: Rows, python: Path | str = sys.executable
 ) -> dict[str, Array]:
     """Return the outputs of an export for the rows, from a process without onnxserve.
     Raises ParityError if it cannot run.
@@ -474,17 +461,7 @@ def _run(
         rows: the rows of the proof.
         python: the Python that runs the process.
     """
-    return _answers(
-        [
-            str(python),
-            "-I",
-            "-c",
-            _PROOF,
-            str(runner),
-            str(model),
-        ],
-        rows,
-    )
+    return _answers([str(python), "-I", "-c", _PROOF, str(runner), str(model)], rows)
 
 
 def _answers(command: list[str], rows: Rows) -> dict[str, Array]:
@@ -499,22 +476,17 @@ def _answers(command: list[str], rows: Rows) -> dict[str, Array]:
             run_to_end([*command, str(rows_file), str(outputs_file)], _PROOF_SECONDS)
         except CommandFailed as failure:
             raise ParityError(
-                f"the exported model cannot run and was discarded: {failure.message}",
+                f"the exported model cannot run and was discarded: {failure.message}"
             ) from None
         outputs: dict[str, Array] = pickle.loads(outputs_file.read_bytes())  # The command is ours.
     return outputs
 
 
 def _difference(
-    expected: Mapping[str, Array],
-    outputs: Mapping[str, Array],
-    tolerance: Tolerance,
+    expected: Mapping[str, Array], outputs: Mapping[str, Array], tolerance: Tolerance
 ) -> float:
     return check_outputs(
-        expected,
-        outputs,
-        tolerance,
-        "the exported model gives other answers and was discarded",
+        expected, outputs, tolerance, "the exported model gives other answers and was discarded"
     )
 
 

@@ -103,10 +103,7 @@ _NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
 def write_wheel(
-    folder: Path,
-    graph: Path,
-    described: Description,
-    name: str | None,
+    folder: Path, graph: Path, described: Description, name: str | None
 ) -> tuple[Path, Path]:
     """Write the wheel, and return its path and its unpacked runner. Raises
     InvalidConfig for an invalid name.
@@ -129,10 +126,7 @@ def write_wheel(
 
 
 def _wheel_files(
-    package: str,
-    version: str,
-    graph: Path,
-    described: Description,
+    package: str, version: str, graph: Path, described: Description
 ) -> dict[str, bytes]:
     """Return the content of the wheel by path."""
     distinfo = f"{package}-{version}.dist-info"
@@ -238,7 +232,7 @@ def _json_tensor(name: str, array: Array) -> dict[str, object]:
     dtype = array.dtype.name
     if dtype not in _CPP_TYPES:
         raise ConversionError(
-            f"the input {name!r} is a {dtype}, which the bundle's examples do not support",
+            f"the input {name!r} is a {dtype}, which the bundle's examples do not support"
         )
     data = []
     for value in array.reshape(-1).tolist():
@@ -251,9 +245,7 @@ def _json_tensor(name: str, array: Array) -> dict[str, object]:
 
 
 def _template_texts(
-    graph: Path,
-    described: Description,
-    example: Mapping[str, Array],
+    graph: Path, described: Description, example: Mapping[str, Array]
 ) -> dict[str, str]:
     """Return the texts of the templates except `install`."""
     outputs = [output["name"] for output in described["outputs"]]
@@ -306,7 +298,7 @@ def _add_wheels(folder: Path, wheels: Path | str | None, has_download: bool) -> 
     except CommandFailed as error:
         raise ConversionError(
             f"pip cannot download onnxruntime and numpy: {error.message}; use a folder of wheels "
-            "(--wheels)",
+            "(--wheels)"
         ) from None
 
 

@@ -73,7 +73,7 @@ class Model:
         metadata = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         if metadata is None:
             raise ValueError(
-                f"{file} was not created by `onnxserve export`: its metadata has no {METADATA_KEY}",
+                f"{file} was not created by `onnxserve export`: its metadata has no {METADATA_KEY}"
             )
         self._described: dict[str, Any] = json.loads(metadata)
         self.name = str(self._described["name"])
@@ -138,12 +138,9 @@ class Model:
             name = entry["name"]
             if name not in data:
                 raise ValueError(
-                    f"the tensor {name!r} is missing; the model needs {_quoted(tensors)}",
+                    f"the tensor {name!r} is missing; the model needs {_quoted(tensors)}"
                 )
-            feeds[name] = np.asarray(
-                data[name],
-                dtype=_dtype(entry["dtype"]),
-            )
+            feeds[name] = np.asarray(data[name], dtype=_dtype(entry["dtype"]))
             label = tensors[0]["name"] if has_one_tensor else name
             self._check(label, feeds[name])
         return feeds
@@ -157,7 +154,7 @@ class Model:
         for column in columns:
             if column["name"] not in data and column["required"]:
                 raise ValueError(
-                    f"the column {column['name']!r} is missing; the model needs {_quoted(columns)}",
+                    f"the column {column['name']!r} is missing; the model needs {_quoted(columns)}"
                 )
         missing: dict[str, str | None] = {}
         for entry in inputs:
@@ -204,7 +201,7 @@ class Model:
             for row, value in enumerate(array.tolist()):
                 if value not in accepted:
                     raise ValueError(
-                        f"column {name!r}, row {row}: {value!r} is not a category of the model",
+                        f"column {name!r}, row {row}: {value!r} is not a category of the model"
                     )
 
     def _named(self, rows: Any) -> Mapping[str, Any]:
@@ -245,7 +242,7 @@ def _table(rows: Any, width: int) -> Array:
     for row, values in enumerate(rows):
         if not isinstance(values, (list, tuple, np.ndarray)):
             raise ValueError(
-                f"row {row} is {values!r}; expected a record or a list of {width} values",
+                f"row {row} is {values!r}; expected a record or a list of {width} values"
             )
     if isinstance(rows, np.ndarray):
         table = rows
@@ -281,11 +278,7 @@ def _parsed(text: str | None, kind: str) -> str | float | bool | None:
     return text
 
 
-def _column(
-    column: dict[str, Any],
-    values: Any,
-    missing: str | None,
-) -> Array:
+def _column(column: dict[str, Any], values: Any, missing: str | None) -> Array:
     """Return the values of a column with its type. A missing number is NaN, and a
     missing string is `missing`. Raises ValueError for a value of another type, and for
     a missing string if `missing` is None.
@@ -314,7 +307,7 @@ def _column(
         row = int(np.flatnonzero(is_unfit)[0])
         value = np.asarray(listed[row]).item()
         raise ValueError(
-            f"column {name!r}, row {row}: {value!r}; expected a value of the type {kind}",
+            f"column {name!r}, row {row}: {value!r}; expected a value of the type {kind}"
         )
     return array.astype(_COLUMN_TYPES[kind])
 
@@ -363,10 +356,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout.flush()
     # The reader of the pipe, such as `head`, has ended. Avoid a second error at exit.
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY),
-            sys.stdout.fileno(),
-        )
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 
 

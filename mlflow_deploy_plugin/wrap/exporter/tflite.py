@@ -57,14 +57,14 @@ def refuse_unconvertible(graph: Path) -> None:
         if value.type.tensor_type.elem_type == onnx.TensorProto.STRING:
             raise ConversionError(
                 f"cannot export tflite, because {value.name!r} contains strings, which tflite "
-                "does not support",
+                "does not support"
             )
     for node in _nodes(model.graph):
         if node.domain not in ("", "ai.onnx"):
             raise ConversionError(
                 f"cannot export tflite, because operator {node.op_type} ({node.domain}) is not "
                 "supported: tflite is for neural networks; export trees, linear models and text "
-                "models as onnx, ort, wheel or bundle",
+                "models as onnx, ort, wheel or bundle"
             )
 
 
@@ -92,11 +92,11 @@ def converter_python(progress: ProgressCallback) -> Path:
     except CommandFailed as error:
         raise ConversionError(
             f"the tflite converter cannot be installed: {error.message}; it needs venv and a "
-            "package index (PIP_INDEX_URL, PIP_FIND_LINKS)",
+            "package index (PIP_INDEX_URL, PIP_FIND_LINKS)"
         ) from None
     except OSError as error:
         raise ConversionError(
-            f"the tflite converter cannot be installed into {folder}: {error.strerror}",
+            f"the tflite converter cannot be installed into {folder}: {error.strerror}"
         ) from None
     return folder / "bin" / "python"
 

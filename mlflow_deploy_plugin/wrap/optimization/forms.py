@@ -107,11 +107,7 @@ def _with_transposed_weights(proto: ModelProto) -> ModelProto:
     return result
 
 
-def int8_static(
-    proto: ModelProto,
-    rows: Sequence[Feeds],
-    per_channel: bool = True,
-) -> ModelProto:
+def int8_static(proto: ModelProto, rows: Sequence[Feeds], per_channel: bool = True) -> ModelProto:
     """Quantize weights and activations to 8 bits (QDQ, MinMax). Raises ConversionError
     if no node can be quantized.
 
@@ -137,9 +133,7 @@ def int8_static(
             per_channel=per_channel,
             reduce_range=_reduces_range(),
             nodes_to_exclude=_nodes_with(
-                onnx.load(ready),
-                rows,
-                lambda values: np.abs(values) > _MASKED,
+                onnx.load(ready), rows, lambda values: np.abs(values) > _MASKED
             ),
         ),
         ("Conv", "MatMul", "Gemm", "LSTM"),
@@ -164,16 +158,14 @@ def half_precision(proto: ModelProto, rows: Sequence[Feeds]) -> ModelProto:
             keep_io_types=True,
             op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *_STATISTICS],
             node_block_list=_nodes_with(
-                graph,
-                rows,
-                lambda values: np.isfinite(values) & (np.abs(values) > _HALF_LIMIT),
+                graph, rows, lambda values: np.isfinite(values) & (np.abs(values) > _HALF_LIMIT)
             ),
         )
     except Exception as error:  # noqa: BLE001 - the converter may raise any error.
         raise ConversionError(f"ONNX Runtime's converter failed: {describe_error(error)}") from None
     if _count_halves(half) == half_count:
         raise ConversionError(
-            f"no 32-bit weight can be converted to 16 bits ({shown_operators(proto)})",
+            f"no 32-bit weight can be converted to 16 bits ({shown_operators(proto)})"
         )
     return _join_islands(half)
 
@@ -200,9 +192,7 @@ def preprocessed(proto: ModelProto) -> ModelProto:
         options.optimized_model_filepath = str(path)
         try:
             ort.InferenceSession(
-                proto.SerializeToString(),
-                options,
-                providers=["CPUExecutionProvider"],
+                proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors have no common class
             raise ConversionError(f"ONNX Runtime cannot load it: {describe_error(error)}") from None
@@ -219,9 +209,7 @@ def preprocessed(proto: ModelProto) -> ModelProto:
 
 
 def _quantized(
-    proto: ModelProto,
-    quantize: Callable[[str, str], None],
-    operators: Sequence[str],
+    proto: ModelProto, quantize: Callable[[str, str], None], operators: Sequence[str]
 ) -> ModelProto:
     """Apply `quantize` to the file of the preprocessed graph, because the quantizer
     would change a graph in memory. Raises ConversionError if it fails, or if no weight
@@ -247,7 +235,7 @@ def _quantized(
                 quantize(str(ready), str(path))
         except Exception as error:  # noqa: BLE001 - the quantizer may raise any error.
             raise ConversionError(
-                f"ONNX Runtime's quantizer failed: {describe_error(error)}",
+                f"ONNX Runtime's quantizer failed: {describe_error(error)}"
             ) from None
         finally:
             logging.disable(disabled)
@@ -269,9 +257,7 @@ def _reduces_range() -> bool:
 
 
 def _nodes_with(
-    proto: ModelProto,
-    rows: Sequence[Feeds],
-    is_large: Callable[[Array], Array],
+    proto: ModelProto, rows: Sequence[Feeds], is_large: Callable[[Array], Array]
 ) -> list[str]:
     """Return the names of the nodes whose inputs or outputs contain large numbers
     (`is_large`) for these rows.

@@ -16,11 +16,7 @@ import numpy as np
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.mlmodel import FLAVOR, read_mlmodel
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel
-from mlflow_deploy_plugin.serve.runtime.feeds import (
-    Array,
-    no_batch_dimension_reason,
-    row_count,
-)
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, no_batch_dimension_reason, row_count
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.wrap.evaluation.dataset import NamedArrays, take_rows
 from mlflow_deploy_plugin.wrap.evaluation.model import LoadedOnnx
@@ -74,9 +70,7 @@ def load_onnx(folder: Path, resolved: ResolvedModel) -> LoadedOnnx:
 
 
 def measure_forms(
-    folders: Sequence[Path],
-    rows: NamedArrays,
-    rounds: int = ROUNDS,
+    folders: Sequence[Path], rows: NamedArrays, rounds: int = ROUNDS
 ) -> list[FormCost]:
     """Measure the forms in `folders` on the rows, in `rounds` rounds. The first form is
     the base. Raises InferenceError if a form fails.
@@ -90,11 +84,7 @@ def measure_forms(
     load_ms = np.median(load_seconds, axis=0) * 1e3
     seconds = np.array([_request_seconds(models, rows, size, rounds) for size in SIZES])
     latencies = np.median(seconds, axis=1) * 1e6
-    ratios, upper_ratios = np.quantile(
-        seconds / seconds[..., :1],
-        (0.5, 0.75),
-        axis=1,
-    )
+    ratios, upper_ratios = np.quantile(seconds / seconds[..., :1], (0.5, 0.75), axis=1)
     costs = []
     for position, model in enumerate(models):
         content = model.artifact.onnx_file.read_bytes()
@@ -106,16 +96,13 @@ def measure_forms(
                 latency_us=_by_size(latencies[:, position]),
                 ratio=_by_size(ratios[:, position]),
                 upper_ratio=_by_size(upper_ratios[:, position]),
-            ),
+            )
         )
     return costs
 
 
 def _request_seconds(
-    models: Sequence[OnnxModel],
-    rows: NamedArrays,
-    size: int,
-    rounds: int,
+    models: Sequence[OnnxModel], rows: NamedArrays, size: int, rounds: int
 ) -> Array:
     """Return the mean seconds of requests with `size` rows, [rounds, forms]. In each
     round, a form runs as often as fits in `ROUND_SECONDS`, at least once.

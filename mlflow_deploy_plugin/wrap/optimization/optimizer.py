@@ -166,7 +166,7 @@ def optimize(
     is_registered = resolved.source == f"models:/{resolved.name}/{resolved.version}"
     if not register and not (is_registered and resolved.name):
         raise InvalidConfig(
-            f"{model_uri} is not a registered version: set the name of the form (register)",
+            f"{model_uri} is not a registered version: set the name of the form (register)"
         )
     name = register or resolved.name
     progress(f"fetching {resolved.source}")
@@ -176,7 +176,7 @@ def optimize(
             first = base.artifact.optimization.get("base")
             raise InvalidConfig(
                 f"{resolved.source} is already an optimized form of {first}: optimize {first} "
-                "instead",
+                "instead"
             )
         if not data and is_registered:
             policy = choose_policy(resolved.name).policy.evaluation
@@ -207,9 +207,7 @@ def _form_name(int8: forms.Int8 | None, fp16: bool) -> str:
     if int8 not in (None, "dynamic", "static"):
         raise InvalidConfig(f"int8: {int8!r} is neither dynamic nor static")
     if int8 and fp16:
-        raise InvalidConfig(
-            "int8 and fp16 cannot be combined: a weight has either 8 or 16 bits",
-        )
+        raise InvalidConfig("int8 and fp16 cannot be combined: a weight has either 8 or 16 bits")
     if not (int8 or fp16):
         raise InvalidConfig("set a form: int8 (dynamic or static) or fp16")
     return f"int8 {int8}" if int8 else "fp16"
@@ -236,7 +234,7 @@ def _read_halves(base: LoadedOnnx, data: str, target: str) -> _Halves:
     """
     if target and not data:
         raise InvalidConfig(
-            "target: set data that contains the label column; a model's reference has no labels",
+            "target: set data that contains the label column; a model's reference has no labels"
         )
     truth = None
     if target:
@@ -253,7 +251,7 @@ def _read_halves(base: LoadedOnnx, data: str, target: str) -> _Halves:
         where = data or "the model's reference"
         raise InvalidConfig(
             f"{where} has {total} rows, which are too few to measure a loss; use data with at "
-            f"least {MIN_ROWS}",
+            f"least {MIN_ROWS}"
         )
     order = np.random.default_rng(_SEED).permutation(total)
     halves = []
@@ -399,25 +397,16 @@ class _FormMaker:
             raise ConversionError(
                 f"ONNX Runtime cannot run its converted graph ({forms.shown_operators(graph)}): "
                 "the converters are for neural networks. Serve the version without optimization, "
-                "or try its other forms",
+                "or try its other forms"
             ) from error
         form = LoadedOnnx(OnnxModel.load(folder))
         agreement = compare_with_base(
-            self.base,
-            form,
-            *self.halves.evaluation,
-            self.metric,
-            self.answers,
+            self.base, form, *self.halves.evaluation, self.metric, self.answers
         )
         return _Draft(graph, folder, agreement, note)
 
 
-def _log_form(
-    base: LoadedOnnx,
-    resolved: ResolvedModel,
-    draft: _Draft,
-    done: Optimization,
-) -> str:
+def _log_form(base: LoadedOnnx, resolved: ResolvedModel, draft: _Draft, done: Optimization) -> str:
     """Log the form to the run of its base, and return the new version. Raises
     RegistryUnavailable if this fails.
 

@@ -131,13 +131,7 @@ class GraphProfile:
     advice: tuple[str, ...]
 
 
-def profile(
-    model_uri: str,
-    *,
-    rows: int = 1,
-    data: str = "",
-    log: bool = False,
-) -> GraphProfile:
+def profile(model_uri: str, *, rows: int = 1, data: str = "", log: bool = False) -> GraphProfile:
     """Profile requests with `rows` rows.
 
     Args:
@@ -241,7 +235,7 @@ class _Trace:
                     us=us,
                     calls=len(group) / self.runs,
                     types=tuple(sorted(types)),
-                ),
+                )
             )
         return tuple(sorted(summed, key=lambda entry: -entry.us))
 
@@ -254,9 +248,7 @@ def _trace(model: OnnxModel, feeds: Feeds) -> _Trace:
     with tempfile.TemporaryDirectory(prefix="onnxserve-profile-") as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = ort.InferenceSession(
-            str(model.artifact.onnx_file),
-            options,
-            providers=["CPUExecutionProvider"],
+            str(model.artifact.onnx_file), options, providers=["CPUExecutionProvider"]
         )
         arrays = dict(model.graph_feeds(feeds))
         runs = len(_repeat(lambda: session.run(None, arrays)))
@@ -300,9 +292,7 @@ def _node_runs(events: list[dict[str, Any]], runs: int) -> list[_NodeRun]:
 
 
 def _advise(
-    operators: tuple[NodeTime, ...],
-    nodes: tuple[NodeTime, ...],
-    run_us: float,
+    operators: tuple[NodeTime, ...], nodes: tuple[NodeTime, ...], run_us: float
 ) -> Iterator[str]:
     """Yield advice that is derived from the measurements.
 
@@ -379,17 +369,13 @@ def draw(done: GraphProfile) -> "Figure":
     """Return a figure with the share of each operator and the longest nodes."""
     from matplotlib.figure import Figure  # matplotlib is only in the extra `monitoring`.
 
-    panels = {
-        "operators": done.operators[:_MOST_BARS],
-        "nodes": done.nodes[:_MOST_BARS],
-    }
+    panels = {"operators": done.operators[:_MOST_BARS], "nodes": done.nodes[:_MOST_BARS]}
     bar_count = max(map(len, panels.values()))
     figure = Figure(figsize=(10, 1.5 + 0.3 * bar_count))
     for axes, (title, entries) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         longest = entries[::-1]
         bars = axes.barh(
-            [entry.name[-32:] for entry in longest],
-            [100 * entry.share for entry in longest],
+            [entry.name[-32:] for entry in longest], [100 * entry.share for entry in longest]
         )
         axes.bar_label(bars, [f"{entry.us:.0f} µs" for entry in longest], padding=2, fontsize=8)
         axes.margins(x=0.2)

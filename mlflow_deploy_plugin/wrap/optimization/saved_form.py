@@ -95,16 +95,10 @@ def _update_reference(folder: Path, reference: str) -> None:
     table = pq.read_table(path)
     rows = reference_rows(form.artifact, table.num_rows, seed=0) or {}
     columns = log_columns(
-        form.model.schema,
-        form.artifact.prediction,
-        form.feeds(rows),
-        form.outputs(rows),
+        form.model.schema, form.artifact.prediction, form.feeds(rows), form.outputs(rows)
     )
     for position, name in enumerate(table.column_names):
         if is_prediction(name):
-            values = pa.array(
-                columns[name].tolist(),
-                type=table.column(name).type,
-            )
+            values = pa.array(columns[name].tolist(), type=table.column(name).type)
             table = table.set_column(position, name, values)
     pq.write_table(table, path, compression="zstd")

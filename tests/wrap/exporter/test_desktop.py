@@ -20,15 +20,13 @@ from tests.support.pyfuncs import save_pyfuncs
 from tests.support.refusals import refused
 
 needs_builder = pytest.mark.skipif(
-    find_spec("PyInstaller") is None,
-    reason="PyInstaller is not installed",
+    find_spec("PyInstaller") is None, reason="PyInstaller is not installed"
 )
 
 
 @pytest.fixture(scope="module")
 def program(
-    forest: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    forest: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Path, list[str]]]:
     """A built program, and the messages of its build. Its folder is deleted, because it
     has 160 MB.
@@ -59,8 +57,7 @@ def test_a_program_has_its_size_and_start_time_and_no_training_data(
 @needs_builder
 @pytest.mark.long
 def test_program_serves_its_page_without_network_until_its_window_is_closed(
-    program: tuple[Path, list[str]],
-    tmp_path: Path,
+    program: tuple[Path, list[str]], tmp_path: Path
 ):
     folder, _ = program
     browser = tmp_path / "chromium"
@@ -91,11 +88,7 @@ def test_a_version_without_an_onnx_form_has_no_program(tmp_path: Path) -> None:
     assert not (tmp_path / "dist").exists()
 
 
-def test_missing_builder_is_named(
-    forest: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-):
+def test_missing_builder_is_named(forest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(desktop, "find_spec", lambda name: None)
     with refused(NotInstalled, "PyInstaller"):
         onnxserve.export(str(forest), "desktop", tmp_path / "program")

@@ -52,10 +52,7 @@ def test_check_starts_server_and_writes_outputs(mixed: Path, program: Path):
     np.testing.assert_equal(outputs, model.run(model.schema.from_columns(rows)))
 
 
-def test_window_shows_page_of_version(
-    program: Path,
-    monkeypatch: pytest.MonkeyPatch,
-):
+def test_window_shows_page_of_version(program: Path, monkeypatch: pytest.MonkeyPatch):
     write_browser(program / "chromium")
     monkeypatch.setenv("PATH", str(program))
     main(program, [])
@@ -63,10 +60,7 @@ def test_window_shows_page_of_version(
     assert mentions(page, "flight-delay", "carrier")
 
 
-def test_without_window_standard_browser_opens_until_sigterm(
-    program: Path,
-    tmp_path: Path,
-):
+def test_without_window_standard_browser_opens_until_sigterm(program: Path, tmp_path: Path):
     # BROWSER is the standard browser of the module webbrowser.
     command = ["env", f"BROWSER={tmp_path / 'none'}", "PATH=/none", sys.executable, "-c", CODE]
     with subprocess.Popen([*command, str(program)], stdout=subprocess.PIPE, text=True) as process:

@@ -38,11 +38,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "export.md"
     ],
 )
 def test_trees_and_texts_are_refused_before_anything_is_installed(
-    model: str,
-    reason: str,
-    mixed: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    model: str, reason: str, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sklearn.tree import DecisionTreeRegressor
 
@@ -52,9 +48,7 @@ def test_trees_and_texts_are_refused_before_anything_is_installed(
         rows = normal_rows(100, 3).astype(np.float32)
         folder = tmp_path / "trees"
         save_model(
-            DecisionTreeRegressor(max_depth=3).fit(rows, rows[:, 0]),
-            folder,
-            input_example=rows,
+            DecisionTreeRegressor(max_depth=3).fit(rows, rows[:, 0]), folder, input_example=rows
         )
     with pytest.raises(ConversionError, match=f"tflite, because {reason}"):
         onnxserve.export(str(folder), "tflite", tmp_path / "m.tflite")
@@ -63,9 +57,7 @@ def test_trees_and_texts_are_refused_before_anything_is_installed(
 
 @pytest.mark.long
 def test_without_a_network_the_export_fails_in_one_line_and_leaves_no_files(
-    tensor: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tensor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -100,9 +92,7 @@ def _killed_while_installing() -> None:
         "converter_python(print)"
     )
     with subprocess.Popen(
-        [sys.executable, "-u", "-c", code],
-        stdout=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-u", "-c", code], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         folder = Path(process.stdout.readline().split()[-1])
@@ -142,19 +132,10 @@ def test_the_example_of_the_page_answers_as_the_served_model(tmp_path: Path) -> 
         text=True,
         cwd=tmp_path,
     )
-    want = OnnxModel.load(tmp_path / "digits").run(
-        {
-            "image": np.zeros(
-                (2, 1, 8, 8),
-                np.float32,
-            )
-        }
-    )["output"]
-    np.testing.assert_allclose(
-        np.array(ran.stdout.split(), float),
-        want[1],
-        atol=1e-5,
-    )
+    want = OnnxModel.load(tmp_path / "digits").run({"image": np.zeros((2, 1, 8, 8), np.float32)})[
+        "output"
+    ]
+    np.testing.assert_allclose(np.array(ran.stdout.split(), float), want[1], atol=1e-5)
 
 
 @pytest.mark.install
@@ -177,10 +158,7 @@ def test_names_and_types_are_those_of_the_graph(graph: str, tmp_path: Path) -> N
     model = write_model(tmp_path / name, graph)
     messages: list[str] = []
     exported = onnxserve.export(
-        str(model),
-        "tflite",
-        tmp_path / f"{name}.tflite",
-        progress=messages.append,
+        str(model), "tflite", tmp_path / f"{name}.tflite", progress=messages.append
     )
     assert exported.path.is_file()
     assert exported.rows > 500
@@ -220,9 +198,7 @@ def test_an_operator_that_the_converter_lacks_is_named(tmp_path: Path) -> None:
     )
     with pytest.raises(ParityError, match=r"discarded.*TFIDFVECTORIZER") as refused:
         onnxserve.export(
-            str(write_model(tmp_path / "words", graph)),
-            "tflite",
-            tmp_path / "m.tflite",
+            str(write_model(tmp_path / "words", graph)), "tflite", tmp_path / "m.tflite"
         )
     assert "\n" not in refused.value.message
     assert not (tmp_path / "m.tflite").exists()

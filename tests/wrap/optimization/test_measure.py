@@ -9,11 +9,7 @@ from tests.support.networks import network, network_rows, write_network
 def test_the_ratio_to_the_base_tells_a_slow_form_from_a_fast_one(tmp_path: Path) -> None:
     folders = [
         write_network(tmp_path / "base", rows=0),
-        write_network(
-            tmp_path / "wide",
-            rows=0,
-            graph=network((16, 1024, 1024, 3)),
-        ),
+        write_network(tmp_path / "wide", rows=0, graph=network((16, 1024, 1024, 3))),
     ]
     base, wide = measure_forms(folders, {"x": network_rows(20)}, rounds=3)
     assert set(base.ratio.values()) == {1.0}

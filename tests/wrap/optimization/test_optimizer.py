@@ -23,8 +23,7 @@ from tests.support.refusals import mentions
 
 @pytest.mark.long
 def test_the_form_becomes_a_version_with_the_lineage_of_its_base(
-    registry: MlflowClient,
-    tmp_path: Path,
+    registry: MlflowClient, tmp_path: Path
 ) -> None:
     done = onnxserve.optimize("models:/net/1", int8="static", max_loss=0.05)
 
@@ -68,18 +67,14 @@ def test_a_loss_beyond_the_limit_is_refused_and_registers_no_version(
 def test_labels_measure_the_loss_by_their_metric(registry: MlflowClient, tmp_path: Path) -> None:
     data = write_labelled(tmp_path / "test.parquet", share_wrong=0.1)
     done = onnxserve.optimize(
-        "models:/net/1",
-        fp16=True,
-        data=str(data),
-        target="label",
-        register="half",
+        "models:/net/1", fp16=True, data=str(data), target="label", register="half"
     )
     (form,) = done.forms[1:]
     assert form.agreement is not None
     assert form.agreement.metric == form.agreement.loss_of == "accuracy"
     assert form.agreement.base_metric == pytest.approx(0.9, abs=0.05)
     assert form.agreement.loss == pytest.approx(
-        form.agreement.base_metric - form.agreement.form_metric,
+        form.agreement.base_metric - form.agreement.form_metric
     )
     assert done.model == "half"
     assert done.version == "1"
@@ -87,8 +82,7 @@ def test_labels_measure_the_loss_by_their_metric(registry: MlflowClient, tmp_pat
 
 @pytest.mark.long
 def test_without_data_the_dataset_of_the_gate_policy_is_taken(
-    registry: MlflowClient,
-    tmp_path: Path,
+    registry: MlflowClient, tmp_path: Path
 ) -> None:
     data = write_labelled(tmp_path / "test.parquet")
     policy = json.dumps({"evaluation": {"dataset": str(data), "target": "label"}})
@@ -100,14 +94,12 @@ def test_without_data_the_dataset_of_the_gate_policy_is_taken(
     parity = gated.verdict.checks[0]
     assert parity.state == "passed", parity.reason
     assert parity.reason.startswith(
-        "made from models:/net/1, where the ONNX form is proven on 1,000 rows; 100.00% equal",
+        "made from models:/net/1, where the ONNX form is proven on 1,000 rows; 100.00% equal"
     )
 
 
 @pytest.mark.long
-def test_the_gate_fails_an_optimized_version_that_lost_too_much(
-    registry: MlflowClient,
-) -> None:
+def test_the_gate_fails_an_optimized_version_that_lost_too_much(registry: MlflowClient) -> None:
     policy = json.dumps({"evaluation": {"margin": 0.001}})
     registry.set_registered_model_tag("net", "onnxserve.gate.policy", policy)
     onnxserve.optimize("models:/net/1", int8="dynamic", max_loss=1)
@@ -117,8 +109,7 @@ def test_the_gate_fails_an_optimized_version_that_lost_too_much(
 
 
 def test_a_form_that_the_runtime_cannot_load_is_tried_in_another_process(
-    registry: MlflowClient,
-    monkeypatch: pytest.MonkeyPatch,
+    registry: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def half_precision(graph: onnx.ModelProto, rows: object) -> onnx.ModelProto:
         broken = onnx.ModelProto()
@@ -127,16 +118,14 @@ def test_a_form_that_the_runtime_cannot_load_is_tried_in_another_process(
         return broken
 
     monkeypatch.setattr(
-        "mlflow_deploy_plugin.wrap.optimization.forms.half_precision",
-        half_precision,
+        "mlflow_deploy_plugin.wrap.optimization.forms.half_precision", half_precision
     )
     with pytest.raises(ConversionError, match=r"form fp16 .*Gemmm.*other forms"):
         onnxserve.optimize("models:/net/1", fp16=True)
 
 
 def test_a_form_that_runs_too_long_is_refused_for_its_time(
-    registry: MlflowClient,
-    monkeypatch: pytest.MonkeyPatch,
+    registry: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mlflow_deploy_plugin.wrap.optimization.optimizer._TRIAL_SECONDS", 0)
     with pytest.raises(ConversionError, match=r"form fp16 .*0 s"):
@@ -144,8 +133,7 @@ def test_a_form_that_runs_too_long_is_refused_for_its_time(
 
 
 def test_boosted_trees_that_have_no_16_bit_form_are_refused_with_the_reason_and_the_way_round(
-    registry: MlflowClient,
-    tmp_path: Path,
+    registry: MlflowClient, tmp_path: Path
 ) -> None:
     rows = normal_rows(300, 3)
     booster = xgboost.XGBClassifier(n_estimators=40, n_jobs=1).fit(rows, rows[:, 0] > 0)
@@ -160,20 +148,14 @@ def test_boosted_trees_that_have_no_16_bit_form_are_refused_with_the_reason_and_
 
 @pytest.mark.long
 def test_a_bias_that_the_quantizer_cannot_scale_by_channel_is_scaled_by_tensor(
-    registry: MlflowClient,
-    tmp_path: Path,
+    registry: MlflowClient, tmp_path: Path
 ) -> None:
     graph = network()
     for weight in graph.graph.initializer:  # skl2onnx writes biases with the shape [1, n].
         if weight.name.startswith("b"):
             weight.dims[:] = [1, *weight.dims]
     folder = write_network(tmp_path / "models" / "rows", graph=graph)
-    done = onnxserve.optimize(
-        str(folder),
-        int8="static",
-        max_loss=0.1,
-        register="rows",
-    )
+    done = onnxserve.optimize(str(folder), int8="static", max_loss=0.1, register="rows")
     assert mentions(done.forms[1].note, "scale")
 
 
@@ -203,10 +185,7 @@ def test_a_bias_that_the_quantizer_cannot_scale_by_channel_is_scaled_by_tensor(
     ],
 )
 def test_an_invalid_option_gets_a_one_line_error_with_the_correct_form(
-    registry: MlflowClient,
-    tmp_path: Path,
-    options: dict,
-    message: str,
+    registry: MlflowClient, tmp_path: Path, options: dict, message: str
 ) -> None:
     write_labelled(tmp_path / "few.parquet", rows=20)
     with pytest.raises(InvalidConfig) as refused:
@@ -216,8 +195,7 @@ def test_an_invalid_option_gets_a_one_line_error_with_the_correct_form(
 
 @pytest.mark.long
 def test_a_form_of_a_form_a_folder_without_a_name_and_a_graph_without_rows_are_refused(
-    registry: MlflowClient,
-    tmp_path: Path,
+    registry: MlflowClient, tmp_path: Path
 ) -> None:
     onnxserve.optimize("models:/net/1", fp16=True)
     with pytest.raises(InvalidConfig, match=r"models:/net/2 .*models:/net/1"):
@@ -226,11 +204,7 @@ def test_a_form_of_a_form_a_folder_without_a_name_and_a_graph_without_rows_are_r
         onnxserve.optimize(str(write_network(tmp_path / "folder")), fp16=True)
     graph = "one (float[1,2] x) => (float[1,2] y) { y = Identity(x) }"
     with pytest.raises(InvalidConfig, match="no rows"):
-        onnxserve.optimize(
-            str(write_model(tmp_path / "fixed", graph)),
-            fp16=True,
-            register="fixed",
-        )
+        onnxserve.optimize(str(write_model(tmp_path / "fixed", graph)), fp16=True, register="fixed")
     reference = {name: normal_rows(300) for name in ("a", "b")}
     folder = write_classifier(tmp_path / "linear", reference=reference)
     with pytest.raises(ConversionError, match=r"form int8 dynamic .*MatMul"):
@@ -239,12 +213,10 @@ def test_a_form_of_a_form_a_folder_without_a_name_and_a_graph_without_rows_are_r
 
 @pytest.mark.long
 def test_a_stock_model_with_external_weights_keeps_its_flavor(
-    registry: MlflowClient,
-    tmp_path: Path,
+    registry: MlflowClient, tmp_path: Path
 ) -> None:
     folder = write_model(
-        tmp_path / "stock",
-        "two (float[N,16] x) => (float[N,16] y) { y = Identity(x) }",
+        tmp_path / "stock", "two (float[N,16] x) => (float[N,16] y) { y = Identity(x) }"
     )
     onnx.save(
         network(),
@@ -258,11 +230,7 @@ def test_a_stock_model_with_external_weights_keeps_its_flavor(
     table = pq.read_table(data).drop_columns(["label"])
     pq.write_table(table, data)
     done = onnxserve.optimize(
-        str(folder),
-        int8="dynamic",
-        data=str(data),
-        max_loss=0.05,
-        register="stock",
+        str(folder), int8="dynamic", data=str(data), max_loss=0.05, register="stock"
     )
     loaded = onnxserve.load_model(f"models:/stock/{done.version}")
     assert loaded.artifact.flavor == "onnx"

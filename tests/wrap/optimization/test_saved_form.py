@@ -43,13 +43,7 @@ def test_the_reference_has_the_predictions_of_the_form_but_not_in_a_draft(tmp_pa
     base = write_network(tmp_path / "base", rows=300)
     graph = forms.int8_dynamic(network())
     save_model(tmp_path / "draft", base=base, graph=graph)
-    save_model(
-        tmp_path / "form",
-        base=base,
-        graph=graph,
-        record={},
-        parity=PARITY,
-    )
+    save_model(tmp_path / "form", base=base, graph=graph, record={}, parity=PARITY)
     draft, form = (
         pq.read_table(tmp_path / name / "reference.parquet") for name in ("draft", "form")
     )
