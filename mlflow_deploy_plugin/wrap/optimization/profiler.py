@@ -22,7 +22,7 @@ import numpy as np
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
-from mlflow_deploy_plugin.core.registry.resolution import resolve
+from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.serve.runtime.feeds import Feeds, repeat_row, row_count
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.session import import_onnxruntime, session_options
@@ -32,7 +32,7 @@ from mlflow_deploy_plugin.wrap.evaluation.dataset import (
     reference_rows,
     take_rows,
 )
-from mlflow_deploy_plugin.wrap.evaluation.model import downloaded_version
+from mlflow_deploy_plugin.wrap.evaluation.model import LoadedOnnx, downloaded_version
 from mlflow_deploy_plugin.wrap.optimization.measure import load_onnx
 
 if TYPE_CHECKING:
@@ -131,7 +131,13 @@ class GraphProfile:
     advice: tuple[str, ...]
 
 
-def profile(model_uri: str, *, rows: int = 1, data: str = "", log: bool = False) -> GraphProfile:
+def profile(
+    model_uri: str,
+    *,
+    rows: int = 1,
+    data: str = "",
+    log: bool = False,
+) -> GraphProfile:
     """Profile requests with `rows` rows.
 
     Args:
@@ -153,15 +159,7 @@ def profile(model_uri: str, *, rows: int = 1, data: str = "", log: bool = False)
         raise NotFound(f"{resolved.source} has no run in MLflow to log the profile to")
     with downloaded_version(resolved) as folder:
         base = load_onnx(folder, resolved)
-        if data:
-            sample: NamedArrays | None = load_rows(data, base.artifact, rows, 0)
-        else:
-            sample = reference_rows(base.artifact, rows, 0)
-        if sample:
-            positions = np.resize(np.arange(row_count(sample)), rows)
-            feeds = base.feeds(take_rows(sample, positions))
-        else:
-            feeds = repeat_row(base.model.example_feeds(), 0, rows)
+        feeds = _request(base, rows, data)
         run_us = float(np.median(_repeat(lambda: base.model.run(feeds)))) * 1e6
         trace = _trace(base.model, feeds)
     nodes = trace.sum_by(lambda node: node.name)
@@ -177,13 +175,34 @@ def profile(model_uri: str, *, rows: int = 1, data: str = "", log: bool = False)
         advice=tuple(_advise(operators, nodes, run_us)),
     )
     if log:
-        client = registry_client()
-        run_id = resolved.aspects["run_id"]
-        name = f"profile/{resolved.name}-{resolved.version or 'run'}-{rows}-rows"
-        with registry_errors(f"run {run_id}"):
-            client.log_dict(run_id, asdict(done), f"{name}.json")
-            client.log_figure(run_id, draw(done), f"{name}.png")
+        _log(done, resolved)
     return done
+
+
+def _request(base: LoadedOnnx, rows: int, data: str) -> Feeds:
+    """Return the feeds of a request with `rows` rows of the dataset or the reference,
+    which are repeated if there are fewer; without both, of an example row. `data` is
+    the dataset, or "".
+    """
+    if data:
+        sample: NamedArrays | None = load_rows(data, base.artifact, rows, 0)
+    else:
+        sample = reference_rows(base.artifact, rows, 0)
+    if not sample:
+        return repeat_row(base.model.example_feeds(), 0, rows)
+    positions = np.resize(np.arange(row_count(sample)), rows)
+    return base.feeds(take_rows(sample, positions))
+
+
+def _log(done: GraphProfile, resolved: ResolvedModel) -> None:
+    """Log the profile and its figure as artifacts of the version's run."""
+    client = registry_client()
+    run_id = resolved.aspects["run_id"]
+    version = resolved.version or "run"
+    name = f"profile/{resolved.name}-{version}-{done.rows}-rows"
+    with registry_errors(f"run {run_id}"):
+        client.log_dict(run_id, asdict(done), f"{name}.json")
+        client.log_figure(run_id, draw(done), f"{name}.png")
 
 
 def _repeat(work: Callable[[], object]) -> list[float]:
@@ -208,19 +227,17 @@ class _Trace:
     runs: int
     nodes: list[_NodeRun]
 
-    def sum_by(self, name_of: Callable[[_NodeRun], str]) -> tuple[NodeTime, ...]:
+    def sum_by(
+        self,
+        name_of: Callable[[_NodeRun], str],
+    ) -> tuple[NodeTime, ...]:
         """Return the times of the groups of executions with the same name and operator,
         the longest first. `name_of` returns the name of an execution's group.
         """
         groups = defaultdict[tuple[str, str], list[_NodeRun]](list)
         for node in self.nodes:
             groups[name_of(node), node.operator].append(node)
-        medians = {}
-        for key, group in groups.items():
-            us_by_run = defaultdict[int, float](float)
-            for node in group:
-                us_by_run[node.run] += node.us
-            medians[key] = float(np.median(list(us_by_run.values())))  # ignores interrupted runs
+        medians = {key: _median_us(group) for key, group in groups.items()}
         total = sum(medians.values()) or 1.0
         summed = []
         for (name, operator), group in groups.items():
@@ -235,9 +252,17 @@ class _Trace:
                     us=us,
                     calls=len(group) / self.runs,
                     types=tuple(sorted(types)),
-                )
+                ),
             )
         return tuple(sorted(summed, key=lambda entry: -entry.us))
+
+
+def _median_us(nodes: list[_NodeRun]) -> float:
+    """Return the median time per run, which ignores interrupted runs."""
+    us_by_run = defaultdict[int, float](float)
+    for node in nodes:
+        us_by_run[node.run] += node.us
+    return float(np.median(list(us_by_run.values())))
 
 
 def _trace(model: OnnxModel, feeds: Feeds) -> _Trace:
@@ -248,7 +273,9 @@ def _trace(model: OnnxModel, feeds: Feeds) -> _Trace:
     with tempfile.TemporaryDirectory(prefix="onnxserve-profile-") as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = ort.InferenceSession(
-            str(model.artifact.onnx_file), options, providers=["CPUExecutionProvider"]
+            str(model.artifact.onnx_file),
+            options,
+            providers=["CPUExecutionProvider"],
         )
         arrays = dict(model.graph_feeds(feeds))
         runs = len(_repeat(lambda: session.run(None, arrays)))
@@ -256,7 +283,10 @@ def _trace(model: OnnxModel, feeds: Feeds) -> _Trace:
     return _Trace(runs, _node_runs(events, runs))
 
 
-def _node_runs(events: list[dict[str, Any]], runs: int) -> list[_NodeRun]:
+def _node_runs(
+    events: list[dict[str, Any]],
+    runs: int,
+) -> list[_NodeRun]:
     """Return the executions of nodes in the last `runs` runs of a profile. The time of
     inner nodes is subtracted from the nodes that enclose them.
     """
@@ -292,7 +322,9 @@ def _node_runs(events: list[dict[str, Any]], runs: int) -> list[_NodeRun]:
 
 
 def _advise(
-    operators: tuple[NodeTime, ...], nodes: tuple[NodeTime, ...], run_us: float
+    operators: tuple[NodeTime, ...],
+    nodes: tuple[NodeTime, ...],
+    run_us: float,
 ) -> Iterator[str]:
     """Yield advice that is derived from the measurements.
 
@@ -310,16 +342,9 @@ def _advise(
             "row; smaller numbers do not"
         )
     if (trees := share(*_TREES)) >= 0.5:
-        smaller = ": use fewer or shallower trees"
-        if share(*_TREES, type_="double"):
-            smaller = f" that read 64-bit numbers{smaller}, float32 columns in training"
-        student = "a distilled student (`mlflow run projects/distill -e distill`)"
-        yield f"{trees:.0%} is in trees{smaller}, or {student}"
+        yield f"{trees:.0%} is in {_tree_advice(is_double=share(*_TREES, type_='double') > 0)}"
     if (casts := share("Cast")) >= 0.1:
-        reason = "the types of inputs and nodes differ"
-        if any("float16" in entry.types for entry in operators):
-            reason = "a CPU computes 16-bit floats in 32 bits"
-        yield f"{casts:.0%} is in Cast: {reason}"
+        yield f"{casts:.0%} is in Cast: {_cast_reason(operators)}"
     if unfused := [name for name in _UNFUSED if share(name) >= 0.05]:
         parts = [f"{name} ({share(name):.0%}, part of {_UNFUSED[name]})" for name in unfused]
         yield (
@@ -351,12 +376,16 @@ def _advise(
     layers = share(*_LAYERS, type_="float")
     if layers >= 0.5 and run_us >= _WORTH_OPTIMIZING_US:
         yield (
-            f"{layers:.0%} is in layers of 32-bit floats: `onnxserve optimize` measures "
+            f"{layers:.0%} is in layers of 32-bit floats: `onnxserve auto-optimize` measures "
             "smaller numbers"
         )
 
 
-def _share(operators: Iterable[NodeTime], *names: str, type_: str = "") -> float:
+def _share(
+    operators: Iterable[NodeTime],
+    *names: str,
+    type_: str = "",
+) -> float:
     """Return the share of these operators, or of those that read the type `type_`."""
     return sum(
         entry.share
@@ -365,17 +394,38 @@ def _share(operators: Iterable[NodeTime], *names: str, type_: str = "") -> float
     )
 
 
+def _tree_advice(is_double: bool) -> str:
+    """Return the advice for trees; `is_double` is True if they read 64-bit numbers."""
+    student = "a distilled student (`mlflow run projects/distill -e distill`)"
+    if is_double:
+        return (
+            "trees that read 64-bit numbers: use fewer or shallower trees, "
+            f"float32 columns in training, or {student}"
+        )
+    return f"trees: use fewer or shallower trees, or {student}"
+
+
+def _cast_reason(operators: Iterable[NodeTime]) -> str:
+    if any("float16" in entry.types for entry in operators):
+        return "a CPU computes 16-bit floats in 32 bits"
+    return "the types of inputs and nodes differ"
+
+
 def draw(done: GraphProfile) -> "Figure":
     """Return a figure with the share of each operator and the longest nodes."""
     from matplotlib.figure import Figure  # matplotlib is only in the extra `monitoring`.
 
-    panels = {"operators": done.operators[:_MOST_BARS], "nodes": done.nodes[:_MOST_BARS]}
+    panels = {
+        "operators": done.operators[:_MOST_BARS],
+        "nodes": done.nodes[:_MOST_BARS],
+    }
     bar_count = max(map(len, panels.values()))
     figure = Figure(figsize=(10, 1.5 + 0.3 * bar_count))
     for axes, (title, entries) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         longest = entries[::-1]
         bars = axes.barh(
-            [entry.name[-32:] for entry in longest], [100 * entry.share for entry in longest]
+            [entry.name[-32:] for entry in longest],
+            [100 * entry.share for entry in longest],
         )
         axes.bar_label(bars, [f"{entry.us:.0f} µs" for entry in longest], padding=2, fontsize=8)
         axes.margins(x=0.2)

@@ -35,7 +35,8 @@ def test_operators_and_nodes_share_the_time_of_a_run(registry: MlflowClient) -> 
 
 
 def test_it_is_logged_to_the_run_of_the_version_with_a_picture(
-    registry: MlflowClient, tmp_path: Path
+    registry: MlflowClient,
+    tmp_path: Path,
 ) -> None:
     pytest.importorskip("matplotlib")
     profile("models:/net/1", rows=8, log=True)
@@ -44,17 +45,24 @@ def test_it_is_logged_to_the_run_of_the_version_with_a_picture(
     assert names == {"profile/net-1-8-rows.json", "profile/net-1-8-rows.png"}
     document = json.loads(
         Path(
-            registry.download_artifacts(run_id, "profile/net-1-8-rows.json", str(tmp_path))
-        ).read_text()
+            registry.download_artifacts(run_id, "profile/net-1-8-rows.json", str(tmp_path)),
+        ).read_text(),
     )
     assert document["rows"] == 8
 
 
 def test_a_small_graph_is_dispatch_and_a_large_one_is_layers(tmp_path: Path) -> None:
     # The cost of a run is shared by many nodes, so that a slow machine does not matter.
-    layers = (16, *[8] * 12, 3)
+    layers = (
+        16,
+        *[8] * 12,
+        3,
+    )
     assert "is dispatch" in advice(write_network(tmp_path / "small", graph=network(layers)))
-    large = write_network(tmp_path / "large", graph=network((16, 1024, 1024, 3)))
+    large = write_network(
+        tmp_path / "large",
+        graph=network((16, 1024, 1024, 3)),
+    )
     assert "`onnxserve auto-optimize`" in advice(large, rows=100)
 
 
@@ -75,7 +83,8 @@ def test_the_blocks_of_our_own_trees_are_no_advice(tmp_path: Path) -> None:
     ensemble = pytest.importorskip("sklearn.ensemble")
     rows = normal_rows(300, 3)
     model = ensemble.HistGradientBoostingRegressor(max_iter=40, max_depth=4).fit(
-        rows, rows[:, 0] * rows[:, 1]
+        rows,
+        rows[:, 0] * rows[:, 1],
     )
     save_model(model, tmp_path / "trees", input_example=rows)
     done = profile(str(tmp_path / "trees"), rows=500)
@@ -90,7 +99,9 @@ def test_casts_and_dynamic_convolutions_are_named(tmp_path: Path) -> None:
         " y = Cast <to = 11> (t) }"
     )
     assert mentions(
-        advice(write_model(tmp_path / "casts", casts), rows=500), "Cast", "types of inputs"
+        advice(write_model(tmp_path / "casts", casts), rows=500),
+        "Cast",
+        "types of inputs",
     )
     graph = onnx.parser.parse_model(
         HEADER
@@ -102,7 +113,7 @@ def test_casts_and_dynamic_convolutions_are_named(tmp_path: Path) -> None:
         q, s, z = DynamicQuantizeLinear(x)
         wq, ws, wz = DynamicQuantizeLinear(w)
         i = ConvInteger <pads = [1, 1, 1, 1]> (q, wq, z, wz)
-        y = Cast <to = 1> (i) }"""
+        y = Cast <to = 1> (i) }""",
     )
     onnx.save(graph, write_model(tmp_path / "convolution") / "model.onnx")
     assert mentions(advice(tmp_path / "convolution", rows=20), "ConvInteger", "dynamic ranges")
