@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -175,7 +175,7 @@ class RobustnessReport:
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6, 3.6), dpi=110, layout="constrained")
-        panel = figure.subplots()
+        panel: Any = figure.subplots()
         measured = [point for point in points if point.value is not None]
         panel.plot(
             [point.strength for point in measured],
