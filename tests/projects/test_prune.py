@@ -38,7 +38,7 @@ def test_pruned_network_keeps_its_accuracy_and_names_fastest(
     tmp_path: Path,
     new_database: Callable[[Path], str],
     monkeypatch: pytest.MonkeyPatch,
-):
+) -> None:
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
@@ -64,6 +64,6 @@ def test_pruned_network_keeps_its_accuracy_and_names_fastest(
     assert fastest.name == "pruned"
 
 
-def test_rows_without_the_target_are_refused(labelled: Path):
+def test_rows_without_the_target_are_refused(labelled: Path) -> None:
     with pytest.raises(InvalidConfig, match=r"'y'.*x, label"):
         train(Training(data=str(labelled), target="y"))

@@ -58,7 +58,7 @@ def test_a_program_has_its_size_and_start_time_and_no_training_data(
 @pytest.mark.long
 def test_program_serves_its_page_without_network_until_its_window_is_closed(
     program: tuple[Path, list[str]], tmp_path: Path
-):
+) -> None:
     folder, _ = program
     browser = tmp_path / "chromium"
     write_browser(browser)
@@ -88,7 +88,9 @@ def test_a_version_without_an_onnx_form_has_no_program(tmp_path: Path) -> None:
     assert not (tmp_path / "dist").exists()
 
 
-def test_missing_builder_is_named(forest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_missing_builder_is_named(
+    forest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(desktop, "find_spec", lambda name: None)
     with refused(NotInstalled, "PyInstaller"):
         onnxserve.export(str(forest), "desktop", tmp_path / "program")

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +32,13 @@ def program(mixed: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def keep_signal():
+def keep_signal() -> Iterator[None]:
     handler = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, handler)
 
 
-def test_check_starts_server_and_writes_outputs(mixed: Path, program: Path):
+def test_check_starts_server_and_writes_outputs(mixed: Path, program: Path) -> None:
     rows = {
         "carrier": np.array(["AA", "UA"], object),
         "distance": np.array([1.0, -1e6]),
@@ -52,7 +53,7 @@ def test_check_starts_server_and_writes_outputs(mixed: Path, program: Path):
     np.testing.assert_equal(outputs, model.run(model.schema.from_columns(rows)))
 
 
-def test_window_shows_page_of_version(program: Path, monkeypatch: pytest.MonkeyPatch):
+def test_window_shows_page_of_version(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_browser(program / "chromium")
     monkeypatch.setenv("PATH", str(program))
     main(program, [])
@@ -60,7 +61,7 @@ def test_window_shows_page_of_version(program: Path, monkeypatch: pytest.MonkeyP
     assert mentions(page, "flight-delay", "carrier")
 
 
-def test_without_window_standard_browser_opens_until_sigterm(program: Path, tmp_path: Path):
+def test_without_window_standard_browser_opens_until_sigterm(program: Path, tmp_path: Path) -> None:
     # BROWSER is the standard browser of the module webbrowser.
     command = ["env", f"BROWSER={tmp_path / 'none'}", "PATH=/none", sys.executable, "-c", CODE]
     with subprocess.Popen([*command, str(program)], stdout=subprocess.PIPE, text=True) as process:
@@ -72,7 +73,7 @@ def test_without_window_standard_browser_opens_until_sigterm(program: Path, tmp_
 
 
 @pytest.mark.parametrize("arguments", [["-m", "module"], ["--port", "none"]])
-def test_other_arguments_are_refused(arguments: list[str], program: Path):
+def test_other_arguments_are_refused(arguments: list[str], program: Path) -> None:
     with pytest.raises(SystemExit) as raised:
         main(program, arguments)
     assert mentions(str(raised.value), "port")

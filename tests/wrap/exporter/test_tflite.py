@@ -206,7 +206,7 @@ def test_an_operator_that_the_converter_lacks_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.install
 @pytest.mark.usefixtures("environment")
-def test_output_of_another_layout_is_refused(tmp_path: Path):
+def test_output_of_another_layout_is_refused(tmp_path: Path) -> None:
     graph = (
         "conv (float[N,2,8,8] image) => (float[N,3,8,8] map) <float[3,2,1,1] w = "
         "{1,2,3,4,5,6}> {map = Conv(image, w)}"
