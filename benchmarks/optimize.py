@@ -1,13 +1,13 @@
-"""Measure the gain and loss of quantization and pruning, by `onnxserve optimize`, for
-four networks that classify digits.
+"""Measure the gain and loss of quantization, by `onnxserve optimize`, for four networks
+that classify digits.
 
     .venv/bin/python benchmarks/optimize.py
 
 Each network learns 898 of scikit-learn's 1,797 digits. Half of the other digits
-calibrate (and tune pruned networks), and half measure the loss. Sizes, load times and
-latencies are the command's: one thread, all forms of a network in alternating rounds in
-one process, the ratio to the base as the median over the rounds. Each network is
-trained once, so that its forms differ only in their form.
+calibrate, and half measure the loss. Sizes, load times and latencies are the command's:
+one thread, a form and its base in alternating rounds in one process, the ratio to the
+base as the median over the rounds. Each network is trained once, so that its forms
+differ only in their form.
 """
 
 import logging
@@ -33,19 +33,11 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.wrap.optimization import optimizer
-from mlflow_deploy_plugin.wrap.optimization.optimizer import MeasuredForm, Recipe
+from mlflow_deploy_plugin.wrap.optimization.optimizer import MeasuredForm
 from projects.digits_cnn.fitting import DigitsCNN
 from projects.image_resnet18.network import resnet18
 
-RECIPES = (
-    Recipe(int8="dynamic"),
-    Recipe(int8="static"),
-    Recipe(fp16=True),
-    Recipe(prune=0.5),
-    Recipe(prune=0.8),
-    Recipe(int8="static", prune=0.8),
-)
+FORMS = ({"int8": "dynamic"}, {"int8": "static"}, {"fp16": True})
 
 
 class Encoder(nn.Module):
@@ -142,26 +134,18 @@ def main() -> None:
                     registered_model_name=model,
                     input_example=learned[:300],
                 )
-            uri = f"models:/{model}/1"
-            data = "held_out.parquet"
-            target = "digit"
-            optimizer.ALL_RECIPES = (
-                RECIPES  # The benchmark also measures forms that `auto` does not try.
-            )
-            done = onnxserve.optimize(
-                uri,
-                auto=True,
-                data=data,
-                target=target,
-                max_loss=0.02,
-                original=network,
-            )
-            for form in done.forms:
-                print(f"| {name}: {form.name} | {cells(form)} |", flush=True)
-            print(
-                f"<!-- {name}: {done.chosen or done.reason}; {dict(done.impossible)} -->",
-                flush=True,
-            )
+            for form in FORMS:
+                done = onnxserve.optimize(
+                    f"models:/{model}/1",
+                    **form,
+                    data="held_out.parquet",
+                    target="digit",
+                    max_loss=0.02,
+                    raises=False,
+                )
+                for measured in done.forms:
+                    print(f"| {name}: {measured.name} | {cells(measured)} |", flush=True)
+                print(f"<!-- {name}: {done.chosen or done.reason} -->", flush=True)
 
 
 if __name__ == "__main__":

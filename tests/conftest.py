@@ -24,7 +24,6 @@ import pytest
 from xdist.remote import Producer
 
 from mlflow_deploy_plugin.core.registry import connection
-from tests.support import low_descriptors
 from tests.support.scheduling import ContinuedScheduling
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.serving import Served, servers_below
@@ -87,7 +86,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Continu
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    low_descriptors.reserve()
     result = yield
     gc.freeze()
     atexit.register(gc.unfreeze)  # Otherwise nanobind's modules report leaks at the end.

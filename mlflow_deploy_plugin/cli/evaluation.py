@@ -1,5 +1,5 @@
-"""`onnxserve robustness`, `explain`, `optimize`, `auto-optimize` and `profile`:
-measurements of a version.
+"""`onnxserve robustness`, `explain`, `optimize` and `profile`: measurements of a
+version.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,6 @@ from mlflow_deploy_plugin.cli.options import (
     POSITIVE,
     NumberRange,
     align_columns,
-    combine_options,
     flag,
     folder_option,
     max_rows_option,
@@ -218,51 +217,6 @@ def _explanation_lines(result: "Explanation") -> Iterator[str]:
     )
 
 
-_optimization_options = combine_options(
-    option(
-        "--data",
-        default="",
-        metavar="FILE",
-        show_default="the dataset of the gate policy, otherwise the reference of the model",
-        help=(
-            "Rows (.csv, .parquet, runs:/RUN/PATH, dataset:/RUN): half for calibration, half to "
-            "measure the loss."
-        ),
-    ),
-    option("--target", default="", metavar="COLUMN", help="Label column of --data."),
-    metric_option,
-    option(
-        "--max-loss",
-        type=NumberRange(min=0),
-        metavar="LOSS",
-        default=0.01,
-        help=(
-            "Largest loss of the metric. Without labels: largest share of changed classes, or mean "
-            "difference of numbers as a share of their spread."
-        ),
-    ),
-    original_option(
-        show_default="the model that the version names",
-        help=("Torch model in MLflow that MODEL was made from; a pruned form is then fine-tuned."),
-    ),
-    option(
-        "--epochs",
-        type=POSITIVE,
-        metavar="PASSES",
-        default=10,
-        help="Training epochs of pruned forms.",
-    ),
-    option(
-        "--register",
-        metavar="NAME",
-        show_default="same as MODEL",
-        help="Registered model of the new version.",
-    ),
-    output_option,
-)
-"""The options of the rows, the limit and the result of an optimization."""
-
-
 @click.command()
 @model_argument
 @option(
@@ -272,12 +226,34 @@ _optimization_options = combine_options(
 )
 @flag("--fp16", help="Use 16-bit weights, but keep 32 bits where numbers overflow.")
 @option(
-    "--prune",
-    type=NumberRange(0, 1, min_open=True, max_open=True),
-    metavar="SHARE",
-    help="Share of each layer's weights to set to zero, smallest weights first.",
+    "--data",
+    default="",
+    metavar="FILE",
+    show_default="the dataset of the gate policy, otherwise the reference of the model",
+    help=(
+        "Rows (.csv, .parquet, runs:/RUN/PATH, dataset:/RUN): half for calibration, half to "
+        "measure the loss."
+    ),
 )
-@_optimization_options
+@option("--target", default="", metavar="COLUMN", help="Label column of --data.")
+@metric_option
+@option(
+    "--max-loss",
+    type=NumberRange(min=0),
+    metavar="LOSS",
+    default=0.01,
+    help=(
+        "Largest loss of the metric. Without labels: largest share of changed classes, or mean "
+        "difference of numbers as a share of their spread."
+    ),
+)
+@option(
+    "--register",
+    metavar="NAME",
+    show_default="same as MODEL",
+    help="Registered model of the new version.",
+)
+@output_option
 def optimize(model_uri: str, output: str, **options: Any) -> None:
     """Make a version smaller or faster, and measure the loss.
 
@@ -288,42 +264,8 @@ def optimize(model_uri: str, output: str, **options: Any) -> None:
     \b
       onnxserve optimize models:/digits-cnn/1 --int8 static
     """
-    if not (options["int8"] or options["fp16"] or options["prune"] is not None):
-        raise click.UsageError(
-            "specify --int8 dynamic|static, --fp16 or --prune SHARE; `onnxserve auto-optimize` "
-            "tries all"
-        )
-    _optimize(model_uri, output, **options)
-
-
-@click.command()
-@model_argument
-@option(
-    "--rows",
-    type=int,
-    metavar="ROWS",
-    show_default="all three",
-    help="Rows per request (1, 8 or 1000) whose latency is compared.",
-)
-@_optimization_options
-def auto_optimize(model_uri: str, output: str, **options: Any) -> None:
-    """Make all forms of a version, and register the fastest.
-
-    The forms are those of `onnxserve optimize`. The fastest form within --max-loss is
-    registered as a new version of MODEL if it is faster than MODEL. If no form
-    is faster, no version is registered, and the exit status is 0.
-
-    \b
-      onnxserve auto-optimize models:/digits-cnn/1 --data test.parquet \\
-          --target digit --max-loss 0.005
-    """
-    _optimize(model_uri, output, auto=True, **options)
-
-
-def _optimize(model_uri: str, output: str, **options: Any) -> None:
-    """Make the forms of a version, show their costs, and raise an error if no form may
-    be registered.
-    """
+    if not (options["int8"] or options["fp16"]):
+        raise click.UsageError("specify --int8 dynamic|static or --fp16")
     from mlflow_deploy_plugin.wrap.optimization.optimizer import optimize as optimize_version
 
     result = optimize_version(model_uri, **options, raises=False, progress=show_progress)
@@ -362,9 +304,6 @@ def _optimization_lines(result: "Optimization") -> Iterator[str]:
             )
         )
     yield from align_columns(rows)
-    if not result.is_refused:
-        for name, reason in result.impossible.items():
-            yield f"cannot be {name}, because {reason}"
     for form in result.forms:
         if form.note:
             yield f"{form.name}: {form.note}"
@@ -373,8 +312,6 @@ def _optimization_lines(result: "Optimization") -> Iterator[str]:
             f"registered {result.model} version {result.version}: {result.chosen}, made from "
             f"{result.base}"
         )
-    elif not result.is_refused:
-        yield result.reason
 
 
 @click.command()

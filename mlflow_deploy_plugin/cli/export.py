@@ -23,7 +23,6 @@ from mlflow_deploy_plugin.cli.options import (
     opened_store,
     option,
     optional_model_argument,
-    original_option,
     output_option,
     path_option,
     show_lines,
@@ -53,7 +52,7 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.wrap.exporter.exporting import ExportFormat
 
 _PRICE = "Price of a {} per hour. AWS Fargate has this price for Linux on x86 in us-east-1."
-_FORMATS = ("onnx", "ort", "wheel", "bundle", "conda", "tflite", "pmml", "desktop")
+_FORMATS = ("onnx", "ort", "wheel", "bundle", "conda", "tflite", "desktop")
 
 
 @click.command()
@@ -83,7 +82,6 @@ _FORMATS = ("onnx", "ort", "wheel", "bundle", "conda", "tflite", "pmml", "deskto
     "--name", metavar="NAME", show_default="the model's name", help="Package name of the wheel."
 )
 @path_option("--wheels", metavar="FOLDER", help="Folder of wheels for a bundle.")
-@original_option(help="Fitted model behind MODEL, for pmml.")
 @flag("--download-wheels", help="Download onnxruntime and numpy with pip into the bundle.")
 def export(
     model_uri: str, export_format: "ExportFormat", output_path: Path, **options: Any
@@ -98,10 +96,9 @@ def export(
     The formats are: onnx, the graph with metadata; ort, ONNX Runtime's own format;
     wheel, a Python package with predict(); bundle, a folder or .zip file for machines
     without a network; conda, the same with an environment.yml; tflite, a neural network
-    for TensorFlow Lite (LiteRT); pmml, a scikit-learn, XGBoost or LightGBM model for
-    PMML engines; desktop, a folder with a program for this machine's platform. The
-    export is run on rows in a separate process. If its predictions differ from the
-    predictions of the served version, FILE is not written.
+    for TensorFlow Lite (LiteRT); desktop, a folder with a program for this machine's
+    platform. The export is run on rows in a separate process. If its predictions differ
+    from the predictions of the served version, FILE is not written.
     """
     if options["name"] is not None and export_format != "wheel":
         raise click.UsageError(f"--name is for a wheel; the format is {export_format}")
@@ -109,8 +106,6 @@ def export(
         raise click.UsageError(
             f"--wheels and --download-wheels are for a bundle; the format is {export_format}"
         )
-    if options["original"] and export_format != "pmml":
-        raise click.UsageError(f"--original is for pmml; the format is {export_format}")
     from mlflow_deploy_plugin.wrap.exporter.exporting import export as export_model
 
     result = export_model(model_uri, export_format, output_path, progress=show_progress, **options)

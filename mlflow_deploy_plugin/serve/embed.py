@@ -4,7 +4,6 @@ prefix.
 app.mount("/flights", asgi_app("models:/flight-delay@champion"))
 """
 
-import hashlib
 import socket
 import threading
 from collections.abc import Iterator, Mapping
@@ -16,10 +15,8 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.registry.model_uri import default_endpoint_name
 from mlflow_deploy_plugin.core.settings import absolute_path, load_settings
 from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
-from mlflow_deploy_plugin.core.statedir.files import KEYS, WANTED, temporary_folder, write_state
+from mlflow_deploy_plugin.core.statedir.files import WANTED, temporary_folder, write_state
 from mlflow_deploy_plugin.core.statedir.models import (
-    KeyEntry,
-    ValidKeys,
     Wanted,
     WantedEndpoint,
     WantedVariant,
@@ -100,23 +97,20 @@ def local_server(
     folder: Path,
     name: str,
     version: str,
-    host: str,
-    port: str,
-    key: str = "",
+    port: str = "0",
 ) -> Iterator[str]:
-    """Serve the version in an MLmodel folder in a thread during the block, without a
-    registry, and yield the address.
+    """Serve the version in an MLmodel folder to this machine in a thread during the
+    block, without a registry, and yield the address.
 
     The server has the routes and pages of `onnxserve serve`. It neither captures nor
-    explains requests. `key` is the only valid API key; an empty key leaves the routes
-    open. Current requests have five seconds to end.
+    explains requests. Current requests have five seconds to end.
 
     Raises InvalidConfig if the port cannot be used, and DeploymentFailed if the version
     cannot be loaded.
     """
     import uvicorn  # The applications above run in any server.
 
-    config = {"capture.fraction": 0, "server.explain_max_rows": 0, "server.api_keys": bool(key)}
+    config = {"capture.fraction": 0, "server.explain_max_rows": 0}
     spec = new_endpoint(
         default_endpoint_name(str(folder.with_name(name))),
         str(folder),
@@ -129,25 +123,18 @@ def local_server(
         folder=folder,
     )
     endpoint = WantedEndpoint(variants={spec.name: served}, capture=spec.capture)
-    keys = {
-        hashlib.sha256(key.encode()).hexdigest(): KeyEntry(
-            name="local",
-            scopes=("infer", "read"),
-        ),
-    }
     try:
-        listener = socket.create_server((host, int(port)))
+        listener = socket.create_server(("127.0.0.1", int(port)))
     except (OSError, OverflowError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InvalidConfig(
-            f"{host} port {port} cannot be used: {reason}; choose another host or port",
+            f"port {port} cannot be used: {reason}; choose another port",
         ) from None
     with listener, temporary_folder("onnxserve-local-") as state_dir:
         write_state(
             state_dir / WANTED,
             Wanted(generation=1, endpoints={spec.name: endpoint}),
         )
-        write_state(state_dir / KEYS, ValidKeys(keys=keys))
         with closing(AsgiApp(EmbeddedModel(spec, state_dir, None, _WAIT_SECONDS))) as app:
             server = uvicorn.Server(
                 uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=5),
@@ -159,7 +146,7 @@ def local_server(
             )
             thread.start()
             try:
-                yield f"http://{host}:{listener.getsockname()[1]}"
+                yield f"http://127.0.0.1:{listener.getsockname()[1]}"
             finally:
                 server.should_exit = True
                 thread.join()

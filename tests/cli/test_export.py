@@ -9,7 +9,6 @@ from click.testing import CliRunner
 
 from mlflow_deploy_plugin.cli.commands import main
 from tests.support.models import mixed_model
-from tests.support.pmml import needs_java
 from tests.support.refusals import mentions
 
 
@@ -38,12 +37,6 @@ def test_an_export_is_one_line(model: Path, tmp_path: Path) -> None:
         (["--name", "m"], 2, ["--name", "wheel", "onnx"]),
         (["--format", "pickle"], 2, ["'--format'"]),
         (["--rows", "none.csv"], 1, ["file none.csv"]),
-        pytest.param(
-            ["--format", "pmml"],
-            1,
-            ["ONNX form", "mlflow.sklearn.log_model"],
-            marks=needs_java,
-        ),
     ],
 )
 def test_a_mistake_is_one_line(

@@ -50,7 +50,6 @@ def test_the_choices_of_an_option_are_those_of_the_type_that_it_becomes() -> Non
                 "explain --metric",
                 "robustness --metric",
                 "optimize --metric",
-                "auto-optimize --metric",
                 "backtest --metric",
             ),
             MetricName,

@@ -150,7 +150,7 @@ def test_a_mistake_is_one_line_with_a_way_out_and_exit_status_1(
         ("alert silence flights", ["--for"]),
         ("alert silence --for 2h", ["NAME"]),
         ("alert unsilence", ["ID"]),
-        ("optimize models:/m/1", ["--int8", "--fp16", "--prune SHARE", "auto-optimize"]),
+        ("optimize models:/m/1", ["--int8", "--fp16"]),
     ],
 )
 def test_options_that_are_missing_or_do_not_go_together_are_a_usage_error(
@@ -168,7 +168,6 @@ def test_options_that_are_missing_or_do_not_go_together_are_a_usage_error(
         ("rollout start flights --to 2 --every 5", ["--every", "'5'", "30s"]),
         ("rollout start flights --to 2 --every soon", ["--every", "'soon'", "30s"]),
         ("rollout start flights --to 2 --abort-on errors>1%", ["--abort-on", "'errors>1%'"]),
-        ("optimize models:/m/1 --prune 1.5", ["'--prune'", "1.5", "0<x<1"]),
         ("optimize models:/m/1 --fp16 --max-loss -1", ["'--max-loss'", "-1.0", "x>=0"]),
         ("promote models:/m/1 --to Production --force", ["--force", "--why REASON"]),
         ("alert silence flights --for soon", ["--for", "'soon'", "30s, 5m, 1h, 90d or 1w"]),

@@ -64,8 +64,8 @@ IMPORTS_OF_EXTRAS = {
     "statsmodels": "import mlflow_deploy_plugin.wrap.convert.statsmodels",
     "text": "import tokenizers",
     "transformers": "import sentence_transformers, transformers",
-    "pmml": "import sklearn2pmml, mlflow_deploy_plugin.wrap.flavor.pmml_model",
-    "desktop": "import PyInstaller, mlflow_deploy_plugin.wrap.desktop.window",
+    "pmml": "import mlflow_deploy_plugin.wrap.flavor.pmml_model",
+    "desktop": "import PyInstaller, mlflow_deploy_plugin.wrap.exporter.desktop",
     "jwt": "import threading, pathlib, mlflow_deploy_plugin.serve.agent.keys as keys; "
     "keys.issuer_key_fetcher(pathlib.Path('.'), 'https://here', threading.Event())",
     "s3": "import boto3, mlflow_deploy_plugin.serve.inference_log.storage",
@@ -102,7 +102,6 @@ NEEDS_AN_EXTRA = {
         "kubernetes",
         "mlflow_oidc_auth",
         "onnxruntime",
-        "openpyxl",
         "scipy",
         "shap",
         "skl2onnx",

@@ -29,7 +29,7 @@ ENTRY_POINTS = [
     for folder in (ROOT, *PROJECTS)
     for name in yaml.safe_load((folder / "MLproject").read_text())["entry_points"]
 ]
-NEED_TORCH = ("train_digits", "image_resnet18")
+NEED_TORCH = ("train_digits", "image_resnet18", "prune")
 
 
 class Parsed(Exception):

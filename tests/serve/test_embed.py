@@ -140,13 +140,7 @@ def test_a_local_server_has_the_routes_and_pages_of_a_server_without_an_agent(
     tmp_path: Path,
 ) -> None:
     before = psutil.Process().children()
-    with local_server(
-        mixed_model(tmp_path / "model"),
-        "Flight Delay",
-        "3",
-        "127.0.0.1",
-        "0",
-    ) as url:
+    with local_server(mixed_model(tmp_path / "model"), "Flight Delay", "3") as url:
         assert psutil.Process().children() == before
         assert requests.get(f"{url}/docs", timeout=30).status_code == 200
         client = Client(url)
@@ -156,26 +150,8 @@ def test_a_local_server_has_the_routes_and_pages_of_a_server_without_an_agent(
         assert answer.version == "3"
         with (
             refused(InvalidConfig, url.rpartition(":")[2]),
-            local_server(tmp_path, "m", "1", "127.0.0.1", url[17:]),
+            local_server(tmp_path, "m", "1", url[17:]),
         ):
             pass
     with pytest.raises(requests.ConnectionError):
         requests.get(url, timeout=30)
-
-
-def test_a_local_server_with_a_key_refuses_other_callers(tmp_path: Path) -> None:
-    with local_server(
-        mixed_model(tmp_path / "model"),
-        "m",
-        "1",
-        "127.0.0.1",
-        "0",
-        "sesame",
-    ) as url:
-        body = {"dataframe_records": [RECORD]}
-        headers = {"Authorization": "Bearer sesame"}
-        assert requests.post(f"{url}/invocations", json=body, timeout=30).status_code == 401
-        assert (
-            requests.post(f"{url}/invocations", json=body, headers=headers, timeout=30).status_code
-            == 200
-        )

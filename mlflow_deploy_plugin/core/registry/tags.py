@@ -77,7 +77,7 @@ OPTIMIZED_FROM_TAG = "onnxserve.optimized_from"
 models:/X/3.
 """
 OPTIMIZED_WITH_TAG = "onnxserve.optimized_with"
-"""The kind of optimization, such as `int8 static` or `prune 0.5, fp16`."""
+"""The kind of optimization, such as `int8 static` or `fp16`."""
 
 COPIED_FROM_TAG = "onnxserve.copied_from"
 """The page of the version, in this or another registry, that this version is a copy of.

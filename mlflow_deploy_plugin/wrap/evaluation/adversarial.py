@@ -55,12 +55,7 @@ _DIRECTIONS = 8
 _SPSA_STEP = 0.1  # standard deviations
 
 
-def fgsm(
-    rows: NamedArrays,
-    strength: float,
-    gradient: LossGradient,
-    rng: Generator,
-) -> NamedArrays:
+def fgsm(rows: NamedArrays, strength: float, gradient: LossGradient, rng: Generator) -> NamedArrays:
     """Return the rows moved by one step along the sign of the gradient. `strength` is
     the length of the step, in standard deviations or as a share of the value range.
     """
@@ -68,12 +63,7 @@ def fgsm(
     return _move(rows, rows, slopes, step=strength, strength=strength)
 
 
-def pgd(
-    rows: NamedArrays,
-    strength: float,
-    gradient: LossGradient,
-    rng: Generator,
-) -> NamedArrays:
+def pgd(rows: NamedArrays, strength: float, gradient: LossGradient, rng: Generator) -> NamedArrays:
     """Return the changed rows with the largest loss of a random start and of `_STEPS`
     steps along the sign of the gradient. `strength` is the largest distance from
     `rows`, in standard deviations or as a share of the value range.
@@ -149,9 +139,7 @@ def _floats(rows: NamedArrays) -> NamedArrays:
 
 
 def estimated_gradient(
-    model: LoadedModel,
-    rows: NamedArrays,
-    truth: Array,
+    model: LoadedModel, rows: NamedArrays, truth: Array
 ) -> LossGradient | Refused:
     """Return a gradient that is estimated from predictions at small steps (SPSA, Spall
     1992); a Refused without floating-point inputs, or if the predictions and the
@@ -208,16 +196,12 @@ def _losses(truth: Array, predictions: ModelPredictions) -> Array | Refused:
     if predictions.is_label or truth.dtype.kind not in "biuf" or scores.shape != truth.shape:
         return Refused(
             "the model returns neither probabilities nor numbers that can be compared with the "
-            "target",
+            "target"
         )
     return np.square(scores.astype(np.float64) - truth)
 
 
-def _cross_entropies(
-    truth: Array,
-    probabilities: Array,
-    classes: list[Any],
-) -> Array | Refused:
+def _cross_entropies(truth: Array, probabilities: Array, classes: list[Any]) -> Array | Refused:
     """Return the cross-entropy of each row, [N], for probabilities [N, C]. Without
     `classes`, the classes are the values of the target, sorted.
     """
@@ -255,7 +239,21 @@ def torch_gradient(
     module = torch_original(model, folder, original, has_consent)
     if isinstance(module, Refused):
         return module
-    gradient = _gradient_of_module(module, artifact, truth)
+    with suppress(NotImplementedError):  # An exported program does not support `eval`.
+        module.eval()
+
+    def gradient(rows: NamedArrays, rng: Generator) -> tuple[Array, NamedArrays]:
+        size = chunk_rows(rows)
+        losses = []
+        slopes = []
+        for start in range(0, len(truth), size):
+            part = take_rows(rows, slice(start, start + size))
+            labels = truth[start : start + size]
+            part_losses, part_slopes = _backward(module, artifact, part, labels)
+            losses.append(part_losses)
+            slopes.append(part_slopes)
+        return np.concatenate(losses), concatenate_feeds(slopes)
+
     try:
         gradient(rows, np.random.default_rng(0))
     except Exception as error:  # noqa: BLE001 - The model may raise any exception.
@@ -264,10 +262,7 @@ def torch_gradient(
 
 
 def torch_original(
-    model: ResolvedModel,
-    folder: Path,
-    original: str = "",
-    has_consent: bool = False,
+    model: ResolvedModel, folder: Path, original: str = "", has_consent: bool = False
 ) -> Any:
     """Return the torch module in the model's folder, or the module from which the model
     was made. Return a `Refused` if there is none, if it may not run, or if it cannot be
@@ -289,7 +284,22 @@ def torch_original(
         resolved = None if uri in ("", model.source) else resolve(uri)
         if resolved is not None:
             flavors = fetch_mlmodel(resolved.source).flavors
-        refusal = _original_refusal(uri, flavors, bool(original) or has_consent)
+        if not uri:
+            return Refused(
+                "the version has no torch original, which is needed for gradients; set --original "
+                f"URI or log_model(…, metadata={{'{WRAPPED_FROM_TAG}': URI}})"
+            )
+        if "pytorch" not in flavors:
+            return Refused(
+                f"the original {uri} is not a torch module, which is needed for gradients; its "
+                f"flavors are {', '.join(sorted(flavors))}"
+            )
+        if not (original or has_consent):
+            return Refused(
+                f"loading the torch original {uri} runs its own code; to consent, set --original "
+                f"{uri}"
+            )
+        refusal = model_code_refusal(f"the torch original {uri}")
         if refusal:
             return Refused(refusal)
         if resolved is None:
@@ -298,32 +308,6 @@ def torch_original(
             return _load_torch(downloaded)
     except OnnxserveError as error:
         return Refused(f"the torch original {uri}: {error.message}")
-
-
-def _original_refusal(
-    uri: str,
-    flavors: Mapping[str, Any],
-    has_consent: bool,
-) -> str:
-    """Return the reason why an original with these flavors cannot be loaded; empty if
-    it can. `uri` is empty if there is no original.
-    """
-    if not uri:
-        return (
-            "the version has no torch original, which is needed for gradients; set --original "
-            f"URI or log_model(…, metadata={{'{WRAPPED_FROM_TAG}': URI}})"
-        )
-    if "pytorch" not in flavors:
-        flavor_names = ", ".join(sorted(flavors))
-        return (
-            f"the original {uri} is not a torch module, which is needed for gradients; its "
-            f"flavors are {flavor_names}"
-        )
-    if not has_consent:
-        return (
-            f"loading the torch original {uri} runs its own code; to consent, set --original {uri}"
-        )
-    return model_code_refusal(f"the torch original {uri}")
 
 
 def _original_uri(
@@ -355,39 +339,14 @@ def _load_torch(folder: Path) -> Any:
         return mlflow.pytorch.load_model(str(folder), map_location="cpu")
     except ModuleNotFoundError as error:
         return Refused(
-            f"the torch original needs {error.name}: pip install 'mlflow-onnxserve[torch]'",
+            f"the torch original needs {error.name}: pip install 'mlflow-onnxserve[torch]'"
         )
     except Exception as error:  # noqa: BLE001 - MLflow and the model may raise any exception.
         return Refused(f"the torch original cannot be loaded: {one_line(error, 200)}")
 
 
-def _gradient_of_module(module: Any, artifact: Artifact, truth: Array) -> LossGradient:
-    """Set the module to evaluation, and return a function that computes the loss and
-    its gradient in chunks of rows. `truth` is the target of all rows, [N].
-    """
-    with suppress(NotImplementedError):  # An exported program does not support `eval`.
-        module.eval()
-
-    def gradient(rows: NamedArrays, rng: Generator) -> tuple[Array, NamedArrays]:
-        size = chunk_rows(rows)
-        losses = []
-        slopes = []
-        for start in range(0, len(truth), size):
-            part = take_rows(rows, slice(start, start + size))
-            labels = truth[start : start + size]
-            part_losses, part_slopes = _backward(module, artifact, part, labels)
-            losses.append(part_losses)
-            slopes.append(part_slopes)
-        return np.concatenate(losses), concatenate_feeds(slopes)
-
-    return gradient
-
-
 def _backward(
-    module: Any,
-    artifact: Artifact,
-    rows: NamedArrays,
-    labels: Array,
+    module: Any, artifact: Artifact, rows: NamedArrays, labels: Array
 ) -> tuple[Array, NamedArrays]:
     """Return the loss of each row, [N], and the gradients by array."""
     import torch  # The import takes seconds, and only torch models need it.
@@ -396,7 +355,14 @@ def _backward(
         name: torch.from_numpy(np.array(values)).requires_grad_(values.dtype.kind == "f")
         for name, values in rows.items()
     }
-    answer = module(*_forward_arguments(torch, module, artifact, leaves))
+    if artifact.columns:
+        columns = [leaves[column.name] for column in artifact.columns]
+        arguments = [torch.stack(columns, dim=1).float()]
+    else:  # The tensors are in the order of the parameters of `forward`.
+        parameters = inspect.signature(module.forward).parameters
+        named = [leaves[name] for name in parameters if name in leaves]
+        arguments = named or list(leaves.values())
+    answer = module(*arguments)
     while not isinstance(answer, torch.Tensor):  # The first output of a nested result.
         parts = answer.values() if isinstance(answer, dict) else answer
         answer = next(iter(parts))
@@ -404,23 +370,6 @@ def _backward(
     losses.sum().backward()
     slopes = {name: leaf.grad.numpy() for name, leaf in leaves.items() if leaf.grad is not None}
     return losses.detach().numpy().astype(np.float64), slopes
-
-
-def _forward_arguments(
-    torch: Any,
-    module: Any,
-    artifact: Artifact,
-    leaves: Mapping[str, Any],
-) -> list[Any]:
-    """Return the arguments of the module's `forward`: all columns as one matrix, or the
-    tensors in the order of its parameters.
-    """
-    if artifact.columns:
-        columns = [leaves[column.name] for column in artifact.columns]
-        return [torch.stack(columns, dim=1).float()]
-    parameters = inspect.signature(module.forward).parameters
-    arguments = [leaves[name] for name in parameters if name in leaves]
-    return arguments or list(leaves.values())
 
 
 def _torch_losses(torch: Any, answer: Any, truth: Array) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, ParityError
 from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName
-from mlflow_deploy_plugin.serve.runtime.agreement import LABELS, Agreement, Tolerance, compare
+from mlflow_deploy_plugin.serve.runtime.agreement import LABELS, Tolerance, compare
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, row_count
 from mlflow_deploy_plugin.wrap.evaluation.dataset import NamedArrays
 from mlflow_deploy_plugin.wrap.evaluation.metrics import Baseline, argmax_labels, spread
@@ -71,7 +71,7 @@ class FormAgreement:
         if self.max_difference is not None:
             parts.append(
                 f"mean difference {self.mean_difference:.2g} ({self.relative_difference:.2%} of "
-                "the spread)",
+                "the spread)"
             )
         if self.metric:
             parts.append(f"{self.metric} {self.form_metric:.4f}, base {self.base_metric:.4f}")
@@ -125,33 +125,37 @@ def compare_with_base(
     )
 
 
-def _compare_outputs(
-    want: Arrays,
-    got: Arrays,
-) -> FormAgreement:
-    """Compare the outputs, [N, …] by name, without labels."""
+def _compare_outputs(want: Arrays, got: Arrays) -> FormAgreement:
+    """Compare the outputs, [N, …] by name, without labels. Raises InvalidConfig if
+    their shapes differ.
+    """
     numbers = {}
     labels = []
     for name, expected in want.items():
-        agreement = _compare_output(name, expected, got.get(name))
+        actual = got.get(name)
+        if actual is None or actual.shape != expected.shape:
+            raise InvalidConfig(
+                f"the base has an output {name!r} of shape {list(expected.shape)}, but the form "
+                "does not"
+            )
+        agreement = compare(expected, actual)
         if agreement.are_numbers:
             numbers[name] = agreement
         else:
             labels.append(agreement.by_row().same)
-    means = {name: _mean(agreement.differences) for name, agreement in numbers.items()}
+    means = {
+        name: float(agreement.differences.mean()) if agreement.differences.size else 0.0
+        for name, agreement in numbers.items()
+    }
     relative = max(
-        (mean / max(spread(want[name]), 1e-12) for name, mean in means.items()),
-        default=0.0,
+        (mean / max(spread(want[name]), 1e-12) for name, mean in means.items()), default=0.0
     )
     equal = _share(np.logical_and.reduce(labels)) if labels else None
     loss = relative if equal is None else 1 - equal
     return FormAgreement(
         rows=row_count(want),
         equal=equal,
-        max_difference=max(
-            (agreement.largest for agreement in numbers.values()),
-            default=None,
-        ),
+        max_difference=max((agreement.largest for agreement in numbers.values()), default=None),
         mean_difference=max(means.values(), default=None),
         relative_difference=relative,
         loss=_limited_loss(loss),
@@ -166,28 +170,7 @@ def _limited_loss(loss: float) -> float:
     return float("inf") if np.isnan(loss) else loss
 
 
-def _compare_output(name: str, expected: Array, actual: Array | None) -> Agreement:
-    """Compare an output of a form with the output of its base. Raises InvalidConfig if
-    their shapes differ.
-    """
-    if actual is None or actual.shape != expected.shape:
-        raise InvalidConfig(
-            f"the base has an output {name!r} of shape {list(expected.shape)}, but the form does "
-            "not",
-        )
-    return compare(expected, actual)
-
-
-def _mean(values: Array) -> float:
-    return float(values.mean()) if values.size else 0.0
-
-
-def check_outputs(
-    expected: Arrays,
-    outputs: Arrays,
-    tolerance: Tolerance,
-    message: str,
-) -> float:
+def check_outputs(expected: Arrays, outputs: Arrays, tolerance: Tolerance, message: str) -> float:
     """Return the largest difference of outputs from the outputs of the served model.
     Raises ParityError if an output is not within the tolerance.
 

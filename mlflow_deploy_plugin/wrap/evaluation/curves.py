@@ -124,7 +124,7 @@ class RobustnessReport:
         rows. A refused point has neither metric nor loss.
         """
         lines: list[tuple[str, ...]] = [
-            ("disturbance", "strength", self.metric, "loss", "no number", "worst at"),
+            ("disturbance", "strength", self.metric, "loss", "no number", "worst at")
         ]
         lines.append(("none", "", f"{self.clean:.4f}", "", "", ""))
         for point in self.points:
@@ -134,7 +134,7 @@ class RobustnessReport:
                 cells = (f"{point.value:.4f}", f"{point.loss:+.4f}")
             no_number = f"{point.no_number:.1%}" if point.no_number else ""
             lines.append(
-                (point.disturbance, f"{point.strength:g}", *cells, no_number, point.variant),
+                (point.disturbance, f"{point.strength:g}", *cells, no_number, point.variant)
             )
         return lines
 
@@ -167,14 +167,33 @@ class RobustnessReport:
         return [folder / name for name in files]
 
     def _draw(self, name: str, points: Sequence[RobustnessPoint]) -> bytes:
-        """Return the plot of a curve as PNG."""
+        """Return the plot of a curve as PNG: its points, the metric of the undisturbed
+        rows, and a cross at the foot for each refused strength.
+        """
         # The import takes half a second.
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6, 3.6), dpi=110, layout="constrained")
-        panel = figure.subplots()
-        self._draw_points(panel, points)
+        panel: Any = figure.subplots()
+        measured = [point for point in points if point.value is not None]
+        panel.plot(
+            [point.strength for point in measured],
+            [point.value for point in measured],
+            color=_LINE,
+            marker="o",
+        )
+        panel.axhline(self.clean, color="0.6", linestyle="--", linewidth=1, label="undisturbed")
+        refused = [point.strength for point in points if point.value is None]
+        if refused:
+            panel.scatter(
+                refused,
+                [0.03] * len(refused),
+                marker="x",
+                color="#dc2626",
+                transform=panel.get_xaxis_transform(),
+                label="refused",
+            )
         if name == "scale":  # The strengths are factors.
             panel.set_xscale("log")
         else:
@@ -188,35 +207,6 @@ class RobustnessReport:
         file = io.BytesIO()
         FigureCanvasAgg(figure).print_png(file)
         return file.getvalue()
-
-    def _draw_points(self, panel: Any, points: Sequence[RobustnessPoint]) -> None:
-        """Draw the curve, the metric of the undisturbed rows, and a cross at the foot
-        for each refused strength.
-        """
-        measured = [point for point in points if point.value is not None]
-        panel.plot(
-            [point.strength for point in measured],
-            [point.value for point in measured],
-            color=_LINE,
-            marker="o",
-        )
-        panel.axhline(
-            self.clean,
-            color="0.6",
-            linestyle="--",
-            linewidth=1,
-            label="undisturbed",
-        )
-        refused = [point.strength for point in points if point.value is None]
-        if refused:
-            panel.scatter(
-                refused,
-                [0.03] * len(refused),
-                marker="x",
-                color="#dc2626",
-                transform=panel.get_xaxis_transform(),
-                label="refused",
-            )
 
 
 def robustness(
@@ -283,13 +273,7 @@ def robustness(
             has_consent=checked is not None,
         )
         measured = measure_robustness(
-            model,
-            labelled,
-            metric,
-            checked,
-            seed,
-            find_gradient,
-            progress,
+            model, labelled, metric, checked, seed, find_gradient, progress
         )
     report = replace(measured, model=model_uri, dataset=source, target=target)
     if run is None:
@@ -372,7 +356,7 @@ def _limited_sample(model: LoadedModel, labelled: LabelledRows, seed: int) -> La
     truth = labelled.truth
     if len(truth) < 2:
         raise InvalidConfig(
-            "the data has one row with a known target; a standard deviation needs at least two",
+            "the data has one row with a known target; a standard deviation needs at least two"
         )
     width = sum(values[:1].size for values in rows.values())
     if len(truth) * width <= _MAX_VALUES:
@@ -385,11 +369,18 @@ def _rows_with_gaps(model: LoadedModel, rows: NamedArrays) -> tuple[NamedArrays,
     """Return the columns in which values may be missing, and a note about the other
     columns. If no column accepts a missing value, all columns are returned.
     """
-    refusals = _missing_refusals(model, rows)
-    if not refusals or len(refusals) == len(rows):
+    row = take_rows(rows, slice(0, 1))
+    refused = []
+    for name, values in row.items():
+        gap = with_missing({name: values}, 1.0, np.random.default_rng(0))
+        try:
+            model.predict({**row, **gap})
+        except (SchemaMismatch, InferenceError):
+            refused.append(name)
+    if not refused or len(refused) == len(rows):
         return rows, []
-    accepted = {column: values for column, values in rows.items() if column not in refusals}
-    columns = join_names(refusals)
+    accepted = {column: values for column, values in rows.items() if column not in refused}
+    columns = join_names(refused)
     note = f"missing: no values of {columns} are removed, because the model rejects such rows"
     return accepted, [note]
 
@@ -416,17 +407,12 @@ class _Curve(NamedTuple):
         """
         # Mix the name into the seed. Otherwise data generated with the same seed would
         # equal the noise.
-        random = np.random.default_rng(
-            [
-                zlib.crc32(self.name.encode()),
-                self.seed,
-            ]
-        )
+        random = np.random.default_rng([zlib.crc32(self.name.encode()), self.seed])
         outcomes = []
         for variant, disturbed in self.variants(strength, random):
             point = RobustnessPoint(self.name, strength, value=None, variant=variant)
             outcomes.append(self.measured(point, {**self.rows, **disturbed}))
-        return max(outcomes, key=_loss_of)
+        return max(outcomes, key=lambda point: math.inf if point.loss is None else point.loss)
 
     def measured(self, point: RobustnessPoint, rows: NamedArrays) -> RobustnessPoint:
         """Return the point with the metric of the disturbed rows, or with the reason
@@ -442,26 +428,6 @@ class _Curve(NamedTuple):
             return replace(point, no_number=answers.no_number, refusal=reason)
         loss = self.baseline.loss(value)
         return replace(point, value=value, loss=loss, no_number=answers.no_number)
-
-
-def _loss_of(point: RobustnessPoint) -> float:
-    """Return the loss; infinity for a refused point."""
-    return math.inf if point.loss is None else point.loss
-
-
-def _missing_refusals(model: LoadedModel, rows: NamedArrays) -> dict[str, str]:
-    """Return the columns in which the model rejects a missing value, with the error
-    messages.
-    """
-    row = take_rows(rows, slice(0, 1))
-    refusals = {}
-    for name, values in row.items():
-        gap = with_missing({name: values}, 1.0, np.random.default_rng(0))
-        try:
-            model.predict({**row, **gap})
-        except (SchemaMismatch, InferenceError) as error:
-            refusals[name] = error.message
-    return refusals
 
 
 def _disturber(

@@ -53,11 +53,7 @@ def take_rows(rows: NamedArrays, positions: Array | slice) -> NamedArrays:
 
 
 def load_dataset(
-    dataset: str,
-    target: str,
-    artifact: Artifact,
-    seed: int,
-    max_rows: int,
+    dataset: str, target: str, artifact: Artifact, seed: int, max_rows: int
 ) -> LabelledRows:
     """Return at most `max_rows` labelled rows of a dataset.
 
@@ -77,12 +73,7 @@ def load_dataset(
 
 
 def labelled_rows(
-    rows: NamedArrays,
-    source: str,
-    target: str,
-    artifact: Artifact,
-    seed: int,
-    max_rows: int,
+    rows: NamedArrays, source: str, target: str, artifact: Artifact, seed: int, max_rows: int
 ) -> LabelledRows:
     """Return at most `max_rows` rows with a known target. Raises InvalidConfig without
     such rows, or if the target is an input.
@@ -145,16 +136,11 @@ def known_rows(artifact: Artifact, schema: Schema, most: int) -> NamedArrays:
         feeds = mlflow_protocol.decode(JSON, example.read_bytes(), schema)
     elif (reference := reference_rows(artifact, most, seed=0)) is not None:
         feeds = schema.from_columns(reference)
-    if feeds is None:
-        return _draw_rows(schema, min(_RANDOM_ROWS, most))
-    # A graph may stack booleans and integers with floats in one input.
-    return cast_to_signature(artifact, schema.to_columns(feeds))
-
-
-def _draw_rows(schema: Schema, count: int) -> NamedArrays:
-    """Return rows in the shapes and types of the schema: normal numbers for floats,
-    zeros and ones for other numbers, and the same text everywhere.
-    """
+    if feeds is not None:
+        # A graph may stack booleans and integers with floats in one input.
+        return cast_to_signature(artifact, schema.to_columns(feeds))
+    # Normal numbers for floats, zeros and ones for other numbers, the same text
+    # everywhere.
     random = np.random.default_rng(0)
     shapes = {tensor.name: tensor.shape for tensor in schema.tensors}
     rows = {}
@@ -162,7 +148,7 @@ def _draw_rows(schema: Schema, count: int) -> NamedArrays:
         shape = shapes.get(name, (-1,))
         sizes = [max(size, 1) for size in shape]
         if shape and shape[0] == -1:
-            sizes[0] = count
+            sizes[0] = min(_RANDOM_ROWS, most)
         kind = numpy_dtype(dtype).kind
         values = random.normal(size=sizes) if kind == "f" else random.integers(0, 2, sizes)
         rows[name] = np.full(sizes, "a", dtype=object) if kind == "O" else values.astype(dtype)
@@ -216,7 +202,7 @@ def own_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
     if names == {""} and len(columns) > 1:
         raise InvalidConfig(
             f"the model has one unnamed tensor, and the data contains {join_names(columns)}: name "
-            "the target, and remove all other arrays",
+            "the target, and remove all other arrays"
         )
     return columns
 
@@ -234,13 +220,12 @@ def read_rows(path: Path, data_name: str, artifact: Artifact) -> NamedArrays:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InvalidConfig(
-                f"the dataset {data_name} has more than {MAX_BYTES:,} bytes; use a sample",
+                f"the dataset {data_name} has more than {MAX_BYTES:,} bytes; use a sample"
             )
         ending = path.suffix.lower()
         if ending not in (".csv", ".parquet", ".npz"):
             raise InvalidConfig(
-                f"the dataset {data_name} ends in {ending!r}; supported are .csv, .parquet and "
-                ".npz",
+                f"the dataset {data_name} ends in {ending!r}; supported are .csv, .parquet and .npz"
             )
         if ending == ".npz":
             return _read_arrays(path, data_name)
@@ -282,7 +267,7 @@ def frame_rows(data: object) -> NamedArrays:
         table = pa.Table.from_pandas(data, preserve_index=False)
     except (AttributeError, TypeError, ValueError, pa.ArrowException) as error:
         raise InvalidConfig(
-            f"data: a file, a DataFrame or a mapping of arrays is expected ({error})",
+            f"data: a file, a DataFrame or a mapping of arrays is expected ({error})"
         ) from None
     return _check_lengths(_table_rows(table, "the data"), "the data")
 
@@ -312,7 +297,7 @@ def _check_lengths(rows: NamedArrays, data_name: str) -> NamedArrays:
     if len(lengths) != 1 or lengths & {(), (0,)}:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in rows.items()) or "none"
         raise InvalidConfig(
-            f"{data_name} needs non-empty arrays of equal length; its arrays are {shapes[:300]}",
+            f"{data_name} needs non-empty arrays of equal length; its arrays are {shapes[:300]}"
         )
     return rows
 
@@ -325,7 +310,7 @@ def _read_arrays(path: Path, data_name: str) -> NamedArrays:
         with zipfile.ZipFile(path) as file:
             if sum(entry.file_size for entry in file.infolist()) > MAX_BYTES:
                 raise InvalidConfig(
-                    f"the dataset {data_name} contains more than {MAX_BYTES:,} bytes; use a sample",
+                    f"the dataset {data_name} contains more than {MAX_BYTES:,} bytes; use a sample"
                 )
         with np.load(path, allow_pickle=False) as arrays:
             rows = dict(arrays)
@@ -347,7 +332,7 @@ def read_dataset(dataset: str, artifact: Artifact) -> NamedArrays:
     if dataset == REFERENCE:
         if (path := artifact.reference_file) is None:
             raise InvalidConfig(
-                "the model has no reference; log the model with mlflow_deploy_plugin.log_model",
+                "the model has no reference; log the model with mlflow_deploy_plugin.log_model"
             )
         return _read_reference(artifact, path)
     if dataset.startswith(_DATASET):
@@ -405,6 +390,6 @@ def _read_logged_dataset(dataset: str, artifact: Artifact) -> NamedArrays:
     if not readable:
         raise InvalidConfig(
             f"the dataset {dataset} was logged without a readable source; log it with source=FILE, "
-            "or specify the file instead",
+            "or specify the file instead"
         )
     return read_rows(Path(readable[-1].load()), dataset, artifact)

@@ -44,10 +44,7 @@ def with_noise(rows: NamedArrays, share: float, rng: Generator) -> NamedArrays:
         noise = rng.normal(size=values.shape) * share * scale
         if values.dtype.kind == "f":
             return (values + noise).astype(values.dtype)
-        return within_type(
-            values.astype(np.float64) + np.round(noise),
-            values.dtype,
-        )
+        return within_type(values.astype(np.float64) + np.round(noise), values.dtype)
 
     return rows | {
         name: disturb(values) for name, values in rows.items() if values.dtype.kind in "iuf"
@@ -89,11 +86,7 @@ def with_out_of_range(rows: NamedArrays, ranges: float, rng: Generator) -> Named
         if values.dtype.kind not in "iuf" or np.isnan(low):
             return values
         distance = max(high - low, 1e-12) * ranges
-        ends = np.where(
-            rng.random(values.shape) < 0.5,
-            low - distance,
-            high + distance,
-        )
+        ends = np.where(rng.random(values.shape) < 0.5, low - distance, high + distance)
         return within_type(np.where(is_moved, ends, numbers), values.dtype)
 
     return {name: disturb(values) for name, values in rows.items()}
@@ -167,35 +160,27 @@ def with_typos(rows: NamedArrays, share: float, rng: Generator) -> NamedArrays:
         return "".join(characters)
 
     return _change_texts(
-        rows,
-        lambda texts: np.array(
-            [mistype(text) for text in texts],
-            dtype=object,
-        ),
+        rows, lambda texts: np.array([mistype(text) for text in texts], dtype=object)
     )
 
 
 def with_unseen(rows: NamedArrays, share: float, rng: Generator) -> NamedArrays:
     """Replace a share of the texts with an unseen text."""
     return _change_texts(
-        rows,
-        lambda texts: np.where(
-            rng.random(len(texts)) < share,
-            UNSEEN,
-            texts,
-        ),
+        rows, lambda texts: np.where(rng.random(len(texts)) < share, UNSEEN, texts)
     )
 
 
-def scaled_columns(
-    rows: NamedArrays,
-    factor: float,
-    rng: Generator,
-) -> _Variants:
+def scaled_columns(rows: NamedArrays, factor: float, rng: Generator) -> _Variants:
     """Yield the rows with one column multiplied by the factor; an image is scaled as
     one column.
     """
-    columns = list(_numeric_columns(rows))
+    # The position is None unless the array has two dimensions.
+    columns: list[tuple[str, int | None]] = []
+    for name, values in rows.items():
+        if values.dtype.kind in "iuf":
+            positions = range(values.shape[1]) if values.ndim == 2 else [None]
+            columns += product([name], positions)
     if len(columns) > _MAX_SCALED:
         sample = np.sort(rng.choice(len(columns), _MAX_SCALED, replace=False))
         columns = [columns[index] for index in sample]
@@ -208,24 +193,7 @@ def scaled_columns(
         yield label, {**rows, name: changed}
 
 
-def _numeric_columns(rows: NamedArrays) -> Iterator[tuple[str, int | None]]:
-    """Yield the name and the position of each column of numbers. The position is None
-    unless the array has two dimensions.
-    """
-    for name, values in rows.items():
-        if values.dtype.kind not in "iuf":
-            continue
-        if values.ndim == 2:
-            yield from product([name], range(values.shape[1]))
-        else:
-            yield name, None
-
-
-def brightened(
-    rows: NamedArrays,
-    share: float,
-    rng: Generator,
-) -> _Variants:
+def brightened(rows: NamedArrays, share: float, rng: Generator) -> _Variants:
     """Yield brighter images, then darker images, by this share of the value range;
     values stay in the range.
     """
@@ -236,10 +204,7 @@ def brightened(
 def _shift_values(share: float, values: Array) -> Array:
     """Add a share of the value range, within the range."""
     low, high = value_range(values)
-    return within_type(
-        np.clip(values + share * (high - low), low, high),
-        values.dtype,
-    )
+    return within_type(np.clip(values + share * (high - low), low, high), values.dtype)
 
 
 def occluded(rows: NamedArrays, share: float, rng: Generator) -> NamedArrays:
@@ -249,36 +214,21 @@ def occluded(rows: NamedArrays, share: float, rng: Generator) -> NamedArrays:
 
     def cover(values: Array) -> Array:
         """Return the images, [N, …], each with a grey box."""
-        image_axes = _image_axes(values)
+        image_axes = (1, 2)  # the height and the width
+        if values.ndim > 4:
+            image_axes = (-2, -1)
+        elif values.ndim == 4 and values.shape[1] <= values.shape[3]:  # The channels are first.
+            image_axes = (2, 3)
         changed = np.moveaxis(values.copy(), image_axes, (1, 2))  # This is a view.
         size = np.array(changed.shape[1:3])
-        sides = np.maximum(
-            np.round(np.sqrt(share) * size).astype(int),
-            1,
-        )
-        corners = rng.integers(
-            0,
-            size - sides + 1,
-            (len(values), 2),
-        )
-        grey = within_type(
-            np.nanmean(values, keepdims=True),
-            values.dtype,
-        ).item()
+        sides = np.maximum(np.round(np.sqrt(share) * size).astype(int), 1)
+        corners = rng.integers(0, size - sides + 1, (len(values), 2))
+        grey = within_type(np.nanmean(values, keepdims=True), values.dtype).item()
         for image, (top, left) in zip(changed, corners, strict=True):
             image[top : top + sides[0], left : left + sides[1]] = grey
         return np.ascontiguousarray(np.moveaxis(changed, (1, 2), image_axes))
 
     return _change_images(rows, cover)
-
-
-def _image_axes(values: Array) -> tuple[int, int]:
-    """Return the axes of the height and of the width of images."""
-    if values.ndim > 4:
-        return (-2, -1)
-    if values.ndim == 4 and values.shape[1] <= values.shape[3]:  # The channels are first.
-        return (2, 3)
-    return (1, 2)
 
 
 def value_range(values: Array, empty: float = 0.0) -> tuple[float, float]:
@@ -315,19 +265,14 @@ def _change_texts(rows: NamedArrays, change: Callable[[Array], Array]) -> NamedA
 
 
 def _is_text(values: Array) -> Array:
-    is_text = np.array(
-        [isinstance(value, str) for value in values.flat],
-        dtype=bool,
-    )
+    is_text = np.array([isinstance(value, str) for value in values.flat], dtype=bool)
     return is_text.reshape(values.shape)
 
 
 _Disturb = Callable[[NamedArrays, float, Generator], _Variants]
 
 
-def _single_variant(
-    change: Callable[[NamedArrays, float, Generator], NamedArrays],
-) -> _Disturb:
+def _single_variant(change: Callable[[NamedArrays, float, Generator], NamedArrays]) -> _Disturb:
     return lambda rows, strength, rng: iter([("", change(rows, strength, rng))])
 
 

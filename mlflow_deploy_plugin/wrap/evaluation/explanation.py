@@ -184,7 +184,7 @@ class Explanation:
         require_matplotlib()
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "explain.json").write_text(
-            json.dumps(self.as_dict(), indent=2, default=str) + "\n",
+            json.dumps(self.as_dict(), indent=2, default=str) + "\n"
         )
         self.write_contributions(str(folder / "contributions.parquet"))
         return [folder / "explain.json", folder / "contributions.parquet", *self._draw(folder)]
@@ -193,8 +193,16 @@ class Explanation:
         """Draw two plots per drawn output, and yield their files."""
         import shap  # The import takes half a second.
 
-        numbers = self._numbers()
-        drawn = self._drawn_outputs()
+        # Texts are NaN, because they have no position on the colour scale: SHAP draws
+        # them in grey.
+        numbers = np.full((len(self.values), len(self.data)), np.nan)
+        for position, values in enumerate(self.data.values()):
+            if values.dtype.kind in "biuf":
+                numbers[:, position] = values
+        # With two classes, only the second class is drawn; the first mirrors it.
+        drawn = [1]
+        if len(self.outputs) != 2:
+            drawn = list(range(min(len(self.outputs), _MAX_PICTURES)))
         for index in drawn:
             explained = shap.Explanation(
                 values=self.values[:, :, index],
@@ -211,28 +219,6 @@ class Explanation:
                 file = folder / f"{name}{suffix}.png"
                 _save_plot(plot, explained, title, file)
                 yield file
-
-    def _numbers(self) -> Array:
-        """Return the values of the rows, [N, C] float64. Texts are NaN, because they
-        have no position on the colour scale: SHAP draws them in grey.
-        """
-        numbers = np.full(
-            (len(self.values), len(self.data)),
-            np.nan,
-        )
-        for position, values in enumerate(self.data.values()):
-            if values.dtype.kind in "biuf":
-                numbers[:, position] = values
-        return numbers
-
-    def _drawn_outputs(self) -> list[int]:
-        """Return the positions of the outputs with plots. With two classes, only the
-        second class is drawn; the first mirrors it.
-        """
-        count = len(self.outputs)
-        if count == 2:
-            return [1]
-        return list(range(min(count, _MAX_PICTURES)))
 
 
 def _save_plot(plot: Any, explained: Any, title: str, file: Path) -> None:
@@ -295,7 +281,11 @@ def explain(
         raise InvalidConfig("metric: a metric needs labels; name the label column as target")
     resolved = resolve(model_uri)
     with downloaded_version(resolved) as folder:
-        model = _load_onnx(model_uri, folder)
+        if read_served_artifact(folder).flavor == PYTHON_FUNCTION:
+            raise InvalidArtifact(
+                f"{model_uri} has no ONNX form (it is a pyfunc); only ONNX models can be explained"
+            )
+        model = OnnxModel.load(folder)
         run = None
         if log:
             run = run_of_model(resolved, model.artifact.run_id, model.artifact.model_id)
@@ -303,29 +293,22 @@ def explain(
         labelled = None
         if target:
             labelled = labelled_rows(rows, source, target, model.artifact, seed, _LABELLED_ROWS)
-        sample = _draw_sample(model, rows, target, max_rows, seed)
+        inputs = {name: values for name, values in rows.items() if name != target}
+        sample = _draw_sample(model, inputs, sample_positions(row_count(rows), max_rows, seed))
         explained = contributions(model, sample.feeds, max_evals, seed, progress)
         permuted = _PermutedColumns(metric, [])
         if labelled is not None:
             features = explained.rows.features
             progress(f"permuting {len(features)} columns of {len(labelled.truth):,} rows")
-            version = load_version(folder)
-            permuted = _permutation_importance(version, labelled, metric, features, seed)
+            permuted = _permutation_importance(
+                load_version(folder), labelled, metric, features, seed
+            )
     explanation = _assemble(model_uri, source, sample, explained, permuted, seed)
     if run is None:
         return explanation
     with TemporaryDirectory(prefix="onnxserve-explain-") as temporary:
         explanation.save(Path(temporary))
         return replace(explanation, run=run.log(Path(temporary), EXPLAIN_FOLDER))
-
-
-def _load_onnx(model_uri: str, folder: Path) -> OnnxModel:
-    """Load the model. Raises InvalidArtifact if it has no ONNX form."""
-    if read_served_artifact(folder).flavor == PYTHON_FUNCTION:
-        raise InvalidArtifact(
-            f"{model_uri} has no ONNX form (it is a pyfunc); only ONNX models can be explained",
-        )
-    return OnnxModel.load(folder)
 
 
 class _Sample(NamedTuple):
@@ -358,18 +341,7 @@ class Contributions(NamedTuple):
     evals: int | None
 
 
-def _draw_sample(
-    model: OnnxModel,
-    rows: NamedArrays,
-    target: str,
-    max_rows: int,
-    seed: int,
-) -> _Sample:
-    """Return a sample of at most `max_rows` rows, without the column `target`. `target`
-    is empty without labels.
-    """
-    positions = sample_positions(row_count(rows), max_rows, seed)
-    inputs = {name: values for name, values in rows.items() if name != target}
+def _draw_sample(model: OnnxModel, inputs: NamedArrays, positions: Array) -> _Sample:
     sampled = take_rows(own_columns(model.artifact, inputs), positions)
     return _Sample(model.schema.from_columns(sampled), positions)
 
@@ -397,11 +369,16 @@ def _assemble(
     is_finite = np.isfinite(shap_values.values).all(axis=(1, 2))
     if not is_finite.any():
         raise InvalidConfig(
-            f"the model returns no finite numbers for these rows or for {explained.background}",
+            f"the model returns no finite numbers for these rows or for {explained.background}"
         )
     values = shap_values.values[is_finite]
     columns = tuple(feature.name for feature in shap_values.features)
-    importance = _rank_columns(columns, values, permuted.losses)
+    means = np.abs(values).mean(axis=(0, 2)).tolist()
+    losses: Sequence[tuple[float, ...]] = permuted.losses or [()] * len(columns)
+    importance = [
+        ColumnImportance(name, mean, *loss)
+        for name, mean, loss in zip(columns, means, losses, strict=True)
+    ]
     data = {
         feature.name: feature.values(sample.feeds)[is_finite] for feature in shap_values.features
     }
@@ -415,7 +392,7 @@ def _assemble(
         data=data,
         positions=sample.positions[is_finite],
         left_out=int(np.sum(~is_finite)),
-        importance=importance,
+        importance=tuple(sorted(importance, key=lambda entry: -entry.mean_abs)),
         metric=permuted.metric,
         background=explained.background,
         method=shap_values.method,
@@ -425,34 +402,8 @@ def _assemble(
     )
 
 
-def _rank_columns(
-    columns: tuple[str, ...],
-    values: Array,
-    losses: list[tuple[float, float]],
-) -> tuple[ColumnImportance, ...]:
-    """Return the importance of the columns, the most important first.
-
-    Args:
-        columns: the names of the columns.
-        values: the contributions, [N, columns, outputs].
-        losses: the mean and the standard deviation of the loss by permuted column;
-            empty without labels.
-    """
-    means = np.abs(values).mean(axis=(0, 2)).tolist()
-    figures: Sequence[tuple[float, ...]] = losses or [()] * len(columns)
-    importance = [
-        ColumnImportance(name, mean, *loss)
-        for name, mean, loss in zip(columns, means, figures, strict=True)
-    ]
-    return tuple(sorted(importance, key=lambda entry: -entry.mean_abs))
-
-
 def contributions(
-    model: OnnxModel,
-    feeds: Feeds,
-    max_evals: int | None,
-    seed: int,
-    progress: ProgressCallback,
+    model: OnnxModel, feeds: Feeds, max_evals: int | None, seed: int, progress: ProgressCallback
 ) -> Contributions:
     """Return the contributions. Raises InvalidConfig if `max_evals` is too small, or if
     the model does not return numbers for each row.
@@ -479,7 +430,12 @@ def contributions(
         background_feeds = {name: array[:most_rows] for name, array in feeds.items()}
         kind = "data"
     features = explained_features(model.artifact, feeds)
-    evals = _count_evaluations(len(features), max_evals)
+    least = 2 * len(features) + 1
+    evals = _PERMUTATIONS * least if max_evals is None else max_evals
+    if evals < least:
+        raise InvalidConfig(
+            f"max_evals is {evals}; {len(features)} columns need at least {least} (2 × columns + 1)"
+        )
     progress(f"explaining {row_count(feeds):,} rows")
     shap_values = explain_rows(model, background_feeds, feeds, evals, seed)
     used_evals = evals if shap_values.method == "permutation" else None
@@ -503,19 +459,6 @@ def _without_compilation() -> Iterator[None]:
         config.DISABLE_JIT = before
 
 
-def _count_evaluations(column_count: int, max_evals: int | None) -> int:
-    """Return the model evaluations per row: `max_evals`, or those of ten pairs of
-    permutations. Raises InvalidConfig if they are too few for one pair.
-    """
-    least = 2 * column_count + 1
-    evals = _PERMUTATIONS * least if max_evals is None else max_evals
-    if evals < least:
-        raise InvalidConfig(
-            f"max_evals is {evals}; {column_count} columns need at least {least} (2 × columns + 1)",
-        )
-    return evals
-
-
 def contributions_format(path: str) -> FileFormat:
     """Return the file format for contributions; raise InvalidConfig if the ending is
     unknown.
@@ -523,7 +466,7 @@ def contributions_format(path: str) -> FileFormat:
     kind = format_of(path)
     if kind is None:
         raise InvalidConfig(
-            f"{path}: contributions can be written to .csv, .json, .jsonl or .parquet",
+            f"{path}: contributions can be written to .csv, .json, .jsonl or .parquet"
         )
     return kind
 
@@ -555,30 +498,20 @@ def _permutation_importance(
     figures = []
     for number, feature in enumerate(features):
         rng = np.random.default_rng([seed, number, len(labelled.truth)])
-        losses = [
-            sign * (baseline.value - baseline.value_of(model.predict(permuted)))
-            for permuted in _permute_feature(rows, feature, rng)
-        ]
+        place = feature.places[0]
+        if feature.name in rows:
+            name = feature.name
+        elif place[0] in rows:
+            name = place[0]
+        else:  # A single tensor may be unnamed.
+            name = next(iter(rows))
+        losses = []
+        for _ in range(_REPEATS):
+            changed = rows[name].copy()
+            order = rng.permutation(len(changed))
+            cells = np.s_[:] if changed.ndim == 1 else np.s_[:, place[1]]
+            changed[cells] = changed[order][cells]
+            answers = model.predict({**rows, name: changed})
+            losses.append(sign * (baseline.value - baseline.value_of(answers)))
         figures.append((float(np.mean(losses)), float(np.std(losses))))
     return _PermutedColumns(baseline.metric, figures)
-
-
-def _permute_feature(
-    rows: NamedArrays,
-    feature: "ExplainedFeature",
-    rng: np.random.Generator,
-) -> Iterator[NamedArrays]:
-    """Yield the rows with the values of the feature in random orders."""
-    tensor, position = feature.places[0]
-    if feature.name in rows:
-        name = feature.name
-    elif tensor in rows:
-        name = tensor
-    else:  # A single tensor may be unnamed.
-        name = next(iter(rows))
-    for _ in range(_REPEATS):
-        changed = rows[name].copy()
-        order = rng.permutation(len(changed))
-        cells = np.s_[:] if changed.ndim == 1 else np.s_[:, position]
-        changed[cells] = changed[order][cells]
-        yield {**rows, name: changed}

@@ -120,7 +120,7 @@ class Baseline:
         value = weighted_metric(metric, truth, predicted)(np.ones(len(truth)))
         if not np.isfinite(value):
             raise InvalidConfig(
-                f"{metric} of the undisturbed rows is {value}: the model returns no finite numbers",
+                f"{metric} of the undisturbed rows is {value}: the model returns no finite numbers"
             )
         return cls(metric, truth, predicted, value)
 
@@ -165,9 +165,7 @@ def argmax_labels(truth: Array, predictions: ModelPredictions) -> ModelPredictio
 
 
 def weighted_metric(
-    metric: MetricName,
-    truth: Array,
-    predictions: ModelPredictions,
+    metric: MetricName, truth: Array, predictions: ModelPredictions
 ) -> WeightedMetric:
     """Return the metric as a function of row weights; raise InvalidConfig if the
     predictions do not fit.
@@ -186,12 +184,10 @@ def _of_numbers(metric: MetricName, truth: Array, predictions: ModelPredictions)
         expected = truth.astype(np.float64)
         actual = predictions.prediction.astype(np.float64)
     except (TypeError, ValueError):
-        raise InvalidConfig(
-            f"{metric} needs numbers; the model or the target has labels",
-        ) from None
+        raise InvalidConfig(f"{metric} needs numbers; the model or the target has labels") from None
     if expected.shape != actual.shape:
         raise InvalidConfig(
-            f"{metric}: the target has the shape {expected.shape}, the answers {actual.shape}",
+            f"{metric}: the target has the shape {expected.shape}, the answers {actual.shape}"
         )
     errors = (expected - actual).reshape(len(expected), -1)
     if metric == "mae":
@@ -251,12 +247,7 @@ def paired_bootstrap(
     )
 
 
-def resamples(
-    rng: np.random.Generator,
-    rows: int,
-    size: int,
-    count: int,
-) -> Iterator[Array]:
+def resamples(rng: np.random.Generator, rows: int, size: int, count: int) -> Iterator[Array]:
     """Yield `count` bootstrap resamples of `size` rows: the number of times that each
     row is drawn, [rows] float64.
 
@@ -283,14 +274,14 @@ def _of_labels(metric: MetricName, truth: Array, predictions: ModelPredictions) 
     predicted = predictions.prediction
     if predicted.shape != truth.shape:
         raise InvalidConfig(
-            f"{metric}: the target has the shape {truth.shape}, the answers {predicted.shape}",
+            f"{metric}: the target has the shape {truth.shape}, the answers {predicted.shape}"
         )
     label = _first_value(truth)
     answer = _first_value(predicted)
     if isinstance(label, str) != isinstance(answer, str):
         raise InvalidConfig(
             f"{metric}: the target contains {label!r}, the model returns {answer!r}; "
-            "only one is text",
+            "only one is text"
         )
     if metric == "accuracy":
         return _weighted_mean(predicted == truth)
@@ -326,9 +317,7 @@ def _first_value(values: Array) -> object:
 
 
 def _of_probabilities(
-    metric: MetricName,
-    truth: Array,
-    predictions: ModelPredictions,
+    metric: MetricName, truth: Array, predictions: ModelPredictions
 ) -> WeightedMetric:
     """Return log_loss or roc_auc; NaN if a probability is NaN. Raises InvalidConfig
     without probabilities, for an unknown label, and for roc_auc with one label.
@@ -337,7 +326,16 @@ def _of_probabilities(
         raise InvalidConfig(f"{metric} needs class probabilities, and this model returns none")
     probabilities = predictions.probabilities.astype(np.float64)
     labels = np.unique(truth)
-    columns = _label_columns(metric, labels, predictions)
+    classes = list(predictions.classes)
+    if not classes and len(labels) == probabilities.shape[1]:
+        classes = labels.tolist()
+    for label in labels.tolist():
+        if label not in classes:
+            raise InvalidConfig(
+                f"{metric}: the target contains {label!r}, which is not a class of the model "
+                f"({classes or 'unknown'})"
+            )
+    columns = [classes.index(label) for label in labels.tolist()]
     if np.isnan(probabilities).any():  # NaN would be sorted as the highest score.
         return lambda weights: float("nan")
     label_probabilities = probabilities[:, columns]
@@ -350,35 +348,8 @@ def _of_probabilities(
         raise InvalidConfig("roc_auc needs two different labels; the target has one")
     # With two labels, both have the same area.
     positions = [1] if len(labels) == 2 else range(len(labels))
-    areas = [
-        _auc(
-            truth == labels[index],
-            label_probabilities[:, index],
-        )
-        for index in positions
-    ]
+    areas = [_auc(truth == labels[index], label_probabilities[:, index]) for index in positions]
     return lambda weights: float(np.mean([area(weights) for area in areas]))
-
-
-def _label_columns(metric: MetricName, labels: Array, predictions: ModelPredictions) -> list[int]:
-    """Return the column of probabilities of each label. Raises InvalidConfig for a
-    label that is not a class of the model.
-
-    The labels are the classes if the model has no classes and as many columns as there
-    are labels.
-    """
-    probabilities = predictions.probabilities
-    classes = list(predictions.classes)
-    if not classes and probabilities is not None and len(labels) == probabilities.shape[1]:
-        classes = labels.tolist()
-    for label in labels.tolist():
-        if label not in classes:
-            known_classes = classes or "unknown"
-            raise InvalidConfig(
-                f"{metric}: the target contains {label!r}, which is not a class of the model "
-                f"({known_classes})",
-            )
-    return [classes.index(label) for label in labels.tolist()]
 
 
 def _auc(is_positive: Array, scores: Array) -> WeightedMetric:

@@ -114,7 +114,7 @@ def load_version(folder: Path, allow_pyfunc: bool = True) -> LoadedModel:
     if not allow_pyfunc:
         raise CodeRefused(
             "a version without an ONNX form would run its own code, which is not allowed on this "
-            "server; run `onnxserve gate MODEL` on your machine",
+            "server; run `onnxserve gate MODEL` on your machine"
         )
     require_model_code(WITHOUT_ONNX)
     return _LoadedPyfunc(artifact)
@@ -166,8 +166,12 @@ def predictions_of(artifact: Artifact, outputs: Arrays) -> ModelPredictions:
             continue
         values = outputs[output.name]
         role: str = output.role
-        if artifact.flavor != FLAVOR:
-            role = _role_by_type(values, is_only=len(artifact.outputs) == 1)
+        if artifact.flavor != FLAVOR:  # MLflow's `onnx` flavor has no roles.
+            role = "values"
+            if values.dtype.kind in "OUib" and values.ndim == 1:
+                role = "label"
+            elif values.ndim == 2 and values.shape[1] > 1 and len(artifact.outputs) > 1:
+                role = "probabilities"
         by_role.setdefault(role, values)
     probabilities = by_role.get("probabilities")
     if probabilities is not None and probabilities.ndim != 2:
@@ -175,24 +179,12 @@ def predictions_of(artifact: Artifact, outputs: Arrays) -> ModelPredictions:
     label = by_role.get("label")
     if label is not None:
         return ModelPredictions(
-            _flat(label),
-            is_label=True,
-            probabilities=probabilities,
-            classes=artifact.classes,
+            _flat(label), is_label=True, probabilities=probabilities, classes=artifact.classes
         )
     names = [*(name for name in artifact.prediction if name in outputs), *outputs]
     values = _flat(outputs[names[0]])
     is_label = values.dtype.kind == "O"  # A text is a label.
     return ModelPredictions(values, is_label, probabilities, artifact.classes)
-
-
-def _role_by_type(values: Array, is_only: bool) -> str:
-    """Return the role of an output, [N, …], of MLflow's `onnx` flavor."""
-    if values.dtype.kind in "OUib" and values.ndim == 1:
-        return "label"
-    if values.ndim == 2 and values.shape[1] > 1 and not is_only:
-        return "probabilities"
-    return "values"
 
 
 class _LoadedPyfunc:
@@ -204,8 +196,7 @@ class _LoadedPyfunc:
         self.artifact = artifact
         self._hangs = False
         self._model = self._in_time(
-            lambda: pyfunc.load_model(str(artifact.folder)),
-            "mlflow.pyfunc cannot load the model",
+            lambda: pyfunc.load_model(str(artifact.folder)), "mlflow.pyfunc cannot load the model"
         )
 
     def predict(self, rows: Arrays) -> ModelPredictions:

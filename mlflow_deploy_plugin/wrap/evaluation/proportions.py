@@ -8,11 +8,7 @@ import math
 from scipy.special import betainccinv, betaincinv, ndtri
 
 
-def wilson_bounds(
-    share: float,
-    count: float,
-    confidence: float,
-) -> tuple[float, float]:
+def wilson_bounds(share: float, count: float, confidence: float) -> tuple[float, float]:
     """Return the bounds of Wilson's score interval (JASA 22, 1927) for a `share` of
     `count` > 0 independent rows.
     """
@@ -23,11 +19,7 @@ def wilson_bounds(
     return max(min(centre - half, share), 0.0), min(max(centre + half, share), 1.0)
 
 
-def clopper_pearson_bounds(
-    hits: float,
-    count: float,
-    confidence: float,
-) -> tuple[float, float]:
+def clopper_pearson_bounds(hits: float, count: float, confidence: float) -> tuple[float, float]:
     """Return the bounds of the exact interval (Clopper & Pearson, Biometrika 26, 1934)
     for `hits` of `count` > 0 independent rows.
     """

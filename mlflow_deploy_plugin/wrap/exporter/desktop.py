@@ -3,7 +3,6 @@ the CPU of this machine.
 """
 
 import json
-import platform
 import shutil
 import sys
 from collections.abc import Mapping
@@ -14,9 +13,8 @@ from typing import Any
 
 from mlflow_deploy_plugin.core.errors import CommandFailed, ConversionError, NotInstalled
 from mlflow_deploy_plugin.core.processes.child import run_to_end
-from mlflow_deploy_plugin.core.version import __version__
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
-from mlflow_deploy_plugin.wrap.desktop import FACTS, MODEL
+from mlflow_deploy_plugin.wrap.exporter.desktop_program import FACTS, MODEL
 
 _SECONDS = 1800
 _NAME = "predict"
@@ -30,7 +28,6 @@ _LIBRARIES = {
     "csimdjson",
     "deprecated",
     "ecs_logging",
-    "et_xmlfile",
     "flask",
     "h11",
     "itsdangerous",
@@ -40,7 +37,6 @@ _LIBRARIES = {
     "mlflow_deploy_plugin",
     "numpy",
     "onnxruntime",
-    "openpyxl",
     "orjson",
     "packaging",
     "prometheus_client",
@@ -59,21 +55,17 @@ _LIBRARIES = {
 """The libraries that the program imports. The other installed libraries would add up to
 gigabytes.
 """
+_UNUSED_MODULES = ("zstandard._cffi", "tkinter")
 
 
-def write_desktop(
-    artifact: Artifact,
-    described: Mapping[str, Any],
-    folder: Path,
-) -> Path:
+def write_desktop(artifact: Artifact, described: Mapping[str, Any], folder: Path) -> Path:
     """Build the program, and return its executable, which needs the other files of its
-    folder.
-
-    Raises:
-        NotInstalled: PyInstaller, openpyxl or tkinter is missing.
-        ConversionError: PyInstaller fails.
+    folder. Raises NotInstalled without PyInstaller, and ConversionError if it fails.
     """
-    _check_installed()
+    if find_spec("PyInstaller") is None:
+        raise NotInstalled(
+            "a desktop program needs PyInstaller: pip install 'mlflow-onnxserve[desktop]'"
+        )
     data = folder / "data"
     # The reference sample has rows of the training data, which are not given away.
     shutil.copytree(
@@ -81,38 +73,8 @@ def write_desktop(
         data / MODEL,
         ignore=shutil.ignore_patterns(Path(artifact.reference or "").name),
     )
-    (data / FACTS).write_text(json.dumps(_facts(artifact, described)))
-    try:
-        run_to_end(_command(folder, data), _SECONDS)
-    except CommandFailed as error:
-        raise ConversionError(f"the program cannot be built: {error.message}") from None
-    return folder / "dist" / _NAME / _NAME
-
-
-def _check_installed() -> None:
-    """Raise NotInstalled if PyInstaller, openpyxl or tkinter is missing."""
-    needed = ("PyInstaller", "openpyxl", "_tkinter")
-    missing = [name.strip("_") for name in needed if find_spec(name) is None]
-    if missing:
-        remedy = (
-            "pip install 'mlflow-onnxserve[desktop]', and for tkinter the Debian package python3-tk"
-        )
-        raise NotInstalled(f"a desktop program needs {', '.join(missing)}: {remedy}")
-
-
-def _facts(
-    artifact: Artifact,
-    described: Mapping[str, Any],
-) -> dict[str, str]:
-    """Return the texts of the page "About" by name."""
-    facts = {key: described[key] for key in ("name", "version", "source", "run_id", "parity")}
-    facts |= artifact.provenance
-    facts |= {"onnxserve": __version__, "platform": f"{platform.system()} {platform.machine()}"}
-    return {key.replace("_", " "): str(fact) for key, fact in facts.items() if fact}
-
-
-def _command(folder: Path, data: Path) -> list[str]:
-    """Return the command of PyInstaller, which writes to `folder` and packs `data`."""
+    facts = {"name": described["name"], "version": described["version"]}
+    (data / FACTS).write_text(json.dumps(facts))
     options = {
         "name": _NAME,
         "add-data": f"{data}:.",
@@ -123,14 +85,18 @@ def _command(folder: Path, data: Path) -> list[str]:
         "collect-all": _PACKAGE.name,
     }
     unused = packages_distributions().keys() - _LIBRARIES - sys.stdlib_module_names
-    unused.add("zstandard._cffi")
-    return [
+    command = [
         "env",
         f"PYINSTALLER_CONFIG_DIR={folder / 'config'}",
         sys.executable,
         "-m",
         "PyInstaller",
         *(f"--{option}={value}" for option, value in options.items()),
-        *(f"--exclude-module={module}" for module in unused),
-        str(_PACKAGE / "wrap" / "desktop" / "program.py"),
+        *(f"--exclude-module={module}" for module in (*unused, *_UNUSED_MODULES)),
+        str(Path(__file__).with_name("desktop_program.py")),
     ]
+    try:
+        run_to_end(command, _SECONDS)
+    except CommandFailed as error:
+        raise ConversionError(f"the program cannot be built: {error.message}") from None
+    return folder / "dist" / _NAME / _NAME

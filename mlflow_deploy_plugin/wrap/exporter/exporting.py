@@ -52,10 +52,11 @@ from mlflow_deploy_plugin.wrap.exporter.tflite import (
     LITERT,
     converter_python,
     refuse_unconvertible,
+    signature_name,
     write_tflite,
 )
 
-ExportFormat = Literal["onnx", "ort", "wheel", "bundle", "conda", "tflite", "pmml", "desktop"]
+ExportFormat = Literal["onnx", "ort", "wheel", "bundle", "conda", "tflite", "desktop"]
 FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 METADATA_KEY = "onnxserve.model"
 
@@ -65,7 +66,6 @@ _PROOF_SECONDS = 600
 _LARGEST_PROTOBUF = 2**31 - 2**20
 _ORT_TOLERANCE = rounding_tolerance(1e-5)
 _TFLITE_TOLERANCE = rounding_tolerance(1e-4)
-_PMML_TOLERANCE = rounding_tolerance(1e-4)
 """The tolerances for the rounding of fused nodes and other kernels. Other formats must
 be exact.
 """
@@ -105,7 +105,6 @@ def export(
     name: str | None = None,
     wheels: Path | str | None = None,
     download_wheels: bool = False,
-    original: str = "",
     progress: ProgressCallback = lambda line: None,
 ) -> ExportedModel:
     """Export a version, and check that it returns the same predictions as the served
@@ -126,8 +125,6 @@ def export(
         wheels: a folder whose wheels are copied to a bundle.
         download_wheels: True to download wheels of onnxruntime and numpy with pip for
             this machine's Python.
-        original: the URI of the fitted model for PMML, whose code the caller consents
-            to run. Not needed if MLflow's flavor of its library logged the version.
         progress: called with a message before a long step, or for a tflite file of one
             row per call.
 
@@ -135,12 +132,11 @@ def export(
         AlreadyExists: the path exists.
         ConversionError: the version has no ONNX form, or the format cannot be written.
         ParityError: the predictions of the export differ.
-        NotInstalled: Java is missing for PMML.
         InvalidConfig: an option or the rows are invalid.
-        NotFound: the version or its original does not exist.
+        NotFound: the version does not exist.
         RegistryUnavailable: MLflow does not answer.
     """
-    options = _Options(name, wheels, download_wheels, original)
+    options = _Options(name, wheels, download_wheels)
     options.check(format)
     target = absolute_path(path)
     if not (format == "wheel" and target.is_dir()):
@@ -149,21 +145,18 @@ def export(
     with temporary_folder("onnxserve-export-") as work:
         (work / "source").mkdir()
         folder = download(resolved.source, work / "source")
-        fitted = None
-        if format == "pmml":
-            # Importing MLflow is slow.
-            from mlflow_deploy_plugin.wrap.exporter.pmml import fitted_model
-
-            fitted, folder = fitted_model(resolved, folder, work / "converted", original)
-        model = _load_model(model_uri, folder)
+        if read_served_artifact(folder).flavor == PYTHON_FUNCTION:
+            raise ConversionError(
+                f"{model_uri} has no ONNX form; convert it first with onnxserve wrap"
+            )
+        model = OnnxModel.load(folder)
+        if model.artifact.tokenizer is not None:
+            raise ConversionError(
+                f"{model_uri} is a text model, whose tokenizer cannot be exported; use onnxserve "
+                "build-docker instead"
+            )
         proof = _predicted_rows(model, rows)
-        version = _LoadedVersion(
-            model,
-            _describe(resolved, model),
-            proof,
-            work / "model.onnx",
-            fitted,
-        )
+        version = _LoadedVersion(model, _describe(resolved, model), proof, work / "model.onnx")
         _write_graph(model.artifact.onnx_file, version.graph, version.described)
         written, largest = _write(format, version, options, progress)
         if format == "wheel" and (target.is_dir() or target.suffix != ".whl"):
@@ -186,7 +179,6 @@ class _Options:
     name: str | None
     wheels: Path | str | None
     download_wheels: bool
-    original: str
 
     def check(self, format: str) -> None:
         """Raise an error for an unknown format and for options that the format does
@@ -194,34 +186,16 @@ class _Options:
         """
         if format not in FORMATS:
             raise InvalidConfig(
-                f"the format {format!r} is unknown; supported are {', '.join(FORMATS)}",
+                f"the format {format!r} is unknown; supported are {', '.join(FORMATS)}"
             )
         for needed, is_set, subject in (
             ("bundle", self.wheels or self.download_wheels, "wheels are"),
             ("wheel", self.name is not None, "a package name is"),
-            ("pmml", self.original, "an original is"),
         ):
             if is_set and format != needed:
                 raise InvalidConfig(
-                    f"{subject} only supported for the format {needed}, but the format is {format}",
+                    f"{subject} only supported for the format {needed}, but the format is {format}"
                 )
-
-
-def _load_model(model_uri: str, folder: Path) -> OnnxModel:
-    """Load the model. Raises ConversionError without an ONNX form and for a text
-    model.
-    """
-    if read_served_artifact(folder).flavor == PYTHON_FUNCTION:
-        raise ConversionError(
-            f"{model_uri} has no ONNX form; convert it first with onnxserve wrap",
-        )
-    model = OnnxModel.load(folder)
-    if model.artifact.tokenizer is not None:
-        raise ConversionError(
-            f"{model_uri} is a text model, whose tokenizer cannot be exported; use onnxserve "
-            "build-docker instead",
-        )
-    return model
 
 
 class _Proof(NamedTuple):
@@ -236,31 +210,36 @@ def _predicted_rows(model: OnnxModel, user_rows: Any) -> _Proof:
     """Return the user's or known rows that the model predicts, if possible with noisy
     rows. Raises InvalidConfig if it refuses all.
     """
+    rows = _read_rows(model, user_rows)
+    attempts = [rows]
+    if model.schema.has_rows and all(array.ndim for array in rows.values()):
+        noisy_rows = _draw_noisy_rows(rows)
+        first_rows = {name: array[:_GIVEN_ROWS] for name, array in rows.items()}
+        both = {
+            name: np.concatenate([array, noisy_rows[name]]) for name, array in first_rows.items()
+        }
+        attempts = [both, first_rows]  # A model may refuse noise.
     refusal = ""
-    for rows in _proof_rows(model, user_rows):
+    for attempt in attempts:
         try:
-            feeds = dict(model.schema.from_columns(rows))
-            return _Proof(rows, feeds, model.run(feeds))
+            feeds = dict(model.schema.from_columns(attempt))
+            return _Proof(attempt, feeds, model.run(feeds))
         except (SchemaMismatch, InferenceError) as error:
             refusal = error.message
     raise InvalidConfig(
         f"the model cannot predict the rows of the proof: {refusal}; pass rows that it "
-        "accepts (--rows FILE)",
+        "accepts (--rows FILE)"
     )
 
 
 @dataclass(frozen=True)
 class _LoadedVersion:
-    """A version, its metadata, and the proof.
-
-    A format is written next to `graph`, or from the `fitted` model.
-    """
+    """A version, its metadata, and the proof. A format is written next to `graph`."""
 
     model: OnnxModel
     described: Description
     proof: _Proof
     graph: Path
-    fitted: Any = None
 
     def prove(self, runner: Path, model: Path, tolerance: Tolerance = EXACT) -> float:
         """Run the exported file `model` on the rows of the proof, and return the
@@ -271,10 +250,7 @@ class _LoadedVersion:
 
 
 def _write(
-    format: ExportFormat,
-    version: _LoadedVersion,
-    options: _Options,
-    progress: ProgressCallback,
+    format: ExportFormat, version: _LoadedVersion, options: _Options, progress: ProgressCallback
 ) -> _CheckedFile:
     """Write a version in a format next to its graph, check it, and return its path and
     its largest error.
@@ -308,14 +284,10 @@ def _write(
             return _write_tflite(version, folder, progress)
         case "desktop":
             return _write_desktop(version, folder, progress)
-        case "pmml":
-            return _write_pmml(version, folder)
 
 
 def _write_desktop(
-    version: _LoadedVersion,
-    folder: Path,
-    progress: ProgressCallback,
+    version: _LoadedVersion, folder: Path, progress: ProgressCallback
 ) -> _CheckedFile:
     """Build a desktop program, check it, and report its size and start time. Return its
     folder and its largest error.
@@ -324,30 +296,10 @@ def _write_desktop(
     program = write_desktop(version.model.artifact, version.described, folder)
     total_bytes = sum(file.lstat().st_size for file in program.parent.rglob("*"))
     start = time.monotonic()
-    outputs = _answers(
-        ["env", "-i", str(program), "--check"],
-        version.proof.rows,
-    )
+    outputs = _answers(["env", "-i", str(program), "--check"], version.proof.rows)
     seconds = time.monotonic() - start
     progress(f"the program has {total_bytes / 1e6:,.0f} MB, and started in {seconds:.1f} s")
     return program.parent, _difference(version.proof.expected, outputs, EXACT)
-
-
-def _write_pmml(version: _LoadedVersion, folder: Path) -> _CheckedFile:
-    """Write the fitted model as PMML, check the outputs that PMML has, and return the
-    file and its largest error.
-    """
-    # Importing MLflow is slow.
-    from mlflow_deploy_plugin.wrap.exporter.pmml import served_outputs, write_pmml
-    from mlflow_deploy_plugin.wrap.flavor.pmml import PMML_MODEL
-
-    artifact = version.model.artifact
-    proof = version.proof
-    file = write_pmml(version.fitted, [column.name for column in artifact.columns], folder)
-    roles = {output.name: output.role for output in artifact.outputs}
-    outputs = served_outputs(_run(PMML_MODEL, file, proof.rows), roles, proof.expected)
-    expected = {name: proof.expected[name] for name in outputs}
-    return file, _difference(expected, outputs, _PMML_TOLERANCE)
 
 
 def _describe(resolved: ResolvedModel, model: OnnxModel) -> dict[str, Any]:
@@ -389,7 +341,7 @@ def _write_graph(source: Path, target: Path, described: Description) -> None:
     total_bytes = sum(file.stat().st_size for file in files)
     if total_bytes > _LARGEST_PROTOBUF:
         raise ConversionError(
-            f"{described['name']} has more than two gigabytes, too large for one ONNX file",
+            f"{described['name']} has more than two gigabytes, too large for one ONNX file"
         )
     model = onnx.load(str(source))
     properties = {entry.key: entry.value for entry in model.metadata_props}
@@ -413,24 +365,9 @@ def _write_ort(graph: Path, folder: Path) -> Path:
         ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors have no common class
         raise ConversionError(
-            f"ONNX Runtime cannot write the ORT format: {one_line(error, 300)}",
+            f"ONNX Runtime cannot write the ORT format: {one_line(error, 300)}"
         ) from None
     return target
-
-
-def _proof_rows(model: OnnxModel, user_rows: Any) -> list[Rows]:
-    """Return the user's or known rows with noisy rows, and without them: a fallback for
-    a model that refuses noise.
-    """
-    rows = _read_rows(model, user_rows)
-    if any(array.ndim == 0 for array in rows.values()) or not model.schema.has_rows:
-        return [rows]
-    noisy_rows = _draw_noisy_rows(rows)
-    first_rows = {name: array[:_GIVEN_ROWS] for name, array in rows.items()}
-    return [
-        {name: np.concatenate([array, noisy_rows[name]]) for name, array in first_rows.items()},
-        first_rows,
-    ]
 
 
 def _read_rows(model: OnnxModel, user_rows: Any) -> Rows:
@@ -481,9 +418,7 @@ pickle.dump(outputs, open(outputs_file, "wb"))
 
 
 def _write_tflite(
-    version: _LoadedVersion,
-    folder: Path,
-    progress: ProgressCallback,
+    version: _LoadedVersion, folder: Path, progress: ProgressCallback
 ) -> _CheckedFile:
     """Return a checked file and its largest error. If batches fail the check, the file
     accepts one row per call.
@@ -495,8 +430,11 @@ def _write_tflite(
     def attempt(one_row: bool) -> _CheckedFile:
         """Write and check a file, which takes one row per call if `one_row`."""
         file = write_tflite(python, version.graph, folder / f"tflite-{one_row}", one_row)
-        outputs = _run(LITERT, file, version.proof.feeds, python)
-        return file, _difference(version.proof.expected, outputs, _TFLITE_TOLERANCE)
+        feeds = {signature_name(name): array for name, array in version.proof.feeds.items()}
+        outputs = _run(LITERT, file, feeds, python)
+        expected = version.proof.expected
+        renamed = {signature_name(name): array for name, array in expected.items()}
+        return file, _difference(renamed, outputs, _TFLITE_TOLERANCE)
 
     try:
         return attempt(one_row=False)
@@ -506,16 +444,13 @@ def _write_tflite(
         result = attempt(one_row=True)
     progress(
         "the file supports one row per call, because its answers for several rows differ from the "
-        "model's",
+        "model's"
     )
     return result
 
 
 def _run(
-    runner: Path,
-    model: Path,
-    rows: Rows,
-    python: Path | str = sys.executable,
+    runner: Path, model: Path, rows: Rows, python: Path | str = sys.executable
 ) -> dict[str, Array]:
     """Return the outputs of an export for the rows, from a process without onnxserve.
     Raises ParityError if it cannot run.
@@ -526,17 +461,7 @@ def _run(
         rows: the rows of the proof.
         python: the Python that runs the process.
     """
-    return _answers(
-        [
-            str(python),
-            "-I",
-            "-c",
-            _PROOF,
-            str(runner),
-            str(model),
-        ],
-        rows,
-    )
+    return _answers([str(python), "-I", "-c", _PROOF, str(runner), str(model)], rows)
 
 
 def _answers(command: list[str], rows: Rows) -> dict[str, Array]:
@@ -551,22 +476,17 @@ def _answers(command: list[str], rows: Rows) -> dict[str, Array]:
             run_to_end([*command, str(rows_file), str(outputs_file)], _PROOF_SECONDS)
         except CommandFailed as failure:
             raise ParityError(
-                f"the exported model cannot run and was discarded: {failure.message}",
+                f"the exported model cannot run and was discarded: {failure.message}"
             ) from None
         outputs: dict[str, Array] = pickle.loads(outputs_file.read_bytes())  # The command is ours.
     return outputs
 
 
 def _difference(
-    expected: Mapping[str, Array],
-    outputs: Mapping[str, Array],
-    tolerance: Tolerance,
+    expected: Mapping[str, Array], outputs: Mapping[str, Array], tolerance: Tolerance
 ) -> float:
     return check_outputs(
-        expected,
-        outputs,
-        tolerance,
-        "the exported model gives other answers and was discarded",
+        expected, outputs, tolerance, "the exported model gives other answers and was discarded"
     )
 
 

@@ -103,15 +103,16 @@ _NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
 def write_wheel(
-    folder: Path,
-    graph: Path,
-    described: Description,
-    name: str | None,
+    folder: Path, graph: Path, described: Description, name: str | None
 ) -> tuple[Path, Path]:
     """Write the wheel, and return its path and its unpacked runner. Raises
     InvalidConfig for an invalid name.
     """
-    package = _package_name(name or described["name"])
+    title = name or described["name"]
+    package = re.sub(r"\W+", "_", title, flags=re.ASCII).strip("_").lower()
+    reserved = {"numpy", "onnxruntime", *keyword.kwlist, *sys.stdlib_module_names}
+    if not package.isidentifier() or package in reserved:
+        raise InvalidConfig(f"{title!r} is not a valid name of a Python package; set --name")
     version = wheel_version(described["version"])
     files = _wheel_files(package, version, graph, described)
     folder.mkdir()
@@ -124,23 +125,8 @@ def write_wheel(
     return wheel, folder / "installed" / package / "_runner.py"
 
 
-def _package_name(name: str) -> str:
-    """Return the name of the Python package. Raises InvalidConfig if `name` does not
-    yield a valid one.
-    """
-    words = re.sub(r"\W+", "_", name, flags=re.ASCII)
-    package = words.strip("_").lower()
-    reserved = {"numpy", "onnxruntime", *keyword.kwlist, *sys.stdlib_module_names}
-    if not package.isidentifier() or package in reserved:
-        raise InvalidConfig(f"{name!r} is not a valid name of a Python package; set --name")
-    return package
-
-
 def _wheel_files(
-    package: str,
-    version: str,
-    graph: Path,
-    described: Description,
+    package: str, version: str, graph: Path, described: Description
 ) -> dict[str, bytes]:
     """Return the content of the wheel by path."""
     distinfo = f"{package}-{version}.dist-info"
@@ -220,9 +206,20 @@ def write_bundle(
     (folder / "example.json").write_text(json.dumps(document, indent=1))
     texts = _template_texts(graph, described, example)
     if has_environment:
-        texts["install"] = _write_environment(folder, described)
+        name = re.sub(r"[^\w.-]", "-", f"{described['name']}-{described['version']}")
+        versions = [f"onnxruntime=={import_onnxruntime().__version__}", f"numpy=={np.__version__}"]
+        tools = [f"pip={pip.version}" for pip in distributions(name="pip")]
+        content = {
+            "name": name,
+            "channels": ["conda-forge"],
+            "dependencies": [f"python={platform.python_version()}", *tools, {"pip": versions}],
+        }
+        (folder / "environment.yml").write_text(yaml.safe_dump(content, sort_keys=False))
+        texts["install"] = f"conda env create -f environment.yml\nconda activate {name}"
     else:
-        texts["install"] = _pip_install(has_wheels)
+        offline = ["--no-index --find-links wheels"] if has_wheels else []
+        requirements = [f"'{requirement}'" for requirement in REQUIREMENTS]
+        texts["install"] = " ".join(["pip install", *offline, *requirements])
     for template in sorted(_TEMPLATES.iterdir()):
         directory = folder if template.suffix == ".md" else folder / "examples"
         (directory / template.name).write_text(Template(template.read_text()).substitute(texts))
@@ -235,7 +232,7 @@ def _json_tensor(name: str, array: Array) -> dict[str, object]:
     dtype = array.dtype.name
     if dtype not in _CPP_TYPES:
         raise ConversionError(
-            f"the input {name!r} is a {dtype}, which the bundle's examples do not support",
+            f"the input {name!r} is a {dtype}, which the bundle's examples do not support"
         )
     data = []
     for value in array.reshape(-1).tolist():
@@ -248,9 +245,7 @@ def _json_tensor(name: str, array: Array) -> dict[str, object]:
 
 
 def _template_texts(
-    graph: Path,
-    described: Description,
-    example: Mapping[str, Array],
+    graph: Path, described: Description, example: Mapping[str, Array]
 ) -> dict[str, str]:
     """Return the texts of the templates except `install`."""
     outputs = [output["name"] for output in described["outputs"]]
@@ -271,34 +266,6 @@ def _template_texts(
     }
 
 
-def _pip_install(has_wheels: bool) -> str:
-    """Return the command that installs the requirements, from the bundle if it has
-    wheels.
-    """
-    offline = ["--no-index --find-links wheels"] if has_wheels else []
-    requirements = [f"'{requirement}'" for requirement in REQUIREMENTS]
-    return " ".join(["pip install", *offline, *requirements])
-
-
-def _write_environment(folder: Path, described: Description) -> str:
-    """Write environment.yml, and return the commands that create and activate the
-    environment.
-    """
-    name = re.sub(r"[^\w.-]", "-", f"{described['name']}-{described['version']}")
-    packages = [f"onnxruntime=={import_onnxruntime().__version__}", f"numpy=={np.__version__}"]
-    tools = [
-        f"python={platform.python_version()}",
-        *(f"pip={pip.version}" for pip in distributions(name="pip")),
-    ]
-    content = {
-        "name": name,
-        "channels": ["conda-forge"],
-        "dependencies": [*tools, {"pip": packages}],
-    }
-    (folder / "environment.yml").write_text(yaml.safe_dump(content, sort_keys=False))
-    return f"conda env create -f environment.yml\nconda activate {name}"
-
-
 def _add_wheels(folder: Path, wheels: Path | str | None, has_download: bool) -> None:
     """Write the wheels of the user's folder `wheels`, and the downloaded wheels if
     `has_download`, to a new folder.
@@ -313,14 +280,8 @@ def _add_wheels(folder: Path, wheels: Path | str | None, has_download: bool) -> 
             raise InvalidConfig(f"{wheels} contains no wheels (*.whl)")
         for wheel in wheel_files:
             shutil.copy(wheel, folder)
-    if has_download:
-        _download_wheels(folder)
-
-
-def _download_wheels(folder: Path) -> None:
-    """Download the wheels of onnxruntime and numpy. Raises ConversionError if pip
-    fails.
-    """
+    if not has_download:
+        return
     command = [
         sys.executable,
         "-m",
@@ -335,11 +296,10 @@ def _download_wheels(folder: Path) -> None:
     try:
         run_to_end([*command, *REQUIREMENTS], _DOWNLOAD_SECONDS)
     except CommandFailed as error:
-        reason = (
-            f"pip cannot download onnxruntime and numpy: {error.message}; use a folder of "
-            "wheels (--wheels)"
-        )
-        raise ConversionError(reason) from None
+        raise ConversionError(
+            f"pip cannot download onnxruntime and numpy: {error.message}; use a folder of wheels "
+            "(--wheels)"
+        ) from None
 
 
 def _cpp_input(name: str, array: Array) -> str:

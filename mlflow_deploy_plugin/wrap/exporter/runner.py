@@ -73,7 +73,7 @@ class Model:
         metadata = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         if metadata is None:
             raise ValueError(
-                f"{file} was not created by `onnxserve export`: its metadata has no {METADATA_KEY}",
+                f"{file} was not created by `onnxserve export`: its metadata has no {METADATA_KEY}"
             )
         self._described: dict[str, Any] = json.loads(metadata)
         self.name = str(self._described["name"])
@@ -101,7 +101,9 @@ class Model:
         `predict`. Raises ValueError for a row that the original model refuses.
         """
         names = [output.name for output in self._session.get_outputs()]
-        arrays = self._session.run(names, self._feeds(rows))
+        data = self._named(rows)
+        feeds = self._column_feeds(data) if self.columns else self._tensor_feeds(data)
+        arrays = self._session.run(names, feeds)
         if _REFUSED_ROWS in names:
             metadata = self._session.get_modelmeta().custom_metadata_map
             refused = arrays.pop(names.index(_REFUSED_ROWS))
@@ -122,12 +124,6 @@ class Model:
         kinds = {column["name"]: column["type"] for column in self._described["columns"]}
         return {name: _parsed(text, kinds[name]) for name, text in row.items() if name in kinds}
 
-    def _feeds(self, rows: Any) -> Arrays:
-        data = self._named(rows)
-        if self._described["columns"]:
-            return self._column_feeds(data)
-        return self._tensor_feeds(data)
-
     def _tensor_feeds(self, data: Mapping[str, Any]) -> Arrays:
         """Return the inputs of the graph for tensors by name. Raises ValueError if a
         tensor is missing.
@@ -142,12 +138,9 @@ class Model:
             name = entry["name"]
             if name not in data:
                 raise ValueError(
-                    f"the tensor {name!r} is missing; the model needs {_quoted(tensors)}",
+                    f"the tensor {name!r} is missing; the model needs {_quoted(tensors)}"
                 )
-            feeds[name] = np.asarray(
-                data[name],
-                dtype=_dtype(entry["dtype"]),
-            )
+            feeds[name] = np.asarray(data[name], dtype=_dtype(entry["dtype"]))
             label = tensors[0]["name"] if has_one_tensor else name
             self._check(label, feeds[name])
         return feeds
@@ -156,38 +149,29 @@ class Model:
         """Return the inputs of the graph, each with one or several columns. Raises
         ValueError if a required column is missing.
         """
+        columns = self._described["columns"]
         inputs = self._described["inputs"]
-        arrays = self._columns(data)
+        for column in columns:
+            if column["name"] not in data and column["required"]:
+                raise ValueError(
+                    f"the column {column['name']!r} is missing; the model needs {_quoted(columns)}"
+                )
+        missing: dict[str, str | None] = {}
+        for entry in inputs:
+            missing |= dict.fromkeys(entry["columns"], entry["missing"])
+        row_count = max((len(values) for values in data.values()), default=0)
+        arrays = {}
+        for column in columns:
+            name = column["name"]
+            # An optional column that is not in the data has missing values.
+            values = data.get(name, [None] * row_count)
+            arrays[name] = _column(column, values, missing.get(name))
+            self._check(name, arrays[name])
         feeds = {}
         for entry in inputs:
             parts = [arrays[name].astype(_dtype(entry["dtype"])) for name in entry["columns"]]
             feeds[entry["name"]] = parts[0] if len(entry["shape"]) == 1 else np.stack(parts, axis=1)
         return feeds
-
-    def _columns(self, data: Mapping[str, Any]) -> Arrays:
-        """Return the columns of the model with their types. An optional column that is
-        not in the data has missing values.
-        """
-        columns = self._described["columns"]
-        for column in columns:
-            if column["name"] not in data and column["required"]:
-                raise ValueError(
-                    f"the column {column['name']!r} is missing; the model needs {_quoted(columns)}",
-                )
-        missing: dict[str, str | None] = {}
-        for entry in self._described["inputs"]:
-            missing |= dict.fromkeys(entry["columns"], entry["missing"])
-        row_count = max(
-            (len(values) for values in data.values()),
-            default=0,
-        )
-        arrays = {}
-        for column in columns:
-            name = column["name"]
-            values = data.get(name, [None] * row_count)
-            arrays[name] = _column(column, values, missing.get(name))
-            self._check(name, arrays[name])
-        return arrays
 
     def _check(self, name: str, array: Array) -> None:
         """Raise ValueError for missing numbers, infinite numbers and categories that
@@ -209,11 +193,7 @@ class Model:
             if array.dtype.kind == "f" and name in refused.get(kind, ()) and test(array).any():
                 row = int(np.argwhere(test(array))[0][0])
                 raise ValueError(f"{name!r}, row {row}: {reason}")
-        self._check_categories(name, array)
-
-    def _check_categories(self, name: str, array: Array) -> None:
-        """Raise ValueError for a category that the original model refuses."""
-        categories = self._described.get("refused", {}).get("categories", {}).get(name)
+        categories = refused.get("categories", {}).get(name)
         if categories is not None:
             inputs = self._described["inputs"]
             missing = [entry["missing"] for entry in inputs if name in entry["columns"]]
@@ -221,7 +201,7 @@ class Model:
             for row, value in enumerate(array.tolist()):
                 if value not in accepted:
                     raise ValueError(
-                        f"column {name!r}, row {row}: {value!r} is not a category of the model",
+                        f"column {name!r}, row {row}: {value!r} is not a category of the model"
                     )
 
     def _named(self, rows: Any) -> Mapping[str, Any]:
@@ -262,7 +242,7 @@ def _table(rows: Any, width: int) -> Array:
     for row, values in enumerate(rows):
         if not isinstance(values, (list, tuple, np.ndarray)):
             raise ValueError(
-                f"row {row} is {values!r}; expected a record or a list of {width} values",
+                f"row {row} is {values!r}; expected a record or a list of {width} values"
             )
     if isinstance(rows, np.ndarray):
         table = rows
@@ -298,11 +278,7 @@ def _parsed(text: str | None, kind: str) -> str | float | bool | None:
     return text
 
 
-def _column(
-    column: dict[str, Any],
-    values: Any,
-    missing: str | None,
-) -> Array:
+def _column(column: dict[str, Any], values: Any, missing: str | None) -> Array:
     """Return the values of a column with its type. A missing number is NaN, and a
     missing string is `missing`. Raises ValueError for a value of another type, and for
     a missing string if `missing` is None.
@@ -331,7 +307,7 @@ def _column(
         row = int(np.flatnonzero(is_unfit)[0])
         value = np.asarray(listed[row]).item()
         raise ValueError(
-            f"column {name!r}, row {row}: {value!r}; expected a value of the type {kind}",
+            f"column {name!r}, row {row}: {value!r}; expected a value of the type {kind}"
         )
     return array.astype(_COLUMN_TYPES[kind])
 
@@ -380,10 +356,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout.flush()
     # The reader of the pipe, such as `head`, has ended. Avoid a second error at exit.
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY),
-            sys.stdout.fileno(),
-        )
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 
 

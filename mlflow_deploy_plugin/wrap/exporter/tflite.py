@@ -4,6 +4,7 @@ environment on first use.
 
 import hashlib
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -56,14 +57,14 @@ def refuse_unconvertible(graph: Path) -> None:
         if value.type.tensor_type.elem_type == onnx.TensorProto.STRING:
             raise ConversionError(
                 f"cannot export tflite, because {value.name!r} contains strings, which tflite "
-                "does not support",
+                "does not support"
             )
     for node in _nodes(model.graph):
         if node.domain not in ("", "ai.onnx"):
             raise ConversionError(
                 f"cannot export tflite, because operator {node.op_type} ({node.domain}) is not "
                 "supported: tflite is for neural networks; export trees, linear models and text "
-                "models as onnx, ort, wheel or bundle",
+                "models as onnx, ort, wheel or bundle"
             )
 
 
@@ -91,11 +92,11 @@ def converter_python(progress: ProgressCallback) -> Path:
     except CommandFailed as error:
         raise ConversionError(
             f"the tflite converter cannot be installed: {error.message}; it needs venv and a "
-            "package index (PIP_INDEX_URL, PIP_FIND_LINKS)",
+            "package index (PIP_INDEX_URL, PIP_FIND_LINKS)"
         ) from None
     except OSError as error:
         raise ConversionError(
-            f"the tflite converter cannot be installed into {folder}: {error.strerror}",
+            f"the tflite converter cannot be installed into {folder}: {error.strerror}"
         ) from None
     return folder / "bin" / "python"
 
@@ -119,9 +120,16 @@ def _install_converter(folder: Path) -> None:
     os.replace(unfinished, folder)
 
 
+def signature_name(name: str) -> str:
+    """Return the name that onnx2tf gives to an input or output, such as "input:0"
+    (tf2onnx) or "/output".
+    """
+    return re.sub("^/", "wa/", name.replace(":", "__"))
+
+
 def write_tflite(python: Path, graph: Path, folder: Path, one_row: bool) -> Path:
-    """Write the TensorFlow Lite file and return its path. Raises ConversionError with
-    the unsupported operator.
+    """Write the TensorFlow Lite file with onnx2tf, and return its path. Raises
+    ConversionError with the last line of onnx2tf's output.
 
     Args:
         python: the Python of the converter's environment.
@@ -129,18 +137,27 @@ def write_tflite(python: Path, graph: Path, folder: Path, one_row: bool) -> Path
         folder: the new folder of the file.
         one_row: True for a file that takes one row per call.
     """
-    folder.mkdir()
-    rows = "1" if one_row else "FREE"
+    import onnx  # Importing onnx is slow.
+
+    inputs = onnx.load(str(graph), load_external_data=False).graph.input
+    command = [
+        str(python),
+        "-m",
+        "onnx2tf",
+        "--input_onnx_file_path",
+        str(graph),
+        "--output_folder_path",
+        str(folder),
+        "--output_signaturedefs",
+        "--not_use_onnxsim",  # onnxsim would run a program from the PATH.
+        "--non_verbose",
+        "--keep_shape_absolutely_input_names",
+        *(value.name for value in inputs),
+    ]
+    if one_row:
+        command += ["--batch_size", "1"]
     try:
-        command = [
-            str(python),
-            "-I",
-            str(LITERT),
-            str(graph),
-            str(folder),
-            rows,
-        ]
         run_to_end(command, _CONVERSION_SECONDS)
     except CommandFailed as error:
         raise ConversionError(f"cannot export tflite, because {error.message}") from None
-    return folder / "model.tflite"
+    return folder / f"{graph.stem}_float32.tflite"

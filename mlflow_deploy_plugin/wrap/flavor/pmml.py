@@ -29,19 +29,16 @@ jpmml_evaluator's integers have 32 bits.
 """
 
 
-def require_java() -> str:
-    """Return the path of Java. Raises NotInstalled if Java or the extra `pmml` is
-    missing.
-    """
-    if not (find_spec("jpmml_evaluator") and find_spec("sklearn2pmml")):
+def require_java() -> None:
+    """Raise NotInstalled if Java or the extra `pmml` is missing."""
+    if find_spec("jpmml_evaluator") is None:
         raise NotInstalled(
-            "PMML needs jpmml-evaluator and sklearn2pmml: pip install 'mlflow-onnxserve[pmml]'",
+            "PMML needs jpmml-evaluator: pip install 'mlflow-onnxserve[pmml]'",
         )
-    if (java := shutil.which("java")) is None:
+    if shutil.which("java") is None:
         raise NotInstalled(
             "PMML needs Java 11 or newer on the PATH: apt-get install default-jre-headless",
         )
-    return java
 
 
 def read_pmml(path: Path, data: ModelData) -> tuple[str, LogOptions]:

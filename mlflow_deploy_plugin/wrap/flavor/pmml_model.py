@@ -1,13 +1,10 @@
 """A PMML file as an MLflow Python model. MLflow saves this module as the model's code,
 so it does not need onnxserve.
-
-The exporter checks an exported PMML file with the same class.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
-import numpy.typing as npt
 import pandas as pd
 from jpmml_evaluator import make_evaluator
 from mlflow.models import set_model
@@ -21,7 +18,7 @@ class PmmlModel(PythonModel):  # type: ignore[misc]
     fields and output fields.
     """
 
-    def __init__(self, path: str = "", threads: int = 1) -> None:
+    def __init__(self, path: str = "") -> None:
         self.evaluator: Any = make_evaluator(path) if path else None
 
     def load_context(self, context: Any) -> None:
@@ -60,32 +57,6 @@ class PmmlModel(PythonModel):  # type: ignore[misc]
         outputs = [*model.getTargetFields(), *model.getOutputFields()]
         return _types(model.getInputFields()), _types(outputs)
 
-    def outputs(
-        self,
-        rows: Mapping[str, npt.NDArray[Any]],
-    ) -> dict[str, npt.NDArray[Any]]:
-        """Return the fields [N] by name for columns [N] by name, or for a tensor [N, F]
-        with the fields x1, x2, ….
-
-        Raises ValueError for a row without an answer, which a PMML file may give to
-        missing values.
-        """
-        if len(rows) == 1:
-            [array] = rows.values()
-            if array.ndim == 2:
-                rows = {f"x{index}": column for index, column in enumerate(array.T, 1)}
-        # LightGBM replaces the spaces in the names of its features.
-        columns = {name.replace(" ", "_"): array for name, array in rows.items()} | dict(rows)
-        inputs, _ = self.fields()
-        answers = self.predict(
-            None,
-            pd.DataFrame({name: columns[name] for name in inputs}),
-        )
-        is_missing = answers.isna().any(axis=1).to_numpy()
-        if is_missing.any():
-            raise ValueError(f"row {is_missing.argmax()} has no answer")
-        return {str(name): answers[name].to_numpy() for name in answers}
-
 
 def _types(fields: Iterable[Any]) -> dict[str, str]:
     return {
@@ -95,5 +66,4 @@ def _types(fields: Iterable[Any]) -> dict[str, str]:
     }
 
 
-Model = PmmlModel  # The check of an export (wrap/exporter/exporting.py) uses this name.
 set_model(PmmlModel())

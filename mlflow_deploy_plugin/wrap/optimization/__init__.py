@@ -2,6 +2,6 @@
 
 optimize   create a form, compare its loss and speed with the base, and register it
            (`optimizer.py`)
-forms      8-bit integers, 16-bit floats, pruned weights (`forms.py`, `fine_tuning.py`)
+forms      8-bit integers, 16-bit floats (`forms.py`)
 profile    measure operators with ONNX Runtime's profiler (`profiler.py`)
 """

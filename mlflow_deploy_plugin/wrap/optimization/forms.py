@@ -1,5 +1,4 @@
-"""Create smaller or faster forms of a graph: 8-bit integers, 16-bit floats, pruned
-weights.
+"""Create smaller or faster forms of a graph: 8-bit integers, 16-bit floats.
 
 | form         | smaller numbers               | gain on a CPU                       |
 |--------------|-------------------------------|-------------------------------------|
@@ -9,8 +8,6 @@ weights.
 |              |                               | layers; needs no rows               |
 | fp16         | all 32-bit weights            | size; ONNX Runtime computes most of |
 |              |                               | it in 32 bits                       |
-| prune        | none, but many zeros          | only the compressed size: zeros     |
-|              |                               | take as much time                   |
 
 The forms are created by ONNX Runtime's quantizer and 16-bit converter. The functions do
 not change their argument.
@@ -26,7 +23,7 @@ from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -53,11 +50,6 @@ _QUANTIZED = (
     "QAttention",
     "QEmbedLayerNormalization",
 )
-_PRUNED_OPS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
-_RECURRENT_OPS = ("LSTM", "GRU", "RNN")
-"""Operators whose inputs 1 and 2 are weights, and whose other inputs are biases and
-states.
-"""
 _STATISTICS = (
     "LayerNormalization",
     "SimplifiedLayerNormalization",
@@ -115,11 +107,7 @@ def _with_transposed_weights(proto: ModelProto) -> ModelProto:
     return result
 
 
-def int8_static(
-    proto: ModelProto,
-    rows: Sequence[Feeds],
-    per_channel: bool = True,
-) -> ModelProto:
+def int8_static(proto: ModelProto, rows: Sequence[Feeds], per_channel: bool = True) -> ModelProto:
     """Quantize weights and activations to 8 bits (QDQ, MinMax). Raises ConversionError
     if no node can be quantized.
 
@@ -145,9 +133,7 @@ def int8_static(
             per_channel=per_channel,
             reduce_range=_reduces_range(),
             nodes_to_exclude=_nodes_with(
-                onnx.load(ready),
-                rows,
-                lambda values: np.abs(values) > _MASKED,
+                onnx.load(ready), rows, lambda values: np.abs(values) > _MASKED
             ),
         ),
         ("Conv", "MatMul", "Gemm", "LSTM"),
@@ -172,73 +158,20 @@ def half_precision(proto: ModelProto, rows: Sequence[Feeds]) -> ModelProto:
             keep_io_types=True,
             op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *_STATISTICS],
             node_block_list=_nodes_with(
-                graph,
-                rows,
-                lambda values: np.isfinite(values) & (np.abs(values) > _HALF_LIMIT),
+                graph, rows, lambda values: np.isfinite(values) & (np.abs(values) > _HALF_LIMIT)
             ),
         )
     except Exception as error:  # noqa: BLE001 - the converter may raise any error.
         raise ConversionError(f"ONNX Runtime's converter failed: {describe_error(error)}") from None
     if _count_halves(half) == half_count:
         raise ConversionError(
-            f"no 32-bit weight can be converted to 16 bits ({shown_operators(proto)})",
+            f"no 32-bit weight can be converted to 16 bits ({shown_operators(proto)})"
         )
     return _join_islands(half)
 
 
 def _count_halves(proto: ModelProto) -> int:
     return sum(tensor.data_type == TensorProto.FLOAT16 for tensor in _tensors(proto.graph))
-
-
-def pruned(proto: ModelProto, share: float) -> ModelProto:
-    """Set the smallest `share` (0 to 1) of each layer's weights to zero. Raises
-    ConversionError if no layer fits.
-    """
-    result = copy.deepcopy(proto)
-    layer_inputs: set[str] = set()
-    for node in result.graph.node:
-        if node.op_type in _PRUNED_OPS:
-            layer_inputs.update(node.input)
-        if node.op_type in _RECURRENT_OPS:
-            layer_inputs.update(node.input[1:3])
-    weights = [tensor for tensor in _weights(result.graph) if tensor.name in layer_inputs]
-    for tensor in weights:
-        _zero_smallest(tensor, share)
-    if not weights:
-        raise ConversionError(
-            f"no layer has weights that could be pruned ({shown_operators(proto)})",
-        )
-    return result
-
-
-def _weights(graph: GraphProto) -> list[TensorProto]:
-    """Return the floats of two or more dimensions."""
-    return [
-        tensor for tensor in _tensors(graph) if len(tensor.dims) > 1 and tensor.data_type in _FLOATS
-    ]
-
-
-def _zero_smallest(tensor: TensorProto, share: float) -> None:
-    """Set the smallest `share` of the numbers in a tensor to zero."""
-    numbers = numpy_helper.to_array(tensor).copy()
-    count = round(share * numbers.size)
-    if count:
-        order = np.argpartition(
-            np.abs(numbers).reshape(-1),
-            count - 1,
-        )
-        numbers.reshape(-1)[order[:count]] = 0
-    tensor.CopyFrom(numpy_helper.from_array(numbers, tensor.name))
-
-
-def share_of_zeros(proto: ModelProto) -> float:
-    """Return the share of zeros in all weights of two or more dimensions."""
-    weights = [numpy_helper.to_array(tensor) for tensor in _weights(proto.graph)]
-    zeros = sum(int((array == 0).sum()) for array in weights)
-    return zeros / max(sum(int(array.size) for array in weights), 1)
-
-
-_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
 
 
 def preprocessed(proto: ModelProto) -> ModelProto:
@@ -259,9 +192,7 @@ def preprocessed(proto: ModelProto) -> ModelProto:
         options.optimized_model_filepath = str(path)
         try:
             ort.InferenceSession(
-                proto.SerializeToString(),
-                options,
-                providers=["CPUExecutionProvider"],
+                proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors have no common class
             raise ConversionError(f"ONNX Runtime cannot load it: {describe_error(error)}") from None
@@ -278,9 +209,7 @@ def preprocessed(proto: ModelProto) -> ModelProto:
 
 
 def _quantized(
-    proto: ModelProto,
-    quantize: Callable[[str, str], None],
-    operators: Sequence[str],
+    proto: ModelProto, quantize: Callable[[str, str], None], operators: Sequence[str]
 ) -> ModelProto:
     """Apply `quantize` to the file of the preprocessed graph, because the quantizer
     would change a graph in memory. Raises ConversionError if it fails, or if no weight
@@ -306,7 +235,7 @@ def _quantized(
                 quantize(str(ready), str(path))
         except Exception as error:  # noqa: BLE001 - the quantizer may raise any error.
             raise ConversionError(
-                f"ONNX Runtime's quantizer failed: {describe_error(error)}",
+                f"ONNX Runtime's quantizer failed: {describe_error(error)}"
             ) from None
         finally:
             logging.disable(disabled)
@@ -328,9 +257,7 @@ def _reduces_range() -> bool:
 
 
 def _nodes_with(
-    proto: ModelProto,
-    rows: Sequence[Feeds],
-    is_large: Callable[[Array], Array],
+    proto: ModelProto, rows: Sequence[Feeds], is_large: Callable[[Array], Array]
 ) -> list[str]:
     """Return the names of the nodes whose inputs or outputs contain large numbers
     (`is_large`) for these rows.
@@ -340,21 +267,7 @@ def _nodes_with(
         array: Array = np.asarray(values)
         return array.dtype.kind == "f" and bool(is_large(array).any())
 
-    session = _traced_session(proto)
-    names = [output.name for output in session.get_outputs()]
-    large = {
-        tensor.name for tensor in _tensors(proto.graph) if exceeds(numpy_helper.to_array(tensor))
-    }
-    for feeds in rows:
-        values = dict(zip(names, session.run(names, feeds), strict=True))
-        large |= {name for name, array in (values | feeds).items() if exceeds(array)}
-    return [node.name for node in proto.graph.node if large & {*node.input, *node.output}]
-
-
-def _traced_session(proto: ModelProto) -> Any:
-    """Return a session of ONNX Runtime that also returns all intermediate 32-bit
-    floats.
-    """
+    # The session also returns all intermediate 32-bit floats.
     traced = copy.deepcopy(proto)
     floats = {
         value.name: value
@@ -365,11 +278,16 @@ def _traced_session(proto: ModelProto) -> Any:
     ort = import_onnxruntime()
     options = session_options(ort, 0)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return ort.InferenceSession(
-        traced.SerializeToString(),
-        options,
-        providers=["CPUExecutionProvider"],
-    )
+    content = traced.SerializeToString()
+    session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    large = {
+        tensor.name for tensor in _tensors(proto.graph) if exceeds(numpy_helper.to_array(tensor))
+    }
+    for feeds in rows:
+        values = dict(zip(names, session.run(names, feeds), strict=True))
+        large |= {name for name, array in (values | feeds).items() if exceeds(array)}
+    return [node.name for node in proto.graph.node if large & {*node.input, *node.output}]
 
 
 def _join_islands(half: ModelProto) -> ModelProto:

@@ -10,19 +10,13 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import geometric_mean
 
 import numpy as np
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.mlmodel import FLAVOR, read_mlmodel
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel
-from mlflow_deploy_plugin.serve.runtime.feeds import (
-    Array,
-    Feeds,
-    no_batch_dimension_reason,
-    row_count,
-)
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, no_batch_dimension_reason, row_count
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.wrap.evaluation.dataset import NamedArrays, take_rows
 from mlflow_deploy_plugin.wrap.evaluation.model import LoadedOnnx
@@ -32,7 +26,6 @@ SIZES = (1, 8, 1000)
 ROUNDS = 21
 ROUND_SECONDS = 0.02
 _LOADS = 5
-_FASTER = 0.95
 
 
 @dataclass(frozen=True)
@@ -41,8 +34,7 @@ class FormCost:
 
     Attributes:
         size: bytes of the ONNX file.
-        packed: bytes of the ONNX file after zlib, where the zeros of pruned weights
-            save space.
+        packed: bytes of the ONNX file after zlib.
         load_ms: median milliseconds to create a session.
         latency_us: median microseconds of a request, by rows per request.
         ratio: latency ÷ latency of the base, by rows per request; `upper_ratio` is the
@@ -55,24 +47,6 @@ class FormCost:
     latency_us: Mapping[int, float]
     ratio: Mapping[int, float]
     upper_ratio: Mapping[int, float]
-
-    def speed(self, rows: int | None = None) -> float:
-        """Return the ratio for requests with `rows` rows, or the geometric mean over
-        all sizes.
-        """
-        if rows:
-            return self.ratio[rows]
-        return geometric_mean(self.ratio.values())
-
-    def is_faster(self, rows: int | None = None) -> bool:
-        """Return True if the form is faster by at least 5 % in the median, and faster
-        in three of four rounds.
-        """
-        if rows:
-            upper = self.upper_ratio[rows]
-        else:
-            upper = geometric_mean(self.upper_ratio.values())
-        return self.speed(rows) < _FASTER and upper < 1
 
 
 def try_out(folder: Path) -> None:
@@ -96,22 +70,21 @@ def load_onnx(folder: Path, resolved: ResolvedModel) -> LoadedOnnx:
 
 
 def measure_forms(
-    folders: Sequence[Path],
-    rows: NamedArrays,
-    rounds: int = ROUNDS,
+    folders: Sequence[Path], rows: NamedArrays, rounds: int = ROUNDS
 ) -> list[FormCost]:
     """Measure the forms in `folders` on the rows, in `rounds` rounds. The first form is
     the base. Raises InferenceError if a form fails.
     """
     models = [OnnxModel.load(folder) for folder in folders]
-    load_ms = np.median(_load_seconds(folders), axis=0) * 1e3
+    load_seconds = np.empty((_LOADS, len(folders)))
+    for number, position in np.ndindex(load_seconds.shape):
+        start = time.perf_counter()
+        OnnxModel.load(folders[position])
+        load_seconds[number, position] = time.perf_counter() - start
+    load_ms = np.median(load_seconds, axis=0) * 1e3
     seconds = np.array([_request_seconds(models, rows, size, rounds) for size in SIZES])
     latencies = np.median(seconds, axis=1) * 1e6
-    ratios, upper_ratios = np.quantile(
-        seconds / seconds[..., :1],
-        (0.5, 0.75),
-        axis=1,
-    )
+    ratios, upper_ratios = np.quantile(seconds / seconds[..., :1], (0.5, 0.75), axis=1)
     costs = []
     for position, model in enumerate(models):
         content = model.artifact.onnx_file.read_bytes()
@@ -123,47 +96,31 @@ def measure_forms(
                 latency_us=_by_size(latencies[:, position]),
                 ratio=_by_size(ratios[:, position]),
                 upper_ratio=_by_size(upper_ratios[:, position]),
-            ),
+            )
         )
     return costs
 
 
-def _load_seconds(folders: Sequence[Path]) -> Array:
-    """Load each form several times, and return the seconds, [loads, forms]."""
-    seconds = np.empty((_LOADS, len(folders)))
-    for number, position in np.ndindex(seconds.shape):
-        start = time.perf_counter()
-        OnnxModel.load(folders[position])
-        seconds[number, position] = time.perf_counter() - start
-    return seconds
-
-
 def _request_seconds(
-    models: Sequence[OnnxModel],
-    rows: NamedArrays,
-    size: int,
-    rounds: int,
+    models: Sequence[OnnxModel], rows: NamedArrays, size: int, rounds: int
 ) -> Array:
-    """Return the mean seconds of requests with `size` rows, [rounds, forms]."""
-    request = take_rows(
-        rows,
-        np.resize(np.arange(row_count(rows)), size),
-    )
+    """Return the mean seconds of requests with `size` rows, [rounds, forms]. In each
+    round, a form runs as often as fits in `ROUND_SECONDS`, at least once.
+    """
+    request = take_rows(rows, np.resize(np.arange(row_count(rows)), size))
     feeds = [LoadedOnnx(model).feeds(request) for model in models]
     for model, arrays in zip(models, feeds, strict=True):
         model.run(arrays)
-    return np.array([list(map(_mean_seconds, models, feeds)) for _ in range(rounds)])
+    seconds = np.empty((rounds, len(models)))
+    for number, position in np.ndindex(seconds.shape):
+        calls = 0
+        start = time.perf_counter()
+        while (elapsed := time.perf_counter() - start) < ROUND_SECONDS or not calls:
+            models[position].run(feeds[position])
+            calls += 1
+        seconds[number, position] = elapsed / calls
+    return seconds
 
 
 def _by_size(figures: Array) -> dict[int, float]:
     return dict(zip(SIZES, figures.tolist(), strict=True))
-
-
-def _mean_seconds(model: OnnxModel, feeds: Feeds) -> float:
-    """Return the mean seconds of the runs that fit in `ROUND_SECONDS`, at least one."""
-    calls = 0
-    start = time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < ROUND_SECONDS or not calls:
-        model.run(feeds)
-        calls += 1
-    return elapsed / calls

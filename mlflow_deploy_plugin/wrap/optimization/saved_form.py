@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import onnx
 import pyarrow as pa
@@ -16,7 +15,7 @@ from mlflow.utils.file_utils import get_total_file_size
 
 from mlflow_deploy_plugin.core.column_names import is_prediction
 from mlflow_deploy_plugin.core.mlmodel import FLAVOR, MLMODEL
-from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, read_artifact
+from mlflow_deploy_plugin.serve.runtime.artifact import read_artifact
 from mlflow_deploy_plugin.serve.runtime.log_columns import to_log_columns as log_columns
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.wrap.convert.onnx_file import ONNX_FILE, write_graph
@@ -48,16 +47,30 @@ def save_model(
     """
     folder = Path(path)
     artifact = read_artifact(base)
-    ignored = shutil.ignore_patterns(artifact.onnx_file.name, *_weight_files(artifact.onnx_file))
+    graph_files = {artifact.onnx_file.name}  # also the files with weights outside of the graph
+    for tensor in onnx.load(str(artifact.onnx_file), load_external_data=False).graph.initializer:
+        graph_files |= {entry.value for entry in tensor.external_data if entry.key == "location"}
+    ignored = shutil.ignore_patterns(*graph_files)
     shutil.copytree(base, folder, dirs_exist_ok=True, ignore=ignored)
     digests = write_graph(folder, graph)
     base_model = Model.load(str(base))
     section = base_model.flavors[artifact.flavor]
     section |= {"data": ONNX_FILE, "optimization": dict(record or {})}
     if artifact.flavor == FLAVOR:
-        section["digests"] = _present_digests(folder, section) | digests
+        # The base's digests of the files that were copied.
+        copied = {
+            name: digest
+            for name, digest in section.get("digests", {}).items()
+            if (folder / name).is_file()
+        }
+        section["digests"] = copied | digests
         section["parity"] = dict(parity or {})
-        _write_proof(folder, section, artifact)
+        proof = {
+            **section["parity"],
+            "optimization": section["optimization"],
+            "parity_of_base": dict(artifact.parity),
+        }
+        (folder / PARITY_FILE).write_text(json.dumps(proof, indent=2) + "\n")
     model = mlflow_model if mlflow_model is not None else Model()
     model.flavors = base_model.flavors
     model.signature = base_model.signature
@@ -73,38 +86,6 @@ def save_model(
     model.save(str(folder / MLMODEL))
 
 
-def _weight_files(onnx_file: Path) -> set[str]:
-    """Return the names of the files that hold weights outside of the graph."""
-    tensors = onnx.load(str(onnx_file), load_external_data=False).graph.initializer
-    names = set()
-    for tensor in tensors:
-        names |= {entry.value for entry in tensor.external_data if entry.key == "location"}
-    return names
-
-
-def _present_digests(
-    folder: Path,
-    section: Mapping[str, Any],
-) -> dict[str, str]:
-    """Return the base's digests of the files that were copied."""
-    digests = section.get("digests", {})
-    return {name: digest for name, digest in digests.items() if (folder / name).is_file()}
-
-
-def _write_proof(
-    folder: Path,
-    section: Mapping[str, Any],
-    base: Artifact,
-) -> None:
-    """Write the parity of the form and of its base to `PARITY_FILE`."""
-    proof = {
-        **section["parity"],
-        "optimization": section["optimization"],
-        "parity_of_base": dict(base.parity),
-    }
-    (folder / PARITY_FILE).write_text(json.dumps(proof, indent=2) + "\n")
-
-
 def _update_reference(folder: Path, reference: str) -> None:
     """Replace the predictions in the reference by the predictions of the form, which
     drift monitors need.
@@ -114,16 +95,10 @@ def _update_reference(folder: Path, reference: str) -> None:
     table = pq.read_table(path)
     rows = reference_rows(form.artifact, table.num_rows, seed=0) or {}
     columns = log_columns(
-        form.model.schema,
-        form.artifact.prediction,
-        form.feeds(rows),
-        form.outputs(rows),
+        form.model.schema, form.artifact.prediction, form.feeds(rows), form.outputs(rows)
     )
     for position, name in enumerate(table.column_names):
         if is_prediction(name):
-            values = pa.array(
-                columns[name].tolist(),
-                type=table.column(name).type,
-            )
+            values = pa.array(columns[name].tolist(), type=table.column(name).type)
             table = table.set_column(position, name, values)
     pq.write_table(table, path, compression="zstd")

@@ -16,9 +16,7 @@ __all__ = ["folders", "new_tracking", "registry"]
 
 @pytest.fixture
 def new_tracking(
-    tmp_path: Path,
-    new_database: NewDatabase,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[MlflowClient]:
     monkeypatch.chdir(tmp_path)  # MLflow puts artifacts of a database store here.
     with tracking_at(new_database(tmp_path)):

@@ -24,20 +24,9 @@ torch = pytest.importorskip("torch")
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 2, 300)
 PICTURES = np.clip(
-    RNG.normal(
-        0.5,
-        0.2,
-        (300, 4, 4),
-    )
-    + 0.1 * (LABELS[:, None, None] - 0.5),
-    0,
-    1,
+    RNG.normal(0.5, 0.2, (300, 4, 4)) + 0.1 * (LABELS[:, None, None] - 0.5), 0, 1
 ).astype(np.float32)
-STRENGTHS = {
-    "fgsm": [0.05, 0.2],
-    "pgd": [0.05, 0.2],
-    "noise": [0.2],
-}
+STRENGTHS = {"fgsm": [0.05, 0.2], "pgd": [0.05, 0.2], "noise": [0.2]}
 
 
 @pytest.fixture(scope="module")
@@ -46,29 +35,18 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     original; `of_other` names a model that is not a torch module.
     """
     folder = tmp_path_factory.mktemp("net")
-    net = torch.nn.Sequential(
-        torch.nn.Flatten(),
-        torch.nn.Linear(16, 2),
-    )
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
     with torch.no_grad():  # The brighter picture is in the second class.
         net[1].weight.copy_(torch.tensor([[-1.0], [1.0]]).expand(2, 16))
         net[1].bias.copy_(torch.tensor([8.0, -8.0]))
     paths = {name: folder / name for name in ("original", "onnx", "naming", "of_other")}
     mlflow.pytorch.save_model(
-        net,
-        paths["original"],
-        pip_requirements=[],
-        serialization_format="pickle",
+        net, paths["original"], pip_requirements=[], serialization_format="pickle"
     )
     onnxserve.save_model(net, paths["onnx"], input_example=PICTURES[:20])
     for name, original in (("naming", "original"), ("of_other", "naming")):
         metadata = {"onnxserve.wrapped_from": str(paths[original])}
-        onnxserve.save_model(
-            net,
-            paths[name],
-            input_example=PICTURES[:20],
-            metadata=metadata,
-        )
+        onnxserve.save_model(net, paths[name], input_example=PICTURES[:20], metadata=metadata)
     return paths
 
 
@@ -92,31 +70,22 @@ def test_a_version_that_names_its_original_is_attacked_by_its_gradients(
 
 @pytest.mark.long
 def test_a_wrapped_version_is_attacked_with_the_gradients_of_its_original(
-    folders: dict[str, Path],
-    new_tracking: MlflowClient,
+    folders: dict[str, Path], new_tracking: MlflowClient
 ) -> None:
     new_tracking.create_registered_model("net")
     new_tracking.create_model_version("net", folders["onnx"].as_uri())
     new_tracking.set_model_version_tag(
-        "net",
-        "1",
-        "onnxserve.wrapped_from",
-        str(folders["original"]),
+        "net", "1", "onnxserve.wrapped_from", str(folders["original"])
     )
     report = onnxserve.robustness(
-        "models:/net/1",
-        {"picture": PICTURES, "label": LABELS},
-        "label",
-        strengths={"fgsm": [0.2]},
+        "models:/net/1", {"picture": PICTURES, "label": LABELS}, "label", strengths={"fgsm": [0.2]}
     )
     assert report.cannot == {}
 
 
 @pytest.mark.long
 def test_an_optimized_version_is_attacked_by_the_original_of_its_base(
-    folders: dict[str, Path],
-    new_tracking: MlflowClient,
-    tmp_path: Path,
+    folders: dict[str, Path], new_tracking: MlflowClient, tmp_path: Path
 ) -> None:
     new_tracking.create_registered_model("net")
     for name in ("original", "onnx"):
@@ -126,19 +95,12 @@ def test_an_optimized_version_is_attacked_by_the_original_of_its_base(
     data = str(tmp_path / "rows.npz")
     assert (
         onnxserve.optimize(
-            "models:/net/2",
-            fp16=True,
-            data=data,
-            target="label",
-            max_loss=1,
+            "models:/net/2", fp16=True, data=data, target="label", max_loss=1
         ).version
         == "3"
     )
     report = onnxserve.robustness(
-        "models:/net/3",
-        data,
-        "label",
-        strengths={"fgsm": [0.2], "pgd": [0.2]},
+        "models:/net/3", data, "label", strengths={"fgsm": [0.2], "pgd": [0.2]}
     )
     assert report.cannot == {}
     assert min(point.loss or 0.0 for point in report.points) > 0.2
@@ -163,22 +125,15 @@ class Trap(torch.nn.Module):  # type: ignore[misc, name-defined]
 
 @pytest.mark.long
 def test_the_code_of_an_original_is_not_run_unless_it_or_an_attack_is_named(
-    folders: dict[str, Path],
-    tmp_path: Path,
+    folders: dict[str, Path], tmp_path: Path
 ) -> None:
     Trap.made = tmp_path / "made"
     trap = tmp_path / "trap"
     naming = tmp_path / "naming"
     mlflow.pytorch.save_model(Trap(), trap, pip_requirements=[], serialization_format="pickle")
-    net = torch.nn.Sequential(
-        torch.nn.Flatten(),
-        torch.nn.Linear(16, 2),
-    )
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
     onnxserve.save_model(
-        net,
-        naming,
-        input_example=PICTURES[:20],
-        metadata={"onnxserve.wrapped_from": str(trap)},
+        net, naming, input_example=PICTURES[:20], metadata={"onnxserve.wrapped_from": str(trap)}
     )
     data = {"picture": PICTURES[:50], "label": LABELS[:50]}
     cannot = onnxserve.robustness(str(naming), data, "label").cannot
@@ -203,7 +158,7 @@ def test_an_original_that_is_missing_or_unfit_is_a_reason_and_no_error(
     none = measured(folders["onnx"]).cannot
     assert none["fgsm"] == none["pgd"]
     assert none["pgd"].startswith(
-        "the version has no torch original, which is needed for gradients; set --original",
+        "the version has no torch original, which is needed for gradients; set --original"
     )
     gone = measured(folders["onnx"], original="/gone").cannot["pgd"]
     assert gone.startswith("the torch original /gone: ")
@@ -212,17 +167,12 @@ def test_an_original_that_is_missing_or_unfit_is_a_reason_and_no_error(
         measured(folders["onnx"], original=str(folders["naming"])),
     ):
         assert mentions(
-            unfit.cannot["pgd"],
-            str(folders["naming"]),
-            "onnx",
-            "onnxserve",
-            "python_function",
+            unfit.cannot["pgd"], str(folders["naming"]), "onnx", "onnxserve", "python_function"
         )
 
 
 def test_an_original_that_cannot_be_loaded_is_a_reason_and_no_error(
-    folders: dict[str, Path],
-    tmp_path: Path,
+    folders: dict[str, Path], tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(folders["original"], broken)
@@ -232,8 +182,7 @@ def test_an_original_that_cannot_be_loaded_is_a_reason_and_no_error(
 
 
 def test_code_execution_is_refused_to_an_original(
-    folders: dict[str, Path],
-    monkeypatch: pytest.MonkeyPatch,
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(MODEL_CODE, "false")
     original = str(folders["original"])
@@ -243,19 +192,12 @@ def test_code_execution_is_refused_to_an_original(
 
 @pytest.mark.parametrize("attack", [fgsm, pgd])
 def test_no_value_moves_by_more_than_the_strength_or_leaves_the_range(
-    attack: Any,
-    folders: dict[str, Path],
+    attack: Any, folders: dict[str, Path]
 ) -> None:
     rows = {"": PICTURES}
     artifact = read_served_artifact(folders["onnx"])
     gradient = torch_gradient(
-        resolve(str(folders["onnx"])),
-        folders["original"],
-        artifact,
-        "",
-        rows,
-        LABELS,
-        True,
+        resolve(str(folders["onnx"])), folders["original"], artifact, "", rows, LABELS, True
     )
     assert not isinstance(gradient, Refused)
     attacked = attack(rows, 0.1, gradient, np.random.default_rng(0))[""]
@@ -278,7 +220,7 @@ def test_rows_that_the_original_cannot_take_are_a_reason(folders: dict[str, Path
     )
     assert isinstance(refused, Refused)
     assert refused.reason.startswith(
-        "the torch original cannot compute these rows: mat1 and mat2 shapes",
+        "the torch original cannot compute these rows: mat1 and mat2 shapes"
     )
     whole = torch_gradient(
         resolve(str(folders["onnx"])),

@@ -58,8 +58,7 @@ def test_numbers_are_compared_by_their_difference_as_a_share_of_the_spread(tmp_p
     truth = compare_with_base(base, form, INPUTS, ROWS["value"])
     assert truth.metric == "rmse"
     assert truth.loss == pytest.approx(
-        (truth.form_metric - truth.base_metric) / answers.std(),
-        rel=1e-3,
+        (truth.form_metric - truth.base_metric) / answers.std(), rel=1e-3
     )
 
 
@@ -82,18 +81,11 @@ def test_a_form_with_other_outputs_is_none(tmp_path: Path) -> None:
 def test_outputs_may_differ_by_the_rounding_of_the_largest_number_of_their_row() -> None:
     served = {
         "label": np.array(["a", "b"], object),
-        "scores": np.array(
-            [[1e6, 1e-3], [1.0, np.nan]],
-            np.float32,
-        ),
+        "scores": np.array([[1e6, 1e-3], [1.0, np.nan]], np.float32),
     }
     outputs = {
         "label": served["label"].copy(),
-        "scores": served["scores"]
-        + np.array(
-            [[0, 0.5], [0, 0]],
-            np.float32,
-        ),
+        "scores": served["scores"] + np.array([[0, 0.5], [0, 0]], np.float32),
     }
     rounded = rounding_tolerance(1e-5)
     assert check_outputs(served, served, EXACT, "the export") == 0.0
@@ -101,12 +93,7 @@ def test_outputs_may_differ_by_the_rounding_of_the_largest_number_of_their_row()
     with refused(ParityError, "the export", "'scores', row 0", "1 of 2 rows"):
         check_outputs(served, outputs, EXACT, "the export")
     with refused(ParityError, "the export", "'scores'", "float32 [1, 2]"):
-        check_outputs(
-            served,
-            {**outputs, "scores": outputs["scores"][:1]},
-            rounded,
-            "the export",
-        )
+        check_outputs(served, {**outputs, "scores": outputs["scores"][:1]}, rounded, "the export")
     with refused(ParityError, "the export", "'scores'", "[0]"):
         check_outputs(served, {"label": served["label"]}, rounded, "the export")
     outputs["label"][1] = "c"

@@ -29,10 +29,7 @@ def losses(points: Iterable[RobustnessPoint]) -> dict[str, float]:
     """Return the largest loss of each disturbance."""
     largest: dict[str, float] = {}
     for point in points:
-        largest[point.disturbance] = max(
-            point.loss or 0.0,
-            largest.get(point.disturbance, 0.0),
-        )
+        largest[point.disturbance] = max(point.loss or 0.0, largest.get(point.disturbance, 0.0))
     return largest
 
 
@@ -43,13 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_metric_falls_with_the_strength(folder: Path) -> None:
     strengths = {"noise": [0.1, 3.0], "swap": [], "scale": [10.0]}
-    report = onnxserve.robustness(
-        str(folder),
-        ROWS,
-        "label",
-        metric="roc_auc",
-        strengths=strengths,
-    )
+    report = onnxserve.robustness(str(folder), ROWS, "label", metric="roc_auc", strengths=strengths)
     curves = {name: values(points) for name, points in report.curves()}
     assert list(curves) == ["noise", "swap", "scale"]
     assert report.clean > 0.95
@@ -64,32 +55,18 @@ def test_the_metric_falls_with_the_strength(folder: Path) -> None:
 def test_the_same_seed_gives_the_same_report_whatever_else_is_measured(folder: Path) -> None:
     def measured(seed: int, **strengths: list[float]) -> Any:
         report = onnxserve.robustness(
-            str(folder),
-            ROWS,
-            "label",
-            strengths=strengths,
-            max_rows=200,
-            seed=seed,
+            str(folder), ROWS, "label", strengths=strengths, max_rows=200, seed=seed
         )
         return [point for point in report.points if point.disturbance == "spsa"]
 
     assert (
-        measured(1, spsa=[0.3])
-        == measured(
-            1,
-            noise=[0.1],
-            spsa=[0.3],
-        )
-        != measured(2, spsa=[0.3])
+        measured(1, spsa=[0.3]) == measured(1, noise=[0.1], spsa=[0.3]) != measured(2, spsa=[0.3])
     )
 
 
 def test_estimated_gradients_find_worse_rows_than_noise_of_the_same_size(folder: Path) -> None:
     report = onnxserve.robustness(
-        str(folder),
-        ROWS,
-        "label",
-        strengths={"noise": [0.3], "spsa": [0.3]},
+        str(folder), ROWS, "label", strengths={"noise": [0.3], "spsa": [0.3]}
     )
     largest = losses(report.points)
     assert largest["spsa"] > 3 * max(largest["noise"], 0.01)
@@ -98,10 +75,7 @@ def test_estimated_gradients_find_worse_rows_than_noise_of_the_same_size(folder:
 def test_errors_of_numbers_lose_a_share(tmp_path: Path) -> None:
     folder = write_regressor(tmp_path / "model")
     report = onnxserve.robustness(
-        str(folder),
-        pd.DataFrame(ROWS),
-        "value",
-        strengths={"noise": [0.5]},
+        str(folder), pd.DataFrame(ROWS), "value", strengths={"noise": [0.5]}
     )
     (point,) = report.points
     assert report.metric == "rmse"
@@ -117,24 +91,13 @@ def test_by_default_all_is_measured_that_fits_and_the_rest_says_why(folder: Path
     assert "spsa" not in report.cannot
     missing = [point for point in report.points if point.disturbance == "missing"]
     # One of two columns is missing, so there is no probability.
-    assert missing[-1].no_number == pytest.approx(
-        0.75,
-        abs=0.1,
-    )
+    assert missing[-1].no_number == pytest.approx(0.75, abs=0.1)
 
 
 def test_values_are_taken_away_only_where_the_model_takes_missing_ones(tmp_path: Path) -> None:
     folder = write_classifier(tmp_path / "model", types=("long", "double"))
-    rows = {
-        **ROWS,
-        "a": np.round(ROWS["a"] * 10).astype(int),
-    }
-    report = onnxserve.robustness(
-        str(folder),
-        rows,
-        "label",
-        strengths={"missing": [0.5]},
-    )
+    rows = {**ROWS, "a": np.round(ROWS["a"] * 10).astype(int)}
+    report = onnxserve.robustness(str(folder), rows, "label", strengths={"missing": [0.5]})
     assert report.notes == (
         "missing: no values of a are removed, because the model rejects such rows",
     )
@@ -143,15 +106,9 @@ def test_values_are_taken_away_only_where_the_model_takes_missing_ones(tmp_path:
 
 def test_refused_rows_are_a_point_without_a_value(tmp_path: Path) -> None:
     folder = write_classifier(tmp_path / "model", types=("long", "long"))
-    rows = {
-        **ROWS,
-        **{name: np.round(ROWS[name] * 10).astype(int) for name in COLUMNS},
-    }
+    rows = {**ROWS, **{name: np.round(ROWS[name] * 10).astype(int) for name in COLUMNS}}
     report = onnxserve.robustness(
-        str(folder),
-        rows,
-        "label",
-        strengths={"missing": [0.5], "noise": [0.1]},
+        str(folder), rows, "label", strengths={"missing": [0.5], "noise": [0.1]}
     )
     refused = report.points[1]
     assert refused.value is None
@@ -175,10 +132,7 @@ def test_refused_rows_are_a_point_without_a_value(tmp_path: Path) -> None:
             "the data has one row with a known target",
         ),
         ({"data": {}}, "the data needs non-empty arrays of equal length; its arrays are none"),
-        (
-            {"data": {"a": [1, 2], "label": [1]}},
-            r"its arrays are a \[2\], label \[1\]",
-        ),
+        ({"data": {"a": [1, 2], "label": [1]}}, r"its arrays are a \[2\], label \[1\]"),
         ({"data": 7}, "data: a file, a DataFrame or a mapping of arrays is expected"),
         ({"data": "gone.csv"}, r"the dataset gone\.csv does not exist"),
         ({"metric": "r2"}, "there is no metric 'r2'; the metrics are accuracy"),
@@ -203,7 +157,7 @@ def test_an_invalid_option_is_refused_in_one_line(
     monkeypatch.chdir(tmp_path)
     other = write_classifier(tmp_path / "other")
     (other / "MLmodel").write_text(
-        (other / "MLmodel").read_text().replace("r-1", "''").replace("m-1", "''"),
+        (other / "MLmodel").read_text().replace("r-1", "''").replace("m-1", "''")
     )
     rows = (
         {**ROWS, "text": np.array(["x"] * 400, dtype=object)}
@@ -219,10 +173,7 @@ def test_an_invalid_option_is_refused_in_one_line(
     }
     with pytest.raises(InvalidConfig, match=message):
         onnxserve.robustness(
-            arguments.pop("model_uri"),
-            arguments.pop("data"),
-            arguments.pop("target"),
-            **arguments,
+            arguments.pop("model_uri"), arguments.pop("data"), arguments.pop("target"), **arguments
         )
 
 
@@ -236,15 +187,9 @@ values_int64s = [1, 0]> (t) }"""
         "prediction": ["label"],
     }
     model = write_model(
-        tmp_path / "m",
-        graph,
-        [{"name": "t", "type": "string", "required": True}],
-        section,
+        tmp_path / "m", graph, [{"name": "t", "type": "string", "required": True}], section
     )
-    rows = {
-        "t": np.array(["yes", "no"] * 100, dtype=object),
-        "y": np.array([1, 0] * 100),
-    }
+    rows = {"t": np.array(["yes", "no"] * 100, dtype=object), "y": np.array([1, 0] * 100)}
     report = onnxserve.robustness(str(model), rows, "y")
     assert {name for name, _ in report.curves()} == {"missing", "swap", "unseen", "typos"}
     assert mentions(report.cannot["noise"], "no numeric inputs")
@@ -253,21 +198,13 @@ values_int64s = [1, 0]> (t) }"""
 
 
 def test_the_run_of_the_version_gets_metrics_by_strength_and_pictures(
-    folder: Path,
-    tmp_path: Path,
-    new_tracking: MlflowClient,
+    folder: Path, tmp_path: Path, new_tracking: MlflowClient
 ) -> None:
     run = new_tracking.create_run(DEFAULT_EXPERIMENT)
     model = write_classifier(tmp_path / "model")
     (model / "MLmodel").write_text((model / "MLmodel").read_text().replace("r-1", run.info.run_id))
     strengths = {"noise": [0.1, 0.5], "swap": [0.2]}
-    report = onnxserve.robustness(
-        str(model),
-        ROWS,
-        "label",
-        strengths=strengths,
-        log=True,
-    )
+    report = onnxserve.robustness(str(model), ROWS, "label", strengths=strengths, log=True)
     assert isinstance(report.run, LoggedRun)
     history = new_tracking.get_metric_history(run.info.run_id, "robustness/noise")
     assert {entry.step: entry.value for entry in history} == {
@@ -287,25 +224,16 @@ def test_the_run_of_the_version_gets_metrics_by_strength_and_pictures(
 
 @pytest.mark.long
 def test_a_model_that_no_run_logged_gets_one_run_for_its_evaluations(
-    tmp_path: Path,
-    new_tracking: MlflowClient,
+    tmp_path: Path, new_tracking: MlflowClient
 ) -> None:
     table = pd.DataFrame({name: ROWS[name] for name in COLUMNS})
     model = LogisticRegression().fit(table, ROWS["label"])
     info = onnxserve.log_model(
-        model,
-        name="model",
-        input_example=table,
-        registered_model_name="alone",
-        explain=True,
+        model, name="model", input_example=table, registered_model_name="alone", explain=True
     )
     assert not info.run_id
     report = onnxserve.robustness(
-        "models:/alone/1",
-        ROWS,
-        "label",
-        strengths={"noise": 0.1},
-        log=True,
+        "models:/alone/1", ROWS, "label", strengths={"noise": 0.1}, log=True
     )
     (run,) = new_tracking.search_runs([DEFAULT_EXPERIMENT])
     assert report.run is not None
@@ -332,18 +260,11 @@ def test_pictures_need_matplotlib(folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_columns_of_a_file_become_the_only_tensor_of_a_model(tmp_path: Path) -> None:
     graph = "g (float[N,2] x) => (float[N,1] y) <float[2,1] w = {2.0, -1.0}> { y = MatMul(x, w) }"
-    model = write_model(
-        tmp_path / "m",
-        graph,
-        [tensor_column("float32", -1, 2)],
-    )
+    model = write_model(tmp_path / "m", graph, [tensor_column("float32", -1, 2)])
     rows = {name: ROWS[name] for name in (*COLUMNS, "value")}
     pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)
     report = onnxserve.robustness(
-        str(model),
-        tmp_path / "rows.csv",
-        "value",
-        strengths={"scale": [10.0]},
+        str(model), tmp_path / "rows.csv", "value", strengths={"scale": [10.0]}
     )
     assert report.clean < 0.6
     assert report.points[0].variant == "[0]"

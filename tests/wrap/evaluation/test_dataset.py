@@ -34,12 +34,7 @@ def artifact(tmp_path: Path) -> Artifact:
     return read_artifact(write_classifier(tmp_path / "model"))
 
 
-def load(
-    dataset: Any,
-    artifact: Artifact,
-    target: str = "y",
-    max_rows: int = 50_000,
-) -> Any:
+def load(dataset: Any, artifact: Artifact, target: str = "y", max_rows: int = 50_000) -> Any:
     return load_dataset(str(dataset), target, artifact, seed=7, max_rows=max_rows)
 
 
@@ -63,11 +58,7 @@ def test_the_codes_of_a_csv_have_the_signatures_type(tmp_path: Path, artifact: A
 
 def test_parquet_with_categories_and_lists_is_read(tmp_path: Path, artifact: Artifact) -> None:
     table = pd.DataFrame(
-        {
-            "c": pd.Categorical(["x", "y", None]),
-            "v": [[1.0, 2.0]] * 3,
-            "y": [1, 0, 1],
-        },
+        {"c": pd.Categorical(["x", "y", None]), "v": [[1.0, 2.0]] * 3, "y": [1, 0, 1]}
     )
     table.to_parquet(tmp_path / "d.parquet")
     dataset = load(tmp_path / "d.parquet", artifact)
@@ -77,9 +68,7 @@ def test_parquet_with_categories_and_lists_is_read(tmp_path: Path, artifact: Art
 
 
 def test_arrays_by_name_are_read_and_objects_that_only_pickle_could_read_are_not(
-    tmp_path: Path,
-    artifact: Artifact,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.savez(
         tmp_path / "d.npz",
@@ -91,28 +80,16 @@ def test_arrays_by_name_are_read_and_objects_that_only_pickle_could_read_are_not
     assert dataset.rows["a"].shape == (3, 2, 2)
     assert dataset.rows["city"].tolist() == ["rome", "oslo", "rome"]
     assert dataset.truth.tolist() == [1, 0, 1]
-    np.savez(
-        tmp_path / "lengths.npz",
-        a=np.ones(3),
-        y=np.ones(2),
-    )
+    np.savez(tmp_path / "lengths.npz", a=np.ones(3), y=np.ones(2))
     with pytest.raises(InvalidConfig, match=r"arrays.*a \[3\], y \[2\]"):
         load(tmp_path / "lengths.npz", artifact)
-    np.savez(
-        tmp_path / "objects.npz",
-        a=np.array([{}, {}], dtype=object),
-        y=np.ones(2),
-    )
+    np.savez(tmp_path / "objects.npz", a=np.array([{}, {}], dtype=object), y=np.ones(2))
     (tmp_path / "text.npz").write_text("no archive")
     for name in ("objects.npz", "text.npz"):
         with pytest.raises(InvalidConfig, match=rf"{name} cannot be"):
             load(tmp_path / name, artifact)
     monkeypatch.setattr("mlflow_deploy_plugin.wrap.evaluation.dataset.MAX_BYTES", 3000)
-    np.savez_compressed(
-        tmp_path / "bomb.npz",
-        a=np.zeros(10_000),
-        y=np.zeros(10_000),
-    )
+    np.savez_compressed(tmp_path / "bomb.npz", a=np.zeros(10_000), y=np.zeros(10_000))
     with pytest.raises(InvalidConfig, match=r"bomb\.npz .*3,000 bytes"):
         load(tmp_path / "bomb.npz", artifact)
 
@@ -128,17 +105,9 @@ def test_data_with_an_unclear_number_of_rows_is_refused_by_name(
 
 
 def test_columns_of_numbers_become_the_only_tensor_of_that_width(artifact: Artifact) -> None:
-    tensor = replace(
-        artifact,
-        columns=(),
-        tensors=(Tensor("", "float32", (-1, 2)),),
-    )
+    tensor = replace(artifact, columns=(), tensors=(Tensor("", "float32", (-1, 2)),))
     rows = {"b": np.arange(3), "a": np.ones(3)}
-    assert cast_to_signature(tensor, rows)[""].tolist() == [
-        [0, 1],
-        [1, 1],
-        [2, 1],
-    ]
+    assert cast_to_signature(tensor, rows)[""].tolist() == [[0, 1], [1, 1], [2, 1]]
     assert own_columns(tensor, rows)[""].dtype == np.float32
     with pytest.raises(InvalidConfig, match=r"one unnamed tensor.*b, a, c"):
         own_columns(tensor, {**rows, "c": np.ones(3)})
@@ -169,11 +138,7 @@ def test_the_seed_chooses_the_rows(tmp_path: Path, artifact: Artifact) -> None:
     ],
 )
 def test_a_dataset_that_cannot_be_used_is_named(
-    name: str,
-    content: str | None,
-    message: str,
-    tmp_path: Path,
-    artifact: Artifact,
+    name: str, content: str | None, message: str, tmp_path: Path, artifact: Artifact
 ) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
@@ -188,11 +153,7 @@ def test_a_column_of_the_model_cannot_be_the_target(tmp_path: Path, artifact: Ar
 
 
 def test_a_reference_is_without_the_models_own_answers(tmp_path: Path) -> None:
-    rows = {
-        **labelled(50),
-        "prediction": [1] * 50,
-        "output.p": [0.5] * 50,
-    }
+    rows = {**labelled(50), "prediction": [1] * 50, "output.p": [0.5] * 50}
     artifact = read_artifact(write_classifier(tmp_path / "model", reference=rows))
     reference = reference_rows(artifact, 20, 7)
     assert reference is not None
@@ -210,15 +171,9 @@ def test_integers_and_booleans_have_the_types_of_the_signature_in_a_float_graph(
     rows["value"] = np.arange(50) % 2 * np.float32(1)
     rows["label"] = np.full(50, np.nan, "float32")
     artifact = read_artifact(write_classifier(tmp_path / "model", reference=rows))
-    types: dict[str, Any] = {
-        "a": "double",
-        "value": "boolean",
-        "label": "long",
-        "b": "datetime",
-    }
+    types: dict[str, Any] = {"a": "double", "value": "boolean", "label": "long", "b": "datetime"}
     artifact = replace(
-        artifact,
-        columns=tuple(Column(name, kind, True) for name, kind in types.items()),
+        artifact, columns=tuple(Column(name, kind, True) for name, kind in types.items())
     )
     reference = reference_rows(artifact, 50, 7)
     assert reference is not None
@@ -235,15 +190,9 @@ def test_integers_and_booleans_have_the_types_of_the_signature_in_a_float_graph(
 
 
 def test_logged_rows_come_in_the_signatures_types(tmp_path: Path, artifact: Artifact) -> None:
-    kinds: dict[str, Any] = {
-        "hour": "long",
-        "rain": "boolean",
-        "temp": "double",
-        "gust": "float",
-    }
+    kinds: dict[str, Any] = {"hour": "long", "rain": "boolean", "temp": "double", "gust": "float"}
     artifact = replace(
-        artifact,
-        columns=tuple(Column(name, kind, True) for name, kind in kinds.items()),
+        artifact, columns=tuple(Column(name, kind, True) for name, kind in kinds.items())
     )
     logged = {name: np.array([1, 0, 1], "float32") for name in kinds} | {"y": [1, 0, 1]}
     dataset = load(write_rows(tmp_path / "log.parquet", logged), artifact)
@@ -253,31 +202,19 @@ def test_logged_rows_come_in_the_signatures_types(tmp_path: Path, artifact: Arti
 
 
 def test_tensors_come_in_the_signatures_types_also_the_one_without_a_name(
-    tmp_path: Path,
-    artifact: Artifact,
+    tmp_path: Path, artifact: Artifact
 ) -> None:
-    file = write_rows(
-        tmp_path / "log.parquet",
-        {"image": [[0.0, 1.0], [2.0, 3.0]], "y": [1, 0]},
-    )
+    file = write_rows(tmp_path / "log.parquet", {"image": [[0.0, 1.0], [2.0, 3.0]], "y": [1, 0]})
     for name in ("image", ""):
-        tensors = replace(
-            artifact,
-            columns=(),
-            tensors=(Tensor(name, "float32", (-1, 2)),),
-        )
+        tensors = replace(artifact, columns=(), tensors=(Tensor(name, "float32", (-1, 2)),))
         assert load(file, tensors).rows["image"].dtype == np.float32
 
 
 def test_logged_rows_of_one_tensor_without_a_name_are_its_values_alone(
-    tmp_path: Path,
-    artifact: Artifact,
+    tmp_path: Path, artifact: Artifact
 ) -> None:
     # the layout of tensors in the log
-    image = pa.FixedSizeListArray.from_arrays(
-        pa.array([0.0, 1.0, 2.0, 3.0]),
-        2,
-    )
+    image = pa.FixedSizeListArray.from_arrays(pa.array([0.0, 1.0, 2.0, 3.0]), 2)
     logged = {
         "input": image,
         "_event_time": [1, 2],
@@ -285,11 +222,7 @@ def test_logged_rows_of_one_tensor_without_a_name_are_its_values_alone(
         "prediction": [1, 0],
         "y": [1, 0],
     }
-    tensors = replace(
-        artifact,
-        columns=(),
-        tensors=(Tensor("", "float32", (-1, 2)),),
-    )
+    tensors = replace(artifact, columns=(), tensors=(Tensor("", "float32", (-1, 2)),))
     dataset = load(write_rows(tmp_path / "log.parquet", logged), tensors)
     assert dataset.rows.keys() == {"input"}
     assert dataset.rows["input"].shape == (2, 2)
@@ -302,21 +235,14 @@ def test_a_model_without_a_reference_has_no_sample(artifact: Artifact) -> None:
 
 
 def test_datasets_and_artifacts_of_runs_are_fetched(
-    tmp_path: Path,
-    artifact: Artifact,
-    registry: MlflowClient,
+    tmp_path: Path, artifact: Artifact, registry: MlflowClient
 ) -> None:
     file = write_rows(tmp_path / "holdout.parquet", labelled(60))
     with mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT) as run:
         mlflow.log_artifact(str(file), "data")
         table = pd.read_parquet(file)
         mlflow.log_input(
-            mlflow.data.from_pandas(
-                table,
-                source=str(file),
-                name="holdout",
-                targets="label",
-            ),
+            mlflow.data.from_pandas(table, source=str(file), name="holdout", targets="label")
         )
         mlflow.log_input(mlflow.data.from_pandas(table, name="memory"))
     run_id = run.info.run_id
@@ -331,8 +257,7 @@ def test_datasets_and_artifacts_of_runs_are_fetched(
 
 
 def test_a_dataset_whose_source_is_code_is_not_loaded(
-    artifact: Artifact,
-    registry: MlflowClient,
+    artifact: Artifact, registry: MlflowClient
 ) -> None:
     with mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT) as run:
         pass
@@ -348,8 +273,7 @@ def test_a_dataset_whose_source_is_code_is_not_loaded(
 
 
 def test_a_store_that_is_down_says_nothing_of_the_version(
-    artifact: Artifact,
-    monkeypatch: pytest.MonkeyPatch,
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "http://127.0.0.1:1")
     for name, value in {
@@ -365,53 +289,32 @@ def test_a_store_that_is_down_says_nothing_of_the_version(
 
 
 def test_the_truth_may_hold_several_values_a_row_where_all_are_known(
-    artifact: Artifact,
-    tmp_path: Path,
+    artifact: Artifact, tmp_path: Path
 ) -> None:
     rows = labelled(3)
     file = write_rows(
-        tmp_path / "many.parquet",
-        {
-            **rows,
-            "y": [[1.0, 2.0], [3.0, float("nan")], [5.0, 6.0]],
-        },
+        tmp_path / "many.parquet", {**rows, "y": [[1.0, 2.0], [3.0, float("nan")], [5.0, 6.0]]}
     )
-    assert load(file, artifact).truth.tolist() == [
-        [1.0, 2.0],
-        [5.0, 6.0],
-    ]
-    file = write_rows(
-        tmp_path / "ragged.parquet",
-        {**rows, "y": [[1.0, 2.0], [3.0], [5.0, 6.0]]},
-    )
+    assert load(file, artifact).truth.tolist() == [[1.0, 2.0], [5.0, 6.0]]
+    file = write_rows(tmp_path / "ragged.parquet", {**rows, "y": [[1.0, 2.0], [3.0], [5.0, 6.0]]})
     with pytest.raises(InvalidConfig, match=r"equal length|different lengths"):
         load(file, artifact)
 
 
 def test_a_file_that_would_not_fit_into_memory_is_not_read(
-    artifact: Artifact,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = write_rows(
-        tmp_path / "large.parquet",
-        {"y": [1.0] * 50, "lists": [[0.0] * 20] * 50},
-    )
+    file = write_rows(tmp_path / "large.parquet", {"y": [1.0] * 50, "lists": [[0.0] * 20] * 50})
     monkeypatch.setattr("mlflow_deploy_plugin.core.tabular.streams._MAX_VALUES", 1000)
     with pytest.raises(InvalidConfig, match=r"large\.parquet.*1,050 values.*1,000"):
         load(file, artifact)
 
 
 @pytest.mark.parametrize(
-    "values",
-    [["x" * 1000] * 500, [["x" * 100] * 10] * 500],
-    ids=["texts", "lists of texts"],
+    "values", [["x" * 1000] * 500, [["x" * 100] * 10] * 500], ids=["texts", "lists of texts"]
 )
 def test_a_text_counts_in_every_row_that_has_it(
-    artifact: Artifact,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    values: list[object],
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: list[object]
 ) -> None:
     file = write_rows(tmp_path / "bomb.parquet", {"text": values})
     assert list(read_rows(file, "b", artifact)["text"][0]) == list(values[0])  # type: ignore[call-overload]
@@ -435,10 +338,7 @@ def test_known_rows_are_the_example_otherwise_the_reference_otherwise_random(
 
     model = OnnxModel.load(write_classifier(tmp_path / "linear", reference=labelled(50)))
     sample = known_rows(model.artifact, model.schema, 3)
-    assert {name: values.shape for name, values in sample.items()} == {
-        "a": (3,),
-        "b": (3,),
-    }
+    assert {name: values.shape for name, values in sample.items()} == {"a": (3,), "b": (3,)}
     assert set(sample["a"]) <= set(np.asarray(labelled(50)["a"]))
 
     document = {"dataframe_records": [{"a": 1.5, "b": 2}]}
@@ -446,10 +346,7 @@ def test_known_rows_are_the_example_otherwise_the_reference_otherwise_random(
     assert {
         name: values.tolist()
         for name, values in known_rows(model.artifact, model.schema, 3).items()
-    } == {
-        "a": [1.5],
-        "b": [2.0],
-    }
+    } == {"a": [1.5], "b": [2.0]}
 
 
 def test_known_rows_have_the_types_of_the_signature_although_the_graph_stacks_booleans_with_floats(
@@ -460,10 +357,7 @@ def test_known_rows_have_the_types_of_the_signature_although_the_graph_stacks_bo
     outputs = [graph_tensor("y", "float64", -1, 2, role="values")]
     section = {"inputs": stacked, "outputs": outputs, "prediction": ["y"]}
     folder = write_model(
-        tmp_path / "stacked",
-        graph,
-        columns(late="boolean", distance="double"),
-        section,
+        tmp_path / "stacked", graph, columns(late="boolean", distance="double"), section
     )
     (folder / INPUT_EXAMPLE).write_text('{"dataframe_records": [{"late": true, "distance": 1.5}]}')
     model = OnnxModel.load(folder)

@@ -57,10 +57,7 @@ def test_values_out_of_range_lie_beyond_both_ends_and_within_the_type(
 ) -> None:
     rows: dict[str, Any] = {
         "x": np.linspace(0, 1, 5000),
-        "n": np.array(
-            [-(2**31), 2**31 - 1] * 2500,
-            dtype=np.int32,
-        ),
+        "n": np.array([-(2**31), 2**31 - 1] * 2500, dtype=np.int32),
         "t": np.array(["x"] * 5000, dtype=object),
         "empty": np.full(5000, np.nan),
     }
@@ -91,9 +88,8 @@ def test_typos_change_a_share_of_the_characters_and_keep_other_values(
 ) -> None:
     rows = {
         "t": np.array(
-            ["the quick brown fox jumps over the lazy dog"] * 200 + [None, 7],
-            dtype=object,
-        ),
+            ["the quick brown fox jumps over the lazy dog"] * 200 + [None, 7], dtype=object
+        )
     }
     disturbed = with_typos(rows, 0.05, rng)["t"]
     assert disturbed[-2:].tolist() == [None, 7]
@@ -102,11 +98,7 @@ def test_typos_change_a_share_of_the_characters_and_keep_other_values(
 
 
 def test_unseen_texts_replace_a_share(rng: np.random.Generator) -> None:
-    ((_, disturbed),) = DISTURB["unseen"](
-        {"t": np.array(["x"] * 5000, dtype=object)},
-        0.2,
-        rng,
-    )
+    ((_, disturbed),) = DISTURB["unseen"]({"t": np.array(["x"] * 5000, dtype=object)}, 0.2, rng)
     assert (disturbed["t"] == "(never seen)").mean() == pytest.approx(0.2, abs=0.03)
 
 
@@ -128,28 +120,17 @@ def test_each_column_of_numbers_is_scaled_by_itself_within_its_type(
 
 
 def test_pictures_get_brighter_and_darker_within_their_range(rng: np.random.Generator) -> None:
-    pictures = rng.integers(
-        0,
-        256,
-        (20, 8, 8),
-    ).astype(np.uint8)
+    pictures = rng.integers(0, 256, (20, 8, 8)).astype(np.uint8)
     disturbed = dict(DISTURB["brightness"]({"x": pictures}, 0.5, rng))
     assert disturbed["brighter"]["x"].mean() > pictures.mean() > disturbed["darker"]["x"].mean()
     assert disturbed["brighter"]["x"].max() == pictures.max()
 
 
 @pytest.mark.parametrize(
-    "shape",
-    [
-        (40, 10, 10),
-        (40, 3, 10, 10),
-        (40, 10, 10, 3),
-        (40, 2, 2, 10, 10),
-    ],
+    "shape", [(40, 10, 10), (40, 3, 10, 10), (40, 10, 10, 3), (40, 2, 2, 10, 10)]
 )
 def test_a_box_of_each_picture_is_covered_in_all_its_channels(
-    shape: tuple[int, ...],
-    rng: np.random.Generator,
+    shape: tuple[int, ...], rng: np.random.Generator
 ) -> None:
     pictures = rng.normal(size=shape)
     ((_, disturbed),) = DISTURB["occlusion"]({"x": pictures}, 0.25, rng)
@@ -161,18 +142,9 @@ def test_a_box_of_each_picture_is_covered_in_all_its_channels(
 @pytest.mark.parametrize(
     ("rows", "unfit"),
     [
-        (
-            {"t": np.array(["x"], dtype=object)},
-            {"noise", "scale", "brightness", "occlusion"},
-        ),
-        (
-            {"x": np.ones(3)},
-            {"unseen", "typos", "brightness", "occlusion"},
-        ),
-        (
-            {"x": np.ones((3, 4, 4))},
-            {"unseen", "typos", "missing", "swap"},
-        ),
+        ({"t": np.array(["x"], dtype=object)}, {"noise", "scale", "brightness", "occlusion"}),
+        ({"x": np.ones(3)}, {"unseen", "typos", "brightness", "occlusion"}),
+        ({"x": np.ones((3, 4, 4))}, {"unseen", "typos", "missing", "swap"}),
     ],
 )
 def test_disturbances_that_do_not_fit_the_rows_give_a_reason(rows: Any, unfit: set[str]) -> None:

@@ -55,31 +55,16 @@ def test_contributions_of_a_sum_are_its_terms(regressor: Path, tmp_path: Path) -
 
 def test_the_same_seed_gives_the_same_explanation(regressor: Path) -> None:
     first, again, other = (
-        onnxserve.explain(
-            str(regressor),
-            ROWS,
-            "value",
-            max_rows=5,
-            seed=s,
-        )
-        for s in (1, 1, 2)
+        onnxserve.explain(str(regressor), ROWS, "value", max_rows=5, seed=s) for s in (1, 1, 2)
     )
     assert first.importance == again.importance != other.importance
     assert first.values.tolist() == again.values.tolist()
 
 
 def test_with_labels_columns_are_permuted_as_by_scikit_learn(regressor: Path) -> None:
-    explanation = onnxserve.explain(
-        str(regressor),
-        pd.DataFrame(ROWS),
-        "value",
-        max_rows=2,
-    )
+    explanation = onnxserve.explain(str(regressor), pd.DataFrame(ROWS), "value", max_rows=2)
     table = pd.DataFrame({name: ROWS[name] for name in COLUMNS})
-    model = LinearRegression(fit_intercept=False).fit(
-        table,
-        2 * table["a"] - table["b"],
-    )
+    model = LinearRegression(fit_intercept=False).fit(table, 2 * table["a"] - table["b"])
     theirs = permutation_importance(
         model,
         table,
@@ -96,13 +81,7 @@ def test_with_labels_columns_are_permuted_as_by_scikit_learn(regressor: Path) ->
 
 def test_a_model_without_rows_of_its_own_is_explained_against_the_data(tmp_path: Path) -> None:
     folder = write_classifier(tmp_path / "model")
-    explanation = onnxserve.explain(
-        str(folder),
-        ROWS,
-        "label",
-        metric="roc_auc",
-        max_rows=30,
-    )
+    explanation = onnxserve.explain(str(folder), ROWS, "label", metric="roc_auc", max_rows=30)
     assert mentions(explanation.background, "30 rows", "data")
     assert explanation.outputs == (0, 1)
     assert explanation.values[:, :, 0] == pytest.approx(-explanation.values[:, :, 1], abs=1e-6)
@@ -111,24 +90,15 @@ def test_a_model_without_rows_of_its_own_is_explained_against_the_data(tmp_path:
 
 def test_columns_of_a_tensor_are_numbered(tmp_path: Path) -> None:
     graph = "g (float[N,2] x) => (float[N,1] y) <float[2,1] w = {2.0, -1.0}> { y = MatMul(x, w) }"
-    model = write_model(
-        tmp_path / "m",
-        graph,
-        [tensor_column("float32", -1, 2)],
-    )
-    rows = {
-        "x": np.stack([ROWS["a"], ROWS["b"]], axis=1),
-        "value": ROWS["value"],
-    }
+    model = write_model(tmp_path / "m", graph, [tensor_column("float32", -1, 2)])
+    rows = {"x": np.stack([ROWS["a"], ROWS["b"]], axis=1), "value": ROWS["value"]}
     explanation = onnxserve.explain(str(model), rows, "value", max_rows=3)
     assert [entry.column for entry in explanation.importance] == ["0", "1"]
     assert explanation.importance[0].permutation > explanation.importance[1].permutation > 0.1  # type: ignore[operator]
 
 
 def test_the_run_of_the_version_gets_pictures_and_contributions(
-    regressor: Path,
-    tmp_path: Path,
-    new_tracking: MlflowClient,
+    regressor: Path, tmp_path: Path, new_tracking: MlflowClient
 ) -> None:
     run_id = new_tracking.create_run(DEFAULT_EXPERIMENT).info.run_id
     folder = write_classifier(tmp_path / "model", reference=REFERENCE)
@@ -138,8 +108,7 @@ def test_the_run_of_the_version_gets_pictures_and_contributions(
     names = {Path(file.path).name for file in new_tracking.list_artifacts(run_id, "explain")}
     assert names == {"explain.json", "contributions.parquet", "beeswarm.png", "bar.png"}
     local = mlflow.artifacts.download_artifacts(
-        f"runs:/{run_id}/explain/contributions.parquet",
-        dst_path=str(tmp_path),
+        f"runs:/{run_id}/explain/contributions.parquet", dst_path=str(tmp_path)
     )
     assert pq.read_table(local).num_rows == 12  # both classes
     assert mlflow.artifacts.load_dict(f"runs:/{run_id}/explain/explain.json")["rows"] == 6
@@ -158,15 +127,9 @@ def test_texts_and_missing_values_are_drawn(tmp_path: Path) -> None:
         "outputs": [graph_tensor("y", "float64", -1, 1, role="values")],
         "prediction": ["y"],
     }
-    columns = [
-        {"name": "t", "type": "string"},
-        {"name": "x", "type": "double"},
-    ]
+    columns = [{"name": "t", "type": "string"}, {"name": "x", "type": "double"}]
     model = write_model(tmp_path / "m", graph, columns, section)
-    rows = {
-        "t": np.array(["yes", "no"] * 10, dtype=object),
-        "x": np.arange(20.0),
-    }
+    rows = {"t": np.array(["yes", "no"] * 10, dtype=object), "x": np.arange(20.0)}
     for max_rows in (1, 20):
         explanation = onnxserve.explain(str(model), rows, max_rows=max_rows)
         assert explanation.values.shape == (max_rows, 2, 1)
@@ -184,16 +147,7 @@ def test_rows_that_are_answered_by_no_number_are_left_out(regressor: Path) -> No
     rows["a"][[2, 5]] = np.nan
     explanation = onnxserve.explain(str(regressor), rows)
     assert explanation.left_out == 2
-    assert explanation.positions.tolist() == [
-        0,
-        1,
-        3,
-        4,
-        6,
-        7,
-        8,
-        9,
-    ]
+    assert explanation.positions.tolist() == [0, 1, 3, 4, 6, 7, 8, 9]
     assert np.isfinite(explanation.values).all()
     assert np.isfinite(explanation.importance[0].mean_abs)
     rows["a"][:] = np.nan
@@ -228,10 +182,7 @@ def test_rows_that_are_answered_by_no_number_are_left_out(regressor: Path) -> No
     ],
 )
 def test_an_invalid_option_is_refused_with_a_reason(
-    change: dict[str, Any],
-    kind: Any,
-    message: str,
-    regressor: Path,
+    change: dict[str, Any], kind: Any, message: str, regressor: Path
 ) -> None:
     arguments = {"data": ROWS, **change}
     with pytest.raises(kind, match=message):
@@ -248,19 +199,14 @@ def test_a_model_that_cannot_be_explained_gives_a_reason(tmp_path: Path) -> None
     pictures = [tensor_column("float32", -1, 2, 2)]
     with pytest.raises(InvalidRequest, match=r"'x' .*3 dimensions"):
         onnxserve.explain(
-            str(write_model(tmp_path / "m", graph, pictures)),
-            {"x": np.ones((4, 2, 2))},
+            str(write_model(tmp_path / "m", graph, pictures)), {"x": np.ones((4, 2, 2))}
         )
     with pytest.raises(InvalidConfig, match=r"one unnamed tensor.*x, z"):
-        onnxserve.explain(
-            str(tmp_path / "m"),
-            {"x": np.ones((4, 2, 2)), "z": np.ones(4)},
-        )
+        onnxserve.explain(str(tmp_path / "m"), {"x": np.ones((4, 2, 2)), "z": np.ones(4)})
 
 
 def test_shap_and_matplotlib_are_asked_for_by_their_extras(
-    regressor: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    regressor: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(NotInstalled, match=r"shap: .*'mlflow-onnxserve\[explain\]'"):

@@ -21,9 +21,7 @@ ROWS = 300
 
 
 def classifier(
-    classes: Any,
-    seed: int = 0,
-    certainty: float = 1.0,
+    classes: Any, seed: int = 0, certainty: float = 1.0
 ) -> tuple[Array, ModelPredictions]:
     """Return truth and answers that are mostly correct; scores have ties."""
     rng = np.random.default_rng(seed)
@@ -31,26 +29,14 @@ def classifier(
     scores = rng.normal(size=(ROWS, len(classes))) + certainty * (
         truth[:, None] == np.array(classes)
     )
-    probabilities = (
-        np.round(
-            np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True),
-            1,
-        )
-        + 0.01
-    )
+    probabilities = np.round(np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True), 1) + 0.01
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     return truth, ModelPredictions(
-        np.array(classes)[probabilities.argmax(axis=1)],
-        True,
-        probabilities,
-        tuple(classes),
+        np.array(classes)[probabilities.argmax(axis=1)], True, probabilities, tuple(classes)
     )
 
 
-def regressor(
-    seed: int = 0,
-    noise: float = 1.0,
-) -> tuple[Array, ModelPredictions]:
+def regressor(seed: int = 0, noise: float = 1.0) -> tuple[Array, ModelPredictions]:
     rng = np.random.default_rng(seed)
     truth = rng.normal(size=ROWS)
     return truth, ModelPredictions(truth + rng.normal(size=ROWS) * noise, False)
@@ -72,9 +58,7 @@ def of_sklearn(metric: MetricName, truth: Array, answers: ModelPredictions, weig
             assert probabilities is not None
             scores = [
                 metrics.roc_auc_score(
-                    truth == label,
-                    probabilities[:, place],
-                    sample_weight=weights,
+                    truth == label, probabilities[:, place], sample_weight=weights
                 )
                 for place, label in enumerate(labels)
             ]
@@ -86,22 +70,17 @@ def of_sklearn(metric: MetricName, truth: Array, answers: ModelPredictions, weig
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "f1", "log_loss", "roc_auc"])
-@pytest.mark.parametrize(
-    "classes",
-    [[0, 1], ["late", "on time"], [1, 2, 5]],
-)
+@pytest.mark.parametrize("classes", [[0, 1], ["late", "on time"], [1, 2, 5]])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_a_classifiers_metric_is_scikit_learns(
-    metric: MetricName,
-    classes: list[Any],
-    weighted: bool,
+    metric: MetricName, classes: list[Any], weighted: bool
 ) -> None:
     truth, answers = classifier(classes)
     weights = (
         np.random.default_rng(1).integers(0, 4, ROWS).astype(float) if weighted else np.ones(ROWS)
     )
     assert weighted_metric(metric, truth, answers)(weights) == pytest.approx(
-        of_sklearn(metric, truth, answers, weights),
+        of_sklearn(metric, truth, answers, weights)
     )
 
 
@@ -110,7 +89,7 @@ def test_a_regressors_metric_is_scikit_learns(metric: MetricName) -> None:
     truth, answers = regressor()
     weights = np.random.default_rng(1).integers(0, 4, ROWS).astype(float)
     assert weighted_metric(metric, truth, answers)(weights) == pytest.approx(
-        of_sklearn(metric, truth, answers, weights),
+        of_sklearn(metric, truth, answers, weights)
     )
 
 
@@ -119,11 +98,7 @@ def test_probabilities_that_are_no_numbers_have_no_metric(metric: MetricName) ->
     truth, answers = classifier([0, 1])
     assert answers.probabilities is not None
     # NaN would be sorted as the highest score.
-    probabilities = np.where(
-        truth[:, None] == 1,
-        np.nan,
-        answers.probabilities,
-    )
+    probabilities = np.where(truth[:, None] == 1, np.nan, answers.probabilities)
     broken = replace(answers, probabilities=probabilities)
     assert np.isnan(weighted_metric(metric, truth, broken)(np.ones(ROWS)))
 
@@ -148,12 +123,7 @@ def test_the_default_metric_depends_on_the_kind_of_answer() -> None:
             ModelPredictions(np.array([0, 1]), True),
             "needs class probabilities, and this model returns none",
         ),
-        (
-            "rmse",
-            np.array(["a"]),
-            ModelPredictions(np.zeros(1), False),
-            "rmse needs numbers",
-        ),
+        ("rmse", np.array(["a"]), ModelPredictions(np.zeros(1), False), "rmse needs numbers"),
         (
             "accuracy",
             np.array(["a"], dtype=object),
@@ -169,32 +139,19 @@ def test_the_default_metric_depends_on_the_kind_of_answer() -> None:
         (
             "log_loss",
             np.array([0, 7]),
-            ModelPredictions(
-                np.array([0, 1]),
-                True,
-                np.full((2, 2), 0.5),
-                (0, 1),
-            ),
+            ModelPredictions(np.array([0, 1]), True, np.full((2, 2), 0.5), (0, 1)),
             "contains 7, which is not a class of the model",
         ),
         (
             "roc_auc",
             np.array([1, 1]),
-            ModelPredictions(
-                np.array([0, 1]),
-                True,
-                np.full((2, 2), 0.5),
-                (0, 1),
-            ),
+            ModelPredictions(np.array([0, 1]), True, np.full((2, 2), 0.5), (0, 1)),
             "needs two different labels",
         ),
     ],
 )
 def test_a_metric_that_does_not_fit_is_refused_with_the_reason(
-    metric: MetricName,
-    truth: Any,
-    answers: Any,
-    message: str,
+    metric: MetricName, truth: Any, answers: Any, message: str
 ) -> None:
     with pytest.raises(InvalidConfig, match=message):
         weighted_metric(metric, truth, answers)
@@ -224,17 +181,10 @@ def test_the_same_seed_gives_the_same_bounds() -> None:
     truth, answers = classifier([0, 1])
     _, other = classifier([0, 1], certainty=0.8)
     assert compared("accuracy", truth, answers, other) == compared(
-        "accuracy",
-        truth,
-        answers,
-        other,
+        "accuracy", truth, answers, other
     )
     assert compared("accuracy", truth, answers, other) != compared(
-        "accuracy",
-        truth,
-        answers,
-        other,
-        seed=1,
+        "accuracy", truth, answers, other, seed=1
     )
 
 
@@ -256,11 +206,7 @@ def test_the_lower_bound_is_missed_about_as_often_as_was_asked_for() -> None:
         rng = np.random.default_rng(seed)
         truth = np.ones(ROWS, dtype=int)
         ours, theirs = (
-            ModelPredictions(
-                (rng.random(ROWS) < 0.8).astype(int),
-                True,
-            )
-            for _ in range(2)
+            ModelPredictions((rng.random(ROWS) < 0.8).astype(int), True) for _ in range(2)
         )
         missed += compared("accuracy", truth, ours, theirs, seed, resamples=200).low > 0
     assert 2 <= missed <= 22
@@ -291,12 +237,7 @@ def test_f1_of_as_many_labels_as_rows_takes_the_memory_of_the_rows() -> None:
     truth = np.array([f"made up {row}" for row in range(5000)])
     tracemalloc.start()
     f1 = weighted_metric(
-        "f1",
-        truth,
-        ModelPredictions(
-            np.where(np.arange(5000) % 2, truth, truth[0]),
-            True,
-        ),
+        "f1", truth, ModelPredictions(np.where(np.arange(5000) % 2, truth, truth[0]), True)
     )
     score = f1(np.ones(5000))
     peak = tracemalloc.get_traced_memory()[1]

@@ -43,7 +43,7 @@ def test_the_stock_onnx_flavor_is_read_by_its_types(tmp_path: Path) -> None:
         s = Squeeze(x, last)
         y = Cast <to = 7> (s) }"""
     answers = load_version(write_model(tmp_path / "model", graph)).predict(
-        {"x": np.ones((3, 1), dtype=np.float32)},
+        {"x": np.ones((3, 1), dtype=np.float32)}
     )
     assert answers.is_label
     assert answers.probabilities is not None
@@ -53,13 +53,7 @@ def test_the_stock_onnx_flavor_is_read_by_its_types(tmp_path: Path) -> None:
 def test_texts_of_a_ready_graph_are_labels(tmp_path: Path) -> None:
     graph = "g (string[N,2] s) => (string[N,2] t) { t = Identity(s) }"
     section = {
-        "inputs": [
-            {
-                "name": "s",
-                "dtype": "str",
-                "shape": [-1, 2],
-            }
-        ],
+        "inputs": [{"name": "s", "dtype": "str", "shape": [-1, 2]}],
         "outputs": [graph_tensor("t", "str", -1, 2, role="values")],
         "prediction": ["t"],
     }
@@ -90,12 +84,7 @@ def test_a_model_without_an_onnx_form_predicts_with_mlflow(tmp_path: Path) -> No
     with pytest.raises(SchemaMismatch, match="'b' is missing"):
         loaded.predict({"a": ROWS["a"]})
     with pytest.raises(InferenceError, match="cannot compute"):
-        loaded.predict(
-            {
-                "a": ROWS["a"][:2],
-                "b": np.array(["x", "y"], dtype=object),
-            }
-        )
+        loaded.predict({"a": ROWS["a"][:2], "b": np.array(["x", "y"], dtype=object)})
 
 
 def test_rows_that_have_nothing_of_the_model_are_refused(tmp_path: Path) -> None:
@@ -109,8 +98,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_model_whose_own_code_hangs_is_given_up_and_not_asked_again(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Hanging(mlflow.pyfunc.PythonModel):
         def predict(self, context: Any, model_input: Any) -> list[Any]:
@@ -130,12 +118,7 @@ def test_a_model_whose_own_code_hangs_is_given_up_and_not_asked_again(
 
 @pytest.mark.parametrize(
     ("shape", "size"),
-    [
-        ((10, 3), 5_000),
-        ((10, 3, 224, 224), 26),
-        ((10, 3000, 3000), 1),
-        ((0,), 5_000),
-    ],
+    [((10, 3), 5_000), ((10, 3, 224, 224), 26), ((10, 3000, 3000), 1), ((0,), 5_000)],
 )
 def test_pictures_are_computed_few_at_once(shape: tuple[int, ...], size: int) -> None:
     assert chunk_rows({"x": np.broadcast_to(np.float32(0), shape)}) == size
@@ -151,19 +134,13 @@ with downloaded_version(resolve(sys.argv[1])):
 
 
 def test_the_copy_of_a_version_that_a_killed_command_has_left_goes_with_the_next(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = write_classifier(tmp_path / "model")
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     where = os.environ | {"TMPDIR": str(tmp_path / "tmp")}
-    subprocess.run(
-        [sys.executable, "-c", KILLED, str(model)],
-        env=where,
-        check=False,
-        timeout=60,
-    )
+    subprocess.run([sys.executable, "-c", KILLED, str(model)], env=where, check=False, timeout=60)
     (left,) = (path for path in (tmp_path / "tmp").glob("onnxserve-*") if path.is_dir())
     with downloaded_version(resolve(str(model))):
         assert not left.exists()

@@ -8,10 +8,7 @@ from scipy.stats import binomtest
 from mlflow_deploy_plugin.wrap.evaluation.proportions import clopper_pearson_bounds, wilson_bounds
 
 
-@pytest.mark.parametrize(
-    ("hits", "count"),
-    [(0, 1), (1, 1), (3, 200), (50, 100), (1_000, 1_000)],
-)
+@pytest.mark.parametrize(("hits", "count"), [(0, 1), (1, 1), (3, 200), (50, 100), (1_000, 1_000)])
 @pytest.mark.parametrize("confidence", [0.9, 0.9995])
 def test_bounds_equal_those_of_scipy(hits: int, count: int, confidence: float) -> None:
     test = binomtest(hits, count)
@@ -19,7 +16,7 @@ def test_bounds_equal_those_of_scipy(hits: int, count: int, confidence: float) -
     wilson = test.proportion_ci(confidence, "wilson")
     exact = test.proportion_ci(confidence, "exact")
     assert wilson_bounds(hits / count, count, confidence) == pytest.approx(
-        (wilson.low, wilson.high),
+        (wilson.low, wilson.high)
     )
     assert clopper_pearson_bounds(hits, count, confidence) == pytest.approx((exact.low, exact.high))
 

@@ -27,12 +27,7 @@ def tensor(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def forest_rows() -> pd.DataFrame:
     random = np.random.default_rng(0)
     carriers = random.choice(["UA", "AA", "DL"], 200)
-    return pd.DataFrame(
-        {
-            "carrier": carriers,
-            "distance": random.normal(1000, 300, 200),
-        }
-    )
+    return pd.DataFrame({"carrier": carriers, "distance": random.normal(1000, 300, 200)})
 
 
 @pytest.fixture(scope="session")
@@ -43,8 +38,7 @@ def forest(tmp_path_factory: pytest.TempPathFactory, forest_rows: pd.DataFrame) 
     from sklearn.preprocessing import OneHotEncoder
 
     encoder = make_column_transformer(
-        (OneHotEncoder(handle_unknown="ignore"), ["carrier"]),
-        remainder="passthrough",
+        (OneHotEncoder(handle_unknown="ignore"), ["carrier"]), remainder="passthrough"
     )
     model = make_pipeline(encoder, RandomForestClassifier(10, max_depth=4, random_state=0))
     late = np.where(forest_rows["distance"] > 1000, "late", "on time")
@@ -59,11 +53,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from sklearn.neural_network import MLPClassifier
 
     rows = normal_rows(100, 6).astype(np.float32)
-    model = MLPClassifier(
-        [8],
-        max_iter=20,
-        random_state=0,
-    ).fit(rows, rows[:, 0] > 0)
+    model = MLPClassifier([8], max_iter=20, random_state=0).fit(rows, rows[:, 0] > 0)
     folder = tmp_path_factory.mktemp("network") / "network"
     save_model(model, folder, input_example=rows[:5])
     return folder

@@ -52,13 +52,9 @@ def test_booleans_and_integers_that_the_graph_stacks_with_floats_keep_their_type
             "late": random.random(40) > 0.5,
             "hour": random.integers(0, 24, 40),
             "distance": random.normal(size=40),
-        },
+        }
     )
-    save_model(
-        LogisticRegression().fit(rows, rows["late"]),
-        tmp_path / "model",
-        input_example=rows,
-    )
+    save_model(LogisticRegression().fit(rows, rows["late"]), tmp_path / "model", input_example=rows)
     assert onnxserve.export(str(tmp_path / "model"), "onnx", tmp_path / "m.onnx").rows == 505
 
 
@@ -76,11 +72,7 @@ def test_booleans_and_integers_that_the_graph_stacks_with_floats_keep_their_type
     ],
 )
 def test_a_version_is_exported_and_proven(
-    form: Any,
-    name: str,
-    model: str,
-    tmp_path: Path,
-    request: pytest.FixtureRequest,
+    form: Any, name: str, model: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     folder = request.getfixturevalue(model)
     exported = onnxserve.export(str(folder), form, tmp_path / name)
@@ -93,15 +85,14 @@ def test_a_version_is_exported_and_proven(
 
 
 def test_the_exported_graph_describes_its_columns_classes_and_parity(
-    forest: Path,
-    tmp_path: Path,
+    forest: Path, tmp_path: Path
 ) -> None:
     onnxserve.export(str(forest), "onnx", tmp_path / "forest.onnx")
 
     graph = onnx.load(str(tmp_path / "forest.onnx"))
     onnx.checker.check_model(graph)
     metadata = orjson.loads(
-        next(entry.value for entry in graph.metadata_props if entry.key == METADATA_KEY),
+        next(entry.value for entry in graph.metadata_props if entry.key == METADATA_KEY)
     )
     assert [column["name"] for column in metadata["columns"]] == ["carrier", "distance"]
     assert metadata["classes"] == ["late", "on time"]
@@ -115,9 +106,7 @@ def test_the_exported_graph_describes_its_columns_classes_and_parity(
 
 
 def test_a_registered_version_keeps_its_number(
-    mixed: Path,
-    tmp_path: Path,
-    new_database: NewDatabase,
+    mixed: Path, tmp_path: Path, new_database: NewDatabase
 ) -> None:
     with tracking_at(new_database(tmp_path)):
         client = MlflowClient()
@@ -139,10 +128,7 @@ def test_a_registered_version_keeps_its_number(
 
 @pytest.mark.parametrize("name", ["m.onnx", "m.ort"])
 def test_the_runner_answers_frames_as_the_original(
-    name: str,
-    forest: Path,
-    forest_rows: pd.DataFrame,
-    tmp_path: Path,
+    name: str, forest: Path, forest_rows: pd.DataFrame, tmp_path: Path
 ) -> None:
     form: Any = name.partition(".")[2]
     onnxserve.export(str(forest), form, tmp_path / name, rows=forest_rows)
@@ -152,7 +138,7 @@ def test_the_runner_answers_frames_as_the_original(
     outputs = Model(tmp_path / name, threads=1).outputs(forest_rows)
 
     feeds = served.schema.from_columns(
-        {str(column): forest_rows[column].to_numpy() for column in forest_rows},
+        {str(column): forest_rows[column].to_numpy() for column in forest_rows}
     )
     for output, want in served.run(feeds).items():
         np.testing.assert_array_equal(outputs[output], want)
@@ -162,7 +148,7 @@ def test_a_bundle_may_be_one_file(mixed: Path, tmp_path: Path) -> None:
     exported = onnxserve.export(str(mixed), "bundle", tmp_path / "m.zip")
     with zipfile.ZipFile(exported.path) as archive:
         assert {"model.onnx", "predict.py", "README.md", "examples/predict.cpp"} <= set(
-            archive.namelist(),
+            archive.namelist()
         )
 
 
@@ -188,18 +174,11 @@ def test_of_two_exports_to_one_path_the_second_is_refused(mixed: Path, tmp_path:
 
 
 def test_rows_of_a_file_are_the_rows_of_the_proof(
-    forest: Path,
-    forest_rows: pd.DataFrame,
-    tmp_path: Path,
+    forest: Path, forest_rows: pd.DataFrame, tmp_path: Path
 ) -> None:
     forest_rows.to_csv(tmp_path / "rows.csv", index=False)
     assert (
-        onnxserve.export(
-            str(forest),
-            "onnx",
-            tmp_path / "m.onnx",
-            rows=tmp_path / "rows.csv",
-        ).rows
+        onnxserve.export(str(forest), "onnx", tmp_path / "m.onnx", rows=tmp_path / "rows.csv").rows
         == 700
     )
 
@@ -208,8 +187,7 @@ def test_rows_of_a_file_are_the_rows_of_the_proof(
 def test_the_runner_refuses_the_rows_that_a_step_refuses(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).lognormal(size=(60, 2))
     model = make_pipeline(FunctionTransformer(np.log1p), LogisticRegression()).fit(
-        rows,
-        rows[:, 0] > 1,
+        rows, rows[:, 0] > 1
     )
     save_model(model, tmp_path / "model", input_example=rows)
 
@@ -221,9 +199,7 @@ def test_the_runner_refuses_the_rows_that_a_step_refuses(tmp_path: Path) -> None
         runner.predict([[1.0, 1.0], [1.0, -5.0]])
     graph = onnx.load(exported.path)
     mlflow.onnx.save_model(
-        graph,
-        tmp_path / "stock",
-        signature=infer_signature(rows.astype(np.float32)),
+        graph, tmp_path / "stock", signature=infer_signature(rows.astype(np.float32))
     )
     save_model(graph, tmp_path / "wrapped", input_example=rows.astype(np.float32))
     for name in ("stock", "wrapped"):
@@ -243,9 +219,7 @@ def test_a_graph_without_rows_is_proven_on_its_one_request(tmp_path: Path) -> No
 
 
 def test_an_export_that_never_answers_is_refused(
-    mixed: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exporting, "_PROOF_SECONDS", 0.01)
     with pytest.raises(ParityError, match=r"within 0\.01 s"):
@@ -260,19 +234,12 @@ def test_a_model_that_draws_random_numbers_is_refused_and_leaves_no_file(tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("share", "is_kept"),
-    [(2e-6, True), (1e-4, False)],
-)
+@pytest.mark.parametrize(("share", "is_kept"), [(2e-6, True), (1e-4, False)])
 def test_a_small_score_may_be_rounded_like_the_large_scores_of_its_row(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    share: float,
-    is_kept: bool,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, is_kept: bool
 ) -> None:
     folder = write_model(
-        tmp_path / "scores",
-        "scores (float[N,2] x) => (float[N,2] y) { y = Identity(x) }",
+        tmp_path / "scores", "scores (float[N,2] x) => (float[N,2] y) { y = Identity(x) }"
     )
     rounded = f"""
 _outputs = Model.outputs
@@ -285,17 +252,11 @@ Model.outputs = outputs
     runner = tmp_path / "runner.py"
     runner.write_text(
         RUNNER.read_text().replace(
-            'if __name__ == "__main__":',
-            rounded + 'if __name__ == "__main__":',
-        ),
+            'if __name__ == "__main__":', rounded + 'if __name__ == "__main__":'
+        )
     )
     monkeypatch.setattr(exporting, "RUNNER", runner)
-    rows = {
-        "x": np.array(
-            [[400.0, 0.3], [-90.0, 0.01]],
-            np.float32,
-        )
-    }
+    rows = {"x": np.array([[400.0, 0.3], [-90.0, 0.01]], np.float32)}
     refusal = (
         r"gives other answers .*: output 'y', row 0: 0\.34\d*, but the served model returns "
         r"0\.3\d* \(\d+ of \d+ "
@@ -305,9 +266,7 @@ Model.outputs = outputs
 
 
 def test_an_export_that_does_not_run_is_refused(
-    mixed: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = tmp_path / "runner.py"
     broken.write_text("import mlflow_deploy_plugin\n")
@@ -317,9 +276,7 @@ def test_an_export_that_does_not_run_is_refused(
 
 
 def test_a_graph_that_one_file_cannot_hold_is_refused(
-    mixed: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exporting, "_LARGEST_PROTOBUF", 100)
     with pytest.raises(ConversionError, match=r"flight-delay .*gigabytes"):
@@ -331,7 +288,7 @@ def test_weights_in_a_file_of_their_own_are_in_the_export(tmp_path: Path) -> Non
     folder = write_model(tmp_path / "heavy", graph)
     loaded = onnx.load(str(folder / "model.onnx"))
     loaded.graph.initializer[0].CopyFrom(
-        onnx.numpy_helper.from_array(np.full(2, 0.5, np.float32), "w"),
+        onnx.numpy_helper.from_array(np.full(2, 0.5, np.float32), "w")
     )
     onnx.save(
         loaded,
@@ -424,4 +381,4 @@ def test_mistakes_are_refused_before_anything_is_written(mixed: Path, tmp_path: 
 
 def test_the_metadata_has_one_name_here_and_in_the_runner() -> None:
     assert exporting.METADATA_KEY == METADATA_KEY
-    assert FORMATS == ("onnx", "ort", "wheel", "bundle", "conda", "tflite", "pmml", "desktop")
+    assert FORMATS == ("onnx", "ort", "wheel", "bundle", "conda", "tflite", "desktop")

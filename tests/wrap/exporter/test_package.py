@@ -25,10 +25,7 @@ from tests.support.guides import ROOT
 @pytest.fixture(scope="module")
 def wheel(forest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return onnxserve.export(
-        str(forest),
-        "wheel",
-        tmp_path_factory.mktemp("dist"),
-        name="Flight-Delay",
+        str(forest), "wheel", tmp_path_factory.mktemp("dist"), name="Flight-Delay"
     ).path
 
 
@@ -83,63 +80,38 @@ def test_any_version_of_a_model_has_a_form_that_pip_takes(version: str, expected
 
 @pytest.mark.install
 def test_a_fresh_environment_answers_as_the_served_model(
-    wheel: Path,
-    forest: Path,
-    forest_rows: pd.DataFrame,
-    tmp_path: Path,
+    wheel: Path, forest: Path, forest_rows: pd.DataFrame, tmp_path: Path
 ) -> None:
     uv = Path(sys.prefix, "bin", "uv")
-    subprocess.run(
-        [uv, "venv", "-q", "--python", sys.executable, tmp_path / "env"],
-        check=True,
-    )
+    subprocess.run([uv, "venv", "-q", "--python", sys.executable, tmp_path / "env"], check=True)
     python = tmp_path / "env" / "bin" / "python"
-    subprocess.run(
-        [uv, "pip", "install", "-q", "--python", python, wheel],
-        check=True,
-    )
+    subprocess.run([uv, "pip", "install", "-q", "--python", python, wheel], check=True)
     listed = subprocess.run(
-        [uv, "pip", "list", "--python", python],
-        check=True,
-        capture_output=True,
-        text=True,
+        [uv, "pip", "list", "--python", python], check=True, capture_output=True, text=True
     ).stdout
     assert "onnxserve" not in listed
     forest_rows.to_json(tmp_path / "rows.json", orient="records")
     command = [str(python), "-I", "-m", "flight_delay", str(tmp_path / "rows.json")]
 
-    ran = subprocess.run(
-        command,
-        check=True,
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
+    ran = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
 
     served = load_model(str(forest))
     feeds = served.schema.from_columns(
-        {str(column): forest_rows[column].to_numpy() for column in forest_rows},
+        {str(column): forest_rows[column].to_numpy() for column in forest_rows}
     )
     want = served.run(feeds)
     records = [orjson.loads(line) for line in ran.stdout.splitlines()]
     assert [record["label"] for record in records] == want["label"].tolist()
     np.testing.assert_allclose(
-        [record["probabilities"] for record in records],
-        want["probabilities"],
-        atol=1e-6,
+        [record["probabilities"] for record in records], want["probabilities"], atol=1e-6
     )
     code = (
         "import flight_delay as f; print(f.__version__, f.classes(), f.predict({'carrier': 'UA', "
         "'distance': 9.0}))"
     )
-    ran = subprocess.run(
-        [python, "-I", "-c", code],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    ran = subprocess.run([python, "-I", "-c", code], check=True, capture_output=True, text=True)
     assert ran.stdout.splitlines() == [
-        f"{wheel.name.split('-')[1]} ['late', 'on time'] ['on time']",
+        f"{wheel.name.split('-')[1]} ['late', 'on time'] ['on time']"
     ]
 
 

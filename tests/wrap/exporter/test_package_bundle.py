@@ -32,27 +32,13 @@ bool[N,1] b2, string[N,1] s2) {{
   s2 = Identity(s)
 }}"""
 TEXT = 'a "quoted" ü\\n'
-ROW = {
-    "f": [np.nan],
-    "d": [-1e300],
-    "l": [2**53],
-    "i": [-7],
-    "b": [True],
-    "s": [TEXT],
-}
+ROW = {"f": [np.nan], "d": [-1e300], "l": [2**53], "i": [-7], "b": [True], "s": [TEXT]}
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kinds")
-    signature = columns(
-        f="float",
-        d="double",
-        l="long",
-        i="integer",
-        b="boolean",
-        s="string",
-    )
+    signature = columns(f="float", d="double", l="long", i="integer", b="boolean", s="string")
     model = write_model(folder / "kinds", GRAPH, signature)
     return onnxserve.export(str(model), "bundle", folder / "bundle", rows=ROW).path
 
@@ -71,28 +57,15 @@ def test_a_bundle_says_how_it_is_used(bundle: Path) -> None:
     )
     assert mentions(page, "'onnxruntime>=1.29'", "'numpy>=1.26'")
     example = json.loads((bundle / "example.json").read_text())
-    assert example["f"] == {
-        "type": "float32",
-        "dims": [1, 1],
-        "data": ["NaN"],
-    }
-    assert example["s"] == {
-        "type": "string",
-        "dims": [1, 1],
-        "data": [TEXT],
-    }
+    assert example["f"] == {"type": "float32", "dims": [1, 1], "data": ["NaN"]}
+    assert example["s"] == {"type": "string", "dims": [1, 1], "data": [TEXT]}
 
 
 def test_wheels_of_a_folder_are_in_the_bundle(mixed: Path, tmp_path: Path) -> None:
     (tmp_path / "wheels").mkdir()
     (tmp_path / "wheels" / "numpy-2.4-py3-none-any.whl").write_bytes(b"wheel")
 
-    made = onnxserve.export(
-        str(mixed),
-        "bundle",
-        tmp_path / "b",
-        wheels=tmp_path / "wheels",
-    ).path
+    made = onnxserve.export(str(mixed), "bundle", tmp_path / "b", wheels=tmp_path / "wheels").path
 
     assert [path.name for path in (made / "wheels").iterdir()] == ["numpy-2.4-py3-none-any.whl"]
     page = (made / "README.md").read_text()
@@ -101,11 +74,7 @@ def test_wheels_of_a_folder_are_in_the_bundle(mixed: Path, tmp_path: Path) -> No
 
 @pytest.fixture(scope="module")
 def conda(mixed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return onnxserve.export(
-        str(mixed),
-        "conda",
-        tmp_path_factory.mktemp("conda") / "flights",
-    ).path
+    return onnxserve.export(str(mixed), "conda", tmp_path_factory.mktemp("conda") / "flights").path
 
 
 def test_a_conda_export_has_an_environment_with_the_exact_versions_of_the_check(
@@ -158,20 +127,8 @@ def test_the_environment_of_a_conda_export_runs_it(conda: Path, tmp_path: Path) 
         packages = yaml.safe_load((conda / "environment.yml").read_text())["dependencies"][-1][
             "pip"
         ]
-        subprocess.run(
-            [sys.executable, "-m", "venv", str(tmp_path / "environment")],
-            check=True,
-        )
-        install = [
-            str(python),
-            "-m",
-            "pip",
-            "install",
-            "-q",
-            "--retries",
-            "0",
-            *packages,
-        ]
+        subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "environment")], check=True)
+        install = [str(python), "-m", "pip", "install", "-q", "--retries", "0", *packages]
         if subprocess.run(install, check=False).returncode:
             pytest.skip("pip cannot install onnxruntime and numpy: there is no package index")
     done = subprocess.run(
@@ -185,9 +142,7 @@ def test_the_environment_of_a_conda_export_runs_it(conda: Path, tmp_path: Path) 
 
 
 def test_wheels_that_cannot_be_fetched_are_an_error_and_leave_no_bundle(
-    mixed: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(ConversionError, match=r"onnxruntime and numpy.*--wheels"):
@@ -240,10 +195,7 @@ def test_the_example_in_cpp_answers_its_row(bundle: Path, tmp_path: Path) -> Non
         check=True,
     )
     ran = subprocess.run(
-        [program, bundle / "model.onnx"],
-        check=True,
-        capture_output=True,
-        text=True,
+        [program, bundle / "model.onnx"], check=True, capture_output=True, text=True
     )
     assert ran.stdout.splitlines() == [
         "f2: nan",
@@ -268,10 +220,7 @@ def test_the_example_in_javascript_answers_its_row(bundle: Path, tmp_path: Path)
         check=True,
     )
     ran = subprocess.run(
-        ["node", folder / "examples" / "predict.mjs"],
-        check=True,
-        capture_output=True,
-        text=True,
+        ["node", folder / "examples" / "predict.mjs"], check=True, capture_output=True, text=True
     )
     answers = [json.loads(line) for line in ran.stdout.splitlines()]
     assert [next(iter(answer.values())) for answer in answers] == [
@@ -286,20 +235,11 @@ def test_the_example_in_javascript_answers_its_row(bundle: Path, tmp_path: Path)
 
 @pytest.mark.install
 def test_fetched_wheels_are_enough_for_a_machine_without_network(
-    mixed: Path,
-    tmp_path: Path,
+    mixed: Path, tmp_path: Path
 ) -> None:
-    made = onnxserve.export(
-        str(mixed),
-        "bundle",
-        tmp_path / "b",
-        download_wheels=True,
-    ).path
+    made = onnxserve.export(str(mixed), "bundle", tmp_path / "b", download_wheels=True).path
     uv = Path(sys.prefix, "bin", "uv")
-    subprocess.run(
-        [uv, "venv", "-q", "--python", sys.executable, tmp_path / "env"],
-        check=True,
-    )
+    subprocess.run([uv, "venv", "-q", "--python", sys.executable, tmp_path / "env"], check=True)
     python = tmp_path / "env" / "bin" / "python"
     offline = ["--offline", "--no-index", "--find-links", str(made / "wheels")]
     subprocess.run(
@@ -318,8 +258,6 @@ def test_fetched_wheels_are_enough_for_a_machine_without_network(
     )
     (tmp_path / "rows.csv").write_text("carrier,distance,hour,late\nUA,1400,17,true\n")
     ran = subprocess.run(
-        [python, "-I", made / "predict.py", tmp_path / "rows.csv"],
-        check=True,
-        capture_output=True,
+        [python, "-I", made / "predict.py", tmp_path / "rows.csv"], check=True, capture_output=True
     )
     assert json.loads(ran.stdout)["label"] == "yes"

@@ -19,22 +19,13 @@ from tests.support.models import IDENTITY, parse_graph
 from tests.support.random_rows import normal_rows
 
 FRAME = pd.DataFrame(
-    {
-        "carrier": ["UA", "AA"],
-        "distance": [1400.0, -4000.0],
-        "hour": [17, 9],
-        "late": [True, False],
-    },
+    {"carrier": ["UA", "AA"], "distance": [1400.0, -4000.0], "hour": [17, 9], "late": [True, False]}
 )
 
 
 @pytest.fixture(scope="module")
 def bundle(mixed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return onnxserve.export(
-        str(mixed),
-        "bundle",
-        tmp_path_factory.mktemp("bundle") / "b",
-    ).path
+    return onnxserve.export(str(mixed), "bundle", tmp_path_factory.mktemp("bundle") / "b").path
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +84,7 @@ def test_a_model_knows_itself(model: Model) -> None:
     ],
 )
 def test_a_value_that_does_not_fit_is_named(
-    model: Model,
-    change: dict[str, Any],
-    message: str,
+    model: Model, change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError) as refused:  # noqa: PT011 - The test compares the complete message.
         model.predict({**FRAME.to_dict("list"), **change})
@@ -110,10 +99,7 @@ def test_a_missing_column_is_named(model: Model) -> None:
 
 
 def test_a_missing_number_is_nan_and_other_columns_are_not_read(model: Model) -> None:
-    rows = FRAME.assign(
-        distance=[np.nan, 1.0],
-        extra=["a", "b"],
-    )
+    rows = FRAME.assign(distance=[np.nan, 1.0], extra=["a", "b"])
     assert np.isnan(model.outputs(rows)["probabilities"][0]).all()
 
 
@@ -132,10 +118,7 @@ def test_tensors_are_taken_as_they_are(tensor: Path, tmp_path: Path) -> None:
 def test_a_frame_is_a_matrix_where_the_model_takes_one(network: Path, tmp_path: Path) -> None:
     model = Model(onnxserve.export(str(network), "onnx", tmp_path / "m.onnx").path)
     rows = normal_rows(4, 6, seed=1).astype(np.float32)
-    np.testing.assert_array_equal(
-        model.predict(pd.DataFrame(rows)),
-        model.predict(rows),
-    )
+    np.testing.assert_array_equal(model.predict(pd.DataFrame(rows)), model.predict(rows))
 
 
 def test_a_file_that_was_not_exported_is_refused(tmp_path: Path) -> None:
@@ -146,34 +129,23 @@ def test_a_file_that_was_not_exported_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.json"])
 def test_its_command_predicts_a_file_without_our_package(
-    bundle: Path,
-    tmp_path: Path,
-    name: str,
+    bundle: Path, tmp_path: Path, name: str
 ) -> None:
     rows = tmp_path / name
     FRAME.to_csv(rows, index=False) if name.endswith("csv") else FRAME.to_json(
-        rows,
-        orient="records",
+        rows, orient="records"
     )
     command = [sys.executable, "-I", str(bundle / "predict.py"), str(rows)]
-    ran = subprocess.run(
-        command,
-        check=True,
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
+    ran = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
     assert [json.loads(line)["label"] for line in ran.stdout.splitlines()] == ["yes", "no"]
 
 
 def test_the_command_reads_csv_files_of_spreadsheets_and_pandas(
-    bundle: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = tmp_path / "rows.csv"
     rows.write_bytes(
-        "\ufeffcarrier,distance,hour,late\r\nUA,1400,17.0,TRUE\r\nAA,-4000,9,0\r\n".encode(),
+        "\ufeffcarrier,distance,hour,late\r\nUA,1400,17.0,TRUE\r\nAA,-4000,9,0\r\n".encode()
     )
     _run_command(bundle, rows)
     assert [json.loads(line)["label"] for line in capsys.readouterr().out.splitlines()] == [
@@ -218,11 +190,7 @@ def test_the_command_reads_csv_files_of_spreadsheets_and_pandas(
     ],
 )
 def test_the_command_reports_an_error_in_one_line(
-    bundle: Path,
-    tmp_path: Path,
-    name: str,
-    text: str | bytes | None,
-    message: str,
+    bundle: Path, tmp_path: Path, name: str, text: str | bytes | None, message: str
 ) -> None:
     file = tmp_path / name
     if text is not None:
@@ -240,12 +208,7 @@ def test_its_command_may_be_read_in_part(bundle: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.csv"
     pd.concat([FRAME] * 5000).to_csv(rows, index=False)
     command = f"{sys.executable} -I {bundle}/predict.py {rows} | head -n 1"
-    ran = subprocess.run(
-        ["bash", "-c", command],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    ran = subprocess.run(["bash", "-c", command], check=True, capture_output=True, text=True)
     assert json.loads(ran.stdout)["label"] == "yes"
     assert ran.stderr == ""
 

@@ -36,27 +36,3 @@ def test_a_row_with_a_missing_value_does_not_change_the_types_of_others(tmp_path
     )
     with pytest.raises(ValueError, match=r"row 2: .*carrier.*ZZ"):
         model.predict(None, rows.assign(carrier=["UA", "AA", "ZZ"]))
-
-
-@pytest.mark.long
-@needs_java
-def test_a_tensor_has_numbered_fields_and_lightgbm_s_names_lack_spaces(tmp_path: Path) -> None:
-    from mlflow_deploy_plugin.wrap.flavor.pmml_model import PmmlModel
-
-    carrier = np.array(["UA", "AA"], object)
-    distance = np.array([100, 300])
-    numbered = DELAY.replace('"carrier"', '"x1"').replace('"distance"', '"x2"')
-    outputs = PmmlModel(str(write_pmml(tmp_path, numbered))).outputs(
-        {"": np.stack([carrier, distance], axis=1)},
-    )
-    assert outputs["delay"].tolist() == [8, 5]
-
-    joined = PmmlModel(str(write_pmml(tmp_path, DELAY.replace('"distance"', '"distance_km"'))))
-    assert joined.outputs({"carrier": carrier, "distance km": distance})["delay"].tolist() == [8, 5]
-    with pytest.raises(ValueError, match="row 1"):
-        joined.outputs(
-            {
-                "carrier": carrier,
-                "distance km": np.array([100, np.nan]),
-            }
-        )

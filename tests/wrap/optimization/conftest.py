@@ -15,9 +15,7 @@ from tests.support.tracking import DEFAULT_EXPERIMENT, NewDatabase, tracking_at
 
 @pytest.fixture
 def registry(
-    tmp_path: Path,
-    new_database: NewDatabase,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[MlflowClient]:
     monkeypatch.setattr(measure, "ROUND_SECONDS", 0.0005)  # These tests do not depend on speed.
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
@@ -28,9 +26,7 @@ def registry(
         run = client.create_run(DEFAULT_EXPERIMENT)
         client.create_registered_model("net")
         client.create_model_version(
-            "net",
-            write_network(tmp_path / "models" / "net").as_uri(),
-            run_id=run.info.run_id,
+            "net", write_network(tmp_path / "models" / "net").as_uri(), run_id=run.info.run_id
         )
         client.set_model_version_tag("net", "1", "onnxserve.training", "full: anew")
         yield client

@@ -27,17 +27,13 @@ nodes_modes = ["BRANCH_LEQ",
 nodes_values = [0.5, 0.0, 0.0],
         nodes_truenodeids = [1, 0, 0], nodes_falsenodeids = [2, 0, 0], target_ids = [0, 0], \
 target_nodeids = [1, 2],
-        target_treeids = [0, 0], target_weights = [1.0, 2.0]> (x) }""",
+        target_treeids = [0, 0], target_weights = [1.0, 2.0]> (x) }"""
 )
 
 
-def answers(
-    graph: onnx.ModelProto,
-    rows: np.ndarray = ROWS,
-) -> tuple[np.ndarray, np.ndarray]:
+def answers(graph: onnx.ModelProto, rows: np.ndarray = ROWS) -> tuple[np.ndarray, np.ndarray]:
     session = onnxruntime.InferenceSession(
-        graph.SerializeToString(),
-        providers=["CPUExecutionProvider"],
+        graph.SerializeToString(), providers=["CPUExecutionProvider"]
     )
     label, probabilities = session.run(["label", "probabilities"], {"x": rows})
     return label, probabilities
@@ -54,8 +50,7 @@ def answers(
     ids=["dynamic", "static", "a scale for each tensor", "fp16"],
 )
 def test_a_form_is_smaller_with_the_same_inputs_and_outputs_and_nearly_the_same_answers(
-    make: Form,
-    most_bytes: float,
+    make: Form, most_bytes: float
 ) -> None:
     base = network()
     before = base.SerializeToString()
@@ -64,13 +59,7 @@ def test_a_form_is_smaller_with_the_same_inputs_and_outputs_and_nearly_the_same_
     assert base.SerializeToString() == before
     for side in ("input", "output"):
         kinds = [
-            [
-                (
-                    value.name,
-                    value.type.tensor_type.elem_type,
-                )
-                for value in getattr(m.graph, side)
-            ]
+            [(value.name, value.type.tensor_type.elem_type) for value in getattr(m.graph, side)]
             for m in (base, form)
         ]
         assert kinds[0] == kinds[1]
@@ -79,11 +68,7 @@ def test_a_form_is_smaller_with_the_same_inputs_and_outputs_and_nearly_the_same_
     assert np.abs(probabilities - wanted).max() < 0.1
 
 
-@pytest.mark.parametrize(
-    "hidden",
-    [(8, 8), (16, 8)],
-    ids=["square", "two towers"],
-)
+@pytest.mark.parametrize("hidden", [(8, 8), (16, 8)], ids=["square", "two towers"])
 def test_layers_that_share_their_weights_are_quantized_alike(hidden: tuple[int, int]) -> None:
     random = np.random.default_rng(0)
     width, size = hidden
@@ -92,13 +77,10 @@ def test_layers_that_share_their_weights_are_quantized_alike(hidden: tuple[int, 
           turned = Neg (x)
           left = Gemm <transB = 1> (x, weights)
           right = Gemm <transB = 1> (turned, weights)
-        }}""",
+        }}"""
     )
     graph.graph.initializer.append(
-        numpy_helper.from_array(
-            random.normal(size=hidden).astype(np.float32),
-            "weights",
-        ),
+        numpy_helper.from_array(random.normal(size=hidden).astype(np.float32), "weights")
     )
     rows = {"x": random.normal(size=(50, size)).astype(np.float32)}
 
@@ -106,8 +88,7 @@ def test_layers_that_share_their_weights_are_quantized_alike(hidden: tuple[int, 
 
     wanted, quantized = (
         onnxruntime.InferenceSession(
-            item.SerializeToString(),
-            providers=["CPUExecutionProvider"],
+            item.SerializeToString(), providers=["CPUExecutionProvider"]
         ).run(None, rows)
         for item in (graph, form)
     )
@@ -125,13 +106,10 @@ def test_a_mask_of_attention_leaves_the_scale_of_the_scores(mask: str) -> None:
           mask = Where (hidden, least, none)
           seen = Add (scores, mask)
           y = Softmax (seen)
-        }}""",
+        }}"""
     )
     graph.graph.initializer.append(
-        numpy_helper.from_array(
-            random.normal(size=(8, 8)).astype(np.float32),
-            "weights",
-        ),
+        numpy_helper.from_array(random.normal(size=(8, 8)).astype(np.float32), "weights")
     )
     rows = {
         "x": random.normal(size=(100, 4, 8)).astype(np.float32),
@@ -142,8 +120,7 @@ def test_a_mask_of_attention_leaves_the_scale_of_the_scores(mask: str) -> None:
 
     wanted, quantized = (
         onnxruntime.InferenceSession(
-            model.SerializeToString(),
-            providers=["CPUExecutionProvider"],
+            model.SerializeToString(), providers=["CPUExecutionProvider"]
         ).run(None, rows)[0]
         for model in (graph, form)
     )
@@ -164,58 +141,10 @@ def test_numbers_that_overflow_16_bits_stay_in_32() -> None:
 
 def test_a_graph_of_16_bits_has_nothing_to_halve() -> None:
     graph = parse_graph("half (float16[N,2] x) => (float16[N,2] y) { y = MatMul (x, weights) }")
-    graph.graph.initializer.append(
-        numpy_helper.from_array(
-            np.eye(2, dtype=np.float16),
-            "weights",
-        )
-    )
+    graph.graph.initializer.append(numpy_helper.from_array(np.eye(2, dtype=np.float16), "weights"))
 
     with pytest.raises(ConversionError, match="no 32-bit weight"):
-        forms.half_precision(
-            graph,
-            [{"x": np.ones((3, 2), np.float16)}],
-        )
-
-
-def test_pruning_sets_the_smallest_weights_of_each_layer_to_zero() -> None:
-    base = network()
-    form = forms.pruned(network(), 0.75)
-    for before, after in zip(base.graph.initializer, form.graph.initializer, strict=True):
-        old = numpy_helper.to_array(before)
-        new = numpy_helper.to_array(after)
-        if old.ndim == 1:
-            assert (old == new).all()
-            continue
-        assert (new == 0).mean() == pytest.approx(0.75, abs=0.01)
-        assert np.abs(old[new == 0]).max() <= np.abs(new[new != 0]).min()
-        assert (old[new != 0] == new[new != 0]).all()
-
-
-def test_pruning_sets_the_weights_of_a_recurrent_layer_to_zero_but_not_its_biases() -> None:
-    graph = parse_graph(
-        "recurrent (float[T,N,4] x) => (float[T,1,N,5] y) { y = LSTM <hidden_size = 5> (x, w, r, "
-        "b) }",
-    )
-    random = np.random.default_rng(0)
-    sizes = {
-        "w": (1, 20, 4),
-        "r": (1, 20, 5),
-        "b": (1, 40),
-    }
-    weights = {name: random.normal(size=size).astype(np.float32) for name, size in sizes.items()}
-    graph.graph.initializer.extend(
-        numpy_helper.from_array(array, name) for name, array in weights.items()
-    )
-
-    form = forms.pruned(graph, 0.6)
-
-    zeros = {
-        tensor.name: float((numpy_helper.to_array(tensor) == 0).mean())
-        for tensor in form.graph.initializer
-    }
-    assert zeros == {"w": 0.6, "r": 0.6, "b": 0.0}
-    assert forms.share_of_zeros(form) == pytest.approx(108 / 220)
+        forms.half_precision(graph, [{"x": np.ones((3, 2), np.float16)}])
 
 
 @pytest.mark.parametrize(
@@ -226,28 +155,17 @@ def test_pruning_sets_the_weights_of_a_recurrent_layer_to_zero_but_not_its_biase
             "it has no MatMul, Gemm, LSTM (its operators are TreeEnsembleRegressor)",
         ),
         (
-            lambda graph: forms.int8_static(
-                graph,
-                [{"x": ROWS[:, :2]}],
-            ),
+            lambda graph: forms.int8_static(graph, [{"x": ROWS[:, :2]}]),
             "it has no Conv, MatMul, Gemm (its operators are",
         ),
         (
-            lambda graph: forms.half_precision(
-                graph,
-                [{"x": ROWS[:, :2]}],
-            ),
+            lambda graph: forms.half_precision(graph, [{"x": ROWS[:, :2]}]),
             "no 32-bit weight can be converted to 16",
-        ),
-        (
-            lambda graph: forms.pruned(graph, 0.5),
-            "no layer has weights that could be pruned (its operators are Tree",
         ),
     ],
 )
 def test_trees_have_no_such_form_and_the_reason_names_their_operator(
-    make: Form,
-    reason: str,
+    make: Form, reason: str
 ) -> None:
     with pytest.raises(ConversionError) as refused:
         make(TREE)

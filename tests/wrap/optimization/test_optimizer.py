@@ -1,7 +1,6 @@
-"""Creating, measuring, choosing and registering forms of a registered version."""
+"""Creating, measuring and registering forms of a registered version."""
 
 import json
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import mlflow
@@ -15,15 +14,6 @@ from mlflow import MlflowClient
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig, ParityError
 from mlflow_deploy_plugin.promote.gate.run import run_gate
-from mlflow_deploy_plugin.wrap.evaluation.agreement import FormAgreement
-from mlflow_deploy_plugin.wrap.optimization import optimizer
-from mlflow_deploy_plugin.wrap.optimization.measure import FormCost
-from mlflow_deploy_plugin.wrap.optimization.optimizer import (
-    MeasuredForm,
-    Optimization,
-    Recipe,
-    choose,
-)
 from tests.support.classifiers import write_classifier
 from tests.support.models import write_model
 from tests.support.networks import network, network_rows, write_labelled, write_network
@@ -33,8 +23,7 @@ from tests.support.refusals import mentions
 
 @pytest.mark.long
 def test_the_form_becomes_a_version_with_the_lineage_of_its_base(
-    registry: MlflowClient,
-    tmp_path: Path,
+    registry: MlflowClient, tmp_path: Path
 ) -> None:
     done = onnxserve.optimize("models:/net/1", int8="static", max_loss=0.05)
 
@@ -70,26 +59,22 @@ def test_the_form_becomes_a_version_with_the_lineage_of_its_base(
 def test_a_loss_beyond_the_limit_is_refused_and_registers_no_version(
     registry: MlflowClient,
 ) -> None:
-    with pytest.raises(ParityError, match=r"^prune 0\.9.*0\.\d+ \(labels\).*0\.01: \d"):
-        onnxserve.optimize("models:/net/1", prune=0.9)
+    with pytest.raises(ParityError, match=r"^int8 dynamic.*0\.\d+ \(labels\).*limit of 0: \d"):
+        onnxserve.optimize("models:/net/1", int8="dynamic", max_loss=0)
     assert len(registry.search_model_versions("name='net'")) == 1
 
 
 def test_labels_measure_the_loss_by_their_metric(registry: MlflowClient, tmp_path: Path) -> None:
     data = write_labelled(tmp_path / "test.parquet", share_wrong=0.1)
     done = onnxserve.optimize(
-        "models:/net/1",
-        fp16=True,
-        data=str(data),
-        target="label",
-        register="half",
+        "models:/net/1", fp16=True, data=str(data), target="label", register="half"
     )
     (form,) = done.forms[1:]
     assert form.agreement is not None
     assert form.agreement.metric == form.agreement.loss_of == "accuracy"
     assert form.agreement.base_metric == pytest.approx(0.9, abs=0.05)
     assert form.agreement.loss == pytest.approx(
-        form.agreement.base_metric - form.agreement.form_metric,
+        form.agreement.base_metric - form.agreement.form_metric
     )
     assert done.model == "half"
     assert done.version == "1"
@@ -97,8 +82,7 @@ def test_labels_measure_the_loss_by_their_metric(registry: MlflowClient, tmp_pat
 
 @pytest.mark.long
 def test_without_data_the_dataset_of_the_gate_policy_is_taken(
-    registry: MlflowClient,
-    tmp_path: Path,
+    registry: MlflowClient, tmp_path: Path
 ) -> None:
     data = write_labelled(tmp_path / "test.parquet")
     policy = json.dumps({"evaluation": {"dataset": str(data), "target": "label"}})
@@ -110,61 +94,22 @@ def test_without_data_the_dataset_of_the_gate_policy_is_taken(
     parity = gated.verdict.checks[0]
     assert parity.state == "passed", parity.reason
     assert parity.reason.startswith(
-        "made from models:/net/1, where the ONNX form is proven on 1,000 rows; 100.00% equal",
+        "made from models:/net/1, where the ONNX form is proven on 1,000 rows; 100.00% equal"
     )
 
 
 @pytest.mark.long
-def test_the_gate_fails_an_optimized_version_that_lost_too_much(
-    registry: MlflowClient,
-) -> None:
-    onnxserve.optimize("models:/net/1", prune=0.9, max_loss=1)
+def test_the_gate_fails_an_optimized_version_that_lost_too_much(registry: MlflowClient) -> None:
+    policy = json.dumps({"evaluation": {"margin": 0.001}})
+    registry.set_registered_model_tag("net", "onnxserve.gate.policy", policy)
+    onnxserve.optimize("models:/net/1", int8="dynamic", max_loss=1)
     gated = run_gate("net", "2")
     assert not gated.verdict.passed
-    assert mentions(gated.verdict.checks[0].reason, "the margin 0.01", "models:/net/1")
-
-
-def test_auto_lists_impossible_forms_and_registers_none_without_a_faster_one(
-    registry: MlflowClient,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    registry.create_registered_model("linear")
-    reference = {name: normal_rows(300) for name in ("a", "b")}
-    registry.create_model_version(
-        "linear",
-        write_classifier(tmp_path / "linear", reference=reference).as_uri(),
-    )
-    messages = list[str]()
-    done = onnxserve.optimize("models:/linear/1", auto=True, progress=messages.append)
-    assert list(done.impossible) == ["int8 dynamic", "int8 static", "fp16"]
-    assert done.impossible["int8 dynamic"].startswith("no MatMul has 32-bit float weights")
-    assert not done.chosen
-    assert not done.is_refused
-    assert "was faster than models:/linear/1" in done.reason
-    assert json.loads(json.dumps(asdict(done)))["forms"][0]["name"] == "base"
-    assert mentions(messages[-1], done.forms[1].name, "the base")
-    monkeypatch.setattr(
-        optimizer,
-        "ALL_RECIPES",
-        (Recipe(int8="dynamic"), Recipe(fp16=True)),
-    )
-    assert (
-        len(
-            onnxserve.optimize(
-                "models:/linear/1",
-                auto=True,
-                progress=messages.append,
-            ).forms
-        )
-        == 1
-    )
-    assert messages[-1] == "measuring the base"
+    assert mentions(gated.verdict.checks[0].reason, "the margin 0.001", "models:/net/1")
 
 
 def test_a_form_that_the_runtime_cannot_load_is_tried_in_another_process(
-    registry: MlflowClient,
-    monkeypatch: pytest.MonkeyPatch,
+    registry: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def half_precision(graph: onnx.ModelProto, rows: object) -> onnx.ModelProto:
         broken = onnx.ModelProto()
@@ -173,16 +118,14 @@ def test_a_form_that_the_runtime_cannot_load_is_tried_in_another_process(
         return broken
 
     monkeypatch.setattr(
-        "mlflow_deploy_plugin.wrap.optimization.forms.half_precision",
-        half_precision,
+        "mlflow_deploy_plugin.wrap.optimization.forms.half_precision", half_precision
     )
-    with pytest.raises(ConversionError, match=r"form fp16 .*Gemmm.*auto"):
+    with pytest.raises(ConversionError, match=r"form fp16 .*Gemmm.*other forms"):
         onnxserve.optimize("models:/net/1", fp16=True)
 
 
 def test_a_form_that_runs_too_long_is_refused_for_its_time(
-    registry: MlflowClient,
-    monkeypatch: pytest.MonkeyPatch,
+    registry: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mlflow_deploy_plugin.wrap.optimization.optimizer._TRIAL_SECONDS", 0)
     with pytest.raises(ConversionError, match=r"form fp16 .*0 s"):
@@ -190,14 +133,13 @@ def test_a_form_that_runs_too_long_is_refused_for_its_time(
 
 
 def test_boosted_trees_that_have_no_16_bit_form_are_refused_with_the_reason_and_the_way_round(
-    registry: MlflowClient,
-    tmp_path: Path,
+    registry: MlflowClient, tmp_path: Path
 ) -> None:
     rows = normal_rows(300, 3)
     booster = xgboost.XGBClassifier(n_estimators=40, n_jobs=1).fit(rows, rows[:, 0] > 0)
     onnxserve.save_model(booster, tmp_path / "trees", input_example=rows)
 
-    with pytest.raises(ConversionError, match=r"form fp16 .*If.*auto") as refused:
+    with pytest.raises(ConversionError, match=r"form fp16 .*If.*other forms") as refused:
         onnxserve.optimize(str(tmp_path / "trees"), fp16=True, register="trees")
 
     assert "\n" not in refused.value.message
@@ -206,104 +148,26 @@ def test_boosted_trees_that_have_no_16_bit_form_are_refused_with_the_reason_and_
 
 @pytest.mark.long
 def test_a_bias_that_the_quantizer_cannot_scale_by_channel_is_scaled_by_tensor(
-    registry: MlflowClient,
-    tmp_path: Path,
+    registry: MlflowClient, tmp_path: Path
 ) -> None:
     graph = network()
     for weight in graph.graph.initializer:  # skl2onnx writes biases with the shape [1, n].
         if weight.name.startswith("b"):
             weight.dims[:] = [1, *weight.dims]
     folder = write_network(tmp_path / "models" / "rows", graph=graph)
-    done = onnxserve.optimize(
-        str(folder),
-        int8="static",
-        max_loss=0.1,
-        register="rows",
-    )
+    done = onnxserve.optimize(str(folder), int8="static", max_loss=0.1, register="rows")
     assert mentions(done.forms[1].note, "scale")
-
-
-def outcome(**given: tuple[float, ...]) -> Optimization:
-    """Return a result with forms by name: the latency ratio, the loss, and the upper
-    quartile of the ratio.
-    """
-
-    def form(
-        name: str,
-        ratio: float,
-        loss: float,
-        upper: float = 0,
-    ) -> MeasuredForm:
-        ratios = {1: ratio, 1000: ratio / 2}
-        agreement = FormAgreement(
-            rows=100,
-            equal=1 - loss,
-            max_difference=None,
-            mean_difference=None,
-            relative_difference=0.0,
-            loss=loss,
-        )
-        return MeasuredForm(
-            name,
-            FormCost(
-                1,
-                1,
-                1.0,
-                {1: 1.0, 1000: 1.0},
-                ratios,
-                {**ratios, 1: upper or ratio},
-            ),
-            agreement,
-        )
-
-    forms = tuple(form(name, *figures) for name, figures in given.items())
-    return Optimization(
-        "models:/net/1",
-        (MeasuredForm("base", forms[0].cost), *forms),
-        {},
-        0.01,
-    )
-
-
-def test_auto_takes_the_fastest_form_within_the_limit() -> None:
-    done = outcome(
-        slow=(1.5, 0.0),
-        fast=(0.8, 0.005),
-        fastest=(0.5, 0.02),
-    )
-    assert choose(done, is_auto=True, rows=None).chosen == "fast"
-    assert choose(done, is_auto=True, rows=1).chosen == "fast"
-    assert choose(replace(done, max_loss=0.05), is_auto=True, rows=None).chosen == "fastest"
-    assert choose(replace(done, forms=done.forms[:2]), is_auto=True, rows=1000).chosen == "slow"
-
-
-def test_a_gain_within_the_noise_is_none() -> None:
-    done = choose(
-        outcome(same=(0.97, 0.0)),
-        is_auto=True,
-        rows=1,
-    )
-    assert not done.chosen
-    assert mentions(done.reason, "models:/net/1", "1 rows", "0.01")
-    assert not choose(outcome(unsteady=(0.9, 0.0, 1.1)), is_auto=True, rows=1).chosen
-
-
-def test_a_form_that_was_asked_for_is_taken_however_slow_it_is() -> None:
-    assert choose(outcome(slow=(1.5, 0.0)), is_auto=False, rows=None).chosen == "slow"
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "set a form: int8 (dynamic or static), fp16 or prune; or auto, which tries all forms"),
+        ({}, "set a form: int8 (dynamic or static) or fp16"),
         (
             {"int8": "static", "fp16": True},
             "int8 and fp16 cannot be combined: a weight has either 8 or 16 bits",
         ),
-        ({"auto": True, "prune": 0.5}, "auto tries all forms: do not set int8, fp16 or prune"),
         ({"int8": "fast"}, "int8: 'fast' is neither dynamic nor static"),
-        ({"prune": 1.5}, "prune: 1.5 is not a share between 0 and 1"),
-        ({"auto": True, "rows": 7}, "rows: 7 is not one of the measured sizes 1, 8, 1000"),
         ({"fp16": True, "max_loss": -1}, "max_loss: -1 is below 0"),
         ({"fp16": True, "register": "a/b"}, "'a/b' is not a valid name for a registered model"),
         (
@@ -321,10 +185,7 @@ def test_a_form_that_was_asked_for_is_taken_however_slow_it_is() -> None:
     ],
 )
 def test_an_invalid_option_gets_a_one_line_error_with_the_correct_form(
-    registry: MlflowClient,
-    tmp_path: Path,
-    options: dict,
-    message: str,
+    registry: MlflowClient, tmp_path: Path, options: dict, message: str
 ) -> None:
     write_labelled(tmp_path / "few.parquet", rows=20)
     with pytest.raises(InvalidConfig) as refused:
@@ -334,8 +195,7 @@ def test_an_invalid_option_gets_a_one_line_error_with_the_correct_form(
 
 @pytest.mark.long
 def test_a_form_of_a_form_a_folder_without_a_name_and_a_graph_without_rows_are_refused(
-    registry: MlflowClient,
-    tmp_path: Path,
+    registry: MlflowClient, tmp_path: Path
 ) -> None:
     onnxserve.optimize("models:/net/1", fp16=True)
     with pytest.raises(InvalidConfig, match=r"models:/net/2 .*models:/net/1"):
@@ -344,11 +204,7 @@ def test_a_form_of_a_form_a_folder_without_a_name_and_a_graph_without_rows_are_r
         onnxserve.optimize(str(write_network(tmp_path / "folder")), fp16=True)
     graph = "one (float[1,2] x) => (float[1,2] y) { y = Identity(x) }"
     with pytest.raises(InvalidConfig, match="no rows"):
-        onnxserve.optimize(
-            str(write_model(tmp_path / "fixed", graph)),
-            fp16=True,
-            register="fixed",
-        )
+        onnxserve.optimize(str(write_model(tmp_path / "fixed", graph)), fp16=True, register="fixed")
     reference = {name: normal_rows(300) for name in ("a", "b")}
     folder = write_classifier(tmp_path / "linear", reference=reference)
     with pytest.raises(ConversionError, match=r"form int8 dynamic .*MatMul"):
@@ -357,12 +213,10 @@ def test_a_form_of_a_form_a_folder_without_a_name_and_a_graph_without_rows_are_r
 
 @pytest.mark.long
 def test_a_stock_model_with_external_weights_keeps_its_flavor(
-    registry: MlflowClient,
-    tmp_path: Path,
+    registry: MlflowClient, tmp_path: Path
 ) -> None:
     folder = write_model(
-        tmp_path / "stock",
-        "two (float[N,16] x) => (float[N,16] y) { y = Identity(x) }",
+        tmp_path / "stock", "two (float[N,16] x) => (float[N,16] y) { y = Identity(x) }"
     )
     onnx.save(
         network(),
@@ -376,11 +230,7 @@ def test_a_stock_model_with_external_weights_keeps_its_flavor(
     table = pq.read_table(data).drop_columns(["label"])
     pq.write_table(table, data)
     done = onnxserve.optimize(
-        str(folder),
-        int8="dynamic",
-        data=str(data),
-        max_loss=0.05,
-        register="stock",
+        str(folder), int8="dynamic", data=str(data), max_loss=0.05, register="stock"
     )
     loaded = onnxserve.load_model(f"models:/stock/{done.version}")
     assert loaded.artifact.flavor == "onnx"

@@ -11,14 +11,14 @@ from mlflow_deploy_plugin.wrap.optimization import forms
 from mlflow_deploy_plugin.wrap.optimization.saved_form import save_model
 from tests.support.networks import network, network_rows, write_network
 
-PARITY = {"state": "warned", "rows": 400, "problem": "it is models:/net/1 as prune 0.5"}
+PARITY = {"state": "warned", "rows": 400, "problem": "it is models:/net/1 as int8 dynamic"}
 
 
 def test_it_is_the_folder_of_its_base_with_another_graph_its_digest_and_the_record(
     tmp_path: Path,
 ) -> None:
     base = write_network(tmp_path / "base")
-    graph = forms.pruned(network(), 0.5)
+    graph = forms.int8_dynamic(network())
     save_model(
         tmp_path / "form",
         base=base,
@@ -41,15 +41,9 @@ def test_it_is_the_folder_of_its_base_with_another_graph_its_digest_and_the_reco
 
 def test_the_reference_has_the_predictions_of_the_form_but_not_in_a_draft(tmp_path: Path) -> None:
     base = write_network(tmp_path / "base", rows=300)
-    graph = forms.pruned(network(), 0.5)
+    graph = forms.int8_dynamic(network())
     save_model(tmp_path / "draft", base=base, graph=graph)
-    save_model(
-        tmp_path / "form",
-        base=base,
-        graph=graph,
-        record={},
-        parity=PARITY,
-    )
+    save_model(tmp_path / "form", base=base, graph=graph, record={}, parity=PARITY)
     draft, form = (
         pq.read_table(tmp_path / name / "reference.parquet") for name in ("draft", "form")
     )

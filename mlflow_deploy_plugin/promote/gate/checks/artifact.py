@@ -1,6 +1,6 @@
 """The checks of the files of a version: parity of the ONNX form, and the signature.
 
-The predictions of a quantized, 16-bit or pruned graph intentionally differ from the
+The predictions of a quantized or 16-bit graph intentionally differ from the
 original's. Therefore, the parity of an optimized version is checked on its base. The
 version is also compared with the base on the rows of the gate, and its loss must be
 within the margin of the evaluation.

@@ -1,0 +1,69 @@
+"""Tests of the pruning of a network, and of the choice of its fastest form."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from mlflow import MlflowClient
+from onnx import numpy_helper
+
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from tests.support.random_rows import normal_rows
+from tests.support.tracking import tracking_at
+
+pytest.importorskip("torch")
+
+import torch
+from torch import nn
+
+from projects.prune.train import Training, train
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    rows = normal_rows(400, 4).astype(np.float32)
+    table = pa.table({"x": rows.tolist(), "label": (rows[:, 0] > 0).astype(np.int64)})
+    pq.write_table(table, tmp_path / "train.parquet")
+    return tmp_path / "train.parquet"
+
+
+@pytest.mark.long
+def test_pruned_network_keeps_its_accuracy_and_names_fastest(
+    labelled: Path,
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 2))
+    with tracking_at(new_database(tmp_path)):
+        client = MlflowClient()
+        mlflow.set_experiment(experiment_id=client.create_experiment("prune", tmp_path.as_uri()))
+        mlflow.pytorch.log_model(
+            network,
+            name="model",
+            registered_model_name="net",
+            pip_requirements=["torch"],
+            serialization_format="pickle",
+        )
+        info = train(Training(original="models:/net/1", data=str(labelled), epochs=40))
+        fastest = client.get_model_version_by_alias("pruned", "fastest")
+        folder = Path(mlflow.artifacts.download_artifacts(info.model_uri))
+        model = onnx.load(folder / "model.onnx")
+
+    weights = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer]
+    matrices = [array for array in weights if array.ndim == 2]
+    assert [float((array == 0).mean()) for array in matrices] == [0.5, 0.5]
+    assert fastest.name == "pruned"
+
+
+def test_rows_without_the_target_are_refused(labelled: Path) -> None:
+    with pytest.raises(InvalidConfig, match=r"'y'.*x, label"):
+        train(Training(data=str(labelled), target="y"))
