@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from feature_engine.transformation import LogCpTransformer
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import PowerTransformer
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.core.errors import InvalidConfig
@@ -210,7 +210,7 @@ def test_the_original_is_asked_once_however_many_forms_are_tried(
         columns=["a", "b"],
     )
     model = make_pipeline(
-        LogCpTransformer(variables=["a"], C=1),
+        PowerTransformer("box-cox"),
         RandomForestClassifier(5, random_state=0),
     )
     model.fit(table, table.a + table.b > 2)

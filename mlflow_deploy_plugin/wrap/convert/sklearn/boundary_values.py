@@ -39,7 +39,6 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import (
     sub_estimators,
 )
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.features import SCALERS
-from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import AdditiveModel, Computed
 from mlflow_deploy_plugin.wrap.convert.sklearn.trees import (
     categories_of,
     histogram_boosting,
@@ -321,23 +320,8 @@ def _beside_thresholds(splits: Mapping[int, Array]) -> Iterator[_Entry]:
         yield "edges", feature, np.concatenate([thresholds, middle])
 
 
-def _additive_edges(model: AdditiveModel) -> list[Array]:
-    """Return the cuts of each column; none for a column of bin numbers."""
-    edges = [np.empty(0)] * model.n_features_in_
-    for position, cuts in model.cuts:
-        if cuts is not None:
-            edges[position] = np.concatenate([edges[position], cuts])
-    return edges
-
-
 _EDGES: dict[type, Callable[[Estimator], Iterable[Sequence[float] | Array]]] = {
-    AdditiveModel: _additive_edges,
     KBinsDiscretizer: lambda bins: [edges[1:-1] for edges in bins.bin_edges_],
-    # A divisor of 0 is omitted: the quotient by the next 64-bit number overflows in 32
-    # bits.
-    Computed: lambda step: (
-        step.edges or [[bound[0] for test, bound in (step.tests or {}).items() if test != "Equal"]]
-    ),
     Binarizer: lambda step: [[step.threshold]] * step.n_features_in_,
     BernoulliNB: lambda step: (
         [] if step.binarize is None else [[step.binarize]] * step.n_features_in_

@@ -7,7 +7,7 @@ the marked rows.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import chain
 
 import numpy as np
@@ -20,7 +20,6 @@ from sklearn.preprocessing import (
     SplineTransformer,
 )
 
-from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.refusals import REFUSED_ROWS
 from mlflow_deploy_plugin.wrap.convert.converted import makers_of
 from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator
@@ -79,50 +78,27 @@ def _out_of_range(added: Subgraph, operators: list[Operator]) -> _Marks:
     """Mark the rows with a number outside the range of a step."""
     for operator in operators:
         step = operator.raw_operator
-        accepted = _range_of(step)
-        if accepted is None:
-            continue
-        kind = getattr(step, "stands_for", type(step).__name__)
-        reason = f"its {kind} {accepted.refuses}"
+        # ONNX comparisons that are true for refused numbers, with a bound per column.
+        match step:
+            case PowerTransformer(method="box-cox"):
+                accepts = "only positive numbers"
+                bounds = {"LessOrEqual": np.zeros(step.n_features_in_)}
+            case SplineTransformer(extrapolation="error"):
+                accepts = "only numbers between its knots"
+                first = [spline.t[spline.k] for spline in step.bsplines_]
+                last = [spline.t[-spline.k - 1] for spline in step.bsplines_]
+                bounds = {"Less": np.array(first), "Greater": np.array(last)}
+            case _:
+                continue
+        reason = f"its {type(step).__name__} accepts {accepts}"
         start = 0
         for entry in operator.inputs:
             wide = added.cast(entry.full_name, TensorProto.DOUBLE)
             end = start + entry.type.shape[1]
-            for outside in _outside(added, wide, accepted.tests or {}, slice(start, end)):
+            for test, bound in bounds.items():
+                outside = added.node(test, [wide, bound[start:end]])
                 yield reason, added.cast(outside, TensorProto.FLOAT)
             start = end
-
-
-def _outside(
-    added: Subgraph,
-    rows: str,
-    tests: Mapping[str, Sequence[float] | Array],
-    columns: slice,
-) -> Iterator[str]:
-    """Add tests that are true for refused numbers in some columns of a step."""
-    for test, bound in tests.items():
-        limit = np.asarray(bound, float)
-        if len(limit) > 1:
-            limit = limit[columns]
-        yield added.node(test, [rows, limit])
-
-
-def _range_of(step: Estimator) -> Computed | None:
-    """Return a step with the tests of the numbers that a step refuses, or None if it
-    refuses no numbers.
-    """
-    match step:
-        case PowerTransformer(method="box-cox"):
-            tests = {"LessOrEqual": np.zeros(1)}
-            return Computed(step.transform, "accepts only positive numbers", tests)
-        case SplineTransformer(extrapolation="error"):
-            first = np.array([spline.t[spline.k] for spline in step.bsplines_])
-            last = np.array([spline.t[-spline.k - 1] for spline in step.bsplines_])
-            tests = {"Less": first, "Greater": last}
-            return Computed(step.transform, "accepts only numbers between its knots", tests)
-        case Computed():
-            return step
-    return None
 
 
 def _not_finite(added: Subgraph, graph: GraphProto, operators: list[Operator]) -> _Marks:

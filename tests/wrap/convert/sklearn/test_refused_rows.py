@@ -6,9 +6,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from feature_engine.creation import RelativeFeatures
-from feature_engine.discretisation import ArbitraryDiscretiser
-from feature_engine.transformation import BoxCoxTransformer, LogCpTransformer, ReciprocalTransformer
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import TransformedTargetRegressor, make_column_transformer
 from sklearn.ensemble import (
@@ -89,17 +86,6 @@ MODELS: dict[str, Any] = {
         make_column_transformer((SplineTransformer(extrapolation="error"), ["a", "b"])),
         LogisticRegression(),
     ),
-    "feature-engine's Box-Cox": make_pipeline(BoxCoxTransformer(variables=["a"]), FOREST),
-    "feature-engine's logarithm": make_pipeline(LogCpTransformer(variables=["a"], C=1), FOREST),
-    "feature-engine's reciprocal": make_pipeline(ReciprocalTransformer(variables=["a"]), FOREST),
-    "feature-engine's quotient": make_pipeline(
-        RelativeFeatures(["b"], reference=["a"], func=["div"]),
-        FOREST,
-    ),
-    "feature-engine's intervals": make_pipeline(
-        ArbitraryDiscretiser({"a": [0, 1, 99]}, errors="raise"),
-        FOREST,
-    ),
     "in a vote": VotingClassifier([("log", LOGARITHM), ("forest", FOREST)]),
     "in a vote, scaled": make_pipeline(
         StandardScaler(with_mean=False),
@@ -142,10 +128,7 @@ MODELS: dict[str, Any] = {
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_each_row_is_refused_that_the_original_refuses(model: Any, tmp_path: Path) -> None:
     first = model[0] if isinstance(model, Pipeline) else model
-    of_columns = hasattr(first, "transformers") or type(first).__module__.startswith(
-        "feature_engine",
-    )
-    data = TABLE if of_columns else TABLE.to_numpy()
+    data = TABLE if hasattr(first, "transformers") else TABLE.to_numpy()
     model.fit(data, IS_LARGE)
     save_model(model, tmp_path / "model", input_example=data)
     served = OnnxModel.load(tmp_path / "model")

@@ -45,7 +45,6 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.graph import (
     NodeBuilder,
     register_converter,
 )
-from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import GroupedCategories
 
 _BOOSTERS = {
     "xgboost": ("XGBClassifier", "XGBRegressor", "XGBRanker", "XGBRFClassifier", "XGBRFRegressor"),
@@ -72,7 +71,7 @@ def register() -> None:
             kind,
             partial(convert_formula, False),
             has_labels,
-            keeps_type=kind in (SimpleImputer, GroupedCategories),
+            keeps_type=kind is SimpleImputer,
         )
     FORMULAS.update(formulas)
     SCORES.update(ensembles.SCORES)

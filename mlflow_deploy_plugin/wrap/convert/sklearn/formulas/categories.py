@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import (
     TracedArray,
     take,
 )
-from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import CategoryTables, GroupedCategories
+from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import CategoryTables
 
 _NO_COLUMN = -1.0
 """The code of a dropped or unknown category, which has no column."""
@@ -134,19 +134,6 @@ def looked_up(model: CategoryTables, rows: Rows) -> TracedArray:
             )
         )
     return np.hstack(parts)
-
-
-def grouped(model: GroupedCategories, rows: Rows) -> TracedArray:
-    """Return known categories unchanged, and `fill_value` for all other categories."""
-    categories = [*model.known, MISSING]
-    return rows.raw.emit(
-        "LabelEncoder",
-        [rows.raw],
-        rows.raw.sample,
-        keys_strings=categories,
-        values_strings=categories,
-        default_string=model.fill_value,
-    )
 
 
 def encoded(
@@ -271,6 +258,5 @@ FORMULAS: dict[type, Formula] = {
     TargetEncoder: target_means,
     OneHotEncoder: one_hot,
     CategoryTables: looked_up,
-    GroupedCategories: grouped,
     SimpleImputer: imputed,
 }

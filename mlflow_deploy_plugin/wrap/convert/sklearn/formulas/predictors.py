@@ -20,22 +20,14 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.neighbours import squared_distances
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import (
-    Answer,
     Decision,
     Formula,
     Rows,
-    both_classes,
-    logistic,
-    softmax,
 )
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import (
     TracedArray,
-    counted,
     interpolated,
-    padded,
-    take,
 )
-from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import AdditiveClassifier, AdditiveModel
 
 
 def isotonic(models: list[IsotonicRegression], x: TracedArray) -> TracedArray:
@@ -121,38 +113,6 @@ def process_classes(model: GaussianProcessClassifier, rows: Rows) -> Decision:
         axis=1,
     )
     return np.argmax(scores, axis=1), scores / scores.sum(axis=1, keepdims=True)
-
-
-def additive(model: AdditiveModel, rows: Rows) -> Answer:
-    """Return sums of scores by bin: predictions, or positions of classes and
-    probabilities.
-    """
-    bins = _bins(model, rows)
-    score_rows = (bins @ model.strides + model.offsets).astype(np.int64)
-    scores = take(model.scores, score_rows).sum(axis=1) + model.intercept
-    if model.link == "identity":
-        return scores
-    if model.link == "log":
-        return np.exp(scores)
-    if model.link == "mlogit":
-        return np.argmax(scores, axis=1), softmax(scores)
-    likely = logistic(scores)
-    return (scores[:, 0] > 0).astype(np.int64), both_classes(likely)
-
-
-def _bins(model: AdditiveModel, rows: Rows) -> TracedArray:
-    """Return the bins [N, binned]. Bin 0 is for missing numbers; other bins are 1 + the
-    number of cuts up to x. A column without cuts contains its bins.
-    """
-    x = rows.matrix[:, [position for position, _ in model.cuts]]
-    holds_bins = np.array([cuts is None for _, cuts in model.cuts])
-    all_cuts = [np.empty(0) if cuts is None else cuts for _, cuts in model.cuts]
-    counts = np.array([len(cuts) for cuts in all_cuts])
-    table = padded(all_cuts, counts.max(), np.inf)
-    numbers = counted(table, np.less_equal, x).astype(float) + 1.0
-    numbers = np.minimum(numbers, counts + 1.0)  # Infinity is in the last bin.
-    numbers = np.where(np.isnan(x), 0.0, numbers)
-    return np.where(holds_bins, x, numbers)
 
 
 def by_gradient(model: SGDClassifier, rows: Rows) -> Decision:
@@ -259,8 +219,6 @@ FORMULAS: dict[type, Formula] = {
     PLSCanonical: partial_least_squares,
     PLSRegression: partial_least_squares,
     GaussianProcessClassifier: process_classes,
-    AdditiveModel: additive,
-    AdditiveClassifier: additive,
 }
 PRECISE: dict[type, Formula] = {SGDClassifier: by_gradient}
 """Formulas for the precision `double`. Otherwise, a faster 32-bit ONNX operator is

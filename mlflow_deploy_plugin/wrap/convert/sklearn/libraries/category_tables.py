@@ -1,5 +1,4 @@
-"""Convert encoders of category_encoders, feature-engine and skrub to tables of numbers
-per category.
+"""Convert encoders of categories, such as skrub's, to tables of numbers per category.
 
 Each number depends on one column, so the fitted encoder is called for each known
 category, for a missing value, and for an unknown category.
@@ -30,15 +29,6 @@ _REFUSED = -1.0
 scikit-learn's encoders.
 """
 _MOST_NUMBERS = 20_000_000
-
-
-def of_category_encoders(encoder: Estimator) -> CategoryTables | ColumnTransformer | None:
-    """Return the tables of an encoder, or None if it has no categories."""
-    mapping = getattr(getattr(encoder, "ordinal_encoder", encoder), "mapping", None) or {}
-    if isinstance(mapping, list):
-        mapping = {entry["col"]: entry["mapping"] for entry in mapping}
-    learned = {name: getattr(values, "index", values) for name, values in mapping.items()}
-    return as_tables(encoder, learned)
 
 
 def of_skrub(vectorizer: Estimator) -> CategoryTables | ColumnTransformer | None:
