@@ -176,7 +176,15 @@ class Batch:
         """
         predicted = infer_signature(None, prediction).outputs
         if predicted.is_tensor_spec():
-            predicted = _with_declared_shapes(predicted, outputs)
+            # The graph's outputs have the declared shapes.
+            declared = {output.name: output.shape for output in outputs}
+            specs = []
+            for spec in predicted.inputs:
+                # A single output may be unnamed.
+                default = outputs[0].shape if len(outputs) == 1 else spec.shape
+                shape = declared.get(spec.name, default)
+                specs.append(TensorSpec(spec.type, shape, spec.name))
+            predicted = SignatureSchema(specs)
         return ModelSignature(inputs=self._input_schema(inputs), outputs=predicted)
 
     def graph_signature(self, inputs: Sequence[Input], outputs: Sequence[Output]) -> ModelSignature:
@@ -334,23 +342,6 @@ class Batch:
         if not is_nameless_text:
             return signature
         return ModelSignature(NAMELESS_TEXT, signature.outputs, signature.params)
-
-
-def _with_declared_shapes(
-    predicted: SignatureSchema,
-    outputs: Sequence[Output],
-) -> SignatureSchema:
-    """Return the tensors of predictions with the shapes of the graph's outputs. Shapes
-    of other tensors are unchanged.
-    """
-    declared = {output.name: output.shape for output in outputs}
-    specs = []
-    for spec in predicted.inputs:
-        # A single output may be unnamed.
-        default = outputs[0].shape if len(outputs) == 1 else spec.shape
-        shape = declared.get(spec.name, default)
-        specs.append(TensorSpec(spec.type, shape, spec.name))
-    return SignatureSchema(specs)
 
 
 def _is_list_of_texts(origin: object) -> bool:
@@ -529,7 +520,23 @@ def _cast_table(table: pd.DataFrame, inputs: SignatureSchema) -> pd.DataFrame:
     """Return the columns of the signature with its types. Raises InvalidConfig if the
     table has other columns or values, and ConversionError for an unsupported type.
     """
-    declared = _declared_types(table, inputs)
+    if inputs.is_tensor_spec():
+        raise InvalidConfig("signature: it describes tensors, but the example is a table")
+    declared = {
+        spec.name: getattr(spec.type, "name", str(spec.type))
+        for spec in inputs.inputs
+        if spec.name is not None
+    }
+    for name in declared:
+        if name not in table.columns:
+            raise InvalidConfig(f"signature: the example has no column {name!r}")
+    supported = ", ".join(COLUMN_TYPES)
+    for name, kind in declared.items():
+        if kind not in COLUMN_TYPES:
+            raise ConversionError(
+                f"signature: column {name!r} has the type {kind}, which an ONNX "
+                f"model cannot read; supported types: {supported}. {_unread(name)}",
+            )
     names = list(declared)
     actual = {column.name: column.type for column in columns_of(table[names])}
     for name in names:
@@ -555,75 +562,42 @@ def _cast_table(table: pd.DataFrame, inputs: SignatureSchema) -> pd.DataFrame:
     return cast
 
 
-def _declared_types(table: pd.DataFrame, inputs: SignatureSchema) -> dict[str, str]:
-    """Return MLflow's types of the named columns of a signature. Raises InvalidConfig
-    if the table has no such column, and ConversionError for an unsupported type.
-    """
-    if inputs.is_tensor_spec():
-        raise InvalidConfig("signature: it describes tensors, but the example is a table")
-    types = {
-        spec.name: getattr(spec.type, "name", str(spec.type))
-        for spec in inputs.inputs
-        if spec.name is not None
-    }
-    for name in types:
-        if name not in table.columns:
-            raise InvalidConfig(f"signature: the example has no column {name!r}")
-    supported = ", ".join(COLUMN_TYPES)
-    for name, kind in types.items():
-        if kind not in COLUMN_TYPES:
-            raise ConversionError(
-                f"signature: column {name!r} has the type {kind}, which an ONNX "
-                f"model cannot read; supported types: {supported}. {_unread(name)}",
-            )
-    return types
-
-
 def _check_tensors(tensors: dict[str, Array], inputs: SignatureSchema) -> None:
     """Raise InvalidConfig if a tensor differs from the signature in name, shape or
     type.
     """
-    _check_tensor_names(tensors, inputs)
+    names = [spec.name for spec in inputs.inputs if spec.name]  # A single tensor may be unnamed.
+    if set(names) > set(tensors):
+        what = "tensors" if inputs.is_tensor_spec() else "columns"
+        if list(tensors) == [""]:
+            described = "one unnamed tensor"
+        else:
+            described = f"the tensors {sorted(tensors)}"
+        raise InvalidConfig(
+            f"signature: it has the {what} {names}, and the example has {described}"
+        )
     if not inputs.is_tensor_spec():
         return
     for spec in inputs.inputs:
         array = tensors[spec.name] if spec.name else next(iter(tensors.values()))
-        difference = _tensor_difference(spec, array)
+        pairs = zip(
+            spec.shape[1:],
+            array.shape[1:],
+            strict=False,
+        )
+        has_other_sizes = any(declared not in (-1, size) for declared, size in pairs)
+        if len(spec.shape) != array.ndim or has_other_sizes:
+            difference = f"the shape {list(spec.shape)}, but {list(array.shape)}"
+        else:
+            has_other_kind = (spec.type.kind in "OUS") != (array.dtype.kind in "OUST")
+            has_fractions = spec.type.kind in "iub" and array.dtype.kind == "f"
+            if has_other_kind or has_fractions:
+                difference = f"the type {spec.type}, but {array.dtype}"
+            else:
+                difference = ""
         if difference:
             label = f"tensor {spec.name!r}" if spec.name else "tensor"
             raise InvalidConfig(f"signature: the {label} has {difference} in the example")
-
-
-def _check_tensor_names(tensors: dict[str, Array], inputs: SignatureSchema) -> None:
-    """Raise InvalidConfig if a named tensor of the signature is missing."""
-    names = [spec.name for spec in inputs.inputs if spec.name]  # A single tensor may be unnamed.
-    if set(names) <= set(tensors):
-        return
-    what = "tensors" if inputs.is_tensor_spec() else "columns"
-    if list(tensors) == [""]:
-        described = "one unnamed tensor"
-    else:
-        described = f"the tensors {sorted(tensors)}"
-    raise InvalidConfig(f"signature: it has the {what} {names}, and the example has {described}")
-
-
-def _tensor_difference(spec: TensorSpec, array: Array) -> str:
-    """Return the shape or type of the signature and that of the array; "" if the array
-    matches.
-    """
-    pairs = zip(
-        spec.shape[1:],
-        array.shape[1:],
-        strict=False,
-    )
-    has_other_sizes = any(declared not in (-1, size) for declared, size in pairs)
-    if len(spec.shape) != array.ndim or has_other_sizes:
-        return f"the shape {list(spec.shape)}, but {list(array.shape)}"
-    has_other_kind = (spec.type.kind in "OUS") != (array.dtype.kind in "OUST")
-    has_fractions = spec.type.kind in "iub" and array.dtype.kind == "f"
-    if has_other_kind or has_fractions:
-        return f"the type {spec.type}, but {array.dtype}"
-    return ""
 
 
 def check_outputs(signature: ModelSignature | None, inferred: ModelSignature) -> None:

@@ -184,9 +184,20 @@ def bind_graph(
         original: the function for the original's predictions. If it is not None, the
             first dimension of each input and output must be free.
     """
-    _check_input_shapes(proto.graph)
+    for value in proto.graph.input:
+        if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
+            raise ConversionError(
+                f"the graph does not declare the shape of its input {value.name!r}: add it, with "
+                "a name for each free size (onnx.helper.make_tensor_value_info)",
+            )
     _refuse_empty_sequences(proto.graph)
-    _check_servable(proto)
+    try:
+        check_graph(proto)
+    except Exception as error:  # noqa: BLE001 - protobuf and the checker raise errors of many classes.
+        raise ConversionError(f"not a valid ONNX model: {one_line(error, 300)}") from None
+    for kind, values in (("inputs", proto.graph.input), ("outputs", proto.graph.output)):
+        if not values:
+            raise ConversionError(f"the graph has no {kind}, so it cannot be served")
     inputs = [
         Input(
             value.name,
@@ -194,7 +205,19 @@ def bind_graph(
         )
         for value in fed_inputs(proto.graph)
     ]
-    bound = _bind_inputs(inputs, batch)
+    names = [entry.name for entry in inputs]
+    if batch is None:
+        bound = inputs
+    elif isinstance(batch, pd.DataFrame):
+        bound = _bind_columns(inputs, batch)
+    else:
+        is_unnamed = set(batch) == {""} and len(names) == 1
+        if set(batch) != set(names) and not is_unnamed:
+            raise InvalidConfig(
+                f"input_example: its tensors {sorted(batch)} are not the graph's inputs "
+                f"{sorted(names)}",
+            )
+        bound = inputs
     served = [value for value in proto.graph.output if value.name != REFUSED_ROWS]
     outputs = tuple(
         Output(
@@ -212,47 +235,6 @@ def bind_graph(
         framework_version=framework_version,
         original=original,
     )
-
-
-def _check_input_shapes(graph: GraphProto) -> None:
-    """Raise ConversionError for an input without a shape."""
-    for value in graph.input:
-        if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
-            raise ConversionError(
-                f"the graph does not declare the shape of its input {value.name!r}: add it, with "
-                "a name for each free size (onnx.helper.make_tensor_value_info)",
-            )
-
-
-def _check_servable(proto: ModelProto) -> None:
-    """Raise ConversionError for a graph that is invalid, or has no inputs or
-    outputs.
-    """
-    try:
-        check_graph(proto)
-    except Exception as error:  # noqa: BLE001 - protobuf and the checker raise errors of many classes.
-        raise ConversionError(f"not a valid ONNX model: {one_line(error, 300)}") from None
-    for kind, values in (("inputs", proto.graph.input), ("outputs", proto.graph.output)):
-        if not values:
-            raise ConversionError(f"the graph has no {kind}, so it cannot be served")
-
-
-def _bind_inputs(inputs: list[Input], batch: ModelInput | None) -> list[Input]:
-    """Return the inputs with the columns of the batch, or unchanged for tensors. Raises
-    InvalidConfig if the batch has other names.
-    """
-    names = [entry.name for entry in inputs]
-    if batch is None:
-        return inputs
-    if isinstance(batch, pd.DataFrame):
-        return _bind_columns(inputs, batch)
-    is_unnamed = set(batch) == {""} and len(names) == 1
-    if set(batch) != set(names) and not is_unnamed:
-        raise InvalidConfig(
-            f"input_example: its tensors {sorted(batch)} are not the graph's inputs "
-            f"{sorted(names)}",
-        )
-    return inputs
 
 
 def _bind_columns(inputs: list[Input], table: pd.DataFrame) -> list[Input]:

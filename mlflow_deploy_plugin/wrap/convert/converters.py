@@ -253,22 +253,15 @@ def load_file(model: TrainedModel) -> TrainedModel:
     try:
         return attrgetter(load)(import_module(framework))(str(path))
     except ModuleNotFoundError as error:
-        raise _not_loadable(path, framework, error.name) from None
+        extra = framework
+        advice = ""
+        if framework == "keras" and error.name != "keras":
+            extra = str(error.name)
+            advice = "; to use another backend, set KERAS_BACKEND=torch or jax"
+        raise ConversionError(
+            f"{path} needs {error.name}: pip install 'mlflow-onnxserve[{extra}]'{advice}",
+        ) from None
     except Exception as error:
         raise ConversionError(
             f"{path} is not a model of {framework}: {one_line(error, 300)}",
         ) from error
-
-
-def _not_loadable(path: Path, framework: str, missing: str | None) -> ConversionError:
-    """Return the error for a file of a framework that needs a `missing` package, which
-    is the framework or the backend of Keras.
-    """
-    extra = framework
-    advice = ""
-    if framework == "keras" and missing != "keras":
-        extra = str(missing)
-        advice = "; to use another backend, set KERAS_BACKEND=torch or jax"
-    return ConversionError(
-        f"{path} needs {missing}: pip install 'mlflow-onnxserve[{extra}]'{advice}",
-    )

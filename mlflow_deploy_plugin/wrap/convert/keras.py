@@ -18,7 +18,6 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import keras
 import numpy as np
@@ -73,7 +72,13 @@ def forms(
     names = _names(model, example)
     unnamed_axes = dynamic_axes.get("", ())
     varied = {name: tuple(dynamic_axes.get(name, unnamed_axes)) for name in names}
-    declared = _declared_axes(model, varied)
+    # An axis is free if the input declares it as free, or if it varies.
+    declared = {}
+    for (name, axes), tensor in zip(varied.items(), _inputs(model), strict=False):
+        sizes = enumerate(tensor.shape)
+        declared[name] = tuple(
+            axis for axis, size in sizes if axis and (size is None or axis in axes)
+        )
     free_axes = [varied]
     if declared and declared != varied:
         free_axes = [declared, varied]
@@ -85,17 +90,6 @@ def forms(
         partial(_export, model, example, names, axes, legacy)
         for legacy, axes in product(legacy_options, free_axes)
     ]
-
-
-def _declared_axes(model: keras.Model, varied: DynamicAxes) -> dict[str, tuple[int, ...]]:
-    """Return the axes that the inputs declare as free, and those that vary."""
-    declared = {}
-    for (name, axes), tensor in zip(varied.items(), _inputs(model), strict=False):
-        sizes = enumerate(tensor.shape)
-        declared[name] = tuple(
-            axis for axis, size in sizes if axis and (size is None or axis in axes)
-        )
-    return declared
 
 
 def _export(
@@ -301,7 +295,19 @@ def _call(
     """Return the outputs by name: keys of a mapping, the model's `output_names` if they
     are unique, or `output`.
     """
-    answer = _predicted(model, tensors)
+    # The tensors are passed in the structure of the model's inputs, as keywords, alone,
+    # or as a mapping.
+    inputs = _inputs(model)
+    if inputs:
+        structure = getattr(model, "input", inputs[0])
+        packed = keras.tree.pack_sequence_as(structure, list(tensors.values()))
+        answer = model(packed, training=False)
+    elif set(tensors) <= set(inspect.signature(model.call).parameters):
+        answer = model(**tensors, training=False)
+    elif list(tensors) == [_UNNAMED]:
+        answer = model(tensors[_UNNAMED], training=False)
+    else:
+        answer = model(tensors, training=False)
     if isinstance(answer, dict):
         return {str(name): part for name, part in answer.items()}
     if not isinstance(answer, list | tuple):
@@ -310,22 +316,3 @@ def _call(
     if len({*names}) != len(answer):  # In a GRU, states and sequence have the same name.
         names = [f"output_{position}" for position in range(len(answer))]
     return dict(zip(names, answer, strict=True))
-
-
-def _predicted(
-    model: keras.Model,
-    tensors: dict[str, keras.KerasTensor],
-) -> Any:
-    """Return the result of the model for tensors by input name, which are passed in the
-    structure of its inputs, as keywords, alone, or as a mapping.
-    """
-    inputs = _inputs(model)
-    if inputs:
-        structure = getattr(model, "input", inputs[0])
-        packed = keras.tree.pack_sequence_as(structure, list(tensors.values()))
-        return model(packed, training=False)
-    if set(tensors) <= set(inspect.signature(model.call).parameters):
-        return model(**tensors, training=False)
-    if list(tensors) == [_UNNAMED]:
-        return model(tensors[_UNNAMED], training=False)
-    return model(tensors, training=False)

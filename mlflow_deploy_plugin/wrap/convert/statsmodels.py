@@ -75,7 +75,18 @@ def _convert(results: TrainedModel, batch: ModelInput) -> ConvertedModel:
     """Return the graph of the results. Raises InvalidConfig if the batch does not match
     the formula or the parameters, and ConversionError if the model is not supported.
     """
-    link = _inverse_link(results.model)
+    link = _link_of(results.model)
+    if not link:
+        kind = type(results.model).__name__
+        raise ConversionError(
+            f"{kind} cannot be converted to ONNX: only models with a linear predictor and a link "
+            f"are supported: {', '.join([*_LINEAR, 'GLM', *_DISCRETE])}",
+        )
+    if link not in _INVERSE_LINKS:
+        raise ConversionError(
+            f"GLM cannot be converted to ONNX: its link {link} is not supported in ONNX",
+        )
+    link = _INVERSE_LINKS[link]
     original = original_model(results)
     is_table = isinstance(batch, pd.DataFrame)
     if _has_formula(results) and not is_table:
@@ -134,7 +145,17 @@ def _formula(
     """Return the linear predictor for the columns. Raises ConversionError if Python
     computes a term.
     """
-    positions_by_term = _positions_by_term(model, columns)
+    positions_by_term = {}
+    for index, term in enumerate(model.exog_names):
+        if term == "Intercept":
+            continue
+        names = term.split(":")
+        if not set(names) <= set(columns):
+            raise ConversionError(
+                f"{type(model).__name__} cannot be converted to ONNX: its term {term!r} is "
+                "computed by Python; add it to the table as a column",
+            )
+        positions_by_term[index] = list(map(columns.index, names))
     parts = []
     # Terms with equally many columns are computed together.
     for count in sorted(set(map(len, positions_by_term.values()))):
@@ -150,40 +171,6 @@ def _formula(
     linear = reduce(np.add, parts)
     constants = [term for term in range(len(model.exog_names)) if term not in positions_by_term]
     return linear + weights[constants].sum(axis=0)
-
-
-def _positions_by_term(model: Model, columns: list[str]) -> dict[int, list[int]]:
-    """Return the positions of the columns of each term by the index of its weight."""
-    positions = {}
-    for index, term in enumerate(model.exog_names):
-        if term == "Intercept":
-            continue
-        names = term.split(":")
-        if not set(names) <= set(columns):
-            raise ConversionError(
-                f"{type(model).__name__} cannot be converted to ONNX: its term {term!r} is "
-                "computed by Python; add it to the table as a column",
-            )
-        positions[index] = list(map(columns.index, names))
-    return positions
-
-
-def _inverse_link(model: Model) -> Callable[[TracedArray], TracedArray]:
-    """Return the function from the linear predictor to the prediction. Raises
-    ConversionError for other models.
-    """
-    link = _link_of(model)
-    if not link:
-        kind = type(model).__name__
-        raise ConversionError(
-            f"{kind} cannot be converted to ONNX: only models with a linear predictor and a link "
-            f"are supported: {', '.join([*_LINEAR, 'GLM', *_DISCRETE])}",
-        )
-    if link not in _INVERSE_LINKS:
-        raise ConversionError(
-            f"GLM cannot be converted to ONNX: its link {link} is not supported in ONNX",
-        )
-    return _INVERSE_LINKS[link]
 
 
 def _link_of(model: Model) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pandas as pd
 import tensorflow as tf
-from onnx import GraphProto, ModelProto
+from onnx import ModelProto
 
 from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
@@ -123,19 +123,16 @@ def export(
         raise ConversionError(
             f"{display_name} cannot be converted to ONNX: {plain_reason(str(error))}",
         ) from error
-    _store_captured_tensors(proto.graph, {inner.name: outer for outer, inner in captures})
-    return converted.rename_values(proto, list(arrays), outputs)
-
-
-def _store_captured_tensors(graph: GraphProto, captured: dict[str, tf.Tensor]) -> None:
-    """Turn the graph's inputs that are captured tensors, by name, into constants."""
-    for value in [value for value in graph.input if value.name in captured]:
+    # The variables of the model are inputs of the graph, and become constants.
+    captured = {inner.name: outer for outer, inner in captures}
+    for value in [value for value in proto.graph.input if value.name in captured]:
         constant = onnx.numpy_helper.from_array(
             captured[value.name].numpy(),
             value.name,
         )
-        graph.initializer.append(constant)
-        graph.input.remove(value)
+        proto.graph.initializer.append(constant)
+        proto.graph.input.remove(value)
+    return converted.rename_values(proto, list(arrays), outputs)
 
 
 def _tensor_specs(

@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 import pandas as pd
 import torch
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 from onnx_ir.passes.common import NameFixPass
 from onnxscript import ir
 from onnxscript import opset18 as op
@@ -95,29 +95,23 @@ def forms(
 def _export(model: TrainedModel, batch: ModelInput, dynamic_axes: DynamicAxes) -> ConvertedModel:
     """Return the graph of the module. It marks rows with ids outside an embedding."""
     module = getattr(model, "_orig_mod", model)  # torch.compile would recompile per batch size.
-    names = _input_names(module, batch)
+    parameters = _parameters(module)
+    if isinstance(batch, pd.DataFrame) or set(batch) == {""}:
+        names = [next(iter(parameters), "input")]
+    else:
+        for name in batch:
+            if name not in parameters:
+                raise InvalidConfig(
+                    f"input_example: {type(module).__name__}.forward has no parameter {name!r}; "
+                    f"it has {', '.join(parameters)}; a graph needs one array per parameter, not a "
+                    "mapping or list",
+                )
+        names = [name for name in parameters if name in batch]
     original = original_model(module, of_tensors=True)
     with _eval_mode(module):
         proto = _mark_unknown_ids(export(module, batch, names, dynamic_axes, original))
     bound = converted.bind_graph(proto, batch, "torch", str(torch.__version__), original)
     return replace(bound, move_weights=partial(move_weights, module))
-
-
-def _input_names(module: TrainedModel, batch: ModelInput) -> list[str]:
-    """Return the parameters of `forward` that the batch has, in their order. Raises
-    InvalidConfig if a tensor is not a parameter.
-    """
-    parameters = _parameters(module)
-    if isinstance(batch, pd.DataFrame) or set(batch) == {""}:
-        return [next(iter(parameters), "input")]
-    for name in batch:
-        if name not in parameters:
-            raise InvalidConfig(
-                f"input_example: {type(module).__name__}.forward has no parameter {name!r}; "
-                f"it has {', '.join(parameters)}; a graph needs one array per parameter, not a "
-                "mapping or list",
-            )
-    return [name for name in parameters if name in batch]
 
 
 @contextmanager
@@ -169,7 +163,12 @@ def export(
     # A program may have a fixed batch size, which is the size of the example.
     traced = batch if isinstance(model, ExportedProgram) else _traced_rows(batch)
     answers = converted.call_original(original, traced)
-    _check_output_names(model, names, list(answers))
+    for name in list(answers):
+        if name in names:
+            raise ConversionError(
+                f"{_shown_name(model)} returns {name!r}, which is also the name of an input: names "
+                "in a graph are unique; rename the output",
+            )
     proto = _to_onnx(
         model,
         _tensors(traced, names, model),
@@ -180,36 +179,15 @@ def export(
     )
     if any(dynamic_axes.values()) and isinstance(traced, dict):
         with suppress(InvalidConfig):  # The model may not accept this size.
-            longer = converted.call_original(original, _longer(traced, dynamic_axes))
+            # Each free axis is repeated to one more entry.
+            longer_batch = dict(traced)
+            for name, free_axes in dynamic_axes.items():
+                for axis in free_axes:
+                    indices = np.arange(longer_batch[name].shape[axis] + 1)
+                    longer_batch[name] = longer_batch[name].take(indices, axis, mode="wrap")
+            longer = converted.call_original(original, longer_batch)
             _free_sizes(proto.graph, answers, longer)
     return proto
-
-
-def _check_output_names(
-    model: TrainedModel,
-    inputs: list[str],
-    outputs: list[str],
-) -> None:
-    """Raise ConversionError if an output has the name of an input."""
-    for name in outputs:
-        if name in inputs:
-            raise ConversionError(
-                f"{_shown_name(model)} returns {name!r}, which is also the name of an input: names "
-                "in a graph are unique; rename the output",
-            )
-
-
-def _longer(
-    batch: dict[str, Array],
-    dynamic_axes: DynamicAxes,
-) -> dict[str, Array]:
-    """Return the batch with each free axis repeated to one more entry."""
-    longer = dict(batch)
-    for name, axes in dynamic_axes.items():
-        for axis in axes:
-            indices = np.arange(longer[name].shape[axis] + 1)
-            longer[name] = longer[name].take(indices, axis, mode="wrap")
-    return longer
 
 
 def _free_sizes(
@@ -294,9 +272,23 @@ def _find_embeddings(graph: GraphProto) -> dict[int, _Embedding]:
     makers = converted.makers_of(graph)
     embeddings = {}
     for index, node in enumerate(graph.node):
-        if not _is_embedding(node) or node.input[0] not in sizes:
+        # The legacy exporter writes the Gather of an embedding without an axis.
+        if node.op_type != "Gather":
+            is_embedding = False
+        else:
+            sources = " ".join(entry.value for entry in node.metadata_props)
+            is_embedding = (
+                "aten.embedding" in sources or "aten.one_hot" in sources or not node.attribute
+            )
+        if not is_embedding or node.input[0] not in sizes:
             continue
-        ids, shape = _ids_of_rows(node, makers, sizes)
+        # An EmbeddingBag flattens the ids of all rows by a Reshape.
+        ids = node.input[1]
+        shape = ""
+        maker = makers.get(ids)
+        while maker and maker.op_type == "Reshape" and sizes.get(maker.input[1]) == 1:
+            ids, shape = maker.input
+            maker = makers.get(ids)
         if ids in values and values[ids].shape.dim[:1] == batch:
             embeddings[index] = _Embedding(
                 ids=ids,
@@ -305,38 +297,6 @@ def _find_embeddings(graph: GraphProto) -> dict[int, _Embedding]:
                 shape=shape,
             )
     return embeddings
-
-
-def _ids_of_rows(
-    gather: NodeProto,
-    makers: Mapping[str, NodeProto],
-    sizes: Mapping[str, int],
-) -> tuple[str, str]:
-    """Return the tensor of ids before a Reshape flattens all rows, as in an
-    EmbeddingBag, and the shape of this Reshape; "" without a Reshape.
-
-    Args:
-        gather: the node that looks up the ids.
-        makers: the node that computes each value.
-        sizes: the first dimension of each weight.
-    """
-    ids = gather.input[1]
-    shape = ""
-    maker = makers.get(ids)
-    while maker and maker.op_type == "Reshape" and sizes.get(maker.input[1]) == 1:
-        ids, shape = maker.input
-        maker = makers.get(ids)
-    return ids, shape
-
-
-def _is_embedding(node: NodeProto) -> bool:
-    """Return True for the Gather of an embedding. The legacy exporter writes it without
-    an axis.
-    """
-    if node.op_type != "Gather":
-        return False
-    sources = " ".join(entry.value for entry in node.metadata_props)
-    return "aten.embedding" in sources or "aten.one_hot" in sources or not node.attribute
 
 
 def _mark_ids(graph: GraphProto, embedding: _Embedding, mark: str) -> str:
@@ -680,54 +640,42 @@ def by_name(
             to leave it out.
         name: the name of the part; "" for the whole result.
     """
-    result = _as_mapping(answer)
+    # A dataclass or a NamedTuple is read as a mapping by field.
+    if is_dataclass(answer) and not isinstance(answer, dict):
+        with suppress(ValueError):  # The class may be registered already.
+            torch.export.register_dataclass(type(answer))  # The exporter requires registration.
+        result = {entry.name: getattr(answer, entry.name) for entry in fields(answer)}
+    elif isinstance(answer, tuple) and hasattr(answer, "_asdict"):
+        result = answer._asdict()
+    else:
+        result = answer
     if isinstance(result, torch.Tensor):
         if result.dtype == torch.bfloat16:
             raise ConversionError(f"the module's forward returns bfloat16, {_NO_BFLOAT16}")
         return {name or "output": result}
-    parts = _parts_by_name(result, name)
+    # The whole result has no name.
+    if isinstance(result, dict):
+        prefix = f"{name}." if name else ""
+        parts = {f"{prefix}{key}": part for key, part in result.items()}
+    elif isinstance(result, list | tuple):
+        stem = name or "output"
+        parts = {f"{stem}_{position}": part for position, part in enumerate(result)}
+    else:
+        parts = None
     if parts is None:
         is_left_out = result is None or (name and not of_tensors)
         if not is_left_out:
-            raise _not_a_tensor(result)
+            kind = type(result).__name__
+            is_cache_of_transformers = kind.endswith("Cache")
+            way = "; set model.config.use_cache = False" if is_cache_of_transformers else ""
+            raise ConversionError(
+                f"the module's forward returns a {kind}, which is not a tensor{way}"
+            )
         return {}
     tensors: dict[str, torch.Tensor] = {}
     for part_name, part in parts.items():
         tensors |= by_name(part, of_tensors, part_name)
     return tensors
-
-
-def _parts_by_name(result: object, name: str) -> dict[str, object] | None:
-    """Return the parts of a mapping, list or tuple by output name, or None for other
-    results. `name` is the name of the result; "" for the whole result.
-    """
-    if isinstance(result, dict):
-        prefix = f"{name}." if name else ""
-        return {f"{prefix}{key}": part for key, part in result.items()}
-    if isinstance(result, list | tuple):
-        stem = name or "output"
-        return {f"{stem}_{position}": part for position, part in enumerate(result)}
-    return None
-
-
-def _not_a_tensor(result: object) -> ConversionError:
-    kind = type(result).__name__
-    is_cache_of_transformers = kind.endswith("Cache")
-    way = "; set model.config.use_cache = False" if is_cache_of_transformers else ""
-    return ConversionError(f"the module's forward returns a {kind}, which is not a tensor{way}")
-
-
-def _as_mapping(answer: object) -> object:
-    """Return a dataclass or a NamedTuple as a mapping by field, and other results
-    unchanged.
-    """
-    if is_dataclass(answer) and not isinstance(answer, dict):
-        with suppress(ValueError):  # The class may be registered already.
-            torch.export.register_dataclass(type(answer))  # The exporter requires registration.
-        return {entry.name: getattr(answer, entry.name) for entry in fields(answer)}
-    if isinstance(answer, tuple) and hasattr(answer, "_asdict"):
-        return answer._asdict()
-    return answer
 
 
 def _tensors(

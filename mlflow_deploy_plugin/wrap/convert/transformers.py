@@ -7,7 +7,7 @@ scores. The tokenizer is the file of a fast tokenizer, which
 original's.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
-from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize
 
@@ -101,7 +101,17 @@ def forms(
     """Return one form, the exported net. Raises InvalidConfig or ConversionError if the
     model is not supported.
     """
-    net = _net_of(model)
+    if isinstance(model, transformers.TextClassificationPipeline):
+        net = _Classifier(model)
+    elif isinstance(model, SentenceTransformer):
+        net = _Encoder(model)
+    else:
+        task = getattr(model, "task", type(model).__name__)
+        raise ConversionError(
+            f"a {task} model cannot be converted to ONNX: "
+            "supported are text-classification pipelines and SentenceTransformer; for embeddings, "
+            "SentenceTransformer(modules=[Transformer(path), Pooling(size)]) defines the pooling",
+        )
     method = "predict" if net.output == "probabilities" else predict_fn
     table = converted.require_example(batch, method, type(model).__name__, "predict")
     if not getattr(net.tokenizer, "is_fast", False):
@@ -116,20 +126,6 @@ def forms(
         # regardless of the mask needs the padding on the left.
         sides.append("left")
     return [partial(_convert, model, net, table, predict_fn, side) for side in sides]
-
-
-def _net_of(model: TrainedModel) -> "_Classifier | _Encoder":
-    """Return the net of a model. Raises ConversionError for other tasks."""
-    if isinstance(model, transformers.TextClassificationPipeline):
-        return _Classifier(model)
-    if isinstance(model, SentenceTransformer):
-        return _Encoder(model)
-    task = getattr(model, "task", type(model).__name__)
-    raise ConversionError(
-        f"a {task} model cannot be converted to ONNX: "
-        "supported are text-classification pipelines and SentenceTransformer; for embeddings, "
-        "SentenceTransformer(modules=[Transformer(path), Pooling(size)]) defines the pooling",
-    )
 
 
 def asked_with(model: TrainedModel, settings: Settings, predict_fn: str) -> TrainedModel:
@@ -191,20 +187,6 @@ def _encoder_asked_with(model: TrainedModel, options: dict[str, Any]) -> Trained
                 f"it is asked with {name}={value!r}, which an ONNX form cannot contain: log the "
                 f"version without {name}",
             )
-    _set_prompt(model, prompt, prompt_name)
-    if size is not None:
-        model.truncate_dim = size
-    if is_normalized:
-        if model.truncate_dim is not None:
-            model.append(_Truncation(model.truncate_dim))
-        model.append(Normalize())
-    return model
-
-
-def _set_prompt(model: TrainedModel, prompt: str | None, prompt_name: str | None) -> None:
-    """Set the default prompt of the encoder by its text or by its name; without either,
-    the default stays. Raises ConversionError for an unknown name.
-    """
     if prompt is not None:
         model.prompts["asked"] = prompt
         model.default_prompt_name = "asked"
@@ -216,6 +198,13 @@ def _set_prompt(model: TrainedModel, prompt: str | None, prompt_name: str | None
                 f"({prompts})",
             )
         model.default_prompt_name = prompt_name
+    if size is not None:
+        model.truncate_dim = size
+    if is_normalized:
+        if model.truncate_dim is not None:
+            model.append(_Truncation(model.truncate_dim))
+        model.append(Normalize())
+    return model
 
 
 class _Truncation(torch.nn.Module):  # type: ignore[misc]
@@ -252,7 +241,17 @@ class _Classifier(torch.nn.Module):  # type: ignore[misc]
         self.options: Mapping[str, Any] = pipeline._preprocess_params
         self.all_labels = tuple(str(config.id2label[index]) for index in range(config.num_labels))
         is_single = len(self.all_labels) == 1
-        function = _score_function(pipeline, is_single)
+        # These are the rules of TextClassificationPipeline.postprocess, unless the user
+        # chose a function.
+        function: str = getattr(pipeline._postprocess_params.get("function_to_apply"), "value", "")
+        if not function:
+            problem_type = pipeline.model.config.problem_type
+            if problem_type == "regression":
+                function = "none"
+            elif problem_type == "multi_label_classification" or is_single:
+                function = "sigmoid"
+            else:
+                function = "softmax"
         activations = {
             "softmax": partial(torch.softmax, dim=-1),
             "sigmoid": torch.sigmoid,
@@ -297,21 +296,6 @@ class _Classifier(torch.nn.Module):  # type: ignore[misc]
         if options.get("max_length") is not None and "padding" not in self.options:
             options.setdefault("truncation", True)  # A tokenizer that does not pad does the same.
         return dict(self.tokenizer(texts, **options))
-
-
-def _score_function(pipeline: TrainedModel, is_single: bool) -> str:
-    """Return the function that turns logits into scores: the user's, or one by the
-    rules of TextClassificationPipeline.postprocess. `is_single` is True for one label.
-    """
-    function: str = getattr(pipeline._postprocess_params.get("function_to_apply"), "value", "")
-    if function:
-        return function
-    problem_type = pipeline.model.config.problem_type
-    if problem_type == "regression":
-        return "none"
-    if problem_type == "multi_label_classification" or is_single:
-        return "sigmoid"
-    return "softmax"
 
 
 class _Encoder(torch.nn.Module):  # type: ignore[misc]
@@ -425,33 +409,29 @@ def _export(net: "_Classifier | _Encoder", tokens: Mapping[str, Any]) -> ModelPr
         torch_converter.original_model(net),
     )
     if net.labels:
-        _add_label(proto.graph, net)
-    return proto
-
-
-def _add_label(graph: GraphProto, net: "_Classifier | _Encoder") -> None:
-    """Add the output `label` [N], the class with the highest score."""
-    graph.initializer.append(
-        numpy_helper.from_array(np.array(net.labels, object), "class_names"),
-    )
-    graph.node.append(
-        helper.make_node(
-            "ArgMax",
-            [net.output],
-            ["class_index"],
-            axis=-1,
-            keepdims=0,
-        ),
-    )
-    graph.node.append(
-        helper.make_node(
-            "Gather",
-            ["class_names", "class_index"],
-            ["label"],
+        graph = proto.graph
+        graph.initializer.append(
+            numpy_helper.from_array(np.array(net.labels, object), "class_names"),
         )
-    )
-    label = helper.make_tensor_value_info("label", TensorProto.STRING, ["batch"])
-    graph.output.insert(0, label)
+        graph.node.append(
+            helper.make_node(
+                "ArgMax",
+                [net.output],
+                ["class_index"],
+                axis=-1,
+                keepdims=0,
+            ),
+        )
+        graph.node.append(
+            helper.make_node(
+                "Gather",
+                ["class_names", "class_index"],
+                ["label"],
+            )
+        )
+        label = helper.make_tensor_value_info("label", TensorProto.STRING, ["batch"])
+        graph.output.insert(0, label)
+    return proto
 
 
 def _original_model(net: "_Classifier | _Encoder") -> converted.OriginalModel:
@@ -465,24 +445,19 @@ def _original_model(net: "_Classifier | _Encoder") -> converted.OriginalModel:
             raise InvalidConfig("a text is missing")
         # The rows of the example are repeated, so each text is predicted once.
         unique_texts = list(dict.fromkeys(texts))
-        _check_tokens(net, unique_texts)
+        tokens = net.tokenizer([net.prefix + text for text in unique_texts], verbose=False)
+        for text, ids in zip(unique_texts, tokens["input_ids"], strict=True):
+            if not ids:
+                raise ValueError(
+                    f"the text {short_repr(text)} has no tokens, because the tokenizer adds no "
+                    "special tokens; leave it out",
+                )
         answers = net.predict(unique_texts)
         row_of_text = {text: row for row, text in enumerate(unique_texts)}
         rows = [row_of_text[text] for text in texts]
         return {name: array[rows] for name, array in answers.items()}
 
     return original
-
-
-def _check_tokens(net: "_Classifier | _Encoder", texts: list[str]) -> None:
-    """Raise ValueError for a text without tokens."""
-    tokens = net.tokenizer([net.prefix + text for text in texts], verbose=False)
-    for text, ids in zip(texts, tokens["input_ids"], strict=True):
-        if not ids:
-            raise ValueError(
-                f"the text {short_repr(text)} has no tokens, because the tokenizer adds no "
-                "special tokens; leave it out",
-            )
 
 
 def _saved_tokenizer(
@@ -500,7 +475,13 @@ def _saved_tokenizer(
             "it has no padding token: set tokenizer.pad_token and model.config.pad_token_id",
         )
     # This call sets truncation and padding in the tokenizer.
-    names = _supported_arrays(model.tokenize(texts))
+    returned = list(model.tokenize(texts))
+    for name in returned:
+        if name not in (*_ARRAYS, "modality", "prompt_length"):
+            raise ConversionError(
+                f"its tokenizer returns {name!r}, which is not supported: {', '.join(_ARRAYS)} are",
+            )
+    names = [name for name in _ARRAYS if name in returned]
     content = tokenizer.backend_tokenizer.to_str()
     spec = TokenizerSpec(
         file=Path(_FILE),
@@ -516,27 +497,21 @@ def _saved_tokenizer(
     return spec, content
 
 
-def _supported_arrays(arrays: Iterable[str]) -> list[str]:
-    """Return the names of the arrays for the model. Raises ConversionError if the
-    tokenizer returns another array.
-    """
-    returned = list(arrays)
-    for name in returned:
-        if name not in (*_ARRAYS, "modality", "prompt_length"):
-            raise ConversionError(
-                f"its tokenizer returns {name!r}, which is not supported: {', '.join(_ARRAYS)} are",
-            )
-    return [name for name in _ARRAYS if name in returned]
-
-
 def _max_tokens(model: "_Classifier | _Encoder") -> int:
     """Return the maximum number of tokens. Raises ConversionError if neither the
     tokenizer nor the net limits it.
     """
     truncation = model.tokenizer.backend_tokenizer.truncation or {}
+    # A net that does not declare its number of positions has 0 here.
+    config = getattr(model.net, "config", None) or getattr(model.net[0], "config", None)
+    positions: int = getattr(config, "max_position_embeddings", None) or 0
+    for name, module in model.named_modules():
+        is_embedding = name.endswith("position_embeddings")
+        if is_embedding and getattr(module, "padding_idx", None) is not None:
+            positions -= module.padding_idx + 1  # RoBERTa and MPNet do not use the first positions.
     limits = (
         truncation.get("max_length"),
-        _count_positions(model),
+        positions,
         model.tokenizer.model_max_length,
     )
     for limit in limits:
@@ -546,19 +521,6 @@ def _max_tokens(model: "_Classifier | _Encoder") -> int:
     raise ConversionError(
         "its tokenizer does not limit the length of texts: set tokenizer.model_max_length = 512",
     )
-
-
-def _count_positions(model: "_Classifier | _Encoder") -> int:
-    """Return the number of positions that the net can embed, or 0 if it does not
-    declare a number.
-    """
-    config = getattr(model.net, "config", None) or getattr(model.net[0], "config", None)
-    positions: int = getattr(config, "max_position_embeddings", None) or 0
-    for name, module in model.named_modules():
-        is_embedding = name.endswith("position_embeddings")
-        if is_embedding and getattr(module, "padding_idx", None) is not None:
-            positions -= module.padding_idx + 1  # RoBERTa and MPNet do not use the first positions.
-    return positions
 
 
 def _hostile_texts(texts: list[str]) -> Iterator[str]:

@@ -37,7 +37,7 @@ from mlflow_deploy_plugin.serve.runtime.feeds import (
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.session import open_session
 from mlflow_deploy_plugin.wrap.convert.batch import Batch
-from mlflow_deploy_plugin.wrap.convert.converted import AdditiveParts, Category, ConvertedModel
+from mlflow_deploy_plugin.wrap.convert.converted import Category, ConvertedModel
 
 _logger = logging.getLogger("mlflow_deploy_plugin.wrap")
 
@@ -63,49 +63,36 @@ def with_additive_files(
         parts = converted.additive()
         if parts is None:
             return converted
-        files = _proven_files(parts, runnable, rows, converted.boundary_values.categories)
+        files = {}
+        session = None
+        if parts.features is not None:
+            files[FEATURES_FILE] = parts.features.SerializeToString()
+            draft = runnable.artifact.folder / FEATURES_FILE
+            draft.write_bytes(files[FEATURES_FILE])
+            session = open_session(draft)
+        sampled = rows.take(sample_positions(len(rows), _ROWS, 0))
+        feeds = sampled.feeds(runnable.schema)
+        reader = FeatureReader(parts.form, runnable.artifact.inputs, session)
+        columns = _columns_of_features(
+            reader, runnable, feeds, converted.boundary_values.categories
+        )
+        form = replace(parts.form, columns=columns)
+        if form.is_linear:
+            read_positions = np.flatnonzero(form.slopes.any(axis=1))
+        else:
+            read_positions = np.unique(form.feature[form.left >= 0])
+        is_assigned = bool((columns[read_positions] >= 0).all())
+        if not is_assigned or not _is_same(form, reader, runnable, feeds):
+            files = {}
+        else:
+            files[ADDITIVE_FILE] = form.to_bytes()
+            (runnable.artifact.folder / ADDITIVE_FILE).write_bytes(files[ADDITIVE_FILE])
+            read_additive(runnable.artifact.folder)
     except Exception as error:  # noqa: BLE001 - the model is served without it
         reason = error.message if isinstance(error, OnnxserveError) else one_line(error)
         _logger.warning("explanations of this model will use permutations: %s", reason)
         return converted
     return replace(converted, files={**converted.files, **files})
-
-
-def _proven_files(
-    parts: AdditiveParts,
-    model: OnnxModel,
-    rows: Batch,
-    categories: Mapping[str, tuple[Category, ...]],
-) -> dict[str, bytes]:
-    """Return the files of the form; empty if a feature is made from several columns, or
-    if the predictions differ. Raises InvalidArtifact if the form could not be read.
-    """
-    files = {}
-    session = None
-    if parts.features is not None:
-        files[FEATURES_FILE] = parts.features.SerializeToString()
-        draft = model.artifact.folder / FEATURES_FILE
-        draft.write_bytes(files[FEATURES_FILE])
-        session = open_session(draft)
-    sampled = rows.take(sample_positions(len(rows), _ROWS, 0))
-    feeds = sampled.feeds(model.schema)
-    reader = FeatureReader(parts.form, model.artifact.inputs, session)
-    columns = _columns_of_features(reader, model, feeds, categories)
-    form = replace(parts.form, columns=columns)
-    is_assigned = bool((columns[_read_positions(form)] >= 0).all())
-    if not is_assigned or not _is_same(form, reader, model, feeds):
-        return {}
-    files[ADDITIVE_FILE] = form.to_bytes()
-    (model.artifact.folder / ADDITIVE_FILE).write_bytes(files[ADDITIVE_FILE])
-    read_additive(model.artifact.folder)
-    return files
-
-
-def _read_positions(form: AdditiveForm) -> Array:
-    """Return the positions of the features that the sums read."""
-    if form.is_linear:
-        return np.flatnonzero(form.slopes.any(axis=1))
-    return np.unique(form.feature[form.left >= 0])
 
 
 def _columns_of_features(

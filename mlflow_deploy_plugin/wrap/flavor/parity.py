@@ -255,7 +255,11 @@ def _ask_in_parts(
     start = 0
     part_size = group.block
     while start < row_count:
-        part = _part_of(group, start, part_size)
+        columns = group.columns
+        if len(columns) > 1:
+            columns = columns[start // group.block : (start + part_size) // group.block]
+        rows = group.batch.take(slice(start, start + part_size))
+        part = replace(group, batch=rows, columns=columns)
         answers = None
         if part_size < row_count:  # A part with all rows is the group, which is refused.
             answers = _ask(original, part)
@@ -266,15 +270,6 @@ def _ask_in_parts(
         start += part_size
         if answers is not None:
             part_size *= 2
-
-
-def _part_of(group: RowGroup, start: int, size: int) -> RowGroup:
-    """Return `size` rows of the group with the changed columns of their blocks."""
-    columns = group.columns
-    if len(columns) > 1:
-        columns = columns[start // group.block : (start + size) // group.block]
-    rows = group.batch.take(slice(start, start + size))
-    return replace(group, batch=rows, columns=columns)
 
 
 def _ask(original: OriginalModel, group: RowGroup) -> Answers | None:
@@ -455,7 +450,16 @@ class _ParityProof:
         set `problem` if an output has another shape than the original's.
         """
         self._sizes.add(size)
-        tied = self._ties(group.batch, want)
+        # For scores, the limit is scaled.
+        margin = self._converted.margin
+        if "probabilities" in want:
+            tied = self._probability_ties(group.batch, want)
+        elif margin is None:
+            tied = np.zeros(len(group.batch), dtype=bool)
+        else:
+            scores = margin(group.batch.data)
+            largest = float(np.abs(scores).max())
+            tied = comparison.top_margins(scores) < TIE_MARGIN * min(1.0, largest)
         for output in self._converted.outputs:
             expected = want[output.name]
             answered = got[output.name]
@@ -482,10 +486,23 @@ class _ParityProof:
             got: the saved model's predictions, [N, …].
             tied: [N] booleans, True for a row whose label is a tie.
         """
-        tolerance = self._tolerance(output, want)
+        # The first large group sets the spread for all later groups.
+        spread = self._spreads.get(output.name)
+        if spread is None:
+            spread = comparison.answer_spread(want)
+            if len(want) >= comparison.ENOUGH_ROWS:
+                self._spreads[output.name] = spread
+        tolerance = comparison.parity_tolerance(output.role, want, spread)
         agreement = compare(want, got, tolerance)
         by_row = agreement.by_row()
-        ties = self._close_ties(group, output.name, want, ~by_row.same, tolerance)
+        # A row ties if its output changes within one rounding step of its inputs or of
+        # the weights.
+        beyond = ~by_row.same
+        ties = np.zeros(len(beyond), dtype=bool)
+        has_steps = group.may_tie or self._converted.move_weights is not None
+        if has_steps and beyond.any():
+            rows = group.batch.take(np.flatnonzero(beyond))
+            ties[beyond] = self._changes_within_one_step(rows, output.name, want[beyond], tolerance)
         if output.role == "label":
             ties |= ~by_row.same & tied
         relative = comparison.relative_errors(agreement, want)
@@ -497,35 +514,6 @@ class _ParityProof:
         ]
         by_excess = sorted(candidates, key=lambda entry: -entry.excess)
         self._worst = by_excess[:WORST_ROWS]
-
-    def _tolerance(self, output: Output, want: Array) -> Tolerance:
-        """Return the tolerance. The first large group sets the spread for all later
-        groups.
-        """
-        spread = self._spreads.get(output.name)
-        if spread is None:
-            spread = comparison.answer_spread(want)
-            if len(want) >= comparison.ENOUGH_ROWS:
-                self._spreads[output.name] = spread
-        return comparison.parity_tolerance(output.role, want, spread)
-
-    def _close_ties(
-        self,
-        group: RowGroup,
-        name: str,
-        want: Array,
-        beyond: Array,
-        tolerance: Tolerance,
-    ) -> Array:
-        """Return [N] booleans: True for a row in `beyond` [N] whose output `name`
-        changes within one rounding step of its inputs or of the weights.
-        """
-        ties = np.zeros(len(beyond), dtype=bool)
-        has_steps = group.may_tie or self._converted.move_weights is not None
-        if has_steps and beyond.any():
-            rows = group.batch.take(np.flatnonzero(beyond))
-            ties[beyond] = self._changes_within_one_step(rows, name, want[beyond], tolerance)
-        return ties
 
     def _changes_within_one_step(
         self,
@@ -556,19 +544,6 @@ class _ParityProof:
             move_weights is not None,
         )
 
-    def _ties(self, batch: Batch, want: Answers) -> Array:
-        """Return [N] booleans: True if the original's margin is below `TIE_MARGIN`. For
-        scores, the limit is scaled.
-        """
-        margin = self._converted.margin
-        if "probabilities" in want:
-            return self._probability_ties(batch, want)
-        if margin is None:
-            return np.zeros(len(batch), dtype=bool)
-        scores = margin(batch.data)
-        largest = float(np.abs(scores).max())
-        return comparison.top_margins(scores) < TIE_MARGIN * min(1.0, largest)
-
     def _probability_ties(self, batch: Batch, want: Answers) -> Array:
         """Return [N] booleans: True if the margin of the original's probabilities and,
         where it is known, of its scores is below the limit.
@@ -597,13 +572,22 @@ class _ParityProof:
         is_wrong = bool(self.problem or self._beyond())
         unproven = ""
         if not is_wrong and rows < at_least:
-            unproven = self._too_few_rows(rows, at_least)
+            refused = ", ".join(f"{count} of {source}" for source, count in self._refused.items())
+            unproven = (
+                f"parity needs {at_least} rows, and only {rows} rows could be compared: the "
+                f"original refuses generated rows ({refused}); pass rows that the original "
+                "accepts as parity_data"
+            )
+        # Sources without a column that was always refused have an empty list.
+        columns: dict[str, list[str]] = {source: [] for source, _ in sorted(self._refused_columns)}
+        for source, name in sorted(self._refused_columns - self._answered_columns):
+            columns[source].append(name)
         return ParityReport(
             state="warned" if is_wrong or unproven else "proven",
             rows=rows,
             sources=dict(self._sources),
             refused_by_original=dict(self._refused),
-            refused_columns=self._always_refused_columns(),
+            refused_columns=columns,
             batch_sizes=sorted(self._sizes),
             outputs=list(self._figures.values()),
             worst_rows=[row.as_dict() for row in self._worst],
@@ -611,24 +595,6 @@ class _ParityProof:
             unproven=unproven,
             repair=self._converted.repair,
         )
-
-    def _too_few_rows(self, rows: int, at_least: int) -> str:
-        """Return the reason why `rows` compared rows are no proof."""
-        refused = ", ".join(f"{count} of {source}" for source, count in self._refused.items())
-        return (
-            f"parity needs {at_least} rows, and only {rows} rows could be compared: the "
-            f"original refuses generated rows ({refused}); pass rows that the original "
-            "accepts as parity_data"
-        )
-
-    def _always_refused_columns(self) -> dict[str, list[str]]:
-        """Return the columns for which the original refused every block, by source.
-        Sources with other refused columns have an empty list.
-        """
-        columns: dict[str, list[str]] = {source: [] for source, _ in sorted(self._refused_columns)}
-        for source, name in sorted(self._refused_columns - self._answered_columns):
-            columns[source].append(name)
-        return columns
 
 
 def _worst_rows(
@@ -732,7 +698,17 @@ def parity_error(report: ParityReport) -> ParityError:
         for output in report.outputs
         if output.beyond_tolerance
     )
-    table = _as_table(report.worst_rows)
+    names = ["source", "output", "original", "onnx", "input"]
+    lines = [names]
+    for row in report.worst_rows:
+        lines.append([_short(row[name]) for name in names])
+    columns = zip(*lines, strict=True)
+    widths = [max(map(len, column)) for column in columns]
+    aligned = []
+    for line in lines:
+        cells = map(str.ljust, line, widths)
+        aligned.append("  ".join(["", *cells]).rstrip())
+    table = "\n".join(aligned)
     error = ParityError(
         f"the ONNX form does not match the original; {wrong}. Worst rows:\n{table}\n"
         'To log the model anyway, set parity="warn"; the version is then marked as warned.',
@@ -741,21 +717,6 @@ def parity_error(report: ParityReport) -> ParityError:
     differing = max(output.beyond_tolerance for output in report.outputs)
     error.brief = f"{differing:,} of {report.rows:,} rows differ"
     return error
-
-
-def _as_table(worst_rows: list[dict[str, Any]]) -> str:
-    """Return the worst rows as lines of aligned text, with a header."""
-    names = ["source", "output", "original", "onnx", "input"]
-    lines = [names]
-    for row in worst_rows:
-        lines.append([_short(row[name]) for name in names])
-    columns = zip(*lines, strict=True)
-    widths = [max(map(len, column)) for column in columns]
-    aligned = []
-    for line in lines:
-        cells = map(str.ljust, line, widths)
-        aligned.append("  ".join(["", *cells]).rstrip())
-    return "\n".join(aligned)
 
 
 def _short(value: object) -> str:

@@ -567,7 +567,11 @@ class _TableRows:
         drawn = self.random.choice(edges, _THRESHOLD_ROWS)
         if is_integer_dtype(dtype):
             return np.asarray(np.floor(drawn) + self.random.integers(0, 2, len(drawn)))
-        candidates = _near_edges(drawn)
+        # Numbers that may be rounded to an edge are next to it.
+        single = drawn.astype(np.float32)
+        candidates = [drawn, single, drawn / 2 + single / 2]
+        for edge, end in product((drawn, single), (np.inf, -np.inf)):
+            candidates.append(np.nextafter(edge, edge.dtype.type(end)))
         choices = self.random.integers(0, len(candidates), len(drawn))
         return np.asarray(np.choose(choices, candidates))
 
@@ -809,17 +813,6 @@ def _multiply_rows(array: Array, factors: Array) -> Array:
     with np.errstate(over="ignore", invalid="ignore"):
         moved = array.astype(np.float64) * column
     return np.clip(moved, bounds.min, bounds.max).astype(array.dtype)
-
-
-def _near_edges(edges: Array) -> list[Array]:
-    """Return the edges, float64 [N], and the values that may be rounded to them, [N]
-    each.
-    """
-    single = edges.astype(np.float32)
-    values = [edges, single, edges / 2 + single / 2]
-    for edge, end in product((edges, single), (np.inf, -np.inf)):
-        values.append(np.nextafter(edge, edge.dtype.type(end)))
-    return values
 
 
 def _other_sizes(

@@ -82,8 +82,18 @@ def read_pmml(path: Path, data: ModelData) -> tuple[str, LogOptions]:
     except OnnxserveError:
         raise
     except Exception as error:  # noqa: BLE001 - The errors of Java and of Python have no common class.
+        # The names of Java's exception classes are removed.
+        if isinstance(error, AttributeError):
+            text = "a field has no valid dataType"
+        else:
+            text = str(error).rpartition("\n")[2]
+        reason = re.sub(
+            r"^\[?([\w.$]+(Error|Exception)[:;] )+|\. Expected elements.*|\]$",
+            "",
+            text or repr(error),
+        )
         raise InvalidArtifact(
-            f"{path} cannot be evaluated as PMML: {one_line(_reason(error), 300)}",
+            f"{path} cannot be evaluated as PMML: {one_line(reason, 300)}",
         ) from None
     return str(model.evaluator.javaEvaluator.getSummary()), {
         "python_model": str(PMML_MODEL),
@@ -98,16 +108,3 @@ def _schema(
     types: Mapping[str, str],
 ) -> Schema:
     return Schema([ColSpec(types.get(kind, "string"), name) for name, kind in fields.items()])
-
-
-def _reason(error: Exception) -> str:
-    """Return the message of an error of Java without the names of its classes."""
-    if isinstance(error, AttributeError):
-        text = "a field has no valid dataType"
-    else:
-        text = str(error).rpartition("\n")[2]
-    return re.sub(
-        r"^\[?([\w.$]+(Error|Exception)[:;] )+|\. Expected elements.*|\]$",
-        "",
-        text or repr(error),
-    )

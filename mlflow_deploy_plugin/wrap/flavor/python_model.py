@@ -89,7 +89,14 @@ def log_as_pyfunc(
         other_data: other rows; the axes of a network that differ in size are free.
         options: the options for `log_model` of the MLflow flavor.
     """
-    example = _records_as_table(input_example)
+    if (
+        isinstance(input_example, list)
+        and input_example
+        and all(isinstance(row, dict) for row in input_example)
+    ):
+        example = pd.DataFrame(input_example)
+    else:
+        example = input_example
     predict_fn = options.get("pyfunc_predict_fn", "predict")
     pyfunc_options = net_options(flavor, model, input_example, *other_data)
     if pyfunc_options is None and isinstance(example, pd.DataFrame):
@@ -99,7 +106,18 @@ def log_as_pyfunc(
     else:
         flavor, arguments = pyfunc_options
         options = {name: value for name, value in options.items() if name not in _SKLEARN_OPTIONS}
-    _warn_of_fallback(model, error, flavor, options)
+    needed = ""
+    if not options["code_paths"]:
+        code = _own_code(model)
+        if code:
+            needed = f". It needs your own modules for serving: log them with code_paths={code}"
+    _logger.warning(
+        "%s. The model is logged by mlflow.%s instead and is served as pyfunc "
+        '(fallback="error" prevents this)%s',
+        reason_line(error),
+        flavor,
+        needed,
+    )
     module = import_module(f"mlflow.{flavor}")
     accepted = [
         *inspect.signature(module.save_model).parameters,
@@ -156,41 +174,9 @@ def _flavor_arguments(
     return arguments
 
 
-def _warn_of_fallback(
-    model: TrainedModel,
-    error: ModelError,
-    flavor: str,
-    options: Mapping[str, Any],
-) -> None:
-    """Log the reason for the fallback, and the user's modules that serving needs."""
-    needed = ""
-    if not options["code_paths"]:
-        code = _own_code(model)
-        if code:
-            needed = f". It needs your own modules for serving: log them with code_paths={code}"
-    _logger.warning(
-        "%s. The model is logged by mlflow.%s instead and is served as pyfunc "
-        '(fallback="error" prevents this)%s',
-        reason_line(error),
-        flavor,
-        needed,
-    )
-
-
 def reason_line(error: ModelError) -> str:
     """Return the reason for a fallback as one line."""
     return error.message.partition("\n")[0].removesuffix("Worst rows:").rstrip(".;: ")
-
-
-def _records_as_table(input_example: ModelData) -> ModelData:
-    """Return a list of records as a table, and other examples unchanged."""
-    if (
-        isinstance(input_example, list)
-        and input_example
-        and all(isinstance(row, dict) for row in input_example)
-    ):
-        return pd.DataFrame(input_example)
-    return input_example
 
 
 def _first_rows(input_example: ModelData) -> ModelData:
@@ -439,14 +425,6 @@ def _table_signature(table: pd.DataFrame, prediction: object) -> ModelSignature:
         prediction = pd.Series(prediction)
     outputs = infer_signature(None, prediction).outputs
     specs = [_column_spec(series) for _, series in table.items()]
-    _warn_of_columns(table, specs)
-    return ModelSignature(Schema(specs), outputs)
-
-
-def _warn_of_columns(table: pd.DataFrame, specs: list[ColSpec]) -> None:
-    """Log a warning for columns without a type, and for missing values that MLflow
-    cannot read.
-    """
     if untyped := [spec.name for spec in specs if isinstance(spec.type, AnyType)]:
         _logger.warning(
             "The signature has no type for the columns %s, which mix types: requests in CSV are "
@@ -463,6 +441,7 @@ def _warn_of_columns(table: pd.DataFrame, specs: list[ColSpec]) -> None:
             "model is trained",
             gaps,
         )
+    return ModelSignature(Schema(specs), outputs)
 
 
 def _column_spec(series: pd.Series) -> ColSpec:
@@ -523,7 +502,15 @@ def net_options(
     net = _Net(model, cast(NetConverter, converter))
     example = net.answer(input_example)
     signature = net.signature(example, [data for data in other_data if data is not None])
-    requirements = _installed_framework(framework)
+    # Versions are read from modules, because the distribution may be tensorflow-cpu.
+    # torch's local version (+cpu) is omitted.
+    packages = [framework]
+    if framework == "keras":
+        packages.append(import_module(framework).backend.backend())
+    requirements = []
+    for package in packages:
+        version = str(import_module(package).__version__).partition("+")[0]
+        requirements.append(f"{package}=={version}")
     if _has_one_input_and_output(model, framework, example):
         if framework != "keras":
             return None
@@ -607,22 +594,6 @@ class _Net:
         source = f"the model's predictions for {source}"
         outputs = [*_declare_sizes(source, Batch(example.answers), answers)]
         return example.rows.signature(example.prediction, sizes, outputs)
-
-
-def _installed_framework(framework: str) -> list[str]:
-    """Return the requirements of the framework and, for Keras, of its backend.
-
-    torch's local version (+cpu) is omitted. Versions are read from modules, since the
-    distribution may be tensorflow-cpu.
-    """
-    packages = [framework]
-    if framework == "keras":
-        packages.append(import_module(framework).backend.backend())
-    requirements = []
-    for package in packages:
-        version = str(import_module(package).__version__).partition("+")[0]
-        requirements.append(f"{package}=={version}")
-    return requirements
 
 
 def _has_one_input_and_output(

@@ -218,7 +218,10 @@ def wrap_registered(
     else:
         resolved = ResolvedModel(model_uri, file.stem, "", file.resolve().as_uri())
     if not (register or dry_run):
-        _check_registered(model_uri, file)
+        if file is not None or not parse_model_uri(model_uri).is_registered:
+            raise errors.InvalidConfig(
+                f"{model_uri} is not registered; set --register NAME (in Python register=)",
+            )
     name = register or resolved.name
     if file is not None and file.suffix.lower() == ".pmml":
         return _wrap_pmml(file, resolved, name, data, dry_run, progress)
@@ -236,7 +239,17 @@ def wrap_registered(
         wrapped, notes = _convert(original, data, parity, drop, event_time)
         for note in notes:
             progress(f"warning: {note}")
-        outcome = _describe(resolved.source, name, kind, wrapped, notes)
+        converted = wrapped.converted
+        outcome = WrappedVersion(
+            source=resolved.source,
+            name=name,
+            model=f"{kind} of {converted.framework} {converted.framework_version}",
+            inputs=converted.inputs,
+            outputs=converted.outputs,
+            prediction=converted.prediction,
+            report=wrapped.report,
+            warnings=notes,
+        )
         if dry_run:
             return outcome
         progress(f"registering the next version of {outcome.name}")
@@ -260,43 +273,6 @@ def _model_file(model_uri: str) -> Path | None:
     return path
 
 
-def _check_registered(model_uri: str, file: Path | None) -> None:
-    """Raise InvalidConfig if the URI does not name a registered model."""
-    if file is not None or not parse_model_uri(model_uri).is_registered:
-        raise errors.InvalidConfig(
-            f"{model_uri} is not registered; set --register NAME (in Python register=)",
-        )
-
-
-def _describe(
-    source: str,
-    name: str,
-    kind: str,
-    wrapped: WrappedModel,
-    notes: tuple[str, ...],
-) -> WrappedVersion:
-    """Return the outcome for a model that is not registered yet.
-
-    Args:
-        source: the URI of the original, or the path of its files.
-        name: the registered model of the new version.
-        kind: the class of the original, or "graph".
-        wrapped: the ONNX form.
-        notes: the warnings.
-    """
-    converted = wrapped.converted
-    return WrappedVersion(
-        source=source,
-        name=name,
-        model=f"{kind} of {converted.framework} {converted.framework_version}",
-        inputs=converted.inputs,
-        outputs=converted.outputs,
-        prediction=converted.prediction,
-        report=wrapped.report,
-        warnings=notes,
-    )
-
-
 def _wrap_pmml(
     path: Path,
     resolved: ResolvedModel,
@@ -318,28 +294,7 @@ def _wrap_pmml(
     """
     progress(f"reading {path}")
     kind, options = read_pmml(path, data)
-    outcome = _describe_pmml(path, name, kind, options["signature"])
-    if dry_run:
-        return outcome
-    progress(f"registering the next version of {name}")
-    with temporary_folder("onnxserve-wrap-") as folder, registry_errors(f"model {name}"):
-        # MLflow cannot read a path with the characters # or %.
-        options |= {"artifacts": {"pmml": shutil.copy(path, str(folder / "model.pmml"))}}
-        tags = {WRAPPED_FROM_TAG: resolved.source}
-        info = log_flavor(mlflow.pyfunc, registered_model_name=name, tags=tags, **options)
-    version = str(info.registered_model_version)
-    return replace(
-        outcome,
-        version=version,
-        model_id=info.model_id or "",
-        run_id=info.run_id or "",
-    )
-
-
-def _describe_pmml(path: Path, name: str, kind: str, signature: ModelSignature) -> WrappedVersion:
-    """Return the outcome for a PMML file that is not registered yet. `kind` is the kind
-    of its model.
-    """
+    signature = options["signature"]
     inputs = [
         Input(
             spec.name,
@@ -357,7 +312,7 @@ def _describe_pmml(path: Path, name: str, kind: str, signature: ModelSignature) 
         )
         for spec in signature.outputs
     ]
-    return WrappedVersion(
+    outcome = WrappedVersion(
         source=str(path),
         name=name,
         model=f"{kind} in PMML",
@@ -366,6 +321,21 @@ def _describe_pmml(path: Path, name: str, kind: str, signature: ModelSignature) 
         outputs=tuple(outputs),
         prediction=tuple(signature.outputs.input_names()),
         report=ParityReport("no-original"),
+    )
+    if dry_run:
+        return outcome
+    progress(f"registering the next version of {name}")
+    with temporary_folder("onnxserve-wrap-") as folder, registry_errors(f"model {name}"):
+        # MLflow cannot read a path with the characters # or %.
+        options |= {"artifacts": {"pmml": shutil.copy(path, str(folder / "model.pmml"))}}
+        tags = {WRAPPED_FROM_TAG: resolved.source}
+        info = log_flavor(mlflow.pyfunc, registered_model_name=name, tags=tags, **options)
+    version = str(info.registered_model_version)
+    return replace(
+        outcome,
+        version=version,
+        model_id=info.model_id or "",
+        run_id=info.run_id or "",
     )
 
 
@@ -397,10 +367,32 @@ def _convert(
     settings: Settings = {}
     if original.mlmodel is not None:
         settings = _settings(original.mlmodel, original.folder)
-    ignored = _ignored_params(original.mlmodel, settings)
+    # An ONNX form ignores the params of a signature.
+    mlmodel = original.mlmodel
+    if mlmodel is None or mlmodel.signature is None or not mlmodel.signature.params:
+        ignored = ()
+    else:
+        defaults = ", ".join(f"{spec.name}={spec.default!r}" for spec in mlmodel.signature.params)
+        effect = "they have no effect on this model"
+        if settings:
+            effect = "the model always uses their defaults"
+        ignored = (f"requests to an ONNX form have no params ({defaults}); {effect}",)
     proof = _proof_rows(original, data)
     wrapped = _wrap_on(original, settings, proof, parity, drop, event_time)
-    return _with_example(wrapped, proof), (*original.warnings, *ignored, *proof.notes)
+    # Rows that were generated become neither the example nor the reference.
+    if proof.is_made_up:
+        provenance = {
+            name: value
+            for name, value in wrapped.provenance.items()
+            if not name.startswith("dataset_")
+        }
+        with_example = replace(wrapped, example=None, reference=None, provenance=provenance)
+    elif proof.example is not None:
+        example = without_columns(proof.example, wrapped.converted.unread)
+        with_example = replace(wrapped, example=example)
+    else:
+        with_example = wrapped
+    return with_example, (*original.warnings, *ignored, *proof.notes)
 
 
 class _ProofRows(NamedTuple):
@@ -417,17 +409,6 @@ class _ProofRows(NamedTuple):
     example: ModelData
     is_made_up: bool
     notes: tuple[str, ...] = ()
-
-
-def _ignored_params(mlmodel: Model | None, settings: Settings) -> tuple[str, ...]:
-    """Return a warning if the signature has params, which an ONNX form ignores."""
-    if mlmodel is None or mlmodel.signature is None or not mlmodel.signature.params:
-        return ()
-    defaults = ", ".join(f"{spec.name}={spec.default!r}" for spec in mlmodel.signature.params)
-    effect = "they have no effect on this model"
-    if settings:
-        effect = "the model always uses their defaults"
-    return (f"requests to an ONNX form have no params ({defaults}); {effect}",)
 
 
 def _request_signature(original: Original) -> ModelSignature | None:
@@ -515,23 +496,6 @@ def _wrap_on(
         raise errors.InvalidConfig(f"{error.message}{made_up}{version_notes}") from error
 
 
-def _with_example(wrapped: WrappedModel, proof: _ProofRows) -> WrappedModel:
-    """Return the model with the saved example. Rows that were generated become neither
-    the example nor the reference.
-    """
-    if proof.is_made_up:
-        provenance = {
-            name: value
-            for name, value in wrapped.provenance.items()
-            if not name.startswith("dataset_")
-        }
-        return replace(wrapped, example=None, reference=None, provenance=provenance)
-    if proof.example is not None:
-        example = without_columns(proof.example, wrapped.converted.unread)
-        return replace(wrapped, example=example)
-    return wrapped
-
-
 def _settings(mlmodel: Model, folder: Path) -> Settings:
     """Return the arguments that MLflow's pyfunc passes to the model, unless the flavor
     ignores them.
@@ -542,27 +506,10 @@ def _settings(mlmodel: Model, folder: Path) -> Settings:
     flavors = [name for name in sections if name not in (FLAVOR, PYTHON_FUNCTION)]
     if not flavors or flavors[0] in _WITHOUT_SETTINGS:
         return {}
-    config = _model_config(folder, flavors[0], sections)
-    if flavors[0] == "pytorch":
-        config = {name: value for name, value in config.items() if name != "device"}
-    params = mlmodel.get_params_schema()
-    return {
-        **config,
-        **{spec.name: spec.default for spec in params or ()},
-    }
-
-
-def _model_config(
-    folder: Path,
-    flavor: str,
-    sections: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Return the `model_config` of the MLmodel sections or, for a transformers model of
-    MLflow before 2.10, its `inference_config`. Raises InvalidArtifact if it is damaged.
-    """
+    # Models that MLflow before 2.10 saved for transformers have an `inference_config`.
     config = sections.get(PYTHON_FUNCTION, {}).get(MODEL_CONFIG) or {}
     older = folder / "components" / "inference_config.txt"
-    if flavor == "transformers" and older.is_file():
+    if flavors[0] == "transformers" and older.is_file():
         try:
             config = json.loads(older.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
@@ -574,7 +521,13 @@ def _model_config(
             f"the model_config {config!r} is not a mapping; correct it in the MLmodel file or "
             f"components/{older.name}",
         )
-    return config
+    if flavors[0] == "pytorch":
+        config = {name: value for name, value in config.items() if name != "device"}
+    params = mlmodel.get_params_schema()
+    return {
+        **config,
+        **{spec.name: spec.default for spec in params or ()},
+    }
 
 
 def _bind_settings(model: TrainedModel, settings: Settings, predict_fn: str) -> TrainedModel:
@@ -620,8 +573,23 @@ def _log_next_version(
         model_id = _create_logged_model(client, origin.logged, origin.run, origin_tags)
     metadata = original.mlmodel.metadata if original.mlmodel is not None else None
     version_tags = origin.version.tags if origin.version is not None else {}
+    # The git commit and the dataset are those of the run that trained the model.
+    details = {
+        name: value for name, value in wrapped.provenance.items() if not name.startswith("git_")
+    }
+    if origin.run is None:
+        provenance = details
+    else:
+        if commit := origin.run.data.tags.get(GIT_COMMIT_TAG):
+            details["git_commit"] = commit
+        if inputs := origin.run.inputs.dataset_inputs:
+            details |= {
+                "dataset_digest": inputs[-1].dataset.digest,
+                "dataset_name": inputs[-1].dataset.name,
+            }
+        provenance = details
     info = log_wrapped(
-        replace(wrapped, provenance=_provenance(wrapped.provenance, origin.run)),
+        replace(wrapped, provenance=provenance),
         registered_model_name=outcome.name,
         model_id=model_id,
         run_id=origin.run_id,
@@ -746,26 +714,6 @@ def _create_logged_model(
     return str(created.model_id)
 
 
-def _provenance(
-    provenance: Mapping[str, object],
-    run: Run | None,
-) -> dict[str, object]:
-    """Return the provenance with the git commit and the dataset of the run that trained
-    the model.
-    """
-    details = {name: value for name, value in provenance.items() if not name.startswith("git_")}
-    if run is None:
-        return details
-    if commit := run.data.tags.get(GIT_COMMIT_TAG):
-        details["git_commit"] = commit
-    if inputs := run.inputs.dataset_inputs:
-        details |= {
-            "dataset_digest": inputs[-1].dataset.digest,
-            "dataset_name": inputs[-1].dataset.name,
-        }
-    return details
-
-
 def load_folder(folder: Path, source: str) -> Original:
     """Load the model of an MLmodel folder, whose files may run code. Messages use the
     name `source`.
@@ -779,7 +727,28 @@ def load_folder(folder: Path, source: str) -> Original:
             its files cannot be read.
     """
     mlmodel, flavors = _read_flavors(folder, source)
-    flavor, predict_fn = _framework_flavor(flavors, source)
+    if FLAVOR in flavors:
+        raise errors.InvalidConfig(f"{source} is wrapped already: it can be served as ONNX")
+    pyfunc = flavors.get(PYTHON_FUNCTION, {})
+    flavor = next((name for name in flavors if name != PYTHON_FUNCTION), "")
+    default_loader = f"mlflow.{flavor}" if flavor else "mlflow.pyfunc.model"
+    loader = str(pyfunc.get("loader_module", default_loader))
+    if not flavor or not loader.startswith(f"mlflow.{flavor}"):
+        if loader.startswith("mlflow.pyfunc."):
+            code = "a custom Python class"
+        else:
+            code = f"custom Python code for {loader}"
+        raise errors.ConversionError(
+            f"{source} cannot be converted to ONNX: it is {code}; it can be served as pyfunc "
+            "without conversion",
+        )
+    predict_fn = pyfunc.get("predict_fn", "predict")
+    if predict_fn not in get_args(PredictFunction):
+        raise errors.ConversionError(
+            f"{source} cannot be converted to ONNX: its pyfunc calls {predict_fn!r}, and an ONNX "
+            f"form supports only {' or '.join(get_args(PredictFunction))}; it can be served as "
+            "pyfunc without conversion",
+        )
     differences = version_differences(folder)
     if not hasattr(environment_variables, MODEL_CODE):
         require_model_code(source)  # MLflow 3.18 and newer refuses only files with code.
@@ -826,39 +795,6 @@ def _read_flavors(folder: Path, source: str) -> tuple[Model, dict[str, Any]]:
         ) from None
 
 
-def _framework_flavor(
-    flavors: Mapping[str, Any],
-    source: str,
-) -> tuple[str, PredictFunction]:
-    """Return the flavor of the framework, and the method that its pyfunc calls. Raises
-    InvalidConfig for a wrapped model, and ConversionError for Python code and for
-    another method.
-    """
-    if FLAVOR in flavors:
-        raise errors.InvalidConfig(f"{source} is wrapped already: it can be served as ONNX")
-    pyfunc = flavors.get(PYTHON_FUNCTION, {})
-    flavor = next((name for name in flavors if name != PYTHON_FUNCTION), "")
-    default_loader = f"mlflow.{flavor}" if flavor else "mlflow.pyfunc.model"
-    loader = str(pyfunc.get("loader_module", default_loader))
-    if not flavor or not loader.startswith(f"mlflow.{flavor}"):
-        if loader.startswith("mlflow.pyfunc."):
-            code = "a custom Python class"
-        else:
-            code = f"custom Python code for {loader}"
-        raise errors.ConversionError(
-            f"{source} cannot be converted to ONNX: it is {code}; it can be served as pyfunc "
-            "without conversion",
-        )
-    predict_fn = pyfunc.get("predict_fn", "predict")
-    if predict_fn not in get_args(PredictFunction):
-        raise errors.ConversionError(
-            f"{source} cannot be converted to ONNX: its pyfunc calls {predict_fn!r}, and an ONNX "
-            f"form supports only {' or '.join(get_args(PredictFunction))}; it can be served as "
-            "pyfunc without conversion",
-        )
-    return flavor, predict_fn
-
-
 def load_file(path: Path, allow_pickle: bool) -> Original:
     """Load a joblib or pickle file, or a file in the format of a framework.
 
@@ -884,14 +820,6 @@ def load_file(path: Path, allow_pickle: bool) -> Original:
             f"{path} can run any code while it is loaded; if you trust its author, pass "
             "--allow-pickle (in Python allow_pickle=True)",
         )
-    return _load_pickle(path)
-
-
-def _load_pickle(path: Path) -> Original:
-    """Load a joblib or pickle file, with a warning for each other version of
-    scikit-learn. Raises InvalidArtifact if the file cannot be loaded or contains no
-    model, and NotInstalled if its framework is missing.
-    """
     import joblib  # joblib is optional (installed with scikit-learn), and also reads plain pickles.
 
     with warnings.catch_warnings(record=True) as caught:

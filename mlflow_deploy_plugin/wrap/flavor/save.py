@@ -375,7 +375,20 @@ def _log_dataset(run_id: str | None, data: ModelData) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MLflow warns about integer columns.
             inputs = client.get_run(run_id).inputs.dataset_inputs
-            dataset = _new_dataset(batch, {entry.dataset.digest for entry in inputs})
+            # MLflow's own digest of the same rows is compared too, because MLflow may
+            # have logged them.
+            digests = {entry.dataset.digest for entry in inputs}
+            make = mlflow.data.from_pandas if batch.is_table else mlflow.data.from_numpy
+            digest = batch.digest()
+            if digest in digests or (digests and make(batch.unnamed).digest in digests):
+                dataset = None
+            else:
+                # Only the first rows: MLflow needs 15 s to infer the schema from 1 million rows.
+                head = batch.take(slice(0, EXAMPLE_ROWS))
+                dataset = make(head.unnamed, name=OWN_DATASET, digest=digest)
+                entity = dataset._to_mlflow_entity().to_dictionary()
+                entity["profile"] = json.dumps({"num_rows": len(batch)})
+                dataset = Dataset.from_dictionary(entity)
         if dataset is not None:
             context = InputTag(MLFLOW_DATASET_CONTEXT, "training")
             client.log_inputs(run_id, [DatasetInput(dataset, [context])])
@@ -383,22 +396,6 @@ def _log_dataset(run_id: str | None, data: ModelData) -> None:
         _logger.warning(
             "the data of the model could not be logged as an input of its run: %s", one_line(error)
         )
-
-
-def _new_dataset(batch: Batch, digests: set[str]) -> Dataset | None:
-    """Return the dataset of a batch, or None if its digest or MLflow's digest of the
-    same rows is among `digests`.
-    """
-    make = mlflow.data.from_pandas if batch.is_table else mlflow.data.from_numpy
-    digest = batch.digest()
-    if digest in digests or (digests and make(batch.unnamed).digest in digests):
-        return None
-    # Only the first rows: MLflow needs 15 s to infer the schema from 1 million rows.
-    head = batch.take(slice(0, EXAMPLE_ROWS))
-    dataset = make(head.unnamed, name=OWN_DATASET, digest=digest)
-    entity = dataset._to_mlflow_entity().to_dictionary()
-    entity["profile"] = json.dumps({"num_rows": len(batch)})
-    return Dataset.from_dictionary(entity)
 
 
 def load_model(model_uri: str, device: Device = "cpu", intra_op_num_threads: int = 1) -> OnnxModel:

@@ -7,7 +7,7 @@ import json
 import platform
 import re
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import Distribution, distribution, distributions, version
 from pathlib import Path
@@ -147,7 +147,17 @@ def save_model(
     if conda_env is None:
         defaults = None
         if pip_requirements is None:
-            defaults = _server_requirements(wrapped.converted)
+            # MLflow would infer the requirements in a second process, and with the
+            # training framework, which serving does not need.
+            onnxruntime = f"onnxruntime=={import_onnxruntime().__version__}"
+            if wrapped.converted.tokenizer is None:
+                defaults = [own_requirement("[cpu]"), onnxruntime]
+            else:
+                defaults = [
+                    own_requirement("[cpu,text]"),
+                    onnxruntime,
+                    f"tokenizers=={version('tokenizers')}",
+                ]
         processed = environment._process_pip_requirements(
             defaults,
             pip_requirements,
@@ -187,39 +197,35 @@ def _proofs(wrapped: WrappedModel) -> dict[str, object]:
         "provenance": dict(wrapped.provenance),
     }
     if wrapped.reference is not None:
+        if EVENT_TIME not in wrapped.reference.column_names:
+            event_times = {}
+        else:
+            ends = pc.min_max(wrapped.reference[EVENT_TIME])
+            times = {
+                "begin": ends["min"].as_py(),
+                "end": ends["max"].as_py(),
+            }
+            event_times = {
+                name: time.isoformat() for name, time in times.items() if time is not None
+            }
         proofs["reference"] = {
             "data": REFERENCE_FILE,
             "rows": wrapped.reference.num_rows,
-            **_event_times(wrapped.reference),
+            **event_times,
         }
     boundary_values = wrapped.converted.boundary_values
     refused = refusals_of(wrapped.report, boundary_values)
     if refused:
         proofs["refused"] = refused
-    categories = _form_categories(boundary_values.categories)
-    if categories:
-        proofs["categories"] = categories
-    return proofs
-
-
-def _form_categories(learned: Mapping[str, Iterable[object]]) -> dict[str, list[str]]:
-    """Return the categories of each column from which a user can select in a form."""
+    # A user selects from these categories in a form.
     categories = {}
-    for name, values in learned.items():
+    for name, values in boundary_values.categories.items():
         texts = [str(value) for value in values if isinstance(value, str)]
         if 0 < len(texts) <= _MOST_LISTED:
             categories[name] = texts
-    return categories
-
-
-def _server_requirements(converted: ConvertedModel) -> list[str]:
-    """Return the requirements of a server of the model. MLflow would infer them in a
-    second process, and with the training framework, which serving does not need.
-    """
-    onnxruntime = f"onnxruntime=={import_onnxruntime().__version__}"
-    if converted.tokenizer is None:
-        return [own_requirement("[cpu]"), onnxruntime]
-    return [own_requirement("[cpu,text]"), onnxruntime, f"tokenizers=={version('tokenizers')}"]
+    if categories:
+        proofs["categories"] = categories
+    return proofs
 
 
 def _write_environment(
@@ -236,20 +242,6 @@ def _write_environment(
         (folder / environment._CONSTRAINTS_FILE_NAME).write_text("\n".join(constraints))
     (folder / environment._REQUIREMENTS_FILE_NAME).write_text("\n".join(requirements))
     environment._PythonEnv.current().to_yaml(str(folder / environment._PYTHON_ENV_FILE_NAME))
-
-
-def _event_times(reference: pa.Table) -> dict[str, str]:
-    """Return the first and the last event time of the reference in ISO 8601; empty
-    without event times.
-    """
-    if EVENT_TIME not in reference.column_names:
-        return {}
-    ends = pc.min_max(reference[EVENT_TIME])
-    times = {
-        "begin": ends["min"].as_py(),
-        "end": ends["max"].as_py(),
-    }
-    return {name: time.isoformat() for name, time in times.items() if time is not None}
 
 
 def own_requirement(extras: str = "", files: Distribution | None = None) -> str:
@@ -353,7 +345,21 @@ def provenance_section(batch: Batch | None, lock: str) -> dict[str, object]:
     dataset = {}
     if batch is not None:
         dataset = {"dataset_digest": batch.digest(), "dataset_name": OWN_DATASET}
-    dataset |= _dataset_of_run()
+    # The last dataset that the user logged to the run has priority.
+    run = mlflow.active_run()
+    if run is None:
+        dataset_of_run = {}
+    else:
+        inputs = mlflow.get_run(run.info.run_id).inputs.dataset_inputs
+        datasets = [entry.dataset for entry in inputs if entry.dataset.name != OWN_DATASET]
+        if not datasets:
+            dataset_of_run = {}
+        else:
+            dataset_of_run = {
+                "dataset_digest": datasets[-1].digest,
+                "dataset_name": datasets[-1].name,
+            }
+    dataset |= dataset_of_run
     commit = _git("rev-parse", "HEAD")
     is_dirty = None
     if commit:
@@ -367,20 +373,6 @@ def provenance_section(batch: Batch | None, lock: str) -> dict[str, object]:
         "python_version": platform.python_version(),
     }
     return {name: value for name, value in section.items() if value not in (None, "")}
-
-
-def _dataset_of_run() -> dict[str, str]:
-    """Return the digest and name of the last dataset that the user logged to the active
-    run; empty if there is none.
-    """
-    run = mlflow.active_run()
-    if run is None:
-        return {}
-    inputs = mlflow.get_run(run.info.run_id).inputs.dataset_inputs
-    datasets = [entry.dataset for entry in inputs if entry.dataset.name != OWN_DATASET]
-    if not datasets:
-        return {}
-    return {"dataset_digest": datasets[-1].digest, "dataset_name": datasets[-1].name}
 
 
 def _git(*arguments: str) -> str | None:

@@ -41,7 +41,6 @@ from mlflow_deploy_plugin.wrap.convert.conversion_errors import explain_failure
 from mlflow_deploy_plugin.wrap.convert.converted import (
     ConvertedModel,
     DynamicAxes,
-    OriginalModel,
     TrainedModel,
     call_original,
 )
@@ -216,7 +215,14 @@ def _check_report(form: "OnnxForm", example: Batch | None, parity: ParityPolicy)
     report = form.report
     original = form.converted.original
     if report.beyond_tolerance and original is not None and example is not None:
-        _check_repeatable(original, example)
+        # Two calls with the same rows must be equal.
+        rows = example.take(_HEAD).data
+        first = original(rows)
+        again = original(rows)
+        if not all(compare(first[name], again[name]).is_same for name in first):
+            raise ConversionError(
+                "the model's predictions are random: two calls with the same rows differ"
+            )
     if report.state == "warned":
         error = parity_error(report)
         if form.converted.cause:
@@ -228,17 +234,6 @@ def _check_report(form: "OnnxForm", example: Batch | None, parity: ParityPolicy)
         _logger.warning("%s", error.message)
     if report.repair:
         _logger.info("%s", report.repair)
-
-
-def _check_repeatable(original: OriginalModel, example: Batch) -> None:
-    """Raise ConversionError if two calls of the original with the same rows differ."""
-    rows = example.take(_HEAD).data
-    first = original(rows)
-    again = original(rows)
-    if not all(compare(first[name], again[name]).is_same for name in first):
-        raise ConversionError(
-            "the model's predictions are random: two calls with the same rows differ"
-        )
 
 
 def _read_rows(
@@ -337,22 +332,8 @@ def _split_event_times(event_time: EventTimes, data: ModelData) -> tuple[Array |
         if not isinstance(data, pd.DataFrame) or event_time not in data.columns:
             raise InvalidConfig(f"event_time: the reference data has no column {event_time!r}")
         values = data[event_time]
-    times = _utc_times(values)
-    if len(times) != len(data):
-        raise InvalidConfig(
-            f"event_time has {len(times)} values, but the reference data has {len(data)} rows"
-        )
-    if times.isna().any():
-        raise InvalidConfig("event_time has missing values; each row of the reference needs a time")
-    return times.dt.tz_localize(None).to_numpy(), without_times(data, event_time)
-
-
-def _utc_times(event_time: EventTimes) -> pd.Series:
-    """Return one time per row. Raises InvalidConfig for numbers and for values that are
-    not times.
-    """
     try:
-        series = event_time
+        series = values
         if not isinstance(series, pd.Series):
             series = pd.Series(np.asarray(series))
         if is_numeric_dtype(series.dtype) and len(series):
@@ -360,9 +341,16 @@ def _utc_times(event_time: EventTimes) -> pd.Series:
                 f"event_time: {series.iloc[0]} is a number; convert it with pandas.to_datetime(…, "
                 "unit='s')"
             )
-        return pd.to_datetime(series, utc=True)
+        times = pd.to_datetime(series, utc=True)
     except (TypeError, ValueError) as error:
         raise InvalidConfig(f"event_time: {error}") from None
+    if len(times) != len(data):
+        raise InvalidConfig(
+            f"event_time has {len(times)} values, but the reference data has {len(data)} rows"
+        )
+    if times.isna().any():
+        raise InvalidConfig("event_time has missing values; each row of the reference needs a time")
+    return times.dt.tz_localize(None).to_numpy(), without_times(data, event_time)
 
 
 def check_choice(name: str, value: object, choices: object) -> None:
@@ -457,32 +445,27 @@ class _FormTrials:
         """Save the form to the draft folder, load it, and compare it with the original
         if there is an original.
         """
-        signature = self._signature(converted)
-        saved_model.write_mlmodel(draft, Model(signature=signature), converted, self.predict_fn, {})
-        runnable = OnnxModel.load(draft, intra_op_num_threads=available_cores())
-        return OnnxForm(converted, runnable, signature, self._prove(runnable, converted))
-
-    def _signature(self, converted: ConvertedModel) -> ModelSignature:
-        """Return the user's signature, completed by the example's inputs and the
-        original's outputs or, without both, by those of the graph.
-        """
         example = self.rows.example
         signature = self.rows.signature
         if example is None or converted.original is None:
             batch = example if example is not None else Batch.declared(converted.inputs)
-            return signature or batch.graph_signature(converted.inputs, converted.outputs)
-        answers = call_original(converted.original, example.take(_HEAD).data)
-        prediction: Array | dict[str, Array] = {
-            name: answers[name] for name in converted.prediction
-        }
-        if len(converted.prediction) == 1:
-            prediction = answers[converted.prediction[0]]
-        inferred = example.signature(prediction, converted.inputs, converted.outputs)
-        check_outputs(signature, inferred)
-        declared = signature or inferred
-        return ModelSignature(
-            declared.inputs, declared.outputs or inferred.outputs, declared.params
-        )
+            signature = signature or batch.graph_signature(converted.inputs, converted.outputs)
+        else:
+            answers = call_original(converted.original, example.take(_HEAD).data)
+            prediction: Array | dict[str, Array] = {
+                name: answers[name] for name in converted.prediction
+            }
+            if len(converted.prediction) == 1:
+                prediction = answers[converted.prediction[0]]
+            inferred = example.signature(prediction, converted.inputs, converted.outputs)
+            check_outputs(signature, inferred)
+            declared = signature or inferred
+            signature = ModelSignature(
+                declared.inputs, declared.outputs or inferred.outputs, declared.params
+            )
+        saved_model.write_mlmodel(draft, Model(signature=signature), converted, self.predict_fn, {})
+        runnable = OnnxModel.load(draft, intra_op_num_threads=available_cores())
+        return OnnxForm(converted, runnable, signature, self._prove(runnable, converted))
 
     def _prove(self, runnable: OnnxModel, converted: ConvertedModel) -> ParityReport:
         """Return the comparison with the original. The original's predictions for a

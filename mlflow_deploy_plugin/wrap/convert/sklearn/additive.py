@@ -58,7 +58,18 @@ def additive_form(predictor: Estimator) -> AdditiveForm | None:
     to columns yet; None if it is no sum of trees or features, or if it is too large.
     """
     try:
-        sums = _sums_of(predictor)
+        if library_of(predictor):
+            sums = read_boosting(predictor)
+        elif hasattr(predictor, "_predictors"):
+            sums = histogram_boosting(predictor)
+        elif isinstance(predictor, GradientBoostingClassifier | GradientBoostingRegressor):
+            sums = _gradient_boosting(predictor)
+        elif type(predictor) in FORESTS:
+            sums = forest_sums(predictor)
+        elif isinstance(predictor, _GeneralizedLinearRegressor) or is_linear(predictor):
+            sums = _linear(predictor)
+        else:
+            sums = None
     except NotImplementedError:
         return None
     if sums is None or sums.slopes:
@@ -74,20 +85,6 @@ def reads_categories(predictor: Estimator) -> bool:
     if hasattr(predictor, "_predictors"):
         return predictor.is_categorical_ is not None
     return bool(library_of(predictor) and read_boosting(predictor).categories)
-
-
-def _sums_of(predictor: Estimator) -> Boosting | None:
-    if library_of(predictor):
-        return read_boosting(predictor)
-    if hasattr(predictor, "_predictors"):
-        return histogram_boosting(predictor)
-    if isinstance(predictor, GradientBoostingClassifier | GradientBoostingRegressor):
-        return _gradient_boosting(predictor)
-    if type(predictor) in FORESTS:
-        return forest_sums(predictor)
-    if isinstance(predictor, _GeneralizedLinearRegressor) or is_linear(predictor):
-        return _linear(predictor)
-    return None
 
 
 def _gradient_boosting(model: Estimator) -> Boosting | None:
@@ -160,7 +157,13 @@ def _as_arrays(sums: Boosting) -> AdditiveForm | None:
     left = padded("left", np.int32, -1)
     threshold = padded("threshold", np.float64, 0.0)
     if sums.mode == "BRANCH_LT":
-        threshold = _just_below(threshold, sums.has_single_rows)
+        # With the largest number below a threshold t, x < t becomes x <= t.
+        kind = np.float32 if sums.has_single_rows else np.float64
+        below: Array = np.nextafter(
+            threshold.astype(kind),
+            kind(-np.inf),
+        ).astype(np.float64)
+        threshold = below
     membership, members = _memberships(trees, nodes)
     return AdditiveForm(
         feature=padded("feature", np.int32, 0),
@@ -217,13 +220,3 @@ def _memberships(trees: list[Tree], nodes: int) -> tuple[Array, Array]:
     for test, codes in enumerate(tests):
         members[test, codes] = True
     return membership, members
-
-
-def _just_below(thresholds: Array, is_single: bool) -> Array:
-    """Return the largest numbers below the thresholds, so that x <= t is x < t."""
-    kind = np.float32 if is_single else np.float64
-    below: Array = np.nextafter(
-        thresholds.astype(kind),
-        kind(-np.inf),
-    ).astype(np.float64)
-    return below

@@ -87,7 +87,18 @@ def _read_xgboost(model: Estimator) -> Boosting:
     """
     is_native = isinstance(model, NativeBooster)
     booster = model.native_booster if is_native else model.get_booster()
-    document = _read_xgboost_document(booster)
+    # The layout of the JSON differs between versions.
+    learner = json.loads(bytes(booster.save_raw("json")))["learner"]
+    outer = learner["gradient_booster"]
+    content = outer.get("gbtree", outer).get("model")  # DART before 3.4 nests the model.
+    # Only DART has weights. They are in `content` since 3.4.
+    weights = outer.get("weight_drop") or content.get("weight_drop") or ()
+    document = _XgboostDocument(
+        objective=learner["objective"]["name"],
+        content=content,
+        trees=content.get("trees", []),
+        weights=weights,
+    )
     link = _XGBOOST_LINKS.get(document.objective)
     if link is None:
         raise NotImplementedError(f"the objective {document.objective}")
@@ -176,21 +187,6 @@ class _XgboostDocument:
         )[:-1]
 
 
-def _read_xgboost_document(booster: Estimator) -> _XgboostDocument:
-    """Return the JSON of a native booster, whose layout differs between versions."""
-    learner = json.loads(bytes(booster.save_raw("json")))["learner"]
-    outer = learner["gradient_booster"]
-    content = outer.get("gbtree", outer).get("model")  # DART before 3.4 nests the model.
-    # Only DART has weights. They are in `content` since 3.4.
-    weights = outer.get("weight_drop") or content.get("weight_drop") or ()
-    return _XgboostDocument(
-        objective=learner["objective"]["name"],
-        content=content,
-        trees=content.get("trees", []),
-        weights=weights,
-    )
-
-
 def _base_margin(
     booster: Estimator,
     rounds: int,
@@ -234,7 +230,16 @@ def _xgboost_trees(
         default_target: the target of a tree whose leaves have one value.
         weight: the factor of all values.
     """
-    values = _xgboost_values(document) * np.float32(weight)
+    # The values of a node: [values per leaf, nodes].
+    width = int(document["tree_param"]["size_leaf_vector"])
+    if width <= 1:
+        xgboost_values = np.array([document["split_conditions"]], dtype=np.float32)
+    else:
+        leaves = np.array(document["leaf_weights"], dtype=np.float32).reshape(-1, width)
+        # A leaf stores the index of its values in `right_children`.
+        is_leaf = np.array(document["left_children"]) < 0
+        xgboost_values = np.asarray(leaves[np.where(is_leaf, document["right_children"], 0)].T)
+    values = xgboost_values * np.float32(weight)
     targets = [default_target]
     if len(values) > 1:
         targets = list(range(len(values)))
@@ -255,17 +260,6 @@ def _xgboost_trees(
     return [
         (target, replace(tree, value=value)) for target, value in zip(targets, values, strict=True)
     ]
-
-
-def _xgboost_values(document: Document) -> Array:
-    """Return the values of each node, [values per leaf, nodes]."""
-    width = int(document["tree_param"]["size_leaf_vector"])
-    if width <= 1:
-        return np.array([document["split_conditions"]], dtype=np.float32)
-    leaves = np.array(document["leaf_weights"], dtype=np.float32).reshape(-1, width)
-    # A leaf stores the index of its values in `right_children`.
-    is_leaf = np.array(document["left_children"]) < 0
-    return np.asarray(leaves[np.where(is_leaf, document["right_children"], 0)].T)
 
 
 def _xgboost_members(document: Document) -> dict[int, list[int]]:
@@ -337,13 +331,19 @@ def _read_lightgbm(model: Estimator) -> Boosting:
     objective = _lightgbm_objective(document)
     kinds: dict[tuple[int, bool], int] = {}
     trees = list(_lightgbm_trees(document, objective.scale, kinds))  # The call fills `kinds`.
+    columns = tuple(map(tuple, document["pandas_categorical"] or ()))
+    for category in chain.from_iterable(columns):
+        if not isinstance(category, str | int):
+            raise NotImplementedError(
+                "categories that are neither strings nor integers (categorical_feature)",
+            )
     return Boosting(
         trees=[tree for _, tree in trees],
         targets=[target for target, _ in trees],
         base=np.zeros(document["num_tree_per_iteration"]),
         mode="BRANCH_LEQ",
         link=objective.link,
-        categories=_lightgbm_categories(document),
+        categories=columns,
         slopes=tuple(feature for feature, _ in kinds),
     )
 
@@ -373,19 +373,6 @@ def _lightgbm_objective(document: Document) -> _LightgbmObjective:
     if document["average_output"]:
         scale /= max(1, len(document["tree_info"]) // document["num_tree_per_iteration"])
     return _LightgbmObjective(link, scale)
-
-
-def _lightgbm_categories(document: Document) -> tuple[tuple[str | int, ...], ...]:
-    """Return the categories of each categorical column. Raises NotImplementedError for
-    categories that are neither strings nor integers.
-    """
-    columns = tuple(map(tuple, document["pandas_categorical"] or ()))
-    for category in chain.from_iterable(columns):
-        if not isinstance(category, str | int):
-            raise NotImplementedError(
-                "categories that are neither strings nor integers (categorical_feature)",
-            )
-    return columns
 
 
 def _lightgbm_trees(
@@ -445,53 +432,42 @@ class _LightgbmTree:
         """Add a node and the nodes below it, and return the node's position."""
         position = len(self.rows)
         if "leaf_value" in node:
-            self._add_leaf(node)
+            features = node.get("leaf_features", ())
+            for feature in features:  # With a missing feature, LightGBM returns `leaf_value`.
+                row = len(self.rows)
+                test = Node(
+                    feature,
+                    np.inf,
+                    left=row + 2,
+                    right=row + 1,
+                    default_left=False,
+                )
+                self.rows.append(test)  # A missing feature goes right, to the next leaf.
+                self.rows.append(leaf(node["leaf_value"] * self.scale))
+            for feature, slope in zip(features, node.get("leaf_coeff", ()), strict=True):
+                kind = self.kinds.setdefault(
+                    (feature, slope < 0),
+                    len(self.kinds) + 1,
+                )
+                self.slopes.setdefault(kind, {})[len(self.rows)] = slope * self.scale
+            self.rows.append(leaf(node.get("leaf_const", node["leaf_value"]) * self.scale))
             return position
         if node["decision_type"] == "==":  # Missing and unknown categories go right.
             self.members[position] = [int(code) for code in node["threshold"].split("||")]
             node = {**node, "threshold": 0.0, "default_left": False, "missing_type": "NaN"}
-        default_left = _goes_left_by_default(node)
+        zero_goes_left = bool(node["threshold"] >= 0)
+        if node["missing_type"] == "None":  # LightGBM reads missing values as 0.
+            default_left = zero_goes_left
+        else:
+            default_left = bool(node["default_left"])
+            if node["missing_type"] == "Zero" and default_left != zero_goes_left:
+                raise NotImplementedError("trees in which 0 counts as missing (zero_as_missing)")
         self.rows.append(leaf())  # The positions of the children follow.
         left = self.add(node["left_child"])
         right = self.add(node["right_child"])
         threshold = _lightgbm_threshold(node["threshold"])
         self.rows[position] = Node(node["split_feature"], threshold, left, right, default_left)
         return position
-
-    def _add_leaf(self, node: Document) -> None:
-        """Add a leaf, after a node for each feature of a linear leaf."""
-        features = node.get("leaf_features", ())
-        for feature in features:  # With a missing feature, LightGBM returns `leaf_value`.
-            position = len(self.rows)
-            test = Node(
-                feature,
-                np.inf,
-                left=position + 2,
-                right=position + 1,
-                default_left=False,
-            )
-            self.rows.append(test)  # A missing feature goes right, to the next leaf.
-            self.rows.append(leaf(node["leaf_value"] * self.scale))
-        for feature, slope in zip(features, node.get("leaf_coeff", ()), strict=True):
-            kind = self.kinds.setdefault(
-                (feature, slope < 0),
-                len(self.kinds) + 1,
-            )
-            self.slopes.setdefault(kind, {})[len(self.rows)] = slope * self.scale
-        self.rows.append(leaf(node.get("leaf_const", node["leaf_value"]) * self.scale))
-
-
-def _goes_left_by_default(node: Document) -> bool:
-    """Return True if missing values go left. Raises NotImplementedError if 0 counts as
-    missing.
-    """
-    zero_goes_left = bool(node["threshold"] >= 0)
-    if node["missing_type"] == "None":  # LightGBM reads missing values as 0.
-        return zero_goes_left
-    default_left = bool(node["default_left"])
-    if node["missing_type"] == "Zero" and default_left != zero_goes_left:
-        raise NotImplementedError("trees in which 0 counts as missing (zero_as_missing)")
-    return default_left
 
 
 def _lightgbm_threshold(threshold: float) -> float:
@@ -538,7 +514,11 @@ def _read_catboost(model: Estimator) -> Boosting:
         model.save_model(str(path), format="json")
         document = json.loads(path.read_text())
     features = _catboost_features(document["features_info"])
-    link = _catboost_link(model)
+    # Parameters may follow the name of a loss ("Quantile:alpha=0.1").
+    loss = str(model.get_all_params().get("loss_function", "RMSE")).partition(":")[0]
+    if loss not in _CATBOOST_LINKS:
+        raise NotImplementedError(f"the loss {loss}")
+    link = _CATBOOST_LINKS[loss]
     scale, base = document["scale_and_bias"]
     targets = range(len(base))
     roots = document.get("trees") or [*map(_nest_levels, document["oblivious_trees"])]
@@ -563,16 +543,6 @@ def _catboost_features(features: Document) -> dict[int, Document]:
     if other_kinds:
         raise NotImplementedError(f"features that are not numbers ({', '.join(other_kinds)})")
     return {entry["feature_index"]: entry for entry in features["float_features"]}
-
-
-def _catboost_link(model: Estimator) -> str:
-    """Return the link of a loss, whose name may be followed by parameters
-    ("Quantile:alpha=0.1").
-    """
-    loss = str(model.get_all_params().get("loss_function", "RMSE")).partition(":")[0]
-    if loss not in _CATBOOST_LINKS:
-        raise NotImplementedError(f"the loss {loss}")
-    return _CATBOOST_LINKS[loss]
 
 
 def _nest_levels(tree: Document) -> Document:

@@ -201,7 +201,20 @@ def _collect_parts(estimator: Estimator, left_out: dict[str, str]) -> _Collected
     """Return the boundary values of an estimator that is not a pipeline, and of the
     estimators in it. Errors of the latter are added to `left_out`.
     """
-    collected = _own_values(estimator)
+    collected = _Collected([*_of_trees(estimator), *_edges_of_steps(estimator)])
+    collected.values += _entries("categories", enumerate(getattr(estimator, "categories_", ())))
+    if isinstance(estimator, CountVectorizer):
+        collected.values.append(("texts", 0, estimator.vocabulary_))
+    for name in _ROWS:
+        rows = getattr(estimator, name, None)
+        is_matrix_of_floats = (
+            isinstance(rows, np.ndarray)
+            and rows.ndim == 2
+            and rows.dtype.kind == "f"
+            and len(rows) > 0
+        )
+        if is_matrix_of_floats:
+            collected.rows.append(dict(enumerate(_sample_evenly(rows).T)))
     for part, positions in _nested_estimators(estimator):
         part_values = _collect(part, left_out)
         if positions is not None:
@@ -219,50 +232,24 @@ def _nested_estimators(estimator: Estimator) -> Iterator[tuple[Estimator, Iterab
     elif isinstance(estimator, FeatureUnion):
         yield from ((step, None) for _, step in estimator.transformer_list)
     else:
-        yield from _ensemble_members(estimator)
-
-
-def _ensemble_members(estimator: Estimator) -> Iterator[tuple[Estimator, Iterable[int] | None]]:
-    """Yield the members of an ensemble or the estimator in a wrapper, with the
-    positions of their columns, or None if they read all columns.
-    """
-    # Boosting stores its trees in an array.
-    members = (
-        np.array(
-            getattr(estimator, "estimators_", []),
-            dtype=object,
+        # Boosting stores its trees in an array.
+        members = (
+            np.array(
+                getattr(estimator, "estimators_", []),
+                dtype=object,
+            )
+            .ravel()
+            .tolist()
         )
-        .ravel()
-        .tolist()
-    )
-    # A member of a bag may read only some of the columns.
-    features = getattr(estimator, "estimators_features_", [None] * len(members))
-    yield from zip(members, features, strict=False)
-    for part in getattr(estimator, "calibrated_classifiers_", []):
-        yield part.estimator, None
-    if hasattr(estimator, "estimator_") and not members and not hasattr(estimator, "support_"):
-        yield estimator.estimator_, None  # In an ensemble, `estimator_` is only a template.
-    if hasattr(estimator, "regressor_"):
-        yield estimator.regressor_, None
-
-
-def _own_values(estimator: Estimator) -> _Collected:
-    """Return the boundary values of an estimator without the estimators in it."""
-    collected = _Collected([*_of_trees(estimator), *_edges_of_steps(estimator)])
-    collected.values += _entries("categories", enumerate(getattr(estimator, "categories_", ())))
-    if isinstance(estimator, CountVectorizer):
-        collected.values.append(("texts", 0, estimator.vocabulary_))
-    for name in _ROWS:
-        rows = getattr(estimator, name, None)
-        if _is_matrix_of_floats(rows):
-            collected.rows.append(dict(enumerate(_sample_evenly(rows).T)))
-    return collected
-
-
-def _is_matrix_of_floats(rows: object) -> bool:
-    return (
-        isinstance(rows, np.ndarray) and rows.ndim == 2 and rows.dtype.kind == "f" and len(rows) > 0
-    )
+        # A member of a bag may read only some of the columns.
+        features = getattr(estimator, "estimators_features_", [None] * len(members))
+        yield from zip(members, features, strict=False)
+        for part in getattr(estimator, "calibrated_classifiers_", []):
+            yield part.estimator, None
+        if hasattr(estimator, "estimator_") and not members and not hasattr(estimator, "support_"):
+            yield estimator.estimator_, None  # In an ensemble, `estimator_` is only a template.
+        if hasattr(estimator, "regressor_"):
+            yield estimator.regressor_, None
 
 
 def _edges_of_steps(estimator: Estimator) -> Iterator[_Entry]:
@@ -343,7 +330,18 @@ def _trace_back(step: Estimator, collected: _Collected) -> _Collected:
             collected = _trace_back(part, collected)
         return collected
     if isinstance(step, ColumnTransformer):
-        return _trace_back_columns(step, collected)
+        values: list[_Entry] = []
+        row_sets: list[dict[int, Array]] = [{} for _ in collected.rows]
+        for name, inner_step, inputs in named_steps(step):
+            span = step.output_indices_[name]
+            if span.stop - span.start != len(inputs):
+                continue  # The step is an encoder with several output columns.
+            step_values = collected.pick(range(span.start, span.stop))
+            traced = _trace_back(inner_step, step_values).moved_to(inputs)
+            for rows, traced_rows in zip(row_sets, traced.rows, strict=False):
+                rows.update(traced_rows)
+            values += traced.values
+        return _Collected(values, [rows for rows in row_sets if rows])
     if isinstance(step, SCALERS):
         return _scale_back(step, collected)
     if hasattr(step, "get_support"):
@@ -369,24 +367,6 @@ def _scale_back(scaler: Estimator, collected: _Collected) -> _Collected:
     for rows in collected.rows:
         row_sets.append({index: inverse(index, column) for index, column in rows.items()})
     return _Collected(edges, row_sets)
-
-
-def _trace_back_columns(transformer: ColumnTransformer, collected: _Collected) -> _Collected:
-    """Convert boundary values of a ColumnTransformer's output to those of its input,
-    for the steps that have as many output columns as input columns.
-    """
-    values: list[_Entry] = []
-    row_sets: list[dict[int, Array]] = [{} for _ in collected.rows]
-    for name, step, inputs in named_steps(transformer):
-        span = transformer.output_indices_[name]
-        if span.stop - span.start != len(inputs):
-            continue  # The step is an encoder with several output columns.
-        step_values = collected.pick(range(span.start, span.stop))
-        traced = _trace_back(step, step_values).moved_to(inputs)
-        for rows, traced_rows in zip(row_sets, traced.rows, strict=False):
-            rows.update(traced_rows)
-        values += traced.values
-    return _Collected(values, [rows for rows in row_sets if rows])
 
 
 def _sample_evenly(values: Any) -> Any:

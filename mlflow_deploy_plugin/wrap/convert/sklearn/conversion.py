@@ -18,7 +18,7 @@ import pandas as pd
 from onnx import ModelProto, TensorProto, helper
 from skl2onnx import convert_sklearn
 from skl2onnx.common._container import ModelComponentContainer
-from skl2onnx.common._topology import Operator, Scope, Topology, Variable
+from skl2onnx.common._topology import Operator, Scope, Topology
 from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
 from skl2onnx.common.onnx_optimisation_identity import onnx_remove_node_identity
 from sklearn.base import is_classifier
@@ -118,16 +118,13 @@ def read_batch(model: Estimator, data: ModelData) -> ModelInput:
         return pd.DataFrame(data)
     if isinstance(data, pd.Series):
         return pd.DataFrame({data.name or "text": list(data)})
-    if _is_column_of_strings(data):
-        return pd.DataFrame({getattr(data, "name", None) or "text": list(map(str, data))})
-    return {"": _numbers(_matrix(data))}
-
-
-def _is_column_of_strings(data: ModelData) -> bool:
     is_flat = isinstance(data, list | tuple) or (
         isinstance(data, pd.Index | np.ndarray) and data.ndim == 1
     )
-    return is_flat and all(isinstance(entry, str) for entry in data)
+    is_column_of_strings = is_flat and all(isinstance(entry, str) for entry in data)
+    if is_column_of_strings:
+        return pd.DataFrame({getattr(data, "name", None) or "text": list(map(str, data))})
+    return {"": _numbers(_matrix(data))}
 
 
 def _matrix(data: ModelData) -> Array:
@@ -180,10 +177,27 @@ def forms(
     model without `predict`.
     """
     model = boosters.as_estimator(model)
-    example = _require_example(model, batch)
+    if not isinstance(model, boosters.NativeBooster) and not is_fitted(model, batch):
+        raise InvalidConfig(f"the {type(model).__name__} is not fitted: call fit before logging it")
+    if batch is None:
+        raise InvalidConfig(
+            "input_example: a scikit-learn model needs an example for its columns and their types",
+        )
+    if not hasattr(model, "predict"):
+        raise ConversionError(
+            f"{type(model).__name__} has no predict method, so it cannot be served",
+        )
+    example = batch
     has_proba = is_classifier(model) and _single_threaded(_has_probabilities, model)(model, example)
     if predict_fn == "predict_proba" and not has_proba:
-        raise _no_probabilities(model)
+        name = type(model).__name__
+        if not hasattr(model, "predict_proba"):
+            raise InvalidConfig(f"pyfunc_predict_fn: {name} has no predict_proba")
+        raise ConversionError(
+            f"{name} cannot be converted to ONNX with "
+            "pyfunc_predict_fn='predict_proba': only the probabilities of a classifier with a "
+            "single target have an ONNX form",
+        )
     columns: list[str] | int
     fitted = best_estimator(model)
     if isinstance(example, pd.DataFrame):
@@ -210,23 +224,6 @@ def forms(
     return [partial(convert, precision) for precision in precisions]
 
 
-def _require_example(model: Estimator, batch: ModelInput | None) -> ModelInput:
-    """Return the example. Raises InvalidConfig without an example or for an unfitted
-    model, and ConversionError for a model without `predict`.
-    """
-    if not isinstance(model, boosters.NativeBooster) and not is_fitted(model, batch):
-        raise InvalidConfig(f"the {type(model).__name__} is not fitted: call fit before logging it")
-    if batch is None:
-        raise InvalidConfig(
-            "input_example: a scikit-learn model needs an example for its columns and their types",
-        )
-    if not hasattr(model, "predict"):
-        raise ConversionError(
-            f"{type(model).__name__} has no predict method, so it cannot be served",
-        )
-    return batch
-
-
 def _original_model(model: Estimator, has_proba: bool) -> OriginalModel:
     """Return a function for the original's predictions by output name. `has_proba` is
     True for a classifier that also returns probabilities.
@@ -244,18 +241,6 @@ def _original_model(model: Estimator, has_proba: bool) -> OriginalModel:
         return outputs
 
     return original
-
-
-def _no_probabilities(model: Estimator) -> InvalidConfig | ConversionError:
-    """Return the error for a model that should return probabilities, but cannot."""
-    name = type(model).__name__
-    if not hasattr(model, "predict_proba"):
-        return InvalidConfig(f"pyfunc_predict_fn: {name} has no predict_proba")
-    return ConversionError(
-        f"{name} cannot be converted to ONNX with "
-        "pyfunc_predict_fn='predict_proba': only the probabilities of a classifier with a "
-        "single target have an ONNX form",
-    )
 
 
 def _has_probabilities(model: Estimator, batch: ModelInput) -> bool:
@@ -335,6 +320,15 @@ def _convert(
     has_labels = outputs[0].role == "label"
     margin = _single_threaded(_margin(model), fitted) if "label" in answers else None
     has_branches = any(node.op_type == "If" for node in proto.graph.node)
+    if precision == "double_until_last_step":
+        repair = (
+            "32-bit floats changed predictions; inputs are read in 64 bits, and rounded only "
+            f"before {type(last_step(fitted)).__name__}"
+        )
+    elif precision == "double":
+        repair = "32-bit floats changed predictions; everything is computed in 64 bits"
+    else:
+        repair = ""
     return ConvertedModel(
         proto=proto,
         inputs=inputs,
@@ -348,23 +342,9 @@ def _convert(
         margin=margin,
         many_rows=levels.MANY_ROWS if has_branches else 0,
         additive=partial(_additive_parts, fitted, inputs, precision),
-        repair=_repair(fitted, precision),
+        repair=repair,
         cause=_cause_of_differences(fitted, batch),
     )
-
-
-def _repair(fitted: Estimator, precision: graph.Precision) -> str:
-    """Return how the precision prevents rounding errors of 32-bit floats; "" if it does
-    not.
-    """
-    if precision == "double_until_last_step":
-        return (
-            "32-bit floats changed predictions; inputs are read in 64 bits, and rounded only "
-            f"before {type(last_step(fitted)).__name__}"
-        )
-    if precision == "double":
-        return "32-bit floats changed predictions; everything is computed in 64 bits"
-    return ""
 
 
 def _additive_parts(
@@ -465,7 +445,12 @@ def to_onnx(
         proto = _converted_graph(fitted, inputs, precision)
     except Exception as error:
         raise ConversionError(explain_failure(error, fitted)) from error
-    _restore_opsets(proto)
+    # skl2onnx lowers the opset versions to those of its nodes, but ignores nodes in
+    # subgraphs.
+    imports = [entry for entry in proto.opset_import if entry.domain not in graph.OPSETS]
+    opsets = [helper.make_opsetid(domain, version) for domain, version in graph.OPSETS.items()]
+    del proto.opset_import[:]
+    proto.opset_import.extend([*opsets, *imports])
     sort_rows(proto.graph)
     return proto
 
@@ -478,29 +463,49 @@ def _converted_graph(
     """Return the ModelProto of skl2onnx, which marks refused rows. The converters may
     raise any error.
     """
-    copy = _convertible_copy(fitted)
+    copy = deepcopy(fitted)
+    for encoder in encoders(copy):
+        if hasattr(encoder, "categories_"):
+            encoder.categories_ = [
+                _graph_categories(categories) for categories in encoder.categories_
+            ]
+    for part in sub_estimators(copy):
+        if type(part).__module__.startswith("imblearn.ensemble") and hasattr(part, "estimators_"):
+            # imbalanced-learn's ensembles differ from the classes that they are derived
+            # from only in training.
+            class_of_scikit_learn = next(
+                kind
+                for kind in type(part).__mro__
+                if kind.__module__.startswith("sklearn.ensemble")
+            )
+            part.__class__ = class_of_scikit_learn
+        if hasattr(part, "sparse_output"):
+            part.sparse_output = False  # The graph has no sparse tensors.
+        if isinstance(part, MultiOutputClassifier | MultiOutputRegressor):
+            part.__class__ = SeveralTargets
+        _change_steps(part)
+        if not isinstance(part, ColumnTransformer):
+            # skl2onnx would expect graph inputs with these names.
+            part.__dict__.pop("feature_names_in_", None)
     if precision == "double_until_last_step":
         copy = graph.round_before_last_step(copy)
     with warnings.catch_warnings(), graph.own_converters():
         warnings.simplefilter("ignore")  # skl2onnx uses deprecated functions.
         formulas.register()
-        _register_nets()
+        # The library of a fitted estimator is always imported.
+        for library in _NETS.keys() & sys.modules.keys():
+            for name in _NETS[library]:
+                graph.register_converter(
+                    getattr(sys.modules[library], name),
+                    _convert_net,
+                    name.endswith("Classifier"),
+                )
         proto, topology = _call_skl2onnx(copy, inputs, precision)
         refusal = mark_refused_rows(proto.graph, topology)
         proto = onnx_remove_node_identity(proto)
         properties = {REFUSED_ROWS: refusal} if refusal else {}
         helper.set_model_props(proto, properties)
     return proto
-
-
-def _restore_opsets(proto: ModelProto) -> None:
-    """Set the opset versions: skl2onnx lowers them to the versions of its nodes, but
-    ignores nodes in subgraphs.
-    """
-    imports = [entry for entry in proto.opset_import if entry.domain not in graph.OPSETS]
-    opsets = [helper.make_opsetid(domain, version) for domain, version in graph.OPSETS.items()]
-    del proto.opset_import[:]
-    proto.opset_import.extend([*opsets, *imports])
 
 
 def _call_skl2onnx(
@@ -547,26 +552,37 @@ def _options(last: Estimator) -> dict[int, dict[str, bool]] | None:
     return {id(last): {}}
 
 
-def _register_nets() -> None:
-    """Register the estimators of imported libraries with skl2onnx. A fitted estimator's
-    library is always imported.
-    """
-    for library in _NETS.keys() & sys.modules.keys():
-        for name in _NETS[library]:
-            graph.register_converter(
-                getattr(sys.modules[library], name),
-                _convert_net,
-                name.endswith("Classifier"),
-            )
-
-
 def _convert_net(scope: Scope, operator: Operator, container: ModelComponentContainer) -> None:
     """Add the nodes of an estimator that wraps a network: its values, and a
     classifier's labels.
     """
     estimator = operator.raw_operator
     builder = graph.NodeBuilder(scope, container)
-    answer = _add_net(builder, container, estimator, operator.inputs)
+    from mlflow_deploy_plugin.wrap.convert.torch import export, original_model
+
+    net = _net_of(estimator)
+    width = sum(variable.type.shape[1] for variable in operator.inputs)
+    rows = np.zeros((1, width), np.float32)
+    exported = export(
+        net,
+        {"": rows},
+        ["rows"],
+        {},
+        original_model(net),
+    )
+    proto = onnx.compose.add_prefix(
+        onnx.version_converter.convert_version(exported, graph.OPSETS[""]),
+        builder.name("net_"),
+    )
+    builder.node(
+        "Cast",
+        [builder.joined(operator.inputs)],
+        proto.graph.input[0].name,
+        to=TensorProto.FLOAT,
+    )
+    container.initializers.extend(proto.graph.initializer)
+    container.nodes.extend(proto.graph.node)
+    answer = str(proto.graph.output[0].name)
     *labels, values = operator.outputs
     values.type = FloatTensorType([None, None])
     builder.node("Identity", [answer], values.full_name)
@@ -586,42 +602,6 @@ def _convert_net(scope: Scope, operator: Operator, container: ModelComponentCont
             builder.node("Cast", [above], label, to=TensorProto.INT64)
         else:
             builder.node("ArgMax", [answer], label, axis=1, keepdims=0)
-
-
-def _add_net(
-    builder: graph.NodeBuilder,
-    container: ModelComponentContainer,
-    estimator: Estimator,
-    inputs: list[Variable],
-) -> str:
-    """Add the graph of an estimator's network, and return the name of its output [N,
-    …].
-    """
-    from mlflow_deploy_plugin.wrap.convert.torch import export, original_model
-
-    net = _net_of(estimator)
-    width = sum(variable.type.shape[1] for variable in inputs)
-    rows = np.zeros((1, width), np.float32)
-    exported = export(
-        net,
-        {"": rows},
-        ["rows"],
-        {},
-        original_model(net),
-    )
-    proto = onnx.compose.add_prefix(
-        onnx.version_converter.convert_version(exported, graph.OPSETS[""]),
-        builder.name("net_"),
-    )
-    builder.node(
-        "Cast",
-        [builder.joined(inputs)],
-        proto.graph.input[0].name,
-        to=TensorProto.FLOAT,
-    )
-    container.initializers.extend(proto.graph.initializer)
-    container.nodes.extend(proto.graph.node)
-    return str(proto.graph.output[0].name)
 
 
 def _net_of(estimator: Estimator) -> Any:
@@ -651,37 +631,6 @@ def _net_of(estimator: Estimator) -> Any:
 
     Answer.__name__ = type(estimator).__name__  # The exporter's errors contain this name.
     return Answer().eval()
-
-
-def _convertible_copy(fitted: Estimator) -> Estimator:
-    """Return a copy that skl2onnx converts correctly. The estimator is not changed."""
-    copy = deepcopy(fitted)
-    for encoder in encoders(copy):
-        if hasattr(encoder, "categories_"):
-            encoder.categories_ = [
-                _graph_categories(categories) for categories in encoder.categories_
-            ]
-    for part in sub_estimators(copy):
-        if type(part).__module__.startswith("imblearn.ensemble") and hasattr(part, "estimators_"):
-            part.__class__ = _class_of_scikit_learn(part)
-        if hasattr(part, "sparse_output"):
-            part.sparse_output = False  # The graph has no sparse tensors.
-        if isinstance(part, MultiOutputClassifier | MultiOutputRegressor):
-            part.__class__ = SeveralTargets
-        _change_steps(part)
-        if not isinstance(part, ColumnTransformer):
-            # skl2onnx would expect graph inputs with these names.
-            part.__dict__.pop("feature_names_in_", None)
-    return copy
-
-
-def _class_of_scikit_learn(ensemble: Estimator) -> type:
-    """Return the class that an ensemble of imbalanced-learn is derived from: they
-    differ only in training.
-    """
-    return next(
-        kind for kind in type(ensemble).__mro__ if kind.__module__.startswith("sklearn.ensemble")
-    )
 
 
 def _graph_categories(categories: Array) -> Array:

@@ -513,7 +513,22 @@ def finish_outputs(
     outputs = []
     values = []
     for (name, answer), value in zip(answers.items(), graph.output, strict=False):
-        output = _output_of(name, answer, value)
+        kind = answer.dtype.kind
+        role: Role = "label"
+        if name == "probabilities":
+            role = "probabilities"
+        elif name != "label" and kind == "f":
+            role = "values"
+        if role == "label":
+            dtype = _LABEL_DTYPES.get(kind, "str")
+        else:
+            dtype, _ = dtype_and_shape(value)
+        output = Output(
+            name,
+            dtype,
+            (-1, *answer.shape[1:]),
+            role,
+        )
         values.append(_finish_output(graph, output, value))
         outputs.append(output)
     values += [value for value in graph.output if value.name == REFUSED_ROWS]
@@ -529,35 +544,15 @@ strings.
 """
 
 
-def _output_of(name: str, answer: Array, value: ValueInfoProto) -> Output:
-    """Return the description of an output, from the original's answer and the graph's
-    value.
-    """
-    kind = answer.dtype.kind
-    role: Role = "label"
-    if name == "probabilities":
-        role = "probabilities"
-    elif name != "label" and kind == "f":
-        role = "values"
-    if role == "label":
-        dtype = _LABEL_DTYPES.get(kind, "str")
-    else:
-        dtype, _ = dtype_and_shape(value)
-    return Output(
-        name,
-        dtype,
-        (-1, *answer.shape[1:]),
-        role,
-    )
-
-
 def _finish_output(graph: GraphProto, output: Output, value: ValueInfoProto) -> ValueInfoProto:
     """Compute the output from the graph's value, and return its type and shape. Values
     with the names of both are renamed.
     """
     name = output.name
     new_names = {old: f"onnxserve_raw_{old}" for old in (value.name, name)}
-    _rename(graph, new_names)
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [new_names.get(name, name) for name in names]
     current = new_names[value.name]
     kind = _ONNX_TYPES[output.dtype]
     # skl2onnx's float types may be wrong.
@@ -587,13 +582,6 @@ def _finish_output(graph: GraphProto, output: Output, value: ValueInfoProto) -> 
         ),
     )
     return helper.make_tensor_value_info(name, kind, ["batch", *output.shape[1:]])
-
-
-def _rename(graph: GraphProto, new_names: dict[str, str]) -> None:
-    """Rename values in the inputs and outputs of the nodes."""
-    for node in graph.node:
-        for names in (node.input, node.output):
-            names[:] = [new_names.get(name, name) for name in names]
 
 
 def _drop_unused(graph: GraphProto) -> None:

@@ -239,7 +239,16 @@ class _Block:
             if _is_compared(depth, level):
                 step = self._selected_step(level, steps, comparisons)
             else:
-                step = self._looked_up_step(level, position, columns)
+                # Each row's node is looked up: first the column and threshold of its
+                # split, then their comparison.
+                node = self.graph.cast(position, TensorProto.INT32)
+                indices = columns.indices[level].astype(np.int32)
+                index = self.graph.node("GatherElements", [indices, node], axis=1)
+                values = self.graph.node("GatherElements", [columns.name, index], axis=0)
+                thresholds = self.levels.threshold[level]
+                threshold = self.graph.node("GatherElements", [thresholds, node], axis=1)
+                holds = self.graph.node(self.levels.comparison, [values, threshold])
+                step = self.graph.cast(holds, TensorProto.UINT8)
             steps.append(step)
             number = self.graph.cast(step, kind)
             position = self._child(position, number)
@@ -279,19 +288,6 @@ class _Block:
         [selected] = choices
         return selected
 
-    def _looked_up_step(self, level: Array, position: str, columns: _Columns) -> str:
-        """Add the step of a level in which each row's node is looked up: first the
-        column and the threshold of its split, then their comparison.
-        """
-        node = self.graph.cast(position, TensorProto.INT32)
-        indices = columns.indices[level].astype(np.int32)
-        index = self.graph.node("GatherElements", [indices, node], axis=1)
-        values = self.graph.node("GatherElements", [columns.name, index], axis=0)
-        thresholds = self.levels.threshold[level]
-        threshold = self.graph.node("GatherElements", [thresholds, node], axis=1)
-        holds = self.graph.node(self.levels.comparison, [values, threshold])
-        return self.graph.cast(holds, TensorProto.UINT8)
-
     def _child(self, position: str, step: str) -> str:
         """Add twice the position plus the step. The position of the root is ""."""
         if not position:
@@ -303,20 +299,7 @@ class _Block:
         """Add the sums of the rows' leaves, [rows, targets], per group and then in
         total.
         """
-        joined = self.graph.node("Concat", self._group_sums(leaf), axis=0)
-        wide = self.graph.cast(joined, self.sums_type)
-        shape = [len(self.levels.base), self.levels.groups, -1]
-        by_target = self.graph.node("Reshape", [wide, shape])
-        total = self.graph.node("ReduceSum", [by_target, [1]], keepdims=0)
-        return self.graph.node(
-            "Add",
-            [self.graph.node("Transpose", [total]), self.levels.base],
-        )
-
-    def _group_sums(self, leaf: str) -> list[str]:
-        """Add the sums of the leaves, [groups, rows] per table of leaves: a table per
-        target if the targets share their trees, otherwise one table.
-        """
+        # If the targets share their trees, each target has its own table of leaves.
         _, trees, leaves = self.levels.value.shape
         size = trees // self.levels.groups
         tables = self.levels.value
@@ -325,8 +308,8 @@ class _Block:
         sums = []
         for table in tables:
             values = self.graph.node("GatherElements", [table, leaf], axis=1)
-            shape = [len(table) // size, size, -1]
-            grouped = self.graph.node("Reshape", [values, shape])
+            group_shape = [len(table) // size, size, -1]
+            grouped = self.graph.node("Reshape", [values, group_shape])
             sums.append(
                 self.graph.node(
                     "ReduceSum",
@@ -334,4 +317,12 @@ class _Block:
                     keepdims=0,
                 )
             )
-        return sums
+        joined = self.graph.node("Concat", sums, axis=0)
+        wide = self.graph.cast(joined, self.sums_type)
+        shape = [len(self.levels.base), self.levels.groups, -1]
+        by_target = self.graph.node("Reshape", [wide, shape])
+        total = self.graph.node("ReduceSum", [by_target, [1]], keepdims=0)
+        return self.graph.node(
+            "Add",
+            [self.graph.node("Transpose", [total]), self.levels.base],
+        )

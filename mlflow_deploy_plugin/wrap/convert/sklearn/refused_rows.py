@@ -105,7 +105,10 @@ def _not_finite(added: Subgraph, graph: GraphProto, operators: list[Operator]) -
     """Mark the rows for which a function or product is not finite, if a later step
     refuses such numbers.
     """
-    readers = _readers(operators)
+    readers: dict[str, list[Estimator]] = {}
+    for operator in operators:
+        for entry in operator.inputs:
+            readers.setdefault(entry.full_name, []).append(operator.raw_operator)
     doubtful = set(_doubtful_outputs(graph, operators))
     for node in graph.node:
         if not doubtful.isdisjoint(node.input):
@@ -128,15 +131,6 @@ def _not_finite(added: Subgraph, graph: GraphProto, operators: list[Operator]) -
                 continue
             reason = f"the model computes {numbers} for the row, which its {step} refuses"
             yield reason, added.cast(mark, TensorProto.FLOAT)
-
-
-def _readers(operators: list[Operator]) -> dict[str, list[Estimator]]:
-    """Return the estimators that read each variable."""
-    readers: dict[str, list[Estimator]] = {}
-    for operator in operators:
-        for entry in operator.inputs:
-            readers.setdefault(entry.full_name, []).append(operator.raw_operator)
-    return readers
 
 
 def _doubtful_outputs(graph: GraphProto, operators: list[Operator]) -> Iterator[str]:

@@ -14,7 +14,6 @@ bits of the sort key are divided among the columns that split the most rows.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
@@ -48,21 +47,19 @@ def sort_rows(graph: GraphProto) -> None:
         attributes = {
             attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute
         }
-        if not _has_many_splits(node, attributes):
+        # Sorting saves time only for many splits.
+        if node.op_type not in _OPERATORS:
+            has_many_splits = False
+        else:
+            modes = attributes.get("nodes_modes", [])
+            splits = len(modes) - modes.count(b"LEAF")
+            has_many_splits = bool(splits >= _FEWEST_SPLITS)
+        if not has_many_splits:
             graph.node.append(node)
             continue
         before, after = _sort_around(node, attributes, names)
         graph.initializer.extend([*before.initializer, *after.initializer])
         graph.node.extend([*before.node, node, *after.node])
-
-
-def _has_many_splits(node: NodeProto, attributes: dict[str, Any]) -> bool:
-    """Return True for a tree operator with so many splits that sorting saves time."""
-    if node.op_type not in _OPERATORS:
-        return False
-    modes = attributes.get("nodes_modes", [])
-    splits = len(modes) - modes.count(b"LEAF")
-    return bool(splits >= _FEWEST_SPLITS)
 
 
 def _sort_around(
@@ -97,7 +94,16 @@ def _write_order(graph: Subgraph, rows: str, attributes: _Attributes) -> str:
     row_count = graph.row_count(rows)
     few = graph.subgraph()
     many = graph.subgraph()
-    keys = _write_keys(many, rows, attributes)
+    # The key of a row is the sum of the weights of its comparisons that are true.
+    comparisons = _choose_comparisons(attributes)
+    numbers = many.cast(many.node("Transpose", [rows]), TensorProto.FLOAT)
+    values = many.node("Gather", [numbers, comparisons.columns], axis=0)
+    above = many.node(
+        "Greater",
+        [values, comparisons.thresholds.astype(np.float32)[:, None]],
+    )
+    is_above = many.cast(above, TensorProto.FLOAT)
+    keys = many.node("MatMul", [comparisons.weights.astype(np.float32), is_above])
     _, positions = many.nodes(
         "TopK",
         [keys, row_count],
@@ -125,21 +131,6 @@ def _write_order(graph: Subgraph, rows: str, attributes: _Attributes) -> str:
     )
 
 
-def _write_keys(graph: Subgraph, rows: str, attributes: _Attributes) -> str:
-    """Add the sort key of each row, [N]: the sum of the weights of its comparisons that
-    are true.
-    """
-    comparisons = _choose_comparisons(attributes)
-    numbers = graph.cast(graph.node("Transpose", [rows]), TensorProto.FLOAT)
-    values = graph.node("Gather", [numbers, comparisons.columns], axis=0)
-    above = graph.node(
-        "Greater",
-        [values, comparisons.thresholds.astype(np.float32)[:, None]],
-    )
-    is_above = graph.cast(above, TensorProto.FLOAT)
-    return graph.node("MatMul", [comparisons.weights.astype(np.float32), is_above])
-
-
 @dataclass(frozen=True, eq=False)
 class _Comparisons:
     """The comparisons that determine a row's sort key, as arrays [comparisons].
@@ -164,7 +155,14 @@ def _choose_comparisons(attributes: _Attributes) -> _Comparisons:
     """
     nodes = _read_nodes(attributes)
     split_shares = np.bincount(nodes.column, nodes.share)
-    bits = _divide_bits(split_shares)
+    # Each bit goes to the column with the largest share of split rows, which is halved
+    # for each bit that the column has.
+    remaining = split_shares
+    bits = np.zeros(len(remaining), dtype=np.int64)
+    for _ in range(_KEY_BITS):
+        bits[np.argmax(remaining)] += 1
+        remaining = split_shares / 2.0**bits
+    bits = np.minimum(bits, _COLUMN_BITS)
     columns = []
     thresholds = []
     weights = []
@@ -224,19 +222,8 @@ def _read_nodes(attributes: _Attributes) -> _Nodes:
         offset + np.array(attributes["nodes_truenodeids"]),
         offset + np.array(attributes["nodes_falsenodeids"]),
     ]
-    shares = _estimate_shares(offset + number, children, is_inner)
-    return _Nodes(np.array(attributes["nodes_featureids"]), threshold, shares)
-
-
-def _estimate_shares(numbers: Array, children: list[Array], is_inner: Array) -> Array:
-    """Return the estimated share of the rows that reach each node, which is halved per
-    level, [nodes].
-
-    Args:
-        numbers: a unique number for each node of all trees, [nodes].
-        children: the numbers of the left children and of the right children.
-        is_inner: True for the nodes that are not leaves, [nodes].
-    """
+    # The share of the rows that reach a node is halved per level.
+    numbers = offset + number
     order = np.argsort(numbers)
     shares = np.zeros(len(numbers))
     child_numbers = np.concatenate([side[is_inner] for side in children])
@@ -247,16 +234,4 @@ def _estimate_shares(numbers: Array, children: list[Array], is_inner: Array) -> 
         shares[nodes] = np.maximum(shares[nodes], 0.5**level)
         # Equality tests may share a child.
         level_numbers = np.unique(np.concatenate([side[nodes] for side in children]))
-    return shares
-
-
-def _divide_bits(split_shares: Array) -> Array:
-    """Return the bits of a key per column, [columns]. Each bit goes to the column with
-    the largest share of split rows, which is halved for each bit that the column has.
-    """
-    remaining = split_shares
-    bits = np.zeros(len(remaining), dtype=np.int64)
-    for _ in range(_KEY_BITS):
-        bits[np.argmax(remaining)] += 1
-        remaining = split_shares / 2.0**bits
-    return np.minimum(bits, _COLUMN_BITS)
+    return _Nodes(np.array(attributes["nodes_featureids"]), threshold, shares)

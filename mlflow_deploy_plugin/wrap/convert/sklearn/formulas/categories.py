@@ -76,7 +76,24 @@ def one_hot(model: OneHotEncoder, rows: Rows) -> TracedArray:
     for position, (column, categories) in enumerate(
         zip(rows.columns(), model.categories_, strict=True),
     ):
-        codes, infrequent = _one_hot_codes(model, position, len(categories))
+        # A dropped category, and infrequent categories without a column, have the code
+        # -1.
+        codes = np.arange(len(categories))
+        infrequent = -1
+        if model._infrequent_enabled:
+            groups = model._default_to_infrequent_mappings[position]
+            if groups is not None:  # The last group contains the infrequent categories.
+                codes = np.asarray(groups)
+                infrequent = int(codes.max())
+        dropped = None if model.drop_idx_ is None else model.drop_idx_[position]
+        if dropped is not None:
+            # The codes above the dropped code are moved down by one.
+            dropped_code = codes[int(dropped)]
+            codes = np.where(codes == dropped_code, -1, codes - (codes > dropped_code))
+            if infrequent == dropped_code:
+                infrequent = -1
+            else:
+                infrequent -= infrequent > dropped_code
         unknown = _NO_COLUMN
         if model.handle_unknown in ("infrequent_if_exist", "warn"):
             unknown = infrequent
@@ -84,38 +101,6 @@ def one_hot(model: OneHotEncoder, rows: Rows) -> TracedArray:
         columns = np.arange(codes.max() + 1, dtype=np.float32)
         parts.append((code == columns).astype(np.float32))
     return np.hstack(parts)
-
-
-def _one_hot_codes(
-    model: OneHotEncoder,
-    position: int,
-    count: int,
-) -> tuple[Array, int]:
-    """Return the output columns of a column's categories, and of infrequent categories;
-    -1 is no column.
-
-    Args:
-        model: the encoder.
-        position: the position of the column.
-        count: the number of categories.
-    """
-    codes = np.arange(count)
-    infrequent = -1
-    if model._infrequent_enabled:
-        groups = model._default_to_infrequent_mappings[position]
-        if groups is not None:  # The last group contains the infrequent categories.
-            codes = np.asarray(groups)
-            infrequent = int(codes.max())
-    dropped = None if model.drop_idx_ is None else model.drop_idx_[position]
-    if dropped is not None:
-        # The codes above the dropped code are moved down by one.
-        dropped_code = codes[int(dropped)]
-        codes = np.where(codes == dropped_code, -1, codes - (codes > dropped_code))
-        if infrequent == dropped_code:
-            infrequent = -1
-        else:
-            infrequent -= infrequent > dropped_code
-    return codes, infrequent
 
 
 def looked_up(model: CategoryTables, rows: Rows) -> TracedArray:
@@ -165,7 +150,14 @@ def encoded(
     keys = list(compress(categories, ~is_gap))
     values = list(compress(codes, ~is_gap))
     if column.dtype == np.float64:
-        code = _compared(column, keys, values, unknown)
+        # LabelEncoder does not support 64-bit floats.
+        equal = column == np.array(keys or [np.nan], float)
+        code = equal.astype(np.float32) @ np.array(values or [0.0], np.float32)[:, None]
+        code = np.where(
+            np.any(equal, axis=1, keepdims=True),
+            code,
+            np.float32(unknown),
+        )
     else:
         attribute, convert = _KEYS[kind]
         code = column.emit(
@@ -182,24 +174,6 @@ def encoded(
         np.isnan(column),
         np.float32(codes[is_gap.argmax()]),
         code,
-    )
-
-
-def _compared(
-    column: TracedArray,
-    keys: list[Category],
-    values: list[float],
-    unknown: float,
-) -> TracedArray:
-    """Return the value of the key that is equal to each 64-bit float, [N, 1], otherwise
-    `unknown`. LabelEncoder does not support 64-bit floats.
-    """
-    equal = column == np.array(keys or [np.nan], float)
-    code = equal.astype(np.float32) @ np.array(values or [0.0], np.float32)[:, None]
-    return np.where(
-        np.any(equal, axis=1, keepdims=True),
-        code,
-        np.float32(unknown),
     )
 
 

@@ -66,43 +66,29 @@ def calibrated(model: CalibratedClassifierCV, rows: Rows) -> Decision:
     estimators = [best_estimator(part.estimator) for part in parts]
     method = _score_method(estimators[0])
     if parts[0].method == "temperature":
-        mean = _mean_by_temperature(parts, estimators, rows, method)
+        # Each fold computes probabilities from the scores of its estimator and a
+        # temperature.
+        answers = []
+        for part, estimator in zip(parts, estimators, strict=True):
+            answer = rows.ask(estimator, method)
+            if answer.ndim == 1:
+                answer = _two_sided(answer)
+            elif method == "predict_proba":
+                answer = np.log(answer + 1e-12)  # scikit-learn adds 1e-12 for probabilities of 0.
+            answers.append(softmax(answer * part.calibrators[0].beta_))
+        mean = sum(answers[1:], answers[0]) / float(len(parts))
     else:
-        likely = _calibrated_scores(parts, _scores(estimators, rows, method))
+        # Each calibrator reads one score.
+        scores = _scores(estimators, rows, method)
+        calibrators = list(chain.from_iterable(part.calibrators for part in parts))
+        if parts[0].method == "isotonic":
+            likely = isotonic(calibrators, scores)
+        else:
+            slopes = np.array([line.a_ for line in calibrators])
+            shifts = [line.b_ for line in calibrators]
+            likely = logistic(-(slopes * scores + shifts))
         mean = _mean_of_folds(model, likely)
     return largest(mean)
-
-
-def _mean_by_temperature(
-    parts: list[Estimator],
-    estimators: list[Estimator],
-    rows: Rows,
-    method: str,
-) -> TracedArray:
-    """Return the mean [N, C] of the probabilities that each fold computes from the
-    scores of its estimator and a temperature.
-    """
-    answers = []
-    for part, estimator in zip(parts, estimators, strict=True):
-        answer = rows.ask(estimator, method)
-        if answer.ndim == 1:
-            answer = _two_sided(answer)
-        elif method == "predict_proba":
-            answer = np.log(answer + 1e-12)  # scikit-learn adds 1e-12 for probabilities of 0.
-        answers.append(softmax(answer * part.calibrators[0].beta_))
-    return sum(answers[1:], answers[0]) / float(len(parts))
-
-
-def _calibrated_scores(parts: list[Estimator], scores: TracedArray) -> TracedArray:
-    """Return a probability per calibrator, [N, calibrators]. Each calibrator reads one
-    score.
-    """
-    calibrators = list(chain.from_iterable(part.calibrators for part in parts))
-    if parts[0].method == "isotonic":
-        return isotonic(calibrators, scores)
-    slopes = np.array([line.a_ for line in calibrators])
-    shifts = [line.b_ for line in calibrators]
-    return logistic(-(slopes * scores + shifts))
 
 
 def _mean_of_folds(model: CalibratedClassifierCV, likely: TracedArray) -> TracedArray:
@@ -143,38 +129,32 @@ def thresholded(model: Estimator, rows: Rows) -> Decision:
     if isinstance(methods, str):
         methods = [methods]
     method = next(name for name in methods if hasattr(estimator, name))
-    positive = _positive_position(model, estimator)
+    # The threshold limits the score of this class.
+    scorer = getattr(model, "_curve_scorer", None)
+    label = model.pos_label if scorer is None else scorer._get_pos_label()
+    if label is None:
+        positive = 1
+    else:
+        positive = int(np.flatnonzero(estimator.classes_ == label)[0])
     score = rows.ask(estimator, method)
     if method == "predict_proba":
         score = score[:, positive]
     elif not positive:
         score = -score
-    is_second = score >= _threshold(model, method)
+    threshold = getattr(model, "best_threshold_", None)
+    if threshold is None:
+        threshold = model.threshold
+    if isinstance(threshold, str):  # The threshold is "auto".
+        threshold = 0.5 if method == "predict_proba" else 0.0
+    else:
+        threshold = float(threshold)
+    is_second = score >= threshold
     if not positive:
         is_second = ~is_second
     position = is_second.astype(np.int64)
     if hasattr(estimator, "predict_proba"):
         return position, rows.ask(estimator, "predict_proba")
     return position, _two_sided(score)
-
-
-def _positive_position(model: Estimator, estimator: Estimator) -> int:
-    """Return the position (0 or 1) of the class whose score the threshold limits."""
-    scorer = getattr(model, "_curve_scorer", None)
-    label = model.pos_label if scorer is None else scorer._get_pos_label()
-    if label is None:
-        return 1
-    return int(np.flatnonzero(estimator.classes_ == label)[0])
-
-
-def _threshold(model: Estimator, method: str) -> float:
-    """Return the tuned or fixed threshold for the scores of a method."""
-    threshold = getattr(model, "best_threshold_", None)
-    if threshold is None:
-        threshold = model.threshold
-    if isinstance(threshold, str):  # The threshold is "auto".
-        return 0.5 if method == "predict_proba" else 0.0
-    return float(threshold)
 
 
 def chained(model: Estimator, rows: Rows) -> TracedArray:
@@ -305,7 +285,15 @@ def stacked(model: Estimator, rows: Rows) -> TracedArray | Decision:
     other estimators as columns. Raises NotImplementedError for several labels.
     """
     last = model.final_estimator_
-    columns = _stacked_columns(model, rows)
+    columns = []
+    for estimator, method in zip(model.estimators_, model.stack_method_, strict=True):
+        answer = as_matrix(rows.ask(estimator, method))
+        if method == "predict_proba" and answer.sample.shape[1] == 2:
+            answer = answer[:, 1:]  # The columns add up to 1, so the first is omitted.
+        columns.append(answer)
+    if model.passthrough:
+        columns.append(rows.matrix)
+    columns = rows.with_matrix(np.hstack(columns))
     if is_regressor(model):
         return columns.ask(last, "predict")
     if getattr(model, "_label_encoder", None) is None or isinstance(model._label_encoder, list):
@@ -318,21 +306,6 @@ def stacked(model: Estimator, rows: Rows) -> TracedArray | Decision:
     if score.ndim == 1:
         score = _two_sided(score)
     return position, score
-
-
-def _stacked_columns(model: Estimator, rows: Rows) -> Rows:
-    """Return the predictions of the estimators, and the original columns for
-    `passthrough`.
-    """
-    columns = []
-    for estimator, method in zip(model.estimators_, model.stack_method_, strict=True):
-        answer = as_matrix(rows.ask(estimator, method))
-        if method == "predict_proba" and answer.sample.shape[1] == 2:
-            answer = answer[:, 1:]  # The columns add up to 1, so the first is omitted.
-        columns.append(answer)
-    if model.passthrough:
-        columns.append(rows.matrix)
-    return rows.with_matrix(np.hstack(columns))
 
 
 def voted(model: Estimator, rows: Rows) -> TracedArray | Decision:
@@ -372,23 +345,19 @@ def bagged(model: Estimator, rows: Rows) -> TracedArray | Decision:
         if is_regressor(model):
             answers.append(read.ask(estimator, "predict"))
         elif hasattr(estimator, "predict_proba"):
-            answers.append(_member_probabilities(estimator, read, count))
+            # A member gives 0 to classes that it does not know.
+            likely = read.ask(estimator, "predict_proba")
+            if len(estimator.classes_) < count:
+                member_probabilities = likely @ np.eye(count)[estimator.classes_]
+            else:
+                member_probabilities = likely
+            answers.append(member_probabilities)
         else:
             answers.append(_vote(estimator, read, count))
     mean = _mean(answers)
     if is_regressor(model):
         return mean
     return largest(mean)
-
-
-def _member_probabilities(member: Estimator, rows: Rows, classes: int) -> TracedArray:
-    """Return the probabilities [N, classes] of a member; 0 for classes that it does not
-    know.
-    """
-    likely = rows.ask(member, "predict_proba")
-    if len(member.classes_) < classes:
-        return likely @ np.eye(classes)[member.classes_]
-    return likely
 
 
 def bagged_scores(model: ensemble.BaggingClassifier, rows: Rows) -> TracedArray:

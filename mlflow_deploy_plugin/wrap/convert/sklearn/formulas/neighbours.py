@@ -115,7 +115,10 @@ def distances(
     if metric == "sqeuclidean":
         return squared_distances(x, training)
     if metric == "cosine":
-        return _cosine_distances(x, training)
+        length = np.linalg.norm(x, axis=1, keepdims=True)
+        is_zero = length < 10 * np.finfo(np.float64).eps  # like sklearn.preprocessing.normalize
+        unit = x / np.where(is_zero, 1.0, length)
+        return 1.0 - unit @ (training / np.linalg.norm(training, axis=1, keepdims=True)).T
     away = np.abs(x[:, None, :] - training)
     if metric == "chebyshev" or power == np.inf:
         return away.max(axis=2)
@@ -124,14 +127,6 @@ def distances(
     if power == 1:
         return away.sum(axis=2)
     return (away**power).sum(axis=2) ** (1 / power)
-
-
-def _cosine_distances(x: TracedArray, training: Array) -> TracedArray:
-    """Return 1 minus the cosine between rows and training rows, [N, K]."""
-    length = np.linalg.norm(x, axis=1, keepdims=True)
-    is_zero = length < 10 * np.finfo(np.float64).eps  # like sklearn.preprocessing.normalize
-    unit = x / np.where(is_zero, 1.0, length)
-    return 1.0 - unit @ (training / np.linalg.norm(training, axis=1, keepdims=True)).T
 
 
 def kernel(
@@ -275,7 +270,20 @@ def imputed(model: KNNImputer, rows: Rows) -> TracedArray:
     if not model._valid_mask.all():
         raise NotImplementedError("KNNImputer that dropped a column without any value")
     gaps = np.isnan(rows.matrix)
-    distance = _distances_without_gaps(model, rows.matrix, gaps)
+    # The distances use the columns that are present in both rows, as in
+    # sklearn.metrics.pairwise.nan_euclidean_distances.
+    x = rows.matrix
+    is_present = 1.0 - gaps.astype(float)
+    was_present = (~model._mask_fit_X).astype(float)
+    x = np.where(gaps, 0.0, x)
+    fitted = np.where(model._mask_fit_X, 0.0, model._fit_X)
+    shared_counts = is_present @ was_present.T
+    squared = np.maximum(
+        (x * x) @ was_present.T - 2.0 * (x @ fitted.T) + is_present @ (fitted * fitted).T,
+        0.0,
+    )
+    distance = np.sqrt(divided(squared, shared_counts) * fitted.shape[1])
+    distance = np.where(shared_counts == 0, np.inf, distance)
     columns = []
     for column in range(model.n_features_in_):
         mean = _mean_of_donors(model, distance, column)
@@ -290,23 +298,6 @@ def imputed(model: KNNImputer, rows: Rows) -> TracedArray:
         for column in model.indicator_.features_:
             columns.append(gaps[:, int(column)].astype(float))
     return np.column_stack(columns)
-
-
-def _distances_without_gaps(model: KNNImputer, x: TracedArray, gaps: TracedArray) -> TracedArray:
-    """Return the distances [N, K] of the columns that are present in both rows, by
-    sklearn.metrics.pairwise.nan_euclidean_distances.
-    """
-    is_present = 1.0 - gaps.astype(float)
-    was_present = (~model._mask_fit_X).astype(float)
-    x = np.where(gaps, 0.0, x)
-    fitted = np.where(model._mask_fit_X, 0.0, model._fit_X)
-    shared_counts = is_present @ was_present.T
-    squared = np.maximum(
-        (x * x) @ was_present.T - 2.0 * (x @ fitted.T) + is_present @ (fitted * fitted).T,
-        0.0,
-    )
-    distance = np.sqrt(divided(squared, shared_counts) * fitted.shape[1])
-    return np.where(shared_counts == 0, np.inf, distance)
 
 
 def _mean_of_donors(model: KNNImputer, distance: TracedArray, column: int) -> TracedArray:
@@ -423,24 +414,19 @@ def _decisions(model: Estimator, rows: Rows) -> TracedArray:
     similar = kernel(rows.matrix, model.support_vectors_, model.kernel, **options)
     weights = _dense(model._dual_coef_).T  # shape: [K, 1 or classes - 1]
     if len(model._intercept_) > 1:
-        weights = _weights_of_pairs(model, weights)
+        # libsvm's weights [K, classes - 1] become weights per pair of classes, [K,
+        # pairs].
+        # A support vector of the first class of a pair (i, j) has its weight in column
+        # j - 1, and one of the second class in column i.
+        first, second = np.triu_indices(len(model.classes_), 1)
+        classes = np.repeat(
+            np.arange(len(model.classes_)),
+            model.n_support_,
+        )[:, None]
+        of_first = weights[:, second - 1] * (classes == first)
+        of_second = weights[:, first] * (classes == second)
+        weights = np.asarray(of_first + of_second)
     return similar @ weights + model._intercept_
-
-
-def _weights_of_pairs(model: Estimator, weights: Array) -> Array:
-    """Return the weights [K, pairs] of the support vectors in each pair of classes, for
-    the weights [K, classes - 1] of libsvm.
-    """
-    # A support vector of the first class of a pair (i, j) has its weight in column
-    # j - 1, and one of the second class in column i.
-    first, second = np.triu_indices(len(model.classes_), 1)
-    classes = np.repeat(
-        np.arange(len(model.classes_)),
-        model.n_support_,
-    )[:, None]
-    of_first = weights[:, second - 1] * (classes == first)
-    of_second = weights[:, first] * (classes == second)
-    return np.asarray(of_first + of_second)
 
 
 def one_class(model: OneClassSVM, rows: Rows) -> TracedArray:
@@ -509,18 +495,9 @@ def locally_linear(model: LocallyLinearEmbedding, rows: Rows) -> TracedArray:
     trace = sum(gram_rows[n][:, n] for n in range(1, count)) + gram_rows[0][:, 0]
     ridge = np.where(trace > 0, trace * model.reg, model.reg)
     gram = np.stack(gram_rows, axis=1)
-    weights = _solution(
-        gram + ridge[:, None, None] * np.eye(count),
-        count,
-    )
-    weights = weights / weights.sum(axis=1, keepdims=True)
-    return (take(model.embedding_, neighbours) * weights[:, :, None]).sum(axis=1)
-
-
-def _solution(matrix: TracedArray, count: int) -> TracedArray:
-    """Return the solutions [N, count] of matrix [N, count, count] @ x = 1 by
-    Gauss-Jordan elimination. A positive definite matrix needs no pivoting.
-    """
+    # Gauss-Jordan elimination solves matrix @ x = 1. A positive definite matrix needs
+    # no pivoting.
+    matrix = gram + ridge[:, None, None] * np.eye(count)
     system = np.concatenate(
         [matrix, np.ones_like(matrix)[:, :, :1]],
         axis=2,
@@ -531,7 +508,9 @@ def _solution(matrix: TracedArray, count: int) -> TracedArray:
         is_other_line = 1.0 - np.eye(count)[n][:, None]
         system = system - system[:, :, n : n + 1] * is_other_line * line
         system = system * is_other_line + line * (1.0 - is_other_line)
-    return system[:, :, count]
+    weights = system[:, :, count]
+    weights = weights / weights.sum(axis=1, keepdims=True)
+    return (take(model.embedding_, neighbours) * weights[:, :, None]).sum(axis=1)
 
 
 FORMULAS: dict[type, Formula] = {

@@ -174,7 +174,22 @@ def _kernel(
         case _ if training is None:
             return 1.0  # The other kernels depend only on the distance, which is 0.
         case kernels.Matern():
-            return _matern(kernel, x, training)
+            scaled_squares = squared_distances(
+                x / kernel.length_scale, training / kernel.length_scale
+            )
+            factors = {0.5: 1.0, 1.5: 3.0, 2.5: 5.0}
+            if kernel.nu == np.inf:
+                return np.exp(scaled_squares * -0.5)
+            if kernel.nu not in factors:
+                raise NotImplementedError(f"the kernel {kernel!r}")
+            distance = np.sqrt(scaled_squares * factors[kernel.nu])
+            # All three are added to the graph, although two are unused.
+            polynomials = {
+                0.5: 1.0,
+                1.5: 1.0 + distance,
+                2.5: 1.0 + distance + distance * distance / 3.0,
+            }
+            return polynomials[kernel.nu] * np.exp(-distance)
         case kernels.RBF():
             return np.exp(
                 squared_distances(x / kernel.length_scale, training / kernel.length_scale) * -0.5,
@@ -183,26 +198,6 @@ def _kernel(
             squared = squared_distances(x, training)
             return (1.0 + squared / (2 * kernel.alpha * kernel.length_scale**2)) ** -kernel.alpha
     raise NotImplementedError(f"the kernel {kernel!r}")
-
-
-def _matern(kernel: kernels.Matern, x: TracedArray, training: Array) -> TracedArray:
-    """Return the Matérn kernel [N, K]. Raises NotImplementedError for an order `nu`
-    that has no closed form.
-    """
-    squared = squared_distances(x / kernel.length_scale, training / kernel.length_scale)
-    factors = {0.5: 1.0, 1.5: 3.0, 2.5: 5.0}
-    if kernel.nu == np.inf:
-        return np.exp(squared * -0.5)
-    if kernel.nu not in factors:
-        raise NotImplementedError(f"the kernel {kernel!r}")
-    distance = np.sqrt(squared * factors[kernel.nu])
-    # All three are added to the graph, although two are unused.
-    polynomials = {
-        0.5: 1.0,
-        1.5: 1.0 + distance,
-        2.5: 1.0 + distance + distance * distance / 3.0,
-    }
-    return polynomials[kernel.nu] * np.exp(-distance)
 
 
 FORMULAS: dict[type, Formula] = {

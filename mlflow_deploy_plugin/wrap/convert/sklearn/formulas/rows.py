@@ -275,9 +275,29 @@ class Rows:
         """Return the result of an estimator that skl2onnx converts, once for labels and
         probabilities, and once for scores.
         """
-        sample = self._sample(estimator, method)
+        # The sample has the shape of the result for `SAMPLE_ROWS` rows.
+        if method == "label":
+            sample = np.ones(SAMPLE_ROWS, labels_of(estimator).dtype)
+        elif method in _SCORES:
+            count = len(estimator.classes_)
+            if count == 2 and method == "decision_function":
+                sample = np.ones(SAMPLE_ROWS)
+            else:
+                sample = np.full((SAMPLE_ROWS, count), 1 / count)
+        else:
+            sample = np.ones(self._shape(estimator, method))
         raw_scores = method == "decision_function"
-        names = self._converter_outputs(estimator, raw_scores)
+        # The converter of an estimator is called once.
+        key = id(estimator), raw_scores
+        if raw_scores and len(getattr(estimator, "probA_", ())):
+            # With `_probA`, skl2onnx returns probabilities instead of scores.
+            estimator = copy(estimator)
+            estimator._probB = np.empty(0)
+            estimator._probA = estimator._probB
+        if key not in self._outputs:
+            inputs = self._variables(estimator)
+            self._outputs[key] = self._graph.sub_model(estimator, inputs, raw_scores)
+        names = self._outputs[key]
         if method == "label":
             return Traced(self._graph, names[0], sample).reshape(-1)
         if method == "transform" and len(names) > 1:
@@ -292,21 +312,6 @@ class Rows:
             -1,
             *sample.shape[1:],
         )
-
-    def _converter_outputs(self, estimator: Estimator, raw_scores: bool) -> list[str]:
-        """Return the names of the outputs of an estimator's converter, which is called
-        once. `raw_scores` is True for scores instead of probabilities.
-        """
-        key = id(estimator), raw_scores
-        if raw_scores and len(getattr(estimator, "probA_", ())):
-            # With `_probA`, skl2onnx returns probabilities instead of scores.
-            estimator = copy(estimator)
-            estimator._probB = np.empty(0)
-            estimator._probA = estimator._probB
-        if key not in self._outputs:
-            inputs = self._variables(estimator)
-            self._outputs[key] = self._graph.sub_model(estimator, inputs, raw_scores)
-        return self._outputs[key]
 
     def _variables(self, estimator: Estimator) -> list[Variable]:
         """Return the inputs of an estimator's converter: the original inputs, or a
@@ -332,19 +337,6 @@ class Rows:
                 kind([None, matrix.sample.shape[1]]),
             )
         ]
-
-    def _sample(self, estimator: Estimator, method: str) -> Array:
-        """Return numbers in the shape of the estimator's result for `SAMPLE_ROWS`
-        rows.
-        """
-        if method == "label":
-            return np.ones(SAMPLE_ROWS, labels_of(estimator).dtype)
-        if method in _SCORES:
-            count = len(estimator.classes_)
-            if count == 2 and method == "decision_function":
-                return np.ones(SAMPLE_ROWS)
-            return np.full((SAMPLE_ROWS, count), 1 / count)
-        return np.ones(self._shape(estimator, method))
 
     def _shape(self, estimator: Estimator, method: str) -> tuple[int, ...]:
         """Return the shape of an estimator's predictions or columns for `SAMPLE_ROWS`

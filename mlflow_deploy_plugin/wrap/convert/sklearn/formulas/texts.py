@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 from functools import cache, partial
 from itertools import chain
 from operator import methodcaller
-from typing import Any
 
 import numpy as np
 from onnx import TensorProto
@@ -59,10 +58,39 @@ def vectorized(vectorizer: CountVectorizer, rows: Rows) -> TracedArray:
     width = len(vectorizer.vocabulary_)
 
     def write(graph: NodeBuilder, texts: str) -> str:
+        # The operator reads the terms sorted by their number of tokens.
+        smallest, largest = vectorizer.ngram_range
+        if vectorizer.analyzer == "char_wb":  # A word shorter than the n-grams is a term.
+            if any("  " in term or term == " " for term in vectorizer.vocabulary_):
+                raise NotImplementedError("analyzer ('char_wb'): a term of only a space")
+            smallest = min([smallest, *map(len, vectorizer.vocabulary_)])
+        split = list if vectorizer.analyzer in _CHARACTERS else methodcaller("split", " ")
+        terms = []
+        for term, column in vectorizer.vocabulary_.items():
+            tokens = split(term)
+            # A user's vocabulary may contain terms that never occur.
+            if smallest <= len(tokens) <= largest:
+                terms.append((tokens, int(column)))
+        terms.sort(key=lambda term: len(term[0]))
+        columns = [column for _, column in terms]
+        if set(range(len(vectorizer.vocabulary_))) - set(columns):
+            raise NotImplementedError(
+                "terms of the vocabulary that are not n-grams of its ngram_range"
+            )
+        sizes = np.array([len(tokens) for tokens, _ in terms])
+        vocabulary_attributes = {
+            "min_gram_length": smallest,
+            "max_gram_length": largest,
+            "max_skip_count": 0,
+            "mode": "TF",
+            "pool_strings": list(chain.from_iterable(tokens for tokens, _ in terms)),
+            "ngram_indexes": columns,
+            "ngram_counts": [int(sizes[sizes < size].sum()) for size in range(1, largest + 1)],
+        }
         counts = graph.node(
             "TfIdfVectorizer",
             [_split_into_tokens(graph, vectorizer, texts)],
-            **_vocabulary_attributes(vectorizer),
+            **vocabulary_attributes,
         )
         if vectorizer.binary:
             counts = graph.node(
@@ -156,28 +184,13 @@ def _in_blocks(
     """
     graph = column.graph
     count = graph.row_count(column.name)
-    blocks = _divide_into_blocks(graph, column.name, count)
-    body = graph.subgraph()
-    texts = body.name()
-    numbers = write(body, _preprocessed(body, vectorizer, texts))
-    step = body.finish(
-        {texts: (TensorProto.STRING, [None])},
-        {numbers: (TensorProto.FLOAT, [None, width])},
-    )
-    stacked = graph.node("Scan", [blocks], body=step, num_scan_inputs=1)
-    flat = graph.node("Reshape", [stacked, [-1, width]])
-    sliced = graph.node("Slice", [flat, [0], count])
-    return Traced(graph, sliced, np.ones((SAMPLE_ROWS, width), np.float32))
-
-
-def _divide_into_blocks(graph: NodeBuilder, texts: str, count: str) -> str:
-    """Add the texts as blocks of equal size, [blocks, rows]."""
+    # The blocks have equal sizes: [blocks, rows].
     single = graph.subgraph()
     several = graph.subgraph()
-    cut = _cut_into_blocks(several, texts)
-    row = single.node("Reshape", [texts, [1, -1]])
+    cut = _cut_into_blocks(several, column.name)
+    row = single.node("Reshape", [column.name, [1, -1]])
     is_one = graph.node("Less", [count, [2]])  # For a single row, this saves 5 of 25 µs.
-    return graph.node(
+    blocks = graph.node(
         "If",
         [is_one],
         then_branch=single.finish(
@@ -189,6 +202,17 @@ def _divide_into_blocks(graph: NodeBuilder, texts: str, count: str) -> str:
             {cut: (TensorProto.STRING, [None, None])},
         ),
     )
+    body = graph.subgraph()
+    texts = body.name()
+    numbers = write(body, _preprocessed(body, vectorizer, texts))
+    step = body.finish(
+        {texts: (TensorProto.STRING, [None])},
+        {numbers: (TensorProto.FLOAT, [None, width])},
+    )
+    stacked = graph.node("Scan", [blocks], body=step, num_scan_inputs=1)
+    flat = graph.node("Reshape", [stacked, [-1, width]])
+    sliced = graph.node("Slice", [flat, [0], count])
+    return Traced(graph, sliced, np.ones((SAMPLE_ROWS, width), np.float32))
 
 
 def _cut_into_blocks(graph: NodeBuilder, texts: str) -> str:
@@ -222,9 +246,32 @@ def _split_into_tokens(graph: NodeBuilder, vectorizer: CountVectorizer, texts: s
     spaces.
     """
     pad = " " if vectorizer.analyzer == "char_wb" else _PAD
-    tokens = _split_by(graph, texts, _token_expression(vectorizer), pad)
+    for option in ("analyzer", "preprocessor", "strip_accents"):
+        function = getattr(vectorizer, option)
+        if callable(function):
+            raise NotImplementedError(
+                f"its option {option}={_name_of(function)} is a Python function, which a graph "
+                "cannot call",
+            )
+    if vectorizer.analyzer == "char_wb":
+        token_expression = f"{_class_expression(_SPACES)}+|(?s:.)"
+    elif vectorizer.analyzer == "char":
+        token_expression = f"{_class_expression(_SPACES)}{{2,}}|(?s:.)"
+    else:
+        token_expression = _word_expression(vectorizer)
+    tokens = _split_by(graph, texts, token_expression, pad)
     if vectorizer.analyzer in _CHARACTERS:
-        return _with_single_spaces(graph, vectorizer, tokens)
+        # For the analyzer `char`, a single character of white space is a token and
+        # stays as it is.
+        min_length = 1 if vectorizer.analyzer == "char_wb" else 2
+        pattern = f"{_class_expression(_SPACES)}{{{min_length},}}"
+        is_space = graph.node("RegexFullMatch", [tokens], pattern=pattern)
+        is_padding = graph.node("Equal", [tokens, _text(_PAD)])
+        is_space = graph.node(
+            "And",
+            [is_space, graph.node("Not", [is_padding])],
+        )
+        return graph.node("Where", [is_space, _text(" "), tokens])
     words = sorted(vectorizer.get_stop_words() or ())
     if words:
         return _without_stop_words(graph, vectorizer, tokens, words)
@@ -253,21 +300,6 @@ def _split_by(graph: NodeBuilder, texts: str, expression: str, pad: str) -> str:
     if pad == " ":
         columns = [pads, *columns]
     return graph.node("Concat", columns, axis=1)
-
-
-def _with_single_spaces(graph: NodeBuilder, vectorizer: CountVectorizer, tokens: str) -> str:
-    """Replace each token [N, L] of white space by one space. For the analyzer `char`, a
-    single character of white space is a token and stays as it is.
-    """
-    min_length = 1 if vectorizer.analyzer == "char_wb" else 2
-    pattern = f"{_class_expression(_SPACES)}{{{min_length},}}"
-    is_space = graph.node("RegexFullMatch", [tokens], pattern=pattern)
-    is_padding = graph.node("Equal", [tokens, _text(_PAD)])
-    is_space = graph.node(
-        "And",
-        [is_space, graph.node("Not", [is_padding])],
-    )
-    return graph.node("Where", [is_space, _text(" "), tokens])
 
 
 def _without_stop_words(
@@ -317,7 +349,21 @@ def _preprocessed(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -
         case_change_action="LOWER" if vectorizer.lowercase else "NONE",
         locale="C.UTF-8",  # available on all machines; the default en_US may be missing
     )
-    replaced = _replace_characters(by_character, vectorizer, texts)
+    replacements, default = _replacements(vectorizer.strip_accents, vectorizer.lowercase)
+    characters = _split_by(by_character, texts, "(?s:.)", _PAD)
+    if vectorizer.lowercase and default:
+        characters = _with_final_sigma(by_character, characters)
+    replaced = by_character.node(
+        "LabelEncoder",
+        [characters],
+        keys_strings=[*replacements, _PAD],
+        values_strings=[*replacements.values(), ""],
+        default_string=default,
+    )
+    is_unchanged = by_character.node("Equal", [replaced, _text(_PAD)])
+    replaced = _join_characters(
+        by_character, by_character.node("Where", [is_unchanged, characters, replaced])
+    )
     if isinstance(vectorizer.strip_accents, str):
         pattern = r"[\x00-\x7F]*"
     else:
@@ -340,23 +386,6 @@ def _preprocessed(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -
             {replaced: (TensorProto.STRING, [None])},
         ),
     )
-
-
-def _replace_characters(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
-    """Replace the characters of texts [N]."""
-    replacements, default = _replacements(vectorizer.strip_accents, vectorizer.lowercase)
-    characters = _split_by(graph, texts, "(?s:.)", _PAD)
-    if vectorizer.lowercase and default:
-        characters = _with_final_sigma(graph, characters)
-    replaced = graph.node(
-        "LabelEncoder",
-        [characters],
-        keys_strings=[*replacements, _PAD],
-        values_strings=[*replacements.values(), ""],
-        default_string=default,
-    )
-    is_unchanged = graph.node("Equal", [replaced, _text(_PAD)])
-    return _join_characters(graph, graph.node("Where", [is_unchanged, characters, replaced]))
 
 
 def _join_characters(graph: NodeBuilder, characters: str) -> str:
@@ -406,7 +435,16 @@ def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
     """Return the characters [N, L] with "ς" for a "Σ" at the end of a word, by
     Unicode's rule Final_Sigma.
     """
-    code = _letter_codes(graph, characters)
+    # The code is 2 for a letter next to a sigma, 0 for a character that is skipped,
+    # otherwise 1.
+    letters, skipped = _letters_and_skipped()
+    code = graph.node(
+        "LabelEncoder",
+        [characters],
+        keys_strings=[*letters, *skipped],
+        values_floats=[2.0] * len(letters) + [0.0] * len(skipped),
+        default_float=1.0,
+    )
     is_skipped = graph.node(
         "Equal",
         [code, np.zeros(1, np.float32)],
@@ -434,20 +472,6 @@ def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
         [is_final, graph.node("Equal", [characters, _text(_SIGMA)])],
     )
     return graph.node("Where", [is_final, _text("ς"), characters])
-
-
-def _letter_codes(graph: NodeBuilder, characters: str) -> str:
-    """Add a code for each character [N, L]: 2 for a letter next to a sigma, 0 for a
-    character that is skipped, otherwise 1.
-    """
-    letters, skipped = _letters_and_skipped()
-    return graph.node(
-        "LabelEncoder",
-        [characters],
-        keys_strings=[*letters, *skipped],
-        values_floats=[2.0] * len(letters) + [0.0] * len(skipped),
-        default_float=1.0,
-    )
 
 
 def _is_near_letter(graph: NodeBuilder, rank: str, is_before: bool) -> str:
@@ -552,56 +576,6 @@ def _apply_in_64_bits(
     return str(changed.astype(np.float32).name)
 
 
-def _vocabulary_attributes(vectorizer: CountVectorizer) -> dict[str, Any]:
-    """Return the vocabulary for the operator TfIdfVectorizer: terms sorted by token
-    count, and their columns. Raises NotImplementedError for terms that are not n-grams.
-    """
-    smallest, largest = vectorizer.ngram_range
-    if vectorizer.analyzer == "char_wb":  # A word shorter than the n-grams is a term.
-        if any("  " in term or term == " " for term in vectorizer.vocabulary_):
-            raise NotImplementedError("analyzer ('char_wb'): a term of only a space")
-        smallest = min([smallest, *map(len, vectorizer.vocabulary_)])
-    split = list if vectorizer.analyzer in _CHARACTERS else methodcaller("split", " ")
-    terms = []
-    for term, column in vectorizer.vocabulary_.items():
-        tokens = split(term)
-        # A user's vocabulary may contain terms that never occur.
-        if smallest <= len(tokens) <= largest:
-            terms.append((tokens, int(column)))
-    terms.sort(key=lambda term: len(term[0]))
-    columns = [column for _, column in terms]
-    if set(range(len(vectorizer.vocabulary_))) - set(columns):
-        raise NotImplementedError("terms of the vocabulary that are not n-grams of its ngram_range")
-    sizes = np.array([len(tokens) for tokens, _ in terms])
-    return {
-        "min_gram_length": smallest,
-        "max_gram_length": largest,
-        "max_skip_count": 0,
-        "mode": "TF",
-        "pool_strings": list(chain.from_iterable(tokens for tokens, _ in terms)),
-        "ngram_indexes": columns,
-        "ngram_counts": [int(sizes[sizes < size].sum()) for size in range(1, largest + 1)],
-    }
-
-
-def _token_expression(vectorizer: CountVectorizer) -> str:
-    """Return the RE2 expression of a token in a preprocessed text. Raises
-    NotImplementedError if this is impossible.
-    """
-    for option in ("analyzer", "preprocessor", "strip_accents"):
-        function = getattr(vectorizer, option)
-        if callable(function):
-            raise NotImplementedError(
-                f"its option {option}={_name_of(function)} is a Python function, which a graph "
-                "cannot call",
-            )
-    if vectorizer.analyzer == "char_wb":
-        return f"{_class_expression(_SPACES)}+|(?s:.)"
-    if vectorizer.analyzer == "char":
-        return f"{_class_expression(_SPACES)}{{2,}}|(?s:.)"
-    return _word_expression(vectorizer)
-
-
 def _word_expression(vectorizer: CountVectorizer) -> str:
     """Return the RE2 expression of words. A word is a maximal run of characters of one
     class; raises NotImplementedError for other patterns.
@@ -632,7 +606,10 @@ def _word_expression(vectorizer: CountVectorizer) -> str:
         raise NotImplementedError(
             f"token_pattern ({pattern!r}): n-grams of tokens that contain spaces",
         )
-    return f"{_class_expression(kind)}{{{_least_length(match)},}}"
+    # The minimum token length is 1 for `c+`, 2 for `cc+`, and 3 for `c{3,}`.
+    least = 1 if match["count"] == "+" else int(match["count"][1:-2])
+    least_length = least + bool(match["second"])
+    return f"{_class_expression(kind)}{{{least_length},}}"
 
 
 def _is_run_of_one_class(match: re.Match[str]) -> bool:
@@ -641,12 +618,6 @@ def _is_run_of_one_class(match: re.Match[str]) -> bool:
     """
     has_one_class = match["second"] in (None, match["first"])
     return has_one_class and bool(match["edge"]) == bool(match["end"])
-
-
-def _least_length(match: re.Match[str]) -> int:
-    """Return the minimum token length: 1 for `c+`, 2 for `cc+`, and 3 for `c{3,}`."""
-    least = 1 if match["count"] == "+" else int(match["count"][1:-2])
-    return least + bool(match["second"])
 
 
 def _pattern_of(tokenizer: Callable[[str], Iterable[str]]) -> str:

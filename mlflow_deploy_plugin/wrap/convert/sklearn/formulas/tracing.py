@@ -117,7 +117,8 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         axis = 1
         for entry in keys[1:]:
             if entry is None:
-                current = current._with_axis(axis)
+                sample = np.expand_dims(current.sample, axis)
+                current = current.emit("Unsqueeze", [current, np.array([axis])], sample)
                 axis += 1
             elif _is_whole_axis(entry):
                 axis += 1
@@ -125,23 +126,14 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
                 raise NotImplementedError("a selection by computed positions")
             else:
                 positions = np.arange(current.sample.shape[axis])[entry]
-                current = current._take_along(axis, positions)
+                current = current.emit(
+                    "Gather",
+                    [current, positions],
+                    current.sample.take(positions, axis),
+                    axis=axis,
+                )
                 axis += np.ndim(positions)  # A single position removes the axis.
         return current
-
-    def _with_axis(self, axis: int) -> TracedArray:
-        """Add an axis of size 1."""
-        sample = np.expand_dims(self.sample, axis)
-        return self.emit("Unsqueeze", [self, np.array([axis])], sample)
-
-    def _take_along(self, axis: int, positions: Array) -> TracedArray:
-        """Return the entries at constant positions of an axis."""
-        return self.emit(
-            "Gather",
-            [self, positions],
-            self.sample.take(positions, axis),
-            axis=axis,
-        )
 
     def __array_ufunc__(
         self,
@@ -170,7 +162,17 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         with np.errstate(all="ignore"):
             sample = ufunc(*samples)
         sample = sample.astype(_supported(sample.dtype))
-        dtype = _operand_dtype(ufunc, samples, sample.dtype)
+        # ONNX requires the same dtype for all operands of a node.
+        if ufunc in _LOGICAL:
+            dtype = np.dtype(bool)
+        elif sample.dtype.kind != "b":
+            dtype = sample.dtype
+        else:
+            common: AnyDtype = np.result_type(*samples)
+            if ufunc in (np.isnan, np.isinf) and common.kind != "f":
+                dtype = np.dtype(np.float64)
+            else:
+                dtype = common
         operands = [_cast(operand, dtype) for operand in inputs]
         return self.emit(_UFUNCS[ufunc], operands, sample)
 
@@ -230,29 +232,6 @@ def _split_key(key: object, ndim: int) -> tuple[Any, ...]:
 def _is_whole_axis(entry: object) -> bool:
     """Return True for the entry `:` of a key."""
     return isinstance(entry, slice) and entry == slice(None)
-
-
-def _operand_dtype(
-    ufunc: np.ufunc,
-    samples: Sequence[Operand],
-    result: AnyDtype,
-) -> AnyDtype:
-    """Return the dtype that a node's operands must have: ONNX requires the same dtype
-    for all of them.
-
-    Args:
-        ufunc: the numpy function of the node.
-        samples: the samples or constants of the operands.
-        result: the dtype of the node's output.
-    """
-    if ufunc in _LOGICAL:
-        return np.dtype(bool)
-    if result.kind != "b":
-        return result
-    common: AnyDtype = np.result_type(*samples)
-    if ufunc in (np.isnan, np.isinf) and common.kind != "f":
-        return np.dtype(np.float64)
-    return common
 
 
 def _name_or_constant(operand: Operand) -> str | Array:

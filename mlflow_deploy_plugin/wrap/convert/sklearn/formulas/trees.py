@@ -15,7 +15,6 @@ from sklearn.tree import (
     ExtraTreeRegressor,
 )
 
-from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.convert.converted import Category
 from mlflow_deploy_plugin.wrap.convert.sklearn.boosters import NativeBooster, read_boosting
 from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator, is_tree
@@ -60,7 +59,31 @@ def boosted(model: Estimator, rows: Rows) -> Answer:
     positive score means class 1.
     """
     boosting = _boosting_of(model)
-    scores = _boosting_scores(_features(model, rows, boosting), boosting)
+    x = _features(model, rows, boosting)
+    if boosting.slopes:
+        # The slopes of the leaves are multiplied by the features. A missing feature
+        # adds 0.
+        width = len(boosting.base)
+        kinds = 1 + len(boosting.slopes)  # The first kind of sums is for the constants.
+        sums = _sums_of_trees(x, replace(boosting, base=np.zeros(kinds * width)))
+        by_kind = sums.astype(float).reshape(-1, kinds, width)
+        features = np.hstack(
+            [
+                np.ones_like(x[:, :1]),
+                x[:, list(boosting.slopes)],
+            ]
+        )
+        features = features[:, :, None]
+        scores = np.where(by_kind == 0, 0.0, by_kind * features).sum(axis=1)
+    elif len(boosting.lines):
+        filled = np.where(
+            np.isnan(x),
+            np.float32(0.0),
+            x,
+        ).astype(float)
+        scores = (filled @ boosting.lines + boosting.base).astype(np.float32)
+    else:
+        scores = _sums_of_trees(x, boosting, write_trees)
     likely = _LINKS[boosting.link](scores)
     if not is_classifier(model):
         return likely
@@ -81,40 +104,6 @@ def _boosting_of(model: Estimator) -> Boosting:
     return read_boosting(model)
 
 
-def _boosting_scores(x: TracedArray, boosting: Boosting) -> TracedArray:
-    """Return the sums [N, targets] of trees with constant leaves, of trees with linear
-    leaves, or of a linear booster.
-    """
-    if boosting.slopes:
-        return _sums_of_linear_leaves(x, boosting)
-    if len(boosting.lines):
-        filled = np.where(
-            np.isnan(x),
-            np.float32(0.0),
-            x,
-        ).astype(float)
-        return (filled @ boosting.lines + boosting.base).astype(np.float32)
-    return _sums_of_trees(x, boosting, write_trees)
-
-
-def _sums_of_linear_leaves(x: TracedArray, boosting: Boosting) -> TracedArray:
-    """Return the sums [N, targets] of the leaves' constants, and of their slopes times
-    the features. A missing feature adds 0.
-    """
-    width = len(boosting.base)
-    kinds = 1 + len(boosting.slopes)  # The first kind of sums is for the constants.
-    sums = _sums_of_trees(x, replace(boosting, base=np.zeros(kinds * width)))
-    by_kind = sums.astype(float).reshape(-1, kinds, width)
-    features = np.hstack(
-        [
-            np.ones_like(x[:, :1]),
-            x[:, list(boosting.slopes)],
-        ]
-    )
-    features = features[:, :, None]
-    return np.where(by_kind == 0, 0.0, by_kind * features).sum(axis=1)
-
-
 def _features(model: Estimator, rows: Rows, boosting: Boosting) -> TracedArray:
     """Return the columns as numbers [N, k]. Categories are codes; missing values and
     unknown categories are NaN.
@@ -126,7 +115,14 @@ def _features(model: Estimator, rows: Rows, boosting: Boosting) -> TracedArray:
     if by_position or boosting.categories or rows.has_texts:
         columns = rows.columns()
         if not by_position:
-            by_position = _categories_by_position(columns, boosting)
+            positions = [
+                position for position, column in enumerate(columns) if column.dtype.kind in "iO"
+            ]
+            if len(positions) != len(boosting.categories):
+                raise NotImplementedError(
+                    "categories that are not separate columns of strings or integers",
+                )
+            by_position = dict(zip(positions, boosting.categories, strict=True))
         for position, categories in by_position.items():
             names = np.array(categories, object)
             codes = np.where(
@@ -147,21 +143,6 @@ def _features(model: Estimator, rows: Rows, boosting: Boosting) -> TracedArray:
     if np.isnan(boosting.missing):
         return x
     return np.where(x == boosting.missing, dtype(np.nan), x)
-
-
-def _categories_by_position(
-    columns: list[TracedArray],
-    boosting: Boosting,
-) -> dict[int, tuple[str | int, ...]]:
-    """Return the categories of each column of strings or integers. Raises
-    NotImplementedError if there are other columns with categories.
-    """
-    positions = [position for position, column in enumerate(columns) if column.dtype.kind in "iO"]
-    if len(positions) != len(boosting.categories):
-        raise NotImplementedError(
-            "categories that are not separate columns of strings or integers",
-        )
-    return dict(zip(positions, boosting.categories, strict=True))
 
 
 def _sums_of_trees(
@@ -221,38 +202,6 @@ def grown(model: Estimator, rows: Rows) -> Answer:
         return sums
     if np.size(model.n_classes_) == 1:
         return largest(sums)
-    return _labels_of_targets(model, sums)
-
-
-def forest_sums(model: Estimator) -> Boosting:
-    """Return the trees of a decision tree, forest or bag of trees, whose sums are the
-    means of the predictions, or of the probabilities of all targets.
-    """
-    members = getattr(model, "estimators_", [model])
-    member_columns = getattr(model, "estimators_features_", [None] * len(members))
-    if is_classifier(model):
-        sizes = np.ravel(model.n_classes_).tolist()
-    else:
-        sizes = [1] * members[0].n_outputs_  # one number per target
-    trees: list[Tree] = []
-    for member, columns in zip(members, member_columns, strict=True):
-        values = _leaf_values(member, sizes) / len(members)
-        trees += [Tree.fitted(member.tree_, value, columns) for value in values]
-    return _forest(trees, [*range(sum(sizes))] * len(members))
-
-
-def _leaf_values(tree: Estimator, sizes: list[int]) -> Array:
-    """Return the predictions or probabilities of a fitted tree, [all sizes, nodes].
-    `sizes` are the numbers of each target: its number of classes, or 1.
-    """
-    leaves = [tree.tree_.value[:, output, :size] for output, size in enumerate(sizes)]
-    if is_classifier(tree):
-        leaves = [part / part.sum(axis=1, keepdims=True) for part in leaves]
-    return np.hstack(leaves).T
-
-
-def _labels_of_targets(model: Estimator, sums: TracedArray) -> TracedArray:
-    """Return the class with the largest probability of each target, [N, targets]."""
     labels = []
     start = 0
     for classes in model.classes_:
@@ -268,13 +217,45 @@ def _labels_of_targets(model: Estimator, sums: TracedArray) -> TracedArray:
     return np.column_stack(labels)
 
 
+def forest_sums(model: Estimator) -> Boosting:
+    """Return the trees of a decision tree, forest or bag of trees, whose sums are the
+    means of the predictions, or of the probabilities of all targets.
+    """
+    members = getattr(model, "estimators_", [model])
+    member_columns = getattr(model, "estimators_features_", [None] * len(members))
+    if is_classifier(model):
+        sizes = np.ravel(model.n_classes_).tolist()
+    else:
+        sizes = [1] * members[0].n_outputs_  # one number per target
+    trees: list[Tree] = []
+    for member, columns in zip(members, member_columns, strict=True):
+        # The values of a tree are its predictions or probabilities, [all sizes, nodes].
+        leaves = [member.tree_.value[:, output, :size] for output, size in enumerate(sizes)]
+        if is_classifier(member):
+            leaves = [part / part.sum(axis=1, keepdims=True) for part in leaves]
+        values = np.hstack(leaves).T / len(members)
+        trees += [Tree.fitted(member.tree_, value, columns) for value in values]
+    return _forest(trees, [*range(sum(sizes))] * len(members))
+
+
 def adaptive_classes(model: ensemble.AdaBoostClassifier, rows: Rows) -> Answer:
     """Return the class positions, probabilities and scores by weighted votes: 1 for the
     member's class, and -1 / (C - 1) for every other class.
     """
     count = len(model.classes_)
     if getattr(model, "algorithm", "") == "SAMME.R":  # scikit-learn before 1.6
-        total = _log_probabilities(model, rows) * (count - 1.0)
+        # The logarithms are reduced by their mean over the classes, and summed over the
+        # members.
+        least = np.finfo(np.float64).eps
+        logs = np.stack(
+            [
+                np.log(np.maximum(rows.ask(member, "predict_proba"), least))
+                for member in model.estimators_
+            ],
+            axis=1,
+        )
+        log_probabilities = (logs - logs.mean(axis=2, keepdims=True)).sum(axis=1)
+        total = log_probabilities * (count - 1.0)
     else:
         weights = model.estimator_weights_[: len(model.estimators_)]
         is_class = _member_answers(model, rows)[:, None, :] == np.arange(count)[:, None]
@@ -286,21 +267,6 @@ def adaptive_classes(model: ensemble.AdaBoostClassifier, rows: Rows) -> Answer:
     score = total[:, 1] - total[:, 0]
     position = (score > 0).astype(np.int64)
     return position, softmax(np.column_stack([-score, score]) / 2.0), score
-
-
-def _log_probabilities(model: ensemble.AdaBoostClassifier, rows: Rows) -> TracedArray:
-    """Return the sums [N, C] of the members' logarithms of probabilities, minus their
-    mean over the classes.
-    """
-    least = np.finfo(np.float64).eps
-    logs = np.stack(
-        [
-            np.log(np.maximum(rows.ask(member, "predict_proba"), least))
-            for member in model.estimators_
-        ],
-        axis=1,
-    )
-    return (logs - logs.mean(axis=2, keepdims=True)).sum(axis=1)
 
 
 def adaptive_values(model: ensemble.AdaBoostRegressor, rows: Rows) -> TracedArray:
@@ -334,7 +300,13 @@ def _member_answers(model: Estimator, rows: Rows) -> TracedArray:
         elif codes is None:
             answers.append(rows.ask(member, "predict").reshape(-1))
         else:
-            answers.append(take(codes, _predicted_position(member, rows)))
+            has_proba = hasattr(member, "predict_proba")
+            scores = rows.ask(member, "predict_proba" if has_proba else "decision_function")
+            if scores.ndim == 1:
+                predicted_position = (scores > 0).astype(np.int64)
+            else:
+                predicted_position = np.argmax(scores, axis=1)
+            answers.append(take(codes, predicted_position))
     if answers:
         return np.column_stack(answers)
     return _sums(
@@ -342,17 +314,6 @@ def _member_answers(model: Estimator, rows: Rows) -> TracedArray:
         trees,
         [*range(len(trees))],
     ).astype(float)
-
-
-def _predicted_position(classifier: Estimator, rows: Rows) -> TracedArray:
-    """Return the position [N] of the most probable class, or of the class with the
-    largest score.
-    """
-    has_proba = hasattr(classifier, "predict_proba")
-    scores = rows.ask(classifier, "predict_proba" if has_proba else "decision_function")
-    if scores.ndim == 1:
-        return (scores > 0).astype(np.int64)
-    return np.argmax(scores, axis=1)
 
 
 def embedded(model: ensemble.RandomTreesEmbedding, rows: Rows) -> TracedArray:
