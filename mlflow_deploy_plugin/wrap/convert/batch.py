@@ -580,21 +580,15 @@ def _check_tensors(tensors: dict[str, Array], inputs: SignatureSchema) -> None:
         return
     for spec in inputs.inputs:
         array = tensors[spec.name] if spec.name else next(iter(tensors.values()))
-        pairs = zip(
-            spec.shape[1:],
-            array.shape[1:],
-            strict=False,
-        )
+        pairs = zip(spec.shape[1:], array.shape[1:], strict=False)
         has_other_sizes = any(declared not in (-1, size) for declared, size in pairs)
+        has_other_kind = (spec.type.kind in "OUS") != (array.dtype.kind in "OUST")
+        has_fractions = spec.type.kind in "iub" and array.dtype.kind == "f"
+        difference = ""
         if len(spec.shape) != array.ndim or has_other_sizes:
             difference = f"the shape {list(spec.shape)}, but {list(array.shape)}"
-        else:
-            has_other_kind = (spec.type.kind in "OUS") != (array.dtype.kind in "OUST")
-            has_fractions = spec.type.kind in "iub" and array.dtype.kind == "f"
-            if has_other_kind or has_fractions:
-                difference = f"the type {spec.type}, but {array.dtype}"
-            else:
-                difference = ""
+        elif has_other_kind or has_fractions:
+            difference = f"the type {spec.type}, but {array.dtype}"
         if difference:
             label = f"tensor {spec.name!r}" if spec.name else "tensor"
             raise InvalidConfig(f"signature: the {label} has {difference} in the example")

@@ -75,18 +75,18 @@ def _convert(results: TrainedModel, batch: ModelInput) -> ConvertedModel:
     """Return the graph of the results. Raises InvalidConfig if the batch does not match
     the formula or the parameters, and ConversionError if the model is not supported.
     """
-    link = _link_of(results.model)
-    if not link:
+    link_name = _link_of(results.model)
+    if not link_name:
         kind = type(results.model).__name__
         raise ConversionError(
             f"{kind} cannot be converted to ONNX: only models with a linear predictor and a link "
             f"are supported: {', '.join([*_LINEAR, 'GLM', *_DISCRETE])}",
         )
-    if link not in _INVERSE_LINKS:
+    if link_name not in _INVERSE_LINKS:
         raise ConversionError(
-            f"GLM cannot be converted to ONNX: its link {link} is not supported in ONNX",
+            f"GLM cannot be converted to ONNX: its link {link_name} is not supported in ONNX",
         )
-    link = _INVERSE_LINKS[link]
+    link = _INVERSE_LINKS[link_name]
     original = original_model(results)
     is_table = isinstance(batch, pd.DataFrame)
     if _has_formula(results) and not is_table:

@@ -272,15 +272,11 @@ def _find_embeddings(graph: GraphProto) -> dict[int, _Embedding]:
     makers = converted.makers_of(graph)
     embeddings = {}
     for index, node in enumerate(graph.node):
+        if node.op_type != "Gather" or node.input[0] not in sizes:
+            continue
         # The legacy exporter writes the Gather of an embedding without an axis.
-        if node.op_type != "Gather":
-            is_embedding = False
-        else:
-            sources = " ".join(entry.value for entry in node.metadata_props)
-            is_embedding = (
-                "aten.embedding" in sources or "aten.one_hot" in sources or not node.attribute
-            )
-        if not is_embedding or node.input[0] not in sizes:
+        sources = " ".join(entry.value for entry in node.metadata_props)
+        if "aten.embedding" not in sources and "aten.one_hot" not in sources and node.attribute:
             continue
         # An EmbeddingBag flattens the ids of all rows by a Reshape.
         ids = node.input[1]
@@ -653,7 +649,6 @@ def by_name(
         if result.dtype == torch.bfloat16:
             raise ConversionError(f"the module's forward returns bfloat16, {_NO_BFLOAT16}")
         return {name or "output": result}
-    # The whole result has no name.
     if isinstance(result, dict):
         prefix = f"{name}." if name else ""
         parts = {f"{prefix}{key}": part for key, part in result.items()}

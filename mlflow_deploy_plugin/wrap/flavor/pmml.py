@@ -82,11 +82,10 @@ def read_pmml(path: Path, data: ModelData) -> tuple[str, LogOptions]:
     except OnnxserveError:
         raise
     except Exception as error:  # noqa: BLE001 - The errors of Java and of Python have no common class.
-        # The names of Java's exception classes are removed.
+        text = str(error).rpartition("\n")[2]
         if isinstance(error, AttributeError):
             text = "a field has no valid dataType"
-        else:
-            text = str(error).rpartition("\n")[2]
+        # The names of Java's exception classes are removed.
         reason = re.sub(
             r"^\[?([\w.$]+(Error|Exception)[:;] )+|\. Expected elements.*|\]$",
             "",

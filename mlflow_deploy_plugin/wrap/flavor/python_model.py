@@ -89,14 +89,9 @@ def log_as_pyfunc(
         other_data: other rows; the axes of a network that differ in size are free.
         options: the options for `log_model` of the MLflow flavor.
     """
-    if (
-        isinstance(input_example, list)
-        and input_example
-        and all(isinstance(row, dict) for row in input_example)
-    ):
-        example = pd.DataFrame(input_example)
-    else:
-        example = input_example
+    example = input_example
+    if isinstance(example, list) and example and all(isinstance(row, dict) for row in example):
+        example = pd.DataFrame(example)
     predict_fn = options.get("pyfunc_predict_fn", "predict")
     pyfunc_options = net_options(flavor, model, input_example, *other_data)
     if pyfunc_options is None and isinstance(example, pd.DataFrame):

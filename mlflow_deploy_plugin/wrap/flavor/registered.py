@@ -217,11 +217,11 @@ def wrap_registered(
         resolved = resolve(model_uri)
     else:
         resolved = ResolvedModel(model_uri, file.stem, "", file.resolve().as_uri())
-    if not (register or dry_run):
-        if file is not None or not parse_model_uri(model_uri).is_registered:
-            raise errors.InvalidConfig(
-                f"{model_uri} is not registered; set --register NAME (in Python register=)",
-            )
+    is_registered = file is None and parse_model_uri(model_uri).is_registered
+    if not (register or dry_run or is_registered):
+        raise errors.InvalidConfig(
+            f"{model_uri} is not registered; set --register NAME (in Python register=)",
+        )
     name = register or resolved.name
     if file is not None and file.suffix.lower() == ".pmml":
         return _wrap_pmml(file, resolved, name, data, dry_run, progress)
@@ -369,9 +369,8 @@ def _convert(
         settings = _settings(original.mlmodel, original.folder)
     # An ONNX form ignores the params of a signature.
     mlmodel = original.mlmodel
-    if mlmodel is None or mlmodel.signature is None or not mlmodel.signature.params:
-        ignored = ()
-    else:
+    ignored: tuple[str, ...] = ()
+    if mlmodel is not None and mlmodel.signature is not None and mlmodel.signature.params:
         defaults = ", ".join(f"{spec.name}={spec.default!r}" for spec in mlmodel.signature.params)
         effect = "they have no effect on this model"
         if settings:
@@ -386,13 +385,11 @@ def _convert(
             for name, value in wrapped.provenance.items()
             if not name.startswith("dataset_")
         }
-        with_example = replace(wrapped, example=None, reference=None, provenance=provenance)
+        wrapped = replace(wrapped, example=None, reference=None, provenance=provenance)
     elif proof.example is not None:
         example = without_columns(proof.example, wrapped.converted.unread)
-        with_example = replace(wrapped, example=example)
-    else:
-        with_example = wrapped
-    return with_example, (*original.warnings, *ignored, *proof.notes)
+        wrapped = replace(wrapped, example=example)
+    return wrapped, (*original.warnings, *ignored, *proof.notes)
 
 
 class _ProofRows(NamedTuple):
@@ -574,20 +571,17 @@ def _log_next_version(
     metadata = original.mlmodel.metadata if original.mlmodel is not None else None
     version_tags = origin.version.tags if origin.version is not None else {}
     # The git commit and the dataset are those of the run that trained the model.
-    details = {
+    provenance = {
         name: value for name, value in wrapped.provenance.items() if not name.startswith("git_")
     }
-    if origin.run is None:
-        provenance = details
-    else:
+    if origin.run is not None:
         if commit := origin.run.data.tags.get(GIT_COMMIT_TAG):
-            details["git_commit"] = commit
+            provenance["git_commit"] = commit
         if inputs := origin.run.inputs.dataset_inputs:
-            details |= {
+            provenance |= {
                 "dataset_digest": inputs[-1].dataset.digest,
                 "dataset_name": inputs[-1].dataset.name,
             }
-        provenance = details
     info = log_wrapped(
         replace(wrapped, provenance=provenance),
         registered_model_name=outcome.name,

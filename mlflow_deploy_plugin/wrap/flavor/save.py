@@ -383,7 +383,8 @@ def _log_dataset(run_id: str | None, data: ModelData) -> None:
             if digest in digests or (digests and make(batch.unnamed).digest in digests):
                 dataset = None
             else:
-                # Only the first rows: MLflow needs 15 s to infer the schema from 1 million rows.
+                # Only the first rows: MLflow needs 15 s to infer the schema from 1
+                # million rows.
                 head = batch.take(slice(0, EXAMPLE_ROWS))
                 dataset = make(head.unnamed, name=OWN_DATASET, digest=digest)
                 entity = dataset._to_mlflow_entity().to_dictionary()

@@ -150,14 +150,10 @@ def save_model(
             # MLflow would infer the requirements in a second process, and with the
             # training framework, which serving does not need.
             onnxruntime = f"onnxruntime=={import_onnxruntime().__version__}"
-            if wrapped.converted.tokenizer is None:
-                defaults = [own_requirement("[cpu]"), onnxruntime]
-            else:
-                defaults = [
-                    own_requirement("[cpu,text]"),
-                    onnxruntime,
-                    f"tokenizers=={version('tokenizers')}",
-                ]
+            defaults = [own_requirement("[cpu]"), onnxruntime]
+            if wrapped.converted.tokenizer is not None:
+                tokenizers = f"tokenizers=={version('tokenizers')}"
+                defaults = [own_requirement("[cpu,text]"), onnxruntime, tokenizers]
         processed = environment._process_pip_requirements(
             defaults,
             pip_requirements,
@@ -197,9 +193,8 @@ def _proofs(wrapped: WrappedModel) -> dict[str, object]:
         "provenance": dict(wrapped.provenance),
     }
     if wrapped.reference is not None:
-        if EVENT_TIME not in wrapped.reference.column_names:
-            event_times = {}
-        else:
+        event_times = {}
+        if EVENT_TIME in wrapped.reference.column_names:
             ends = pc.min_max(wrapped.reference[EVENT_TIME])
             times = {
                 "begin": ends["min"].as_py(),
@@ -347,19 +342,14 @@ def provenance_section(batch: Batch | None, lock: str) -> dict[str, object]:
         dataset = {"dataset_digest": batch.digest(), "dataset_name": OWN_DATASET}
     # The last dataset that the user logged to the run has priority.
     run = mlflow.active_run()
-    if run is None:
-        dataset_of_run = {}
-    else:
+    if run is not None:
         inputs = mlflow.get_run(run.info.run_id).inputs.dataset_inputs
         datasets = [entry.dataset for entry in inputs if entry.dataset.name != OWN_DATASET]
-        if not datasets:
-            dataset_of_run = {}
-        else:
-            dataset_of_run = {
+        if datasets:
+            dataset |= {
                 "dataset_digest": datasets[-1].digest,
                 "dataset_name": datasets[-1].name,
             }
-    dataset |= dataset_of_run
     commit = _git("rev-parse", "HEAD")
     is_dirty = None
     if commit:

@@ -159,11 +159,7 @@ def _as_arrays(sums: Boosting) -> AdditiveForm | None:
     if sums.mode == "BRANCH_LT":
         # With the largest number below a threshold t, x < t becomes x <= t.
         kind = np.float32 if sums.has_single_rows else np.float64
-        below: Array = np.nextafter(
-            threshold.astype(kind),
-            kind(-np.inf),
-        ).astype(np.float64)
-        threshold = below
+        threshold = np.nextafter(threshold.astype(kind), kind(-np.inf)).astype(np.float64)
     membership, members = _memberships(trees, nodes)
     return AdditiveForm(
         feature=padded("feature", np.int32, 0),

@@ -230,16 +230,15 @@ def _xgboost_trees(
         default_target: the target of a tree whose leaves have one value.
         weight: the factor of all values.
     """
-    # The values of a node: [values per leaf, nodes].
     width = int(document["tree_param"]["size_leaf_vector"])
     if width <= 1:
-        xgboost_values = np.array([document["split_conditions"]], dtype=np.float32)
+        values = np.array([document["split_conditions"]], dtype=np.float32)
     else:
         leaves = np.array(document["leaf_weights"], dtype=np.float32).reshape(-1, width)
         # A leaf stores the index of its values in `right_children`.
         is_leaf = np.array(document["left_children"]) < 0
-        xgboost_values = np.asarray(leaves[np.where(is_leaf, document["right_children"], 0)].T)
-    values = xgboost_values * np.float32(weight)
+        values = leaves[np.where(is_leaf, document["right_children"], 0)].T
+    values = values * np.float32(weight)  # shape: [values per leaf, nodes]
     targets = [default_target]
     if len(values) > 1:
         targets = list(range(len(values)))

@@ -121,8 +121,7 @@ def read_batch(model: Estimator, data: ModelData) -> ModelInput:
     is_flat = isinstance(data, list | tuple) or (
         isinstance(data, pd.Index | np.ndarray) and data.ndim == 1
     )
-    is_column_of_strings = is_flat and all(isinstance(entry, str) for entry in data)
-    if is_column_of_strings:
+    if is_flat and all(isinstance(entry, str) for entry in data):
         return pd.DataFrame({getattr(data, "name", None) or "text": list(map(str, data))})
     return {"": _numbers(_matrix(data))}
 
@@ -187,8 +186,7 @@ def forms(
         raise ConversionError(
             f"{type(model).__name__} has no predict method, so it cannot be served",
         )
-    example = batch
-    has_proba = is_classifier(model) and _single_threaded(_has_probabilities, model)(model, example)
+    has_proba = is_classifier(model) and _single_threaded(_has_probabilities, model)(model, batch)
     if predict_fn == "predict_proba" and not has_proba:
         name = type(model).__name__
         if not hasattr(model, "predict_proba"):
@@ -200,12 +198,12 @@ def forms(
         )
     columns: list[str] | int
     fitted = best_estimator(model)
-    if isinstance(example, pd.DataFrame):
-        fitted = boosters.with_category_names(fitted, example)
-        columns = list(map(str, example.columns))
+    if isinstance(batch, pd.DataFrame):
+        fitted = boosters.with_category_names(fitted, batch)
+        columns = list(map(str, batch.columns))
         names = columns
     else:
-        columns = int(example[""].shape[1])
+        columns = int(batch[""].shape[1])
         names = list(map(str, range(columns)))
     fitted = with_stand_ins(fitted, columns)
     if readers := column_transformers(fitted):
@@ -216,7 +214,7 @@ def forms(
         _convert,
         model,
         fitted,
-        example,
+        batch,
         _single_threaded(_original_model(model, has_proba), fitted),
         predict_fn,
         cache(partial(boundary_values_of, fitted, names)),  # All forms share the result.
@@ -473,12 +471,11 @@ def _converted_graph(
         if type(part).__module__.startswith("imblearn.ensemble") and hasattr(part, "estimators_"):
             # imbalanced-learn's ensembles differ from the classes that they are derived
             # from only in training.
-            class_of_scikit_learn = next(
+            part.__class__ = next(
                 kind
                 for kind in type(part).__mro__
                 if kind.__module__.startswith("sklearn.ensemble")
             )
-            part.__class__ = class_of_scikit_learn
         if hasattr(part, "sparse_output"):
             part.sparse_output = False  # The graph has no sparse tensors.
         if isinstance(part, MultiOutputClassifier | MultiOutputRegressor):
@@ -582,7 +579,7 @@ def _convert_net(scope: Scope, operator: Operator, container: ModelComponentCont
     )
     container.initializers.extend(proto.graph.initializer)
     container.nodes.extend(proto.graph.node)
-    answer = str(proto.graph.output[0].name)
+    answer = proto.graph.output[0].name
     *labels, values = operator.outputs
     values.type = FloatTensorType([None, None])
     builder.node("Identity", [answer], values.full_name)

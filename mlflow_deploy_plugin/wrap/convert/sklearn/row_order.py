@@ -47,14 +47,10 @@ def sort_rows(graph: GraphProto) -> None:
         attributes = {
             attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute
         }
+        modes = attributes.get("nodes_modes", [])
+        splits = len(modes) - modes.count(b"LEAF")
         # Sorting saves time only for many splits.
-        if node.op_type not in _OPERATORS:
-            has_many_splits = False
-        else:
-            modes = attributes.get("nodes_modes", [])
-            splits = len(modes) - modes.count(b"LEAF")
-            has_many_splits = bool(splits >= _FEWEST_SPLITS)
-        if not has_many_splits:
+        if node.op_type not in _OPERATORS or splits < _FEWEST_SPLITS:
             graph.node.append(node)
             continue
         before, after = _sort_around(node, attributes, names)

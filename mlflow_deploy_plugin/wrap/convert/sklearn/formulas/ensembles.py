@@ -285,15 +285,15 @@ def stacked(model: Estimator, rows: Rows) -> TracedArray | Decision:
     other estimators as columns. Raises NotImplementedError for several labels.
     """
     last = model.final_estimator_
-    columns = []
+    answers = []
     for estimator, method in zip(model.estimators_, model.stack_method_, strict=True):
         answer = as_matrix(rows.ask(estimator, method))
         if method == "predict_proba" and answer.sample.shape[1] == 2:
             answer = answer[:, 1:]  # The columns add up to 1, so the first is omitted.
-        columns.append(answer)
+        answers.append(answer)
     if model.passthrough:
-        columns.append(rows.matrix)
-    columns = rows.with_matrix(np.hstack(columns))
+        answers.append(rows.matrix)
+    columns = rows.with_matrix(np.hstack(answers))
     if is_regressor(model):
         return columns.ask(last, "predict")
     if getattr(model, "_label_encoder", None) is None or isinstance(model._label_encoder, list):
@@ -348,10 +348,8 @@ def bagged(model: Estimator, rows: Rows) -> TracedArray | Decision:
             # A member gives 0 to classes that it does not know.
             likely = read.ask(estimator, "predict_proba")
             if len(estimator.classes_) < count:
-                member_probabilities = likely @ np.eye(count)[estimator.classes_]
-            else:
-                member_probabilities = likely
-            answers.append(member_probabilities)
+                likely = likely @ np.eye(count)[estimator.classes_]
+            answers.append(likely)
         else:
             answers.append(_vote(estimator, read, count))
     mean = _mean(answers)

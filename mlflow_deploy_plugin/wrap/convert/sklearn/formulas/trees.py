@@ -303,10 +303,10 @@ def _member_answers(model: Estimator, rows: Rows) -> TracedArray:
             has_proba = hasattr(member, "predict_proba")
             scores = rows.ask(member, "predict_proba" if has_proba else "decision_function")
             if scores.ndim == 1:
-                predicted_position = (scores > 0).astype(np.int64)
+                position = (scores > 0).astype(np.int64)
             else:
-                predicted_position = np.argmax(scores, axis=1)
-            answers.append(take(codes, predicted_position))
+                position = np.argmax(scores, axis=1)
+            answers.append(take(codes, position))
     if answers:
         return np.column_stack(answers)
     return _sums(
