@@ -260,9 +260,21 @@ class Batch:
                 shape = getattr(spec, "shape", ())
                 if name in shapes and len(shape) == len(shapes[name][0]):
                     shapes[name].append(shape)
+        free_axes = {}
         for name, tensor_shapes in shapes.items():
-            _check_dimensions(name, tensor_shapes, argument)
-        return {name: _varied_axes(tensor_shapes) for name, tensor_shapes in shapes.items()}
+            first = tensor_shapes[0]
+            for shape in tensor_shapes:
+                if len(shape) != len(first):
+                    label = name or "the array"
+                    raise InvalidConfig(
+                        f"{argument}: {label} has the shape {list(shape)}; the example has "
+                        f"{list(first)}",
+                    )
+            sizes_by_axis = enumerate(zip(*tensor_shapes, strict=True))
+            free_axes[name] = tuple(
+                axis for axis, sizes in sizes_by_axis if axis and len(set(sizes)) > 1
+            )
+        return free_axes
 
     def check_as_example(self) -> None:
         """Raise InvalidConfig for an example without rows or values or with duplicated
@@ -282,7 +294,8 @@ class Batch:
         is_empty_table = isinstance(self.data, pd.DataFrame) and self.data.empty
         if is_empty_table or not len(self):
             raise InvalidConfig("input_example has no rows")
-        if all(_is_missing(column) for _, column in self.data.items()):
+        columns = [column for _, column in self.data.items()]
+        if all(column.dtype.kind not in "iub" and pd.isna(column).all() for column in columns):
             raise InvalidConfig(
                 "input_example contains only missing values (NaN); the parity check needs a few "
                 "real rows",
@@ -352,34 +365,6 @@ def _is_list_of_texts(origin: object) -> bool:
         next(iter(origin), None),
         str,
     )
-
-
-def _is_missing(column: pd.Series | Array) -> bool:
-    """Return True if all values are missing."""
-    return column.dtype.kind not in "iub" and bool(pd.isna(column).all())
-
-
-def _check_dimensions(
-    name: str,
-    shapes: Sequence[tuple[int, ...]],
-    argument: str,
-) -> None:
-    """Raise InvalidConfig if a shape has another number of dimensions than the first
-    shape, which is the example's.
-    """
-    first, *others = shapes
-    for shape in others:
-        if len(shape) != len(first):
-            label = name or "the array"
-            raise InvalidConfig(
-                f"{argument}: {label} has the shape {list(shape)}; the example has {list(first)}",
-            )
-
-
-def _varied_axes(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """Return the axes, except axis 0, in which the shapes differ."""
-    by_axis = enumerate(zip(*shapes, strict=True))
-    return tuple(axis for axis, sizes in by_axis if axis and len(set(sizes)) > 1)
 
 
 def as_pandas(data: ModelData) -> ModelData:

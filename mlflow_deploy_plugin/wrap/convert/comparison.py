@@ -143,7 +143,8 @@ def changes_within_one_step(
     row_count = min(len(batch), _MAX_UNSTABLE_ROWS)
     rows = batch.take(slice(0, row_count))
     if is_net:
-        moved_batches = _rounded(rows)
+        random = np.random.default_rng(0)
+        moved_batches = (_moved_by_roundings(rows, random) for _ in range(_ROUNDED_COPIES))
         copies_at_a_time = 1
     else:
         moved_batches = _moved_by_a_step(rows)
@@ -168,30 +169,13 @@ def _moved_by_a_step(batch: Batch) -> Iterator[Batch]:
                 yield Batch(batch.data.assign(**{str(name): moved.array}))
         return
     name, matrix = next(iter(batch.data.items()))
-    for moved_matrix in _stepped_matrices(matrix):
-        yield Batch({name: moved_matrix})
-
-
-def _stepped_matrices(matrix: Array) -> Iterator[Array]:
-    """Yield copies of a matrix of floats in which one column is moved down or up by two
-    32-bit steps. Other arrays yield nothing.
-    """
     if matrix.dtype.kind != "f" or matrix.ndim != 2:
         return
     for column in range(matrix.shape[1]):
         for values in _stepped(matrix[:, column]):
             copy = matrix.copy()
             copy[:, column] = values
-            yield copy
-
-
-def _rounded(batch: Batch) -> Iterator[Batch]:
-    """Yield several copies of the rows, in which each number is moved up or down at
-    random by some rounding steps.
-    """
-    random = np.random.default_rng(0)
-    for _ in range(_ROUNDED_COPIES):
-        yield _moved_by_roundings(batch, random)
+            yield Batch({name: copy})
 
 
 def _moved_by_roundings(batch: Batch, random: np.random.Generator) -> Batch:

@@ -406,15 +406,8 @@ def require_example(
         raise InvalidConfig(
             f"pyfunc_predict_fn: {what} has only {method}; use the default 'predict'",
         )
-    _check_rows(Batch(batch))
-    return batch
-
-
-def _check_rows(batch: Batch) -> None:
-    """Raise InvalidConfig for a tensor without dimensions, and ConversionError if the
-    tensors differ in rows.
-    """
-    for name, values in batch.tensors.items():
+    example = Batch(batch)
+    for name, values in example.tensors.items():
         if not values.ndim:
             label = f"the tensor {name!r}" if name else "the array"
             raise InvalidConfig(
@@ -422,13 +415,14 @@ def _check_rows(batch: Batch) -> None:
                 "dimension must be the batch: pass an array with a number per row, or make the "
                 "number an attribute of the model",
             )
-    if not batch.has_rows:
+    if not example.has_rows:
         shapes = ", ".join(
-            f"{name!r} {list(values.shape)}" for name, values in batch.tensors.items()
+            f"{name!r} {list(values.shape)}" for name, values in example.tensors.items()
         )
         raise ConversionError(
             f"its inputs differ in their first dimension, which must be the batch: {shapes}",
         )
+    return batch
 
 
 def call_original(

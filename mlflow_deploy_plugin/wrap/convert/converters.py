@@ -131,9 +131,14 @@ def converter_for(model: TrainedModel) -> FrameworkConverter:
     A registered converter that fails is logged and skipped. Raises ConversionError if
     no converter is installed.
     """
-    registered = _registered_converter(model)
-    if registered is not None:
-        return registered
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        try:
+            converter = entry.load()
+            if converter.matches(model):
+                return _Registered(entry, converter)
+        except Exception as error:  # noqa: BLE001 - code of another distribution
+            reason = f"{type(error).__name__}: {one_line(error, 300)}"
+            _logger.error("the converter %s cannot be used: %s", _described(entry), reason)
     framework = _framework_of(model)
     if framework is None:
         raise _unknown_framework(f"{type(model).__module__}.{type(model).__qualname__}")
@@ -149,21 +154,6 @@ def converter_for(model: TrainedModel) -> FrameworkConverter:
             f"converting a {framework} model needs {needed}: pip install "
             f"'mlflow-onnxserve[{extra}]'",
         ) from None
-
-
-def _registered_converter(model: TrainedModel) -> _Registered | None:
-    """Return the first converter of another distribution that supports the model, or
-    None. A converter that fails is logged and skipped.
-    """
-    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
-        try:
-            converter = entry.load()
-            if converter.matches(model):
-                return _Registered(entry, converter)
-        except Exception as error:  # noqa: BLE001 - code of another distribution
-            reason = f"{type(error).__name__}: {one_line(error, 300)}"
-            _logger.error("the converter %s cannot be used: %s", _described(entry), reason)
-    return None
 
 
 def _framework_of(model: TrainedModel) -> str | None:

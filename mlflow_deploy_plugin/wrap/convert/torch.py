@@ -161,7 +161,16 @@ def export(
     # An unnamed tensor has the axes of the first input.
     axes = {names[0]: dynamic_axes.get("", ()), **dynamic_axes}
     # A program may have a fixed batch size, which is the size of the example.
-    traced = batch if isinstance(model, ExportedProgram) else _traced_rows(batch)
+    traced = batch
+    if not isinstance(model, ExportedProgram):
+        # The exporter needs a number of rows that differs from all other dimensions.
+        example = Batch(batch)
+        sizes = set(chain.from_iterable(tensor.shape[1:] for tensor in example.tensors.values()))
+        row_count = _EXAMPLE_ROWS
+        while row_count in sizes:
+            row_count += 1
+        positions = np.arange(row_count) % len(example)  # A short example is repeated.
+        traced = example.take(positions).data
     answers = converted.call_original(original, traced)
     for name in list(answers):
         if name in names:
@@ -338,18 +347,6 @@ def _mark_ids(graph: GraphProto, embedding: _Embedding, mark: str) -> str:
     return flat_ids
 
 
-def _traced_rows(batch: ModelInput) -> ModelInput:
-    """Return the rows for the exporter: at least three, and a number that differs from
-    all other dimensions.
-    """
-    example = Batch(batch)
-    sizes = set(chain.from_iterable(tensor.shape[1:] for tensor in example.tensors.values()))
-    row_count = _EXAMPLE_ROWS
-    while row_count in sizes:
-        row_count += 1
-    return example.take(np.arange(row_count) % len(example)).data  # A short example is repeated.
-
-
 @contextmanager
 def _silenced() -> Iterator[None]:
     """Silence the exporter, which prints its progress and failed graphs, and warns
@@ -420,12 +417,16 @@ def _trace(
     dynamic_axes: DynamicAxes,
 ) -> ModelProto:
     """Return the ModelProto of TorchScript's exporter."""
+    traced_axes = {}
+    for name in names:
+        free_axes = {axis: f"{name}_{axis}" for axis in dynamic_axes.get(name, ())}
+        traced_axes[name] = {0: "batch", **free_axes}
     buffer = io.BytesIO()
     torch.onnx.export(
         model,
         arguments,
         buffer,
-        dynamic_axes={name: _traced_axes(name, dynamic_axes) for name in names},
+        dynamic_axes=traced_axes,
         input_names=names,
         output_names=outputs,
         verbose=False,
@@ -458,12 +459,6 @@ def _export_program(
     # An output may have the same name as an exporter's value (`var`, `trunc`).
     NameFixPass()(program.model)
     return program.model_proto
-
-
-def _traced_axes(name: str, dynamic_axes: DynamicAxes) -> dict[int, str]:
-    """Return the names of an input's free axes for TorchScript's exporter."""
-    axes = {axis: f"{name}_{axis}" for axis in dynamic_axes.get(name, ())}
-    return {0: "batch", **axes}
 
 
 def _program_options(

@@ -492,7 +492,11 @@ def _saved_tokenizer(
     with temporary_folder("onnxserve-tokenizer-") as folder:
         (folder / _FILE).write_text(content, encoding="utf-8")
         saved = TextTokenizer(replace(spec, file=folder / _FILE))
-    for text in _hostile_texts(texts):
+    random = np.random.default_rng(0)
+    words = [*_HOSTILE, *texts]
+    for _ in range(_HOSTILE_TEXTS):
+        positions = random.integers(0, len(words), random.integers(1, 5))
+        text = "".join(words[index] for index in positions)
         _compare_tokens(model, saved, text, texts[0], names)
     return spec, content
 
@@ -521,15 +525,6 @@ def _max_tokens(model: "_Classifier | _Encoder") -> int:
     raise ConversionError(
         "its tokenizer does not limit the length of texts: set tokenizer.model_max_length = 512",
     )
-
-
-def _hostile_texts(texts: list[str]) -> Iterator[str]:
-    """Yield random combinations of the texts and of hostile texts."""
-    random = np.random.default_rng(0)
-    words = [*_HOSTILE, *texts]
-    for _ in range(_HOSTILE_TEXTS):
-        positions = random.integers(0, len(words), random.integers(1, 5))
-        yield "".join(words[index] for index in positions)
 
 
 def _compare_tokens(

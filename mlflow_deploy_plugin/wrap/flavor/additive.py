@@ -110,7 +110,12 @@ def _columns_of_features(
     width = reader.read(slice_feeds(feeds, slice(1))).shape[1]
     owners = np.full(width, -1)
     if not reader.has_steps:
-        for position, place in enumerate(_places_in_order(model)):
+        # The stacked inputs have the order of the graph's inputs and their columns.
+        places: list[tuple[str, int]] = []
+        for entry in model.artifact.inputs:
+            column_count = len(entry.columns) or entry.shape[-1]
+            places.extend((entry.name, column) for column in range(column_count))
+        for position, place in enumerate(places):
             owners[position] = next(
                 index for index, feature in enumerate(features) if place in feature.places
             )
@@ -119,19 +124,14 @@ def _columns_of_features(
     for index, feature in enumerate(features):
         is_changed = np.zeros(width, bool)
         for before, after in _changes(feeds, feature, categories.get(feature.name, ())):
-            is_changed |= _differ(reader.read(before), reader.read(after))
+            old = reader.read(before)
+            new = reader.read(after)
+            is_same = (old == new) | (np.isnan(old) & np.isnan(new))
+            is_changed |= (~is_same).any(axis=0)
         has_several |= is_changed & (owners >= 0)
         owners[is_changed] = index
     owners[has_several] = -1
     return owners
-
-
-def _places_in_order(model: OnnxModel) -> Iterator[tuple[str, int]]:
-    """Yield the graph's inputs and positions in the order of its stacked inputs."""
-    for entry in model.artifact.inputs:
-        width = len(entry.columns) or entry.shape[-1]
-        for position in range(width):
-            yield entry.name, position
 
 
 def _changes(
@@ -157,13 +157,6 @@ def _with_values(feeds: Feeds, feature: ExplainedFeature, values: Array) -> Feed
         array.reshape(len(array), -1)[:, position] = values
         changed[name] = array
     return changed
-
-
-def _differ(before: Array, after: Array) -> Array:
-    """Return True for the features, [F] bool, that differ in any row."""
-    is_same = (before == after) | (np.isnan(before) & np.isnan(after))
-    differs: Array = (~is_same).any(axis=0)
-    return differs
 
 
 def _is_same(form: AdditiveForm, reader: FeatureReader, model: OnnxModel, feeds: Feeds) -> bool:

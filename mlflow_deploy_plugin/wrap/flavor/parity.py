@@ -395,17 +395,20 @@ class _ParityProof:
         if self.problem or self._beyond():
             return
         if group.alone or group.source == "example":
-            self._compare_small_batches(group.batch, want)
-        if self._converted.many_rows:
-            self._compare_other_way(group, want)
-
-    def _compare_small_batches(self, batch: Batch, want: Answers) -> None:
-        """Compare the first rows of the batch again, in batches of 1 and 2 rows."""
-        for size, rows in _SMALL_BATCHES:
-            head = batch.take(slice(0, rows))
-            group = RowGroup(f"batch of {size}", head, generated=False)
-            expected = slice_feeds(want, slice(0, rows))
-            self._compare(group, expected, self._answers_in_parts(head, size), size)
+            for size, rows in _SMALL_BATCHES:
+                head = group.batch.take(slice(0, rows))
+                small = RowGroup(f"batch of {size}", head, generated=False)
+                expected = slice_feeds(want, slice(0, rows))
+                self._compare(small, expected, self._answers_in_parts(head, size), size)
+        # The graph has other operators for batches from `many_rows` on.
+        many_rows = self._converted.many_rows
+        if many_rows and count >= many_rows:
+            got = self._answers_in_parts(group.batch, many_rows - 1)
+            self._compare(group, want, got, many_rows - 1)
+        elif many_rows:
+            repeated = self._answers(group.batch.take(np.resize(np.arange(count), many_rows)))
+            got = {name: array[:count] for name, array in repeated.items()}
+            self._compare(group, want, got, many_rows)
 
     def _answers(self, batch: Batch) -> Answers:
         return self._model.run(batch.feeds(self._model.schema))
@@ -425,20 +428,6 @@ class _ParityProof:
             parts.append(answers)
         return concatenate_feeds(parts)
 
-    def _compare_other_way(self, group: RowGroup, want: Answers) -> None:
-        """Compare again with the operators for the other batch sizes: below
-        `many_rows`, or from `many_rows` on.
-        """
-        count = len(group.batch)
-        size = self._converted.many_rows
-        if count >= size:
-            size -= 1
-            got = self._answers_in_parts(group.batch, size)
-        else:
-            repeated = self._answers(group.batch.take(np.resize(np.arange(count), size)))
-            got = {name: array[:count] for name, array in repeated.items()}
-        self._compare(group, want, got, size)
-
     def _compare(
         self,
         group: RowGroup,
@@ -450,16 +439,23 @@ class _ParityProof:
         set `problem` if an output has another shape than the original's.
         """
         self._sizes.add(size)
-        # For scores, the limit is scaled.
         margin = self._converted.margin
-        if "probabilities" in want:
-            tied = self._probability_ties(group.batch, want)
-        elif margin is None:
+        probabilities = want.get("probabilities")
+        if probabilities is None and margin is None:
             tied = np.zeros(len(group.batch), dtype=bool)
-        else:
+        elif probabilities is None:
             scores = margin(group.batch.data)
             largest = float(np.abs(scores).max())
             tied = comparison.top_margins(scores) < TIE_MARGIN * min(1.0, largest)
+        elif want["label"].ndim > 1:  # The labels of several targets are decided separately.
+            tied = np.abs(2 * probabilities - 1).min(axis=1) < TIE_MARGIN
+        else:
+            tied = comparison.top_margins(probabilities) < TIE_MARGIN
+            if margin is not None and tied.any():  # Saturated probabilities of 1 hide the margin.
+                scores = margin(group.batch.data)
+                largest_scores = np.abs(scores.reshape(len(scores), -1)).max(axis=1)
+                limits = TIE_MARGIN * np.maximum(largest_scores, 1.0)
+                tied &= comparison.top_margins(scores) < limits
         for output in self._converted.outputs:
             expected = want[output.name]
             answered = got[output.name]
@@ -543,21 +539,6 @@ class _ParityProof:
             answers_otherwise,
             move_weights is not None,
         )
-
-    def _probability_ties(self, batch: Batch, want: Answers) -> Array:
-        """Return [N] booleans: True if the margin of the original's probabilities and,
-        where it is known, of its scores is below the limit.
-        """
-        margin = self._converted.margin
-        probabilities = want["probabilities"]
-        if want["label"].ndim > 1:  # The labels of several targets are decided separately.
-            return np.asarray(np.abs(2 * probabilities - 1).min(axis=1) < TIE_MARGIN)
-        tied = comparison.top_margins(probabilities) < TIE_MARGIN
-        if margin is not None and tied.any():  # Saturated probabilities of 1 hide the margin.
-            scores = margin(batch.data)
-            largest = np.abs(scores.reshape(len(scores), -1)).max(axis=1)
-            tied &= comparison.top_margins(scores) < TIE_MARGIN * np.maximum(largest, 1.0)
-        return tied
 
     def _beyond(self) -> int:
         return sum(figures.beyond_tolerance for figures in self._figures.values())

@@ -720,7 +720,17 @@ def load_folder(folder: Path, source: str) -> Original:
         ConversionError: the model is Python code or a pyfunc with another method, or
             its files cannot be read.
     """
-    mlmodel, flavors = _read_flavors(folder, source)
+    if not (folder / MLMODEL).is_file():
+        raise errors.InvalidArtifact(f"{source} is not a model: it has no MLmodel file")
+    try:
+        flavors = dict(read_mlmodel(folder).get("flavors", {}))  # without null entries
+        mlmodel = Model.load(str(folder))
+    except errors.InvalidArtifact as error:
+        raise errors.InvalidArtifact(f"{source} is not a model: {error.message}") from None
+    except Exception as error:  # noqa: BLE001 - an invalid file may raise any error.
+        raise errors.InvalidArtifact(
+            f"{source} is not a model: its MLmodel file is invalid: {error_summary(error)}",
+        ) from None
     if FLAVOR in flavors:
         raise errors.InvalidConfig(f"{source} is wrapped already: it can be served as ONNX")
     pyfunc = flavors.get(PYTHON_FUNCTION, {})
@@ -770,23 +780,6 @@ def load_folder(folder: Path, source: str) -> Original:
         if package in _FRAMEWORKS
     ]
     return Original(folder, source, model, mlmodel, predict_fn, tuple(notes))
-
-
-def _read_flavors(folder: Path, source: str) -> tuple[Model, dict[str, Any]]:
-    """Return the MLmodel of a folder, and its flavors without null entries. Raises
-    InvalidArtifact if the file is missing or invalid.
-    """
-    if not (folder / MLMODEL).is_file():
-        raise errors.InvalidArtifact(f"{source} is not a model: it has no MLmodel file")
-    try:
-        flavors = dict(read_mlmodel(folder).get("flavors", {}))
-        return Model.load(str(folder)), flavors
-    except errors.InvalidArtifact as error:
-        raise errors.InvalidArtifact(f"{source} is not a model: {error.message}") from None
-    except Exception as error:  # noqa: BLE001 - an invalid file may raise any error.
-        raise errors.InvalidArtifact(
-            f"{source} is not a model: its MLmodel file is invalid: {error_summary(error)}",
-        ) from None
 
 
 def load_file(path: Path, allow_pickle: bool) -> Original:

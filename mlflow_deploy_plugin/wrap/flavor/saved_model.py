@@ -33,7 +33,6 @@ from mlflow_deploy_plugin.core.column_names import EVENT_TIME
 from mlflow_deploy_plugin.core.mlmodel import FLAVOR, MLMODEL
 from mlflow_deploy_plugin.core.version import __version__
 from mlflow_deploy_plugin.serve.inference_log.tables import TIME, nested_lists
-from mlflow_deploy_plugin.serve.runtime.artifact import Input
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, sample_positions
 from mlflow_deploy_plugin.serve.runtime.log_columns import to_log_columns
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
@@ -286,6 +285,18 @@ def write_mlmodel(
     if converted.tokenizer is not None:
         spec = converted.tokenizer
         sections["tokenizer"] = asdict(spec) | {"file": spec.file.name}
+    inputs = []
+    for entry in converted.inputs:
+        described: dict[str, object] = {
+            "name": entry.name,
+            "dtype": entry.dtype,
+            "shape": list(entry.shape),
+        }
+        if entry.columns:
+            described["columns"] = list(entry.columns)
+        if entry.missing is not None:
+            described["missing"] = entry.missing
+        inputs.append(described)
     model.add_flavor(
         FLAVOR,
         data=ONNX_FILE,
@@ -293,7 +304,7 @@ def write_mlmodel(
         onnxserve_version=__version__,
         framework=converted.framework,
         framework_version=converted.framework_version,
-        inputs=[_input_entry(entry) for entry in converted.inputs],
+        inputs=inputs,
         outputs=[asdict(output) | {"shape": list(output.shape)} for output in converted.outputs],
         prediction=list(converted.prediction),
         classes=list(converted.classes),
@@ -302,20 +313,6 @@ def write_mlmodel(
         **proofs,
     )
     model.save(str(folder / MLMODEL))
-
-
-def _input_entry(entry: Input) -> dict[str, object]:
-    """Return the input for the MLmodel file, without empty fields."""
-    described: dict[str, object] = {
-        "name": entry.name,
-        "dtype": entry.dtype,
-        "shape": list(entry.shape),
-    }
-    if entry.columns:
-        described["columns"] = list(entry.columns)
-    if entry.missing is not None:
-        described["missing"] = entry.missing
-    return described
 
 
 def environment_lock() -> str:

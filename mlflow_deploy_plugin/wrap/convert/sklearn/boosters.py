@@ -329,7 +329,13 @@ def _read_lightgbm(model: Estimator) -> Boosting:
     document = booster.dump_model()  # After early stopping, the dump ends at the best iteration.
     objective = _lightgbm_objective(document)
     kinds: dict[tuple[int, bool], int] = {}
-    trees = list(_lightgbm_trees(document, objective.scale, kinds))  # The call fills `kinds`.
+    width = document["num_tree_per_iteration"]
+    trees = []
+    for index, entry in enumerate(document["tree_info"]):
+        reader = _LightgbmTree(objective.scale, kinds)  # The reader adds to `kinds`.
+        reader.add(entry["tree_structure"])
+        for kind, tree in reader.by_kind():
+            trees.append((kind * width + index % width, tree))
     columns = tuple(map(tuple, document["pandas_categorical"] or ()))
     for category in chain.from_iterable(columns):
         if not isinstance(category, str | int):
@@ -339,7 +345,7 @@ def _read_lightgbm(model: Estimator) -> Boosting:
     return Boosting(
         trees=[tree for _, tree in trees],
         targets=[target for target, _ in trees],
-        base=np.zeros(document["num_tree_per_iteration"]),
+        base=np.zeros(width),
         mode="BRANCH_LEQ",
         link=objective.link,
         categories=columns,
@@ -372,27 +378,6 @@ def _lightgbm_objective(document: Document) -> _LightgbmObjective:
     if document["average_output"]:
         scale /= max(1, len(document["tree_info"]) // document["num_tree_per_iteration"])
     return _LightgbmObjective(link, scale)
-
-
-def _lightgbm_trees(
-    document: Document,
-    scale: float,
-    kinds: dict[tuple[int, bool], int],
-) -> Iterator[tuple[int, Tree]]:
-    """Yield (target, tree) pairs.
-
-    Args:
-        document: the model in the JSON of LightGBM.
-        scale: the factor of the leaves.
-        kinds: the kind of the slopes of each feature and sign (True for negative
-            slopes). The kinds of new slopes are added.
-    """
-    width = document["num_tree_per_iteration"]
-    for index, entry in enumerate(document["tree_info"]):
-        reader = _LightgbmTree(scale, kinds)
-        reader.add(entry["tree_structure"])
-        for kind, tree in reader.by_kind():
-            yield kind * width + index % width, tree
 
 
 @dataclass(frozen=True)
@@ -464,18 +449,12 @@ class _LightgbmTree:
         self.rows.append(leaf())  # The positions of the children follow.
         left = self.add(node["left_child"])
         right = self.add(node["right_child"])
-        threshold = _lightgbm_threshold(node["threshold"])
+        threshold = node["threshold"]
+        if abs(threshold) <= _LIGHTGBM_ZERO:  # LightGBM reads numbers near 0 as 0.
+            below_zero = float(np.nextafter(-_LIGHTGBM_ZERO, -np.inf))
+            threshold = _LIGHTGBM_ZERO if threshold >= 0 else below_zero
         self.rows[position] = Node(node["split_feature"], threshold, left, right, default_left)
         return position
-
-
-def _lightgbm_threshold(threshold: float) -> float:
-    """Return the threshold for exact numbers: LightGBM reads numbers near 0 as 0."""
-    if abs(threshold) > _LIGHTGBM_ZERO:
-        return threshold
-    if threshold >= 0:
-        return _LIGHTGBM_ZERO
-    return float(np.nextafter(-_LIGHTGBM_ZERO, -np.inf))
 
 
 _LIGHTGBM_ZERO = float(np.float32(1e-35))

@@ -201,7 +201,12 @@ def _collect_parts(estimator: Estimator, left_out: dict[str, str]) -> _Collected
     """Return the boundary values of an estimator that is not a pipeline, and of the
     estimators in it. Errors of the latter are added to `left_out`.
     """
-    collected = _Collected([*_of_trees(estimator), *_edges_of_steps(estimator)])
+    collected = _Collected([*_of_trees(estimator)])
+    for kind, edges_of in _EDGES.items():
+        if isinstance(estimator, kind):
+            for position, edges in enumerate(edges_of(estimator)):
+                if len(edges):
+                    collected.values.append(("edges", position, np.asarray(edges, float)))
     collected.values += _entries("categories", enumerate(getattr(estimator, "categories_", ())))
     if isinstance(estimator, CountVectorizer):
         collected.values.append(("texts", 0, estimator.vocabulary_))
@@ -250,16 +255,6 @@ def _nested_estimators(estimator: Estimator) -> Iterator[tuple[Estimator, Iterab
             yield estimator.estimator_, None  # In an ensemble, `estimator_` is only a template.
         if hasattr(estimator, "regressor_"):
             yield estimator.regressor_, None
-
-
-def _edges_of_steps(estimator: Estimator) -> Iterator[_Entry]:
-    """Yield the edges of estimators that are in `_EDGES`."""
-    for kind, edges_of in _EDGES.items():
-        if not isinstance(estimator, kind):
-            continue
-        for position, edges in enumerate(edges_of(estimator)):
-            if len(edges):
-                yield "edges", position, np.asarray(edges, float)
 
 
 def _entries(

@@ -318,6 +318,9 @@ def _convert(
     has_labels = outputs[0].role == "label"
     margin = _single_threaded(_margin(model), fitted) if "label" in answers else None
     has_branches = any(node.op_type == "If" for node in proto.graph.node)
+    classes: tuple[Any, ...] = ()
+    if has_labels and isinstance(getattr(model, "classes_", None), np.ndarray):
+        classes = tuple(model.classes_.tolist())
     if precision == "double_until_last_step":
         repair = (
             "32-bit floats changed predictions; inputs are read in 64 bits, and rounded only "
@@ -335,7 +338,7 @@ def _convert(
         framework=framework,
         framework_version=import_module(framework).__version__,
         original=original,
-        classes=_classes_of(model) if has_labels else (),
+        classes=classes,
         boundary_values=boundary_values(),
         margin=margin,
         many_rows=levels.MANY_ROWS if has_branches else 0,
@@ -365,14 +368,6 @@ def _additive_parts(
         # The form rounds the features, so that they need no cast to 32 bits here.
         features = to_onnx(steps, inputs, "single" if precision == "single" else "double")
     return converted.AdditiveParts(form, features)
-
-
-def _classes_of(model: Estimator) -> tuple[Any, ...]:
-    """Return the classes of a classifier; () for several targets or other models."""
-    classes = getattr(model, "classes_", None)
-    if isinstance(classes, np.ndarray):
-        return tuple(classes.tolist())
-    return ()
 
 
 def _cause_of_differences(fitted: Estimator, batch: ModelInput) -> str:

@@ -251,7 +251,11 @@ class _Block:
                 step = self.graph.cast(holds, TensorProto.UINT8)
             steps.append(step)
             number = self.graph.cast(step, kind)
-            position = self._child(position, number)
+            if position:
+                doubled = self.graph.node("Add", [position, position])
+                position = self.graph.node("Add", [doubled, number])
+            else:
+                position = number
         return self.graph.cast(position, TensorProto.INT32)
 
     def _selected_step(
@@ -287,13 +291,6 @@ class _Block:
             choices = [self.graph.node("Where", [condition, odd, even]) for odd, even in pairs]
         [selected] = choices
         return selected
-
-    def _child(self, position: str, step: str) -> str:
-        """Add twice the position plus the step. The position of the root is ""."""
-        if not position:
-            return step
-        doubled = self.graph.node("Add", [position, position])
-        return self.graph.node("Add", [doubled, step])
 
     def sum_leaves(self, leaf: str) -> str:
         """Add the sums of the rows' leaves, [rows, targets], per group and then in

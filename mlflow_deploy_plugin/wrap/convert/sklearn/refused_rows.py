@@ -105,11 +105,20 @@ def _not_finite(added: Subgraph, graph: GraphProto, operators: list[Operator]) -
     """Mark the rows for which a function or product is not finite, if a later step
     refuses such numbers.
     """
+    makers = makers_of(graph)
+    constants = {entry.name: entry for entry in graph.initializer}
     readers: dict[str, list[Estimator]] = {}
+    # Products, and functions that may not be finite, are doubtful.
+    doubtful: set[str] = set()
     for operator in operators:
+        estimator = operator.raw_operator
         for entry in operator.inputs:
-            readers.setdefault(entry.full_name, []).append(operator.raw_operator)
-    doubtful = set(_doubtful_outputs(graph, operators))
+            readers.setdefault(entry.full_name, []).append(estimator)
+        is_doubtful = isinstance(estimator, PolynomialFeatures)
+        if isinstance(estimator, FunctionTransformer | Computed):
+            is_doubtful = _is_partial(operator, makers, constants)
+        if is_doubtful:
+            doubtful.update(entry.full_name for entry in operator.outputs)
     for node in graph.node:
         if not doubtful.isdisjoint(node.input):
             doubtful.update(node.output)
@@ -131,19 +140,6 @@ def _not_finite(added: Subgraph, graph: GraphProto, operators: list[Operator]) -
                 continue
             reason = f"the model computes {numbers} for the row, which its {step} refuses"
             yield reason, added.cast(mark, TensorProto.FLOAT)
-
-
-def _doubtful_outputs(graph: GraphProto, operators: list[Operator]) -> Iterator[str]:
-    """Yield the outputs of products, and of functions that may not be finite."""
-    makers = makers_of(graph)
-    constants = {entry.name: entry for entry in graph.initializer}
-    for operator in operators:
-        step = operator.raw_operator
-        is_doubtful = isinstance(step, PolynomialFeatures)
-        if isinstance(step, FunctionTransformer | Computed):
-            is_doubtful = _is_partial(operator, makers, constants)
-        if is_doubtful:
-            yield from (entry.full_name for entry in operator.outputs)
 
 
 def _is_partial(

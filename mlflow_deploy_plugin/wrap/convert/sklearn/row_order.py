@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, TensorProto, helper, numpy_helper
 from skl2onnx.common._topology import Scope
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
@@ -53,34 +53,18 @@ def sort_rows(graph: GraphProto) -> None:
         if node.op_type not in _OPERATORS or splits < _FEWEST_SPLITS:
             graph.node.append(node)
             continue
-        before, after = _sort_around(node, attributes, names)
-        graph.initializer.extend([*before.initializer, *after.initializer])
-        graph.node.extend([*before.node, node, *after.node])
-
-
-def _sort_around(
-    node: NodeProto,
-    attributes: _Attributes,
-    names: Scope,
-) -> tuple[GraphProto, GraphProto]:
-    """Return the nodes that sort the rows before a tree operator, and the nodes that
-    restore their order. The operator's input and outputs are renamed.
-    """
-    before = Subgraph(names)
-    after = Subgraph(names)
-    order = _write_order(before, node.input[0], attributes)
-    node.input[0] = before.node(
-        "GatherND",
-        [node.input[0], order],
-    )
-    for index, name in enumerate(node.output):
-        node.output[index] = after.name()
-        after.node(
-            "ScatterND",
-            [node.output[index], order, node.output[index]],
-            name,
-        )
-    return before.finish({}, {}), after.finish({}, {})
+        # The rows are sorted before the operator, and their order is restored after it.
+        before = Subgraph(names)
+        order = _write_order(before, node.input[0], attributes)
+        node.input[0] = before.node("GatherND", [node.input[0], order])
+        after = Subgraph(names)
+        for index, name in enumerate(node.output):
+            node.output[index] = after.name()
+            after.node("ScatterND", [node.output[index], order, node.output[index]], name)
+        sort = before.finish({}, {})
+        restore = after.finish({}, {})
+        graph.initializer.extend([*sort.initializer, *restore.initializer])
+        graph.node.extend([*sort.node, node, *restore.node])
 
 
 def _write_order(graph: Subgraph, rows: str, attributes: _Attributes) -> str:

@@ -316,7 +316,16 @@ def ranked(model: preprocessing.QuantileTransformer, rows: Rows) -> TracedArray:
     )
     limit = _MARGIN - np.spacing(1.0)
     share = share.astype(values.dtype).astype(float)
-    return _deviates(np.clip(share, limit, 1.0 - limit))
+    # AS 241 computes normal deviates to 16 digits for shares above 1e-11:
+    # https://doi.org/10.2307/2347330.
+    share = np.clip(share, limit, 1.0 - limit)
+    centred = share - 0.5
+    square = 0.180625 - centred * centred  # 0.425 squared
+    tail = np.sqrt(-np.log(np.minimum(share, 1.0 - share))) - 1.6
+    near = _polynomial(square, _NEAR[0]) / _polynomial(square, _NEAR[1])
+    far = _polynomial(tail, _FAR[0]) / _polynomial(tail, _FAR[1])
+    is_near = np.abs(centred) <= 0.425
+    return np.where(is_near, centred * near, np.where(centred < 0, -far, far))
 
 
 def _shares(model: preprocessing.QuantileTransformer, x: TracedArray) -> TracedArray:
@@ -340,23 +349,6 @@ def _shares(model: preprocessing.QuantileTransformer, x: TracedArray) -> TracedA
     downwards = of_column(slopes, end - 1) * (of_column(quantiles, end) - x) - take(shares, end)
     upwards = np.where(x >= quantiles[-1], 1.0, upwards)
     return 0.5 * (upwards - np.where(x <= quantiles[0], 0.0, downwards))
-
-
-def _deviates(share: TracedArray) -> TracedArray:
-    """Return normal deviates to 16 digits for shares above 1e-11: AS 241,
-    https://doi.org/10.2307/2347330.
-    """
-    centred = share - 0.5
-    square = 0.180625 - centred * centred  # 0.425 squared
-    tail = np.sqrt(-np.log(np.minimum(share, 1.0 - share))) - 1.6
-    near = _polynomial(square, _NEAR[0]) / _polynomial(square, _NEAR[1])
-    far = _polynomial(tail, _FAR[0]) / _polynomial(tail, _FAR[1])
-    is_near = np.abs(centred) <= 0.425
-    return np.where(
-        is_near,
-        centred * near,
-        np.where(centred < 0, -far, far),
-    )
 
 
 def _polynomial(x: TracedArray, coefficients: tuple[float, ...]) -> TracedArray:

@@ -57,7 +57,10 @@ def stand_in(
     """
     with suppress(Exception), warnings.catch_warnings():  # The library may raise any error.
         warnings.simplefilter("ignore")
-        if not _may_be_affine(part):
+        is_predictor = hasattr(part, "predict")
+        if is_predictor == hasattr(part, "transform"):
+            return None
+        if is_predictor and (is_classifier(part) or not hasattr(part, "coef_")):
             return None
         names = None if isinstance(columns, int) else columns
         width = columns if isinstance(columns, int) else len(columns)
@@ -80,14 +83,6 @@ def stand_in(
             return _regression(sums)
         return _step(sums, part)
     return None
-
-
-def _may_be_affine(part: Estimator) -> bool:
-    """Return True for a transformer, and for a regressor with weights."""
-    is_predictor = hasattr(part, "predict")
-    if is_predictor == hasattr(part, "transform"):
-        return False
-    return not is_predictor or (hasattr(part, "coef_") and not is_classifier(part))
 
 
 def _answers(
@@ -123,32 +118,20 @@ def _is_affine(call: Callable[[Array], Array], sums: _Sums) -> bool:
     sum that contains it missing.
     """
     count = len(sums.weights)
-    if not all(sums.match(rows, call(rows)) for rows in _test_rows(count)):
-        return False
+    random = np.random.default_rng(0)
+    # With three rows of fractions, most other estimators fail at once.
+    few = random.normal(size=(3, count)) * [[1.0], [1e-3], [1e3]]
+    codes = random.permuted(np.tile(_CODES, (count, 1)), axis=1).T
+    shape = (2000, count)
+    mixed = np.round(random.normal(size=shape) * 10 ** random.uniform(-1, 5, shape))
+    marks = np.outer(_MARKS, np.ones(count))
+    for rows in (few, np.vstack([codes, mixed, marks])):
+        if not sums.match(rows, call(rows)):
+            return False
     with suppress(ValueError):  # The estimator may refuse missing numbers.
         answers = call(np.where(np.eye(count), np.nan, 0.0))
         return not np.isfinite(answers)[sums.weights != 0].any()
     return True
-
-
-def _test_rows(columns: int) -> tuple[Array, Array]:
-    """Return three rows of fractions, with which most other estimators fail at once,
-    and many rows of codes, numbers of all magnitudes, and markers.
-    """
-    random = np.random.default_rng(0)
-    few = random.normal(size=(3, columns)) * [
-        [1.0],
-        [1e-3],
-        [1e3],
-    ]
-    codes = random.permuted(
-        np.tile(_CODES, (columns, 1)),
-        axis=1,
-    ).T
-    shape = (2000, columns)
-    mixed = np.round(random.normal(size=shape) * 10 ** random.uniform(-1, 5, shape))
-    marks = np.outer(_MARKS, np.ones(columns))
-    return few, np.vstack([codes, mixed, marks])
 
 
 def _regression(sums: _Sums) -> Pipeline | None:
