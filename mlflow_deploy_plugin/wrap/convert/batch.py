@@ -262,13 +262,12 @@ class Batch:
                     shapes[name].append(shape)
         free_axes = {}
         for name, tensor_shapes in shapes.items():
-            first = tensor_shapes[0]
             for shape in tensor_shapes:
-                if len(shape) != len(first):
+                if len(shape) != len(tensor_shapes[0]):
                     label = name or "the array"
                     raise InvalidConfig(
                         f"{argument}: {label} has the shape {list(shape)}; the example has "
-                        f"{list(first)}",
+                        f"{list(tensor_shapes[0])}",
                     )
             sizes_by_axis = enumerate(zip(*tensor_shapes, strict=True))
             free_axes[name] = tuple(
@@ -322,7 +321,29 @@ class Batch:
         if signature is None or signature.inputs is None:
             return self
         if not isinstance(self.data, pd.DataFrame):
-            _check_tensors(self.data, signature.inputs)
+            tensors = self.data
+            inputs = signature.inputs
+            names = [
+                spec.name for spec in inputs.inputs if spec.name
+            ]  # A single tensor may be unnamed.
+            if set(names) > set(tensors):
+                what = "tensors" if inputs.is_tensor_spec() else "columns"
+                if list(tensors) == [""]:
+                    described = "one unnamed tensor"
+                else:
+                    described = f"the tensors {sorted(tensors)}"
+                raise InvalidConfig(
+                    f"signature: it has the {what} {names}, and the example has {described}"
+                )
+            if inputs.is_tensor_spec():
+                for spec in inputs.inputs:
+                    array = tensors[spec.name] if spec.name else next(iter(tensors.values()))
+                    difference = _tensor_difference(spec, array)
+                    if difference:
+                        label = f"tensor {spec.name!r}" if spec.name else "tensor"
+                        raise InvalidConfig(
+                            f"signature: the {label} has {difference} in the example"
+                        )
             return self
         if signature.inputs == NAMELESS_TEXT:
             return self
@@ -547,36 +568,23 @@ def _cast_table(table: pd.DataFrame, inputs: SignatureSchema) -> pd.DataFrame:
     return cast
 
 
-def _check_tensors(tensors: dict[str, Array], inputs: SignatureSchema) -> None:
-    """Raise InvalidConfig if a tensor differs from the signature in name, shape or
-    type.
+def _tensor_difference(spec: TensorSpec, array: Array) -> str:
+    """Return the shape or type of the signature and that of the array; "" if the array
+    matches.
     """
-    names = [spec.name for spec in inputs.inputs if spec.name]  # A single tensor may be unnamed.
-    if set(names) > set(tensors):
-        what = "tensors" if inputs.is_tensor_spec() else "columns"
-        if list(tensors) == [""]:
-            described = "one unnamed tensor"
-        else:
-            described = f"the tensors {sorted(tensors)}"
-        raise InvalidConfig(
-            f"signature: it has the {what} {names}, and the example has {described}"
-        )
-    if not inputs.is_tensor_spec():
-        return
-    for spec in inputs.inputs:
-        array = tensors[spec.name] if spec.name else next(iter(tensors.values()))
-        pairs = zip(spec.shape[1:], array.shape[1:], strict=False)
-        has_other_sizes = any(declared not in (-1, size) for declared, size in pairs)
-        has_other_kind = (spec.type.kind in "OUS") != (array.dtype.kind in "OUST")
-        has_fractions = spec.type.kind in "iub" and array.dtype.kind == "f"
-        difference = ""
-        if len(spec.shape) != array.ndim or has_other_sizes:
-            difference = f"the shape {list(spec.shape)}, but {list(array.shape)}"
-        elif has_other_kind or has_fractions:
-            difference = f"the type {spec.type}, but {array.dtype}"
-        if difference:
-            label = f"tensor {spec.name!r}" if spec.name else "tensor"
-            raise InvalidConfig(f"signature: the {label} has {difference} in the example")
+    pairs = zip(
+        spec.shape[1:],
+        array.shape[1:],
+        strict=False,
+    )
+    has_other_sizes = any(declared not in (-1, size) for declared, size in pairs)
+    if len(spec.shape) != array.ndim or has_other_sizes:
+        return f"the shape {list(spec.shape)}, but {list(array.shape)}"
+    has_other_kind = (spec.type.kind in "OUS") != (array.dtype.kind in "OUST")
+    has_fractions = spec.type.kind in "iub" and array.dtype.kind == "f"
+    if has_other_kind or has_fractions:
+        return f"the type {spec.type}, but {array.dtype}"
+    return ""
 
 
 def check_outputs(signature: ModelSignature | None, inferred: ModelSignature) -> None:

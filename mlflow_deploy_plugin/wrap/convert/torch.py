@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 import pandas as pd
 import torch
-from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx_ir.passes.common import NameFixPass
 from onnxscript import ir
 from onnxscript import opset18 as op
@@ -161,16 +161,7 @@ def export(
     # An unnamed tensor has the axes of the first input.
     axes = {names[0]: dynamic_axes.get("", ()), **dynamic_axes}
     # A program may have a fixed batch size, which is the size of the example.
-    traced = batch
-    if not isinstance(model, ExportedProgram):
-        # The exporter needs a number of rows that differs from all other dimensions.
-        example = Batch(batch)
-        sizes = set(chain.from_iterable(tensor.shape[1:] for tensor in example.tensors.values()))
-        row_count = _EXAMPLE_ROWS
-        while row_count in sizes:
-            row_count += 1
-        positions = np.arange(row_count) % len(example)  # A short example is repeated.
-        traced = example.take(positions).data
+    traced = batch if isinstance(model, ExportedProgram) else _traced_rows(batch)
     answers = converted.call_original(original, traced)
     for name in list(answers):
         if name in names:
@@ -281,11 +272,7 @@ def _find_embeddings(graph: GraphProto) -> dict[int, _Embedding]:
     makers = converted.makers_of(graph)
     embeddings = {}
     for index, node in enumerate(graph.node):
-        if node.op_type != "Gather" or node.input[0] not in sizes:
-            continue
-        # The legacy exporter writes the Gather of an embedding without an axis.
-        sources = " ".join(entry.value for entry in node.metadata_props)
-        if "aten.embedding" not in sources and "aten.one_hot" not in sources and node.attribute:
+        if not _is_embedding(node) or node.input[0] not in sizes:
             continue
         # An EmbeddingBag flattens the ids of all rows by a Reshape.
         ids = node.input[1]
@@ -302,6 +289,16 @@ def _find_embeddings(graph: GraphProto) -> dict[int, _Embedding]:
                 shape=shape,
             )
     return embeddings
+
+
+def _is_embedding(node: NodeProto) -> bool:
+    """Return True for the Gather of an embedding. The legacy exporter writes it without
+    an axis.
+    """
+    if node.op_type != "Gather":
+        return False
+    sources = " ".join(entry.value for entry in node.metadata_props)
+    return "aten.embedding" in sources or "aten.one_hot" in sources or not node.attribute
 
 
 def _mark_ids(graph: GraphProto, embedding: _Embedding, mark: str) -> str:
@@ -345,6 +342,18 @@ def _mark_ids(graph: GraphProto, embedding: _Embedding, mark: str) -> str:
         )
     )
     return flat_ids
+
+
+def _traced_rows(batch: ModelInput) -> ModelInput:
+    """Return the rows for the exporter: at least three, and a number that differs from
+    all other dimensions.
+    """
+    example = Batch(batch)
+    sizes = set(chain.from_iterable(tensor.shape[1:] for tensor in example.tensors.values()))
+    row_count = _EXAMPLE_ROWS
+    while row_count in sizes:
+        row_count += 1
+    return example.take(np.arange(row_count) % len(example)).data  # A short example is repeated.
 
 
 @contextmanager
@@ -644,14 +653,7 @@ def by_name(
         if result.dtype == torch.bfloat16:
             raise ConversionError(f"the module's forward returns bfloat16, {_NO_BFLOAT16}")
         return {name or "output": result}
-    if isinstance(result, dict):
-        prefix = f"{name}." if name else ""
-        parts = {f"{prefix}{key}": part for key, part in result.items()}
-    elif isinstance(result, list | tuple):
-        stem = name or "output"
-        parts = {f"{stem}_{position}": part for position, part in enumerate(result)}
-    else:
-        parts = None
+    parts = _parts_by_name(result, name)
     if parts is None:
         is_left_out = result is None or (name and not of_tensors)
         if not is_left_out:
@@ -666,6 +668,19 @@ def by_name(
     for part_name, part in parts.items():
         tensors |= by_name(part, of_tensors, part_name)
     return tensors
+
+
+def _parts_by_name(result: object, name: str) -> dict[str, object] | None:
+    """Return the parts of a mapping, list or tuple by output name, or None for other
+    results. `name` is the name of the result; "" for the whole result.
+    """
+    if isinstance(result, dict):
+        prefix = f"{name}." if name else ""
+        return {f"{prefix}{key}": part for key, part in result.items()}
+    if isinstance(result, list | tuple):
+        stem = name or "output"
+        return {f"{stem}_{position}": part for position, part in enumerate(result)}
+    return None
 
 
 def _tensors(

@@ -110,12 +110,7 @@ def _columns_of_features(
     width = reader.read(slice_feeds(feeds, slice(1))).shape[1]
     owners = np.full(width, -1)
     if not reader.has_steps:
-        # The stacked inputs have the order of the graph's inputs and their columns.
-        places: list[tuple[str, int]] = []
-        for entry in model.artifact.inputs:
-            column_count = len(entry.columns) or entry.shape[-1]
-            places.extend((entry.name, column) for column in range(column_count))
-        for position, place in enumerate(places):
+        for position, place in enumerate(_places_in_order(model)):
             owners[position] = next(
                 index for index, feature in enumerate(features) if place in feature.places
             )
@@ -127,11 +122,19 @@ def _columns_of_features(
             old = reader.read(before)
             new = reader.read(after)
             is_same = (old == new) | (np.isnan(old) & np.isnan(new))
-            is_changed |= (~is_same).any(axis=0)
+            is_changed |= ~is_same.all(axis=0)
         has_several |= is_changed & (owners >= 0)
         owners[is_changed] = index
     owners[has_several] = -1
     return owners
+
+
+def _places_in_order(model: OnnxModel) -> Iterator[tuple[str, int]]:
+    """Yield the graph's inputs and positions in the order of its stacked inputs."""
+    for entry in model.artifact.inputs:
+        width = len(entry.columns) or entry.shape[-1]
+        for position in range(width):
+            yield entry.name, position
 
 
 def _changes(

@@ -679,17 +679,7 @@ def parity_error(report: ParityReport) -> ParityError:
         for output in report.outputs
         if output.beyond_tolerance
     )
-    names = ["source", "output", "original", "onnx", "input"]
-    lines = [names]
-    for row in report.worst_rows:
-        lines.append([_short(row[name]) for name in names])
-    columns = zip(*lines, strict=True)
-    widths = [max(map(len, column)) for column in columns]
-    aligned = []
-    for line in lines:
-        cells = map(str.ljust, line, widths)
-        aligned.append("  ".join(["", *cells]).rstrip())
-    table = "\n".join(aligned)
+    table = _as_table(report.worst_rows)
     error = ParityError(
         f"the ONNX form does not match the original; {wrong}. Worst rows:\n{table}\n"
         'To log the model anyway, set parity="warn"; the version is then marked as warned.',
@@ -698,6 +688,21 @@ def parity_error(report: ParityReport) -> ParityError:
     differing = max(output.beyond_tolerance for output in report.outputs)
     error.brief = f"{differing:,} of {report.rows:,} rows differ"
     return error
+
+
+def _as_table(worst_rows: list[dict[str, Any]]) -> str:
+    """Return the worst rows as lines of aligned text, with a header."""
+    names = ["source", "output", "original", "onnx", "input"]
+    lines = [names]
+    for row in worst_rows:
+        lines.append([_short(row[name]) for name in names])
+    columns = zip(*lines, strict=True)
+    widths = [max(map(len, column)) for column in columns]
+    aligned = []
+    for line in lines:
+        cells = map(str.ljust, line, widths)
+        aligned.append("  ".join(["", *cells]).rstrip())
+    return "\n".join(aligned)
 
 
 def _short(value: object) -> str:

@@ -89,9 +89,7 @@ def log_as_pyfunc(
         other_data: other rows; the axes of a network that differ in size are free.
         options: the options for `log_model` of the MLflow flavor.
     """
-    example = input_example
-    if isinstance(example, list) and example and all(isinstance(row, dict) for row in example):
-        example = pd.DataFrame(example)
+    example = _records_as_table(input_example)
     predict_fn = options.get("pyfunc_predict_fn", "predict")
     pyfunc_options = net_options(flavor, model, input_example, *other_data)
     if pyfunc_options is None and isinstance(example, pd.DataFrame):
@@ -101,18 +99,7 @@ def log_as_pyfunc(
     else:
         flavor, arguments = pyfunc_options
         options = {name: value for name, value in options.items() if name not in _SKLEARN_OPTIONS}
-    needed = ""
-    if not options["code_paths"]:
-        code = _own_code(model)
-        if code:
-            needed = f". It needs your own modules for serving: log them with code_paths={code}"
-    _logger.warning(
-        "%s. The model is logged by mlflow.%s instead and is served as pyfunc "
-        '(fallback="error" prevents this)%s',
-        reason_line(error),
-        flavor,
-        needed,
-    )
+    _warn_of_fallback(model, error, flavor, options)
     module = import_module(f"mlflow.{flavor}")
     accepted = [
         *inspect.signature(module.save_model).parameters,
@@ -169,9 +156,55 @@ def _flavor_arguments(
     return arguments
 
 
+def _warn_of_fallback(
+    model: TrainedModel,
+    error: ModelError,
+    flavor: str,
+    options: Mapping[str, Any],
+) -> None:
+    """Log the reason for the fallback, and the user's modules that serving needs."""
+    needed = ""
+    if not options["code_paths"]:
+        with open(os.devnull, "wb") as file:
+            finder = _ModuleFinder(file)
+            with suppress(Exception):  # The model may not be picklable.
+                finder.dump(model)
+        stdlib = sysconfig.get_path("stdlib")
+        own_package = __name__.partition(".")[0]
+        code = []
+        # `__main__` is pickled by value.
+        for name in sorted(finder.modules - {own_package, "__main__"}):
+            loaded = sys.modules.get(name)
+            paths = [*getattr(loaded, "__path__", [])] or [getattr(loaded, "__file__", None)]
+            path = Path(paths[0] or stdlib)  # A built-in module has no file.
+            is_installed = not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
+            if not is_installed and not path.is_relative_to(stdlib):
+                code.append(os.path.relpath(path))
+        if code:
+            needed = f". It needs your own modules for serving: log them with code_paths={code}"
+    _logger.warning(
+        "%s. The model is logged by mlflow.%s instead and is served as pyfunc "
+        '(fallback="error" prevents this)%s',
+        reason_line(error),
+        flavor,
+        needed,
+    )
+
+
 def reason_line(error: ModelError) -> str:
     """Return the reason for a fallback as one line."""
     return error.message.partition("\n")[0].removesuffix("Worst rows:").rstrip(".;: ")
+
+
+def _records_as_table(input_example: ModelData) -> ModelData:
+    """Return a list of records as a table, and other examples unchanged."""
+    if (
+        isinstance(input_example, list)
+        and input_example
+        and all(isinstance(row, dict) for row in input_example)
+    ):
+        return pd.DataFrame(input_example)
+    return input_example
 
 
 def _first_rows(input_example: ModelData) -> ModelData:
@@ -201,28 +234,6 @@ class _ModuleFinder(cloudpickle.CloudPickler):  # type: ignore[misc]
         if isinstance(value, type | FunctionType):
             self.modules.add(str(value.__module__).partition(".")[0])
         return super().reducer_override(value)
-
-
-def _own_code(model: TrainedModel) -> list[str]:
-    """Return the files and folders of the user's modules that the pickled model
-    needs.
-    """
-    with open(os.devnull, "wb") as file:
-        finder = _ModuleFinder(file)
-        with suppress(Exception):  # The model may not be picklable.
-            finder.dump(model)
-    stdlib = sysconfig.get_path("stdlib")
-    own_package = __name__.partition(".")[0]
-    code_paths = []
-    # `__main__` is pickled by value.
-    for name in sorted(finder.modules - {own_package, "__main__"}):
-        module = sys.modules.get(name)
-        paths = [*getattr(module, "__path__", [])] or [getattr(module, "__file__", None)]
-        path = Path(paths[0] or stdlib)  # A built-in module has no file.
-        is_installed = not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
-        if not is_installed and not path.is_relative_to(stdlib):
-            code_paths.append(os.path.relpath(path))
-    return code_paths
 
 
 def _single_or_all(answers: dict[str, Array]) -> Array | dict[str, Array]:

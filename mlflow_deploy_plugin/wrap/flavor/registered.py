@@ -378,18 +378,7 @@ def _convert(
         ignored = (f"requests to an ONNX form have no params ({defaults}); {effect}",)
     proof = _proof_rows(original, data)
     wrapped = _wrap_on(original, settings, proof, parity, drop, event_time)
-    # Rows that were generated become neither the example nor the reference.
-    if proof.is_made_up:
-        provenance = {
-            name: value
-            for name, value in wrapped.provenance.items()
-            if not name.startswith("dataset_")
-        }
-        wrapped = replace(wrapped, example=None, reference=None, provenance=provenance)
-    elif proof.example is not None:
-        example = without_columns(proof.example, wrapped.converted.unread)
-        wrapped = replace(wrapped, example=example)
-    return wrapped, (*original.warnings, *ignored, *proof.notes)
+    return _with_example(wrapped, proof), (*original.warnings, *ignored, *proof.notes)
 
 
 class _ProofRows(NamedTuple):
@@ -493,6 +482,23 @@ def _wrap_on(
         raise errors.InvalidConfig(f"{error.message}{made_up}{version_notes}") from error
 
 
+def _with_example(wrapped: WrappedModel, proof: _ProofRows) -> WrappedModel:
+    """Return the model with the saved example. Rows that were generated become neither
+    the example nor the reference.
+    """
+    if proof.is_made_up:
+        provenance = {
+            name: value
+            for name, value in wrapped.provenance.items()
+            if not name.startswith("dataset_")
+        }
+        return replace(wrapped, example=None, reference=None, provenance=provenance)
+    if proof.example is not None:
+        example = without_columns(proof.example, wrapped.converted.unread)
+        return replace(wrapped, example=example)
+    return wrapped
+
+
 def _settings(mlmodel: Model, folder: Path) -> Settings:
     """Return the arguments that MLflow's pyfunc passes to the model, unless the flavor
     ignores them.
@@ -570,20 +576,8 @@ def _log_next_version(
         model_id = _create_logged_model(client, origin.logged, origin.run, origin_tags)
     metadata = original.mlmodel.metadata if original.mlmodel is not None else None
     version_tags = origin.version.tags if origin.version is not None else {}
-    # The git commit and the dataset are those of the run that trained the model.
-    provenance = {
-        name: value for name, value in wrapped.provenance.items() if not name.startswith("git_")
-    }
-    if origin.run is not None:
-        if commit := origin.run.data.tags.get(GIT_COMMIT_TAG):
-            provenance["git_commit"] = commit
-        if inputs := origin.run.inputs.dataset_inputs:
-            provenance |= {
-                "dataset_digest": inputs[-1].dataset.digest,
-                "dataset_name": inputs[-1].dataset.name,
-            }
     info = log_wrapped(
-        replace(wrapped, provenance=provenance),
+        replace(wrapped, provenance=_provenance(wrapped.provenance, origin.run)),
         registered_model_name=outcome.name,
         model_id=model_id,
         run_id=origin.run_id,
@@ -708,6 +702,26 @@ def _create_logged_model(
     return str(created.model_id)
 
 
+def _provenance(
+    provenance: Mapping[str, object],
+    run: Run | None,
+) -> dict[str, object]:
+    """Return the provenance with the git commit and the dataset of the run that trained
+    the model.
+    """
+    details = {name: value for name, value in provenance.items() if not name.startswith("git_")}
+    if run is None:
+        return details
+    if commit := run.data.tags.get(GIT_COMMIT_TAG):
+        details["git_commit"] = commit
+    if inputs := run.inputs.dataset_inputs:
+        details |= {
+            "dataset_digest": inputs[-1].dataset.digest,
+            "dataset_name": inputs[-1].dataset.name,
+        }
+    return details
+
+
 def load_folder(folder: Path, source: str) -> Original:
     """Load the model of an MLmodel folder, whose files may run code. Messages use the
     name `source`.
@@ -731,28 +745,7 @@ def load_folder(folder: Path, source: str) -> Original:
         raise errors.InvalidArtifact(
             f"{source} is not a model: its MLmodel file is invalid: {error_summary(error)}",
         ) from None
-    if FLAVOR in flavors:
-        raise errors.InvalidConfig(f"{source} is wrapped already: it can be served as ONNX")
-    pyfunc = flavors.get(PYTHON_FUNCTION, {})
-    flavor = next((name for name in flavors if name != PYTHON_FUNCTION), "")
-    default_loader = f"mlflow.{flavor}" if flavor else "mlflow.pyfunc.model"
-    loader = str(pyfunc.get("loader_module", default_loader))
-    if not flavor or not loader.startswith(f"mlflow.{flavor}"):
-        if loader.startswith("mlflow.pyfunc."):
-            code = "a custom Python class"
-        else:
-            code = f"custom Python code for {loader}"
-        raise errors.ConversionError(
-            f"{source} cannot be converted to ONNX: it is {code}; it can be served as pyfunc "
-            "without conversion",
-        )
-    predict_fn = pyfunc.get("predict_fn", "predict")
-    if predict_fn not in get_args(PredictFunction):
-        raise errors.ConversionError(
-            f"{source} cannot be converted to ONNX: its pyfunc calls {predict_fn!r}, and an ONNX "
-            f"form supports only {' or '.join(get_args(PredictFunction))}; it can be served as "
-            "pyfunc without conversion",
-        )
+    flavor, predict_fn = _framework_flavor(flavors, source)
     differences = version_differences(folder)
     if not hasattr(environment_variables, MODEL_CODE):
         require_model_code(source)  # MLflow 3.18 and newer refuses only files with code.
@@ -780,6 +773,39 @@ def load_folder(folder: Path, source: str) -> Original:
         if package in _FRAMEWORKS
     ]
     return Original(folder, source, model, mlmodel, predict_fn, tuple(notes))
+
+
+def _framework_flavor(
+    flavors: Mapping[str, Any],
+    source: str,
+) -> tuple[str, PredictFunction]:
+    """Return the flavor of the framework, and the method that its pyfunc calls. Raises
+    InvalidConfig for a wrapped model, and ConversionError for Python code and for
+    another method.
+    """
+    if FLAVOR in flavors:
+        raise errors.InvalidConfig(f"{source} is wrapped already: it can be served as ONNX")
+    pyfunc = flavors.get(PYTHON_FUNCTION, {})
+    flavor = next((name for name in flavors if name != PYTHON_FUNCTION), "")
+    default_loader = f"mlflow.{flavor}" if flavor else "mlflow.pyfunc.model"
+    loader = str(pyfunc.get("loader_module", default_loader))
+    if not flavor or not loader.startswith(f"mlflow.{flavor}"):
+        if loader.startswith("mlflow.pyfunc."):
+            code = "a custom Python class"
+        else:
+            code = f"custom Python code for {loader}"
+        raise errors.ConversionError(
+            f"{source} cannot be converted to ONNX: it is {code}; it can be served as pyfunc "
+            "without conversion",
+        )
+    predict_fn = pyfunc.get("predict_fn", "predict")
+    if predict_fn not in get_args(PredictFunction):
+        raise errors.ConversionError(
+            f"{source} cannot be converted to ONNX: its pyfunc calls {predict_fn!r}, and an ONNX "
+            f"form supports only {' or '.join(get_args(PredictFunction))}; it can be served as "
+            "pyfunc without conversion",
+        )
+    return flavor, predict_fn
 
 
 def load_file(path: Path, allow_pickle: bool) -> Original:

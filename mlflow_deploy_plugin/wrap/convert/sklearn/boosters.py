@@ -87,18 +87,7 @@ def _read_xgboost(model: Estimator) -> Boosting:
     """
     is_native = isinstance(model, NativeBooster)
     booster = model.native_booster if is_native else model.get_booster()
-    # The layout of the JSON differs between versions.
-    learner = json.loads(bytes(booster.save_raw("json")))["learner"]
-    outer = learner["gradient_booster"]
-    content = outer.get("gbtree", outer).get("model")  # DART before 3.4 nests the model.
-    # Only DART has weights. They are in `content` since 3.4.
-    weights = outer.get("weight_drop") or content.get("weight_drop") or ()
-    document = _XgboostDocument(
-        objective=learner["objective"]["name"],
-        content=content,
-        trees=content.get("trees", []),
-        weights=weights,
-    )
+    document = _read_xgboost_document(booster)
     link = _XGBOOST_LINKS.get(document.objective)
     if link is None:
         raise NotImplementedError(f"the objective {document.objective}")
@@ -187,6 +176,21 @@ class _XgboostDocument:
         )[:-1]
 
 
+def _read_xgboost_document(booster: Estimator) -> _XgboostDocument:
+    """Return the JSON of a native booster, whose layout differs between versions."""
+    learner = json.loads(bytes(booster.save_raw("json")))["learner"]
+    outer = learner["gradient_booster"]
+    content = outer.get("gbtree", outer).get("model")  # DART before 3.4 nests the model.
+    # Only DART has weights. They are in `content` since 3.4.
+    weights = outer.get("weight_drop") or content.get("weight_drop") or ()
+    return _XgboostDocument(
+        objective=learner["objective"]["name"],
+        content=content,
+        trees=content.get("trees", []),
+        weights=weights,
+    )
+
+
 def _base_margin(
     booster: Estimator,
     rounds: int,
@@ -230,15 +234,7 @@ def _xgboost_trees(
         default_target: the target of a tree whose leaves have one value.
         weight: the factor of all values.
     """
-    width = int(document["tree_param"]["size_leaf_vector"])
-    if width <= 1:
-        values = np.array([document["split_conditions"]], dtype=np.float32)
-    else:
-        leaves = np.array(document["leaf_weights"], dtype=np.float32).reshape(-1, width)
-        # A leaf stores the index of its values in `right_children`.
-        is_leaf = np.array(document["left_children"]) < 0
-        values = leaves[np.where(is_leaf, document["right_children"], 0)].T
-    values = values * np.float32(weight)  # shape: [values per leaf, nodes]
+    values = _xgboost_values(document) * np.float32(weight)
     targets = [default_target]
     if len(values) > 1:
         targets = list(range(len(values)))
@@ -259,6 +255,17 @@ def _xgboost_trees(
     return [
         (target, replace(tree, value=value)) for target, value in zip(targets, values, strict=True)
     ]
+
+
+def _xgboost_values(document: Document) -> Array:
+    """Return the values of each node, [values per leaf, nodes]."""
+    width = int(document["tree_param"]["size_leaf_vector"])
+    if width <= 1:
+        return np.array([document["split_conditions"]], dtype=np.float32)
+    leaves = np.array(document["leaf_weights"], dtype=np.float32).reshape(-1, width)
+    # A leaf stores the index of its values in `right_children`.
+    is_leaf = np.array(document["left_children"]) < 0
+    return np.asarray(leaves[np.where(is_leaf, document["right_children"], 0)].T)
 
 
 def _xgboost_members(document: Document) -> dict[int, list[int]]:
@@ -331,11 +338,13 @@ def _read_lightgbm(model: Estimator) -> Boosting:
     kinds: dict[tuple[int, bool], int] = {}
     width = document["num_tree_per_iteration"]
     trees = []
+    targets = []
     for index, entry in enumerate(document["tree_info"]):
         reader = _LightgbmTree(objective.scale, kinds)  # The reader adds to `kinds`.
         reader.add(entry["tree_structure"])
         for kind, tree in reader.by_kind():
-            trees.append((kind * width + index % width, tree))
+            trees.append(tree)
+            targets.append(kind * width + index % width)
     columns = tuple(map(tuple, document["pandas_categorical"] or ()))
     for category in chain.from_iterable(columns):
         if not isinstance(category, str | int):
@@ -343,8 +352,8 @@ def _read_lightgbm(model: Estimator) -> Boosting:
                 "categories that are neither strings nor integers (categorical_feature)",
             )
     return Boosting(
-        trees=[tree for _, tree in trees],
-        targets=[target for target, _ in trees],
+        trees=trees,
+        targets=targets,
         base=np.zeros(width),
         mode="BRANCH_LEQ",
         link=objective.link,
@@ -416,25 +425,7 @@ class _LightgbmTree:
         """Add a node and the nodes below it, and return the node's position."""
         position = len(self.rows)
         if "leaf_value" in node:
-            features = node.get("leaf_features", ())
-            for feature in features:  # With a missing feature, LightGBM returns `leaf_value`.
-                row = len(self.rows)
-                test = Node(
-                    feature,
-                    np.inf,
-                    left=row + 2,
-                    right=row + 1,
-                    default_left=False,
-                )
-                self.rows.append(test)  # A missing feature goes right, to the next leaf.
-                self.rows.append(leaf(node["leaf_value"] * self.scale))
-            for feature, slope in zip(features, node.get("leaf_coeff", ()), strict=True):
-                kind = self.kinds.setdefault(
-                    (feature, slope < 0),
-                    len(self.kinds) + 1,
-                )
-                self.slopes.setdefault(kind, {})[len(self.rows)] = slope * self.scale
-            self.rows.append(leaf(node.get("leaf_const", node["leaf_value"]) * self.scale))
+            self._add_leaf(node)
             return position
         if node["decision_type"] == "==":  # Missing and unknown categories go right.
             self.members[position] = [int(code) for code in node["threshold"].split("||")]
@@ -455,6 +446,28 @@ class _LightgbmTree:
             threshold = _LIGHTGBM_ZERO if threshold >= 0 else below_zero
         self.rows[position] = Node(node["split_feature"], threshold, left, right, default_left)
         return position
+
+    def _add_leaf(self, node: Document) -> None:
+        """Add a leaf, after a node for each feature of a linear leaf."""
+        features = node.get("leaf_features", ())
+        for feature in features:  # With a missing feature, LightGBM returns `leaf_value`.
+            position = len(self.rows)
+            test = Node(
+                feature,
+                np.inf,
+                left=position + 2,
+                right=position + 1,
+                default_left=False,
+            )
+            self.rows.append(test)  # A missing feature goes right, to the next leaf.
+            self.rows.append(leaf(node["leaf_value"] * self.scale))
+        for feature, slope in zip(features, node.get("leaf_coeff", ()), strict=True):
+            kind = self.kinds.setdefault(
+                (feature, slope < 0),
+                len(self.kinds) + 1,
+            )
+            self.slopes.setdefault(kind, {})[len(self.rows)] = slope * self.scale
+        self.rows.append(leaf(node.get("leaf_const", node["leaf_value"]) * self.scale))
 
 
 _LIGHTGBM_ZERO = float(np.float32(1e-35))
@@ -492,11 +505,7 @@ def _read_catboost(model: Estimator) -> Boosting:
         model.save_model(str(path), format="json")
         document = json.loads(path.read_text())
     features = _catboost_features(document["features_info"])
-    # Parameters may follow the name of a loss ("Quantile:alpha=0.1").
-    loss = str(model.get_all_params().get("loss_function", "RMSE")).partition(":")[0]
-    if loss not in _CATBOOST_LINKS:
-        raise NotImplementedError(f"the loss {loss}")
-    link = _CATBOOST_LINKS[loss]
+    link = _catboost_link(model)
     scale, base = document["scale_and_bias"]
     targets = range(len(base))
     roots = document.get("trees") or [*map(_nest_levels, document["oblivious_trees"])]
@@ -521,6 +530,16 @@ def _catboost_features(features: Document) -> dict[int, Document]:
     if other_kinds:
         raise NotImplementedError(f"features that are not numbers ({', '.join(other_kinds)})")
     return {entry["feature_index"]: entry for entry in features["float_features"]}
+
+
+def _catboost_link(model: Estimator) -> str:
+    """Return the link of a loss, whose name may be followed by parameters
+    ("Quantile:alpha=0.1").
+    """
+    loss = str(model.get_all_params().get("loss_function", "RMSE")).partition(":")[0]
+    if loss not in _CATBOOST_LINKS:
+        raise NotImplementedError(f"the loss {loss}")
+    return _CATBOOST_LINKS[loss]
 
 
 def _nest_levels(tree: Document) -> Document:

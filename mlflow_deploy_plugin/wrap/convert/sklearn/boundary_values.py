@@ -325,20 +325,22 @@ def _trace_back(step: Estimator, collected: _Collected) -> _Collected:
             collected = _trace_back(part, collected)
         return collected
     if isinstance(step, ColumnTransformer):
-        values: list[_Entry] = []
-        row_sets: list[dict[int, Array]] = [{} for _ in collected.rows]
-        for name, inner_step, inputs in named_steps(step):
-            span = step.output_indices_[name]
-            if span.stop - span.start != len(inputs):
-                continue  # The step is an encoder with several output columns.
-            step_values = collected.pick(range(span.start, span.stop))
-            traced = _trace_back(inner_step, step_values).moved_to(inputs)
-            for rows, traced_rows in zip(row_sets, traced.rows, strict=False):
-                rows.update(traced_rows)
-            values += traced.values
-        return _Collected(values, [rows for rows in row_sets if rows])
+        return _trace_back_columns(step, collected)
     if isinstance(step, SCALERS):
-        return _scale_back(step, collected)
+
+        def inverse(position: int, values: Array) -> Array:
+            """Return the numbers of a column before the scaler."""
+            matrix = np.zeros((len(values), step.n_features_in_))
+            matrix[:, position] = values
+            return np.asarray(step.inverse_transform(matrix)[:, position])
+
+        edges: list[_Entry] = []
+        for position, parts in collected.by_column("edges").items():
+            edges.append(("edges", position, inverse(position, np.concatenate(parts))))
+        row_sets = []
+        for rows in collected.rows:
+            row_sets.append({index: inverse(index, column) for index, column in rows.items()})
+        return _Collected(edges, row_sets)
     if hasattr(step, "get_support"):
         return collected.moved_to(np.flatnonzero(step.get_support()))
     if passes_on(step) or isinstance(step, SimpleImputer):
@@ -346,22 +348,22 @@ def _trace_back(step: Estimator, collected: _Collected) -> _Collected:
     return _Collected()
 
 
-def _scale_back(scaler: Estimator, collected: _Collected) -> _Collected:
-    """Convert edges and rows of a scaler's output to those of its input."""
-
-    def inverse(position: int, values: Array) -> Array:
-        """Return the numbers of a column before the scaler."""
-        matrix = np.zeros((len(values), scaler.n_features_in_))
-        matrix[:, position] = values
-        return np.asarray(scaler.inverse_transform(matrix)[:, position])
-
-    edges: list[_Entry] = []
-    for position, parts in collected.by_column("edges").items():
-        edges.append(("edges", position, inverse(position, np.concatenate(parts))))
-    row_sets = []
-    for rows in collected.rows:
-        row_sets.append({index: inverse(index, column) for index, column in rows.items()})
-    return _Collected(edges, row_sets)
+def _trace_back_columns(transformer: ColumnTransformer, collected: _Collected) -> _Collected:
+    """Convert boundary values of a ColumnTransformer's output to those of its input,
+    for the steps that have as many output columns as input columns.
+    """
+    values: list[_Entry] = []
+    row_sets: list[dict[int, Array]] = [{} for _ in collected.rows]
+    for name, step, inputs in named_steps(transformer):
+        span = transformer.output_indices_[name]
+        if span.stop - span.start != len(inputs):
+            continue  # The step is an encoder with several output columns.
+        step_values = collected.pick(range(span.start, span.stop))
+        traced = _trace_back(step, step_values).moved_to(inputs)
+        for rows, traced_rows in zip(row_sets, traced.rows, strict=False):
+            rows.update(traced_rows)
+        values += traced.values
+    return _Collected(values, [rows for rows in row_sets if rows])
 
 
 def _sample_evenly(values: Any) -> Any:

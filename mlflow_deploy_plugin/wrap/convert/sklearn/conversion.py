@@ -18,7 +18,7 @@ import pandas as pd
 from onnx import ModelProto, TensorProto, helper
 from skl2onnx import convert_sklearn
 from skl2onnx.common._container import ModelComponentContainer
-from skl2onnx.common._topology import Operator, Scope, Topology
+from skl2onnx.common._topology import Operator, Scope, Topology, Variable
 from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
 from skl2onnx.common.onnx_optimisation_identity import onnx_remove_node_identity
 from sklearn.base import is_classifier
@@ -321,15 +321,6 @@ def _convert(
     classes: tuple[Any, ...] = ()
     if has_labels and isinstance(getattr(model, "classes_", None), np.ndarray):
         classes = tuple(model.classes_.tolist())
-    if precision == "double_until_last_step":
-        repair = (
-            "32-bit floats changed predictions; inputs are read in 64 bits, and rounded only "
-            f"before {type(last_step(fitted)).__name__}"
-        )
-    elif precision == "double":
-        repair = "32-bit floats changed predictions; everything is computed in 64 bits"
-    else:
-        repair = ""
     return ConvertedModel(
         proto=proto,
         inputs=inputs,
@@ -343,9 +334,23 @@ def _convert(
         margin=margin,
         many_rows=levels.MANY_ROWS if has_branches else 0,
         additive=partial(_additive_parts, fitted, inputs, precision),
-        repair=repair,
+        repair=_repair(fitted, precision),
         cause=_cause_of_differences(fitted, batch),
     )
+
+
+def _repair(fitted: Estimator, precision: graph.Precision) -> str:
+    """Return how the precision prevents rounding errors of 32-bit floats; "" if it does
+    not.
+    """
+    if precision == "double_until_last_step":
+        return (
+            "32-bit floats changed predictions; inputs are read in 64 bits, and rounded only "
+            f"before {type(last_step(fitted)).__name__}"
+        )
+    if precision == "double":
+        return "32-bit floats changed predictions; everything is computed in 64 bits"
+    return ""
 
 
 def _additive_parts(
@@ -550,31 +555,7 @@ def _convert_net(scope: Scope, operator: Operator, container: ModelComponentCont
     """
     estimator = operator.raw_operator
     builder = graph.NodeBuilder(scope, container)
-    from mlflow_deploy_plugin.wrap.convert.torch import export, original_model
-
-    net = _net_of(estimator)
-    width = sum(variable.type.shape[1] for variable in operator.inputs)
-    rows = np.zeros((1, width), np.float32)
-    exported = export(
-        net,
-        {"": rows},
-        ["rows"],
-        {},
-        original_model(net),
-    )
-    proto = onnx.compose.add_prefix(
-        onnx.version_converter.convert_version(exported, graph.OPSETS[""]),
-        builder.name("net_"),
-    )
-    builder.node(
-        "Cast",
-        [builder.joined(operator.inputs)],
-        proto.graph.input[0].name,
-        to=TensorProto.FLOAT,
-    )
-    container.initializers.extend(proto.graph.initializer)
-    container.nodes.extend(proto.graph.node)
-    answer = proto.graph.output[0].name
+    answer = _add_net(builder, container, estimator, operator.inputs)
     *labels, values = operator.outputs
     values.type = FloatTensorType([None, None])
     builder.node("Identity", [answer], values.full_name)
@@ -594,6 +575,42 @@ def _convert_net(scope: Scope, operator: Operator, container: ModelComponentCont
             builder.node("Cast", [above], label, to=TensorProto.INT64)
         else:
             builder.node("ArgMax", [answer], label, axis=1, keepdims=0)
+
+
+def _add_net(
+    builder: graph.NodeBuilder,
+    container: ModelComponentContainer,
+    estimator: Estimator,
+    inputs: list[Variable],
+) -> str:
+    """Add the graph of an estimator's network, and return the name of its output [N,
+    …].
+    """
+    from mlflow_deploy_plugin.wrap.convert.torch import export, original_model
+
+    net = _net_of(estimator)
+    width = sum(variable.type.shape[1] for variable in inputs)
+    rows = np.zeros((1, width), np.float32)
+    exported = export(
+        net,
+        {"": rows},
+        ["rows"],
+        {},
+        original_model(net),
+    )
+    proto = onnx.compose.add_prefix(
+        onnx.version_converter.convert_version(exported, graph.OPSETS[""]),
+        builder.name("net_"),
+    )
+    builder.node(
+        "Cast",
+        [builder.joined(inputs)],
+        proto.graph.input[0].name,
+        to=TensorProto.FLOAT,
+    )
+    container.initializers.extend(proto.graph.initializer)
+    container.nodes.extend(proto.graph.node)
+    return str(proto.graph.output[0].name)
 
 
 def _net_of(estimator: Estimator) -> Any:

@@ -239,16 +239,7 @@ class _Block:
             if _is_compared(depth, level):
                 step = self._selected_step(level, steps, comparisons)
             else:
-                # Each row's node is looked up: first the column and threshold of its
-                # split, then their comparison.
-                node = self.graph.cast(position, TensorProto.INT32)
-                indices = columns.indices[level].astype(np.int32)
-                index = self.graph.node("GatherElements", [indices, node], axis=1)
-                values = self.graph.node("GatherElements", [columns.name, index], axis=0)
-                thresholds = self.levels.threshold[level]
-                threshold = self.graph.node("GatherElements", [thresholds, node], axis=1)
-                holds = self.graph.node(self.levels.comparison, [values, threshold])
-                step = self.graph.cast(holds, TensorProto.UINT8)
+                step = self._looked_up_step(level, position, columns)
             steps.append(step)
             number = self.graph.cast(step, kind)
             if position:
@@ -292,29 +283,24 @@ class _Block:
         [selected] = choices
         return selected
 
+    def _looked_up_step(self, level: Array, position: str, columns: _Columns) -> str:
+        """Add the step of a level in which each row's node is looked up: first the
+        column and the threshold of its split, then their comparison.
+        """
+        node = self.graph.cast(position, TensorProto.INT32)
+        indices = columns.indices[level].astype(np.int32)
+        index = self.graph.node("GatherElements", [indices, node], axis=1)
+        values = self.graph.node("GatherElements", [columns.name, index], axis=0)
+        thresholds = self.levels.threshold[level]
+        threshold = self.graph.node("GatherElements", [thresholds, node], axis=1)
+        holds = self.graph.node(self.levels.comparison, [values, threshold])
+        return self.graph.cast(holds, TensorProto.UINT8)
+
     def sum_leaves(self, leaf: str) -> str:
         """Add the sums of the rows' leaves, [rows, targets], per group and then in
         total.
         """
-        # If the targets share their trees, each target has its own table of leaves.
-        _, trees, leaves = self.levels.value.shape
-        size = trees // self.levels.groups
-        tables = self.levels.value
-        if len(self.nodes[0]) != trees:
-            tables = tables.reshape(1, -1, leaves)
-        sums = []
-        for table in tables:
-            values = self.graph.node("GatherElements", [table, leaf], axis=1)
-            group_shape = [len(table) // size, size, -1]
-            grouped = self.graph.node("Reshape", [values, group_shape])
-            sums.append(
-                self.graph.node(
-                    "ReduceSum",
-                    [grouped, [1]],
-                    keepdims=0,
-                )
-            )
-        joined = self.graph.node("Concat", sums, axis=0)
+        joined = self.graph.node("Concat", self._group_sums(leaf), axis=0)
         wide = self.graph.cast(joined, self.sums_type)
         shape = [len(self.levels.base), self.levels.groups, -1]
         by_target = self.graph.node("Reshape", [wide, shape])
@@ -323,3 +309,26 @@ class _Block:
             "Add",
             [self.graph.node("Transpose", [total]), self.levels.base],
         )
+
+    def _group_sums(self, leaf: str) -> list[str]:
+        """Add the sums of the leaves, [groups, rows] per table of leaves: a table per
+        target if the targets share their trees, otherwise one table.
+        """
+        _, trees, leaves = self.levels.value.shape
+        size = trees // self.levels.groups
+        tables = self.levels.value
+        if len(self.nodes[0]) != trees:
+            tables = tables.reshape(1, -1, leaves)
+        sums = []
+        for table in tables:
+            values = self.graph.node("GatherElements", [table, leaf], axis=1)
+            shape = [len(table) // size, size, -1]
+            grouped = self.graph.node("Reshape", [values, shape])
+            sums.append(
+                self.graph.node(
+                    "ReduceSum",
+                    [grouped, [1]],
+                    keepdims=0,
+                )
+            )
+        return sums

@@ -78,19 +78,8 @@ def _out_of_range(added: Subgraph, operators: list[Operator]) -> _Marks:
     """Mark the rows with a number outside the range of a step."""
     for operator in operators:
         step = operator.raw_operator
-        # ONNX comparisons that are true for refused numbers, with a bound per column.
-        match step:
-            case PowerTransformer(method="box-cox"):
-                accepts = "only positive numbers"
-                bounds = {"LessOrEqual": np.zeros(step.n_features_in_)}
-            case SplineTransformer(extrapolation="error"):
-                accepts = "only numbers between its knots"
-                first = [spline.t[spline.k] for spline in step.bsplines_]
-                last = [spline.t[-spline.k - 1] for spline in step.bsplines_]
-                bounds = {"Less": np.array(first), "Greater": np.array(last)}
-            case _:
-                continue
-        reason = f"its {type(step).__name__} accepts {accepts}"
+        accepted, bounds = _accepted_numbers(step)
+        reason = f"its {type(step).__name__} accepts only {accepted}"
         start = 0
         for entry in operator.inputs:
             wide = added.cast(entry.full_name, TensorProto.DOUBLE)
@@ -101,24 +90,28 @@ def _out_of_range(added: Subgraph, operators: list[Operator]) -> _Marks:
             start = end
 
 
+def _accepted_numbers(step: Estimator) -> tuple[str, dict[str, Array]]:
+    """Return a description of the numbers that a step accepts, and ONNX comparisons
+    that are true for other numbers, with a bound per column; empty if the step accepts
+    all numbers.
+    """
+    match step:
+        case PowerTransformer(method="box-cox"):
+            return "positive numbers", {"LessOrEqual": np.zeros(step.n_features_in_)}
+        case SplineTransformer(extrapolation="error"):
+            first = [spline.t[spline.k] for spline in step.bsplines_]
+            last = [spline.t[-spline.k - 1] for spline in step.bsplines_]
+            bounds = {"Less": np.array(first), "Greater": np.array(last)}
+            return "numbers between its knots", bounds
+    return "", {}
+
+
 def _not_finite(added: Subgraph, graph: GraphProto, operators: list[Operator]) -> _Marks:
     """Mark the rows for which a function or product is not finite, if a later step
     refuses such numbers.
     """
-    makers = makers_of(graph)
-    constants = {entry.name: entry for entry in graph.initializer}
-    readers: dict[str, list[Estimator]] = {}
-    # Products, and functions that may not be finite, are doubtful.
-    doubtful: set[str] = set()
-    for operator in operators:
-        estimator = operator.raw_operator
-        for entry in operator.inputs:
-            readers.setdefault(entry.full_name, []).append(estimator)
-        is_doubtful = isinstance(estimator, PolynomialFeatures)
-        if isinstance(estimator, FunctionTransformer | Computed):
-            is_doubtful = _is_partial(operator, makers, constants)
-        if is_doubtful:
-            doubtful.update(entry.full_name for entry in operator.outputs)
+    readers = _readers(operators)
+    doubtful = set(_doubtful_outputs(graph, operators))
     for node in graph.node:
         if not doubtful.isdisjoint(node.input):
             doubtful.update(node.output)
@@ -140,6 +133,28 @@ def _not_finite(added: Subgraph, graph: GraphProto, operators: list[Operator]) -
                 continue
             reason = f"the model computes {numbers} for the row, which its {step} refuses"
             yield reason, added.cast(mark, TensorProto.FLOAT)
+
+
+def _readers(operators: list[Operator]) -> dict[str, list[Estimator]]:
+    """Return the estimators that read each variable."""
+    readers: dict[str, list[Estimator]] = {}
+    for operator in operators:
+        for entry in operator.inputs:
+            readers.setdefault(entry.full_name, []).append(operator.raw_operator)
+    return readers
+
+
+def _doubtful_outputs(graph: GraphProto, operators: list[Operator]) -> Iterator[str]:
+    """Yield the outputs of products, and of functions that may not be finite."""
+    makers = makers_of(graph)
+    constants = {entry.name: entry for entry in graph.initializer}
+    for operator in operators:
+        step = operator.raw_operator
+        is_doubtful = isinstance(step, PolynomialFeatures)
+        if isinstance(step, FunctionTransformer | Computed):
+            is_doubtful = _is_partial(operator, makers, constants)
+        if is_doubtful:
+            yield from (entry.full_name for entry in operator.outputs)
 
 
 def _is_partial(

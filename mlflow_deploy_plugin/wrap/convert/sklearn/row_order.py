@@ -74,16 +74,7 @@ def _write_order(graph: Subgraph, rows: str, attributes: _Attributes) -> str:
     row_count = graph.row_count(rows)
     few = graph.subgraph()
     many = graph.subgraph()
-    # The key of a row is the sum of the weights of its comparisons that are true.
-    comparisons = _choose_comparisons(attributes)
-    numbers = many.cast(many.node("Transpose", [rows]), TensorProto.FLOAT)
-    values = many.node("Gather", [numbers, comparisons.columns], axis=0)
-    above = many.node(
-        "Greater",
-        [values, comparisons.thresholds.astype(np.float32)[:, None]],
-    )
-    is_above = many.cast(above, TensorProto.FLOAT)
-    keys = many.node("MatMul", [comparisons.weights.astype(np.float32), is_above])
+    keys = _write_keys(many, rows, attributes)
     _, positions = many.nodes(
         "TopK",
         [keys, row_count],
@@ -109,6 +100,21 @@ def _write_order(graph: Subgraph, rows: str, attributes: _Attributes) -> str:
             {unchanged_order: (TensorProto.INT64, [None, 1])},
         ),
     )
+
+
+def _write_keys(graph: Subgraph, rows: str, attributes: _Attributes) -> str:
+    """Add the sort key of each row, [N]: the sum of the weights of its comparisons that
+    are true.
+    """
+    comparisons = _choose_comparisons(attributes)
+    numbers = graph.cast(graph.node("Transpose", [rows]), TensorProto.FLOAT)
+    values = graph.node("Gather", [numbers, comparisons.columns], axis=0)
+    above = graph.node(
+        "Greater",
+        [values, comparisons.thresholds.astype(np.float32)[:, None]],
+    )
+    is_above = graph.cast(above, TensorProto.FLOAT)
+    return graph.node("MatMul", [comparisons.weights.astype(np.float32), is_above])
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,8 +208,19 @@ def _read_nodes(attributes: _Attributes) -> _Nodes:
         offset + np.array(attributes["nodes_truenodeids"]),
         offset + np.array(attributes["nodes_falsenodeids"]),
     ]
-    # The share of the rows that reach a node is halved per level.
-    numbers = offset + number
+    shares = _estimate_shares(offset + number, children, is_inner)
+    return _Nodes(np.array(attributes["nodes_featureids"]), threshold, shares)
+
+
+def _estimate_shares(numbers: Array, children: list[Array], is_inner: Array) -> Array:
+    """Return the estimated share of the rows that reach each node, which is halved per
+    level, [nodes].
+
+    Args:
+        numbers: a unique number for each node of all trees, [nodes].
+        children: the numbers of the left children and of the right children.
+        is_inner: True for the nodes that are not leaves, [nodes].
+    """
     order = np.argsort(numbers)
     shares = np.zeros(len(numbers))
     child_numbers = np.concatenate([side[is_inner] for side in children])
@@ -214,4 +231,4 @@ def _read_nodes(attributes: _Attributes) -> _Nodes:
         shares[nodes] = np.maximum(shares[nodes], 0.5**level)
         # Equality tests may share a child.
         level_numbers = np.unique(np.concatenate([side[nodes] for side in children]))
-    return _Nodes(np.array(attributes["nodes_featureids"]), threshold, shares)
+    return shares

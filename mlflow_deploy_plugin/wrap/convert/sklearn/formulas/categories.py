@@ -150,14 +150,7 @@ def encoded(
     keys = list(compress(categories, ~is_gap))
     values = list(compress(codes, ~is_gap))
     if column.dtype == np.float64:
-        # LabelEncoder does not support 64-bit floats.
-        equal = column == np.array(keys or [np.nan], float)
-        code = equal.astype(np.float32) @ np.array(values or [0.0], np.float32)[:, None]
-        code = np.where(
-            np.any(equal, axis=1, keepdims=True),
-            code,
-            np.float32(unknown),
-        )
+        code = _compared(column, keys, values, unknown)
     else:
         attribute, convert = _KEYS[kind]
         code = column.emit(
@@ -174,6 +167,24 @@ def encoded(
         np.isnan(column),
         np.float32(codes[is_gap.argmax()]),
         code,
+    )
+
+
+def _compared(
+    column: TracedArray,
+    keys: list[Category],
+    values: list[float],
+    unknown: float,
+) -> TracedArray:
+    """Return the value of the key that is equal to each 64-bit float, [N, 1], otherwise
+    `unknown`. LabelEncoder does not support 64-bit floats.
+    """
+    equal = column == np.array(keys or [np.nan], float)
+    code = equal.astype(np.float32) @ np.array(values or [0.0], np.float32)[:, None]
+    return np.where(
+        np.any(equal, axis=1, keepdims=True),
+        code,
+        np.float32(unknown),
     )
 
 

@@ -66,17 +66,7 @@ def calibrated(model: CalibratedClassifierCV, rows: Rows) -> Decision:
     estimators = [best_estimator(part.estimator) for part in parts]
     method = _score_method(estimators[0])
     if parts[0].method == "temperature":
-        # Each fold computes probabilities from the scores of its estimator and a
-        # temperature.
-        answers = []
-        for part, estimator in zip(parts, estimators, strict=True):
-            answer = rows.ask(estimator, method)
-            if answer.ndim == 1:
-                answer = _two_sided(answer)
-            elif method == "predict_proba":
-                answer = np.log(answer + 1e-12)  # scikit-learn adds 1e-12 for probabilities of 0.
-            answers.append(softmax(answer * part.calibrators[0].beta_))
-        mean = sum(answers[1:], answers[0]) / float(len(parts))
+        mean = _mean_by_temperature(parts, estimators, rows, method)
     else:
         # Each calibrator reads one score.
         scores = _scores(estimators, rows, method)
@@ -89,6 +79,26 @@ def calibrated(model: CalibratedClassifierCV, rows: Rows) -> Decision:
             likely = logistic(-(slopes * scores + shifts))
         mean = _mean_of_folds(model, likely)
     return largest(mean)
+
+
+def _mean_by_temperature(
+    parts: list[Estimator],
+    estimators: list[Estimator],
+    rows: Rows,
+    method: str,
+) -> TracedArray:
+    """Return the mean [N, C] of the probabilities that each fold computes from the
+    scores of its estimator and a temperature.
+    """
+    answers = []
+    for part, estimator in zip(parts, estimators, strict=True):
+        answer = rows.ask(estimator, method)
+        if answer.ndim == 1:
+            answer = _two_sided(answer)
+        elif method == "predict_proba":
+            answer = np.log(answer + 1e-12)  # scikit-learn adds 1e-12 for probabilities of 0.
+        answers.append(softmax(answer * part.calibrators[0].beta_))
+    return sum(answers[1:], answers[0]) / float(len(parts))
 
 
 def _mean_of_folds(model: CalibratedClassifierCV, likely: TracedArray) -> TracedArray:

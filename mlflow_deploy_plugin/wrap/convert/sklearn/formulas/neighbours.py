@@ -495,9 +495,18 @@ def locally_linear(model: LocallyLinearEmbedding, rows: Rows) -> TracedArray:
     trace = sum(gram_rows[n][:, n] for n in range(1, count)) + gram_rows[0][:, 0]
     ridge = np.where(trace > 0, trace * model.reg, model.reg)
     gram = np.stack(gram_rows, axis=1)
-    # Gauss-Jordan elimination solves matrix @ x = 1. A positive definite matrix needs
-    # no pivoting.
-    matrix = gram + ridge[:, None, None] * np.eye(count)
+    weights = _solution(
+        gram + ridge[:, None, None] * np.eye(count),
+        count,
+    )
+    weights = weights / weights.sum(axis=1, keepdims=True)
+    return (take(model.embedding_, neighbours) * weights[:, :, None]).sum(axis=1)
+
+
+def _solution(matrix: TracedArray, count: int) -> TracedArray:
+    """Return the solutions [N, count] of matrix [N, count, count] @ x = 1 by
+    Gauss-Jordan elimination. A positive definite matrix needs no pivoting.
+    """
     system = np.concatenate(
         [matrix, np.ones_like(matrix)[:, :, :1]],
         axis=2,
@@ -508,9 +517,7 @@ def locally_linear(model: LocallyLinearEmbedding, rows: Rows) -> TracedArray:
         is_other_line = 1.0 - np.eye(count)[n][:, None]
         system = system - system[:, :, n : n + 1] * is_other_line * line
         system = system * is_other_line + line * (1.0 - is_other_line)
-    weights = system[:, :, count]
-    weights = weights / weights.sum(axis=1, keepdims=True)
-    return (take(model.embedding_, neighbours) * weights[:, :, None]).sum(axis=1)
+    return system[:, :, count]
 
 
 FORMULAS: dict[type, Formula] = {

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from functools import cache, partial
 from itertools import chain
 from operator import methodcaller
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto
@@ -58,39 +59,10 @@ def vectorized(vectorizer: CountVectorizer, rows: Rows) -> TracedArray:
     width = len(vectorizer.vocabulary_)
 
     def write(graph: NodeBuilder, texts: str) -> str:
-        # The operator reads the terms sorted by their number of tokens.
-        smallest, largest = vectorizer.ngram_range
-        if vectorizer.analyzer == "char_wb":  # A word shorter than the n-grams is a term.
-            if any("  " in term or term == " " for term in vectorizer.vocabulary_):
-                raise NotImplementedError("analyzer ('char_wb'): a term of only a space")
-            smallest = min([smallest, *map(len, vectorizer.vocabulary_)])
-        split = list if vectorizer.analyzer in _CHARACTERS else methodcaller("split", " ")
-        terms = []
-        for term, column in vectorizer.vocabulary_.items():
-            tokens = split(term)
-            # A user's vocabulary may contain terms that never occur.
-            if smallest <= len(tokens) <= largest:
-                terms.append((tokens, int(column)))
-        terms.sort(key=lambda term: len(term[0]))
-        columns = [column for _, column in terms]
-        if set(range(len(vectorizer.vocabulary_))) - set(columns):
-            raise NotImplementedError(
-                "terms of the vocabulary that are not n-grams of its ngram_range"
-            )
-        sizes = np.array([len(tokens) for tokens, _ in terms])
-        vocabulary_attributes = {
-            "min_gram_length": smallest,
-            "max_gram_length": largest,
-            "max_skip_count": 0,
-            "mode": "TF",
-            "pool_strings": list(chain.from_iterable(tokens for tokens, _ in terms)),
-            "ngram_indexes": columns,
-            "ngram_counts": [int(sizes[sizes < size].sum()) for size in range(1, largest + 1)],
-        }
         counts = graph.node(
             "TfIdfVectorizer",
             [_split_into_tokens(graph, vectorizer, texts)],
-            **vocabulary_attributes,
+            **_vocabulary_attributes(vectorizer),
         )
         if vectorizer.binary:
             counts = graph.node(
@@ -184,24 +156,7 @@ def _in_blocks(
     """
     graph = column.graph
     count = graph.row_count(column.name)
-    # The blocks have equal sizes: [blocks, rows].
-    single = graph.subgraph()
-    several = graph.subgraph()
-    cut = _cut_into_blocks(several, column.name)
-    row = single.node("Reshape", [column.name, [1, -1]])
-    is_one = graph.node("Less", [count, [2]])  # For a single row, this saves 5 of 25 µs.
-    blocks = graph.node(
-        "If",
-        [is_one],
-        then_branch=single.finish(
-            {},
-            {row: (TensorProto.STRING, [None, None])},
-        ),
-        else_branch=several.finish(
-            {},
-            {cut: (TensorProto.STRING, [None, None])},
-        ),
-    )
+    blocks = _divide_into_blocks(graph, column.name, count)
     body = graph.subgraph()
     texts = body.name()
     numbers = write(body, _preprocessed(body, vectorizer, texts))
@@ -213,6 +168,27 @@ def _in_blocks(
     flat = graph.node("Reshape", [stacked, [-1, width]])
     sliced = graph.node("Slice", [flat, [0], count])
     return Traced(graph, sliced, np.ones((SAMPLE_ROWS, width), np.float32))
+
+
+def _divide_into_blocks(graph: NodeBuilder, texts: str, count: str) -> str:
+    """Add the texts as blocks of equal size, [blocks, rows]."""
+    single = graph.subgraph()
+    several = graph.subgraph()
+    cut = _cut_into_blocks(several, texts)
+    row = single.node("Reshape", [texts, [1, -1]])
+    is_one = graph.node("Less", [count, [2]])  # For a single row, this saves 5 of 25 µs.
+    return graph.node(
+        "If",
+        [is_one],
+        then_branch=single.finish(
+            {},
+            {row: (TensorProto.STRING, [None, None])},
+        ),
+        else_branch=several.finish(
+            {},
+            {cut: (TensorProto.STRING, [None, None])},
+        ),
+    )
 
 
 def _cut_into_blocks(graph: NodeBuilder, texts: str) -> str:
@@ -574,6 +550,38 @@ def _apply_in_64_bits(
     )
     changed = change(numbers.astype(float))
     return str(changed.astype(np.float32).name)
+
+
+def _vocabulary_attributes(vectorizer: CountVectorizer) -> dict[str, Any]:
+    """Return the vocabulary for the operator TfIdfVectorizer: terms sorted by token
+    count, and their columns. Raises NotImplementedError for terms that are not n-grams.
+    """
+    smallest, largest = vectorizer.ngram_range
+    if vectorizer.analyzer == "char_wb":  # A word shorter than the n-grams is a term.
+        if any("  " in term or term == " " for term in vectorizer.vocabulary_):
+            raise NotImplementedError("analyzer ('char_wb'): a term of only a space")
+        smallest = min([smallest, *map(len, vectorizer.vocabulary_)])
+    split = list if vectorizer.analyzer in _CHARACTERS else methodcaller("split", " ")
+    terms = []
+    for term, column in vectorizer.vocabulary_.items():
+        tokens = split(term)
+        # A user's vocabulary may contain terms that never occur.
+        if smallest <= len(tokens) <= largest:
+            terms.append((tokens, int(column)))
+    terms.sort(key=lambda term: len(term[0]))
+    columns = [column for _, column in terms]
+    if set(range(len(vectorizer.vocabulary_))) - set(columns):
+        raise NotImplementedError("terms of the vocabulary that are not n-grams of its ngram_range")
+    sizes = np.array([len(tokens) for tokens, _ in terms])
+    return {
+        "min_gram_length": smallest,
+        "max_gram_length": largest,
+        "max_skip_count": 0,
+        "mode": "TF",
+        "pool_strings": list(chain.from_iterable(tokens for tokens, _ in terms)),
+        "ngram_indexes": columns,
+        "ngram_counts": [int(sizes[sizes < size].sum()) for size in range(1, largest + 1)],
+    }
 
 
 def _word_expression(vectorizer: CountVectorizer) -> str:
