@@ -20,6 +20,7 @@ from sklearn.preprocessing import (
     SplineTransformer,
 )
 
+from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.refusals import REFUSED_ROWS
 from mlflow_deploy_plugin.wrap.convert.converted import makers_of
 from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator
