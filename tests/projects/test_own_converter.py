@@ -137,12 +137,6 @@ def test_an_encoder_without_a_table_has_no_graph(
     )
     with pytest.raises(ConversionError, match=r"OneHotEncoder .*'distance'.* categories"):
         wrap(model, table)
-    hashing = make_pipeline(category_encoders.HashingEncoder(), LogisticRegression()).fit(
-        table[["zip"]],
-        delayed,
-    )
-    with pytest.raises(ConversionError, match=r"category_encoders\.hashing\.HashingEncoder"):
-        wrap(hashing, table[["zip"]])
 
 
 def test_a_column_of_which_nothing_was_learned_stays_out_of_the_tables(delayed: pd.Series) -> None:

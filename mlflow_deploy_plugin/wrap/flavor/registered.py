@@ -79,6 +79,7 @@ from mlflow_deploy_plugin.wrap.flavor.saved_model import WrappedModel, save_mode
 from mlflow_deploy_plugin.wrap.flavor.wrap import (
     ParityPolicy,
     PredictFunction,
+    WrapOptions,
     without_columns,
     wrap,
 )
@@ -463,11 +464,13 @@ def _wrap_on(
         return wrap(
             _bind_settings(original.model, settings, original.predict_fn),
             proof.rows,
-            signature=_request_signature(original),
-            predict_fn=original.predict_fn,
-            parity=parity,
-            drop=drop,
-            event_time=event_time,
+            WrapOptions(
+                signature=_request_signature(original),
+                predict_fn=original.predict_fn,
+                parity=parity,
+                drop=drop,
+                event_time=event_time,
+            ),
         )
     except (errors.ConversionError, errors.ParityError) as error:
         reason = error.message.partition("\n")[0].rstrip(".:; ")

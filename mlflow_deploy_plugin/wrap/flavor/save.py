@@ -26,6 +26,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from mlflow_deploy_plugin.core.errors import (
     ConversionError,
     InvalidConfig,
+    ModelError,
     OnnxserveError,
     ParityError,
 )
@@ -55,6 +56,7 @@ from mlflow_deploy_plugin.wrap.flavor.wrap import (
     EventTimes,
     ParityPolicy,
     PredictFunction,
+    WrapOptions,
     check_choice,
     without_times,
     wrap,
@@ -123,18 +125,17 @@ def save_model(
             rows.
         InvalidConfig: an argument is invalid; the message names the argument.
     """
+    options = WrapOptions(
+        signature=signature,
+        predict_fn=pyfunc_predict_fn,
+        parity=parity,
+        parity_data=parity_data,
+        reference_data=reference_data,
+        event_time=event_time,
+    )
     model = load_file(model)
     try:
-        wrapped = wrap(
-            model,
-            input_example,
-            signature=signature,
-            predict_fn=pyfunc_predict_fn,
-            parity=parity,
-            parity_data=parity_data,
-            reference_data=reference_data,
-            event_time=event_time,
-        )
+        wrapped = wrap(model, input_example, options)
     except (ConversionError, ParityError) as error:
         raise with_alternative(error, model, pyfunc_predict_fn) from (error.__cause__ or error)
     saved_model.save_model(
@@ -235,10 +236,24 @@ def log_model(
     """
     check_choice("fallback", fallback, Fallback)
     if explain:
-        _check_explainable(has_rows=input_example is not None or reference_data is not None)
+        require_shap()
+        require_matplotlib()
+        if input_example is None and reference_data is None:
+            raise InvalidConfig(
+                "explain: there are no rows to explain; pass input_example= or reference_data="
+            )
     signer = Signer(sign) if isinstance(sign, str) else sign
     if signer is not None:
         signer.check_key()
+    options = WrapOptions(
+        signature=signature,
+        predict_fn=pyfunc_predict_fn,
+        parity=parity,
+        parity_data=parity_data,
+        reference_data=reference_data,
+        event_time=event_time,
+        progress=eprint,
+    )
     mlflow_options: LogOptions = {
         "name": name,
         "registered_model_name": registered_model_name,
@@ -257,17 +272,7 @@ def log_model(
     model = load_file(model)
     input_example = as_pandas(input_example)
     try:
-        wrapped = wrap(
-            model,
-            input_example,
-            signature=signature,
-            predict_fn=pyfunc_predict_fn,
-            parity=parity,
-            parity_data=parity_data,
-            reference_data=reference_data,
-            event_time=event_time,
-            progress=eprint,
-        )
+        wrapped = wrap(model, input_example, options)
     except (ConversionError, ParityError) as error:
         flavor = None
         if fallback == "pyfunc":
@@ -276,19 +281,9 @@ def log_model(
             raise with_alternative(error, model, pyfunc_predict_fn) from (error.__cause__ or error)
         if explain:
             _logger.warning("the model is not explained: it has no ONNX form")
-        example = without_times(input_example, event_time)
-        reference = without_times(as_pandas(reference_data), event_time)
         flavor_name, flavor_options = flavor
-        info = log_as_pyfunc(
-            model,
-            error,
-            flavor_name,
-            example,
-            [as_pandas(parity_data), reference],
-            {"signature": signature, **flavor_options, **mlflow_options},
-        )
-        sampled = example if reference is None else reference
-        _log_dataset(info.run_id, sampled)
+        mlflow_options = {"signature": signature, **flavor_options, **mlflow_options}
+        info = _log_fallback(model, input_example, error, flavor_name, options, mlflow_options)
         reason = getattr(error, "brief", "") or reason_line(error)
         _sign_and_report(info, registered_model_name, signer, f"pyfunc, not ONNX: {reason}")
         return info
@@ -304,16 +299,21 @@ def log_model(
     return info
 
 
-def _check_explainable(has_rows: bool) -> None:
-    """Raise NotInstalled if shap or matplotlib is not installed, and InvalidConfig
-    without rows to explain.
-    """
-    require_shap()
-    require_matplotlib()
-    if not has_rows:
-        raise InvalidConfig(
-            "explain: there are no rows to explain; pass input_example= or reference_data="
-        )
+def _log_fallback(
+    model: TrainedModel,
+    input_example: ModelData,
+    error: ModelError,
+    flavor: str,
+    options: WrapOptions,
+    mlflow_options: LogOptions,
+) -> ModelInfo:
+    """Log the model with its MLflow flavor, because its conversion failed."""
+    example = without_times(input_example, options.event_time)
+    reference = without_times(as_pandas(options.reference_data), options.event_time)
+    other_data = [as_pandas(options.parity_data), reference]
+    info = log_as_pyfunc(model, error, flavor, example, other_data, mlflow_options)
+    _log_dataset(info.run_id, example if reference is None else reference)
+    return info
 
 
 def _sign_and_report(

@@ -71,41 +71,46 @@ EventTimes: TypeAlias = str | Sequence[object] | Array | pd.Series | pd.Datetime
 _HEAD = slice(0, 3)
 
 
+@dataclass(frozen=True, eq=False)
+class WrapOptions:
+    """The options with which a model is wrapped. They are described in `log_model`.
+
+    Attributes:
+        drop: columns that the model does not read.
+        progress: a function that receives a line before each long step.
+    """
+
+    signature: ModelSignature | None = None
+    predict_fn: PredictFunction = "predict"
+    parity: ParityPolicy = "require"
+    parity_data: ModelData = None
+    reference_data: ModelData = None
+    event_time: EventTimes = None
+    drop: Collection[str] = ()
+    progress: ProgressCallback = _logger.debug
+
+
+_DEFAULTS = WrapOptions()
+
+
 def wrap(
     model: TrainedModel,
     input_example: ModelData = None,
-    *,
-    signature: ModelSignature | None = None,
-    predict_fn: PredictFunction = "predict",
-    parity: ParityPolicy = "require",
-    parity_data: ModelData = None,
-    reference_data: ModelData = None,
-    event_time: EventTimes = None,
-    drop: Collection[str] = (),
-    progress: ProgressCallback = _logger.debug,
+    options: WrapOptions = _DEFAULTS,
 ) -> WrappedModel:
-    """Convert `model`, check the result, and sample the reference. Arguments and errors
-    are those of `save_model`. `drop` has columns that the model does not read.
-    `progress` receives a line before each long step.
+    """Convert `model`, check the result, and sample the reference. The errors are those
+    of `save_model`.
     """
+    predict_fn = options.predict_fn
     check_choice("pyfunc_predict_fn", predict_fn, PredictFunction)
-    check_choice("parity", parity, ParityPolicy)
+    check_choice("parity", options.parity, ParityPolicy)
     try:
         converter = converter_for(model)
-        rows = _read_rows(
-            converter,
-            model,
-            input_example,
-            signature,
-            parity_data,
-            reference_data,
-            event_time,
-            drop,
-        )
+        rows = _read_rows(converter, model, input_example, options)
         with TemporaryDirectory(prefix="onnxserve-") as folder:
-            trials = _FormTrials(converter, model, rows, predict_fn, progress)
+            trials = _FormTrials(converter, model, rows, predict_fn, options.progress)
             form = trials.select(Path(folder))
-            _check_report(form, rows.example, parity)
+            _check_report(form, rows.example, options.parity)
             reference = rows.sample(form.runnable)
             explained = with_additive_files(form.converted, form.runnable, rows.sampled)
         lock = saved_model.environment_lock()
@@ -240,35 +245,23 @@ def _read_rows(
     converter: FrameworkConverter,
     model: TrainedModel,
     input_example: ModelData,
-    signature: ModelSignature | None,
-    parity_data: ModelData,
-    reference_data: ModelData,
-    event_time: EventTimes,
-    drop: Collection[str],
+    options: WrapOptions,
 ) -> _Rows:
     """Read the rows with the converter. Raises InvalidConfig or ConversionError for
     invalid rows.
-
-    Args:
-        converter: the converter of the model.
-        model: the trained model.
-        input_example: the user's example, or None.
-        signature: the user's signature, or None.
-        parity_data: additional rows for the proof, or None.
-        reference_data: the reference data, or None.
-        event_time: the times of the reference data or, without it, of the example.
-        drop: columns that the model does not read.
     """
+    signature = options.signature
+    event_time = options.event_time
     example_data = as_pandas(input_example)
-    parity_rows = as_pandas(parity_data)
-    reference_rows = as_pandas(reference_data)
+    parity_rows = as_pandas(options.parity_data)
+    reference_rows = as_pandas(options.reference_data)
     if reference_rows is None:
         times, example_data = _split_event_times(event_time, example_data)
     else:
         times, reference_rows = _split_event_times(event_time, reference_rows)
         example_data = without_times(example_data, event_time)
 
-    unread = set(drop)
+    unread = set(options.drop)
     if isinstance(event_time, str):
         unread.add(event_time)
     if isinstance(example_data, pd.DataFrame) and hasattr(converter, "unread_columns"):

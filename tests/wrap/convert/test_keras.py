@@ -27,7 +27,7 @@ else:
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.wrap.convert.converters import load_file
 from mlflow_deploy_plugin.wrap.flavor.save import load_model, save_model
-from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+from mlflow_deploy_plugin.wrap.flavor.wrap import WrapOptions, wrap
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 layers = keras.layers
@@ -284,7 +284,7 @@ def test_a_missing_example_or_predict_function_is_refused(
     example: Any, function: Any, said: str
 ) -> None:
     with pytest.raises(InvalidConfig, match=said):
-        wrap(_normalised(), example, predict_fn=function)
+        wrap(_normalised(), example, WrapOptions(predict_fn=function))
 
 
 @pytest.mark.long

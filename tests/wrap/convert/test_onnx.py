@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.core.errors import ConversionError, InferenceError, In
 from mlflow_deploy_plugin.serve.models.loading import load_warm
 from mlflow_deploy_plugin.serve.runtime.session import Placement
 from mlflow_deploy_plugin.wrap.flavor.save import load_model, save_model
-from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+from mlflow_deploy_plugin.wrap.flavor.wrap import WrapOptions, wrap
 from tests.support.models import parse_graph
 from tests.support.random_rows import normal_rows
 
@@ -356,7 +356,7 @@ def test_the_columns_of_a_signature_feed_a_graph_without_an_example(
         )
     )["total"].tolist() == [6.0]
     with pytest.raises(InvalidConfig, match=r"signature: .*\['d'\] .*\['x'\]"):
-        wrap(proto, signature=ModelSignature(Schema([ColSpec("double", "d")])))
+        wrap(proto, None, WrapOptions(signature=ModelSignature(Schema([ColSpec("double", "d")]))))
 
 
 def test_a_graph_of_trees_and_mappings_alone_needs_no_opset_of_its_own() -> None:
@@ -466,7 +466,7 @@ def test_a_graph_without_rows_has_no_reference_data() -> None:
         wrap(
             parse_graph(WHOLE["a fixed size"][0]),
             np.zeros(7, np.float32),
-            reference_data=np.zeros(7, np.float32),
+            WrapOptions(reference_data=np.zeros(7, np.float32)),
         )
 
 

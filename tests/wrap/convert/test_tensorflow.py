@@ -20,7 +20,7 @@ else:
 
 from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.wrap.convert.converters import load_file
-from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+from mlflow_deploy_plugin.wrap.flavor.wrap import WrapOptions, wrap
 from tests.support.random_rows import normal_rows
 
 ROWS = normal_rows(20, 4).astype(np.float32)
@@ -81,7 +81,7 @@ def test_a_function_takes_arrays_by_name_and_free_sizes() -> None:
             "factor": np.ones((20, 1), np.float32),
         }
 
-    wrapped = wrap(scaled, data(5), parity_data=data(3))
+    wrapped = wrap(scaled, data(5), WrapOptions(parity_data=data(3)))
 
     assert {entry.name: (entry.dtype, entry.shape) for entry in wrapped.converted.inputs} == {
         "text": ("int64", (-1, -1)),

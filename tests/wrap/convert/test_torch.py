@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.core.errors import (
 )
 from mlflow_deploy_plugin.wrap.convert.converters import load_file
 from mlflow_deploy_plugin.wrap.flavor.save import load_model, save_model
-from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+from mlflow_deploy_plugin.wrap.flavor.wrap import WrapOptions, wrap
 from tests.support.random_rows import normal_rows
 from tests.wrap.conftest import is_proven
 
@@ -253,7 +253,7 @@ def test_a_size_that_the_forward_fixes_is_named() -> None:
         wrap(
             Steps(),
             np.ones((4, 5), np.float32),
-            parity_data=np.ones((4, 7), np.float32),
+            WrapOptions(parity_data=np.ones((4, 7), np.float32)),
         )
 
 
@@ -614,7 +614,7 @@ def test_free_sizes_do_not_depend_on_earlier_wraps() -> None:
     wrapped = wrap(
         Tokens().eval(),
         _texts(20, 7),
-        parity_data=_texts(9, 12),
+        WrapOptions(parity_data=_texts(9, 12)),
     )
 
     assert [entry.shape for entry in wrapped.converted.inputs] == [
@@ -640,7 +640,7 @@ def test_a_signature_declares_free_sizes() -> None:
         ]
     )
 
-    wrapped = wrap(module, images, signature=ModelSignature(inputs=declared))
+    wrapped = wrap(module, images, WrapOptions(signature=ModelSignature(inputs=declared)))
 
     assert wrapped.converted.inputs[0].shape == (-1, 3, -1, -1)
     assert wrapped.report.sources["other sizes"] > 0
@@ -651,7 +651,7 @@ def test_data_of_another_rank_is_a_config_error() -> None:
         wrap(
             Tokens(),
             _texts(20, 7),
-            parity_data={"ids": np.arange(9), "mask": np.ones(9)},
+            WrapOptions(parity_data={"ids": np.arange(9), "mask": np.ones(9)}),
         )
 
 
@@ -703,7 +703,7 @@ def test_control_flow_of_a_scripted_module_stays() -> None:
     wrapped = wrap(
         torch.jit.script(Steps()),
         rows,
-        parity_data=rows[:, :4],
+        WrapOptions(parity_data=rows[:, :4]),
     )
 
     assert "Loop" in [node.op_type for node in wrapped.converted.proto.graph.node]

@@ -15,7 +15,7 @@ import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.serve.inference_log.tables import nested_lists
 from mlflow_deploy_plugin.wrap.flavor import saved_model
-from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+from mlflow_deploy_plugin.wrap.flavor.wrap import WrapOptions, wrap
 
 
 def test_a_table_of_arrow_is_read_as_one_of_pandas(
@@ -26,8 +26,8 @@ def test_a_table_of_arrow_is_read_as_one_of_pandas(
     table: Any = pa.Table.from_pandas(timed)
 
     assert (
-        wrap(line, table, event_time="when").signature
-        == wrap(line, timed, event_time="when").signature
+        wrap(line, table, WrapOptions(event_time="when")).signature
+        == wrap(line, timed, WrapOptions(event_time="when")).signature
     )
 
 
@@ -82,7 +82,7 @@ def test_times_of_a_column_are_kept_in_utc_and_are_no_input(
     line: LinearRegression,
     timed: pd.DataFrame,
 ) -> None:
-    wrapped = wrap(line, timed, event_time="when")
+    wrapped = wrap(line, timed, WrapOptions(event_time="when"))
 
     assert wrapped.reference is not None
     assert wrapped.reference.column_names == ["a", "b", "prediction", "_event_time"]
@@ -93,8 +93,7 @@ def test_reference_data_of_its_own(line: LinearRegression, timed: pd.DataFrame) 
     wrapped = wrap(
         line,
         timed[["a", "b"]].head(50),
-        reference_data=timed,
-        event_time="when",
+        WrapOptions(reference_data=timed, event_time="when"),
     )
 
     assert wrapped.reference is not None
@@ -109,7 +108,7 @@ def test_large_data_is_sampled_in_order(
 ) -> None:
     monkeypatch.setattr(saved_model, "MAX_REFERENCE_ROWS", 100)
 
-    sample = wrap(line, timed, event_time="when").reference
+    sample = wrap(line, timed, WrapOptions(event_time="when")).reference
 
     assert sample is not None
     times = sample["_event_time"].to_pylist()
@@ -135,7 +134,7 @@ def test_missing_time_is_refused(line: LinearRegression, timed: pd.DataFrame) ->
         wrap(
             line,
             timed.assign(when=timed.when.where(timed.index > 3)),
-            event_time="when",
+            WrapOptions(event_time="when"),
         )
 
 
@@ -144,13 +143,13 @@ def test_numbers_are_no_times(line: LinearRegression, timed: pd.DataFrame) -> No
         wrap(
             line,
             timed[["a", "b"]],
-            event_time=1_380_000_000 + np.arange(400),
+            WrapOptions(event_time=1_380_000_000 + np.arange(400)),
         )
 
 
 def test_times_without_rows_are_refused(line: LinearRegression) -> None:
     with pytest.raises(InvalidConfig, match=r"event_time: .*no rows"):
-        wrap(line, event_time=["2013-01-01"])
+        wrap(line, None, WrapOptions(event_time=["2013-01-01"]))
 
 
 def test_wide_answers_are_kept_without_a_python_object_for_each_number() -> None:
