@@ -144,7 +144,9 @@ def changes_within_one_step(
     rows = batch.take(slice(0, row_count))
     if is_net:
         random = np.random.default_rng(0)
-        moved_batches = (_moved_by_roundings(rows, random) for _ in range(_ROUNDED_COPIES))
+        moved_batches: Iterator[Batch] = (
+            _moved_by_roundings(rows, random) for _ in range(_ROUNDED_COPIES)
+        )
         copies_at_a_time = 1
     else:
         moved_batches = _moved_by_a_step(rows)

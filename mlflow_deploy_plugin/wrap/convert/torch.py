@@ -641,14 +641,13 @@ def by_name(
         name: the name of the part; "" for the whole result.
     """
     # A dataclass or a NamedTuple is read as a mapping by field.
+    result: object = answer
     if is_dataclass(answer) and not isinstance(answer, dict):
         with suppress(ValueError):  # The class may be registered already.
             torch.export.register_dataclass(type(answer))  # The exporter requires registration.
         result = {entry.name: getattr(answer, entry.name) for entry in fields(answer)}
     elif isinstance(answer, tuple) and hasattr(answer, "_asdict"):
         result = answer._asdict()
-    else:
-        result = answer
     if isinstance(result, torch.Tensor):
         if result.dtype == torch.bfloat16:
             raise ConversionError(f"the module's forward returns bfloat16, {_NO_BFLOAT16}")

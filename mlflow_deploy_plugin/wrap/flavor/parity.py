@@ -441,12 +441,12 @@ class _ParityProof:
         self._sizes.add(size)
         margin = self._converted.margin
         probabilities = want.get("probabilities")
-        if probabilities is None and margin is None:
+        if probabilities is None:
             tied = np.zeros(len(group.batch), dtype=bool)
-        elif probabilities is None:
-            scores = margin(group.batch.data)
-            largest = float(np.abs(scores).max())
-            tied = comparison.top_margins(scores) < TIE_MARGIN * min(1.0, largest)
+            if margin is not None:
+                scores = margin(group.batch.data)
+                largest = float(np.abs(scores).max())
+                tied = comparison.top_margins(scores) < TIE_MARGIN * min(1.0, largest)
         elif want["label"].ndim > 1:  # The labels of several targets are decided separately.
             tied = np.abs(2 * probabilities - 1).min(axis=1) < TIE_MARGIN
         else:

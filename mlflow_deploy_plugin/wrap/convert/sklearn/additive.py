@@ -57,6 +57,7 @@ def additive_form(predictor: Estimator) -> AdditiveForm | None:
     """Return the additive form of a fitted predictor, whose features are not assigned
     to columns yet; None if it is no sum of trees or features, or if it is too large.
     """
+    sums: Boosting | None = None
     try:
         if library_of(predictor):
             sums = read_boosting(predictor)
@@ -68,8 +69,6 @@ def additive_form(predictor: Estimator) -> AdditiveForm | None:
             sums = forest_sums(predictor)
         elif isinstance(predictor, _GeneralizedLinearRegressor) or is_linear(predictor):
             sums = _linear(predictor)
-        else:
-            sums = None
     except NotImplementedError:
         return None
     if sums is None or sums.slopes:

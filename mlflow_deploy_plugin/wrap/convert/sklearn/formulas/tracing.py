@@ -163,16 +163,15 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
             sample = ufunc(*samples)
         sample = sample.astype(_supported(sample.dtype))
         # ONNX requires the same dtype for all operands of a node.
+        dtype: AnyDtype
         if ufunc in _LOGICAL:
             dtype = np.dtype(bool)
         elif sample.dtype.kind != "b":
             dtype = sample.dtype
         else:
-            common: AnyDtype = np.result_type(*samples)
-            if ufunc in (np.isnan, np.isinf) and common.kind != "f":
+            dtype = np.result_type(*samples)
+            if ufunc in (np.isnan, np.isinf) and dtype.kind != "f":
                 dtype = np.dtype(np.float64)
-            else:
-                dtype = common
         operands = [_cast(operand, dtype) for operand in inputs]
         return self.emit(_UFUNCS[ufunc], operands, sample)
 
