@@ -51,7 +51,7 @@ def _encoders(model: Any) -> list[Any]:
     return [part for part in parts if type(part).__module__.startswith("category_encoders.")]
 
 
-def _categories(encoder: Any) -> dict[str, Any]:
+def _categories(encoder: Any) -> dict[Any, Any]:
     """Return the known categories per column."""
     mapping = getattr(getattr(encoder, "ordinal_encoder", encoder), "mapping", None) or {}
     if isinstance(mapping, list):

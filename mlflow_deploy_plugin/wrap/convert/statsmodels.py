@@ -145,7 +145,17 @@ def _formula(
     """Return the linear predictor for the columns. Raises ConversionError if Python
     computes a term.
     """
-    positions_by_term = _positions_by_term(model, columns)
+    positions_by_term = {}
+    for index, term in enumerate(model.exog_names):
+        if term == "Intercept":
+            continue
+        names = term.split(":")
+        if not set(names) <= set(columns):
+            raise ConversionError(
+                f"{type(model).__name__} cannot be converted to ONNX: its term {term!r} is "
+                "computed by Python; add it to the table as a column",
+            )
+        positions_by_term[index] = list(map(columns.index, names))
     parts = []
     # Terms with equally many columns are computed together.
     for count in sorted(set(map(len, positions_by_term.values()))):
@@ -161,22 +171,6 @@ def _formula(
     linear = reduce(np.add, parts)
     constants = [term for term in range(len(model.exog_names)) if term not in positions_by_term]
     return linear + weights[constants].sum(axis=0)
-
-
-def _positions_by_term(model: Model, columns: list[str]) -> dict[int, list[int]]:
-    """Return the positions of the columns of each term by the index of its weight."""
-    positions = {}
-    for index, term in enumerate(model.exog_names):
-        if term == "Intercept":
-            continue
-        names = term.split(":")
-        if not set(names) <= set(columns):
-            raise ConversionError(
-                f"{type(model).__name__} cannot be converted to ONNX: its term {term!r} is "
-                "computed by Python; add it to the table as a column",
-            )
-        positions[index] = list(map(columns.index, names))
-    return positions
 
 
 def _link_of(model: Model) -> str:

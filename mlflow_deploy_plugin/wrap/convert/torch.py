@@ -272,7 +272,11 @@ def _find_embeddings(graph: GraphProto) -> dict[int, _Embedding]:
     makers = converted.makers_of(graph)
     embeddings = {}
     for index, node in enumerate(graph.node):
-        if not _is_embedding(node) or node.input[0] not in sizes:
+        if node.op_type != "Gather" or node.input[0] not in sizes:
+            continue
+        # The legacy exporter writes the Gather of an embedding without an axis.
+        sources = " ".join(entry.value for entry in node.metadata_props)
+        if "aten.embedding" not in sources and "aten.one_hot" not in sources and node.attribute:
             continue
         # An EmbeddingBag flattens the ids of all rows by a Reshape.
         ids = node.input[1]
@@ -289,16 +293,6 @@ def _find_embeddings(graph: GraphProto) -> dict[int, _Embedding]:
                 shape=shape,
             )
     return embeddings
-
-
-def _is_embedding(node: NodeProto) -> bool:
-    """Return True for the Gather of an embedding. The legacy exporter writes it without
-    an axis.
-    """
-    if node.op_type != "Gather":
-        return False
-    sources = " ".join(entry.value for entry in node.metadata_props)
-    return "aten.embedding" in sources or "aten.one_hot" in sources or not node.attribute
 
 
 def _mark_ids(graph: GraphProto, embedding: _Embedding, mark: str) -> str:

@@ -234,7 +234,15 @@ def _xgboost_trees(
         default_target: the target of a tree whose leaves have one value.
         weight: the factor of all values.
     """
-    values = _xgboost_values(document) * np.float32(weight)
+    width = int(document["tree_param"]["size_leaf_vector"])
+    if width <= 1:
+        values = np.array([document["split_conditions"]], dtype=np.float32)
+    else:
+        leaves = np.array(document["leaf_weights"], dtype=np.float32).reshape(-1, width)
+        # A leaf stores the index of its values in `right_children`.
+        is_leaf = np.array(document["left_children"]) < 0
+        values = leaves[np.where(is_leaf, document["right_children"], 0)].T
+    values = values * np.float32(weight)  # shape: [values per leaf, nodes]
     targets = [default_target]
     if len(values) > 1:
         targets = list(range(len(values)))
@@ -255,17 +263,6 @@ def _xgboost_trees(
     return [
         (target, replace(tree, value=value)) for target, value in zip(targets, values, strict=True)
     ]
-
-
-def _xgboost_values(document: Document) -> Array:
-    """Return the values of each node, [values per leaf, nodes]."""
-    width = int(document["tree_param"]["size_leaf_vector"])
-    if width <= 1:
-        return np.array([document["split_conditions"]], dtype=np.float32)
-    leaves = np.array(document["leaf_weights"], dtype=np.float32).reshape(-1, width)
-    # A leaf stores the index of its values in `right_children`.
-    is_leaf = np.array(document["left_children"]) < 0
-    return np.asarray(leaves[np.where(is_leaf, document["right_children"], 0)].T)
 
 
 def _xgboost_members(document: Document) -> dict[int, list[int]]:

@@ -673,15 +673,13 @@ def _change_steps(part: Estimator) -> None:
         ]
     elif isinstance(part, Pipeline):
         part.__class__ = Pipeline  # skl2onnx does not support the class of imbalanced-learn.
-        steps = [step for step in part.steps[:-1] if _has_effect(step[1])]
-        part.steps = [(name, _as_transformer(step)) for name, step in steps] + part.steps[-1:]
-
-
-def _has_effect(step: Estimator) -> bool:
-    """Return True if a step changes rows. skl2onnx does not support other steps;
-    samplers of imbalanced-learn affect only training.
-    """
-    return not passes_on(step) and not hasattr(step, "fit_resample")
+        # skl2onnx does not support steps that change no rows; samplers of
+        # imbalanced-learn affect only training.
+        part.steps = [
+            (name, _as_transformer(step))
+            for name, step in part.steps[:-1]
+            if not passes_on(step) and not hasattr(step, "fit_resample")
+        ] + part.steps[-1:]
 
 
 def _as_transformer(step: Estimator) -> Estimator:

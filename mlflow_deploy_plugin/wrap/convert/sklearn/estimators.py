@@ -295,7 +295,21 @@ def bind_inputs(
         return (Input(MATRIX, dtype, (-1, array.shape[1])),)
     columns = columns_of(batch)
     texts = [column.name for column in columns if column.type == "string"]
-    optional_texts = _may_be_missing(model, batch, texts)
+    # A text may be missing if the model accepts a missing value in its column.
+    optional_texts: set[str] = set()
+    # Calls are slow for a wide table: the number of tried columns doubles after a
+    # success and is halved after an error.
+    start = 0
+    count = len(texts)
+    while start < len(texts):
+        tried = texts[start : start + count]
+        if _accepts_gaps(model, batch, tried):
+            optional_texts.update(tried)
+            count *= 2
+        elif len(tried) > 1:
+            count = len(tried) // 2
+            continue
+        start += len(tried)
     encoded = set().union(*map(encoded_columns, column_transformers(fitted)))
     if library_of(fitted):  # Boosters encode pandas categories.
         encoded.update(map(str, batch.select_dtypes("category")))
@@ -378,29 +392,6 @@ def estimator_input(model: Estimator, batch: ModelInput) -> pd.DataFrame | pd.Se
     if any(isinstance(step, CountVectorizer | HashingVectorizer) for step in steps):
         return batch.iloc[:, 0]
     return batch
-
-
-def _may_be_missing(
-    model: Estimator,
-    batch: pd.DataFrame,
-    texts: Sequence[str],
-) -> set[str]:
-    """Return the text columns for which the model accepts a missing value."""
-    optional: set[str] = set()
-    # Calls are slow for a wide table: the number of tried columns doubles after a
-    # success and is halved after an error.
-    start = 0
-    count = len(texts)
-    while start < len(texts):
-        tried = texts[start : start + count]
-        if _accepts_gaps(model, batch, tried):
-            optional.update(tried)
-            count *= 2
-        elif len(tried) > 1:
-            count = len(tried) // 2
-            continue
-        start += len(tried)
-    return optional
 
 
 def _accepts_gaps(

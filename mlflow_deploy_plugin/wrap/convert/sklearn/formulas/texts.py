@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 from functools import cache, partial
 from itertools import chain
 from operator import methodcaller
-from typing import Any
 
 import numpy as np
 from onnx import TensorProto
@@ -59,10 +58,39 @@ def vectorized(vectorizer: CountVectorizer, rows: Rows) -> TracedArray:
     width = len(vectorizer.vocabulary_)
 
     def write(graph: NodeBuilder, texts: str) -> str:
+        # The operator reads the terms sorted by their number of tokens.
+        smallest, largest = vectorizer.ngram_range
+        if vectorizer.analyzer == "char_wb":  # A word shorter than the n-grams is a term.
+            if any("  " in term or term == " " for term in vectorizer.vocabulary_):
+                raise NotImplementedError("analyzer ('char_wb'): a term of only a space")
+            smallest = min([smallest, *map(len, vectorizer.vocabulary_)])
+        split = list if vectorizer.analyzer in _CHARACTERS else methodcaller("split", " ")
+        terms = []
+        for term, column in vectorizer.vocabulary_.items():
+            tokens = split(term)
+            # A user's vocabulary may contain terms that never occur.
+            if smallest <= len(tokens) <= largest:
+                terms.append((tokens, int(column)))
+        terms.sort(key=lambda term: len(term[0]))
+        columns = [column for _, column in terms]
+        if set(range(len(vectorizer.vocabulary_))) - set(columns):
+            raise NotImplementedError(
+                "terms of the vocabulary that are not n-grams of its ngram_range"
+            )
+        sizes = np.array([len(tokens) for tokens, _ in terms])
+        vocabulary_attributes = {
+            "min_gram_length": smallest,
+            "max_gram_length": largest,
+            "max_skip_count": 0,
+            "mode": "TF",
+            "pool_strings": list(chain.from_iterable(tokens for tokens, _ in terms)),
+            "ngram_indexes": columns,
+            "ngram_counts": [int(sizes[sizes < size].sum()) for size in range(1, largest + 1)],
+        }
         counts = graph.node(
             "TfIdfVectorizer",
             [_split_into_tokens(graph, vectorizer, texts)],
-            **_vocabulary_attributes(vectorizer),
+            **vocabulary_attributes,
         )
         if vectorizer.binary:
             counts = graph.node(
@@ -552,38 +580,6 @@ def _apply_in_64_bits(
     return str(changed.astype(np.float32).name)
 
 
-def _vocabulary_attributes(vectorizer: CountVectorizer) -> dict[str, Any]:
-    """Return the vocabulary for the operator TfIdfVectorizer: terms sorted by token
-    count, and their columns. Raises NotImplementedError for terms that are not n-grams.
-    """
-    smallest, largest = vectorizer.ngram_range
-    if vectorizer.analyzer == "char_wb":  # A word shorter than the n-grams is a term.
-        if any("  " in term or term == " " for term in vectorizer.vocabulary_):
-            raise NotImplementedError("analyzer ('char_wb'): a term of only a space")
-        smallest = min([smallest, *map(len, vectorizer.vocabulary_)])
-    split = list if vectorizer.analyzer in _CHARACTERS else methodcaller("split", " ")
-    terms = []
-    for term, column in vectorizer.vocabulary_.items():
-        tokens = split(term)
-        # A user's vocabulary may contain terms that never occur.
-        if smallest <= len(tokens) <= largest:
-            terms.append((tokens, int(column)))
-    terms.sort(key=lambda term: len(term[0]))
-    columns = [column for _, column in terms]
-    if set(range(len(vectorizer.vocabulary_))) - set(columns):
-        raise NotImplementedError("terms of the vocabulary that are not n-grams of its ngram_range")
-    sizes = np.array([len(tokens) for tokens, _ in terms])
-    return {
-        "min_gram_length": smallest,
-        "max_gram_length": largest,
-        "max_skip_count": 0,
-        "mode": "TF",
-        "pool_strings": list(chain.from_iterable(tokens for tokens, _ in terms)),
-        "ngram_indexes": columns,
-        "ngram_counts": [int(sizes[sizes < size].sum()) for size in range(1, largest + 1)],
-    }
-
-
 def _word_expression(vectorizer: CountVectorizer) -> str:
     """Return the RE2 expression of words. A word is a maximal run of characters of one
     class; raises NotImplementedError for other patterns.
@@ -593,7 +589,12 @@ def _word_expression(vectorizer: CountVectorizer) -> str:
     else:
         pattern = _pattern_of(vectorizer.tokenizer)
     match = _TOKENS.fullmatch(pattern)
-    if match is None or not _is_run_of_one_class(match):
+    # A class may occur twice, with word boundaries at both ends or at none.
+    if (
+        match is None
+        or match["second"] not in (None, match["first"])
+        or bool(match["edge"]) != bool(match["end"])
+    ):
         raise NotImplementedError(
             f"token_pattern ({pattern!r}): only runs of one character class are supported",
         )
@@ -618,14 +619,6 @@ def _word_expression(vectorizer: CountVectorizer) -> str:
     least = 1 if match["count"] == "+" else int(match["count"][1:-2])
     least_length = least + bool(match["second"])
     return f"{_class_expression(kind)}{{{least_length},}}"
-
-
-def _is_run_of_one_class(match: re.Match[str]) -> bool:
-    """Return True if a pattern has one character class, which may occur twice, and word
-    boundaries at both ends or at none.
-    """
-    has_one_class = match["second"] in (None, match["first"])
-    return has_one_class and bool(match["edge"]) == bool(match["end"])
 
 
 def _pattern_of(tokenizer: Callable[[str], Iterable[str]]) -> str:
