@@ -144,7 +144,7 @@ class Batch:
             if is_uniform and dtype.kind in schema.matrix_kinds:
                 return schema.from_array(table.to_numpy())
         return schema.from_columns(
-            {str(name): column_values(table[name]) for name in table.columns},
+            {str(name): column_values(table[name]) for name in table.columns}
         )
 
     def digest(self) -> str:
@@ -192,14 +192,7 @@ class Batch:
         the type of the batch.
         """
         answers = SignatureSchema(
-            [
-                TensorSpec(
-                    np.dtype(output.dtype),
-                    output.shape,
-                    output.name,
-                )
-                for output in outputs
-            ],
+            [TensorSpec(np.dtype(output.dtype), output.shape, output.name) for output in outputs]
         )
         if self.is_table:
             return ModelSignature(inputs=self._input_schema(inputs), outputs=answers)
@@ -218,7 +211,7 @@ class Batch:
         """
         if isinstance(self.data, pd.DataFrame):
             return SignatureSchema(
-                [ColSpec(DataType[column.type], column.name) for column in columns_of(self.data)],
+                [ColSpec(DataType[column.type], column.name) for column in columns_of(self.data)]
             )
         shapes = {entry.name: entry.shape for entry in declared}
         tensors = []
@@ -267,7 +260,7 @@ class Batch:
                     label = name or "the array"
                     raise InvalidConfig(
                         f"{argument}: {label} has the shape {list(shape)}; the example has "
-                        f"{list(tensor_shapes[0])}",
+                        f"{list(tensor_shapes[0])}"
                     )
             sizes_by_axis = enumerate(zip(*tensor_shapes, strict=True))
             free_axes[name] = tuple(
@@ -284,7 +277,7 @@ class Batch:
                 raise ConversionError(
                     f"input_example: the name {name!r} is reserved: in the inference log, "
                     f"{PREDICTION!r} and names with the prefix {OUTPUT_PREFIX!r} are model "
-                    "outputs, and names with the prefix '_' are log fields",
+                    "outputs, and names with the prefix '_' are log fields"
                 )
         if isinstance(self.data, pd.DataFrame) and not self.data.columns.is_unique:
             name = self.data.columns[self.data.columns.duplicated()][0]
@@ -297,7 +290,7 @@ class Batch:
         if all(column.dtype.kind not in "iub" and pd.isna(column).all() for column in columns):
             raise InvalidConfig(
                 "input_example contains only missing values (NaN); the parity check needs a few "
-                "real rows",
+                "real rows"
             )
 
     def aligned(self, example: "Batch | None", argument: str) -> "Batch":
@@ -350,9 +343,7 @@ class Batch:
         return Batch(_cast_table(self.data, signature.inputs))
 
     def nameless_signature(
-        self,
-        origin: object,
-        signature: ModelSignature | None,
+        self, origin: object, signature: ModelSignature | None
     ) -> ModelSignature | None:
         """Return the signature with `NAMELESS_TEXT` as inputs if the user passed
         unnamed strings: MLflow rejects an array if the only column has a name.
@@ -382,10 +373,7 @@ def _is_list_of_texts(origin: object) -> bool:
     """Return True for a one-dimensional sequence whose first value is a string."""
     if not isinstance(origin, Sequence | np.ndarray | pd.Series | pd.Index):
         return False
-    return np.ndim(origin) == 1 and isinstance(
-        next(iter(origin), None),
-        str,
-    )
+    return np.ndim(origin) == 1 and isinstance(next(iter(origin), None), str)
 
 
 def as_pandas(data: ModelData) -> ModelData:
@@ -460,22 +448,11 @@ def unseen_category(series: pd.Series) -> pd.Series | None:
     else:
         return None
     dtype = pd.CategoricalDtype([*categories, unseen], ordered=series.cat.ordered)
-    return pd.Series(
-        [unseen] * len(series),
-        series.index,
-        dtype,
-        series.name,
-    )
+    return pd.Series([unseen] * len(series), series.index, dtype, series.name)
 
 
 def columns_of(table: pd.DataFrame) -> tuple[Column, ...]:
-    return tuple(
-        Column(
-            str(name),
-            column_type(table[name]),
-        )
-        for name in table.columns
-    )
+    return tuple(Column(str(name), column_type(table[name])) for name in table.columns)
 
 
 def column_type(series: pd.Series) -> ColumnType:
@@ -510,7 +487,7 @@ def column_type(series: pd.Series) -> ColumnType:
         described = f"{dtype} (with values of {type(value).__name__})"
     raise ConversionError(
         f"column {str(series.name)!r} has the type {described}, which an ONNX model cannot "
-        f"read: convert it to numbers, booleans or strings. {_unread(str(series.name))}",
+        f"read: convert it to numbers, booleans or strings. {_unread(str(series.name))}"
     )
 
 
@@ -541,14 +518,14 @@ def _cast_table(table: pd.DataFrame, inputs: SignatureSchema) -> pd.DataFrame:
         if kind not in COLUMN_TYPES:
             raise ConversionError(
                 f"signature: column {name!r} has the type {kind}, which an ONNX "
-                f"model cannot read; supported types: {supported}. {_unread(name)}",
+                f"model cannot read; supported types: {supported}. {_unread(name)}"
             )
     names = list(declared)
     actual = {column.name: column.type for column in columns_of(table[names])}
     for name in names:
         if declared[name] == "string" and actual[name] != "string":
             raise InvalidConfig(
-                f"signature: column {name!r} is a string, but a {actual[name]} in the example",
+                f"signature: column {name!r} is a string, but a {actual[name]} in the example"
             )
     changed = {
         name: numpy_dtype(COLUMN_TYPES[declared[name]])
@@ -563,7 +540,7 @@ def _cast_table(table: pd.DataFrame, inputs: SignatureSchema) -> pd.DataFrame:
         if cast[name].dtype.kind in "ib" and not np.array_equal(cast[name], table[name]):
             raise InvalidConfig(
                 f"signature: column {name!r} is a {declared[name]}, but has other numbers in the "
-                "example",
+                "example"
             )
     return cast
 
@@ -572,11 +549,7 @@ def _tensor_difference(spec: TensorSpec, array: Array) -> str:
     """Return the shape or type of the signature and that of the array; "" if the array
     matches.
     """
-    pairs = zip(
-        spec.shape[1:],
-        array.shape[1:],
-        strict=False,
-    )
+    pairs = zip(spec.shape[1:], array.shape[1:], strict=False)
     has_other_sizes = any(declared not in (-1, size) for declared, size in pairs)
     if len(spec.shape) != array.ndim or has_other_sizes:
         return f"the shape {list(spec.shape)}, but {list(array.shape)}"
@@ -600,7 +573,7 @@ def check_outputs(signature: ModelSignature | None, inferred: ModelSignature) ->
             predicted = "strings" if _is_text(actual) else "numbers"
             kind = getattr(spec.type, "name", str(spec.type))
             raise InvalidConfig(
-                f"signature: the {output} is a {kind}, but the model predicts {predicted}",
+                f"signature: the {output} is a {kind}, but the model predicts {predicted}"
             )
 
 

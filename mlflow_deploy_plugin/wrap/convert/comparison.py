@@ -87,11 +87,7 @@ def relative_errors(agreement: Agreement, want: Array) -> Array:
     """
     if not agreement.are_numbers:
         return largest_of_rows(agreement.differences)
-    magnitudes = np.where(
-        np.isfinite(want),
-        np.abs(want.astype(np.float64)),
-        0.0,
-    )
+    magnitudes = np.where(np.isfinite(want), np.abs(want.astype(np.float64)), 0.0)
     with np.errstate(over="ignore"):
         return largest_of_rows(agreement.differences / np.maximum(magnitudes, _TINY))
 
@@ -106,10 +102,7 @@ def answer_spread(answers: Array) -> Array:
     overall = np.asarray(np.ma.filled(finite.std(), 0.0))
     if len(answers) < ENOUGH_ROWS:
         return overall
-    return np.maximum(
-        np.ma.filled(finite.std(axis=0), 0.0),
-        overall * _FINEST,
-    )
+    return np.maximum(np.ma.filled(finite.std(axis=0), 0.0), overall * _FINEST)
 
 
 def top_margins(probabilities: Array) -> Array:
@@ -125,9 +118,7 @@ def top_margins(probabilities: Array) -> Array:
 
 
 def changes_within_one_step(
-    batch: Batch,
-    answers_otherwise: Callable[[Batch, Array], Array],
-    is_net: bool = False,
+    batch: Batch, answers_otherwise: Callable[[Batch, Array], Array], is_net: bool = False
 ) -> Array:
     """Return [N] booleans: True for a row if a small change of its numbers changes the
     original's prediction.

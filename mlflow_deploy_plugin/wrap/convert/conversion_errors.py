@@ -43,20 +43,19 @@ functions and control flow.
 """
 
 _ISSUE = re.compile(
-    r"[^.:,]*\b(?:raise|open|fill|submit)[^.:,]*\bis+ue[^.:]*https?://\S+",
-    re.IGNORECASE,
+    r"[^.:,]*\b(?:raise|open|fill|submit)[^.:,]*\bis+ue[^.:]*https?://\S+", re.IGNORECASE
 )
 _URL = re.compile(r"\s*\(?https?://\S+")
 _CLASS = re.compile(r"<class '([^']+)'>")
 _NO_CONVERTER = re.compile(r"Unable to find a [a-z ]+ for [a-z]+ '(?P<kind>[^']+)'")
 _INPUTS = re.compile(
-    r"at most (?P<most>\d+) input\(s\) is\(are\) supported but we got (?P<given>\d+) input\(s\)",
+    r"at most (?P<most>\d+) input\(s\) is\(are\) supported but we got (?P<given>\d+) input\(s\)"
 )
 _NO_KERNEL = re.compile(r"(?P<op>[\w.]+:?\w+)\(-?\d+\) is not a registered function/op")
 _NO_OPERATOR = re.compile(  # messages of tf2onnx, torch's dynamo exporter, and its legacy exporter
     r"No Op registered for (?P<tf>\w+)"
     r"|translating node .*target=torch\.ops\.(?P<fx>[\w.]+?)(\.default)?\]"
-    r"|operator '(?P<ts>[\w:]+)' to ONNX opset version \d+ is not supported",
+    r"|operator '(?P<ts>[\w:]+)' to ONNX opset version \d+ is not supported"
 )
 _MIXED = re.compile(r"Type 'tensor\(string\)' .* operator \(FeatureVectorizer\)|string to float: ")
 _REASONS = {
@@ -73,9 +72,7 @@ _CPP = re.compile(r"\S+ onnxruntime::.*")
 
 
 def pyfunc_flavor(
-    model: TrainedModel,
-    predict_fn: str = "predict",
-    input_example: ModelData = None,
+    model: TrainedModel, predict_fn: str = "predict", input_example: ModelData = None
 ) -> tuple[str, dict[str, str]] | None:
     """Return the MLflow flavor that can log the model, and its options; None without
     such a flavor. For unknown libraries that predict the example, the flavor is
@@ -108,9 +105,7 @@ def pyfunc_flavor(
 
 
 def with_alternative(
-    error: ModelError,
-    model: TrainedModel,
-    predict_fn: str = "predict",
+    error: ModelError, model: TrainedModel, predict_fn: str = "predict"
 ) -> ModelError:
     """Return the error with advice on how to serve the model without ONNX."""
     if is_onnx(model):

@@ -99,12 +99,7 @@ class _Registered:
         options = {"predict_fn": predict_fn, "dynamic_axes": dynamic_axes}
         return [partial(self._call, self.converter.convert, model, batch, **options)]
 
-    def _call(
-        self,
-        function: Callable[P, R],
-        *arguments: P.args,
-        **options: P.kwargs,
-    ) -> R:
+    def _call(self, function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
         try:
             return function(*arguments, **options)
         except OnnxserveError:
@@ -112,7 +107,7 @@ class _Registered:
         except Exception as error:
             raise ConversionError(
                 f"the converter {_described(self.entry)} failed: {type(error).__name__}: "
-                f"{one_line(error, 300)}",
+                f"{one_line(error, 300)}"
             ) from error
 
 
@@ -152,7 +147,7 @@ def converter_for(model: TrainedModel) -> FrameworkConverter:
             needed = f"a newer {framework}"
         raise ConversionError(
             f"converting a {framework} model needs {needed}: pip install "
-            f"'mlflow-onnxserve[{extra}]'",
+            f"'mlflow-onnxserve[{extra}]'"
         ) from None
 
 
@@ -197,15 +192,14 @@ def check_installed(error: BaseException, what: str) -> None:
         booster = "" if extra == package else f" {package}"  # The extra sklearn has no boosters.
         raise NotInstalled(
             f"{what} needs {package}, which is not installed here: pip install "
-            f"'mlflow-onnxserve[{extra}]'{booster}",
+            f"'mlflow-onnxserve[{extra}]'{booster}"
         ) from None
 
 
 def _unknown_framework(what: str) -> ConversionError:
     names = ", ".join(sorted(_MODULES))
     return ConversionError(
-        f"{what} cannot be converted to ONNX: its framework is not supported; supported are "
-        f"{names}",
+        f"{what} cannot be converted to ONNX: its framework is not supported; supported are {names}"
     )
 
 
@@ -249,9 +243,9 @@ def load_file(model: TrainedModel) -> TrainedModel:
             extra = str(error.name)
             advice = "; to use another backend, set KERAS_BACKEND=torch or jax"
         raise ConversionError(
-            f"{path} needs {error.name}: pip install 'mlflow-onnxserve[{extra}]'{advice}",
+            f"{path} needs {error.name}: pip install 'mlflow-onnxserve[{extra}]'{advice}"
         ) from None
     except Exception as error:
         raise ConversionError(
-            f"{path} is not a model of {framework}: {one_line(error, 300)}",
+            f"{path} is not a model of {framework}: {one_line(error, 300)}"
         ) from error

@@ -48,17 +48,14 @@ def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
 
 
 def forms(
-    model: TrainedModel,
-    batch: ModelInput | None,
-    predict_fn: str,
-    dynamic_axes: DynamicAxes,
+    model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
 ) -> Forms:
     """Return one form, a copy of the graph with its weights inline. Raises
     InvalidConfig for `predict_proba`.
     """
     if predict_fn != "predict":
         raise InvalidConfig(
-            "pyfunc_predict_fn: an ONNX graph returns all its outputs; only 'predict' is possible",
+            "pyfunc_predict_fn: an ONNX graph returns all its outputs; only 'predict' is possible"
         )
     return [partial(_read, model, batch)]
 
@@ -84,17 +81,13 @@ def _read(model: TrainedModel, batch: ModelInput | None) -> ConvertedModel:
             raise ConversionError(
                 f"the graph's BatchNormalization {node.output[0]!r} is in training mode, so "
                 "predictions depend on other rows and earlier requests; export the model in "
-                "evaluation mode",
+                "evaluation mode"
             )
     classes = _replace_maps(proto)
     _replace_sequences(proto)
     _declare_outputs(proto)
     bound = converted.bind_graph(
-        proto,
-        batch,
-        framework="onnx",
-        framework_version=onnx.__version__,
-        original=None,
+        proto, batch, framework="onnx", framework_version=onnx.__version__, original=None
     )
     if len(classes) != 1 or len(bound.outputs) != 2:
         return bound
@@ -104,12 +97,7 @@ def _read(model: TrainedModel, batch: ModelInput | None) -> ConvertedModel:
         role: Role = "probabilities" if output.name == probabilities else "label"
         outputs.append(replace(output, role=role))
     label = next(output.name for output in outputs if output.role == "label")
-    return replace(
-        bound,
-        outputs=tuple(outputs),
-        prediction=(label,),
-        classes=labels,
-    )
+    return replace(bound, outputs=tuple(outputs), prediction=(label,), classes=labels)
 
 
 def _replace_maps(proto: ModelProto) -> dict[str, tuple[int | str, ...]]:
@@ -122,7 +110,7 @@ def _replace_maps(proto: ModelProto) -> dict[str, tuple[int | str, ...]]:
         if node.op_type == "ZipMap":
             if len(node.attribute) != 1:
                 raise ConversionError(
-                    f"not a valid ONNX model: the ZipMap node {node.name!r} has no classes",
+                    f"not a valid ONNX model: the ZipMap node {node.name!r} has no classes"
                 )
             labels = helper.get_attribute_value(node.attribute[0])
             classes[node.output[0]] = tuple(map(_decode, labels))
@@ -134,7 +122,7 @@ def _replace_maps(proto: ModelProto) -> dict[str, tuple[int | str, ...]]:
         if output.name in classes:
             shape = [None, len(classes[output.name])]
             output.CopyFrom(
-                helper.make_tensor_value_info(output.name, onnx.TensorProto.FLOAT, shape),
+                helper.make_tensor_value_info(output.name, onnx.TensorProto.FLOAT, shape)
             )
     return classes
 
@@ -168,13 +156,7 @@ def _replace_sequences(proto: ModelProto) -> None:
                 name += "_"
             place = numpy_helper.from_array(np.array(index), f"{name}.place")
             graph.initializer.append(place)
-            graph.node.append(
-                helper.make_node(
-                    "SequenceAt",
-                    [output.name, place.name],
-                    [name],
-                )
-            )
+            graph.node.append(helper.make_node("SequenceAt", [output.name, place.name], [name]))
             outputs.append(onnx.ValueInfoProto(name=name))
     del graph.output[:]
     graph.output.extend(outputs)
@@ -256,13 +238,11 @@ def _declare_outputs(proto: ModelProto) -> None:
     ort = import_onnxruntime()
     try:
         session = ort.InferenceSession(
-            proto.SerializeToString(),
-            session_options(ort, 1),
-            providers=["CPUExecutionProvider"],
+            proto.SerializeToString(), session_options(ort, 1), providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes
         raise ConversionError(
-            f"ONNX Runtime cannot load the graph: {describe_error(error)}",
+            f"ONNX Runtime cannot load the graph: {describe_error(error)}"
         ) from None
     nodes = {
         node.name: node
@@ -280,9 +260,7 @@ def _declare_outputs(proto: ModelProto) -> None:
 
 
 def _computed_shapes(
-    session: "onnxruntime.InferenceSession",
-    outputs: list[str],
-    graph: GraphProto,
+    session: "onnxruntime.InferenceSession", outputs: list[str], graph: GraphProto
 ) -> dict[str, Sizes]:
     """Return the output shapes of runs with two and with three rows of zeros. Sizes
     that differ are None. Raises ConversionError if a run fails.
@@ -306,7 +284,7 @@ def _computed_shapes(
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises many classes
         raise ConversionError(
             f"the graph does not declare the shape of its output {outputs[0]!r}, and a run with "
-            f"zeros failed: {describe_error(error)}",
+            f"zeros failed: {describe_error(error)}"
         ) from None
     shapes: dict[str, Sizes] = {}
     for name, two, three in zip(outputs, two_rows, three_rows, strict=True):

@@ -59,10 +59,7 @@ def _has_formula(results: TrainedModel) -> bool:
 
 
 def forms(
-    model: TrainedModel,
-    batch: ModelInput | None,
-    predict_fn: str,
-    dynamic_axes: DynamicAxes,
+    model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
 ) -> Forms:
     """Return one form, the linear predictor with its link. Raises the errors of
     `require_example`.
@@ -80,11 +77,11 @@ def _convert(results: TrainedModel, batch: ModelInput) -> ConvertedModel:
         kind = type(results.model).__name__
         raise ConversionError(
             f"{kind} cannot be converted to ONNX: only models with a linear predictor and a link "
-            f"are supported: {', '.join([*_LINEAR, 'GLM', *_DISCRETE])}",
+            f"are supported: {', '.join([*_LINEAR, 'GLM', *_DISCRETE])}"
         )
     if link_name not in _INVERSE_LINKS:
         raise ConversionError(
-            f"GLM cannot be converted to ONNX: its link {link_name} is not supported in ONNX",
+            f"GLM cannot be converted to ONNX: its link {link_name} is not supported in ONNX"
         )
     link = _INVERSE_LINKS[link_name]
     original = original_model(results)
@@ -92,42 +89,28 @@ def _convert(results: TrainedModel, batch: ModelInput) -> ConvertedModel:
     if _has_formula(results) and not is_table:
         raise InvalidConfig("input_example: the model has a formula; pass a table with its columns")
     # The call checks the columns.
-    converted.call_original(
-        original,
-        Batch(batch).take(slice(0, 1)).data,
-    )
+    converted.call_original(original, Batch(batch).take(slice(0, 1)).data)
     names = [str(name) for name in batch] if is_table else range(batch[""].shape[-1])
     proto = _graph(results, link, [*names])
     return converted.bind_graph(proto, batch, "statsmodels", str(statsmodels.__version__), original)
 
 
 def _graph(
-    results: TrainedModel,
-    link: Callable[[TracedArray], TracedArray],
-    names: list[Any],
+    results: TrainedModel, link: Callable[[TracedArray], TracedArray], names: list[Any]
 ) -> ModelProto:
     """Return the graph of the linear predictor for the columns `names` and the link."""
     graph = Subgraph(Scope("statsmodels"))
     weights = np.asarray(results.params, dtype=np.float64)
-    rows: TracedArray = Traced(
-        graph,
-        "columns",
-        np.ones((SAMPLE_ROWS, len(names))),
-    )
+    rows: TracedArray = Traced(graph, "columns", np.ones((SAMPLE_ROWS, len(names))))
     if _has_formula(results):
         linear = _formula(results.model, weights, rows, names)
     else:
         linear = rows @ weights
     answer = link(linear)
     graph.node("Identity", [answer.name], "prediction")
-    body = graph.finish(
-        {"columns": _doubles(rows)},
-        {"prediction": _doubles(answer)},
-    )
+    body = graph.finish({"columns": _doubles(rows)}, {"prediction": _doubles(answer)})
     return helper.make_model(
-        body,
-        opset_imports=[helper.make_opsetid("", OPSETS[""])],
-        ir_version=10,
+        body, opset_imports=[helper.make_opsetid("", OPSETS[""])], ir_version=10
     )
 
 
@@ -136,12 +119,7 @@ def _doubles(array: TracedArray) -> tuple[int, list[Any]]:
     return TensorProto.DOUBLE, ["batch", *array.sample.shape[1:]]
 
 
-def _formula(
-    model: Model,
-    weights: Array,
-    rows: TracedArray,
-    columns: list[str],
-) -> TracedArray:
+def _formula(model: Model, weights: Array, rows: TracedArray, columns: list[str]) -> TracedArray:
     """Return the linear predictor for the columns. Raises ConversionError if Python
     computes a term.
     """
@@ -153,7 +131,7 @@ def _formula(
         if not set(names) <= set(columns):
             raise ConversionError(
                 f"{type(model).__name__} cannot be converted to ONNX: its term {term!r} is "
-                "computed by Python; add it to the table as a column",
+                "computed by Python; add it to the table as a column"
             )
         positions_by_term[index] = list(map(columns.index, names))
     parts = []
@@ -161,10 +139,7 @@ def _formula(
     for count in sorted(set(map(len, positions_by_term.values()))):
         terms = [term for term, positions in positions_by_term.items() if len(positions) == count]
         factors = np.transpose([positions_by_term[term] for term in terms])
-        product = reduce(
-            np.multiply,
-            [rows[:, factor.tolist()] for factor in factors],
-        )
+        product = reduce(np.multiply, [rows[:, factor.tolist()] for factor in factors])
         parts.append(product @ weights[terms])
     if not parts:
         parts = [np.zeros_like(rows[:, :1]) @ weights[:1]]

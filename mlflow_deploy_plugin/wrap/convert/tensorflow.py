@@ -38,10 +38,7 @@ def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
 
 
 def forms(
-    model: TrainedModel,
-    batch: ModelInput | None,
-    predict_fn: str,
-    dynamic_axes: DynamicAxes,
+    model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
 ) -> Forms:
     """Return one form: the graph of the signature `serving_default` or of the call.
     Raises InvalidConfig without an example or for `predict_proba`.
@@ -75,10 +72,7 @@ def _export(model: TrainedModel, batch: ModelInput, dynamic_axes: DynamicAxes) -
     return converted.bind_graph(proto, batch, "tensorflow", str(tf.__version__), original)
 
 
-def _free_axes(
-    spec: tf.TensorSpec | None,
-    varied: Sequence[int],
-) -> tuple[int, ...]:
+def _free_axes(spec: tf.TensorSpec | None, varied: Sequence[int]) -> tuple[int, ...]:
     """Return the axes, except axis 0, that the signature declares as free; `varied`
     without a declared shape.
     """
@@ -109,7 +103,7 @@ def export(
     except ModuleNotFoundError as error:
         raise ConversionError(
             f"converting a TensorFlow model needs {error.name}: pip install "
-            "'mlflow-onnxserve[tensorflow]'",
+            "'mlflow-onnxserve[tensorflow]'"
         ) from None
     logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
     specs = _tensor_specs(arrays, axes)
@@ -121,24 +115,18 @@ def export(
         onnx.checker.check_model(proto)
     except Exception as error:
         raise ConversionError(
-            f"{display_name} cannot be converted to ONNX: {plain_reason(str(error))}",
+            f"{display_name} cannot be converted to ONNX: {plain_reason(str(error))}"
         ) from error
     # The variables of the model are inputs of the graph, and become constants.
     captured = {inner.name: outer for outer, inner in captures}
     for value in [value for value in proto.graph.input if value.name in captured]:
-        constant = onnx.numpy_helper.from_array(
-            captured[value.name].numpy(),
-            value.name,
-        )
+        constant = onnx.numpy_helper.from_array(captured[value.name].numpy(), value.name)
         proto.graph.initializer.append(constant)
         proto.graph.input.remove(value)
     return converted.rename_values(proto, list(arrays), outputs)
 
 
-def _tensor_specs(
-    arrays: dict[str, Array],
-    axes: DynamicAxes,
-) -> list[tf.TensorSpec]:
+def _tensor_specs(arrays: dict[str, Array], axes: DynamicAxes) -> list[tf.TensorSpec]:
     """Return the types and shapes of the inputs; the rows and the `axes` are free."""
     specs = []
     for position, (name, array) in enumerate(arrays.items()):
@@ -175,10 +163,7 @@ def _specs(model: TrainedModel) -> dict[str, tf.TensorSpec | None]:
     return {name: None for name in inspect.signature(function).parameters if name != "self"}
 
 
-def _arrays(
-    specs: dict[str, tf.TensorSpec | None],
-    batch: ModelInput,
-) -> dict[str, Array]:
+def _arrays(specs: dict[str, tf.TensorSpec | None], batch: ModelInput) -> dict[str, Array]:
     """Return the arrays by input name, with the types of the signature. Raises
     InvalidConfig if an input of the signature is missing.
     """
@@ -190,10 +175,7 @@ def _arrays(
     return arrays
 
 
-def _arrays_by_input(
-    specs: dict[str, tf.TensorSpec | None],
-    batch: ModelInput,
-) -> dict[str, Array]:
+def _arrays_by_input(specs: dict[str, tf.TensorSpec | None], batch: ModelInput) -> dict[str, Array]:
     """Return the arrays of the inputs that the batch has. Raises InvalidConfig if an
     input of the signature is missing.
 
@@ -210,15 +192,12 @@ def _arrays_by_input(
     for name, spec in specs.items():
         if name not in data and spec is not None:
             raise InvalidConfig(
-                f"input_example: {name!r} is missing; the model needs {', '.join(specs)}",
+                f"input_example: {name!r} is missing; the model needs {', '.join(specs)}"
             )
     return {name: np.asarray(data[name]) for name in specs if name in data}
 
 
-def _call(
-    model: TrainedModel,
-    tensors: dict[str, tf.Tensor],
-) -> dict[str, tf.Tensor]:
+def _call(model: TrainedModel, tensors: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     """Return the outputs by name: names of the signature, keys of a mapping, or
     `output`.
     """

@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 import pandas as pd
 import torch
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 from onnx_ir.passes.common import NameFixPass
 from onnxscript import ir
 from onnxscript import opset18 as op
@@ -51,7 +51,7 @@ Transformer is fixed at 1.
 """
 
 _FIXED_SIZE = re.compile(
-    r"inferred a static shape of (?P<size>\d+) for dimension (?P<place>\S+?)\.?(?:\s|$)",
+    r"inferred a static shape of (?P<size>\d+) for dimension (?P<place>\S+?)\.?(?:\s|$)"
 )
 _NO_BFLOAT16 = (
     "which numpy and requests do not support; convert the module to float32 with model.float()"
@@ -75,10 +75,7 @@ def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
 
 
 def forms(
-    model: TrainedModel,
-    batch: ModelInput | None,
-    predict_fn: str,
-    dynamic_axes: DynamicAxes,
+    model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
 ) -> Forms:
     """Return one form, the exported module. Raises InvalidConfig without an example or
     for `predict_proba`, and ConversionError for strings.
@@ -87,7 +84,7 @@ def forms(
     if any(array.dtype.kind in "OUT" for array in Batch(example).tensors.values()):
         raise ConversionError(
             f"{type(model).__name__} reads strings in Python; ONNX supports only the tensors "
-            "after its tokenizer",
+            "after its tokenizer"
         )
     return [partial(_export, model, example, dynamic_axes)]
 
@@ -104,7 +101,7 @@ def _export(model: TrainedModel, batch: ModelInput, dynamic_axes: DynamicAxes) -
                 raise InvalidConfig(
                     f"input_example: {type(module).__name__}.forward has no parameter {name!r}; "
                     f"it has {', '.join(parameters)}; a graph needs one array per parameter, not a "
-                    "mapping or list",
+                    "mapping or list"
                 )
         names = [name for name in parameters if name in batch]
     original = original_model(module, of_tensors=True)
@@ -167,16 +164,9 @@ def export(
         if name in names:
             raise ConversionError(
                 f"{_shown_name(model)} returns {name!r}, which is also the name of an input: names "
-                "in a graph are unique; rename the output",
+                "in a graph are unique; rename the output"
             )
-    proto = _to_onnx(
-        model,
-        _tensors(traced, names, model),
-        names,
-        list(answers),
-        axes,
-        legacy,
-    )
+    proto = _to_onnx(model, _tensors(traced, names, model), names, list(answers), axes, legacy)
     if any(dynamic_axes.values()) and isinstance(traced, dict):
         with suppress(InvalidConfig):  # The model may not accept this size.
             # Each free axis is repeated to one more entry.
@@ -190,21 +180,13 @@ def export(
     return proto
 
 
-def _free_sizes(
-    graph: GraphProto,
-    answers: dict[str, Array],
-    longer: dict[str, Array],
-) -> None:
+def _free_sizes(graph: GraphProto, answers: dict[str, Array], longer: dict[str, Array]) -> None:
     """Free the output sizes that differ for a longer batch. The exporter fixes those of
     a GRU (torch 2.13).
     """
     for value in graph.output:
         dimensions = value.type.tensor_type.shape.dim
-        sizes = zip(
-            answers[value.name].shape,
-            longer[value.name].shape,
-            strict=False,
-        )
+        sizes = zip(answers[value.name].shape, longer[value.name].shape, strict=False)
         for axis, (size, longer_size) in enumerate(sizes):
             if size != longer_size and dimensions[axis].dim_value:
                 dimensions[axis].dim_param = f"{value.name}_{axis}"
@@ -228,9 +210,7 @@ def _mark_unknown_ids(proto: ModelProto) -> ModelProto:
             node.input[1] = _mark_ids(graph, embeddings[index], mark)
         graph.node.append(node)
     graph.node.append(helper.make_node("Sum", marks, [REFUSED_ROWS], REFUSED_ROWS))
-    graph.output.append(
-        helper.make_tensor_value_info(REFUSED_ROWS, TensorProto.FLOAT, ["batch"]),
-    )
+    graph.output.append(helper.make_tensor_value_info(REFUSED_ROWS, TensorProto.FLOAT, ["batch"]))
     input_names = {entry.name for entry in graph.input}
     reasons = dict.fromkeys(embedding.refusal(input_names) for embedding in embeddings.values())
     helper.set_model_props(proto, {REFUSED_ROWS: ", and ".join(reasons)})
@@ -287,10 +267,7 @@ def _find_embeddings(graph: GraphProto) -> dict[int, _Embedding]:
             maker = makers.get(ids)
         if ids in values and values[ids].shape.dim[:1] == batch:
             embeddings[index] = _Embedding(
-                ids=ids,
-                kind=values[ids].elem_type,
-                last=sizes[node.input[0]] - 1,
-                shape=shape,
+                ids=ids, kind=values[ids].elem_type, last=sizes[node.input[0]] - 1, shape=shape
             )
     return embeddings
 
@@ -316,25 +293,11 @@ def _mark_ids(graph: GraphProto, embedding: _Embedding, mark: str) -> str:
         ("Cast", (f"{mark}_flat",), f"{mark}_number", {"to": TensorProto.FLOAT}),
         ("ReduceL1", (f"{mark}_number", f"{mark}_axis"), mark, {"keepdims": 0}),
     ):
-        graph.node.append(
-            helper.make_node(
-                operator,
-                inputs,
-                [output],
-                output,
-                **options,
-            )
-        )
+        graph.node.append(helper.make_node(operator, inputs, [output], output, **options))
     if not embedding.shape:
         return f"{mark}_ids"
     flat_ids = f"{mark}_all"
-    graph.node.append(
-        helper.make_node(
-            "Reshape",
-            [f"{mark}_ids", embedding.shape],
-            [flat_ids],
-        )
-    )
+    graph.node.append(helper.make_node("Reshape", [f"{mark}_ids", embedding.shape], [flat_ids]))
     return flat_ids
 
 
@@ -408,7 +371,7 @@ def _to_onnx(
             return _export_program(model, names, outputs, options)
     except Exception as error:
         raise ConversionError(
-            f"{_shown_name(model)} cannot be converted to ONNX: {_export_failure(error)}",
+            f"{_shown_name(model)} cannot be converted to ONNX: {_export_failure(error)}"
         ) from error
 
 
@@ -439,10 +402,7 @@ def _trace(
 
 
 def _export_program(
-    model: TrainedModel,
-    names: list[str],
-    outputs: list[str],
-    options: dict[str, object],
+    model: TrainedModel, names: list[str], outputs: list[str], options: dict[str, object]
 ) -> ModelProto:
     """Return the ModelProto of the dynamo exporter. `options` are the arguments of a
     module and their free axes; a program contains both.
@@ -472,13 +432,7 @@ def _program_options(
 ) -> dict[str, object]:
     """Return the arguments of the module and their free axes for torch's exporter."""
     rows = Dim("batch")
-    free_axes = [
-        dict.fromkeys(
-            dynamic_axes.get(name, ()),
-            Dim.DYNAMIC,
-        )
-        for name in names
-    ]
+    free_axes = [dict.fromkeys(dynamic_axes.get(name, ()), Dim.DYNAMIC) for name in names]
     shapes = tuple({0: rows, **axes} for axes in free_axes)
     if _must_be_keywords(model, names):
         return {
@@ -513,12 +467,7 @@ def _export_failure(error: Exception) -> str:
 
 
 def attention(
-    query: Any,
-    key: Any,
-    value: Any,
-    attn_mask: Any = None,
-    *options: Any,
-    **keywords: Any,
+    query: Any, key: Any, value: Any, attn_mask: Any = None, *options: Any, **keywords: Any
 ) -> Any:
     """Translate attention. For a row without allowed positions, the exporter returns a
     mean instead of 0.
@@ -526,16 +475,9 @@ def attention(
     answer = aten_scaled_dot_product_attention(query, key, value, attn_mask, *options, **keywords)
     if attn_mask is None or attn_mask.dtype != ir.DataType.BOOL:
         return answer
-    has_allowed = op.ReduceMax(
-        op.Cast(attn_mask, to=ir.DataType.INT32),
-        [-1],
-    )
+    has_allowed = op.ReduceMax(op.Cast(attn_mask, to=ir.DataType.INT32), [-1])
     zero = op.CastLike(0.0, answer)
-    return op.Where(
-        op.Cast(has_allowed, to=ir.DataType.BOOL),
-        answer,
-        zero,
-    )
+    return op.Where(op.Cast(has_allowed, to=ir.DataType.BOOL), answer, zero)
 
 
 def _log_sigmoid(values: Any) -> Any:
@@ -554,12 +496,7 @@ def _one_hot(ids: Any, num_classes: int) -> Any:
     return op.Cast(op.Equal(class_of_id, classes), to=ir.DataType.INT64)
 
 
-def _gather(
-    values: Any,
-    dim: int,
-    index: Any,
-    sparse_grad: bool = False,
-) -> Any:
+def _gather(values: Any, dim: int, index: Any, sparse_grad: bool = False) -> Any:
     """Translate `gather`, which refuses negative indices (such as length 0 minus 1);
     ONNX counts them from the end.
     """
@@ -620,11 +557,7 @@ def original_model(model: TrainedModel, of_tensors: bool = False) -> converted.O
     return original
 
 
-def by_name(
-    answer: object,
-    of_tensors: bool,
-    name: str = "",
-) -> dict[str, torch.Tensor]:
+def by_name(answer: object, of_tensors: bool, name: str = "") -> dict[str, torch.Tensor]:
     """Return the tensors of a nested result by output name: `output`, `output_1`, keys
     of a mapping, or fields.
 
@@ -676,11 +609,7 @@ def _parts_by_name(result: object, name: str) -> dict[str, object] | None:
     return None
 
 
-def _tensors(
-    batch: ModelInput,
-    names: list[str],
-    model: TrainedModel,
-) -> tuple[torch.Tensor, ...]:
+def _tensors(batch: ModelInput, names: list[str], model: TrainedModel) -> tuple[torch.Tensor, ...]:
     """Return the arguments of `forward` on the module's device."""
     devices = (parameter.device for parameter in model.parameters())
     device = next(devices, torch.device("cpu"))

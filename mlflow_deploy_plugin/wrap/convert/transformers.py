@@ -87,16 +87,13 @@ def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
     if table.shape[1] != 1 or not all(isinstance(text, str) for text in table.iloc[:, 0]):
         raise InvalidConfig(
             f"input_example: {type(model).__name__} needs a list of texts, or a table with one "
-            "column",
+            "column"
         )
     return table
 
 
 def forms(
-    model: TrainedModel,
-    batch: ModelInput | None,
-    predict_fn: str,
-    dynamic_axes: DynamicAxes,
+    model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
 ) -> Forms:
     """Return one form, the exported net. Raises InvalidConfig or ConversionError if the
     model is not supported.
@@ -110,14 +107,14 @@ def forms(
         raise ConversionError(
             f"a {task} model cannot be converted to ONNX: "
             "supported are text-classification pipelines and SentenceTransformer; for embeddings, "
-            "SentenceTransformer(modules=[Transformer(path), Pooling(size)]) defines the pooling",
+            "SentenceTransformer(modules=[Transformer(path), Pooling(size)]) defines the pooling"
         )
     method = "predict" if net.output == "probabilities" else predict_fn
     table = converted.require_example(batch, method, type(model).__name__, "predict")
     if not getattr(net.tokenizer, "is_fast", False):
         raise ConversionError(
             f"its {type(net.tokenizer).__name__} is not a fast tokenizer of transformers: load it "
-            "with use_fast=True",
+            "with use_fast=True"
         )
     sides = ["right"]
     if net.tokenizer.padding_side == "left":
@@ -142,9 +139,7 @@ def asked_with(model: TrainedModel, settings: Settings, predict_fn: str) -> Trai
 
 
 def _pipeline_asked_with(
-    pipeline: TrainedModel,
-    options: dict[str, Any],
-    predict_fn: str,
+    pipeline: TrainedModel, options: dict[str, Any], predict_fn: str
 ) -> TrainedModel:
     """Set the options, except for the number of labels `top_k`, as the defaults of the
     pipeline, and return the pipeline.
@@ -158,14 +153,14 @@ def _pipeline_asked_with(
             f"it is asked with top_k={label_count}, so it returns several labels per text, and "
             "`predict` of an ONNX form returns one: use --predict-fn predict_proba (in Python "
             "pyfunc_predict_fn=) for the probabilities of all labels, or log the version without "
-            "top_k",
+            "top_k"
         )
     try:
         preprocess, _, postprocess = pipeline._sanitize_parameters(**options)
     except Exception as error:
         described = ", ".join(f"{name}={value!r}" for name, value in options.items())
         raise ConversionError(
-            f"its pipeline refuses the arguments {described}: {one_line(error)}",
+            f"its pipeline refuses the arguments {described}: {one_line(error)}"
         ) from error
     pipeline._preprocess_params |= preprocess
     pipeline._postprocess_params |= postprocess
@@ -185,7 +180,7 @@ def _encoder_asked_with(model: TrainedModel, options: dict[str, Any]) -> Trained
         if _ENCODER_DEFAULTS.get(name) != value:
             raise ConversionError(
                 f"it is asked with {name}={value!r}, which an ONNX form cannot contain: log the "
-                f"version without {name}",
+                f"version without {name}"
             )
     if prompt is not None:
         model.prompts["asked"] = prompt
@@ -195,7 +190,7 @@ def _encoder_asked_with(model: TrainedModel, options: dict[str, Any]) -> Trained
             prompts = ", ".join(map(repr, model.prompts)) or "none"
             raise ConversionError(
                 f"it is asked with prompt_name={prompt_name!r}, which is not one of its prompts "
-                f"({prompts})",
+                f"({prompts})"
             )
         model.default_prompt_name = prompt_name
     if size is not None:
@@ -214,11 +209,7 @@ class _Truncation(torch.nn.Module):  # type: ignore[misc]
         super().__init__()
         self._size = size
 
-    def forward(
-        self,
-        features: NamedTensors,
-        **_: object,
-    ) -> NamedTensors:
+    def forward(self, features: NamedTensors, **_: object) -> NamedTensors:
         features["sentence_embedding"] = features["sentence_embedding"][:, : self._size]
         return features
 
@@ -314,7 +305,7 @@ class _Encoder(torch.nn.Module):  # type: ignore[misc]
         self.prefix: str = model.prompts.get(model.default_prompt_name) or ""
         if self.prefix and any(not getattr(module, "include_prompt", True) for module in model):
             raise ConversionError(
-                "its pooling leaves out the prompt (include_prompt=False), which a graph cannot do",
+                "its pooling leaves out the prompt (include_prompt=False), which a graph cannot do"
             )
 
     def forward(self, *tensors: torch.Tensor) -> NamedTensors:
@@ -342,11 +333,7 @@ def _padding_side(tokenizer: Any, side: str) -> Iterator[None]:
 
 
 def _convert(
-    model: TrainedModel,
-    net: "_Classifier | _Encoder",
-    batch: Any,
-    predict_fn: str,
-    side: str,
+    model: TrainedModel, net: "_Classifier | _Encoder", batch: Any, predict_fn: str, side: str
 ) -> ConvertedModel:
     """Return the graph of the net with its tokenizer, padded on the `side`: left or
     right. The batch is a table with one column of texts.
@@ -367,24 +354,11 @@ def _convert(
         original=_original_model(net),
     )
     roles: dict[str, Role] = {"label": "label", "probabilities": "probabilities"}
-    outputs = [
-        replace(
-            entry,
-            role=roles.get(entry.name, "values"),
-        )
-        for entry in bound.outputs
-    ]
+    outputs = [replace(entry, role=roles.get(entry.name, "values")) for entry in bound.outputs]
     prediction = net.output if predict_fn == "predict_proba" else bound.outputs[0].name
     return replace(
         bound,
-        inputs=(
-            Input(
-                column,
-                dtype="str",
-                shape=(-1,),
-                columns=(column,),
-            ),
-        ),
+        inputs=(Input(column, dtype="str", shape=(-1,), columns=(column,)),),
         outputs=tuple(outputs),
         prediction=(prediction,),
         classes=net.labels,
@@ -402,33 +376,17 @@ def _export(net: "_Classifier | _Encoder", tokens: Mapping[str, Any]) -> ModelPr
     if arrays["input_ids"].shape[1] == 1:  # The exporter would fix the length 1.
         arrays = {name: np.repeat(array, 2, axis=1) for name, array in arrays.items()}
     proto = torch_converter.export(
-        net,
-        arrays,
-        names,
-        dict.fromkeys(names, (1,)),
-        torch_converter.original_model(net),
+        net, arrays, names, dict.fromkeys(names, (1,)), torch_converter.original_model(net)
     )
     if net.labels:
         graph = proto.graph
         graph.initializer.append(
-            numpy_helper.from_array(np.array(net.labels, object), "class_names"),
+            numpy_helper.from_array(np.array(net.labels, object), "class_names")
         )
         graph.node.append(
-            helper.make_node(
-                "ArgMax",
-                [net.output],
-                ["class_index"],
-                axis=-1,
-                keepdims=0,
-            ),
+            helper.make_node("ArgMax", [net.output], ["class_index"], axis=-1, keepdims=0)
         )
-        graph.node.append(
-            helper.make_node(
-                "Gather",
-                ["class_names", "class_index"],
-                ["label"],
-            )
-        )
+        graph.node.append(helper.make_node("Gather", ["class_names", "class_index"], ["label"]))
         label = helper.make_tensor_value_info("label", TensorProto.STRING, ["batch"])
         graph.output.insert(0, label)
     return proto
@@ -450,7 +408,7 @@ def _original_model(net: "_Classifier | _Encoder") -> converted.OriginalModel:
             if not ids:
                 raise ValueError(
                     f"the text {short_repr(text)} has no tokens, because the tokenizer adds no "
-                    "special tokens; leave it out",
+                    "special tokens; leave it out"
                 )
         answers = net.predict(unique_texts)
         row_of_text = {text: row for row, text in enumerate(unique_texts)}
@@ -461,8 +419,7 @@ def _original_model(net: "_Classifier | _Encoder") -> converted.OriginalModel:
 
 
 def _saved_tokenizer(
-    model: "_Classifier | _Encoder",
-    texts: list[str],
+    model: "_Classifier | _Encoder", texts: list[str]
 ) -> tuple[TokenizerSpec, str]:
     """Return the description of the tokenizer and the content of its file.
 
@@ -472,22 +429,19 @@ def _saved_tokenizer(
     tokenizer = model.tokenizer
     if tokenizer.pad_token is None:
         raise ConversionError(
-            "it has no padding token: set tokenizer.pad_token and model.config.pad_token_id",
+            "it has no padding token: set tokenizer.pad_token and model.config.pad_token_id"
         )
     # This call sets truncation and padding in the tokenizer.
     returned = list(model.tokenize(texts))
     for name in returned:
         if name not in (*_ARRAYS, "modality", "prompt_length"):
             raise ConversionError(
-                f"its tokenizer returns {name!r}, which is not supported: {', '.join(_ARRAYS)} are",
+                f"its tokenizer returns {name!r}, which is not supported: {', '.join(_ARRAYS)} are"
             )
     names = [name for name in _ARRAYS if name in returned]
     content = tokenizer.backend_tokenizer.to_str()
     spec = TokenizerSpec(
-        file=Path(_FILE),
-        graph_inputs=names,
-        max_length=_max_tokens(model),
-        prefix=model.prefix,
+        file=Path(_FILE), graph_inputs=names, max_length=_max_tokens(model), prefix=model.prefix
     )
     with temporary_folder("onnxserve-tokenizer-") as folder:
         (folder / _FILE).write_text(content, encoding="utf-8")
@@ -513,26 +467,18 @@ def _max_tokens(model: "_Classifier | _Encoder") -> int:
         is_embedding = name.endswith("position_embeddings")
         if is_embedding and getattr(module, "padding_idx", None) is not None:
             positions -= module.padding_idx + 1  # RoBERTa and MPNet do not use the first positions.
-    limits = (
-        truncation.get("max_length"),
-        positions,
-        model.tokenizer.model_max_length,
-    )
+    limits = (truncation.get("max_length"), positions, model.tokenizer.model_max_length)
     for limit in limits:
         # A `model_max_length` of 1e30 is not a limit.
         if limit and 0 < limit < _UNLIMITED_TOKENS:
             return int(limit)
     raise ConversionError(
-        "its tokenizer does not limit the length of texts: set tokenizer.model_max_length = 512",
+        "its tokenizer does not limit the length of texts: set tokenizer.model_max_length = 512"
     )
 
 
 def _compare_tokens(
-    model: "_Classifier | _Encoder",
-    saved: TextTokenizer,
-    text: str,
-    other: str,
-    names: list[str],
+    model: "_Classifier | _Encoder", saved: TextTokenizer, text: str, other: str, names: list[str]
 ) -> None:
     """Raise ConversionError if the saved tokenizer returns other arrays for the two
     texts than the original.
@@ -543,17 +489,12 @@ def _compare_tokens(
         return
     tokens = model.tokenize([text, other])
     differing = [
-        name
-        for name in names
-        if not np.array_equal(
-            feeds[name],
-            np.asarray(tokens[name]),
-        )
+        name for name in names if not np.array_equal(feeds[name], np.asarray(tokens[name]))
     ]
     if differing:
         options = ", ".join(f"{option}={value!r}" for option, value in model.options.items())
         shown_options = f" ({options})" if options else ""
         raise ConversionError(
             f"{_FILE} yields other {differing[0]} for {short_repr(text)}: the model calls its "
-            f"tokenizer with an option that this file does not contain{shown_options}",
+            f"tokenizer with an option that this file does not contain{shown_options}"
         )

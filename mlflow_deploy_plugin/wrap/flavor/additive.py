@@ -45,9 +45,7 @@ _ROWS = 1_000
 
 
 def with_additive_files(
-    converted: ConvertedModel,
-    runnable: OnnxModel,
-    rows: Batch | None,
+    converted: ConvertedModel, runnable: OnnxModel, rows: Batch | None
 ) -> ConvertedModel:
     """Return the model with the files of its additive form, or without them if the form
     is not proven.
@@ -138,9 +136,7 @@ def _places_in_order(model: OnnxModel) -> Iterator[tuple[str, int]]:
 
 
 def _changes(
-    feeds: Feeds,
-    feature: ExplainedFeature,
-    categories: tuple[Category, ...],
+    feeds: Feeds, feature: ExplainedFeature, categories: tuple[Category, ...]
 ) -> Iterator[tuple[Feeds, Feeds]]:
     """Yield rows, and the same rows with other values of the feature."""
     order = np.random.default_rng(0).permutation(row_count(feeds))

@@ -227,8 +227,7 @@ class RowGroup:
 
 
 def ask_original(
-    original: OriginalModel,
-    groups: Iterable[RowGroup],
+    original: OriginalModel, groups: Iterable[RowGroup]
 ) -> Iterator[tuple[RowGroup, Answers | None]]:
     """Yield each group with the original's predictions. A group with refused rows is
     yielded in parts; the predictions of a refused part are None.
@@ -242,8 +241,7 @@ def ask_original(
 
 
 def _ask_in_parts(
-    original: OriginalModel,
-    group: RowGroup,
+    original: OriginalModel, group: RowGroup
 ) -> Iterator[tuple[RowGroup, Answers | None]]:
     """Yield parts of a refused group with their predictions, or with None for a refused
     block.
@@ -339,19 +337,14 @@ class _ParityProof:
     """
 
     def __init__(
-        self,
-        model: OnnxModel,
-        converted: ConvertedModel,
-        original: OriginalModel,
+        self, model: OnnxModel, converted: ConvertedModel, original: OriginalModel
     ) -> None:
         self._model = model
         self._converted = converted
         self._original = original
         self._figures = {
             output.name: OutputFigures(
-                output.name,
-                output.role,
-                _TOLERANCES.get(output.role, _TOLERANCES["values"]),
+                output.name, output.role, _TOLERANCES.get(output.role, _TOLERANCES["values"])
             )
             for output in converted.outputs
         }
@@ -423,18 +416,12 @@ class _ParityProof:
             for name, array in answers.items():
                 if array.shape[:1] != (len(part),):
                     raise InferenceError(
-                        f"output {name!r} has the shape {list(array.shape)} for {len(part)} rows",
+                        f"output {name!r} has the shape {list(array.shape)} for {len(part)} rows"
                     )
             parts.append(answers)
         return concatenate_feeds(parts)
 
-    def _compare(
-        self,
-        group: RowGroup,
-        want: Answers,
-        got: Answers,
-        size: int,
-    ) -> None:
+    def _compare(self, group: RowGroup, want: Answers, got: Answers, size: int) -> None:
         """Count the errors of a group that was predicted in batches of `size` rows, or
         set `problem` if an output has another shape than the original's.
         """
@@ -467,14 +454,7 @@ class _ParityProof:
                 return
             self._count(group, output, expected, answered, tied)
 
-    def _count(
-        self,
-        group: RowGroup,
-        output: Output,
-        want: Array,
-        got: Array,
-        tied: Array,
-    ) -> None:
+    def _count(self, group: RowGroup, output: Output, want: Array, got: Array, tied: Array) -> None:
         """Add the errors of one output to its figures and to the worst rows.
 
         Args:
@@ -504,19 +484,12 @@ class _ParityProof:
         relative = comparison.relative_errors(agreement, want)
         self._figures[output.name].add(by_row, relative, ties)
         excess = np.where(ties, 0.0, by_row.excess)
-        candidates = [
-            *self._worst,
-            *_worst_rows(group, output.name, want, got, excess),
-        ]
+        candidates = [*self._worst, *_worst_rows(group, output.name, want, got, excess)]
         by_excess = sorted(candidates, key=lambda entry: -entry.excess)
         self._worst = by_excess[:WORST_ROWS]
 
     def _changes_within_one_step(
-        self,
-        rows: Batch,
-        name: str,
-        expected: Array,
-        tolerance: Tolerance,
+        self, rows: Batch, name: str, expected: Array, tolerance: Tolerance
     ) -> Array:
         """Return [N] booleans: True for a row whose output `name` moves beyond the
         tolerance of `expected` [N, …] within one rounding step.
@@ -534,11 +507,7 @@ class _ParityProof:
                 answers = self._original(moved.data)[name]
             return ~compare(expected[origin], answers, tolerance).by_row().same
 
-        return comparison.changes_within_one_step(
-            rows,
-            answers_otherwise,
-            move_weights is not None,
-        )
+        return comparison.changes_within_one_step(rows, answers_otherwise, move_weights is not None)
 
     def _beyond(self) -> int:
         return sum(figures.beyond_tolerance for figures in self._figures.values())
@@ -579,11 +548,7 @@ class _ParityProof:
 
 
 def _worst_rows(
-    group: RowGroup,
-    output: str,
-    want: Array,
-    got: Array,
-    excess: Array,
+    group: RowGroup, output: str, want: Array, got: Array, excess: Array
 ) -> Iterator[_WorstRow]:
     """Yield at most `WORST_ROWS` rows with the largest errors beyond the tolerance.
 
@@ -669,7 +634,7 @@ def parity_error(report: ParityReport) -> ParityError:
     """
     if report.problem:
         return ParityError(
-            f"the ONNX form cannot predict rows that the original predicts: {report.problem}",
+            f"the ONNX form cannot predict rows that the original predicts: {report.problem}"
         )
     if report.unproven:
         return ParityError(report.unproven)
@@ -682,7 +647,7 @@ def parity_error(report: ParityReport) -> ParityError:
     table = _as_table(report.worst_rows)
     error = ParityError(
         f"the ONNX form does not match the original; {wrong}. Worst rows:\n{table}\n"
-        'To log the model anyway, set parity="warn"; the version is then marked as warned.',
+        'To log the model anyway, set parity="warn"; the version is then marked as warned.'
     )
     # A row whose label differs has other probabilities too.
     differing = max(output.beyond_tolerance for output in report.outputs)

@@ -35,11 +35,11 @@ def require_java() -> str:
     """
     if not (find_spec("jpmml_evaluator") and find_spec("sklearn2pmml")):
         raise NotInstalled(
-            "PMML needs jpmml-evaluator and sklearn2pmml: pip install 'mlflow-onnxserve[pmml]'",
+            "PMML needs jpmml-evaluator and sklearn2pmml: pip install 'mlflow-onnxserve[pmml]'"
         )
     if (java := shutil.which("java")) is None:
         raise NotInstalled(
-            "PMML needs Java 11 or newer on the PATH: apt-get install default-jre-headless",
+            "PMML needs Java 11 or newer on the PATH: apt-get install default-jre-headless"
         )
     return java
 
@@ -64,14 +64,14 @@ def read_pmml(path: Path, data: ModelData) -> tuple[str, LogOptions]:
         # output.
         make_backend("jpype")
         jpype.java.lang.System.setOut(
-            jpype.java.io.PrintStream(jpype.java.io.OutputStream.nullOutputStream()),
+            jpype.java.io.PrintStream(jpype.java.io.OutputStream.nullOutputStream())
         )
         model = PmmlModel(str(path))
         inputs, outputs = model.fields()
         if not outputs:
             raise InvalidArtifact(
                 f"{path} has no named target and no output field; add an Output element to its "
-                "model",
+                "model"
             )
         signature = ModelSignature(_schema(inputs, _INPUT_TYPES), _schema(outputs, _TYPES))
         example = None
@@ -92,7 +92,7 @@ def read_pmml(path: Path, data: ModelData) -> tuple[str, LogOptions]:
             text or repr(error),
         )
         raise InvalidArtifact(
-            f"{path} cannot be evaluated as PMML: {one_line(reason, 300)}",
+            f"{path} cannot be evaluated as PMML: {one_line(reason, 300)}"
         ) from None
     return str(model.evaluator.javaEvaluator.getSummary()), {
         "python_model": str(PMML_MODEL),
@@ -102,8 +102,5 @@ def read_pmml(path: Path, data: ModelData) -> tuple[str, LogOptions]:
     }
 
 
-def _schema(
-    fields: Mapping[str, str],
-    types: Mapping[str, str],
-) -> Schema:
+def _schema(fields: Mapping[str, str], types: Mapping[str, str]) -> Schema:
     return Schema([ColSpec(types.get(kind, "string"), name) for name, kind in fields.items()])

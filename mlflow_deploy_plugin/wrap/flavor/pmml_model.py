@@ -28,10 +28,7 @@ class PmmlModel(PythonModel):  # type: ignore[misc]
         self.evaluator = make_evaluator(context.artifacts["pmml"])
 
     def predict(
-        self,
-        context: Any,
-        model_input: pd.DataFrame,
-        params: dict[str, Any] | None = None,
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> Any:
         """Return the fields of each row as a DataFrame. Raises ValueError with the
         first row that the file refuses.
@@ -46,7 +43,7 @@ class PmmlModel(PythonModel):  # type: ignore[misc]
         _, output_types = self.fields()
         types = {name: kind for name, kind in output_types.items() if name in answers}
         return answers[[*types]].astype(
-            {name: _NUMBERS[kind] for name, kind in types.items() if kind in _NUMBERS},
+            {name: _NUMBERS[kind] for name, kind in types.items() if kind in _NUMBERS}
         )
 
     def fields(self) -> tuple[dict[str, str], dict[str, str]]:
@@ -60,10 +57,7 @@ class PmmlModel(PythonModel):  # type: ignore[misc]
         outputs = [*model.getTargetFields(), *model.getOutputFields()]
         return _types(model.getInputFields()), _types(outputs)
 
-    def outputs(
-        self,
-        rows: Mapping[str, npt.NDArray[Any]],
-    ) -> dict[str, npt.NDArray[Any]]:
+    def outputs(self, rows: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Return the fields [N] by name for columns [N] by name, or for a tensor [N, F]
         with the fields x1, x2, ….
 
@@ -77,10 +71,7 @@ class PmmlModel(PythonModel):  # type: ignore[misc]
         # LightGBM replaces the spaces in the names of its features.
         columns = {name.replace(" ", "_"): array for name, array in rows.items()} | dict(rows)
         inputs, _ = self.fields()
-        answers = self.predict(
-            None,
-            pd.DataFrame({name: columns[name] for name in inputs}),
-        )
+        answers = self.predict(None, pd.DataFrame({name: columns[name] for name in inputs}))
         is_missing = answers.isna().any(axis=1).to_numpy()
         if is_missing.any():
             raise ValueError(f"row {is_missing.argmax()} has no answer")

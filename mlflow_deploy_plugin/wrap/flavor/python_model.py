@@ -113,8 +113,7 @@ def log_as_pyfunc(
     if pyfunc_options is None:
         arguments[accepted[0]] = model  # Each flavor has its own name for the model.
     info = log_flavor(
-        module,
-        **{name: value for name, value in arguments.items() if name in accepted or value},
+        module, **{name: value for name, value in arguments.items() if name in accepted or value}
     )
     if info.run_id:
         mlflow.MlflowClient().set_tag(info.run_id, FALLBACK_TAG, tag)
@@ -122,16 +121,13 @@ def log_as_pyfunc(
         _logger.warning(
             "The model is logged without a signature, so its columns have no types, and the "
             "answer for a missing value may depend on the other rows of the request: pass "
-            "signature= or an input_example= that the model predicts",
+            "signature= or an input_example= that the model predicts"
         )
     return info
 
 
 def _flavor_arguments(
-    model: TrainedModel,
-    predict_fn: str,
-    example: ModelData,
-    signature: ModelSignature | None,
+    model: TrainedModel, predict_fn: str, example: ModelData, signature: ModelSignature | None
 ) -> LogOptions:
     """Return the example, and the signature if none is passed, for the MLflow flavor of
     the model's framework.
@@ -157,10 +153,7 @@ def _flavor_arguments(
 
 
 def _warn_of_fallback(
-    model: TrainedModel,
-    error: ModelError,
-    flavor: str,
-    options: Mapping[str, Any],
+    model: TrainedModel, error: ModelError, flavor: str, options: Mapping[str, Any]
 ) -> None:
     """Log the reason for the fallback, and the user's modules that serving needs."""
     needed = ""
@@ -281,12 +274,7 @@ class NetModel(PythonModel):  # type: ignore[misc]
         if "KerasSaveable" in class_names:
             import keras
 
-            return {
-                "keras": (
-                    keras.backend.backend(),
-                    pickle.dumps(self.net),
-                )
-            }
+            return {"keras": (keras.backend.backend(), pickle.dumps(self.net))}
         return {"net": self.net}
 
     def __setstate__(self, state: dict[str, TrainedModel]) -> None:
@@ -317,11 +305,7 @@ class TypedColumnsModel(PythonModel):  # type: ignore[misc]
     _skip_type_hint_validation = True  # Avoid MLflow's warning at each import of this module.
 
     def __init__(
-        self,
-        model: TrainedModel,
-        predict_fn: str,
-        dtypes: dict[str, Any],
-        closed: list[str],
+        self, model: TrainedModel, predict_fn: str, dtypes: dict[str, Any], closed: list[str]
     ) -> None:
         self.model = model
         self.predict_fn = predict_fn
@@ -338,7 +322,7 @@ class TypedColumnsModel(PythonModel):  # type: ignore[misc]
             if is_unknown.any():
                 row, value = next(values[is_unknown].items())
                 raise SchemaMismatch(
-                    f"column {name!r}, row {row}: {value!r} is not a category of the model",
+                    f"column {name!r}, row {row}: {value!r} is not a category of the model"
                 )
         zoned = {
             name: pd.to_datetime(model_input[name], utc=True)
@@ -350,9 +334,7 @@ class TypedColumnsModel(PythonModel):  # type: ignore[misc]
 
 
 def typed_columns_options(
-    model: TrainedModel,
-    predict_fn: str,
-    table: ModelData,
+    model: TrainedModel, predict_fn: str, table: ModelData
 ) -> tuple[str, LogOptions] | None:
     """Return flavor and arguments for a model that needs categorical or duration
     columns, or dates with a time zone; None for other models.
@@ -462,17 +444,11 @@ def _column_spec(series: pd.Series) -> ColSpec:
         kind = DataType.double  # MLflow refuses a missing integer.
     # MLflow refuses a missing list or object in a required column, but not a missing
     # date.
-    return ColSpec(
-        kind,
-        series.name,
-        required=isinstance(kind, DataType) or not series.hasnans,
-    )
+    return ColSpec(kind, series.name, required=isinstance(kind, DataType) or not series.hasnans)
 
 
 def _refuses_unseen(
-    answer: Callable[[pd.DataFrame], object],
-    rows: pd.DataFrame,
-    name: str,
+    answer: Callable[[pd.DataFrame], object], rows: pd.DataFrame, name: str
 ) -> bool:
     """Return True if the model refuses the rows with an unknown category in the column
     `name`.
@@ -488,10 +464,7 @@ def _refuses_unseen(
 
 
 def net_options(
-    flavor: str,
-    model: TrainedModel,
-    input_example: ModelData,
-    *other_data: ModelData,
+    flavor: str, model: TrainedModel, input_example: ModelData, *other_data: ModelData
 ) -> tuple[str, LogOptions] | None:
     """Return the flavor and arguments that log a network as pyfunc. Return None if
     `flavor` can log the network, if it is no network, or without an example.
@@ -603,9 +576,7 @@ class _Net:
 
 
 def _has_one_input_and_output(
-    model: TrainedModel,
-    framework: str,
-    example: _AnsweredExample,
+    model: TrainedModel, framework: str, example: _AnsweredExample
 ) -> bool:
     """Return True for a module or Keras model with one input and one output, which the
     framework's flavor can log.
@@ -620,11 +591,7 @@ def _has_one_input_and_output(
     return framework != "torch" or "output" in example.answers  # torch: a dict has names
 
 
-def _declare_sizes(
-    source: str,
-    tensors: Batch,
-    others: list[dict[str, Array]],
-) -> Iterator[Output]:
+def _declare_sizes(source: str, tensors: Batch, others: list[dict[str, Array]]) -> Iterator[Output]:
     """Yield each tensor as an output whose shape has -1 for the rows and for each axis
     that differs in size from `others`. `source` names `others` in messages.
     """

@@ -221,7 +221,7 @@ def wrap_registered(
     is_registered = file is None and parse_model_uri(model_uri).is_registered
     if not (register or dry_run or is_registered):
         raise errors.InvalidConfig(
-            f"{model_uri} is not registered; set --register NAME (in Python register=)",
+            f"{model_uri} is not registered; set --register NAME (in Python register=)"
         )
     name = register or resolved.name
     if file is not None and file.suffix.lower() == ".pmml":
@@ -297,20 +297,11 @@ def _wrap_pmml(
     kind, options = read_pmml(path, data)
     signature = options["signature"]
     inputs = [
-        Input(
-            spec.name,
-            dtype=COLUMN_TYPES[spec.type.name],
-            shape=(-1,),
-            columns=(spec.name,),
-        )
+        Input(spec.name, dtype=COLUMN_TYPES[spec.type.name], shape=(-1,), columns=(spec.name,))
         for spec in signature.inputs
     ]
     outputs = [
-        Output(
-            spec.name,
-            dtype=COLUMN_TYPES[spec.type.name],
-            shape=(-1,),
-        )
+        Output(spec.name, dtype=COLUMN_TYPES[spec.type.name], shape=(-1,))
         for spec in signature.outputs
     ]
     outcome = WrappedVersion(
@@ -332,12 +323,7 @@ def _wrap_pmml(
         tags = {WRAPPED_FROM_TAG: resolved.source}
         info = log_flavor(mlflow.pyfunc, registered_model_name=name, tags=tags, **options)
     version = str(info.registered_model_version)
-    return replace(
-        outcome,
-        version=version,
-        model_id=info.model_id or "",
-        run_id=info.run_id or "",
-    )
+    return replace(outcome, version=version, model_id=info.model_id or "", run_id=info.run_id or "")
 
 
 def onnx_form(original: Original, target: Path) -> Path:
@@ -431,7 +417,7 @@ def _proof_rows(original: Original, data: ModelData) -> _ProofRows:
         if signature is None or signature.inputs is None:
             raise errors.InvalidConfig(
                 f"{original.source} has neither an input example nor a signature; pass rows with "
-                "--data FILE (data=)",
+                "--data FILE (data=)"
             )
         rows = made_up_rows(signature, model)
         notes = (
@@ -520,20 +506,17 @@ def _settings(mlmodel: Model, folder: Path) -> Settings:
             config = json.loads(older.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             raise errors.InvalidArtifact(
-                f"the model's file components/{older.name} is damaged: {error}",
+                f"the model's file components/{older.name} is damaged: {error}"
             ) from None
     if not isinstance(config, dict):
         raise errors.InvalidArtifact(
             f"the model_config {config!r} is not a mapping; correct it in the MLmodel file or "
-            f"components/{older.name}",
+            f"components/{older.name}"
         )
     if flavors[0] == "pytorch":
         config = {name: value for name, value in config.items() if name != "device"}
     params = mlmodel.get_params_schema()
-    return {
-        **config,
-        **{spec.name: spec.default for spec in params or ()},
-    }
+    return {**config, **{spec.name: spec.default for spec in params or ()}}
 
 
 def _bind_settings(model: TrainedModel, settings: Settings, predict_fn: str) -> TrainedModel:
@@ -557,16 +540,13 @@ def _bind_settings(model: TrainedModel, settings: Settings, predict_fn: str) -> 
         if name not in parameters or not np.array_equal(parameters[name].default, value):
             raise errors.ConversionError(
                 f"MLflow asks it with {name}={value!r}, which an ONNX form cannot contain: log "
-                "the version without it, or make it the default of the model",
+                "the version without it, or make it the default of the model"
             )
     return model
 
 
 def _log_next_version(
-    outcome: WrappedVersion,
-    wrapped: WrappedModel,
-    resolved: ResolvedModel,
-    original: Original,
+    outcome: WrappedVersion, wrapped: WrappedModel, resolved: ResolvedModel, original: Original
 ) -> WrappedVersion:
     """Log the model to the original's run, register it, and copy the description and
     tags of the original.
@@ -594,12 +574,7 @@ def _log_next_version(
         description = with_description_section(origin.version.description or "", [])
         if description:
             client.update_model_version(outcome.name, version, description)
-    return replace(
-        outcome,
-        version=version,
-        model_id=model_id or "",
-        run_id=info.run_id or "",
-    )
+    return replace(outcome, version=version, model_id=model_id or "", run_id=info.run_id or "")
 
 
 class _Origin(NamedTuple):
@@ -665,10 +640,7 @@ def _copy_metrics(client: MlflowClient, logged: LoggedModel, model_id: str, run_
 
 
 def _create_logged_model(
-    client: MlflowClient,
-    logged: LoggedModel | None,
-    run: Run | None,
-    origin_tags: dict[str, str],
+    client: MlflowClient, logged: LoggedModel | None, run: Run | None, origin_tags: dict[str, str]
 ) -> str:
     """Create a logged model with the name, tags and params of the original's logged
     model, otherwise with the params of its run. Return the id.
@@ -705,10 +677,7 @@ def _create_logged_model(
     return str(created.model_id)
 
 
-def _provenance(
-    provenance: Mapping[str, object],
-    run: Run | None,
-) -> dict[str, object]:
+def _provenance(provenance: Mapping[str, object], run: Run | None) -> dict[str, object]:
     """Return the provenance with the git commit and the dataset of the run that trained
     the model.
     """
@@ -746,7 +715,7 @@ def load_folder(folder: Path, source: str) -> Original:
         raise errors.InvalidArtifact(f"{source} is not a model: {error.message}") from None
     except Exception as error:  # noqa: BLE001 - an invalid file may raise any error.
         raise errors.InvalidArtifact(
-            f"{source} is not a model: its MLmodel file is invalid: {error_summary(error)}",
+            f"{source} is not a model: its MLmodel file is invalid: {error_summary(error)}"
         ) from None
     flavor, predict_fn = _framework_flavor(flavors, source)
     differences = version_differences(folder)
@@ -763,12 +732,12 @@ def load_folder(folder: Path, source: str) -> Original:
         converters.converter_for(model)
     except errors.ConversionError as error:
         raise errors.ConversionError(
-            f"{error.message}; {source} can be served as pyfunc without conversion",
+            f"{error.message}; {source} can be served as pyfunc without conversion"
         ) from error
     except Exception as error:
         converters.check_installed(error, source)
         raise errors.ConversionError(
-            f"{source} cannot be loaded by mlflow.{flavor}: {load_failure(error, folder)}",
+            f"{source} cannot be loaded by mlflow.{flavor}: {load_failure(error, folder)}"
         ) from error
     notes = [
         f"it was logged with {difference}"
@@ -778,10 +747,7 @@ def load_folder(folder: Path, source: str) -> Original:
     return Original(folder, source, model, mlmodel, predict_fn, tuple(notes))
 
 
-def _framework_flavor(
-    flavors: Mapping[str, Any],
-    source: str,
-) -> tuple[str, PredictFunction]:
+def _framework_flavor(flavors: Mapping[str, Any], source: str) -> tuple[str, PredictFunction]:
     """Return the flavor of the framework, and the method that its pyfunc calls. Raises
     InvalidConfig for a wrapped model, and ConversionError for Python code and for
     another method.
@@ -799,14 +765,14 @@ def _framework_flavor(
             code = f"custom Python code for {loader}"
         raise errors.ConversionError(
             f"{source} cannot be converted to ONNX: it is {code}; it can be served as pyfunc "
-            "without conversion",
+            "without conversion"
         )
     predict_fn = pyfunc.get("predict_fn", "predict")
     if predict_fn not in get_args(PredictFunction):
         raise errors.ConversionError(
             f"{source} cannot be converted to ONNX: its pyfunc calls {predict_fn!r}, and an ONNX "
             f"form supports only {' or '.join(get_args(PredictFunction))}; it can be served as "
-            "pyfunc without conversion",
+            "pyfunc without conversion"
         )
     return flavor, predict_fn
 
@@ -828,13 +794,13 @@ def load_file(path: Path, allow_pickle: bool) -> Original:
     if ending not in _PICKLES:
         raise errors.InvalidConfig(
             f"{path} is not a model: the file name must end with {', '.join(_FILE_ENDINGS)}; "
-            "alternatively name a model in MLflow, or the folder of an MLmodel file",
+            "alternatively name a model in MLflow, or the folder of an MLmodel file"
         )
     require_model_code(str(path))
     if not allow_pickle:
         raise errors.CodeRefused(
             f"{path} can run any code while it is loaded; if you trust its author, pass "
-            "--allow-pickle (in Python allow_pickle=True)",
+            "--allow-pickle (in Python allow_pickle=True)"
         )
     import joblib  # joblib is optional (installed with scikit-learn), and also reads plain pickles.
 
@@ -845,13 +811,13 @@ def load_file(path: Path, allow_pickle: bool) -> Original:
         except Exception as error:
             converters.check_installed(error, str(path))
             raise errors.InvalidArtifact(
-                f"{path} cannot be loaded as a joblib or pickle file: {error_summary(error)}",
+                f"{path} cannot be loaded as a joblib or pickle file: {error_summary(error)}"
             ) from error
     kind = type(model)
     if kind.__module__.partition(".")[0] in ("builtins", "numpy", "pandas", "scipy"):
         raise errors.InvalidArtifact(
             f"{path} does not contain a model, but an object of type {kind.__name__}: save only "
-            "the fitted model in the file",
+            "the fitted model in the file"
         )
     versions = {
         f"it was saved by scikit-learn {warning.message.original_sklearn_version} "  # type: ignore[union-attr]

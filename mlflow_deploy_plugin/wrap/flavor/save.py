@@ -317,10 +317,7 @@ def _log_fallback(
 
 
 def _sign_and_report(
-    info: ModelInfo,
-    registered_name: str | None,
-    signer: Signer | None,
-    outcome: str,
+    info: ModelInfo, registered_name: str | None, signer: Signer | None, outcome: str
 ) -> None:
     """Sign the registered version or logged model, and print the outcome."""
     logged = info.name

@@ -130,12 +130,7 @@ def save_model(
         _save_example(model, wrapped.example, str(folder))
     _add_mlflow_flavors(model, code)
     (folder / PARITY_FILE).write_text(
-        json.dumps(
-            wrapped.report.as_dict(),
-            indent=2,
-            allow_nan=False,
-        )
-        + "\n",
+        json.dumps(wrapped.report.as_dict(), indent=2, allow_nan=False) + "\n"
     )
     (folder / LOCK_FILE).write_text(wrapped.lock)
     if wrapped.reference is not None:
@@ -154,9 +149,7 @@ def save_model(
                 tokenizers = f"tokenizers=={version('tokenizers')}"
                 defaults = [own_requirement("[cpu,text]"), onnxruntime, tokenizers]
         processed = environment._process_pip_requirements(
-            defaults,
-            pip_requirements,
-            extra_pip_requirements,
+            defaults, pip_requirements, extra_pip_requirements
         )
     else:
         processed = environment._process_conda_env(conda_env)
@@ -195,10 +188,7 @@ def _proofs(wrapped: WrappedModel) -> dict[str, object]:
         event_times = {}
         if EVENT_TIME in wrapped.reference.column_names:
             ends = pc.min_max(wrapped.reference[EVENT_TIME])
-            times = {
-                "begin": ends["min"].as_py(),
-                "end": ends["max"].as_py(),
-            }
+            times = {"begin": ends["min"].as_py(), "end": ends["max"].as_py()}
             event_times = {
                 name: time.isoformat() for name, time in times.items() if time is not None
             }
@@ -223,14 +213,11 @@ def _proofs(wrapped: WrappedModel) -> dict[str, object]:
 
 
 def _write_environment(
-    folder: Path,
-    conda: Mapping[str, object],
-    requirements: list[str],
-    constraints: list[str],
+    folder: Path, conda: Mapping[str, object], requirements: list[str], constraints: list[str]
 ) -> None:
     """Write the files from which MLflow creates an environment for the model."""
     (folder / environment._CONDA_ENV_FILE_NAME).write_text(
-        yaml.safe_dump(conda, default_flow_style=False),
+        yaml.safe_dump(conda, default_flow_style=False)
     )
     if constraints:
         (folder / environment._CONSTRAINTS_FILE_NAME).write_text("\n".join(constraints))
@@ -343,10 +330,7 @@ def provenance_section(batch: Batch | None, lock: str) -> dict[str, object]:
         inputs = mlflow.get_run(run.info.run_id).inputs.dataset_inputs
         datasets = [entry.dataset for entry in inputs if entry.dataset.name != OWN_DATASET]
         if datasets:
-            dataset |= {
-                "dataset_digest": datasets[-1].digest,
-                "dataset_name": datasets[-1].name,
-            }
+            dataset |= {"dataset_digest": datasets[-1].digest, "dataset_name": datasets[-1].name}
     commit = _git("rev-parse", "HEAD")
     is_dirty = None
     if commit:
@@ -366,11 +350,7 @@ def _git(*arguments: str) -> str | None:
     """Return the output of git, or None if git fails or is not installed."""
     try:
         done = subprocess.run(
-            ["git", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
+            ["git", *arguments], capture_output=True, text=True, timeout=10, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -94,9 +94,7 @@ _DEFAULTS = WrapOptions()
 
 
 def wrap(
-    model: TrainedModel,
-    input_example: ModelData = None,
-    options: WrapOptions = _DEFAULTS,
+    model: TrainedModel, input_example: ModelData = None, options: WrapOptions = _DEFAULTS
 ) -> WrappedModel:
     """Convert `model`, check the result, and sample the reference. The errors are those
     of `save_model`.

@@ -30,20 +30,12 @@ SPEC = tf.TensorSpec([None, 4], tf.float32, name="rows")
 class Linear(tf.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.weights = tf.Variable(
-            tf.random.stateless_normal(
-                [4, 2],
-                [0, 1],
-            )
-        )
+        self.weights = tf.Variable(tf.random.stateless_normal([4, 2], [0, 1]))
         self.shift = tf.constant([3.0, -3.0])
 
     @tf.function(input_signature=[SPEC])
     def __call__(self, rows: Any) -> Any:
-        return {
-            "sum": tf.reduce_sum(rows, 1),
-            "scores": rows @ self.weights + self.shift,
-        }
+        return {"sum": tf.reduce_sum(rows, 1), "scores": rows @ self.weights + self.shift}
 
 
 def _saved(tmp_path: Path) -> Path:
@@ -53,16 +45,13 @@ def _saved(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("form", ["module", "folder", "loaded"])
 @pytest.mark.parametrize(
-    "example",
-    [ROWS, pd.DataFrame(ROWS, columns=list("abcd"))],
-    ids=["array", "table"],
+    "example", [ROWS, pd.DataFrame(ROWS, columns=list("abcd"))], ids=["array", "table"]
 )
 def test_a_module_is_proven_as_itself_and_saved(form: str, example: Any, tmp_path: Path) -> None:
     model: Any = Linear() if form == "module" else _saved(tmp_path)
 
     wrapped = wrap(
-        tf.saved_model.load(str(model)) if form == "loaded" else load_file(model),
-        example,
+        tf.saved_model.load(str(model)) if form == "loaded" else load_file(model), example
     )
 
     assert wrapped.report.state == "proven"

@@ -21,12 +21,7 @@ def test_a_row_with_a_missing_value_does_not_change_the_types_of_others(tmp_path
     from mlflow_deploy_plugin.wrap.flavor.pmml_model import PmmlModel
 
     model = PmmlModel(str(write_pmml(tmp_path, INTEGER)))
-    rows = pd.DataFrame(
-        {
-            "carrier": ["UA", "AA", None],
-            "distance": [100, np.nan, 100],
-        }
-    )
+    rows = pd.DataFrame({"carrier": ["UA", "AA", None], "distance": [100, np.nan, 100]})
     answers = model.predict(None, rows)
 
     assert answers["minutes"].dtype == "Int64"
@@ -47,16 +42,11 @@ def test_a_tensor_has_numbered_fields_and_lightgbm_s_names_lack_spaces(tmp_path:
     distance = np.array([100, 300])
     numbered = DELAY.replace('"carrier"', '"x1"').replace('"distance"', '"x2"')
     outputs = PmmlModel(str(write_pmml(tmp_path, numbered))).outputs(
-        {"": np.stack([carrier, distance], axis=1)},
+        {"": np.stack([carrier, distance], axis=1)}
     )
     assert outputs["delay"].tolist() == [8, 5]
 
     joined = PmmlModel(str(write_pmml(tmp_path, DELAY.replace('"distance"', '"distance_km"'))))
     assert joined.outputs({"carrier": carrier, "distance km": distance})["delay"].tolist() == [8, 5]
     with pytest.raises(ValueError, match="row 1"):
-        joined.outputs(
-            {
-                "carrier": carrier,
-                "distance km": np.array([100, np.nan]),
-            }
-        )
+        joined.outputs({"carrier": carrier, "distance km": np.array([100, np.nan])})

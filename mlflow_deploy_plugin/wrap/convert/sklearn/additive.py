@@ -15,11 +15,7 @@ from mlflow_deploy_plugin.serve.pyfunc.leaf_tables import KEPT_BYTES, fits
 from mlflow_deploy_plugin.serve.runtime.additive import AdditiveForm
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.convert.sklearn.boosters import read_boosting
-from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import (
-    Estimator,
-    is_linear,
-    library_of,
-)
+from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator, is_linear, library_of
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.trees import FORESTS, forest_sums
 from mlflow_deploy_plugin.wrap.convert.sklearn.trees import (
     LINKS,
@@ -127,10 +123,7 @@ def _linear(model: Estimator) -> Boosting | None:
     return Boosting(
         trees=[],
         targets=[],
-        base=np.broadcast_to(
-            model.intercept_,
-            slopes.shape[1:],
-        ).astype(float),
+        base=np.broadcast_to(model.intercept_, slopes.shape[1:]).astype(float),
         mode="BRANCH_LEQ",
         link=link,
         lines=slopes.astype(float),
@@ -166,11 +159,7 @@ def _as_arrays(sums: Boosting) -> AdditiveForm | None:
         membership=membership,
         members=members,
         left=left,
-        right=np.where(
-            left < 0,
-            -1,
-            padded("right", np.int32, -1),
-        ),
+        right=np.where(left < 0, -1, padded("right", np.int32, -1)),
         missing_left=padded("default_left", np.bool_, False),
         value=_summands(sums, owners, nodes),
         slopes=sums.lines.reshape(-1, targets),
@@ -192,11 +181,7 @@ def _summands(sums: Boosting, owners: list[int], nodes: int) -> Array:
     """
     value = np.zeros((max(owners, default=-1) + 1, nodes, len(sums.base)))
     for tree, target, owner in zip(sums.trees, sums.targets, owners, strict=True):
-        value[owner, : len(tree.value), target] += np.where(
-            tree.left < 0,
-            tree.value,
-            0.0,
-        )
+        value[owner, : len(tree.value), target] += np.where(tree.left < 0, tree.value, 0.0)
     return value
 
 

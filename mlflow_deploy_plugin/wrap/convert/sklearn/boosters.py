@@ -144,10 +144,7 @@ class _XgboostDocument:
 
     def until(self, rounds: int) -> "_XgboostDocument":
         """Return the document with the trees of the first rounds."""
-        return replace(
-            self,
-            trees=self.trees[: self.content["iteration_indptr"][rounds]],
-        )
+        return replace(self, trees=self.trees[: self.content["iteration_indptr"][rounds]])
 
     def read_trees(self) -> list[_TargetTree]:
         """Return the trees: several for a document's tree with several values per
@@ -170,10 +167,7 @@ class _XgboostDocument:
         """Return the slopes [features, targets] of gblinear. The last row is the
         bias.
         """
-        return np.reshape(
-            self.content.get("weights", []),
-            (-1, targets),
-        )[:-1]
+        return np.reshape(self.content.get("weights", []), (-1, targets))[:-1]
 
 
 def _read_xgboost_document(booster: Estimator) -> _XgboostDocument:
@@ -191,11 +185,7 @@ def _read_xgboost_document(booster: Estimator) -> _XgboostDocument:
     )
 
 
-def _base_margin(
-    booster: Estimator,
-    rounds: int,
-    trees: list[_TargetTree],
-) -> Array:
+def _base_margin(booster: Estimator, rounds: int, trees: list[_TargetTree]) -> Array:
     """Return the base score of each target, [targets] float64.
 
     XGBoost versions store the score in different fields. The score is also a row's
@@ -208,8 +198,7 @@ def _base_margin(
     """
     used_rounds = (0, rounds)
     row = sys.modules["xgboost"].DMatrix(
-        np.full((1, booster.num_features()), np.nan),
-        feature_names=booster.feature_names,
+        np.full((1, booster.num_features()), np.nan), feature_names=booster.feature_names
     )
     predicted = booster.predict(row, output_margin=True, iteration_range=used_rounds)
     margin = np.ravel(predicted).astype(float)
@@ -223,9 +212,7 @@ def _base_margin(
 
 
 def _xgboost_trees(
-    document: Document,
-    default_target: int,
-    weight: float,
+    document: Document, default_target: int, weight: float
 ) -> list[tuple[int, Tree]]:
     """Return (target, tree) pairs: one tree per value of a leaf.
 
@@ -275,8 +262,7 @@ def _xgboost_members(document: Document) -> dict[int, list[int]]:
 
 
 def _xgboost_categories(
-    encoded: Document,
-    examples: Sequence[tuple[str, ...]],
+    encoded: Document, examples: Sequence[tuple[str, ...]]
 ) -> tuple[str | int, ...]:
     """Return the categories of a column. XGBoost 3.2 stores as many bytes as the joined
     strings have characters, so that non-ASCII strings are read from the example.
@@ -346,7 +332,7 @@ def _read_lightgbm(model: Estimator) -> Boosting:
     for category in chain.from_iterable(columns):
         if not isinstance(category, str | int):
             raise NotImplementedError(
-                "categories that are neither strings nor integers (categorical_feature)",
+                "categories that are neither strings nor integers (categorical_feature)"
             )
     return Boosting(
         trees=trees,
@@ -411,11 +397,7 @@ class _LightgbmTree:
         tree = Tree.of(self.rows, self.members)
         yield 0, tree
         for kind, slopes in sorted(self.slopes.items()):
-            value = np.bincount(
-                [*slopes],
-                [*slopes.values()],
-                len(self.rows),
-            )
+            value = np.bincount([*slopes], [*slopes.values()], len(self.rows))
             yield kind, replace(tree, value=value)
 
     def add(self, node: Document) -> int:
@@ -449,20 +431,11 @@ class _LightgbmTree:
         features = node.get("leaf_features", ())
         for feature in features:  # With a missing feature, LightGBM returns `leaf_value`.
             position = len(self.rows)
-            test = Node(
-                feature,
-                np.inf,
-                left=position + 2,
-                right=position + 1,
-                default_left=False,
-            )
+            test = Node(feature, np.inf, left=position + 2, right=position + 1, default_left=False)
             self.rows.append(test)  # A missing feature goes right, to the next leaf.
             self.rows.append(leaf(node["leaf_value"] * self.scale))
         for feature, slope in zip(features, node.get("leaf_coeff", ()), strict=True):
-            kind = self.kinds.setdefault(
-                (feature, slope < 0),
-                len(self.kinds) + 1,
-            )
+            kind = self.kinds.setdefault((feature, slope < 0), len(self.kinds) + 1)
             self.slopes.setdefault(kind, {})[len(self.rows)] = slope * self.scale
         self.rows.append(leaf(node.get("leaf_const", node["leaf_value"]) * self.scale))
 
@@ -543,33 +516,16 @@ def _nest_levels(tree: Document) -> Document:
     """Convert a symmetric tree, which has one split per level, to nested nodes. The
     last split is at the root.
     """
-    leaves = np.array(tree["leaf_values"]).reshape(
-        2 ** len(tree["splits"]),
-        -1,
-    )
+    leaves = np.array(tree["leaf_values"]).reshape(2 ** len(tree["splits"]), -1)
     level: list[Document] = [{"value": values} for values in leaves]
     for split in tree["splits"]:
-        pairs = zip(
-            level[::2],
-            level[1::2],
-            strict=True,
-        )
-        level = [
-            {
-                "split": split,
-                "left": left,
-                "right": right,
-            }
-            for left, right in pairs
-        ]
+        pairs = zip(level[::2], level[1::2], strict=True)
+        level = [{"split": split, "left": left, "right": right} for left, right in pairs]
     return level[0]
 
 
 def _catboost_tree(
-    root: Document,
-    target: int,
-    scale: float,
-    features: dict[int, Document],
+    root: Document, target: int, scale: float, features: dict[int, Document]
 ) -> Tree:
     """Return a tree with the values of one target. A row above the border goes right.
 

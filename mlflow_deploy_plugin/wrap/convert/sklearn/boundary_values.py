@@ -135,14 +135,7 @@ def boundary_values_of(fitted: Estimator, names: list[str]) -> BoundaryValues:
     texts = {}
     for name, parts in _by_name(collected.by_column("texts"), names).items():
         # Texts with other characters than ASCII come first.
-        texts[name] = tuple(
-            _sample_evenly(
-                sorted(
-                    chain(*parts),
-                    key=str.isascii,
-                )
-            )
-        )
+        texts[name] = tuple(_sample_evenly(sorted(chain(*parts), key=str.isascii)))
     named_rows = [_by_name(rows, names) for rows in collected.rows]
     limits = [
         limit
@@ -160,10 +153,7 @@ def boundary_values_of(fitted: Estimator, names: list[str]) -> BoundaryValues:
     )
 
 
-def _by_name(
-    values: dict[int, _Value],
-    names: list[str],
-) -> dict[str, _Value]:
+def _by_name(values: dict[int, _Value], names: list[str]) -> dict[str, _Value]:
     """Return values by the names of their columns, without other columns."""
     return {names[position]: value for position, value in values.items() if position < len(names)}
 
@@ -183,9 +173,7 @@ def _collect(estimator: Estimator, left_out: dict[str, str]) -> _Collected:
 
 
 def _try_to_read(
-    step: Estimator,
-    left_out: dict[str, str],
-    read: Callable[[], _Collected],
+    step: Estimator, left_out: dict[str, str], read: Callable[[], _Collected]
 ) -> _Collected:
     """Return the values that `read` returns for a step, or no values if it fails, with
     the error in `left_out`.
@@ -238,14 +226,7 @@ def _nested_estimators(estimator: Estimator) -> Iterator[tuple[Estimator, Iterab
         yield from ((step, None) for _, step in estimator.transformer_list)
     else:
         # Boosting stores its trees in an array.
-        members = (
-            np.array(
-                getattr(estimator, "estimators_", []),
-                dtype=object,
-            )
-            .ravel()
-            .tolist()
-        )
+        members = np.array(getattr(estimator, "estimators_", []), dtype=object).ravel().tolist()
         # A member of a bag may read only some of the columns.
         features = getattr(estimator, "estimators_features_", [None] * len(members))
         yield from zip(members, features, strict=False)
@@ -257,10 +238,7 @@ def _nested_estimators(estimator: Estimator) -> Iterator[tuple[Estimator, Iterab
             yield estimator.regressor_, None
 
 
-def _entries(
-    kind: str,
-    by_position: Iterable[tuple[int, Any]],
-) -> list[_Entry]:
+def _entries(kind: str, by_position: Iterable[tuple[int, Any]]) -> list[_Entry]:
     return [(kind, position, values) for position, values in by_position]
 
 
@@ -276,7 +254,7 @@ def _of_trees(estimator: Estimator) -> Iterator[_Entry]:
         features = estimator.tree_.feature[is_inner]
         edges = estimator.tree_.threshold[is_inner]
         yield from _beside_thresholds(
-            {int(feature): edges[features == feature] for feature in np.unique(features)},
+            {int(feature): edges[features == feature] for feature in np.unique(features)}
         )
     elif hasattr(estimator, "_predictors"):
         yield from _beside_thresholds(histogram_boosting(estimator).edges())
@@ -289,10 +267,7 @@ def _beside_thresholds(splits: Mapping[int, Array]) -> Iterator[_Entry]:
     """
     for feature, values in splits.items():
         # An infinite threshold separates missing values from all numbers.
-        thresholds = np.asarray(
-            values[np.abs(values) < np.finfo(np.float32).max],
-            dtype=np.float64,
-        )
+        thresholds = np.asarray(values[np.abs(values) < np.finfo(np.float32).max], dtype=np.float64)
         if not len(thresholds):
             continue
         # Rounding to 32 bits switches at the midpoint of two 32-bit numbers.

@@ -103,7 +103,7 @@ def read_batch(model: Estimator, data: ModelData) -> ModelInput:
             raise InvalidConfig(
                 f"{type(step).__name__} reads mappings or lists, but the rows of requests are "
                 "tables; encode the columns with OneHotEncoder in a ColumnTransformer, or log a "
-                "PythonModel that converts the table",
+                "PythonModel that converts the table"
             )
     if isinstance(data, pd.DataFrame):
         # scikit-learn treats a table without column names as a matrix.
@@ -136,7 +136,7 @@ def _matrix(data: ModelData) -> Array:
     except ValueError:
         raise InvalidConfig(
             "input_example: the rows have different lengths; a table has the same columns in each "
-            "row (join the tokens of a text with spaces)",
+            "row (join the tokens of a text with spaces)"
         ) from None
     if array.ndim != 2 or array.dtype.kind not in "fiubUTO":
         kind = type(data).__name__
@@ -144,7 +144,7 @@ def _matrix(data: ModelData) -> Array:
             kind += f" of the shape {array.shape}"
         raise InvalidConfig(
             "input_example: a scikit-learn model needs a DataFrame or an array [rows, columns], "
-            f"not a {kind}",
+            f"not a {kind}"
         )
     return array
 
@@ -162,10 +162,7 @@ def _numbers(array: Array) -> Array:
 
 
 def forms(
-    model: Estimator,
-    batch: ModelInput | None,
-    predict_fn: str,
-    dynamic_axes: DynamicAxes,
+    model: Estimator, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
 ) -> Forms:
     """Return three forms: 32-bit floats, 64 bits up to the last step, and 64 bits
     throughout.
@@ -180,11 +177,11 @@ def forms(
         raise InvalidConfig(f"the {type(model).__name__} is not fitted: call fit before logging it")
     if batch is None:
         raise InvalidConfig(
-            "input_example: a scikit-learn model needs an example for its columns and their types",
+            "input_example: a scikit-learn model needs an example for its columns and their types"
         )
     if not hasattr(model, "predict"):
         raise ConversionError(
-            f"{type(model).__name__} has no predict method, so it cannot be served",
+            f"{type(model).__name__} has no predict method, so it cannot be served"
         )
     has_proba = is_classifier(model) and _single_threaded(_has_probabilities, model)(model, batch)
     if predict_fn == "predict_proba" and not has_proba:
@@ -194,7 +191,7 @@ def forms(
         raise ConversionError(
             f"{name} cannot be converted to ONNX with "
             "pyfunc_predict_fn='predict_proba': only the probabilities of a classifier with a "
-            "single target have an ONNX form",
+            "single target have an ONNX form"
         )
     columns: list[str] | int
     fitted = best_estimator(model)
@@ -247,12 +244,7 @@ def _has_probabilities(model: Estimator, batch: ModelInput) -> bool:
     """
     if isinstance(getattr(model, "classes_", None), np.ndarray):
         with suppress(Exception):  # A Gaussian process with one_vs_one raises an error.
-            model.predict_proba(
-                estimator_input(
-                    model,
-                    Batch(batch).take(slice(0, 1)).data,
-                )
-            )
+            model.predict_proba(estimator_input(model, Batch(batch).take(slice(0, 1)).data))
             return True
     return False
 
@@ -262,8 +254,7 @@ def known_values(model: Estimator, names: list[str]) -> converted.BoundaryValues
     fitted model.
     """
     return boundary_values_of(
-        with_stand_ins(best_estimator(boosters.as_estimator(model)), names),
-        names,
+        with_stand_ins(best_estimator(boosters.as_estimator(model)), names), names
     )
 
 
@@ -354,9 +345,7 @@ def _repair(fitted: Estimator, precision: graph.Precision) -> str:
 
 
 def _additive_parts(
-    fitted: Estimator,
-    inputs: tuple[Input, ...],
-    precision: graph.Precision,
+    fitted: Estimator, inputs: tuple[Input, ...], precision: graph.Precision
 ) -> converted.AdditiveParts | None:
     """Return the trees or slopes of the model, and the graph of the steps before
     them.
@@ -417,7 +406,7 @@ def _margin(model: Estimator) -> Callable[[ModelInput], Array] | None:
     def of_several_targets(batch: ModelInput) -> Array:
         by_target = model.predict_proba(estimator_input(model, batch))
         return np.asarray(
-            np.min([top_margins(probabilities) for probabilities in by_target], axis=0),
+            np.min([top_margins(probabilities) for probabilities in by_target], axis=0)
         )
 
     # Bagging averages probabilities, not scores, and has no scores if its members have
@@ -431,11 +420,7 @@ def _margin(model: Estimator) -> Callable[[ModelInput], Array] | None:
     return None
 
 
-def to_onnx(
-    fitted: Estimator,
-    inputs: tuple[Input, ...],
-    precision: graph.Precision,
-) -> ModelProto:
+def to_onnx(fitted: Estimator, inputs: tuple[Input, ...], precision: graph.Precision) -> ModelProto:
     """Return the ModelProto. Raises ConversionError, which names the step, if a step
     cannot be converted.
     """
@@ -454,9 +439,7 @@ def to_onnx(
 
 
 def _converted_graph(
-    fitted: Estimator,
-    inputs: tuple[Input, ...],
-    precision: graph.Precision,
+    fitted: Estimator, inputs: tuple[Input, ...], precision: graph.Precision
 ) -> ModelProto:
     """Return the ModelProto of skl2onnx, which marks refused rows. The converters may
     raise any error.
@@ -493,9 +476,7 @@ def _converted_graph(
         for library in _NETS.keys() & sys.modules.keys():
             for name in _NETS[library]:
                 graph.register_converter(
-                    getattr(sys.modules[library], name),
-                    _convert_net,
-                    name.endswith("Classifier"),
+                    getattr(sys.modules[library], name), _convert_net, name.endswith("Classifier")
                 )
         proto, topology = _call_skl2onnx(copy, inputs, precision)
         refusal = mark_refused_rows(proto.graph, topology)
@@ -506,9 +487,7 @@ def _converted_graph(
 
 
 def _call_skl2onnx(
-    copy: Estimator,
-    inputs: tuple[Input, ...],
-    precision: graph.Precision,
+    copy: Estimator, inputs: tuple[Input, ...], precision: graph.Precision
 ) -> tuple[ModelProto, Topology]:
     """Return the model, and the operators that skl2onnx converted. skl2onnx may change
     the copy.
@@ -516,12 +495,7 @@ def _call_skl2onnx(
     types = graph.VARIABLE_TYPES | {"str": StringTensorType}
     input_types = []
     for entry in inputs:
-        input_types.append(
-            (
-                entry.name,
-                types[entry.dtype]([None, *entry.shape[1:]]),
-            )
-        )
+        input_types.append((entry.name, types[entry.dtype]([None, *entry.shape[1:]])))
     precise = {}
     if precision != "single":
         precise = formulas.converters_in_64_bits(is_throughout=precision == "double")
@@ -563,15 +537,8 @@ def _convert_net(scope: Scope, operator: Operator, container: ModelComponentCont
         output.type = Int64TensorType([None])  # skorch returns class indices.
         label = output.full_name
         if hasattr(estimator, "threshold"):
-            second = builder.node(
-                "Gather",
-                [answer, np.array(1)],
-                axis=1,
-            )
-            above = builder.node(
-                "Greater",
-                [second, np.array(estimator.threshold, np.float32)],
-            )
+            second = builder.node("Gather", [answer, np.array(1)], axis=1)
+            above = builder.node("Greater", [second, np.array(estimator.threshold, np.float32)])
             builder.node("Cast", [above], label, to=TensorProto.INT64)
         else:
             builder.node("ArgMax", [answer], label, axis=1, keepdims=0)
@@ -591,23 +558,11 @@ def _add_net(
     net = _net_of(estimator)
     width = sum(variable.type.shape[1] for variable in inputs)
     rows = np.zeros((1, width), np.float32)
-    exported = export(
-        net,
-        {"": rows},
-        ["rows"],
-        {},
-        original_model(net),
-    )
+    exported = export(net, {"": rows}, ["rows"], {}, original_model(net))
     proto = onnx.compose.add_prefix(
-        onnx.version_converter.convert_version(exported, graph.OPSETS[""]),
-        builder.name("net_"),
+        onnx.version_converter.convert_version(exported, graph.OPSETS[""]), builder.name("net_")
     )
-    builder.node(
-        "Cast",
-        [builder.joined(inputs)],
-        proto.graph.input[0].name,
-        to=TensorProto.FLOAT,
-    )
+    builder.node("Cast", [builder.joined(inputs)], proto.graph.input[0].name, to=TensorProto.FLOAT)
     container.initializers.extend(proto.graph.initializer)
     container.nodes.extend(proto.graph.node)
     return str(proto.graph.output[0].name)
@@ -690,8 +645,7 @@ def _as_transformer(step: Estimator) -> Estimator:
         name, last = step.steps[-1]
         step.steps[-1] = (name, _as_transformer(last))
     if isinstance(step, _BaseKMeans | LinearDiscriminantAnalysis) and hasattr(
-        step,
-        "n_features_in_",
+        step, "n_features_in_"
     ):
         return Transforming(step)
     return step

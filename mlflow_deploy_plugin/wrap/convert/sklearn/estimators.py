@@ -86,7 +86,7 @@ def best_estimator(model: Estimator) -> Estimator:
                 [
                     ("select", Selection(model.support_)),
                     ("predict", best_estimator(model.estimator_)),
-                ],
+                ]
             )
         elif isinstance(model, Pipeline):
             name, last = model.steps[-1]
@@ -274,10 +274,7 @@ def named_steps(transformer: ColumnTransformer) -> list[tuple[str, Estimator, li
 
 
 def bind_inputs(
-    model: Estimator,
-    fitted: Estimator,
-    batch: ModelInput,
-    float_dtype: str,
+    model: Estimator, fitted: Estimator, batch: ModelInput, float_dtype: str
 ) -> tuple[Input, ...]:
     """Return the graph's inputs: a matrix if the columns have the same type and no
     ColumnTransformer selects among them, otherwise an input per column.
@@ -329,35 +326,17 @@ def bind_inputs(
             dtype = "str"
         elif column.name in encoded and _is_code(column):
             dtype = "int64"
-        inputs.append(
-            _input(
-                column.name,
-                dtype,
-                [column],
-                column.name in optional_texts,
-            )
-        )
+        inputs.append(_input(column.name, dtype, [column], column.name in optional_texts))
     return tuple(inputs)
 
 
-def _input(
-    name: str,
-    dtype: str,
-    columns: Sequence[Column],
-    is_optional: bool,
-) -> Input:
+def _input(name: str, dtype: str, columns: Sequence[Column], is_optional: bool) -> Input:
     """Return an input that stacks columns. `is_optional` is True if its strings may be
     missing.
     """
     names = tuple(column.name for column in columns)
     missing = MISSING if is_optional else None
-    return Input(
-        name,
-        dtype,
-        shape=(-1, len(columns)),
-        columns=names,
-        missing=missing,
-    )
+    return Input(name, dtype, shape=(-1, len(columns)), columns=names, missing=missing)
 
 
 def is_fitted(model: Estimator, batch: ModelInput | None) -> bool:
@@ -394,11 +373,7 @@ def estimator_input(model: Estimator, batch: ModelInput) -> pd.DataFrame | pd.Se
     return batch
 
 
-def _accepts_gaps(
-    model: Estimator,
-    batch: pd.DataFrame,
-    texts: Sequence[str],
-) -> bool:
+def _accepts_gaps(model: Estimator, batch: pd.DataFrame, texts: Sequence[str]) -> bool:
     """Return True if the model predicts a row without values in the text columns."""
 
     def predict(row: ModelInput) -> dict[str, Array]:
@@ -406,10 +381,7 @@ def _accepts_gaps(
 
     gaps = {}
     for name in texts:
-        gap = pd.Series(
-            [missing_value(batch[name])],
-            batch.index[:1],
-        )
+        gap = pd.Series([missing_value(batch[name])], batch.index[:1])
         gaps[name] = gap.astype(batch[name].dtype)
     try:
         call_original(predict, batch.head(1).assign(**gaps))

@@ -58,14 +58,7 @@ def mark_refused_rows(graph: GraphProto, topology: Topology) -> str:
     marks = [*_out_of_range(added, operators), *_not_finite(added, graph, operators)]
     if not marks:
         return ""
-    sums = [
-        added.node(
-            "ReduceSum",
-            [mark, [1]],
-            keepdims=0,
-        )
-        for _, mark in marks
-    ]
+    sums = [added.node("ReduceSum", [mark, [1]], keepdims=0) for _, mark in marks]
     added.node("Sum", sums, REFUSED_ROWS)
     nodes = added.finish({}, {})
     graph.initializer.extend(nodes.initializer)
@@ -159,9 +152,7 @@ def _doubtful_outputs(graph: GraphProto, operators: list[Operator]) -> Iterator[
 
 
 def _is_partial(
-    operator: Operator,
-    makers: Mapping[str, NodeProto],
-    constants: Mapping[str, TensorProto],
+    operator: Operator, makers: Mapping[str, NodeProto], constants: Mapping[str, TensorProto]
 ) -> bool:
     """Return True if the nodes of an operator may compute NaN or infinity from finite
     numbers.

@@ -75,30 +75,15 @@ def _write_order(graph: Subgraph, rows: str, attributes: _Attributes) -> str:
     few = graph.subgraph()
     many = graph.subgraph()
     keys = _write_keys(many, rows, attributes)
-    _, positions = many.nodes(
-        "TopK",
-        [keys, row_count],
-        count=2,
-        axis=0,
-        largest=0,
-    )
+    _, positions = many.nodes("TopK", [keys, row_count], count=2, axis=0, largest=0)
     sorted_order = many.node("Unsqueeze", [positions, [1]])
-    unchanged_order = few.node(
-        "Slice",
-        [np.arange(MANY_ROWS)[:, None], [0], row_count],
-    )
+    unchanged_order = few.node("Slice", [np.arange(MANY_ROWS)[:, None], [0], row_count])
     has_many = graph.node("GreaterOrEqual", [row_count, [MANY_ROWS]])
     return graph.node(
         "If",
         [has_many],
-        then_branch=many.finish(
-            {},
-            {sorted_order: (TensorProto.INT64, [None, 1])},
-        ),
-        else_branch=few.finish(
-            {},
-            {unchanged_order: (TensorProto.INT64, [None, 1])},
-        ),
+        then_branch=many.finish({}, {sorted_order: (TensorProto.INT64, [None, 1])}),
+        else_branch=few.finish({}, {unchanged_order: (TensorProto.INT64, [None, 1])}),
     )
 
 
@@ -109,10 +94,7 @@ def _write_keys(graph: Subgraph, rows: str, attributes: _Attributes) -> str:
     comparisons = _choose_comparisons(attributes)
     numbers = graph.cast(graph.node("Transpose", [rows]), TensorProto.FLOAT)
     values = graph.node("Gather", [numbers, comparisons.columns], axis=0)
-    above = graph.node(
-        "Greater",
-        [values, comparisons.thresholds.astype(np.float32)[:, None]],
-    )
+    above = graph.node("Greater", [values, comparisons.thresholds.astype(np.float32)[:, None]])
     is_above = graph.cast(above, TensorProto.FLOAT)
     return graph.node("MatMul", [comparisons.weights.astype(np.float32), is_above])
 

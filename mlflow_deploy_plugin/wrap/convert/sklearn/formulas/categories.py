@@ -39,7 +39,7 @@ def ordinals(model: OrdinalEncoder, rows: Rows) -> TracedArray:
         unknown = _NO_COLUMN
     parts = []
     for position, (column, categories) in enumerate(
-        zip(rows.columns(), model.categories_, strict=True),
+        zip(rows.columns(), model.categories_, strict=True)
     ):
         codes = [float(code) for code in range(len(categories))]
         if position in model._missing_indices:  # NaN is missing, but None is a category.
@@ -63,7 +63,7 @@ def target_means(model: TargetEncoder, rows: Rows) -> TracedArray:
                 model.categories_[position],
                 encoding.tolist(),
                 float(means[target]),
-            ),
+            )
         )
     return np.hstack(parts)
 
@@ -74,7 +74,7 @@ def one_hot(model: OneHotEncoder, rows: Rows) -> TracedArray:
     """
     parts = []
     for position, (column, categories) in enumerate(
-        zip(rows.columns(), model.categories_, strict=True),
+        zip(rows.columns(), model.categories_, strict=True)
     ):
         # A dropped category, and infrequent categories without a column, have the code
         # -1.
@@ -112,20 +112,12 @@ def looked_up(model: CategoryTables, rows: Rows) -> TracedArray:
     for column, categories, table in entries:
         codes = [*map(float, range(len(categories)))]
         code = encoded(column, categories, codes, unknown=float(len(categories)))
-        parts.append(
-            take(
-                table.astype(float),
-                code.reshape(-1).astype(np.int64),
-            )
-        )
+        parts.append(take(table.astype(float), code.reshape(-1).astype(np.int64)))
     return np.hstack(parts)
 
 
 def encoded(
-    column: TracedArray,
-    categories: Array,
-    codes: list[float],
-    unknown: float,
+    column: TracedArray, categories: Array, codes: list[float], unknown: float
 ) -> TracedArray:
     """Return the code of each row's category, [N, 1]: 32-bit floats, or 64-bit floats
     if 32 bits would change a code.
@@ -143,10 +135,7 @@ def encoded(
         position = encoded(column, categories, positions, last)
         return take(table[:, None], position.reshape(-1).astype(np.int64))
     kind = column.dtype.kind
-    is_gap = np.array(
-        [kind != "O" and is_missing(entry) for entry in categories],
-        bool,
-    )
+    is_gap = np.array([kind != "O" and is_missing(entry) for entry in categories], bool)
     keys = list(compress(categories, ~is_gap))
     values = list(compress(codes, ~is_gap))
     if column.dtype == np.float64:
@@ -163,29 +152,18 @@ def encoded(
         )
     if kind == "i" or not is_gap.any():
         return code
-    return np.where(
-        np.isnan(column),
-        np.float32(codes[is_gap.argmax()]),
-        code,
-    )
+    return np.where(np.isnan(column), np.float32(codes[is_gap.argmax()]), code)
 
 
 def _compared(
-    column: TracedArray,
-    keys: list[Category],
-    values: list[float],
-    unknown: float,
+    column: TracedArray, keys: list[Category], values: list[float], unknown: float
 ) -> TracedArray:
     """Return the value of the key that is equal to each 64-bit float, [N, 1], otherwise
     `unknown`. LabelEncoder does not support 64-bit floats.
     """
     equal = column == np.array(keys or [np.nan], float)
     code = equal.astype(np.float32) @ np.array(values or [0.0], np.float32)[:, None]
-    return np.where(
-        np.any(equal, axis=1, keepdims=True),
-        code,
-        np.float32(unknown),
-    )
+    return np.where(np.any(equal, axis=1, keepdims=True), code, np.float32(unknown))
 
 
 _KEYS: dict[str, tuple[str, type]] = {
@@ -211,11 +189,7 @@ def imputed(model: SimpleImputer, rows: Rows) -> TracedArray:
     if x.dtype.kind == "O":
         if marked:
             raise NotImplementedError(_UNSUPPORTED_IMPUTER)
-        return np.where(
-            x == np.array([MISSING], object),
-            np.asarray(model.statistics_, object),
-            x,
-        )
+        return np.where(x == np.array([MISSING], object), np.asarray(model.statistics_, object), x)
     if not marks_nan(model):
         raise NotImplementedError(_UNSUPPORTED_IMPUTER)
     if x.dtype.kind == "i":  # Integers have no gaps.
@@ -226,12 +200,7 @@ def imputed(model: SimpleImputer, rows: Rows) -> TracedArray:
     gaps = np.isnan(x)
     filled = np.where(gaps, filler, x)
     if marked:
-        return np.hstack(
-            [
-                filled,
-                gaps[:, marked].astype(x.dtype),
-            ]
-        )
+        return np.hstack([filled, gaps[:, marked].astype(x.dtype)])
     return filled
 
 

@@ -82,10 +82,7 @@ def calibrated(model: CalibratedClassifierCV, rows: Rows) -> Decision:
 
 
 def _mean_by_temperature(
-    parts: list[Estimator],
-    estimators: list[Estimator],
-    rows: Rows,
-    method: str,
+    parts: list[Estimator], estimators: list[Estimator], rows: Rows, method: str
 ) -> TracedArray:
     """Return the mean [N, C] of the probabilities that each fold computes from the
     scores of its estimator and a temperature.
@@ -192,11 +189,7 @@ def _flat(answer: Traced) -> TracedArray:
     return answer[:, 0] if answer.ndim > 1 else answer
 
 
-def _scores(
-    estimators: list[Estimator],
-    rows: Rows,
-    method: str = "",
-) -> TracedArray:
+def _scores(estimators: list[Estimator], rows: Rows, method: str = "") -> TracedArray:
     """Return the scores of the estimators [N, k]. Without a method, regressors predict,
     and classifiers return decisions or probabilities, like
     sklearn.multiclass._predict_binary. Linear estimators are combined into one product.
@@ -273,7 +266,7 @@ def one_vs_one(model: OneVsOneClassifier, rows: Rows) -> Decision:
         second = (confidence > 0).astype(float)
     else:
         second = np.column_stack(
-            [rows.ask(estimator, "predict") for estimator in model.estimators_],
+            [rows.ask(estimator, "predict") for estimator in model.estimators_]
         )
     _, scores = votes_of_pairs(second, confidence, len(model.classes_))
     if len(model.classes_) == 2:
@@ -370,7 +363,7 @@ def bagged(model: Estimator, rows: Rows) -> TracedArray | Decision:
 
 def bagged_scores(model: ensemble.BaggingClassifier, rows: Rows) -> TracedArray:
     return _mean(
-        [read.ask(estimator, "decision_function") for estimator, read in _members(model, rows)],
+        [read.ask(estimator, "decision_function") for estimator, read in _members(model, rows)]
     )
 
 
@@ -389,39 +382,25 @@ def imputed_in_turn(model: IterativeImputer, rows: Rows) -> TracedArray:
     """
     if not marks_nan(model) or model.sample_posterior or model._is_empty_feature.any():
         raise NotImplementedError(
-            "IterativeImputer with missing_values other than NaN, sample_posterior, empty columns",
+            "IterativeImputer with missing_values other than NaN, sample_posterior, empty columns"
         )
     gaps = np.isnan(rows.matrix)
-    filled = np.where(
-        gaps,
-        np.asarray(model.initial_imputer_.statistics_, float),
-        rows.matrix,
-    )
+    filled = np.where(gaps, np.asarray(model.initial_imputer_.statistics_, float), rows.matrix)
     columns = np.eye(gaps.sample.shape[1], dtype=bool)
     gaps_by_column = [gaps & is_column for is_column in columns]
     rounds = model.imputation_sequence_ if model.n_iter_ else ()
     for column, inputs, estimator in rounds:
         predicted = _flat(rows.with_matrix(filled[:, inputs]).ask(estimator, "predict"))
         predicted = np.clip(
-            predicted,
-            float(model._min_value[column]),
-            float(model._max_value[column]),
+            predicted, float(model._min_value[column]), float(model._max_value[column])
         )
         filled = np.where(gaps_by_column[column], predicted[:, None], filled)
     if model.add_indicator:
-        filled = np.hstack(
-            [
-                filled,
-                gaps[:, model.indicator_.features_].astype(float),
-            ]
-        )
+        filled = np.hstack([filled, gaps[:, model.indicator_.features_].astype(float)])
     return filled
 
 
-def _mean(
-    answers: list[TracedArray],
-    weights: Sequence[float] | None = None,
-) -> TracedArray:
+def _mean(answers: list[TracedArray], weights: Sequence[float] | None = None) -> TracedArray:
     """Return the mean of the answers, with equal weights by default."""
     total_weight: float = len(answers)
     if weights is not None:
@@ -437,15 +416,11 @@ def several_targets(model: SeveralTargets, rows: Rows) -> TracedArray:
     are combined into one product.
     """
     if hasattr(model, "classes_"):
-        return np.stack(
-            [rows.ask(member, "label") for member in model.estimators_],
-            axis=1,
-        )
+        return np.stack([rows.ask(member, "label") for member in model.estimators_], axis=1)
     if all(map(is_linear, model.estimators_)):
         return rows.sums(model.estimators_)
     return np.stack(
-        [rows.ask(member, "predict").reshape(-1) for member in model.estimators_],
-        axis=1,
+        [rows.ask(member, "predict").reshape(-1) for member in model.estimators_], axis=1
     )
 
 
@@ -480,11 +455,11 @@ def _inverse(transformer: Estimator, y: TracedArray) -> TracedArray:
             y = _values_at(transformer, y)
         case _:
             raise NotImplementedError(
-                f"the inverse of {type(transformer).__name__} as the transformer of a target",
+                f"the inverse of {type(transformer).__name__} as the transformer of a target"
             )
     if not isinstance(y, Traced):
         raise NotImplementedError(
-            f"the inverse of {type(transformer).__name__}, which does not depend on its input",
+            f"the inverse of {type(transformer).__name__}, which does not depend on its input"
         )
     return y
 
@@ -523,11 +498,7 @@ def _unpowered(transformer: PowerTransformer, y: TracedArray, power: float) -> T
     mirrored = 2.0 - power
     if abs(mirrored) < np.spacing(1.0):
         return np.where(is_up, above, 1.0 - np.exp(-down))
-    return np.where(
-        is_up,
-        above,
-        1.0 - (1.0 - mirrored * down) ** (1 / mirrored),
-    )
+    return np.where(is_up, above, 1.0 - (1.0 - mirrored * down) ** (1 / mirrored))
 
 
 FORMULAS: dict[type, Formula] = {

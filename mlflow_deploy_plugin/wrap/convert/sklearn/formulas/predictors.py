@@ -19,15 +19,8 @@ from sklearn.multiclass import OneVsRestClassifier
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.neighbours import squared_distances
-from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import (
-    Decision,
-    Formula,
-    Rows,
-)
-from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import (
-    TracedArray,
-    interpolated,
-)
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import Decision, Formula, Rows
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import TracedArray, interpolated
 
 
 def isotonic(models: list[IsotonicRegression], x: TracedArray) -> TracedArray:
@@ -58,7 +51,7 @@ def dummy_classes(model: DummyClassifier, rows: Rows) -> Decision:
     """
     if model.n_outputs_ > 1 or model._strategy not in ("prior", "most_frequent", "constant"):
         raise NotImplementedError(
-            f"DummyClassifier with strategy={model._strategy!r}: its predictions are random",
+            f"DummyClassifier with strategy={model._strategy!r}: its predictions are random"
         )
     if model._strategy == "constant":
         best = int(np.flatnonzero(model.classes_ == np.ravel(model.constant)[0])[0])
@@ -108,10 +101,7 @@ def process_classes(model: GaussianProcessClassifier, rows: Rows) -> Decision:
         return position, np.column_stack([1.0 - likely, likely])
     if not isinstance(base, OneVsRestClassifier):
         raise NotImplementedError("GaussianProcessClassifier with multi_class='one_vs_one'")
-    scores = np.stack(
-        [_latent(member, rows.matrix)[1] for member in base.estimators_],
-        axis=1,
-    )
+    scores = np.stack([_latent(member, rows.matrix)[1] for member in base.estimators_], axis=1)
     return np.argmax(scores, axis=1), scores / scores.sum(axis=1, keepdims=True)
 
 
@@ -144,11 +134,7 @@ def _latent(model: Estimator, x: TracedArray) -> tuple[TracedArray, TracedArray]
     return mean, integrals @ np.ravel(COEFS) + 0.5 * float(COEFS.sum())
 
 
-def _kernel(
-    kernel: kernels.Kernel,
-    x: TracedArray,
-    training: Array | None = None,
-) -> TracedArray:
+def _kernel(kernel: kernels.Kernel, x: TracedArray, training: Array | None = None) -> TracedArray:
     """Return the kernel [N, K] between rows x [N, k] and training rows [K, k]. Raises
     NotImplementedError for an unsupported kernel.
 
@@ -158,10 +144,7 @@ def _kernel(
     match kernel:
         case kernels.Sum() | kernels.Product():
             combine = operator.add if isinstance(kernel, kernels.Sum) else operator.mul
-            return combine(
-                _kernel(kernel.k1, x, training),
-                _kernel(kernel.k2, x, training),
-            )
+            return combine(_kernel(kernel.k1, x, training), _kernel(kernel.k2, x, training))
         case kernels.Exponentiation():
             return _kernel(kernel.kernel, x, training) ** kernel.exponent
         case kernels.ConstantKernel():
@@ -192,7 +175,7 @@ def _kernel(
             return polynomials[kernel.nu] * np.exp(-distance)
         case kernels.RBF():
             return np.exp(
-                squared_distances(x / kernel.length_scale, training / kernel.length_scale) * -0.5,
+                squared_distances(x / kernel.length_scale, training / kernel.length_scale) * -0.5
             )
         case kernels.RationalQuadratic():
             squared = squared_distances(x, training)
@@ -203,10 +186,7 @@ def _kernel(
 FORMULAS: dict[type, Formula] = {
     DummyClassifier: dummy_classes,
     DummyRegressor: dummy_values,
-    IsotonicRegression: lambda model, rows: isotonic(
-        [model],
-        rows.matrix[:, :1],
-    ),
+    IsotonicRegression: lambda model, rows: isotonic([model], rows.matrix[:, :1]),
     EllipticEnvelope: elliptic,
     GaussianMixture: mixture,
     BayesianGaussianMixture: mixture,

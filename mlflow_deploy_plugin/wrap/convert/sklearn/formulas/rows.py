@@ -74,11 +74,7 @@ class Rows:
     @classmethod
     def of(cls, graph: NodeBuilder, operator: Operator) -> "Rows":
         width = getattr(operator.raw_operator, "n_features_in_", None)
-        return cls(
-            graph,
-            list(operator.inputs),
-            width or sum(map(_width, operator.inputs)),
-        )
+        return cls(graph, list(operator.inputs), width or sum(map(_width, operator.inputs)))
 
     @property
     def matrix(self) -> TracedArray:
@@ -302,16 +298,13 @@ class Rows:
             return Traced(self._graph, names[0], sample).reshape(-1)
         if method == "transform" and len(names) > 1:
             raise NotImplementedError(
-                "strings and numbers, and no earlier step converts the strings",
+                "strings and numbers, and no earlier step converts the strings"
             )
         name = self._graph.cast(names[int(method in _SCORES)], TensorProto.DOUBLE)
         if raw_scores and sample.ndim == 1:  # skl2onnx returns two columns for two classes.
             both = Traced(self._graph, name, np.ones((SAMPLE_ROWS, 2)))
             return both.reshape(-1, 2)[:, 1]
-        return Traced(self._graph, name, sample).reshape(
-            -1,
-            *sample.shape[1:],
-        )
+        return Traced(self._graph, name, sample).reshape(-1, *sample.shape[1:])
 
     def _variables(self, estimator: Estimator) -> list[Variable]:
         """Return the inputs of an estimator's converter: the original inputs, or a
@@ -331,12 +324,7 @@ class Rows:
         dtype = np.float64 if is_wide else np.float32
         kind = DoubleTensorType if is_wide else FloatTensorType
         matrix = self.matrix.astype(dtype)
-        return [
-            self._graph.variable(
-                matrix.name,
-                kind([None, matrix.sample.shape[1]]),
-            )
-        ]
+        return [self._graph.variable(matrix.name, kind([None, matrix.sample.shape[1]]))]
 
     def _shape(self, estimator: Estimator, method: str) -> tuple[int, ...]:
         """Return the shape of an estimator's predictions or columns for `SAMPLE_ROWS`
@@ -457,22 +445,14 @@ def normalized(likely: TracedArray) -> TracedArray:
     If the sum is 0, all classes have the same probability.
     """
     total = likely.sum(axis=-1, keepdims=True)
-    return np.where(
-        total == 0,
-        1 / likely.sample.shape[-1],
-        divided(likely, total),
-    )
+    return np.where(total == 0, 1 / likely.sample.shape[-1], divided(likely, total))
 
 
 def softmax(scores: TracedArray) -> TracedArray:
     return scores.emit("Softmax", [scores], scores.sample, axis=1)
 
 
-def votes_of_pairs(
-    second: TracedArray,
-    score: TracedArray,
-    classes: int,
-) -> Decision:
+def votes_of_pairs(second: TracedArray, score: TracedArray, classes: int) -> Decision:
     """Return the votes [N, C] in all pairs of classes, and the scores of
     sklearn.multiclass._ovr_decision_function.
 

@@ -49,7 +49,7 @@ _CHARACTERS = ("char", "char_wb")
 _SPACES = r"\s"
 _ONE = r"(?:\\[wWdDsS]|\[(?:\\.|[^\\\]])+\])"  # a class of characters
 _TOKENS = re.compile(
-    rf"(?:\(\?u\))?(?P<edge>\\b)?(?P<first>{_ONE})(?P<second>{_ONE})?(?P<count>\+|{{\d+,}})?(?P<end>\\b)?",
+    rf"(?:\(\?u\))?(?P<edge>\\b)?(?P<first>{_ONE})(?P<second>{_ONE})?(?P<count>\+|{{\d+,}})?(?P<end>\\b)?"
 )
 
 
@@ -93,10 +93,7 @@ def vectorized(vectorizer: CountVectorizer, rows: Rows) -> TracedArray:
             **vocabulary_attributes,
         )
         if vectorizer.binary:
-            counts = graph.node(
-                "Min",
-                [counts, np.ones(1, np.float32)],
-            )
+            counts = graph.node("Min", [counts, np.ones(1, np.float32)])
         if not isinstance(vectorizer, TfidfVectorizer):
             return counts
         return _apply_in_64_bits(graph, counts, width, partial(weighted, vectorizer._tfidf))
@@ -110,11 +107,11 @@ def hashed(vectorizer: HashingVectorizer, rows: Rows) -> TracedArray:
     """
     if vectorizer.ngram_range != (1, 1) or vectorizer.analyzer == "char_wb":
         raise NotImplementedError(
-            f"ngram_range ({vectorizer.ngram_range!r}): hashes of several tokens",
+            f"ngram_range ({vectorizer.ngram_range!r}): hashes of several tokens"
         )
     if vectorizer.n_features > _MAX_HASHED:
         raise NotImplementedError(
-            f"n_features ({vectorizer.n_features}): a graph supports up to 2**16 hash columns",
+            f"n_features ({vectorizer.n_features}): a graph supports up to 2**16 hash columns"
         )
     write = partial(_write_hashed, vectorizer)
     return _in_blocks(rows.raw, vectorizer, vectorizer.n_features, write)
@@ -125,56 +122,27 @@ def _write_hashed(vectorizer: HashingVectorizer, graph: NodeBuilder, texts: str)
     width = vectorizer.n_features
     tokens = _split_into_tokens(graph, vectorizer, texts)
     skipped = graph.node("Equal", [tokens, _text(_PAD)])
-    hashes = graph.cast(
-        graph.node("MurmurHash3", [tokens], positive=0, seed=0),
-        TensorProto.INT64,
-    )
-    column = graph.node(
-        "Mod",
-        [graph.node("Abs", [hashes]), [width]],
-    )
+    hashes = graph.cast(graph.node("MurmurHash3", [tokens], positive=0, seed=0), TensorProto.INT64)
+    column = graph.node("Mod", [graph.node("Abs", [hashes]), [width]])
     if vectorizer.alternate_sign:
         signs = graph.node("Sign", [hashes])
     else:
         signs = graph.node("Equal", [hashes, hashes])
     is_token = graph.cast(graph.node("Not", [skipped]), TensorProto.FLOAT)
-    values = graph.node(
-        "Mul",
-        [graph.cast(signs, TensorProto.FLOAT), is_token],
-    )
-    shape = graph.node(
-        "Concat",
-        [graph.row_count(tokens), [width]],
-        axis=0,
-    )
-    zeros = graph.node(
-        "Expand",
-        [np.zeros(1, np.float32), shape],
-    )
+    values = graph.node("Mul", [graph.cast(signs, TensorProto.FLOAT), is_token])
+    shape = graph.node("Concat", [graph.row_count(tokens), [width]], axis=0)
+    zeros = graph.node("Expand", [np.zeros(1, np.float32), shape])
     # The sums are added for a binary vectorizer too, although they are unused.
-    sums = graph.node(
-        "ScatterElements",
-        [zeros, column, values],
-        axis=1,
-        reduction="add",
-    )
+    sums = graph.node("ScatterElements", [zeros, column, values], axis=1, reduction="add")
     if vectorizer.binary:
-        sums = graph.node(
-            "ScatterElements",
-            [zeros, column, is_token],
-            axis=1,
-            reduction="max",
-        )
+        sums = graph.node("ScatterElements", [zeros, column, is_token], axis=1, reduction="max")
     if vectorizer.norm is None:
         return sums
     return _apply_in_64_bits(graph, sums, width, partial(_normalize_rows, norm=vectorizer.norm))
 
 
 def _in_blocks(
-    column: TracedArray,
-    vectorizer: Estimator,
-    width: int,
-    write: Callable[[NodeBuilder, str], str],
+    column: TracedArray, vectorizer: Estimator, width: int, write: Callable[[NodeBuilder, str], str]
 ) -> TracedArray:
     """Return the numbers [N, width] that `write` computes for blocks of preprocessed
     texts of a column. If a text is long, each row is a block.
@@ -189,8 +157,7 @@ def _in_blocks(
     texts = body.name()
     numbers = write(body, _preprocessed(body, vectorizer, texts))
     step = body.finish(
-        {texts: (TensorProto.STRING, [None])},
-        {numbers: (TensorProto.FLOAT, [None, width])},
+        {texts: (TensorProto.STRING, [None])}, {numbers: (TensorProto.FLOAT, [None, width])}
     )
     stacked = graph.node("Scan", [blocks], body=step, num_scan_inputs=1)
     flat = graph.node("Reshape", [stacked, [-1, width]])
@@ -208,14 +175,8 @@ def _divide_into_blocks(graph: NodeBuilder, texts: str, count: str) -> str:
     return graph.node(
         "If",
         [is_one],
-        then_branch=single.finish(
-            {},
-            {row: (TensorProto.STRING, [None, None])},
-        ),
-        else_branch=several.finish(
-            {},
-            {cut: (TensorProto.STRING, [None, None])},
-        ),
+        then_branch=single.finish({}, {row: (TensorProto.STRING, [None, None])}),
+        else_branch=several.finish({}, {cut: (TensorProto.STRING, [None, None])}),
     )
 
 
@@ -225,19 +186,13 @@ def _cut_into_blocks(graph: NodeBuilder, texts: str) -> str:
     """
     flat = graph.node("Reshape", [texts, [-1]])
     is_long = graph.node("RegexFullMatch", [flat], pattern=_LONG)
-    most_rows = graph.node(
-        "ReduceMin",
-        [graph.node("Where", [is_long, [1], [_BLOCK]])],
-    )
+    most_rows = graph.node("ReduceMin", [graph.node("Where", [is_long, [1], [_BLOCK]])])
     row_count = graph.node("Shape", [flat])
     block_count, block_rows = graph.equal_blocks(row_count, most_rows)
     positions = _positions(graph, graph.node("Mul", [block_count, block_rows]))
     rows = graph.node("Mod", [positions, row_count])
     shape = graph.node("Concat", [block_count, block_rows], axis=0)
-    return graph.node(
-        "Reshape",
-        [graph.node("Gather", [flat, rows]), shape],
-    )
+    return graph.node("Reshape", [graph.node("Gather", [flat, rows]), shape])
 
 
 def _positions(graph: NodeBuilder, count: str) -> str:
@@ -255,7 +210,7 @@ def _split_into_tokens(graph: NodeBuilder, vectorizer: CountVectorizer, texts: s
         if callable(function):
             raise NotImplementedError(
                 f"its option {option}={_name_of(function)} is a Python function, which a graph "
-                "cannot call",
+                "cannot call"
             )
     if vectorizer.analyzer == "char_wb":
         token_expression = f"{_class_expression(_SPACES)}+|(?s:.)"
@@ -271,10 +226,7 @@ def _split_into_tokens(graph: NodeBuilder, vectorizer: CountVectorizer, texts: s
         pattern = f"{_class_expression(_SPACES)}{{{min_length},}}"
         is_space = graph.node("RegexFullMatch", [tokens], pattern=pattern)
         is_padding = graph.node("Equal", [tokens, _text(_PAD)])
-        is_space = graph.node(
-            "And",
-            [is_space, graph.node("Not", [is_padding])],
-        )
+        is_space = graph.node("And", [is_space, graph.node("Not", [is_padding])])
         return graph.node("Where", [is_space, _text(" "), tokens])
     words = sorted(vectorizer.get_stop_words() or ())
     if words:
@@ -291,12 +243,7 @@ def _split_by(graph: NodeBuilder, texts: str, expression: str, pad: str) -> str:
     contains an inner space.
     """
     parts = graph.node(
-        "Tokenizer",
-        [texts],
-        tokenexp=expression,
-        pad_value=pad,
-        mark=0,
-        mincharnum=1,
+        "Tokenizer", [texts], tokenexp=expression, pad_value=pad, mark=0, mincharnum=1
     )
     column = graph.node("Reshape", [texts, [-1, 1]])
     pads = graph.node("Where", [[True], _text(pad), column])
@@ -307,10 +254,7 @@ def _split_by(graph: NodeBuilder, texts: str, expression: str, pad: str) -> str:
 
 
 def _without_stop_words(
-    graph: NodeBuilder,
-    vectorizer: CountVectorizer,
-    tokens: str,
-    words: list[str],
+    graph: NodeBuilder, vectorizer: CountVectorizer, tokens: str, words: list[str]
 ) -> str:
     """Replace the tokens [N, L] that are stop words by padding. For n-grams, move the
     padding behind all other tokens.
@@ -329,10 +273,7 @@ def _without_stop_words(
     # Each token's key is its position, plus the length for stop words.
     length = graph.node("Shape", [tokens], start=1)
     positions = _positions(graph, length)
-    keys = graph.node(
-        "Add",
-        [graph.node("Mul", [flags, length]), positions],
-    )
+    keys = graph.node("Add", [graph.node("Mul", [flags, length]), positions])
     _, order = graph.nodes("TopK", [keys, length], 2, largest=0)
     return graph.node("GatherElements", [tokens, order], axis=1)
 
@@ -374,21 +315,12 @@ def _preprocessed(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -
         pattern = f"[^İ{_SIGMA}]*"
     matches = graph.node("RegexFullMatch", [texts], pattern=pattern)
     is_plain = graph.cast(matches, TensorProto.INT32)
-    all_plain = graph.cast(
-        graph.node("ReduceMin", [is_plain], keepdims=0),
-        TensorProto.BOOL,
-    )
+    all_plain = graph.cast(graph.node("ReduceMin", [is_plain], keepdims=0), TensorProto.BOOL)
     return graph.node(
         "If",
         [all_plain],
-        then_branch=plain.finish(
-            {},
-            {lowered: (TensorProto.STRING, [None])},
-        ),
-        else_branch=by_character.finish(
-            {},
-            {replaced: (TensorProto.STRING, [None])},
-        ),
+        then_branch=plain.finish({}, {lowered: (TensorProto.STRING, [None])}),
+        else_branch=by_character.finish({}, {replaced: (TensorProto.STRING, [None])}),
     )
 
 
@@ -397,10 +329,7 @@ def _join_characters(graph: NodeBuilder, characters: str) -> str:
     body = graph.subgraph()
     parts = body.name()
     joined = _join_pairs(body, parts)
-    length = body.node(
-        "Squeeze",
-        [body.node("Shape", [joined], start=1)],
-    )
+    length = body.node("Squeeze", [body.node("Shape", [joined], start=1)])
     goes_on = body.node("Greater", [length, np.int64(1)])
     table: tuple[int, list[int | None]] = (TensorProto.STRING, [None, None])
     # A Loop passes the number of the round and the condition, which are unused.
@@ -411,11 +340,7 @@ def _join_characters(graph: NodeBuilder, characters: str) -> str:
     }
     outputs: Values = {goes_on: (TensorProto.BOOL, []), joined: table}
     rounds = body.finish(inputs, outputs)
-    texts = graph.node(
-        "Loop",
-        ["", np.bool_(True), characters],
-        body=rounds,
-    )
+    texts = graph.node("Loop", ["", np.bool_(True), characters], body=rounds)
     return graph.node("Reshape", [texts, [-1]])
 
 
@@ -449,10 +374,7 @@ def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
         values_floats=[2.0] * len(letters) + [0.0] * len(skipped),
         default_float=1.0,
     )
-    is_skipped = graph.node(
-        "Equal",
-        [code, np.zeros(1, np.float32)],
-    )
+    is_skipped = graph.node("Equal", [code, np.zeros(1, np.float32)])
     code = graph.cast(code, TensorProto.DOUBLE)
     position = _positions(graph, graph.node("Shape", [characters], start=1))
     position = graph.cast(position, TensorProto.DOUBLE)
@@ -460,21 +382,12 @@ def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
     for step in (4.0, -4.0):
         # The nearest character has the largest rank. A rank modulo 4 is the character's
         # code, or the code minus 4.
-        rank = graph.node(
-            "Add",
-            [code, graph.node("Mul", [position, [step]])],
-        )
+        rank = graph.node("Add", [code, graph.node("Mul", [position, [step]])])
         rank = graph.node("Where", [is_skipped, _NO_RANK, rank])
         near_letters.append(_is_near_letter(graph, rank, is_before=step > 0))
     is_after_letter, is_before_letter = near_letters
-    is_final = graph.node(
-        "And",
-        [is_after_letter, graph.node("Not", [is_before_letter])],
-    )
-    is_final = graph.node(
-        "And",
-        [is_final, graph.node("Equal", [characters, _text(_SIGMA)])],
-    )
+    is_final = graph.node("And", [is_after_letter, graph.node("Not", [is_before_letter])])
+    is_final = graph.node("And", [is_final, graph.node("Equal", [characters, _text(_SIGMA)])])
     return graph.node("Where", [is_final, _text("ς"), characters])
 
 
@@ -493,19 +406,9 @@ def _is_near_letter(graph: NodeBuilder, rank: str, is_before: bool) -> str:
     ranks = graph.node("Unsqueeze", [rank, [1]])
     padded = graph.node("Pad", [ranks, padding, _NO_RANK[0]])
     nearest = graph.node("MaxPool", [padded], kernel_shape=[_NEAR])  # shape: [N, 1, L + 1]
-    nearest = graph.node(
-        "Slice",
-        [nearest, [start], [end], [2]],
-    )
-    code = graph.node(
-        "Mod",
-        [graph.node("Squeeze", [nearest, [1]]), [4.0]],
-        fmod=1,
-    )
-    return graph.node(
-        "Equal",
-        [graph.node("Abs", [code]), [2.0]],
-    )
+    nearest = graph.node("Slice", [nearest, [start], [end], [2]])
+    code = graph.node("Mod", [graph.node("Squeeze", [nearest, [1]]), [4.0]], fmod=1)
+    return graph.node("Equal", [graph.node("Abs", [code]), [2.0]])
 
 
 @cache
@@ -563,19 +466,12 @@ def _normalize_rows(counts: TracedArray, norm: str | None) -> TracedArray:
 
 
 def _apply_in_64_bits(
-    graph: NodeBuilder,
-    name: str,
-    width: int,
-    change: Callable[[TracedArray], TracedArray],
+    graph: NodeBuilder, name: str, width: int, change: Callable[[TracedArray], TracedArray]
 ) -> str:
     """Apply a 64-bit formula to 32-bit floats [N, width], and return the name of 32-bit
     floats.
     """
-    numbers = Traced(
-        graph,
-        name,
-        np.ones((SAMPLE_ROWS, width), np.float32),
-    )
+    numbers = Traced(graph, name, np.ones((SAMPLE_ROWS, width), np.float32))
     changed = change(numbers.astype(float))
     return str(changed.astype(np.float32).name)
 
@@ -596,7 +492,7 @@ def _word_expression(vectorizer: CountVectorizer) -> str:
         or bool(match["edge"]) != bool(match["end"])
     ):
         raise NotImplementedError(
-            f"token_pattern ({pattern!r}): only runs of one character class are supported",
+            f"token_pattern ({pattern!r}): only runs of one character class are supported"
         )
     kind = match["first"]
     has_ngrams = vectorizer.ngram_range[1] > 1
@@ -606,14 +502,14 @@ def _word_expression(vectorizer: CountVectorizer) -> str:
         has_other_words = has_ngrams or isinstance(vectorizer, HashingVectorizer)
         if has_other_words or not set(_members(kind)) <= set(_members(r"\w")):
             raise NotImplementedError(
-                f"token_pattern ({pattern!r}): \\b around a class other than \\w",
+                f"token_pattern ({pattern!r}): \\b around a class other than \\w"
             )
         kind = r"\w"
     if not match["count"]:
         raise NotImplementedError(f"token_pattern ({pattern!r}): tokens of a fixed length")
     if " " in _members(kind) and has_ngrams:
         raise NotImplementedError(
-            f"token_pattern ({pattern!r}): n-grams of tokens that contain spaces",
+            f"token_pattern ({pattern!r}): n-grams of tokens that contain spaces"
         )
     # The minimum token length is 1 for `c+`, 2 for `cc+`, and 3 for `c{3,}`.
     least = 1 if match["count"] == "+" else int(match["count"][1:-2])
@@ -640,7 +536,7 @@ def _pattern_of(tokenizer: Callable[[str], Iterable[str]]) -> str:
             return pattern
     raise NotImplementedError(
         f"its option tokenizer={_name_of(tokenizer)} is a Python function; only str.split and "
-        "patterns are supported",
+        "patterns are supported"
     )
 
 
@@ -665,16 +561,8 @@ def _class_expression(kind: str) -> str:
     """Return a character class as RE2's class of code points: the Unicode versions of
     RE2 and Python differ.
     """
-    codes = np.sort(
-        np.frombuffer(
-            _members(kind).encode("utf-32-le"),
-            "<u4",
-        )
-    )
-    runs = np.split(
-        codes,
-        np.flatnonzero(np.diff(codes) != 1) + 1,
-    )
+    codes = np.sort(np.frombuffer(_members(kind).encode("utf-32-le"), "<u4"))
+    runs = np.split(codes, np.flatnonzero(np.diff(codes) != 1) + 1)
     ranges = [f"\\x{{{run[0]:X}}}-\\x{{{run[-1]:X}}}" for run in runs]
     return "[" + "".join(ranges) + "]"
 

@@ -67,20 +67,11 @@ def boosted(model: Estimator, rows: Rows) -> Answer:
         kinds = 1 + len(boosting.slopes)  # The first kind of sums is for the constants.
         sums = _sums_of_trees(x, replace(boosting, base=np.zeros(kinds * width)))
         by_kind = sums.astype(float).reshape(-1, kinds, width)
-        features = np.hstack(
-            [
-                np.ones_like(x[:, :1]),
-                x[:, list(boosting.slopes)],
-            ]
-        )
+        features = np.hstack([np.ones_like(x[:, :1]), x[:, list(boosting.slopes)]])
         features = features[:, :, None]
         scores = np.where(by_kind == 0, 0.0, by_kind * features).sum(axis=1)
     elif len(boosting.lines):
-        filled = np.where(
-            np.isnan(x),
-            np.float32(0.0),
-            x,
-        ).astype(float)
+        filled = np.where(np.isnan(x), np.float32(0.0), x).astype(float)
         scores = (filled @ boosting.lines + boosting.base).astype(np.float32)
     else:
         scores = _sums_of_trees(x, boosting, write_trees)
@@ -120,22 +111,13 @@ def _features(model: Estimator, rows: Rows, boosting: Boosting) -> TracedArray:
             ]
             if len(positions) != len(boosting.categories):
                 raise NotImplementedError(
-                    "categories that are not separate columns of strings or integers",
+                    "categories that are not separate columns of strings or integers"
                 )
             by_position = dict(zip(positions, boosting.categories, strict=True))
         for position, categories in by_position.items():
             names = np.array(categories, object)
-            codes = np.where(
-                [*map(is_missing, names)],
-                np.nan,
-                np.arange(len(names)),
-            )
-            columns[position] = encoded(
-                columns[position],
-                names,
-                codes.tolist(),
-                unknown=np.nan,
-            )
+            codes = np.where([*map(is_missing, names)], np.nan, np.arange(len(names)))
+            columns[position] = encoded(columns[position], names, codes.tolist(), unknown=np.nan)
         x = np.hstack([column.astype(dtype) for column in columns])
     else:
         x = rows.own if boosting.has_single_rows else rows.matrix
@@ -146,23 +128,15 @@ def _features(model: Estimator, rows: Rows, boosting: Boosting) -> TracedArray:
 
 
 def _sums_of_trees(
-    x: TracedArray,
-    boosting: Boosting,
-    write: WritesTrees = write_walk,
+    x: TracedArray, boosting: Boosting, write: WritesTrees = write_walk
 ) -> TracedArray:
     """Return the 32-bit sums [N, targets] of the trees' leaves."""
-    sample = np.ones(
-        (len(x.sample), len(boosting.base)),
-        np.float32,
-    )
+    sample = np.ones((len(x.sample), len(boosting.base)), np.float32)
     return Traced(x.graph, write(x.graph, x.name, boosting), sample)
 
 
 def _sums(
-    rows: Rows,
-    trees: list[Tree],
-    targets: list[int],
-    write: WritesTrees = write_trees,
+    rows: Rows, trees: list[Tree], targets: list[int], write: WritesTrees = write_trees
 ) -> TracedArray:
     """Return the sums [N, targets] of the leaves of scikit-learn's trees, which read
     32-bit floats.
@@ -173,11 +147,7 @@ def _sums(
         targets: the target of each tree.
         write: the function that adds the operators.
     """
-    return _sums_of_trees(
-        rows.own.astype(np.float32),
-        _forest(trees, targets),
-        write,
-    )
+    return _sums_of_trees(rows.own.astype(np.float32), _forest(trees, targets), write)
 
 
 def _forest(trees: list[Tree], targets: list[int]) -> Boosting:
@@ -207,12 +177,7 @@ def grown(model: Estimator, rows: Rows) -> Answer:
     for classes in model.classes_:
         end = start + len(classes)
         names = classes.astype(object) if classes.dtype.kind == "U" else classes
-        labels.append(
-            take(
-                names,
-                np.argmax(sums[:, start:end], axis=1),
-            )
-        )
+        labels.append(take(names, np.argmax(sums[:, start:end], axis=1)))
         start = end
     return np.column_stack(labels)
 
@@ -276,11 +241,7 @@ def adaptive_values(model: ensemble.AdaBoostRegressor, rows: Rows) -> TracedArra
     up_to_here = take(model.estimator_weights_, members) @ np.triu(np.ones((count, count)))
     is_half = up_to_here >= 0.5 * up_to_here[:, -1:]
     median = np.argmax(is_half.astype(np.int64), axis=1)  # the first position of half
-    return np.where(
-        median[:, None] == np.arange(count),
-        values,
-        0.0,
-    ).sum(axis=1)
+    return np.where(median[:, None] == np.arange(count), values, 0.0).sum(axis=1)
 
 
 def _member_answers(model: Estimator, rows: Rows) -> TracedArray:
@@ -309,11 +270,7 @@ def _member_answers(model: Estimator, rows: Rows) -> TracedArray:
             answers.append(take(codes, position))
     if answers:
         return np.column_stack(answers)
-    return _sums(
-        rows,
-        trees,
-        [*range(len(trees))],
-    ).astype(float)
+    return _sums(rows, trees, [*range(len(trees))]).astype(float)
 
 
 def embedded(model: ensemble.RandomTreesEmbedding, rows: Rows) -> TracedArray:
@@ -322,18 +279,10 @@ def embedded(model: ensemble.RandomTreesEmbedding, rows: Rows) -> TracedArray:
     """
     trees = []
     for member in model.estimators_:
-        trees.append(
-            Tree.fitted(
-                member.tree_,
-                np.arange(member.tree_.node_count),
-            )
-        )
+        trees.append(Tree.fitted(member.tree_, np.arange(member.tree_.node_count)))
     reached = _sums(rows, trees, [*range(len(trees))])
     leaves = model.one_hot_encoder_.categories_
-    tree_of_leaf = np.repeat(
-        range(len(trees)),
-        [*map(len, leaves)],
-    )
+    tree_of_leaf = np.repeat(range(len(trees)), [*map(len, leaves)])
     return (reached[:, tree_of_leaf] == np.concatenate(leaves)).astype(float)
 
 
@@ -357,12 +306,7 @@ def isolated(model: ensemble.IsolationForest, rows: Rows) -> TracedArray:
     scale = len(trees) * _average_path_length([model._max_samples])[0]
     offset = model.offset_
     least = -scale * np.log2(-offset) if offset < 0 else np.inf
-    depths = _sums(
-        rows,
-        trees,
-        [0] * len(trees),
-        write=write_walk,
-    ).reshape(-1)
+    depths = _sums(rows, trees, [0] * len(trees), write=write_walk).reshape(-1)
     return np.where(depths >= np.float32(least), 1, -1)
 
 

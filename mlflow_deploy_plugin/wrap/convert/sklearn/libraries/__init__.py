@@ -57,9 +57,6 @@ def _is_function_of_a_table(part: Estimator) -> bool:
     if not has_function or not hasattr(part, "feature_names_in_"):
         return False
     with suppress(Exception):  # The user's function may raise any error.
-        part.func(
-            np.ones((2, part.n_features_in_)),
-            **(part.kw_args or {}),
-        )
+        part.func(np.ones((2, part.n_features_in_)), **(part.kw_args or {}))
         return False
     return True

@@ -31,22 +31,14 @@ the precision.
 """
 _CODES = np.arange(-1100.0, 2200.0)
 _MARKS = np.array(
-    [
-        sign * (10.0**power - less)
-        for power, less, sign in product(
-            range(3, 13),
-            (0, 1),
-            (-1, 1),
-        )
-    ],
+    [sign * (10.0**power - less) for power, less, sign in product(range(3, 13), (0, 1), (-1, 1))]
 )
 _CLOSE = 1e-12
 """The maximum error of an output, relative to the sum of its terms' absolute values."""
 
 
 def stand_in(
-    part: Estimator,
-    columns: list[str] | int = 0,
+    part: Estimator, columns: list[str] | int = 0
 ) -> Computed | Selection | Pipeline | None:
     """Return an affine step or regression, or None if the estimator is not affine.
 
@@ -68,14 +60,7 @@ def stand_in(
         if not 0 < count <= _MOST_COLUMNS:
             return None
         call = partial(_answers, part, getattr(part, "feature_names_in_", names))
-        intercept, *slopes = call(
-            np.vstack(
-                [
-                    np.zeros(count),
-                    np.eye(count) * _FAR,
-                ]
-            )
-        )
+        intercept, *slopes = call(np.vstack([np.zeros(count), np.eye(count) * _FAR]))
         sums = _Sums((np.array(slopes) - intercept) / _FAR, intercept)
         if not _is_affine(call, sums):
             return None
@@ -85,11 +70,7 @@ def stand_in(
     return None
 
 
-def _answers(
-    part: Estimator,
-    names: list[str] | None,
-    rows: Array,
-) -> Array:
+def _answers(part: Estimator, names: list[str] | None, rows: Array) -> Array:
     """Return the outputs for rows [N, k], which become a table if there are names."""
     table = rows if names is None else pd.DataFrame(rows, columns=names)
     method = "predict" if hasattr(part, "predict") else "transform"
@@ -168,11 +149,7 @@ def _step(sums: _Sums, part: Estimator) -> Computed | Selection:
         if not reads_one.all():
             is_missing = np.isnan(x).astype(float) @ reads.astype(float) > 0
             summed = np.where(np.isnan(x), 0.0, x) @ weights
-            scaled = np.where(
-                reads_one,
-                scaled,
-                np.where(is_missing, np.nan, summed),
-            )
+            scaled = np.where(reads_one, scaled, np.where(is_missing, np.nan, summed))
         return scaled + sums.intercept
 
     return Computed(compute, stands_for=type(part).__name__)

@@ -21,7 +21,7 @@ def table() -> pd.DataFrame:
             "hour": random.normal(size=300),
             "zip": random.choice([10, 20, 30], 300),
             "sex": random.choice(["m", "f"], 300),
-        },
+        }
     )
     return table.assign(city=table.city.mask(random.random(300) < 0.1))
 
@@ -33,19 +33,16 @@ def delayed(table: pd.DataFrame) -> pd.Series:
 
 @pytest.mark.long
 def test_a_vectorizer_of_a_table_is_one_unless_it_reads_dates(
-    table: pd.DataFrame,
-    delayed: pd.Series,
+    table: pd.DataFrame, delayed: pd.Series
 ) -> None:
     model = make_pipeline(skrub.TableVectorizer(), HistGradientBoostingClassifier(max_iter=10)).fit(
-        table,
-        delayed,
+        table, delayed
     )
     assert is_proven(model, table)
 
     dated = table.assign(day=pd.date_range("2026-01-01", periods=300).astype(str))
     model = make_pipeline(skrub.TableVectorizer(), HistGradientBoostingClassifier(max_iter=10)).fit(
-        dated,
-        delayed,
+        dated, delayed
     )
     with pytest.raises(ConversionError, match=r"no converter .*skrub.*TableVectorizer"):
         wrap(model, dated)
