@@ -353,7 +353,10 @@ class Batch:
             signature: the user's signature, or None. It is returned unchanged if it
                 describes other inputs.
         """
-        if not self.is_table or not _is_list_of_texts(origin) or getattr(origin, "name", None):
+        is_list = isinstance(origin, Sequence | np.ndarray | pd.Series | pd.Index)
+        if not self.is_table or not is_list or getattr(origin, "name", None):
+            return signature
+        if np.ndim(origin) != 1 or not isinstance(next(iter(origin), None), str):
             return signature
         if signature is None:
             return ModelSignature(NAMELESS_TEXT)
@@ -367,13 +370,6 @@ class Batch:
         if not is_nameless_text:
             return signature
         return ModelSignature(NAMELESS_TEXT, signature.outputs, signature.params)
-
-
-def _is_list_of_texts(origin: object) -> bool:
-    """Return True for a one-dimensional sequence whose first value is a string."""
-    if not isinstance(origin, Sequence | np.ndarray | pd.Series | pd.Index):
-        return False
-    return np.ndim(origin) == 1 and isinstance(next(iter(origin), None), str)
 
 
 def as_pandas(data: ModelData) -> ModelData:

@@ -72,9 +72,16 @@ def _convert(results: TrainedModel, batch: ModelInput) -> ConvertedModel:
     """Return the graph of the results. Raises InvalidConfig if the batch does not match
     the formula or the parameters, and ConversionError if the model is not supported.
     """
-    link_name = _link_of(results.model)
+    kind = type(results.model).__name__
+    if not type(results.model).__module__.startswith("statsmodels."):
+        link_name = ""  # A user's class may compute something else.
+    elif kind == "GLM":
+        link_name = type(results.model.family.link).__name__
+    elif kind in _LINEAR:
+        link_name = "Identity"
+    else:
+        link_name = _DISCRETE.get(kind, "")
     if not link_name:
-        kind = type(results.model).__name__
         raise ConversionError(
             f"{kind} cannot be converted to ONNX: only models with a linear predictor and a link "
             f"are supported: {', '.join([*_LINEAR, 'GLM', *_DISCRETE])}"
@@ -146,20 +153,6 @@ def _formula(model: Model, weights: Array, rows: TracedArray, columns: list[str]
     linear = reduce(np.add, parts)
     constants = [term for term in range(len(model.exog_names)) if term not in positions_by_term]
     return linear + weights[constants].sum(axis=0)
-
-
-def _link_of(model: Model) -> str:
-    """Return the name of the model's link; "" for a model that has no linear
-    predictor, or of a user's class.
-    """
-    kind = type(model).__name__
-    if not type(model).__module__.startswith("statsmodels."):
-        return ""
-    if kind == "GLM":
-        return type(model.family.link).__name__
-    if kind in _LINEAR:
-        return "Identity"
-    return _DISCRETE.get(kind, "")
 
 
 def original_model(results: TrainedModel) -> converted.OriginalModel:

@@ -56,9 +56,14 @@ def _export(model: TrainedModel, batch: ModelInput, dynamic_axes: DynamicAxes) -
     original = original_model(model)
     outputs = list(converted.call_original(original, batch))
     unnamed_axes = dynamic_axes.get("", ())
-    free_axes = {
-        name: _free_axes(specs[name], dynamic_axes.get(name, unnamed_axes)) for name in arrays
-    }
+    free_axes = {}
+    for name in arrays:
+        spec = specs[name]
+        if spec is None or spec.shape.rank is None:  # The signature declares no shape.
+            free_axes[name] = tuple(dynamic_axes.get(name, unnamed_axes))
+        else:
+            sizes = enumerate(spec.shape)
+            free_axes[name] = tuple(axis for axis, size in sizes if axis and size is None)
 
     def function(*tensors: tf.Tensor) -> list[tf.Tensor]:
         answers = _call(model, dict(zip(arrays, tensors, strict=True)))
@@ -70,15 +75,6 @@ def _export(model: TrainedModel, batch: ModelInput, dynamic_axes: DynamicAxes) -
         display_name = type(model).__name__
     proto = export(function, arrays, outputs, free_axes, display_name)
     return converted.bind_graph(proto, batch, "tensorflow", str(tf.__version__), original)
-
-
-def _free_axes(spec: tf.TensorSpec | None, varied: Sequence[int]) -> tuple[int, ...]:
-    """Return the axes, except axis 0, that the signature declares as free; `varied`
-    without a declared shape.
-    """
-    if spec is None or spec.shape.rank is None:
-        return tuple(varied)
-    return tuple(axis for axis, size in enumerate(spec.shape) if axis and size is None)
 
 
 def export(

@@ -89,7 +89,9 @@ def log_as_pyfunc(
         other_data: other rows; the axes of a network that differ in size are free.
         options: the options for `log_model` of the MLflow flavor.
     """
-    example = _records_as_table(input_example)
+    example = input_example
+    if isinstance(example, list) and example and all(isinstance(row, dict) for row in example):
+        example = pd.DataFrame(example)
     predict_fn = options.get("pyfunc_predict_fn", "predict")
     pyfunc_options = net_options(flavor, model, input_example, *other_data)
     if pyfunc_options is None and isinstance(example, pd.DataFrame):
@@ -187,17 +189,6 @@ def _warn_of_fallback(
 def reason_line(error: ModelError) -> str:
     """Return the reason for a fallback as one line."""
     return error.message.partition("\n")[0].removesuffix("Worst rows:").rstrip(".;: ")
-
-
-def _records_as_table(input_example: ModelData) -> ModelData:
-    """Return a list of records as a table, and other examples unchanged."""
-    if (
-        isinstance(input_example, list)
-        and input_example
-        and all(isinstance(row, dict) for row in input_example)
-    ):
-        return pd.DataFrame(input_example)
-    return input_example
 
 
 def _first_rows(input_example: ModelData) -> ModelData:

@@ -73,6 +73,8 @@ def _out_of_range(added: Subgraph, operators: list[Operator]) -> _Marks:
     for operator in operators:
         step = operator.raw_operator
         accepted, bounds = _accepted_numbers(step)
+        if not bounds:
+            continue
         reason = f"its {type(step).__name__} accepts only {accepted}"
         start = 0
         for entry in operator.inputs:
@@ -165,18 +167,13 @@ def _is_partial(
             continue
         seen.add(name)
         node = makers[name]
-        if node.op_type in _PARTIAL and not _is_safe_division(node, constants):
-            return True
+        if node.op_type in _PARTIAL:
+            divisor = constants.get(node.input[-1])
+            has_constant_divisor = node.op_type == "Div" and divisor is not None
+            if not has_constant_divisor or not numpy_helper.to_array(divisor).all():
+                return True
         names.extend(node.input)
     return False
-
-
-def _is_safe_division(node: NodeProto, constants: Mapping[str, TensorProto]) -> bool:
-    """Return True for a division by constants other than 0."""
-    divisor = constants.get(node.input[-1])
-    if node.op_type != "Div" or divisor is None:
-        return False
-    return bool(numpy_helper.to_array(divisor).all())
 
 
 def _accepts(estimator: Estimator, number: float) -> bool:

@@ -452,7 +452,13 @@ def _inverse(transformer: Estimator, y: TracedArray) -> TracedArray:
             ]
             y = np.column_stack(columns)
         case QuantileTransformer():
-            y = _values_at(transformer, y)
+            if transformer.output_distribution == "normal":
+                y = 0.5 * (1.0 + special.erf(y / np.sqrt(2.0)))
+            columns = [
+                np.interp(y[:, n], transformer.references_, quantiles)
+                for n, quantiles in enumerate(transformer.quantiles_.T)
+            ]
+            y = np.column_stack(columns)
         case _:
             raise NotImplementedError(
                 f"the inverse of {type(transformer).__name__} as the transformer of a target"
@@ -469,17 +475,6 @@ def _unscaled(scaler: Estimator, y: TracedArray) -> TracedArray:
     scale = np.ones(1) if scaler.scale_ is None else scaler.scale_
     y = y / scale if isinstance(scaler, MinMaxScaler) else y * scale
     return y + scaler.inverse_transform(np.zeros((1, scaler.n_features_in_)))
-
-
-def _values_at(transformer: QuantileTransformer, y: TracedArray) -> TracedArray:
-    """Return the training targets at the quantiles y, or at normal deviates y."""
-    if transformer.output_distribution == "normal":
-        y = 0.5 * (1.0 + special.erf(y / np.sqrt(2.0)))
-    columns = [
-        np.interp(y[:, n], transformer.references_, quantiles)
-        for n, quantiles in enumerate(transformer.quantiles_.T)
-    ]
-    return np.column_stack(columns)
 
 
 def _unpowered(transformer: PowerTransformer, y: TracedArray, power: float) -> TracedArray:
