@@ -353,8 +353,9 @@ class Batch:
             signature: the user's signature, or None. It is returned unchanged if it
                 describes other inputs.
         """
-        is_list = isinstance(origin, Sequence | np.ndarray | pd.Series | pd.Index)
-        if not self.is_table or not is_list or getattr(origin, "name", None):
+        if not isinstance(origin, Sequence | np.ndarray | pd.Series | pd.Index):
+            return signature
+        if not self.is_table or getattr(origin, "name", None):
             return signature
         if np.ndim(origin) != 1 or not isinstance(next(iter(origin), None), str):
             return signature

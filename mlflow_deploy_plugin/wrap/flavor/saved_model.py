@@ -153,14 +153,7 @@ def save_model(
         )
     else:
         processed = environment._process_conda_env(conda_env)
-    conda, requirements, constraints = processed
-    (folder / environment._CONDA_ENV_FILE_NAME).write_text(
-        yaml.safe_dump(conda, default_flow_style=False)
-    )
-    if constraints:
-        (folder / environment._CONSTRAINTS_FILE_NAME).write_text("\n".join(constraints))
-    (folder / environment._REQUIREMENTS_FILE_NAME).write_text("\n".join(requirements))
-    environment._PythonEnv.current().to_yaml(str(folder / environment._PYTHON_ENV_FILE_NAME))
+    _write_environment(folder, *processed)
 
 
 def _add_mlflow_flavors(model: Model, code: str | None) -> None:
@@ -217,6 +210,19 @@ def _proofs(wrapped: WrappedModel) -> dict[str, object]:
     if categories:
         proofs["categories"] = categories
     return proofs
+
+
+def _write_environment(
+    folder: Path, conda: Mapping[str, object], requirements: list[str], constraints: list[str]
+) -> None:
+    """Write the files from which MLflow creates an environment for the model."""
+    (folder / environment._CONDA_ENV_FILE_NAME).write_text(
+        yaml.safe_dump(conda, default_flow_style=False)
+    )
+    if constraints:
+        (folder / environment._CONSTRAINTS_FILE_NAME).write_text("\n".join(constraints))
+    (folder / environment._REQUIREMENTS_FILE_NAME).write_text("\n".join(requirements))
+    environment._PythonEnv.current().to_yaml(str(folder / environment._PYTHON_ENV_FILE_NAME))
 
 
 def own_requirement(extras: str = "", files: Distribution | None = None) -> str:
@@ -364,12 +370,7 @@ def sample_reference(model: OnnxModel, data: Batch, times: Array | None) -> pa.T
         data = data.take(positions)
         if times is not None:
             times = times[positions]
-    parts = []
-    for rows in data.chunks(_CHUNK):
-        feeds = rows.feeds(model.schema)
-        answers = model.run(feeds).items()
-        outputs = {name: array for name, array in answers if array.shape[:1] == (len(rows),)}
-        parts.append(to_log_columns(model.schema, model.artifact.prediction, feeds, outputs))
+    parts = [_predicted_columns(model, part) for part in data.chunks(_CHUNK)]
     columns = {}
     for name in parts[0]:
         arrays = [part[name] for part in parts if name in part]
@@ -379,3 +380,14 @@ def sample_reference(model: OnnxModel, data: Batch, times: Array | None) -> pa.T
     if times is not None:
         columns[EVENT_TIME] = pa.array(times.astype("datetime64[us]")).cast(TIME)
     return pa.table(columns)
+
+
+def _predicted_columns(model: OnnxModel, rows: Batch) -> dict[str, Array]:
+    """Return the inputs of the rows and the outputs with one entry per row, as columns
+    of the inference log.
+    """
+    feeds = rows.feeds(model.schema)
+    outputs = {
+        name: array for name, array in model.run(feeds).items() if array.shape[:1] == (len(rows),)
+    }
+    return to_log_columns(model.schema, model.artifact.prediction, feeds, outputs)
