@@ -218,8 +218,8 @@ def wrap_registered(
         resolved = resolve(model_uri)
     else:
         resolved = ResolvedModel(model_uri, file.stem, "", file.resolve().as_uri())
-    is_registered = file is None and parse_model_uri(model_uri).is_registered
-    if not (register or dry_run or is_registered):
+    needs_name = not (register or dry_run)
+    if needs_name and (file is not None or not parse_model_uri(model_uri).is_registered):
         raise errors.InvalidConfig(
             f"{model_uri} is not registered; set --register NAME (in Python register=)"
         )
