@@ -319,7 +319,7 @@ class Batch:
             names = [
                 spec.name for spec in inputs.inputs if spec.name
             ]  # A single tensor may be unnamed.
-            if set(names) > set(tensors):
+            if not set(names) <= set(tensors):
                 what = "tensors" if inputs.is_tensor_spec() else "columns"
                 if list(tensors) == [""]:
                     described = "one unnamed tensor"
