@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from sklearn.compose import make_column_transformer
-from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestClassifier
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
@@ -101,40 +101,6 @@ def _part(library: Any, path: str, *arguments: Any, **options: Any) -> Any:
     return getattr(found, name)(*arguments, **options)
 
 
-def _engineered(library: Any) -> Any:
-    """Return the steps of feature-engine's own guide."""
-    return make_pipeline(
-        _part(library, "imputation.MeanMedianImputer"),
-        _part(library, "imputation.CategoricalImputer"),
-        _part(library, "encoding.RareLabelEncoder", tol=0.05, n_categories=2),
-        _part(library, "encoding.OrdinalEncoder", encoding_method="arbitrary", unseen="encode"),
-        _part(library, "outliers.Winsorizer", variables=["smooth", "large"]),
-        _part(library, "discretisation.EqualFrequencyDiscretiser", variables=["tenths"]),
-        HistGradientBoostingRegressor(max_iter=20, random_state=0),
-    )
-
-
-def _numeric_engineered(library: Any) -> Any:
-    return make_pipeline(
-        _part(library, "imputation.MeanMedianImputer"),
-        _part(library, "outliers.Winsorizer", variables=["smooth", "large"]),
-        _part(library, "transformation.YeoJohnsonTransformer", variables=["tenths"]),
-        _part(library, "discretisation.EqualFrequencyDiscretiser", variables=["whole"]),
-        Ridge(),
-    )
-
-
-def _additive(library: Any, kind: str) -> Any:
-    # With one process, joblib's workers cannot keep the process of the cases alive.
-    return _part(
-        library,
-        f"glassbox.ExplainableBoosting{kind}",
-        max_rounds=50,
-        outer_bags=2,
-        n_jobs=1,
-    )
-
-
 def _columns() -> Any:
     numeric = make_pipeline(SimpleImputer(), StandardScaler())
     return make_column_transformer(
@@ -164,8 +130,6 @@ def _skorch_classifier(library: Any) -> Any:
 
 
 _CASES: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "feature_engine: steps of its guide": (_engineered, "gaps"),
-    "feature_engine: numbers": (_numeric_engineered, "gaps numbers"),
     "imblearn: a sampler in a pipeline": (_resampled, "gaps labels"),
     "imblearn: EasyEnsembleClassifier": (
         lambda library: _part(
@@ -184,9 +148,6 @@ _CASES: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda library: library.tabular_pipeline("classifier"),
         "gaps labels",
     ),
-    "interpret: EBM, classes": (partial(_additive, kind="Classifier"), "numbers gaps classes"),
-    "interpret: EBM, regression of numbers": (partial(_additive, kind="Regressor"), "numbers"),
-    "interpret: EBM, labels of texts": (partial(_additive, kind="Classifier"), "gaps labels"),
     "ngboost: NGBRegressor": (
         lambda library: library.NGBRegressor(n_estimators=20, verbose=False),
         "numbers",

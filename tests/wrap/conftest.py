@@ -12,7 +12,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+from mlflow_deploy_plugin.wrap.flavor.wrap import WrapOptions, wrap
 from tests.support.tracking import NewDatabase, tracking_at
 
 Matrix = tuple[np.ndarray, np.ndarray]  # The fixture `matrix`: rows and their numbers.
@@ -21,7 +21,7 @@ Weather = tuple[pd.DataFrame, pd.Series]  # The fixture `weather`: a table and i
 
 def is_proven(model: Any, example: Any, **options: Any) -> bool:
     """Return True if the ONNX form of a model answers like the model."""
-    return wrap(model, example, **options).report.state == "proven"
+    return wrap(model, example, WrapOptions(**options)).report.state == "proven"
 
 
 @pytest.fixture(scope="module")

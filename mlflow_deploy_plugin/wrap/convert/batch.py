@@ -144,7 +144,7 @@ class Batch:
             if is_uniform and dtype.kind in schema.matrix_kinds:
                 return schema.from_array(table.to_numpy())
         return schema.from_columns(
-            {str(name): column_values(table[name]) for name in table.columns},
+            {str(name): column_values(table[name]) for name in table.columns}
         )
 
     def digest(self) -> str:
@@ -176,7 +176,15 @@ class Batch:
         """
         predicted = infer_signature(None, prediction).outputs
         if predicted.is_tensor_spec():
-            predicted = _with_declared_shapes(predicted, outputs)
+            # The graph's outputs have the declared shapes.
+            declared = {output.name: output.shape for output in outputs}
+            specs = []
+            for spec in predicted.inputs:
+                # A single output may be unnamed.
+                default = outputs[0].shape if len(outputs) == 1 else spec.shape
+                shape = declared.get(spec.name, default)
+                specs.append(TensorSpec(spec.type, shape, spec.name))
+            predicted = SignatureSchema(specs)
         return ModelSignature(inputs=self._input_schema(inputs), outputs=predicted)
 
     def graph_signature(self, inputs: Sequence[Input], outputs: Sequence[Output]) -> ModelSignature:
@@ -184,14 +192,7 @@ class Batch:
         the type of the batch.
         """
         answers = SignatureSchema(
-            [
-                TensorSpec(
-                    np.dtype(output.dtype),
-                    output.shape,
-                    output.name,
-                )
-                for output in outputs
-            ],
+            [TensorSpec(np.dtype(output.dtype), output.shape, output.name) for output in outputs]
         )
         if self.is_table:
             return ModelSignature(inputs=self._input_schema(inputs), outputs=answers)
@@ -210,7 +211,7 @@ class Batch:
         """
         if isinstance(self.data, pd.DataFrame):
             return SignatureSchema(
-                [ColSpec(DataType[column.type], column.name) for column in columns_of(self.data)],
+                [ColSpec(DataType[column.type], column.name) for column in columns_of(self.data)]
             )
         shapes = {entry.name: entry.shape for entry in declared}
         tensors = []
@@ -252,9 +253,20 @@ class Batch:
                 shape = getattr(spec, "shape", ())
                 if name in shapes and len(shape) == len(shapes[name][0]):
                     shapes[name].append(shape)
+        free_axes = {}
         for name, tensor_shapes in shapes.items():
-            _check_dimensions(name, tensor_shapes, argument)
-        return {name: _varied_axes(tensor_shapes) for name, tensor_shapes in shapes.items()}
+            for shape in tensor_shapes:
+                if len(shape) != len(tensor_shapes[0]):
+                    label = name or "the array"
+                    raise InvalidConfig(
+                        f"{argument}: {label} has the shape {list(shape)}; the example has "
+                        f"{list(tensor_shapes[0])}"
+                    )
+            sizes_by_axis = enumerate(zip(*tensor_shapes, strict=True))
+            free_axes[name] = tuple(
+                axis for axis, sizes in sizes_by_axis if axis and len(set(sizes)) > 1
+            )
+        return free_axes
 
     def check_as_example(self) -> None:
         """Raise InvalidConfig for an example without rows or values or with duplicated
@@ -265,7 +277,7 @@ class Batch:
                 raise ConversionError(
                     f"input_example: the name {name!r} is reserved: in the inference log, "
                     f"{PREDICTION!r} and names with the prefix {OUTPUT_PREFIX!r} are model "
-                    "outputs, and names with the prefix '_' are log fields",
+                    "outputs, and names with the prefix '_' are log fields"
                 )
         if isinstance(self.data, pd.DataFrame) and not self.data.columns.is_unique:
             name = self.data.columns[self.data.columns.duplicated()][0]
@@ -274,10 +286,11 @@ class Batch:
         is_empty_table = isinstance(self.data, pd.DataFrame) and self.data.empty
         if is_empty_table or not len(self):
             raise InvalidConfig("input_example has no rows")
-        if all(_is_missing(column) for _, column in self.data.items()):
+        columns = [column for _, column in self.data.items()]
+        if all(column.dtype.kind not in "iub" and pd.isna(column).all() for column in columns):
             raise InvalidConfig(
                 "input_example contains only missing values (NaN); the parity check needs a few "
-                "real rows",
+                "real rows"
             )
 
     def aligned(self, example: "Batch | None", argument: str) -> "Batch":
@@ -301,16 +314,36 @@ class Batch:
         if signature is None or signature.inputs is None:
             return self
         if not isinstance(self.data, pd.DataFrame):
-            _check_tensors(self.data, signature.inputs)
+            tensors = self.data
+            inputs = signature.inputs
+            names = [
+                spec.name for spec in inputs.inputs if spec.name
+            ]  # A single tensor may be unnamed.
+            if not set(names) <= set(tensors):
+                what = "tensors" if inputs.is_tensor_spec() else "columns"
+                if list(tensors) == [""]:
+                    described = "one unnamed tensor"
+                else:
+                    described = f"the tensors {sorted(tensors)}"
+                raise InvalidConfig(
+                    f"signature: it has the {what} {names}, and the example has {described}"
+                )
+            if inputs.is_tensor_spec():
+                for spec in inputs.inputs:
+                    array = tensors[spec.name] if spec.name else next(iter(tensors.values()))
+                    difference = _tensor_difference(spec, array)
+                    if difference:
+                        label = f"tensor {spec.name!r}" if spec.name else "tensor"
+                        raise InvalidConfig(
+                            f"signature: the {label} has {difference} in the example"
+                        )
             return self
         if signature.inputs == NAMELESS_TEXT:
             return self
         return Batch(_cast_table(self.data, signature.inputs))
 
     def nameless_signature(
-        self,
-        origin: object,
-        signature: ModelSignature | None,
+        self, origin: object, signature: ModelSignature | None
     ) -> ModelSignature | None:
         """Return the signature with `NAMELESS_TEXT` as inputs if the user passed
         unnamed strings: MLflow rejects an array if the only column has a name.
@@ -320,7 +353,11 @@ class Batch:
             signature: the user's signature, or None. It is returned unchanged if it
                 describes other inputs.
         """
-        if not self.is_table or not _is_list_of_texts(origin) or getattr(origin, "name", None):
+        if not isinstance(origin, Sequence | np.ndarray | pd.Series | pd.Index):
+            return signature
+        if not self.is_table or getattr(origin, "name", None):
+            return signature
+        if np.ndim(origin) != 1 or not isinstance(next(iter(origin), None), str):
             return signature
         if signature is None:
             return ModelSignature(NAMELESS_TEXT)
@@ -334,61 +371,6 @@ class Batch:
         if not is_nameless_text:
             return signature
         return ModelSignature(NAMELESS_TEXT, signature.outputs, signature.params)
-
-
-def _with_declared_shapes(
-    predicted: SignatureSchema,
-    outputs: Sequence[Output],
-) -> SignatureSchema:
-    """Return the tensors of predictions with the shapes of the graph's outputs. Shapes
-    of other tensors are unchanged.
-    """
-    declared = {output.name: output.shape for output in outputs}
-    specs = []
-    for spec in predicted.inputs:
-        # A single output may be unnamed.
-        default = outputs[0].shape if len(outputs) == 1 else spec.shape
-        shape = declared.get(spec.name, default)
-        specs.append(TensorSpec(spec.type, shape, spec.name))
-    return SignatureSchema(specs)
-
-
-def _is_list_of_texts(origin: object) -> bool:
-    """Return True for a one-dimensional sequence whose first value is a string."""
-    if not isinstance(origin, Sequence | np.ndarray | pd.Series | pd.Index):
-        return False
-    return np.ndim(origin) == 1 and isinstance(
-        next(iter(origin), None),
-        str,
-    )
-
-
-def _is_missing(column: pd.Series | Array) -> bool:
-    """Return True if all values are missing."""
-    return column.dtype.kind not in "iub" and bool(pd.isna(column).all())
-
-
-def _check_dimensions(
-    name: str,
-    shapes: Sequence[tuple[int, ...]],
-    argument: str,
-) -> None:
-    """Raise InvalidConfig if a shape has another number of dimensions than the first
-    shape, which is the example's.
-    """
-    first, *others = shapes
-    for shape in others:
-        if len(shape) != len(first):
-            label = name or "the array"
-            raise InvalidConfig(
-                f"{argument}: {label} has the shape {list(shape)}; the example has {list(first)}",
-            )
-
-
-def _varied_axes(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """Return the axes, except axis 0, in which the shapes differ."""
-    by_axis = enumerate(zip(*shapes, strict=True))
-    return tuple(axis for axis, sizes in by_axis if axis and len(set(sizes)) > 1)
 
 
 def as_pandas(data: ModelData) -> ModelData:
@@ -463,22 +445,11 @@ def unseen_category(series: pd.Series) -> pd.Series | None:
     else:
         return None
     dtype = pd.CategoricalDtype([*categories, unseen], ordered=series.cat.ordered)
-    return pd.Series(
-        [unseen] * len(series),
-        series.index,
-        dtype,
-        series.name,
-    )
+    return pd.Series([unseen] * len(series), series.index, dtype, series.name)
 
 
 def columns_of(table: pd.DataFrame) -> tuple[Column, ...]:
-    return tuple(
-        Column(
-            str(name),
-            column_type(table[name]),
-        )
-        for name in table.columns
-    )
+    return tuple(Column(str(name), column_type(table[name])) for name in table.columns)
 
 
 def column_type(series: pd.Series) -> ColumnType:
@@ -513,7 +484,7 @@ def column_type(series: pd.Series) -> ColumnType:
         described = f"{dtype} (with values of {type(value).__name__})"
     raise ConversionError(
         f"column {str(series.name)!r} has the type {described}, which an ONNX model cannot "
-        f"read: convert it to numbers, booleans or strings. {_unread(str(series.name))}",
+        f"read: convert it to numbers, booleans or strings. {_unread(str(series.name))}"
     )
 
 
@@ -529,13 +500,29 @@ def _cast_table(table: pd.DataFrame, inputs: SignatureSchema) -> pd.DataFrame:
     """Return the columns of the signature with its types. Raises InvalidConfig if the
     table has other columns or values, and ConversionError for an unsupported type.
     """
-    declared = _declared_types(table, inputs)
+    if inputs.is_tensor_spec():
+        raise InvalidConfig("signature: it describes tensors, but the example is a table")
+    declared = {
+        spec.name: getattr(spec.type, "name", str(spec.type))
+        for spec in inputs.inputs
+        if spec.name is not None
+    }
+    for name in declared:
+        if name not in table.columns:
+            raise InvalidConfig(f"signature: the example has no column {name!r}")
+    supported = ", ".join(COLUMN_TYPES)
+    for name, kind in declared.items():
+        if kind not in COLUMN_TYPES:
+            raise ConversionError(
+                f"signature: column {name!r} has the type {kind}, which an ONNX "
+                f"model cannot read; supported types: {supported}. {_unread(name)}"
+            )
     names = list(declared)
     actual = {column.name: column.type for column in columns_of(table[names])}
     for name in names:
         if declared[name] == "string" and actual[name] != "string":
             raise InvalidConfig(
-                f"signature: column {name!r} is a string, but a {actual[name]} in the example",
+                f"signature: column {name!r} is a string, but a {actual[name]} in the example"
             )
     changed = {
         name: numpy_dtype(COLUMN_TYPES[declared[name]])
@@ -550,72 +537,16 @@ def _cast_table(table: pd.DataFrame, inputs: SignatureSchema) -> pd.DataFrame:
         if cast[name].dtype.kind in "ib" and not np.array_equal(cast[name], table[name]):
             raise InvalidConfig(
                 f"signature: column {name!r} is a {declared[name]}, but has other numbers in the "
-                "example",
+                "example"
             )
     return cast
-
-
-def _declared_types(table: pd.DataFrame, inputs: SignatureSchema) -> dict[str, str]:
-    """Return MLflow's types of the named columns of a signature. Raises InvalidConfig
-    if the table has no such column, and ConversionError for an unsupported type.
-    """
-    if inputs.is_tensor_spec():
-        raise InvalidConfig("signature: it describes tensors, but the example is a table")
-    types = {
-        spec.name: getattr(spec.type, "name", str(spec.type))
-        for spec in inputs.inputs
-        if spec.name is not None
-    }
-    for name in types:
-        if name not in table.columns:
-            raise InvalidConfig(f"signature: the example has no column {name!r}")
-    supported = ", ".join(COLUMN_TYPES)
-    for name, kind in types.items():
-        if kind not in COLUMN_TYPES:
-            raise ConversionError(
-                f"signature: column {name!r} has the type {kind}, which an ONNX "
-                f"model cannot read; supported types: {supported}. {_unread(name)}",
-            )
-    return types
-
-
-def _check_tensors(tensors: dict[str, Array], inputs: SignatureSchema) -> None:
-    """Raise InvalidConfig if a tensor differs from the signature in name, shape or
-    type.
-    """
-    _check_tensor_names(tensors, inputs)
-    if not inputs.is_tensor_spec():
-        return
-    for spec in inputs.inputs:
-        array = tensors[spec.name] if spec.name else next(iter(tensors.values()))
-        difference = _tensor_difference(spec, array)
-        if difference:
-            label = f"tensor {spec.name!r}" if spec.name else "tensor"
-            raise InvalidConfig(f"signature: the {label} has {difference} in the example")
-
-
-def _check_tensor_names(tensors: dict[str, Array], inputs: SignatureSchema) -> None:
-    """Raise InvalidConfig if a named tensor of the signature is missing."""
-    names = [spec.name for spec in inputs.inputs if spec.name]  # A single tensor may be unnamed.
-    if set(names) <= set(tensors):
-        return
-    what = "tensors" if inputs.is_tensor_spec() else "columns"
-    if list(tensors) == [""]:
-        described = "one unnamed tensor"
-    else:
-        described = f"the tensors {sorted(tensors)}"
-    raise InvalidConfig(f"signature: it has the {what} {names}, and the example has {described}")
 
 
 def _tensor_difference(spec: TensorSpec, array: Array) -> str:
     """Return the shape or type of the signature and that of the array; "" if the array
     matches.
     """
-    pairs = zip(
-        spec.shape[1:],
-        array.shape[1:],
-        strict=False,
-    )
+    pairs = zip(spec.shape[1:], array.shape[1:], strict=False)
     has_other_sizes = any(declared not in (-1, size) for declared, size in pairs)
     if len(spec.shape) != array.ndim or has_other_sizes:
         return f"the shape {list(spec.shape)}, but {list(array.shape)}"
@@ -639,7 +570,7 @@ def check_outputs(signature: ModelSignature | None, inferred: ModelSignature) ->
             predicted = "strings" if _is_text(actual) else "numbers"
             kind = getattr(spec.type, "name", str(spec.type))
             raise InvalidConfig(
-                f"signature: the {output} is a {kind}, but the model predicts {predicted}",
+                f"signature: the {output} is a {kind}, but the model predicts {predicted}"
             )
 
 

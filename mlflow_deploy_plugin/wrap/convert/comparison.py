@@ -87,11 +87,7 @@ def relative_errors(agreement: Agreement, want: Array) -> Array:
     """
     if not agreement.are_numbers:
         return largest_of_rows(agreement.differences)
-    magnitudes = np.where(
-        np.isfinite(want),
-        np.abs(want.astype(np.float64)),
-        0.0,
-    )
+    magnitudes = np.where(np.isfinite(want), np.abs(want.astype(np.float64)), 0.0)
     with np.errstate(over="ignore"):
         return largest_of_rows(agreement.differences / np.maximum(magnitudes, _TINY))
 
@@ -106,10 +102,7 @@ def answer_spread(answers: Array) -> Array:
     overall = np.asarray(np.ma.filled(finite.std(), 0.0))
     if len(answers) < ENOUGH_ROWS:
         return overall
-    return np.maximum(
-        np.ma.filled(finite.std(axis=0), 0.0),
-        overall * _FINEST,
-    )
+    return np.maximum(np.ma.filled(finite.std(axis=0), 0.0), overall * _FINEST)
 
 
 def top_margins(probabilities: Array) -> Array:
@@ -125,9 +118,7 @@ def top_margins(probabilities: Array) -> Array:
 
 
 def changes_within_one_step(
-    batch: Batch,
-    answers_otherwise: Callable[[Batch, Array], Array],
-    is_net: bool = False,
+    batch: Batch, answers_otherwise: Callable[[Batch, Array], Array], is_net: bool = False
 ) -> Array:
     """Return [N] booleans: True for a row if a small change of its numbers changes the
     original's prediction.
@@ -143,7 +134,10 @@ def changes_within_one_step(
     row_count = min(len(batch), _MAX_UNSTABLE_ROWS)
     rows = batch.take(slice(0, row_count))
     if is_net:
-        moved_batches = _rounded(rows)
+        random = np.random.default_rng(0)
+        moved_batches: Iterator[Batch] = (
+            _moved_by_roundings(rows, random) for _ in range(_ROUNDED_COPIES)
+        )
         copies_at_a_time = 1
     else:
         moved_batches = _moved_by_a_step(rows)
@@ -168,30 +162,13 @@ def _moved_by_a_step(batch: Batch) -> Iterator[Batch]:
                 yield Batch(batch.data.assign(**{str(name): moved.array}))
         return
     name, matrix = next(iter(batch.data.items()))
-    for moved_matrix in _stepped_matrices(matrix):
-        yield Batch({name: moved_matrix})
-
-
-def _stepped_matrices(matrix: Array) -> Iterator[Array]:
-    """Yield copies of a matrix of floats in which one column is moved down or up by two
-    32-bit steps. Other arrays yield nothing.
-    """
     if matrix.dtype.kind != "f" or matrix.ndim != 2:
         return
     for column in range(matrix.shape[1]):
         for values in _stepped(matrix[:, column]):
             copy = matrix.copy()
             copy[:, column] = values
-            yield copy
-
-
-def _rounded(batch: Batch) -> Iterator[Batch]:
-    """Yield several copies of the rows, in which each number is moved up or down at
-    random by some rounding steps.
-    """
-    random = np.random.default_rng(0)
-    for _ in range(_ROUNDED_COPIES):
-        yield _moved_by_roundings(batch, random)
+            yield Batch({name: copy})
 
 
 def _moved_by_roundings(batch: Batch, random: np.random.Generator) -> Batch:

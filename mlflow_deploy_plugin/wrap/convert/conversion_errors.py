@@ -43,20 +43,19 @@ functions and control flow.
 """
 
 _ISSUE = re.compile(
-    r"[^.:,]*\b(?:raise|open|fill|submit)[^.:,]*\bis+ue[^.:]*https?://\S+",
-    re.IGNORECASE,
+    r"[^.:,]*\b(?:raise|open|fill|submit)[^.:,]*\bis+ue[^.:]*https?://\S+", re.IGNORECASE
 )
 _URL = re.compile(r"\s*\(?https?://\S+")
 _CLASS = re.compile(r"<class '([^']+)'>")
 _NO_CONVERTER = re.compile(r"Unable to find a [a-z ]+ for [a-z]+ '(?P<kind>[^']+)'")
 _INPUTS = re.compile(
-    r"at most (?P<most>\d+) input\(s\) is\(are\) supported but we got (?P<given>\d+) input\(s\)",
+    r"at most (?P<most>\d+) input\(s\) is\(are\) supported but we got (?P<given>\d+) input\(s\)"
 )
 _NO_KERNEL = re.compile(r"(?P<op>[\w.]+:?\w+)\(-?\d+\) is not a registered function/op")
 _NO_OPERATOR = re.compile(  # messages of tf2onnx, torch's dynamo exporter, and its legacy exporter
     r"No Op registered for (?P<tf>\w+)"
     r"|translating node .*target=torch\.ops\.(?P<fx>[\w.]+?)(\.default)?\]"
-    r"|operator '(?P<ts>[\w:]+)' to ONNX opset version \d+ is not supported",
+    r"|operator '(?P<ts>[\w:]+)' to ONNX opset version \d+ is not supported"
 )
 _MIXED = re.compile(r"Type 'tensor\(string\)' .* operator \(FeatureVectorizer\)|string to float: ")
 _REASONS = {
@@ -73,9 +72,7 @@ _CPP = re.compile(r"\S+ onnxruntime::.*")
 
 
 def pyfunc_flavor(
-    model: TrainedModel,
-    predict_fn: str = "predict",
-    input_example: ModelData = None,
+    model: TrainedModel, predict_fn: str = "predict", input_example: ModelData = None
 ) -> tuple[str, dict[str, str]] | None:
     """Return the MLflow flavor that can log the model, and its options; None without
     such a flavor. For unknown libraries that predict the example, the flavor is
@@ -91,7 +88,10 @@ def pyfunc_flavor(
         if hasattr(model, predict_fn):
             return ("sklearn", options)
         return None
-    flavor = _flavor_of(model)
+    packages = packages_of(model)
+    flavor = next((_FLAVORS[package] for package in packages if package in _FLAVORS), None)
+    if flavor == "transformers" and "torch" in packages:
+        flavor = "pytorch"  # mlflow.transformers logs only pipelines.
     if flavor is None and input_example is not None:
         with suppress(Exception):  # The model may not predict rows.
             flavor = "sklearn" if len(model.predict(input_example[:1])) == 1 else None
@@ -104,21 +104,8 @@ def pyfunc_flavor(
     return flavor, {"serialization_format": _SERIALIZATION[flavor]}
 
 
-def _flavor_of(model: TrainedModel) -> str | None:
-    """Return the MLflow flavor for the first known package of the model's classes, or
-    None.
-    """
-    packages = packages_of(model)
-    flavor = next((_FLAVORS[package] for package in packages if package in _FLAVORS), None)
-    if flavor == "transformers" and "torch" in packages:
-        return "pytorch"  # mlflow.transformers logs only pipelines.
-    return flavor
-
-
 def with_alternative(
-    error: ModelError,
-    model: TrainedModel,
-    predict_fn: str = "predict",
+    error: ModelError, model: TrainedModel, predict_fn: str = "predict"
 ) -> ModelError:
     """Return the error with advice on how to serve the model without ONNX."""
     if is_onnx(model):
@@ -136,8 +123,31 @@ def explain_failure(error: BaseException, model: TrainedModel) -> str:
     """Return the message for a failed conversion or a graph that cannot be loaded, with
     the step and the reason.
     """
-    failed = _failed_part(error, model)
-    reason = _reason_of(error, failed)
+    # The failed part is what skl2onnx was converting, otherwise the part that the error
+    # names.
+    failed = _FailedPart()
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        part = getattr(frame.f_locals.get("operator"), "raw_operator", None)
+        if part:
+            failed = replace(failed, part=part)
+        if frame.f_code.co_name == "__dir__":  # An attribute of the estimator raises an error.
+            part = frame.f_locals["self"]
+            kind = f"{type(part).__module__}.{type(part).__qualname__}"
+            failed = _FailedPart(part, f"there is no converter for {kind}")
+    if not failed.part:
+        words = set(re.findall(r"\w+", str(error))) - {"Pipeline"}
+        named_parts = (part for _, part in _parts(model) if type(part).__name__ in words)
+        failed = replace(failed, part=next(named_parts, None))
+    if failed.reason:
+        reason = failed.reason
+    else:
+        cause = error.__cause__ or error  # skl2onnx wraps the error.
+        reason = plain_reason(str(cause)) or f"its converter failed with {type(cause).__name__}"
+        is_explained = reason in _REASONS.values()
+        if isinstance(cause, LookupError | AttributeError | TypeError) and not is_explained:
+            reason = (
+                f"its converter does not support this variant ({type(cause).__name__}: {reason})"
+            )
     return f"{type(model).__name__} cannot be converted to ONNX: {_location(failed, model)}{reason}"
 
 
@@ -149,38 +159,6 @@ class _FailedPart:
 
     part: object = None
     reason: str = ""
-
-
-def _failed_part(error: BaseException, model: TrainedModel) -> _FailedPart:
-    """Return the estimator that skl2onnx was converting, otherwise the part that the
-    error names.
-    """
-    failed = _FailedPart()
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        part = getattr(frame.f_locals.get("operator"), "raw_operator", None)
-        if part:
-            failed = replace(failed, part=part)
-        if frame.f_code.co_name == "__dir__":  # An attribute of the estimator raises an error.
-            part = frame.f_locals["self"]
-            kind = f"{type(part).__module__}.{type(part).__qualname__}"
-            failed = _FailedPart(part, f"there is no converter for {kind}")
-    if failed.part:
-        return failed
-    words = set(re.findall(r"\w+", str(error))) - {"Pipeline"}
-    named_parts = (part for _, part in _parts(model) if type(part).__name__ in words)
-    return replace(failed, part=next(named_parts, None))
-
-
-def _reason_of(error: BaseException, failed: _FailedPart) -> str:
-    """Return the reason of a failed conversion, without the part that failed."""
-    if failed.reason:
-        return failed.reason
-    cause = error.__cause__ or error  # skl2onnx wraps the error.
-    reason = plain_reason(str(cause)) or f"its converter failed with {type(cause).__name__}"
-    is_explained = reason in _REASONS.values()
-    if isinstance(cause, LookupError | AttributeError | TypeError) and not is_explained:
-        return f"its converter does not support this variant ({type(cause).__name__}: {reason})"
-    return reason
 
 
 def _location(failed: _FailedPart, model: TrainedModel) -> str:

@@ -184,25 +184,36 @@ def bind_graph(
         original: the function for the original's predictions. If it is not None, the
             first dimension of each input and output must be free.
     """
-    _check_input_shapes(proto.graph)
+    for value in proto.graph.input:
+        if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
+            raise ConversionError(
+                f"the graph does not declare the shape of its input {value.name!r}: add it, with "
+                "a name for each free size (onnx.helper.make_tensor_value_info)"
+            )
     _refuse_empty_sequences(proto.graph)
-    _check_servable(proto)
-    inputs = [
-        Input(
-            value.name,
-            *served_type(value, original),
-        )
-        for value in fed_inputs(proto.graph)
-    ]
-    bound = _bind_inputs(inputs, batch)
+    try:
+        check_graph(proto)
+    except Exception as error:  # noqa: BLE001 - protobuf and the checker raise errors of many classes.
+        raise ConversionError(f"not a valid ONNX model: {one_line(error, 300)}") from None
+    for kind, values in (("inputs", proto.graph.input), ("outputs", proto.graph.output)):
+        if not values:
+            raise ConversionError(f"the graph has no {kind}, so it cannot be served")
+    inputs = [Input(value.name, *served_type(value, original)) for value in fed_inputs(proto.graph)]
+    names = [entry.name for entry in inputs]
+    if batch is None:
+        bound = inputs
+    elif isinstance(batch, pd.DataFrame):
+        bound = _bind_columns(inputs, batch)
+    else:
+        is_unnamed = set(batch) == {""} and len(names) == 1
+        if set(batch) != set(names) and not is_unnamed:
+            raise InvalidConfig(
+                f"input_example: its tensors {sorted(batch)} are not the graph's inputs "
+                f"{sorted(names)}"
+            )
+        bound = inputs
     served = [value for value in proto.graph.output if value.name != REFUSED_ROWS]
-    outputs = tuple(
-        Output(
-            value.name,
-            *served_type(value, original),
-        )
-        for value in served
-    )
+    outputs = tuple(Output(value.name, *served_type(value, original)) for value in served)
     return ConvertedModel(
         proto=proto,
         inputs=tuple(bound),
@@ -212,47 +223,6 @@ def bind_graph(
         framework_version=framework_version,
         original=original,
     )
-
-
-def _check_input_shapes(graph: GraphProto) -> None:
-    """Raise ConversionError for an input without a shape."""
-    for value in graph.input:
-        if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
-            raise ConversionError(
-                f"the graph does not declare the shape of its input {value.name!r}: add it, with "
-                "a name for each free size (onnx.helper.make_tensor_value_info)",
-            )
-
-
-def _check_servable(proto: ModelProto) -> None:
-    """Raise ConversionError for a graph that is invalid, or has no inputs or
-    outputs.
-    """
-    try:
-        check_graph(proto)
-    except Exception as error:  # noqa: BLE001 - protobuf and the checker raise errors of many classes.
-        raise ConversionError(f"not a valid ONNX model: {one_line(error, 300)}") from None
-    for kind, values in (("inputs", proto.graph.input), ("outputs", proto.graph.output)):
-        if not values:
-            raise ConversionError(f"the graph has no {kind}, so it cannot be served")
-
-
-def _bind_inputs(inputs: list[Input], batch: ModelInput | None) -> list[Input]:
-    """Return the inputs with the columns of the batch, or unchanged for tensors. Raises
-    InvalidConfig if the batch has other names.
-    """
-    names = [entry.name for entry in inputs]
-    if batch is None:
-        return inputs
-    if isinstance(batch, pd.DataFrame):
-        return _bind_columns(inputs, batch)
-    is_unnamed = set(batch) == {""} and len(names) == 1
-    if set(batch) != set(names) and not is_unnamed:
-        raise InvalidConfig(
-            f"input_example: its tensors {sorted(batch)} are not the graph's inputs "
-            f"{sorted(names)}",
-        )
-    return inputs
 
 
 def _bind_columns(inputs: list[Input], table: pd.DataFrame) -> list[Input]:
@@ -267,7 +237,7 @@ def _bind_columns(inputs: list[Input], table: pd.DataFrame) -> list[Input]:
     if not is_matrix and not set(names) <= set(columns):
         argument = "input_example" if len(table) else "signature"
         raise InvalidConfig(
-            f"{argument}: its columns {list(columns)} are not the graph's inputs {names}",
+            f"{argument}: its columns {list(columns)} are not the graph's inputs {names}"
         )
     bound = []
     for entry in inputs:
@@ -303,12 +273,7 @@ def _refuse_empty_sequences(graph: GraphProto) -> None:
             name = f"not_empty_{node.op_type}_{index}"
             shape = numpy_helper.from_array(np.array([0, 0, -1]), f"{name}_shape")
             graph.initializer.append(shape)
-            reshape = helper.make_node(
-                "Reshape",
-                [node.input[0], shape.name],
-                [name],
-                name,
-            )
+            reshape = helper.make_node("Reshape", [node.input[0], shape.name], [name], name)
             node.input[0] = name
             graph.node.insert(index, reshape)
 
@@ -330,8 +295,7 @@ def fed_inputs(graph: GraphProto) -> list[ValueInfoProto]:
 
 
 def served_type(
-    value: ValueInfoProto,
-    original: OriginalModel | None,
+    value: ValueInfoProto, original: OriginalModel | None
 ) -> tuple[str, tuple[int, ...]]:
     """Return the dtype and shape of a graph's input or output. Raises ConversionError
     if the type cannot be served.
@@ -342,7 +306,7 @@ def served_type(
     if original is not None and (not shape or shape[0] != -1):
         raise ConversionError(
             f"{value.name!r} has the fixed shape {list(shape)}: its first dimension must be the "
-            "batch",
+            "batch"
         )
     return dtype, shape
 
@@ -368,40 +332,24 @@ def _describe_unservable(kind: TypeProto) -> str:
     return "not a tensor, so it cannot be served"
 
 
-def rename_values(
-    proto: ModelProto,
-    inputs: list[str],
-    outputs: list[str],
-) -> ModelProto:
+def rename_values(proto: ModelProto, inputs: list[str], outputs: list[str]) -> ModelProto:
     """Rename the inputs and outputs of the graph. Subgraphs may still use the old
     names.
     """
     graph = proto.graph
     for value, name in zip(fed_inputs(graph), inputs, strict=True):
         if value.name != name:
-            graph.node.insert(
-                0,
-                helper.make_node("Identity", [name], [value.name]),
-            )
+            graph.node.insert(0, helper.make_node("Identity", [name], [value.name]))
             value.name = name
     for value, name in zip(graph.output, outputs, strict=True):
         if value.name != name:
-            graph.node.append(
-                helper.make_node(
-                    "Identity",
-                    [value.name],
-                    [name],
-                )
-            )
+            graph.node.append(helper.make_node("Identity", [value.name], [name]))
             value.name = name
     return proto
 
 
 def require_example(
-    batch: ModelInput | None,
-    predict_fn: str,
-    what: str,
-    method: str,
+    batch: ModelInput | None, predict_fn: str, what: str, method: str
 ) -> ModelInput:
     """Return the example of a model whose only method is `method`.
 
@@ -418,41 +366,33 @@ def require_example(
     """
     if batch is None:
         raise InvalidConfig(
-            f"input_example: {what} needs an example for the shapes and types of its inputs",
+            f"input_example: {what} needs an example for the shapes and types of its inputs"
         )
     if predict_fn != "predict":
         raise InvalidConfig(
-            f"pyfunc_predict_fn: {what} has only {method}; use the default 'predict'",
+            f"pyfunc_predict_fn: {what} has only {method}; use the default 'predict'"
         )
-    _check_rows(Batch(batch))
-    return batch
-
-
-def _check_rows(batch: Batch) -> None:
-    """Raise InvalidConfig for a tensor without dimensions, and ConversionError if the
-    tensors differ in rows.
-    """
-    for name, values in batch.tensors.items():
+    example = Batch(batch)
+    for name, values in example.tensors.items():
         if not values.ndim:
             label = f"the tensor {name!r}" if name else "the array"
             raise InvalidConfig(
                 f"input_example: {label} is a single number without a dimension, but the first "
                 "dimension must be the batch: pass an array with a number per row, or make the "
-                "number an attribute of the model",
+                "number an attribute of the model"
             )
-    if not batch.has_rows:
+    if not example.has_rows:
         shapes = ", ".join(
-            f"{name!r} {list(values.shape)}" for name, values in batch.tensors.items()
+            f"{name!r} {list(values.shape)}" for name, values in example.tensors.items()
         )
         raise ConversionError(
-            f"its inputs differ in their first dimension, which must be the batch: {shapes}",
+            f"its inputs differ in their first dimension, which must be the batch: {shapes}"
         )
+    return batch
 
 
 def call_original(
-    original: OriginalModel,
-    batch: ModelInput,
-    argument: str = "input_example",
+    original: OriginalModel, batch: ModelInput, argument: str = "input_example"
 ) -> dict[str, Array]:
     """Return the original's predictions for rows. Raises InvalidConfig if the model
     refuses the rows; `argument` is their name in the message.
@@ -468,7 +408,7 @@ def call_original(
         pass_exit(error)
         reason = one_line(error, 300)
         raise InvalidConfig(
-            f"{argument}: the model fails for the rows: {type(error).__name__}: {reason}",
+            f"{argument}: the model fails for the rows: {type(error).__name__}: {reason}"
         ) from error
 
 
@@ -515,10 +455,7 @@ class Converter(Protocol):
         """
 
     def convert(
-        self,
-        model: TrainedModel,
-        example: ModelInput | None,
-        **options: object,
+        self, model: TrainedModel, example: ModelInput | None, **options: object
     ) -> ConvertedModel:
         """Return the ONNX form with `bind_graph`. Raises ConversionError, which names
         the part that is not supported.

@@ -99,12 +99,7 @@ class _Registered:
         options = {"predict_fn": predict_fn, "dynamic_axes": dynamic_axes}
         return [partial(self._call, self.converter.convert, model, batch, **options)]
 
-    def _call(
-        self,
-        function: Callable[P, R],
-        *arguments: P.args,
-        **options: P.kwargs,
-    ) -> R:
+    def _call(self, function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
         try:
             return function(*arguments, **options)
         except OnnxserveError:
@@ -112,7 +107,7 @@ class _Registered:
         except Exception as error:
             raise ConversionError(
                 f"the converter {_described(self.entry)} failed: {type(error).__name__}: "
-                f"{one_line(error, 300)}",
+                f"{one_line(error, 300)}"
             ) from error
 
 
@@ -131,9 +126,14 @@ def converter_for(model: TrainedModel) -> FrameworkConverter:
     A registered converter that fails is logged and skipped. Raises ConversionError if
     no converter is installed.
     """
-    registered = _registered_converter(model)
-    if registered is not None:
-        return registered
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        try:
+            converter = entry.load()
+            if converter.matches(model):
+                return _Registered(entry, converter)
+        except Exception as error:  # noqa: BLE001 - code of another distribution
+            reason = f"{type(error).__name__}: {one_line(error, 300)}"
+            _logger.error("the converter %s cannot be used: %s", _described(entry), reason)
     framework = _framework_of(model)
     if framework is None:
         raise _unknown_framework(f"{type(model).__module__}.{type(model).__qualname__}")
@@ -147,23 +147,8 @@ def converter_for(model: TrainedModel) -> FrameworkConverter:
             needed = f"a newer {framework}"
         raise ConversionError(
             f"converting a {framework} model needs {needed}: pip install "
-            f"'mlflow-onnxserve[{extra}]'",
+            f"'mlflow-onnxserve[{extra}]'"
         ) from None
-
-
-def _registered_converter(model: TrainedModel) -> _Registered | None:
-    """Return the first converter of another distribution that supports the model, or
-    None. A converter that fails is logged and skipped.
-    """
-    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
-        try:
-            converter = entry.load()
-            if converter.matches(model):
-                return _Registered(entry, converter)
-        except Exception as error:  # noqa: BLE001 - code of another distribution
-            reason = f"{type(error).__name__}: {one_line(error, 300)}"
-            _logger.error("the converter %s cannot be used: %s", _described(entry), reason)
-    return None
 
 
 def _framework_of(model: TrainedModel) -> str | None:
@@ -207,15 +192,14 @@ def check_installed(error: BaseException, what: str) -> None:
         booster = "" if extra == package else f" {package}"  # The extra sklearn has no boosters.
         raise NotInstalled(
             f"{what} needs {package}, which is not installed here: pip install "
-            f"'mlflow-onnxserve[{extra}]'{booster}",
+            f"'mlflow-onnxserve[{extra}]'{booster}"
         ) from None
 
 
 def _unknown_framework(what: str) -> ConversionError:
     names = ", ".join(sorted(_MODULES))
     return ConversionError(
-        f"{what} cannot be converted to ONNX: its framework is not supported; supported are "
-        f"{names}",
+        f"{what} cannot be converted to ONNX: its framework is not supported; supported are {names}"
     )
 
 
@@ -253,22 +237,15 @@ def load_file(model: TrainedModel) -> TrainedModel:
     try:
         return attrgetter(load)(import_module(framework))(str(path))
     except ModuleNotFoundError as error:
-        raise _not_loadable(path, framework, error.name) from None
+        extra = framework
+        advice = ""
+        if framework == "keras" and error.name != "keras":
+            extra = str(error.name)
+            advice = "; to use another backend, set KERAS_BACKEND=torch or jax"
+        raise ConversionError(
+            f"{path} needs {error.name}: pip install 'mlflow-onnxserve[{extra}]'{advice}"
+        ) from None
     except Exception as error:
         raise ConversionError(
-            f"{path} is not a model of {framework}: {one_line(error, 300)}",
+            f"{path} is not a model of {framework}: {one_line(error, 300)}"
         ) from error
-
-
-def _not_loadable(path: Path, framework: str, missing: str | None) -> ConversionError:
-    """Return the error for a file of a framework that needs a `missing` package, which
-    is the framework or the backend of Keras.
-    """
-    extra = framework
-    advice = ""
-    if framework == "keras" and missing != "keras":
-        extra = str(missing)
-        advice = "; to use another backend, set KERAS_BACKEND=torch or jax"
-    return ConversionError(
-        f"{path} needs {missing}: pip install 'mlflow-onnxserve[{extra}]'{advice}",
-    )

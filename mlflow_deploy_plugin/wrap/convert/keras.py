@@ -18,7 +18,6 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import keras
 import numpy as np
@@ -58,10 +57,7 @@ def read_batch(model: keras.Model, data: ModelData) -> ModelInput:
 
 
 def forms(
-    model: keras.Model,
-    batch: ModelInput | None,
-    predict_fn: str,
-    dynamic_axes: DynamicAxes,
+    model: keras.Model, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
 ) -> Forms:
     """Return the forms: first with the free sizes that the inputs declare, then with
     the free sizes of the data; for torch, then both with its legacy exporter.
@@ -99,11 +95,7 @@ def _declared_axes(model: keras.Model, varied: DynamicAxes) -> dict[str, tuple[i
 
 
 def _export(
-    model: keras.Model,
-    batch: ModelInput,
-    names: list[str],
-    axes: DynamicAxes,
-    legacy: bool,
+    model: keras.Model, batch: ModelInput, names: list[str], axes: DynamicAxes, legacy: bool
 ) -> ConvertedModel:
     """Return the graph from the exporter of the backend.
 
@@ -136,16 +128,14 @@ def _export(
     except Exception as error:
         reason = plain_reason(str(error)) or type(error).__name__
         raise ConversionError(
-            f"{type(model).__name__} cannot be converted to ONNX: {reason}",
+            f"{type(model).__name__} cannot be converted to ONNX: {reason}"
         ) from error
     bound = converted.bind_graph(proto, batch, "keras", str(keras.__version__), original)
     return replace(bound, move_weights=partial(_move_weights, model))
 
 
 def _call_in_order(
-    model: keras.Model,
-    names: list[str],
-    *tensors: keras.KerasTensor,
+    model: keras.Model, names: list[str], *tensors: keras.KerasTensor
 ) -> tuple[keras.KerasTensor, ...]:
     """Return the outputs of the model for tensors in the order of `names`."""
     answers = _call(model, dict(zip(names, tensors, strict=True)))
@@ -153,10 +143,7 @@ def _call_in_order(
 
 
 @contextmanager
-def _move_weights(
-    model: keras.Model,
-    random: np.random.Generator,
-) -> Iterator[None]:
+def _move_weights(model: keras.Model, random: np.random.Generator) -> Iterator[None]:
     """Move each weight up or down at random by some rounding steps, and restore the
     weights on exit.
     """
@@ -197,10 +184,7 @@ def _by_torch(
 
 
 def _by_jax(
-    function: TensorFunction,
-    arrays: dict[str, Array],
-    outputs: list[str],
-    axes: DynamicAxes,
+    function: TensorFunction, arrays: dict[str, Array], outputs: list[str], axes: DynamicAxes
 ) -> ModelProto:
     """Return the graph of a function from jax2onnx, with the names of the arrays and of
     the outputs.
@@ -219,11 +203,7 @@ def _by_jax(
         path = Path(folder) / "model.onnx"
         names = [f"x{position}" for position in range(len(specs))]
         jax2onnx.to_onnx(
-            function,
-            inputs=specs,
-            input_names=names,
-            return_mode="file",
-            output_path=str(path),
+            function, inputs=specs, input_names=names, return_mode="file", output_path=str(path)
         )
         return converted.rename_values(onnx.load(str(path)), list(arrays), outputs)
 
@@ -270,11 +250,7 @@ def _single_name(declared: list[str], batch: ModelInput) -> str:
     return _UNNAMED
 
 
-def _arrays(
-    model: keras.Model,
-    batch: ModelInput,
-    names: list[str],
-) -> dict[str, Array]:
+def _arrays(model: keras.Model, batch: ModelInput, names: list[str]) -> dict[str, Array]:
     """Return the arrays of a batch by input name, with the dtypes that the model
     declares.
     """
@@ -295,13 +271,24 @@ def _arrays(
 
 
 def _call(
-    model: keras.Model,
-    tensors: dict[str, keras.KerasTensor],
+    model: keras.Model, tensors: dict[str, keras.KerasTensor]
 ) -> dict[str, keras.KerasTensor]:
     """Return the outputs by name: keys of a mapping, the model's `output_names` if they
     are unique, or `output`.
     """
-    answer = _predicted(model, tensors)
+    # The tensors are passed in the structure of the model's inputs, as keywords, alone,
+    # or as a mapping.
+    inputs = _inputs(model)
+    if inputs:
+        structure = getattr(model, "input", inputs[0])
+        packed = keras.tree.pack_sequence_as(structure, list(tensors.values()))
+        answer = model(packed, training=False)
+    elif set(tensors) <= set(inspect.signature(model.call).parameters):
+        answer = model(**tensors, training=False)
+    elif list(tensors) == [_UNNAMED]:
+        answer = model(tensors[_UNNAMED], training=False)
+    else:
+        answer = model(tensors, training=False)
     if isinstance(answer, dict):
         return {str(name): part for name, part in answer.items()}
     if not isinstance(answer, list | tuple):
@@ -310,22 +297,3 @@ def _call(
     if len({*names}) != len(answer):  # In a GRU, states and sequence have the same name.
         names = [f"output_{position}" for position in range(len(answer))]
     return dict(zip(names, answer, strict=True))
-
-
-def _predicted(
-    model: keras.Model,
-    tensors: dict[str, keras.KerasTensor],
-) -> Any:
-    """Return the result of the model for tensors by input name, which are passed in the
-    structure of its inputs, as keywords, alone, or as a mapping.
-    """
-    inputs = _inputs(model)
-    if inputs:
-        structure = getattr(model, "input", inputs[0])
-        packed = keras.tree.pack_sequence_as(structure, list(tensors.values()))
-        return model(packed, training=False)
-    if set(tensors) <= set(inspect.signature(model.call).parameters):
-        return model(**tensors, training=False)
-    if list(tensors) == [_UNNAMED]:
-        return model(tensors[_UNNAMED], training=False)
-    return model(tensors, training=False)

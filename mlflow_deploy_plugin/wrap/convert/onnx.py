@@ -48,17 +48,14 @@ def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
 
 
 def forms(
-    model: TrainedModel,
-    batch: ModelInput | None,
-    predict_fn: str,
-    dynamic_axes: DynamicAxes,
+    model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
 ) -> Forms:
     """Return one form, a copy of the graph with its weights inline. Raises
     InvalidConfig for `predict_proba`.
     """
     if predict_fn != "predict":
         raise InvalidConfig(
-            "pyfunc_predict_fn: an ONNX graph returns all its outputs; only 'predict' is possible",
+            "pyfunc_predict_fn: an ONNX graph returns all its outputs; only 'predict' is possible"
         )
     return [partial(_read, model, batch)]
 
@@ -67,17 +64,30 @@ def _read(model: TrainedModel, batch: ModelInput | None) -> ConvertedModel:
     """Return the graph with tensors as outputs. With two outputs, of which one was a
     ZipMap, the model is a classifier.
     """
-    proto = _copy_of(model)
-    _refuse_training_mode(proto)
+    try:
+        if isinstance(model, str | PathLike):
+            proto = onnx.load(str(Path(model)))
+        else:
+            proto = onnx.ModelProto()
+            proto.CopyFrom(model)
+    except Exception as error:  # noqa: BLE001 - protobuf and the file system raise errors of many classes.
+        raise ConversionError(f"not a valid ONNX model: {one_line(error, 300)}") from None
+    # ONNX Runtime 1.31 updates the statistics of a BatchNormalization in training mode.
+    for node in proto.graph.node:
+        is_training = any(
+            attribute.name == "training_mode" and attribute.i for attribute in node.attribute
+        )
+        if node.op_type == "BatchNormalization" and is_training:
+            raise ConversionError(
+                f"the graph's BatchNormalization {node.output[0]!r} is in training mode, so "
+                "predictions depend on other rows and earlier requests; export the model in "
+                "evaluation mode"
+            )
     classes = _replace_maps(proto)
     _replace_sequences(proto)
     _declare_outputs(proto)
     bound = converted.bind_graph(
-        proto,
-        batch,
-        framework="onnx",
-        framework_version=onnx.__version__,
-        original=None,
+        proto, batch, framework="onnx", framework_version=onnx.__version__, original=None
     )
     if len(classes) != 1 or len(bound.outputs) != 2:
         return bound
@@ -87,42 +97,7 @@ def _read(model: TrainedModel, batch: ModelInput | None) -> ConvertedModel:
         role: Role = "probabilities" if output.name == probabilities else "label"
         outputs.append(replace(output, role=role))
     label = next(output.name for output in outputs if output.role == "label")
-    return replace(
-        bound,
-        outputs=tuple(outputs),
-        prediction=(label,),
-        classes=labels,
-    )
-
-
-def _copy_of(model: TrainedModel) -> ModelProto:
-    """Return a copy of a ModelProto, or the ModelProto of a file with its external
-    weights. Raises ConversionError if it is not valid.
-    """
-    try:
-        if isinstance(model, str | PathLike):
-            return onnx.load(str(Path(model)))
-        proto = onnx.ModelProto()
-        proto.CopyFrom(model)
-        return proto
-    except Exception as error:  # noqa: BLE001 - protobuf and the file system raise errors of many classes.
-        raise ConversionError(f"not a valid ONNX model: {one_line(error, 300)}") from None
-
-
-def _refuse_training_mode(proto: ModelProto) -> None:
-    """Raise ConversionError for a BatchNormalization in training mode, whose statistics
-    ONNX Runtime 1.31 updates.
-    """
-    for node in proto.graph.node:
-        is_training = any(
-            attribute.name == "training_mode" and attribute.i for attribute in node.attribute
-        )
-        if node.op_type == "BatchNormalization" and is_training:
-            raise ConversionError(
-                f"the graph's BatchNormalization {node.output[0]!r} is in training mode, so "
-                "predictions depend on other rows and earlier requests; export the model in "
-                "evaluation mode",
-            )
+    return replace(bound, outputs=tuple(outputs), prediction=(label,), classes=labels)
 
 
 def _replace_maps(proto: ModelProto) -> dict[str, tuple[int | str, ...]]:
@@ -135,7 +110,7 @@ def _replace_maps(proto: ModelProto) -> dict[str, tuple[int | str, ...]]:
         if node.op_type == "ZipMap":
             if len(node.attribute) != 1:
                 raise ConversionError(
-                    f"not a valid ONNX model: the ZipMap node {node.name!r} has no classes",
+                    f"not a valid ONNX model: the ZipMap node {node.name!r} has no classes"
                 )
             labels = helper.get_attribute_value(node.attribute[0])
             classes[node.output[0]] = tuple(map(_decode, labels))
@@ -147,7 +122,7 @@ def _replace_maps(proto: ModelProto) -> dict[str, tuple[int | str, ...]]:
         if output.name in classes:
             shape = [None, len(classes[output.name])]
             output.CopyFrom(
-                helper.make_tensor_value_info(output.name, onnx.TensorProto.FLOAT, shape),
+                helper.make_tensor_value_info(output.name, onnx.TensorProto.FLOAT, shape)
             )
     return classes
 
@@ -175,34 +150,16 @@ def _replace_sequences(proto: ModelProto) -> None:
             outputs.append(output)
             continue
         for index in range(length):
-            name = _add_element(graph, output.name, index, used_names)
+            # The new names must not be used in the graph.
+            name = f"{output.name}_{index}"
+            while not used_names.isdisjoint({name, f"{name}.place"}):
+                name += "_"
+            place = numpy_helper.from_array(np.array(index), f"{name}.place")
+            graph.initializer.append(place)
+            graph.node.append(helper.make_node("SequenceAt", [output.name, place.name], [name]))
             outputs.append(onnx.ValueInfoProto(name=name))
     del graph.output[:]
     graph.output.extend(outputs)
-
-
-def _add_element(
-    graph: GraphProto,
-    sequence: str,
-    index: int,
-    used_names: set[str],
-) -> str:
-    """Add an element of a sequence as a tensor, and return its name, which is not one
-    of the used names.
-    """
-    name = f"{sequence}_{index}"
-    while not used_names.isdisjoint({name, f"{name}.place"}):
-        name += "_"
-    place = numpy_helper.from_array(np.array(index), f"{name}.place")
-    graph.initializer.append(place)
-    graph.node.append(
-        helper.make_node(
-            "SequenceAt",
-            [sequence, place.name],
-            [name],
-        )
-    )
-    return name
 
 
 @dataclass(frozen=True)
@@ -278,7 +235,15 @@ def _declare_outputs(proto: ModelProto) -> None:
     }
     if not undeclared:
         return
-    session = _load(proto)
+    ort = import_onnxruntime()
+    try:
+        session = ort.InferenceSession(
+            proto.SerializeToString(), session_options(ort, 1), providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes
+        raise ConversionError(
+            f"ONNX Runtime cannot load the graph: {describe_error(error)}"
+        ) from None
     nodes = {
         node.name: node
         for node in session.get_outputs()
@@ -294,27 +259,8 @@ def _declare_outputs(proto: ModelProto) -> None:
         undeclared[name].CopyFrom(helper.make_tensor_value_info(name, kind, shapes[name]))
 
 
-def _load(proto: ModelProto) -> "onnxruntime.InferenceSession":
-    """Return a session of the graph. Raises ConversionError if ONNX Runtime cannot load
-    it.
-    """
-    ort = import_onnxruntime()
-    try:
-        return ort.InferenceSession(
-            proto.SerializeToString(),
-            session_options(ort, 1),
-            providers=["CPUExecutionProvider"],
-        )
-    except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes
-        raise ConversionError(
-            f"ONNX Runtime cannot load the graph: {describe_error(error)}",
-        ) from None
-
-
 def _computed_shapes(
-    session: "onnxruntime.InferenceSession",
-    outputs: list[str],
-    graph: GraphProto,
+    session: "onnxruntime.InferenceSession", outputs: list[str], graph: GraphProto
 ) -> dict[str, Sizes]:
     """Return the output shapes of runs with two and with three rows of zeros. Sizes
     that differ are None. Raises ConversionError if a run fails.
@@ -338,7 +284,7 @@ def _computed_shapes(
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises many classes
         raise ConversionError(
             f"the graph does not declare the shape of its output {outputs[0]!r}, and a run with "
-            f"zeros failed: {describe_error(error)}",
+            f"zeros failed: {describe_error(error)}"
         ) from None
     shapes: dict[str, Sizes] = {}
     for name, two, three in zip(outputs, two_rows, three_rows, strict=True):

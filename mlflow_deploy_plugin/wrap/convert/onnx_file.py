@@ -43,7 +43,7 @@ def check_graph(proto: ModelProto) -> None:
     graph = _without_weights(proto)
     for weights in graph.graph.initializer:  # Check the weights as inputs, which need no data.
         graph.graph.input.append(
-            onnx.helper.make_tensor_value_info(weights.name, weights.data_type, weights.dims),
+            onnx.helper.make_tensor_value_info(weights.name, weights.data_type, weights.dims)
         )
     del graph.graph.initializer[:]
     onnx.checker.check_model(graph)
@@ -62,7 +62,7 @@ def write_graph(folder: Path, proto: ModelProto) -> dict[str, str]:
         content = proto.SerializeToString()
     except Exception as error:  # noqa: BLE001 - the error classes of protobuf's implementations differ
         raise ConversionError(
-            f"the model does not fit into one ONNX file of 2 GB: {error}",
+            f"the model does not fit into one ONNX file of 2 GB: {error}"
         ) from None
     (folder / ONNX_FILE).write_bytes(content)
     return {ONNX_FILE: f"sha256:{hashlib.sha256(content).hexdigest()}", **digests}
@@ -98,9 +98,7 @@ def _without_weights(proto: ModelProto) -> ModelProto:
             slim.graph.initializer.append(weights)
             continue
         external = slim.graph.initializer.add(
-            name=weights.name,
-            data_type=weights.data_type,
-            dims=weights.dims,
+            name=weights.name, data_type=weights.data_type, dims=weights.dims
         )
         external.data_location = onnx.TensorProto.EXTERNAL
         external.external_data.add(key="location", value=DATA_FILE)

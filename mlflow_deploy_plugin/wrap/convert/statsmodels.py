@@ -59,10 +59,7 @@ def _has_formula(results: TrainedModel) -> bool:
 
 
 def forms(
-    model: TrainedModel,
-    batch: ModelInput | None,
-    predict_fn: str,
-    dynamic_axes: DynamicAxes,
+    model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
 ) -> Forms:
     """Return one form, the linear predictor with its link. Raises the errors of
     `require_example`.
@@ -75,48 +72,52 @@ def _convert(results: TrainedModel, batch: ModelInput) -> ConvertedModel:
     """Return the graph of the results. Raises InvalidConfig if the batch does not match
     the formula or the parameters, and ConversionError if the model is not supported.
     """
-    link = _inverse_link(results.model)
+    kind = type(results.model).__name__
+    if not type(results.model).__module__.startswith("statsmodels."):
+        link_name = ""  # A user's class may compute something else.
+    elif kind == "GLM":
+        link_name = type(results.model.family.link).__name__
+    elif kind in _LINEAR:
+        link_name = "Identity"
+    else:
+        link_name = _DISCRETE.get(kind, "")
+    if not link_name:
+        raise ConversionError(
+            f"{kind} cannot be converted to ONNX: only models with a linear predictor and a link "
+            f"are supported: {', '.join([*_LINEAR, 'GLM', *_DISCRETE])}"
+        )
+    if link_name not in _INVERSE_LINKS:
+        raise ConversionError(
+            f"GLM cannot be converted to ONNX: its link {link_name} is not supported in ONNX"
+        )
+    link = _INVERSE_LINKS[link_name]
     original = original_model(results)
     is_table = isinstance(batch, pd.DataFrame)
     if _has_formula(results) and not is_table:
         raise InvalidConfig("input_example: the model has a formula; pass a table with its columns")
     # The call checks the columns.
-    converted.call_original(
-        original,
-        Batch(batch).take(slice(0, 1)).data,
-    )
+    converted.call_original(original, Batch(batch).take(slice(0, 1)).data)
     names = [str(name) for name in batch] if is_table else range(batch[""].shape[-1])
     proto = _graph(results, link, [*names])
     return converted.bind_graph(proto, batch, "statsmodels", str(statsmodels.__version__), original)
 
 
 def _graph(
-    results: TrainedModel,
-    link: Callable[[TracedArray], TracedArray],
-    names: list[Any],
+    results: TrainedModel, link: Callable[[TracedArray], TracedArray], names: list[Any]
 ) -> ModelProto:
     """Return the graph of the linear predictor for the columns `names` and the link."""
     graph = Subgraph(Scope("statsmodels"))
     weights = np.asarray(results.params, dtype=np.float64)
-    rows: TracedArray = Traced(
-        graph,
-        "columns",
-        np.ones((SAMPLE_ROWS, len(names))),
-    )
+    rows: TracedArray = Traced(graph, "columns", np.ones((SAMPLE_ROWS, len(names))))
     if _has_formula(results):
         linear = _formula(results.model, weights, rows, names)
     else:
         linear = rows @ weights
     answer = link(linear)
     graph.node("Identity", [answer.name], "prediction")
-    body = graph.finish(
-        {"columns": _doubles(rows)},
-        {"prediction": _doubles(answer)},
-    )
+    body = graph.finish({"columns": _doubles(rows)}, {"prediction": _doubles(answer)})
     return helper.make_model(
-        body,
-        opset_imports=[helper.make_opsetid("", OPSETS[""])],
-        ir_version=10,
+        body, opset_imports=[helper.make_opsetid("", OPSETS[""])], ir_version=10
     )
 
 
@@ -125,36 +126,11 @@ def _doubles(array: TracedArray) -> tuple[int, list[Any]]:
     return TensorProto.DOUBLE, ["batch", *array.sample.shape[1:]]
 
 
-def _formula(
-    model: Model,
-    weights: Array,
-    rows: TracedArray,
-    columns: list[str],
-) -> TracedArray:
+def _formula(model: Model, weights: Array, rows: TracedArray, columns: list[str]) -> TracedArray:
     """Return the linear predictor for the columns. Raises ConversionError if Python
     computes a term.
     """
-    positions_by_term = _positions_by_term(model, columns)
-    parts = []
-    # Terms with equally many columns are computed together.
-    for count in sorted(set(map(len, positions_by_term.values()))):
-        terms = [term for term, positions in positions_by_term.items() if len(positions) == count]
-        factors = np.transpose([positions_by_term[term] for term in terms])
-        product = reduce(
-            np.multiply,
-            [rows[:, factor.tolist()] for factor in factors],
-        )
-        parts.append(product @ weights[terms])
-    if not parts:
-        parts = [np.zeros_like(rows[:, :1]) @ weights[:1]]
-    linear = reduce(np.add, parts)
-    constants = [term for term in range(len(model.exog_names)) if term not in positions_by_term]
-    return linear + weights[constants].sum(axis=0)
-
-
-def _positions_by_term(model: Model, columns: list[str]) -> dict[int, list[int]]:
-    """Return the positions of the columns of each term by the index of its weight."""
-    positions = {}
+    positions_by_term = {}
     for index, term in enumerate(model.exog_names):
         if term == "Intercept":
             continue
@@ -162,42 +138,21 @@ def _positions_by_term(model: Model, columns: list[str]) -> dict[int, list[int]]
         if not set(names) <= set(columns):
             raise ConversionError(
                 f"{type(model).__name__} cannot be converted to ONNX: its term {term!r} is "
-                "computed by Python; add it to the table as a column",
+                "computed by Python; add it to the table as a column"
             )
-        positions[index] = list(map(columns.index, names))
-    return positions
-
-
-def _inverse_link(model: Model) -> Callable[[TracedArray], TracedArray]:
-    """Return the function from the linear predictor to the prediction. Raises
-    ConversionError for other models.
-    """
-    link = _link_of(model)
-    if not link:
-        kind = type(model).__name__
-        raise ConversionError(
-            f"{kind} cannot be converted to ONNX: only models with a linear predictor and a link "
-            f"are supported: {', '.join([*_LINEAR, 'GLM', *_DISCRETE])}",
-        )
-    if link not in _INVERSE_LINKS:
-        raise ConversionError(
-            f"GLM cannot be converted to ONNX: its link {link} is not supported in ONNX",
-        )
-    return _INVERSE_LINKS[link]
-
-
-def _link_of(model: Model) -> str:
-    """Return the name of the model's link; "" for a model that has no linear
-    predictor, or of a user's class.
-    """
-    kind = type(model).__name__
-    if not type(model).__module__.startswith("statsmodels."):
-        return ""
-    if kind == "GLM":
-        return type(model.family.link).__name__
-    if kind in _LINEAR:
-        return "Identity"
-    return _DISCRETE.get(kind, "")
+        positions_by_term[index] = list(map(columns.index, names))
+    parts = []
+    # Terms with equally many columns are computed together.
+    for count in sorted(set(map(len, positions_by_term.values()))):
+        terms = [term for term, positions in positions_by_term.items() if len(positions) == count]
+        factors = np.transpose([positions_by_term[term] for term in terms])
+        product = reduce(np.multiply, [rows[:, factor.tolist()] for factor in factors])
+        parts.append(product @ weights[terms])
+    if not parts:
+        parts = [np.zeros_like(rows[:, :1]) @ weights[:1]]
+    linear = reduce(np.add, parts)
+    constants = [term for term in range(len(model.exog_names)) if term not in positions_by_term]
+    return linear + weights[constants].sum(axis=0)
 
 
 def original_model(results: TrainedModel) -> converted.OriginalModel:

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pandas as pd
 import tensorflow as tf
-from onnx import GraphProto, ModelProto
+from onnx import ModelProto
 
 from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
@@ -38,10 +38,7 @@ def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
 
 
 def forms(
-    model: TrainedModel,
-    batch: ModelInput | None,
-    predict_fn: str,
-    dynamic_axes: DynamicAxes,
+    model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
 ) -> Forms:
     """Return one form: the graph of the signature `serving_default` or of the call.
     Raises InvalidConfig without an example or for `predict_proba`.
@@ -59,9 +56,14 @@ def _export(model: TrainedModel, batch: ModelInput, dynamic_axes: DynamicAxes) -
     original = original_model(model)
     outputs = list(converted.call_original(original, batch))
     unnamed_axes = dynamic_axes.get("", ())
-    free_axes = {
-        name: _free_axes(specs[name], dynamic_axes.get(name, unnamed_axes)) for name in arrays
-    }
+    free_axes = {}
+    for name in arrays:
+        spec = specs[name]
+        if spec is None or spec.shape.rank is None:  # The signature declares no shape.
+            free_axes[name] = tuple(dynamic_axes.get(name, unnamed_axes))
+        else:
+            sizes = enumerate(spec.shape)
+            free_axes[name] = tuple(axis for axis, size in sizes if axis and size is None)
 
     def function(*tensors: tf.Tensor) -> list[tf.Tensor]:
         answers = _call(model, dict(zip(arrays, tensors, strict=True)))
@@ -73,18 +75,6 @@ def _export(model: TrainedModel, batch: ModelInput, dynamic_axes: DynamicAxes) -
         display_name = type(model).__name__
     proto = export(function, arrays, outputs, free_axes, display_name)
     return converted.bind_graph(proto, batch, "tensorflow", str(tf.__version__), original)
-
-
-def _free_axes(
-    spec: tf.TensorSpec | None,
-    varied: Sequence[int],
-) -> tuple[int, ...]:
-    """Return the axes, except axis 0, that the signature declares as free; `varied`
-    without a declared shape.
-    """
-    if spec is None or spec.shape.rank is None:
-        return tuple(varied)
-    return tuple(axis for axis, size in enumerate(spec.shape) if axis and size is None)
 
 
 def export(
@@ -109,7 +99,7 @@ def export(
     except ModuleNotFoundError as error:
         raise ConversionError(
             f"converting a TensorFlow model needs {error.name}: pip install "
-            "'mlflow-onnxserve[tensorflow]'",
+            "'mlflow-onnxserve[tensorflow]'"
         ) from None
     logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
     specs = _tensor_specs(arrays, axes)
@@ -121,27 +111,18 @@ def export(
         onnx.checker.check_model(proto)
     except Exception as error:
         raise ConversionError(
-            f"{display_name} cannot be converted to ONNX: {plain_reason(str(error))}",
+            f"{display_name} cannot be converted to ONNX: {plain_reason(str(error))}"
         ) from error
-    _store_captured_tensors(proto.graph, {inner.name: outer for outer, inner in captures})
+    # The variables of the model are inputs of the graph, and become constants.
+    captured = {inner.name: outer for outer, inner in captures}
+    for value in [value for value in proto.graph.input if value.name in captured]:
+        constant = onnx.numpy_helper.from_array(captured[value.name].numpy(), value.name)
+        proto.graph.initializer.append(constant)
+        proto.graph.input.remove(value)
     return converted.rename_values(proto, list(arrays), outputs)
 
 
-def _store_captured_tensors(graph: GraphProto, captured: dict[str, tf.Tensor]) -> None:
-    """Turn the graph's inputs that are captured tensors, by name, into constants."""
-    for value in [value for value in graph.input if value.name in captured]:
-        constant = onnx.numpy_helper.from_array(
-            captured[value.name].numpy(),
-            value.name,
-        )
-        graph.initializer.append(constant)
-        graph.input.remove(value)
-
-
-def _tensor_specs(
-    arrays: dict[str, Array],
-    axes: DynamicAxes,
-) -> list[tf.TensorSpec]:
+def _tensor_specs(arrays: dict[str, Array], axes: DynamicAxes) -> list[tf.TensorSpec]:
     """Return the types and shapes of the inputs; the rows and the `axes` are free."""
     specs = []
     for position, (name, array) in enumerate(arrays.items()):
@@ -178,10 +159,7 @@ def _specs(model: TrainedModel) -> dict[str, tf.TensorSpec | None]:
     return {name: None for name in inspect.signature(function).parameters if name != "self"}
 
 
-def _arrays(
-    specs: dict[str, tf.TensorSpec | None],
-    batch: ModelInput,
-) -> dict[str, Array]:
+def _arrays(specs: dict[str, tf.TensorSpec | None], batch: ModelInput) -> dict[str, Array]:
     """Return the arrays by input name, with the types of the signature. Raises
     InvalidConfig if an input of the signature is missing.
     """
@@ -193,10 +171,7 @@ def _arrays(
     return arrays
 
 
-def _arrays_by_input(
-    specs: dict[str, tf.TensorSpec | None],
-    batch: ModelInput,
-) -> dict[str, Array]:
+def _arrays_by_input(specs: dict[str, tf.TensorSpec | None], batch: ModelInput) -> dict[str, Array]:
     """Return the arrays of the inputs that the batch has. Raises InvalidConfig if an
     input of the signature is missing.
 
@@ -213,15 +188,12 @@ def _arrays_by_input(
     for name, spec in specs.items():
         if name not in data and spec is not None:
             raise InvalidConfig(
-                f"input_example: {name!r} is missing; the model needs {', '.join(specs)}",
+                f"input_example: {name!r} is missing; the model needs {', '.join(specs)}"
             )
     return {name: np.asarray(data[name]) for name in specs if name in data}
 
 
-def _call(
-    model: TrainedModel,
-    tensors: dict[str, tf.Tensor],
-) -> dict[str, tf.Tensor]:
+def _call(model: TrainedModel, tensors: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     """Return the outputs by name: names of the signature, keys of a mapping, or
     `output`.
     """

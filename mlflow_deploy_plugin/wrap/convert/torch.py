@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 import pandas as pd
 import torch
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 from onnx_ir.passes.common import NameFixPass
 from onnxscript import ir
 from onnxscript import opset18 as op
@@ -51,7 +51,7 @@ Transformer is fixed at 1.
 """
 
 _FIXED_SIZE = re.compile(
-    r"inferred a static shape of (?P<size>\d+) for dimension (?P<place>\S+?)\.?(?:\s|$)",
+    r"inferred a static shape of (?P<size>\d+) for dimension (?P<place>\S+?)\.?(?:\s|$)"
 )
 _NO_BFLOAT16 = (
     "which numpy and requests do not support; convert the module to float32 with model.float()"
@@ -75,10 +75,7 @@ def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
 
 
 def forms(
-    model: TrainedModel,
-    batch: ModelInput | None,
-    predict_fn: str,
-    dynamic_axes: DynamicAxes,
+    model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
 ) -> Forms:
     """Return one form, the exported module. Raises InvalidConfig without an example or
     for `predict_proba`, and ConversionError for strings.
@@ -87,7 +84,7 @@ def forms(
     if any(array.dtype.kind in "OUT" for array in Batch(example).tensors.values()):
         raise ConversionError(
             f"{type(model).__name__} reads strings in Python; ONNX supports only the tensors "
-            "after its tokenizer",
+            "after its tokenizer"
         )
     return [partial(_export, model, example, dynamic_axes)]
 
@@ -95,29 +92,23 @@ def forms(
 def _export(model: TrainedModel, batch: ModelInput, dynamic_axes: DynamicAxes) -> ConvertedModel:
     """Return the graph of the module. It marks rows with ids outside an embedding."""
     module = getattr(model, "_orig_mod", model)  # torch.compile would recompile per batch size.
-    names = _input_names(module, batch)
+    parameters = _parameters(module)
+    if isinstance(batch, pd.DataFrame) or set(batch) == {""}:
+        names = [next(iter(parameters), "input")]
+    else:
+        for name in batch:
+            if name not in parameters:
+                raise InvalidConfig(
+                    f"input_example: {type(module).__name__}.forward has no parameter {name!r}; "
+                    f"it has {', '.join(parameters)}; a graph needs one array per parameter, not a "
+                    "mapping or list"
+                )
+        names = [name for name in parameters if name in batch]
     original = original_model(module, of_tensors=True)
     with _eval_mode(module):
         proto = _mark_unknown_ids(export(module, batch, names, dynamic_axes, original))
     bound = converted.bind_graph(proto, batch, "torch", str(torch.__version__), original)
     return replace(bound, move_weights=partial(move_weights, module))
-
-
-def _input_names(module: TrainedModel, batch: ModelInput) -> list[str]:
-    """Return the parameters of `forward` that the batch has, in their order. Raises
-    InvalidConfig if a tensor is not a parameter.
-    """
-    parameters = _parameters(module)
-    if isinstance(batch, pd.DataFrame) or set(batch) == {""}:
-        return [next(iter(parameters), "input")]
-    for name in batch:
-        if name not in parameters:
-            raise InvalidConfig(
-                f"input_example: {type(module).__name__}.forward has no parameter {name!r}; "
-                f"it has {', '.join(parameters)}; a graph needs one array per parameter, not a "
-                "mapping or list",
-            )
-    return [name for name in parameters if name in batch]
 
 
 @contextmanager
@@ -169,64 +160,33 @@ def export(
     # A program may have a fixed batch size, which is the size of the example.
     traced = batch if isinstance(model, ExportedProgram) else _traced_rows(batch)
     answers = converted.call_original(original, traced)
-    _check_output_names(model, names, list(answers))
-    proto = _to_onnx(
-        model,
-        _tensors(traced, names, model),
-        names,
-        list(answers),
-        axes,
-        legacy,
-    )
+    for name in list(answers):
+        if name in names:
+            raise ConversionError(
+                f"{_shown_name(model)} returns {name!r}, which is also the name of an input: names "
+                "in a graph are unique; rename the output"
+            )
+    proto = _to_onnx(model, _tensors(traced, names, model), names, list(answers), axes, legacy)
     if any(dynamic_axes.values()) and isinstance(traced, dict):
         with suppress(InvalidConfig):  # The model may not accept this size.
-            longer = converted.call_original(original, _longer(traced, dynamic_axes))
+            # Each free axis is repeated to one more entry.
+            longer_batch = dict(traced)
+            for name, free_axes in dynamic_axes.items():
+                for axis in free_axes:
+                    indices = np.arange(longer_batch[name].shape[axis] + 1)
+                    longer_batch[name] = longer_batch[name].take(indices, axis, mode="wrap")
+            longer = converted.call_original(original, longer_batch)
             _free_sizes(proto.graph, answers, longer)
     return proto
 
 
-def _check_output_names(
-    model: TrainedModel,
-    inputs: list[str],
-    outputs: list[str],
-) -> None:
-    """Raise ConversionError if an output has the name of an input."""
-    for name in outputs:
-        if name in inputs:
-            raise ConversionError(
-                f"{_shown_name(model)} returns {name!r}, which is also the name of an input: names "
-                "in a graph are unique; rename the output",
-            )
-
-
-def _longer(
-    batch: dict[str, Array],
-    dynamic_axes: DynamicAxes,
-) -> dict[str, Array]:
-    """Return the batch with each free axis repeated to one more entry."""
-    longer = dict(batch)
-    for name, axes in dynamic_axes.items():
-        for axis in axes:
-            indices = np.arange(longer[name].shape[axis] + 1)
-            longer[name] = longer[name].take(indices, axis, mode="wrap")
-    return longer
-
-
-def _free_sizes(
-    graph: GraphProto,
-    answers: dict[str, Array],
-    longer: dict[str, Array],
-) -> None:
+def _free_sizes(graph: GraphProto, answers: dict[str, Array], longer: dict[str, Array]) -> None:
     """Free the output sizes that differ for a longer batch. The exporter fixes those of
     a GRU (torch 2.13).
     """
     for value in graph.output:
         dimensions = value.type.tensor_type.shape.dim
-        sizes = zip(
-            answers[value.name].shape,
-            longer[value.name].shape,
-            strict=False,
-        )
+        sizes = zip(answers[value.name].shape, longer[value.name].shape, strict=False)
         for axis, (size, longer_size) in enumerate(sizes):
             if size != longer_size and dimensions[axis].dim_value:
                 dimensions[axis].dim_param = f"{value.name}_{axis}"
@@ -250,9 +210,7 @@ def _mark_unknown_ids(proto: ModelProto) -> ModelProto:
             node.input[1] = _mark_ids(graph, embeddings[index], mark)
         graph.node.append(node)
     graph.node.append(helper.make_node("Sum", marks, [REFUSED_ROWS], REFUSED_ROWS))
-    graph.output.append(
-        helper.make_tensor_value_info(REFUSED_ROWS, TensorProto.FLOAT, ["batch"]),
-    )
+    graph.output.append(helper.make_tensor_value_info(REFUSED_ROWS, TensorProto.FLOAT, ["batch"]))
     input_names = {entry.name for entry in graph.input}
     reasons = dict.fromkeys(embedding.refusal(input_names) for embedding in embeddings.values())
     helper.set_model_props(proto, {REFUSED_ROWS: ", and ".join(reasons)})
@@ -294,49 +252,24 @@ def _find_embeddings(graph: GraphProto) -> dict[int, _Embedding]:
     makers = converted.makers_of(graph)
     embeddings = {}
     for index, node in enumerate(graph.node):
-        if not _is_embedding(node) or node.input[0] not in sizes:
+        if node.op_type != "Gather" or node.input[0] not in sizes:
             continue
-        ids, shape = _ids_of_rows(node, makers, sizes)
+        # The legacy exporter writes the Gather of an embedding without an axis.
+        sources = " ".join(entry.value for entry in node.metadata_props)
+        if "aten.embedding" not in sources and "aten.one_hot" not in sources and node.attribute:
+            continue
+        # An EmbeddingBag flattens the ids of all rows by a Reshape.
+        ids = node.input[1]
+        shape = ""
+        maker = makers.get(ids)
+        while maker and maker.op_type == "Reshape" and sizes.get(maker.input[1]) == 1:
+            ids, shape = maker.input
+            maker = makers.get(ids)
         if ids in values and values[ids].shape.dim[:1] == batch:
             embeddings[index] = _Embedding(
-                ids=ids,
-                kind=values[ids].elem_type,
-                last=sizes[node.input[0]] - 1,
-                shape=shape,
+                ids=ids, kind=values[ids].elem_type, last=sizes[node.input[0]] - 1, shape=shape
             )
     return embeddings
-
-
-def _ids_of_rows(
-    gather: NodeProto,
-    makers: Mapping[str, NodeProto],
-    sizes: Mapping[str, int],
-) -> tuple[str, str]:
-    """Return the tensor of ids before a Reshape flattens all rows, as in an
-    EmbeddingBag, and the shape of this Reshape; "" without a Reshape.
-
-    Args:
-        gather: the node that looks up the ids.
-        makers: the node that computes each value.
-        sizes: the first dimension of each weight.
-    """
-    ids = gather.input[1]
-    shape = ""
-    maker = makers.get(ids)
-    while maker and maker.op_type == "Reshape" and sizes.get(maker.input[1]) == 1:
-        ids, shape = maker.input
-        maker = makers.get(ids)
-    return ids, shape
-
-
-def _is_embedding(node: NodeProto) -> bool:
-    """Return True for the Gather of an embedding. The legacy exporter writes it without
-    an axis.
-    """
-    if node.op_type != "Gather":
-        return False
-    sources = " ".join(entry.value for entry in node.metadata_props)
-    return "aten.embedding" in sources or "aten.one_hot" in sources or not node.attribute
 
 
 def _mark_ids(graph: GraphProto, embedding: _Embedding, mark: str) -> str:
@@ -360,25 +293,11 @@ def _mark_ids(graph: GraphProto, embedding: _Embedding, mark: str) -> str:
         ("Cast", (f"{mark}_flat",), f"{mark}_number", {"to": TensorProto.FLOAT}),
         ("ReduceL1", (f"{mark}_number", f"{mark}_axis"), mark, {"keepdims": 0}),
     ):
-        graph.node.append(
-            helper.make_node(
-                operator,
-                inputs,
-                [output],
-                output,
-                **options,
-            )
-        )
+        graph.node.append(helper.make_node(operator, inputs, [output], output, **options))
     if not embedding.shape:
         return f"{mark}_ids"
     flat_ids = f"{mark}_all"
-    graph.node.append(
-        helper.make_node(
-            "Reshape",
-            [f"{mark}_ids", embedding.shape],
-            [flat_ids],
-        )
-    )
+    graph.node.append(helper.make_node("Reshape", [f"{mark}_ids", embedding.shape], [flat_ids]))
     return flat_ids
 
 
@@ -452,7 +371,7 @@ def _to_onnx(
             return _export_program(model, names, outputs, options)
     except Exception as error:
         raise ConversionError(
-            f"{_shown_name(model)} cannot be converted to ONNX: {_export_failure(error)}",
+            f"{_shown_name(model)} cannot be converted to ONNX: {_export_failure(error)}"
         ) from error
 
 
@@ -464,12 +383,16 @@ def _trace(
     dynamic_axes: DynamicAxes,
 ) -> ModelProto:
     """Return the ModelProto of TorchScript's exporter."""
+    traced_axes = {}
+    for name in names:
+        free_axes = {axis: f"{name}_{axis}" for axis in dynamic_axes.get(name, ())}
+        traced_axes[name] = {0: "batch", **free_axes}
     buffer = io.BytesIO()
     torch.onnx.export(
         model,
         arguments,
         buffer,
-        dynamic_axes={name: _traced_axes(name, dynamic_axes) for name in names},
+        dynamic_axes=traced_axes,
         input_names=names,
         output_names=outputs,
         verbose=False,
@@ -479,10 +402,7 @@ def _trace(
 
 
 def _export_program(
-    model: TrainedModel,
-    names: list[str],
-    outputs: list[str],
-    options: dict[str, object],
+    model: TrainedModel, names: list[str], outputs: list[str], options: dict[str, object]
 ) -> ModelProto:
     """Return the ModelProto of the dynamo exporter. `options` are the arguments of a
     module and their free axes; a program contains both.
@@ -504,12 +424,6 @@ def _export_program(
     return program.model_proto
 
 
-def _traced_axes(name: str, dynamic_axes: DynamicAxes) -> dict[int, str]:
-    """Return the names of an input's free axes for TorchScript's exporter."""
-    axes = {axis: f"{name}_{axis}" for axis in dynamic_axes.get(name, ())}
-    return {0: "batch", **axes}
-
-
 def _program_options(
     model: TrainedModel,
     arguments: tuple[torch.Tensor, ...],
@@ -518,13 +432,7 @@ def _program_options(
 ) -> dict[str, object]:
     """Return the arguments of the module and their free axes for torch's exporter."""
     rows = Dim("batch")
-    free_axes = [
-        dict.fromkeys(
-            dynamic_axes.get(name, ()),
-            Dim.DYNAMIC,
-        )
-        for name in names
-    ]
+    free_axes = [dict.fromkeys(dynamic_axes.get(name, ()), Dim.DYNAMIC) for name in names]
     shapes = tuple({0: rows, **axes} for axes in free_axes)
     if _must_be_keywords(model, names):
         return {
@@ -559,12 +467,7 @@ def _export_failure(error: Exception) -> str:
 
 
 def attention(
-    query: Any,
-    key: Any,
-    value: Any,
-    attn_mask: Any = None,
-    *options: Any,
-    **keywords: Any,
+    query: Any, key: Any, value: Any, attn_mask: Any = None, *options: Any, **keywords: Any
 ) -> Any:
     """Translate attention. For a row without allowed positions, the exporter returns a
     mean instead of 0.
@@ -572,16 +475,9 @@ def attention(
     answer = aten_scaled_dot_product_attention(query, key, value, attn_mask, *options, **keywords)
     if attn_mask is None or attn_mask.dtype != ir.DataType.BOOL:
         return answer
-    has_allowed = op.ReduceMax(
-        op.Cast(attn_mask, to=ir.DataType.INT32),
-        [-1],
-    )
+    has_allowed = op.ReduceMax(op.Cast(attn_mask, to=ir.DataType.INT32), [-1])
     zero = op.CastLike(0.0, answer)
-    return op.Where(
-        op.Cast(has_allowed, to=ir.DataType.BOOL),
-        answer,
-        zero,
-    )
+    return op.Where(op.Cast(has_allowed, to=ir.DataType.BOOL), answer, zero)
 
 
 def _log_sigmoid(values: Any) -> Any:
@@ -600,12 +496,7 @@ def _one_hot(ids: Any, num_classes: int) -> Any:
     return op.Cast(op.Equal(class_of_id, classes), to=ir.DataType.INT64)
 
 
-def _gather(
-    values: Any,
-    dim: int,
-    index: Any,
-    sparse_grad: bool = False,
-) -> Any:
+def _gather(values: Any, dim: int, index: Any, sparse_grad: bool = False) -> Any:
     """Translate `gather`, which refuses negative indices (such as length 0 minus 1);
     ONNX counts them from the end.
     """
@@ -666,11 +557,7 @@ def original_model(model: TrainedModel, of_tensors: bool = False) -> converted.O
     return original
 
 
-def by_name(
-    answer: object,
-    of_tensors: bool,
-    name: str = "",
-) -> dict[str, torch.Tensor]:
+def by_name(answer: object, of_tensors: bool, name: str = "") -> dict[str, torch.Tensor]:
     """Return the tensors of a nested result by output name: `output`, `output_1`, keys
     of a mapping, or fields.
 
@@ -680,7 +567,14 @@ def by_name(
             to leave it out.
         name: the name of the part; "" for the whole result.
     """
-    result = _as_mapping(answer)
+    # A dataclass or a NamedTuple is read as a mapping by field.
+    result: object = answer
+    if is_dataclass(answer) and not isinstance(answer, dict):
+        with suppress(ValueError):  # The class may be registered already.
+            torch.export.register_dataclass(type(answer))  # The exporter requires registration.
+        result = {entry.name: getattr(answer, entry.name) for entry in fields(answer)}
+    elif isinstance(answer, tuple) and hasattr(answer, "_asdict"):
+        result = answer._asdict()
     if isinstance(result, torch.Tensor):
         if result.dtype == torch.bfloat16:
             raise ConversionError(f"the module's forward returns bfloat16, {_NO_BFLOAT16}")
@@ -689,7 +583,12 @@ def by_name(
     if parts is None:
         is_left_out = result is None or (name and not of_tensors)
         if not is_left_out:
-            raise _not_a_tensor(result)
+            kind = type(result).__name__
+            is_cache_of_transformers = kind.endswith("Cache")
+            way = "; set model.config.use_cache = False" if is_cache_of_transformers else ""
+            raise ConversionError(
+                f"the module's forward returns a {kind}, which is not a tensor{way}"
+            )
         return {}
     tensors: dict[str, torch.Tensor] = {}
     for part_name, part in parts.items():
@@ -710,31 +609,7 @@ def _parts_by_name(result: object, name: str) -> dict[str, object] | None:
     return None
 
 
-def _not_a_tensor(result: object) -> ConversionError:
-    kind = type(result).__name__
-    is_cache_of_transformers = kind.endswith("Cache")
-    way = "; set model.config.use_cache = False" if is_cache_of_transformers else ""
-    return ConversionError(f"the module's forward returns a {kind}, which is not a tensor{way}")
-
-
-def _as_mapping(answer: object) -> object:
-    """Return a dataclass or a NamedTuple as a mapping by field, and other results
-    unchanged.
-    """
-    if is_dataclass(answer) and not isinstance(answer, dict):
-        with suppress(ValueError):  # The class may be registered already.
-            torch.export.register_dataclass(type(answer))  # The exporter requires registration.
-        return {entry.name: getattr(answer, entry.name) for entry in fields(answer)}
-    if isinstance(answer, tuple) and hasattr(answer, "_asdict"):
-        return answer._asdict()
-    return answer
-
-
-def _tensors(
-    batch: ModelInput,
-    names: list[str],
-    model: TrainedModel,
-) -> tuple[torch.Tensor, ...]:
+def _tensors(batch: ModelInput, names: list[str], model: TrainedModel) -> tuple[torch.Tensor, ...]:
     """Return the arguments of `forward` on the module's device."""
     devices = (parameter.device for parameter in model.parameters())
     device = next(devices, torch.device("cpu"))

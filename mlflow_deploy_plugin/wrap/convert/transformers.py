@@ -7,7 +7,7 @@ scores. The tokenizer is the file of a fast tokenizer, which
 original's.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
-from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize
 
@@ -87,27 +87,34 @@ def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
     if table.shape[1] != 1 or not all(isinstance(text, str) for text in table.iloc[:, 0]):
         raise InvalidConfig(
             f"input_example: {type(model).__name__} needs a list of texts, or a table with one "
-            "column",
+            "column"
         )
     return table
 
 
 def forms(
-    model: TrainedModel,
-    batch: ModelInput | None,
-    predict_fn: str,
-    dynamic_axes: DynamicAxes,
+    model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
 ) -> Forms:
     """Return one form, the exported net. Raises InvalidConfig or ConversionError if the
     model is not supported.
     """
-    net = _net_of(model)
+    if isinstance(model, transformers.TextClassificationPipeline):
+        net = _Classifier(model)
+    elif isinstance(model, SentenceTransformer):
+        net = _Encoder(model)
+    else:
+        task = getattr(model, "task", type(model).__name__)
+        raise ConversionError(
+            f"a {task} model cannot be converted to ONNX: "
+            "supported are text-classification pipelines and SentenceTransformer; for embeddings, "
+            "SentenceTransformer(modules=[Transformer(path), Pooling(size)]) defines the pooling"
+        )
     method = "predict" if net.output == "probabilities" else predict_fn
     table = converted.require_example(batch, method, type(model).__name__, "predict")
     if not getattr(net.tokenizer, "is_fast", False):
         raise ConversionError(
             f"its {type(net.tokenizer).__name__} is not a fast tokenizer of transformers: load it "
-            "with use_fast=True",
+            "with use_fast=True"
         )
     sides = ["right"]
     if net.tokenizer.padding_side == "left":
@@ -116,20 +123,6 @@ def forms(
         # regardless of the mask needs the padding on the left.
         sides.append("left")
     return [partial(_convert, model, net, table, predict_fn, side) for side in sides]
-
-
-def _net_of(model: TrainedModel) -> "_Classifier | _Encoder":
-    """Return the net of a model. Raises ConversionError for other tasks."""
-    if isinstance(model, transformers.TextClassificationPipeline):
-        return _Classifier(model)
-    if isinstance(model, SentenceTransformer):
-        return _Encoder(model)
-    task = getattr(model, "task", type(model).__name__)
-    raise ConversionError(
-        f"a {task} model cannot be converted to ONNX: "
-        "supported are text-classification pipelines and SentenceTransformer; for embeddings, "
-        "SentenceTransformer(modules=[Transformer(path), Pooling(size)]) defines the pooling",
-    )
 
 
 def asked_with(model: TrainedModel, settings: Settings, predict_fn: str) -> TrainedModel:
@@ -146,9 +139,7 @@ def asked_with(model: TrainedModel, settings: Settings, predict_fn: str) -> Trai
 
 
 def _pipeline_asked_with(
-    pipeline: TrainedModel,
-    options: dict[str, Any],
-    predict_fn: str,
+    pipeline: TrainedModel, options: dict[str, Any], predict_fn: str
 ) -> TrainedModel:
     """Set the options, except for the number of labels `top_k`, as the defaults of the
     pipeline, and return the pipeline.
@@ -162,14 +153,14 @@ def _pipeline_asked_with(
             f"it is asked with top_k={label_count}, so it returns several labels per text, and "
             "`predict` of an ONNX form returns one: use --predict-fn predict_proba (in Python "
             "pyfunc_predict_fn=) for the probabilities of all labels, or log the version without "
-            "top_k",
+            "top_k"
         )
     try:
         preprocess, _, postprocess = pipeline._sanitize_parameters(**options)
     except Exception as error:
         described = ", ".join(f"{name}={value!r}" for name, value in options.items())
         raise ConversionError(
-            f"its pipeline refuses the arguments {described}: {one_line(error)}",
+            f"its pipeline refuses the arguments {described}: {one_line(error)}"
         ) from error
     pipeline._preprocess_params |= preprocess
     pipeline._postprocess_params |= postprocess
@@ -189,9 +180,19 @@ def _encoder_asked_with(model: TrainedModel, options: dict[str, Any]) -> Trained
         if _ENCODER_DEFAULTS.get(name) != value:
             raise ConversionError(
                 f"it is asked with {name}={value!r}, which an ONNX form cannot contain: log the "
-                f"version without {name}",
+                f"version without {name}"
             )
-    _set_prompt(model, prompt, prompt_name)
+    if prompt is not None:
+        model.prompts["asked"] = prompt
+        model.default_prompt_name = "asked"
+    elif prompt_name is not None:
+        if prompt_name not in model.prompts:
+            prompts = ", ".join(map(repr, model.prompts)) or "none"
+            raise ConversionError(
+                f"it is asked with prompt_name={prompt_name!r}, which is not one of its prompts "
+                f"({prompts})"
+            )
+        model.default_prompt_name = prompt_name
     if size is not None:
         model.truncate_dim = size
     if is_normalized:
@@ -201,23 +202,6 @@ def _encoder_asked_with(model: TrainedModel, options: dict[str, Any]) -> Trained
     return model
 
 
-def _set_prompt(model: TrainedModel, prompt: str | None, prompt_name: str | None) -> None:
-    """Set the default prompt of the encoder by its text or by its name; without either,
-    the default stays. Raises ConversionError for an unknown name.
-    """
-    if prompt is not None:
-        model.prompts["asked"] = prompt
-        model.default_prompt_name = "asked"
-    elif prompt_name is not None:
-        if prompt_name not in model.prompts:
-            prompts = ", ".join(map(repr, model.prompts)) or "none"
-            raise ConversionError(
-                f"it is asked with prompt_name={prompt_name!r}, which is not one of its prompts "
-                f"({prompts})",
-            )
-        model.default_prompt_name = prompt_name
-
-
 class _Truncation(torch.nn.Module):  # type: ignore[misc]
     """The first values of an embedding. `encode` truncates before it normalizes."""
 
@@ -225,11 +209,7 @@ class _Truncation(torch.nn.Module):  # type: ignore[misc]
         super().__init__()
         self._size = size
 
-    def forward(
-        self,
-        features: NamedTensors,
-        **_: object,
-    ) -> NamedTensors:
+    def forward(self, features: NamedTensors, **_: object) -> NamedTensors:
         features["sentence_embedding"] = features["sentence_embedding"][:, : self._size]
         return features
 
@@ -252,7 +232,17 @@ class _Classifier(torch.nn.Module):  # type: ignore[misc]
         self.options: Mapping[str, Any] = pipeline._preprocess_params
         self.all_labels = tuple(str(config.id2label[index]) for index in range(config.num_labels))
         is_single = len(self.all_labels) == 1
-        function = _score_function(pipeline, is_single)
+        # These are the rules of TextClassificationPipeline.postprocess, unless the user
+        # chose a function.
+        function: str = getattr(pipeline._postprocess_params.get("function_to_apply"), "value", "")
+        if not function:
+            problem_type = pipeline.model.config.problem_type
+            if problem_type == "regression":
+                function = "none"
+            elif problem_type == "multi_label_classification" or is_single:
+                function = "sigmoid"
+            else:
+                function = "softmax"
         activations = {
             "softmax": partial(torch.softmax, dim=-1),
             "sigmoid": torch.sigmoid,
@@ -299,21 +289,6 @@ class _Classifier(torch.nn.Module):  # type: ignore[misc]
         return dict(self.tokenizer(texts, **options))
 
 
-def _score_function(pipeline: TrainedModel, is_single: bool) -> str:
-    """Return the function that turns logits into scores: the user's, or one by the
-    rules of TextClassificationPipeline.postprocess. `is_single` is True for one label.
-    """
-    function: str = getattr(pipeline._postprocess_params.get("function_to_apply"), "value", "")
-    if function:
-        return function
-    problem_type = pipeline.model.config.problem_type
-    if problem_type == "regression":
-        return "none"
-    if problem_type == "multi_label_classification" or is_single:
-        return "sigmoid"
-    return "softmax"
-
-
 class _Encoder(torch.nn.Module):  # type: ignore[misc]
     """A SentenceTransformer, like `_Classifier`."""
 
@@ -330,7 +305,7 @@ class _Encoder(torch.nn.Module):  # type: ignore[misc]
         self.prefix: str = model.prompts.get(model.default_prompt_name) or ""
         if self.prefix and any(not getattr(module, "include_prompt", True) for module in model):
             raise ConversionError(
-                "its pooling leaves out the prompt (include_prompt=False), which a graph cannot do",
+                "its pooling leaves out the prompt (include_prompt=False), which a graph cannot do"
             )
 
     def forward(self, *tensors: torch.Tensor) -> NamedTensors:
@@ -358,11 +333,7 @@ def _padding_side(tokenizer: Any, side: str) -> Iterator[None]:
 
 
 def _convert(
-    model: TrainedModel,
-    net: "_Classifier | _Encoder",
-    batch: Any,
-    predict_fn: str,
-    side: str,
+    model: TrainedModel, net: "_Classifier | _Encoder", batch: Any, predict_fn: str, side: str
 ) -> ConvertedModel:
     """Return the graph of the net with its tokenizer, padded on the `side`: left or
     right. The batch is a table with one column of texts.
@@ -383,24 +354,11 @@ def _convert(
         original=_original_model(net),
     )
     roles: dict[str, Role] = {"label": "label", "probabilities": "probabilities"}
-    outputs = [
-        replace(
-            entry,
-            role=roles.get(entry.name, "values"),
-        )
-        for entry in bound.outputs
-    ]
+    outputs = [replace(entry, role=roles.get(entry.name, "values")) for entry in bound.outputs]
     prediction = net.output if predict_fn == "predict_proba" else bound.outputs[0].name
     return replace(
         bound,
-        inputs=(
-            Input(
-                column,
-                dtype="str",
-                shape=(-1,),
-                columns=(column,),
-            ),
-        ),
+        inputs=(Input(column, dtype="str", shape=(-1,), columns=(column,)),),
         outputs=tuple(outputs),
         prediction=(prediction,),
         classes=net.labels,
@@ -418,40 +376,20 @@ def _export(net: "_Classifier | _Encoder", tokens: Mapping[str, Any]) -> ModelPr
     if arrays["input_ids"].shape[1] == 1:  # The exporter would fix the length 1.
         arrays = {name: np.repeat(array, 2, axis=1) for name, array in arrays.items()}
     proto = torch_converter.export(
-        net,
-        arrays,
-        names,
-        dict.fromkeys(names, (1,)),
-        torch_converter.original_model(net),
+        net, arrays, names, dict.fromkeys(names, (1,)), torch_converter.original_model(net)
     )
     if net.labels:
-        _add_label(proto.graph, net)
-    return proto
-
-
-def _add_label(graph: GraphProto, net: "_Classifier | _Encoder") -> None:
-    """Add the output `label` [N], the class with the highest score."""
-    graph.initializer.append(
-        numpy_helper.from_array(np.array(net.labels, object), "class_names"),
-    )
-    graph.node.append(
-        helper.make_node(
-            "ArgMax",
-            [net.output],
-            ["class_index"],
-            axis=-1,
-            keepdims=0,
-        ),
-    )
-    graph.node.append(
-        helper.make_node(
-            "Gather",
-            ["class_names", "class_index"],
-            ["label"],
+        graph = proto.graph
+        graph.initializer.append(
+            numpy_helper.from_array(np.array(net.labels, object), "class_names")
         )
-    )
-    label = helper.make_tensor_value_info("label", TensorProto.STRING, ["batch"])
-    graph.output.insert(0, label)
+        graph.node.append(
+            helper.make_node("ArgMax", [net.output], ["class_index"], axis=-1, keepdims=0)
+        )
+        graph.node.append(helper.make_node("Gather", ["class_names", "class_index"], ["label"]))
+        label = helper.make_tensor_value_info("label", TensorProto.STRING, ["batch"])
+        graph.output.insert(0, label)
+    return proto
 
 
 def _original_model(net: "_Classifier | _Encoder") -> converted.OriginalModel:
@@ -465,7 +403,13 @@ def _original_model(net: "_Classifier | _Encoder") -> converted.OriginalModel:
             raise InvalidConfig("a text is missing")
         # The rows of the example are repeated, so each text is predicted once.
         unique_texts = list(dict.fromkeys(texts))
-        _check_tokens(net, unique_texts)
+        tokens = net.tokenizer([net.prefix + text for text in unique_texts], verbose=False)
+        for text, ids in zip(unique_texts, tokens["input_ids"], strict=True):
+            if not ids:
+                raise ValueError(
+                    f"the text {short_repr(text)} has no tokens, because the tokenizer adds no "
+                    "special tokens; leave it out"
+                )
         answers = net.predict(unique_texts)
         row_of_text = {text: row for row, text in enumerate(unique_texts)}
         rows = [row_of_text[text] for text in texts]
@@ -474,20 +418,8 @@ def _original_model(net: "_Classifier | _Encoder") -> converted.OriginalModel:
     return original
 
 
-def _check_tokens(net: "_Classifier | _Encoder", texts: list[str]) -> None:
-    """Raise ValueError for a text without tokens."""
-    tokens = net.tokenizer([net.prefix + text for text in texts], verbose=False)
-    for text, ids in zip(texts, tokens["input_ids"], strict=True):
-        if not ids:
-            raise ValueError(
-                f"the text {short_repr(text)} has no tokens, because the tokenizer adds no "
-                "special tokens; leave it out",
-            )
-
-
 def _saved_tokenizer(
-    model: "_Classifier | _Encoder",
-    texts: list[str],
+    model: "_Classifier | _Encoder", texts: list[str]
 ) -> tuple[TokenizerSpec, str]:
     """Return the description of the tokenizer and the content of its file.
 
@@ -497,36 +429,30 @@ def _saved_tokenizer(
     tokenizer = model.tokenizer
     if tokenizer.pad_token is None:
         raise ConversionError(
-            "it has no padding token: set tokenizer.pad_token and model.config.pad_token_id",
+            "it has no padding token: set tokenizer.pad_token and model.config.pad_token_id"
         )
     # This call sets truncation and padding in the tokenizer.
-    names = _supported_arrays(model.tokenize(texts))
+    returned = list(model.tokenize(texts))
+    for name in returned:
+        if name not in (*_ARRAYS, "modality", "prompt_length"):
+            raise ConversionError(
+                f"its tokenizer returns {name!r}, which is not supported: {', '.join(_ARRAYS)} are"
+            )
+    names = [name for name in _ARRAYS if name in returned]
     content = tokenizer.backend_tokenizer.to_str()
     spec = TokenizerSpec(
-        file=Path(_FILE),
-        graph_inputs=names,
-        max_length=_max_tokens(model),
-        prefix=model.prefix,
+        file=Path(_FILE), graph_inputs=names, max_length=_max_tokens(model), prefix=model.prefix
     )
     with temporary_folder("onnxserve-tokenizer-") as folder:
         (folder / _FILE).write_text(content, encoding="utf-8")
         saved = TextTokenizer(replace(spec, file=folder / _FILE))
-    for text in _hostile_texts(texts):
+    random = np.random.default_rng(0)
+    words = [*_HOSTILE, *texts]
+    for _ in range(_HOSTILE_TEXTS):
+        positions = random.integers(0, len(words), random.integers(1, 5))
+        text = "".join(words[index] for index in positions)
         _compare_tokens(model, saved, text, texts[0], names)
     return spec, content
-
-
-def _supported_arrays(arrays: Iterable[str]) -> list[str]:
-    """Return the names of the arrays for the model. Raises ConversionError if the
-    tokenizer returns another array.
-    """
-    returned = list(arrays)
-    for name in returned:
-        if name not in (*_ARRAYS, "modality", "prompt_length"):
-            raise ConversionError(
-                f"its tokenizer returns {name!r}, which is not supported: {', '.join(_ARRAYS)} are",
-            )
-    return [name for name in _ARRAYS if name in returned]
 
 
 def _max_tokens(model: "_Classifier | _Encoder") -> int:
@@ -534,48 +460,25 @@ def _max_tokens(model: "_Classifier | _Encoder") -> int:
     tokenizer nor the net limits it.
     """
     truncation = model.tokenizer.backend_tokenizer.truncation or {}
-    limits = (
-        truncation.get("max_length"),
-        _count_positions(model),
-        model.tokenizer.model_max_length,
-    )
-    for limit in limits:
-        # A `model_max_length` of 1e30 is not a limit.
-        if limit and 0 < limit < _UNLIMITED_TOKENS:
-            return int(limit)
-    raise ConversionError(
-        "its tokenizer does not limit the length of texts: set tokenizer.model_max_length = 512",
-    )
-
-
-def _count_positions(model: "_Classifier | _Encoder") -> int:
-    """Return the number of positions that the net can embed, or 0 if it does not
-    declare a number.
-    """
+    # A net that does not declare its number of positions has 0 here.
     config = getattr(model.net, "config", None) or getattr(model.net[0], "config", None)
     positions: int = getattr(config, "max_position_embeddings", None) or 0
     for name, module in model.named_modules():
         is_embedding = name.endswith("position_embeddings")
         if is_embedding and getattr(module, "padding_idx", None) is not None:
             positions -= module.padding_idx + 1  # RoBERTa and MPNet do not use the first positions.
-    return positions
-
-
-def _hostile_texts(texts: list[str]) -> Iterator[str]:
-    """Yield random combinations of the texts and of hostile texts."""
-    random = np.random.default_rng(0)
-    words = [*_HOSTILE, *texts]
-    for _ in range(_HOSTILE_TEXTS):
-        positions = random.integers(0, len(words), random.integers(1, 5))
-        yield "".join(words[index] for index in positions)
+    limits = (truncation.get("max_length"), positions, model.tokenizer.model_max_length)
+    for limit in limits:
+        # A `model_max_length` of 1e30 is not a limit.
+        if limit and 0 < limit < _UNLIMITED_TOKENS:
+            return int(limit)
+    raise ConversionError(
+        "its tokenizer does not limit the length of texts: set tokenizer.model_max_length = 512"
+    )
 
 
 def _compare_tokens(
-    model: "_Classifier | _Encoder",
-    saved: TextTokenizer,
-    text: str,
-    other: str,
-    names: list[str],
+    model: "_Classifier | _Encoder", saved: TextTokenizer, text: str, other: str, names: list[str]
 ) -> None:
     """Raise ConversionError if the saved tokenizer returns other arrays for the two
     texts than the original.
@@ -586,17 +489,12 @@ def _compare_tokens(
         return
     tokens = model.tokenize([text, other])
     differing = [
-        name
-        for name in names
-        if not np.array_equal(
-            feeds[name],
-            np.asarray(tokens[name]),
-        )
+        name for name in names if not np.array_equal(feeds[name], np.asarray(tokens[name]))
     ]
     if differing:
         options = ", ".join(f"{option}={value!r}" for option, value in model.options.items())
         shown_options = f" ({options})" if options else ""
         raise ConversionError(
             f"{_FILE} yields other {differing[0]} for {short_repr(text)}: the model calls its "
-            f"tokenizer with an option that this file does not contain{shown_options}",
+            f"tokenizer with an option that this file does not contain{shown_options}"
         )

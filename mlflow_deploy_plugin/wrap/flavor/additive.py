@@ -37,7 +37,7 @@ from mlflow_deploy_plugin.serve.runtime.feeds import (
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.session import open_session
 from mlflow_deploy_plugin.wrap.convert.batch import Batch
-from mlflow_deploy_plugin.wrap.convert.converted import AdditiveParts, Category, ConvertedModel
+from mlflow_deploy_plugin.wrap.convert.converted import Category, ConvertedModel
 
 _logger = logging.getLogger("mlflow_deploy_plugin.wrap")
 
@@ -45,9 +45,7 @@ _ROWS = 1_000
 
 
 def with_additive_files(
-    converted: ConvertedModel,
-    runnable: OnnxModel,
-    rows: Batch | None,
+    converted: ConvertedModel, runnable: OnnxModel, rows: Batch | None
 ) -> ConvertedModel:
     """Return the model with the files of its additive form, or without them if the form
     is not proven.
@@ -63,49 +61,36 @@ def with_additive_files(
         parts = converted.additive()
         if parts is None:
             return converted
-        files = _proven_files(parts, runnable, rows, converted.boundary_values.categories)
+        files = {}
+        session = None
+        if parts.features is not None:
+            files[FEATURES_FILE] = parts.features.SerializeToString()
+            draft = runnable.artifact.folder / FEATURES_FILE
+            draft.write_bytes(files[FEATURES_FILE])
+            session = open_session(draft)
+        sampled = rows.take(sample_positions(len(rows), _ROWS, 0))
+        feeds = sampled.feeds(runnable.schema)
+        reader = FeatureReader(parts.form, runnable.artifact.inputs, session)
+        columns = _columns_of_features(
+            reader, runnable, feeds, converted.boundary_values.categories
+        )
+        form = replace(parts.form, columns=columns)
+        if form.is_linear:
+            read_positions = np.flatnonzero(form.slopes.any(axis=1))
+        else:
+            read_positions = np.unique(form.feature[form.left >= 0])
+        is_assigned = bool((columns[read_positions] >= 0).all())
+        if not is_assigned or not _is_same(form, reader, runnable, feeds):
+            files = {}
+        else:
+            files[ADDITIVE_FILE] = form.to_bytes()
+            (runnable.artifact.folder / ADDITIVE_FILE).write_bytes(files[ADDITIVE_FILE])
+            read_additive(runnable.artifact.folder)
     except Exception as error:  # noqa: BLE001 - the model is served without it
         reason = error.message if isinstance(error, OnnxserveError) else one_line(error)
         _logger.warning("explanations of this model will use permutations: %s", reason)
         return converted
     return replace(converted, files={**converted.files, **files})
-
-
-def _proven_files(
-    parts: AdditiveParts,
-    model: OnnxModel,
-    rows: Batch,
-    categories: Mapping[str, tuple[Category, ...]],
-) -> dict[str, bytes]:
-    """Return the files of the form; empty if a feature is made from several columns, or
-    if the predictions differ. Raises InvalidArtifact if the form could not be read.
-    """
-    files = {}
-    session = None
-    if parts.features is not None:
-        files[FEATURES_FILE] = parts.features.SerializeToString()
-        draft = model.artifact.folder / FEATURES_FILE
-        draft.write_bytes(files[FEATURES_FILE])
-        session = open_session(draft)
-    sampled = rows.take(sample_positions(len(rows), _ROWS, 0))
-    feeds = sampled.feeds(model.schema)
-    reader = FeatureReader(parts.form, model.artifact.inputs, session)
-    columns = _columns_of_features(reader, model, feeds, categories)
-    form = replace(parts.form, columns=columns)
-    is_assigned = bool((columns[_read_positions(form)] >= 0).all())
-    if not is_assigned or not _is_same(form, reader, model, feeds):
-        return {}
-    files[ADDITIVE_FILE] = form.to_bytes()
-    (model.artifact.folder / ADDITIVE_FILE).write_bytes(files[ADDITIVE_FILE])
-    read_additive(model.artifact.folder)
-    return files
-
-
-def _read_positions(form: AdditiveForm) -> Array:
-    """Return the positions of the features that the sums read."""
-    if form.is_linear:
-        return np.flatnonzero(form.slopes.any(axis=1))
-    return np.unique(form.feature[form.left >= 0])
 
 
 def _columns_of_features(
@@ -132,7 +117,10 @@ def _columns_of_features(
     for index, feature in enumerate(features):
         is_changed = np.zeros(width, bool)
         for before, after in _changes(feeds, feature, categories.get(feature.name, ())):
-            is_changed |= _differ(reader.read(before), reader.read(after))
+            old = reader.read(before)
+            new = reader.read(after)
+            is_same = (old == new) | (np.isnan(old) & np.isnan(new))
+            is_changed |= ~is_same.all(axis=0)
         has_several |= is_changed & (owners >= 0)
         owners[is_changed] = index
     owners[has_several] = -1
@@ -148,9 +136,7 @@ def _places_in_order(model: OnnxModel) -> Iterator[tuple[str, int]]:
 
 
 def _changes(
-    feeds: Feeds,
-    feature: ExplainedFeature,
-    categories: tuple[Category, ...],
+    feeds: Feeds, feature: ExplainedFeature, categories: tuple[Category, ...]
 ) -> Iterator[tuple[Feeds, Feeds]]:
     """Yield rows, and the same rows with other values of the feature."""
     order = np.random.default_rng(0).permutation(row_count(feeds))
@@ -170,13 +156,6 @@ def _with_values(feeds: Feeds, feature: ExplainedFeature, values: Array) -> Feed
         array.reshape(len(array), -1)[:, position] = values
         changed[name] = array
     return changed
-
-
-def _differ(before: Array, after: Array) -> Array:
-    """Return True for the features, [F] bool, that differ in any row."""
-    is_same = (before == after) | (np.isnan(before) & np.isnan(after))
-    differs: Array = (~is_same).any(axis=0)
-    return differs
 
 
 def _is_same(form: AdditiveForm, reader: FeatureReader, model: OnnxModel, feeds: Feeds) -> bool:

@@ -55,7 +55,7 @@ def read_rows(path: Path, kind: FileFormat | None = None) -> ModelData:
     # The readers pandas, pyarrow and orjson raise ValueError.
     except (ValueError, TypeError, MlflowException) as error:
         raise InvalidConfig(
-            f"the file {path} cannot be read as {kind}: {first_line(error)}",
+            f"the file {path} cannot be read as {kind}: {first_line(error)}"
         ) from None
     if not len(rows):
         raise InvalidConfig(f"the file {path} has no rows")
@@ -85,9 +85,7 @@ def _from_json(document: JsonValue) -> ModelData:
 
 
 def fit_to_signature(
-    rows: ModelData,
-    signature: ModelSignature | None,
-    names: list[str] | None = None,
+    rows: ModelData, signature: ModelSignature | None, names: list[str] | None = None
 ) -> ModelData:
     """Return the rows as a table, or as arrays for a signature of tensors. Raises
     InvalidConfig for a mismatch.
@@ -120,7 +118,7 @@ def _fit_to_tensors(rows: pd.DataFrame, tensors: Sequence[TensorSpec]) -> ModelD
     for name in names:
         if name not in rows:
             raise InvalidConfig(
-                f"the rows have no column {name!r}, but the signature has a tensor of this name",
+                f"the rows have no column {name!r}, but the signature has a tensor of this name"
             )
     try:
         if not names:
@@ -133,7 +131,7 @@ def _fit_to_tensors(rows: pd.DataFrame, tensors: Sequence[TensorSpec]) -> ModelD
         }
     except (TypeError, ValueError) as error:
         raise InvalidConfig(
-            f"the rows cannot be converted to the signature's tensors: {first_line(error)}",
+            f"the rows cannot be converted to the signature's tensors: {first_line(error)}"
         ) from None
 
 
@@ -198,7 +196,7 @@ def _only_column(rows: pd.DataFrame) -> Array:
     if rows.shape[1] != 1:
         raise InvalidConfig(
             f"the rows have the columns {', '.join(map(repr, rows))}, and the signature has a "
-            "single string without a name: keep only the column of texts",
+            "single string without a name: keep only the column of texts"
         )
     return rows.iloc[:, 0].to_numpy(dtype=object)
 
@@ -217,10 +215,7 @@ def _made_up_tensor(dtype: npt.DTypeLike, shape: Sequence[int]) -> Array:
 
 
 def _made_up_column(
-    dtype: str,
-    name: str,
-    boundary: BoundaryValues,
-    random: np.random.Generator,
+    dtype: str, name: str, boundary: BoundaryValues, random: np.random.Generator
 ) -> Array:
     """Return random values of a column: its categories if they are known, otherwise
     texts of its terms, or numbers around its thresholds.
@@ -233,19 +228,10 @@ def _made_up_column(
         choices = np.asarray(categories, dtype=object if dtype == "str" else dtype)
         return choices[random.integers(0, len(categories), MADE_UP_ROWS)]
     if dtype == "str":
-        terms = np.asarray(
-            boundary.texts.get(name, ("a", "b", "c")),
-            dtype=object,
-        )
+        terms = np.asarray(boundary.texts.get(name, ("a", "b", "c")), dtype=object)
         texts = [" ".join(random.choice(terms, 3)) for _ in range(MADE_UP_ROWS)]
         return np.array(texts, dtype=object)
-    low, high = _made_up_range(
-        dtype,
-        np.asarray(
-            boundary.edges.get(name, ()),
-            dtype=np.float64,
-        ),
-    )
+    low, high = _made_up_range(dtype, np.asarray(boundary.edges.get(name, ()), dtype=np.float64))
     numbers = random.uniform(low, high, MADE_UP_ROWS)
     if dtype in ("bool", "int32", "int64"):
         numbers = np.round(numbers)

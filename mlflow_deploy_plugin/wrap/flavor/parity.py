@@ -227,8 +227,7 @@ class RowGroup:
 
 
 def ask_original(
-    original: OriginalModel,
-    groups: Iterable[RowGroup],
+    original: OriginalModel, groups: Iterable[RowGroup]
 ) -> Iterator[tuple[RowGroup, Answers | None]]:
     """Yield each group with the original's predictions. A group with refused rows is
     yielded in parts; the predictions of a refused part are None.
@@ -242,8 +241,7 @@ def ask_original(
 
 
 def _ask_in_parts(
-    original: OriginalModel,
-    group: RowGroup,
+    original: OriginalModel, group: RowGroup
 ) -> Iterator[tuple[RowGroup, Answers | None]]:
     """Yield parts of a refused group with their predictions, or with None for a refused
     block.
@@ -255,7 +253,11 @@ def _ask_in_parts(
     start = 0
     part_size = group.block
     while start < row_count:
-        part = _part_of(group, start, part_size)
+        columns = group.columns
+        if len(columns) > 1:
+            columns = columns[start // group.block : (start + part_size) // group.block]
+        rows = group.batch.take(slice(start, start + part_size))
+        part = replace(group, batch=rows, columns=columns)
         answers = None
         if part_size < row_count:  # A part with all rows is the group, which is refused.
             answers = _ask(original, part)
@@ -266,15 +268,6 @@ def _ask_in_parts(
         start += part_size
         if answers is not None:
             part_size *= 2
-
-
-def _part_of(group: RowGroup, start: int, size: int) -> RowGroup:
-    """Return `size` rows of the group with the changed columns of their blocks."""
-    columns = group.columns
-    if len(columns) > 1:
-        columns = columns[start // group.block : (start + size) // group.block]
-    rows = group.batch.take(slice(start, start + size))
-    return replace(group, batch=rows, columns=columns)
 
 
 def _ask(original: OriginalModel, group: RowGroup) -> Answers | None:
@@ -344,19 +337,14 @@ class _ParityProof:
     """
 
     def __init__(
-        self,
-        model: OnnxModel,
-        converted: ConvertedModel,
-        original: OriginalModel,
+        self, model: OnnxModel, converted: ConvertedModel, original: OriginalModel
     ) -> None:
         self._model = model
         self._converted = converted
         self._original = original
         self._figures = {
             output.name: OutputFigures(
-                output.name,
-                output.role,
-                _TOLERANCES.get(output.role, _TOLERANCES["values"]),
+                output.name, output.role, _TOLERANCES.get(output.role, _TOLERANCES["values"])
             )
             for output in converted.outputs
         }
@@ -400,17 +388,20 @@ class _ParityProof:
         if self.problem or self._beyond():
             return
         if group.alone or group.source == "example":
-            self._compare_small_batches(group.batch, want)
-        if self._converted.many_rows:
-            self._compare_other_way(group, want)
-
-    def _compare_small_batches(self, batch: Batch, want: Answers) -> None:
-        """Compare the first rows of the batch again, in batches of 1 and 2 rows."""
-        for size, rows in _SMALL_BATCHES:
-            head = batch.take(slice(0, rows))
-            group = RowGroup(f"batch of {size}", head, generated=False)
-            expected = slice_feeds(want, slice(0, rows))
-            self._compare(group, expected, self._answers_in_parts(head, size), size)
+            for size, rows in _SMALL_BATCHES:
+                head = group.batch.take(slice(0, rows))
+                small = RowGroup(f"batch of {size}", head, generated=False)
+                expected = slice_feeds(want, slice(0, rows))
+                self._compare(small, expected, self._answers_in_parts(head, size), size)
+        # The graph has other operators for batches from `many_rows` on.
+        many_rows = self._converted.many_rows
+        if many_rows and count >= many_rows:
+            got = self._answers_in_parts(group.batch, many_rows - 1)
+            self._compare(group, want, got, many_rows - 1)
+        elif many_rows:
+            repeated = self._answers(group.batch.take(np.resize(np.arange(count), many_rows)))
+            got = {name: array[:count] for name, array in repeated.items()}
+            self._compare(group, want, got, many_rows)
 
     def _answers(self, batch: Batch) -> Answers:
         return self._model.run(batch.feeds(self._model.schema))
@@ -425,37 +416,33 @@ class _ParityProof:
             for name, array in answers.items():
                 if array.shape[:1] != (len(part),):
                     raise InferenceError(
-                        f"output {name!r} has the shape {list(array.shape)} for {len(part)} rows",
+                        f"output {name!r} has the shape {list(array.shape)} for {len(part)} rows"
                     )
             parts.append(answers)
         return concatenate_feeds(parts)
 
-    def _compare_other_way(self, group: RowGroup, want: Answers) -> None:
-        """Compare again with the operators for the other batch sizes: below
-        `many_rows`, or from `many_rows` on.
-        """
-        count = len(group.batch)
-        size = self._converted.many_rows
-        if count >= size:
-            size -= 1
-            got = self._answers_in_parts(group.batch, size)
-        else:
-            repeated = self._answers(group.batch.take(np.resize(np.arange(count), size)))
-            got = {name: array[:count] for name, array in repeated.items()}
-        self._compare(group, want, got, size)
-
-    def _compare(
-        self,
-        group: RowGroup,
-        want: Answers,
-        got: Answers,
-        size: int,
-    ) -> None:
+    def _compare(self, group: RowGroup, want: Answers, got: Answers, size: int) -> None:
         """Count the errors of a group that was predicted in batches of `size` rows, or
         set `problem` if an output has another shape than the original's.
         """
         self._sizes.add(size)
-        tied = self._ties(group.batch, want)
+        margin = self._converted.margin
+        probabilities = want.get("probabilities")
+        if probabilities is None:
+            tied = np.zeros(len(group.batch), dtype=bool)
+            if margin is not None:
+                scores = margin(group.batch.data)
+                largest = float(np.abs(scores).max())
+                tied = comparison.top_margins(scores) < TIE_MARGIN * min(1.0, largest)
+        elif want["label"].ndim > 1:  # The labels of several targets are decided separately.
+            tied = np.abs(2 * probabilities - 1).min(axis=1) < TIE_MARGIN
+        else:
+            tied = comparison.top_margins(probabilities) < TIE_MARGIN
+            if margin is not None and tied.any():  # Saturated probabilities of 1 hide the margin.
+                scores = margin(group.batch.data)
+                largest_scores = np.abs(scores.reshape(len(scores), -1)).max(axis=1)
+                limits = TIE_MARGIN * np.maximum(largest_scores, 1.0)
+                tied &= comparison.top_margins(scores) < limits
         for output in self._converted.outputs:
             expected = want[output.name]
             answered = got[output.name]
@@ -467,14 +454,7 @@ class _ParityProof:
                 return
             self._count(group, output, expected, answered, tied)
 
-    def _count(
-        self,
-        group: RowGroup,
-        output: Output,
-        want: Array,
-        got: Array,
-        tied: Array,
-    ) -> None:
+    def _count(self, group: RowGroup, output: Output, want: Array, got: Array, tied: Array) -> None:
         """Add the errors of one output to its figures and to the worst rows.
 
         Args:
@@ -482,57 +462,34 @@ class _ParityProof:
             got: the saved model's predictions, [N, …].
             tied: [N] booleans, True for a row whose label is a tie.
         """
-        tolerance = self._tolerance(output, want)
-        agreement = compare(want, got, tolerance)
-        by_row = agreement.by_row()
-        ties = self._close_ties(group, output.name, want, ~by_row.same, tolerance)
-        if output.role == "label":
-            ties |= ~by_row.same & tied
-        relative = comparison.relative_errors(agreement, want)
-        self._figures[output.name].add(by_row, relative, ties)
-        excess = np.where(ties, 0.0, by_row.excess)
-        candidates = [
-            *self._worst,
-            *_worst_rows(group, output.name, want, got, excess),
-        ]
-        by_excess = sorted(candidates, key=lambda entry: -entry.excess)
-        self._worst = by_excess[:WORST_ROWS]
-
-    def _tolerance(self, output: Output, want: Array) -> Tolerance:
-        """Return the tolerance. The first large group sets the spread for all later
-        groups.
-        """
+        # The first large group sets the spread for all later groups.
         spread = self._spreads.get(output.name)
         if spread is None:
             spread = comparison.answer_spread(want)
             if len(want) >= comparison.ENOUGH_ROWS:
                 self._spreads[output.name] = spread
-        return comparison.parity_tolerance(output.role, want, spread)
-
-    def _close_ties(
-        self,
-        group: RowGroup,
-        name: str,
-        want: Array,
-        beyond: Array,
-        tolerance: Tolerance,
-    ) -> Array:
-        """Return [N] booleans: True for a row in `beyond` [N] whose output `name`
-        changes within one rounding step of its inputs or of the weights.
-        """
+        tolerance = comparison.parity_tolerance(output.role, want, spread)
+        agreement = compare(want, got, tolerance)
+        by_row = agreement.by_row()
+        # A row ties if its output changes within one rounding step of its inputs or of
+        # the weights.
+        beyond = ~by_row.same
         ties = np.zeros(len(beyond), dtype=bool)
         has_steps = group.may_tie or self._converted.move_weights is not None
         if has_steps and beyond.any():
             rows = group.batch.take(np.flatnonzero(beyond))
-            ties[beyond] = self._changes_within_one_step(rows, name, want[beyond], tolerance)
-        return ties
+            ties[beyond] = self._changes_within_one_step(rows, output.name, want[beyond], tolerance)
+        if output.role == "label":
+            ties |= ~by_row.same & tied
+        relative = comparison.relative_errors(agreement, want)
+        self._figures[output.name].add(by_row, relative, ties)
+        excess = np.where(ties, 0.0, by_row.excess)
+        candidates = [*self._worst, *_worst_rows(group, output.name, want, got, excess)]
+        by_excess = sorted(candidates, key=lambda entry: -entry.excess)
+        self._worst = by_excess[:WORST_ROWS]
 
     def _changes_within_one_step(
-        self,
-        rows: Batch,
-        name: str,
-        expected: Array,
-        tolerance: Tolerance,
+        self, rows: Batch, name: str, expected: Array, tolerance: Tolerance
     ) -> Array:
         """Return [N] booleans: True for a row whose output `name` moves beyond the
         tolerance of `expected` [N, …] within one rounding step.
@@ -550,39 +507,7 @@ class _ParityProof:
                 answers = self._original(moved.data)[name]
             return ~compare(expected[origin], answers, tolerance).by_row().same
 
-        return comparison.changes_within_one_step(
-            rows,
-            answers_otherwise,
-            move_weights is not None,
-        )
-
-    def _ties(self, batch: Batch, want: Answers) -> Array:
-        """Return [N] booleans: True if the original's margin is below `TIE_MARGIN`. For
-        scores, the limit is scaled.
-        """
-        margin = self._converted.margin
-        if "probabilities" in want:
-            return self._probability_ties(batch, want)
-        if margin is None:
-            return np.zeros(len(batch), dtype=bool)
-        scores = margin(batch.data)
-        largest = float(np.abs(scores).max())
-        return comparison.top_margins(scores) < TIE_MARGIN * min(1.0, largest)
-
-    def _probability_ties(self, batch: Batch, want: Answers) -> Array:
-        """Return [N] booleans: True if the margin of the original's probabilities and,
-        where it is known, of its scores is below the limit.
-        """
-        margin = self._converted.margin
-        probabilities = want["probabilities"]
-        if want["label"].ndim > 1:  # The labels of several targets are decided separately.
-            return np.asarray(np.abs(2 * probabilities - 1).min(axis=1) < TIE_MARGIN)
-        tied = comparison.top_margins(probabilities) < TIE_MARGIN
-        if margin is not None and tied.any():  # Saturated probabilities of 1 hide the margin.
-            scores = margin(batch.data)
-            largest = np.abs(scores.reshape(len(scores), -1)).max(axis=1)
-            tied &= comparison.top_margins(scores) < TIE_MARGIN * np.maximum(largest, 1.0)
-        return tied
+        return comparison.changes_within_one_step(rows, answers_otherwise, move_weights is not None)
 
     def _beyond(self) -> int:
         return sum(figures.beyond_tolerance for figures in self._figures.values())
@@ -597,13 +522,22 @@ class _ParityProof:
         is_wrong = bool(self.problem or self._beyond())
         unproven = ""
         if not is_wrong and rows < at_least:
-            unproven = self._too_few_rows(rows, at_least)
+            refused = ", ".join(f"{count} of {source}" for source, count in self._refused.items())
+            unproven = (
+                f"parity needs {at_least} rows, and only {rows} rows could be compared: the "
+                f"original refuses generated rows ({refused}); pass rows that the original "
+                "accepts as parity_data"
+            )
+        # Sources without a column that was always refused have an empty list.
+        columns: dict[str, list[str]] = {source: [] for source, _ in sorted(self._refused_columns)}
+        for source, name in sorted(self._refused_columns - self._answered_columns):
+            columns[source].append(name)
         return ParityReport(
             state="warned" if is_wrong or unproven else "proven",
             rows=rows,
             sources=dict(self._sources),
             refused_by_original=dict(self._refused),
-            refused_columns=self._always_refused_columns(),
+            refused_columns=columns,
             batch_sizes=sorted(self._sizes),
             outputs=list(self._figures.values()),
             worst_rows=[row.as_dict() for row in self._worst],
@@ -612,31 +546,9 @@ class _ParityProof:
             repair=self._converted.repair,
         )
 
-    def _too_few_rows(self, rows: int, at_least: int) -> str:
-        """Return the reason why `rows` compared rows are no proof."""
-        refused = ", ".join(f"{count} of {source}" for source, count in self._refused.items())
-        return (
-            f"parity needs {at_least} rows, and only {rows} rows could be compared: the "
-            f"original refuses generated rows ({refused}); pass rows that the original "
-            "accepts as parity_data"
-        )
-
-    def _always_refused_columns(self) -> dict[str, list[str]]:
-        """Return the columns for which the original refused every block, by source.
-        Sources with other refused columns have an empty list.
-        """
-        columns: dict[str, list[str]] = {source: [] for source, _ in sorted(self._refused_columns)}
-        for source, name in sorted(self._refused_columns - self._answered_columns):
-            columns[source].append(name)
-        return columns
-
 
 def _worst_rows(
-    group: RowGroup,
-    output: str,
-    want: Array,
-    got: Array,
-    excess: Array,
+    group: RowGroup, output: str, want: Array, got: Array, excess: Array
 ) -> Iterator[_WorstRow]:
     """Yield at most `WORST_ROWS` rows with the largest errors beyond the tolerance.
 
@@ -722,7 +634,7 @@ def parity_error(report: ParityReport) -> ParityError:
     """
     if report.problem:
         return ParityError(
-            f"the ONNX form cannot predict rows that the original predicts: {report.problem}",
+            f"the ONNX form cannot predict rows that the original predicts: {report.problem}"
         )
     if report.unproven:
         return ParityError(report.unproven)
@@ -735,7 +647,7 @@ def parity_error(report: ParityReport) -> ParityError:
     table = _as_table(report.worst_rows)
     error = ParityError(
         f"the ONNX form does not match the original; {wrong}. Worst rows:\n{table}\n"
-        'To log the model anyway, set parity="warn"; the version is then marked as warned.',
+        'To log the model anyway, set parity="warn"; the version is then marked as warned.'
     )
     # A row whose label differs has other probabilities too.
     differing = max(output.beyond_tolerance for output in report.outputs)

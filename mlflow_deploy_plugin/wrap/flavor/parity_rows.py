@@ -49,32 +49,10 @@ _RANGE_ROWS = 600
 _LEAST_OBSERVED_ROWS = 400
 _LEAST_TENSOR_ROWS = 200
 # factors of the largest number of a column
-_FAR = (
-    -1e6,
-    -3e4,
-    -1e3,
-    -30.0,
-    -3.0,
-    3.0,
-    30.0,
-    1e3,
-    3e4,
-    1e6,
-)
+_FAR = (-1e6, -3e4, -1e3, -30.0, -3.0, 3.0, 30.0, 1e3, 3e4, 1e6)
 _FAR_COLUMN_ROWS = 4 * len(_FAR)
 _FAR_TOGETHER = (*_FAR, 0.0, 1e-30)
-_SENTINELS = (
-    -999.0,
-    -9999.0,
-    9999.0,
-    999_999_999.0,
-    -1e9,
-    1e9,
-    -1e12,
-    1e12,
-    -1e15,
-    1e15,
-)
+_SENTINELS = (-999.0, -9999.0, 9999.0, 999_999_999.0, -1e9, 1e9, -1e12, 1e12, -1e15, 1e15)
 """Numbers that people use for a missing value, and numbers whose squares have more
 digits than a 32-bit float.
 """
@@ -149,9 +127,7 @@ def parity_rows(
 
 
 def _given_groups(
-    example: Batch,
-    parity_data: Batch | None,
-    random: Generator,
+    example: Batch, parity_data: Batch | None, random: Generator
 ) -> Iterator[RowGroup]:
     """Yield at most `_MAX_GIVEN_ROWS` rows of the example and of `parity_data`. Tensors
     are split into chunks.
@@ -208,19 +184,11 @@ def _generators(
     )
 
 
-def _draw_matrices(
-    draw: _Draw,
-    name: str,
-    dtype: np.dtype[Any],
-) -> Iterator[RowGroup]:
+def _draw_matrices(draw: _Draw, name: str, dtype: np.dtype[Any]) -> Iterator[RowGroup]:
     """Yield the drawn tables as matrices of the tensor `name`."""
     for group in draw():
         matrix = pd.DataFrame(group.batch.data).to_numpy(dtype=dtype)
-        yield replace(
-            group,
-            batch=Batch({name: matrix}),
-            columns=(name,) * len(group.columns),
-        )
+        yield replace(group, batch=Batch({name: matrix}), columns=(name,) * len(group.columns))
 
 
 def _chunk_rows(tensors: Batch) -> int:
@@ -319,20 +287,14 @@ class _TableRows:
         XGBoost refuses such a table.
         """
         names = self.fitting_columns(
-            lambda series: isinstance(series.dtype, pd.CategoricalDtype),
-            _UNSEEN_ROWS,
+            lambda series: isinstance(series.dtype, pd.CategoricalDtype), _UNSEEN_ROWS
         )
         for name in names:
             table = self.draw_rows(_UNSEEN_ROWS)
             unseen = unseen_category(table[name])
             if unseen is not None:
                 table[name] = unseen
-                yield RowGroup(
-                    "unseen",
-                    Batch(table),
-                    block=_UNSEEN_ROWS,
-                    columns=(str(name),),
-                )
+                yield RowGroup("unseen", Batch(table), block=_UNSEEN_ROWS, columns=(str(name),))
 
     def far(self) -> Iterator[RowGroup]:
         """Yield rows with large numbers in one column, and rows with large numbers in
@@ -355,8 +317,7 @@ class _TableRows:
         for start in range(0, len(names), _SENTINEL_COLUMNS):
             row_counts = dict.fromkeys(names[start : start + _SENTINEL_COLUMNS], len(values))
             table = self.change_one_column(
-                row_counts,
-                lambda column, _: _as_series(values, column.dtype),
+                row_counts, lambda column, _: _as_series(values, column.dtype)
             )
             yield RowGroup("sentinels", Batch(table), may_tie=True)
         table = self.draw_rows(len(values))
@@ -365,10 +326,7 @@ class _TableRows:
                 table[name] = _as_series(values, table[name].dtype)
         yield RowGroup("sentinels together", Batch(table), may_tie=True)
 
-    def at_categories(
-        self,
-        learned: Mapping[str, tuple[Category, ...]],
-    ) -> Iterator[RowGroup]:
+    def at_categories(self, learned: Mapping[str, tuple[Category, ...]]) -> Iterator[RowGroup]:
         """Yield rows in which one column contains a learned category, or a value that
         is similar to a category. `learned` are the categories by column.
         """
@@ -392,11 +350,7 @@ class _TableRows:
             table[name] = column
         return RowGroup("categories together", Batch(table), block=_UNSEEN_ROWS)
 
-    def one_category(
-        self,
-        source: str,
-        changed: Mapping[Any, pd.Series],
-    ) -> RowGroup:
+    def one_category(self, source: str, changed: Mapping[Any, pd.Series]) -> RowGroup:
         """Return rows of which each has one changed column, in blocks of rows with the
         same column. `changed` are the new values by column.
         """
@@ -408,10 +362,7 @@ class _TableRows:
         return RowGroup(source, Batch(table), block=_UNSEEN_ROWS, columns=tuple(columns))
 
     def category_columns(
-        self,
-        values: Mapping[str, Sequence[Category]],
-        limit: int,
-        block: int,
+        self, values: Mapping[str, Sequence[Category]], limit: int, block: int
     ) -> dict[Any, pd.Series]:
         """Return random categories by column. Columns whose type excludes the
         categories are left out.
@@ -430,12 +381,7 @@ class _TableRows:
                 columns[name] = _as_series(repeated, self.example[name].dtype)
         return {name: series for name, series in columns.items() if len(series)}
 
-    def draw_categories(
-        self,
-        name: str,
-        values: Sequence[Category],
-        limit: int,
-    ) -> list[Category]:
+    def draw_categories(self, name: str, values: Sequence[Category], limit: int) -> list[Category]:
         """Return at most `limit` random values that the column's type allows."""
         dtype = self.example[name].dtype
         # A value outside the categories would become missing, and integers cannot be
@@ -444,11 +390,7 @@ class _TableRows:
             values = [value for value in values if value in dtype.categories]
         return [values[position] for position in self.random.permutation(len(values))[:limit]]
 
-    def change_one_column(
-        self,
-        row_counts: Mapping[Any, int],
-        change: _Change,
-    ) -> pd.DataFrame:
+    def change_one_column(self, row_counts: Mapping[Any, int], change: _Change) -> pd.DataFrame:
         """Return one table in which each row has one changed column: a table per column
         would take quadratic time. `row_counts` are the changed rows per column.
         """
@@ -457,15 +399,9 @@ class _TableRows:
         for name, count in row_counts.items():
             column = table[name]
             end = start + count
-            changed = change(
-                column.iloc[start:end].reset_index(drop=True),
-                self.example[name],
-            )
+            changed = change(column.iloc[start:end].reset_index(drop=True), self.example[name])
             parts = [column.iloc[:start], changed, column.iloc[end:]]
-            table[name] = pd.concat(
-                [part for part in parts if len(part)],
-                ignore_index=True,
-            )
+            table[name] = pd.concat([part for part in parts if len(part)], ignore_index=True)
             start = end
         return table
 
@@ -473,11 +409,7 @@ class _TableRows:
         positions = self.random.integers(0, len(self.example), count)
         return self.example.iloc[positions].reset_index(drop=True)
 
-    def fitting_columns(
-        self,
-        fits: Callable[[pd.Series], bool],
-        rows_per_column: int,
-    ) -> list[str]:
+    def fitting_columns(self, fits: Callable[[pd.Series], bool], rows_per_column: int) -> list[str]:
         """Return the columns that fit, in order. A wide table is sampled, because each
         column adds `rows_per_column` rows.
         """
@@ -489,14 +421,10 @@ class _TableRows:
         positions = np.sort(self.random.choice(len(names), limit, replace=False))
         return [names[position] for position in positions]
 
-    def by_column(
-        self,
-        count: int,
-        draw: Callable[[pd.Series, int], pd.Series],
-    ) -> pd.DataFrame:
+    def by_column(self, count: int, draw: Callable[[pd.Series, int], pd.Series]) -> pd.DataFrame:
         """Draw each column independently, which yields new combinations of values."""
         return pd.DataFrame(
-            {name: draw(self.example[name], count) for name in self.example.columns},
+            {name: draw(self.example[name], count) for name in self.example.columns}
         )
 
     def draw_observed(self, series: pd.Series, count: int) -> pd.Series:
@@ -567,15 +495,15 @@ class _TableRows:
         drawn = self.random.choice(edges, _THRESHOLD_ROWS)
         if is_integer_dtype(dtype):
             return np.asarray(np.floor(drawn) + self.random.integers(0, 2, len(drawn)))
-        candidates = _near_edges(drawn)
+        # Numbers that may be rounded to an edge are next to it.
+        single = drawn.astype(np.float32)
+        candidates = [drawn, single, drawn / 2 + single / 2]
+        for edge, end in product((drawn, single), (np.inf, -np.inf)):
+            candidates.append(np.nextafter(edge, edge.dtype.type(end)))
         choices = self.random.integers(0, len(candidates), len(drawn))
         return np.asarray(np.choose(choices, candidates))
 
-    def training_rows(
-        self,
-        learned: _Columns,
-        is_halfway: bool = False,
-    ) -> pd.DataFrame:
+    def training_rows(self, learned: _Columns, is_halfway: bool = False) -> pd.DataFrame:
         """Return training rows of the model or, if `is_halfway`, midpoints of two
         training rows.
         """
@@ -702,8 +630,7 @@ _CHANGES = (
         # The first row keeps its value: an original may refuse a column in which all
         # values are missing.
         change=lambda column, example: column.where(
-            np.arange(len(column)) == 0,
-            missing_value(example),
+            np.arange(len(column)) == 0, missing_value(example)
         ),
     ),
     _ColumnChange(
@@ -718,20 +645,13 @@ _CHANGES = (
         "infinite",
         fits=lambda series: is_float_dtype(series.dtype),
         row_count=_INFINITE_ROWS,
-        change=lambda column, _: _as_series(
-            [np.inf, -np.inf],
-            column.dtype,
-        ),
+        change=lambda column, _: _as_series([np.inf, -np.inf], column.dtype),
         compared=False,
     ),
 )
 
 
-def _tensor_rows(
-    example: Batch,
-    random: Generator,
-    row_count: int,
-) -> Iterator[RowGroup]:
+def _tensor_rows(example: Batch, random: Generator, row_count: int) -> Iterator[RowGroup]:
     """Yield example rows with noise (a tenth of the range) and, in every second group,
     pure noise. Integers are drawn from the range.
     """
@@ -747,12 +667,7 @@ def _tensor_rows(
         yield RowGroup("ranges", Batch(noisy))
 
 
-def _draw_noise(
-    array: Array,
-    rows: Array,
-    random: Generator,
-    keeps_rows: bool,
-) -> Array:
+def _draw_noise(array: Array, rows: Array, random: Generator, keeps_rows: bool) -> Array:
     """Return as many rows as there are positions in `rows`.
 
     Numbers are drawn from the range of the array or, if `keeps_rows`, floats are the
@@ -762,13 +677,7 @@ def _draw_noise(
         return np.asarray(array[rows])
     shape = (len(rows), *array.shape[1:])
     if array.dtype.kind in "iu":
-        return random.integers(
-            array.min(),
-            array.max(),
-            shape,
-            dtype=array.dtype,
-            endpoint=True,
-        )
+        return random.integers(array.min(), array.max(), shape, dtype=array.dtype, endpoint=True)
     low, high = value_range(array, np.nan)
     if low == high:  # A constant example has no range.
         low = low - max(abs(low), 1.0)
@@ -784,17 +693,8 @@ def _far_tensors(example: Batch, random: Generator) -> Batch:
     """Return rows of the example in which all numbers are multiplied by a factor of
     `_FAR_TOGETHER`.
     """
-    factors = np.resize(
-        np.array(_FAR_TOGETHER),
-        min(_FAR_ROWS, _chunk_rows(example)),
-    )
-    rows = example.take(
-        random.integers(
-            0,
-            len(example),
-            len(factors),
-        )
-    )
+    factors = np.resize(np.array(_FAR_TOGETHER), min(_FAR_ROWS, _chunk_rows(example)))
+    rows = example.take(random.integers(0, len(example), len(factors)))
     return Batch({name: _multiply_rows(array, factors) for name, array in rows.tensors.items()})
 
 
@@ -811,22 +711,7 @@ def _multiply_rows(array: Array, factors: Array) -> Array:
     return np.clip(moved, bounds.min, bounds.max).astype(array.dtype)
 
 
-def _near_edges(edges: Array) -> list[Array]:
-    """Return the edges, float64 [N], and the values that may be rounded to them, [N]
-    each.
-    """
-    single = edges.astype(np.float32)
-    values = [edges, single, edges / 2 + single / 2]
-    for edge, end in product((edges, single), (np.inf, -np.inf)):
-        values.append(np.nextafter(edge, edge.dtype.type(end)))
-    return values
-
-
-def _other_sizes(
-    example: Batch,
-    sizes: _FreeAxes,
-    random: Generator,
-) -> Iterator[RowGroup]:
+def _other_sizes(example: Batch, sizes: _FreeAxes, random: Generator) -> Iterator[RowGroup]:
     """Yield rows with other sizes of the free axes, truncated or repeated. A symbol has
     one size in all tensors.
     """

@@ -32,12 +32,10 @@ jpmml_evaluator's integers have 32 bits.
 def require_java() -> None:
     """Raise NotInstalled if Java or the extra `pmml` is missing."""
     if find_spec("jpmml_evaluator") is None:
-        raise NotInstalled(
-            "PMML needs jpmml-evaluator: pip install 'mlflow-onnxserve[pmml]'",
-        )
+        raise NotInstalled("PMML needs jpmml-evaluator: pip install 'mlflow-onnxserve[pmml]'")
     if shutil.which("java") is None:
         raise NotInstalled(
-            "PMML needs Java 11 or newer on the PATH: apt-get install default-jre-headless",
+            "PMML needs Java 11 or newer on the PATH: apt-get install default-jre-headless"
         )
 
 
@@ -61,14 +59,14 @@ def read_pmml(path: Path, data: ModelData) -> tuple[str, LogOptions]:
         # output.
         make_backend("jpype")
         jpype.java.lang.System.setOut(
-            jpype.java.io.PrintStream(jpype.java.io.OutputStream.nullOutputStream()),
+            jpype.java.io.PrintStream(jpype.java.io.OutputStream.nullOutputStream())
         )
         model = PmmlModel(str(path))
         inputs, outputs = model.fields()
         if not outputs:
             raise InvalidArtifact(
                 f"{path} has no named target and no output field; add an Output element to its "
-                "model",
+                "model"
             )
         signature = ModelSignature(_schema(inputs, _INPUT_TYPES), _schema(outputs, _TYPES))
         example = None
@@ -79,8 +77,17 @@ def read_pmml(path: Path, data: ModelData) -> tuple[str, LogOptions]:
     except OnnxserveError:
         raise
     except Exception as error:  # noqa: BLE001 - The errors of Java and of Python have no common class.
+        text = str(error).rpartition("\n")[2]
+        if isinstance(error, AttributeError):
+            text = "a field has no valid dataType"
+        # The names of Java's exception classes are removed.
+        reason = re.sub(
+            r"^\[?([\w.$]+(Error|Exception)[:;] )+|\. Expected elements.*|\]$",
+            "",
+            text or repr(error),
+        )
         raise InvalidArtifact(
-            f"{path} cannot be evaluated as PMML: {one_line(_reason(error), 300)}",
+            f"{path} cannot be evaluated as PMML: {one_line(reason, 300)}"
         ) from None
     return str(model.evaluator.javaEvaluator.getSummary()), {
         "python_model": str(PMML_MODEL),
@@ -90,21 +97,5 @@ def read_pmml(path: Path, data: ModelData) -> tuple[str, LogOptions]:
     }
 
 
-def _schema(
-    fields: Mapping[str, str],
-    types: Mapping[str, str],
-) -> Schema:
+def _schema(fields: Mapping[str, str], types: Mapping[str, str]) -> Schema:
     return Schema([ColSpec(types.get(kind, "string"), name) for name, kind in fields.items()])
-
-
-def _reason(error: Exception) -> str:
-    """Return the message of an error of Java without the names of its classes."""
-    if isinstance(error, AttributeError):
-        text = "a field has no valid dataType"
-    else:
-        text = str(error).rpartition("\n")[2]
-    return re.sub(
-        r"^\[?([\w.$]+(Error|Exception)[:;] )+|\. Expected elements.*|\]$",
-        "",
-        text or repr(error),
-    )

@@ -25,10 +25,7 @@ class PmmlModel(PythonModel):  # type: ignore[misc]
         self.evaluator = make_evaluator(context.artifacts["pmml"])
 
     def predict(
-        self,
-        context: Any,
-        model_input: pd.DataFrame,
-        params: dict[str, Any] | None = None,
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> Any:
         """Return the fields of each row as a DataFrame. Raises ValueError with the
         first row that the file refuses.
@@ -43,7 +40,7 @@ class PmmlModel(PythonModel):  # type: ignore[misc]
         _, output_types = self.fields()
         types = {name: kind for name, kind in output_types.items() if name in answers}
         return answers[[*types]].astype(
-            {name: _NUMBERS[kind] for name, kind in types.items() if kind in _NUMBERS},
+            {name: _NUMBERS[kind] for name, kind in types.items() if kind in _NUMBERS}
         )
 
     def fields(self) -> tuple[dict[str, str], dict[str, str]]:

@@ -89,7 +89,9 @@ def log_as_pyfunc(
         other_data: other rows; the axes of a network that differ in size are free.
         options: the options for `log_model` of the MLflow flavor.
     """
-    example = _records_as_table(input_example)
+    example = input_example
+    if isinstance(example, list) and example and all(isinstance(row, dict) for row in example):
+        example = pd.DataFrame(example)
     predict_fn = options.get("pyfunc_predict_fn", "predict")
     pyfunc_options = net_options(flavor, model, input_example, *other_data)
     if pyfunc_options is None and isinstance(example, pd.DataFrame):
@@ -113,8 +115,7 @@ def log_as_pyfunc(
     if pyfunc_options is None:
         arguments[accepted[0]] = model  # Each flavor has its own name for the model.
     info = log_flavor(
-        module,
-        **{name: value for name, value in arguments.items() if name in accepted or value},
+        module, **{name: value for name, value in arguments.items() if name in accepted or value}
     )
     if info.run_id:
         mlflow.MlflowClient().set_tag(info.run_id, FALLBACK_TAG, tag)
@@ -122,16 +123,13 @@ def log_as_pyfunc(
         _logger.warning(
             "The model is logged without a signature, so its columns have no types, and the "
             "answer for a missing value may depend on the other rows of the request: pass "
-            "signature= or an input_example= that the model predicts",
+            "signature= or an input_example= that the model predicts"
         )
     return info
 
 
 def _flavor_arguments(
-    model: TrainedModel,
-    predict_fn: str,
-    example: ModelData,
-    signature: ModelSignature | None,
+    model: TrainedModel, predict_fn: str, example: ModelData, signature: ModelSignature | None
 ) -> LogOptions:
     """Return the example, and the signature if none is passed, for the MLflow flavor of
     the model's framework.
@@ -157,15 +155,26 @@ def _flavor_arguments(
 
 
 def _warn_of_fallback(
-    model: TrainedModel,
-    error: ModelError,
-    flavor: str,
-    options: Mapping[str, Any],
+    model: TrainedModel, error: ModelError, flavor: str, options: Mapping[str, Any]
 ) -> None:
     """Log the reason for the fallback, and the user's modules that serving needs."""
     needed = ""
     if not options["code_paths"]:
-        code = _own_code(model)
+        with open(os.devnull, "wb") as file:
+            finder = _ModuleFinder(file)
+            with suppress(Exception):  # The model may not be picklable.
+                finder.dump(model)
+        stdlib = sysconfig.get_path("stdlib")
+        own_package = __name__.partition(".")[0]
+        code = []
+        # `__main__` is pickled by value.
+        for name in sorted(finder.modules - {own_package, "__main__"}):
+            loaded = sys.modules.get(name)
+            paths = [*getattr(loaded, "__path__", [])] or [getattr(loaded, "__file__", None)]
+            path = Path(paths[0] or stdlib)  # A built-in module has no file.
+            is_installed = not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
+            if not is_installed and not path.is_relative_to(stdlib):
+                code.append(os.path.relpath(path))
         if code:
             needed = f". It needs your own modules for serving: log them with code_paths={code}"
     _logger.warning(
@@ -180,17 +189,6 @@ def _warn_of_fallback(
 def reason_line(error: ModelError) -> str:
     """Return the reason for a fallback as one line."""
     return error.message.partition("\n")[0].removesuffix("Worst rows:").rstrip(".;: ")
-
-
-def _records_as_table(input_example: ModelData) -> ModelData:
-    """Return a list of records as a table, and other examples unchanged."""
-    if (
-        isinstance(input_example, list)
-        and input_example
-        and all(isinstance(row, dict) for row in input_example)
-    ):
-        return pd.DataFrame(input_example)
-    return input_example
 
 
 def _first_rows(input_example: ModelData) -> ModelData:
@@ -220,28 +218,6 @@ class _ModuleFinder(cloudpickle.CloudPickler):  # type: ignore[misc]
         if isinstance(value, type | FunctionType):
             self.modules.add(str(value.__module__).partition(".")[0])
         return super().reducer_override(value)
-
-
-def _own_code(model: TrainedModel) -> list[str]:
-    """Return the files and folders of the user's modules that the pickled model
-    needs.
-    """
-    with open(os.devnull, "wb") as file:
-        finder = _ModuleFinder(file)
-        with suppress(Exception):  # The model may not be picklable.
-            finder.dump(model)
-    stdlib = sysconfig.get_path("stdlib")
-    own_package = __name__.partition(".")[0]
-    code_paths = []
-    # `__main__` is pickled by value.
-    for name in sorted(finder.modules - {own_package, "__main__"}):
-        module = sys.modules.get(name)
-        paths = [*getattr(module, "__path__", [])] or [getattr(module, "__file__", None)]
-        path = Path(paths[0] or stdlib)  # A built-in module has no file.
-        is_installed = not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
-        if not is_installed and not path.is_relative_to(stdlib):
-            code_paths.append(os.path.relpath(path))
-    return code_paths
 
 
 def _single_or_all(answers: dict[str, Array]) -> Array | dict[str, Array]:
@@ -289,12 +265,7 @@ class NetModel(PythonModel):  # type: ignore[misc]
         if "KerasSaveable" in class_names:
             import keras
 
-            return {
-                "keras": (
-                    keras.backend.backend(),
-                    pickle.dumps(self.net),
-                )
-            }
+            return {"keras": (keras.backend.backend(), pickle.dumps(self.net))}
         return {"net": self.net}
 
     def __setstate__(self, state: dict[str, TrainedModel]) -> None:
@@ -325,11 +296,7 @@ class TypedColumnsModel(PythonModel):  # type: ignore[misc]
     _skip_type_hint_validation = True  # Avoid MLflow's warning at each import of this module.
 
     def __init__(
-        self,
-        model: TrainedModel,
-        predict_fn: str,
-        dtypes: dict[str, Any],
-        closed: list[str],
+        self, model: TrainedModel, predict_fn: str, dtypes: dict[str, Any], closed: list[str]
     ) -> None:
         self.model = model
         self.predict_fn = predict_fn
@@ -346,7 +313,7 @@ class TypedColumnsModel(PythonModel):  # type: ignore[misc]
             if is_unknown.any():
                 row, value = next(values[is_unknown].items())
                 raise SchemaMismatch(
-                    f"column {name!r}, row {row}: {value!r} is not a category of the model",
+                    f"column {name!r}, row {row}: {value!r} is not a category of the model"
                 )
         zoned = {
             name: pd.to_datetime(model_input[name], utc=True)
@@ -358,9 +325,7 @@ class TypedColumnsModel(PythonModel):  # type: ignore[misc]
 
 
 def typed_columns_options(
-    model: TrainedModel,
-    predict_fn: str,
-    table: ModelData,
+    model: TrainedModel, predict_fn: str, table: ModelData
 ) -> tuple[str, LogOptions] | None:
     """Return flavor and arguments for a model that needs categorical or duration
     columns, or dates with a time zone; None for other models.
@@ -439,14 +404,6 @@ def _table_signature(table: pd.DataFrame, prediction: object) -> ModelSignature:
         prediction = pd.Series(prediction)
     outputs = infer_signature(None, prediction).outputs
     specs = [_column_spec(series) for _, series in table.items()]
-    _warn_of_columns(table, specs)
-    return ModelSignature(Schema(specs), outputs)
-
-
-def _warn_of_columns(table: pd.DataFrame, specs: list[ColSpec]) -> None:
-    """Log a warning for columns without a type, and for missing values that MLflow
-    cannot read.
-    """
     if untyped := [spec.name for spec in specs if isinstance(spec.type, AnyType)]:
         _logger.warning(
             "The signature has no type for the columns %s, which mix types: requests in CSV are "
@@ -463,6 +420,7 @@ def _warn_of_columns(table: pd.DataFrame, specs: list[ColSpec]) -> None:
             "model is trained",
             gaps,
         )
+    return ModelSignature(Schema(specs), outputs)
 
 
 def _column_spec(series: pd.Series) -> ColSpec:
@@ -477,17 +435,11 @@ def _column_spec(series: pd.Series) -> ColSpec:
         kind = DataType.double  # MLflow refuses a missing integer.
     # MLflow refuses a missing list or object in a required column, but not a missing
     # date.
-    return ColSpec(
-        kind,
-        series.name,
-        required=isinstance(kind, DataType) or not series.hasnans,
-    )
+    return ColSpec(kind, series.name, required=isinstance(kind, DataType) or not series.hasnans)
 
 
 def _refuses_unseen(
-    answer: Callable[[pd.DataFrame], object],
-    rows: pd.DataFrame,
-    name: str,
+    answer: Callable[[pd.DataFrame], object], rows: pd.DataFrame, name: str
 ) -> bool:
     """Return True if the model refuses the rows with an unknown category in the column
     `name`.
@@ -503,10 +455,7 @@ def _refuses_unseen(
 
 
 def net_options(
-    flavor: str,
-    model: TrainedModel,
-    input_example: ModelData,
-    *other_data: ModelData,
+    flavor: str, model: TrainedModel, input_example: ModelData, *other_data: ModelData
 ) -> tuple[str, LogOptions] | None:
     """Return the flavor and arguments that log a network as pyfunc. Return None if
     `flavor` can log the network, if it is no network, or without an example.
@@ -523,7 +472,15 @@ def net_options(
     net = _Net(model, cast(NetConverter, converter))
     example = net.answer(input_example)
     signature = net.signature(example, [data for data in other_data if data is not None])
-    requirements = _installed_framework(framework)
+    # Versions are read from modules, because the distribution may be tensorflow-cpu.
+    # torch's local version (+cpu) is omitted.
+    packages = [framework]
+    if framework == "keras":
+        packages.append(import_module(framework).backend.backend())
+    requirements = []
+    for package in packages:
+        version = str(import_module(package).__version__).partition("+")[0]
+        requirements.append(f"{package}=={version}")
     if _has_one_input_and_output(model, framework, example):
         if framework != "keras":
             return None
@@ -609,26 +566,8 @@ class _Net:
         return example.rows.signature(example.prediction, sizes, outputs)
 
 
-def _installed_framework(framework: str) -> list[str]:
-    """Return the requirements of the framework and, for Keras, of its backend.
-
-    torch's local version (+cpu) is omitted. Versions are read from modules, since the
-    distribution may be tensorflow-cpu.
-    """
-    packages = [framework]
-    if framework == "keras":
-        packages.append(import_module(framework).backend.backend())
-    requirements = []
-    for package in packages:
-        version = str(import_module(package).__version__).partition("+")[0]
-        requirements.append(f"{package}=={version}")
-    return requirements
-
-
 def _has_one_input_and_output(
-    model: TrainedModel,
-    framework: str,
-    example: _AnsweredExample,
+    model: TrainedModel, framework: str, example: _AnsweredExample
 ) -> bool:
     """Return True for a module or Keras model with one input and one output, which the
     framework's flavor can log.
@@ -643,11 +582,7 @@ def _has_one_input_and_output(
     return framework != "torch" or "output" in example.answers  # torch: a dict has names
 
 
-def _declare_sizes(
-    source: str,
-    tensors: Batch,
-    others: list[dict[str, Array]],
-) -> Iterator[Output]:
+def _declare_sizes(source: str, tensors: Batch, others: list[dict[str, Array]]) -> Iterator[Output]:
     """Yield each tensor as an output whose shape has -1 for the rows and for each axis
     that differs in size from `others`. `source` names `others` in messages.
     """

@@ -79,6 +79,7 @@ from mlflow_deploy_plugin.wrap.flavor.saved_model import WrappedModel, save_mode
 from mlflow_deploy_plugin.wrap.flavor.wrap import (
     ParityPolicy,
     PredictFunction,
+    WrapOptions,
     without_columns,
     wrap,
 )
@@ -217,8 +218,11 @@ def wrap_registered(
         resolved = resolve(model_uri)
     else:
         resolved = ResolvedModel(model_uri, file.stem, "", file.resolve().as_uri())
-    if not (register or dry_run):
-        _check_registered(model_uri, file)
+    needs_name = not (register or dry_run)
+    if needs_name and (file is not None or not parse_model_uri(model_uri).is_registered):
+        raise errors.InvalidConfig(
+            f"{model_uri} is not registered; set --register NAME (in Python register=)"
+        )
     name = register or resolved.name
     if file is not None and file.suffix.lower() == ".pmml":
         return _wrap_pmml(file, resolved, name, data, dry_run, progress)
@@ -236,7 +240,17 @@ def wrap_registered(
         wrapped, notes = _convert(original, data, parity, drop, event_time)
         for note in notes:
             progress(f"warning: {note}")
-        outcome = _describe(resolved.source, name, kind, wrapped, notes)
+        converted = wrapped.converted
+        outcome = WrappedVersion(
+            source=resolved.source,
+            name=name,
+            model=f"{kind} of {converted.framework} {converted.framework_version}",
+            inputs=converted.inputs,
+            outputs=converted.outputs,
+            prediction=converted.prediction,
+            report=wrapped.report,
+            warnings=notes,
+        )
         if dry_run:
             return outcome
         progress(f"registering the next version of {outcome.name}")
@@ -260,43 +274,6 @@ def _model_file(model_uri: str) -> Path | None:
     return path
 
 
-def _check_registered(model_uri: str, file: Path | None) -> None:
-    """Raise InvalidConfig if the URI does not name a registered model."""
-    if file is not None or not parse_model_uri(model_uri).is_registered:
-        raise errors.InvalidConfig(
-            f"{model_uri} is not registered; set --register NAME (in Python register=)",
-        )
-
-
-def _describe(
-    source: str,
-    name: str,
-    kind: str,
-    wrapped: WrappedModel,
-    notes: tuple[str, ...],
-) -> WrappedVersion:
-    """Return the outcome for a model that is not registered yet.
-
-    Args:
-        source: the URI of the original, or the path of its files.
-        name: the registered model of the new version.
-        kind: the class of the original, or "graph".
-        wrapped: the ONNX form.
-        notes: the warnings.
-    """
-    converted = wrapped.converted
-    return WrappedVersion(
-        source=source,
-        name=name,
-        model=f"{kind} of {converted.framework} {converted.framework_version}",
-        inputs=converted.inputs,
-        outputs=converted.outputs,
-        prediction=converted.prediction,
-        report=wrapped.report,
-        warnings=notes,
-    )
-
-
 def _wrap_pmml(
     path: Path,
     resolved: ResolvedModel,
@@ -318,46 +295,16 @@ def _wrap_pmml(
     """
     progress(f"reading {path}")
     kind, options = read_pmml(path, data)
-    outcome = _describe_pmml(path, name, kind, options["signature"])
-    if dry_run:
-        return outcome
-    progress(f"registering the next version of {name}")
-    with temporary_folder("onnxserve-wrap-") as folder, registry_errors(f"model {name}"):
-        # MLflow cannot read a path with the characters # or %.
-        options |= {"artifacts": {"pmml": shutil.copy(path, str(folder / "model.pmml"))}}
-        tags = {WRAPPED_FROM_TAG: resolved.source}
-        info = log_flavor(mlflow.pyfunc, registered_model_name=name, tags=tags, **options)
-    version = str(info.registered_model_version)
-    return replace(
-        outcome,
-        version=version,
-        model_id=info.model_id or "",
-        run_id=info.run_id or "",
-    )
-
-
-def _describe_pmml(path: Path, name: str, kind: str, signature: ModelSignature) -> WrappedVersion:
-    """Return the outcome for a PMML file that is not registered yet. `kind` is the kind
-    of its model.
-    """
+    signature = options["signature"]
     inputs = [
-        Input(
-            spec.name,
-            dtype=COLUMN_TYPES[spec.type.name],
-            shape=(-1,),
-            columns=(spec.name,),
-        )
+        Input(spec.name, dtype=COLUMN_TYPES[spec.type.name], shape=(-1,), columns=(spec.name,))
         for spec in signature.inputs
     ]
     outputs = [
-        Output(
-            spec.name,
-            dtype=COLUMN_TYPES[spec.type.name],
-            shape=(-1,),
-        )
+        Output(spec.name, dtype=COLUMN_TYPES[spec.type.name], shape=(-1,))
         for spec in signature.outputs
     ]
-    return WrappedVersion(
+    outcome = WrappedVersion(
         source=str(path),
         name=name,
         model=f"{kind} in PMML",
@@ -367,6 +314,16 @@ def _describe_pmml(path: Path, name: str, kind: str, signature: ModelSignature) 
         prediction=tuple(signature.outputs.input_names()),
         report=ParityReport("no-original"),
     )
+    if dry_run:
+        return outcome
+    progress(f"registering the next version of {name}")
+    with temporary_folder("onnxserve-wrap-") as folder, registry_errors(f"model {name}"):
+        # MLflow cannot read a path with the characters # or %.
+        options |= {"artifacts": {"pmml": shutil.copy(path, str(folder / "model.pmml"))}}
+        tags = {WRAPPED_FROM_TAG: resolved.source}
+        info = log_flavor(mlflow.pyfunc, registered_model_name=name, tags=tags, **options)
+    version = str(info.registered_model_version)
+    return replace(outcome, version=version, model_id=info.model_id or "", run_id=info.run_id or "")
 
 
 def onnx_form(original: Original, target: Path) -> Path:
@@ -397,7 +354,15 @@ def _convert(
     settings: Settings = {}
     if original.mlmodel is not None:
         settings = _settings(original.mlmodel, original.folder)
-    ignored = _ignored_params(original.mlmodel, settings)
+    # An ONNX form ignores the params of a signature.
+    mlmodel = original.mlmodel
+    ignored: tuple[str, ...] = ()
+    if mlmodel is not None and mlmodel.signature is not None and mlmodel.signature.params:
+        defaults = ", ".join(f"{spec.name}={spec.default!r}" for spec in mlmodel.signature.params)
+        effect = "they have no effect on this model"
+        if settings:
+            effect = "the model always uses their defaults"
+        ignored = (f"requests to an ONNX form have no params ({defaults}); {effect}",)
     proof = _proof_rows(original, data)
     wrapped = _wrap_on(original, settings, proof, parity, drop, event_time)
     return _with_example(wrapped, proof), (*original.warnings, *ignored, *proof.notes)
@@ -417,17 +382,6 @@ class _ProofRows(NamedTuple):
     example: ModelData
     is_made_up: bool
     notes: tuple[str, ...] = ()
-
-
-def _ignored_params(mlmodel: Model | None, settings: Settings) -> tuple[str, ...]:
-    """Return a warning if the signature has params, which an ONNX form ignores."""
-    if mlmodel is None or mlmodel.signature is None or not mlmodel.signature.params:
-        return ()
-    defaults = ", ".join(f"{spec.name}={spec.default!r}" for spec in mlmodel.signature.params)
-    effect = "they have no effect on this model"
-    if settings:
-        effect = "the model always uses their defaults"
-    return (f"requests to an ONNX form have no params ({defaults}); {effect}",)
 
 
 def _request_signature(original: Original) -> ModelSignature | None:
@@ -463,7 +417,7 @@ def _proof_rows(original: Original, data: ModelData) -> _ProofRows:
         if signature is None or signature.inputs is None:
             raise errors.InvalidConfig(
                 f"{original.source} has neither an input example nor a signature; pass rows with "
-                "--data FILE (data=)",
+                "--data FILE (data=)"
             )
         rows = made_up_rows(signature, model)
         notes = (
@@ -496,11 +450,13 @@ def _wrap_on(
         return wrap(
             _bind_settings(original.model, settings, original.predict_fn),
             proof.rows,
-            signature=_request_signature(original),
-            predict_fn=original.predict_fn,
-            parity=parity,
-            drop=drop,
-            event_time=event_time,
+            WrapOptions(
+                signature=_request_signature(original),
+                predict_fn=original.predict_fn,
+                parity=parity,
+                drop=drop,
+                event_time=event_time,
+            ),
         )
     except (errors.ConversionError, errors.ParityError) as error:
         reason = error.message.partition("\n")[0].rstrip(".:; ")
@@ -542,39 +498,25 @@ def _settings(mlmodel: Model, folder: Path) -> Settings:
     flavors = [name for name in sections if name not in (FLAVOR, PYTHON_FUNCTION)]
     if not flavors or flavors[0] in _WITHOUT_SETTINGS:
         return {}
-    config = _model_config(folder, flavors[0], sections)
-    if flavors[0] == "pytorch":
-        config = {name: value for name, value in config.items() if name != "device"}
-    params = mlmodel.get_params_schema()
-    return {
-        **config,
-        **{spec.name: spec.default for spec in params or ()},
-    }
-
-
-def _model_config(
-    folder: Path,
-    flavor: str,
-    sections: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Return the `model_config` of the MLmodel sections or, for a transformers model of
-    MLflow before 2.10, its `inference_config`. Raises InvalidArtifact if it is damaged.
-    """
+    # Models that MLflow before 2.10 saved for transformers have an `inference_config`.
     config = sections.get(PYTHON_FUNCTION, {}).get(MODEL_CONFIG) or {}
     older = folder / "components" / "inference_config.txt"
-    if flavor == "transformers" and older.is_file():
+    if flavors[0] == "transformers" and older.is_file():
         try:
             config = json.loads(older.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             raise errors.InvalidArtifact(
-                f"the model's file components/{older.name} is damaged: {error}",
+                f"the model's file components/{older.name} is damaged: {error}"
             ) from None
     if not isinstance(config, dict):
         raise errors.InvalidArtifact(
             f"the model_config {config!r} is not a mapping; correct it in the MLmodel file or "
-            f"components/{older.name}",
+            f"components/{older.name}"
         )
-    return config
+    if flavors[0] == "pytorch":
+        config = {name: value for name, value in config.items() if name != "device"}
+    params = mlmodel.get_params_schema()
+    return {**config, **{spec.name: spec.default for spec in params or ()}}
 
 
 def _bind_settings(model: TrainedModel, settings: Settings, predict_fn: str) -> TrainedModel:
@@ -598,16 +540,13 @@ def _bind_settings(model: TrainedModel, settings: Settings, predict_fn: str) -> 
         if name not in parameters or not np.array_equal(parameters[name].default, value):
             raise errors.ConversionError(
                 f"MLflow asks it with {name}={value!r}, which an ONNX form cannot contain: log "
-                "the version without it, or make it the default of the model",
+                "the version without it, or make it the default of the model"
             )
     return model
 
 
 def _log_next_version(
-    outcome: WrappedVersion,
-    wrapped: WrappedModel,
-    resolved: ResolvedModel,
-    original: Original,
+    outcome: WrappedVersion, wrapped: WrappedModel, resolved: ResolvedModel, original: Original
 ) -> WrappedVersion:
     """Log the model to the original's run, register it, and copy the description and
     tags of the original.
@@ -635,12 +574,7 @@ def _log_next_version(
         description = with_description_section(origin.version.description or "", [])
         if description:
             client.update_model_version(outcome.name, version, description)
-    return replace(
-        outcome,
-        version=version,
-        model_id=model_id or "",
-        run_id=info.run_id or "",
-    )
+    return replace(outcome, version=version, model_id=model_id or "", run_id=info.run_id or "")
 
 
 class _Origin(NamedTuple):
@@ -706,10 +640,7 @@ def _copy_metrics(client: MlflowClient, logged: LoggedModel, model_id: str, run_
 
 
 def _create_logged_model(
-    client: MlflowClient,
-    logged: LoggedModel | None,
-    run: Run | None,
-    origin_tags: dict[str, str],
+    client: MlflowClient, logged: LoggedModel | None, run: Run | None, origin_tags: dict[str, str]
 ) -> str:
     """Create a logged model with the name, tags and params of the original's logged
     model, otherwise with the params of its run. Return the id.
@@ -746,10 +677,7 @@ def _create_logged_model(
     return str(created.model_id)
 
 
-def _provenance(
-    provenance: Mapping[str, object],
-    run: Run | None,
-) -> dict[str, object]:
+def _provenance(provenance: Mapping[str, object], run: Run | None) -> dict[str, object]:
     """Return the provenance with the git commit and the dataset of the run that trained
     the model.
     """
@@ -778,7 +706,17 @@ def load_folder(folder: Path, source: str) -> Original:
         ConversionError: the model is Python code or a pyfunc with another method, or
             its files cannot be read.
     """
-    mlmodel, flavors = _read_flavors(folder, source)
+    if not (folder / MLMODEL).is_file():
+        raise errors.InvalidArtifact(f"{source} is not a model: it has no MLmodel file")
+    try:
+        flavors = dict(read_mlmodel(folder).get("flavors", {}))  # without null entries
+        mlmodel = Model.load(str(folder))
+    except errors.InvalidArtifact as error:
+        raise errors.InvalidArtifact(f"{source} is not a model: {error.message}") from None
+    except Exception as error:  # noqa: BLE001 - an invalid file may raise any error.
+        raise errors.InvalidArtifact(
+            f"{source} is not a model: its MLmodel file is invalid: {error_summary(error)}"
+        ) from None
     flavor, predict_fn = _framework_flavor(flavors, source)
     differences = version_differences(folder)
     if not hasattr(environment_variables, MODEL_CODE):
@@ -794,12 +732,12 @@ def load_folder(folder: Path, source: str) -> Original:
         converters.converter_for(model)
     except errors.ConversionError as error:
         raise errors.ConversionError(
-            f"{error.message}; {source} can be served as pyfunc without conversion",
+            f"{error.message}; {source} can be served as pyfunc without conversion"
         ) from error
     except Exception as error:
         converters.check_installed(error, source)
         raise errors.ConversionError(
-            f"{source} cannot be loaded by mlflow.{flavor}: {load_failure(error, folder)}",
+            f"{source} cannot be loaded by mlflow.{flavor}: {load_failure(error, folder)}"
         ) from error
     notes = [
         f"it was logged with {difference}"
@@ -809,27 +747,7 @@ def load_folder(folder: Path, source: str) -> Original:
     return Original(folder, source, model, mlmodel, predict_fn, tuple(notes))
 
 
-def _read_flavors(folder: Path, source: str) -> tuple[Model, dict[str, Any]]:
-    """Return the MLmodel of a folder, and its flavors without null entries. Raises
-    InvalidArtifact if the file is missing or invalid.
-    """
-    if not (folder / MLMODEL).is_file():
-        raise errors.InvalidArtifact(f"{source} is not a model: it has no MLmodel file")
-    try:
-        flavors = dict(read_mlmodel(folder).get("flavors", {}))
-        return Model.load(str(folder)), flavors
-    except errors.InvalidArtifact as error:
-        raise errors.InvalidArtifact(f"{source} is not a model: {error.message}") from None
-    except Exception as error:  # noqa: BLE001 - an invalid file may raise any error.
-        raise errors.InvalidArtifact(
-            f"{source} is not a model: its MLmodel file is invalid: {error_summary(error)}",
-        ) from None
-
-
-def _framework_flavor(
-    flavors: Mapping[str, Any],
-    source: str,
-) -> tuple[str, PredictFunction]:
+def _framework_flavor(flavors: Mapping[str, Any], source: str) -> tuple[str, PredictFunction]:
     """Return the flavor of the framework, and the method that its pyfunc calls. Raises
     InvalidConfig for a wrapped model, and ConversionError for Python code and for
     another method.
@@ -847,14 +765,14 @@ def _framework_flavor(
             code = f"custom Python code for {loader}"
         raise errors.ConversionError(
             f"{source} cannot be converted to ONNX: it is {code}; it can be served as pyfunc "
-            "without conversion",
+            "without conversion"
         )
     predict_fn = pyfunc.get("predict_fn", "predict")
     if predict_fn not in get_args(PredictFunction):
         raise errors.ConversionError(
             f"{source} cannot be converted to ONNX: its pyfunc calls {predict_fn!r}, and an ONNX "
             f"form supports only {' or '.join(get_args(PredictFunction))}; it can be served as "
-            "pyfunc without conversion",
+            "pyfunc without conversion"
         )
     return flavor, predict_fn
 
@@ -876,22 +794,14 @@ def load_file(path: Path, allow_pickle: bool) -> Original:
     if ending not in _PICKLES:
         raise errors.InvalidConfig(
             f"{path} is not a model: the file name must end with {', '.join(_FILE_ENDINGS)}; "
-            "alternatively name a model in MLflow, or the folder of an MLmodel file",
+            "alternatively name a model in MLflow, or the folder of an MLmodel file"
         )
     require_model_code(str(path))
     if not allow_pickle:
         raise errors.CodeRefused(
             f"{path} can run any code while it is loaded; if you trust its author, pass "
-            "--allow-pickle (in Python allow_pickle=True)",
+            "--allow-pickle (in Python allow_pickle=True)"
         )
-    return _load_pickle(path)
-
-
-def _load_pickle(path: Path) -> Original:
-    """Load a joblib or pickle file, with a warning for each other version of
-    scikit-learn. Raises InvalidArtifact if the file cannot be loaded or contains no
-    model, and NotInstalled if its framework is missing.
-    """
     import joblib  # joblib is optional (installed with scikit-learn), and also reads plain pickles.
 
     with warnings.catch_warnings(record=True) as caught:
@@ -901,13 +811,13 @@ def _load_pickle(path: Path) -> Original:
         except Exception as error:
             converters.check_installed(error, str(path))
             raise errors.InvalidArtifact(
-                f"{path} cannot be loaded as a joblib or pickle file: {error_summary(error)}",
+                f"{path} cannot be loaded as a joblib or pickle file: {error_summary(error)}"
             ) from error
     kind = type(model)
     if kind.__module__.partition(".")[0] in ("builtins", "numpy", "pandas", "scipy"):
         raise errors.InvalidArtifact(
             f"{path} does not contain a model, but an object of type {kind.__name__}: save only "
-            "the fitted model in the file",
+            "the fitted model in the file"
         )
     versions = {
         f"it was saved by scikit-learn {warning.message.original_sklearn_version} "  # type: ignore[union-attr]

@@ -26,6 +26,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from mlflow_deploy_plugin.core.errors import (
     ConversionError,
     InvalidConfig,
+    ModelError,
     OnnxserveError,
     ParityError,
 )
@@ -55,6 +56,7 @@ from mlflow_deploy_plugin.wrap.flavor.wrap import (
     EventTimes,
     ParityPolicy,
     PredictFunction,
+    WrapOptions,
     check_choice,
     without_times,
     wrap,
@@ -123,18 +125,17 @@ def save_model(
             rows.
         InvalidConfig: an argument is invalid; the message names the argument.
     """
+    options = WrapOptions(
+        signature=signature,
+        predict_fn=pyfunc_predict_fn,
+        parity=parity,
+        parity_data=parity_data,
+        reference_data=reference_data,
+        event_time=event_time,
+    )
     model = load_file(model)
     try:
-        wrapped = wrap(
-            model,
-            input_example,
-            signature=signature,
-            predict_fn=pyfunc_predict_fn,
-            parity=parity,
-            parity_data=parity_data,
-            reference_data=reference_data,
-            event_time=event_time,
-        )
+        wrapped = wrap(model, input_example, options)
     except (ConversionError, ParityError) as error:
         raise with_alternative(error, model, pyfunc_predict_fn) from (error.__cause__ or error)
     saved_model.save_model(
@@ -235,10 +236,24 @@ def log_model(
     """
     check_choice("fallback", fallback, Fallback)
     if explain:
-        _check_explainable(has_rows=input_example is not None or reference_data is not None)
+        require_shap()
+        require_matplotlib()
+        if input_example is None and reference_data is None:
+            raise InvalidConfig(
+                "explain: there are no rows to explain; pass input_example= or reference_data="
+            )
     signer = Signer(sign) if isinstance(sign, str) else sign
     if signer is not None:
         signer.check_key()
+    options = WrapOptions(
+        signature=signature,
+        predict_fn=pyfunc_predict_fn,
+        parity=parity,
+        parity_data=parity_data,
+        reference_data=reference_data,
+        event_time=event_time,
+        progress=eprint,
+    )
     mlflow_options: LogOptions = {
         "name": name,
         "registered_model_name": registered_model_name,
@@ -257,17 +272,7 @@ def log_model(
     model = load_file(model)
     input_example = as_pandas(input_example)
     try:
-        wrapped = wrap(
-            model,
-            input_example,
-            signature=signature,
-            predict_fn=pyfunc_predict_fn,
-            parity=parity,
-            parity_data=parity_data,
-            reference_data=reference_data,
-            event_time=event_time,
-            progress=eprint,
-        )
+        wrapped = wrap(model, input_example, options)
     except (ConversionError, ParityError) as error:
         flavor = None
         if fallback == "pyfunc":
@@ -276,19 +281,9 @@ def log_model(
             raise with_alternative(error, model, pyfunc_predict_fn) from (error.__cause__ or error)
         if explain:
             _logger.warning("the model is not explained: it has no ONNX form")
-        example = without_times(input_example, event_time)
-        reference = without_times(as_pandas(reference_data), event_time)
         flavor_name, flavor_options = flavor
-        info = log_as_pyfunc(
-            model,
-            error,
-            flavor_name,
-            example,
-            [as_pandas(parity_data), reference],
-            {"signature": signature, **flavor_options, **mlflow_options},
-        )
-        sampled = example if reference is None else reference
-        _log_dataset(info.run_id, sampled)
+        mlflow_options = {"signature": signature, **flavor_options, **mlflow_options}
+        info = _log_fallback(model, input_example, error, flavor_name, options, mlflow_options)
         reason = getattr(error, "brief", "") or reason_line(error)
         _sign_and_report(info, registered_model_name, signer, f"pyfunc, not ONNX: {reason}")
         return info
@@ -304,23 +299,25 @@ def log_model(
     return info
 
 
-def _check_explainable(has_rows: bool) -> None:
-    """Raise NotInstalled if shap or matplotlib is not installed, and InvalidConfig
-    without rows to explain.
-    """
-    require_shap()
-    require_matplotlib()
-    if not has_rows:
-        raise InvalidConfig(
-            "explain: there are no rows to explain; pass input_example= or reference_data="
-        )
+def _log_fallback(
+    model: TrainedModel,
+    input_example: ModelData,
+    error: ModelError,
+    flavor: str,
+    options: WrapOptions,
+    mlflow_options: LogOptions,
+) -> ModelInfo:
+    """Log the model with its MLflow flavor, because its conversion failed."""
+    example = without_times(input_example, options.event_time)
+    reference = without_times(as_pandas(options.reference_data), options.event_time)
+    other_data = [as_pandas(options.parity_data), reference]
+    info = log_as_pyfunc(model, error, flavor, example, other_data, mlflow_options)
+    _log_dataset(info.run_id, example if reference is None else reference)
+    return info
 
 
 def _sign_and_report(
-    info: ModelInfo,
-    registered_name: str | None,
-    signer: Signer | None,
-    outcome: str,
+    info: ModelInfo, registered_name: str | None, signer: Signer | None, outcome: str
 ) -> None:
     """Sign the registered version or logged model, and print the outcome."""
     logged = info.name
@@ -375,7 +372,21 @@ def _log_dataset(run_id: str | None, data: ModelData) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MLflow warns about integer columns.
             inputs = client.get_run(run_id).inputs.dataset_inputs
-            dataset = _new_dataset(batch, {entry.dataset.digest for entry in inputs})
+            # MLflow's own digest of the same rows is compared too, because MLflow may
+            # have logged them.
+            digests = {entry.dataset.digest for entry in inputs}
+            make = mlflow.data.from_pandas if batch.is_table else mlflow.data.from_numpy
+            digest = batch.digest()
+            if digest in digests or (digests and make(batch.unnamed).digest in digests):
+                dataset = None
+            else:
+                # Only the first rows: MLflow needs 15 s to infer the schema from 1
+                # million rows.
+                head = batch.take(slice(0, EXAMPLE_ROWS))
+                dataset = make(head.unnamed, name=OWN_DATASET, digest=digest)
+                entity = dataset._to_mlflow_entity().to_dictionary()
+                entity["profile"] = json.dumps({"num_rows": len(batch)})
+                dataset = Dataset.from_dictionary(entity)
         if dataset is not None:
             context = InputTag(MLFLOW_DATASET_CONTEXT, "training")
             client.log_inputs(run_id, [DatasetInput(dataset, [context])])
@@ -383,22 +394,6 @@ def _log_dataset(run_id: str | None, data: ModelData) -> None:
         _logger.warning(
             "the data of the model could not be logged as an input of its run: %s", one_line(error)
         )
-
-
-def _new_dataset(batch: Batch, digests: set[str]) -> Dataset | None:
-    """Return the dataset of a batch, or None if its digest or MLflow's digest of the
-    same rows is among `digests`.
-    """
-    make = mlflow.data.from_pandas if batch.is_table else mlflow.data.from_numpy
-    digest = batch.digest()
-    if digest in digests or (digests and make(batch.unnamed).digest in digests):
-        return None
-    # Only the first rows: MLflow needs 15 s to infer the schema from 1 million rows.
-    head = batch.take(slice(0, EXAMPLE_ROWS))
-    dataset = make(head.unnamed, name=OWN_DATASET, digest=digest)
-    entity = dataset._to_mlflow_entity().to_dictionary()
-    entity["profile"] = json.dumps({"num_rows": len(batch)})
-    return Dataset.from_dictionary(entity)
 
 
 def load_model(model_uri: str, device: Device = "cpu", intra_op_num_threads: int = 1) -> OnnxModel:

@@ -7,7 +7,7 @@ import json
 import platform
 import re
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import Distribution, distribution, distributions, version
 from pathlib import Path
@@ -33,7 +33,6 @@ from mlflow_deploy_plugin.core.column_names import EVENT_TIME
 from mlflow_deploy_plugin.core.mlmodel import FLAVOR, MLMODEL
 from mlflow_deploy_plugin.core.version import __version__
 from mlflow_deploy_plugin.serve.inference_log.tables import TIME, nested_lists
-from mlflow_deploy_plugin.serve.runtime.artifact import Input
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, sample_positions
 from mlflow_deploy_plugin.serve.runtime.log_columns import to_log_columns
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
@@ -131,12 +130,7 @@ def save_model(
         _save_example(model, wrapped.example, str(folder))
     _add_mlflow_flavors(model, code)
     (folder / PARITY_FILE).write_text(
-        json.dumps(
-            wrapped.report.as_dict(),
-            indent=2,
-            allow_nan=False,
-        )
-        + "\n",
+        json.dumps(wrapped.report.as_dict(), indent=2, allow_nan=False) + "\n"
     )
     (folder / LOCK_FILE).write_text(wrapped.lock)
     if wrapped.reference is not None:
@@ -147,11 +141,15 @@ def save_model(
     if conda_env is None:
         defaults = None
         if pip_requirements is None:
-            defaults = _server_requirements(wrapped.converted)
+            # MLflow would infer the requirements in a second process, and with the
+            # training framework, which serving does not need.
+            onnxruntime = f"onnxruntime=={import_onnxruntime().__version__}"
+            defaults = [own_requirement("[cpu]"), onnxruntime]
+            if wrapped.converted.tokenizer is not None:
+                tokenizers = f"tokenizers=={version('tokenizers')}"
+                defaults = [own_requirement("[cpu,text]"), onnxruntime, tokenizers]
         processed = environment._process_pip_requirements(
-            defaults,
-            pip_requirements,
-            extra_pip_requirements,
+            defaults, pip_requirements, extra_pip_requirements
         )
     else:
         processed = environment._process_conda_env(conda_env)
@@ -187,69 +185,44 @@ def _proofs(wrapped: WrappedModel) -> dict[str, object]:
         "provenance": dict(wrapped.provenance),
     }
     if wrapped.reference is not None:
+        event_times = {}
+        if EVENT_TIME in wrapped.reference.column_names:
+            ends = pc.min_max(wrapped.reference[EVENT_TIME])
+            times = {"begin": ends["min"].as_py(), "end": ends["max"].as_py()}
+            event_times = {
+                name: time.isoformat() for name, time in times.items() if time is not None
+            }
         proofs["reference"] = {
             "data": REFERENCE_FILE,
             "rows": wrapped.reference.num_rows,
-            **_event_times(wrapped.reference),
+            **event_times,
         }
     boundary_values = wrapped.converted.boundary_values
     refused = refusals_of(wrapped.report, boundary_values)
     if refused:
         proofs["refused"] = refused
-    categories = _form_categories(boundary_values.categories)
+    # A user selects from these categories in a form.
+    categories = {}
+    for name, values in boundary_values.categories.items():
+        texts = [str(value) for value in values if isinstance(value, str)]
+        if 0 < len(texts) <= _MOST_LISTED:
+            categories[name] = texts
     if categories:
         proofs["categories"] = categories
     return proofs
 
 
-def _form_categories(learned: Mapping[str, Iterable[object]]) -> dict[str, list[str]]:
-    """Return the categories of each column from which a user can select in a form."""
-    categories = {}
-    for name, values in learned.items():
-        texts = [str(value) for value in values if isinstance(value, str)]
-        if 0 < len(texts) <= _MOST_LISTED:
-            categories[name] = texts
-    return categories
-
-
-def _server_requirements(converted: ConvertedModel) -> list[str]:
-    """Return the requirements of a server of the model. MLflow would infer them in a
-    second process, and with the training framework, which serving does not need.
-    """
-    onnxruntime = f"onnxruntime=={import_onnxruntime().__version__}"
-    if converted.tokenizer is None:
-        return [own_requirement("[cpu]"), onnxruntime]
-    return [own_requirement("[cpu,text]"), onnxruntime, f"tokenizers=={version('tokenizers')}"]
-
-
 def _write_environment(
-    folder: Path,
-    conda: Mapping[str, object],
-    requirements: list[str],
-    constraints: list[str],
+    folder: Path, conda: Mapping[str, object], requirements: list[str], constraints: list[str]
 ) -> None:
     """Write the files from which MLflow creates an environment for the model."""
     (folder / environment._CONDA_ENV_FILE_NAME).write_text(
-        yaml.safe_dump(conda, default_flow_style=False),
+        yaml.safe_dump(conda, default_flow_style=False)
     )
     if constraints:
         (folder / environment._CONSTRAINTS_FILE_NAME).write_text("\n".join(constraints))
     (folder / environment._REQUIREMENTS_FILE_NAME).write_text("\n".join(requirements))
     environment._PythonEnv.current().to_yaml(str(folder / environment._PYTHON_ENV_FILE_NAME))
-
-
-def _event_times(reference: pa.Table) -> dict[str, str]:
-    """Return the first and the last event time of the reference in ISO 8601; empty
-    without event times.
-    """
-    if EVENT_TIME not in reference.column_names:
-        return {}
-    ends = pc.min_max(reference[EVENT_TIME])
-    times = {
-        "begin": ends["min"].as_py(),
-        "end": ends["max"].as_py(),
-    }
-    return {name: time.isoformat() for name, time in times.items() if time is not None}
 
 
 def own_requirement(extras: str = "", files: Distribution | None = None) -> str:
@@ -299,6 +272,18 @@ def write_mlmodel(
     if converted.tokenizer is not None:
         spec = converted.tokenizer
         sections["tokenizer"] = asdict(spec) | {"file": spec.file.name}
+    inputs = []
+    for entry in converted.inputs:
+        described: dict[str, object] = {
+            "name": entry.name,
+            "dtype": entry.dtype,
+            "shape": list(entry.shape),
+        }
+        if entry.columns:
+            described["columns"] = list(entry.columns)
+        if entry.missing is not None:
+            described["missing"] = entry.missing
+        inputs.append(described)
     model.add_flavor(
         FLAVOR,
         data=ONNX_FILE,
@@ -306,7 +291,7 @@ def write_mlmodel(
         onnxserve_version=__version__,
         framework=converted.framework,
         framework_version=converted.framework_version,
-        inputs=[_input_entry(entry) for entry in converted.inputs],
+        inputs=inputs,
         outputs=[asdict(output) | {"shape": list(output.shape)} for output in converted.outputs],
         prediction=list(converted.prediction),
         classes=list(converted.classes),
@@ -315,20 +300,6 @@ def write_mlmodel(
         **proofs,
     )
     model.save(str(folder / MLMODEL))
-
-
-def _input_entry(entry: Input) -> dict[str, object]:
-    """Return the input for the MLmodel file, without empty fields."""
-    described: dict[str, object] = {
-        "name": entry.name,
-        "dtype": entry.dtype,
-        "shape": list(entry.shape),
-    }
-    if entry.columns:
-        described["columns"] = list(entry.columns)
-    if entry.missing is not None:
-        described["missing"] = entry.missing
-    return described
 
 
 def environment_lock() -> str:
@@ -353,7 +324,13 @@ def provenance_section(batch: Batch | None, lock: str) -> dict[str, object]:
     dataset = {}
     if batch is not None:
         dataset = {"dataset_digest": batch.digest(), "dataset_name": OWN_DATASET}
-    dataset |= _dataset_of_run()
+    # The last dataset that the user logged to the run has priority.
+    run = mlflow.active_run()
+    if run is not None:
+        inputs = mlflow.get_run(run.info.run_id).inputs.dataset_inputs
+        datasets = [entry.dataset for entry in inputs if entry.dataset.name != OWN_DATASET]
+        if datasets:
+            dataset |= {"dataset_digest": datasets[-1].digest, "dataset_name": datasets[-1].name}
     commit = _git("rev-parse", "HEAD")
     is_dirty = None
     if commit:
@@ -369,29 +346,11 @@ def provenance_section(batch: Batch | None, lock: str) -> dict[str, object]:
     return {name: value for name, value in section.items() if value not in (None, "")}
 
 
-def _dataset_of_run() -> dict[str, str]:
-    """Return the digest and name of the last dataset that the user logged to the active
-    run; empty if there is none.
-    """
-    run = mlflow.active_run()
-    if run is None:
-        return {}
-    inputs = mlflow.get_run(run.info.run_id).inputs.dataset_inputs
-    datasets = [entry.dataset for entry in inputs if entry.dataset.name != OWN_DATASET]
-    if not datasets:
-        return {}
-    return {"dataset_digest": datasets[-1].digest, "dataset_name": datasets[-1].name}
-
-
 def _git(*arguments: str) -> str | None:
     """Return the output of git, or None if git fails or is not installed."""
     try:
         done = subprocess.run(
-            ["git", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
+            ["git", *arguments], capture_output=True, text=True, timeout=10, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

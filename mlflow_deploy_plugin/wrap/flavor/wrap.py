@@ -41,7 +41,6 @@ from mlflow_deploy_plugin.wrap.convert.conversion_errors import explain_failure
 from mlflow_deploy_plugin.wrap.convert.converted import (
     ConvertedModel,
     DynamicAxes,
-    OriginalModel,
     TrainedModel,
     call_original,
 )
@@ -72,41 +71,44 @@ EventTimes: TypeAlias = str | Sequence[object] | Array | pd.Series | pd.Datetime
 _HEAD = slice(0, 3)
 
 
-def wrap(
-    model: TrainedModel,
-    input_example: ModelData = None,
-    *,
-    signature: ModelSignature | None = None,
-    predict_fn: PredictFunction = "predict",
-    parity: ParityPolicy = "require",
-    parity_data: ModelData = None,
-    reference_data: ModelData = None,
-    event_time: EventTimes = None,
-    drop: Collection[str] = (),
-    progress: ProgressCallback = _logger.debug,
-) -> WrappedModel:
-    """Convert `model`, check the result, and sample the reference. Arguments and errors
-    are those of `save_model`. `drop` has columns that the model does not read.
-    `progress` receives a line before each long step.
+@dataclass(frozen=True, eq=False)
+class WrapOptions:
+    """The options with which a model is wrapped. They are described in `log_model`.
+
+    Attributes:
+        drop: columns that the model does not read.
+        progress: a function that receives a line before each long step.
     """
+
+    signature: ModelSignature | None = None
+    predict_fn: PredictFunction = "predict"
+    parity: ParityPolicy = "require"
+    parity_data: ModelData = None
+    reference_data: ModelData = None
+    event_time: EventTimes = None
+    drop: Collection[str] = ()
+    progress: ProgressCallback = _logger.debug
+
+
+_DEFAULTS = WrapOptions()
+
+
+def wrap(
+    model: TrainedModel, input_example: ModelData = None, options: WrapOptions = _DEFAULTS
+) -> WrappedModel:
+    """Convert `model`, check the result, and sample the reference. The errors are those
+    of `save_model`.
+    """
+    predict_fn = options.predict_fn
     check_choice("pyfunc_predict_fn", predict_fn, PredictFunction)
-    check_choice("parity", parity, ParityPolicy)
+    check_choice("parity", options.parity, ParityPolicy)
     try:
         converter = converter_for(model)
-        rows = _read_rows(
-            converter,
-            model,
-            input_example,
-            signature,
-            parity_data,
-            reference_data,
-            event_time,
-            drop,
-        )
+        rows = _read_rows(converter, model, input_example, options)
         with TemporaryDirectory(prefix="onnxserve-") as folder:
-            trials = _FormTrials(converter, model, rows, predict_fn, progress)
+            trials = _FormTrials(converter, model, rows, predict_fn, options.progress)
             form = trials.select(Path(folder))
-            _check_report(form, rows.example, parity)
+            _check_report(form, rows.example, options.parity)
             reference = rows.sample(form.runnable)
             explained = with_additive_files(form.converted, form.runnable, rows.sampled)
         lock = saved_model.environment_lock()
@@ -216,7 +218,14 @@ def _check_report(form: "OnnxForm", example: Batch | None, parity: ParityPolicy)
     report = form.report
     original = form.converted.original
     if report.beyond_tolerance and original is not None and example is not None:
-        _check_repeatable(original, example)
+        # Two calls with the same rows must be equal.
+        rows = example.take(_HEAD).data
+        first = original(rows)
+        again = original(rows)
+        if not all(compare(first[name], again[name]).is_same for name in first):
+            raise ConversionError(
+                "the model's predictions are random: two calls with the same rows differ"
+            )
     if report.state == "warned":
         error = parity_error(report)
         if form.converted.cause:
@@ -230,50 +239,27 @@ def _check_report(form: "OnnxForm", example: Batch | None, parity: ParityPolicy)
         _logger.info("%s", report.repair)
 
 
-def _check_repeatable(original: OriginalModel, example: Batch) -> None:
-    """Raise ConversionError if two calls of the original with the same rows differ."""
-    rows = example.take(_HEAD).data
-    first = original(rows)
-    again = original(rows)
-    if not all(compare(first[name], again[name]).is_same for name in first):
-        raise ConversionError(
-            "the model's predictions are random: two calls with the same rows differ"
-        )
-
-
 def _read_rows(
     converter: FrameworkConverter,
     model: TrainedModel,
     input_example: ModelData,
-    signature: ModelSignature | None,
-    parity_data: ModelData,
-    reference_data: ModelData,
-    event_time: EventTimes,
-    drop: Collection[str],
+    options: WrapOptions,
 ) -> _Rows:
     """Read the rows with the converter. Raises InvalidConfig or ConversionError for
     invalid rows.
-
-    Args:
-        converter: the converter of the model.
-        model: the trained model.
-        input_example: the user's example, or None.
-        signature: the user's signature, or None.
-        parity_data: additional rows for the proof, or None.
-        reference_data: the reference data, or None.
-        event_time: the times of the reference data or, without it, of the example.
-        drop: columns that the model does not read.
     """
+    signature = options.signature
+    event_time = options.event_time
     example_data = as_pandas(input_example)
-    parity_rows = as_pandas(parity_data)
-    reference_rows = as_pandas(reference_data)
+    parity_rows = as_pandas(options.parity_data)
+    reference_rows = as_pandas(options.reference_data)
     if reference_rows is None:
         times, example_data = _split_event_times(event_time, example_data)
     else:
         times, reference_rows = _split_event_times(event_time, reference_rows)
         example_data = without_times(example_data, event_time)
 
-    unread = set(drop)
+    unread = set(options.drop)
     if isinstance(event_time, str):
         unread.add(event_time)
     if isinstance(example_data, pd.DataFrame) and hasattr(converter, "unread_columns"):
@@ -337,22 +323,8 @@ def _split_event_times(event_time: EventTimes, data: ModelData) -> tuple[Array |
         if not isinstance(data, pd.DataFrame) or event_time not in data.columns:
             raise InvalidConfig(f"event_time: the reference data has no column {event_time!r}")
         values = data[event_time]
-    times = _utc_times(values)
-    if len(times) != len(data):
-        raise InvalidConfig(
-            f"event_time has {len(times)} values, but the reference data has {len(data)} rows"
-        )
-    if times.isna().any():
-        raise InvalidConfig("event_time has missing values; each row of the reference needs a time")
-    return times.dt.tz_localize(None).to_numpy(), without_times(data, event_time)
-
-
-def _utc_times(event_time: EventTimes) -> pd.Series:
-    """Return one time per row. Raises InvalidConfig for numbers and for values that are
-    not times.
-    """
     try:
-        series = event_time
+        series = values
         if not isinstance(series, pd.Series):
             series = pd.Series(np.asarray(series))
         if is_numeric_dtype(series.dtype) and len(series):
@@ -360,9 +332,16 @@ def _utc_times(event_time: EventTimes) -> pd.Series:
                 f"event_time: {series.iloc[0]} is a number; convert it with pandas.to_datetime(…, "
                 "unit='s')"
             )
-        return pd.to_datetime(series, utc=True)
+        times = pd.to_datetime(series, utc=True)
     except (TypeError, ValueError) as error:
         raise InvalidConfig(f"event_time: {error}") from None
+    if len(times) != len(data):
+        raise InvalidConfig(
+            f"event_time has {len(times)} values, but the reference data has {len(data)} rows"
+        )
+    if times.isna().any():
+        raise InvalidConfig("event_time has missing values; each row of the reference needs a time")
+    return times.dt.tz_localize(None).to_numpy(), without_times(data, event_time)
 
 
 def check_choice(name: str, value: object, choices: object) -> None:
@@ -457,32 +436,27 @@ class _FormTrials:
         """Save the form to the draft folder, load it, and compare it with the original
         if there is an original.
         """
-        signature = self._signature(converted)
-        saved_model.write_mlmodel(draft, Model(signature=signature), converted, self.predict_fn, {})
-        runnable = OnnxModel.load(draft, intra_op_num_threads=available_cores())
-        return OnnxForm(converted, runnable, signature, self._prove(runnable, converted))
-
-    def _signature(self, converted: ConvertedModel) -> ModelSignature:
-        """Return the user's signature, completed by the example's inputs and the
-        original's outputs or, without both, by those of the graph.
-        """
         example = self.rows.example
         signature = self.rows.signature
         if example is None or converted.original is None:
             batch = example if example is not None else Batch.declared(converted.inputs)
-            return signature or batch.graph_signature(converted.inputs, converted.outputs)
-        answers = call_original(converted.original, example.take(_HEAD).data)
-        prediction: Array | dict[str, Array] = {
-            name: answers[name] for name in converted.prediction
-        }
-        if len(converted.prediction) == 1:
-            prediction = answers[converted.prediction[0]]
-        inferred = example.signature(prediction, converted.inputs, converted.outputs)
-        check_outputs(signature, inferred)
-        declared = signature or inferred
-        return ModelSignature(
-            declared.inputs, declared.outputs or inferred.outputs, declared.params
-        )
+            signature = signature or batch.graph_signature(converted.inputs, converted.outputs)
+        else:
+            answers = call_original(converted.original, example.take(_HEAD).data)
+            prediction: Array | dict[str, Array] = {
+                name: answers[name] for name in converted.prediction
+            }
+            if len(converted.prediction) == 1:
+                prediction = answers[converted.prediction[0]]
+            inferred = example.signature(prediction, converted.inputs, converted.outputs)
+            check_outputs(signature, inferred)
+            declared = signature or inferred
+            signature = ModelSignature(
+                declared.inputs, declared.outputs or inferred.outputs, declared.params
+            )
+        saved_model.write_mlmodel(draft, Model(signature=signature), converted, self.predict_fn, {})
+        runnable = OnnxModel.load(draft, intra_op_num_threads=available_cores())
+        return OnnxForm(converted, runnable, signature, self._prove(runnable, converted))
 
     def _prove(self, runnable: OnnxModel, converted: ConvertedModel) -> ParityReport:
         """Return the comparison with the original. The original's predictions for a

@@ -29,34 +29,14 @@ from tests.support.refusals import mentions
 @pytest.mark.parametrize(
     ("values", "found", "column_type"),
     [
-        (
-            pd.Series([1, 2], dtype="int32"),
-            [1, 2],
-            "integer",
-        ),
+        (pd.Series([1, 2], dtype="int32"), [1, 2], "integer"),
         (pd.Series([1, 2]), [1, 2], "long"),
-        (
-            pd.Series([1, None], dtype="Int64"),
-            [1.0, None],
-            "double",
-        ),
-        (
-            pd.Series([1.5, 2.5], dtype="float32"),
-            [1.5, 2.5],
-            "float",
-        ),
+        (pd.Series([1, None], dtype="Int64"), [1.0, None], "double"),
+        (pd.Series([1.5, 2.5], dtype="float32"), [1.5, 2.5], "float"),
         (pd.Series([True, False]), [True, False], "boolean"),
         (pd.Series(["x", None]), ["x", None], "string"),
-        (
-            pd.Series(["x", "y"], dtype="category"),
-            ["x", "y"],
-            "string",
-        ),
-        (
-            pd.Series([True, None], dtype=object),
-            [True, None],
-            "boolean",
-        ),
+        (pd.Series(["x", "y"], dtype="category"), ["x", "y"], "string"),
+        (pd.Series([True, None], dtype=object), [True, None], "boolean"),
     ],
 )
 def test_a_column_has_one_of_mlflows_types(values: Any, found: list[Any], column_type: str) -> None:
@@ -78,17 +58,10 @@ def test_the_error_of_an_object_column_names_the_type_of_its_values() -> None:
         columns_of(pd.DataFrame({"when": [None, date(2026, 1, 1)]}))
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    [object, pd.ArrowDtype(pa.decimal128(5, 2))],
-    ids=str,
-)
+@pytest.mark.parametrize("dtype", [object, pd.ArrowDtype(pa.decimal128(5, 2))], ids=str)
 def test_decimals_of_a_database_are_numbers(dtype: Any) -> None:
     table = pd.DataFrame(
-        {
-            "price": pd.Series([Decimal("1.5"), None], dtype=dtype),
-            "city": ["a", None],
-        },
+        {"price": pd.Series([Decimal("1.5"), None], dtype=dtype), "city": ["a", None]}
     )
 
     read = as_pandas(table)
@@ -97,10 +70,7 @@ def test_decimals_of_a_database_are_numbers(dtype: Any) -> None:
     np.testing.assert_array_equal(read["price"], [1.5, np.nan])
 
 
-@pytest.mark.parametrize(
-    "data",
-    [pd.DataFrame({"a": range(5)}), {"a": np.arange(5)}],
-)
+@pytest.mark.parametrize("data", [pd.DataFrame({"a": range(5)}), {"a": np.arange(5)}])
 def test_chunks_of_a_batch_are_the_batch_again(data: ModelInput) -> None:
     parts = list(Batch(data).chunks(2))
     assert [len(part) for part in parts] == [2, 2, 1]
@@ -108,64 +78,30 @@ def test_chunks_of_a_batch_are_the_batch_again(data: ModelInput) -> None:
     assert np.asarray(Batch(data).take([3, 1]).data["a"]).tolist() == [3, 1]
 
 
-MATRIX = np.array(
-    [
-        [0.1, np.nan, 3.0],
-        [1e-40, -np.inf, 5.0],
-    ]
-)
+MATRIX = np.array([[0.1, np.nan, 3.0], [1e-40, -np.inf, 5.0]])
 FRAMES = {
     "rows": pd.DataFrame(MATRIX, columns=["a", "b", "c"]),
     "columns": pd.DataFrame({name: MATRIX[:, place].copy() for place, name in enumerate("abc")}),
-    "one row": pd.DataFrame(
-        MATRIX[:1],
-        columns=["a", "b", "c"],
-    ),
-    "32 bits": pd.DataFrame(
-        MATRIX.astype(np.float32),
-        columns=["a", "b", "c"],
-    ),
-    "whole numbers": pd.DataFrame(
-        [[2**53 + 1, 2, 3]],
-        columns=["a", "b", "c"],
-    ),
-    "two types": pd.DataFrame(
-        {
-            "a": [0.1],
-            "b": [2**53 + 1],
-            "c": [3.0],
-        }
-    ),
+    "one row": pd.DataFrame(MATRIX[:1], columns=["a", "b", "c"]),
+    "32 bits": pd.DataFrame(MATRIX.astype(np.float32), columns=["a", "b", "c"]),
+    "whole numbers": pd.DataFrame([[2**53 + 1, 2, 3]], columns=["a", "b", "c"]),
+    "two types": pd.DataFrame({"a": [0.1], "b": [2**53 + 1], "c": [3.0]}),
     "another order": pd.DataFrame(MATRIX, columns=["c", "a", "b"]),
     "one column more": pd.DataFrame(
-        np.hstack([MATRIX, MATRIX[:, :1]]),
-        columns=["a", "b", "c", "d"],
+        np.hstack([MATRIX, MATRIX[:, :1]]), columns=["a", "b", "c", "d"]
     ),
-    "missing numbers of pandas": pd.DataFrame(
-        MATRIX,
-        columns=["a", "b", "c"],
-    ).convert_dtypes(),
+    "missing numbers of pandas": pd.DataFrame(MATRIX, columns=["a", "b", "c"]).convert_dtypes(),
 }
 
 
 @pytest.mark.parametrize("column_type", ["double", "float"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(
-    "frame",
-    FRAMES.values(),
-    ids=FRAMES.keys(),
-)
+@pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES.keys())
 def test_a_frame_is_read_as_its_columns_one_by_one(
-    frame: pd.DataFrame,
-    dtype: str,
-    column_type: ColumnType,
+    frame: pd.DataFrame, dtype: str, column_type: ColumnType
 ) -> None:
     columns = tuple(Column(name, column_type) for name in "abc")
-    schema = compile_schema(
-        columns,
-        (),
-        (Input("X", dtype, (-1, 3), ("a", "b", "c")),),
-    )
+    schema = compile_schema(columns, (), (Input("X", dtype, (-1, 3), ("a", "b", "c")),))
 
     feeds = Batch(frame).feeds(schema)
 
@@ -180,34 +116,19 @@ def test_a_frame_is_read_as_its_columns_one_by_one(
 @pytest.mark.parametrize(
     ("frame", "message"),
     [
-        (
-            pd.DataFrame(MATRIX[:0], columns=["a", "b", "c"]),
-            "no rows",
-        ),
-        (
-            pd.DataFrame([[1.0, 1e300, 1.0]], columns=["a", "b", "c"]),
-            "column 'b'",
-        ),
+        (pd.DataFrame(MATRIX[:0], columns=["a", "b", "c"]), "no rows"),
+        (pd.DataFrame([[1.0, 1e300, 1.0]], columns=["a", "b", "c"]), "column 'b'"),
     ],
 )
 def test_a_frame_that_does_not_fit_is_refused(frame: pd.DataFrame, message: str) -> None:
     columns = tuple(Column(name, "double") for name in "abc")
-    schema = compile_schema(
-        columns,
-        (),
-        (Input("X", "float32", (-1, 3), ("a", "b", "c")),),
-    )
+    schema = compile_schema(columns, (), (Input("X", "float32", (-1, 3), ("a", "b", "c")),))
     with pytest.raises(SchemaMismatch, match=message):
         Batch(frame).feeds(schema)
 
 
 def test_digest_follows_the_values() -> None:
-    table = pd.DataFrame(
-        {
-            "a": [1.0, 2.0],
-            "city": ["rome", None],
-        }
-    )
+    table = pd.DataFrame({"a": [1.0, 2.0], "city": ["rome", None]})
 
     assert Batch(table).digest() == Batch(table.copy()).digest()
     assert Batch(table).digest() != Batch(table.assign(a=[1.0, 3.0])).digest()
@@ -215,17 +136,12 @@ def test_digest_follows_the_values() -> None:
 
 
 def test_given_signature_decides_order_and_types(
-    model: Pipeline,
-    table: pd.DataFrame,
-    tmp_path: Path,
+    model: Pipeline, table: pd.DataFrame, tmp_path: Path
 ) -> None:
     signature = infer_signature(table.astype(np.float32), model.predict(table))
 
     onnxserve.save_model(
-        model,
-        tmp_path / "model",
-        input_example=table[["c", "b", "a"]],
-        signature=signature,
+        model, tmp_path / "model", input_example=table[["c", "b", "a"]], signature=signature
     )
 
     loaded = onnxserve.load_model(str(tmp_path / "model"))
@@ -237,9 +153,7 @@ def test_given_signature_decides_order_and_types(
 
 
 def test_the_signature_that_mlflow_infers_from_an_array_is_taken(
-    model: Pipeline,
-    table: pd.DataFrame,
-    tmp_path: Path,
+    model: Pipeline, table: pd.DataFrame, tmp_path: Path
 ) -> None:
     rows = table.to_numpy()
     model.fit(rows, model.predict(table))
@@ -255,10 +169,7 @@ def test_the_signature_that_mlflow_infers_from_an_array_is_taken(
 
 @pytest.mark.parametrize("name", ["prediction", "output.label", "_row"])
 def test_a_column_whose_name_the_log_needs_is_refused(
-    name: str,
-    model: Pipeline,
-    table: pd.DataFrame,
-    tmp_path: Path,
+    name: str, model: Pipeline, table: pd.DataFrame, tmp_path: Path
 ) -> None:
     example = table.rename(columns={table.columns[0]: name})
     with pytest.raises(ConversionError, match=f"name '{name}' is"):
@@ -267,10 +178,7 @@ def test_a_column_whose_name_the_log_needs_is_refused(
 
 @pytest.mark.parametrize("value", [np.nan, None])
 def test_an_example_without_any_value_is_refused(
-    value: Any,
-    model: Pipeline,
-    table: pd.DataFrame,
-    tmp_path: Path,
+    value: Any, model: Pipeline, table: pd.DataFrame, tmp_path: Path
 ) -> None:
     example = pd.DataFrame(value, index=range(3), columns=table.columns)
     with pytest.raises(InvalidConfig, match="input_example contains only missing values"):
@@ -281,20 +189,11 @@ def _columns(**types: str) -> ModelSignature:
     return ModelSignature(Schema([ColSpec(kind, name) for name, kind in types.items()]))
 
 
-def _tensor(
-    dtype: str,
-    *shape: int,
-    name: str | None = None,
-) -> ModelSignature:
+def _tensor(dtype: str, *shape: int, name: str | None = None) -> ModelSignature:
     return ModelSignature(Schema([TensorSpec(np.dtype(dtype), shape, name)]))
 
 
-TABLE = pd.DataFrame(
-    {
-        "a": [0.5, 1.5],
-        "b": ["x", "y"],
-    }
-)
+TABLE = pd.DataFrame({"a": [0.5, 1.5], "b": ["x", "y"]})
 TENSOR = {"": np.ones((4, 3), np.float32)}
 
 
@@ -346,9 +245,7 @@ TENSOR = {"": np.ones((4, 3), np.float32)}
     ],
 )
 def test_a_signature_that_contradicts_the_example_is_refused_in_one_line(
-    data: ModelInput,
-    signature: ModelSignature,
-    message: str,
+    data: ModelInput, signature: ModelSignature, message: str
 ) -> None:
     with pytest.raises(InvalidConfig) as caught:
         Batch(data).cast_to_signature(signature)
@@ -357,12 +254,7 @@ def test_a_signature_that_contradicts_the_example_is_refused_in_one_line(
 
 
 def test_a_signature_may_be_wider_than_the_example() -> None:
-    rows = pd.DataFrame(
-        {
-            "a": [1, 2],
-            "b": ["x", "y"],
-        }
-    )
+    rows = pd.DataFrame({"a": [1, 2], "b": ["x", "y"]})
     assert (
         Batch(rows).cast_to_signature(_columns(a="double", b="string")).data["a"].dtype
         == np.float64
@@ -371,9 +263,7 @@ def test_a_signature_may_be_wider_than_the_example() -> None:
 
 
 def test_a_signature_whose_outputs_the_model_contradicts_is_refused(
-    model: Pipeline,
-    table: pd.DataFrame,
-    tmp_path: Path,
+    model: Pipeline, table: pd.DataFrame, tmp_path: Path
 ) -> None:
     numbers = infer_signature(table, pd.DataFrame({"delay": [0.5]}))
     with pytest.raises(InvalidConfig) as caught:

@@ -15,74 +15,28 @@ from mlflow_deploy_plugin.wrap.convert.comparison import (
 )
 
 CASES = {
-    "equal labels": (
-        "label",
-        ["a", "b"],
-        ["a", "b"],
-        [0, 0],
-    ),
-    "another label": (
-        "label",
-        ["a", "b"],
-        ["a", "c"],
-        [0, np.inf],
-    ),
-    "several labels a row": (
-        "label",
-        [[1, 0], [1, 1]],
-        [[1, 0], [1, 0]],
-        [0, np.inf],
-    ),
-    "labels that are floats": (
-        "label",
-        [1.0, 2.0],
-        [1.0, 2.00001],
-        [0, np.inf],
-    ),
-    "probabilities within": (
-        "probabilities",
-        [[0.5, 0.5]],
-        [[0.50005, 0.49995]],
-        [0.5],
-    ),
-    "probabilities beyond": (
-        "probabilities",
-        [[0.5, 0.5]],
-        [[0.5003, 0.4997]],
-        [3],
-    ),
+    "equal labels": ("label", ["a", "b"], ["a", "b"], [0, 0]),
+    "another label": ("label", ["a", "b"], ["a", "c"], [0, np.inf]),
+    "several labels a row": ("label", [[1, 0], [1, 1]], [[1, 0], [1, 0]], [0, np.inf]),
+    "labels that are floats": ("label", [1.0, 2.0], [1.0, 2.00001], [0, np.inf]),
+    "probabilities within": ("probabilities", [[0.5, 0.5]], [[0.50005, 0.49995]], [0.5]),
+    "probabilities beyond": ("probabilities", [[0.5, 0.5]], [[0.5003, 0.4997]], [3]),
     "values by their size": ("values", [1000.0], [1000.05], [0.5]),
-    "values that are integers": (
-        "values",
-        [1000, 1000],
-        [1000, 1001],
-        [0, 10],
-    ),
+    "values that are integers": ("values", [1000, 1000], [1000, 1001], [0, 10]),
     "16-bit floats": (
         "values",
         np.array([1000.0], np.float16),
         np.array([1005.0], np.float16),
         [0.5],
     ),
-    "one wrong value among many": (
-        "values",
-        [[1.0, 1000.0]],
-        [[1.0, 1001.0]],
-        [10],
-    ),
+    "one wrong value among many": ("values", [[1.0, 1000.0]], [[1.0, 1001.0]], [10]),
 }
 
 
-@pytest.mark.parametrize(
-    ("role", "want", "got", "excess"),
-    CASES.values(),
-    ids=CASES.keys(),
-)
+@pytest.mark.parametrize(("role", "want", "got", "excess"), CASES.values(), ids=CASES.keys())
 def test_error_is_measured_in_tolerances(role: Any, want: Any, got: Any, excess: Any) -> None:
     agreement = compare(
-        np.array(want),
-        np.array(got),
-        parity_tolerance(role, np.array(want), spread=0.0),
+        np.array(want), np.array(got), parity_tolerance(role, np.array(want), spread=0.0)
     )
 
     np.testing.assert_allclose(agreement.by_row().excess, excess, rtol=1e-6)
@@ -91,11 +45,7 @@ def test_error_is_measured_in_tolerances(role: Any, want: Any, got: Any, excess:
 def test_values_near_zero_are_measured_on_the_spread() -> None:
     want = np.array([0.0])
 
-    agreement = compare(
-        want,
-        np.array([1e-3]),
-        parity_tolerance("values", want, spread=10.0),
-    )
+    agreement = compare(want, np.array([1e-3]), parity_tolerance("values", want, spread=10.0))
 
     assert agreement.excess[0] == pytest.approx(1.0)
 
@@ -117,20 +67,9 @@ def test_relative_errors_are_shares_of_the_original() -> None:
 
 def test_margin_is_the_lead_of_the_best_label() -> None:
     np.testing.assert_allclose(
-        top_margins(
-            np.array(
-                [
-                    [0.2, 0.5, 0.3],
-                    [0.4, 0.4, 0.2],
-                ]
-            )
-        ),
-        [0.2, 0.0],
+        top_margins(np.array([[0.2, 0.5, 0.3], [0.4, 0.4, 0.2]])), [0.2, 0.0]
     )
-    np.testing.assert_allclose(
-        top_margins(np.array([-0.3, 0.1])),
-        [0.3, 0.1],
-    )
+    np.testing.assert_allclose(top_margins(np.array([-0.3, 0.1])), [0.3, 0.1])
 
 
 def test_spread_is_that_of_each_value_of_a_row() -> None:
@@ -138,12 +77,7 @@ def test_spread_is_that_of_each_value_of_a_row() -> None:
 
     by_value = answer_spread(answers)
 
-    assert by_value[:2] == pytest.approx(
-        [
-            np.std(answers[:, 0]),
-            np.std(answers[:, 1]),
-        ]
-    )
+    assert by_value[:2] == pytest.approx([np.std(answers[:, 0]), np.std(answers[:, 1])])
     # This is the resolution of 32-bit floats.
     assert by_value[2] == pytest.approx(np.std(answers) / 1000)
 
@@ -155,13 +89,7 @@ def test_spread_of_few_rows_is_that_of_all_their_values() -> None:
 
 
 def test_a_row_on_an_edge_is_unstable_and_a_row_away_from_it_is_stable() -> None:
-    table = pd.DataFrame(
-        {
-            "a": [0.5, 0.6, 0.5],
-            "b": [1.0, 1.0, -1.0],
-            "text": ["x", "y", "z"],
-        }
-    )
+    table = pd.DataFrame({"a": [0.5, 0.6, 0.5], "b": [1.0, 1.0, -1.0], "text": ["x", "y", "z"]})
 
     def answers_otherwise(moved: Any, origin: Any) -> Any:
         return (moved.data.a > 0.5).to_numpy() != (table.a.to_numpy() > 0.5)[origin]
@@ -170,14 +98,7 @@ def test_a_row_on_an_edge_is_unstable_and_a_row_away_from_it_is_stable() -> None
 
 
 def test_matrix_is_moved_column_by_column() -> None:
-    matrix = {
-        "": np.array(
-            [
-                [0.5, 2.0],
-                [0.7, 2.0],
-            ]
-        )
-    }
+    matrix = {"": np.array([[0.5, 2.0], [0.7, 2.0]])}
 
     def answers_otherwise(moved: Any, origin: Any) -> Any:
         return (moved.data[""][:, 0] > 0.5) != (matrix[""][:, 0] > 0.5)[origin]
@@ -189,28 +110,17 @@ def test_rows_without_fractions_are_never_unstable() -> None:
     table = pd.DataFrame({"n": [1, 2]})
 
     assert changes_within_one_step(
-        Batch(table),
-        lambda moved, origin: np.ones(len(origin), bool),
-    ).tolist() == [
-        False,
-        False,
-    ]
+        Batch(table), lambda moved, origin: np.ones(len(origin), bool)
+    ).tolist() == [False, False]
 
 
 def test_column_of_nullable_floats_is_moved_too() -> None:
-    table = pd.DataFrame(
-        {
-            "a": pd.array(
-                [0.5, 0.6, None],
-                dtype="Float64",
-            )
-        }
-    )
+    table = pd.DataFrame({"a": pd.array([0.5, 0.6, None], dtype="Float64")})
 
     def answers_otherwise(moved: Any, origin: Any) -> Any:
         assert moved.data.a.dtype == "Float64"
         return (moved.data.a > 0.5).fillna(False).to_numpy(bool) != (table.a > 0.5).fillna(
-            False,
+            False
         ).to_numpy(bool)[origin]
 
     assert changes_within_one_step(Batch(table), answers_otherwise).tolist() == [True, False, False]
@@ -228,12 +138,7 @@ def test_small_integers_next_to_a_sentinel_are_not_moved() -> None:
 @pytest.mark.parametrize(
     ("dtype", "values", "down", "up"),
     [
-        (
-            "Int64",
-            [5, 5, 100_000_000],
-            [5, 5, 99_999_984],
-            [5, 5, 100_000_016],
-        ),
+        ("Int64", [5, 5, 100_000_000], [5, 5, 99_999_984], [5, 5, 100_000_016]),
         (
             "int64[pyarrow]",
             [5, 5, None, 100_000_000],
@@ -246,18 +151,8 @@ def test_small_integers_next_to_a_sentinel_are_not_moved() -> None:
             [5, 5, None, 2**63 - 1 - 2**41],
             [5, 5, None, 2**63 - 1],
         ),
-        (
-            "Int32",
-            [2**31 - 1, -(2**31)],
-            [2**31 - 513, -(2**31)],
-            [2**31 - 1, 512 - 2**31],
-        ),
-        (
-            "int32",
-            [2**31 - 1, -(2**31)],
-            [2**31 - 513, -(2**31)],
-            [2**31 - 1, 512 - 2**31],
-        ),
+        ("Int32", [2**31 - 1, -(2**31)], [2**31 - 513, -(2**31)], [2**31 - 1, 512 - 2**31]),
+        ("int32", [2**31 - 1, -(2**31)], [2**31 - 513, -(2**31)], [2**31 - 1, 512 - 2**31]),
         (
             "uint32",
             [0, 2**31, 2**32 - 1],
@@ -267,10 +162,7 @@ def test_small_integers_next_to_a_sentinel_are_not_moved() -> None:
     ],
 )
 def test_large_integers_are_moved_by_whole_steps_within_their_type(
-    dtype: str,
-    values: Any,
-    down: Any,
-    up: Any,
+    dtype: str, values: Any, down: Any, up: Any
 ) -> None:
     table = pd.DataFrame({"id": pd.Series(values, dtype=dtype)})
     tried: list[int | None] = []

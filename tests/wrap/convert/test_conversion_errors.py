@@ -33,10 +33,7 @@ from mlflow_deploy_plugin.wrap.flavor.save import save_model
 from tests.support.refusals import mentions
 
 RANDOM = np.random.default_rng(0)
-NUMBERS = pd.DataFrame(
-    RANDOM.normal(size=(60, 2)),
-    columns=["a", "b"],
-)
+NUMBERS = pd.DataFrame(RANDOM.normal(size=(60, 2)), columns=["a", "b"])
 MIXED = NUMBERS.assign(c=RANDOM.choice(["x", "y"], 60))
 TARGET = (NUMBERS.a > 0).astype(int)
 TEXTS = pd.Series(["hello world", "foo bar"] * 30, name="text")
@@ -142,9 +139,7 @@ CASES = {
     ),
     "texts beside numbers": (
         make_pipeline(
-            SimpleImputer(strategy="most_frequent"),
-            OrdinalEncoder(**UNSEEN),
-            LogisticRegression(),
+            SimpleImputer(strategy="most_frequent"), OrdinalEncoder(**UNSEEN), LogisticRegression()
         ),
         MIXED,
         "a step reads strings and numbers together",
@@ -165,21 +160,11 @@ CASES = {
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("model", "data", "words"),
-    CASES.values(),
-    ids=CASES,
-)
+@pytest.mark.parametrize(("model", "data", "words"), CASES.values(), ids=CASES)
 def test_the_step_and_its_option_are_named_and_the_way_that_is_left(
-    model: Any,
-    data: Any,
-    words: Any,
-    tmp_path: Path,
+    model: Any, data: Any, words: Any, tmp_path: Path
 ) -> None:
-    fitted = model.fit(
-        data,
-        TARGET if data is not TEXTS else [0, 1] * 30,
-    )
+    fitted = model.fit(data, TARGET if data is not TEXTS else [0, 1] * 30)
 
     with pytest.raises(ModelError) as refused:
         save_model(fitted, tmp_path / "model", input_example=data)
@@ -208,9 +193,7 @@ def test_a_failing_converter_is_explained_with_its_error() -> None:
     ],
 )
 def test_an_object_of_another_framework_has_a_way_too(
-    model: Any,
-    called: str,
-    tmp_path: Path,
+    model: Any, called: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ConversionError) as refused:
         save_model(model, tmp_path / "model", input_example=NUMBERS)

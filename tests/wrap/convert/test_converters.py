@@ -20,10 +20,7 @@ from tests.support.raising import Panic, raise_it
 from tests.support.random_rows import normal_rows
 
 PAGE = (Path(__file__).parents[3] / "docs" / "extend.md").read_text()
-ROWS = pd.DataFrame(
-    normal_rows(50, 3),
-    columns=["age", "unused", "income"],
-)
+ROWS = pd.DataFrame(normal_rows(50, 3), columns=["age", "unused", "income"])
 BROKEN = """
 def matches(model):
     return type(model).__name__ == "Unlucky"
@@ -45,9 +42,7 @@ def score_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]
     imported or fail.
     """
     model, converter = re.findall(
-        r"^`(score_\w+\.py)`:\n\n```python\n(.*?)```",
-        PAGE,
-        re.DOTALL | re.MULTILINE,
+        r"^`(score_\w+\.py)`:\n\n```python\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE
     )
     entry = re.findall(r"^score-card = \"(.*)\"$", PAGE, re.MULTILINE)[0]
     for name, code in (model, converter, ("unlucky.py", BROKEN)):
@@ -59,7 +54,7 @@ def score_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]
         "[onnxserve.converters]\n"
         "absent = no_such_module\n"
         f"score-card = {entry}\n"
-        "unlucky = unlucky\n",
+        "unlucky = unlucky\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     yield import_module("score_card").ScoreCard({"income": -0.5, "age": 2}, 3)
@@ -68,8 +63,7 @@ def score_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]
 
 
 def test_a_registered_converter_is_found_and_its_graph_is_proven(
-    score_card: Any,
-    caplog: pytest.LogCaptureFixture,
+    score_card: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.ERROR):
         wrapped = wrap(score_card, ROWS)
@@ -78,7 +72,7 @@ def test_a_registered_converter_is_found_and_its_graph_is_proven(
     assert wrapped.converted.framework == "score-card"
     assert [record.getMessage() for record in caplog.records] == [
         "the converter absent = no_such_module (score-cards 1.0) cannot be used: "
-        "ModuleNotFoundError: No module named 'no_such_module'",
+        "ModuleNotFoundError: No module named 'no_such_module'"
     ]
 
 
@@ -91,15 +85,13 @@ def test_a_converter_that_fails_is_named(score_card: Any) -> None:
 def test_a_converter_that_panics_leaves_the_model_without_an_onnx_form(score_card: Any) -> None:
     unlucky = type("Unlucky", (), {"panics": True})()
     with pytest.raises(
-        ConversionError,
-        match=r"Unlucky cannot be converted to ONNX: .*a regular expression failed",
+        ConversionError, match=r"Unlucky cannot be converted to ONNX: .*a regular expression failed"
     ):
         wrap(unlucky, ROWS)
 
 
 def test_an_original_that_panics_for_the_example_is_an_error(
-    score_card: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    score_card: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         type(score_card),
@@ -114,14 +106,9 @@ def test_an_original_that_panics_for_the_example_is_an_error(
 
 
 def test_a_converter_whose_graph_answers_otherwise_is_refused(
-    score_card: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    score_card: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        type(score_card),
-        "predict",
-        lambda self, rows: rows["age"].to_numpy(),
-    )
+    monkeypatch.setattr(type(score_card), "predict", lambda self, rows: rows["age"].to_numpy())
     with pytest.raises(Exception, match="does not match the original"):
         wrap(score_card, ROWS)
 

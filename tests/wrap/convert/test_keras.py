@@ -27,7 +27,7 @@ else:
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.wrap.convert.converters import load_file
 from mlflow_deploy_plugin.wrap.flavor.save import load_model, save_model
-from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+from mlflow_deploy_plugin.wrap.flavor.wrap import WrapOptions, wrap
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 layers = keras.layers
@@ -66,29 +66,16 @@ class NamedSubclassed(keras.Model):
         return self.head(left) + right
 
 
-def _sequential(
-    shape: tuple[int | None, ...],
-    *parts: Any,
-    dtype: str = "float32",
-) -> Any:
+def _sequential(shape: tuple[int | None, ...], *parts: Any, dtype: str = "float32") -> Any:
     return keras.Sequential([keras.Input(shape, dtype=dtype), *parts])
 
 
 def _two_inputs() -> Any:
     left = keras.Input((4,), name="left")
     right = keras.Input((3,), name="right")
-    both = layers.Concatenate()(
-        [
-            layers.Dense(5, activation="relu")(left),
-            right,
-        ]
-    )
+    both = layers.Concatenate()([layers.Dense(5, activation="relu")(left), right])
     return keras.Model(
-        [left, right],
-        [
-            layers.Dense(2, name="mean")(both),
-            layers.Dense(1, name="spread")(both),
-        ],
+        [left, right], [layers.Dense(2, name="mean")(both), layers.Dense(1, name="spread")(both)]
     )
 
 
@@ -110,37 +97,19 @@ def _masked() -> Any:
 
 CASES: dict[str, tuple[Callable[[], Any], Any]] = {
     "subclassed": (Subclassed, _floats(20, 4)),
-    "several subclassed": (
-        TwoSubclassed,
-        {"left": _floats(20, 4), "right": _floats(20, 2)},
-    ),
-    "several parameters": (
-        NamedSubclassed,
-        {"left": _floats(20, 4), "right": _floats(20, 2)},
-    ),
-    "functional": (
-        _two_inputs,
-        {"right": _floats(20, 3), "left": _floats(20, 4)},
-    ),
+    "several subclassed": (TwoSubclassed, {"left": _floats(20, 4), "right": _floats(20, 2)}),
+    "several parameters": (NamedSubclassed, {"left": _floats(20, 4), "right": _floats(20, 2)}),
+    "functional": (_two_inputs, {"right": _floats(20, 3), "left": _floats(20, 4)}),
     "normalised": (_normalised, _floats(20, 4).astype(np.float64)),
-    "masked tokens": (
-        _masked,
-        np.random.default_rng(0).integers(0, 20, (20, 6)),
-    ),
-    "table": (
-        _normalised,
-        pd.DataFrame(_floats(20, 4), columns=list("abcd")),
-    ),
+    "masked tokens": (_masked, np.random.default_rng(0).integers(0, 20, (20, 6))),
+    "table": (_normalised, pd.DataFrame(_floats(20, 4), columns=list("abcd"))),
 }
 
 
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(
-            case,
-            marks=[pytest.mark.long] if case == "masked tokens" else [],
-        )
+        pytest.param(case, marks=[pytest.mark.long] if case == "masked tokens" else [])
         for case in CASES
     ],
 )
@@ -171,9 +140,7 @@ def test_a_model_is_served_as_onnx_and_answers_every_batch_size(case: str, tmp_p
         )
         outputs = model.run(model.schema.from_columns(feeds))
         for array, name in zip(
-            wanted,
-            ["mean", "spread"] if case == "functional" else ["output"],
-            strict=True,
+            wanted, ["mean", "spread"] if case == "functional" else ["output"], strict=True
         ):
             np.testing.assert_allclose(outputs[name], array, atol=1e-5)
 
@@ -188,10 +155,7 @@ class OfAMapping(keras.Model):
 
 
 def _of_mappings() -> Any:
-    inputs = {
-        "right": keras.Input((3,), name="right"),
-        "left": keras.Input((4,), name="left"),
-    }
+    inputs = {"right": keras.Input((3,), name="right"), "left": keras.Input((4,), name="left")}
     return keras.Model(
         inputs,
         {
@@ -202,10 +166,7 @@ def _of_mappings() -> Any:
 
 
 MAPPINGS = {
-    "functional": (
-        _of_mappings,
-        {"left": _floats(20, 4), "right": _floats(20, 3)},
-    ),
+    "functional": (_of_mappings, {"left": _floats(20, 4), "right": _floats(20, 3)}),
     "subclassed": (OfAMapping, {"left": _floats(20, 4)}),
 }
 
@@ -226,17 +187,11 @@ def test_a_mapping_is_taken_as_the_model_takes_it(case: str) -> None:
 @pytest.mark.long
 def test_outputs_of_one_name_are_all_answered() -> None:
     steps = keras.Input((5, 3))
-    net = keras.Model(
-        steps,
-        layers.GRU(4, return_sequences=True, return_state=True)(steps),
-    )
+    net = keras.Model(steps, layers.GRU(4, return_sequences=True, return_state=True)(steps))
 
     wrapped = wrap(net, _floats(20, 5, 3))
 
-    assert [output.shape for output in wrapped.converted.outputs] == [
-        (-1, 5, 4),
-        (-1, 4),
-    ]
+    assert [output.shape for output in wrapped.converted.outputs] == [(-1, 5, 4), (-1, 4)]
     assert wrapped.converted.prediction == ("output_0", "output_1")
 
 
@@ -256,10 +211,7 @@ def test_sizes_that_the_model_leaves_free_are_free() -> None:
 def test_a_file_of_keras_is_a_model(tmp_path: Path) -> None:
     _two_inputs().save(tmp_path / "net.keras")
 
-    wrapped = wrap(
-        load_file(tmp_path / "net.keras"),
-        [_floats(20, 4), _floats(20, 3)],
-    )
+    wrapped = wrap(load_file(tmp_path / "net.keras"), [_floats(20, 4), _floats(20, 3)])
 
     assert wrapped.report.state == "proven"
     assert [entry.name for entry in wrapped.converted.inputs] == ["left", "right"]
@@ -267,10 +219,7 @@ def test_a_file_of_keras_is_a_model(tmp_path: Path) -> None:
 
 def test_unknown_inputs_are_named() -> None:
     with pytest.raises(InvalidConfig, match=r"\['left', 'middle'\].*\['left', 'right'\]"):
-        wrap(
-            _two_inputs(),
-            {"left": _floats(4, 4), "middle": _floats(4, 3)},
-        )
+        wrap(_two_inputs(), {"left": _floats(4, 4), "middle": _floats(4, 3)})
 
 
 @pytest.mark.parametrize(
@@ -284,7 +233,7 @@ def test_a_missing_example_or_predict_function_is_refused(
     example: Any, function: Any, said: str
 ) -> None:
     with pytest.raises(InvalidConfig, match=said):
-        wrap(_normalised(), example, predict_fn=function)
+        wrap(_normalised(), example, WrapOptions(predict_fn=function))
 
 
 @pytest.mark.long
@@ -297,12 +246,6 @@ def test_a_missing_keras_backend_names_the_extra_to_install(tmp_path: Path) -> N
     environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
 
     command = [sys.executable, "-c", code, str(tmp_path / "net.keras")]
-    done = subprocess.run(
-        command,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     assert mentions(done.stderr, "net.keras", "'mlflow-onnxserve[tensorflow]'", "another backend")

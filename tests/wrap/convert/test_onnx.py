@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.core.errors import ConversionError, InferenceError, In
 from mlflow_deploy_plugin.serve.models.loading import load_warm
 from mlflow_deploy_plugin.serve.runtime.session import Placement
 from mlflow_deploy_plugin.wrap.flavor.save import load_model, save_model
-from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+from mlflow_deploy_plugin.wrap.flavor.wrap import WrapOptions, wrap
 from tests.support.models import parse_graph
 from tests.support.random_rows import normal_rows
 
@@ -40,22 +40,14 @@ def proto() -> onnx.ModelProto:
         ],
         [
             numpy_helper.from_array(np.array([1], np.int64), "axes"),
-            numpy_helper.from_array(
-                np.full((1, 3), 2, np.float32),
-                "two",
-            ),
+            numpy_helper.from_array(np.full((1, 3), 2, np.float32), "two"),
         ],
     )
-    return helper.make_model(
-        graph,
-        opset_imports=[helper.make_opsetid("", 21)],
-        ir_version=10,
-    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
 def test_ready_model_is_saved_without_an_example_and_left_as_it_was(
-    proto: onnx.ModelProto,
-    tmp_path: Path,
+    proto: onnx.ModelProto, tmp_path: Path
 ) -> None:
     before = proto.SerializeToString()
 
@@ -73,8 +65,7 @@ def test_ready_model_is_saved_without_an_example_and_left_as_it_was(
 
 @pytest.mark.parametrize("operator", ["LSTM", "GRU"])
 def test_an_empty_tensor_of_the_graph_s_own_is_refused_where_it_would_end_the_process(
-    operator: str,
-    tmp_path: Path,
+    operator: str, tmp_path: Path
 ) -> None:
     """A graph in which the rows [N, 2, 3] with a positive first number are the batch of
     a recurrent layer.
@@ -94,7 +85,7 @@ float[1,{size},1] r = {{{",".join(["1"] * size)}}},
           chosen = Compress<axis = 0>(x, is_positive)
           steps = Transpose<perm = [1, 0, 2]>(chosen)
           y = {operator}<hidden_size = 1>(steps, w, r)
-        }}""",
+        }}"""
     )
     save_model(graph, tmp_path / "model")
 
@@ -110,23 +101,16 @@ def test_a_recurrence_of_a_request_s_own_steps_stays_as_it_is(tmp_path: Path) ->
     graph = parse_graph(
         f"""g (float[n,t,3] x) => (float[t,1,n,1] y)
         <float[1,3,3] w = {{{weights}}}, float[1,3,1] r = {{1, 1, 1}}>
-        {{ steps = Transpose<perm = [1, 0, 2]>(x) y = GRU<hidden_size = 1>(steps, w, r) }}""",
+        {{ steps = Transpose<perm = [1, 0, 2]>(x) y = GRU<hidden_size = 1>(steps, w, r) }}"""
     )
     assert [node.op_type for node in wrap(graph).converted.proto.graph.node] == ["Transpose", "GRU"]
 
 
 def test_file_with_external_weights_is_saved_whole_and_twice(
-    proto: onnx.ModelProto,
-    tmp_path: Path,
+    proto: onnx.ModelProto, tmp_path: Path
 ) -> None:
     file = tmp_path / "sums.onnx"
-    onnx.save(
-        proto,
-        str(file),
-        save_as_external_data=True,
-        location="sums.data",
-        size_threshold=0,
-    )
+    onnx.save(proto, str(file), save_as_external_data=True, location="sums.data", size_threshold=0)
 
     for name in ("first", "second"):
         save_model(file, tmp_path / name)
@@ -137,20 +121,14 @@ def test_file_with_external_weights_is_saved_whole_and_twice(
 
 @pytest.mark.parametrize("shape", [[], [1]])
 def test_output_of_the_whole_batch_is_answered_and_left_out_of_the_reference(
-    proto: onnx.ModelProto,
-    tmp_path: Path,
-    shape: list[int],
+    proto: onnx.ModelProto, tmp_path: Path, shape: list[int]
 ) -> None:
     proto.graph.node.append(
-        helper.make_node("ReduceMean", ["total"], ["mean"], keepdims=len(shape)),
+        helper.make_node("ReduceMean", ["total"], ["mean"], keepdims=len(shape))
     )
     proto.graph.output.append(helper.make_tensor_value_info("mean", TensorProto.FLOAT, shape))
 
-    save_model(
-        proto,
-        tmp_path / "model",
-        input_example=np.ones((50, 3), np.float32),
-    )
+    save_model(proto, tmp_path / "model", input_example=np.ones((50, 3), np.float32))
 
     model = load_model(str(tmp_path / "model"))
     assert model.run(model.schema.from_array([[1, 2, 3]]))["mean"].shape == tuple(shape)
@@ -159,24 +137,12 @@ def test_output_of_the_whole_batch_is_answered_and_left_out_of_the_reference(
     assert reference.column_names == ["x", "output.total", "output.double"]
 
 
-@pytest.mark.parametrize(
-    "labels",
-    [["no", "yes"], [0, 1]],
-)
+@pytest.mark.parametrize("labels", [["no", "yes"], [0, 1]])
 def test_a_classifier_whose_probabilities_are_maps_is_served_with_their_matrix(
-    labels: list[Any],
-    tmp_path: Path,
+    labels: list[Any], tmp_path: Path
 ) -> None:
-    table = pd.DataFrame(
-        {
-            "a": [0.0, 1.0, 2.0, 3.0],
-            "b": [1.0, 0.0, 1.0, 0.0],
-        }
-    )
-    original = LogisticRegression().fit(
-        table.to_numpy(),
-        np.take(labels, [0, 0, 1, 1]),
-    )
+    table = pd.DataFrame({"a": [0.0, 1.0, 2.0, 3.0], "b": [1.0, 0.0, 1.0, 0.0]})
+    original = LogisticRegression().fit(table.to_numpy(), np.take(labels, [0, 0, 1, 1]))
     proto = to_onnx(original, table.to_numpy(np.float32)[:1])  # The default has a ZipMap.
 
     save_model(proto, tmp_path / "model", input_example=table)
@@ -184,23 +150,15 @@ def test_a_classifier_whose_probabilities_are_maps_is_served_with_their_matrix(
     model = load_model(str(tmp_path / "model"))
     answers = model.run(model.schema.from_array(table.to_numpy()))
     assert model.artifact.classes == tuple(labels)
-    np.testing.assert_array_equal(
-        model.prediction(answers),
-        original.predict(table.to_numpy()),
-    )
+    np.testing.assert_array_equal(model.prediction(answers), original.predict(table.to_numpy()))
     np.testing.assert_allclose(
-        answers["output_probability"],
-        original.predict_proba(table.to_numpy()),
-        atol=1e-6,
+        answers["output_probability"], original.predict_proba(table.to_numpy()), atol=1e-6
     )
 
 
 def test_a_classifier_of_several_targets_is_served_with_a_matrix_a_target(tmp_path: Path) -> None:
     rows = normal_rows(90, 3).astype(np.float32)
-    targets = np.stack(
-        [rows[:, 0] > 0, np.digitize(rows[:, 1], [-0.5, 0.5])],
-        axis=1,
-    ).astype(int)
+    targets = np.stack([rows[:, 0] > 0, np.digitize(rows[:, 1], [-0.5, 0.5])], axis=1).astype(int)
     original = MultiOutputClassifier(LogisticRegression()).fit(rows, targets)
     proto = to_onnx(original, rows[:1])  # The output is a sequence.
 
@@ -209,11 +167,7 @@ def test_a_classifier_of_several_targets_is_served_with_a_matrix_a_target(tmp_pa
     model = load_model(str(tmp_path / "model"))
     answers = model.run(model.schema.from_array(rows))
     assert [(output.name, output.shape) for output in model.artifact.outputs] == [
-        *[
-            ("label", (-1, 2)),
-            ("probabilities_0", (-1, 2)),
-            ("probabilities_1", (-1, 3)),
-        ],
+        *[("label", (-1, 2)), ("probabilities_0", (-1, 2)), ("probabilities_1", (-1, 3))]
     ]
     np.testing.assert_array_equal(answers["label"], original.predict(rows))
     for number, probabilities in enumerate(original.predict_proba(rows)):
@@ -249,8 +203,7 @@ SEQUENCES = {
 def test_a_sequence_of_fixed_length_becomes_its_tensors(graph: str, tmp_path: Path) -> None:
     proto = parse_graph(graph)
     rows = np.arange(
-        proto.graph.input[0].type.tensor_type.shape.dim[1].dim_value * 4,
-        dtype=np.float32,
+        proto.graph.input[0].type.tensor_type.shape.dim[1].dim_value * 4, dtype=np.float32
     ).reshape(4, -1)
     name = proto.graph.input[0].name
     (expected,) = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {name: rows})
@@ -280,7 +233,7 @@ def test_a_sequence_whose_length_depends_on_the_input_is_refused() -> None:
 def test_an_output_is_declared_as_onnx_runtime_finds_it(left_out: str) -> None:
     proto = parse_graph(
         "g (float[N,2] x) => (float[N,2] y, float[N,2] z) { y = Neg(x) \n"
-        ' z = ai.onnx.ml.Normalizer<norm = "L1">(x) }',
+        ' z = ai.onnx.ml.Normalizer<norm = "L1">(x) }'
     )
     for output in proto.graph.output:
         if left_out == "type":
@@ -291,14 +244,14 @@ def test_an_output_is_declared_as_onnx_runtime_finds_it(left_out: str) -> None:
     converted = wrap(proto).converted
 
     assert [(output.dtype, output.shape) for output in converted.outputs] == [
-        ("float32", (-1, 2)),
+        ("float32", (-1, 2))
     ] * 2
 
 
 def test_an_unsupported_input_is_named_also_if_an_output_has_no_shape() -> None:
     proto = parse_graph(
         "g (bfloat16[N,2] x, int64[K] k) => (float[N,M] y) { z = Cast<to = 1>(x) \n"
-        " y = Reshape(z, k) }",
+        " y = Reshape(z, k) }"
     )
     proto.graph.output[0].ClearField("type")
     with pytest.raises(ConversionError, match=r"'x' .*BFLOAT16"):
@@ -314,9 +267,7 @@ def test_an_unsupported_input_is_named_also_if_an_output_has_no_shape() -> None:
     ],
 )
 def test_a_graph_that_cannot_be_asked_is_refused(
-    part: str,
-    message: str,
-    proto: onnx.ModelProto,
+    part: str, message: str, proto: onnx.ModelProto
 ) -> None:
     if part == "input":
         proto = parse_graph("g () => (float[2] y) { y = Constant<value_floats = [1.0, 2.0]>() }")
@@ -331,44 +282,33 @@ def test_a_graph_that_cannot_be_asked_is_refused(
 def test_a_graph_that_was_exported_in_training_mode_is_refused() -> None:
     graph = parse_graph(
         "g (float[N,2] x) => (float[N,2] y) <float[2] o = {1, 1}, float[2] z = {0, 0}> "
-        "{ y, mean, variance = BatchNormalization<training_mode = 1>(x, o, z, z, o) }",
+        "{ y, mean, variance = BatchNormalization<training_mode = 1>(x, o, z, z, o) }"
     )
     with pytest.raises(ConversionError, match=r"BatchNormalization 'y' .*training.*eval"):
         wrap(graph)
 
 
 def test_the_columns_of_a_signature_feed_a_graph_without_an_example(
-    proto: onnx.ModelProto,
-    tmp_path: Path,
+    proto: onnx.ModelProto, tmp_path: Path
 ) -> None:
     columns = ModelSignature(Schema([ColSpec("double", name) for name in "abc"]))
 
     save_model(proto, tmp_path / "model", signature=columns)
 
     model = load_model(str(tmp_path / "model"))
-    assert model.run(
-        model.schema.from_columns(
-            {
-                "c": [3.0],
-                "b": [2.0],
-                "a": [1.0],
-            }
-        )
-    )["total"].tolist() == [6.0]
+    assert model.run(model.schema.from_columns({"c": [3.0], "b": [2.0], "a": [1.0]}))[
+        "total"
+    ].tolist() == [6.0]
     with pytest.raises(InvalidConfig, match=r"signature: .*\['d'\] .*\['x'\]"):
-        wrap(proto, signature=ModelSignature(Schema([ColSpec("double", "d")])))
+        wrap(proto, None, WrapOptions(signature=ModelSignature(Schema([ColSpec("double", "d")]))))
 
 
 def test_a_graph_of_trees_and_mappings_alone_needs_no_opset_of_its_own() -> None:
     made = parse_graph("g (float[N,2] p) => (float[N,2] q) { q = Identity(p) }")
     made.graph.node[0].CopyFrom(
         helper.make_node(
-            "ZipMap",
-            ["p"],
-            ["q"],
-            domain="ai.onnx.ml",
-            classlabels_strings=["no", "yes"],
-        ),
+            "ZipMap", ["p"], ["q"], domain="ai.onnx.ml", classlabels_strings=["no", "yes"]
+        )
     )
     del made.opset_import[:]
     made.opset_import.append(helper.make_opsetid("ai.onnx.ml", 2))
@@ -379,10 +319,7 @@ def test_a_graph_of_trees_and_mappings_alone_needs_no_opset_of_its_own() -> None
 
 
 def test_table_is_bound_by_position_to_the_only_input(proto: onnx.ModelProto) -> None:
-    wrapped = wrap(
-        proto,
-        pd.DataFrame({"a": [1.0], "b": [2.0], "c": [3.0]}),
-    )
+    wrapped = wrap(proto, pd.DataFrame({"a": [1.0], "b": [2.0], "c": [3.0]}))
 
     assert wrapped.converted.inputs[0].columns == ("a", "b", "c")
     assert wrapped.reference is not None
@@ -404,10 +341,7 @@ def test_an_invalid_model_file_is_refused(tmp_path: Path) -> None:
 def test_mappings_without_classes_are_refused() -> None:
     node = helper.make_node("ZipMap", ["x"], ["y"], domain="ai.onnx.ml")
     graph = helper.make_graph(
-        [node],
-        "g",
-        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [None, 2])],
-        [],
+        [node], "g", [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [None, 2])], []
     )
 
     with pytest.raises(ConversionError, match="has no classes"):
@@ -424,29 +358,14 @@ WHOLE = {
         {"s": 2.0, "t": [1.0, 3.0]},
         [2.0, 6.0],
     ),
-    "a fixed size": (
-        "g (float[7] x) => (float[7] y) { y = Neg(x) }",
-        {"x": [1.0] * 7},
-        [-1.0] * 7,
-    ),
-    "two sizes": (
-        PAIR,
-        {"a": [[1.0, 2.0]], "b": [[1.0, 1.0]] * 6},
-        [[3.0] * 6],
-    ),
+    "a fixed size": ("g (float[7] x) => (float[7] y) { y = Neg(x) }", {"x": [1.0] * 7}, [-1.0] * 7),
+    "two sizes": (PAIR, {"a": [[1.0, 2.0]], "b": [[1.0, 1.0]] * 6}, [[3.0] * 6]),
 }
 
 
-@pytest.mark.parametrize(
-    ("graph", "example", "answer"),
-    WHOLE.values(),
-    ids=WHOLE,
-)
+@pytest.mark.parametrize(("graph", "example", "answer"), WHOLE.values(), ids=WHOLE)
 def test_a_graph_without_rows_keeps_its_whole_example_and_no_reference(
-    graph: Any,
-    example: Any,
-    answer: Any,
-    tmp_path: Path,
+    graph: Any, example: Any, answer: Any, tmp_path: Path
 ) -> None:
     arrays = {name: np.array(values, np.float32) for name, values in example.items()}
 
@@ -466,7 +385,7 @@ def test_a_graph_without_rows_has_no_reference_data() -> None:
         wrap(
             parse_graph(WHOLE["a fixed size"][0]),
             np.zeros(7, np.float32),
-            reference_data=np.zeros(7, np.float32),
+            WrapOptions(reference_data=np.zeros(7, np.float32)),
         )
 
 
@@ -481,7 +400,7 @@ def test_sizes_that_the_graph_leaves_free_stay_free_whatever_the_example_has(
 
     model = load_model(str(tmp_path / "model"))
     assert model.run(model.schema.from_array([[1.0, 2.0, 3.0]]))["y"].tolist() == [
-        [-1.0, -2.0, -3.0],
+        [-1.0, -2.0, -3.0]
     ]
 
 

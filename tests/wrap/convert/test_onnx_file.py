@@ -26,29 +26,12 @@ WIDTH = 7
 def lookup(tables: list[onnx.TensorProto], width: int) -> onnx.ModelProto:
     """Return a graph that sums row `id` of all tables."""
     names = [table.name for table in tables]
-    nodes = [
-        helper.make_node(
-            "Gather",
-            [name, "id"],
-            [f"row {name}"],
-        )
-        for name in names
-    ]
-    nodes.append(
-        helper.make_node(
-            "Sum",
-            [f"row {name}" for name in names],
-            ["rows"],
-        )
-    )
+    nodes = [helper.make_node("Gather", [name, "id"], [f"row {name}"]) for name in names]
+    nodes.append(helper.make_node("Sum", [f"row {name}" for name in names], ["rows"]))
     inputs = [helper.make_tensor_value_info("id", TensorProto.INT64, ["N"])]
     outputs = [helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["N", width])]
     graph = helper.make_graph(nodes, "lookup", inputs, outputs, tables)
-    return helper.make_model(
-        graph,
-        opset_imports=[helper.make_opsetid("", 21)],
-        ir_version=10,
-    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
 @pytest.fixture
@@ -60,17 +43,12 @@ def small(monkeypatch: pytest.MonkeyPatch) -> tuple[onnx.ModelProto, np.ndarray]
     table = normal_rows(ROWS, WIDTH).astype(np.float32)
     offset = np.zeros((ROWS, WIDTH), np.float32)
     return lookup(
-        [
-            onnx.numpy_helper.from_array(table, "a"),
-            onnx.numpy_helper.from_array(offset, "b"),
-        ],
-        WIDTH,
+        [onnx.numpy_helper.from_array(table, "a"), onnx.numpy_helper.from_array(offset, "b")], WIDTH
     ), table
 
 
 def test_large_weights_are_stored_in_their_own_file_and_give_the_same_answers(
-    small: tuple[onnx.ModelProto, np.ndarray],
-    tmp_path: Path,
+    small: tuple[onnx.ModelProto, np.ndarray], tmp_path: Path
 ) -> None:
     model, table = small
     for name in ("first", "again"):  # The original keeps its weights.
@@ -82,16 +60,12 @@ def test_large_weights_are_stored_in_their_own_file_and_give_the_same_answers(
     assert (folder / "model.onnx.data").stat().st_size == 2 * 3 * 4096
     assert sorted(read_artifact(folder).digests) == ["model.onnx", "model.onnx.data"]
     ids = np.array([0, 7, ROWS - 1])
-    np.testing.assert_array_equal(
-        load_model(str(folder)).run({"id": ids})["rows"],
-        table[ids],
-    )
+    np.testing.assert_array_equal(load_model(str(folder)).run({"id": ids})["rows"], table[ids])
     onnx.checker.check_model(mlflow.onnx.load_model(str(folder)))
 
 
 def test_an_altered_weight_is_found_when_it_is_loaded(
-    small: tuple[onnx.ModelProto, np.ndarray],
-    tmp_path: Path,
+    small: tuple[onnx.ModelProto, np.ndarray], tmp_path: Path
 ) -> None:
     save_model(small[0], tmp_path / "model")
     data = tmp_path / "model" / "model.onnx.data"
@@ -106,8 +80,7 @@ def test_an_altered_weight_is_found_when_it_is_loaded(
 
 
 def test_a_large_graph_is_checked_without_its_weights(
-    small: tuple[onnx.ModelProto, np.ndarray],
-    tmp_path: Path,
+    small: tuple[onnx.ModelProto, np.ndarray], tmp_path: Path
 ) -> None:
     model, _ = small
     model.graph.node[0].op_type = "NoSuchOperator"
@@ -117,8 +90,7 @@ def test_a_large_graph_is_checked_without_its_weights(
 
 @pytest.mark.long
 def test_a_model_of_more_than_two_gigabytes_is_saved_verified_and_served(
-    tmp_path: Path,
-    serve: Callable[..., Served],
+    tmp_path: Path, serve: Callable[..., Served]
 ) -> None:
     """Check a real model of 2.2 GB. Its file is sparse: the tables contain zeros except
     for one value each.
@@ -132,9 +104,7 @@ def test_a_model_of_more_than_two_gigabytes_is_saved_verified_and_served(
             file.seek(start + 3 * width * 4)
             file.write(np.float32(number + 1).tobytes())
             table = TensorProto(
-                name=f"table{number}",
-                data_type=TensorProto.FLOAT,
-                dims=[rows, width],
+                name=f"table{number}", data_type=TensorProto.FLOAT, dims=[rows, width]
             )
             table.data_location = TensorProto.EXTERNAL
             for key, value in (
@@ -147,22 +117,9 @@ def test_a_model_of_more_than_two_gigabytes_is_saved_verified_and_served(
         file.truncate(2 * rows * width * 4)
     (tmp_path / "given.onnx").write_bytes(lookup(tables, width).SerializeToString())
 
-    save_model(
-        tmp_path / "given.onnx",
-        tmp_path / "model",
-        input_example={"id": np.arange(5)},
-    )
+    save_model(tmp_path / "given.onnx", tmp_path / "model", input_example={"id": np.arange(5)})
 
     assert (tmp_path / "model" / "model.onnx.data").stat().st_size > 2**31
     served = serve(str(tmp_path / "model")).wait_ready()
-    answer = requests.post(
-        f"{served.url}/invocations",
-        json={"inputs": {"id": [3, 4]}},
-        timeout=60,
-    )
-    assert answer.json() == {
-        "predictions": [
-            [3.0, *[0.0] * (width - 1)],
-            [0.0] * width,
-        ]
-    }
+    answer = requests.post(f"{served.url}/invocations", json={"inputs": {"id": [3, 4]}}, timeout=60)
+    assert answer.json() == {"predictions": [[3.0, *[0.0] * (width - 1)], [0.0] * width]}

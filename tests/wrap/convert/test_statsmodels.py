@@ -24,16 +24,11 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 def _data() -> pd.DataFrame:
     random = np.random.default_rng(0)
-    table = pd.DataFrame(
-        random.normal(size=(200, 3)),
-        columns=list("abc"),
-    )
+    table = pd.DataFrame(random.normal(size=(200, 3)), columns=list("abc"))
     table["city"] = random.choice(["oslo", "rome"], 200)
     table["value"] = table.a * 2 - table.b + random.normal(size=200)
     return table.assign(
-        late=(table.value > 0) * 1,
-        count=random.poisson(2, 200),
-        kind=random.integers(0, 3, 200),
+        late=(table.value > 0) * 1, count=random.poisson(2, 200), kind=random.integers(0, 3, 200)
     )
 
 
@@ -52,25 +47,15 @@ MODELS: dict[str, Callable[[], Any]] = {
     "Logit by formula": lambda: smf.logit("late ~ b", DATA).fit(disp=0),
     "Poisson": lambda: sm.Poisson(DATA["count"], ROWS).fit(disp=0),
     "multinomial": lambda: sm.MNLogit(DATA.kind, ROWS).fit(disp=0),
-    "GLM Poisson": lambda: smf.glm(
-        "count ~ a + b",
-        DATA,
-        family=FAMILIES.Poisson(),
-    ).fit(),
+    "GLM Poisson": lambda: smf.glm("count ~ a + b", DATA, family=FAMILIES.Poisson()).fit(),
     "GLM gamma": lambda: sm.GLM(
-        DATA.value.abs() + 1,
-        ROWS.abs() + 1,
-        family=FAMILIES.Gamma(),
+        DATA.value.abs() + 1, ROWS.abs() + 1, family=FAMILIES.Gamma()
     ).fit(),
     "GLM cloglog": lambda: sm.GLM(
-        DATA.late,
-        ROWS,
-        family=FAMILIES.Binomial(FAMILIES.links.CLogLog()),
+        DATA.late, ROWS, family=FAMILIES.Binomial(FAMILIES.links.CLogLog())
     ).fit(),
     "GLM root": lambda: sm.GLM(
-        DATA["count"],
-        ROWS.abs(),
-        family=FAMILIES.Poisson(FAMILIES.links.Sqrt()),
+        DATA["count"], ROWS.abs(), family=FAMILIES.Poisson(FAMILIES.links.Sqrt())
     ).fit(),
 }
 
@@ -86,17 +71,12 @@ def test_a_linear_predictor_with_its_link_is_proven(name: str, tmp_path: Path) -
         warnings.simplefilter("ignore")
         wanted = results.predict(ROWS.head(9))
     assert type(predictions) is type(wanted)
-    np.testing.assert_allclose(
-        np.asarray(predictions),
-        np.asarray(wanted),
-        rtol=1e-9,
-    )
+    np.testing.assert_allclose(np.asarray(predictions), np.asarray(wanted), rtol=1e-9)
 
 
 def test_an_array_is_read_in_the_order_of_the_parameters() -> None:
     wrapped = wrap(
-        sm.OLS(DATA.value, sm.add_constant(ROWS)).fit(),
-        sm.add_constant(ROWS.to_numpy()),
+        sm.OLS(DATA.value, sm.add_constant(ROWS)).fit(), sm.add_constant(ROWS.to_numpy())
     )
 
     assert wrapped.report.state == "proven"
@@ -109,10 +89,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         r"its term 'C\(city\)\[T.rome\]' is computed",
     ),
     "time series": (
-        lambda: sm.tsa.ARIMA(
-            DATA.value.to_numpy(),
-            order=(1, 0, 0),
-        ).fit(),
+        lambda: sm.tsa.ARIMA(DATA.value.to_numpy(), order=(1, 0, 0)).fit(),
         "ARIMA cannot be converted",
     ),
     "dispersion": (
@@ -120,11 +97,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         "NegativeBinomial cannot be",
     ),
     "probit": (
-        lambda: sm.GLM(
-            DATA.late,
-            ROWS,
-            family=FAMILIES.Binomial(FAMILIES.links.Probit()),
-        ).fit(),
+        lambda: sm.GLM(DATA.late, ROWS, family=FAMILIES.Binomial(FAMILIES.links.Probit())).fit(),
         "link Probit",
     ),
 }
@@ -151,10 +124,7 @@ def test_a_formula_needs_a_table() -> None:
 
 def test_an_example_that_the_results_refuse_is_a_config_error() -> None:
     with pytest.raises(InvalidConfig, match=r"input_example: .*not aligned"):
-        wrap(
-            sm.OLS(DATA.value, ROWS).fit(),
-            ROWS.assign(further=1.0),
-        )
+        wrap(sm.OLS(DATA.value, ROWS).fit(), ROWS.assign(further=1.0))
 
 
 def test_refused_results_are_logged_with_mlflows_own_flavor(tracking: Path) -> None:

@@ -20,7 +20,7 @@ else:
 
 from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.wrap.convert.converters import load_file
-from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+from mlflow_deploy_plugin.wrap.flavor.wrap import WrapOptions, wrap
 from tests.support.random_rows import normal_rows
 
 ROWS = normal_rows(20, 4).astype(np.float32)
@@ -30,20 +30,12 @@ SPEC = tf.TensorSpec([None, 4], tf.float32, name="rows")
 class Linear(tf.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.weights = tf.Variable(
-            tf.random.stateless_normal(
-                [4, 2],
-                [0, 1],
-            )
-        )
+        self.weights = tf.Variable(tf.random.stateless_normal([4, 2], [0, 1]))
         self.shift = tf.constant([3.0, -3.0])
 
     @tf.function(input_signature=[SPEC])
     def __call__(self, rows: Any) -> Any:
-        return {
-            "sum": tf.reduce_sum(rows, 1),
-            "scores": rows @ self.weights + self.shift,
-        }
+        return {"sum": tf.reduce_sum(rows, 1), "scores": rows @ self.weights + self.shift}
 
 
 def _saved(tmp_path: Path) -> Path:
@@ -53,16 +45,13 @@ def _saved(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("form", ["module", "folder", "loaded"])
 @pytest.mark.parametrize(
-    "example",
-    [ROWS, pd.DataFrame(ROWS, columns=list("abcd"))],
-    ids=["array", "table"],
+    "example", [ROWS, pd.DataFrame(ROWS, columns=list("abcd"))], ids=["array", "table"]
 )
 def test_a_module_is_proven_as_itself_and_saved(form: str, example: Any, tmp_path: Path) -> None:
     model: Any = Linear() if form == "module" else _saved(tmp_path)
 
     wrapped = wrap(
-        tf.saved_model.load(str(model)) if form == "loaded" else load_file(model),
-        example,
+        tf.saved_model.load(str(model)) if form == "loaded" else load_file(model), example
     )
 
     assert wrapped.report.state == "proven"
@@ -81,7 +70,7 @@ def test_a_function_takes_arrays_by_name_and_free_sizes() -> None:
             "factor": np.ones((20, 1), np.float32),
         }
 
-    wrapped = wrap(scaled, data(5), parity_data=data(3))
+    wrapped = wrap(scaled, data(5), WrapOptions(parity_data=data(3)))
 
     assert {entry.name: (entry.dtype, entry.shape) for entry in wrapped.converted.inputs} == {
         "text": ("int64", (-1, -1)),

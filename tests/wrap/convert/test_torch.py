@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.core.errors import (
 )
 from mlflow_deploy_plugin.wrap.convert.converters import load_file
 from mlflow_deploy_plugin.wrap.flavor.save import load_model, save_model
-from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+from mlflow_deploy_plugin.wrap.flavor.wrap import WrapOptions, wrap
 from tests.support.random_rows import normal_rows
 from tests.wrap.conftest import is_proven
 
@@ -72,21 +72,11 @@ class Attention(torch.nn.Module):
 
     def forward(self, states: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
         query, key, value = (
-            self.projections(states)
-            .view(
-                *states.shape[:2],
-                3,
-                4,
-                2,
-            )
-            .permute(2, 0, 3, 1, 4)
+            self.projections(states).view(*states.shape[:2], 3, 4, 2).permute(2, 0, 3, 1, 4)
         )
         mask = allowed[:, None, None, :].to(torch.bool)
         attended = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask)
-        return attended.transpose(1, 2).reshape(
-            *states.shape[:2],
-            -1,
-        )
+        return attended.transpose(1, 2).reshape(*states.shape[:2], -1)
 
 
 @dataclass
@@ -130,11 +120,7 @@ def _cnn() -> Any:
     )
 
 
-SHAPES = {
-    "mlp": (_mlp, (4,)),
-    "cnn": (_cnn, (1, 8, 8)),
-    "lstm": (Recurrent, (5, 4)),
-}
+SHAPES = {"mlp": (_mlp, (4,)), "cnn": (_cnn, (1, 8, 8)), "lstm": (Recurrent, (5, 4))}
 
 
 @pytest.mark.long
@@ -142,36 +128,22 @@ def test_a_compiled_module_is_not_compiled_for_the_proof() -> None:
     def refuse(graph: Any, inputs: Any) -> Any:
         raise AssertionError("compiled")
 
-    net: Any = torch.compile(
-        torch.nn.Linear(2, 1),
-        backend=refuse,
-    )
+    net: Any = torch.compile(torch.nn.Linear(2, 1), backend=refuse)
 
-    assert is_proven(
-        net,
-        normal_rows(9, 2).astype(np.float32),
-    )
+    assert is_proven(net, normal_rows(9, 2).astype(np.float32))
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("make", "shape"),
-    SHAPES.values(),
-    ids=SHAPES.keys(),
-)
+@pytest.mark.parametrize(("make", "shape"), SHAPES.values(), ids=SHAPES.keys())
 def test_module_answers_every_batch_size_after_an_example_of_one_row(
-    make: Any,
-    shape: Any,
-    tmp_path: Path,
+    make: Any, shape: Any, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
     module = make()
     random = np.random.default_rng(0)
 
     save_model(
-        module,
-        tmp_path / "model",
-        input_example=random.normal(size=(1, *shape)).astype(np.float32),
+        module, tmp_path / "model", input_example=random.normal(size=(1, *shape)).astype(np.float32)
     )
 
     model = load_model(str(tmp_path / "model"))
@@ -190,10 +162,7 @@ def test_module_answers_every_batch_size_after_an_example_of_one_row(
     "example",
     [
         (torch.arange(8) % 10, torch.ones(8, 3)),
-        {
-            "dense": np.ones((8, 3), np.float32),
-            "ids": np.arange(8) % 10,
-        },
+        {"dense": np.ones((8, 3), np.float32), "ids": np.arange(8) % 10},
     ],
     ids=["a tuple in forward's order", "a mapping in any order"],
 )
@@ -253,7 +222,7 @@ def test_a_size_that_the_forward_fixes_is_named() -> None:
         wrap(
             Steps(),
             np.ones((4, 5), np.float32),
-            parity_data=np.ones((4, 7), np.float32),
+            WrapOptions(parity_data=np.ones((4, 7), np.float32)),
         )
 
 
@@ -266,12 +235,7 @@ def test_attention_answers_rows_of_any_mask_and_length(tmp_path: Path) -> None:
             "allowed": random.integers(0, 2, (rows, length)),
         }
 
-    save_model(
-        Attention(),
-        tmp_path / "model",
-        input_example=drawn(6, 5),
-        parity_data=drawn(6, 9),
-    )
+    save_model(Attention(), tmp_path / "model", input_example=drawn(6, 5), parity_data=drawn(6, 9))
 
     model = load_model(str(tmp_path / "model"))
     nothing_allowed: dict[str, Any] = {
@@ -286,16 +250,11 @@ def test_attention_answers_rows_of_any_mask_and_length(tmp_path: Path) -> None:
 def test_attention_of_an_exported_program_answers_rows_of_any_mask() -> None:
     batch = {
         "states": np.ones((6, 5, 8), np.float32),
-        "allowed": np.tril(
-            np.ones((6, 5), np.int64),
-            -1,
-        ),
+        "allowed": np.tril(np.ones((6, 5), np.int64), -1),
     }
     rows = ({0: torch.export.Dim("batch")},) * 2
     program = torch.export.export(
-        Attention(),
-        tuple(map(torch.tensor, batch.values())),
-        dynamic_shapes=rows,
+        Attention(), tuple(map(torch.tensor, batch.values())), dynamic_shapes=rows
     )
 
     assert is_proven(program, batch)
@@ -303,10 +262,7 @@ def test_attention_of_an_exported_program_answers_rows_of_any_mask() -> None:
 
 @pytest.mark.long
 def test_table_becomes_one_input() -> None:
-    table = pd.DataFrame(
-        normal_rows(20, 4),
-        columns=list("abcd"),
-    )
+    table = pd.DataFrame(normal_rows(20, 4), columns=list("abcd"))
 
     wrapped = wrap(_mlp(), table)
 
@@ -352,25 +308,16 @@ def test_a_module_that_drops_the_row_axis_of_one_row_is_refused() -> None:
             return super().forward(rows).squeeze()
 
     with pytest.raises(ParityError, match=r"'output' .*\[\] .*1"):
-        wrap(
-            Squeezed(4, 1),
-            np.ones((8, 4), np.float32),
-        )
+        wrap(Squeezed(4, 1), np.ones((8, 4), np.float32))
 
 
 def test_bfloat16_is_refused_with_the_way_to_float32() -> None:
-    net = torch.nn.Sequential(
-        torch.nn.Embedding(9, 4),
-        torch.nn.Flatten(),
-    ).bfloat16()
+    net = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Flatten()).bfloat16()
 
     with pytest.raises(ConversionError, match=r"returns bfloat16.*model\.float\(\)"):
         wrap(net, np.ones((8, 3), np.int64))
     with pytest.raises(InvalidConfig, match=r"input_example: .*bfloat16.*model\.float\(\)"):
-        wrap(
-            torch.nn.Linear(2, 1).bfloat16(),
-            torch.ones(8, 2, dtype=torch.bfloat16),
-        )
+        wrap(torch.nn.Linear(2, 1).bfloat16(), torch.ones(8, 2, dtype=torch.bfloat16))
 
 
 def test_a_forward_that_decides_by_values_is_pointed_to_torch_where() -> None:
@@ -402,10 +349,7 @@ def test_an_output_has_the_name_of_a_step_and_none_of_an_input() -> None:
 
 def test_unknown_input_is_named() -> None:
     with pytest.raises(InvalidConfig, match=r"'image'.* ids, dense"):
-        wrap(
-            TwoInputs(),
-            {"image": np.ones((2, 3), np.float32)},
-        )
+        wrap(TwoInputs(), {"image": np.ones((2, 3), np.float32)})
 
 
 def test_an_output_without_an_onnx_type_is_refused_with_a_workaround() -> None:
@@ -423,10 +367,7 @@ def test_an_output_without_an_onnx_type_is_refused_with_a_workaround() -> None:
 @pytest.mark.parametrize(
     ("example", "named"),
     [
-        (
-            {"left": np.ones((3, 2), np.float32), "right": np.float32(2)},
-            "the tensor 'right'",
-        ),
+        ({"left": np.ones((3, 2), np.float32), "right": np.float32(2)}, "the tensor 'right'"),
         (np.float32(2), "the array"),
     ],
 )
@@ -436,8 +377,7 @@ def test_a_tensor_without_dimensions_is_named(example: Any, named: str) -> None:
             return left * right
 
     with pytest.raises(
-        InvalidConfig,
-        match=f"^input_example: {named} is a single number without a dimension",
+        InvalidConfig, match=f"^input_example: {named} is a single number without a dimension"
     ):
         wrap(Scaled(), example)
 
@@ -460,10 +400,7 @@ def test_an_example_of_the_wrong_shape_is_a_config_error() -> None:
 
 @pytest.mark.long
 def test_mode_of_every_layer_is_left_as_it_was() -> None:
-    module = torch.nn.Sequential(
-        torch.nn.Linear(4, 3),
-        torch.nn.BatchNorm1d(3),
-    ).train()
+    module = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3)).train()
     module[1].eval()  # The layer is frozen, as in fine-tuning.
 
     wrap(module, np.ones((5, 4), dtype=np.float32))
@@ -494,18 +431,10 @@ def _texts(rows: int, length: int) -> dict[str, np.ndarray]:
 def test_sizes_that_differ_between_the_data_are_free(tmp_path: Path) -> None:
     module = Tokens().eval()
 
-    save_model(
-        module,
-        tmp_path / "model",
-        input_example=_texts(20, 7),
-        parity_data=_texts(9, 12),
-    )
+    save_model(module, tmp_path / "model", input_example=_texts(20, 7), parity_data=_texts(9, 12))
 
     model = load_model(str(tmp_path / "model"))
-    assert [tensor.shape for tensor in model.artifact.tensors] == [
-        (-1, -1),
-        (-1, -1),
-    ]
+    assert [tensor.shape for tensor in model.artifact.tensors] == [(-1, -1), (-1, -1)]
     assert [tensor.dtype for tensor in model.artifact.tensors] == ["int64", "float32"]
     assert {output.name: output.shape for output in model.artifact.outputs} == {
         "tokens": (-1, -1, 6),
@@ -516,11 +445,7 @@ def test_sizes_that_differ_between_the_data_are_free(tmp_path: Path) -> None:
         with torch.no_grad():
             wanted = module(*map(torch.from_numpy, rows.values()))
         outputs = model.run(model.schema.from_columns(rows))
-        np.testing.assert_allclose(
-            outputs["tokens"],
-            wanted["tokens"].numpy(),
-            atol=1e-5,
-        )
+        np.testing.assert_allclose(outputs["tokens"], wanted["tokens"].numpy(), atol=1e-5)
 
 
 class Fields(torch.nn.Module):
@@ -541,22 +466,13 @@ class Fields(torch.nn.Module):
 @pytest.mark.parametrize("program", ["module", "exported", "traced"])
 @pytest.mark.parametrize("unknown", [30, -1, -30])
 def test_ids_that_an_embedding_does_not_have_are_refused_with_their_row(
-    program: str,
-    unknown: int,
-    tmp_path: Path,
+    program: str, unknown: int, tmp_path: Path
 ) -> None:
-    module: Any = torch.nn.Sequential(
-        torch.nn.Embedding(30, 8),
-        torch.nn.Flatten(),
-    )
+    module: Any = torch.nn.Sequential(torch.nn.Embedding(30, 8), torch.nn.Flatten())
     ids = np.random.default_rng(0).integers(0, 30, (20, 7))
     if program == "exported":
         sizes = ({0: torch.export.Dim("rows")},)
-        module = torch.export.export(
-            module,
-            (torch.from_numpy(ids),),
-            dynamic_shapes=sizes,
-        )
+        module = torch.export.export(module, (torch.from_numpy(ids),), dynamic_shapes=sizes)
     elif program == "traced":
         module = torch.jit.trace(module, torch.from_numpy(ids))
     save_model(module, tmp_path / "model", input_example=ids)
@@ -570,8 +486,7 @@ def test_ids_that_an_embedding_does_not_have_are_refused_with_their_row(
 @pytest.mark.long
 @pytest.mark.parametrize("padding", [None, 0])
 def test_ids_that_a_bag_of_embeddings_does_not_have_are_refused_with_their_row(
-    padding: int | None,
-    tmp_path: Path,
+    padding: int | None, tmp_path: Path
 ) -> None:
     bag = torch.nn.EmbeddingBag(30, 8, mode="sum", padding_idx=padding)
     ids = np.random.default_rng(0).integers(0, 30, (20, 7))
@@ -595,52 +510,27 @@ def test_ids_are_checked_where_the_embedding_reads_them(program: str, tmp_path: 
 
     assert model.run(model.schema.from_array(np.array([[0, -10, 9]])))["output"].shape == (1, 8)
     with pytest.raises(InferenceError, match=r"row 1:.*embedding.*29"):
-        model.run(
-            model.schema.from_array(
-                np.array(
-                    [
-                        [0, 0, 0],
-                        [-1, 0, 0],
-                    ]
-                )
-            )
-        )
+        model.run(model.schema.from_array(np.array([[0, 0, 0], [-1, 0, 0]])))
 
 
 @pytest.mark.long
 def test_free_sizes_do_not_depend_on_earlier_wraps() -> None:
     wrap(Tokens().eval(), _texts(20, 7))
 
-    wrapped = wrap(
-        Tokens().eval(),
-        _texts(20, 7),
-        parity_data=_texts(9, 12),
-    )
+    wrapped = wrap(Tokens().eval(), _texts(20, 7), WrapOptions(parity_data=_texts(9, 12)))
 
-    assert [entry.shape for entry in wrapped.converted.inputs] == [
-        (-1, -1),
-        (-1, -1),
-    ]
+    assert [entry.shape for entry in wrapped.converted.inputs] == [(-1, -1), (-1, -1)]
 
 
 @pytest.mark.long
 def test_a_signature_declares_free_sizes() -> None:
     images = normal_rows(4, 3, 12, 10).astype(np.float32)
     module = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 4, 3),
-        torch.nn.AdaptiveAvgPool2d(1),
-        torch.nn.Flatten(),
+        torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
     )
-    declared = Schema(
-        [
-            TensorSpec(
-                np.dtype(np.float32),
-                (-1, 3, -1, -1),
-            )
-        ]
-    )
+    declared = Schema([TensorSpec(np.dtype(np.float32), (-1, 3, -1, -1))])
 
-    wrapped = wrap(module, images, signature=ModelSignature(inputs=declared))
+    wrapped = wrap(module, images, WrapOptions(signature=ModelSignature(inputs=declared)))
 
     assert wrapped.converted.inputs[0].shape == (-1, 3, -1, -1)
     assert wrapped.report.sources["other sizes"] > 0
@@ -651,7 +541,7 @@ def test_data_of_another_rank_is_a_config_error() -> None:
         wrap(
             Tokens(),
             _texts(20, 7),
-            parity_data={"ids": np.arange(9), "mask": np.ones(9)},
+            WrapOptions(parity_data={"ids": np.arange(9), "mask": np.ones(9)}),
         )
 
 
@@ -666,12 +556,7 @@ class Steps(torch.nn.Module):
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("form", "is_file"),
-    [
-        ("traced", False),
-        ("traced", True),
-        ("scripted", True),
-        ("exported", True),
-    ],
+    [("traced", False), ("traced", True), ("scripted", True), ("exported", True)],
 )
 def test_a_program_is_converted_whatever_made_it(form: str, is_file: bool, tmp_path: Path) -> None:
     """Check all origins of a program, except for the scripted and exported programs
@@ -682,9 +567,7 @@ def test_a_program_is_converted_whatever_made_it(form: str, is_file: bool, tmp_p
     rows = torch.randn(20, 5, 4)
     if form == "exported":
         program = torch.export.export(
-            module,
-            (rows,),
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            module, (rows,), dynamic_shapes=({0: torch.export.Dim("batch")},)
         )
     else:
         program = torch.jit.script(module) if form == "scripted" else torch.jit.trace(module, rows)
@@ -700,11 +583,7 @@ def test_a_program_is_converted_whatever_made_it(form: str, is_file: bool, tmp_p
 def test_control_flow_of_a_scripted_module_stays() -> None:
     rows = torch.randn(20, 6, 3).numpy()
 
-    wrapped = wrap(
-        torch.jit.script(Steps()),
-        rows,
-        parity_data=rows[:, :4],
-    )
+    wrapped = wrap(torch.jit.script(Steps()), rows, WrapOptions(parity_data=rows[:, :4]))
 
     assert "Loop" in [node.op_type for node in wrapped.converted.proto.graph.node]
     assert wrapped.report.state == "proven"
@@ -715,10 +594,7 @@ def test_a_program_for_one_size_of_batches_is_refused() -> None:
     rows = torch.randn(4, 5, 4)
 
     with pytest.raises(ConversionError, match=r"\[4, 5, 4\].*first dimension"):
-        wrap(
-            torch.export.export(Recurrent().eval(), (rows,)),
-            rows.numpy(),
-        )
+        wrap(torch.export.export(Recurrent().eval(), (rows,)), rows.numpy())
 
 
 def test_a_file_without_a_program_is_refused(tmp_path: Path) -> None:
@@ -738,16 +614,10 @@ class Dropped(torch.nn.Module):
 
 class Chosen(torch.nn.Module):
     def forward(
-        self,
-        states: torch.Tensor,
-        kind: torch.Tensor,
-        length: torch.Tensor,
+        self, states: torch.Tensor, kind: torch.Tensor, length: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         last = states.gather(1, (length - 1).unsqueeze(1))
-        return {
-            "last": last,
-            "kinds": torch.nn.functional.one_hot(kind, 4).float(),
-        }
+        return {"last": last, "kinds": torch.nn.functional.one_hot(kind, 4).float()}
 
 
 @pytest.mark.long
@@ -756,10 +626,7 @@ class Chosen(torch.nn.Module):
     [("kind", 4, "row 1: 'kind' accepts the ids 0 to 3"), ("length", 0, "Out of range value")],
 )
 def test_positions_and_classes_that_the_module_refuses_are_refused(
-    name: str,
-    value: int,
-    said: str,
-    tmp_path: Path,
+    name: str, value: int, said: str, tmp_path: Path
 ) -> None:
     random = np.random.default_rng(0)
     example = {
@@ -790,25 +657,14 @@ def test_tensors_far_outside_are_proven_too(tmp_path: Path) -> None:
 
     random = np.random.default_rng(0)
     with pytest.raises(ParityError, match="far together"):
-        wrap(
-            Overflowing(),
-            random.normal(size=(9, 3, 3)).astype(np.float32),
-        )
+        wrap(Overflowing(), random.normal(size=(9, 3, 3)).astype(np.float32))
     save_model(
         torch.nn.LogSigmoid(),
         tmp_path / "model",
         input_example=random.normal(size=(9, 3, 3)).astype("f4"),
     )
     model = load_model(str(tmp_path / "model"))
-    outputs = model.run(
-        model.schema.from_array(
-            np.full(
-                (1, 3, 3),
-                -300,
-                np.float32,
-            )
-        )
-    )
+    outputs = model.run(model.schema.from_array(np.full((1, 3, 3), -300, np.float32)))
     assert np.all(outputs["output"] == -300)
 
 
@@ -816,32 +672,20 @@ def test_tensors_far_outside_are_proven_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", range(4))
 def test_a_net_is_proven_where_its_own_32_bit_sums_cancel(number: int) -> None:
     torch.manual_seed(number)
-    net = torch.nn.Sequential(
-        torch.nn.Linear(20, 8),
-        torch.nn.ReLU(),
-        torch.nn.Linear(8, 20),
-    )
+    net = torch.nn.Sequential(torch.nn.Linear(20, 8), torch.nn.ReLU(), torch.nn.Linear(8, 20))
     weights = [parameter.clone() for parameter in net.parameters()]
 
-    assert is_proven(
-        net,
-        normal_rows(100, 20, seed=number).astype(np.float32),
-    )
+    assert is_proven(net, normal_rows(100, 20, seed=number).astype(np.float32))
     assert all(torch.equal(*pair) for pair in zip(net.parameters(), weights, strict=True))
 
 
 @pytest.mark.long
 def test_a_net_of_16_bit_floats_is_proven_by_their_digits() -> None:
     net = torch.nn.Sequential(
-        torch.nn.Linear(6, 32),
-        torch.nn.ReLU(),
-        torch.nn.Linear(32, 3),
+        torch.nn.Linear(6, 32), torch.nn.ReLU(), torch.nn.Linear(32, 3)
     ).half()
 
-    assert is_proven(
-        net,
-        normal_rows(9, 6).astype(np.float16),
-    )
+    assert is_proven(net, normal_rows(9, 6).astype(np.float16))
 
 
 @pytest.mark.long
@@ -851,10 +695,7 @@ def test_answers_that_depend_on_the_other_rows_do_not_count_as_rounding() -> Non
             return rows - rows.mean(0, keepdim=True)
 
     with pytest.raises(ParityError, match="does not match the original"):
-        wrap(
-            Centred(),
-            normal_rows(9, 4).astype(np.float32),
-        )
+        wrap(Centred(), normal_rows(9, 4).astype(np.float32))
 
 
 @pytest.mark.long
@@ -879,12 +720,7 @@ def test_an_operation_without_an_operator_is_named_and_prints_no_output(
 
 
 class Optional(torch.nn.Module):
-    def forward(
-        self,
-        x: Any,
-        scale: Any = None,
-        shift: Any = None,
-    ) -> Any:
+    def forward(self, x: Any, scale: Any = None, shift: Any = None) -> Any:
         x = x if scale is None else x * scale
         return x if shift is None else x + shift
 
@@ -906,10 +742,7 @@ class Named(torch.nn.Module):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "names",
-    [["x"], ["shift", "x"], []],
-)
+@pytest.mark.parametrize("names", [["x"], ["shift", "x"], []])
 def test_a_parameter_that_is_given_by_its_name_alone_is_an_input(names: list[str]) -> None:
     rows = torch.randn(20, 3)
 

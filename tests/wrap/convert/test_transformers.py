@@ -78,7 +78,7 @@ NETS: dict[str, tuple[str, Callable[[], Any]]] = {
                 hidden_dim=32,
                 max_position_embeddings=40,
                 id2label=LABELS,
-            ),
+            )
         ),
     ),
     "RoBERTa": (
@@ -96,35 +96,29 @@ NETS: dict[str, tuple[str, Callable[[], Any]]] = {
                 n_positions=40,
                 pad_token_id=2,
                 id2label=LABELS,
-            ),
+            )
         ),
     ),
     "XLM-RoBERTa": (
         "Unigram",
         lambda: transformers.XLMRobertaForSequenceClassification(
-            transformers.XLMRobertaConfig(**SMALL),
+            transformers.XLMRobertaConfig(**SMALL)
         ),
     ),
     "DeBERTa": (
         "Unigram",
         lambda: transformers.DebertaV2ForSequenceClassification(
             transformers.DebertaV2Config(
-                **SMALL,
-                relative_attention=True,
-                pos_att_type=["p2c", "c2p"],
-            ),
+                **SMALL, relative_attention=True, pos_att_type=["p2c", "c2p"]
+            )
         ),
     ),
     "ModernBERT": (
         "BPE",
         lambda: transformers.ModernBertForSequenceClassification(
             transformers.ModernBertConfig(
-                **SMALL,
-                bos_token_id=0,
-                eos_token_id=1,
-                cls_token_id=0,
-                sep_token_id=1,
-            ),
+                **SMALL, bos_token_id=0, eos_token_id=1, cls_token_id=0, sep_token_id=1
+            )
         ),
     ),
 }
@@ -141,25 +135,15 @@ def classifier(net: str = "BERT", **options: Any) -> Any:
     )
 
 
-def encoder(
-    folder: Path,
-    *modules: Any,
-    pooling: str = "mean",
-    **options: Any,
-) -> Any:
+def encoder(folder: Path, *modules: Any, pooling: str = "mean", **options: Any) -> Any:
     """Return a SentenceTransformer with BERT, a pooling, and more modules."""
     torch.manual_seed(0)
     transformers.BertModel(transformers.BertConfig(**SMALL)).save_pretrained(folder)
     original_tokenizer("WordPiece").save_pretrained(folder)
     lower = options.pop("do_lower_case", False)
-    start = [
-        Transformer(str(folder), do_lower_case=lower),
-        Pooling(16, pooling_mode=pooling),
-    ]
+    start = [Transformer(str(folder), do_lower_case=lower), Pooling(16, pooling_mode=pooling)]
     return sentence_transformers.SentenceTransformer(
-        modules=[*start, *modules],
-        device="cpu",
-        **options,
+        modules=[*start, *modules], device="cpu", **options
     )
 
 
@@ -200,9 +184,7 @@ def test_a_pyfunc_returns_labels_or_probabilities(tmp_path: Path) -> None:
     assert labels.predict(TEXTS).tolist() == [answer["label"] for answer in pipeline(TEXTS)]
     rows = scores.predict(pd.DataFrame({"review": TEXTS}))
     np.testing.assert_allclose(
-        rows.max(axis=1),
-        [answer["score"] for answer in pipeline(TEXTS)],
-        atol=1e-6,
+        rows.max(axis=1), [answer["score"] for answer in pipeline(TEXTS)], atol=1e-6
     )
     assert scores.metadata.signature.inputs.input_names() == ["review"]
 
@@ -215,37 +197,28 @@ def test_several_labels_and_a_single_score_have_their_own_outputs() -> None:
     single = transformers.pipeline(
         "text-classification",
         model=transformers.BertForSequenceClassification(
-            transformers.BertConfig(**SMALL | {"id2label": {0: "score"}}),
+            transformers.BertConfig(**SMALL | {"id2label": {0: "score"}})
         ),
         tokenizer=original_tokenizer("WordPiece"),
         truncation=True,
     )
     wrapped = wrap(single, TEXTS)
     assert [(output.name, output.shape) for output in wrapped.converted.outputs] == [
-        ("score", (-1,)),
+        ("score", (-1,))
     ]
     assert wrapped.report.state == "proven"
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "max"])
 def test_an_embedding_includes_pooling_and_later_modules(pooling: str, tmp_path: Path) -> None:
-    original = encoder(
-        tmp_path / "net",
-        Dense(16, 8),
-        Normalize(),
-        pooling=pooling,
-    )
+    original = encoder(tmp_path / "net", Dense(16, 8), Normalize(), pooling=pooling)
     save_model(original, tmp_path / "model", input_example=TEXTS)
     texts = list(hostile_texts(60))
     got = embed(load_model(str(tmp_path / "model")), texts)
     assert got.shape == (60, 8)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, original.encode(texts), atol=1e-5)
-    np.testing.assert_allclose(
-        np.linalg.norm(got, axis=1),
-        1,
-        atol=1e-5,
-    )
+    np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -258,8 +231,7 @@ def test_an_embedding_includes_pooling_and_later_modules(pooling: str, tmp_path:
     ids=["prompt", "truncated", "lower case"],
 )
 def test_an_embedding_follows_the_options_of_its_encoder(
-    options: dict[str, Any],
-    tmp_path: Path,
+    options: dict[str, Any], tmp_path: Path
 ) -> None:
     original = encoder(tmp_path / "net", **options)
     original.max_seq_length = 12
@@ -270,9 +242,7 @@ def test_an_embedding_follows_the_options_of_its_encoder(
         "one two three four five six seven eight nine ten eleven twelve thirteen",
     ]
     np.testing.assert_allclose(
-        embed(load_model(str(tmp_path / "model")), texts),
-        original.encode(texts),
-        atol=1e-5,
+        embed(load_model(str(tmp_path / "model")), texts), original.encode(texts), atol=1e-5
     )
 
 
@@ -287,8 +257,7 @@ def test_a_batch_of_different_lengths_has_the_answers_of_single_texts(tmp_path: 
 
 @pytest.mark.parametrize("net", ["BERT", "RoBERTa", "GPT-2"])
 def test_a_classifier_with_padding_on_the_left_answers_as_its_pipeline(
-    net: str,
-    tmp_path: Path,
+    net: str, tmp_path: Path
 ) -> None:
     pipeline = classifier(net)
     pipeline.tokenizer.padding_side = "left"
@@ -301,9 +270,7 @@ def test_a_classifier_with_padding_on_the_left_answers_as_its_pipeline(
     want = pd.DataFrame(answers)[list(LABELS.values())]
     got = load_model(str(tmp_path / "model"))
     np.testing.assert_allclose(
-        got.run(got.schema.from_columns({"text": TEXTS}))["probabilities"],
-        want,
-        atol=1e-6,
+        got.run(got.schema.from_columns({"text": TEXTS}))["probabilities"], want, atol=1e-6
     )
     assert pipeline.tokenizer.padding_side == "left"
 
@@ -311,22 +278,16 @@ def test_a_classifier_with_padding_on_the_left_answers_as_its_pipeline(
 class LastPosition(torch.nn.Module):  # type: ignore[misc]
     """A pooling that ignores the mask, so it needs padding on the left."""
 
-    def forward(
-        self,
-        features: dict[str, Any],
-        **_: object,
-    ) -> dict[str, Any]:
+    def forward(self, features: dict[str, Any], **_: object) -> dict[str, Any]:
         features["sentence_embedding"] = features["token_embeddings"][:, -1]
         return features
 
 
 @pytest.mark.parametrize(
-    "case",
-    ["BERT", "decoder", "decoder without special tokens", "last position"],
+    "case", ["BERT", "decoder", "decoder without special tokens", "last position"]
 )
 def test_an_encoder_with_padding_on_the_left_answers_as_for_a_single_text(
-    case: str,
-    tmp_path: Path,
+    case: str, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
     if case == "BERT":
@@ -349,11 +310,7 @@ def test_an_encoder_with_padding_on_the_left_answers_as_for_a_single_text(
     assert report["state"] == "proven"
     assert report["sources"]["vocabulary"] > 200
     want = np.concatenate([original.encode([text]) for text in TEXTS])
-    np.testing.assert_allclose(
-        embed(load_model(str(tmp_path / "model")), TEXTS),
-        want,
-        atol=1e-5,
-    )
+    np.testing.assert_allclose(embed(load_model(str(tmp_path / "model")), TEXTS), want, atol=1e-5)
 
 
 def without_special_tokens(tokenizer: Any) -> Any:
@@ -384,18 +341,14 @@ def test_a_text_without_tokens_is_refused_by_the_example_and_does_not_prevent_th
 
 @pytest.mark.parametrize("net", ["BERT", "GPT-2"])
 def test_a_model_whose_examples_have_one_token_answers_longer_texts(
-    net: str,
-    tmp_path: Path,
+    net: str, tmp_path: Path
 ) -> None:
     pipeline = classifier(net)
     vocabulary = {"<pad>": 0, "<unk>": 1, "good": 2, "bad": 3}
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     pipeline.tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        pad_token="<pad>",
-        unk_token="<unk>",
-        model_max_length=32,
+        tokenizer_object=words, pad_token="<pad>", unk_token="<unk>", model_max_length=32
     )
     pipeline.model.config.pad_token_id = 0
 
@@ -443,9 +396,7 @@ def test_a_model_without_a_supported_tokenizer_or_task_is_refused_with_a_remedy(
     convert = partial(_convert, texts=TEXTS)
     plain = classifier()
     features = transformers.pipeline(
-        "feature-extraction",
-        model=plain.model.base_model,
-        tokenizer=plain.tokenizer,
+        "feature-extraction", model=plain.model.base_model, tokenizer=plain.tokenizer
     )
     with refused(ConversionError, "feature-extraction", "SentenceTransformer", "Pooling"):
         convert(features)
@@ -454,11 +405,10 @@ def test_a_model_without_a_supported_tokenizer_or_task_is_refused_with_a_remedy(
     with refused(ConversionError, "CanineTokenizer", "use_fast"):
         convert(slow)
     words = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"),
+        tokenizers.models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]")
     )
     static = sentence_transformers.SentenceTransformer(
-        modules=[StaticEmbedding(words, embedding_dim=4)],
-        device="cpu",
+        modules=[StaticEmbedding(words, embedding_dim=4)], device="cpu"
     )
     with refused(ConversionError, "Tokenizer is not a fast tokenizer"):
         convert(static)

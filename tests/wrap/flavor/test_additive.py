@@ -127,10 +127,7 @@ def tree(tmp_path: Path) -> Path:
     ],
 )
 def test_a_form_that_is_not_a_sum_of_trees_is_refused(
-    tree: Path,
-    name: str,
-    position: tuple[int, ...],
-    value: object,
+    tree: Path, name: str, position: tuple[int, ...], value: object
 ) -> None:
     form = additive(tree)
     array: Any = np.array(getattr(form, name))
@@ -177,9 +174,7 @@ def test_one_vs_rest_is_not_a_sum(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("shift", "is_saved"), [(0.0, True), (0.01, False)])
 def test_only_sums_with_the_predictions_of_the_graph_are_saved(
-    tmp_path: Path,
-    shift: float,
-    is_saved: bool,
+    tmp_path: Path, shift: float, is_saved: bool
 ) -> None:
     original = LinearRegression().fit(ROWS, ROWS[:, 0])
     form = additive(saved(tmp_path, original))

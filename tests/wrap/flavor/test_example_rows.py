@@ -22,19 +22,11 @@ from mlflow_deploy_plugin.wrap.flavor.example_rows import (
     saved_example,
 )
 
-TABLE = pd.DataFrame(
-    {
-        "a": [1.5, None],
-        "b": ["x", "2013-07-01"],
-    }
-)
+TABLE = pd.DataFrame({"a": [1.5, None], "b": ["x", "2013-07-01"]})
 
 
 def _write(path: Path) -> None:
-    records = [
-        {"a": 1.5, "b": "x"},
-        {"a": None, "b": "2013-07-01"},
-    ]
+    records = [{"a": 1.5, "b": "x"}, {"a": None, "b": "2013-07-01"}]
     match path.name.partition("-")[0]:
         case "rows.csv":
             TABLE.to_csv(path, index=False)
@@ -45,14 +37,7 @@ def _write(path: Path) -> None:
         case "records.json":
             path.write_text(json.dumps(records))
         case "columns.json":
-            path.write_text(
-                json.dumps(
-                    {
-                        "a": [1.5, None],
-                        "b": ["x", "2013-07-01"],
-                    }
-                )
-            )
+            path.write_text(json.dumps({"a": [1.5, None], "b": ["x", "2013-07-01"]}))
         case "split.json":
             path.write_text(
                 json.dumps(
@@ -60,15 +45,14 @@ def _write(path: Path) -> None:
                         "dataframe_split": {
                             "columns": ["a", "b"],
                             "data": [[1.5, "x"], [None, "2013-07-01"]],
-                        },
-                    },
-                ),
+                        }
+                    }
+                )
             )
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["rows.csv", "rows.parquet", "rows.jsonl", "records.json", "columns.json", "split.json"],
+    "name", ["rows.csv", "rows.parquet", "rows.jsonl", "records.json", "columns.json", "split.json"]
 )
 def test_every_format_gives_the_same_table(name: str, tmp_path: Path) -> None:
     _write(tmp_path / name)
@@ -101,10 +85,7 @@ def test_inputs_of_json_are_arrays(tmp_path: Path) -> None:
     ],
 )
 def test_a_file_without_rows_is_refused_in_one_line(
-    name: str,
-    content: str | None,
-    message: str,
-    tmp_path: Path,
+    name: str, content: str | None, message: str, tmp_path: Path
 ) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
@@ -118,13 +99,7 @@ def _tensors(*specs: TensorSpec) -> ModelSignature:
 
 
 def test_columns_become_the_tensors_of_the_signature() -> None:
-    rows = pd.DataFrame(
-        {
-            "ids": [[1, 2], [3, 4]],
-            "mask": [1, 0],
-            "other": ["x", "y"],
-        }
-    )
+    rows = pd.DataFrame({"ids": [[1, 2], [3, 4]], "mask": [1, 0], "other": ["x", "y"]})
     signature = _tensors(
         TensorSpec(np.dtype("int64"), (-1, 2), "ids"),
         TensorSpec(np.dtype("float32"), (-1,), "mask"),
@@ -134,21 +109,8 @@ def test_columns_become_the_tensors_of_the_signature() -> None:
         "ids": ("int64", (2, 2)),
         "mask": ("float32", (2,)),
     }
-    plain = _tensors(
-        TensorSpec(
-            np.dtype("float32"),
-            (-1, 1, 2),
-        )
-    )
-    assert fit_to_signature(
-        pd.DataFrame(
-            [
-                [1, 2],
-                [3, 4],
-            ]
-        ),
-        plain,
-    ).shape == (2, 1, 2)
+    plain = _tensors(TensorSpec(np.dtype("float32"), (-1, 1, 2)))
+    assert fit_to_signature(pd.DataFrame([[1, 2], [3, 4]]), plain).shape == (2, 1, 2)
     with pytest.raises(InvalidConfig, match="no column 'mask'"):
         fit_to_signature(rows[["ids"]], signature)
     with pytest.raises(InvalidConfig, match="cannot be converted to the signature's tensors"):
@@ -167,15 +129,10 @@ def test_columns_become_the_tensors_of_the_signature() -> None:
     ],
 )
 def test_a_column_of_texts_fits_a_single_string_without_a_name(
-    name: str,
-    content: str,
-    tmp_path: Path,
+    name: str, content: str, tmp_path: Path
 ) -> None:
     (tmp_path / name).write_text(content)
-    rows = fit_to_signature(
-        read_rows(tmp_path / name),
-        ModelSignature(Schema([ColSpec("string")])),
-    )
+    rows = fit_to_signature(read_rows(tmp_path / name), ModelSignature(Schema([ColSpec("string")])))
     assert np.asarray(rows).tolist() == ["good", "bad"]
 
 
@@ -186,25 +143,12 @@ def test_a_table_of_several_columns_does_not_fit_a_single_string_without_a_name(
 
 
 def test_made_up_rows_use_learned_categories_and_thresholds() -> None:
-    learned = pd.DataFrame(
-        {
-            "city": ["rome", "oslo"] * 50,
-            "size": np.linspace(100, 900, 100),
-        }
-    )
+    learned = pd.DataFrame({"city": ["rome", "oslo"] * 50, "size": np.linspace(100, 900, 100)})
     steps = make_column_transformer((OneHotEncoder(), ["city"]), remainder="passthrough")
     model = make_pipeline(steps, DecisionTreeClassifier(max_depth=3)).fit(
-        learned,
-        learned["size"] // 300,
+        learned, learned["size"] // 300
     )
-    signature = ModelSignature(
-        Schema(
-            [
-                ColSpec("string", "city"),
-                ColSpec("double", "size"),
-            ]
-        )
-    )
+    signature = ModelSignature(Schema([ColSpec("string", "city"), ColSpec("double", "size")]))
 
     rows = made_up_rows(signature, model)
 
@@ -216,22 +160,12 @@ def test_made_up_rows_use_learned_categories_and_thresholds() -> None:
 @pytest.mark.parametrize(
     ("spec", "dtype", "shape"),
     [
-        (
-            TensorSpec(np.dtype("float32"), (-1, 3, -1)),
-            "float32",
-            (16, 3, 4),
-        ),
-        (
-            TensorSpec(np.dtype("int64"), (-1, 5)),
-            "int64",
-            (16, 5),
-        ),
+        (TensorSpec(np.dtype("float32"), (-1, 3, -1)), "float32", (16, 3, 4)),
+        (TensorSpec(np.dtype("int64"), (-1, 5)), "int64", (16, 5)),
     ],
 )
 def test_made_up_tensors_have_the_shape_of_the_signature(
-    spec: TensorSpec,
-    dtype: str,
-    shape: tuple[int, ...],
+    spec: TensorSpec, dtype: str, shape: tuple[int, ...]
 ) -> None:
     rows: Any = made_up_rows(_tensors(spec), None)
     assert rows.dtype.name == dtype
@@ -241,16 +175,7 @@ def test_made_up_tensors_have_the_shape_of_the_signature(
 def test_an_array_is_read_as_older_versions_of_mlflow_have_saved_it(tmp_path: Path) -> None:
     (tmp_path / "input_example.json").write_text('{"inputs": [[0.5, null], [1.5, 2.5]]}')
     mlmodel = Model(
-        signature=ModelSignature(
-            Schema(
-                [
-                    TensorSpec(
-                        np.dtype(np.float32),
-                        (-1, 2),
-                    )
-                ]
-            )
-        ),
+        signature=ModelSignature(Schema([TensorSpec(np.dtype(np.float32), (-1, 2))])),
         saved_input_example_info={
             "artifact_path": "input_example.json",
             "format": "tf-serving",
@@ -261,10 +186,7 @@ def test_an_array_is_read_as_older_versions_of_mlflow_have_saved_it(tmp_path: Pa
     example = saved_example(mlmodel, tmp_path)
 
     assert example.dtype == np.float32
-    np.testing.assert_array_equal(
-        example,
-        [[0.5, np.nan], [1.5, 2.5]],
-    )
+    np.testing.assert_array_equal(example, [[0.5, np.nan], [1.5, 2.5]])
 
 
 def test_tensors_are_read_by_name_as_older_versions_of_mlflow_have_saved_them(
@@ -286,13 +208,7 @@ def test_tensors_are_read_by_name_as_older_versions_of_mlflow_have_saved_them(
 
     example = saved_example(mlmodel, tmp_path)
 
-    assert {
-        name: (
-            array.dtype.name,
-            array.tolist(),
-        )
-        for name, array in example.items()
-    } == {
+    assert {name: (array.dtype.name, array.tolist()) for name, array in example.items()} == {
         "a": ("float32", [[0.5], [1.5]]),
         "b": ("int64", [1, 2]),
     }

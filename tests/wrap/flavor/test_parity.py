@@ -32,10 +32,7 @@ Saved = tuple[OnnxModel, Any]
 
 @pytest.fixture(scope="module")
 def table() -> pd.DataFrame:
-    return pd.DataFrame(
-        normal_rows(50, 2),
-        columns=["a", "b"],
-    )
+    return pd.DataFrame(normal_rows(50, 2), columns=["a", "b"])
 
 
 def _saved(model: Any, table: Any, folder: Any) -> Saved:
@@ -46,10 +43,7 @@ def _saved(model: Any, table: Any, folder: Any) -> Saved:
 
 
 def _proof(
-    saved: Saved,
-    *groups: RowGroup,
-    original: OriginalModel | None = None,
-    at_least: int = 1,
+    saved: Saved, *groups: RowGroup, original: OriginalModel | None = None, at_least: int = 1
 ) -> ParityReport:
     model, converted = saved
     original = original or converted.original
@@ -72,8 +66,7 @@ def classifier(table: pd.DataFrame, tmp_path: Path) -> Saved:
 
 
 def test_faithful_model_is_proven_in_batches_of_one_two_and_many(
-    regressor: Saved,
-    table: pd.DataFrame,
+    regressor: Saved, table: pd.DataFrame
 ) -> None:
     report = _proof(regressor, _example(table))
 
@@ -99,29 +92,14 @@ two_ways (float[N,2] X) => (float[N,1] prediction) {
 
 
 @pytest.mark.parametrize(
-    ("few", "many", "state"),
-    [
-        (3, 3, "proven"),
-        (3, 4, "warned"),
-        (4, 3, "warned"),
-    ],
+    ("few", "many", "state"), [(3, 3, "proven"), (3, 4, "warned"), (4, 3, "warned")]
 )
 @pytest.mark.parametrize("rows", [3, 50])
 def test_all_rows_are_proven_in_both_ways_of_a_graph(
-    rows: int,
-    few: int,
-    many: int,
-    state: str,
-    table: pd.DataFrame,
-    tmp_path: Path,
+    rows: int, few: int, many: int, state: str, table: pd.DataFrame, tmp_path: Path
 ) -> None:
     text = _TWO_WAYS.replace("FEW", f"{few}.0").replace("MANY", f"{many}.0")
-    plain = forms(
-        LinearRegression().fit(table, table[["a"]] * 3),
-        table,
-        "predict",
-        {},
-    )[0]()
+    plain = forms(LinearRegression().fit(table, table[["a"]] * 3), table, "predict", {})[0]()
     converted = replace(plain, proto=onnx.parser.parse_model(text), many_rows=10)
     write_mlmodel(
         tmp_path,
@@ -131,10 +109,7 @@ def test_all_rows_are_proven_in_both_ways_of_a_graph(
         {},
     )
 
-    report = _proof(
-        (OnnxModel.load(tmp_path), converted),
-        RowGroup("drawn", Batch(table[:rows])),
-    )
+    report = _proof((OnnxModel.load(tmp_path), converted), RowGroup("drawn", Batch(table[:rows])))
 
     assert report.state == state
     assert report.problem == ""
@@ -142,8 +117,7 @@ def test_all_rows_are_proven_in_both_ways_of_a_graph(
 
 
 def test_wrong_rows_are_counted_and_shown_worst_first(
-    regressor: Saved,
-    table: pd.DataFrame,
+    regressor: Saved, table: pd.DataFrame
 ) -> None:
     report = _proof(
         regressor,
@@ -170,23 +144,13 @@ def test_label_without_a_margin_is_a_tie(classifier: Saved, table: pd.DataFrame)
 
     def undecided(batch: Any) -> dict[str, Any]:
         count = len(batch)
-        return {
-            "label": np.zeros(count, bool),
-            "probabilities": np.full((count, 2), 0.5),
-        }
+        return {"label": np.zeros(count, bool), "probabilities": np.full((count, 2), 0.5)}
 
     sides = (
         replace(converted, margin=None),
         replace(converted, margin=lambda batch: np.ones(len(batch))),
     )
-    reports = [
-        _proof(
-            (model, side),
-            _example(table),
-            original=undecided,
-        )
-        for side in sides
-    ]
+    reports = [_proof((model, side), _example(table), original=undecided) for side in sides]
 
     label, decided = (
         next(output for output in report.outputs if output.name == "label") for report in reports
@@ -199,9 +163,7 @@ def test_label_without_a_margin_is_a_tie(classifier: Saved, table: pd.DataFrame)
 
 def test_another_shape_is_a_problem_that_names_both(regressor: Saved, table: pd.DataFrame) -> None:
     report = _proof(
-        regressor,
-        _example(table),
-        original=lambda batch: {"prediction": np.zeros((len(batch), 2))},
+        regressor, _example(table), original=lambda batch: {"prediction": np.zeros((len(batch), 2))}
     )
 
     assert mentions(report.problem, "'prediction'", "(50,)", "(50, 2)")
@@ -209,46 +171,29 @@ def test_another_shape_is_a_problem_that_names_both(regressor: Saved, table: pd.
 
 
 def test_blocks_that_the_original_refuses_are_found_and_dropped(
-    regressor: Saved,
-    table: pd.DataFrame,
+    regressor: Saved, table: pd.DataFrame
 ) -> None:
     def picky(batch: Any) -> Any:
         if (batch.a > 100).any():
             raise ValueError("too much")
         return regressor[1].original(batch)
 
-    rows = pd.concat(
-        [
-            table.head(4),
-            table.head(4).assign(a=200.0),
-            table.tail(4),
-        ]
-    )
-    report = _proof(
-        regressor,
-        RowGroup("unseen", Batch(rows), block=4),
-        original=picky,
-    )
+    rows = pd.concat([table.head(4), table.head(4).assign(a=200.0), table.tail(4)])
+    report = _proof(regressor, RowGroup("unseen", Batch(rows), block=4), original=picky)
 
     assert report.refused_by_original == {"unseen": 4}
     assert report.sources == {"unseen": 8}
 
 
 def test_a_row_that_the_original_refuses_takes_few_others_along(
-    regressor: Saved,
-    table: pd.DataFrame,
+    regressor: Saved, table: pd.DataFrame
 ) -> None:
     def picky(batch: Any) -> Any:
         if (batch.a > 100).any():
             raise ValueError("too much")
         return regressor[1].original(batch)
 
-    rows = table.assign(
-        a=table.a.where(
-            np.arange(len(table)) != 7,
-            200.0,
-        )
-    )
+    rows = table.assign(a=table.a.where(np.arange(len(table)) != 7, 200.0))
     report = _proof(regressor, RowGroup("thresholds", Batch(rows)), original=picky)
 
     assert report.refused_by_original == {"thresholds": 2}
@@ -256,19 +201,10 @@ def test_a_row_that_the_original_refuses_takes_few_others_along(
 
 
 @pytest.mark.parametrize(
-    ("smallest", "refused", "most_calls"),
-    [
-        (0.0, 64, 65),
-        (63.0, 1, 20),
-        (200.0, 0, 1),
-    ],
+    ("smallest", "refused", "most_calls"), [(0.0, 64, 65), (63.0, 1, 20), (200.0, 0, 1)]
 )
 def test_blocks_that_the_original_refuses_take_few_calls(
-    regressor: Saved,
-    table: pd.DataFrame,
-    smallest: float,
-    refused: int,
-    most_calls: int,
+    regressor: Saved, table: pd.DataFrame, smallest: float, refused: int, most_calls: int
 ) -> None:
     calls = []
 
@@ -279,11 +215,7 @@ def test_blocks_that_the_original_refuses_take_few_calls(
         return regressor[1].original(batch)
 
     rows = table.head(1).loc[[table.index[0]] * 64].assign(a=np.arange(64.0))
-    report = _proof(
-        regressor,
-        RowGroup("far", Batch(rows), block=1),
-        original=picky,
-    )
+    report = _proof(regressor, RowGroup("far", Batch(rows), block=1), original=picky)
 
     assert report.refused_by_original == ({"far": refused} if refused else {})
     assert report.sources == ({"far": 64 - refused} if refused < 64 else {})
@@ -291,8 +223,7 @@ def test_blocks_that_the_original_refuses_take_few_calls(
 
 
 def test_columns_of_which_the_original_refuses_every_missing_value_are_known(
-    regressor: Saved,
-    table: pd.DataFrame,
+    regressor: Saved, table: pd.DataFrame
 ) -> None:
     def picky(batch: Any) -> Any:
         if batch.a.isna().any() or (batch.b.isna() & (batch.a > 0)).any():
@@ -304,12 +235,7 @@ def test_columns_of_which_the_original_refuses_every_missing_value_are_known(
         table.head(4).assign(b=np.nan),
         table.head(4).assign(a=-1.0, b=np.nan),
     ]
-    group = RowGroup(
-        "missing",
-        Batch(pd.concat(rows)),
-        block=4,
-        columns=("a", "b", "b"),
-    )
+    group = RowGroup("missing", Batch(pd.concat(rows)), block=4, columns=("a", "b", "b"))
     report = replace(_proof(regressor, group, original=picky), problem="")
 
     assert report.refused_columns == {"missing": ["a"]}
@@ -317,24 +243,16 @@ def test_columns_of_which_the_original_refuses_every_missing_value_are_known(
 
 
 def test_columns_of_which_the_original_refuses_infinity_are_known_and_its_answers_not_compared(
-    regressor: Saved,
-    table: pd.DataFrame,
+    regressor: Saved, table: pd.DataFrame
 ) -> None:
     def picky(batch: Any) -> Any:
         if np.isinf(batch.a).any():
             raise ValueError("infinite")
         return {"prediction": np.zeros(len(batch))}
 
-    rows = [
-        table.head(2).assign(a=[np.inf, -np.inf]),
-        table.head(2).assign(b=np.inf),
-    ]
+    rows = [table.head(2).assign(a=[np.inf, -np.inf]), table.head(2).assign(b=np.inf)]
     group = RowGroup(
-        "infinite",
-        Batch(pd.concat(rows)),
-        block=2,
-        columns=("a", "b"),
-        compared=False,
+        "infinite", Batch(pd.concat(rows)), block=2, columns=("a", "b"), compared=False
     )
     report = _proof(regressor, group, original=picky)
 
@@ -356,29 +274,21 @@ def test_categories_count_only_if_all_of_them_are_known_and_accepted() -> None:
     report = ParityReport("proven", refused_columns={"unseen": names, "categories": ["d"]})
 
     assert refusals_of(report, BoundaryValues(categories=learned)) == {
-        "categories": {"c": ["x", "y"], "k": [1.0, 2.0]},
+        "categories": {"c": ["x", "y"], "k": [1.0, 2.0]}
     }
     unclear = replace(report, refused_by_original={"observed": 3})
     assert refusals_of(unclear, BoundaryValues(categories=learned)) == {}
 
 
 def test_small_values_are_compared_on_their_own_spread_despite_large_ones(
-    table: pd.DataFrame,
-    tmp_path: Path,
+    table: pd.DataFrame, tmp_path: Path
 ) -> None:
-    saved = _saved(
-        LinearRegression().fit(table, np.c_[table.a * 1e6, table.b]),
-        table,
-        tmp_path,
-    )
+    saved = _saved(LinearRegression().fit(table, np.c_[table.a * 1e6, table.b]), table, tmp_path)
 
     def another(batch: Any) -> dict[str, Any]:
         return {"prediction": saved[1].original(batch)["prediction"] * [1, 1.5]}
 
-    many = RowGroup(
-        "ranges",
-        Batch(pd.concat([table] * 4, ignore_index=True)),
-    )
+    many = RowGroup("ranges", Batch(pd.concat([table] * 4, ignore_index=True)))
     report = _proof(saved, many, original=another)
 
     assert _proof(saved, many).state == "proven"
@@ -388,9 +298,7 @@ def test_small_values_are_compared_on_their_own_spread_despite_large_ones(
 def test_scores_that_are_all_small_are_no_ties(classifier: Saved, table: pd.DataFrame) -> None:
     model, converted = classifier
     scored = replace(
-        converted,
-        outputs=converted.outputs[:1],
-        margin=lambda batch: batch["a"].to_numpy() * 1e-6,
+        converted, outputs=converted.outputs[:1], margin=lambda batch: batch["a"].to_numpy() * 1e-6
     )
 
     report = _proof(
@@ -403,15 +311,10 @@ def test_scores_that_are_all_small_are_no_ties(classifier: Saved, table: pd.Data
 
 
 def test_of_several_labels_a_row_each_has_a_margin_of_its_own(
-    table: pd.DataFrame,
-    tmp_path: Path,
+    table: pd.DataFrame, tmp_path: Path
 ) -> None:
     both = np.c_[table.a > 0, table.b > 0].astype(np.int64)
-    saved = _saved(
-        MLPClassifier((3,), max_iter=5).fit(table, both),
-        table,
-        tmp_path,
-    )
+    saved = _saved(MLPClassifier((3,), max_iter=5).fit(table, both), table, tmp_path)
 
     def sure_of_both(batch: Any) -> dict[str, Any]:
         answers = saved[1].original(batch)
@@ -431,10 +334,7 @@ def test_too_few_rows_prove_nothing(regressor: Saved, table: pd.DataFrame) -> No
             raise ValueError("too much")
         return regressor[1].original(batch)
 
-    groups = (
-        RowGroup("example", Batch(table)),
-        RowGroup("ranges", Batch(table.assign(a=200.0))),
-    )
+    groups = (RowGroup("example", Batch(table)), RowGroup("ranges", Batch(table.assign(a=200.0))))
     report = _proof(regressor, *groups, original=picky, at_least=1000)
 
     assert report.state == "warned"

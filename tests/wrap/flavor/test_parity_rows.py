@@ -19,15 +19,12 @@ def table() -> pd.DataFrame:
             "temperature": [1.5, -3.25, 20.0, 7.0],
             "hour": [0, 30, 12, 23],
             "weekend": [True, False, True, True],
-        },
+        }
     )
 
 
 def _by_source(
-    example: Any,
-    edges: Any = None,
-    parity_data: Any = None,
-    **known: Any,
+    example: Any, edges: Any = None, parity_data: Any = None, **known: Any
 ) -> dict[str, Any]:
     boundary_values = BoundaryValues(edges=edges or {}, **known)
     further = None if parity_data is None else Batch(parity_data)
@@ -60,22 +57,11 @@ def test_generated_rows_keep_columns_types_and_ranges(table: pd.DataFrame) -> No
 
 
 def test_numbers_are_drawn_around_the_only_one() -> None:
-    rows = _by_source(
-        pd.DataFrame(
-            {
-                "a": [20.0],
-                "b": [-0.5],
-                "gap": [np.inf],
-                "city": ["rome"],
-            }
-        )
-    )["ranges"].batch.data
+    rows = _by_source(pd.DataFrame({"a": [20.0], "b": [-0.5], "gap": [np.inf], "city": ["rome"]}))[
+        "ranges"
+    ].batch.data
 
-    assert (
-        rows.a.min() >= 0,
-        rows.a.max() <= 40,
-        rows.a.nunique() > 500,
-    ) == (True, True, True)
+    assert (rows.a.min() >= 0, rows.a.max() <= 40, rows.a.nunique() > 500) == (True, True, True)
     assert rows.b.between(-1.5, 0.5).all()
     assert np.isinf(rows.gap).all()
     zeros = {"": np.zeros((2, 3, 4), np.float32)}
@@ -89,12 +75,7 @@ def test_numbers_are_drawn_around_the_only_one() -> None:
 
 def test_numbers_are_drawn_between_the_observed() -> None:
     random = np.random.default_rng(0)
-    example = pd.DataFrame(
-        {
-            "a": random.normal(size=100),
-            "n": np.arange(100),
-        }
-    )
+    example = pd.DataFrame({"a": random.normal(size=100), "n": np.arange(100)})
 
     rows = _by_source(example)["ranges"].batch.data
 
@@ -143,19 +124,16 @@ def test_numbers_that_people_use_for_a_missing_value_come_alone_and_together(
     near = _by_source(table, farthest=1e9)
 
     assert {-999.0, 999_999_999.0, -1e9, 1e9, -1e15, 1e15} <= set(
-        groups["sentinels"].batch.data.temperature,
+        groups["sentinels"].batch.data.temperature
     )
     assert set(groups["sentinels together"].batch.data.temperature) == set(
-        groups["sentinels together"].batch.data.hour,
+        groups["sentinels together"].batch.data.hour
     )
     assert near["sentinels"].batch.data.temperature.abs().max() == 1e9
 
 
 def test_learned_rows_come_as_they_are_and_by_halves(table: pd.DataFrame) -> None:
-    learned = {
-        "temperature": np.array([2.0, 4.0]),
-        "hour": np.array([2.0, 4.0]),
-    }
+    learned = {"temperature": np.array([2.0, 4.0]), "hour": np.array([2.0, 4.0])}
 
     groups = _by_source(table, rows=(learned,))
 
@@ -176,10 +154,7 @@ def test_rows_include_all_categories_and_values_that_look_like_them(table: pd.Da
 def test_categories_of_a_wide_table_come_in_one_group_of_each_kind_and_in_few_rows() -> None:
     wide = pd.DataFrame({f"c{number}": ["a", "b"] for number in range(400)})
     boundaries = BoundaryValues(
-        categories=dict.fromkeys(
-            wide.columns,
-            tuple(f"k{n}" for n in range(50)),
-        ),
+        categories=dict.fromkeys(wide.columns, tuple(f"k{n}" for n in range(50)))
     )
 
     together, *groups = [
@@ -217,10 +192,7 @@ def test_texts_are_made_of_the_vocabulary_and_of_characters_that_may_join_a_word
 
 
 def test_integers_stand_on_both_sides_of_a_threshold(table: pd.DataFrame) -> None:
-    rows = _by_source(
-        table,
-        {"hour": np.array([7.5])},
-    )["thresholds"].batch.data
+    rows = _by_source(table, {"hour": np.array([7.5])})["thresholds"].batch.data
 
     assert {7, 8} <= set(rows.hour)
 
@@ -255,10 +227,7 @@ def test_matrix_keeps_its_dtype() -> None:
 
 
 def test_tensors_are_drawn_within_their_range() -> None:
-    example = {
-        "ids": np.array([[1, 5], [3, 9]]),
-        "image": np.ones((2, 4, 4), np.float32),
-    }
+    example = {"ids": np.array([[1, 5], [3, 9]]), "image": np.ones((2, 4, 4), np.float32)}
 
     groups = [
         group
@@ -276,15 +245,7 @@ def test_tensors_are_drawn_within_their_range() -> None:
 
 @pytest.mark.parametrize("largest", [np.inf, 1.5e308])
 def test_numbers_that_span_more_than_a_float_are_drawn_all_the_same(largest: Any) -> None:
-    example = pd.DataFrame(
-        {
-            "a": [
-                -largest,
-                largest,
-                *np.linspace(0, 1, 50),
-            ]
-        }
-    )
+    example = pd.DataFrame({"a": [-largest, largest, *np.linspace(0, 1, 50)]})
 
     rows = _by_source(example)["ranges"].batch.data
     tensors = _by_source({"x": example.to_numpy()[:, :, None]})["ranges"].batch.data
@@ -295,17 +256,11 @@ def test_numbers_that_span_more_than_a_float_are_drawn_all_the_same(largest: Any
 
 
 def test_thresholds_without_a_number_are_left_out() -> None:
-    example = pd.DataFrame(
-        {
-            "a": np.arange(50.0),
-            "n": pd.array([None, *range(49)], dtype="Int64"),
-        }
-    )
+    example = pd.DataFrame({"a": np.arange(50.0), "n": pd.array([None, *range(49)], dtype="Int64")})
 
-    rows = _by_source(
-        example,
-        {"a": np.array([5.5, np.inf]), "n": np.array([5.5, np.inf])},
-    )["thresholds"].batch.data
+    rows = _by_source(example, {"a": np.array([5.5, np.inf]), "n": np.array([5.5, np.inf])})[
+        "thresholds"
+    ].batch.data
 
     assert np.isfinite(rows.a).all()
     assert rows.n.dtype == "Int64"
@@ -324,32 +279,16 @@ def test_rows_with_gaps_are_bounded_in_wide_tables() -> None:
 
 
 def test_uint64_tensors_are_drawn_in_their_range() -> None:
-    example = {
-        "x": np.array(
-            [[[0, 2**63 + 5]]],
-            dtype=np.uint64,
-        )
-    }
+    example = {"x": np.array([[[0, 2**63 + 5]]], dtype=np.uint64)}
 
     assert _by_source(example)["ranges"].batch.data["x"].dtype == np.uint64
 
 
 def test_a_generator_that_raises_an_error_is_left_out_and_named(table: pd.DataFrame) -> None:
-    broken = BoundaryValues(
-        texts={"city": ()},
-        edges={"temperature": np.array([1.0])},
-    )
+    broken = BoundaryValues(texts={"city": ()}, edges={"temperature": np.array([1.0])})
     left_out: dict[str, str] = {}
 
-    sources = [
-        group.source
-        for group in parity_rows(
-            Batch(table),
-            None,
-            broken,
-            left_out=left_out,
-        )
-    ]
+    sources = [group.source for group in parity_rows(Batch(table), None, broken, left_out=left_out)]
 
     assert list(left_out) == ["vocabulary"]
     assert {"example", "ranges", "thresholds", "unseen", "far together"} <= set(sources)

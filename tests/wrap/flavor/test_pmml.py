@@ -18,13 +18,7 @@ from tests.support.pmml import DELAY, needs_java, write_pmml
 from tests.support.refusals import refused
 from tests.support.servers import gunicorn, one_endpoint
 
-ROWS = pd.DataFrame(
-    {
-        "carrier": ["UA", "AA"],
-        "distance": [100, 300],
-        "delay": [9, 9],
-    }
-)
+ROWS = pd.DataFrame({"carrier": ["UA", "AA"], "distance": [100, 300], "delay": [9, 9]})
 DELAYS = [2 + 1 + 5, 2 + 3]
 CLUSTERS = """<PMML xmlns="http://www.dmg.org/PMML-4_4" version="4.4"><Header/>
 <DataDictionary><DataField name="a" optype="continuous" dataType="double"/></DataDictionary>
@@ -42,8 +36,7 @@ INTEGER_DISTANCE = re.sub("<Output>.*</Output>", "", DELAY, flags=re.DOTALL).rep
 @pytest.mark.long
 @needs_java
 def test_a_pmml_file_is_registered_and_answers_over_http_as_the_file(
-    tracking: Path,
-    tmp_path: Path,
+    tracking: Path, tmp_path: Path
 ) -> None:
     # MLflow reads paths as URIs.
     path = write_pmml(tmp_path).rename(tmp_path / "delay #1 %20.pmml")
@@ -109,10 +102,7 @@ def test_a_pmml_file_is_registered_and_answers_over_http_as_the_file(
     ],
 )
 def test_a_file_that_cannot_be_evaluated_is_refused_in_one_line(
-    old: str,
-    new: str,
-    names: list[str],
-    tmp_path: Path,
+    old: str, new: str, names: list[str], tmp_path: Path
 ) -> None:
     path = write_pmml(tmp_path, DELAY.replace(old, new))
     with refused(InvalidArtifact, str(path), *names) as refusal:

@@ -21,12 +21,7 @@ def test_a_row_with_a_missing_value_does_not_change_the_types_of_others(tmp_path
     from mlflow_deploy_plugin.wrap.flavor.pmml_model import PmmlModel
 
     model = PmmlModel(str(write_pmml(tmp_path, INTEGER)))
-    rows = pd.DataFrame(
-        {
-            "carrier": ["UA", "AA", None],
-            "distance": [100, np.nan, 100],
-        }
-    )
+    rows = pd.DataFrame({"carrier": ["UA", "AA", None], "distance": [100, np.nan, 100]})
     answers = model.predict(None, rows)
 
     assert answers["minutes"].dtype == "Int64"

@@ -68,31 +68,18 @@ def test_a_module_answers_named_arrays(form: str, tracking: Path) -> None:
 
     times = 2.0 ** (int(np.abs(ROWS).max()) % 3 + 1)
     np.testing.assert_allclose(
-        answer["product"],
-        ROWS * times * (ROWS * 3 if form == "two inputs" else 1),
-        rtol=1e-5,
+        answer["product"], ROWS * times * (ROWS * 3 if form == "two inputs" else 1), rtol=1e-5
     )
-    np.testing.assert_allclose(
-        answer["sum"],
-        (ROWS * times).sum(1),
-        rtol=1e-4,
-    )
+    np.testing.assert_allclose(answer["sum"], (ROWS * times).sum(1), rtol=1e-4)
     assert "branches on tensor values" in reason
 
 
 def test_the_nodes_and_edges_of_a_graph_are_no_rows(tracking: Path) -> None:
     class Neighbours(torch.nn.Module):
         def forward(self, nodes: Any, edges: Any) -> Any:
-            return torch.zeros_like(nodes).index_add(
-                0,
-                edges[1],
-                nodes[edges[0]],
-            )
+            return torch.zeros_like(nodes).index_add(0, edges[1], nodes[edges[0]])
 
-    answer, reason = _served(
-        Neighbours(),
-        {"nodes": ROWS, "edges": np.array([[5, 0], [1, 1]])},
-    )
+    answer, reason = _served(Neighbours(), {"nodes": ROWS, "edges": np.array([[5, 0], [1, 1]])})
 
     np.testing.assert_allclose(answer[1], ROWS[5] + ROWS[0])
     assert mentions(reason, "first dimension", "'nodes' [6, 3]", "'edges' [2, 2]")
@@ -105,9 +92,7 @@ def test_a_tensor_as_example_keeps_signature_and_example(tracking: Path) -> None
             return super().forward(left)["product"]
 
     info = onnxserve.log_model(
-        Repeated(),
-        name="model",
-        input_example=torch.from_numpy(ROWS).requires_grad_(),
+        Repeated(), name="model", input_example=torch.from_numpy(ROWS).requires_grad_()
     )
 
     assert info.signature.inputs.to_dict()[0]["tensor-spec"] == {
@@ -128,11 +113,7 @@ class Decoder(torch.nn.Module):
         return {"logits": tokens * 2.0, "past": Cache()}
 
 
-@pytest.mark.parametrize(
-    "example",
-    [ROWS, {"tokens": ROWS}],
-    ids=["array", "named"],
-)
+@pytest.mark.parametrize("example", [ROWS, {"tokens": ROWS}], ids=["array", "named"])
 def test_outputs_other_than_tensors_are_left_out_of_the_answer(
     example: Any, tracking: Path
 ) -> None:
@@ -150,13 +131,7 @@ def test_sizes_that_differ_between_the_data_are_free(tracking: Path) -> None:
 
     answer = mlflow.pyfunc.load_model(info.model_uri).predict({"tokens": np.tile(ROWS, 2)})
     np.testing.assert_allclose(answer, np.tile(ROWS, 2) * 2)
-    assert [
-        spec.shape
-        for spec in (
-            *info.signature.inputs,
-            *info.signature.outputs,
-        )
-    ] == [
+    assert [spec.shape for spec in (*info.signature.inputs, *info.signature.outputs)] == [
         (-1, -1),
         (-1, -1),
     ]
@@ -166,13 +141,7 @@ def test_answers_with_another_number_of_dimensions_have_no_signature(tracking: P
     class Squeezed(Decoder):
         def forward(self, *, tokens: Any) -> Any:
             return {
-                "logits": tokens[:, None]
-                .repeat(
-                    1,
-                    len(tokens) % 2 + 1,
-                    1,
-                )
-                .squeeze(1),
+                "logits": tokens[:, None].repeat(1, len(tokens) % 2 + 1, 1).squeeze(1),
                 "past": Cache(),
             }
 
@@ -191,17 +160,12 @@ def test_answers_with_another_number_of_dimensions_have_no_signature(tracking: P
 
 @pytest.mark.long
 def test_a_program_for_one_size_of_batches_is_served_as_it_is(tracking: Path) -> None:
-    program = torch.export.export(
-        torch.nn.Linear(3, 2),
-        (torch.from_numpy(ROWS[:4]),),
-    )
+    program = torch.export.export(torch.nn.Linear(3, 2), (torch.from_numpy(ROWS[:4]),))
 
     answer, reason = _served(program, ROWS[:4])
 
     np.testing.assert_allclose(
-        answer,
-        program.module()(torch.from_numpy(ROWS[:4])).detach().numpy(),
-        rtol=1e-5,
+        answer, program.module()(torch.from_numpy(ROWS[:4])).detach().numpy(), rtol=1e-5
     )
     assert mentions(reason, "[4, 3]")
 
@@ -214,11 +178,7 @@ class Sorted(torch.nn.Module):
 def test_a_scripted_module_is_packed_by_torch(tracking: Path) -> None:
     answer, reason = _served(torch.jit.script(Sorted()), ROWS)
 
-    np.testing.assert_allclose(
-        answer["output_0"][:, 0],
-        np.linalg.norm(ROWS, axis=1),
-        rtol=1e-4,
-    )
+    np.testing.assert_allclose(answer["output_0"][:, 0], np.linalg.norm(ROWS, axis=1), rtol=1e-4)
     assert "linalg_svd" in reason
 
 
@@ -230,17 +190,9 @@ def test_a_keras_model_is_logged_with_its_signature(form: str, tracking: Path) -
     """
     keras: Any = pytest.importorskip("keras")
     inputs = keras.Input((3,))
-    sizes = keras.ops.svd(
-        keras.ops.expand_dims(inputs, 1),
-        compute_uv=False,
-    )
+    sizes = keras.ops.svd(keras.ops.expand_dims(inputs, 1), compute_uv=False)
     outputs = (
-        [
-            sizes,
-            keras.layers.Dense(2, name="scores")(inputs),
-        ]
-        if form == "two outputs"
-        else sizes
+        [sizes, keras.layers.Dense(2, name="scores")(inputs)] if form == "two outputs" else sizes
     )
 
     answer, reason = _served(
@@ -249,11 +201,7 @@ def test_a_keras_model_is_logged_with_its_signature(form: str, tracking: Path) -
     )
 
     size = next(iter(answer.values())) if form == "two outputs" else answer
-    np.testing.assert_allclose(
-        np.asarray(size)[:, 0],
-        np.linalg.norm(ROWS, axis=1),
-        rtol=1e-4,
-    )
+    np.testing.assert_allclose(np.asarray(size)[:, 0], np.linalg.norm(ROWS, axis=1), rtol=1e-4)
     assert "svd" in reason
 
 
@@ -284,12 +232,7 @@ def _plans(kind: str) -> pd.DataFrame:
         "categories of objects": pd.Series(late, dtype=object).astype("category"),
         "categories without gaps": pd.Series(full).astype("category"),
     }
-    return pd.DataFrame(
-        {
-            "plan": columns[kind],
-            "visits": np.arange(20),
-        }
-    )
+    return pd.DataFrame({"plan": columns[kind], "visits": np.arange(20)})
 
 
 KINDS = (
@@ -305,17 +248,12 @@ KINDS = (
 @pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_text_column_keeps_its_type_if_its_first_rows_are_missing(
-    kind: str,
-    tracking: Path,
+    kind: str, tracking: Path
 ) -> None:
     table = _plans(kind)
-    encode = make_pipeline(
-        FunctionTransformer(lambda rows: rows[["plan"]].copy()),
-        OneHotEncoder(),
-    )
+    encode = make_pipeline(FunctionTransformer(lambda rows: rows[["plan"]].copy()), OneHotEncoder())
     model = make_pipeline(encode, LogisticRegression(C=100)).fit(
-        table,
-        table.plan.isna() | (table.plan == "silver"),
+        table, table.plan.isna() | (table.plan == "silver")
     )
 
     info = onnxserve.log_model(model, name="model", input_example=table)
@@ -334,7 +272,7 @@ def test_a_text_column_keeps_its_type_if_its_first_rows_are_missing(
     for record, answer in zip(records, expected, strict=True):
         assert _predictions(scorer, "application/json", {"dataframe_records": [record]}) == [answer]
         assert _predictions(scorer, "text/csv", pd.DataFrame([record]).to_csv(index=False)) == [
-            answer,
+            answer
         ]
 
 
@@ -359,9 +297,7 @@ class HourOfDay:
     ],
 )
 def test_dates_are_answered_in_the_zone_of_the_example(
-    zone: str,
-    hours: list[int],
-    tracking: Path,
+    zone: str, hours: list[int], tracking: Path
 ) -> None:
     when = pd.date_range("2024-01-01", periods=20, freq="7h", tz=zone)
     info = onnxserve.log_model(
@@ -385,8 +321,7 @@ def test_dates_are_answered_in_the_zone_of_the_example(
 
 @pytest.mark.long
 def test_a_server_answers_a_null_in_the_same_way_next_to_other_rows(
-    tracking: Path,
-    tmp_path: Path,
+    tracking: Path, tmp_path: Path
 ) -> None:
     table = _plans("texts")[["plan"]]
     copied = FunctionTransformer(lambda rows: rows.copy())
@@ -397,14 +332,7 @@ def test_a_server_answers_a_null_in_the_same_way_next_to_other_rows(
 
     with gunicorn(tmp_path, one_endpoint(folder)) as server:
         alone = server.post(json={"dataframe_records": [{"plan": None}]})
-        together = server.post(
-            json={
-                "dataframe_records": [
-                    {"plan": None},
-                    {"plan": "gold"},
-                ]
-            }
-        )
+        together = server.post(json={"dataframe_records": [{"plan": None}, {"plan": "gold"}]})
         csv = server.post(data='plan\ngold\n""\n', headers={"Content-Type": "text/csv"})
 
     assert alone.json()["predictions"] == [1]
@@ -425,29 +353,20 @@ class RefusesFiveRows:
 
 @pytest.mark.long
 def test_columns_that_a_signature_cannot_describe_and_a_model_without_a_signature_are_reported(
-    tracking: Path,
-    caplog: pytest.LogCaptureFixture,
+    tracking: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    columns = {
-        "plan": [1, "gold"] * 10,
-        "late": [True, None] * 10,
-        "photo": [b"png", None] * 10,
-    }
+    columns = {"plan": [1, "gold"] * 10, "late": [True, None] * 10, "photo": [b"png", None] * 10}
     table = pd.DataFrame(
-        {name: pd.Series(values, dtype=object) for name, values in columns.items()},
+        {name: pd.Series(values, dtype=object) for name, values in columns.items()}
     )
     model = make_pipeline(
-        FunctionTransformer(lambda rows: rows.astype(str)),
-        OneHotEncoder(),
-        LogisticRegression(),
+        FunctionTransformer(lambda rows: rows.astype(str)), OneHotEncoder(), LogisticRegression()
     )
     model.fit(table, [0, 1] * 10)
 
     info = onnxserve.log_model(model, name="model", input_example=table)
     unsigned = onnxserve.log_model(
-        RefusesFiveRows(),
-        name="model",
-        input_example=pd.DataFrame({"a": range(9)}),
+        RefusesFiveRows(), name="model", input_example=pd.DataFrame({"a": range(9)})
     )
 
     assert "has no type for the columns ['plan'], which mix types" in caplog.text
@@ -473,27 +392,14 @@ class CountsGaps:
 
 @pytest.mark.long
 def test_a_whole_number_of_an_object_column_with_gaps_may_be_missing(tracking: Path) -> None:
-    table = pd.DataFrame(
-        {
-            "a": pd.Series(
-                [1, None, 2],
-                dtype=object,
-            )
-        }
-    )
+    table = pd.DataFrame({"a": pd.Series([1, None, 2], dtype=object)})
 
     info = onnxserve.log_model(CountsGaps(), name="model", input_example=table)
 
     scorer = Scorer.load(Path(mlflow.artifacts.download_artifacts(info.model_uri)))
     body = {"dataframe_records": [{"a": 1}, {"a": None}]}
     assert _predictions(scorer, "application/json", body) == [0, 1]
-    assert info.signature.inputs.to_dict() == [
-        {
-            "type": "double",
-            "name": "a",
-            "required": True,
-        }
-    ]
+    assert info.signature.inputs.to_dict() == [{"type": "double", "name": "a", "required": True}]
 
 
 class AnswersNothing(BaseEstimator):  # type: ignore[misc]
@@ -509,21 +415,12 @@ class AnswersNothing(BaseEstimator):  # type: ignore[misc]
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "column",
-    [{"a": [1.0, 2.0]}, {"kind": pd.Categorical(["x", "y"])}],
-)
+@pytest.mark.parametrize("column", [{"a": [1.0, 2.0]}, {"kind": pd.Categorical(["x", "y"])}])
 def test_a_model_whose_predict_returns_none_is_logged(
-    column: Any,
-    tracking: Path,
-    caplog: pytest.LogCaptureFixture,
+    column: Any, tracking: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     table = pd.DataFrame(column)
-    info = onnxserve.log_model(
-        AnswersNothing().fit(table),
-        name="model",
-        input_example=table,
-    )
+    info = onnxserve.log_model(AnswersNothing().fit(table), name="model", input_example=table)
 
     assert info.signature.inputs.input_names() == list(table)
     assert "is served as pyfunc" in caplog.text
@@ -544,14 +441,10 @@ class ReadsCategories:
 
 @pytest.mark.long
 def test_a_model_of_categories_is_asked_and_reported_once(
-    tracking: Path,
-    caplog: pytest.LogCaptureFixture,
+    tracking: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     table = pd.DataFrame(
-        {
-            "kind": pd.Categorical(["x", "y"] * 10),
-            "plan": pd.Series([1, "gold"] * 10, dtype=object),
-        },
+        {"kind": pd.Categorical(["x", "y"] * 10), "plan": pd.Series([1, "gold"] * 10, dtype=object)}
     )
     model = ReadsCategories()
 
@@ -567,26 +460,19 @@ def test_a_model_of_categories_is_asked_and_reported_once(
 def test_probabilities_without_an_onnx_form_are_served_as_pyfunc(tracking: Path) -> None:
     rows = normal_rows(40, 2)
     table = pd.DataFrame(rows, columns=["a", "b"])
-    several = RandomForestClassifier(3, random_state=0).fit(
-        table,
-        (rows > 0).astype(int),
-    )
+    several = RandomForestClassifier(3, random_state=0).fit(table, (rows > 0).astype(int))
     mixture = GaussianMixture(2, random_state=0).fit(table)
     records = {"dataframe_records": table.head(3).to_dict("records")}
 
     for model in (mixture, several):
         info = onnxserve.log_model(
-            model,
-            name="model",
-            input_example=table,
-            pyfunc_predict_fn="predict_proba",
+            model, name="model", input_example=table, pyfunc_predict_fn="predict_proba"
         )
         scorer = Scorer.load(Path(mlflow.artifacts.download_artifacts(info.model_uri)))
         probabilities = _predictions(scorer, "application/json", records)
         np.testing.assert_allclose(probabilities, model.predict_proba(table.head(3)))
         with pytest.raises(
-            ConversionError,
-            match="only the probabilities of a classifier with a single target",
+            ConversionError, match="only the probabilities of a classifier with a single target"
         ):
             onnxserve.log_model(
                 model,

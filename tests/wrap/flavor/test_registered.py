@@ -144,19 +144,14 @@ def test_before_mlflow_3_the_next_version_is_saved_in_the_run_of_the_old_one(
 ) -> None:
     monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)  # It is in the store of this module.
     mlflow.sklearn.save_model(
-        model,
-        tmp_path / "model",
-        input_example=table.head(3),
-        **_REQUIREMENTS,
+        model, tmp_path / "model", input_example=table.head(3), **_REQUIREMENTS
     )
     with proxy_to(mlflow_server.host, mlflow_server.port) as proxy, tracking_at(proxy.url):
         proxy.turn("Not Found", "/logged-models", 404)  # MLflow 2 returns this.
         with mlflow.start_run() as run:
             mlflow.log_artifacts(str(tmp_path / "model"), "model")
         first = mlflow.register_model(
-            f"runs:/{run.info.run_id}/model",
-            "before-3",
-            tags={"owner": "ann"},
+            f"runs:/{run.info.run_id}/model", "before-3", tags={"owner": "ann"}
         )
 
         made = onnxserve.wrap_model("models:/before-3/1")
@@ -172,15 +167,10 @@ def test_before_mlflow_3_the_next_version_is_saved_in_the_run_of_the_old_one(
         }
         assert new.source != first.source
         steps = make_pipeline(FunctionTransformer(add_mean), LogisticRegression()).fit(
-            table,
-            table.a > 0,
+            table, table.a > 0
         )
         onnxserve.log_model(
-            steps,
-            "model",
-            input_example=table,
-            registered_model_name="before-3",
-            **_REQUIREMENTS,
+            steps, "model", input_example=table, registered_model_name="before-3", **_REQUIREMENTS
         )
 
         predictions = [
@@ -189,23 +179,18 @@ def test_before_mlflow_3_the_next_version_is_saved_in_the_run_of_the_old_one(
         ]
         np.testing.assert_array_equal(*predictions)
         np.testing.assert_array_equal(
-            mlflow.pyfunc.load_model("models:/before-3/3").predict(table),
-            steps.predict(table),
+            mlflow.pyfunc.load_model("models:/before-3/3").predict(table), steps.predict(table)
         )
 
 
 def test_a_dry_run_registers_nothing_and_data_brings_real_rows(
-    old: str,
-    table: pd.DataFrame,
+    old: str, table: pd.DataFrame
 ) -> None:
     lines: list[str] = []
     versions = len(mlflow.MlflowClient().search_model_versions("name='old'"))
 
     made = onnxserve.wrap_model(
-        old,
-        data=table.assign(label="up"),
-        dry_run=True,
-        progress=lines.append,
+        old, data=table.assign(label="up"), dry_run=True, progress=lines.append
     )
 
     assert made.version == ""
@@ -217,9 +202,7 @@ def test_a_dry_run_registers_nothing_and_data_brings_real_rows(
 
 @pytest.mark.parametrize("form", ["no example", "an example", "a table"])
 def test_the_next_version_of_a_graph_takes_the_graphs_own_types(
-    form: str,
-    tracking: Path,
-    table: pd.DataFrame,
+    form: str, tracking: Path, table: pd.DataFrame
 ) -> None:
     numbers = table.to_numpy(np.float32)
     examples = {"no example": None, "an example": numbers, "a table": table}
@@ -240,35 +223,26 @@ def test_the_next_version_of_a_graph_takes_the_graphs_own_types(
 
 
 def test_without_an_example_the_rows_are_made_up_from_the_signature_and_not_kept(
-    tracking: Path,
-    model: Pipeline,
-    table: pd.DataFrame,
+    tracking: Path, model: Pipeline, table: pd.DataFrame
 ) -> None:
     signature = mlflow.models.infer_signature(table, model.predict(table))
     mlflow.sklearn.log_model(
-        model,
-        name="model",
-        registered_model_name="signed",
-        signature=signature,
-        **_REQUIREMENTS,
+        model, name="model", registered_model_name="signed", signature=signature, **_REQUIREMENTS
     )
 
     made = onnxserve.wrap_model("models:/signed/1")
 
     assert made.warnings[0].startswith(
-        "it has no input example: it is compared on rows generated from its signature",
+        "it has no input example: it is compared on rows generated from its signature"
     )
     artifact = read_artifact(
-        Path(mlflow.artifacts.download_artifacts(f"models:/signed/{made.version}")),
+        Path(mlflow.artifacts.download_artifacts(f"models:/signed/{made.version}"))
     )
     assert (artifact.reference, "dataset_digest" in artifact.provenance) == (None, False)
 
 
 def test_a_file_is_loaded_with_consent_only(
-    tracking: Path,
-    model: Pipeline,
-    table: pd.DataFrame,
-    tmp_path: Path,
+    tracking: Path, model: Pipeline, table: pd.DataFrame, tmp_path: Path
 ) -> None:
     joblib.dump(model, tmp_path / "updown.joblib")
     file = str(tmp_path / "updown.joblib")
@@ -277,29 +251,17 @@ def test_a_file_is_loaded_with_consent_only(
     with pytest.raises(InvalidConfig, match=r"updown\.joblib .*--data FILE"):
         onnxserve.wrap_model(file, "filed", allow_pickle=True)
 
-    made = onnxserve.wrap_model(
-        file,
-        "filed",
-        data=table.assign(other=1),
-        allow_pickle=True,
-    )
+    made = onnxserve.wrap_model(file, "filed", data=table.assign(other=1), allow_pickle=True)
 
     tags = mlflow.MlflowClient().get_model_version("filed", made.version).tags
     assert tags["onnxserve.wrapped_from"] == (tmp_path / "updown.joblib").as_uri()
     assert [
         column.name for column in mlflow.models.get_model_info("models:/filed/1").signature.inputs
-    ] == [
-        "a",
-        "b",
-        "c",
-    ]
+    ] == ["a", "b", "c"]
 
 
 def test_a_runs_model_and_a_folder_need_a_name(
-    old: str,
-    model: Pipeline,
-    table: pd.DataFrame,
-    tmp_path: Path,
+    old: str, model: Pipeline, table: pd.DataFrame, tmp_path: Path
 ) -> None:
     mlflow.sklearn.save_model(model, tmp_path / "saved", input_example=table, **_REQUIREMENTS)
     with pytest.raises(InvalidConfig, match="'a/b'"):
@@ -323,20 +285,12 @@ def add_mean(rows: Any) -> Any:
     return rows + rows.mean()
 
 
-def _save(
-    kind: str,
-    folder: Path,
-    model: Pipeline,
-    table: pd.DataFrame,
-) -> None:
+def _save(kind: str, folder: Path, model: Pipeline, table: pd.DataFrame) -> None:
     """Save a model that cannot be wrapped."""
     match kind:
         case "python":
             mlflow.pyfunc.save_model(
-                folder,
-                python_model=Doubled(),
-                input_example=table,
-                pip_requirements=[],
+                folder, python_model=Doubled(), input_example=table, pip_requirements=[]
             )
         case "code":
             code = folder.with_suffix(".py")
@@ -348,18 +302,14 @@ def _save(
                 "    def predict(self, context, model_input, params=None):\n"
                 "        return model_input\n"
                 "\n"
-                "set_model(Same())\n",
+                "set_model(Same())\n"
             )
             mlflow.pyfunc.save_model(
-                folder,
-                python_model=str(code),
-                input_example=table,
-                pip_requirements=[],
+                folder, python_model=str(code), input_example=table, pip_requirements=[]
             )
         case "step":
             steps = make_pipeline(FunctionTransformer(add_mean), LogisticRegression()).fit(
-                table,
-                table.a > 0,
+                table, table.a > 0
             )
             mlflow.sklearn.save_model(
                 steps,
@@ -370,10 +320,7 @@ def _save(
             )
         case "method":
             mlflow.sklearn.save_model(
-                model,
-                folder,
-                pyfunc_predict_fn="predict_log_proba",
-                **_REQUIREMENTS,
+                model, folder, pyfunc_predict_fn="predict_log_proba", **_REQUIREMENTS
             )
         case "sequence":
             graph = "g (float[N,2] x) => (seq(float[1,2]) s) { s = SplitToSequence<axis = 0>(x) }"
@@ -465,8 +412,7 @@ def test_a_model_that_cannot_be_wrapped_is_refused_in_one_line(
 
 
 def test_a_type_that_no_graph_takes_is_refused_without_an_example_too(
-    model: Pipeline,
-    tmp_path: Path,
+    model: Pipeline, tmp_path: Path
 ) -> None:
     dates = ModelSignature(Schema([ColSpec("datetime", "when")]))
     mlflow.sklearn.save_model(model, tmp_path / "saved", signature=dates, **_REQUIREMENTS)
@@ -494,10 +440,7 @@ def staff() -> pd.DataFrame:
 @pytest.mark.parametrize("read", [["salary", "team"], ["salary"]], ids=" and ".join)
 @pytest.mark.parametrize("event_time", [None, "hired"])
 def test_a_column_that_no_step_reads_is_left_out(
-    event_time: str | None,
-    read: list[str],
-    tracking: Path,
-    staff: pd.DataFrame,
+    event_time: str | None, read: list[str], tracking: Path, staff: pd.DataFrame
 ) -> None:
     steps = [("numbers", SimpleImputer(), ["salary"])]
     if "team" in read:
@@ -535,8 +478,7 @@ def test_a_column_that_no_step_reads_is_left_out(
 
 
 def test_named_columns_are_dropped_although_the_signature_has_them(
-    staff: pd.DataFrame,
-    tmp_path: Path,
+    staff: pd.DataFrame, tmp_path: Path
 ) -> None:
     model = LogisticRegression().fit(staff[["salary"]], staff.salary > 0)
     signature = ModelSignature(Schema([ColSpec("datetime", "hired"), ColSpec("double", "salary")]))
@@ -548,9 +490,7 @@ def test_named_columns_are_dropped_although_the_signature_has_them(
 
 
 def test_another_version_of_the_framework_that_loads_is_a_warning(
-    model: Pipeline,
-    table: pd.DataFrame,
-    tmp_path: Path,
+    model: Pipeline, table: pd.DataFrame, tmp_path: Path
 ) -> None:
     mlflow.sklearn.save_model(
         model,
@@ -564,18 +504,14 @@ def test_another_version_of_the_framework_that_loads_is_a_warning(
 
 
 @pytest.mark.parametrize(
-    "rows",
-    [None, pd.DataFrame({"review": ["good parcel", "bad parcel"]})],
-    ids=["none", "table"],
+    "rows", [None, pd.DataFrame({"review": ["good parcel", "bad parcel"]})], ids=["none", "table"]
 )
 def test_a_model_of_texts_without_a_name_is_wrapped_with_a_table_or_without_rows(
-    rows: pd.DataFrame | None,
-    tmp_path: Path,
+    rows: pd.DataFrame | None, tmp_path: Path
 ) -> None:
     texts = ["good parcel", "bad parcel", "good", "bad"]
     words = make_pipeline(CountVectorizer(), LogisticRegression()).fit(
-        texts,
-        ["up", "down", "up", "down"],
+        texts, ["up", "down", "up", "down"]
     )
     signature = ModelSignature(Schema([ColSpec("string")]))
     mlflow.sklearn.save_model(words, tmp_path / "saved", signature=signature, **_REQUIREMENTS)
@@ -588,47 +524,32 @@ def _boosted(table: pd.DataFrame) -> Any:
     return xgboost.XGBRegressor(n_estimators=2).fit(table, table.a)
 
 
-@pytest.mark.parametrize(
-    ("name", "default"),
-    [("output_margin", True), ("iteration_range", "0")],
-)
+@pytest.mark.parametrize(("name", "default"), [("output_margin", True), ("iteration_range", "0")])
 def test_params_that_change_a_prediction_are_refused_with_their_name(
-    name: str,
-    default: Any,
-    table: pd.DataFrame,
-    tmp_path: Path,
+    name: str, default: Any, table: pd.DataFrame, tmp_path: Path
 ) -> None:
     spec = ParamSpec(name, "boolean" if default is True else "string", default)
     signature = ModelSignature(
-        mlflow.models.infer_signature(table).inputs,
-        params=ParamSchema([spec]),
+        mlflow.models.infer_signature(table).inputs, params=ParamSchema([spec])
     )
     mlflow.xgboost.save_model(
-        _boosted(table),
-        tmp_path / "saved",
-        signature=signature,
-        pip_requirements=["xgboost"],
+        _boosted(table), tmp_path / "saved", signature=signature, pip_requirements=["xgboost"]
     )
     with pytest.raises(
-        ConversionError,
-        match=rf"asks it with {name}={default!r}, .*; \S+ can be served as pyfunc",
+        ConversionError, match=rf"asks it with {name}={default!r}, .*; \S+ can be served as pyfunc"
     ):
         onnxserve.wrap_model(str(tmp_path / "saved"), data=table, dry_run=True)
 
 
 @pytest.mark.parametrize("flavor", ["sklearn", "xgboost"])
 def test_params_that_mlflow_does_not_use_are_left_out_with_a_warning(
-    flavor: str,
-    model: Pipeline,
-    table: pd.DataFrame,
-    tmp_path: Path,
+    flavor: str, model: Pipeline, table: pd.DataFrame, tmp_path: Path
 ) -> None:
     specs = [ParamSpec("threshold", "double", 0.9)]
     if flavor == "xgboost":
         specs.append(ParamSpec("output_margin", "boolean", False))
     signature = ModelSignature(
-        mlflow.models.infer_signature(table).inputs,
-        params=ParamSchema(specs),
+        mlflow.models.infer_signature(table).inputs, params=ParamSchema(specs)
     )
     original = model if flavor == "sklearn" else _boosted(table)
     save = mlflow.sklearn.save_model if flavor == "sklearn" else mlflow.xgboost.save_model
@@ -641,17 +562,12 @@ def test_params_that_mlflow_does_not_use_are_left_out_with_a_warning(
 
 
 def test_an_mlmodel_with_an_empty_section_for_pyfunc_is_wrapped(
-    table: pd.DataFrame,
-    tmp_path: Path,
+    table: pd.DataFrame, tmp_path: Path
 ) -> None:
     mlflow.xgboost.save_model(_boosted(table), tmp_path / "saved", pip_requirements=["xgboost"])
     _set_pyfunc_section(tmp_path / "saved", None)
     assert (
-        onnxserve.wrap_model(
-            str(tmp_path / "saved"),
-            data=table,
-            dry_run=True,
-        ).report.state
+        onnxserve.wrap_model(str(tmp_path / "saved"), data=table, dry_run=True).report.state
         == "proven"
     )
 
@@ -673,8 +589,7 @@ def _set_pyfunc_section(folder: Path, section: dict[str, str] | None) -> None:
 
 @pytest.mark.long
 def test_a_param_of_a_module_is_refused_unless_it_is_the_default(
-    table: pd.DataFrame,
-    tmp_path: Path,
+    table: pd.DataFrame, tmp_path: Path
 ) -> None:
     torch = pytest.importorskip("torch")
 
@@ -685,23 +600,15 @@ def test_a_param_of_a_module_is_refused_unless_it_is_the_default(
     inputs = mlflow.models.infer_signature(table.to_numpy(np.float32)).inputs
     for factor in (1.0, 2.0):
         signature = ModelSignature(
-            inputs,
-            params=ParamSchema([ParamSpec("factor", "double", factor)]),
+            inputs, params=ParamSchema([ParamSpec("factor", "double", factor)])
         )
         options: dict[str, Any] = {"serialization_format": "pickle", "pip_requirements": ["torch"]}
         mlflow.pytorch.save_model(
-            Scaled(),
-            tmp_path / f"times {factor}",
-            signature=signature,
-            **options,
+            Scaled(), tmp_path / f"times {factor}", signature=signature, **options
         )
     rows = table.to_numpy(np.float32)
     assert (
-        onnxserve.wrap_model(
-            str(tmp_path / "times 1.0"),
-            data=rows,
-            dry_run=True,
-        ).report.state
+        onnxserve.wrap_model(str(tmp_path / "times 1.0"), data=rows, dry_run=True).report.state
         == "proven"
     )
     with pytest.raises(ConversionError, match=r"factor=2\.0, which an ONNX form cannot contain"):
@@ -710,31 +617,25 @@ def test_a_param_of_a_module_is_refused_unless_it_is_the_default(
 
 @pytest.mark.long
 def test_a_param_of_a_traced_module_is_refused_with_its_name(
-    table: pd.DataFrame,
-    tmp_path: Path,
+    table: pd.DataFrame, tmp_path: Path
 ) -> None:
     """A traced module does not tell its parameters."""
     torch = pytest.importorskip("torch")
     rows = table.to_numpy(np.float32)
     params = ParamSchema([ParamSpec("factor", "double", 2.0)])
     signature = ModelSignature(mlflow.models.infer_signature(rows).inputs, params=params)
-    traced = torch.jit.trace(
-        torch.nn.ReLU(),
-        torch.from_numpy(rows),
-    )
+    traced = torch.jit.trace(torch.nn.ReLU(), torch.from_numpy(rows))
     options: dict[str, Any] = {"serialization_format": "pickle", "pip_requirements": ["torch"]}
     mlflow.pytorch.save_model(traced, tmp_path / "saved", signature=signature, **options)
     with pytest.raises(
-        ConversionError,
-        match=r"asks it with factor=2\.0, .*; \S+ can be served as pyfunc",
+        ConversionError, match=r"asks it with factor=2\.0, .*; \S+ can be served as pyfunc"
     ):
         onnxserve.wrap_model(str(tmp_path / "saved"), data=rows, dry_run=True)
 
 
 @pytest.mark.long
 def test_a_param_with_several_numbers_is_refused_unless_it_is_the_default(
-    table: pd.DataFrame,
-    tmp_path: Path,
+    table: pd.DataFrame, tmp_path: Path
 ) -> None:
     torch = pytest.importorskip("torch")
 
@@ -750,26 +651,17 @@ def test_a_param_with_several_numbers_is_refused_unless_it_is_the_default(
     inputs = mlflow.models.infer_signature(rows).inputs
     for weights in ([1.0, 2.0], [1.0, 3.0]):
         signature = ModelSignature(
-            inputs,
-            params=ParamSchema([ParamSpec("weights", "double", weights, (-1,))]),
+            inputs, params=ParamSchema([ParamSpec("weights", "double", weights, (-1,))])
         )
         options: dict[str, Any] = {"serialization_format": "pickle", "pip_requirements": ["torch"]}
         mlflow.pytorch.save_model(
-            Weighted(),
-            tmp_path / str(weights[1]),
-            signature=signature,
-            **options,
+            Weighted(), tmp_path / str(weights[1]), signature=signature, **options
         )
     assert (
-        onnxserve.wrap_model(
-            str(tmp_path / "2.0"),
-            data=rows,
-            dry_run=True,
-        ).report.state
+        onnxserve.wrap_model(str(tmp_path / "2.0"), data=rows, dry_run=True).report.state
         == "proven"
     )
     with pytest.raises(
-        ConversionError,
-        match=r"weights=\[1\.0, 3\.0\], which an ONNX form cannot contain",
+        ConversionError, match=r"weights=\[1\.0, 3\.0\], which an ONNX form cannot contain"
     ):
         onnxserve.wrap_model(str(tmp_path / "3.0"), data=rows, dry_run=True)

@@ -62,8 +62,7 @@ def test_an_invalid_model_file_is_refused_in_one_line(
 
 
 def test_a_pickle_of_another_version_is_loaded_with_a_warning(
-    model: Pipeline,
-    tmp_path: Path,
+    model: Pipeline, tmp_path: Path
 ) -> None:
     old = pickle.dumps(model).replace(sklearn.__version__.encode(), b"1.0.2")
     (tmp_path / "old.pkl").write_bytes(old)
@@ -102,7 +101,7 @@ def test_a_model_of_a_flavor_without_a_converter_is_not_loaded(tmp_path: Path) -
         flavors={
             "python_function": {"loader_module": "mlflow.spark", "data": "sparkml"},
             "spark": {"model_data": "sparkml", "pyspark_version": "4.0.1"},
-        },
+        }
     )
     mlmodel.save(str(tmp_path / "MLmodel"))
 
@@ -115,8 +114,7 @@ def test_a_model_of_a_flavor_without_a_converter_is_not_loaded(tmp_path: Path) -
 
 
 def test_a_framework_that_is_not_installed_is_named_with_the_command_that_installs_it(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("xgboost", "xgboost.sklearn"):
         monkeypatch.setitem(sys.modules, name, None)
@@ -125,7 +123,7 @@ def test_a_framework_that_is_not_installed_is_named_with_the_command_that_instal
         flavors={
             "python_function": {"loader_module": "mlflow.xgboost", "data": "model.ubj"},
             "xgboost": {"data": "model.ubj", "model_class": "xgboost.sklearn.XGBRegressor"},
-        },
+        }
     )
     mlmodel.save(str(tmp_path / "MLmodel"))
 

@@ -59,10 +59,7 @@ TEXT = Schema([ColSpec("string")])
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     # MLflow asks the hub for a license.
-    monkeypatch.setattr(
-        "huggingface_hub.constants.HF_HUB_OFFLINE",
-        True,
-    )
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +67,7 @@ def classifier() -> Any:
     torch.manual_seed(0)
     net = transformers.BertForSequenceClassification(transformers.BertConfig(**SMALL)).eval()
     return transformers.pipeline(
-        "text-classification",
-        model=net,
-        tokenizer=original_tokenizer("WordPiece"),
+        "text-classification", model=net, tokenizer=original_tokenizer("WordPiece")
     )
 
 
@@ -88,14 +83,7 @@ def encoder(tmp_path: Path) -> Any:
 
 def params(**defaults: Any) -> ModelSignature:
     types = {bool: "boolean", int: "long", str: "string"}
-    specs = [
-        ParamSpec(
-            name,
-            types[type(value)],
-            value,
-        )
-        for name, value in defaults.items()
-    ]
+    specs = [ParamSpec(name, types[type(value)], value) for name, value in defaults.items()]
     return ModelSignature(TEXT, params=ParamSchema(specs))
 
 
@@ -124,10 +112,7 @@ def labels(folder: Path) -> list[str]:
     "options",
     [
         {"model_config": {"truncation": True, "max_length": 4}},
-        {
-            "model_config": {"truncation": True, "max_length": 20},
-            "signature": params(max_length=4),
-        },
+        {"model_config": {"truncation": True, "max_length": 20}, "signature": params(max_length=4)},
         {"model_config": {"max_length": 4}},
         {"model_config": {"padding": "max_length", "truncation": True, "max_length": 32}},
         {
@@ -138,15 +123,10 @@ def labels(folder: Path) -> list[str]:
     ids=["model_config", "params before model_config", "without truncation", "padding", "top_k=1"],
 )
 def test_a_classifier_is_asked_with_the_settings_of_its_version(
-    options: dict[str, Any],
-    classifier: Any,
-    tracking: Path,
-    tmp_path: Path,
+    options: dict[str, Any], classifier: Any, tracking: Path, tmp_path: Path
 ) -> None:
     folder = saved_classifier(
-        classifier,
-        tmp_path / "saved",
-        **{"signature": ModelSignature(TEXT), **options},
+        classifier, tmp_path / "saved", **{"signature": ModelSignature(TEXT), **options}
     )
     config = {**options["model_config"], "top_k": None}
     if "signature" in options and options["signature"].params:
@@ -162,17 +142,12 @@ def test_a_classifier_is_asked_with_the_settings_of_its_version(
 
 
 def test_the_settings_of_a_version_change_its_labels(
-    classifier: Any,
-    tracking: Path,
-    tmp_path: Path,
+    classifier: Any, tracking: Path, tmp_path: Path
 ) -> None:
     plain = saved_classifier(classifier, tmp_path / "plain", signature=ModelSignature(TEXT))
     short = {"truncation": True, "max_length": 4}
     configured = saved_classifier(
-        classifier,
-        tmp_path / "asked",
-        signature=ModelSignature(TEXT),
-        model_config=short,
+        classifier, tmp_path / "asked", signature=ModelSignature(TEXT), model_config=short
     )
     assert labels(plain) != labels(configured)
     assert [wrapped(folder)[1].predict(TEXTS).tolist() for folder in (plain, configured)] == [
@@ -182,20 +157,15 @@ def test_the_settings_of_a_version_change_its_labels(
 
 
 def test_the_older_file_of_settings_replaces_the_model_config(
-    classifier: Any,
-    tracking: Path,
-    tmp_path: Path,
+    classifier: Any, tracking: Path, tmp_path: Path
 ) -> None:
     options = {"truncation": True, "max_length": 20}
     folder = saved_classifier(
-        classifier,
-        tmp_path / "saved",
-        signature=ModelSignature(TEXT),
-        model_config=options,
+        classifier, tmp_path / "saved", signature=ModelSignature(TEXT), model_config=options
     )
     plain = labels(folder)
     (folder / "components" / "inference_config.txt").write_text(
-        json.dumps({"truncation": True, "max_length": 4}),
+        json.dumps({"truncation": True, "max_length": 4})
     )
     assert labels(folder) != plain
 
@@ -204,10 +174,7 @@ def test_the_older_file_of_settings_replaces_the_model_config(
 
 @pytest.mark.parametrize("content", [b"{", b"[4]", b"\xff"])
 def test_an_older_file_of_settings_that_is_damaged_is_refused(
-    content: bytes,
-    classifier: Any,
-    tracking: Path,
-    tmp_path: Path,
+    content: bytes, classifier: Any, tracking: Path, tmp_path: Path
 ) -> None:
     folder = saved_classifier(classifier, tmp_path / "saved", signature=ModelSignature(TEXT))
     (folder / "components" / "inference_config.txt").write_bytes(content)
@@ -216,16 +183,11 @@ def test_an_older_file_of_settings_that_is_damaged_is_refused(
 
 
 def test_the_function_that_is_applied_to_the_logits_is_a_setting(
-    classifier: Any,
-    tracking: Path,
-    tmp_path: Path,
+    classifier: Any, tracking: Path, tmp_path: Path
 ) -> None:
     config = {"function_to_apply": "sigmoid"}
     folder = saved_classifier(
-        classifier,
-        tmp_path / "saved",
-        signature=ModelSignature(TEXT),
-        model_config=config,
+        classifier, tmp_path / "saved", signature=ModelSignature(TEXT), model_config=config
     )
     made, served = wrapped(folder)
     assert [output.name for output in made.outputs] == ["label", "scores"]
@@ -233,10 +195,7 @@ def test_the_function_that_is_applied_to_the_logits_is_a_setting(
 
 
 def test_a_setting_that_a_graph_cannot_contain_is_refused_with_its_name(
-    classifier: Any,
-    encoder: Any,
-    tracking: Path,
-    tmp_path: Path,
+    classifier: Any, encoder: Any, tracking: Path, tmp_path: Path
 ) -> None:
     def refuse(folder: Path, *words: str) -> None:
         with refused(ConversionError, *words, "can be served as pyfunc"):
@@ -248,25 +207,16 @@ def test_a_setting_that_a_graph_cannot_contain_is_refused_with_its_name(
     )
     refuse(several, "top_k=2", "predict_proba")
     made = onnxserve.wrap_model(
-        str(several),
-        data=TEXTS,
-        dry_run=True,
-        pyfunc_predict_fn="predict_proba",
+        str(several), data=TEXTS, dry_run=True, pyfunc_predict_fn="predict_proba"
     )
     assert made.report.state == "proven"
     assert made.prediction == ("probabilities",)
     bare = saved_classifier(
-        classifier,
-        tmp_path / "bare",
-        model_config={"add_special_tokens": False},
-        **options,
+        classifier, tmp_path / "bare", model_config={"add_special_tokens": False}, **options
     )
     refuse(bare, "add_special_tokens=False")
     unknown = saved_classifier(
-        classifier,
-        tmp_path / "unknown",
-        model_config={"function_to_apply": "tanh"},
-        **options,
+        classifier, tmp_path / "unknown", model_config={"function_to_apply": "tanh"}, **options
     )
     refuse(unknown, "function_to_apply='tanh'")
     refuse(
@@ -291,18 +241,13 @@ def test_a_setting_that_a_graph_cannot_contain_is_refused_with_its_name(
     ids=["normalized", "truncated and normalized", "truncated", "named prompt", "prompt"],
 )
 def test_an_encoder_is_asked_with_the_defaults_of_its_params(
-    asked: dict[str, Any],
-    encoder: Any,
-    tracking: Path,
-    tmp_path: Path,
+    asked: dict[str, Any], encoder: Any, tracking: Path, tmp_path: Path
 ) -> None:
     want = encoder.encode(TEXTS, **asked)
     assert want.shape != (4, 16) or np.abs(want - encoder.encode(TEXTS)).max() > 0.01
     folder = saved_encoder(encoder, tmp_path / "saved", signature=params(**asked))
     np.testing.assert_allclose(
-        mlflow.pyfunc.load_model(str(folder)).predict(TEXTS),
-        want,
-        atol=1e-6,
+        mlflow.pyfunc.load_model(str(folder)).predict(TEXTS), want, atol=1e-6
     )
 
     made, served = wrapped(folder)
@@ -318,9 +263,7 @@ def test_an_encoder_is_asked_with_the_defaults_of_its_params(
 
 @pytest.mark.parametrize("name", ["texts.csv", "nothing"])
 def test_a_version_whose_only_input_has_no_name_takes_a_column_of_texts(
-    name: str,
-    classifier: Any,
-    tmp_path: Path,
+    name: str, classifier: Any, tmp_path: Path
 ) -> None:
     options = {"signature": ModelSignature(TEXT), "model_config": {"truncation": True}}
     folder = saved_classifier(classifier, tmp_path / "saved", **options)

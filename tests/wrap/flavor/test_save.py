@@ -79,17 +79,12 @@ def test_provenance_names_commit_dataset_and_environment(folder: Path, logged: M
 
 
 def test_stock_onnx_flavor_loads_the_same_model(
-    logged: ModelInfo,
-    model: Pipeline,
-    table: pd.DataFrame,
+    logged: ModelInfo, model: Pipeline, table: pd.DataFrame
 ) -> None:
     proto = mlflow.onnx.load_model(logged.model_uri)
 
     session = onnxruntime.InferenceSession(proto.SerializeToString())
-    labels = session.run(
-        ["label"],
-        {"X": table.to_numpy(np.float32)},
-    )[0]
+    labels = session.run(["label"], {"X": table.to_numpy(np.float32)})[0]
     assert labels.tolist() == model.predict(table).tolist()
 
 
@@ -118,24 +113,19 @@ print(model.predict(model.input_example).shape)
 
 
 def test_load_model_gives_the_ready_model(
-    logged: ModelInfo,
-    model: Pipeline,
-    table: pd.DataFrame,
+    logged: ModelInfo, model: Pipeline, table: pd.DataFrame
 ) -> None:
     loaded = onnxserve.load_model("models:/updown/1")
 
     answers = loaded.run(
-        loaded.schema.from_columns({str(name): table[name].to_numpy() for name in table}),
+        loaded.schema.from_columns({str(name): table[name].to_numpy() for name in table})
     )
     np.testing.assert_allclose(answers["probabilities"], model.predict_proba(table), atol=1e-6)
 
 
 def test_probabilities_as_prediction(model: Pipeline, table: pd.DataFrame, tmp_path: Path) -> None:
     onnxserve.save_model(
-        model,
-        tmp_path / "model",
-        input_example=table,
-        pyfunc_predict_fn="predict_proba",
+        model, tmp_path / "model", input_example=table, pyfunc_predict_fn="predict_proba"
     )
 
     probabilities = mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(table)
@@ -147,16 +137,11 @@ def unfaithful(table: pd.DataFrame) -> Any:
     """A model that selects the first of several neighbours at equal distance; its graph
     selects another neighbour.
     """
-    return KNeighborsClassifier(3).fit(
-        table.round(),
-        (table.a * table.b > 0).astype(int),
-    )
+    return KNeighborsClassifier(3).fit(table.round(), (table.a * table.b > 0).astype(int))
 
 
 def test_unfaithful_model_leaves_nothing_in_mlflow(
-    tracking: Path,
-    unfaithful: Any,
-    table: pd.DataFrame,
+    tracking: Path, unfaithful: Any, table: pd.DataFrame
 ) -> None:
     before = len(mlflow.search_logged_models(output_format="list"))
 
@@ -174,10 +159,7 @@ def test_unfaithful_model_leaves_nothing_in_mlflow(
 
 
 def test_unfaithful_model_is_logged_as_warned_on_request(
-    tracking: Path,
-    unfaithful: Any,
-    table: pd.DataFrame,
-    caplog: pytest.LogCaptureFixture,
+    tracking: Path, unfaithful: Any, table: pd.DataFrame, caplog: pytest.LogCaptureFixture
 ) -> None:
     with mlflow.start_run():
         info = onnxserve.log_model(
@@ -201,34 +183,16 @@ def test_saved_and_exported_models_refuse_the_rows_that_the_original_refuses(
     random = np.random.default_rng(0)
     carriers = random.choice(["AA", "DL", "UA"], 200)
     hours = random.integers(5, 9, 200)
-    rows = pd.DataFrame(
-        {
-            "carrier": carriers,
-            "hour": hours,
-            "distance": random.normal(size=200),
-        }
-    )
-    rows["wind"] = np.where(
-        rows.distance > 1,
-        np.nan,
-        rows.distance,
-    )
-    columns = [
-        (OneHotEncoder(), ["carrier", "hour"]),
-        (SimpleImputer(), ["wind"]),
-    ]
+    rows = pd.DataFrame({"carrier": carriers, "hour": hours, "distance": random.normal(size=200)})
+    rows["wind"] = np.where(rows.distance > 1, np.nan, rows.distance)
+    columns = [(OneHotEncoder(), ["carrier", "hour"]), (SimpleImputer(), ["wind"])]
     model = make_pipeline(
-        make_column_transformer(*columns, remainder="passthrough"),
-        LogisticRegression(),
+        make_column_transformer(*columns, remainder="passthrough"), LogisticRegression()
     )
-    onnxserve.save_model(
-        model.fit(rows, rows.distance > 0),
-        tmp_path / "model",
-        input_example=rows,
-    )
+    onnxserve.save_model(model.fit(rows, rows.distance > 0), tmp_path / "model", input_example=rows)
     saved = mlflow.pyfunc.load_model(str(tmp_path / "model"))
     exported = ExportedModel(
-        onnxserve.export(str(tmp_path / "model"), "onnx", tmp_path / "m.onnx").path,
+        onnxserve.export(str(tmp_path / "model"), "onnx", tmp_path / "m.onnx").path
     )
 
     np.testing.assert_array_equal(saved.predict(rows), model.predict(rows))
@@ -249,9 +213,7 @@ def test_saved_and_exported_models_refuse_the_rows_that_the_original_refuses(
 
 
 def test_without_a_run_the_model_itself_carries_the_parity(
-    tracking: Path,
-    model: Pipeline,
-    table: pd.DataFrame,
+    tracking: Path, model: Pipeline, table: pd.DataFrame
 ) -> None:
     info = onnxserve.log_model(model, name="model", input_example=table)
 
@@ -269,9 +231,7 @@ def with_month(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def test_a_model_without_an_onnx_form_is_logged_by_mlflows_own_flavor_and_says_why(
-    tracking: Path,
-    table: pd.DataFrame,
-    caplog: pytest.LogCaptureFixture,
+    tracking: Path, table: pd.DataFrame, caplog: pytest.LogCaptureFixture
 ) -> None:
     pipeline = make_pipeline(FunctionTransformer(ranked), LinearRegression()).fit(table, table.a)
 
@@ -305,10 +265,7 @@ def test_a_model_without_an_onnx_form_is_logged_by_mlflows_own_flavor_and_says_w
     assert client.get_logged_model(info.model_id).tags["team"] == "sky"
     assert "onnxserve.parity" not in version.tags
     assert info.signature.inputs.input_names() == ["a", "b", "c"]
-    np.testing.assert_allclose(
-        predictions_of(info, table),
-        pipeline.predict(table),
-    )
+    np.testing.assert_allclose(predictions_of(info, table), pipeline.predict(table))
 
 
 def test_a_model_that_answers_otherwise_as_onnx_is_logged_as_it_is(
@@ -326,20 +283,13 @@ def test_a_model_that_answers_otherwise_as_onnx_is_logged_as_it_is(
         "instead and is served" in line and "Worst rows" not in line for line in caplog.messages
     )
     assert "does not match the original" in fallback_of(info)
-    np.testing.assert_array_equal(
-        predictions_of(info, table),
-        unfaithful.predict(table),
-    )
+    np.testing.assert_array_equal(predictions_of(info, table), unfaithful.predict(table))
 
 
 def log(model: Any, example: Any, **options: Any) -> ModelInfo:
     """Log a model without the time that MLflow takes to infer its requirements."""
     return onnxserve.log_model(
-        model,
-        name="model",
-        input_example=example,
-        pip_requirements=[],
-        **options,
+        model, name="model", input_example=example, pip_requirements=[], **options
     )
 
 
@@ -352,21 +302,13 @@ def fallback_of(info: ModelInfo) -> str:
     return mlflow.MlflowClient().get_logged_model(info.model_id).tags["onnxserve.fallback"]
 
 
-def squared_error(
-    wanted: np.ndarray,
-    found: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
+def squared_error(wanted: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return found - wanted, np.ones_like(wanted)
 
 
 def lgbm(kind: str, **options: Any) -> Any:
     options = {"objective": "cross_entropy_lambda", **options}
-    return getattr(lightgbm, f"LGBM{kind}")(
-        n_estimators=3,
-        n_jobs=1,
-        verbose=-1,
-        **options,
-    )
+    return getattr(lightgbm, f"LGBM{kind}")(n_estimators=3, n_jobs=1, verbose=-1, **options)
 
 
 @pytest.mark.parametrize(
@@ -377,10 +319,7 @@ def lgbm(kind: str, **options: Any) -> Any:
     ],
 )
 def test_a_booster_without_an_onnx_form_is_logged_by_its_own_flavor(
-    flavor: str,
-    booster: Any,
-    tracking: Path,
-    table: pd.DataFrame,
+    flavor: str, booster: Any, tracking: Path, table: pd.DataFrame
 ) -> None:
     booster.fit(table, table.a)
 
@@ -393,18 +332,9 @@ def test_a_booster_without_an_onnx_form_is_logged_by_its_own_flavor(
 
 @pytest.mark.parametrize("predict_fn", get_args(PredictFunction))
 def test_a_model_of_categories_without_an_onnx_form_takes_them_as_texts(
-    predict_fn: PredictFunction,
-    tracking: Path,
-    table: pd.DataFrame,
+    predict_fn: PredictFunction, tracking: Path, table: pd.DataFrame
 ) -> None:
-    cities = table.assign(
-        city=pd.Categorical(
-            np.resize(
-                ["Łódź", "rome", "oslo"],
-                len(table),
-            )
-        )
-    )
+    cities = table.assign(city=pd.Categorical(np.resize(["Łódź", "rome", "oslo"], len(table))))
     booster = lgbm("Classifier").fit(cities, table.a > table.b)
 
     info = log(booster, cities, pyfunc_predict_fn=predict_fn)
@@ -415,17 +345,9 @@ def test_a_model_of_categories_without_an_onnx_form_takes_them_as_texts(
 
 
 def test_a_category_that_a_model_refuses_is_refused_without_an_onnx_form_too(
-    tracking: Path,
-    table: pd.DataFrame,
+    tracking: Path, table: pd.DataFrame
 ) -> None:
-    cities = table.assign(
-        city=pd.Categorical(
-            np.resize(
-                ["lima", "rome", "oslo"],
-                len(table),
-            )
-        )
-    )
+    cities = table.assign(city=pd.Categorical(np.resize(["lima", "rome", "oslo"], len(table))))
     options: dict[str, Any] = {
         "objective": "binary:hinge",
         "n_estimators": 3,
@@ -446,8 +368,7 @@ def test_a_category_that_a_model_refuses_is_refused_without_an_onnx_form_too(
 
 
 def test_probabilities_stay_probabilities_without_an_onnx_form(
-    tracking: Path,
-    table: pd.DataFrame,
+    tracking: Path, table: pd.DataFrame
 ) -> None:
     labels = table.a > table.a.median()
     models: list[Any] = [
@@ -466,30 +387,21 @@ def test_probabilities_stay_probabilities_without_an_onnx_form(
 
 def test_a_model_that_reads_dates_is_logged_as_pyfunc(tracking: Path, table: pd.DataFrame) -> None:
     dated = table.assign(
-        day=pd.Timestamp("2013-01-01")
-        + pd.to_timedelta(
-            np.arange(len(table)),
-            unit="D",
-        ),
+        day=pd.Timestamp("2013-01-01") + pd.to_timedelta(np.arange(len(table)), unit="D")
     )
     pipeline = make_pipeline(FunctionTransformer(with_month), LinearRegression()).fit(
-        dated,
-        table.a,
+        dated, table.a
     )
 
     info = log(pipeline, dated)
 
     reason = fallback_of(info)
     assert reason.startswith("column 'day' has the type datetime64")
-    np.testing.assert_allclose(
-        predictions_of(info, dated),
-        pipeline.predict(dated),
-    )
+    np.testing.assert_allclose(predictions_of(info, dated), pipeline.predict(dated))
 
 
 def test_a_model_with_a_column_that_is_called_as_an_answer_is_logged_as_pyfunc(
-    tracking: Path,
-    table: pd.DataFrame,
+    tracking: Path, table: pd.DataFrame
 ) -> None:
     stacked = table.rename(columns={"a": "prediction"})
     pipeline = LinearRegression().fit(stacked, table.a)
@@ -498,10 +410,7 @@ def test_a_model_with_a_column_that_is_called_as_an_answer_is_logged_as_pyfunc(
 
     reason = fallback_of(info)
     assert reason.startswith("input_example: the name 'prediction' is reserved")
-    np.testing.assert_allclose(
-        predictions_of(info, stacked),
-        pipeline.predict(stacked),
-    )
+    np.testing.assert_allclose(predictions_of(info, stacked), pipeline.predict(stacked))
 
 
 def with_seconds(table: pd.DataFrame) -> pd.DataFrame:
@@ -509,15 +418,9 @@ def with_seconds(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def test_a_model_of_durations_takes_them_as_texts(tracking: Path, table: pd.DataFrame) -> None:
-    timed = table.assign(
-        took=pd.to_timedelta(
-            np.arange(len(table)),
-            unit="s",
-        )
-    )
+    timed = table.assign(took=pd.to_timedelta(np.arange(len(table)), unit="s"))
     pipeline = make_pipeline(FunctionTransformer(with_seconds), LinearRegression()).fit(
-        timed,
-        table.a,
+        timed, table.a
     )
 
     info = log(pipeline, timed)
@@ -527,9 +430,7 @@ def test_a_model_of_durations_takes_them_as_texts(tracking: Path, table: pd.Data
 
 
 def test_a_model_whose_example_mlflow_cannot_save_is_logged_without_it(
-    tracking: Path,
-    table: pd.DataFrame,
-    caplog: pytest.LogCaptureFixture,
+    tracking: Path, table: pd.DataFrame, caplog: pytest.LogCaptureFixture
 ) -> None:
     prices: Any = [Fraction(number) for number in range(len(table))]
     fractions = table.assign(price=prices)
@@ -543,8 +444,7 @@ def test_a_model_whose_example_mlflow_cannot_save_is_logged_without_it(
 
 
 def test_an_unknown_fallback_and_a_model_without_a_flavor_are_refused(
-    tracking: Path,
-    table: pd.DataFrame,
+    tracking: Path, table: pd.DataFrame
 ) -> None:
     with pytest.raises(InvalidConfig, match=r"fallback: 'pickle'.*pyfunc, error"):
         onnxserve.log_model({}, name="model", fallback="pickle")  # type: ignore[arg-type]
@@ -571,8 +471,7 @@ class YearAhead:
 
 
 def test_a_model_of_an_unknown_library_is_logged_as_pyfunc_if_it_answers_rows(
-    tracking: Path,
-    table: pd.DataFrame,
+    tracking: Path, table: pd.DataFrame
 ) -> None:
     info = log(Interval(), table)
 
@@ -581,8 +480,7 @@ def test_a_model_of_an_unknown_library_is_logged_as_pyfunc_if_it_answers_rows(
     assert predictions_of(info, table).equals(table.a * 0.9)
     for other in (Forecaster(), YearAhead()):
         with pytest.raises(
-            ConversionError,
-            match=r"not supported.* mlflow\.pyfunc\.log_model\(python_",
+            ConversionError, match=r"not supported.* mlflow\.pyfunc\.log_model\(python_"
         ):
             onnxserve.log_model(other, name="model", input_example=table)
 
@@ -624,9 +522,7 @@ class Panicking(WithoutFit):
     ids=lambda model: type(model).__name__,
 )
 def test_any_error_of_a_check_is_a_reason_for_pyfunc(
-    model: WithoutFit,
-    tracking: Path,
-    table: pd.DataFrame,
+    model: WithoutFit, tracking: Path, table: pd.DataFrame
 ) -> None:
     info = log(model, table)
 
@@ -636,10 +532,7 @@ def test_any_error_of_a_check_is_a_reason_for_pyfunc(
 
 @pytest.mark.long
 def test_a_model_is_explained_where_it_is_logged(
-    tracking: Path,
-    model: Pipeline,
-    table: pd.DataFrame,
-    caplog: pytest.LogCaptureFixture,
+    tracking: Path, model: Pipeline, table: pd.DataFrame, caplog: pytest.LogCaptureFixture
 ) -> None:
     with mlflow.start_run() as run:
         onnxserve.log_model(model, name="model", input_example=table, explain=True)
@@ -652,21 +545,13 @@ def test_a_model_is_explained_where_it_is_logged(
 
 
 def test_a_model_that_cannot_be_explained_is_logged_and_says_why(
-    tracking: Path,
-    unfaithful: Any,
-    table: pd.DataFrame,
-    caplog: pytest.LogCaptureFixture,
+    tracking: Path, unfaithful: Any, table: pd.DataFrame, caplog: pytest.LogCaptureFixture
 ) -> None:
     numbers = table.select_dtypes("number").fillna(0).to_numpy(dtype=np.float32)[:, :1]
     pictures = np.repeat(numbers, 8, axis=1).reshape(-1, 1, 2, 4)[:50]
     graph = parse_graph("g (float[N,1,2,4] x) => (float[N,1,2,4] y) { y = Identity(x) }")
     with mlflow.start_run():
-        info = onnxserve.log_model(
-            graph,
-            name="model",
-            input_example={"x": pictures},
-            explain=True,
-        )
+        info = onnxserve.log_model(graph, name="model", input_example={"x": pictures}, explain=True)
     assert info.model_id
     assert mentions(caplog.text, "is logged", "not explained", "'x'", "4 dimensions")
     with mlflow.start_run():
@@ -685,20 +570,14 @@ def dataset_inputs(run: Any) -> list[tuple[str, str]]:
 
 @pytest.mark.long
 def test_the_data_becomes_an_input_of_the_run_once_with_the_digest_of_the_provenance(
-    tracking: Path,
-    model: Pipeline,
-    table: pd.DataFrame,
-    capsys: pytest.CaptureFixture[str],
+    tracking: Path, model: Pipeline, table: pd.DataFrame, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with mlflow.start_run() as run:
         info = onnxserve.log_model(model, name="model", input_example=table)
         onnxserve.log_model(model, name="model", input_example=table)
         assert len(dataset_inputs(run)) == 1
         onnxserve.log_model(
-            model,
-            name="model",
-            input_example=table.head(5),
-            reference_data=table.head(200),
+            model, name="model", input_example=table.head(5), reference_data=table.head(200)
         )
 
     first, second = (name for name, _ in dataset_inputs(run))
@@ -726,12 +605,10 @@ def test_data_that_the_run_has_as_an_input_is_not_logged_again(logged: ModelInfo
 
 
 def test_the_data_of_a_model_without_an_onnx_form_becomes_an_input_too(
-    tracking: Path,
-    table: pd.DataFrame,
+    tracking: Path, table: pd.DataFrame
 ) -> None:
     booster = xgboost.XGBClassifier(objective="binary:hinge", n_estimators=3, n_jobs=1).fit(
-        table,
-        table.a > 0,
+        table, table.a > 0
     )
 
     with mlflow.start_run() as run:

@@ -26,10 +26,7 @@ from tests.wrap.conftest import Matrix, Weather
 
 
 @pytest.fixture(scope="module")
-def classifier(
-    weather: Weather,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[Any, ...]:
+def classifier(weather: Weather, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
     """Return the original, its folder, and rows."""
     table, labels = weather
     table = table.drop(columns="temperature")
@@ -44,10 +41,7 @@ def classifier(
 
 
 @pytest.fixture(scope="module")
-def regressor(
-    matrix: Matrix,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[Any, ...]:
+def regressor(matrix: Matrix, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
     """A model with two targets, trained on an array."""
     rows, target = matrix
     model = LinearRegression().fit(rows, np.column_stack([target, -target]))
@@ -63,17 +57,13 @@ FRAMES = {
     "integers for floats": lambda table: table.assign(humidity=table.humidity.astype(np.int32)),
     "objects": lambda table: table.astype({"city": object}),
     "nullable": lambda table: table.astype(
-        {"city": "string", "hour": "Int64", "weekend": "boolean"},
+        {"city": "string", "hour": "Int64", "weekend": "boolean"}
     ),
     "arrow": lambda table: table.astype({"city": "string[pyarrow]"}),
 }
 
 
-@pytest.mark.parametrize(
-    "change",
-    FRAMES.values(),
-    ids=FRAMES.keys(),
-)
+@pytest.mark.parametrize("change", FRAMES.values(), ids=FRAMES.keys())
 def test_table_is_answered_by_the_labels_of_the_original(change: Any, classifier: Any) -> None:
     model, folder, table = classifier
     table = change(table)
@@ -100,9 +90,7 @@ def test_missing_column_is_named(classifier: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
-    [lambda rows: rows, pd.DataFrame],
-    ids=["array", "table without names"],
+    "change", [lambda rows: rows, pd.DataFrame], ids=["array", "table without names"]
 )
 def test_several_targets_keep_their_shape(change: Any, regressor: Any) -> None:
     model, folder, rows = regressor
@@ -110,17 +98,11 @@ def test_several_targets_keep_their_shape(change: Any, regressor: Any) -> None:
     predictions = mlflow.pyfunc.load_model(str(folder)).predict(change(rows))
 
     assert predictions.shape == (3, 2)
-    np.testing.assert_allclose(
-        predictions,
-        model.predict(rows),
-        rtol=1e-4,
-        atol=1e-4,
-    )
+    np.testing.assert_allclose(predictions, model.predict(rows), rtol=1e-4, atol=1e-4)
 
 
 def test_inputs_that_mlflow_does_not_convert_are_predicted_without_its_checks(
-    classifier: Any,
-    regressor: Any,
+    classifier: Any, regressor: Any
 ) -> None:
     """Check inputs that MLflow does not convert to tensors: lists, 64-bit integers and
     categories.
@@ -136,8 +118,7 @@ def test_model_config_sets_threads_and_device(regressor: Any) -> None:
     _, folder, rows = regressor
 
     loaded = mlflow.pyfunc.load_model(
-        str(folder),
-        model_config={"intra_op_num_threads": 1, "device": "cpu"},
+        str(folder), model_config={"intra_op_num_threads": 1, "device": "cpu"}
     )
     assert loaded.predict(rows).shape == (3, 2)
     with pytest.raises(InvalidConfig, match="model_config: device: 'tpu'"):
@@ -149,10 +130,7 @@ def test_model_config_sets_threads_and_device(regressor: Any) -> None:
 def test_torch_answers_arrays_for_arrays_and_tables_for_tables(tmp_path: Path) -> None:
     torch: Any = pytest.importorskip("torch")
     module = torch.nn.Linear(2, 1)
-    table = pd.DataFrame(
-        {"a": [1.0, 2.0], "b": [3.0, 4.0]},
-        index=[7, 9],
-    )
+    table = pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0]}, index=[7, 9])
     onnxserve.save_model(module, tmp_path / "table", input_example=table)
     onnxserve.save_model(module, tmp_path / "array", input_example=table.to_numpy(np.float32))
 
@@ -173,17 +151,10 @@ def test_several_outputs_are_a_mapping_of_arrays(tmp_path: Path) -> None:
         def forward(self, x: Any) -> dict[str, Any]:
             return {"all": x * 2, "sum": x.sum(1)}
 
-    onnxserve.save_model(
-        Two(),
-        tmp_path / "model",
-        input_example=np.ones((4, 3), np.float32),
-    )
+    onnxserve.save_model(Two(), tmp_path / "model", input_example=np.ones((4, 3), np.float32))
 
     outputs = mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(np.ones((2, 3), np.float32))
-    assert {name: array.shape for name, array in outputs.items()} == {
-        "all": (2, 3),
-        "sum": (2,),
-    }
+    assert {name: array.shape for name, array in outputs.items()} == {"all": (2, 3), "sum": (2,)}
 
 
 TEXTS = ["good day", "bad day", "good night", "bad night"]
@@ -197,19 +168,11 @@ FORMS: dict[str, Callable[[list[str]], Any]] = {
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "example",
-    FORMS.values(),
-    ids=FORMS.keys(),
-)
+@pytest.mark.parametrize("example", FORMS.values(), ids=FORMS.keys())
 def test_texts_are_answered_in_the_form_in_which_the_model_was_wrapped(
-    example: Any,
-    tmp_path: Path,
+    example: Any, tmp_path: Path
 ) -> None:
-    model = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(
-        TEXTS * 5,
-        [1, 0, 1, 0] * 5,
-    )
+    model = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(TEXTS * 5, [1, 0, 1, 0] * 5)
     onnxserve.save_model(model, tmp_path / "model", input_example=example(TEXTS * 5))
 
     loaded = mlflow.pyfunc.load_model(str(tmp_path / "model"))
@@ -222,13 +185,9 @@ def test_texts_are_answered_in_the_form_in_which_the_model_was_wrapped(
 @pytest.mark.long
 @pytest.mark.parametrize("form", ["an array", "an array of objects"])
 def test_texts_without_a_name_are_wrapped_with_mlflows_own_signature_of_them(
-    form: str,
-    tmp_path: Path,
+    form: str, tmp_path: Path
 ) -> None:
-    model = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(
-        TEXTS * 5,
-        [1, 0, 1, 0] * 5,
-    )
+    model = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(TEXTS * 5, [1, 0, 1, 0] * 5)
     texts = FORMS[form](TEXTS * 5)
     signature = infer_signature(texts, model.predict(texts))
 
@@ -236,7 +195,7 @@ def test_texts_without_a_name_are_wrapped_with_mlflows_own_signature_of_them(
 
     assert signature.inputs.is_tensor_spec()
     assert mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(
-        FORMS[form](TEXTS),
+        FORMS[form](TEXTS)
     ).tolist() == [1, 0, 1, 0]
 
 

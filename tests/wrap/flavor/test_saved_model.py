@@ -75,9 +75,7 @@ def test_the_requirement_names_the_commit_of_a_package_that_came_from_a_reposito
 
 
 def test_reference_holds_inputs_predictions_and_times(
-    folder: Path,
-    model: Pipeline,
-    table: pd.DataFrame,
+    folder: Path, model: Pipeline, table: pd.DataFrame
 ) -> None:
     artifact = read_artifact(folder)
     assert artifact.reference is not None
@@ -114,8 +112,7 @@ def test_the_lock_lists_installed_packages_sorted_by_name() -> None:
 
 
 def test_the_lock_includes_packages_that_are_installed_later(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     assert "late==1.0" not in environment_lock().splitlines()
@@ -127,8 +124,7 @@ def test_the_lock_includes_packages_that_are_installed_later(
 
 
 def test_commit_and_uncommitted_changes_are_recorded(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
@@ -156,10 +152,7 @@ def test_without_git_the_provenance_has_no_commit(
 
 def test_the_categories_of_texts_are_in_the_folder_if_they_fit_into_a_list(tmp_path: Path) -> None:
     table = pd.DataFrame(
-        {
-            "city": ["rome", "oslo"] * 200,
-            "id": [f"id{number}" for number in range(400)],
-        },
+        {"city": ["rome", "oslo"] * 200, "id": [f"id{number}" for number in range(400)]}
     )
     encoder = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
     model = make_pipeline(encoder, LogisticRegression()).fit(table, np.arange(400) % 2)

@@ -52,10 +52,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
         ),
     ),
     "random answers": (
-        lambda: _save(
-            DummyClassifier(strategy="stratified").fit(ROWS, TARGET > 40),
-            ROWS,
-        ),
+        lambda: _save(DummyClassifier(strategy="stratified").fit(ROWS, TARGET > 40), ROWS),
         (
             "DummyClassifier cannot be converted to ONNX: DummyClassifier with "
             "strategy='stratified': its predictions are random. "
@@ -88,16 +85,9 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("cause", "message"),
-    MESSAGES.values(),
-    ids=MESSAGES,
-)
+@pytest.mark.parametrize(("cause", "message"), MESSAGES.values(), ids=MESSAGES)
 def test_a_refusal_names_the_model_and_a_remedy(
-    cause: Callable[[], object],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    cause: Callable[[], object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert message_of(cause) == message

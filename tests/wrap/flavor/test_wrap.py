@@ -6,28 +6,27 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from feature_engine.transformation import LogCpTransformer
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import PowerTransformer
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.serve.inference_log.tables import nested_lists
 from mlflow_deploy_plugin.wrap.flavor import saved_model
-from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
+from mlflow_deploy_plugin.wrap.flavor.wrap import WrapOptions, wrap
 
 
 def test_a_table_of_arrow_is_read_as_one_of_pandas(
-    line: LinearRegression,
-    timed: pd.DataFrame,
+    line: LinearRegression, timed: pd.DataFrame
 ) -> None:
     """A table with the same conversion method as polars."""
     table: Any = pa.Table.from_pandas(timed)
 
     assert (
-        wrap(line, table, event_time="when").signature
-        == wrap(line, timed, event_time="when").signature
+        wrap(line, table, WrapOptions(event_time="when")).signature
+        == wrap(line, timed, WrapOptions(event_time="when")).signature
     )
 
 
@@ -48,11 +47,7 @@ def test_a_table_of_arrow_is_read_as_one_of_pandas(
     ],
 )
 def test_wrong_argument_is_named(
-    arguments: dict[str, Any],
-    message: str,
-    model: Pipeline,
-    table: pd.DataFrame,
-    tmp_path: Path,
+    arguments: dict[str, Any], message: str, model: Pipeline, table: pd.DataFrame, tmp_path: Path
 ) -> None:
     with pytest.raises(InvalidConfig, match=message):
         onnxserve.save_model(model, tmp_path / "model", input_example=table, **arguments)
@@ -61,28 +56,21 @@ def test_wrong_argument_is_named(
 @pytest.fixture(scope="module")
 def timed() -> pd.DataFrame:
     random = np.random.default_rng(0)
-    timed = pd.DataFrame(
-        random.normal(size=(400, 2)),
-        columns=["a", "b"],
-    )
+    timed = pd.DataFrame(random.normal(size=(400, 2)), columns=["a", "b"])
     return timed.assign(
-        when=pd.date_range("2013-01-01", periods=400, freq="h", tz="America/New_York"),
+        when=pd.date_range("2013-01-01", periods=400, freq="h", tz="America/New_York")
     )
 
 
 @pytest.fixture(scope="module")
 def line(timed: pd.DataFrame) -> LinearRegression:
-    return LinearRegression().fit(
-        timed[["a", "b"]],
-        timed.a + timed.b,
-    )
+    return LinearRegression().fit(timed[["a", "b"]], timed.a + timed.b)
 
 
 def test_times_of_a_column_are_kept_in_utc_and_are_no_input(
-    line: LinearRegression,
-    timed: pd.DataFrame,
+    line: LinearRegression, timed: pd.DataFrame
 ) -> None:
-    wrapped = wrap(line, timed, event_time="when")
+    wrapped = wrap(line, timed, WrapOptions(event_time="when"))
 
     assert wrapped.reference is not None
     assert wrapped.reference.column_names == ["a", "b", "prediction", "_event_time"]
@@ -91,10 +79,7 @@ def test_times_of_a_column_are_kept_in_utc_and_are_no_input(
 
 def test_reference_data_of_its_own(line: LinearRegression, timed: pd.DataFrame) -> None:
     wrapped = wrap(
-        line,
-        timed[["a", "b"]].head(50),
-        reference_data=timed,
-        event_time="when",
+        line, timed[["a", "b"]].head(50), WrapOptions(reference_data=timed, event_time="when")
     )
 
     assert wrapped.reference is not None
@@ -103,13 +88,11 @@ def test_reference_data_of_its_own(line: LinearRegression, timed: pd.DataFrame) 
 
 
 def test_large_data_is_sampled_in_order(
-    line: LinearRegression,
-    timed: pd.DataFrame,
-    monkeypatch: pytest.MonkeyPatch,
+    line: LinearRegression, timed: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(saved_model, "MAX_REFERENCE_ROWS", 100)
 
-    sample = wrap(line, timed, event_time="when").reference
+    sample = wrap(line, timed, WrapOptions(event_time="when")).reference
 
     assert sample is not None
     times = sample["_event_time"].to_pylist()
@@ -135,42 +118,30 @@ def test_missing_time_is_refused(line: LinearRegression, timed: pd.DataFrame) ->
         wrap(
             line,
             timed.assign(when=timed.when.where(timed.index > 3)),
-            event_time="when",
+            WrapOptions(event_time="when"),
         )
 
 
 def test_numbers_are_no_times(line: LinearRegression, timed: pd.DataFrame) -> None:
     with pytest.raises(InvalidConfig, match=r"event_time: 1380000000 .*pandas\.to_datetime"):
-        wrap(
-            line,
-            timed[["a", "b"]],
-            event_time=1_380_000_000 + np.arange(400),
-        )
+        wrap(line, timed[["a", "b"]], WrapOptions(event_time=1_380_000_000 + np.arange(400)))
 
 
 def test_times_without_rows_are_refused(line: LinearRegression) -> None:
     with pytest.raises(InvalidConfig, match=r"event_time: .*no rows"):
-        wrap(line, event_time=["2013-01-01"])
+        wrap(line, None, WrapOptions(event_time=["2013-01-01"]))
 
 
 def test_wide_answers_are_kept_without_a_python_object_for_each_number() -> None:
     column = nested_lists(pa.array(np.arange(24, dtype=np.float32)), (4, 3, 2))
 
-    assert column.to_pylist()[1] == [
-        [6.0, 7.0],
-        [8.0, 9.0],
-        [10.0, 11.0],
-    ]
+    assert column.to_pylist()[1] == [[6.0, 7.0], [8.0, 9.0], [10.0, 11.0]]
     assert column.type == pa.list_(pa.list_(pa.float32()))
 
 
 @pytest.mark.parametrize(
     "example",
-    [
-        {"a": 1.0, "b": 2.0},
-        [{"a": 1.0, "b": 2.0}],
-        pd.DataFrame({"a": [1.0], "b": [2.0]}),
-    ],
+    [{"a": 1.0, "b": 2.0}, [{"a": 1.0, "b": 2.0}], pd.DataFrame({"a": [1.0], "b": [2.0]})],
 )
 def test_one_row_is_an_example(example: Any, line: LinearRegression) -> None:
     wrapped = wrap(line, example)
@@ -178,13 +149,9 @@ def test_one_row_is_an_example(example: Any, line: LinearRegression) -> None:
     assert list(wrapped.example) == ["a", "b"]
 
 
-@pytest.mark.parametrize(
-    "steps",
-    [[1, 2], [("first", 1)], "ab"],
-)
+@pytest.mark.parametrize("steps", [[1, 2], [("first", 1)], "ab"])
 def test_a_steps_attribute_outside_a_pipeline_is_ignored(
-    steps: Any,
-    line: LinearRegression,
+    steps: Any, line: LinearRegression
 ) -> None:
     class Stepwise(LinearRegression):  # type: ignore[misc]
         pass
@@ -193,10 +160,7 @@ def test_a_steps_attribute_outside_a_pipeline_is_ignored(
     model.__dict__ |= line.__dict__
     model.steps = steps
 
-    wrapped = wrap(
-        model,
-        pd.DataFrame({"a": [1.5, 2.5], "b": [2.5, 1.5]}),
-    )
+    wrapped = wrap(model, pd.DataFrame({"a": [1.5, 2.5], "b": [2.5, 1.5]}))
 
     assert wrapped.provenance["algorithm"] == "Stepwise"
 
@@ -205,14 +169,8 @@ def test_a_steps_attribute_outside_a_pipeline_is_ignored(
 def test_the_original_is_asked_once_however_many_forms_are_tried(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    table = pd.DataFrame(
-        np.random.default_rng(0).lognormal(size=(300, 2)),
-        columns=["a", "b"],
-    )
-    model = make_pipeline(
-        LogCpTransformer(variables=["a"], C=1),
-        RandomForestClassifier(5, random_state=0),
-    )
+    table = pd.DataFrame(np.random.default_rng(0).lognormal(size=(300, 2)), columns=["a", "b"])
+    model = make_pipeline(PowerTransformer("box-cox"), RandomForestClassifier(5, random_state=0))
     model.fit(table, table.a + table.b > 2)
     refused: Counter[bytes] = Counter()
     predict = Pipeline.predict

@@ -15,11 +15,7 @@ from mlflow_deploy_plugin.serve.pyfunc.leaf_tables import KEPT_BYTES, fits
 from mlflow_deploy_plugin.serve.runtime.additive import AdditiveForm
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.convert.sklearn.boosters import read_boosting
-from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import (
-    Estimator,
-    is_linear,
-    library_of,
-)
+from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator, is_linear, library_of
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.trees import FORESTS, forest_sums
 from mlflow_deploy_plugin.wrap.convert.sklearn.trees import (
     LINKS,
@@ -57,8 +53,18 @@ def additive_form(predictor: Estimator) -> AdditiveForm | None:
     """Return the additive form of a fitted predictor, whose features are not assigned
     to columns yet; None if it is no sum of trees or features, or if it is too large.
     """
+    sums: Boosting | None = None
     try:
-        sums = _sums_of(predictor)
+        if library_of(predictor):
+            sums = read_boosting(predictor)
+        elif hasattr(predictor, "_predictors"):
+            sums = histogram_boosting(predictor)
+        elif isinstance(predictor, GradientBoostingClassifier | GradientBoostingRegressor):
+            sums = _gradient_boosting(predictor)
+        elif type(predictor) in FORESTS:
+            sums = forest_sums(predictor)
+        elif isinstance(predictor, _GeneralizedLinearRegressor) or is_linear(predictor):
+            sums = _linear(predictor)
     except NotImplementedError:
         return None
     if sums is None or sums.slopes:
@@ -74,20 +80,6 @@ def reads_categories(predictor: Estimator) -> bool:
     if hasattr(predictor, "_predictors"):
         return predictor.is_categorical_ is not None
     return bool(library_of(predictor) and read_boosting(predictor).categories)
-
-
-def _sums_of(predictor: Estimator) -> Boosting | None:
-    if library_of(predictor):
-        return read_boosting(predictor)
-    if hasattr(predictor, "_predictors"):
-        return histogram_boosting(predictor)
-    if isinstance(predictor, GradientBoostingClassifier | GradientBoostingRegressor):
-        return _gradient_boosting(predictor)
-    if type(predictor) in FORESTS:
-        return forest_sums(predictor)
-    if isinstance(predictor, _GeneralizedLinearRegressor) or is_linear(predictor):
-        return _linear(predictor)
-    return None
 
 
 def _gradient_boosting(model: Estimator) -> Boosting | None:
@@ -131,10 +123,7 @@ def _linear(model: Estimator) -> Boosting | None:
     return Boosting(
         trees=[],
         targets=[],
-        base=np.broadcast_to(
-            model.intercept_,
-            slopes.shape[1:],
-        ).astype(float),
+        base=np.broadcast_to(model.intercept_, slopes.shape[1:]).astype(float),
         mode="BRANCH_LEQ",
         link=link,
         lines=slopes.astype(float),
@@ -160,7 +149,9 @@ def _as_arrays(sums: Boosting) -> AdditiveForm | None:
     left = padded("left", np.int32, -1)
     threshold = padded("threshold", np.float64, 0.0)
     if sums.mode == "BRANCH_LT":
-        threshold = _just_below(threshold, sums.has_single_rows)
+        # With the largest number below a threshold t, x < t becomes x <= t.
+        kind = np.float32 if sums.has_single_rows else np.float64
+        threshold = np.nextafter(threshold.astype(kind), kind(-np.inf)).astype(np.float64)
     membership, members = _memberships(trees, nodes)
     return AdditiveForm(
         feature=padded("feature", np.int32, 0),
@@ -168,11 +159,7 @@ def _as_arrays(sums: Boosting) -> AdditiveForm | None:
         membership=membership,
         members=members,
         left=left,
-        right=np.where(
-            left < 0,
-            -1,
-            padded("right", np.int32, -1),
-        ),
+        right=np.where(left < 0, -1, padded("right", np.int32, -1)),
         missing_left=padded("default_left", np.bool_, False),
         value=_summands(sums, owners, nodes),
         slopes=sums.lines.reshape(-1, targets),
@@ -194,11 +181,7 @@ def _summands(sums: Boosting, owners: list[int], nodes: int) -> Array:
     """
     value = np.zeros((max(owners, default=-1) + 1, nodes, len(sums.base)))
     for tree, target, owner in zip(sums.trees, sums.targets, owners, strict=True):
-        value[owner, : len(tree.value), target] += np.where(
-            tree.left < 0,
-            tree.value,
-            0.0,
-        )
+        value[owner, : len(tree.value), target] += np.where(tree.left < 0, tree.value, 0.0)
     return value
 
 
@@ -217,13 +200,3 @@ def _memberships(trees: list[Tree], nodes: int) -> tuple[Array, Array]:
     for test, codes in enumerate(tests):
         members[test, codes] = True
     return membership, members
-
-
-def _just_below(thresholds: Array, is_single: bool) -> Array:
-    """Return the largest numbers below the thresholds, so that x <= t is x < t."""
-    kind = np.float32 if is_single else np.float64
-    below: Array = np.nextafter(
-        thresholds.astype(kind),
-        kind(-np.inf),
-    ).astype(np.float64)
-    return below

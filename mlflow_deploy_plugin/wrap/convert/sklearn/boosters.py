@@ -144,10 +144,7 @@ class _XgboostDocument:
 
     def until(self, rounds: int) -> "_XgboostDocument":
         """Return the document with the trees of the first rounds."""
-        return replace(
-            self,
-            trees=self.trees[: self.content["iteration_indptr"][rounds]],
-        )
+        return replace(self, trees=self.trees[: self.content["iteration_indptr"][rounds]])
 
     def read_trees(self) -> list[_TargetTree]:
         """Return the trees: several for a document's tree with several values per
@@ -170,10 +167,7 @@ class _XgboostDocument:
         """Return the slopes [features, targets] of gblinear. The last row is the
         bias.
         """
-        return np.reshape(
-            self.content.get("weights", []),
-            (-1, targets),
-        )[:-1]
+        return np.reshape(self.content.get("weights", []), (-1, targets))[:-1]
 
 
 def _read_xgboost_document(booster: Estimator) -> _XgboostDocument:
@@ -191,11 +185,7 @@ def _read_xgboost_document(booster: Estimator) -> _XgboostDocument:
     )
 
 
-def _base_margin(
-    booster: Estimator,
-    rounds: int,
-    trees: list[_TargetTree],
-) -> Array:
+def _base_margin(booster: Estimator, rounds: int, trees: list[_TargetTree]) -> Array:
     """Return the base score of each target, [targets] float64.
 
     XGBoost versions store the score in different fields. The score is also a row's
@@ -208,8 +198,7 @@ def _base_margin(
     """
     used_rounds = (0, rounds)
     row = sys.modules["xgboost"].DMatrix(
-        np.full((1, booster.num_features()), np.nan),
-        feature_names=booster.feature_names,
+        np.full((1, booster.num_features()), np.nan), feature_names=booster.feature_names
     )
     predicted = booster.predict(row, output_margin=True, iteration_range=used_rounds)
     margin = np.ravel(predicted).astype(float)
@@ -223,9 +212,7 @@ def _base_margin(
 
 
 def _xgboost_trees(
-    document: Document,
-    default_target: int,
-    weight: float,
+    document: Document, default_target: int, weight: float
 ) -> list[tuple[int, Tree]]:
     """Return (target, tree) pairs: one tree per value of a leaf.
 
@@ -234,7 +221,15 @@ def _xgboost_trees(
         default_target: the target of a tree whose leaves have one value.
         weight: the factor of all values.
     """
-    values = _xgboost_values(document) * np.float32(weight)
+    width = int(document["tree_param"]["size_leaf_vector"])
+    if width <= 1:
+        values = np.array([document["split_conditions"]], dtype=np.float32)
+    else:
+        leaves = np.array(document["leaf_weights"], dtype=np.float32).reshape(-1, width)
+        # A leaf stores the index of its values in `right_children`.
+        is_leaf = np.array(document["left_children"]) < 0
+        values = leaves[np.where(is_leaf, document["right_children"], 0)].T
+    values = values * np.float32(weight)  # shape: [values per leaf, nodes]
     targets = [default_target]
     if len(values) > 1:
         targets = list(range(len(values)))
@@ -257,17 +252,6 @@ def _xgboost_trees(
     ]
 
 
-def _xgboost_values(document: Document) -> Array:
-    """Return the values of each node, [values per leaf, nodes]."""
-    width = int(document["tree_param"]["size_leaf_vector"])
-    if width <= 1:
-        return np.array([document["split_conditions"]], dtype=np.float32)
-    leaves = np.array(document["leaf_weights"], dtype=np.float32).reshape(-1, width)
-    # A leaf stores the index of its values in `right_children`.
-    is_leaf = np.array(document["left_children"]) < 0
-    return np.asarray(leaves[np.where(is_leaf, document["right_children"], 0)].T)
-
-
 def _xgboost_members(document: Document) -> dict[int, list[int]]:
     """Return the category codes of each node that compares categories."""
     codes = document["categories"]
@@ -278,8 +262,7 @@ def _xgboost_members(document: Document) -> dict[int, list[int]]:
 
 
 def _xgboost_categories(
-    encoded: Document,
-    examples: Sequence[tuple[str, ...]],
+    encoded: Document, examples: Sequence[tuple[str, ...]]
 ) -> tuple[str | int, ...]:
     """Return the categories of a column. XGBoost 3.2 stores as many bytes as the joined
     strings have characters, so that non-ASCII strings are read from the example.
@@ -336,14 +319,28 @@ def _read_lightgbm(model: Estimator) -> Boosting:
     document = booster.dump_model()  # After early stopping, the dump ends at the best iteration.
     objective = _lightgbm_objective(document)
     kinds: dict[tuple[int, bool], int] = {}
-    trees = list(_lightgbm_trees(document, objective.scale, kinds))  # The call fills `kinds`.
+    width = document["num_tree_per_iteration"]
+    trees = []
+    targets = []
+    for index, entry in enumerate(document["tree_info"]):
+        reader = _LightgbmTree(objective.scale, kinds)  # The reader adds to `kinds`.
+        reader.add(entry["tree_structure"])
+        for kind, tree in reader.by_kind():
+            trees.append(tree)
+            targets.append(kind * width + index % width)
+    columns = tuple(map(tuple, document["pandas_categorical"] or ()))
+    for category in chain.from_iterable(columns):
+        if not isinstance(category, str | int):
+            raise NotImplementedError(
+                "categories that are neither strings nor integers (categorical_feature)"
+            )
     return Boosting(
-        trees=[tree for _, tree in trees],
-        targets=[target for target, _ in trees],
-        base=np.zeros(document["num_tree_per_iteration"]),
+        trees=trees,
+        targets=targets,
+        base=np.zeros(width),
         mode="BRANCH_LEQ",
         link=objective.link,
-        categories=_lightgbm_categories(document),
+        categories=columns,
         slopes=tuple(feature for feature, _ in kinds),
     )
 
@@ -375,40 +372,6 @@ def _lightgbm_objective(document: Document) -> _LightgbmObjective:
     return _LightgbmObjective(link, scale)
 
 
-def _lightgbm_categories(document: Document) -> tuple[tuple[str | int, ...], ...]:
-    """Return the categories of each categorical column. Raises NotImplementedError for
-    categories that are neither strings nor integers.
-    """
-    columns = tuple(map(tuple, document["pandas_categorical"] or ()))
-    for category in chain.from_iterable(columns):
-        if not isinstance(category, str | int):
-            raise NotImplementedError(
-                "categories that are neither strings nor integers (categorical_feature)",
-            )
-    return columns
-
-
-def _lightgbm_trees(
-    document: Document,
-    scale: float,
-    kinds: dict[tuple[int, bool], int],
-) -> Iterator[tuple[int, Tree]]:
-    """Yield (target, tree) pairs.
-
-    Args:
-        document: the model in the JSON of LightGBM.
-        scale: the factor of the leaves.
-        kinds: the kind of the slopes of each feature and sign (True for negative
-            slopes). The kinds of new slopes are added.
-    """
-    width = document["num_tree_per_iteration"]
-    for index, entry in enumerate(document["tree_info"]):
-        reader = _LightgbmTree(scale, kinds)
-        reader.add(entry["tree_structure"])
-        for kind, tree in reader.by_kind():
-            yield kind * width + index % width, tree
-
-
 @dataclass(frozen=True)
 class _LightgbmTree:
     """A tree that is read node by node.
@@ -434,11 +397,7 @@ class _LightgbmTree:
         tree = Tree.of(self.rows, self.members)
         yield 0, tree
         for kind, slopes in sorted(self.slopes.items()):
-            value = np.bincount(
-                [*slopes],
-                [*slopes.values()],
-                len(self.rows),
-            )
+            value = np.bincount([*slopes], [*slopes.values()], len(self.rows))
             yield kind, replace(tree, value=value)
 
     def add(self, node: Document) -> int:
@@ -450,11 +409,20 @@ class _LightgbmTree:
         if node["decision_type"] == "==":  # Missing and unknown categories go right.
             self.members[position] = [int(code) for code in node["threshold"].split("||")]
             node = {**node, "threshold": 0.0, "default_left": False, "missing_type": "NaN"}
-        default_left = _goes_left_by_default(node)
+        zero_goes_left = bool(node["threshold"] >= 0)
+        if node["missing_type"] == "None":  # LightGBM reads missing values as 0.
+            default_left = zero_goes_left
+        else:
+            default_left = bool(node["default_left"])
+            if node["missing_type"] == "Zero" and default_left != zero_goes_left:
+                raise NotImplementedError("trees in which 0 counts as missing (zero_as_missing)")
         self.rows.append(leaf())  # The positions of the children follow.
         left = self.add(node["left_child"])
         right = self.add(node["right_child"])
-        threshold = _lightgbm_threshold(node["threshold"])
+        threshold = node["threshold"]
+        if abs(threshold) <= _LIGHTGBM_ZERO:  # LightGBM reads numbers near 0 as 0.
+            below_zero = float(np.nextafter(-_LIGHTGBM_ZERO, -np.inf))
+            threshold = _LIGHTGBM_ZERO if threshold >= 0 else below_zero
         self.rows[position] = Node(node["split_feature"], threshold, left, right, default_left)
         return position
 
@@ -463,44 +431,13 @@ class _LightgbmTree:
         features = node.get("leaf_features", ())
         for feature in features:  # With a missing feature, LightGBM returns `leaf_value`.
             position = len(self.rows)
-            test = Node(
-                feature,
-                np.inf,
-                left=position + 2,
-                right=position + 1,
-                default_left=False,
-            )
+            test = Node(feature, np.inf, left=position + 2, right=position + 1, default_left=False)
             self.rows.append(test)  # A missing feature goes right, to the next leaf.
             self.rows.append(leaf(node["leaf_value"] * self.scale))
         for feature, slope in zip(features, node.get("leaf_coeff", ()), strict=True):
-            kind = self.kinds.setdefault(
-                (feature, slope < 0),
-                len(self.kinds) + 1,
-            )
+            kind = self.kinds.setdefault((feature, slope < 0), len(self.kinds) + 1)
             self.slopes.setdefault(kind, {})[len(self.rows)] = slope * self.scale
         self.rows.append(leaf(node.get("leaf_const", node["leaf_value"]) * self.scale))
-
-
-def _goes_left_by_default(node: Document) -> bool:
-    """Return True if missing values go left. Raises NotImplementedError if 0 counts as
-    missing.
-    """
-    zero_goes_left = bool(node["threshold"] >= 0)
-    if node["missing_type"] == "None":  # LightGBM reads missing values as 0.
-        return zero_goes_left
-    default_left = bool(node["default_left"])
-    if node["missing_type"] == "Zero" and default_left != zero_goes_left:
-        raise NotImplementedError("trees in which 0 counts as missing (zero_as_missing)")
-    return default_left
-
-
-def _lightgbm_threshold(threshold: float) -> float:
-    """Return the threshold for exact numbers: LightGBM reads numbers near 0 as 0."""
-    if abs(threshold) > _LIGHTGBM_ZERO:
-        return threshold
-    if threshold >= 0:
-        return _LIGHTGBM_ZERO
-    return float(np.nextafter(-_LIGHTGBM_ZERO, -np.inf))
 
 
 _LIGHTGBM_ZERO = float(np.float32(1e-35))
@@ -579,33 +516,16 @@ def _nest_levels(tree: Document) -> Document:
     """Convert a symmetric tree, which has one split per level, to nested nodes. The
     last split is at the root.
     """
-    leaves = np.array(tree["leaf_values"]).reshape(
-        2 ** len(tree["splits"]),
-        -1,
-    )
+    leaves = np.array(tree["leaf_values"]).reshape(2 ** len(tree["splits"]), -1)
     level: list[Document] = [{"value": values} for values in leaves]
     for split in tree["splits"]:
-        pairs = zip(
-            level[::2],
-            level[1::2],
-            strict=True,
-        )
-        level = [
-            {
-                "split": split,
-                "left": left,
-                "right": right,
-            }
-            for left, right in pairs
-        ]
+        pairs = zip(level[::2], level[1::2], strict=True)
+        level = [{"split": split, "left": left, "right": right} for left, right in pairs]
     return level[0]
 
 
 def _catboost_tree(
-    root: Document,
-    target: int,
-    scale: float,
-    features: dict[int, Document],
+    root: Document, target: int, scale: float, features: dict[int, Document]
 ) -> Tree:
     """Return a tree with the values of one target. A row above the border goes right.
 

@@ -39,7 +39,6 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import (
     sub_estimators,
 )
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.features import SCALERS
-from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import AdditiveModel, Computed
 from mlflow_deploy_plugin.wrap.convert.sklearn.trees import (
     categories_of,
     histogram_boosting,
@@ -136,14 +135,7 @@ def boundary_values_of(fitted: Estimator, names: list[str]) -> BoundaryValues:
     texts = {}
     for name, parts in _by_name(collected.by_column("texts"), names).items():
         # Texts with other characters than ASCII come first.
-        texts[name] = tuple(
-            _sample_evenly(
-                sorted(
-                    chain(*parts),
-                    key=str.isascii,
-                )
-            )
-        )
+        texts[name] = tuple(_sample_evenly(sorted(chain(*parts), key=str.isascii)))
     named_rows = [_by_name(rows, names) for rows in collected.rows]
     limits = [
         limit
@@ -161,10 +153,7 @@ def boundary_values_of(fitted: Estimator, names: list[str]) -> BoundaryValues:
     )
 
 
-def _by_name(
-    values: dict[int, _Value],
-    names: list[str],
-) -> dict[str, _Value]:
+def _by_name(values: dict[int, _Value], names: list[str]) -> dict[str, _Value]:
     """Return values by the names of their columns, without other columns."""
     return {names[position]: value for position, value in values.items() if position < len(names)}
 
@@ -184,9 +173,7 @@ def _collect(estimator: Estimator, left_out: dict[str, str]) -> _Collected:
 
 
 def _try_to_read(
-    step: Estimator,
-    left_out: dict[str, str],
-    read: Callable[[], _Collected],
+    step: Estimator, left_out: dict[str, str], read: Callable[[], _Collected]
 ) -> _Collected:
     """Return the values that `read` returns for a step, or no values if it fails, with
     the error in `left_out`.
@@ -202,7 +189,25 @@ def _collect_parts(estimator: Estimator, left_out: dict[str, str]) -> _Collected
     """Return the boundary values of an estimator that is not a pipeline, and of the
     estimators in it. Errors of the latter are added to `left_out`.
     """
-    collected = _own_values(estimator)
+    collected = _Collected([*_of_trees(estimator)])
+    for kind, edges_of in _EDGES.items():
+        if isinstance(estimator, kind):
+            for position, edges in enumerate(edges_of(estimator)):
+                if len(edges):
+                    collected.values.append(("edges", position, np.asarray(edges, float)))
+    collected.values += _entries("categories", enumerate(getattr(estimator, "categories_", ())))
+    if isinstance(estimator, CountVectorizer):
+        collected.values.append(("texts", 0, estimator.vocabulary_))
+    for name in _ROWS:
+        rows = getattr(estimator, name, None)
+        is_matrix_of_floats = (
+            isinstance(rows, np.ndarray)
+            and rows.ndim == 2
+            and rows.dtype.kind == "f"
+            and len(rows) > 0
+        )
+        if is_matrix_of_floats:
+            collected.rows.append(dict(enumerate(_sample_evenly(rows).T)))
     for part, positions in _nested_estimators(estimator):
         part_values = _collect(part, left_out)
         if positions is not None:
@@ -220,66 +225,20 @@ def _nested_estimators(estimator: Estimator) -> Iterator[tuple[Estimator, Iterab
     elif isinstance(estimator, FeatureUnion):
         yield from ((step, None) for _, step in estimator.transformer_list)
     else:
-        yield from _ensemble_members(estimator)
+        # Boosting stores its trees in an array.
+        members = np.array(getattr(estimator, "estimators_", []), dtype=object).ravel().tolist()
+        # A member of a bag may read only some of the columns.
+        features = getattr(estimator, "estimators_features_", [None] * len(members))
+        yield from zip(members, features, strict=False)
+        for part in getattr(estimator, "calibrated_classifiers_", []):
+            yield part.estimator, None
+        if hasattr(estimator, "estimator_") and not members and not hasattr(estimator, "support_"):
+            yield estimator.estimator_, None  # In an ensemble, `estimator_` is only a template.
+        if hasattr(estimator, "regressor_"):
+            yield estimator.regressor_, None
 
 
-def _ensemble_members(estimator: Estimator) -> Iterator[tuple[Estimator, Iterable[int] | None]]:
-    """Yield the members of an ensemble or the estimator in a wrapper, with the
-    positions of their columns, or None if they read all columns.
-    """
-    # Boosting stores its trees in an array.
-    members = (
-        np.array(
-            getattr(estimator, "estimators_", []),
-            dtype=object,
-        )
-        .ravel()
-        .tolist()
-    )
-    # A member of a bag may read only some of the columns.
-    features = getattr(estimator, "estimators_features_", [None] * len(members))
-    yield from zip(members, features, strict=False)
-    for part in getattr(estimator, "calibrated_classifiers_", []):
-        yield part.estimator, None
-    if hasattr(estimator, "estimator_") and not members and not hasattr(estimator, "support_"):
-        yield estimator.estimator_, None  # In an ensemble, `estimator_` is only a template.
-    if hasattr(estimator, "regressor_"):
-        yield estimator.regressor_, None
-
-
-def _own_values(estimator: Estimator) -> _Collected:
-    """Return the boundary values of an estimator without the estimators in it."""
-    collected = _Collected([*_of_trees(estimator), *_edges_of_steps(estimator)])
-    collected.values += _entries("categories", enumerate(getattr(estimator, "categories_", ())))
-    if isinstance(estimator, CountVectorizer):
-        collected.values.append(("texts", 0, estimator.vocabulary_))
-    for name in _ROWS:
-        rows = getattr(estimator, name, None)
-        if _is_matrix_of_floats(rows):
-            collected.rows.append(dict(enumerate(_sample_evenly(rows).T)))
-    return collected
-
-
-def _is_matrix_of_floats(rows: object) -> bool:
-    return (
-        isinstance(rows, np.ndarray) and rows.ndim == 2 and rows.dtype.kind == "f" and len(rows) > 0
-    )
-
-
-def _edges_of_steps(estimator: Estimator) -> Iterator[_Entry]:
-    """Yield the edges of estimators that are in `_EDGES`."""
-    for kind, edges_of in _EDGES.items():
-        if not isinstance(estimator, kind):
-            continue
-        for position, edges in enumerate(edges_of(estimator)):
-            if len(edges):
-                yield "edges", position, np.asarray(edges, float)
-
-
-def _entries(
-    kind: str,
-    by_position: Iterable[tuple[int, Any]],
-) -> list[_Entry]:
+def _entries(kind: str, by_position: Iterable[tuple[int, Any]]) -> list[_Entry]:
     return [(kind, position, values) for position, values in by_position]
 
 
@@ -295,7 +254,7 @@ def _of_trees(estimator: Estimator) -> Iterator[_Entry]:
         features = estimator.tree_.feature[is_inner]
         edges = estimator.tree_.threshold[is_inner]
         yield from _beside_thresholds(
-            {int(feature): edges[features == feature] for feature in np.unique(features)},
+            {int(feature): edges[features == feature] for feature in np.unique(features)}
         )
     elif hasattr(estimator, "_predictors"):
         yield from _beside_thresholds(histogram_boosting(estimator).edges())
@@ -308,10 +267,7 @@ def _beside_thresholds(splits: Mapping[int, Array]) -> Iterator[_Entry]:
     """
     for feature, values in splits.items():
         # An infinite threshold separates missing values from all numbers.
-        thresholds = np.asarray(
-            values[np.abs(values) < np.finfo(np.float32).max],
-            dtype=np.float64,
-        )
+        thresholds = np.asarray(values[np.abs(values) < np.finfo(np.float32).max], dtype=np.float64)
         if not len(thresholds):
             continue
         # Rounding to 32 bits switches at the midpoint of two 32-bit numbers.
@@ -321,23 +277,8 @@ def _beside_thresholds(splits: Mapping[int, Array]) -> Iterator[_Entry]:
         yield "edges", feature, np.concatenate([thresholds, middle])
 
 
-def _additive_edges(model: AdditiveModel) -> list[Array]:
-    """Return the cuts of each column; none for a column of bin numbers."""
-    edges = [np.empty(0)] * model.n_features_in_
-    for position, cuts in model.cuts:
-        if cuts is not None:
-            edges[position] = np.concatenate([edges[position], cuts])
-    return edges
-
-
 _EDGES: dict[type, Callable[[Estimator], Iterable[Sequence[float] | Array]]] = {
-    AdditiveModel: _additive_edges,
     KBinsDiscretizer: lambda bins: [edges[1:-1] for edges in bins.bin_edges_],
-    # A divisor of 0 is omitted: the quotient by the next 64-bit number overflows in 32
-    # bits.
-    Computed: lambda step: (
-        step.edges or [[bound[0] for test, bound in (step.tests or {}).items() if test != "Equal"]]
-    ),
     Binarizer: lambda step: [[step.threshold]] * step.n_features_in_,
     BernoulliNB: lambda step: (
         [] if step.binarize is None else [[step.binarize]] * step.n_features_in_
@@ -361,30 +302,25 @@ def _trace_back(step: Estimator, collected: _Collected) -> _Collected:
     if isinstance(step, ColumnTransformer):
         return _trace_back_columns(step, collected)
     if isinstance(step, SCALERS):
-        return _scale_back(step, collected)
+
+        def inverse(position: int, values: Array) -> Array:
+            """Return the numbers of a column before the scaler."""
+            matrix = np.zeros((len(values), step.n_features_in_))
+            matrix[:, position] = values
+            return np.asarray(step.inverse_transform(matrix)[:, position])
+
+        edges: list[_Entry] = []
+        for position, parts in collected.by_column("edges").items():
+            edges.append(("edges", position, inverse(position, np.concatenate(parts))))
+        row_sets = []
+        for rows in collected.rows:
+            row_sets.append({index: inverse(index, column) for index, column in rows.items()})
+        return _Collected(edges, row_sets)
     if hasattr(step, "get_support"):
         return collected.moved_to(np.flatnonzero(step.get_support()))
     if passes_on(step) or isinstance(step, SimpleImputer):
         return collected
     return _Collected()
-
-
-def _scale_back(scaler: Estimator, collected: _Collected) -> _Collected:
-    """Convert edges and rows of a scaler's output to those of its input."""
-
-    def inverse(position: int, values: Array) -> Array:
-        """Return the numbers of a column before the scaler."""
-        matrix = np.zeros((len(values), scaler.n_features_in_))
-        matrix[:, position] = values
-        return np.asarray(scaler.inverse_transform(matrix)[:, position])
-
-    edges: list[_Entry] = []
-    for position, parts in collected.by_column("edges").items():
-        edges.append(("edges", position, inverse(position, np.concatenate(parts))))
-    row_sets = []
-    for rows in collected.rows:
-        row_sets.append({index: inverse(index, column) for index, column in rows.items()})
-    return _Collected(edges, row_sets)
 
 
 def _trace_back_columns(transformer: ColumnTransformer, collected: _Collected) -> _Collected:

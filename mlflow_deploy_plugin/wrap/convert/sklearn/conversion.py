@@ -103,7 +103,7 @@ def read_batch(model: Estimator, data: ModelData) -> ModelInput:
             raise InvalidConfig(
                 f"{type(step).__name__} reads mappings or lists, but the rows of requests are "
                 "tables; encode the columns with OneHotEncoder in a ColumnTransformer, or log a "
-                "PythonModel that converts the table",
+                "PythonModel that converts the table"
             )
     if isinstance(data, pd.DataFrame):
         # scikit-learn treats a table without column names as a matrix.
@@ -118,16 +118,12 @@ def read_batch(model: Estimator, data: ModelData) -> ModelInput:
         return pd.DataFrame(data)
     if isinstance(data, pd.Series):
         return pd.DataFrame({data.name or "text": list(data)})
-    if _is_column_of_strings(data):
-        return pd.DataFrame({getattr(data, "name", None) or "text": list(map(str, data))})
-    return {"": _numbers(_matrix(data))}
-
-
-def _is_column_of_strings(data: ModelData) -> bool:
     is_flat = isinstance(data, list | tuple) or (
         isinstance(data, pd.Index | np.ndarray) and data.ndim == 1
     )
-    return is_flat and all(isinstance(entry, str) for entry in data)
+    if is_flat and all(isinstance(entry, str) for entry in data):
+        return pd.DataFrame({getattr(data, "name", None) or "text": list(map(str, data))})
+    return {"": _numbers(_matrix(data))}
 
 
 def _matrix(data: ModelData) -> Array:
@@ -140,7 +136,7 @@ def _matrix(data: ModelData) -> Array:
     except ValueError:
         raise InvalidConfig(
             "input_example: the rows have different lengths; a table has the same columns in each "
-            "row (join the tokens of a text with spaces)",
+            "row (join the tokens of a text with spaces)"
         ) from None
     if array.ndim != 2 or array.dtype.kind not in "fiubUTO":
         kind = type(data).__name__
@@ -148,7 +144,7 @@ def _matrix(data: ModelData) -> Array:
             kind += f" of the shape {array.shape}"
         raise InvalidConfig(
             "input_example: a scikit-learn model needs a DataFrame or an array [rows, columns], "
-            f"not a {kind}",
+            f"not a {kind}"
         )
     return array
 
@@ -166,10 +162,7 @@ def _numbers(array: Array) -> Array:
 
 
 def forms(
-    model: Estimator,
-    batch: ModelInput | None,
-    predict_fn: str,
-    dynamic_axes: DynamicAxes,
+    model: Estimator, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
 ) -> Forms:
     """Return three forms: 32-bit floats, 64 bits up to the last step, and 64 bits
     throughout.
@@ -180,18 +173,34 @@ def forms(
     model without `predict`.
     """
     model = boosters.as_estimator(model)
-    example = _require_example(model, batch)
-    has_proba = is_classifier(model) and _single_threaded(_has_probabilities, model)(model, example)
+    if not isinstance(model, boosters.NativeBooster) and not is_fitted(model, batch):
+        raise InvalidConfig(f"the {type(model).__name__} is not fitted: call fit before logging it")
+    if batch is None:
+        raise InvalidConfig(
+            "input_example: a scikit-learn model needs an example for its columns and their types"
+        )
+    if not hasattr(model, "predict"):
+        raise ConversionError(
+            f"{type(model).__name__} has no predict method, so it cannot be served"
+        )
+    has_proba = is_classifier(model) and _single_threaded(_has_probabilities, model)(model, batch)
     if predict_fn == "predict_proba" and not has_proba:
-        raise _no_probabilities(model)
+        name = type(model).__name__
+        if not hasattr(model, "predict_proba"):
+            raise InvalidConfig(f"pyfunc_predict_fn: {name} has no predict_proba")
+        raise ConversionError(
+            f"{name} cannot be converted to ONNX with "
+            "pyfunc_predict_fn='predict_proba': only the probabilities of a classifier with a "
+            "single target have an ONNX form"
+        )
     columns: list[str] | int
     fitted = best_estimator(model)
-    if isinstance(example, pd.DataFrame):
-        fitted = boosters.with_category_names(fitted, example)
-        columns = list(map(str, example.columns))
+    if isinstance(batch, pd.DataFrame):
+        fitted = boosters.with_category_names(fitted, batch)
+        columns = list(map(str, batch.columns))
         names = columns
     else:
-        columns = int(example[""].shape[1])
+        columns = int(batch[""].shape[1])
         names = list(map(str, range(columns)))
     fitted = with_stand_ins(fitted, columns)
     if readers := column_transformers(fitted):
@@ -202,29 +211,12 @@ def forms(
         _convert,
         model,
         fitted,
-        example,
+        batch,
         _single_threaded(_original_model(model, has_proba), fitted),
         predict_fn,
         cache(partial(boundary_values_of, fitted, names)),  # All forms share the result.
     )
     return [partial(convert, precision) for precision in precisions]
-
-
-def _require_example(model: Estimator, batch: ModelInput | None) -> ModelInput:
-    """Return the example. Raises InvalidConfig without an example or for an unfitted
-    model, and ConversionError for a model without `predict`.
-    """
-    if not isinstance(model, boosters.NativeBooster) and not is_fitted(model, batch):
-        raise InvalidConfig(f"the {type(model).__name__} is not fitted: call fit before logging it")
-    if batch is None:
-        raise InvalidConfig(
-            "input_example: a scikit-learn model needs an example for its columns and their types",
-        )
-    if not hasattr(model, "predict"):
-        raise ConversionError(
-            f"{type(model).__name__} has no predict method, so it cannot be served",
-        )
-    return batch
 
 
 def _original_model(model: Estimator, has_proba: bool) -> OriginalModel:
@@ -246,30 +238,13 @@ def _original_model(model: Estimator, has_proba: bool) -> OriginalModel:
     return original
 
 
-def _no_probabilities(model: Estimator) -> InvalidConfig | ConversionError:
-    """Return the error for a model that should return probabilities, but cannot."""
-    name = type(model).__name__
-    if not hasattr(model, "predict_proba"):
-        return InvalidConfig(f"pyfunc_predict_fn: {name} has no predict_proba")
-    return ConversionError(
-        f"{name} cannot be converted to ONNX with "
-        "pyfunc_predict_fn='predict_proba': only the probabilities of a classifier with a "
-        "single target have an ONNX form",
-    )
-
-
 def _has_probabilities(model: Estimator, batch: ModelInput) -> bool:
     """Return True if a classifier returns probabilities for a single target. Some
     `predict_proba` raise an error.
     """
     if isinstance(getattr(model, "classes_", None), np.ndarray):
         with suppress(Exception):  # A Gaussian process with one_vs_one raises an error.
-            model.predict_proba(
-                estimator_input(
-                    model,
-                    Batch(batch).take(slice(0, 1)).data,
-                )
-            )
+            model.predict_proba(estimator_input(model, Batch(batch).take(slice(0, 1)).data))
             return True
     return False
 
@@ -279,8 +254,7 @@ def known_values(model: Estimator, names: list[str]) -> converted.BoundaryValues
     fitted model.
     """
     return boundary_values_of(
-        with_stand_ins(best_estimator(boosters.as_estimator(model)), names),
-        names,
+        with_stand_ins(best_estimator(boosters.as_estimator(model)), names), names
     )
 
 
@@ -335,6 +309,9 @@ def _convert(
     has_labels = outputs[0].role == "label"
     margin = _single_threaded(_margin(model), fitted) if "label" in answers else None
     has_branches = any(node.op_type == "If" for node in proto.graph.node)
+    classes: tuple[Any, ...] = ()
+    if has_labels and isinstance(getattr(model, "classes_", None), np.ndarray):
+        classes = tuple(model.classes_.tolist())
     return ConvertedModel(
         proto=proto,
         inputs=inputs,
@@ -343,7 +320,7 @@ def _convert(
         framework=framework,
         framework_version=import_module(framework).__version__,
         original=original,
-        classes=_classes_of(model) if has_labels else (),
+        classes=classes,
         boundary_values=boundary_values(),
         margin=margin,
         many_rows=levels.MANY_ROWS if has_branches else 0,
@@ -368,9 +345,7 @@ def _repair(fitted: Estimator, precision: graph.Precision) -> str:
 
 
 def _additive_parts(
-    fitted: Estimator,
-    inputs: tuple[Input, ...],
-    precision: graph.Precision,
+    fitted: Estimator, inputs: tuple[Input, ...], precision: graph.Precision
 ) -> converted.AdditiveParts | None:
     """Return the trees or slopes of the model, and the graph of the steps before
     them.
@@ -387,14 +362,6 @@ def _additive_parts(
         # The form rounds the features, so that they need no cast to 32 bits here.
         features = to_onnx(steps, inputs, "single" if precision == "single" else "double")
     return converted.AdditiveParts(form, features)
-
-
-def _classes_of(model: Estimator) -> tuple[Any, ...]:
-    """Return the classes of a classifier; () for several targets or other models."""
-    classes = getattr(model, "classes_", None)
-    if isinstance(classes, np.ndarray):
-        return tuple(classes.tolist())
-    return ()
 
 
 def _cause_of_differences(fitted: Estimator, batch: ModelInput) -> str:
@@ -439,7 +406,7 @@ def _margin(model: Estimator) -> Callable[[ModelInput], Array] | None:
     def of_several_targets(batch: ModelInput) -> Array:
         by_target = model.predict_proba(estimator_input(model, batch))
         return np.asarray(
-            np.min([top_margins(probabilities) for probabilities in by_target], axis=0),
+            np.min([top_margins(probabilities) for probabilities in by_target], axis=0)
         )
 
     # Bagging averages probabilities, not scores, and has no scores if its members have
@@ -453,11 +420,7 @@ def _margin(model: Estimator) -> Callable[[ModelInput], Array] | None:
     return None
 
 
-def to_onnx(
-    fitted: Estimator,
-    inputs: tuple[Input, ...],
-    precision: graph.Precision,
-) -> ModelProto:
+def to_onnx(fitted: Estimator, inputs: tuple[Input, ...], precision: graph.Precision) -> ModelProto:
     """Return the ModelProto. Raises ConversionError, which names the step, if a step
     cannot be converted.
     """
@@ -465,26 +428,56 @@ def to_onnx(
         proto = _converted_graph(fitted, inputs, precision)
     except Exception as error:
         raise ConversionError(explain_failure(error, fitted)) from error
-    _restore_opsets(proto)
+    # skl2onnx lowers the opset versions to those of its nodes, but ignores nodes in
+    # subgraphs.
+    imports = [entry for entry in proto.opset_import if entry.domain not in graph.OPSETS]
+    opsets = [helper.make_opsetid(domain, version) for domain, version in graph.OPSETS.items()]
+    del proto.opset_import[:]
+    proto.opset_import.extend([*opsets, *imports])
     sort_rows(proto.graph)
     return proto
 
 
 def _converted_graph(
-    fitted: Estimator,
-    inputs: tuple[Input, ...],
-    precision: graph.Precision,
+    fitted: Estimator, inputs: tuple[Input, ...], precision: graph.Precision
 ) -> ModelProto:
     """Return the ModelProto of skl2onnx, which marks refused rows. The converters may
     raise any error.
     """
-    copy = _convertible_copy(fitted)
+    copy = deepcopy(fitted)
+    for encoder in encoders(copy):
+        if hasattr(encoder, "categories_"):
+            encoder.categories_ = [
+                _graph_categories(categories) for categories in encoder.categories_
+            ]
+    for part in sub_estimators(copy):
+        if type(part).__module__.startswith("imblearn.ensemble") and hasattr(part, "estimators_"):
+            # imbalanced-learn's ensembles differ from the classes that they are derived
+            # from only in training.
+            part.__class__ = next(
+                kind
+                for kind in type(part).__mro__
+                if kind.__module__.startswith("sklearn.ensemble")
+            )
+        if hasattr(part, "sparse_output"):
+            part.sparse_output = False  # The graph has no sparse tensors.
+        if isinstance(part, MultiOutputClassifier | MultiOutputRegressor):
+            part.__class__ = SeveralTargets
+        _change_steps(part)
+        if not isinstance(part, ColumnTransformer):
+            # skl2onnx would expect graph inputs with these names.
+            part.__dict__.pop("feature_names_in_", None)
     if precision == "double_until_last_step":
         copy = graph.round_before_last_step(copy)
     with warnings.catch_warnings(), graph.own_converters():
         warnings.simplefilter("ignore")  # skl2onnx uses deprecated functions.
         formulas.register()
-        _register_nets()
+        # The library of a fitted estimator is always imported.
+        for library in _NETS.keys() & sys.modules.keys():
+            for name in _NETS[library]:
+                graph.register_converter(
+                    getattr(sys.modules[library], name), _convert_net, name.endswith("Classifier")
+                )
         proto, topology = _call_skl2onnx(copy, inputs, precision)
         refusal = mark_refused_rows(proto.graph, topology)
         proto = onnx_remove_node_identity(proto)
@@ -493,20 +486,8 @@ def _converted_graph(
     return proto
 
 
-def _restore_opsets(proto: ModelProto) -> None:
-    """Set the opset versions: skl2onnx lowers them to the versions of its nodes, but
-    ignores nodes in subgraphs.
-    """
-    imports = [entry for entry in proto.opset_import if entry.domain not in graph.OPSETS]
-    opsets = [helper.make_opsetid(domain, version) for domain, version in graph.OPSETS.items()]
-    del proto.opset_import[:]
-    proto.opset_import.extend([*opsets, *imports])
-
-
 def _call_skl2onnx(
-    copy: Estimator,
-    inputs: tuple[Input, ...],
-    precision: graph.Precision,
+    copy: Estimator, inputs: tuple[Input, ...], precision: graph.Precision
 ) -> tuple[ModelProto, Topology]:
     """Return the model, and the operators that skl2onnx converted. skl2onnx may change
     the copy.
@@ -514,12 +495,7 @@ def _call_skl2onnx(
     types = graph.VARIABLE_TYPES | {"str": StringTensorType}
     input_types = []
     for entry in inputs:
-        input_types.append(
-            (
-                entry.name,
-                types[entry.dtype]([None, *entry.shape[1:]]),
-            )
-        )
+        input_types.append((entry.name, types[entry.dtype]([None, *entry.shape[1:]])))
     precise = {}
     if precision != "single":
         precise = formulas.converters_in_64_bits(is_throughout=precision == "double")
@@ -547,19 +523,6 @@ def _options(last: Estimator) -> dict[int, dict[str, bool]] | None:
     return {id(last): {}}
 
 
-def _register_nets() -> None:
-    """Register the estimators of imported libraries with skl2onnx. A fitted estimator's
-    library is always imported.
-    """
-    for library in _NETS.keys() & sys.modules.keys():
-        for name in _NETS[library]:
-            graph.register_converter(
-                getattr(sys.modules[library], name),
-                _convert_net,
-                name.endswith("Classifier"),
-            )
-
-
 def _convert_net(scope: Scope, operator: Operator, container: ModelComponentContainer) -> None:
     """Add the nodes of an estimator that wraps a network: its values, and a
     classifier's labels.
@@ -574,15 +537,8 @@ def _convert_net(scope: Scope, operator: Operator, container: ModelComponentCont
         output.type = Int64TensorType([None])  # skorch returns class indices.
         label = output.full_name
         if hasattr(estimator, "threshold"):
-            second = builder.node(
-                "Gather",
-                [answer, np.array(1)],
-                axis=1,
-            )
-            above = builder.node(
-                "Greater",
-                [second, np.array(estimator.threshold, np.float32)],
-            )
+            second = builder.node("Gather", [answer, np.array(1)], axis=1)
+            above = builder.node("Greater", [second, np.array(estimator.threshold, np.float32)])
             builder.node("Cast", [above], label, to=TensorProto.INT64)
         else:
             builder.node("ArgMax", [answer], label, axis=1, keepdims=0)
@@ -602,23 +558,11 @@ def _add_net(
     net = _net_of(estimator)
     width = sum(variable.type.shape[1] for variable in inputs)
     rows = np.zeros((1, width), np.float32)
-    exported = export(
-        net,
-        {"": rows},
-        ["rows"],
-        {},
-        original_model(net),
-    )
+    exported = export(net, {"": rows}, ["rows"], {}, original_model(net))
     proto = onnx.compose.add_prefix(
-        onnx.version_converter.convert_version(exported, graph.OPSETS[""]),
-        builder.name("net_"),
+        onnx.version_converter.convert_version(exported, graph.OPSETS[""]), builder.name("net_")
     )
-    builder.node(
-        "Cast",
-        [builder.joined(inputs)],
-        proto.graph.input[0].name,
-        to=TensorProto.FLOAT,
-    )
+    builder.node("Cast", [builder.joined(inputs)], proto.graph.input[0].name, to=TensorProto.FLOAT)
     container.initializers.extend(proto.graph.initializer)
     container.nodes.extend(proto.graph.node)
     return str(proto.graph.output[0].name)
@@ -653,37 +597,6 @@ def _net_of(estimator: Estimator) -> Any:
     return Answer().eval()
 
 
-def _convertible_copy(fitted: Estimator) -> Estimator:
-    """Return a copy that skl2onnx converts correctly. The estimator is not changed."""
-    copy = deepcopy(fitted)
-    for encoder in encoders(copy):
-        if hasattr(encoder, "categories_"):
-            encoder.categories_ = [
-                _graph_categories(categories) for categories in encoder.categories_
-            ]
-    for part in sub_estimators(copy):
-        if type(part).__module__.startswith("imblearn.ensemble") and hasattr(part, "estimators_"):
-            part.__class__ = _class_of_scikit_learn(part)
-        if hasattr(part, "sparse_output"):
-            part.sparse_output = False  # The graph has no sparse tensors.
-        if isinstance(part, MultiOutputClassifier | MultiOutputRegressor):
-            part.__class__ = SeveralTargets
-        _change_steps(part)
-        if not isinstance(part, ColumnTransformer):
-            # skl2onnx would expect graph inputs with these names.
-            part.__dict__.pop("feature_names_in_", None)
-    return copy
-
-
-def _class_of_scikit_learn(ensemble: Estimator) -> type:
-    """Return the class that an ensemble of imbalanced-learn is derived from: they
-    differ only in training.
-    """
-    return next(
-        kind for kind in type(ensemble).__mro__ if kind.__module__.startswith("sklearn.ensemble")
-    )
-
-
 def _graph_categories(categories: Array) -> Array:
     """Convert categories for the graph: booleans to integers, and missing values to the
     string `MISSING`.
@@ -715,15 +628,13 @@ def _change_steps(part: Estimator) -> None:
         ]
     elif isinstance(part, Pipeline):
         part.__class__ = Pipeline  # skl2onnx does not support the class of imbalanced-learn.
-        steps = [step for step in part.steps[:-1] if _has_effect(step[1])]
-        part.steps = [(name, _as_transformer(step)) for name, step in steps] + part.steps[-1:]
-
-
-def _has_effect(step: Estimator) -> bool:
-    """Return True if a step changes rows. skl2onnx does not support other steps;
-    samplers of imbalanced-learn affect only training.
-    """
-    return not passes_on(step) and not hasattr(step, "fit_resample")
+        # skl2onnx does not support steps that change no rows; samplers of
+        # imbalanced-learn affect only training.
+        part.steps = [
+            (name, _as_transformer(step))
+            for name, step in part.steps[:-1]
+            if not passes_on(step) and not hasattr(step, "fit_resample")
+        ] + part.steps[-1:]
 
 
 def _as_transformer(step: Estimator) -> Estimator:
@@ -734,8 +645,7 @@ def _as_transformer(step: Estimator) -> Estimator:
         name, last = step.steps[-1]
         step.steps[-1] = (name, _as_transformer(last))
     if isinstance(step, _BaseKMeans | LinearDiscriminantAnalysis) and hasattr(
-        step,
-        "n_features_in_",
+        step, "n_features_in_"
     ):
         return Transforming(step)
     return step

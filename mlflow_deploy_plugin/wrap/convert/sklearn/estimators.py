@@ -86,7 +86,7 @@ def best_estimator(model: Estimator) -> Estimator:
                 [
                     ("select", Selection(model.support_)),
                     ("predict", best_estimator(model.estimator_)),
-                ],
+                ]
             )
         elif isinstance(model, Pipeline):
             name, last = model.steps[-1]
@@ -274,10 +274,7 @@ def named_steps(transformer: ColumnTransformer) -> list[tuple[str, Estimator, li
 
 
 def bind_inputs(
-    model: Estimator,
-    fitted: Estimator,
-    batch: ModelInput,
-    float_dtype: str,
+    model: Estimator, fitted: Estimator, batch: ModelInput, float_dtype: str
 ) -> tuple[Input, ...]:
     """Return the graph's inputs: a matrix if the columns have the same type and no
     ColumnTransformer selects among them, otherwise an input per column.
@@ -295,8 +292,24 @@ def bind_inputs(
         return (Input(MATRIX, dtype, (-1, array.shape[1])),)
     columns = columns_of(batch)
     texts = [column.name for column in columns if column.type == "string"]
-    optional_texts = _may_be_missing(model, batch, texts)
-    encoded = _encoded_names(fitted, batch)
+    # A text may be missing if the model accepts a missing value in its column.
+    optional_texts: set[str] = set()
+    # Calls are slow for a wide table: the number of tried columns doubles after a
+    # success and is halved after an error.
+    start = 0
+    count = len(texts)
+    while start < len(texts):
+        tried = texts[start : start + count]
+        if _accepts_gaps(model, batch, tried):
+            optional_texts.update(tried)
+            count *= 2
+        elif len(tried) > 1:
+            count = len(tried) // 2
+            continue
+        start += len(tried)
+    encoded = set().union(*map(encoded_columns, column_transformers(fitted)))
+    if library_of(fitted):  # Boosters encode pandas categories.
+        encoded.update(map(str, batch.select_dtypes("category")))
     have_same_type = len(texts) in (0, len(columns)) and (texts or not encoded)
     if have_same_type and not column_transformers(fitted):
         dtype = float_dtype
@@ -313,43 +326,17 @@ def bind_inputs(
             dtype = "str"
         elif column.name in encoded and _is_code(column):
             dtype = "int64"
-        inputs.append(
-            _input(
-                column.name,
-                dtype,
-                [column],
-                column.name in optional_texts,
-            )
-        )
+        inputs.append(_input(column.name, dtype, [column], column.name in optional_texts))
     return tuple(inputs)
 
 
-def _encoded_names(fitted: Estimator, batch: pd.DataFrame) -> set[str]:
-    """Return the columns that an encoder of a ColumnTransformer or a booster reads."""
-    encoded = set().union(*map(encoded_columns, column_transformers(fitted)))
-    if library_of(fitted):  # Boosters encode pandas categories.
-        encoded.update(map(str, batch.select_dtypes("category")))
-    return encoded
-
-
-def _input(
-    name: str,
-    dtype: str,
-    columns: Sequence[Column],
-    is_optional: bool,
-) -> Input:
+def _input(name: str, dtype: str, columns: Sequence[Column], is_optional: bool) -> Input:
     """Return an input that stacks columns. `is_optional` is True if its strings may be
     missing.
     """
     names = tuple(column.name for column in columns)
     missing = MISSING if is_optional else None
-    return Input(
-        name,
-        dtype,
-        shape=(-1, len(columns)),
-        columns=names,
-        missing=missing,
-    )
+    return Input(name, dtype, shape=(-1, len(columns)), columns=names, missing=missing)
 
 
 def is_fitted(model: Estimator, batch: ModelInput | None) -> bool:
@@ -386,34 +373,7 @@ def estimator_input(model: Estimator, batch: ModelInput) -> pd.DataFrame | pd.Se
     return batch
 
 
-def _may_be_missing(
-    model: Estimator,
-    batch: pd.DataFrame,
-    texts: Sequence[str],
-) -> set[str]:
-    """Return the text columns for which the model accepts a missing value."""
-    optional: set[str] = set()
-    # Calls are slow for a wide table: the number of tried columns doubles after a
-    # success and is halved after an error.
-    start = 0
-    count = len(texts)
-    while start < len(texts):
-        tried = texts[start : start + count]
-        if _accepts_gaps(model, batch, tried):
-            optional.update(tried)
-            count *= 2
-        elif len(tried) > 1:
-            count = len(tried) // 2
-            continue
-        start += len(tried)
-    return optional
-
-
-def _accepts_gaps(
-    model: Estimator,
-    batch: pd.DataFrame,
-    texts: Sequence[str],
-) -> bool:
+def _accepts_gaps(model: Estimator, batch: pd.DataFrame, texts: Sequence[str]) -> bool:
     """Return True if the model predicts a row without values in the text columns."""
 
     def predict(row: ModelInput) -> dict[str, Array]:
@@ -421,10 +381,7 @@ def _accepts_gaps(
 
     gaps = {}
     for name in texts:
-        gap = pd.Series(
-            [missing_value(batch[name])],
-            batch.index[:1],
-        )
+        gap = pd.Series([missing_value(batch[name])], batch.index[:1])
         gaps[name] = gap.astype(batch[name].dtype)
     try:
         call_original(predict, batch.head(1).assign(**gaps))

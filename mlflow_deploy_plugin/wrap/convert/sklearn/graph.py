@@ -85,11 +85,7 @@ class NodeBuilder:
         self._container = container
 
     def node(
-        self,
-        operator: str,
-        inputs: Sequence[NodeInput],
-        output: str = "",
-        **attributes: Any,
+        self, operator: str, inputs: Sequence[NodeInput], output: str = "", **attributes: Any
     ) -> str:
         """Add a node with one output, and return the output's name: `output`, or a
         unique name.
@@ -118,13 +114,7 @@ class NodeBuilder:
         results = [output] if output else [self.name(operator.lower()) for _ in range(count)]
         name = self._scope.get_unique_operator_name(f"onnxserve_{operator}")
         self._container.add_node(
-            operator,
-            names,
-            results,
-            op_domain=domain,
-            op_version=version,
-            name=name,
-            **attributes,
+            operator, names, results, op_domain=domain, op_version=version, name=name, **attributes
         )
         return results
 
@@ -168,19 +158,13 @@ class NodeBuilder:
     def _quotient_rounded_up(self, number: str, divisor: NodeInput) -> str:
         """Add (number + divisor - 1) / divisor for integers, and return its name."""
         total = self.node("Add", [number, divisor])
-        return self.node(
-            "Div",
-            [self.node("Sub", [total, [1]]), divisor],
-        )
+        return self.node("Div", [self.node("Sub", [total, [1]]), divisor])
 
     def subgraph(self) -> "Subgraph":
         return Subgraph(self._scope)
 
     def sub_model(
-        self,
-        estimator: Estimator,
-        inputs: list[Variable],
-        raw_scores: bool = False,
+        self, estimator: Estimator, inputs: list[Variable], raw_scores: bool = False
     ) -> list[str]:
         """Add an estimator's graph and return the names of its outputs. `raw_scores`
         are scores instead of probabilities; raises NotImplementedError if skl2onnx does
@@ -252,10 +236,7 @@ def own_converters() -> Iterator[None]:
 
 
 def register_converter(
-    kind: type,
-    convert: ConvertsOperator,
-    has_labels: bool,
-    keeps_type: bool = False,
+    kind: type, convert: ConvertsOperator, has_labels: bool, keeps_type: bool = False
 ) -> None:
     """Register a converter with two outputs (labels and probabilities) or with one
     output.
@@ -272,10 +253,7 @@ def register_converter(
     alias = f"Onnxserve{kind.__name__}"
 
     def parse(
-        scope: Scope,
-        model: Estimator,
-        inputs: list[Variable],
-        custom_parsers: object = None,
+        scope: Scope, model: Estimator, inputs: list[Variable], custom_parsers: object = None
     ) -> list[Variable]:
         operator = scope.declare_local_operator(alias, model)
         operator.inputs = inputs
@@ -296,10 +274,7 @@ def no_shapes(operator: Operator) -> None:
 
 
 def parse_columns(
-    scope: Scope,
-    model: Estimator,
-    inputs: list[Variable],
-    custom_parsers: object = None,
+    scope: Scope, model: Estimator, inputs: list[Variable], custom_parsers: object = None
 ) -> list[Variable]:
     """Return strings and numbers of a ColumnTransformer separately. Joining both would
     cut numbers to eight digits.
@@ -381,10 +356,7 @@ class _InputColumns:
 
 
 def _parse_step(
-    scope: Scope,
-    step: Estimator,
-    picked: list[Variable],
-    span: slice,
+    scope: Scope, step: Estimator, picked: list[Variable], span: slice
 ) -> list[Variable]:
     """Return the outputs of a step of a ColumnTransformer.
 
@@ -406,11 +378,7 @@ def _parse_step(
 
 
 def _declare(
-    scope: Scope,
-    operator: str,
-    inputs: list[Variable],
-    kind: DataType,
-    **attributes: object,
+    scope: Scope, operator: str, inputs: list[Variable], kind: DataType, **attributes: object
 ) -> Variable:
     """Add a built-in skl2onnx operator, and return its output variable."""
     declared = scope.declare_local_operator(operator)
@@ -441,15 +409,11 @@ class Subgraph(NodeBuilder):
         **attributes: object,
     ) -> None:
         self._nodes.append(
-            helper.make_node(operator, inputs, outputs, domain=op_domain, **attributes),
+            helper.make_node(operator, inputs, outputs, domain=op_domain, **attributes)
         )
 
     def add_initializer(
-        self,
-        name: str,
-        kind: int,
-        shape: list[int],
-        values: list[float] | list[bytes],
+        self, name: str, kind: int, shape: list[int], values: list[float] | list[bytes]
     ) -> None:
         self._initializers.append(helper.make_tensor(name, kind, shape, values))
 
@@ -502,10 +466,7 @@ def round_before_last_step(copy: Estimator) -> Estimator:
     return copy
 
 
-def finish_outputs(
-    graph: GraphProto,
-    answers: dict[str, Array],
-) -> tuple[Output, ...]:
+def finish_outputs(graph: GraphProto, answers: dict[str, Array]) -> tuple[Output, ...]:
     """Set names, shapes and label types of the outputs as in the original's answers,
     drop the other outputs except `REFUSED_ROWS`, and return the descriptions of the
     outputs.
@@ -513,7 +474,17 @@ def finish_outputs(
     outputs = []
     values = []
     for (name, answer), value in zip(answers.items(), graph.output, strict=False):
-        output = _output_of(name, answer, value)
+        kind = answer.dtype.kind
+        role: Role = "label"
+        if name == "probabilities":
+            role = "probabilities"
+        elif name != "label" and kind == "f":
+            role = "values"
+        if role == "label":
+            dtype = _LABEL_DTYPES.get(kind, "str")
+        else:
+            dtype, _ = dtype_and_shape(value)
+        output = Output(name, dtype, (-1, *answer.shape[1:]), role)
         values.append(_finish_output(graph, output, value))
         outputs.append(output)
     values += [value for value in graph.output if value.name == REFUSED_ROWS]
@@ -529,71 +500,30 @@ strings.
 """
 
 
-def _output_of(name: str, answer: Array, value: ValueInfoProto) -> Output:
-    """Return the description of an output, from the original's answer and the graph's
-    value.
-    """
-    kind = answer.dtype.kind
-    role: Role = "label"
-    if name == "probabilities":
-        role = "probabilities"
-    elif name != "label" and kind == "f":
-        role = "values"
-    if role == "label":
-        dtype = _LABEL_DTYPES.get(kind, "str")
-    else:
-        dtype, _ = dtype_and_shape(value)
-    return Output(
-        name,
-        dtype,
-        (-1, *answer.shape[1:]),
-        role,
-    )
-
-
 def _finish_output(graph: GraphProto, output: Output, value: ValueInfoProto) -> ValueInfoProto:
     """Compute the output from the graph's value, and return its type and shape. Values
     with the names of both are renamed.
     """
     name = output.name
     new_names = {old: f"onnxserve_raw_{old}" for old in (value.name, name)}
-    _rename(graph, new_names)
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [new_names.get(name, name) for name in names]
     current = new_names[value.name]
     kind = _ONNX_TYPES[output.dtype]
     # skl2onnx's float types may be wrong.
     if output.role != "label" or value.type.tensor_type.elem_type != kind:
         cast = f"{name}_cast"
         graph.node.append(
-            helper.make_node(
-                "Cast",
-                [current],
-                [cast],
-                name=f"onnxserve_{cast}",
-                to=kind,
-            ),
+            helper.make_node("Cast", [current], [cast], name=f"onnxserve_{cast}", to=kind)
         )
         current = cast
-    sizes = onnx.numpy_helper.from_array(
-        np.array(output.shape, dtype=np.int64),
-        f"{name}_shape",
-    )
+    sizes = onnx.numpy_helper.from_array(np.array(output.shape, dtype=np.int64), f"{name}_shape")
     graph.initializer.append(sizes)
     graph.node.append(
-        helper.make_node(
-            "Reshape",
-            [current, sizes.name],
-            [name],
-            name=f"onnxserve_{name}",
-        ),
+        helper.make_node("Reshape", [current, sizes.name], [name], name=f"onnxserve_{name}")
     )
     return helper.make_tensor_value_info(name, kind, ["batch", *output.shape[1:]])
-
-
-def _rename(graph: GraphProto, new_names: dict[str, str]) -> None:
-    """Rename values in the inputs and outputs of the nodes."""
-    for node in graph.node:
-        for names in (node.input, node.output):
-            names[:] = [new_names.get(name, name) for name in names]
 
 
 def _drop_unused(graph: GraphProto) -> None:

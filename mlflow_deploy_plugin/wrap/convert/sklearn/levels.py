@@ -87,32 +87,15 @@ def write_levels(graph: NodeBuilder, rows: str, levels: Levels) -> str:
     row_count = graph.row_count(rows)
     most_rows = max(_FEWEST_ROWS, _BLOCK // len(levels.nodes[0]))
     block_count, block_rows = graph.equal_blocks(row_count, [most_rows])
-    added_rows = graph.node(
-        "Sub",
-        [graph.node("Mul", [block_count, block_rows]), row_count],
-    )
-    pads = graph.node(
-        "Concat",
-        [[0, 0], added_rows, [0]],
-        axis=0,
-    )
+    added_rows = graph.node("Sub", [graph.node("Mul", [block_count, block_rows]), row_count])
+    pads = graph.node("Concat", [[0, 0], added_rows, [0]], axis=0)
     padded = graph.node("Pad", [rows, pads])
-    shape = graph.node(
-        "Concat",
-        [block_count, block_rows, [-1]],
-        axis=0,
-    )
+    shape = graph.node("Concat", [block_count, block_rows, [-1]], axis=0)
     body = _block_sums(graph.subgraph(), levels)
     blocks = graph.node("Reshape", [padded, shape])
     stacked = graph.node("Scan", [blocks], body=body, num_scan_inputs=1)
-    flat = graph.node(
-        "Reshape",
-        [stacked, [-1, len(levels.base)]],
-    )
-    return graph.cast(
-        graph.node("Slice", [flat, [0], row_count]),
-        TensorProto.FLOAT,
-    )
+    flat = graph.node("Reshape", [stacked, [-1, len(levels.base)]])
+    return graph.cast(graph.node("Slice", [flat, [0], row_count]), TensorProto.FLOAT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,8 +140,7 @@ def _block_sums(graph: Subgraph, levels: Levels) -> GraphProto:
     sums = block.sum_leaves(leaf)
     rows_type = helper.np_dtype_to_tensor_dtype(levels.threshold.dtype)
     return graph.finish(
-        {rows: (rows_type, [None, None])},
-        {sums: (block.sums_type, [None, len(levels.base)])},
+        {rows: (rows_type, [None, None])}, {sums: (block.sums_type, [None, len(levels.base)])}
     )
 
 
@@ -196,11 +178,7 @@ class _Block:
         transposed = self.graph.node("Transpose", [rows])
         columns = self.graph.node("Gather", [transposed, used // 2], axis=0)
         if self.levels.default.any():
-            replacement = np.where(
-                used % 2,
-                -np.inf,
-                np.nan,
-            )[:, None]
+            replacement = np.where(used % 2, -np.inf, np.nan)[:, None]
             replacement = replacement.astype(self.levels.threshold.dtype)
             is_missing = self.graph.node("IsNaN", [columns])
             columns = self.graph.node("Where", [is_missing, replacement, columns])
@@ -214,11 +192,7 @@ class _Block:
             level.ravel() for depth, level in enumerate(self.nodes) if _is_compared(depth, level)
         ]
         splits = np.unique(np.concatenate(levels))
-        values = self.graph.node(
-            "Gather",
-            [columns.name, columns.indices[splits]],
-            axis=0,
-        )
+        values = self.graph.node("Gather", [columns.name, columns.indices[splits]], axis=0)
         thresholds = self.levels.threshold[splits, None]
         holds = self.graph.node(self.levels.comparison, [values, thresholds])
         return _Comparisons(self.graph.cast(holds, TensorProto.UINT8), splits)
@@ -242,15 +216,14 @@ class _Block:
                 step = self._looked_up_step(level, position, columns)
             steps.append(step)
             number = self.graph.cast(step, kind)
-            position = self._child(position, number)
+            if position:
+                doubled = self.graph.node("Add", [position, position])
+                position = self.graph.node("Add", [doubled, number])
+            else:
+                position = number
         return self.graph.cast(position, TensorProto.INT32)
 
-    def _selected_step(
-        self,
-        level: Array,
-        steps: list[str],
-        comparisons: _Comparisons,
-    ) -> str:
+    def _selected_step(self, level: Array, steps: list[str], comparisons: _Comparisons) -> str:
         """Add the step of a compared level.
 
         Each earlier step, from the last to the first, selects half of the level's nodes
@@ -259,22 +232,12 @@ class _Block:
         choices = []
         for node in level.T:
             index = np.searchsorted(comparisons.splits, node)
-            choices.append(
-                self.graph.node(
-                    "Gather",
-                    [comparisons.name, index],
-                    axis=0,
-                )
-            )
+            choices.append(self.graph.node("Gather", [comparisons.name, index], axis=0))
         for step in reversed(steps):
             if len(choices) == 1:
                 break
             condition = self.graph.cast(step, TensorProto.BOOL)
-            pairs = zip(
-                choices[1::2],
-                choices[::2],
-                strict=True,
-            )
+            pairs = zip(choices[1::2], choices[::2], strict=True)
             choices = [self.graph.node("Where", [condition, odd, even]) for odd, even in pairs]
         [selected] = choices
         return selected
@@ -292,13 +255,6 @@ class _Block:
         holds = self.graph.node(self.levels.comparison, [values, threshold])
         return self.graph.cast(holds, TensorProto.UINT8)
 
-    def _child(self, position: str, step: str) -> str:
-        """Add twice the position plus the step. The position of the root is ""."""
-        if not position:
-            return step
-        doubled = self.graph.node("Add", [position, position])
-        return self.graph.node("Add", [doubled, step])
-
     def sum_leaves(self, leaf: str) -> str:
         """Add the sums of the rows' leaves, [rows, targets], per group and then in
         total.
@@ -308,10 +264,7 @@ class _Block:
         shape = [len(self.levels.base), self.levels.groups, -1]
         by_target = self.graph.node("Reshape", [wide, shape])
         total = self.graph.node("ReduceSum", [by_target, [1]], keepdims=0)
-        return self.graph.node(
-            "Add",
-            [self.graph.node("Transpose", [total]), self.levels.base],
-        )
+        return self.graph.node("Add", [self.graph.node("Transpose", [total]), self.levels.base])
 
     def _group_sums(self, leaf: str) -> list[str]:
         """Add the sums of the leaves, [groups, rows] per table of leaves: a table per
@@ -327,11 +280,5 @@ class _Block:
             values = self.graph.node("GatherElements", [table, leaf], axis=1)
             shape = [len(table) // size, size, -1]
             grouped = self.graph.node("Reshape", [values, shape])
-            sums.append(
-                self.graph.node(
-                    "ReduceSum",
-                    [grouped, [1]],
-                    keepdims=0,
-                )
-            )
+            sums.append(self.graph.node("ReduceSum", [grouped, [1]], keepdims=0))
         return sums

@@ -7,7 +7,7 @@ the marked rows.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import chain
 
 import numpy as np
@@ -58,14 +58,7 @@ def mark_refused_rows(graph: GraphProto, topology: Topology) -> str:
     marks = [*_out_of_range(added, operators), *_not_finite(added, graph, operators)]
     if not marks:
         return ""
-    sums = [
-        added.node(
-            "ReduceSum",
-            [mark, [1]],
-            keepdims=0,
-        )
-        for _, mark in marks
-    ]
+    sums = [added.node("ReduceSum", [mark, [1]], keepdims=0) for _, mark in marks]
     added.node("Sum", sums, REFUSED_ROWS)
     nodes = added.finish({}, {})
     graph.initializer.extend(nodes.initializer)
@@ -79,50 +72,34 @@ def _out_of_range(added: Subgraph, operators: list[Operator]) -> _Marks:
     """Mark the rows with a number outside the range of a step."""
     for operator in operators:
         step = operator.raw_operator
-        accepted = _range_of(step)
-        if accepted is None:
+        accepted, bounds = _accepted_numbers(step)
+        if not bounds:
             continue
-        kind = getattr(step, "stands_for", type(step).__name__)
-        reason = f"its {kind} {accepted.refuses}"
+        reason = f"its {type(step).__name__} accepts only {accepted}"
         start = 0
         for entry in operator.inputs:
             wide = added.cast(entry.full_name, TensorProto.DOUBLE)
             end = start + entry.type.shape[1]
-            for outside in _outside(added, wide, accepted.tests or {}, slice(start, end)):
+            for test, bound in bounds.items():
+                outside = added.node(test, [wide, bound[start:end]])
                 yield reason, added.cast(outside, TensorProto.FLOAT)
             start = end
 
 
-def _outside(
-    added: Subgraph,
-    rows: str,
-    tests: Mapping[str, Sequence[float] | Array],
-    columns: slice,
-) -> Iterator[str]:
-    """Add tests that are true for refused numbers in some columns of a step."""
-    for test, bound in tests.items():
-        limit = np.asarray(bound, float)
-        if len(limit) > 1:
-            limit = limit[columns]
-        yield added.node(test, [rows, limit])
-
-
-def _range_of(step: Estimator) -> Computed | None:
-    """Return a step with the tests of the numbers that a step refuses, or None if it
-    refuses no numbers.
+def _accepted_numbers(step: Estimator) -> tuple[str, dict[str, Array]]:
+    """Return a description of the numbers that a step accepts, and ONNX comparisons
+    that are true for other numbers, with a bound per column; empty if the step accepts
+    all numbers.
     """
     match step:
         case PowerTransformer(method="box-cox"):
-            tests = {"LessOrEqual": np.zeros(1)}
-            return Computed(step.transform, "accepts only positive numbers", tests)
+            return "positive numbers", {"LessOrEqual": np.zeros(step.n_features_in_)}
         case SplineTransformer(extrapolation="error"):
-            first = np.array([spline.t[spline.k] for spline in step.bsplines_])
-            last = np.array([spline.t[-spline.k - 1] for spline in step.bsplines_])
-            tests = {"Less": first, "Greater": last}
-            return Computed(step.transform, "accepts only numbers between its knots", tests)
-        case Computed():
-            return step
-    return None
+            first = [spline.t[spline.k] for spline in step.bsplines_]
+            last = [spline.t[-spline.k - 1] for spline in step.bsplines_]
+            bounds = {"Less": np.array(first), "Greater": np.array(last)}
+            return "numbers between its knots", bounds
+    return "", {}
 
 
 def _not_finite(added: Subgraph, graph: GraphProto, operators: list[Operator]) -> _Marks:
@@ -177,9 +154,7 @@ def _doubtful_outputs(graph: GraphProto, operators: list[Operator]) -> Iterator[
 
 
 def _is_partial(
-    operator: Operator,
-    makers: Mapping[str, NodeProto],
-    constants: Mapping[str, TensorProto],
+    operator: Operator, makers: Mapping[str, NodeProto], constants: Mapping[str, TensorProto]
 ) -> bool:
     """Return True if the nodes of an operator may compute NaN or infinity from finite
     numbers.
@@ -192,18 +167,13 @@ def _is_partial(
             continue
         seen.add(name)
         node = makers[name]
-        if node.op_type in _PARTIAL and not _is_safe_division(node, constants):
-            return True
+        if node.op_type in _PARTIAL:
+            divisor = constants.get(node.input[-1])
+            has_constant_divisor = node.op_type == "Div" and divisor is not None
+            if not has_constant_divisor or not numpy_helper.to_array(divisor).all():
+                return True
         names.extend(node.input)
     return False
-
-
-def _is_safe_division(node: NodeProto, constants: Mapping[str, TensorProto]) -> bool:
-    """Return True for a division by constants other than 0."""
-    divisor = constants.get(node.input[-1])
-    if node.op_type != "Div" or divisor is None:
-        return False
-    return bool(numpy_helper.to_array(divisor).all())
 
 
 def _accepts(estimator: Estimator, number: float) -> bool:

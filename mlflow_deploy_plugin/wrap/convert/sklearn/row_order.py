@@ -14,10 +14,9 @@ bits of the sort key are divided among the columns that split the most rows.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, TensorProto, helper, numpy_helper
 from skl2onnx.common._topology import Scope
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
@@ -48,46 +47,24 @@ def sort_rows(graph: GraphProto) -> None:
         attributes = {
             attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute
         }
-        if not _has_many_splits(node, attributes):
+        modes = attributes.get("nodes_modes", [])
+        splits = len(modes) - modes.count(b"LEAF")
+        # Sorting saves time only for many splits.
+        if node.op_type not in _OPERATORS or splits < _FEWEST_SPLITS:
             graph.node.append(node)
             continue
-        before, after = _sort_around(node, attributes, names)
-        graph.initializer.extend([*before.initializer, *after.initializer])
-        graph.node.extend([*before.node, node, *after.node])
-
-
-def _has_many_splits(node: NodeProto, attributes: dict[str, Any]) -> bool:
-    """Return True for a tree operator with so many splits that sorting saves time."""
-    if node.op_type not in _OPERATORS:
-        return False
-    modes = attributes.get("nodes_modes", [])
-    splits = len(modes) - modes.count(b"LEAF")
-    return bool(splits >= _FEWEST_SPLITS)
-
-
-def _sort_around(
-    node: NodeProto,
-    attributes: _Attributes,
-    names: Scope,
-) -> tuple[GraphProto, GraphProto]:
-    """Return the nodes that sort the rows before a tree operator, and the nodes that
-    restore their order. The operator's input and outputs are renamed.
-    """
-    before = Subgraph(names)
-    after = Subgraph(names)
-    order = _write_order(before, node.input[0], attributes)
-    node.input[0] = before.node(
-        "GatherND",
-        [node.input[0], order],
-    )
-    for index, name in enumerate(node.output):
-        node.output[index] = after.name()
-        after.node(
-            "ScatterND",
-            [node.output[index], order, node.output[index]],
-            name,
-        )
-    return before.finish({}, {}), after.finish({}, {})
+        # The rows are sorted before the operator, and their order is restored after it.
+        before = Subgraph(names)
+        order = _write_order(before, node.input[0], attributes)
+        node.input[0] = before.node("GatherND", [node.input[0], order])
+        after = Subgraph(names)
+        for index, name in enumerate(node.output):
+            node.output[index] = after.name()
+            after.node("ScatterND", [node.output[index], order, node.output[index]], name)
+        sort = before.finish({}, {})
+        restore = after.finish({}, {})
+        graph.initializer.extend([*sort.initializer, *restore.initializer])
+        graph.node.extend([*sort.node, node, *restore.node])
 
 
 def _write_order(graph: Subgraph, rows: str, attributes: _Attributes) -> str:
@@ -98,30 +75,15 @@ def _write_order(graph: Subgraph, rows: str, attributes: _Attributes) -> str:
     few = graph.subgraph()
     many = graph.subgraph()
     keys = _write_keys(many, rows, attributes)
-    _, positions = many.nodes(
-        "TopK",
-        [keys, row_count],
-        count=2,
-        axis=0,
-        largest=0,
-    )
+    _, positions = many.nodes("TopK", [keys, row_count], count=2, axis=0, largest=0)
     sorted_order = many.node("Unsqueeze", [positions, [1]])
-    unchanged_order = few.node(
-        "Slice",
-        [np.arange(MANY_ROWS)[:, None], [0], row_count],
-    )
+    unchanged_order = few.node("Slice", [np.arange(MANY_ROWS)[:, None], [0], row_count])
     has_many = graph.node("GreaterOrEqual", [row_count, [MANY_ROWS]])
     return graph.node(
         "If",
         [has_many],
-        then_branch=many.finish(
-            {},
-            {sorted_order: (TensorProto.INT64, [None, 1])},
-        ),
-        else_branch=few.finish(
-            {},
-            {unchanged_order: (TensorProto.INT64, [None, 1])},
-        ),
+        then_branch=many.finish({}, {sorted_order: (TensorProto.INT64, [None, 1])}),
+        else_branch=few.finish({}, {unchanged_order: (TensorProto.INT64, [None, 1])}),
     )
 
 
@@ -132,10 +94,7 @@ def _write_keys(graph: Subgraph, rows: str, attributes: _Attributes) -> str:
     comparisons = _choose_comparisons(attributes)
     numbers = graph.cast(graph.node("Transpose", [rows]), TensorProto.FLOAT)
     values = graph.node("Gather", [numbers, comparisons.columns], axis=0)
-    above = graph.node(
-        "Greater",
-        [values, comparisons.thresholds.astype(np.float32)[:, None]],
-    )
+    above = graph.node("Greater", [values, comparisons.thresholds.astype(np.float32)[:, None]])
     is_above = graph.cast(above, TensorProto.FLOAT)
     return graph.node("MatMul", [comparisons.weights.astype(np.float32), is_above])
 
@@ -164,7 +123,14 @@ def _choose_comparisons(attributes: _Attributes) -> _Comparisons:
     """
     nodes = _read_nodes(attributes)
     split_shares = np.bincount(nodes.column, nodes.share)
-    bits = _divide_bits(split_shares)
+    # Each bit goes to the column with the largest share of split rows, which is halved
+    # for each bit that the column has.
+    remaining = split_shares
+    bits = np.zeros(len(remaining), dtype=np.int64)
+    for _ in range(_KEY_BITS):
+        bits[np.argmax(remaining)] += 1
+        remaining = split_shares / 2.0**bits
+    bits = np.minimum(bits, _COLUMN_BITS)
     columns = []
     thresholds = []
     weights = []
@@ -248,15 +214,3 @@ def _estimate_shares(numbers: Array, children: list[Array], is_inner: Array) -> 
         # Equality tests may share a child.
         level_numbers = np.unique(np.concatenate([side[nodes] for side in children]))
     return shares
-
-
-def _divide_bits(split_shares: Array) -> Array:
-    """Return the bits of a key per column, [columns]. Each bit goes to the column with
-    the largest share of split rows, which is halved for each bit that the column has.
-    """
-    remaining = split_shares
-    bits = np.zeros(len(remaining), dtype=np.int64)
-    for _ in range(_KEY_BITS):
-        bits[np.argmax(remaining)] += 1
-        remaining = split_shares / 2.0**bits
-    return np.minimum(bits, _COLUMN_BITS)

@@ -2,13 +2,13 @@
 `formulas/`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.feature_selection import SelectorMixin
 from sklearn.multioutput import MultiOutputRegressor
 
@@ -71,75 +71,20 @@ class TreeFeatures(TransformerMixin, _Fitted):  # type: ignore[misc]
         self.model = model
 
 
-class GroupedCategories(TransformerMixin, _Fitted):  # type: ignore[misc]
-    """A step that replaces unknown categories by one string. Missing values are not
-    replaced.
-    """
-
-    def __init__(self, known: list[str], fill_value: str) -> None:
-        self.known = known
-        self.fill_value = fill_value
-
-    def transform(self, rows: pd.DataFrame) -> pd.DataFrame:
-        return rows.where(rows.isin(self.known), self.fill_value)
-
-
 @dataclass(eq=False, repr=False)
 class Computed(TransformerMixin, _Fitted):  # type: ignore[misc]
     """A step of another library as a function of columns [N, k], which
     `formulas/tracing.py` can convert to a graph.
 
     Attributes:
-        refuses: the reason why the original refuses some rows, for error messages.
-        tests: ONNX comparisons (`Less`) that are true for refused numbers, each with
-            one bound, or one per column.
         stands_for: the class name of the original, for error messages.
-        edges: the discontinuities of the function, per column.
     """
 
     compute: Callable[..., Array]
-    refuses: str = ""
-    tests: Mapping[str, Sequence[float] | Array] | None = None
     stands_for: str = ""
-    edges: Sequence[Array] = ()
 
     def transform(self, rows: npt.ArrayLike) -> Array:
         return self.compute(np.asarray(rows, np.float64))
-
-
-@dataclass(eq=False, repr=False)
-class AdditiveModel(_Fitted):
-    """A sum of an intercept and terms. Each term is looked up by the bins of one or
-    several columns.
-
-    Attributes:
-        cuts: the position of each binned column and its ascending cuts, or None if the
-            column contains bin numbers.
-        strides: the distance in `scores` between adjacent bins of each binned column,
-            [binned, terms].
-        offsets: the first row of each term in `scores`, [terms].
-        scores: the values of all terms, [rows, 1 or classes].
-        link: the link function; its inverse turns the sum into the prediction.
-    """
-
-    cuts: list[tuple[int, Array | None]]
-    strides: Array
-    offsets: Array
-    scores: Array
-    intercept: Array
-    link: str
-
-    @property
-    def n_features_in_(self) -> int:
-        return 1 + max(position for position, _ in self.cuts)
-
-
-class AdditiveClassifier(ClassifierMixin, AdditiveModel):  # type: ignore[misc]
-    """An `AdditiveModel` that predicts classes by the sign of its sum, or by the
-    largest of several sums.
-    """
-
-    classes_: Array
 
 
 class Transforming(TransformerMixin, _Fitted):  # type: ignore[misc]

@@ -31,11 +31,7 @@ def rounded_down(thresholds: Array) -> Array:
     32-bit numbers identically.
     """
     rounded = thresholds.astype(np.float32)
-    return np.where(
-        rounded > thresholds,
-        np.nextafter(rounded, np.float32(-np.inf)),
-        rounded,
-    )
+    return np.where(rounded > thresholds, np.nextafter(rounded, np.float32(-np.inf)), rounded)
 
 
 _LEAF = -1
@@ -64,14 +60,7 @@ nodes per tree.
 
 def leaf(value: float = 0.0) -> Node:
     """Return a leaf."""
-    return Node(
-        feature=0,
-        threshold=0.0,
-        left=_LEAF,
-        right=_LEAF,
-        default_left=False,
-        value=value,
-    )
+    return Node(feature=0, threshold=0.0, left=_LEAF, right=_LEAF, default_left=False, value=value)
 
 
 @dataclass(frozen=True)
@@ -98,11 +87,7 @@ class Tree:
     members: dict[int, list[int]] = field(default_factory=dict)
 
     @classmethod
-    def of(
-        cls,
-        nodes: list[Node],
-        members: dict[int, list[int]] | None = None,
-    ) -> "Tree":
+    def of(cls, nodes: list[Node], members: dict[int, list[int]] | None = None) -> "Tree":
         """Return the tree of a list of nodes, without membership tests by default."""
         arrays = {}
         for name in Node._fields:
@@ -111,12 +96,7 @@ class Tree:
         return cls(**arrays, members=members or {})
 
     @classmethod
-    def fitted(
-        cls,
-        tree: SklearnTree,
-        value: Array,
-        columns: Array | None = None,
-    ) -> "Tree":
+    def fitted(cls, tree: SklearnTree, value: Array, columns: Array | None = None) -> "Tree":
         """Return a scikit-learn tree with 32-bit thresholds.
 
         Args:
@@ -139,10 +119,7 @@ class Tree:
     def splits_as(self, other: "Tree") -> bool:
         """Return True if the trees are equal except for the values of their leaves."""
         for name in Node._fields:
-            if name != "value" and not np.array_equal(
-                getattr(self, name),
-                getattr(other, name),
-            ):
+            if name != "value" and not np.array_equal(getattr(self, name), getattr(other, name)):
                 return False
         return self.members == other.members
 
@@ -244,11 +221,7 @@ class Boosting:
         if complete is None:
             return None
         trees = len(forest.roots) // len(self.base)
-        values = forest.nodes["value"][complete.leaves].reshape(
-            len(self.base),
-            trees,
-            -1,
-        )
+        values = forest.nodes["value"][complete.leaves].reshape(len(self.base), trees, -1)
         rows_type = np.float32 if self.has_single_rows else np.float64
         sums_type = np.float32 if self.is_single else np.float64
         return Levels(
@@ -340,11 +313,7 @@ def _distinct_splits(forest: _Forest, mode: str) -> _Splits | None:
     nodes = forest.nodes
     is_inner = forest.is_inner
     fields = [nodes[name][is_inner] for name in ("feature", "threshold", "default_left")]
-    distinct, index_of_inner = np.unique(
-        np.stack(fields, axis=1),
-        axis=0,
-        return_inverse=True,
-    )
+    distinct, index_of_inner = np.unique(np.stack(fields, axis=1), axis=0, return_inverse=True)
     if not len(distinct):
         return None
     column, threshold, default = distinct.T
@@ -379,10 +348,7 @@ def _complete_levels(forest: _Forest, splits: _Splits) -> _CompleteTrees | None:
         if level_nodes.shape[1] > most_nodes:
             return None
         levels.append(splits.index[level_nodes])
-        children = np.stack(
-            [splits.right[level_nodes], splits.left[level_nodes]],
-            axis=2,
-        )
+        children = np.stack([splits.right[level_nodes], splits.left[level_nodes]], axis=2)
         level_nodes = children.reshape(trees, -1)
     return _CompleteTrees(levels, level_nodes)
 
@@ -408,11 +374,7 @@ def _join_trees(trees: list[Tree]) -> _Forest:
     is_leaf = nodes["left"] < 0
     offsets = np.repeat(roots, node_counts)
     for side in ("left", "right"):
-        nodes[side] = np.where(
-            is_leaf,
-            np.arange(len(is_leaf)),
-            nodes[side] + offsets,
-        )
+        nodes[side] = np.where(is_leaf, np.arange(len(is_leaf)), nodes[side] + offsets)
     return _Forest(nodes, roots)
 
 
@@ -489,10 +451,7 @@ def _node_attributes(trees: list[Tree], boosting: Boosting) -> dict[str, Any]:
     thresholds = np.where(is_leaf, 0.0, nodes.pop("nodes_values"))
     node_counts = [len(tree.left) for tree in chained]
     return {
-        "nodes_treeids": np.repeat(
-            np.arange(len(chained)),
-            node_counts,
-        ).tolist(),
+        "nodes_treeids": np.repeat(np.arange(len(chained)), node_counts).tolist(),
         "nodes_nodeids": np.concatenate([*map(np.arange, node_counts)]).tolist(),
         "nodes_modes": np.concatenate([modes for _, modes in comparisons]).tolist(),
         **{name: np.where(is_leaf, 0, array).astype(int).tolist() for name, array in nodes.items()},
@@ -510,10 +469,7 @@ _NODE_FIELDS = {
 """The field of `Tree` for each attribute of the tree operator. Leaves have zeros."""
 
 
-def _float_attributes(
-    numbers: dict[str, Array],
-    is_single: bool,
-) -> dict[str, Any]:
+def _float_attributes(numbers: dict[str, Array], is_single: bool) -> dict[str, Any]:
     """Return attributes with 32-bit floats, or tensors of 64-bit floats."""
     if is_single:
         return {name: np.asarray(values, np.float32).tolist() for name, values in numbers.items()}
@@ -568,11 +524,7 @@ def _histogram_tree(predictor: Any, columns: Array) -> Tree:
     return Tree(
         feature=columns[nodes["feature_idx"]],
         threshold=nodes["num_threshold"],
-        left=np.where(
-            nodes["is_leaf"] == 1,
-            _LEAF,
-            nodes["left"].astype(np.int64),
-        ),
+        left=np.where(nodes["is_leaf"] == 1, _LEAF, nodes["left"].astype(np.int64)),
         right=nodes["right"],
         default_left=nodes["missing_go_to_left"],
         value=nodes["value"],

@@ -39,25 +39,13 @@ THREE = np.digitize(SCORE, [-1, 1])
 TEXT = np.array(["low", "middle", "high"])[THREE]
 COUNTS = DRAW.poisson(np.exp(np.clip(SCORE, -2, 2)))
 TARGETS = np.c_[SCORE, 2 * SCORE, -SCORE]
-MANY = pd.Categorical(
-    DRAW.choice(
-        [f"gate {number}" for number in range(40)],
-        ROWS,
-    )
-)
-KINDS = FULL.assign(
-    kind=pd.Categorical(TEXT),
-    many=MANY,
-).mask(DRAW.random((ROWS, 6)) < 0.05)
+MANY = pd.Categorical(DRAW.choice([f"gate {number}" for number in range(40)], ROWS))
+KINDS = FULL.assign(kind=pd.Categorical(TEXT), many=MANY).mask(DRAW.random((ROWS, 6)) < 0.05)
 ACCENTS = KINDS.assign(
-    many=KINDS["many"].cat.rename_categories(lambda name: name.replace("gate", "café")),
+    many=KINDS["many"].cat.rename_categories(lambda name: name.replace("gate", "café"))
 )
 CITIES = FULL.assign(city=pd.Categorical(np.array(["Zürich", "北京", "Oslo"])[THREE]))
-CODES = FULL.assign(
-    code=pd.Categorical(THREE),
-    kind=pd.Categorical(TEXT),
-    count=COUNTS,
-)
+CODES = FULL.assign(code=pd.Categorical(THREE), kind=pd.Categorical(TEXT), count=COUNTS)
 HALVES = FULL.assign(code=pd.Categorical(THREE / 2))
 OF_KINDS = ((TEXT == "high") ^ (MANY.codes % 3 == 0)).astype(int)
 ZEROS = FULL.round()
@@ -69,44 +57,30 @@ def xgb(kind: str = "Classifier", **options: Any) -> Any:
 
 def lgbm(kind: str = "Classifier", **options: Any) -> Any:
     return getattr(lightgbm, f"LGBM{kind}")(
-        **{"n_estimators": 8, "n_jobs": 1, "verbose": -1, **options},
+        **{"n_estimators": 8, "n_jobs": 1, "verbose": -1, **options}
     )
 
 
 def cat(kind: str = "Classifier", **options: Any) -> Any:
     return getattr(catboost, f"CatBoost{kind}")(
-        iterations=8,
-        depth=4,
-        thread_count=1,
-        verbose=0,
-        allow_writing_files=False,
-        **options,
+        iterations=8, depth=4, thread_count=1, verbose=0, allow_writing_files=False, **options
     )
 
 
 def native_xgboost(target: Any, **options: Any) -> xgboost.Booster:
-    return xgboost.train(
-        {"nthread": 1, **options},
-        xgboost.DMatrix(FULL, target),
-        8,
-    )
+    return xgboost.train({"nthread": 1, **options}, xgboost.DMatrix(FULL, target), 8)
 
 
 def native_lightgbm(target: Any, **options: Any) -> lightgbm.Booster:
     return lightgbm.train(
-        {"num_threads": 1, "verbose": -1, **options},
-        lightgbm.Dataset(FULL, target),
-        8,
+        {"num_threads": 1, "verbose": -1, **options}, lightgbm.Dataset(FULL, target), 8
     )
 
 
 def stopped_early(model: Any, **options: Any) -> Any:
     held_out = [(FULL[HALF:], TWO[HALF:])]
     return model.set_params(n_estimators=200).fit(
-        FULL[:HALF],
-        TWO[:HALF],
-        eval_set=held_out,
-        **options,
+        FULL[:HALF], TWO[:HALF], eval_set=held_out, **options
     )
 
 
@@ -121,10 +95,7 @@ PROVEN: dict[str, tuple[Fit, pd.DataFrame]] = {
         lambda: xgb("Regressor", objective="count:poisson").fit(FULL, COUNTS),
         FULL,
     ),
-    "xgboost, a base score": (
-        lambda: xgb("Regressor", base_score=7.5).fit(FULL, SCORE),
-        FULL,
-    ),
+    "xgboost, a base score": (lambda: xgb("Regressor", base_score=7.5).fit(FULL, SCORE), FULL),
     "xgboost, another missing value": (
         lambda: xgb(missing=-999).fit(GAPS.fillna(-999), TWO),
         GAPS.fillna(-999),
@@ -133,10 +104,7 @@ PROVEN: dict[str, tuple[Fit, pd.DataFrame]] = {
         lambda: stopped_early(xgb(early_stopping_rounds=2), verbose=False),
         FULL,
     ),
-    "xgboost, DART": (
-        lambda: xgb(booster="dart", rate_drop=0.3).fit(FULL, TWO),
-        FULL,
-    ),
+    "xgboost, DART": (lambda: xgb(booster="dart", rate_drop=0.3).fit(FULL, TWO), FULL),
     "xgboost, vector leaves": (
         lambda: xgb("Regressor", multi_strategy="multi_output_tree").fit(GAPS, TARGETS),
         GAPS,
@@ -149,24 +117,16 @@ PROVEN: dict[str, tuple[Fit, pd.DataFrame]] = {
         ),
         GAPS,
     ),
-    "xgboost, a line": (
-        lambda: xgb("Regressor", booster="gblinear").fit(GAPS, SCORE),
-        GAPS,
-    ),
+    "xgboost, a line": (lambda: xgb("Regressor", booster="gblinear").fit(GAPS, SCORE), GAPS),
     "xgboost, lines of three classes": (
         lambda: xgb(booster="gblinear", missing=0).fit(ZEROS, THREE),
         ZEROS,
     ),
     "xgboost, a forest": (lambda: xgb("RFClassifier").fit(FULL, TWO), FULL),
-    "xgboost, a ranker": (
-        lambda: xgb("Ranker").fit(FULL, THREE, qid=np.arange(ROWS) // 50),
-        FULL,
-    ),
+    "xgboost, a ranker": (lambda: xgb("Ranker").fit(FULL, THREE, qid=np.arange(ROWS) // 50), FULL),
     "xgboost, native": (
         lambda: xgboost.train(
-            {"objective": "reg:gamma", "nthread": 1},
-            xgboost.DMatrix(FULL, COUNTS + 1),
-            8,
+            {"objective": "reg:gamma", "nthread": 1}, xgboost.DMatrix(FULL, COUNTS + 1), 8
         ),
         FULL,
     ),
@@ -176,8 +136,7 @@ PROVEN: dict[str, tuple[Fit, pd.DataFrame]] = {
     ),
     "xgboost, categories": (
         lambda: xgb(enable_categorical=True, max_cat_to_onehot=2, max_cat_threshold=64).fit(
-            KINDS,
-            OF_KINDS,
+            KINDS, OF_KINDS
         ),
         KINDS,
     ),
@@ -188,9 +147,7 @@ PROVEN: dict[str, tuple[Fit, pd.DataFrame]] = {
     ),
     "xgboost in a search": (
         lambda: GridSearchCV(
-            make_pipeline(SimpleImputer(), xgb()),
-            {"xgbclassifier__max_depth": [2, 3]},
-            cv=2,
+            make_pipeline(SimpleImputer(), xgb()), {"xgbclassifier__max_depth": [2, 3]}, cv=2
         ).fit(GAPS, TWO),
         GAPS,
     ),
@@ -199,47 +156,32 @@ PROVEN: dict[str, tuple[Fit, pd.DataFrame]] = {
     "lightgbm, one against all": (lambda: lgbm(objective="multiclassova").fit(GAPS, TEXT), GAPS),
     "lightgbm, a regressor": (lambda: lgbm("Regressor").fit(GAPS, SCORE), GAPS),
     "lightgbm, gaps that training has not seen": (lambda: lgbm("Regressor").fit(FULL, SCORE), GAPS),
-    "lightgbm, linear leaves": (
-        lambda: lgbm("Regressor", linear_tree=True).fit(FULL, SCORE),
-        GAPS,
-    ),
+    "lightgbm, linear leaves": (lambda: lgbm("Regressor", linear_tree=True).fit(FULL, SCORE), GAPS),
     "lightgbm, linear leaves of classes": (
         lambda: lgbm(linear_tree=True, n_estimators=40).fit(GAPS, THREE),
         GAPS,
     ),
-    "lightgbm, counts": (
-        lambda: lgbm("Regressor", objective="poisson").fit(FULL, COUNTS),
-        FULL,
-    ),
+    "lightgbm, counts": (lambda: lgbm("Regressor", objective="poisson").fit(FULL, COUNTS), FULL),
     "lightgbm, a forest": (
         lambda: lgbm("Regressor", boosting_type="rf", bagging_freq=1, bagging_fraction=0.5).fit(
-            FULL,
-            SCORE,
+            FULL, SCORE
         ),
         FULL,
     ),
     "lightgbm, stopped early": (
-        lambda: stopped_early(
-            lgbm(),
-            callbacks=[lightgbm.early_stopping(2, verbose=False)],
-        ),
+        lambda: stopped_early(lgbm(), callbacks=[lightgbm.early_stopping(2, verbose=False)]),
         FULL,
     ),
     "lightgbm, native": (lambda: native_lightgbm(TWO, objective="binary"), FULL),
     "lightgbm, categories": (
         lambda: lgbm(max_cat_to_onehot=1, min_data_per_group=2, cat_smooth=0.1).fit(
-            ACCENTS,
-            OF_KINDS,
+            ACCENTS, OF_KINDS
         ),
         ACCENTS,
     ),
     "xgboost, cities": (lambda: xgb(enable_categorical=True).fit(CITIES, THREE), CITIES),
     "xgboost, native cities": (
-        lambda: xgboost.train(
-            {},
-            xgboost.DMatrix(CITIES, SCORE, enable_categorical=True),
-            4,
-        ),
+        lambda: xgboost.train({}, xgboost.DMatrix(CITIES, SCORE, enable_categorical=True), 4),
         CITIES,
     ),
     "xgboost, calibrated cities": (
@@ -249,16 +191,11 @@ PROVEN: dict[str, tuple[Fit, pd.DataFrame]] = {
     "lightgbm, codes": (lambda: lgbm(min_data_per_group=2).fit(CODES, OF_KINDS), CODES),
     "lightgbm, native codes": (
         lambda: lightgbm.train(
-            {"verbose": -1, "num_threads": 1},
-            lightgbm.Dataset(CODES[["code"]], SCORE),
-            5,
+            {"verbose": -1, "num_threads": 1}, lightgbm.Dataset(CODES[["code"]], SCORE), 5
         ),
         CODES[["code"]],
     ),
-    "lightgbm, calibrated": (
-        lambda: CalibratedClassifierCV(lgbm(), cv=2).fit(FULL, TWO),
-        FULL,
-    ),
+    "lightgbm, calibrated": (lambda: CalibratedClassifierCV(lgbm(), cv=2).fit(FULL, TWO), FULL),
     "lightgbm in a pipeline": (
         lambda: make_pipeline(StandardScaler(), lgbm()).fit(FULL, THREE),
         FULL,
@@ -269,10 +206,7 @@ PROVEN: dict[str, tuple[Fit, pd.DataFrame]] = {
         lambda: cat("Regressor", nan_mode="Max").fit(GAPS, SCORE),
         GAPS,
     ),
-    "catboost, counts": (
-        lambda: cat("Regressor", loss_function="Poisson").fit(FULL, COUNTS),
-        FULL,
-    ),
+    "catboost, counts": (lambda: cat("Regressor", loss_function="Poisson").fit(FULL, COUNTS), FULL),
     "catboost, several targets": (
         lambda: cat("Regressor", loss_function="MultiRMSE").fit(FULL, TARGETS),
         FULL,
@@ -281,45 +215,27 @@ PROVEN: dict[str, tuple[Fit, pd.DataFrame]] = {
         lambda: cat(grow_policy="Lossguide").fit(GAPS, THREE),
         GAPS,
     ),
-    "catboost in a pipeline": (
-        lambda: make_pipeline(StandardScaler(), cat()).fit(FULL, TWO),
-        FULL,
-    ),
+    "catboost in a pipeline": (lambda: make_pipeline(StandardScaler(), cat()).fit(FULL, TWO), FULL),
     "xgboost in a bag": (
         lambda: BaggingRegressor(xgb("Regressor"), 2, max_features=0.5).fit(FULL, SCORE),
         FULL,
     ),
     "both in a stack": (
-        lambda: StackingClassifier(
-            [("x", xgb()), ("l", lgbm())],
-            LogisticRegression(),
-            cv=2,
-        ).fit(
-            FULL,
-            TWO,
+        lambda: StackingClassifier([("x", xgb()), ("l", lgbm())], LogisticRegression(), cv=2).fit(
+            FULL, TWO
         ),
         FULL,
     ),
     "lines of columns with names in a vote": (
-        lambda: VotingRegressor(
-            [
-                ("x", xgb("Regressor", booster="gblinear")),
-                ("r", Ridge()),
-            ]
-        ).fit(
-            FULL,
-            SCORE,
+        lambda: VotingRegressor([("x", xgb("Regressor", booster="gblinear")), ("r", Ridge())]).fit(
+            FULL, SCORE
         ),
         FULL,
     ),
 }
 
 
-@pytest.mark.parametrize(
-    "case",
-    PROVEN.values(),
-    ids=PROVEN.keys(),
-)
+@pytest.mark.parametrize("case", PROVEN.values(), ids=PROVEN.keys())
 def test_a_booster_is_proven(case: tuple[Fit, pd.DataFrame]) -> None:
     fit, example = case
     report = wrap(fit(), example).report
@@ -334,8 +250,7 @@ REFUSED: dict[str, tuple[Fit, str]] = {
     ),
     "xgboost, other cities": (
         lambda: xgb(enable_categorical=True).fit(
-            CITIES.assign(city=CITIES["city"].cat.rename_categories({"Oslo": "Bonn"})),
-            TWO,
+            CITIES.assign(city=CITIES["city"].cat.rename_categories({"Oslo": "Bonn"})), TWO
         ),
         "non-ASCII categories that are not those of the example",
     ),
@@ -364,14 +279,9 @@ REFUSED: dict[str, tuple[Fit, str]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "case",
-    REFUSED.values(),
-    ids=REFUSED.keys(),
-)
+@pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED.keys())
 def test_an_unsupported_booster_gives_a_reason_and_an_alternative(
-    case: tuple[Fit, str],
-    tmp_path: Path,
+    case: tuple[Fit, str], tmp_path: Path
 ) -> None:
     fit, reason = case
     rows = {"of the example": CITIES, "ASCII": ACCENTS, "neither": HALVES, "not numbers": CODES}
@@ -418,9 +328,7 @@ def of_categories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[A
     fitted = {
         "xgboost": xgb(enable_categorical=True).fit(rows, OF_KINDS),
         "native xgboost": xgboost.train(
-            {},
-            xgboost.DMatrix(rows, OF_KINDS, enable_categorical=True),
-            4,
+            {}, xgboost.DMatrix(rows, OF_KINDS, enable_categorical=True), 4
         ),
         "lightgbm": lgbm(min_data_per_group=2).fit(rows, OF_KINDS),
     }
@@ -433,10 +341,7 @@ def of_categories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[A
 @pytest.mark.parametrize("library", ["xgboost", "native xgboost"])
 @pytest.mark.parametrize(("column", "unseen"), UNSEEN)
 def test_a_category_that_xgboost_has_not_learned_is_refused_with_its_row_and_column(
-    library: str,
-    column: str,
-    unseen: Any,
-    of_categories: Any,
+    library: str, column: str, unseen: Any, of_categories: Any
 ) -> None:
     """Check unknown categories, including a value before the last known category, for
     which XGBoost 3.2 is wrong.
@@ -450,9 +355,7 @@ def test_a_category_that_xgboost_has_not_learned_is_refused_with_its_row_and_col
 
 @pytest.mark.parametrize(("column", "unseen"), UNSEEN)
 def test_a_category_that_lightgbm_has_not_learned_is_answered_as_by_itself(
-    column: str,
-    unseen: Any,
-    of_categories: Any,
+    column: str, unseen: Any, of_categories: Any
 ) -> None:
     model, saved = of_categories["lightgbm"]
     columns = {**KNOWN, column: [KNOWN[column][0], unseen]}
@@ -461,9 +364,7 @@ def test_a_category_that_lightgbm_has_not_learned_is_answered_as_by_itself(
     probabilities = saved.run(saved.schema.from_columns(columns))["probabilities"]
 
     np.testing.assert_allclose(
-        probabilities,
-        model.predict_proba(pd.DataFrame(columns).assign(**categories)),
-        rtol=1e-5,
+        probabilities, model.predict_proba(pd.DataFrame(columns).assign(**categories)), rtol=1e-5
     )
 
 
@@ -503,19 +404,14 @@ def test_trees_that_differ_in_their_leaves_alone_are_written_once() -> None:
 def test_xgboost_after_a_sparse_matrix_names_the_cause_and_the_correction() -> None:
     random = np.random.default_rng(0)
     table = pd.DataFrame(
-        {
-            "letter": random.choice(["a", "b", "c"], 200),
-            "size": random.normal(size=200),
-        },
+        {"letter": random.choice(["a", "b", "c"], 200), "size": random.normal(size=200)}
     )
     target = (table["size"] > 0) | (table.letter == "a")
     encoders = (OneHotEncoder(), OneHotEncoder(sparse_output=False))
     sparse, dense = (
         make_pipeline(
             make_column_transformer(
-                (encoder, ["letter"]),
-                ("passthrough", ["size"]),
-                sparse_threshold=threshold,
+                (encoder, ["letter"]), ("passthrough", ["size"]), sparse_threshold=threshold
             ),
             xgboost.XGBClassifier(n_estimators=5),
         ).fit(table, target)

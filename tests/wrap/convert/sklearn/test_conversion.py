@@ -45,8 +45,7 @@ from tests.wrap.conftest import Matrix, Weather
 MIXED = {
     "linear": lambda: make_pipeline(weather_columns(), LogisticRegression()),
     "boosted trees": lambda: make_pipeline(
-        weather_columns(),
-        HistGradientBoostingClassifier(max_iter=10),
+        weather_columns(), HistGradientBoostingClassifier(max_iter=10)
     ),
     "ordinals beside the rest": lambda: make_pipeline(
         ColumnTransformer(
@@ -55,7 +54,7 @@ MIXED = {
                     "texts",
                     OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1),
                     ["city"],
-                ),
+                )
             ],
             remainder="passthrough",
         ),
@@ -73,15 +72,8 @@ MIXED = {
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "make",
-    MIXED.values(),
-    ids=MIXED.keys(),
-)
-def test_mixed_table_is_proven(
-    make: Any,
-    weather: Weather,
-) -> None:
+@pytest.mark.parametrize("make", MIXED.values(), ids=MIXED.keys())
+def test_mixed_table_is_proven(make: Any, weather: Weather) -> None:
     table, labels = weather
 
     wrapped = wrap(make().fit(table, labels), table)
@@ -95,18 +87,12 @@ def test_mixed_table_is_proven(
     assert wrapped.converted.classes == ("late", "on time")
 
 
-def test_rows_that_the_original_refuses_are_dropped_and_counted(
-    weather: Weather,
-) -> None:
+def test_rows_that_the_original_refuses_are_dropped_and_counted(weather: Weather) -> None:
     table, labels = weather
-    strict = make_column_transformer(
-        (OneHotEncoder(), ["city"]),
-        (StandardScaler(), ["hour"]),
-    )
+    strict = make_column_transformer((OneHotEncoder(), ["city"]), (StandardScaler(), ["hour"]))
 
     report = wrap(
-        make_pipeline(strict, LogisticRegression()).fit(table, labels),
-        table[["city", "hour"]],
+        make_pipeline(strict, LogisticRegression()).fit(table, labels), table[["city", "hour"]]
     ).report
 
     assert report.state == "proven"
@@ -123,37 +109,25 @@ NUMERIC = {
         cv=2,
     ),
     "randomized search": lambda: RandomizedSearchCV(
-        LogisticRegression(),
-        {"C": [0.1, 1]},
-        n_iter=2,
-        cv=2,
+        LogisticRegression(), {"C": [0.1, 1]}, n_iter=2, cv=2
     ),
     "no probabilities": lambda: make_pipeline(StandardScaler(), LinearSVC()),
     "naive Bayes": GaussianNB,
     "network": lambda: make_pipeline(StandardScaler(), MLPClassifier(max_iter=10)),
     "stacking": lambda: StackingClassifier(
-        [("a", RandomForestClassifier(3)), ("b", LogisticRegression())],
-        cv=2,
+        [("a", RandomForestClassifier(3)), ("b", LogisticRegression())], cv=2
     ),
 }
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize(
-    "labels",
-    [int, str, bool, float],
-    ids=lambda kind: f"{kind.__name__} labels",
+    "labels", [int, str, bool, float], ids=lambda kind: f"{kind.__name__} labels"
 )
 @pytest.mark.parametrize(
-    "make",
-    [NUMERIC["forest"], NUMERIC["no probabilities"]],
-    ids=["forest", "no probabilities"],
+    "make", [NUMERIC["forest"], NUMERIC["no probabilities"]], ids=["forest", "no probabilities"]
 )
-def test_labels_keep_their_type(
-    make: Any,
-    labels: Any,
-    matrix: Matrix,
-) -> None:
+def test_labels_keep_their_type(make: Any, labels: Any, matrix: Matrix) -> None:
     rows, target = matrix
     wanted = (target > 3).astype(int).astype(labels)
 
@@ -166,15 +140,8 @@ def test_labels_keep_their_type(
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-@pytest.mark.parametrize(
-    "make",
-    NUMERIC.values(),
-    ids=NUMERIC.keys(),
-)
-def test_classifier_of_numbers_is_proven(
-    make: Any,
-    matrix: Matrix,
-) -> None:
+@pytest.mark.parametrize("make", NUMERIC.values(), ids=NUMERIC.keys())
+def test_classifier_of_numbers_is_proven(make: Any, matrix: Matrix) -> None:
     rows, target = matrix
 
     wrapped = wrap(make().fit(rows, target > 3), rows)
@@ -192,26 +159,13 @@ REGRESSORS = {
         (-1, 2),
     ),
     "one target": (lambda: ExtraTreesRegressor(5), 0, (-1,)),
-    "kernel": (
-        lambda: make_pipeline(StandardScaler(), SVR()),
-        0,
-        (-1,),
-    ),
+    "kernel": (lambda: make_pipeline(StandardScaler(), SVR()), 0, (-1,)),
     "bagging": (lambda: BaggingRegressor(n_estimators=3), 0, (-1,)),
 }
 
 
-@pytest.mark.parametrize(
-    ("make", "targets", "shape"),
-    REGRESSORS.values(),
-    ids=REGRESSORS.keys(),
-)
-def test_regressor_keeps_its_shape(
-    make: Any,
-    targets: Any,
-    shape: Any,
-    matrix: Matrix,
-) -> None:
+@pytest.mark.parametrize(("make", "targets", "shape"), REGRESSORS.values(), ids=REGRESSORS.keys())
+def test_regressor_keeps_its_shape(make: Any, targets: Any, shape: Any, matrix: Matrix) -> None:
     rows, target = matrix
     wanted = np.column_stack([target * (n + 1) for n in range(targets)]) if targets else target
 
@@ -222,13 +176,9 @@ def test_regressor_keeps_its_shape(
 
 
 @pytest.mark.parametrize(
-    "make",
-    [lambda: KMeans(3, n_init=1), lambda: IsolationForest(n_estimators=5)],
+    "make", [lambda: KMeans(3, n_init=1), lambda: IsolationForest(n_estimators=5)]
 )
-def test_models_without_target_answer_labels(
-    make: Callable[..., Any],
-    matrix: Matrix,
-) -> None:
+def test_models_without_target_answer_labels(make: Callable[..., Any], matrix: Matrix) -> None:
     rows, _ = matrix
 
     wrapped = wrap(make().fit(rows), rows)
@@ -239,15 +189,10 @@ def test_models_without_target_answer_labels(
 
 
 @pytest.mark.long
-def test_labels_that_the_graph_has_otherwise_are_refused(
-    matrix: Matrix,
-) -> None:
+def test_labels_that_the_graph_has_otherwise_are_refused(matrix: Matrix) -> None:
     rows, target = matrix
     # Many neighbours have the same distance.
-    model = KNeighborsClassifier(3).fit(
-        rows.round(-2),
-        (target > 0).astype(int),
-    )
+    model = KNeighborsClassifier(3).fit(rows.round(-2), (target > 0).astype(int))
 
     with pytest.raises(ParityError, match=r"probabilities: \d+ of \d+") as refused:
         wrap(model, rows)
@@ -257,28 +202,18 @@ def test_labels_that_the_graph_has_otherwise_are_refused(
     assert 'parity="warn"' in refused.value.message
 
 
-def test_an_error_shows_the_root_cause_of_the_converter(
-    matrix: Matrix,
-) -> None:
+def test_an_error_shows_the_root_cause_of_the_converter(matrix: Matrix) -> None:
     rows, target = matrix
-    labels = np.where(
-        target > 0,
-        np.uint64(2**63),
-        np.uint64(0),
-    )
+    labels = np.where(target > 0, np.uint64(2**63), np.uint64(0))
 
     with pytest.raises(ConversionError, match=r"SVC .*: 9223372036854775808"):
         wrap(SVC().fit(rows, labels), rows)
 
 
 @pytest.mark.parametrize(
-    "model",
-    [RandomForestClassifier(), make_pipeline(StandardScaler(), Ridge())],
+    "model", [RandomForestClassifier(), make_pipeline(StandardScaler(), Ridge())]
 )
-def test_an_unfitted_model_is_refused(
-    model: Any,
-    matrix: Matrix,
-) -> None:
+def test_an_unfitted_model_is_refused(model: Any, matrix: Matrix) -> None:
     with pytest.raises(InvalidConfig, match="not fitted"):
         wrap(model, matrix[0])
 
@@ -301,9 +236,7 @@ def test_an_estimator_that_predicts_counts_as_fitted_whatever_its_attributes_are
         wrap(Mean(), matrix[0])
 
 
-def test_an_example_that_the_model_refuses_is_a_config_error(
-    matrix: Matrix,
-) -> None:
+def test_an_example_that_the_model_refuses_is_a_config_error(matrix: Matrix) -> None:
     rows, target = matrix
 
     with pytest.raises(InvalidConfig, match=r"input_example:.*ValueError:.*3 features"):
@@ -323,9 +256,7 @@ def test_an_example_that_the_model_refuses_is_a_config_error(
     ids=["empty", "doubled", "vector"],
 )
 def test_example_without_a_meaning_is_refused(
-    change: Callable[..., Any],
-    message: str,
-    matrix: Matrix,
+    change: Callable[..., Any], message: str, matrix: Matrix
 ) -> None:
     rows, target = matrix
 
@@ -348,21 +279,15 @@ def test_rows_that_cannot_be_tables_are_refused(step: Any, rows: list[Any], mess
         wrap(model, rows)
 
 
-def test_integers_that_pandas_has_as_categories_are_encoded(
-    weather: Weather,
-) -> None:
+def test_integers_that_pandas_has_as_categories_are_encoded(weather: Weather) -> None:
     table, labels = weather
     table = table.astype({"code": "category"})
     columns = make_column_transformer(
-        (OneHotEncoder(handle_unknown="ignore"), ["code"]),
-        (StandardScaler(), ["hour"]),
+        (OneHotEncoder(handle_unknown="ignore"), ["code"]), (StandardScaler(), ["hour"])
     )
 
     assert (
-        wrap(
-            make_pipeline(columns, LogisticRegression()).fit(table, labels),
-            table,
-        ).report.state
+        wrap(make_pipeline(columns, LogisticRegression()).fit(table, labels), table).report.state
         == "proven"
     )
 
@@ -377,15 +302,9 @@ def test_column_that_no_graph_can_take_is_named(weather: Weather) -> None:
 
 def test_numbers_in_an_array_of_objects_are_numbers(matrix: Matrix) -> None:
     rows, target = matrix
-    mixed = pd.DataFrame(
-        {0: rows[:, 0], 1: rows[:, 1] > 0, 2: [None, *rows[1:, 2]]},
-        dtype=object,
-    )
+    mixed = pd.DataFrame({0: rows[:, 0], 1: rows[:, 1] > 0, 2: [None, *rows[1:, 2]]}, dtype=object)
 
-    wrapped = wrap(
-        HistGradientBoostingRegressor(max_iter=3).fit(mixed.to_numpy(), target),
-        mixed,
-    )
+    wrapped = wrap(HistGradientBoostingRegressor(max_iter=3).fit(mixed.to_numpy(), target), mixed)
 
     assert wrapped.report.state == "proven"
     assert wrapped.converted.inputs[0].dtype != "str"
@@ -393,17 +312,9 @@ def test_numbers_in_an_array_of_objects_are_numbers(matrix: Matrix) -> None:
 
 def test_sparse_rows_are_read_as_dense_ones(matrix: Matrix) -> None:
     rows, target = matrix
-    table = pd.DataFrame(
-        {
-            "a": rows[:, 0],
-            "b": pd.arrays.SparseArray(np.maximum(rows[:, 1], 0)),
-        }
-    )
+    table = pd.DataFrame({"a": rows[:, 0], "b": pd.arrays.SparseArray(np.maximum(rows[:, 1], 0))})
 
-    of_matrix = wrap(
-        Ridge().fit(csr_matrix(rows), target),
-        csr_matrix(rows),
-    )
+    of_matrix = wrap(Ridge().fit(csr_matrix(rows), target), csr_matrix(rows))
     of_table = wrap(Ridge().fit(table, target), table)
 
     assert of_matrix.example.tolist() == rows[:5].tolist()
@@ -411,13 +322,10 @@ def test_sparse_rows_are_read_as_dense_ones(matrix: Matrix) -> None:
 
 
 @pytest.mark.parametrize(
-    "example",
-    [csr_matrix((3, 0)), coo_array([1.0, 2.0])],
-    ids=["no columns", "one dimension"],
+    "example", [csr_matrix((3, 0)), coo_array([1.0, 2.0])], ids=["no columns", "one dimension"]
 )
 def test_sparse_values_that_are_no_rows_of_columns_are_refused(
-    example: Any,
-    matrix: Matrix,
+    example: Any, matrix: Matrix
 ) -> None:
     rows, target = matrix
     with pytest.raises(InvalidConfig):
@@ -436,28 +344,21 @@ WORDS = ["hello world", "foo bar baz"] * 50
         pytest.param(np.array(WORDS), id="numpy's own texts"),
         pytest.param(np.array(WORDS, dtype=object), id="objects"),
         pytest.param(
-            np.array(WORDS, dtype=np.dtypes.StringDType()),
-            id="numpy's texts of any width",
+            np.array(WORDS, dtype=np.dtypes.StringDType()), id="numpy's texts of any width"
         ),
         pytest.param(pd.Index(WORDS), id="an index"),
         pytest.param(pd.Series(WORDS, name="text"), id="a series"),
     ],
 )
 def test_texts_of_one_dimension_are_one_column_wherever_rows_are_given(
-    texts: Any,
-    tmp_path: Path,
+    texts: Any, tmp_path: Path
 ) -> None:
     model = make_pipeline(TfidfVectorizer(token_pattern="[a-zA-Z]+"), LogisticRegression()).fit(
-        WORDS,
-        [0, 1] * 50,
+        WORDS, [0, 1] * 50
     )
 
     save_model(
-        model,
-        tmp_path / "model",
-        input_example=texts,
-        parity_data=texts,
-        reference_data=texts,
+        model, tmp_path / "model", input_example=texts, parity_data=texts, reference_data=texts
     )
 
     saved = load_model(str(tmp_path / "model"))
@@ -469,13 +370,9 @@ def test_texts_of_one_dimension_are_one_column_wherever_rows_are_given(
 
 @pytest.mark.parametrize("dtype", ["U1", object])
 def test_a_matrix_of_texts_answers_arrays_of_its_own_kind(dtype: Any, tmp_path: Path) -> None:
-    matrix = np.array(
-        [["a", "b"], ["c", "d"]] * 30,
-        dtype=dtype,
-    )
+    matrix = np.array([["a", "b"], ["c", "d"]] * 30, dtype=dtype)
     model = make_pipeline(OneHotEncoder(handle_unknown="ignore"), LogisticRegression()).fit(
-        matrix,
-        [0, 1] * 30,
+        matrix, [0, 1] * 30
     )
 
     save_model(model, tmp_path / "model", input_example=matrix)

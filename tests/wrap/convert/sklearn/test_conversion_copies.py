@@ -21,15 +21,9 @@ NAMES = ["a", "b", "c"]
 
 @pytest.mark.parametrize("second", [False, True])
 def test_the_weights_of_a_column_transformer_are_kept(second: bool) -> None:
-    table = pd.DataFrame(
-        normal_rows(100, 3),
-        columns=NAMES,
-    )
+    table = pd.DataFrame(normal_rows(100, 3), columns=NAMES)
     weighted = ColumnTransformer(
-        [
-            ("scaled", StandardScaler(), [0, 1]),
-            ("as it is", "passthrough", [2]),
-        ],
+        [("scaled", StandardScaler(), [0, 1]), ("as it is", "passthrough", [2])],
         transformer_weights={"scaled": 2.0, "as it is": 0.5},
     )
     steps = [make_column_transformer((MinMaxScaler(), NAMES)), weighted] if second else [weighted]
@@ -39,25 +33,13 @@ def test_the_weights_of_a_column_transformer_are_kept(second: bool) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "is_within",
-    [False, True],
-    ids=["alone", "within another estimator"],
-)
-@pytest.mark.parametrize(
-    "as_table",
-    [True, False],
-    ids=["by names", "by positions"],
-)
+@pytest.mark.parametrize("is_within", [False, True], ids=["alone", "within another estimator"])
+@pytest.mark.parametrize("as_table", [True, False], ids=["by names", "by positions"])
 def test_two_column_transformers_in_turn_are_proven(as_table: bool, is_within: bool) -> None:
     random = np.random.default_rng(0)
-    table = pd.DataFrame(
-        random.normal(size=(300, 3)),
-        columns=NAMES,
-    )
+    table = pd.DataFrame(random.normal(size=(300, 3)), columns=NAMES)
     table = table.assign(
-        city=random.choice(["oslo", "rome", "lima"], 300),
-        day=random.choice(["mo", "tu"], 300),
+        city=random.choice(["oslo", "rome", "lima"], 300), day=random.choice(["mo", "tu"], 300)
     )
     table = table.mask(random.random(table.shape) < 0.1)
     filled = make_column_transformer(
@@ -74,19 +56,14 @@ def test_two_column_transformers_in_turn_are_proven(as_table: bool, is_within: b
         remainder="passthrough",
     )
     pipeline = make_pipeline(
-        filled.set_output(transform="pandas" if as_table else "default"),
-        encoded,
-        Ridge(),
+        filled.set_output(transform="pandas" if as_table else "default"), encoded, Ridge()
     )
     model = (
         TransformedTargetRegressor(pipeline, transformer=StandardScaler())
         if is_within
         else pipeline
     )
-    model.fit(
-        table,
-        table.a.fillna(0) + (table.city == "oslo"),
-    )
+    model.fit(table, table.a.fillna(0) + (table.city == "oslo"))
 
     assert is_proven(model, table)
 
@@ -94,31 +71,21 @@ def test_two_column_transformers_in_turn_are_proven(as_table: bool, is_within: b
 def test_a_column_transformer_within_another_hands_on_texts_and_numbers() -> None:
     random = np.random.default_rng(0)
     table = pd.DataFrame(
-        {
-            "a": random.normal(size=300),
-            "city": random.choice(["oslo", "rome"], 300),
-        },
+        {"a": random.normal(size=300), "city": random.choice(["oslo", "rome"], 300)}
     )
     inner = make_column_transformer(
-        (SimpleImputer(strategy="most_frequent"), ["city"]),
-        (SimpleImputer(), ["a"]),
+        (SimpleImputer(strategy="most_frequent"), ["city"]), (SimpleImputer(), ["a"])
     )
     outer = make_column_transformer((inner, ["a", "city"]))
     encoded = make_column_transformer((OneHotEncoder(), [0]), remainder="passthrough")
 
-    model = make_pipeline(outer, encoded, Ridge()).fit(
-        table,
-        table.a + (table.city == "oslo"),
-    )
+    model = make_pipeline(outer, encoded, Ridge()).fit(table, table.a + (table.city == "oslo"))
 
     assert is_proven(model, table)
 
 
 def test_a_single_column_that_is_passed_on_is_proven() -> None:
-    table = pd.DataFrame(
-        normal_rows(100, 3),
-        columns=NAMES,
-    )
+    table = pd.DataFrame(normal_rows(100, 3), columns=NAMES)
     model = make_pipeline(make_column_transformer(("passthrough", ["b"])), Ridge())
 
     assert is_proven(model.fit(table, table.b), table)
@@ -173,8 +140,7 @@ class BalancedBagging(BaggingClassifier):  # type: ignore[misc]
     [
         BalancedForest(5),
         BalancedBagging(
-            make_pipeline(Sampler(), make_pipeline(StandardScaler(), LogisticRegression())),
-            3,
+            make_pipeline(Sampler(), make_pipeline(StandardScaler(), LogisticRegression())), 3
         ),
     ],
     ids=["forest", "bagging"],

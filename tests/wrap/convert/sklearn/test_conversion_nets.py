@@ -20,32 +20,19 @@ ROWS = normal_rows(60, 4).astype(np.float32)
 def classifier(skorch: Any) -> tuple[Any, Any]:
     net = torch.nn.Sequential(torch.nn.Linear(4, 3))
     model = skorch.NeuralNetClassifier(
-        net,
-        criterion=torch.nn.CrossEntropyLoss,
-        verbose=0,
-        max_epochs=2,
+        net, criterion=torch.nn.CrossEntropyLoss, verbose=0, max_epochs=2
     )
-    return make_pipeline(StandardScaler(), model), np.digitize(
-        ROWS[:, 0],
-        [-0.5, 0.5],
-    )
+    return make_pipeline(StandardScaler(), model), np.digitize(ROWS[:, 0], [-0.5, 0.5])
 
 
 def binary_classifier(skorch: Any) -> tuple[Any, Any]:
-    net = torch.nn.Sequential(
-        torch.nn.Linear(4, 1),
-        torch.nn.Flatten(0),
-    )
+    net = torch.nn.Sequential(torch.nn.Linear(4, 1), torch.nn.Flatten(0))
     model = skorch.NeuralNetBinaryClassifier(net, verbose=0, max_epochs=2, threshold=0.4)
     return model, (ROWS[:, 0] > 0).astype(np.float32)
 
 
 def regressor(skorch: Any) -> tuple[Any, Any]:
-    return skorch.NeuralNetRegressor(
-        torch.nn.Linear(4, 1),
-        verbose=0,
-        max_epochs=2,
-    ), ROWS[:, :1]
+    return skorch.NeuralNetRegressor(torch.nn.Linear(4, 1), verbose=0, max_epochs=2), ROWS[:, :1]
 
 
 @pytest.mark.parametrize("make", [classifier, binary_classifier, regressor])
@@ -63,13 +50,7 @@ def test_a_net_of_skorch_answers_as_the_estimator(make: Any) -> None:
 
 def test_tabnet_answers_as_the_estimator() -> None:
     tabnet = pytest.importorskip("pytorch_tabnet.tab_model")
-    model = tabnet.TabNetRegressor(
-        n_d=4,
-        n_a=4,
-        n_steps=1,
-        verbose=0,
-        device_name="cpu",
-    )
+    model = tabnet.TabNetRegressor(n_d=4, n_a=4, n_steps=1, verbose=0, device_name="cpu")
     model.fit(ROWS, ROWS[:, :1], max_epochs=1)
 
     assert wrap(model, ROWS).report.state == "proven"

@@ -44,16 +44,8 @@ def test_columns_are_names_however_they_were_given(columns: Any, names: list[str
 
 
 def test_a_pipeline_is_looked_into() -> None:
-    table = pd.DataFrame(
-        {
-            "a": [1.0, 2.0, 3.0],
-            "c": ["x", "y", "x"],
-        }
-    )
-    columns = make_column_transformer(
-        (OneHotEncoder(), ["c"]),
-        (StandardScaler(), ["a"]),
-    )
+    table = pd.DataFrame({"a": [1.0, 2.0, 3.0], "c": ["x", "y", "x"]})
+    columns = make_column_transformer((OneHotEncoder(), ["c"]), (StandardScaler(), ["a"]))
     model = make_pipeline(columns, LogisticRegression()).fit(table, [0, 1, 0])
     assert column_transformers(model) == [model[0]]
     assert encoded_columns(model[0]) == {"c"}
@@ -66,41 +58,24 @@ def test_a_pipeline_is_looked_into() -> None:
 
 
 def test_a_transformer_that_was_fitted_on_an_array_reads_a_table() -> None:
-    table = pd.DataFrame(
-        {
-            "a": np.linspace(0, 1, 60),
-            "c": [1, 2, 3] * 20,
-        }
-    )
+    table = pd.DataFrame({"a": np.linspace(0, 1, 60), "c": [1, 2, 3] * 20})
     columns = make_column_transformer(
-        (OneHotEncoder(handle_unknown="ignore"), [1]),
-        (StandardScaler(), [0]),
+        (OneHotEncoder(handle_unknown="ignore"), [1]), (StandardScaler(), [0])
     )
-    model = make_pipeline(columns, LogisticRegression()).fit(
-        table.to_numpy(),
-        [0, 1] * 30,
-    )
+    model = make_pipeline(columns, LogisticRegression()).fit(table.to_numpy(), [0, 1] * 30)
 
     assert is_proven(model, table)
 
 
 @pytest.mark.parametrize("frozen", ["a scaler", "a ColumnTransformer", "its steps"])
 def test_a_frozen_step_is_its_estimator(frozen: str) -> None:
-    table = pd.DataFrame(
-        {
-            "a": np.linspace(0, 1, 60),
-            "c": ["x", "y", "z"] * 20,
-        }
-    )
+    table = pd.DataFrame({"a": np.linspace(0, 1, 60), "c": ["x", "y", "z"] * 20})
     scaler = StandardScaler().fit(table[["a"]])
     encoder = OneHotEncoder(handle_unknown="ignore").fit(table[["c"]])
     steps: dict[str, Any] = {
         "a scaler": FrozenEstimator(scaler),
         "a ColumnTransformer": FrozenEstimator(
-            make_column_transformer(
-                (scaler, ["a"]),
-                (encoder, ["c"]),
-            ).fit(table),
+            make_column_transformer((scaler, ["a"]), (encoder, ["c"])).fit(table)
         ),
         "its steps": make_column_transformer(
             (FrozenEstimator(make_pipeline(FrozenEstimator(scaler))), ["a"]),
@@ -117,27 +92,14 @@ def test_the_trees_of_an_ensemble_and_the_best_of_a_search_are_found() -> None:
     rows = np.arange(20.0).reshape(10, 2)
     boosting = GradientBoostingRegressor(n_estimators=3).fit(rows, rows[:, 0])
     assert sum(hasattr(part, "tree_") for part in sub_estimators(boosting)) == 3
-    search = GridSearchCV(
-        LinearRegression(),
-        {"fit_intercept": [True]},
-        cv=2,
-    ).fit(rows, rows[:, 0])
+    search = GridSearchCV(LinearRegression(), {"fit_intercept": [True]}, cv=2).fit(rows, rows[:, 0])
     assert best_estimator(search) is search.best_estimator_
 
 
-@pytest.mark.parametrize(
-    "members",
-    [["a", "b", "c"], ["a", "drop", "c"]],
-)
-@pytest.mark.parametrize(
-    "weights",
-    [[1, 2, 3], np.array([1, 2, 3])],
-    ids=["a list", "an array"],
-)
+@pytest.mark.parametrize("members", [["a", "b", "c"], ["a", "drop", "c"]])
+@pytest.mark.parametrize("weights", [[1, 2, 3], np.array([1, 2, 3])], ids=["a list", "an array"])
 def test_the_weights_of_a_vote_are_those_of_its_members(
-    weights: Any,
-    members: list[str],
-    matrix: Matrix,
+    weights: Any, members: list[str], matrix: Matrix
 ) -> None:
     rows, target = matrix
     estimators = {
@@ -146,34 +108,22 @@ def test_the_weights_of_a_vote_are_those_of_its_members(
         "c": DecisionTreeRegressor(max_depth=2),
         "drop": "drop",
     }
-    model = VotingRegressor(
-        [(name, estimators[name]) for name in members],
-        weights=weights,
-    ).fit(
-        rows,
-        target,
+    model = VotingRegressor([(name, estimators[name]) for name in members], weights=weights).fit(
+        rows, target
     )
 
     assert is_proven(model, rows)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "impute",
-    [True, False],
-    ids=["imputed", "a category of its own"],
-)
-def test_missing_texts_are_answered_as_the_original_does(
-    impute: bool,
-    weather: Weather,
-) -> None:
+@pytest.mark.parametrize("impute", [True, False], ids=["imputed", "a category of its own"])
+def test_missing_texts_are_answered_as_the_original_does(impute: bool, weather: Weather) -> None:
     table, labels = weather
     table = table.copy()
     table.loc[::7, "city"] = np.nan
 
     wrapped = wrap(
-        make_pipeline(weather_columns(impute), LogisticRegression()).fit(table, labels),
-        table,
+        make_pipeline(weather_columns(impute), LogisticRegression()).fit(table, labels), table
     )
 
     assert wrapped.report.state == "proven"
@@ -209,8 +159,7 @@ def test_used_columns_are_inputs_with_any_name(weather: Weather) -> None:
     table, labels = weather
     table = table.rename(columns={"city": "where (from/to)", "humidity": "label"})
     columns = make_column_transformer(
-        (StandardScaler(), ["label"]),
-        (OneHotEncoder(), ["where (from/to)"]),
+        (StandardScaler(), ["label"]), (OneHotEncoder(), ["where (from/to)"])
     )
 
     wrapped = wrap(make_pipeline(columns, LogisticRegression()).fit(table, labels), table)
@@ -221,18 +170,13 @@ def test_used_columns_are_inputs_with_any_name(weather: Weather) -> None:
     assert set(wrapped.converted.unread) == set(table.columns) - used
 
 
-def test_pandas_categories_and_nullable_numbers_are_read(
-    weather: Weather,
-) -> None:
+def test_pandas_categories_and_nullable_numbers_are_read(weather: Weather) -> None:
     table, labels = weather
     table = table.astype(
-        {"city": "category", "hour": "Int64", "humidity": "Float64", "weekend": "boolean"},
+        {"city": "category", "hour": "Int64", "humidity": "Float64", "weekend": "boolean"}
     )
 
-    wrapped = wrap(
-        make_pipeline(weather_columns(), LogisticRegression()).fit(table, labels),
-        table,
-    )
+    wrapped = wrap(make_pipeline(weather_columns(), LogisticRegression()).fit(table, labels), table)
 
     assert wrapped.report.state == "proven"
     assert {spec.name: spec.type.name for spec in wrapped.signature.inputs.inputs} == {

@@ -28,7 +28,7 @@ ENSEMBLES = {
         [
             ("boosted", HistGradientBoostingRegressor(max_iter=5)),
             ("scaled", make_pipeline(StandardScaler(), DecisionTreeRegressor(max_depth=4))),
-        ],
+        ]
     ),
     "stacked": lambda: StackingRegressor(
         [
@@ -40,46 +40,25 @@ ENSEMBLES = {
 }
 
 
-@pytest.mark.parametrize(
-    "make",
-    ENSEMBLES.values(),
-    ids=ENSEMBLES.keys(),
-)
-def test_parts_of_an_ensemble_keep_their_own_precision(
-    make: Any,
-    matrix: Matrix,
-) -> None:
+@pytest.mark.parametrize("make", ENSEMBLES.values(), ids=ENSEMBLES.keys())
+def test_parts_of_an_ensemble_keep_their_own_precision(make: Any, matrix: Matrix) -> None:
     rows, target = matrix
 
     assert is_proven(make().fit(rows[:400], target[:400]), rows[:400])
 
 
-@pytest.mark.parametrize(
-    "step",
-    [StandardScaler(), SplineTransformer(), SimpleImputer()],
-    ids=str,
-)
-def test_the_last_estimator_of_a_stack_may_be_a_pipeline(
-    step: Any,
-    matrix: Matrix,
-) -> None:
+@pytest.mark.parametrize("step", [StandardScaler(), SplineTransformer(), SimpleImputer()], ids=str)
+def test_the_last_estimator_of_a_stack_may_be_a_pipeline(step: Any, matrix: Matrix) -> None:
     rows, target = matrix
     members = [("tree", DecisionTreeRegressor(max_depth=2)), ("ridge", Ridge())]
-    model = StackingRegressor(
-        members,
-        make_pipeline(step, Ridge()),
-        cv=2,
-    ).fit(rows, target)
+    model = StackingRegressor(members, make_pipeline(step, Ridge()), cv=2).fit(rows, target)
 
     assert is_proven(model, rows)
 
 
 def test_a_part_that_a_union_leaves_out_is_left_out(matrix: Matrix) -> None:
     rows, target = matrix
-    union = FeatureUnion(
-        [("left out", "drop"), ("all", PCA(2))],
-        transformer_weights={"all": 3.0},
-    )
+    union = FeatureUnion([("left out", "drop"), ("all", PCA(2))], transformer_weights={"all": 3.0})
 
     assert is_proven(make_pipeline(union, Ridge()).fit(rows, target), rows)
 
@@ -88,12 +67,9 @@ def test_a_part_that_a_union_leaves_out_is_left_out(matrix: Matrix) -> None:
 def test_the_parts_of_a_union_read_the_same_texts() -> None:
     texts = ["a red fox", "blue fox", "a red hen", "blue hen and fox"] * 20
     union = FeatureUnion(
-        [("words", CountVectorizer()), ("weights", TfidfVectorizer(analyzer="char"))],
+        [("words", CountVectorizer()), ("weights", TfidfVectorizer(analyzer="char"))]
     )
-    model = make_pipeline(union, LogisticRegression()).fit(
-        texts,
-        [0, 1, 0, 1] * 20,
-    )
+    model = make_pipeline(union, LogisticRegression()).fit(texts, [0, 1, 0, 1] * 20)
 
     assert is_proven(model, texts)
 
@@ -103,10 +79,7 @@ def test_the_parts_of_a_union_read_the_same_texts() -> None:
     [RandomForestRegressor(10, random_state=0), HistGradientBoostingRegressor(max_iter=20)],
     ids=str,
 )
-def test_scaler_before_trees_is_repaired_by_itself(
-    trees: Any,
-    matrix: Matrix,
-) -> None:
+def test_scaler_before_trees_is_repaired_by_itself(trees: Any, matrix: Matrix) -> None:
     rows, target = matrix
     table = pd.DataFrame(rows, columns=list("abcde"))
 
@@ -130,31 +103,19 @@ def test_trees_without_a_scaler_stay_in_32_bits(matrix: Matrix) -> None:
 def test_integers_too_large_for_32_bits_are_computed_in_64() -> None:
     random = np.random.default_rng(0)
     table = pd.DataFrame(
-        {
-            "a": random.integers(10**9, 10**9 + 1000, 300),
-            "b": random.normal(size=300),
-        },
+        {"a": random.integers(10**9, 10**9 + 1000, 300), "b": random.normal(size=300)}
     )
 
-    wrapped = wrap(
-        Ridge().fit(table, random.normal(size=300)),
-        table,
-    )
+    wrapped = wrap(Ridge().fit(table, random.normal(size=300)), table)
 
     assert wrapped.report.state == "proven"
     assert "64 bits" in wrapped.report.repair
 
 
 @pytest.mark.parametrize("shape", ["ovr", "ovo"])
-def test_a_graph_of_labels_computes_no_scores(
-    shape: str,
-    matrix: Matrix,
-) -> None:
+def test_a_graph_of_labels_computes_no_scores(shape: str, matrix: Matrix) -> None:
     rows, target = matrix
-    classes = np.digitize(
-        target,
-        np.quantile(target, [0.2, 0.4, 0.6, 0.8]),
-    )
+    classes = np.digitize(target, np.quantile(target, [0.2, 0.4, 0.6, 0.8]))
     wrapped = wrap(SVC(decision_function_shape=shape).fit(rows, classes), rows)
 
     assert wrapped.report.state == "proven"

@@ -26,11 +26,7 @@ from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 ROWS = 400
 DRAW = np.random.default_rng(0)
 FULL = DRAW.normal(size=(ROWS, 5)) * 10.0 ** np.arange(5)
-GAPS = np.where(
-    DRAW.random(FULL.shape) < 0.1,
-    np.nan,
-    FULL,
-)
+GAPS = np.where(DRAW.random(FULL.shape) < 0.1, np.nan, FULL)
 SCORE = np.sin(FULL[:, 0]) + FULL[:, 1] / 10
 GAPPY = np.where(np.isnan(GAPS[:, 0]), 1.5, SCORE)
 THREE = np.digitize(SCORE, [-0.5, 0.5])
@@ -48,10 +44,7 @@ def lgbm(kind: str = "Regressor", **options: Any) -> Any:
 def cat(kind: str = "Regressor", **options: Any) -> Any:
     options = {"depth": 4, "iterations": MIN_TREES} | options
     return getattr(catboost, f"CatBoost{kind}")(
-        thread_count=1,
-        verbose=0,
-        allow_writing_files=False,
-        **options,
+        thread_count=1, verbose=0, allow_writing_files=False, **options
     )
 
 
@@ -59,24 +52,15 @@ Case = tuple[Callable[[], Any], np.ndarray]
 BY_LEVELS: dict[str, Case] = {
     "xgboost": (lambda: xgb().fit(FULL, SCORE), FULL),
     "xgboost, missing values go either way": (lambda: xgb().fit(GAPS, GAPPY), GAPS),
-    "xgboost, classes": (
-        lambda: xgb("Classifier", max_depth=3).fit(GAPS, THREE),
-        GAPS,
-    ),
-    "xgboost, depth 9": (
-        lambda: xgb(max_depth=9, min_child_weight=0).fit(FULL, SCORE),
-        FULL,
-    ),
+    "xgboost, classes": (lambda: xgb("Classifier", max_depth=3).fit(GAPS, THREE), GAPS),
+    "xgboost, depth 9": (lambda: xgb(max_depth=9, min_child_weight=0).fit(FULL, SCORE), FULL),
     "lightgbm": (lambda: lgbm().fit(GAPS, GAPPY), GAPS),
     "lightgbm, classes": (lambda: lgbm("Classifier").fit(FULL, THREE), FULL),
     "catboost": (lambda: cat().fit(GAPS, GAPPY), GAPS),
     "catboost, missing is the largest": (lambda: cat(nan_mode="Max").fit(GAPS, GAPPY), GAPS),
     "catboost, depth 9": (lambda: cat(depth=9).fit(FULL, SCORE), FULL),
     "catboost, targets that share trees": (
-        lambda: cat(loss_function="MultiRMSE").fit(
-            FULL,
-            np.c_[SCORE, -SCORE, 2 * SCORE],
-        ),
+        lambda: cat(loss_function="MultiRMSE").fit(FULL, np.c_[SCORE, -SCORE, 2 * SCORE]),
         FULL,
     ),
     "catboost, a tree more than is summed at once": (
@@ -91,10 +75,7 @@ BY_LEVELS: dict[str, Case] = {
         lambda: cat(grow_policy="Depthwise", depth=3).fit(GAPS, GAPPY),
         GAPS,
     ),
-    "in a pipeline": (
-        lambda: make_pipeline(StandardScaler(), xgb()).fit(GAPS, GAPPY),
-        GAPS,
-    ),
+    "in a pipeline": (lambda: make_pipeline(StandardScaler(), xgb()).fit(GAPS, GAPPY), GAPS),
     "calibrated classes": (
         lambda: CalibratedClassifierCV(cat("Classifier"), cv=2).fit(FULL, THREE),
         FULL,
@@ -104,26 +85,20 @@ BY_LEVELS: dict[str, Case] = {
             [
                 ("trees", HistGradientBoostingRegressor(max_iter=MIN_TREES, max_depth=5)),
                 ("line", make_pipeline(StandardScaler(), LinearRegression())),
-            ],
+            ]
         ).fit(FULL, SCORE),
         FULL,
     ),
     "histograms": (
         lambda: HistGradientBoostingRegressor(
-            max_iter=MIN_TREES,
-            max_depth=5,
-            max_leaf_nodes=20,
+            max_iter=MIN_TREES, max_depth=5, max_leaf_nodes=20
         ).fit(GAPS, GAPPY),
         GAPS,
     ),
 }
 
 
-@pytest.mark.parametrize(
-    "case",
-    BY_LEVELS.values(),
-    ids=BY_LEVELS.keys(),
-)
+@pytest.mark.parametrize("case", BY_LEVELS.values(), ids=BY_LEVELS.keys())
 def test_many_rows_and_few_are_proven(case: Case) -> None:
     fit, example = case
     wrapped = wrap(fit(), example)
@@ -141,30 +116,16 @@ def test_many_rows_and_few_are_proven(case: Case) -> None:
 
 
 TREES_ALONE: dict[str, Case] = {
-    "few": (
-        lambda: lgbm(n_estimators=MIN_TREES - 1).fit(FULL, SCORE),
-        FULL,
-    ),
-    "without a split": (
-        lambda: xgb().fit(FULL, np.ones(ROWS)),
-        FULL,
-    ),
+    "few": (lambda: lgbm(n_estimators=MIN_TREES - 1).fit(FULL, SCORE), FULL),
+    "without a split": (lambda: xgb().fit(FULL, np.ones(ROWS)), FULL),
     "far from complete": (
-        lambda: lgbm(
-            num_leaves=40,
-            max_depth=-1,
-            min_child_samples=1,
-        ).fit(FULL, SCORE**9),
+        lambda: lgbm(num_leaves=40, max_depth=-1, min_child_samples=1).fit(FULL, SCORE**9),
         FULL,
     ),
 }
 
 
-@pytest.mark.parametrize(
-    "case",
-    TREES_ALONE.values(),
-    ids=TREES_ALONE.keys(),
-)
+@pytest.mark.parametrize("case", TREES_ALONE.values(), ids=TREES_ALONE.keys())
 def test_trees_that_levels_would_slow_down_stay_one_operator(case: Case) -> None:
     fit, example = case
     operators = [node.op_type for node in wrap(fit(), example).converted.proto.graph.node]
@@ -172,10 +133,7 @@ def test_trees_that_levels_would_slow_down_stay_one_operator(case: Case) -> None
     assert "If" not in operators
 
 
-@pytest.mark.parametrize(
-    "rows",
-    [1, MANY_ROWS - 1, MANY_ROWS, 8192, 8193, 20_001],
-)
+@pytest.mark.parametrize("rows", [1, MANY_ROWS - 1, MANY_ROWS, 8192, 8193, 20_001])
 def test_any_number_of_rows_is_answered_in_order(rows: int, tmp_path: Path) -> None:
     model = xgb("Classifier", max_depth=3).fit(GAPS, THREE)
     save_model(model, tmp_path / "model", input_example=GAPS)

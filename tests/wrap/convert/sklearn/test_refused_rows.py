@@ -6,9 +6,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from feature_engine.creation import RelativeFeatures
-from feature_engine.discretisation import ArbitraryDiscretiser
-from feature_engine.transformation import BoxCoxTransformer, LogCpTransformer, ReciprocalTransformer
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import TransformedTargetRegressor, make_column_transformer
 from sklearn.ensemble import (
@@ -37,12 +34,7 @@ from mlflow_deploy_plugin.wrap.flavor.save import save_model
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 
 RANDOM = np.random.default_rng(0)
-TABLE = pd.DataFrame(
-    {
-        "a": RANDOM.lognormal(size=300),
-        "b": RANDOM.lognormal(size=300),
-    }
-)
+TABLE = pd.DataFrame({"a": RANDOM.lognormal(size=300), "b": RANDOM.lognormal(size=300)})
 IS_LARGE = (TABLE.a + TABLE.b > 2).astype(int)
 ASKED = [-999.0, -5.0, -1.0, 0.0, 2.0]
 
@@ -59,51 +51,30 @@ LOGARITHM = _before(LogisticRegression())
 FOREST = RandomForestClassifier(5)
 MODELS: dict[str, Any] = {
     "log1p, linear": make_pipeline(_of_a(FunctionTransformer(np.log1p)), LogisticRegression()),
-    "log, scaled": make_pipeline(
-        _of_a(FunctionTransformer(np.log)),
-        StandardScaler(),
-        SVC(),
-    ),
+    "log, scaled": make_pipeline(_of_a(FunctionTransformer(np.log)), StandardScaler(), SVC()),
     "sqrt, a number": make_pipeline(_of_a(FunctionTransformer(np.sqrt)), Ridge()),
     "log of all": make_pipeline(FunctionTransformer(np.log1p), LogisticRegression()),
     "a quotient": make_pipeline(
-        FunctionTransformer(lambda x: x[:, 1:] / x[:, :1]),
-        LogisticRegression(),
+        FunctionTransformer(lambda x: x[:, 1:] / x[:, :1]), LogisticRegression()
     ),
     "Box-Cox": make_pipeline(_of_a(PowerTransformer("box-cox")), LogisticRegression()),
     "Box-Cox, gaps are taken": make_pipeline(
-        _of_a(PowerTransformer("box-cox")),
-        RandomForestClassifier(5),
+        _of_a(PowerTransformer("box-cox")), RandomForestClassifier(5)
     ),
     "a forest takes NaN": make_pipeline(
-        _of_a(FunctionTransformer(np.log1p)),
-        RandomForestClassifier(5),
+        _of_a(FunctionTransformer(np.log1p)), RandomForestClassifier(5)
     ),
     "gaps are filled": make_pipeline(
-        FunctionTransformer(np.log1p),
-        SimpleImputer(),
-        LogisticRegression(),
+        FunctionTransformer(np.log1p), SimpleImputer(), LogisticRegression()
     ),
     "splines": make_pipeline(SplineTransformer(extrapolation="error"), LogisticRegression()),
     "splines of two columns": make_pipeline(
         make_column_transformer((SplineTransformer(extrapolation="error"), ["a", "b"])),
         LogisticRegression(),
     ),
-    "feature-engine's Box-Cox": make_pipeline(BoxCoxTransformer(variables=["a"]), FOREST),
-    "feature-engine's logarithm": make_pipeline(LogCpTransformer(variables=["a"], C=1), FOREST),
-    "feature-engine's reciprocal": make_pipeline(ReciprocalTransformer(variables=["a"]), FOREST),
-    "feature-engine's quotient": make_pipeline(
-        RelativeFeatures(["b"], reference=["a"], func=["div"]),
-        FOREST,
-    ),
-    "feature-engine's intervals": make_pipeline(
-        ArbitraryDiscretiser({"a": [0, 1, 99]}, errors="raise"),
-        FOREST,
-    ),
     "in a vote": VotingClassifier([("log", LOGARITHM), ("forest", FOREST)]),
     "in a vote, scaled": make_pipeline(
-        StandardScaler(with_mean=False),
-        VotingClassifier([("log", LOGARITHM)], voting="soft"),
+        StandardScaler(with_mean=False), VotingClassifier([("log", LOGARITHM)], voting="soft")
     ),
     "in a vote, columns": VotingClassifier(
         [
@@ -111,28 +82,25 @@ MODELS: dict[str, Any] = {
                 "log",
                 make_pipeline(
                     make_column_transformer(
-                        (FunctionTransformer(np.log1p), [0]),
-                        remainder="passthrough",
+                        (FunctionTransformer(np.log1p), [0]), remainder="passthrough"
                     ),
                     SVC(),
                 ),
-            ),
-        ],
+            )
+        ]
     ),
     "in a vote, Box-Cox": VotingClassifier(
-        [("one", make_pipeline(PowerTransformer("box-cox"), FOREST)), ("two", FOREST)],
+        [("one", make_pipeline(PowerTransformer("box-cox"), FOREST)), ("two", FOREST)]
     ),
     "in a vote, filled": VotingClassifier(
-        [("one", make_pipeline(FunctionTransformer(np.log1p), SimpleImputer(), FOREST))],
+        [("one", make_pipeline(FunctionTransformer(np.log1p), SimpleImputer(), FOREST))]
     ),
     "in a stack": StackingClassifier([("log", LOGARITHM), ("forest", FOREST)]),
     "in a bag": BaggingClassifier(LOGARITHM, 3, random_state=0),
     "one against the rest": OneVsRestClassifier(LOGARITHM),
     "calibrated": CalibratedClassifierCV(LOGARITHM, cv=2),
     "a changed target": TransformedTargetRegressor(
-        _before(Ridge()),
-        func=np.log1p,
-        inverse_func=np.expm1,
+        _before(Ridge()), func=np.log1p, inverse_func=np.expm1
     ),
 }
 
@@ -142,10 +110,7 @@ MODELS: dict[str, Any] = {
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_each_row_is_refused_that_the_original_refuses(model: Any, tmp_path: Path) -> None:
     first = model[0] if isinstance(model, Pipeline) else model
-    of_columns = hasattr(first, "transformers") or type(first).__module__.startswith(
-        "feature_engine",
-    )
-    data = TABLE if of_columns else TABLE.to_numpy()
+    data = TABLE if hasattr(first, "transformers") else TABLE.to_numpy()
     model.fit(data, IS_LARGE)
     save_model(model, tmp_path / "model", input_example=data)
     served = OnnxModel.load(tmp_path / "model")
@@ -154,14 +119,7 @@ def test_each_row_is_refused_that_the_original_refuses(model: Any, tmp_path: Pat
         row = np.array([[number, 1.0]])
         inputs = pd.DataFrame(row, columns=["a", "b"]) if data is TABLE else row
         feeds = (
-            served.schema.from_columns(
-                {
-                    "a": row[:, 0],
-                    "b": row[:, 1],
-                }
-            )
-            if data is TABLE
-            else None
+            served.schema.from_columns({"a": row[:, 0], "b": row[:, 1]}) if data is TABLE else None
         )
         feeds = feeds or served.schema.from_array(row)
         try:
@@ -184,29 +142,15 @@ def test_a_product_that_32_bits_do_not_hold_is_refused(dtype: Any, tmp_path: Pat
     served = OnnxModel.load(tmp_path / "m")
 
     with pytest.raises(InferenceError, match=r"^row 1:.*NaN.*Ridge"):
-        served.run(
-            served.schema.from_array(
-                np.array(
-                    [[1, 1], [1, 1e30]],
-                    dtype,
-                )
-            )
-        )
+        served.run(served.schema.from_array(np.array([[1, 1], [1, 1e30]], dtype)))
 
 
 def test_the_reason_names_the_step(tmp_path: Path) -> None:
     save_model(
-        MODELS["log1p, linear"].fit(TABLE, IS_LARGE),
-        tmp_path / "model",
-        input_example=TABLE,
+        MODELS["log1p, linear"].fit(TABLE, IS_LARGE), tmp_path / "model", input_example=TABLE
     )
     served = OnnxModel.load(tmp_path / "model")
-    feeds = served.schema.from_columns(
-        {
-            "a": np.array([1.0, -5.0]),
-            "b": np.ones(2),
-        }
-    )
+    feeds = served.schema.from_columns({"a": np.array([1.0, -5.0]), "b": np.ones(2)})
 
     reason = (
         "^row 1: the model computes NaN or infinity for the row, which its LogisticRegression "
@@ -220,14 +164,9 @@ def test_the_reason_names_the_step(tmp_path: Path) -> None:
 
 def test_steps_that_compute_finite_numbers_mark_no_rows() -> None:
     halved = make_pipeline(
-        StandardScaler(),
-        FunctionTransformer(lambda x: x / 2),
-        LogisticRegression(),
+        StandardScaler(), FunctionTransformer(lambda x: x / 2), LogisticRegression()
     )
 
-    graph = wrap(
-        halved.fit(TABLE.to_numpy(), IS_LARGE),
-        TABLE.to_numpy(),
-    ).converted.proto.graph
+    graph = wrap(halved.fit(TABLE.to_numpy(), IS_LARGE), TABLE.to_numpy()).converted.proto.graph
 
     assert REFUSED_ROWS not in [value.name for value in graph.output]

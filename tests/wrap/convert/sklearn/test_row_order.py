@@ -24,24 +24,17 @@ DRAW = np.random.default_rng(0)
 ROWS = DRAW.normal(size=(500, 4))
 ROWS[:, 3] = ROWS[:, 3] > 0
 SCORE = np.sin(2 * ROWS[:, 0]) + ROWS[:, 1] * ROWS[:, 3]
-GAPS = np.where(
-    DRAW.random(ROWS.shape) < 0.1,
-    np.nan,
-    ROWS,
-)
+GAPS = np.where(DRAW.random(ROWS.shape) < 0.1, np.nan, ROWS)
 MODELS: dict[str, Any] = {
     "forest": RandomForestRegressor(30, random_state=0).fit(GAPS, SCORE),
     "forest, two targets": RandomForestRegressor(30, random_state=0).fit(
-        ROWS,
-        np.c_[SCORE, -2 * SCORE],
+        ROWS, np.c_[SCORE, -2 * SCORE]
     ),
     "forest, classes that are texts": RandomForestClassifier(40, random_state=0).fit(
-        ROWS,
-        np.array(["low", "middle", "high"])[np.digitize(SCORE, [-0.5, 0.5])],
+        ROWS, np.array(["low", "middle", "high"])[np.digitize(SCORE, [-0.5, 0.5])]
     ),
     "histograms": HistGradientBoostingRegressor(max_leaf_nodes=40, min_samples_leaf=2).fit(
-        GAPS,
-        SCORE,
+        GAPS, SCORE
     ),
 }
 
@@ -61,16 +54,12 @@ def test_many_rows_are_answered_in_their_order(name: str, tmp_path: Any) -> None
         if "label" in outputs:
             assert outputs["label"].tolist() == model.predict(sample).tolist()
             np.testing.assert_allclose(
-                outputs["probabilities"],
-                model.predict_proba(sample),
-                atol=1e-5,
+                outputs["probabilities"], model.predict_proba(sample), atol=1e-5
             )
         else:
             [answers] = outputs.values()
             np.testing.assert_allclose(
-                answers.reshape(model.predict(sample).shape),
-                model.predict(sample),
-                atol=1e-4,
+                answers.reshape(model.predict(sample).shape), model.predict(sample), atol=1e-4
             )
 
 
@@ -91,10 +80,7 @@ def test_a_small_forest_stays_one_operator() -> None:
 
 @pytest.mark.long
 def test_trees_without_splits_stay_one_operator() -> None:
-    constant = GradientBoostingRegressor(n_estimators=4096).fit(
-        ROWS[:20],
-        np.ones(20),
-    )
+    constant = GradientBoostingRegressor(n_estimators=4096).fit(ROWS[:20], np.ones(20))
     assert "ScatterND" not in {
         node.op_type for node in wrap(constant, ROWS).converted.proto.graph.node
     }
@@ -106,8 +92,7 @@ def test_the_key_of_one_column_takes_few_comparisons() -> None:
     """
     column = DRAW.normal(size=(2000, 1))
     graph = wrap(
-        RandomForestRegressor(20).fit(column, DRAW.normal(size=2000)),
-        column,
+        RandomForestRegressor(20).fit(column, DRAW.normal(size=2000)), column
     ).converted.proto.graph
     choice = next(node for node in graph.node if node.op_type == "If")
     constants = list(chain.from_iterable(branch.g.initializer for branch in choice.attribute))

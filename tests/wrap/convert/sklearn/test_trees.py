@@ -63,15 +63,11 @@ def _rows_that_only_64_bits_tell_apart(threshold: float) -> np.ndarray:
                 (np.nextafter(center, -np.inf), center, np.nextafter(center, np.inf))
                 for center in around
             )
-        ),
+        )
     )
 
 
-@pytest.mark.parametrize(
-    "before",
-    BEFORE.values(),
-    ids=BEFORE.keys(),
-)
+@pytest.mark.parametrize("before", BEFORE.values(), ids=BEFORE.keys())
 @pytest.mark.parametrize(
     "trees",
     [
@@ -81,16 +77,10 @@ def _rows_that_only_64_bits_tell_apart(threshold: float) -> np.ndarray:
     ids=["boosting", "tree"],
 )
 def test_trees_decide_on_the_same_bits(
-    trees: Any,
-    before: Any,
-    matrix: Matrix,
-    tmp_path: Path,
+    trees: Any, before: Any, matrix: Matrix, tmp_path: Path
 ) -> None:
     rows, target = matrix
-    table = pd.DataFrame(
-        rows[:300, :2],
-        columns=["a", "b"],
-    )
+    table = pd.DataFrame(rows[:300, :2], columns=["a", "b"])
     first = before()
     model = make_pipeline(first, trees).fit(table, target[:300])
     edges = boundary_values_of(model, ["a", "b"]).edges
@@ -105,29 +95,18 @@ def test_trees_decide_on_the_same_bits(
     saved = _saved(model, table, tmp_path)
 
     got = saved.run(
-        saved.schema.from_columns({str(name): samples[name].to_numpy() for name in table}),
+        saved.schema.from_columns({str(name): samples[name].to_numpy() for name in table})
     )["prediction"]
-    np.testing.assert_allclose(
-        got,
-        model.predict(samples[["a", "b"]]),
-        rtol=1e-5,
-        atol=1e-5,
-    )
+    np.testing.assert_allclose(got, model.predict(samples[["a", "b"]]), rtol=1e-5, atol=1e-5)
 
 
-def test_a_tree_that_splits_on_missing_values_is_proven_behind_a_scaler(
-    matrix: Matrix,
-) -> None:
+def test_a_tree_that_splits_on_missing_values_is_proven_behind_a_scaler(matrix: Matrix) -> None:
     rows, target = matrix
-    table = pd.DataFrame(
-        rows[:400, :2],
-        columns=["a", "b"],
-    )
+    table = pd.DataFrame(rows[:400, :2], columns=["a", "b"])
     gone = np.random.default_rng(0).random(400) < 0.3
     table.loc[gone, "a"] = np.nan
     model = make_pipeline(StandardScaler(), DecisionTreeRegressor(max_depth=4)).fit(
-        table,
-        target[:400] + 500 * gone,
+        table, target[:400] + 500 * gone
     )
     assert np.isinf(model[-1].tree_.threshold).any()
 
@@ -136,34 +115,20 @@ def test_a_tree_that_splits_on_missing_values_is_proven_behind_a_scaler(
 
 @pytest.mark.long
 @pytest.mark.parametrize("classes", [2, 3])
-def test_boosted_classes_are_proven_under_a_calibration(
-    classes: int,
-    matrix: Matrix,
-) -> None:
+def test_boosted_classes_are_proven_under_a_calibration(classes: int, matrix: Matrix) -> None:
     rows, target = matrix
-    labels = np.array(["a", "b", "c"])[
-        np.digitize(
-            target,
-            [0, 15][: classes - 1],
-        )
-    ]
+    labels = np.array(["a", "b", "c"])[np.digitize(target, [0, 15][: classes - 1])]
     boosted = HistGradientBoostingClassifier(max_iter=5)
 
     assert is_proven(boosted.fit(rows[:400], labels[:400]), rows[:400])
     assert is_proven(
-        CalibratedClassifierCV(boosted, cv=2).fit(
-            rows[:400],
-            labels[:400],
-        ),
-        rows[:400],
+        CalibratedClassifierCV(boosted, cv=2).fit(rows[:400], labels[:400]), rows[:400]
     )
 
 
 @pytest.mark.parametrize("trees", [HistGradientBoostingClassifier, HistGradientBoostingRegressor])
 def test_boosted_trees_are_converted_with_integers_where_protobuf_7_refuses_booleans(
-    trees: Any,
-    matrix: Matrix,
-    monkeypatch: pytest.MonkeyPatch,
+    trees: Any, matrix: Matrix, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Check the graph's attributes with any protobuf version: protobuf 6 silently
     converts booleans to integers.
@@ -180,63 +145,43 @@ def test_boosted_trees_are_converted_with_integers_where_protobuf_7_refuses_bool
 
     monkeypatch.setattr("skl2onnx.common._container.make_node", make_node)
     labels = target > 0 if is_classifier(trees()) else target
-    wrapped = wrap(
-        make_pipeline(StandardScaler(), trees(max_iter=5)).fit(rows, labels),
-        rows,
-    )
+    wrapped = wrap(make_pipeline(StandardScaler(), trees(max_iter=5)).fit(rows, labels), rows)
 
     assert booleans == []
     assert wrapped.report.state == "proven"
 
 
-def test_missing_values_go_their_way_in_each_tree_of_an_isolation_forest(
-    matrix: Matrix,
-) -> None:
+def test_missing_values_go_their_way_in_each_tree_of_an_isolation_forest(matrix: Matrix) -> None:
     rows, _ = matrix
-    wrapped = wrap(
-        IsolationForest(n_estimators=12, random_state=0).fit(rows[:200]),
-        rows[:200],
-    )
+    wrapped = wrap(IsolationForest(n_estimators=12, random_state=0).fit(rows[:200]), rows[:200])
 
     assert wrapped.report.state == "proven"
     assert wrapped.report.sources["missing"] > 0
 
 
 @pytest.mark.parametrize(
-    "given",
-    [
-        {},
-        {"contamination": 0.2},
-        {"contamination": 0.5},
-        {"max_features": 0.5},
-    ],
+    "given", [{}, {"contamination": 0.2}, {"contamination": 0.5}, {"max_features": 0.5}]
 )
 def test_an_isolation_forest_is_one_operator_and_keeps_rows_at_its_offset(
-    matrix: Matrix,
-    given: dict[str, Any],
+    matrix: Matrix, given: dict[str, Any]
 ) -> None:
     """Check a row whose score equals the offset, which is not an outlier."""
     rows = matrix[0][:101]
-    wrapped = wrap(
-        IsolationForest(n_estimators=50, random_state=0, **given).fit(rows),
-        rows,
-    )
+    wrapped = wrap(IsolationForest(n_estimators=50, random_state=0, **given).fit(rows), rows)
 
     assert wrapped.report.state == "proven"
     assert [node.op_type for node in wrapped.converted.proto.graph.node].count(
-        "TreeEnsembleRegressor",
+        "TreeEnsembleRegressor"
     ) == 1
     assert len(wrapped.converted.proto.graph.node) < 20
 
 
 def test_boosting_by_histograms_is_asked_on_one_thread(
-    matrix: Matrix,
-    monkeypatch: pytest.MonkeyPatch,
+    matrix: Matrix, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows, labels = matrix
     model = make_pipeline(StandardScaler(), HistGradientBoostingClassifier(max_iter=3)).fit(
-        rows,
-        labels > 0,
+        rows, labels > 0
     )
     threads = set()
     decide = HistGradientBoostingClassifier._raw_predict
@@ -253,15 +198,11 @@ def test_boosting_by_histograms_is_asked_on_one_thread(
 
 
 @pytest.mark.parametrize(
-    "model",
-    [DecisionTreeClassifier(random_state=0), RandomForestClassifier(10, random_state=0)],
+    "model", [DecisionTreeClassifier(random_state=0), RandomForestClassifier(10, random_state=0)]
 )
 def test_trees_of_several_targets_are_proven_at_their_thresholds(model: Any) -> None:
     rows = normal_rows(200, 4)
-    targets = np.stack(
-        [rows[:, 0] > 0, rows[:, 1] + rows[:, 2] > 0],
-        axis=1,
-    ).astype(int)
+    targets = np.stack([rows[:, 0] > 0, rows[:, 1] + rows[:, 2] > 0], axis=1).astype(int)
 
     assert is_proven(model.fit(rows, targets), rows)
 
@@ -269,24 +210,19 @@ def test_trees_of_several_targets_are_proven_at_their_thresholds(model: Any) -> 
 def test_stumps_of_true_and_false_are_proven() -> None:
     rows = normal_rows(200, 2)
 
-    assert is_proven(
-        AdaBoostClassifier(n_estimators=3).fit(rows, rows[:, 0] > 0),
-        rows,
-    )
+    assert is_proven(AdaBoostClassifier(n_estimators=3).fit(rows, rows[:, 0] > 0), rows)
 
 
 def test_calibrated_trees_are_proven_as_without_calibration() -> None:
     rows = normal_rows(300, 2)
     stumps = CalibratedClassifierCV(AdaBoostClassifier(n_estimators=3), cv=2).fit(
-        rows,
-        rows[:, 0] > 0,
+        rows, rows[:, 0] > 0
     )
     assert is_proven(stumps, rows)
 
     rows[::3, 0] = np.nan
     tree = CalibratedClassifierCV(DecisionTreeClassifier(max_depth=3), cv=2).fit(
-        rows,
-        np.isnan(rows[:, 0]),
+        rows, np.isnan(rows[:, 0])
     )
     assert is_proven(tree, rows)
 
@@ -305,14 +241,9 @@ def test_histograms_with_categories_of_texts_and_codes_are_proven() -> None:
     table = pd.DataFrame(
         {
             "size": random.normal(size=300),
-            "city": pd.Categorical(
-                random.choice(
-                    ["rome", "oslo", "lima", "bern"],
-                    300,
-                )
-            ),
+            "city": pd.Categorical(random.choice(["rome", "oslo", "lima", "bern"], 300)),
             "code": random.choice([3, 5, 7, 9], 300),
-        },
+        }
     )
     table.loc[::9, "city"] = np.nan
     target = table["size"] + 2 * (table.city == "oslo") + (table.code == 7)
@@ -321,27 +252,18 @@ def test_histograms_with_categories_of_texts_and_codes_are_proven() -> None:
         HistGradientBoostingClassifier(max_iter=5),
     ):
         fitted = model.fit(
-            table,
-            target if isinstance(model, HistGradientBoostingRegressor) else target > 1,
+            table, target if isinstance(model, HistGradientBoostingRegressor) else target > 1
         )
         assert is_proven(fitted, table)
 
 
 def _numbers_and_kinds() -> tuple[pd.DataFrame, np.ndarray]:
     random = np.random.default_rng(0)
-    table = pd.DataFrame(
-        random.normal(size=(400, 4)),
-        columns=list("abcd"),
-    )
-    table["kind"] = pd.Categorical(
-        random.choice(
-            [f"gate {number}" for number in range(40)],
-            400,
-        )
-    )
+    table = pd.DataFrame(random.normal(size=(400, 4)), columns=list("abcd"))
+    table["kind"] = pd.Categorical(random.choice([f"gate {number}" for number in range(40)], 400))
     table = table.mask(random.random(table.shape) < 0.05)
     return table, table.a.fillna(
-        0,
+        0
     ).to_numpy() + table.kind.cat.codes.to_numpy() % 3 + random.normal(size=400) / 9
 
 
@@ -368,14 +290,10 @@ def test_numbers_keep_all_digits_in_a_table_with_categories() -> None:
 
 def test_a_split_between_missing_and_all_categories_is_proven() -> None:
     table = pd.DataFrame(
-        {
-            "city": pd.Categorical(["rome", "oslo", None] * 100),
-            "size": np.arange(300.0) % 7,
-        },
+        {"city": pd.Categorical(["rome", "oslo", None] * 100), "size": np.arange(300.0) % 7}
     )
     model = HistGradientBoostingRegressor(max_iter=5).fit(
-        table,
-        table["city"].isna() * 3.0 + table["size"],
+        table, table["city"].isna() * 3.0 + table["size"]
     )
 
     assert is_proven(model, table)
@@ -384,39 +302,25 @@ def test_a_split_between_missing_and_all_categories_is_proven() -> None:
 def test_histograms_with_categories_in_a_matrix_are_proven() -> None:
     random = np.random.default_rng(0)
     rows = np.column_stack(
-        [
-            random.normal(size=300),
-            random.integers(0, 12, 300) * 1.5,
-            random.normal(size=300),
-        ],
+        [random.normal(size=300), random.integers(0, 12, 300) * 1.5, random.normal(size=300)]
     )
     model = HistGradientBoostingRegressor(max_iter=5, categorical_features=[1]).fit(
-        rows,
-        rows[:, 0] + (rows[:, 1] % 2),
+        rows, rows[:, 0] + (rows[:, 1] % 2)
     )
 
     assert is_proven(model, rows)
-    assert is_proven(
-        make_pipeline(StandardScaler(), model).fit(rows, rows[:, 0]),
-        rows,
-    )
+    assert is_proven(make_pipeline(StandardScaler(), model).fit(rows, rows[:, 0]), rows)
 
 
 @pytest.mark.timeout(60)
-def test_a_split_between_missing_and_present_in_a_mixed_table_is_proven(
-    matrix: Matrix,
-) -> None:
+def test_a_split_between_missing_and_present_in_a_mixed_table_is_proven(matrix: Matrix) -> None:
     """Check an infinite threshold, for which skl2onnx would search a 64-bit float
     forever.
     """
-    table = pd.DataFrame(
-        matrix[0][:300, :2],
-        columns=["a", "b"],
-    ).assign(count=np.arange(300) % 7)
+    table = pd.DataFrame(matrix[0][:300, :2], columns=["a", "b"]).assign(count=np.arange(300) % 7)
     table.loc[::3, "a"] = np.nan
     forest = RandomForestClassifier(5, max_depth=3, random_state=0, n_jobs=1).fit(
-        table,
-        table["a"].isna(),
+        table, table["a"].isna()
     )
     assert any(np.isinf(tree.tree_.threshold).any() for tree in forest.estimators_)
     assert is_proven(forest, table)

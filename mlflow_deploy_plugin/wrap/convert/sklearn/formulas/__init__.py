@@ -45,7 +45,6 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.graph import (
     NodeBuilder,
     register_converter,
 )
-from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import GroupedCategories
 
 _BOOSTERS = {
     "xgboost": ("XGBClassifier", "XGBRegressor", "XGBRanker", "XGBRFClassifier", "XGBRFRegressor"),
@@ -69,20 +68,14 @@ def register() -> None:
         # A chain returns a matrix of labels.
         has_labels = is_classifier and kind is not ClassifierChain
         register_converter(
-            kind,
-            partial(convert_formula, False),
-            has_labels,
-            keeps_type=kind in (SimpleImputer, GroupedCategories),
+            kind, partial(convert_formula, False), has_labels, keeps_type=kind is SimpleImputer
         )
     FORMULAS.update(formulas)
     SCORES.update(ensembles.SCORES)
 
 
 def convert_formula(
-    is_double: bool,
-    scope: Scope,
-    operator: Operator,
-    container: ModelComponentContainer,
+    is_double: bool, scope: Scope, operator: Operator, container: ModelComponentContainer
 ) -> None:
     """Add the nodes of the formula. Float outputs are 64-bit for 64-bit inputs or, if
     `is_double`, for all inputs except 32-bit floats, otherwise 32-bit.

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import (
     TracedArray,
     take,
 )
-from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import CategoryTables, GroupedCategories
+from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import CategoryTables
 
 _NO_COLUMN = -1.0
 """The code of a dropped or unknown category, which has no column."""
@@ -39,7 +39,7 @@ def ordinals(model: OrdinalEncoder, rows: Rows) -> TracedArray:
         unknown = _NO_COLUMN
     parts = []
     for position, (column, categories) in enumerate(
-        zip(rows.columns(), model.categories_, strict=True),
+        zip(rows.columns(), model.categories_, strict=True)
     ):
         codes = [float(code) for code in range(len(categories))]
         if position in model._missing_indices:  # NaN is missing, but None is a category.
@@ -63,7 +63,7 @@ def target_means(model: TargetEncoder, rows: Rows) -> TracedArray:
                 model.categories_[position],
                 encoding.tolist(),
                 float(means[target]),
-            ),
+            )
         )
     return np.hstack(parts)
 
@@ -74,9 +74,26 @@ def one_hot(model: OneHotEncoder, rows: Rows) -> TracedArray:
     """
     parts = []
     for position, (column, categories) in enumerate(
-        zip(rows.columns(), model.categories_, strict=True),
+        zip(rows.columns(), model.categories_, strict=True)
     ):
-        codes, infrequent = _one_hot_codes(model, position, len(categories))
+        # A dropped category, and infrequent categories without a column, have the code
+        # -1.
+        codes = np.arange(len(categories))
+        infrequent = -1
+        if model._infrequent_enabled:
+            groups = model._default_to_infrequent_mappings[position]
+            if groups is not None:  # The last group contains the infrequent categories.
+                codes = np.asarray(groups)
+                infrequent = int(codes.max())
+        dropped = None if model.drop_idx_ is None else model.drop_idx_[position]
+        if dropped is not None:
+            # The codes above the dropped code are moved down by one.
+            dropped_code = codes[int(dropped)]
+            codes = np.where(codes == dropped_code, -1, codes - (codes > dropped_code))
+            if infrequent == dropped_code:
+                infrequent = -1
+            else:
+                infrequent -= infrequent > dropped_code
         unknown = _NO_COLUMN
         if model.handle_unknown in ("infrequent_if_exist", "warn"):
             unknown = infrequent
@@ -84,38 +101,6 @@ def one_hot(model: OneHotEncoder, rows: Rows) -> TracedArray:
         columns = np.arange(codes.max() + 1, dtype=np.float32)
         parts.append((code == columns).astype(np.float32))
     return np.hstack(parts)
-
-
-def _one_hot_codes(
-    model: OneHotEncoder,
-    position: int,
-    count: int,
-) -> tuple[Array, int]:
-    """Return the output columns of a column's categories, and of infrequent categories;
-    -1 is no column.
-
-    Args:
-        model: the encoder.
-        position: the position of the column.
-        count: the number of categories.
-    """
-    codes = np.arange(count)
-    infrequent = -1
-    if model._infrequent_enabled:
-        groups = model._default_to_infrequent_mappings[position]
-        if groups is not None:  # The last group contains the infrequent categories.
-            codes = np.asarray(groups)
-            infrequent = int(codes.max())
-    dropped = None if model.drop_idx_ is None else model.drop_idx_[position]
-    if dropped is not None:
-        # The codes above the dropped code are moved down by one.
-        dropped_code = codes[int(dropped)]
-        codes = np.where(codes == dropped_code, -1, codes - (codes > dropped_code))
-        if infrequent == dropped_code:
-            infrequent = -1
-        else:
-            infrequent -= infrequent > dropped_code
-    return codes, infrequent
 
 
 def looked_up(model: CategoryTables, rows: Rows) -> TracedArray:
@@ -127,33 +112,12 @@ def looked_up(model: CategoryTables, rows: Rows) -> TracedArray:
     for column, categories, table in entries:
         codes = [*map(float, range(len(categories)))]
         code = encoded(column, categories, codes, unknown=float(len(categories)))
-        parts.append(
-            take(
-                table.astype(float),
-                code.reshape(-1).astype(np.int64),
-            )
-        )
+        parts.append(take(table.astype(float), code.reshape(-1).astype(np.int64)))
     return np.hstack(parts)
 
 
-def grouped(model: GroupedCategories, rows: Rows) -> TracedArray:
-    """Return known categories unchanged, and `fill_value` for all other categories."""
-    categories = [*model.known, MISSING]
-    return rows.raw.emit(
-        "LabelEncoder",
-        [rows.raw],
-        rows.raw.sample,
-        keys_strings=categories,
-        values_strings=categories,
-        default_string=model.fill_value,
-    )
-
-
 def encoded(
-    column: TracedArray,
-    categories: Array,
-    codes: list[float],
-    unknown: float,
+    column: TracedArray, categories: Array, codes: list[float], unknown: float
 ) -> TracedArray:
     """Return the code of each row's category, [N, 1]: 32-bit floats, or 64-bit floats
     if 32 bits would change a code.
@@ -171,10 +135,7 @@ def encoded(
         position = encoded(column, categories, positions, last)
         return take(table[:, None], position.reshape(-1).astype(np.int64))
     kind = column.dtype.kind
-    is_gap = np.array(
-        [kind != "O" and is_missing(entry) for entry in categories],
-        bool,
-    )
+    is_gap = np.array([kind != "O" and is_missing(entry) for entry in categories], bool)
     keys = list(compress(categories, ~is_gap))
     values = list(compress(codes, ~is_gap))
     if column.dtype == np.float64:
@@ -191,29 +152,18 @@ def encoded(
         )
     if kind == "i" or not is_gap.any():
         return code
-    return np.where(
-        np.isnan(column),
-        np.float32(codes[is_gap.argmax()]),
-        code,
-    )
+    return np.where(np.isnan(column), np.float32(codes[is_gap.argmax()]), code)
 
 
 def _compared(
-    column: TracedArray,
-    keys: list[Category],
-    values: list[float],
-    unknown: float,
+    column: TracedArray, keys: list[Category], values: list[float], unknown: float
 ) -> TracedArray:
     """Return the value of the key that is equal to each 64-bit float, [N, 1], otherwise
     `unknown`. LabelEncoder does not support 64-bit floats.
     """
     equal = column == np.array(keys or [np.nan], float)
     code = equal.astype(np.float32) @ np.array(values or [0.0], np.float32)[:, None]
-    return np.where(
-        np.any(equal, axis=1, keepdims=True),
-        code,
-        np.float32(unknown),
-    )
+    return np.where(np.any(equal, axis=1, keepdims=True), code, np.float32(unknown))
 
 
 _KEYS: dict[str, tuple[str, type]] = {
@@ -239,11 +189,7 @@ def imputed(model: SimpleImputer, rows: Rows) -> TracedArray:
     if x.dtype.kind == "O":
         if marked:
             raise NotImplementedError(_UNSUPPORTED_IMPUTER)
-        return np.where(
-            x == np.array([MISSING], object),
-            np.asarray(model.statistics_, object),
-            x,
-        )
+        return np.where(x == np.array([MISSING], object), np.asarray(model.statistics_, object), x)
     if not marks_nan(model):
         raise NotImplementedError(_UNSUPPORTED_IMPUTER)
     if x.dtype.kind == "i":  # Integers have no gaps.
@@ -254,12 +200,7 @@ def imputed(model: SimpleImputer, rows: Rows) -> TracedArray:
     gaps = np.isnan(x)
     filled = np.where(gaps, filler, x)
     if marked:
-        return np.hstack(
-            [
-                filled,
-                gaps[:, marked].astype(x.dtype),
-            ]
-        )
+        return np.hstack([filled, gaps[:, marked].astype(x.dtype)])
     return filled
 
 
@@ -271,6 +212,5 @@ FORMULAS: dict[type, Formula] = {
     TargetEncoder: target_means,
     OneHotEncoder: one_hot,
     CategoryTables: looked_up,
-    GroupedCategories: grouped,
     SimpleImputer: imputed,
 }

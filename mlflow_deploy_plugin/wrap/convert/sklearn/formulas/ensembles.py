@@ -68,16 +68,21 @@ def calibrated(model: CalibratedClassifierCV, rows: Rows) -> Decision:
     if parts[0].method == "temperature":
         mean = _mean_by_temperature(parts, estimators, rows, method)
     else:
-        likely = _calibrated_scores(parts, _scores(estimators, rows, method))
+        # Each calibrator reads one score.
+        scores = _scores(estimators, rows, method)
+        calibrators = list(chain.from_iterable(part.calibrators for part in parts))
+        if parts[0].method == "isotonic":
+            likely = isotonic(calibrators, scores)
+        else:
+            slopes = np.array([line.a_ for line in calibrators])
+            shifts = [line.b_ for line in calibrators]
+            likely = logistic(-(slopes * scores + shifts))
         mean = _mean_of_folds(model, likely)
     return largest(mean)
 
 
 def _mean_by_temperature(
-    parts: list[Estimator],
-    estimators: list[Estimator],
-    rows: Rows,
-    method: str,
+    parts: list[Estimator], estimators: list[Estimator], rows: Rows, method: str
 ) -> TracedArray:
     """Return the mean [N, C] of the probabilities that each fold computes from the
     scores of its estimator and a temperature.
@@ -91,18 +96,6 @@ def _mean_by_temperature(
             answer = np.log(answer + 1e-12)  # scikit-learn adds 1e-12 for probabilities of 0.
         answers.append(softmax(answer * part.calibrators[0].beta_))
     return sum(answers[1:], answers[0]) / float(len(parts))
-
-
-def _calibrated_scores(parts: list[Estimator], scores: TracedArray) -> TracedArray:
-    """Return a probability per calibrator, [N, calibrators]. Each calibrator reads one
-    score.
-    """
-    calibrators = list(chain.from_iterable(part.calibrators for part in parts))
-    if parts[0].method == "isotonic":
-        return isotonic(calibrators, scores)
-    slopes = np.array([line.a_ for line in calibrators])
-    shifts = [line.b_ for line in calibrators]
-    return logistic(-(slopes * scores + shifts))
 
 
 def _mean_of_folds(model: CalibratedClassifierCV, likely: TracedArray) -> TracedArray:
@@ -143,38 +136,32 @@ def thresholded(model: Estimator, rows: Rows) -> Decision:
     if isinstance(methods, str):
         methods = [methods]
     method = next(name for name in methods if hasattr(estimator, name))
-    positive = _positive_position(model, estimator)
+    # The threshold limits the score of this class.
+    scorer = getattr(model, "_curve_scorer", None)
+    label = model.pos_label if scorer is None else scorer._get_pos_label()
+    if label is None:
+        positive = 1
+    else:
+        positive = int(np.flatnonzero(estimator.classes_ == label)[0])
     score = rows.ask(estimator, method)
     if method == "predict_proba":
         score = score[:, positive]
     elif not positive:
         score = -score
-    is_second = score >= _threshold(model, method)
+    threshold = getattr(model, "best_threshold_", None)
+    if threshold is None:
+        threshold = model.threshold
+    if isinstance(threshold, str):  # The threshold is "auto".
+        threshold = 0.5 if method == "predict_proba" else 0.0
+    else:
+        threshold = float(threshold)
+    is_second = score >= threshold
     if not positive:
         is_second = ~is_second
     position = is_second.astype(np.int64)
     if hasattr(estimator, "predict_proba"):
         return position, rows.ask(estimator, "predict_proba")
     return position, _two_sided(score)
-
-
-def _positive_position(model: Estimator, estimator: Estimator) -> int:
-    """Return the position (0 or 1) of the class whose score the threshold limits."""
-    scorer = getattr(model, "_curve_scorer", None)
-    label = model.pos_label if scorer is None else scorer._get_pos_label()
-    if label is None:
-        return 1
-    return int(np.flatnonzero(estimator.classes_ == label)[0])
-
-
-def _threshold(model: Estimator, method: str) -> float:
-    """Return the tuned or fixed threshold for the scores of a method."""
-    threshold = getattr(model, "best_threshold_", None)
-    if threshold is None:
-        threshold = model.threshold
-    if isinstance(threshold, str):  # The threshold is "auto".
-        return 0.5 if method == "predict_proba" else 0.0
-    return float(threshold)
 
 
 def chained(model: Estimator, rows: Rows) -> TracedArray:
@@ -202,11 +189,7 @@ def _flat(answer: Traced) -> TracedArray:
     return answer[:, 0] if answer.ndim > 1 else answer
 
 
-def _scores(
-    estimators: list[Estimator],
-    rows: Rows,
-    method: str = "",
-) -> TracedArray:
+def _scores(estimators: list[Estimator], rows: Rows, method: str = "") -> TracedArray:
     """Return the scores of the estimators [N, k]. Without a method, regressors predict,
     and classifiers return decisions or probabilities, like
     sklearn.multiclass._predict_binary. Linear estimators are combined into one product.
@@ -283,7 +266,7 @@ def one_vs_one(model: OneVsOneClassifier, rows: Rows) -> Decision:
         second = (confidence > 0).astype(float)
     else:
         second = np.column_stack(
-            [rows.ask(estimator, "predict") for estimator in model.estimators_],
+            [rows.ask(estimator, "predict") for estimator in model.estimators_]
         )
     _, scores = votes_of_pairs(second, confidence, len(model.classes_))
     if len(model.classes_) == 2:
@@ -305,7 +288,15 @@ def stacked(model: Estimator, rows: Rows) -> TracedArray | Decision:
     other estimators as columns. Raises NotImplementedError for several labels.
     """
     last = model.final_estimator_
-    columns = _stacked_columns(model, rows)
+    answers = []
+    for estimator, method in zip(model.estimators_, model.stack_method_, strict=True):
+        answer = as_matrix(rows.ask(estimator, method))
+        if method == "predict_proba" and answer.sample.shape[1] == 2:
+            answer = answer[:, 1:]  # The columns add up to 1, so the first is omitted.
+        answers.append(answer)
+    if model.passthrough:
+        answers.append(rows.matrix)
+    columns = rows.with_matrix(np.hstack(answers))
     if is_regressor(model):
         return columns.ask(last, "predict")
     if getattr(model, "_label_encoder", None) is None or isinstance(model._label_encoder, list):
@@ -318,21 +309,6 @@ def stacked(model: Estimator, rows: Rows) -> TracedArray | Decision:
     if score.ndim == 1:
         score = _two_sided(score)
     return position, score
-
-
-def _stacked_columns(model: Estimator, rows: Rows) -> Rows:
-    """Return the predictions of the estimators, and the original columns for
-    `passthrough`.
-    """
-    columns = []
-    for estimator, method in zip(model.estimators_, model.stack_method_, strict=True):
-        answer = as_matrix(rows.ask(estimator, method))
-        if method == "predict_proba" and answer.sample.shape[1] == 2:
-            answer = answer[:, 1:]  # The columns add up to 1, so the first is omitted.
-        columns.append(answer)
-    if model.passthrough:
-        columns.append(rows.matrix)
-    return rows.with_matrix(np.hstack(columns))
 
 
 def voted(model: Estimator, rows: Rows) -> TracedArray | Decision:
@@ -372,7 +348,11 @@ def bagged(model: Estimator, rows: Rows) -> TracedArray | Decision:
         if is_regressor(model):
             answers.append(read.ask(estimator, "predict"))
         elif hasattr(estimator, "predict_proba"):
-            answers.append(_member_probabilities(estimator, read, count))
+            # A member gives 0 to classes that it does not know.
+            likely = read.ask(estimator, "predict_proba")
+            if len(estimator.classes_) < count:
+                likely = likely @ np.eye(count)[estimator.classes_]
+            answers.append(likely)
         else:
             answers.append(_vote(estimator, read, count))
     mean = _mean(answers)
@@ -381,19 +361,9 @@ def bagged(model: Estimator, rows: Rows) -> TracedArray | Decision:
     return largest(mean)
 
 
-def _member_probabilities(member: Estimator, rows: Rows, classes: int) -> TracedArray:
-    """Return the probabilities [N, classes] of a member; 0 for classes that it does not
-    know.
-    """
-    likely = rows.ask(member, "predict_proba")
-    if len(member.classes_) < classes:
-        return likely @ np.eye(classes)[member.classes_]
-    return likely
-
-
 def bagged_scores(model: ensemble.BaggingClassifier, rows: Rows) -> TracedArray:
     return _mean(
-        [read.ask(estimator, "decision_function") for estimator, read in _members(model, rows)],
+        [read.ask(estimator, "decision_function") for estimator, read in _members(model, rows)]
     )
 
 
@@ -412,39 +382,25 @@ def imputed_in_turn(model: IterativeImputer, rows: Rows) -> TracedArray:
     """
     if not marks_nan(model) or model.sample_posterior or model._is_empty_feature.any():
         raise NotImplementedError(
-            "IterativeImputer with missing_values other than NaN, sample_posterior, empty columns",
+            "IterativeImputer with missing_values other than NaN, sample_posterior, empty columns"
         )
     gaps = np.isnan(rows.matrix)
-    filled = np.where(
-        gaps,
-        np.asarray(model.initial_imputer_.statistics_, float),
-        rows.matrix,
-    )
+    filled = np.where(gaps, np.asarray(model.initial_imputer_.statistics_, float), rows.matrix)
     columns = np.eye(gaps.sample.shape[1], dtype=bool)
     gaps_by_column = [gaps & is_column for is_column in columns]
     rounds = model.imputation_sequence_ if model.n_iter_ else ()
     for column, inputs, estimator in rounds:
         predicted = _flat(rows.with_matrix(filled[:, inputs]).ask(estimator, "predict"))
         predicted = np.clip(
-            predicted,
-            float(model._min_value[column]),
-            float(model._max_value[column]),
+            predicted, float(model._min_value[column]), float(model._max_value[column])
         )
         filled = np.where(gaps_by_column[column], predicted[:, None], filled)
     if model.add_indicator:
-        filled = np.hstack(
-            [
-                filled,
-                gaps[:, model.indicator_.features_].astype(float),
-            ]
-        )
+        filled = np.hstack([filled, gaps[:, model.indicator_.features_].astype(float)])
     return filled
 
 
-def _mean(
-    answers: list[TracedArray],
-    weights: Sequence[float] | None = None,
-) -> TracedArray:
+def _mean(answers: list[TracedArray], weights: Sequence[float] | None = None) -> TracedArray:
     """Return the mean of the answers, with equal weights by default."""
     total_weight: float = len(answers)
     if weights is not None:
@@ -460,15 +416,11 @@ def several_targets(model: SeveralTargets, rows: Rows) -> TracedArray:
     are combined into one product.
     """
     if hasattr(model, "classes_"):
-        return np.stack(
-            [rows.ask(member, "label") for member in model.estimators_],
-            axis=1,
-        )
+        return np.stack([rows.ask(member, "label") for member in model.estimators_], axis=1)
     if all(map(is_linear, model.estimators_)):
         return rows.sums(model.estimators_)
     return np.stack(
-        [rows.ask(member, "predict").reshape(-1) for member in model.estimators_],
-        axis=1,
+        [rows.ask(member, "predict").reshape(-1) for member in model.estimators_], axis=1
     )
 
 
@@ -500,14 +452,20 @@ def _inverse(transformer: Estimator, y: TracedArray) -> TracedArray:
             ]
             y = np.column_stack(columns)
         case QuantileTransformer():
-            y = _values_at(transformer, y)
+            if transformer.output_distribution == "normal":
+                y = 0.5 * (1.0 + special.erf(y / np.sqrt(2.0)))
+            columns = [
+                np.interp(y[:, n], transformer.references_, quantiles)
+                for n, quantiles in enumerate(transformer.quantiles_.T)
+            ]
+            y = np.column_stack(columns)
         case _:
             raise NotImplementedError(
-                f"the inverse of {type(transformer).__name__} as the transformer of a target",
+                f"the inverse of {type(transformer).__name__} as the transformer of a target"
             )
     if not isinstance(y, Traced):
         raise NotImplementedError(
-            f"the inverse of {type(transformer).__name__}, which does not depend on its input",
+            f"the inverse of {type(transformer).__name__}, which does not depend on its input"
         )
     return y
 
@@ -517,17 +475,6 @@ def _unscaled(scaler: Estimator, y: TracedArray) -> TracedArray:
     scale = np.ones(1) if scaler.scale_ is None else scaler.scale_
     y = y / scale if isinstance(scaler, MinMaxScaler) else y * scale
     return y + scaler.inverse_transform(np.zeros((1, scaler.n_features_in_)))
-
-
-def _values_at(transformer: QuantileTransformer, y: TracedArray) -> TracedArray:
-    """Return the training targets at the quantiles y, or at normal deviates y."""
-    if transformer.output_distribution == "normal":
-        y = 0.5 * (1.0 + special.erf(y / np.sqrt(2.0)))
-    columns = [
-        np.interp(y[:, n], transformer.references_, quantiles)
-        for n, quantiles in enumerate(transformer.quantiles_.T)
-    ]
-    return np.column_stack(columns)
 
 
 def _unpowered(transformer: PowerTransformer, y: TracedArray, power: float) -> TracedArray:
@@ -546,11 +493,7 @@ def _unpowered(transformer: PowerTransformer, y: TracedArray, power: float) -> T
     mirrored = 2.0 - power
     if abs(mirrored) < np.spacing(1.0):
         return np.where(is_up, above, 1.0 - np.exp(-down))
-    return np.where(
-        is_up,
-        above,
-        1.0 - (1.0 - mirrored * down) ** (1 / mirrored),
-    )
+    return np.where(is_up, above, 1.0 - (1.0 - mirrored * down) ** (1 / mirrored))
 
 
 FORMULAS: dict[type, Formula] = {

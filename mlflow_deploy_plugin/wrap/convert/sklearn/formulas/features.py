@@ -63,11 +63,11 @@ def called(model: preprocessing.FunctionTransformer, rows: Rows) -> TracedArray:
         answer = model.func(rows.matrix, **options)
     except _FUNCTION_ERRORS as error:
         raise NotImplementedError(
-            f"its option func={name} is a Python function with {error}",
+            f"its option func={name} is a Python function with {error}"
         ) from None
     if not isinstance(answer, Traced) or answer.ndim != 2:
         raise NotImplementedError(
-            f"its option func={name} is a Python function that does not return computed columns",
+            f"its option func={name} is a Python function that does not return computed columns"
         )
     return answer.astype(float)
 
@@ -111,16 +111,7 @@ def sparse_components(model: Estimator, rows: Rows) -> TracedArray:
 def agglomerated(model: FeatureAgglomeration, rows: Rows) -> TracedArray:
     """Return the pooled number of each group of columns."""
     groups = (np.flatnonzero(model.labels_ == label) for label in np.unique(model.labels_))
-    return np.stack(
-        [
-            model.pooling_func(
-                rows.matrix[:, group],
-                axis=1,
-            )
-            for group in groups
-        ],
-        axis=1,
-    )
+    return np.stack([model.pooling_func(rows.matrix[:, group], axis=1) for group in groups], axis=1)
 
 
 def _random_cosines(x: TracedArray, model: Estimator) -> TracedArray:
@@ -150,12 +141,7 @@ def count_sketch(model: PolynomialCountSketch, rows: Rows) -> TracedArray:
     """
     x = rows.matrix * np.sqrt(model.gamma)
     if model.coef0 != 0:
-        x = np.hstack(
-            [
-                x,
-                np.full_like(x[:, :1], np.sqrt(model.coef0)),
-            ]
-        )
+        x = np.hstack([x, np.full_like(x[:, :1], np.sqrt(model.coef0))])
     count = model.n_components
     fourier = np.fft.fft(np.eye(count))
     real: TracedArray = 1.0
@@ -181,11 +167,7 @@ def products(model: preprocessing.PolynomialFeatures, rows: Rows) -> TracedArray
         # Each product is a list of as many columns as its degree; a square is a column
         # twice.
         products_of_degree = [
-            np.repeat(
-                np.arange(len(powers)),
-                powers,
-            )
-            for powers in model.powers_[degrees == degree]
+            np.repeat(np.arange(len(powers)), powers) for powers in model.powers_[degrees == degree]
         ]
         factors = [x[:, indices] for indices in np.transpose(products_of_degree)]
         if factors:
@@ -203,24 +185,11 @@ def scaled(model: Estimator, rows: Rows) -> TracedArray:
     steps: list[tuple[np.ufunc, Array]] = []
     match model:
         case preprocessing.MinMaxScaler():
-            steps = [
-                (np.multiply, model.scale_),
-                (np.add, model.min_),
-            ]
+            steps = [(np.multiply, model.scale_), (np.add, model.min_)]
             if model.clip:
                 low, high = model.feature_range
-                steps.append(
-                    (
-                        np.maximum,
-                        np.array([low], x.dtype),
-                    )
-                )
-                steps.append(
-                    (
-                        np.minimum,
-                        np.array([high], x.dtype),
-                    )
-                )
+                steps.append((np.maximum, np.array([low], x.dtype)))
+                steps.append((np.minimum, np.array([high], x.dtype)))
         case preprocessing.StandardScaler():
             if model.with_mean:
                 steps.append((np.subtract, model.mean_.astype(x.dtype)))
@@ -268,22 +237,14 @@ def box_cox(x: TracedArray, powers: Array) -> TracedArray:
     """
     is_zero = np.abs(powers) < np.spacing(1.0)
     divisors = np.where(is_zero, 1.0, powers)
-    return np.where(
-        is_zero,
-        np.log(x),
-        (x**powers - 1.0) / divisors,
-    )
+    return np.where(is_zero, np.log(x), (x**powers - 1.0) / divisors)
 
 
 def yeo_johnson(x: TracedArray, powers: Array) -> TracedArray:
     """Return the power transform of https://doi.org/10.1093/biomet/87.4.954."""
     upper = np.where(x >= 0, x, 0.0) + 1.0
     lower = 1.0 - np.where(x >= 0, 0.0, x)
-    return np.where(
-        x >= 0,
-        box_cox(upper, powers),
-        -box_cox(lower, 2 - powers),
-    )
+    return np.where(x >= 0, box_cox(upper, powers), -box_cox(lower, 2 - powers))
 
 
 def powered(model: preprocessing.PowerTransformer, rows: Rows) -> TracedArray:
@@ -309,14 +270,19 @@ def ranked(model: preprocessing.QuantileTransformer, rows: Rows) -> TracedArray:
     # Like scikit-learn, read a value within the margin of the extremes as an extreme.
     margin = np.asarray(_MARGIN, values.dtype)
     is_lowest = values - margin < lowest
-    share = np.where(
-        is_lowest,
-        0.0,
-        np.where(values + margin > highest, 1.0, share),
-    )
+    share = np.where(is_lowest, 0.0, np.where(values + margin > highest, 1.0, share))
     limit = _MARGIN - np.spacing(1.0)
     share = share.astype(values.dtype).astype(float)
-    return _deviates(np.clip(share, limit, 1.0 - limit))
+    # AS 241 computes normal deviates to 16 digits for shares above 1e-11:
+    # https://doi.org/10.2307/2347330.
+    share = np.clip(share, limit, 1.0 - limit)
+    centred = share - 0.5
+    square = 0.180625 - centred * centred  # 0.425 squared
+    tail = np.sqrt(-np.log(np.minimum(share, 1.0 - share))) - 1.6
+    near = _polynomial(square, _NEAR[0]) / _polynomial(square, _NEAR[1])
+    far = _polynomial(tail, _FAR[0]) / _polynomial(tail, _FAR[1])
+    is_near = np.abs(centred) <= 0.425
+    return np.where(is_near, centred * near, np.where(centred < 0, -far, far))
 
 
 def _shares(model: preprocessing.QuantileTransformer, x: TracedArray) -> TracedArray:
@@ -329,34 +295,13 @@ def _shares(model: preprocessing.QuantileTransformer, x: TracedArray) -> TracedA
     with np.errstate(divide="ignore", invalid="ignore"):
         slopes = np.diff(shares)[:, None] / np.diff(quantiles, axis=0)
     last = len(quantiles) - 1
-    start = np.clip(
-        counted(quantiles, np.less_equal, x) - 1,
-        0,
-        last - 1,
-    )
+    start = np.clip(counted(quantiles, np.less_equal, x) - 1, 0, last - 1)
     upwards = of_column(slopes, start) * (x - of_column(quantiles, start)) + take(shares, start)
     end = np.clip(counted(quantiles, np.less, x), 1, last)
     # This is the negative share.
     downwards = of_column(slopes, end - 1) * (of_column(quantiles, end) - x) - take(shares, end)
     upwards = np.where(x >= quantiles[-1], 1.0, upwards)
     return 0.5 * (upwards - np.where(x <= quantiles[0], 0.0, downwards))
-
-
-def _deviates(share: TracedArray) -> TracedArray:
-    """Return normal deviates to 16 digits for shares above 1e-11: AS 241,
-    https://doi.org/10.2307/2347330.
-    """
-    centred = share - 0.5
-    square = 0.180625 - centred * centred  # 0.425 squared
-    tail = np.sqrt(-np.log(np.minimum(share, 1.0 - share))) - 1.6
-    near = _polynomial(square, _NEAR[0]) / _polynomial(square, _NEAR[1])
-    far = _polynomial(tail, _FAR[0]) / _polynomial(tail, _FAR[1])
-    is_near = np.abs(centred) <= 0.425
-    return np.where(
-        is_near,
-        centred * near,
-        np.where(centred < 0, -far, far),
-    )
 
 
 def _polynomial(x: TracedArray, coefficients: tuple[float, ...]) -> TracedArray:
@@ -416,10 +361,7 @@ def _polynomials(spline: BSpline, x: TracedArray) -> TracedArray:
     position = np.maximum(position - 1, 0)
     derivatives = [spline(starts, nu=n) / factorial(n) for n in range(degree + 1)]
     step = x - take(starts, position)
-    powers = [
-        np.ones_like(step),
-        *(step**n for n in range(1, degree + 1)),
-    ]
+    powers = [np.ones_like(step), *(step**n for n in range(1, degree + 1))]
     power_table = np.stack(powers, axis=1)
     coefficients = take(np.stack(derivatives, axis=1), position)
     return (coefficients * power_table[:, :, None]).sum(axis=1)
@@ -470,8 +412,7 @@ FORMULAS: dict[type, Formula] = {
     FeatureAgglomeration: agglomerated,
     RBFSampler: lambda model, rows: _random_cosines(rows.matrix, model),
     SkewedChi2Sampler: lambda model, rows: _random_cosines(
-        np.log(rows.matrix + model.skewedness),
-        model,
+        np.log(rows.matrix + model.skewedness), model
     ),
     **dict.fromkeys(SCALERS, scaled),
     preprocessing.Binarizer: binarized,
@@ -485,7 +426,7 @@ FORMULAS: dict[type, Formula] = {
     preprocessing.PolynomialFeatures: products,
     preprocessing.SplineTransformer: splines,
     BernoulliRBM: lambda model, rows: special.expit(
-        rows.matrix @ model.components_.T + model.intercept_hidden_,
+        rows.matrix @ model.components_.T + model.intercept_hidden_
     ),
     SparseRandomProjection: lambda model, rows: (
         rows.matrix @ np.asarray(model.components_.todense()).T

@@ -56,7 +56,7 @@ def _dense(training: "Array | spmatrix") -> Array:
         return np.asarray(training, float)
     if np.prod(training.shape) > _MAX_DENSE:
         raise NotImplementedError(
-            f"{training.shape[0]} training rows of {training.shape[1]} sparse columns",
+            f"{training.shape[0]} training rows of {training.shape[1]} sparse columns"
         )
     return np.asarray(training.toarray(), float)
 
@@ -71,8 +71,7 @@ def squared_distances(x: TracedArray, training: Array) -> TracedArray:
         return (away * away).sum(axis=2)
     products = x @ training.T
     return np.maximum(
-        (x * x).sum(axis=1, keepdims=True) - 2.0 * products + (training * training).sum(axis=1),
-        0.0,
+        (x * x).sum(axis=1, keepdims=True) - 2.0 * products + (training * training).sum(axis=1), 0.0
     )
 
 
@@ -84,18 +83,10 @@ def nearest_centre(x: TracedArray, centres: Array) -> TracedArray:
     between the centres are lost.
     """
     centres = _dense(centres)
-    return np.argmin(
-        (centres * centres).sum(axis=1) - 2.0 * (x @ centres.T),
-        axis=1,
-    )
+    return np.argmin((centres * centres).sum(axis=1) - 2.0 * (x @ centres.T), axis=1)
 
 
-def distances(
-    x: TracedArray,
-    training: Array,
-    metric: Metric,
-    p: float = 2,
-) -> TracedArray:
+def distances(x: TracedArray, training: Array, metric: Metric, p: float = 2) -> TracedArray:
     """Return the distances [N, K] between rows x [N, k] and training rows [K, k]. `p`
     is the power of the metric "minkowski". Raises NotImplementedError for other metrics
     than these.
@@ -115,7 +106,10 @@ def distances(
     if metric == "sqeuclidean":
         return squared_distances(x, training)
     if metric == "cosine":
-        return _cosine_distances(x, training)
+        length = np.linalg.norm(x, axis=1, keepdims=True)
+        is_zero = length < 10 * np.finfo(np.float64).eps  # like sklearn.preprocessing.normalize
+        unit = x / np.where(is_zero, 1.0, length)
+        return 1.0 - unit @ (training / np.linalg.norm(training, axis=1, keepdims=True)).T
     away = np.abs(x[:, None, :] - training)
     if metric == "chebyshev" or power == np.inf:
         return away.max(axis=2)
@@ -124,14 +118,6 @@ def distances(
     if power == 1:
         return away.sum(axis=2)
     return (away**power).sum(axis=2) ** (1 / power)
-
-
-def _cosine_distances(x: TracedArray, training: Array) -> TracedArray:
-    """Return 1 minus the cosine between rows and training rows, [N, K]."""
-    length = np.linalg.norm(x, axis=1, keepdims=True)
-    is_zero = length < 10 * np.finfo(np.float64).eps  # like sklearn.preprocessing.normalize
-    unit = x / np.where(is_zero, 1.0, length)
-    return 1.0 - unit @ (training / np.linalg.norm(training, axis=1, keepdims=True)).T
 
 
 def kernel(
@@ -173,8 +159,7 @@ def kernel(
 
 
 def _weights(
-    distance: TracedArray,
-    weights: str | Callable[[TracedArray], TracedArray] | None,
+    distance: TracedArray, weights: str | Callable[[TracedArray], TracedArray] | None
 ) -> TracedArray:
     """Return the weights [N, k] of neighbours. With weights 1 / distance, a distance of
     0 excludes other neighbours.
@@ -185,11 +170,7 @@ def _weights(
         return np.ones_like(distance)
     same = distance == 0
     has_same = np.any(same, axis=1, keepdims=True)
-    return np.where(
-        has_same,
-        same.astype(float),
-        1.0 / np.where(same, 1.0, distance),
-    )
+    return np.where(has_same, same.astype(float), 1.0 / np.where(same, 1.0, distance))
 
 
 def _distances_to_rows(model: Estimator, x: TracedArray) -> TracedArray:
@@ -208,11 +189,7 @@ def _nearest(model: Estimator, rows: Rows, targets: Array) -> TracedArray:
     return (take(targets, nearest) * weights).sum(axis=1) / weights.sum(axis=1)
 
 
-def _within_radius(
-    model: Estimator,
-    rows: Rows,
-    targets: Array,
-) -> tuple[TracedArray, TracedArray]:
+def _within_radius(model: Estimator, rows: Rows, targets: Array) -> tuple[TracedArray, TracedArray]:
     """Return the weighted mean [N, t] of targets within the radius (NaN without
     neighbours), and their count [N].
     """
@@ -270,43 +247,32 @@ def imputed(model: KNNImputer, rows: Rows) -> TracedArray:
     """
     if not marks_nan(model) or callable(model.weights):
         raise NotImplementedError(
-            "KNNImputer with missing_values other than NaN, or weights that are a function",
+            "KNNImputer with missing_values other than NaN, or weights that are a function"
         )
     if not model._valid_mask.all():
         raise NotImplementedError("KNNImputer that dropped a column without any value")
     gaps = np.isnan(rows.matrix)
-    distance = _distances_without_gaps(model, rows.matrix, gaps)
-    columns = []
-    for column in range(model.n_features_in_):
-        mean = _mean_of_donors(model, distance, column)
-        columns.append(
-            np.where(
-                gaps[:, column],
-                mean,
-                rows.matrix[:, column],
-            )
-        )
-    if model.add_indicator:
-        for column in model.indicator_.features_:
-            columns.append(gaps[:, int(column)].astype(float))
-    return np.column_stack(columns)
-
-
-def _distances_without_gaps(model: KNNImputer, x: TracedArray, gaps: TracedArray) -> TracedArray:
-    """Return the distances [N, K] of the columns that are present in both rows, by
-    sklearn.metrics.pairwise.nan_euclidean_distances.
-    """
+    # The distances use the columns that are present in both rows, as in
+    # sklearn.metrics.pairwise.nan_euclidean_distances.
+    x = rows.matrix
     is_present = 1.0 - gaps.astype(float)
     was_present = (~model._mask_fit_X).astype(float)
     x = np.where(gaps, 0.0, x)
     fitted = np.where(model._mask_fit_X, 0.0, model._fit_X)
     shared_counts = is_present @ was_present.T
     squared = np.maximum(
-        (x * x) @ was_present.T - 2.0 * (x @ fitted.T) + is_present @ (fitted * fitted).T,
-        0.0,
+        (x * x) @ was_present.T - 2.0 * (x @ fitted.T) + is_present @ (fitted * fitted).T, 0.0
     )
     distance = np.sqrt(divided(squared, shared_counts) * fitted.shape[1])
-    return np.where(shared_counts == 0, np.inf, distance)
+    distance = np.where(shared_counts == 0, np.inf, distance)
+    columns = []
+    for column in range(model.n_features_in_):
+        mean = _mean_of_donors(model, distance, column)
+        columns.append(np.where(gaps[:, column], mean, rows.matrix[:, column]))
+    if model.add_indicator:
+        for column in model.indicator_.features_:
+            columns.append(gaps[:, int(column)].astype(float))
+    return np.column_stack(columns)
 
 
 def _mean_of_donors(model: KNNImputer, distance: TracedArray, column: int) -> TracedArray:
@@ -320,10 +286,7 @@ def _mean_of_donors(model: KNNImputer, distance: TracedArray, column: int) -> Tr
     weights = _weights(nearest_distance, model.weights)
     weights = weights * np.where(np.isinf(nearest_distance), 0.0, 1.0)
     total = weights.sum(axis=1)
-    mean = divided(
-        (take(values, nearest) * weights).sum(axis=1),
-        total,
-    )
+    mean = divided((take(values, nearest) * weights).sum(axis=1), total)
     return np.where(total == 0, values.mean(), mean)
 
 
@@ -334,14 +297,8 @@ def nearest_centroid(model: neighbors.NearestCentroid, rows: Rows) -> Decision:
     spread = np.where(model.within_class_std_dev_ == 0, 1.0, model.within_class_std_dev_)
     distance = distances(rows.matrix / spread, model.centroids_ / spread, model.metric)
     scores = -(distance * distance) + 2.0 * np.log(model.class_prior_)
-    if np.isclose(
-        model.class_prior_,
-        1 / len(model.classes_),
-    ).all():
-        position = np.argmin(
-            distances(rows.matrix, model.centroids_, model.metric),
-            axis=1,
-        )
+    if np.isclose(model.class_prior_, 1 / len(model.classes_)).all():
+        position = np.argmin(distances(rows.matrix, model.centroids_, model.metric), axis=1)
     else:
         position = np.argmax(scores, axis=1)
     return position, softmax(scores)
@@ -365,11 +322,7 @@ def bisected(model: BisectingKMeans, rows: Rows) -> TracedArray:
         shift = getattr(model, "_X_mean", 0.0)
         centres = np.vstack((node.left.center, node.right.center)) + shift
         nearer = nearest_centre(rows.matrix, centres)
-        return np.where(
-            nearer == 0,
-            leaf_below(node.left),
-            leaf_below(node.right),
-        )
+        return np.where(nearer == 0, leaf_below(node.left), leaf_below(node.right))
 
     return leaf_below(model._bisecting_tree)
 
@@ -382,10 +335,7 @@ def propagated_labels(model: Estimator, rows: Rows) -> Decision:
     if model.kernel == "rbf":
         likely = kernel(rows.matrix, model.X_, "rbf", model.gamma) @ labels
     elif model.kernel == "knn":
-        _, nearest = smallest(
-            distances(rows.matrix, model.X_, "euclidean"),
-            model.n_neighbors,
-        )
+        _, nearest = smallest(distances(rows.matrix, model.X_, "euclidean"), model.n_neighbors)
         likely = take(labels, nearest).sum(axis=1)
     else:
         raise NotImplementedError("a kernel that is a Python function")
@@ -404,15 +354,7 @@ def nystroem(model: Nystroem, rows: Rows) -> TracedArray:
     options = {
         name: value for name, value in model._get_kernel_params().items() if value is not None
     }
-    return (
-        kernel(
-            rows.matrix,
-            model.components_,
-            model.kernel,
-            **options,
-        )
-        @ model.normalization_.T
-    )
+    return kernel(rows.matrix, model.components_, model.kernel, **options) @ model.normalization_.T
 
 
 def _decisions(model: Estimator, rows: Rows) -> TracedArray:
@@ -423,35 +365,23 @@ def _decisions(model: Estimator, rows: Rows) -> TracedArray:
     similar = kernel(rows.matrix, model.support_vectors_, model.kernel, **options)
     weights = _dense(model._dual_coef_).T  # shape: [K, 1 or classes - 1]
     if len(model._intercept_) > 1:
-        weights = _weights_of_pairs(model, weights)
+        # libsvm's weights [K, classes - 1] become weights per pair of classes, [K,
+        # pairs].
+        # A support vector of the first class of a pair (i, j) has its weight in column
+        # j - 1, and one of the second class in column i.
+        first, second = np.triu_indices(len(model.classes_), 1)
+        classes = np.repeat(np.arange(len(model.classes_)), model.n_support_)[:, None]
+        of_first = weights[:, second - 1] * (classes == first)
+        of_second = weights[:, first] * (classes == second)
+        weights = np.asarray(of_first + of_second)
     return similar @ weights + model._intercept_
-
-
-def _weights_of_pairs(model: Estimator, weights: Array) -> Array:
-    """Return the weights [K, pairs] of the support vectors in each pair of classes, for
-    the weights [K, classes - 1] of libsvm.
-    """
-    # A support vector of the first class of a pair (i, j) has its weight in column
-    # j - 1, and one of the second class in column i.
-    first, second = np.triu_indices(len(model.classes_), 1)
-    classes = np.repeat(
-        np.arange(len(model.classes_)),
-        model.n_support_,
-    )[:, None]
-    of_first = weights[:, second - 1] * (classes == first)
-    of_second = weights[:, first] * (classes == second)
-    return np.asarray(of_first + of_second)
 
 
 def one_class(model: OneClassSVM, rows: Rows) -> TracedArray:
     """Return 1 for a positive score, otherwise -1, like libsvm; skl2onnx returns 0 for
     a score of 0.
     """
-    return np.where(
-        _decisions(model, rows)[:, 0] > 0,
-        1,
-        -1,
-    )
+    return np.where(_decisions(model, rows)[:, 0] > 0, 1, -1)
 
 
 def machine_classes(model: Estimator, rows: Rows) -> Decision:
@@ -460,17 +390,13 @@ def machine_classes(model: Estimator, rows: Rows) -> Decision:
     """
     if len(model.probA_):
         raise NotImplementedError(
-            f"{type(model).__name__} with probability=True: libsvm computes them iteratively",
+            f"{type(model).__name__} with probability=True: libsvm computes them iteratively"
         )
     decisions = _decisions(model, rows)
     if len(model.classes_) == 2:
         position = (decisions[:, 0] <= 0).astype(np.int64)
         return position, np.hstack([decisions, -decisions])
-    votes, scores = votes_of_pairs(
-        (decisions <= 0).astype(float),
-        -decisions,
-        len(model.classes_),
-    )
+    votes, scores = votes_of_pairs((decisions <= 0).astype(float), -decisions, len(model.classes_))
     if model.decision_function_shape == "ovo":
         return np.argmax(votes, axis=1), decisions
     ranks = scores if model.break_ties else votes
@@ -509,10 +435,7 @@ def locally_linear(model: LocallyLinearEmbedding, rows: Rows) -> TracedArray:
     trace = sum(gram_rows[n][:, n] for n in range(1, count)) + gram_rows[0][:, 0]
     ridge = np.where(trace > 0, trace * model.reg, model.reg)
     gram = np.stack(gram_rows, axis=1)
-    weights = _solution(
-        gram + ridge[:, None, None] * np.eye(count),
-        count,
-    )
+    weights = _solution(gram + ridge[:, None, None] * np.eye(count), count)
     weights = weights / weights.sum(axis=1, keepdims=True)
     return (take(model.embedding_, neighbours) * weights[:, :, None]).sum(axis=1)
 
@@ -521,10 +444,7 @@ def _solution(matrix: TracedArray, count: int) -> TracedArray:
     """Return the solutions [N, count] of matrix [N, count, count] @ x = 1 by
     Gauss-Jordan elimination. A positive definite matrix needs no pivoting.
     """
-    system = np.concatenate(
-        [matrix, np.ones_like(matrix)[:, :, :1]],
-        axis=2,
-    )
+    system = np.concatenate([matrix, np.ones_like(matrix)[:, :, :1]], axis=2)
     for n in range(count):
         # Divide line n by its pivot, and clear column n in the other lines.
         line = system[:, n : n + 1, :] / system[:, n : n + 1, n : n + 1]

@@ -19,23 +19,8 @@ from sklearn.multiclass import OneVsRestClassifier
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.neighbours import squared_distances
-from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import (
-    Answer,
-    Decision,
-    Formula,
-    Rows,
-    both_classes,
-    logistic,
-    softmax,
-)
-from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import (
-    TracedArray,
-    counted,
-    interpolated,
-    padded,
-    take,
-)
-from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import AdditiveClassifier, AdditiveModel
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import Decision, Formula, Rows
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import TracedArray, interpolated
 
 
 def isotonic(models: list[IsotonicRegression], x: TracedArray) -> TracedArray:
@@ -66,7 +51,7 @@ def dummy_classes(model: DummyClassifier, rows: Rows) -> Decision:
     """
     if model.n_outputs_ > 1 or model._strategy not in ("prior", "most_frequent", "constant"):
         raise NotImplementedError(
-            f"DummyClassifier with strategy={model._strategy!r}: its predictions are random",
+            f"DummyClassifier with strategy={model._strategy!r}: its predictions are random"
         )
     if model._strategy == "constant":
         best = int(np.flatnonzero(model.classes_ == np.ravel(model.constant)[0])[0])
@@ -116,43 +101,8 @@ def process_classes(model: GaussianProcessClassifier, rows: Rows) -> Decision:
         return position, np.column_stack([1.0 - likely, likely])
     if not isinstance(base, OneVsRestClassifier):
         raise NotImplementedError("GaussianProcessClassifier with multi_class='one_vs_one'")
-    scores = np.stack(
-        [_latent(member, rows.matrix)[1] for member in base.estimators_],
-        axis=1,
-    )
+    scores = np.stack([_latent(member, rows.matrix)[1] for member in base.estimators_], axis=1)
     return np.argmax(scores, axis=1), scores / scores.sum(axis=1, keepdims=True)
-
-
-def additive(model: AdditiveModel, rows: Rows) -> Answer:
-    """Return sums of scores by bin: predictions, or positions of classes and
-    probabilities.
-    """
-    bins = _bins(model, rows)
-    score_rows = (bins @ model.strides + model.offsets).astype(np.int64)
-    scores = take(model.scores, score_rows).sum(axis=1) + model.intercept
-    if model.link == "identity":
-        return scores
-    if model.link == "log":
-        return np.exp(scores)
-    if model.link == "mlogit":
-        return np.argmax(scores, axis=1), softmax(scores)
-    likely = logistic(scores)
-    return (scores[:, 0] > 0).astype(np.int64), both_classes(likely)
-
-
-def _bins(model: AdditiveModel, rows: Rows) -> TracedArray:
-    """Return the bins [N, binned]. Bin 0 is for missing numbers; other bins are 1 + the
-    number of cuts up to x. A column without cuts contains its bins.
-    """
-    x = rows.matrix[:, [position for position, _ in model.cuts]]
-    holds_bins = np.array([cuts is None for _, cuts in model.cuts])
-    all_cuts = [np.empty(0) if cuts is None else cuts for _, cuts in model.cuts]
-    counts = np.array([len(cuts) for cuts in all_cuts])
-    table = padded(all_cuts, counts.max(), np.inf)
-    numbers = counted(table, np.less_equal, x).astype(float) + 1.0
-    numbers = np.minimum(numbers, counts + 1.0)  # Infinity is in the last bin.
-    numbers = np.where(np.isnan(x), 0.0, numbers)
-    return np.where(holds_bins, x, numbers)
 
 
 def by_gradient(model: SGDClassifier, rows: Rows) -> Decision:
@@ -184,11 +134,7 @@ def _latent(model: Estimator, x: TracedArray) -> tuple[TracedArray, TracedArray]
     return mean, integrals @ np.ravel(COEFS) + 0.5 * float(COEFS.sum())
 
 
-def _kernel(
-    kernel: kernels.Kernel,
-    x: TracedArray,
-    training: Array | None = None,
-) -> TracedArray:
+def _kernel(kernel: kernels.Kernel, x: TracedArray, training: Array | None = None) -> TracedArray:
     """Return the kernel [N, K] between rows x [N, k] and training rows [K, k]. Raises
     NotImplementedError for an unsupported kernel.
 
@@ -198,10 +144,7 @@ def _kernel(
     match kernel:
         case kernels.Sum() | kernels.Product():
             combine = operator.add if isinstance(kernel, kernels.Sum) else operator.mul
-            return combine(
-                _kernel(kernel.k1, x, training),
-                _kernel(kernel.k2, x, training),
-            )
+            return combine(_kernel(kernel.k1, x, training), _kernel(kernel.k2, x, training))
         case kernels.Exponentiation():
             return _kernel(kernel.kernel, x, training) ** kernel.exponent
         case kernels.ConstantKernel():
@@ -214,10 +157,25 @@ def _kernel(
         case _ if training is None:
             return 1.0  # The other kernels depend only on the distance, which is 0.
         case kernels.Matern():
-            return _matern(kernel, x, training)
+            scaled_squares = squared_distances(
+                x / kernel.length_scale, training / kernel.length_scale
+            )
+            factors = {0.5: 1.0, 1.5: 3.0, 2.5: 5.0}
+            if kernel.nu == np.inf:
+                return np.exp(scaled_squares * -0.5)
+            if kernel.nu not in factors:
+                raise NotImplementedError(f"the kernel {kernel!r}")
+            distance = np.sqrt(scaled_squares * factors[kernel.nu])
+            # All three are added to the graph, although two are unused.
+            polynomials = {
+                0.5: 1.0,
+                1.5: 1.0 + distance,
+                2.5: 1.0 + distance + distance * distance / 3.0,
+            }
+            return polynomials[kernel.nu] * np.exp(-distance)
         case kernels.RBF():
             return np.exp(
-                squared_distances(x / kernel.length_scale, training / kernel.length_scale) * -0.5,
+                squared_distances(x / kernel.length_scale, training / kernel.length_scale) * -0.5
             )
         case kernels.RationalQuadratic():
             squared = squared_distances(x, training)
@@ -225,33 +183,10 @@ def _kernel(
     raise NotImplementedError(f"the kernel {kernel!r}")
 
 
-def _matern(kernel: kernels.Matern, x: TracedArray, training: Array) -> TracedArray:
-    """Return the Matérn kernel [N, K]. Raises NotImplementedError for an order `nu`
-    that has no closed form.
-    """
-    squared = squared_distances(x / kernel.length_scale, training / kernel.length_scale)
-    factors = {0.5: 1.0, 1.5: 3.0, 2.5: 5.0}
-    if kernel.nu == np.inf:
-        return np.exp(squared * -0.5)
-    if kernel.nu not in factors:
-        raise NotImplementedError(f"the kernel {kernel!r}")
-    distance = np.sqrt(squared * factors[kernel.nu])
-    # All three are added to the graph, although two are unused.
-    polynomials = {
-        0.5: 1.0,
-        1.5: 1.0 + distance,
-        2.5: 1.0 + distance + distance * distance / 3.0,
-    }
-    return polynomials[kernel.nu] * np.exp(-distance)
-
-
 FORMULAS: dict[type, Formula] = {
     DummyClassifier: dummy_classes,
     DummyRegressor: dummy_values,
-    IsotonicRegression: lambda model, rows: isotonic(
-        [model],
-        rows.matrix[:, :1],
-    ),
+    IsotonicRegression: lambda model, rows: isotonic([model], rows.matrix[:, :1]),
     EllipticEnvelope: elliptic,
     GaussianMixture: mixture,
     BayesianGaussianMixture: mixture,
@@ -259,8 +194,6 @@ FORMULAS: dict[type, Formula] = {
     PLSCanonical: partial_least_squares,
     PLSRegression: partial_least_squares,
     GaussianProcessClassifier: process_classes,
-    AdditiveModel: additive,
-    AdditiveClassifier: additive,
 }
 PRECISE: dict[type, Formula] = {SGDClassifier: by_gradient}
 """Formulas for the precision `double`. Otherwise, a faster 32-bit ONNX operator is

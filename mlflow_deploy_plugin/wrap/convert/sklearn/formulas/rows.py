@@ -74,11 +74,7 @@ class Rows:
     @classmethod
     def of(cls, graph: NodeBuilder, operator: Operator) -> "Rows":
         width = getattr(operator.raw_operator, "n_features_in_", None)
-        return cls(
-            graph,
-            list(operator.inputs),
-            width or sum(map(_width, operator.inputs)),
-        )
+        return cls(graph, list(operator.inputs), width or sum(map(_width, operator.inputs)))
 
     @property
     def matrix(self) -> TracedArray:
@@ -275,28 +271,19 @@ class Rows:
         """Return the result of an estimator that skl2onnx converts, once for labels and
         probabilities, and once for scores.
         """
-        sample = self._sample(estimator, method)
-        raw_scores = method == "decision_function"
-        names = self._converter_outputs(estimator, raw_scores)
+        # The sample has the shape of the result for `SAMPLE_ROWS` rows.
         if method == "label":
-            return Traced(self._graph, names[0], sample).reshape(-1)
-        if method == "transform" and len(names) > 1:
-            raise NotImplementedError(
-                "strings and numbers, and no earlier step converts the strings",
-            )
-        name = self._graph.cast(names[int(method in _SCORES)], TensorProto.DOUBLE)
-        if raw_scores and sample.ndim == 1:  # skl2onnx returns two columns for two classes.
-            both = Traced(self._graph, name, np.ones((SAMPLE_ROWS, 2)))
-            return both.reshape(-1, 2)[:, 1]
-        return Traced(self._graph, name, sample).reshape(
-            -1,
-            *sample.shape[1:],
-        )
-
-    def _converter_outputs(self, estimator: Estimator, raw_scores: bool) -> list[str]:
-        """Return the names of the outputs of an estimator's converter, which is called
-        once. `raw_scores` is True for scores instead of probabilities.
-        """
+            sample = np.ones(SAMPLE_ROWS, labels_of(estimator).dtype)
+        elif method in _SCORES:
+            count = len(estimator.classes_)
+            if count == 2 and method == "decision_function":
+                sample = np.ones(SAMPLE_ROWS)
+            else:
+                sample = np.full((SAMPLE_ROWS, count), 1 / count)
+        else:
+            sample = np.ones(self._shape(estimator, method))
+        raw_scores = method == "decision_function"
+        # The converter of an estimator is called once.
         key = id(estimator), raw_scores
         if raw_scores and len(getattr(estimator, "probA_", ())):
             # With `_probA`, skl2onnx returns probabilities instead of scores.
@@ -306,7 +293,18 @@ class Rows:
         if key not in self._outputs:
             inputs = self._variables(estimator)
             self._outputs[key] = self._graph.sub_model(estimator, inputs, raw_scores)
-        return self._outputs[key]
+        names = self._outputs[key]
+        if method == "label":
+            return Traced(self._graph, names[0], sample).reshape(-1)
+        if method == "transform" and len(names) > 1:
+            raise NotImplementedError(
+                "strings and numbers, and no earlier step converts the strings"
+            )
+        name = self._graph.cast(names[int(method in _SCORES)], TensorProto.DOUBLE)
+        if raw_scores and sample.ndim == 1:  # skl2onnx returns two columns for two classes.
+            both = Traced(self._graph, name, np.ones((SAMPLE_ROWS, 2)))
+            return both.reshape(-1, 2)[:, 1]
+        return Traced(self._graph, name, sample).reshape(-1, *sample.shape[1:])
 
     def _variables(self, estimator: Estimator) -> list[Variable]:
         """Return the inputs of an estimator's converter: the original inputs, or a
@@ -326,25 +324,7 @@ class Rows:
         dtype = np.float64 if is_wide else np.float32
         kind = DoubleTensorType if is_wide else FloatTensorType
         matrix = self.matrix.astype(dtype)
-        return [
-            self._graph.variable(
-                matrix.name,
-                kind([None, matrix.sample.shape[1]]),
-            )
-        ]
-
-    def _sample(self, estimator: Estimator, method: str) -> Array:
-        """Return numbers in the shape of the estimator's result for `SAMPLE_ROWS`
-        rows.
-        """
-        if method == "label":
-            return np.ones(SAMPLE_ROWS, labels_of(estimator).dtype)
-        if method in _SCORES:
-            count = len(estimator.classes_)
-            if count == 2 and method == "decision_function":
-                return np.ones(SAMPLE_ROWS)
-            return np.full((SAMPLE_ROWS, count), 1 / count)
-        return np.ones(self._shape(estimator, method))
+        return [self._graph.variable(matrix.name, kind([None, matrix.sample.shape[1]]))]
 
     def _shape(self, estimator: Estimator, method: str) -> tuple[int, ...]:
         """Return the shape of an estimator's predictions or columns for `SAMPLE_ROWS`
@@ -465,22 +445,14 @@ def normalized(likely: TracedArray) -> TracedArray:
     If the sum is 0, all classes have the same probability.
     """
     total = likely.sum(axis=-1, keepdims=True)
-    return np.where(
-        total == 0,
-        1 / likely.sample.shape[-1],
-        divided(likely, total),
-    )
+    return np.where(total == 0, 1 / likely.sample.shape[-1], divided(likely, total))
 
 
 def softmax(scores: TracedArray) -> TracedArray:
     return scores.emit("Softmax", [scores], scores.sample, axis=1)
 
 
-def votes_of_pairs(
-    second: TracedArray,
-    score: TracedArray,
-    classes: int,
-) -> Decision:
+def votes_of_pairs(second: TracedArray, score: TracedArray, classes: int) -> Decision:
     """Return the votes [N, C] in all pairs of classes, and the scores of
     sklearn.multiclass._ovr_decision_function.
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 from functools import cache, partial
 from itertools import chain
 from operator import methodcaller
-from typing import Any
 
 import numpy as np
 from onnx import TensorProto
@@ -50,7 +49,7 @@ _CHARACTERS = ("char", "char_wb")
 _SPACES = r"\s"
 _ONE = r"(?:\\[wWdDsS]|\[(?:\\.|[^\\\]])+\])"  # a class of characters
 _TOKENS = re.compile(
-    rf"(?:\(\?u\))?(?P<edge>\\b)?(?P<first>{_ONE})(?P<second>{_ONE})?(?P<count>\+|{{\d+,}})?(?P<end>\\b)?",
+    rf"(?:\(\?u\))?(?P<edge>\\b)?(?P<first>{_ONE})(?P<second>{_ONE})?(?P<count>\+|{{\d+,}})?(?P<end>\\b)?"
 )
 
 
@@ -59,16 +58,42 @@ def vectorized(vectorizer: CountVectorizer, rows: Rows) -> TracedArray:
     width = len(vectorizer.vocabulary_)
 
     def write(graph: NodeBuilder, texts: str) -> str:
+        # The operator reads the terms sorted by their number of tokens.
+        smallest, largest = vectorizer.ngram_range
+        if vectorizer.analyzer == "char_wb":  # A word shorter than the n-grams is a term.
+            if any("  " in term or term == " " for term in vectorizer.vocabulary_):
+                raise NotImplementedError("analyzer ('char_wb'): a term of only a space")
+            smallest = min([smallest, *map(len, vectorizer.vocabulary_)])
+        split = list if vectorizer.analyzer in _CHARACTERS else methodcaller("split", " ")
+        terms = []
+        for term, column in vectorizer.vocabulary_.items():
+            tokens = split(term)
+            # A user's vocabulary may contain terms that never occur.
+            if smallest <= len(tokens) <= largest:
+                terms.append((tokens, int(column)))
+        terms.sort(key=lambda term: len(term[0]))
+        columns = [column for _, column in terms]
+        if set(range(len(vectorizer.vocabulary_))) - set(columns):
+            raise NotImplementedError(
+                "terms of the vocabulary that are not n-grams of its ngram_range"
+            )
+        sizes = np.array([len(tokens) for tokens, _ in terms])
+        vocabulary_attributes = {
+            "min_gram_length": smallest,
+            "max_gram_length": largest,
+            "max_skip_count": 0,
+            "mode": "TF",
+            "pool_strings": list(chain.from_iterable(tokens for tokens, _ in terms)),
+            "ngram_indexes": columns,
+            "ngram_counts": [int(sizes[sizes < size].sum()) for size in range(1, largest + 1)],
+        }
         counts = graph.node(
             "TfIdfVectorizer",
             [_split_into_tokens(graph, vectorizer, texts)],
-            **_vocabulary_attributes(vectorizer),
+            **vocabulary_attributes,
         )
         if vectorizer.binary:
-            counts = graph.node(
-                "Min",
-                [counts, np.ones(1, np.float32)],
-            )
+            counts = graph.node("Min", [counts, np.ones(1, np.float32)])
         if not isinstance(vectorizer, TfidfVectorizer):
             return counts
         return _apply_in_64_bits(graph, counts, width, partial(weighted, vectorizer._tfidf))
@@ -82,11 +107,11 @@ def hashed(vectorizer: HashingVectorizer, rows: Rows) -> TracedArray:
     """
     if vectorizer.ngram_range != (1, 1) or vectorizer.analyzer == "char_wb":
         raise NotImplementedError(
-            f"ngram_range ({vectorizer.ngram_range!r}): hashes of several tokens",
+            f"ngram_range ({vectorizer.ngram_range!r}): hashes of several tokens"
         )
     if vectorizer.n_features > _MAX_HASHED:
         raise NotImplementedError(
-            f"n_features ({vectorizer.n_features}): a graph supports up to 2**16 hash columns",
+            f"n_features ({vectorizer.n_features}): a graph supports up to 2**16 hash columns"
         )
     write = partial(_write_hashed, vectorizer)
     return _in_blocks(rows.raw, vectorizer, vectorizer.n_features, write)
@@ -97,56 +122,27 @@ def _write_hashed(vectorizer: HashingVectorizer, graph: NodeBuilder, texts: str)
     width = vectorizer.n_features
     tokens = _split_into_tokens(graph, vectorizer, texts)
     skipped = graph.node("Equal", [tokens, _text(_PAD)])
-    hashes = graph.cast(
-        graph.node("MurmurHash3", [tokens], positive=0, seed=0),
-        TensorProto.INT64,
-    )
-    column = graph.node(
-        "Mod",
-        [graph.node("Abs", [hashes]), [width]],
-    )
+    hashes = graph.cast(graph.node("MurmurHash3", [tokens], positive=0, seed=0), TensorProto.INT64)
+    column = graph.node("Mod", [graph.node("Abs", [hashes]), [width]])
     if vectorizer.alternate_sign:
         signs = graph.node("Sign", [hashes])
     else:
         signs = graph.node("Equal", [hashes, hashes])
     is_token = graph.cast(graph.node("Not", [skipped]), TensorProto.FLOAT)
-    values = graph.node(
-        "Mul",
-        [graph.cast(signs, TensorProto.FLOAT), is_token],
-    )
-    shape = graph.node(
-        "Concat",
-        [graph.row_count(tokens), [width]],
-        axis=0,
-    )
-    zeros = graph.node(
-        "Expand",
-        [np.zeros(1, np.float32), shape],
-    )
+    values = graph.node("Mul", [graph.cast(signs, TensorProto.FLOAT), is_token])
+    shape = graph.node("Concat", [graph.row_count(tokens), [width]], axis=0)
+    zeros = graph.node("Expand", [np.zeros(1, np.float32), shape])
     # The sums are added for a binary vectorizer too, although they are unused.
-    sums = graph.node(
-        "ScatterElements",
-        [zeros, column, values],
-        axis=1,
-        reduction="add",
-    )
+    sums = graph.node("ScatterElements", [zeros, column, values], axis=1, reduction="add")
     if vectorizer.binary:
-        sums = graph.node(
-            "ScatterElements",
-            [zeros, column, is_token],
-            axis=1,
-            reduction="max",
-        )
+        sums = graph.node("ScatterElements", [zeros, column, is_token], axis=1, reduction="max")
     if vectorizer.norm is None:
         return sums
     return _apply_in_64_bits(graph, sums, width, partial(_normalize_rows, norm=vectorizer.norm))
 
 
 def _in_blocks(
-    column: TracedArray,
-    vectorizer: Estimator,
-    width: int,
-    write: Callable[[NodeBuilder, str], str],
+    column: TracedArray, vectorizer: Estimator, width: int, write: Callable[[NodeBuilder, str], str]
 ) -> TracedArray:
     """Return the numbers [N, width] that `write` computes for blocks of preprocessed
     texts of a column. If a text is long, each row is a block.
@@ -161,8 +157,7 @@ def _in_blocks(
     texts = body.name()
     numbers = write(body, _preprocessed(body, vectorizer, texts))
     step = body.finish(
-        {texts: (TensorProto.STRING, [None])},
-        {numbers: (TensorProto.FLOAT, [None, width])},
+        {texts: (TensorProto.STRING, [None])}, {numbers: (TensorProto.FLOAT, [None, width])}
     )
     stacked = graph.node("Scan", [blocks], body=step, num_scan_inputs=1)
     flat = graph.node("Reshape", [stacked, [-1, width]])
@@ -180,14 +175,8 @@ def _divide_into_blocks(graph: NodeBuilder, texts: str, count: str) -> str:
     return graph.node(
         "If",
         [is_one],
-        then_branch=single.finish(
-            {},
-            {row: (TensorProto.STRING, [None, None])},
-        ),
-        else_branch=several.finish(
-            {},
-            {cut: (TensorProto.STRING, [None, None])},
-        ),
+        then_branch=single.finish({}, {row: (TensorProto.STRING, [None, None])}),
+        else_branch=several.finish({}, {cut: (TensorProto.STRING, [None, None])}),
     )
 
 
@@ -197,19 +186,13 @@ def _cut_into_blocks(graph: NodeBuilder, texts: str) -> str:
     """
     flat = graph.node("Reshape", [texts, [-1]])
     is_long = graph.node("RegexFullMatch", [flat], pattern=_LONG)
-    most_rows = graph.node(
-        "ReduceMin",
-        [graph.node("Where", [is_long, [1], [_BLOCK]])],
-    )
+    most_rows = graph.node("ReduceMin", [graph.node("Where", [is_long, [1], [_BLOCK]])])
     row_count = graph.node("Shape", [flat])
     block_count, block_rows = graph.equal_blocks(row_count, most_rows)
     positions = _positions(graph, graph.node("Mul", [block_count, block_rows]))
     rows = graph.node("Mod", [positions, row_count])
     shape = graph.node("Concat", [block_count, block_rows], axis=0)
-    return graph.node(
-        "Reshape",
-        [graph.node("Gather", [flat, rows]), shape],
-    )
+    return graph.node("Reshape", [graph.node("Gather", [flat, rows]), shape])
 
 
 def _positions(graph: NodeBuilder, count: str) -> str:
@@ -222,9 +205,29 @@ def _split_into_tokens(graph: NodeBuilder, vectorizer: CountVectorizer, texts: s
     spaces.
     """
     pad = " " if vectorizer.analyzer == "char_wb" else _PAD
-    tokens = _split_by(graph, texts, _token_expression(vectorizer), pad)
+    for option in ("analyzer", "preprocessor", "strip_accents"):
+        function = getattr(vectorizer, option)
+        if callable(function):
+            raise NotImplementedError(
+                f"its option {option}={_name_of(function)} is a Python function, which a graph "
+                "cannot call"
+            )
+    if vectorizer.analyzer == "char_wb":
+        token_expression = f"{_class_expression(_SPACES)}+|(?s:.)"
+    elif vectorizer.analyzer == "char":
+        token_expression = f"{_class_expression(_SPACES)}{{2,}}|(?s:.)"
+    else:
+        token_expression = _word_expression(vectorizer)
+    tokens = _split_by(graph, texts, token_expression, pad)
     if vectorizer.analyzer in _CHARACTERS:
-        return _with_single_spaces(graph, vectorizer, tokens)
+        # For the analyzer `char`, a single character of white space is a token and
+        # stays as it is.
+        min_length = 1 if vectorizer.analyzer == "char_wb" else 2
+        pattern = f"{_class_expression(_SPACES)}{{{min_length},}}"
+        is_space = graph.node("RegexFullMatch", [tokens], pattern=pattern)
+        is_padding = graph.node("Equal", [tokens, _text(_PAD)])
+        is_space = graph.node("And", [is_space, graph.node("Not", [is_padding])])
+        return graph.node("Where", [is_space, _text(" "), tokens])
     words = sorted(vectorizer.get_stop_words() or ())
     if words:
         return _without_stop_words(graph, vectorizer, tokens, words)
@@ -240,12 +243,7 @@ def _split_by(graph: NodeBuilder, texts: str, expression: str, pad: str) -> str:
     contains an inner space.
     """
     parts = graph.node(
-        "Tokenizer",
-        [texts],
-        tokenexp=expression,
-        pad_value=pad,
-        mark=0,
-        mincharnum=1,
+        "Tokenizer", [texts], tokenexp=expression, pad_value=pad, mark=0, mincharnum=1
     )
     column = graph.node("Reshape", [texts, [-1, 1]])
     pads = graph.node("Where", [[True], _text(pad), column])
@@ -255,26 +253,8 @@ def _split_by(graph: NodeBuilder, texts: str, expression: str, pad: str) -> str:
     return graph.node("Concat", columns, axis=1)
 
 
-def _with_single_spaces(graph: NodeBuilder, vectorizer: CountVectorizer, tokens: str) -> str:
-    """Replace each token [N, L] of white space by one space. For the analyzer `char`, a
-    single character of white space is a token and stays as it is.
-    """
-    min_length = 1 if vectorizer.analyzer == "char_wb" else 2
-    pattern = f"{_class_expression(_SPACES)}{{{min_length},}}"
-    is_space = graph.node("RegexFullMatch", [tokens], pattern=pattern)
-    is_padding = graph.node("Equal", [tokens, _text(_PAD)])
-    is_space = graph.node(
-        "And",
-        [is_space, graph.node("Not", [is_padding])],
-    )
-    return graph.node("Where", [is_space, _text(" "), tokens])
-
-
 def _without_stop_words(
-    graph: NodeBuilder,
-    vectorizer: CountVectorizer,
-    tokens: str,
-    words: list[str],
+    graph: NodeBuilder, vectorizer: CountVectorizer, tokens: str, words: list[str]
 ) -> str:
     """Replace the tokens [N, L] that are stop words by padding. For n-grams, move the
     padding behind all other tokens.
@@ -293,10 +273,7 @@ def _without_stop_words(
     # Each token's key is its position, plus the length for stop words.
     length = graph.node("Shape", [tokens], start=1)
     positions = _positions(graph, length)
-    keys = graph.node(
-        "Add",
-        [graph.node("Mul", [flags, length]), positions],
-    )
+    keys = graph.node("Add", [graph.node("Mul", [flags, length]), positions])
     _, order = graph.nodes("TopK", [keys, length], 2, largest=0)
     return graph.node("GatherElements", [tokens, order], axis=1)
 
@@ -317,46 +294,34 @@ def _preprocessed(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -
         case_change_action="LOWER" if vectorizer.lowercase else "NONE",
         locale="C.UTF-8",  # available on all machines; the default en_US may be missing
     )
-    replaced = _replace_characters(by_character, vectorizer, texts)
-    if isinstance(vectorizer.strip_accents, str):
-        pattern = r"[\x00-\x7F]*"
-    else:
-        pattern = f"[^İ{_SIGMA}]*"
-    matches = graph.node("RegexFullMatch", [texts], pattern=pattern)
-    is_plain = graph.cast(matches, TensorProto.INT32)
-    all_plain = graph.cast(
-        graph.node("ReduceMin", [is_plain], keepdims=0),
-        TensorProto.BOOL,
-    )
-    return graph.node(
-        "If",
-        [all_plain],
-        then_branch=plain.finish(
-            {},
-            {lowered: (TensorProto.STRING, [None])},
-        ),
-        else_branch=by_character.finish(
-            {},
-            {replaced: (TensorProto.STRING, [None])},
-        ),
-    )
-
-
-def _replace_characters(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
-    """Replace the characters of texts [N]."""
     replacements, default = _replacements(vectorizer.strip_accents, vectorizer.lowercase)
-    characters = _split_by(graph, texts, "(?s:.)", _PAD)
+    characters = _split_by(by_character, texts, "(?s:.)", _PAD)
     if vectorizer.lowercase and default:
-        characters = _with_final_sigma(graph, characters)
-    replaced = graph.node(
+        characters = _with_final_sigma(by_character, characters)
+    replaced = by_character.node(
         "LabelEncoder",
         [characters],
         keys_strings=[*replacements, _PAD],
         values_strings=[*replacements.values(), ""],
         default_string=default,
     )
-    is_unchanged = graph.node("Equal", [replaced, _text(_PAD)])
-    return _join_characters(graph, graph.node("Where", [is_unchanged, characters, replaced]))
+    is_unchanged = by_character.node("Equal", [replaced, _text(_PAD)])
+    replaced = _join_characters(
+        by_character, by_character.node("Where", [is_unchanged, characters, replaced])
+    )
+    if isinstance(vectorizer.strip_accents, str):
+        pattern = r"[\x00-\x7F]*"
+    else:
+        pattern = f"[^İ{_SIGMA}]*"
+    matches = graph.node("RegexFullMatch", [texts], pattern=pattern)
+    is_plain = graph.cast(matches, TensorProto.INT32)
+    all_plain = graph.cast(graph.node("ReduceMin", [is_plain], keepdims=0), TensorProto.BOOL)
+    return graph.node(
+        "If",
+        [all_plain],
+        then_branch=plain.finish({}, {lowered: (TensorProto.STRING, [None])}),
+        else_branch=by_character.finish({}, {replaced: (TensorProto.STRING, [None])}),
+    )
 
 
 def _join_characters(graph: NodeBuilder, characters: str) -> str:
@@ -364,10 +329,7 @@ def _join_characters(graph: NodeBuilder, characters: str) -> str:
     body = graph.subgraph()
     parts = body.name()
     joined = _join_pairs(body, parts)
-    length = body.node(
-        "Squeeze",
-        [body.node("Shape", [joined], start=1)],
-    )
+    length = body.node("Squeeze", [body.node("Shape", [joined], start=1)])
     goes_on = body.node("Greater", [length, np.int64(1)])
     table: tuple[int, list[int | None]] = (TensorProto.STRING, [None, None])
     # A Loop passes the number of the round and the condition, which are unused.
@@ -378,11 +340,7 @@ def _join_characters(graph: NodeBuilder, characters: str) -> str:
     }
     outputs: Values = {goes_on: (TensorProto.BOOL, []), joined: table}
     rounds = body.finish(inputs, outputs)
-    texts = graph.node(
-        "Loop",
-        ["", np.bool_(True), characters],
-        body=rounds,
-    )
+    texts = graph.node("Loop", ["", np.bool_(True), characters], body=rounds)
     return graph.node("Reshape", [texts, [-1]])
 
 
@@ -406,11 +364,17 @@ def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
     """Return the characters [N, L] with "ς" for a "Σ" at the end of a word, by
     Unicode's rule Final_Sigma.
     """
-    code = _letter_codes(graph, characters)
-    is_skipped = graph.node(
-        "Equal",
-        [code, np.zeros(1, np.float32)],
+    # The code is 2 for a letter next to a sigma, 0 for a character that is skipped,
+    # otherwise 1.
+    letters, skipped = _letters_and_skipped()
+    code = graph.node(
+        "LabelEncoder",
+        [characters],
+        keys_strings=[*letters, *skipped],
+        values_floats=[2.0] * len(letters) + [0.0] * len(skipped),
+        default_float=1.0,
     )
+    is_skipped = graph.node("Equal", [code, np.zeros(1, np.float32)])
     code = graph.cast(code, TensorProto.DOUBLE)
     position = _positions(graph, graph.node("Shape", [characters], start=1))
     position = graph.cast(position, TensorProto.DOUBLE)
@@ -418,36 +382,13 @@ def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
     for step in (4.0, -4.0):
         # The nearest character has the largest rank. A rank modulo 4 is the character's
         # code, or the code minus 4.
-        rank = graph.node(
-            "Add",
-            [code, graph.node("Mul", [position, [step]])],
-        )
+        rank = graph.node("Add", [code, graph.node("Mul", [position, [step]])])
         rank = graph.node("Where", [is_skipped, _NO_RANK, rank])
         near_letters.append(_is_near_letter(graph, rank, is_before=step > 0))
     is_after_letter, is_before_letter = near_letters
-    is_final = graph.node(
-        "And",
-        [is_after_letter, graph.node("Not", [is_before_letter])],
-    )
-    is_final = graph.node(
-        "And",
-        [is_final, graph.node("Equal", [characters, _text(_SIGMA)])],
-    )
+    is_final = graph.node("And", [is_after_letter, graph.node("Not", [is_before_letter])])
+    is_final = graph.node("And", [is_final, graph.node("Equal", [characters, _text(_SIGMA)])])
     return graph.node("Where", [is_final, _text("ς"), characters])
-
-
-def _letter_codes(graph: NodeBuilder, characters: str) -> str:
-    """Add a code for each character [N, L]: 2 for a letter next to a sigma, 0 for a
-    character that is skipped, otherwise 1.
-    """
-    letters, skipped = _letters_and_skipped()
-    return graph.node(
-        "LabelEncoder",
-        [characters],
-        keys_strings=[*letters, *skipped],
-        values_floats=[2.0] * len(letters) + [0.0] * len(skipped),
-        default_float=1.0,
-    )
 
 
 def _is_near_letter(graph: NodeBuilder, rank: str, is_before: bool) -> str:
@@ -465,19 +406,9 @@ def _is_near_letter(graph: NodeBuilder, rank: str, is_before: bool) -> str:
     ranks = graph.node("Unsqueeze", [rank, [1]])
     padded = graph.node("Pad", [ranks, padding, _NO_RANK[0]])
     nearest = graph.node("MaxPool", [padded], kernel_shape=[_NEAR])  # shape: [N, 1, L + 1]
-    nearest = graph.node(
-        "Slice",
-        [nearest, [start], [end], [2]],
-    )
-    code = graph.node(
-        "Mod",
-        [graph.node("Squeeze", [nearest, [1]]), [4.0]],
-        fmod=1,
-    )
-    return graph.node(
-        "Equal",
-        [graph.node("Abs", [code]), [2.0]],
-    )
+    nearest = graph.node("Slice", [nearest, [start], [end], [2]])
+    code = graph.node("Mod", [graph.node("Squeeze", [nearest, [1]]), [4.0]], fmod=1)
+    return graph.node("Equal", [graph.node("Abs", [code]), [2.0]])
 
 
 @cache
@@ -535,71 +466,14 @@ def _normalize_rows(counts: TracedArray, norm: str | None) -> TracedArray:
 
 
 def _apply_in_64_bits(
-    graph: NodeBuilder,
-    name: str,
-    width: int,
-    change: Callable[[TracedArray], TracedArray],
+    graph: NodeBuilder, name: str, width: int, change: Callable[[TracedArray], TracedArray]
 ) -> str:
     """Apply a 64-bit formula to 32-bit floats [N, width], and return the name of 32-bit
     floats.
     """
-    numbers = Traced(
-        graph,
-        name,
-        np.ones((SAMPLE_ROWS, width), np.float32),
-    )
+    numbers = Traced(graph, name, np.ones((SAMPLE_ROWS, width), np.float32))
     changed = change(numbers.astype(float))
     return str(changed.astype(np.float32).name)
-
-
-def _vocabulary_attributes(vectorizer: CountVectorizer) -> dict[str, Any]:
-    """Return the vocabulary for the operator TfIdfVectorizer: terms sorted by token
-    count, and their columns. Raises NotImplementedError for terms that are not n-grams.
-    """
-    smallest, largest = vectorizer.ngram_range
-    if vectorizer.analyzer == "char_wb":  # A word shorter than the n-grams is a term.
-        if any("  " in term or term == " " for term in vectorizer.vocabulary_):
-            raise NotImplementedError("analyzer ('char_wb'): a term of only a space")
-        smallest = min([smallest, *map(len, vectorizer.vocabulary_)])
-    split = list if vectorizer.analyzer in _CHARACTERS else methodcaller("split", " ")
-    terms = []
-    for term, column in vectorizer.vocabulary_.items():
-        tokens = split(term)
-        # A user's vocabulary may contain terms that never occur.
-        if smallest <= len(tokens) <= largest:
-            terms.append((tokens, int(column)))
-    terms.sort(key=lambda term: len(term[0]))
-    columns = [column for _, column in terms]
-    if set(range(len(vectorizer.vocabulary_))) - set(columns):
-        raise NotImplementedError("terms of the vocabulary that are not n-grams of its ngram_range")
-    sizes = np.array([len(tokens) for tokens, _ in terms])
-    return {
-        "min_gram_length": smallest,
-        "max_gram_length": largest,
-        "max_skip_count": 0,
-        "mode": "TF",
-        "pool_strings": list(chain.from_iterable(tokens for tokens, _ in terms)),
-        "ngram_indexes": columns,
-        "ngram_counts": [int(sizes[sizes < size].sum()) for size in range(1, largest + 1)],
-    }
-
-
-def _token_expression(vectorizer: CountVectorizer) -> str:
-    """Return the RE2 expression of a token in a preprocessed text. Raises
-    NotImplementedError if this is impossible.
-    """
-    for option in ("analyzer", "preprocessor", "strip_accents"):
-        function = getattr(vectorizer, option)
-        if callable(function):
-            raise NotImplementedError(
-                f"its option {option}={_name_of(function)} is a Python function, which a graph "
-                "cannot call",
-            )
-    if vectorizer.analyzer == "char_wb":
-        return f"{_class_expression(_SPACES)}+|(?s:.)"
-    if vectorizer.analyzer == "char":
-        return f"{_class_expression(_SPACES)}{{2,}}|(?s:.)"
-    return _word_expression(vectorizer)
 
 
 def _word_expression(vectorizer: CountVectorizer) -> str:
@@ -611,9 +485,14 @@ def _word_expression(vectorizer: CountVectorizer) -> str:
     else:
         pattern = _pattern_of(vectorizer.tokenizer)
     match = _TOKENS.fullmatch(pattern)
-    if match is None or not _is_run_of_one_class(match):
+    # A class may occur twice, with word boundaries at both ends or at none.
+    if (
+        match is None
+        or match["second"] not in (None, match["first"])
+        or bool(match["edge"]) != bool(match["end"])
+    ):
         raise NotImplementedError(
-            f"token_pattern ({pattern!r}): only runs of one character class are supported",
+            f"token_pattern ({pattern!r}): only runs of one character class are supported"
         )
     kind = match["first"]
     has_ngrams = vectorizer.ngram_range[1] > 1
@@ -623,30 +502,19 @@ def _word_expression(vectorizer: CountVectorizer) -> str:
         has_other_words = has_ngrams or isinstance(vectorizer, HashingVectorizer)
         if has_other_words or not set(_members(kind)) <= set(_members(r"\w")):
             raise NotImplementedError(
-                f"token_pattern ({pattern!r}): \\b around a class other than \\w",
+                f"token_pattern ({pattern!r}): \\b around a class other than \\w"
             )
         kind = r"\w"
     if not match["count"]:
         raise NotImplementedError(f"token_pattern ({pattern!r}): tokens of a fixed length")
     if " " in _members(kind) and has_ngrams:
         raise NotImplementedError(
-            f"token_pattern ({pattern!r}): n-grams of tokens that contain spaces",
+            f"token_pattern ({pattern!r}): n-grams of tokens that contain spaces"
         )
-    return f"{_class_expression(kind)}{{{_least_length(match)},}}"
-
-
-def _is_run_of_one_class(match: re.Match[str]) -> bool:
-    """Return True if a pattern has one character class, which may occur twice, and word
-    boundaries at both ends or at none.
-    """
-    has_one_class = match["second"] in (None, match["first"])
-    return has_one_class and bool(match["edge"]) == bool(match["end"])
-
-
-def _least_length(match: re.Match[str]) -> int:
-    """Return the minimum token length: 1 for `c+`, 2 for `cc+`, and 3 for `c{3,}`."""
+    # The minimum token length is 1 for `c+`, 2 for `cc+`, and 3 for `c{3,}`.
     least = 1 if match["count"] == "+" else int(match["count"][1:-2])
-    return least + bool(match["second"])
+    least_length = least + bool(match["second"])
+    return f"{_class_expression(kind)}{{{least_length},}}"
 
 
 def _pattern_of(tokenizer: Callable[[str], Iterable[str]]) -> str:
@@ -668,7 +536,7 @@ def _pattern_of(tokenizer: Callable[[str], Iterable[str]]) -> str:
             return pattern
     raise NotImplementedError(
         f"its option tokenizer={_name_of(tokenizer)} is a Python function; only str.split and "
-        "patterns are supported",
+        "patterns are supported"
     )
 
 
@@ -693,16 +561,8 @@ def _class_expression(kind: str) -> str:
     """Return a character class as RE2's class of code points: the Unicode versions of
     RE2 and Python differ.
     """
-    codes = np.sort(
-        np.frombuffer(
-            _members(kind).encode("utf-32-le"),
-            "<u4",
-        )
-    )
-    runs = np.split(
-        codes,
-        np.flatnonzero(np.diff(codes) != 1) + 1,
-    )
+    codes = np.sort(np.frombuffer(_members(kind).encode("utf-32-le"), "<u4"))
+    runs = np.split(codes, np.flatnonzero(np.diff(codes) != 1) + 1)
     ranges = [f"\\x{{{run[0]:X}}}-\\x{{{run[-1]:X}}}" for run in runs]
     return "[" + "".join(ranges) + "]"
 

@@ -62,19 +62,11 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         return self.sample.dtype
 
     def emit(
-        self,
-        operator: str,
-        inputs: Sequence[Operand],
-        sample: Array,
-        **attributes: Any,
+        self, operator: str, inputs: Sequence[Operand], sample: Array, **attributes: Any
     ) -> TracedArray:
         """Add a node. Inputs are traced arrays, or constants with unchanged dtype."""
         names = [_name_or_constant(operand) for operand in inputs]
-        return Traced(
-            self.graph,
-            self.graph.node(operator, names, **attributes),
-            sample,
-        )
+        return Traced(self.graph, self.graph.node(operator, names, **attributes), sample)
 
     def astype(self, dtype: npt.DTypeLike, **_: object) -> TracedArray:
         """Cast to the graph's dtype for a numpy dtype. Raises NotImplementedError for
@@ -97,14 +89,7 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         sample = self.sample.reshape(len(self.sample), *sizes[1:])
         if sizes[0] not in (-1, None):
             raise NotImplementedError("a reshape to a fixed number of rows")
-        return self.emit(
-            "Reshape",
-            [
-                self,
-                np.array([-1, *sample.shape[1:]]),
-            ],
-            sample,
-        )
+        return self.emit("Reshape", [self, np.array([-1, *sample.shape[1:]])], sample)
 
     def __getitem__(self, key: object) -> TracedArray:
         """Add the nodes of x[key]. Raises NotImplementedError for a selection of rows,
@@ -117,7 +102,8 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         axis = 1
         for entry in keys[1:]:
             if entry is None:
-                current = current._with_axis(axis)
+                sample = np.expand_dims(current.sample, axis)
+                current = current.emit("Unsqueeze", [current, np.array([axis])], sample)
                 axis += 1
             elif _is_whole_axis(entry):
                 axis += 1
@@ -125,30 +111,14 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
                 raise NotImplementedError("a selection by computed positions")
             else:
                 positions = np.arange(current.sample.shape[axis])[entry]
-                current = current._take_along(axis, positions)
+                current = current.emit(
+                    "Gather", [current, positions], current.sample.take(positions, axis), axis=axis
+                )
                 axis += np.ndim(positions)  # A single position removes the axis.
         return current
 
-    def _with_axis(self, axis: int) -> TracedArray:
-        """Add an axis of size 1."""
-        sample = np.expand_dims(self.sample, axis)
-        return self.emit("Unsqueeze", [self, np.array([axis])], sample)
-
-    def _take_along(self, axis: int, positions: Array) -> TracedArray:
-        """Return the entries at constant positions of an axis."""
-        return self.emit(
-            "Gather",
-            [self, positions],
-            self.sample.take(positions, axis),
-            axis=axis,
-        )
-
     def __array_ufunc__(
-        self,
-        ufunc: np.ufunc,
-        method: str,
-        *inputs: Operand,
-        **options: object,
+        self, ufunc: np.ufunc, method: str, *inputs: Operand, **options: object
     ) -> TracedArray:
         """Add the nodes of a numpy function of operands, or of its reduction. Raises
         NotImplementedError for an unsupported function or option.
@@ -170,7 +140,16 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         with np.errstate(all="ignore"):
             sample = ufunc(*samples)
         sample = sample.astype(_supported(sample.dtype))
-        dtype = _operand_dtype(ufunc, samples, sample.dtype)
+        # ONNX requires the same dtype for all operands of a node.
+        dtype: AnyDtype
+        if ufunc in _LOGICAL:
+            dtype = np.dtype(bool)
+        elif sample.dtype.kind != "b":
+            dtype = sample.dtype
+        else:
+            dtype = np.result_type(*samples)
+            if ufunc in (np.isnan, np.isinf) and dtype.kind != "f":
+                dtype = np.dtype(np.float64)
         operands = [_cast(operand, dtype) for operand in inputs]
         return self.emit(_UFUNCS[ufunc], operands, sample)
 
@@ -183,7 +162,7 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
     ) -> TracedArray:
         if function not in _FUNCTIONS:
             raise NotImplementedError(
-                f"numpy.{function.__name__}, which is not supported in a graph",
+                f"numpy.{function.__name__}, which is not supported in a graph"
             )
         return _FUNCTIONS[function](*inputs, **options)
 
@@ -232,29 +211,6 @@ def _is_whole_axis(entry: object) -> bool:
     return isinstance(entry, slice) and entry == slice(None)
 
 
-def _operand_dtype(
-    ufunc: np.ufunc,
-    samples: Sequence[Operand],
-    result: AnyDtype,
-) -> AnyDtype:
-    """Return the dtype that a node's operands must have: ONNX requires the same dtype
-    for all of them.
-
-    Args:
-        ufunc: the numpy function of the node.
-        samples: the samples or constants of the operands.
-        result: the dtype of the node's output.
-    """
-    if ufunc in _LOGICAL:
-        return np.dtype(bool)
-    if result.kind != "b":
-        return result
-    common: AnyDtype = np.result_type(*samples)
-    if ufunc in (np.isnan, np.isinf) and common.kind != "f":
-        return np.dtype(np.float64)
-    return common
-
-
 def _name_or_constant(operand: Operand) -> str | Array:
     """Return an input of a node."""
     if isinstance(operand, Traced):
@@ -295,10 +251,7 @@ _REDUCING: dict[str, ArrayFunction] = {
 
 
 def reduced(
-    operator: str,
-    x: TracedArray,
-    axis: object = None,
-    keepdims: bool = False,
+    operator: str, x: TracedArray, axis: object = None, keepdims: bool = False
 ) -> TracedArray:
     """Return a reduction (sum, maximum, …) along an axis other than the row axis."""
     axis = _axis(x, axis)
@@ -307,19 +260,11 @@ def reduced(
     with np.errstate(all="ignore"):
         sample = _REDUCING[operator](x.sample, axis=axis, keepdims=keepdims)
     sample = np.asarray(sample, x.dtype)
-    return x.emit(
-        operator,
-        [x, np.array([axis])],
-        sample,
-        keepdims=int(keepdims),
-    )
+    return x.emit(operator, [x, np.array([axis])], sample, keepdims=int(keepdims))
 
 
 def _any_or_all(
-    operator: str,
-    x: TracedArray,
-    axis: object = None,
-    keepdims: bool = False,
+    operator: str, x: TracedArray, axis: object = None, keepdims: bool = False
 ) -> TracedArray:
     """Return True if any or all values along an axis are true."""
     return reduced(operator, x.astype(bool), axis, keepdims).astype(bool)
@@ -339,10 +284,7 @@ def mean(x: TracedArray, axis: object = None, keepdims: bool = False) -> TracedA
 
 
 def variance(
-    x: TracedArray,
-    axis: object = None,
-    ddof: float = 0,
-    keepdims: bool = False,
+    x: TracedArray, axis: object = None, ddof: float = 0, keepdims: bool = False
 ) -> TracedArray:
     """Return the sum of squared deviations from the mean, divided by the count minus
     `ddof`.
@@ -370,13 +312,7 @@ def _extreme_position(
     """
     axis = _axis(x, axis)
     sample = function(x.sample, axis=axis, keepdims=keepdims)
-    return x.emit(
-        operator,
-        [x],
-        sample,
-        axis=axis,
-        keepdims=int(keepdims),
-    )
+    return x.emit(operator, [x], sample, axis=axis, keepdims=int(keepdims))
 
 
 def where(condition: Operand, yes: Operand, no: Operand) -> TracedArray:
@@ -385,11 +321,7 @@ def where(condition: Operand, yes: Operand, no: Operand) -> TracedArray:
     first_traced = next(operand for operand in operands if isinstance(operand, Traced))
     sample = np.where(*map(_sample_of, operands))
     kind = _supported(sample.dtype)
-    cast_operands = [
-        _cast(condition, np.dtype(bool)),
-        _cast(yes, kind),
-        _cast(no, kind),
-    ]
+    cast_operands = [_cast(condition, np.dtype(bool)), _cast(yes, kind), _cast(no, kind)]
     return first_traced.emit("Where", cast_operands, sample.astype(kind))
 
 
@@ -434,10 +366,7 @@ def divided(values: TracedArray, divisor: TracedArray) -> TracedArray:
 
 
 def clipped(
-    x: TracedArray,
-    a_min: Operand = None,
-    a_max: Operand = None,
-    **limits: Operand,
+    x: TracedArray, a_min: Operand = None, a_max: Operand = None, **limits: Operand
 ) -> TracedArray:
     """Limit the values like numpy.clip, whose limits are also called `min` and `max`
     since numpy 2. None is no limit.
@@ -461,11 +390,7 @@ def filled(x: TracedArray, fill_value: float) -> TracedArray:
     """Return an array of equal numbers with the shape and dtype of x. The test for NaN
     only determines the shape: both of its branches are the number.
     """
-    return where(
-        np.isnan(x),
-        np.asarray(fill_value, x.dtype),
-        np.asarray(fill_value, x.dtype),
-    )
+    return where(np.isnan(x), np.asarray(fill_value, x.dtype), np.asarray(fill_value, x.dtype))
 
 
 def nan_to_num(
@@ -481,28 +406,13 @@ def nan_to_num(
     limits = np.finfo(x.dtype)
     highest = limits.max if posinf is None else posinf
     lowest = limits.min if neginf is None else neginf
-    x = where(
-        np.isnan(x),
-        np.asarray(nan, x.dtype),
-        x,
-    )
-    x = where(
-        x == np.inf,
-        np.asarray(highest, x.dtype),
-        x,
-    )
-    return where(
-        x == -np.inf,
-        np.asarray(lowest, x.dtype),
-        x,
-    )
+    x = where(np.isnan(x), np.asarray(nan, x.dtype), x)
+    x = where(x == np.inf, np.asarray(highest, x.dtype), x)
+    return where(x == -np.inf, np.asarray(lowest, x.dtype), x)
 
 
 def norm(
-    x: TracedArray,
-    ord: object = None,
-    axis: object = None,
-    keepdims: bool = False,
+    x: TracedArray, ord: object = None, axis: object = None, keepdims: bool = False
 ) -> TracedArray:
     """Return the Euclidean norm. Raises NotImplementedError for other orders."""
     if ord not in (None, 2):
@@ -511,9 +421,7 @@ def norm(
 
 
 def selected(
-    conditions: list[Operand],
-    choices: list[Operand],
-    default: Operand = 0,
+    conditions: list[Operand], choices: list[Operand], default: Operand = 0
 ) -> TracedArray:
     """Return the choice of the first condition that is true, like numpy.select."""
     for condition, choice in zip(reversed(conditions), reversed(choices), strict=True):
@@ -525,10 +433,7 @@ def of_column(table: Array, positions: TracedArray) -> TracedArray:
     """Return the entries of a constant table [K, M] at computed row positions [N, M] of
     each column.
     """
-    return take(
-        table.T.ravel(),
-        positions + len(table) * np.arange(table.shape[1]),
-    )
+    return take(table.T.ravel(), positions + len(table) * np.arange(table.shape[1]))
 
 
 def counted(table: Array, compare: np.ufunc, x: TracedArray) -> TracedArray:
@@ -540,19 +445,11 @@ def counted(table: Array, compare: np.ufunc, x: TracedArray) -> TracedArray:
     counts = np.zeros_like(x).astype(np.int64)
     for bit in reversed(range(bits)):  # Each round determines one bit of the counts.
         candidate = counts + 2**bit
-        counts = np.where(
-            compare(of_column(table, candidate - 1), x),
-            candidate,
-            counts,
-        )
+        counts = np.where(compare(of_column(table, candidate - 1), x), candidate, counts)
     return counts
 
 
-def interpolated(
-    x: TracedArray,
-    points: Sequence[Array],
-    values: Sequence[Array],
-) -> TracedArray:
+def interpolated(x: TracedArray, points: Sequence[Array], values: Sequence[Array]) -> TracedArray:
     """Interpolate or extrapolate x [N, M] with M sets of ascending points and their
     values, like scipy.interpolate.interp1d.
     """
@@ -571,14 +468,7 @@ def interpolated(
 def padded(columns: Sequence[Array], size: int, filler: float) -> Array:
     """Return columns of different lengths as a table [size, columns]."""
     return np.stack(
-        [
-            np.pad(
-                column,
-                (0, size - len(column)),
-                constant_values=filler,
-            )
-            for column in columns
-        ],
+        [np.pad(column, (0, size - len(column)), constant_values=filler) for column in columns],
         axis=1,
     )
 
@@ -601,11 +491,7 @@ def interp(
     """
     xs = np.asarray(xp, float)
     values = np.asarray(fp, float)
-    inside = interpolated(
-        clipped(x, xs[0], xs[-1])[:, None],
-        [xs],
-        [values],
-    )[:, 0]
+    inside = interpolated(clipped(x, xs[0], xs[-1])[:, None], [xs], [values])[:, 0]
     left = values[0] if left is None else left
     right = values[-1] if right is None else right
     inside = where(x < xs[0], left, inside)
@@ -621,19 +507,13 @@ def digitized(x: TracedArray, bins: npt.ArrayLike, right: bool = False) -> Trace
         raise NotImplementedError("numpy.digitize with descending bins")
     column = x[..., None]
     is_below = column <= edges if right else column < edges
-    return np.sum(
-        (~is_below).astype(np.int64),
-        axis=x.ndim,
-    )  # A missing value is above all edges.
+    return np.sum((~is_below).astype(np.int64), axis=x.ndim)  # A missing value is above all edges.
 
 
 def take(values: Array, positions: TracedArray) -> TracedArray:
     """Return the entries of constant values [K, …] at computed positions."""
     return positions.emit(
-        "Gather",
-        [values, positions],
-        np.asarray(values)[positions.sample % len(values)],
-        axis=0,
+        "Gather", [values, positions], np.asarray(values)[positions.sample % len(values)], axis=0
     )
 
 
@@ -641,11 +521,7 @@ def smallest(x: TracedArray, count: int) -> tuple[TracedArray, TracedArray]:
     """Return the smallest numbers of each row [N, count], ascending, and their
     positions. Ties keep their order.
     """
-    positions = np.argsort(
-        x.sample,
-        axis=1,
-        kind="stable",
-    )[:, :count]
+    positions = np.argsort(x.sample, axis=1, kind="stable")[:, :count]
     values = np.take_along_axis(x.sample, positions, axis=1)
     value_name, position_name = x.graph.nodes(
         "TopK", [x.name, [count]], count=2, axis=1, largest=0, sorted=1
@@ -708,11 +584,7 @@ def _single(operator: str, ufunc: np.ufunc, x: TracedArray) -> TracedArray:
     """
     narrow = x.astype(np.float32)
     with np.errstate(all="ignore"):
-        return narrow.emit(
-            operator,
-            [narrow],
-            ufunc(narrow.sample),
-        ).astype(x.dtype)
+        return narrow.emit(operator, [narrow], ufunc(narrow.sample)).astype(x.dtype)
 
 
 _QUADRATURE_NODES = 48

@@ -15,7 +15,6 @@ from sklearn.tree import (
     ExtraTreeRegressor,
 )
 
-from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.convert.converted import Category
 from mlflow_deploy_plugin.wrap.convert.sklearn.boosters import NativeBooster, read_boosting
 from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator, is_tree
@@ -60,7 +59,22 @@ def boosted(model: Estimator, rows: Rows) -> Answer:
     positive score means class 1.
     """
     boosting = _boosting_of(model)
-    scores = _boosting_scores(_features(model, rows, boosting), boosting)
+    x = _features(model, rows, boosting)
+    if boosting.slopes:
+        # The slopes of the leaves are multiplied by the features. A missing feature
+        # adds 0.
+        width = len(boosting.base)
+        kinds = 1 + len(boosting.slopes)  # The first kind of sums is for the constants.
+        sums = _sums_of_trees(x, replace(boosting, base=np.zeros(kinds * width)))
+        by_kind = sums.astype(float).reshape(-1, kinds, width)
+        features = np.hstack([np.ones_like(x[:, :1]), x[:, list(boosting.slopes)]])
+        features = features[:, :, None]
+        scores = np.where(by_kind == 0, 0.0, by_kind * features).sum(axis=1)
+    elif len(boosting.lines):
+        filled = np.where(np.isnan(x), np.float32(0.0), x).astype(float)
+        scores = (filled @ boosting.lines + boosting.base).astype(np.float32)
+    else:
+        scores = _sums_of_trees(x, boosting, write_trees)
     likely = _LINKS[boosting.link](scores)
     if not is_classifier(model):
         return likely
@@ -81,40 +95,6 @@ def _boosting_of(model: Estimator) -> Boosting:
     return read_boosting(model)
 
 
-def _boosting_scores(x: TracedArray, boosting: Boosting) -> TracedArray:
-    """Return the sums [N, targets] of trees with constant leaves, of trees with linear
-    leaves, or of a linear booster.
-    """
-    if boosting.slopes:
-        return _sums_of_linear_leaves(x, boosting)
-    if len(boosting.lines):
-        filled = np.where(
-            np.isnan(x),
-            np.float32(0.0),
-            x,
-        ).astype(float)
-        return (filled @ boosting.lines + boosting.base).astype(np.float32)
-    return _sums_of_trees(x, boosting, write_trees)
-
-
-def _sums_of_linear_leaves(x: TracedArray, boosting: Boosting) -> TracedArray:
-    """Return the sums [N, targets] of the leaves' constants, and of their slopes times
-    the features. A missing feature adds 0.
-    """
-    width = len(boosting.base)
-    kinds = 1 + len(boosting.slopes)  # The first kind of sums is for the constants.
-    sums = _sums_of_trees(x, replace(boosting, base=np.zeros(kinds * width)))
-    by_kind = sums.astype(float).reshape(-1, kinds, width)
-    features = np.hstack(
-        [
-            np.ones_like(x[:, :1]),
-            x[:, list(boosting.slopes)],
-        ]
-    )
-    features = features[:, :, None]
-    return np.where(by_kind == 0, 0.0, by_kind * features).sum(axis=1)
-
-
 def _features(model: Estimator, rows: Rows, boosting: Boosting) -> TracedArray:
     """Return the columns as numbers [N, k]. Categories are codes; missing values and
     unknown categories are NaN.
@@ -126,20 +106,18 @@ def _features(model: Estimator, rows: Rows, boosting: Boosting) -> TracedArray:
     if by_position or boosting.categories or rows.has_texts:
         columns = rows.columns()
         if not by_position:
-            by_position = _categories_by_position(columns, boosting)
+            positions = [
+                position for position, column in enumerate(columns) if column.dtype.kind in "iO"
+            ]
+            if len(positions) != len(boosting.categories):
+                raise NotImplementedError(
+                    "categories that are not separate columns of strings or integers"
+                )
+            by_position = dict(zip(positions, boosting.categories, strict=True))
         for position, categories in by_position.items():
             names = np.array(categories, object)
-            codes = np.where(
-                [*map(is_missing, names)],
-                np.nan,
-                np.arange(len(names)),
-            )
-            columns[position] = encoded(
-                columns[position],
-                names,
-                codes.tolist(),
-                unknown=np.nan,
-            )
+            codes = np.where([*map(is_missing, names)], np.nan, np.arange(len(names)))
+            columns[position] = encoded(columns[position], names, codes.tolist(), unknown=np.nan)
         x = np.hstack([column.astype(dtype) for column in columns])
     else:
         x = rows.own if boosting.has_single_rows else rows.matrix
@@ -149,39 +127,16 @@ def _features(model: Estimator, rows: Rows, boosting: Boosting) -> TracedArray:
     return np.where(x == boosting.missing, dtype(np.nan), x)
 
 
-def _categories_by_position(
-    columns: list[TracedArray],
-    boosting: Boosting,
-) -> dict[int, tuple[str | int, ...]]:
-    """Return the categories of each column of strings or integers. Raises
-    NotImplementedError if there are other columns with categories.
-    """
-    positions = [position for position, column in enumerate(columns) if column.dtype.kind in "iO"]
-    if len(positions) != len(boosting.categories):
-        raise NotImplementedError(
-            "categories that are not separate columns of strings or integers",
-        )
-    return dict(zip(positions, boosting.categories, strict=True))
-
-
 def _sums_of_trees(
-    x: TracedArray,
-    boosting: Boosting,
-    write: WritesTrees = write_walk,
+    x: TracedArray, boosting: Boosting, write: WritesTrees = write_walk
 ) -> TracedArray:
     """Return the 32-bit sums [N, targets] of the trees' leaves."""
-    sample = np.ones(
-        (len(x.sample), len(boosting.base)),
-        np.float32,
-    )
+    sample = np.ones((len(x.sample), len(boosting.base)), np.float32)
     return Traced(x.graph, write(x.graph, x.name, boosting), sample)
 
 
 def _sums(
-    rows: Rows,
-    trees: list[Tree],
-    targets: list[int],
-    write: WritesTrees = write_trees,
+    rows: Rows, trees: list[Tree], targets: list[int], write: WritesTrees = write_trees
 ) -> TracedArray:
     """Return the sums [N, targets] of the leaves of scikit-learn's trees, which read
     32-bit floats.
@@ -192,11 +147,7 @@ def _sums(
         targets: the target of each tree.
         write: the function that adds the operators.
     """
-    return _sums_of_trees(
-        rows.own.astype(np.float32),
-        _forest(trees, targets),
-        write,
-    )
+    return _sums_of_trees(rows.own.astype(np.float32), _forest(trees, targets), write)
 
 
 def _forest(trees: list[Tree], targets: list[int]) -> Boosting:
@@ -221,7 +172,14 @@ def grown(model: Estimator, rows: Rows) -> Answer:
         return sums
     if np.size(model.n_classes_) == 1:
         return largest(sums)
-    return _labels_of_targets(model, sums)
+    labels = []
+    start = 0
+    for classes in model.classes_:
+        end = start + len(classes)
+        names = classes.astype(object) if classes.dtype.kind == "U" else classes
+        labels.append(take(names, np.argmax(sums[:, start:end], axis=1)))
+        start = end
+    return np.column_stack(labels)
 
 
 def forest_sums(model: Estimator) -> Boosting:
@@ -236,36 +194,13 @@ def forest_sums(model: Estimator) -> Boosting:
         sizes = [1] * members[0].n_outputs_  # one number per target
     trees: list[Tree] = []
     for member, columns in zip(members, member_columns, strict=True):
-        values = _leaf_values(member, sizes) / len(members)
+        # The values of a tree are its predictions or probabilities, [all sizes, nodes].
+        leaves = [member.tree_.value[:, output, :size] for output, size in enumerate(sizes)]
+        if is_classifier(member):
+            leaves = [part / part.sum(axis=1, keepdims=True) for part in leaves]
+        values = np.hstack(leaves).T / len(members)
         trees += [Tree.fitted(member.tree_, value, columns) for value in values]
     return _forest(trees, [*range(sum(sizes))] * len(members))
-
-
-def _leaf_values(tree: Estimator, sizes: list[int]) -> Array:
-    """Return the predictions or probabilities of a fitted tree, [all sizes, nodes].
-    `sizes` are the numbers of each target: its number of classes, or 1.
-    """
-    leaves = [tree.tree_.value[:, output, :size] for output, size in enumerate(sizes)]
-    if is_classifier(tree):
-        leaves = [part / part.sum(axis=1, keepdims=True) for part in leaves]
-    return np.hstack(leaves).T
-
-
-def _labels_of_targets(model: Estimator, sums: TracedArray) -> TracedArray:
-    """Return the class with the largest probability of each target, [N, targets]."""
-    labels = []
-    start = 0
-    for classes in model.classes_:
-        end = start + len(classes)
-        names = classes.astype(object) if classes.dtype.kind == "U" else classes
-        labels.append(
-            take(
-                names,
-                np.argmax(sums[:, start:end], axis=1),
-            )
-        )
-        start = end
-    return np.column_stack(labels)
 
 
 def adaptive_classes(model: ensemble.AdaBoostClassifier, rows: Rows) -> Answer:
@@ -274,7 +209,18 @@ def adaptive_classes(model: ensemble.AdaBoostClassifier, rows: Rows) -> Answer:
     """
     count = len(model.classes_)
     if getattr(model, "algorithm", "") == "SAMME.R":  # scikit-learn before 1.6
-        total = _log_probabilities(model, rows) * (count - 1.0)
+        # The logarithms are reduced by their mean over the classes, and summed over the
+        # members.
+        least = np.finfo(np.float64).eps
+        logs = np.stack(
+            [
+                np.log(np.maximum(rows.ask(member, "predict_proba"), least))
+                for member in model.estimators_
+            ],
+            axis=1,
+        )
+        log_probabilities = (logs - logs.mean(axis=2, keepdims=True)).sum(axis=1)
+        total = log_probabilities * (count - 1.0)
     else:
         weights = model.estimator_weights_[: len(model.estimators_)]
         is_class = _member_answers(model, rows)[:, None, :] == np.arange(count)[:, None]
@@ -288,21 +234,6 @@ def adaptive_classes(model: ensemble.AdaBoostClassifier, rows: Rows) -> Answer:
     return position, softmax(np.column_stack([-score, score]) / 2.0), score
 
 
-def _log_probabilities(model: ensemble.AdaBoostClassifier, rows: Rows) -> TracedArray:
-    """Return the sums [N, C] of the members' logarithms of probabilities, minus their
-    mean over the classes.
-    """
-    least = np.finfo(np.float64).eps
-    logs = np.stack(
-        [
-            np.log(np.maximum(rows.ask(member, "predict_proba"), least))
-            for member in model.estimators_
-        ],
-        axis=1,
-    )
-    return (logs - logs.mean(axis=2, keepdims=True)).sum(axis=1)
-
-
 def adaptive_values(model: ensemble.AdaBoostRegressor, rows: Rows) -> TracedArray:
     """Return the weighted median of the members' predictions."""
     count = len(model.estimators_)
@@ -310,11 +241,7 @@ def adaptive_values(model: ensemble.AdaBoostRegressor, rows: Rows) -> TracedArra
     up_to_here = take(model.estimator_weights_, members) @ np.triu(np.ones((count, count)))
     is_half = up_to_here >= 0.5 * up_to_here[:, -1:]
     median = np.argmax(is_half.astype(np.int64), axis=1)  # the first position of half
-    return np.where(
-        median[:, None] == np.arange(count),
-        values,
-        0.0,
-    ).sum(axis=1)
+    return np.where(median[:, None] == np.arange(count), values, 0.0).sum(axis=1)
 
 
 def _member_answers(model: Estimator, rows: Rows) -> TracedArray:
@@ -334,25 +261,16 @@ def _member_answers(model: Estimator, rows: Rows) -> TracedArray:
         elif codes is None:
             answers.append(rows.ask(member, "predict").reshape(-1))
         else:
-            answers.append(take(codes, _predicted_position(member, rows)))
+            has_proba = hasattr(member, "predict_proba")
+            scores = rows.ask(member, "predict_proba" if has_proba else "decision_function")
+            if scores.ndim == 1:
+                position = (scores > 0).astype(np.int64)
+            else:
+                position = np.argmax(scores, axis=1)
+            answers.append(take(codes, position))
     if answers:
         return np.column_stack(answers)
-    return _sums(
-        rows,
-        trees,
-        [*range(len(trees))],
-    ).astype(float)
-
-
-def _predicted_position(classifier: Estimator, rows: Rows) -> TracedArray:
-    """Return the position [N] of the most probable class, or of the class with the
-    largest score.
-    """
-    has_proba = hasattr(classifier, "predict_proba")
-    scores = rows.ask(classifier, "predict_proba" if has_proba else "decision_function")
-    if scores.ndim == 1:
-        return (scores > 0).astype(np.int64)
-    return np.argmax(scores, axis=1)
+    return _sums(rows, trees, [*range(len(trees))]).astype(float)
 
 
 def embedded(model: ensemble.RandomTreesEmbedding, rows: Rows) -> TracedArray:
@@ -361,18 +279,10 @@ def embedded(model: ensemble.RandomTreesEmbedding, rows: Rows) -> TracedArray:
     """
     trees = []
     for member in model.estimators_:
-        trees.append(
-            Tree.fitted(
-                member.tree_,
-                np.arange(member.tree_.node_count),
-            )
-        )
+        trees.append(Tree.fitted(member.tree_, np.arange(member.tree_.node_count)))
     reached = _sums(rows, trees, [*range(len(trees))])
     leaves = model.one_hot_encoder_.categories_
-    tree_of_leaf = np.repeat(
-        range(len(trees)),
-        [*map(len, leaves)],
-    )
+    tree_of_leaf = np.repeat(range(len(trees)), [*map(len, leaves)])
     return (reached[:, tree_of_leaf] == np.concatenate(leaves)).astype(float)
 
 
@@ -396,12 +306,7 @@ def isolated(model: ensemble.IsolationForest, rows: Rows) -> TracedArray:
     scale = len(trees) * _average_path_length([model._max_samples])[0]
     offset = model.offset_
     least = -scale * np.log2(-offset) if offset < 0 else np.inf
-    depths = _sums(
-        rows,
-        trees,
-        [0] * len(trees),
-        write=write_walk,
-    ).reshape(-1)
+    depths = _sums(rows, trees, [0] * len(trees), write=write_walk).reshape(-1)
     return np.where(depths >= np.float32(least), 1, -1)
 
 

@@ -1,11 +1,9 @@
-"""Replace estimators of other libraries with stand-ins, by a function in `_STAND_INS`
-or because they are affine.
+"""Replace skrub's vectorizers, and affine estimators of other libraries, with
+stand-ins.
 """
 
-from collections.abc import Callable
 from contextlib import suppress
 from copy import deepcopy
-from functools import partial
 
 import numpy as np
 from sklearn.preprocessing import FunctionTransformer
@@ -16,24 +14,10 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import (
     sub_estimators,
     thawed,
 )
-from mlflow_deploy_plugin.wrap.convert.sklearn.libraries import (
-    affine,
-    category_tables,
-    feature_engine,
-    interpret,
-)
+from mlflow_deploy_plugin.wrap.convert.sklearn.libraries import affine, category_tables
 
 _CONVERTED = ("sklearn", "xgboost", "lightgbm", "catboost")
 """The packages whose estimators are converted without stand-ins."""
-_STAND_INS: dict[str, Callable[[Estimator], Estimator]] = {
-    "category_encoders": category_tables.of_category_encoders,
-    "feature_engine": feature_engine.stand_in,
-    "interpret": interpret.as_additive,
-    "skrub": category_tables.of_skrub,
-}
-"""Functions by package that return the stand-in of an estimator or None, or raise
-ConversionError.
-"""
 
 
 def with_stand_ins(fitted: Estimator, columns: list[str] | int = 0) -> Estimator:
@@ -55,9 +39,10 @@ def with_stand_ins(fitted: Estimator, columns: list[str] | int = 0) -> Estimator
         if is_converted or id(part) in replaced_inside:
             continue
         part_columns = columns if id(part) in first_ids else 0
-        of_any = partial(affine.stand_in, columns=part_columns)
-        of_library: Callable[[Estimator], Estimator] = _STAND_INS.get(package, of_any)
-        stand_in = of_library(part)
+        if package == "skrub":
+            stand_in = category_tables.of_skrub(part)
+        else:
+            stand_in = affine.stand_in(part, part_columns)
         if stand_in is not None:
             stand_ins[id(part)] = stand_in
             replaced_inside.update(map(id, sub_estimators(part)))
@@ -72,9 +57,6 @@ def _is_function_of_a_table(part: Estimator) -> bool:
     if not has_function or not hasattr(part, "feature_names_in_"):
         return False
     with suppress(Exception):  # The user's function may raise any error.
-        part.func(
-            np.ones((2, part.n_features_in_)),
-            **(part.kw_args or {}),
-        )
+        part.func(np.ones((2, part.n_features_in_)), **(part.kw_args or {}))
         return False
     return True

@@ -31,22 +31,14 @@ the precision.
 """
 _CODES = np.arange(-1100.0, 2200.0)
 _MARKS = np.array(
-    [
-        sign * (10.0**power - less)
-        for power, less, sign in product(
-            range(3, 13),
-            (0, 1),
-            (-1, 1),
-        )
-    ],
+    [sign * (10.0**power - less) for power, less, sign in product(range(3, 13), (0, 1), (-1, 1))]
 )
 _CLOSE = 1e-12
 """The maximum error of an output, relative to the sum of its terms' absolute values."""
 
 
 def stand_in(
-    part: Estimator,
-    columns: list[str] | int = 0,
+    part: Estimator, columns: list[str] | int = 0
 ) -> Computed | Selection | Pipeline | None:
     """Return an affine step or regression, or None if the estimator is not affine.
 
@@ -57,7 +49,10 @@ def stand_in(
     """
     with suppress(Exception), warnings.catch_warnings():  # The library may raise any error.
         warnings.simplefilter("ignore")
-        if not _may_be_affine(part):
+        is_predictor = hasattr(part, "predict")
+        if is_predictor == hasattr(part, "transform"):
+            return None
+        if is_predictor and (is_classifier(part) or not hasattr(part, "coef_")):
             return None
         names = None if isinstance(columns, int) else columns
         width = columns if isinstance(columns, int) else len(columns)
@@ -65,14 +60,7 @@ def stand_in(
         if not 0 < count <= _MOST_COLUMNS:
             return None
         call = partial(_answers, part, getattr(part, "feature_names_in_", names))
-        intercept, *slopes = call(
-            np.vstack(
-                [
-                    np.zeros(count),
-                    np.eye(count) * _FAR,
-                ]
-            )
-        )
+        intercept, *slopes = call(np.vstack([np.zeros(count), np.eye(count) * _FAR]))
         sums = _Sums((np.array(slopes) - intercept) / _FAR, intercept)
         if not _is_affine(call, sums):
             return None
@@ -82,19 +70,7 @@ def stand_in(
     return None
 
 
-def _may_be_affine(part: Estimator) -> bool:
-    """Return True for a transformer, and for a regressor with weights."""
-    is_predictor = hasattr(part, "predict")
-    if is_predictor == hasattr(part, "transform"):
-        return False
-    return not is_predictor or (hasattr(part, "coef_") and not is_classifier(part))
-
-
-def _answers(
-    part: Estimator,
-    names: list[str] | None,
-    rows: Array,
-) -> Array:
+def _answers(part: Estimator, names: list[str] | None, rows: Array) -> Array:
     """Return the outputs for rows [N, k], which become a table if there are names."""
     table = rows if names is None else pd.DataFrame(rows, columns=names)
     method = "predict" if hasattr(part, "predict") else "transform"
@@ -123,32 +99,20 @@ def _is_affine(call: Callable[[Array], Array], sums: _Sums) -> bool:
     sum that contains it missing.
     """
     count = len(sums.weights)
-    if not all(sums.match(rows, call(rows)) for rows in _test_rows(count)):
-        return False
+    random = np.random.default_rng(0)
+    # With three rows of fractions, most other estimators fail at once.
+    few = random.normal(size=(3, count)) * [[1.0], [1e-3], [1e3]]
+    codes = random.permuted(np.tile(_CODES, (count, 1)), axis=1).T
+    shape = (2000, count)
+    mixed = np.round(random.normal(size=shape) * 10 ** random.uniform(-1, 5, shape))
+    marks = np.outer(_MARKS, np.ones(count))
+    for rows in (few, np.vstack([codes, mixed, marks])):
+        if not sums.match(rows, call(rows)):
+            return False
     with suppress(ValueError):  # The estimator may refuse missing numbers.
         answers = call(np.where(np.eye(count), np.nan, 0.0))
         return not np.isfinite(answers)[sums.weights != 0].any()
     return True
-
-
-def _test_rows(columns: int) -> tuple[Array, Array]:
-    """Return three rows of fractions, with which most other estimators fail at once,
-    and many rows of codes, numbers of all magnitudes, and markers.
-    """
-    random = np.random.default_rng(0)
-    few = random.normal(size=(3, columns)) * [
-        [1.0],
-        [1e-3],
-        [1e3],
-    ]
-    codes = random.permuted(
-        np.tile(_CODES, (columns, 1)),
-        axis=1,
-    ).T
-    shape = (2000, columns)
-    mixed = np.round(random.normal(size=shape) * 10 ** random.uniform(-1, 5, shape))
-    marks = np.outer(_MARKS, np.ones(columns))
-    return few, np.vstack([codes, mixed, marks])
 
 
 def _regression(sums: _Sums) -> Pipeline | None:
@@ -185,11 +149,7 @@ def _step(sums: _Sums, part: Estimator) -> Computed | Selection:
         if not reads_one.all():
             is_missing = np.isnan(x).astype(float) @ reads.astype(float) > 0
             summed = np.where(np.isnan(x), 0.0, x) @ weights
-            scaled = np.where(
-                reads_one,
-                scaled,
-                np.where(is_missing, np.nan, summed),
-            )
+            scaled = np.where(reads_one, scaled, np.where(is_missing, np.nan, summed))
         return scaled + sums.intercept
 
     return Computed(compute, stands_for=type(part).__name__)

@@ -1,5 +1,4 @@
-"""Convert encoders of category_encoders, feature-engine and skrub to tables of numbers
-per category.
+"""Convert encoders of categories, such as skrub's, to tables of numbers per category.
 
 Each number depends on one column, so the fitted encoder is called for each known
 category, for a missing value, and for an unknown category.
@@ -32,15 +31,6 @@ scikit-learn's encoders.
 _MOST_NUMBERS = 20_000_000
 
 
-def of_category_encoders(encoder: Estimator) -> CategoryTables | ColumnTransformer | None:
-    """Return the tables of an encoder, or None if it has no categories."""
-    mapping = getattr(getattr(encoder, "ordinal_encoder", encoder), "mapping", None) or {}
-    if isinstance(mapping, list):
-        mapping = {entry["col"]: entry["mapping"] for entry in mapping}
-    learned = {name: getattr(values, "index", values) for name, values in mapping.items()}
-    return as_tables(encoder, learned)
-
-
 def of_skrub(vectorizer: Estimator) -> CategoryTables | ColumnTransformer | None:
     """Return the tables of a TableVectorizer, or None if it reads dates or free
     text.
@@ -56,8 +46,7 @@ def of_skrub(vectorizer: Estimator) -> CategoryTables | ColumnTransformer | None
 
 
 def as_tables(
-    encoder: Estimator,
-    learned: Mapping[Hashable, Iterable[Category]],
+    encoder: Estimator, learned: Mapping[Hashable, Iterable[Category]]
 ) -> CategoryTables | ColumnTransformer | None:
     """Return a table per column, or a step per column if some columns have no
     categories, or None without categories.
@@ -86,16 +75,13 @@ def as_tables(
     if has_one_table_per_column:
         # A single step for all columns can be nested in another ColumnTransformer.
         return CategoryTables(
-            [step.categories_[0] for _, step, _ in steps],
-            [step.tables[0] for _, step, _ in steps],
+            [step.categories_[0] for _, step, _ in steps], [step.tables[0] for _, step, _ in steps]
         )
     return ColumnTransformer(steps).fit(usual_row)
 
 
 def _steps(
-    probe: "_Probe",
-    names: list[str],
-    categories: Mapping[str, list[Any]],
+    probe: "_Probe", names: list[str], categories: Mapping[str, list[Any]]
 ) -> list[tuple[str, Estimator, list[str]]]:
     """Return a step (its name, the step, its column) for each run of numbers that
     depend on the same column. Raises ConversionError if a number depends on several
@@ -161,7 +147,7 @@ class _Probe:
             raise ConversionError(f"{self._kind} returns no numbers for its known categories")
         if usual.size * most_categories > _MOST_NUMBERS:
             raise ConversionError(
-                f"{self._kind} returns more than {_MOST_NUMBERS:,} numbers for its categories",
+                f"{self._kind} returns more than {_MOST_NUMBERS:,} numbers for its categories"
             )
         self.usual = usual
 

@@ -30,15 +30,11 @@ def test_a_number_next_to_a_category_is_another_category() -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_target_encoder_is_proven_for_two_and_more_classes(
-    classes: int,
-    weather: Weather,
-) -> None:
+def test_target_encoder_is_proven_for_two_and_more_classes(classes: int, weather: Weather) -> None:
     table, _ = weather
     labels = np.array(["x", "y", "z"])[(table.hour + (table.city == "rome")) % classes]
     model = make_pipeline(TargetEncoder(random_state=0), LogisticRegression()).fit(
-        table[["city"]],
-        labels,
+        table[["city"]], labels
     )
 
     assert is_proven(model, table[["city"]])
@@ -84,11 +80,7 @@ ONE_HOT = {
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "options",
-    ONE_HOT.values(),
-    ids=ONE_HOT.keys(),
-)
+@pytest.mark.parametrize("options", ONE_HOT.values(), ids=ONE_HOT.keys())
 def test_one_hot_encoder_is_proven_with_every_option(options: Any) -> None:
     """Check strings, fractions, integers and booleans with gaps, and unseen categories
     if the encoder accepts them.
@@ -101,13 +93,12 @@ def test_one_hot_encoder_is_proven_with_every_option(options: Any) -> None:
             "fraction": random.choice([1.5, 2.5, np.nan], 400),
             "integer": random.integers(0, 3, 400),
             "flag": random.random(400) < 0.5,
-        },
+        }
     )
     labels = (table.text == "a") ^ (table.integer == 1)
 
     wrapped = wrap(
-        make_pipeline(OneHotEncoder(**options), LogisticRegression()).fit(table, labels),
-        table,
+        make_pipeline(OneHotEncoder(**options), LogisticRegression()).fit(table, labels), table
     )
 
     assert wrapped.report.state == "proven"
@@ -121,62 +112,43 @@ ENCODERS = [
 
 
 @pytest.mark.parametrize("encoder", ENCODERS, ids=["one-hot", "ordinal"])
-@pytest.mark.parametrize(
-    "missing",
-    [None, np.nan],
-    ids=["None", "NaN"],
-)
+@pytest.mark.parametrize("missing", [None, np.nan], ids=["None", "NaN"])
 def test_texts_that_are_objects_are_missing_as_in_the_example(missing: Any, encoder: Any) -> None:
     """Check object columns as in pandas 2: the encoder distinguishes None and NaN."""
-    values = np.random.default_rng(0).choice(
-        np.array(["x", "y", missing], dtype=object),
-        400,
-    )
+    values = np.random.default_rng(0).choice(np.array(["x", "y", missing], dtype=object), 400)
     table = pd.DataFrame({"gaps": pd.Series(values, dtype=object)})
     model = make_pipeline(encoder, LogisticRegression()).fit(
-        table,
-        (table.gaps == "x") | table.gaps.isna(),
+        table, (table.gaps == "x") | table.gaps.isna()
     )
 
     assert is_proven(model, table)
 
 
-@pytest.mark.parametrize(
-    "code",
-    [np.nan, -2],
-    ids=["NaN", "a code of its own"],
-)
+@pytest.mark.parametrize("code", [np.nan, -2], ids=["NaN", "a code of its own"])
 def test_missing_text_becomes_the_ordinal_that_the_encoder_gives_it(
-    code: Any,
-    weather: Weather,
+    code: Any, weather: Weather
 ) -> None:
     table, labels = weather
     table = table[["city", "hour"]].copy()
     table.loc[::7, "city"] = np.nan
     encoder = OrdinalEncoder(
-        handle_unknown="use_encoded_value",
-        unknown_value=-1,
-        encoded_missing_value=code,
+        handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=code
     )
     columns = make_column_transformer((encoder, ["city"]), remainder="passthrough")
 
     wrapped = wrap(
-        make_pipeline(columns, HistGradientBoostingClassifier(max_iter=5)).fit(table, labels),
-        table,
+        make_pipeline(columns, HistGradientBoostingClassifier(max_iter=5)).fit(table, labels), table
     )
 
     assert wrapped.report.state == "proven"
     assert wrapped.report.refused_by_original == {}
 
 
-def test_gaps_are_marked_by_the_imputer_s_indicator(
-    weather: Weather,
-) -> None:
+def test_gaps_are_marked_by_the_imputer_s_indicator(weather: Weather) -> None:
     table, labels = weather
     numbers = table[["temperature", "humidity"]]
     model = make_pipeline(SimpleImputer(add_indicator=True), LogisticRegression()).fit(
-        numbers,
-        labels,
+        numbers, labels
     )
 
     assert is_proven(model, numbers)

@@ -59,20 +59,14 @@ from tests.support.random_rows import normal_rows
 from tests.support.weather import weather_columns
 from tests.wrap.conftest import is_proven
 
-ROWS = pd.DataFrame(
-    normal_rows(200, 3),
-    columns=["a", "b", "c"],
-)
+ROWS = pd.DataFrame(normal_rows(200, 3), columns=["a", "b", "c"])
 VALUES = (2 * ROWS.a + ROWS.b + 5).to_numpy()
 TWO = np.where(VALUES > 5, "yes", "no")
 THREE = np.digitize(VALUES, [4, 6])
 LABELS = np.column_stack([VALUES > 5, ROWS.c > 0]).astype(int)
 
 CLASSIFIERS: dict[str, tuple[Any, Any]] = {
-    "sigmoid": (
-        CalibratedClassifierCV(make_pipeline(StandardScaler(), LinearSVC()), cv=2),
-        TWO,
-    ),
+    "sigmoid": (CalibratedClassifierCV(make_pipeline(StandardScaler(), LinearSVC()), cv=2), TWO),
     "scores of a bag": (
         CalibratedClassifierCV(BaggingClassifier(LogisticRegression(), 3), cv=2),
         THREE,
@@ -116,29 +110,19 @@ CLASSIFIERS: dict[str, tuple[Any, Any]] = {
     ),
     "a stack": (
         StackingClassifier(
-            [
-                ("a", LinearSVC()),
-                ("b", make_pipeline(MinMaxScaler(), LinearSVC())),
-            ],
-            cv=2,
+            [("a", LinearSVC()), ("b", make_pipeline(MinMaxScaler(), LinearSVC()))], cv=2
         ),
         TWO,
     ),
     "a stack of three classes": (
         StackingClassifier(
-            [("a", DecisionTreeClassifier(max_depth=3)), ("b", SVC())],
-            LinearSVC(),
-            cv=2,
+            [("a", DecisionTreeClassifier(max_depth=3)), ("b", SVC())], LinearSVC(), cv=2
         ),
         THREE,
     ),
     "votes of a bag": (BaggingClassifier(SVC(), 4, random_state=0), TWO),
     "a bag of pipelines": (
-        BaggingClassifier(
-            make_pipeline(RFE(LinearSVC()), SVC()),
-            3,
-            random_state=0,
-        ),
+        BaggingClassifier(make_pipeline(RFE(LinearSVC()), SVC()), 3, random_state=0),
         THREE,
     ),
     "a bag that seldom sees a class": (
@@ -147,10 +131,7 @@ CLASSIFIERS: dict[str, tuple[Any, Any]] = {
     ),
     "votes of a bag that seldom sees a class": (
         BaggingClassifier(
-            make_pipeline(MinMaxScaler(), LinearSVC()),
-            8,
-            max_samples=12,
-            random_state=0,
+            make_pipeline(MinMaxScaler(), LinearSVC()), 8, max_samples=12, random_state=0
         ),
         np.digitize(VALUES, [1, 6]),
     ),
@@ -163,12 +144,7 @@ CLASSIFIERS: dict[str, tuple[Any, Any]] = {
         TWO,
     ),
     "votes by labels": (
-        VotingClassifier(
-            [
-                ("a", DecisionTreeClassifier(max_depth=3)),
-                ("b", GaussianNB()),
-            ]
-        ),
+        VotingClassifier([("a", DecisionTreeClassifier(max_depth=3)), ("b", GaussianNB())]),
         THREE,
     ),
     "labels of its own": (
@@ -176,10 +152,7 @@ CLASSIFIERS: dict[str, tuple[Any, Any]] = {
         np.where(ROWS.c > 1, -1, THREE),
     ),
     "a search within": (
-        TunedThresholdClassifierCV(
-            GridSearchCV(LogisticRegression(), {"C": [0.1, 1]}, cv=2),
-            cv=2,
-        ),
+        TunedThresholdClassifierCV(GridSearchCV(LogisticRegression(), {"C": [0.1, 1]}, cv=2), cv=2),
         TWO == "yes",
     ),
 }
@@ -194,11 +167,7 @@ SELDOM = {
 }
 SELDOM |= {"one pair", "a chain by probabilities", "a search within", "calibrated after training"}
 CASES = [
-    pytest.param(
-        *case,
-        id=name,
-        marks=[pytest.mark.long] if name in SELDOM else [],
-    )
+    pytest.param(*case, id=name, marks=[pytest.mark.long] if name in SELDOM else [])
     for name, case in CLASSIFIERS.items()
 ]
 
@@ -209,21 +178,12 @@ def test_a_classifier_around_others_is_proven(model: Any, labels: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["sigmoid", "isotonic"])
-@pytest.mark.parametrize(
-    "within",
-    [LogisticRegression(), GaussianNB()],
-    ids=["linear", "another"],
-)
+@pytest.mark.parametrize("within", [LogisticRegression(), GaussianNB()], ids=["linear", "another"])
 def test_calibrations_that_have_not_seen_all_classes_are_proven(within: Any, method: str) -> None:
     two = np.flatnonzero(THREE != 1)
     all_rows = np.arange(len(THREE))
     model = CalibratedClassifierCV(
-        within,
-        method=method,
-        cv=[
-            (two, all_rows[::2]),
-            (all_rows, all_rows[1::2]),
-        ],
+        within, method=method, cv=[(two, all_rows[::2]), (all_rows, all_rows[1::2])]
     )
 
     assert is_proven(model.fit(ROWS, THREE), ROWS)
@@ -242,10 +202,7 @@ def test_calibrations_that_have_not_seen_all_classes_are_proven(within: Any, met
     ids=lambda model: type(model).__name__,
 )
 def test_linear_parts_are_as_few_nodes_for_ten_classes_as_for_three(model: Any) -> None:
-    ten = np.digitize(
-        VALUES,
-        np.quantile(VALUES, np.arange(1, 10) / 10),
-    )
+    ten = np.digitize(VALUES, np.quantile(VALUES, np.arange(1, 10) / 10))
 
     few, many = (
         wrap(model.fit(ROWS, labels), ROWS).converted.proto.graph.node for labels in (THREE, ten)
@@ -256,9 +213,7 @@ def test_linear_parts_are_as_few_nodes_for_ten_classes_as_for_three(model: Any) 
 
 @pytest.mark.parametrize("kind", [int, str])
 @pytest.mark.parametrize(
-    "last",
-    [LogisticRegression(), DecisionTreeClassifier(max_depth=3), LinearSVC()],
-    ids=str,
+    "last", [LogisticRegression(), DecisionTreeClassifier(max_depth=3), LinearSVC()], ids=str
 )
 def test_each_of_several_targets_has_a_pipeline(last: Any, kind: type) -> None:
     first = make_column_transformer((StandardScaler(), ["a", "b"]), remainder="passthrough")
@@ -270,24 +225,20 @@ def test_each_of_several_targets_has_a_pipeline(last: Any, kind: type) -> None:
 
 def test_regressions_of_several_targets_have_a_pipeline_each() -> None:
     model = MultiOutputRegressor(make_pipeline(StandardScaler(), SVR())).fit(
-        ROWS,
-        np.column_stack([VALUES, -VALUES]),
+        ROWS, np.column_stack([VALUES, -VALUES])
     )
 
     assert is_proven(model, ROWS)
 
 
 @pytest.mark.parametrize(
-    "within",
-    [LinearRegression(), LinearSVR(), Ridge(fit_intercept=False)],
-    ids=str,
+    "within", [LinearRegression(), LinearSVR(), Ridge(fit_intercept=False)], ids=str
 )
 def test_linear_regressions_of_several_targets_are_one_product(within: Any) -> None:
     targets = np.column_stack([VALUES, -VALUES, ROWS.c])
 
     wrapped = wrap(
-        make_pipeline(StandardScaler(), MultiOutputRegressor(within)).fit(ROWS, targets),
-        ROWS,
+        make_pipeline(StandardScaler(), MultiOutputRegressor(within)).fit(ROWS, targets), ROWS
     )
 
     assert wrapped.report.state == "proven"
@@ -303,13 +254,7 @@ def test_linear_regressions_of_several_targets_are_one_product(within: Any) -> N
 @pytest.mark.parametrize(
     "transformer",
     [
-        *(
-            StandardScaler(),
-            MinMaxScaler(),
-            MaxAbsScaler(),
-            RobustScaler(),
-            PowerTransformer(),
-        ),
+        *(StandardScaler(), MinMaxScaler(), MaxAbsScaler(), RobustScaler(), PowerTransformer()),
         PowerTransformer("box-cox"),
         QuantileTransformer(n_quantiles=20),
         QuantileTransformer(n_quantiles=20, output_distribution="normal"),
@@ -319,8 +264,7 @@ def test_linear_regressions_of_several_targets_are_one_product(within: Any) -> N
 )
 def test_a_transformed_target_is_turned_back(transformer: Any) -> None:
     model = TransformedTargetRegressor(Ridge(), transformer=transformer).fit(
-        ROWS,
-        np.exp(VALUES / 10),
+        ROWS, np.exp(VALUES / 10)
     )
 
     assert is_proven(model, ROWS)
@@ -329,14 +273,10 @@ def test_a_transformed_target_is_turned_back(transformer: Any) -> None:
 @pytest.mark.long
 def test_members_of_a_stack_pick_columns_of_their_own() -> None:
     table = ROWS.assign(city=np.where(ROWS.c > 0, "rome", "oslo"))
-    scaled = make_pipeline(
-        make_column_transformer((StandardScaler(), ["a", "b"])),
-        LinearSVC(),
-    )
+    scaled = make_pipeline(make_column_transformer((StandardScaler(), ["a", "b"])), LinearSVC())
     encoded = make_pipeline(
         make_column_transformer(
-            (OneHotEncoder(handle_unknown="ignore"), ["city"]),
-            (MinMaxScaler(), ["c"]),
+            (OneHotEncoder(handle_unknown="ignore"), ["city"]), (MinMaxScaler(), ["c"])
         ),
         RandomForestClassifier(5, random_state=0),
     )
@@ -349,32 +289,23 @@ def test_members_of_a_stack_pick_columns_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(
-    "within",
-    [None, DecisionTreeRegressor(max_depth=3)],
-    ids=["linear", "trees"],
+    "within", [None, DecisionTreeRegressor(max_depth=3)], ids=["linear", "trees"]
 )
 def test_gaps_are_filled_in_turn(within: Any) -> None:
     gapped = ROWS.mask(np.random.default_rng(1).random(ROWS.shape) < 0.1)
     imputer = IterativeImputer(within, max_iter=3, random_state=0, add_indicator=True)
 
-    assert is_proven(
-        make_pipeline(imputer, Ridge()).fit(gapped, VALUES),
-        gapped,
-    )
+    assert is_proven(make_pipeline(imputer, Ridge()).fit(gapped, VALUES), gapped)
 
 
 def test_a_target_of_a_function_and_several_ones_are_turned_back() -> None:
     several = np.column_stack([VALUES, VALUES**2])
     for model in (
         TransformedTargetRegressor(
-            LinearRegression(),
-            func=np.sqrt,
-            inverse_func=np.square,
-            check_inverse=False,
+            LinearRegression(), func=np.sqrt, inverse_func=np.square, check_inverse=False
         ),
         TransformedTargetRegressor(
-            RandomForestRegressor(5, random_state=0),
-            transformer=StandardScaler(),
+            RandomForestRegressor(5, random_state=0), transformer=StandardScaler()
         ),
         RegressorChain(Ridge(), order=[1, 0]),
     ):
@@ -402,21 +333,13 @@ def test_an_inner_estimator_without_a_graph_is_named(model: Any, words: str) -> 
 @pytest.mark.long
 def test_texts_are_read_by_the_vectorizer_within() -> None:
     texts = [
-        " ".join(
-            np.random.default_rng(seed).choice(
-                ["good", "bad", "warm", "cold"],
-                4,
-            )
-        )
+        " ".join(np.random.default_rng(seed).choice(["good", "bad", "warm", "cold"], 4))
         for seed in range(150)
     ]
     within = make_pipeline(TfidfVectorizer(), LogisticRegression())
 
     for model in (CalibratedClassifierCV(within, cv=2), OneVsRestClassifier(within)):
-        assert is_proven(
-            model.fit(texts, ["good" in text for text in texts]),
-            texts,
-        )
+        assert is_proven(model.fit(texts, ["good" in text for text in texts]), texts)
 
 
 @pytest.mark.long
@@ -427,23 +350,18 @@ def test_texts_and_numbers_are_read_by_the_pipeline_within(
     first = labels == labels.iloc[0]
     for within in (LogisticRegression(), HistGradientBoostingClassifier(max_iter=5)):
         model = TunedThresholdClassifierCV(make_pipeline(weather_columns(), within), cv=2).fit(
-            table,
-            first,
+            table, first
         )
         assert is_proven(model, table)
     numbers = ColumnTransformer(
-        [("scaled", StandardScaler(), ["temperature", "hour"])],
-        remainder="passthrough",
+        [("scaled", StandardScaler(), ["temperature", "hour"])], remainder="passthrough"
     )
     scaled = TransformedTargetRegressor(
-        make_pipeline(numbers, Ridge()),
-        transformer=StandardScaler(),
+        make_pipeline(numbers, Ridge()), transformer=StandardScaler()
     )
     table_of_numbers = table[["temperature", "humidity", "hour"]].fillna(0.0)
     assert is_proven(scaled.fit(table_of_numbers, table.hour), table_of_numbers)
     prices = TransformedTargetRegressor(
-        make_pipeline(weather_columns(), Ridge()),
-        func=np.log1p,
-        inverse_func=np.expm1,
+        make_pipeline(weather_columns(), Ridge()), func=np.log1p, inverse_func=np.expm1
     )
     assert is_proven(prices.fit(table, table.humidity.abs()), table)

@@ -50,11 +50,7 @@ from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 from tests.support.random_rows import normal_rows
 from tests.wrap.conftest import Matrix, is_proven
 
-ROWS = np.random.default_rng(0).uniform(
-    0.1,
-    1,
-    size=(150, 4),
-)
+ROWS = np.random.default_rng(0).uniform(0.1, 1, size=(150, 4))
 VALUES = 2 * ROWS[:, 0] + ROWS[:, 1]
 
 STEPS: dict[str, Any] = {
@@ -73,20 +69,17 @@ STEPS: dict[str, Any] = {
     "counts": AdditiveChi2Sampler(),
     "products": PolynomialFeatures(3),
     "products of others, without a constant": PolynomialFeatures(
-        2,
-        interaction_only=True,
-        include_bias=False,
+        2, interaction_only=True, include_bias=False
     ),
     "products of three": PolynomialFeatures((3, 3)),
     "sketch": PolynomialCountSketch(degree=3, n_components=10, coef0=1, random_state=0),
     "machine": BernoulliRBM(3, n_iter=2, random_state=0),
     "distances from centres": KMeans(4, n_init=1, random_state=0),
     "a union with distances": make_union(
-        PCA(2),
-        make_pipeline(StandardScaler(), KMeans(4, n_init=1, random_state=0)),
+        PCA(2), make_pipeline(StandardScaler(), KMeans(4, n_init=1, random_state=0))
     ),
     "distances of some columns": make_column_transformer(
-        (KMeans(3, n_init=1, random_state=0), [0, 1]),
+        (KMeans(3, n_init=1, random_state=0), [0, 1])
     ),
     "bins": KBinsDiscretizer(4, quantile_method="averaged_inverted_cdf"),
     "codes of bins": KBinsDiscretizer(3, encode="ordinal", strategy="uniform"),
@@ -98,8 +91,7 @@ STEPS: dict[str, Any] = {
     "projection": SparseRandomProjection(2, random_state=0),
     **{
         f"splines, {extrapolation}": SplineTransformer(
-            extrapolation=extrapolation,
-            include_bias=False,
+            extrapolation=extrapolation, include_bias=False
         )
         for extrapolation in ("constant", "linear", "continue", "periodic")
     },
@@ -117,11 +109,7 @@ SELDOM = {
     "sparse splines",
 }
 CASES = [
-    pytest.param(
-        step,
-        id=name,
-        marks=[pytest.mark.long] if name in SELDOM else [],
-    )
+    pytest.param(step, id=name, marks=[pytest.mark.long] if name in SELDOM else [])
     for name, step in STEPS.items()
 ]
 
@@ -151,11 +139,7 @@ def test_splines_of_few_distinct_numbers_are_proven(extrapolation: str, knots: s
 
 @pytest.mark.parametrize("extrapolation", ["constant", "linear", "continue", "periodic", "error"])
 def test_splines_of_a_missing_value_are_zeros(extrapolation: str) -> None:
-    rows = np.where(
-        np.random.default_rng(1).random(ROWS.shape) < 0.1,
-        np.nan,
-        ROWS,
-    )
+    rows = np.where(np.random.default_rng(1).random(ROWS.shape) < 0.1, np.nan, ROWS)
     step = SplineTransformer(handle_missing="zeros", extrapolation=extrapolation)
 
     assert is_proven(make_pipeline(step, Ridge()).fit(rows, VALUES), rows)
@@ -166,15 +150,12 @@ def test_an_embedding_has_the_leaves_of_trees(dtype: type[np.generic]) -> None:
     embedding = RandomTreesEmbedding(10, max_depth=4, sparse_output=False, random_state=0)
     model = make_pipeline(StandardScaler(), embedding, LogisticRegression())
 
-    assert is_proven(
-        model.fit(ROWS.astype(dtype), VALUES > 1),
-        ROWS.astype(dtype),
-    )
+    assert is_proven(model.fit(ROWS.astype(dtype), VALUES > 1), ROWS.astype(dtype))
 
 
 def test_columns_made_by_a_step_can_be_selected_by_the_next_one() -> None:
     table = pd.DataFrame(ROWS, columns=list("abcd")).assign(
-        city=np.where(ROWS[:, 0] > 0.5, "rome", "oslo"),
+        city=np.where(ROWS[:, 0] > 0.5, "rome", "oslo")
     )
     table["a"] = table.a.mask(table.b > 0.8)
     numbers = make_column_transformer(
@@ -184,13 +165,10 @@ def test_columns_made_by_a_step_can_be_selected_by_the_next_one() -> None:
         verbose_feature_names_out=False,
     ).set_output(transform="pandas")
     picked = make_column_transformer(
-        (StandardScaler(), ["city"]),
-        (PCA(1), ["b", "d"]),
-        ("drop", ["c"]),
+        (StandardScaler(), ["city"]), (PCA(1), ["b", "d"]), ("drop", ["c"])
     )
     model = make_pipeline(numbers, picked.set_output(transform="pandas"), Ridge()).fit(
-        table,
-        VALUES,
+        table, VALUES
     )
 
     assert is_proven(model, table)
@@ -199,59 +177,32 @@ def test_columns_made_by_a_step_can_be_selected_by_the_next_one() -> None:
 @pytest.mark.parametrize("solver", ["svd", "eigen"])
 def test_a_discriminant_before_a_classifier_makes_columns(solver: str) -> None:
     model = make_pipeline(
-        LinearDiscriminantAnalysis(n_components=1, solver=solver),
-        LogisticRegression(),
+        LinearDiscriminantAnalysis(n_components=1, solver=solver), LogisticRegression()
     )
 
     assert is_proven(model.fit(ROWS, np.digitize(VALUES, [1.2, 2.0])), ROWS)
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    [np.float32, np.float64, np.int64],
-)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
 def test_a_threshold_is_compared_in_the_precision_of_the_rows(dtype: type[np.generic]) -> None:
     rows = (
-        (
-            np.random.default_rng(0).integers(
-                0,
-                10,
-                size=(150, 4),
-            )
-            / 10
-        )
+        (np.random.default_rng(0).integers(0, 10, size=(150, 4)) / 10)
         .astype(np.float32)
         .astype(dtype)
     )
-    model = make_pipeline(
-        Binarizer(threshold=0.3),
-        RandomForestRegressor(5, random_state=0),
-    ).fit(
-        rows,
-        VALUES,
+    model = make_pipeline(Binarizer(threshold=0.3), RandomForestRegressor(5, random_state=0)).fit(
+        rows, VALUES
     )
 
     assert is_proven(model, rows)
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    [np.float32, np.float64, np.int64],
-)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
 @pytest.mark.parametrize("distribution", ["uniform", "normal"])
 def test_equal_quantiles_missing_values_and_a_constant_column_have_their_shares(
-    distribution: str,
-    dtype: type[np.generic],
+    distribution: str, dtype: type[np.generic]
 ) -> None:
-    rows = (
-        np.random.default_rng(0)
-        .integers(
-            1000,
-            1006,
-            size=(150, 4),
-        )
-        .astype(dtype)
-    )
+    rows = np.random.default_rng(0).integers(1000, 1006, size=(150, 4)).astype(dtype)
     rows[:, 3] = 7
     if dtype is not np.int64:
         rows[::9, 1] = np.nan
@@ -265,10 +216,7 @@ def test_equal_quantiles_missing_values_and_a_constant_column_have_their_shares(
 
 
 def test_an_elimination_predicts_by_its_own_estimator() -> None:
-    assert is_proven(
-        RFE(Ridge(), n_features_to_select=2).fit(ROWS, VALUES),
-        ROWS,
-    )
+    assert is_proven(RFE(Ridge(), n_features_to_select=2).fit(ROWS, VALUES), ROWS)
 
 
 @pytest.mark.parametrize(
@@ -291,19 +239,14 @@ def test_an_option_without_a_form_is_named(step: Any, words: str) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_scaled_numbers_of_either_precision_are_proven_before_boosting(
-    dtype: Any,
-    matrix: Matrix,
+    dtype: Any, matrix: Matrix
 ) -> None:
     rows, target = matrix
-    table = pd.DataFrame(
-        rows[:300].astype(dtype),
-        columns=list("abcde"),
-    )
+    table = pd.DataFrame(rows[:300].astype(dtype), columns=list("abcde"))
 
     wrapped = wrap(
         make_pipeline(RobustScaler(), HistGradientBoostingRegressor(max_iter=5)).fit(
-            table,
-            target[:300],
+            table, target[:300]
         ),
         table,
     )
@@ -313,17 +256,10 @@ def test_scaled_numbers_of_either_precision_are_proven_before_boosting(
 
 
 @pytest.mark.parametrize("method", ["yeo-johnson", "box-cox"])
-def test_powers_are_computed_in_64_bits_where_32_overflow(
-    method: str,
-    matrix: Matrix,
-) -> None:
+def test_powers_are_computed_in_64_bits_where_32_overflow(method: str, matrix: Matrix) -> None:
     rows, target = matrix
-    table = pd.DataFrame(
-        np.abs(rows[:300, :2]) ** 0.2 + 0.1,
-        columns=["a", "b"],
-    )
+    table = pd.DataFrame(np.abs(rows[:300, :2]) ** 0.2 + 0.1, columns=["a", "b"])
 
     assert is_proven(
-        make_pipeline(PowerTransformer(method), Ridge()).fit(table, target[:300]),
-        table,
+        make_pipeline(PowerTransformer(method), Ridge()).fit(table, target[:300]), table
     )

@@ -51,19 +51,12 @@ from tests.wrap.conftest import is_proven
 ROWS = normal_rows(150, 3)
 VALUES = 2 * ROWS[:, 0] + ROWS[:, 1]
 THREE = np.digitize(VALUES, [-1, 1])
-GAPS = np.where(
-    np.random.default_rng(1).random(ROWS.shape) < 0.1,
-    np.nan,
-    ROWS,
-)
+GAPS = np.where(np.random.default_rng(1).random(ROWS.shape) < 0.1, np.nan, ROWS)
 
 MODELS: dict[str, tuple[Any, Any]] = {
     "by distance": (KNeighborsRegressor(4, weights="distance"), VALUES),
     "classes by distance": (KNeighborsClassifier(4, weights="distance", metric="manhattan"), THREE),
-    "several targets": (
-        KNeighborsRegressor(p=3),
-        np.column_stack([VALUES, -VALUES]),
-    ),
+    "several targets": (KNeighborsRegressor(p=3), np.column_stack([VALUES, -VALUES])),
     "largest difference": (KNeighborsClassifier(metric="chebyshev"), THREE),
     "angle": (KNeighborsRegressor(metric="cosine"), VALUES),
     "radius": (RadiusNeighborsRegressor(1.5), VALUES),
@@ -75,22 +68,13 @@ MODELS: dict[str, tuple[Any, Any]] = {
     "exemplars": (AffinityPropagation(random_state=0), None),
     "tree of clusters": (Birch(n_clusters=4), None),
     "clusters cut in two": (BisectingKMeans(5, random_state=0), None),
-    "propagated": (
-        LabelPropagation(),
-        np.where(np.arange(150) % 2, THREE, -1),
-    ),
-    "spread to neighbours": (
-        LabelSpreading(kernel="knn"),
-        np.where(np.arange(150) % 2, THREE, -1),
-    ),
+    "propagated": (LabelPropagation(), np.where(np.arange(150) % 2, THREE, -1)),
+    "spread to neighbours": (LabelSpreading(kernel="knn"), np.where(np.arange(150) % 2, THREE, -1)),
     **{
         f"ridge, {kernel}": (KernelRidge(kernel=kernel), VALUES)
         for kernel in ("rbf", "poly", "sigmoid", "laplacian")
     },
-    "ridge, several targets": (
-        KernelRidge(kernel="cosine"),
-        np.column_stack([VALUES, -VALUES]),
-    ),
+    "ridge, several targets": (KernelRidge(kernel="cosine"), np.column_stack([VALUES, -VALUES])),
     "a part of a kernel": (
         make_pipeline(Nystroem(n_components=20, random_state=0), Ridge()),
         VALUES,
@@ -124,11 +108,7 @@ SELDOM |= {
     "a graph",
 }
 CASES = [
-    pytest.param(
-        *case,
-        id=name,
-        marks=[pytest.mark.long] if name in SELDOM else [],
-    )
+    pytest.param(*case, id=name, marks=[pytest.mark.long] if name in SELDOM else [])
     for name, case in MODELS.items()
 ]
 
@@ -138,10 +118,7 @@ def test_models_that_compare_rows_with_learned_rows_are_proven(model: Any, targe
     assert is_proven(model.fit(ROWS, target), ROWS)
 
 
-@pytest.mark.parametrize(
-    "model",
-    [SVR(kernel="linear", C=100), NuSVR(kernel="poly", C=100)],
-)
+@pytest.mark.parametrize("model", [SVR(kernel="linear", C=100), NuSVR(kernel="poly", C=100)])
 def test_a_machine_whose_sums_need_64_bits_is_proven(model: Any) -> None:
     noise = normal_rows(len(VALUES), seed=2)
 
@@ -160,38 +137,22 @@ def test_a_machine_whose_sums_need_64_bits_is_proven(model: Any) -> None:
     ],
 )
 @pytest.mark.parametrize(
-    "labels",
-    [
-        VALUES > 0,
-        np.digitize(VALUES, [-2, -1, 0, 1]).astype(str),
-    ],
-    ids=["two", "five"],
+    "labels", [VALUES > 0, np.digitize(VALUES, [-2, -1, 0, 1]).astype(str)], ids=["two", "five"]
 )
 def test_a_machine_votes_in_64_bits_as_the_original(model: Any, labels: Any) -> None:
-    in_64_bits = forms(
-        model.fit(ROWS, labels),
-        {"": ROWS},
-        "predict",
-        {},
-    )[-1]().proto
+    in_64_bits = forms(model.fit(ROWS, labels), {"": ROWS}, "predict", {})[-1]().proto
 
     session = InferenceSession(in_64_bits.SerializeToString())
 
     assert (
-        session.run(
-            ["label"],
-            {session.get_inputs()[0].name: ROWS},
-        )[0].tolist()
+        session.run(["label"], {session.get_inputs()[0].name: ROWS})[0].tolist()
         == model.predict(ROWS).tolist()
     )
 
 
 @pytest.mark.parametrize("options", [{}, {"add_indicator": True}])
 def test_gaps_are_filled_from_the_nearest_rows(options: dict[str, Any]) -> None:
-    model = make_pipeline(
-        KNNImputer(n_neighbors=3, **options),
-        Ridge(),
-    ).fit(GAPS, VALUES)
+    model = make_pipeline(KNNImputer(n_neighbors=3, **options), Ridge()).fit(GAPS, VALUES)
 
     assert is_proven(model, GAPS)
 
@@ -228,29 +189,19 @@ def test_an_option_without_a_form_is_named(model: Any, words: str) -> None:
 
 def test_neighbours_of_several_labels_are_refused() -> None:
     with pytest.raises(ConversionError, match=r"KNeighborsClassifier .*targets"):
-        wrap(
-            KNeighborsClassifier().fit(ROWS, np.column_stack([THREE, THREE])),
-            ROWS,
-        )
+        wrap(KNeighborsClassifier().fit(ROWS, np.column_stack([THREE, THREE])), ROWS)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "model",
-    [
-        OneClassSVM(nu=0.1),
-        make_pipeline(Nystroem(n_components=20), LogisticRegression()),
-    ],
+    "model", [OneClassSVM(nu=0.1), make_pipeline(Nystroem(n_components=20), LogisticRegression())]
 )
 def test_rows_learned_from_texts_are_proven(model: Any) -> None:
     texts = [
         f"{size} {animal}"
         for size, animal in product(("a red", "one blue", "two old"), ("fox", "hen", "dog"))
     ] * 5
-    fitted = make_pipeline(TfidfVectorizer(), model).fit(
-        texts,
-        ["fox" in text for text in texts],
-    )
+    fitted = make_pipeline(TfidfVectorizer(), model).fit(texts, ["fox" in text for text in texts])
 
     assert is_proven(fitted, texts)
 
@@ -263,21 +214,8 @@ def test_too_many_rows_learned_from_texts_are_refused(monkeypatch: pytest.Monkey
         wrap(OneClassSVM().fit(rows), rows)
 
 
-CENTRES = np.random.default_rng(0).normal(
-    np.repeat([16.0, 20.0, 24.0], 50)[:, None],
-    1.0,
-    (150, 3),
-)
-SENTINELS = (
-    -999.0,
-    999_999_999.0,
-    -1e9,
-    1e9,
-    -1e12,
-    1e12,
-    -1e15,
-    1e15,
-)
+CENTRES = np.random.default_rng(0).normal(np.repeat([16.0, 20.0, 24.0], 50)[:, None], 1.0, (150, 3))
+SENTINELS = (-999.0, 999_999_999.0, -1e9, 1e9, -1e12, 1e12, -1e15, 1e15)
 CLUSTERS = [
     KMeans(3, n_init=1, random_state=0),
     MiniBatchKMeans(3, n_init=1, random_state=0),
@@ -294,8 +232,7 @@ CLUSTERS = [
 
 @pytest.mark.parametrize("model", CLUSTERS, ids=str)
 def test_a_row_far_from_all_centres_has_the_cluster_of_the_original(
-    model: Any,
-    tmp_path: Path,
+    model: Any, tmp_path: Path
 ) -> None:
     pipeline = make_pipeline(StandardScaler(), model).fit(CENTRES)
     rows = np.concatenate([CENTRES[:30]] * len(SENTINELS))

@@ -37,14 +37,8 @@ MODELS: dict[str, tuple[Any, Any]] = {
         np.column_stack([VALUES, -VALUES]),
     ),
     "ellipse": (EllipticEnvelope(random_state=0), None),
-    "least squares": (
-        PLSRegression(n_components=1),
-        np.column_stack([VALUES, ROWS[:, 0]]),
-    ),
-    "canonical": (
-        PLSCanonical(n_components=1),
-        np.column_stack([VALUES, ROWS[:, 0]]),
-    ),
+    "least squares": (PLSRegression(n_components=1), np.column_stack([VALUES, ROWS[:, 0]])),
+    "canonical": (PLSCanonical(n_components=1), np.column_stack([VALUES, ROWS[:, 0]])),
     "process of two": (GaussianProcessClassifier(optimizer=None), TWO),
     "process of three": (GaussianProcessClassifier(SUM, optimizer=None), THREE),
     "process of products": (
@@ -73,11 +67,7 @@ SELDOM = {
     "rational process",
 }
 CASES = [
-    pytest.param(
-        *case,
-        id=name,
-        marks=[pytest.mark.long] if name in SELDOM else [],
-    )
+    pytest.param(*case, id=name, marks=[pytest.mark.long] if name in SELDOM else [])
     for name, case in MODELS.items()
 ]
 

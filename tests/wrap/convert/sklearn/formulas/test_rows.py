@@ -33,9 +33,7 @@ THREE = np.digitize(SUM, [-1, 1])
 WITHIN: dict[str, Any] = {
     "linear": LinearSVC(),
     "linear, behind steps": make_pipeline(
-        FunctionTransformer(lambda x: x / 2),
-        "passthrough",
-        RidgeClassifier(),
+        FunctionTransformer(lambda x: x / 2), "passthrough", RidgeClassifier()
     ),
     "linear, of columns of its own": RFE(LogisticRegression(), n_features_to_select=1),
     "a converter's scores": GradientBoostingClassifier(n_estimators=3),

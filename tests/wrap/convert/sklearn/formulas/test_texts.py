@@ -51,58 +51,42 @@ VECTORIZERS = {
     "whole words of some letters": lambda: CountVectorizer(token_pattern=r"(?u)\b[a-zé]{2,}\b"),
     "pairs": lambda: CountVectorizer(ngram_range=(1, 2)),
     "pairs of what is no stop word": lambda: TfidfVectorizer(
-        ngram_range=(1, 3),
-        stop_words=["good", "été"],
+        ngram_range=(1, 3), stop_words=["good", "été"]
     ),
     "pairs without accents": lambda: TfidfVectorizer(ngram_range=(1, 2), strip_accents="unicode"),
     "characters without accents": lambda: TfidfVectorizer(
-        analyzer="char",
-        strip_accents="ascii",
-        lowercase=False,
+        analyzer="char", strip_accents="ascii", lowercase=False
     ),
     "hashed, of ASCII": lambda: HashingVectorizer(n_features=16, strip_accents="ascii"),
     "a vocabulary with a stop word": lambda: CountVectorizer(
-        vocabulary=["good", "wärm"],
-        stop_words=["wärm"],
+        vocabulary=["good", "wärm"], stop_words=["wärm"]
     ),
     "case kept": lambda: TfidfVectorizer(lowercase=False, sublinear_tf=True),
     "characters": lambda: TfidfVectorizer(analyzer="char", ngram_range=(1, 3)),
     "characters within words": lambda: TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4)),
     "a tokenizer": lambda: CountVectorizer(tokenizer=str.split, token_pattern=None),
     "a tokenizer of one's own": lambda: TfidfVectorizer(
-        tokenizer=lambda text: re.findall(r"\w+", text),
+        tokenizer=lambda text: re.findall(r"\w+", text)
     ),
     "hashed": lambda: HashingVectorizer(n_features=64),
     "hashed characters": lambda: HashingVectorizer(n_features=64, analyzer="char"),
     "hashed, otherwise": lambda: HashingVectorizer(
-        n_features=16,
-        alternate_sign=False,
-        norm="l1",
-        stop_words=["good"],
-        lowercase=False,
+        n_features=16, alternate_sign=False, norm="l1", stop_words=["good"], lowercase=False
     ),
     "hashed, binary": lambda: HashingVectorizer(
-        n_features=16,
-        binary=True,
-        norm=None,
-        lowercase=False,
+        n_features=16, binary=True, norm=None, lowercase=False
     ),
     "binary, without length": lambda: TfidfVectorizer(binary=True, norm=None),
 }
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "make",
-    VECTORIZERS.values(),
-    ids=VECTORIZERS.keys(),
-)
+@pytest.mark.parametrize("make", VECTORIZERS.values(), ids=VECTORIZERS.keys())
 def test_texts_are_taken_apart_as_python_does_it(make: Any, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     texts = [" ".join(random.choice(WORDS, random.integers(1, 5))) for _ in range(150)]
     model = make_pipeline(make(), LogisticRegression()).fit(
-        texts,
-        ["good" in text for text in texts],
+        texts, ["good" in text for text in texts]
     )
 
     saved = _saved(model, [text for text in texts if text.isascii()], tmp_path)
@@ -125,8 +109,7 @@ def test_one_long_text_and_one_long_word_do_not_fill_the_memory(tmp_path: Path) 
     texts = [" ".join(WORDS[:n]) for n in range(1, 7)] * 20
     vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4))
     model = make_pipeline(vectorizer, LogisticRegression()).fit(
-        texts,
-        ["ok_1" in text for text in texts],
+        texts, ["ok_1" in text for text in texts]
     )
     saved = _saved(model, texts, tmp_path)
 
@@ -151,17 +134,13 @@ for texts in (["good wärm " * 5000], ["ok_1 good"] * 999 + ["good wärm " * 500
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["pairs", "characters", "hashed"])
-def test_a_long_text_among_many_takes_no_more_memory_than_alone(
-    name: str,
-    tmp_path: Path,
-) -> None:
+def test_a_long_text_among_many_takes_no_more_memory_than_alone(name: str, tmp_path: Path) -> None:
     """Limit memory: a table of all rows, padded to the longest row, would take several
     GB.
     """
     texts = [" ".join(WORDS[:n]) for n in range(1, 7)] * 20
     model = make_pipeline(VECTORIZERS[name](), LogisticRegression()).fit(
-        texts,
-        ["ok_1" in text for text in texts],
+        texts, ["ok_1" in text for text in texts]
     )
     _saved(model, texts, tmp_path)
 
@@ -241,25 +220,15 @@ def without_stop_words(text: str) -> list[str]:
         (HashingVectorizer(n_features=8, token_pattern=r"\b[a-z]+\b"), "\\b around a class other"),
     ],
 )
-def test_an_unsupported_tokenizer_option_is_refused_by_name(
-    vectorizer: Any,
-    obstacle: str,
-) -> None:
+def test_an_unsupported_tokenizer_option_is_refused_by_name(vectorizer: Any, obstacle: str) -> None:
     texts = ["a good bc", "bc bad", "good a"] * 4
-    model = make_pipeline(vectorizer, LogisticRegression()).fit(
-        texts,
-        [True, False, True] * 4,
-    )
+    model = make_pipeline(vectorizer, LogisticRegression()).fit(texts, [True, False, True] * 4)
 
     with pytest.raises(ConversionError, match=re.escape(obstacle)):
         wrap(model, texts)
 
 
-@pytest.mark.parametrize(
-    "in_table",
-    [False, True],
-    ids=["alone", "as a column"],
-)
+@pytest.mark.parametrize("in_table", [False, True], ids=["alone", "as a column"])
 def test_texts_are_read_without_the_machine_s_locale(in_table: bool) -> None:
     random = np.random.default_rng(0)
     texts = [" ".join(random.choice(["alpha", "beta", "gamma"], 4)) for _ in range(200)]

@@ -26,11 +26,7 @@ def ratios(rows: np.ndarray) -> Any:
     """A typical function of a user, which adds new columns to the old columns."""
     positive = np.abs(rows) + 0.5
     return np.column_stack(
-        [
-            rows,
-            positive[:, 0] / positive[:, 1],
-            np.where(rows[:, 2] > 0, 1.0, -1.0),
-        ],
+        [rows, positive[:, 0] / positive[:, 1], np.where(rows[:, 2] > 0, 1.0, -1.0)]
     )
 
 
@@ -43,11 +39,7 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "ellipsis": lambda x: x[..., 1:],
     "by row": lambda x: x - x.mean(axis=1, keepdims=True) + np.std(x, axis=1, keepdims=True),
     "norm": lambda x: x / np.linalg.norm(x, axis=1, keepdims=True),
-    "choices": lambda x: np.select(
-        [x > 1, x < -1],
-        [np.exp(x), np.zeros_like(x)],
-        0.5,
-    ),
+    "choices": lambda x: np.select([x > 1, x < -1], [np.exp(x), np.zeros_like(x)], 0.5),
     "logic": lambda x: ((x > 0) & ~(x > 1) | np.isnan(x)).astype(float),
     "rounded": lambda x: np.round(x, 1) + np.floor(x) + np.sign(x) + x % 2 + x // 3,
     "waves": lambda x: np.sin(x) + np.cos(x) + np.tan(x / 3) + np.arctan(x) + np.arcsinh(x),
@@ -55,25 +47,13 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
         np.cbrt(x) + np.sqrt(np.abs(x)) + np.hypot(x, 1.0) + np.expm1(x) + np.log10(x * x + 1)
     ),
     "scipy": lambda x: special.expit(x) + special.exp10(x) + special.erf(x) + np.logaddexp(x, 0.0),
-    "joined": lambda x: np.concatenate(
-        [x, np.hstack([x[:, :1], x[:, 1:]])],
-        axis=1,
-    ),
+    "joined": lambda x: np.concatenate([x, np.hstack([x[:, :1], x[:, 1:]])], axis=1),
     "interpolated": lambda x: np.stack(
-        [
-            np.interp(x[:, 0], [-1, 0, 2], [3.0, 1.0, 2.0]),
-            x[:, 1],
-        ],
-        axis=1,
+        [np.interp(x[:, 0], [-1, 0, 2], [3.0, 1.0, 2.0]), x[:, 1]], axis=1
     ),
     "bins": lambda x: np.digitize(x, [-1.0, 0.0, 1.0]) * 1.0,
     "maxima": lambda x: np.stack(
-        [
-            x.max(axis=1),
-            np.argmin(x, axis=1) * 1.0,
-            np.any(x > 2, axis=1) * 1.0,
-        ],
-        axis=1,
+        [x.max(axis=1), np.argmin(x, axis=1) * 1.0, np.any(x > 2, axis=1) * 1.0], axis=1
     ),
     "a function of one's own": ratios,
 }
@@ -95,30 +75,15 @@ REFUSED: list[tuple[Callable[[Any], Any], str]] = [
     (lambda x: x[::-1], "a selection of rows"),
     (lambda x: x["a"], "columns by name; use positions instead, as in x[:, 0]"),
     (lambda x: x[["a", "b"]], "columns by name"),
-    (
-        lambda x: x[:, np.argmax(x, axis=1)],
-        "a selection by computed positions",
-    ),
+    (lambda x: x[:, np.argmax(x, axis=1)], "a selection by computed positions"),
     (lambda x: x.reshape(200, 3), "a reshape to a fixed number of rows"),
-    (
-        lambda x: x * np.ones(len(x))[:, None],
-        "the number of rows",
-    ),
+    (lambda x: x * np.ones(len(x))[:, None], "the number of rows"),
     (np.asarray, "a call that reads values, such as numpy.asarray or float"),
-    (
-        lambda x: np.add(x, 1, where=[True, False, True]),
-        "numpy.add with __call__ or options",
-    ),
+    (lambda x: np.add(x, 1, where=[True, False, True]), "numpy.add with __call__ or options"),
     (lambda x: x.astype(np.complex128), "values of the type complex128"),
-    (
-        lambda x: np.linalg.norm(x, ord=1, axis=1),
-        "numpy.linalg.norm with ord=1",
-    ),
+    (lambda x: np.linalg.norm(x, ord=1, axis=1), "numpy.linalg.norm with ord=1"),
     (lambda x: np.digitize(x, [1, 0]), "numpy.digitize with descending bins"),
-    (
-        lambda x: np.concatenate([x, np.ones((7, 1))], axis=1),
-        "a concatenation with constants",
-    ),
+    (lambda x: np.concatenate([x, np.ones((7, 1))], axis=1), "a concatenation with constants"),
 ]
 
 
@@ -127,13 +92,7 @@ def test_an_operation_that_no_graph_can_follow_is_named(
     function: Callable[[Any], Any], words: str
 ) -> None:
     with pytest.raises(NotImplementedError, match=re.escape(words)):
-        function(
-            Traced(
-                Subgraph(Scope("refused")),
-                "x",
-                np.ones((SAMPLE_ROWS, 3)),
-            )
-        )
+        function(Traced(Subgraph(Scope("refused")), "x", np.ones((SAMPLE_ROWS, 3))))
 
 
 @pytest.mark.parametrize(
@@ -147,8 +106,7 @@ def test_an_operation_that_no_graph_can_follow_is_named(
     ],
 )
 def test_a_user_s_function_without_a_graph_is_named_with_its_step(
-    function: Callable[[Any], Any],
-    words: str,
+    function: Callable[[Any], Any], words: str
 ) -> None:
     table = pd.DataFrame(ROWS, columns=["a", "b", "c"])
     model = make_pipeline(FunctionTransformer(function), Ridge()).fit(table, ROWS[:, 0])

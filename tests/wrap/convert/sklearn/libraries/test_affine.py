@@ -19,10 +19,7 @@ from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 from tests.support.random_rows import normal_rows
 from tests.wrap.conftest import is_proven
 
-TABLE = pd.DataFrame(
-    normal_rows(300, 4) * [1, 10, 1e4, 0.1],
-    columns=list("abcd"),
-)
+TABLE = pd.DataFrame(normal_rows(300, 4) * [1, 10, 1e4, 0.1], columns=list("abcd"))
 TARGET = (TABLE.a * 3 + TABLE.b - TABLE.d * 20).to_numpy()
 
 
@@ -30,11 +27,7 @@ class Hazard(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """A risk score as in survival libraries: weights minus the risk of the mean row."""
 
     def fit(self, rows: Any, target: Any) -> "Hazard":
-        self.coef_, *_ = np.linalg.lstsq(
-            np.asarray(rows),
-            target,
-            rcond=None,
-        )
+        self.coef_, *_ = np.linalg.lstsq(np.asarray(rows), target, rcond=None)
         self.mean_ = np.asarray(rows).mean(axis=0)
         return self
 
@@ -80,14 +73,7 @@ class Known(Centred):
 
 class Turned(Centred):
     def transform(self, rows: Any) -> Any:
-        return super().transform(rows) @ np.array(
-            [
-                [1.0, 2, 0],
-                [0, 1, 0],
-                [1, 0, 1],
-                [0, 0, 1],
-            ]
-        )
+        return super().transform(rows) @ np.array([[1.0, 2, 0], [0, 1, 0], [1, 0, 1], [0, 0, 1]])
 
 
 class CentredByRequest(Centred):
@@ -185,21 +171,13 @@ def test_a_small_weight_keeps_its_digits_with_a_large_intercept() -> None:
     np.testing.assert_allclose(step.transform(times), 0.1, rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "step",
-    [CentredByRequest(), Capped(), Marked(), FilledIn()],
-    ids=str,
-)
+@pytest.mark.parametrize("step", [CentredByRequest(), Capped(), Marked(), FilledIn()], ids=str)
 def test_another_one_has_no_converter(step: Any) -> None:
     with pytest.raises(ConversionError, match=f"no converter .*{type(step).__name__}"):
         wrap(make_pipeline(step, LinearRegression()).fit(TABLE, TARGET), TABLE)
 
 
-@pytest.mark.parametrize(
-    "model",
-    [Surcharged(), RuleOfThumb()],
-    ids=str,
-)
+@pytest.mark.parametrize("model", [Surcharged(), RuleOfThumb()], ids=str)
 def test_a_predictor_with_a_rule_or_without_weights_has_no_converter(model: Any) -> None:
     with pytest.raises(ConversionError, match=f"no converter .*{type(model).__name__}"):
         wrap(model.fit(TABLE, TARGET), TABLE)
@@ -209,11 +187,9 @@ def test_a_step_that_replaces_texts_has_no_converter() -> None:
     texts = pd.DataFrame({"city": ["rome", "oslo", "lima"] * 100})
     rename = FunctionTransformer(lambda table: table.replace("Roma", "rome"))
     model = make_pipeline(rename, OneHotEncoder(handle_unknown="ignore"), LinearRegression()).fit(
-        texts,
-        TARGET,
+        texts, TARGET
     )
     with pytest.raises(
-        ConversionError,
-        match=r"'functiontransformer' .*FunctionTransformer.*string columns",
+        ConversionError, match=r"'functiontransformer' .*FunctionTransformer.*string columns"
     ):
         wrap(model, texts)

@@ -1,23 +1,13 @@
-from typing import Any
-
-import category_encoders
 import numpy as np
 import pandas as pd
 import pytest
 import skrub
-from feature_engine import encoding
-from sklearn.compose import make_column_transformer
 from sklearn.ensemble import HistGradientBoostingClassifier
-from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from mlflow_deploy_plugin.core.errors import ConversionError
-from mlflow_deploy_plugin.wrap.convert.sklearn.libraries import category_tables, with_stand_ins
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 from tests.wrap.conftest import is_proven
-
-COLUMNS = ["city", "zip", "sex"]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +21,7 @@ def table() -> pd.DataFrame:
             "hour": random.normal(size=300),
             "zip": random.choice([10, 20, 30], 300),
             "sex": random.choice(["m", "f"], 300),
-        },
+        }
     )
     return table.assign(city=table.city.mask(random.random(300) < 0.1))
 
@@ -42,126 +32,17 @@ def delayed(table: pd.DataFrame) -> pd.Series:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "encoder",
-    [
-        category_encoders.OrdinalEncoder(cols=COLUMNS),
-        category_encoders.OneHotEncoder(cols=COLUMNS),
-        category_encoders.BinaryEncoder(
-            cols=COLUMNS,
-            handle_unknown="indicator",
-            handle_missing="indicator",
-        ),
-        category_encoders.HelmertEncoder(cols=COLUMNS),
-        category_encoders.WOEEncoder(cols=COLUMNS),
-        category_encoders.CountEncoder(cols=COLUMNS, normalize=True, min_group_size=0.2),
-        category_encoders.TargetEncoder(cols=COLUMNS, handle_unknown="error"),
-        encoding.MeanEncoder(
-            variables=COLUMNS,
-            ignore_format=True,
-            missing_values="ignore",
-            unseen="encode",
-        ),
-        encoding.OneHotEncoder(variables=COLUMNS, ignore_format=True),
-    ],
-    ids=lambda encoder: type(encoder).__module__.split(".")[0] + "." + type(encoder).__name__,
-)
-def test_an_encoder_of_a_table_is_proven(
-    encoder: Any,
-    table: pd.DataFrame,
-    delayed: pd.Series,
-) -> None:
-    if "feature_engine" in type(encoder).__module__:
-        table = table.assign(
-            city=table.city.fillna("none").astype(object),
-            sex=table.sex.astype(object),
-        )
-    model = make_pipeline(encoder, StandardScaler(), LogisticRegression()).fit(table, delayed)
-
-    assert is_proven(model, table)
-
-
-@pytest.mark.long
-def test_numbers_between_which_a_tree_splits_have_64_bits(
-    table: pd.DataFrame,
-    delayed: pd.Series,
-) -> None:
-    """CatBoostEncoder uses the target mean for unknown categories and for the first
-    training row of each category.
-    """
-    encoder = category_encoders.CatBoostEncoder(cols=COLUMNS)
-    model = make_pipeline(encoder, HistGradientBoostingClassifier(max_iter=20)).fit(table, delayed)
-
-    assert is_proven(model, table)
-
-
-def test_a_step_of_a_column_transformer_is_one_table_for_each_column(
-    table: pd.DataFrame,
-    delayed: pd.Series,
-) -> None:
-    columns = make_column_transformer(
-        (category_encoders.TargetEncoder(), ["city", "sex"]),
-        (StandardScaler(), ["distance", "hour"]),
-    )
-
-    assert is_proven(
-        make_pipeline(columns, LogisticRegression()).fit(table, delayed),
-        table,
-    )
-
-
-def test_an_encoder_without_a_table_has_no_graph(
-    table: pd.DataFrame,
-    delayed: pd.Series,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    encoder = category_encoders.OneHotEncoder(cols=COLUMNS).fit(table, delayed)
-    with monkeypatch.context() as patch:
-        patch.setattr(category_tables, "_MOST_NUMBERS", 10)
-        with pytest.raises(ConversionError, match=r"OneHotEncoder .*10 numbers"):
-            with_stand_ins(encoder)
-    monkeypatch.setattr(encoder, "transform", lambda rows: rows[["distance"]] * 2)
-    with pytest.raises(ConversionError, match=r"OneHotEncoder .*'distance'.* categories"):
-        with_stand_ins(encoder)
-    hashing = make_pipeline(category_encoders.HashingEncoder(), LogisticRegression()).fit(
-        table[["zip"]],
-        delayed,
-    )
-    with pytest.raises(ConversionError, match=r"category_encoders\.hashing\.HashingEncoder"):
-        wrap(hashing, table[["zip"]])
-
-
-def test_a_column_of_which_nothing_was_learned_stays_out_of_the_tables(delayed: pd.Series) -> None:
-    table = pd.DataFrame(
-        {
-            "city": [None] * 300,
-            "sex": ["m", "f", "m"] * 100,
-        }
-    )
-    model = make_pipeline(
-        category_encoders.TargetEncoder(cols=["city", "sex"]),
-        LogisticRegression(),
-    )
-    model.fit(table, delayed)
-
-    assert is_proven(model, table)
-
-
-@pytest.mark.long
 def test_a_vectorizer_of_a_table_is_one_unless_it_reads_dates(
-    table: pd.DataFrame,
-    delayed: pd.Series,
+    table: pd.DataFrame, delayed: pd.Series
 ) -> None:
     model = make_pipeline(skrub.TableVectorizer(), HistGradientBoostingClassifier(max_iter=10)).fit(
-        table,
-        delayed,
+        table, delayed
     )
     assert is_proven(model, table)
 
     dated = table.assign(day=pd.date_range("2026-01-01", periods=300).astype(str))
     model = make_pipeline(skrub.TableVectorizer(), HistGradientBoostingClassifier(max_iter=10)).fit(
-        dated,
-        delayed,
+        dated, delayed
     )
     with pytest.raises(ConversionError, match=r"no converter .*skrub.*TableVectorizer"):
         wrap(model, dated)
