@@ -126,14 +126,7 @@ def test_a_mistake_is_one_line_with_a_way_out_and_exit_status_1(
         ("predict", ["MODEL", "-n DEPLOYMENT"]),
         ("predict x -n y", ["MODEL", "-n DEPLOYMENT"]),
         ("render --for helm", ["MODEL", "--spec FILE", "-n NAME"]),
-        (
-            "batch m -i i --folder o --device openvino",
-            ["--device", "server.providers=OpenVINOExecutionProvider"],
-        ),
-        (
-            "batch m -i i --folder o --device tensorrt",
-            ["--device", "server.providers=TensorrtExecutionProvider,CUDAExecutionProvider"],
-        ),
+        ("batch m -i i --folder o --device openvino", ["--device", "'cpu', 'cuda'"]),
         ("retrain flights", ["'flights'", "`onnxserve retrain run flights`"]),
         ("promote churn 3 --to @champion", ["'churn'", "models:/churn/VERSION"]),
         ("gate models:/churn", ["'models:/churn'", "models:/churn@ALIAS"]),
