@@ -116,11 +116,7 @@ def _feeds(
     """Return the feeds in the columns `names_read` of a table. Raises BodyTooLarge
     above `limit` values, and SchemaMismatch if the values do not fit the signature.
     """
-    if table.num_rows * max(1, len(names_read)) > limit:
-        raise BodyTooLarge(
-            f"the table has {table.num_rows} rows of {len(names_read)} columns; this server's "
-            f"limit is {limit} values",
-        )
+    _check_value_count(table.num_rows, len(names_read), limit)
     batches = table.to_batches()
     if len(batches) == 1:
         (batch,) = batches
@@ -473,3 +469,10 @@ def _flatbuffers_table(data: memoryview, table: int, position: int) -> int:
     if field:
         return field + int(_U32.unpack_from(data, field)[0])
     return 0
+
+
+def _check_value_count(rows: int, columns: int, limit: int) -> None:
+    if rows * max(1, columns) > limit:
+        raise BodyTooLarge(
+            f"the table has {rows} rows of {columns} columns; this server's limit is {limit} values"
+        )

@@ -256,16 +256,9 @@ def test_cuda_gets_its_options_as_texts() -> None:
     assert set(options) <= CUDA
 
 
-@pytest.mark.parametrize(
-    ("device", "expected"),
-    [
-        ("openvino", "server.providers=OpenVINOExecutionProvider"),
-        ("tensorrt", "server.providers=TensorrtExecutionProvider,CUDAExecutionProvider"),
-        ("tpu", "'tpu' is not one of cpu, cuda"),
-    ],
-)
-def test_an_unknown_or_removed_device_is_refused(device: Any, expected: str) -> None:
-    with refused(InvalidConfig, expected):
+@pytest.mark.parametrize("device", ["openvino", "tpu"])
+def test_an_unknown_device_is_refused(device: Any) -> None:
+    with refused(InvalidConfig, f"{device!r} is not one of cpu, cuda"):
         Placement(device)
 
 
