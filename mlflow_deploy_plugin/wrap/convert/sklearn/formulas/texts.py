@@ -58,6 +58,8 @@ def vectorized(vectorizer: CountVectorizer, rows: Rows) -> TracedArray:
     width = len(vectorizer.vocabulary_)
 
     def write(graph: NodeBuilder, texts: str) -> str:
+        # An unsupported tokenizer is refused before its terms are read.
+        tokens_of_texts = _split_into_tokens(graph, vectorizer, texts)
         # The operator reads the terms sorted by their number of tokens.
         smallest, largest = vectorizer.ngram_range
         if vectorizer.analyzer == "char_wb":  # A word shorter than the n-grams is a term.
@@ -87,11 +89,7 @@ def vectorized(vectorizer: CountVectorizer, rows: Rows) -> TracedArray:
             "ngram_indexes": columns,
             "ngram_counts": [int(sizes[sizes < size].sum()) for size in range(1, largest + 1)],
         }
-        counts = graph.node(
-            "TfIdfVectorizer",
-            [_split_into_tokens(graph, vectorizer, texts)],
-            **vocabulary_attributes,
-        )
+        counts = graph.node("TfIdfVectorizer", [tokens_of_texts], **vocabulary_attributes)
         if vectorizer.binary:
             counts = graph.node("Min", [counts, np.ones(1, np.float32)])
         if not isinstance(vectorizer, TfidfVectorizer):
