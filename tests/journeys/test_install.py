@@ -91,6 +91,7 @@ IMPORTS_OF_EXTRAS = {
 }
 NEEDS_AN_EXTRA = {
     *(
+        "ai_edge_litert",
         "cyclonedx",
         "docker",
         "duckdb",
