@@ -67,7 +67,7 @@ class TrailState:
         events: the number of events.
         signed: the number of events with a valid signature.
         keys: the ids of the keys with which signatures were checked.
-        unused_keys: those that have signed no event of the trail.
+        unused_keys: the ids of the keys that have signed no event of the whole trail.
     """
 
     state: Literal["intact", "changed", "unsigned"]

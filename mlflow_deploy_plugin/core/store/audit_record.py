@@ -126,24 +126,25 @@ class TrailRecord:
 
     def spooled(self, model: str) -> list[AuditEvent]:
         """Return the events of a model that are not stored yet, oldest first."""
-        entries = [_read(file, _Spooled) for file in sorted(self._spool.glob("*.json"))]
-        events = [entry.event for entry in entries if entry is not None]
-        return [event for event in events if event.model == model]
+        return [event for event in self._read_spool().values() if event.model == model]
 
     @contextmanager
     def unspooled(self) -> Iterator[list[AuditEvent]]:
         """Yield all events that are not stored yet, oldest first. If the block
         succeeds, they are removed. Other processes wait.
         """
-        files = sorted(self._spool.glob("*.json"))
-        if not files:
-            yield []
-            return
         with locked(self.folder / "spool.lock"):
-            entries = [(file, _read(file, _Spooled)) for file in files]
-            yield [entry.event for _, entry in entries if entry is not None]
-            for file in files:
+            events = self._read_spool()
+            yield [*events.values()]
+            for file in events:
                 file.unlink(missing_ok=True)
+
+    def _read_spool(self) -> dict[Path, AuditEvent]:
+        """Return the events in the order of their files. A file that another process
+        has stored meanwhile is left out.
+        """
+        entries = {file: _read(file, _Spooled) for file in sorted(self._spool.glob("*.json"))}
+        return {file: entry.event for file, entry in entries.items() if entry is not None}
 
     def _head_file(self, model: str) -> Path:
         return self._heads / f"{chain_id(model)}.json"
