@@ -75,7 +75,7 @@ from mlflow_deploy_plugin.wrap.flavor.example_rows import (
 from mlflow_deploy_plugin.wrap.flavor.parity import ParityReport
 from mlflow_deploy_plugin.wrap.flavor.pmml import read_pmml
 from mlflow_deploy_plugin.wrap.flavor.save import log_wrapped
-from mlflow_deploy_plugin.wrap.flavor.saved_model import WrappedModel, save_model
+from mlflow_deploy_plugin.wrap.flavor.saved_model import WrappedModel
 from mlflow_deploy_plugin.wrap.flavor.wrap import (
     ParityPolicy,
     PredictFunction,
@@ -326,21 +326,12 @@ def _wrap_pmml(
     return replace(outcome, version=version, model_id=info.model_id or "", run_id=info.run_id or "")
 
 
-def onnx_form(original: Original, target: Path) -> Path:
-    """Save the ONNX form of the original, and return `target`. Raises the errors of
-    `wrap_registered`.
-    """
-    wrapped, _ = _convert(original, data=None, parity="require")
-    save_model(target, wrapped)
-    return target
-
-
 def _convert(
     original: Original,
     data: ModelData,
     parity: ParityPolicy,
-    drop: Collection[str] = (),
-    event_time: str | None = None,
+    drop: Collection[str],
+    event_time: str | None,
 ) -> tuple[WrappedModel, tuple[str, ...]]:
     """Return the wrapped model and the warnings for its user.
 
