@@ -343,6 +343,8 @@ def _convert(
     with _padding_side(net.tokenizer, side):
         spec, content = _saved_tokenizer(net.eval(), texts)
         tokens = net.tokenize(texts)
+    # The last call set the tokenizer's truncation.
+    longest = None if net.tokenizer.backend_tokenizer.truncation else spec.max_length
     net.names = list(spec.graph_inputs)
     proto = _export(net, tokens)
     package = type(model).__module__.partition(".")[0]
@@ -351,7 +353,7 @@ def _convert(
         batch=None,
         framework=package,
         framework_version=version(package.replace("_", "-")),
-        original=_original_model(net),
+        original=_original_model(net, longest),
     )
     roles: dict[str, Role] = {"label": "label", "probabilities": "probabilities"}
     outputs = [replace(entry, role=roles.get(entry.name, "values")) for entry in bound.outputs]
@@ -392,9 +394,10 @@ def _export(net: "_Classifier | _Encoder", tokens: Mapping[str, Any]) -> ModelPr
     return proto
 
 
-def _original_model(net: "_Classifier | _Encoder") -> converted.OriginalModel:
+def _original_model(net: "_Classifier | _Encoder", longest: int | None) -> converted.OriginalModel:
     """Return a function for the original's predictions. It raises InvalidConfig for a
-    missing text.
+    missing text, and ValueError for more than `longest` tokens: RoBERTa accepts more
+    if some are `<pad>`, because those have no position.
     """
 
     def original(batch: ModelInput) -> dict[str, Array]:
@@ -409,6 +412,10 @@ def _original_model(net: "_Classifier | _Encoder") -> converted.OriginalModel:
                 raise ValueError(
                     f"the text {short_repr(text)} has no tokens, because the tokenizer adds no "
                     "special tokens; leave it out"
+                )
+            if longest and len(ids) > longest:
+                raise ValueError(
+                    f"the text {short_repr(text)} has {len(ids)} tokens, more than {longest}"
                 )
         answers = net.predict(unique_texts)
         row_of_text = {text: row for row, text in enumerate(unique_texts)}

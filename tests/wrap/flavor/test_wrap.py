@@ -9,7 +9,7 @@ import pytest
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import PowerTransformer
+from sklearn.preprocessing import SplineTransformer
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.core.errors import InvalidConfig
@@ -170,7 +170,9 @@ def test_the_original_is_asked_once_however_many_forms_are_tried(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     table = pd.DataFrame(np.random.default_rng(0).lognormal(size=(300, 2)), columns=["a", "b"])
-    model = make_pipeline(PowerTransformer("box-cox"), RandomForestClassifier(5, random_state=0))
+    model = make_pipeline(
+        SplineTransformer(extrapolation="error"), RandomForestClassifier(5, random_state=0)
+    )
     model.fit(table, table.a + table.b > 2)
     refused: Counter[bytes] = Counter()
     predict = Pipeline.predict
