@@ -44,7 +44,7 @@ from mlflow_deploy_plugin.core.tabular.files import (
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.serve.inference_log.label_files import BadRow
     from mlflow_deploy_plugin.ship.batch.run import BatchProgress
-    from mlflow_deploy_plugin.ship.deployments.batch_prediction import Predictor, RowBatch, RowFile
+    from mlflow_deploy_plugin.ship.deployments.batch_prediction import RowBatch
     from mlflow_deploy_plugin.ship.deployments.feedback import LabelImport
     from mlflow_deploy_plugin.ship.deployments.scoring import ScoringTarget
 
@@ -260,7 +260,11 @@ def predict(
     if event_time and name is None:
         raise click.UsageError("--event-time is for the log of a deployment: specify -n DEPLOYMENT")
     end_with_reader()
-    from mlflow_deploy_plugin.ship.deployments.batch_prediction import server_predictor
+    from mlflow_deploy_plugin.ship.deployments.batch_prediction import (
+        predict_batch,
+        server_predictor,
+        split_by_event_time,
+    )
 
     input_kind = cast(FileFormat, content_type or format_of(input_path) or "json")
     output_kind = cast(FileFormat, output_type or output_format(output_path, input_kind))
@@ -281,9 +285,10 @@ def predict(
         target = held.enter_context(open_output(output_path, sys.stdout.buffer))
         write = held.enter_context(value_writer(output_kind, target, "prediction"))
         count = 0
-        for predictions in _predictions(predictor, batches, input_name, event_time):
-            write(predictions)
-            count += len(predictions)
+        for batch in batches:
+            for part in split_by_event_time(batch, input_name, event_time):
+                write(predict_batch(predictor, input_name, part))
+                count += len(part)
     if output_path != "-":
         click.echo(f"{count:,} predictions in {output_path}", err=True)
 
@@ -308,52 +313,27 @@ def _opened_server(name: str) -> Iterator["ScoringTarget"]:
 def _opened_batches(
     path: str, name: str, kind: FileFormat, batch_rows: int
 ) -> Iterator[Iterator["RowBatch"]]:
-    """Yield the batches of a file. Raises InvalidRequest if the file has no rows."""
+    """Yield the batches of a file. If the file's length is known, a terminal shows a
+    progress bar on standard error. Raises InvalidRequest if the file has no rows.
+    """
     from mlflow_deploy_plugin.ship.deployments.batch_prediction import read_rows
 
-    with (
-        open_input(path, sys.stdin.buffer) as file,
-        _with_progress(read_rows(file, name, kind, batch_rows)) as batches,
-    ):
-        first = next(batches, None)
+    with open_input(path, sys.stdin.buffer) as file, ExitStack() as held:
+        rows = read_rows(file, name, kind, batch_rows)
+        first = next(rows.batches, None)
         if first is None:
             raise InvalidRequest(f"{name} has no rows")
-        yield chain([first], batches)
-
-
-def _predictions(
-    predictor: "Predictor", batches: Iterator["RowBatch"], input_name: str, event_time: str
-) -> Iterator[list[object]]:
-    """Yield the predictions of each batch, or of each part of a batch with the same
-    event time.
-    """
-    from mlflow_deploy_plugin.ship.deployments.batch_prediction import (
-        predict_batch,
-        split_by_event_time,
-    )
-
-    for batch in batches:
-        for part in split_by_event_time(batch, input_name, event_time):
-            yield predict_batch(predictor, input_name, part)
-
-
-@contextmanager
-def _with_progress(rows: "RowFile") -> Iterator[Iterator["RowBatch"]]:
-    """Yield the batches of rows. If the file's length is known, a terminal shows a
-    progress bar on standard error.
-    """
-    if rows.length is None or not sys.stderr.isatty():
-        yield rows.batches
-        return
-    with click.progressbar(length=rows.length, label=rows.name, file=sys.stderr) as bar:
+        batches = chain([first], rows.batches)
+        if rows.length is None or not sys.stderr.isatty():
+            yield batches
+            return
+        bar = held.enter_context(click.progressbar(length=rows.length, label=name, file=sys.stderr))
 
         def with_bar() -> Iterator["RowBatch"]:
             """Yield the batches; show each batch on the bar after its use."""
-            before = 0
-            for batch in rows.batches:
+            for batch in batches:
                 yield batch
-                bar.update(batch.position - before)  # This batch has been predicted.
-                before = batch.position
+                bar.update(batch.position - bar.pos)  # This batch has been predicted.
 
         yield with_bar()
 

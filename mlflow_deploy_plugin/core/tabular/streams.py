@@ -10,7 +10,6 @@ blank lines.
 import codecs
 import csv
 import io
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,10 +38,6 @@ from mlflow_deploy_plugin.core.tabular.files import (
 _BLOCK_BYTES = 4 * 2**20
 _BLOCK_ROWS = 2**16
 _HEADER_BYTES = 2**20
-_TEXT_BYTES = 2
-"""The limit of bytes per text below which a Parquet column is read as a dictionary.
-Other texts need over 4 bytes.
-"""
 MAX_BYTES = 2_000_000_000
 _MAX_VALUES = 200_000_000
 """The limits in bytes and in values for a file that is read into memory at once."""
@@ -117,6 +112,7 @@ class RowStream:
                 f"a {kind} file is one document; {', '.join(_STREAMED)} are read row by row",
             )
         self._file = file
+        self.size = file.size()
         self._kind = kind
         self._types = types
         self._keep = keep
@@ -152,22 +148,16 @@ class RowStream:
         self._file.seek(0)
         return next(csv_records(io.BytesIO(self._file.read(_HEADER_BYTES))), None)
 
-    def blocks(
-        self,
-        columns: Sequence[str],
-        dictionaries: Collection[str] = (),
-    ) -> Iterator[RowBlock]:
-        """Yield the rows with the `columns` of the schema; text columns in
-        `dictionaries` may be dictionary-encoded.
-        """
+    def blocks(self, columns: Sequence[str]) -> Iterator[RowBlock]:
+        """Yield the rows with the `columns` of the schema."""
         row = 0
+        read = {
+            "csv": self._csv_blocks,
+            "jsonl": self._json_blocks,
+            "parquet": self._parquet_blocks,
+        }
         try:
-            if self._kind == "parquet":
-                blocks = self._parquet_blocks(list(columns), dictionaries)
-            else:
-                read = self._csv_blocks if self._kind == "csv" else self._json_blocks
-                blocks = read(list(columns), self.schema)
-            for block in blocks:
+            for block in read[self._kind](list(columns)):
                 bad_numbers = [bad.number for bad in block.bad[-1:]]
                 row = max([row, *block.numbers[-1:], *bad_numbers])
                 yield block
@@ -176,49 +166,36 @@ class RowStream:
                 f"the file cannot be read after row {row}: {first_line(error)}",
             ) from None
 
-    def _csv_blocks(
-        self,
-        columns: list[str],
-        schema: pa.Schema,
-    ) -> Iterator[RowBlock]:
+    def _csv_blocks(self, columns: list[str]) -> Iterator[RowBlock]:
         """Yield the rows of a CSV file block by block.
 
         A block that Arrow cannot read is read record by record, to find its invalid
         rows.
         """
-        position = self._header.position if self._header else self._file.size()
+        has_one_column = len(self.schema) == 1 and columns
+        position = self._header.position if self._header else self.size
         first = 0
-        while position < self._file.size():
-            block = self._csv_table_block(position, first, columns)
-            if block is None:
+        while position < self.size:
+            self._file.seek(position)
+            content = self._file.read(_BLOCK_BYTES)
+            end = _whole_rows(content, position + len(content) == self.size)
+            is_read = end > 0
+            if is_read:
+                try:
+                    table = self._csv_table(pa.py_buffer(content).slice(0, end), columns)
+                    # Arrow reads a blank line as a value of a single column.
+                    if has_one_column and pc.any(pc.utf8_is_space(table.column(0))).as_py():
+                        is_read = False
+                except pa.ArrowInvalid:  # A row has too few fields, or a byte is not UTF-8.
+                    is_read = False
+            if is_read:
+                numbers = range(first, first + table.num_rows)
+                block = RowBlock(table, numbers, position=position + end)
+            else:
                 block = self._csv_records_block(position, first, columns)
             position = block.position
             first += len(block.numbers) + len(block.bad)
             yield block
-
-    def _csv_table_block(
-        self,
-        position: int,
-        first: int,
-        columns: list[str],
-    ) -> RowBlock | None:
-        """Return the whole rows of the next bytes from `position`, of which `first` is
-        the number of the first row; None if Arrow cannot read all of them.
-        """
-        self._file.seek(position)
-        content = self._file.read(_BLOCK_BYTES)
-        end = _whole_rows(content, position + len(content) == self._file.size())
-        if not end:
-            return None
-        try:
-            table = self._csv_table(pa.py_buffer(content).slice(0, end), columns)
-        except pa.ArrowInvalid:  # A row has too few fields, or a byte is not UTF-8.
-            return None
-        # Arrow reads a blank line as a value if the file has only one column.
-        if len(self.schema) == 1 and columns and pc.any(pc.utf8_is_space(table.column(0))).as_py():
-            return None
-        numbers = range(first, first + table.num_rows)
-        return RowBlock(table, numbers, position=position + end)
 
     def _csv_table(
         self,
@@ -252,10 +229,10 @@ class RowStream:
         """Return the rows of one block of about `_BLOCK_BYTES` from `position`. `first`
         is the number of the first row. Each row is checked separately.
         """
-        names = self.schema.names
-        positions = [names.index(name) for name in columns]
+        positions = list(map(self.schema.names.index, columns))
         valid_rows: dict[int, bytes] = {}
         bad: list[RejectedRow] = []
+        end = self.size
         self._file.seek(position)
         lines = io.BufferedReader(self._file, _BLOCK_BYTES)
         # Until the block ends, a value may have the size of a block: by default, Python
@@ -263,24 +240,20 @@ class RowStream:
         limit = csv.field_size_limit(_BLOCK_BYTES)
         try:
             for number, record in enumerate(csv_records(lines), first):
-                if why := record.fault(len(names), positions):
-                    text = record.raw.decode(errors="replace").rstrip("\r\n")
-                    bad.append(RejectedRow(number, why, text))
+                if why := record.fault(len(self.schema), positions):
+                    content = record.raw.decode(errors="replace")
+                    bad.append(RejectedRow(number, why, content.rstrip("\r\n")))
                 else:
                     valid_rows[number] = record.raw
                 if record.position >= _BLOCK_BYTES:
                     end = position + record.position
                     break
-            else:
-                end = self._file.size()
         finally:
             csv.field_size_limit(limit)
         lines.detach()
+        table = self.schema.empty_table().select(columns)
         if valid_rows:
-            content = pa.py_buffer(b"".join(valid_rows.values()))
-            table = self._csv_table(content, columns)
-        else:
-            table = self.schema.empty_table().select(columns)
+            table = self._csv_table(pa.py_buffer(b"".join(valid_rows.values())), columns)
         return RowBlock(table, list(valid_rows), tuple(bad), end)
 
     def _json_schema(self) -> pa.Schema:
@@ -290,15 +263,14 @@ class RowStream:
         columns: dict[str, list[object]] = {}
         sought = {*self._types, *self._keep}
         for block, lines in enumerate(self._json_lines()):
-            if block:
-                # Skip lines without a value in the sought columns. A backslash may hide
-                # the name of a column.
-                quoted = b"|".join(re.escape(orjson.dumps(name)) for name in sought)
-                value_of_sought = re.compile(rb"\\|(?:%s)\s*+:\s*+(?!null)" % quoted)
-                lines = [line for line in lines if value_of_sought.search(line)]
-            for name, value in _json_values(lines):
-                if not block or name in sought:
-                    columns.setdefault(name, []).append(value)
+            for line in lines:
+                try:
+                    record = _parse_record(line, ())
+                except ValueError:
+                    continue  # Invalid lines are reported when rows are read.
+                for name, value in record.items():
+                    if not block or name in sought:
+                        columns.setdefault(name, []).append(value)
             sought = {
                 name for name in sought if all(value is None for value in columns.get(name, ()))
             }
@@ -330,27 +302,19 @@ class RowStream:
         if (line := b"".join(rest)) and not line.isspace():
             yield [line]
 
-    def _json_blocks(
-        self,
-        columns: list[str],
-        schema: pa.Schema,
-    ) -> Iterator[RowBlock]:
+    def _json_blocks(self, columns: list[str]) -> Iterator[RowBlock]:
         """Yield the rows of JSON Lines block by block.
 
         A block that Arrow cannot read is read record by record, to find its invalid
         rows.
         """
-        fields = pa.schema([schema.field(name) for name in columns])
-        options = pyarrow.json.ParseOptions(
-            explicit_schema=fields,
-            unexpected_field_behavior="ignore",
-        )
+        fields = pa.schema([self.schema.field(name) for name in columns])
         first = 0
         for lines in self._json_lines():
             numbers = range(first, first + len(lines))
             first = numbers.stop
             try:
-                table = _read_json_lines(lines, options).select(columns)
+                table = _read_json_lines(lines, fields)
                 block = RowBlock(table, numbers, position=self._file.tell())
             except (pa.ArrowException, KeyError, ValueError):
                 block = self._json_records_block(numbers, lines, fields)
@@ -389,9 +353,6 @@ class RowStream:
 
     @cached_property
     def _parquet(self) -> pq.ParquetFile:
-        return self._open_parquet()
-
-    def _open_parquet(self, **options: object) -> pq.ParquetFile:
         # With a buffer, only the pages being read are in memory; without a buffer, the
         # entire row group is in memory.
         return pq.ParquetFile(
@@ -400,73 +361,47 @@ class RowStream:
             pre_buffer=False,
             page_checksum_verification=True,
             **SPARK_TIMES,
-            **options,
         )
 
-    def _parquet_blocks(
-        self,
-        columns: list[str],
-        dictionaries: Collection[str],
-    ) -> Iterator[RowBlock]:
-        """Yield the rows of a Parquet file in batches of bounded size. Repetitive texts
-        among `dictionaries` are read as dictionaries.
-        """
+    def _parquet_blocks(self, columns: list[str]) -> Iterator[RowBlock]:
+        """Yield the rows of a Parquet file in batches of bounded size."""
         metadata = self._parquet.metadata
         size = sum(group.total_byte_size for group in row_groups(metadata))
         row_bytes = max(1, size // max(1, metadata.num_rows))
         rows = max(1, min(_BLOCK_ROWS, 2 * _BLOCK_BYTES // row_bytes))
-        repetitive = list(self._repetitive_texts(dictionaries))
-        if repetitive:
-            parquet = self._open_parquet(metadata=metadata, read_dictionary=repetitive)
-        else:
-            parquet = self._parquet
         first = 0
-        for batch in parquet.iter_batches(rows, columns=columns, use_threads=False):
+        for batch in self._parquet.iter_batches(rows, columns=columns, use_threads=False):
             table = pa.Table.from_batches([batch]).select(columns)
             numbers = range(first, first + len(batch))
             first = numbers.stop
-            position = int(self._file.size() * first / metadata.num_rows)
+            position = int(self.size * first / metadata.num_rows)
             yield RowBlock(table, numbers, position=position)
-
-    def _repetitive_texts(self, names: Collection[str]) -> Iterator[str]:
-        """Yield those of the columns `names` that contain texts with few bytes per
-        text, because most of the texts are repetitions.
-        """
-        metadata = self._parquet.metadata
-        groups = row_groups(metadata)
-        text_types = (pa.string(), pa.large_string())
-        for index, leaf in enumerate(metadata.schema):
-            name = leaf.path
-            if name in names and self.schema.field(name).type in text_types:
-                size = sum(group.column(index).total_uncompressed_size for group in groups)
-                if size < _TEXT_BYTES * metadata.num_rows:
-                    yield name
 
 
 def row_groups(metadata: pq.FileMetaData) -> list[pq.RowGroupMetaData]:
     return [metadata.row_group(index) for index in range(metadata.num_row_groups)]
 
 
-def _read_json_lines(
-    lines: list[bytes],
-    options: pyarrow.json.ParseOptions,
-) -> pa.Table:
-    """Return a row per line of JSON. Raises ValueError or pyarrow.ArrowException if
-    Arrow cannot read a line.
+def _read_json_lines(lines: list[bytes], fields: pa.Schema) -> pa.Table:
+    """Return a row per line of JSON. Raises KeyError, ValueError or
+    pyarrow.ArrowException if Arrow cannot read a line.
     """
     content = b"\n".join(lines)
     # Check first: Arrow accepts invalid UTF-8, and crashes if the first line is null.
     content.decode()
     if not all(line.lstrip().startswith(b"{") for line in lines):
         raise ValueError
-    reading = pyarrow.json.ReadOptions(use_threads=False, block_size=len(content) + 1)
-    table = pyarrow.json.read_json(io.BytesIO(content), reading, options)
+    table = pyarrow.json.read_json(
+        io.BytesIO(content),
+        pyarrow.json.ReadOptions(use_threads=False, block_size=len(content) + 1),
+        pyarrow.json.ParseOptions(explicit_schema=fields, unexpected_field_behavior="ignore"),
+    )
     if table.num_rows != len(lines):
         raise ValueError
-    return table
+    return table.select(fields.names)
 
 
-def _parse_record(line: bytes, fields: pa.Schema) -> dict[str, object]:
+def _parse_record(line: bytes, fields: Iterable[pa.Field]) -> dict[str, object]:
     """Return the JSON object of a line. Raises ValueError if it is not an object, or a
     value is not of the type of its field.
     """
@@ -479,19 +414,6 @@ def _parse_record(line: bytes, fields: pa.Schema) -> dict[str, object]:
                 f"column {field.name!r}: {record[field.name]!r} is not of type {field.type}",
             )
     return record
-
-
-def _json_values(lines: Iterable[bytes]) -> Iterator[tuple[str, object]]:
-    """Yield the names and values of the JSON objects among the lines. Invalid lines are
-    reported when rows are read.
-    """
-    for line in lines:
-        try:
-            record = orjson.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            yield from record.items()
 
 
 def open_csv(path: Path) -> RowStream:

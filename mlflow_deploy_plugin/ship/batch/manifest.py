@@ -7,6 +7,7 @@ files is refused. `_SUCCESS` marks a complete batch.
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -106,14 +107,10 @@ def _input_files(input: str) -> list[tuple[str, str, fs.FileInfo]]:
         files = _list_files(location)
     except (OSError, pa.ArrowException) as error:
         raise OnnxserveError(f"--input {input} cannot be reached: {one_line(error, 300)}") from None
-    names = sorted(name for name in files if not _is_hidden(name))
+    names = sorted(name for name in files if not re.search(r"(^|/)[_.]", name))
     if not names:
         raise InvalidConfig(f"--input {input}: the folder has no files")
     return [(f"{input.rstrip('/')}/{name}", name, files[name]) for name in names]
-
-
-def _is_hidden(name: str) -> bool:
-    return any(piece[:1] in "_." for piece in name.split("/"))
 
 
 def _without_suffix(name: str) -> str:
@@ -208,22 +205,8 @@ class BatchOutput:
         # Convert tuples to lists for the comparison.
         manifest = orjson.loads(orjson.dumps(manifest))
         with self._errors_of_begin():
+            previous = self._previous(restart)
             files = {*_list_files(self._location)}
-            previous: Manifest | None = None
-            if MANIFEST in files:
-                path = f"{self._location.root}/{MANIFEST}"
-                with self._location.filesystem.open_input_file(path) as file:
-                    begun: Manifest = orjson.loads(file.read())
-                outputs = _outputs(begun)
-                # Because of the lock, no other batch writes to a local folder now.
-                is_replaceable = self._location.is_local and not outputs & files
-                if not (restart or is_replaceable):
-                    previous = begun
-                else:
-                    rejected = {name for name in files if name.startswith(f"{REJECTED}/")}
-                    written = files & {MANIFEST, SUCCESS, *outputs}
-                    self._remove(rejected | written)
-                    files = {*_list_files(self._location)}
             if previous is None:
                 # Ignore the lock and the files of a killed writer, whose names begin
                 # with a dot.
@@ -234,11 +217,9 @@ class BatchOutput:
                         "specify another folder"
                     )
             else:
-                difference = (
-                    _model_difference(previous["model"], manifest["model"])
-                    or _option_difference(previous, manifest)
-                    or _input_difference(previous, manifest, files)
-                )
+                difference = _model_difference(
+                    previous["model"], manifest["model"]
+                ) or _input_difference(previous, manifest, files)
                 if difference:
                     raise AlreadyExists(
                         f"--output {self.uri} was begun with {difference}; specify another "
@@ -254,6 +235,25 @@ class BatchOutput:
                 content = orjson.dumps(manifest, option=orjson.OPT_INDENT_2)
                 write_file(self._location, MANIFEST, content, is_new=not previous)
         return files
+
+    def _previous(self, restart: bool) -> Manifest | None:
+        """Return the manifest in the output; None if there is none, or if its batch is
+        replaced, whose files are then deleted.
+        """
+        files = {*_list_files(self._location)}
+        if MANIFEST not in files:
+            return None
+        path = f"{self._location.root}/{MANIFEST}"
+        with self._location.filesystem.open_input_file(path) as file:
+            begun: Manifest = orjson.loads(file.read())
+        outputs = _outputs(begun)
+        # Because of the lock, no other batch writes to a local folder now.
+        is_replaceable = self._location.is_local and not outputs & files
+        if not (restart or is_replaceable):
+            return begun
+        rejected = {name for name in files if name.startswith(f"{REJECTED}/")}
+        self._remove(rejected | files & {MANIFEST, SUCCESS, *outputs})
+        return None
 
     @contextmanager
     def _errors_of_begin(self) -> Iterator[None]:
@@ -304,20 +304,14 @@ def _model_difference(begun: dict[str, str], model: dict[str, str]) -> str:
     return ""
 
 
-def _option_difference(begun: Manifest, manifest: Manifest) -> str:
-    """Return the first option that differs, with both values, or ""."""
-    for option in ("input", "keep", "on_error", "format", "input_format"):
-        before = begun.get(option)
-        now = manifest.get(option)
-        if before != now:
-            return f"{option.replace('_', '-')} {before!r}, and it is now {now!r}"
-    return ""
-
-
 def _input_difference(begun: Manifest, manifest: Manifest, files: set[str]) -> str:
-    """Return how the input files differ, or "". A file may change until its predictions
-    are written.
+    """Return how the options or the input files differ, or "". A file may change until
+    its predictions are written.
     """
+    for option in ("input", "keep", "on_error", "format", "input_format"):
+        if begun.get(option) != manifest.get(option):
+            name = option.replace("_", "-")
+            return f"{name} {begun.get(option)!r}, and it is now {manifest.get(option)!r}"
     before = begun["parts"]
     now = manifest["parts"]
     for name in sorted({*before, *now}):

@@ -3,19 +3,18 @@ only if they are complete.
 """
 
 import shutil
-import struct
 import tempfile
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import IO, Literal
 from urllib.parse import unquote
 
+import numpy as np
 import orjson
 import pyarrow as pa
 from pyarrow import fs
@@ -30,7 +29,7 @@ from mlflow_deploy_plugin.core.tabular.files import (
     table_writer,
 )
 from mlflow_deploy_plugin.core.tabular.streams import RejectedRow, RowBlock, RowStream, group_tables
-from mlflow_deploy_plugin.serve.inference_log.storage import LogLocation, locate_log, upload_file
+from mlflow_deploy_plugin.serve.inference_log.storage import locate_log, upload_file
 from mlflow_deploy_plugin.serve.protocols import arrow
 from mlflow_deploy_plugin.ship.batch.table_model import (
     OnnxTable,
@@ -51,7 +50,6 @@ _WRITTEN_ROWS = 2**17
 _WRITTEN_BYTES = 16 * 2**20
 _NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
 _ADVICE = "choose another --format, or leave the column out of --keep"
-_SLOT = struct.Struct("<qq")
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class PartJob:
         on_error: `fail` and `skip-part` end the part at a bad row; `skip-row` omits the
             row.
         progress: the file that shows the progress to other processes.
-        slot: the job's position in the file of the progress.
+        number: the job's position in the file of the progress.
     """
 
     part: Part
@@ -99,7 +97,7 @@ class PartJob:
     device: Device = "cpu"
     threads: int = 1
     progress: str = ""
-    slot: int = 0
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -117,15 +115,23 @@ def predict_part(job: PartJob) -> PartResult:
         source = locate_log(job.part.uri, "--input")
         with (
             source.filesystem.open_input_file(source.root) as packed,
-            _unpacked(packed, source.root) as (file, share),
+            _unpacked(packed, source.root) as file,
         ):
             stream = RowStream(file, job.part.input_format, input_types(model.schema), job.keep)
             # The rejected rows must be complete before the output.
             with ExitStack() as output, ExitStack() as rejected_rows:
-                rows = _PartRows(job, model, stream, share, rejected_rows)
+                rows = _PartRows(job, model, stream, rejected_rows)
                 groups = group_tables(rows.predicted(), _WRITTEN_ROWS, _WRITTEN_BYTES)
                 _write_tables(job, groups, output)
-                if job.part.state and _has_changed(job, source):
+                (entry,) = source.filesystem.get_file_info([source.root])
+                before = job.part.state
+                now = state_of(entry)
+                if not source.is_local:
+                    # Compare only the size, because a bucket lists other modification
+                    # times than it reports for an object.
+                    before = before.partition(" ")[0]
+                    now = str(entry.size)
+                if before not in ("", now):
                     raise OnnxserveError(
                         "the file has changed since the batch began; repeat the command with "
                         "--restart"
@@ -141,31 +147,21 @@ def state_of(entry: fs.FileInfo) -> str:
     return f"{entry.size} {entry.mtime_ns}"
 
 
-def read_progress(path: Path) -> tuple[int, int]:
-    """Return the numbers of predicted rows and input bytes of all parts in progress."""
-    content = path.read_bytes()
-    complete_bytes = len(content) // _SLOT.size * _SLOT.size
-    slots = list(_SLOT.iter_unpack(content[:complete_bytes]))
-    return sum(rows for rows, _ in slots), sum(position for _, position in slots)
-
-
-def write_progress(path: str, slot: int, rows: int, position: int) -> None:
-    """Write the progress of one job to the file `path`, if it is not empty."""
+def write_progress(path: str, number: int, rows: int, position: int) -> None:
+    """Write the number of predicted rows and of input bytes that the job `number` has
+    read to the file `path`, an array of int64 [jobs, 2]. The path may be empty.
+    """
     if path:
-        with open(path, "r+b", buffering=0) as file:
-            file.seek(slot * _SLOT.size)
-            file.write(_SLOT.pack(rows, position))
+        np.memmap(path, np.int64, "r+").reshape(-1, 2)[number] = rows, position
 
 
 @contextmanager
-def _unpacked(file: pa.NativeFile, name: str) -> Iterator[tuple[pa.NativeFile, float]]:
-    """Yield the file, decompressed on disk (readers seek), and its compression ratio
-    (compressed size / full size).
-    """
-    if not (codec := compression_of(name)):
-        yield file, 1.0
+def _unpacked(file: pa.NativeFile, name: str) -> Iterator[pa.NativeFile]:
+    """Yield the file, decompressed on disk, because readers seek."""
+    codec = compression_of(name)
+    if codec is None:
+        yield file
         return
-    size = file.size()
     with tempfile.NamedTemporaryFile() as unpacked:
         try:
             with pa.CompressedInputStream(file, codec) as content:
@@ -174,7 +170,7 @@ def _unpacked(file: pa.NativeFile, name: str) -> Iterator[tuple[pa.NativeFile, f
         except (OSError, pa.ArrowException) as error:
             raise InvalidRequest(f"it cannot be decompressed: {one_line(error, 200)}") from None
         with pa.OSFile(unpacked.name) as plain:
-            yield plain, size / max(1, plain.size())
+            yield plain
 
 
 @dataclass
@@ -182,7 +178,6 @@ class _PartRows:
     """The rows of a part while they are predicted.
 
     Attributes:
-        packed_share: the compressed size of the file / its full size.
         rejected_rows: closes the file of the rejected rows.
         count: the number of predicted rows so far.
         rejected: the number of rejected rows so far.
@@ -191,7 +186,6 @@ class _PartRows:
     job: PartJob
     model: TableModel
     stream: RowStream
-    packed_share: float
     rejected_rows: ExitStack
     count: int = 0
     rejected: int = 0
@@ -202,18 +196,23 @@ class _PartRows:
         """
         job = self.job
         folders = self._folder_columns()
-        for piece, position in self._predictions(folders):
-            if isinstance(piece, RejectedRow):
+        for pieces, position in self._predictions(folders):
+            for piece in pieces:
+                if isinstance(piece, pa.Table):
+                    self.count += piece.num_rows
+                    yield piece
+                    continue
                 if job.on_error != "skip-row":
                     raise InvalidRequest(f"row {piece.number} (from 0): {piece.why}")
+                if not self.rejected:
+                    rejects = self.rejected_rows.enter_context(
+                        open_new(job.output, job.part.rejected)
+                    )
                 line = {"row": piece.number, "why": piece.why, "content": piece.content}
-                self._rejects.write(orjson.dumps(line, default=str) + b"\n")
+                rejects.write(orjson.dumps(line, default=str) + b"\n")
                 self.rejected += 1
-            else:
-                self.count += piece.num_rows
-                yield piece
-            read_bytes = int(position * self.packed_share)
-            write_progress(job.progress, job.slot, self.count, read_bytes)
+            read_bytes = position * job.part.size // self.stream.size
+            write_progress(job.progress, job.number, self.count, read_bytes)
         if not self.count:
             schema = self.stream.schema
             empty = _with_folders(RowBlock(schema.empty_table(), ()), folders).table
@@ -279,33 +278,22 @@ class _PartRows:
             arrow.select_columns(pa.schema(fields), schema)
         return read
 
-    def _predictions(self, folders: pa.Table) -> Iterator[tuple[pa.Table | RejectedRow, int]]:
-        """Yield tables of predictions and rejected rows in input order, each with the
-        number of input bytes read so far. `folders` has the columns from folder names.
+    def _predictions(self, folders: pa.Table) -> Iterator[tuple[list[pa.Table | RejectedRow], int]]:
+        """Yield the rejected rows and the tables of predictions of each block, with the
+        number of bytes read so far. `folders` has the columns from folder names.
         """
         columns = self._columns_to_read(folders)
-        threads = 1
-        dictionaries: set[str] = set()
-        # pandas converts a dictionary into a categorical column, so only ONNX forms get
-        # dictionaries.
-        if isinstance(self.model, OnnxTable):
-            threads = self.job.threads
-            dictionaries = {*columns} - {*self.job.keep}
+        threads = self.job.threads if isinstance(self.model, OnnxTable) else 1
+        running: deque[tuple[Future[list[pa.Table | RejectedRow]], int]] = deque()
         with ThreadPoolExecutor(threads) as pool:
-            running: deque[tuple[Future[list[pa.Table | RejectedRow]], int]] = deque()
-
-            def finished(most: int) -> Iterator[tuple[pa.Table | RejectedRow, int]]:
-                """Yield the results of the oldest blocks until `most` blocks remain."""
-                while len(running) > most:
-                    future, position = running.popleft()
-                    for piece in future.result():
-                        yield piece, position
-
-            for block in self.stream.blocks(columns, dictionaries):
+            for block in self.stream.blocks(columns):
                 future = pool.submit(self._predict_rows, _with_folders(block, folders))
                 running.append((future, block.position))
-                yield from finished(threads)
-            yield from finished(0)
+                if len(running) > threads:
+                    future, position = running.popleft()
+                    yield future.result(), position
+            for future, position in running:
+                yield future.result(), position
 
     def _predict_rows(self, block: RowBlock) -> list[pa.Table | RejectedRow]:
         """Return the rejected rows of a block in row order, and then its tables of
@@ -316,23 +304,16 @@ class _PartRows:
         job = self.job
         bad = list(block.bad)
         tables = []
-        pieces: Iterable[pa.Table | RejectedRow] = ()
         if block.numbers:
             is_csv = job.part.input_format == "csv"
-            pieces = predict_block(self.model, block, job.keep, is_csv)
-        for piece in pieces:
-            if isinstance(piece, RejectedRow):
+            for piece in predict_block(self.model, block, job.keep, is_csv):
+                if isinstance(piece, pa.Table):
+                    tables.append(piece)
+                    continue
                 bad.append(piece)
                 if job.on_error != "skip-row":
                     break
-            else:
-                tables.append(piece)
         return [*sorted(bad, key=lambda row: row.number), *tables]
-
-    @cached_property
-    def _rejects(self) -> IO[bytes]:
-        file = open_new(self.job.output, self.job.part.rejected)
-        return self.rejected_rows.enter_context(file)
 
 
 def _write_tables(job: PartJob, groups: Iterator[list[pa.Table]], output: ExitStack) -> None:
@@ -352,16 +333,6 @@ def _write_tables(job: PartJob, groups: Iterator[list[pa.Table]], output: ExitSt
             ) from None
         for batch in joined.combine_chunks().to_batches():
             write(batch)
-
-
-def _has_changed(job: PartJob, source: LogLocation) -> bool:
-    """Return True if the file of a part has changed since the batch began."""
-    (entry,) = source.filesystem.get_file_info([source.root])
-    if source.is_local:
-        return state_of(entry) != job.part.state
-    # Compare only the size, because a bucket lists other modification times than it
-    # reports for an object.
-    return job.part.state.partition(" ")[0] != str(entry.size)
 
 
 def _with_folders(block: RowBlock, folders: pa.Table) -> RowBlock:

@@ -10,14 +10,15 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Literal
+
+import numpy as np
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
@@ -37,7 +38,6 @@ from mlflow_deploy_plugin.ship.batch.part import (
     PartJob,
     PartResult,
     predict_part,
-    read_progress,
     write_progress,
 )
 
@@ -155,28 +155,27 @@ def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchR
         model = download(resolved.source, temporary)
         manifest = _manifest(plan, parts, resolved, f"sha256:{combine_hashes(hash_files(model))}")
         finished = output.begin(manifest, plan.restart)
-        tally = _Tally(parts, finished, temporary / "progress", report)
-        jobs = tally.jobs(plan, model)
+        tally = _Tally(plan, parts, finished, temporary / "progress", report)
         if plan.engine == "local":
-            predictions = _predict_locally(jobs, plan)
+            predict = _predict_locally
         else:
             from mlflow_deploy_plugin.ship.batch.spark import predict_parts  # Spark is an extra.
 
-            predictions = predict_parts(jobs, model)
-        with predictions as finishing:
-            result = tally.follow(finishing, plan.on_error, resolved)
+            predict = predict_parts
+        with predict(tally.jobs(model), plan.workers) as running:
+            tally.follow(*running)
+        result = BatchResult(resolved, tally.progress(), tally.rejected, tally.failed)
         if not result.failed:
-            last_call = {
-                "parts": result.progress.parts,
-                "rows": result.progress.rows,
-                "rejected": result.rejected,
-            }
             output.finish(
                 {
                     "model": manifest["model"],
                     "input_digest": manifest["input_digest"],
                     "parts": len(manifest["parts"]),
-                    "last_call": last_call,
+                    "last_call": {
+                        "parts": result.progress.parts,
+                        "rows": result.progress.rows,
+                        "rejected": result.rejected,
+                    },
                 }
             )
         if plan.experiment:
@@ -184,75 +183,41 @@ def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchR
         return result
 
 
-Finished = Iterator[Mapping[int, PartResult | OnnxserveError]]
-"""Each iteration yields the jobs that ended since the last iteration: position of the
-job → its result.
-"""
+Ended = Callable[[], list[tuple[int, PartResult | OnnxserveError]]]
+"""Returns the numbers and the results of the jobs that have ended so far."""
 
 
 @contextmanager
-def _predict_locally(jobs: Sequence[PartJob], plan: BatchPlan) -> Iterator[Finished]:
+def _predict_locally(
+    jobs: Sequence[PartJob], workers: int | None
+) -> Iterator[tuple[list[Future[None]], Ended]]:
     """Predict the parts in worker processes, which end when the calling process
     ends.
     """
-    cores = plan.workers or available_cores()
+    cores = workers or available_cores()
     count = max(1, min(cores, len(jobs)))
     threads = max(1, cores // count)
     pool = WorkerPool([Worker(partial(_prepare, threads)) for _ in range(count)])
-    slots = list(range(count))
+    ended: list[tuple[int, PartResult | OnnxserveError]] = []
 
-    def predict(job: PartJob) -> PartResult:
-        """Predict a part in a process. A slot of the progress belongs to one job at a
-        time.
-        """
-        slot = slots.pop()
+    def predict(job: PartJob) -> None:
+        job = replace(job, threads=threads)
+        result: PartResult | OnnxserveError
         try:
-            result: PartResult = pool.call(
-                predict_part,
-                replace(job, threads=threads, slot=slot),
-                seconds=_LONGEST_PART_SECONDS,
-            )
+            result = pool.call(predict_part, job, seconds=_LONGEST_PART_SECONDS)
         except ProcessCrashed as error:
-            raise OnnxserveError(f"{job.part.name}: {error.message}") from None
-        finally:
-            # Clear the slot, because the result has the counts.
-            write_progress(job.progress, slot, 0, 0)
-            slots.append(slot)
-        return result
+            result = OnnxserveError(f"{job.part.name}: {error.message}")
+        except OnnxserveError as error:
+            result = error
+        ended.append((job.number, result))
 
     executor = ThreadPoolExecutor(count)
     try:
-        yield _ended_jobs(
-            {executor.submit(predict, job): number for number, job in enumerate(jobs)}
-        )
+        yield [executor.submit(predict, job) for job in jobs], lambda: ended
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
         pool.end()
         executor.shutdown()
-
-
-def _ended_jobs(numbers: Mapping[Future[PartResult], int]) -> Finished:
-    """Yield the results of the ended jobs until all jobs have ended. `numbers` are the
-    positions of the jobs.
-
-    Raises an error of a job that is not about its part.
-    """
-    # With a queue, the end of a job does not cost a check of all futures.
-    queue: SimpleQueue[Future[PartResult]] = SimpleQueue()
-    for future in numbers:
-        future.add_done_callback(queue.put)
-    jobs_left = len(numbers)
-    while jobs_left:
-        ended: dict[int, PartResult | OnnxserveError] = {}
-        with suppress(Empty):
-            while True:
-                future = queue.get(timeout=0 if ended else _LOOK_SECONDS)
-                error = future.exception()
-                if error is not None and not isinstance(error, OnnxserveError):
-                    raise error
-                ended[numbers[future]] = error or future.result()
-        jobs_left -= len(ended)
-        yield ended
 
 
 def _prepare(threads: int) -> None:
@@ -265,24 +230,31 @@ def _prepare(threads: int) -> None:
 
 
 class _Tally:
+    """The results of the parts that have no output file yet."""
+
     def __init__(
-        self, parts: Sequence[Part], finished: set[str], progress: Path, report: Report
+        self,
+        plan: BatchPlan,
+        parts: Sequence[Part],
+        finished: set[str],
+        slots: Path,
+        report: Report,
     ) -> None:
         waiting = [part for part in parts if part.output not in finished]
         # Large parts are first, so that all cores are busy until the end.
         self._parts = sorted(waiting, key=lambda part: -part.size)
         self._finished_before = len(parts) - len(waiting)
-        progress.touch()
-        self._progress = progress
+        self._plan = plan
+        self._slots = str(slots)
+        np.zeros((len(waiting), 2), np.int64).tofile(slots)
         self._report = report
         self._begun = time.monotonic()
-        self._total = sum(part.size for part in waiting)
-        self._rows = 0
         self._done = 0
-        self._bytes = 0
+        self.rejected = 0
+        self.failed: dict[str, str] = {}
 
-    def jobs(self, plan: BatchPlan, model: Path) -> list[PartJob]:
-        """Return the task of each part that has no output file yet."""
+    def jobs(self, model: Path) -> list[PartJob]:
+        plan = self._plan
         return [
             PartJob(
                 part=part,
@@ -291,41 +263,41 @@ class _Tally:
                 keep=plan.keep,
                 on_error=plan.on_error,
                 device=plan.device,
-                progress=str(self._progress),
+                progress=self._slots,
+                number=number,
             )
-            for part in self._parts
+            for number, part in enumerate(self._parts)
         ]
 
-    def follow(self, finishing: Finished, on_error: OnError, model: ResolvedModel) -> BatchResult:
-        """Return the result when each part has ended. Raises the error of a failed
-        part.
-        """
-        failed: dict[str, str] = {}
-        rejected = 0
-        for ended in finishing:
-            for number, result in ended.items():
+    def follow(self, running: Collection[Future[None]], ended: Ended) -> None:
+        """Wait until each part has ended. Raises the error of a failed part."""
+        while running:
+            over, running = wait(running, _LOOK_SECONDS)
+            for future in over:
+                future.result()
+            for number, result in ended()[self._done :]:
                 part = self._parts[number]
                 self._done += 1
-                self._bytes += part.size
+                rows = 0
                 if isinstance(result, PartResult):
-                    self._rows += result.rows
-                    rejected += result.rejected
-                elif on_error == "skip-part":
-                    failed[part.name] = result.message
+                    rows = result.rows
+                    self.rejected += result.rejected
+                elif self._plan.on_error == "skip-part":
+                    self.failed[part.name] = result.message
                 else:
                     raise result
-            self._report(self.now())
-        return BatchResult(model, self.now(), rejected, failed)
+                write_progress(self._slots, number, rows, part.size)
+            self._report(self.progress())
 
-    def now(self) -> BatchProgress:
-        rows, position = read_progress(self._progress)
+    def progress(self) -> BatchProgress:
+        rows, position = np.fromfile(self._slots, np.int64).reshape(-1, 2).sum(axis=0).tolist()
         return BatchProgress(
-            rows=self._rows + rows,
+            rows=rows,
             parts_done=self._done,
             parts=len(self._parts),
             finished_before=self._finished_before,
-            bytes_done=self._bytes + position,
-            bytes=self._total,
+            bytes_done=position,
+            bytes=sum(part.size for part in self._parts),
             seconds=time.monotonic() - self._begun,
         )
 

@@ -11,7 +11,7 @@ import atexit
 import gc
 import shutil
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -39,56 +39,46 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
     from pyspark.sql.types import StructType
 
-    from mlflow_deploy_plugin.ship.batch.run import Finished
-
-_LOOK_SECONDS = 0.5
+    from mlflow_deploy_plugin.ship.batch.run import Ended
 
 
 @contextmanager
-def predict_parts(jobs: Sequence[PartJob], model: Path) -> Iterator["Finished"]:
-    """Predict each part as a Spark task, which reads and writes the part's files.
-    Raises like `spark_context`.
+def predict_parts(
+    jobs: Sequence[PartJob], workers: int | None
+) -> Iterator[tuple[list[Future[None]], "Ended"]]:
+    """Predict each part as a Spark task, which reads and writes the part's files. Spark
+    sets the number of workers. Raises like `spark_context`.
     """
     if not jobs:
-        yield iter(())
+        yield [], list
         return
     context = spark_context()
     # `spark_context` has checked for pyspark.
     from pyspark.accumulators import AddingAccumulatorParam
 
-    archive = _ship(context, model)
+    archive = _ship(context, jobs[0].model)
     results = context.accumulator([], AddingAccumulatorParam([]))
 
-    def task(numbered: tuple[int, PartJob]) -> None:
-        number, job = numbered
+    def task(job: PartJob) -> None:
         try:
             result = predict_part(replace(job, model=_shipped(archive), progress=""))
-            results.add([(number, result)])
+            results.add([(job.number, result)])
         except OnnxserveError as error:
-            results.add([(number, OnnxserveError(error.message))])
+            results.add([(job.number, OnnxserveError(error.message))])
 
     def predict() -> None:
         context.setJobGroup(archive, "onnxserve batch", interruptOnCancel=True)
-        # The tasks receive no rows, so an RDD suffices. Spark SQL would double the
-        # start time.
-        context.parallelize(list(enumerate(jobs)), len(jobs)).foreach(task)
-
-    def finished(running: Future[None]) -> "Finished":
-        seen = 0
-        is_over = False
-        while not is_over:
-            wait([running], _LOOK_SECONDS)
-            is_over = running.done()
-            ended = results.value[seen:]
-            seen += len(ended)
-            yield dict(ended)
-        if error := running.exception():
-            raise OnnxserveError(f"the Spark job failed: {one_line(error, 300)}")
+        try:
+            # The tasks receive no rows, so an RDD suffices. Spark SQL would double the
+            # start time.
+            context.parallelize(jobs, len(jobs)).foreach(task)
+        except Exception as error:  # noqa: BLE001 - Spark and Java raise errors of any class.
+            raise OnnxserveError(f"the Spark job failed: {one_line(error, 300)}") from None
 
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(predict)
         try:
-            yield finished(running)
+            yield [running], lambda: results.value
         finally:
             if not running.done():
                 context.cancelJobGroup(archive)
@@ -116,24 +106,21 @@ def predict_frame(
     if keep is None:
         keep = frame.columns
     kept_columns = tuple(keep)
-    if missing := [name for name in kept_columns if name not in frame.columns]:
-        raise InvalidConfig(
-            f"keep: the column {missing[0]!r} does not exist; the columns are "
-            f"{join_names(frame.columns, missing[0])}"
-        )
+    for name in kept_columns:
+        if name not in frame.columns:
+            raise InvalidConfig(
+                f"keep: the column {name!r} does not exist; the columns are "
+                f"{join_names(frame.columns, name)}"
+            )
     if missing_columns := model.schema.missing_columns(frame.columns):
         raise InvalidConfig(missing_columns.message)
     outputs = _output_type(model, model_uri, kept_columns)
     schema = StructType([*(frame.schema[name] for name in kept_columns), *outputs.fields])
     arrow_schema = to_arrow_schema(outputs)
-    if (context := getattr(frame.sparkSession, "sparkContext", None)) is None:
+    context = getattr(frame.sparkSession, "sparkContext", None)
+    if context is None:
         raise InvalidConfig(NO_CONNECT)
     archive = _ship(context, shipped)
-    selected = [
-        name
-        for name in frame.columns
-        if name in kept_columns or takes(model.schema, name, kept_columns)
-    ]
 
     def task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         loaded = load_table_model(_shipped(archive))
@@ -141,14 +128,20 @@ def predict_frame(
             if not batch.num_rows:
                 continue
             table = pa.Table.from_batches([batch])
-            columns = [name for name in selected if takes(loaded.schema, name, kept_columns)]
-            inputs = table.select(columns)
+            columns = [
+                name for name in table.column_names if takes(loaded.schema, name, kept_columns)
+            ]
             try:
-                predicted = loaded.predict(inputs).cast(arrow_schema)
+                predicted = loaded.predict(table.select(columns)).cast(arrow_schema)
             except OnnxserveError as error:
                 raise InferenceError(f"a batch of {len(batch)} rows: {error.message}") from None
             yield from with_kept(table, kept_columns, predicted).combine_chunks().to_batches()
 
+    selected = [
+        name
+        for name in frame.columns
+        if name in kept_columns or takes(model.schema, name, kept_columns)
+    ]
     return frame.select(*selected).mapInArrow(task, schema)
 
 

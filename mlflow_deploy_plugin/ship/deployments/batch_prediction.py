@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from itertools import groupby, islice
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any
 
 import orjson
 
@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.core.errors import (
     OnnxserveError,
 )
 from mlflow_deploy_plugin.core.messages import REPEATED_HEADER, without_row_number
-from mlflow_deploy_plugin.core.tabular.csv_file import csv_records
+from mlflow_deploy_plugin.core.tabular.csv_file import CsvRecord, csv_records
 from mlflow_deploy_plugin.core.tabular.files import FileFormat, first_line, json_lines, open_parquet
 from mlflow_deploy_plugin.serve.client.rows import BODY_FORMS
 from mlflow_deploy_plugin.serve.inference_log.label_files import LabelColumns
@@ -86,23 +86,12 @@ class RowBatch:
         return self.part(0, middle), self.part(middle, len(self))
 
 
-class _Row(NamedTuple):
-    """A row of a file, with its place for messages and the position in bytes at which
-    it ends.
-    """
-
-    record: object
-    place: str
-    position: int
-
-
 @dataclass(frozen=True)
 class RowFile:
     """The rows of a file. `length` is the file's length in the unit of
     `RowBatch.position`; None if it is unknown.
     """
 
-    name: str
     length: int | None
     batches: Iterator[RowBatch]
 
@@ -115,9 +104,9 @@ def read_rows(file: IO[bytes], name: str, kind: FileFormat, batch_rows: int) -> 
     """
     match kind:
         case "csv":
-            return RowFile(name, _length(file), _csv(file, name, batch_rows))
+            return RowFile(_length(file), _csv(file, name, batch_rows))
         case "jsonl":
-            return RowFile(name, _length(file), _jsonl(file, name, batch_rows))
+            return RowFile(_length(file), _jsonl(file, name, batch_rows))
         case "json":
             return _json(file, name, batch_rows)
         case "parquet":
@@ -266,73 +255,58 @@ def predict_batch(predict: Predictor, name: str, batch: RowBatch) -> list[object
 
 
 def _csv(file: IO[bytes], name: str, batch_rows: int) -> Iterator[RowBatch]:
-    """Return the rows of a CSV file in batches, whose bodies begin with the file's
+    """Yield the rows of a CSV file in batches, whose bodies begin with the file's
     header.
     """
-    header = b""
 
-    def rows() -> Iterator[_Row]:
-        nonlocal header
+    def records() -> Iterator[CsvRecord]:
         width = 0
         for record in csv_records(file):
             width = width or len(record.fields)
             if fault := record.fault(width):
                 raise InvalidRequest(f"{name}, line {record.line}: {fault}")
-            if header:
-                yield _Row(record.raw, f"line {record.line}", record.position)
-            else:
-                header = record.raw
+            yield record
 
-    return _in_batches(rows(), batch_rows, CSV, lambda records: b"".join([header, *records]))
+    rows = records()
+    header = b"".join(record.raw for record in islice(rows, 1))
+    while batch := list(islice(rows, batch_rows)):
+        yield RowBatch(
+            records=[record.raw for record in batch],
+            places=[f"line {record.line}" for record in batch],
+            content_type=CSV,
+            encode=lambda lines: b"".join([header, *lines]),
+            position=batch[-1].position,
+        )
 
 
 def _jsonl(file: IO[bytes], name: str, batch_rows: int) -> Iterator[RowBatch]:
-    """Return the lines of a JSON Lines file in batches. The rows of a batch are all
+    """Yield the lines of a JSON Lines file in batches. The rows of a batch are all
     objects or all other values, because the body has one form.
     """
-
-    def rows() -> Iterator[_Row]:
-        first: object = None
-        for count, (number, line, position) in enumerate(json_lines(file)):
+    lines = json_lines(file)
+    while batch := list(islice(lines, batch_rows)):
+        records: list[object] = []
+        for number, line, _ in batch:
             record = _parse_json(line, f"{name}, line {number}")
-            if count % batch_rows == 0:
-                first = record
-            if isinstance(record, dict) != isinstance(first, dict):
+            if records and isinstance(record, dict) != isinstance(records[0], dict):
                 raise InvalidRequest(
                     f"{name}, line {number}: some lines are JSON objects, and others are not"
                 )
-            yield _Row(record, f"line {number}", position)
-
-    return _in_batches(rows(), batch_rows, JSON, _rows_body)
+            records.append(record)
+        places = [f"line {number}" for number, _, _ in batch]
+        yield RowBatch(records, places, JSON, _rows_body, position=batch[-1][2])
 
 
 def _json(file: IO[bytes], name: str, batch_rows: int) -> RowFile:
     """Return the rows of a JSON document, whose length and positions are numbers of
-    batches.
+    rows.
     """
     records, encode = _sliceable(_parse_json(file.read(), name), name)
     places = [f"row {row} (from 0)" for row in range(len(records))]
-    document_batch = RowBatch(records, places, JSON, encode)
-    parts = [
-        document_batch.part(start, start + batch_rows)
-        for start in range(0, len(document_batch), batch_rows)
-    ]
-    batches = (replace(part, position=number) for number, part in enumerate(parts, 1))
-    return RowFile(name, len(parts), batches)
-
-
-def _in_batches(
-    rows: Iterator[_Row], batch_rows: int, content_type: str, encode: Callable[[_Rows], bytes]
-) -> Iterator[RowBatch]:
-    """Yield the rows in batches of `batch_rows`, whose bodies `encode` returns."""
-    while batch := list(islice(rows, batch_rows)):
-        yield RowBatch(
-            records=[row.record for row in batch],
-            places=[row.place for row in batch],
-            content_type=content_type,
-            encode=encode,
-            position=batch[-1].position,
-        )
+    document = RowBatch(records, places, JSON, encode)
+    stops = range(batch_rows, len(document) + batch_rows, batch_rows)
+    batches = (replace(document.part(stop - batch_rows, stop), position=stop) for stop in stops)
+    return RowFile(len(document), batches)
 
 
 def _rows_body(records: Sequence[object]) -> bytes:
@@ -417,7 +391,7 @@ def _parquet(file: IO[bytes], name: str, batch_rows: int) -> RowFile:
         parquet = open_parquet(file)
     except (pa.ArrowException, OSError) as error:
         raise InvalidRequest(f"{name} is not a Parquet file: {first_line(error)}") from None
-    return RowFile(name, parquet.metadata.num_rows, batches(parquet))
+    return RowFile(parquet.metadata.num_rows, batches(parquet))
 
 
 def _read_arrow(body: bytes) -> "Table":

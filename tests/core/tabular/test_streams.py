@@ -307,36 +307,6 @@ def test_damaged_parquet_page_is_detected_by_its_checksum() -> None:
         list(stream(bytes(content), "parquet").blocks(["x"]))
 
 
-def test_texts_of_a_parquet_file_may_come_in_its_dictionaries_if_they_are_few(
-    tmp_path: Path,
-) -> None:
-    rows = pa.table(
-        {
-            "few": [None if row % 7 == 0 else f"{row // 5000} {row % 3}" for row in range(20_000)],
-            "many": [f"text {row}" for row in range(20_000)],
-            "kept": ["x"] * 20_000,
-            "number": pa.array([1] * 20_000, pa.int64()),
-            "bytes": pa.array([b"x"] * 20_000, pa.binary()),
-        },
-    )
-    path = tmp_path / "rows.parquet"
-    pq.write_table(rows, path, row_group_size=5000)
-
-    with fs.LocalFileSystem().open_input_file(str(path)) as file:
-        blocks = list(
-            RowStream(file, "parquet", {}).blocks(
-                rows.column_names,
-                {"few", "many", "number", "bytes"},
-            ),
-        )
-
-    assert (
-        list(chain.from_iterable(block.table.to_pylist() for block in blocks)) == rows.to_pylist()
-    )
-    texts = pa.dictionary(pa.int32(), pa.string())
-    assert {block.table.schema for block in blocks} == {rows.schema.set(0, pa.field("few", texts))}
-
-
 def test_a_table_is_read_by_the_ending_and_has_the_types_that_are_known(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text('a,b\n1,\n2,"x"\n')
     assert read_table(tmp_path / "t.csv", {}).to_pydict() == {
