@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 _SHOWN_BAD = 20
 _LINE_SECONDS = 10.0
+_EMPTY_LINE = "\r\x1b[K"
 _KINDS = click.Choice(FILE_FORMATS)
 _STREAMED = click.Choice(["csv", "jsonl", "parquet"])
 
@@ -281,7 +282,7 @@ def predict(
 
             predictor = held.enter_context(body_predictor(model_uri))
         else:
-            predictor = held.enter_context(server_predictor(server, event_time))
+            predictor = held.enter_context(server_predictor(server))
         target = held.enter_context(open_output(output_path, sys.stdout.buffer))
         write = held.enter_context(value_writer(output_kind, target, "prediction"))
         count = 0
@@ -412,9 +413,9 @@ def batch(output: str, keep: tuple[str, ...], **options: Any) -> None:
 
     if len(set(keep)) < len(keep):
         raise click.UsageError(f"--keep {', '.join(keep)}: a column is repeated")
-    progress = _ProgressLines()
-    result = run_batch(BatchPlan(output=output, keep=keep, **options), progress.show)
-    progress.close()
+    result = run_batch(BatchPlan(output=output, keep=keep, **options), _progress_display())
+    if sys.stderr.isatty():
+        click.echo(_EMPTY_LINE, nl=False, err=True)
     done = result.progress
     version = f"{result.model.name} {result.model.version}".strip()
     earlier = f", {done.finished_before} finished earlier" if done.finished_before else ""
@@ -436,33 +437,26 @@ def batch(output: str, keep: tuple[str, ...], **options: Any) -> None:
         sys.exit(1)
 
 
-class _ProgressLines:
-    """The progress display of a batch: one updated line on a terminal, otherwise a line
-    every ten seconds.
+def _progress_display() -> "Callable[[BatchProgress], None]":
+    """Return a function that shows the progress of a batch: one updated line on a
+    terminal, otherwise a line every ten seconds.
     """
+    shown_at = time.monotonic()
 
-    def __init__(self) -> None:
-        self._is_terminal = sys.stderr.isatty()
-        self._shown_at = time.monotonic()
+    def show(progress: "BatchProgress") -> None:
+        nonlocal shown_at
+        time_left = ""
+        if progress.seconds_left is not None:
+            time_left = f", about {timedelta(seconds=round(progress.seconds_left))} left"
+        line = (
+            f"{progress.rows:,} rows, {progress.rows_per_second:,.0f} rows/s, "
+            f"{progress.parts_done + progress.finished_before} of "
+            f"{progress.parts + progress.finished_before} parts{time_left}"
+        )
+        if sys.stderr.isatty():
+            click.echo(f"{_EMPTY_LINE}{line}", nl=False, err=True)
+        elif time.monotonic() - shown_at >= _LINE_SECONDS:
+            shown_at = time.monotonic()
+            show_progress(line)
 
-    def show(self, progress: "BatchProgress") -> None:
-        if self._is_terminal:
-            click.echo(f"\r\x1b[K{_progress_line(progress)}", nl=False, err=True)
-        elif time.monotonic() - self._shown_at >= _LINE_SECONDS:
-            self._shown_at = time.monotonic()
-            show_progress(_progress_line(progress))
-
-    def close(self) -> None:
-        if self._is_terminal:
-            click.echo("\r\x1b[K", nl=False, err=True)
-
-
-def _progress_line(progress: "BatchProgress") -> str:
-    time_left = ""
-    if progress.seconds_left is not None:
-        time_left = f", about {timedelta(seconds=round(progress.seconds_left))} left"
-    return (
-        f"{progress.rows:,} rows, {progress.rows_per_second:,.0f} rows/s, "
-        f"{progress.parts_done + progress.finished_before} of "
-        f"{progress.parts + progress.finished_before} parts{time_left}"
-    )
+    return show

@@ -70,13 +70,13 @@ def load_table_model(folder: Path, device: Device = "cpu") -> "TableModel":
 
 
 @contextmanager
-def body_predictor(model_uri: str) -> Iterator[Callable[[str, bytes, bool], Any]]:
-    """Yield `predict_body` of a version, which is loaded until the `with` block ends.
-    Raises like `resolve`.
+def body_predictor(model_uri: str) -> Iterator[Callable[[Any, bool], Any]]:
+    """Yield a version's predictor of batches (`deployments.batch_prediction`), which is
+    loaded until the `with` block ends. Raises like `resolve`.
     """
     with temporary_folder("onnxserve-predict-") as folder:
         model = _load(download(resolve(model_uri).source, folder), "cpu", available_cores())
-        yield lambda content_type, body, _is_repeated: model.predict_body(content_type, body)
+        yield lambda batch, _is_repeated: model.predict_body(batch.content_type, batch.body)
 
 
 def _load(folder: Path, device: Device, threads: int) -> "TableModel":

@@ -44,10 +44,10 @@ if TYPE_CHECKING:
 
 _TRIES = 6
 
-Predictor = Callable[[str, bytes, bool], object]
-"""A function that takes the content type and the body of an /invocations request, and
-returns the predictions. The last argument is True for rows of a failed request that are
-sent again to find the refused row.
+Predictor = Callable[["RowBatch", bool], object]
+"""A function that returns the predictions of a batch, as in the response of
+/invocations. The last argument is True for rows of a failed request that are sent again
+to find the refused row.
 """
 _Rows = Any
 """A sliceable batch of rows, as the reader of the file returns it: a list, or a
@@ -63,6 +63,7 @@ class RowBatch:
         places: the position of each row in the file, such as `line 7` or `row 12`.
         content_type: the content type of the request body that `encode` returns.
         position: the position in the file at which these rows end, in bytes or rows.
+        event_time: the time of the rows' events as in RFC 3339; empty if it is unknown.
     """
 
     records: _Rows
@@ -70,6 +71,7 @@ class RowBatch:
     content_type: str
     encode: Callable[[_Rows], bytes]
     position: int = 0
+    event_time: str = ""
 
     def __len__(self) -> int:
         return len(self.places)
@@ -114,23 +116,23 @@ def read_rows(file: IO[bytes], name: str, kind: FileFormat, batch_rows: int) -> 
 
 
 @contextmanager
-def server_predictor(target: ScoringTarget, event_time: str = "") -> Iterator[Predictor]:
+def server_predictor(target: ScoringTarget) -> Iterator[Predictor]:
     """Yield a predictor that sends the rows to a server, with retries while the server
     is overloaded or being changed.
 
     Predictions include the endpoint's key columns (`_with_keys`). A pyfunc model
     receives Arrow rows as JSON, so that MLflow's functions parse the rows and encode
-    the predictions. If `event_time` is set, it is a column with the same time in all
-    rows of a body (`split_by_event_time`).
+    the predictions.
     """
     url = f"{target.url}/invocations"
     with ServerSession() as session:
 
-        def predict(content_type: str, body: bytes, is_repeated: bool) -> object:
+        def predict(batch: RowBatch, is_repeated: bool) -> object:
             headers = {REPEATED_HEADER: "1"} if is_repeated else {}
-            if event_time:
-                times = _key_columns(content_type, body, (event_time,))[event_time]
-                headers["X-Event-Time"] = _as_time(times[0])
+            if batch.event_time:
+                headers["X-Event-Time"] = batch.event_time
+            content_type = batch.content_type
+            body = batch.body
             if content_type == arrow.STREAM and target.has_pyfunc:
                 content_type = JSON
                 body = _arrow_as_json(body)
@@ -194,9 +196,9 @@ def split_by_event_time(batch: RowBatch, name: str, column: str) -> Iterator[Row
                 "expected"
             ) from None
     start = 0
-    for _, rows in groupby(times):
+    for time, rows in groupby(times):
         stop = start + len(list(rows))
-        yield batch.part(start, stop)
+        yield replace(batch.part(start, stop), event_time=time)
         start = stop
 
 
@@ -240,9 +242,7 @@ def predict_batch(predict: Predictor, name: str, batch: RowBatch) -> list[object
     position of a refused row.
     """
     try:
-        return _split_by_row(
-            predict(batch.content_type, batch.body, False), len(batch), f"{name}, {batch.places[0]}"
-        )
+        return _split_by_row(predict(batch, False), len(batch), f"{name}, {batch.places[0]}")
     except BodyTooLarge:
         if len(batch) == 1:
             raise
@@ -480,7 +480,7 @@ def _batch_error(predict: Predictor, batch: RowBatch) -> str:
     accepted.
     """
     try:
-        predict(batch.content_type, batch.body, True)
+        predict(batch, True)
     except (InvalidRequest, InferenceError) as error:
         return error.message
     return ""

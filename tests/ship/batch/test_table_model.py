@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.ship.batch.table_model import (
     predict_block,
     takes,
 )
+from mlflow_deploy_plugin.ship.deployments.batch_prediction import RowBatch
 from tests.support.models import columns, write_model
 from tests.support.refusals import mentions
 
@@ -78,12 +79,13 @@ def test_rows_that_are_mostly_bad_are_each_tried_little_more_than_once(
 def test_a_body_is_answered_as_a_server_answers_it(model: Path) -> None:
     (row,) = flights(1).select(["carrier", "distance", "hour", "late"]).to_pylist()
 
+    record = orjson.dumps({"dataframe_records": [row]})
+    text = b"carrier,distance,hour,late\nAA,1,noon,true\n"
     with body_predictor(str(model)) as predict:
-        assert predict(
-            "application/json", orjson.dumps({"dataframe_records": [row]}), False
-        ) == labels(flights(1))
+        records = RowBatch([record], ["row 0"], "application/json", b"".join)
+        assert predict(records, False) == labels(flights(1))
         with pytest.raises(InvalidRequest, match="column 'hour'"):
-            predict("text/csv", b"carrier,distance,hour,late\nAA,1,noon,true\n", False)
+            predict(RowBatch([text], ["line 2"], "text/csv", b"".join), False)
 
 
 def test_the_row_that_a_graph_marks_is_named_in_a_large_table(tmp_path: Path) -> None:

@@ -12,7 +12,11 @@ import pytest
 
 from mlflow_deploy_plugin.core.errors import BodyTooLarge, InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.core.tabular.files import FileFormat
-from mlflow_deploy_plugin.ship.deployments.batch_prediction import predict_batch, read_rows
+from mlflow_deploy_plugin.ship.deployments.batch_prediction import (
+    RowBatch,
+    predict_batch,
+    read_rows,
+)
 from tests.support.refusals import refused
 
 
@@ -79,9 +83,9 @@ def test_a_mistake_in_a_file_names_its_line(
         list(read_rows(io.BytesIO(content), "rows", kind, 2).batches)
 
 
-def predict(_: str, body: bytes, is_repeated: bool) -> Any:
+def predict(batch: RowBatch, is_repeated: bool) -> Any:
     """A model that returns the double, and refuses texts and more than two rows."""
-    rows = [row["a"] for row in json.loads(body)["dataframe_records"]]
+    rows = [row["a"] for row in json.loads(batch.body)["dataframe_records"]]
     if len(rows) > 2:
         raise BodyTooLarge("too many rows")
     for number, row in enumerate(rows):
@@ -108,4 +112,4 @@ def test_a_refused_row_is_named_by_its_place_in_the_file() -> None:
 def test_a_model_has_to_answer_each_row() -> None:
     (batch,) = read_rows(io.BytesIO(b"[1]\n[2]\n"), "rows", "jsonl", 2).batches
     with refused(OnnxserveError, "2 rows", "1 predictions"):
-        predict_batch(lambda content_type, body, is_repeated: [1], "rows", batch)
+        predict_batch(lambda batch, is_repeated: [1], "rows", batch)
