@@ -183,13 +183,7 @@ def value_writer(
         return row if isinstance(row, Mapping) else {name: row}
 
     if kind == "json":
-        with _json_array(
-            file,
-            b'{"predictions": [',
-            b", ",
-            b"]}\n",
-            b'{"predictions": []}\n',
-        ) as write_items:
+        with _json_array(file, b'{"predictions": [', b", ", b"]}\n") as write_items:
             yield lambda rows: write_items(map(orjson.dumps, rows))
     elif kind == "jsonl":
         yield lambda rows: file.write(b"".join(orjson.dumps(row) + b"\n" for row in rows))
@@ -225,7 +219,7 @@ def table_writer(
                     pa.table([_csv_column(column) for column in batch.columns], schema=flat),
                 )
         elif kind == "json":
-            with _json_array(file, b"[\n", b",\n", b"\n]\n", b"[]\n") as write_items:
+            with _json_array(file, b"[\n", b",\n", b"\n]\n") as write_items:
                 yield lambda batch: write_items(_json_objects(batch))
         elif kind == "jsonl":
             yield lambda batch: file.write(b"\n".join([*_json_objects(batch), b""]))
@@ -255,11 +249,8 @@ def _json_array(
     opening: bytes,
     separator: bytes,
     closing: bytes,
-    empty: bytes,
 ) -> Iterator[Callable[[Iterable[bytes]], None]]:
-    """Yield a function that writes items of a JSON array; `empty` is written instead if
-    there are no items.
-    """
+    """Yield a function that writes items of a JSON array."""
     before = opening
 
     def write(items: Iterable[bytes]) -> None:
@@ -269,8 +260,8 @@ def _json_array(
             before = separator
 
     yield write
-    end = closing if before == separator else empty
-    file.write(end)
+    # An array without items is on one line.
+    file.write(closing if before == separator else opening.rstrip() + closing.lstrip())
 
 
 def _csv_lines(

@@ -289,18 +289,14 @@ class RowStream:
     def _json_lines(self) -> Iterator[list[bytes]]:
         """Yield the lines that are not blank, in lists of a few megabytes."""
         self._file.seek(0)
-        rest: list[bytes] = []  # pieces of an unfinished line
         if self._file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
             self._file.seek(0)
-        while read := self._file.read(_BLOCK_BYTES):
-            whole, newline, last = read.rpartition(b"\n")
-            if newline:
-                lines = b"".join([*rest, whole]).split(b"\n")
-                yield [line for line in lines if line and not line.isspace()]
-                rest.clear()
-            rest.append(last)
-        if (line := b"".join(rest)) and not line.isspace():
-            yield [line]
+        reader = io.BufferedReader(self._file, _BLOCK_BYTES)
+        try:
+            while lines := reader.readlines(_BLOCK_BYTES):
+                yield [line.rstrip(b"\n") for line in lines if not line.isspace()]
+        finally:
+            reader.detach()  # Otherwise, the reader would close the file.
 
     def _json_blocks(self, columns: list[str]) -> Iterator[RowBlock]:
         """Yield the rows of JSON Lines block by block.
@@ -534,15 +530,11 @@ def _typed(texts: pa.ChunkedArray, expected: pa.DataType | None) -> pa.ChunkedAr
     trimmed = pc.utf8_trim_whitespace(texts)
     is_missing = pc.is_in(trimmed, pa.array(sorted(MISSING_TEXTS)))
     present = pc.if_else(is_missing, None, trimmed)
-    if expected is not None:
-        values = _cast(present, expected)
-        if values is not None:
-            return values
-    if present.null_count == len(present):
-        return texts
-    if pc.any(pc.match_substring_regex(present, _LEADING_ZERO)).as_py():
-        return texts
-    for kind in _CSV_TYPES:
+    kinds = [] if expected is None else [expected]
+    has_values = present.null_count < len(present)
+    if has_values and not pc.any(pc.match_substring_regex(present, _LEADING_ZERO)).as_py():
+        kinds.extend(_CSV_TYPES)
+    for kind in kinds:
         values = _cast(present, kind)
         if values is not None:
             return values
