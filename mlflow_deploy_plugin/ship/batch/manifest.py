@@ -204,7 +204,7 @@ class BatchOutput:
         """
         # Convert tuples to lists for the comparison.
         manifest = orjson.loads(orjson.dumps(manifest))
-        with self._errors_of_begin():
+        try:
             previous = self._previous(restart)
             files = {*_list_files(self._location)}
             if previous is None:
@@ -234,6 +234,18 @@ class BatchOutput:
             if not previous or previous["parts"] != manifest["parts"]:
                 content = orjson.dumps(manifest, option=orjson.OPT_INDENT_2)
                 write_file(self._location, MANIFEST, content, is_new=not previous)
+        except FileExistsError:
+            raise AlreadyExists(
+                f"--output {self.uri}: another batch has just started to write to it; specify "
+                "another folder, or retry when that batch has ended"
+            ) from None
+        except (OSError, pa.ArrowException) as error:
+            reason = one_line(error, 300)
+            raise OnnxserveError(f"--output {self.uri} cannot be used: {reason}") from None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise OnnxserveError(
+                f"--output {self.uri}: its {MANIFEST} is damaged; specify another folder"
+            ) from None
         return files
 
     def _previous(self, restart: bool) -> Manifest | None:
@@ -254,26 +266,6 @@ class BatchOutput:
         rejected = {name for name in files if name.startswith(f"{REJECTED}/")}
         self._remove(rejected | files & {MANIFEST, SUCCESS, *outputs})
         return None
-
-    @contextmanager
-    def _errors_of_begin(self) -> Iterator[None]:
-        """Convert the errors of `begin` within the block to AlreadyExists or
-        OnnxserveError.
-        """
-        try:
-            yield
-        except FileExistsError:
-            raise AlreadyExists(
-                f"--output {self.uri}: another batch has just started to write to it; specify "
-                "another folder, or retry when that batch has ended"
-            ) from None
-        except (OSError, pa.ArrowException) as error:
-            reason = one_line(error, 300)
-            raise OnnxserveError(f"--output {self.uri} cannot be used: {reason}") from None
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise OnnxserveError(
-                f"--output {self.uri}: its {MANIFEST} is damaged; specify another folder"
-            ) from None
 
     def finish(self, summary: Mapping[str, object]) -> None:
         try:
