@@ -271,9 +271,9 @@ class RowStream:
                 for name, value in record.items():
                     if not block or name in sought:
                         columns.setdefault(name, []).append(value)
-            sought = {
-                name for name in sought if all(value is None for value in columns.get(name, ()))
-            }
+            for name, values in columns.items():
+                if values.count(None) < len(values):
+                    sought.discard(name)
             if not sought:
                 break
         types = {}
@@ -560,28 +560,24 @@ def read_parquet(
     """
     metadata = pq.read_metadata(path)
     require_few_values([metadata])
-    size = _all_text_bytes(path, metadata)
+    groups = row_groups(metadata)
+    size = 0
+    texts = set()
     for index in range(metadata.num_columns):
-        length = max(metadata.schema.column(index).length, 0)  # 0: no fixed length
-        size += length * sum(group.column(index).num_values for group in row_groups(metadata))
+        leaf = metadata.schema.column(index)
+        length = max(leaf.length, 0)  # 0: no fixed length
+        size += length * sum(group.column(index).num_values for group in groups)
+        if leaf.physical_type == "BYTE_ARRAY":
+            texts.add(leaf.path)
+    names = sorted(texts)
+    # Texts are read as dictionaries, which store repeats once.
+    with pq.ParquetFile(path, read_dictionary=names, arrow_extensions_enabled=False) as file:
+        for number in range(len(groups)):
+            for column in file.read_row_group(number, names).columns:
+                size += sum(map(_text_bytes, column.chunks))
     if size > MAX_BYTES:
         raise pa.ArrowInvalid(f"it contains more than {MAX_BYTES:,} bytes: take a sample of it")
     return pq.read_table(path, columns=columns, **SPARK_TIMES)
-
-
-def _all_text_bytes(path: Path, metadata: pq.FileMetaData) -> int:
-    """Return the size in bytes of all texts of a Parquet file in memory."""
-    leaves = map(metadata.schema.column, range(metadata.num_columns))
-    texts = sorted({leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"})
-    if not texts:
-        return 0
-    size = 0
-    # Texts are read as dictionaries, which store repeats once.
-    with pq.ParquetFile(path, read_dictionary=texts, arrow_extensions_enabled=False) as file:
-        for group in range(metadata.num_row_groups):
-            for column in file.read_row_group(group, texts).columns:
-                size += sum(map(_text_bytes, column.chunks))
-    return size
 
 
 def require_few_values(files: Sequence[pq.FileMetaData], share: float = 1.0) -> None:
