@@ -27,7 +27,6 @@ from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.ship.batch.part import PartJob, predict_part
 from mlflow_deploy_plugin.ship.batch.table_model import (
-    TableModel,
     declared_outputs,
     load_table_model,
     takes,
@@ -37,7 +36,6 @@ from mlflow_deploy_plugin.ship.batch.table_model import (
 if TYPE_CHECKING:
     from pyspark import SparkContext
     from pyspark.sql import DataFrame
-    from pyspark.sql.types import StructType
 
     from mlflow_deploy_plugin.ship.batch.run import Ended
 
@@ -98,14 +96,13 @@ def predict_frame(
     Raises the errors of `resolve` and `download`, and InvalidConfig for a missing
     column or undeclared outputs.
     """
-    from pyspark.sql.pandas.types import to_arrow_schema  # pyspark is an extra.
+    # pyspark is an extra.
+    from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
     from pyspark.sql.types import StructType
 
     shipped = download(resolve(model_uri).source, _folder_until_exit())
     model = load_table_model(shipped)
-    if keep is None:
-        keep = frame.columns
-    kept_columns = tuple(keep)
+    kept_columns = tuple(frame.columns if keep is None else keep)
     for name in kept_columns:
         if name not in frame.columns:
             raise InvalidConfig(
@@ -114,7 +111,12 @@ def predict_frame(
             )
     if missing_columns := model.schema.missing_columns(frame.columns):
         raise InvalidConfig(missing_columns.message)
-    outputs = _output_type(model, model_uri, kept_columns)
+    outputs = from_arrow_schema(declared_outputs(model.artifact).schema)
+    if not outputs.fields:
+        raise InvalidConfig(f"{model_uri} does not declare its outputs: log it with a signature")
+    for name in outputs.names:
+        if name in kept_columns:
+            raise InvalidConfig(f"keep: {name!r} is also an output of the model; rename the column")
     schema = StructType([*(frame.schema[name] for name in kept_columns), *outputs.fields])
     arrow_schema = to_arrow_schema(outputs)
     context = getattr(frame.sparkSession, "sparkContext", None)
@@ -143,20 +145,6 @@ def predict_frame(
         if name in kept_columns or takes(model.schema, name, kept_columns)
     ]
     return frame.select(*selected).mapInArrow(task, schema)
-
-
-def _output_type(model: TableModel, model_uri: str, keep: Sequence[str]) -> "StructType":
-    """Return the declared outputs as a type of Spark."""
-    from pyspark.sql.pandas.types import from_arrow_schema
-
-    outputs = from_arrow_schema(declared_outputs(model.artifact).schema)
-    if not outputs.fields:
-        raise InvalidConfig(f"{model_uri} does not declare its outputs: log it with a signature")
-    if doubled := [name for name in outputs.names if name in keep]:
-        raise InvalidConfig(
-            f"keep: {doubled[0]!r} is also an output of the model; rename the column"
-        )
-    return outputs
 
 
 def _ship(context: "SparkContext", model: Path) -> str:
