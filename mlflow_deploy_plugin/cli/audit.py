@@ -130,11 +130,7 @@ def history(
         return
     end_with_reader()
     with opened_store() as store:
-        if (
-            name is not None
-            and name not in store.names()
-            and next(store.events(name), None) is None
-        ):
+        if name and name not in store.names() and next(store.events(name), None) is None:
             raise unknown_endpoint(name, store.names(deleted=True))
         events = event_history(store, name, model, newest_first=limit is not None)
         if limit is not None:
@@ -170,8 +166,8 @@ def _verify(
     """Show whether the trail was changed, and exit with 1 if it was."""
     from mlflow_deploy_plugin.core.registry.audit_trail import published_trail
     from mlflow_deploy_plugin.core.settings import read_text
-    from mlflow_deploy_plugin.core.store.audit_chain import published_keys, verify_trail
     from mlflow_deploy_plugin.core.store.audit_keys import parse_keys
+    from mlflow_deploy_plugin.core.store.audit_seal import published_keys, verify_trail
     from mlflow_deploy_plugin.core.store.checkpoints import lateness, load_checkpoint
 
     published = None if keys_file and checkpoint_file else published_trail()
@@ -246,7 +242,7 @@ def adopt(why: str) -> None:
       onnxserve audit adopt --why 'backup of 3 November restored'
     """
     from mlflow_deploy_plugin.core.settings import load_settings
-    from mlflow_deploy_plugin.core.store.audit_chain import adopt_trail
+    from mlflow_deploy_plugin.core.store.audit_seal import adopt_trail
     from mlflow_deploy_plugin.core.store.database import open_server_store
 
     settings = load_settings()
@@ -281,12 +277,11 @@ def card(model_uri: str, folder: Path | None) -> None:
 
     with opened_store() as store:
         model_card = make_card(model_uri, store)
-    name = model_card.name
-    version = model_card.version
-    folder = folder or Path(f"{name}-{version}-card")
+    folder = folder or Path(f"{model_card.name}-{model_card.version}-card")
     model_card.write(folder)
     click.echo(
-        f"{name} version {version}: {folder}/model_card.html, {folder}/model_card.json",
+        f"{model_card.name} version {model_card.version}: {folder}/model_card.html, "
+        f"{folder}/model_card.json"
     )
 
 

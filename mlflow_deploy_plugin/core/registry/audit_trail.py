@@ -20,9 +20,9 @@ from mlflow_deploy_plugin.core.store.audit_chain import (
     event_digest,
     is_signed_row,
     newest_counted_events,
-    published_keys,
 )
 from mlflow_deploy_plugin.core.store.audit_keys import Keys, parse_keys
+from mlflow_deploy_plugin.core.store.audit_seal import published_keys
 from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint, load_checkpoint
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import AuditRow

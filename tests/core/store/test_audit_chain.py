@@ -22,16 +22,9 @@ from sqlalchemy import (
 )
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.core.store.audit_chain import (
-    BROKEN,
-    TrailState,
-    adopt_trail,
-    event_digest,
-    newest_counted_events,
-    seal,
-    verify_trail,
-)
+from mlflow_deploy_plugin.core.store.audit_chain import BROKEN, event_digest, newest_counted_events
 from mlflow_deploy_plugin.core.store.audit_keys import Keys, read_key_file
+from mlflow_deploy_plugin.core.store.audit_seal import TrailState, adopt_trail, seal, verify_trail
 from mlflow_deploy_plugin.core.store.checkpoints import (
     load_checkpoint,
     make_checkpoint,
