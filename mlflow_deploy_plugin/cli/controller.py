@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -29,10 +29,6 @@ from mlflow_deploy_plugin.cli.options import (
 from mlflow_deploy_plugin.core.logs import configure_logging
 from mlflow_deploy_plugin.core.processes.child import end_on_signals
 from mlflow_deploy_plugin.core.version import __version__
-
-if TYPE_CHECKING:
-    from mlflow_deploy_plugin.core.store.retrainings import Retraining
-    from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 
 _POLL_SECONDS = 0.5
 _END_SECONDS = 8.0
@@ -161,9 +157,11 @@ def run(name: str, window: str | None, wait: bool, **request: Any) -> None:
       onnxserve retrain run flights --mode incremental --why 'new carrier'
       onnxserve retrain list flights
     """
+    from mlflow_deploy_plugin.core.store.retrainings import Retrainings
     from mlflow_deploy_plugin.promote.rollouts.commands import controller_status
     from mlflow_deploy_plugin.promote.rollouts.leadership import STORE_LEASE
     from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
+    from mlflow_deploy_plugin.watch.controller.service import run_retrainings
     from mlflow_deploy_plugin.watch.retraining.plan import retraining_summary
     from mlflow_deploy_plugin.watch.retraining.trigger import request_retraining
 
@@ -171,13 +169,24 @@ def run(name: str, window: str | None, wait: bool, **request: Any) -> None:
         with usage_errors():
             rows = parse_window(window) if window else None
         begun = request_retraining(deployments, name, window=rows, **request)
-        if wait:
-            _wait_for_retraining(deployments, begun)
-        else:
-            show_lines([retraining_summary(begun)])
+        summary = retraining_summary(begun)
+        show_lines([summary])
+        if not wait:
             show_progress(
                 controller_status(deployments.store, STORE_LEASE, "onnxserve retrain list")
             )
+            return
+        current = begun
+        # If no controller runs the retraining, this process runs it.
+        with working(partial(run_retrainings, deployments)):
+            while current.is_live and current.state != "rolling_out":
+                time.sleep(_POLL_SECONDS)
+                current = Retrainings(deployments.store).get(begun.id) or begun
+                if retraining_summary(current) != summary:
+                    summary = retraining_summary(current)
+                    show_lines([summary])
+    if current.state == "failed":
+        raise SystemExit(1)
 
 
 @retrain.command("list")
@@ -200,26 +209,3 @@ def list_retrainings(name: str | None, output: str) -> None:
     empty = f"endpoint {name!r} has no retrainings" if name else "there are no retrainings"
     documents = [{**vars(entry), "figures": entry.figures.as_json()} for entry in entries]
     show_result(output, documents, lines or [empty])
-
-
-def _wait_for_retraining(deployments: "Deployments", begun: "Retraining") -> None:
-    """Show the progress of a retraining until its end. If no controller runs the
-    retraining, run it in this process.
-    """
-    from mlflow_deploy_plugin.core.store.retrainings import Retrainings
-    from mlflow_deploy_plugin.watch.controller.service import run_retrainings
-    from mlflow_deploy_plugin.watch.retraining.plan import retraining_summary
-
-    retrainings = Retrainings(deployments.store)
-    current = begun
-    summary = retraining_summary(begun)
-    show_lines([summary])
-    with working(partial(run_retrainings, deployments)):
-        while current.is_live and current.state != "rolling_out":
-            time.sleep(_POLL_SECONDS)
-            current = retrainings.get(begun.id) or begun
-            if retraining_summary(current) != summary:
-                summary = retraining_summary(current)
-                show_lines([summary])
-    if current.state == "failed":
-        raise SystemExit(1)

@@ -289,46 +289,31 @@ def list_(output: str) -> None:
     if output == "json":
         from mlflow_deploy_plugin.cli.monitor import monitor_document
 
-        show_json(
-            [
-                {**item, "monitors": [*map(monitor_document, monitors[item["name"]])]}
-                for item in endpoints
-            ]
-        )
-    elif endpoints:
-        show_lines(_deployment_table(endpoints, monitors))
         for described in endpoints:
-            show_lines(_problem_lines(described))
-    else:
-        click.echo(f"there are no deployments: run `{_CREATE}`")
-
-
-def _deployment_table(
-    endpoints: Sequence[Mapping[str, Any]], monitors: "_Monitors"
-) -> Iterator[str]:
-    """Return the lines of the table, with a column for the targets if there are other
-    targets than this machine.
-    """
+            described["monitors"] = [*map(monitor_document, monitors[described["name"]])]
+        show_json(endpoints)
+        return
     table: list[tuple[str, ...]] = [_DEPLOYMENT_HEAD]
     targets = ["TARGET"]
     for described in endpoints:
         for row in _deployment_rows(described, monitors[described["name"]]):
             table.append(row)
             targets.append(described["target"])
-    if set(targets[1:]) != {"onnxserve"}:
+    if set(targets[1:]) - {"onnxserve"}:
         table = [
             (name, target, *cells) for (name, *cells), target in zip(table, targets, strict=True)
         ]
-    return align_columns(table)
+    show_table(output, endpoints, table, f"there are no deployments: run `{_CREATE}`")
+    for described in endpoints:
+        show_lines(_problem_lines(described))
 
 
 def _problem_lines(described: Mapping[str, Any]) -> Iterator[str]:
     """Yield the reasons of the deployments of an endpoint that need attention."""
     for name, deployment in described["deployments"].items():
         reason = deployment["reason"] or deployment["error"]
-        for problem in (reason, deployment["unapproved"]):
-            if problem:
-                yield f"{_name(described, name)}: {problem}"
+        for problem in filter(None, (reason, deployment["unapproved"])):
+            yield f"{_name(described, name)}: {problem}"
     if described["state"] == "empty":
         yield f"{described['name']}: {described['reason']}"
 
@@ -418,9 +403,12 @@ def _endpoint_lines(described: Mapping[str, Any]) -> Iterator[str]:
     """Yield the state of an endpoint, its deployments and its workers as text."""
     place = f" at {described['url']}" if described["url"] else ""
     yield f"{described['name']}: {described['state']}{place}"
-    yield from align_columns(
-        [_deployment_row(name, item) for name, item in described["deployments"].items()]
-    )
+    rows = []
+    for name, item in described["deployments"].items():
+        version = f"version {item['version']}" if item["version"] else ""
+        cells = (item["model_uri"], version, item["state"], item["error"])
+        rows.append((f"  {name}", _share(item), *cells))
+    yield from align_columns(rows)
     for key in ("reason", "error", "shipping_error", "require"):
         if described[key]:
             yield f"  {key}: {described[key]}"
@@ -436,21 +424,6 @@ def _endpoint_lines(described: Mapping[str, Any]) -> Iterator[str]:
         yield f"  log: {described['log']}"
 
 
-def _deployment_row(name: str, deployment: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the cells of a deployment: its name, share, model, version, state and
-    error.
-    """
-    version = f"version {deployment['version']}" if deployment["version"] else ""
-    return (
-        f"  {name}",
-        _share(deployment),
-        deployment["model_uri"],
-        version,
-        deployment["state"],
-        deployment["error"],
-    )
-
-
 def _deployment_rows(
     endpoint: Mapping[str, Any], monitors: "Sequence[MonitorOverview]"
 ) -> Iterator[tuple[str, ...]]:
@@ -459,8 +432,13 @@ def _deployment_rows(
     """
     workers = str(len(endpoint["workers"])) if endpoint["workers"] else "-"
     restarts = "-" if endpoint["restarts"] == "" else str(endpoint["restarts"])
-    verdicts = ", ".join(map(_verdict, monitors)) or "-"
-    server = (workers, restarts, endpoint["url"] or "-", verdicts)
+    verdicts = []
+    for monitor in monitors:
+        outcome = monitor.last.outcome if monitor.last else "not judged yet"
+        if monitor.status not in _NORMAL_STATES:
+            outcome = f"{outcome} ({monitor.status})"
+        verdicts.append(f"{monitor.monitor}: {outcome}")
+    server = (workers, restarts, endpoint["url"] or "-", ", ".join(verdicts) or "-")
     for name, deployment in endpoint["deployments"].items():
         yield (
             _name(endpoint, name),
@@ -472,14 +450,6 @@ def _deployment_rows(
         )
     if not endpoint["deployments"]:
         yield (endpoint["name"], "-", "-", "-", endpoint["state"], *server)
-
-
-def _verdict(monitor: "MonitorOverview") -> str:
-    """Return the name of a monitor, its last verdict and its state if it is unusual."""
-    outcome = monitor.last.outcome if monitor.last else "not judged yet"
-    if monitor.status not in _NORMAL_STATES:
-        outcome = f"{outcome} ({monitor.status})"
-    return f"{monitor.monitor}: {outcome}"
 
 
 def _share(deployment: Mapping[str, Any]) -> str:

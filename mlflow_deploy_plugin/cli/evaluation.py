@@ -2,7 +2,6 @@
 version.
 """
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,8 +29,6 @@ from mlflow_deploy_plugin.core.spec.evaluation_names import DISTURBANCES, METRIC
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.core.registry.runs import LoggedRun
-    from mlflow_deploy_plugin.wrap.evaluation.explanation import Explanation
-    from mlflow_deploy_plugin.wrap.optimization.optimizer import Optimization
 
 _seed_option = option(
     "--seed",
@@ -41,6 +38,16 @@ _seed_option = option(
     help="Seed of the random choices.",
 )
 _folder_option = folder_option("--folder", help="Folder for the plots and the JSON file.")
+_OPTIMIZATION_HEAD: tuple[str, ...] = (
+    "form",
+    "size",
+    "packed",
+    "load",
+    "1 row",
+    "8 rows",
+    "1,000 rows",
+    "agreement with the base",
+)
 metric_option = option(
     "--metric",
     type=click.Choice(METRICS),
@@ -194,27 +201,24 @@ def explain(
     if output == "json":
         show_json(result.as_dict())
         return
-    show_lines(_explanation_lines(result))
-    if contributions:
-        click.echo(f"contributions in {contributions}")
-    _show_places(files, folder, result.run, "explain")
-
-
-def _explanation_lines(result: "Explanation") -> Iterator[str]:
-    """Yield a table of the most important columns, and the number of explained rows."""
     table = result.table()
-    yield from align_columns(table)
+    show_lines(align_columns(table))
     hidden_columns = len(result.columns) - len(table) + 1  # The table has a row of titles.
     if hidden_columns > 0:
-        yield f"and {hidden_columns} less important columns"
+        click.echo(f"and {hidden_columns} less important columns")
     left_out = ""
     if result.left_out:
         left_out = f", {result.left_out:,} rows without numeric predictions left out"
     method = "permutations" if result.method == "permutation" else "exact Shapley values"
-    yield (
-        f"{len(result.values):,} rows explained by {method} against {result.background}, seed "
-        f"{result.seed}{left_out}"
+    show_lines(
+        [
+            f"{len(result.values):,} rows explained by {method} against {result.background}, seed "
+            f"{result.seed}{left_out}"
+        ]
     )
+    if contributions:
+        click.echo(f"contributions in {contributions}")
+    _show_places(files, folder, result.run, "explain")
 
 
 @click.command()
@@ -269,49 +273,24 @@ def optimize(model_uri: str, output: str, **options: Any) -> None:
     from mlflow_deploy_plugin.wrap.optimization.optimizer import optimize as optimize_version
 
     result = optimize_version(model_uri, **options, raises=False, progress=show_progress)
-    show_result(output, asdict(result), _optimization_lines(result))
-    result.raise_if_refused()
-
-
-def _optimization_lines(result: "Optimization") -> Iterator[str]:
-    """Yield a table of the forms with their costs, and the registered form if any."""
-    rows: list[tuple[str, ...]] = [
-        (
-            "form",
-            "size",
-            "packed",
-            "load",
-            "1 row",
-            "8 rows",
-            "1,000 rows",
-            "agreement with the base",
-        )
-    ]
+    table = [_OPTIMIZATION_HEAD]
     for form in result.forms:
         cost = form.cost
         latencies = (
             f"{cost.latency_us[count]:,.0f} µs ({ratio:.2f})" for count, ratio in cost.ratio.items()
         )
+        sizes = (f"{size / 1e3:,.0f} kB" for size in (cost.size, cost.packed))
         agreement = str(form.agreement or "")
-        rows.append(
-            (
-                form.name,
-                f"{cost.size / 1e3:,.0f} kB",
-                f"{cost.packed / 1e3:,.0f} kB",
-                f"{cost.load_ms:.1f} ms",
-                *latencies,
-                agreement,
-            )
-        )
-    yield from align_columns(rows)
-    for form in result.forms:
-        if form.note:
-            yield f"{form.name}: {form.note}"
+        table.append((form.name, *sizes, f"{cost.load_ms:.1f} ms", *latencies, agreement))
+    lines = [*align_columns(table)]
+    lines += [f"{form.name}: {form.note}" for form in result.forms if form.note]
     if result.chosen:
-        yield (
+        lines.append(
             f"registered {result.model} version {result.version}: {result.chosen}, made from "
             f"{result.base}"
         )
+    show_result(output, asdict(result), lines)
+    result.raise_if_refused()
 
 
 @click.command()

@@ -5,7 +5,6 @@ the resources of pods.
 import os
 import shlex
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -47,8 +46,6 @@ from mlflow_deploy_plugin.ship.sizing.plan import (
 )
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.ship.images.build import ImagePlan
-    from mlflow_deploy_plugin.ship.sizing.plan import Plan, PodMeasurement
     from mlflow_deploy_plugin.wrap.exporter.exporting import ExportFormat
 
 _PRICE = "Price of a {} per hour. AWS Fargate has this price for Linux on x86 in us-east-1."
@@ -185,7 +182,11 @@ def build_docker(
         raise InvalidConfig(f"--sbom: there is no folder {sbom.parent}")
     with planned_image(model_uri, device="cuda" if gpu else "cpu", follow=follow, **images) as plan:
         if dry_run:
-            show_lines(_plan_lines(plan, name or "the image"))
+            if plan.server is not None:
+                arguments = " ".join((*plan.options, *plan.platform))
+                click.echo(f"# {plan.server_image}: docker build {arguments}")
+                show_lines([*plan.server.listing(), ""])
+            show_lines([f"# {name or 'the image'}", *plan.model.listing()])
             return
         built = build_image(plan, cast("str", name), show_progress, pull)
         version = f" version {plan.resolved.version}" if plan.resolved.version else ""
@@ -212,19 +213,6 @@ def build_docker(
     if push:
         pushed = push_image(built.name, show_progress)
         click.echo(f"{built.name}: pushed, {pushed}")
-
-
-def _plan_lines(plan: "ImagePlan", title: str) -> Iterator[str]:
-    """Yield the input of Docker for the server's image, if it must be built, and for
-    the image with the model.
-    """
-    if plan.server is not None:
-        arguments = " ".join((*plan.options, *plan.platform))
-        yield f"# {plan.server_image}: docker build {arguments}"
-        yield from plan.server.listing()
-        yield ""
-    yield f"# {title}"
-    yield from plan.model.listing()
 
 
 @click.command()
@@ -369,10 +357,27 @@ def size(
         pod = measure_pod(spec, folder, request_bodies(folder, rows), rate, limit, show_progress)
     plan = plan_pods(pod, rate, rows, **prices)
     options = config_line({**changes, **plan.options})
+    load = pod.planned
+    memory = plan.options["container.memory_bytes"] / 1e6
     render = f"onnxserve render {shlex.quote(model_uri)} -n {spec.name} {options}"
     table = [
         ("pods", f"{plan.pods} for {rate:,g} requests/s"),
-        *_pod_rows(pod, plan, p99),
+        (
+            "rate per pod",
+            f"{load.rate:,.1f} requests/s; at most {pod.highest.rate:,.1f}, of which "
+            f"{HEADROOM:.0%} stay free",
+        ),
+        (
+            "p99",
+            f"{load.p99 * 1e3:.3g} ms; limit {p99}; other processes used {load.other_cpus:.1f} "
+            "cores",
+        ),
+        (
+            "server",
+            f"workers {pod.workers}, threads {pod.threads}, batch size {pod.max_batch_size}",
+        ),
+        ("CPU per pod", f"{load.cpus:.2f} cores; limit {plan.options['container.cpus']}"),
+        ("memory per pod", f"{pod.memory_bytes / 1e6:,.0f} MB; limit {memory:,.0f} MB"),
         ("cost", f"{plan.cost_per_million:.3g} USD per million predictions"),
         ("options", options),
         ("autoscaler", f"{render} {config_line(plan.hpa)} --for kubernetes"),
@@ -382,22 +387,3 @@ def size(
     show_result(output, {"pod": pod, "plan": plan, "warning": warning}, align_columns(table))
     if warning:
         show_progress(warning)
-
-
-def _pod_rows(pod: "PodMeasurement", plan: "Plan", p99: str) -> Iterator[tuple[str, str]]:
-    """Yield the title and the text of each figure of a pod. `p99` is the limit."""
-    load = pod.planned
-    limits = plan.options
-    yield (
-        "rate per pod",
-        f"{load.rate:,.1f} requests/s; at most {pod.highest.rate:,.1f}, of which {HEADROOM:.0%} "
-        "stay free",
-    )
-    yield (
-        "p99",
-        f"{load.p99 * 1e3:.3g} ms; limit {p99}; other processes used {load.other_cpus:.1f} cores",
-    )
-    yield "server", f"workers {pod.workers}, threads {pod.threads}, batch size {pod.max_batch_size}"
-    yield "CPU per pod", f"{load.cpus:.2f} cores; limit {limits['container.cpus']}"
-    memory = limits["container.memory_bytes"] / 1e6
-    yield "memory per pod", f"{pod.memory_bytes / 1e6:,.0f} MB; limit {memory:,.0f} MB"

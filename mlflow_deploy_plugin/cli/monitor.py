@@ -3,7 +3,8 @@ windows, results and alerts.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
@@ -129,18 +130,32 @@ def list_(name: str | None, output: str) -> None:
             watermarks = read_watermarks(locate_log(deployments.settings.inference_log))
         monitors = overviews(deployments.store, name, watermarks)
         lease = deployments.store.lease(STORE_LEASE)
-        is_run = lease is not None and lease.is_current
         if name is None:
             for unreadable in deployments.store.unreadable():
                 click.echo(unreadable.reason, err=True)
-    endpoint = name or "NAME"
-    empty = f"there are no monitors: run `onnxserve monitor add {endpoint} MONITOR`"
-    table = [_HEAD, *map(_monitor_row, monitors)]
+    empty = f"there are no monitors: run `onnxserve monitor add {name or 'NAME'} MONITOR`"
+    table: list[tuple[str, ...]] = [_HEAD]
+    notes = []
+    for item in monitors:
+        table.append(_monitor_row(item))
+        title = f"{item.endpoint} {item.monitor}"
+        if item.why:
+            notes.append(f"{title}: {item.why}")
+        if item.given_up:
+            notes.append(f"{title}: {item.given_up} of its windows could not be judged")
+        if item.state.baseline:
+            starts = [f"{key} since {format_time(at)}" for key, at in item.state.baseline.items()]
+            notes.append(f"{title}: accepted baselines: {join_names(starts)}")
     show_table(output, [*map(monitor_document, monitors)], table, empty)
     if output == "json" or not monitors:
         return
-    show_lines(_note_lines(monitors))
-    if not is_run:
+    limits = {
+        f"{item.endpoint}: alarms.false_per_year is {item.false_per_year:g}": None
+        for item in monitors
+        if item.false_per_year is not None
+    }
+    show_lines([*limits, *notes])
+    if lease is None or not lease.is_current:
         show_progress(
             "no controller runs: start `onnxserve controller` to judge the windows that are due"
         )
@@ -156,36 +171,8 @@ def _monitor_row(item: "MonitorOverview") -> tuple[str, ...]:
         if item.last.by_hand:
             verdict += " (by hand)"
     due = f"{item.next_due:%Y-%m-%d %H:%M}" if item.next_due else "-"
-    return (
-        item.endpoint,
-        item.monitor,
-        item.spec.kind,
-        item.spec.every,
-        item.status,
-        window,
-        verdict,
-        due,
-    )
-
-
-def _note_lines(monitors: "Sequence[MonitorOverview]") -> Iterator[str]:
-    """Yield the limit of each endpoint for false alarms, and the problems and accepted
-    baselines of each monitor.
-    """
-    limits = {
-        item.endpoint: item.false_per_year for item in monitors if item.false_per_year is not None
-    }
-    for endpoint, number in limits.items():
-        yield f"{endpoint}: alarms.false_per_year is {number:g}"
-    for item in monitors:
-        name = f"{item.endpoint} {item.monitor}"
-        if item.why:
-            yield f"{name}: {item.why}"
-        if item.given_up:
-            yield f"{name}: {item.given_up} of its windows could not be judged"
-        starts = [f"{key} since {format_time(at)}" for key, at in item.state.baseline.items()]
-        if starts:
-            yield f"{name}: accepted baselines: {join_names(starts)}"
+    settings = (item.endpoint, item.monitor, item.spec.kind, item.spec.every)
+    return (*settings, item.status, window, verdict, due)
 
 
 @monitor.command()
@@ -322,49 +309,38 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None, again: b
         from mlflow_deploy_plugin.watch.monitors.manual_runs import find_monitor
 
         selected_monitor = find_monitor(deployments, name, monitor_name)
-        judged = 0
-        undecided = 0
-        passed_over = 0
-        failed = 0
+        counts: Counter[str] = Counter()
         number = 0
         count = 0
         try:
             for number, count, window, is_new in backfill_windows(
                 deployments, selected_monitor, period.start, period.end, judge_and_log, again
             ):
+                outcome = window.outcome or "could not be judged"
                 if window.state == "failed":
-                    failed += 1
+                    counts["failed"] += 1
                 elif window.verdict == "not judged":
-                    undecided += 1
+                    counts["undecided"] += 1
                 elif is_new:
-                    judged += 1
+                    counts["judged"] += 1
                 else:
-                    passed_over += 1
-                click.echo(f"[{number}/{count}] {_backfill_line(window, is_new)}")
+                    counts["passed over"] += 1
+                note = "" if is_new or outcome == "not judged" else " (already judged)"
+                if outcome in _VERDICTS_WITH_REASON:
+                    outcome = f"{outcome}: {window.reason}"
+                place = Window(window.start, window.end)
+                click.echo(f"[{number}/{count}] {place}: {outcome}{note}")
         except KeyboardInterrupt:
             show_progress(
                 f"interrupted after {number} of {count} windows; repeat the command to continue"
             )
             sys.exit(130)
     click.echo(
-        f"{judged} windows judged, {undecided} without a verdict, {passed_over} already judged, "
-        f"{failed} could not be judged"
+        f"{counts['judged']} windows judged, {counts['undecided']} without a verdict, "
+        f"{counts['passed over']} already judged, {counts['failed']} could not be judged"
     )
-    if failed:
+    if counts["failed"]:
         sys.exit(1)
-
-
-def _backfill_line(window: "MonitorWindow", is_new: bool) -> str:
-    """Return a window with its verdict, or the reason why there is none. A window that
-    is not new was judged before.
-    """
-    outcome = window.outcome or "could not be judged"
-    is_repeated = not is_new and outcome != "not judged"
-    if outcome in _VERDICTS_WITH_REASON:
-        outcome = f"{outcome}: {window.reason}"
-    if is_repeated:
-        outcome += " (already judged)"
-    return f"{Window(window.start, window.end)}: {outcome}"
 
 
 @monitor.command()

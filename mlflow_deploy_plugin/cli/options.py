@@ -5,6 +5,7 @@ Commands import MLflow, pandas, pyarrow and other slow libraries inside function
 keep `--help` fast.
 """
 
+import io
 import math
 import os
 import shutil
@@ -18,11 +19,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import orjson
 
-from mlflow_deploy_plugin.cli.entry import Output
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 
 if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
     from mlflow_deploy_plugin.core.store.store import Store
     from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 
@@ -31,6 +33,27 @@ _NARROWEST = 8
 """The width below which no column of a table is reduced."""
 POSITIVE = click.IntRange(min=1)
 """The type of an option for a whole number from 1."""
+
+
+class Output(io.FileIO):
+    """Standard output or standard error. After its reader has left, such as `head`, the
+    output is discarded, so that a command finishes its change.
+    """
+
+    ends_command = False
+    """True for a command that only reads, which ends when its reader has left."""
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            # A full disk is an error only once: the end of the process writes again.
+            discarded = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(discarded, self.fileno())  # Child processes write to it as well.
+            os.close(discarded)
+            if Output.ends_command or not isinstance(error, BrokenPipeError):
+                raise
+            return super().write(data)
 
 
 class NumberRange(click.FloatRange):

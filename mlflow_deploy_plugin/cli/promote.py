@@ -42,10 +42,8 @@ from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.registry.transitions import parse_stage_or_alias
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.promote.evidence.diff import VersionDiff
     from mlflow_deploy_plugin.promote.gate.approval_client import ListedRequest
     from mlflow_deploy_plugin.promote.gate.promotion import Promotion
-    from mlflow_deploy_plugin.promote.gate.run import GateRun
     from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployment, Deployments
 
 
@@ -135,9 +133,9 @@ def gate(
     from mlflow_deploy_plugin.promote.gate.verdict import verdict_as_json
 
     model, version = _registered_version(model_uri)
-    verdict = None if against else verdict_of_served(model, version, policy_file)
-    if verdict is not None:
-        show_result(output, verdict, [f"{verdict}; --against URI compares it with another version"])
+    served = None if against else verdict_of_served(model, version, policy_file)
+    if served is not None:
+        show_result(output, served, [f"{served}; --against URI compares it with another version"])
         return
     gated = run_gate(
         model,
@@ -152,8 +150,20 @@ def gate(
         "run": asdict(gated.run),
         "tagged": gated.is_tagged,
     }
-    show_result(output, document, _verdict_lines(gated))
-    if not gated.verdict.passed:
+    verdict = gated.verdict
+    compared = f", compared with {verdict.against}" if verdict.against else ""
+    lines = [f"{verdict.model} version {verdict.version}: {verdict.state}{compared}"]
+    width = max(len(check.name) for check in verdict.checks)
+    for check in verdict.checks:
+        lines.append(f"  {check.state:7}  {check.name:{width}}  {check.reason}")
+        lines += [f"  {'':7}  {'':{width}}  note: {note}" for note in check.notes]
+    trial = "" if gated.is_tagged else " (trial: the tags did not change)"
+    lines.append(f"  policy: {verdict.policy_from}{trial}")
+    report = gated.report
+    if not gated.run.url:
+        report = f"run {gated.run.run_id} in experiment {gated.run.experiment}"
+    show_result(output, document, [*lines, f"  report: {report}"])
+    if not verdict.passed:
         sys.exit(1)
 
 
@@ -301,24 +311,10 @@ def list_requests(name: str | None, output: str) -> None:
     for entry in listed:
         requested = f"{entry.at:%Y-%m-%d %H:%M}Z by {entry.requested_by}"
         approved = ", ".join(entry.approved_by)
-        rows.append(
-            (
-                entry.model,
-                entry.version,
-                entry.to,
-                requested,
-                entry.verdict,
-                approved,
-                entry.reason,
-            ),
-        )
+        move = (entry.model, entry.version, entry.to)
+        rows.append((*move, requested, entry.verdict, approved, entry.reason))
     empty = "there are no requests: run `onnxserve promote MODEL --to @ALIAS --request`"
-    show_table(
-        output,
-        [entry.model_dump(mode="json") for entry in listed],
-        rows,
-        empty,
-    )
+    show_table(output, [entry.model_dump(mode="json") for entry in listed], rows, empty)
 
 
 @request.command()
@@ -498,24 +494,6 @@ def _promotion_lines(promotion: "Promotion", served: list[ServedAfterPromotion])
         yield f"  no deployment follows {promotion.uri}"
 
 
-def _verdict_lines(gated: "GateRun") -> Iterator[str]:
-    """Yield the verdict of a gate, its checks, its policy and its report."""
-    verdict = gated.verdict
-    compared = f", compared with {verdict.against}" if verdict.against else ""
-    yield f"{verdict.model} version {verdict.version}: {verdict.state}{compared}"
-    width = max(len(check.name) for check in verdict.checks)
-    for check in verdict.checks:
-        yield f"  {check.state:7}  {check.name:{width}}  {check.reason}"
-        for note in check.notes:
-            yield f"  {'':7}  {'':{width}}  note: {note}"
-    trial = "" if gated.is_tagged else " (trial: the tags did not change)"
-    yield f"  policy: {verdict.policy_from}{trial}"
-    report = gated.report
-    if not gated.run.url:
-        report = f"run {gated.run.run_id} in experiment {gated.run.experiment}"
-    yield f"  report: {report}"
-
-
 def _request_lines(entry: "ListedRequest") -> Iterator[str]:
     """Yield a requested promotion, its gate report and its approvals."""
     why = f": {entry.why}" if entry.why else ""
@@ -551,40 +529,22 @@ def diff(before: str, after: str, shows_all: bool, output: str) -> None:
     from mlflow_deploy_plugin.promote.evidence.diff import diff_versions
 
     compared = diff_versions(before, after)
-    compared = replace(
-        compared,
-        rows=tuple(row for row in compared.rows if shows_all or row.is_changed),
-    )
-    document = {"sentence": compared.sentence, **asdict(compared)}
-    show_result(output, document, _diff_lines(compared))
-
-
-def _diff_lines(compared: "VersionDiff") -> Iterator[str]:
-    """Yield a sentence, a table of the facts of two versions, and a table of their
-    predictions.
-    """
-    yield f"{compared.sentence}."
-    rows = [("SECTION", "NAME", compared.before, compared.after, "TREND")]
-    for row in compared.rows:
-        rows.append(
-            (
-                row.section,
-                row.name,
-                _text(row.before),
-                _text(row.after),
-                row.trend,
-            )
-        )
-    yield from align_columns(rows)
+    shown = tuple(row for row in compared.rows if shows_all or row.is_changed)
+    compared = replace(compared, rows=shown)
+    table = [("SECTION", "NAME", compared.before, compared.after, "TREND")]
+    for row in shown:
+        table.append((row.section, row.name, _text(row.before), _text(row.after), row.trend))
+    lines = [f"{compared.sentence}.", *align_columns(table)]
     if isinstance(compared.predictions, Refused):
-        yield f"predictions: not compared; {compared.predictions.reason}"
+        lines.append(f"predictions: not compared; {compared.predictions.reason}")
     else:
         changes = [("OUTPUT", "CHANGED ROWS", "LARGEST DIFFERENCE")]
         for change in compared.predictions:
             changed_rows = f"{change.changed_rows} of {change.rows}"
             changes.append((change.output, changed_rows, _text(change.largest)))
-        yield from align_columns(changes)
-    yield from (f"note: {note}" for note in compared.notes)
+        lines += align_columns(changes)
+    lines += [f"note: {note}" for note in compared.notes]
+    show_result(output, {"sentence": compared.sentence, **asdict(compared)}, lines)
 
 
 def _text(value: str | float | None) -> str:

@@ -184,10 +184,8 @@ def _claimed_folder(
     """
     if state_dir is not None:
         return claim_state_dir(absolute_path(state_dir))
-    folder = spec.name
-    if spec.server.port is not None:
-        folder = f"{folder}-{spec.server.port}"
-    return claim_free_state_dir(settings.home_path / "serve" / folder)
+    port = f"-{spec.server.port}" if spec.server.port is not None else ""
+    return claim_free_state_dir(settings.home_path / "serve" / f"{spec.name}{port}")
 
 
 class _WatchedSpec:
@@ -215,7 +213,14 @@ class _WatchedSpec:
         try:
             text = read_text(self._path, "the spec")
             if text != self._text:
-                self._write(text)
+                first, *others = load_specs(text)
+                first = apply_config(first, self._changes)
+                if first.server != self._server:
+                    _log.warning(
+                        "%s: the change of `server` takes effect at the next start", self._path
+                    )
+                    first = first.model_copy(update={"server": self._server})
+                _write_specs(self._folder, first, others)
             self._text = text
             self._error = ""
         except (OnnxserveError, OSError) as error:
@@ -223,15 +228,6 @@ class _WatchedSpec:
             if reason != self._error:
                 _log.error("the change of %s is not served: %s", self._path, reason)
             self._error = reason
-
-    def _write(self, text: str) -> None:
-        """Write a changed spec for the agent, with the old `server`."""
-        first, *others = load_specs(text)
-        first = apply_config(first, self._changes)
-        if first.server != self._server:
-            _log.warning("%s: the change of `server` takes effect at the next start", self._path)
-            first = first.model_copy(update={"server": self._server})
-        _write_specs(self._folder, first, others)
 
 
 def _write_specs(folder: Path, first: EndpointSpec, others: Sequence[EndpointSpec]) -> None:

@@ -23,7 +23,6 @@ from mlflow_deploy_plugin.core.tabular.files import FILE_FORMATS, FileFormat
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.serve.runtime.artifact import Input, Output
-    from mlflow_deploy_plugin.wrap.flavor.parity import OutputFigures
     from mlflow_deploy_plugin.wrap.flavor.registered import WrappedVersion
     from mlflow_deploy_plugin.wrap.flavor.signing import SignedVersion
 
@@ -101,7 +100,20 @@ def wrap(
 
     rows = None if data is None else read_rows(data, content_type)
     wrapped = wrap_registered(model, data=rows, progress=show_progress, **options)
-    show_result(output, _as_json(wrapped), _version_lines(wrapped))
+    document = {
+        "source": wrapped.source,
+        "name": wrapped.name,
+        "version": wrapped.version or None,
+        "model_id": wrapped.model_id or None,
+        "run_id": wrapped.run_id or None,
+        "model": wrapped.model,
+        "inputs": _tensors(wrapped.inputs),
+        "outputs": _tensors(wrapped.outputs),
+        "prediction": wrapped.prediction,
+        "parity": wrapped.report.figures(),
+        "warnings": wrapped.warnings,
+    }
+    show_result(output, document, _version_lines(wrapped))
 
 
 @click.command()
@@ -170,28 +182,10 @@ def _signature_line(version: "SignedVersion", what: str) -> str:
     return f"{version.model_uri}: {version.files} files are {what} (sha256 {version.digest})"
 
 
-def _as_json(wrapped: "WrappedVersion") -> dict[str, object]:
-    """Return the JSON of a wrapped version. Ids are None if it is not registered."""
-
-    def tensors(entries: "Sequence[Input | Output]") -> list[dict[str, object]]:
-        return [
-            {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
-            for tensor in entries
-        ]
-
-    return {
-        "source": wrapped.source,
-        "name": wrapped.name,
-        "version": wrapped.version or None,
-        "model_id": wrapped.model_id or None,
-        "run_id": wrapped.run_id or None,
-        "model": wrapped.model,
-        "inputs": tensors(wrapped.inputs),
-        "outputs": tensors(wrapped.outputs),
-        "prediction": list(wrapped.prediction),
-        "parity": wrapped.report.figures(),
-        "warnings": list(wrapped.warnings),
-    }
+def _tensors(entries: "Sequence[Input | Output]") -> list[dict[str, object]]:
+    return [
+        {"name": tensor.name, "dtype": tensor.dtype, "shape": tensor.shape} for tensor in entries
+    ]
 
 
 def _version_lines(wrapped: "WrappedVersion") -> Iterator[str]:
@@ -210,7 +204,17 @@ def _version_lines(wrapped: "WrappedVersion") -> Iterator[str]:
         if len(tensor.columns) > 1:
             columns = f"{len(tensor.columns)} columns"
         rows.append(_row("  input", tensor, columns))
-    proofs = {proof.name: _agreement(proof) for proof in wrapped.report.outputs}
+    proofs = {}
+    for proof in wrapped.report.outputs:
+        text = f"agrees on {proof.agreement:.4%} of the rows"
+        if proof.role != "label":
+            text += (
+                f", largest error {proof.max_absolute_error:.2g}, {proof.max_excess:.0%} of the "
+                "tolerance"
+            )
+        if proof.ties:
+            text += f", {proof.ties} ties"
+        proofs[proof.name] = text
     rows += [_row("  output", output, proofs.get(output.name, "")) for output in wrapped.outputs]
     yield from align_columns(rows)
     if wrapped.report.repair:
@@ -221,18 +225,3 @@ def _version_lines(wrapped: "WrappedVersion") -> Iterator[str]:
 
 def _row(kind: str, tensor: "Input | Output", text: str) -> tuple[str, ...]:
     return kind, tensor.name, tensor.dtype, str(list(tensor.shape)), text
-
-
-def _agreement(proof: "OutputFigures") -> str:
-    """Return how closely an output agrees with the original model. Labels have no
-    errors.
-    """
-    text = f"agrees on {proof.agreement:.4%} of the rows"
-    if proof.role != "label":
-        text += (
-            f", largest error {proof.max_absolute_error:.2g}, {proof.max_excess:.0%} of the "
-            "tolerance"
-        )
-    if proof.ties:
-        text += f", {proof.ties} ties"
-    return text
