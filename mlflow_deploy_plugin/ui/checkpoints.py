@@ -16,6 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flask import Response, jsonify, make_response, request
+from mlflow.entities import RunStatus, RunTag, ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.server import handlers
+from mlflow.utils.time import get_current_time_millis
 
 from mlflow_deploy_plugin.core.registry.runs import get_or_create_experiment
 from mlflow_deploy_plugin.core.settings import load_settings
@@ -92,10 +96,6 @@ def log_checkpoint(store: Store) -> None:
     """Log a checkpoint at the place of the setting, and then to MLflow. Callers see the
     checkpoint in MLflow, so that a failure of the place becomes visible.
     """
-    from mlflow.entities import RunStatus, RunTag
-    from mlflow.server import handlers
-    from mlflow.utils.time import get_current_time_millis
-
     assert store.keys is not None
     checkpoint = make_checkpoint(store, store.keys)
     name = f"{checkpoint.at:%Y-%m-%dT%H%M%S.%f}.json"
@@ -126,9 +126,6 @@ def refuse_changes() -> Response | None:
     """Refuse the current request if it changes the experiment of the checkpoints, or
     one of its runs.
     """
-    from mlflow.exceptions import MlflowException
-    from mlflow.server import handlers
-
     document: Any = request.args
     if request.endpoint not in _CHANGES:
         return None
@@ -146,8 +143,6 @@ def refuse_changes() -> Response | None:
 @lru_cache(maxsize=10_000)
 def _experiment_name(field: str, id: str) -> str:
     """Return the name of the experiment of a run or an experiment."""
-    from mlflow.server import handlers
-
     tracking = handlers._get_tracking_store()
     if field.startswith("run"):
         id = tracking.get_run(id).info.experiment_id
@@ -168,10 +163,6 @@ def newest_checkpoint(keys: Keys) -> str:
 
 def _newest_run(keys: Keys) -> "Run | None":
     """Return the newest of the runs whose ids one of the keys has signed."""
-    from mlflow.entities import ViewType
-    from mlflow.server import handlers
-    from mlflow.utils.time import get_current_time_millis
-
     tracking = handlers._get_tracking_store()
     experiment = tracking.get_experiment_by_name(EXPERIMENT)
     if experiment is None:

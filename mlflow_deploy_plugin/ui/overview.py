@@ -238,7 +238,7 @@ def build_overview(
         raise actions.no_endpoint(only)
     endpoints = store.endpoints()
     visible = _visible_endpoints(store, endpoints, only, model, beginning)
-    activity = _visible_activity(store, only)
+    alerts, rollouts, events = _visible_activity(store, only)
     observed = deployments.list_endpoints(visible.on_page)
     cards = _draw_cards(deployments, observed, pages, span, is_single=bool(only))
     cards += [
@@ -256,10 +256,10 @@ def build_overview(
         endpoints=tuple(sorted(cards, key=lambda card: card.name)),
         pages=visible.pages(),
         shown=visible.page_index,
-        alerts=activity.alerts,
+        alerts=alerts,
         models=tuple(_model_card(name, followers.get(name, {})) for name in sorted(models)),
-        rollouts=activity.rollouts,
-        events=activity.events,
+        rollouts=rollouts,
+        events=events,
         requests=tuple(request_rows(store, models if only or model else None)),
         # The page of a model shows no count, which would reveal whether endpoints serve
         # a model of that name.
@@ -289,15 +289,6 @@ class _VisibleEndpoints:
         """Return the first and the last name of each page."""
         pages = [self.names[start : start + _SHOWN] for start in range(0, len(self.names), _SHOWN)]
         return tuple((names[0], names[-1]) for names in pages)
-
-
-@dataclass(frozen=True)
-class _VisibleActivity:
-    """The alerts, and the newest rollouts and events, that the caller may see."""
-
-    alerts: tuple[Alert, ...]
-    rollouts: tuple[Rollout, ...]
-    events: tuple[EventRow, ...]
 
 
 def _visible_endpoints(
@@ -335,23 +326,22 @@ def _visible_endpoints(
     )
 
 
-def _visible_activity(store: Store, only: str) -> _VisibleActivity:
-    """Return the activity of all endpoints, or of the endpoint `only`. More rows are
-    read than shown, because the caller may not see all.
+def _visible_activity(
+    store: Store, only: str
+) -> tuple[tuple[Alert, ...], tuple[Rollout, ...], tuple[EventRow, ...]]:
+    """Return the alerts, and the newest rollouts and events, of all endpoints or of the
+    endpoint `only`. More rows are read than shown, because the caller may not see all.
     """
     registry = store.login.registry
     history = transitions.event_history(store, only or None, None, registry, newest_first=True)
     events = [*islice(history, _EVENTS_READ)]
     rollouts = store.rollouts(only or None, limit=_ROLLOUTS * 3)
     alerts = Alerts(store).firing(only or None)
-    endpoints = [
-        *(rollout.endpoint for rollout in rollouts),
-        *(alert.endpoint for alert in alerts),
-    ]
+    endpoints = {rollout.endpoint for rollout in rollouts} | {alert.endpoint for alert in alerts}
     hidden = access.hidden_endpoints(store, endpoints)
     newest_rollouts = [rollout for rollout in reversed(rollouts) if rollout.endpoint not in hidden]
     visible_events = access.visible_events(store, transitions.without_step_events(events))
-    return _VisibleActivity(
+    return (
         tuple(alert for alert in alerts if alert.endpoint not in hidden),
         tuple(newest_rollouts[:_ROLLOUTS]),
         event_rows(visible_events[:_EVENTS]),
@@ -634,10 +624,7 @@ def _places(followed: set[str], policy: GatePolicy) -> list[StageOrAlias]:
     or, without such places, the gated aliases; then the other stages.
     """
     names = followed or {f"@{alias}" for alias in policy.gated_aliases}
-    ordered = sorted(
-        names,
-        key=lambda name: (not name.startswith("@"), name),
-    )
+    ordered = sorted(names, key=lambda name: (not name.startswith("@"), name))
     ordered += [stage for stage in ("Production", "Staging", "Archived") if stage not in names]
     return list(map(transitions.parse_stage_or_alias, ordered))
 
