@@ -92,14 +92,18 @@ def append_events(
     for row in sorted(rows, key=attrgetter("model")):
         if session.get_bind().dialect.name == "postgresql":
             lock_in_postgresql(session, f"audit trail of {row.model}")
-            sequence = func.pg_get_serial_sequence(AuditRow.__tablename__, "id")
-            row.id = int(session.scalars(select(func.nextval(sequence))).one())
+            next_id = func.nextval(func.pg_get_serial_sequence(AuditRow.__tablename__, "id"))
+            row.id = int(session.scalars(select(next_id)).one())
         else:  # The transaction has the write lock.
             row.id = (session.scalar(select(func.max(AuditRow.id))) or 0) + 1
         recorded = record.head(row.model) if record else None
         if recorded:  # SQLite would use the ids of removed events again.
             row.id = max(row.id, recorded.event + 1)
-        row.previous = _head(session, row.model, recorded)
+        newest = session.execute(_newest_first(row.model).limit(1)).one_or_none()
+        row.previous = newest.digest if newest else ""
+        is_newest = newest and recorded and _is_head(newest, recorded)
+        if recorded and not is_newest and not is_present(session, recorded):
+            row.previous = recorded.digest
         row.signed_by = keys.key_id if keys else ""
         row.digest = event_digest(row, row.previous)
         row.signature = keys.sign(_PURPOSE, row.digest) if keys else ""
@@ -143,18 +147,6 @@ def chain_heads(session: Session) -> list[Head]:
     return [Head(model=row.model, event=row.id, digest=row.digest) for row in rows]
 
 
-def _head(session: Session, model: str, recorded: Head | None) -> str:
-    """Return the hash of the last event of a chain, or of the recorded one if that was
-    removed.
-    """
-    newest = _chain(model).order_by(None).order_by(AuditRow.id.desc()).limit(1)
-    row = session.execute(newest).one_or_none()
-    is_recorded = recorded is None or (row is not None and _is_head(row, recorded))
-    if recorded and not is_recorded and not is_present(session, recorded):
-        return recorded.digest
-    return "" if row is None else row.digest
-
-
 def counted_events(
     session: Session,
     model: str,
@@ -195,8 +187,7 @@ def newest_counted_events(session: Session, model: str, keys: Keys) -> Iterator[
     Unlike `counted_events`, this does not read the whole chain to find removed events.
     """
     expected = None
-    newest_first = _chain(model).order_by(None).order_by(AuditRow.id.desc())
-    for row in session.execute(newest_first, execution_options=_STREAMED):
+    for row in session.execute(_newest_first(model), execution_options=_STREAMED):
         digest = event_digest(row, row.previous)
         is_signed = is_signed_row(row, digest, keys)
         is_linked = row.digest == digest == expected
@@ -210,6 +201,10 @@ def _chain(model: str) -> Select[Any]:
     """Return the query of a chain."""
     columns = [getattr(AuditRow, name) for name in (*_CHAIN, *_EVENT)]
     return select(*columns).where(AuditRow.model == model).order_by(AuditRow.id)
+
+
+def _newest_first(model: str) -> Select[Any]:
+    return _chain(model).order_by(None).order_by(AuditRow.id.desc())
 
 
 def check_chain(session: Session, model: str, keys: Keys) -> Iterator[CheckedEvent]:

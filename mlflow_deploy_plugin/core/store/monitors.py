@@ -522,14 +522,12 @@ def read_counts(
                 value = next((number for number in values if number is not None), None)
             if value is not None:
                 figures[key] = value
-        monitor = AlertRow.endpoint, AlertRow.monitor
-        firing = select(*monitor, func.count()).filter_by(state="firing").group_by(*monitor)
         return StoreCounts(
             judged,
             newest,
             figures,
             *_count_windows(session),
-            firing={(endpoint, name): count for endpoint, name, count in session.execute(firing)},
+            firing=_count_firing(session),
             retrainings=_count_retrainings(session),
         )
 
@@ -579,6 +577,12 @@ def _count_windows(
             judged[*key, group.verdict] += group.windows
             last[key] = max(last.get(key, group.updated_at), group.updated_at)
     return judged, failures, last
+
+
+def _count_firing(session: Session) -> dict[MonitorKey, int]:
+    monitor = AlertRow.endpoint, AlertRow.monitor
+    firing = select(*monitor, func.count()).filter_by(state="firing").group_by(*monitor)
+    return {(endpoint, monitor): count for endpoint, monitor, count in session.execute(firing)}
 
 
 def _count_retrainings(session: Session) -> dict[tuple[str, str, str], int]:
