@@ -39,32 +39,28 @@ kills a process.
 
 @click.command()
 @option(
-    "--lease-seconds",
+    "--lease-seconds SECONDS",
+    "Seconds without a renewal of the lease after which another controller takes over.",
     type=NumberRange(1, 3600),
     default=15.0,
-    metavar="SECONDS",
-    help="Seconds without a renewal of the lease after which another controller takes over.",
 )
 @option(
-    "--judge-at-once",
+    "--judge-at-once COUNT",
+    "Number of windows to judge in parallel, each in a separate process.",
     type=click.IntRange(1, 64),
     default=2,
-    metavar="COUNT",
-    help="Number of windows to judge in parallel, each in a separate process.",
 )
 @option(
-    "--judge-seconds",
+    "--judge-seconds SECONDS",
+    "Timeout of a judgement. After a timeout, the window is retried later.",
     type=NumberRange(1, 86400),
     default=1800.0,
-    metavar="SECONDS",
-    help="Timeout of a judgement. After a timeout, the window is retried later.",
 )
 @option(
-    "--metrics-port",
+    "--metrics-port PORT",
+    "Port for Prometheus with the gauges of all monitors.",
     type=click.IntRange(1, 65535),
-    metavar="PORT",
     show_default="no port",
-    help="Port for Prometheus with the gauges of all monitors.",
 )
 def controller(metrics_port: int | None, **options: Any) -> None:
     """Run rollouts, monitors and retrainings until stopped.
@@ -120,31 +116,23 @@ def retrain() -> None:
 @retrain.command()
 @name_argument
 @option(
-    "--monitor",
-    metavar="MONITOR",
-    show_default="the only monitor with `retrain`",
-    help="Monitor with `retrain`.",
+    "--monitor MONITOR", "Monitor with `retrain`.", show_default="the only monitor with `retrain`"
 )
 @option(
     "--mode",
+    "Train a new model on all labelled rows, or the served model on the window's rows and its "
+    "`retrain.sample`.",
     type=click.Choice(["full", "incremental"]),
     show_default="the monitor's",
-    help=(
-        "Train a new model on all labelled rows, or the served model on the window's rows and its "
-        "`retrain.sample`."
-    ),
 )
 @option(
-    "--window",
-    metavar="START/END",
+    "--window START/END",
+    "Window of event time in UTC with the new labelled rows: 2013-07-01/2013-08-01 or "
+    "2013-07-01/1d.",
     show_default="the latest complete window",
-    help=(
-        "Window of event time in UTC with the new labelled rows: 2013-07-01/2013-08-01 or "
-        "2013-07-01/1d."
-    ),
 )
 @why_option
-@flag("--wait", help="Show the progress until the retraining ends or its rollout begins.")
+@flag("--wait", "Show the progress until the retraining ends or its rollout begins.")
 def run(name: str, window: str | None, wait: bool, **request: Any) -> None:
     """Retrain the model of the endpoint NAME on captured, labelled rows.
 

@@ -77,14 +77,10 @@ def endpoint() -> None:
 @endpoint.command()
 @name_argument
 @option(
-    "-t",
-    "--target",
+    "-t --target URI",
+    "Target that runs the server. onnxserve is this machine; `mlflow deployments help -t "
+    "onnxserve` lists all.",
     default="onnxserve",
-    metavar="URI",
-    help=(
-        "Target that runs the server. onnxserve is this machine; `mlflow deployments help -t "
-        "onnxserve` lists all."
-    ),
 )
 @config_option
 @why_option
@@ -142,17 +138,9 @@ def traffic(name: str, weights: tuple[str, ...], why: str, output: str) -> None:
 @endpoint.command()
 @name_argument
 @option(
-    "--alias",
-    required=True,
-    metavar="ALIAS",
-    help="Alias to follow, e.g. champion. A missing alias is created.",
+    "--alias ALIAS", "Alias to follow, e.g. champion. A missing alias is created.", required=True
 )
-@option(
-    "--deployment",
-    metavar="DEPLOYMENT",
-    show_default="all that follow a stage",
-    help="Deployment to change.",
-)
+@option("--deployment DEPLOYMENT", "Deployment to change.", show_default="all that follow a stage")
 @dry_run_flag
 @why_option
 @output_option
@@ -211,7 +199,7 @@ def get(name: str, output: str) -> None:
 @endpoint.command()
 @name_argument
 @why_option
-@flag("--release", help="Release the endpoint.")
+@flag("--release", "Release the endpoint.")
 def hold(name: str, why: str, release: bool) -> None:
     """Keep all data of the endpoint NAME until it is released.
 
@@ -344,10 +332,9 @@ def stop(name: str) -> None:
 @click.command()
 @name_argument
 @option(
-    "--endpoint",
-    metavar="ENDPOINT",
+    "--endpoint ENDPOINT",
+    "Endpoint of the deployment. The endpoint is then kept.",
     show_default="the only one with a deployment NAME",
-    help="Endpoint of the deployment. The endpoint is then kept.",
 )
 @dry_run_flag
 def delete(name: str, endpoint: str | None, dry_run: bool) -> None:
@@ -370,10 +357,8 @@ def delete(name: str, endpoint: str | None, dry_run: bool) -> None:
 
 @click.command()
 @name_argument
-@option(
-    "--lines", type=POSITIVE, default=100, metavar="COUNT", help="Number of last lines to show."
-)
-@flag("-f", "--follow", help="Also show new lines until the server ends or Ctrl-C.")
+@option("--lines COUNT", "Number of last lines to show.", type=POSITIVE, default=100)
+@flag("-f --follow", "Also show new lines until the server ends or Ctrl-C.")
 def logs(name: str, lines: int, follow: bool) -> None:
     """Show the log of the server of the deployment NAME.
 
@@ -406,8 +391,8 @@ def _endpoint_lines(described: Mapping[str, Any]) -> Iterator[str]:
     rows = []
     for name, item in described["deployments"].items():
         version = f"version {item['version']}" if item["version"] else ""
-        cells = (item["model_uri"], version, item["state"], item["error"])
-        rows.append((f"  {name}", _share(item), *cells))
+        model = (item["model_uri"], version)
+        rows.append((f"  {name}", _share(item), *model, item["state"], item["error"]))
     yield from align_columns(rows)
     for key in ("reason", "error", "shipping_error", "require"):
         if described[key]:
@@ -417,8 +402,7 @@ def _endpoint_lines(described: Mapping[str, Any]) -> Iterator[str]:
     for key, value in described["sticky"].items():
         yield f"  sticky by {key}: {value}"
     for pid, versions in described["workers"].items():
-        loaded = {name: version or "nothing" for name, version in versions.items()}
-        texts = ", ".join(f"{name} {version}" for name, version in loaded.items())
+        texts = ", ".join(f"{name} {version or 'nothing'}" for name, version in versions.items())
         yield f"  worker {pid}: {texts}"
     if described["log"]:
         yield f"  log: {described['log']}"

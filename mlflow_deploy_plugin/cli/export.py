@@ -57,29 +57,24 @@ _FORMATS = ("onnx", "ort", "wheel", "bundle", "conda", "tflite", "desktop")
 @option(
     "--format",
     "export_format",
+    "Format of the export.",
     type=click.Choice(_FORMATS),
     default="onnx",
-    help="Format of the export.",
 )
 @path_option(
-    "-o",
-    "--output-path",
+    "-o --output-path",
+    "File to write. A bundle may be a folder. If a wheel is written to a folder, it gets the "
+    "standard file name.",
     required=True,
-    help=(
-        "File to write. A bundle may be a folder. If a wheel is written to a folder, it gets the "
-        "standard file name."
-    ),
 )
 @path_option(
     "--rows",
+    "Rows to check the export with: CSV, JSON, JSON Lines or Parquet.",
     show_default="the model's input example",
-    help="Rows to check the export with: CSV, JSON, JSON Lines or Parquet.",
 )
-@option(
-    "--name", metavar="NAME", show_default="the model's name", help="Package name of the wheel."
-)
-@path_option("--wheels", metavar="FOLDER", help="Folder of wheels for a bundle.")
-@flag("--download-wheels", help="Download onnxruntime and numpy with pip into the bundle.")
+@option("--name NAME", "Package name of the wheel.", show_default="the model's name")
+@path_option("--wheels FOLDER", "Folder of wheels for a bundle.")
+@flag("--download-wheels", "Download onnxruntime and numpy with pip into the bundle.")
 def export(
     model_uri: str, export_format: "ExportFormat", output_path: Path, **options: Any
 ) -> None:
@@ -115,33 +110,22 @@ def export(
 
 @click.command()
 @model_argument
+@option("-n --name NAME:TAG", "Name of the image, including the registry for --push.")
+@flag("--gpu", "Include CUDA's libraries to serve on a GPU.")
+@flag("--follow", "Do not include the model: the server follows MODEL in the registry.")
+@flag("--test", "Test the image: compare its answers without a network with the version's.")
+@flag("--push", "Push the image. Your AWS credentials log in to ECR.")
+@flag("--pull", "Rebuild the server's image on the newest base image.")
+@path_option("--sbom", "File for the SBOM in CycloneDX format.")
+@option("--base-image IMAGE", "Base image of the server's image, with Python 3.11 or newer.")
+@option("--server-image IMAGE", "Existing server image to use instead of building an image.")
 @option(
-    "-n", "--name", metavar="NAME:TAG", help="Name of the image, including the registry for --push."
-)
-@flag("--gpu", help="Include CUDA's libraries to serve on a GPU.")
-@flag("--follow", help="Do not include the model: the server follows MODEL in the registry.")
-@flag("--test", help="Test the image: compare its answers without a network with the version's.")
-@flag("--push", help="Push the image. Your AWS credentials log in to ECR.")
-@flag("--pull", help="Rebuild the server's image on the newest base image.")
-@path_option("--sbom", help="File for the SBOM in CycloneDX format.")
-@option(
-    "--base-image",
-    metavar="IMAGE",
-    help="Base image of the server's image, with Python 3.11 or newer.",
-)
-@option(
-    "--server-image",
-    metavar="IMAGE",
-    help="Existing server image to use instead of building an image.",
-)
-@option(
-    "--platform",
+    "--platform PLATFORM",
+    "Platform of the machines that run the image: linux/amd64 or linux/arm64.",
     envvar="DOCKER_DEFAULT_PLATFORM",
-    metavar="PLATFORM",
     show_default="the platform of this machine",
-    help="Platform of the machines that run the image: linux/amd64 or linux/arm64.",
 )
-@flag("--dry-run", help="Print the input of Docker without a build.")
+@flag("--dry-run", "Print the input of Docker without a build.")
 def build_docker(
     model_uri: str,
     name: str | None,
@@ -219,17 +203,15 @@ def build_docker(
 @option(
     "--for",
     "format_name",
+    "Format of the manifests.",
     required=True,
     type=click.Choice(list(FORMATS)),
-    help="Format of the manifests.",
 )
-@option(
-    "-n", "--name", metavar="NAME", help="Stored endpoint; with MODEL, the name of a new endpoint."
-)
+@option("-n --name NAME", "Stored endpoint; with MODEL, the name of a new endpoint.")
 @optional_model_argument
-@path_option("--spec", "spec_file", help="YAML file with one endpoint.")
-@option("--namespace", default="default", metavar="NAME", help="Namespace in Kubernetes.")
-@folder_option("--folder", show_default="standard output", help="Folder for the files.")
+@path_option("--spec", "spec_file", "YAML file with one endpoint.")
+@option("--namespace NAME", "Namespace in Kubernetes.", default="default")
+@folder_option("--folder", "Folder for the files.", show_default="standard output")
 @config_option
 def render(
     format_name: str,
@@ -295,34 +277,11 @@ def render(
 
 @click.command()
 @model_argument
-@option(
-    "--rate",
-    type=NumberRange(1e-3, 1e9),
-    required=True,
-    metavar="RATE",
-    help="Requests per second.",
-)
-@option(
-    "--p99",
-    required=True,
-    metavar="LATENCY",
-    help="Largest 99th percentile of the latency: 20ms or 1.5s.",
-)
-@option("--rows", type=POSITIVE, metavar="ROWS", default=1, help="Rows per request.")
-@option(
-    "--cpu-hour-price",
-    type=NumberRange(0),
-    metavar="USD",
-    default=CPU_HOUR_PRICE,
-    help=_PRICE.format("core"),
-)
-@option(
-    "--gb-hour-price",
-    type=NumberRange(0),
-    metavar="USD",
-    default=GB_HOUR_PRICE,
-    help=_PRICE.format("GB"),
-)
+@option("--rate RATE", "Requests per second.", type=NumberRange(1e-3, 1e9), required=True)
+@option("--p99 LATENCY", "Largest 99th percentile of the latency: 20ms or 1.5s.", required=True)
+@option("--rows ROWS", "Rows per request.", type=POSITIVE, default=1)
+@option("--cpu-hour-price USD", _PRICE.format("core"), type=NumberRange(0), default=CPU_HOUR_PRICE)
+@option("--gb-hour-price USD", _PRICE.format("GB"), type=NumberRange(0), default=GB_HOUR_PRICE)
 @config_option
 @output_option
 def size(

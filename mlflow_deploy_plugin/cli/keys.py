@@ -56,35 +56,27 @@ def keys() -> None:
 @option(
     "--scope",
     "scopes",
+    "Permission: predictions, explanations and feedback (infer); metrics, metadata and pages "
+    "(read); loading and unloading models (admin). May be repeated.",
     multiple=True,
     type=click.Choice(_SCOPES),
     default=("infer",),
-    help=(
-        "Permission: predictions, explanations and feedback (infer); metrics, metadata and pages "
-        "(read); loading and unloading models (admin). May be repeated."
-    ),
 )
 @option(
-    "--endpoint",
+    "--endpoint NAME",
     "endpoints",
+    "Endpoint that the key is valid for. May be repeated.",
     multiple=True,
-    metavar="NAME",
     show_default="all",
-    help="Endpoint that the key is valid for. May be repeated.",
 )
+@option("--expires DURATION", "Lifetime of the key: 12h, 90d.", show_default="never")
 @option(
-    "--expires", metavar="DURATION", show_default="never", help="Lifetime of the key: 12h, 90d."
-)
-@option(
-    "--limit",
+    "--limit RATE",
     "limits",
+    "Rate limit or quota of predictions, e.g. 100/second or 1000000/day. May be repeated. Each "
+    "worker counts separately from its start, unless ONNXSERVE_REDIS_URL sets a shared counter.",
     multiple=True,
-    metavar="RATE",
     show_default="none",
-    help=(
-        "Rate limit or quota of predictions, e.g. 100/second or 1000000/day. May be repeated. Each "
-        "worker counts separately from its start, unless ONNXSERVE_REDIS_URL sets a shared counter."
-    ),
 )
 @output_option
 def create(

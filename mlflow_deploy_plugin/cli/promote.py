@@ -60,18 +60,15 @@ ServingState = Literal["serves it", "stopped", "refused", "waiting"]
 
 
 _to_option = option(
-    "--to",
+    "--to @ALIAS|STAGE",
+    "Alias (@champion) or stage (Production, Staging, …).",
     required=True,
-    metavar="@ALIAS|STAGE",
     callback=lambda _context, _parameter, text: str(parse_stage_or_alias(text)),
-    help="Alias (@champion) or stage (Production, Staging, …).",
 )
 _original_option = original_option(
+    "Torch model that MODEL was made from. Needed if the policy requires fgsm or pgd. Its "
+    "code is run.",
     show_default="the model that the version or its base names",
-    help=(
-        "Torch model that MODEL was made from. Needed if the policy requires fgsm or pgd. Its "
-        "code is run."
-    ),
 )
 
 
@@ -93,20 +90,14 @@ class ServedAfterPromotion:
 @path_option(
     "--policy",
     "policy_file",
+    "YAML file of the policy. If the policy differs from the model's policy, the verdict is "
+    "not stored as a tag.",
     show_default="the model's tag onnxserve.gate.policy, otherwise the built-in policy",
-    help=(
-        "YAML file of the policy. If the policy differs from the model's policy, the verdict is "
-        "not stored as a tag."
-    ),
 )
 @option(
-    "--against",
-    metavar="URI",
+    "--against URI",
+    "Model to compare with. The verdict of a comparison with another model is not stored as a tag.",
     show_default="the version with the gated alias or stage",
-    help=(
-        "Model to compare with. The verdict of a comparison with another model is not stored as a "
-        "tag."
-    ),
 )
 @_original_option
 @output_option
@@ -145,24 +136,22 @@ def gate(
         original=original,
         progress=show_progress,
     )
-    document = {
-        **verdict_as_json(gated.verdict),
-        "run": asdict(gated.run),
-        "tagged": gated.is_tagged,
-    }
     verdict = gated.verdict
     compared = f", compared with {verdict.against}" if verdict.against else ""
-    lines = [f"{verdict.model} version {verdict.version}: {verdict.state}{compared}"]
+    lines = [f"{model} version {version}: {verdict.state}{compared}"]
     width = max(len(check.name) for check in verdict.checks)
     for check in verdict.checks:
         lines.append(f"  {check.state:7}  {check.name:{width}}  {check.reason}")
         lines += [f"  {'':7}  {'':{width}}  note: {note}" for note in check.notes]
-    trial = "" if gated.is_tagged else " (trial: the tags did not change)"
-    lines.append(f"  policy: {verdict.policy_from}{trial}")
+    lines.append(f"  policy: {verdict.policy_from}")
+    if not gated.is_tagged:
+        lines[-1] += " (trial: the tags did not change)"
     report = gated.report
     if not gated.run.url:
         report = f"run {gated.run.run_id} in experiment {gated.run.experiment}"
-    show_result(output, document, [*lines, f"  report: {report}"])
+    lines.append(f"  report: {report}")
+    logged = {"run": asdict(gated.run), "tagged": gated.is_tagged}
+    show_result(output, verdict_as_json(verdict) | logged, lines)
     if not verdict.passed:
         sys.exit(1)
 
@@ -170,43 +159,23 @@ def gate(
 @click.command()
 @version_argument
 @_to_option
-@flag(
-    "--force",
-    help="Promote the version even if the gate fails. Requires --why, and is recorded.",
-)
-@reason_option(help="Reason for the audit trail and, with --force, for a tag.")
+@flag("--force", "Promote the version even if the gate fails. Requires --why, and is recorded.")
+@reason_option("Reason for the audit trail and, with --force, for a tag.")
 @path_option(
-    "--policy",
-    "policy_file",
-    help="YAML file of the gate policy for a model without a policy.",
+    "--policy", "policy_file", "YAML file of the gate policy for a model without a policy."
 )
-@flag(
-    "--request",
-    "is_request",
-    help="Run the gate and request approvals, but do not move the version.",
-)
+@flag("--request", "is_request", "Run the gate and request approvals, but do not move the version.")
 @option(
-    "--to-registry",
-    default="",
-    metavar="URI",
-    help="MLflow server to which the version is copied before the gate.",
+    "--to-registry URI", "MLflow server to which the version is copied before the gate.", default=""
 )
-@option(
-    "--to-model",
-    default="",
-    metavar="NAME",
-    help="Registered model to which the version is copied.",
-)
+@option("--to-model NAME", "Registered model to which the version is copied.", default="")
 @_original_option
 @option(
-    "--wait",
+    "--wait SECONDS",
+    "Maximum seconds to wait until the deployments that follow the stage or alias serve "
+    "the version.",
     type=NumberRange(min=0),
     default=60.0,
-    metavar="SECONDS",
-    help=(
-        "Maximum seconds to wait until the deployments that follow the stage or alias serve "
-        "the version."
-    ),
 )
 @dry_run_flag
 @output_option
@@ -320,7 +289,7 @@ def list_requests(name: str | None, output: str) -> None:
 @request.command()
 @version_argument
 @_to_option
-@reason_option(help="Reason for the audit trail.")
+@reason_option("Reason for the audit trail.")
 def approve(model_uri: str, to: str, why: str) -> None:
     """Approve a requested promotion.
 
@@ -349,7 +318,7 @@ def approve(model_uri: str, to: str, why: str) -> None:
 @request.command()
 @version_argument
 @_to_option
-@reason_option(default=None, required=True, help="Reason for the audit trail.")
+@reason_option("Reason for the audit trail.", default=None, required=True)
 def decline(model_uri: str, to: str, why: str) -> None:
     """Decline a requested promotion.
 
@@ -513,7 +482,7 @@ def _request_lines(entry: "ListedRequest") -> Iterator[str]:
 @click.command()
 @click.argument("before", metavar="MODEL")
 @click.argument("after", metavar="MODEL")
-@flag("--all", "shows_all", help="Also show the facts that are equal.")
+@flag("--all", "shows_all", "Also show the facts that are equal.")
 @output_option
 def diff(before: str, after: str, shows_all: bool, output: str) -> None:
     """Compare two versions of a registered model.

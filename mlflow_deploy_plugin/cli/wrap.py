@@ -29,53 +29,43 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model")
-@option(
-    "--register",
-    metavar="NAME",
-    show_default="the name of MODEL",
-    help="Registered model of the new version.",
-)
+@option("--register NAME", "Registered model of the new version.", show_default="the name of MODEL")
 @path_option(
     "--data",
+    "Rows for the check and the reference: CSV, JSON, JSON Lines or Parquet. Other columns are "
+    "ignored.",
     show_default="the input example, otherwise rows generated from the signature",
-    help=(
-        "Rows for the check and the reference: CSV, JSON, JSON Lines or Parquet. Other columns are "
-        "ignored."
-    ),
 )
 @option(
-    "-t",
-    "--content-type",
+    "-t --content-type",
+    "Format of FILE.",
     type=click.Choice(FILE_FORMATS),
     show_default="from its name",
-    help="Format of FILE.",
 )
 @option(
     "--predict-fn",
     "pyfunc_predict_fn",
+    "Result of the new version: labels and values, or probabilities.",
     type=click.Choice(["predict", "predict_proba"]),
     show_default="as in the model",
-    help="Result of the new version: labels and values, or probabilities.",
 )
 @option(
     "--parity",
+    "If predictions differ: refuse the version, or register it in the state `warned`.",
     type=click.Choice(["require", "warn"]),
     default="require",
-    help="If predictions differ: refuse the version, or register it in the state `warned`.",
 )
-@flag("--allow-pickle", help="Load a joblib or pickle file, which can run any code.")
+@flag("--allow-pickle", "Load a joblib or pickle file, which can run any code.")
 @option(
-    "--drop",
+    "--drop COLUMN",
+    "Column that the model does not read. Requests may contain it. May be repeated.",
     multiple=True,
-    metavar="COLUMN",
-    help="Column that the model does not read. Requests may contain it. May be repeated.",
 )
 @option(
-    "--event-time",
-    metavar="COLUMN",
-    help="Column with the time of each row of the reference, which the model does not read.",
+    "--event-time COLUMN",
+    "Column with the time of each row of the reference, which the model does not read.",
 )
-@flag("--dry-run", help="Convert and check the model, but do not register it.")
+@flag("--dry-run", "Convert and check the model, but do not register it.")
 @output_option
 def wrap(
     model: str, data: Path | None, content_type: FileFormat | None, output: str, **options: Any
@@ -119,22 +109,19 @@ def wrap(
 @click.command()
 @model_argument
 @option(
-    "--key",
+    "--key FILE|URI",
+    "Private key: a PEM file with an elliptic-curve key, or a PKCS#11 URI.",
     required=True,
-    metavar="FILE|URI",
-    help="Private key: a PEM file with an elliptic-curve key, or a PKCS#11 URI.",
 )
 @option(
-    "--certificate",
+    "--certificate FILE",
+    "Certificate of the key, if servers trust its authority and not the key.",
     default="",
-    metavar="FILE",
-    help="Certificate of the key, if servers trust its authority and not the key.",
 )
 @option(
-    "--chain",
+    "--chain FILE",
+    "Certificate between --certificate and the authority. May be repeated.",
     multiple=True,
-    metavar="FILE",
-    help="Certificate between --certificate and the authority. May be repeated.",
 )
 @output_option
 def sign(model_uri: str, key: str, certificate: str, chain: tuple[str, ...], output: str) -> None:
@@ -157,9 +144,7 @@ def sign(model_uri: str, key: str, certificate: str, chain: tuple[str, ...], out
 @click.command()
 @model_argument
 @path_option(
-    "--key",
-    required=True,
-    help="PEM file with the public key, or with the certificates of authorities.",
+    "--key", "PEM file with the public key, or with the certificates of authorities.", required=True
 )
 @output_option
 def verify(model_uri: str, key: Path, output: str) -> None:
