@@ -13,9 +13,9 @@ from contextlib import suppress
 from contextvars import copy_context
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from flask import Response, jsonify, make_response, request
+from flask import Response, request
 from mlflow.entities import RunStatus, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.server import handlers
@@ -28,10 +28,8 @@ from mlflow_deploy_plugin.core.store.audit_keys import Keys
 from mlflow_deploy_plugin.core.store.checkpoints import make_checkpoint
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.serve.inference_log.storage import locate_log, write_file
+from mlflow_deploy_plugin.ui import access
 from mlflow_deploy_plugin.ui.guard import mlflow_stores
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
 
 _log = logging.getLogger(__name__)
 
@@ -136,7 +134,7 @@ def refuse_changes() -> Response | None:
         with suppress(MlflowException):
             if document.get(field) and _experiment_name(field, str(document[field])) == EXPERIMENT:
                 message = f"only this server changes the experiment {EXPERIMENT} and its runs"
-                return make_response(jsonify(error_code="PERMISSION_DENIED", message=message), 403)
+                return access.refusal("PERMISSION_DENIED", message, 403)
     return None
 
 
@@ -150,23 +148,14 @@ def _experiment_name(field: str, id: str) -> str:
 
 
 def newest_checkpoint(keys: Keys) -> str:
-    """Return the newest checkpoint in MLflow as JSON; empty if there is none. Raises
-    NotFound if it cannot be read.
+    """Return the newest checkpoint in MLflow as JSON; empty if there is none. It is of
+    the newest of the runs whose ids one of the keys has signed. Raises NotFound if it
+    cannot be read.
     """
-    run = _newest_run(keys)
-    if run is None:
-        return ""
-    with tempfile.TemporaryDirectory(prefix="onnxserve-checkpoint-") as folder:
-        file = mlflow_stores.fetch_file(run.info.artifact_uri, Path(folder), CHECKPOINT_FILE)
-        return file.read_text()
-
-
-def _newest_run(keys: Keys) -> "Run | None":
-    """Return the newest of the runs whose ids one of the keys has signed."""
     tracking = handlers._get_tracking_store()
     experiment = tracking.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
-        return None
+        return ""
     for run in tracking.search_runs(
         [experiment.experiment_id],
         f"attributes.status = 'FINISHED' AND attributes.start_time <= {get_current_time_millis()}",
@@ -176,5 +165,7 @@ def _newest_run(keys: Keys) -> "Run | None":
     ):
         key_id, _, signature = run.data.tags.get(_TAG, "").partition(" ")
         if keys.is_signed(_PURPOSE, run.info.run_id, key_id, signature):
-            return run
-    return None
+            address = run.info.artifact_uri
+            with tempfile.TemporaryDirectory(prefix="onnxserve-checkpoint-") as folder:
+                return mlflow_stores.fetch_file(address, Path(folder), CHECKPOINT_FILE).read_text()
+    return ""

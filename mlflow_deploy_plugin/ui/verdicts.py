@@ -9,7 +9,6 @@ report, but does not repeat the checks.
 
 import hashlib
 
-from flask import request
 from pydantic import ValidationError
 
 from mlflow_deploy_plugin.core.errors import GateRefused, InvalidConfig, NotFound, ScopeMissing
@@ -89,8 +88,8 @@ def recorded_report(store: Store) -> bytes:
     Raises NotFound if the caller may not read the model, or if there is no verdict or
     no report, GateRefused if the report was replaced, and StoreUnavailable.
     """
-    model = request.args.get("model", "")
-    run_id = request.args.get("run", "")
+    model = access.asked("model")
+    run_id = access.asked("run")
     access.require_readable(model)
     events = store.counted_events(model, ("gate",))
     digests = {event.detail.get("run_id"): event.detail.get("report_digest") for event in events}

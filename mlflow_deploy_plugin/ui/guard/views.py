@@ -22,7 +22,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from flask import Flask, Response, jsonify, make_response
+from flask import Flask, Response, make_response
 from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError, StoreUnavailable
@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG
 from mlflow_deploy_plugin.core.store.audit import FAILED, INTEND, INTENDED, INTENTION, AuditEvent
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.promote.gate.approvals import version_authors
-from mlflow_deploy_plugin.ui.access import caller
+from mlflow_deploy_plugin.ui.access import caller, refusal
 from mlflow_deploy_plugin.ui.audit_trail import AuditTrail
 from mlflow_deploy_plugin.ui.guard.mlflow_stores import registry
 from mlflow_deploy_plugin.ui.guard.moves import RegistryChange
@@ -154,8 +154,7 @@ def _guarded(
             if change.is_refused:
                 record = trail.record_now if change.is_gated else trail.record
                 _record(record, change, "refused")
-                refusal = jsonify(error_code="PERMISSION_DENIED", message=change.why)
-                return make_response(refusal, 403)
+                return refusal("PERMISSION_DENIED", change.why, 403)
             intention: Json = {}
             if change.is_gated and change.is_recorded:
                 intention = {INTENTION: secrets.token_hex(8)}
@@ -163,8 +162,9 @@ def _guarded(
                 _record(trail.record_now, change, INTEND, detail)
         except OnnxserveError as error:
             text = f"nothing was changed, because the audit trail is away: {error.message}"
-            refusal = jsonify(error_code=StoreUnavailable.error_code, message=text)
-            return make_response(refusal, 503, {"Retry-After": str(_RETRY_AFTER_SECONDS)})
+            refused = refusal(StoreUnavailable.error_code, text, 503)
+            refused.headers["Retry-After"] = str(_RETRY_AFTER_SECONDS)
+            return refused
         response = make_response(view(**arguments))
         if response.status_code != 200:
             now = None
