@@ -155,6 +155,21 @@ class EndpointState:
 
 
 @dataclass(frozen=True)
+class Rollback:
+    """The rollback that the page offers.
+
+    Attributes:
+        is_possible: True if an earlier version is known.
+        version: the version or model to which it would return; empty if unknown.
+        blocker: the reason why it is not possible now, or empty.
+    """
+
+    is_possible: bool
+    version: str = ""
+    blocker: str = ""
+
+
+@dataclass(frozen=True)
 class EndpointCard:
     """An endpoint on the page.
 
@@ -162,12 +177,8 @@ class EndpointCard:
         serving: the state of the servers.
         data: the verdict of the monitors on the data; None without monitors.
         no_traffic: the reason why a traffic change is not possible now, or empty.
-        no_rollback: the reason why a rollback is not possible now, or empty.
-        has_rollback: True if an earlier version is known.
         unapproved: a sentence for each model that answers without the approvals that it
             requires.
-        rollback_to: the version or model to which a rollback would return; empty if
-            unknown.
         monitors: the monitors with their newest windows.
         spec: the spec, or None if it cannot be read.
         pictures: the charts, or None if the page's script loads the charts when they
@@ -185,9 +196,7 @@ class EndpointCard:
     pictures: Pictures | None = None
     spec: EndpointSpec | None = None
     no_traffic: str = ""
-    has_rollback: bool = False
-    no_rollback: str = ""
-    rollback_to: str = ""
+    rollback: Rollback = Rollback(is_possible=False)
 
 
 @dataclass(frozen=True)
@@ -392,7 +401,7 @@ def _endpoint_card(
     may_act = access.may_act_on(registered_model_names(spec))
     total = total_metrics(metrics)
     monitors = monitor_timelines(spec, store, pages, _LOOKED_AT)
-    rollback = _Rollback(is_possible=False)
+    rollback = Rollback(is_possible=False)
     if may_act:
         rollback = _find_rollback(store, observed, metrics)
     reason = (
@@ -422,21 +431,8 @@ def _endpoint_card(
         may_act=may_act,
         spec=spec,
         no_traffic=actions.traffic_blocker(store, observed) if may_act else "",
-        has_rollback=rollback.is_possible,
-        no_rollback=rollback.blocker,
-        rollback_to=rollback.version,
+        rollback=rollback,
     )
-
-
-@dataclass(frozen=True)
-class _Rollback:
-    """The rollback that the page offers: whether an earlier version is known, the
-    version, and the reason why it is not possible now.
-    """
-
-    is_possible: bool
-    version: str = ""
-    blocker: str = ""
 
 
 def _silent_servers(metrics: MetricsByServer) -> list[str]:
@@ -478,7 +474,7 @@ def _find_rollback(
     store: Store,
     observed: ObservedEndpoint,
     metrics: MetricsByServer,
-) -> _Rollback:
+) -> Rollback:
     """Return the rollback of an endpoint. If the registry or a server does not answer,
     the button stays enabled, because its target may be found later.
     """
@@ -486,14 +482,14 @@ def _find_rollback(
     try:
         target = actions.rollback_target_of(store, observed, mlflow_stores.registry(), metrics)
     except RegistryUnavailable:
-        return _Rollback(is_possible=True)  # Pressing the button reports the error.
+        return Rollback(is_possible=True)  # Pressing the button reports the error.
     except NotFound:
         # A silent server may later report an earlier version.
-        return _Rollback(is_possible=has_silent_servers)
+        return Rollback(is_possible=has_silent_servers)
     except InvalidConfig as error:
         blocker = "" if has_silent_servers else error.message
-        return _Rollback(is_possible=True, blocker=blocker)
-    return _Rollback(is_possible=True, version=target.version)
+        return Rollback(is_possible=True, blocker=blocker)
+    return Rollback(is_possible=True, version=target.version)
 
 
 def _variant_row(

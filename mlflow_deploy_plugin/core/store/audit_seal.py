@@ -95,7 +95,7 @@ def seal(store: Store) -> None:
                 )
                 write_event(session, event)
     if sealed is None:
-        with store.transaction(is_read_only=True) as session:
+        with store.reading() as session:
             record.replace(Seal(key_id=keys.key_id, at=store.now()), chain_heads(session))
 
 
@@ -137,7 +137,7 @@ def record_faults(store: Store) -> list[Fault]:
     sealed = record.seal()
     adopted = sealed.adopted if sealed else ()
     heads = record.heads()
-    with store.transaction(is_read_only=True) as session:
+    with store.reading() as session:
         faults = _lost_ends(session, heads)
         for key_id in sorted(_unknown_signers(session, keys).difference(adopted)):
             text = (
@@ -176,7 +176,7 @@ def adopt_trail(store: Store, why: str) -> list[Fault]:
     faults = record_faults(store)
     if not faults:
         return []
-    with store.transaction(is_read_only=True) as session:
+    with store.reading() as session:
         unknown = _unknown_signers(session, keys)
         heads = chain_heads(session)
     sealed = Seal(key_id=keys.key_id, at=store.now(), adopted=tuple(sorted(unknown)))
@@ -217,7 +217,7 @@ def verify_trail(
     faults: list[Fault] = []
     signers: Counter[str] = Counter()
     signed = 0
-    with store.transaction(is_read_only=True) as session:
+    with store.reading() as session:
         models = [model or ""]
         if model is None:
             models = sorted(session.scalars(select(AuditRow.model).distinct()))

@@ -52,7 +52,7 @@ class Checkpoint(BaseModel):
 
 def make_checkpoint(store: Store, keys: Keys) -> Checkpoint:
     """Return a signed checkpoint of now."""
-    with store.transaction(is_read_only=True) as session:
+    with store.reading() as session:
         newest = {head.model: head for head in chain_heads(session)}
     recorded = store.trail_record.heads() if store.trail_record else ()
     for head in recorded:

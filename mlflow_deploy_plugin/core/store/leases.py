@@ -141,7 +141,7 @@ class Leases(Transactions):
         """Return the lease from the view of other processes; None if the lease is
         free.
         """
-        with self.transaction(is_read_only=True) as session:
+        with self.reading() as session:
             columns = (
                 LeaseRow.name,
                 LeaseRow.holder,

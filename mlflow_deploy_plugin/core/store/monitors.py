@@ -135,7 +135,7 @@ class Monitors:
     store: Store
 
     def state(self, endpoint: str, monitor: str) -> MonitorState:
-        with self.store.transaction(is_read_only=True) as session:
+        with self.store.reading() as session:
             row = session.get(MonitorRow, (endpoint, monitor))
             if row is None:
                 return MonitorState(endpoint, monitor)
@@ -332,7 +332,7 @@ class Monitors:
             last = last.where(row.start > until - _PAST, row.end <= until)
         query = select(row.start, *(getattr(row, column) for column in columns), row.end)
         query = query.where(row.id.in_(last.group_by(row.start, row.end))).order_by(*_NEWEST_FIRST)
-        with self.store.transaction(is_read_only=True) as session:
+        with self.store.reading() as session:
             windows = session.execute(query.limit(_MOST_PAST)).all()[::-1]
         return [
             row
@@ -386,7 +386,7 @@ class Monitors:
             .order_by(*_NEWEST_FIRST)
             .limit(limit)
         )
-        with self.store.transaction(is_read_only=True) as session:
+        with self.store.reading() as session:
             return session.execute(query).all()[::-1]
 
     def with_windows(self, by_hand: bool) -> Iterator[MonitorKey]:
@@ -401,7 +401,7 @@ class Monitors:
             .order_by(row.endpoint, row.monitor)
         )
         while True:
-            with self.store.transaction(is_read_only=True) as session:
+            with self.store.reading() as session:
                 next_key = session.execute(
                     query.where(tuple_(row.endpoint, row.monitor) > last).limit(1),
                 ).one_or_none()
@@ -421,7 +421,7 @@ class Monitors:
         """
         row = MonitorWindowRow
         windows: list[MonitorWindow] = []
-        with self.store.transaction(is_read_only=True) as session:
+        with self.store.reading() as session:
             for monitor in monitors:
                 of = {"endpoint": endpoint, "monitor": monitor}
                 starts = (
@@ -496,7 +496,7 @@ def read_counts(
     judged: dict[MonitorKey, MonitorWindow] = {}
     newest: dict[MonitorKey, MonitorWindow] = {}
     figures: dict[MonitorKey, float] = {}
-    with store.transaction(is_read_only=True) as session:
+    with store.reading() as session:
         for key in monitors:
             scheduled = (
                 select(MonitorWindowRow)

@@ -131,7 +131,7 @@ class Retrainings:
         return self.store.read(query.order_by(RetrainingRow.id), Retraining)
 
     def get(self, number: int) -> Retraining | None:
-        with self.store.transaction(is_read_only=True) as session:
+        with self.store.reading() as session:
             row = session.get(RetrainingRow, number)
             return None if row is None else from_row(row, Retraining)
 

@@ -263,7 +263,7 @@ class Store(Leases):
         """Return the endpoint; None if there is no such endpoint. Raises InvalidConfig
         if the spec cannot be read.
         """
-        with self.transaction(is_read_only=True) as session:
+        with self.reading() as session:
             row = session.get(EndpointRow, name)
             if row is None:
                 return None
@@ -281,7 +281,7 @@ class Store(Leases):
         """Return the sorted names of all endpoints, readable or not; with `deleted`,
         also of deleted endpoints.
         """
-        with self.transaction(is_read_only=True) as session:
+        with self.reading() as session:
             names = set(session.scalars(select(EndpointRow.name)))
             if deleted:
                 names.update(_deleted_names(session))
@@ -322,7 +322,7 @@ class Store(Leases):
         """Return the counters of all models that have changed within the last
         minute.
         """
-        with self.transaction(is_read_only=True) as session:
+        with self.reading() as session:
             is_recent = RegistryChangeRow.changed_at > self.shared_now() - _RECENT
             recent = select(RegistryChangeRow.model, RegistryChangeRow.count).where(is_recent)
             return dict(session.execute(recent).all())
@@ -372,7 +372,7 @@ class Store(Leases):
         a model of the same name in another registry are left out.
         """
         recorded = self._recorded(model)
-        with self.transaction(is_read_only=True) as session:
+        with self.reading() as session:
             return self._counted_events(session, model, actions, recorded)
 
     def _recorded(self, model: str) -> tuple[Head | None, list[AuditEvent]]:
@@ -429,7 +429,7 @@ class Store(Leases):
         query = query.order_by(AuditRow.id.desc() if newest_first else AuditRow.id)
         page = query
         while True:
-            with self.transaction(is_read_only=True) as session:
+            with self.reading() as session:
                 rows = session.execute(page).all()
             yield from (AuditEvent(*values) for _, *values in rows)
             if len(rows) < _EVENTS_AT_ONCE:
@@ -487,7 +487,7 @@ class Store(Leases):
         return self.read(query, Rollout)[::-1]
 
     def rollout(self, number: int) -> Rollout | None:
-        with self.transaction(is_read_only=True) as session:
+        with self.reading() as session:
             row = session.get(RolloutRow, number)
             return None if row is None else from_row(row, Rollout)
 
@@ -516,7 +516,7 @@ class Store(Leases):
 
     def _read_endpoints(self) -> Iterator[Endpoint | UnreadableEndpoint]:
         """Yield all endpoints by name, with the reason for each unreadable spec."""
-        with self.transaction(is_read_only=True) as session:
+        with self.reading() as session:
             deleted = _deleted_names(session)
             for row in session.scalars(select(EndpointRow).order_by(EndpointRow.name)):
                 try:

@@ -80,18 +80,11 @@ class Transactions:
         return self._clock()
 
     @contextmanager
-    def transaction(
-        self,
-        alone_with: str = "",
-        *,
-        is_read_only: bool = False,
-    ) -> Iterator[Session]:
+    def transaction(self, alone_with: str = "") -> Iterator[Session]:
         """Open a transaction, which is committed completely or not at all. For the
         modules of this package.
 
         Args:
-            is_read_only: True if the transaction only reads. On SQLite, other processes
-                can then write concurrently.
             alone_with: transactions with the same name exclude each other, because a
                 row that does not exist yet cannot be locked. SQLite always excludes
                 concurrent writing transactions.
@@ -99,24 +92,35 @@ class Transactions:
         Raises IntegrityError if a unique value already exists, and StoreUnavailable if
         the database does not answer.
         """
+        # The login is asked for before the transaction, which has locks.
+        info = {audit.LOGIN: self.login, audit.LOCK: self._lock_seconds}
+        with self._errors(), Session(self._engine, info=info) as session, session.begin():
+            if alone_with and self._engine.dialect.name == "postgresql":
+                lock_in_postgresql(session, alone_with)
+            yield session
+            events = session.info.pop(audit.PENDING, ())
+            heads = append_events(session, events, self.keys, self.trail_record)
+            # The result of an intention follows, and contains its hash.
+            is_durable = any(event.action != INTEND for event in events)
+        if self.trail_record is not None:
+            self.trail_record.advance(heads, is_durable=is_durable)
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """Open a transaction that only reads. On SQLite, other processes can write at
+        the same time. Raises StoreUnavailable.
+        """
+        with self._errors(), Session(self._reading) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
         try:
-            engine = self._reading if is_read_only else self._engine
-            # The login is asked for before the transaction, which has locks.
-            info = {} if is_read_only else {audit.LOGIN: self.login, audit.LOCK: self._lock_seconds}
-            with Session(engine, info=info) as session, session.begin():
-                if alone_with and self._engine.dialect.name == "postgresql":
-                    lock_in_postgresql(session, alone_with)
-                yield session
-                events = session.info.pop(audit.PENDING, ())
-                heads = append_events(session, events, self.keys, self.trail_record)
-                # The result of an intention follows, and contains its hash.
-                is_durable = any(event.action != INTEND for event in events)
+            yield
         except IntegrityError:
             raise
         except (DBAPIError, PoolTimeout) as error:
             raise store_unavailable(self._engine.url, error) from None
-        if self.trail_record is not None:
-            self.trail_record.advance(heads, is_durable=is_durable)
 
     def write_event(
         self, session: Session, action: str, actor: str | None = None, **fields: Any
@@ -131,7 +135,7 @@ class Transactions:
         """Return the rows of a query as frozen dataclasses. For the modules of this
         package.
         """
-        with self.transaction(is_read_only=True) as session:
+        with self.reading() as session:
             return read_rows(session, query, kind)
 
 

@@ -286,7 +286,7 @@ def test_the_newest_events_before_the_seal_count_if_its_hash_leads_to_them(
     user.record("approve", model=name, actor="forged")
 
     def newest() -> list[str]:
-        with user.transaction(is_read_only=True) as session:
+        with user.reading() as session:
             events = newest_counted_events(session, name, Keys(keys.public))
             return [event.actor for event in events if event.action == "approve"]
 
