@@ -2,10 +2,12 @@
 import loads.
 """
 
+import ast
 import re
 import subprocess
 import sys
 from configparser import ConfigParser
+from graphlib import CycleError, TopologicalSorter
 from importlib import import_module
 from importlib.metadata import distribution, entry_points
 from itertools import chain
@@ -19,6 +21,11 @@ from mlflow_deploy_plugin.serve.runtime.session import OLDEST_ONNXRUNTIME
 from mlflow_deploy_plugin.wrap.exporter.package import REQUIREMENTS
 
 ROOT = Path(__file__).parents[1]
+CIRCLES = (
+    ("serve.http.routes", "serve.http.pages.views"),
+    ("ship.batch.spark", "ship.batch.run"),
+)
+"""The imports, within a function or for types, that close the circles that are left."""
 
 
 def requirements_of(extra: str) -> set[str]:
@@ -118,6 +125,38 @@ def test_importing_the_server_brings_neither_mlflow_nor_pandas(module: str) -> N
 def test_every_public_name_of_the_package_can_be_imported() -> None:
     package = import_module("mlflow_deploy_plugin")
     assert [name for name in package.__all__ if not hasattr(package, name)] == []
+
+
+def imported_modules(path: Path, modules: dict[str, Path]) -> set[str]:
+    """Return the modules of the package that a file imports, also within functions and
+    for types.
+    """
+    imported: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            imported.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            # The name is a module or is in the module.
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            imported.update(name if name in modules else str(node.module) for name in names)
+    return imported & modules.keys()
+
+
+def test_no_modules_import_each_other() -> None:
+    folder = ROOT / "mlflow_deploy_plugin"
+    modules = {}
+    for path in folder.rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        modules[".".join(parts).removesuffix(".__init__")] = path
+    graph = {name: imported_modules(path, modules) - {name} for name, path in modules.items()}
+    for importer, imported in CIRCLES:
+        graph[f"mlflow_deploy_plugin.{importer}"].discard(f"mlflow_deploy_plugin.{imported}")
+    circle: list[str] = []
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        circle = error.args[1]
+    assert circle == []
 
 
 @pytest.mark.parametrize(

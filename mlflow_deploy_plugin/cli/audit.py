@@ -63,18 +63,8 @@ def audit() -> None:
 
 @audit.command()
 @optional_name_argument
-@option(
-    "--model",
-    metavar="MODEL",
-    help="Show only the events of this registered model. NAME may be omitted.",
-)
-@option(
-    "--limit",
-    type=POSITIVE,
-    metavar="COUNT",
-    show_default="all",
-    help="Number of newest events.",
-)
+@option("--model MODEL", "Show only the events of this registered model. NAME may be omitted.")
+@option("--limit COUNT", "Number of newest events.", type=POSITIVE, show_default="all")
 @format_option(
     "Format: lines for people, a JSON array, or one JSON object per line with all details.",
     "text",
@@ -83,19 +73,19 @@ def audit() -> None:
 )
 @flag(
     "--verify",
-    help="Check the hashes and signatures of all events, or of --model. The exit status is 1 if "
+    "Check the hashes and signatures of all events, or of --model. The exit status is 1 if "
     "an event was changed, removed, inserted or moved, if no event is signed with one of the keys, "
     "or if the checkpoint is late or missing.",
 )
 @path_option(
     "--keys",
+    "For --verify: PEM file with the public keys of MLflow's servers.",
     show_default="from MLflow's server",
-    help="For --verify: PEM file with the public keys of MLflow's servers.",
 )
 @path_option(
     "--checkpoint",
+    "For --verify: checkpoint whose events must still exist.",
     show_default="the newest in MLflow",
-    help="For --verify: checkpoint whose events must still exist.",
 )
 def history(
     name: str | None,
@@ -130,11 +120,7 @@ def history(
         return
     end_with_reader()
     with opened_store() as store:
-        if (
-            name is not None
-            and name not in store.names()
-            and next(store.events(name), None) is None
-        ):
+        if name and name not in store.names() and next(store.events(name), None) is None:
             raise unknown_endpoint(name, store.names(deleted=True))
         events = event_history(store, name, model, newest_first=limit is not None)
         if limit is not None:
@@ -170,8 +156,8 @@ def _verify(
     """Show whether the trail was changed, and exit with 1 if it was."""
     from mlflow_deploy_plugin.core.registry.audit_trail import published_trail
     from mlflow_deploy_plugin.core.settings import read_text
-    from mlflow_deploy_plugin.core.store.audit_chain import published_keys, verify_trail
     from mlflow_deploy_plugin.core.store.audit_keys import parse_keys
+    from mlflow_deploy_plugin.core.store.audit_seal import published_keys, verify_trail
     from mlflow_deploy_plugin.core.store.checkpoints import lateness, load_checkpoint
 
     published = None if keys_file and checkpoint_file else published_trail()
@@ -233,7 +219,7 @@ def _event_lines(event: "AuditEvent") -> Iterable[str]:
 
 
 @audit.command()
-@reason_option(default=None, required=True, help="Reason for the audit trail.")
+@reason_option("Reason for the audit trail.", default=None, required=True)
 def adopt(why: str) -> None:
     """Accept the audit trail in the store as the trail of this server.
 
@@ -246,7 +232,7 @@ def adopt(why: str) -> None:
       onnxserve audit adopt --why 'backup of 3 November restored'
     """
     from mlflow_deploy_plugin.core.settings import load_settings
-    from mlflow_deploy_plugin.core.store.audit_chain import adopt_trail
+    from mlflow_deploy_plugin.core.store.audit_seal import adopt_trail
     from mlflow_deploy_plugin.core.store.database import open_server_store
 
     settings = load_settings()
@@ -262,11 +248,7 @@ def adopt(why: str) -> None:
 
 @audit.command()
 @model_argument
-@folder_option(
-    "--folder",
-    show_default="NAME-VERSION-card",
-    help="Folder.",
-)
+@folder_option("--folder", "Folder.", show_default="NAME-VERSION-card")
 def card(model_uri: str, folder: Path | None) -> None:
     """Write the model card of a version.
 
@@ -281,19 +263,18 @@ def card(model_uri: str, folder: Path | None) -> None:
 
     with opened_store() as store:
         model_card = make_card(model_uri, store)
-    name = model_card.name
-    version = model_card.version
-    folder = folder or Path(f"{name}-{version}-card")
+    folder = folder or Path(f"{model_card.name}-{model_card.version}-card")
     model_card.write(folder)
     click.echo(
-        f"{name} version {version}: {folder}/model_card.html, {folder}/model_card.json",
+        f"{model_card.name} version {model_card.version}: {folder}/model_card.html, "
+        f"{folder}/model_card.json"
     )
 
 
 @audit.command()
 @optional_model_argument
-@option("--endpoint", default="", metavar="NAME", help="Endpoint whose loaded versions are listed.")
-@option("-o", "--output-path", default="-", metavar="FILE", help="File; - is standard output.")
+@option("--endpoint NAME", "Endpoint whose loaded versions are listed.", default="")
+@option("-o --output-path FILE", "File; - is standard output.", default="-")
 def bom(model_uri: str | None, endpoint: str, output_path: str) -> None:
     """Write the bill of materials of a version or an endpoint.
 
@@ -322,16 +303,11 @@ def bom(model_uri: str | None, endpoint: str, output_path: str) -> None:
 @audit.command()
 @name_argument
 @option(
-    "--period",
+    "--period PERIOD",
+    "Quarter (2026-Q4), month (2026-11), year (2026) or START/END, in UTC.",
     required=True,
-    metavar="PERIOD",
-    help="Quarter (2026-Q4), month (2026-11), year (2026) or START/END, in UTC.",
 )
-@folder_option(
-    "--folder",
-    show_default="NAME-PERIOD-dossier",
-    help="Folder.",
-)
+@folder_option("--folder", "Folder.", show_default="NAME-PERIOD-dossier")
 def dossier(name: str, period: str, folder: Path | None) -> None:
     """Write the record of the endpoint NAME in a period for a reviewer.
 
@@ -363,12 +339,8 @@ def dossier(name: str, period: str, folder: Path | None) -> None:
 
 @audit.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@path_option(
-    "--keys",
-    show_default="in FILE",
-    help="PEM file with the public keys of MLflow's servers.",
-)
-@path_option("--checkpoint", help="The newest checkpoint, with which the proof must agree.")
+@path_option("--keys", "PEM file with the public keys of MLflow's servers.", show_default="in FILE")
+@path_option("--checkpoint", "The newest checkpoint, with which the proof must agree.")
 def verify_dossier(file: Path, keys: Path | None, checkpoint: Path | None) -> None:
     """Check the dossier.json FILE without the network, the store and MLflow's server.
 

@@ -7,7 +7,7 @@ import errno
 import importlib
 import os
 import sys
-from itertools import chain, product
+from itertools import chain
 from typing import Any
 
 import click
@@ -81,29 +81,6 @@ _MLFLOW_COMMANDS = {name: name for name in ("create", "get", "help", "update")} 
 """A command that `onnxserve` does not have → the command of `mlflow deployments` that
 users need instead.
 """
-_MODEL_COMMANDS = ("serve", "batch", "build-docker", "render", "predict")
-_REMOVED = {
-    **{name: f"onnxserve audit {name}" for name in ("history", "card", "bom", "dossier")},
-    "requests": "onnxserve request list",
-    "approve": "onnxserve request approve MODEL",
-    "decline": "onnxserve request decline MODEL",
-    "silence": "onnxserve alert silence NAME",
-    "silences": "onnxserve alert silences",
-    "unsilence": "onnxserve alert unsilence ID",
-    "retrainings": "onnxserve retrain list",
-    "errors": "onnxserve log errors NAME",
-    **{
-        f"{command} {name}": f"onnxserve {command} MODEL"
-        for command, name in product(_MODEL_COMMANDS, ("-m", "--model-uri"))
-    },
-    **{f"batch {name}": "onnxserve batch --folder FOLDER" for name in ("-o", "--output")},
-    **{f"render {name}": "onnxserve render --folder FOLDER" for name in ("-o", "--output")},
-    "audit card -o": "onnxserve audit card --folder FOLDER",
-    "audit dossier -o": "onnxserve audit dossier --folder FOLDER",
-    "logs -n": "onnxserve logs --lines COUNT",
-}
-"""A removed command, or a removed option with its command → the command to use instead.
-"""
 _NO_TELEMETRY = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "1",
@@ -143,8 +120,6 @@ class _LazyCommands(Commands):
         return command
 
     def hint(self, name: str, ctx: click.Context) -> str:
-        if name in _REMOVED:
-            return f"; use `{_REMOVED[name]}`"
         if name in _MLFLOW_COMMANDS:
             return (
                 f"; use MLflow's command: `mlflow deployments {_MLFLOW_COMMANDS[name]} -t "
@@ -159,11 +134,7 @@ class _LazyCommands(Commands):
                     [(name, description) for name, (_, description) in commands.items()],
                 )
 
-    def parse_args(
-        self,
-        ctx: click.Context,
-        args: list[str],
-    ) -> list[str]:
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         for argument in args:
             try:
                 argument.encode()
@@ -184,16 +155,6 @@ class _LazyCommands(Commands):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except click.NoSuchOption as error:
-            command = ""
-            if error.ctx:
-                command = error.ctx.command_path.removeprefix(f"{ctx.command_path} ")
-            replacement = _REMOVED.get(f"{command} {error.option_name}")
-            if replacement is None:
-                raise
-            raise click.UsageError(
-                f"{error.option_name} was removed: use `{replacement}`", error.ctx
-            ) from None
         except KeyboardInterrupt:
             raise _Interrupted from None
         except OnnxserveError as error:
@@ -201,10 +162,18 @@ class _LazyCommands(Commands):
         except ModuleNotFoundError as error:
             if error.name is None or error.name.startswith("mlflow_deploy_plugin"):
                 raise
-            _fail(
-                f"this command needs {error.name}, which is not installed: "
-                f"{_where_to_get(error.name)}",
-            )
+            from packaging.utils import canonicalize_name
+
+            package = error.name.partition(".")[0]
+            distribution = canonicalize_name(_DISTRIBUTIONS.get(package, package))
+            source = f"pip install {distribution}"
+            for extra, requirement in own_requirements():
+                if canonicalize_name(requirement.name) == distribution:
+                    source = "the images contain it"
+                    if extra:
+                        source = f"pip install 'mlflow-onnxserve[{extra}]'"
+                    break
+            _fail(f"this command needs {error.name}, which is not installed: {source}")
         except OSError as error:
             if error.errno not in _OF_FILES:
                 raise
@@ -217,30 +186,6 @@ class _LazyCommands(Commands):
             if exceptions is None or not isinstance(error, exceptions.MlflowException):
                 raise
             _fail(one_line(error))
-
-
-def _where_to_get(module: str) -> str:
-    """Return the pip command that installs a missing module. If an extra contains the
-    module, install the extra.
-    """
-    from packaging.utils import canonicalize_name
-
-    package = module.partition(".")[0]
-    distribution = canonicalize_name(_DISTRIBUTIONS.get(package, package))
-    for extra, requirement in own_requirements():
-        if canonicalize_name(requirement.name) == distribution:
-            if extra:
-                return f"pip install 'mlflow-onnxserve[{extra}]'"
-            return "the images contain it"
-    return f"pip install {distribution}"
-
-
-def disable_telemetry() -> None:
-    """Switch off the telemetry of MLflow and Evidently before their import, unless the
-    environment sets it.
-    """
-    for variable, value in _NO_TELEMETRY.items():
-        os.environ.setdefault(variable, value)
 
 
 def _fail(message: str) -> None:
@@ -274,7 +219,8 @@ def main(context: click.Context) -> None:
         check_fit(*NEEDED)
     # Other users must not write models, whose loading may run code.
     os.umask(os.umask(0o077) | 0o002)
-    disable_telemetry()
+    for variable, value in _NO_TELEMETRY.items():
+        os.environ.setdefault(variable, value)
     load_secrets()
     own_process()
     set_service_timeouts()  # MLflow's default timeouts are several minutes.

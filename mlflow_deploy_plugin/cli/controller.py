@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -30,10 +30,6 @@ from mlflow_deploy_plugin.core.logs import configure_logging
 from mlflow_deploy_plugin.core.processes.child import end_on_signals
 from mlflow_deploy_plugin.core.version import __version__
 
-if TYPE_CHECKING:
-    from mlflow_deploy_plugin.core.store.retrainings import Retraining
-    from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
-
 _POLL_SECONDS = 0.5
 _END_SECONDS = 8.0
 """The time to finish the current work, less than the ten seconds after which Docker
@@ -43,32 +39,28 @@ kills a process.
 
 @click.command()
 @option(
-    "--lease-seconds",
+    "--lease-seconds SECONDS",
+    "Seconds without a renewal of the lease after which another controller takes over.",
     type=NumberRange(1, 3600),
     default=15.0,
-    metavar="SECONDS",
-    help="Seconds without a renewal of the lease after which another controller takes over.",
 )
 @option(
-    "--judge-at-once",
+    "--judge-at-once COUNT",
+    "Number of windows to judge in parallel, each in a separate process.",
     type=click.IntRange(1, 64),
     default=2,
-    metavar="COUNT",
-    help="Number of windows to judge in parallel, each in a separate process.",
 )
 @option(
-    "--judge-seconds",
+    "--judge-seconds SECONDS",
+    "Timeout of a judgement. After a timeout, the window is retried later.",
     type=NumberRange(1, 86400),
     default=1800.0,
-    metavar="SECONDS",
-    help="Timeout of a judgement. After a timeout, the window is retried later.",
 )
 @option(
-    "--metrics-port",
+    "--metrics-port PORT",
+    "Port for Prometheus with the gauges of all monitors.",
     type=click.IntRange(1, 65535),
-    metavar="PORT",
     show_default="no port",
-    help="Port for Prometheus with the gauges of all monitors.",
 )
 def controller(metrics_port: int | None, **options: Any) -> None:
     """Run rollouts, monitors and retrainings until stopped.
@@ -124,31 +116,23 @@ def retrain() -> None:
 @retrain.command()
 @name_argument
 @option(
-    "--monitor",
-    metavar="MONITOR",
-    show_default="the only monitor with `retrain`",
-    help="Monitor with `retrain`.",
+    "--monitor MONITOR", "Monitor with `retrain`.", show_default="the only monitor with `retrain`"
 )
 @option(
     "--mode",
+    "Train a new model on all labelled rows, or the served model on the window's rows and its "
+    "`retrain.sample`.",
     type=click.Choice(["full", "incremental"]),
     show_default="the monitor's",
-    help=(
-        "Train a new model on all labelled rows, or the served model on the window's rows and its "
-        "`retrain.sample`."
-    ),
 )
 @option(
-    "--window",
-    metavar="START/END",
+    "--window START/END",
+    "Window of event time in UTC with the new labelled rows: 2013-07-01/2013-08-01 or "
+    "2013-07-01/1d.",
     show_default="the latest complete window",
-    help=(
-        "Window of event time in UTC with the new labelled rows: 2013-07-01/2013-08-01 or "
-        "2013-07-01/1d."
-    ),
 )
 @why_option
-@flag("--wait", help="Show the progress until the retraining ends or its rollout begins.")
+@flag("--wait", "Show the progress until the retraining ends or its rollout begins.")
 def run(name: str, window: str | None, wait: bool, **request: Any) -> None:
     """Retrain the model of the endpoint NAME on captured, labelled rows.
 
@@ -161,9 +145,11 @@ def run(name: str, window: str | None, wait: bool, **request: Any) -> None:
       onnxserve retrain run flights --mode incremental --why 'new carrier'
       onnxserve retrain list flights
     """
+    from mlflow_deploy_plugin.core.store.retrainings import Retrainings
     from mlflow_deploy_plugin.promote.rollouts.commands import controller_status
     from mlflow_deploy_plugin.promote.rollouts.leadership import STORE_LEASE
     from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
+    from mlflow_deploy_plugin.watch.controller.service import run_retrainings
     from mlflow_deploy_plugin.watch.retraining.plan import retraining_summary
     from mlflow_deploy_plugin.watch.retraining.trigger import request_retraining
 
@@ -171,13 +157,24 @@ def run(name: str, window: str | None, wait: bool, **request: Any) -> None:
         with usage_errors():
             rows = parse_window(window) if window else None
         begun = request_retraining(deployments, name, window=rows, **request)
-        if wait:
-            _wait_for_retraining(deployments, begun)
-        else:
-            show_lines([retraining_summary(begun)])
+        summary = retraining_summary(begun)
+        show_lines([summary])
+        if not wait:
             show_progress(
                 controller_status(deployments.store, STORE_LEASE, "onnxserve retrain list")
             )
+            return
+        current = begun
+        # If no controller runs the retraining, this process runs it.
+        with working(partial(run_retrainings, deployments)):
+            while current.is_live and current.state != "rolling_out":
+                time.sleep(_POLL_SECONDS)
+                current = Retrainings(deployments.store).get(begun.id) or begun
+                if retraining_summary(current) != summary:
+                    summary = retraining_summary(current)
+                    show_lines([summary])
+    if current.state == "failed":
+        raise SystemExit(1)
 
 
 @retrain.command("list")
@@ -200,26 +197,3 @@ def list_retrainings(name: str | None, output: str) -> None:
     empty = f"endpoint {name!r} has no retrainings" if name else "there are no retrainings"
     documents = [{**vars(entry), "figures": entry.figures.as_json()} for entry in entries]
     show_result(output, documents, lines or [empty])
-
-
-def _wait_for_retraining(deployments: "Deployments", begun: "Retraining") -> None:
-    """Show the progress of a retraining until its end. If no controller runs the
-    retraining, run it in this process.
-    """
-    from mlflow_deploy_plugin.core.store.retrainings import Retrainings
-    from mlflow_deploy_plugin.watch.controller.service import run_retrainings
-    from mlflow_deploy_plugin.watch.retraining.plan import retraining_summary
-
-    retrainings = Retrainings(deployments.store)
-    current = begun
-    summary = retraining_summary(begun)
-    show_lines([summary])
-    with working(partial(run_retrainings, deployments)):
-        while current.is_live and current.state != "rolling_out":
-            time.sleep(_POLL_SECONDS)
-            current = retrainings.get(begun.id) or begun
-            if retraining_summary(current) != summary:
-                summary = retraining_summary(current)
-                show_lines([summary])
-    if current.state == "failed":
-        raise SystemExit(1)

@@ -77,14 +77,10 @@ def endpoint() -> None:
 @endpoint.command()
 @name_argument
 @option(
-    "-t",
-    "--target",
+    "-t --target URI",
+    "Target that runs the server. onnxserve is this machine; `mlflow deployments help -t "
+    "onnxserve` lists all.",
     default="onnxserve",
-    metavar="URI",
-    help=(
-        "Target that runs the server. onnxserve is this machine; `mlflow deployments help -t "
-        "onnxserve` lists all."
-    ),
 )
 @config_option
 @why_option
@@ -142,17 +138,9 @@ def traffic(name: str, weights: tuple[str, ...], why: str, output: str) -> None:
 @endpoint.command()
 @name_argument
 @option(
-    "--alias",
-    required=True,
-    metavar="ALIAS",
-    help="Alias to follow, e.g. champion. A missing alias is created.",
+    "--alias ALIAS", "Alias to follow, e.g. champion. A missing alias is created.", required=True
 )
-@option(
-    "--deployment",
-    metavar="DEPLOYMENT",
-    show_default="all that follow a stage",
-    help="Deployment to change.",
-)
+@option("--deployment DEPLOYMENT", "Deployment to change.", show_default="all that follow a stage")
 @dry_run_flag
 @why_option
 @output_option
@@ -211,7 +199,7 @@ def get(name: str, output: str) -> None:
 @endpoint.command()
 @name_argument
 @why_option
-@flag("--release", help="Release the endpoint.")
+@flag("--release", "Release the endpoint.")
 def hold(name: str, why: str, release: bool) -> None:
     """Keep all data of the endpoint NAME until it is released.
 
@@ -289,46 +277,31 @@ def list_(output: str) -> None:
     if output == "json":
         from mlflow_deploy_plugin.cli.monitor import monitor_document
 
-        show_json(
-            [
-                {**item, "monitors": [*map(monitor_document, monitors[item["name"]])]}
-                for item in endpoints
-            ]
-        )
-    elif endpoints:
-        show_lines(_deployment_table(endpoints, monitors))
         for described in endpoints:
-            show_lines(_problem_lines(described))
-    else:
-        click.echo(f"there are no deployments: run `{_CREATE}`")
-
-
-def _deployment_table(
-    endpoints: Sequence[Mapping[str, Any]], monitors: "_Monitors"
-) -> Iterator[str]:
-    """Return the lines of the table, with a column for the targets if there are other
-    targets than this machine.
-    """
+            described["monitors"] = [*map(monitor_document, monitors[described["name"]])]
+        show_json(endpoints)
+        return
     table: list[tuple[str, ...]] = [_DEPLOYMENT_HEAD]
     targets = ["TARGET"]
     for described in endpoints:
         for row in _deployment_rows(described, monitors[described["name"]]):
             table.append(row)
             targets.append(described["target"])
-    if set(targets[1:]) != {"onnxserve"}:
+    if set(targets[1:]) - {"onnxserve"}:
         table = [
             (name, target, *cells) for (name, *cells), target in zip(table, targets, strict=True)
         ]
-    return align_columns(table)
+    show_table(output, endpoints, table, f"there are no deployments: run `{_CREATE}`")
+    for described in endpoints:
+        show_lines(_problem_lines(described))
 
 
 def _problem_lines(described: Mapping[str, Any]) -> Iterator[str]:
     """Yield the reasons of the deployments of an endpoint that need attention."""
     for name, deployment in described["deployments"].items():
         reason = deployment["reason"] or deployment["error"]
-        for problem in (reason, deployment["unapproved"]):
-            if problem:
-                yield f"{_name(described, name)}: {problem}"
+        for problem in filter(None, (reason, deployment["unapproved"])):
+            yield f"{_name(described, name)}: {problem}"
     if described["state"] == "empty":
         yield f"{described['name']}: {described['reason']}"
 
@@ -359,10 +332,9 @@ def stop(name: str) -> None:
 @click.command()
 @name_argument
 @option(
-    "--endpoint",
-    metavar="ENDPOINT",
+    "--endpoint ENDPOINT",
+    "Endpoint of the deployment. The endpoint is then kept.",
     show_default="the only one with a deployment NAME",
-    help="Endpoint of the deployment. The endpoint is then kept.",
 )
 @dry_run_flag
 def delete(name: str, endpoint: str | None, dry_run: bool) -> None:
@@ -385,10 +357,8 @@ def delete(name: str, endpoint: str | None, dry_run: bool) -> None:
 
 @click.command()
 @name_argument
-@option(
-    "--lines", type=POSITIVE, default=100, metavar="COUNT", help="Number of last lines to show."
-)
-@flag("-f", "--follow", help="Also show new lines until the server ends or Ctrl-C.")
+@option("--lines COUNT", "Number of last lines to show.", type=POSITIVE, default=100)
+@flag("-f --follow", "Also show new lines until the server ends or Ctrl-C.")
 def logs(name: str, lines: int, follow: bool) -> None:
     """Show the log of the server of the deployment NAME.
 
@@ -418,9 +388,12 @@ def _endpoint_lines(described: Mapping[str, Any]) -> Iterator[str]:
     """Yield the state of an endpoint, its deployments and its workers as text."""
     place = f" at {described['url']}" if described["url"] else ""
     yield f"{described['name']}: {described['state']}{place}"
-    yield from align_columns(
-        [_deployment_row(name, item) for name, item in described["deployments"].items()]
-    )
+    rows = []
+    for name, item in described["deployments"].items():
+        version = f"version {item['version']}" if item["version"] else ""
+        model = (item["model_uri"], version)
+        rows.append((f"  {name}", _share(item), *model, item["state"], item["error"]))
+    yield from align_columns(rows)
     for key in ("reason", "error", "shipping_error", "require"):
         if described[key]:
             yield f"  {key}: {described[key]}"
@@ -429,26 +402,10 @@ def _endpoint_lines(described: Mapping[str, Any]) -> Iterator[str]:
     for key, value in described["sticky"].items():
         yield f"  sticky by {key}: {value}"
     for pid, versions in described["workers"].items():
-        loaded = {name: version or "nothing" for name, version in versions.items()}
-        texts = ", ".join(f"{name} {version}" for name, version in loaded.items())
+        texts = ", ".join(f"{name} {version or 'nothing'}" for name, version in versions.items())
         yield f"  worker {pid}: {texts}"
     if described["log"]:
         yield f"  log: {described['log']}"
-
-
-def _deployment_row(name: str, deployment: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the cells of a deployment: its name, share, model, version, state and
-    error.
-    """
-    version = f"version {deployment['version']}" if deployment["version"] else ""
-    return (
-        f"  {name}",
-        _share(deployment),
-        deployment["model_uri"],
-        version,
-        deployment["state"],
-        deployment["error"],
-    )
 
 
 def _deployment_rows(
@@ -459,8 +416,13 @@ def _deployment_rows(
     """
     workers = str(len(endpoint["workers"])) if endpoint["workers"] else "-"
     restarts = "-" if endpoint["restarts"] == "" else str(endpoint["restarts"])
-    verdicts = ", ".join(map(_verdict, monitors)) or "-"
-    server = (workers, restarts, endpoint["url"] or "-", verdicts)
+    verdicts = []
+    for monitor in monitors:
+        outcome = monitor.last.outcome if monitor.last else "not judged yet"
+        if monitor.status not in _NORMAL_STATES:
+            outcome = f"{outcome} ({monitor.status})"
+        verdicts.append(f"{monitor.monitor}: {outcome}")
+    server = (workers, restarts, endpoint["url"] or "-", ", ".join(verdicts) or "-")
     for name, deployment in endpoint["deployments"].items():
         yield (
             _name(endpoint, name),
@@ -472,14 +434,6 @@ def _deployment_rows(
         )
     if not endpoint["deployments"]:
         yield (endpoint["name"], "-", "-", "-", endpoint["state"], *server)
-
-
-def _verdict(monitor: "MonitorOverview") -> str:
-    """Return the name of a monitor, its last verdict and its state if it is unusual."""
-    outcome = monitor.last.outcome if monitor.last else "not judged yet"
-    if monitor.status not in _NORMAL_STATES:
-        outcome = f"{outcome} ({monitor.status})"
-    return f"{monitor.monitor}: {outcome}"
 
 
 def _share(deployment: Mapping[str, Any]) -> str:

@@ -5,14 +5,9 @@ do not depend on the folders of the package.
 """
 
 import io
-import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
 
 _OF_CONTAINERS = {
     "health": "mlflow_deploy_plugin.serve.cloud",
@@ -26,33 +21,15 @@ every ten seconds, and click with the settings would triple its time (0.23 s, 0.
 """
 
 
-class Output(io.FileIO):
-    """Standard output or standard error. After its reader has left, such as `head`, the
-    output is discarded, so that a command finishes its change.
-    """
-
-    ends_command = False
-    """True for a command that only reads, which ends when its reader has left."""
-
-    def write(self, data: "ReadableBuffer", /) -> int:
-        try:
-            return super().write(data)
-        except OSError as error:
-            # A full disk is an error only once: the end of the process writes again.
-            discarded = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(discarded, self.fileno())  # Child processes write to it as well.
-            os.close(discarded)
-            if Output.ends_command or not isinstance(error, BrokenPipeError):
-                raise
-            return super().write(data)
-
-
 def main() -> None:
     """Run the command in `sys.argv`, and exit with its status."""
     name, *arguments = sys.argv[1:] or [""]
     if name in _OF_CONTAINERS:
         run: Callable[[Sequence[str]], int] = import_module(_OF_CONTAINERS[name]).main
         sys.exit(run(arguments))
+    from mlflow_deploy_plugin.cli.commands import main as run_command
+    from mlflow_deploy_plugin.cli.options import Output
+
     for stream_name in ("stdout", "stderr"):
         stream = getattr(sys, stream_name)
         if stream is not None:  # `>&-` closes it.
@@ -65,6 +42,4 @@ def main() -> None:
                 write_through=stream.write_through,
             )
             setattr(sys, stream_name, text)
-    from mlflow_deploy_plugin.cli.commands import main as run_command
-
     run_command(prog_name="onnxserve")

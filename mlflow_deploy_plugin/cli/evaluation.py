@@ -2,7 +2,6 @@
 version.
 """
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,22 +29,26 @@ from mlflow_deploy_plugin.core.spec.evaluation_names import DISTURBANCES, METRIC
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.core.registry.runs import LoggedRun
-    from mlflow_deploy_plugin.wrap.evaluation.explanation import Explanation
-    from mlflow_deploy_plugin.wrap.optimization.optimizer import Optimization
 
 _seed_option = option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    metavar="NUMBER",
-    help="Seed of the random choices.",
+    "--seed NUMBER", "Seed of the random choices.", type=click.IntRange(min=0), default=0
 )
-_folder_option = folder_option("--folder", help="Folder for the plots and the JSON file.")
+_folder_option = folder_option("--folder", "Folder for the plots and the JSON file.")
+_OPTIMIZATION_HEAD: tuple[str, ...] = (
+    "form",
+    "size",
+    "packed",
+    "load",
+    "1 row",
+    "8 rows",
+    "1,000 rows",
+    "agreement with the base",
+)
 metric_option = option(
     "--metric",
+    "Metric of labelled rows.",
     type=click.Choice(METRICS),
     show_default="accuracy for classes, rmse for numbers",
-    help="Metric of labelled rows.",
 )
 
 
@@ -63,29 +66,21 @@ def _show_places(
 
 @click.command()
 @model_argument
-@option(
-    "--data",
-    required=True,
-    metavar="FILE",
-    help="Rows with labels: .csv, .parquet, or arrays in .npz.",
-)
-@option("--target", required=True, metavar="COLUMN", help="Column of the labels.")
+@option("--data FILE", "Rows with labels: .csv, .parquet, or arrays in .npz.", required=True)
+@option("--target COLUMN", "Column of the labels.", required=True)
 @metric_option
 @option(
-    "--strengths",
+    "--strengths NAME[=S,S,…]",
+    "Disturbance and its strengths. May be repeated. The disturbances are "
+    f"{', '.join(DISTURBANCES)}.",
     multiple=True,
-    metavar="NAME[=S,S,…]",
     show_default="all that apply to the model",
-    help=(
-        "Disturbance and its strengths. May be repeated. The disturbances are "
-        f"{', '.join(DISTURBANCES)}."
-    ),
 )
-@original_option(help="Torch model behind MODEL, for fgsm and pgd.")
+@original_option("Torch model behind MODEL, for fgsm and pgd.")
 @max_rows_option(type=click.IntRange(min=2), default=2000)
 @_seed_option
 @_folder_option
-@flag("--log", help="Log plots and JSON to the run of MODEL, under robustness/.")
+@flag("--log", "Log plots and JSON to the run of MODEL, under robustness/.")
 @output_option
 def robustness(
     model_uri: str,
@@ -131,34 +126,23 @@ def robustness(
 @click.command()
 @model_argument
 @option(
-    "--data",
+    "--data FILE",
+    "Rows: .csv, .parquet or .npz; `reference` is the sample stored with the version.",
     required=True,
-    metavar="FILE",
-    help="Rows: .csv, .parquet or .npz; `reference` is the sample stored with the version.",
 )
-@option(
-    "--target",
-    default="",
-    metavar="COLUMN",
-    help="Column of the labels, for permutation importance.",
-)
+@option("--target COLUMN", "Column of the labels, for permutation importance.", default="")
 @metric_option
 @max_rows_option(type=POSITIVE, default=100)
 @option(
-    "--max-evals",
+    "--max-evals NUMBER",
+    "Model evaluations per row.",
     type=POSITIVE,
     show_default="ten pairs of permutations",
-    metavar="NUMBER",
-    help="Model evaluations per row.",
 )
-@option(
-    "--contributions",
-    metavar="FILE",
-    help="File for the contributions of each row: .csv, .jsonl or .parquet.",
-)
+@option("--contributions FILE", "File for the contributions of each row: .csv, .jsonl or .parquet.")
 @_seed_option
 @_folder_option
-@flag("--log", help="Log plots and JSON to the run of MODEL, under explain/.")
+@flag("--log", "Log plots and JSON to the run of MODEL, under explain/.")
 @output_option
 def explain(
     model_uri: str,
@@ -194,65 +178,51 @@ def explain(
     if output == "json":
         show_json(result.as_dict())
         return
-    show_lines(_explanation_lines(result))
-    if contributions:
-        click.echo(f"contributions in {contributions}")
-    _show_places(files, folder, result.run, "explain")
-
-
-def _explanation_lines(result: "Explanation") -> Iterator[str]:
-    """Yield a table of the most important columns, and the number of explained rows."""
     table = result.table()
-    yield from align_columns(table)
+    show_lines(align_columns(table))
     hidden_columns = len(result.columns) - len(table) + 1  # The table has a row of titles.
     if hidden_columns > 0:
-        yield f"and {hidden_columns} less important columns"
+        click.echo(f"and {hidden_columns} less important columns")
     left_out = ""
     if result.left_out:
         left_out = f", {result.left_out:,} rows without numeric predictions left out"
     method = "permutations" if result.method == "permutation" else "exact Shapley values"
-    yield (
-        f"{len(result.values):,} rows explained by {method} against {result.background}, seed "
-        f"{result.seed}{left_out}"
+    show_lines(
+        [
+            f"{len(result.values):,} rows explained by {method} against {result.background}, seed "
+            f"{result.seed}{left_out}"
+        ]
     )
+    if contributions:
+        click.echo(f"contributions in {contributions}")
+    _show_places(files, folder, result.run, "explain")
 
 
 @click.command()
 @model_argument
 @option(
     "--int8",
+    "Use 8-bit weights; with `static` also activations.",
     type=click.Choice(["dynamic", "static"]),
-    help="Use 8-bit weights; with `static` also activations.",
 )
-@flag("--fp16", help="Use 16-bit weights, but keep 32 bits where numbers overflow.")
+@flag("--fp16", "Use 16-bit weights, but keep 32 bits where numbers overflow.")
 @option(
-    "--data",
+    "--data FILE",
+    "Rows (.csv, .parquet, runs:/RUN/PATH, dataset:/RUN): half for calibration, half to "
+    "measure the loss.",
     default="",
-    metavar="FILE",
     show_default="the dataset of the gate policy, otherwise the reference of the model",
-    help=(
-        "Rows (.csv, .parquet, runs:/RUN/PATH, dataset:/RUN): half for calibration, half to "
-        "measure the loss."
-    ),
 )
-@option("--target", default="", metavar="COLUMN", help="Label column of --data.")
+@option("--target COLUMN", "Label column of --data.", default="")
 @metric_option
 @option(
-    "--max-loss",
+    "--max-loss LOSS",
+    "Largest loss of the metric. Without labels: largest share of changed classes, or mean "
+    "difference of numbers as a share of their spread.",
     type=NumberRange(min=0),
-    metavar="LOSS",
     default=0.01,
-    help=(
-        "Largest loss of the metric. Without labels: largest share of changed classes, or mean "
-        "difference of numbers as a share of their spread."
-    ),
 )
-@option(
-    "--register",
-    metavar="NAME",
-    show_default="same as MODEL",
-    help="Registered model of the new version.",
-)
+@option("--register NAME", "Registered model of the new version.", show_default="same as MODEL")
 @output_option
 def optimize(model_uri: str, output: str, **options: Any) -> None:
     """Make a version smaller or faster, and measure the loss.
@@ -269,60 +239,34 @@ def optimize(model_uri: str, output: str, **options: Any) -> None:
     from mlflow_deploy_plugin.wrap.optimization.optimizer import optimize as optimize_version
 
     result = optimize_version(model_uri, **options, raises=False, progress=show_progress)
-    show_result(output, asdict(result), _optimization_lines(result))
-    result.raise_if_refused()
-
-
-def _optimization_lines(result: "Optimization") -> Iterator[str]:
-    """Yield a table of the forms with their costs, and the registered form if any."""
-    rows: list[tuple[str, ...]] = [
-        (
-            "form",
-            "size",
-            "packed",
-            "load",
-            "1 row",
-            "8 rows",
-            "1,000 rows",
-            "agreement with the base",
-        )
-    ]
+    table = [_OPTIMIZATION_HEAD]
     for form in result.forms:
         cost = form.cost
         latencies = (
             f"{cost.latency_us[count]:,.0f} µs ({ratio:.2f})" for count, ratio in cost.ratio.items()
         )
+        sizes = (f"{size / 1e3:,.0f} kB" for size in (cost.size, cost.packed))
         agreement = str(form.agreement or "")
-        rows.append(
-            (
-                form.name,
-                f"{cost.size / 1e3:,.0f} kB",
-                f"{cost.packed / 1e3:,.0f} kB",
-                f"{cost.load_ms:.1f} ms",
-                *latencies,
-                agreement,
-            )
-        )
-    yield from align_columns(rows)
-    for form in result.forms:
-        if form.note:
-            yield f"{form.name}: {form.note}"
+        table.append((form.name, *sizes, f"{cost.load_ms:.1f} ms", *latencies, agreement))
+    lines = [*align_columns(table)]
+    lines += [f"{form.name}: {form.note}" for form in result.forms if form.note]
     if result.chosen:
-        yield (
+        lines.append(
             f"registered {result.model} version {result.version}: {result.chosen}, made from "
             f"{result.base}"
         )
+    show_result(output, asdict(result), lines)
+    result.raise_if_refused()
 
 
 @click.command()
 @model_argument
-@option("--rows", type=int, metavar="ROWS", default=1, help="Rows per request.")
+@option("--rows ROWS", "Rows per request.", type=int, default=1)
 @option(
-    "--data",
+    "--data FILE",
+    "Rows (.csv, .parquet, runs:/RUN/PATH, dataset:/RUN).",
     default="",
-    metavar="FILE",
     show_default="the reference of the model, otherwise zeros",
-    help="Rows (.csv, .parquet, runs:/RUN/PATH, dataset:/RUN).",
 )
 @output_option
 def profile(model_uri: str, output: str, **options: Any) -> None:

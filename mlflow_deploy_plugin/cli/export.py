@@ -5,7 +5,6 @@ the resources of pods.
 import os
 import shlex
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -47,8 +46,6 @@ from mlflow_deploy_plugin.ship.sizing.plan import (
 )
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.ship.images.build import ImagePlan
-    from mlflow_deploy_plugin.ship.sizing.plan import Plan, PodMeasurement
     from mlflow_deploy_plugin.wrap.exporter.exporting import ExportFormat
 
 _PRICE = "Price of a {} per hour. AWS Fargate has this price for Linux on x86 in us-east-1."
@@ -60,29 +57,24 @@ _FORMATS = ("onnx", "ort", "wheel", "bundle", "conda", "tflite", "desktop")
 @option(
     "--format",
     "export_format",
+    "Format of the export.",
     type=click.Choice(_FORMATS),
     default="onnx",
-    help="Format of the export.",
 )
 @path_option(
-    "-o",
-    "--output-path",
+    "-o --output-path",
+    "File to write. A bundle may be a folder. If a wheel is written to a folder, it gets the "
+    "standard file name.",
     required=True,
-    help=(
-        "File to write. A bundle may be a folder. If a wheel is written to a folder, it gets the "
-        "standard file name."
-    ),
 )
 @path_option(
     "--rows",
+    "Rows to check the export with: CSV, JSON, JSON Lines or Parquet.",
     show_default="the model's input example",
-    help="Rows to check the export with: CSV, JSON, JSON Lines or Parquet.",
 )
-@option(
-    "--name", metavar="NAME", show_default="the model's name", help="Package name of the wheel."
-)
-@path_option("--wheels", metavar="FOLDER", help="Folder of wheels for a bundle.")
-@flag("--download-wheels", help="Download onnxruntime and numpy with pip into the bundle.")
+@option("--name NAME", "Package name of the wheel.", show_default="the model's name")
+@path_option("--wheels FOLDER", "Folder of wheels for a bundle.")
+@flag("--download-wheels", "Download onnxruntime and numpy with pip into the bundle.")
 def export(
     model_uri: str, export_format: "ExportFormat", output_path: Path, **options: Any
 ) -> None:
@@ -118,33 +110,22 @@ def export(
 
 @click.command()
 @model_argument
+@option("-n --name NAME:TAG", "Name of the image, including the registry for --push.")
+@flag("--gpu", "Include CUDA's libraries to serve on a GPU.")
+@flag("--follow", "Do not include the model: the server follows MODEL in the registry.")
+@flag("--test", "Test the image: compare its answers without a network with the version's.")
+@flag("--push", "Push the image. Your AWS credentials log in to ECR.")
+@flag("--pull", "Rebuild the server's image on the newest base image.")
+@path_option("--sbom", "File for the SBOM in CycloneDX format.")
+@option("--base-image IMAGE", "Base image of the server's image, with Python 3.11 or newer.")
+@option("--server-image IMAGE", "Existing server image to use instead of building an image.")
 @option(
-    "-n", "--name", metavar="NAME:TAG", help="Name of the image, including the registry for --push."
-)
-@flag("--gpu", help="Include CUDA's libraries to serve on a GPU.")
-@flag("--follow", help="Do not include the model: the server follows MODEL in the registry.")
-@flag("--test", help="Test the image: compare its answers without a network with the version's.")
-@flag("--push", help="Push the image. Your AWS credentials log in to ECR.")
-@flag("--pull", help="Rebuild the server's image on the newest base image.")
-@path_option("--sbom", help="File for the SBOM in CycloneDX format.")
-@option(
-    "--base-image",
-    metavar="IMAGE",
-    help="Base image of the server's image, with Python 3.11 or newer.",
-)
-@option(
-    "--server-image",
-    metavar="IMAGE",
-    help="Existing server image to use instead of building an image.",
-)
-@option(
-    "--platform",
+    "--platform PLATFORM",
+    "Platform of the machines that run the image: linux/amd64 or linux/arm64.",
     envvar="DOCKER_DEFAULT_PLATFORM",
-    metavar="PLATFORM",
     show_default="the platform of this machine",
-    help="Platform of the machines that run the image: linux/amd64 or linux/arm64.",
 )
-@flag("--dry-run", help="Print the input of Docker without a build.")
+@flag("--dry-run", "Print the input of Docker without a build.")
 def build_docker(
     model_uri: str,
     name: str | None,
@@ -185,7 +166,11 @@ def build_docker(
         raise InvalidConfig(f"--sbom: there is no folder {sbom.parent}")
     with planned_image(model_uri, device="cuda" if gpu else "cpu", follow=follow, **images) as plan:
         if dry_run:
-            show_lines(_plan_lines(plan, name or "the image"))
+            if plan.server is not None:
+                arguments = " ".join((*plan.options, *plan.platform))
+                click.echo(f"# {plan.server_image}: docker build {arguments}")
+                show_lines([*plan.server.listing(), ""])
+            show_lines([f"# {name or 'the image'}", *plan.model.listing()])
             return
         built = build_image(plan, cast("str", name), show_progress, pull)
         version = f" version {plan.resolved.version}" if plan.resolved.version else ""
@@ -214,34 +199,19 @@ def build_docker(
         click.echo(f"{built.name}: pushed, {pushed}")
 
 
-def _plan_lines(plan: "ImagePlan", title: str) -> Iterator[str]:
-    """Yield the input of Docker for the server's image, if it must be built, and for
-    the image with the model.
-    """
-    if plan.server is not None:
-        arguments = " ".join((*plan.options, *plan.platform))
-        yield f"# {plan.server_image}: docker build {arguments}"
-        yield from plan.server.listing()
-        yield ""
-    yield f"# {title}"
-    yield from plan.model.listing()
-
-
 @click.command()
 @option(
     "--for",
     "format_name",
+    "Format of the manifests.",
     required=True,
     type=click.Choice(list(FORMATS)),
-    help="Format of the manifests.",
 )
-@option(
-    "-n", "--name", metavar="NAME", help="Stored endpoint; with MODEL, the name of a new endpoint."
-)
+@option("-n --name NAME", "Stored endpoint; with MODEL, the name of a new endpoint.")
 @optional_model_argument
-@path_option("--spec", "spec_file", help="YAML file with one endpoint.")
-@option("--namespace", default="default", metavar="NAME", help="Namespace in Kubernetes.")
-@folder_option("--folder", show_default="standard output", help="Folder for the files.")
+@path_option("--spec", "spec_file", "YAML file with one endpoint.")
+@option("--namespace NAME", "Namespace in Kubernetes.", default="default")
+@folder_option("--folder", "Folder for the files.", show_default="standard output")
 @config_option
 def render(
     format_name: str,
@@ -307,34 +277,11 @@ def render(
 
 @click.command()
 @model_argument
-@option(
-    "--rate",
-    type=NumberRange(1e-3, 1e9),
-    required=True,
-    metavar="RATE",
-    help="Requests per second.",
-)
-@option(
-    "--p99",
-    required=True,
-    metavar="LATENCY",
-    help="Largest 99th percentile of the latency: 20ms or 1.5s.",
-)
-@option("--rows", type=POSITIVE, metavar="ROWS", default=1, help="Rows per request.")
-@option(
-    "--cpu-hour-price",
-    type=NumberRange(0),
-    metavar="USD",
-    default=CPU_HOUR_PRICE,
-    help=_PRICE.format("core"),
-)
-@option(
-    "--gb-hour-price",
-    type=NumberRange(0),
-    metavar="USD",
-    default=GB_HOUR_PRICE,
-    help=_PRICE.format("GB"),
-)
+@option("--rate RATE", "Requests per second.", type=NumberRange(1e-3, 1e9), required=True)
+@option("--p99 LATENCY", "Largest 99th percentile of the latency: 20ms or 1.5s.", required=True)
+@option("--rows ROWS", "Rows per request.", type=POSITIVE, default=1)
+@option("--cpu-hour-price USD", _PRICE.format("core"), type=NumberRange(0), default=CPU_HOUR_PRICE)
+@option("--gb-hour-price USD", _PRICE.format("GB"), type=NumberRange(0), default=GB_HOUR_PRICE)
 @config_option
 @output_option
 def size(
@@ -369,10 +316,27 @@ def size(
         pod = measure_pod(spec, folder, request_bodies(folder, rows), rate, limit, show_progress)
     plan = plan_pods(pod, rate, rows, **prices)
     options = config_line({**changes, **plan.options})
+    load = pod.planned
+    memory = plan.options["container.memory_bytes"] / 1e6
     render = f"onnxserve render {shlex.quote(model_uri)} -n {spec.name} {options}"
     table = [
         ("pods", f"{plan.pods} for {rate:,g} requests/s"),
-        *_pod_rows(pod, plan, p99),
+        (
+            "rate per pod",
+            f"{load.rate:,.1f} requests/s; at most {pod.highest.rate:,.1f}, of which "
+            f"{HEADROOM:.0%} stay free",
+        ),
+        (
+            "p99",
+            f"{load.p99 * 1e3:.3g} ms; limit {p99}; other processes used {load.other_cpus:.1f} "
+            "cores",
+        ),
+        (
+            "server",
+            f"workers {pod.workers}, threads {pod.threads}, batch size {pod.max_batch_size}",
+        ),
+        ("CPU per pod", f"{load.cpus:.2f} cores; limit {plan.options['container.cpus']}"),
+        ("memory per pod", f"{pod.memory_bytes / 1e6:,.0f} MB; limit {memory:,.0f} MB"),
         ("cost", f"{plan.cost_per_million:.3g} USD per million predictions"),
         ("options", options),
         ("autoscaler", f"{render} {config_line(plan.hpa)} --for kubernetes"),
@@ -382,22 +346,3 @@ def size(
     show_result(output, {"pod": pod, "plan": plan, "warning": warning}, align_columns(table))
     if warning:
         show_progress(warning)
-
-
-def _pod_rows(pod: "PodMeasurement", plan: "Plan", p99: str) -> Iterator[tuple[str, str]]:
-    """Yield the title and the text of each figure of a pod. `p99` is the limit."""
-    load = pod.planned
-    limits = plan.options
-    yield (
-        "rate per pod",
-        f"{load.rate:,.1f} requests/s; at most {pod.highest.rate:,.1f}, of which {HEADROOM:.0%} "
-        "stay free",
-    )
-    yield (
-        "p99",
-        f"{load.p99 * 1e3:.3g} ms; limit {p99}; other processes used {load.other_cpus:.1f} cores",
-    )
-    yield "server", f"workers {pod.workers}, threads {pod.threads}, batch size {pod.max_batch_size}"
-    yield "CPU per pod", f"{load.cpus:.2f} cores; limit {limits['container.cpus']}"
-    memory = limits["container.memory_bytes"] / 1e6
-    yield "memory per pod", f"{pod.memory_bytes / 1e6:,.0f} MB; limit {memory:,.0f} MB"

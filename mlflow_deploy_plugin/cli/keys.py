@@ -1,8 +1,9 @@
 """`onnxserve keys` manages the API keys of servers with `server.api_keys`."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import timedelta
 from typing import TYPE_CHECKING, get_args
 
 import click
@@ -27,9 +28,17 @@ from mlflow_deploy_plugin.core.spec.types import parse_duration
 from mlflow_deploy_plugin.core.statedir.models import Scope
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.core.store.keys import ApiKey
+    from mlflow_deploy_plugin.core.store.keys import ApiKey, ApiKeys
 
 _SCOPES: tuple[Scope, ...] = get_args(Scope)
+
+
+@contextmanager
+def _opened_keys() -> Iterator["ApiKeys"]:
+    from mlflow_deploy_plugin.core.store.keys import ApiKeys
+
+    with opened_store() as store:
+        yield ApiKeys(store)
 
 
 @click.group(cls=Commands)
@@ -47,35 +56,27 @@ def keys() -> None:
 @option(
     "--scope",
     "scopes",
+    "Permission: predictions, explanations and feedback (infer); metrics, metadata and pages "
+    "(read); loading and unloading models (admin). May be repeated.",
     multiple=True,
     type=click.Choice(_SCOPES),
     default=("infer",),
-    help=(
-        "Permission: predictions, explanations and feedback (infer); metrics, metadata and pages "
-        "(read); loading and unloading models (admin). May be repeated."
-    ),
 )
 @option(
-    "--endpoint",
+    "--endpoint NAME",
     "endpoints",
+    "Endpoint that the key is valid for. May be repeated.",
     multiple=True,
-    metavar="NAME",
     show_default="all",
-    help="Endpoint that the key is valid for. May be repeated.",
 )
+@option("--expires DURATION", "Lifetime of the key: 12h, 90d.", show_default="never")
 @option(
-    "--expires", metavar="DURATION", show_default="never", help="Lifetime of the key: 12h, 90d."
-)
-@option(
-    "--limit",
+    "--limit RATE",
     "limits",
+    "Rate limit or quota of predictions, e.g. 100/second or 1000000/day. May be repeated. Each "
+    "worker counts separately from its start, unless ONNXSERVE_REDIS_URL sets a shared counter.",
     multiple=True,
-    metavar="RATE",
     show_default="none",
-    help=(
-        "Rate limit or quota of predictions, e.g. 100/second or 1000000/day. May be repeated. Each "
-        "worker counts separately from its start, unless ONNXSERVE_REDIS_URL sets a shared counter."
-    ),
 )
 @output_option
 def create(
@@ -102,16 +103,14 @@ def create(
             raise click.UsageError(
                 f"--limit {rate}: a rate is expected, e.g. 100/second or 1000000/day"
             )
-    lifetime: timedelta | None = None
+    lifetime = None
     if expires is not None:
         with usage_errors():
             lifetime = parse_duration(expires, "--expires")
-    with opened_store() as store:
-        from mlflow_deploy_plugin.core.store.keys import ApiKeys
-
-        names = store.names()
+    with _opened_keys() as stored:
+        names = stored.store.names()
         try:
-            key, text = ApiKeys(store).create(name, scopes, endpoints, lifetime, limits=limits)
+            key, text = stored.create(name, scopes, endpoints, lifetime, limits=limits)
         except OverflowError:
             raise click.UsageError(f"--expires {expires} ends after the year 9999") from None
     for identifier in endpoints:
@@ -130,11 +129,9 @@ def create(
 @output_option
 def list_keys(output: str) -> None:
     """List all API keys, including expired and revoked keys."""
-    with opened_store() as store:
-        from mlflow_deploy_plugin.core.store.keys import ApiKeys
-
-        api_keys = ApiKeys(store).created()
-        now = store.now()
+    with _opened_keys() as stored:
+        api_keys = stored.created()
+        now = stored.store.now()
     rows = [("NAME", "SCOPES", "ENDPOINTS", "LIMITS", "CREATED", "STATE")]
     for key in api_keys:
         created = f"{key.created_at:%Y-%m-%d} by {key.actor}"
@@ -146,16 +143,9 @@ def list_keys(output: str) -> None:
             state = "expired"
         else:
             state = f"valid until {key.expires_at:%Y-%m-%d %H:%M}Z"
-        rows.append(
-            (
-                key.name,
-                ",".join(key.scopes),
-                ",".join(key.endpoints) or "all",
-                ", ".join(key.limits) or "none",
-                created,
-                state,
-            )
-        )
+        endpoints = ",".join(key.endpoints) or "all"
+        limits = ", ".join(key.limits) or "none"
+        rows.append((key.name, ",".join(key.scopes), endpoints, limits, created, state))
     empty = "there are no keys: run `onnxserve keys create NAME`"
     show_table(output, [*map(_document, api_keys)], rows, empty)
 
@@ -169,10 +159,8 @@ def export() -> None:
     \b
       kubectl create secret generic keys --from-file keys.json=<(onnxserve keys export)
     """
-    with opened_store() as store:
-        from mlflow_deploy_plugin.core.store.keys import ApiKeys
-
-        click.echo(ApiKeys(store).valid_entries().model_dump_json(indent=2))
+    with _opened_keys() as stored:
+        click.echo(stored.valid_entries().model_dump_json(indent=2))
 
 
 @keys.command()
@@ -180,10 +168,7 @@ def export() -> None:
 @why_option
 def revoke(name: str, why: str) -> None:
     """Revoke the API key NAME. Servers refuse it within seconds."""
-    with opened_store() as store:
-        from mlflow_deploy_plugin.core.store.keys import ApiKeys
-
-        stored = ApiKeys(store)
+    with _opened_keys() as stored:
         if stored.revoke(name, why) is None:
             valid = [key.name for key in stored.valid()]
             hint = did_you_mean(name, valid, "onnxserve keys list shows them")

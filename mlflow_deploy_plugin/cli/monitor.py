@@ -3,7 +3,8 @@ windows, results and alerts.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
@@ -74,24 +75,20 @@ _SHOWN = (
 _VERDICTS_WITH_REASON = ("could not be judged", "cannot tell", "not judged")
 _monitor_argument = click.argument("monitor_name", metavar="MONITOR")
 _monitor_option = option(
-    "--monitor",
+    "--monitor MONITOR",
     "monitor_name",
-    metavar="MONITOR",
+    "Monitor of the endpoint.",
     show_default="the only monitor; without monitors, a daily drift monitor",
-    help="Monitor of the endpoint.",
 )
 _window_option = option(
-    "--window",
-    metavar="START/END",
+    "--window START/END",
+    "Half-open interval of event time in UTC: 2013-07-01/2013-08-01 or 2013-07-01/1d.",
     show_default="the latest complete window of the monitor that has rows",
-    help="Half-open interval of event time in UTC: 2013-07-01/2013-08-01 or 2013-07-01/1d.",
 )
 _exit_code_flag = flag(
     "--exit-code",
-    help=(
-        "Exit with the verdict: 0 without an alarm, 1 for `drift` or `violated`, 3 if there is no "
-        "verdict (`cannot tell`, `not judged`, such as for too few rows)."
-    ),
+    "Exit with the verdict: 0 without an alarm, 1 for `drift` or `violated`, 3 if there is no "
+    "verdict (`cannot tell`, `not judged`, such as for too few rows).",
 )
 _EXIT_CODES = {"fine": 0, "alarm": 1, "undecided": 3}
 
@@ -129,18 +126,33 @@ def list_(name: str | None, output: str) -> None:
             watermarks = read_watermarks(locate_log(deployments.settings.inference_log))
         monitors = overviews(deployments.store, name, watermarks)
         lease = deployments.store.lease(STORE_LEASE)
-        is_run = lease is not None and lease.is_current
         if name is None:
             for unreadable in deployments.store.unreadable():
                 click.echo(unreadable.reason, err=True)
-    endpoint = name or "NAME"
-    empty = f"there are no monitors: run `onnxserve monitor add {endpoint} MONITOR`"
-    table = [_HEAD, *map(_monitor_row, monitors)]
-    show_table(output, [*map(monitor_document, monitors)], table, empty)
+    limits = []
+    notes = []
+    for item in monitors:
+        if item.false_per_year is not None:
+            limits.append(f"{item.endpoint}: alarms.false_per_year is {item.false_per_year:g}")
+        title = f"{item.endpoint} {item.monitor}"
+        if item.why:
+            notes.append(f"{title}: {item.why}")
+        if item.given_up:
+            notes.append(f"{title}: {item.given_up} of its windows could not be judged")
+        if item.state.baseline:
+            starts = [f"{key} since {format_time(at)}" for key, at in item.state.baseline.items()]
+            notes.append(f"{title}: accepted baselines: {join_names(starts)}")
+    show_table(
+        output,
+        [*map(monitor_document, monitors)],
+        [_HEAD, *map(_monitor_row, monitors)],
+        f"there are no monitors: run `onnxserve monitor add {name or 'NAME'} MONITOR`",
+    )
     if output == "json" or not monitors:
         return
-    show_lines(_note_lines(monitors))
-    if not is_run:
+    # Monitors of an endpoint have the same limit.
+    show_lines([*dict.fromkeys(limits), *notes])
+    if lease is None or not lease.is_current:
         show_progress(
             "no controller runs: start `onnxserve controller` to judge the windows that are due"
         )
@@ -156,46 +168,13 @@ def _monitor_row(item: "MonitorOverview") -> tuple[str, ...]:
         if item.last.by_hand:
             verdict += " (by hand)"
     due = f"{item.next_due:%Y-%m-%d %H:%M}" if item.next_due else "-"
-    return (
-        item.endpoint,
-        item.monitor,
-        item.spec.kind,
-        item.spec.every,
-        item.status,
-        window,
-        verdict,
-        due,
-    )
-
-
-def _note_lines(monitors: "Sequence[MonitorOverview]") -> Iterator[str]:
-    """Yield the limit of each endpoint for false alarms, and the problems and accepted
-    baselines of each monitor.
-    """
-    limits = {
-        item.endpoint: item.false_per_year for item in monitors if item.false_per_year is not None
-    }
-    for endpoint, number in limits.items():
-        yield f"{endpoint}: alarms.false_per_year is {number:g}"
-    for item in monitors:
-        name = f"{item.endpoint} {item.monitor}"
-        if item.why:
-            yield f"{name}: {item.why}"
-        if item.given_up:
-            yield f"{name}: {item.given_up} of its windows could not be judged"
-        starts = [f"{key} since {format_time(at)}" for key, at in item.state.baseline.items()]
-        if starts:
-            yield f"{name}: accepted baselines: {join_names(starts)}"
+    settings = (item.endpoint, item.monitor, item.spec.kind, item.spec.every)
+    return (*settings, item.status, window, verdict, due)
 
 
 @monitor.command()
-@option(
-    "--keep",
-    required=True,
-    metavar="DURATION",
-    help="Maximum age of windows and alerts: 90d, 400d.",
-)
-@flag("--dry-run", help="Show the numbers of windows and alerts that would be deleted.")
+@option("--keep DURATION", "Maximum age of windows and alerts: 90d, 400d.", required=True)
+@flag("--dry-run", "Show the numbers of windows and alerts that would be deleted.")
 def expire(keep: str, dry_run: bool) -> None:
     """Delete old windows and alerts of all monitors.
 
@@ -226,10 +205,8 @@ def expire(keep: str, dry_run: bool) -> None:
 @_monitor_option
 @_window_option
 @engine_option(
-    help=(
-        "Engine that aggregates the rows: this process, or Spark for large logs. Both give the "
-        "same numbers."
-    )
+    "Engine that aggregates the rows: this process, or Spark for large logs. Both give the "
+    "same numbers."
 )
 @_exit_code_flag
 @output_option
@@ -296,14 +273,13 @@ def resume(name: str, monitor_name: str, why: str) -> None:
 @name_argument
 @_monitor_argument
 @option(
-    "--from",
+    "--from TIME",
     "begin",
+    "Start of the interval in UTC: 2013-07-01 or 2013-07-01T12:00.",
     required=True,
-    metavar="TIME",
-    help="Start of the interval in UTC: 2013-07-01 or 2013-07-01T12:00.",
 )
-@option("--to", "end", metavar="TIME", show_default="now", help="End of the interval (exclusive).")
-@flag("--again", help="Judge windows again that already have a verdict.")
+@option("--to TIME", "end", "End of the interval (exclusive).", show_default="now")
+@flag("--again", "Judge windows again that already have a verdict.")
 def backfill(name: str, monitor_name: str, begin: str, end: str | None, again: bool) -> None:
     """Judge the windows of an interval that have no verdict yet.
 
@@ -322,88 +298,61 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None, again: b
         from mlflow_deploy_plugin.watch.monitors.manual_runs import find_monitor
 
         selected_monitor = find_monitor(deployments, name, monitor_name)
-        judged = 0
-        undecided = 0
-        passed_over = 0
-        failed = 0
+        counts: Counter[str] = Counter()
         number = 0
         count = 0
         try:
             for number, count, window, is_new in backfill_windows(
                 deployments, selected_monitor, period.start, period.end, judge_and_log, again
             ):
+                outcome = window.outcome or "could not be judged"
                 if window.state == "failed":
-                    failed += 1
+                    counts["failed"] += 1
                 elif window.verdict == "not judged":
-                    undecided += 1
+                    counts["undecided"] += 1
                 elif is_new:
-                    judged += 1
+                    counts["judged"] += 1
                 else:
-                    passed_over += 1
-                click.echo(f"[{number}/{count}] {_backfill_line(window, is_new)}")
+                    counts["passed over"] += 1
+                note = "" if is_new or outcome == "not judged" else " (already judged)"
+                if outcome in _VERDICTS_WITH_REASON:
+                    outcome = f"{outcome}: {window.reason}"
+                place = Window(window.start, window.end)
+                click.echo(f"[{number}/{count}] {place}: {outcome}{note}")
         except KeyboardInterrupt:
             show_progress(
                 f"interrupted after {number} of {count} windows; repeat the command to continue"
             )
             sys.exit(130)
     click.echo(
-        f"{judged} windows judged, {undecided} without a verdict, {passed_over} already judged, "
-        f"{failed} could not be judged"
+        f"{counts['judged']} windows judged, {counts['undecided']} without a verdict, "
+        f"{counts['passed over']} already judged, {counts['failed']} could not be judged"
     )
-    if failed:
+    if counts["failed"]:
         sys.exit(1)
-
-
-def _backfill_line(window: "MonitorWindow", is_new: bool) -> str:
-    """Return a window with its verdict, or the reason why there is none. A window that
-    is not new was judged before.
-    """
-    outcome = window.outcome or "could not be judged"
-    is_repeated = not is_new and outcome != "not judged"
-    if outcome in _VERDICTS_WITH_REASON:
-        outcome = f"{outcome}: {window.reason}"
-    if is_repeated:
-        outcome += " (already judged)"
-    return f"{Window(window.start, window.end)}: {outcome}"
 
 
 @monitor.command()
 @name_argument
 @_monitor_argument
+@option("--kind", "Kind of the monitor.", type=click.Choice(get_args(MonitorKind)), default="drift")
+@option("--every DURATION", "Length of a window in event time: 30m, 1h, 1d, 1w.", show_default="1d")
 @option(
-    "--kind", type=click.Choice(get_args(MonitorKind)), default="drift", help="Kind of the monitor."
-)
-@option(
-    "--every",
-    metavar="DURATION",
-    show_default="1d",
-    help="Length of a window in event time: 30m, 1h, 1d, 1w.",
-)
-@option(
-    "--schedule",
-    metavar="CRONTAB",
+    "--schedule CRONTAB",
+    "Times of the judgements in crontab syntax: '15 6 * * *'.",
     show_default="at the end of each window",
-    help="Times of the judgements in crontab syntax: '15 6 * * *'.",
 )
+@option("--time-zone ZONE", "Time zone of the schedule: Europe/Berlin.", show_default="UTC")
 @option(
-    "--time-zone",
-    metavar="ZONE",
-    show_default="UTC",
-    help="Time zone of the schedule: Europe/Berlin.",
-)
-@option(
-    "--reference",
-    metavar="REFERENCE",
+    "--reference REFERENCE",
+    "Data to compare a window with: training, rolling:7d, window:START/END or dataset:URI.",
     show_default="training",
-    help="Data to compare a window with: training, rolling:7d, window:START/END or dataset:URI.",
 )
-@option("--require", metavar="CRITERIA", help="Criteria that must hold: accuracy>=0.8,f1>=0.7.")
+@option("--require CRITERIA", "Criteria that must hold: accuracy>=0.8,f1>=0.7.")
 @option(
-    "-C",
-    "--config",
+    "-C --config FIELD=VALUE",
+    "Field to set: min_rows=500, retrain.project=…. May be repeated.",
     multiple=True,
-    metavar="FIELD=VALUE",
-    help="Field to set: min_rows=500, retrain.project=…. May be repeated.",
 )
 @why_option
 def add(
@@ -449,12 +398,11 @@ def add(
 @name_argument
 @_monitor_argument
 @option(
-    "--column",
+    "--column COLUMN",
     "columns",
+    "Column whose baseline moves, in all rows and segments: delay. May be repeated.",
     multiple=True,
-    metavar="COLUMN",
     show_default="all columns with an open alarm except the relations between columns",
-    help="Column whose baseline moves, in all rows and segments: delay. May be repeated.",
 )
 @why_option
 def accept(name: str, monitor_name: str, columns: tuple[str, ...], why: str) -> None:
@@ -508,42 +456,30 @@ def drift() -> None:
 @_window_option
 @_monitor_option
 @option(
-    "--rows",
-    metavar="FILE",
-    help=(
-        "Rows to judge instead of captured rows, Parquet or CSV. The report is logged to the "
-        "experiment onnxserve/NAME; the endpoint NAME need not exist."
-    ),
+    "--rows FILE",
+    "Rows to judge instead of captured rows, Parquet or CSV. The report is logged to the "
+    "experiment onnxserve/NAME; the endpoint NAME need not exist.",
 )
-@option("--reference", metavar="FILE", help="Rows to compare --rows with, e.g. the training rows.")
+@option("--reference FILE", "Rows to compare --rows with, e.g. the training rows.")
 @option(
-    "--min-rows",
+    "--min-rows ROWS",
+    "Minimum number of rows; a smaller window is not judged.",
     type=POSITIVE,
-    metavar="ROWS",
     show_default="the monitor's",
-    help="Minimum number of rows; a smaller window is not judged.",
 )
 @option(
-    "--false-alarm-rate",
+    "--false-alarm-rate SHARE",
+    "Share of windows without drift that may be reported as drifted.",
     type=NumberRange(0, 1, min_open=True, max_open=True),
-    metavar="SHARE",
     show_default="the monitor's",
-    help="Share of windows without drift that may be reported as drifted.",
 )
 @option(
-    "--columns",
-    metavar="NAMES",
+    "--columns NAMES",
+    "Columns to judge: temp,image.",
     callback=to_names,
     show_default="the monitor's",
-    help="Columns to judge: temp,image.",
 )
-@option(
-    "--exclude",
-    metavar="NAMES",
-    callback=to_names,
-    show_default="none",
-    help="Columns to ignore: id,image.",
-)
+@option("--exclude NAMES", "Columns to ignore: id,image.", callback=to_names, show_default="none")
 @_exit_code_flag
 @output_option
 def run_drift(
@@ -589,15 +525,12 @@ def alert() -> None:
 @alert.command()
 @name_argument
 @option(
-    "--monitor",
+    "--monitor MONITOR",
+    "Monitor whose alerts are silenced.",
     default="",
-    metavar="MONITOR",
     show_default="all monitors of the endpoint",
-    help="Monitor whose alerts are silenced.",
 )
-@option(
-    "--for", "length", required=True, metavar="DURATION", help="Duration from now: 30m, 2h, 7d."
-)
+@option("--for DURATION", "length", "Duration from now: 30m, 2h, 7d.", required=True)
 @why_option
 def silence(name: str, monitor: str, length: str, why: str) -> None:
     """Silence the alerts of an endpoint for a limited time.

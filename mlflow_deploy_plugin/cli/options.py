@@ -5,6 +5,7 @@ Commands import MLflow, pandas, pyarrow and other slow libraries inside function
 keep `--help` fast.
 """
 
+import io
 import math
 import os
 import shutil
@@ -18,11 +19,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import orjson
 
-from mlflow_deploy_plugin.cli.entry import Output
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 
 if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
     from mlflow_deploy_plugin.core.store.store import Store
     from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 
@@ -31,6 +33,27 @@ _NARROWEST = 8
 """The width below which no column of a table is reduced."""
 POSITIVE = click.IntRange(min=1)
 """The type of an option for a whole number from 1."""
+
+
+class Output(io.FileIO):
+    """Standard output or standard error. After its reader has left, such as `head`, the
+    output is discarded, so that a command finishes its change.
+    """
+
+    ends_command = False
+    """True for a command that only reads, which ends when its reader has left."""
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            # A full disk is an error only once: the end of the process writes again.
+            discarded = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(discarded, self.fileno())  # Child processes write to it as well.
+            os.close(discarded)
+            if Output.ends_command or not isinstance(error, BrokenPipeError):
+                raise
+            return super().write(data)
 
 
 class NumberRange(click.FloatRange):
@@ -72,10 +95,26 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
-def option(*names: str, **attributes: Any) -> Callable[[_Command], _Command]:
-    """Return click's option with these names. The help shows the default, unless the
-    default is empty or False.
+def option(*texts: str, **attributes: Any) -> Callable[[_Command], _Command]:
+    """Return click's option. The help shows the default, unless it is empty or False.
+
+    Args:
+        texts: the names and the placeholder of the value (`-n --name NAME`), the
+            parameter of the command if it has another name, and the help.
+        attributes: further attributes of click's option.
     """
+    names = []
+    for text in texts:
+        if text.startswith("-"):
+            for word in text.split():
+                if word.startswith("-"):
+                    names.append(word)
+                else:
+                    attributes["metavar"] = word
+        elif text.isidentifier():
+            names.append(text)
+        else:
+            attributes["help"] = text
     default = attributes.get("default")
     attributes.setdefault("show_default", default is not False and default not in (None, ""))
     return click.option(*names, **attributes)
@@ -83,13 +122,13 @@ def option(*names: str, **attributes: Any) -> Callable[[_Command], _Command]:
 
 flag = partial(option, is_flag=True)
 """An option without a value."""
-dry_run_flag = flag("--dry-run", help="Check and show the change, but do not make it.")
+dry_run_flag = flag("--dry-run", "Check and show the change, but do not make it.")
 path_option = partial(option, type=click.Path(path_type=Path), metavar="FILE")
 """An option for the path of a file or folder, which need not exist."""
 folder_option = partial(option, type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER")
 """An option for the path of a folder, which may not be a file."""
-original_option = partial(option, "--original", default="", metavar="URI")
-max_rows_option = partial(option, "--max-rows", metavar="ROWS", help="Maximum number of rows.")
+original_option = partial(option, "--original URI", default="")
+max_rows_option = partial(option, "--max-rows ROWS", "Maximum number of rows.")
 engine_option = partial(option, "--engine", type=click.Choice(["local", "spark"]), default="local")
 
 
@@ -110,21 +149,17 @@ def format_option(help: str, *formats: str) -> Callable[[_Command], _Command]:
     """Return the option -o (output format) with these formats and the default
     `text`.
     """
-    return option("-o", "--output", type=click.Choice(formats), default="text", help=help)
+    return option("-o --output", help, type=click.Choice(formats), default="text")
 
 
 output_option = format_option(
     "Output format: lines for people, or JSON for programs.", "text", "json"
 )
 config_option = option(
-    "-C",
-    "--config",
+    "-C --config KEY=VALUE",
+    "Field to set, e.g. server.workers=2. May be repeated. `mlflow deployments help -t "
+    "onnxserve` lists the fields.",
     multiple=True,
-    metavar="KEY=VALUE",
-    help=(
-        "Field to set, e.g. server.workers=2. May be repeated. `mlflow deployments help -t "
-        "onnxserve` lists the fields."
-    ),
 )
 name_argument = click.argument("name")
 optional_name_argument = click.argument("name", required=False)
@@ -153,25 +188,18 @@ version_argument = click.argument("model_uri", metavar="MODEL", callback=_check_
 """The argument for a version of a registered model. The command resolves a stage or
 alias.
 """
-reason_option = partial(option, "--why", default="", metavar="REASON")
-why_option = reason_option(help="Reason for the audit trail (`onnxserve audit history NAME`).")
+reason_option = partial(option, "--why REASON", default="")
+why_option = reason_option("Reason for the audit trail (`onnxserve audit history NAME`).")
 
 since_option = option(
-    "--since",
-    "--window",
+    "--since --window WHEN",
     "since",
-    metavar="WHEN",
+    "Start: an age by the time of receipt (90s, 1h, 7d), an event time in UTC "
+    "(2013-07-01T12:00), or a window of event time (2013-07-01/1d).",
     show_default="everything",
-    help=(
-        "Start: an age by the time of receipt (90s, 1h, 7d), an event time in UTC "
-        "(2013-07-01T12:00), or a window of event time (2013-07-01/1d)."
-    ),
 )
 until_option = option(
-    "--until",
-    metavar="WHEN",
-    show_default="no end",
-    help="End (exclusive): an age, or an event time in UTC.",
+    "--until WHEN", "End (exclusive): an age, or an event time in UTC.", show_default="no end"
 )
 
 

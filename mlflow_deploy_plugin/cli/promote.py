@@ -42,10 +42,8 @@ from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.registry.transitions import parse_stage_or_alias
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.promote.evidence.diff import VersionDiff
     from mlflow_deploy_plugin.promote.gate.approval_client import ListedRequest
     from mlflow_deploy_plugin.promote.gate.promotion import Promotion
-    from mlflow_deploy_plugin.promote.gate.run import GateRun
     from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployment, Deployments
 
 
@@ -62,18 +60,15 @@ ServingState = Literal["serves it", "stopped", "refused", "waiting"]
 
 
 _to_option = option(
-    "--to",
+    "--to @ALIAS|STAGE",
+    "Alias (@champion) or stage (Production, Staging, …).",
     required=True,
-    metavar="@ALIAS|STAGE",
     callback=lambda _context, _parameter, text: str(parse_stage_or_alias(text)),
-    help="Alias (@champion) or stage (Production, Staging, …).",
 )
 _original_option = original_option(
+    "Torch model that MODEL was made from. Needed if the policy requires fgsm or pgd. Its "
+    "code is run.",
     show_default="the model that the version or its base names",
-    help=(
-        "Torch model that MODEL was made from. Needed if the policy requires fgsm or pgd. Its "
-        "code is run."
-    ),
 )
 
 
@@ -95,20 +90,14 @@ class ServedAfterPromotion:
 @path_option(
     "--policy",
     "policy_file",
+    "YAML file of the policy. If the policy differs from the model's policy, the verdict is "
+    "not stored as a tag.",
     show_default="the model's tag onnxserve.gate.policy, otherwise the built-in policy",
-    help=(
-        "YAML file of the policy. If the policy differs from the model's policy, the verdict is "
-        "not stored as a tag."
-    ),
 )
 @option(
-    "--against",
-    metavar="URI",
+    "--against URI",
+    "Model to compare with. The verdict of a comparison with another model is not stored as a tag.",
     show_default="the version with the gated alias or stage",
-    help=(
-        "Model to compare with. The verdict of a comparison with another model is not stored as a "
-        "tag."
-    ),
 )
 @_original_option
 @output_option
@@ -135,9 +124,9 @@ def gate(
     from mlflow_deploy_plugin.promote.gate.verdict import verdict_as_json
 
     model, version = _registered_version(model_uri)
-    verdict = None if against else verdict_of_served(model, version, policy_file)
-    if verdict is not None:
-        show_result(output, verdict, [f"{verdict}; --against URI compares it with another version"])
+    served = None if against else verdict_of_served(model, version, policy_file)
+    if served is not None:
+        show_result(output, served, [f"{served}; --against URI compares it with another version"])
         return
     gated = run_gate(
         model,
@@ -147,56 +136,46 @@ def gate(
         original=original,
         progress=show_progress,
     )
-    document = {
-        **verdict_as_json(gated.verdict),
-        "run": asdict(gated.run),
-        "tagged": gated.is_tagged,
-    }
-    show_result(output, document, _verdict_lines(gated))
-    if not gated.verdict.passed:
+    verdict = gated.verdict
+    compared = f", compared with {verdict.against}" if verdict.against else ""
+    lines = [f"{model} version {version}: {verdict.state}{compared}"]
+    width = max(len(check.name) for check in verdict.checks)
+    for check in verdict.checks:
+        lines.append(f"  {check.state:7}  {check.name:{width}}  {check.reason}")
+        lines += [f"  {'':7}  {'':{width}}  note: {note}" for note in check.notes]
+    lines.append(f"  policy: {verdict.policy_from}")
+    if not gated.is_tagged:
+        lines[-1] += " (trial: the tags did not change)"
+    report = gated.report
+    if not gated.run.url:
+        report = f"run {gated.run.run_id} in experiment {gated.run.experiment}"
+    lines.append(f"  report: {report}")
+    logged = {"run": asdict(gated.run), "tagged": gated.is_tagged}
+    show_result(output, verdict_as_json(verdict) | logged, lines)
+    if not verdict.passed:
         sys.exit(1)
 
 
 @click.command()
 @version_argument
 @_to_option
-@flag(
-    "--force",
-    help="Promote the version even if the gate fails. Requires --why, and is recorded.",
-)
-@reason_option(help="Reason for the audit trail and, with --force, for a tag.")
+@flag("--force", "Promote the version even if the gate fails. Requires --why, and is recorded.")
+@reason_option("Reason for the audit trail and, with --force, for a tag.")
 @path_option(
-    "--policy",
-    "policy_file",
-    help="YAML file of the gate policy for a model without a policy.",
+    "--policy", "policy_file", "YAML file of the gate policy for a model without a policy."
 )
-@flag(
-    "--request",
-    "is_request",
-    help="Run the gate and request approvals, but do not move the version.",
-)
+@flag("--request", "is_request", "Run the gate and request approvals, but do not move the version.")
 @option(
-    "--to-registry",
-    default="",
-    metavar="URI",
-    help="MLflow server to which the version is copied before the gate.",
+    "--to-registry URI", "MLflow server to which the version is copied before the gate.", default=""
 )
-@option(
-    "--to-model",
-    default="",
-    metavar="NAME",
-    help="Registered model to which the version is copied.",
-)
+@option("--to-model NAME", "Registered model to which the version is copied.", default="")
 @_original_option
 @option(
-    "--wait",
+    "--wait SECONDS",
+    "Maximum seconds to wait until the deployments that follow the stage or alias serve "
+    "the version.",
     type=NumberRange(min=0),
     default=60.0,
-    metavar="SECONDS",
-    help=(
-        "Maximum seconds to wait until the deployments that follow the stage or alias serve "
-        "the version."
-    ),
 )
 @dry_run_flag
 @output_option
@@ -301,30 +280,16 @@ def list_requests(name: str | None, output: str) -> None:
     for entry in listed:
         requested = f"{entry.at:%Y-%m-%d %H:%M}Z by {entry.requested_by}"
         approved = ", ".join(entry.approved_by)
-        rows.append(
-            (
-                entry.model,
-                entry.version,
-                entry.to,
-                requested,
-                entry.verdict,
-                approved,
-                entry.reason,
-            ),
-        )
+        move = (entry.model, entry.version, entry.to)
+        rows.append((*move, requested, entry.verdict, approved, entry.reason))
     empty = "there are no requests: run `onnxserve promote MODEL --to @ALIAS --request`"
-    show_table(
-        output,
-        [entry.model_dump(mode="json") for entry in listed],
-        rows,
-        empty,
-    )
+    show_table(output, [entry.model_dump(mode="json") for entry in listed], rows, empty)
 
 
 @request.command()
 @version_argument
 @_to_option
-@reason_option(help="Reason for the audit trail.")
+@reason_option("Reason for the audit trail.")
 def approve(model_uri: str, to: str, why: str) -> None:
     """Approve a requested promotion.
 
@@ -353,7 +318,7 @@ def approve(model_uri: str, to: str, why: str) -> None:
 @request.command()
 @version_argument
 @_to_option
-@reason_option(default=None, required=True, help="Reason for the audit trail.")
+@reason_option("Reason for the audit trail.", default=None, required=True)
 def decline(model_uri: str, to: str, why: str) -> None:
     """Decline a requested promotion.
 
@@ -498,24 +463,6 @@ def _promotion_lines(promotion: "Promotion", served: list[ServedAfterPromotion])
         yield f"  no deployment follows {promotion.uri}"
 
 
-def _verdict_lines(gated: "GateRun") -> Iterator[str]:
-    """Yield the verdict of a gate, its checks, its policy and its report."""
-    verdict = gated.verdict
-    compared = f", compared with {verdict.against}" if verdict.against else ""
-    yield f"{verdict.model} version {verdict.version}: {verdict.state}{compared}"
-    width = max(len(check.name) for check in verdict.checks)
-    for check in verdict.checks:
-        yield f"  {check.state:7}  {check.name:{width}}  {check.reason}"
-        for note in check.notes:
-            yield f"  {'':7}  {'':{width}}  note: {note}"
-    trial = "" if gated.is_tagged else " (trial: the tags did not change)"
-    yield f"  policy: {verdict.policy_from}{trial}"
-    report = gated.report
-    if not gated.run.url:
-        report = f"run {gated.run.run_id} in experiment {gated.run.experiment}"
-    yield f"  report: {report}"
-
-
 def _request_lines(entry: "ListedRequest") -> Iterator[str]:
     """Yield a requested promotion, its gate report and its approvals."""
     why = f": {entry.why}" if entry.why else ""
@@ -535,7 +482,7 @@ def _request_lines(entry: "ListedRequest") -> Iterator[str]:
 @click.command()
 @click.argument("before", metavar="MODEL")
 @click.argument("after", metavar="MODEL")
-@flag("--all", "shows_all", help="Also show the facts that are equal.")
+@flag("--all", "shows_all", "Also show the facts that are equal.")
 @output_option
 def diff(before: str, after: str, shows_all: bool, output: str) -> None:
     """Compare two versions of a registered model.
@@ -551,40 +498,22 @@ def diff(before: str, after: str, shows_all: bool, output: str) -> None:
     from mlflow_deploy_plugin.promote.evidence.diff import diff_versions
 
     compared = diff_versions(before, after)
-    compared = replace(
-        compared,
-        rows=tuple(row for row in compared.rows if shows_all or row.is_changed),
-    )
-    document = {"sentence": compared.sentence, **asdict(compared)}
-    show_result(output, document, _diff_lines(compared))
-
-
-def _diff_lines(compared: "VersionDiff") -> Iterator[str]:
-    """Yield a sentence, a table of the facts of two versions, and a table of their
-    predictions.
-    """
-    yield f"{compared.sentence}."
-    rows = [("SECTION", "NAME", compared.before, compared.after, "TREND")]
-    for row in compared.rows:
-        rows.append(
-            (
-                row.section,
-                row.name,
-                _text(row.before),
-                _text(row.after),
-                row.trend,
-            )
-        )
-    yield from align_columns(rows)
+    shown = tuple(row for row in compared.rows if shows_all or row.is_changed)
+    compared = replace(compared, rows=shown)
+    table = [("SECTION", "NAME", compared.before, compared.after, "TREND")]
+    for row in shown:
+        table.append((row.section, row.name, _text(row.before), _text(row.after), row.trend))
+    lines = [f"{compared.sentence}.", *align_columns(table)]
     if isinstance(compared.predictions, Refused):
-        yield f"predictions: not compared; {compared.predictions.reason}"
+        lines.append(f"predictions: not compared; {compared.predictions.reason}")
     else:
         changes = [("OUTPUT", "CHANGED ROWS", "LARGEST DIFFERENCE")]
         for change in compared.predictions:
             changed_rows = f"{change.changed_rows} of {change.rows}"
             changes.append((change.output, changed_rows, _text(change.largest)))
-        yield from align_columns(changes)
-    yield from (f"note: {note}" for note in compared.notes)
+        lines += align_columns(changes)
+    lines += [f"note: {note}" for note in compared.notes]
+    show_result(output, {"sentence": compared.sentence, **asdict(compared)}, lines)
 
 
 def _text(value: str | float | None) -> str:

@@ -38,20 +38,10 @@ _MOST_CHARACTERS = 40
 
 @click.command()
 @click.argument("prediction_id")
-@option(
-    "--endpoint", metavar="NAME", default="", show_default="all", help="Endpoint of the prediction."
-)
-@option(
-    "--row", type=click.IntRange(0), default=0, metavar="ROW", help="Row of the request to explain."
-)
-@option(
-    "--nodes",
-    type=click.IntRange(0),
-    default=20,
-    metavar="NUMBER",
-    help="Maximum number of graph nodes.",
-)
-@flag("--pdb", help="Run the predict of a model without an ONNX form in pdb.")
+@option("--endpoint NAME", "Endpoint of the prediction.", default="", show_default="all")
+@option("--row ROW", "Row of the request to explain.", type=click.IntRange(0), default=0)
+@option("--nodes NUMBER", "Maximum number of graph nodes.", type=click.IntRange(0), default=20)
+@flag("--pdb", "Run the predict of a model without an ONNX form in pdb.")
 @output_option
 def replay(prediction_id: str, endpoint: str, row: int, nodes: int, pdb: bool, output: str) -> None:
     """Compute a captured request again.
@@ -141,12 +131,7 @@ def _explanation_lines(result: "Replay", row: int) -> Iterator[str]:
 
 @click.command()
 @name_argument
-@option(
-    "--against",
-    metavar="URI",
-    required=True,
-    help="Candidate that predicts the rows of the endpoint NAME.",
-)
+@option("--against URI", "Candidate that predicts the rows of the endpoint NAME.", required=True)
 @since_option
 @until_option
 @max_rows_option(type=POSITIVE, default=100_000)

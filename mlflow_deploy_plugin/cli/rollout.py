@@ -43,7 +43,7 @@ _PLACE_SECONDS = 3.0
 
 
 _wait_option = flag(
-    "--wait", help="Show progress until the rollout ends. Without a controller, run it here."
+    "--wait", "Show progress until the rollout ends. Without a controller, run it here."
 )
 
 
@@ -60,35 +60,27 @@ def rollout() -> None:
 @rollout.command()
 @name_argument
 @option(
-    "--to",
-    metavar="URI|VERSION",
+    "--to URI|VERSION",
+    "New version: models:/flight-delay/7, or only 7 for the served model.",
     required=True,
-    help="New version: models:/flight-delay/7, or only 7 for the served model.",
 )
 @option(
-    "--steps",
+    "--steps PERCENT,…",
+    "Traffic share of the new version per step, in percent.",
     default="1,10,50,100",
-    metavar="PERCENT,…",
-    help="Traffic share of the new version per step, in percent.",
 )
+@option("--every DURATION", "Minimum duration of a step: 30s, 5m, 1h.", default="5m")
 @option(
-    "--every", default="5m", metavar="DURATION", help="Minimum duration of a step: 30s, 5m, 1h."
-)
-@option(
-    "--abort-on",
+    "--abort-on CRITERIA",
+    "Criteria for a rollback: error_rate>1%, p99>2x (also p50, p90, p95, or p99>250ms), "
+    "disagreement>20%.",
     default="error_rate>1%,p99>2x",
-    metavar="CRITERIA",
-    help=(
-        "Criteria for a rollback: error_rate>1%, p99>2x (also p50, p90, p95, or p99>250ms), "
-        "disagreement>20%."
-    ),
 )
 @option(
-    "--min-requests",
+    "--min-requests COUNT",
+    "Minimum number of requests to the new version in each step.",
     type=POSITIVE,
     default=100,
-    metavar="COUNT",
-    help="Minimum number of requests to the new version in each step.",
 )
 @why_option
 @_wait_option
@@ -259,12 +251,11 @@ def _show_progress(deployments: "Deployments", name: str, wait: bool) -> None:
 @click.command()
 @name_argument
 @option(
-    "--to",
-    metavar="VERSION|MODEL",
+    "--to VERSION|MODEL",
+    "Version to go back to, or a model URI if the endpoint does not follow a stage or alias.",
     show_default="the version served before",
-    help="Version to go back to, or a model URI if the endpoint does not follow a stage or alias.",
 )
-@reason_option(help="Reason for the audit trail and a tag of the version in MLflow.")
+@reason_option("Reason for the audit trail and a tag of the version in MLflow.")
 @dry_run_flag
 def rollback(name: str, to: str | None, why: str, dry_run: bool) -> None:
     """Go back to the version that was served before.

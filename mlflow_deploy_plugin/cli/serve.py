@@ -45,62 +45,34 @@ _log = logging.getLogger(__name__)
 @path_option(
     "--spec",
     "spec_file",
-    help=(
-        "YAML file with the endpoints to serve. Changes of the file are served without a restart, "
-        "except `server`."
-    ),
+    "YAML file with the endpoints to serve. Changes of the file are served without a restart, "
+    "except `server`.",
 )
-@option("--host", metavar="ADDRESS", show_default="127.0.0.1", help="Address to listen on.")
+@option("--host ADDRESS", "Address to listen on.", show_default="127.0.0.1")
 @option(
-    "-p",
-    "--port",
-    type=int,
-    metavar="PORT",
-    show_default="the first free port from 8080",
-    help="Port to listen on.",
+    "-p --port PORT", "Port to listen on.", type=int, show_default="the first free port from 8080"
 )
+@option("--metrics-port PORT", "Port for /metrics without a key.", type=int, show_default="none")
+@option("-w --workers COUNT", "Number of worker processes.", type=int, show_default="1")
+@option("-n --name NAME", "Name of the endpoint.", show_default="the model's name")
 @option(
-    "--metrics-port",
-    type=int,
-    metavar="PORT",
-    show_default="none",
-    help="Port for /metrics without a key.",
-)
-@option(
-    "-w",
-    "--workers",
-    type=int,
-    metavar="COUNT",
-    show_default="1",
-    help="Number of worker processes.",
-)
-@option(
-    "-n", "--name", metavar="NAME", show_default="the model's name", help="Name of the endpoint."
-)
-@option(
-    "--device",
-    metavar="DEVICE",
+    "--device DEVICE",
+    "Device of ONNX Runtime: cpu or cuda. There is no fallback to another device.",
     show_default="cpu",
-    help="Device of ONNX Runtime: cpu or cuda. There is no fallback to another device.",
 )
 @flag(
     "--insecure",
+    "Accept callers from other machines without an API key. The alternative is -C "
+    "server.api_keys=true.",
     default=None,
-    help=(
-        "Accept callers from other machines without an API key. The alternative is -C "
-        "server.api_keys=true."
-    ),
 )
-@flag("--no-follow", help="Resolve a stage or alias only once, at the start.")
+@flag("--no-follow", "Resolve a stage or alias only once, at the start.")
 @config_option
 @path_option(
-    "--state-dir",
-    metavar="FOLDER",
+    "--state-dir FOLDER",
+    "Folder for the state of the server. After a restart, the server can serve from it without "
+    "the registry.",
     show_default="ONNXSERVE_HOME/serve/NAME, or NAME-PORT with -p",
-    help=(
-        "Folder for the state of the server. After a restart, the server can serve from it without "
-        "the registry."
-    ),
 )
 def serve(
     model_uri: str | None,
@@ -184,10 +156,8 @@ def _claimed_folder(
     """
     if state_dir is not None:
         return claim_state_dir(absolute_path(state_dir))
-    folder = spec.name
-    if spec.server.port is not None:
-        folder = f"{folder}-{spec.server.port}"
-    return claim_free_state_dir(settings.home_path / "serve" / folder)
+    port = f"-{spec.server.port}" if spec.server.port is not None else ""
+    return claim_free_state_dir(settings.home_path / "serve" / f"{spec.name}{port}")
 
 
 class _WatchedSpec:
@@ -215,7 +185,14 @@ class _WatchedSpec:
         try:
             text = read_text(self._path, "the spec")
             if text != self._text:
-                self._write(text)
+                first, *others = load_specs(text)
+                first = apply_config(first, self._changes)
+                if first.server != self._server:
+                    _log.warning(
+                        "%s: the change of `server` takes effect at the next start", self._path
+                    )
+                    first = first.model_copy(update={"server": self._server})
+                _write_specs(self._folder, first, others)
             self._text = text
             self._error = ""
         except (OnnxserveError, OSError) as error:
@@ -223,15 +200,6 @@ class _WatchedSpec:
             if reason != self._error:
                 _log.error("the change of %s is not served: %s", self._path, reason)
             self._error = reason
-
-    def _write(self, text: str) -> None:
-        """Write a changed spec for the agent, with the old `server`."""
-        first, *others = load_specs(text)
-        first = apply_config(first, self._changes)
-        if first.server != self._server:
-            _log.warning("%s: the change of `server` takes effect at the next start", self._path)
-            first = first.model_copy(update={"server": self._server})
-        _write_specs(self._folder, first, others)
 
 
 def _write_specs(folder: Path, first: EndpointSpec, others: Sequence[EndpointSpec]) -> None:

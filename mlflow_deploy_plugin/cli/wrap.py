@@ -23,60 +23,49 @@ from mlflow_deploy_plugin.core.tabular.files import FILE_FORMATS, FileFormat
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.serve.runtime.artifact import Input, Output
-    from mlflow_deploy_plugin.wrap.flavor.parity import OutputFigures
     from mlflow_deploy_plugin.wrap.flavor.registered import WrappedVersion
     from mlflow_deploy_plugin.wrap.flavor.signing import SignedVersion
 
 
 @click.command()
 @click.argument("model")
-@option(
-    "--register",
-    metavar="NAME",
-    show_default="the name of MODEL",
-    help="Registered model of the new version.",
-)
+@option("--register NAME", "Registered model of the new version.", show_default="the name of MODEL")
 @path_option(
     "--data",
+    "Rows for the check and the reference: CSV, JSON, JSON Lines or Parquet. Other columns are "
+    "ignored.",
     show_default="the input example, otherwise rows generated from the signature",
-    help=(
-        "Rows for the check and the reference: CSV, JSON, JSON Lines or Parquet. Other columns are "
-        "ignored."
-    ),
 )
 @option(
-    "-t",
-    "--content-type",
+    "-t --content-type",
+    "Format of FILE.",
     type=click.Choice(FILE_FORMATS),
     show_default="from its name",
-    help="Format of FILE.",
 )
 @option(
     "--predict-fn",
     "pyfunc_predict_fn",
+    "Result of the new version: labels and values, or probabilities.",
     type=click.Choice(["predict", "predict_proba"]),
     show_default="as in the model",
-    help="Result of the new version: labels and values, or probabilities.",
 )
 @option(
     "--parity",
+    "If predictions differ: refuse the version, or register it in the state `warned`.",
     type=click.Choice(["require", "warn"]),
     default="require",
-    help="If predictions differ: refuse the version, or register it in the state `warned`.",
 )
-@flag("--allow-pickle", help="Load a joblib or pickle file, which can run any code.")
+@flag("--allow-pickle", "Load a joblib or pickle file, which can run any code.")
 @option(
-    "--drop",
+    "--drop COLUMN",
+    "Column that the model does not read. Requests may contain it. May be repeated.",
     multiple=True,
-    metavar="COLUMN",
-    help="Column that the model does not read. Requests may contain it. May be repeated.",
 )
 @option(
-    "--event-time",
-    metavar="COLUMN",
-    help="Column with the time of each row of the reference, which the model does not read.",
+    "--event-time COLUMN",
+    "Column with the time of each row of the reference, which the model does not read.",
 )
-@flag("--dry-run", help="Convert and check the model, but do not register it.")
+@flag("--dry-run", "Convert and check the model, but do not register it.")
 @output_option
 def wrap(
     model: str, data: Path | None, content_type: FileFormat | None, output: str, **options: Any
@@ -101,28 +90,38 @@ def wrap(
 
     rows = None if data is None else read_rows(data, content_type)
     wrapped = wrap_registered(model, data=rows, progress=show_progress, **options)
-    show_result(output, _as_json(wrapped), _version_lines(wrapped))
+    document = {
+        "source": wrapped.source,
+        "name": wrapped.name,
+        "version": wrapped.version or None,
+        "model_id": wrapped.model_id or None,
+        "run_id": wrapped.run_id or None,
+        "model": wrapped.model,
+        "inputs": _tensors(wrapped.inputs),
+        "outputs": _tensors(wrapped.outputs),
+        "prediction": wrapped.prediction,
+        "parity": wrapped.report.figures(),
+        "warnings": wrapped.warnings,
+    }
+    show_result(output, document, _version_lines(wrapped))
 
 
 @click.command()
 @model_argument
 @option(
-    "--key",
+    "--key FILE|URI",
+    "Private key: a PEM file with an elliptic-curve key, or a PKCS#11 URI.",
     required=True,
-    metavar="FILE|URI",
-    help="Private key: a PEM file with an elliptic-curve key, or a PKCS#11 URI.",
 )
 @option(
-    "--certificate",
+    "--certificate FILE",
+    "Certificate of the key, if servers trust its authority and not the key.",
     default="",
-    metavar="FILE",
-    help="Certificate of the key, if servers trust its authority and not the key.",
 )
 @option(
-    "--chain",
+    "--chain FILE",
+    "Certificate between --certificate and the authority. May be repeated.",
     multiple=True,
-    metavar="FILE",
-    help="Certificate between --certificate and the authority. May be repeated.",
 )
 @output_option
 def sign(model_uri: str, key: str, certificate: str, chain: tuple[str, ...], output: str) -> None:
@@ -145,9 +144,7 @@ def sign(model_uri: str, key: str, certificate: str, chain: tuple[str, ...], out
 @click.command()
 @model_argument
 @path_option(
-    "--key",
-    required=True,
-    help="PEM file with the public key, or with the certificates of authorities.",
+    "--key", "PEM file with the public key, or with the certificates of authorities.", required=True
 )
 @output_option
 def verify(model_uri: str, key: Path, output: str) -> None:
@@ -170,28 +167,10 @@ def _signature_line(version: "SignedVersion", what: str) -> str:
     return f"{version.model_uri}: {version.files} files are {what} (sha256 {version.digest})"
 
 
-def _as_json(wrapped: "WrappedVersion") -> dict[str, object]:
-    """Return the JSON of a wrapped version. Ids are None if it is not registered."""
-
-    def tensors(entries: "Sequence[Input | Output]") -> list[dict[str, object]]:
-        return [
-            {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
-            for tensor in entries
-        ]
-
-    return {
-        "source": wrapped.source,
-        "name": wrapped.name,
-        "version": wrapped.version or None,
-        "model_id": wrapped.model_id or None,
-        "run_id": wrapped.run_id or None,
-        "model": wrapped.model,
-        "inputs": tensors(wrapped.inputs),
-        "outputs": tensors(wrapped.outputs),
-        "prediction": list(wrapped.prediction),
-        "parity": wrapped.report.figures(),
-        "warnings": list(wrapped.warnings),
-    }
+def _tensors(entries: "Sequence[Input | Output]") -> list[dict[str, object]]:
+    return [
+        {"name": tensor.name, "dtype": tensor.dtype, "shape": tensor.shape} for tensor in entries
+    ]
 
 
 def _version_lines(wrapped: "WrappedVersion") -> Iterator[str]:
@@ -210,7 +189,17 @@ def _version_lines(wrapped: "WrappedVersion") -> Iterator[str]:
         if len(tensor.columns) > 1:
             columns = f"{len(tensor.columns)} columns"
         rows.append(_row("  input", tensor, columns))
-    proofs = {proof.name: _agreement(proof) for proof in wrapped.report.outputs}
+    proofs = {}
+    for proof in wrapped.report.outputs:
+        text = f"agrees on {proof.agreement:.4%} of the rows"
+        if proof.role != "label":
+            text += (
+                f", largest error {proof.max_absolute_error:.2g}, {proof.max_excess:.0%} of the "
+                "tolerance"
+            )
+        if proof.ties:
+            text += f", {proof.ties} ties"
+        proofs[proof.name] = text
     rows += [_row("  output", output, proofs.get(output.name, "")) for output in wrapped.outputs]
     yield from align_columns(rows)
     if wrapped.report.repair:
@@ -221,18 +210,3 @@ def _version_lines(wrapped: "WrappedVersion") -> Iterator[str]:
 
 def _row(kind: str, tensor: "Input | Output", text: str) -> tuple[str, ...]:
     return kind, tensor.name, tensor.dtype, str(list(tensor.shape)), text
-
-
-def _agreement(proof: "OutputFigures") -> str:
-    """Return how closely an output agrees with the original model. Labels have no
-    errors.
-    """
-    text = f"agrees on {proof.agreement:.4%} of the rows"
-    if proof.role != "label":
-        text += (
-            f", largest error {proof.max_absolute_error:.2g}, {proof.max_excess:.0%} of the "
-            "tolerance"
-        )
-    if proof.ties:
-        text += f", {proof.ties} ties"
-    return text

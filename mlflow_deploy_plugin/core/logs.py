@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import ClassVar, TextIO
+from typing import ClassVar
 
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.version import __version__
@@ -31,11 +31,7 @@ def configure_logging(settings: Settings, process: str) -> None:
     """Send all logs of this process, including gunicorn's, to stderr. `process` is this
     process's role in log lines.
     """
-    # Any child process inherits this variable: systemd.exec(5)
-    journal = os.environ.get("JOURNAL_STREAM")
-    is_journal = journal is not None and journal == "{0.st_dev}:{0.st_ino}".format(os.fstat(2))
-    handler_class = _JournalHandler if is_journal else logging.StreamHandler
-    handler = handler_class(sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
     if settings.log_format == "text":
         who = f"[{process} {os.getpid()}]" if process in _MANY else f"[{process}]"
         handler.setFormatter(_LineFormatter(f"%(asctime)s {who} %(levelname)s %(message)s"))
@@ -56,24 +52,6 @@ def configure_logging(settings: Settings, process: str) -> None:
     gunicorn = logging.getLogger("gunicorn.error")
     gunicorn.handlers.clear()
     gunicorn.propagate = True
-
-
-class _JournalHandler(logging.StreamHandler[TextIO]):
-    """A handler that begins each line with its priority, which journald removes again
-    (sd-daemon(3)).
-    """
-
-    _PRIORITIES: ClassVar[dict[str, int]] = {
-        "CRITICAL": 2,
-        "ERROR": 3,
-        "WARNING": 4,
-        "INFO": 6,
-        "DEBUG": 7,
-    }
-
-    def format(self, record: logging.LogRecord) -> str:
-        priority = f"<{self._PRIORITIES.get(record.levelname, 6)}>"
-        return priority + super().format(record).replace("\n", f"\n{priority}")
 
 
 class _RepeatFilter(logging.Filter):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flask import Flask, current_app, g, request
+from flask import Flask, Response, current_app, g, jsonify, make_response, request
 from flask.sessions import SecureCookieSessionInterface
 
 from mlflow_deploy_plugin.core.errors import CallerRefused, NotFound
@@ -56,6 +56,16 @@ class Caller:
     @property
     def actor(self) -> str:
         return self.user or f"anonymous@{self.address}"
+
+
+def asked(name: str) -> str:
+    """Return a parameter of the current request's URL; empty without it."""
+    return request.args.get(name, "")
+
+
+def refusal(code: str, message: str, status: int) -> Response:
+    """Return an error as MLflow's clients read it."""
+    return make_response(jsonify(error_code=code, message=message), status)
 
 
 def static_prefix() -> str:

@@ -237,13 +237,31 @@ def main(path: Path) -> int:
     Return the exit status: 0 if it is done, 1 if onnxserve or MLflow refused it, 2
     without a readable job. Any other exception is raised.
     """
+    from mlflow.tracking.request_header import registry
+    from mlflow.tracking.request_header.abstract_request_header_provider import (
+        RequestHeaderProvider,
+    )
+
     job = read_state(path, Job)
     if job is None:
         return 2
     job = job.model_copy(update={"pid": os.getpid()})
     write_state(path, job)
     own_process()
-    _send_cookies()
+    cookies = os.environ.pop(COOKIE_VARIABLE, "")
+
+    class Cookies(RequestHeaderProvider):  # type: ignore[misc]
+        """The caller's session cookies, if the caller has a session instead of a
+        password or a token.
+        """
+
+        def in_context(self) -> bool:
+            return bool(cookies)
+
+        def request_headers(self) -> dict[str, str]:
+            return {"Cookie": cookies}
+
+    registry._request_header_provider_registry.register(Cookies)
     try:
         os.environ["MLFLOW_TRACKING_URI"] = _find_reachable(job.servers)
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", _MLFLOW_SECONDS)
@@ -261,27 +279,6 @@ def main(path: Path) -> int:
         return 1
     write_state(path, job.ended("done", message))
     return 0
-
-
-def _send_cookies() -> None:
-    """Send the caller's session cookies to MLflow, if the caller has a session instead
-    of a password or a token.
-    """
-    from mlflow.tracking.request_header import registry
-    from mlflow.tracking.request_header.abstract_request_header_provider import (
-        RequestHeaderProvider,
-    )
-
-    cookies = os.environ.pop(COOKIE_VARIABLE, "")
-
-    class Cookies(RequestHeaderProvider):  # type: ignore[misc]
-        def in_context(self) -> bool:
-            return bool(cookies)
-
-        def request_headers(self) -> dict[str, str]:
-            return {"Cookie": cookies}
-
-    registry._request_header_provider_registry.register(Cookies)
 
 
 def _find_reachable(servers: tuple[str, ...]) -> str:

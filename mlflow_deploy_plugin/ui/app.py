@@ -165,8 +165,7 @@ def _enter_workspace() -> Response | None:
 def _answer_error(error: OnnxserveError) -> Response:
     """Return the error as JSON for clients, and as a text for browsers."""
     if request.path.endswith(_JSON_PATHS):
-        document = jsonify(error_code=error.error_code, message=error.message)
-        return make_response(document, error.http_status)
+        return access.refusal(error.error_code, error.message, error.http_status)
     return make_response(error.message, error.http_status, _TEXT)
 
 
@@ -259,19 +258,23 @@ class _Console:
         }
 
     @property
+    def _store(self) -> Store:
+        return self._trail.store()
+
+    @property
     def _jobs(self) -> Jobs:
         return Jobs(settings.load_settings().home_path / _FOLDER / "jobs")
 
     def page(self) -> Response:
-        return self._render(job=self._jobs.get(request.args.get("job", "")))
+        return self._render(job=self._jobs.get(access.asked("job")))
 
     def pictures(self) -> Response:
         """Return the charts of ?endpoint= as HTML: with ?whole=1 for an endpoint's
         page, otherwise for the overview.
         """
-        name = request.args.get("endpoint", "")
-        only_traffic = not request.args.get("whole")
-        store = self._trail.store()
+        name = access.asked("endpoint")
+        only_traffic = not access.asked("whole")
+        store = self._store
         if access.hidden_endpoints(store, [name]) or store.endpoint(name) is None:
             raise no_endpoint(name)
         deployments = Deployments(store, settings.load_settings(), lambda line: None)
@@ -285,9 +288,9 @@ class _Console:
         """Compare the records of the versions ?before= and ?after= of ?model=, without
         running a model.
         """
-        model = request.args.get("model", "")
+        model = access.asked("model")
         stores = mlflow_stores.OwnStores()
-        versions = [request.args.get(side, "") for side in ("before", "after")]
+        versions = [access.asked(side) for side in ("before", "after")]
         before, after = [
             record_of(model, version, stores, mlflow_stores.fetch_file) for version in versions
         ]
@@ -307,7 +310,7 @@ class _Console:
         the report is from a caller.
         """
         policy = "sandbox; default-src 'none'; style-src 'unsafe-inline'"
-        page = recorded_report(self._trail.store())
+        page = recorded_report(self._store)
         return make_response(page, {"Content-Security-Policy": policy})
 
     def act(self) -> Response:
@@ -317,7 +320,7 @@ class _Console:
         who = access.caller()
         try:
             access.require_own_form(who.user)
-            store = self._trail.store()
+            store = self._store
             endpoint = request.form.get("endpoint", "")
             if endpoint and access.hidden_endpoints(store, [endpoint]):
                 raise no_endpoint(endpoint)
@@ -377,17 +380,17 @@ class _Console:
         """Return the public keys of this server and the newest checkpoint as JSON, and
         the proof of a dossier of ?endpoint=.
         """
-        store = self._trail.store()
+        store = self._store
         if store.keys is None:
             return jsonify(keys="", checkpoint="")
         published = {"keys": store.keys.public_pem(), "checkpoint": newest_checkpoint(store.keys)}
-        endpoint = request.args.get("endpoint", "")
+        endpoint = access.asked("endpoint")
         if not endpoint:
             return jsonify(published)
         if access.hidden_endpoints(store, [endpoint]):
             raise no_endpoint(endpoint)
-        period = parse_window(request.args.get("period", ""))
-        digest = request.args.get("document", "")
+        period = parse_window(access.asked("period"))
+        digest = access.asked("document")
         proof = make_proof(store, endpoint, period, digest, access.caller().actor)
         for model in {entry["event"]["model"] for entry in proof["events"]} - {""}:
             access.require_readable(model)
@@ -395,15 +398,14 @@ class _Console:
 
     def requests(self) -> Response:
         """Return the requests for promotions (of ?model=) as JSON."""
-        model = request.args.get("model")
-        models = {model} if model else None
-        rows = request_rows(self._trail.store(), models)
+        model = access.asked("model")
+        rows = request_rows(self._store, {model} if model else None)
         return jsonify([row.model_dump(mode="json") for row in rows])
 
     def decide(self) -> Response:
         """Decide about the request in the JSON body, and return it as JSON."""
-        store = self._trail.store()
-        return jsonify(decide(store, parse_decision(store)).model_dump(mode="json"))
+        decided = decide(self._store, parse_decision(self._store))
+        return jsonify(decided.model_dump(mode="json"))
 
     def caller(self) -> Response:
         """Return the names of the caller's account (empty without a login) and of the
@@ -421,24 +423,21 @@ class _Console:
 
     def approved(self) -> Response:
         """Return the approval of ?version= of ?model= as JSON."""
-        approval = version_approval(
-            self._trail,
-            request.args.get("model", ""),
-            request.args.get("version", ""),
-        )
+        model = access.asked("model")
+        approval = version_approval(self._trail, model, access.asked("version"))
         return jsonify(approval.model_dump(mode="json"))
 
     def changed_files(self) -> Response:
         return jsonify([entry.model_dump(mode="json") for entry in self._changed_files.find()])
 
     def changes(self) -> Response:
-        return self.feed.subscribe(self._trail.store())
+        return self.feed.subscribe(self._store)
 
     def history(self) -> Response:
         """Return a page of the audit trail, newest first, without the steps of
         promotions and rollbacks.
         """
-        pieces = _visible_events(self._trail.store(), newest_first=True)
+        pieces = _visible_events(self._store, newest_first=True)
         events = chain.from_iterable(map(without_step_events, pieces))
         page = min(max(request.args.get("page", 0, type=int), 0), _LAST_PAGE)
         first = page * _EVENTS_PER_PAGE
@@ -449,12 +448,12 @@ class _Console:
             has_older=len(shown) > _EVENTS_PER_PAGE,
             page=page,
             actions=ACTIONS,
-            asked={name: request.args.get(name, "") for name in _EVENT_FILTERS},
+            asked={name: access.asked(name) for name in _EVENT_FILTERS},
         )
 
     def export(self) -> Response:
         """Return the audit trail of this registry as JSON lines."""
-        pieces = _visible_events(self._trail.store())
+        pieces = _visible_events(self._store)
         # An error before the first piece still sets the HTTP status.
         first = next(pieces, [])
 
@@ -490,18 +489,18 @@ class _Console:
                 read the overview, if any.
             status: the HTTP status, unless the overview cannot be read.
         """
-        only = request.args.get("endpoint", "")
-        model = request.args.get("model", "")
+        only = access.asked("endpoint")
+        model = access.asked("model")
         pages = self._mlflow_pages()
         try:
             overview = build_overview(
-                self._trail.store(),
+                self._store,
                 settings.load_settings(),
                 pages,
                 only,
                 model,
                 _span(),
-                request.args.get("beginning", ""),
+                access.asked("beginning"),
             )
         except OnnxserveError as failure:
             overview = None
@@ -555,17 +554,14 @@ class _Console:
     def _here(self, job: str = "") -> str:
         """Return the URL of the current page, which then shows the job."""
         names = ("endpoint", "model", "beginning", "span")
-        return self._link(
-            job=job,
-            **{name: request.args.get(name, "") for name in names},
-        )
+        return self._link(job=job, **{name: access.asked(name) for name in names})
 
 
 def _visible_events(store: Store, *, newest_first: bool = False) -> Iterator[list[AuditEvent]]:
     """Yield, in pieces, the events of ?endpoint=, ?model=, ?actor= and ?action= that
     the caller may see.
     """
-    endpoint, model, actor, action = (request.args.get(name, "") for name in _EVENT_FILTERS)
+    endpoint, model, actor, action = (access.asked(name) for name in _EVENT_FILTERS)
     events = event_history(
         store,
         endpoint or None,
@@ -580,6 +576,4 @@ def _visible_events(store: Store, *, newest_first: bool = False) -> Iterator[lis
 
 
 def _span() -> Span:
-    if request.args.get("span") == "day":
-        return "day"
-    return "hour"
+    return "day" if access.asked("span") == "day" else "hour"

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from mlflow_deploy_plugin.core.errors import OnnxserveError, StoreUnavailable
 from mlflow_deploy_plugin.core.settings import active_workspace, load_settings
 from mlflow_deploy_plugin.core.store.audit import FAILED, INTEND, AuditEvent, Login
-from mlflow_deploy_plugin.core.store.audit_chain import seal, store_spooled
+from mlflow_deploy_plugin.core.store.audit_seal import seal, store_spooled
 from mlflow_deploy_plugin.core.store.database import open_server_store, server_record
 from mlflow_deploy_plugin.core.store.store import Store
 

@@ -289,10 +289,12 @@ class ChangeFeed:
         subscription.wake = partial(asyncio.get_running_loop().call_soon_threadsafe, arrived.set)
         last_sent = time.monotonic()
         end = last_sent + _STREAM_SECONDS * random.uniform(0.8, 1.2)
-        while (
-            time.monotonic() < min(end, subscription.answered_at + _STALE_SECONDS)
-            and not _is_stopping()
-        ):
+        # uvicorn waits for open streams when it stops. Its `Server` handles SIGTERM in
+        # each worker.
+        server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+        while not getattr(server, "should_exit", False):
+            if time.monotonic() >= min(end, subscription.answered_at + _STALE_SECONDS):
+                break
             arrived.clear()
             with self._lock:
                 unsent = subscription.unsent
@@ -400,11 +402,3 @@ def _in_turn(queues: Iterable[Iterable[str]]) -> Iterator[str]:
             if uri is not None and uri not in yielded:
                 yielded.add(uri)
                 yield uri
-
-
-def _is_stopping() -> bool:
-    """Return True if uvicorn stops, which waits for open streams. Its `Server` handles
-    SIGTERM in each worker.
-    """
-    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-    return bool(getattr(server, "should_exit", False))

@@ -13,9 +13,13 @@ from contextlib import suppress
 from contextvars import copy_context
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from flask import Response, jsonify, make_response, request
+from flask import Response, request
+from mlflow.entities import RunStatus, RunTag, ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.server import handlers
+from mlflow.utils.time import get_current_time_millis
 
 from mlflow_deploy_plugin.core.registry.runs import get_or_create_experiment
 from mlflow_deploy_plugin.core.settings import load_settings
@@ -24,10 +28,8 @@ from mlflow_deploy_plugin.core.store.audit_keys import Keys
 from mlflow_deploy_plugin.core.store.checkpoints import make_checkpoint
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.serve.inference_log.storage import locate_log, write_file
+from mlflow_deploy_plugin.ui import access
 from mlflow_deploy_plugin.ui.guard import mlflow_stores
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
 
 _log = logging.getLogger(__name__)
 
@@ -92,10 +94,6 @@ def log_checkpoint(store: Store) -> None:
     """Log a checkpoint at the place of the setting, and then to MLflow. Callers see the
     checkpoint in MLflow, so that a failure of the place becomes visible.
     """
-    from mlflow.entities import RunStatus, RunTag
-    from mlflow.server import handlers
-    from mlflow.utils.time import get_current_time_millis
-
     assert store.keys is not None
     checkpoint = make_checkpoint(store, store.keys)
     name = f"{checkpoint.at:%Y-%m-%dT%H%M%S.%f}.json"
@@ -126,9 +124,6 @@ def refuse_changes() -> Response | None:
     """Refuse the current request if it changes the experiment of the checkpoints, or
     one of its runs.
     """
-    from mlflow.exceptions import MlflowException
-    from mlflow.server import handlers
-
     document: Any = request.args
     if request.endpoint not in _CHANGES:
         return None
@@ -139,15 +134,13 @@ def refuse_changes() -> Response | None:
         with suppress(MlflowException):
             if document.get(field) and _experiment_name(field, str(document[field])) == EXPERIMENT:
                 message = f"only this server changes the experiment {EXPERIMENT} and its runs"
-                return make_response(jsonify(error_code="PERMISSION_DENIED", message=message), 403)
+                return access.refusal("PERMISSION_DENIED", message, 403)
     return None
 
 
 @lru_cache(maxsize=10_000)
 def _experiment_name(field: str, id: str) -> str:
     """Return the name of the experiment of a run or an experiment."""
-    from mlflow.server import handlers
-
     tracking = handlers._get_tracking_store()
     if field.startswith("run"):
         id = tracking.get_run(id).info.experiment_id
@@ -155,27 +148,14 @@ def _experiment_name(field: str, id: str) -> str:
 
 
 def newest_checkpoint(keys: Keys) -> str:
-    """Return the newest checkpoint in MLflow as JSON; empty if there is none. Raises
-    NotFound if it cannot be read.
+    """Return the newest checkpoint in MLflow as JSON; empty if there is none. It is of
+    the newest of the runs whose ids one of the keys has signed. Raises NotFound if it
+    cannot be read.
     """
-    run = _newest_run(keys)
-    if run is None:
-        return ""
-    with tempfile.TemporaryDirectory(prefix="onnxserve-checkpoint-") as folder:
-        file = mlflow_stores.fetch_file(run.info.artifact_uri, Path(folder), CHECKPOINT_FILE)
-        return file.read_text()
-
-
-def _newest_run(keys: Keys) -> "Run | None":
-    """Return the newest of the runs whose ids one of the keys has signed."""
-    from mlflow.entities import ViewType
-    from mlflow.server import handlers
-    from mlflow.utils.time import get_current_time_millis
-
     tracking = handlers._get_tracking_store()
     experiment = tracking.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
-        return None
+        return ""
     for run in tracking.search_runs(
         [experiment.experiment_id],
         f"attributes.status = 'FINISHED' AND attributes.start_time <= {get_current_time_millis()}",
@@ -185,5 +165,7 @@ def _newest_run(keys: Keys) -> "Run | None":
     ):
         key_id, _, signature = run.data.tags.get(_TAG, "").partition(" ")
         if keys.is_signed(_PURPOSE, run.info.run_id, key_id, signature):
-            return run
-    return None
+            address = run.info.artifact_uri
+            with tempfile.TemporaryDirectory(prefix="onnxserve-checkpoint-") as folder:
+                return mlflow_stores.fetch_file(address, Path(folder), CHECKPOINT_FILE).read_text()
+    return ""

@@ -91,41 +91,32 @@ class EventRow:
 
 
 def event_rows(events: Iterable[AuditEvent]) -> tuple[EventRow, ...]:
-    return tuple(
-        EventRow(event, _describe_event(event), _describe_change(event)) for event in events
-    )
-
-
-def _describe_event(event: AuditEvent) -> Markup:
-    """Return the phrase for the event. Its values are escaped."""
-    action = event.action
-    words = _WORDS.get(action, "{action}: {endpoint} <bdi>{model}</bdi> {version}")
-    words = _OF_AN_OUTCOME.get((action, event.after), words)
-    if event.model and not event.version and not event.endpoint:
-        words = _OF_A_MODEL.get(action, words)
-    # The endpoint may follow nothing, and has a model URI then.
-    if action == "rollback" and not event.version.isdigit():
-        words = "rolled {endpoint} back to {version}"
-    return Markup(words).format(
-        action=action,
-        endpoint=event.endpoint,
-        model=event.model,
-        version=event.version,
-        after=event.after,
-        monitor=event.detail.get("monitor", ""),
-        tag=event.detail.get("tag", ""),
-    )
-
-
-def _describe_change(event: AuditEvent) -> str:
-    """Return the values before and after that the phrase lacks; for a refused change,
-    the place that was requested.
-    """
-    if event.action == "refused" and not event.after:  # Nothing has changed.
-        return str(event.detail.get("to", ""))
-    if event.action in _WITHOUT_CHANGE or not (event.before or event.after):
-        return ""
-    if not event.before:
-        return event.after
-    after = event.after or "nothing"
-    return f"{event.before} → {after}"
+    """Return the events with phrases, whose values are escaped."""
+    rows = []
+    for event in events:
+        action = event.action
+        words = _WORDS.get(action, "{action}: {endpoint} <bdi>{model}</bdi> {version}")
+        words = _OF_AN_OUTCOME.get((action, event.after), words)
+        if event.model and not event.version and not event.endpoint:
+            words = _OF_A_MODEL.get(action, words)
+        # The endpoint may follow nothing, and has a model URI then.
+        if action == "rollback" and not event.version.isdigit():
+            words = "rolled {endpoint} back to {version}"
+        phrase = Markup(words).format(
+            action=action,
+            endpoint=event.endpoint,
+            model=event.model,
+            version=event.version,
+            after=event.after,
+            monitor=event.detail.get("monitor", ""),
+            tag=event.detail.get("tag", ""),
+        )
+        change = event.after
+        if action == "refused" and not event.after:  # Nothing has changed.
+            change = str(event.detail.get("to", ""))
+        elif action in _WITHOUT_CHANGE:
+            change = ""
+        elif event.before:
+            change = f"{event.before} → {event.after or 'nothing'}"
+        rows.append(EventRow(event, phrase, change))
+    return tuple(rows)

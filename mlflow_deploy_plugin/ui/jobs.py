@@ -159,8 +159,7 @@ class Jobs:
         """Return the model and the version of each running job that may run the
         gate.
         """
-        jobs = [self.get(path.stem) for path in self.folder.glob("*.json")]
-        arguments = [job.arguments for job in jobs if job is not None and job.state == "running"]
+        arguments = [job.arguments for job in self._running_jobs()]
         return {
             (entry["model"], entry["version"])
             for entry in arguments

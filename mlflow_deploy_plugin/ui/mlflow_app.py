@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError, Stor
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.registry.connection import own_process
 from mlflow_deploy_plugin.core.settings import load_settings
-from mlflow_deploy_plugin.core.store.audit_chain import seal
+from mlflow_deploy_plugin.core.store.audit_seal import seal
 from mlflow_deploy_plugin.core.store.database import open_server_store
 from mlflow_deploy_plugin.ui.access import static_prefix
 from mlflow_deploy_plugin.ui.app import extend

@@ -155,6 +155,21 @@ class EndpointState:
 
 
 @dataclass(frozen=True)
+class Rollback:
+    """The rollback that the page offers.
+
+    Attributes:
+        is_possible: True if an earlier version is known.
+        version: the version or model to which it would return; empty if unknown.
+        blocker: the reason why it is not possible now, or empty.
+    """
+
+    is_possible: bool
+    version: str = ""
+    blocker: str = ""
+
+
+@dataclass(frozen=True)
 class EndpointCard:
     """An endpoint on the page.
 
@@ -162,12 +177,8 @@ class EndpointCard:
         serving: the state of the servers.
         data: the verdict of the monitors on the data; None without monitors.
         no_traffic: the reason why a traffic change is not possible now, or empty.
-        no_rollback: the reason why a rollback is not possible now, or empty.
-        has_rollback: True if an earlier version is known.
         unapproved: a sentence for each model that answers without the approvals that it
             requires.
-        rollback_to: the version or model to which a rollback would return; empty if
-            unknown.
         monitors: the monitors with their newest windows.
         spec: the spec, or None if it cannot be read.
         pictures: the charts, or None if the page's script loads the charts when they
@@ -185,9 +196,7 @@ class EndpointCard:
     pictures: Pictures | None = None
     spec: EndpointSpec | None = None
     no_traffic: str = ""
-    has_rollback: bool = False
-    no_rollback: str = ""
-    rollback_to: str = ""
+    rollback: Rollback = Rollback(is_possible=False)
 
 
 @dataclass(frozen=True)
@@ -238,7 +247,7 @@ def build_overview(
         raise actions.no_endpoint(only)
     endpoints = store.endpoints()
     visible = _visible_endpoints(store, endpoints, only, model, beginning)
-    activity = _visible_activity(store, only)
+    alerts, rollouts, events = _visible_activity(store, only)
     observed = deployments.list_endpoints(visible.on_page)
     cards = _draw_cards(deployments, observed, pages, span, is_single=bool(only))
     cards += [
@@ -256,10 +265,10 @@ def build_overview(
         endpoints=tuple(sorted(cards, key=lambda card: card.name)),
         pages=visible.pages(),
         shown=visible.page_index,
-        alerts=activity.alerts,
+        alerts=alerts,
         models=tuple(_model_card(name, followers.get(name, {})) for name in sorted(models)),
-        rollouts=activity.rollouts,
-        events=activity.events,
+        rollouts=rollouts,
+        events=events,
         requests=tuple(request_rows(store, models if only or model else None)),
         # The page of a model shows no count, which would reveal whether endpoints serve
         # a model of that name.
@@ -289,15 +298,6 @@ class _VisibleEndpoints:
         """Return the first and the last name of each page."""
         pages = [self.names[start : start + _SHOWN] for start in range(0, len(self.names), _SHOWN)]
         return tuple((names[0], names[-1]) for names in pages)
-
-
-@dataclass(frozen=True)
-class _VisibleActivity:
-    """The alerts, and the newest rollouts and events, that the caller may see."""
-
-    alerts: tuple[Alert, ...]
-    rollouts: tuple[Rollout, ...]
-    events: tuple[EventRow, ...]
 
 
 def _visible_endpoints(
@@ -335,23 +335,22 @@ def _visible_endpoints(
     )
 
 
-def _visible_activity(store: Store, only: str) -> _VisibleActivity:
-    """Return the activity of all endpoints, or of the endpoint `only`. More rows are
-    read than shown, because the caller may not see all.
+def _visible_activity(
+    store: Store, only: str
+) -> tuple[tuple[Alert, ...], tuple[Rollout, ...], tuple[EventRow, ...]]:
+    """Return the alerts, and the newest rollouts and events, of all endpoints or of the
+    endpoint `only`. More rows are read than shown, because the caller may not see all.
     """
     registry = store.login.registry
     history = transitions.event_history(store, only or None, None, registry, newest_first=True)
     events = [*islice(history, _EVENTS_READ)]
     rollouts = store.rollouts(only or None, limit=_ROLLOUTS * 3)
     alerts = Alerts(store).firing(only or None)
-    endpoints = [
-        *(rollout.endpoint for rollout in rollouts),
-        *(alert.endpoint for alert in alerts),
-    ]
+    endpoints = {rollout.endpoint for rollout in rollouts} | {alert.endpoint for alert in alerts}
     hidden = access.hidden_endpoints(store, endpoints)
     newest_rollouts = [rollout for rollout in reversed(rollouts) if rollout.endpoint not in hidden]
     visible_events = access.visible_events(store, transitions.without_step_events(events))
-    return _VisibleActivity(
+    return (
         tuple(alert for alert in alerts if alert.endpoint not in hidden),
         tuple(newest_rollouts[:_ROLLOUTS]),
         event_rows(visible_events[:_EVENTS]),
@@ -402,7 +401,7 @@ def _endpoint_card(
     may_act = access.may_act_on(registered_model_names(spec))
     total = total_metrics(metrics)
     monitors = monitor_timelines(spec, store, pages, _LOOKED_AT)
-    rollback = _Rollback(is_possible=False)
+    rollback = Rollback(is_possible=False)
     if may_act:
         rollback = _find_rollback(store, observed, metrics)
     reason = (
@@ -432,21 +431,8 @@ def _endpoint_card(
         may_act=may_act,
         spec=spec,
         no_traffic=actions.traffic_blocker(store, observed) if may_act else "",
-        has_rollback=rollback.is_possible,
-        no_rollback=rollback.blocker,
-        rollback_to=rollback.version,
+        rollback=rollback,
     )
-
-
-@dataclass(frozen=True)
-class _Rollback:
-    """The rollback that the page offers: whether an earlier version is known, the
-    version, and the reason why it is not possible now.
-    """
-
-    is_possible: bool
-    version: str = ""
-    blocker: str = ""
 
 
 def _silent_servers(metrics: MetricsByServer) -> list[str]:
@@ -488,7 +474,7 @@ def _find_rollback(
     store: Store,
     observed: ObservedEndpoint,
     metrics: MetricsByServer,
-) -> _Rollback:
+) -> Rollback:
     """Return the rollback of an endpoint. If the registry or a server does not answer,
     the button stays enabled, because its target may be found later.
     """
@@ -496,14 +482,14 @@ def _find_rollback(
     try:
         target = actions.rollback_target_of(store, observed, mlflow_stores.registry(), metrics)
     except RegistryUnavailable:
-        return _Rollback(is_possible=True)  # Pressing the button reports the error.
+        return Rollback(is_possible=True)  # Pressing the button reports the error.
     except NotFound:
         # A silent server may later report an earlier version.
-        return _Rollback(is_possible=has_silent_servers)
+        return Rollback(is_possible=has_silent_servers)
     except InvalidConfig as error:
         blocker = "" if has_silent_servers else error.message
-        return _Rollback(is_possible=True, blocker=blocker)
-    return _Rollback(is_possible=True, version=target.version)
+        return Rollback(is_possible=True, blocker=blocker)
+    return Rollback(is_possible=True, version=target.version)
 
 
 def _variant_row(
@@ -634,10 +620,7 @@ def _places(followed: set[str], policy: GatePolicy) -> list[StageOrAlias]:
     or, without such places, the gated aliases; then the other stages.
     """
     names = followed or {f"@{alias}" for alias in policy.gated_aliases}
-    ordered = sorted(
-        names,
-        key=lambda name: (not name.startswith("@"), name),
-    )
+    ordered = sorted(names, key=lambda name: (not name.startswith("@"), name))
     ordered += [stage for stage in ("Production", "Staging", "Archived") if stage not in names]
     return list(map(transitions.parse_stage_or_alias, ordered))
 

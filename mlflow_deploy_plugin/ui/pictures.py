@@ -43,10 +43,6 @@ from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages, MonitorVerdict
 SPANS: Mapping[Span, str] = {"hour": "last hour", "day": "last day"}
 _LEAST_SLOTS = 12
 """The least number of history lines on a time axis."""
-_ZOOM = 6
-"""If an axis of the requests is shorter than an axis until now by this factor, the axis
-ends soon after the requests.
-"""
 _POINTS = 120
 _LATE_SECONDS: Mapping[Span, float] = {"hour": 60.0, "day": 660.0}
 """The age of its newest figures from which a server counts as silent. Figures are
@@ -126,7 +122,7 @@ def endpoint_pictures(
     name = observed.endpoint.name
     now = store.now()
     histories = deployments.server_history(observed, span, _HISTORY_SECONDS)
-    charts, notice = traffic_charts(name, histories, span, now, until_now=only_traffic)
+    charts, notice = traffic_charts(name, histories, span, now)
     if only_traffic:
         return Pictures(name, charts[:3], notice)
     rollout = None
@@ -147,12 +143,9 @@ def traffic_charts(
     histories: HistoryByServer,
     span: Span,
     now: datetime,
-    *,
-    until_now: bool = False,
 ) -> tuple[tuple[LineChart, ...], str]:
     """Return the charts of traffic, summed over the servers, and the reason why newer
-    figures are missing, or "". With `until_now`, the charts end now also if all
-    requests are older.
+    figures are missing, or "".
     """
     readable = {
         server: intervals
@@ -160,16 +153,10 @@ def traffic_charts(
         if not isinstance(intervals, Refused)
     }
     end, notice = _newest_figures(histories, span, now)
-    axis = _time_axis(endpoint, readable, span, end.timestamp(), until_now)
+    axis = _time_axis(endpoint, readable, span, end.timestamp())
     slots = _Slots(endpoint, readable, axis)
     empty = f"no requests in the {SPANS[span]}" if any(readable.values()) else "no figures yet"
-    draw = partial(
-        line_chart,
-        axis=ago_axis(
-            datetime.fromtimestamp(axis.end, UTC), axis.seconds, end.timestamp() - axis.end
-        ),
-        empty=empty,
-    )
+    draw = partial(line_chart, axis=ago_axis(end, axis.seconds), empty=empty)
     latencies = slots.lines(_LATENCIES)
     seconds = chain.from_iterable(line.values for line in latencies)
     unit: Unit = "s"
@@ -268,29 +255,16 @@ class _TimeAxis:
         return self.slots[max(oldest, 0) : max(newest, 0)]
 
 
-def _time_axis(
-    endpoint: str,
-    histories: _Histories,
-    span: Span,
-    end: float,
-    until_now: bool,
-) -> _TimeAxis:
+def _time_axis(endpoint: str, histories: _Histories, span: Span, end: float) -> _TimeAxis:
     """Return the shortest axis of the span that contains all requests and labels until
-    `end` or, without any, all figures. A short burst is in the middle of the axis.
+    `end` or, without any, all figures.
     """
     line_seconds, lines = HISTORY_INTERVALS[span]
-    least = line_seconds * _LEAST_SLOTS
     most = line_seconds * lines
     intervals = [*chain.from_iterable(histories.values())]
     busy = [interval for interval in intervals if _is_busy(interval, endpoint)]
     begin = min((item.at - item.seconds for item in busy or intervals), default=end - most)
-    busy_seconds = max((item.at for item in busy), default=end) - begin
-    seconds = axis_seconds(min(max(end - begin, least), most))
-    shortest = axis_seconds(max(busy_seconds, least))
-    if not until_now and _ZOOM * shortest <= seconds:
-        seconds = shortest
-        idle_seconds = end - begin - (seconds + busy_seconds) / 2
-        end -= max(idle_seconds // line_seconds, 0) * line_seconds
+    seconds = axis_seconds(min(max(end - begin, line_seconds * _LEAST_SLOTS), most))
     return _TimeAxis(end, seconds, max(int(line_seconds), seconds // _POINTS))
 
 
@@ -355,15 +329,9 @@ class _Slots:
         for colour, (name, version) in self._versions:
             counters = [counted.get(version, _NO_REQUESTS) for counted in self._counted]
             for figure in figures:
-                series.append(
-                    Series(
-                        f"{name}{figure.suffix}",
-                        [*map(figure.value, counters)],
-                        colour,
-                        is_thin=bool(figure.label),
-                        label=figure.label,
-                    )
-                )
+                values = [*map(figure.value, counters)]
+                title = f"{name}{figure.suffix}"
+                series.append(Series(title, values, colour, bool(figure.label), figure.label))
         return series
 
     def rows_and_labels(self) -> list[Series]:
@@ -388,15 +356,11 @@ class _Slots:
         rates: list[float | None] = [None for _ in self._intervals]
         for slot, histories in enumerate(self._intervals):
             if histories:
-                rates[slot] = sum(_rate(intervals, number) for intervals in histories.values())
+                rates[slot] = sum(
+                    sum(map(number, intervals)) / sum(interval.seconds for interval in intervals)
+                    for intervals in histories.values()
+                )
         return rates
-
-
-def _rate(
-    intervals: Sequence[CountedInterval],
-    number: Callable[[CountedInterval], float],
-) -> float:
-    return sum(map(number, intervals)) / sum(interval.seconds for interval in intervals)
 
 
 def _legend_sort_key(key: _Version) -> tuple[str, int, str]:

@@ -9,7 +9,6 @@ report, but does not repeat the checks.
 
 import hashlib
 
-from flask import request
 from pydantic import ValidationError
 
 from mlflow_deploy_plugin.core.errors import GateRefused, InvalidConfig, NotFound, ScopeMissing
@@ -89,8 +88,8 @@ def recorded_report(store: Store) -> bytes:
     Raises NotFound if the caller may not read the model, or if there is no verdict or
     no report, GateRefused if the report was replaced, and StoreUnavailable.
     """
-    model = request.args.get("model", "")
-    run_id = request.args.get("run", "")
+    model = access.asked("model")
+    run_id = access.asked("run")
     access.require_readable(model)
     events = store.counted_events(model, ("gate",))
     digests = {event.detail.get("run_id"): event.detail.get("report_digest") for event in events}
@@ -148,12 +147,10 @@ def _require_new(record: VerdictRecord, store: Store) -> None:
     """Raise GateRefused if the report is recorded already: a repeated verdict would
     replace a later failure.
     """
+    recorded = {record.run_id, record.report_digest} - {""}
     for event in store.events(model=record.model, actions=("gate",)):
-        is_same_run = bool(record.run_id) and event.detail.get("run_id") == record.run_id
-        is_same_report = (
-            bool(record.report_digest) and event.detail.get("report_digest") == record.report_digest
-        )
-        if event.version == record.version and (is_same_run or is_same_report):
+        earlier = (event.detail.get("run_id"), event.detail.get("report_digest"))
+        if event.version == record.version and not recorded.isdisjoint(earlier):
             raise GateRefused(
                 f"the verdict on {record.model} version {record.version} with this report is "
                 f"recorded already; run the gate again"

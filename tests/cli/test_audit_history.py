@@ -12,8 +12,8 @@ from click.testing import CliRunner, Result
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
-from mlflow_deploy_plugin.core.store.audit_chain import seal
 from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
+from mlflow_deploy_plugin.core.store.audit_seal import seal
 from mlflow_deploy_plugin.core.store.checkpoints import make_checkpoint
 from mlflow_deploy_plugin.core.store.database import open_store
 from tests.support.clocks import Clock

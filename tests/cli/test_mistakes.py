@@ -58,9 +58,6 @@ def usage_error(line: str) -> str:
         ("lsit", ["'lsit'", "'list'"]),
         ("deploy", ["'deploy'", "`mlflow deployments create -t onnxserve --name NAME`"]),
         ("zzz", ["'zzz'", "`onnxserve --help`"]),
-        ("history flights", ["'history'", "`onnxserve audit history`"]),
-        ("retrainings", ["'retrainings'", "`onnxserve retrain list`"]),
-        ("approve churn 3", ["'approve'", "`onnxserve request approve MODEL`"]),
         (
             "monitor create flights",
             ["'create'", "add, backfill, expire, list, pause, remove, resume, run"],
@@ -131,13 +128,6 @@ def test_a_mistake_is_one_line_with_a_way_out_and_exit_status_1(
         ("promote churn 3 --to @champion", ["'churn'", "models:/churn/VERSION"]),
         ("gate models:/churn", ["'models:/churn'", "models:/churn@ALIAS"]),
         ("request approve ./churn --to @a", ["'./churn'", "models:/NAME/VERSION"]),
-        *(
-            (f"{command} -m m", ["-m", f"`onnxserve {command} MODEL`"])
-            for command in ("serve", "batch", "build-docker", "render", "predict")
-        ),
-        ("batch m -o o", ["-o", "`onnxserve batch --folder FOLDER`"]),
-        ("audit card m -o o", ["-o", "`onnxserve audit card --folder FOLDER`"]),
-        ("logs flights -n 2", ["-n", "`onnxserve logs --lines COUNT`"]),
         ("rollout flights --to 2", ["'flights'", "start", "`onnxserve rollout status flights`"]),
         ("monitor run-due flights --window 2013-07-01/1d", ["--window"]),
         ("alert silence flights", ["--for"]),

@@ -1,6 +1,5 @@
 """A log store can parse the log of a server's processes."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,28 +41,6 @@ def test_line_breaks_in_quoted_text_are_escaped_in_the_log() -> None:
     assert lines[1].endswith("[serve] ERROR it failed")
     assert "\x1b" not in output
     assert "Traceback (most recent" in output
-
-
-def test_lines_for_the_journal_begin_with_their_priority_and_no_others_do() -> None:
-    read, write = os.pipe()
-    status = os.fstat(write)
-    journal = {**os.environ, "JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
-    subprocess.run(
-        [sys.executable, "-c", _SAYS],
-        stderr=write,
-        env=journal,
-        check=True,
-    )
-    os.close(write)
-    with os.fdopen(read) as written:
-        assert {line[:3] for line in written} == {"<3>"}  # including the lines of a traceback
-    inherited = subprocess.run(
-        [sys.executable, "-c", _SAYS],
-        capture_output=True,
-        env=journal,
-        check=True,
-    )
-    assert b"<3>" not in inherited.stderr
 
 
 _REPEATS = """

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from mlflow_deploy_plugin.core.store.audit_chain import seal
 from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
+from mlflow_deploy_plugin.core.store.audit_seal import seal
 from mlflow_deploy_plugin.core.store.database import open_store, utc_now
 from mlflow_deploy_plugin.core.store.store import Store
 

@@ -173,7 +173,7 @@ def test_a_trail_that_breaks_off_says_so_in_its_last_line(
     answer = mlflow_app.client.get(f"{PAGE}/history.jsonl?endpoint={endpoint}")
     monkeypatch.setattr(
         store.Store,
-        "transaction",
+        "reading",
         lambda *_, **__: raise_it(StoreUnavailable("it is away")),
     )
     first, last = (json.loads(line) for line in answer.text.splitlines())

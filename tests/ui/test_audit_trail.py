@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, func, select
 
-from mlflow_deploy_plugin.core.store.audit_chain import verify_trail
+from mlflow_deploy_plugin.core.store.audit_seal import verify_trail
 from mlflow_deploy_plugin.core.store.store import Store
 from tests.support.console import API, POLICY, move, point
 from tests.support.refusals import mentions

@@ -17,8 +17,8 @@ from mlflow.server import handlers
 from mlflow_deploy_plugin.core.registry.policy import GatePolicy
 from mlflow_deploy_plugin.core.registry.transitions import parse_stage_or_alias
 from mlflow_deploy_plugin.core.store.audit import move_detail
-from mlflow_deploy_plugin.core.store.audit_chain import verify_trail
 from mlflow_deploy_plugin.core.store.audit_record import chain_id
+from mlflow_deploy_plugin.core.store.audit_seal import verify_trail
 from mlflow_deploy_plugin.core.store.checkpoints import load_checkpoint
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.store import Store

@@ -212,25 +212,20 @@ def serve(descriptor: int) -> None:
     if (prepare := pickle.loads(next(requests))) is not None:
         prepare()
     for request in requests:
+        # The answer is None and the result, or the class and message of an error.
+        try:
+            function, arguments = pickle.loads(request)
+            answer = pickle.dumps((None, function(*arguments)))
+        except OnnxserveError as error:
+            answer = pickle.dumps((type(error), error.message))
+        except BaseException as error:  # noqa: BLE001 - the log has the traceback, the parent gets one line
+            pass_exit(error)
+            _log.exception("a call of the parent failed")
+            text = one_line(str(error), 500) or "no message"  # A MemoryError has no text.
+            answer = pickle.dumps((OnnxserveError, f"{type(error).__name__}: {text}"))
         # After the parent's end, this process is killed.
         with contextlib.suppress(ConnectionError):
-            connection.send_bytes(_answer(request))
-
-
-def _answer(request: bytes) -> bytes:
-    """Return the pickled response to a request: None and the call's result, or the
-    class and message of an error.
-    """
-    try:
-        function, arguments = pickle.loads(request)
-        return pickle.dumps((None, function(*arguments)))
-    except OnnxserveError as error:
-        return pickle.dumps((type(error), error.message))
-    except BaseException as error:  # noqa: BLE001 - the log has the traceback, the parent gets one line
-        pass_exit(error)
-        _log.exception("a call of the parent failed")
-        text = one_line(str(error), 500) or "no message"  # The text of a MemoryError is empty.
-        return pickle.dumps((OnnxserveError, f"{type(error).__name__}: {text}"))
+            connection.send_bytes(answer)
 
 
 if __name__ == "__main__":

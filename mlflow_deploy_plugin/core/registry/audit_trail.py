@@ -20,9 +20,9 @@ from mlflow_deploy_plugin.core.store.audit_chain import (
     event_digest,
     is_signed_row,
     newest_counted_events,
-    published_keys,
 )
 from mlflow_deploy_plugin.core.store.audit_keys import Keys, parse_keys
+from mlflow_deploy_plugin.core.store.audit_seal import published_keys
 from mlflow_deploy_plugin.core.store.checkpoints import Checkpoint, load_checkpoint
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import AuditRow
@@ -109,7 +109,7 @@ def trusted_keys(store: Store) -> TrustedKeys | None:
             keys = published.keys
             checkpoint = published.valid_checkpoint()
     signed = select(AuditRow.id).where(AuditRow.signed_by.in_(keys.public)).limit(1)
-    with store.transaction(is_read_only=True) as session:
+    with store.reading() as session:
         return TrustedKeys(keys, origin, checkpoint) if session.scalar(signed) else None
 
 
@@ -130,7 +130,7 @@ def _counted_events(
     if trusted is None:
         yield from store.events(model=model, newest_first=True)
         return
-    with store.transaction(is_read_only=True) as session:
+    with store.reading() as session:
         yield from newest_counted_events(session, model, trusted.keys)
 
 

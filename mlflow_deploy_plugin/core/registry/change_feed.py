@@ -82,13 +82,10 @@ def read_changes(uris: list[str]) -> Generator[Selected]:
                     f"an event of the change feed has more than {_MAX_EVENT_BYTES:,} bytes",
                 )
             for event in events:
-                yield _selected(event, uris)
-
-
-def _selected(event: bytes, uris: list[str]) -> Selected:
-    if not event.startswith(_NAME):
-        return {}
-    try:
-        return _EVENTS.validate_json(event.removeprefix(_NAME))
-    except ValidationError:  # The server has another version of onnxserve.
-        return dict.fromkeys(uris)
+                selected: Selected = {}
+                if event.startswith(_NAME):
+                    try:
+                        selected = _EVENTS.validate_json(event.removeprefix(_NAME))
+                    except ValidationError:  # The server has another version of onnxserve.
+                        selected = dict.fromkeys(uris)
+                yield selected

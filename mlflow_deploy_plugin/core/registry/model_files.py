@@ -362,10 +362,14 @@ def logged_columns(source: str) -> LoggedColumns:
 
     info = fetch_mlmodel(source)
     inputs = info.signature.inputs if info.signature is not None else None
-    if inputs is not None and inputs.has_input_names():
-        names = inputs.input_names()
-    else:
-        names = []
+    names = []
+    dtypes = {}
+    if inputs is not None:
+        if inputs.has_input_names():
+            names = inputs.input_names()
+        for column in inputs.to_dict():
+            if "name" in column and column["type"] in COLUMN_TYPES:
+                dtypes[str(column["name"])] = COLUMN_TYPES[column["type"]]
     section = info.flavors.get(FLAVOR)
     outputs = None
     if section is not None:
@@ -377,7 +381,4 @@ def logged_columns(source: str) -> LoggedColumns:
             else:
                 logged.append(OUTPUT_PREFIX + output["name"])
         outputs = tuple(logged)
-    described = inputs.to_dict() if inputs is not None else []
-    types = {str(column["name"]): column["type"] for column in described if "name" in column}
-    dtypes = {name: COLUMN_TYPES[kind] for name, kind in types.items() if kind in COLUMN_TYPES}
     return LoggedColumns(tuple(map(str, names)), outputs, dtypes)

@@ -150,27 +150,20 @@ def check_new_name(model: str) -> None:
         )
 
 
-def check_registered_name(model: str) -> str:
-    """Return the name. Raises InvalidConfig if it is a URI or a path, for example a
-    folder named like the model.
+def registered_version(model: str, version: str) -> ResolvedModel:
+    """Return a version of a registered model. Raises NotFound, and InvalidConfig for a
+    bad number, or if the name is a URI or a path, for example a folder named like the
+    model.
     """
     if "/" in model or ":" in model or model in (".", ".."):
-        name, _, version = model.removeprefix("models:/").partition("@")[0].partition("/")
-        if not version.isdigit():
-            version = "VERSION"
+        name, _, number = model.removeprefix("models:/").partition("@")[0].partition("/")
+        if not number.isdigit():
+            number = "VERSION"
         hint = "mlflow.register_model registers the model in a folder"
         if model.startswith("models:/"):
             name = name or "NAME"
-            hint = f"use the name and the version: {name} {version}"
+            hint = f"use the name and the version: {name} {number}"
         raise InvalidConfig(f"{model!r} is not the name of a registered model; {hint}")
-    return model
-
-
-def registered_version(model: str, version: str) -> ResolvedModel:
-    """Return a version of a registered model. Raises InvalidConfig for a bad name or
-    number, and NotFound.
-    """
-    check_registered_name(model)
     if not version.isdigit():
         raise InvalidConfig(f"{version!r} is not a version of {model}; a number is expected")
     return resolve(f"models:/{model}/{version}")
@@ -194,6 +187,17 @@ def _resolve_registered(model_uri: str, uri: ModelURI, client: "MlflowClient") -
         parity=info.tags.get(PARITY_TAG),
         git_commit=info.tags.get(GIT_COMMIT_TAG),
     )
+    status = tags.gate_status_of(info.tags)
+    if status.state == tags.PASSED_WITHOUT_EVALUATION:
+        with registry_errors(f"model {uri.name}"):
+            policy = client.get_registered_model(uri.name).tags.get(tags.GATE_POLICY_TAG, "")
+        # If the policy has a dataset, a pass without an evaluation is void.
+        if tags.names_dataset(policy):
+            reason = (
+                f"it {status.state}, and the policy of {uri.name} now has a dataset; run "
+                "`onnxserve gate` again with a policy that does not skip the evaluation"
+            )
+            status = tags.GateStatus(False, "", reason, report=status.report)
     version = str(info.version)
     return ResolvedModel(
         model_uri,
@@ -202,35 +206,8 @@ def _resolve_registered(model_uri: str, uri: ModelURI, client: "MlflowClient") -
         f"models:/{uri.name}/{version}",
         uri.followed,
         aspects,
-        gate_status=_gate_status(client, uri.name, info.tags),
+        gate_status=status,
         registered_at=info.creation_timestamp or 0,
-    )
-
-
-def _gate_status(
-    client: "MlflowClient",
-    name: str,
-    version_tags: Mapping[str, str],
-) -> tags.GateStatus:
-    """Return the gate status of a version. If the policy has a dataset, a pass without
-    an evaluation is void.
-    """
-    status = tags.gate_status_of(version_tags)
-    if status.state != tags.PASSED_WITHOUT_EVALUATION:
-        return status
-    with registry_errors(f"model {name}"):
-        policy = client.get_registered_model(name).tags.get(tags.GATE_POLICY_TAG, "")
-    if not tags.names_dataset(policy):
-        return status
-    reason = (
-        f"it {status.state}, and the policy of {name} now has a dataset; run `onnxserve gate` "
-        "again with a policy that does not skip the evaluation"
-    )
-    return tags.GateStatus(
-        passed=False,
-        state="",
-        reason=reason,
-        report=status.report,
     )
 
 

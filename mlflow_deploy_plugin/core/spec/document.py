@@ -130,36 +130,37 @@ def validate_spec(document: object) -> EndpointSpec:
     try:
         return EndpointSpec.model_validate(document)
     except ValidationError as error:
-        raise InvalidConfig(_first_fault(error)) from None
-
-
-def _first_fault(error: ValidationError) -> str:
-    """Return the message about the first invalid field of a spec."""
-    first = error.errors()[0]
+        first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part != "[key]")
     if first["type"] == "extra_forbidden":
         fields = [dotted for dotted, *_ in _fields()] + list(EndpointSpec.model_fields)
-        return f"unknown field {where!r}{did_you_mean(where, fields)}"
+        raise InvalidConfig(f"unknown field {where!r}{did_you_mean(where, fields)}")
     context = first.get("ctx", {})
     message = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] in _EXPECTED:
         message = _EXPECTED[first["type"]].format(**context)
     elif first["type"] == "string_pattern_mismatch":
         message = PATTERNS_IN_WORDS.get(context["pattern"], message)
-    if not where:
-        return message
-    received = "" if isinstance(first["input"], Mapping) else f" (got {first['input']!r})"
-    return f"{where}: {message}{received}"
+    if where:
+        received = "" if isinstance(first["input"], Mapping) else f" (got {first['input']!r})"
+        message = f"{where}: {message}{received}"
+    raise InvalidConfig(message)
 
 
 def field_reference() -> Iterator[tuple[str, str, str, str]]:
-    """Yield every field that `-C` accepts: (dotted name, type, default,
-    description).
+    """Yield every field that `-C` accepts: (dotted name, type, default, description).
+    The type is a name such as `int`, or the allowed values.
     """
     for dotted, part, name in _fields():
         field = part.model_fields[name]
         description = field_descriptions(part)[name]
-        kind = _type_name(field.annotation)
+        kinds = [kind for kind in get_args(field.annotation) if kind not in (type(None), ...)]
+        kinds = kinds or [field.annotation]
+        if get_origin(kinds[0]) is Literal:
+            kinds = list(get_args(kinds[0]))
+        elif get_origin(kinds[0]) is Annotated:
+            kinds = [get_args(kinds[0])[0]]
+        kind = " | ".join(getattr(kind, "__name__", None) or str(kind) for kind in kinds)
         default = ""
         if dotted.endswith(_OF_TABLE):
             kind = "str"
@@ -181,17 +182,6 @@ def _fields() -> Iterator[tuple[str, type[BaseModel], str]]:
             if dotted in _TABLES:
                 dotted += _OF_TABLE
             yield dotted, part, name
-
-
-def _type_name(annotation: object) -> str:
-    """Return the type of a field, e.g. `int`, or the allowed values, for help texts."""
-    kinds = [kind for kind in get_args(annotation) if kind not in (type(None), Ellipsis)]
-    kinds = kinds or [annotation]
-    if get_origin(kinds[0]) is Literal:
-        kinds = list(get_args(kinds[0]))
-    elif get_origin(kinds[0]) is Annotated:
-        kinds = [get_args(kinds[0])[0]]
-    return " | ".join(getattr(kind, "__name__", None) or str(kind) for kind in kinds)
 
 
 def new_endpoint(

@@ -8,7 +8,7 @@ from typing import Literal
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
-from mlflow_deploy_plugin.core.store.audit import AuditEvent, save_row, write_event
+from mlflow_deploy_plugin.core.store.audit import save_row
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import (
     AlertRow,
@@ -111,11 +111,10 @@ class Alerts:
         `change` returns None.
         """
         stored = storable_text(fingerprint, 255)
-        query = select(AlertRow).where(AlertRow.fingerprint == stored, AlertRow.state == FIRING)
+        query = select(AlertRow).filter_by(fingerprint=stored, state=FIRING)
+        newest = query.order_by(AlertRow.id.desc()).limit(1).with_for_update()
         with self.store.transaction(alone_with=f"alert/{stored}") as session:
-            row = session.scalars(
-                query.order_by(AlertRow.id.desc()).limit(1).with_for_update(),
-            ).one_or_none()
+            row = session.scalars(newest).one_or_none()
             alert = None if row is None else from_row(row, Alert)
             return _write(session, row, change(alert))
 
@@ -164,14 +163,9 @@ class Silences:
         with self.store.transaction() as session:
             session.add(row)
             session.flush()
-            detail = {
-                "monitor": monitor,
-                "until": row.until.isoformat(),
-                "silence": row.id,
-            }
-            write_event(
-                session,
-                AuditEvent(now, by, "silence", endpoint, why=why, detail=detail),
+            detail = {"monitor": monitor, "until": row.until.isoformat(), "silence": row.id}
+            self.store.write_event(
+                session, "silence", by, endpoint=endpoint, why=why, detail=detail
             )
             return from_row(row, Silence)
 
@@ -188,20 +182,17 @@ class Silences:
         this id.
         """
         now = self.store.now()
-        user = self.store.user
-        query = (
-            select(SilenceRow)
-            .where(SilenceRow.id == number, SilenceRow.until > now)
-            .with_for_update()
-        )
+        active = select(SilenceRow).where(SilenceRow.id == number, SilenceRow.until > now)
         with self.store.transaction() as session:
-            row = session.scalars(query).one_or_none()
+            row = session.scalars(active.with_for_update()).one_or_none()
             if row is None:
                 return None
             row.until = now
             detail = {"monitor": row.monitor, "silence": row.id}
-            event = AuditEvent(now, user, "silence.end", row.endpoint, why=why, detail=detail)
-            return save_row(session, row, Silence, event)
+            self.store.write_event(
+                session, "silence.end", endpoint=row.endpoint, why=why, detail=detail
+            )
+            return save_row(session, row, Silence)
 
 
 def _write(

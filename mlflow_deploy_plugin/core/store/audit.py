@@ -201,7 +201,7 @@ def describe_change(before: EndpointSpec, after: EndpointSpec) -> tuple[str, str
 
 def _describe_differences(spec: EndpointSpec, other: EndpointSpec) -> str:
     """Return the parts of a spec that differ in the other spec."""
-    changed = set(spec.monitors) ^ set(other.monitors)
+    changed = spec.monitors.keys() ^ other.monitors.keys()
     texts = []
     for name, variant in spec.variants.items():
         model = f"{variant.model} "
@@ -213,7 +213,7 @@ def _describe_differences(spec: EndpointSpec, other: EndpointSpec) -> str:
             model = ""
         texts.append(f"{name} {model}{_share(variant)}")
     monitors = spec_document(spec).get("monitors", {})
-    for name in sorted(changed & set(spec.monitors)):
+    for name in sorted(changed & spec.monitors.keys()):
         monitor_fields = dict(_flat(monitors[name]))
         kind = monitor_fields.pop("kind", spec.monitors[name].kind)
         entries = [f"{field} {value}" for field, value in monitor_fields.items()]
@@ -232,7 +232,7 @@ def _other_fields(spec: EndpointSpec, shown_monitors: Set[str]) -> dict[str, obj
     without `shown_monitors`.
     """
     document = spec_document(spec)
-    for name in shown_monitors & set(spec.monitors):
+    for name in shown_monitors & spec.monitors.keys():
         del document["monitors"][name]
     for variant in document.get("variants", {}).values():
         for field_name in ("model", "weight", "shadow"):

@@ -3,7 +3,7 @@ server and stored outside of the store. With a checkpoint, it is found that the 
 events of a chain were removed.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.store.audit_chain import SEAL, canonical_json, chain_heads
 from mlflow_deploy_plugin.core.store.audit_keys import Keys
-from mlflow_deploy_plugin.core.store.audit_record import chain_id
+from mlflow_deploy_plugin.core.store.audit_record import Head, chain_id
 from mlflow_deploy_plugin.core.store.store import Store
 
 _PURPOSE = "audit checkpoint"
@@ -41,10 +41,18 @@ class Checkpoint(BaseModel):
         """The signed text."""
         return canonical_json(self.model_dump(mode="json", exclude={"signature"}))
 
+    def heads_of(self, models: Iterable[str]) -> Iterator[Head]:
+        """Yield the ends of all chains, with the names of those of the `models`. Other
+        chains keep their ids.
+        """
+        names = {chain_id(model): model for model in models}
+        for chain, (event, digest) in self.heads.items():
+            yield Head(model=names.get(chain, chain), event=event, digest=digest)
+
 
 def make_checkpoint(store: Store, keys: Keys) -> Checkpoint:
     """Return a signed checkpoint of now."""
-    with store.transaction(is_read_only=True) as session:
+    with store.reading() as session:
         newest = {head.model: head for head in chain_heads(session)}
     recorded = store.trail_record.heads() if store.trail_record else ()
     for head in recorded:

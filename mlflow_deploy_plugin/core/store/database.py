@@ -22,13 +22,13 @@ from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.store.audit import Login
 from mlflow_deploy_plugin.core.store.audit_keys import Keys, read_key_file
 from mlflow_deploy_plugin.core.store.audit_record import TrailRecord
-from mlflow_deploy_plugin.core.store.store import (
+from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.core.store.tables import READS_ONLY, VERSION_TABLE, Base
+from mlflow_deploy_plugin.core.store.transactions import (
     LOCK_SECONDS,
-    Store,
     redacted_url,
     store_unavailable,
 )
-from mlflow_deploy_plugin.core.store.tables import READS_ONLY, VERSION_TABLE, Base
 from mlflow_deploy_plugin.core.version import __version__
 
 if TYPE_CHECKING:

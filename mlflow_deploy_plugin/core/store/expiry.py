@@ -102,7 +102,7 @@ def _old_windows(
     )
     starts = select(row.start).where(of_monitor).limit(1)
     newest = starts.order_by(row.start.desc())
-    with store.transaction(is_read_only=True) as session:
+    with store.reading() as session:
         first = session.scalar(starts.order_by(row.start))
         # Usually no window is old. Return without the following queries.
         if first is None or first >= before:
@@ -135,7 +135,7 @@ def _delete(
         goes_on: asked before each transaction; False ends the deletion.
     """
     if only_count:
-        with store.transaction(is_read_only=True) as session:
+        with store.reading() as session:
             return session.scalar(select(func.count()).select_from(table).where(old)) or 0
     some = select(table).where(old).limit(_AT_ONCE).with_for_update(skip_locked=True)
     if table is MonitorWindowRow:

@@ -66,7 +66,7 @@ def require_removable(store: Store, endpoint: str) -> None:
     store.require_not_held(endpoint)
     floor = retention_floor()
     newest = select(func.max(MonitorWindowRow.updated_at)).filter_by(endpoint=endpoint)
-    with store.transaction(is_read_only=True) as session:
+    with store.reading() as session:
         changed_at = session.scalar(newest)
     if changed_at is not None and store.now() - changed_at < floor:
         raise InvalidConfig(

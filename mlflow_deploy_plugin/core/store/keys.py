@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.core.errors import AlreadyExists
 from mlflow_deploy_plugin.core.statedir.models import KeyEntry, Scope, ValidKeys
-from mlflow_deploy_plugin.core.store.audit import AuditEvent, save_row, write_event
+from mlflow_deploy_plugin.core.store.audit import save_row
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import ApiKeyRow, storable_text
 
@@ -94,8 +94,9 @@ class ApiKeys:
         try:
             with self.store.transaction() as session:
                 detail = {"scopes": row.scopes, "endpoints": row.endpoints, "limits": row.limits}
-                event = AuditEvent(now, by, "key.create", after=f"key {name}", detail=detail)
-                return save_row(session, row, ApiKey, event), text
+                after = f"key {name}"
+                self.store.write_event(session, "key.create", by, after=after, detail=detail)
+                return save_row(session, row, ApiKey), text
         except IntegrityError:
             raise AlreadyExists(
                 f"a key with the name {name!r} exists or existed; choose another name",
@@ -105,12 +106,11 @@ class ApiKeys:
         """Revoke the key now with an audit event. Return None if no valid key has this
         name.
         """
-        user = self.store.user
         with self.store.transaction() as session:
             row = session.scalars(_UNREVOKED.where(ApiKeyRow.name == name)).one_or_none()
             if row is None:
                 return None
-            self._revoke(session, row, user, why)
+            self._revoke(session, row, why)
             return save_row(session, row, ApiKey)
 
     def withdraw(self, endpoint: str) -> list[str]:
@@ -120,27 +120,19 @@ class ApiKeys:
         Keys for only this endpoint are revoked. Return the names of the revoked keys.
         """
         revoked = []
-        user = self.store.user
         with self.store.transaction() as session:
             for row in session.scalars(_UNREVOKED.order_by(ApiKeyRow.name)):
                 remaining = [name for name in row.endpoints if name != endpoint]
                 if not remaining and row.endpoints:
-                    self._revoke(session, row, user, f"its endpoint {endpoint} was deleted")
+                    self._revoke(session, row, f"its endpoint {endpoint} was deleted")
                     revoked.append(row.name)
                 else:
                     row.endpoints = remaining
         return revoked
 
-    def _revoke(
-        self,
-        session: Session,
-        row: ApiKeyRow,
-        user: str,
-        why: str,
-    ) -> None:
+    def _revoke(self, session: Session, row: ApiKeyRow, why: str) -> None:
         row.revoked_at = self.store.now()
-        event = AuditEvent(row.revoked_at, user, "key.revoke", before=f"key {row.name}", why=why)
-        write_event(session, event)
+        self.store.write_event(session, "key.revoke", before=f"key {row.name}", why=why)
 
     def created(self) -> list[ApiKey]:
         """Return all keys, including revoked keys, oldest first."""
@@ -150,16 +142,9 @@ class ApiKeys:
         )
 
     def valid(self) -> list[ApiKey]:
-        unexpired = or_(
-            ApiKeyRow.expires_at.is_(None),
-            ApiKeyRow.expires_at > self.store.now(),
-        )
-        query = (
-            select(ApiKeyRow)
-            .where(ApiKeyRow.revoked_at.is_(None), unexpired)
-            .order_by(ApiKeyRow.name)
-        )
-        return self.store.read(query, ApiKey)
+        unexpired = or_(ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > self.store.now())
+        query = select(ApiKeyRow).filter_by(revoked_at=None).where(unexpired)
+        return self.store.read(query.order_by(ApiKeyRow.name), ApiKey)
 
     def valid_entries(self) -> ValidKeys:
         return ValidKeys(keys={key.digest: key.entry for key in self.valid()})

@@ -12,23 +12,24 @@ no harm.
 
 import logging
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import Any
 
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.core.errors import StoreUnavailable
 from mlflow_deploy_plugin.core.store.audit import current_actor
 from mlflow_deploy_plugin.core.store.tables import LeaseRow
-
-if TYPE_CHECKING:
-    from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.core.store.transactions import Transactions
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +62,96 @@ class LeaseView:
     is_current: bool
 
 
+def held_row(session: Session, lease: Lease) -> LeaseRow | None:
+    """Return the lease's row, locked for this transaction; None if another process has
+    taken the lease.
+    """
+    row = session.get(LeaseRow, lease.name, with_for_update=True)
+    if row is not None and row.token == lease.token:
+        return row
+    return None
+
+
+class Leases(Transactions):
+    """The leases in a database."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._seen: dict[str, tuple[tuple[int, int], float]] = {}
+        """Lease name → the last seen token and renewals of another holder, and the time
+        when they were first seen.
+        """
+
+    def acquire_lease(self, name: str, holder: str, seconds: float) -> Lease | None:
+        """Return the lease of this name, or None while another process holds it.
+
+        Repeat the call to take over from a killed holder: the lease is free if no
+        renewal is seen for its duration.
+        """
+        monotonic = self._monotonic()
+        try:
+            with self.transaction() as session:
+                row = session.get(LeaseRow, name, with_for_update=True)
+                if row is None:
+                    row = LeaseRow(name=name)
+                    session.add(row)
+                else:
+                    # This process remembers since when it has seen the lease without a
+                    # renewal.
+                    current = (row.token, row.renewals)
+                    seen, since = self._seen.get(name, (current, monotonic))
+                    if seen != current:
+                        since = monotonic
+                    self._seen[name] = (current, since)
+                    if monotonic - since < row.seconds:
+                        return None
+                row.holder = holder
+                row.token = secrets.randbits(62)
+                row.renewals = 0
+                row.seconds = seconds
+                row.expires_at = self.shared_now() + timedelta(seconds=seconds)
+                session.flush()
+                self._seen.pop(name, None)
+                return Lease(name, holder, row.token, seconds, monotonic + seconds)
+        except IntegrityError:  # Another process has taken the lease at the same time.
+            return None
+
+    def renew_lease(self, lease: Lease) -> Lease | None:
+        """Return the lease, renewed for its duration from now; None if the lease was
+        lost.
+        """
+        monotonic = self._monotonic()
+        with self.transaction() as session:
+            row = held_row(session, lease)
+            if row is None:
+                return None
+            row.renewals += 1
+            row.expires_at = self.shared_now() + timedelta(seconds=lease.seconds)
+            return replace(lease, until=monotonic + lease.seconds)
+
+    def release_lease(self, lease: Lease) -> None:
+        """Release the lease so that another process can take it immediately. If the
+        lease is lost, do nothing.
+        """
+        with self.transaction() as session:
+            if (row := held_row(session, lease)) is not None:
+                session.delete(row)
+
+    def lease(self, name: str) -> LeaseView | None:
+        """Return the lease from the view of other processes; None if the lease is
+        free.
+        """
+        with self.reading() as session:
+            columns = (
+                LeaseRow.name,
+                LeaseRow.holder,
+                LeaseRow.expires_at,
+                LeaseRow.expires_at > self.shared_now(),
+            )
+            row = session.execute(select(*columns).where(LeaseRow.name == name)).one_or_none()
+            return None if row is None else LeaseView(*row)
+
+
 class LeaseKeeper:
     """Renews a lease during the `with`, and releases it at the end.
 
@@ -70,7 +161,7 @@ class LeaseKeeper:
 
     def __init__(
         self,
-        store: "Store",
+        store: Leases,
         lease: Lease,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -124,7 +215,7 @@ class LeaseKeeper:
 
 @contextmanager
 def held_lease(
-    store: "Store",
+    store: Leases,
     name: str,
     waits_for: Callable[[str], None],
 ) -> Iterator[LeaseKeeper]:
@@ -140,13 +231,3 @@ def held_lease(
         time.sleep(_LOOK_SECONDS)
     with LeaseKeeper(store, lease) as keeper:
         yield keeper
-
-
-def held_row(session: Session, lease: Lease) -> LeaseRow | None:
-    """Return the lease's row, locked for this transaction; None if another process has
-    taken the lease.
-    """
-    row = session.get(LeaseRow, lease.name, with_for_update=True)
-    if row is not None and row.token == lease.token:
-        return row
-    return None

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from sqlalchemy import Row, Select, and_, delete, func, null, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.core.spec.types import EPOCH
 from mlflow_deploy_plugin.core.store import tables
-from mlflow_deploy_plugin.core.store.audit import AuditEvent, save_row, write_event
+from mlflow_deploy_plugin.core.store.audit import save_row
 from mlflow_deploy_plugin.core.store.leases import Lease, held_row
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import (
@@ -135,7 +135,7 @@ class Monitors:
     store: Store
 
     def state(self, endpoint: str, monitor: str) -> MonitorState:
-        with self.store.transaction(is_read_only=True) as session:
+        with self.store.reading() as session:
             row = session.get(MonitorRow, (endpoint, monitor))
             if row is None:
                 return MonitorState(endpoint, monitor)
@@ -164,15 +164,8 @@ class Monitors:
             row.paused = paused
             row.paused_by = tables.storable_text(by, 255) if paused else ""
             action = "monitor.pause" if paused else "monitor.resume"
-            event = AuditEvent(
-                self.store.now(),
-                by,
-                action,
-                endpoint,
-                why=why,
-                detail={"monitor": monitor},
-            )
-            write_event(session, event)
+            detail = {"monitor": monitor}
+            self.store.write_event(session, action, by, endpoint=endpoint, why=why, detail=detail)
             return True
 
     def update_state(
@@ -308,9 +301,8 @@ class Monitors:
             query = query.where(MonitorWindowRow.state.in_(states))
         # `coalesce` forces the index on `state`: few rows match.
         if states and "judged" not in states:
-            query = query.where(
-                *(func.coalesce(getattr(MonitorWindowRow, key), null()) == of[key] for key in of),
-            )
+            for key, value in of.items():
+                query = query.where(func.coalesce(getattr(MonitorWindowRow, key), null()) == value)
         else:
             query = query.filter_by(**of)
         if since is not None:
@@ -334,20 +326,13 @@ class Monitors:
         their evidence takes about 40 MB.
         """
         row = MonitorWindowRow
-        last = select(func.max(row.id)).filter_by(
-            endpoint=key[0],
-            monitor=key[1],
-            state="judged",
-        )
+        of = {"endpoint": key[0], "monitor": key[1], "state": "judged"}
+        last = select(func.max(row.id)).filter_by(**of)
         if until is not None:
             last = last.where(row.start > until - _PAST, row.end <= until)
-        query = select(
-            row.start,
-            *(getattr(row, column) for column in columns),
-            row.end,
-        )
+        query = select(row.start, *(getattr(row, column) for column in columns), row.end)
         query = query.where(row.id.in_(last.group_by(row.start, row.end))).order_by(*_NEWEST_FIRST)
-        with self.store.transaction(is_read_only=True) as session:
+        with self.store.reading() as session:
             windows = session.execute(query.limit(_MOST_PAST)).all()[::-1]
         return [
             row
@@ -370,38 +355,22 @@ class Monitors:
         of these columns are accepted. If all its alarms are, no alarm is consecutive.
         """
         texts = (f"{key} since {since}" for key, since in baseline.items())
-        actor = self.store.user
         detail = {"monitor": monitor, "baseline": ", ".join(texts)}
         with self._row(endpoint, monitor) as (session, row):
             row.baseline = {**row.baseline, **baseline}
             if window is not None:
                 start, end = window
-                revisions = (
-                    select(MonitorWindowRow)
-                    .filter_by(
-                        endpoint=endpoint,
-                        monitor=monitor,
-                        start=start,
-                        end=end,
-                        state="judged",
-                    )
-                    .order_by(MonitorWindowRow.id.desc())
-                )
-                judged = session.scalars(revisions.limit(1)).one()
+                of = {"endpoint": endpoint, "monitor": monitor, "start": start, "end": end}
+                revisions = select(MonitorWindowRow).filter_by(**of, state="judged")
+                newest_first = revisions.order_by(MonitorWindowRow.id.desc())
+                judged = session.scalars(newest_first.limit(1)).one()
                 accepted = dict.fromkeys([*judged.evidence.get("accepted", ()), *baseline])
                 judged.evidence = {**judged.evidence, "accepted": [*accepted]}
                 if {*judged.evidence["alarms"]} <= {*accepted}:
                     row.consecutive = 0
-            event = AuditEvent(
-                self.store.now(),
-                actor,
-                "monitor.accept",
-                endpoint,
-                why=why,
-                detail=detail,
-            )
-            write_event(session, event)
-        return actor
+            action = "monitor.accept"
+            self.store.write_event(session, action, endpoint=endpoint, why=why, detail=detail)
+        return self.store.user
 
     def windows_by_id(self, ids: Sequence[int]) -> dict[int, MonitorWindow]:
         query = select(MonitorWindowRow).where(MonitorWindowRow.id.in_(ids))
@@ -417,7 +386,7 @@ class Monitors:
             .order_by(*_NEWEST_FIRST)
             .limit(limit)
         )
-        with self.store.transaction(is_read_only=True) as session:
+        with self.store.reading() as session:
             return session.execute(query).all()[::-1]
 
     def with_windows(self, by_hand: bool) -> Iterator[MonitorKey]:
@@ -432,7 +401,7 @@ class Monitors:
             .order_by(row.endpoint, row.monitor)
         )
         while True:
-            with self.store.transaction(is_read_only=True) as session:
+            with self.store.reading() as session:
                 next_key = session.execute(
                     query.where(tuple_(row.endpoint, row.monitor) > last).limit(1),
                 ).one_or_none()
@@ -452,7 +421,7 @@ class Monitors:
         """
         row = MonitorWindowRow
         windows: list[MonitorWindow] = []
-        with self.store.transaction(is_read_only=True) as session:
+        with self.store.reading() as session:
             for monitor in monitors:
                 of = {"endpoint": endpoint, "monitor": monitor}
                 starts = (
@@ -497,6 +466,7 @@ class StoreCounts:
             including expired windows.
         failures: monitor → number of failed attempts, including attempts at expired
             windows.
+        last_judged: monitor → the time of its last verdict.
         retrainings: endpoint, monitor and state → number of retrainings since the
             endpoint was created.
     """
@@ -526,7 +496,7 @@ def read_counts(
     judged: dict[MonitorKey, MonitorWindow] = {}
     newest: dict[MonitorKey, MonitorWindow] = {}
     figures: dict[MonitorKey, float] = {}
-    with store.transaction(is_read_only=True) as session:
+    with store.reading() as session:
         for key in monitors:
             scheduled = (
                 select(MonitorWindowRow)
@@ -552,14 +522,11 @@ def read_counts(
                 value = next((number for number in values if number is not None), None)
             if value is not None:
                 figures[key] = value
-        counts = _count_windows(session)
         return StoreCounts(
-            judged=judged,
-            newest=newest,
-            figures=figures,
-            judged_windows=counts.judged_windows,
-            failures=counts.failures,
-            last_judged=counts.last_judged,
+            judged,
+            newest,
+            figures,
+            *_count_windows(session),
             firing=_count_firing(session),
             retrainings=_count_retrainings(session),
         )
@@ -570,21 +537,10 @@ def _first(session: Session, windows: Select[MonitorWindowRow]) -> MonitorWindow
     return rows[0] if rows else None
 
 
-class _WindowCounts(NamedTuple):
-    """The counts of scheduled windows, including expired windows.
-
-    Attributes:
-        judged_windows: endpoint, monitor and verdict → number of judged windows.
-        failures: monitor → number of failed attempts.
-        last_judged: monitor → the time of its last verdict.
-    """
-
-    judged_windows: Counter[tuple[str, str, str]]
-    failures: Counter[MonitorKey]
-    last_judged: dict[MonitorKey, datetime]
-
-
-def _count_windows(session: Session) -> _WindowCounts:
+def _count_windows(
+    session: Session,
+) -> tuple[Counter[tuple[str, str, str]], Counter[MonitorKey], dict[MonitorKey, datetime]]:
+    """Return `judged_windows`, `failures` and `last_judged` of `StoreCounts`."""
     row = MonitorWindowRow
     groups = row.endpoint, row.monitor, row.state, row.verdict
     counted = (
@@ -620,7 +576,7 @@ def _count_windows(session: Session) -> _WindowCounts:
         if group.state == "judged":
             judged[*key, group.verdict] += group.windows
             last[key] = max(last.get(key, group.updated_at), group.updated_at)
-    return _WindowCounts(judged, failures, last)
+    return judged, failures, last
 
 
 def _count_firing(session: Session) -> dict[MonitorKey, int]:

@@ -98,10 +98,7 @@ class Retrainings:
         """
         now = self.store.now()
         with self.store.transaction(alone_with=f"retraining of {model}") as session:
-            live = select(RetrainingRow).where(
-                RetrainingRow.model == model,
-                RetrainingRow.ended_at.is_(None),
-            )
+            live = select(RetrainingRow).filter_by(model=model, ended_at=None)
             if (other := session.scalars(live.limit(1)).first()) is not None:
                 raise AlreadyExists(
                     f"model {model} is already being trained: retraining {other.id} is "
@@ -114,9 +111,9 @@ class Retrainings:
                 cause=cause,
                 spec=spec,
                 state="waiting",
+                created_at=now,
+                updated_at=now,
             )
-            row.created_at = now
-            row.updated_at = now
             return save_row(session, row, Retraining, event)
 
     def find(
@@ -128,17 +125,13 @@ class Retrainings:
         """Return retrainings, oldest first. If `live` is True, return only live
         retrainings.
         """
-        query = (
-            select(RetrainingRow)
-            .filter_by(**given(endpoint=endpoint, model=model))
-            .order_by(RetrainingRow.id)
-        )
+        query = select(RetrainingRow).filter_by(**given(endpoint=endpoint, model=model))
         if live:
-            query = query.where(RetrainingRow.ended_at.is_(None))
-        return self.store.read(query, Retraining)
+            query = query.filter_by(ended_at=None)
+        return self.store.read(query.order_by(RetrainingRow.id), Retraining)
 
     def get(self, number: int) -> Retraining | None:
-        with self.store.transaction(is_read_only=True) as session:
+        with self.store.reading() as session:
             row = session.get(RetrainingRow, number)
             return None if row is None else from_row(row, Retraining)
 

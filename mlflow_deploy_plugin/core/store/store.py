@@ -1,29 +1,24 @@
-"""Endpoints, audit events, rollouts and leases in the store: small transactions that
-return frozen dataclasses.
+"""Endpoints, audit events and rollouts in the store: small transactions that return
+frozen dataclasses.
 """
 
-import secrets
-import sqlite3
-import time
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields, replace
+from contextlib import suppress
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import URL, ColumnElement, Engine, Select, delete, func, select, update
-from sqlalchemy.exc import DBAPIError, IntegrityError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy import delete, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.core.errors import (
     AlreadyExists,
     InvalidConfig,
     NotFound,
-    StoreUnavailable,
 )
-from mlflow_deploy_plugin.core.messages import did_you_mean, join_names, one_line
+from mlflow_deploy_plugin.core.messages import did_you_mean, join_names
 from mlflow_deploy_plugin.core.spec.document import dump_spec, load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.store import audit
@@ -31,34 +26,26 @@ from mlflow_deploy_plugin.core.store.audit import (
     FAILED,
     INTEND,
     AuditEvent,
-    Login,
     is_of_registry,
     settle,
 )
 from mlflow_deploy_plugin.core.store.audit_chain import (
     BROKEN,
-    append_events,
     counted_events,
-    lock_in_postgresql,
 )
-from mlflow_deploy_plugin.core.store.audit_keys import Keys
-from mlflow_deploy_plugin.core.store.audit_record import Head, TrailRecord
-from mlflow_deploy_plugin.core.store.leases import Lease, LeaseView, held_row
+from mlflow_deploy_plugin.core.store.audit_record import Head
+from mlflow_deploy_plugin.core.store.leases import Lease, Leases, held_row
 from mlflow_deploy_plugin.core.store.tables import (
     IS_DELETED,
-    READS_ONLY,
     AlertRow,
     AuditRow,
     EndpointRow,
     Json,
-    LeaseRow,
     MonitorRow,
     MonitorWindowRow,
     RegistryChangeRow,
     RolloutRow,
-    RowT,
     SilenceRow,
-    ValueT,
     from_row,
     given,
     read_rows,
@@ -70,13 +57,10 @@ RELEASE = "release"
 _ABANDONED = "abandoned"
 _DELETED = "the endpoint was deleted"
 _EVENTS_AT_ONCE = 1000
-LOCK_SECONDS = 30
-"""The maximum time that a transaction waits for the lock of another transaction."""
 _RECENT = timedelta(minutes=1)
 """The age up to which changes are read again. A transaction may be committed long after
 its `changed_at`.
 """
-_NOT_WRITABLE = (sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
 
 
 @dataclass(frozen=True)
@@ -142,49 +126,12 @@ class Rollout:
         return self.ended_at is None
 
 
-class Store:
-    """The endpoints, audit events, rollouts and leases of a database; created by
-    `open_store`.
+class Store(Leases):
+    """The endpoints, audit events and rollouts of a database; created by `open_store`.
 
     An endpoint and its audit event are written in one transaction. By default, `actor`
-    is the `user` of this process. `keys` sign the events, and `record` has the last
-    event of each chain; only MLflow's server has them.
+    is the `user` of this process.
     """
-
-    def __init__(
-        self,
-        engine: Engine,
-        clock: Callable[[], datetime],
-        monotonic: Callable[[], float] = time.monotonic,
-        find_login: Callable[[], Login] = Login,
-        keys: Keys | None = None,
-        record: TrailRecord | None = None,
-        lock_seconds: int = LOCK_SECONDS,
-    ) -> None:
-        self.keys = keys
-        self.trail_record = record
-        self._engine = engine
-        self._reading = engine.execution_options(**{READS_ONLY: True})
-        self._clock = clock
-        self._monotonic = monotonic
-        self._find_login = find_login
-        self._lock_seconds = lock_seconds
-        self._leases_seen: dict[str, tuple[tuple[int, int], float]] = {}
-        """Lease name → the last seen token and renewals of another holder, and the time
-        when they were first seen.
-        """
-
-    @cached_property
-    def login(self) -> Login:
-        """The login of this process, which is asked for once."""
-        return self._find_login()
-
-    @property
-    def user(self) -> str:
-        """The user of this process: the name of the user's login if there is one,
-        otherwise user@machine.
-        """
-        return self.login.user or audit.current_actor()
 
     def add_endpoint(
         self,
@@ -206,15 +153,19 @@ class Store:
             updated_at=now,
         )
         row.unapproved = [*unapproved]
-        user = self.user
         try:
             with self.transaction() as session:
                 session.add(row)
                 # Windows may exist, judged by hand earlier.
                 _delete_monitors(session, spec.name, now)
-                detail = {"spec": row.spec, **_unapproved_detail(unapproved)}
-                event = {"after": audit.describe_traffic(spec), "why": why, "detail": detail}
-                self._audit(session, "create", user, endpoint=spec.name, **event)
+                self.write_event(
+                    session,
+                    "create",
+                    endpoint=spec.name,
+                    after=audit.describe_traffic(spec),
+                    why=why,
+                    detail={"spec": row.spec, **_unapproved_detail(unapproved)},
+                )
                 session.flush()
                 return _to_endpoint(row, _deleted_names(session, spec.name))
         except IntegrityError:
@@ -240,7 +191,6 @@ class Store:
             actor: the user who asked for the change; None for the store's user.
             unapproved: the versions that the endpoint serves without approval.
         """
-        by = actor or self.user
         with self.transaction() as session:
             row = session.get(EndpointRow, spec.name)
             if row is None:
@@ -250,19 +200,15 @@ class Store:
             row.updated_at = self._clock()
             row.unapproved = [*unapproved]
             was, became = audit.describe_change(before, spec)
-            self._audit(
+            self.write_event(
                 session,
                 action,
-                by,
+                actor,
                 endpoint=spec.name,
                 before=was,
                 after=became,
                 why=why,
-                detail={
-                    "spec": row.spec,
-                    **(detail or {}),
-                    **_unapproved_detail(unapproved),
-                },
+                detail={"spec": row.spec, **(detail or {}), **_unapproved_detail(unapproved)},
             )
             session.flush()
             return _to_endpoint(row, _deleted_names(session, spec.name))
@@ -273,7 +219,6 @@ class Store:
         Raises InvalidConfig if the endpoint is on hold.
         """
         self.require_not_held(name)
-        user = self.user
         with self.transaction() as session:
             row = session.get(EndpointRow, name)
             if row is None:
@@ -292,8 +237,8 @@ class Store:
                 rollout.updated_at = now
                 rollout.ended_at = now
                 end = {"rollout": rollout.id, "state": _ABANDONED}
-                self._audit(session, "rollout.end", user, endpoint=name, why=_DELETED, detail=end)
-            self._audit(session, "delete", user, endpoint=name, before=before, why=why)
+                self.write_event(session, "rollout.end", endpoint=name, why=_DELETED, detail=end)
+            self.write_event(session, "delete", endpoint=name, before=before, why=why)
             return True
 
     def require_not_held(self, endpoint: str) -> None:
@@ -318,7 +263,7 @@ class Store:
         """Return the endpoint; None if there is no such endpoint. Raises InvalidConfig
         if the spec cannot be read.
         """
-        with self.transaction(is_read_only=True) as session:
+        with self.reading() as session:
             row = session.get(EndpointRow, name)
             if row is None:
                 return None
@@ -336,33 +281,24 @@ class Store:
         """Return the sorted names of all endpoints, readable or not; with `deleted`,
         also of deleted endpoints.
         """
-        with self.transaction(is_read_only=True) as session:
+        with self.reading() as session:
             names = set(session.scalars(select(EndpointRow.name)))
             if deleted:
                 names.update(_deleted_names(session))
             return sorted(names)
 
     def endpoints(self) -> list[Endpoint]:
-        return [endpoint for endpoint in self._read_endpoints() if isinstance(endpoint, Endpoint)]
+        return [item for item in self._read_endpoints() if isinstance(item, Endpoint)]
 
     def unreadable(self) -> list[UnreadableEndpoint]:
-        return [
-            endpoint
-            for endpoint in self._read_endpoints()
-            if isinstance(endpoint, UnreadableEndpoint)
-        ]
+        return [item for item in self._read_endpoints() if isinstance(item, UnreadableEndpoint)]
 
-    def record(
-        self,
-        action: str,
-        *,
-        actor: str | None = None,
-        **fields: Any,
-    ) -> None:
+    def record(self, action: str, *, actor: str | None = None, **fields: Any) -> None:
         """Write an audit event of a change outside the store, such as a start, a
         promotion or a rollout step.
         """
-        self.record_event(AuditEvent(self._clock(), actor or self.user, action, **fields))
+        with self.transaction() as session:
+            self.write_event(session, action, actor, **fields)
 
     def record_event(self, event: AuditEvent) -> None:
         with self.transaction() as session:
@@ -386,7 +322,7 @@ class Store:
         """Return the counters of all models that have changed within the last
         minute.
         """
-        with self.transaction(is_read_only=True) as session:
+        with self.reading() as session:
             is_recent = RegistryChangeRow.changed_at > self.shared_now() - _RECENT
             recent = select(RegistryChangeRow.model, RegistryChangeRow.count).where(is_recent)
             return dict(session.execute(recent).all())
@@ -396,18 +332,14 @@ class Store:
         action had the same reason.
         """
         kind = event.action.partition(".")[0]
-        of_monitor = AuditRow.detail["monitor"].as_string() == event.detail["monitor"]
-        earlier = (
-            select(AuditRow)
-            .where(AuditRow.endpoint == event.endpoint, of_monitor)
-            .order_by(AuditRow.id.desc())
+        monitor = event.detail["monitor"]
+        earlier = select(AuditRow).where(
+            AuditRow.endpoint == event.endpoint,
+            AuditRow.detail["monitor"].as_string() == monitor,
+            AuditRow.action.startswith(f"{kind}."),
         )
-        with self.transaction(
-            alone_with=f"events/{event.endpoint}/{event.detail['monitor']}",
-        ) as session:
-            last = session.scalars(
-                earlier.where(AuditRow.action.startswith(f"{kind}.")).limit(1),
-            ).first()
+        with self.transaction(alone_with=f"events/{event.endpoint}/{monitor}") as session:
+            last = session.scalars(earlier.order_by(AuditRow.id.desc()).limit(1)).first()
             if last is None or (last.action, last.why) != (event.action, event.why):
                 audit.write_event(session, event)
 
@@ -425,7 +357,7 @@ class Store:
         """
         recorded = self._recorded(model)
         with self.transaction(alone_with=f"events of {model}") as session:
-            event = decide(self._counted_events(session, model, actions, *recorded))
+            event = decide(self._counted_events(session, model, actions, recorded))
             if event is not None:
                 audit.write_event(session, event)
         return event is not None
@@ -440,8 +372,8 @@ class Store:
         a model of the same name in another registry are left out.
         """
         recorded = self._recorded(model)
-        with self.transaction(is_read_only=True) as session:
-            return self._counted_events(session, model, actions, *recorded)
+        with self.reading() as session:
+            return self._counted_events(session, model, actions, recorded)
 
     def _recorded(self, model: str) -> tuple[Head | None, list[AuditEvent]]:
         """Return the recorded end of a chain, and its events that are not stored yet.
@@ -457,15 +389,15 @@ class Store:
         session: Session,
         model: str,
         actions: Collection[str],
-        head: Head | None,
-        spooled: Sequence[AuditEvent],
+        recorded: tuple[Head | None, list[AuditEvent]],
     ) -> list[AuditEvent]:
         if self.keys is None:
             chosen = AuditRow.action.in_((*actions, INTEND, FAILED))
             query = select(AuditRow).where(AuditRow.model == model, chosen)
             events = read_rows(session, query.order_by(AuditRow.id), AuditEvent)
         else:
-            events = [*counted_events(session, model, self.keys, head), *spooled]
+            head, spooled = recorded
+            events = counted_events(session, model, self.keys, head) + spooled
         return [
             event
             for event in settle(events)
@@ -487,20 +419,17 @@ class Store:
         Events are read oldest first, in pages of 1,000, because the trail may not fit
         in memory. New events may be included.
         """
-        query = select(
-            AuditRow.id,
-            *(getattr(AuditRow, field.name) for field in fields(AuditEvent)),
-        )
+        columns = (getattr(AuditRow, field.name) for field in fields(AuditEvent))
+        query = select(AuditRow.id, *columns)
         query = query.filter_by(**given(endpoint=endpoint, model=model)).limit(_EVENTS_AT_ONCE)
         if actions:
             query = query.where(AuditRow.action.in_(actions))
         if actor:
             query = query.where(AuditRow.actor.icontains(actor, autoescape=True))
-        order = AuditRow.id.desc() if newest_first else AuditRow.id.asc()
-        query = query.order_by(order)
+        query = query.order_by(AuditRow.id.desc() if newest_first else AuditRow.id)
         page = query
         while True:
-            with self.transaction(is_read_only=True) as session:
+            with self.reading() as session:
                 rows = session.execute(page).all()
             yield from (AuditEvent(*values) for _, *values in rows)
             if len(rows) < _EVENTS_AT_ONCE:
@@ -554,11 +483,11 @@ class Store:
             .limit(limit)
         )
         if live:
-            query = query.where(RolloutRow.ended_at.is_(None))
+            query = query.filter_by(ended_at=None)
         return self.read(query, Rollout)[::-1]
 
     def rollout(self, number: int) -> Rollout | None:
-        with self.transaction(is_read_only=True) as session:
+        with self.reading() as session:
             row = session.get(RolloutRow, number)
             return None if row is None else from_row(row, Rollout)
 
@@ -585,160 +514,15 @@ class Store:
             row.revision = row.revision + 1
             return audit.save_row(session, row, Rollout, event)
 
-    def acquire_lease(self, name: str, holder: str, seconds: float) -> Lease | None:
-        """Return the lease of this name, or None while another process holds it.
-
-        Repeat the call to take over from a killed holder: the lease is free if no
-        renewal is seen for its duration.
-        """
-        monotonic = self._monotonic()
-        try:
-            with self.transaction() as session:
-                row = session.get(LeaseRow, name, with_for_update=True)
-                if row is None:
-                    row = LeaseRow(name=name)
-                    session.add(row)
-                else:
-                    # This process remembers since when it has seen the lease without a
-                    # renewal.
-                    current = (row.token, row.renewals)
-                    seen, since = self._leases_seen.get(name, (current, monotonic))
-                    if seen != current:
-                        since = monotonic
-                    self._leases_seen[name] = (current, since)
-                    if monotonic - since < row.seconds:
-                        return None
-                row.holder = holder
-                row.token = secrets.randbits(62)
-                row.renewals = 0
-                row.seconds = seconds
-                row.expires_at = self.shared_now() + timedelta(seconds=seconds)
-                session.flush()
-                self._leases_seen.pop(name, None)
-                return Lease(name, holder, row.token, seconds, monotonic + seconds)
-        except IntegrityError:  # Another process has taken the lease at the same time.
-            return None
-
-    def renew_lease(self, lease: Lease) -> Lease | None:
-        """Return the lease, renewed for its duration from now; None if the lease was
-        lost.
-        """
-        monotonic = self._monotonic()
-        with self.transaction() as session:
-            row = held_row(session, lease)
-            if row is None:
-                return None
-            row.renewals += 1
-            row.expires_at = self.shared_now() + timedelta(seconds=lease.seconds)
-            return replace(lease, until=monotonic + lease.seconds)
-
-    def release_lease(self, lease: Lease) -> None:
-        """Release the lease so that another process can take it immediately. If the
-        lease is lost, do nothing.
-        """
-        with self.transaction() as session:
-            if (row := held_row(session, lease)) is not None:
-                session.delete(row)
-
-    def lease(self, name: str) -> LeaseView | None:
-        """Return the lease from the view of other processes; None if the lease is
-        free.
-        """
-        with self.transaction(is_read_only=True) as session:
-            columns = (
-                LeaseRow.name,
-                LeaseRow.holder,
-                LeaseRow.expires_at,
-                LeaseRow.expires_at > self.shared_now(),
-            )
-            row = session.execute(select(*columns).where(LeaseRow.name == name)).one_or_none()
-            return None if row is None else LeaseView(*row)
-
-    def close(self) -> None:
-        self._engine.dispose()
-
-    def now(self) -> datetime:
-        return self._clock()
-
-    def shared_now(self) -> ColumnElement[datetime] | datetime:
-        """Return the time of a shared clock: PostgreSQL's clock (an SQL function),
-        otherwise this machine's clock.
-        """
-        if self._engine.dialect.name == "postgresql":
-            return func.now()
-        return self._clock()
-
-    @contextmanager
-    def transaction(
-        self,
-        alone_with: str = "",
-        *,
-        is_read_only: bool = False,
-    ) -> Iterator[Session]:
-        """Open a transaction, which is committed completely or not at all. For the
-        modules of this package.
-
-        Args:
-            is_read_only: True if the transaction only reads. On SQLite, other processes
-                can then write concurrently.
-            alone_with: transactions with the same name exclude each other, because a
-                row that does not exist yet cannot be locked. SQLite always excludes
-                concurrent writing transactions.
-
-        Raises IntegrityError if a unique value already exists, and StoreUnavailable if
-        the database does not answer.
-        """
-        try:
-            engine = self._reading if is_read_only else self._engine
-            # The login is asked for before the transaction, which has locks.
-            info = {} if is_read_only else {audit.LOGIN: self.login, audit.LOCK: self._lock_seconds}
-            with (
-                Session(engine, info=info) as session,
-                session.begin(),
-            ):
-                if alone_with and self._engine.dialect.name == "postgresql":
-                    lock_in_postgresql(session, alone_with)
-                yield session
-                events = session.info.pop(audit.PENDING, ())
-                heads = append_events(session, events, self.keys, self.trail_record)
-                # The result of an intention follows, and contains its hash.
-                is_durable = any(event.action != INTEND for event in events)
-        except IntegrityError:
-            raise
-        except (DBAPIError, PoolTimeout) as error:
-            raise store_unavailable(self._engine.url, error) from None
-        if self.trail_record is not None:
-            self.trail_record.advance(heads, is_durable=is_durable)
-
-    def read(
-        self,
-        query: Select[RowT],
-        kind: type[ValueT],
-    ) -> list[ValueT]:
-        """Return the rows of a query as frozen dataclasses. For the modules of this
-        package.
-        """
-        with self.transaction(is_read_only=True) as session:
-            return read_rows(session, query, kind)
-
     def _read_endpoints(self) -> Iterator[Endpoint | UnreadableEndpoint]:
         """Yield all endpoints by name, with the reason for each unreadable spec."""
-        with self.transaction(is_read_only=True) as session:
+        with self.reading() as session:
             deleted = _deleted_names(session)
             for row in session.scalars(select(EndpointRow).order_by(EndpointRow.name)):
                 try:
                     yield _to_endpoint(row, deleted)
                 except InvalidConfig as error:
                     yield UnreadableEndpoint(row.name, row.target, row.spec, error.message)
-
-    def _audit(
-        self,
-        session: Session,
-        action: str,
-        actor: str,
-        **fields: Any,
-    ) -> None:
-        audit.write_event(session, AuditEvent(self._clock(), actor, action, **fields))
 
 
 def _deleted_names(session: Session, name: str | None = None) -> set[str]:
@@ -757,16 +541,14 @@ def _to_endpoint(row: EndpointRow, deleted: Container[str]) -> Endpoint:
     """Return the row's endpoint. `deleted` has deleted names. Raises InvalidConfig if
     the spec is malformed.
     """
-    since = row.created_at if row.name in deleted else None
     try:
-        spec = _read_spec(row.spec)
         return Endpoint(
             row.name,
             row.target,
-            spec,
+            _read_spec(row.spec),
             row.created_at,
             row.updated_at,
-            rows_since=since,
+            rows_since=row.created_at if row.name in deleted else None,
             unapproved=tuple(row.unapproved),
         )
     except InvalidConfig as error:
@@ -818,31 +600,6 @@ def _delete_monitors(session: Session, endpoint: str, now: datetime) -> None:
     # deadlock.
     for table in (MonitorWindowRow, MonitorRow):
         session.execute(delete(table).where(table.endpoint == endpoint))
-
-
-def redacted_url(url: URL) -> str:
-    """Return the URL for messages, without the password and the query, which may
-    contain a password too.
-    """
-    return url.set(query={}).render_as_string(hide_password=True)
-
-
-def store_unavailable(url: URL, error: Exception) -> StoreUnavailable:
-    """Return the error for a database that cannot be used, as one line without the
-    database's password.
-    """
-    cause = getattr(error, "orig", None) or error
-    text = str(cause)
-    for secret in (url.password, url.query.get("password")):
-        if secret:
-            text = text.replace(str(secret), "***")
-    hint = ""
-    sqlite_code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
-    if isinstance(cause, OSError) or sqlite_code in _NOT_WRITABLE:
-        hint = "; set ONNXSERVE_HOME or ONNXSERVE_STORE_URI to another location"
-    return StoreUnavailable(
-        f"the store at {redacted_url(url)} cannot be used: {one_line(text)}{hint}",
-    )
 
 
 def _rollout_exists(endpoint: str) -> AlreadyExists:

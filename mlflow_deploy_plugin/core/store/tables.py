@@ -26,6 +26,10 @@ read.
 """
 
 
+_TIMES = frozenset({"started_at", "gated_at"})
+"""The times among the fields of `RetrainingFigures`."""
+
+
 class UtcDateTime(sa.TypeDecorator[datetime]):
     """A time in UTC. SQLite stores no time zone, so the time zone is removed on writes
     and added on reads.
@@ -38,11 +42,9 @@ class UtcDateTime(sa.TypeDecorator[datetime]):
         return value.astimezone(UTC) if value is not None else None
 
     def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            return value.replace(tzinfo=UTC)
-        return value.astimezone(UTC)
+        if value is None or value.tzinfo is not None:
+            return self.process_bind_param(value, dialect)
+        return value.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -85,17 +87,11 @@ class RetrainingFigures:
     compared: bool | None = None
 
     def as_json(self) -> dict[str, str | float | bool]:
-        figures = {
-            name: value
-            for name, value in vars(self).items()
-            if value is not None and name != "evaluation"
-        }
-        figures |= {
-            name: value.isoformat()
-            for name, value in figures.items()
-            if isinstance(value, datetime)
-        }
-        return figures | {f"evaluation.{name}": value for name, value in self.evaluation.items()}
+        figures = {name: value for name, value in vars(self).items() if value is not None}
+        for name in _TIMES & figures.keys():
+            figures[name] = figures[name].isoformat()
+        scores = figures.pop("evaluation")
+        return figures | {f"evaluation.{name}": value for name, value in scores.items()}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "RetrainingFigures":
@@ -103,17 +99,14 @@ class RetrainingFigures:
         values = {
             entry.name: document[entry.name] for entry in fields(cls) if entry.name in document
         }
-        values |= {
-            name: datetime.fromisoformat(values[name])
-            for name in ("started_at", "gated_at")
-            if name in values
-        }
-        scores = {
+        for name in _TIMES & values.keys():
+            values[name] = datetime.fromisoformat(values[name])
+        values["evaluation"] = {
             name.partition(".")[2]: value
             for name, value in document.items()
             if name.startswith("evaluation.")
         }
-        return cls(**values | {"evaluation": scores})
+        return cls(**values)
 
 
 class _FiguresJson(sa.TypeDecorator[RetrainingFigures]):
@@ -132,9 +125,7 @@ class _FiguresJson(sa.TypeDecorator[RetrainingFigures]):
         value: Mapping[str, Any] | None,
         dialect: sa.Dialect,
     ) -> RetrainingFigures | None:
-        if value is not None:
-            return RetrainingFigures.from_json(value)
-        return None
+        return None if value is None else RetrainingFigures.from_json(value)
 
 
 Str31 = Annotated[str, 31]

@@ -38,7 +38,7 @@ from mlflow_deploy_plugin.core.registry.transitions import (
 )
 from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
-from mlflow_deploy_plugin.core.store.audit_chain import ADOPT
+from mlflow_deploy_plugin.core.store.audit_seal import ADOPT
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.promote.evidence.record import VersionRecord, read_record, version_page
 from mlflow_deploy_plugin.promote.evidence.statements import (

@@ -41,7 +41,7 @@ from mlflow_deploy_plugin.core.spec.document import load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.store.alerts import Alerts
 from mlflow_deploy_plugin.core.store.audit import AuditEvent, describe_traffic
-from mlflow_deploy_plugin.core.store.audit_chain import ADOPT, verify_trail
+from mlflow_deploy_plugin.core.store.audit_seal import ADOPT, verify_trail
 from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
 from mlflow_deploy_plugin.core.store.store import Store, unknown_endpoint
 from mlflow_deploy_plugin.core.store.tables import Json

@@ -15,6 +15,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlflow.exceptions import MlflowException
+from mlflow.server import handlers
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
 from mlflow_deploy_plugin.core.errors import NotFound
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.mlmodel import MLMODEL, combine_hashes, hash_files
@@ -39,8 +43,6 @@ def registry() -> "Registry":
     """Return MLflow's registry store, which runs in this process and needs no HTTP
     request.
     """
-    from mlflow.server import handlers
-
     return handlers._get_model_registry_store()
 
 
@@ -51,8 +53,6 @@ def model_and_version(model: str, version: str) -> "tuple[RegisteredModel, Model
 @contextmanager
 def known_to_mlflow() -> Iterator[None]:
     """Raise NotFound instead of MLflow's exception within the block."""
-    from mlflow.exceptions import MlflowException
-
     try:
         yield
     except MlflowException as error:
@@ -63,8 +63,6 @@ def read_report(run_id: str) -> bytes:
     """Return the gate report in MLflow, which people who may edit the run can replace.
     Raises NotFound if the report cannot be read.
     """
-    from mlflow.server import handlers
-
     with _reading(f"the gate report of run {run_id}"), tempfile.TemporaryDirectory() as folder:
         address = handlers._get_tracking_store().get_run(run_id).info.artifact_uri
         return fetch_file(address, Path(folder), tags.GATE_REPORT_FILE).read_bytes()
@@ -92,8 +90,6 @@ class OwnStores:
         return str(registry().get_model_version_download_uri(name, version))
 
     def get_run(self, run_id: str) -> "Run":
-        from mlflow.server import handlers
-
         if not is_administrator():
             raise NotFound(f"only an administrator may read the run {run_id} here")
         return handlers._get_tracking_store().get_run(run_id)
@@ -164,9 +160,6 @@ def artifact_store(uri: str) -> tuple["ArtifactRepository", str]:
     """Return the artifact store of `uri` and its folder there, as MLflow's server
     resolves them.
     """
-    from mlflow.server import handlers
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
     if not handlers._is_servable_proxied_run_artifact_root(uri):
         return get_artifact_repository(uri), ""
     folder = handlers._get_proxied_run_artifact_destination_path(uri)

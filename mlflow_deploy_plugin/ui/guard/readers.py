@@ -54,6 +54,7 @@ def _transition(trail: AuditTrail, message: "Message") -> RegistryChange:
     detail = move_detail(stage, replaced)
     if replaced:
         detail |= {"stood_there": holder, "archived": bool(message.archive_existing_versions)}
+    place = StageOrAlias(stage=stage)
     change = RegistryChange(
         action="transition",
         model=message.name,
@@ -61,14 +62,12 @@ def _transition(trail: AuditTrail, message: "Message") -> RegistryChange:
         before=version.current_stage,
         after=stage,
         detail=detail,
-        is_gated=_is_gated(
-            model, StageOrAlias(stage=stage), StageOrAlias(stage=version.current_stage)
-        ),
+        is_gated=_is_gated(model, place, StageOrAlias(stage=version.current_stage)),
     )
     refusal = "" if stage == version.current_stage else uncovering_refusal(trail, model, version)
     if refusal:
         return change.with_refusal(refusal)
-    return Move(trail, change, model, version, StageOrAlias(stage=stage), holder).decide()
+    return Move(trail, change, model, version, place, holder).decide()
 
 
 def _alias(trail: AuditTrail, message: "Message") -> RegistryChange | None:
@@ -79,27 +78,15 @@ def _alias(trail: AuditTrail, message: "Message") -> RegistryChange | None:
     holder = str(model.aliases.get(message.alias, ""))
     before = f"version {holder} in @{message.alias}" if holder else ""
     place = StageOrAlias(alias=message.alias)
+    is_gated = _is_gated(model, place)
+    change = RegistryChange("alias", message.name, holder, before=before, is_gated=is_gated)
     if not hasattr(message, "version"):
-        return RegistryChange(
-            action="alias",
-            model=message.name,
-            version=holder,
-            before=before,
-            is_gated=_is_gated(model, place),
-        )
+        return change
     version = registry().get_model_version(message.name, message.version)
     number = str(version.version)
-    detail = move_detail(f"@{message.alias}", holder)
-    after = f"version {number} in @{message.alias}"
-    change = RegistryChange(
-        action="alias",
-        model=message.name,
-        version=number,
-        before=before,
-        after=after,
-        detail=detail,
-        is_gated=_is_gated(model, place),
-    )
+    detail = move_detail(str(place), holder)
+    after = f"version {number} in {place}"
+    change = replace(change, version=number, after=after, detail=detail)
     return Move(trail, change, model, version, place, holder).decide()
 
 
@@ -185,18 +172,10 @@ def _adopted_files(trail: AuditTrail, model: "RegisteredModel", policy: str) -> 
     return entries
 
 
-def _tag_change(trail: AuditTrail, message: "Message") -> RegistryChange | None:
-    """Read the request to set or delete a tag of a version or a model. None if the
-    guard does not watch the tag.
-    """
-    if hasattr(message, "version"):
-        return _version_tag_change(message)
-    return _policy_tag_change(trail, message)
-
-
-def _version_tag_change(message: Any) -> RegistryChange | None:
-    """Return the change of a version's tag: a refusal for the tags of a verdict, which
-    only this server sets (`ui/verdicts.py`). None if the guard does not watch the tag.
+def _version_tag(_trail: AuditTrail, message: Any) -> RegistryChange | None:
+    """Read the request to set or delete a tag of a version: a refusal for the tags of a
+    verdict, which only this server sets (`ui/verdicts.py`). None if the guard does not
+    watch the tag.
     """
     is_of_verdict = message.key.startswith(tags.GATE_TAG)
     is_deleted = not hasattr(message, "value")
@@ -220,9 +199,9 @@ def _version_tag_change(message: Any) -> RegistryChange | None:
     ).with_refusal(refusal)
 
 
-def _policy_tag_change(trail: AuditTrail, message: Any) -> RegistryChange | None:
-    """Return the change of a model's gate policy, or None for another tag of the model.
-    The detail contains the files that the new policy adopts.
+def _model_tag(trail: AuditTrail, message: Any) -> RegistryChange | None:
+    """Read the request to set or delete a tag of a model. None for another tag than the
+    gate policy. The detail contains the files that the new policy adopts.
     """
     if message.key != tags.GATE_POLICY_TAG:
         return None
@@ -253,10 +232,10 @@ READERS: dict[str, tuple[str, Reader]] = {
     "_create_registered_model": ("CreateRegisteredModel", _model_creation),
     "_rename_registered_model": ("RenameRegisteredModel", _model),
     "_delete_registered_model": ("DeleteRegisteredModel", _model),
-    "_set_model_version_tag": ("SetModelVersionTag", _tag_change),
-    "_delete_model_version_tag": ("DeleteModelVersionTag", _tag_change),
-    "_set_registered_model_tag": ("SetRegisteredModelTag", _tag_change),
-    "_delete_registered_model_tag": ("DeleteRegisteredModelTag", _tag_change),
+    "_set_model_version_tag": ("SetModelVersionTag", _version_tag),
+    "_delete_model_version_tag": ("DeleteModelVersionTag", _version_tag),
+    "_set_registered_model_tag": ("SetRegisteredModelTag", _model_tag),
+    "_delete_registered_model_tag": ("DeleteRegisteredModelTag", _model_tag),
 }
 """The name of a view of MLflow → the protobuf message of the view's requests, and the
 reader of the message.

@@ -15,13 +15,15 @@ fails a request to MLflow.
 import logging
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from flask import Flask, Response, jsonify, make_response
+from flask import Flask, Response, make_response
+from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError, StoreUnavailable
 from mlflow_deploy_plugin.core.registry import tags
@@ -29,7 +31,7 @@ from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG
 from mlflow_deploy_plugin.core.store.audit import FAILED, INTEND, INTENDED, INTENTION, AuditEvent
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.promote.gate.approvals import version_authors
-from mlflow_deploy_plugin.ui.access import caller
+from mlflow_deploy_plugin.ui.access import caller, refusal
 from mlflow_deploy_plugin.ui.audit_trail import AuditTrail
 from mlflow_deploy_plugin.ui.guard.mlflow_stores import registry
 from mlflow_deploy_plugin.ui.guard.moves import RegistryChange
@@ -37,7 +39,6 @@ from mlflow_deploy_plugin.ui.guard.readers import READERS, Reader, read_message
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
-    from google.protobuf.message import Message
 
 _log = logging.getLogger(__name__)
 
@@ -105,7 +106,6 @@ def _record_authors(trail: AuditTrail, version: Json) -> None:
     """Record who created a version. The authors of a copied version are also authors of
     the copy.
     """
-    from mlflow.exceptions import MlflowException
     from mlflow.store.artifact.utils.models import _parse_model_uri
 
     name = version["name"]
@@ -127,14 +127,7 @@ def _record_authors(trail: AuditTrail, version: Json) -> None:
             error,
         )
     detail = {"created": int(version["creation_timestamp"]), "authors": authors}
-    change = RegistryChange(
-        action="register",
-        model=name,
-        version=number,
-        before="",
-        after=f"version {number}",
-        detail=detail,
-    )
+    change = RegistryChange("register", name, number, after=f"version {number}", detail=detail)
     _record(trail.record, change, change.action)
 
 
@@ -156,52 +149,41 @@ def _guarded(
         """
         requested = read_message(message)
         try:
-            change = read(trail, requested)
-            if change is not None and change.is_refused:
+            # A change of nothing is neither gated nor recorded.
+            change = read(trail, requested) or RegistryChange("", requested.name)
+            if change.is_refused:
                 record = trail.record_now if change.is_gated else trail.record
                 _record(record, change, "refused")
-                refusal = jsonify(error_code="PERMISSION_DENIED", message=change.why)
-                return make_response(refusal, 403)
+                return refusal("PERMISSION_DENIED", change.why, 403)
             intention: Json = {}
-            if change is not None and change.is_gated and change.is_recorded:
+            if change.is_gated and change.is_recorded:
                 intention = {INTENTION: secrets.token_hex(8)}
                 detail = {**intention, INTENDED: change.action}
                 _record(trail.record_now, change, INTEND, detail)
         except OnnxserveError as error:
             text = f"nothing was changed, because the audit trail is away: {error.message}"
-            refusal = jsonify(error_code=StoreUnavailable.error_code, message=text)
-            return make_response(refusal, 503, {"Retry-After": str(_RETRY_AFTER_SECONDS)})
+            refused = refusal(StoreUnavailable.error_code, text, 503)
+            refused.headers["Retry-After"] = str(_RETRY_AFTER_SECONDS)
+            return refused
         response = make_response(view(**arguments))
         if response.status_code != 200:
-            if change is not None and intention and _is_unmade(trail, change, read, requested):
+            now = None
+            # After an error, MLflow may have made the change, or be unreadable.
+            with suppress(MlflowException, OnnxserveError):
+                now = read(trail, requested) if intention else None
+            if now is not None and now.before == change.before:
                 why = f"MLflow's server answered {response.status_code}"
                 _record(trail.record, replace(change, why=why), FAILED, intention)
             return response
-        if change is not None:
-            if change.is_recorded:
-                _record(trail.record, change, change.action, intention)
-            if change.is_served_again:
-                registry().delete_model_version_tag(change.model, change.version, ROLLED_BACK_TAG)
-        if change is None or not change.is_recorded or change.is_served_again:
+        if change.is_recorded:
+            _record(trail.record, change, change.action, intention)
+        if change.is_served_again:
+            registry().delete_model_version_tag(change.model, change.version, ROLLED_BACK_TAG)
+        if change.is_served_again or not change.is_recorded:
             trail.notify_agents(requested.name)
         return response
 
     return guarded
-
-
-def _is_unmade(
-    trail: AuditTrail, change: RegistryChange, read: Reader, requested: "Message"
-) -> bool:
-    """Return True if the registry is as before the change. It may be unreadable after
-    an error of MLflow, which may have made the change.
-    """
-    from mlflow.exceptions import MlflowException
-
-    try:
-        now = read(trail, requested)
-    except (MlflowException, OnnxserveError):
-        return False
-    return now is not None and now.before == change.before
 
 
 def _record(

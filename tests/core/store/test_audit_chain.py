@@ -22,16 +22,9 @@ from sqlalchemy import (
 )
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.core.store.audit_chain import (
-    BROKEN,
-    TrailState,
-    adopt_trail,
-    event_digest,
-    newest_counted_events,
-    seal,
-    verify_trail,
-)
+from mlflow_deploy_plugin.core.store.audit_chain import BROKEN, event_digest, newest_counted_events
 from mlflow_deploy_plugin.core.store.audit_keys import Keys, read_key_file
+from mlflow_deploy_plugin.core.store.audit_seal import TrailState, adopt_trail, seal, verify_trail
 from mlflow_deploy_plugin.core.store.checkpoints import (
     load_checkpoint,
     make_checkpoint,
@@ -293,7 +286,7 @@ def test_the_newest_events_before_the_seal_count_if_its_hash_leads_to_them(
     user.record("approve", model=name, actor="forged")
 
     def newest() -> list[str]:
-        with user.transaction(is_read_only=True) as session:
+        with user.reading() as session:
             events = newest_counted_events(session, name, Keys(keys.public))
             return [event.actor for event in events if event.action == "approve"]
 

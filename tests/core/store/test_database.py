@@ -19,8 +19,9 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.store.database import SCHEMA, migration_config, open_store, utc_now
-from mlflow_deploy_plugin.core.store.store import Store, store_unavailable
+from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import VERSION_TABLE, Base
+from mlflow_deploy_plugin.core.store.transactions import store_unavailable
 from tests.support.refusals import mentions, refused
 
 OPEN_AND_ADD = """

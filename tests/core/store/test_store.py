@@ -170,7 +170,7 @@ def test_a_look_at_the_windows_that_wait_does_not_read_the_judged_ones(
 def test_long_read_does_not_block_a_writer(tmp_path: Path) -> None:
     store, other = (open_store(f"sqlite:///{tmp_path}/store.db") for _ in range(2))
 
-    with store.transaction(is_read_only=True) as session:
+    with store.reading() as session:
         assert session.scalars(select(EndpointRow)).all() == []
         other.add_endpoint("onnxserve:/local", new_endpoint("flights", "models:/flights/1"))
         assert session.scalars(select(EndpointRow)).all() == [], (

@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.signatures import Signer
 from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
 from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
-from mlflow_deploy_plugin.core.store.audit_chain import adopt_trail
+from mlflow_deploy_plugin.core.store.audit_seal import adopt_trail
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.monitors import Monitors
 from mlflow_deploy_plugin.core.store.store import Store

@@ -188,7 +188,7 @@ def test_metrics_keep_their_last_values_and_show_that_the_store_is_down(
         go_on.wait(60)
         raise StoreUnavailable("no answer")
 
-    transaction = store.transaction
+    reading = store.reading
     calls = []
 
     @contextmanager
@@ -196,7 +196,7 @@ def test_metrics_keep_their_last_values_and_show_that_the_store_is_down(
         calls.append(1)
         if len(calls) > 1:
             go_on.wait(60)
-        with transaction(**how) as session:
+        with reading(**how) as session:
             yield session
 
     gauges = StoreMetrics(store, patience_seconds=0.1)
@@ -211,7 +211,7 @@ def test_metrics_keep_their_last_values_and_show_that_the_store_is_down(
     read_at_first = wait_until(read_whole, 30, "it is read")
     for answer in (down, silent):
         with monkeypatch.context() as patched:
-            patched.setattr(store, "transaction", answer)
+            patched.setattr(store, "reading", answer)
             silenced = read_at_first | {"onnxserve_store_up": 0}
             # The first read may still be running.
             wait_until(lambda: values(gauges) == silenced, 30, "it is said")  # noqa: B023
@@ -220,7 +220,7 @@ def test_metrics_keep_their_last_values_and_show_that_the_store_is_down(
     go_on.set()
     wait_until(lambda: values(gauges) == read_at_first, 30, "it is read again")
     go_on.clear()
-    monkeypatch.setattr(store, "transaction", slow)
+    monkeypatch.setattr(store, "reading", slow)
     wait_until(
         lambda: values(gauges) == read_at_first,
         30,

@@ -94,7 +94,7 @@ def test_expired_alerts_are_deleted_from_the_store(world: MonitoredWorld) -> Non
     world.settings = world.settings.model_copy(update={"monitor_retention_days": 7})
 
     def kept() -> list[str]:
-        with world.store.transaction(is_read_only=True) as session:
+        with world.store.reading() as session:
             return [*session.scalars(select(AlertRow.fingerprint))]
 
     with kept_up(world):
@@ -243,7 +243,7 @@ def test_rows_on_hold_are_retained(world: MonitoredWorld, tmp_path: Path) -> Non
     world.settings = world.settings.model_copy(update={"monitor_retention_days": 7})
 
     def alerts() -> list[str]:
-        with world.store.transaction(is_read_only=True) as session:
+        with world.store.reading() as session:
             return [*session.scalars(select(AlertRow.fingerprint))]
 
     with kept_up(world):

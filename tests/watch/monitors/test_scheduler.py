@@ -502,15 +502,15 @@ def test_two_hundred_monitors_of_fifty_endpoints_are_judged_once_each_then_cost_
     wait_until(lambda: over() > 20, SECONDS, "nothing is left to do")
     assert len({(call.endpoint, call.monitor) for call in world.asked}) == len(world.asked) == 200
 
-    transaction = world.store.transaction
+    reading = world.store.reading
     call = 0
 
     def counted() -> AbstractContextManager[Session]:
         nonlocal call
         call += 1
-        return transaction()
+        return reading()
 
-    monkeypatch.setattr(world.store, "transaction", counted)
+    monkeypatch.setattr(world.store, "reading", counted)
     looked = world.count_looks()
     wait_until(lambda: looked() > 20, SECONDS, "it has looked again and again")
     assert call < 20 * looked()

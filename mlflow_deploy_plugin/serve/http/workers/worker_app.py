@@ -5,7 +5,7 @@ between loop and thread.
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 from mlflow_deploy_plugin.serve.assembly import open_worker
 from mlflow_deploy_plugin.serve.http.app import ServerApp
@@ -20,9 +20,6 @@ from mlflow_deploy_plugin.serve.inference.limits import (
 from mlflow_deploy_plugin.serve.inference.pipeline import may_wait_for_limits
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
-
-if TYPE_CHECKING:
-    from mlflow_deploy_plugin.serve.http.workers.connection import HttpConnection
 
 INLINE_SECONDS = 0.001
 """A request that is expected to take longer than this is answered in a thread instead
@@ -124,8 +121,9 @@ class WorkerApp:
         self.now = 0.0
         self.buffered_bytes = 0
         self.streams = 0
-        self.blocked_connections: dict[HttpConnection, None] = {}
-        self.idle_connections: list[tuple[float, HttpConnection]] = []
+        # The module of `HttpConnection` imports this module.
+        self.blocked_connections: dict[Any, None] = {}
+        self.idle_connections: list[tuple[float, Any]] = []
         self._plans = PlanTable(server)
         self._flask = ServerApp(server)
 
