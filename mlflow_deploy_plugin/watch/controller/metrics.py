@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -184,7 +185,7 @@ def _read_metrics(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
     """Return all metrics of the endpoints' monitors."""
     keys: list[MonitorKey] = []
     for endpoint in endpoints:
-        keys += [(endpoint.name, monitor) for monitor in endpoint.spec.monitors]
+        keys += product([endpoint.name], endpoint.spec.monitors)
     paused = {(state.endpoint, state.monitor) for state in Monitors(store).states() if state.paused}
     counts = read_counts(store, keys, _SHARE, _LOOKED_BACK)
     families = _new_families()
@@ -196,8 +197,9 @@ def _read_metrics(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
             families["onnxserve_monitor_state"].add_metric((*key, possible), is_current)
         if judged is None:
             continue
-        until = families["onnxserve_monitor_judged_until_timestamp_seconds"]
-        until.add_metric(key, judged.end.timestamp())
+        families["onnxserve_monitor_judged_until_timestamp_seconds"].add_metric(
+            key, judged.end.timestamp()
+        )
         for metric, value in judged.figures.items():
             if "/" not in metric and value is not None:  # Omit values per column or variant.
                 families["onnxserve_monitor_metric"].add_metric((*key, metric), value)

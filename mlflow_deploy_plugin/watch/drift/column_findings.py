@@ -285,6 +285,13 @@ class ColumnGroup:
     window: Profile
     columns: tuple[str, ...]
 
+    @property
+    def figures(self) -> dict[str, float]:
+        return {
+            "rows": float(self.window.rows),
+            "reference_rows": float(self.reference.pieces.total.rows),
+        }
+
 
 @dataclass(frozen=True)
 class CheckTest:
@@ -441,33 +448,32 @@ class _ScoredColumn:
         """
         pieces = self.group.reference.pieces
         current = self.group.window.columns[self.name]
-        before = pieces.others.columns.get(self.name)
-        seasonal = None
+        others = pieces.others.columns.get(self.name)
+        before = others
         phase = ""
         if self.is_drifted and pieces.lagged is None:
             indices, name_of_phase = same_phase(
                 start_us, pieces.grid.length_us, pieces.window_starts_us, season_us
             )
-            in_phase = [pieces.windows[index] for index in indices]
+            parts = [pieces.windows[index] for index in indices]
             parts = [
                 Profile(part.rows, {self.name: part.columns[self.name]})
-                for part in in_phase
+                for part in parts
                 if self.name in part.columns
             ]
             if parts:
-                seasonal = merge(parts).columns[self.name]
+                before = merge(parts).columns[self.name]
                 phase = name_of_phase
         bins = self.group.reference.bins[self.name]
-        window, others = column_counts([self.group.window, pieces.others], self.name, bins)
-        distance = float(bins.distance(window[None, :-1], others[:-1])[0])
+        counts = column_counts([self.group.window, pieces.others], self.name, bins)
         return _Comparison(
             bins=bins,
             current=current,
-            before=seasonal or before,
+            before=before,
             phase=phase,
             missing=_missing_share(current, self.group.window.rows),
-            missing_before=_missing_share(before, pieces.others.rows),
-            distance=distance,
+            missing_before=_missing_share(others, pieces.others.rows),
+            distance=float(bins.distance(counts[:1, :-1], counts[1, :-1])[0]),
         )
 
     def metrics(self, comparison: "_Comparison") -> dict[str, float]:
@@ -497,6 +503,15 @@ class _ScoredColumn:
             is_seen = test.value > 0 or (test.check == "missing" and comparison.missing_before)
             if test.check != "distribution" and not is_seen:
                 continue
+            change = ""
+            if test.is_drifted:
+                # The change of the distribution if it is known and explains the figure,
+                # otherwise of the figure.
+                needs_distribution = test.is_change or self.is_relation
+                if needs_distribution or comparison.explains(test.figure):
+                    change = comparison.change(test.check, test.value, test.usual)
+                if not change and not needs_distribution:
+                    change = _figure_change(test)
             yield Finding(
                 subject=subject,
                 check=test.check,
@@ -505,38 +520,16 @@ class _ScoredColumn:
                 value=test.score,
                 threshold=test.threshold,
                 segment=segment,
-                change=self._change(test, comparison) if test.is_drifted else "",
+                change=change,
                 measure=test.name.text,
                 unit="SD",
             )
 
-    def _change(self, test: CheckTest, comparison: "_Comparison") -> str:
-        """Return the change of the column: of the distribution if it is known and
-        explains the figure, otherwise of the figure.
-        """
-        if test.is_change or self.is_relation or comparison.explains(test.figure):
-            change = comparison.change(test.check, test.value, test.usual)
-            if change or test.is_change or self.is_relation:
-                return change
-        return _figure_change(test)
 
-
-@dataclass(frozen=True)
-class _Change:
-    """The change of a column: a text for the reference, such as `mean 3.2`, and for the
-    window, such as `8.9, higher`.
-    """
-
-    before: str
-    now: str
-
-    def text(self, phase: str = "") -> str:
-        """Return the change in the format of `Finding.change`. The phase is a name such
-        as `Mondays` for the windows of the reference; empty for all windows.
-        """
-        if phase:
-            return f"{self.before} ({phase}) → {self.now}"
-        return f"{self.before} → {self.now}"
+_Change = tuple[str, str]
+"""The change of a column: a text for the reference, such as `mean 3.2`, and for the
+window, such as `8.9, higher`.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -601,8 +594,13 @@ class _Comparison:
         """
         current = self.current
         if check == "distribution":
-            change = None if self.is_projection else self._distribution_change(self.distance)
-            return change.text(self.phase) if change else ""
+            change = None if self.is_projection else self._distribution_change()
+            if change is None:
+                return ""
+            before, now = change
+            if self.phase:
+                before += f" ({self.phase})"
+            return f"{before} → {now}"
         if check == "missing":
             where = "more" if self.missing > self.missing_before else "fewer"
             return f"missing {self.missing_before:.1%} → {self.missing:.1%}, {where}"
@@ -612,7 +610,7 @@ class _Comparison:
         share = _share(current.below + current.above, current)
         return f"out of range {usual:.1%} → {share}, more {self.side}"
 
-    def _distribution_change(self, distance: float) -> _Change | None:
+    def _distribution_change(self) -> _Change | None:
         """Return the change of the distribution, such as `mean 3.2 → 8.9, higher`. Of
         numbers, it is the first change that explains at least half of the distance: of
         the infinite values, the mean, or the mean and the deviation. Return None if the
@@ -628,40 +626,28 @@ class _Comparison:
         infinite = [before.infinite_share, current.infinite_share]
         # Infinite values are in an outer bin, at most this far away.
         reach = np.ptp(bins.positions) / bins.scale
-        if abs(infinite[1] - infinite[0]) * reach >= distance / 2:
+        if abs(infinite[1] - infinite[0]) * reach >= self.distance / 2:
             return _share_change("infinite values", *infinite)
         if not (before.finite and current.finite):
             return None
         first = f"mean {format_number(before.mean)}"
         mean = format_number(current.mean)
-        if abs(current.mean - before.mean) >= distance * bins.scale / 2:
+        if abs(current.mean - before.mean) >= self.distance * bins.scale / 2:
             direction = "higher" if current.mean > before.mean else "lower"
-            return _Change(first, f"{mean}, {direction}")
+            return first, f"{mean}, {direction}"
         direction = "wider" if current.deviation > before.deviation else "narrower"
         deviations = [format_number(each.deviation, digits=3) for each in (before, current)]
-        return _Change(first, f"{mean}, deviation {' → '.join(deviations)}, {direction}")
+        return first, f"{mean}, deviation {' → '.join(deviations)}, {direction}"
 
     def _category_change(self, bins: CategoryBins, before: ColumnSketch) -> _Change:
         """Return the change of the share of the frequent value, or of the rare values,
         that changed most.
         """
-        shares = [
-            column.counts[:-1]
-            / max(
-                int(column.counts[:-1].sum()),
-                1,
-            )
-            for column in (before, self.current)
-        ]
+        counts = [column.counts[:-1] for column in (before, self.current)]
+        shares = [each / max(int(each.sum()), 1) for each in counts]
         divergence = bins.divergence(*shares)
         frequent = len(bins.codes)
-        by_value = [
-            np.append(
-                share[:frequent],
-                share[frequent:].sum(),
-            )
-            for share in shares
-        ]
+        by_value = [np.append(share[:frequent], share[frequent:].sum()) for share in shares]
         index = int(np.argmax(np.abs(by_value[1] - by_value[0])))
         # Report an increase of rare or new values, not the decrease of a frequent value
         # that this increase causes.
@@ -735,7 +721,7 @@ def _missing_share(column: ColumnSketch | None, rows: int) -> float:
 def _share_change(name: str, first: float, now: float) -> _Change:
     """Return the change of the share of rows that have the named values."""
     direction = "more often" if now > first else "less often"
-    return _Change(f"{name} {first:.1%}", f"{now:.1%}, {direction}")
+    return f"{name} {first:.1%}", f"{now:.1%}, {direction}"
 
 
 def _share(rows: int, column: ColumnSketch) -> str:

@@ -118,22 +118,20 @@ def judge_profile(
             together share one false-alarm rate.
         history: the windows before, the accepted baselines and the budget of alarms.
     """
-    parts = segments or {}
-    schema = column_findings.schema_findings(reference, window, spec.columns)
-    rows = {
-        "rows": float(window.rows),
-        "reference_rows": float(reference.pieces.total.rows),
-    }
-    whole = _prepare_group("", reference, window, spec)
-    if window.rows < spec.min_rows:
-        schema = []
-    prepared = [whole, *(_prepare_group(name, *part, spec) for name, part in parts.items())]
+    schema: list[Finding] = []
+    if window.rows >= spec.min_rows:
+        schema = column_findings.schema_findings(reference, window, spec.columns)
+    parts = {"": (reference, window), **(segments or {})}
+    prepared = [_prepare_group(segment, *parts[segment], spec) for segment in parts]
+    whole = prepared[0]
     groups = [each.group for each in prepared if not each.reason and not whole.reason]
-    columns = _columns([each.group for each in prepared], spec)
+    columns = sorted({*chain.from_iterable(each.group.columns for each in prepared)})
+    if not spec.columns or ROWS in spec.columns:
+        columns.append(ROWS)
     evidence = _evidence_of(prepared, groups, columns, spec, history.rows)
     course = follow(
         reference,
-        {segment: part for segment, (part, _) in parts.items()},
+        {each.group.segment: each.group.reference for each in prepared[1:]},
         columns,
         spec,
         start_us,
@@ -143,13 +141,13 @@ def judge_profile(
     test = _test_window(groups, columns, spec, evidence, course)
     if whole.reason:
         if isinstance(test, _WindowTest):
-            schema = [*schema, *column_findings.rows_findings(test.columns)]
-        verdict = _unjudged(rows, whole, schema)
+            schema += column_findings.rows_findings(test.columns)
+        verdict = _unjudged(whole, schema)
     elif isinstance(test, Refused):
-        verdict = _unjudged(rows, whole.without_test(test.reason), schema)
+        verdict = _unjudged(whole.without_test(test.reason), schema)
     else:
-        others = [*schema, *chain.from_iterable(each.unjudged for each in prepared)]
-        verdict = _conclude(rows, groups, test, start_us, spec, others)
+        schema += chain.from_iterable(each.unjudged for each in prepared)
+        verdict = _conclude(groups, test, start_us, spec, schema)
     if isinstance(course, Refused):
         return replace(verdict, evidence=evidence)
     return replace(verdict, evidence=evidence, course=course)
@@ -182,14 +180,6 @@ def _evidence_of(
         )
     reference = prepared[0].group.reference
     return Evidence(spec.reference if spec.is_rolling else reference.bins_key, levels)
-
-
-def _columns(groups: Sequence[ColumnGroup], spec: MonitorSpec) -> list[str]:
-    """Return the columns of all groups, and the number of rows if it is judged."""
-    columns = sorted({name for group in groups for name in group.columns})
-    if not spec.columns or ROWS in spec.columns:
-        columns.append(ROWS)
-    return columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,19 +217,16 @@ def _prepare_group(
     return _Prepared(group, unjudged, reason)
 
 
-def _unjudged(
-    rows: Mapping[str, float],
-    whole: _Prepared,
-    schema: Sequence[Finding],
-) -> DriftVerdict:
+def _unjudged(whole: _Prepared, schema: Sequence[Finding]) -> DriftVerdict:
     """Return a verdict for distributions that are not judged: drift if a finding of the
     schema or of the number of rows is an alarm.
     """
     findings = column_findings.sort_findings([*schema, *whole.unjudged])
+    figures = whole.group.figures
     if not any(finding.is_alarm for finding in schema):
-        return DriftVerdict("not judged", whole.reason, findings, rows)
+        return DriftVerdict("not judged", whole.reason, findings, figures)
     remark = f"; distributions are not judged: {whole.reason}"
-    return DriftVerdict("drift", whole.reason, findings, {**rows, "is_drift": 1.0}, remark)
+    return DriftVerdict("drift", whole.reason, findings, {**figures, "is_drift": 1.0}, remark)
 
 
 @dataclass(frozen=True, eq=False)
@@ -357,7 +344,6 @@ def _clearest_first(test: FigureTest) -> tuple[bool, float]:
 
 
 def _conclude(
-    rows: Mapping[str, float],
     groups: Sequence[ColumnGroup],
     test: _WindowTest,
     start_us: int,
@@ -367,7 +353,6 @@ def _conclude(
     """Return the verdict of the tests.
 
     Args:
-        rows: the numbers of rows, which precede the figures.
         others: the findings about columns whose distributions are not judged.
     """
     checked, column_figures = column_findings.judge_columns(
@@ -389,7 +374,7 @@ def _conclude(
         remark=f" ({evidence})",
         findings=column_findings.sort_findings([*others, *checked]),
         figures={
-            **rows,
+            **groups[0].figures,
             "is_drift": float(is_drift),
             "p_value": test.p_value,
             "statistic": test.largest.score,

@@ -160,12 +160,11 @@ def accept_alarms(
     length = length_of(endpoint.monitor(monitor).every)
     _require_baseline(endpoint, monitor)
     with hold_lease(store, name, monitor):  # A judgement that has begun would open the alert again.
-        monitors = Monitors(store)
-        start, evidence = _newest_levels(monitors, (name, monitor), length)
+        start, evidence = _newest_levels(Monitors(store), (name, monitor), length)
         baseline = _accepted_columns(evidence, start, columns, (name, monitor))
         still_open = tuple(key for key in evidence.open_alarms if key not in baseline)
         accepted = AcceptedAlarms(baseline, length, still_open)
-        actor = monitors.accept(name, monitor, baseline, why, (start, start + length))
+        actor = Monitors(store).accept(name, monitor, baseline, why, (start, start + length))
         if not still_open:
             line = f"{actor} accepted the alarms: {', '.join(accepted.describe())}"
             if why:
@@ -238,8 +237,10 @@ def _accepted_columns(
         return baseline
     remedy = f"`onnxserve monitor list {name}` shows its last verdict"
     if alarms:
-        command = f"onnxserve monitor accept {name} {monitor} --column '{RELATIONS}'"
-        remedy = f"`{command}` accepts the alarm of the relations"
+        remedy = (
+            f"`onnxserve monitor accept {name} {monitor} --column '{RELATIONS}'` accepts the alarm "
+            "of the relations"
+        )
     raise NotFound(f"{where} has no open alarm of a column to accept: {remedy}")
 
 

@@ -177,9 +177,8 @@ def _wait_for_rows(deployments: Deployments, endpoint: str) -> list[str]:
         say(_WAITING)
         time.sleep(seconds)
 
-    left = [folder for folder, _ in left_specs(endpoint, settings)]
-    folders = {settings.state_dir(endpoint), *left}
-    waits = [wait_until_shipped(each, _SHIPPING_SECONDS, pause=pause) for each in folders]
+    folders = {settings.state_dir(endpoint), *dict(left_specs(endpoint, settings))}
+    waits = [wait_until_shipped(folder, _SHIPPING_SECONDS, pause=pause) for folder in folders]
     # The watermark of a server on this machine can be older than its spool.
     here = {agent_name(folder) for folder in folders}
     deadline = time.monotonic() + _SHIPPING_SECONDS
@@ -231,14 +230,14 @@ def backfill(
             f"no complete window of {monitor.spec.every} is in {begin:%F %R} to {end:%F %R} UTC",
         )
     if len(starts) > MAX_BACKFILLED:
-        last = window_at(starts[MAX_BACKFILLED - 1], monitor.spec.every).end
+        window = window_at(starts[MAX_BACKFILLED - 1], monitor.spec.every)
         raise InvalidConfig(
             f"there are {len(starts):,} windows of {monitor.spec.every} between {begin:%F %R} and "
             f"{end:%F %R} UTC, and one backfill judges at most {MAX_BACKFILLED:,}: use --to "
-            f"{last.isoformat()[:19]} or a monitor with longer windows",
+            f"{window.end.isoformat()[:19]} or a monitor with longer windows",
         )
-    stored = deployments.store.endpoint(monitor.endpoint)
-    log = evaluation.endpoint_log(deployments.settings, stored)
+    endpoint = deployments.store.endpoint(monitor.endpoint)
+    log = evaluation.endpoint_log(deployments.settings, endpoint)
     notes = _wait_for_rows(deployments, monitor.endpoint)
     for number, start in enumerate(starts, 1):
         window = window_at(start, monitor.spec.every)

@@ -306,10 +306,9 @@ def collect_training_data(
         window = log.latest_window(plan.endpoint, plan.every, utc_now())
     rows = _labelled_rows(log, plan, window, withheld)
     if rows is None or len(rows) < MIN_ROWS:
-        have = len(rows) if rows is not None else 0
         raise InvalidConfig(
-            f"{window} has {have} labelled rows, but at least {MIN_ROWS} are needed: send the "
-            "true labels with POST /feedback or `onnxserve feedback`",
+            f"{window} has {len(rows or ())} labelled rows, but at least {MIN_ROWS} are needed: "
+            "send the true labels with POST /feedback or `onnxserve feedback`",
         )
     hidden = sorted(types.keys() & withheld)
     if hidden:
@@ -321,10 +320,9 @@ def collect_training_data(
     if earlier is not None:
         learned = _join(_model_columns(earlier), learned, window.start)
     if _distinct_labels(learned) < 2:
-        only = learned.column(LABEL)[0].as_py()
         raise InvalidConfig(
-            f"all {len(learned):,} labels up to {window.end:%Y-%m-%d} are {only!r}, so a model "
-            "cannot be trained",
+            f"all {len(learned):,} labels up to {window.end:%Y-%m-%d} are "
+            f"{learned.column(LABEL)[0].as_py()!r}, so a model cannot be trained",
         )
     folder.mkdir(parents=True, exist_ok=True)
     data, held_out_file = (folder / name for name in TRAINING_FILES)

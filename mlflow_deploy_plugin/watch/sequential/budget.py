@@ -279,8 +279,10 @@ def unkept(levels: ReferenceLevels, spec: MonitorSpec, false_per_year: float) ->
         rolling = ": use reference rolling:7d, which compares a window with a recent one"
     cannot = f"a share of {false_per_year:.2g} false alarms per year cannot be kept"
     if count < FEW_WINDOWS:
-        remedy = _more_windows(levels.length_us // 1_000_000, count, FEW_WINDOWS)
-        yield f"{cannot} with certainty: the reference has {count} windows: {remedy}"
+        yield (
+            f"{cannot} with certainty: the reference has {count} windows: "
+            f"{_more_windows(levels.length_us // 1_000_000, count, FEW_WINDOWS)}"
+        )
     correlation = reference_correlation(windows)
     slow = int(correlation.argmax())
     error = math.sqrt((1 - correlation[slow] ** 2) / count)
@@ -299,9 +301,9 @@ def unkept(levels: ReferenceLevels, spec: MonitorSpec, false_per_year: float) ->
         if not alarms or pdtrc(alarms - 1, rate * later) >= _UNLIKELY:
             break
         found.append(alarms)
-        likely = pdtri(alarms - 1, 1 - _UNLIKELY) / later  # alarms per window
+        smallest = pdtri(alarms - 1, 1 - _UNLIKELY) / later  # alarms per window
         # The message rounds to two digits, by at most 5 %.
-        smallest = 1.05 * likely * spec.windows_per_year / LASTING_SHARE
+        smallest = 1.05 * smallest * spec.windows_per_year / LASTING_SHARE
     if found:
         yield (
             f"{cannot}: the later half of the reference, judged by the earlier half, has "

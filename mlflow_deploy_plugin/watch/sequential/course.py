@@ -126,12 +126,12 @@ class Course:
         scores = tracking.innovations[-1]
         upward = self.windows.is_upward
         tails = self.tails.p_values(scores)
-        one_sided = np.where(scores > 0, tails, 1 - tails)
-        p_values = np.where(upward, one_sided, 2 * tails)
+        p_values = np.where(upward, np.where(scores > 0, tails, 1 - tails), 2 * tails)
         signed = np.where(upward, np.maximum(scores, 0), np.abs(scores))
         shown = np.stack([values, usual, usual + deviation])
-        of_distances = shown[:, self.levels.is_distance].clip(min=0) ** (1 / NEARLY_NORMAL)
-        shown[:, self.levels.is_distance] = of_distances
+        shown[:, self.levels.is_distance] = shown[:, self.levels.is_distance].clip(min=0) ** (
+            1 / NEARLY_NORMAL
+        )
         for index in np.flatnonzero(np.isfinite(values)).tolist():
             is_first = self.windows.restarts[index] == len(self.starts) - 1
             if self.series[index].column == ROWS and is_first:
@@ -250,25 +250,25 @@ def _restarts(
     relations, so these begin a baseline with the last accepted column of their segment.
     """
     count = len(starts)
-    judged = range(windows.reference, count)
     restarts = np.full(len(levels.series), count)
     for index, series in enumerate(levels.series):
         accepted = [baseline[series.key]] if series.key in baseline else []
         if series.column in PROJECTIONS:
             accepted += [since for key, since in baseline.items() if _is_of(key, series.segment)]
         if accepted:
-            since = max(accepted)
-            restarts[index] = next((each for each in judged if starts[each] >= since), count)
+            judged = range(windows.reference, count)
+            restarts[index] = next(
+                (each for each in judged if starts[each] >= max(accepted)), count
+            )
         elif series.column == ROWS:
             # The first judged windows must have about as many rows as the reference.
             rows = windows.values[:, index]
             first = rows[windows.reference : -1][:_FIRST_WINDOWS]
             first = first[np.isfinite(first)]
-            is_comparable = False
+            change = math.inf
             if len(first):
                 change = np.median(first) - np.nanmedian(rows[: windows.reference])
-                is_comparable = abs(change) < _COMPARABLE
-            if not is_comparable:
+            if not abs(change) < _COMPARABLE:
                 restarts[index] = min(windows.reference, count - 1)
     return restarts
 

@@ -204,32 +204,31 @@ def reference_levels(
     windows, in all rows and in each segment. The number of rows is included if the
     `columns` contain `ROWS`.
     """
-    times = reference.pieces.window_starts_us
+    times = np.array(reference.pieces.window_starts_us, np.int64)
     profiles = reference.pieces.windows
     rows = row_counts(profiles)
     later = np.flatnonzero(rows > 0)
     earlier: Array | None = None
     if reference.pieces.grid.lag_windows:
-        later, lagged = reference.pieces.pairs()
-        has_rows = np.minimum(rows[later], rows[lagged]) > 0
+        later, earlier = reference.pieces.pairs()
+        has_rows = np.minimum(rows[later], rows[earlier]) > 0
         later = later[has_rows]
-        earlier = lagged[has_rows]
+        earlier = earlier[has_rows]
     known: list[_KnownSeries] = []
     for segment, part in {"": reference, **segments}.items():
-        part_profiles = part.pieces.windows_at(times)
+        part_profiles = part.pieces.windows_at(times.tolist())
         windows = _PartWindows.of(part, part_profiles, later, earlier)
         known += (
             each
             for each in windows.series(columns, segment)
             if each.series.column in columns and each.is_mostly_known
         )
-    starts = np.array(times, np.int64)[later]
     return ReferenceLevels(
-        starts_us=starts,
+        starts_us=times[later],
         length_us=reference.pieces.grid.length_us,
         series=tuple(each.series for each in known),
-        values=_columns([each.values for each in known], len(starts)),
-        rows=_columns([each.rows for each in known], len(starts)),
+        values=_columns([each.values for each in known], len(later)),
+        rows=_columns([each.rows for each in known], len(later)),
         row_variances=np.array([each.row_variance for each in known]),
         floors=np.array([each.floor for each in known]),
         is_complete=len(profiles) >= reference.pieces.grid.windows,

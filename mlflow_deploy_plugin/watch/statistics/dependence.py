@@ -37,39 +37,22 @@ def dependence(series: Array) -> Dependence:
     if count < _SHORTEST:
         return Dependence(1.0, 1.0)
     centred = series - series.mean()
-    run = max(
-        5,
-        math.ceil(math.sqrt(math.log10(count))),
-    )
+    run = max(5, math.ceil(math.sqrt(math.log10(count))))
     longest = min(math.ceil(math.sqrt(count)) + run, count - 1)
-    covariances = (
-        np.array([centred[: count - lag] @ centred[lag:] for lag in range(longest + 1)]) / count
-    )
-    if covariances[0] <= 1e-12 * max(
-        float(np.square(series).mean()),
-        1e-300,
-    ):
+    covariances = np.array([centred[: count - lag] @ centred[lag:] for lag in range(longest + 1)])
+    covariances = covariances / count
+    if covariances[0] <= 1e-12 * max(float(np.square(series).mean()), 1e-300):
         return Dependence(1.0, 1.0)
-    reach = min(
-        2 * _last_lag(covariances[1:] / covariances[0], count, run),
-        longest,
-    )
+    reach = min(2 * _last_lag(covariances[1:] / covariances[0], count, run), longest)
     lags = np.arange(1, reach + 1)
-    window = np.where(
-        lags / reach <= 0.5,
-        1.0,
-        2 * (1 - lags / reach),
-    )  # the flat-top window
+    window = np.where(lags / reach <= 0.5, 1.0, 2 * (1 - lags / reach))  # the flat-top window
     slope = 2 * float((window * lags) @ covariances[1 : reach + 1])
     spectrum = float(covariances[0] + 2 * window @ covariances[1 : reach + 1])
     if spectrum <= 0:
         return Dependence(1.0, 0.0)
-    best = (slope**2 / spectrum**2 * count) ** (1 / 3)
-    most = max(1.0, min(3 * math.sqrt(count), count / 3))
-    return Dependence(
-        float(np.clip(best, 1.0, most)),
-        spectrum / float(covariances[0]),
-    )
+    length = (slope**2 / spectrum**2 * count) ** (1 / 3)
+    length = float(np.clip(length, 1.0, max(1.0, min(3 * math.sqrt(count), count / 3))))
+    return Dependence(length, spectrum / float(covariances[0]))
 
 
 def _last_lag(correlations: Array, count: int, run: int) -> int:

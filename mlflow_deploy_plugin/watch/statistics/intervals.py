@@ -253,27 +253,26 @@ def bootstrap_interval(
     mean = (weights * rows).mean(axis=0)
     slopes = np.ones(1)  # the derivatives of the figure with respect to the means
     if len(mean) > 1:
-        steps = np.diag(
-            np.maximum(
-                1e-4 * rows.std(axis=0),
-                1e-12,
-            )
-        )
+        steps = np.diag(np.maximum(1e-4 * rows.std(axis=0), 1e-12))
         slopes = np.nan_to_num((figure(mean + steps) - figure(mean - steps)) / (2 * np.diag(steps)))
     effective_n = sampling.effective_n(weights[:, 0] * ((rows - mean) @ slopes))
     weighted = np.hstack([weights * rows, weights])
     size = max(round(effective_n), 1)
     rng = np.random.default_rng(_SEED)
     if size > _BOOTSTRAP_ROWS:
-        covariance = np.atleast_2d(np.cov(weighted, rowvar=False)) / size
-        sums = rng.multivariate_normal(weighted.mean(axis=0), covariance, RESAMPLES, method="eigh")
+        sums = rng.multivariate_normal(
+            weighted.mean(axis=0),
+            np.atleast_2d(np.cov(weighted, rowvar=False)) / size,
+            RESAMPLES,
+            method="eigh",
+        )
     else:
         sums = np.stack(
             [times @ weighted / size for times in resamples(rng, len(weighted), size, RESAMPLES)]
         )
     means = sums[:, :-1] / sums[:, -1:]
-    worth = effective_n * kish_effective_n(weights) / count
-    return _percentile_interval(name, mean, means, figure, count, worth, sampling.confidence)
+    effective_n = effective_n * kish_effective_n(weights) / count
+    return _percentile_interval(name, mean, means, figure, count, effective_n, sampling.confidence)
 
 
 def bootstrap_counts_interval(

@@ -286,11 +286,11 @@ def cut_windows(
     is_selected = groups >= 0
     if not is_selected.all():
         table = table.filter(pa.array(is_selected))
-    windows = []
-    sketches = sketch_groups(bins, table, groups[is_selected], len(selected))
-    for index, window in zip(selected.tolist(), sketches, strict=True):
-        windows.append(_with_counts(window, _counts_of(rest, index)))
-    return tuple(windows)
+    windows = sketch_groups(bins, table, groups[is_selected], len(selected))
+    return tuple(
+        _with_counts(window, rest[index], window.rows)
+        for index, window in zip(selected.tolist(), windows, strict=True)
+    )
 
 
 def assemble_pieces(grid: WindowGrid, parts: Iterable[tuple[int, Profile]]) -> ReferencePieces:
@@ -363,7 +363,8 @@ def _steps_of(length_us: int) -> int:
     return 1
 
 
-RestCounts = list[dict[str, int]]
+RestCounts = list[dict[str, dict[str, int]]]
+"""The counts of each group of rows against all other groups, by column and field."""
 
 
 def count_out_of_rest(
@@ -371,20 +372,22 @@ def count_out_of_rest(
     table: pa.Table,
     groups: Array,
     count: int,
-) -> dict[str, RestCounts]:
-    """Return the counts `unseen`, `below` and `above` of each column with bins, per
-    group of rows, against all other groups. `groups`, [N] int64, is the group of each
-    row.
+) -> RestCounts:
+    """Return the counts `unseen`, `below` and `above` of each column with bins.
+    `groups`, [N] int64, is the group of each row.
     """
-    counts: dict[str, RestCounts] = {}
+    rest: RestCounts = [{} for _ in range(count)]
     for name, raw_column in feature_columns(table, bins):
         column = decoded(raw_column)
         column_bins = bins.get(name)
+        counts: list[dict[str, int]] = []
         if isinstance(column_bins, OrderedBins):
-            counts[name] = _count_out_of_range(as_floats(column), groups, count)
+            counts = _count_out_of_range(as_floats(column), groups, count)
         elif column_bins is not None:
-            counts[name] = _count_unseen(column, groups, count)
-    return counts
+            counts = _count_unseen(column, groups, count)
+        for of_group, fields in zip(rest, counts, strict=False):
+            of_group[name] = fields
+    return rest
 
 
 def correct_for_rest(
@@ -406,41 +409,32 @@ def correct_for_rest(
         return ()
     numbers = (microseconds_of(sample.column(EVENT_TIME)) - starts_us[0]) // length_us
     present, groups = np.unique(numbers, return_inverse=True)
-    present_us = starts_us[0] + present * length_us
+    present_us: list[int] = (starts_us[0] + present * length_us).tolist()
     rest = count_out_of_rest(bins, sample, groups, len(present))
     window_at = dict(zip(starts_us, windows, strict=True))
-    for index, rows in enumerate(np.bincount(groups).tolist()):
-        start_us = int(present_us[index])
-        window = window_at.get(start_us)
-        if window is not None:
-            larger: dict[str, Mapping[str, int]] = {}
-            for name, counts in _counts_of(rest, index).items():
-                if name in window.columns:
-                    column = window.columns[name]
-                    larger[name] = {
-                        field: max(getattr(column, field), round(count * window.rows / rows))
-                        for field, count in counts.items()
-                    }
-            window_at[start_us] = _with_counts(window, larger)
+    for start_us, counts, rows in zip(present_us, rest, np.bincount(groups).tolist(), strict=True):
+        if start_us in window_at:
+            window_at[start_us] = _with_counts(window_at[start_us], counts, rows)
     return tuple(window_at.values())
 
 
-_ColumnCounts = Mapping[str, Mapping[str, Any]]
-"""Counts by column and field."""
-
-
-def _counts_of(rest: Mapping[str, RestCounts], group: int) -> _ColumnCounts:
-    return {name: counts[group] for name, counts in rest.items()}
-
-
-def _with_counts(window: Profile, counts: _ColumnCounts) -> Profile:
+def _with_counts(window: Profile, counts: Mapping[str, dict[str, int]], rows: int) -> Profile:
+    """Return the window with the counts by column and field in `rows` of its rows,
+    extrapolated to all rows, where they are larger than its own.
+    """
     columns = dict(window.columns)
     for name, fields in counts.items():
-        columns[name] = replace(columns[name], **fields)
+        if name in columns:
+            column = columns[name]
+            larger: dict[str, Any] = {
+                field: max(getattr(column, field), round(count * window.rows / rows))
+                for field, count in fields.items()
+            }
+            columns[name] = replace(column, **larger)
     return Profile(window.rows, columns)
 
 
-def _count_unseen(column: pa.ChunkedArray, groups: Array, count: int) -> RestCounts:
+def _count_unseen(column: pa.ChunkedArray, groups: Array, count: int) -> list[dict[str, int]]:
     """Return, for each group, the number of rows whose value occurs in no other
     group.
     """
@@ -459,7 +453,7 @@ def _count_unseen(column: pa.ChunkedArray, groups: Array, count: int) -> RestCou
     return [{"unseen": rows} for rows in np.bincount(owners[is_alone], minlength=count).tolist()]
 
 
-def _count_out_of_range(values: Array, groups: Array, count: int) -> RestCounts:
+def _count_out_of_range(values: Array, groups: Array, count: int) -> list[dict[str, int]]:
     """Return, for each group, the number of values below the minimum and above the
     maximum of all other groups.
     """
