@@ -11,14 +11,18 @@ import numpy as np
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.watch.drift.sketches.bins import Bins, CategoryBins, OrderedBins
-from mlflow_deploy_plugin.watch.drift.sketches.counts import column_counts
 from mlflow_deploy_plugin.watch.drift.sketches.relations import (
     PROJECTIONS,
     relation_tables,
     shown_name,
     without_projections,
 )
-from mlflow_deploy_plugin.watch.drift.sketches.sketch import ColumnSketch, Profile, merge
+from mlflow_deploy_plugin.watch.drift.sketches.sketch import (
+    ColumnSketch,
+    Profile,
+    column_counts,
+    merge,
+)
 from mlflow_deploy_plugin.watch.result import EXACT, Check, Finding, format_number, same_phase
 from mlflow_deploy_plugin.watch.sequential.evidence import alarm_key
 from mlflow_deploy_plugin.watch.sequential.figures import (
@@ -554,10 +558,6 @@ class _Comparison:
     distance: float
 
     @property
-    def is_projection(self) -> bool:
-        return isinstance(self.bins, OrderedBins) and bool(self.bins.tables)
-
-    @property
     def side(self) -> str:
         """The side of the reference's range on which values are out of range."""
         if self.current.below and self.current.above:
@@ -594,7 +594,7 @@ class _Comparison:
         """
         current = self.current
         if check == "distribution":
-            change = None if self.is_projection else self._distribution_change()
+            change = self._distribution_change()
             if change is None:
                 return ""
             before, now = change
@@ -619,7 +619,8 @@ class _Comparison:
         bins = self.bins
         before = self.before
         current = self.current
-        if before is None or len(before.counts) != len(current.counts):
+        is_projection = isinstance(bins, OrderedBins) and bins.tables
+        if before is None or is_projection or len(before.counts) != len(current.counts):
             return None
         if isinstance(bins, CategoryBins):
             return self._category_change(bins, before)

@@ -7,7 +7,7 @@ calls every real day drifted (90 of 90 measured). Therefore each figure of the w
 of the windows before (`sequential/course.py`). The figures of all columns and segments
 share one false-alarm rate (Bonferroni). Only if the monitor's spec declares that rows
 are independent, the window is compared with windows of random rows
-(`references/random_windows.py`).
+(`references/windows.py`).
 
 A removed, new, retyped or constant column is drift without a test
 (`column_findings.py`).
@@ -29,12 +29,12 @@ from mlflow_deploy_plugin.watch.drift.column_findings import (
     ColumnGroup,
     ColumnTests,
 )
-from mlflow_deploy_plugin.watch.drift.references.random_windows import (
+from mlflow_deploy_plugin.watch.drift.references.windows import (
     END_US,
     RANDOM_WINDOWS,
+    DriftReference,
     with_random_windows,
 )
-from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.watch.result import Finding
 from mlflow_deploy_plugin.watch.sequential.budget import FEWEST_OF_ONE, few_rows

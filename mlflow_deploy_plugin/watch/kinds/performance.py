@@ -428,19 +428,15 @@ def _judge_by_estimate(window: _Window) -> MonitorResult:
                     finding, state="not judged", reason=f"{finding.reason}; {_INFORMS}"
                 )
             findings.append(finding)
-    notes = [f"{missing}; {_estimate_note(estimates.of_all)}", *estimates.notes]
+    source = "as returned by the model"
+    if estimates.of_all.is_corrected:
+        source = "corrected by isotonic regression"
+    notes = [
+        f"{missing}; the figures are estimated from the model's probabilities (CBPE), {source}, "
+        f"validated on {estimates.of_all.windows} earlier labelled windows",
+        *estimates.notes,
+    ]
     return _result(window, findings, _estimate_figures(estimates.of_all, confidence), notes)
-
-
-def _estimate_note(estimated: CbpeEstimate) -> str:
-    if estimated.is_corrected:
-        corrected = "corrected by isotonic regression"
-    else:
-        corrected = "as returned by the model"
-    return (
-        f"the figures are estimated from the model's probabilities (CBPE), {corrected}, validated "
-        f"on {estimated.windows} earlier labelled windows"
-    )
 
 
 def _estimate_figures(estimated: CbpeEstimate, confidence: float) -> dict[str, float]:

@@ -324,6 +324,12 @@ def collect_training_data(
             f"all {len(learned):,} labels up to {window.end:%Y-%m-%d} are "
             f"{learned.column(LABEL)[0].as_py()!r}, so a model cannot be trained",
         )
+    # The labels are texts if the model predicts texts or any label is not a number.
+    target = LABEL_NUMBER
+    if rows.column(LABEL_NUMBER).null_count or (
+        PREDICTION in rows.column_names and pa.types.is_string(rows.schema.field(PREDICTION).type)
+    ):
+        target = LABEL
     folder.mkdir(parents=True, exist_ok=True)
     data, held_out_file = (folder / name for name in TRAINING_FILES)
     pq.write_table(_cast_to_signature(learned, types), data)
@@ -335,7 +341,7 @@ def collect_training_data(
     return TrainingData(
         data=data,
         held_out=held_out_file if held_out is not None else None,
-        target=_target_column(rows),
+        target=target,
         digest=digest,
         rows=len(learned),
         held_out_rows=len(held_out) if held_out is not None else 0,
@@ -393,18 +399,6 @@ def _join(
         raise InvalidConfig(
             f"{one_line(error)} before {boundary:%Y-%m-%d %H:%M} and later: {remedy}",
         ) from None
-
-
-def _target_column(rows: pa.Table) -> str:
-    """Return the column of the text labels if the model predicts texts or any label is
-    not a number, otherwise the column of the numbers.
-    """
-    answers_texts = PREDICTION in rows.column_names and pa.types.is_string(
-        rows.schema.field(PREDICTION).type,
-    )
-    if answers_texts or rows.column(LABEL_NUMBER).null_count:
-        return LABEL
-    return LABEL_NUMBER
 
 
 def select_rows(rows: pa.Table, sample: SampleSpec, until: datetime) -> pa.Table:

@@ -27,13 +27,13 @@ from mlflow_deploy_plugin.watch.sequential.detector import (
 )
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow
 from mlflow_deploy_plugin.watch.sequential.levels import (
+    NEARLY_NORMAL,
     ROWS,
     FigureSeries,
     ReferenceLevels,
     reference_levels,
 )
 from mlflow_deploy_plugin.watch.sequential.tails import Tails
-from mlflow_deploy_plugin.watch.sequential.weights import NEARLY_NORMAL
 
 _FIRST_WINDOWS = 7
 _COMPARABLE = math.log(1.5)

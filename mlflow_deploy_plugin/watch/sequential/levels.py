@@ -35,17 +35,24 @@ from mlflow_deploy_plugin.watch.drift.references.windows import (
     DriftReference,
 )
 from mlflow_deploy_plugin.watch.drift.sketches.bins import Bins, OrderedBins
-from mlflow_deploy_plugin.watch.drift.sketches.counts import column_counts, row_counts
 from mlflow_deploy_plugin.watch.drift.sketches.relations import PROJECTIONS, shown_name
-from mlflow_deploy_plugin.watch.drift.sketches.sketch import ColumnSketch, Profile
+from mlflow_deploy_plugin.watch.drift.sketches.sketch import (
+    ColumnSketch,
+    Profile,
+    column_counts,
+    row_counts,
+)
 from mlflow_deploy_plugin.watch.sequential.evidence import (
     ROWS_KEY,
     Levels,
     SeriesKey,
     alarm_key,
 )
-from mlflow_deploy_plugin.watch.sequential.weights import NEARLY_NORMAL
 
+NEARLY_NORMAL = 2 / 3
+"""The power of a distance that is nearly normal, because its square has about a
+chi-square distribution (Wilson and Hilferty, PNAS 17, 1931).
+"""
 ROWS = ROWS_KEY.column
 """The subject of the figure `rows`, which is not a column."""
 ROWS_FIGURE = ROWS_KEY.figure
@@ -178,11 +185,6 @@ class ReferenceLevels:
         return np.array([series.figure == DISTANCE for series in self.series], bool)
 
     @property
-    def is_rows(self) -> Array:
-        """The series that are numbers of rows, [m] bool."""
-        return np.array([series.column == ROWS for series in self.series], bool)
-
-    @property
     def is_upward(self) -> Array:
         """The series of which only an increase is a change, [m] bool."""
         return np.array([series.figure in UPWARD for series in self.series], bool)
@@ -221,7 +223,8 @@ def reference_levels(
         known += (
             each
             for each in windows.series(columns, segment)
-            if each.series.column in columns and each.is_mostly_known
+            if each.series.column in columns
+            and np.isfinite(each.values).sum() >= _MOSTLY * max(len(each.values), 1)
         )
     return ReferenceLevels(
         starts_us=times[later],
@@ -276,11 +279,6 @@ class _KnownSeries(NamedTuple):
     rows: Array
     row_variance: float
     floor: float
-
-    @property
-    def is_mostly_known(self) -> bool:
-        is_known = np.isfinite(self.values)
-        return bool(is_known.sum() >= _MOSTLY * max(len(is_known), 1))
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ import pyarrow as pa
 from mlflow_deploy_plugin.core.column_names import EVENT_TIME
 from mlflow_deploy_plugin.serve.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US
-from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, sample_positions
 from mlflow_deploy_plugin.watch.drift.sketches.bins import Bins, OrderedBins
 from mlflow_deploy_plugin.watch.drift.sketches.columns import as_floats, decoded, feature_columns
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import (
@@ -36,6 +36,15 @@ _MAX_CELLS = 16_000_000
 these are more than a hundred.
 """
 _MERGED_AT = 16
+RANDOM_WINDOWS = 90
+"""The number of random windows, which begin one hour apart."""
+END_US = RANDOM_WINDOWS * HOUR_US
+"""The end of the last random window."""
+_MOST_RANDOM_ROWS = 200_000
+"""The maximum number of rows that are divided, which takes about three seconds."""
+_FEWEST_PARTS = 8
+_RANDOM_SEED = 0
+"""The seed of the division, so that a reference always has the same windows."""
 
 
 class WindowGrid(NamedTuple):
@@ -88,7 +97,9 @@ class WindowGrid(NamedTuple):
             # The judged window, which follows the grid, also needs its earlier window.
             of_judged = count - self.lag_windows
             return np.union1d(np.append(later, of_judged), later - self.lag_windows)
-        return evenly(np.arange(count), self.max_windows)
+        if count <= self.max_windows:
+            return np.arange(count)
+        return np.linspace(0, count - 1, self.max_windows).astype(np.int64)
 
     def starts_us(self, numbers: Array) -> tuple[int, ...]:
         """Return the starts of the windows with these numbers, in microseconds since
@@ -133,7 +144,8 @@ class ReferencePieces:
         """Return the windows that begin at `starts_us`, with an empty profile for each
         missing window.
         """
-        return profiles_at(starts_us, self.window_starts_us, self.windows)
+        by_start = dict(zip(self.window_starts_us, self.windows, strict=True))
+        return tuple(by_start.get(start, Profile(0, {})) for start in starts_us)
 
     def pairs(self) -> tuple[Array, Array]:
         """Return the indices of the later and the earlier windows of all pairs, [P]
@@ -150,18 +162,6 @@ class ReferencePieces:
         return later, earlier
 
 
-def profiles_at(
-    starts_us: Iterable[int],
-    known_us: Iterable[int],
-    profiles: Iterable[Profile],
-) -> tuple[Profile, ...]:
-    """Return the profiles that begin at `starts_us`, of those that begin at `known_us`;
-    an empty profile for each missing one.
-    """
-    by_start = dict(zip(known_us, profiles, strict=True))
-    return tuple(by_start.get(start, Profile(0, {})) for start in starts_us)
-
-
 @dataclass(frozen=True, eq=False)
 class DriftReference:
     """A reference for windows of one length. `sample` has a limited number of rows, for
@@ -174,13 +174,6 @@ class DriftReference:
     sample: pa.Table
     model_id: str = ""
     notes: tuple[str, ...] = ()
-
-
-def evenly(indices: Array, most: int) -> Array:
-    """Return at most `most` of the indices, evenly spaced."""
-    if len(indices) <= most:
-        return indices
-    return indices[np.linspace(0, len(indices) - 1, most).astype(np.int64)]
 
 
 def window_grid(
@@ -488,3 +481,31 @@ def _of_others(least: Array) -> Array:
     smallest: Array = np.full(len(least), least[order[0]])
     smallest[order[0]] = least[order[1]]
     return smallest
+
+
+def with_random_windows(reference: DriftReference, rows: int) -> DriftReference:
+    """Return the reference with windows of `rows` random rows. The values of a window
+    are compared with all other rows, so a window has at most an eighth of the rows. A
+    sample with few rows is divided repeatedly.
+    """
+    positions = sample_positions(len(reference.sample), _MOST_RANDOM_ROWS, _RANDOM_SEED)
+    sample = reference.sample.take(positions)
+    size = max(min(rows, len(sample) // _FEWEST_PARTS), 1)
+    parts = len(sample) // size
+    rng = np.random.default_rng(_RANDOM_SEED)
+    windows: list[Profile] = []
+    while len(windows) < RANDOM_WINDOWS:
+        part_of_row = rng.permutation(len(sample)) % parts
+        selected = np.arange(min(parts, RANDOM_WINDOWS - len(windows)))
+        windows += cut_windows(reference.bins, sample, part_of_row, selected)
+    grid = WindowGrid(
+        start_us=0,
+        length_us=HOUR_US,
+        windows=RANDOM_WINDOWS,
+        window_steps=1,
+        max_windows=RANDOM_WINDOWS,
+        keeps_steps=False,
+    )
+    starts_us = grid.starts_us(np.arange(RANDOM_WINDOWS))
+    pieces = ReferencePieces(tuple(windows), starts_us, (), grid, reference.pieces.total)
+    return replace(reference, pieces=pieces)

@@ -564,3 +564,23 @@ def _fresh(bins: CategoryBins, values: _DistinctValues, groups: _Groups) -> Colu
     for position in order[is_kept].tolist():
         fresh[owners[position]][values.label(members[position])] += int(rows[position])
     return {"unseen": groups.sizes(is_unseen).tolist(), "fresh": fresh}
+
+
+def column_counts(profiles: Sequence[Profile], name: str, bins: Bins) -> Array:
+    """Return a column's histograms, [P, K + 1] float64. The values of rows without the
+    column count as missing.
+    """
+    counts = np.zeros((len(profiles), bins.size + 1))
+    for position, profile in enumerate(profiles):
+        column = profile.columns.get(name)
+        if column is None or len(column.counts) != bins.size + 1:
+            counts[position, -1] = profile.rows
+        else:
+            counts[position] = column.counts
+            counts[position, -1] += profile.rows - column.rows
+    return counts
+
+
+def row_counts(profiles: Sequence[Profile]) -> Array:
+    """Return the number of rows of each profile, [P] int64."""
+    return np.array([profile.rows for profile in profiles], dtype=np.int64)

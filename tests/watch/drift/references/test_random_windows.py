@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mlflow_deploy_plugin.watch.drift.references.random_windows import (
+from mlflow_deploy_plugin.watch.drift.references.windows import (
     RANDOM_WINDOWS,
     with_random_windows,
 )
