@@ -444,43 +444,31 @@ def _write_rows(
         end = EPOCH + timedelta(microseconds=int(times.max()))
         unit = next((length for length in _UNITS if end - start >= length), _UNITS[-1])
         window = Window(start - (start - EPOCH) % unit, end - (end - EPOCH) % unit + unit)
-    _write_hours(_with_log_columns(data.table, times), times, folder)
+    _write_hours(data.table, times, folder)
     return _FileRows(window, has_times=not without_times, notes=tuple(notes))
 
 
-def _with_log_columns(rows: pa.Table, times: Array) -> pa.Table:
-    """Return the rows with the columns of a log; `times` are the event times, [N]."""
-    table = rows.select([name for name in rows.column_names if not name.startswith("_")])
-    table = table.append_column(
-        EVENT_TIME,
-        pa.array(times, pa.timestamp("us", tz="UTC")),
-    )
-    for name, value in _CONSTANT_COLUMNS.items():
-        table = table.append_column(name, pa.repeat(value, len(rows)))
-    return table.append_column(
-        "_row",
-        pa.array(np.arange(len(rows), dtype=np.int32)),
-    )
-
-
-def _write_hours(table: pa.Table, times: Array, folder: Path) -> None:
+def _write_hours(rows: pa.Table, times: Array, folder: Path) -> None:
     """Write a file of rows for each hour of the event times, [N], to the endpoint's
     folder in a log. The rows of an hour keep their order.
     """
+    table = rows.select([name for name in rows.column_names if not name.startswith("_")])
+    table = table.append_column(EVENT_TIME, pa.array(times, pa.timestamp("us", tz="UTC")))
+    for name, value in _CONSTANT_COLUMNS.items():
+        table = table.append_column(name, pa.repeat(value, len(rows)))
+    table = table.append_column("_row", pa.array(np.arange(len(rows), dtype=np.int32)))
     hours = times // HOUR_US
     order = np.argsort(hours, kind="stable")
     is_sorted = bool((hours[1:] >= hours[:-1]).all())
     distinct_hours, begins = np.unique(hours[order], return_index=True)
-    ends = [*begins[1:], len(table)]
-    for hour, begin, end in zip(distinct_hours, begins, ends, strict=True):
+    for hour, begin, end in zip(distinct_hours, begins, [*begins[1:], len(table)], strict=True):
         moment = EPOCH + timedelta(hours=int(hour))
         hour_folder = folder / moment.strftime("date=%Y-%m-%d/hour=%H")
         hour_folder.mkdir(parents=True)
         # A reader holds a page and a dictionary per column. If they are small, 30
         # columns take 80 MB less.
-        if is_sorted:
-            part = table.slice(begin, end - begin)
-        else:
+        part = table.slice(begin, end - begin)
+        if not is_sorted:
             part = table.take(pa.array(order[begin:end]))
         pq.write_table(
             part,

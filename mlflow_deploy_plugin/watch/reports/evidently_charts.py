@@ -68,7 +68,11 @@ def draw_columns(result: MonitorResult, pairs: Sequence[ColumnPair], most: int) 
     if min(len(side.values) for side in judged[0]) < _MIN_ROWS:
         return EvidentlyReport(notes=(f"charts need at least {_MIN_ROWS} rows",))
     notes = []
-    empty = [pair[0].name for pair in judged if not all(map(_has_values, pair))]
+    empty = [
+        window.name
+        for reference, window in judged
+        if pd.isna(reference.values).all() or pd.isna(window.values).all()
+    ]
     if empty:
         notes.append(
             "charts omit columns without a value in the window or in the reference: "
@@ -86,10 +90,6 @@ def draw_columns(result: MonitorResult, pairs: Sequence[ColumnPair], most: int) 
         _log.warning("Evidently failed on %s", result.window, exc_info=True)
         reason = f"{type(error).__name__}: {one_line(str(error))}"[:200]
         return EvidentlyReport(notes=(*notes, f"Evidently failed: {reason}"))
-
-
-def _has_values(column: ColumnValues) -> bool:
-    return bool(pd.notna(column.values).any())
 
 
 def _run_evidently(columns: Sequence[ColumnPair]) -> EvidentlyReport:

@@ -318,7 +318,17 @@ def collect_training_data(
         learned, held_out = _hold_out(rows)
     earlier, sample = _select_earlier(log, plan, window, withheld)
     if earlier is not None:
-        learned = _join(_model_columns(earlier), learned, window.start)
+        try:
+            learned = pa.concat_tables(
+                [_model_columns(earlier), learned], promote_options="permissive"
+            )
+        except pa.ArrowTypeError as error:
+            # For example, the numbers of a column were hashed until the column was
+            # removed from capture.mask.
+            raise InvalidConfig(
+                f"{one_line(error)} before {window.start:%Y-%m-%d %H:%M} and later: train in mode "
+                "incremental with a shorter retrain.sample.recent, or without retrain.sample",
+            ) from None
     if _distinct_labels(learned) < 2:
         raise InvalidConfig(
             f"all {len(learned):,} labels up to {window.end:%Y-%m-%d} are "
@@ -377,28 +387,6 @@ def _select_earlier(
         return earlier, numbers
     selected = select_rows(earlier, SampleSpec(**plan.sample), window.start)
     return selected, {"rows": len(earlier), "selected": len(selected)}
-
-
-def _join(
-    earlier: pa.Table,
-    later: pa.Table,
-    boundary: datetime,
-) -> pa.Table:
-    """Return the rows of both tables. Raises InvalidConfig if a column's type differs
-    before and after the boundary.
-    """
-    try:
-        return pa.concat_tables([earlier, later], promote_options="permissive")
-    except pa.ArrowTypeError as error:
-        # For example, the numbers of a column were hashed until the column was removed
-        # from capture.mask.
-        remedy = (
-            "train in mode incremental with a shorter retrain.sample.recent, or without "
-            "retrain.sample"
-        )
-        raise InvalidConfig(
-            f"{one_line(error)} before {boundary:%Y-%m-%d %H:%M} and later: {remedy}",
-        ) from None
 
 
 def select_rows(rows: pa.Table, sample: SampleSpec, until: datetime) -> pa.Table:

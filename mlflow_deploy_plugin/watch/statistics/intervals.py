@@ -228,18 +228,13 @@ def wilson_interval(
     part = hits / total
     count = total if effective_n is None else effective_n
     low, high = wilson_bounds(part, count, confidence)
-    if confidence <= _WILSON_UP_TO or not math.isfinite(count):
-        return MetricInterval(name, part, low, high, total, "Wilson", count)
-    exact_low, exact_high = clopper_pearson_bounds(part * count, count, confidence)
-    return MetricInterval(
-        name,
-        part,
-        min(low, exact_low),
-        max(high, exact_high),
-        total,
-        "Clopper-Pearson",
-        count,
-    )
+    method: Method = "Wilson"
+    if confidence > _WILSON_UP_TO and math.isfinite(count):
+        exact_low, exact_high = clopper_pearson_bounds(part * count, count, confidence)
+        low = min(low, exact_low)
+        high = max(high, exact_high)
+        method = "Clopper-Pearson"
+    return MetricInterval(name, part, low, high, total, method, count)
 
 
 def bootstrap_interval(
@@ -473,22 +468,19 @@ def overall_state(findings: Sequence[Finding]) -> tuple[State, str]:
     that was not judged does not prevent "kept", because the requirement also applies to
     all rows.
     """
-    violated = [finding for finding in findings if finding.state == "violated"]
-    if violated:
-        return "violated", _shown(violated)
-    shifted = [finding for finding in findings if finding.state == "drift"]
-    if shifted:
-        return "drift", _shown(shifted)
-    satisfied = [finding for finding in findings if finding.state == "kept"]
-    unknown = [finding for finding in findings if finding.state == "cannot tell"]
-    if satisfied or unknown:
-        unknown += [
-            finding for finding in findings if finding.state == "not judged" and not finding.segment
-        ]
+    of_state: dict[State, list[Finding]] = {}
+    for finding in findings:
+        of_state.setdefault(finding.state, []).append(finding)
+    for state in ("violated", "drift"):
+        if state in of_state:
+            return state, _shown(of_state[state])
+    unknown = of_state.get("cannot tell", [])
+    if unknown or "kept" in of_state:
+        unknown += [each for each in of_state.get("not judged", ()) if not each.segment]
     if unknown:
         return "cannot tell", _shown(unknown)
-    if satisfied:
-        return "kept", _shown(satisfied)
+    if "kept" in of_state:
+        return "kept", _shown(of_state["kept"])
     if findings:
         return "not judged", _shown(findings[:1])
     return "not judged", "the monitor has no requirements"
