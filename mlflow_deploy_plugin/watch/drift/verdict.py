@@ -148,9 +148,8 @@ def judge_profile(
     else:
         schema += chain.from_iterable(each.unjudged for each in prepared)
         verdict = _conclude(groups, test, start_us, spec, schema)
-    if isinstance(course, Refused):
-        return replace(verdict, evidence=evidence)
-    return replace(verdict, evidence=evidence, course=course)
+    followed = None if isinstance(course, Refused) else course
+    return replace(verdict, evidence=evidence, course=followed)
 
 
 def _has_random_windows(reference: DriftReference, spec: MonitorSpec) -> bool:

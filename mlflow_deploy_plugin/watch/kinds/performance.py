@@ -431,12 +431,16 @@ def _judge_by_estimate(window: _Window) -> MonitorResult:
     source = "as returned by the model"
     if estimates.of_all.is_corrected:
         source = "corrected by isotonic regression"
-    notes = [
-        f"{missing}; the figures are estimated from the model's probabilities (CBPE), {source}, "
-        f"validated on {estimates.of_all.windows} earlier labelled windows",
-        *estimates.notes,
-    ]
-    return _result(window, findings, _estimate_figures(estimates.of_all, confidence), notes)
+    missing += (
+        f"; the figures are estimated from the model's probabilities (CBPE), {source}, validated "
+        f"on {estimates.of_all.windows} earlier labelled windows"
+    )
+    return _result(
+        window,
+        findings,
+        _estimate_figures(estimates.of_all, confidence),
+        [missing, *estimates.notes],
+    )
 
 
 def _estimate_figures(estimated: CbpeEstimate, confidence: float) -> dict[str, float]:

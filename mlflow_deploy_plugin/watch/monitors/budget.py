@@ -167,10 +167,13 @@ def accept_alarms(
                 start = row.start
                 evidence = Evidence.from_json(row.evidence)
         baseline = _accepted_columns(evidence, start, columns, (name, monitor))
-        still_open = tuple(key for key in evidence.open_alarms if key not in baseline)
-        accepted = AcceptedAlarms(baseline, length, still_open)
+        accepted = AcceptedAlarms(
+            baseline,
+            length,
+            tuple(key for key in evidence.open_alarms if key not in baseline),
+        )
         actor = Monitors(store).accept(name, monitor, baseline, why, (start, start + length))
-        if not still_open:
+        if not accepted.still_open:
             line = f"{actor} accepted the alarms: {', '.join(accepted.describe())}"
             if why:
                 line += f": {why}"

@@ -341,7 +341,7 @@ def collect_training_data(
     ):
         target = LABEL
     folder.mkdir(parents=True, exist_ok=True)
-    data, held_out_file = (folder / name for name in TRAINING_FILES)
+    data, held_out_file = map(folder.joinpath, TRAINING_FILES)
     pq.write_table(_cast_to_signature(learned, types), data)
     if held_out is not None:
         # The gate casts these rows to the types of each version.

@@ -244,8 +244,11 @@ class RetrainingSchedule:
                     self._logged[key] = error.message
                     _log.warning("%s, monitor %s: no retraining: %s", *key, error.message)
                     if isinstance(error, InvalidConfig):  # A user must change the spec.
-                        text = f"{endpoint.name}: no retraining: {error.message}"
-                        announce(self._deployments.store, *key, text)
+                        announce(
+                            self._deployments.store,
+                            *key,
+                            f"{endpoint.name}: no retraining: {error.message}",
+                        )
                         event = AuditEvent(
                             now,
                             self._actor,

@@ -80,8 +80,9 @@ class Tails:
                 of_others = np.eye(len(_FREEDOMS))[:, -1:]
             self._shares[:, is_kind & is_quiet] = of_others.mean(axis=1, keepdims=True)
             if kind in (MISSING, NEW, OUTSIDE):
-                smallest = min(_BEYOND * largest[is_kind].max(), _MOST)
-                self._smallest_limits[is_kind & is_quiet] = smallest
+                self._smallest_limits[is_kind & is_quiet] = min(
+                    _BEYOND * largest[is_kind].max(), _MOST
+                )
         self._smallest_limits /= deviations
 
     def p_values(self, innovations: Array) -> Array:
