@@ -235,16 +235,20 @@ def _accuracy(
             until=until,
         )
         rows = [row for row in stored if row.start >= since]
-        measured = [row.figures.get(metric) for row in rows]
-        estimated = [row.figures.get(f"estimated/{metric}") for row in rows]
-        sources = {"from labels": measured, "estimated": estimated}
-        texts = [text for text, values in sources.items() if {*values} - {None}]
+        measured = np.array([row.figures.get(metric) for row in rows], np.float64)
+        estimated = np.array([row.figures.get(f"estimated/{metric}") for row in rows], np.float64)
+        texts = []
+        if not np.isnan(measured).all():
+            texts.append("from labels")
+        if not np.isnan(estimated).all():
+            texts.append("estimated")
         if not texts:
             return None
-        levels = np.array(measured, np.float64)
-        levels = np.where(np.isnan(levels), np.array(estimated, np.float64), levels)
-        starts = [row.start for row in rows]
-        return LevelSeries(f"{metric}, {' or '.join(texts)}", starts, levels.tolist())
+        return LevelSeries(
+            f"{metric}, {' or '.join(texts)}",
+            [row.start for row in rows],
+            np.where(np.isnan(measured), estimated, measured).tolist(),
+        )
     return None
 
 

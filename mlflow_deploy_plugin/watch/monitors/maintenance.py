@@ -131,11 +131,17 @@ def add_revisions(
     if endpoint is None or monitor not in endpoint.spec.monitors:
         return []
     spec = endpoint.spec.monitors[monitor]
-    candidates = _revisable_windows(
-        monitors.windows(name, monitor, since=now - revision_period(spec), by_hand=False),
-        spec,
-        now,
-    )
+    stored = monitors.windows(name, monitor, since=now - revision_period(spec), by_hand=False)
+    # The newest revisions of windows that may still get late rows or labels.
+    candidates = [
+        row
+        for row in {(row.start, row.end): row for row in stored}.values()
+        if row.state == "judged"
+        and row.revision < MAX_REVISIONS
+        and row.end <= now <= row.end + revision_period(spec)
+    ]
+    if spec.kind == "performance":
+        candidates = candidates[-_MOST_LABELLED:]
     log = evaluation.endpoint_log(deployments.settings, endpoint)
     changed = []
     for row, digest in zip(candidates, files_digests(log, candidates, spec), strict=True):
@@ -156,25 +162,6 @@ def add_revisions(
         for row in candidates
         if row.id in late
     ]
-
-
-def _revisable_windows(
-    windows: Sequence[MonitorWindow],
-    spec: MonitorSpec,
-    now: datetime,
-) -> list[MonitorWindow]:
-    """Return the newest revisions of windows that may still get late rows or labels."""
-    newest_revisions = {(window.start, window.end): window for window in windows}.values()
-    revisable = [
-        row
-        for row in newest_revisions
-        if row.state == "judged"
-        and row.revision < MAX_REVISIONS
-        and row.end <= now <= row.end + revision_period(spec)
-    ]
-    if spec.kind == "performance":
-        return revisable[-_MOST_LABELLED:]
-    return revisable
 
 
 @dataclass(frozen=True)

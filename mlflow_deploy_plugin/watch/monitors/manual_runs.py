@@ -454,25 +454,25 @@ def _write_hours(rows: pa.Table, times: Array, folder: Path) -> None:
     """
     table = rows.select([name for name in rows.column_names if not name.startswith("_")])
     table = table.append_column(EVENT_TIME, pa.array(times, pa.timestamp("us", tz="UTC")))
-    for name, value in _CONSTANT_COLUMNS.items():
-        table = table.append_column(name, pa.repeat(value, len(rows)))
+    for name, constant in _CONSTANT_COLUMNS.items():
+        table = table.append_column(name, pa.repeat(constant, len(rows)))
     table = table.append_column("_row", pa.array(np.arange(len(rows), dtype=np.int32)))
     hours = times // HOUR_US
     order = np.argsort(hours, kind="stable")
     is_sorted = bool((hours[1:] >= hours[:-1]).all())
     distinct_hours, begins = np.unique(hours[order], return_index=True)
     for hour, begin, end in zip(distinct_hours, begins, [*begins[1:], len(table)], strict=True):
-        moment = EPOCH + timedelta(hours=int(hour))
-        hour_folder = folder / moment.strftime("date=%Y-%m-%d/hour=%H")
-        hour_folder.mkdir(parents=True)
+        name = f"{EPOCH + timedelta(hours=int(hour)):date=%Y-%m-%d/hour=%H/rows.parquet}"
+        (folder / name).parent.mkdir(parents=True)
         # A reader holds a page and a dictionary per column. If they are small, 30
         # columns take 80 MB less.
-        part = table.slice(begin, end - begin)
-        if not is_sorted:
+        if is_sorted:
+            part = table.slice(begin, end - begin)
+        else:
             part = table.take(pa.array(order[begin:end]))
         pq.write_table(
             part,
-            hour_folder / "rows.parquet",
+            folder / name,
             data_page_size=2**17,
             dictionary_pagesize_limit=2**17,
         )

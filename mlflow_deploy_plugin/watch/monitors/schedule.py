@@ -291,8 +291,8 @@ def _overview(
     """Return the state of one monitor. Only the last judged and the open window are
     read completely from the store.
     """
-    now = store.now()
-    newest = Monitors(store).newest(endpoint.name, state.monitor, _LOOKED_AT)
+    monitors = Monitors(store)
+    newest = monitors.newest(endpoint.name, state.monitor, _LOOKED_AT)
     scheduled = [window for window in newest if not window.by_hand]
     last_id = next(
         (window.id for window in reversed(newest) if window.state == "judged"),
@@ -300,33 +300,14 @@ def _overview(
     )
     unjudged = (window.id for window in scheduled if window.state in ("pending", "running"))
     open_id = next(unjudged, 0)
-    windows = Monitors(store).windows_by_id([last_id, open_id])
-    window = windows.get(open_id)
-    status: MonitorStatus = "waiting"
-    due = None
-    why = state.note
-    is_running = window is not None and window.state == "running"
-    if state.paused:
-        status = "paused"
-        why = f"by {state.paused_by}"
-    elif window is not None and window.attempts and not is_running:
-        status = "failing"
-        due = window.not_before
-        why = f"attempt {window.attempts}: {window.reason}"
-    else:
-        if is_running:
-            status = "judging"
-        try:
-            due = next_due_time(endpoint, state, now)
-            due_window = next_due_window(endpoint, state, now)
-            ready = readiness(marks, endpoint.name, now)
-            if due_window is not None and not ready.covers(due_window.window.end):
-                until = f"{ready.complete_until:%F %T}"
-                why = f"waiting for rows: the log is complete until {until} UTC"
-        except InvalidConfig as error:
-            why = error.message
-            if not is_running:
-                status = "broken"
+    windows = monitors.windows_by_id([last_id, open_id])
+    status, due, why = _status(
+        endpoint,
+        state,
+        windows.get(open_id),
+        marks,
+        store.now(),
+    )
     return MonitorOverview(
         endpoint=endpoint.name,
         monitor=state.monitor,
@@ -334,9 +315,43 @@ def _overview(
         status=status,
         state=state,
         last=windows.get(last_id),
-        open=window,
+        open=windows.get(open_id),
         given_up=sum(window.state == "failed" for window in scheduled),
         next_due=due,
         why=why,
         false_per_year=endpoint.spec.alarms.false_per_year,
     )
+
+
+def _status(
+    endpoint: Endpoint,
+    state: MonitorState,
+    open: MonitorWindow | None,
+    marks: "Sequence[Watermark]",
+    now: datetime,
+) -> tuple[MonitorStatus, datetime | None, str]:
+    """Return the status, the time at which the next window is due (None if unknown or
+    paused), and the explanation (may be empty). `open` is the window that is being
+    judged or retried.
+    """
+    if state.paused:
+        return "paused", None, f"by {state.paused_by}"
+    is_running = open is not None and open.state == "running"
+    if open is not None and open.attempts and not is_running:
+        return "failing", open.not_before, f"attempt {open.attempts}: {open.reason}"
+    status: MonitorStatus = "judging" if is_running else "waiting"
+    due = None
+    why = state.note
+    try:
+        due = next_due_time(endpoint, state, now)
+        due_window = next_due_window(endpoint, state, now)
+        if due_window is not None:
+            ready = readiness(marks, endpoint.name, now)
+            if not ready.covers(due_window.window.end):
+                until = f"{ready.complete_until:%F %T}"
+                why = f"waiting for rows: the log is complete until {until} UTC"
+    except InvalidConfig as error:
+        why = error.message
+        if not is_running:
+            status = "broken"
+    return status, due, why

@@ -232,15 +232,24 @@ def _expected_metric(name: str, answers: ClassPredictions, chances: Array) -> "f
     if name == "brier":
         losses = chances * np.square(1 - scores) + (1 - chances) * np.square(scores)
         return float(losses.sum(axis=1).mean() / 2)
-    # The area under the curve is the mean over the classes with positive and negative
-    # rows.
+    return _expected_area(answers, chances, scores)
+
+
+def _expected_area(
+    answers: ClassPredictions,
+    chances: Array,
+    scores: Array,
+) -> "float | Refused":
+    """Return the expected area under the curve, the mean over the classes; Refused if
+    no class has both positive and negative rows.
+    """
     areas = []
     for label in answers.judged_classes:
         above = chances[:, label]  # Each row is partly positive and partly negative.
-        below = 1 - above
-        pairs = above.sum() * below.sum()
-        if pairs > 0:
-            areas.append(float(above @ weight_below_scores(scores[:, label])(below) / pairs))
+        below = 1 - chances[:, label]
+        total = above.sum() * below.sum()
+        if total > 0:
+            areas.append(float(above @ weight_below_scores(scores[:, label])(below) / total))
     if areas:
         return float(np.mean(areas))
     return Refused("all rows are expected to have the same label")
