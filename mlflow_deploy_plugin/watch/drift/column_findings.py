@@ -26,27 +26,13 @@ from mlflow_deploy_plugin.watch.drift.sketches.sketch import (
 from mlflow_deploy_plugin.watch.result import EXACT, Check, Finding, format_number, same_phase
 from mlflow_deploy_plugin.watch.sequential.evidence import alarm_key
 from mlflow_deploy_plugin.watch.sequential.figures import (
-    FigureName,
+    FigureTest,
     describe_figure,
     shown_deviation,
     shown_figure,
 )
-from mlflow_deploy_plugin.watch.sequential.levels import (
-    MEAN,
-    MISSING,
-    MODE,
-    NEW,
-    OUTSIDE,
-    ROWS,
-    ROWS_FIGURE,
-)
+from mlflow_deploy_plugin.watch.sequential.levels import MEAN, MODE, ROWS
 
-_CHECKS_OF_FIGURES: Mapping[str, Check] = {
-    MISSING: "missing",
-    NEW: "unseen",
-    OUTSIDE: "range",
-    ROWS_FIGURE: "rows",
-}
 MIN_COMPARED_ROWS = 30
 _OF_SINGLE_NUMBERS = (MEAN, MODE, "frequent", "second")
 _SHOWN = 3
@@ -275,11 +261,6 @@ def not_judged_findings(
     ]
 
 
-def check_of(figure: str) -> Check:
-    """Return the check that a figure belongs to: most are part of the distribution."""
-    return _CHECKS_OF_FIGURES.get(figure, "distribution")
-
-
 @dataclass(frozen=True, eq=False)
 class ColumnGroup:
     """All rows (empty `segment`) or one segment, and the columns that are judged."""
@@ -297,40 +278,7 @@ class ColumnGroup:
         }
 
 
-@dataclass(frozen=True)
-class CheckTest:
-    """The test of one check of a column.
-
-    Attributes:
-        value: the figure of the judged window.
-        usual, spread: the mean and the standard deviation of the figure that are usual.
-        score: the figure in standard deviations from its expected value.
-        threshold: the score above which the check is an alarm.
-        figure: the name of the figure (`sequential/levels.py`).
-        name: the name of the figure in words.
-        is_change: True if the figure is the difference from an earlier window.
-    """
-
-    check: Check
-    value: float
-    usual: float
-    spread: float
-    score: float
-    threshold: float
-    figure: str
-    name: FigureName
-    is_change: bool = False
-
-    @property
-    def is_drifted(self) -> bool:
-        return self.score > self.threshold
-
-    @property
-    def ratio(self) -> float:
-        return self.score / self.threshold
-
-
-ColumnTests = Mapping[tuple[str, str], Sequence[CheckTest]]
+ColumnTests = Mapping[tuple[str, str], Sequence[FigureTest]]
 """The tests of each column, by segment and column."""
 
 
@@ -389,19 +337,19 @@ def rows_findings(tests: ColumnTests) -> Iterator[Finding]:
         )
 
 
-def _compare_with_usual(test: CheckTest) -> str:
+def _compare_with_usual(test: FigureTest) -> str:
     """Return the figure and what is usual, such as `mean 8.9, 3.2 ± 0.4 is usual`."""
     if test.is_change:
-        usual = f"{test.usual:+.3g} ± {test.spread:.2g} is usual"
+        usual = f"{test.usual:+.3g} ± {test.deviation:.2g} is usual"
         return f"change of the {test.name.text} {test.value:+.3g}, {usual}"
-    value = shown_figure(test.figure, test.value)
-    usual = shown_figure(test.figure, test.usual)
-    spread = shown_deviation(test.figure, test.usual, test.spread)
+    value = shown_figure(test.series.figure, test.value)
+    usual = shown_figure(test.series.figure, test.usual)
+    spread = shown_deviation(test.series.figure, test.usual, test.deviation)
     return f"{test.name.text} {value}, {usual} ± {spread} is usual"
 
 
-def _figure_change(test: CheckTest) -> str:
-    return describe_figure(test.figure, test.name, test.usual, test.value)
+def _figure_change(test: FigureTest) -> str:
+    return describe_figure(test.series.figure, test.name, test.usual, test.value)
 
 
 def _by_score(
@@ -432,7 +380,7 @@ class _ScoredColumn:
 
     group: ColumnGroup
     name: str
-    tests: Sequence[CheckTest]
+    tests: Sequence[FigureTest]
 
     @property
     def ratio(self) -> float:
@@ -512,7 +460,7 @@ class _ScoredColumn:
                 # The change of the distribution if it is known and explains the figure,
                 # otherwise of the figure.
                 needs_distribution = test.is_change or self.is_relation
-                if needs_distribution or comparison.explains(test.figure):
+                if needs_distribution or comparison.explains(test.series.figure):
                     change = comparison.change(test.check, test.value, test.usual)
                 if not change and not needs_distribution:
                     change = _figure_change(test)
@@ -572,14 +520,14 @@ class _Comparison:
         """
         return not isinstance(self.bins, OrderedBins) or figure not in _OF_SINGLE_NUMBERS
 
-    def reason(self, test: CheckTest) -> str:
+    def reason(self, test: FigureTest) -> str:
         """Return the text about a check, in the units of the check."""
         if test.check == "missing":
             return f"{self.missing:.1%} missing, {self.missing_before:.1%} in the reference"
         if test.check == "distribution":
             return _compare_with_usual(test)
         current = self.current
-        usual = f"{test.usual:.1%} ± {test.spread:.1%} is usual"
+        usual = f"{test.usual:.1%} ± {test.deviation:.1%} is usual"
         if test.check == "unseen":
             share = _share(current.unseen, current)
             listed = ", ".join(f"{value!r}" for value in list(current.unseen_values)[:_SHOWN])

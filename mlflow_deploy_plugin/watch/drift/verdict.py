@@ -25,7 +25,6 @@ from mlflow_deploy_plugin.core.spec.types import duration_seconds
 from mlflow_deploy_plugin.watch.drift import column_findings
 from mlflow_deploy_plugin.watch.drift.column_findings import (
     MIN_COMPARED_ROWS,
-    CheckTest,
     ColumnGroup,
     ColumnTests,
 )
@@ -40,14 +39,12 @@ from mlflow_deploy_plugin.watch.result import Finding
 from mlflow_deploy_plugin.watch.sequential.budget import FEWEST_OF_ONE, few_rows
 from mlflow_deploy_plugin.watch.sequential.course import (
     Course,
-    FigureTest,
     History,
     follow,
 )
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, Outcome, SeriesKey
-from mlflow_deploy_plugin.watch.sequential.figures import VAGUE, figure_name
+from mlflow_deploy_plugin.watch.sequential.figures import FigureTest
 from mlflow_deploy_plugin.watch.sequential.levels import (
-    DISTANCE,
     ROWS,
     ROWS_FIGURE,
     SHARES,
@@ -244,7 +241,7 @@ class _WindowTest:
     columns: ColumnTests
     rate: float
     p_value: float
-    largest: CheckTest
+    largest: FigureTest
     compared: tuple[int, str]
 
     @property
@@ -297,31 +294,15 @@ def _test_figures(course: Course) -> _WindowTest | Refused:
     """Return the tests of the figures. The test of a column's distribution is that of
     its most unusual figure.
     """
-    columns: dict[tuple[str, str], list[CheckTest]] = {}
+    columns: dict[tuple[str, str], list[FigureTest]] = {}
     p_values = []
-    for test in sorted(course.tests(), key=_clearest_first):
-        series = test.series
+    for test in sorted(course.tests(), key=lambda test: test.order):
         p_values.append(test.p_value)
-        checks = columns.setdefault((series.segment, series.column), [])
-        if column_findings.check_of(series.figure) not in [check.check for check in checks]:
-            usual = test.usual
-            is_lagged = bool(course.reference.pieces.grid.lag_windows)
-            is_change = is_lagged and test.series.figure not in (DISTANCE, ROWS_FIGURE)
-            if test.series.figure in SHARES and not is_change:
-                usual = max(0.0, usual)
-            checks.append(
-                CheckTest(
-                    check=column_findings.check_of(test.series.figure),
-                    value=test.value,
-                    usual=usual,
-                    spread=test.deviation,
-                    score=test.score,
-                    threshold=test.threshold,
-                    figure=test.series.figure,
-                    name=figure_name(test.series, course.reference.bins),
-                    is_change=is_change,
-                )
-            )
+        checks = columns.setdefault((test.series.segment, test.series.column), [])
+        if test.check not in [check.check for check in checks]:
+            if test.series.figure in SHARES and not test.is_change:
+                test = replace(test, usual=max(0.0, test.usual))
+            checks.append(test)
     if not p_values:
         return Refused("the reference's own windows have no figure to compare with")
     count = course.windows.reference
@@ -332,14 +313,6 @@ def _test_figures(course: Course) -> _WindowTest | Refused:
         max(chain.from_iterable(columns.values()), key=lambda check: check.ratio),
         (count, "windows of the reference"),
     )
-
-
-def _clearest_first(test: FigureTest) -> tuple[bool, float]:
-    """Return the key of sorting: unusual figures that are easy to explain, then the
-    others, each by their scores.
-    """
-    is_clear = test.ratio > 1 and test.series.figure not in VAGUE
-    return not is_clear, -test.ratio
 
 
 def _conclude(

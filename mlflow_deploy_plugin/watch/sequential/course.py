@@ -26,9 +26,12 @@ from mlflow_deploy_plugin.watch.sequential.detector import (
     track,
 )
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow
+from mlflow_deploy_plugin.watch.sequential.figures import FigureTest, figure_name
 from mlflow_deploy_plugin.watch.sequential.levels import (
+    DISTANCE,
     NEARLY_NORMAL,
     ROWS,
+    ROWS_FIGURE,
     FigureSeries,
     ReferenceLevels,
     reference_levels,
@@ -65,32 +68,6 @@ class History:
 
 
 @dataclass(frozen=True, eq=False)
-class FigureTest:
-    """The test of a figure of the judged window.
-
-    Attributes:
-        value: the figure.
-        usual, deviation: the mean and the standard deviation that are usual in this
-            window.
-        score: the deviations by which the figure differs from its expected value.
-        threshold: the score above which the figure is unusual.
-        p_value: the probability of such a score by chance.
-    """
-
-    series: FigureSeries
-    value: float
-    usual: float
-    deviation: float
-    score: float
-    threshold: float
-    p_value: float
-
-    @property
-    def ratio(self) -> float:
-        return self.score / self.threshold
-
-
-@dataclass(frozen=True, eq=False)
 class Course:
     """The windows of the reference, the past and the judged window, and what the
     detector has found.
@@ -124,24 +101,27 @@ class Course:
         usual = values - tracking.levels[-1] + tracking.baseline.mean
         deviation = tracking.baseline.deviation * self.windows.scales[-1]
         scores = tracking.innovations[-1]
-        upward = self.windows.is_upward
         tails = self.tails.p_values(scores)
-        p_values = np.where(upward, np.where(scores > 0, tails, 1 - tails), 2 * tails)
-        signed = np.where(upward, np.maximum(scores, 0), np.abs(scores))
+        one_sided = np.where(scores > 0, tails, 1 - tails)
+        p_values = np.where(self.windows.is_upward, one_sided, 2 * tails)
+        scores = np.where(self.windows.is_upward, np.maximum(scores, 0), np.abs(scores))
         shown = np.stack([values, usual, usual + deviation])
         shown[:, self.levels.is_distance] = shown[:, self.levels.is_distance].clip(min=0) ** (
             1 / NEARLY_NORMAL
         )
+        is_lagged = self.reference.pieces.grid.lag_windows > 0
         for index in np.flatnonzero(np.isfinite(values)).tolist():
-            is_first = self.windows.restarts[index] == len(self.starts) - 1
-            if self.series[index].column == ROWS and is_first:
+            series = self.series[index]
+            if series.column == ROWS and self.windows.restarts[index] == len(self.starts) - 1:
                 continue
             yield FigureTest(
-                self.series[index],
+                series,
+                figure_name(series, self.reference.bins),
+                is_lagged and series.figure not in (DISTANCE, ROWS_FIGURE),
                 float(shown[0, index]),
                 float(shown[1, index]),
                 float(shown[2, index] - shown[1, index]),
-                float(signed[index]),
+                float(scores[index]),
                 float(self.limits[index]),
                 float(p_values[index]),
             )
