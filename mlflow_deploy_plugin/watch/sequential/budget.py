@@ -25,8 +25,11 @@ from mlflow_deploy_plugin.watch.sequential.detector import (
     track,
 )
 from mlflow_deploy_plugin.watch.sequential.levels import (
+    DISTANCE,
+    MODE,
     NEARLY_NORMAL,
     ROWS,
+    UPWARD,
     ReferenceLevels,
     reference_levels,
 )
@@ -202,8 +205,10 @@ def detector_windows(
         floors=levels.floors,
         restarts=np.full(len(levels.series), len(starts)),
         scales=relative_deviations(residuals, all_rows, of_rows, levels.rows),
-        is_upward=levels.is_upward,
-        is_followed=levels.is_followed,
+        is_upward=np.array([series.figure in UPWARD for series in levels.series], bool),
+        is_followed=np.array(
+            [series.figure not in (MODE, DISTANCE) for series in levels.series], bool
+        ),
         least=np.array([series.column == ROWS for series in levels.series]) * _LEAST_ROWS,
     )
 
