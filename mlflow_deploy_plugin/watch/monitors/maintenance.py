@@ -131,14 +131,16 @@ def add_revisions(
     if endpoint is None or monitor not in endpoint.spec.monitors:
         return []
     spec = endpoint.spec.monitors[monitor]
-    stored = monitors.windows(name, monitor, since=now - revision_period(spec), by_hand=False)
+    since = now - revision_period(spec)
     # The newest revisions of windows that may still get late rows or labels.
+    revisions = {
+        (row.start, row.end): row
+        for row in monitors.windows(name, monitor, since=since, by_hand=False)
+    }
     candidates = [
         row
-        for row in {(row.start, row.end): row for row in stored}.values()
-        if row.state == "judged"
-        and row.revision < MAX_REVISIONS
-        and row.end <= now <= row.end + revision_period(spec)
+        for row in revisions.values()
+        if row.state == "judged" and row.revision < MAX_REVISIONS and since <= row.end <= now
     ]
     if spec.kind == "performance":
         candidates = candidates[-_MOST_LABELLED:]
