@@ -355,7 +355,7 @@ def _store_outcomes(
     outcomes: Sequence[tuple[Channel, bool]],
 ) -> None:
     """Store and log the outcomes of an alert: the channels, and whether each of them
-    accepted the message.
+    accepted the message. An alert for no channel is logged, too.
     """
     now = store.now()
 
@@ -380,20 +380,11 @@ def _store_outcomes(
         return replace(after, detail={**detail, "is_told": is_told})
 
     after = Alerts(store).change_by_id(alert.id, update)
-    if after is not None:
-        failed = [channel for channel, is_accepted in outcomes if not is_accepted]
-        _log_failures(after, failed, channels)
-
-
-def _log_failures(
-    alert: Alert,
-    failed: Sequence[Channel],
-    channels: Sequence[Channel],
-) -> None:
-    """Log the channels that did not accept the alert, and an alert for no channel."""
-    subject = f"{alert.endpoint}, monitor {alert.monitor}"
-    for channel in failed:
-        tries = _channel_state(alert, channel).get("tries", 0)
+    if after is None:
+        return
+    subject = f"{after.endpoint}, monitor {after.monitor}"
+    for channel in [channel for channel, is_accepted in outcomes if not is_accepted]:
+        tries = _channel_state(after, channel).get("tries", 0)
         if tries < _MOST_TRIES:
             _log.warning(
                 "%s: %s did not accept the alert; retry in %d s",
@@ -403,8 +394,8 @@ def _log_failures(
             )
         else:
             _log.error("%s: %s failed %d times; the alert is dropped", subject, channel.name, tries)
-    has_reached = any(channel.takes(alert.detail.get("tags", ())) for channel in channels)
-    if alert.detail["is_told"] and not has_reached:
+    has_reached = any(channel.takes(after.detail.get("tags", ())) for channel in channels)
+    if after.detail["is_told"] and not has_reached:
         _log.error("%s: no channel in ONNXSERVE_ALERT_CONFIG has a tag of the alert", subject)
 
 

@@ -243,8 +243,8 @@ def _read_captured(request: WindowRequest) -> _CapturedRows:
     computed = table.filter(is_shadow)
     variants = computed.column("_variant")
     names = sorted(pc.unique(variants.drop_null()).to_pylist())
-    split_by_variant = {name: computed.filter(pc.equal(variants, name)) for name in names}
-    return _CapturedRows(answered, split_by_variant, notes)
+    by_variant = {name: computed.filter(pc.equal(variants, name)) for name in names}
+    return _CapturedRows(answered, by_variant, notes)
 
 
 def _sample_rows(request: WindowRequest) -> _SampledRows:
