@@ -6,9 +6,9 @@ import pytest
 
 from mlflow_deploy_plugin.watch.drift.references.windows import (
     RANDOM_WINDOWS,
+    DriftReference,
     with_random_windows,
 )
-from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
 from tests.watch.drift.test_verdict import reference_of
 
 
