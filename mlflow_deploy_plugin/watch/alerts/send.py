@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.processes.child import backoff_seconds
 from mlflow_deploy_plugin.core.registry.answers import bounded_answers
 from mlflow_deploy_plugin.core.settings import Settings
-from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts, Silence, Silences
+from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts, Silences
 from mlflow_deploy_plugin.core.store.store import Store
 
 if TYPE_CHECKING:
@@ -210,7 +210,20 @@ def send_due(
         _log_hourly(f"alerts cannot be sent: {error.message}", int(time.monotonic() // 3600))
         return 0
     now = store.now()
-    claimed = _claim(store, due, now)
+
+    def claim(alert: Alert) -> Alert | None:
+        """Return the claimed alert; None if it was sent or another process sends it."""
+        claimed_until = alert.detail.get("claimed_until", "")
+        if alert.detail.get("is_told", True) or _is_ahead(claimed_until, now, _CLAIM):
+            return None
+        return replace(
+            alert,
+            detail={**alert.detail, "claimed_until": (now + _CLAIM).isoformat()},
+        )
+
+    # Another process has sent, or is sending, the alerts that cannot be claimed.
+    changed = [Alerts(store).change_by_id(alert.id, claim) for alert in due]
+    claimed = [alert for alert in changed if alert is not None]
     deliveries = _plan_deliveries(claimed, channels, now)
     with ThreadPoolExecutor(_AT_ONCE, "alert") as pool:
         acceptances = list(pool.map(_Delivery.send, deliveries))
@@ -241,31 +254,13 @@ class _Delivery:
         first = ordered[0]
         more = f" and {len(ordered) - 1} more" if len(ordered) > 1 else ""
         title = f"onnxserve: {without_markup(first.endpoint)}: {_headline(first)}{more}"
-        body = "\n\n".join(map(_paragraph, ordered))
-        return self.channel.send(title, body, _message_kind(first))
-
-
-def _claim(
-    store: Store,
-    alerts: Sequence[Alert],
-    now: datetime,
-) -> list[Alert]:
-    """Claim the alerts, and return those that no other process has sent or is
-    sending.
-    """
-
-    def claim(alert: Alert) -> Alert | None:
-        """Return the claimed alert; None if it was sent or another process sends it."""
-        claimed_until = alert.detail.get("claimed_until", "")
-        if alert.detail.get("is_told", True) or _is_ahead(claimed_until, now, _CLAIM):
-            return None
-        return replace(
-            alert,
-            detail={**alert.detail, "claimed_until": (now + _CLAIM).isoformat()},
-        )
-
-    claimed = (Alerts(store).change_by_id(alert.id, claim) for alert in alerts)
-    return [alert for alert in claimed if alert is not None]
+        paragraphs = []
+        for alert in ordered:
+            detail = alert.detail
+            lines = [_headline(alert), *map(without_markup, detail["lines"])]
+            lines += [detail.get("link") or "", detail.get("next") or ""]
+            paragraphs.append("\n".join(filter(None, lines)))
+        return self.channel.send(title, "\n\n".join(paragraphs), _message_kind(first))
 
 
 def _plan_deliveries(
@@ -312,15 +307,12 @@ def _due_alerts(
         since = datetime.fromisoformat(alert.detail["since"])
         newest[alert.endpoint] = max(since, newest.get(alert.endpoint, since))
     waiting = {endpoint for endpoint, since in newest.items() if now - wait < since <= now}
-    return [
-        alert
-        for alert in untold
-        if alert.endpoint not in waiting and not _is_silenced(alert, silences)
-    ]
-
-
-def _is_silenced(alert: Alert, silences: Iterable[Silence]) -> bool:
-    return any(silence.covers(alert.endpoint, alert.monitor) for silence in silences)
+    due = []
+    for alert in untold:
+        is_silenced = any(silence.covers(alert.endpoint, alert.monitor) for silence in silences)
+        if alert.endpoint not in waiting and not is_silenced:
+            due.append(alert)
+    return due
 
 
 def _is_ahead(moment: str, now: datetime, most: timedelta) -> bool:
@@ -363,7 +355,7 @@ def _store_outcomes(
     outcomes: Sequence[tuple[Channel, bool]],
 ) -> None:
     """Store and log the outcomes of an alert: the channels, and whether each of them
-    accepted the message.
+    accepted the message. An alert for no channel is logged, too.
     """
     now = store.now()
 
@@ -388,20 +380,11 @@ def _store_outcomes(
         return replace(after, detail={**detail, "is_told": is_told})
 
     after = Alerts(store).change_by_id(alert.id, update)
-    if after is not None:
-        failed = [channel for channel, is_accepted in outcomes if not is_accepted]
-        _log_failures(after, failed, channels)
-
-
-def _log_failures(
-    alert: Alert,
-    failed: Sequence[Channel],
-    channels: Sequence[Channel],
-) -> None:
-    """Log the channels that did not accept the alert, and an alert for no channel."""
-    subject = f"{alert.endpoint}, monitor {alert.monitor}"
-    for channel in failed:
-        tries = _channel_state(alert, channel).get("tries", 0)
+    if after is None:
+        return
+    subject = f"{after.endpoint}, monitor {after.monitor}"
+    for channel in [channel for channel, is_accepted in outcomes if not is_accepted]:
+        tries = _channel_state(after, channel).get("tries", 0)
         if tries < _MOST_TRIES:
             _log.warning(
                 "%s: %s did not accept the alert; retry in %d s",
@@ -411,19 +394,9 @@ def _log_failures(
             )
         else:
             _log.error("%s: %s failed %d times; the alert is dropped", subject, channel.name, tries)
-    has_reached = any(channel.takes(alert.detail.get("tags", ())) for channel in channels)
-    if alert.detail["is_told"] and not has_reached:
+    has_reached = any(channel.takes(after.detail.get("tags", ())) for channel in channels)
+    if after.detail["is_told"] and not has_reached:
         _log.error("%s: no channel in ONNXSERVE_ALERT_CONFIG has a tag of the alert", subject)
-
-
-def _paragraph(alert: Alert) -> str:
-    """Return the part of the body about one alert: its headline, lines, link and next
-    step.
-    """
-    detail = alert.detail
-    lines = [_headline(alert), *map(without_markup, detail["lines"])]
-    lines += [detail.get("link") or "", detail.get("next") or ""]
-    return "\n".join(filter(None, lines))
 
 
 def without_markup(text: str) -> str:

@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -20,7 +21,6 @@ from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store.monitors import (
     MonitorKey,
     Monitors,
-    MonitorWindow,
     StoreCounts,
     read_counts,
 )
@@ -184,20 +184,35 @@ def _read_metrics(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
     """Return all metrics of the endpoints' monitors."""
     keys: list[MonitorKey] = []
     for endpoint in endpoints:
-        keys += [(endpoint.name, monitor) for monitor in endpoint.spec.monitors]
+        keys += product([endpoint.name], endpoint.spec.monitors)
     paused = {(state.endpoint, state.monitor) for state in Monitors(store).states() if state.paused}
     counts = read_counts(store, keys, _SHARE, _LOOKED_BACK)
     families = _new_families()
     for key in keys:
         judged = counts.judged.get(key)
-        state = "paused" if key in paused else _monitor_state(judged, counts.newest.get(key))
+        newest = counts.newest.get(key)
+        # The state is the verdict of the last judged window, unless the last one fails.
+        is_retried = newest is not None and newest.state != "judged" and newest.attempts > 0
+        if key in paused:
+            state = "paused"
+        elif newest is not None and (newest.state == "failed" or is_retried):
+            state = "failing"
+        elif judged is None:
+            state = "waiting"
+        elif judged.outcome in ALARMS:
+            state = "alarm"
+        elif judged.verdict in UNDECIDED:
+            state = judged.verdict
+        else:
+            state = "ok"
         for possible in STATES:
             is_current = float(possible == state)
             families["onnxserve_monitor_state"].add_metric((*key, possible), is_current)
         if judged is None:
             continue
-        until = families["onnxserve_monitor_judged_until_timestamp_seconds"]
-        until.add_metric(key, judged.end.timestamp())
+        families["onnxserve_monitor_judged_until_timestamp_seconds"].add_metric(
+            key, judged.end.timestamp()
+        )
         for metric, value in judged.figures.items():
             if "/" not in metric and value is not None:  # Omit values per column or variant.
                 families["onnxserve_monitor_metric"].add_metric((*key, metric), value)
@@ -232,20 +247,3 @@ def _add_counts(families: _Families, counts: StoreCounts) -> None:
     ):
         for labels, value in values.items():
             families[name].add_metric(labels, value)
-
-
-def _monitor_state(judged: MonitorWindow | None, last: MonitorWindow | None) -> str:
-    """Return a state of `STATES`: the verdict of the last judged window, unless the
-    last window fails.
-    """
-    if last is not None:
-        is_retried = last.state != "judged" and last.attempts > 0
-        if last.state == "failed" or is_retried:
-            return "failing"
-    if judged is None:
-        return "waiting"
-    if judged.outcome in ALARMS:
-        return "alarm"
-    if judged.verdict in UNDECIDED:
-        return judged.verdict
-    return "ok"

@@ -11,38 +11,28 @@ import numpy as np
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.watch.drift.sketches.bins import Bins, CategoryBins, OrderedBins
-from mlflow_deploy_plugin.watch.drift.sketches.counts import column_counts
 from mlflow_deploy_plugin.watch.drift.sketches.relations import (
     PROJECTIONS,
     relation_tables,
     shown_name,
     without_projections,
 )
-from mlflow_deploy_plugin.watch.drift.sketches.sketch import ColumnSketch, Profile, merge
+from mlflow_deploy_plugin.watch.drift.sketches.sketch import (
+    ColumnSketch,
+    Profile,
+    column_counts,
+    merge,
+)
 from mlflow_deploy_plugin.watch.result import EXACT, Check, Finding, format_number, same_phase
 from mlflow_deploy_plugin.watch.sequential.evidence import alarm_key
 from mlflow_deploy_plugin.watch.sequential.figures import (
-    FigureName,
+    FigureTest,
     describe_figure,
     shown_deviation,
     shown_figure,
 )
-from mlflow_deploy_plugin.watch.sequential.levels import (
-    MEAN,
-    MISSING,
-    MODE,
-    NEW,
-    OUTSIDE,
-    ROWS,
-    ROWS_FIGURE,
-)
+from mlflow_deploy_plugin.watch.sequential.levels import MEAN, MODE, ROWS
 
-_CHECKS_OF_FIGURES: Mapping[str, Check] = {
-    MISSING: "missing",
-    NEW: "unseen",
-    OUTSIDE: "range",
-    ROWS_FIGURE: "rows",
-}
 MIN_COMPARED_ROWS = 30
 _OF_SINGLE_NUMBERS = (MEAN, MODE, "frequent", "second")
 _SHOWN = 3
@@ -271,11 +261,6 @@ def not_judged_findings(
     ]
 
 
-def check_of(figure: str) -> Check:
-    """Return the check that a figure belongs to: most are part of the distribution."""
-    return _CHECKS_OF_FIGURES.get(figure, "distribution")
-
-
 @dataclass(frozen=True, eq=False)
 class ColumnGroup:
     """All rows (empty `segment`) or one segment, and the columns that are judged."""
@@ -285,41 +270,15 @@ class ColumnGroup:
     window: Profile
     columns: tuple[str, ...]
 
-
-@dataclass(frozen=True)
-class CheckTest:
-    """The test of one check of a column.
-
-    Attributes:
-        value: the figure of the judged window.
-        usual, spread: the mean and the standard deviation of the figure that are usual.
-        score: the figure in standard deviations from its expected value.
-        threshold: the score above which the check is an alarm.
-        figure: the name of the figure (`sequential/levels.py`).
-        name: the name of the figure in words.
-        is_change: True if the figure is the difference from an earlier window.
-    """
-
-    check: Check
-    value: float
-    usual: float
-    spread: float
-    score: float
-    threshold: float
-    figure: str
-    name: FigureName
-    is_change: bool = False
-
     @property
-    def is_drifted(self) -> bool:
-        return self.score > self.threshold
+    def figures(self) -> dict[str, float]:
+        return {
+            "rows": float(self.window.rows),
+            "reference_rows": float(self.reference.pieces.total.rows),
+        }
 
-    @property
-    def ratio(self) -> float:
-        return self.score / self.threshold
 
-
-ColumnTests = Mapping[tuple[str, str], Sequence[CheckTest]]
+ColumnTests = Mapping[tuple[str, str], Sequence[FigureTest]]
 """The tests of each column, by segment and column."""
 
 
@@ -378,19 +337,19 @@ def rows_findings(tests: ColumnTests) -> Iterator[Finding]:
         )
 
 
-def _compare_with_usual(test: CheckTest) -> str:
+def _compare_with_usual(test: FigureTest) -> str:
     """Return the figure and what is usual, such as `mean 8.9, 3.2 ± 0.4 is usual`."""
     if test.is_change:
-        usual = f"{test.usual:+.3g} ± {test.spread:.2g} is usual"
+        usual = f"{test.usual:+.3g} ± {test.deviation:.2g} is usual"
         return f"change of the {test.name.text} {test.value:+.3g}, {usual}"
-    value = shown_figure(test.figure, test.value)
-    usual = shown_figure(test.figure, test.usual)
-    spread = shown_deviation(test.figure, test.usual, test.spread)
+    value = shown_figure(test.series.figure, test.value)
+    usual = shown_figure(test.series.figure, test.usual)
+    spread = shown_deviation(test.series.figure, test.usual, test.deviation)
     return f"{test.name.text} {value}, {usual} ± {spread} is usual"
 
 
-def _figure_change(test: CheckTest) -> str:
-    return describe_figure(test.figure, test.name, test.usual, test.value)
+def _figure_change(test: FigureTest) -> str:
+    return describe_figure(test.series.figure, test.name, test.usual, test.value)
 
 
 def _by_score(
@@ -421,7 +380,7 @@ class _ScoredColumn:
 
     group: ColumnGroup
     name: str
-    tests: Sequence[CheckTest]
+    tests: Sequence[FigureTest]
 
     @property
     def ratio(self) -> float:
@@ -441,33 +400,32 @@ class _ScoredColumn:
         """
         pieces = self.group.reference.pieces
         current = self.group.window.columns[self.name]
-        before = pieces.others.columns.get(self.name)
-        seasonal = None
+        others = pieces.others.columns.get(self.name)
+        before = others
         phase = ""
         if self.is_drifted and pieces.lagged is None:
             indices, name_of_phase = same_phase(
                 start_us, pieces.grid.length_us, pieces.window_starts_us, season_us
             )
-            in_phase = [pieces.windows[index] for index in indices]
+            parts = [pieces.windows[index] for index in indices]
             parts = [
                 Profile(part.rows, {self.name: part.columns[self.name]})
-                for part in in_phase
+                for part in parts
                 if self.name in part.columns
             ]
             if parts:
-                seasonal = merge(parts).columns[self.name]
+                before = merge(parts).columns[self.name]
                 phase = name_of_phase
         bins = self.group.reference.bins[self.name]
-        window, others = column_counts([self.group.window, pieces.others], self.name, bins)
-        distance = float(bins.distance(window[None, :-1], others[:-1])[0])
+        counts = column_counts([self.group.window, pieces.others], self.name, bins)
         return _Comparison(
             bins=bins,
             current=current,
-            before=seasonal or before,
+            before=before,
             phase=phase,
             missing=_missing_share(current, self.group.window.rows),
-            missing_before=_missing_share(before, pieces.others.rows),
-            distance=distance,
+            missing_before=_missing_share(others, pieces.others.rows),
+            distance=float(bins.distance(counts[:1, :-1], counts[1, :-1])[0]),
         )
 
     def metrics(self, comparison: "_Comparison") -> dict[str, float]:
@@ -497,6 +455,15 @@ class _ScoredColumn:
             is_seen = test.value > 0 or (test.check == "missing" and comparison.missing_before)
             if test.check != "distribution" and not is_seen:
                 continue
+            change = ""
+            if test.is_drifted:
+                # The change of the distribution if it is known and explains the figure,
+                # otherwise of the figure.
+                needs_distribution = test.is_change or self.is_relation
+                if needs_distribution or comparison.explains(test.series.figure):
+                    change = comparison.change(test.check, test.value, test.usual)
+                if not change and not needs_distribution:
+                    change = _figure_change(test)
             yield Finding(
                 subject=subject,
                 check=test.check,
@@ -505,38 +472,16 @@ class _ScoredColumn:
                 value=test.score,
                 threshold=test.threshold,
                 segment=segment,
-                change=self._change(test, comparison) if test.is_drifted else "",
+                change=change,
                 measure=test.name.text,
                 unit="SD",
             )
 
-    def _change(self, test: CheckTest, comparison: "_Comparison") -> str:
-        """Return the change of the column: of the distribution if it is known and
-        explains the figure, otherwise of the figure.
-        """
-        if test.is_change or self.is_relation or comparison.explains(test.figure):
-            change = comparison.change(test.check, test.value, test.usual)
-            if change or test.is_change or self.is_relation:
-                return change
-        return _figure_change(test)
 
-
-@dataclass(frozen=True)
-class _Change:
-    """The change of a column: a text for the reference, such as `mean 3.2`, and for the
-    window, such as `8.9, higher`.
-    """
-
-    before: str
-    now: str
-
-    def text(self, phase: str = "") -> str:
-        """Return the change in the format of `Finding.change`. The phase is a name such
-        as `Mondays` for the windows of the reference; empty for all windows.
-        """
-        if phase:
-            return f"{self.before} ({phase}) → {self.now}"
-        return f"{self.before} → {self.now}"
+_Change = tuple[str, str]
+"""The change of a column: a text for the reference, such as `mean 3.2`, and for the
+window, such as `8.9, higher`.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -561,10 +506,6 @@ class _Comparison:
     distance: float
 
     @property
-    def is_projection(self) -> bool:
-        return isinstance(self.bins, OrderedBins) and bool(self.bins.tables)
-
-    @property
     def side(self) -> str:
         """The side of the reference's range on which values are out of range."""
         if self.current.below and self.current.above:
@@ -579,14 +520,14 @@ class _Comparison:
         """
         return not isinstance(self.bins, OrderedBins) or figure not in _OF_SINGLE_NUMBERS
 
-    def reason(self, test: CheckTest) -> str:
+    def reason(self, test: FigureTest) -> str:
         """Return the text about a check, in the units of the check."""
         if test.check == "missing":
             return f"{self.missing:.1%} missing, {self.missing_before:.1%} in the reference"
         if test.check == "distribution":
             return _compare_with_usual(test)
         current = self.current
-        usual = f"{test.usual:.1%} ± {test.spread:.1%} is usual"
+        usual = f"{test.usual:.1%} ± {test.deviation:.1%} is usual"
         if test.check == "unseen":
             share = _share(current.unseen, current)
             listed = ", ".join(f"{value!r}" for value in list(current.unseen_values)[:_SHOWN])
@@ -601,8 +542,13 @@ class _Comparison:
         """
         current = self.current
         if check == "distribution":
-            change = None if self.is_projection else self._distribution_change(self.distance)
-            return change.text(self.phase) if change else ""
+            change = self._distribution_change()
+            if change is None:
+                return ""
+            before, now = change
+            if self.phase:
+                before += f" ({self.phase})"
+            return f"{before} → {now}"
         if check == "missing":
             where = "more" if self.missing > self.missing_before else "fewer"
             return f"missing {self.missing_before:.1%} → {self.missing:.1%}, {where}"
@@ -612,7 +558,7 @@ class _Comparison:
         share = _share(current.below + current.above, current)
         return f"out of range {usual:.1%} → {share}, more {self.side}"
 
-    def _distribution_change(self, distance: float) -> _Change | None:
+    def _distribution_change(self) -> _Change | None:
         """Return the change of the distribution, such as `mean 3.2 → 8.9, higher`. Of
         numbers, it is the first change that explains at least half of the distance: of
         the infinite values, the mean, or the mean and the deviation. Return None if the
@@ -621,47 +567,36 @@ class _Comparison:
         bins = self.bins
         before = self.before
         current = self.current
-        if before is None or len(before.counts) != len(current.counts):
+        is_projection = isinstance(bins, OrderedBins) and bins.tables
+        if before is None or is_projection or len(before.counts) != len(current.counts):
             return None
         if isinstance(bins, CategoryBins):
             return self._category_change(bins, before)
         infinite = [before.infinite_share, current.infinite_share]
         # Infinite values are in an outer bin, at most this far away.
         reach = np.ptp(bins.positions) / bins.scale
-        if abs(infinite[1] - infinite[0]) * reach >= distance / 2:
+        if abs(infinite[1] - infinite[0]) * reach >= self.distance / 2:
             return _share_change("infinite values", *infinite)
         if not (before.finite and current.finite):
             return None
         first = f"mean {format_number(before.mean)}"
         mean = format_number(current.mean)
-        if abs(current.mean - before.mean) >= distance * bins.scale / 2:
+        if abs(current.mean - before.mean) >= self.distance * bins.scale / 2:
             direction = "higher" if current.mean > before.mean else "lower"
-            return _Change(first, f"{mean}, {direction}")
+            return first, f"{mean}, {direction}"
         direction = "wider" if current.deviation > before.deviation else "narrower"
         deviations = [format_number(each.deviation, digits=3) for each in (before, current)]
-        return _Change(first, f"{mean}, deviation {' → '.join(deviations)}, {direction}")
+        return first, f"{mean}, deviation {' → '.join(deviations)}, {direction}"
 
     def _category_change(self, bins: CategoryBins, before: ColumnSketch) -> _Change:
         """Return the change of the share of the frequent value, or of the rare values,
         that changed most.
         """
-        shares = [
-            column.counts[:-1]
-            / max(
-                int(column.counts[:-1].sum()),
-                1,
-            )
-            for column in (before, self.current)
-        ]
+        counts = [column.counts[:-1] for column in (before, self.current)]
+        shares = [each / max(int(each.sum()), 1) for each in counts]
         divergence = bins.divergence(*shares)
         frequent = len(bins.codes)
-        by_value = [
-            np.append(
-                share[:frequent],
-                share[frequent:].sum(),
-            )
-            for share in shares
-        ]
+        by_value = [np.append(share[:frequent], share[frequent:].sum()) for share in shares]
         index = int(np.argmax(np.abs(by_value[1] - by_value[0])))
         # Report an increase of rare or new values, not the decrease of a frequent value
         # that this increase causes.
@@ -735,7 +670,7 @@ def _missing_share(column: ColumnSketch | None, rows: int) -> float:
 def _share_change(name: str, first: float, now: float) -> _Change:
     """Return the change of the share of rows that have the named values."""
     direction = "more often" if now > first else "less often"
-    return _Change(f"{name} {first:.1%}", f"{now:.1%}, {direction}")
+    return f"{name} {first:.1%}", f"{now:.1%}, {direction}"
 
 
 def _share(rows: int, column: ColumnSketch) -> str:

@@ -192,21 +192,17 @@ def measure_effect(
         return None
     window = window.take(sample_positions(len(window), most_rows, SEED))
     try:
-        both = concat_tables([table.select([column]) for table in (window, reference)])
+        both = concat_tables([window.select([column]), reference.select([column])])
+        place = window.column_names.index(column)
         rows = _restored_rows(read_columns(both)[0][column].values, len(window))
-        restored = window.set_column(
-            window.column_names.index(column),
-            column,
-            both.column(column).take(pa.array(rows)),
-        )
-        names, before = _predict(model, restored)
-        _, now = _predict(model, window)
+        values = both.column(column).take(pa.array(rows))
+        names, before = _predict(model, window.set_column(place, column, values))
+        now = _predict(model, window)[1]
     except (OnnxserveError, pa.ArrowException, KeyError):
         return None
-    change = now - before
-    if not np.isfinite(change).all():
+    if not np.isfinite(now - before).all():
         return None
-    sizes = np.abs(change).mean(axis=0)
+    sizes = np.abs(now - before).mean(axis=0)
     place = np.flatnonzero(np.isclose(sizes, sizes.max(), atol=1e-6))[-1]
     role = explained_outputs(model.artifact)[0].role
     unit = _NOUNS.get(role, "prediction")
@@ -215,7 +211,7 @@ def measure_effect(
     changed = None
     if role == "probabilities" and len(names) > 1:
         changed = float((before.argmax(axis=1) != now.argmax(axis=1)).mean())
-    return Effect(float(change[:, place].mean()), float(sizes[place]), unit, changed)
+    return Effect(float((now - before)[:, place].mean()), float(sizes[place]), unit, changed)
 
 
 def _predict(model: OnnxModel, rows: pa.Table) -> tuple[list[Name], Array]:

@@ -7,7 +7,7 @@ calls every real day drifted (90 of 90 measured). Therefore each figure of the w
 of the windows before (`sequential/course.py`). The figures of all columns and segments
 share one false-alarm rate (Bonferroni). Only if the monitor's spec declares that rows
 are independent, the window is compared with windows of random rows
-(`references/random_windows.py`).
+(`references/windows.py`).
 
 A removed, new, retyped or constant column is drift without a test
 (`column_findings.py`).
@@ -25,29 +25,26 @@ from mlflow_deploy_plugin.core.spec.types import duration_seconds
 from mlflow_deploy_plugin.watch.drift import column_findings
 from mlflow_deploy_plugin.watch.drift.column_findings import (
     MIN_COMPARED_ROWS,
-    CheckTest,
     ColumnGroup,
     ColumnTests,
 )
-from mlflow_deploy_plugin.watch.drift.references.random_windows import (
+from mlflow_deploy_plugin.watch.drift.references.windows import (
     END_US,
     RANDOM_WINDOWS,
+    DriftReference,
     with_random_windows,
 )
-from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.watch.result import Finding
 from mlflow_deploy_plugin.watch.sequential.budget import FEWEST_OF_ONE, few_rows
 from mlflow_deploy_plugin.watch.sequential.course import (
     Course,
-    FigureTest,
     History,
     follow,
 )
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, Outcome, SeriesKey
-from mlflow_deploy_plugin.watch.sequential.figures import VAGUE, figure_name
+from mlflow_deploy_plugin.watch.sequential.figures import FigureTest
 from mlflow_deploy_plugin.watch.sequential.levels import (
-    DISTANCE,
     ROWS,
     ROWS_FIGURE,
     SHARES,
@@ -118,22 +115,20 @@ def judge_profile(
             together share one false-alarm rate.
         history: the windows before, the accepted baselines and the budget of alarms.
     """
-    parts = segments or {}
-    schema = column_findings.schema_findings(reference, window, spec.columns)
-    rows = {
-        "rows": float(window.rows),
-        "reference_rows": float(reference.pieces.total.rows),
-    }
-    whole = _prepare_group("", reference, window, spec)
-    if window.rows < spec.min_rows:
-        schema = []
-    prepared = [whole, *(_prepare_group(name, *part, spec) for name, part in parts.items())]
+    schema: list[Finding] = []
+    if window.rows >= spec.min_rows:
+        schema = column_findings.schema_findings(reference, window, spec.columns)
+    parts = {"": (reference, window), **(segments or {})}
+    prepared = [_prepare_group(segment, *parts[segment], spec) for segment in parts]
+    whole = prepared[0]
     groups = [each.group for each in prepared if not each.reason and not whole.reason]
-    columns = _columns([each.group for each in prepared], spec)
+    columns = sorted({*chain.from_iterable(each.group.columns for each in prepared)})
+    if not spec.columns or ROWS in spec.columns:
+        columns.append(ROWS)
     evidence = _evidence_of(prepared, groups, columns, spec, history.rows)
     course = follow(
         reference,
-        {segment: part for segment, (part, _) in parts.items()},
+        {each.group.segment: each.group.reference for each in prepared[1:]},
         columns,
         spec,
         start_us,
@@ -143,16 +138,15 @@ def judge_profile(
     test = _test_window(groups, columns, spec, evidence, course)
     if whole.reason:
         if isinstance(test, _WindowTest):
-            schema = [*schema, *column_findings.rows_findings(test.columns)]
-        verdict = _unjudged(rows, whole, schema)
+            schema += column_findings.rows_findings(test.columns)
+        verdict = _unjudged(whole, schema)
     elif isinstance(test, Refused):
-        verdict = _unjudged(rows, whole.without_test(test.reason), schema)
+        verdict = _unjudged(whole.without_test(test.reason), schema)
     else:
-        others = [*schema, *chain.from_iterable(each.unjudged for each in prepared)]
-        verdict = _conclude(rows, groups, test, start_us, spec, others)
-    if isinstance(course, Refused):
-        return replace(verdict, evidence=evidence)
-    return replace(verdict, evidence=evidence, course=course)
+        schema += chain.from_iterable(each.unjudged for each in prepared)
+        verdict = _conclude(groups, test, start_us, spec, schema)
+    followed = None if isinstance(course, Refused) else course
+    return replace(verdict, evidence=evidence, course=followed)
 
 
 def _has_random_windows(reference: DriftReference, spec: MonitorSpec) -> bool:
@@ -182,14 +176,6 @@ def _evidence_of(
         )
     reference = prepared[0].group.reference
     return Evidence(spec.reference if spec.is_rolling else reference.bins_key, levels)
-
-
-def _columns(groups: Sequence[ColumnGroup], spec: MonitorSpec) -> list[str]:
-    """Return the columns of all groups, and the number of rows if it is judged."""
-    columns = sorted({name for group in groups for name in group.columns})
-    if not spec.columns or ROWS in spec.columns:
-        columns.append(ROWS)
-    return columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,19 +213,16 @@ def _prepare_group(
     return _Prepared(group, unjudged, reason)
 
 
-def _unjudged(
-    rows: Mapping[str, float],
-    whole: _Prepared,
-    schema: Sequence[Finding],
-) -> DriftVerdict:
+def _unjudged(whole: _Prepared, schema: Sequence[Finding]) -> DriftVerdict:
     """Return a verdict for distributions that are not judged: drift if a finding of the
     schema or of the number of rows is an alarm.
     """
     findings = column_findings.sort_findings([*schema, *whole.unjudged])
+    figures = whole.group.figures
     if not any(finding.is_alarm for finding in schema):
-        return DriftVerdict("not judged", whole.reason, findings, rows)
+        return DriftVerdict("not judged", whole.reason, findings, figures)
     remark = f"; distributions are not judged: {whole.reason}"
-    return DriftVerdict("drift", whole.reason, findings, {**rows, "is_drift": 1.0}, remark)
+    return DriftVerdict("drift", whole.reason, findings, {**figures, "is_drift": 1.0}, remark)
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,7 +241,7 @@ class _WindowTest:
     columns: ColumnTests
     rate: float
     p_value: float
-    largest: CheckTest
+    largest: FigureTest
     compared: tuple[int, str]
 
     @property
@@ -311,31 +294,15 @@ def _test_figures(course: Course) -> _WindowTest | Refused:
     """Return the tests of the figures. The test of a column's distribution is that of
     its most unusual figure.
     """
-    columns: dict[tuple[str, str], list[CheckTest]] = {}
+    columns: dict[tuple[str, str], list[FigureTest]] = {}
     p_values = []
-    for test in sorted(course.tests(), key=_clearest_first):
-        series = test.series
+    for test in sorted(course.tests(), key=lambda test: test.order):
         p_values.append(test.p_value)
-        checks = columns.setdefault((series.segment, series.column), [])
-        if column_findings.check_of(series.figure) not in [check.check for check in checks]:
-            usual = test.usual
-            is_lagged = bool(course.reference.pieces.grid.lag_windows)
-            is_change = is_lagged and test.series.figure not in (DISTANCE, ROWS_FIGURE)
-            if test.series.figure in SHARES and not is_change:
-                usual = max(0.0, usual)
-            checks.append(
-                CheckTest(
-                    check=column_findings.check_of(test.series.figure),
-                    value=test.value,
-                    usual=usual,
-                    spread=test.deviation,
-                    score=test.score,
-                    threshold=test.threshold,
-                    figure=test.series.figure,
-                    name=figure_name(test.series, course.reference.bins),
-                    is_change=is_change,
-                )
-            )
+        checks = columns.setdefault((test.series.segment, test.series.column), [])
+        if test.check not in [check.check for check in checks]:
+            if test.series.figure in SHARES and not test.is_change:
+                test = replace(test, usual=max(0.0, test.usual))
+            checks.append(test)
     if not p_values:
         return Refused("the reference's own windows have no figure to compare with")
     count = course.windows.reference
@@ -348,16 +315,7 @@ def _test_figures(course: Course) -> _WindowTest | Refused:
     )
 
 
-def _clearest_first(test: FigureTest) -> tuple[bool, float]:
-    """Return the key of sorting: unusual figures that are easy to explain, then the
-    others, each by their scores.
-    """
-    is_clear = test.ratio > 1 and test.series.figure not in VAGUE
-    return not is_clear, -test.ratio
-
-
 def _conclude(
-    rows: Mapping[str, float],
     groups: Sequence[ColumnGroup],
     test: _WindowTest,
     start_us: int,
@@ -367,7 +325,6 @@ def _conclude(
     """Return the verdict of the tests.
 
     Args:
-        rows: the numbers of rows, which precede the figures.
         others: the findings about columns whose distributions are not judged.
     """
     checked, column_figures = column_findings.judge_columns(
@@ -389,7 +346,7 @@ def _conclude(
         remark=f" ({evidence})",
         findings=column_findings.sort_findings([*others, *checked]),
         figures={
-            **rows,
+            **groups[0].figures,
             "is_drift": float(is_drift),
             "p_value": test.p_value,
             "statistic": test.largest.score,

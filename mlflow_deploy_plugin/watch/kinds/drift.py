@@ -19,7 +19,6 @@ from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig, Not
 from mlflow_deploy_plugin.core.messages import did_you_mean, join_names
 from mlflow_deploy_plugin.core.processes.spark import spark_session
 from mlflow_deploy_plugin.core.spec.monitors import Requirement
-from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
 from mlflow_deploy_plugin.serve.inference_log.scan import is_answered_by
 from mlflow_deploy_plugin.serve.inference_log.tables import concat_tables, with_both_names
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
@@ -82,6 +81,7 @@ from mlflow_deploy_plugin.watch.sequential.levels import ROWS
 from mlflow_deploy_plugin.watch.sequential.shifts import ShiftVerdict, judge_shifts
 from mlflow_deploy_plugin.watch.statistics.intervals import (
     bonferroni_confidence,
+    criterion_finding,
     criterion_state,
     wilson_interval,
 )
@@ -248,7 +248,7 @@ class WindowComparison:
         )
         verdict = replace(verdict, findings=tuple(findings[len(shifts.findings) :]))
         findings = [*required, *findings]
-        state, reason = _combine(findings, *_conclude(required, verdict))
+        state, reason = _conclude(required, verdict, findings)
         figures = {**verdict.figures, **shifts.figures}
         if state == "no drift" and "is_drift" in figures:
             figures["is_drift"] = 0.0
@@ -285,18 +285,20 @@ class WindowComparison:
             subjects = {finding.subject for finding in findings} - self.excluded.keys()
             reference, window = (read_columns(table)[0] for table in sample)
             pairs = [pair for pair in pair_columns(reference, window) if pair[0].name in subjects]
-        inputs = {
-            name: self.profile.columns[name] for name in without_projections(self.profile.columns)
-        }
-        sketches = profile_to_parquet(Profile(self.profile.rows, inputs))
-        accuracy = self.request.accuracy
-        by_column = {chart.key: chart for chart in charts}
-        shown = dict.fromkeys(item.key for item in sorted(findings, key=shown_order))
-        levels = [by_column[key] for key in shown if key in by_column]
+        profile = replace(
+            self.profile,
+            columns={
+                name: self.profile.columns[name]
+                for name in without_projections(self.profile.columns)
+            },
+        )
+        shown = [finding.key for finding in sorted(findings, key=shown_order)]
+        levels = [chart for chart in charts if chart.key in shown]
+        levels.sort(key=lambda chart: shown.index(chart.key))
         del levels[_MOST_CHARTS:]
-        if levels and accuracy:
-            levels.append(accuracy)
-        return ReportData(pairs, {SKETCHES: sketches}, tuple(levels))
+        if levels and self.request.accuracy:
+            levels.append(self.request.accuracy)
+        return ReportData(pairs, {SKETCHES: profile_to_parquet(profile)}, tuple(levels))
 
     def _with_correlation(
         self,
@@ -339,50 +341,19 @@ class WindowComparison:
         if self.profile.rows > READ_ROWS:
             hours = request.log.hours(request.endpoint, window)
             read_hours = math.ceil(len(hours) * READ_ROWS / self.profile.rows)
-            picked = [hours[index] for index in sample_positions(len(hours), read_hours, SEED)]
+            picked = (hours[index] for index in sample_positions(len(hours), read_hours, SEED))
             parts = [
                 Window(max(hour.start, window.start), min(hour.end, window.end)) for hour in picked
             ]
-        samples = (
-            request.log.read(
-                request.endpoint,
-                part,
-                math.ceil(_SHOWN_ROWS / len(parts)),
-            )
-            for part in parts
-        )
-        tables = [
-            rows.table
-            for rows in samples
-            if rows is not None and (rows.model, rows.version) == self.version
-        ]
+        tables = []
+        for part in parts:
+            rows = request.log.read(request.endpoint, part, math.ceil(_SHOWN_ROWS / len(parts)))
+            if rows is not None and (rows.model, rows.version) == self.version:
+                tables.append(rows.table)
         if not tables or self.reference is None:
             return None
-        sample = self.reference.sample.take(
-            sample_positions(len(self.reference.sample), _SHOWN_ROWS, SEED),
-        )
-        return sample, concat_tables(tables)
-
-
-def _combine(
-    findings: Sequence[Finding],
-    window_state: State,
-    reason: str,
-) -> tuple[State, str]:
-    """Return the state and the reason of the result, which begins with the alarm with
-    the largest effect.
-
-    Args:
-        findings: the findings of the window and the shifts, with their effects.
-        window_state: the state of the window alone without effects, with its `reason`.
-    """
-    alarms = sorted((item for item in findings if item.is_alarm), key=shown_order)
-    if alarms:
-        return alarms[0].state, describe_alarms(alarms)
-    quiet = [item for item in findings if item.effect is not None]
-    if quiet:
-        reason = describe_worst([item.title for item in quiet], quiet[0].reason)
-    return "no drift" if window_state == "drift" else window_state, reason
+        positions = sample_positions(len(self.reference.sample), _SHOWN_ROWS, SEED)
+        return self.reference.sample.take(positions), concat_tables(tables)
 
 
 def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
@@ -390,8 +361,7 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
     without rows. Raises InvalidConfig if the user has specified a column that neither
     the window nor the reference has.
     """
-    log = request.log
-    versions = window_versions(log, request.endpoint, request.window)
+    versions = window_versions(request.log, request.endpoint, request.window)
     if not versions:
         return _judge_no_rows(request)
     version = next(iter(versions))
@@ -405,24 +375,31 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
         missing_reason = error.message
     request.progress(f"reading {versions[version]:,} rows of the window")
     if reference is None:
-        store = SketchStore(log, request.endpoint, {}, "none")
+        store = SketchStore(request.log, request.endpoint, {}, "none")
     else:
-        store = SketchStore(log, request.endpoint, reference.bins, reference.bins_key)
+        store = SketchStore(request.log, request.endpoint, reference.bins, reference.bins_key)
     if request.engine == "spark":
         profile = spark_window_profile(spark_session(), store, *version, request.window)
     else:
         profile = window_profile(store, *version, request.window)
     columns = [*without_projections(_all_columns(profile, reference)), ROWS]
     _require_columns(request, columns)
-    excluded = _excluded_columns(request.capture, columns)
+    excluded = dict.fromkeys(request.capture.drop, _DROPPED)
+    excluded |= dict.fromkeys(request.capture.mask, _MASKED)
+    excluded |= dict.fromkeys(request.capture.keys, _KEY)
+    excluded = _with_parts(excluded, columns)
     segments = _find_segments(request, version, reference, excluded)
-    judged = {name: sketch for name, sketch in profile.columns.items() if name not in excluded}
     return WindowComparison(
         request,
         version,
         reference,
         missing_reason,
-        profile=Profile(profile.rows, judged),
+        profile=replace(
+            profile,
+            columns={
+                name: sketch for name, sketch in profile.columns.items() if name not in excluded
+            },
+        ),
         segments=segments.sketches,
         notes=(*_version_notes(versions), *segments.notes),
         excluded=excluded | _with_parts(dict.fromkeys(request.exclude, _LEFT_OUT), columns),
@@ -478,17 +455,6 @@ def _require_columns(request: WindowRequest, columns: Collection[str]) -> None:
         if not select_columns(columns, [name]):
             hint = did_you_mean(name, columns, f"the columns are {join_names(sorted(columns))}")
             raise InvalidConfig(f"neither the window nor the reference has a column {name!r}{hint}")
-
-
-def _excluded_columns(capture: CaptureSpec, columns: Collection[str]) -> dict[str, str]:
-    """Return the columns that `capture` drops, masks or uses as keys, with the
-    reason.
-    """
-    reasons = {
-        **dict.fromkeys(capture.drop, _DROPPED),
-        **dict.fromkeys(capture.mask, _MASKED),
-    }
-    return _with_parts(reasons | dict.fromkeys(capture.keys, _KEY), columns)
 
 
 def _with_parts(
@@ -548,10 +514,9 @@ def _find_segments(
         segments.notes.extend(notes)
         profiles = _profiles_by_value(request, version, column, values, reference)
         references = load_segment_references(request, *version, reference, column, values)
-        pairs = zip(references, profiles, strict=True)
-        for value, pair in zip(values, pairs, strict=True):
+        for value, part, profile in zip(values, references, profiles, strict=True):
             name = segment_name(column, value)
-            segments.sketches[name] = pair
+            segments.sketches[name] = part, profile
             segments.values[name] = column, value
     return segments
 
@@ -623,24 +588,34 @@ def _version_rows(
         yield batch.filter(pa.array(is_answered_by(batch, *version)))
 
 
-def _conclude(required: Sequence[Finding], verdict: DriftVerdict) -> tuple[State, str]:
-    """Return the state and the reason of the window, which are the verdict's if all
-    requirements are kept. A violation comes before drift, which comes before a
-    requirement that cannot be judged.
+def _conclude(
+    required: Sequence[Finding],
+    verdict: DriftVerdict,
+    findings: Sequence[Finding],
+) -> tuple[State, str]:
+    """Return the state and the reason of the result: of the alarm with the largest
+    effect among all `findings`, otherwise of a requirement that cannot be judged,
+    otherwise of the verdict.
     """
-    of_state: dict[State, list[Finding]] = {}
-    for finding in required:
-        of_state.setdefault(finding.state, []).append(finding)
-    if "violated" in of_state:
-        return "violated", ""
-    if verdict.state == "drift":
-        return verdict.state, verdict.reason
-    for state in UNDECIDED:
-        if undecided := of_state.get(state):
-            return state, f"{undecided[0].subject}: {undecided[0].account}"
-    if verdict.state == "not judged" and required:
-        return "kept", f"{required[0].subject}: {required[0].reason}"
-    return verdict.state, verdict.reason
+    alarms = sorted((item for item in findings if item.is_alarm), key=shown_order)
+    if alarms:
+        return alarms[0].state, describe_alarms(alarms)
+    state: State = verdict.state
+    reason = verdict.reason
+    undecided = [item for item in required if item.state in UNDECIDED]
+    if state == "drift":  # No alarm has an effect on the predictions.
+        state = "no drift"
+    elif undecided:
+        first = min(undecided, key=lambda item: UNDECIDED.index(item.state))
+        state = first.state
+        reason = f"{first.subject}: {first.account}"
+    elif state == "not judged" and required:
+        state = "kept"
+        reason = f"{required[0].subject}: {required[0].reason}"
+    quiet = [item for item in findings if item.effect is not None]
+    if quiet:
+        reason = describe_worst([item.title for item in quiet], quiet[0].reason)
+    return state, reason
 
 
 def _requirement_findings(
@@ -653,16 +628,14 @@ def _requirement_findings(
     draws that the rows are worth; infinity if the log has all rows.
     """
     argument = requirement.argument
-    if argument:
-        columns = [argument]
-    else:
+    columns = [argument]
+    if not argument:
         judged = [name for name in compared.names if name not in compared.excluded]
         columns = select_columns(judged, compared.request.spec.columns)
     refusal = ""
     rows = compared.profile.rows
-    least = compared.request.spec.min_rows
-    if rows < least:
-        refusal = f"the window has {rows:,} rows; min_rows is {least:,}"
+    if rows < compared.request.spec.min_rows:
+        refusal = f"the window has {rows:,} rows; min_rows is {compared.request.spec.min_rows:,}"
     elif requirement.name != "missing" and compared.reference is None:
         refusal = compared.missing_reason
     elif argument in compared.excluded:
@@ -673,48 +646,23 @@ def _requirement_findings(
             f"{', '.join(compared.names[:20])}"
         )
     if refusal:
-        subject = f"{requirement.name}({argument})" if argument else requirement.name
-        yield Finding(
-            subject,
-            check="criterion",
-            state="not judged",
-            reason=refusal,
-            value=None,
-            threshold=requirement.value,
-        )
+        yield criterion_finding(requirement, Refused(refusal), 1.0)
         return
     measured = _measure_shares(compared, requirement, columns, effective_n)
     broken = [item for item in measured if item.state != "kept"]
     more = ""
     if len(broken) > _MOST_COLUMNS:
         more = f", and the same for {len(broken) - 1} more columns"
-    shown = broken[:_MOST_COLUMNS] or measured[:1]
-    for item in shown:
-        if broken or argument:
-            text = item.text
-        else:
-            text = f"at most {item.text} ({item.column})"
-        yield Finding(
-            f"{requirement.name}({item.column})",
-            check="criterion",
-            state=item.state,
+    for item in broken[:_MOST_COLUMNS] or measured[:1]:
+        text = item.reason
+        if not broken and not argument:
+            text = f"at most {text} ({item.subject})"
+        yield replace(
+            item,
+            subject=f"{requirement.name}({item.subject})",
             reason=f"{text}, required is {requirement.text}{more}",
-            value=item.share,
-            threshold=requirement.value,
-            change=_describe_share_change(compared, requirement.name, item.column, item.share),
-            measure="share of rows",
         )
         more = ""  # Only the first finding has this text.
-
-
-@dataclass(frozen=True)
-class _MeasuredShare:
-    """The share of rows that a requirement limits in a column."""
-
-    column: str
-    share: float
-    state: State
-    text: str
 
 
 def _measure_shares(
@@ -722,9 +670,9 @@ def _measure_shares(
     requirement: Requirement,
     columns: Sequence[str],
     effective_n: float,
-) -> list[_MeasuredShare]:
-    """Return the share of each column, the largest share first. `effective_n` is the
-    number of independent draws that the rows are worth.
+) -> list[Finding]:
+    """Return a finding about the share of each column, the largest share first.
+    `effective_n` is the number of independent draws that the rows are worth.
     """
     profile = compared.profile
     # All intervals of all requirements together have this confidence.
@@ -738,15 +686,26 @@ def _measure_shares(
         share = _share(requirement.name, profile, profile.columns.get(name))
         bad_rows = share * profile.rows
         interval = wilson_interval(name, bad_rows, profile.rows, confidence, effective_n)
-        state = criterion_state(requirement.holds(interval.low), requirement.holds(interval.high))
         text = f"{share:.2%} of {profile.rows:,} rows"
         if math.isfinite(effective_n):
             text += (
                 f", a sample, {interval.low:.2%} to {interval.high:.2%} of all (Wilson, confidence "
                 f"{confidence:.4g})"
             )
-        measured.append(_MeasuredShare(name, share, state, text))
-    return sorted(measured, key=lambda item: (-item.share, item.column))
+        item = Finding(
+            name,
+            check="criterion",
+            state=criterion_state(
+                requirement.holds(interval.low), requirement.holds(interval.high)
+            ),
+            reason=text,
+            value=share,
+            threshold=requirement.value,
+            change=_describe_share_change(compared, requirement.name, name, share),
+            measure="share of rows",
+        )
+        measured.append(item)
+    return sorted(measured, key=lambda item: (-(item.value or 0.0), item.subject))
 
 
 def _describe_share_change(

@@ -66,8 +66,19 @@ _ASK = (
     "rows with one outcome, such as complaints) or `labels: late` (all rows in the end)"
 )
 
-_Expectations = list[tuple[str, int, CbpeEstimate]]
-"""The name, the number of rows and the estimates of each segment."""
+
+@dataclass(frozen=True, eq=False)
+class _Estimates:
+    """The name, the number of rows and the estimates of all rows (segment "") and of
+    each segment.
+    """
+
+    parts: list[tuple[str, int, CbpeEstimate]]
+    notes: list[str]
+
+    @property
+    def of_all(self) -> CbpeEstimate:
+        return self.parts[0][2]
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,31 +207,35 @@ def _judge_by_labels(window: _Window) -> MonitorResult:
     """Judge the requirements on all rows and on each segment by the metrics of the
     labelled rows.
     """
-    table = window.rows.table
-    segments, segment_notes = find_segments(table, window.request.spec, window.labelled.rows)
+    segments, segment_notes = find_segments(
+        window.rows.table, window.request.spec, window.labelled.rows
+    )
     confidence = window.confidence(1 + len(segments))
-    sampling = intervals.event_sampling(window.request, table, confidence)
     usable = _usable_labels(window)
-    labelled = usable.labelled
-    measure = partial(weighted_metrics, window.predictions, sampling=sampling)
-    everyone = np.ones(len(table), bool)
-    measured = _with_noise(window, measure(labelled, everyone, window.names), confidence)
-    findings = list(_findings(window, measured, confidence))
+    measure = partial(
+        weighted_metrics,
+        window.predictions,
+        sampling=intervals.event_sampling(window.request, window.rows.table, confidence),
+    )
+    everyone = np.ones(len(window.rows.table), bool)
+    measured = measure(usable.labelled, everyone, window.names)
+    measured = _with_noise(window, measured, confidence)
+    findings = [*_findings(window, measured, confidence)]
     for segment, rows in segments:
-        of_rows = measure(labelled, rows, window.required)
+        of_rows = measure(usable.labelled, rows, window.required)
         of_rows = _with_noise(window, of_rows, confidence, segment)
         findings += _findings(window, of_rows, confidence, segment)
     if usable.may_be_complaints:
-        findings = [_without_violation(finding) for finding in findings]
+        findings = [*map(_without_violation, findings)]
     followed = measured
-    if usable.is_assumed and labelled is not window.labelled:
+    if usable.is_assumed and usable.labelled is not window.labelled:
         followed = measure(window.labelled, everyone, window.required)
     return _result(
         window,
         findings,
-        _label_figures(measured, labelled),
-        [*_unlabelled_notes(window, labelled), *usable.notes, *segment_notes],
-        _label_figures(followed, labelled),
+        _label_figures(measured, usable.labelled),
+        [*_unlabelled_notes(window, usable.labelled), *usable.notes, *segment_notes],
+        _label_figures(followed, usable.labelled),
     )
 
 
@@ -400,33 +415,31 @@ def _judge_by_estimate(window: _Window) -> MonitorResult:
     )
     if window.predictions.label_mismatch:
         missing += f"; {window.predictions.label_mismatch}"
-    expected = _estimate_window(window)
-    if isinstance(expected, Refused):
-        return _not_judged(window, f"{missing}; the metric is not estimated: {expected.reason}")
-    expectations, notes = expected
-    confidence = window.confidence(len(expectations))
+    estimates = _estimate_window(window)
+    if isinstance(estimates, Refused):
+        return _not_judged(window, f"{missing}; the metric is not estimated: {estimates.reason}")
+    confidence = window.confidence(len(estimates.parts))
     findings = []
-    for segment, rows, estimated in expectations:
+    for segment, rows, estimated in estimates.parts:
         metrics = {name: estimated.measure(name, rows, confidence) for name in estimated.values}
         for finding in _findings(window, metrics, confidence, segment, prefix="estimated "):
-            if window.request.spec.estimate == "informs" and finding.state != "not judged":
+            if spec.estimate == "informs" and finding.state != "not judged":
                 finding = replace(
                     finding, state="not judged", reason=f"{finding.reason}; {_INFORMS}"
                 )
             findings.append(finding)
-    _, _, of_all = expectations[0]
-    notes = [f"{missing}; {_estimate_note(of_all)}", *notes]
-    return _result(window, findings, _estimate_figures(of_all, confidence), notes)
-
-
-def _estimate_note(estimated: CbpeEstimate) -> str:
-    if estimated.is_corrected:
-        corrected = "corrected by isotonic regression"
-    else:
-        corrected = "as returned by the model"
-    return (
-        f"the figures are estimated from the model's probabilities (CBPE), {corrected}, validated "
-        f"on {estimated.windows} earlier labelled windows"
+    source = "as returned by the model"
+    if estimates.of_all.is_corrected:
+        source = "corrected by isotonic regression"
+    missing += (
+        f"; the figures are estimated from the model's probabilities (CBPE), {source}, validated "
+        f"on {estimates.of_all.windows} earlier labelled windows"
+    )
+    return _result(
+        window,
+        findings,
+        _estimate_figures(estimates.of_all, confidence),
+        [missing, *estimates.notes],
     )
 
 
@@ -527,9 +540,9 @@ def _label_levels(window: _Window) -> Levels:
     return levels
 
 
-def _estimate_window(window: _Window) -> tuple[_Expectations, list[str]] | Refused:
-    """Return the estimates for all rows (segment "") and for each segment, validated on
-    the same segment of earlier windows of the version, and notes on skipped values.
+def _estimate_window(window: _Window) -> _Estimates | Refused:
+    """Return the estimates for all rows and for each segment, validated on the same
+    segment of earlier windows of the version.
     """
     classified = window.predictions.classified
     if classified is None:
@@ -539,29 +552,32 @@ def _estimate_window(window: _Window) -> tuple[_Expectations, list[str]] | Refus
     outputs = window.artifact.outputs if window.artifact else ()
     has_probabilities = any(output.role == "probabilities" for output in outputs)
     if window.artifact and has_probabilities and classified.probabilities is None:
-        labels = len(window.artifact.classes) or len(classified.classes)
         return Refused(
             "the class probabilities, which an estimate needs, are not available: they are read "
-            f"from the log for at most 8 labels, and the model has {labels:,}",
+            "from the log for at most 8 labels, and the model has "
+            f"{len(window.artifact.classes) or len(classified.classes):,}",
         )
     spec = window.request.spec
-    least_share = COMPLETE if spec.labels == "reported" else 0.0
-    joined = _join_earlier_windows(window, least_share, spec.labels_within or "0s")
+    joined = _join_earlier_windows(
+        window,
+        COMPLETE if spec.labels == "reported" else 0.0,
+        spec.labels_within or "0s",
+    )
     if joined is None:
         return Refused("the rows of earlier windows do not match this window")
-    segments, notes = find_segments(joined.table, spec, joined.number == 0)
-    estimates = []
+    is_judged = joined.number == 0
+    segments, notes = find_segments(joined.table, spec, is_judged)
+    estimates = _Estimates([], [*joined.notes, *notes])
     for name, is_member in (("", np.ones(len(joined.table), bool)), *segments):
-        in_window = is_member & (joined.number == 0)
         of_rows = estimate(
-            joined.classified.take(in_window),
+            joined.classified.take(is_member & is_judged),
             joined.earlier(is_member, spec.min_rows),
             window.required,
         )
         if isinstance(of_rows, Refused):
             return of_rows
-        estimates.append((name, int(in_window.sum()), of_rows))
-    return estimates, [*joined.notes, *notes]
+        estimates.parts.append((name, int((is_member & is_judged).sum()), of_rows))
+    return estimates
 
 
 def _test_labels(window: _Window) -> tuple[bool | None, list[str]]:
@@ -576,10 +592,7 @@ def _test_labels(window: _Window) -> tuple[bool | None, list[str]]:
     joined = _join_earlier_windows(window, COMPLETE)
     if joined is None or joined.classified.probabilities is None:
         return None, []
-    complete = joined.earlier(
-        np.ones(len(joined.table), bool),
-        spec.min_rows,
-    )
+    complete = joined.earlier(np.ones(len(joined.table), bool), spec.min_rows)
     return labels_fit(joined.judged, complete, 1 - spec.window_rate), joined.notes
 
 
@@ -589,29 +602,40 @@ def _join_earlier_windows(
     wait: str = "0s",
 ) -> _JoinedWindows | None:
     """Return the window's rows with the labelled rows of the latest earlier windows
-    that have enough labels. Windows in which labels may depend on their value are
-    skipped and counted in the notes, unless labels are declared a sample. Return None
-    if the rows of all windows together cannot be classified.
+    that have enough labels and that the same version has answered. Windows in which
+    labels may depend on their value are skipped and counted in the notes, unless labels
+    are declared a sample. Return None if the rows of all windows together cannot be
+    classified.
 
     Args:
         least_share: the smallest share of labelled rows in an earlier window.
         wait: the time until labels are available.
     """
+    request = window.request
+    spec = request.spec
     tables = [window.rows.table]
     skipped = 0
-    for past in islice(_earlier_windows(window.request, wait), _LOOKED_AT):
-        earlier = _read_earlier(window, past, least_share)
-        if earlier is None:
+    for past in islice(_earlier_windows(request, wait), _LOOKED_AT):
+        rows = request.log.labelled(request.endpoint, past, _EARLIER_ROWS, request.labels)
+        if rows is None:
             continue
-        table, labelled = earlier
-        if labelled.is_selected and window.request.spec.labels != "sampled":
+        if (rows.model, rows.version) != (window.rows.model, window.rows.version):
+            continue
+        predictions = read_predictions(rows.table, window.artifact, request.capture.mask)
+        if isinstance(predictions, Refused) or predictions.label_mismatch:
+            continue
+        is_labelled = predictions.is_labelled
+        if is_labelled.sum() < spec.min_rows or is_labelled.mean() < least_share:
+            continue
+        labelled = weigh_labels(rows.table, predictions, spec.segment_by, spec.window_rate)
+        if labelled.is_selected and spec.labels != "sampled":
             skipped += 1
             continue
-        tables.append(table.filter(pa.array(labelled.rows)))
+        tables.append(rows.table.filter(pa.array(labelled.rows)))
         if len(tables) > _EARLIER_WINDOWS:
             break
     together = concat_tables(tables)
-    predictions = read_predictions(together, window.artifact, window.request.capture.mask)
+    predictions = read_predictions(together, window.artifact, request.capture.mask)
     if isinstance(predictions, Refused) or predictions.classified is None:
         return None
     notes = []
@@ -620,36 +644,8 @@ def _join_earlier_windows(
             "earlier windows that are skipped, because their labelled and unlabelled rows differ: "
             f"{skipped}",
         )
-    number = np.repeat(
-        np.arange(len(tables)),
-        [*map(len, tables)],
-    )
+    number = np.repeat(np.arange(len(tables)), [*map(len, tables)])
     return _JoinedWindows(together, predictions, predictions.classified, number, notes)
-
-
-def _read_earlier(
-    window: _Window,
-    past: Window,
-    least_share: float,
-) -> tuple[pa.Table, LabelWeights] | None:
-    """Return the rows and labels of an earlier window; None if another version answered
-    the rows, or too few of them have a usable label.
-    """
-    request = window.request
-    spec = request.spec
-    rows = request.log.labelled(request.endpoint, past, _EARLIER_ROWS, request.labels)
-    if rows is None:
-        return None
-    if rows.model != window.rows.model or rows.version != window.rows.version:
-        return None
-    predictions = read_predictions(rows.table, window.artifact, request.capture.mask)
-    if isinstance(predictions, Refused) or predictions.label_mismatch:
-        return None
-    is_labelled = predictions.is_labelled
-    if is_labelled.sum() < spec.min_rows or is_labelled.mean() < least_share:
-        return None
-    labelled = weigh_labels(rows.table, predictions, spec.segment_by, spec.window_rate)
-    return rows.table, labelled
 
 
 def _earlier_windows(request: WindowRequest, wait: str) -> Iterator[Window]:
@@ -660,11 +656,8 @@ def _earlier_windows(request: WindowRequest, wait: str) -> Iterator[Window]:
     start = request.window.start
     # The number of windows between the judged window and the next yielded window:
     number = max(math.ceil(length_of(wait) / length) - 1, 0)
-    for hour in request.log.walk_hours(
-        request.endpoint,
-        Window(EPOCH, start - number * length),
-        newest_first=True,
-    ):
+    until = Window(EPOCH, start - number * length)
+    for hour in request.log.walk_hours(request.endpoint, until, newest_first=True):
         last = (start - hour.start - _TICK) // length
         for between in range(max((start - hour.end) // length, number), last + 1):
             yield Window(start - (between + 1) * length, start - between * length)

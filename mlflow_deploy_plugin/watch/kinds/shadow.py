@@ -150,7 +150,13 @@ def _judge_variants(
         figures |= shadow.figures(len(answered), sampling)
         findings += _judge_variant(request.spec, shadow, sampling, is_only)
     variants = [shadow.variant for shadow in compared]
-    findings += _absent_findings(request.spec, variants, confidence)
+    for requirement in request.spec.requirements:
+        if requirement.argument not in ("", *variants):
+            absent = Refused(
+                f"shadow {requirement.argument!r} has computed no row in the window; the shadows "
+                f"are {', '.join(variants)}",
+            )
+            findings.append(criterion_finding(requirement, absent, confidence))
     all_notes += dict.fromkeys(chain.from_iterable(shadow.segment_notes for shadow in compared))
     findings = with_history(request, findings)
     return request.result(
@@ -161,21 +167,6 @@ def _judge_variants(
         figures=figures,
         notes=all_notes,
     )
-
-
-def _absent_findings(
-    spec: MonitorSpec,
-    variants: Sequence[str],
-    confidence: float,
-) -> Iterator[Finding]:
-    """Yield a finding for each requirement on a variant without rows."""
-    for requirement in spec.requirements:
-        if requirement.argument not in ("", *variants):
-            absent = Refused(
-                f"shadow {requirement.argument!r} has computed no row in the window; the shadows "
-                f"are {', '.join(variants)}",
-            )
-            yield criterion_finding(requirement, absent, confidence)
 
 
 @dataclass
@@ -249,7 +240,11 @@ def _read_captured(request: WindowRequest) -> _CapturedRows:
     answered = table.filter(pc.invert(is_shadow))
     if not len(answered):
         return _CapturedRows(None, {}, notes)
-    return _CapturedRows(answered, _split_by_variant(table.filter(is_shadow)), notes)
+    computed = table.filter(is_shadow)
+    variants = computed.column("_variant")
+    names = sorted(pc.unique(variants.drop_null()).to_pylist())
+    by_variant = {name: computed.filter(pc.equal(variants, name)) for name in names}
+    return _CapturedRows(answered, by_variant, notes)
 
 
 def _sample_rows(request: WindowRequest) -> _SampledRows:
@@ -266,12 +261,6 @@ def _sample_rows(request: WindowRequest) -> _SampledRows:
         ]
         sample.add(batch.select(needed))
     return sample
-
-
-def _split_by_variant(computed: pa.Table) -> dict[str, pa.Table]:
-    variants = computed.column("_variant")
-    names = sorted(pc.unique(variants.drop_null()).to_pylist())
-    return {name: computed.filter(pc.equal(variants, name)) for name in names}
 
 
 def _compare(

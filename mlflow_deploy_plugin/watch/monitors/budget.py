@@ -160,13 +160,20 @@ def accept_alarms(
     length = length_of(endpoint.monitor(monitor).every)
     _require_baseline(endpoint, monitor)
     with hold_lease(store, name, monitor):  # A judgement that has begun would open the alert again.
-        monitors = Monitors(store)
-        start, evidence = _newest_levels(monitors, (name, monitor), length)
+        start = EPOCH
+        evidence = Evidence()
+        for row in reversed(Monitors(store).judged_windows((name, monitor), length, "evidence")):
+            if not evidence.levels:  # Use the newest window with levels.
+                start = row.start
+                evidence = Evidence.from_json(row.evidence)
         baseline = _accepted_columns(evidence, start, columns, (name, monitor))
-        still_open = tuple(key for key in evidence.open_alarms if key not in baseline)
-        accepted = AcceptedAlarms(baseline, length, still_open)
-        actor = monitors.accept(name, monitor, baseline, why, (start, start + length))
-        if not still_open:
+        accepted = AcceptedAlarms(
+            baseline,
+            length,
+            tuple(key for key in evidence.open_alarms if key not in baseline),
+        )
+        actor = Monitors(store).accept(name, monitor, baseline, why, (start, start + length))
+        if not accepted.still_open:
             line = f"{actor} accepted the alarms: {', '.join(accepted.describe())}"
             if why:
                 line += f": {why}"
@@ -174,21 +181,6 @@ def accept_alarms(
                 if alert.fingerprint == f"{name}/{monitor}":
                     end_alert(store, alert, line)
     return accepted
-
-
-def _newest_levels(
-    monitors: Monitors,
-    key: MonitorKey,
-    length: timedelta,
-) -> tuple[datetime, Evidence]:
-    """Return the start and the evidence of the newest judged window with levels; empty
-    evidence if no window has levels.
-    """
-    for row in reversed(monitors.judged_windows(key, length, "evidence")):
-        evidence = Evidence.from_json(row.evidence)
-        if evidence.levels:
-            return row.start, evidence
-    return EPOCH, Evidence()
 
 
 def _require_baseline(endpoint: EndpointSpec, monitor: str) -> None:
@@ -238,8 +230,10 @@ def _accepted_columns(
         return baseline
     remedy = f"`onnxserve monitor list {name}` shows its last verdict"
     if alarms:
-        command = f"onnxserve monitor accept {name} {monitor} --column '{RELATIONS}'"
-        remedy = f"`{command}` accepts the alarm of the relations"
+        remedy = (
+            f"`onnxserve monitor accept {name} {monitor} --column '{RELATIONS}'` accepts the alarm "
+            "of the relations"
+        )
     raise NotFound(f"{where} has no open alarm of a column to accept: {remedy}")
 
 

@@ -10,15 +10,13 @@ not log one window.
 
 import contextlib
 import hashlib
-import math
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -227,36 +225,31 @@ def _accuracy(
     monitor: from labels, otherwise estimated. Return None if no window has the metric.
     """
     for name, spec in endpoint.spec.monitors.items():
-        if spec.kind == "performance":
-            stored = monitors.judged_windows(
-                (endpoint.name, name),
-                length_of(spec.every),
-                "figures",
-                until=until,
-            )
-            windows = {row.start: row.figures for row in stored if row.start >= since}
-            return _metric_series(spec.requirements[0].name, windows)
+        if spec.kind != "performance":
+            continue
+        metric = spec.requirements[0].name
+        stored = monitors.judged_windows(
+            (endpoint.name, name),
+            length_of(spec.every),
+            "figures",
+            until=until,
+        )
+        rows = [row for row in stored if row.start >= since]
+        measured = np.array([row.figures.get(metric) for row in rows], np.float64)
+        estimated = np.array([row.figures.get(f"estimated/{metric}") for row in rows], np.float64)
+        texts = []
+        if not np.isnan(measured).all():
+            texts.append("from labels")
+        if not np.isnan(estimated).all():
+            texts.append("estimated")
+        if not texts:
+            return None
+        return LevelSeries(
+            f"{metric}, {' or '.join(texts)}",
+            [row.start for row in rows],
+            np.where(np.isnan(measured), estimated, measured).tolist(),
+        )
     return None
-
-
-def _metric_series(
-    metric: str,
-    windows: Mapping[datetime, Mapping[str, Any]],
-) -> LevelSeries | None:
-    """Return the metric over the windows, whose figures are given by start: from labels
-    if measured, otherwise estimated. Return None if no window has it.
-    """
-    measured = [figures.get(metric) for figures in windows.values()]
-    estimated = [figures.get(f"estimated/{metric}") for figures in windows.values()]
-    sources = {"from labels": measured, "estimated": estimated}
-    texts = [text for text, values in sources.items() if {*values} - {None}]
-    if not texts:
-        return None
-    values = []
-    for pair in zip(measured, estimated, strict=True):
-        known = [value for value in pair if value is not None]
-        values.append(known[0] if known else math.nan)
-    return LevelSeries(f"{metric}, {' or '.join(texts)}", [*windows], values)
 
 
 def judge_and_log(request: WindowRequest) -> MonitorResult:

@@ -131,49 +131,39 @@ def add_revisions(
     if endpoint is None or monitor not in endpoint.spec.monitors:
         return []
     spec = endpoint.spec.monitors[monitor]
-    candidates = _revisable_windows(
-        monitors.windows(name, monitor, since=now - revision_period(spec), by_hand=False),
-        spec,
-        now,
-    )
-    selected = SelectedMonitor(name, monitor, spec, endpoint.spec.capture)
+    since = now - revision_period(spec)
+    # The newest revisions of windows that may still get late rows or labels.
+    revisions = {
+        (row.start, row.end): row
+        for row in monitors.windows(name, monitor, since=since, by_hand=False)
+    }
+    candidates = [
+        row
+        for row in revisions.values()
+        if row.state == "judged" and row.revision < MAX_REVISIONS and since <= row.end <= now
+    ]
+    if spec.kind == "performance":
+        candidates = candidates[-_MOST_LABELLED:]
     log = evaluation.endpoint_log(deployments.settings, endpoint)
     changed = []
     for row, digest in zip(candidates, files_digests(log, candidates, spec), strict=True):
         if digest != row.log_digest:
             request = window_request(
-                selected, Window(row.start, row.end), deployments.settings, endpoint
+                SelectedMonitor(name, monitor, spec, endpoint.spec.capture),
+                Window(row.start, row.end),
+                deployments.settings,
+                endpoint,
             )
             changed.append(_ChangedWindow(row, digest, request))
     late = _find_late_data(evaluator, changed, now)
     for item in changed:
         if item.stored.id not in late:
             monitors.set_log_digest(item.stored, item.log_digest)
-    added = []
-    for row in candidates:
-        if row.id in late:
-            revision = monitors.add(name, monitor, row.start, row.end)
-            added.append((revision, late[row.id]))
-    return added
-
-
-def _revisable_windows(
-    windows: Sequence[MonitorWindow],
-    spec: MonitorSpec,
-    now: datetime,
-) -> list[MonitorWindow]:
-    """Return the newest revisions of windows that may still get late rows or labels."""
-    newest_revisions = {(window.start, window.end): window for window in windows}.values()
-    revisable = [
-        row
-        for row in newest_revisions
-        if row.state == "judged"
-        and row.revision < MAX_REVISIONS
-        and row.end <= now <= row.end + revision_period(spec)
+    return [
+        (monitors.add(name, monitor, row.start, row.end), late[row.id])
+        for row in candidates
+        if row.id in late
     ]
-    if spec.kind == "performance":
-        return revisable[-_MOST_LABELLED:]
-    return revisable
 
 
 @dataclass(frozen=True)
@@ -309,16 +299,22 @@ def _maintain_all(
     with _logged_errors("old watermarks of agents cannot be deleted"):
         agents = call(forget_agents, settings, now)
         if agents:
-            line = "the watermarks of agents that were silent for %d days were deleted: %s"
-            _log.info(line, GONE_AFTER.days, ", ".join(agents))
-    days = settings.monitor_retention_days
-    if days is not None:
-        with _logged_errors("old windows and alerts cannot be deleted from the store"):
-            kept_days = max(days, settings.retention_floor_days or 0)
-            expired = expire(store, timedelta(days=kept_days), goes_on=goes_on)
-            if expired.windows or expired.alerts:
-                counts = f"{expired.windows:,} windows and {expired.alerts:,} alerts"
-                _log.info("%s older than %d days were deleted from the store", counts, kept_days)
+            _log.info(
+                "the watermarks of agents that were silent for %d days were deleted: %s",
+                GONE_AFTER.days,
+                ", ".join(agents),
+            )
+    if settings.monitor_retention_days is None:
+        return
+    with _logged_errors("old windows and alerts cannot be deleted from the store"):
+        days = max(settings.monitor_retention_days, settings.retention_floor_days or 0)
+        expired = expire(store, timedelta(days=days), goes_on=goes_on)
+        if expired.windows or expired.alerts:
+            _log.info(
+                "%s older than %d days were deleted from the store",
+                f"{expired.windows:,} windows and {expired.alerts:,} alerts",
+                days,
+            )
 
 
 @contextmanager

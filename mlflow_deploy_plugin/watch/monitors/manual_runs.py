@@ -177,9 +177,8 @@ def _wait_for_rows(deployments: Deployments, endpoint: str) -> list[str]:
         say(_WAITING)
         time.sleep(seconds)
 
-    left = [folder for folder, _ in left_specs(endpoint, settings)]
-    folders = {settings.state_dir(endpoint), *left}
-    waits = [wait_until_shipped(each, _SHIPPING_SECONDS, pause=pause) for each in folders]
+    folders = {settings.state_dir(endpoint), *dict(left_specs(endpoint, settings))}
+    waits = [wait_until_shipped(folder, _SHIPPING_SECONDS, pause=pause) for folder in folders]
     # The watermark of a server on this machine can be older than its spool.
     here = {agent_name(folder) for folder in folders}
     deadline = time.monotonic() + _SHIPPING_SECONDS
@@ -231,14 +230,14 @@ def backfill(
             f"no complete window of {monitor.spec.every} is in {begin:%F %R} to {end:%F %R} UTC",
         )
     if len(starts) > MAX_BACKFILLED:
-        last = window_at(starts[MAX_BACKFILLED - 1], monitor.spec.every).end
+        window = window_at(starts[MAX_BACKFILLED - 1], monitor.spec.every)
         raise InvalidConfig(
             f"there are {len(starts):,} windows of {monitor.spec.every} between {begin:%F %R} and "
             f"{end:%F %R} UTC, and one backfill judges at most {MAX_BACKFILLED:,}: use --to "
-            f"{last.isoformat()[:19]} or a monitor with longer windows",
+            f"{window.end.isoformat()[:19]} or a monitor with longer windows",
         )
-    stored = deployments.store.endpoint(monitor.endpoint)
-    log = evaluation.endpoint_log(deployments.settings, stored)
+    endpoint = deployments.store.endpoint(monitor.endpoint)
+    log = evaluation.endpoint_log(deployments.settings, endpoint)
     notes = _wait_for_rows(deployments, monitor.endpoint)
     for number, start in enumerate(starts, 1):
         window = window_at(start, monitor.spec.every)
@@ -445,38 +444,26 @@ def _write_rows(
         end = EPOCH + timedelta(microseconds=int(times.max()))
         unit = next((length for length in _UNITS if end - start >= length), _UNITS[-1])
         window = Window(start - (start - EPOCH) % unit, end - (end - EPOCH) % unit + unit)
-    _write_hours(_with_log_columns(data.table, times), times, folder)
+    _write_hours(data.table, times, folder)
     return _FileRows(window, has_times=not without_times, notes=tuple(notes))
 
 
-def _with_log_columns(rows: pa.Table, times: Array) -> pa.Table:
-    """Return the rows with the columns of a log; `times` are the event times, [N]."""
-    table = rows.select([name for name in rows.column_names if not name.startswith("_")])
-    table = table.append_column(
-        EVENT_TIME,
-        pa.array(times, pa.timestamp("us", tz="UTC")),
-    )
-    for name, value in _CONSTANT_COLUMNS.items():
-        table = table.append_column(name, pa.repeat(value, len(rows)))
-    return table.append_column(
-        "_row",
-        pa.array(np.arange(len(rows), dtype=np.int32)),
-    )
-
-
-def _write_hours(table: pa.Table, times: Array, folder: Path) -> None:
+def _write_hours(rows: pa.Table, times: Array, folder: Path) -> None:
     """Write a file of rows for each hour of the event times, [N], to the endpoint's
     folder in a log. The rows of an hour keep their order.
     """
+    table = rows.select([name for name in rows.column_names if not name.startswith("_")])
+    table = table.append_column(EVENT_TIME, pa.array(times, pa.timestamp("us", tz="UTC")))
+    for name, constant in _CONSTANT_COLUMNS.items():
+        table = table.append_column(name, pa.repeat(constant, len(rows)))
+    table = table.append_column("_row", pa.array(np.arange(len(rows), dtype=np.int32)))
     hours = times // HOUR_US
     order = np.argsort(hours, kind="stable")
     is_sorted = bool((hours[1:] >= hours[:-1]).all())
     distinct_hours, begins = np.unique(hours[order], return_index=True)
-    ends = [*begins[1:], len(table)]
-    for hour, begin, end in zip(distinct_hours, begins, ends, strict=True):
-        moment = EPOCH + timedelta(hours=int(hour))
-        hour_folder = folder / moment.strftime("date=%Y-%m-%d/hour=%H")
-        hour_folder.mkdir(parents=True)
+    for hour, begin, end in zip(distinct_hours, begins, [*begins[1:], len(table)], strict=True):
+        name = f"{EPOCH + timedelta(hours=int(hour)):date=%Y-%m-%d/hour=%H/rows.parquet}"
+        (folder / name).parent.mkdir(parents=True)
         # A reader holds a page and a dictionary per column. If they are small, 30
         # columns take 80 MB less.
         if is_sorted:
@@ -485,7 +472,7 @@ def _write_hours(table: pa.Table, times: Array, folder: Path) -> None:
             part = table.take(pa.array(order[begin:end]))
         pq.write_table(
             part,
-            hour_folder / "rows.parquet",
+            folder / name,
             data_page_size=2**17,
             dictionary_pagesize_limit=2**17,
         )

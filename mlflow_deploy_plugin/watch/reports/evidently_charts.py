@@ -12,7 +12,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -68,7 +68,11 @@ def draw_columns(result: MonitorResult, pairs: Sequence[ColumnPair], most: int) 
     if min(len(side.values) for side in judged[0]) < _MIN_ROWS:
         return EvidentlyReport(notes=(f"charts need at least {_MIN_ROWS} rows",))
     notes = []
-    empty = [pair[0].name for pair in judged if not all(map(_has_values, pair))]
+    empty = [
+        window.name
+        for reference, window in judged
+        if pd.isna(reference.values).all() or pd.isna(window.values).all()
+    ]
     if empty:
         notes.append(
             "charts omit columns without a value in the window or in the reference: "
@@ -81,19 +85,14 @@ def draw_columns(result: MonitorResult, pairs: Sequence[ColumnPair], most: int) 
     if len(columns) < len(filled):
         notes.append(f"charts show only the first {len(columns)} of {len(filled)} columns")
     try:
-        page, figures = _run_evidently(columns)
+        return replace(_run_evidently(columns), notes=tuple(notes))
     except Exception as error:  # noqa: BLE001 - A failure of Evidently must not prevent the report.
         _log.warning("Evidently failed on %s", result.window, exc_info=True)
         reason = f"{type(error).__name__}: {one_line(str(error))}"[:200]
         return EvidentlyReport(notes=(*notes, f"Evidently failed: {reason}"))
-    return EvidentlyReport(page, figures, tuple(notes))
 
 
-def _has_values(column: ColumnValues) -> bool:
-    return bool(pd.notna(column.values).any())
-
-
-def _run_evidently(columns: Sequence[ColumnPair]) -> tuple[str, str]:
+def _run_evidently(columns: Sequence[ColumnPair]) -> EvidentlyReport:
     """Return Evidently's page, in HTML, and its figures, in JSON."""
     from evidently import DataDefinition, Dataset, Report  # The import takes five seconds.
     from evidently.presets import ValueStats
@@ -114,7 +113,7 @@ def _run_evidently(columns: Sequence[ColumnPair]) -> tuple[str, str]:
         lambda line: line[1] + line[2].replace("<", "\\u003c").replace(_GREY, _BLUE),
         snapshot.get_html_str(as_iframe=False),
     )
-    return page, snapshot.json()
+    return EvidentlyReport(page, snapshot.json())
 
 
 def _frames(columns: Sequence[ColumnPair]) -> tuple[pd.DataFrame, pd.DataFrame, set[str]]:

@@ -250,16 +250,11 @@ class RetrainingContext:
             # Keep the rows of newer retrainings.
             last = retraining.id - 1 if state == "failed" else retraining.id
             for ended in Retrainings(self.deployments.store).find(model=retraining.model):
-                if ended.id <= last:
-                    self._delete_training_rows(ended)
-
-    def _delete_training_rows(self, ended: Retraining) -> None:
-        """Delete the rows of all attempts. Keep their logs; MLflow has the held-out
-        rows.
-        """
-        for name in TRAINING_FILES:
-            for file in self.folder(ended).parent.glob(f"{ended.id}-*/{name}"):
-                file.unlink(missing_ok=True)
+                # Delete the rows of all attempts. Keep their logs; MLflow has the
+                # held-out rows.
+                for file in self.folder(ended).parent.glob(f"{ended.id}-*/*"):
+                    if ended.id <= last and file.name in TRAINING_FILES:
+                        file.unlink(missing_ok=True)
 
     def folder(self, row: Retraining) -> Path:
         """Return the folder of the retraining's current attempt."""

@@ -90,10 +90,13 @@ def judge_version(context: RetrainingContext, retraining: Retraining) -> None:
             policy=choice.policy.model_copy(update={"evaluation": evaluation}),
             where=f"{choice.where}, on the newest labelled rows",
         )
-    candidate = registered_version(plan.model, retraining.version)
-    current = resolve(f"models:/{plan.model}/{against}")
     gated = gate_version(
-        candidate, current, choice, context.actor, context.deployments.store, lambda _: None
+        registered_version(plan.model, retraining.version),
+        resolve(f"models:/{plan.model}/{against}"),
+        choice,
+        context.actor,
+        context.deployments.store,
+        lambda _: None,
     )
     verdict = gated.verdict
     measured = {**retraining.figures.evaluation}

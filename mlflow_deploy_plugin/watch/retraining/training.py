@@ -306,10 +306,9 @@ def collect_training_data(
         window = log.latest_window(plan.endpoint, plan.every, utc_now())
     rows = _labelled_rows(log, plan, window, withheld)
     if rows is None or len(rows) < MIN_ROWS:
-        have = len(rows) if rows is not None else 0
         raise InvalidConfig(
-            f"{window} has {have} labelled rows, but at least {MIN_ROWS} are needed: send the "
-            "true labels with POST /feedback or `onnxserve feedback`",
+            f"{window} has {len(rows or ())} labelled rows, but at least {MIN_ROWS} are needed: "
+            "send the true labels with POST /feedback or `onnxserve feedback`",
         )
     hidden = sorted(types.keys() & withheld)
     if hidden:
@@ -319,15 +318,30 @@ def collect_training_data(
         learned, held_out = _hold_out(rows)
     earlier, sample = _select_earlier(log, plan, window, withheld)
     if earlier is not None:
-        learned = _join(_model_columns(earlier), learned, window.start)
+        try:
+            learned = pa.concat_tables(
+                [_model_columns(earlier), learned], promote_options="permissive"
+            )
+        except pa.ArrowTypeError as error:
+            # For example, the numbers of a column were hashed until the column was
+            # removed from capture.mask.
+            raise InvalidConfig(
+                f"{one_line(error)} before {window.start:%Y-%m-%d %H:%M} and later: train in mode "
+                "incremental with a shorter retrain.sample.recent, or without retrain.sample",
+            ) from None
     if _distinct_labels(learned) < 2:
-        only = learned.column(LABEL)[0].as_py()
         raise InvalidConfig(
-            f"all {len(learned):,} labels up to {window.end:%Y-%m-%d} are {only!r}, so a model "
-            "cannot be trained",
+            f"all {len(learned):,} labels up to {window.end:%Y-%m-%d} are "
+            f"{learned.column(LABEL)[0].as_py()!r}, so a model cannot be trained",
         )
+    # The labels are texts if the model predicts texts or any label is not a number.
+    target = LABEL_NUMBER
+    if rows.column(LABEL_NUMBER).null_count or (
+        PREDICTION in rows.column_names and pa.types.is_string(rows.schema.field(PREDICTION).type)
+    ):
+        target = LABEL
     folder.mkdir(parents=True, exist_ok=True)
-    data, held_out_file = (folder / name for name in TRAINING_FILES)
+    data, held_out_file = map(folder.joinpath, TRAINING_FILES)
     pq.write_table(_cast_to_signature(learned, types), data)
     if held_out is not None:
         # The gate casts these rows to the types of each version.
@@ -337,7 +351,7 @@ def collect_training_data(
     return TrainingData(
         data=data,
         held_out=held_out_file if held_out is not None else None,
-        target=_target_column(rows),
+        target=target,
         digest=digest,
         rows=len(learned),
         held_out_rows=len(held_out) if held_out is not None else 0,
@@ -373,40 +387,6 @@ def _select_earlier(
         return earlier, numbers
     selected = select_rows(earlier, SampleSpec(**plan.sample), window.start)
     return selected, {"rows": len(earlier), "selected": len(selected)}
-
-
-def _join(
-    earlier: pa.Table,
-    later: pa.Table,
-    boundary: datetime,
-) -> pa.Table:
-    """Return the rows of both tables. Raises InvalidConfig if a column's type differs
-    before and after the boundary.
-    """
-    try:
-        return pa.concat_tables([earlier, later], promote_options="permissive")
-    except pa.ArrowTypeError as error:
-        # For example, the numbers of a column were hashed until the column was removed
-        # from capture.mask.
-        remedy = (
-            "train in mode incremental with a shorter retrain.sample.recent, or without "
-            "retrain.sample"
-        )
-        raise InvalidConfig(
-            f"{one_line(error)} before {boundary:%Y-%m-%d %H:%M} and later: {remedy}",
-        ) from None
-
-
-def _target_column(rows: pa.Table) -> str:
-    """Return the column of the text labels if the model predicts texts or any label is
-    not a number, otherwise the column of the numbers.
-    """
-    answers_texts = PREDICTION in rows.column_names and pa.types.is_string(
-        rows.schema.field(PREDICTION).type,
-    )
-    if answers_texts or rows.column(LABEL_NUMBER).null_count:
-        return LABEL
-    return LABEL_NUMBER
 
 
 def select_rows(rows: pa.Table, sample: SampleSpec, until: datetime) -> pa.Table:

@@ -200,7 +200,7 @@ class RetrainingSchedule:
 
     def request_due(self, now: datetime | None = None) -> None:
         """Start due retrainings of models that are not being trained or rolled out. Log
-        a repeated error only once.
+        a repeated error only once, and announce and record one that a user must mend.
         """
         now = now or self._deployments.store.now()
         self._first_look = min(self._first_look, now)
@@ -239,36 +239,25 @@ class RetrainingSchedule:
                 except AlreadyExists:
                     continue
                 except OnnxserveError as error:
-                    if self._logged.get(key) != error.message:
-                        self._logged[key] = error.message
-                        self._report(error, endpoint.name, monitor, schedule, now)
-
-    def _report(
-        self,
-        error: OnnxserveError,
-        endpoint: str,
-        monitor: str,
-        schedule: str,
-        now: datetime,
-    ) -> None:
-        """Log why no retraining was started. If a user must change the spec, also
-        announce and record the reason.
-        """
-        refusal = error.message
-        _log.warning("%s, monitor %s: no retraining: %s", endpoint, monitor, refusal)
-        if not isinstance(error, InvalidConfig):
-            return
-        text = f"{endpoint}: no retraining: {refusal}"
-        announce(self._deployments.store, endpoint, monitor, text)
-        event = AuditEvent(
-            now,
-            self._actor,
-            "retrain.refused",
-            endpoint,
-            why=refusal,
-            detail={"monitor": monitor, "schedule": schedule},
-        )
-        _record_refusal(self._deployments.store, event)
+                    if self._logged.get(key) == error.message:
+                        continue
+                    self._logged[key] = error.message
+                    _log.warning("%s, monitor %s: no retraining: %s", *key, error.message)
+                    if isinstance(error, InvalidConfig):  # A user must change the spec.
+                        announce(
+                            self._deployments.store,
+                            *key,
+                            f"{endpoint.name}: no retraining: {error.message}",
+                        )
+                        event = AuditEvent(
+                            now,
+                            self._actor,
+                            "retrain.refused",
+                            endpoint.name,
+                            why=error.message,
+                            detail={"monitor": monitor, "schedule": schedule},
+                        )
+                        _record_refusal(self._deployments.store, event)
 
 
 def _record_refusal(store: Store, event: AuditEvent) -> None:

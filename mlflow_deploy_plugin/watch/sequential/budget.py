@@ -25,13 +25,13 @@ from mlflow_deploy_plugin.watch.sequential.detector import (
     track,
 )
 from mlflow_deploy_plugin.watch.sequential.levels import (
+    DISTANCE,
+    MODE,
+    NEARLY_NORMAL,
+    ROWS,
+    UPWARD,
     ReferenceLevels,
     reference_levels,
-)
-from mlflow_deploy_plugin.watch.sequential.weights import (
-    NEARLY_NORMAL,
-    relative_deviations,
-    sampling_factor,
 )
 
 FEWEST_OF_ONE = 8
@@ -118,6 +118,57 @@ def season_windows(spec: MonitorSpec, reference: int, length_us: int) -> int:
     return max(season, 1)
 
 
+def relative_deviations(
+    residuals: Array,
+    rows: Array,
+    row_variances: Array,
+    of_reference: Array,
+) -> Array:
+    """Return the standard deviation of each figure in each window relative to that in a
+    window with the usual number of rows, [N, m]; 1 where the number of rows is unknown.
+
+    The variance of a figure is that between windows plus that of its rows, which is
+    inversely proportional to their number.
+
+    Args:
+        residuals: the figures of the reference without their cycle, [R, m].
+        rows: the number of rows of all windows, [N, m]; NaN if unknown.
+        row_variances: the variance that a single row adds to a figure, [m].
+        of_reference: the number of rows of the reference's windows, [R, m].
+    """
+    by_rows = np.where(of_reference > 0, row_variances / np.maximum(of_reference, 1), 0)
+    between = np.maximum((np.square(residuals) - by_rows).mean(axis=0), 0)
+    usual = between + row_variances / np.maximum(np.median(of_reference, axis=0), 1)
+    variances = between + row_variances / np.maximum(rows, 1)
+    is_known = np.isfinite(variances) & (usual > 0)
+    deviations: Array = np.sqrt(np.where(is_known, variances / np.where(usual > 0, usual, 1), 1))
+    return deviations
+
+
+def sampling_factor(
+    distances: Array,
+    rows: Array,
+    row_variance: float,
+    of_reference: Array,
+) -> Array:
+    """Return the factor by which the distances of windows with `rows`, [N], are larger
+    because of their number of rows, relative to a usual window; 1 where it is unknown.
+    The squared distance of n rows is the sum of that between windows and `row_variance`
+    / n, and / N for the N rows of the reference.
+
+    Args:
+        distances: the distances of the reference's windows, [R].
+        of_reference: the number of rows of these windows, [R].
+    """
+    squared = max(float(np.nanmean(np.square(distances))), 1e-12)
+    of_total = 1 / np.maximum(of_reference.sum(), 1)
+    usual = 1 / np.maximum(np.median(of_reference), 1) + of_total
+    share = min(row_variance * usual / squared, 1.0)
+    by_rows = 1 / np.maximum(rows, 1) + of_total
+    factors: Array = np.sqrt(1 - share + share * by_rows / usual)
+    return np.nan_to_num(factors, nan=1.0)
+
+
 def detector_windows(
     levels: ReferenceLevels,
     spec: MonitorSpec,
@@ -154,9 +205,11 @@ def detector_windows(
         floors=levels.floors,
         restarts=np.full(len(levels.series), len(starts)),
         scales=relative_deviations(residuals, all_rows, of_rows, levels.rows),
-        is_upward=levels.is_upward,
-        is_followed=levels.is_followed,
-        least=np.where(levels.is_rows, _LEAST_ROWS, 0.0),
+        is_upward=np.array([series.figure in UPWARD for series in levels.series], bool),
+        is_followed=np.array(
+            [series.figure not in (MODE, DISTANCE) for series in levels.series], bool
+        ),
+        least=np.array([series.column == ROWS for series in levels.series]) * _LEAST_ROWS,
     )
 
 
@@ -279,8 +332,10 @@ def unkept(levels: ReferenceLevels, spec: MonitorSpec, false_per_year: float) ->
         rolling = ": use reference rolling:7d, which compares a window with a recent one"
     cannot = f"a share of {false_per_year:.2g} false alarms per year cannot be kept"
     if count < FEW_WINDOWS:
-        remedy = _more_windows(levels.length_us // 1_000_000, count, FEW_WINDOWS)
-        yield f"{cannot} with certainty: the reference has {count} windows: {remedy}"
+        yield (
+            f"{cannot} with certainty: the reference has {count} windows: "
+            f"{_more_windows(levels.length_us // 1_000_000, count, FEW_WINDOWS)}"
+        )
     correlation = reference_correlation(windows)
     slow = int(correlation.argmax())
     error = math.sqrt((1 - correlation[slow] ** 2) / count)
@@ -299,9 +354,9 @@ def unkept(levels: ReferenceLevels, spec: MonitorSpec, false_per_year: float) ->
         if not alarms or pdtrc(alarms - 1, rate * later) >= _UNLIKELY:
             break
         found.append(alarms)
-        likely = pdtri(alarms - 1, 1 - _UNLIKELY) / later  # alarms per window
+        smallest = pdtri(alarms - 1, 1 - _UNLIKELY) / later  # alarms per window
         # The message rounds to two digits, by at most 5 %.
-        smallest = 1.05 * likely * spec.windows_per_year / LASTING_SHARE
+        smallest = 1.05 * smallest * spec.windows_per_year / LASTING_SHARE
     if found:
         yield (
             f"{cannot}: the later half of the reference, judged by the earlier half, has "

@@ -26,14 +26,17 @@ from mlflow_deploy_plugin.watch.sequential.detector import (
     track,
 )
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow
+from mlflow_deploy_plugin.watch.sequential.figures import FigureTest, figure_name
 from mlflow_deploy_plugin.watch.sequential.levels import (
+    DISTANCE,
+    NEARLY_NORMAL,
     ROWS,
+    ROWS_FIGURE,
     FigureSeries,
     ReferenceLevels,
     reference_levels,
 )
 from mlflow_deploy_plugin.watch.sequential.tails import Tails
-from mlflow_deploy_plugin.watch.sequential.weights import NEARLY_NORMAL
 
 _FIRST_WINDOWS = 7
 _COMPARABLE = math.log(1.5)
@@ -62,32 +65,6 @@ class History:
     false_per_year: float | None = None
     has_default_budget: bool = False
     rows: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class FigureTest:
-    """The test of a figure of the judged window.
-
-    Attributes:
-        value: the figure.
-        usual, deviation: the mean and the standard deviation that are usual in this
-            window.
-        score: the deviations by which the figure differs from its expected value.
-        threshold: the score above which the figure is unusual.
-        p_value: the probability of such a score by chance.
-    """
-
-    series: FigureSeries
-    value: float
-    usual: float
-    deviation: float
-    score: float
-    threshold: float
-    p_value: float
-
-    @property
-    def ratio(self) -> float:
-        return self.score / self.threshold
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,24 +101,27 @@ class Course:
         usual = values - tracking.levels[-1] + tracking.baseline.mean
         deviation = tracking.baseline.deviation * self.windows.scales[-1]
         scores = tracking.innovations[-1]
-        upward = self.windows.is_upward
         tails = self.tails.p_values(scores)
         one_sided = np.where(scores > 0, tails, 1 - tails)
-        p_values = np.where(upward, one_sided, 2 * tails)
-        signed = np.where(upward, np.maximum(scores, 0), np.abs(scores))
+        p_values = np.where(self.windows.is_upward, one_sided, 2 * tails)
+        scores = np.where(self.windows.is_upward, np.maximum(scores, 0), np.abs(scores))
         shown = np.stack([values, usual, usual + deviation])
-        of_distances = shown[:, self.levels.is_distance].clip(min=0) ** (1 / NEARLY_NORMAL)
-        shown[:, self.levels.is_distance] = of_distances
+        shown[:, self.levels.is_distance] = shown[:, self.levels.is_distance].clip(min=0) ** (
+            1 / NEARLY_NORMAL
+        )
+        is_lagged = self.reference.pieces.grid.lag_windows > 0
         for index in np.flatnonzero(np.isfinite(values)).tolist():
-            is_first = self.windows.restarts[index] == len(self.starts) - 1
-            if self.series[index].column == ROWS and is_first:
+            series = self.series[index]
+            if series.column == ROWS and self.windows.restarts[index] == len(self.starts) - 1:
                 continue
             yield FigureTest(
-                self.series[index],
+                series,
+                figure_name(series, self.reference.bins),
+                is_lagged and series.figure not in (DISTANCE, ROWS_FIGURE),
                 float(shown[0, index]),
                 float(shown[1, index]),
                 float(shown[2, index] - shown[1, index]),
-                float(signed[index]),
+                float(scores[index]),
                 float(self.limits[index]),
                 float(p_values[index]),
             )
@@ -250,25 +230,25 @@ def _restarts(
     relations, so these begin a baseline with the last accepted column of their segment.
     """
     count = len(starts)
-    judged = range(windows.reference, count)
     restarts = np.full(len(levels.series), count)
     for index, series in enumerate(levels.series):
         accepted = [baseline[series.key]] if series.key in baseline else []
         if series.column in PROJECTIONS:
             accepted += [since for key, since in baseline.items() if _is_of(key, series.segment)]
         if accepted:
-            since = max(accepted)
-            restarts[index] = next((each for each in judged if starts[each] >= since), count)
+            judged = range(windows.reference, count)
+            restarts[index] = next(
+                (each for each in judged if starts[each] >= max(accepted)), count
+            )
         elif series.column == ROWS:
             # The first judged windows must have about as many rows as the reference.
             rows = windows.values[:, index]
             first = rows[windows.reference : -1][:_FIRST_WINDOWS]
             first = first[np.isfinite(first)]
-            is_comparable = False
+            change = math.inf
             if len(first):
                 change = np.median(first) - np.nanmedian(rows[: windows.reference])
-                is_comparable = abs(change) < _COMPARABLE
-            if not is_comparable:
+            if not abs(change) < _COMPARABLE:
                 restarts[index] = min(windows.reference, count - 1)
     return restarts
 

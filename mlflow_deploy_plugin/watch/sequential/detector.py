@@ -383,16 +383,12 @@ def _simulated_limit(windows: Windows, rate: float) -> float:
     """Return the limit by simulations of a reference and of the windows after it."""
     first = windows.reference
     season = windows.season
-    phases = np.concatenate(
-        [
-            windows.phases[:first],
-            (windows.phases[first - 1] + 1 + np.arange(_HORIZON)) % season,
-        ],
-    )
+    later = (windows.phases[first - 1] + 1 + np.arange(_HORIZON)) % season
+    phases = np.concatenate([windows.phases[:first], later])
     levels, baseline = _reference_baseline(windows)
-    scaled = levels / windows.scales[:first]
+    levels = levels / windows.scales[:first]
     correlation = baseline.correlation
-    innovations = scaled[1:] - correlation * scaled[:-1]
+    innovations = levels[1:] - correlation * levels[:-1]
     # The simulated levels, [simulations, windows, m], have drawn innovations.
     rng = np.random.default_rng(0)
     positions = rng.integers(0, len(innovations), (_SIMULATIONS, len(phases)))
@@ -400,9 +396,8 @@ def _simulated_limit(windows: Windows, rate: float) -> float:
     drawn[:, 0] /= np.sqrt(1 - np.square(correlation))
     for window in range(1, len(phases)):
         drawn[:, window] += correlation.astype(np.float32) * drawn[:, window - 1]
-    without_cycle = remove_cycle(drawn, first, phases, season)
-    statistics = _statistics(without_cycle, first, season, windows)
-    return _limit_at(rate, statistics)
+    levels = remove_cycle(drawn, first, phases, season)
+    return _limit_at(rate, _statistics(levels, first, season, windows))
 
 
 def reference_innovations(windows: Windows) -> tuple[Array, Array]:

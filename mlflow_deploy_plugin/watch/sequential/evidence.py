@@ -116,21 +116,24 @@ class Evidence:
         outcomes and no effects.
         """
         try:
-            levels = {
-                _stored_key(series): float(level) for series, level in document["levels"].items()
-            }
-            shifts = {
-                _stored_key(series): datetime.fromisoformat(since).isoformat()
-                for series, since in document["shifts"].items()
-            }
-            alarms = tuple(map(str, document["alarms"]))
-            accepted = tuple(map(str, document.get("accepted", ())))
-            outcomes = {
-                key: _stored_outcome(*parts) for key, parts in document.get("outcomes", {}).items()
-            }
-            effects = {key: float(effect) for key, effect in document.get("effects", {}).items()}
-            basis = str(document["basis"])
-            return cls(basis, levels, alarms, shifts, accepted, outcomes, effects)
+            return cls(
+                basis=str(document["basis"]),
+                levels={
+                    _stored_key(series): float(level)
+                    for series, level in document["levels"].items()
+                },
+                alarms=tuple(map(str, document["alarms"])),
+                shifts={
+                    _stored_key(series): datetime.fromisoformat(since).isoformat()
+                    for series, since in document["shifts"].items()
+                },
+                accepted=tuple(map(str, document.get("accepted", ()))),
+                outcomes={
+                    key: _stored_outcome(*parts)
+                    for key, parts in document.get("outcomes", {}).items()
+                },
+                effects={key: float(effect) for key, effect in document.get("effects", {}).items()},
+            )
         except (AttributeError, KeyError, TypeError, ValueError):
             return cls()
 

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from mlflow_deploy_plugin.watch.drift.sketches.bins import Bins, CategoryBins, OrderedBins
 from mlflow_deploy_plugin.watch.drift.sketches.relations import PROJECTIONS
-from mlflow_deploy_plugin.watch.result import format_number
+from mlflow_deploy_plugin.watch.result import Check, format_number
 from mlflow_deploy_plugin.watch.sequential.levels import (
     DISTANCE,
     MEAN,
@@ -43,6 +44,12 @@ _DIRECTIONS: Mapping[str, tuple[str, str]] = {
     DISTANCE: ("farther", "closer"),
     MISSING: ("more", "fewer"),
 }
+_CHECKS: Mapping[str, Check] = {
+    MISSING: "missing",
+    NEW: "unseen",
+    OUTSIDE: "range",
+    ROWS_FIGURE: "rows",
+}
 _OF_SHARES = ("more often", "less often")
 
 
@@ -56,6 +63,53 @@ class FigureName(NamedTuple):
 
     text: str
     in_change: str
+
+
+@dataclass(frozen=True, eq=False)
+class FigureTest:
+    """The test of a figure of the judged window.
+
+    Attributes:
+        name: the name of the figure in words.
+        is_change: True if the figure is the difference from an earlier window.
+        value: the figure.
+        usual, deviation: the mean and the standard deviation that are usual in this
+            window.
+        score: the deviations by which the figure differs from its expected value.
+        threshold: the score above which the figure is an alarm.
+        p_value: the probability of such a score by chance.
+    """
+
+    series: FigureSeries
+    name: FigureName
+    is_change: bool
+    value: float
+    usual: float
+    deviation: float
+    score: float
+    threshold: float
+    p_value: float
+
+    @property
+    def check(self) -> Check:
+        """The check that the figure belongs to: most are part of the distribution."""
+        return _CHECKS.get(self.series.figure, "distribution")
+
+    @property
+    def is_drifted(self) -> bool:
+        return self.score > self.threshold
+
+    @property
+    def ratio(self) -> float:
+        return self.score / self.threshold
+
+    @property
+    def order(self) -> tuple[bool, float]:
+        """The key of sorting: unusual figures that are easy to explain, then the
+        others, each by their scores.
+        """
+        is_clear = self.ratio > 1 and self.series.figure not in VAGUE
+        return not is_clear, -self.ratio
 
 
 def figure_name(series: FigureSeries, bins: Mapping[str, Bins]) -> FigureName:

@@ -35,17 +35,24 @@ from mlflow_deploy_plugin.watch.drift.references.windows import (
     DriftReference,
 )
 from mlflow_deploy_plugin.watch.drift.sketches.bins import Bins, OrderedBins
-from mlflow_deploy_plugin.watch.drift.sketches.counts import column_counts, row_counts
 from mlflow_deploy_plugin.watch.drift.sketches.relations import PROJECTIONS, shown_name
-from mlflow_deploy_plugin.watch.drift.sketches.sketch import ColumnSketch, Profile
+from mlflow_deploy_plugin.watch.drift.sketches.sketch import (
+    ColumnSketch,
+    Profile,
+    column_counts,
+    row_counts,
+)
 from mlflow_deploy_plugin.watch.sequential.evidence import (
     ROWS_KEY,
     Levels,
     SeriesKey,
     alarm_key,
 )
-from mlflow_deploy_plugin.watch.sequential.weights import NEARLY_NORMAL
 
+NEARLY_NORMAL = 2 / 3
+"""The power of a distance that is nearly normal, because its square has about a
+chi-square distribution (Wilson and Hilferty, PNAS 17, 1931).
+"""
 ROWS = ROWS_KEY.column
 """The subject of the figure `rows`, which is not a column."""
 ROWS_FIGURE = ROWS_KEY.figure
@@ -168,24 +175,9 @@ class ReferenceLevels:
         return rows
 
     @property
-    def is_followed(self) -> Array:
-        """The series whose lasting shifts are sought, [m] bool."""
-        return np.array([series.figure not in (MODE, DISTANCE) for series in self.series], bool)
-
-    @property
     def is_distance(self) -> Array:
         """The series that are distances, [m] bool."""
         return np.array([series.figure == DISTANCE for series in self.series], bool)
-
-    @property
-    def is_rows(self) -> Array:
-        """The series that are numbers of rows, [m] bool."""
-        return np.array([series.column == ROWS for series in self.series], bool)
-
-    @property
-    def is_upward(self) -> Array:
-        """The series of which only an increase is a change, [m] bool."""
-        return np.array([series.figure in UPWARD for series in self.series], bool)
 
 
 def _table(keys: Sequence[SeriesKey], windows: Iterable[Levels]) -> Array:
@@ -204,35 +196,39 @@ def reference_levels(
     windows, in all rows and in each segment. The number of rows is included if the
     `columns` contain `ROWS`.
     """
-    times = reference.pieces.window_starts_us
-    profiles = reference.pieces.windows
-    rows = row_counts(profiles)
+    times = np.array(reference.pieces.window_starts_us, np.int64)
+    rows = row_counts(reference.pieces.windows)
     later = np.flatnonzero(rows > 0)
     earlier: Array | None = None
     if reference.pieces.grid.lag_windows:
-        later, lagged = reference.pieces.pairs()
-        has_rows = np.minimum(rows[later], rows[lagged]) > 0
+        later, earlier = reference.pieces.pairs()
+        has_rows = np.minimum(rows[later], rows[earlier]) > 0
         later = later[has_rows]
-        earlier = lagged[has_rows]
+        earlier = earlier[has_rows]
     known: list[_KnownSeries] = []
     for segment, part in {"": reference, **segments}.items():
-        part_profiles = part.pieces.windows_at(times)
-        windows = _PartWindows.of(part, part_profiles, later, earlier)
+        part_profiles = part.pieces.windows_at(times.tolist())
+        windows = _PartWindows(
+            part,
+            [part_profiles[index] for index in later],
+            None if earlier is None else [part_profiles[index] for index in earlier],
+            is_reference=True,
+        )
         known += (
             each
             for each in windows.series(columns, segment)
-            if each.series.column in columns and each.is_mostly_known
+            if each.series.column in columns
+            and np.isfinite(each.values).sum() >= _MOSTLY * max(len(each.values), 1)
         )
-    starts = np.array(times, np.int64)[later]
     return ReferenceLevels(
-        starts_us=starts,
+        starts_us=times[later],
         length_us=reference.pieces.grid.length_us,
         series=tuple(each.series for each in known),
-        values=_columns([each.values for each in known], len(starts)),
-        rows=_columns([each.rows for each in known], len(starts)),
+        values=_columns([each.values for each in known], len(later)),
+        rows=_columns([each.rows for each in known], len(later)),
         row_variances=np.array([each.row_variance for each in known]),
         floors=np.array([each.floor for each in known]),
-        is_complete=len(profiles) >= reference.pieces.grid.windows,
+        is_complete=len(times) >= reference.pieces.grid.windows,
     )
 
 
@@ -278,11 +274,6 @@ class _KnownSeries(NamedTuple):
     row_variance: float
     floor: float
 
-    @property
-    def is_mostly_known(self) -> bool:
-        is_known = np.isfinite(self.values)
-        return bool(is_known.sum() >= _MOSTLY * max(len(is_known), 1))
-
 
 @dataclass(frozen=True, eq=False)
 class _PartWindows:
@@ -294,17 +285,6 @@ class _PartWindows:
     windows: Sequence[Profile]
     earlier: Sequence[Profile] | None
     is_reference: bool
-
-    @classmethod
-    def of(
-        cls,
-        part: DriftReference,
-        profiles: Sequence[Profile],
-        later: Array,
-        earlier: Array | None,
-    ) -> "_PartWindows":
-        before = None if earlier is None else [profiles[index] for index in earlier]
-        return cls(part, [profiles[index] for index in later], before, is_reference=True)
 
     def series(self, columns: Sequence[str], segment: str) -> Iterator[_KnownSeries]:
         """Yield the number of rows, and each figure of each column."""
@@ -325,7 +305,10 @@ class _PartWindows:
         """Yield each figure of a column. Of a projection, only the spread is a
         figure.
         """
-        column = _Column.of(self.part, name)
+        total = self.part.pieces.total
+        bins = self.part.bins[name]
+        counts = column_counts([total], name, bins)[0]
+        column = _Column(name, bins, counts, total.columns.get(name))
         values = dict(column.figures(self.windows, self.is_reference))
         if self.earlier is not None:
             before = dict(column.figures(self.earlier, self.is_reference))
@@ -334,8 +317,9 @@ class _PartWindows:
         variances = column.row_variances(values) if self.is_reference else {}
         # A row of each window adds to the variance of a difference.
         compared_rows = 1 if self.earlier is None else 2
-        reference_rows = [window.rows for window in self.part.pieces.windows]
-        usual_rows = float(np.median(reference_rows)) if reference_rows else 1.0
+        usual_rows = 1.0
+        if self.part.pieces.windows:
+            usual_rows = float(np.median(row_counts(self.part.pieces.windows)))
         for figure, by_window in values.items():
             if name not in PROJECTIONS or figure == SPREAD:
                 yield _KnownSeries(
@@ -357,16 +341,6 @@ class _Column:
     bins: Bins
     total: Array
     whole: ColumnSketch | None
-
-    @classmethod
-    def of(cls, part: DriftReference, name: str) -> "_Column":
-        pieces = part.pieces
-        return cls(
-            name,
-            part.bins[name],
-            column_counts([pieces.total], name, part.bins[name])[0],
-            pieces.total.columns.get(name),
-        )
 
     def floor(self, figure: str, usual_rows: float) -> float:
         """Return the smallest standard deviation of the figure, in its own unit: for

@@ -88,19 +88,22 @@ def follow_metrics(
     required = {SeriesKey(name, _METRIC): value for name, value in metrics.items()}
     if labels:
         required[LABELLED] = labels[LABELLED]
-    levels = {**required, **labels, _ROWS: float(rows)}
-    evidence = Evidence(f"labels: {request.spec.labels}", levels)
+    evidence = Evidence(
+        f"labels: {request.spec.labels}",
+        {**required, **labels, _ROWS: float(rows)},
+    )
     past = [
         window
         for window in request.past
         if window.evidence.basis == evidence.basis
         and window.evidence.levels.keys() >= required.keys()
     ]
-    is_followed = request.follows_levels and metrics and len(past) >= FEWEST_WINDOWS
-    if not request.false_per_year or not is_followed:
+    if not request.false_per_year or not request.follows_levels:
         return evidence, []
-    judged = JudgedWindow(request.window.start, "", evidence)
-    course = _follow(request, [*past, judged], [*required], request.false_per_year)
+    if not metrics or len(past) < FEWEST_WINDOWS:
+        return evidence, []
+    past.append(JudgedWindow(request.window.start, "", evidence))
+    course = _follow(request, past, [*required], request.false_per_year)
     findings = {
         course.keys[shift.series]: course.finding(shift, request.window.length)
         for shift in course.shown_shifts()
@@ -111,7 +114,7 @@ def follow_metrics(
 
 @dataclass(frozen=True, eq=False)
 class _Course:
-    """The figures of all windows, [N, m], and the shifts that the detector has found.
+    """The figures of all windows, and the shifts that the detector has found.
 
     Attributes:
         late: the last shift of each series that came with a change of the share of
@@ -119,8 +122,7 @@ class _Course:
     """
 
     keys: Sequence[SeriesKey]
-    starts: Sequence[datetime]
-    values: Array
+    windows: Sequence[JudgedWindow]
     tracking: Tracking
     late: Mapping[int, Shift]
 
@@ -128,7 +130,7 @@ class _Course:
         """Return the open shifts, those of labels first, and the metrics' recent shifts
         that came with a change of the share of labelled rows.
         """
-        newest = len(self.starts) - FEWEST_WINDOWS
+        newest = len(self.windows) - FEWEST_WINDOWS
         late = [
             shift
             for shift in self.late.values()
@@ -176,9 +178,9 @@ class _Course:
             usual = levels[shift.onset - FEWEST_WINDOWS : shift.onset].mean()
         change = _worse_sign(key) * (levels[shift.onset :].mean() - usual)
         deviations = change / baseline.deviation[shift.series]
-        now = self.values[shift.onset :, shift.series].mean()
+        now = _levels(self.windows[shift.onset :], key).mean()
         direction = "higher" if change > 0 else "lower"
-        start = self.starts[shift.onset]
+        start = self.windows[shift.onset].start
         reason = (
             f"{deviations:+.1f} standard deviations of the earlier windows, on average since then"
         )
@@ -202,8 +204,8 @@ class _Course:
             since_end=(start + length).isoformat(),
             in_a_row=len(levels) - shift.onset,
             since_range=(
-                self.starts[shift.earliest - 1].isoformat(),
-                (self.starts[shift.latest] + length).isoformat(),
+                self.windows[shift.earliest - 1].start.isoformat(),
+                (self.windows[shift.latest].start + length).isoformat(),
             ),
             unit="SD",
         )
@@ -227,20 +229,16 @@ def _follow(
     """
     totals: Counter[SeriesKey] = Counter()
     for window in windows:
-        totals.update(
-            {key: value for key, value in window.evidence.levels.items() if key.figure == LABEL}
-        )
+        levels = window.evidence.levels
+        totals.update({key: levels[key] for key in levels if key.figure == LABEL})
     # The shares of all classes add up to 1.
-    labels = [key for key, _ in totals.most_common(1 + _MOST_CLASSES)][1:]
+    labels = [*dict(totals.most_common(1 + _MOST_CLASSES))][1:]
     keys = [*required, *labels, *(replace(key, figure=PREDICTED) for key in labels)]
-    values = np.stack([_levels(windows, key) for key in keys], axis=1)
-    first = _reference_size(windows)
-    followed = _detector_windows(request, windows, keys, values, first)
+    followed = _detector_windows(request, windows, keys)
     limit = limit_for(followed, lasting_rate(request.spec, false_per_year))
-    starts = [window.start for window in windows]
     late: dict[int, Shift] = {}
     while True:
-        course = _Course(keys, starts, values, track(followed, limit), late)
+        course = _Course(keys, windows, track(followed, limit), late)
         excused = [
             shift
             for shift in course.tracking.shifts
@@ -265,20 +263,18 @@ def _detector_windows(
     request: WindowRequest,
     windows: Sequence[JudgedWindow],
     keys: Sequence[SeriesKey],
-    values: Array,
-    first: int,
 ) -> Windows:
-    """Return the windows of the detector, the first of which are the reference. Its
-    figures increase if a metric becomes worse.
+    """Return the windows of the detector. Its figures increase if a metric becomes
+    worse.
     """
+    first = _reference_size(windows)
     starts = [window.start for window in windows]
     length = request.window.length
     numbers = np.array([(start - EPOCH) // length for start in starts])
     season = season_windows(request.spec, first, length // timedelta(microseconds=1))
-    usual = values[:first].mean(axis=0)
+    values = np.stack([_levels(windows, key) for key in keys], axis=1)
     rows = _levels(windows, _ROWS)
     usual_rows = np.median(rows[:first])
-    scales = np.sqrt(usual_rows / np.minimum(rows, usual_rows))[:, None]
     is_metric = np.array([key.figure == _METRIC for key in keys])
     # One row, or one complaint, in the usual number of rows.
     smallest = np.where(is_metric, _SMALLEST, 1 / usual_rows)
@@ -289,11 +285,13 @@ def _detector_windows(
         phases=numbers % season,
         season=season,
         gaps=np.diff(numbers, prepend=numbers[0] - 1),
-        floors=np.maximum(_FLOOR * np.abs(usual), smallest),
+        floors=np.maximum(_FLOOR * np.abs(values[:first].mean(axis=0)), smallest),
         restarts=np.array(
             [bisect_left(starts, request.baseline.get(key.column, _NEVER)) for key in keys]
         ),
-        scales=np.broadcast_to(scales, values.shape),
+        scales=np.broadcast_to(
+            np.sqrt(usual_rows / np.minimum(rows, usual_rows))[:, None], values.shape
+        ),
         is_upward=is_metric,
         is_followed=is_metric | np.array([key.figure == LABEL for key in keys]),
     )

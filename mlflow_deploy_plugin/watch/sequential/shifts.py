@@ -154,8 +154,8 @@ def _make_finding(course: Course, shift: Shift) -> Finding:
     baseline = course.tracking.baseline
     values = course.windows.values[shift.onset :, shift.series]
     is_known = np.isfinite(values)
-    levels = course.tracking.levels[shift.onset :, shift.series][is_known]
-    above = levels - baseline.mean[shift.series]
+    above = course.tracking.levels[shift.onset :, shift.series][is_known]
+    above = above - baseline.mean[shift.series]
     now = float(values[is_known].mean())
     deviations = float(above.mean()) / float(baseline.deviation[shift.series])
     change = _describe_change(course, series, now - float(above.mean()), now)
@@ -164,9 +164,13 @@ def _make_finding(course: Course, shift: Shift) -> Finding:
         mean = series._replace(figure=LEVEL)
         if mean in course.series:
             means = course.windows.values[:, course.series.index(mean)]
-            usual = float(np.nanmean(means[: course.windows.reference]))
-            moved = float(np.nanmean(means[shift.onset :]))
-            change = f"{_describe_change(course, mean, usual, moved)}; {change}"
+            moved = _describe_change(
+                course,
+                mean,
+                float(np.nanmean(means[: course.windows.reference])),
+                float(np.nanmean(means[shift.onset :])),
+            )
+            change = f"{moved}; {change}"
     onset = _onset(course, shift)
     return Finding(
         subject=shown_name(series.column),
@@ -223,7 +227,7 @@ def _charts(course: Course, drifted: Collection[str]) -> Iterator[LevelSeries]:
     in_time = sorted(range(len(course.starts)), key=course.starts.__getitem__)
     end = max(in_time.index(len(in_time) - 1) + 1, _SHOWN_WINDOWS)
     windows = in_time[max(end - _SHOWN_WINDOWS, 0) : end]
-    baseline = course.tracking.baseline
+    tracking = course.tracking
     charted: dict[int, Shift | None] = {shift.series: shift for shift in shown_shifts(course)}
     first_figures: dict[str, int] = {}
     for index, series in enumerate(course.series):
@@ -236,13 +240,13 @@ def _charts(course: Course, drifted: Collection[str]) -> Iterator[LevelSeries]:
     for column, shift in charted.items():
         series = course.series[column]
         values = course.windows.values[:, column]
-        usual = values - course.tracking.levels[:, column] + baseline.mean[column]
+        usual = values - tracking.levels[:, column] + tracking.baseline.mean[column]
         yield LevelSeries(
             title=f"{series.key}, {figure_name(series, course.reference.bins).text}",
             starts=[course.starts[index] for index in windows],
             values=values[windows].tolist(),
             usual=usual[windows].tolist(),
-            deviation=float(baseline.deviation[column]),
+            deviation=float(tracking.baseline.deviation[column]),
             onset=_onset(course, shift) if shift is not None else None,
             key=series.key,
             is_logarithmic=series.figure in LOGARITHMIC,

@@ -55,22 +55,19 @@ class Tails:
         """`innovations` are those of the reference in `deviations`, [R, m]; `kinds` are
         the names of the figures' kinds, m; `deviations` are in the figures' unit, [m].
         """
-        freedom = max(len(innovations) - season, 2)
         # Estimated deviations make the tails heavier.
-        self._freedoms = 1 / (1 / _FREEDOMS + 1 / freedom)
-        fits = [_fit(innovations, each) for each in _FREEDOMS]
-        self._scales = np.stack([scale for scale, _ in fits])
-        likelihoods = np.stack([likelihood for _, likelihood in fits])
+        self._freedoms = 1 / (1 / _FREEDOMS + 1 / max(len(innovations) - season, 2))
+        fits = [_fit(innovations, freedom) for freedom in _FREEDOMS]
+        self._scales, likelihoods = map(np.stack, zip(*fits, strict=True))
         self._shares = np.empty_like(likelihoods)
         kind_of = np.array(kinds)
         for kind in {*kinds}:
             self._shares[:, kind_of == kind] = _mixtures(likelihoods[:, kind_of == kind])
         # The windows of figures that hardly vary do not show the weight of their tails.
         is_quiet = np.square(innovations).mean(axis=0) < _QUIET
-        is_still = np.median(np.abs(innovations), axis=0) < _STILL
-        largest = np.abs(innovations).max(axis=0) * deviations * is_still
+        sizes = np.abs(innovations)
+        largest = sizes.max(axis=0) * deviations * (np.median(sizes, axis=0) < _STILL)
         self._smallest_limits = np.zeros(len(kind_of))
-        normal = np.eye(len(_FREEDOMS))[:, -1:]
         for kind in {*kind_of[is_quiet]}:
             is_kind = kind_of == kind
             # Rows are out of range on days with a distant level.
@@ -78,11 +75,14 @@ class Tails:
             known = alike & ~is_quiet
             if not known.any():
                 known = ~is_quiet
-            of_others = self._shares[:, known] if known.any() else normal
-            quiet = is_kind & is_quiet
-            self._shares[:, quiet] = of_others.mean(axis=1, keepdims=True)
+            of_others = self._shares[:, known]
+            if not known.any():  # Nearly normal.
+                of_others = np.eye(len(_FREEDOMS))[:, -1:]
+            self._shares[:, is_kind & is_quiet] = of_others.mean(axis=1, keepdims=True)
             if kind in (MISSING, NEW, OUTSIDE):
-                self._smallest_limits[quiet] = min(_BEYOND * largest[is_kind].max(), _MOST)
+                self._smallest_limits[is_kind & is_quiet] = min(
+                    _BEYOND * largest[is_kind].max(), _MOST
+                )
         self._smallest_limits /= deviations
 
     def p_values(self, innovations: Array) -> Array:

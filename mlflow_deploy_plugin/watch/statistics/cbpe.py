@@ -383,24 +383,19 @@ def _estimate_errors(
     errors: dict[str, list[float]] = {name: [] for name in names}
     before: dict[str, list[float]] = {name: [] for name in names}
     for window, likely in zip(fitted.windows, fitted.chances, strict=True):
-        truth = np.eye(likely.shape[1])[window.truth]
-        actual = expected_metrics(window.answers, truth, names)
-        estimated = expected_metrics(window.answers, likely, names)
+        differences = _differences(
+            expected_metrics(window.answers, np.eye(likely.shape[1])[window.truth], names),
+            expected_metrics(window.answers, likely, names),
+        )
         variances = _sampling_variances(window.answers, likely, names, rng)
-        for name, difference in _differences(actual, estimated):
+        for name, difference in differences:
             if name in variances:
                 errors[name].append(difference)
                 before[name].append(variances[name])
     for name in names:
         sizes = np.array(errors[name])
         if len(sizes) >= MIN_LABELLED_WINDOWS and name in now:
-            variance = float(
-                _prediction_variance(
-                    sizes,
-                    np.array(before[name]),
-                    now[name],
-                )
-            )
+            variance = float(_prediction_variance(sizes, np.array(before[name]), now[name]))
             largest = float(np.abs(sizes).max())
             yield name, EstimateError(math.sqrt(variance), largest, len(sizes))
 
@@ -448,11 +443,10 @@ def _sampling_variances(
     below = chances.cumsum(axis=1)[:, :-1]
     for _ in range(_DRAWS):
         truth = classes[(rng.random((len(chances), 1)) > below).sum(axis=1)]
-        drawn = expected_metrics(answers, truth, names)
-        for name, difference in _differences(drawn, centre):
-            apart[name].append(difference)
+        for name, gap in _differences(expected_metrics(answers, truth, names), centre):
+            apart[name].append(gap)
     return {
-        name: float(np.square(gaps).mean()) * scale
-        for name, gaps in apart.items()
-        if len(gaps) > _DRAWS // 2
+        name: float(np.square(apart[name]).mean()) * scale
+        for name in names
+        if len(apart[name]) > _DRAWS // 2
     }

@@ -40,7 +40,6 @@ from mlflow_deploy_plugin.serve.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.result import Finding, State, WindowRequest
 from mlflow_deploy_plugin.watch.sequential.budget import FEWEST_OF_ONE
-from mlflow_deploy_plugin.watch.statistics.dependence import dependence
 from mlflow_deploy_plugin.wrap.evaluation.metrics import resamples, weight_below_scores
 from mlflow_deploy_plugin.wrap.evaluation.proportions import clopper_pearson_bounds, wilson_bounds
 
@@ -55,6 +54,11 @@ Method = Literal[
 ]
 
 RESAMPLES = 400
+_SHORTEST = 8
+_CRITICAL = 2.0
+"""An autocorrelation below this many standard errors (times a logarithmic factor)
+counts as 0 (section 3.2).
+"""
 _TAIL = 10
 """The number of resamples beyond a percentile that is not extrapolated."""
 _WILSON_UP_TO = 0.99
@@ -224,18 +228,13 @@ def wilson_interval(
     part = hits / total
     count = total if effective_n is None else effective_n
     low, high = wilson_bounds(part, count, confidence)
-    if confidence <= _WILSON_UP_TO or not math.isfinite(count):
-        return MetricInterval(name, part, low, high, total, "Wilson", count)
-    exact_low, exact_high = clopper_pearson_bounds(part * count, count, confidence)
-    return MetricInterval(
-        name,
-        part,
-        min(low, exact_low),
-        max(high, exact_high),
-        total,
-        "Clopper-Pearson",
-        count,
-    )
+    method: Method = "Wilson"
+    if confidence > _WILSON_UP_TO and math.isfinite(count):
+        exact_low, exact_high = clopper_pearson_bounds(part * count, count, confidence)
+        low = min(low, exact_low)
+        high = max(high, exact_high)
+        method = "Clopper-Pearson"
+    return MetricInterval(name, part, low, high, total, method, count)
 
 
 def bootstrap_interval(
@@ -253,27 +252,26 @@ def bootstrap_interval(
     mean = (weights * rows).mean(axis=0)
     slopes = np.ones(1)  # the derivatives of the figure with respect to the means
     if len(mean) > 1:
-        steps = np.diag(
-            np.maximum(
-                1e-4 * rows.std(axis=0),
-                1e-12,
-            )
-        )
+        steps = np.diag(np.maximum(1e-4 * rows.std(axis=0), 1e-12))
         slopes = np.nan_to_num((figure(mean + steps) - figure(mean - steps)) / (2 * np.diag(steps)))
     effective_n = sampling.effective_n(weights[:, 0] * ((rows - mean) @ slopes))
     weighted = np.hstack([weights * rows, weights])
     size = max(round(effective_n), 1)
     rng = np.random.default_rng(_SEED)
     if size > _BOOTSTRAP_ROWS:
-        covariance = np.atleast_2d(np.cov(weighted, rowvar=False)) / size
-        sums = rng.multivariate_normal(weighted.mean(axis=0), covariance, RESAMPLES, method="eigh")
+        sums = rng.multivariate_normal(
+            weighted.mean(axis=0),
+            np.atleast_2d(np.cov(weighted, rowvar=False)) / size,
+            RESAMPLES,
+            method="eigh",
+        )
     else:
         sums = np.stack(
             [times @ weighted / size for times in resamples(rng, len(weighted), size, RESAMPLES)]
         )
     means = sums[:, :-1] / sums[:, -1:]
-    worth = effective_n * kish_effective_n(weights) / count
-    return _percentile_interval(name, mean, means, figure, count, worth, sampling.confidence)
+    effective_n = effective_n * kish_effective_n(weights) / count
+    return _percentile_interval(name, mean, means, figure, count, effective_n, sampling.confidence)
 
 
 def bootstrap_counts_interval(
@@ -470,22 +468,19 @@ def overall_state(findings: Sequence[Finding]) -> tuple[State, str]:
     that was not judged does not prevent "kept", because the requirement also applies to
     all rows.
     """
-    violated = [finding for finding in findings if finding.state == "violated"]
-    if violated:
-        return "violated", _shown(violated)
-    shifted = [finding for finding in findings if finding.state == "drift"]
-    if shifted:
-        return "drift", _shown(shifted)
-    satisfied = [finding for finding in findings if finding.state == "kept"]
-    unknown = [finding for finding in findings if finding.state == "cannot tell"]
-    if satisfied or unknown:
-        unknown += [
-            finding for finding in findings if finding.state == "not judged" and not finding.segment
-        ]
+    of_state: dict[State, list[Finding]] = {}
+    for finding in findings:
+        of_state.setdefault(finding.state, []).append(finding)
+    for state in ("violated", "drift"):
+        if state in of_state:
+            return state, _shown(of_state[state])
+    unknown = of_state.get("cannot tell", [])
+    if unknown or "kept" in of_state:
+        unknown += [each for each in of_state.get("not judged", ()) if not each.segment]
     if unknown:
         return "cannot tell", _shown(unknown)
-    if satisfied:
-        return "kept", _shown(satisfied)
+    if "kept" in of_state:
+        return "kept", _shown(of_state["kept"])
     if findings:
         return "not judged", _shown(findings[:1])
     return "not judged", "the monitor has no requirements"
@@ -496,3 +491,56 @@ def _shown(findings: Sequence[Finding]) -> str:
     where = f" of {first.segment}" if first.segment else ""
     more = f", and {len(findings) - 1} more" if len(findings) > 1 else ""
     return f"{first.subject}{where}: {first.account}{more}"
+
+
+@dataclass(frozen=True)
+class Dependence:
+    """The autocorrelation of a series, in items. `block_length` is the mean stretch
+    length that best estimates the variance of the series' mean (Politis & White,
+    Econometric Reviews 23, 2004; corrected by Patton, Politis & White, 28, 2009).
+    `correlation_time` is the long-run variance divided by the variance: 1 for
+    independent items, (1 + c) / (1 - c) for an autoregressive process, less than 1 for
+    a cycle.
+    """
+
+    block_length: float
+    correlation_time: float
+
+
+def dependence(series: Array) -> Dependence:
+    """Return the dependence of a series [N]. A series that is constant or has fewer
+    than eight items counts as independent. The block length is between 1 and the
+    smaller of 3 √N and N / 3, as in Patton's implementation.
+    """
+    count = len(series)
+    if count < _SHORTEST:
+        return Dependence(1.0, 1.0)
+    centred = series - series.mean()
+    run = max(5, math.ceil(math.sqrt(math.log10(count))))
+    longest = min(math.ceil(math.sqrt(count)) + run, count - 1)
+    covariances = np.array([centred[: count - lag] @ centred[lag:] for lag in range(longest + 1)])
+    covariances = covariances / count
+    if covariances[0] <= 1e-12 * max(float(np.square(series).mean()), 1e-300):
+        return Dependence(1.0, 1.0)
+    reach = min(2 * _last_lag(covariances[1:] / covariances[0], count, run), longest)
+    lags = np.arange(1, reach + 1)
+    window = np.where(lags / reach <= 0.5, 1.0, 2 * (1 - lags / reach))  # the flat-top window
+    slope = 2 * float((window * lags) @ covariances[1 : reach + 1])
+    spectrum = float(covariances[0] + 2 * window @ covariances[1 : reach + 1])
+    if spectrum <= 0:
+        return Dependence(1.0, 0.0)
+    length = (slope**2 / spectrum**2 * count) ** (1 / 3)
+    length = float(np.clip(length, 1.0, max(1.0, min(3 * math.sqrt(count), count / 3))))
+    return Dependence(length, spectrum / float(covariances[0]))
+
+
+def _last_lag(correlations: Array, count: int, run: int) -> int:
+    """Return the lag after which `run` consecutive autocorrelations count as zero; at
+    least 1.
+    """
+    is_none = np.abs(correlations) < _CRITICAL * math.sqrt(math.log10(count) / count)
+    for lag in range(len(is_none) - run + 1):
+        if is_none[lag : lag + run].all():
+            return max(lag, 1)
+    present = np.flatnonzero(~is_none)
+    return int(present[-1]) + 1 if len(present) else 1

@@ -123,28 +123,19 @@ def weigh_labels(
     reported with probability `rate`.
     """
     labelled = predictions.is_labelled
-    no_row = np.zeros(len(table), bool)
-    missing = int((~labelled).sum())
-    if missing < _FEWEST_UNLABELLED or not labelled.any():
-        return LabelWeights(
-            labelled,
-            compared=(),
-            differing=(),
-            is_selected=False,
-            weights=None,
-            unknown=no_row,
-        )
-    rarer = min(missing, int(labelled.sum()))
-    traits = _find_traits(table, predictions, columns, rarer)
-    differing = []
+    weights = None
+    unknown = np.zeros(len(table), bool)
+    differing: list[str] = []
     is_selected = False
+    traits: Mapping[str, Array] = {}
+    missing = int((~labelled).sum())
+    if missing >= _FEWEST_UNLABELLED and labelled.any():
+        traits = _find_traits(table, predictions, columns, min(missing, int(labelled.sum())))
     for name, codes in traits.items():
         p_value, strength = _association(codes, labelled)
         if p_value < rate / len(traits):
             differing.append(name)
             is_selected |= name != _EVENT_TIME and strength >= _MATERIAL
-    weights = None
-    unknown = no_row
     if differing:
         weights, unknown = _balance_rows([traits[name] for name in differing], labelled)
     return LabelWeights(labelled, tuple(traits), tuple(differing), is_selected, weights, unknown)
@@ -250,24 +241,23 @@ def _balance_rows(traits: Sequence[Array], labelled: Array) -> tuple[Array | Non
     if not len(represented):
         return None, ~labelled
     is_labelled = labelled[represented]
-    propensities = _propensities([codes[represented] for codes in traits], is_labelled)
-    strata = _cut(propensities, _STRATA)
-    labels_of_stratum = np.bincount(strata, is_labelled)
-    joined = np.zeros(len(labels_of_stratum), np.int64)
-    stratum_index = 0
+    strata = _cut(
+        _propensities([codes[represented] for codes in traits], is_labelled),
+        _STRATA,
+    )
+    joined = []  # the number of each stratum after small ones are merged with the next
+    number = 0
     held = 0.0
-    for stratum, labels in enumerate(labels_of_stratum):
-        joined[stratum] = stratum_index
+    for labels in np.bincount(strata, is_labelled):
+        joined.append(number)
         held += labels
         if held >= _FEWEST_LIKE:
-            stratum_index = stratum_index + 1
+            number += 1
             held = 0.0
-    if held < _FEWEST_LIKE:  # Merge the remaining rows into the last stratum.
-        joined = np.minimum(joined, max(stratum_index - 1, 0))
-    strata = joined[strata]
-    rows = np.bincount(strata)
+    # Merge the remaining rows into the last stratum.
+    strata = np.minimum(joined, max(number - 1, 0))[strata]
     with_label = np.bincount(strata, is_labelled)
-    weights[represented] = (rows / np.maximum(with_label, 1))[strata]
+    weights[represented] = (np.bincount(strata) / np.maximum(with_label, 1))[strata]
     if kish_effective_n(weights[labelled]) < _LEAST_WORTH:
         return None, ~labelled
     return weights, is_rare & ~labelled

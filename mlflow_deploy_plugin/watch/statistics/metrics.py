@@ -230,11 +230,8 @@ def _confusion_metric(
     shares = counts / len(truth)
     total = np.maximum(shares @ below, EPSILON)
     slopes = ((hits - shares @ hits / total * below) / total).mean(axis=1)
-    effective_n = (
-        sampling.effective_n(weights * slopes[inverse])
-        * intervals.kish_effective_n(weights)
-        / len(truth)
-    )
+    effective_n = sampling.effective_n(weights * slopes[inverse])
+    effective_n = effective_n * intervals.kish_effective_n(weights) / len(truth)
     return intervals.bootstrap_counts_interval(name, counts, figure, effective_n, sampling)
 
 

@@ -98,25 +98,25 @@ def read_predictions(
     labels = columns.labels()
     probabilities = columns.probabilities()
     if labels is None and probabilities is not None and classes:
-        names: Array = np.array(classes, dtype=object)
-        labels = pa.array(names[np.nan_to_num(probabilities, nan=-1.0).argmax(axis=1)].tolist())
+        indices = np.nan_to_num(probabilities, nan=-1.0).argmax(axis=1)
+        labels = pa.array(np.array(classes, dtype=object)[indices].tolist())
     if labels is not None:
         return _classified(table, labels, probabilities, classes)
     numbers = columns.numbers()
     if numbers is None:
         prefixes = (f"{PREDICTION}.", OUTPUT_PREFIX)
         answers = [name for name in table.column_names if name.startswith(prefixes)]
-        others = ""
+        reason = "the log has no column with a single answer per row"
         if hashed:
-            others = f": capture.mask replaces {', '.join(hashed)} with hashes"
+            reason += f": capture.mask replaces {', '.join(hashed)} with hashes"
         elif answers:
-            others = f": it has {quote_names(answers)}"
-        return Refused(f"the log has no column with a single answer per row{others}")
+            reason += f": it has {quote_names(answers)}"
+        return Refused(reason)
     truth = as_numbers(table, LABEL_NUMBER)
     unusable = 0
     if LABEL in table.column_names:
-        labelled = len(table) - table.column(LABEL).null_count
-        unusable = max(labelled - int(np.isfinite(truth).sum()), 0)
+        unusable = len(table) - table.column(LABEL).null_count - int(np.isfinite(truth).sum())
+        unusable = max(unusable, 0)
     return Predictions(None, numbers, truth, unusable)
 
 
@@ -241,10 +241,10 @@ def _classified(
     ordered = None
     if probabilities is not None and in_files:
         is_valid = (probabilities >= 0) & (probabilities <= _LARGEST)
-        valid = np.where(is_valid, probabilities, np.nan)
-        total = valid.sum(axis=1, keepdims=True)
-        ordered = np.zeros((len(valid), len(classes.names)))
-        ordered[:, classes.places(in_files)] = valid / np.where(total > 0, total, 1)
+        probabilities = np.where(is_valid, probabilities, np.nan)
+        total = probabilities.sum(axis=1, keepdims=True)
+        ordered = np.zeros((len(total), len(classes.names)))
+        ordered[:, classes.places(in_files)] = probabilities / np.where(total > 0, total, 1)
         if not np.isfinite(ordered).all():
             ordered = None
     mismatch = ""

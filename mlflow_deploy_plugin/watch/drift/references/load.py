@@ -153,27 +153,21 @@ class LogReference:
             self.span.end_us - 1,
             lag_windows,
         )
-        edges = (
-            grid.start_us,
-            grid.step_us,
-            self.span.start_us,
-            self.span.end_us,
-        )
+        edges = (grid.start_us, grid.step_us, self.span.start_us, self.span.end_us)
         if any(time % HOUR_US for time in edges):
             pieces = sketch_pieces(bins, self._batches(segment), grid)
         else:
             sketches = hourly.SketchStore(self.log, self.endpoint, bins, bins_key, segment=segment)
             hours = hourly.hour_profiles(sketches, self.model, self.version, self.span)
-            parts = ((microseconds(start), profile) for start, profile in hours)
-            pieces = assemble_pieces(grid, parts)
+            pieces = assemble_pieces(grid, ((microseconds(start), part) for start, part in hours))
         if not len(sample):
             return pieces
         windows = correct_for_rest(bins, pieces.windows, pieces.window_starts_us, length_us, sample)
         pieces = replace(pieces, windows=windows)
         if pieces.lagged is None:
             return pieces
-        lagged_us = window.start_us - lag_windows * length_us
-        return replace(pieces, lagged=pieces.windows_at([lagged_us])[0])
+        (lagged,) = pieces.windows_at([window.start_us - lag_windows * length_us])
+        return replace(pieces, lagged=lagged)
 
     def _batches(
         self,
@@ -331,12 +325,7 @@ def load_reference(request: WindowRequest, model: str, version: str) -> DriftRef
         state_dir = request.settings.state_dir(request.endpoint)
         rows = load_training_rows(state_dir, model, version, request.settings.cache_path / CACHE)
     capture = request.capture
-    left_out = (
-        *capture.drop,
-        *capture.mask,
-        *capture.keys,
-        *request.exclude,
-    )
+    left_out = (*capture.drop, *capture.mask, *capture.keys, *request.exclude)
     bins, notes = freeze_table(rows.table, request.spec.columns, rows.shown, left_out)
     key = bins_digest(bins)
     if log_reference:

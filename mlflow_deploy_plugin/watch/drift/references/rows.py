@@ -288,7 +288,19 @@ def _read_dataset(uri: str) -> _Dataset:
         if files:
             table, count = _read_csv(files)
         else:
-            table, count = _read_rows(path)
+            data = open_parquet(path)
+            count = data.count_rows()
+            require_few_values(
+                [fragment.metadata for fragment in data.get_fragments()],
+                min(MAX_ROWS / max(count, 1), 1),
+            )
+            if count > MAX_ROWS:
+                table = data.take(sample_positions(count, MAX_ROWS, SEED))
+            else:
+                table = data.to_table()
+            for name, columns in Counter(table.column_names).items():
+                if columns > 1:
+                    raise pa.ArrowInvalid(f"it has two columns named {name!r}")
         return _Dataset(dataset_name(uri), table, count, is_text=bool(files))
 
 
@@ -304,21 +316,3 @@ def _read_csv(files: Sequence[Path]) -> tuple[pa.Table, int]:
         samples.append(table.take(pa.array(positions[start:stop] - first)))
         first += len(table)
     return pa.concat_tables(samples, promote_options="default"), count
-
-
-def _read_rows(path: Path) -> tuple[pa.Table, int]:
-    """Return a sample of the rows of Parquet files, and the number of rows."""
-    data = open_parquet(path)
-    count = data.count_rows()
-    require_few_values(
-        [fragment.metadata for fragment in data.get_fragments()],
-        min(MAX_ROWS / max(count, 1), 1),
-    )
-    if count > MAX_ROWS:
-        table = data.take(sample_positions(count, MAX_ROWS, SEED))
-    else:
-        table = data.to_table()
-    for name, columns in Counter(table.column_names).items():
-        if columns > 1:
-            raise pa.ArrowInvalid(f"it has two columns named {name!r}")
-    return table, count

@@ -16,7 +16,7 @@ import pyarrow as pa
 from mlflow_deploy_plugin.core.column_names import EVENT_TIME
 from mlflow_deploy_plugin.serve.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US
-from mlflow_deploy_plugin.serve.runtime.feeds import Array
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, sample_positions
 from mlflow_deploy_plugin.watch.drift.sketches.bins import Bins, OrderedBins
 from mlflow_deploy_plugin.watch.drift.sketches.columns import as_floats, decoded, feature_columns
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import (
@@ -36,6 +36,15 @@ _MAX_CELLS = 16_000_000
 these are more than a hundred.
 """
 _MERGED_AT = 16
+RANDOM_WINDOWS = 90
+"""The number of random windows, which begin one hour apart."""
+END_US = RANDOM_WINDOWS * HOUR_US
+"""The end of the last random window."""
+_MOST_RANDOM_ROWS = 200_000
+"""The maximum number of rows that are divided, which takes about three seconds."""
+_FEWEST_PARTS = 8
+_RANDOM_SEED = 0
+"""The seed of the division, so that a reference always has the same windows."""
 
 
 class WindowGrid(NamedTuple):
@@ -88,7 +97,9 @@ class WindowGrid(NamedTuple):
             # The judged window, which follows the grid, also needs its earlier window.
             of_judged = count - self.lag_windows
             return np.union1d(np.append(later, of_judged), later - self.lag_windows)
-        return evenly(np.arange(count), self.max_windows)
+        if count <= self.max_windows:
+            return np.arange(count)
+        return np.linspace(0, count - 1, self.max_windows).astype(np.int64)
 
     def starts_us(self, numbers: Array) -> tuple[int, ...]:
         """Return the starts of the windows with these numbers, in microseconds since
@@ -133,7 +144,8 @@ class ReferencePieces:
         """Return the windows that begin at `starts_us`, with an empty profile for each
         missing window.
         """
-        return profiles_at(starts_us, self.window_starts_us, self.windows)
+        by_start = dict(zip(self.window_starts_us, self.windows, strict=True))
+        return tuple(by_start.get(start, Profile(0, {})) for start in starts_us)
 
     def pairs(self) -> tuple[Array, Array]:
         """Return the indices of the later and the earlier windows of all pairs, [P]
@@ -150,18 +162,6 @@ class ReferencePieces:
         return later, earlier
 
 
-def profiles_at(
-    starts_us: Iterable[int],
-    known_us: Iterable[int],
-    profiles: Iterable[Profile],
-) -> tuple[Profile, ...]:
-    """Return the profiles that begin at `starts_us`, of those that begin at `known_us`;
-    an empty profile for each missing one.
-    """
-    by_start = dict(zip(known_us, profiles, strict=True))
-    return tuple(by_start.get(start, Profile(0, {})) for start in starts_us)
-
-
 @dataclass(frozen=True, eq=False)
 class DriftReference:
     """A reference for windows of one length. `sample` has a limited number of rows, for
@@ -174,13 +174,6 @@ class DriftReference:
     sample: pa.Table
     model_id: str = ""
     notes: tuple[str, ...] = ()
-
-
-def evenly(indices: Array, most: int) -> Array:
-    """Return at most `most` of the indices, evenly spaced."""
-    if len(indices) <= most:
-        return indices
-    return indices[np.linspace(0, len(indices) - 1, most).astype(np.int64)]
 
 
 def window_grid(
@@ -286,11 +279,11 @@ def cut_windows(
     is_selected = groups >= 0
     if not is_selected.all():
         table = table.filter(pa.array(is_selected))
-    windows = []
-    sketches = sketch_groups(bins, table, groups[is_selected], len(selected))
-    for index, window in zip(selected.tolist(), sketches, strict=True):
-        windows.append(_with_counts(window, _counts_of(rest, index)))
-    return tuple(windows)
+    windows = sketch_groups(bins, table, groups[is_selected], len(selected))
+    return tuple(
+        _with_counts(window, rest[index], window.rows)
+        for index, window in zip(selected.tolist(), windows, strict=True)
+    )
 
 
 def assemble_pieces(grid: WindowGrid, parts: Iterable[tuple[int, Profile]]) -> ReferencePieces:
@@ -363,7 +356,8 @@ def _steps_of(length_us: int) -> int:
     return 1
 
 
-RestCounts = list[dict[str, int]]
+RestCounts = list[dict[str, dict[str, int]]]
+"""The counts of each group of rows against all other groups, by column and field."""
 
 
 def count_out_of_rest(
@@ -371,20 +365,22 @@ def count_out_of_rest(
     table: pa.Table,
     groups: Array,
     count: int,
-) -> dict[str, RestCounts]:
-    """Return the counts `unseen`, `below` and `above` of each column with bins, per
-    group of rows, against all other groups. `groups`, [N] int64, is the group of each
-    row.
+) -> RestCounts:
+    """Return the counts `unseen`, `below` and `above` of each column with bins.
+    `groups`, [N] int64, is the group of each row.
     """
-    counts: dict[str, RestCounts] = {}
+    rest: RestCounts = [{} for _ in range(count)]
     for name, raw_column in feature_columns(table, bins):
         column = decoded(raw_column)
         column_bins = bins.get(name)
+        counts: list[dict[str, int]] = []
         if isinstance(column_bins, OrderedBins):
-            counts[name] = _count_out_of_range(as_floats(column), groups, count)
+            counts = _count_out_of_range(as_floats(column), groups, count)
         elif column_bins is not None:
-            counts[name] = _count_unseen(column, groups, count)
-    return counts
+            counts = _count_unseen(column, groups, count)
+        for of_group, fields in zip(rest, counts, strict=False):
+            of_group[name] = fields
+    return rest
 
 
 def correct_for_rest(
@@ -406,41 +402,32 @@ def correct_for_rest(
         return ()
     numbers = (microseconds_of(sample.column(EVENT_TIME)) - starts_us[0]) // length_us
     present, groups = np.unique(numbers, return_inverse=True)
-    present_us = starts_us[0] + present * length_us
+    present_us: list[int] = (starts_us[0] + present * length_us).tolist()
     rest = count_out_of_rest(bins, sample, groups, len(present))
     window_at = dict(zip(starts_us, windows, strict=True))
-    for index, rows in enumerate(np.bincount(groups).tolist()):
-        start_us = int(present_us[index])
-        window = window_at.get(start_us)
-        if window is not None:
-            larger: dict[str, Mapping[str, int]] = {}
-            for name, counts in _counts_of(rest, index).items():
-                if name in window.columns:
-                    column = window.columns[name]
-                    larger[name] = {
-                        field: max(getattr(column, field), round(count * window.rows / rows))
-                        for field, count in counts.items()
-                    }
-            window_at[start_us] = _with_counts(window, larger)
+    for start_us, counts, rows in zip(present_us, rest, np.bincount(groups).tolist(), strict=True):
+        if start_us in window_at:
+            window_at[start_us] = _with_counts(window_at[start_us], counts, rows)
     return tuple(window_at.values())
 
 
-_ColumnCounts = Mapping[str, Mapping[str, Any]]
-"""Counts by column and field."""
-
-
-def _counts_of(rest: Mapping[str, RestCounts], group: int) -> _ColumnCounts:
-    return {name: counts[group] for name, counts in rest.items()}
-
-
-def _with_counts(window: Profile, counts: _ColumnCounts) -> Profile:
+def _with_counts(window: Profile, counts: Mapping[str, dict[str, int]], rows: int) -> Profile:
+    """Return the window with the counts by column and field in `rows` of its rows,
+    extrapolated to all rows, where they are larger than its own.
+    """
     columns = dict(window.columns)
     for name, fields in counts.items():
-        columns[name] = replace(columns[name], **fields)
+        if name in columns:
+            column = columns[name]
+            larger: dict[str, Any] = {
+                field: max(getattr(column, field), round(count * window.rows / rows))
+                for field, count in fields.items()
+            }
+            columns[name] = replace(column, **larger)
     return Profile(window.rows, columns)
 
 
-def _count_unseen(column: pa.ChunkedArray, groups: Array, count: int) -> RestCounts:
+def _count_unseen(column: pa.ChunkedArray, groups: Array, count: int) -> list[dict[str, int]]:
     """Return, for each group, the number of rows whose value occurs in no other
     group.
     """
@@ -459,7 +446,7 @@ def _count_unseen(column: pa.ChunkedArray, groups: Array, count: int) -> RestCou
     return [{"unseen": rows} for rows in np.bincount(owners[is_alone], minlength=count).tolist()]
 
 
-def _count_out_of_range(values: Array, groups: Array, count: int) -> RestCounts:
+def _count_out_of_range(values: Array, groups: Array, count: int) -> list[dict[str, int]]:
     """Return, for each group, the number of values below the minimum and above the
     maximum of all other groups.
     """
@@ -494,3 +481,31 @@ def _of_others(least: Array) -> Array:
     smallest: Array = np.full(len(least), least[order[0]])
     smallest[order[0]] = least[order[1]]
     return smallest
+
+
+def with_random_windows(reference: DriftReference, rows: int) -> DriftReference:
+    """Return the reference with windows of `rows` random rows. The values of a window
+    are compared with all other rows, so a window has at most an eighth of the rows. A
+    sample with few rows is divided repeatedly.
+    """
+    positions = sample_positions(len(reference.sample), _MOST_RANDOM_ROWS, _RANDOM_SEED)
+    sample = reference.sample.take(positions)
+    size = max(min(rows, len(sample) // _FEWEST_PARTS), 1)
+    parts = len(sample) // size
+    rng = np.random.default_rng(_RANDOM_SEED)
+    windows: list[Profile] = []
+    while len(windows) < RANDOM_WINDOWS:
+        part_of_row = rng.permutation(len(sample)) % parts
+        selected = np.arange(min(parts, RANDOM_WINDOWS - len(windows)))
+        windows += cut_windows(reference.bins, sample, part_of_row, selected)
+    grid = WindowGrid(
+        start_us=0,
+        length_us=HOUR_US,
+        windows=RANDOM_WINDOWS,
+        window_steps=1,
+        max_windows=RANDOM_WINDOWS,
+        keeps_steps=False,
+    )
+    starts_us = grid.starts_us(np.arange(RANDOM_WINDOWS))
+    pieces = ReferencePieces(tuple(windows), starts_us, (), grid, reference.pieces.total)
+    return replace(reference, pieces=pieces)

@@ -128,9 +128,10 @@ class SketchStore:
             if meta.get("format") != _FORMAT:
                 return {}
             hours: dict[datetime, StoredHour] = {}
-            for start, made_of in meta["files"].items():
-                files = [(file, size) for file, size in made_of]
-                hours[datetime.fromisoformat(start)] = StoredHour(files)
+            for start, files in meta["files"].items():
+                hours[datetime.fromisoformat(start)] = StoredHour(
+                    [(file, size) for file, size in files]
+                )
             profiles = table_to_profiles(table)
             for (start, model, version), profile in zip(meta["hours"], profiles, strict=True):
                 hours[datetime.fromisoformat(start)].profiles[model, version] = profile
@@ -488,11 +489,11 @@ def table_to_profiles(table: pa.Table) -> list[sketch.Profile]:
     """
     if table.schema.names != SCHEMA.names:
         raise ValueError("the table does not have the columns of a profile")
-    plain = {name: table.column(name).to_pylist() for name in ("profile", "name", *_PLAIN)}
+    others = ("profile", "name", "fresh", "fresh_rows")
+    plain = {name: table.column(name).to_pylist() for name in (*others, *_PLAIN)}
     stored = table.column("counts").combine_chunks()
     counts = stored.values.to_numpy(zero_copy_only=False)
     offsets = stored.offsets.to_numpy().tolist()
-    fresh, fresh_rows = (table.column(name).to_pylist() for name in ("fresh", "fresh_rows"))
     profiles: list[tuple[int, dict[str, sketch.ColumnSketch]]] = []
     for line, name in enumerate(plain["name"]):
         if name is None:
@@ -500,14 +501,11 @@ def table_to_profiles(table: pa.Table) -> list[sketch.Profile]:
                 raise ValueError("a profile is missing in the table")
             profiles.append((plain["rows"][line], {}))
             continue
-        fresh_counts: dict[str, int] = {}
-        if fresh[line]:
-            fresh_counts = dict(zip(fresh[line], fresh_rows[line], strict=True))
-        _, columns = profiles[-1]
-        columns[name] = sketch.ColumnSketch(
+        fresh = zip(plain["fresh"][line] or (), plain["fresh_rows"][line] or (), strict=True)
+        profiles[-1][1][name] = sketch.ColumnSketch(
             name=name,
             counts=counts[offsets[line] : offsets[line + 1]],
-            fresh=fresh_counts,
+            fresh=dict(fresh),
             **{key: plain[key][line] for key in _PLAIN},
         )
     return [sketch.Profile(rows, columns) for rows, columns in profiles]

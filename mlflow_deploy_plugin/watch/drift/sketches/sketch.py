@@ -194,24 +194,17 @@ def sketch_groups(
     """Return a profile for each group of rows; `groups` is the group of each row, [N]
     int64, from 0 to count - 1.
     """
-    of_rows = _Groups(groups, count)
-    rows = of_rows.sizes().tolist()
+    rows = np.bincount(groups, minlength=count).tolist()
     profiles: list[dict[str, ColumnSketch]] = [{} for _ in rows]
-    for name, counted in _count_columns(bins, table, of_rows):
+    for name, counted in _count_columns(bins, table, _Groups(groups, count)):
         frozen = bins.get(name)
         expected = frozen.arrow_type or frozen.kind if frozen else ""
-        values_by_field = {
-            "name": repeat(name),
-            "expected_type": repeat(expected),
-            "rows": rows,
-            **counted,
-        }
+        counted |= {"name": repeat(name), "expected_type": repeat(expected), "rows": rows}
         # Pass positional arguments, because passing keyword arguments takes as long as
         # counting an hour of rows.
-        in_order = (values_by_field.get(key, repeat(default)) for key, default in _FIELDS)
-        sketches = starmap(ColumnSketch, zip(*in_order, strict=False))
-        for columns, column in zip(profiles, sketches, strict=True):
-            columns[name] = column
+        in_order = (counted.get(key, repeat(default)) for key, default in _FIELDS)
+        for group, column in enumerate(starmap(ColumnSketch, zip(*in_order, strict=False))):
+            profiles[group][name] = column
     return [*map(Profile, rows, profiles)]
 
 
@@ -270,7 +263,7 @@ def _merge_columns(parts: Sequence[ColumnSketch]) -> ColumnSketch:
     judged: list[SketchKind] = [part.kind for part in typed_parts if part.kind != "other"]
     types = set[str]().union(*(part.arrow_types for part in parts))
     finite, mean, m2 = _merge_moments(parts)
-    added = {name: sum(map(attrgetter(name), parts)) for name in _ADDED}
+
     fresh = Counter[str]()
     for part in parts:
         if part.fresh:
@@ -284,7 +277,7 @@ def _merge_columns(parts: Sequence[ColumnSketch]) -> ColumnSketch:
         kind=min(judged, default="other"),
         arrow_type=_TYPE_SEPARATOR.join(sorted(types - {"null"} or types)),
         counts=np.sum([part.counts for part in parts], axis=0),
-        **added,
+        **{name: sum(map(attrgetter(name), parts)) for name in _ADDED},
         fresh=dict(order),
         minimum=float(np.fmin.reduce([part.minimum for part in parts])),
         maximum=float(np.fmax.reduce([part.maximum for part in parts])),
@@ -417,15 +410,8 @@ def _booleans_alike(column: pa.ChunkedArray, bins: Bins | None) -> pa.ChunkedArr
         return column.cast(pa.int8())
     codes = bins.codes.keys() if isinstance(bins, CategoryBins) and bins.kind == "category" else ()
     if type_family(column.type) == "number" and codes and TRUTH.keys() >= codes:
-        values = pc.cast(
-            column.drop_null(),
-            pa.float64(),
-            safe=False,
-        ).to_numpy()
-        if np.isin(
-            values[~np.isnan(values)],
-            (0.0, 1.0),
-        ).all():
+        values = as_floats(column.drop_null())
+        if np.isin(values[~np.isnan(values)], (0.0, 1.0)).all():
             is_missing = pc.is_null(column, nan_is_null=pa.types.is_floating(column.type))
             return pc.if_else(is_missing, None, pc.not_equal(column, 0))
     return column
@@ -572,11 +558,29 @@ def _fresh(bins: CategoryBins, values: _DistinctValues, groups: _Groups) -> Colu
     # Each row count belongs to a group, ascending, and to a value.
     owners, members = np.divmod(keys, len(is_fresh))
     order = np.lexsort((values.hashes[members] / rows, owners))
-    fresh: list[dict[str, int]] = [{} for _ in range(groups.count)]
+    fresh = [Counter[str]() for _ in range(groups.count)]
     # `order` keeps `owners` sorted.
     is_kept = np.arange(len(order)) - np.searchsorted(owners, owners) < KEPT_VALUES
     for position in order[is_kept].tolist():
-        group = fresh[owners[position]]
-        label = values.label(members[position])
-        group[label] = group.get(label, 0) + int(rows[position])
+        fresh[owners[position]][values.label(members[position])] += int(rows[position])
     return {"unseen": groups.sizes(is_unseen).tolist(), "fresh": fresh}
+
+
+def column_counts(profiles: Sequence[Profile], name: str, bins: Bins) -> Array:
+    """Return a column's histograms, [P, K + 1] float64. The values of rows without the
+    column count as missing.
+    """
+    counts = np.zeros((len(profiles), bins.size + 1))
+    for position, profile in enumerate(profiles):
+        column = profile.columns.get(name)
+        if column is None or len(column.counts) != bins.size + 1:
+            counts[position, -1] = profile.rows
+        else:
+            counts[position] = column.counts
+            counts[position, -1] += profile.rows - column.rows
+    return counts
+
+
+def row_counts(profiles: Sequence[Profile]) -> Array:
+    """Return the number of rows of each profile, [P] int64."""
+    return np.array([profile.rows for profile in profiles], dtype=np.int64)

@@ -4,11 +4,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mlflow_deploy_plugin.watch.drift.references.random_windows import (
+from mlflow_deploy_plugin.watch.drift.references.windows import (
     RANDOM_WINDOWS,
+    DriftReference,
     with_random_windows,
 )
-from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
 from tests.watch.drift.test_verdict import reference_of
 
 

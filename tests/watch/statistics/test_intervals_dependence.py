@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.watch.statistics.dependence import (
+from mlflow_deploy_plugin.watch.statistics.intervals import (
     Dependence,
     dependence,
 )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.watch.sequential.weights import relative_deviations, sampling_factor
+from mlflow_deploy_plugin.watch.sequential.budget import relative_deviations, sampling_factor
 
 USUAL = np.full((400, 1), 100.0)
 
