@@ -141,6 +141,23 @@ class PromotionRequest(ListedRequest):
     def is_by_author(self, user: str) -> bool:
         return any(_is_same_person(user, name) for name in (self.requested_by, *self.authors))
 
+    def with_report(self, gate: AuditEvent) -> "PromotionRequest":
+        """Return the request with the gate report of an event. The command that ran the
+        gate names its machine. MLflow's server adds the address of the command.
+        """
+        detail = gate.detail
+        is_author = any(_is_same_person(gate.actor, author) for author in self.authors)
+        role = "author of the version" if is_author else ""
+        judged_by = (gate.actor, role, detail.get("machine"), detail.get("address"))
+        report = {
+            "report": detail["report"],
+            "report_run": detail["run_id"],
+            "report_digest": detail["report_digest"],
+            "verdict": gate.after,
+            "judged_by": ", ".join(filter(None, judged_by)),
+        }
+        return self.model_copy(update=report)
+
 
 @dataclass(frozen=True)
 class ApprovalStatus:
@@ -438,26 +455,8 @@ def _open_requests(events: Sequence[AuditEvent]) -> list[PromotionRequest]:
     for key, request in live.items():
         gate = gates.get((request.version, request.subject.files, request.subject.policy))
         if gate:
-            live[key] = _with_report(request, gate)
+            live[key] = request.with_report(gate)
     return list(live.values())
-
-
-def _with_report(request: PromotionRequest, gate: AuditEvent) -> PromotionRequest:
-    """Return the request with the gate report of an event. The command that ran the
-    gate names its machine. MLflow's server adds the address of the command.
-    """
-    detail = gate.detail
-    is_author = any(_is_same_person(gate.actor, author) for author in request.authors)
-    role = "author of the version" if is_author else ""
-    judged_by = (gate.actor, role, detail.get("machine"), detail.get("address"))
-    report = {
-        "report": detail["report"],
-        "report_run": detail["run_id"],
-        "report_digest": detail["report_digest"],
-        "verdict": gate.after,
-        "judged_by": ", ".join(filter(None, judged_by)),
-    }
-    return request.model_copy(update=report)
 
 
 def _gate_events(events: Iterable[AuditEvent]) -> dict[_Key, AuditEvent]:

@@ -113,6 +113,51 @@ class EvaluationData:
     candidate: ModelPredictions
     current: ModelPredictions | None
 
+    def log(self, run_id: str) -> None:
+        """Log MLflow's evaluation of the predictions of both versions, with metrics and
+        plots.
+
+        The verdict does not use this evaluation, which has no margin or interval.
+        Errors of MLflow are written to a tag.
+        """
+        sides = {"candidate": self.candidate, "current": self.current}
+        logger = logging.getLogger("mlflow.models.evaluation")
+        with (
+            mlflow.start_run(run_id=run_id, nested=mlflow.active_run() is not None),
+            ExitStack() as silenced,
+        ):
+            silenced.callback(logger.setLevel, logger.level)
+            logger.setLevel(
+                logging.ERROR
+            )  # Do not print MLflow's messages in the command's output.
+            for side, predictions in sides.items():
+                if predictions is None or predictions.prediction.ndim > 1:
+                    continue
+                kind = "classifier" if predictions.is_label else "regressor"
+                table = pd.DataFrame({"target": self.truth, "prediction": predictions.prediction})
+                try:
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore")  # MLflow warns about an unused schema.
+                        mlflow.models.evaluate(
+                            data=mlflow.data.from_pandas(
+                                table,
+                                name=self.dataset[-200:],
+                                targets="target",
+                                predictions="prediction",
+                            ),
+                            model_type=kind,
+                            evaluators=kind,
+                            evaluator_config={
+                                "metric_prefix": f"mlflow_{side}_",
+                                "log_model_explainability": False,
+                            },
+                        )
+                except Exception as error:  # noqa: BLE001 - Several libraries raise their own errors.
+                    mlflow.set_tag(
+                        f"onnxserve.gate.evaluate.{side}",
+                        f"mlflow.models.evaluate: {error}"[: tags.MAX_TAG_LENGTH],
+                    )
+
 
 @dataclass(eq=False)
 class _Checks:
@@ -708,54 +753,10 @@ def _log_verdict(
         client.log_text(run_id, verdict_as_html(verdict), tags.GATE_REPORT_FILE)
         client.log_dict(run_id, verdict_as_json(verdict), GATE_JSON_FILE)
         if evaluation is not None:
-            _log_evaluation(run_id, evaluation)
+            evaluation.log(run_id)
 
     name = f"gate {verdict.model} v{verdict.version}"
     names = {"onnxserve.model": verdict.model, "onnxserve.version": verdict.version}
     # The run has the time, and its own page is the report.
     verdict_tags = {key: value for key, value in verdict_tags.items() if key not in _OF_RUN}
     return log_run("the run of the gate", name, names | verdict_tags, experiment_id, log_content)
-
-
-def _log_evaluation(run_id: str, evaluation: EvaluationData) -> None:
-    """Log MLflow's evaluation of the predictions of both versions, with metrics and
-    plots.
-
-    The verdict does not use this evaluation, which has no margin or interval. Errors of
-    MLflow are written to a tag.
-    """
-    sides = {"candidate": evaluation.candidate, "current": evaluation.current}
-    logger = logging.getLogger("mlflow.models.evaluation")
-    with (
-        mlflow.start_run(run_id=run_id, nested=mlflow.active_run() is not None),
-        ExitStack() as silenced,
-    ):
-        silenced.callback(logger.setLevel, logger.level)
-        logger.setLevel(logging.ERROR)  # Do not print MLflow's messages in the command's output.
-        for side, predictions in sides.items():
-            if predictions is None or predictions.prediction.ndim > 1:
-                continue
-            kind = "classifier" if predictions.is_label else "regressor"
-            table = pd.DataFrame({"target": evaluation.truth, "prediction": predictions.prediction})
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # MLflow warns about an unused schema.
-                    mlflow.models.evaluate(
-                        data=mlflow.data.from_pandas(
-                            table,
-                            name=evaluation.dataset[-200:],
-                            targets="target",
-                            predictions="prediction",
-                        ),
-                        model_type=kind,
-                        evaluators=kind,
-                        evaluator_config={
-                            "metric_prefix": f"mlflow_{side}_",
-                            "log_model_explainability": False,
-                        },
-                    )
-            except Exception as error:  # noqa: BLE001 - Several libraries raise their own errors.
-                mlflow.set_tag(
-                    f"onnxserve.gate.evaluate.{side}",
-                    f"mlflow.models.evaluate: {error}"[: tags.MAX_TAG_LENGTH],
-                )

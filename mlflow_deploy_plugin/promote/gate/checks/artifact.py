@@ -10,7 +10,7 @@ without a change.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.core.registry.policy import GatePolicy
@@ -170,7 +170,15 @@ def check_signature(candidate: Artifact, current: Artifact, against: str) -> Che
             "skipped",
             f"{which} has no signature of named columns or tensors",
         )
-    changes = [*_input_changes(candidate, current), *_output_changes(candidate, current)]
+    if candidate.columns and current.columns:
+        changes = list(_column_changes(candidate, current))
+    elif candidate.columns:
+        changes = [_Change("retyped", "the input", "tensors", "columns", breaks_callers=True)]
+    elif current.columns:
+        changes = [_Change("retyped", "the input", "columns", "tensors", breaks_callers=True)]
+    else:
+        changes = list(_tensor_changes(candidate, current))
+    changes += _output_changes(candidate, current)
     breaking = [change for change in changes if change.breaks_callers]
     table = ReportTable(
         ("change", "name", against, "new", ""),
@@ -201,20 +209,6 @@ def _compare_names(
     removed = [name for name in old if name not in new]
     added = [name for name in new if name not in old]
     return removed, added, [name for name in new if name in old]
-
-
-def _input_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]:
-    """Yield the changes of columns or tensors, or a single change of one to the
-    other.
-    """
-    if candidate.columns and current.columns:
-        yield from _column_changes(candidate, current)
-    elif candidate.columns:
-        yield _Change("retyped", "the input", "tensors", "columns", breaks_callers=True)
-    elif current.columns:
-        yield _Change("retyped", "the input", "columns", "tensors", breaks_callers=True)
-    else:
-        yield from _tensor_changes(candidate, current)
 
 
 def _column_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]:
@@ -272,8 +266,9 @@ def _tensor_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]
                 size in (-1, other_size)
                 for size, other_size in zip(after.shape, before.shape, strict=True)
             )
-            change = _Change("reshaped", name, str(list(before.shape)), str(list(after.shape)))
-            yield replace(change, breaks_callers=not accepts_old)
+            yield _Change(
+                "reshaped", name, str(list(before.shape)), str(list(after.shape)), not accepts_old
+            )
 
 
 def _output_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]:
