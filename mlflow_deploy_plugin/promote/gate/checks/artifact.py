@@ -33,19 +33,17 @@ _ACCEPTED_PARITY = {
 }
 _ACCEPTED_TYPES = {
     "double": ("float", "integer", "long"),
-    "float": ("integer", "long"),
+    "float": ("double", "integer", "long"),
     "long": ("integer",),
     "integer": (),
     "boolean": (),
     "string": (),
 }
 """Maps each column type to the other types whose values it accepts, according to
-`serve/runtime/values.py`.
+`serve/runtime/values.py`. As float, a double beyond 32 bits is refused, and any other
+is rounded.
 """
 _KINDS = {"str": "text", "object": "text", "bool": "true or false"}
-_LOSSY_TYPES = {
-    ("double", "float"): "numbers beyond 32 bits are refused, other numbers are rounded"
-}
 
 
 def check_parity(artifact: Artifact, policy: GatePolicy) -> CheckResult:
@@ -228,9 +226,7 @@ def _column_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]
         before = old[name]
         after = new[name]
         if before.type != after.type:
-            accepts_old = before.type in _ACCEPTED_TYPES[after.type] or (
-                (before.type, after.type) in _LOSSY_TYPES
-            )
+            accepts_old = before.type in _ACCEPTED_TYPES[after.type]
             yield _Change("retyped", name, before.type, after.type, not accepts_old)
         if after.required and not before.required:
             yield _Change("required", name, "optional", "required", breaks_callers=True)
