@@ -7,7 +7,6 @@ card. Its datasets and packages are components on which the version depends.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -66,7 +65,8 @@ def version_bom(model_uri: str) -> Json:
 
 def endpoint_bom(observed: ObservedEndpoint) -> Json:
     """Return the document of an endpoint with the versions that its workers have
-    loaded. Raises RegistryUnavailable.
+    loaded. A version that is not in the registry has only its name and its number.
+    Raises RegistryUnavailable.
     """
     endpoint = observed.endpoint
     facts = {
@@ -80,7 +80,18 @@ def endpoint_bom(observed: ObservedEndpoint) -> Json:
         bom_ref=f"endpoint:{endpoint.name}",
         properties=_properties("onnxserve", facts),
     )
-    return _document(application, [*_loaded_versions(observed)])
+    versions = []
+    wanted = observed.observation.wanted
+    for variant, resolved in (wanted.variants if wanted else {}).items():
+        workers = observed.observation.workers
+        loaded = {worker.loaded(endpoint.name, variant).version for worker in workers}
+        for number in sorted(loaded - {""}):
+            try:
+                versions.append(_read_version(read_record(f"models:/{resolved.model}/{number}")))
+            except (InvalidConfig, NotFound):  # The version is not in the registry.
+                reference = f"{resolved.model}/{number}"
+                versions.append(_Version(_model(resolved.model, number, reference)))
+    return _document(application, versions)
 
 
 def _document(subject: Component, versions: Sequence[_Version]) -> Json:
@@ -106,23 +117,6 @@ def _document(subject: Component, versions: Sequence[_Version]) -> Json:
     return document
 
 
-def _loaded_versions(observed: ObservedEndpoint) -> Iterator[_Version]:
-    """Yield the versions that the workers have loaded. A version that is not in the
-    registry has only its name and its number.
-    """
-    wanted = observed.observation.wanted
-    for variant, resolved in (wanted.variants if wanted else {}).items():
-        loaded = {
-            worker.loaded(observed.endpoint.name, variant).version
-            for worker in observed.observation.workers
-        }
-        for number in sorted(loaded - {""}):
-            with suppress(InvalidConfig, NotFound):
-                yield _read_version(read_record(f"models:/{resolved.model}/{number}"))
-                continue
-            yield _Version(_model(resolved.model, number, f"{resolved.model}/{number}"))
-
-
 def _model(name: str, version: str, reference: str) -> Component:
     return Component(
         name=name,
@@ -133,19 +127,19 @@ def _model(name: str, version: str, reference: str) -> Component:
 
 
 def _read_version(record: VersionRecord) -> _Version:
+    component = _model(record.name, record.version, record.uri)
     missing = dict(record.missing)
-    files = list[Component]()
     try:
         with temporary_folder("onnxserve-bom-") as folder:
             hashes = hash_files(download(resolve(record.uri).source, folder))
-        files = [
+        component.components = [
             Component(
-                name=str(path),
+                name=str(name),
                 type=ComponentType.FILE,
-                bom_ref=f"{record.uri}/{path}",
+                bom_ref=f"{record.uri}/{name}",
                 hashes=[HashType(alg=HashAlgorithm.SHA_256, content=digest)],
             )
-            for path, digest in hashes.items()
+            for name, digest in hashes.items()
         ]
     except NotFound as error:
         missing["files"] = error.message
@@ -155,46 +149,38 @@ def _read_version(record: VersionRecord) -> _Version:
         )
         for name, digest in record.datasets.items()
     ]
-    component = _model(record.name, record.version, record.uri)
     component.description = redact_credentials(record.description) or None
     with registry_errors(record.uri):
         inherited = registry_client().get_registered_model(record.name).tags
-    text = {**inherited, **record.tags}.get(_LICENCE_TAG)
-    component.licenses = [LicenseFactory().make_from_string(text)] if text else []
-    component.components = files
+    if text := {**inherited, **record.tags}.get(_LICENCE_TAG):
+        component.licenses = [LicenseFactory().make_from_string(text)]
+    parity = record.section.get("parity", {})
+    facts = {
+        "framework": record.section.get("framework"),
+        "framework_version": record.section.get("framework_version"),
+        "parity": parity.get("state"),
+        "parity_rows": parity.get("rows") or None,
+        "git_commit": record.git_commit or None,
+        "run_id": record.run and record.run.run_id,
+        "page": record.url or None,
+    }
     component.properties = [
-        *_properties("onnxserve", _facts(record)),
+        *_properties("onnxserve", facts),
         *_properties("onnxserve:missing", missing),
         *_properties("mlflow:tag", record.tags),
     ]
-    parts = [
-        *datasets,
+    packages = [
         *_packages(record.environment, ComponentScope.EXCLUDED),
         *_packages(record.requirements, ComponentScope.REQUIRED),
     ]
-    return _Version(component, parts, _model_card(record, datasets))
+    return _Version(component, [*datasets, *packages], _model_card(record, datasets))
 
 
-def _facts(record: VersionRecord) -> dict[str, str]:
-    """Return the framework, the parity and the origin, without empty values."""
-    section = record.section
-    parity = section.get("parity", {})
-    facts = {
-        "framework": section.get("framework"),
-        "framework_version": section.get("framework_version"),
-        "parity": parity.get("state"),
-        "parity_rows": parity.get("rows"),
-        "git_commit": record.git_commit,
-        "run_id": record.run and record.run.run_id,
-        "page": record.url,
-    }
-    return {name: str(value) for name, value in facts.items() if value}
-
-
-def _properties(prefix: str, values: Mapping[str, str]) -> list[Property]:
+def _properties(prefix: str, values: Mapping[str, object]) -> list[Property]:
     return [
-        Property(name=f"{prefix}:{name}", value=redact_credentials(value))
+        Property(name=f"{prefix}:{name}", value=redact_credentials(str(value)))
         for name, value in values.items()
+        if value is not None
     ]
 
 

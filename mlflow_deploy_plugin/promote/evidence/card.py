@@ -125,21 +125,6 @@ def make_card(model_uri: str, store: Store) -> VersionCard:
     return VersionCard(record.name, record.version, datetime.now(UTC), **groups)
 
 
-def _column_text(entry: Mapping[str, Any]) -> str:
-    """Return an entry of MLflow's signature: `age (long, optional)`, or `float32 [-1,
-    4]` for a tensor without name.
-    """
-    if tensor := entry.get("tensor-spec"):
-        kind = f"{tensor.get('dtype')} {tensor.get('shape')}"
-    else:
-        kind = str(entry.get("type"))
-    if not entry.get("required", True):
-        kind += ", optional"
-    if entry.get("name"):
-        return f"{entry['name']} ({kind})"
-    return kind
-
-
 def _read_json(run_id: str, file: str) -> Mapping[str, Any]:
     """Return the content of a JSON file of a run; empty if the file does not exist."""
     with temporary_folder("onnxserve-card-") as folder, suppress(NotFound):
@@ -240,16 +225,11 @@ class _Facts:
         another version.
         """
         document = _read_json(self.run.run_id, file) if self.run else {}
-        uris = (
-            self.record.uri,
-            self.record.original,
-            f"models:/{self.record.mlmodel.get('model_id')}",
-        )
+        logged = f"models:/{self.record.mlmodel.get('model_id')}"
         model = str(document.get("model"))
-        is_version = re.fullmatch(r"models:/(m-\w+|.+/\d+)", model) is not None
-        if is_version and model not in uris:
-            return {}
-        return document
+        if re.fullmatch(r"models:/(m-\w+|.+/\d+)", model) is None:
+            return document
+        return document if model in (self.record.uri, self.record.original, logged) else {}
 
     def windows(self) -> Iterator[_Windows]:
         """Yield the windows of each monitor that has judged the version."""
@@ -281,16 +261,7 @@ class _Facts:
             yield self.in_registry(f"The description of the version is {quoted(text)}")
 
     def origin(self) -> Statements:
-        yield from self.registration()
-        if reason := self.record.missing.get("model"):
-            yield self.in_registry(f"The model cannot be read: {reason}")
-        yield from self.in_tags(*_LINEAGE, tags.TRAINING_TAG)
-        yield from self.algorithm()
-        yield from self.training_run()
-        yield from self.code()
-
-    def registration(self) -> Statements:
-        """Yield who registered the version and when, and the original of a copy."""
+        """Yield who registered the version and when, its origin, and its code."""
         record = self.record
         copied = f", as a copy of {record.original}" if record.original else ""
         people = [event.actor for event in self.signed if event.action == "register"]
@@ -299,6 +270,14 @@ class _Facts:
         yield self.in_registry(
             f"The version was registered{by} on {record.created_at:%Y-%m-%d %H:%M} UTC{copied}"
         )
+        if reason := record.missing.get("model"):
+            yield self.in_registry(f"The model cannot be read: {reason}")
+        yield from self.in_tags(*_LINEAGE, tags.TRAINING_TAG)
+        yield from self.algorithm()
+        yield from self.training_run()
+        if commit := record.git_commit:
+            changes = " with uncommitted changes" if record.provenance.get("git_dirty") else ""
+            yield self.in_registry(f"The code is the git commit {commit}{changes}")
 
     def training_run(self) -> Statements:
         """Yield the run that logged the model, with its user and its parameters."""
@@ -313,14 +292,6 @@ class _Facts:
             "logged the model"
         )
         yield self.in_run(f"{text} with the parameters: {params}")
-
-    def code(self) -> Statements:
-        commit = self.record.git_commit
-        if not commit:
-            return
-        is_dirty = self.record.provenance.get("git_dirty")
-        changes = " with uncommitted changes" if is_dirty else ""
-        yield self.in_registry(f"The code is the git commit {commit}{changes}")
 
     def algorithm(self) -> Statements:
         """Yield the class of the model, and the framework. MLflow's autologging tags
@@ -358,13 +329,25 @@ class _Facts:
             yield self.in_registry(text)
 
     def signature(self) -> Statements:
-        """Yield the columns of each side. The keys of the record are `inputs age`."""
+        """Yield the columns of each side: `age (long, optional)`, or `float32 [-1, 4]`
+        for a tensor without name. The keys of the record are `inputs age`.
+        """
         by_side = groupby(
             self.record.signature.items(),
             lambda item: item[0].partition(" ")[0],
         )
         for side, columns in by_side:
-            texts = [_column_text(json.loads(entry)) for _, entry in columns]
+            texts = []
+            for _, text in columns:
+                entry = json.loads(text)
+                tensor = entry.get("tensor-spec")
+                kind = (
+                    f"{tensor.get('dtype')} {tensor.get('shape')}" if tensor else entry.get("type")
+                )
+                if not entry.get("required", True):
+                    kind = f"{kind}, optional"
+                name = entry.get("name")
+                texts.append(f"{name} ({kind})" if name else str(kind))
             yield self.in_registry(f"The {side} are: {join_names(texts)}")
 
     def metrics(self) -> Statements:
@@ -449,7 +432,11 @@ class _Facts:
             f"{report['clean']:.4f}"
         )
         yield self.in_run(f"{text} on {report['rows']} rows of {dataset}", file)
-        points = sorted(report["points"], key=_loss_or_infinity)
+        # A point without a loss has refused rows, which is the worst outcome.
+        points = sorted(
+            report["points"],
+            key=lambda point: inf if point["loss"] is None else float(point["loss"]),
+        )
         worst_points = {point["disturbance"]: point for point in points}
         for name, point in worst_points.items():
             outcome = point["refusal"] or f"a loss of {point['loss']:.4f}"
@@ -513,8 +500,3 @@ class _Facts:
                 f"{latest[window_runs.VERDICT_TAG]}: {latest['onnxserve.reason']}"
             )
             yield self.in_run(text, window_runs.PAGE, newest)
-
-
-def _loss_or_infinity(point: Mapping[str, Any]) -> float:
-    """Return the loss at a point; infinity if the model refuses the rows."""
-    return inf if point["loss"] is None else float(point["loss"])

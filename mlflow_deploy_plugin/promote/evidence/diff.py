@@ -5,7 +5,7 @@ predictions for the example rows.
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError, Refu
 from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE
 from mlflow_deploy_plugin.core.registry.model_files import download
 from mlflow_deploy_plugin.core.statedir.files import temporary_folder
-from mlflow_deploy_plugin.promote.evidence.record import GateEvidence, VersionRecord, read_record
+from mlflow_deploy_plugin.promote.evidence.record import VersionRecord, read_record
 from mlflow_deploy_plugin.serve.protocols import mlflow as mlflow_protocol
 from mlflow_deploy_plugin.serve.protocols.content import JSON
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
@@ -202,9 +202,19 @@ def _facts(record: VersionRecord) -> dict[str, Mapping[str, Value]]:
     # The section `parity` has the metrics that `log_model` logs.
     metrics = {name: metrics[name] for name in metrics if not name.startswith("onnxserve.")}
     parameters: Mapping[str, Value] = record.run.params if record.run else {}
+    gate: dict[str, Value] = {}
+    if record.gate is not None:
+        gate["state"] = record.gate.status.state
+        gate |= {check.name: check.state for check in record.gate.checks}
+        for check in record.gate.checks:
+            gate |= {f"{check.name} {name}": value for name, value in check.figures.items()}
+    parity = dict(record.section.get("parity", {}))
+    for output in parity.pop("outputs", ()):
+        own_name = output["name"]
+        parity |= {f"{own_name} {name}": output[name] for name in output if name != "name"}
     return {
         "metrics": metrics,
-        "gate": dict(_gate_facts(record.gate)),
+        "gate": gate,
         "parameters": parameters,
         "data": record.datasets,
         "code": {
@@ -213,7 +223,7 @@ def _facts(record: VersionRecord) -> dict[str, Mapping[str, Value]]:
             "uncommitted changes": provenance.get("git_dirty"),
         },
         "signature": record.signature,
-        "parity": dict(_parity_facts(record.section.get("parity", {}))),
+        "parity": parity,
         "environment": {
             "python": provenance.get("python_version"),
             **{f"{name} (serving)": version for name, version in record.requirements.items()},
@@ -221,31 +231,6 @@ def _facts(record: VersionRecord) -> dict[str, Mapping[str, Value]]:
         },
         "graph": record.graph,
     }
-
-
-def _gate_facts(gate: GateEvidence | None) -> Iterator[tuple[str, Value]]:
-    """Yield the names and values of the verdict, of each check and of each figure."""
-    if gate is None:
-        return
-    yield "state", gate.status.state
-    for check in gate.checks:
-        yield check.name, check.state
-    for check in gate.checks:
-        for name, value in check.figures.items():
-            yield f"{check.name} {name}", value
-
-
-def _parity_facts(parity: Mapping[str, Any]) -> Iterator[tuple[str, Value]]:
-    """Yield the name and the value of each fact about the proof, and of each output's
-    facts.
-    """
-    for name, value in parity.items():
-        if name != "outputs":
-            yield name, value
-    for output in parity.get("outputs", ()):
-        for name, value in output.items():
-            if name != "name":
-                yield f"{output['name']} {name}", value
 
 
 def _find_trend(row: DiffRow) -> Trend:

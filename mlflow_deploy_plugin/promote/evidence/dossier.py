@@ -74,22 +74,24 @@ _SECTIONS = {
     "record": ("trail_state", "unsigned_events"),
 }
 """The sections of each group. Each section is a method of `_Facts`, or has the events
-of `_ACTIONS`. `unsigned_events` has those that no server has signed.
+of `_SECTION_BY_ACTION`. `unsigned_events` has those that no server has signed.
 """
 _MOVES = ("promote", "transition", "alias")
 _SERVING = (*_MOVES, "rollback", "rollout.start", "rollout.end")
 _DECISIONS = ("gate", "request", "approve", "decline", "refused", "sign", *_MOVES)
-_ACTIONS = {
-    "traffic": (
-        *("create", "update", "delete", "start", "stop", "load", "unload"),
-        *("traffic", "follow", "rollout", "rollback"),
-    ),
-    "promotions": ("request", "approve", "decline", "refused", "intend", "failed", *_MOVES),
-    "gate": ("gate",),
-    "signatures": ("sign",),
-    "responses": ("monitor", "silence", "retrain"),
+_TRAFFIC = (
+    *("create", "update", "delete", "start", "stop", "load", "unload"),
+    *("traffic", "follow", "rollout", "rollback"),
+)
+_PROMOTIONS = ("request", "approve", "decline", "refused", "intend", "failed", *_MOVES)
+_SECTION_BY_ACTION = {
+    **dict.fromkeys(_TRAFFIC, "traffic"),
+    **dict.fromkeys(_PROMOTIONS, "promotions"),
+    "gate": "gate",
+    "sign": "signatures",
+    **dict.fromkeys(("monitor", "silence", "retrain"), "responses"),
 }
-"""A section → the first words of its actions. The section `changes` has the others."""
+"""The first word of an action → its section. The section `changes` has the others."""
 _PERIOD = re.compile(r"[12]\d{3}(-Q[1-4]|-(0[1-9]|1[0-2]))?", re.ASCII)
 
 
@@ -293,8 +295,13 @@ class _Facts:
             if event.action in _DECISIONS and (event.model, event.version) in self.versions_served
         ]
         for event in (*earlier, *self.trail.events):
-            is_unsigned = event in self.trail.unsigned
-            if section == ("unsigned_events" if is_unsigned else _section_of(event)):
+            kind = event.action.partition(".")[0]
+            own_section = _SECTION_BY_ACTION.get(kind, "changes")
+            if event in self.trail.unsigned:
+                own_section = "unsigned_events"
+            elif own_section == "traffic" and not event.endpoint:
+                own_section = "changes"  # `delete` without an endpoint is about a model.
+            if section == own_section:
                 yield self.in_trail(event)
 
     def in_trail(self, event: AuditEvent) -> Statement:
@@ -409,12 +416,13 @@ class _Facts:
 
     def trail_state(self) -> Statements:
         """Yield the number of events, and the state of the audit trail."""
-        count = len(self.trail.events)
-        unsigned = len(self.trail.unsigned.difference(self.trail.earlier))
-        models = join_names(self.trail.names) or "no registered model"
-        text = f"The audit trail has {count} events of {self.endpoint} and {models} in the period"
+        unsigned = self.trail.unsigned.difference(self.trail.earlier)
+        text = (
+            f"The audit trail has {len(self.trail.events)} events of {self.endpoint} and "
+            f"{join_names(self.trail.names) or 'no registered model'} in the period"
+        )
         if unsigned:
-            text += f", of which {unsigned} are not signed by MLflow's server"
+            text += f", of which {len(unsigned)} are not signed by MLflow's server"
         yield statement_of(text, "trail", self.endpoint, self.pages[""])
         # The events of the period are in the section `changes`.
         adopted = [
@@ -422,10 +430,9 @@ class _Facts:
             for event in self.store.events(actions=(ADOPT,))
             if event.model in self.pages and event not in self.trail.events
         ]
-        unsigned_adopted = unsigned_events(self.store, adopted)
+        unsigned = unsigned_events(self.store, adopted)
         for event in adopted:
-            page = self.pages[event.model]
-            yield event_statement(event, page, event not in unsigned_adopted)
+            yield event_statement(event, self.pages[event.model], event not in unsigned)
         trusted = trusted_keys(self.store)
         newest = trusted and trusted.checkpoint
         compared = f"of {newest.at:%Y-%m-%d %H:%M} UTC" if newest else "none"
@@ -438,17 +445,6 @@ class _Facts:
             yield statement_of(text, "trail", name or self.endpoint, page)
             for fault in chain.faults:
                 yield statement_of(f"{subject}: {fault.text}", "trail", str(fault.event), page)
-
-
-def _section_of(event: AuditEvent) -> str:
-    kind = event.action.partition(".")[0]
-    # `delete` without an endpoint is about a model.
-    if kind in _ACTIONS["traffic"] and not event.endpoint:
-        return "changes"
-    for section, actions in _ACTIONS.items():
-        if kind in actions:
-            return section
-    return "changes"
 
 
 def _in_window(text: str, window: MonitorWindow) -> Statement:

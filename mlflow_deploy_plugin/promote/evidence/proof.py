@@ -79,6 +79,33 @@ class Proof(BaseModel):
     signed_by: str
     signature: str = ""
 
+    @property
+    def counted(self) -> str:
+        signed = [entry for entry in self.events if entry.event.signature]
+        return f"{len(self.events)} events, {len(signed)} of them signed"
+
+    def event_faults(
+        self, keys: Keys, sections: Mapping[str, Sequence[Statement]]
+    ) -> Iterator[str]:
+        """Yield the faults of the events and of the statements about events."""
+        stated = {entry.text for entry in chain.from_iterable(sections.values())}
+        for entry in self.events:
+            yield from entry.event.faults(keys)
+            if entry.is_in_period and entry.statement not in stated:
+                yield f"{entry.event.name} has no statement"
+        proven = {entry.statement for entry in self.events}
+        for name in sections.keys() - _FACTS:
+            for made in sections[name]:
+                if made.text not in proven:
+                    yield f"no event has this statement: {made.text}"
+
+    def changes_since(self, checkpoint: Checkpoint) -> Iterator[str]:
+        """Yield the faults after a checkpoint, which may be newer than the dossier."""
+        events = [entry.event for entry in self.events]
+        digests = {(chain_id(event.model), event.id): event.digest for event in events}
+        for number in changed_ends(checkpoint, self.checkpoint, digests):
+            yield f"event {number} was removed or changed after the checkpoint"
+
 
 def make_proof(store: Store, endpoint: str, period: Window, document: str, actor: str) -> Json:
     """Return the proof, which is signed if this process has the key of the server.
@@ -86,13 +113,13 @@ def make_proof(store: Store, endpoint: str, period: Window, document: str, actor
     """
     trail = read_trail(store, endpoint, period)
     in_period = {*trail.events}
-    known = in_period.union(trail.earlier)
+    earlier = {*trail.earlier}
     proven = []
     for stored in stored_events(store, endpoint, trail.names):
         event = stored.without_place()
-        text = event_statement(event, "", event not in trail.unsigned).text
-        if event in known:
-            is_in_period = event in in_period
+        is_in_period = event in in_period
+        if is_in_period or event in earlier:
+            text = event_statement(event, "", event not in trail.unsigned).text
             proven.append(ProvenEvent(event=stored, statement=text, is_in_period=is_in_period))
     keys = store.keys or Keys({})
     proof = Proof(
@@ -148,52 +175,29 @@ def check_dossier(
         content = document.pop("proof")
         proof = Proof.model_validate(content)
         del content["signature"]
-        subject = f"{document['endpoint']} {document['start']}/{document['end']}"
+        written = f"{document['endpoint']} {document['start']}/{document['end']}", _digest(document)
         for group in document.values():
             if isinstance(group, dict):
                 sections |= _STATEMENTS.validate_python(group)
     except (AttributeError, KeyError, TypeError, ValueError):
         raise InvalidConfig(f"{file} is not the dossier.json of a dossier") from None
-    pem = read_text(keys_file, "the file of --keys") if keys_file else proof.keys
-    keys = parse_keys(pem, str(keys_file or file)) if pem else Keys({})
+    text = read_text(keys_file, "the file of --keys") if keys_file else proof.keys
+    keys = parse_keys(text, str(keys_file or file)) if text else Keys({})
     faults = []
     if not proof.signed_by:
         faults.append("MLflow's server has not signed this dossier")
     elif not keys.is_signed(_PURPOSE, canonical_json(content), proof.signed_by, proof.signature):
         faults.append(f"the dossier has no valid signature of the key {proof.signed_by}")
-    if (_digest(document), subject) != (proof.document, proof.subject):
+    if written != (proof.subject, proof.document):
         faults.append("the statements are not those that were signed")
-    faults += _event_faults(proof, sections, keys)
+    faults += proof.event_faults(keys, sections)
     compared = "none"
     if checkpoint_file:
         text = read_text(checkpoint_file, "the file of --checkpoint")
         checkpoint = load_checkpoint(text, keys, str(checkpoint_file))
         compared = f"of {checkpoint.at:%Y-%m-%d %H:%M}Z"
-        events = [entry.event for entry in proof.events]
-        digests = {(chain_id(event.model), event.id): event.digest for event in events}
-        for number in changed_ends(checkpoint, proof.checkpoint, digests):
-            faults.append(f"event {number} was removed or changed after the checkpoint")
-    signed = sum(entry.event.signature != "" for entry in proof.events)
+        faults += proof.changes_since(checkpoint)
     origin = keys_file or "in the dossier, whose maker can exchange them (--keys FILE)"
     return faults, (
-        f"{len(proof.events)} events, {signed} of them signed; keys: {origin}; checkpoint: "
-        f"{compared}; statements by {proof.made_by}"
+        f"{proof.counted}; keys: {origin}; checkpoint: {compared}; statements by {proof.made_by}"
     )
-
-
-def _event_faults(
-    proof: Proof,
-    sections: Mapping[str, Sequence[Statement]],
-    keys: Keys,
-) -> Iterator[str]:
-    """Yield the faults of the events and of the statements about events."""
-    stated = {entry.text for entry in chain.from_iterable(sections.values())}
-    for entry in proof.events:
-        yield from entry.event.faults(keys)
-        if entry.is_in_period and entry.statement not in stated:
-            yield f"{entry.event.name} has no statement"
-    proven = {entry.statement for entry in proof.events}
-    for name in sections.keys() - _FACTS:
-        for made in sections[name]:
-            if made.text not in proven:
-                yield f"no event has this statement: {made.text}"

@@ -73,6 +73,27 @@ class RecordedRun:
     datasets: Mapping[str, str]
     dataset_rows: Mapping[str, int]
 
+    @staticmethod
+    def read(run_id: str, client: Any) -> "RecordedRun":
+        """Return the run that logged the version. Raises NotFound without a run id."""
+        if not run_id:
+            raise NotFound("the version does not name a run")
+        run = client.get_run(run_id)
+        datasets = [entry.dataset for entry in run.inputs.dataset_inputs]
+        counts = {}
+        for dataset in datasets:
+            with suppress(ValueError, AttributeError):  # A profile may have any text.
+                counts[dataset.name] = json.loads(dataset.profile or "{}").get("num_rows")
+        return RecordedRun(
+            run_id=run_id,
+            started_at=_utc_time(run.info.start_time),
+            params=run.data.params,
+            metrics=run.data.metrics,
+            tags=run.data.tags,
+            datasets={dataset.name: dataset.digest for dataset in datasets},
+            dataset_rows={name: rows for name, rows in counts.items() if isinstance(rows, int)},
+        )
+
 
 @dataclass(frozen=True)
 class GateEvidence:
@@ -90,6 +111,31 @@ class GateEvidence:
     run_id: str
     against: str = ""
     checks: tuple[CheckResult, ...] = ()
+
+    @staticmethod
+    def of(entry: "ModelVersion") -> "GateEvidence":
+        """Return the verdict from the tags, without its checks. Raises NotFound without
+        a verdict.
+        """
+        uri = _version_uri(entry)
+        if tags.GATE_TAG not in entry.tags:
+            raise NotFound(
+                f"{uri} has no gate report; run `onnxserve gate "
+                f"models:/{entry.name}/{entry.version}`"
+            )
+        status = tags.gate_status_of(entry.tags)
+        match = REPORT_RUN.search(status.report)
+        run_id = match[1] if match else ""
+        return GateEvidence(uri, status, run_id)
+
+    def with_checks(self, client: Any, fetch_file: FetchFile, folder: Path) -> "GateEvidence":
+        """Return the verdict with the checks of its report. A copy has the tags of its
+        original, which was judged.
+        """
+        file = fetch_file(client.get_run(self.run_id).info.artifact_uri, folder, GATE_JSON_FILE)
+        verdict = TypeAdapter(GateVerdict).validate_json(file.read_bytes())
+        judged = f"models:/{verdict.model}/{verdict.version}"
+        return replace(self, judged=judged, against=verdict.against, checks=verdict.checks)
 
 
 @dataclass(frozen=True)
@@ -200,9 +246,9 @@ def record_of(name: str, version: str, client: Any, fetch_file: FetchFile) -> Ve
         )
         run_id = entry.run_id or str(mlmodel.get("run_id") or "")
         judged = entry if tags.GATE_TAG in entry.tags else original
-        gate = parts.read("gate", partial(_read_gate, judged), None)
+        gate = parts.read("gate", partial(GateEvidence.of, judged), None)
         if gate is not None:
-            with_checks = partial(_with_checks, gate, client, fetch_file, folder)
+            with_checks = partial(gate.with_checks, client, fetch_file, folder)
             gate = parts.read("gate report", with_checks, gate)
         return VersionRecord(
             name=name,
@@ -214,7 +260,7 @@ def record_of(name: str, version: str, client: Any, fetch_file: FetchFile) -> Ve
             created_at=_utc_time(entry.creation_timestamp),
             registered_by=entry.user_id or "",
             original="" if original is entry else _version_uri(original),
-            run=parts.read("run", partial(_read_run, run_id, client), None),
+            run=parts.read("run", partial(RecordedRun.read, run_id, client), None),
             mlmodel=mlmodel,
             signature=parts.read("signature", partial(_column_types, mlmodel), {}),
             requirements=parts.read(
@@ -326,17 +372,18 @@ def _count_graph(
         # `registry_errors` would attribute an error of google.protobuf to Google's
         # storage.
         raise InvalidArtifact(f"the ONNX file cannot be read: {one_line(error, 200)}") from None
-    total_bytes = path.stat().st_size
+    counts = Counter(bytes=path.stat().st_size)
     for tensor in model.graph.initializer:
-        lengths = [entry.value for entry in tensor.external_data if entry.key == "length"]
-        total_bytes += sum(map(int, lengths))
-    counts = {"bytes": total_bytes}
+        for entry in tensor.external_data:
+            if entry.key == "length":
+                counts["bytes"] += int(entry.value)
     for opset in model.opset_import:
-        domain = opset.domain or "ai.onnx"
-        counts[f"opset {domain}"] = opset.version
-    # The domain of ONNX's own operators is empty.
-    operators = Counter(f"{node.domain}.{node.op_type}".lstrip(".") for node in _nodes(model.graph))
-    return counts | {f"operator {name}": count for name, count in operators.items()}
+        counts[f"opset {opset.domain or 'ai.onnx'}"] = opset.version
+    for node in _nodes(model.graph):
+        # The domain of ONNX's own operators is empty.
+        name = f"{node.domain}.{node.op_type}".lstrip(".")
+        counts[f"operator {name}"] += 1
+    return counts
 
 
 def _nodes(graph: "GraphProto") -> "Iterator[NodeProto]":
@@ -345,61 +392,3 @@ def _nodes(graph: "GraphProto") -> "Iterator[NodeProto]":
         yield node
         for attribute in node.attribute:
             yield from _nodes(attribute.g)
-
-
-def _read_run(run_id: str, client: Any) -> RecordedRun:
-    """Return the run that logged the version. Raises NotFound if `run_id` is empty."""
-    if not run_id:
-        raise NotFound("the version does not name a run")
-    run = client.get_run(run_id)
-    datasets = [entry.dataset for entry in run.inputs.dataset_inputs]
-    counts = {dataset.name: _rows_of(dataset.profile) for dataset in datasets}
-    return RecordedRun(
-        run_id=run_id,
-        started_at=_utc_time(run.info.start_time),
-        params=run.data.params,
-        metrics=run.data.metrics,
-        tags=run.data.tags,
-        datasets={dataset.name: dataset.digest for dataset in datasets},
-        dataset_rows={name: count for name, count in counts.items() if count is not None},
-    )
-
-
-def _rows_of(profile: str | None) -> int | None:
-    """Return the number of rows in the profile of an MLflow dataset; None if the
-    profile has no such number.
-    """
-    with suppress(ValueError, AttributeError):
-        count = json.loads(profile or "{}").get("num_rows")
-        return count if isinstance(count, int) else None
-    return None
-
-
-def _read_gate(entry: "ModelVersion") -> GateEvidence:
-    """Return the verdict from the tags, without its checks. Raises NotFound without a
-    verdict.
-    """
-    uri = _version_uri(entry)
-    if tags.GATE_TAG not in entry.tags:
-        raise NotFound(
-            f"{uri} has no gate report; run `onnxserve gate models:/{entry.name}/{entry.version}`"
-        )
-    status = tags.gate_status_of(entry.tags)
-    match = REPORT_RUN.search(status.report)
-    run_id = match[1] if match else ""
-    return GateEvidence(uri, status, run_id)
-
-
-def _with_checks(
-    gate: GateEvidence,
-    client: Any,
-    fetch_file: FetchFile,
-    folder: Path,
-) -> GateEvidence:
-    """Return the verdict with the checks of its report. A copy has the tags of its
-    original, which was judged.
-    """
-    file = fetch_file(client.get_run(gate.run_id).info.artifact_uri, folder, GATE_JSON_FILE)
-    verdict = TypeAdapter(GateVerdict).validate_json(file.read_bytes())
-    judged = f"models:/{verdict.model}/{verdict.version}"
-    return replace(gate, judged=judged, against=verdict.against, checks=verdict.checks)

@@ -10,11 +10,12 @@ judges.
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import quote
 
 import mlflow
@@ -113,6 +114,20 @@ class CopiedVersion:
             f"{self.registry}"
         )
 
+    @property
+    def commands(self) -> dict[str, str]:
+        """The commands at the target, and the commands that do the same where
+        MLFLOW_TRACKING_URI is the source.
+        """
+        options = f" --to-registry {self.registry}"
+        if self.model != self.source_model:
+            options += f" --to-model {self.model}"
+        promote = f"onnxserve promote models:/{self.source_model}/{self.source_version}{options} "
+        return {
+            f"onnxserve promote models:/{self.model}/{self.version} ": promote,
+            "`onnxserve gate ": f"`MLFLOW_TRACKING_URI={self.registry} onnxserve gate ",
+        }
+
     def record(
         self,
         promotion: Promotion | None = None,
@@ -173,16 +188,14 @@ def copied_version(
             "https://mlflow"
         )
     resolution.check_new_name(to_model)
-    source = _read_source(model, version)
+    source = _Source.read(model, version)
     name = to_model or model
     address = to_registry.rstrip("/")
-    workspace = active_workspace()
-    target_workspace = workspace_of(
-        {"MLFLOW_WORKSPACE": os.environ.get("TARGET_MLFLOW_WORKSPACE", workspace)}
-    )
-    current_address = registry_address().rstrip("/")
-    is_current_address = connection.redact_credentials(address) == current_address
-    is_same = not to_registry or (is_current_address and target_workspace == workspace)
+    is_same = not to_registry
+    if connection.redact_credentials(address) == registry_address().rstrip("/"):
+        workspace = active_workspace()
+        named = os.environ.get("TARGET_MLFLOW_WORKSPACE", workspace)
+        is_same = workspace_of({"MLFLOW_WORKSPACE": named}) == workspace
     if is_same and name == model:
         raise InvalidConfig(
             f"{source} is in {source.registry} already; --to-model NAME copies it to another model"
@@ -206,47 +219,28 @@ def copied_version(
                 fetch(f"runs:/{run_id}/{tags.GATE_REPORT_FILE}", folder / "source_gate", report)
                 fetch(f"runs:/{run_id}/{GATE_JSON_FILE}", folder / "source_gate", report)
         with target():
-            copied = _copy(source, name, folder, is_same, progress)
+            copied = source.copy(name, folder, is_same, progress)
             copied.record(at_target=True)
         copied.record()
     remedy = (
         f"{copied}, and the same command, with --to-registry or --to-model, continues from there"
     )
-    commands: AbstractContextManager[None] = nullcontext()
-    if not is_same:
-        commands = _commands_for_target(copied)
-    with _remedy(remedy), commands, target():
+    with _remedy(remedy, {} if is_same else copied.commands), target():
         yield copied
 
 
 @contextmanager
-def _remedy(text: str) -> Iterator[None]:
-    """Add the state of the copy, or how to continue, to the message of an error."""
-    try:
-        yield
-    except OnnxserveError as error:
-        raise type(error)(f"{error.message}; {text}") from error
-
-
-@contextmanager
-def _commands_for_target(copied: CopiedVersion) -> Iterator[None]:
-    """Make the commands in the message of an error work here, where MLFLOW_TRACKING_URI
-    is the source.
+def _remedy(text: str, commands: Mapping[str, str] = MappingProxyType({})) -> Iterator[None]:
+    """Add the state of the copy, or how to continue, to the message of an error. The
+    `commands` for the target are replaced by those that work here.
     """
-    options = f" --to-registry {copied.registry}"
-    if copied.model != copied.source_model:
-        options += f" --to-model {copied.model}"
-    promote = f"onnxserve promote models:/{copied.source_model}/{copied.source_version}{options} "
     try:
         yield
     except OnnxserveError as error:
-        at_target = f"onnxserve promote models:/{copied.model}/{copied.version} "
-        message = error.message.replace(at_target, promote)
-        message = message.replace(
-            "`onnxserve gate ",
-            f"`MLFLOW_TRACKING_URI={copied.registry} onnxserve gate ",
-        )
-        raise type(error)(message) from error
+        message = error.message
+        for at_target, here in commands.items():
+            message = message.replace(at_target, here)
+        raise type(error)(f"{message}; {text}") from error
 
 
 @dataclass(frozen=True)
@@ -287,36 +281,146 @@ class _Source:
                 numbers.append(str(item.version))
         return sorted(numbers, key=int)
 
+    @staticmethod
+    def read(model: str, version: str) -> "_Source":
+        """Return a version of the current registry. Its original and its run may be
+        deleted.
+        """
+        resolved = resolution.registered_version(model, version)
+        client = registry_client()
+        with registry_errors(resolved.source):
+            entry = client.get_model_version(model, resolved.version)
+            original = entry
+        with suppress(NotFound, InvalidConfig), registry_errors(resolved.source):
+            original = original_of(entry, client)
+        judged = entry if tags.GATE_REPORT_TAG in entry.tags else original
+        run = None
+        run_page = ""
+        run_id = entry.run_id
+        with suppress(NotFound), registry_errors(f"run {run_id}"):
+            if run_id:
+                page = logged_run(client, run_id).url
+                run = client.get_run(run_id)
+                run_page = connection.redact_credentials(page) or run_id
+        return _Source(
+            entry=entry,
+            uri=resolved.source,
+            registry=registry_address(),
+            page=_page_of(entry),
+            run=run,
+            run_page=run_page,
+            gate=tags.gate_status_of(judged.tags),
+        )
 
-def _read_source(model: str, version: str) -> _Source:
-    """Return a version of the current registry. Its original and its run may be
-    deleted.
-    """
-    resolved = resolution.registered_version(model, version)
-    client = registry_client()
-    with registry_errors(resolved.source):
-        entry = client.get_model_version(model, resolved.version)
-        original = entry
-    with suppress(NotFound, InvalidConfig), registry_errors(resolved.source):
-        original = original_of(entry, client)
-    judged = entry if tags.GATE_REPORT_TAG in entry.tags else original
-    run = None
-    run_page = ""
-    run_id = entry.run_id
-    with suppress(NotFound), registry_errors(f"run {run_id}"):
-        if run_id:
-            page = logged_run(client, run_id).url
-            run = client.get_run(run_id)
-            run_page = connection.redact_credentials(page) or run_id
-    return _Source(
-        entry=entry,
-        uri=resolved.source,
-        registry=registry_address(),
-        page=_page_of(entry),
-        run=run,
-        run_page=run_page,
-        gate=tags.gate_status_of(judged.tags),
-    )
+    def copy(
+        self,
+        name: str,
+        folder: Path,
+        is_same: bool,
+        progress: ProgressCallback,
+    ) -> CopiedVersion:
+        """Return the copy in the model `name` of the target, which is the current
+        registry. It is created if necessary. Raises InvalidArtifact if the files of the
+        copy, or of the run for the copy, differ from the source.
+        """
+        digest = combine_hashes(hash_files(folder / "model"))
+        with suppress(FileNotFoundError):  # Few versions are signed.
+            (folder / BUNDLE).rename(folder / "model" / BUNDLE)
+        has_report = (folder / "source_gate" / tags.GATE_REPORT_FILE).is_file()
+        gate = f"{self.gate.state}: {self.gate.report}" if has_report else "no report"
+        progress(f"gate of {self}: {gate}")
+        origin = {
+            tags.COPIED_FROM_TAG: self.page,
+            _FILES_TAG: digest,
+            _GATE_TAG: gate,
+            _RUN_TAG: self.run_page,
+        }
+        run_id = self.entry.run_id
+        location = self.uri
+        if copies := self.copies(name, digest):
+            location = f"models:/{name}/{copies[0]}"
+        elif not is_same:
+            run_id, location = self._log_run(name, folder, origin, progress)
+        progress(f"comparing {location} in {registry_address()} with the source")
+        if version_digest(location) != digest:
+            raise InvalidArtifact(f"the files of {location} differ from {self}: delete {location}")
+        if not copies:
+            progress(f"registering {self} as a version of {name} in {registry_address()}")
+            client = registry_client()
+            with registry_errors(f"model {name}"):
+                # If the model does not exist afterwards, the next call reports it.
+                with suppress(MlflowException):
+                    client.create_registered_model(name)
+                client.create_model_version(
+                    name,
+                    location,
+                    run_id,
+                    tags.kept_tags(self.entry.tags, *_KEPT_TAGS) | origin,
+                    description=tags.with_description_section(self.entry.description or "", []),
+                    await_creation_for=0,
+                )
+        # MLflow's client may repeat a call, and register two versions.
+        number = self.copies(name, digest)[0]
+        return CopiedVersion(
+            model=name,
+            version=number,
+            registry=registry_address(),
+            source_model=str(self.entry.name),
+            source_version=str(self.entry.version),
+            copied_from=self.page,
+            source_run=self.run_page,
+            files=digest,
+        )
+
+    def _log_run(
+        self,
+        name: str,
+        folder: Path,
+        origin: dict[str, str],
+        progress: ProgressCallback,
+    ) -> tuple[str, str]:
+        """Log the training run and the folder to a run of the target. Return its id and
+        the address of the folder model.
+        """
+        run = self.run
+
+        def log_content(client: MlflowClient, run_id: str, _: int) -> None:
+            """Log the parameters, metrics and datasets of the training run, if there is
+            one, and the files of the folder.
+            """
+            if run is not None:
+                client.log_batch(
+                    run_id,
+                    params=[Param(key, value) for key, value in run.data.params.items()],
+                )
+                log_metrics(
+                    client,
+                    run_id,
+                    "",
+                    run.data.metrics.items(),
+                    at_ms=run.info.start_time,
+                )
+                client.log_inputs(run_id, datasets=run.inputs.dataset_inputs)
+            sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
+            progress(f"uploading {len(sizes)} files ({sum(sizes):,} bytes) to {registry_address()}")
+            client.log_artifacts(run_id, str(folder))
+
+        title = str(self)
+        run_tags: dict[str, str] = {}
+        if run is not None:
+            title = str(run.info.run_name)
+            run_tags = tags.kept_tags(run.data.tags, *_KEPT_TAGS)
+        identity = {key: origin[key] for key in (tags.COPIED_FROM_TAG, _FILES_TAG)}
+        copy = IdempotentRun(
+            f"the copy of {self}",
+            f"onnxserve/{name}",
+            identity,
+            ("onnxserve.copied", "complete"),
+        )
+        run_id = copy.log(title, run_tags | origin, log_content).run_id
+        with registry_errors(f"run {run_id}"):
+            artifact_uri = registry_client().get_run(run_id).info.artifact_uri
+        return run_id, f"{artifact_uri.rstrip('/')}/model"
 
 
 def _page_of(entry: ModelVersion) -> str:
@@ -326,118 +430,6 @@ def _page_of(entry: ModelVersion) -> str:
     version = f"models/{quote(entry.name)}/versions/{entry.version}"
     page = f"{registry_address().rstrip('/')}/#/{version}{workspace_query()}"
     return page.replace("'", "%27")
-
-
-def _copy(
-    source: _Source,
-    name: str,
-    folder: Path,
-    is_same: bool,
-    progress: ProgressCallback,
-) -> CopiedVersion:
-    """Return the copy in the model `name` of the target, which is the current registry.
-    It is created if necessary. Raises InvalidArtifact if the files of the copy, or of
-    the run for the copy, differ from the source.
-    """
-    digest = combine_hashes(hash_files(folder / "model"))
-    with suppress(FileNotFoundError):  # Few versions are signed.
-        (folder / BUNDLE).rename(folder / "model" / BUNDLE)
-    has_report = (folder / "source_gate" / tags.GATE_REPORT_FILE).is_file()
-    gate = f"{source.gate.state}: {source.gate.report}" if has_report else "no report"
-    progress(f"gate of {source}: {gate}")
-    origin = {
-        tags.COPIED_FROM_TAG: source.page,
-        _FILES_TAG: digest,
-        _GATE_TAG: gate,
-        _RUN_TAG: source.run_page,
-    }
-    run_id = source.entry.run_id
-    location = source.uri
-    if copies := source.copies(name, digest):
-        location = f"models:/{name}/{copies[0]}"
-    elif not is_same:
-        run_id, location = _log_run(source, name, folder, origin, progress)
-    progress(f"comparing {location} in {registry_address()} with the source")
-    if version_digest(location) != digest:
-        raise InvalidArtifact(f"the files of {location} differ from {source}: delete {location}")
-    if not copies:
-        progress(f"registering {source} as a version of {name} in {registry_address()}")
-        client = registry_client()
-        with registry_errors(f"model {name}"):
-            # If the model does not exist afterwards, the next call reports it.
-            with suppress(MlflowException):
-                client.create_registered_model(name)
-            client.create_model_version(
-                name,
-                location,
-                run_id,
-                tags.kept_tags(source.entry.tags, *_KEPT_TAGS) | origin,
-                description=tags.with_description_section(source.entry.description or "", []),
-                await_creation_for=0,
-            )
-    # MLflow's client may repeat a call, and register two versions.
-    number = source.copies(name, digest)[0]
-    return CopiedVersion(
-        model=name,
-        version=number,
-        registry=registry_address(),
-        source_model=str(source.entry.name),
-        source_version=str(source.entry.version),
-        copied_from=source.page,
-        source_run=source.run_page,
-        files=digest,
-    )
-
-
-def _log_run(
-    source: _Source,
-    name: str,
-    folder: Path,
-    origin: dict[str, str],
-    progress: ProgressCallback,
-) -> tuple[str, str]:
-    """Log the training run and the folder to a run of the target. Return its id and the
-    address of the folder model.
-    """
-    run = source.run
-
-    def log_content(client: MlflowClient, run_id: str, _: int) -> None:
-        """Log the parameters, metrics and datasets of the training run, if there is
-        one, and the files of the folder.
-        """
-        if run is not None:
-            client.log_batch(
-                run_id,
-                params=[Param(key, value) for key, value in run.data.params.items()],
-            )
-            log_metrics(
-                client,
-                run_id,
-                "",
-                run.data.metrics.items(),
-                at_ms=run.info.start_time,
-            )
-            client.log_inputs(run_id, datasets=run.inputs.dataset_inputs)
-        sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
-        progress(f"uploading {len(sizes)} files ({sum(sizes):,} bytes) to {registry_address()}")
-        client.log_artifacts(run_id, str(folder))
-
-    title = str(source)
-    run_tags: dict[str, str] = {}
-    if run is not None:
-        title = str(run.info.run_name)
-        run_tags = tags.kept_tags(run.data.tags, *_KEPT_TAGS)
-    identity = {key: origin[key] for key in (tags.COPIED_FROM_TAG, _FILES_TAG)}
-    copy = IdempotentRun(
-        f"the copy of {source}",
-        f"onnxserve/{name}",
-        identity,
-        ("onnxserve.copied", "complete"),
-    )
-    run_id = copy.log(title, run_tags | origin, log_content).run_id
-    with registry_errors(f"run {run_id}"):
-        artifact_uri = registry_client().get_run(run_id).info.artifact_uri
-    return run_id, f"{artifact_uri.rstrip('/')}/model"
 
 
 @contextmanager
@@ -454,13 +446,13 @@ def _registry_at(address: str) -> Iterator[None]:
     find_file = credentials._get_credentials_path
     folder = quote(connection.redact_credentials(address), safe="")
     home = load_settings().root_path / "registries" / folder
-    remaining = {name: value for name, value in environment.items() if not _OF_SOURCE.match(name)}
-    target_variables = {"ONNXSERVE_HOME": str(home)}
-    for name, value in remaining.items():
+    variables = {name: value for name, value in environment.items() if not _OF_SOURCE.match(name)}
+    variables["ONNXSERVE_HOME"] = str(home)
+    for name in environment:
         if match := _OF_TARGET.fullmatch(name):
-            target_variables[match[1]] = value
+            variables[match[1]] = environment[name]
     try:
-        _set_environment(remaining | target_variables)
+        _set_environment(variables)
         # The file ~/.mlflow/credentials is for the source.
         credentials._get_credentials_path = lambda: os.devnull
         mlflow.set_tracking_uri(address)

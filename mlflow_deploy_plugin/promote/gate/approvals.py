@@ -8,7 +8,7 @@ a refusal, a newer request, the renaming or deletion of the model, or a fault in
 trail. Its approvals end with it, so that each promotion needs new approvals.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
@@ -141,6 +141,23 @@ class PromotionRequest(ListedRequest):
     def is_by_author(self, user: str) -> bool:
         return any(_is_same_person(user, name) for name in (self.requested_by, *self.authors))
 
+    def with_report(self, gate: AuditEvent) -> "PromotionRequest":
+        """Return the request with the gate report of an event. The command that ran the
+        gate names its machine. MLflow's server adds the address of the command.
+        """
+        detail = gate.detail
+        is_author = any(_is_same_person(gate.actor, author) for author in self.authors)
+        role = "author of the version" if is_author else ""
+        judged_by = (gate.actor, role, detail.get("machine"), detail.get("address"))
+        report = {
+            "report": detail["report"],
+            "report_run": detail["run_id"],
+            "report_digest": detail["report_digest"],
+            "verdict": gate.after,
+            "judged_by": ", ".join(filter(None, judged_by)),
+        }
+        return self.model_copy(update=report)
+
 
 @dataclass(frozen=True)
 class ApprovalStatus:
@@ -170,14 +187,13 @@ class ApprovalStatus:
         """One line that names the missing approvals, and the reasons for approvals that
         do not count.
         """
+        text = f"{self.missing} of {self.required.count} approvals"
         if self.required.groups:
-            groups = f" from group {' or '.join(self.required.groups)}"
-        else:
-            groups = ""
-        verb = "is" if self.missing == 1 else "are"
-        text = f"{self.missing} of {self.required.count} approvals{groups} {verb} missing"
-        approved = f", approved by {join_names(self.approved_by)}" if self.approved_by else ""
-        return "; ".join([text + approved, *self.discounted])
+            text += f" from group {' or '.join(self.required.groups)}"
+        text += " is missing" if self.missing == 1 else " are missing"
+        if self.approved_by:
+            text += f", approved by {join_names(self.approved_by)}"
+        return "; ".join([text, *self.discounted])
 
 
 def promotion_requests(store: Store, model: str) -> list[PromotionRequest]:
@@ -243,24 +259,21 @@ def approval_status(
         return ApprovalStatus(policy, (), (f"the request has lapsed: {change}",))
     approved = []
     discounted = []
+    # If the last gate run failed, an approval counts only if the approver saw the
+    # report of this run. The promotion is then forced, or somebody has changed the
+    # tags of the verdict.
+    has_failed = request.verdict not in ("", *PASSED_STATES)
     for approval in request.approvals:
-        # If the last gate run failed, an approval counts only if the approver saw the
-        # report of this run. The promotion is then forced, or somebody has changed the
-        # tags of the verdict.
         if approval.at + length_of(policy.valid_for) <= now:
             reason = f"the approval of {approval.actor} has expired after {policy.valid_for}"
         elif policy.not_author and request.is_by_author(approval.actor):
             reason = f"{approval.actor} is an author"
-        else:
-            has_failed = request.verdict not in ("", *PASSED_STATES)
-            if has_failed and approval.detail["report"] != request.report_digest:
-                reason = f"{approval.actor} approved before the gate failed"
-            else:
-                reason = ""
-        if reason:
-            discounted.append(reason)
+        elif has_failed and approval.detail["report"] != request.report_digest:
+            reason = f"{approval.actor} approved before the gate failed"
         else:
             approved.append(approval.actor)
+            continue
+        discounted.append(reason)
     return ApprovalStatus(policy, tuple(approved), tuple(discounted))
 
 
@@ -413,34 +426,25 @@ def version_authors(store: Store, version: str, created: int) -> tuple[str, ...]
     return tuple(authors)
 
 
-def _open_requests(events: Iterable[AuditEvent]) -> list[PromotionRequest]:
+def _open_requests(events: Sequence[AuditEvent]) -> list[PromotionRequest]:
     """Return the open requests after these events of a model, both oldest first."""
     live: dict[_Key, PromotionRequest] = {}
-    events = list(events)
     for event in events:
         key = (event.model, event.version, event.after.lower())
         moved = event.detail.get("moved")
         if event.action == "request":
             live.pop(key, None)  # The newest request is the last one.
-            recorded = {
-                **event.detail,
-                "model": event.model,
-                "version": event.version,
-                "to": event.after,
-                "requested_by": event.actor,
-                "at": event.at,
-                "why": event.why,
-            }
-            live[key] = PromotionRequest.model_validate(recorded)
+            recorded: Json = {**event.detail, "model": event.model, "version": event.version}
+            recorded |= {"to": event.after, "requested_by": event.actor, "at": event.at}
+            live[key] = PromotionRequest.model_validate(recorded | {"why": event.why})
         elif event.action == "approve" and key in live:
             # The approval replaces the person's earlier approval.
-            request = live[key]
             earlier = [
                 approval
-                for approval in request.approvals
+                for approval in live[key].approvals
                 if not _is_same_person(approval.actor, event.actor)
             ]
-            live[key] = request.model_copy(update={"approvals": (*earlier, event)})
+            live[key] = live[key].model_copy(update={"approvals": (*earlier, event)})
         elif event.action == "decline":
             live.pop(key, None)
         elif event.action in _MOVES and moved:
@@ -448,30 +452,11 @@ def _open_requests(events: Iterable[AuditEvent]) -> list[PromotionRequest]:
         elif event.action in ("rename", "delete", BROKEN):
             live.clear()
     gates = _gate_events(events)
-    requests = []
-    for entry in live.values():
-        subject = entry.subject
-        gate = gates.get((entry.version, subject.files, subject.policy))
-        requests.append(_with_report(entry, gate) if gate else entry)
-    return requests
-
-
-def _with_report(request: PromotionRequest, gate: AuditEvent) -> PromotionRequest:
-    """Return the request with the gate report of an event. The command that ran the
-    gate names its machine. MLflow's server adds the address of the command.
-    """
-    detail = gate.detail
-    is_author = any(_is_same_person(gate.actor, author) for author in request.authors)
-    role = "author of the version" if is_author else ""
-    judged_by = (gate.actor, role, detail.get("machine"), detail.get("address"))
-    report = {
-        "report": detail["report"],
-        "report_run": detail["run_id"],
-        "report_digest": detail["report_digest"],
-        "verdict": gate.after,
-        "judged_by": ", ".join(filter(None, judged_by)),
-    }
-    return request.model_copy(update=report)
+    for key, request in live.items():
+        gate = gates.get((request.version, request.subject.files, request.subject.policy))
+        if gate:
+            live[key] = request.with_report(gate)
+    return list(live.values())
 
 
 def _gate_events(events: Iterable[AuditEvent]) -> dict[_Key, AuditEvent]:
@@ -516,7 +501,7 @@ def _record(
     written in one transaction, so that racing calls cannot both count.
     """
 
-    def next_event(events: Iterable[AuditEvent]) -> AuditEvent | None:
+    def next_event(events: Sequence[AuditEvent]) -> AuditEvent | None:
         detail = decide(_find_request(_open_requests(events), subject))
         if detail is None:
             return None
@@ -567,13 +552,13 @@ def _require_approver(required: ApprovalPolicy, subject: Subject, person: Person
     names no group, may edit the model. Raise Unauthenticated for an anonymous caller.
     """
     _require_login(person)
-    if required.groups and not person.groups & {*required.groups}:
+    is_approver = person.may_edit
+    rule = "be allowed to edit the model"
+    if required.groups:
+        is_approver = not person.groups.isdisjoint(required.groups)
         rule = f"be in group {' or '.join(required.groups)}"
-    elif not required.groups and not person.may_edit:
-        rule = "be allowed to edit the model"
-    else:
-        return
-    raise ScopeMissing(f"{person.user} may not decide about {subject}: approvers must {rule}")
+    if not is_approver:
+        raise ScopeMissing(f"{person.user} may not decide about {subject}: approvers must {rule}")
 
 
 def _is_same_person(user: str, other: str) -> bool:
@@ -595,20 +580,18 @@ def approved_files(
     moved, and the files with which the version moved to a gated place. The former come
     first, because they are newer. Raises StoreUnavailable.
     """
-    name = version.name
-    number = str(version.version)
-    requests = [request for request in promotion_requests(store, name) if request.version == number]
+    requests = promotion_requests(store, version.name)
     approved: list[str] = []
     served: list[str] = []
     for place in policy.gated_places:
+        required = policy.approvals_for(place)
         for request in requests:
             subject = subject_of(version, place, request.subject.files, policy)
-            required = policy.approvals_for(place)
             if required is None or request.subject.key != subject.key:
                 continue
             if approval_status(required, request, subject, store.now()).is_complete:
                 approved.append(subject.files)
-        served.append(served_files(store, name, number, str(place)))
+        served.append(served_files(store, version.name, str(version.version), str(place)))
     return tuple(dict.fromkeys(filter(None, [*approved, *served])))
 
 
@@ -619,12 +602,10 @@ def earlier_files(store: Store, version: "ModelVersion") -> tuple[str, ...]:
     The request may have lapsed, or may have been declined or replaced since. Raises
     StoreUnavailable.
     """
-    created = int(version.creation_timestamp)
-    events = reversed(store.counted_events(version.name, ("approve",)))
-    subjects = filter(None, (event.detail.get(COMPLETE) for event in events))
-    matching = [
-        entry
-        for entry in subjects
-        if (entry["version"], entry["created"]) == (str(version.version), created)
-    ]
-    return tuple(dict.fromkeys(entry["files"] for entry in matching))
+    sought = (str(version.version), int(version.creation_timestamp))
+    digests: dict[str, None] = {}
+    for event in reversed(store.counted_events(version.name, ("approve",))):
+        subject = event.detail.get(COMPLETE)
+        if subject and (subject["version"], subject["created"]) == sought:
+            digests.setdefault(subject["files"])
+    return tuple(digests)

@@ -192,8 +192,7 @@ class _Request:
             status = self.ungated() or self.verdict
             if status.passed:
                 return self.promotion(status, is_moved=False)
-        reason = self.missing_approvals(self.verdict.digest)
-        if reason:
+        if reason := self.missing_approvals(self.verdict.digest):
             raise GateRefused(reason)
         recorded = self.verdict.state or "nothing"
         unknown = tags.GateStatus(False, "would be run", f"recorded: {recorded}")
@@ -214,8 +213,9 @@ class _Request:
             if status.passed:
                 return self.stay(status)
         status = self.require_gate()
-        if not is_there:
-            self.require_approvals(status)
+        if not is_there and (reason := self.missing_approvals(status.digest)):
+            self.record("refused", replace(status, passed=False, reason=reason))
+            raise GateRefused(reason)
         if not status.passed:
             status = self.record_forced(status)
         elif not self.force:
@@ -274,15 +274,6 @@ class _Request:
             f"{self.place}, because it has not passed its gate: {status.reason}{report}"
         )
 
-    def require_approvals(self, status: tags.GateStatus) -> None:
-        """Raise GateRefused, and record the refusal, if approvals are missing for the
-        files of the verdict `status`.
-        """
-        if reason := self.missing_approvals(status.digest):
-            missing = tags.GateStatus(False, status.state, reason, status.report)
-            self.record("refused", missing)
-            raise GateRefused(reason)
-
     def missing_approvals(self, files: str) -> str:
         """Return why the version with these files lacks approvals for `place`; empty if
         it needs none, or has approvals that are not used up.
@@ -308,11 +299,16 @@ class _Request:
         """Return the gate status of the version for `place`. The gate is run unless
         there is a fresh verdict.
         """
-        ungated = self.ungated()
-        if ungated is not None:
+        if (ungated := self.ungated()) is not None:
             return ungated
         try:
-            return self.reusable_verdict() or self.new_verdict()
+            if reused := self.reusable_verdict():
+                return reused
+            gated = self.run_gate()
+            judged = gated.verdict
+            return tags.GateStatus(
+                judged.passed, judged.state, judged.reason, gated.report, judged.digest
+            )
         except OnnxserveError as error:
             if not self.force:
                 raise
@@ -326,27 +322,16 @@ class _Request:
         """Return the fresh verdict if it passed or, with `force`, failed; None if the
         gate must be run.
         """
-        if not self.is_fresh():
-            return None
         counted = ["passed", tags.PASSED_WITHOUT_EVALUATION]
         if self.force:
             counted.append("failed")
-        status = self.verdict
-        if status.state not in counted:
+        if not self.is_fresh() or self.verdict.state not in counted:
             return None
         at = self.entry.tags[tags.GATE_AT_TAG]
         self.progress(
-            f"the verdict on version {self.candidate.version} from {at} is {status.state}"
+            f"the verdict on version {self.candidate.version} from {at} is {self.verdict.state}"
         )
-        return status
-
-    def new_verdict(self) -> tags.GateStatus:
-        """Run the gate, and return its verdict."""
-        gated = self.run_gate()
-        verdict = gated.verdict
-        return tags.GateStatus(
-            verdict.passed, verdict.state, verdict.reason, gated.report, verdict.digest
-        )
+        return self.verdict
 
     def ungated(self) -> tags.GateStatus | None:
         """Return the status of a place that the policy does not gate; None for a gated

@@ -3,17 +3,13 @@ log the report, tag the version and record the event.
 """
 
 import hashlib
-import logging
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-import mlflow
 import numpy as np
-import pandas as pd
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
@@ -102,18 +98,6 @@ _OF_RUN = (tags.GATE_REPORT_TAG, tags.GATE_AT_TAG)
 _NO_ROWS = "there are no rows: the policy has no dataset, and the model has no reference"
 
 
-@dataclass(frozen=True, eq=False)
-class EvaluationData:
-    """The labels of a dataset, and the predictions of both versions; `current` is None
-    without a current version.
-    """
-
-    dataset: str
-    truth: Array
-    candidate: ModelPredictions
-    current: ModelPredictions | None
-
-
 @dataclass(eq=False)
 class _Checks:
     """The checks of a version, and inputs of the checks. An input that cannot be loaded
@@ -133,7 +117,6 @@ class _Checks:
     current: LoadedModel | None = None
     labelled: LabelledRows | None = None
     predictions: ModelPredictions | None = None
-    evaluated: EvaluationData | None = None
     notes: list[str] = field(default_factory=list)
 
     def load_current(
@@ -278,7 +261,6 @@ class _Checks:
             except errors.OnnxserveError as error:
                 reason = f"{self.against} cannot predict the rows of the dataset: {error.message}"
                 return CheckResult("evaluation", "failed", reason)
-        self.evaluated = EvaluationData(policy.dataset, labelled.truth, predictions, current)
         return check_evaluation(
             labelled.truth,
             predictions,
@@ -421,9 +403,9 @@ def judge(
     original: str = "",
     store: Store | None = None,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-) -> tuple[GateVerdict, EvaluationData | None]:
-    """Run the checks. Return the verdict, and the evaluated predictions; None without
-    an evaluation. An error of the version or of the policy's dataset is a failed check.
+) -> GateVerdict:
+    """Run the checks. An error of the version or of the policy's dataset is a failed
+    check.
 
     Args:
         current: the version to compare with, e.g. the served version; None for no
@@ -440,7 +422,6 @@ def judge(
     if not allowed.files:
         require_mlflow_data(policy)
     results: tuple[CheckResult, ...]
-    evaluation = None
     with ExitStack() as folders:
         compared = f" and version {current.version}" if current else ""
         progress(f"fetching version {candidate.version}{compared}")
@@ -466,8 +447,7 @@ def judge(
             if current is not None:
                 checks.load_current(current, folders, allowed)
             results = tuple(checks.run())
-            evaluation = checks.evaluated
-    verdict = GateVerdict(
+    return GateVerdict(
         model=candidate.name,
         version=candidate.version,
         digest=digest,
@@ -478,7 +458,6 @@ def judge(
         policy_digest=policy.digest,
         policy_from=policy_from,
     )
-    return verdict, evaluation
 
 
 @dataclass(frozen=True)
@@ -625,7 +604,7 @@ def gate_version(
     with store_or_default(store) as trail:
         if is_official:
             choice.policy.require_judge(trail.login.user, candidate.name)
-        verdict, evaluation = judge(
+        verdict = judge(
             candidate,
             current,
             choice.policy,
@@ -654,7 +633,7 @@ def gate_version(
             actor=actor or trail.user,
             machine=current_actor(),
         )
-        logged_run = _log_verdict(verdict, candidate, evaluation, record.tags)
+        logged_run = _log_verdict(verdict, candidate, record.tags)
         done = GateRun(verdict, logged_run, is_official)
         record = record.model_copy(
             update={
@@ -681,7 +660,6 @@ def store_or_default(store: Store | None) -> Iterator[Store]:
 def _log_verdict(
     verdict: GateVerdict,
     candidate: ResolvedModel,
-    evaluation: EvaluationData | None,
     verdict_tags: dict[str, str],
 ) -> LoggedRun:
     """Log the verdict to the run of this MLflow project, or to a new run in the
@@ -707,55 +685,9 @@ def _log_verdict(
         log_metrics(client, run_id, candidate.aspects.get("model_id", ""), metrics)
         client.log_text(run_id, verdict_as_html(verdict), tags.GATE_REPORT_FILE)
         client.log_dict(run_id, verdict_as_json(verdict), GATE_JSON_FILE)
-        if evaluation is not None:
-            _log_evaluation(run_id, evaluation)
 
     name = f"gate {verdict.model} v{verdict.version}"
     names = {"onnxserve.model": verdict.model, "onnxserve.version": verdict.version}
     # The run has the time, and its own page is the report.
     verdict_tags = {key: value for key, value in verdict_tags.items() if key not in _OF_RUN}
     return log_run("the run of the gate", name, names | verdict_tags, experiment_id, log_content)
-
-
-def _log_evaluation(run_id: str, evaluation: EvaluationData) -> None:
-    """Log MLflow's evaluation of the predictions of both versions, with metrics and
-    plots.
-
-    The verdict does not use this evaluation, which has no margin or interval. Errors of
-    MLflow are written to a tag.
-    """
-    sides = {"candidate": evaluation.candidate, "current": evaluation.current}
-    logger = logging.getLogger("mlflow.models.evaluation")
-    with (
-        mlflow.start_run(run_id=run_id, nested=mlflow.active_run() is not None),
-        ExitStack() as silenced,
-    ):
-        silenced.callback(logger.setLevel, logger.level)
-        logger.setLevel(logging.ERROR)  # Do not print MLflow's messages in the command's output.
-        for side, predictions in sides.items():
-            if predictions is None or predictions.prediction.ndim > 1:
-                continue
-            kind = "classifier" if predictions.is_label else "regressor"
-            table = pd.DataFrame({"target": evaluation.truth, "prediction": predictions.prediction})
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # MLflow warns about an unused schema.
-                    mlflow.models.evaluate(
-                        data=mlflow.data.from_pandas(
-                            table,
-                            name=evaluation.dataset[-200:],
-                            targets="target",
-                            predictions="prediction",
-                        ),
-                        model_type=kind,
-                        evaluators=kind,
-                        evaluator_config={
-                            "metric_prefix": f"mlflow_{side}_",
-                            "log_model_explainability": False,
-                        },
-                    )
-            except Exception as error:  # noqa: BLE001 - Several libraries raise their own errors.
-                mlflow.set_tag(
-                    f"onnxserve.gate.evaluate.{side}",
-                    f"mlflow.models.evaluate: {error}"[: tags.MAX_TAG_LENGTH],
-                )

@@ -127,10 +127,10 @@ def backtest(
     ours = _describe_outputs(candidate, replayed.outputs)
     theirs = _served_answers(traffic, accepted, ours.artifact)
     agreement = _compare(ours, theirs, shown)
-    labelled = _find_labels(accepted, ours)
-    comparison = _judge_labels(labelled, ours, theirs, metric, confidence, resamples, seed)
-    is_finite = np.isfinite(agreement.differences) & agreement.are_numbers
-    differences = agreement.differences[is_finite]
+    # The labels have the type that the candidate predicts.
+    is_text = ours.predictions.prediction.dtype.kind == "O"
+    labels = accepted.column(LABEL if is_text else LABEL_NUMBER)
+    differences = agreement.differences[np.isfinite(agreement.differences) & agreement.are_numbers]
     return BacktestReport(
         captured_rows=captured_rows,
         rows=len(table),
@@ -142,14 +142,11 @@ def backtest(
         mean_difference=float(differences.mean()) if len(differences) else math.nan,
         max_difference=float(differences.max()) if len(differences) else math.nan,
         refused_rows=len(table) - len(accepted),
-        refused=sorted(
-            replayed.refused,
-            key=lambda noted: -noted.rows,
-        )[:_SHOWN],
+        refused=sorted(replayed.refused, key=lambda noted: -noted.rows)[:_SHOWN],
         candidate_row_us=replayed.seconds / len(table) * 1e6,
         served_request_us=_median_latency(table),
-        labelled_rows=len(labelled.rows),
-        comparison=comparison,
+        labelled_rows=len(labels) - labels.null_count,
+        comparison=_judge_labels(labels, ours, theirs, metric, confidence, resamples, seed),
         disagreeing=_most_different(accepted, agreement, ours, theirs),
     )
 
@@ -192,20 +189,7 @@ class _Answers:
         """Return the type of a row's prediction as a text: `numbers × 3`."""
         prediction = self.predictions.prediction
         kind = {"O": "texts", "f": "numbers"}.get(prediction.dtype.kind, "integers")
-        return " × ".join(
-            [
-                kind,
-                *map(str, prediction.shape[1:]),
-            ]
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class _Labelled:
-    """The indices of the accepted rows with a label, and the labels, [N]."""
-
-    rows: Array
-    truth: Array
+        return " × ".join([kind, *map(str, prediction.shape[1:])])
 
 
 def _replay(
@@ -227,7 +211,6 @@ def _replay(
                 f"{shown} refuses the first rows of {endpoint}: {next(iter(refused))}"
             )
     seconds = time.perf_counter() - begun
-    accepted = pa.concat_tables([rows for rows, _ in parts])
     # An output whose shape differs between the parts cannot be concatenated.
     outputs = {}
     for name in parts[0][1]:
@@ -239,6 +222,7 @@ def _replay(
             f"{shown} returns arrays of different shapes for different rows, which cannot be "
             "compared"
         )
+    accepted = pa.concat_tables([part for part, _ in parts])
     return _Replayed(accepted, outputs, list(refused.values()), seconds)
 
 
@@ -289,18 +273,8 @@ def _compare(ours: _Answers, theirs: _Answers, shown: str) -> Agreement:
         ) from None
 
 
-def _find_labels(accepted: pa.Table, ours: _Answers) -> _Labelled:
-    """Return the labels of the type that the candidate predicts."""
-    column = LABEL_NUMBER
-    if ours.predictions.prediction.dtype.kind == "O":
-        column = LABEL
-    labels = accepted.column(column)
-    rows = np.flatnonzero(np.asarray(pc.is_valid(labels)))
-    return _Labelled(rows, labels.take(pa.array(rows)).to_numpy())
-
-
 def _judge_labels(
-    labelled: _Labelled,
+    labels: pa.ChunkedArray,
     ours: _Answers,
     theirs: _Answers,
     metric: MetricName | None,
@@ -308,12 +282,15 @@ def _judge_labels(
     resamples: int,
     seed: int,
 ) -> metrics.MetricComparison | Refused:
-    """Compare the metric of the candidate with the metric of the captured answers."""
-    truth = labelled.truth
+    """Compare the metric of the candidate with the metric of the captured answers in
+    the rows with a label.
+    """
+    rows = np.flatnonzero(np.asarray(pc.is_valid(labels)))
+    truth = labels.take(pa.array(rows)).to_numpy()
     if not len(truth):
         return Refused("no replayed row has a label that fits the answers")
-    candidate = ours.predictions_at(labelled.rows)
-    served = theirs.predictions_at(labelled.rows)
+    candidate = ours.predictions_at(rows)
+    served = theirs.predictions_at(rows)
     metric = metric or metrics.default_metric(truth, candidate)
     try:
         return metrics.paired_bootstrap(

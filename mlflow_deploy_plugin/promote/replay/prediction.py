@@ -67,6 +67,25 @@ class OutputComparison:
     computed: object = None
     index: tuple[int, ...] = ()
 
+    @staticmethod
+    def of(column: str, captured: Array, computed: Array | None) -> "OutputComparison":
+        """Compare an output to the bit. `computed` is None if the version has no such
+        output.
+        """
+        different = OutputComparison(column, is_equal=False, captured=_type_of(captured))
+        if computed is None:
+            return replace(different, computed="not computed")
+        if not captured.size and not computed.size:
+            # The lists of the log do not show the other dimensions of no values.
+            return OutputComparison(column, is_equal=True)
+        if captured.shape != computed.shape or captured.dtype.kind != computed.dtype.kind:
+            return replace(different, computed=_type_of(computed))
+        agreement = compare(captured, computed, _TO_THE_BIT)
+        if agreement.is_same:
+            return OutputComparison(column, is_equal=True)
+        index = agreement.worst
+        return replace(different, captured=captured[index], computed=computed[index], index=index)
+
 
 @dataclass(frozen=True)
 class NodeOutput:
@@ -80,6 +99,26 @@ class NodeOutput:
     values: list[Any]
     nan: int
     infinite: int
+
+    @staticmethod
+    def of(operator: str, name: str, value: object) -> "NodeOutput":
+        """Return an output with its first values, and its numbers of NaN and infinite
+        values.
+        """
+        # A sequence or a mapping is shown as a text.
+        array = value if isinstance(value, np.ndarray) else np.array(str(value), object)
+        flat = array.reshape(-1)
+        # Comparisons also work for arrays of texts.
+        is_nan = flat != flat
+        is_infinite = (flat == np.inf) | (flat == -np.inf)
+        return NodeOutput(
+            operator,
+            name,
+            type=_type_of(array),
+            values=flat[:5].tolist(),
+            nan=int(is_nan.sum()),
+            infinite=int(is_infinite.sum()),
+        )
 
 
 @dataclass(frozen=True)
@@ -169,16 +208,16 @@ def replay_prediction(
             output_column(names, name, array): array for name, array in computed.outputs.items()
         }
         answers = traffic.without_masked(computed.artifact, table)
-        captured = [name for name in answers.column_names if is_prediction(name)]
+        captured = arrays_of(answers, filter(is_prediction, answers.column_names))
         outputs = [
-            _compare(name, array, by_column.get(name))
-            for name, array in arrays_of(answers, captured).items()
+            OutputComparison.of(name, array, by_column.get(name))
+            for name, array in captured.items()
         ]
         return Replay(
             endpoint=traffic.endpoint,
             version=resolved.source,
             is_equal=bool(outputs) and all(output.is_equal for output in outputs),
-            inputs={name: values.tolist() for name, values in computed.columns.items()},
+            inputs={name: array.tolist() for name, array in computed.columns.items()},
             outputs=outputs,
             explanation=computed.explanation,
             nodes=computed.nodes,
@@ -240,18 +279,14 @@ def _compute_onnx(
     try:
         check_explainable(artifact)
         require_shap()
-        explained = contributions(
+        explanation: RowContributions | Refused = contributions(
             model, explained_feeds, max_evals=None, seed=0, progress=lambda line: None
-        )
-        explanation: RowContributions | Refused = explained.rows
+        ).rows
     except OnnxserveError as error:
         explanation = Refused(error.message)
-    nodes, left_out = _node_outputs(
-        artifact.onnx_file,
-        model.graph_feeds(explained_feeds),
-        most_nodes,
-    )
-    return _Computed(artifact, columns, outputs, explanation, nodes, left_out)
+    graph_feeds = model.graph_feeds(explained_feeds)
+    shown = _node_outputs(artifact.onnx_file, graph_feeds, most_nodes)
+    return _Computed(artifact, columns, outputs, explanation, *shown)
 
 
 def _compute_pyfunc(
@@ -282,25 +317,6 @@ def _compute_pyfunc(
             scorer.debug()
         outputs = dict(scorer.predict(schema.from_columns(columns)).arrays["outputs"])
     return _Computed(artifact, columns, outputs)
-
-
-def _compare(column: str, captured: Array, computed: Array | None) -> OutputComparison:
-    """Compare an output to the bit. `computed` is None if the version has no such
-    output.
-    """
-    different = OutputComparison(column, is_equal=False, captured=_type_of(captured))
-    if computed is None:
-        return replace(different, computed="not computed")
-    if not captured.size and not computed.size:
-        # The lists of the log do not show the other dimensions of no values.
-        return OutputComparison(column, is_equal=True)
-    if captured.shape != computed.shape or captured.dtype.kind != computed.dtype.kind:
-        return replace(different, computed=_type_of(computed))
-    agreement = compare(captured, computed, _TO_THE_BIT)
-    if agreement.is_same:
-        return OutputComparison(column, is_equal=True)
-    index = agreement.worst
-    return replace(different, captured=captured[index], computed=computed[index], index=index)
 
 
 def _type_of(array: Array) -> str:
@@ -335,7 +351,7 @@ def _node_outputs(
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
         return Refused(describe_error(error)), 0
     described = [
-        _describe_output(operator, name, value)
+        NodeOutput.of(operator, name, value)
         for (name, operator), value in zip(outputs.items(), values, strict=True)
     ]
     return described, max(0, len(nodes) - most)
@@ -353,21 +369,3 @@ def _run_unoptimized(
     session = module.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
     # ONNX Runtime reads [] as all outputs.
     return list(session.run(outputs, feeds)) if outputs else []
-
-
-def _describe_output(operator: str, name: str, value: object) -> NodeOutput:
-    """Return an output with its first values, and its numbers of NaN and infinities."""
-    # A sequence or a mapping is shown as a text.
-    array = value if isinstance(value, np.ndarray) else np.array(str(value), object)
-    flat = array.reshape(-1)
-    # Comparisons also work for arrays of texts.
-    is_nan = flat != flat
-    is_infinite = (flat == np.inf) | (flat == -np.inf)
-    return NodeOutput(
-        operator,
-        name,
-        type=_type_of(array),
-        values=flat[:5].tolist(),
-        nan=int(is_nan.sum()),
-        infinite=int(is_infinite.sum()),
-    )

@@ -46,7 +46,6 @@ from mlflow_deploy_plugin.promote.rollouts.snapshot import (
 )
 from mlflow_deploy_plugin.promote.rollouts.state_machine import (
     Progress,
-    RolloutState,
     aborted,
     paused,
     progress_of,
@@ -146,27 +145,24 @@ def _plan_rollout(observed: ObservedEndpoint, request: RolloutRequest, actor: st
         raise NotReady(f"{spec.name}: {snapshot.state}; {reason}")
     reference = parse_model_uri(spec.variants[main].model)
     resolved = _find_version(request.to, spec, reference, before)
-    to_uri = f"models:/{resolved.name}/{resolved.version}"
     steps = parse_steps(request.steps)
-    limit = require_rollout(to_uri, steps, request.seconds, registered_model_names(spec))
+    limit = require_rollout(resolved.source, steps, request.seconds, registered_model_names(spec))
     criteria = parse_criteria(request.abort_on)
     candidate = _free_name(CANDIDATE, spec.variants)
-    kind = reference.kind if reference.kind in ("stage", "alias", "tag") else "pinned"
+    shadow = ""
     if any(criterion.is_of_shadow for criterion in criteria):
         shadow = _free_name(f"{candidate}-shadow", spec.variants)
-    else:
-        shadow = ""
     return RolloutPlan(
         endpoint=spec.name,
         main=main,
         candidate=candidate,
         shadow=shadow,
-        to_uri=to_uri,
+        to_uri=resolved.source,
         model=resolved.name,
         version=resolved.version,
         before_uri=spec.variants[main].model,
         before_version=before,
-        kind=kind,
+        kind=reference.kind if reference.kind in ("stage", "alias", "tag") else "pinned",
         selector=reference.selector,
         steps=steps,
         every=request.seconds,
@@ -263,25 +259,17 @@ def abort_rollout(deployments: Deployments, endpoint: str, reason: str, actor: s
         except InvalidConfig as error:
             why = f"{reason}; the earlier version was not restored: {error.message}"
             now = utc_now()
-            event = AuditEvent(
-                now,
-                actor,
-                "rollout.end",
-                live.endpoint,
-                why=why,
-                detail={"rollout": live.id},
-            )
+            detail = {"rollout": live.id}
+            event = AuditEvent(now, actor, "rollout.end", endpoint, why=why, detail=detail)
             abandoned = replace(live, state="abandoned", reason=why, ended_at=now)
             return store.update_rollout(abandoned, None, event) or store.rollout(live.id) or live
-    change = partial(aborted, reason=reason)
-    rollout = _change_progress(store, endpoint, "abort", change, actor)
+    rollout = _change_progress(store, endpoint, "abort", partial(aborted, reason=reason), actor)
     plan = plan_of(rollout)
     stored = store.endpoint(endpoint)
-    is_there = stored is not None and plan.main in stored.spec.variants
-    if is_there:
+    progress = replace(progress_of(rollout), state="abandoned")
+    if stored is not None and plan.main in stored.spec.variants:
         RolloutActions(deployments, actor, lambda line: None).roll_back(plan, reason)
-    state: RolloutState = "rolled_back" if is_there else "abandoned"
-    progress = replace(progress_of(rollout), state=state)
+        progress = replace(progress, state="rolled_back")
     return write_progress(store, rollout, progress, actor) or store.rollout(rollout.id) or rollout
 
 

@@ -84,50 +84,33 @@ class RolloutActions:
         """
         match action:
             case "prepare":
-                self._add_deployments(plan)
+                variants = self._variants(plan)
+                why = f"rollout to version {plan.version}"
+                for name in (plan.candidate, plan.shadow):
+                    if not name or name in variants:
+                        continue
+                    # The user consented by naming the version.
+                    config = {f"variants.{name}.allow_pyfunc": True}
+                    if name == plan.shadow:
+                        config[f"variants.{name}.shadow"] = True
+                    self.deployments.add(plan.endpoint, name, plan.to_uri, config, why, self.actor)
             case "set_traffic":
                 why = f"step {plan.steps[progress.step]} % of a rollout"
                 self._set_weights(plan, state_machine.step_weights(plan, progress.step), why)
             case "promote":
-                self._promote(plan)
+                why = f"rollout to version {plan.version} has passed its steps"
+                if plan.kind == "pinned":
+                    self._set_model(plan, plan.to_uri, why)
+                    return
+                before = current_version(parse_model_uri(plan.before_uri))
+                if before != plan.version:
+                    self._move_reference(plan, before, plan.version, why)
             case "finish":
                 self._clear(plan, f"rollout to version {plan.version} has promoted it")
                 with suppress(NotFound):  # The version may have been deleted.
                     untag_version(plan.model, plan.version, ROLLED_BACK_TAG)
             case "roll_back":
                 self.roll_back(plan, progress.reason)
-
-    def _add_deployments(self, plan: RolloutPlan) -> None:
-        """Add the candidate and the shadow, unless they exist."""
-        variants = self._variants(plan)
-        why = f"rollout to version {plan.version}"
-        for name in filter(None, (plan.candidate, plan.shadow)):
-            if name in variants:
-                continue
-            # The user consented by naming the version.
-            config = {f"variants.{name}.allow_pyfunc": True}
-            if name == plan.shadow:
-                config[f"variants.{name}.shadow"] = True
-            self.deployments.add(
-                plan.endpoint,
-                name,
-                plan.to_uri,
-                config,
-                why,
-                self.actor,
-            )
-
-    def _promote(self, plan: RolloutPlan) -> None:
-        """Make the main deployment serve the new version: change its model, or move the
-        stage, alias or tag.
-        """
-        why = f"rollout to version {plan.version} has passed its steps"
-        if plan.kind == "pinned":
-            self._set_model(plan, plan.to_uri, why)
-            return
-        before = current_version(parse_model_uri(plan.before_uri))
-        if before != plan.version:
-            self._move_reference(plan, before, plan.version, why)
 
     def roll_back(self, plan: RolloutPlan, why: str) -> None:
         """Restore the earlier version: set the traffic first, then the registry."""

@@ -24,7 +24,7 @@ from pydantic import ConfigDict, TypeAdapter
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.processes.durable_work import read_plan
-from mlflow_deploy_plugin.core.spec.monitors import Condition, parse_condition
+from mlflow_deploy_plugin.core.spec.monitors import parse_condition
 from mlflow_deploy_plugin.core.store.store import Rollout
 from mlflow_deploy_plugin.core.store.tables import Json
 
@@ -177,41 +177,27 @@ def _parse_criterion(text: str) -> Criterion:
     is no criterion, or if its limit is out of range.
     """
     condition = parse_condition(text)
-    criterion = None
+    name = unit = ""
     if condition and condition.sign == ">" and not condition.argument and condition.number >= 0:
-        criterion = _share_criterion(text, condition) or _latency_criterion(text, condition)
-    if criterion is None:
-        raise InvalidConfig(f"--abort-on: {text!r} is not a criterion; valid criteria: {_FORMS}")
-    return criterion
-
-
-def _share_criterion(text: str, condition: Condition) -> Criterion | None:
-    """Return a criterion about errors or disagreements; None for any other text."""
-    if condition.name not in _SHARES or condition.unit not in ("", "%"):
-        return None
-    share = condition.number / 100 if condition.unit else condition.number
-    if not 0 < share < 1:
-        raise InvalidConfig(
-            f"--abort-on: {text}: the share must be greater than 0% and less than 100%"
-        )
-    return Criterion(text, _SHARES[condition.name], share)
-
-
-def _latency_criterion(text: str, condition: Condition) -> Criterion | None:
-    """Return a criterion about a quantile of the latency; None for any other text."""
-    if condition.name not in _LATENCIES:
-        return None
-    share = _LATENCIES[condition.name]
-    number = condition.number
-    if condition.unit == "x":
+        name = condition.name
+        unit = condition.unit
+        number = condition.number
+    if name in _SHARES and unit in ("", "%"):
+        share = number / 100 if unit else number
+        if not 0 < share < 1:
+            raise InvalidConfig(
+                f"--abort-on: {text}: the share must be greater than 0% and less than 100%"
+            )
+        return Criterion(text, _SHARES[name], share)
+    if name in _LATENCIES and unit == "x":
         if number < 1:
             raise InvalidConfig(
                 f"--abort-on: {text}: this limit requires a faster candidate; use at least 1x"
             )
-        return Criterion(text, "latency", share, factor=number)
-    if condition.unit not in ("ms", "s"):
-        return None
-    seconds = number / 1000 if condition.unit == "ms" else number
-    if seconds <= 0 or math.isinf(seconds):
-        raise InvalidConfig(f"--abort-on: {text}: the time must be greater than 0")
-    return Criterion(text, "latency", share, seconds=seconds)
+        return Criterion(text, "latency", _LATENCIES[name], factor=number)
+    if name in _LATENCIES and unit in ("ms", "s"):
+        seconds = number / 1000 if unit == "ms" else number
+        if seconds <= 0 or math.isinf(seconds):
+            raise InvalidConfig(f"--abort-on: {text}: the time must be greater than 0")
+        return Criterion(text, "latency", _LATENCIES[name], seconds=seconds)
+    raise InvalidConfig(f"--abort-on: {text!r} is not a criterion; valid criteria: {_FORMS}")

@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.core.registry.model_uri import ModelURI, parse_model_u
 from mlflow_deploy_plugin.core.registry.tags import tag_version
 from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, PreviousVersion
 from mlflow_deploy_plugin.core.spec.document import load_stored_specs
-from mlflow_deploy_plugin.core.store.audit import AuditEvent, move_detail
+from mlflow_deploy_plugin.core.store.audit import move_detail
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.promote.rollouts.commands import abort_rollout, requested_uri
@@ -345,19 +345,16 @@ class _Served:
             if not event.endpoint and event.action in ("rename", "delete"):
                 break
             moved = event.detail.get("moved")
-            if moved is not None and self._is_move(event, converted):
+            if moved is None:
+                continue
+            place = self.reference.place
+            if converted is not None and event.at <= converted.at:
+                place = converted.detail["stages"][self.main]
+            is_own = moved["place"].lower() == place.lower()
+            if event.action in ("rollout.end", "rollback"):
+                is_own = event.endpoint == name
+            if is_own:
                 yield from filter(None, (event.version, moved["before"]))
-
-    def _is_move(self, event: AuditEvent, converted: AuditEvent | None) -> bool:
-        """Return True if the event with a move has moved the version of this endpoint.
-        `converted` is the event of the conversion to an alias; None without one.
-        """
-        if event.action in ("rollout.end", "rollback"):
-            return event.endpoint == self.observed.endpoint.name
-        place = self.reference.place
-        if converted is not None and event.at <= converted.at:
-            place = converted.detail["stages"][self.main]
-        return bool(event.detail["moved"]["place"].lower() == place.lower())
 
     def earlier_model(self) -> PreviousVersion:
         """Return the earlier model of the main variant, from the audit trail since the

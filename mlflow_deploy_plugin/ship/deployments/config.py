@@ -8,8 +8,7 @@ down), a monitor may name any column.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -70,23 +69,24 @@ def configure(spec: EndpointSpec, config: Config) -> EndpointSpec:
     absolute: dict[str, str] = {}
     for name, monitor in changed.monitors.items():
         prefix = f"monitors.{name}."
-        fields_of_project = tuple(f"{prefix}retrain.{field}" for field in _PROJECT_FIELDS)
         retrain = monitor.retrain
-        if retrain is not None and _has_field(config, fields_of_project):
+        of_project = tuple(f"{prefix}retrain.{field}" for field in _PROJECT_FIELDS)
+        if retrain is not None and _has_field(config, of_project):
             try:
-                check_project(retrain.project, retrain.entry_point, retrain.parameters)
+                if folder := check_project(
+                    retrain.project, retrain.entry_point, retrain.parameters
+                ):
+                    absolute[f"{prefix}retrain.project"] = str(folder)
             except InvalidConfig as error:
                 raise InvalidConfig(f"{prefix}retrain.{error.message}") from None
-            folder = _project_folder(retrain.project)
-            if folder is not None:
-                absolute[f"{prefix}retrain.project"] = str(folder)
         uri = monitor.reference_value
-        is_local = monitor.reference_kind == "dataset" and not urlparse(uri).scheme
-        if is_local and f"{prefix}reference" in config:
+        if (
+            monitor.reference_kind == "dataset"
+            and f"{prefix}reference" in config
+            and not urlparse(uri).scheme
+        ):
             absolute[f"{prefix}reference"] = f"dataset:{absolute_path(uri)}"
-    if absolute:
-        return apply_config(changed, absolute)
-    return changed
+    return apply_config(changed, absolute) if absolute else changed
 
 
 def traffic_shares(weights: Mapping[str, int]) -> dict[str, float]:
@@ -203,7 +203,7 @@ def check_monitors(spec: EndpointSpec, config: Config, progress: Callable[[str],
         try:
             _check_names(spec, monitor, columns)
             if monitor.kind == "drift" and monitor.reference_kind == "dataset":
-                _check_dataset(monitor, columns)
+                _check_dataset(monitor, columns or LoggedColumns((), ()))
         except InvalidConfig as error:
             raise InvalidConfig(f"monitors.{name}.{error.message}") from None
 
@@ -212,29 +212,30 @@ def _has_field(config: Config, prefix: str | tuple[str, ...]) -> bool:
     return any(field.startswith(prefix) for field in config)
 
 
-def check_project(project: str, entry_point: str, parameters: Mapping[str, object]) -> None:
-    """Check an MLflow project in a local folder. A remote project is not checked before
-    its run.
+def check_project(project: str, entry_point: str, parameters: Mapping[str, object]) -> Path | None:
+    """Check an MLflow project in a local folder, and return the folder (for
+    `FOLDER#BELOW`, the subfolder). A remote project has no folder, and is not checked
+    before its run.
 
     Raises InvalidConfig if the folder is missing, is not an MLflow project, or lacks
     the entry point or parameters.
     """
-    folder = _project_folder(project)
-    if folder is None:
-        return
+    location, _, below = project.partition("#")
+    if _URI.match(location) and not location.startswith(_FILE):
+        return None
+    folder = absolute_path(location.removeprefix(_FILE)) / below
     if not folder.is_dir():
         raise InvalidConfig(f"project: the folder {folder} does not exist; {_EXPECTED_PROJECT}")
     entries = _entry_points(folder)
     is_script = entry_point.endswith(_SCRIPTS) and (folder / entry_point).is_file()
     if entry_point not in entries and is_script:
-        return
+        return folder
     if not (folder / _MLPROJECT).is_file():
         raise InvalidConfig(f"project: {folder} has no {_MLPROJECT}; {_EXPECTED_PROJECT}")
     if entry_point not in entries:
-        entry_points = ", ".join(entries) or "none"
         raise InvalidConfig(
             f"entry_point: the project {folder} has no entry point {entry_point!r}; it has "
-            f"{entry_points}"
+            f"{', '.join(entries) or 'none'}"
         )
     where = f"entry point {entry_point!r} of the project {folder}"
     declared = entries[entry_point]
@@ -242,9 +243,9 @@ def check_project(project: str, entry_point: str, parameters: Mapping[str, objec
     # were collected.
     for name in parameters:
         if declared and name not in declared:
-            names = ", ".join(declared)
             raise InvalidConfig(
-                f"parameters.{name}: {where} has no parameter {name!r}; it has {names}"
+                f"parameters.{name}: {where} has no parameter {name!r}; it has "
+                f"{', '.join(declared)}"
             )
     for name, parameter in declared.items():
         has_default = isinstance(parameter, dict) and parameter.get("default") is not None
@@ -252,6 +253,7 @@ def check_project(project: str, entry_point: str, parameters: Mapping[str, objec
             raise InvalidConfig(
                 f"parameters.{name}: {where} needs a value for it, because it has no default"
             )
+    return folder
 
 
 def _known_columns(spec: EndpointSpec, progress: Callable[[str], None]) -> LoggedColumns | None:
@@ -268,17 +270,19 @@ def _known_columns(spec: EndpointSpec, progress: Callable[[str], None]) -> Logge
         except OnnxserveError as error:
             progress(f"the columns of deployment {name} are unknown: {error.message}")
             return None
-    if not logged or not all(item.inputs for item in logged):
+    inputs: dict[str, None] = {}
+    outputs: dict[str, None] | None = {}
+    for item in logged:
+        if not item.inputs:
+            return None
+        inputs |= dict.fromkeys(item.inputs)
+        if outputs is None or item.outputs is None:
+            outputs = None
+        else:
+            outputs |= dict.fromkeys(item.outputs)
+    if not inputs:
         return None
-    inputs = _distinct(item.inputs for item in logged)
-    outputs = [item.outputs for item in logged if item.outputs is not None]
-    if len(outputs) < len(logged):
-        return LoggedColumns(inputs, None)
-    return LoggedColumns(inputs, _distinct(outputs))
-
-
-def _distinct(lists: Iterable[Iterable[str]]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(chain.from_iterable(lists)))
+    return LoggedColumns(tuple(inputs), None if outputs is None else tuple(outputs))
 
 
 def _check_names(spec: EndpointSpec, monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
@@ -310,7 +314,7 @@ def _check_names(spec: EndpointSpec, monitor: MonitorSpec, columns: LoggedColumn
             raise InvalidConfig(f"{where}the model has no column {name!r}{hint}")
 
 
-def _check_dataset(monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
+def _check_dataset(monitor: MonitorSpec, columns: LoggedColumns) -> None:
     """Check that the dataset has every judged column, because a missing column would
     count as drift in every window. Raises InvalidConfig if it lacks one or cannot be
     read, and RegistryUnavailable.
@@ -324,25 +328,20 @@ def _check_dataset(monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
         raise
     except OnnxserveError as error:
         raise InvalidConfig(f"reference: {error.message}") from None
-    judged = monitor.columns
-    if not judged and columns is not None:
-        judged = columns.all
+    judged = monitor.columns or columns.all
     missing = [name for name in judged if not _is_among(name, present)]
     if not missing:
         return
-    uri = monitor.reference
-    lacks_only_answers = all(map(_is_answer, missing))
-    judged_columns = monitor.columns or (columns.inputs if columns else ())
-    remaining = [name for name in judged_columns if name not in missing]
-    if lacks_only_answers and remaining:
+    remaining = [name for name in monitor.columns or columns.inputs if name not in missing]
+    if all(map(_is_answer, missing)) and remaining:
         raise InvalidConfig(
-            f"reference: {uri} lacks the column {join_names(missing)} with the model's outputs: "
-            "add the model's outputs for these rows, or judge only the other columns: "
-            f"columns={','.join(remaining)}"
+            f"reference: {monitor.reference} lacks the column {join_names(missing)} with the "
+            "model's outputs: add the model's outputs for these rows, or judge only the other "
+            f"columns: columns={','.join(remaining)}"
         )
     raise InvalidConfig(
-        f"reference: {uri} has no column {join_names(missing)} for the comparison; it has "
-        f"{join_names(present)}"
+        f"reference: {monitor.reference} has no column {join_names(missing)} for the comparison; "
+        f"it has {join_names(present)}"
     )
 
 
@@ -358,18 +357,6 @@ def _is_among(name: str, columns: Sequence[str]) -> bool:
 
 def _is_answer(name: str) -> bool:
     return name.partition(".")[0] in ("prediction", "output")
-
-
-def _project_folder(project: str) -> Path | None:
-    """Return the folder of a project (for `FOLDER#BELOW`, the subfolder); None if it is
-    not on this machine.
-    """
-    location, _, below = project.partition("#")
-    if location.startswith(_FILE):
-        location = location.removeprefix(_FILE)
-    elif _URI.match(location):
-        return None
-    return absolute_path(location) / below
 
 
 def _entry_points(folder: Path) -> dict[str, Json]:

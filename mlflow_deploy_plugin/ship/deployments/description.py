@@ -26,6 +26,7 @@ _OF_DEPLOYMENT = (
     *("name", "endpoint", "state", "url", "model_uri", "model", "version"),
     *("weight", "share", "shadow", "flavor", "unapproved"),
 )
+_PROVENANCE = ("flavor", "stage", "parity", "run_id", "git_commit", "dataset_digest")
 _OF_ENDPOINT = ("name", "state", "reason", "url", "traffic", "shadows", "unapproved")
 _IN_ENDPOINT = (
     *("model_uri", "model", "version", "stage", "flavor"),
@@ -52,18 +53,11 @@ def describe(deployment: Deployment) -> Json:
     wanted = None
     if observation.wanted is not None:
         wanted = observation.wanted.variants.get(deployment.name)
-    loaded = {
-        worker.pid: worker.loaded(endpoint.name, deployment.name) for worker in observation.workers
-    }
+    loaded = {one.pid: one.loaded(endpoint.name, deployment.name) for one in observation.workers}
     state, reason = _state_of(deployment, loaded.values())
     model = wanted.model if wanted is not None else ""
-    workers = {}
-    batch_dimension = ""
-    for pid, worker in loaded.items():
-        version = worker.version or "nothing"
-        workers[pid] = f"{model} {version}"
-        if worker.no_batch and not batch_dimension:
-            batch_dimension = f"none: {worker.no_batch}"
+    workers = {pid: f"{model} {one.version or 'nothing'}" for pid, one in loaded.items()}
+    no_batch = next(filter(None, (one.no_batch for one in loaded.values())), "")
     return {
         "name": deployment.name,
         "endpoint": endpoint.name,
@@ -73,9 +67,9 @@ def describe(deployment: Deployment) -> Json:
         "url": observation.url,
         "model_uri": variant.model,
         "model": model,
-        "version": ", ".join(sorted({item.version for item in loaded.values()} - {""})),
+        "version": ", ".join(sorted({one.version for one in loaded.values()} - {""})),
         **_provenance(variant.model, wanted, is_running=state == "running"),
-        "batch_dimension": batch_dimension,
+        "batch_dimension": f"none: {no_batch}" if no_batch else "",
         "weight": variant.weight,
         "share": traffic_shares(traffic_weights(endpoint.spec)).get(deployment.name, 0.0),
         "shadow": variant.shadow,
@@ -111,12 +105,11 @@ def _state_of(deployment: Deployment, loaded: Iterable[LoadedVariant]) -> tuple[
 
 def _unapproved(deployment: Deployment) -> str:
     """Return a sentence if the deployment answers without the required approvals."""
-    spec = deployment.endpoint.spec
-    variant = spec.variants[deployment.name]
-    sentences = {answer.model_uri: str(answer) for answer in answers_of(deployment.endpoint)}
-    if variant.shadow or not variant.weight:
-        return ""
-    return sentences.get(variant.model, "")
+    variant = deployment.endpoint.spec.variants[deployment.name]
+    for answer in answers_of(deployment.endpoint):
+        if answer.model_uri == variant.model and variant.weight and not variant.shadow:
+            return str(answer)
+    return ""
 
 
 def summarize_endpoints(deployments: Deployments) -> list[Json]:
@@ -219,8 +212,7 @@ def _provenance(model_uri: str, wanted: WantedVariant | None, is_running: bool) 
     """Return the flavor, parity and origin of the served version, from the agent, local
     files or MLflow.
     """
-    names = ("flavor", "stage", "parity", "run_id", "git_commit", "dataset_digest")
-    details = dict.fromkeys(names, "")
+    details = dict.fromkeys(_PROVENANCE, "")
     reported = {}
     if wanted is not None:
         reported = {key: value for key, value in wanted.aspects.items() if value}
@@ -235,8 +227,8 @@ def _provenance(model_uri: str, wanted: WantedVariant | None, is_running: bool) 
             mlmodel = fetch_mlmodel(resolve(model_uri).source)
         except OnnxserveError:
             return details | reported
-        flavors = (name for name in (FLAVOR, "onnx", PYTHON_FUNCTION) if name in mlmodel.flavors)
-        flavor = next(flavors, "")
+        known = (FLAVOR, "onnx", PYTHON_FUNCTION)
+        flavor = next(filter(mlmodel.flavors.__contains__, known), "")
         section = mlmodel.flavors.get(FLAVOR, {})
         parity = PYFUNC_PARITY
         if flavor != PYTHON_FUNCTION:

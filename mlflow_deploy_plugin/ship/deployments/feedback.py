@@ -177,15 +177,15 @@ def import_labels(
         while batch := list(islice(remaining, _BATCH_ROWS)):
             entries = [row for row in batch if isinstance(row, LabelEntry)]
             refused = sink.store(session, entries) if entries else []
-            refused_places = {row.place for row in refused}
-            stored = [entry for entry in entries if entry.place not in refused_places]
+            places = {row.place for row in refused}
+            stored = [row for row in entries if row.place not in places]
             if matches is not None and stored:
                 matches.add(readable.table(stored, 0, ""))
-            bad_rows = [row for row in batch if isinstance(row, BadRow)] + refused
             accepted += len(stored)
-            bad += len(bad_rows)
-            for bad_row in bad_rows:
-                report_bad(bad_row)
+            bad += len(batch) - len(stored)
+            for row in (*batch, *refused):
+                if isinstance(row, BadRow):
+                    report_bad(row)
     if matches is not None:
         match_labels(sink.log, sink.endpoint, matches)
     return LabelImport(accepted, bad, tuple(sink.destinations), matches)

@@ -238,10 +238,7 @@ class Deployments:
         """Return all deployments, or only those of `endpoint`. Raises NotFound if the
         endpoint does not exist.
         """
-        names = None
-        if endpoint is not None:
-            self._require(endpoint)
-            names = [endpoint]
+        names = None if endpoint is None else [self._require(endpoint).name]
         deployments = []
         for observed in self.list_endpoints(names):
             for name in observed.endpoint.spec.variants:
@@ -286,14 +283,8 @@ class Deployments:
 
         Raises the errors of `update`.
         """
-        self._change(
-            endpoint,
-            lambda spec: self._configured(spec, config),
-            config,
-            why=why,
-            actor=actor,
-            restores=restores,
-        )
+        audit = {"why": why, "actor": actor, "restores": restores}
+        self._change(endpoint, lambda spec: self._configured(spec, config), config, **audit)
         return self.get_endpoint(endpoint)
 
     def set_traffic(
@@ -313,15 +304,8 @@ class Deployments:
         """
         config = {"traffic": weights}
         fields: Iterable[str] = () if by_rollout else config
-        self._change(
-            endpoint,
-            lambda spec: configure(spec, config),
-            fields,
-            action="traffic",
-            why=why,
-            actor=actor,
-            restores=restores,
-        )
+        audit = {"action": "traffic", "why": why, "actor": actor, "restores": restores}
+        self._change(endpoint, lambda spec: configure(spec, config), fields, **audit)
         return self.get_endpoint(endpoint)
 
     def follow_alias(
@@ -570,10 +554,11 @@ class Deployments:
             )
         searched = [item.spec.variants for item in self._seen() if endpoint in (None, item.name)]
         variants = list(dict.fromkeys(chain.from_iterable(searched)))
-        if variants:
-            hint = f"there are {join_names(variants, name)}"
-        else:
-            hint = "there are no deployments yet"
+        hint = (
+            f"there are {join_names(variants, name)}"
+            if variants
+            else "there are no deployments yet"
+        )
         return NotFound(f"{message}{did_you_mean(name, variants, hint)}")
 
     def _find_server(self, name: str) -> str:
@@ -611,31 +596,28 @@ def _stage_followers(spec: EndpointSpec, alias: str, deployment: str | None) -> 
     Raises NotFound if a stage has no version, and InvalidConfig if no deployment
     follows a stage or the alias, or the alias has another version or would have two.
     """
-    models = {
-        name: variant.model for name, variant in spec.variants.items() if deployment in (None, name)
+    uris = {
+        name: parse_model_uri(variant.model)
+        for name, variant in spec.variants.items()
+        if deployment in (None, name)
     }
-    stages = {}
-    follows_alias = False
-    for name, model_uri in models.items():
-        uri = parse_model_uri(model_uri)
-        if uri.kind == "stage":
-            stages[name] = model_uri
-        elif (uri.kind, uri.selector) == ("alias", alias):
-            follows_alias = True
-    if not stages and not follows_alias:
-        served = "".join(f"; {name!r} serves {model_uri}" for name, model_uri in models.items())
+    kinds = {(uri.kind, uri.selector if uri.kind == "alias" else "") for uri in uris.values()}
+    if kinds.isdisjoint({("stage", ""), ("alias", alias)}):
+        served = "".join(f"; {name!r} serves {spec.variants[name].model}" for name in uris)
         raise InvalidConfig(f"no deployment of endpoint {spec.name!r} follows a stage{served}")
     followers: list[StageFollower] = []
-    for name, stage_uri in stages.items():
-        model = parse_model_uri(stage_uri).name
-        alias_uri = StageOrAlias(alias=alias).uri(model)
+    for name, uri in uris.items():
+        if uri.kind != "stage":
+            continue
+        stage_uri = spec.variants[name].model
+        alias_uri = StageOrAlias(alias=alias).uri(uri.name)
         version = resolve(stage_uri).version
         holder = current_version(parse_model_uri(alias_uri))
         if holder not in ("", version):
             raise InvalidConfig(
                 f"{alias_uri} is version {holder}, but {stage_uri} is version {version}: "
-                f"`onnxserve promote models:/{model}/{version} --to @{alias}` moves the alias to "
-                f"version {version}; or specify another alias with --alias"
+                f"`onnxserve promote models:/{uri.name}/{version} --to @{alias}` moves the alias "
+                f"to version {version}; or specify another alias with --alias"
             )
         for other in followers:
             if other.alias_uri == alias_uri and other.version != version:

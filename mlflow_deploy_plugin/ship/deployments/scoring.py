@@ -5,12 +5,13 @@ The request body has one of MLflow's forms: dataframe_split, dataframe_records,
 instances, inputs.
 """
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import Literal
 
 import click
 import orjson
@@ -24,9 +25,6 @@ from mlflow_deploy_plugin.ship.deployments.description import describe
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployment, Deployments
 from mlflow_deploy_plugin.ship.deployments.server_client import ServerSession, post, post_for_events
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _MLFLOW_CLI_MODULE = "mlflow.deployments.cli"
 
@@ -82,7 +80,7 @@ def score(target: ScoringTarget, route: Literal["invocations", "explain"], input
     """Return the server's JSON object for `inputs`. Raises InvalidRequest, and the
     errors of `server_client.post`.
     """
-    body = encode_body(inputs)
+    body = encode_json(inputs)
     url = f"{target.url}/{route}"
     with ServerSession() as session:
         document, _ = post(session, url, body, "application/json", target.timeout_seconds)
@@ -95,23 +93,10 @@ def score_stream(target: ScoringTarget, inputs: object) -> Iterator[object]:
     """Yield the parts of the answer of `predict_stream`. Raises InvalidRequest, and the
     errors of `post_for_events`.
     """
-    body = orjson.dumps({**orjson.loads(encode_body(inputs)), "stream": True})
+    body = orjson.dumps({**orjson.loads(encode_json(inputs)), "stream": True})
     url = f"{target.url}/invocations"
     with ServerSession() as session:
         yield from post_for_events(session, url, body, target.timeout_seconds)
-
-
-def encode_body(inputs: object) -> bytes:
-    """Return the JSON body for inputs of any type that `client.encode_json` accepts.
-    Raises InvalidRequest.
-
-    If `pandas.read_json` made the DataFrame from a document in one of MLflow's forms,
-    the original document is encoded.
-    """
-    document = None
-    if is_pandas_frame(inputs):
-        document = _document_read_by_pandas(cast("pd.DataFrame", inputs))
-    return encode_json(document or inputs)
 
 
 def original_document(inputs: object) -> object:
@@ -129,8 +114,8 @@ def original_document(inputs: object) -> object:
         return inputs
     path = context.params.get("input_path")
     try:
-        document = orjson.loads(Path(path).read_bytes()) if path else None
-    except (OSError, orjson.JSONDecodeError):  # Leave URLs, compressed files and NaN to pandas.
+        document = json.loads(Path(path).read_bytes()) if path else None
+    except (OSError, ValueError):  # Leave URLs and compressed files to pandas.
         document = None
     if isinstance(document, dict) and not any(form in document for form in BODY_FORMS):
         # Only DataFrame.to_json writes a mapping of mappings, such as {"a": {"0": 1,
@@ -138,27 +123,3 @@ def original_document(inputs: object) -> object:
         is_of_pandas = all(isinstance(values, dict) for values in document.values())
         return inputs if is_of_pandas else document
     return inputs if document is None else document
-
-
-def _document_read_by_pandas(frame: "pd.DataFrame") -> Mapping[str, object] | None:
-    """Return the document from which `pandas.read_json` made `frame`; None if it was
-    not in one of MLflow's forms.
-
-    From such a document, pandas makes a frame whose only column has the name of the
-    form, such as `inputs`.
-    """
-    if list(frame.columns) not in [[form] for form in BODY_FORMS]:
-        return None
-    form = str(frame.columns[0])
-    column = frame[form]
-    cells = column.tolist()
-    for position, is_missing in enumerate(column.isna()):
-        if is_missing:
-            cells[position] = None
-    if all(isinstance(key, str) for key in frame.index):
-        document = dict(zip(frame.index, cells, strict=True))
-        is_split = {"columns", "data"} <= document.keys()
-        if form in ("inputs", "instances") or is_split:
-            return {form: document}
-        return None
-    return {form: cells}

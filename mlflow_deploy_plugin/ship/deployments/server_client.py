@@ -54,24 +54,17 @@ class ServerSession(requests.Session):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", InsecureRequestWarning)
             response = super().request(*arguments, **named)
-            if response.status_code == Unauthenticated.http_status and (
-                key := self._local_key(response.url)
-            ):
-                self.headers["Authorization"] = f"Bearer {key}"
-                response = super().request(*arguments, **named)
+            if response.status_code != Unauthenticated.http_status:
+                return response
+            port = urlsplit(response.url).port
+            for file in self._deployments.glob(f"*/{SERVER}"):
+                state = read_state(file, ServerState)
+                if state is not None and state.port == port:
+                    with suppress(OSError):
+                        key = file.with_name(LOCAL_KEY).read_text()
+                        self.headers["Authorization"] = f"Bearer {key}"
+                        return super().request(*arguments, **named)
             return response
-
-    def _local_key(self, url: str) -> str:
-        """Return the key of the deployment that listens on the port of `url`; empty if
-        there is no readable key.
-        """
-        port = urlsplit(url).port
-        for file in self._deployments.glob(f"*/{SERVER}"):
-            state = read_state(file, ServerState)
-            if state is not None and state.port == port:
-                with suppress(OSError):
-                    return file.with_name(LOCAL_KEY).read_text()
-        return ""
 
 
 def post(

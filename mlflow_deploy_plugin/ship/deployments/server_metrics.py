@@ -178,6 +178,28 @@ class CountedInterval:
     rows: Mapping[str, float] = field(default_factory=dict)
     labels: float = 0
 
+    @staticmethod
+    def of(document: Json, bounds: Sequence[float]) -> "CountedInterval":
+        """Return the interval of one line of the history. `bounds` are the upper bounds
+        of the buckets of all lines. Raises ValueError for an impossible time.
+        """
+        sums: defaultdict[_Version, defaultdict[str, float]] = defaultdict(
+            lambda: defaultdict(float)
+        )
+        for endpoint, variant, model, version, status, number in document["requests"]:
+            _count(sums[endpoint, variant, model, version], status, float(number))
+        timed = _durations(document, bounds)
+        counters = {
+            key: VersionCounters(**sums[key], timed=timed.get(key, {})) for key in {*sums, *timed}
+        }
+        at = float(document["at"])
+        seconds = float(document["seconds"])
+        if not (0 < at < _LATEST and seconds > 0):
+            raise ValueError(f"an interval of the history ends at {at} after {seconds} s")
+        return CountedInterval(
+            at, seconds, counters, rows=document["rows"], labels=float(document["labels"])
+        )
+
 
 HistoryByServer = Mapping[str, Sequence[CountedInterval] | Refused]
 """The name of a server → its stored intervals, oldest first, or the reason why its
@@ -282,33 +304,13 @@ def parse_server_history(lines: bytes) -> list[CountedInterval]:
             for *_, buckets in document["durations"]:
                 bounds.update(map(float, buckets))
         for document in documents:
-            interval = _interval(document, sorted(bounds))
+            interval = CountedInterval.of(document, sorted(bounds))
             while intervals and intervals[-1].at >= interval.at:
                 intervals.pop()
             intervals.append(interval)
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"a line of the history is malformed: {error}") from None
     return intervals
-
-
-def _interval(document: Json, bounds: Sequence[float]) -> CountedInterval:
-    """Return the interval of one line of the history. `bounds` are the upper bounds of
-    the buckets of all lines. Raises ValueError for an impossible time.
-    """
-    sums: defaultdict[_Version, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for endpoint, variant, model, version, status, number in document["requests"]:
-        _count(sums[endpoint, variant, model, version], status, float(number))
-    timed = _durations(document, bounds)
-    counters = {
-        key: VersionCounters(**sums[key], timed=timed.get(key, {})) for key in {*sums, *timed}
-    }
-    at = float(document["at"])
-    seconds = float(document["seconds"])
-    if not (0 < at < _LATEST and seconds > 0):
-        raise ValueError(f"an interval of the history ends at {at} after {seconds} s")
-    return CountedInterval(
-        at, seconds, counters, rows=document["rows"], labels=float(document["labels"])
-    )
 
 
 def _durations(document: Json, bounds: Sequence[float]) -> dict[_Version, dict[float, float]]:

@@ -119,6 +119,33 @@ class LackingApproval:
             remedy = f"follow {' or '.join(self.places)}, or specify a version that is approved"
         return GateRefused(f"{self.model_uri} lacks the approval for {what}: {permitted}; {remedy}")
 
+    def answer(self, store: Store, endpoint: str, share: float) -> UnapprovedAnswer:
+        """Return the answer of a version within the time limit, which begins with its
+        first percent at this endpoint.
+
+        All URIs without a fixed version share the time of their model, because each of
+        them may select the same version.
+        """
+        now = store.now()
+        since = now
+        for event in store.events(endpoint):
+            for entry in event.detail.get(UNAPPROVED, ()):
+                if (entry["model"], entry["version"]) == (self.model, self.version):
+                    since = min(since, datetime.fromisoformat(entry["since"]))
+        until = since + timedelta(seconds=self.seconds)
+        if share > self.share or now >= until:
+            began = f" since {since.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if since < now else ""
+            raise self.refusal(f"{share:g} % of the requests of endpoint {endpoint!r}{began}")
+        return UnapprovedAnswer(
+            model_uri=self.model_uri,
+            model=self.model,
+            version=self.version,
+            places=self.places,
+            share=share,
+            since=since.isoformat(),
+            until=until.isoformat(),
+        )
+
 
 def lacking_approval(
     model_uri: str, replaced: Iterable[str] = (), store: Store | None = None
@@ -234,7 +261,7 @@ def permitted_answers(
             # need MLflow.
             continue
         if lacking is not None:
-            answers.append(_permitted(store, after.name, lacking, share))
+            answers.append(lacking.answer(store, after.name, share))
             raised.append(lacking)
     # All answers together must not exceed the limit of a model with more traffic.
     total = sum(answer.share for answer in answers)
@@ -312,36 +339,6 @@ def is_promoted(store: Store, answer: UnapprovedAnswer) -> bool:
 
 def as_json(answers: Iterable[UnapprovedAnswer]) -> list[Json]:
     return [{**asdict(answer), "places": list(answer.places)} for answer in answers]
-
-
-def _permitted(
-    store: Store, endpoint: str, lacking: LackingApproval, share: float
-) -> UnapprovedAnswer:
-    """Return the answer of a version within the time limit, which begins with its first
-    percent at this endpoint.
-
-    All URIs without a fixed version share the time of their model, because each of them
-    may select the same version.
-    """
-    now = store.now()
-    since = now
-    for event in store.events(endpoint):
-        for entry in event.detail.get(UNAPPROVED, ()):
-            if (entry["model"], entry["version"]) == (lacking.model, lacking.version):
-                since = min(since, datetime.fromisoformat(entry["since"]))
-    until = since + timedelta(seconds=lacking.seconds)
-    if share > lacking.share or now >= until:
-        began = f" since {since.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if since < now else ""
-        raise lacking.refusal(f"{share:g} % of the requests of endpoint {endpoint!r}{began}")
-    return UnapprovedAnswer(
-        model_uri=lacking.model_uri,
-        model=lacking.model,
-        version=lacking.version,
-        places=lacking.places,
-        share=share,
-        since=since.isoformat(),
-        until=until.isoformat(),
-    )
 
 
 def _shares(spec: EndpointSpec) -> Mapping[str, float]:

@@ -99,13 +99,13 @@ def planned_image(
     options: tuple[str, ...] = ()
     if server_image is None:
         server = server_context()
-        base = base_image or BASE_IMAGE
+        base_image = base_image or BASE_IMAGE
         target = "cpu" if device == "cpu" else "gpu"
         # Reuse an existing image for equal contents.
-        contents = " ".join(filter(None, (server.digest, base, platform)))
+        contents = " ".join(filter(None, (server.digest, base_image, platform)))
         digest = sha256(contents.encode()).hexdigest()
         server_image = f"onnxserve:{target}-{__version__}-{digest[:12]}"
-        options = ("--target", target, "--build-arg", f"BASE_IMAGE={base}")
+        options = ("--target", target, "--build-arg", f"BASE_IMAGE={base_image}")
         options += ("--build-arg", f"VERSION={__version__}")
     environment: dict[str, str] = {"ONNXSERVE_DEVICE": device} if device != "cpu" else {}
     with tempfile.TemporaryDirectory(prefix="onnxserve-image-") as temporary:
@@ -127,9 +127,15 @@ def planned_image(
             labels["org.opencontainers.image.version"] = ""
         else:
             folder = _download(resolved, Path(temporary))
-        context = model_context(server_image, folder, labels, environment)
-        on_platform = ("--platform", platform) if platform else ()
-        yield ImagePlan(server_image, server, options, on_platform, context, resolved, folder)
+        yield ImagePlan(
+            server_image,
+            server,
+            options,
+            ("--platform", platform) if platform else (),
+            model_context(server_image, folder, labels, environment),
+            resolved,
+            folder,
+        )
 
 
 def _download(resolved: ResolvedModel, temporary: Path) -> Path:

@@ -166,20 +166,15 @@ def docker(
             process.wait()
             raise
     if process.returncode:
-        reason = _last_message(errors) or f"docker ended with status {process.returncode}"
-        raise BuildFailed(f"{what}: {reason}")
+        last_lines = [_NOISE.sub("", line).strip() for line in errors.splitlines()[-_KEPT:]]
+        messages = [line for line in last_lines if line]
+        if not messages:
+            raise BuildFailed(f"{what}: docker ended with status {process.returncode}")
+        # The last line that tells a cause comes before the last line.
+        causes = [
+            line
+            for line in messages[:-1]
+            if _CAUSE.search(line) and line.partition(": ")[2] not in messages[-1]
+        ]
+        raise BuildFailed(f"{what}: {'; '.join([*causes[-1:], messages[-1]])}")
     return output
-
-
-def _last_message(errors: str) -> str:
-    """Return the last line of docker's errors, after the last line before it that tells
-    a cause; empty without errors.
-    """
-    last_lines = [_NOISE.sub("", line).strip() for line in errors.splitlines()[-_KEPT:]]
-    messages = [line for line in last_lines if line]
-    causes = [
-        line
-        for line in messages[:-1]
-        if _CAUSE.search(line) and line.partition(": ")[2] not in messages[-1]
-    ]
-    return "; ".join([*causes[-1:], *messages[-1:]])

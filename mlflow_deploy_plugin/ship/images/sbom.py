@@ -28,8 +28,12 @@ def bill_of_materials() -> dict[str, object]:
         for package in distributions()
     ]
     if shutil.which("dpkg-query"):
-        command = ["dpkg-query", "-W", "-f", "${Package} ${Version} ${Architecture}\n"]
-        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        listed = subprocess.run(
+            ["dpkg-query", "-W", "-f", "${Package} ${Version} ${Architecture}\n"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
         release = platform.freedesktop_os_release()
         system = release.get("ID", "debian")
         distro = f"{system}-{release.get('VERSION_ID', '')}".rstrip("-")
@@ -42,7 +46,7 @@ def bill_of_materials() -> dict[str, object]:
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
         "version": 1,
-        "components": [unique[purl] for purl in sorted(unique)],
+        "components": list(map(unique.__getitem__, sorted(unique))),
     }
 
 

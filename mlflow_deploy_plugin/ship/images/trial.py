@@ -82,20 +82,19 @@ def try_image(
     differs by more than the tolerance. The container is always removed.
     """
     model = OnnxModel.load(folder)
-    question = _compute_rows(model, folder)
+    question = _Question.of(model, folder)
     failure = f"the image {image} failed its test"
     rights = (*MINIMAL_RIGHTS, "--gpus", "all") if gpu else MINIMAL_RIGHTS
     tolerance = _GPU_TOLERANCE if gpu else _TOLERANCE
-    reply = _ask_container(image, rights, question, seconds, failure)
-    length, answer = json.loads(reply.text)
+    reply, seconds, memory = _ask_container(image, rights, question, seconds, failure)
+    length, answer = json.loads(reply)
     answered = decode_tensors(answer.encode("latin-1"), length)
     largest = check_outputs(question.expected, answered, tolerance, failure)
-    plural = "s" if question.rows != 1 else ""
     return ImageTrial(
-        rows=f"{question.rows} {question.source} row{plural}",
+        rows=f"{question.rows} {question.source} row{'' if question.rows == 1 else 's'}",
         max_difference=largest,
-        seconds=reply.seconds,
-        memory=reply.memory,
+        seconds=seconds,
+        memory=memory,
     )
 
 
@@ -117,49 +116,37 @@ class _Question:
     data: bytes
     expected: Feeds
 
-
-@dataclass(frozen=True)
-class _Reply:
-    """The output of the request in the container, the seconds until it arrived, and the
-    memory as in `docker stats`.
-    """
-
-    text: str
-    seconds: float
-    memory: str
-
-
-def _compute_rows(model: OnnxModel, folder: Path) -> _Question:
-    """Compute the outputs of the known rows. Raises InvalidConfig if the version
-    refuses them.
-    """
-    source = "random"
-    if (folder / INPUT_EXAMPLE).is_file():
-        source = "example"
-    elif model.artifact.reference:
-        source = "reference"
-    try:
-        rows = known_rows(model.artifact, model.schema, most=10)
-        if model.schema.has_rows and array_bytes(rows) > _MANY_BYTES:
-            rows |= {name: array[:1] for name, array in rows.items() if array.ndim}
-        outputs = model.run(model.schema.from_columns(rows))
-        head, data = encode_tensors(rows, None)
-    except (InvalidRequest, InferenceError) as error:
-        raise InvalidConfig(
-            f"--test: {source} rows are refused: {error.message}; log a valid input_example"
-        ) from None
-    expected = {
-        output.name: outputs[output.name]
-        for output in model.artifact.outputs
-        if output.dtype != "map"
-    }
-    return _Question(source, model.schema.count_rows(rows), head, data, expected)
+    @staticmethod
+    def of(model: OnnxModel, folder: Path) -> "_Question":
+        """Compute the outputs of the known rows. Raises InvalidConfig if the version
+        refuses them.
+        """
+        source = "reference" if model.artifact.reference else "random"
+        if (folder / INPUT_EXAMPLE).is_file():
+            source = "example"
+        try:
+            rows = known_rows(model.artifact, model.schema, most=10)
+            if model.schema.has_rows and array_bytes(rows) > _MANY_BYTES:
+                rows |= {name: array[:1] for name, array in rows.items() if array.ndim}
+            outputs = model.run(model.schema.from_columns(rows))
+            head, data = encode_tensors(rows, None)
+        except (InvalidRequest, InferenceError) as error:
+            raise InvalidConfig(
+                f"--test: {source} rows are refused: {error.message}; log a valid input_example"
+            ) from None
+        expected = {
+            output.name: outputs[output.name]
+            for output in model.artifact.outputs
+            if output.dtype != "map"
+        }
+        return _Question(source, model.schema.count_rows(rows), head, data, expected)
 
 
 def _ask_container(
     image: str, rights: Sequence[str], question: _Question, seconds: float, failure: str
-) -> _Reply:
+) -> tuple[str, float, str]:
     """Start the image, and send the rows to its server. The container is removed.
+    Return the output of the request, the seconds until it arrived, and the memory.
 
     Args:
         image: the name of the image.
@@ -187,7 +174,7 @@ def _ask_container(
             raise BuildFailed(f"{reason}; its log ends with: {log}") from None
         answered_seconds = time.monotonic() - began
         usage = docker("stats", "--no-stream", "--format", "{{.MemUsage}}", name, what=failure)
-        return _Reply(text, answered_seconds, memory=usage.split()[0])
+        return text, answered_seconds, usage.split()[0]
     finally:
         with suppress(BuildFailed):
             docker("rm", "-f", "-v", name, what=failure)

@@ -47,7 +47,7 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         raise InvalidConfig(
             "kubernetes.host: KServe creates host names and gateways; remove this field"
         )
-    models = _place_models(spec)
+    models = _Models.of(spec)
     visibility = {}
     if spec.server.is_open:
         visibility = {"networking.kserve.io/visibility": "cluster-local"}
@@ -95,30 +95,30 @@ class _Models(NamedTuple):
     storage: Document
     canary: Document
 
+    @staticmethod
+    def of(spec: EndpointSpec) -> "_Models":
+        """Decide whether KServe copies the models.
 
-def _place_models(spec: EndpointSpec) -> _Models:
-    """Decide whether KServe copies the models.
-
-    If the models of both variants have storage addresses, the variant with the smaller
-    weight is the canary.
-    """
-    variants = list(spec.variants.values())
-    in_stores = all(variant.model.startswith(_SCHEMES) for variant in variants)
-    if (
-        not in_stores
-        or any(variant.shadow for variant in variants)
-        or spec.sticky is not None
-        or len(variants) > 2
-    ):
-        return _Models(spec, {}, {})
-    name, newest = min(reversed(spec.variants.items()), key=lambda item: item[1].weight)
-    in_pod = newest.model_copy(update={"model": MODEL_FOLDER, "weight": 100})
-    served = spec.model_copy(update={"variants": {name: in_pod}})
-    canary = {}
-    if len(variants) > 1:
-        total = sum(variant.weight for variant in variants)
-        canary = {"canaryTrafficPercent": round(100 * newest.weight / total)}
-    return _Models(served, {"storageUri": newest.model}, canary)
+        If the models of both variants have storage addresses, the variant with the
+        smaller weight is the canary.
+        """
+        variants = list(spec.variants.values())
+        in_stores = all(variant.model.startswith(_SCHEMES) for variant in variants)
+        if (
+            not in_stores
+            or any(variant.shadow for variant in variants)
+            or spec.sticky is not None
+            or len(variants) > 2
+        ):
+            return _Models(spec, {}, {})
+        name, newest = min(reversed(spec.variants.items()), key=lambda item: item[1].weight)
+        in_pod = newest.model_copy(update={"model": MODEL_FOLDER, "weight": 100})
+        served = spec.model_copy(update={"variants": {name: in_pod}})
+        canary = {}
+        if len(variants) > 1:
+            total = sum(variant.weight for variant in variants)
+            canary = {"canaryTrafficPercent": round(100 * newest.weight / total)}
+        return _Models(served, {"storageUri": newest.model}, canary)
 
 
 def _runtime(spec: EndpointSpec, place: Place) -> Document:

@@ -76,21 +76,7 @@ def open_loop(port: int, requests: Sequence[bytes], times: Times) -> tuple[Times
     with another status than 200, if any. Requests without an answer count with their
     waiting time.
     """
-    return uvloop.run(_open_loop(port, requests, times))
-
-
-async def _open_loop(port: int, requests: Sequence[bytes], times: Times) -> tuple[Times, str]:
-    client = _Client()
-    connections = await client.connect(port)
-    due = (times + _clock()).tolist()
-    await client.send(requests, due)
-    await client.wait_for_answers()
-    error = client.error()
-    latencies = client.latencies
-    latencies += [_clock() - scheduled for scheduled in due[len(latencies) :]]
-    for connection in connections:
-        connection.transport.close()
-    return np.array(latencies), error
+    return uvloop.run(_Client().measure(port, requests, times))
 
 
 class _Client:
@@ -102,14 +88,27 @@ class _Client:
         self._sent = 0
         self._wrong = list[bytes]()
 
-    async def connect(self, port: int) -> list[_Connection]:
+    async def measure(
+        self, port: int, requests: Sequence[bytes], times: Times
+    ) -> tuple[Times, str]:
+        """Send the requests and wait for the answers. Return as `open_loop`."""
         loop = asyncio.get_running_loop()
         for _ in range(_CONNECTIONS):
             _, connection = await loop.create_connection(
                 lambda: _Connection(self._receive), "127.0.0.1", port
             )
             self._idle.append(connection)
-        return [*self._idle]
+        connections = [*self._idle]
+        due = (times + _clock()).tolist()
+        await self.send(requests, due)
+        end = _clock() + _ANSWER_SECONDS
+        while len(self.latencies) < self._sent and _clock() < end:
+            await asyncio.sleep(0)
+        error = self.error()
+        self.latencies += [_clock() - scheduled for scheduled in due[len(self.latencies) :]]
+        for connection in connections:
+            connection.transport.close()
+        return np.array(self.latencies), error
 
     def _receive(self, connection: _Connection, answer: bytes) -> None:
         self.latencies.append(_clock() - connection.due)
@@ -125,11 +124,6 @@ class _Client:
                 connection.due = due[self._sent]
                 connection.transport.write(requests[self._sent % len(requests)])
                 self._sent += 1
-            await asyncio.sleep(0)
-
-    async def wait_for_answers(self) -> None:
-        end = _clock() + _ANSWER_SECONDS
-        while len(self.latencies) < self._sent and _clock() < end:
             await asyncio.sleep(0)
 
     def error(self) -> str:

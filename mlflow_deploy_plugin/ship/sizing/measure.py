@@ -58,13 +58,8 @@ _MOST_BODIES = 64
 _CALL_SECONDS = 3600.0
 _POLL_SECONDS = 0.05
 _OF_CALLERS = (
-    "api_keys",
-    "jwt_issuer",
-    "jwt_audience",
-    "certfile",
-    "keyfile",
-    "ca_certs",
-    "grpc_port",
+    *("server.api_keys", "server.jwt_issuer", "server.jwt_audience"),
+    *("server.certfile", "server.keyfile", "server.ca_certs", "server.grpc_port"),
 )
 """Fields of `server` that the measured server does not have: its client has no key and
 no certificate.
@@ -134,16 +129,20 @@ def measure_pod(
         raise InvalidConfig(
             "sizing pins processes to cores, which needs Linux: use a Linux machine or container"
         )
-    cores = available_cores()
     # The pod and its client need cores of their own.
-    if workers * threads >= cores:
+    if workers * threads >= available_cores():
         raise InvalidConfig(
             f"server.workers={workers} with {threads} threads each, and a client, need "
-            f"{workers * threads + 1} cores, but this machine has {cores}: use another machine"
+            f"{workers * threads + 1} cores, but this machine has {available_cores()}: use another "
+            "machine"
         )
-    fields = {f"server.{name}": "" for name in _OF_CALLERS}
-    fields |= {"server.host": "127.0.0.1", f"variants.{spec.name}.model": str(folder)}
-    spec = apply_config(spec, {**fields, "server.intra_op_num_threads": threads})
+    fields = {
+        **dict.fromkeys(_OF_CALLERS, ""),
+        "server.host": "127.0.0.1",
+        f"variants.{spec.name}.model": str(folder),
+        "server.intra_op_num_threads": threads,
+    }
+    spec = apply_config(spec, fields)
     requests = [post("/invocations", body) for body in bodies]
     size, best = _best_batch_size(spec, requests, p99, progress)
     with _started(spec, size, requests) as pod:
@@ -151,15 +150,14 @@ def measure_pod(
         memory = pod.memory_bytes()
     # A higher rate has met `p99`, so a higher latency comes from other processes.
     load.require(math.inf)
-    version_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     return PodMeasurement(
-        workers=workers,
-        threads=threads,
-        max_batch_size=size,
-        highest=best,
-        planned=load,
-        memory_bytes=memory,
-        version_bytes=version_bytes,
+        workers,
+        threads,
+        size,
+        best,
+        load,
+        memory,
+        version_bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
     )
 
 
@@ -316,12 +314,14 @@ def _started(spec: EndpointSpec, batch_size: int, requests: Sequence[bytes]) -> 
             process.cpu_affinity(cores[:-1])
             client.call(os.sched_setaffinity, 0, cores[-1:], seconds=_CALL_SECONDS)
             _wait_until_serving(server, state_dir)
-            send = partial(client.call, open_loop, port, requests, seconds=_CALL_SECONDS)
-            yield _Pod(process, send)
+            yield _Pod(
+                process, partial(client.call, open_loop, port, requests, seconds=_CALL_SECONDS)
+            )
         except psutil.NoSuchProcess:
-            log_lines = read_log_tail(state_dir / LOG) or ["its log is empty"]
-            reason = log_lines[-1].removeprefix("Error: ")
-            raise DeploymentFailed(f"the measured server is not available: {reason}") from None
+            reason = (read_log_tail(state_dir / LOG) or ["its log is empty"])[-1]
+            raise DeploymentFailed(
+                f"the measured server is not available: {reason.removeprefix('Error: ')}"
+            ) from None
         finally:
             client.end()
             server.terminate()

@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.core.registry.policy import (
 )
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.core.signatures import Signer
-from mlflow_deploy_plugin.promote.gate.run import EvaluationData, judge
+from mlflow_deploy_plugin.promote.gate.run import judge
 from mlflow_deploy_plugin.promote.gate.verdict import CheckResult, GateVerdict
 from mlflow_deploy_plugin.wrap.flavor.signing import sign_version
 from tests.support.classifiers import labelled, write_classifier, write_rows
@@ -36,9 +36,9 @@ def judged(
     candidate: ResolvedModel,
     current: ResolvedModel | None,
     policy: GatePolicy,
-) -> tuple[GateVerdict, dict[str, CheckResult], EvaluationData | None, list[str]]:
+) -> tuple[GateVerdict, dict[str, CheckResult], list[str]]:
     progress: list[str] = []
-    verdict, evaluated = judge(
+    verdict = judge(
         candidate,
         current,
         policy,
@@ -46,14 +46,14 @@ def judged(
         progress.append,
         clock=lambda: NOON,
     )
-    return verdict, {check.name: check for check in verdict.checks}, evaluated, progress
+    return verdict, {check.name: check for check in verdict.checks}, progress
 
 
 def test_a_version_that_is_as_good_passes_every_check(
     version: Callable[[str], ResolvedModel],
     policy: GatePolicy,
 ) -> None:
-    verdict, checks, evaluated, progress = judged(version("equal"), version("good"), policy)
+    verdict, checks, progress = judged(version("equal"), version("good"), policy)
     states = {name: check.state for name, check in checks.items()}
     assert states == {
         "parity": "passed",
@@ -73,8 +73,6 @@ def test_a_version_that_is_as_good_passes_every_check(
         "checking evaluation",
         "checking robustness",
     ]
-    assert evaluated is not None
-    assert evaluated.current is not None
     assert "noise_loss" in checks["robustness"].figures
 
 
@@ -86,12 +84,12 @@ def test_a_signature_can_be_required_by_the_policy(
     keys = write_key(tmp_path)
     signer = keys.public.read_text()
     policy = policy.model_copy(update={"signer": signer})
-    _, checks, _, _ = judged(version("equal"), None, policy)
+    _, checks, _ = judged(version("equal"), None, policy)
     assert checks["signed"].state == "failed"
     assert mentions(checks["signed"].reason, "model.sig", "onnxserve sign")
 
     sign_version(version("equal").source, Signer(str(keys.key)))
-    _, checks, _, _ = judged(version("equal"), None, policy)
+    _, checks, _ = judged(version("equal"), None, policy)
     assert checks["signed"].state == "passed"
 
 
@@ -99,7 +97,7 @@ def test_a_worse_one_fails_with_the_figures(
     version: Callable[[str], ResolvedModel],
     policy: GatePolicy,
 ) -> None:
-    verdict, checks, _, _ = judged(version("worse"), version("good"), policy)
+    verdict, checks, _ = judged(version("worse"), version("good"), policy)
     assert verdict.state == "failed"
     assert verdict.reason.startswith(
         "evaluation: worse by more than the margin of 0.0100; accuracy 0.",
@@ -112,7 +110,7 @@ def test_without_anything_served_it_is_judged_alone(
     version: Callable[[str], ResolvedModel],
     policy: GatePolicy,
 ) -> None:
-    verdict, checks, _, _ = judged(version("worse"), None, policy)
+    verdict, checks, _ = judged(version("worse"), None, policy)
     assert verdict.passed
     assert verdict.against == ""
     assert mentions(checks["signature"].reason, "no version")
@@ -121,7 +119,7 @@ def test_without_anything_served_it_is_judged_alone(
 def test_without_a_dataset_the_reference_is_disturbed(
     version: Callable[[str], ResolvedModel],
 ) -> None:
-    _, checks, evaluated, _ = judged(
+    _, checks, _ = judged(
         version("equal"),
         version("good"),
         GatePolicy(skip=("budget",)),
@@ -129,17 +127,16 @@ def test_without_a_dataset_the_reference_is_disturbed(
     assert checks["evaluation"].state == "skipped"
     assert checks["evaluation"].reason == "the policy has no dataset"
     assert checks["robustness"].figures["rows"] == 400
-    assert evaluated is None
 
 
 def test_version_without_rows_uses_those_of_the_served_one_and_a_blank_row_for_costs(
     version: Callable[[str], ResolvedModel],
 ) -> None:
     policy = parse_policy("skip: [evaluation, budget]\nparity: any", "it")
-    _, checks, _, _ = judged(version("unproven"), version("good"), policy)
+    _, checks, _ = judged(version("unproven"), version("good"), policy)
     assert checks["robustness"].figures["rows"] == 400
 
-    _, checks, _, _ = judged(
+    _, checks, _ = judged(
         version("unproven"),
         None,
         parse_policy("skip: [evaluation]\nbudget: {batch: 8}", "it"),
@@ -153,7 +150,7 @@ def test_costs_are_compared_with_those_of_the_served_version(
     version: Callable[[str], ResolvedModel],
 ) -> None:
     policy = parse_policy("skip: [signature, evaluation, robustness]\nbudget: {batch: 8}", "it")
-    _, checks, _, _ = judged(version("equal"), version("good"), policy)
+    _, checks, _ = judged(version("equal"), version("good"), policy)
     assert checks["budget"].figures["row_p50_ms_ratio"] > 0
     assert "memory_mb_ratio" in checks["budget"].figures
 
@@ -165,7 +162,7 @@ def test_a_version_that_does_not_load_fails_with_the_reason(
 ) -> None:
     folder = write_classifier(tmp_path / "broken")
     (folder / "model.onnx").write_bytes(b"not a graph")
-    verdict, checks, _, _ = judged(
+    verdict, checks, _ = judged(
         resolve(str(folder)),
         version("good"),
         policy,
@@ -181,7 +178,7 @@ def test_a_served_version_that_does_not_load_keeps_no_better_one_out(
 ) -> None:
     folder = write_classifier(tmp_path / "broken")
     (folder / "model.onnx").write_bytes(b"not a graph")
-    verdict, checks, _, _ = judged(
+    verdict, checks, _ = judged(
         version("good"),
         resolve(str(folder)),
         policy,
@@ -197,7 +194,7 @@ def test_a_dataset_that_is_gone_fails_the_check_and_not_the_command(
         evaluation=EvaluationPolicy(dataset="/gone.csv", target="y"),
         skip=("budget", "robustness"),
     )
-    _, checks, _, _ = judged(version("good"), None, policy)
+    _, checks, _ = judged(version("good"), None, policy)
     assert checks["evaluation"].state == "failed"
     assert checks["evaluation"].reason == "the dataset /gone.csv does not exist"
 
@@ -227,7 +224,7 @@ def test_noise_on_whole_numbers_stays_within_their_type(tmp_path: Path) -> None:
         (100, 4),
     )
     write_rows(folder / "reference.parquet", {"pixels": pixels.tolist()})
-    _, checks, _, _ = judged(
+    _, checks, _ = judged(
         resolve(str(folder)),
         None,
         GatePolicy(skip=("budget",)),
@@ -257,9 +254,8 @@ def test_a_file_of_the_machine_is_not_read_where_only_mlflows_artifacts_may_be(
     with refused(InvalidConfig, "holdout.parquet", "artifacts of MLflow"):
         judge(version("equal"), None, policy, "a test", allowed=Permissions(files=False))
     skipped = policy.model_copy(update={"skip": ("evaluation", "robustness", "budget")})
-    assert judge(version("equal"), None, skipped, "a test", allowed=Permissions(files=False))[
-        0
-    ].passed
+    allowed = Permissions(files=False)
+    assert judge(version("equal"), None, skipped, "a test", allowed=allowed).passed
 
 
 @pytest.mark.parametrize(
@@ -297,7 +293,7 @@ def test_the_metric_has_to_hold_under_the_disturbances_that_the_policy_demands(
         "target": "label",
     }
     policy = GatePolicy.model_validate({"robustness": robustness, "skip": ["budget"]})
-    _, checks, _, progress = judged(version("good"), None, policy)
+    _, checks, progress = judged(version("good"), None, policy)
     assert checks["disturbances"].state == state
     assert re.search(reason, checks["disturbances"].reason)
     assert "checking disturbances" in progress
@@ -356,7 +352,7 @@ def test_where_no_code_may_run_no_torch_original_is_loaded(
         "target": "label",
     }
     policy = GatePolicy.model_validate({"robustness": robustness, "skip": ["budget"]})
-    verdict, _ = judge(
+    verdict = judge(
         version("good"),
         None,
         policy,

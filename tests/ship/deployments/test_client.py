@@ -85,24 +85,16 @@ def test_one_row_as_a_dict_is_one_prediction(served: BaseDeploymentClient) -> No
 @pytest.mark.parametrize(
     "document",
     [
-        SPLIT,
-        {"dataframe_split": {**SPLIT["dataframe_split"], "index": [7, 8]}},
-        {"dataframe_records": RECORDS},
-        {"instances": [[1, 2], [3, 4.5]]},
-        {"instances": RECORDS},
-        {"inputs": [[1, 2], [3, 4.5]]},
-        {"inputs": {"a": [1, 3], "b": [2, 4.5]}},
         RECORDS,
         {"a": {"0": 1, "1": 3}, "b": {"0": 2, "1": 4.5}},
     ],
     ids=lambda document: str(document)[:40],
 )
-def test_a_file_that_mlflow_read_with_pandas_is_understood(
+def test_a_frame_that_pandas_read_is_understood(
     served: BaseDeploymentClient, tmp_path: Path, document: Any
 ) -> None:
     (tmp_path / "rows.json").write_text(json.dumps(document))
 
-    # `mlflow deployments predict -I` reads the file in the same way.
     frame = pd.read_json(tmp_path / "rows.json")
 
     assert served.predict("sum", frame)["predictions"] == [{"y": 3.0}, {"y": 7.5}]
@@ -221,18 +213,18 @@ def test_deleting_a_name_that_does_not_exist_is_an_error(
 
 
 def test_a_series_is_sent_as_a_column() -> None:
-    from mlflow_deploy_plugin.ship.deployments.scoring import encode_body
+    from mlflow_deploy_plugin.serve.client.rows import encode_json
 
-    sent = json.loads(encode_body(pd.Series(["good day", None], name="text")))
+    sent = json.loads(encode_json(pd.Series(["good day", None], name="text")))
     assert sent == {"dataframe_split": {"columns": ["text"], "data": [["good day"], [None]]}}
 
 
 def test_numbers_keep_all_their_digits(served: BaseDeploymentClient) -> None:
-    from mlflow_deploy_plugin.ship.deployments.scoring import encode_body
+    from mlflow_deploy_plugin.serve.client.rows import encode_json
 
     frame = pd.DataFrame({"a": [0.1234567890123456, np.nan], "s": ["x", None], "t": [True, False]})
 
-    data = json.loads(encode_body(frame))["dataframe_split"]["data"]
+    data = json.loads(encode_json(frame))["dataframe_split"]["data"]
 
     assert data == [[0.1234567890123456, "x", True], [None, None, False]]
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.core.registry.policy import GatePolicy
 from mlflow_deploy_plugin.promote.gate.verdict import CheckResult, ReportTable
-from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Output
+from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.wrap.evaluation.agreement import compare_with_base
 from mlflow_deploy_plugin.wrap.evaluation.dataset import (
     LabelledRows,
@@ -33,19 +33,17 @@ _ACCEPTED_PARITY = {
 }
 _ACCEPTED_TYPES = {
     "double": ("float", "integer", "long"),
-    "float": ("integer", "long"),
+    "float": ("double", "integer", "long"),
     "long": ("integer",),
     "integer": (),
     "boolean": (),
     "string": (),
 }
 """Maps each column type to the other types whose values it accepts, according to
-`serve/runtime/values.py`.
+`serve/runtime/values.py`. As float, a double beyond 32 bits is refused, and any other
+is rounded.
 """
 _KINDS = {"str": "text", "object": "text", "bool": "true or false"}
-_LOSSY_TYPES = {
-    ("double", "float"): "numbers beyond 32 bits are refused, other numbers are rounded"
-}
 
 
 def check_parity(artifact: Artifact, policy: GatePolicy) -> CheckResult:
@@ -59,25 +57,23 @@ def check_parity(artifact: Artifact, policy: GatePolicy) -> CheckResult:
             "the version has no ONNX form, so the original model predicts",
         )
     state = artifact.parity_state
-    rows = int(artifact.parity.get("rows", 0))
+    parity = artifact.parity
+    rows = int(parity.get("rows", 0))
     figures = {"rows": float(rows)}
     summary = f"the ONNX form is {state}"
     if rows:
         summary += f" on {rows:,} rows"
     if state in _ACCEPTED_PARITY[policy.parity]:
         return CheckResult(PARITY, "passed", summary, figures)
-    parity = artifact.parity
-    if artifact.parity_state == "warned":
-        problem = str(parity.get("problem") or parity.get("unproven") or "its predictions differ")
-    elif artifact.parity_state == "no-original":
-        problem = (
-            "there was no original to compare with; log the model with "
-            "mlflow_deploy_plugin.log_model"
+    if state == "warned":
+        problem = parity.get("problem") or parity.get("unproven") or "its predictions differ"
+        summary += f" ({problem})"
+    elif state == "no-original":
+        summary += (
+            " (there was no original to compare with; log the model with "
+            "mlflow_deploy_plugin.log_model)"
         )
-    else:
-        problem = ""
-    explanation = f" ({problem})" if problem else ""
-    reason = f"{summary}{explanation}; the policy requires {policy.parity}"
+    reason = f"{summary}; the policy requires {policy.parity}"
     return CheckResult(PARITY, "failed", reason, figures)
 
 
@@ -100,23 +96,16 @@ def check_agreement(
     proof = check_parity(base.artifact, policy)
     if proof.state == "failed":
         return CheckResult(PARITY, "failed", f"the base {where}: {proof.reason}", proof.figures)
+    truth = None
     if labelled is not None:
         rows = labelled.rows
+        truth = labelled.truth
     if rows is None:
-        return CheckResult(
-            PARITY,
-            "failed",
-            f"there are no rows for the comparison with {where}; specify a dataset",
-        )
+        reason = f"there are no rows for the comparison with {where}; specify a dataset"
+        return CheckResult(PARITY, "failed", reason)
     evaluation = policy.evaluation
-    truth = None if labelled is None else labelled.truth
-    agreement = compare_with_base(
-        base,
-        form,
-        cast_to_signature(base.artifact, rows),
-        truth,
-        evaluation.metric,
-    )
+    base_rows = cast_to_signature(base.artifact, rows)
+    agreement = compare_with_base(base, form, base_rows, truth, evaluation.metric)
     figures = {
         "rows": float(agreement.rows),
         "loss": agreement.loss,
@@ -127,16 +116,13 @@ def check_agreement(
     reason = f"made from {where}, where {proof.reason}; {agreement}"
     if agreement.loss <= evaluation.margin:
         return CheckResult(PARITY, "passed", reason, figures)
-    hint = ""
-    if labelled is None:
-        hint = "; an evaluation dataset in the policy measures the loss of the metric"
-    return CheckResult(
-        PARITY,
-        "failed",
+    reason = (
         f"the loss {agreement.loss:.4g} ({agreement.loss_of}) exceeds the margin "
-        f"{evaluation.margin:g}: {reason}{hint}",
-        figures,
+        f"{evaluation.margin:g}: {reason}"
     )
+    if labelled is None:
+        reason += "; an evaluation dataset in the policy measures the loss of the metric"
+    return CheckResult(PARITY, "failed", reason, figures)
 
 
 @dataclass(frozen=True)
@@ -182,7 +168,15 @@ def check_signature(candidate: Artifact, current: Artifact, against: str) -> Che
             "skipped",
             f"{which} has no signature of named columns or tensors",
         )
-    changes = [*_input_changes(candidate, current), *_output_changes(candidate, current)]
+    if candidate.columns and current.columns:
+        changes = list(_column_changes(candidate, current))
+    elif candidate.columns:
+        changes = [_Change("retyped", "the input", "tensors", "columns", breaks_callers=True)]
+    elif current.columns:
+        changes = [_Change("retyped", "the input", "columns", "tensors", breaks_callers=True)]
+    else:
+        changes = list(_tensor_changes(candidate, current))
+    changes += _output_changes(candidate, current)
     breaking = [change for change in changes if change.breaks_callers]
     table = ReportTable(
         ("change", "name", against, "new", ""),
@@ -192,26 +186,15 @@ def check_signature(candidate: Artifact, current: Artifact, against: str) -> Che
         "changes": float(len(changes)),
         "breaking": float(len(breaking)),
     }
-    if breaking:
-        sentences = "; ".join(change.sentence for change in breaking)
-        return CheckResult(
-            SIGNATURE,
-            "failed",
-            f"callers of {against} would break: {sentences}",
-            figures,
-            table=table,
-        )
     if not changes:
         return CheckResult(SIGNATURE, "passed", f"the same columns and types as {against}", figures)
-    notes = tuple(change.sentence for change in changes)
-    return CheckResult(
-        SIGNATURE,
-        "passed",
-        f"callers need no change ({'; '.join(notes)})",
-        figures,
-        notes=notes,
-        table=table,
-    )
+    notes = tuple(change.sentence for change in breaking or changes)
+    sentences = "; ".join(notes)
+    if breaking:
+        reason = f"callers of {against} would break: {sentences}"
+        return CheckResult(SIGNATURE, "failed", reason, figures, table=table)
+    reason = f"callers need no change ({sentences})"
+    return CheckResult(SIGNATURE, "passed", reason, figures, notes, table)
 
 
 def _compare_names(
@@ -224,19 +207,6 @@ def _compare_names(
     removed = [name for name in old if name not in new]
     added = [name for name in new if name not in old]
     return removed, added, [name for name in new if name in old]
-
-
-def _input_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]:
-    """Yield the changes of columns or tensors, or a single change of one to the
-    other.
-    """
-    if bool(candidate.columns) == bool(current.columns):
-        find_changes = _column_changes if candidate.columns else _tensor_changes
-        yield from find_changes(candidate, current)
-    elif candidate.columns:
-        yield _Change("retyped", "the input", "tensors", "columns", breaks_callers=True)
-    else:
-        yield _Change("retyped", "the input", "columns", "tensors", breaks_callers=True)
 
 
 def _column_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]:
@@ -256,9 +226,7 @@ def _column_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]
         before = old[name]
         after = new[name]
         if before.type != after.type:
-            accepts_old = before.type in _ACCEPTED_TYPES[after.type] or (
-                (before.type, after.type) in _LOSSY_TYPES
-            )
+            accepts_old = before.type in _ACCEPTED_TYPES[after.type]
             yield _Change("retyped", name, before.type, after.type, not accepts_old)
         if after.required and not before.required:
             yield _Change("required", name, "optional", "required", breaks_callers=True)
@@ -294,11 +262,9 @@ def _tensor_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]
                 size in (-1, other_size)
                 for size, other_size in zip(after.shape, before.shape, strict=True)
             )
-            shapes = (
-                str(list(before.shape)),
-                str(list(after.shape)),
+            yield _Change(
+                "reshaped", name, str(list(before.shape)), str(list(after.shape)), not accepts_old
             )
-            yield _Change("reshaped", name, *shapes, not accepts_old)
 
 
 def _output_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]:
@@ -330,15 +296,11 @@ def _predicted_kinds(artifact: Artifact) -> dict[str, str]:
     """Return the kind of each output that the server returns; of all outputs if the
     version does not name them.
     """
-    kinds = {output.name: _output_kind(output) for output in artifact.outputs}
+    kinds = {}
+    for output in artifact.outputs:
+        # A client does not see a difference between 32 and 64 bits.
+        numbers = "whole numbers" if "int" in output.dtype else "numbers"
+        kind = _KINDS.get(output.dtype, numbers)
+        several = [size for size in output.shape[1:] if size != 1]
+        kinds[output.name] = f"{kind} {several} per row" if several else kind
     return {name: kinds[name] for name in artifact.prediction if name in kinds} or kinds
-
-
-def _output_kind(output: Output) -> str:
-    """Return the kind of an output for a client, which does not see a difference
-    between 32 and 64 bits.
-    """
-    numbers = "whole numbers" if "int" in output.dtype else "numbers"
-    kind = _KINDS.get(output.dtype, numbers)
-    several = [size for size in output.shape[1:] if size != 1]
-    return f"{kind} {several} per row" if several else kind

@@ -22,6 +22,7 @@ def check_backtest(candidate: LoadedModel, traffic: Traffic, policy: GatePolicy)
     rows. Raises InvalidConfig and OnnxserveError if the rows cannot be replayed.
     """
     limits = policy.backtest
+    evaluation = policy.evaluation
     try:
         report = backtest(
             traffic,
@@ -29,9 +30,9 @@ def check_backtest(candidate: LoadedModel, traffic: Traffic, policy: GatePolicy)
             candidate,
             "the version",
             limits.max_rows,
-            policy.evaluation.metric,
-            policy.evaluation.confidence,
-            policy.evaluation.resamples,
+            evaluation.metric,
+            evaluation.confidence,
+            evaluation.resamples,
             policy.seed,
         )
     except NotFound as error:
@@ -42,10 +43,12 @@ def check_backtest(candidate: LoadedModel, traffic: Traffic, policy: GatePolicy)
         if isinstance(value, int | float) and np.isfinite(value)
     }
     if report.rows < limits.min_rows:
-        reason = (
-            f"{report.rows:,} captured rows are too few; the policy requires {limits.min_rows:,}"
+        return CheckResult(
+            NAME,
+            "skipped",
+            f"{report.rows:,} captured rows are too few; the policy requires {limits.min_rows:,}",
+            figures,
         )
-        return CheckResult(NAME, "skipped", reason, figures)
     refusals = report.refused_rows / report.rows
     failures = []
     if refusals > limits.max_refusals:
@@ -58,16 +61,18 @@ def check_backtest(candidate: LoadedModel, traffic: Traffic, policy: GatePolicy)
     ]
     compared = report.comparison
     if not isinstance(compared, Refused):  # There are labelled rows.
-        margin = policy.evaluation.margin
-        confidence = policy.evaluation.confidence
+        margin = evaluation.margin
         if compared.high < -margin or not np.isfinite(compared.candidate):
             failures.append(f"the labelled answers are worse by more than the margin of {margin:g}")
-        results.append(compared.describe("the served answers", report.labelled_rows, confidence))
-        figures |= compared.figures() | {"margin": margin, "confidence": confidence}
+        results.append(
+            compared.describe("the served answers", report.labelled_rows, evaluation.confidence)
+        )
+        figures |= compared.figures()
+        figures |= {"margin": margin, "confidence": evaluation.confidence}
     return CheckResult(
         NAME,
         state_of(failures),
         "; ".join([*failures, *results]),
         figures,
-        notes=tuple(f"{row.rows:,} rows are refused: {row.text}" for row in report.refused),
+        notes=tuple(f"{noted.rows:,} rows are refused: {noted.text}" for noted in report.refused),
     )

@@ -34,8 +34,6 @@ _MIN_TIMES = 3
 _START_TIMEOUT_SECONDS = 300.0
 _ROUND_TIMEOUT_SECONDS = 120.0
 
-_Times = tuple[list[float], list[float]]
-"""The seconds of each prediction of a row, and of each prediction of a batch."""
 
 _loaded: tuple[LoadedModel, list[Feeds], Feeds] | None = None
 """The model, its single rows and a batch, which are set only in the measuring process.
@@ -109,7 +107,7 @@ def check_budget(
     """Check the candidate's cost. `current` is the cost of the current version, called
     `against`, or None.
     """
-    row_p99 = _p99_ms(candidate.rows)
+    row_p99 = _percentile_ms(candidate.rows, 99)
     current_rows = None if current is None else current.rows
     current_batches = None if current is None else current.batches
     batch = f"a batch of {policy.batch}"
@@ -122,7 +120,7 @@ def check_budget(
         _compare_latency(batch, "batch_p50_ms", candidate.batches, current_batches),
         memory,
     ]
-    figures = {"row_p99_ms": row_p99, "batch_p99_ms": _p99_ms(candidate.batches)}
+    figures = {"row_p99_ms": row_p99, "batch_p99_ms": _percentile_ms(candidate.batches, 99)}
     failures = []
     for measure in measures:
         figures |= measure.figures()
@@ -157,8 +155,8 @@ def check_budget(
     )
 
 
-def _p99_ms(rounds: Sequence[Array]) -> float:
-    return float(np.percentile(np.concatenate(rounds), 99)) * 1e3
+def _percentile_ms(rounds: Sequence[Array], percent: float) -> float:
+    return float(np.percentile(np.concatenate(rounds), percent)) * 1e3
 
 
 def _compare_latency(
@@ -170,14 +168,11 @@ def _compare_latency(
     """Compare the median latencies of two versions, from the seconds in each round.
     `theirs` is None without a current version.
     """
-    measure = _Measure(what, figure, "ms", _median_ms(ours))
+    measure = _Measure(what, figure, "ms", _percentile_ms(ours, 50))
     if theirs is None:
         return measure
-    return replace(measure, theirs=_median_ms(theirs), ratio=median_ratio(ours, theirs))
-
-
-def _median_ms(rounds: Sequence[Array]) -> float:
-    return float(np.median(np.concatenate(rounds))) * 1e3
+    ratio = median_ratio(ours, theirs)
+    return replace(measure, theirs=_percentile_ms(theirs, 50), ratio=ratio)
 
 
 def measure_costs(
@@ -200,12 +195,8 @@ def measure_costs(
     finally:
         for worker in workers:
             worker.end()
-    costs = []
-    for growth, own_times in zip(memory, zip(*measured, strict=True), strict=False):
-        rows_of_rounds = tuple(np.array(of_rows) for of_rows, _ in own_times)
-        batches_of_rounds = tuple(np.array(of_batches) for _, of_batches in own_times)
-        costs.append(MeasuredCost(growth, rows_of_rounds, batches_of_rounds))
-    return costs
+    by_version = zip(memory, zip(*measured, strict=True), strict=True)
+    return [MeasuredCost(growth, *zip(*times, strict=True)) for growth, times in by_version]
 
 
 def _load_all(
@@ -280,13 +271,13 @@ def _load_measured(folder: Path, rows: Feeds, batch: int) -> int:
     return int(max(process.memory_info().rss - before, 0))
 
 
-def _measure_round() -> _Times:
+def _measure_round() -> tuple[Array, Array]:
     assert _loaded is not None
     model, row_feeds, batch_feeds = _loaded
     return _time_predictions(model, row_feeds), _time_predictions(model, [batch_feeds])
 
 
-def _time_predictions(model: LoadedModel, inputs: list[Feeds]) -> list[float]:
+def _time_predictions(model: LoadedModel, inputs: list[Feeds]) -> Array:
     """Return the seconds of predictions for a round, which predicts the inputs in
     turn.
     """
@@ -296,4 +287,4 @@ def _time_predictions(model: LoadedModel, inputs: list[Feeds]) -> list[float]:
         start = time.perf_counter()
         model.predict(inputs[len(times) % len(inputs)])
         times.append(time.perf_counter() - start)
-    return times
+    return np.array(times)

@@ -11,7 +11,7 @@ import numpy as np
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.registry.policy import EvaluationPolicy
 from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName
-from mlflow_deploy_plugin.promote.gate.verdict import NO_CURRENT, CheckResult, CheckState
+from mlflow_deploy_plugin.promote.gate.verdict import NO_CURRENT, CheckResult, state_of
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.evaluation import metrics
 from mlflow_deploy_plugin.wrap.evaluation.model import ModelPredictions
@@ -43,53 +43,43 @@ def check_evaluation(
             f"{rows:,} rows with a known target are too few; the policy requires "
             f"{policy.min_rows:,}"
         )
-    elif not np.isfinite(value):
+        return CheckResult(NAME, "failed", reason, figures)
+    if not np.isfinite(value):
         reason = f"{metric} of the new version is {value}: not a finite number"
-    else:
-        reason = ""
-    if reason:
         return CheckResult(NAME, "failed", reason, figures)
     too_low = _too_low_reason(metric, value, policy)
-    state: CheckState = "failed" if too_low else "passed"
     if current is None:
         reason = too_low or f"{metric} {value:.4f} on {rows:,} rows; {NO_CURRENT}"
-        return CheckResult(NAME, state, reason, figures)
+        return CheckResult(NAME, state_of(too_low), reason, figures)
     try:
-        theirs = _current_metric(metric, truth, current)
+        theirs = metrics.weighted_metric(metric, truth, current)
+        value = theirs(np.ones(rows))
+        if not np.isfinite(value):
+            raise InvalidConfig(f"its {metric} is {value}: not a finite number")
     except InvalidConfig as error:
         reason = f"the comparison with {against} failed: {error.message}"
         return CheckResult(NAME, "failed", reason, figures)
+    confidence = policy.confidence
     compared = metrics.paired_bootstrap(
-        metric,
-        ours,
-        theirs,
-        rows,
-        policy.confidence,
-        policy.resamples,
-        seed,
+        metric, ours, theirs, rows, confidence, policy.resamples, seed
     )
-    figures |= compared.figures() | {"margin": policy.margin, "confidence": policy.confidence}
-    comparison = compared.describe(against, rows, policy.confidence)
+    figures |= compared.figures() | {"margin": policy.margin, "confidence": confidence}
+    comparison = compared.describe(against, rows, confidence)
     if compared.low >= -policy.margin:
-        return CheckResult(NAME, state, too_low or comparison, figures)
-    margin_text = (
-        f"{policy.margin:.1%}" if metric in metrics.RELATIVE_METRICS else f"{policy.margin:.4f}"
-    )
+        return CheckResult(NAME, state_of(too_low), too_low or comparison, figures)
+    margin = f"{policy.margin:.4f}"
+    if metric in metrics.RELATIVE_METRICS:
+        margin = f"{policy.margin:.1%}"
+    reason = f"too few rows to prove that the version is not worse by more than {margin}"
     if compared.high < -policy.margin:
-        worse_reason = f"worse by more than the margin of {margin_text}"
+        reason = f"worse by more than the margin of {margin}"
     elif compared.difference < -policy.margin:
-        worse_reason = (
-            f"worse by more than the margin of {margin_text} on these rows, but not with the "
-            "required confidence"
+        reason = (
+            f"worse by more than the margin of {margin} on these rows, but not with the required "
+            "confidence"
         )
-    else:
-        worse_reason = (
-            f"too few rows to prove that the version is not worse by more than {margin_text}"
-        )
-    reasons = [worse_reason, comparison]
-    if too_low:
-        reasons.append(too_low)
-    return CheckResult(NAME, "failed", "; ".join(reasons), figures)
+    reason = "; ".join(filter(None, (reason, comparison, too_low)))
+    return CheckResult(NAME, "failed", reason, figures)
 
 
 def _too_low_reason(metric: MetricName, value: float, policy: EvaluationPolicy) -> str:
@@ -105,18 +95,3 @@ def _too_low_reason(metric: MetricName, value: float, policy: EvaluationPolicy) 
     return (
         f"{metric} {value:.4f} is worse than {policy.at_least:g}, the worst that the policy allows"
     )
-
-
-def _current_metric(
-    metric: MetricName,
-    truth: Array,
-    current: ModelPredictions,
-) -> metrics.WeightedMetric:
-    """Return the metric of the current version. Raises InvalidConfig if it is not a
-    finite number.
-    """
-    theirs = metrics.weighted_metric(metric, truth, current)
-    value = theirs(np.ones(len(truth)))
-    if not np.isfinite(value):
-        raise InvalidConfig(f"its {metric} is {value}: not a finite number")
-    return theirs

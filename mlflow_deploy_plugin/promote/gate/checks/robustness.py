@@ -104,6 +104,27 @@ class _Outcome:
             )
         return messages + self._missing_answers("under noise")
 
+    def bounds(self, policy: RobustnessPolicy) -> RobustnessPolicy:
+        """Return the limits for a new version, if this is the outcome of the current
+        version. The new version need not be better.
+        """
+        max_loss = max(policy.max_loss, (self.loss or 0.0) * _CURRENT_FACTOR)
+        max_flips = max(policy.max_flips, self.flips * _CURRENT_FACTOR)
+        return policy.model_copy(update={"max_flips": max_flips, "max_loss": max_loss})
+
+    def summary(self, rows: int, policy: RobustnessPolicy, measure: str) -> str:
+        """Return the share of predictions that noise changes, and the loss of the
+        metric `measure` if it was measured.
+        """
+        summary = (
+            f"{self.flips:.1%} of {rows:,} predictions change under noise of {policy.noise:.0%} of "
+            "the std"
+        )
+        if self.loss is None:
+            return summary
+        loss = _format_amount(measure, self.loss) if self.loss > 0 else "nothing"
+        return f"{summary}, {measure} loses {loss}"
+
     def _missing_answers(self, where: str) -> list[str]:
         if self.no_answer > 0:
             return [f"{self.no_answer:.1%} of the predictions {where} are not numbers"]
@@ -134,9 +155,13 @@ def check_robustness(
     SchemaMismatch or InferenceError if the model refuses the undisturbed rows.
     """
     clean = _Undisturbed.of(model, rows, truth, metric)
-    disturbed_rows = _disturb(rows, policy, seed)
-    outcomes = [clean.outcome(name, disturbed) for name, disturbed in disturbed_rows.items()]
-    noise = outcomes[0]
+    rngs = [np.random.default_rng([seed, number]) for number in range(3)]
+    noise = clean.outcome(_NOISE, with_noise(rows, policy.noise, rngs[0]))
+    outcomes = [
+        noise,
+        clean.outcome("missing", with_missing(rows, policy.missing, rngs[1])),
+        clean.outcome("out_of_range", with_out_of_range(rows, policy.out_of_range, rngs[2])),
+    ]
     notes = [
         f"{outcome.label} values are refused: {outcome.refusal}"
         for outcome in outcomes
@@ -149,15 +174,7 @@ def check_robustness(
     if noise.noise_failures(policy):
         theirs = _current_under_noise(current, policy, seed, truth, metric)
         if theirs is not None:
-            # The new version need not be better than the current version.
-            max_flips = theirs.flips * _CURRENT_FACTOR
-            max_loss = (theirs.loss or 0.0) * _CURRENT_FACTOR
-            bounds = policy.model_copy(
-                update={
-                    "max_flips": max(policy.max_flips, max_flips),
-                    "max_loss": max(policy.max_loss, max_loss),
-                }
-            )
+            bounds = theirs.bounds(policy)
             notes.append(
                 f"under the same noise, {theirs.flips:.1%} of the predictions of {against} change"
             )
@@ -165,59 +182,19 @@ def check_robustness(
     failures = noise.noise_failures(bounds)
     for outcome in outcomes[1:]:
         failures += outcome.failures(bounds)
-    by_column = _outcomes_by_column(model, rows, policy, seed)
+    outcomes += _outcomes_by_column(model, rows, policy, seed)
+    header = ("disturbance", "changed predictions", "predictions without a number")
     return CheckResult(
         NAME,
         state_of(failures),
-        "; ".join(failures)
-        or _noise_summary(
-            noise,
-            row_count(rows),
-            policy,
-            clean.measure,
-        ),
+        "; ".join(failures) or noise.summary(row_count(rows), policy, clean.measure),
         figures,
         notes=tuple(notes),
-        table=_outcome_table([*outcomes, *by_column], clean.measure),
+        table=ReportTable(
+            (*header, f"loss of {clean.measure}"),
+            tuple(outcome.cells(clean.measure) for outcome in outcomes),
+        ),
     )
-
-
-def _disturb(
-    rows: NamedArrays,
-    policy: RobustnessPolicy,
-    seed: int,
-) -> dict[str, NamedArrays]:
-    """Return the rows under each disturbance. The first disturbance is the noise."""
-    rngs = [np.random.default_rng([seed, number]) for number in range(3)]
-    return {
-        _NOISE: with_noise(rows, policy.noise, rngs[0]),
-        "missing": with_missing(rows, policy.missing, rngs[1]),
-        "out_of_range": with_out_of_range(rows, policy.out_of_range, rngs[2]),
-    }
-
-
-def _noise_summary(noise: _Outcome, rows: int, policy: RobustnessPolicy, measure: str) -> str:
-    """Return the share of changed predictions, and the loss of the metric `measure` if
-    it was measured.
-    """
-    summary = (
-        f"{noise.flips:.1%} of {rows:,} predictions change under noise of {policy.noise:.0%} of "
-        "the std"
-    )
-    if noise.loss is None:
-        return summary
-    loss = _format_amount(measure, noise.loss) if noise.loss > 0 else "nothing"
-    return f"{summary}, {measure} loses {loss}"
-
-
-def _outcome_table(outcomes: list[_Outcome], measure: str) -> ReportTable:
-    header = (
-        "disturbance",
-        "changed predictions",
-        "predictions without a number",
-        f"loss of {measure}",
-    )
-    return ReportTable(header, tuple(outcome.cells(measure) for outcome in outcomes))
 
 
 def check_disturbances(report: RobustnessReport, policy: RobustnessPolicy) -> CheckResult:
@@ -225,54 +202,42 @@ def check_disturbances(report: RobustnessReport, policy: RobustnessPolicy) -> Ch
     the policy allows. The policy decides whether refused rows are failures or notes.
     """
     losses: dict[str, float] = {}
+    notes = list(report.notes)
     for point in report.points:
-        if point.loss is not None:
-            variant = f" of {point.variant}" if point.variant else ""
-            losses[f"{point.disturbance} {point.strength:g}{variant}"] = point.loss
+        name = f"{point.disturbance} {point.strength:g}"
+        if point.loss is None:
+            notes.append(f"{name}: {point.refusal}")
+        else:
+            losses[f"{name} of {point.variant}" if point.variant else name] = point.loss
     failures = [f"{name} cannot be measured: {reason}" for name, reason in report.cannot.items()]
-    notes = [
-        *report.notes,
-        *(
-            f"{point.disturbance} {point.strength:g}: {point.refusal}"
-            for point in report.points
-            if point.loss is None
-        ),
-    ]
     if policy.refusals == "fail":
         failures += notes
         notes = []
-    allowed = _format_amount(report.metric, policy.max_drop)
-    failures += [
-        f"{_describe_loss(report, loss)} under {where}; the policy allows {allowed}"
-        for where, loss in losses.items()
-        if loss > policy.max_drop
-    ]
-    figures = {
-        name.removeprefix("robustness/"): value
-        for name, value, step in report.figures()
-        if not step
-    }
-    if failures:
-        reason = "; ".join(failures)
-    elif losses:
-        worst = max(losses, key=losses.__getitem__)
-        reason = f"{_describe_loss(report, losses[worst], 'at most ')}, under {worst}"
-    else:
-        reason = "the model predicts no disturbed row"
-    header, *lines = report.table()
+    clean = f"{report.metric} {report.clean:.4f}"
+    for name, loss in losses.items():
+        if loss > policy.max_drop:
+            failures.append(
+                f"{clean} loses {_format_amount(report.metric, loss)} under {name}; the policy "
+                f"allows {_format_amount(report.metric, policy.max_drop)}"
+            )
+    reason = "; ".join(failures) or "the model predicts no disturbed row"
+    if losses and not failures:
+        name = max(losses, key=losses.__getitem__)
+        worst = _format_amount(report.metric, losses[name])
+        reason = f"{clean} loses at most {worst}, under {name}"
+    table = report.table()
     return CheckResult(
         "disturbances",
         state_of(failures),
         reason,
-        figures,
+        {
+            name.removeprefix("robustness/"): value
+            for name, value, step in report.figures()
+            if not step
+        },
         notes=tuple(notes),
-        table=ReportTable(header, tuple(lines)),
+        table=ReportTable(table[0], tuple(table[1:])),
     )
-
-
-def _describe_loss(report: RobustnessReport, loss: float, bound: str = "") -> str:
-    amount = _format_amount(report.metric, loss)
-    return f"{report.metric} {report.clean:.4f} loses {bound}{amount}"
 
 
 def _current_under_noise(

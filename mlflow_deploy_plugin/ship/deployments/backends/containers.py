@@ -226,39 +226,36 @@ def docker_errors(spec: EndpointSpec | None = None) -> Iterator[None]:
     try:
         yield
     except APIError as error:
-        raise _converted_error(explanation(error), spec) from None
+        reported = explanation(error)
+        network = re.search(r"network (\S+) not found", reported)
+        converted: OnnxserveError
+        if spec is not None and re.search(_PORT_IN_USE, reported):
+            converted = InvalidConfig(
+                f"port {spec.server.port} on {spec.server.host} is in use: set another port with "
+                "-C server.port=…"
+            )
+        elif "is already in use by container" in reported:
+            converted = AlreadyExists(f"another container has the name: {reported}")
+        elif "Range of CPUs" in reported:
+            converted = InvalidConfig(f"container.cpus: {reported}")
+        elif network:
+            converted = InvalidConfig(
+                f"container.network: the Docker network {network[1]} does not exist"
+            )
+        elif "could not select device driver" in reported:
+            converted = InvalidConfig(
+                "the server computes on a GPU, but the NVIDIA container toolkit is not installed "
+                "in this engine"
+            )
+        elif "bind source path does not exist" in reported:
+            converted = InvalidConfig(
+                f"the Docker engine cannot access a folder of this machine: {reported}"
+            )
+        else:
+            converted = DeploymentFailed(f"Docker reports: {reported}")
+        raise converted from None
     except (DockerException, requests.RequestException) as error:
         raise DeploymentFailed(f"Docker does not answer: {error}") from None
-
-
-def _converted_error(engine_error: str, spec: EndpointSpec | None) -> OnnxserveError:
-    """Return the error of this package for a message of the engine. `spec` is None if
-    no port can be in use.
-    """
-    if spec is not None and re.search(_PORT_IN_USE, engine_error):
-        return InvalidConfig(
-            f"port {spec.server.port} on {spec.server.host} is in use: set another port with "
-            "-C server.port=…"
-        )
-    if "is already in use by container" in engine_error:
-        return AlreadyExists(f"another container has the name: {engine_error}")
-    if "Range of CPUs" in engine_error:
-        return InvalidConfig(f"container.cpus: {engine_error}")
-    missing_network = re.search(r"network (\S+) not found", engine_error)
-    if missing_network:
-        return InvalidConfig(
-            f"container.network: the Docker network {missing_network[1]} does not exist"
-        )
-    if "could not select device driver" in engine_error:
-        return InvalidConfig(
-            "the server computes on a GPU, but the NVIDIA container toolkit is not installed "
-            "in this engine"
-        )
-    if "bind source path does not exist" in engine_error:
-        return InvalidConfig(
-            f"the Docker engine cannot access a folder of this machine: {engine_error}"
-        )
-    return DeploymentFailed(f"Docker reports: {engine_error}")
 
 
 def explanation(error: APIError) -> str:

@@ -18,6 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from sqlalchemy import make_url
@@ -53,6 +55,7 @@ from mlflow_deploy_plugin.ship.manifests.served import (
     lacks_mlflow_address,
 )
 
+_T = TypeVar("_T")
 _KINDS = (
     "Ingress",
     "HTTPRoute",
@@ -286,26 +289,29 @@ class KubernetesBackend:
 
         `reason` is empty if neither a trouble nor a rollout is known.
         """
+        workers: list[WorkerState] = []
+        for number, state in enumerate(states):
+            # Pids are only unique within a pod.
+            for worker in state.workers:
+                pid = number * 100_000 + worker.pid
+                workers.append(worker.model_copy(update={"pid": pid}))
         applied_specs = [served_state.compare_applied(spec, state) for state in states]
         load_errors: dict[str, str] = {}
         for applied in applied_specs:
             load_errors |= applied.errors
-        container_statuses = [kubernetes_status.container_status(pod) for pod in pods]
-        restarts = sum(status.get("restartCount", 0) for status in container_statuses)
-        wanted_endpoints = [item.wanted for item in applied_specs if item.wanted is not None]
+        statuses = map(kubernetes_status.container_status, pods)
         agents = [state.agent for state in states if state.agent is not None]
-        refusals = [agent.refused for agent in agents if agent.refused]
         return Observation(
             "running",
-            reason or _first_text(applied.pending for applied in applied_specs),
+            reason or _first((applied.pending for applied in applied_specs), ""),
             url=self._url(spec),
-            restarts=restarts,
-            wanted=next(iter(wanted_endpoints), None),
-            workers=tuple(_workers(states)),
+            restarts=sum(status.get("restartCount", 0) for status in statuses),
+            wanted=_first((applied.wanted for applied in applied_specs), None),
+            workers=tuple(workers),
             errors=load_errors,
-            refused=next(iter(refusals), ()),
-            registry_error=_first_text(agent.error for agent in agents),
-            shipping_error=_first_text(agent.shipping.error for agent in agents),
+            refused=_first((agent.refused for agent in agents), ()),
+            registry_error=_first((agent.error for agent in agents), ""),
+            shipping_error=_first((agent.shipping.error for agent in agents), ""),
         )
 
     def server_pages(
@@ -641,17 +647,9 @@ _LogQueue = queue.Queue[str | errors.DeploymentFailed | None]
 """The new lines of logs. None is the end of one log, and an error its failure."""
 
 
-def _workers(states: list[ServedState]) -> Iterator[WorkerState]:
-    """Yield the workers of all pods."""
-    for number, state in enumerate(states):
-        for worker in state.workers:
-            # Pids are only unique within a pod.
-            yield worker.model_copy(update={"pid": number * 100_000 + worker.pid})
-
-
-def _first_text(texts: Iterable[str]) -> str:
-    """Return the first text that is not empty; without such a text, an empty text."""
-    return next(filter(None, texts), "")
+def _first(values: Iterable[_T], otherwise: _T) -> _T:
+    """Return the first value that is neither None nor empty."""
+    return next(filter(None, values), otherwise)
 
 
 def _name_of(document: Document) -> str:
@@ -696,7 +694,13 @@ def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict
     """
     is_needed = lacks_mlflow_address(spec)
     if running is not None:
-        addresses = _mlflow_addresses(running)
+        containers = running["spec"]["template"]["spec"]["containers"]
+        environments = (item.get("env", ()) for item in containers if item["name"] == CONTAINER)
+        addresses = {
+            item["name"]: item["value"].replace("$$", "$")
+            for item in chain.from_iterable(environments)
+            if item["name"] in _MLFLOW and item.get("value")
+        }
         if addresses or not is_needed:
             return addresses
 
@@ -717,17 +721,3 @@ def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict
     if is_needed and "MLFLOW_TRACKING_URI" not in reachable:
         raise errors.InvalidConfig(_NO_MLFLOW.format(uri=uris["MLFLOW_TRACKING_URI"]))
     return reachable
-
-
-def _mlflow_addresses(deployment: Document) -> dict[str, str]:
-    """Return the variables with MLflow's addresses in the server's container of a
-    Deployment.
-    """
-    addresses = {}
-    for container in deployment["spec"]["template"]["spec"]["containers"]:
-        if container["name"] != CONTAINER:
-            continue
-        for variable in container.get("env", ()):
-            if variable["name"] in _MLFLOW and variable.get("value"):
-                addresses[variable["name"]] = variable["value"].replace("$$", "$")
-    return addresses

@@ -94,16 +94,15 @@ def pod_trouble(pod: Document) -> PodTrouble | None:
             return PodTrouble(f"pod {name} is unschedulable: {message}", is_final=False)
     status = container_status(pod)
     state = status.get("state", {})
-    last = status.get("lastState", {})
-    waiting = state.get("waiting", {})
-    ended = state.get("terminated") or last.get("terminated") or {}
+    ended = state.get("terminated") or status.get("lastState", {}).get("terminated") or {}
     if ended.get("reason") == "OOMKilled":
         limits = pod["spec"]["containers"][0].get("resources", {}).get("limits", {})
-        killed = (
+        return PodTrouble(
             f"pod {name} was killed because it was out of memory (OOMKilled); "
-            f"container.memory_bytes is {limits.get('memory', 'no limit')}"
+            f"container.memory_bytes is {limits.get('memory', 'no limit')}",
+            is_final=not is_ready(pod),
         )
-        return PodTrouble(killed, is_final=not is_ready(pod))
+    waiting = state.get("waiting", {})
     code = waiting.get("reason", "")
     message = one_line(waiting.get("message", ""))
     # ErrImagePull contains the reason. The pull is retried, and the code becomes
@@ -114,8 +113,8 @@ def pod_trouble(pod: Document) -> PodTrouble | None:
         return PodTrouble(f"pod {name} cannot start: {message}", is_final=True)
     ends_repeatedly = code == "CrashLoopBackOff" or status.get("restartCount", 0) > 1
     if ended and ends_repeatedly and not is_ready(pod):
-        how = f"exit status {ended.get('exitCode')}"
-        return PodTrouble(f"pod {name} ends repeatedly ({how})", is_final=True, wrote=True)
+        text = f"pod {name} ends repeatedly (exit status {ended.get('exitCode')})"
+        return PodTrouble(text, is_final=True, wrote=True)
     return None
 
 

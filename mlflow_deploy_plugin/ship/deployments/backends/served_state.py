@@ -75,6 +75,16 @@ class ServedState:
     wanted: Wanted = field(default_factory=Wanted)
     workers: tuple[WorkerState, ...] = ()
 
+    def has_loaded(self, name: str, endpoint: WantedEndpoint) -> bool:
+        """Return True if the workers have loaded all versions, so that only fields such
+        as traffic remain to be applied.
+        """
+        wanted = {variant: resolved.version for variant, resolved in endpoint.variants.items()}
+        for worker in self.workers:
+            if wanted != {variant: worker.loaded(name, variant).version for variant in wanted}:
+                return False
+        return True
+
 
 def lock_path(name: str, settings: Settings) -> Path:
     return settings.deployments_path / f".{name}.lock"
@@ -128,10 +138,8 @@ class MachineBackend:
         the reason.
         """
         folder = self.settings.state_dir(name)
-        is_starting = files.is_locked(lock_path(name, self.settings)) or files.is_locked(
-            folder / files.SERVER_LOCK
-        )
-        if is_starting:  # The server has not written its process id yet.
+        locks = (lock_path(name, self.settings), folder / files.SERVER_LOCK)
+        if any(map(files.is_locked, locks)):  # The server has not written its process id yet.
             return Observation("starting", STARTING, log=log)
         if (folder / STOPPED).exists():
             return Observation("stopped", f"`onnxserve start {name}` starts it", log=log)
@@ -201,9 +209,7 @@ class MachineBackend:
                     response = session.get(f"{url}/ping", timeout=_PING_SECONDS)
             except requests.RequestException:
                 return f"waiting for an answer at {url}"
-            if response.ok:
-                return ""
-            return "waiting until the server reports that it is ready"
+            return "" if response.ok else "waiting until the server reports that it is ready"
 
         wait_while_pending(spec.name, pending, self.settings.ready_timeout_seconds, progress)
 
@@ -275,10 +281,10 @@ def compare_applied(spec: EndpointSpec, state: ServedState) -> AppliedSpec:
     pending = ""
     count = spec.server.workers
     if len(informed) < count:
-        step = "loading the model"
-        if len(state.workers) >= count and _is_loaded(spec.name, endpoint, state.workers):
-            step = "applying the change"
-        pending = f"{step}, {len(informed)} of {count} workers have it"
+        pending = "loading the model"
+        if len(state.workers) >= count and state.has_loaded(spec.name, endpoint):
+            pending = "applying the change"
+        pending += f", {len(informed)} of {count} workers have it"
     errors = {}
     missing = []
     for name, variant in spec.variants.items():
@@ -307,16 +313,6 @@ def _is_changed(spec: EndpointSpec, endpoint: WantedEndpoint) -> bool:
     }
     wanted = (endpoint.capture, endpoint.sticky, resolved)
     return wanted != (spec.capture, spec.sticky, specified)
-
-
-def _is_loaded(name: str, endpoint: WantedEndpoint, workers: Sequence[WorkerState]) -> bool:
-    """Return True if the workers have loaded all versions, so that only fields such as
-    traffic remain to be applied.
-    """
-    for variant, resolved in endpoint.variants.items():
-        if any(worker.loaded(name, variant).version != resolved.version for worker in workers):
-            return False
-    return True
 
 
 def wait_while_pending(
@@ -373,9 +369,7 @@ def served_failure(
     }
     for name, error in applied.errors.items():
         if name in changed or name in applied.missing:
-            if name == spec.name:
-                return error
-            return f"deployment {name}: {error}"
+            return error if name == spec.name else f"deployment {name}: {error}"
     if agent is None or not agent.error or applied.is_resolved:
         return ""
     seen = before.agent

@@ -96,7 +96,7 @@ def parity_of(
     def check(where: str, base: str = "good", policy: GatePolicy = POLICY) -> CheckResult:
         folder = write_classifier(tmp_path / "form", (4.0, -2.0), parity="warned")
         candidate = resolve(str(optimized(folder, loaded(folders[base]), where)))
-        return judge(candidate, None, policy, "a test")[0].checks[0]
+        return judge(candidate, None, policy, "a test").checks[0]
 
     return check
 

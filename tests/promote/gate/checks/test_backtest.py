@@ -66,7 +66,7 @@ def judged(
             f"skip: [signature, evaluation, robustness, budget{skip}]\nbacktest: {fields}",
             "it",
         )
-        verdict, _ = judge(version(name), None, policy, "a test", allowed=allowed)
+        verdict = judge(version(name), None, policy, "a test", allowed=allowed)
         return {check.name: check for check in verdict.checks}.get("backtest")
 
     return run
