@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.core.errors import DeploymentFailed, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import apply_config, load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.core.store.holds import require_removable
 from mlflow_deploy_plugin.core.store.keys import ApiKeys
 from mlflow_deploy_plugin.core.store.leases import held_lease
 from mlflow_deploy_plugin.core.store.store import Endpoint, Store, unknown_endpoint
-from mlflow_deploy_plugin.ship.deployments.backends.local import choose_port
+from mlflow_deploy_plugin.ship.deployments.backends.local import choose_port, is_port_free
 from mlflow_deploy_plugin.ship.deployments.backends.served_state import lock_path
 from mlflow_deploy_plugin.ship.deployments.backends.targets import (
     Backend,
@@ -38,6 +38,8 @@ from mlflow_deploy_plugin.ship.deployments.unapproved import (
     current_answers,
     permitted_answers,
 )
+
+_PORT_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class Endpoints:
             if not stored.variants:
                 return
             try:
-                self._serve(backend, stored)
+                self._serve_new(backend, spec, stored)
             except BaseException as error:  # This includes Ctrl-C.
                 with contextlib.suppress(OnnxserveError):  # Only the first failure is reported.
                     backend.remove(spec.name)
@@ -175,6 +177,30 @@ class Endpoints:
         begun = time.monotonic()
         address = backend.apply(spec, self.progress)
         self.progress(f"{spec.name}: ready at {address} after {time.monotonic() - begun:.1f} s")
+
+    def _serve_new(self, backend: Backend, requested: EndpointSpec, placed: EndpointSpec) -> None:
+        """Serve `placed`, the spec `requested` with a port. If another program has
+        taken the port, try another port.
+        """
+        for attempt in range(_PORT_ATTEMPTS):
+            try:
+                self._serve(backend, placed)
+                return
+            except (InvalidConfig, DeploymentFailed):
+                host = placed.server.host
+                port = placed.server.port
+                is_taken = (
+                    requested.server.port is None
+                    and port is not None
+                    and not is_port_free(host, port)
+                )
+                if not is_taken or attempt == _PORT_ATTEMPTS - 1:
+                    raise
+                with self._ports(self.target) as with_port:
+                    placed = with_port(requested)
+                    unapproved = self.store.require_endpoint(placed.name).unapproved
+                    why = f"port {port} was taken by another program"
+                    self.store.replace_spec(placed, why=why, unapproved=unapproved)
 
     def remove(self, name: str, why: str = "", is_trial: bool = False) -> None:
         """Stop the server, revoke its keys, and remove the endpoint from the store. The

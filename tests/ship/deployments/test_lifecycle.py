@@ -3,7 +3,9 @@ interface.
 """
 
 import os
+import re
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -72,6 +74,26 @@ def deployed(opened: BaseDeploymentClient, models: Any) -> BaseDeploymentClient:
     change = opened.update_deployment if opened.list_deployments() else opened.create_deployment
     change("d", models.once)
     return opened
+
+
+@pytest.mark.long
+def test_where_another_program_takes_the_port_that_was_chosen_the_next_one_is(
+    client: BaseDeploymentClient, models: Any
+) -> None:
+    settings = load_settings()
+    taken: list[socket.socket] = []
+
+    def take(line: str) -> None:
+        if not taken and (started := re.fullmatch(r"d: starting the server on port (\d+)", line)):
+            taken.append(socket.create_server(("127.0.0.1", int(started[1]))))
+
+    try:
+        Deployments(open_store(settings.store_url), settings, take).create("d", models.once, {})
+        assert answers(client) == ONCE
+        assert client.get_deployment("d")["url"] != f"http://127.0.0.1:{taken[0].getsockname()[1]}"
+    finally:
+        for listener in taken:
+            listener.close()
 
 
 def test_a_column_that_the_model_lacks_cannot_be_masked_and_nothing_changes(
