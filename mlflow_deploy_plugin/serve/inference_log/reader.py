@@ -24,8 +24,7 @@ from mlflow_deploy_plugin.serve.inference_log.labels import (
     LABEL,
     LABEL_NUMBER,
     EndpointLabels,
-    LabelMatches,
-    join_labels,
+    read_labels,
 )
 from mlflow_deploy_plugin.serve.inference_log.scan import (
     MARKS,
@@ -69,7 +68,7 @@ _LAST = {
 """The log's own columns that follow the model's columns. The columns `_FIRST` precede
 the model's columns.
 """
-_LABEL_NEEDS = ("_prediction_id", "_row", RECEIVED_TIME)
+_LABEL_NEEDS = ("_prediction_id", "_row")
 _LABELLED_ROWS = 200_000
 _LABELLED_BYTES = 64 * 2**20
 _READERS = 8
@@ -113,7 +112,7 @@ class InferenceLog:
         return replace(self, location=replace(self.location, root=root, shown=title))
 
     def labels(self, endpoint: str) -> EndpointLabels:
-        return EndpointLabels(self.location, endpoint, self.unreadable)
+        return EndpointLabels(read_labels(self.location, endpoint, self.unreadable))
 
     def endpoints(self) -> list[str]:
         return storage.list_endpoints(self.location)
@@ -315,7 +314,7 @@ class InferenceLog:
             return None
         return replace(
             rows,
-            table=join_labels(rows.table, labels or self.labels(endpoint)),
+            table=(labels or self.labels(endpoint)).join(rows.table),
         )
 
     def _windows_of(self, hour: Hour, every: str) -> list[Window]:
@@ -398,25 +397,22 @@ def view_tables(
             types = tuple(str(field.type) for field in table.schema if field.name in keys)
             by_types.setdefault(types, []).append(table)
         for joinable in by_types.values():
-            yield join_labels(concat_tables(joinable), labels)
+            yield labels.join(concat_tables(joinable))
 
 
-def match_labels(log: InferenceLog, endpoint: str, matches: LabelMatches) -> None:
-    """Match labels with rows, newest hour first, until all labels match. Raises
-    OnnxserveError if the log is unreachable.
+def match_labels(log: InferenceLog, endpoint: str, labels: EndpointLabels) -> None:
+    """Mark the labels that have a row, newest hour first, until all labels have one.
+    Raises OnnxserveError if the log is unreachable.
     """
-    if not matches.count:
+    count = labels.count
+    if not count:
         return
+    columns = [EVENT_TIME, *_LABEL_NEEDS, *labels.key_columns]
     for hour in reversed(log.all_files(endpoint)):
-        if matches.matched == matches.count:
+        for rows in log.scan(hour, TimeRange(), columns, left_out=()):
+            labels.mark(rows)
+        if labels.matched == count:
             return
-        for rows in log.scan(
-            hour,
-            TimeRange(),
-            sorted({EVENT_TIME, "_row", *matches.columns}),
-            left_out=(),
-        ):
-            matches.match(rows)
 
 
 def require_endpoint(log: InferenceLog, endpoint: str) -> None:

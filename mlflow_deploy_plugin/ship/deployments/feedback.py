@@ -17,8 +17,8 @@ from mlflow_deploy_plugin.core.errors import BodyTooLarge, InvalidConfig, Invali
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.serve.inference_log.label_files import BadRow, LabelEntry
 from mlflow_deploy_plugin.serve.inference_log.labels import (
+    EndpointLabels,
     Label,
-    LabelMatches,
     labels_table,
     write_labels,
 )
@@ -133,7 +133,7 @@ class LabelImport:
     accepted: int
     bad: int
     destinations: tuple[str, ...]
-    matches: LabelMatches | None
+    matches: EndpointLabels | None
 
 
 def label_sink(deployments: Deployments, log: InferenceLog, endpoint: str) -> LabelSink:
@@ -168,7 +168,7 @@ def import_labels(
     OnnxserveError if the log is unavailable. After an error, the labels stored so far
     remain, and the file can be imported again.
     """
-    matches = LabelMatches() if match else None
+    matches = EndpointLabels() if match else None
     readable = sink.masking if sink.masking.key else LabelMasking()
     accepted = 0
     bad = 0
@@ -180,7 +180,7 @@ def import_labels(
             refused_places = {row.place for row in refused}
             stored = [entry for entry in entries if entry.place not in refused_places]
             if matches is not None and stored:
-                matches.add(readable.table(stored, 0, ""))
+                matches.add([readable.table(stored, 0, "")])
             bad_rows = [row for row in batch if isinstance(row, BadRow)] + refused
             accepted += len(stored)
             bad += len(bad_rows)
