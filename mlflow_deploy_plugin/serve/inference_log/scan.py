@@ -7,9 +7,10 @@ expired, and the folder is listed again. Malformed files are skipped and reporte
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from itertools import islice
 
@@ -22,14 +23,14 @@ from mlflow_deploy_plugin.core.column_names import EVENT_TIME, SHADOW, TRIED
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.tabular.streams import row_groups
-from mlflow_deploy_plugin.serve.inference_log.storage import LogFile, LogLocation, list_files
+from mlflow_deploy_plugin.serve.inference_log.storage import Hour, LogFile, LogLocation, list_files
 from mlflow_deploy_plugin.serve.inference_log.tables import (
     IDENTITY,
     TIME,
     Deduplicator,
     hash_rows,
 )
-from mlflow_deploy_plugin.serve.inference_log.windows import TimeRange, microseconds
+from mlflow_deploy_plugin.serve.inference_log.windows import ALL_TIMES, TimeRange, microseconds
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 RECEIVED_TIME = "_received_time"
@@ -52,10 +53,16 @@ row, which takes at least 20 bytes in Parquet.
 
 MARKS = (SHADOW, TRIED)
 """The columns that mark rows that are not traffic."""
-ColumnChoice = Callable[[Sequence[str]], Sequence[str] | None]
-"""A function that returns, for a file's columns, the columns to read, or None for all
-columns.
-"""
+_TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)
+_COLUMN_TYPES = {
+    EVENT_TIME: (pa.types.is_timestamp,),
+    RECEIVED_TIME: (pa.types.is_timestamp,),
+    "_offset": (pa.types.is_integer,),
+    "_row": (pa.types.is_integer,),
+    "_segment": _TEXTS,
+    "_prediction_id": _TEXTS,
+    **dict.fromkeys(MARKS, (pa.types.is_boolean, pa.types.is_null)),
+}
 
 
 class FileVanished(Exception):
@@ -72,16 +79,13 @@ class RowFilter:
     times: TimeRange
     left_out: Sequence[str] = MARKS
 
-    def columns_to_read(self, present: Sequence[str]) -> list[str] | None:
-        """Return the columns of a file that the filter needs, or None for all
-        columns.
-        """
+    @property
+    def needed_columns(self) -> set[str] | None:
+        """The columns of a file that the filter needs, or None for all columns."""
         if self.columns is None:
             return None
-        needed = {*self.columns, *IDENTITY, EVENT_TIME, *MARKS}
-        if self.times.received_us:
-            needed.add(RECEIVED_TIME)
-        return [name for name in present if name in needed]
+        received = [RECEIVED_TIME] if self.times.received_us else []
+        return {*self.columns, *IDENTITY, EVENT_TIME, *MARKS, *received}
 
     def filter(self, table: pa.Table) -> pa.Table:
         """Return the selected rows. A table is not filtered by a column that it lacks:
@@ -114,29 +118,25 @@ class RowFilter:
 
 def scan_hour(
     location: LogLocation,
-    folder: str,
+    hour: Hour,
     rows: RowFilter,
     unreadable: dict[str, str],
 ) -> Iterator[pa.Table]:
-    """Yield the rows of an hour's folder in tables of some thousand rows. The path of
+    """Yield the rows of an hour in tables of some thousand rows. The path of
     each malformed file and the reason are added to `unreadable`. Raises OnnxserveError
     if the log is unreachable.
     """
-
-    def may_have_rows(file: LogFile) -> bool:
-        return rows.times.may_have_rows(file.changed)
-
-    total_bytes = sum(file.size for file in list_files(location, folder))
+    total_bytes = sum(file.size for file in hour.files)
     pass_count = 1 + total_bytes // PASS_BYTES
     for pass_number in range(pass_count):
         convert = partial(_first_rows, rows, Deduplicator(), pass_number, pass_count)
         tables = read_folder(
             location,
-            folder,
+            hour.folder,
             unreadable,
             convert,
-            rows.columns_to_read,
-            may_have_rows=may_have_rows,
+            rows.needed_columns,
+            may_have_rows=rows.times.may_have_rows,
         )
         yield from (table for table in tables if len(table))
 
@@ -168,9 +168,9 @@ def read_folder(
     folder: str,
     unreadable: dict[str, str],
     convert: Callable[[pa.Table], pa.Table],
-    columns_to_read: ColumnChoice = lambda names: None,
+    columns: Collection[str] | None = None,
     required: Sequence[str] = (*IDENTITY, EVENT_TIME),
-    may_have_rows: Callable[[LogFile], bool] = lambda file: True,
+    may_have_rows: Callable[[datetime], bool] = ALL_TIMES.may_have_rows,
 ) -> Iterator[pa.Table]:
     """Yield the tables of a folder's files, including files that appear during reading;
     rows may be repeated. The path of each malformed file and the reason are added to
@@ -180,20 +180,13 @@ def read_folder(
     while files := [
         file
         for file in list_files(location, folder)
-        if file.path not in done and may_have_rows(file)
+        if file.path not in done and may_have_rows(file.changed)
     ]:
         done.update(file.path for file in files)
         for file, content in prefetch(location, files):
             try:
-                for table in read_file(
-                    location,
-                    file.path,
-                    columns_to_read,
-                    unreadable,
-                    required,
-                    content,
-                ):
-                    yield convert(table)
+                tables = read_file(location, file.path, unreadable, columns, required, content)
+                yield from map(convert, tables)
             except FileVanished:
                 continue
             except (pa.ArrowException, TypeError, ValueError) as error:
@@ -236,8 +229,8 @@ def prefetch(
 def read_file(
     location: LogLocation,
     path: str,
-    columns_to_read: ColumnChoice,
     unreadable: dict[str, str],
+    columns: Collection[str] | None = None,
     required: Sequence[str] = (*IDENTITY, EVENT_TIME),
     content: Future[bytes] | None = None,
 ) -> Iterator[pa.Table]:
@@ -261,7 +254,7 @@ def read_file(
                 )
                 reason = _schema_fault(parquet.schema_arrow, required)
                 if not reason:
-                    yield from _read_tables(parquet, columns_to_read)
+                    yield from _read_tables(parquet, columns)
                     return
             break
         except FileNotFoundError:
@@ -286,7 +279,7 @@ def _schema_fault(schema: pa.Schema, required: Sequence[str]) -> str:
 
 def _read_tables(
     parquet: pq.ParquetFile,
-    columns_to_read: ColumnChoice,
+    columns: Collection[str] | None,
 ) -> Iterator[pa.Table]:
     """Yield the rows of a file in tables of bounded size."""
     metadata = parquet.metadata
@@ -295,7 +288,7 @@ def _read_tables(
     rows_per_batch = BATCH_BYTES * metadata.num_rows // max(total_bytes, 1)
     for batch in parquet.iter_batches(
         min(max(rows_per_batch, 1), _BATCH_ROWS),
-        columns=columns_to_read(parquet.schema_arrow.names),
+        columns=[name for name in parquet.schema_arrow.names if columns is None or name in columns],
         use_threads=total_bytes > _THREADED_BYTES,
     ):
         yield pa.Table.from_batches([batch])
@@ -326,21 +319,11 @@ def _has_valid_type(column: pa.Field, names: Sequence[str]) -> bool:
     """Return False if a log column has a wrong type. Model columns may have any
     type.
     """
-    if pa.types.is_dictionary(column.type):
-        kind = column.type.value_type
-    else:
-        kind = column.type
-    if column.name in (EVENT_TIME, RECEIVED_TIME):
-        return bool(pa.types.is_timestamp(kind))
-    if column.name in ("_offset", "_row"):
-        return bool(pa.types.is_integer(kind))
-    if column.name in ("_segment", "_prediction_id"):
-        return bool(
-            pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind),
-        )
-    if column.name in MARKS:
-        return bool(pa.types.is_boolean(kind) or pa.types.is_null(kind))
-    return not (column.name in ("_label", "_label_number") and EVENT_TIME in names)
+    if column.name in ("_label", "_label_number"):
+        return EVENT_TIME not in names
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    allowed = _COLUMN_TYPES.get(column.name)
+    return allowed is None or any(is_type(kind) for is_type in allowed)
 
 
 def _unreadable_reason(location: LogLocation, path: str, error: Exception) -> str:

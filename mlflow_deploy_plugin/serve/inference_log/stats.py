@@ -132,7 +132,7 @@ def log_stats(log: InferenceLog, endpoint: str, times: TimeRange | None = None) 
     # An account shows that the endpoint exists.
     if account is None and endpoint not in log.failures.endpoints():
         require_endpoint(log, endpoint)
-    files = list(chain.from_iterable(log.all_files(endpoint).values()))
+    files = list(chain.from_iterable(hour.files for hour in log.all_hours(endpoint)))
     labels = log.labels(endpoint)
     counts = _RowCounts()
     view = View(endpoint, times or TimeRange(), shadows=True)
