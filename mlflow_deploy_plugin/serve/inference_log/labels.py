@@ -110,7 +110,6 @@ _MARK = """
 _COUNT = "SELECT count(DISTINCT name) FROM labels"
 _COUNT_FOUND = "SELECT count(*) FROM found"
 _NAMES = pa.schema([("place", pa.int64()), ("text", pa.string())])
-_NO_NAMES = _NAMES.empty_table()
 
 
 @dataclass(frozen=True)
@@ -321,16 +320,17 @@ class EndpointLabels:
     def _run(
         self,
         statement: str,
-        given: pa.Table | pa.RecordBatchReader = _NO_NAMES,
+        given: pa.Table | pa.RecordBatchReader | None = None,
         **parameters: object,
-    ) -> pa.Table:
-        """Return the result of a statement, in which `given` is a table."""
+    ) -> Any:
+        """Return the result of a statement, in which `given` is a table, or None."""
         import duckdb
 
         try:
-            self._database.register("given", given)
+            if given is not None:
+                self._database.register("given", given)
             relation = self._database.sql(statement, params=parameters)
-            return _NO_NAMES if relation is None else relation.to_arrow_table()
+            return None if relation is None else relation.to_arrow_table()
         except duckdb.Error as error:
             raise _no_room(error) from None
 

@@ -129,7 +129,7 @@ def scan_hour(
     total_bytes = sum(file.size for file in hour.files)
     pass_count = 1 + total_bytes // PASS_BYTES
     for pass_number in range(pass_count):
-        convert = partial(_first_rows, rows, Deduplicator(), pass_number, pass_count)
+        convert = partial(_first_rows, rows, Deduplicator(pass_number, pass_count))
         tables = read_folder(
             location,
             hour.folder,
@@ -141,25 +141,12 @@ def scan_hour(
         yield from (table for table in tables if len(table))
 
 
-def _first_rows(
-    rows: RowFilter,
-    deduplicator: Deduplicator,
-    pass_number: int,
-    pass_count: int,
-    table: pa.Table,
-) -> pa.Table:
-    """Return the selected rows of a table that belong to this pass and were not in an
-    earlier table; add them to the deduplicator. The hash of a row decides the pass.
-    """
+def _first_rows(rows: RowFilter, deduplicator: Deduplicator, table: pa.Table) -> pa.Table:
+    """Return the selected rows of a table that the deduplicator accepts."""
     table = rows.filter(table)
-    hashes = hash_rows(table) if len(table) else np.empty(0, np.uint64)
-    if pass_count > 1:
-        of_pass = np.flatnonzero(hashes % np.uint64(pass_count) == pass_number)
-    else:
-        of_pass = np.arange(len(hashes))
-    positions = of_pass[deduplicator.add(hashes[of_pass])]
-    if len(positions) < len(table):
-        table = table.take(pa.array(positions))
+    is_first = deduplicator.add(hash_rows(table))
+    if not is_first.all():
+        table = table.filter(pa.array(is_first))
     return rows.select(table)
 
 
@@ -266,13 +253,21 @@ def read_file(
 
 
 def _schema_fault(schema: pa.Schema, required: Sequence[str]) -> str:
-    """Return the reason why a file cannot be a file of the log, or an empty text."""
-    names = schema.names  # pyarrow makes a new list for each access.
+    """Return the reason why a file cannot be a file of the log, or an empty text. Model
+    columns may have any type.
+    """
+    names = set(schema.names)
     for name in required:
         if name not in names:
             return f"it has no column {name}"
     for field in schema:
-        if not _has_valid_type(field, names):
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        allowed = _COLUMN_TYPES.get(field.name)
+        if field.name in ("_label", "_label_number"):
+            is_valid = EVENT_TIME not in names
+        else:
+            is_valid = allowed is None or any(is_type(kind) for is_type in allowed)
+        if not is_valid:
             return f"its column {field.name} has the type {field.type}"
     return ""
 
@@ -313,17 +308,6 @@ def microseconds_of(column: pa.ChunkedArray) -> Array:
     """
     times: Array = column.cast(TIME, safe=False).cast(pa.int64()).to_numpy()
     return times
-
-
-def _has_valid_type(column: pa.Field, names: Sequence[str]) -> bool:
-    """Return False if a log column has a wrong type. Model columns may have any
-    type.
-    """
-    if column.name in ("_label", "_label_number"):
-        return EVENT_TIME not in names
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    allowed = _COLUMN_TYPES.get(column.name)
-    return allowed is None or any(is_type(kind) for is_type in allowed)
 
 
 def _unreadable_reason(location: LogLocation, path: str, error: Exception) -> str:

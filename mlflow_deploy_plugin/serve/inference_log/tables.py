@@ -348,17 +348,21 @@ def as_array(column: pa.Array) -> Array | None:
 
 
 class Deduplicator:
-    """A set of hashes with 8 bytes per hash, to detect duplicates."""
+    """A set of hashes with 8 bytes per hash, to detect duplicates. Of several passes
+    over the same rows, each accepts other hashes.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, pass_number: int = 0, pass_count: int = 1) -> None:
+        self._pass_number = pass_number
+        self._pass_count = np.uint64(pass_count)
         self._sorted: list[Array] = []  # Each array is at least twice as long as the next.
 
     def add(self, hashes: Array) -> Array:
-        """Add the hashes. Return True, [N] bool, for each hash that did not occur
-        before, in this call or an earlier call.
+        """Add the hashes. Return True, [N] bool, for each accepted hash that did not
+        occur before, in this call or an earlier call.
         """
         ascending, positions = np.unique(hashes, return_index=True)
-        is_new = np.ones(len(ascending), dtype=bool)
+        is_new = ascending % self._pass_count == self._pass_number
         for block in self._sorted:
             nearest = np.minimum(np.searchsorted(block, ascending), len(block) - 1)
             is_new &= block[nearest] != ascending
