@@ -6,13 +6,11 @@ two files of the hour. If a file vanishes during reading, it was compacted or ha
 expired, and the folder is listed again. Malformed files are skipped and reported.
 """
 
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -170,7 +168,7 @@ def read_folder(
         if file.path not in done and may_have_rows(file.changed)
     ]:
         done.update(file.path for file in files)
-        for file, content in prefetch(location, files):
+        for file, content in _prefetch(location, files):
             try:
                 tables = read_file(location, file.path, unreadable, columns, required, content)
                 yield from map(convert, tables)
@@ -181,36 +179,25 @@ def read_folder(
                 unreadable[file.path] = one_line(error)
 
 
-def prefetch(
+def _prefetch(
     location: LogLocation,
-    files: Iterable[LogFile],
+    files: Sequence[LogFile],
 ) -> Iterator[tuple[LogFile, Future[bytes] | None]]:
-    """Yield the files. The contents of small files in a bucket are fetched ahead, to
+    """Yield the files. The contents of small files in a bucket are fetched together, to
     hide the round trips.
     """
-    if location.is_local:
-        yield from ((file, None) for file in files)
-        return
 
     def fetch(path: str) -> bytes:
         with location.filesystem.open_input_stream(path) as stream:
             content: bytes = stream.read()
         return content
 
-    remaining = iter(files)
-    waiting: deque[tuple[LogFile, Future[bytes] | None]] = deque()
-    pool = ThreadPoolExecutor(_PREFETCHED_FILES)
-    try:
-        while True:
-            for file in islice(remaining, _PREFETCHED_FILES - len(waiting)):
-                is_small = file.size <= _SMALL_BYTES
-                content = pool.submit(fetch, file.path) if is_small else None
-                waiting.append((file, content))
-            if not waiting:
-                return
-            yield waiting.popleft()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    with ThreadPoolExecutor(_PREFETCHED_FILES) as pool:
+        for first in range(0, len(files), _PREFETCHED_FILES):
+            group = files[first : first + _PREFETCHED_FILES]
+            small = {file for file in group if file.size <= _SMALL_BYTES and not location.is_local}
+            contents = {file: pool.submit(fetch, file.path) for file in small}
+            yield from ((file, contents.get(file)) for file in group)
 
 
 def read_file(
