@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
 from uuid import uuid4
@@ -168,7 +169,8 @@ def import_labels(
     OnnxserveError if the log is unavailable. After an error, the labels stored so far
     remain, and the file can be imported again.
     """
-    matches = EndpointLabels() if match else None
+    # DuckDB, which matches the labels, is not in the base installation.
+    matches = EndpointLabels() if match and find_spec("duckdb") else None
     readable = sink.masking if sink.masking.key else LabelMasking()
     accepted = 0
     bad = 0

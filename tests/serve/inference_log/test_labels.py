@@ -1,5 +1,6 @@
 """Labels as a table of the log, and reading them back."""
 
+import sys
 import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mlflow_deploy_plugin.core.errors import OnnxserveError
+from mlflow_deploy_plugin.core.errors import NotInstalled, OnnxserveError
 from mlflow_deploy_plugin.serve.inference_log.labels import (
     SCHEMA,
     Label,
@@ -500,3 +501,16 @@ def test_columns_whose_names_look_like_a_part_of_a_key_are_distinguished(
         name="two",
     )
     assert labels(log) == ["again", "second"]
+
+
+def test_labels_without_duckdb_name_the_extra(
+    log: InferenceLog,
+    writer: LogWriter,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setitem(sys.modules, "duckdb", None)
+    writer.write(request(1))
+    assert labels(log) == [None]
+    writer.label(by_id("late"))
+    with pytest.raises(NotInstalled, match="monitoring"):
+        labels(log)
