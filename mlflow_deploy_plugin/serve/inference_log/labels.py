@@ -34,7 +34,7 @@ from mlflow_deploy_plugin.core.tabular.streams import group_tables
 from mlflow_deploy_plugin.serve.inference_log import storage
 from mlflow_deploy_plugin.serve.inference_log.scan import read_folder
 from mlflow_deploy_plugin.serve.inference_log.storage import LogLocation
-from mlflow_deploy_plugin.serve.inference_log.tables import TIME, conform
+from mlflow_deploy_plugin.serve.inference_log.tables import TIME, concat_tables, conform
 from mlflow_deploy_plugin.serve.runtime.log_columns import as_key, as_text
 
 LABELS = "_labels"
@@ -244,22 +244,25 @@ class EndpointLabels:
                 self._run(_TABLES)
             self._run(_ADD, pa.concat_tables(tables), pair=_KEY_PAIR)
 
-    def join(self, rows: pa.Table) -> pa.Table:
-        """Return the rows with the columns `_label` (text) and `_label_number`
-        (float64), which are null without a label. The rows must have `_prediction_id`,
-        `_row` and the key columns.
+    def join(self, *parts: pa.Table) -> pa.Table:
+        """Return the rows of the parts with the columns `_label` (text) and
+        `_label_number` (float64), which are null without a label. The rows must have
+        `_prediction_id`, `_row` and the key columns.
         """
+        rows = concat_tables(parts)
         if self._is_empty:
             texts = pa.nulls(len(rows), pa.string())
             numbers = pa.nulls(len(rows), pa.float64())
         else:
-            texts, numbers = self._run(_JOIN, self._names_of(rows), rows=len(rows)).columns
+            # The names are those of the parts, because `concat_tables` may round the
+            # values of a key.
+            texts, numbers = self._run(_JOIN, self._names_of(parts), rows=len(rows)).columns
         return rows.append_column(LABEL, texts).append_column(LABEL_NUMBER, numbers)
 
     def mark(self, rows: pa.Table) -> None:
         """Record which labels have one of the rows."""
         if not self._is_empty:
-            self._run(_MARK, self._names_of(rows))
+            self._run(_MARK, self._names_of([rows]))
 
     @property
     def count(self) -> int:
@@ -292,15 +295,22 @@ class EndpointLabels:
         self._unread = ()
         return self._database is None
 
-    def _names_of(self, rows: pa.Table) -> pa.RecordBatchReader:
-        """Return the names by which labels may identify the rows, with the places of
-        the rows.
+    def _names_of(self, parts: Iterable[pa.Table]) -> pa.RecordBatchReader:
+        """Return the names by which labels may identify the rows of the parts, with the
+        places of the rows.
         """
-        names = chain(_names_by_id(rows), _names_by_key(rows, self._key_sets))
-        places = pa.array(np.arange(len(rows)))
-        tables = (pa.table([places, texts], _NAMES) for texts in names)
-        batches = chain.from_iterable(table.to_batches() for table in tables)
-        return pa.RecordBatchReader.from_batches(_NAMES, batches)
+        # A statement cannot ask for the key sets while it reads the batches.
+        key_sets = self._key_sets
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            first = 0
+            for rows in parts:
+                places = pa.array(np.arange(first, first + len(rows)))
+                first += len(rows)
+                for texts in chain(_names_by_id(rows), _names_by_key(rows, key_sets)):
+                    yield from pa.table([places, texts], _NAMES).to_batches()
+
+        return pa.RecordBatchReader.from_batches(_NAMES, batches())
 
     def _connect(self) -> Any:
         try:

@@ -37,7 +37,6 @@ from mlflow_deploy_plugin.serve.inference_log.storage import Hour, LogFile, LogL
 from mlflow_deploy_plugin.serve.inference_log.tables import (
     TIME,
     Sample,
-    concat_tables,
     is_list,
     summarise_lists,
     unify_schemas,
@@ -364,17 +363,9 @@ def view_tables(
         yield from _tables(log, view, set(columns))
         return
     labels = labels or log.labels(view.endpoint)
-    keys = labels.key_columns
-    tables = _tables(log, view, {*columns, *_LABEL_NEEDS, *keys})
+    tables = _tables(log, view, {*columns, *_LABEL_NEEDS, *labels.key_columns})
     for group in group_tables(tables, _LABELLED_ROWS, _LABELLED_BYTES):
-        # Only tables with the same types of keys can be concatenated, because a
-        # conversion may change a large integer.
-        by_types: dict[tuple[str, ...], list[pa.Table]] = {}
-        for table in group:
-            types = tuple(str(field.type) for field in table.schema if field.name in keys)
-            by_types.setdefault(types, []).append(table)
-        for joinable in by_types.values():
-            yield labels.join(concat_tables(joinable))
+        yield labels.join(*group)
 
 
 def match_labels(log: InferenceLog, endpoint: str, labels: EndpointLabels) -> None:
