@@ -19,7 +19,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from typing import Any
 from uuid import uuid4
 from weakref import finalize
@@ -307,7 +306,7 @@ class EndpointLabels:
             for rows in parts:
                 places = pa.array(np.arange(first, first + len(rows)))
                 first += len(rows)
-                for texts in chain(_names_by_id(rows), _names_by_key(rows, key_sets)):
+                for texts in _names(rows, key_sets):
                     yield from pa.table([places, texts], _NAMES).to_batches()
 
         return pa.RecordBatchReader.from_batches(_NAMES, batches())
@@ -351,20 +350,15 @@ def _no_room(error: Exception) -> OnnxserveError:
     )
 
 
-def _names_by_id(rows: pa.Table) -> Iterator[pa.ChunkedArray]:
+def _names(rows: pa.Table, key_sets: Iterable[Sequence[str]]) -> Iterator[pa.Array]:
+    """Yield the names of the rows by prediction id, by id and row, and by each set of
+    key columns in the format of `canonical_key`. A set with a column that is missing or
+    nested has no names.
+    """
     if "_prediction_id" in rows.column_names:
         ids = rows.column("_prediction_id").cast(pa.string())
         yield pc.binary_join_element_wise("id", ids, " ")
         yield pc.binary_join_element_wise("row", rows.column("_row").cast(pa.string()), ids, " ")
-
-
-def _names_by_key(
-    rows: pa.Table,
-    key_sets: Iterable[Sequence[str]],
-) -> Iterator[pa.ChunkedArray]:
-    """Yield the keys of the rows in the format of `canonical_key`, without sets of key
-    columns that are missing or nested.
-    """
     usable = {field.name for field in rows.schema if not pa.types.is_nested(field.type)}
     for columns in key_sets:
         if not usable.issuperset(columns):
