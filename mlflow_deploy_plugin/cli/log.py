@@ -48,7 +48,6 @@ from mlflow_deploy_plugin.serve.inference_log.windows import (
 )
 
 if TYPE_CHECKING:
-
     from mlflow_deploy_plugin.serve.inference_log.query import QueryResult
     from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog
     from mlflow_deploy_plugin.serve.inference_log.stats import LogStats
@@ -305,7 +304,13 @@ def stats(
         span = None
         if since or until:
             span = parse_time_range(since, until, datetime.now(UTC))
-    opened = open_user_log(_first_received(name) if span is None else None)
+    since_deletion = None
+    if span is None:
+        # Rows received earlier belong to a deleted endpoint of the same name.
+        with suppress(OnnxserveError), opened_store() as store:
+            endpoint = store.endpoint(name)
+            since_deletion = None if endpoint is None else endpoint.rows_since
+    opened = open_user_log(since_deletion)
     if opened.since is not None:
         older = (
             f"rows received before {opened.since:%Y-%m-%d %H:%M:%S}Z belong to a deleted endpoint "
@@ -315,17 +320,6 @@ def stats(
     figures = log_stats(opened, name, span)
     show_result(output, asdict(figures), stats_lines(figures, opened.location.shown))
     warn_of_unreadable(opened)
-
-
-def _first_received(name: str) -> datetime | None:
-    """Return the time before which received rows belong to a deleted endpoint of the
-    same name; None if there was none or there is no store.
-    """
-    with suppress(OnnxserveError), opened_store() as store:
-        endpoint = store.endpoint(name)
-        if endpoint is not None:
-            return endpoint.rows_since
-    return None
 
 
 @log.command()
