@@ -1,5 +1,5 @@
-"""Compare the log's own scan and label join with DuckDB and pyarrow.dataset: time,
-memory, and the effect of a damaged file.
+"""Compare the log's own scan, whose labels DuckDB joins, with other uses of DuckDB and
+with pyarrow.dataset: time, memory, and the effect of a damaged file.
 
     # a minute or two on two cores
     .venv/bin/python benchmarks/log_engines.py

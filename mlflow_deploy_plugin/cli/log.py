@@ -48,14 +48,13 @@ from mlflow_deploy_plugin.serve.inference_log.windows import (
 )
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from mlflow_deploy_plugin.serve.inference_log.query import QueryResult
     from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog
     from mlflow_deploy_plugin.serve.inference_log.stats import LogStats
 
 _TABLE_ROWS = 20
 _WIDEST_CELL = 40
+_NUMBER_TYPES = ("int", "uint", "float", "double", "halffloat")
 _WIDEST_REASON = 200
 _MEASURED_ROWS = 1000
 _SHOWN_TIMES = 24
@@ -236,7 +235,10 @@ def _show_rows(
     # Read one extra row, so that the table can report that more rows exist.
     most = limit
     if output == "table":
-        columns = columns or f"* EXCLUDE ({_hidden_columns(labels, failed)})"
+        hidden = _HIDDEN_COLUMNS_OF_FAILED if failed else _HIDDEN_COLUMNS
+        if labels:
+            hidden += ", _label_number"
+        columns = columns or f"* EXCLUDE ({hidden})"
         limit = _TABLE_ROWS if limit is None else limit
         most = limit + 1
     with usage_errors():
@@ -261,13 +263,6 @@ def _show_rows(
         else:
             _write_rows(result, file, cast(FileFormat, output))
     warn_of_unreadable(opened)
-
-
-def _hidden_columns(labels: bool, failed: bool) -> str:
-    """Return the columns that a table does not show by default."""
-    if failed:
-        return _HIDDEN_COLUMNS_OF_FAILED
-    return f"{_HIDDEN_COLUMNS}, _label_number" if labels else _HIDDEN_COLUMNS
 
 
 def _write_rows(result: "QueryResult", file: str, kind: FileFormat) -> None:
@@ -309,7 +304,13 @@ def stats(
         span = None
         if since or until:
             span = parse_time_range(since, until, datetime.now(UTC))
-    opened = open_user_log(_first_received(name) if span is None else None)
+    since_deletion = None
+    if span is None:
+        # Rows received earlier belong to a deleted endpoint of the same name.
+        with suppress(OnnxserveError), opened_store() as store:
+            endpoint = store.endpoint(name)
+            since_deletion = None if endpoint is None else endpoint.rows_since
+    opened = open_user_log(since_deletion)
     if opened.since is not None:
         older = (
             f"rows received before {opened.since:%Y-%m-%d %H:%M:%S}Z belong to a deleted endpoint "
@@ -319,17 +320,6 @@ def stats(
     figures = log_stats(opened, name, span)
     show_result(output, asdict(figures), stats_lines(figures, opened.location.shown))
     warn_of_unreadable(opened)
-
-
-def _first_received(name: str) -> datetime | None:
-    """Return the time before which received rows belong to a deleted endpoint of the
-    same name; None if there was none or there is no store.
-    """
-    with suppress(OnnxserveError), opened_store() as store:
-        endpoint = store.endpoint(name)
-        if endpoint is not None:
-            return endpoint.rows_since
-    return None
 
 
 @log.command()
@@ -523,7 +513,11 @@ def table_lines(
     first = list(islice(rows, measured))
     names = tuple(map(printable, result.schema.names))
     widths = column_widths([names, *first])
-    forms = list(map(_cell_format, result.schema, widths))
+    # Numbers are aligned to the right.
+    forms = [
+        f">{width}" if str(field.type).startswith(_NUMBER_TYPES) else f"<{width}"
+        for field, width in zip(result.schema, widths, strict=True)
+    ]
     yield _line(map(shorten, names, widths), forms)
     count = 0
     for row in chain(first, rows):
@@ -543,11 +537,6 @@ def _text_rows(
     for batch in result.batches:
         columns = [map(text_of, values_of(column)) for column in batch.columns]
         yield from zip(*columns, strict=True)
-
-
-def _cell_format(field: "pa.Field[Any]", width: int) -> str:
-    is_number = str(field.type).startswith(("int", "uint", "float", "double", "halffloat"))
-    return f">{width}" if is_number else f"<{width}"
 
 
 def stats_lines(stats: "LogStats", location: str) -> Iterator[str]:

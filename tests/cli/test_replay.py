@@ -206,7 +206,7 @@ def test_a_served_prediction_is_replayed_by_its_id(
         )
         identity = answer.headers["X-Prediction-Id"]
         log = open_log(load_settings().inference_log)
-        wait_until(partial(log.all_files, name), 30, "the row is logged")
+        wait_until(partial(log.hours, name), 30, "the row is logged")
 
         result = replay(identity)
 

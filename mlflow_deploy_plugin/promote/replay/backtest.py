@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.core.errors import (
 from mlflow_deploy_plugin.core.messages import one_line, without_row_number
 from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName
 from mlflow_deploy_plugin.promote.replay.traffic import Traffic, arrays_of
-from mlflow_deploy_plugin.serve.inference_log.labels import LABEL, LABEL_NUMBER, join_labels
+from mlflow_deploy_plugin.serve.inference_log.labels import LABEL, LABEL_NUMBER
 from mlflow_deploy_plugin.serve.inference_log.reader import View, require_endpoint, view_tables
 from mlflow_deploy_plugin.serve.inference_log.tables import (
     IDENTITY,
@@ -362,7 +362,7 @@ def _read_sample(
             f"endpoint {traffic.endpoint!r} has no rows in {window}: "
             f"choose a window in the range that `onnxserve log stats {traffic.endpoint}` shows"
         )
-    return join_labels(sample.table(), labels), rows
+    return labels.join(sample.table()), rows
 
 
 def _columns_read(artifact: Artifact) -> list[str]:

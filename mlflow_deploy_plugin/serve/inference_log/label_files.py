@@ -5,9 +5,8 @@ identifies its prediction by `prediction_id` and, for a request with several row
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import IO
 
 import orjson
@@ -24,7 +23,6 @@ from mlflow_deploy_plugin.serve.spool.codec import Feedback
 PREDICTION_ID = "prediction_id"
 ROW = "row"
 LABEL = "label"
-_JSON = "application/json"
 _ROWS = 1000
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _FRACTION = re.compile(r"[+-]?(?:[0-9]{1,17}\.[0-9]{0,17}|\.[0-9]{1,17})(?:[eE][+-]?[0-9]{1,2})?")
@@ -64,9 +62,7 @@ class BadRow:
 
 @dataclass(frozen=True)
 class _Row:
-    """A row of the file. `values` has its columns, later an entry of `POST /feedback`.
-    Messages quote `content`.
-    """
+    """A row of the file. `values` has its columns. Messages quote `content`."""
 
     number: int
     place: str
@@ -89,88 +85,53 @@ def read_label_file(
         rows = _json_rows(file)
     else:
         rows = _parquet_rows(file, name, columns)
-    while chunk := list(islice(rows, _ROWS)):
-        yield from _check([_entry(row, columns, kind) for row in chunk])
-
-
-def _check(rows: Sequence[_Row | BadRow]) -> Iterator[LabelEntry | BadRow]:
-    """Apply the rules of `POST /feedback` to all rows at once; if a row breaks a rule,
-    again to each row separately.
-    """
-    documents = [row.values for row in rows if isinstance(row, _Row)]
-    try:
-        labels = iter(_decode(documents)) if documents else iter(())
-    except InvalidRequest:
-        yield from map(_check_row, rows)
-        return
     for row in rows:
         if isinstance(row, BadRow):
             yield row
-        else:
-            yield LabelEntry(row.number, row.place, next(labels))
+            continue
+        try:
+            entry = _entry(row.values, columns, kind)
+            body = orjson.dumps({"feedback": [entry]}, default=as_text)
+            (label,) = feedback_protocol.decode("application/json", body)
+            yield LabelEntry(row.number, row.place, label)
+        except TypeError as error:  # JSON has no numbers beyond 64 bits and no invalid Unicode.
+            yield BadRow(row.place, str(error), row.content)
+        except InvalidRequest as error:
+            why = error.message.replace("feedback[0].", "").replace("feedback[0]", "the row")
+            yield BadRow(row.place, why, row.content)
 
 
-def _check_row(row: _Row | BadRow) -> LabelEntry | BadRow:
-    """Apply the rules of `POST /feedback` to one row."""
-    if isinstance(row, BadRow):
-        return row
-    try:
-        (label,) = _decode([row.values])
-    except InvalidRequest as error:
-        why = error.message.replace("feedback[0].", "").replace("feedback[0]", "the row")
-        return BadRow(row.place, why, row.content)
-    return LabelEntry(row.number, row.place, label)
-
-
-def _decode(documents: Iterable[dict[str, object]]) -> list[Feedback]:
-    """Return the labels of entries of `POST /feedback`; raise InvalidRequest if an
-    entry is invalid.
-    """
-    try:
-        body = orjson.dumps({"feedback": list(documents)}, default=as_text)
-    except TypeError as error:  # JSON cannot contain a number beyond 64 bits or invalid Unicode.
-        raise InvalidRequest(str(error)) from None
-    return feedback_protocol.decode(_JSON, body)
-
-
-def _entry(row: _Row | BadRow, columns: LabelColumns, kind: FileFormat) -> _Row | BadRow:
-    """Return the row with an entry of `POST /feedback` as its values, or a BadRow if it
+def _entry(
+    values: dict[str, object],
+    columns: LabelColumns,
+    kind: FileFormat,
+) -> dict[str, object]:
+    """Return a row as an entry of `POST /feedback`. Raises InvalidRequest if the row
     has no label or does not identify its prediction.
     """
-    if isinstance(row, BadRow):
-        return row
-    values = row.values
     if kind == "jsonl" and not columns.key and ("key" in values or columns.label not in values):
-        return row  # The row already is an entry of `POST /feedback`.
+        return values  # The row already is an entry of `POST /feedback`.
     if kind == "csv":  # In CSV, only an empty field is a missing value.
         values = values | dict.fromkeys([name for name in values if values[name] == ""])
     label = values.get(columns.label)
     if columns.label not in values:
-        return BadRow(row.place, f"it has no {columns.label!r}", row.content)
+        raise InvalidRequest(f"it has no {columns.label!r}")
     if label is None and kind != "jsonl":
-        return BadRow(row.place, f"its {columns.label!r} is empty", row.content)
+        raise InvalidRequest(f"its {columns.label!r} is empty")
     if columns.key:
         missing = [name for name in columns.key if name not in values]
         if missing:
-            return BadRow(row.place, f"it has no key column {missing[0]!r}", row.content)
+            raise InvalidRequest(f"it has no key column {missing[0]!r}")
         key = {name: values[name] for name in columns.key}
         # Texts of numeric columns become numbers if they have a fraction.
         for name in columns.numbers & key.keys():
             value = key[name]
             if isinstance(value, str) and _FRACTION.fullmatch(value):
                 key[name] = float(value)
-        return replace(row, values={"label": label, "key": key})
+        return {"label": label, "key": key}
     if values.get(columns.prediction_id) is None:
-        return BadRow(row.place, f"it has no {columns.prediction_id!r}", row.content)
-    return replace(row, values={"label": label, **_read_prediction(values, columns)})
-
-
-def _read_prediction(
-    values: dict[str, object],
-    columns: LabelColumns,
-) -> dict[str, object]:
-    """Return the prediction id, and the row of the request if there is one."""
-    prediction = {"prediction_id": values[columns.prediction_id]}
+        raise InvalidRequest(f"it has no {columns.prediction_id!r}")
+    prediction = {"label": label, "prediction_id": values[columns.prediction_id]}
     number = values.get(columns.row)
     if isinstance(number, str) and _NUMBER.fullmatch(number):
         number = int(number)

@@ -14,6 +14,7 @@ unreachable, OnnxserveError is raised, and the next call continues.
 """
 
 import logging
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -28,22 +29,18 @@ from pyarrow import fs
 
 from mlflow_deploy_plugin.core.tabular.streams import group_tables
 from mlflow_deploy_plugin.serve.inference_log import storage
-from mlflow_deploy_plugin.serve.inference_log.labels import LABEL, labels_folder
+from mlflow_deploy_plugin.serve.inference_log.labels import labels_folder
 from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.serve.inference_log.scan import FileVanished, read_file
 from mlflow_deploy_plugin.serve.inference_log.storage import Hour, LogFile, LogLocation, write_file
 from mlflow_deploy_plugin.serve.inference_log.tables import (
     IDENTITY,
     Deduplicator,
-    combine_hashes,
     conform,
-    hash_ids,
     hash_rows,
-    hash_texts,
     unify_schemas,
 )
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
-from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 QUIET = timedelta(minutes=10)
 """The time without a write after which a file is compacted. Until then, its agent may
@@ -114,8 +111,8 @@ def expire(
         )
 
     folders = {
-        hour.folder: files
-        for hour, files in _all_hours(log, endpoint)
+        hour.folder: hour.files
+        for hour in _all_hours(log, endpoint)
         if is_expired(hour.start, hour.end)
     }
     sketches = [
@@ -148,65 +145,45 @@ def compact(log: InferenceLog, endpoint: str, now: datetime) -> MaintenanceResul
     """Merge the small files of each finished hour, and of each finished day of labels,
     into larger files.
     """
-    compacted = 0
-    written = 0
     # The folders of finished hours of rows and finished days of labels.
     finished = [
-        (hour.folder, files) for hour, files in _all_hours(log, endpoint) if hour.end + QUIET <= now
+        (hour.folder, hour.files) for hour in _all_hours(log, endpoint) if hour.end + QUIET <= now
     ]
     location = log.location
     for day, day_folder in storage.list_days(location, labels_folder(location, endpoint)):
         if day + storage.DAY + QUIET <= now:
             finished.append((day_folder, storage.list_files(location, day_folder)))
+    deleted = []
     for folder, files in finished:
         small = [file for file in files if file.size < LARGE_BYTES and file.changed + QUIET <= now]
-        for group in _groups(location, small):
-            deleted = _compact_group(log, folder, group)
-            compacted += deleted
-            if deleted:
-                written += 1
-    return MaintenanceResult(compacted_files=compacted, written_files=written)
+        deleted += [_compact_group(log, folder, group) for group in _groups(location, small)]
+    return MaintenanceResult(sum(deleted), sum(map(bool, deleted)))
 
 
-def _all_hours(log: InferenceLog, endpoint: str) -> list[tuple[Hour, list[LogFile]]]:
-    return [
-        *log.all_files(endpoint).items(),
-        *log.failures.all_files(endpoint).items(),
-    ]
+def _all_hours(log: InferenceLog, endpoint: str) -> Iterator[Hour]:
+    return chain(log.all_hours(endpoint), log.failures.all_hours(endpoint))
 
 
 def _groups(
     location: LogLocation,
     files: Sequence[LogFile],
-) -> Iterator[Mapping[LogFile, pa.Schema]]:
-    """Yield groups of files to be merged, with their schemas: two or more with the same
-    columns, limited in size.
+) -> list[Mapping[LogFile, pa.Schema]]:
+    """Return groups of files to be merged, with their schemas: two or more files with
+    the same columns, limited in size.
     """
     if len(files) < 2:
-        return
-    # The schemas by the names and types of the model's columns. Log columns are not
-    # compared, because a later version of this package may add some.
-    by_columns: dict[tuple[str, ...], dict[LogFile, pa.Schema]] = {}
+        return []
+    groups = defaultdict[tuple[str, int], dict[LogFile, pa.Schema]](dict)
+    sizes = Counter[str]()
     for file in files:
         with suppress(OSError, pa.ArrowException):  # Skip a file that is deleted or malformed.
             schema = pq.read_schema(file.path, filesystem=location.filesystem)
-            columns = sorted(
-                f"{field.name}\t{field.type}" for field in schema if not field.name.startswith("_")
-            )
-            by_columns.setdefault(tuple(columns), {})[file] = schema
-    for schemas in by_columns.values():
-        group: dict[LogFile, pa.Schema] = {}
-        group_bytes = 0
-        for file, schema in schemas.items():
-            if group_bytes + file.size > GROUP_BYTES:
-                if len(group) > 1:
-                    yield group
-                group = {}
-                group_bytes = 0
-            group[file] = schema
-            group_bytes += file.size
-        if len(group) > 1:
-            yield group
+            # The log's own columns are not compared, because a later version of this
+            # package may add some.
+            columns = str(sorted(str(field) for field in schema if not field.name.startswith("_")))
+            groups[columns, sizes[columns] // GROUP_BYTES][file] = schema
+            sizes[columns] += file.size
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _compact_group(
@@ -248,31 +225,12 @@ def _distinct_rows(
     for file in group:
         unreadable: dict[str, str] = {}
         with suppress(FileVanished, pa.ArrowException, TypeError, ValueError):
-            for part in read_file(
-                log.location,
-                file.path,
-                lambda names: None,
-                unreadable,
-                IDENTITY,
-            ):
+            for part in read_file(log.location, file.path, unreadable, required=IDENTITY):
                 table = conform(part, schema)
-                hashes = _hash_labels(table) if LABEL in table.column_names else hash_rows(table)
-                yield table.filter(pa.array(deduplicator.add(hashes)))
+                yield table.filter(pa.array(deduplicator.add(hash_rows(table))))
             if not unreadable:
                 complete.append(file)
         log.unreadable.update(unreadable)
-
-
-def _hash_labels(table: pa.Table) -> Array:
-    """Return a hash of the identity of each label, [N] uint64."""
-    hashes = hash_rows(table)
-    for name, hash_column in (
-        ("_prediction_id", hash_ids),
-        ("_key", hash_texts),
-        (LABEL, hash_texts),
-    ):
-        hashes = combine_hashes(hashes, hash_column(table.column(name)))
-    return hashes
 
 
 def _delete(location: LogLocation, file: LogFile) -> bool:

@@ -3,7 +3,7 @@ exactly once, with bounded memory. `InferenceLog` reads the rows of a window as 
 A `View` is a table with labels and the columns of all files.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -24,8 +24,7 @@ from mlflow_deploy_plugin.serve.inference_log.labels import (
     LABEL,
     LABEL_NUMBER,
     EndpointLabels,
-    LabelMatches,
-    join_labels,
+    read_labels,
 )
 from mlflow_deploy_plugin.serve.inference_log.scan import (
     MARKS,
@@ -38,12 +37,17 @@ from mlflow_deploy_plugin.serve.inference_log.storage import Hour, LogFile, LogL
 from mlflow_deploy_plugin.serve.inference_log.tables import (
     TIME,
     Sample,
-    concat_tables,
     is_list,
     summarise_lists,
     unify_schemas,
 )
-from mlflow_deploy_plugin.serve.inference_log.windows import TimeRange, Window, window_at
+from mlflow_deploy_plugin.serve.inference_log.windows import (
+    ALL_TIMES,
+    TimeRange,
+    Window,
+    microseconds,
+    window_at,
+)
 
 MAX_ROWS = 100_000
 _FIRST = {
@@ -69,7 +73,7 @@ _LAST = {
 """The log's own columns that follow the model's columns. The columns `_FIRST` precede
 the model's columns.
 """
-_LABEL_NEEDS = ("_prediction_id", "_row", RECEIVED_TIME)
+_LABEL_NEEDS = ("_prediction_id", "_row")
 _LABELLED_ROWS = 200_000
 _LABELLED_BYTES = 64 * 2**20
 _READERS = 8
@@ -113,16 +117,12 @@ class InferenceLog:
         return replace(self, location=replace(self.location, root=root, shown=title))
 
     def labels(self, endpoint: str) -> EndpointLabels:
-        return EndpointLabels(self.location, endpoint, self.unreadable)
+        return EndpointLabels(read_labels(self.location, endpoint, self.unreadable))
 
     def endpoints(self) -> list[str]:
         return storage.list_endpoints(self.location)
 
-    def hours(
-        self,
-        endpoint: str,
-        window: Window | None = None,
-    ) -> list[Hour]:
+    def hours(self, endpoint: str, window: Window | None = None) -> list[Hour]:
         """Return the hours that have rows, in ascending order. With a window, return
         only overlapping hours.
         """
@@ -135,43 +135,31 @@ class InferenceLog:
         newest_first: bool = False,
     ) -> Iterator[Hour]:
         """Yield the hours that have rows, ascending unless `newest_first`; list each
-        folder when it is reached.
+        day when it is reached.
         """
-        since = self.since
-        if since is None:
-            yield from storage.iter_hours(self.location, endpoint, window, newest_first)
-            return
-        # Scan the rows of an hour before `since`: old files may be compacted or shipped
-        # later, and new rows may have old event times.
-        for hour in sorted(self.all_files(endpoint, window), reverse=newest_first):
+        times = ALL_TIMES if window is None else window.times
+        for hour in self.all_hours(endpoint, times, newest_first):
+            # Scan the rows of an hour before `since`: old files may be compacted or
+            # shipped later, and new rows may have old event times.
             if (
-                hour.start >= since
-                or next(
-                    self.scan(hour, TimeRange(), ["_row"]),
-                    None,
-                )
-                is not None
+                self.since is None
+                or hour.start >= self.since
+                or next(self.scan(hour, ALL_TIMES, ["_row"]), None) is not None
             ):
                 yield hour
 
-    def files(self, hour: Hour) -> list[LogFile]:
-        files = storage.list_files(self.location, hour.folder)
-        return [file for file in files if self._received.may_have_rows(file.changed)]
-
-    def all_files(
+    def all_hours(
         self,
         endpoint: str,
-        window: Window | None = None,
-    ) -> dict[Hour, list[LogFile]]:
-        """Return the hours in order with their files. With a window, return only hours
-        that overlap the window.
-        """
-        if window is None:
-            files = storage.list_files_by_hour(self.location, endpoint)
-        else:
-            hours = storage.iter_hours(self.location, endpoint, window)
-            files = {hour: storage.list_files(self.location, hour.folder) for hour in hours}
-        return _with_rows(files, self._received)
+        times: TimeRange = ALL_TIMES,
+        newest_first: bool = False,
+    ) -> Iterator[Hour]:
+        """Yield the hours with the files that may have rows in the time range."""
+        times = self._with_since(times)
+        for hour in storage.iter_hours(self.location, endpoint, times.window, newest_first):
+            files = [file for file in hour.files if times.may_have_rows(file.changed)]
+            if files:
+                yield replace(hour, files=files)
 
     def batches(
         self,
@@ -185,13 +173,8 @@ class InferenceLog:
         A table lacks the columns that its file lacks. Raises OnnxserveError if the log
         is unreachable.
         """
-        for hour in storage.iter_hours(self.location, endpoint, window):
-            yield from self.scan(
-                hour,
-                TimeRange(window.start, window.end),
-                columns,
-                left_out,
-            )
+        for hour in self.all_hours(endpoint, window.times):
+            yield from self.scan(hour, window.times, columns, left_out)
 
     def scan(
         self,
@@ -204,14 +187,8 @@ class InferenceLog:
         some thousand rows, without the rows that have a mark of `left_out`. Only
         `columns` are read (None: all columns).
         """
-        if self.since is not None:
-            times = replace(times, received_from=max(times.received_from, self.since))
-        yield from scan_hour(
-            self.location,
-            hour.folder,
-            RowFilter(columns, times, left_out),
-            self.unreadable,
-        )
+        rows = RowFilter(columns, self._with_since(times), left_out)
+        yield from scan_hour(self.location, hour, rows, self.unreadable)
 
     def schema(self, view: "View") -> pa.Schema:
         """Return the union of the columns of all files in the view. Without files, the
@@ -229,7 +206,8 @@ class InferenceLog:
 
         with ThreadPoolExecutor(_READERS) as pool:
             for _ in range(_TRIES):
-                files = chain.from_iterable(_due_files(self, view).values())
+                hours = self.all_hours(view.endpoint, view.times)
+                files = chain.from_iterable(hour.files for hour in hours)
                 try:
                     return unify_schemas(
                         schema for schema in pool.map(read_schema, files) if schema is not None
@@ -315,27 +293,24 @@ class InferenceLog:
             return None
         return replace(
             rows,
-            table=join_labels(rows.table, labels or self.labels(endpoint)),
+            table=(labels or self.labels(endpoint)).join(rows.table),
         )
 
     def _windows_of(self, hour: Hour, every: str) -> list[Window]:
         """Return the windows that have rows in this hour, newest first."""
         if duration_seconds(every) % 3600 == 0 and self.since is None:
-            # The hour is in a single window. Each file has rows.
-            if self.files(hour):
-                return [window_at(int(hour.start.timestamp()) * 1_000_000, every)]
-            return []
+            # The hour is in a single window, and each file has rows.
+            return [window_at(microseconds(hour.start), every)]
         times: set[int] = set()
         length = duration_seconds(every) * 1_000_000
-        for batch in self.scan(hour, TimeRange(), [EVENT_TIME]):
+        for batch in self.scan(hour, ALL_TIMES, [EVENT_TIME]):
             times.update(np.unique(microseconds_of(batch.column(EVENT_TIME)) // length).tolist())
         return [window_at(number * length, every) for number in sorted(times, reverse=True)]
 
-    @property
-    def _received(self) -> TimeRange:
+    def _with_since(self, times: TimeRange) -> TimeRange:
         if self.since is None:
-            return TimeRange()
-        return TimeRange(received_from=self.since)
+            return times
+        return replace(times, received_from=max(times.received_from, self.since))
 
 
 def open_log(log_uri: str, since: datetime | None = None) -> InferenceLog:
@@ -388,35 +363,24 @@ def view_tables(
         yield from _tables(log, view, set(columns))
         return
     labels = labels or log.labels(view.endpoint)
-    keys = labels.key_columns
-    tables = _tables(log, view, {*columns, *_LABEL_NEEDS, *keys})
+    tables = _tables(log, view, {*columns, *_LABEL_NEEDS, *labels.key_columns})
     for group in group_tables(tables, _LABELLED_ROWS, _LABELLED_BYTES):
-        # Only tables with the same types of keys can be concatenated, because a
-        # conversion may change a large integer.
-        by_types: dict[tuple[str, ...], list[pa.Table]] = {}
-        for table in group:
-            types = tuple(str(field.type) for field in table.schema if field.name in keys)
-            by_types.setdefault(types, []).append(table)
-        for joinable in by_types.values():
-            yield join_labels(concat_tables(joinable), labels)
+        yield labels.join(*group)
 
 
-def match_labels(log: InferenceLog, endpoint: str, matches: LabelMatches) -> None:
-    """Match labels with rows, newest hour first, until all labels match. Raises
-    OnnxserveError if the log is unreachable.
+def match_labels(log: InferenceLog, endpoint: str, labels: EndpointLabels) -> None:
+    """Mark the labels that have a row, newest hour first, until all labels have one.
+    Raises OnnxserveError if the log is unreachable.
     """
-    if not matches.count:
+    count = labels.count
+    if not count:
         return
-    for hour in reversed(log.all_files(endpoint)):
-        if matches.matched == matches.count:
+    columns = [EVENT_TIME, *_LABEL_NEEDS, *labels.key_columns]
+    for hour in log.all_hours(endpoint, newest_first=True):
+        for rows in log.scan(hour, ALL_TIMES, columns, left_out=()):
+            labels.mark(rows)
+        if labels.matched == count:
             return
-        for rows in log.scan(
-            hour,
-            TimeRange(),
-            sorted({EVENT_TIME, "_row", *matches.columns}),
-            left_out=(),
-        ):
-            matches.match(rows)
 
 
 def require_endpoint(log: InferenceLog, endpoint: str) -> None:
@@ -442,26 +406,8 @@ def _tables(
     columns: Collection[str],
 ) -> Iterator[pa.Table]:
     """Yield the rows of the view without labels."""
-    for hour in _due_files(log, view):
+    for hour in log.all_hours(view.endpoint, view.times):
         yield from log.scan(hour, view.times, sorted(columns), () if view.shadows else MARKS)
-
-
-def _due_files(log: InferenceLog, view: View) -> dict[Hour, list[LogFile]]:
-    """Return the hours and files that may have rows in the time range."""
-    return _with_rows(log.all_files(view.endpoint, view.times.window), view.times)
-
-
-def _with_rows(
-    files: Mapping[Hour, Sequence[LogFile]],
-    times: TimeRange,
-) -> dict[Hour, list[LogFile]]:
-    """Return the hours and files that may have rows in the range of receipt times."""
-    files_with_rows = {}
-    for hour, files_of_hour in files.items():
-        selected = [file for file in files_of_hour if times.may_have_rows(file.changed)]
-        if selected:
-            files_with_rows[hour] = selected
-    return files_with_rows
 
 
 def _for_duckdb(kind: pa.DataType) -> pa.DataType:

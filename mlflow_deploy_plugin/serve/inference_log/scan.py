@@ -6,12 +6,11 @@ two files of the hour. If a file vanishes during reading, it was compacted or ha
 expired, and the folder is listed again. Malformed files are skipped and reported.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
-from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -22,14 +21,14 @@ from mlflow_deploy_plugin.core.column_names import EVENT_TIME, SHADOW, TRIED
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.tabular.streams import row_groups
-from mlflow_deploy_plugin.serve.inference_log.storage import LogFile, LogLocation, list_files
+from mlflow_deploy_plugin.serve.inference_log.storage import Hour, LogFile, LogLocation, list_files
 from mlflow_deploy_plugin.serve.inference_log.tables import (
     IDENTITY,
     TIME,
     Deduplicator,
     hash_rows,
 )
-from mlflow_deploy_plugin.serve.inference_log.windows import TimeRange, microseconds
+from mlflow_deploy_plugin.serve.inference_log.windows import ALL_TIMES, TimeRange, microseconds
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 RECEIVED_TIME = "_received_time"
@@ -52,10 +51,16 @@ row, which takes at least 20 bytes in Parquet.
 
 MARKS = (SHADOW, TRIED)
 """The columns that mark rows that are not traffic."""
-ColumnChoice = Callable[[Sequence[str]], Sequence[str] | None]
-"""A function that returns, for a file's columns, the columns to read, or None for all
-columns.
-"""
+_TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)
+_COLUMN_TYPES = {
+    EVENT_TIME: (pa.types.is_timestamp,),
+    RECEIVED_TIME: (pa.types.is_timestamp,),
+    "_offset": (pa.types.is_integer,),
+    "_row": (pa.types.is_integer,),
+    "_segment": _TEXTS,
+    "_prediction_id": _TEXTS,
+    **dict.fromkeys(MARKS, (pa.types.is_boolean, pa.types.is_null)),
+}
 
 
 class FileVanished(Exception):
@@ -72,16 +77,13 @@ class RowFilter:
     times: TimeRange
     left_out: Sequence[str] = MARKS
 
-    def columns_to_read(self, present: Sequence[str]) -> list[str] | None:
-        """Return the columns of a file that the filter needs, or None for all
-        columns.
-        """
+    @property
+    def needed_columns(self) -> set[str] | None:
+        """The columns of a file that the filter needs, or None for all columns."""
         if self.columns is None:
             return None
-        needed = {*self.columns, *IDENTITY, EVENT_TIME, *MARKS}
-        if self.times.received_us:
-            needed.add(RECEIVED_TIME)
-        return [name for name in present if name in needed]
+        received = [RECEIVED_TIME] if self.times.received_us else []
+        return {*self.columns, *IDENTITY, EVENT_TIME, *MARKS, *received}
 
     def filter(self, table: pa.Table) -> pa.Table:
         """Return the selected rows. A table is not filtered by a column that it lacks:
@@ -114,52 +116,35 @@ class RowFilter:
 
 def scan_hour(
     location: LogLocation,
-    folder: str,
+    hour: Hour,
     rows: RowFilter,
     unreadable: dict[str, str],
 ) -> Iterator[pa.Table]:
-    """Yield the rows of an hour's folder in tables of some thousand rows. The path of
+    """Yield the rows of an hour in tables of some thousand rows. The path of
     each malformed file and the reason are added to `unreadable`. Raises OnnxserveError
     if the log is unreachable.
     """
-
-    def may_have_rows(file: LogFile) -> bool:
-        return rows.times.may_have_rows(file.changed)
-
-    total_bytes = sum(file.size for file in list_files(location, folder))
+    total_bytes = sum(file.size for file in hour.files)
     pass_count = 1 + total_bytes // PASS_BYTES
     for pass_number in range(pass_count):
-        convert = partial(_first_rows, rows, Deduplicator(), pass_number, pass_count)
+        convert = partial(_first_rows, rows, Deduplicator(pass_number, pass_count))
         tables = read_folder(
             location,
-            folder,
+            hour.folder,
             unreadable,
             convert,
-            rows.columns_to_read,
-            may_have_rows=may_have_rows,
+            rows.needed_columns,
+            may_have_rows=rows.times.may_have_rows,
         )
         yield from (table for table in tables if len(table))
 
 
-def _first_rows(
-    rows: RowFilter,
-    deduplicator: Deduplicator,
-    pass_number: int,
-    pass_count: int,
-    table: pa.Table,
-) -> pa.Table:
-    """Return the selected rows of a table that belong to this pass and were not in an
-    earlier table; add them to the deduplicator. The hash of a row decides the pass.
-    """
+def _first_rows(rows: RowFilter, deduplicator: Deduplicator, table: pa.Table) -> pa.Table:
+    """Return the selected rows of a table that the deduplicator accepts."""
     table = rows.filter(table)
-    hashes = hash_rows(table) if len(table) else np.empty(0, np.uint64)
-    if pass_count > 1:
-        of_pass = np.flatnonzero(hashes % np.uint64(pass_count) == pass_number)
-    else:
-        of_pass = np.arange(len(hashes))
-    positions = of_pass[deduplicator.add(hashes[of_pass])]
-    if len(positions) < len(table):
-        table = table.take(pa.array(positions))
+    is_first = deduplicator.add(hash_rows(table))
+    if not is_first.all():
+        table = table.filter(pa.array(is_first))
     return rows.select(table)
 
 
@@ -168,9 +153,9 @@ def read_folder(
     folder: str,
     unreadable: dict[str, str],
     convert: Callable[[pa.Table], pa.Table],
-    columns_to_read: ColumnChoice = lambda names: None,
+    columns: Collection[str] | None = None,
     required: Sequence[str] = (*IDENTITY, EVENT_TIME),
-    may_have_rows: Callable[[LogFile], bool] = lambda file: True,
+    may_have_rows: Callable[[datetime], bool] = ALL_TIMES.may_have_rows,
 ) -> Iterator[pa.Table]:
     """Yield the tables of a folder's files, including files that appear during reading;
     rows may be repeated. The path of each malformed file and the reason are added to
@@ -180,20 +165,13 @@ def read_folder(
     while files := [
         file
         for file in list_files(location, folder)
-        if file.path not in done and may_have_rows(file)
+        if file.path not in done and may_have_rows(file.changed)
     ]:
         done.update(file.path for file in files)
-        for file, content in prefetch(location, files):
+        for file, content in _prefetch(location, files):
             try:
-                for table in read_file(
-                    location,
-                    file.path,
-                    columns_to_read,
-                    unreadable,
-                    required,
-                    content,
-                ):
-                    yield convert(table)
+                tables = read_file(location, file.path, unreadable, columns, required, content)
+                yield from map(convert, tables)
             except FileVanished:
                 continue
             except (pa.ArrowException, TypeError, ValueError) as error:
@@ -201,43 +179,32 @@ def read_folder(
                 unreadable[file.path] = one_line(error)
 
 
-def prefetch(
+def _prefetch(
     location: LogLocation,
-    files: Iterable[LogFile],
+    files: Sequence[LogFile],
 ) -> Iterator[tuple[LogFile, Future[bytes] | None]]:
-    """Yield the files. The contents of small files in a bucket are fetched ahead, to
+    """Yield the files. The contents of small files in a bucket are fetched together, to
     hide the round trips.
     """
-    if location.is_local:
-        yield from ((file, None) for file in files)
-        return
 
     def fetch(path: str) -> bytes:
         with location.filesystem.open_input_stream(path) as stream:
             content: bytes = stream.read()
         return content
 
-    remaining = iter(files)
-    waiting: deque[tuple[LogFile, Future[bytes] | None]] = deque()
-    pool = ThreadPoolExecutor(_PREFETCHED_FILES)
-    try:
-        while True:
-            for file in islice(remaining, _PREFETCHED_FILES - len(waiting)):
-                is_small = file.size <= _SMALL_BYTES
-                content = pool.submit(fetch, file.path) if is_small else None
-                waiting.append((file, content))
-            if not waiting:
-                return
-            yield waiting.popleft()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    with ThreadPoolExecutor(_PREFETCHED_FILES) as pool:
+        for first in range(0, len(files), _PREFETCHED_FILES):
+            group = files[first : first + _PREFETCHED_FILES]
+            small = {file for file in group if file.size <= _SMALL_BYTES and not location.is_local}
+            contents = {file: pool.submit(fetch, file.path) for file in small}
+            yield from ((file, contents.get(file)) for file in group)
 
 
 def read_file(
     location: LogLocation,
     path: str,
-    columns_to_read: ColumnChoice,
     unreadable: dict[str, str],
+    columns: Collection[str] | None = None,
     required: Sequence[str] = (*IDENTITY, EVENT_TIME),
     content: Future[bytes] | None = None,
 ) -> Iterator[pa.Table]:
@@ -261,7 +228,7 @@ def read_file(
                 )
                 reason = _schema_fault(parquet.schema_arrow, required)
                 if not reason:
-                    yield from _read_tables(parquet, columns_to_read)
+                    yield from _read_tables(parquet, columns)
                     return
             break
         except FileNotFoundError:
@@ -273,20 +240,28 @@ def read_file(
 
 
 def _schema_fault(schema: pa.Schema, required: Sequence[str]) -> str:
-    """Return the reason why a file cannot be a file of the log, or an empty text."""
-    names = schema.names  # pyarrow makes a new list for each access.
+    """Return the reason why a file cannot be a file of the log, or an empty text. Model
+    columns may have any type.
+    """
+    names = set(schema.names)
     for name in required:
         if name not in names:
             return f"it has no column {name}"
     for field in schema:
-        if not _has_valid_type(field, names):
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        allowed = _COLUMN_TYPES.get(field.name)
+        if field.name in ("_label", "_label_number"):
+            is_valid = EVENT_TIME not in names
+        else:
+            is_valid = allowed is None or any(is_type(kind) for is_type in allowed)
+        if not is_valid:
             return f"its column {field.name} has the type {field.type}"
     return ""
 
 
 def _read_tables(
     parquet: pq.ParquetFile,
-    columns_to_read: ColumnChoice,
+    columns: Collection[str] | None,
 ) -> Iterator[pa.Table]:
     """Yield the rows of a file in tables of bounded size."""
     metadata = parquet.metadata
@@ -295,7 +270,7 @@ def _read_tables(
     rows_per_batch = BATCH_BYTES * metadata.num_rows // max(total_bytes, 1)
     for batch in parquet.iter_batches(
         min(max(rows_per_batch, 1), _BATCH_ROWS),
-        columns=columns_to_read(parquet.schema_arrow.names),
+        columns=[name for name in parquet.schema_arrow.names if columns is None or name in columns],
         use_threads=total_bytes > _THREADED_BYTES,
     ):
         yield pa.Table.from_batches([batch])
@@ -320,27 +295,6 @@ def microseconds_of(column: pa.ChunkedArray) -> Array:
     """
     times: Array = column.cast(TIME, safe=False).cast(pa.int64()).to_numpy()
     return times
-
-
-def _has_valid_type(column: pa.Field, names: Sequence[str]) -> bool:
-    """Return False if a log column has a wrong type. Model columns may have any
-    type.
-    """
-    if pa.types.is_dictionary(column.type):
-        kind = column.type.value_type
-    else:
-        kind = column.type
-    if column.name in (EVENT_TIME, RECEIVED_TIME):
-        return bool(pa.types.is_timestamp(kind))
-    if column.name in ("_offset", "_row"):
-        return bool(pa.types.is_integer(kind))
-    if column.name in ("_segment", "_prediction_id"):
-        return bool(
-            pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind),
-        )
-    if column.name in MARKS:
-        return bool(pa.types.is_boolean(kind) or pa.types.is_null(kind))
-    return not (column.name in ("_label", "_label_number") and EVENT_TIME in names)
 
 
 def _unreadable_reason(location: LogLocation, path: str, error: Exception) -> str:

@@ -23,7 +23,7 @@ from pydantic import AwareDatetime, TypeAdapter, ValidationError
 
 from mlflow_deploy_plugin.core.column_names import EVENT_TIME, SHADOW
 from mlflow_deploy_plugin.core.spec.types import EPOCH
-from mlflow_deploy_plugin.serve.inference_log.labels import LABEL, LabelMatches
+from mlflow_deploy_plugin.serve.inference_log.labels import LABEL
 from mlflow_deploy_plugin.serve.inference_log.reader import (
     InferenceLog,
     View,
@@ -132,9 +132,8 @@ def log_stats(log: InferenceLog, endpoint: str, times: TimeRange | None = None) 
     # An account shows that the endpoint exists.
     if account is None and endpoint not in log.failures.endpoints():
         require_endpoint(log, endpoint)
-    files = list(chain.from_iterable(log.all_files(endpoint).values()))
+    files = list(chain.from_iterable(hour.files for hour in log.all_hours(endpoint)))
     labels = log.labels(endpoint)
-    matches = LabelMatches(labels.index)
     counts = _RowCounts()
     view = View(endpoint, times or TimeRange(), shadows=True)
     for table in view_tables(
@@ -143,11 +142,11 @@ def log_stats(log: InferenceLog, endpoint: str, times: TimeRange | None = None) 
         [EVENT_TIME, "_model", "_version", "_variant", SHADOW, LABEL],
         labels,
     ):
-        matches.match(table)
+        labels.mark(table)
         counts.add(table)
     failed_view = View(endpoint, view.times, labels=False)
     failed_tables = view_tables(log.failures, failed_view, [EVENT_TIME])
-    unmatched = matches.count - matches.matched if times is None else None
+    unmatched = labels.count - labels.matched if times is None else None
     return LogStats(
         endpoint=endpoint,
         rows=sum(counts.by_version.values()),
@@ -160,7 +159,7 @@ def log_stats(log: InferenceLog, endpoint: str, times: TimeRange | None = None) 
         by_hour=dict(sorted(counts.by_hour.items())),
         files=len(files),
         size=sum(file.size for file in files),
-        labels=LabelCounts(counts.labelled, matches.count, unmatched),
+        labels=LabelCounts(counts.labelled, labels.count, unmatched),
         account=account,
         unreadable=dict(log.unreadable),
     )

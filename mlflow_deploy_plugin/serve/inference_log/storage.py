@@ -4,10 +4,9 @@ files, and atomic writes.
 
 import io
 import os
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -42,7 +41,6 @@ _CONNECT_SECONDS = 5
 _READ_SECONDS = 30
 _ATTEMPTS = 4
 _KMS = "aws:kms"
-_HOUR_FOLDER = re.compile(r"/date=([^/]+)/hour=([^/]+)$")
 
 
 @dataclass(frozen=True)
@@ -61,18 +59,6 @@ class LogLocation:
 
 
 @dataclass(frozen=True, order=True)
-class Hour:
-    """An hour of event time that has rows, and the folder with its files."""
-
-    start: datetime
-    folder: str
-
-    @property
-    def end(self) -> datetime:
-        return self.start + HOUR
-
-
-@dataclass(frozen=True, order=True)
 class LogFile:
     """A file of rows or labels: its path, its size in bytes, and the time of the last
     write.
@@ -81,6 +67,19 @@ class LogFile:
     path: str
     size: int
     changed: datetime
+
+
+@dataclass(frozen=True, order=True)
+class Hour:
+    """An hour of event time that has rows, and the folder with its files."""
+
+    start: datetime
+    folder: str
+    files: list[LogFile] = field(compare=False)
+
+    @property
+    def end(self) -> datetime:
+        return self.start + HOUR
 
 
 def locate_log(log_uri: str, setting: str = "ONNXSERVE_LOG_URI") -> LogLocation:
@@ -137,41 +136,27 @@ def iter_hours(
     window: Window | None = None,
     newest_first: bool = False,
 ) -> Iterator[Hour]:
-    """Yield the hours that have rows, in ascending order unless `newest_first`. With a
-    window, yield only overlapping hours. Each day is listed only when it is reached,
-    because a listing costs a round trip to the bucket.
+    """Yield the hours that have files, in ascending order unless `newest_first`. With a
+    window, yield only overlapping hours, and list each day only when it is reached.
     """
 
     def overlaps(start: datetime, length: timedelta) -> bool:
         return window is None or (start < window.end and start + length > window.start)
 
+    root = f"{location.root}/endpoint={endpoint}"
+    folders = [root]  # One listing is fastest in a bucket.
+    if window is not None or newest_first:
+        folders = [folder for day, folder in list_days(location, root) if overlaps(day, DAY)]
     step = -1 if newest_first else 1
-    days = _partitions(location, f"{location.root}/endpoint={endpoint}", "date")
-    for date, folder in days[::step]:
-        day = _parse_partition(date, "%Y-%m-%d")
-        if day is None or not overlaps(day, DAY):
-            continue
-        for number, hour_folder in _partitions(location, folder, "hour")[::step]:
-            start = _parse_partition(f"{date} {number}", "%Y-%m-%d %H")
+    for folder in folders[::step]:
+        files_by_hour: dict[str, list[LogFile]] = {}
+        for file in _parquet_files(list_folder(location, folder, recursive=True)):
+            files_by_hour.setdefault(file.path.rpartition("/")[0], []).append(file)
+        for hour_folder in sorted(files_by_hour)[::step]:
+            _, date, hour = hour_folder.rsplit("/", 2)
+            start = _parse_partition(f"{date} {hour}", "date=%Y-%m-%d hour=%H")
             if start is not None and overlaps(start, HOUR):
-                yield Hour(start, hour_folder)
-
-
-def list_files_by_hour(location: LogLocation, endpoint: str) -> dict[Hour, list[LogFile]]:
-    """Return every hour that has files, in ascending order, with its files. One listing
-    is fastest in a bucket.
-    """
-    entries = list_folder(location, f"{location.root}/endpoint={endpoint}", recursive=True)
-    hours: dict[Hour, list[LogFile]] = {}
-    for file in _parquet_files(entries):
-        folder, _, _ = file.path.rpartition("/")
-        match = _HOUR_FOLDER.search(folder)
-        if match is None:
-            continue
-        start = _parse_partition(f"{match[1]} {match[2]}", "%Y-%m-%d %H")
-        if start is not None:
-            hours.setdefault(Hour(start, folder), []).append(file)
-    return dict(sorted(hours.items()))
+                yield Hour(start, hour_folder, files_by_hour[hour_folder])
 
 
 def list_folder(

@@ -55,6 +55,10 @@ class Window:
     def end_text(self) -> str:
         return _format(self.end)
 
+    @property
+    def times(self) -> "TimeRange":
+        return TimeRange(self.start, self.end)
+
     def __str__(self) -> str:
         return f"{_format(self.start)}/{self.end_text}"
 
@@ -92,6 +96,9 @@ class TimeRange:
         received before the range.
         """
         return self.received_from == _FIRST or written >= self.received_from - CLOCK_SKEW
+
+
+ALL_TIMES = TimeRange()
 
 
 def microseconds(time: datetime) -> int:

@@ -140,11 +140,10 @@ def read_batches(segment: Path, start: int = 0) -> CapturedSegment:
                 break
         feedback = []
         for begin in frames.feedback.tolist():
-            payload = begin + FRAME.size
-            stop = payload + FRAME.unpack_from(content, begin)[1]
-            labels = content[payload + len(FEEDBACK_KIND) : stop]
-            with suppress(*_MALFORMED):
-                feedback.append(decode_feedback(labels, start + begin))
+            if (payload := payload_at(content, begin)) is not None:
+                with suppress(*_MALFORMED):
+                    labels = payload[len(FEEDBACK_KIND) :]
+                    feedback.append(decode_feedback(labels, start + begin))
         malformed = frames.malformed + len(frames.feedback) - len(feedback)
         decoder = _Decoder(file, content, frames.requests, start)
         batches: list[CapturedBatch] = []

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
 from uuid import uuid4
@@ -17,8 +18,8 @@ from mlflow_deploy_plugin.core.errors import BodyTooLarge, InvalidConfig, Invali
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.serve.inference_log.label_files import BadRow, LabelEntry
 from mlflow_deploy_plugin.serve.inference_log.labels import (
+    EndpointLabels,
     Label,
-    LabelMatches,
     labels_table,
     write_labels,
 )
@@ -133,7 +134,7 @@ class LabelImport:
     accepted: int
     bad: int
     destinations: tuple[str, ...]
-    matches: LabelMatches | None
+    matches: EndpointLabels | None
 
 
 def label_sink(deployments: Deployments, log: InferenceLog, endpoint: str) -> LabelSink:
@@ -168,7 +169,8 @@ def import_labels(
     OnnxserveError if the log is unavailable. After an error, the labels stored so far
     remain, and the file can be imported again.
     """
-    matches = LabelMatches() if match else None
+    # DuckDB, which matches the labels, is not in the base installation.
+    matches = EndpointLabels() if match and find_spec("duckdb") else None
     readable = sink.masking if sink.masking.key else LabelMasking()
     accepted = 0
     bad = 0
@@ -180,7 +182,7 @@ def import_labels(
             places = {row.place for row in refused}
             stored = [row for row in entries if row.place not in places]
             if matches is not None and stored:
-                matches.add(readable.table(stored, 0, ""))
+                matches.add([readable.table(stored, 0, "")])
             accepted += len(stored)
             bad += len(batch) - len(stored)
             for row in (*batch, *refused):

@@ -334,7 +334,7 @@ def files_digest(log: InferenceLog, endpoint: str, window: Window, kind: Monitor
     files: list[tuple[str, int]] = []
     for part in _judged_logs(log, kind):
         for hour in part.hours(endpoint, window):
-            files += [(file.path, file.size) for file in part.files(hour)]
+            files += [(file.path, file.size) for file in hour.files]
     return digest(sorted(files)) if files else ""
 
 

@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.core.spec.types import duration_seconds, length_of
 from mlflow_deploy_plugin.core.store.database import utc_now
 from mlflow_deploy_plugin.core.store.retrainings import Retraining
 from mlflow_deploy_plugin.core.store.tables import Json, RetrainingFigures
-from mlflow_deploy_plugin.serve.inference_log.labels import LABEL, LABEL_NUMBER, join_labels
+from mlflow_deploy_plugin.serve.inference_log.labels import LABEL, LABEL_NUMBER
 from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.serve.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.serve.inference_log.tables import Sample, hash_rows, splitmix64
@@ -459,7 +459,7 @@ def _labelled_rows(
             is_empty = False
     if is_empty:
         return None
-    table = join_labels(sample.table(), log.labels(plan.endpoint))
+    table = log.labels(plan.endpoint).join(sample.table())
     table = table.filter(pc.is_valid(table.column(LABEL)))
     table = table.drop_columns([name for name in table.column_names if name in withheld])
     return table.sort_by(

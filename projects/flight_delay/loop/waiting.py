@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.core.spec.types import duration_seconds
 from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
 from mlflow_deploy_plugin.core.store.retrainings import Retraining, Retrainings
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.serve.inference_log.labels import LABEL, EndpointLabels, join_labels
+from mlflow_deploy_plugin.serve.inference_log.labels import LABEL
 from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from projects.flight_delay.loop.setup import ACCURACY, DRIFT, ReplaySettings
@@ -41,9 +41,9 @@ def wait_until_logged(
         count = sum(len(batch) for batch in log.batches(endpoint, window, columns=["_row"]))
         if count < rows:
             return False
-        columns = ["_prediction_id", "_row", "_received_time", "_event_time"]
+        columns = ["_prediction_id", "_row", "_event_time"]
         table = pa.concat_tables(log.batches(endpoint, window, columns=columns))
-        joined = join_labels(table, EndpointLabels(log.location, endpoint, log.unreadable))
+        joined = log.labels(endpoint).join(table)
         return (pc.sum(pc.is_valid(joined.column(LABEL))).as_py() or 0) >= labels
 
     _wait(

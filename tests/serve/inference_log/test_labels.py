@@ -1,8 +1,7 @@
 """Labels as a table of the log, and reading them back."""
 
+import sys
 import tempfile
-from collections import Counter
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,28 +10,23 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mlflow_deploy_plugin.core.errors import OnnxserveError
-from mlflow_deploy_plugin.serve.inference_log import labels as labels_module
-from mlflow_deploy_plugin.serve.inference_log import reader
+from mlflow_deploy_plugin.core.errors import NotInstalled, OnnxserveError
 from mlflow_deploy_plugin.serve.inference_log.labels import (
     SCHEMA,
-    EndpointLabels,
     Label,
     as_number,
     canonical_key,
     labels_table,
+    read_labels,
     write_labels,
 )
 from mlflow_deploy_plugin.serve.inference_log.reader import (
     InferenceLog,
     View,
-    open_log,
     view_tables,
 )
 from mlflow_deploy_plugin.serve.inference_log.stats import LabelCounts, log_stats
-from mlflow_deploy_plugin.serve.inference_log.tables import contains
 from mlflow_deploy_plugin.serve.inference_log.windows import microseconds, parse_window
-from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from tests.support.inference_log import LogWriter, rows_of
 
 RECEIVED = 1_372_636_800_000_000
@@ -86,22 +80,7 @@ def test_a_label_names_a_prediction_or_a_key() -> None:
 def test_labels_that_are_written_without_a_server_are_read_back(log: InferenceLog) -> None:
     table = labels_table([Label("p", None, None, 1, RECEIVED)])
     write_labels(log.location, "flights", "2013-07-01", table)
-    assert pa.concat_tables(EndpointLabels(log.location, "flights", {}).batches()).equals(table)
-
-
-def test_few_labels_are_read_once_and_many_each_time(
-    log: InferenceLog,
-    writer: LogWriter,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    writer.label(Label("p", None, None, 1, RECEIVED), name="one")
-    few, many = (EndpointLabels(log.location, "flights", {}) for _ in range(2))
-    assert sum(map(len, few.batches())) == 1
-    monkeypatch.setattr(labels_module, "MOST_KEPT_BYTES", 0)
-    assert sum(map(len, many.batches())) == 1
-    writer.label(Label("q", None, None, 1, RECEIVED), name="two")
-    assert sum(map(len, few.batches())) == 1
-    assert sum(map(len, many.batches())) == 2
+    assert pa.concat_tables(read_labels(log.location, "flights", {})).equals(table)
 
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
@@ -145,8 +124,8 @@ def test_labels_that_the_caller_has_are_not_read_again(
 ) -> None:
     writer.write(request(1))
     writer.label(by_id("late", 0))
-    cached_labels = EndpointLabels(log.location, "flights", {})
-    assert sum(map(len, cached_labels.batches())) == 1
+    cached_labels = log.labels("flights")
+    assert cached_labels.count == 1
     writer.label(by_id("on time", 0, at=1), name="newer")
 
     rows = log.labelled("flights", WINDOW, labels=cached_labels)
@@ -383,90 +362,15 @@ def test_a_broken_file_of_labels_is_passed_over_and_named(
     assert list(log.unreadable) == [str(bad)]
 
 
-def test_many_corrections_of_few_rows_are_let_go_while_they_are_read(
-    log: InferenceLog,
-    writer: LogWriter,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(labels_module, "MOST_HELD_LABELS", 50)
-    monkeypatch.setattr(labels_module, "MOST_KEPT_BYTES", 1)
-    writer.write(request(2))
-    for number in range(20):
-        corrections = [
-            by_id(
-                number * 10 + step,
-                row=step % 2,
-                at=number * 10 + step,
-            )
-            for step in range(10)
-        ]
-        writer.label(*corrections, name=f"f{number}")
-
-    assert labels(log) == ["198", "199"]
-
-
-def test_labels_of_many_rows_are_read_and_sorted_a_fixed_number_of_times(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(labels_module, "MOST_KEPT_BYTES", 0)
-    monkeypatch.setattr(labels_module, "MOST_HELD_LABELS", 2)
-    monkeypatch.setattr(labels_module, "_BATCH_ROWS", 1)
-    monkeypatch.setattr(reader, "_LABELLED_ROWS", 1)
-    sort = labels_module._latest_labels
-    read = labels_module.read_labels
-    work = Counter[str]()
-
-    def counting_read(*arguments: Any, **more: Any) -> Iterator[pa.Table]:
-        work["read"] += 1
-        return read(*arguments, **more)
-
-    def counting_sort(labels: pa.Table) -> pa.Table:
-        work["sorted"] += len(labels)
-        return sort(labels)
-
-    def counting_search(ascending: Array, values: Array) -> Array:
-        work["searched"] += len(values)
-        return contains(ascending, values)
-
-    monkeypatch.setattr(labels_module, "read_labels", counting_read)
-    monkeypatch.setattr(labels_module, "contains", counting_search)
-    monkeypatch.setattr(labels_module, "_latest_labels", counting_sort)
-    for groups in (5, 50):
-        writer = LogWriter(tmp_path / str(groups))
-        for number in range(groups):
-            writer.write({"_event_time": [DAY] * 2, "_prediction_id": [f"p{number}"] * 2})
-            writer.label(Label(f"p{number}", None, None, number, NEXT), name=f"f{number}")
-
-        tables = list(
-            view_tables(
-                open_log(str(writer.root)),
-                View("flights"),
-                ["_prediction_id", "_label"],
-            ),
-        )
-
-        rows = pa.concat_tables(tables).to_pylist()
-        assert len(tables) == groups
-        assert all(row["_prediction_id"] == f"p{row['_label']}" for row in rows)
-        assert work["read"] <= 4
-        assert work["sorted"] <= 3 * groups
-        assert work["searched"] <= 5 * groups
-        work.clear()
-
-
 def test_an_index_of_labels_that_finds_no_room_is_an_error_of_one_line(
     log: InferenceLog,
     writer: LogWriter,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(labels_module, "MOST_HELD_LABELS", 1)
-    monkeypatch.setattr(labels_module, "_BATCH_ROWS", 1)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     writer.write(request(1))
-    for name in ("one", "two"):
-        writer.label(by_id(name), name=name)
+    writer.label(by_id("one"))
     with pytest.raises(OnnxserveError, match=r"index .*labels"):
         labels(log)
 
@@ -559,35 +463,10 @@ def test_only_the_64_most_frequent_sets_of_key_columns_name_rows_since_callers_c
     assert labels(log) == ["by id", "known too"]
 
 
-def test_labels_are_looked_through_once_for_the_first_rows(
-    log: InferenceLog,
-    writer: LogWriter,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    kinds = labels_module._key_kinds
-    counted = list[int]()
-
-    def counting_kinds(texts: pa.ChunkedArray) -> Any:
-        counted.append(len(texts))
-        return kinds(texts)
-
-    monkeypatch.setattr(labels_module, "_key_kinds", counting_kinds)
-    writer.write(request(1, flight=[7]))
-    writer.label(by_key("late", flight=7), by_key("another's", flight=8))
-    rows = log.labelled("flights", WINDOW)
-
-    assert rows is not None
-    assert rows.table.column("_label").to_pylist() == ["late"]
-    assert counted == [2]
-
-
 def test_sets_of_key_columns_that_a_caller_makes_up_shut_out_no_others(
     log: InferenceLog,
     writer: LogWriter,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(labels_module, "_MOST_COUNTED_SETS", 100)
-    monkeypatch.setattr(labels_module, "_BATCH_ROWS", 50)
     writer.write(request(1, flight=[7]))
     for file in range(10):
         made_up = (by_key("nobody's", **{f"made-up-{file}-{place}": 1}) for place in range(40))
@@ -622,3 +501,16 @@ def test_columns_whose_names_look_like_a_part_of_a_key_are_distinguished(
         name="two",
     )
     assert labels(log) == ["again", "second"]
+
+
+def test_labels_without_duckdb_name_the_extra(
+    log: InferenceLog,
+    writer: LogWriter,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setitem(sys.modules, "duckdb", None)
+    writer.write(request(1))
+    assert labels(log) == [None]
+    writer.label(by_id("late"))
+    with pytest.raises(NotInstalled, match="monitoring"):
+        labels(log)

@@ -10,7 +10,7 @@ import pytest
 from pyarrow.fs import FileSelector, LocalFileSystem
 
 from mlflow_deploy_plugin.core.errors import NotFound
-from mlflow_deploy_plugin.serve.inference_log.labels import Label, LabelMatches, labels_table
+from mlflow_deploy_plugin.serve.inference_log.labels import EndpointLabels, Label, labels_table
 from mlflow_deploy_plugin.serve.inference_log.reader import (
     MAX_ROWS,
     InferenceLog,
@@ -81,7 +81,7 @@ def test_of_hours_that_are_not_asked_for_no_day_is_listed(
     assert next(log.walk_hours("flights", newest_first=newest_first)).start == DAY + timedelta(
         days=day,
     )
-    assert counting.listed == 2  # the endpoint, and one day
+    assert counting.listed == 1 + newest_first  # all at once, or the endpoint and one day
 
 
 def test_a_window_is_half_open(log: InferenceLog, writer: LogWriter) -> None:
@@ -295,15 +295,16 @@ def test_labels_are_matched_with_rows_of_the_whole_log(
     log: InferenceLog,
     written: LogWriter,
 ) -> None:
-    matches = LabelMatches()
     received = microseconds(DAY)
-    matches.add(
-        labels_table(
-            [
-                Label("p", 0, None, 1, received),
-                Label("nobody's", None, None, 1, received),
-            ]
-        ),
+    matches = EndpointLabels(
+        [
+            labels_table(
+                [
+                    Label("p", 0, None, 1, received),
+                    Label("nobody's", None, None, 1, received),
+                ]
+            )
+        ]
     )
     match_labels(log, "flights", matches)
     assert matches.count == 2
@@ -318,37 +319,12 @@ def test_labels_whose_rows_are_all_found_need_no_look_at_older_rows(
     older = written.root / "endpoint=flights/date=2012-07-01/hour=00/0-0-0.parquet"
     older.parent.mkdir(parents=True)
     older.write_bytes(b"read")
-    matches = LabelMatches()
-    matches.add(
-        labels_table(
-            [
-                Label(
-                    "p",
-                    0,
-                    None,
-                    1,
-                    microseconds(DAY),
-                )
-            ]
-        )
-    )
+    matches = EndpointLabels([labels_table([Label("p", 0, None, 1, microseconds(DAY))])])
     match_labels(log, "flights", matches)
     assert matches.matched == 1
     assert log.unreadable == {}
-    matches = LabelMatches()
-    matches.add(
-        labels_table(
-            [
-                Label(
-                    "nobody's",
-                    None,
-                    None,
-                    1,
-                    microseconds(DAY),
-                )
-            ]
-        )
-    )
+    unmatched = Label("nobody's", None, None, 1, microseconds(DAY))
+    matches = EndpointLabels([labels_table([unmatched])])
     match_labels(log, "flights", matches)
     assert matches.matched == 0
     assert len(log.unreadable) == 1

@@ -174,7 +174,6 @@ def test_the_last_label_wins_in_whatever_order_and_files_labels_arrive_however_m
         for offset, ((prediction_id, row, flight), value, at) in enumerate(given_labels)
     ]
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(labels_module, "MOST_HELD_LABELS", most_held)
         patch.setattr(labels_module, "_BATCH_ROWS", most_held)
         patch.setattr(reader, "_LABELLED_ROWS", 1)  # Each request is a table.
         writer = LogWriter(Path(folder))

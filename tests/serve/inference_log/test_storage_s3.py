@@ -102,7 +102,7 @@ def test_hours_in_a_bucket_are_compacted_and_expired(
 
     assert done.compacted_files == 10
     assert done.written_files == 2
-    assert [len(log.files(hour)) for hour in log.hours("flights")] == [1, 1]
+    assert [len(hour.files) for hour in log.hours("flights")] == [1, 1]
     assert sum(map(len, log.batches("flights", WINDOW))) == 100
     assert expire(log, "flights", DAY + timedelta(hours=3), timedelta(hours=2)).expired_files == 1
     assert [hour.start for hour in log.hours("flights")] == [DAY + timedelta(hours=1)]

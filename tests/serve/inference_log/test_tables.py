@@ -2,10 +2,8 @@
 table.
 """
 
-import uuid
 from datetime import UTC, datetime, timedelta
 from itertools import chain
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +16,6 @@ from mlflow_deploy_plugin.serve.inference_log.tables import (
     Deduplicator,
     Sample,
     conform,
-    contains,
-    hash_ids,
     hash_texts,
     unify_schemas,
 )
@@ -156,32 +152,7 @@ def test_a_hash_is_seen_for_the_first_time_once() -> None:
         earlier_hashes |= fresh
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        pa.string(),
-        pa.large_string(),
-        pa.dictionary(pa.int32(), pa.string()),
-    ],
-)
-def test_an_id_has_one_hash_wherever_it_stands(kind: pa.DataType) -> None:
-    ids = [uuid.UUID(int=number).hex for number in range(50)]
-    alone = hash_ids(texts(*ids, kind=kind))
-    mixed = hash_ids(
-        texts(
-            "a",
-            *ids,
-            None,
-            "é" * 16,
-            kind=kind,
-        ).slice(1)
-    )
-    assert mixed[:50].tolist() == alone.tolist()
-    assert len(set(mixed.tolist())) == 52
-
-
-@pytest.mark.parametrize("hash_column", [hash_ids, hash_texts])
-def test_texts_of_every_length_and_a_null_have_hashes_of_their_own(hash_column: Any) -> None:
+def test_texts_of_every_length_and_a_null_have_hashes_of_their_own() -> None:
     few = [
         "",
         "a",
@@ -193,13 +164,9 @@ def test_texts_of_every_length_and_a_null_have_hashes_of_their_own(hash_column: 
         "b" * 8 + "\1",
         *("c" * size for size in range(250, 260)),
     ]
-    hashes = hash_column(texts(*few))
+    hashes = hash_texts(texts(*few))
     assert len(set(hashes.tolist())) == len(few)
-    assert hash_column(texts("d", *few).slice(1)).tolist() == hashes.tolist()
-
-
-def test_contains() -> None:
-    assert contains(np.array([2, 5]), np.array([1, 2, 5, 9])).tolist() == [False, True, True, False]
+    assert hash_texts(texts("d", *few).slice(1)).tolist() == hashes.tolist()
 
 
 def test_a_sample_of_few_rows_is_all_of_them_once() -> None:

@@ -69,3 +69,15 @@ def test_plain_keys_are_refused_for_a_masked_log_without_a_spec(masked_log: Path
     )
     assert not (masked_log / "_labels").exists()
     assert feedback("sums", "--file", "labels.csv", "--key", "flight").exit_code == 0
+
+
+def test_labels_are_stored_but_not_matched_without_duckdb(
+    masked_log: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("mlflow_deploy_plugin.ship.deployments.feedback.find_spec", {}.get)
+
+    ended = feedback("sums", "--file", "labels.csv", "--key", "flight")
+
+    assert ended.exit_code == 0
+    assert "1 labels accepted" in ended.stdout
+    assert "in the log" not in ended.stdout

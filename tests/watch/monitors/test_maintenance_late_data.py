@@ -165,7 +165,7 @@ def test_files_that_hold_no_new_labels_are_counted_once(
     assert turned.look_again() == 1
 
     assert turned.window.log_digest != digest
-    monkeypatch.setattr("mlflow_deploy_plugin.serve.inference_log.reader.join_labels", None)
+    monkeypatch.setattr("mlflow_deploy_plugin.serve.inference_log.labels.EndpointLabels.join", None)
     assert turned.look_again() == 1
 
 

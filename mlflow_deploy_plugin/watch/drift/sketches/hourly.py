@@ -38,7 +38,6 @@ from mlflow_deploy_plugin.core.spec.types import EPOCH
 from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.serve.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.serve.inference_log.storage import (
-    DAY,
     HOUR,
     SKETCHES,
     Hour,
@@ -63,8 +62,6 @@ Listed = Mapping[Hour, list[LogFile]]
 
 _RESULT = "number long, profile binary, failure string"
 
-# For longer windows, one listing of the bucket is faster than one per hour.
-_LISTED_BY_HOUR = 2 * DAY
 _META = b"onnxserve"
 _FORMAT = 3
 _UNREADABLE = ("", -1)  # No log file has this name, so an hour with this entry is always stale.
@@ -238,12 +235,7 @@ def _list(log: InferenceLog, endpoint: str, window: Window) -> Listed:
     """Return the hours that overlap the window and have rows, in ascending order, with
     the log files of each hour.
     """
-    if window.length <= _LISTED_BY_HOUR:
-        return {hour: log.files(hour) for hour in log.hours(endpoint, window)}
-    hours = log.all_files(endpoint).items()
-    return {
-        hour: files for hour, files in hours if hour.start < window.end and hour.end > window.start
-    }
+    return {hour: hour.files for hour in log.all_hours(endpoint, window.times)}
 
 
 def _whole_hours(listed: Listed, window: Window) -> Listed:
