@@ -2,16 +2,15 @@
 routes are in blueprints.
 """
 
-import errno
 import io
 import logging
 import re
 import sys
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
 from importlib.metadata import entry_points
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from flask import Blueprint, Flask, Response, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
@@ -34,9 +33,7 @@ from mlflow_deploy_plugin.serve.http.responses import (
     exception_response,
     failure_response,
 )
-from mlflow_deploy_plugin.serve.http.streaming import may_stream, stream_predictions
 from mlflow_deploy_plugin.serve.inference.auth import Need, certificate_name
-from mlflow_deploy_plugin.serve.inference.pipeline import BrokenResponse
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest, safe_headers, without_keys
 from mlflow_deploy_plugin.serve.observability.tracing import observe_request
@@ -103,42 +100,29 @@ class ServerApp(Flask):
         """Answer a WSGI request. As in the fast worker, `handle` then calls Flask for
         the routes of blueprints.
         """
-        return self._answer_wsgi(Request(environ))(environ, start_response)
-
-    def _answer_wsgi(self, request: Request) -> Response:
-        """Read the request and answer it; a long body is answered while it arrives."""
+        asked = Request(environ)
         path = ""
-        method = request.method
-        client = request.remote_addr or ""
         body = b""
-        limit = self.server.max_body_bytes
         try:
-            path = decode_path(request.environ["RAW_URI"])
-            headers = _read_headers(request)
+            path = decode_path(environ["RAW_URI"])
+            headers = {name.lower(): value for name, value in asked.headers.items()}
+            if environ["SERVER_PROTOCOL"] == "HTTP/1.1" and "host" not in headers:
+                raise InvalidRequest(MISSING_HOST)
+            check_host(headers.get("host", ""))
             # gunicorn's TLS socket has the client certificate.
-            certificate = getattr(request.environ.get("gunicorn.socket"), "getpeercert", None)
+            certificate = getattr(environ.get("gunicorn.socket"), "getpeercert", None)
             caller = certificate_name(certificate()) if certificate else ""
             # A stranger must not occupy a thread.
             if not self.server.auth.is_stranger(headers, caller):
-                length = request.content_length
-                if length is None:
-                    may_be_long = bool(request.environ.get("wsgi.input_terminated"))
-                else:
-                    may_be_long = length > limit
-                is_http_1_1 = request.environ["SERVER_PROTOCOL"] == "HTTP/1.1"
-                if may_be_long and is_http_1_1 and may_stream(method, path, headers):
-                    raw = RawRequest(method, path, headers, b"", client, caller=caller)
-                    arriving = _read_pieces(request.environ["wsgi.input"], length)
-                    response = stream_predictions(self.server, raw, arriving)
-                    if response.pieces is not None:
-                        response.pieces = _hold_back(response.pieces, limit)
-                    return flask_response(response)
-                body = _read_body(request, limit)
+                body = _read_body(asked, self.server.max_body_bytes)
         except OnnxserveError as error:
-            return flask_response(exception_response(path, error))
-        query = request.environ.get("QUERY_STRING", "")
-        raw = RawRequest(method, path, headers, body, client, query, caller)
-        return flask_response(self.handle(raw))
+            response = exception_response(path, error)
+        else:
+            client = asked.remote_addr or ""
+            query = environ.get("QUERY_STRING", "")
+            raw = RawRequest(asked.method, path, headers, body, client, query, caller)
+            response = self.handle(raw)
+        return flask_response(response)(environ, start_response)
 
     def _identify(self) -> None:
         """Authenticate the caller of a view from another distribution; `_view`
@@ -163,17 +147,6 @@ class ServerApp(Flask):
         if isinstance(error, HTTPException):
             return error
         return flask_response(failure_response(g.raw_request, error))
-
-
-def _read_headers(request: Request) -> dict[str, str]:
-    """Return the header fields with names in lower case. Raises InvalidRequest if the
-    host is missing or invalid.
-    """
-    headers = {name.lower(): value for name, value in request.headers.items()}
-    if request.environ["SERVER_PROTOCOL"] == "HTTP/1.1" and "host" not in headers:
-        raise InvalidRequest(MISSING_HOST)
-    check_host(headers.get("host", ""))
-    return headers
 
 
 def call_flask(app: ServerApp, raw: RawRequest) -> RawResponse:
@@ -232,56 +205,22 @@ def _read_body(request: Request, limit: int) -> bytes:
         return b""
     if content_length is not None and content_length > limit:
         raise body_too_large(limit)
+    most_bytes = limit + 1 if content_length is None else content_length
     body = bytearray()
-    for piece in _read_pieces(request.environ["wsgi.input"], content_length):
-        body += piece
-        if len(body) > limit:
-            raise body_too_large(limit)
-    return bytes(body)
-
-
-def _read_pieces(stream: IO[bytes], content_length: int | None) -> Iterator[bytes]:
-    """Yield the body as it arrives. Do not read beyond the body, because some servers
-    would wait for more bytes.
-
-    Raises InvalidRequest if the body ends before its declared length, or the server
-    could not read it.
-    """
-    left_bytes = sys.maxsize if content_length is None else content_length
+    stream = request.environ["wsgi.input"]
     try:
-        while left_bytes and (piece := stream.read(min(_PIECE_BYTES, left_bytes))):
-            left_bytes -= len(piece)
-            yield piece
+        # Some servers would wait for more bytes than the body has.
+        while piece := stream.read(min(_PIECE_BYTES, most_bytes - len(body))):
+            body += piece
     except OSError:
         raise InvalidRequest(TORN_BODY) from None
-    if content_length is not None and left_bytes:
+    if len(body) > limit:
+        raise body_too_large(limit)
+    if content_length is not None and len(body) < content_length:
         raise InvalidRequest(
-            f"only {content_length - left_bytes} of the {content_length} bytes of the body arrived "
-            "in time",
+            f"only {len(body)} of the {content_length} bytes of the body arrived in time",
         )
-
-
-def _hold_back(
-    pieces: Generator[bytes, None, None],
-    limit: int,
-) -> Generator[bytes, None, None]:
-    """Yield the response in parts of more than `limit` bytes, and the remaining bytes
-    at its end.
-
-    Most clients send everything before they read, and a WSGI server cannot read while
-    its send is blocked.
-    """
-    held = bytearray()
-    try:
-        for piece in pieces:
-            held += piece
-            if len(held) > limit:
-                yield bytes(held)
-                held.clear()
-    except BrokenResponse:
-        yield bytes(held)
-        raise BrokenPipeError(errno.EPIPE, "the response ended with an error") from None
-    yield bytes(held)
+    return bytes(body)
 
 
 class NameConverter(BaseConverter):
