@@ -1,26 +1,22 @@
-"""The Flask and WSGI application. Predictions and health checks bypass Flask; all other
-routes are in blueprints.
+"""The WSGI application around a server, and the blueprints of other distributions,
+which are the only routes that Flask answers.
 """
 
 import io
 import logging
-import re
 import sys
 import time
 from collections.abc import Iterable
-from functools import partial
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
-from flask import Blueprint, Flask, Response, g, request
+from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
-from werkzeug.routing import BaseConverter
 from werkzeug.wrappers import Request
 
 from mlflow_deploy_plugin.core.errors import InvalidRequest, OnnxserveError, pass_exit
 from mlflow_deploy_plugin.serve.assembly import open_worker
 from mlflow_deploy_plugin.serve.http import routes
-from mlflow_deploy_plugin.serve.http.encodings import decode_body, encode_body
 from mlflow_deploy_plugin.serve.http.parser import (
     MISSING_HOST,
     TORN_BODY,
@@ -45,7 +41,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 GROUP = "onnxserve.blueprints"
-BLUEPRINT = "onnxserve"
 _RAW_REQUEST = "onnxserve.raw_request"
 """The key of the `RawRequest` in the WSGI environment of Flask's views."""
 _PIECE_BYTES = 64 * 1024
@@ -62,8 +57,8 @@ class ServerApp(Flask):
     """The Flask application around a server. The fast worker calls `handle`; WSGI
     servers call `wsgi_app`.
 
-    Predictions and health checks are answered before Flask looks for a route. All other
-    routes are in blueprints.
+    The routes of `routes.py` are answered before Flask looks for a route in the
+    blueprints of other distributions.
     """
 
     def __init__(self, server: Server) -> None:
@@ -71,7 +66,11 @@ class ServerApp(Flask):
         self.server = server
         self.before_request(self._identify)
         self.register_error_handler(Exception, self._answer_error)
-        register_blueprints(self)
+        for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+            try:
+                self.register_blueprint(entry.load())
+            except Exception:
+                logger.exception("the blueprint %s (%s) cannot be used", entry.name, entry.value)
 
     def handle(self, raw: RawRequest) -> RawResponse:
         """Answer any request. Never raises: an unexpected error is logged with its
@@ -80,7 +79,7 @@ class ServerApp(Flask):
         server = self.server
         response = observe_request(
             raw,
-            lambda: routes.handle_direct(server, raw) or call_flask(self, raw),
+            lambda: routes.handle_route(server, raw) or call_flask(self, raw),
             server.tracer,
             server.logs_requests,
         )
@@ -97,9 +96,7 @@ class ServerApp(Flask):
         environ: "WSGIEnvironment",
         start_response: "StartResponse",
     ) -> Iterable[bytes]:
-        """Answer a WSGI request. As in the fast worker, `handle` then calls Flask for
-        the routes of blueprints.
-        """
+        """Answer a WSGI request in the same way as the fast worker."""
         asked = Request(environ)
         path = ""
         body = b""
@@ -125,12 +122,10 @@ class ServerApp(Flask):
         return flask_response(response)(environ, start_response)
 
     def _identify(self) -> None:
-        """Authenticate the caller of a view from another distribution; `_view`
-        authenticates for onnxserve's views.
-        """
+        """Authenticate the caller of a view."""
         raw = request.environ[_RAW_REQUEST]
         g.raw_request = raw
-        if request.blueprint not in (None, BLUEPRINT):
+        if request.blueprint is not None:
             need: Need = "read" if request.method == "GET" else "admin"
             self.server.auth.identify(raw, need)
 
@@ -221,63 +216,6 @@ def _read_body(request: Request, limit: int) -> bytes:
             f"only {len(body)} of the {content_length} bytes of the body arrived in time",
         )
     return bytes(body)
-
-
-class NameConverter(BaseConverter):
-    """A part of a TensorFlow Serving path, in which a colon ends a name."""
-
-    regex = "[^/:]+"
-
-
-def register_blueprints(app: ServerApp) -> None:
-    """Register onnxserve's routes, then the blueprints of other distributions. Log
-    blueprints that cannot be loaded.
-    """
-    app.url_map.converters["name"] = NameConverter
-    app.url_map.merge_slashes = False
-    blueprint = Blueprint(BLUEPRINT, __name__)
-    for number, route in enumerate(routes.ROUTES):
-        if route.is_direct:
-            continue
-        placeholder = "<name:{}>" if route.path.startswith("/v1/") else "<{}>"
-        rules = routes.expand_path(route.path, placeholder)
-        names = dict.fromkeys(re.findall(r"<(?:name:)?(\w+)>", "".join(rules)))
-        view = partial(_view, app.server, route, names)
-        for rule in rules:
-            blueprint.add_url_rule(
-                rule,
-                f"route-{number}",
-                view,
-                provide_automatic_options=False,
-                methods=[route.method],
-                # Also accept /v2/, as in V2's OpenAPI document.
-                strict_slashes=route.path != "/v2",
-            )
-    app.register_blueprint(blueprint)
-    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
-        try:
-            app.register_blueprint(entry.load())
-        except Exception:
-            logger.exception("the blueprint %s (%s) cannot be used", entry.name, entry.value)
-
-
-def _view(
-    server: Server,
-    route: routes.Route,
-    keywords: dict[str, None],
-    **names: str,
-) -> Response:
-    """Authenticate the caller, and call the view of a route. `names` are the names in
-    the path; a keyword that is missing in the path is None.
-    """
-    if route.need is not None:
-        endpoint = None
-        if not route.is_server_wide:
-            endpoint = names.get("endpoint") or server.repository.default_endpoint
-        server.auth.identify(g.raw_request, route.need, endpoint)
-    request = decode_body(g.raw_request, server.max_body_bytes)
-    response = route.view(server, request, **(keywords | names))
-    return flask_response(encode_body(request, response))
 
 
 def flask_response(response: RawResponse) -> Response:

@@ -3,7 +3,7 @@
 A plan decides once everything that is the same for all requests to a path (protocol,
 rates, tracer, cache, shadows, sticky key, batcher, deadline). A request that its plan
 does not cover, or that fails in the plan, is handled by the general path
-(`routes.handle_direct`), which creates all error responses. A plan intentionally
+(`routes.handle_route`), which creates all error responses. A plan intentionally
 repeats the rules of `pipeline.infer`, because each saved call shortens every request.
 Change a rule in both modules; `tests/serve/http/test_plan.py` compares them.
 """

@@ -92,6 +92,7 @@ _TAIL_BYTES = 1024 * 1024
 """The page reads the newest segments, and decodes only their ends. Earlier requests are
 shown without values.
 """
+_ORIGIN = ("status", "endpoint", "variant", "version", "protocol")
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 _read_file = cache(Path.read_bytes)
 
@@ -222,16 +223,24 @@ def _page(
     key = server.auth.known(request)
     allowed = key.endpoints if key is not None else ()
     endpoints = [name for name in server.repository.table if not allowed or name in allowed]
-    html = _TEMPLATES.get_template(template).render(
-        onnxserve_version=__version__,
-        root=_root(request),
+    response = _render(
+        template,
+        request,
         subject=subject,
         artifact=subject.artifact if subject else None,
         variants=subject.served.answering if subject else (),
         endpoints=endpoints[:_MOST_ENDPOINTS],
         **template_values,
     )
-    return RawResponse(status, html.encode(), _HTML, dict(HEADERS))
+    response.status = status
+    return response
+
+
+def _render(template: str, request: RawRequest, **values: Any) -> RawResponse:
+    html = _TEMPLATES.get_template(template).render(
+        onnxserve_version=__version__, root=_root(request), **values
+    )
+    return RawResponse(200, html.encode(), _HTML, dict(HEADERS))
 
 
 def _requests(server: Server, request: RawRequest, endpoint: str | None) -> RawResponse:
@@ -265,14 +274,7 @@ def _requests(server: Server, request: RawRequest, endpoint: str | None) -> RawR
     if "text/" not in request.headers.get("accept", "text/html"):
         return RawResponse(200, dump_json(document), headers={"Cache-Control": "no-store"})
     subject = {"endpoint": endpoint} if endpoint else None
-    template = _TEMPLATES.get_template("requests.html")
-    html = template.render(
-        onnxserve_version=__version__,
-        root=_root(request),
-        subject=subject,
-        **document,
-    )
-    return RawResponse(200, html.encode(), _HTML, dict(HEADERS))
+    return _render("requests.html", request, subject=subject, **document)
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,28 +282,27 @@ class _Captured:
     """A captured request.
 
     Attributes:
-        event_time: the time that the caller has sent, in microseconds since 1970 (UTC);
-            None if it has sent no time.
+        event_time: the time that the caller has sent, as text; empty if it has sent no
+            time.
         values: the first row, as short texts by column of the log.
         keys: the values of the business ids by column, one per row.
     """
 
-    event_time: int | None
+    event_time: str
     values: Mapping[str, str | None]
     keys: Mapping[str, Array]
-
-    @property
-    def event_text(self) -> str:
-        return "" if self.event_time is None else _time_text(self.event_time)
 
     def is_found(self, text: str) -> bool:
         """Return True if the text is one of the business ids, or the beginning of the
         event time (at least a day).
         """
         day = text.rstrip("Z").replace(" ", "T")
-        if _DAY.match(text) and self.event_text.startswith(day):
+        if _DAY.match(text) and self.event_time.startswith(day):
             return True
         return any(text in map(as_text, array.flat) for array in self.keys.values())
+
+
+_NOT_CAPTURED = _Captured(event_time="", values={}, keys={})
 
 
 def _request_rows(
@@ -313,15 +314,19 @@ def _request_rows(
     """Return the requests as JSON, or only those that `find` finds: a prediction id, a
     business id or the beginning of an event time; "" finds all.
     """
+    captured_by_id: dict[str, _Captured] = {}
     if shows_values:
-        captured_by_id = _read_captured(server, {row[4].encode() for row in recent})
-    else:
-        captured_by_id = {}
+        # A worker writes two segments at a time: the second is for its shadows.
+        segment_count = min(2 * server.spec.workers, _MOST_SEGMENTS)
+        for segment in segments(server.repository.state_dir / SPOOL)[-segment_count:]:
+            with suppress(OSError):  # The agent may have removed the segment.
+                for batch in read_last_batches(segment, _TAIL_BYTES):
+                    if not batch.is_shadow and batch.rows:
+                        captured_by_id |= _select_requests(batch, {row[4] for row in recent})
     rows = []
     for row in recent:
-        prediction_id = row[4]
-        captured = captured_by_id.get(prediction_id.encode())
-        if find in ("", prediction_id) or (captured is not None and captured.is_found(find)):
+        captured = captured_by_id.get(row[4], _NOT_CAPTURED)
+        if find in ("", row[4]) or captured.is_found(find):
             rows.append(_request_row(row, captured, shows_values))
     return rows[:_MOST_REQUESTS]
 
@@ -332,86 +337,59 @@ def _time_text(microseconds: int) -> str:
 
 def _request_row(
     recent: RecentRequest,
-    captured: _Captured | None,
+    captured: _Captured,
     shows_values: bool,
 ) -> dict[str, Any]:
     """Return a request as JSON, with the first row of a captured request. Strangers see
     no path, id or message.
     """
-    (status, *names), arrived, seconds, rows, prediction_id, code, message = recent
-    origin = dict(
-        zip(
-            ("endpoint", "variant", "version", "protocol"),
-            names,
-            strict=True,
-        )
-    )
-    captured = captured or _Captured(event_time=None, values={}, keys={})
-    if not shows_values:
-        origin["protocol"] = origin["protocol"].partition(" ")[0]
-        prediction_id = ""
-        message = ""
-    elif code and not captured.values:
-        prediction_id = ""
-    values = {}
-    predictions = {}
-    for name, text in captured.values.items():
-        if is_prediction(name):
-            predictions[name] = text
-        elif not code:  # A failed request has only its message.
-            values[name] = text
-    return {
+    origin, arrived, seconds, rows, prediction_id, code, message = recent
+    values = captured.values.items()
+    document: dict[str, Any] = {
         "time": _time_text(arrived),
-        "event_time": captured.event_text,
-        "status": status,
+        "event_time": captured.event_time,
+        **dict(zip(_ORIGIN, origin, strict=True)),
         "milliseconds": round(seconds * 1000, 3),
-        **origin,
         "rows": rows or None,
         "prediction_id": prediction_id,
         "error_code": code,
         "message": message or captured.values.get("_message") or "",
         "keys": {name: _short(array[0]) for name, array in captured.keys.items()},
-        "values": values,
-        "predictions": predictions,
+        # A failed request has only its message.
+        "values": {name: text for name, text in values if not (code or is_prediction(name))},
+        "predictions": {name: text for name, text in values if is_prediction(name)},
     }
+    if not (shows_values and (captured.values or not code)):
+        document["prediction_id"] = ""
+    if not shows_values:
+        document["protocol"] = document["protocol"].partition(" ")[0]
+        document["message"] = ""
+    return document
 
 
-def _read_captured(server: Server, ids: set[bytes]) -> dict[bytes, _Captured]:
-    captured: dict[bytes, _Captured] = {}
-    # A worker writes two segments at a time: the second is for its shadows.
-    segment_count = min(2 * server.spec.workers, _MOST_SEGMENTS)
-    for segment in segments(server.repository.state_dir / SPOOL)[-segment_count:]:
-        with suppress(OSError):  # The agent may have removed the segment.
-            for batch in read_last_batches(segment, _TAIL_BYTES):
-                if not batch.is_shadow and batch.rows:
-                    captured |= _select_requests(batch, ids)
-    return captured
-
-
-def _select_requests(batch: CapturedBatch, ids: set[bytes]) -> dict[bytes, _Captured]:
+def _select_requests(batch: CapturedBatch, ids: set[str]) -> dict[str, _Captured]:
     """Return the requests of a batch with these prediction ids, by id."""
     columns: Mapping[str, Array] = batch.outputs
     if not batch.is_failed:  # A failed batch has only its messages.
         model = batch.model
-        shown = to_log_columns(model.schema, model.prediction, batch.feeds, batch.outputs)
-        columns = shown | batch.masked
-    shown_columns = dict(islice(columns.items(), _MOST_COLUMNS))
-    keys = {name: columns[name] for name in batch.model.keys if name in columns}
+        columns = to_log_columns(model.schema, model.prediction, batch.feeds, batch.outputs)
+        columns = columns | batch.masked
     content = batch.prediction_ids.content.tobytes()
     captured = {}
     for index, (begin, end) in enumerate(pairwise(batch.prediction_ids.bounds.tolist())):
-        if content[begin:end] not in ids:
+        prediction_id = content[begin:end].decode("ascii", "replace")
+        if prediction_id not in ids:
             continue
-        first = index * batch.rows
-        # Without a time from the caller, the log has the time of the request.
-        is_dated = batch.event_times[index] != batch.received_times[index]
-        captured[content[begin:end]] = _Captured(
-            event_time=int(batch.event_times[index]) if is_dated else None,
-            values={
-                name: _short(array[first], _prediction_text if is_prediction(name) else as_text)
-                for name, array in shown_columns.items()
+        rows = slice(index * batch.rows, (index + 1) * batch.rows)
+        event_time = batch.event_times[index]
+        captured[prediction_id] = _Captured(
+            # Without a time from the caller, the log has the time of the request.
+            "" if event_time == batch.received_times[index] else _time_text(int(event_time)),
+            {
+                name: _short(array[rows][0], _prediction_text if is_prediction(name) else as_text)
+                for name, array in islice(columns.items(), _MOST_COLUMNS)
             },
-            keys={name: array[first : first + batch.rows] for name, array in keys.items()},
+            {name: columns[name][rows] for name in batch.model.keys if name in columns},
         )
     return captured
 
