@@ -44,7 +44,6 @@ the caller's id.
 """
 _Encoded = tuple[bytes, str, Mapping[str, str] | None]
 """The body, its content type, and the headers of its format."""
-_Admit = Callable[[RawRequest], KeyEntry | None]
 _Record = Callable[
     [
         RawRequest,
@@ -149,13 +148,27 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
     """Return the plan of a variant for a protocol, with the steps of `pipeline.infer`
     and `DataPlane.infer`.
     """
-    admit = _compose_admission(server, variant.endpoint)
+    require = server.auth.require if server.auth.is_required else None
+    has_rate = server.limits.has_rate
+    admits = require is not None or has_rate
+    check_rates = server.limits.check_rates
     decode = _compose_decoder(variant, protocol, server.max_body_bytes)
     run = variant.loaded.predictor.run
     predict = variant.loaded.predictor.prediction
     count_key = server.auth.count
     record = _compose_record(server, variant, protocol)
     respond = _compose_response(variant)
+
+    def admit(request: RawRequest) -> KeyEntry | None:
+        """Return the request's key; None if the server needs no keys. Raises the error
+        of a request without access or above a rate.
+        """
+        key = None
+        if require is not None:
+            key = require(request.headers, "infer", variant.endpoint, request.caller)
+        if has_rate or (key is not None and key.limits):
+            check_rates(request, key)
+        return key
 
     def answer(request: RawRequest) -> RawResponse | None:
         """Answer the request; None if the plan does not cover it, or if it fails."""
@@ -168,7 +181,7 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
             return None
         received = time.time_ns() // 1000
         try:
-            key = admit(request) if admit is not None else None
+            key = admit(request) if admits else None
             feeds, encode, given_id = decode(headers, request.body)
             if not feeds:
                 return None
@@ -191,28 +204,6 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
         return respond(request, encoded, id_, prediction_id)
 
     return answer
-
-
-def _compose_admission(server: Server, endpoint: str) -> _Admit | None:
-    """Return a function that returns the key of a request, and raises the error of a
-    request without access or above a rate; None if the server admits all requests.
-    """
-    require = server.auth.require if server.auth.is_required else None
-    has_rate = server.limits.has_rate
-    check_rates = server.limits.check_rates
-    if require is None and not has_rate:
-        return None
-
-    def admit(request: RawRequest) -> KeyEntry | None:
-        """Return the request's key; None if the server needs no keys."""
-        key = None
-        if require is not None:
-            key = require(request.headers, "infer", endpoint, request.caller)
-        if has_rate or (key is not None and key.limits):
-            check_rates(request, key)
-        return key
-
-    return admit
 
 
 def _compose_record(server: Server, variant: ServedVariant, protocol: Protocol) -> _Record:

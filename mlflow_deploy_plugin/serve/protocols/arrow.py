@@ -372,12 +372,22 @@ def check_stream_size(messages: "Iterable[pa.ipc.Message]", limit: int) -> None:
             raise BodyTooLarge(
                 f"the Arrow stream has more than {_MOST_MESSAGES} batches; write larger batches",
             )
-        if message.body is not None and message.body.size:
-            body = memoryview(message.body)
-        else:
-            body = memoryview(b"")
+        body = message.body or b""
+        metadata = memoryview(message.metadata)
         try:
-            left_bytes -= _message_bytes(memoryview(message.metadata), body)
+            buffers = _find_compressed_buffers(metadata)
+            if not buffers:
+                left_bytes -= len(body)
+                buffer_count = 0
+            else:  # A vector begins with its length in 4 bytes.
+                buffer_count = _U32.unpack_from(metadata, buffers)[0]
+            for entry in range(buffer_count):
+                offset, length = struct.unpack_from("<qq", metadata, buffers + 4 + 16 * entry)
+                if length > 0:
+                    # A compressed buffer begins with its decompressed length in 8
+                    # bytes; -1 means that it is not compressed.
+                    declared = _I64.unpack_from(body, max(0, offset))[0]
+                    left_bytes -= length if declared < 0 else declared
         except (struct.error, IndexError):
             raise InvalidRequest(
                 "the body is not a valid Arrow stream: a message is truncated",
@@ -386,25 +396,6 @@ def check_stream_size(messages: "Iterable[pa.ipc.Message]", limit: int) -> None:
             raise BodyTooLarge(
                 f"the table is larger than this server's limit of {limit} bytes when decompressed",
             )
-
-
-def _message_bytes(metadata: memoryview, body: memoryview) -> int:
-    """Return the size of a message's buffers. A compressed buffer begins with its
-    decompressed length in 8 bytes; -1 means that it is not compressed.
-    """
-    buffers = _find_compressed_buffers(metadata)
-    if not buffers:
-        return len(body)
-    total_bytes = 0
-    # A vector begins with its length in 4 bytes; an entry has an offset and a length.
-    for entry in range(_U32.unpack_from(metadata, buffers)[0]):
-        offset, length = struct.unpack_from("<qq", metadata, buffers + 4 + 16 * entry)
-        if length > 0:
-            declared = _I64.unpack_from(body, max(0, offset))[0]
-            if declared < 0:
-                declared = length
-            total_bytes += declared
-    return total_bytes
 
 
 def _find_compressed_buffers(metadata: memoryview) -> int:

@@ -286,7 +286,13 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
     if numbers := _read_floats(header, rows, schema):
         del rows
         return schema.from_rows(header, numbers)
-    columns = _read_columns(header, rows, schema)
+    if schema.columns:
+        types: dict[str, str] = {column.name: column.type for column in schema.columns}
+    else:  # All fields have the type of the tensor.
+        dtype = schema.tensors[0].dtype if schema.tensors else "str"
+        types = dict.fromkeys(header, dtype) | dict.fromkeys(schema.keys, "str")
+    fields = zip(header, zip(*rows, strict=True), strict=False)
+    columns = [read_column(name, types, texts) for name, texts in fields]
     del rows  # Free the texts, which take ten times the memory of the body.
     return schema.from_rows(header, list(zip(*columns, strict=True)))
 
@@ -343,27 +349,10 @@ def _read_floats(
     an empty list.
     """
     if schema.columns and _FLOATS.issuperset(map(schema.dtypes.get, header)):
-        with suppress(ValueError):  # `_read_columns` reports bad values.
+        with suppress(ValueError):  # `read_column` reports bad values.
             if "_" not in "".join(chain.from_iterable(rows)):
                 return [list(map(float, fields)) for fields in rows]
     return []
-
-
-def _read_columns(
-    header: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    schema: Schema,
-) -> list[list[object]]:
-    """Return the values of each column, which have the types of the signature. Raises
-    SchemaMismatch if a field does not have its column's type.
-    """
-    if schema.columns:
-        types: dict[str, str] = {column.name: column.type for column in schema.columns}
-    else:  # All fields have the type of the tensor.
-        dtype = schema.tensors[0].dtype if schema.tensors else "str"
-        types = dict.fromkeys(header, dtype) | dict.fromkeys(schema.keys, "str")
-    texts = zip(*rows, strict=True)
-    return [read_column(name, types, fields) for name, fields in zip(header, texts, strict=False)]
 
 
 def check_separator(body: bytes, names: Collection[str]) -> None:

@@ -188,7 +188,12 @@ def from_json(head: TensorHeader, data: object) -> Array:
         values = data
         types = set(map(type, data))
         if list in types:
-            values = _flatten(head, data)
+            level: list[Any] = [data]
+            for size in head.shape:
+                if level and (set(map(type, level)) != {list} or set(map(len, level)) != {size}):
+                    raise head.mismatch(" is ragged, or is not nested as its shape")
+                level = list(chain.from_iterable(level))
+            values = level
             types = set(map(type, values))
         _check_count(head, len(values))
         if not types <= _JSON_TYPES[dtype.kind]:
@@ -285,15 +290,3 @@ def to_binary(array: Array) -> bytes:
 def _check_count(head: TensorHeader, count: int) -> None:
     if prod(head.shape) != count:
         raise head.mismatch(f" has {count} elements; its shape requires {prod(head.shape)}")
-
-
-def _flatten(head: TensorHeader, data: list[Any]) -> Sequence[object]:
-    """Return the elements of lists that are nested as the tensor's shape. Raises
-    SchemaMismatch for any other nesting.
-    """
-    level = [data]
-    for size in head.shape:
-        if level and (set(map(type, level)) != {list} or set(map(len, level)) != {size}):
-            raise head.mismatch(" is ragged, or is not nested as its shape")
-        level = list(chain.from_iterable(level))
-    return level

@@ -245,8 +245,7 @@ def answering_in_parts(pieces: Generator[bytes, None, None]) -> AsgiApp:
 
     server = SimpleNamespace(spec=SimpleNamespace(threads=1), max_body_bytes=1000)
     model: Any = SimpleNamespace(
-        app=SimpleNamespace(server=server),
-        handle=handle,
+        app=SimpleNamespace(server=server, handle=handle),
         close=lambda: None,
     )
     return AsgiApp(model)

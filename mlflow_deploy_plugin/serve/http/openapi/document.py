@@ -139,7 +139,11 @@ def document(
         if served.answering
     ]
     default = next(
-        (entry for entry in answering if entry.endpoint == server.repository.default_endpoint),
+        (
+            described
+            for described in answering
+            if described.endpoint == server.repository.default_endpoint
+        ),
         None,
     )
     if only is None and default is not None and len(answering) > MAX_ENDPOINTS:
