@@ -194,7 +194,9 @@ def _docs_values(
         "why_no_fields": subject.artifact.undescribed,
         "outputs": subject.artifact.outputs,
         "snippets": snippets(base, path, subject.endpoint, schema, example, takes_keys),
-        "groups": _group_operations(document.document(server, only=subject.endpoint)),
+        "openapi": document.document(server, only=subject.endpoint),
+        "tags": TAGS,
+        "json_text": _json_text,
     }
 
 
@@ -434,38 +436,6 @@ def _json_text(body: dict[str, Any]) -> str:
     return dump_json(body).decode() if body else ""
 
 
-def _group_operations(openapi: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Return the texts of the operations by tag, in the order of the page."""
-    groups: dict[str, list[dict[str, Any]]] = {tag: [] for tag in TAGS}
-    for path, operations in openapi["paths"].items():
-        if path.startswith("/pages/"):
-            continue
-        for method, operation in operations.items():
-            row = {"method": method.upper(), "path": path, **_describe_operation(operation)}
-            groups.setdefault(operation["tags"][0], []).append(row)
-    return {tag: rows for tag, rows in groups.items() if rows}
-
-
-def _describe_operation(operation: dict[str, Any]) -> dict[str, Any]:
-    parameters = []
-    for parameter in operation.get("parameters", []):
-        choices = "one of " + ", ".join(parameter["schema"].get("enum", []))
-        description = parameter.get("description") or choices
-        parameters.append((parameter["name"], parameter["in"], description))
-    bodies = {}
-    for media_type, body in operation.get("requestBody", {}).get("content", {}).items():
-        example = body.get("example") or {}
-        bodies[media_type] = example if isinstance(example, str) else _json_text(example)
-    return {
-        "summary": operation["summary"],
-        "parameters": parameters,
-        "bodies": bodies,
-        "responses": [
-            (status, response["description"]) for status, response in operation["responses"].items()
-        ],
-    }
-
-
 Kind = Literal["number", "boolean", "string", "datetime", "tensor"]
 
 _KIND_WORDS = {
@@ -680,63 +650,25 @@ def snippets(
     body = invocations_example(schema, example)
     if not body:
         return {}
-    url = base + path
-    data = shlex.quote(json.dumps(body, ensure_ascii=False))
-    key_option = "  -H 'Authorization: Bearer KEY' \\\n" if takes_keys else ""
-    headers = ", headers={'Authorization': 'Bearer KEY'}" if takes_keys else ""
-    curl = (
-        f"curl {shlex.quote(url)} \\\n  -H 'Content-Type: application/json' \\\n"
-        f"{key_option}  -d {data}"
-    )
-    python = (
-        "import requests\n"
-        "\n"
-        f"body = {body!r}\n"
-        f"response = requests.post({url!r}, json=body{headers}, timeout=30)\n"
-    )
-    answer = '["predictions"]' if mlflow.BODY_FORMS & body.keys() else ""
-    code_by_tool = {"curl": curl, "Python, requests": f"{python}print(response.json(){answer})"}
-    if tensors := v2_example(schema, example):
-        code_by_tool["Python, tritonclient"] = _triton(base, endpoint, tensors, headers)
+    scheme, _, host = base.partition("://")
+    tensors = v2_example(schema, example)
+    code_by_tool = {}
+    for tool in ("curl", "Python, requests", "Python, tritonclient"):
+        if tool != "Python, tritonclient" or tensors:
+            template = _TEMPLATES.get_template(f"{tool.rpartition(' ')[2]}.txt")
+            code_by_tool[tool] = template.render(
+                scheme=scheme,
+                host=host,
+                url=base + path,
+                endpoint=endpoint,
+                body=body,
+                json=json.dumps(body, ensure_ascii=False),
+                has_predictions=bool(mlflow.BODY_FORMS & body.keys()),
+                tensors=tensors.get("inputs"),
+                takes_keys=takes_keys,
+                headers=", headers={'Authorization': 'Bearer KEY'}" if takes_keys else "",
+                dtype_of=dtype_of,
+                quote=shlex.quote,
+                repr=repr,
+            )
     return code_by_tool
-
-
-def _triton(
-    base: str,
-    endpoint: str,
-    body: dict[str, Any],
-    headers: str,
-) -> str:
-    """Return code for tritonclient[http]; only names, shapes and values differ between
-    models.
-    """
-    lines = [
-        "import numpy as np",
-        "from tritonclient.http import InferenceServerClient, InferInput",
-        "",
-        "inputs = []",
-    ]
-    for entry in body["inputs"]:
-        data = repr(entry["data"])
-        if not _has_text(entry["data"]):
-            data = data.replace("None", "np.nan")  # Null among numbers is NaN.
-        values = f"np.array({data}, dtype={dtype_of(entry['datatype']).name!r})"
-        lines += [
-            f"tensor = InferInput({entry['name']!r}, {entry['shape']}, {entry['datatype']!r})",
-            f"tensor.set_data_from_numpy({values})",
-            "inputs.append(tensor)",
-        ]
-    host = base.partition("://")[2]
-    tls_argument = ", ssl=True" if base.startswith("https:") else ""
-    lines += [
-        "",
-        f"client = InferenceServerClient({host!r}{tls_argument})",
-        f"answer = client.infer({endpoint!r}, inputs{headers})",
-        'for output in answer.get_response()["outputs"]:',
-        '    print(output["name"], answer.as_numpy(output["name"]))',
-    ]
-    return "\n".join(lines)
-
-
-def _has_text(values: Any) -> bool:
-    return isinstance(values, str) or (isinstance(values, list) and any(map(_has_text, values)))

@@ -360,16 +360,29 @@ class HttpConnection(asyncio.Protocol):
         return True
 
     def _advance(self) -> None:
-        """Parse the head that has arrived, then read its body; refuse a request that is
-        invalid or exceeds a limit.
+        """Parse the head that has arrived, then read its body, and answer the request
+        once it is complete; refuse a request that is invalid or exceeds a limit.
         """
         try:
             if self._head is None:
                 self._head, self._buffer = parser.parse_head(self._buffer)
                 if self._head is None and self._buffer != parser.EMPTY_LINE:
                     self._begin()
-            if self._head is not None:
-                self._read_body(self._head)
+            head = self._head
+            body = self._body
+            if head is not None and body is None:
+                body = self._begin_body(head)
+            if head is None or body is None:
+                return
+            bytes_before = len(self._buffer)
+            self._buffer = body.feed(self._buffer)
+            self._count_buffered(body.received)
+            if body.is_whole:
+                self._answer(head, body.content)
+            elif 0 < len(self._buffer) < bytes_before:
+                self._advance_later()
+            elif self._has_eof:
+                raise InvalidRequest(body.missing())
         except OnnxserveError as error:
             self._refuse(error)
 
@@ -396,23 +409,6 @@ class HttpConnection(asyncio.Protocol):
                 self._transport.close()  # The remaining bytes are an incomplete request.
 
         self._loop.call_soon(advance)
-
-    def _read_body(self, head: RequestHead) -> None:
-        """Read the body that has arrived, and answer the request once it is complete.
-        Raises InvalidRequest, BodyTooLarge, NotReady or TooManyRequests.
-        """
-        body = self._body or self._begin_body(head)
-        if body is None:
-            return
-        bytes_before = len(self._buffer)
-        self._buffer = body.feed(self._buffer)
-        self._count_buffered(body.received)
-        if body.is_whole:
-            self._answer(head, body.content)
-        elif 0 < len(self._buffer) < bytes_before:
-            self._advance_later()
-        elif self._has_eof:
-            raise InvalidRequest(body.missing())
 
     def _begin_body(self, head: RequestHead) -> BodyParser | None:
         """Return the parser of a body that arrives in pieces; None if the request is
