@@ -17,7 +17,6 @@ from mlflow_deploy_plugin.core.errors import pass_exit
 from mlflow_deploy_plugin.core.statedir.models import KeyEntry
 from mlflow_deploy_plugin.serve.http.encodings import COMPRESSED_FROM_BYTES, encode_body
 from mlflow_deploy_plugin.serve.http.responses import RawResponse, header_fields
-from mlflow_deploy_plugin.serve.inference.limits import RequestLimits
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest, new_id, request_id
 from mlflow_deploy_plugin.serve.observability.metrics import CapturedRows
@@ -44,19 +43,6 @@ the caller's id.
 """
 _Encoded = tuple[bytes, str, Mapping[str, str] | None]
 """The body, its content type, and the headers of its format."""
-_Record = Callable[
-    [
-        RawRequest,
-        int,
-        float,
-        float,
-        str,
-        str,
-        Feeds,
-        dict[str, Array],
-    ],
-    None,
-]
 _Respond = Callable[[RawRequest, _Encoded, str, str], RawResponse]
 _Decode = Callable[[Mapping[str, str], bytes], _Decoded]
 
@@ -90,9 +76,17 @@ class PlanTable:
         answer.
         """
         plan = self._plans.get(request.path)
-        if plan is not None and request.method == "POST":
+        if plan is None or request.method != "POST":
+            return None
+        limits = self._server.limits
+        if not limits.has_places:
             return plan(request)
-        return None
+        if not limits.take_place():
+            return None
+        try:
+            return plan(request)
+        finally:
+            limits.release()
 
     def covers(self, path: str) -> bool:
         """Return True if the path has a plan, so that an ONNX model in this worker
@@ -122,10 +116,7 @@ class PlanTable:
                     continue
                 path = path.replace("NAME", endpoint)
                 if path not in self._server.cloud.paths:
-                    plan = self._compose_choice(served.answering, protocol)
-                    if self._server.limits.has_places:
-                        plan = _within_places(plan, self._server.limits)
-                    plans[path] = plan
+                    plans[path] = self._compose_choice(served.answering, protocol)
         self._plans = plans
 
     def _compose_choice(self, variants: Sequence[ServedVariant], protocol: Protocol) -> Plan:
@@ -206,7 +197,9 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
     return answer
 
 
-def _compose_record(server: Server, variant: ServedVariant, protocol: Protocol) -> _Record:
+def _compose_record(
+    server: Server, variant: ServedVariant, protocol: Protocol
+) -> Callable[..., None]:
     endpoint = variant.endpoint
     name = variant.name
     captured = variant.captured
@@ -278,25 +271,6 @@ def _compose_response(variant: ServedVariant) -> _Respond:
         return encode_body(request, RawResponse(200, content, content_type, headers))
 
     return respond
-
-
-def _within_places(plan: Plan, limits: RequestLimits) -> Plan:
-    """Return the plan for a server with a limit of concurrent requests; above this
-    limit, the general path answers.
-    """
-
-    def answer(request: RawRequest) -> RawResponse | None:
-        """Answer the request; None if there is no place, or the plan does not cover
-        it.
-        """
-        if not limits.take_place():
-            return None
-        try:
-            return plan(request)
-        finally:
-            limits.release()
-
-    return answer
 
 
 def _compose_decoder(variant: ServedVariant, protocol: Protocol, limit: int) -> _Decode:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import cache, lru_cache, partial
+from functools import cache, partial
 from ipaddress import ip_address, ip_network
 from itertools import islice, pairwise
 from pathlib import Path
@@ -119,27 +119,18 @@ def _root(request: RawRequest) -> str:
     # Two slashes at the start would lead to another host.
     if not sent or not _PREFIX.fullmatch(sent):
         return ""
-    if _is_trusted(request.client, os.environ.get("FORWARDED_ALLOW_IPS", _TRUSTED_PROXIES)):
-        return sent
-    return ""
-
-
-@lru_cache(1000)
-def _is_trusted(address: str, trusted: str) -> bool:
-    """Return True if the address is in a list of addresses and networks, as in
-    gunicorn's `forwarded_allow_ips`.
-    """
+    trusted = os.environ.get("FORWARDED_ALLOW_IPS", _TRUSTED_PROXIES)
     networks = [entry.strip() for entry in trusted.split(",")]
     if "*" in networks:
-        return True
+        return sent
     with suppress(ValueError):  # A Unix socket has no address.
-        peer = ip_address(address.partition("%")[0])
+        peer = ip_address(request.client.partition("%")[0])
         peer = getattr(peer, "ipv4_mapped", None) or peer
         for network in networks:
             with suppress(ValueError):
                 if peer in ip_network(network, strict=False):
-                    return True
-    return False
+                    return sent
+    return ""
 
 
 def _try_values(
@@ -490,9 +481,9 @@ class FormField:
     kind: Kind
     type: str
     words: str
-    is_nullable: bool
-    is_required: bool
-    value: str
+    value: str = ""
+    is_nullable: bool = False
+    is_required: bool = True
     choices: tuple[str, ...] = ()
     picture: ImageInput | None = None
     is_key: bool = False
@@ -519,7 +510,6 @@ def form_fields(
             words="business id, captured with the request and not passed to the model",
             is_nullable=True,
             is_required=False,
-            value="",
             is_key=True,
         )
         for position, name in enumerate(keys)
@@ -608,8 +598,6 @@ def _tensor_field(position: int, tensor: Tensor, schema: Schema, example: Exampl
         kind="tensor",
         type=f"{dtype}, {sizes}",
         words=f"{_words(tensor.dtype)[1]}, {sizes}",
-        is_nullable=False,
-        is_required=True,
         value=example_text,
         picture=image_input(tensor),
     )
