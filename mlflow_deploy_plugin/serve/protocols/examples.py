@@ -116,8 +116,9 @@ def _read_example(loaded: LoadedVersion) -> Example | None:
         split = document.get("dataframe_split") if isinstance(document, dict) else None
         if schema.columns and isinstance(split, dict) and isinstance(split.get("columns"), list):
             data = split["data"][:MAX_ROWS]
-            names = map(str, split["columns"])
-            columns = dict(zip(names, zip(*data, strict=True), strict=True))
+            columns = dict(
+                zip(map(str, split["columns"]), zip(*data, strict=True), strict=True),
+            )
             values = {name: list(columns[name]) for name in schema.names if name in columns}
             return Example(values, len(data), is_own=True) if values and data else None
         arrays = schema.to_columns(mlflow.decode(JSON, text, schema))
@@ -127,10 +128,9 @@ def _read_example(loaded: LoadedVersion) -> Example | None:
         return None
     rows = 1
     if schema.has_rows:
-        per_row = sum(array[:1].size for array in arrays.values())
         rows = min(
             MAX_ROWS,
-            MAX_VALUES // max(per_row, 1),
+            MAX_VALUES // max(sum(array[:1].size for array in arrays.values()), 1),
             *map(len, arrays.values()),
         )
         arrays = {name: array[:rows] for name, array in arrays.items()}
