@@ -264,7 +264,15 @@ def _operation_object(
     `errors` are the statuses of errors in addition to those of the operation. The
     schemas to which the operation refers are added to `components`.
     """
-    parameters = _path_parameters(path, described)
+    parameters: list[JsonSchema] = []
+    if described is not None:
+        for name, values in (
+            ("version", described.served.versions),
+            ("label", described.served.variants),
+        ):
+            if f"{{{name}}}" in path:  # The values are those that the endpoint has now.
+                schema = {"type": "string", "enum": list(values)}
+                parameters.append({"name": name, "in": "path", "required": True, "schema": schema})
     errors = {*operation.errors, *errors}
     if "{" in path:
         errors.add(400)
@@ -302,21 +310,6 @@ def _operation_object(
         content = _content(operation.request, described, components)
         document["requestBody"] = {"required": operation.needs_body, "content": content}
     return document
-
-
-def _path_parameters(path: str, described: DescribedEndpoint | None) -> list[JsonSchema]:
-    """Return the parameters for the version and the label in a path, with the values
-    that the endpoint has now.
-    """
-    if described is None:
-        return []
-    served = described.served
-    parameters = []
-    for name, values in (("version", served.versions), ("label", served.variants)):
-        if f"{{{name}}}" in path:
-            schema = {"type": "string", "enum": list(values)}
-            parameters.append({"name": name, "in": "path", "required": True, "schema": schema})
-    return parameters
 
 
 def _content(
