@@ -249,14 +249,9 @@ def handlers(server: Server, calls: OpenCalls) -> list[grpc.GenericRpcHandler]:
         "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(infer_each),
     }
     for name, method in METHODS.items():
-        methods[name] = _unary(server, calls, name, _management_call(server, name, method))
+        methods[name] = _management(server, calls, name, method)
     health = {
-        "Check": _unary(
-            server,
-            calls,
-            "HealthCheck",
-            _management_call(server, "HealthCheck", check_health),
-        ),
+        "Check": _management(server, calls, "HealthCheck", check_health),
         "Watch": grpc.stream_stream_rpc_method_handler(partial(watch_health, server, calls)),
     }
     return [
@@ -288,13 +283,14 @@ def _unary(
     return grpc.stream_unary_rpc_method_handler(behaviour)
 
 
-def _management_call(
+def _management(
     server: Server,
+    calls: OpenCalls,
     name: str,
     method: ManagementMethod,
-) -> Callable[[bytes, grpc.ServicerContext], bytes]:
-    """Return the function that answers a management method: it authenticates the
-    caller, and converts the message and the response's fields.
+) -> grpc.RpcMethodHandler:
+    """Return the handler of a management method: it authenticates the caller, and
+    converts the message and the response's fields.
     """
     request_type = getattr(messages, f"{name}Request")
     response_type = getattr(messages, f"{name}Response")
@@ -315,12 +311,10 @@ def _management_call(
         return Reply({}, response.SerializeToString())
 
     def answer(body: bytes, context: grpc.ServicerContext) -> bytes:
-        return _finish(
-            context,
-            _reply(server, _raw_request(server, name, body, context), respond),
-        )
+        request = _raw_request(server, name, body, context)
+        return _finish(context, _reply(server, request, respond))
 
-    return answer
+    return _unary(server, calls, name, answer)
 
 
 def _stream_response(body: bytes, reply: Reply) -> bytes:

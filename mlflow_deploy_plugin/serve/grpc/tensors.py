@@ -6,8 +6,7 @@ all tensors are bytes (`raw_input_contents`) or all are typed (`contents`), and 
 response has the request's form. FP16 needs bytes.
 """
 
-import base64
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from math import prod
 from typing import Any
@@ -18,7 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from mlflow_deploy_plugin.core.errors import InvalidRequest
 from mlflow_deploy_plugin.serve.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.serve.protocols import v2, v2_tensors
-from mlflow_deploy_plugin.serve.protocols.v2_tensors import TensorHeader, from_binary
+from mlflow_deploy_plugin.serve.protocols.v2_tensors import TensorHeader, from_binary, from_texts
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
@@ -49,23 +48,11 @@ def read_message(kind: type[Message], body: bytes) -> Any:
     The fields are counted before parsing, because protobuf may create an object of 80
     bytes from two bytes.
     """
-    if len(body) > MAX_FIELDS:
-        _check_fields(memoryview(body))
-    try:
-        return kind.FromString(body)
-    except DecodeError:
-        raise InvalidRequest(
-            f"the message is not a {kind.DESCRIPTOR.name} of the Open Inference Protocol",
-        ) from None
-
-
-def _check_fields(view: memoryview) -> None:
-    """Raise InvalidRequest if a message has too many fields
-    (https://protobuf.dev/programming-guides/encoding). Protobuf reports malformed bytes
-    later.
-    """
+    view = memoryview(body) if len(body) > MAX_FIELDS else b""
     position = 0
     field_count = 0
+    # https://protobuf.dev/programming-guides/encoding; protobuf reports malformed bytes
+    # below.
     with suppress(ValueError, IndexError):
         while position < len(view):
             field_count += 1
@@ -80,11 +67,17 @@ def _check_fields(view: memoryview) -> None:
                 case 2:
                     length, position = _read_varint(view, position)
                     position += length
-                case kind:  # The start and end tags of a group have no data.
-                    position += _FIXED_SIZES.get(kind, 0)
+                case wire_type:  # The start and end tags of a group have no data.
+                    position += _FIXED_SIZES.get(wire_type, 0)
+    try:
+        return kind.FromString(body)
+    except DecodeError:
+        raise InvalidRequest(
+            f"the message is not a {kind.DESCRIPTOR.name} of the Open Inference Protocol",
+        ) from None
 
 
-def _read_varint(view: memoryview, start: int) -> tuple[int, int]:
+def _read_varint(view: memoryview | bytes, start: int) -> tuple[int, int]:
     """Return the LEB128 number at `start`, and its end. Raises ValueError above ten
     bytes, IndexError if truncated.
     """
@@ -228,9 +221,7 @@ def _from_contents(
     if len(values) != prod(head.shape):
         raise head.mismatch(f" has {len(values)} elements; its shape requires {prod(head.shape)}")
     if head.datatype == "BYTES":
-        if is_binary:
-            values = map(base64.b64encode, values)
-        return np.array(_decode_texts(head, values), dtype=object).reshape(head.shape)
+        return from_texts(head, values, is_binary)
     dtype = v2_tensors.dtype_of(head.datatype)
     if dtype.kind in "fb" and len(values):
         # Read protobuf's packed values (after a tag and a length) directly: 30,000
@@ -249,14 +240,3 @@ def _from_contents(
             f": element {outside[0]} is {wide[outside[0]]}, which does not fit {head.datatype}",
         )
     return wide.astype(dtype).reshape(head.shape)
-
-
-def _decode_texts(head: TensorHeader, values: Iterable[bytes]) -> list[str]:
-    """Return the values as texts. Raises SchemaMismatch if a value is not UTF-8."""
-    texts: list[str] = []
-    for value in values:
-        try:
-            texts.append(value.decode())
-        except UnicodeDecodeError:
-            raise head.mismatch(f": element {len(texts)} is not valid UTF-8") from None
-    return texts

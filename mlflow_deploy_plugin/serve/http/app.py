@@ -1,27 +1,22 @@
-"""The Flask and WSGI application. Predictions and health checks bypass Flask; all other
-routes are in blueprints.
+"""The WSGI application around a server, and the blueprints of other distributions,
+which are the only routes that Flask answers.
 """
 
-import errno
 import io
 import logging
-import re
 import sys
 import time
-from collections.abc import Generator, Iterable, Iterator
-from functools import partial
+from collections.abc import Iterable
 from importlib.metadata import entry_points
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
-from flask import Blueprint, Flask, Response, g, request
+from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
-from werkzeug.routing import BaseConverter
 from werkzeug.wrappers import Request
 
 from mlflow_deploy_plugin.core.errors import InvalidRequest, OnnxserveError, pass_exit
 from mlflow_deploy_plugin.serve.assembly import open_worker
 from mlflow_deploy_plugin.serve.http import routes
-from mlflow_deploy_plugin.serve.http.encodings import decode_body, encode_body
 from mlflow_deploy_plugin.serve.http.parser import (
     MISSING_HOST,
     TORN_BODY,
@@ -34,9 +29,7 @@ from mlflow_deploy_plugin.serve.http.responses import (
     exception_response,
     failure_response,
 )
-from mlflow_deploy_plugin.serve.http.streaming import may_stream, stream_predictions
 from mlflow_deploy_plugin.serve.inference.auth import Need, certificate_name
-from mlflow_deploy_plugin.serve.inference.pipeline import BrokenResponse
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest, safe_headers, without_keys
 from mlflow_deploy_plugin.serve.observability.tracing import observe_request
@@ -48,7 +41,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 GROUP = "onnxserve.blueprints"
-BLUEPRINT = "onnxserve"
 _RAW_REQUEST = "onnxserve.raw_request"
 """The key of the `RawRequest` in the WSGI environment of Flask's views."""
 _PIECE_BYTES = 64 * 1024
@@ -65,8 +57,8 @@ class ServerApp(Flask):
     """The Flask application around a server. The fast worker calls `handle`; WSGI
     servers call `wsgi_app`.
 
-    Predictions and health checks are answered before Flask looks for a route. All other
-    routes are in blueprints.
+    The routes of `routes.py` are answered before Flask looks for a route in the
+    blueprints of other distributions.
     """
 
     def __init__(self, server: Server) -> None:
@@ -74,7 +66,11 @@ class ServerApp(Flask):
         self.server = server
         self.before_request(self._identify)
         self.register_error_handler(Exception, self._answer_error)
-        register_blueprints(self)
+        for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+            try:
+                self.register_blueprint(entry.load())
+            except Exception:
+                logger.exception("the blueprint %s (%s) cannot be used", entry.name, entry.value)
 
     def handle(self, raw: RawRequest) -> RawResponse:
         """Answer any request. Never raises: an unexpected error is logged with its
@@ -83,7 +79,7 @@ class ServerApp(Flask):
         server = self.server
         response = observe_request(
             raw,
-            lambda: routes.handle_direct(server, raw) or call_flask(self, raw),
+            lambda: routes.handle_route(server, raw) or call_flask(self, raw),
             server.tracer,
             server.logs_requests,
         )
@@ -100,53 +96,36 @@ class ServerApp(Flask):
         environ: "WSGIEnvironment",
         start_response: "StartResponse",
     ) -> Iterable[bytes]:
-        """Answer a WSGI request. As in the fast worker, `handle` then calls Flask for
-        the routes of blueprints.
-        """
-        return self._answer_wsgi(Request(environ))(environ, start_response)
-
-    def _answer_wsgi(self, request: Request) -> Response:
-        """Read the request and answer it; a long body is answered while it arrives."""
+        """Answer a WSGI request in the same way as the fast worker."""
+        asked = Request(environ)
         path = ""
-        method = request.method
-        client = request.remote_addr or ""
         body = b""
-        limit = self.server.max_body_bytes
         try:
-            path = decode_path(request.environ["RAW_URI"])
-            headers = _read_headers(request)
+            path = decode_path(environ["RAW_URI"])
+            headers = {name.lower(): value for name, value in asked.headers.items()}
+            if environ["SERVER_PROTOCOL"] == "HTTP/1.1" and "host" not in headers:
+                raise InvalidRequest(MISSING_HOST)
+            check_host(headers.get("host", ""))
             # gunicorn's TLS socket has the client certificate.
-            certificate = getattr(request.environ.get("gunicorn.socket"), "getpeercert", None)
+            certificate = getattr(environ.get("gunicorn.socket"), "getpeercert", None)
             caller = certificate_name(certificate()) if certificate else ""
             # A stranger must not occupy a thread.
             if not self.server.auth.is_stranger(headers, caller):
-                length = request.content_length
-                if length is None:
-                    may_be_long = bool(request.environ.get("wsgi.input_terminated"))
-                else:
-                    may_be_long = length > limit
-                is_http_1_1 = request.environ["SERVER_PROTOCOL"] == "HTTP/1.1"
-                if may_be_long and is_http_1_1 and may_stream(method, path, headers):
-                    raw = RawRequest(method, path, headers, b"", client, caller=caller)
-                    arriving = _read_pieces(request.environ["wsgi.input"], length)
-                    response = stream_predictions(self.server, raw, arriving)
-                    if response.pieces is not None:
-                        response.pieces = _hold_back(response.pieces, limit)
-                    return flask_response(response)
-                body = _read_body(request, limit)
+                body = _read_body(asked, self.server.max_body_bytes)
         except OnnxserveError as error:
-            return flask_response(exception_response(path, error))
-        query = request.environ.get("QUERY_STRING", "")
-        raw = RawRequest(method, path, headers, body, client, query, caller)
-        return flask_response(self.handle(raw))
+            response = exception_response(path, error)
+        else:
+            client = asked.remote_addr or ""
+            query = environ.get("QUERY_STRING", "")
+            raw = RawRequest(asked.method, path, headers, body, client, query, caller)
+            response = self.handle(raw)
+        return flask_response(response)(environ, start_response)
 
     def _identify(self) -> None:
-        """Authenticate the caller of a view from another distribution; `_view`
-        authenticates for onnxserve's views.
-        """
+        """Authenticate the caller of a view."""
         raw = request.environ[_RAW_REQUEST]
         g.raw_request = raw
-        if request.blueprint not in (None, BLUEPRINT):
+        if request.blueprint is not None:
             need: Need = "read" if request.method == "GET" else "admin"
             self.server.auth.identify(raw, need)
 
@@ -163,17 +142,6 @@ class ServerApp(Flask):
         if isinstance(error, HTTPException):
             return error
         return flask_response(failure_response(g.raw_request, error))
-
-
-def _read_headers(request: Request) -> dict[str, str]:
-    """Return the header fields with names in lower case. Raises InvalidRequest if the
-    host is missing or invalid.
-    """
-    headers = {name.lower(): value for name, value in request.headers.items()}
-    if request.environ["SERVER_PROTOCOL"] == "HTTP/1.1" and "host" not in headers:
-        raise InvalidRequest(MISSING_HOST)
-    check_host(headers.get("host", ""))
-    return headers
 
 
 def call_flask(app: ServerApp, raw: RawRequest) -> RawResponse:
@@ -232,113 +200,22 @@ def _read_body(request: Request, limit: int) -> bytes:
         return b""
     if content_length is not None and content_length > limit:
         raise body_too_large(limit)
+    most_bytes = limit + 1 if content_length is None else content_length
     body = bytearray()
-    for piece in _read_pieces(request.environ["wsgi.input"], content_length):
-        body += piece
-        if len(body) > limit:
-            raise body_too_large(limit)
-    return bytes(body)
-
-
-def _read_pieces(stream: IO[bytes], content_length: int | None) -> Iterator[bytes]:
-    """Yield the body as it arrives. Do not read beyond the body, because some servers
-    would wait for more bytes.
-
-    Raises InvalidRequest if the body ends before its declared length, or the server
-    could not read it.
-    """
-    left_bytes = sys.maxsize if content_length is None else content_length
+    stream = request.environ["wsgi.input"]
     try:
-        while left_bytes and (piece := stream.read(min(_PIECE_BYTES, left_bytes))):
-            left_bytes -= len(piece)
-            yield piece
+        # Some servers would wait for more bytes than the body has.
+        while piece := stream.read(min(_PIECE_BYTES, most_bytes - len(body))):
+            body += piece
     except OSError:
         raise InvalidRequest(TORN_BODY) from None
-    if content_length is not None and left_bytes:
+    if len(body) > limit:
+        raise body_too_large(limit)
+    if content_length is not None and len(body) < content_length:
         raise InvalidRequest(
-            f"only {content_length - left_bytes} of the {content_length} bytes of the body arrived "
-            "in time",
+            f"only {len(body)} of the {content_length} bytes of the body arrived in time",
         )
-
-
-def _hold_back(
-    pieces: Generator[bytes, None, None],
-    limit: int,
-) -> Generator[bytes, None, None]:
-    """Yield the response in parts of more than `limit` bytes, and the remaining bytes
-    at its end.
-
-    Most clients send everything before they read, and a WSGI server cannot read while
-    its send is blocked.
-    """
-    held = bytearray()
-    try:
-        for piece in pieces:
-            held += piece
-            if len(held) > limit:
-                yield bytes(held)
-                held.clear()
-    except BrokenResponse:
-        yield bytes(held)
-        raise BrokenPipeError(errno.EPIPE, "the response ended with an error") from None
-    yield bytes(held)
-
-
-class NameConverter(BaseConverter):
-    """A part of a TensorFlow Serving path, in which a colon ends a name."""
-
-    regex = "[^/:]+"
-
-
-def register_blueprints(app: ServerApp) -> None:
-    """Register onnxserve's routes, then the blueprints of other distributions. Log
-    blueprints that cannot be loaded.
-    """
-    app.url_map.converters["name"] = NameConverter
-    app.url_map.merge_slashes = False
-    blueprint = Blueprint(BLUEPRINT, __name__)
-    for number, route in enumerate(routes.ROUTES):
-        if route.is_direct:
-            continue
-        placeholder = "<name:{}>" if route.path.startswith("/v1/") else "<{}>"
-        rules = routes.expand_path(route.path, placeholder)
-        names = dict.fromkeys(re.findall(r"<(?:name:)?(\w+)>", "".join(rules)))
-        view = partial(_view, app.server, route, names)
-        for rule in rules:
-            blueprint.add_url_rule(
-                rule,
-                f"route-{number}",
-                view,
-                provide_automatic_options=False,
-                methods=[route.method],
-                # Also accept /v2/, as in V2's OpenAPI document.
-                strict_slashes=route.path != "/v2",
-            )
-    app.register_blueprint(blueprint)
-    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
-        try:
-            app.register_blueprint(entry.load())
-        except Exception:
-            logger.exception("the blueprint %s (%s) cannot be used", entry.name, entry.value)
-
-
-def _view(
-    server: Server,
-    route: routes.Route,
-    keywords: dict[str, None],
-    **names: str,
-) -> Response:
-    """Authenticate the caller, and call the view of a route. `names` are the names in
-    the path; a keyword that is missing in the path is None.
-    """
-    if route.need is not None:
-        endpoint = None
-        if not route.is_server_wide:
-            endpoint = names.get("endpoint") or server.repository.default_endpoint
-        server.auth.identify(g.raw_request, route.need, endpoint)
-    request = decode_body(g.raw_request, server.max_body_bytes)
-    response = route.view(server, request, **(keywords | names))
-    return flask_response(encode_body(request, response))
+    return bytes(body)
 
 
 def flask_response(response: RawResponse) -> Response:

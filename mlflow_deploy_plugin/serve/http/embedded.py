@@ -52,9 +52,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PAGES = re.compile(r"/(?:docs|requests|pages/.*|endpoints/[^/]+(?:/docs|/requests)?)?")
-"""The paths of the pages, which are not served here, because links in the pages do not
-contain the mount prefix.
-"""
 _TICK_SECONDS = 0.05
 _AGENT_END_SECONDS = 30.0
 
@@ -86,7 +83,6 @@ class EmbeddedModel:
         wait_seconds: float,
     ) -> None:
         self._held = ExitStack()
-        self._has_pages = follow is None
         self._process = os.getpid()
         atexit.register(self.close)
         try:
@@ -111,7 +107,7 @@ class EmbeddedModel:
                 _wait(deadline, f"the model was not loaded {limit}")
             if reason := server.repository.not_ready_reason():
                 raise DeploymentFailed(reason)
-            self.app = ServerApp(server)
+            self.app = ServerApp(server) if follow is None else MountedApp(server)
         except BaseException:
             self.close()
             raise
@@ -125,13 +121,17 @@ class EmbeddedModel:
             self._held.close()
         atexit.unregister(self.close)
 
+
+class MountedApp(ServerApp):
+    """A server without the pages, because their links do not contain the mount
+    prefix.
+    """
+
     def handle(self, raw: RawRequest) -> RawResponse:
-        """Answer a request, whose path does not contain the mount prefix. Never
-        raises.
-        """
-        if not self._has_pages and (response := _no_page(raw.path)):
-            return response
-        return self.app.handle(raw)
+        if _PAGES.fullmatch(raw.path):
+            message = "an embedded model has no pages; use `onnxserve serve` for pages"
+            return error_response(raw.path, 404, "ENDPOINT_NOT_FOUND", message)
+        return super().handle(raw)
 
 
 class _AgentKeeper:
@@ -199,9 +199,6 @@ class WsgiApp:
         start_response: "StartResponse",
     ) -> Iterable[bytes]:
         path = environ.get("PATH_INFO") or "/"
-        if response := _no_page(path):
-            start_response("404 NOT FOUND", [("Content-Type", response.content_type)])
-            return [response.body]
         # RAW_URI as gunicorn
         target = {
             "SCRIPT_NAME": "",
@@ -247,8 +244,19 @@ class AsgiApp:
         if len(body) > limit:
             response = exception_response(path, body_too_large(limit))
         else:
-            raw = _make_request(scope, path, body)
-            response = await loop.run_in_executor(self._threads, self._model.handle, raw)
+            client = scope.get("client") or [""]
+            raw = RawRequest(
+                scope["method"],
+                path,
+                {
+                    name.decode("latin-1").lower(): value.decode("latin-1")
+                    for name, value in scope["headers"]
+                },
+                body,
+                client[0],
+                scope.get("query_string", b"").decode("latin-1"),
+            )
+            response = await loop.run_in_executor(self._threads, self._model.app.handle, raw)
         headers = _encode_headers(response)
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         if response.pieces is not None:
@@ -296,15 +304,6 @@ async def _receive_body(receive: _Receive, limit: int) -> bytes | None:
     return b"".join(pieces)
 
 
-def _make_request(scope: Message, path: str, body: bytes) -> RawRequest:
-    headers = {
-        name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
-    }
-    host, *_ = scope.get("client") or ("",)
-    query = scope.get("query_string", b"").decode("latin-1")
-    return RawRequest(scope["method"], path, headers, body, host, query)
-
-
 def _encode_headers(response: RawResponse) -> list[tuple[bytes, bytes]]:
     """Return the header fields for ASGI. A streamed body has no length, and a 204
     neither a length nor a type.
@@ -315,20 +314,8 @@ def _encode_headers(response: RawResponse) -> list[tuple[bytes, bytes]]:
         if response.pieces is None:
             fields["Content-Length"] = str(len(response.body))
     return [
-        (
-            name.lower().encode("latin-1"),
-            value.encode("latin-1"),
-        )
-        for name, value in fields.items()
+        (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()
     ]
-
-
-def _no_page(path: str) -> RawResponse | None:
-    """Return the response for the path of a page; None for other paths."""
-    message = "an embedded model has no pages; use `onnxserve serve` for pages"
-    if _PAGES.fullmatch(path):
-        return error_response(path, 404, "ENDPOINT_NOT_FOUND", message)
-    return None
 
 
 def _wait(deadline: float, message: str) -> None:

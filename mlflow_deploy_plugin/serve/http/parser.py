@@ -3,7 +3,9 @@
 
 Ambiguous requests are rejected (RFC 9112, sections 2 to 7, and gunicorn's rules), to
 prevent request smuggling. Parsed heads are cached: a cached head takes 0.6 µs, parsing
-takes 5 µs here and 4.5 µs with httptools.
+takes 5 µs here and 4.5 µs with httptools. httptools accepts 34 of the 74 heads and
+bodies that `tests/serve/corpus/heads.py` demands to refuse, and does not tell where a
+body in chunks ends; with our checks around it, it has 4 % fewer tokens.
 """
 
 import re

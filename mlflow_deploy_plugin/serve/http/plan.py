@@ -3,7 +3,7 @@
 A plan decides once everything that is the same for all requests to a path (protocol,
 rates, tracer, cache, shadows, sticky key, batcher, deadline). A request that its plan
 does not cover, or that fails in the plan, is handled by the general path
-(`routes.handle_direct`), which creates all error responses. A plan intentionally
+(`routes.handle_route`), which creates all error responses. A plan intentionally
 repeats the rules of `pipeline.infer`, because each saved call shortens every request.
 Change a rule in both modules; `tests/serve/http/test_plan.py` compares them.
 """
@@ -17,7 +17,6 @@ from mlflow_deploy_plugin.core.errors import pass_exit
 from mlflow_deploy_plugin.core.statedir.models import KeyEntry
 from mlflow_deploy_plugin.serve.http.encodings import COMPRESSED_FROM_BYTES, encode_body
 from mlflow_deploy_plugin.serve.http.responses import RawResponse, header_fields
-from mlflow_deploy_plugin.serve.inference.limits import RequestLimits
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest, new_id, request_id
 from mlflow_deploy_plugin.serve.observability.metrics import CapturedRows
@@ -44,20 +43,6 @@ the caller's id.
 """
 _Encoded = tuple[bytes, str, Mapping[str, str] | None]
 """The body, its content type, and the headers of its format."""
-_Admit = Callable[[RawRequest], KeyEntry | None]
-_Record = Callable[
-    [
-        RawRequest,
-        int,
-        float,
-        float,
-        str,
-        str,
-        Feeds,
-        dict[str, Array],
-    ],
-    None,
-]
 _Respond = Callable[[RawRequest, _Encoded, str, str], RawResponse]
 _Decode = Callable[[Mapping[str, str], bytes], _Decoded]
 
@@ -91,9 +76,17 @@ class PlanTable:
         answer.
         """
         plan = self._plans.get(request.path)
-        if plan is not None and request.method == "POST":
+        if plan is None or request.method != "POST":
+            return None
+        limits = self._server.limits
+        if not limits.has_places:
             return plan(request)
-        return None
+        if not limits.take_place():
+            return None
+        try:
+            return plan(request)
+        finally:
+            limits.release()
 
     def covers(self, path: str) -> bool:
         """Return True if the path has a plan, so that an ONNX model in this worker
@@ -123,10 +116,7 @@ class PlanTable:
                     continue
                 path = path.replace("NAME", endpoint)
                 if path not in self._server.cloud.paths:
-                    plan = self._compose_choice(served.answering, protocol)
-                    if self._server.limits.has_places:
-                        plan = _within_places(plan, self._server.limits)
-                    plans[path] = plan
+                    plans[path] = self._compose_choice(served.answering, protocol)
         self._plans = plans
 
     def _compose_choice(self, variants: Sequence[ServedVariant], protocol: Protocol) -> Plan:
@@ -149,13 +139,27 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
     """Return the plan of a variant for a protocol, with the steps of `pipeline.infer`
     and `DataPlane.infer`.
     """
-    admit = _compose_admission(server, variant.endpoint)
+    require = server.auth.require if server.auth.is_required else None
+    has_rate = server.limits.has_rate
+    admits = require is not None or has_rate
+    check_rates = server.limits.check_rates
     decode = _compose_decoder(variant, protocol, server.max_body_bytes)
     run = variant.loaded.predictor.run
     predict = variant.loaded.predictor.prediction
     count_key = server.auth.count
     record = _compose_record(server, variant, protocol)
     respond = _compose_response(variant)
+
+    def admit(request: RawRequest) -> KeyEntry | None:
+        """Return the request's key; None if the server needs no keys. Raises the error
+        of a request without access or above a rate.
+        """
+        key = None
+        if require is not None:
+            key = require(request.headers, "infer", variant.endpoint, request.caller)
+        if has_rate or (key is not None and key.limits):
+            check_rates(request, key)
+        return key
 
     def answer(request: RawRequest) -> RawResponse | None:
         """Answer the request; None if the plan does not cover it, or if it fails."""
@@ -168,7 +172,7 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
             return None
         received = time.time_ns() // 1000
         try:
-            key = admit(request) if admit is not None else None
+            key = admit(request) if admits else None
             feeds, encode, given_id = decode(headers, request.body)
             if not feeds:
                 return None
@@ -193,29 +197,9 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
     return answer
 
 
-def _compose_admission(server: Server, endpoint: str) -> _Admit | None:
-    """Return a function that returns the key of a request, and raises the error of a
-    request without access or above a rate; None if the server admits all requests.
-    """
-    require = server.auth.require if server.auth.is_required else None
-    has_rate = server.limits.has_rate
-    check_rates = server.limits.check_rates
-    if require is None and not has_rate:
-        return None
-
-    def admit(request: RawRequest) -> KeyEntry | None:
-        """Return the request's key; None if the server needs no keys."""
-        key = None
-        if require is not None:
-            key = require(request.headers, "infer", endpoint, request.caller)
-        if has_rate or (key is not None and key.limits):
-            check_rates(request, key)
-        return key
-
-    return admit
-
-
-def _compose_record(server: Server, variant: ServedVariant, protocol: Protocol) -> _Record:
+def _compose_record(
+    server: Server, variant: ServedVariant, protocol: Protocol
+) -> Callable[..., None]:
     endpoint = variant.endpoint
     name = variant.name
     captured = variant.captured
@@ -287,25 +271,6 @@ def _compose_response(variant: ServedVariant) -> _Respond:
         return encode_body(request, RawResponse(200, content, content_type, headers))
 
     return respond
-
-
-def _within_places(plan: Plan, limits: RequestLimits) -> Plan:
-    """Return the plan for a server with a limit of concurrent requests; above this
-    limit, the general path answers.
-    """
-
-    def answer(request: RawRequest) -> RawResponse | None:
-        """Answer the request; None if there is no place, or the plan does not cover
-        it.
-        """
-        if not limits.take_place():
-            return None
-        try:
-            return plan(request)
-        finally:
-            limits.release()
-
-    return answer
 
 
 def _compose_decoder(variant: ServedVariant, protocol: Protocol, limit: int) -> _Decode:

@@ -73,9 +73,16 @@ def error_response(
     MLflow.
     """
     document = {"error_code": error_code, "message": message}
-    if path == "/v2" or path.startswith(("/v2/", "/v1/models/")):
+    if has_short_errors(path):
         document = {"error": message}
     return RawResponse(status, dump_json(document), headers=headers or {})
+
+
+def has_short_errors(path: str) -> bool:
+    """Return True if an error of this path has the form of V2 and TensorFlow instead of
+    MLflow's.
+    """
+    return path == "/v2" or path.startswith(("/v2/", "/v1/models/"))
 
 
 def header_fields(headers: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""The table of the HTTP routes, and the dispatch of predictions and health checks.
+"""The table of the HTTP routes, and their dispatch.
 
 In a route's path, `NAME` is an endpoint, `V` a version and `L` a label; a part in
 brackets is optional.
@@ -47,11 +47,9 @@ class Route:
     Attributes:
         operation: the description for OpenAPI.
         protocol: the protocol of a prediction; None for other routes.
-        is_direct: True for a prediction or a health check, which the fast worker
-            answers without Flask.
         need: the scope that a caller needs; None if no key is needed.
-            `RequestContext.admit` checks it for direct routes, `app.py` for all other
-            routes.
+        is_admitted_by_view: True if the view checks the scope
+            (`RequestContext.admit`); otherwise `handle_route` checks it.
         is_server_wide: True if a key for all endpoints is needed. Otherwise, NAME
             defaults to the default endpoint.
     """
@@ -61,8 +59,8 @@ class Route:
     view: View
     operation: Operation
     protocol: Protocol | None = None
-    is_direct: bool = False
     need: Need | None = None
+    is_admitted_by_view: bool = False
     is_server_wide: bool = False
 
 
@@ -84,15 +82,9 @@ def _server_wide(
     return Route(path, method, view, operation, need="read", is_server_wide=True)
 
 
-def _direct(
-    path: str,
-    method: str,
-    view: View,
-    operation: Operation,
-    need: Need | None = None,
-) -> Route:
-    """Return a route that the fast worker answers without Flask."""
-    return Route(path, method, view, operation, is_direct=True, need=need)
+def _explain(path: str) -> Route:
+    operation = operations.EXPLAIN
+    return Route(path, "POST", views.explain, operation, need="infer", is_admitted_by_view=True)
 
 
 def _page(name: str, otherwise: bytes = b"") -> View:
@@ -135,8 +127,8 @@ for _protocol in PROTOCOLS:
                 partial(views.predict, protocol=_protocol),
                 operations.prediction(_protocol),
                 protocol=_protocol,
-                is_direct=True,
                 need="infer",
+                is_admitted_by_view=True,
             ),
         )
 
@@ -147,11 +139,11 @@ ROUTES = (
     _server_wide("/requests", _page("requests"), operations.REQUESTS_PAGE),
     *_asset_routes,
     *_prediction_routes,
-    _direct("/explain", "POST", views.explain, operations.EXPLAIN, "infer"),
+    _explain("/explain"),
     Route("/feedback", "POST", views.feedback, operations.FEEDBACK, need="infer"),
     # MLflow also returns "\n".
-    _direct("/ping", "GET", partial(views.readiness, body=b"\n"), operations.PING),
-    _direct("/health", "GET", _healthy, operations.HEALTH),
+    Route("/ping", "GET", partial(views.readiness, body=b"\n"), operations.PING),
+    Route("/health", "GET", _healthy, operations.HEALTH),
     _server_wide("/version", views.mlflow_version, operations.MLFLOW_VERSION),
     _server_wide("/metrics", views.metrics_page, operations.METRICS),
     _server_wide("/metrics/history", views.metrics_history, operations.METRICS_HISTORY),
@@ -163,19 +155,19 @@ ROUTES = (
     _server_wide("/v1/models", views.v2_document(management.list_models), operations.MODELS),
     _server_wide("/v2/models/stats", _statistics, operations.V2_STATISTICS),
     _server_wide("/v2/repository/index", views.v2_repository_index, operations.V2_INDEX, "POST"),
-    _direct(
+    Route(
         "/v2/health/live",
         "GET",
         lambda *_: RawResponse(200, b'{"live":true}'),
         operations.V2_LIVE,
     ),
-    _direct(
+    Route(
         "/v2/health/ready",
         "GET",
         partial(views.readiness, body=b'{"ready":true}'),
         operations.V2_READY,
     ),
-    _direct("/endpoints/NAME/explain", "POST", views.explain, operations.EXPLAIN, "infer"),
+    _explain("/endpoints/NAME/explain"),
     Route("/endpoints/NAME/feedback", "POST", views.feedback, operations.FEEDBACK, need="infer"),
     _get("/endpoints/NAME/docs", _page("docs"), operations.ENDPOINT_DOCS_PAGE),
     _get("/endpoints/NAME/requests", _page("requests"), operations.ENDPOINT_REQUESTS_PAGE),
@@ -202,7 +194,7 @@ ROUTES = (
         operations.V2_METADATA,
         "describe",
     ),
-    _direct("/v1/models/NAME:explain", "POST", views.explain, operations.EXPLAIN, "infer"),
+    _explain("/v1/models/NAME:explain"),
     _get(_TF_MODEL + "/metadata", views.tf_metadata, operations.TF_METADATA, "describe"),
     _get(_TF_MODEL, views.tf_status, operations.TF_STATUS, "describe"),
 )
@@ -232,8 +224,6 @@ def expand_path(path: str, written: str) -> list[str]:
 _BY_PATH: dict[str, dict[str, Route]] = {}
 _BY_PATTERN: list[tuple[re.Pattern[str], dict[str, Route]]] = []
 for _route in ROUTES:
-    if not _route.is_direct:
-        continue
     if "NAME" in _route.path:
         _part = "[^/:]+" if _route.path.startswith("/v1/") else "[^/]+"
         _path = _route.path.replace(".", r"\.").replace("[", "(?:").replace("]", ")?")
@@ -242,6 +232,7 @@ for _route in ROUTES:
         _BY_PATTERN.append((_pattern, {_route.method: _route}))
     else:
         _BY_PATH.setdefault(_route.path, {})[_route.method] = _route
+_BY_PATH["/v2/"] = _BY_PATH["/v2"]  # as in V2's OpenAPI document
 
 _NOTHING_NAMED: Mapping[str, str] = {}
 
@@ -265,7 +256,7 @@ def handle_request_async(
 
     Return True if `done`, which must not raise, is called once with the response in any
     thread. Return False if the request was not started; the caller must then use
-    `handle_direct` in a thread.
+    `handle_route` in a thread.
     """
     if (
         server.tracer
@@ -292,9 +283,9 @@ def handle_request_async(
     return infer_async(server, request, finish, route.protocol, **parameters)
 
 
-def handle_direct(server: Server, request: RawRequest) -> RawResponse | None:
-    """Answer a prediction or a health check; return None for other paths. Log
-    unexpected errors, and never raise.
+def handle_route(server: Server, request: RawRequest) -> RawResponse | None:
+    """Authenticate and answer a request to a route of the table; return None for other
+    paths. Log unexpected errors, and never raise.
     """
     path = request.path
     routes, parameters = _match(path)
@@ -303,10 +294,10 @@ def handle_direct(server: Server, request: RawRequest) -> RawResponse | None:
         routes = {}
         parameters = _NOTHING_NAMED
         if path == server.cloud.health_route:
-            routes["GET"] = _get(path, _healthy, operations.HEALTH)
+            routes["GET"] = Route(path, "GET", _healthy, operations.HEALTH)
         if path == server.cloud.predict_route:
             operation = operations.prediction(INVOCATIONS)
-            routes["POST"] = Route(path, "POST", views.vertex_predict, operation, need="infer")
+            routes["POST"] = Route(path, "POST", views.vertex_predict, operation)
     if not routes:
         return None
     method = "GET" if request.method == "HEAD" else request.method
@@ -314,6 +305,11 @@ def handle_direct(server: Server, request: RawRequest) -> RawResponse | None:
     if route is None:
         return method_not_allowed(request, routes)
     try:
+        if route.need is not None and not route.is_admitted_by_view:
+            endpoint = None
+            if not route.is_server_wide:
+                endpoint = parameters.get("endpoint") or server.repository.default_endpoint
+            server.auth.identify(request, route.need, endpoint)
         decoded = decode_body(request, server.max_body_bytes)
         return encode_body(request, route.view(server, decoded, **parameters))
     except BaseException as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
@@ -353,8 +349,8 @@ def method_not_allowed(request: RawRequest, methods: Iterable[str]) -> RawRespon
 
 
 def _match(path: str) -> tuple[dict[str, Route], Mapping[str, str]]:
-    """Return the direct routes of a path by method, and the names in the path; both are
-    empty if no route matches.
+    """Return the routes of a path by method, and the names in the path; both are empty
+    if no route matches.
     """
     if path in _BY_PATH:
         return _BY_PATH[path], _NOTHING_NAMED

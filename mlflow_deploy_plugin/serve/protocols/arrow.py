@@ -84,10 +84,10 @@ def decode(body: bytes, schema: Schema, limit: int) -> Feeds:
             stream,
             options=pa.ipc.IpcReadOptions(use_threads=False),
         )
-        columns = select_columns(reader.schema, schema)
+        names = select_columns(reader.schema, schema)
         table = reader.read_all()
         table.validate()
-        return _feeds(table, columns, schema, limit)
+        return table_feeds(table, schema, limit, names)
     except (
         pa.ArrowException,
         OSError,
@@ -100,22 +100,17 @@ def decode(body: bytes, schema: Schema, limit: int) -> Feeds:
         raise InvalidRequest(f"the body is not a valid Arrow stream: {first_line(error)}") from None
 
 
-def table_feeds(table: "pa.Table", schema: Schema, limit: int) -> Feeds:
-    """Return the feeds in a valid `pyarrow.Table`. Raises BodyTooLarge if it has more
-    than `limit` values, and SchemaMismatch if it does not fit the signature.
-    """
-    return _feeds(table, select_columns(table.schema, schema), schema, limit)
-
-
-def _feeds(
+def table_feeds(
     table: "pa.Table",
-    names_read: list[str],
     schema: Schema,
     limit: int,
+    names_read: list[str] | None = None,
 ) -> Feeds:
-    """Return the feeds in the columns `names_read` of a table. Raises BodyTooLarge
-    above `limit` values, and SchemaMismatch if the values do not fit the signature.
+    """Return the feeds in the columns `names_read` of a valid `pyarrow.Table`; by
+    default, in those of `select_columns`. Raises BodyTooLarge if they have more than
+    `limit` values, and SchemaMismatch if they do not fit the signature.
     """
+    names_read = names_read or select_columns(table.schema, schema)
     _check_value_count(table.num_rows, len(names_read), limit)
     batches = table.to_batches()
     if len(batches) == 1:
@@ -133,19 +128,27 @@ def _feeds(
         pieces = {}
         for name in names_read:
             column = table.column(name)
-            is_joined = pa.types.is_primitive(column.type)
-            pieces[name] = [column.combine_chunks()] if is_joined else column.chunks
+            if pa.types.is_primitive(column.type):
+                pieces[name] = [column.combine_chunks()]
+            else:
+                pieces[name] = column.chunks
     budget = StringBudget(limit)
-    arrays = {}
-    for name in names_read:
-        read = _read_key_column if name in schema.keys else _read_column
-        arrays[name] = read(name, pieces[name], limit, budget)
+    arrays = {
+        name: _read_column(name, pieces[name], limit, budget, name in schema.keys)
+        for name in names_read
+    }
     if table.num_rows == 0:
         raise SchemaMismatch(NO_ROWS)
-    if schema.columns and names_read == _UNNAMED:
-        arrays = _split_array(arrays[""], schema.names)
     if not schema.columns:
         return schema.from_frame(arrays)
+    if names_read == _UNNAMED:
+        rows = arrays[""]
+        if rows.ndim > 2 or rows.size != len(rows) * len(schema.names):
+            raise SchemaMismatch(
+                f"the array has the shape {list(rows.shape)}; [any, {len(schema.names)}] is "
+                "expected, columns in the signature's order",
+            )
+        arrays = dict(zip(schema.names, rows.reshape(len(rows), -1).T, strict=True))
     try:
         return schema.from_columns(arrays)
     except SchemaMismatch:
@@ -153,17 +156,6 @@ def _feeds(
         if null_error := _null_integer(arrays, schema):
             raise null_error from None
         raise
-
-
-def _split_array(array: Array, names: Sequence[str]) -> dict[str, Array]:
-    """Return the columns of an array [N, columns]; an array [N] is a single column."""
-    if array.ndim > 2 or array.size != len(array) * len(names):
-        raise SchemaMismatch(
-            f"the array has the shape {list(array.shape)}; [any, {len(names)}] is expected, "
-            "columns in the signature's order",
-        )
-    columns = array.reshape(len(array), -1).T
-    return dict(zip(names, columns, strict=True))
 
 
 def encode(media: str, prediction: Array | dict[str, Array]) -> bytes:
@@ -266,10 +258,17 @@ def _read_column(
     pieces: "Sequence[pa.Array]",
     limit: int,
     budget: StringBudget,
+    is_key: bool,
 ) -> Array:
     """Return the values of a column that consists of Arrow arrays. Raises
     SchemaMismatch if they have a type, a null or lists that no model accepts.
     """
+    has_gaps = is_key and any(
+        piece.null_count and str(piece.type) in _EXACT_TYPES for piece in pieces
+    )
+    if has_gaps and sum(map(len, pieces)) <= limit:
+        # A null remains None, so that ids keep all digits.
+        return object_array(list(chain.from_iterable(piece.to_pylist() for piece in pieces)))
     converted: dict[tuple[int, ...], pa.Array] = {}
     try:
         parts = [
@@ -282,22 +281,6 @@ def _read_column(
     if parts:
         return np.concatenate(parts)
     return np.empty(0, dtype=object)
-
-
-def _read_key_column(
-    name: str,
-    pieces: "Sequence[pa.Array]",
-    limit: int,
-    budget: StringBudget,
-) -> Array:
-    """Return a column of keys. A null among integers or booleans remains None, so that
-    ids keep all digits.
-    """
-    has_gaps = any(piece.null_count and str(piece.type) in _EXACT_TYPES for piece in pieces)
-    # `_read_column` raises the error if there are too many values.
-    if not has_gaps or sum(map(len, pieces)) > limit:
-        return _read_column(name, pieces, limit, budget)
-    return object_array(list(chain.from_iterable(piece.to_pylist() for piece in pieces)))
 
 
 def _without_views(
@@ -389,12 +372,22 @@ def check_stream_size(messages: "Iterable[pa.ipc.Message]", limit: int) -> None:
             raise BodyTooLarge(
                 f"the Arrow stream has more than {_MOST_MESSAGES} batches; write larger batches",
             )
-        if message.body is not None and message.body.size:
-            body = memoryview(message.body)
-        else:
-            body = memoryview(b"")
+        body = message.body or b""
+        metadata = memoryview(message.metadata)
         try:
-            left_bytes -= _message_bytes(memoryview(message.metadata), body)
+            buffers = _find_compressed_buffers(metadata)
+            if not buffers:
+                left_bytes -= len(body)
+                buffer_count = 0
+            else:  # A vector begins with its length in 4 bytes.
+                buffer_count = _U32.unpack_from(metadata, buffers)[0]
+            for entry in range(buffer_count):
+                offset, length = struct.unpack_from("<qq", metadata, buffers + 4 + 16 * entry)
+                if length > 0:
+                    # A compressed buffer begins with its decompressed length in 8
+                    # bytes; -1 means that it is not compressed.
+                    declared = _I64.unpack_from(body, max(0, offset))[0]
+                    left_bytes -= length if declared < 0 else declared
         except (struct.error, IndexError):
             raise InvalidRequest(
                 "the body is not a valid Arrow stream: a message is truncated",
@@ -403,25 +396,6 @@ def check_stream_size(messages: "Iterable[pa.ipc.Message]", limit: int) -> None:
             raise BodyTooLarge(
                 f"the table is larger than this server's limit of {limit} bytes when decompressed",
             )
-
-
-def _message_bytes(metadata: memoryview, body: memoryview) -> int:
-    """Return the size of a message's buffers. A compressed buffer begins with its
-    decompressed length in 8 bytes; -1 means that it is not compressed.
-    """
-    buffers = _find_compressed_buffers(metadata)
-    if not buffers:
-        return len(body)
-    total_bytes = 0
-    # A vector begins with its length in 4 bytes; an entry has an offset and a length.
-    for entry in range(_U32.unpack_from(metadata, buffers)[0]):
-        offset, length = struct.unpack_from("<qq", metadata, buffers + 4 + 16 * entry)
-        if length > 0:
-            declared = _I64.unpack_from(body, max(0, offset))[0]
-            if declared < 0:
-                declared = length
-            total_bytes += declared
-    return total_bytes
 
 
 def _find_compressed_buffers(metadata: memoryview) -> int:

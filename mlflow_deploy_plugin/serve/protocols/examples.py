@@ -4,7 +4,6 @@ The example is the first rows of the model's own input example, or a row of zero
 large tensor has no example.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -15,7 +14,6 @@ from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES, INPUT_EXAMPLE
 from mlflow_deploy_plugin.serve.protocols import mlflow
 from mlflow_deploy_plugin.serve.protocols.content import JSON, load_json
-from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.serve.variants import LoadedVersion
 
@@ -52,7 +50,26 @@ class Example:
 
 
 def example_of(loaded: LoadedVersion) -> Example:
-    return _read_example(loaded) or _make_zeros(loaded.predictor.schema)
+    """Return the model's own example, or a row of zeros and placeholder strings; an
+    empty example if the row would be too large.
+    """
+    if example := _read_example(loaded):
+        return example
+    schema = loaded.predictor.schema
+    if schema.columns:
+        blanks = {
+            column.name: [_BLANKS.get(COLUMN_TYPES.get(column.type, "str"), 0)]
+            for column in schema.columns
+        }
+        return Example(blanks, rows=1)
+    shapes = [tuple(map(abs, tensor.shape)) for tensor in schema.tensors]  # A free size is -1.
+    if not shapes or any(0 in shape for shape in shapes) or sum(map(prod, shapes)) > MAX_VALUES:
+        return Example()
+    values = {}
+    for tensor, shape in zip(schema.tensors, shapes, strict=True):
+        blank = _BLANKS.get(tensor.dtype, 0)
+        values[tensor.name] = np.full(shape, blank, dtype=object).tolist()
+    return Example(values, rows=shapes[0][0] if schema.has_rows else 1)
 
 
 def invocations_example(schema: Schema, example: Example) -> Document:
@@ -99,8 +116,9 @@ def _read_example(loaded: LoadedVersion) -> Example | None:
         split = document.get("dataframe_split") if isinstance(document, dict) else None
         if schema.columns and isinstance(split, dict) and isinstance(split.get("columns"), list):
             data = split["data"][:MAX_ROWS]
-            names = map(str, split["columns"])
-            columns = dict(zip(names, zip(*data, strict=True), strict=True))
+            columns = dict(
+                zip(map(str, split["columns"]), zip(*data, strict=True), strict=True),
+            )
             values = {name: list(columns[name]) for name in schema.names if name in columns}
             return Example(values, len(data), is_own=True) if values and data else None
         arrays = schema.to_columns(mlflow.decode(JSON, text, schema))
@@ -108,17 +126,11 @@ def _read_example(loaded: LoadedVersion) -> Example | None:
         # The example fits the model, because the warm-up used it, but it cannot be
         # displayed.
         return None
-    return _first_values(arrays, schema)
-
-
-def _first_values(arrays: Mapping[str, Array], schema: Schema) -> Example | None:
-    """Return the first rows of columns or tensors, or None if they are too large."""
     rows = 1
     if schema.has_rows:
-        per_row = sum(array[:1].size for array in arrays.values())
         rows = min(
             MAX_ROWS,
-            MAX_VALUES // max(per_row, 1),
+            MAX_VALUES // max(sum(array[:1].size for array in arrays.values()), 1),
             *map(len, arrays.values()),
         )
         arrays = {name: array[:rows] for name, array in arrays.items()}
@@ -135,24 +147,3 @@ def _plain_lists(value: Any) -> Any:
     if isinstance(value, float) and value != value:
         return None
     return value
-
-
-def _make_zeros(schema: Schema) -> Example:
-    """Return a row of zeros and placeholder strings, or an empty example if the row
-    would be too large.
-    """
-    if schema.columns:
-        dtypes = {column.name: COLUMN_TYPES.get(column.type, "str") for column in schema.columns}
-        return Example(
-            {name: [_BLANKS.get(dtype, 0)] for name, dtype in dtypes.items()},
-            rows=1,
-        )
-    shapes = [tuple(map(abs, tensor.shape)) for tensor in schema.tensors]  # A free size is -1.
-    if not shapes or any(0 in shape for shape in shapes) or sum(map(prod, shapes)) > MAX_VALUES:
-        return Example()
-    values = {}
-    for tensor, shape in zip(schema.tensors, shapes, strict=True):
-        blank = _BLANKS.get(tensor.dtype, 0)
-        values[tensor.name] = np.full(shape, blank, dtype=object).tolist()
-    rows = shapes[0][0] if schema.has_rows else 1
-    return Example(values, rows)

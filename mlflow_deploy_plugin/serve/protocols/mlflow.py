@@ -73,9 +73,26 @@ def decode(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
     four fields, and SchemaMismatch if it does not fit the signature.
     """
     media = media_type(content_type, _ACCEPTED)
-    parameters = _read_parameters(content_type or "", media) if content_type != media else {}
+    has_header = True
+    for parameter in (content_type or "").split(";")[1:]:
+        name, _, value = parameter.lower().partition("=")
+        name = name.strip(_AROUND_PARAMETER)
+        value = value.strip(_AROUND_PARAMETER)
+        if name == "header" and media == CSV:
+            if value not in ("present", "absent"):
+                raise UnsupportedMediaType(
+                    f"the Content-Type has header={value[:40]!r}; present or absent is expected",
+                )
+            has_header = value == "present"
+        elif name and name != "charset":
+            # Another parameter, such as MLflow 1's `format=pandas-split`, would change
+            # the meaning.
+            supported = "only charset and header are" if media == CSV else "only charset is"
+            raise UnsupportedMediaType(
+                f"the Content-Type has the parameter {name[:40]!r}; {supported} supported",
+            )
     if media == CSV:
-        return read_csv(body, schema, parameters.get("header") != "absent")
+        return read_csv(body, schema, has_header)
     if (feeds := read_large_feeds(body, schema)) is not None:
         return feeds
     document = load_json(body)
@@ -124,32 +141,6 @@ def encode(prediction: Array | dict[str, Array]) -> bytes:
     records.
     """
     return dump_json({"predictions": prediction})
-
-
-def _read_parameters(content_type: str, media: str) -> dict[str, str]:
-    """Return the content type's parameters: `charset`, and for CSV
-    `header=present|absent` (RFC 4180).
-
-    Raises UnsupportedMediaType for other parameters, such as MLflow 1's
-    `format=pandas-split`, which would change the meaning.
-    """
-    parameters: dict[str, str] = {}
-    for parameter in content_type.split(";")[1:]:
-        name, _, value = parameter.lower().partition("=")
-        name = name.strip(_AROUND_PARAMETER)
-        value = value.strip(_AROUND_PARAMETER)
-        if name == "header" and media == CSV:
-            if value not in ("present", "absent"):
-                raise UnsupportedMediaType(
-                    f"the Content-Type has header={value[:40]!r}; present or absent is expected",
-                )
-        elif name and name != "charset":
-            supported = "only charset and header are" if media == CSV else "only charset is"
-            raise UnsupportedMediaType(
-                f"the Content-Type has the parameter {name[:40]!r}; {supported} supported",
-            )
-        parameters[name] = value
-    return parameters
 
 
 def _decode_split(value: object, schema: Schema) -> Feeds:
@@ -286,7 +277,13 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
     if numbers := _read_floats(header, rows, schema):
         del rows
         return schema.from_rows(header, numbers)
-    columns = _read_columns(header, rows, schema)
+    if schema.columns:
+        types: dict[str, str] = {column.name: column.type for column in schema.columns}
+    else:  # All fields have the type of the tensor.
+        dtype = schema.tensors[0].dtype if schema.tensors else "str"
+        types = dict.fromkeys(header, dtype) | dict.fromkeys(schema.keys, "str")
+    fields = zip(header, zip(*rows, strict=True), strict=False)
+    columns = [read_column(name, types, texts) for name, texts in fields]
     del rows  # Free the texts, which take ten times the memory of the body.
     return schema.from_rows(header, list(zip(*columns, strict=True)))
 
@@ -343,27 +340,10 @@ def _read_floats(
     an empty list.
     """
     if schema.columns and _FLOATS.issuperset(map(schema.dtypes.get, header)):
-        with suppress(ValueError):  # `_read_columns` reports bad values.
+        with suppress(ValueError):  # `read_column` reports bad values.
             if "_" not in "".join(chain.from_iterable(rows)):
                 return [list(map(float, fields)) for fields in rows]
     return []
-
-
-def _read_columns(
-    header: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    schema: Schema,
-) -> list[list[object]]:
-    """Return the values of each column, which have the types of the signature. Raises
-    SchemaMismatch if a field does not have its column's type.
-    """
-    if schema.columns:
-        types: dict[str, str] = {column.name: column.type for column in schema.columns}
-    else:  # All fields have the type of the tensor.
-        dtype = schema.tensors[0].dtype if schema.tensors else "str"
-        types = dict.fromkeys(header, dtype) | dict.fromkeys(schema.keys, "str")
-    texts = zip(*rows, strict=True)
-    return [read_column(name, types, fields) for name, fields in zip(header, texts, strict=False)]
 
 
 def check_separator(body: bytes, names: Collection[str]) -> None:

@@ -41,7 +41,7 @@ from mlflow_deploy_plugin.serve.protocols.schemas import (
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
-from mlflow_deploy_plugin.serve.variants import ServedVariant
+from mlflow_deploy_plugin.serve.variants import LoadedVersion, ServedVariant
 
 _MOST_PROBABILITIES = 4_000_000
 """The maximum number of named probabilities per response. Each takes 105 bytes of
@@ -152,9 +152,7 @@ def encode_record(variant: ServedVariant, response: InferResponse) -> EncodedRes
     answer: dict[str, Any] = {"prediction": prediction}
     if probabilities is not None:
         answer["probabilities"] = probabilities[0]
-    return EncodedResponse(
-        dump_json({**answer, "model": loaded.model, "model_version": loaded.version}),
-    )
+    return _with_version(answer, loaded)
 
 
 def encode_records(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
@@ -169,9 +167,12 @@ def encode_records(variant: ServedVariant, response: InferResponse) -> EncodedRe
         answer["probabilities"] = probabilities
     has_rows = loaded.predictor.schema.has_rows
     answer["count"] = len(outputs[artifact.prediction[0]]) if has_rows else 1
-    return EncodedResponse(
-        dump_json({**answer, "model": loaded.model, "model_version": loaded.version}),
-    )
+    return _with_version(answer, loaded)
+
+
+def _with_version(answer: dict[str, Any], loaded: LoadedVersion) -> EncodedResponse:
+    answer |= {"model": loaded.model, "model_version": loaded.version}
+    return EncodedResponse(dump_json(answer))
 
 
 def _select_predictions(

@@ -37,7 +37,7 @@ from mlflow_deploy_plugin.serve.protocols.schemas import (
     unnamed_schemas,
 )
 from mlflow_deploy_plugin.serve.runtime.artifact import INTEGERS, Artifact
-from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
+from mlflow_deploy_plugin.serve.runtime.feeds import Feeds
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.serve.runtime.values import short_repr
 from mlflow_deploy_plugin.serve.variants import ServedVariant
@@ -45,6 +45,8 @@ from mlflow_deploy_plugin.serve.variants import ServedVariant
 TAG = "TensorFlow Serving"
 SIGNATURE = "serving_default"
 
+_Described = tuple[str, str, tuple[int, ...]]
+"""The name, the numpy dtype and the shape of a tensor."""
 _DEEPEST = 32
 _DTYPES = {
     "float16": "DT_HALF",
@@ -94,30 +96,6 @@ def decode(body: bytes, schema: Schema) -> tuple[Feeds, bool]:
     return schema.from_array(inputs), False
 
 
-def encode(
-    is_by_row: bool,
-    artifact: Artifact,
-    outputs: Mapping[str, Array],
-) -> bytes:
-    """Return `{"predictions": …}` for rows or `{"outputs": …}` for columns. A single
-    output is not named.
-
-    Raises SchemaMismatch if the response must be by row and an output does not have one
-    value per row.
-    """
-    arrays = {
-        output.name: outputs[output.name] for output in artifact.outputs if output.dtype in _DTYPES
-    }
-    arrays = arrays or dict(outputs)
-    field = "predictions" if is_by_row else "outputs"
-    if len(arrays) == 1:
-        (array,) = arrays.values()
-        return dump_json({field: array})
-    if is_by_row:
-        return dump_json({field: rows_of(arrays)})
-    return dump_json({field: arrays})
-
-
 def decode_base64(document: Mapping[str, object]) -> dict[str, Any]:
     """Return the document with each `{"b64": …}` in it replaced by its text.
 
@@ -153,26 +131,24 @@ def metadata(endpoint: str, version: str, artifact: Artifact, schema: Schema) ->
     """Return the body of `GET /v1/models/NAME/metadata`: the inputs and outputs of
     `:predict`.
     """
+    inputs: list[_Described]
     if schema.columns:
-        inputs = {
-            column.name: _tensor_info(
-                column.name,
-                COLUMN_TYPES[column.type],
-                (-1,),
-            )
-            for column in schema.columns
-        }
+        inputs = [(column.name, COLUMN_TYPES[column.type], (-1,)) for column in schema.columns]
     else:
-        tensors = {tensor.name or schema.inputs[0].name: tensor for tensor in schema.tensors}
-        inputs = {
-            name: _tensor_info(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()
-        }
-    outputs = {
-        output.name: _tensor_info(output.name, output.dtype, output.shape)
+        inputs = [
+            (tensor.name or schema.inputs[0].name, tensor.dtype, tensor.shape)
+            for tensor in schema.tensors
+        ]
+    outputs = [
+        (output.name, output.dtype, output.shape)
         for output in artifact.outputs
         if output.dtype in _DTYPES
+    ]
+    signature = {
+        "inputs": _tensor_infos(inputs),
+        "outputs": _tensor_infos(outputs),
+        "method_name": "tensorflow/serving/predict",
     }
-    signature = {"inputs": inputs, "outputs": outputs, "method_name": "tensorflow/serving/predict"}
     return dump_json(
         {
             "model_spec": {"name": endpoint, "signature_name": "", "version": version},
@@ -181,20 +157,19 @@ def metadata(endpoint: str, version: str, artifact: Artifact, schema: Schema) ->
     )
 
 
-def _tensor_info(
-    name: str,
-    dtype: str,
-    shape: Sequence[int],
-) -> dict[str, object]:
-    """Return a TensorInfo in protobuf's JSON format, in which 64-bit integers are
-    strings.
+def _tensor_infos(tensors: list[_Described]) -> dict[str, object]:
+    """Return each tensor's TensorInfo in protobuf's JSON format, in which 64-bit
+    integers are strings.
     """
-    dimensions = [{"size": str(size), "name": ""} for size in shape]
-    return {
-        "dtype": _DTYPES.get(dtype, "DT_INVALID"),
-        "tensor_shape": {"dim": dimensions, "unknown_rank": False},
-        "name": name,
-    }
+    infos: dict[str, object] = {}
+    for name, dtype, shape in tensors:
+        dimensions = [{"size": str(size), "name": ""} for size in shape]
+        infos[name] = {
+            "dtype": _DTYPES.get(dtype, "DT_INVALID"),
+            "tensor_shape": {"dim": dimensions, "unknown_rank": False},
+            "name": name,
+        }
+    return infos
 
 
 def tfserving_schema(schema: Schema) -> JsonSchema:
@@ -235,9 +210,22 @@ def _decode_tfserving(
     feeds, is_by_row = decode(body, variant.schema)
 
     def respond(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
-        return EncodedResponse(
-            encode(is_by_row, variant.loaded.predictor.artifact, response.outputs),
-        )
+        """Return `{"predictions": …}` for rows or `{"outputs": …}` for columns. A
+        single output is not named.
+        """
+        outputs = response.outputs
+        names = [
+            output.name
+            for output in variant.loaded.predictor.artifact.outputs
+            if output.dtype in _DTYPES
+        ]
+        arrays = {name: outputs[name] for name in names or outputs}
+        answer: object = arrays
+        if len(arrays) == 1:
+            (answer,) = arrays.values()
+        elif is_by_row:
+            answer = rows_of(arrays)
+        return EncodedResponse(dump_json({"predictions" if is_by_row else "outputs": answer}))
 
     return DecodedRequest(feeds, respond)
 

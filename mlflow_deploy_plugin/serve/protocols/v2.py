@@ -395,11 +395,17 @@ def bind_tensors(
             if array.shape[1:] != (1,):
                 raise head.mismatch(" is used as a column; the shape [N] or [N, 1] is expected")
             array = array.reshape(-1)
-        is_text = array.dtype.kind == "O" and name not in target.binary_columns
-        if is_text and head.content_type == "base64":  # A null or empty element remains.
-            texts = [value and base64_text(value, f"{head}: an element") for value in array.flat]
-            array = np.array(texts, dtype=object).reshape(array.shape)
         data[name] = array
+        if (
+            array.dtype.kind == "O"
+            and head.content_type == "base64"
+            and name not in target.binary_columns
+        ):
+            data[name] = np.array(
+                # A null or empty element remains.
+                [value and base64_text(value, f"{head}: an element") for value in array.flat],
+                dtype=object,
+            ).reshape(array.shape)
     return target.from_columns(data)
 
 

@@ -7,7 +7,7 @@ elements.
 
 import base64
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, product
 from math import prod
 from typing import Any, NamedTuple
@@ -188,7 +188,12 @@ def from_json(head: TensorHeader, data: object) -> Array:
         values = data
         types = set(map(type, data))
         if list in types:
-            values = _flatten(head, data)
+            level: list[Any] = [data]
+            for size in head.shape:
+                if level and (set(map(type, level)) != {list} or set(map(len, level)) != {size}):
+                    raise head.mismatch(" is ragged, or is not nested as its shape")
+                level = list(chain.from_iterable(level))
+            values = level
             types = set(map(type, values))
         _check_count(head, len(values))
         if not types <= _JSON_TYPES[dtype.kind]:
@@ -230,9 +235,7 @@ def from_binary(head: TensorHeader, data: memoryview, is_binary: bool = False) -
     """
     dtype = _DTYPES[head.datatype]
     if dtype.kind == "O":
-        strings = _read_strings(head, data, is_binary)
-        _check_count(head, len(strings))
-        return np.array(strings, dtype=object).reshape(head.shape)
+        return from_texts(head, _split_strings(head, data), is_binary)
     expected_bytes = prod(head.shape) * dtype.itemsize
     if len(data) != expected_bytes:
         raise head.mismatch(f" has {len(data)} bytes of data; its shape requires {expected_bytes}")
@@ -245,28 +248,42 @@ def from_binary(head: TensorHeader, data: memoryview, is_binary: bool = False) -
     return array if array.flags.aligned else array.copy()
 
 
-def _read_strings(head: TensorHeader, data: memoryview, is_binary: bool) -> list[str]:
-    """Return strings that are each preceded by their length in 4 bytes, as base64 if
-    `is_binary`. Raises SchemaMismatch if a string is truncated or not UTF-8.
+def _split_strings(head: TensorHeader, data: memoryview) -> Iterator[memoryview]:
+    """Yield strings that are each preceded by their length in 4 bytes. Raises
+    SchemaMismatch if a string is truncated.
     """
-    strings: list[str] = []
     start = 0
     end = len(data)
+    count = 0
     while start < end:
         text = start + _LENGTH.size
         length = _LENGTH.unpack_from(data, start)[0] if text <= end else end
         start = text + length
         if start > end:
-            raise head.mismatch(f": the data ends within element {len(strings)}")
-        element = data[text:start]
+            raise head.mismatch(f": the data ends within element {count}")
+        yield data[text:start]
+        count += 1
+
+
+def from_texts(
+    head: TensorHeader,
+    elements: Iterable[bytes | memoryview],
+    is_binary: bool,
+) -> Array:
+    """Return the array of a tensor of strings, as base64 if `is_binary`. Raises
+    SchemaMismatch if a string is not UTF-8, or their number does not match the shape.
+    """
+    texts: list[str] = []
+    for element in elements:
         if is_binary:
-            strings.append(base64.b64encode(element).decode())
+            texts.append(base64.b64encode(element).decode())
             continue
         try:
-            strings.append(str(element, "utf-8"))
+            texts.append(str(element, "utf-8"))
         except UnicodeDecodeError:
-            raise head.mismatch(f": element {len(strings)} is not valid UTF-8") from None
-    return strings
+            raise head.mismatch(f": element {len(texts)} is not valid UTF-8") from None
+    _check_count(head, len(texts))
+    return np.array(texts, dtype=object).reshape(head.shape)
 
 
 def to_binary(array: Array) -> bytes:
@@ -285,15 +302,3 @@ def to_binary(array: Array) -> bytes:
 def _check_count(head: TensorHeader, count: int) -> None:
     if prod(head.shape) != count:
         raise head.mismatch(f" has {count} elements; its shape requires {prod(head.shape)}")
-
-
-def _flatten(head: TensorHeader, data: list[Any]) -> Sequence[object]:
-    """Return the elements of lists that are nested as the tensor's shape. Raises
-    SchemaMismatch for any other nesting.
-    """
-    level = [data]
-    for size in head.shape:
-        if level and (set(map(type, level)) != {list} or set(map(len, level)) != {size}):
-            raise head.mismatch(" is ragged, or is not nested as its shape")
-        level = list(chain.from_iterable(level))
-    return level

@@ -20,8 +20,6 @@ from tests.support.servers import Serve, one_endpoint
 
 PATIENCE_SECONDS = 1.0
 JSON = {"host": "localhost", "content-type": "application/json"}
-LINE = b"[1, 2, 3]\n"
-LINES = JSON | {"content-type": "application/jsonl", "transfer-encoding": "chunked"}
 
 
 class SlowBody(io.BytesIO):
@@ -122,45 +120,3 @@ def test_a_body_that_ends_before_its_length_is_refused(
     assert status == 400
     assert json.loads(body)["error_code"] == "BAD_REQUEST"
     assert str(len(ROW)) in json.loads(body)["message"]
-
-
-@pytest.mark.parametrize(
-    ("limit", "is_read_to_its_end"),
-    [(2000, False), (10_000_000, True)],
-)
-def test_a_stream_is_answered_once_its_answer_is_above_the_limit_or_its_body_has_ended(
-    serve_here: Serve,
-    bias_folders: dict[str, Path],
-    limit: int,
-    is_read_to_its_end: bool,
-) -> None:
-    app = ServerApp(serve_here(one_endpoint(bias_folders["1"]), {"max_body_bytes": limit}))
-    body = io.BytesIO(LINE * 100_000)
-    pieces = iter(
-        run_wsgi_app(
-            app,
-            wsgi_environ("POST", "/invocations", LINES, body),
-        )[0]
-    )
-    first = next(pieces)
-    assert (body.tell() == len(body.getbuffer())) is is_read_to_its_end
-    assert (first + b"".join(pieces)).count(b"[1006.0]\n") == 100_000
-
-
-def test_a_stream_that_fails_late_names_the_line_and_breaks_off(
-    serve_here: Serve,
-    bias_folders: dict[str, Path],
-) -> None:
-    app = ServerApp(serve_here(one_endpoint(bias_folders["1"])))
-    body = io.BytesIO(LINE * 20_000 + b"[1, 2]\n")
-    sent: list[bytes] = []
-    with pytest.raises(BrokenPipeError):
-        sent.extend(
-            run_wsgi_app(
-                app,
-                wsgi_environ("POST", "/invocations", LINES, body),
-            )[0]
-        )
-    last = json.loads(b"".join(sent).splitlines()[-1])
-    assert last["error_code"] == "BAD_REQUEST"
-    assert "line 20001" in last["message"]

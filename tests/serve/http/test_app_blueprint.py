@@ -1,6 +1,4 @@
-"""Flask's part of the HTTP surface: its rules, and the blueprints of other
-distributions.
-"""
+"""Flask's part of the HTTP surface: the blueprints of other distributions."""
 
 import os
 import re

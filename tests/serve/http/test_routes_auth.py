@@ -151,7 +151,7 @@ def test_a_refusal_is_the_same_for_names_that_are_served_and_names_that_are_not(
             refusal = answer(route, template, "nix", "nix")
             may_ask = key == "only-e" and "{" not in template
             assert refusal[0] == (403 if caller and key != "wrong" else 401) or may_ask, template
-            if route.is_direct or not may_ask:
+            if route.is_admitted_by_view or not may_ask:
                 answers = [answer(route, template, "f", choice) for choice in ("2", "w", "nix")]
                 assert answers == [refusal] * 3, template
 

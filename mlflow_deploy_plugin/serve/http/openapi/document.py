@@ -2,7 +2,6 @@
 and versions.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from urllib.parse import quote
 from mlflow_deploy_plugin.core.errors import NotReady
 from mlflow_deploy_plugin.core.version import __version__
 from mlflow_deploy_plugin.serve.http.openapi.operations import HTML, Operation
-from mlflow_deploy_plugin.serve.http.responses import error_response
+from mlflow_deploy_plugin.serve.http.responses import has_short_errors
 from mlflow_deploy_plugin.serve.http.routes import list_routes
 from mlflow_deploy_plugin.serve.inference.auth import scopes_for
 from mlflow_deploy_plugin.serve.inference.server import Server
@@ -20,7 +19,7 @@ from mlflow_deploy_plugin.serve.protocols import examples, schemas
 from mlflow_deploy_plugin.serve.protocols.content import EVENTS, JSON
 from mlflow_deploy_plugin.serve.protocols.examples import Example
 from mlflow_deploy_plugin.serve.protocols.protocol import Bodies, RequestBody
-from mlflow_deploy_plugin.serve.protocols.schemas import JsonSchema
+from mlflow_deploy_plugin.serve.protocols.schemas import STRING, JsonSchema
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.serve.variants import ServedEndpoint, ServedVariant
@@ -53,12 +52,18 @@ _ERRORS = {
     503: "no loaded version can answer",
     504: "the response was not ready before its deadline",
 }
-_ERROR_FORMS = {"error_mlflow": "/", "error_v2": "/v2"}
-"""The forms of errors, each with an example of a path that uses the form."""
-_PATH_ERROR = "error_of_path"
-"""The form of errors of a path with a version or a label. Without a protocol, the error
-has MLflow's form.
-"""
+
+
+def _reference(name: str) -> JsonSchema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+_ERROR_FORMS: JsonSchema = {
+    "error_mlflow": schemas.object_schema({"error_code": STRING, "message": STRING}),
+    "error_v2": schemas.object_schema({"error": STRING}),
+    # A path with a version or a label may be refused before its protocol is known.
+    "error_of_path": {"anyOf": [_reference("error_v2"), _reference("error_mlflow")]},
+}
 _RFC_3339 = r"^[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-][01][0-9]:[0-5][0-9])$"  # noqa: E501
 _REQUEST_HEADERS = {
     "X-Request-Id": ({"type": "string"}, "is repeated in the response and in the logs"),
@@ -134,7 +139,11 @@ def document(
         if served.answering
     ]
     default = next(
-        (entry for entry in answering if entry.endpoint == server.repository.default_endpoint),
+        (
+            described
+            for described in answering
+            if described.endpoint == server.repository.default_endpoint
+        ),
         None,
     )
     if only is None and default is not None and len(answering) > MAX_ENDPOINTS:
@@ -165,10 +174,7 @@ def document(
             "type": "mutualTLS",
             "description": "of an authority that the server trusts",
         }
-    components: JsonSchema = {}
-    for name, path in _ERROR_FORMS.items():
-        components[name] = _with_references(_error_schema(path), "", components)
-    components[_PATH_ERROR] = {"anyOf": [_reference("error_v2"), _reference("error_mlflow")]}
+    components = dict(_ERROR_FORMS)
     security = {"securitySchemes": schemes} if schemes else {}
     return {
         "openapi": "3.1.0",
@@ -246,10 +252,6 @@ def _with_references(schema: JsonSchema, prefix: str, components: JsonSchema) ->
     return _reference(name)
 
 
-def _reference(name: str) -> JsonSchema:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
 def _operation_object(
     operation: Operation,
     path: str,
@@ -262,7 +264,15 @@ def _operation_object(
     `errors` are the statuses of errors in addition to those of the operation. The
     schemas to which the operation refers are added to `components`.
     """
-    parameters = _path_parameters(path, described)
+    parameters: list[JsonSchema] = []
+    if described is not None:
+        for name, values in (
+            ("version", described.served.versions),
+            ("label", described.served.variants),
+        ):
+            if f"{{{name}}}" in path:  # The values are those that the endpoint has now.
+                schema = {"type": "string", "enum": list(values)}
+                parameters.append({"name": name, "in": "path", "required": True, "schema": schema})
     errors = {*operation.errors, *errors}
     if "{" in path:
         errors.add(400)
@@ -300,21 +310,6 @@ def _operation_object(
         content = _content(operation.request, described, components)
         document["requestBody"] = {"required": operation.needs_body, "content": content}
     return document
-
-
-def _path_parameters(path: str, described: DescribedEndpoint | None) -> list[JsonSchema]:
-    """Return the parameters for the version and the label in a path, with the values
-    that the endpoint has now.
-    """
-    if described is None:
-        return []
-    served = described.served
-    parameters = []
-    for name, values in (("version", served.versions), ("label", served.variants)):
-        if f"{{{name}}}" in path:
-            schema = {"type": "string", "enum": list(values)}
-            parameters.append({"name": name, "in": "path", "required": True, "schema": schema})
-    return parameters
 
 
 def _content(
@@ -358,12 +353,10 @@ def _error_object(path: str, status: int, operation: Operation) -> JsonSchema:
             "description": _ERRORS[status],
             "content": {media: {"schema": body} for media, body in HTML.items()},
         }
-    schema_of_path = _error_schema(path)
-    form = next(
-        name for name, example in _ERROR_FORMS.items() if _error_schema(example) == schema_of_path
-    )
     if status == 400 and "{" in path:
-        form = _PATH_ERROR
+        form = "error_of_path"
+    else:
+        form = "error_v2" if has_short_errors(path) else "error_mlflow"
     error: JsonSchema = {
         "description": _ERRORS[status],
         "content": {JSON: {"schema": _reference(form)}},
@@ -371,9 +364,3 @@ def _error_object(path: str, status: int, operation: Operation) -> JsonSchema:
     if status == 429:
         error["headers"] = {"Retry-After": {"schema": {"type": "string"}, "description": "seconds"}}
     return error
-
-
-def _error_schema(path: str) -> JsonSchema:
-    """Return the schema of an error of this path; all its fields are strings."""
-    document = json.loads(error_response(path, 400, "", "").body)
-    return schemas.object_schema(dict.fromkeys(document, schemas.STRING))

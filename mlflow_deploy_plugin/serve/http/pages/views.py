@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import cache, lru_cache, partial
+from functools import cache, partial
 from ipaddress import ip_address, ip_network
 from itertools import islice, pairwise
 from pathlib import Path
@@ -92,6 +92,7 @@ _TAIL_BYTES = 1024 * 1024
 """The page reads the newest segments, and decodes only their ends. Earlier requests are
 shown without values.
 """
+_ORIGIN = ("status", "endpoint", "variant", "version", "protocol")
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 _read_file = cache(Path.read_bytes)
 
@@ -118,27 +119,18 @@ def _root(request: RawRequest) -> str:
     # Two slashes at the start would lead to another host.
     if not sent or not _PREFIX.fullmatch(sent):
         return ""
-    if _is_trusted(request.client, os.environ.get("FORWARDED_ALLOW_IPS", _TRUSTED_PROXIES)):
-        return sent
-    return ""
-
-
-@lru_cache(1000)
-def _is_trusted(address: str, trusted: str) -> bool:
-    """Return True if the address is in a list of addresses and networks, as in
-    gunicorn's `forwarded_allow_ips`.
-    """
+    trusted = os.environ.get("FORWARDED_ALLOW_IPS", _TRUSTED_PROXIES)
     networks = [entry.strip() for entry in trusted.split(",")]
     if "*" in networks:
-        return True
+        return sent
     with suppress(ValueError):  # A Unix socket has no address.
-        peer = ip_address(address.partition("%")[0])
+        peer = ip_address(request.client.partition("%")[0])
         peer = getattr(peer, "ipv4_mapped", None) or peer
         for network in networks:
             with suppress(ValueError):
                 if peer in ip_network(network, strict=False):
-                    return True
-    return False
+                    return sent
+    return ""
 
 
 def _try_values(
@@ -193,7 +185,9 @@ def _docs_values(
         "why_no_fields": subject.artifact.undescribed,
         "outputs": subject.artifact.outputs,
         "snippets": snippets(base, path, subject.endpoint, schema, example, takes_keys),
-        "groups": _group_operations(document.document(server, only=subject.endpoint)),
+        "openapi": document.document(server, only=subject.endpoint),
+        "tags": TAGS,
+        "json_text": _json_text,
     }
 
 
@@ -222,16 +216,24 @@ def _page(
     key = server.auth.known(request)
     allowed = key.endpoints if key is not None else ()
     endpoints = [name for name in server.repository.table if not allowed or name in allowed]
-    html = _TEMPLATES.get_template(template).render(
-        onnxserve_version=__version__,
-        root=_root(request),
+    response = _render(
+        template,
+        request,
         subject=subject,
         artifact=subject.artifact if subject else None,
         variants=subject.served.answering if subject else (),
         endpoints=endpoints[:_MOST_ENDPOINTS],
         **template_values,
     )
-    return RawResponse(status, html.encode(), _HTML, dict(HEADERS))
+    response.status = status
+    return response
+
+
+def _render(template: str, request: RawRequest, **values: Any) -> RawResponse:
+    html = _TEMPLATES.get_template(template).render(
+        onnxserve_version=__version__, root=_root(request), **values
+    )
+    return RawResponse(200, html.encode(), _HTML, dict(HEADERS))
 
 
 def _requests(server: Server, request: RawRequest, endpoint: str | None) -> RawResponse:
@@ -265,14 +267,7 @@ def _requests(server: Server, request: RawRequest, endpoint: str | None) -> RawR
     if "text/" not in request.headers.get("accept", "text/html"):
         return RawResponse(200, dump_json(document), headers={"Cache-Control": "no-store"})
     subject = {"endpoint": endpoint} if endpoint else None
-    template = _TEMPLATES.get_template("requests.html")
-    html = template.render(
-        onnxserve_version=__version__,
-        root=_root(request),
-        subject=subject,
-        **document,
-    )
-    return RawResponse(200, html.encode(), _HTML, dict(HEADERS))
+    return _render("requests.html", request, subject=subject, **document)
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,28 +275,27 @@ class _Captured:
     """A captured request.
 
     Attributes:
-        event_time: the time that the caller has sent, in microseconds since 1970 (UTC);
-            None if it has sent no time.
+        event_time: the time that the caller has sent, as text; empty if it has sent no
+            time.
         values: the first row, as short texts by column of the log.
         keys: the values of the business ids by column, one per row.
     """
 
-    event_time: int | None
+    event_time: str
     values: Mapping[str, str | None]
     keys: Mapping[str, Array]
-
-    @property
-    def event_text(self) -> str:
-        return "" if self.event_time is None else _time_text(self.event_time)
 
     def is_found(self, text: str) -> bool:
         """Return True if the text is one of the business ids, or the beginning of the
         event time (at least a day).
         """
         day = text.rstrip("Z").replace(" ", "T")
-        if _DAY.match(text) and self.event_text.startswith(day):
+        if _DAY.match(text) and self.event_time.startswith(day):
             return True
         return any(text in map(as_text, array.flat) for array in self.keys.values())
+
+
+_NOT_CAPTURED = _Captured(event_time="", values={}, keys={})
 
 
 def _request_rows(
@@ -313,15 +307,19 @@ def _request_rows(
     """Return the requests as JSON, or only those that `find` finds: a prediction id, a
     business id or the beginning of an event time; "" finds all.
     """
+    captured_by_id: dict[str, _Captured] = {}
     if shows_values:
-        captured_by_id = _read_captured(server, {row[4].encode() for row in recent})
-    else:
-        captured_by_id = {}
+        # A worker writes two segments at a time: the second is for its shadows.
+        segment_count = min(2 * server.spec.workers, _MOST_SEGMENTS)
+        for segment in segments(server.repository.state_dir / SPOOL)[-segment_count:]:
+            with suppress(OSError):  # The agent may have removed the segment.
+                for batch in read_last_batches(segment, _TAIL_BYTES):
+                    if not batch.is_shadow and batch.rows:
+                        captured_by_id |= _select_requests(batch, {row[4] for row in recent})
     rows = []
     for row in recent:
-        prediction_id = row[4]
-        captured = captured_by_id.get(prediction_id.encode())
-        if find in ("", prediction_id) or (captured is not None and captured.is_found(find)):
+        captured = captured_by_id.get(row[4], _NOT_CAPTURED)
+        if find in ("", row[4]) or captured.is_found(find):
             rows.append(_request_row(row, captured, shows_values))
     return rows[:_MOST_REQUESTS]
 
@@ -332,86 +330,59 @@ def _time_text(microseconds: int) -> str:
 
 def _request_row(
     recent: RecentRequest,
-    captured: _Captured | None,
+    captured: _Captured,
     shows_values: bool,
 ) -> dict[str, Any]:
     """Return a request as JSON, with the first row of a captured request. Strangers see
     no path, id or message.
     """
-    (status, *names), arrived, seconds, rows, prediction_id, code, message = recent
-    origin = dict(
-        zip(
-            ("endpoint", "variant", "version", "protocol"),
-            names,
-            strict=True,
-        )
-    )
-    captured = captured or _Captured(event_time=None, values={}, keys={})
-    if not shows_values:
-        origin["protocol"] = origin["protocol"].partition(" ")[0]
-        prediction_id = ""
-        message = ""
-    elif code and not captured.values:
-        prediction_id = ""
-    values = {}
-    predictions = {}
-    for name, text in captured.values.items():
-        if is_prediction(name):
-            predictions[name] = text
-        elif not code:  # A failed request has only its message.
-            values[name] = text
-    return {
+    origin, arrived, seconds, rows, prediction_id, code, message = recent
+    values = captured.values.items()
+    document: dict[str, Any] = {
         "time": _time_text(arrived),
-        "event_time": captured.event_text,
-        "status": status,
+        "event_time": captured.event_time,
+        **dict(zip(_ORIGIN, origin, strict=True)),
         "milliseconds": round(seconds * 1000, 3),
-        **origin,
         "rows": rows or None,
         "prediction_id": prediction_id,
         "error_code": code,
         "message": message or captured.values.get("_message") or "",
         "keys": {name: _short(array[0]) for name, array in captured.keys.items()},
-        "values": values,
-        "predictions": predictions,
+        # A failed request has only its message.
+        "values": {name: text for name, text in values if not (code or is_prediction(name))},
+        "predictions": {name: text for name, text in values if is_prediction(name)},
     }
+    if not (shows_values and (captured.values or not code)):
+        document["prediction_id"] = ""
+    if not shows_values:
+        document["protocol"] = document["protocol"].partition(" ")[0]
+        document["message"] = ""
+    return document
 
 
-def _read_captured(server: Server, ids: set[bytes]) -> dict[bytes, _Captured]:
-    captured: dict[bytes, _Captured] = {}
-    # A worker writes two segments at a time: the second is for its shadows.
-    segment_count = min(2 * server.spec.workers, _MOST_SEGMENTS)
-    for segment in segments(server.repository.state_dir / SPOOL)[-segment_count:]:
-        with suppress(OSError):  # The agent may have removed the segment.
-            for batch in read_last_batches(segment, _TAIL_BYTES):
-                if not batch.is_shadow and batch.rows:
-                    captured |= _select_requests(batch, ids)
-    return captured
-
-
-def _select_requests(batch: CapturedBatch, ids: set[bytes]) -> dict[bytes, _Captured]:
+def _select_requests(batch: CapturedBatch, ids: set[str]) -> dict[str, _Captured]:
     """Return the requests of a batch with these prediction ids, by id."""
     columns: Mapping[str, Array] = batch.outputs
     if not batch.is_failed:  # A failed batch has only its messages.
         model = batch.model
-        shown = to_log_columns(model.schema, model.prediction, batch.feeds, batch.outputs)
-        columns = shown | batch.masked
-    shown_columns = dict(islice(columns.items(), _MOST_COLUMNS))
-    keys = {name: columns[name] for name in batch.model.keys if name in columns}
+        columns = to_log_columns(model.schema, model.prediction, batch.feeds, batch.outputs)
+        columns = columns | batch.masked
     content = batch.prediction_ids.content.tobytes()
     captured = {}
     for index, (begin, end) in enumerate(pairwise(batch.prediction_ids.bounds.tolist())):
-        if content[begin:end] not in ids:
+        prediction_id = content[begin:end].decode("ascii", "replace")
+        if prediction_id not in ids:
             continue
-        first = index * batch.rows
-        # Without a time from the caller, the log has the time of the request.
-        is_dated = batch.event_times[index] != batch.received_times[index]
-        captured[content[begin:end]] = _Captured(
-            event_time=int(batch.event_times[index]) if is_dated else None,
-            values={
-                name: _short(array[first], _prediction_text if is_prediction(name) else as_text)
-                for name, array in shown_columns.items()
+        rows = slice(index * batch.rows, (index + 1) * batch.rows)
+        event_time = batch.event_times[index]
+        captured[prediction_id] = _Captured(
+            # Without a time from the caller, the log has the time of the request.
+            "" if event_time == batch.received_times[index] else _time_text(int(event_time)),
+            {
+                name: _short(array[rows][0], _prediction_text if is_prediction(name) else as_text)
+                for name, array in islice(columns.items(), _MOST_COLUMNS)
             },
-            keys={name: array[first : first + batch.rows] for name, array in keys.items()},
+            {name: columns[name][rows] for name in batch.model.keys if name in columns},
         )
     return captured
 
@@ -454,38 +425,6 @@ PAGES: Mapping[str, Callable[[Server, RawRequest, str | None], RawResponse]] = {
 
 def _json_text(body: dict[str, Any]) -> str:
     return dump_json(body).decode() if body else ""
-
-
-def _group_operations(openapi: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Return the texts of the operations by tag, in the order of the page."""
-    groups: dict[str, list[dict[str, Any]]] = {tag: [] for tag in TAGS}
-    for path, operations in openapi["paths"].items():
-        if path.startswith("/pages/"):
-            continue
-        for method, operation in operations.items():
-            row = {"method": method.upper(), "path": path, **_describe_operation(operation)}
-            groups.setdefault(operation["tags"][0], []).append(row)
-    return {tag: rows for tag, rows in groups.items() if rows}
-
-
-def _describe_operation(operation: dict[str, Any]) -> dict[str, Any]:
-    parameters = []
-    for parameter in operation.get("parameters", []):
-        choices = "one of " + ", ".join(parameter["schema"].get("enum", []))
-        description = parameter.get("description") or choices
-        parameters.append((parameter["name"], parameter["in"], description))
-    bodies = {}
-    for media_type, body in operation.get("requestBody", {}).get("content", {}).items():
-        example = body.get("example") or {}
-        bodies[media_type] = example if isinstance(example, str) else _json_text(example)
-    return {
-        "summary": operation["summary"],
-        "parameters": parameters,
-        "bodies": bodies,
-        "responses": [
-            (status, response["description"]) for status, response in operation["responses"].items()
-        ],
-    }
 
 
 Kind = Literal["number", "boolean", "string", "datetime", "tensor"]
@@ -542,9 +481,9 @@ class FormField:
     kind: Kind
     type: str
     words: str
-    is_nullable: bool
-    is_required: bool
-    value: str
+    value: str = ""
+    is_nullable: bool = False
+    is_required: bool = True
     choices: tuple[str, ...] = ()
     picture: ImageInput | None = None
     is_key: bool = False
@@ -571,7 +510,6 @@ def form_fields(
             words="business id, captured with the request and not passed to the model",
             is_nullable=True,
             is_required=False,
-            value="",
             is_key=True,
         )
         for position, name in enumerate(keys)
@@ -660,8 +598,6 @@ def _tensor_field(position: int, tensor: Tensor, schema: Schema, example: Exampl
         kind="tensor",
         type=f"{dtype}, {sizes}",
         words=f"{_words(tensor.dtype)[1]}, {sizes}",
-        is_nullable=False,
-        is_required=True,
         value=example_text,
         picture=image_input(tensor),
     )
@@ -702,63 +638,25 @@ def snippets(
     body = invocations_example(schema, example)
     if not body:
         return {}
-    url = base + path
-    data = shlex.quote(json.dumps(body, ensure_ascii=False))
-    key_option = "  -H 'Authorization: Bearer KEY' \\\n" if takes_keys else ""
-    headers = ", headers={'Authorization': 'Bearer KEY'}" if takes_keys else ""
-    curl = (
-        f"curl {shlex.quote(url)} \\\n  -H 'Content-Type: application/json' \\\n"
-        f"{key_option}  -d {data}"
-    )
-    python = (
-        "import requests\n"
-        "\n"
-        f"body = {body!r}\n"
-        f"response = requests.post({url!r}, json=body{headers}, timeout=30)\n"
-    )
-    answer = '["predictions"]' if mlflow.BODY_FORMS & body.keys() else ""
-    code_by_tool = {"curl": curl, "Python, requests": f"{python}print(response.json(){answer})"}
-    if tensors := v2_example(schema, example):
-        code_by_tool["Python, tritonclient"] = _triton(base, endpoint, tensors, headers)
+    scheme, _, host = base.partition("://")
+    tensors = v2_example(schema, example)
+    code_by_tool = {}
+    for tool in ("curl", "Python, requests", "Python, tritonclient"):
+        if tool != "Python, tritonclient" or tensors:
+            template = _TEMPLATES.get_template(f"{tool.rpartition(' ')[2]}.txt")
+            code_by_tool[tool] = template.render(
+                scheme=scheme,
+                host=host,
+                url=base + path,
+                endpoint=endpoint,
+                body=body,
+                json=json.dumps(body, ensure_ascii=False),
+                has_predictions=bool(mlflow.BODY_FORMS & body.keys()),
+                tensors=tensors.get("inputs"),
+                takes_keys=takes_keys,
+                headers=", headers={'Authorization': 'Bearer KEY'}" if takes_keys else "",
+                dtype_of=dtype_of,
+                quote=shlex.quote,
+                repr=repr,
+            )
     return code_by_tool
-
-
-def _triton(
-    base: str,
-    endpoint: str,
-    body: dict[str, Any],
-    headers: str,
-) -> str:
-    """Return code for tritonclient[http]; only names, shapes and values differ between
-    models.
-    """
-    lines = [
-        "import numpy as np",
-        "from tritonclient.http import InferenceServerClient, InferInput",
-        "",
-        "inputs = []",
-    ]
-    for entry in body["inputs"]:
-        data = repr(entry["data"])
-        if not _has_text(entry["data"]):
-            data = data.replace("None", "np.nan")  # Null among numbers is NaN.
-        values = f"np.array({data}, dtype={dtype_of(entry['datatype']).name!r})"
-        lines += [
-            f"tensor = InferInput({entry['name']!r}, {entry['shape']}, {entry['datatype']!r})",
-            f"tensor.set_data_from_numpy({values})",
-            "inputs.append(tensor)",
-        ]
-    host = base.partition("://")[2]
-    tls_argument = ", ssl=True" if base.startswith("https:") else ""
-    lines += [
-        "",
-        f"client = InferenceServerClient({host!r}{tls_argument})",
-        f"answer = client.infer({endpoint!r}, inputs{headers})",
-        'for output in answer.get_response()["outputs"]:',
-        '    print(output["name"], answer.as_numpy(output["name"]))',
-    ]
-    return "\n".join(lines)
-
-
-def _has_text(values: Any) -> bool:
-    return isinstance(values, str) or (isinstance(values, list) and any(map(_has_text, values)))

@@ -13,7 +13,6 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from enum import Enum, auto
 from typing import Any
 
 from mlflow_deploy_plugin.core.errors import (
@@ -49,7 +48,8 @@ connection.
 _IDLE_CANDIDATES = 16
 _KNOWN_BYTES = 2048
 """The longest head that a connection remembers, because the next request usually has
-the same head.
+the same head. The cache of `parser.read_head` alone would make a small prediction 8 %
+slower.
 """
 _STALE_SECONDS = 0.5
 """The age that `WorkerApp.now` may have on a busy loop; a client may have sent bytes
@@ -57,16 +57,12 @@ since then.
 """
 
 
-class _Phase(Enum):
-    NEW = auto()  # The client has not sent anything yet.
-    IDLE = auto()  # No part of the next request has arrived.
-    RECEIVING = auto()  # A part of a request has arrived.
-    ANSWERING = auto()  # A request is being answered, or a step is scheduled.
-    LINGERING = auto()  # The last response is sent, and received bytes are discarded.
-
-
-# The attribute look-up in `_Phase.IDLE` would take 0.1 µs.
-_NEW, _IDLE, _RECEIVING, _ANSWERING, _LINGERING = _Phase
+# The phases of a connection; the attribute look-up of an Enum would take 0.1 µs.
+_NEW = "new"  # The client has not sent anything yet.
+_IDLE = "idle"  # No part of the next request has arrived.
+_RECEIVING = "receiving"  # A part of a request has arrived.
+_ANSWERING = "answering"  # A request is being answered, or a step is scheduled.
+_LINGERING = "lingering"  # The last response is sent, and received bytes are discarded.
 
 
 class HttpConnection(asyncio.Protocol):
@@ -359,16 +355,29 @@ class HttpConnection(asyncio.Protocol):
         return True
 
     def _advance(self) -> None:
-        """Parse the head that has arrived, then read its body; refuse a request that is
-        invalid or exceeds a limit.
+        """Parse the head that has arrived, then read its body, and answer the request
+        once it is complete; refuse a request that is invalid or exceeds a limit.
         """
         try:
             if self._head is None:
                 self._head, self._buffer = parser.parse_head(self._buffer)
                 if self._head is None and self._buffer != parser.EMPTY_LINE:
                     self._begin()
-            if self._head is not None:
-                self._read_body(self._head)
+            head = self._head
+            body = self._body
+            if head is not None and body is None:
+                body = self._begin_body(head)
+            if head is None or body is None:
+                return
+            bytes_before = len(self._buffer)
+            self._buffer = body.feed(self._buffer)
+            self._count_buffered(body.received)
+            if body.is_whole:
+                self._answer(head, body.content)
+            elif 0 < len(self._buffer) < bytes_before:
+                self._advance_later()
+            elif self._has_eof:
+                raise InvalidRequest(body.missing())
         except OnnxserveError as error:
             self._refuse(error)
 
@@ -395,23 +404,6 @@ class HttpConnection(asyncio.Protocol):
                 self._transport.close()  # The remaining bytes are an incomplete request.
 
         self._loop.call_soon(advance)
-
-    def _read_body(self, head: RequestHead) -> None:
-        """Read the body that has arrived, and answer the request once it is complete.
-        Raises InvalidRequest, BodyTooLarge, NotReady or TooManyRequests.
-        """
-        body = self._body or self._begin_body(head)
-        if body is None:
-            return
-        bytes_before = len(self._buffer)
-        self._buffer = body.feed(self._buffer)
-        self._count_buffered(body.received)
-        if body.is_whole:
-            self._answer(head, body.content)
-        elif 0 < len(self._buffer) < bytes_before:
-            self._advance_later()
-        elif self._has_eof:
-            raise InvalidRequest(body.missing())
 
     def _begin_body(self, head: RequestHead) -> BodyParser | None:
         """Return the parser of a body that arrives in pieces; None if the request is
