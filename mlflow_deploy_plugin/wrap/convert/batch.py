@@ -316,9 +316,8 @@ class Batch:
         if not isinstance(self.data, pd.DataFrame):
             tensors = self.data
             inputs = signature.inputs
-            names = [
-                spec.name for spec in inputs.inputs if spec.name
-            ]  # A single tensor may be unnamed.
+            # A single tensor may be unnamed.
+            names = [spec.name for spec in inputs.inputs if spec.name]
             if not set(names) <= set(tensors):
                 what = "tensors" if inputs.is_tensor_spec() else "columns"
                 if list(tensors) == [""]:
@@ -402,10 +401,8 @@ def column_values(series: pd.Series) -> Array:
     objects. A missing number is NaN, and any other missing value None.
     """
     if isinstance(series.dtype, pd.CategoricalDtype):
-        if not series.hasnans:
-            series = series.astype(series.cat.categories.dtype)
-        else:
-            series = series.astype(object)
+        dtype = object if series.hasnans else series.cat.categories.dtype
+        series = series.astype(dtype)
     if isinstance(series.dtype, np.dtype) and series.dtype.kind in "fiub":
         return series.to_numpy()
     is_number = is_numeric_dtype(series.dtype) and not is_bool_dtype(series.dtype)
@@ -456,10 +453,8 @@ def column_type(series: pd.Series) -> ColumnType:
     """Return MLflow's type of a column. Raises ConversionError if ONNX does not support
     the type.
     """
-    if isinstance(series.dtype, pd.CategoricalDtype):
-        dtype = series.cat.categories.dtype
-    else:
-        dtype = series.dtype
+    is_categorical = isinstance(series.dtype, pd.CategoricalDtype)
+    dtype = series.cat.categories.dtype if is_categorical else series.dtype
     if is_bool_dtype(dtype):
         return "boolean"
     if is_integer_dtype(dtype):

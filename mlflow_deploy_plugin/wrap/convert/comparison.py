@@ -196,25 +196,20 @@ def moved_by_roundings(values: Array, random: np.random.Generator) -> Array:
 
 def _stepped_column(series: pd.Series) -> Iterator[pd.Series]:
     """Yield the column moved down and up by two 32-bit steps, with its own type.
-    Columns that hold other values than numbers yield nothing.
+    Columns that hold other values than numbers, and columns of small integers, yield
+    nothing. An integer that would leave the type is not moved.
     """
     if is_float_dtype(series.dtype):  # The checks include types of pandas and Arrow.
         for values in _stepped(column_values(series)):
             yield pd.Series(values).astype(series.dtype)
-    elif is_integer_dtype(series.dtype):
-        yield from _stepped_integers(series)
-
-
-def _stepped_integers(series: pd.Series) -> Iterator[pd.Series]:
-    """Yield a column of integers moved down and up by whole steps. An integer that
-    would leave the type is not moved, and a column of small integers yields nothing.
-    """
+        return
+    if not is_integer_dtype(series.dtype):
+        return
     numbers = series.to_numpy(np.float64, na_value=np.nan)
     if not (np.abs(numbers) > _EXACT).any():
         return
     # "Int64" and "int64[pyarrow]" hold int64.
-    type_name = str(series.dtype).partition("[")[0].lower()
-    dtype = np.dtype(type_name)
+    dtype = np.dtype(str(series.dtype).partition("[")[0].lower())
     bounds = np.iinfo(dtype)
     # The step of a small integer is below one half, and becomes zero.
     steps = np.rint(_step_sizes(numbers))

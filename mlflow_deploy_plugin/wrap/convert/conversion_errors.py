@@ -4,7 +4,6 @@ import re
 import traceback
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
 
 from mlflow_deploy_plugin.core.errors import ModelError
 from mlflow_deploy_plugin.core.messages import one_line
@@ -125,22 +124,19 @@ def explain_failure(error: BaseException, model: TrainedModel) -> str:
     """
     # The failed part is what skl2onnx was converting, otherwise the part that the error
     # names.
-    failed = _FailedPart()
+    failed: object = None
+    reason = ""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        part = getattr(frame.f_locals.get("operator"), "raw_operator", None)
-        if part:
-            failed = replace(failed, part=part)
+        failed = getattr(frame.f_locals.get("operator"), "raw_operator", None) or failed
         if frame.f_code.co_name == "__dir__":  # An attribute of the estimator raises an error.
-            part = frame.f_locals["self"]
-            kind = f"{type(part).__module__}.{type(part).__qualname__}"
-            failed = _FailedPart(part, f"there is no converter for {kind}")
-    if not failed.part:
+            failed = frame.f_locals["self"]
+            kind = f"{type(failed).__module__}.{type(failed).__qualname__}"
+            reason = f"there is no converter for {kind}"
+    if not failed:
         words = set(re.findall(r"\w+", str(error))) - {"Pipeline"}
         named_parts = (part for _, part in _parts(model) if type(part).__name__ in words)
-        failed = replace(failed, part=next(named_parts, None))
-    if failed.reason:
-        reason = failed.reason
-    else:
+        failed = next(named_parts, None)
+    if not reason:
         cause = error.__cause__ or error  # skl2onnx wraps the error.
         reason = plain_reason(str(cause)) or f"its converter failed with {type(cause).__name__}"
         is_explained = reason in _REASONS.values()
@@ -148,32 +144,15 @@ def explain_failure(error: BaseException, model: TrainedModel) -> str:
             reason = (
                 f"its converter does not support this variant ({type(cause).__name__}: {reason})"
             )
-    return f"{type(model).__name__} cannot be converted to ONNX: {_location(failed, model)}{reason}"
-
-
-@dataclass(frozen=True)
-class _FailedPart:
-    """The part of a model whose conversion failed; None if it is unknown. `reason` is
-    the reason if the part has no converter, otherwise "".
-    """
-
-    part: object = None
-    reason: str = ""
-
-
-def _location(failed: _FailedPart, model: TrainedModel) -> str:
-    """Return the step or class of the failed part, followed by a colon; "" for the
-    model itself or an unknown part.
-    """
-    part = failed.part
-    if part is None or type(part) is type(model):
-        return ""
-    kind = getattr(part, "stands_for", type(part).__name__)
-    for name, candidate in _parts(model):
-        if type(candidate) is type(part):
-            step = " → ".join(name.split("__"))
-            return f"its step {step!r} ({kind}): "
-    return f"its {kind}: "
+    location = ""  # of the model itself, or of an unknown part
+    if failed is not None and type(failed) is not type(model):
+        kind = getattr(failed, "stands_for", type(failed).__name__)
+        location = f"its {kind}: "
+        for name, part in _parts(model):
+            if type(part) is type(failed):
+                location = f"its step {name.replace('__', ' → ')!r} ({kind}): "
+                break
+    return f"{type(model).__name__} cannot be converted to ONNX: {location}{reason}"
 
 
 def plain_reason(text: str) -> str:

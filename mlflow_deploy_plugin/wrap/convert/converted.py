@@ -17,8 +17,6 @@ from onnx import (
     ModelProto,
     NodeProto,
     TensorProto,
-    TensorShapeProto,
-    TypeProto,
     ValueInfoProto,
     helper,
     numpy_helper,
@@ -199,24 +197,21 @@ def bind_graph(
         if not values:
             raise ConversionError(f"the graph has no {kind}, so it cannot be served")
     inputs = [Input(value.name, *served_type(value, original)) for value in fed_inputs(proto.graph)]
-    names = [entry.name for entry in inputs]
-    if batch is None:
-        bound = inputs
-    elif isinstance(batch, pd.DataFrame):
-        bound = _bind_columns(inputs, batch)
-    else:
+    names = {entry.name for entry in inputs}
+    if isinstance(batch, pd.DataFrame):
+        inputs = _bind_columns(inputs, batch)
+    elif batch is not None and set(batch) != names:
         is_unnamed = set(batch) == {""} and len(names) == 1
-        if set(batch) != set(names) and not is_unnamed:
+        if not is_unnamed:
             raise InvalidConfig(
                 f"input_example: its tensors {sorted(batch)} are not the graph's inputs "
                 f"{sorted(names)}"
             )
-        bound = inputs
     served = [value for value in proto.graph.output if value.name != REFUSED_ROWS]
     outputs = tuple(Output(value.name, *served_type(value, original)) for value in served)
     return ConvertedModel(
         proto=proto,
-        inputs=tuple(bound),
+        inputs=tuple(inputs),
         outputs=outputs,
         prediction=tuple(output.name for output in outputs),
         framework=framework,
@@ -302,34 +297,31 @@ def served_type(
     """
     dtype, shape = dtype_and_shape(value)
     if not dtype:
-        raise ConversionError(f"the graph's {value.name!r} is {_describe_unservable(value.type)}")
+        match value.type.WhichOneof("value"):
+            case "sequence_type":
+                described = (
+                    "a sequence of any length, which cannot be served; add a ConcatFromSequence to "
+                    "the graph (SplitToSequence for an input)"
+                )
+            case "optional_type":
+                described = (
+                    "optional, which cannot be served; add an OptionalGetElement to the graph"
+                )
+            case "tensor_type":
+                kind = TensorProto.DataType.Name(value.type.tensor_type.elem_type)
+                described = (
+                    f"a tensor of {kind}, which cannot be served; add a Cast to numbers of 8 to 64 "
+                    "bits, booleans or strings to the graph"
+                )
+            case _:
+                described = "not a tensor, so it cannot be served"
+        raise ConversionError(f"the graph's {value.name!r} is {described}")
     if original is not None and (not shape or shape[0] != -1):
         raise ConversionError(
             f"{value.name!r} has the fixed shape {list(shape)}: its first dimension must be the "
             "batch"
         )
     return dtype, shape
-
-
-def _describe_unservable(kind: TypeProto) -> str:
-    """Describe the type of a value that cannot be served, and name a type that can be
-    served.
-    """
-    match kind.WhichOneof("value"):
-        case "sequence_type":
-            return (
-                "a sequence of any length, which cannot be served; add a ConcatFromSequence to "
-                "the graph (SplitToSequence for an input)"
-            )
-        case "optional_type":
-            return "optional, which cannot be served; add an OptionalGetElement to the graph"
-        case "tensor_type":
-            name = TensorProto.DataType.Name(kind.tensor_type.elem_type)
-            return (
-                f"a tensor of {name}, which cannot be served; add a Cast to numbers of 8 to 64 "
-                "bits, booleans or strings to the graph"
-            )
-    return "not a tensor, so it cannot be served"
 
 
 def rename_values(proto: ModelProto, inputs: list[str], outputs: list[str]) -> ModelProto:
@@ -437,11 +429,11 @@ def dtype_and_shape(value: ValueInfoProto) -> tuple[str, tuple[int, ...]]:
     and shape of a graph input or output. -1 is a free dimension.
     """
     tensor = value.type.tensor_type
-    return DTYPES.get(tensor.elem_type, ""), tuple(map(_size, tensor.shape.dim))
-
-
-def _size(dimension: TensorShapeProto.Dimension) -> int:
-    return max(dimension.dim_value, -1) if dimension.HasField("dim_value") else -1
+    shape = []
+    for dimension in tensor.shape.dim:
+        is_fixed = dimension.HasField("dim_value")
+        shape.append(max(dimension.dim_value, -1) if is_fixed else -1)
+    return DTYPES.get(tensor.elem_type, ""), tuple(shape)
 
 
 class Converter(Protocol):

@@ -134,8 +134,14 @@ def converter_for(model: TrainedModel) -> FrameworkConverter:
         except Exception as error:  # noqa: BLE001 - code of another distribution
             reason = f"{type(error).__name__}: {one_line(error, 300)}"
             _logger.error("the converter %s cannot be used: %s", _described(entry), reason)
-    framework = _framework_of(model)
-    if framework is None:
+    packages = packages_of(model)
+    if is_onnx(model):
+        packages = ["onnx"]
+    elif "torch" in packages and "sentence_transformers" not in packages:
+        # A net without its pipeline reads token ids.
+        packages = [name for name in packages if name != "transformers"]
+    framework = next((name for name in packages if name in _MODULES or name in _NEVER), "")
+    if framework not in _MODULES:
         raise _unknown_framework(f"{type(model).__module__}.{type(model).__qualname__}")
     extra = _MODULES[framework]
     try:
@@ -149,24 +155,6 @@ def converter_for(model: TrainedModel) -> FrameworkConverter:
             f"converting a {framework} model needs {needed}: pip install "
             f"'mlflow-onnxserve[{extra}]'"
         ) from None
-
-
-def _framework_of(model: TrainedModel) -> str | None:
-    """Return the first package of the model's classes that has a converter module, or
-    None without such a package.
-    """
-    if is_onnx(model):
-        return "onnx"
-    packages = packages_of(model)
-    if "torch" in packages and "sentence_transformers" not in packages:
-        # A net without its pipeline reads token ids.
-        packages = [name for name in packages if name != "transformers"]
-    for name in packages:
-        if name in _NEVER:
-            return None
-        if name in _MODULES:
-            return name
-    return None
 
 
 def is_onnx(model: TrainedModel) -> bool:

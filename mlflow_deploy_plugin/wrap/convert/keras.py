@@ -116,7 +116,22 @@ def _export(
     try:
         match keras.backend.backend():  # The other backends may not be installed.
             case "torch":
-                proto = _by_torch(model, arrays, axes, original, legacy)
+                # The exporter needs a module with positional arguments.
+                import torch
+
+                from mlflow_deploy_plugin.wrap.convert.torch import export as export_module
+
+                class Positional(torch.nn.Module):  # type: ignore[misc]
+                    def __init__(self) -> None:
+                        super().__init__()
+                        self.model = model
+
+                    def forward(self, *tensors: keras.KerasTensor) -> tuple[keras.KerasTensor, ...]:
+                        return _call_in_order(self.model, names, *tensors)
+
+                # The exporter's errors contain this name.
+                Positional.__name__ = type(model).__name__
+                proto = export_module(Positional().eval(), arrays, names, axes, original, legacy)
             case "tensorflow":
                 from mlflow_deploy_plugin.wrap.convert.tensorflow import export
 
@@ -155,34 +170,6 @@ def _move_weights(model: keras.Model, random: np.random.Generator) -> Iterator[N
         model.set_weights(weights)
 
 
-def _by_torch(
-    model: keras.Model,
-    arrays: dict[str, Array],
-    axes: DynamicAxes,
-    original: OriginalModel,
-    legacy: bool,
-) -> ModelProto:
-    """Return the graph from torch's exporter, which needs a module with positional
-    arguments.
-    """
-    import torch
-
-    from mlflow_deploy_plugin.wrap.convert.torch import export
-
-    names = list(arrays)
-
-    class Positional(torch.nn.Module):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, *tensors: keras.KerasTensor) -> tuple[keras.KerasTensor, ...]:
-            return _call_in_order(self.model, names, *tensors)
-
-    Positional.__name__ = type(model).__name__  # The exporter's errors contain this name.
-    return export(Positional().eval(), arrays, names, axes, original, legacy)
-
-
 def _by_jax(
     function: TensorFunction, arrays: dict[str, Array], outputs: list[str], axes: DynamicAxes
 ) -> ModelProto:
@@ -192,11 +179,11 @@ def _by_jax(
     import jax
     import jax2onnx
 
-    specs = []
-    for position, (name, array) in enumerate(arrays.items()):
+    specs: list[jax.ShapeDtypeStruct] = []
+    for name, array in arrays.items():
         shape = ["batch", *array.shape[1:]]
         for axis in axes[name]:
-            shape[axis] = f"size_{position}_{axis}"
+            shape[axis] = f"size_{len(specs)}_{axis}"
         dtype = jax.dtypes.canonicalize_dtype(array.dtype)
         specs.append(jax.ShapeDtypeStruct(tuple(shape), dtype))
     with TemporaryDirectory(prefix="onnxserve-") as folder:
@@ -231,23 +218,15 @@ def _names(model: keras.Model, batch: ModelInput) -> list[str]:
     names = [tensor.name for tensor in _inputs(model)]
     is_unnamed = isinstance(batch, pd.DataFrame) or set(batch) == {""}
     if len(names) == 1 or (not names and is_unnamed):
-        return [_single_name(names, batch)]
+        if not is_unnamed:
+            return [str(next(iter(batch)))]
+        # Keras generates names such as `keras_tensor`.
+        chosen = [name for name in names if not name.startswith(("keras_tensor", "input_layer"))]
+        return chosen or [_UNNAMED]
     batch_names = [str(name) for name in batch]
     if names and set(names) != set(batch_names):
         raise InvalidConfig(f"input_example: {batch_names} are not the model's inputs {names}")
     return names or batch_names
-
-
-def _single_name(declared: list[str], batch: ModelInput) -> str:
-    """Return the name of a single input: the batch's, otherwise the model's if the user
-    chose it, otherwise `_UNNAMED`. `declared` is empty if the model has no name.
-    """
-    if not isinstance(batch, pd.DataFrame) and "" not in batch:
-        return str(next(iter(batch)))
-    for name in declared:
-        if not name.startswith(("keras_tensor", "input_layer")):  # Keras generates these names.
-            return name
-    return _UNNAMED
 
 
 def _arrays(model: keras.Model, batch: ModelInput, names: list[str]) -> dict[str, Array]:

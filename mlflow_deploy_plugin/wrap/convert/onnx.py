@@ -113,7 +113,9 @@ def _replace_maps(proto: ModelProto) -> dict[str, tuple[int | str, ...]]:
                     f"not a valid ONNX model: the ZipMap node {node.name!r} has no classes"
                 )
             labels = helper.get_attribute_value(node.attribute[0])
-            classes[node.output[0]] = tuple(map(_decode, labels))
+            classes[node.output[0]] = tuple(
+                label.decode() if isinstance(label, bytes) else label for label in labels
+            )
             node.CopyFrom(helper.make_node("Identity", node.input, node.output))
     if classes and not any(opset.domain in ("", "ai.onnx") for opset in proto.opset_import):
         # CatBoost omits the domain of Identity.
@@ -125,10 +127,6 @@ def _replace_maps(proto: ModelProto) -> dict[str, tuple[int | str, ...]]:
                 helper.make_tensor_value_info(output.name, onnx.TensorProto.FLOAT, shape)
             )
     return classes
-
-
-def _decode(label: int | bytes) -> int | str:
-    return label.decode() if isinstance(label, bytes) else label
 
 
 def _replace_sequences(proto: ModelProto) -> None:

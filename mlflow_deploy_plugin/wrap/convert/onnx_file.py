@@ -56,7 +56,19 @@ def write_graph(folder: Path, proto: ModelProto) -> dict[str, str]:
     digests = {}
     if has_external_weights(proto):
         graph = _without_weights(proto)
-        digests[DATA_FILE] = _write_weights(folder / DATA_FILE, proto, graph)
+        digest = hashlib.sha256()
+        with (folder / DATA_FILE).open("wb") as file:
+            for weights, entry in zip(
+                proto.graph.initializer, graph.graph.initializer, strict=True
+            ):
+                if entry.data_location == onnx.TensorProto.EXTERNAL:
+                    data = weights.raw_data
+                    entry.external_data.add(key="offset", value=str(file.tell()))
+                    entry.external_data.add(key="length", value=str(len(data)))
+                    for part in (data, bytes(-len(data) % _PAGE)):
+                        file.write(part)
+                        digest.update(part)
+        digests[DATA_FILE] = f"sha256:{digest.hexdigest()}"
         proto = graph
     try:
         content = proto.SerializeToString()
@@ -66,24 +78,6 @@ def write_graph(folder: Path, proto: ModelProto) -> dict[str, str]:
         ) from None
     (folder / ONNX_FILE).write_bytes(content)
     return {ONNX_FILE: f"sha256:{hashlib.sha256(content).hexdigest()}", **digests}
-
-
-def _write_weights(path: Path, proto: ModelProto, slim: ModelProto) -> str:
-    """Write the large initializers to a file, record their positions in the `slim` copy
-    of the model, and return the file's `sha256:…`.
-    """
-    digest = hashlib.sha256()
-    with path.open("wb") as file:
-        for weights, entry in zip(proto.graph.initializer, slim.graph.initializer, strict=True):
-            if entry.data_location == onnx.TensorProto.EXTERNAL:
-                offset = file.tell()
-                content = weights.raw_data
-                entry.external_data.add(key="offset", value=str(offset))
-                entry.external_data.add(key="length", value=str(len(content)))
-                for part in (content, bytes(-len(content) % _PAGE)):
-                    file.write(part)
-                    digest.update(part)
-    return f"sha256:{digest.hexdigest()}"
 
 
 def _without_weights(proto: ModelProto) -> ModelProto:

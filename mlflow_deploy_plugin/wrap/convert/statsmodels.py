@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import statsmodels
-from onnx import ModelProto, TensorProto, helper
+from onnx import TensorProto, helper
 from scipy import special
 from skl2onnx.common._topology import Scope
 from statsmodels.base.model import Model
@@ -90,22 +90,15 @@ def _convert(results: TrainedModel, batch: ModelInput) -> ConvertedModel:
         raise ConversionError(
             f"GLM cannot be converted to ONNX: its link {link_name} is not supported in ONNX"
         )
-    link = _INVERSE_LINKS[link_name]
     original = original_model(results)
-    is_table = isinstance(batch, pd.DataFrame)
-    if _has_formula(results) and not is_table:
+    if isinstance(batch, pd.DataFrame):
+        names = [*map(str, batch)]
+    elif _has_formula(results):
         raise InvalidConfig("input_example: the model has a formula; pass a table with its columns")
+    else:
+        names = [""] * batch[""].shape[-1]
     # The call checks the columns.
     converted.call_original(original, Batch(batch).take(slice(0, 1)).data)
-    names = [str(name) for name in batch] if is_table else range(batch[""].shape[-1])
-    proto = _graph(results, link, [*names])
-    return converted.bind_graph(proto, batch, "statsmodels", str(statsmodels.__version__), original)
-
-
-def _graph(
-    results: TrainedModel, link: Callable[[TracedArray], TracedArray], names: list[Any]
-) -> ModelProto:
-    """Return the graph of the linear predictor for the columns `names` and the link."""
     graph = Subgraph(Scope("statsmodels"))
     weights = np.asarray(results.params, dtype=np.float64)
     rows: TracedArray = Traced(graph, "columns", np.ones((SAMPLE_ROWS, len(names))))
@@ -113,12 +106,13 @@ def _graph(
         linear = _formula(results.model, weights, rows, names)
     else:
         linear = rows @ weights
-    answer = link(linear)
+    answer = _INVERSE_LINKS[link_name](linear)
     graph.node("Identity", [answer.name], "prediction")
     body = graph.finish({"columns": _doubles(rows)}, {"prediction": _doubles(answer)})
-    return helper.make_model(
+    proto = helper.make_model(
         body, opset_imports=[helper.make_opsetid("", OPSETS[""])], ir_version=10
     )
+    return converted.bind_graph(proto, batch, "statsmodels", str(statsmodels.__version__), original)
 
 
 def _doubles(array: TracedArray) -> tuple[int, list[Any]]:
@@ -150,9 +144,8 @@ def _formula(model: Model, weights: Array, rows: TracedArray, columns: list[str]
         parts.append(product @ weights[terms])
     if not parts:
         parts = [np.zeros_like(rows[:, :1]) @ weights[:1]]
-    linear = reduce(np.add, parts)
     constants = [term for term in range(len(model.exog_names)) if term not in positions_by_term]
-    return linear + weights[constants].sum(axis=0)
+    return reduce(np.add, parts) + weights[constants].sum(axis=0)
 
 
 def original_model(results: TrainedModel) -> converted.OriginalModel:

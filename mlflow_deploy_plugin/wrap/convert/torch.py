@@ -12,10 +12,10 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -201,24 +201,26 @@ def _mark_unknown_ids(proto: ModelProto) -> ModelProto:
     if not embeddings:
         return proto
     nodes = list(graph.node)
+    input_names = {entry.name for entry in graph.input}
     marks: list[str] = []
+    reasons: dict[str, None] = {}
     del graph.node[:]
     for index, node in enumerate(nodes):
         if index in embeddings:
+            embedding = embeddings[index]
             mark = f"{REFUSED_ROWS}_{len(marks)}"
             marks.append(mark)
-            node.input[1] = _mark_ids(graph, embeddings[index], mark)
+            node.input[1] = _mark_ids(graph, embedding, mark)
+            label = repr(embedding.ids) if embedding.ids in input_names else "an embedding"
+            reasons[f"{label} accepts the ids 0 to {embedding.last}"] = None
         graph.node.append(node)
     graph.node.append(helper.make_node("Sum", marks, [REFUSED_ROWS], REFUSED_ROWS))
     graph.output.append(helper.make_tensor_value_info(REFUSED_ROWS, TensorProto.FLOAT, ["batch"]))
-    input_names = {entry.name for entry in graph.input}
-    reasons = dict.fromkeys(embedding.refusal(input_names) for embedding in embeddings.values())
     helper.set_model_props(proto, {REFUSED_ROWS: ", and ".join(reasons)})
     return proto
 
 
-@dataclass(frozen=True)
-class _Embedding:
+class _Embedding(NamedTuple):
     """A Gather that looks up ids [N, …] in a table.
 
     Attributes:
@@ -233,13 +235,6 @@ class _Embedding:
     kind: int
     last: int
     shape: str
-
-    def refusal(self, input_names: set[str]) -> str:
-        """Return the reason for refusing other ids, with the name of the tensor if it
-        is an input of the graph.
-        """
-        label = repr(self.ids) if self.ids in input_names else "an embedding"
-        return f"{label} accepts the ids 0 to {self.last}"
 
 
 def _find_embeddings(graph: GraphProto) -> dict[int, _Embedding]:
@@ -368,7 +363,21 @@ def _to_onnx(
             options: dict[str, object] = {}
             if not isinstance(model, ExportedProgram):
                 options = _program_options(model, arguments, names, dynamic_axes)
-            return _export_program(model, names, outputs, options)
+            # The default kernels have another tensor layout than the exporter's
+            # decompositions (torch 2.13).
+            with sdpa_kernel(SDPBackend.MATH):
+                program = torch.onnx.export(
+                    model,
+                    input_names=names,
+                    output_names=outputs,
+                    verbose=False,
+                    dynamo=True,
+                    custom_translation_table=_TRANSLATIONS,
+                    **options,
+                )
+            # An output may have the same name as an exporter's value (`var`, `trunc`).
+            NameFixPass()(program.model)
+            return program.model_proto
     except Exception as error:
         raise ConversionError(
             f"{_shown_name(model)} cannot be converted to ONNX: {_export_failure(error)}"
@@ -401,29 +410,6 @@ def _trace(
     return onnx.shape_inference.infer_shapes(onnx.load_from_string(buffer.getvalue()))
 
 
-def _export_program(
-    model: TrainedModel, names: list[str], outputs: list[str], options: dict[str, object]
-) -> ModelProto:
-    """Return the ModelProto of the dynamo exporter. `options` are the arguments of a
-    module and their free axes; a program contains both.
-    """
-    # The default kernels have another tensor layout than the exporter's decompositions
-    # (torch 2.13).
-    with sdpa_kernel(SDPBackend.MATH):
-        program = torch.onnx.export(
-            model,
-            input_names=names,
-            output_names=outputs,
-            verbose=False,
-            dynamo=True,
-            custom_translation_table=_TRANSLATIONS,
-            **options,
-        )
-    # An output may have the same name as an exporter's value (`var`, `trunc`).
-    NameFixPass()(program.model)
-    return program.model_proto
-
-
 def _program_options(
     model: TrainedModel,
     arguments: tuple[torch.Tensor, ...],
@@ -432,8 +418,9 @@ def _program_options(
 ) -> dict[str, object]:
     """Return the arguments of the module and their free axes for torch's exporter."""
     rows = Dim("batch")
-    free_axes = [dict.fromkeys(dynamic_axes.get(name, ()), Dim.DYNAMIC) for name in names]
-    shapes = tuple({0: rows, **axes} for axes in free_axes)
+    shapes = tuple(
+        {0: rows, **dict.fromkeys(dynamic_axes.get(name, ()), Dim.DYNAMIC)} for name in names
+    )
     if _must_be_keywords(model, names):
         return {
             "args": (),
@@ -442,9 +429,8 @@ def _program_options(
         }
     parameters = _signature(model).values()
     is_variadic = any(entry.kind is entry.VAR_POSITIONAL for entry in parameters)
-    if is_variadic:
-        return {"args": arguments, "dynamic_shapes": (shapes,)}
-    return {"args": arguments, "dynamic_shapes": shapes}
+    dynamic_shapes = (shapes,) if is_variadic else shapes
+    return {"args": arguments, "dynamic_shapes": dynamic_shapes}
 
 
 def _export_failure(error: Exception) -> str:

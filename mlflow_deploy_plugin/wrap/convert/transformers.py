@@ -132,39 +132,27 @@ def asked_with(model: TrainedModel, settings: Settings, predict_fn: str) -> Trai
     """
     options = {name: value for name, value in settings.items() if name not in _WITHOUT_EFFECT}
     if isinstance(model, transformers.TextClassificationPipeline):
-        return _pipeline_asked_with(model, options, predict_fn)
+        label_count = options.pop("top_k", 1)
+        if label_count != 1 and predict_fn == "predict":
+            raise ConversionError(
+                f"it is asked with top_k={label_count}, so it returns several labels per text, and "
+                "`predict` of an ONNX form returns one: use --predict-fn predict_proba (in Python "
+                "pyfunc_predict_fn=) for the probabilities of all labels, or log the version "
+                "without top_k"
+            )
+        try:
+            preprocess, _, postprocess = model._sanitize_parameters(**options)
+        except Exception as error:
+            described = ", ".join(f"{name}={value!r}" for name, value in options.items())
+            raise ConversionError(
+                f"its pipeline refuses the arguments {described}: {one_line(error)}"
+            ) from error
+        model._preprocess_params |= preprocess
+        model._postprocess_params |= postprocess
+        return model
     if isinstance(model, SentenceTransformer):
         return _encoder_asked_with(model, options)
     return model  # `forms` refuses such a model.
-
-
-def _pipeline_asked_with(
-    pipeline: TrainedModel, options: dict[str, Any], predict_fn: str
-) -> TrainedModel:
-    """Set the options, except for the number of labels `top_k`, as the defaults of the
-    pipeline, and return the pipeline.
-
-    Raises ConversionError if the pipeline refuses the options, or if `predict` would
-    return several labels.
-    """
-    label_count = options.pop("top_k", 1)
-    if label_count != 1 and predict_fn == "predict":
-        raise ConversionError(
-            f"it is asked with top_k={label_count}, so it returns several labels per text, and "
-            "`predict` of an ONNX form returns one: use --predict-fn predict_proba (in Python "
-            "pyfunc_predict_fn=) for the probabilities of all labels, or log the version without "
-            "top_k"
-        )
-    try:
-        preprocess, _, postprocess = pipeline._sanitize_parameters(**options)
-    except Exception as error:
-        described = ", ".join(f"{name}={value!r}" for name, value in options.items())
-        raise ConversionError(
-            f"its pipeline refuses the arguments {described}: {one_line(error)}"
-        ) from error
-    pipeline._preprocess_params |= preprocess
-    pipeline._postprocess_params |= postprocess
-    return pipeline
 
 
 def _encoder_asked_with(model: TrainedModel, options: dict[str, Any]) -> TrainedModel:

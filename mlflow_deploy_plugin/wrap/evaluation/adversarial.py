@@ -188,7 +188,13 @@ def _losses(truth: Array, predictions: ModelPredictions) -> Array | Refused:
     """
     scores = predictions.prediction
     if predictions.probabilities is not None:
-        return _cross_entropies(truth, predictions.probabilities, list(predictions.classes))
+        labels = truth.tolist()
+        columns = list(predictions.classes) or sorted(set(labels))
+        if len(columns) != predictions.probabilities.shape[1] or not set(labels) <= set(columns):
+            return Refused("the target contains values that are not classes of the model")
+        indices = np.array([columns.index(label) for label in labels])
+        likelihoods = predictions.probabilities[np.arange(len(truth)), indices].astype(np.float64)
+        return np.asarray(-np.log(np.clip(likelihoods, 1e-300, None)))
     if argmax_labels(truth, predictions) is not predictions:  # The predictions are class scores.
         numbers = scores.astype(np.float64) - scores.max(axis=1, keepdims=True)
         log_sums = np.log(np.exp(numbers).sum(axis=1))
@@ -199,19 +205,6 @@ def _losses(truth: Array, predictions: ModelPredictions) -> Array | Refused:
             "target"
         )
     return np.square(scores.astype(np.float64) - truth)
-
-
-def _cross_entropies(truth: Array, probabilities: Array, classes: list[Any]) -> Array | Refused:
-    """Return the cross-entropy of each row, [N], for probabilities [N, C]. Without
-    `classes`, the classes are the values of the target, sorted.
-    """
-    labels = truth.tolist()
-    columns = classes or sorted(set(labels))
-    if len(columns) != probabilities.shape[1] or not set(labels) <= set(columns):
-        return Refused("the target contains values that are not classes of the model")
-    indices = np.array([columns.index(label) for label in labels])
-    likelihoods = probabilities[np.arange(len(truth)), indices].astype(np.float64)
-    return np.asarray(-np.log(np.clip(likelihoods, 1e-300, None)))
 
 
 def torch_gradient(
@@ -261,9 +254,7 @@ def torch_gradient(
     return gradient
 
 
-def torch_original(
-    model: ResolvedModel, folder: Path, original: str = "", has_consent: bool = False
-) -> Any:
+def torch_original(model: ResolvedModel, folder: Path, original: str, has_consent: bool) -> Any:
     """Return the torch module in the model's folder, or the module from which the model
     was made. Return a `Refused` if there is none, if it may not run, or if it cannot be
     loaded. An optimized version has the original of its base.
@@ -360,8 +351,7 @@ def _backward(
         arguments = [torch.stack(columns, dim=1).float()]
     else:  # The tensors are in the order of the parameters of `forward`.
         parameters = inspect.signature(module.forward).parameters
-        named = [leaves[name] for name in parameters if name in leaves]
-        arguments = named or list(leaves.values())
+        arguments = [leaves[name] for name in parameters if name in leaves] or [*leaves.values()]
     answer = module(*arguments)
     while not isinstance(answer, torch.Tensor):  # The first output of a nested result.
         parts = answer.values() if isinstance(answer, dict) else answer

@@ -124,9 +124,9 @@ class RobustnessReport:
         rows. A refused point has neither metric nor loss.
         """
         lines: list[tuple[str, ...]] = [
-            ("disturbance", "strength", self.metric, "loss", "no number", "worst at")
+            ("disturbance", "strength", self.metric, "loss", "no number", "worst at"),
+            ("none", "", f"{self.clean:.4f}", "", "", ""),
         ]
-        lines.append(("none", "", f"{self.clean:.4f}", "", "", ""))
         for point in self.points:
             if point.value is None:
                 cells = ("refused", "")
@@ -272,16 +272,13 @@ def robustness(
             original,
             has_consent=checked is not None,
         )
-        measured = measure_robustness(
-            model, labelled, metric, checked, seed, find_gradient, progress
-        )
-    report = replace(measured, model=model_uri, dataset=source, target=target)
+        report = measure_robustness(model, labelled, metric, checked, seed, find_gradient, progress)
+    report = replace(report, model=model_uri, dataset=source, target=target)
     if run is None:
         return report
     with TemporaryDirectory(prefix="onnxserve-robustness-") as temporary:
         report.save(Path(temporary))
-        logged = run.log(Path(temporary), FOLDER, report.figures())
-        return replace(report, run=logged)
+        return replace(report, run=run.log(Path(temporary), FOLDER, report.figures()))
 
 
 def measure_robustness(
@@ -319,8 +316,9 @@ def measure_robustness(
     points: list[RobustnessPoint] = []
     cannot: dict[str, str] = {}
     notes: list[str] = []
-    defaults = {name: kind.strengths for name, kind in DISTURBANCES.items() if kind.by_default}
-    for name, values in (strengths or defaults).items():
+    if not strengths:
+        strengths = {name: kind.strengths for name, kind in DISTURBANCES.items() if kind.by_default}
+    for name, values in strengths.items():
         changed = sample.rows
         if name == "missing":
             changed, notes = _rows_with_gaps(model, changed)
@@ -332,7 +330,7 @@ def measure_robustness(
         curve = _Curve(name, model, baseline, sample.rows, variants, seed)
         points += map(curve.worst_point, values)
     if not points:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in cannot.items())
+        reasons = "; ".join(map(": ".join, cannot.items()))
         raise InvalidConfig(f"no disturbance can be measured: {reasons}")
     return RobustnessReport(
         model="",
@@ -423,11 +421,11 @@ class _Curve(NamedTuple):
             value = self.baseline.value_of(answers)
         except (SchemaMismatch, InferenceError, InvalidConfig) as error:
             return replace(point, refusal=f"refused: {error.message}")
-        if not math.isfinite(value):
-            reason = f"{self.baseline.metric} is {value}: the answers are not numbers"
-            return replace(point, no_number=answers.no_number, refusal=reason)
-        loss = self.baseline.loss(value)
-        return replace(point, value=value, loss=loss, no_number=answers.no_number)
+        point = replace(point, no_number=answers.no_number)
+        if math.isfinite(value):
+            return replace(point, value=value, loss=self.baseline.loss(value))
+        reason = f"{self.baseline.metric} is {value}: the answers are not numbers"
+        return replace(point, refusal=reason)
 
 
 def _disturber(

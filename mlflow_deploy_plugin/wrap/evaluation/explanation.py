@@ -293,38 +293,28 @@ def explain(
         labelled = None
         if target:
             labelled = labelled_rows(rows, source, target, model.artifact, seed, _LABELLED_ROWS)
-        inputs = {name: values for name, values in rows.items() if name != target}
-        sample = _draw_sample(model, inputs, sample_positions(row_count(rows), max_rows, seed))
-        explained = contributions(model, sample.feeds, max_evals, seed, progress)
-        permuted = _PermutedColumns(metric, [])
+        positions = sample_positions(row_count(rows), max_rows, seed)
+        rows.pop(target, None)
+        feeds = model.schema.from_columns(take_rows(own_columns(model.artifact, rows), positions))
+        explained = contributions(model, feeds, max_evals, seed, progress)
+        losses: list[tuple[float, ...]] = [()] * len(explained.rows.features)
         if labelled is not None:
-            features = explained.rows.features
-            progress(f"permuting {len(features)} columns of {len(labelled.truth):,} rows")
-            permuted = _permutation_importance(
-                load_version(folder), labelled, metric, features, seed
+            progress(f"permuting {len(losses)} columns of {len(labelled.truth):,} rows")
+            metric, losses = _permutation_importance(
+                load_version(folder), labelled, metric, explained.rows.features, seed
             )
-    explanation = _assemble(model_uri, source, sample, explained, permuted, seed)
+    explanation = replace(
+        _assemble(explained, feeds, positions, losses),
+        model=model_uri,
+        dataset=source,
+        metric=metric,
+        seed=seed,
+    )
     if run is None:
         return explanation
     with TemporaryDirectory(prefix="onnxserve-explain-") as temporary:
         explanation.save(Path(temporary))
         return replace(explanation, run=run.log(Path(temporary), EXPLAIN_FOLDER))
-
-
-class _Sample(NamedTuple):
-    """The explained rows, and their positions in the data, [N]."""
-
-    feeds: Feeds
-    positions: Array
-
-
-class _PermutedColumns(NamedTuple):
-    """The metric, and its mean loss and standard deviation per permuted column; empty
-    without labels.
-    """
-
-    metric: MetricName | None
-    losses: list[tuple[float, float]]
 
 
 class Contributions(NamedTuple):
@@ -341,29 +331,21 @@ class Contributions(NamedTuple):
     evals: int | None
 
 
-def _draw_sample(model: OnnxModel, inputs: NamedArrays, positions: Array) -> _Sample:
-    sampled = take_rows(own_columns(model.artifact, inputs), positions)
-    return _Sample(model.schema.from_columns(sampled), positions)
-
-
 def _assemble(
-    model_uri: str,
-    dataset: str,
-    sample: _Sample,
     explained: Contributions,
-    permuted: _PermutedColumns,
-    seed: int,
+    feeds: Feeds,
+    positions: Array,
+    losses: Sequence[tuple[float, ...]],
 ) -> Explanation:
-    """Return the explanation of the rows with finite predictions. Raises InvalidConfig
-    if there are none.
+    """Return the explanation of the rows with finite predictions, without the names of
+    model and dataset. Raises InvalidConfig if there are none.
 
     Args:
-        model_uri: the version, as the user names it.
-        dataset: the name of the data; empty for rows in memory.
-        sample: the explained rows.
-        explained: the contributions to the predictions of the sample.
-        permuted: the losses of the permuted columns.
-        seed: the seed of the sample.
+        explained: the contributions to the predictions of the rows.
+        feeds: the explained rows.
+        positions: the positions of the rows in the data, [N].
+        losses: the mean loss of the metric and its standard deviation per permuted
+            column; empty tuples without labels.
     """
     shap_values = explained.rows
     is_finite = np.isfinite(shap_values.values).all(axis=(1, 2))
@@ -372,33 +354,29 @@ def _assemble(
             f"the model returns no finite numbers for these rows or for {explained.background}"
         )
     values = shap_values.values[is_finite]
-    columns = tuple(feature.name for feature in shap_values.features)
+    data = {feature.name: feature.values(feeds)[is_finite] for feature in shap_values.features}
     means = np.abs(values).mean(axis=(0, 2)).tolist()
-    losses: Sequence[tuple[float, ...]] = permuted.losses or [()] * len(columns)
     importance = [
         ColumnImportance(name, mean, *loss)
-        for name, mean, loss in zip(columns, means, losses, strict=True)
+        for name, mean, loss in zip(data, means, losses, strict=True)
     ]
-    data = {
-        feature.name: feature.values(sample.feeds)[is_finite] for feature in shap_values.features
-    }
     return Explanation(
-        model=model_uri,
-        dataset=dataset,
-        columns=columns,
+        model="",
+        dataset="",
+        columns=tuple(data),
         outputs=tuple(shap_values.outputs),
         values=values,
         base_values=shap_values.base_values,
         data=data,
-        positions=sample.positions[is_finite],
+        positions=positions[is_finite],
         left_out=int(np.sum(~is_finite)),
         importance=tuple(sorted(importance, key=lambda entry: -entry.mean_abs)),
-        metric=permuted.metric,
+        metric=None,
         background=explained.background,
         method=shap_values.method,
         link=shap_values.link,
         max_evals=explained.evals,
-        seed=seed,
+        seed=0,
     )
 
 
@@ -482,8 +460,9 @@ def _permutation_importance(
     metric: MetricName | None,
     features: "list[ExplainedFeature]",
     seed: int,
-) -> _PermutedColumns:
-    """Return the loss of the metric for each feature whose values are permuted.
+) -> tuple[MetricName, list[tuple[float, ...]]]:
+    """Return the metric, and its mean loss and standard deviation for each feature
+    whose values are permuted.
 
     Args:
         model: the loaded version.
@@ -495,23 +474,18 @@ def _permutation_importance(
     rows = own_columns(model.artifact, labelled.rows)
     baseline = Baseline.of(model.predict(rows), labelled.truth, metric)
     sign = 1.0 if HIGHER_IS_BETTER[baseline.metric] else -1.0
-    figures = []
+    figures: list[tuple[float, ...]] = []
     for number, feature in enumerate(features):
         rng = np.random.default_rng([seed, number, len(labelled.truth)])
         place = feature.places[0]
-        if feature.name in rows:
-            name = feature.name
-        elif place[0] in rows:
-            name = place[0]
-        else:  # A single tensor may be unnamed.
-            name = next(iter(rows))
+        # A single tensor may be unnamed.
+        name = next(name for name in (feature.name, place[0], *rows) if name in rows)
         losses = []
         for _ in range(_REPEATS):
             changed = rows[name].copy()
-            order = rng.permutation(len(changed))
-            cells = np.s_[:] if changed.ndim == 1 else np.s_[:, place[1]]
-            changed[cells] = changed[order][cells]
+            column = changed if changed.ndim == 1 else changed[:, place[1]]  # This is a view.
+            column[:] = column[rng.permutation(len(column))]
             answers = model.predict({**rows, name: changed})
-            losses.append(sign * (baseline.value - baseline.value_of(answers)))
-        figures.append((float(np.mean(losses)), float(np.std(losses))))
-    return _PermutedColumns(baseline.metric, figures)
+            losses.append(baseline.value - baseline.value_of(answers))
+        figures.append((sign * float(np.mean(losses)), float(np.std(losses))))
+    return baseline.metric, figures

@@ -171,29 +171,42 @@ def weighted_metric(
     predictions do not fit.
     """
     if metric in ("rmse", "mae"):
-        return _of_numbers(metric, truth, predictions)
+        try:
+            expected = truth.astype(np.float64)
+            actual = predictions.prediction.astype(np.float64)
+        except (TypeError, ValueError):
+            raise InvalidConfig(
+                f"{metric} needs numbers; the model or the target has labels"
+            ) from None
+        if expected.shape != actual.shape:
+            raise InvalidConfig(
+                f"{metric}: the target has the shape {expected.shape}, the answers {actual.shape}"
+            )
+        errors = (expected - actual).reshape(len(expected), -1)
+        if metric == "mae":
+            return _weighted_mean(np.abs(errors).mean(axis=1))
+        mean_square = _weighted_mean((errors**2).mean(axis=1))
+        return lambda weights: float(np.sqrt(mean_square(weights)))
     labelled = argmax_labels(truth, predictions)
     if metric in ("accuracy", "f1"):
-        return _of_labels(metric, truth, labelled)
+        if not labelled.is_label:
+            raise InvalidConfig(f"{metric} needs labels, and this model returns numbers")
+        predicted = labelled.prediction
+        if predicted.shape != truth.shape:
+            raise InvalidConfig(
+                f"{metric}: the target has the shape {truth.shape}, the answers {predicted.shape}"
+            )
+        label = _first_value(truth)
+        answer = _first_value(predicted)
+        if isinstance(label, str) != isinstance(answer, str):
+            raise InvalidConfig(
+                f"{metric}: the target contains {label!r}, the model returns {answer!r}; "
+                "only one is text"
+            )
+        if metric == "accuracy":
+            return _weighted_mean(predicted == truth)
+        return _f1(truth, predicted)
     return _of_probabilities(metric, truth, labelled)
-
-
-def _of_numbers(metric: MetricName, truth: Array, predictions: ModelPredictions) -> WeightedMetric:
-    """Return rmse or mae. Raises InvalidConfig for labels, or for different shapes."""
-    try:
-        expected = truth.astype(np.float64)
-        actual = predictions.prediction.astype(np.float64)
-    except (TypeError, ValueError):
-        raise InvalidConfig(f"{metric} needs numbers; the model or the target has labels") from None
-    if expected.shape != actual.shape:
-        raise InvalidConfig(
-            f"{metric}: the target has the shape {expected.shape}, the answers {actual.shape}"
-        )
-    errors = (expected - actual).reshape(len(expected), -1)
-    if metric == "mae":
-        return _weighted_mean(np.abs(errors).mean(axis=1))
-    mean_square = _weighted_mean((errors**2).mean(axis=1))
-    return lambda weights: float(np.sqrt(mean_square(weights)))
 
 
 def paired_bootstrap(
@@ -263,29 +276,6 @@ def resamples(rng: np.random.Generator, rows: int, size: int, count: int) -> Ite
 def _weighted_mean(values: Array) -> WeightedMetric:
     numbers = values.astype(np.float64)
     return lambda weights: float(weights @ numbers / weights.sum())
-
-
-def _of_labels(metric: MetricName, truth: Array, predictions: ModelPredictions) -> WeightedMetric:
-    """Return accuracy or f1. Raises InvalidConfig for numbers, for different shapes,
-    and if only the target or only the model has texts.
-    """
-    if not predictions.is_label:
-        raise InvalidConfig(f"{metric} needs labels, and this model returns numbers")
-    predicted = predictions.prediction
-    if predicted.shape != truth.shape:
-        raise InvalidConfig(
-            f"{metric}: the target has the shape {truth.shape}, the answers {predicted.shape}"
-        )
-    label = _first_value(truth)
-    answer = _first_value(predicted)
-    if isinstance(label, str) != isinstance(answer, str):
-        raise InvalidConfig(
-            f"{metric}: the target contains {label!r}, the model returns {answer!r}; "
-            "only one is text"
-        )
-    if metric == "accuracy":
-        return _weighted_mean(predicted == truth)
-    return _f1(truth, predicted)
 
 
 def _f1(truth: Array, predicted: Array) -> WeightedMetric:

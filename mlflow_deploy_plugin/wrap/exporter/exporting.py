@@ -35,7 +35,12 @@ from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.core.settings import absolute_path
 from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.serve.runtime.agreement import EXACT, Tolerance
-from mlflow_deploy_plugin.serve.runtime.feeds import Array, row_count, slice_feeds
+from mlflow_deploy_plugin.serve.runtime.feeds import (
+    Array,
+    concatenate_feeds,
+    row_count,
+    slice_feeds,
+)
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.serve.runtime.session import import_onnxruntime, session_options
@@ -136,8 +141,17 @@ def export(
         NotFound: the version does not exist.
         RegistryUnavailable: MLflow does not answer.
     """
+    if format not in FORMATS:
+        raise InvalidConfig(f"the format {format!r} is unknown; supported are {', '.join(FORMATS)}")
+    if format != "bundle" and (wheels or download_wheels):
+        raise InvalidConfig(
+            f"wheels are only supported for the format bundle, but the format is {format}"
+        )
+    if format != "wheel" and name is not None:
+        raise InvalidConfig(
+            f"a package name is only supported for the format wheel, but the format is {format}"
+        )
     options = _Options(name, wheels, download_wheels)
-    options.check(format)
     target = absolute_path(path)
     if not (format == "wheel" and target.is_dir()):
         _refuse_existing(target)
@@ -172,30 +186,12 @@ def export(
     )
 
 
-@dataclass(frozen=True)
-class _Options:
+class _Options(NamedTuple):
     """The options of `export` that only one format supports."""
 
     name: str | None
     wheels: Path | str | None
     download_wheels: bool
-
-    def check(self, format: str) -> None:
-        """Raise an error for an unknown format and for options that the format does
-        not support.
-        """
-        if format not in FORMATS:
-            raise InvalidConfig(
-                f"the format {format!r} is unknown; supported are {', '.join(FORMATS)}"
-            )
-        for needed, is_set, subject in (
-            ("bundle", self.wheels or self.download_wheels, "wheels are"),
-            ("wheel", self.name is not None, "a package name is"),
-        ):
-            if is_set and format != needed:
-                raise InvalidConfig(
-                    f"{subject} only supported for the format {needed}, but the format is {format}"
-                )
 
 
 class _Proof(NamedTuple):
@@ -213,12 +209,9 @@ def _predicted_rows(model: OnnxModel, user_rows: Any) -> _Proof:
     rows = _read_rows(model, user_rows)
     attempts = [rows]
     if model.schema.has_rows and all(array.ndim for array in rows.values()):
-        noisy_rows = _draw_noisy_rows(rows)
-        first_rows = {name: array[:_GIVEN_ROWS] for name, array in rows.items()}
-        both = {
-            name: np.concatenate([array, noisy_rows[name]]) for name, array in first_rows.items()
-        }
-        attempts = [both, first_rows]  # A model may refuse noise.
+        first_rows = slice_feeds(rows, slice(_GIVEN_ROWS))
+        # A model may refuse noise.
+        attempts = [concatenate_feeds([first_rows, _draw_noisy_rows(rows)]), first_rows]
     refusal = ""
     for attempt in attempts:
         try:
@@ -283,23 +276,14 @@ def _write(
         case "tflite":
             return _write_tflite(version, folder, progress)
         case "desktop":
-            return _write_desktop(version, folder, progress)
-
-
-def _write_desktop(
-    version: _LoadedVersion, folder: Path, progress: ProgressCallback
-) -> _CheckedFile:
-    """Build a desktop program, check it, and report its size and start time. Return its
-    folder and its largest error.
-    """
-    progress("building the program with PyInstaller, which takes about a minute")
-    program = write_desktop(version.model.artifact, version.described, folder)
-    total_bytes = sum(file.lstat().st_size for file in program.parent.rglob("*"))
-    start = time.monotonic()
-    outputs = _answers(["env", "-i", str(program), "--check"], version.proof.rows)
-    seconds = time.monotonic() - start
-    progress(f"the program has {total_bytes / 1e6:,.0f} MB, and started in {seconds:.1f} s")
-    return program.parent, _difference(version.proof.expected, outputs, EXACT)
+            progress("building the program with PyInstaller, which takes about a minute")
+            program = write_desktop(version.model.artifact, version.described, folder)
+            total_bytes = sum(file.lstat().st_size for file in program.parent.rglob("*"))
+            start = time.monotonic()
+            outputs = _answers(["env", "-i", str(program), "--check"], version.proof.rows)
+            seconds = time.monotonic() - start
+            progress(f"the program has {total_bytes / 1e6:,.0f} MB, and started in {seconds:.1f} s")
+            return program.parent, _difference(version.proof.expected, outputs, EXACT)
 
 
 def _describe(resolved: ResolvedModel, model: OnnxModel) -> dict[str, Any]:

@@ -289,7 +289,13 @@ def _column(column: dict[str, Any], values: Any, missing: str | None) -> Array:
     if isinstance(values, np.ndarray) and values.dtype == object:
         listed = values.tolist()
     if kind == "string":
-        return _texts(name, listed, missing)
+        texts = []
+        for row, value in enumerate(listed):
+            text = missing if value is None or value != value else value
+            if not isinstance(text, str):
+                raise ValueError(f"column {name!r}, row {row}: {text!r}; expected a string")
+            texts.append(text)
+        return np.array(texts, dtype=object)
     if not isinstance(listed, np.ndarray):
         listed = list(listed)
         for row, value in enumerate(listed):
@@ -310,19 +316,6 @@ def _column(column: dict[str, Any], values: Any, missing: str | None) -> Array:
             f"column {name!r}, row {row}: {value!r}; expected a value of the type {kind}"
         )
     return array.astype(_COLUMN_TYPES[kind])
-
-
-def _texts(name: str, values: Any, missing: str | None) -> Array:
-    """Return the strings of a column, with `missing` for missing ones. Raises
-    ValueError for other values, and for a missing string if `missing` is None.
-    """
-    texts = []
-    for row, value in enumerate(values):
-        text = missing if value is None or value != value else value
-        if not isinstance(text, str):
-            raise ValueError(f"column {name!r}, row {row}: {text!r}; expected a string")
-        texts.append(text)
-    return np.array(texts, dtype=object)
 
 
 def main(arguments: list[str] | None = None) -> None:

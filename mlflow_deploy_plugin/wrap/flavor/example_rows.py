@@ -13,7 +13,7 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.pyfunc.scoring_server import infer_and_parse_data
-from mlflow.types import Schema, TensorSpec
+from mlflow.types import Schema
 from pydantic import JsonValue
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
@@ -43,7 +43,9 @@ def read_rows(path: Path, kind: FileFormat | None = None) -> ModelData:
         "csv": pd.read_csv,
         "parquet": partial(pd.read_parquet, **SPARK_TIMES),
         "json": lambda path: _from_json(orjson.loads(path.read_bytes())),
-        "jsonl": _from_json_lines,
+        "jsonl": lambda path: pd.DataFrame(
+            map(orjson.loads, filter(bytes.strip, path.read_bytes().splitlines()))
+        ),
     }
     if kind is None:
         raise InvalidConfig(f"{path}: the file name must end with .csv, .json, .jsonl or .parquet")
@@ -60,12 +62,6 @@ def read_rows(path: Path, kind: FileFormat | None = None) -> ModelData:
     if not len(rows):
         raise InvalidConfig(f"the file {path} has no rows")
     return rows
-
-
-def _from_json_lines(path: Path) -> ModelData:
-    lines = filter(bytes.strip, path.read_bytes().splitlines())
-    records = map(orjson.loads, lines)
-    return pd.DataFrame(records)
 
 
 def _from_json(document: JsonValue) -> ModelData:
@@ -107,14 +103,7 @@ def fit_to_signature(
         return _only_column(rows)
     if not inputs.is_tensor_spec():  # `Batch.cast_to_signature` selects the columns.
         return rows if inputs.has_input_names() else rows.to_numpy()
-    return _fit_to_tensors(rows, inputs.inputs)
-
-
-def _fit_to_tensors(rows: pd.DataFrame, tensors: Sequence[TensorSpec]) -> ModelData:
-    """Return an array per named tensor, or all columns as the array of an unnamed
-    tensor. Raises InvalidConfig for a mismatch.
-    """
-    names = [spec.name for spec in tensors if spec.name]
+    names = [spec.name for spec in inputs.inputs if spec.name]
     for name in names:
         if name not in rows:
             raise InvalidConfig(
@@ -122,11 +111,11 @@ def _fit_to_tensors(rows: pd.DataFrame, tensors: Sequence[TensorSpec]) -> ModelD
             )
     try:
         if not names:
-            values = rows.to_numpy().astype(tensors[0].type)
-            return values.reshape(len(rows), *tensors[0].shape[1:])
+            values = rows.to_numpy().astype(inputs.inputs[0].type)
+            return values.reshape(len(rows), *inputs.inputs[0].shape[1:])
         return {
             spec.name: np.asarray(rows[spec.name].tolist()).astype(spec.type)
-            for spec in tensors
+            for spec in inputs.inputs
             if spec.name
         }
     except (TypeError, ValueError) as error:

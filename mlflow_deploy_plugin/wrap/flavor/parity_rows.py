@@ -132,10 +132,9 @@ def _given_groups(
     """Yield at most `_MAX_GIVEN_ROWS` rows of the example and of `parity_data`. Tensors
     are split into chunks.
     """
-    for source, data in (("example", example), ("parity_data", parity_data)):
-        if data is None:
+    for source, rows in (("example", example), ("parity_data", parity_data)):
+        if rows is None:
             continue
-        rows = data
         if len(rows) > _MAX_GIVEN_ROWS:
             positions = random.choice(len(rows), _MAX_GIVEN_ROWS, replace=False)
             rows = rows.take(np.sort(positions))
@@ -231,10 +230,11 @@ class _TableRows:
         """Yield the generators of a table, each with its name. The one of observed
         values draws at least `row_count` rows.
         """
-        yield "ranges", self.ranges
-        yield "observed", partial(self.observed, row_count)
-        if boundary_values.edges:
-            yield "thresholds", partial(self.thresholds, boundary_values.edges)
+        count = max(row_count, _LEAST_OBSERVED_ROWS)
+        yield "ranges", lambda: [self.columns("ranges", _RANGE_ROWS, self.draw_in_range)]
+        yield "observed", lambda: [self.columns("observed", count, self.draw_observed)]
+        if edges := boundary_values.edges:
+            yield "thresholds", lambda: [RowGroup("thresholds", Batch(self.at_edges(edges)))]
         yield "learned", lambda: chain.from_iterable(map(self.at_learned, boundary_values.rows))
         yield "categories", lambda: self.at_categories(boundary_values.categories)
         yield "vocabulary", lambda: starmap(self.vocabulary, boundary_values.texts.items())
@@ -243,16 +243,6 @@ class _TableRows:
         yield "unseen categories", self.unseen_categories
         yield "far", self.far
         yield "sentinels", partial(self.sentinels, boundary_values.farthest)
-
-    def ranges(self) -> Iterator[RowGroup]:
-        yield RowGroup("ranges", Batch(self.by_column(_RANGE_ROWS, self.draw_in_range)))
-
-    def observed(self, row_count: int) -> Iterator[RowGroup]:
-        count = max(row_count, _LEAST_OBSERVED_ROWS)
-        yield RowGroup("observed", Batch(self.by_column(count, self.draw_observed)))
-
-    def thresholds(self, edges: _Columns) -> Iterator[RowGroup]:
-        yield RowGroup("thresholds", Batch(self.at_edges(edges)))
 
     def at_learned(self, learned: _Columns) -> Iterator[RowGroup]:
         yield RowGroup("learned", Batch(self.training_rows(learned)))
@@ -421,11 +411,12 @@ class _TableRows:
         positions = np.sort(self.random.choice(len(names), limit, replace=False))
         return [names[position] for position in positions]
 
-    def by_column(self, count: int, draw: Callable[[pd.Series, int], pd.Series]) -> pd.DataFrame:
+    def columns(
+        self, source: str, count: int, draw: Callable[[pd.Series, int], pd.Series]
+    ) -> RowGroup:
         """Draw each column independently, which yields new combinations of values."""
-        return pd.DataFrame(
-            {name: draw(self.example[name], count) for name in self.example.columns}
-        )
+        drawn = {name: draw(self.example[name], count) for name in self.example.columns}
+        return RowGroup(source, Batch(pd.DataFrame(drawn)))
 
     def draw_observed(self, series: pd.Series, count: int) -> pd.Series:
         positions = self.random.integers(0, len(series), count)
@@ -690,25 +681,20 @@ def _draw_noise(array: Array, rows: Array, random: Generator, keeps_rows: bool) 
 
 
 def _far_tensors(example: Batch, random: Generator) -> Batch:
-    """Return rows of the example in which all numbers are multiplied by a factor of
-    `_FAR_TOGETHER`.
+    """Return rows of the example in which all floats are multiplied by a factor of
+    `_FAR_TOGETHER`, within the bounds of their type.
     """
     factors = np.resize(np.array(_FAR_TOGETHER), min(_FAR_ROWS, _chunk_rows(example)))
     rows = example.take(random.integers(0, len(example), len(factors)))
-    return Batch({name: _multiply_rows(array, factors) for name, array in rows.tensors.items()})
-
-
-def _multiply_rows(array: Array, factors: Array) -> Array:
-    """Return floats [N, …] multiplied by the factor of each row, [N], within the bounds
-    of their type. Other values are unchanged.
-    """
-    if array.dtype.kind != "f":
-        return array
-    bounds = np.finfo(array.dtype)
-    column = factors.reshape(-1, *[1] * (array.ndim - 1))
-    with np.errstate(over="ignore", invalid="ignore"):
-        moved = array.astype(np.float64) * column
-    return np.clip(moved, bounds.min, bounds.max).astype(array.dtype)
+    tensors = dict(rows.tensors)
+    for name, array in tensors.items():
+        if array.dtype.kind == "f":
+            column = factors.reshape(-1, *[1] * (array.ndim - 1))
+            with np.errstate(over="ignore", invalid="ignore"):
+                moved = array.astype(np.float64) * column
+            bounds = np.finfo(array.dtype)
+            tensors[name] = np.clip(moved, bounds.min, bounds.max).astype(array.dtype)
+    return Batch(tensors)
 
 
 def _other_sizes(example: Batch, sizes: _FreeAxes, random: Generator) -> Iterator[RowGroup]:

@@ -222,9 +222,7 @@ class _ModuleFinder(cloudpickle.CloudPickler):  # type: ignore[misc]
 
 def _single_or_all(answers: dict[str, Array]) -> Array | dict[str, Array]:
     """Return the single output, or all outputs by name."""
-    if len(answers) == 1:
-        return next(iter(answers.values()))
-    return answers
+    return next(iter(answers.values())) if len(answers) == 1 else answers
 
 
 class NetModel(PythonModel):  # type: ignore[misc]
@@ -463,8 +461,8 @@ def net_options(
     Axes that differ in size between the example and `other_data` are free. Raises
     InvalidConfig if the model fails.
     """
-    framework = {"pytorch": "torch", "keras": "keras", "tensorflow": "tensorflow"}.get(flavor)
-    if framework is None or input_example is None:
+    framework = "torch" if flavor == "pytorch" else flavor
+    if framework not in ("torch", "keras", "tensorflow") or input_example is None:
         return None
     converter = converter_for(model)
     if not hasattr(converter, "original_model"):  # The converter is from another distribution.
@@ -502,9 +500,8 @@ def net_options(
 
 def _head(data: Batch) -> slice:
     """Return the positions of the rows that MLflow saves."""
-    if data.has_rows:
-        return slice(0, EXAMPLE_ROWS)
-    return slice(0, None)
+    count = EXAMPLE_ROWS if data.has_rows else None
+    return slice(count)
 
 
 class _AnsweredExample(NamedTuple):

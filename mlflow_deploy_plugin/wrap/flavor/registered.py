@@ -218,8 +218,9 @@ def wrap_registered(
         resolved = resolve(model_uri)
     else:
         resolved = ResolvedModel(model_uri, file.stem, "", file.resolve().as_uri())
-    needs_name = not (register or dry_run)
-    if needs_name and (file is not None or not parse_model_uri(model_uri).is_registered):
+    if not (register or dry_run) and (
+        file is not None or not parse_model_uri(model_uri).is_registered
+    ):
         raise errors.InvalidConfig(
             f"{model_uri} is not registered; set --register NAME (in Python register=)"
         )
@@ -346,17 +347,28 @@ def _convert(
     if original.mlmodel is not None:
         settings = _settings(original.mlmodel, original.folder)
     # An ONNX form ignores the params of a signature.
-    mlmodel = original.mlmodel
-    ignored: tuple[str, ...] = ()
-    if mlmodel is not None and mlmodel.signature is not None and mlmodel.signature.params:
-        defaults = ", ".join(f"{spec.name}={spec.default!r}" for spec in mlmodel.signature.params)
+    params = original.mlmodel.get_params_schema() if original.mlmodel is not None else None
+    notes = [*original.warnings]
+    if params:
+        defaults = ", ".join(f"{spec.name}={spec.default!r}" for spec in params)
         effect = "they have no effect on this model"
         if settings:
             effect = "the model always uses their defaults"
-        ignored = (f"requests to an ONNX form have no params ({defaults}); {effect}",)
+        notes.append(f"requests to an ONNX form have no params ({defaults}); {effect}")
     proof = _proof_rows(original, data)
     wrapped = _wrap_on(original, settings, proof, parity, drop, event_time)
-    return _with_example(wrapped, proof), (*original.warnings, *ignored, *proof.notes)
+    # Rows that were generated become neither the example nor the reference.
+    if proof.is_made_up:
+        provenance = {
+            name: value
+            for name, value in wrapped.provenance.items()
+            if not name.startswith("dataset_")
+        }
+        wrapped = replace(wrapped, example=None, reference=None, provenance=provenance)
+    elif proof.example is not None:
+        example = without_columns(proof.example, wrapped.converted.unread)
+        wrapped = replace(wrapped, example=example)
+    return wrapped, (*notes, *proof.notes)
 
 
 class _ProofRows(NamedTuple):
@@ -460,23 +472,6 @@ def _wrap_on(
         if proof.is_made_up:
             made_up = " (rows generated from the signature; pass real rows with --data FILE)"
         raise errors.InvalidConfig(f"{error.message}{made_up}{version_notes}") from error
-
-
-def _with_example(wrapped: WrappedModel, proof: _ProofRows) -> WrappedModel:
-    """Return the model with the saved example. Rows that were generated become neither
-    the example nor the reference.
-    """
-    if proof.is_made_up:
-        provenance = {
-            name: value
-            for name, value in wrapped.provenance.items()
-            if not name.startswith("dataset_")
-        }
-        return replace(wrapped, example=None, reference=None, provenance=provenance)
-    if proof.example is not None:
-        example = without_columns(proof.example, wrapped.converted.unread)
-        return replace(wrapped, example=example)
-    return wrapped
 
 
 def _settings(mlmodel: Model, folder: Path) -> Settings:
@@ -678,10 +673,8 @@ def _provenance(provenance: Mapping[str, object], run: Run | None) -> dict[str, 
     if commit := run.data.tags.get(GIT_COMMIT_TAG):
         details["git_commit"] = commit
     if inputs := run.inputs.dataset_inputs:
-        details |= {
-            "dataset_digest": inputs[-1].dataset.digest,
-            "dataset_name": inputs[-1].dataset.name,
-        }
+        dataset = inputs[-1].dataset
+        details |= {"dataset_digest": dataset.digest, "dataset_name": dataset.name}
     return details
 
 

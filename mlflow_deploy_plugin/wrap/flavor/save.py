@@ -448,17 +448,14 @@ class PyfuncModel:
                 return Batch(data).feeds(schema)
             return schema.from_array(data.to_numpy())
         if isinstance(data, Mapping):
-            return schema.from_columns({name: _as_rows(values) for name, values in data.items()})
+            columns = dict(data)
+            for name, values in data.items():
+                if not isinstance(values, np.ndarray | list | tuple):
+                    columns[name] = np.asarray(values)
+            return schema.from_columns(columns)
         if isinstance(data, list) and data and isinstance(data[0], Mapping):
             return schema.from_records(data)
         return schema.from_array(data)
-
-
-def _as_rows(values: Any) -> Any:
-    """Return the values of a column or tensor: an array, a list or a tuple."""
-    if isinstance(values, np.ndarray | list | tuple):
-        return values
-    return np.asarray(values)
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, object] | None = None) -> PyfuncModel:

@@ -75,23 +75,6 @@ def int8_dynamic(proto: ModelProto) -> ModelProto:
     """
     from onnxruntime import quantization  # This import is slow.
 
-    return _quantized(
-        _with_transposed_weights(proto),
-        lambda ready, path: quantization.quantize_dynamic(
-            ready,
-            path,
-            op_types_to_quantize=list(DYNAMIC_OPS),
-            per_channel=True,
-            reduce_range=_reduces_range(),
-        ),
-        DYNAMIC_OPS,
-    )
-
-
-def _with_transposed_weights(proto: ModelProto) -> ModelProto:
-    """Transpose Gemm weights, because ONNX Runtime 1.31's quantizer transposes shared
-    weights repeatedly.
-    """
     result = copy.deepcopy(proto)
     weights = {tensor.name: tensor for tensor in result.graph.initializer}
     for node in result.graph.node:
@@ -104,7 +87,17 @@ def _with_transposed_weights(proto: ModelProto) -> ModelProto:
                 weights[name].CopyFrom(numpy_helper.from_array(array, name))
             node.input[1] = name
             node.attribute.remove(flags[0])
-    return result
+    return _quantized(
+        result,
+        lambda ready, path: quantization.quantize_dynamic(
+            ready,
+            path,
+            op_types_to_quantize=list(DYNAMIC_OPS),
+            per_channel=True,
+            reduce_range=_reduces_range(),
+        ),
+        DYNAMIC_OPS,
+    )
 
 
 def int8_static(proto: ModelProto, rows: Sequence[Feeds], per_channel: bool = True) -> ModelProto:

@@ -417,29 +417,23 @@ def _log_form(base: LoadedOnnx, resolved: ResolvedModel, draft: _Draft, done: Op
         done: the outcome with the measured forms and the name of the registered model.
     """
     client = registry_client()
-    agreement = draft.agreement
     figures = _logged_figures(done)
     record = {
         "base": resolved.source,
         "base_digest": graph_digest(base),
         "form": done.chosen,
         "note": draft.note,
-        "loss_of": agreement.loss_of,
+        "loss_of": draft.agreement.loss_of,
         **figures,
     }
     state = "warned" if base.artifact.parity_state != "no-original" else "no-original"
-    parity = {
-        "state": state,
-        "rows": agreement.rows,
-        "problem": f"this is a form of {resolved.source}, {done.chosen}: {agreement}",
-    }
     form_tags = {
         tags.OPTIMIZED_FROM_TAG: resolved.source,
         tags.OPTIMIZED_WITH_TAG: done.chosen,
         PARITY_TAG: state,
     }
     with registry_errors(f"the form of {resolved.source}"):
-        form_run = _run_of_base(client, resolved)
+        run_id, is_new_run = _run_of_base(client, resolved)
         inherited = {}
         if resolved.version.isdigit():
             base_tags = client.get_model_version(resolved.name, resolved.version).tags
@@ -447,22 +441,26 @@ def _log_form(base: LoadedOnnx, resolved: ResolvedModel, draft: _Draft, done: Op
         info = log_flavor(
             saved_form,
             "model",
-            run_id=form_run.run_id,
+            run_id=run_id,
             registered_model_name=done.model,
             tags=inherited | form_tags,
             base=base.artifact.folder,
             graph=draft.graph,
             record=record,
-            parity=parity,
+            parity={
+                "state": state,
+                "rows": draft.agreement.rows,
+                "problem": f"this is a form of {resolved.source}, {done.chosen}: {draft.agreement}",
+            },
         )
         log_metrics(
             client,
-            form_run.run_id,
+            run_id,
             info.model_id,
             [(f"onnxserve.optimize.{key}", value) for key, value in figures.items()],
         )
-        if form_run.is_new:
-            client.set_terminated(form_run.run_id, "FINISHED")
+        if is_new_run:
+            client.set_terminated(run_id, "FINISHED")
     return str(info.registered_model_version)
 
 
@@ -475,24 +473,15 @@ def _logged_figures(done: Optimization) -> dict[str, float]:
     return {"loss": form.agreement.loss, "size_ratio": size_ratio, **ratios}
 
 
-class _FormRun(NamedTuple):
-    """The run that a form is logged to. `is_new` is True if the run was created for the
-    form, and must be ended.
-    """
-
-    run_id: str
-    is_new: bool
-
-
-def _run_of_base(client: MlflowClient, resolved: ResolvedModel) -> _FormRun:
+def _run_of_base(client: MlflowClient, resolved: ResolvedModel) -> tuple[str, bool]:
     """Return the run of the base, or a new run if the run does not exist on this MLflow
-    server.
+    server; and True for a new run, which must be ended.
     """
     run_id = resolved.aspects.get("run_id", "")
     if run_id:
         with suppress(MlflowException):  # The run may be deleted, or on another server.
             if client.get_run(run_id).info.lifecycle_stage == "active":
-                return _FormRun(run_id, is_new=False)
+                return run_id, False
     experiment = get_or_create_experiment(client, f"onnxserve/{resolved.name}")
     run = client.create_run(experiment, run_name=f"optimize {resolved.name}")
-    return _FormRun(str(run.info.run_id), is_new=True)
+    return str(run.info.run_id), True

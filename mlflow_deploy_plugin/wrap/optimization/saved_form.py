@@ -50,8 +50,7 @@ def save_model(
     graph_files = {artifact.onnx_file.name}  # also the files with weights outside of the graph
     for tensor in onnx.load(str(artifact.onnx_file), load_external_data=False).graph.initializer:
         graph_files |= {entry.value for entry in tensor.external_data if entry.key == "location"}
-    ignored = shutil.ignore_patterns(*graph_files)
-    shutil.copytree(base, folder, dirs_exist_ok=True, ignore=ignored)
+    shutil.copytree(base, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*graph_files))
     digests = write_graph(folder, graph)
     base_model = Model.load(str(base))
     section = base_model.flavors[artifact.flavor]

@@ -21,7 +21,7 @@ from copy import copy, deepcopy
 from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise, product
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -45,6 +45,10 @@ class NativeBooster(BaseEstimator):  # type: ignore[misc]
 
     def __init__(self, native_booster: Estimator) -> None:
         self.native_booster = native_booster
+
+    @property
+    def booster_(self) -> Estimator:
+        return self.native_booster
 
     def predict(self, rows: ModelData) -> Array:
         if library_of(self) == "xgboost":
@@ -87,19 +91,19 @@ def _read_xgboost(model: Estimator) -> Boosting:
     """
     is_native = isinstance(model, NativeBooster)
     booster = model.native_booster if is_native else model.get_booster()
-    document = _read_xgboost_document(booster)
-    link = _XGBOOST_LINKS.get(document.objective)
+    document = _xgboost_document(booster)
+    link = _XGBOOST_LINKS.get(document["objective"])
     if link is None:
-        raise NotImplementedError(f"the objective {document.objective}")
+        raise NotImplementedError(f"the objective {document['objective']}")
     rounds = 0
-    if document.trees and not is_native and model.early_stopping_rounds is not None:
+    if document.get("trees") and not is_native and model.early_stopping_rounds is not None:
         rounds = model.best_iteration + 1
-        document = document.until(rounds)
-    trees = document.read_trees()
+    trees = [*_xgboost_trees(document, rounds)]
     margin = _base_margin(booster, rounds, trees)
     if link == "Sigmoid" and len(margin) > 1 and hasattr(model, "classes_"):
         raise NotImplementedError("several labels per row")
-    encoded = document.encoded_categories()
+    columns = enumerate(document.get("cats", {}).get("enc", []))
+    encoded = {position: entry for position, entry in columns if entry["values"]}
     names = getattr(model, "category_names", ())
     return Boosting(
         trees=[entry.tree for entry in trees],
@@ -112,12 +116,27 @@ def _read_xgboost(model: Estimator) -> Boosting:
         missing=np.nan if is_native else float(model.missing),
         categories=tuple(_xgboost_categories(entry, names) for entry in encoded.values()),
         category_columns=tuple(encoded),
-        lines=document.lines(len(margin)),
+        # The slopes [features, targets] of gblinear. The last row is the bias.
+        lines=np.reshape(document.get("weights", []), (-1, len(margin)))[:-1],
     )
 
 
-@dataclass(frozen=True)
-class _TargetTree:
+def _xgboost_document(booster: Estimator) -> dict[str, Any]:
+    """Return the JSON of the trees or the linear weights of a native booster, whose
+    layout differs between versions, with its `objective` and the weights of DART's
+    trees.
+    """
+    learner = json.loads(bytes(booster.save_raw("json")))["learner"]
+    outer = learner["gradient_booster"]
+    # DART before 3.4 nests the model, and has the weights beside it.
+    document: dict[str, Any] = outer.get("gbtree", outer).get("model")
+    weights = outer.get("weight_drop") or document.get("weight_drop")
+    document["weight_drop"] = weights or [1.0] * len(document.get("trees", ()))
+    document["objective"] = learner["objective"]["name"]
+    return document
+
+
+class _TargetTree(NamedTuple):
     """A tree with one value per leaf, its target, and the position of the tree in the
     document that it was read from.
     """
@@ -125,64 +144,6 @@ class _TargetTree:
     tree: Tree
     target: int
     position: int
-
-
-@dataclass(frozen=True)
-class _XgboostDocument:
-    """The JSON of a booster.
-
-    Attributes:
-        content: the JSON of the trees or the linear weights.
-        trees: the trees; gblinear has no trees.
-        weights: the weight of each tree for DART, otherwise empty.
-    """
-
-    objective: str
-    content: Document
-    trees: Sequence[Document]
-    weights: Sequence[float]
-
-    def until(self, rounds: int) -> "_XgboostDocument":
-        """Return the document with the trees of the first rounds."""
-        return replace(self, trees=self.trees[: self.content["iteration_indptr"][rounds]])
-
-    def read_trees(self) -> list[_TargetTree]:
-        """Return the trees: several for a document's tree with several values per
-        leaf.
-        """
-        trees = []
-        for position, document in enumerate(self.trees):
-            weight = self.weights[position] if self.weights else 1.0
-            default_target = int(self.content["tree_info"][position])
-            for target, tree in _xgboost_trees(document, default_target, weight):
-                trees.append(_TargetTree(tree, target, position))
-        return trees
-
-    def encoded_categories(self) -> dict[int, Document]:
-        """Return the encoded categories by the position of their column."""
-        columns = self.content.get("cats", {}).get("enc", [])
-        return {position: entry for position, entry in enumerate(columns) if entry["values"]}
-
-    def lines(self, targets: int) -> Array:
-        """Return the slopes [features, targets] of gblinear. The last row is the
-        bias.
-        """
-        return np.reshape(self.content.get("weights", []), (-1, targets))[:-1]
-
-
-def _read_xgboost_document(booster: Estimator) -> _XgboostDocument:
-    """Return the JSON of a native booster, whose layout differs between versions."""
-    learner = json.loads(bytes(booster.save_raw("json")))["learner"]
-    outer = learner["gradient_booster"]
-    content = outer.get("gbtree", outer).get("model")  # DART before 3.4 nests the model.
-    # Only DART has weights. They are in `content` since 3.4.
-    weights = outer.get("weight_drop") or content.get("weight_drop") or ()
-    return _XgboostDocument(
-        objective=learner["objective"]["name"],
-        content=content,
-        trees=content.get("trees", []),
-        weights=weights,
-    )
 
 
 def _base_margin(booster: Estimator, rounds: int, trees: list[_TargetTree]) -> Array:
@@ -211,45 +172,38 @@ def _base_margin(booster: Estimator, rounds: int, trees: list[_TargetTree]) -> A
     return margin
 
 
-def _xgboost_trees(
-    document: Document, default_target: int, weight: float
-) -> list[tuple[int, Tree]]:
-    """Return (target, tree) pairs: one tree per value of a leaf.
-
-    Args:
-        document: a tree in the JSON of XGBoost.
-        default_target: the target of a tree whose leaves have one value.
-        weight: the factor of all values.
+def _xgboost_trees(document: Document, rounds: int) -> Iterator[_TargetTree]:
+    """Yield the trees of the first rounds, or of all for 0: several for a document's
+    tree with several values per leaf.
     """
-    width = int(document["tree_param"]["size_leaf_vector"])
-    if width <= 1:
-        values = np.array([document["split_conditions"]], dtype=np.float32)
-    else:
-        leaves = np.array(document["leaf_weights"], dtype=np.float32).reshape(-1, width)
-        # A leaf stores the index of its values in `right_children`.
-        is_leaf = np.array(document["left_children"]) < 0
-        values = leaves[np.where(is_leaf, document["right_children"], 0)].T
-    values = values * np.float32(weight)  # shape: [values per leaf, nodes]
-    targets = [default_target]
-    if len(values) > 1:
-        targets = list(range(len(values)))
-    left = np.array(document["left_children"])
-    right = np.array(document["right_children"])
-    members = _xgboost_members(document)
-    is_swapped = np.zeros(len(left), dtype=bool)
-    is_swapped[list(members)] = True  # XGBoost sends members to the right, a `Tree` to the left.
-    tree = Tree(
-        feature=np.array(document["split_indices"]),
-        threshold=np.array(document["split_conditions"], dtype=np.float32),
-        left=np.where(is_swapped, right, left),
-        right=np.where(is_swapped, left, right),
-        default_left=np.array(document["default_left"], dtype=bool) ^ is_swapped,
-        value=values[0],
-        members=members,
-    )
-    return [
-        (target, replace(tree, value=value)) for target, value in zip(targets, values, strict=True)
-    ]
+    entries = document.get("trees", [])
+    if rounds:
+        entries = entries[: document["iteration_indptr"][rounds]]
+    for position, entry in enumerate(entries):
+        left = np.array(entry["left_children"])
+        right = np.array(entry["right_children"])
+        values = np.array([entry["split_conditions"]], dtype=np.float32)
+        targets = [int(document["tree_info"][position])]
+        width = int(entry["tree_param"]["size_leaf_vector"])
+        if width > 1:
+            # A leaf stores the index of its values in `right_children`.
+            values = np.array(entry["leaf_weights"], dtype=np.float32).reshape(-1, width)
+            values = values[np.where(left < 0, right, 0)].T
+            targets = [*range(width)]
+        is_swapped = np.isin(np.arange(len(left)), entry["categories_nodes"])
+        # XGBoost sends members to the right, a `Tree` to the left.
+        tree = Tree(
+            feature=np.array(entry["split_indices"]),
+            threshold=np.array(entry["split_conditions"], dtype=np.float32),
+            left=np.where(is_swapped, right, left),
+            right=np.where(is_swapped, left, right),
+            default_left=np.array(entry["default_left"], dtype=bool) ^ is_swapped,
+            value=values[0],
+            members=_xgboost_members(entry),
+        )
+        values = values * np.float32(document["weight_drop"][position])
+        for target, value in zip(targets, values, strict=True):
+            yield _TargetTree(replace(tree, value=value), target, position)
 
 
 def _xgboost_members(document: Document) -> dict[int, list[int]]:
@@ -315,46 +269,40 @@ def _read_lightgbm(model: Estimator) -> Boosting:
     """Return the trees of a native booster or an estimator of LightGBM. Raises
     NotImplementedError for unsupported objectives or categories.
     """
-    booster = model.native_booster if isinstance(model, NativeBooster) else model.booster_
-    document = booster.dump_model()  # After early stopping, the dump ends at the best iteration.
-    objective = _lightgbm_objective(document)
+    # After early stopping, the dump ends at the best iteration.
+    document = model.booster_.dump_model()
+    link, scale = _lightgbm_objective(document)
     kinds: dict[tuple[int, bool], int] = {}
     width = document["num_tree_per_iteration"]
     trees = []
     targets = []
     for index, entry in enumerate(document["tree_info"]):
-        reader = _LightgbmTree(objective.scale, kinds)  # The reader adds to `kinds`.
+        reader = _LightgbmTree(scale, kinds)  # The reader adds to `kinds`.
         reader.add(entry["tree_structure"])
         for kind, tree in reader.by_kind():
             trees.append(tree)
             targets.append(kind * width + index % width)
-    columns = tuple(map(tuple, document["pandas_categorical"] or ()))
-    for category in chain.from_iterable(columns):
-        if not isinstance(category, str | int):
-            raise NotImplementedError(
-                "categories that are neither strings nor integers (categorical_feature)"
-            )
+    # The categories of each pandas column.
+    document["pandas_categorical"] = document["pandas_categorical"] or []
+    if {*map(type, chain.from_iterable(document["pandas_categorical"]))} - {str, int, bool}:
+        raise NotImplementedError(
+            "categories that are neither strings nor integers (categorical_feature)"
+        )
     return Boosting(
         trees=trees,
         targets=targets,
         base=np.zeros(width),
         mode="BRANCH_LEQ",
-        link=objective.link,
-        categories=columns,
-        slopes=tuple(feature for feature, _ in kinds),
+        link=link,
+        categories=tuple(map(tuple, document["pandas_categorical"])),
+        slopes=tuple(kind[0] for kind in kinds),
     )
 
 
-@dataclass(frozen=True)
-class _LightgbmObjective:
-    """The link of an objective, and the factor of the leaves below the link."""
-
-    link: str
-    scale: float
-
-
-def _lightgbm_objective(document: Document) -> _LightgbmObjective:
-    """Return the objective. Raises NotImplementedError if it is not supported."""
+def _lightgbm_objective(document: Document) -> tuple[str, float]:
+    """Return the link of the objective, and the factor of the leaves below the link.
+    Raises NotImplementedError if the objective is not supported.
+    """
     name, *parameters = (document.get("objective") or "custom").split()
     options = {}
     for parameter in parameters:  # for example "sigmoid:1" or "sqrt"
@@ -369,7 +317,7 @@ def _lightgbm_objective(document: Document) -> _LightgbmObjective:
         scale = float(options.get("sigmoid", 1.0))
     if document["average_output"]:
         scale /= max(1, len(document["tree_info"]) // document["num_tree_per_iteration"])
-    return _LightgbmObjective(link, scale)
+    return link, scale
 
 
 @dataclass(frozen=True)
@@ -475,7 +423,10 @@ def _read_catboost(model: Estimator) -> Boosting:
         model.save_model(str(path), format="json")
         document = json.loads(path.read_text())
     features = _catboost_features(document["features_info"])
-    link = _catboost_link(model)
+    # A loss may have parameters ("Quantile:alpha=0.1").
+    loss = str(model.get_all_params().get("loss_function", "RMSE")).partition(":")[0]
+    if loss not in _CATBOOST_LINKS:
+        raise NotImplementedError(f"the loss {loss}")
     scale, base = document["scale_and_bias"]
     targets = range(len(base))
     roots = document.get("trees") or [*map(_nest_levels, document["oblivious_trees"])]
@@ -487,7 +438,7 @@ def _read_catboost(model: Estimator) -> Boosting:
         targets=[*targets] * len(roots),
         base=np.array(base, dtype=np.float64).reshape(len(base)),
         mode="BRANCH_LEQ",
-        link=link,
+        link=_CATBOOST_LINKS[loss],
         has_single_rows=True,
     )
 
@@ -500,16 +451,6 @@ def _catboost_features(features: Document) -> dict[int, Document]:
     if other_kinds:
         raise NotImplementedError(f"features that are not numbers ({', '.join(other_kinds)})")
     return {entry["feature_index"]: entry for entry in features["float_features"]}
-
-
-def _catboost_link(model: Estimator) -> str:
-    """Return the link of a loss, whose name may be followed by parameters
-    ("Quantile:alpha=0.1").
-    """
-    loss = str(model.get_all_params().get("loss_function", "RMSE")).partition(":")[0]
-    if loss not in _CATBOOST_LINKS:
-        raise NotImplementedError(f"the loss {loss}")
-    return _CATBOOST_LINKS[loss]
 
 
 def _nest_levels(tree: Document) -> Document:

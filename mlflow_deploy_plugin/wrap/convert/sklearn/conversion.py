@@ -193,36 +193,18 @@ def forms(
             "pyfunc_predict_fn='predict_proba': only the probabilities of a classifier with a "
             "single target have an ONNX form"
         )
-    columns: list[str] | int
     fitted = best_estimator(model)
     if isinstance(batch, pd.DataFrame):
         fitted = boosters.with_category_names(fitted, batch)
-        columns = list(map(str, batch.columns))
-        names = columns
+        names = list(map(str, batch.columns))
+        fitted = with_stand_ins(fitted, names)
     else:
-        columns = int(batch[""].shape[1])
-        names = list(map(str, range(columns)))
-    fitted = with_stand_ins(fitted, columns)
+        width = batch[""].shape[1]
+        names = list(map(str, range(width)))
+        fitted = with_stand_ins(fitted, width)
     if readers := column_transformers(fitted):
         # Steps have the positions of the training, including unread columns.
         names = list(map(str, getattr(readers[0], "feature_names_in_", names)))
-    precisions: tuple[graph.Precision, ...] = ("single", "double_until_last_step", "double")
-    convert = partial(
-        _convert,
-        model,
-        fitted,
-        batch,
-        _single_threaded(_original_model(model, has_proba), fitted),
-        predict_fn,
-        cache(partial(boundary_values_of, fitted, names)),  # All forms share the result.
-    )
-    return [partial(convert, precision) for precision in precisions]
-
-
-def _original_model(model: Estimator, has_proba: bool) -> OriginalModel:
-    """Return a function for the original's predictions by output name. `has_proba` is
-    True for a classifier that also returns probabilities.
-    """
     is_of_classes = is_classifier(model)
 
     def original(batch: ModelInput) -> dict[str, Array]:
@@ -235,7 +217,16 @@ def _original_model(model: Estimator, has_proba: bool) -> OriginalModel:
             outputs["probabilities"] = model.predict_proba(data)
         return outputs
 
-    return original
+    convert = partial(
+        _convert,
+        model,
+        fitted,
+        batch,
+        _single_threaded(original, fitted),
+        predict_fn,
+        cache(partial(boundary_values_of, fitted, names)),  # All forms share the result.
+    )
+    return [partial(convert, precision) for precision in _REPAIRS]
 
 
 def _has_probabilities(model: Estimator, batch: ModelInput) -> bool:
@@ -306,11 +297,12 @@ def _convert(
     outputs = graph.finish_outputs(proto.graph, answers)
     framework = library_of(model) or "sklearn"
     prediction = "probabilities" if predict_fn == "predict_proba" else outputs[0].name
-    has_labels = outputs[0].role == "label"
     margin = _single_threaded(_margin(model), fitted) if "label" in answers else None
-    has_branches = any(node.op_type == "If" for node in proto.graph.node)
+    many_rows = 0
+    if any(node.op_type == "If" for node in proto.graph.node):
+        many_rows = levels.MANY_ROWS
     classes: tuple[Any, ...] = ()
-    if has_labels and isinstance(getattr(model, "classes_", None), np.ndarray):
+    if outputs[0].role == "label" and isinstance(getattr(model, "classes_", None), np.ndarray):
         classes = tuple(model.classes_.tolist())
     return ConvertedModel(
         proto=proto,
@@ -323,25 +315,22 @@ def _convert(
         classes=classes,
         boundary_values=boundary_values(),
         margin=margin,
-        many_rows=levels.MANY_ROWS if has_branches else 0,
+        many_rows=many_rows,
         additive=partial(_additive_parts, fitted, inputs, precision),
-        repair=_repair(fitted, precision),
+        repair=_REPAIRS[precision].format(step=type(last_step(fitted)).__name__),
         cause=_cause_of_differences(fitted, batch),
     )
 
 
-def _repair(fitted: Estimator, precision: graph.Precision) -> str:
-    """Return how the precision prevents rounding errors of 32-bit floats; "" if it does
-    not.
-    """
-    if precision == "double_until_last_step":
-        return (
-            "32-bit floats changed predictions; inputs are read in 64 bits, and rounded only "
-            f"before {type(last_step(fitted)).__name__}"
-        )
-    if precision == "double":
-        return "32-bit floats changed predictions; everything is computed in 64 bits"
-    return ""
+_REPAIRS: dict[graph.Precision, str] = {
+    "single": "",
+    "double_until_last_step": (
+        "32-bit floats changed predictions; inputs are read in 64 bits, and rounded only before "
+        "{step}"
+    ),
+    "double": "32-bit floats changed predictions; everything is computed in 64 bits",
+}
+"""How each precision prevents rounding errors of 32-bit floats."""
 
 
 def _additive_parts(
@@ -499,28 +488,25 @@ def _call_skl2onnx(
     precise = {}
     if precision != "single":
         precise = formulas.converters_in_64_bits(is_throughout=precision == "double")
+    last = last_step(copy)
+    options: dict[int, dict[str, bool]] | None = {id(last): {}}
+    if type(last) in FORMULAS:
+        # Formulas need no options. With options, skl2onnx reads each attribute of each
+        # tree twice.
+        options = None
+    elif is_classifier(last) and hasattr(last, "predict_proba"):
+        # Without this option, the probabilities would be a list of mappings.
+        options = {id(last): {"zipmap": False}}
     answer: tuple[ModelProto, Topology] = convert_sklearn(
         copy,
         initial_types=input_types,
-        options=_options(last_step(copy)),
+        options=options,
         custom_conversion_functions=precise,
         custom_shape_calculators=dict.fromkeys(precise, graph.no_shapes),
         target_opset=graph.OPSETS,
         intermediate=True,
     )
     return answer
-
-
-def _options(last: Estimator) -> dict[int, dict[str, bool]] | None:
-    """Return skl2onnx's options for the last step by its id, or None for no options."""
-    if type(last) in FORMULAS:
-        # Formulas need no options. With options, skl2onnx reads each attribute of each
-        # tree twice.
-        return None
-    if is_classifier(last) and hasattr(last, "predict_proba"):
-        # Without this option, the probabilities would be a list of mappings.
-        return {id(last): {"zipmap": False}}
-    return {id(last): {}}
 
 
 def _convert_net(scope: Scope, operator: Operator, container: ModelComponentContainer) -> None:
@@ -553,26 +539,9 @@ def _add_net(
     """Add the graph of an estimator's network, and return the name of its output [N,
     …].
     """
-    from mlflow_deploy_plugin.wrap.convert.torch import export, original_model
-
-    net = _net_of(estimator)
-    width = sum(variable.type.shape[1] for variable in inputs)
-    rows = np.zeros((1, width), np.float32)
-    exported = export(net, {"": rows}, ["rows"], {}, original_model(net))
-    proto = onnx.compose.add_prefix(
-        onnx.version_converter.convert_version(exported, graph.OPSETS[""]), builder.name("net_")
-    )
-    builder.node("Cast", [builder.joined(inputs)], proto.graph.input[0].name, to=TensorProto.FLOAT)
-    container.initializers.extend(proto.graph.initializer)
-    container.nodes.extend(proto.graph.node)
-    return str(proto.graph.output[0].name)
-
-
-def _net_of(estimator: Estimator) -> Any:
-    """Return the network of an estimator of skorch or TabNet as a torch module that
-    returns a single tensor, in `eval` mode.
-    """
     import torch  # torch is slow to import, and only these estimators need torch.
+
+    from mlflow_deploy_plugin.wrap.convert.torch import export, original_model
 
     class Answer(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -594,7 +563,17 @@ def _net_of(estimator: Estimator) -> Any:
             return self.last(answer)
 
     Answer.__name__ = type(estimator).__name__  # The exporter's errors contain this name.
-    return Answer().eval()
+    net = Answer().eval()
+    width = sum(variable.type.shape[1] for variable in inputs)
+    rows = np.zeros((1, width), np.float32)
+    exported = export(net, {"": rows}, ["rows"], {}, original_model(net))
+    proto = onnx.compose.add_prefix(
+        onnx.version_converter.convert_version(exported, graph.OPSETS[""]), builder.name("net_")
+    )
+    builder.node("Cast", [builder.joined(inputs)], proto.graph.input[0].name, to=TensorProto.FLOAT)
+    container.initializers.extend(proto.graph.initializer)
+    container.nodes.extend(proto.graph.node)
+    return str(proto.graph.output[0].name)
 
 
 def _graph_categories(categories: Array) -> Array:

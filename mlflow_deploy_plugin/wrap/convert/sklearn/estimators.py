@@ -246,16 +246,14 @@ def column_names(columns: ColumnKeys, names: list[str]) -> list[str]:
     if isinstance(columns, int):
         return [names[columns]]
     keys: list[Any] = list(columns)
-    if keys and all(map(_is_bool, keys)):
+    # A boolean of Python, numpy or pandas.
+    if keys and all(
+        isinstance(key, bool) or str(getattr(key, "dtype", "")) == "bool" for key in keys
+    ):
         return [name for name, is_read in zip(names, keys, strict=True) if is_read]
     if all(isinstance(key, str) for key in keys):
         return keys
     return [names[int(key)] for key in keys]
-
-
-def _is_bool(entry: object) -> bool:
-    """Return True for a boolean of Python, numpy or pandas."""
-    return isinstance(entry, bool) or str(getattr(entry, "dtype", "")) == "bool"
 
 
 def named_steps(transformer: ColumnTransformer) -> list[tuple[str, Estimator, list[int]]]:
@@ -317,8 +315,7 @@ def bind_inputs(
             dtype = "str"
         elif encoders(fitted) and all(map(_is_code, columns)):
             dtype = "int64"
-        are_optional = bool(texts) and len(optional_texts) == len(texts)
-        return (_input(MATRIX, dtype, columns, are_optional),)
+        return (_input(MATRIX, dtype, columns, bool(texts) and optional_texts >= {*texts}),)
     inputs = []
     for column in columns:
         dtype = float_dtype

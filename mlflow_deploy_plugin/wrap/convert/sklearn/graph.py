@@ -331,8 +331,7 @@ class _InputColumns:
         picked = []
         for variable, run in groupby(self._columns_at(positions), lambda item: item[0]):
             indices = [index for _, index in run]
-            width = self.widths[self.inputs.index(variable)]
-            if indices != list(range(width)):
+            if indices != list(range(self.widths[self.inputs.index(variable)])):
                 variable = _declare(
                     scope,
                     "SklearnArrayFeatureExtractor",

@@ -15,6 +15,7 @@ levels, and in each level of symmetric trees, all nodes are compared for all row
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from onnx import GraphProto, TensorProto, helper
@@ -98,8 +99,7 @@ def write_levels(graph: NodeBuilder, rows: str, levels: Levels) -> str:
     return graph.cast(graph.node("Slice", [flat, [0], row_count]), TensorProto.FLOAT)
 
 
-@dataclass(frozen=True, eq=False)
-class _Columns:
+class _Columns(NamedTuple):
     """The compared columns of a block of rows.
 
     Attributes:
@@ -112,8 +112,7 @@ class _Columns:
     indices: Array
 
 
-@dataclass(frozen=True, eq=False)
-class _Comparisons:
+class _Comparisons(NamedTuple):
     """The comparisons of some splits for all rows of a block.
 
     Attributes:
@@ -158,9 +157,8 @@ class _Block:
         """
         nodes = []
         for level in self.levels.nodes:
-            first = level[:, :1]
-            is_symmetric = (level == first).all()
-            nodes.append(first if is_symmetric else level)
+            is_symmetric = (level == level[:, :1]).all()
+            nodes.append(level[:, :1] if is_symmetric else level)
         return nodes
 
     @property

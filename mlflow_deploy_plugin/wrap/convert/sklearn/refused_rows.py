@@ -106,38 +106,33 @@ def _not_finite(added: Subgraph, graph: GraphProto, operators: list[Operator]) -
     """Mark the rows for which a function or product is not finite, if a later step
     refuses such numbers.
     """
-    readers = _readers(operators)
+    readers: dict[str, list[Estimator]] = {}
+    for operator in operators:
+        for entry in operator.inputs:
+            readers.setdefault(entry.full_name, []).append(operator.raw_operator)
     doubtful = set(_doubtful_outputs(graph, operators))
     for node in graph.node:
         if not doubtful.isdisjoint(node.input):
             doubtful.update(node.output)
         for name in sorted(doubtful.intersection([*node.input, *node.output])):
-            readers_of_name = readers.pop(name, [])  # Mark each value only once.
-            refusing = [reader for reader in readers_of_name if not _accepts(reader, np.inf)]
-            refusing_nan = [reader for reader in refusing if not _accepts(reader, np.nan)]
+            # Mark each value only once.
+            refusing = [one for one in readers.pop(name, []) if not _accepts(one, np.inf)]
+            if not refusing:
+                continue
+            refusing_nan = [one for one in refusing if not _accepts(one, np.nan)]
             if refusing_nan:
                 # The difference is NaN for NaN and infinity, otherwise 0.
                 mark = added.node("Sub", [name, name])
                 numbers = "NaN or infinity"
-                step = type(refusing_nan[0]).__name__
                 doubtful.remove(name)
-            elif refusing:
+            else:
                 mark = added.node("IsInf", [name])
                 numbers = "infinity"
-                step = type(refusing[0]).__name__
-            else:
-                continue
-            reason = f"the model computes {numbers} for the row, which its {step} refuses"
-            yield reason, added.cast(mark, TensorProto.FLOAT)
-
-
-def _readers(operators: list[Operator]) -> dict[str, list[Estimator]]:
-    """Return the estimators that read each variable."""
-    readers: dict[str, list[Estimator]] = {}
-    for operator in operators:
-        for entry in operator.inputs:
-            readers.setdefault(entry.full_name, []).append(operator.raw_operator)
-    return readers
+            step = type((refusing_nan or refusing)[0]).__name__
+            yield (
+                f"the model computes {numbers} for the row, which its {step} refuses",
+                added.cast(mark, TensorProto.FLOAT),
+            )
 
 
 def _doubtful_outputs(graph: GraphProto, operators: list[Operator]) -> Iterator[str]:

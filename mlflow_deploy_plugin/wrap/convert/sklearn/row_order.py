@@ -48,9 +48,8 @@ def sort_rows(graph: GraphProto) -> None:
             attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute
         }
         modes = attributes.get("nodes_modes", [])
-        splits = len(modes) - modes.count(b"LEAF")
         # Sorting saves time only for many splits.
-        if node.op_type not in _OPERATORS or splits < _FEWEST_SPLITS:
+        if node.op_type not in _OPERATORS or len(modes) - modes.count(b"LEAF") < _FEWEST_SPLITS:
             graph.node.append(node)
             continue
         # The rows are sorted before the operator, and their order is restored after it.
@@ -61,10 +60,12 @@ def sort_rows(graph: GraphProto) -> None:
         for index, name in enumerate(node.output):
             node.output[index] = after.name()
             after.node("ScatterND", [node.output[index], order, node.output[index]], name)
-        sort = before.finish({}, {})
-        restore = after.finish({}, {})
-        graph.initializer.extend([*sort.initializer, *restore.initializer])
-        graph.node.extend([*sort.node, node, *restore.node])
+        added = before.finish({}, {})
+        graph.initializer.extend(added.initializer)
+        graph.node.extend([*added.node, node])
+        added = after.finish({}, {})
+        graph.initializer.extend(added.initializer)
+        graph.node.extend(added.node)
 
 
 def _write_order(graph: Subgraph, rows: str, attributes: _Attributes) -> str:
@@ -91,31 +92,18 @@ def _write_keys(graph: Subgraph, rows: str, attributes: _Attributes) -> str:
     """Add the sort key of each row, [N]: the sum of the weights of its comparisons that
     are true.
     """
-    comparisons = _choose_comparisons(attributes)
+    columns, thresholds, weights = _choose_comparisons(attributes)
     numbers = graph.cast(graph.node("Transpose", [rows]), TensorProto.FLOAT)
-    values = graph.node("Gather", [numbers, comparisons.columns], axis=0)
-    above = graph.node("Greater", [values, comparisons.thresholds.astype(np.float32)[:, None]])
+    values = graph.node("Gather", [numbers, columns], axis=0)
+    above = graph.node("Greater", [values, thresholds.astype(np.float32)[:, None]])
     is_above = graph.cast(above, TensorProto.FLOAT)
-    return graph.node("MatMul", [comparisons.weights.astype(np.float32), is_above])
+    return graph.node("MatMul", [weights.astype(np.float32), is_above])
 
 
-@dataclass(frozen=True, eq=False)
-class _Comparisons:
-    """The comparisons that determine a row's sort key, as arrays [comparisons].
-
-    Attributes:
-        columns: the column that each comparison reads.
-        thresholds: a comparison is true if the column is above this number.
-        weights: the number that a true comparison adds to the key.
-    """
-
-    columns: Array
-    thresholds: Array
-    weights: Array
-
-
-def _choose_comparisons(attributes: _Attributes) -> _Comparisons:
-    """Return the comparisons of the columns that split the most rows.
+def _choose_comparisons(attributes: _Attributes) -> tuple[Array, ...]:
+    """Return the comparisons of the columns that split the most rows: the column that
+    each comparison reads, the threshold that this column is above, and the number that
+    a true comparison adds to the key, [comparisons].
 
     A key is a number with one digit per column: the number of the column's thresholds
     that are below the row's value. The column that splits the most rows has the most
@@ -131,23 +119,16 @@ def _choose_comparisons(attributes: _Attributes) -> _Comparisons:
         bits[np.argmax(remaining)] += 1
         remaining = split_shares / 2.0**bits
     bits = np.minimum(bits, _COLUMN_BITS)
-    columns = []
-    thresholds = []
-    weights = []
+    parts = []
     place_value = 1
     for feature in np.argsort(split_shares):
         if not bits[feature] or not split_shares[feature]:
             continue
         edges = nodes.edges(feature, bits[feature])
-        columns.append(np.full(len(edges), feature))
-        thresholds.append(edges)
-        weights.append(np.full(len(edges), place_value))
+        counts = np.ones(len(edges), dtype=np.int64)
+        parts.append((counts * feature, edges, counts * place_value))
         place_value *= len(edges) + 1  # A digit is at most len(edges).
-    return _Comparisons(
-        columns=np.concatenate(columns),
-        thresholds=np.concatenate(thresholds),
-        weights=np.concatenate(weights),
-    )
+    return tuple(map(np.concatenate, zip(*parts, strict=True)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,8 +168,7 @@ def _read_nodes(attributes: _Attributes) -> _Nodes:
     # Numbers are unique only within a tree; with this offset, they are unique.
     offset = np.array(attributes["nodes_treeids"]) * (number.max() + 1)
     children = [
-        offset + np.array(attributes["nodes_truenodeids"]),
-        offset + np.array(attributes["nodes_falsenodeids"]),
+        offset + np.array(attributes[name]) for name in ("nodes_truenodeids", "nodes_falsenodeids")
     ]
     shares = _estimate_shares(offset + number, children, is_inner)
     return _Nodes(np.array(attributes["nodes_featureids"]), threshold, shares)

@@ -207,9 +207,9 @@ class Boosting:
         split by categories.
         """
         tree_counts = np.bincount(self.targets, minlength=len(self.base))
-        are_few = len(self.trees) < MIN_TREES
-        are_unbalanced = len(set(tree_counts)) > 1
-        if are_few or are_unbalanced or any(tree.members for tree in self.trees):
+        if len(self.trees) < MIN_TREES or len(set(tree_counts)) > 1:
+            return None
+        if any(tree.members for tree in self.trees):
             return None
         groups = 1 if self.is_single else ceil(int(tree_counts[0]) / MAX_SUMMED)
         padding = -int(tree_counts[0]) % groups  # A target's groups have equally many trees.
@@ -220,17 +220,19 @@ class Boosting:
         complete = _complete_levels(forest, splits)
         if complete is None:
             return None
+        nodes, leaves = complete
         trees = len(forest.roots) // len(self.base)
-        values = forest.nodes["value"][complete.leaves].reshape(len(self.base), trees, -1)
         rows_type = np.float32 if self.has_single_rows else np.float64
         sums_type = np.float32 if self.is_single else np.float64
         return Levels(
-            nodes=_shared_levels(complete.levels, trees),
+            nodes=_shared_levels(nodes, trees),
             column=splits.column.astype(np.int64),
             threshold=splits.threshold.astype(rows_type),
             default=splits.default.astype(bool),
             comparison=splits.comparison,
-            value=values.astype(np.float32),
+            value=np.reshape(
+                forest.nodes["value"][leaves].astype(np.float32), (len(self.base), trees, -1)
+            ),
             base=self.base.astype(sums_type),
             groups=groups,
         )
@@ -285,26 +287,6 @@ class _Splits:
     left: Array
     right: Array
 
-    def opposite(self) -> "_Splits":
-        """Return the splits with the opposite comparison, and without a default."""
-        return replace(
-            self,
-            default=np.zeros(len(self.default)),
-            comparison=_OPPOSITES[self.comparison],
-            left=self.right,
-            right=self.left,
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class _CompleteTrees:
-    """The splits of complete trees, [trees, 2**d] at each level d, and the nodes that
-    are their leaves, [trees, 2**depth].
-    """
-
-    levels: list[Array]
-    leaves: Array
-
 
 def _distinct_splits(forest: _Forest, mode: str) -> _Splits | None:
     """Return the distinct splits, or None if there are no splits or their missing
@@ -330,14 +312,22 @@ def _distinct_splits(forest: _Forest, mode: str) -> _Splits | None:
         left=nodes["left"],
         right=nodes["right"],
     )
-    if splits.default.all():  # The opposite comparison is false for missing values.
-        return splits.opposite()
-    return splits
+    if not default.all():
+        return splits
+    # The opposite comparison is false for missing values.
+    return replace(
+        splits,
+        default=np.zeros(len(default)),
+        comparison=_OPPOSITES[splits.comparison],
+        left=splits.right,
+        right=splits.left,
+    )
 
 
-def _complete_levels(forest: _Forest, splits: _Splits) -> _CompleteTrees | None:
-    """Return the trees as complete trees, or None if most of their nodes would be
-    padding.
+def _complete_levels(forest: _Forest, splits: _Splits) -> tuple[list[Array], Array] | None:
+    """Return the splits of the trees as complete trees, [trees, 2**d] at each level d,
+    and the nodes that are their leaves, [trees, 2**depth]; None if most of their nodes
+    would be padding.
     """
     trees = len(forest.roots)
     is_inner = forest.is_inner
@@ -350,7 +340,7 @@ def _complete_levels(forest: _Forest, splits: _Splits) -> _CompleteTrees | None:
         levels.append(splits.index[level_nodes])
         children = np.stack([splits.right[level_nodes], splits.left[level_nodes]], axis=2)
         level_nodes = children.reshape(trees, -1)
-    return _CompleteTrees(levels, level_nodes)
+    return levels, level_nodes
 
 
 def _shared_levels(levels: list[Array], trees: int) -> list[Array]:

@@ -132,16 +132,18 @@ def encoded(
     if not np.array_equal(table.astype(np.float32), table, equal_nan=True):
         # LabelEncoder has no 64-bit floats, so it returns positions in a table.
         *positions, last = map(float, range(len(table)))
-        position = encoded(column, categories, positions, last)
-        return take(table[:, None], position.reshape(-1).astype(np.int64))
-    kind = column.dtype.kind
-    is_gap = np.array([kind != "O" and is_missing(entry) for entry in categories], bool)
+        code = encoded(column, categories, positions, last)
+        return take(table[:, None], code.reshape(-1).astype(np.int64))
+    is_gap = np.array([*map(is_missing, categories)], bool) & (column.dtype.kind != "O")
     keys = list(compress(categories, ~is_gap))
     values = list(compress(codes, ~is_gap))
     if column.dtype == np.float64:
-        code = _compared(column, keys, values, unknown)
+        # LabelEncoder does not support 64-bit floats.
+        equal = column == np.array(keys or [np.nan], float)
+        code = equal.astype(np.float32) @ np.array(values or [0.0], np.float32)[:, None]
+        code = np.where(np.any(equal, axis=1, keepdims=True), code, np.float32(unknown))
     else:
-        attribute, convert = _KEYS[kind]
+        attribute, convert = _KEYS[column.dtype.kind]
         code = column.emit(
             "LabelEncoder",
             [column],
@@ -150,20 +152,9 @@ def encoded(
             values_floats=values,
             default_float=float(unknown),
         )
-    if kind == "i" or not is_gap.any():
+    if column.dtype.kind == "i" or not is_gap.any():
         return code
     return np.where(np.isnan(column), np.float32(codes[is_gap.argmax()]), code)
-
-
-def _compared(
-    column: TracedArray, keys: list[Category], values: list[float], unknown: float
-) -> TracedArray:
-    """Return the value of the key that is equal to each 64-bit float, [N, 1], otherwise
-    `unknown`. LabelEncoder does not support 64-bit floats.
-    """
-    equal = column == np.array(keys or [np.nan], float)
-    code = equal.astype(np.float32) @ np.array(values or [0.0], np.float32)[:, None]
-    return np.where(np.any(equal, axis=1, keepdims=True), code, np.float32(unknown))
 
 
 _KEYS: dict[str, tuple[str, type]] = {

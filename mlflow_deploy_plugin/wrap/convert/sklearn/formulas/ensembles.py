@@ -202,13 +202,12 @@ def _scores(estimators: list[Estimator], rows: Rows, method: str = "") -> Traced
     if all(map(is_linear, estimators)):
         if method != "predict_proba":
             return rows.sums(estimators)
-        if all(map(_is_binary_logistic, estimators)):
+        if all(
+            is_logistic(best_estimator(member)) and len(member.classes_) == 2
+            for member in estimators
+        ):
             return logistic(rows.sums(estimators))
     return np.column_stack([_member_score(member, rows, method) for member in estimators])
-
-
-def _is_binary_logistic(classifier: Estimator) -> bool:
-    return is_logistic(best_estimator(classifier)) and len(classifier.classes_) == 2
 
 
 def _member_score(member: Estimator, rows: Rows, method: str) -> TracedArray:

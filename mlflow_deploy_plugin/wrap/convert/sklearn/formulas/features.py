@@ -281,8 +281,7 @@ def ranked(model: preprocessing.QuantileTransformer, rows: Rows) -> TracedArray:
     tail = np.sqrt(-np.log(np.minimum(share, 1.0 - share))) - 1.6
     near = _polynomial(square, _NEAR[0]) / _polynomial(square, _NEAR[1])
     far = _polynomial(tail, _FAR[0]) / _polynomial(tail, _FAR[1])
-    is_near = np.abs(centred) <= 0.425
-    return np.where(is_near, centred * near, np.where(centred < 0, -far, far))
+    return np.where(np.abs(centred) <= 0.425, centred * near, np.where(centred < 0, -far, far))
 
 
 def _shares(model: preprocessing.QuantileTransformer, x: TracedArray) -> TracedArray:

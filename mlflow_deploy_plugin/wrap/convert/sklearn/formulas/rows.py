@@ -168,7 +168,20 @@ class Rows:
             return rows.ask(last, method)
         [operator] = self._declare([estimator])
         if is_linear(estimator):
-            answer = self._linear(estimator, method)
+            scores = self.sums([estimator])
+            is_single = scores.sample.shape[1] == 1
+            if is_regressor(estimator):
+                answer = scores[:, 0] if np.ndim(estimator.coef_) == 1 else scores
+            elif method == "decision_function":
+                answer = scores[:, 0] if is_single else scores
+            elif method in ("predict", "label"):
+                if is_single:
+                    position = (scores[:, 0] > 0).astype(np.int64)
+                else:
+                    position = np.argmax(scores, axis=1)
+                answer = _classes_at(estimator, position, method)
+            else:
+                answer = _linear_probabilities(estimator, scores)
             if answer is not None:
                 return answer
         if method == "decision_function" and type(estimator) in SCORES:
@@ -219,8 +232,15 @@ class Rows:
         return rows, estimator
 
     def _behind(self, step: Estimator) -> "Rows":
-        """Return the rows that a step computes, once for identical steps."""
-        learned = _learned(step)
+        """Return the rows that a step computes, once for identical steps. The digest of
+        a step's fitted attributes identifies the step, or its id if it contains an
+        unnamed function.
+        """
+        learned: int | str
+        try:
+            learned = str(joblib.hash(step))
+        except (AttributeError, PicklingError, TypeError):
+            learned = id(step)
         if learned not in self._after:
             self._after[learned] = self.with_matrix(self.ask(step, "transform")), step
         rows, _ = self._after[learned]
@@ -246,26 +266,6 @@ class Rows:
             for member, member_weights in zip(linear, weights, strict=True)
         ]
         return self.matrix @ np.concatenate(weights).T + np.concatenate(shifts).astype(float)
-
-    def _linear(self, estimator: Estimator, method: str) -> TracedArray | None:
-        """Return the result of a linear estimator as in scikit-learn, or None for
-        unsupported probabilities.
-        """
-        scores = self.sums([estimator])
-        is_single = scores.sample.shape[1] == 1
-        if is_regressor(estimator):
-            if np.ndim(estimator.coef_) == 1:
-                return scores[:, 0]
-            return scores
-        if method == "decision_function":
-            return scores[:, 0] if is_single else scores
-        if method in ("predict", "label"):
-            if is_single:
-                position = (scores[:, 0] > 0).astype(np.int64)
-            else:
-                position = np.argmax(scores, axis=1)
-            return _classes_at(estimator, position, method)
-        return _linear_probabilities(estimator, scores)
 
     def _by_converter(self, estimator: Estimator, method: str) -> TracedArray:
         """Return the result of an estimator that skl2onnx converts, once for labels and
@@ -368,16 +368,6 @@ def _width(variable: Variable) -> int:
     sizes = variable.type.shape[1:]
     width = sizes[0] if sizes else None
     return width or 1
-
-
-def _learned(step: Estimator) -> int | str:
-    """Return a digest of the fitted attributes of a step, or its id if the step
-    contains an unnamed function.
-    """
-    try:
-        return str(joblib.hash(step))
-    except (AttributeError, PicklingError, TypeError):
-        return id(step)
 
 
 def labels_of(estimator: Estimator) -> Array:

@@ -111,32 +111,32 @@ def hashed(vectorizer: HashingVectorizer, rows: Rows) -> TracedArray:
         raise NotImplementedError(
             f"n_features ({vectorizer.n_features}): a graph supports up to 2**16 hash columns"
         )
-    write = partial(_write_hashed, vectorizer)
-    return _in_blocks(rows.raw, vectorizer, vectorizer.n_features, write)
-
-
-def _write_hashed(vectorizer: HashingVectorizer, graph: NodeBuilder, texts: str) -> str:
-    """Add the sums per column [N, n_features] for preprocessed texts [N]."""
     width = vectorizer.n_features
-    tokens = _split_into_tokens(graph, vectorizer, texts)
-    skipped = graph.node("Equal", [tokens, _text(_PAD)])
-    hashes = graph.cast(graph.node("MurmurHash3", [tokens], positive=0, seed=0), TensorProto.INT64)
-    column = graph.node("Mod", [graph.node("Abs", [hashes]), [width]])
-    if vectorizer.alternate_sign:
-        signs = graph.node("Sign", [hashes])
-    else:
-        signs = graph.node("Equal", [hashes, hashes])
-    is_token = graph.cast(graph.node("Not", [skipped]), TensorProto.FLOAT)
-    values = graph.node("Mul", [graph.cast(signs, TensorProto.FLOAT), is_token])
-    shape = graph.node("Concat", [graph.row_count(tokens), [width]], axis=0)
-    zeros = graph.node("Expand", [np.zeros(1, np.float32), shape])
-    # The sums are added for a binary vectorizer too, although they are unused.
-    sums = graph.node("ScatterElements", [zeros, column, values], axis=1, reduction="add")
-    if vectorizer.binary:
-        sums = graph.node("ScatterElements", [zeros, column, is_token], axis=1, reduction="max")
-    if vectorizer.norm is None:
-        return sums
-    return _apply_in_64_bits(graph, sums, width, partial(_normalize_rows, norm=vectorizer.norm))
+
+    def write(graph: NodeBuilder, texts: str) -> str:
+        tokens = _split_into_tokens(graph, vectorizer, texts)
+        skipped = graph.node("Equal", [tokens, _text(_PAD)])
+        hashes = graph.cast(
+            graph.node("MurmurHash3", [tokens], positive=0, seed=0), TensorProto.INT64
+        )
+        column = graph.node("Mod", [graph.node("Abs", [hashes]), [width]])
+        if vectorizer.alternate_sign:
+            signs = graph.node("Sign", [hashes])
+        else:
+            signs = graph.node("Equal", [hashes, hashes])
+        is_token = graph.cast(graph.node("Not", [skipped]), TensorProto.FLOAT)
+        values = graph.node("Mul", [graph.cast(signs, TensorProto.FLOAT), is_token])
+        shape = graph.node("Concat", [graph.row_count(tokens), [width]], axis=0)
+        zeros = graph.node("Expand", [np.zeros(1, np.float32), shape])
+        # The sums are added for a binary vectorizer too, although they are unused.
+        sums = graph.node("ScatterElements", [zeros, column, values], axis=1, reduction="add")
+        if vectorizer.binary:
+            sums = graph.node("ScatterElements", [zeros, column, is_token], axis=1, reduction="max")
+        if vectorizer.norm is None:
+            return sums
+        return _apply_in_64_bits(graph, sums, width, partial(_normalize_rows, norm=vectorizer.norm))
+
+    return _in_blocks(rows.raw, vectorizer, width, write)
 
 
 def _in_blocks(

@@ -17,7 +17,7 @@ from onnx import helper
 from scipy import special
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.wrap.convert.sklearn.graph import NodeBuilder
+from mlflow_deploy_plugin.wrap.convert.sklearn.graph import NodeBuilder, NodeInput
 
 _DTYPES = ("bool", "int64", "float32", "float64", "object")
 SAMPLE_ROWS = 7
@@ -65,7 +65,13 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         self, operator: str, inputs: Sequence[Operand], sample: Array, **attributes: Any
     ) -> TracedArray:
         """Add a node. Inputs are traced arrays, or constants with unchanged dtype."""
-        names = [_name_or_constant(operand) for operand in inputs]
+        names: list[NodeInput] = []
+        for operand in inputs:
+            if isinstance(operand, Traced):
+                names.append(operand.name)
+            else:
+                constant = np.asarray(operand)
+                names.append(constant.astype(_supported(constant.dtype)))
         return Traced(self.graph, self.graph.node(operator, names, **attributes), sample)
 
     def astype(self, dtype: npt.DTypeLike, **_: object) -> TracedArray:
@@ -209,14 +215,6 @@ def _split_key(key: object, ndim: int) -> tuple[Any, ...]:
 def _is_whole_axis(entry: object) -> bool:
     """Return True for the entry `:` of a key."""
     return isinstance(entry, slice) and entry == slice(None)
-
-
-def _name_or_constant(operand: Operand) -> str | Array:
-    """Return an input of a node."""
-    if isinstance(operand, Traced):
-        return operand.name
-    constant = np.asarray(operand)
-    return constant.astype(_supported(constant.dtype))
 
 
 def _sample_of(operand: Operand) -> Operand:

@@ -9,7 +9,6 @@ as -999 test whether the estimator is affine.
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
 
@@ -61,12 +60,20 @@ def stand_in(
             return None
         call = partial(_answers, part, getattr(part, "feature_names_in_", names))
         intercept, *slopes = call(np.vstack([np.zeros(count), np.eye(count) * _FAR]))
-        sums = _Sums((np.array(slopes) - intercept) / _FAR, intercept)
-        if not _is_affine(call, sums):
+        weights = (np.array(slopes) - intercept) / _FAR
+        if not _is_affine(call, weights, intercept):
             return None
-        if hasattr(part, "predict"):
-            return _regression(sums)
-        return _step(sums, part)
+        if is_predictor:
+            # Missing numbers in columns with the weight 0 have no effect.
+            reads = (weights != 0).reshape(len(weights), -1).any(axis=1)
+            if not reads.any():
+                return None
+            regression = LinearRegression()
+            regression.coef_ = weights[reads].T
+            regression.intercept_ = intercept
+            regression.n_features_in_ = int(reads.sum())
+            return Pipeline([("select", Selection(reads)), ("sum", regression)])
+        return _step(weights, intercept, type(part).__name__)
     return None
 
 
@@ -80,25 +87,11 @@ def _answers(part: Estimator, names: list[str] | None, rows: Array) -> Array:
     return answer.astype(float)
 
 
-@dataclass(frozen=True)
-class _Sums:
-    """The outputs of an affine estimator: rows @ weights + intercept."""
-
-    weights: Array
-    intercept: Array
-
-    def match(self, rows: Array, answers: Array) -> bool:
-        """Return True if the answers for the rows are the sums, up to rounding."""
-        allowed = _CLOSE * (np.abs(rows) @ np.abs(self.weights) + np.abs(self.intercept))
-        errors = np.abs(answers - (rows @ self.weights + self.intercept))
-        return bool((errors <= allowed).all())
-
-
-def _is_affine(call: Callable[[Array], Array], sums: _Sums) -> bool:
-    """Return True if the sums match various rows, and if a missing number makes each
-    sum that contains it missing.
+def _is_affine(call: Callable[[Array], Array], weights: Array, intercept: Array) -> bool:
+    """Return True if the outputs for various rows are rows @ weights + intercept, up to
+    rounding, and if a missing number makes each sum that contains it missing.
     """
-    count = len(sums.weights)
+    count = len(weights)
     random = np.random.default_rng(0)
     # With three rows of fractions, most other estimators fail at once.
     few = random.normal(size=(3, count)) * [[1.0], [1e-3], [1e3]]
@@ -107,41 +100,27 @@ def _is_affine(call: Callable[[Array], Array], sums: _Sums) -> bool:
     mixed = np.round(random.normal(size=shape) * 10 ** random.uniform(-1, 5, shape))
     marks = np.outer(_MARKS, np.ones(count))
     for rows in (few, np.vstack([codes, mixed, marks])):
-        if not sums.match(rows, call(rows)):
+        allowed = _CLOSE * (np.abs(rows) @ np.abs(weights) + np.abs(intercept))
+        errors = np.abs(call(rows) - (rows @ weights + intercept))
+        if not (errors <= allowed).all():
             return False
     with suppress(ValueError):  # The estimator may refuse missing numbers.
         answers = call(np.where(np.eye(count), np.nan, 0.0))
-        return not np.isfinite(answers)[sums.weights != 0].any()
+        return not np.isfinite(answers)[weights != 0].any()
     return True
 
 
-def _regression(sums: _Sums) -> Pipeline | None:
-    """Return a regression on the columns with non-zero weights: missing numbers in
-    other columns have no effect. None if all weights are 0.
+def _step(weights: Array, intercept: Array, kind: str) -> Computed | Selection:
+    """Return a step that stands for an estimator of the class `kind`. A value of an
+    output column is missing only if one of its input values is missing.
     """
-    weights = sums.weights
-    reads = (weights != 0).reshape(len(weights), -1).any(axis=1)
-    if not reads.any():
-        return None
-    regression = LinearRegression()
-    regression.coef_ = weights[reads].T
-    regression.intercept_ = sums.intercept
-    regression.n_features_in_ = int(reads.sum())
-    return Pipeline([("select", Selection(reads)), ("sum", regression)])
-
-
-def _step(sums: _Sums, part: Estimator) -> Computed | Selection:
-    """Return a step. A value of an output column is missing only if one of its input
-    values is missing.
-    """
-    weights = sums.weights
     origins = np.abs(weights).argmax(axis=0)
     reads = weights != 0
     scales = weights[origins, np.arange(len(origins))]
     reads_one = reads.sum(axis=0) == 1
-    is_copy = reads_one & (scales == 1) & (sums.intercept == 0)
+    is_copy = reads_one & (scales == 1) & (intercept == 0)
     if is_copy.all() and (np.diff(origins) > 0).all():
-        return Selection(reads.any(axis=1), type(part).__name__)
+        return Selection(reads.any(axis=1), kind)
 
     def compute(x: TracedArray) -> TracedArray:
         """Return the outputs for rows; NaN only for a sum that contains a NaN."""
@@ -150,6 +129,6 @@ def _step(sums: _Sums, part: Estimator) -> Computed | Selection:
             is_missing = np.isnan(x).astype(float) @ reads.astype(float) > 0
             summed = np.where(np.isnan(x), 0.0, x) @ weights
             scaled = np.where(reads_one, scaled, np.where(is_missing, np.nan, summed))
-        return scaled + sums.intercept
+        return scaled + intercept
 
-    return Computed(compute, stands_for=type(part).__name__)
+    return Computed(compute, stands_for=kind)

@@ -6,9 +6,8 @@ category, for a missing value, and for an unknown category.
 
 import warnings
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -71,8 +70,7 @@ def as_tables(
     probe = _Probe(encoder, usual_row, max(map(len, categories.values())))
     steps = _steps(probe, names, categories)
     step_names = [name for _, _, [name] in steps]
-    has_one_table_per_column = step_names == list(categories) == names
-    if has_one_table_per_column:
+    if step_names == list(categories) == names:
         # A single step for all columns can be nested in another ColumnTransformer.
         return CategoryTables(
             [step.categories_[0] for _, step, _ in steps], [step.tables[0] for _, step, _ in steps]
@@ -108,13 +106,13 @@ def _steps(
         name = names[position]
         step = "passthrough"
         if name in tables:
-            step = tables[name].step(list(numbers))
+            table = tables[name]
+            step = CategoryTables([table.categories], [table.numbers[:, [*numbers]]])
         steps.append((str(len(steps)), step, [name]))
     return steps
 
 
-@dataclass(frozen=True)
-class _Table:
+class _Table(NamedTuple):
     """The numbers of a column's categories.
 
     Attributes:
@@ -126,10 +124,6 @@ class _Table:
     categories: Array
     numbers: Array
     depends: Array
-
-    def step(self, numbers: list[int]) -> CategoryTables:
-        """Return the step that writes some of the numbers."""
-        return CategoryTables([self.categories], [self.numbers[:, numbers]])
 
 
 class _Probe:
@@ -167,12 +161,9 @@ class _Probe:
             unknown = max(learned) + 1
         numbers_of_unknown = self._numbers(name, [unknown])
         if numbers_of_unknown is None:  # The encoder refuses unknown categories.
-            depends = self._differ(numbers)
-            numbers_of_unknown = np.where(depends, _REFUSED, self.usual)
-        else:
-            depends = self._differ(np.concatenate([numbers, numbers_of_unknown]))
+            numbers_of_unknown = np.where(self._differ(numbers), _REFUSED, self.usual)
         all_numbers = np.concatenate([numbers, numbers_of_unknown])
-        return _Table(np.array(categories, dtype), all_numbers, depends)
+        return _Table(np.array(categories, dtype), all_numbers, self._differ(all_numbers))
 
     def number_column(self, name: str) -> Array:
         """Return a mask of the outputs that contain the column. Raises ConversionError
