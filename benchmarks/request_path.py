@@ -149,7 +149,7 @@ def open_servers(root: Path, label: str = "") -> dict[str, Any]:
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - open until this process ends
     if label == "logged":
         os.environ["ONNXSERVE_LOG_REQUESTS"] = "true"
-        configure_logging(load_settings(), "worker")
+        configure_logging(load_settings().log_format, "worker")
     if label == "traced":
         os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://127.0.0.1:9"
     fraction = {"sampled": 0.1, "unsampled": 0.0}.get(label, 1.0)

@@ -77,7 +77,7 @@ def controller(metrics_port: int | None, **options: Any) -> None:
     from mlflow_deploy_plugin.watch.controller.service import run_controller
 
     with open_deployments(logging.getLogger(__name__).info) as deployments:
-        configure_logging(deployments.settings, "controller")
+        configure_logging(deployments.settings.log_format, "controller")
         if metrics_port is not None:
             start_metrics_server(deployments.store, metrics_port)
         run_controller(deployments, ended, **options)

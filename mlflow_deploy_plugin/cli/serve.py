@@ -118,7 +118,7 @@ def serve(
     first = apply_config(first, changes)
     require_device(first.server)
     absolute_path(".")  # gunicorn does not start if the current folder was deleted.
-    configure_logging(settings, "serve")
+    configure_logging(settings.log_format, "serve")
     with _claimed_folder(state_dir, first, settings) as folder:
         _write_specs(folder, first, others)
         refresh = None

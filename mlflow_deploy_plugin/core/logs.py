@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from typing import ClassVar
 
-from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.version import __version__
 
 ProgressCallback = Callable[[str], None]
@@ -27,12 +26,12 @@ _REPEAT_SECONDS = 60.0
 _MOST_REMEMBERED = 1000
 
 
-def configure_logging(settings: Settings, process: str) -> None:
+def configure_logging(log_format: str, process: str) -> None:
     """Send all logs of this process, including gunicorn's, to stderr. `process` is this
-    process's role in log lines.
+    process's role in log lines, and `log_format` is `Settings.log_format`.
     """
     handler = logging.StreamHandler(sys.stderr)
-    if settings.log_format == "text":
+    if log_format == "text":
         who = f"[{process} {os.getpid()}]" if process in _MANY else f"[{process}]"
         handler.setFormatter(_LineFormatter(f"%(asctime)s {who} %(levelname)s %(message)s"))
     else:

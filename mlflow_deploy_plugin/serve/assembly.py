@@ -56,7 +56,7 @@ def open_worker(state_dir: str) -> Server:
     otherwise causes full collections of 50 ms. glibc keeps freed memory, because 100
     rows of 30 numbers otherwise cause 50 page faults.
     """
-    configure_logging(load_settings(), "worker")
+    configure_logging(load_settings().log_format, "worker")
     gc.freeze()
     bytes(_KEPT_BYTES)  # Freeing this block raises glibc's mmap threshold.
     server = open_server(Path(state_dir))

@@ -118,7 +118,7 @@ def on_starting(arbiter: "Arbiter") -> None:
     """Import the workers' modules, wait until workers may be forked, and recreate the
     workers' folders.
     """
-    configure_logging(load_settings(), "gunicorn")
+    configure_logging(load_settings().log_format, "gunicorn")
     switch_model_code_off()  # The process of a pyfunc that may run switches it on.
     gc.disable()  # Otherwise the collector would scan the imported modules repeatedly.
     import_module(arbiter.app.app_uri.partition(":")[0])

@@ -17,7 +17,7 @@ _SAYS = f"""
 import logging
 from mlflow_deploy_plugin.core.logs import configure_logging
 from mlflow_deploy_plugin.core.settings import Settings
-configure_logging(Settings(), "serve")
+configure_logging(Settings().log_format, "serve")
 logging.getLogger("x").error("loading %s failed", {FORGED!r})
 try:
     raise ValueError({FORGED!r})
@@ -47,7 +47,7 @@ _REPEATS = """
 import logging
 from mlflow_deploy_plugin.core.logs import configure_logging
 from mlflow_deploy_plugin.core.settings import Settings
-configure_logging(Settings(), "controller")
+configure_logging(Settings().log_format, "controller")
 log = logging.getLogger("mlflow_deploy_plugin.x")
 for number in range(3):
     log.info("window judged")

@@ -36,7 +36,8 @@ from mlflow_deploy_plugin.serve.runtime.feeds import (
 )
 from mlflow_deploy_plugin.serve.runtime.log_columns import output_column
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
-from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
+from mlflow_deploy_plugin.serve.runtime.schemas.pyfunc_schema import pyfunc_schema
 from mlflow_deploy_plugin.serve.runtime.session import (
     describe_error,
     import_onnxruntime,

@@ -104,7 +104,7 @@ def main() -> int:
     stop = threading.Event()
     end_on_signals(stop)
     try:
-        configure_logging(load_settings(), "agent")
+        configure_logging(load_settings().log_format, "agent")
         # Two agents would overwrite each other's files. Wait, because a killed server's
         # agent may still be exiting.
         with ExitStack() as held:

@@ -18,8 +18,9 @@ from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Output
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
 from mlflow_deploy_plugin.serve.runtime.model import OpaqueBody, OpaqueResponse
-from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import UNNAMED_OUTPUT, pyfunc_schema
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import UNNAMED_OUTPUT
 from mlflow_deploy_plugin.serve.runtime.schemas.keyed_schema import add_keys
+from mlflow_deploy_plugin.serve.runtime.schemas.pyfunc_schema import pyfunc_schema
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ the header is not guessed.
 
 import csv
 import io
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import chain, islice
@@ -18,7 +18,6 @@ from string import whitespace
 from typing import Any
 
 from mlflow_deploy_plugin.core.errors import InvalidRequest, SchemaMismatch, UnsupportedMediaType
-from mlflow_deploy_plugin.core.messages import wrong_separator
 from mlflow_deploy_plugin.core.tabular.csv_file import MISSING_TEXTS
 from mlflow_deploy_plugin.serve.protocols.content import (
     CSV,
@@ -29,6 +28,7 @@ from mlflow_deploy_plugin.serve.protocols.content import (
     load_json,
     media_type,
 )
+from mlflow_deploy_plugin.serve.protocols.invocation_tables import check_separator
 from mlflow_deploy_plugin.serve.protocols.large_json import read_large_csv, read_large_feeds
 from mlflow_deploy_plugin.serve.runtime.artifact import INTEGERS
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
@@ -207,44 +207,6 @@ _FIELD_DECODERS: dict[str, Callable[[object, Schema], Feeds]] = {
     "instances": partial(_decode_named_or_rows, "instances"),
     "inputs": partial(_decode_named_or_rows, "inputs"),
 }
-BODY_FORMS = _FIELD_DECODERS.keys()
-"""The fields of a JSON body, of which exactly one is present. Chats and prompts have
-none of these fields.
-"""
-
-
-def take_column(
-    document: dict[str, object],
-    name: str,
-) -> list[object] | None:
-    """Remove a column from a JSON document of `/invocations`, and return its values;
-    None if the column is missing.
-    """
-    form = next((form for form in BODY_FORMS if form in document), None)
-    content = document[form] if form else document  # The document of a chat is itself the row.
-    if isinstance(content, list) and all(isinstance(row, dict) for row in content):
-        if all(name not in row for row in content):
-            return None
-        values = []
-        for row in content:
-            values.append(row.pop(name, None))
-        return values
-    if not isinstance(content, dict):
-        return None
-    if form == "dataframe_split":
-        columns = content.get("columns")
-        rows = content.get("data")
-        if not isinstance(columns, list) or name not in columns or not isinstance(rows, list):
-            return None
-        if any(not isinstance(row, list) or len(row) != len(columns) for row in rows):
-            return None  # MLflow rejects such a table.
-        position = columns.index(name)
-        columns.pop(position)
-        return [row.pop(position) for row in rows]
-    value = content.pop(name, None)
-    if isinstance(value, list | None):
-        return value
-    return [value]
 
 
 def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
@@ -344,17 +306,6 @@ def _read_floats(
             if "_" not in "".join(chain.from_iterable(rows)):
                 return [list(map(float, fields)) for fields in rows]
     return []
-
-
-def check_separator(body: bytes, names: Collection[str]) -> None:
-    """Raise SchemaMismatch if the header of a CSV separates the names of columns with
-    another mark than a comma.
-    """
-    header = body[: max(body.find(b"\n"), 0)]
-    if b"," not in header:
-        line = header.decode("utf-8-sig", "replace").rstrip("\r")
-        if line not in names and (reason := wrong_separator([line], names)):
-            raise SchemaMismatch(reason)
 
 
 def _check_header(header: Sequence[str], schema: Schema) -> None:

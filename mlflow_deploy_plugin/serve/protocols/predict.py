@@ -16,6 +16,7 @@ from mlflow_deploy_plugin.serve.protocols.content import (
     media_type,
 )
 from mlflow_deploy_plugin.serve.protocols.examples import Document, Example, rows_example
+from mlflow_deploy_plugin.serve.protocols.invocation_tables import BODY_FORMS
 from mlflow_deploy_plugin.serve.protocols.invocations import CSV_BODY
 from mlflow_deploy_plugin.serve.protocols.protocol import (
     Decode,
@@ -105,7 +106,7 @@ def decode_record(content_type: str | None, body: bytes, schema: Schema) -> Feed
     if schema.columns:
         form = next(iter(document), "")
         # Vertex AI's guides send this to /predict.
-        if form in mlflow.BODY_FORMS and form not in schema.names:
+        if form in BODY_FORMS and form not in schema.names:
             raise InvalidRequest(
                 f"/predict accepts one record; send {form} to /predict/batch or /invocations",
             )

@@ -11,26 +11,21 @@ trees, Nature Machine Intelligence 2, 2020.
 
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
 import shap
 
+from mlflow_deploy_plugin.core.errors import InferenceError
 from mlflow_deploy_plugin.serve.pyfunc.leaf_tables import KEPT_BYTES, LeafTables, fits
 from mlflow_deploy_plugin.serve.runtime.additive import AdditiveForm
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
 _MAX_MODELS = 4
+_TABLE_ROWS = 256
 _SHAP_ROWS = 50
-"""The number of rows between two checks of the deadline if shap explains them."""
-_MANY_ROWS = 2_000
-"""The minimum number of rows for tables that are too large to be kept."""
-_MOST_BYTES = 4 * 1024 * 1024 * 1024
-"""The maximum bytes of all tables if only those of a tree are in memory. Their
-computation takes 100 s.
-"""
+"""The number of rows between two checks of the deadline, with tables and with shap."""
 _MOST_VALUES = 4_000_000
 """The maximum number of the features' values in memory."""
 
@@ -62,30 +57,24 @@ class ExactExplainer:
             columns: the number of columns.
             deadline: a time of `time.monotonic`, after which DeadlinePassed is raised.
         """
-        is_of_column = np.arange(columns)[:, np.newaxis] == self.form.columns
-        summed = np.empty((len(features), columns, len(self.form.base)))
-        most_rows = max(_MOST_VALUES // (self.background.shape[1] * len(self.form.base)), 1)
-        uses_tables = not self.form.is_linear and bool(
-            self.form.needs_tables
-            or self._kept_tables
-            or (len(features) >= _MANY_ROWS and fits(self.form, _MOST_BYTES))
-        )
-        if not (self.form.is_linear or uses_tables):
-            most_rows = _SHAP_ROWS
+        form = self.form
+        is_of_column = np.arange(columns)[:, np.newaxis] == form.columns
+        summed = np.empty((len(features), columns, len(form.base)))
+        most_rows = _TABLE_ROWS if form.is_linear or self._tables else _SHAP_ROWS
+        most_rows = min(most_rows, max(_MOST_VALUES // (features.shape[1] * len(form.base)), 1))
         for start in range(0, len(features), most_rows):
+            if time.monotonic() > deadline:
+                raise DeadlinePassed
             part = slice(start, start + most_rows)
             rows = features[part]
-            if self.form.is_linear:
+            if form.is_linear:
                 distances = rows - self.background.mean(axis=0)
-                of_features = self.form.slopes.T[:, :, np.newaxis] * distances.T
-            elif uses_tables:
-                by_feature = np.ascontiguousarray(rows.T)
-                of_features = np.zeros((len(self.form.base), *by_feature.shape))
-                for tables in self._kept_tables or self._tables():
-                    _check(deadline)
-                    tables.add_to(of_features, by_feature)
+                of_features = form.slopes.T[:, :, np.newaxis] * distances.T
+            elif self._tables:
+                of_features = np.zeros((len(form.base), *rows.T.shape))
+                for tables in self._tables:
+                    tables.add_to(of_features, np.ascontiguousarray(rows.T))
             else:
-                _check(deadline)
                 of_rows = self._shap.shap_values(self._codes(rows), check_additivity=False)
                 # shap drops the last dimension of one sum.
                 of_features = np.reshape(of_rows, (*rows.shape, -1)).transpose(2, 1, 0)
@@ -136,32 +125,21 @@ class ExactExplainer:
         return np.unique(self.form.threshold[self.form.left >= 0])
 
     @cached_property
-    def _kept_tables(self) -> tuple[LeafTables, ...]:
-        """The tables of all trees; empty if they are too large."""
+    def _tables(self) -> list[LeafTables]:
+        """The tables of all trees; empty if they are too large, so that shap explains
+        the trees.
+        """
         if not fits(self.form, KEPT_BYTES):
-            return ()
-        return tuple(self._tables())
-
-    def _tables(self) -> Iterator[LeafTables]:
+            if self.form.needs_tables:  # `log_model` saves no such trees.
+                raise InferenceError("the model's trees are too large to be explained")
+            return []
         by_feature = np.ascontiguousarray(self.background.T)
-        for tree in range(len(self.form.left)):
-            yield LeafTables(self.form, tree, by_feature)
-
-
-def exact_explainer(form: AdditiveForm, background: Array) -> ExactExplainer:
-    """Return the explainer of a form against the features of the background rows,
-    [B, F]. The explainers of the last models are kept.
-    """
-    return _cached_explainer(form, background.tobytes())
+        return [LeafTables(self.form, tree, by_feature) for tree in range(len(self.form.left))]
 
 
 @lru_cache(_MAX_MODELS)
-def _cached_explainer(form: AdditiveForm, background: bytes) -> ExactExplainer:
-    rows = np.frombuffer(background).reshape(-1, len(form.columns))
-    return ExactExplainer(form, rows)
-
-
-def _check(deadline: float) -> None:
-    """Raise DeadlinePassed after the deadline, a time of `time.monotonic`."""
-    if time.monotonic() > deadline:
-        raise DeadlinePassed
+def exact_explainer(form: AdditiveForm, background: bytes) -> ExactExplainer:
+    """Return the explainer of a form against the features of the background rows, [B,
+    F] float64, as bytes. The explainers of the last models are kept.
+    """
+    return ExactExplainer(form, np.frombuffer(background).reshape(-1, len(form.columns)))

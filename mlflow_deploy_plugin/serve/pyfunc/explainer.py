@@ -150,28 +150,17 @@ def explain_rows(
     reader = _load_reader(model.artifact.folder)
     features = explained_features(model.artifact, rows)
     if reader is None:
-        coded = _CodedModel(model, features, background, rows, deadline)
-        values, base_values = coded.explain(max_evals, seed)
-        return RowContributions(
-            features,
-            coded.names,
-            values,
-            base_values,
-            len(coded.background),
-            method="permutation",
-            link="identity",
-        )
+        return _CodedModel(model, features, background, rows, deadline).explain(max_evals, seed)
     # Explain the sums of the form, such as log-odds, with exact Shapley values.
     form = reader.form
     background_features = reader.read(background)
-    exact = exact_explainer(form, background_features)
+    exact = exact_explainer(form, background_features.tobytes())
     values = exact.contributions(reader.read(rows), len(features), deadline)
     names, numbers = explained_numbers(model, rows)
     sums = values.sum(axis=1) + exact.base_values
     scale = np.abs(values).sum(axis=(1, 2)) + np.abs(numbers).max(axis=1) + 1
-    differences = np.abs(form.predictions(sums) - numbers).max(axis=1)
     # Rows without a finite prediction have no finite difference either.
-    is_wrong = differences > TOLERANCE * scale
+    is_wrong = np.abs(form.predictions(sums) - numbers).max(axis=1) > TOLERANCE * scale
     if is_wrong.any():
         raise InferenceError(
             f"row {is_wrong.argmax()}: the contributions do not add up to the prediction; log the "
@@ -295,9 +284,9 @@ class _CodedModel:
             parts.append(numbers)
         return np.concatenate(parts)
 
-    def explain(self, max_evals: int, seed: int) -> tuple[Array, Array]:
-        """Return the contributions, [N, features, K], and the base values, [K]. Each
-        row is explained separately, so that its contributions do not depend on others.
+    def explain(self, max_evals: int, seed: int) -> RowContributions:
+        """Explain each row separately, so that its contributions do not depend on
+        others.
         """
         masker = shap.maskers.Independent(self.background, max_samples=len(self.background))
         values = []
@@ -306,5 +295,13 @@ class _CodedModel:
             explanation = explainer(row[np.newaxis], max_evals=max_evals, silent=True)
             values.append(explanation.values[0])
             base_values = explanation.base_values[0]
-        # Restore the last dimension, which shap drops if its size is 1.
-        return np.array(values).reshape(*self._rows.shape, -1), np.reshape(base_values, -1)
+        return RowContributions(
+            self._features,
+            self.names,
+            # Restore the last dimension, which shap drops if its size is 1.
+            np.array(values).reshape(*self._rows.shape, -1),
+            np.reshape(base_values, -1),
+            len(self.background),
+            method="permutation",
+            link="identity",
+        )

@@ -23,7 +23,6 @@ from scipy.special import beta
 from mlflow_deploy_plugin.serve.runtime.additive import AdditiveForm
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 
-_PART_ROWS = 256
 KEPT_BYTES = 64 * 1024 * 1024
 """The maximum bytes of a model's tables in memory."""
 _MOST_TREE_BYTES = 32 * 1024 * 1024
@@ -87,16 +86,16 @@ class LeafTables:
         met = self._conditions_met(background)
         self._groups = []
         for count, of_leaves in conditions.items():
-            sets = _sets(met, np.array(of_leaves))
             features = self._features[np.ravel(of_leaves).astype(int)]
             places = (features, np.arange(len(features)))
-            shape = len(background), len(features)
             self._groups.append(
                 _Leaves(
                     conditions=np.array(of_leaves),
-                    by_feature=csr_array((np.ones(len(features)), places), shape=shape),
+                    by_feature=csr_array(
+                        (np.ones(len(features)), places), shape=(len(background), len(features))
+                    ),
                     value=form.value[tree, nodes[count]],
-                    tables=_tables(sets, count),
+                    tables=_tables(_sets(met, np.array(of_leaves)), count),
                 )
             )
 
@@ -104,15 +103,13 @@ class LeafTables:
         """Add the contributions of the tree to `totals`, [K, F, N], for rows with these
         features, [F, N].
         """
-        for start in range(0, features.shape[1], _PART_ROWS):
-            part = slice(start, start + _PART_ROWS)
-            met = self._conditions_met(features[:, part])
-            for leaves in self._groups:
-                sets = _sets(met, leaves.conditions)[:, np.newaxis]
-                shares = np.take_along_axis(leaves.tables, sets, axis=2)
-                for target in np.flatnonzero(leaves.value.any(axis=0)):
-                    values = shares * leaves.value[:, target, np.newaxis, np.newaxis]
-                    totals[target, :, part] += leaves.by_feature @ values.reshape(-1, len(met.T))
+        met = self._conditions_met(features)
+        for leaves in self._groups:
+            sets = _sets(met, leaves.conditions)[:, np.newaxis]
+            shares = np.take_along_axis(leaves.tables, sets, axis=2)
+            for target in np.flatnonzero(leaves.value.any(axis=0)):
+                values = shares * leaves.value[:, target, np.newaxis, np.newaxis]
+                totals[target] += leaves.by_feature @ values.reshape(-1, len(met.T))
 
     def _conditions_met(self, features: Array) -> Array:
         """Return True for the conditions, [conditions, N], that rows with these

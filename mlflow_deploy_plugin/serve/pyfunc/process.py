@@ -9,6 +9,7 @@ name, and unknown exceptions as InferenceErrors.
 import contextlib
 import gc
 import logging
+import os
 import re
 import socket
 import threading
@@ -25,7 +26,6 @@ from mlflow_deploy_plugin.core.errors import (
 )
 from mlflow_deploy_plugin.core.logs import configure_logging
 from mlflow_deploy_plugin.core.processes.child import die_with_parent, requests_of_parent
-from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.serve.protocols.side_messages import (
     FAILED_MESSAGE,
     SideMessage,
@@ -63,7 +63,8 @@ def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage
     control.set_inheritable(False)
     die_with_parent()  # This also ends code that never releases the GIL.
     connections = requests_of_parent(lambda: receive_connection(control), _END_SECONDS)
-    configure_logging(load_settings(), name)
+    # The worker has checked its settings, whose module needs pydantic.
+    configure_logging(os.environ.get("ONNXSERVE_LOG_FORMAT", "text"), name)
     gc.disable()  # A collection would scan all imported modules.
     try:
         ready, answer = start()

@@ -26,16 +26,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import orjson
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.pyfunc import load_model, scoring_server
+from mlflow.pyfunc.scoring_server import CONTENT_TYPE_CSV, CONTENT_TYPE_JSON
 from mlflow.tracing import context as tracing_context
 from mlflow.tracing import get_bridged_tracer_provider
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import AnyType, Map, Object
 from mlflow.types.schema import Array as ArrayType
+from mlflow.utils.proto_json_utils import NumpyEncoder
 from pandas.api.types import is_object_dtype
 
 from mlflow_deploy_plugin.core import errors
@@ -48,21 +49,20 @@ from mlflow_deploy_plugin.core.errors import (
 )
 from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES, INPUT_EXAMPLE
 from mlflow_deploy_plugin.core.model_code import WITHOUT_ONNX, require_model_code
-from mlflow_deploy_plugin.serve.protocols import mlflow as mlflow_protocol
 from mlflow_deploy_plugin.serve.protocols import side_messages
-from mlflow_deploy_plugin.serve.protocols.content import JSON
+from mlflow_deploy_plugin.serve.protocols.invocation_tables import check_separator, take_column
 from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage
 from mlflow_deploy_plugin.serve.pyfunc.process import clean_message, error_summary, load_failure
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Column
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, object_array
-from mlflow_deploy_plugin.serve.runtime.model import too_many_values
+from mlflow_deploy_plugin.serve.runtime.log_columns import key_array
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import UNNAMED_OUTPUT, read_served_artifact
-from mlflow_deploy_plugin.serve.runtime.schemas.keyed_schema import key_array
 from mlflow_deploy_plugin.serve.runtime.values import (
     Missing,
     convert_column,
     numpy_dtype,
     short_repr,
+    too_many_values,
 )
 
 _log = logging.getLogger(__name__)
@@ -261,38 +261,23 @@ def _estimator_fields(model: Any) -> Iterator[dict[str, Any]]:
             yield fields
 
 
-def _missing_texts(
-    model: Any, names: Sequence[str | int], otherwise: float | None
-) -> dict[str | int, float | None]:
-    """Return the value (None or NaN) of missing strings in each training column;
-    `otherwise` if unknown.
+def _missing_text(model: Any, otherwise: float | None) -> float | None:
+    """Return the value (None or NaN) of a missing string in training; `otherwise` if it
+    is unknown or differs between columns.
     """
-    # The key is the name of a column; the empty name means all columns.
-    learned: dict[str, set[float | None]] = {"": set()}
+    learned: set[float | None] = set()
     for fields in _estimator_fields(model):
+        if fields.get("missing_values", "") is None:  # The estimator is an imputer.
+            learned.add(None)
         all_categories = fields.get("categories_")
         if not isinstance(all_categories, list):  # A custom estimator may have any attribute.
-            all_categories = []
-        columns = fields.get("feature_names_in_")
-        if not isinstance(columns, np.ndarray):
-            columns = [""] * max(1, len(all_categories))
-        if fields.get("missing_values", "") is None:  # The estimator is an imputer.
-            all_categories = [np.array(["", None])] * len(columns)
-        for column, categories in zip(columns, all_categories, strict=False):
-            if not isinstance(categories, np.ndarray):
-                continue
-            if not any(isinstance(category, str) for category in categories):
-                continue
-            missing = {
-                None if value is None else np.nan for value in categories if _is_missing(value)
-            }
-            learned[str(column)] = learned.get(str(column), set()) | missing
-            learned[""] |= missing
-    missing_by_name = {}
-    for name in names:
-        values = learned.get(str(name)) or learned[""]
-        missing_by_name[name] = next(iter(values)) if len(values) == 1 else otherwise
-    return missing_by_name
+            continue
+        for categories in all_categories:
+            is_array = isinstance(categories, np.ndarray)
+            if is_array and any(isinstance(category, str) for category in categories):
+                missing = filter(_is_missing, categories)
+                learned.update(None if value is None else np.nan for value in missing)
+    return learned.pop() if len(learned) == 1 else otherwise
 
 
 def to_outputs(prediction: Any) -> dict[str, Array]:
@@ -341,15 +326,13 @@ def to_texts(prediction: Any, rows: int, names: Sequence[str]) -> dict[str, Arra
             except NotRepresentable:
                 columns[name] = _json_texts(values)
         return columns
-    except TypeError as error:  # orjson rejects integers above 64 bits and more than 254 levels.
+    except (TypeError, ValueError, RecursionError) as error:
         raise NotRepresentable(f"an answer cannot be written as JSON: {error}") from None
 
 
 def _json_texts(values: Any) -> Array:
     as_json = _AS_TEXT[_NESTED]
-    return _texts(
-        values, lambda value: value if value is None or isinstance(value, str) else as_json(value)
-    )
+    return _texts(values, lambda value: value if isinstance(value, str | None) else as_json(value))
 
 
 def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
@@ -374,7 +357,7 @@ def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
                 if array.dtype.kind == "O":
                     arrays[name] = _typed(array.ravel(), "str", "string").reshape(array.shape)
             return arrays
-    except (TypeError, ValueError, KeyError, OverflowError) as error:
+    except (TypeError, ValueError, KeyError, OverflowError, RecursionError) as error:
         raise NotRepresentable(str(error)) from None
     raise NotRepresentable("the body does not match the signature")
 
@@ -416,16 +399,11 @@ def _iso(value: Any) -> str:
 
 
 _NESTED = "object, array or map"
-_JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+_JSON = NumpyEncoder(ensure_ascii=False, separators=(",", ":"))
 _AS_TEXT: dict[str, Callable[[Any], str]] = {
     "datetime": _iso,
     "binary": lambda value: base64.b64encode(value).decode(),
-    # orjson does not support numpy arrays of strings.
-    _NESTED: lambda value: orjson.dumps(
-        value,
-        lambda item: item.tolist() if isinstance(item, np.ndarray | np.generic) else str(item),
-        _JSON_OPTIONS,
-    ).decode(),
+    _NESTED: lambda value: _strict_json(_JSON.encode(value)).decode(),
 }
 
 
@@ -560,7 +538,7 @@ class _Recorder:
         any value is missing.
         """
         for name in self._keys:
-            if (values := mlflow_protocol.take_column(document, name)) is not None:
+            if (values := take_column(document, name)) is not None:
                 self.key_arrays[name] = key_array(name, values)
 
     def predict(self, data: Any, params: Any = None) -> Any:
@@ -637,15 +615,12 @@ class Scorer:
         self._names: dict[str, str | int] = {}
         columns = artifact.columns or artifact.logged_columns
         if columns:
-            names = [column.name for column in columns]
-            kinds = [
-                str(kind.name) if isinstance(kind, DataType) else _NESTED
-                for kind in self._schema.input_types()
-            ]
-            self._types = dict(zip(names, kinds, strict=True))
-            self._names = dict(zip(names, self._schema.input_names(), strict=True))
+            kinds = self._schema.input_types()
+            names = self._schema.input_names()
+            for column, kind, name in zip(columns, kinds, names, strict=True):
+                self._types[column.name] = kind.name if isinstance(kind, DataType) else _NESTED
+                self._names[column.name] = name
         self._kinds = {self._names[column]: kind for column, kind in self._types.items()}
-        self._missing: dict[str | int, float | None] = {}
         # MLflow's CSV reader rejects dates, and wraps large numbers in 32 bits.
         as_csv = {
             DataType.datetime: DataType.string,
@@ -660,9 +635,7 @@ class Scorer:
                 original = model.get_raw_model()
             # Python models expect None for a missing string.
             is_python = artifact.framework.startswith("pyfunc.")
-            missing = None if is_python else _MISSING_TEXT
-            texts = [name for name, kind in self._kinds.items() if kind == "string"]
-            self._missing = _missing_texts(original, texts, missing)
+            self._missing = _missing_text(original, None if is_python else _MISSING_TEXT)
             read_here = (DataType.datetime, DataType.string, DataType.binary)
             as_json = dict.fromkeys(read_here, AnyType())
         # Keep JSON values unconverted: MLflow's reader would read numbers as dates, and
@@ -730,7 +703,9 @@ class Scorer:
             return {}
         try:
             with tracing_context(enabled=False):
-                outputs = self.invoke(JSON, example.read_bytes()).arrays.get("outputs", {})
+                outputs = self.invoke(CONTENT_TYPE_JSON, example.read_bytes()).arrays.get(
+                    "outputs", {}
+                )
         except OnnxserveError as refusal:
             _log.warning(
                 "the model cannot predict its example (%s): %s", INPUT_EXAMPLE, refusal.message
@@ -773,7 +748,7 @@ class Scorer:
         try:
             data: Any = body
             # MLflow would parse bytes twice. json keeps integers above 64 bits.
-            if mime_type == JSON:
+            if mime_type == CONTENT_TYPE_JSON:
                 with suppress(ValueError):  # MLflow reports the error.
                     data = json.loads(body)
             if isinstance(data, dict):
@@ -784,14 +759,14 @@ class Scorer:
                 self._check_columns(data)
             else:
                 data = body
-            schema = self._json_schema if mime_type == JSON else self._csv_schema
+            schema = self._json_schema if mime_type == CONTENT_TYPE_JSON else self._csv_schema
             has_columns = schema is None or (
                 schema.has_input_names() and not schema.is_tensor_spec()
             )
-            if mime_type == "text/csv" and has_columns:
-                mlflow_protocol.check_separator(body, [str(name) for name in self._names.values()])
+            if mime_type == CONTENT_TYPE_CSV and has_columns:
+                check_separator(body, [str(name) for name in self._names.values()])
             # MLflow must read a key such as 007 as text.
-            if mime_type == "text/csv" and keys and has_columns:
+            if mime_type == CONTENT_TYPE_CSV and keys and has_columns:
                 texts = (ColSpec(DataType.string, name, required=False) for name in keys)
                 schema = Schema([*(schema or ()), *texts])
             answer = scoring_server.invocations(data, content_type, recorder, schema)
@@ -921,14 +896,12 @@ class Scorer:
             # Also convert categories: before pandas 3, their missing values are NaN,
             # but None in other string columns.
             may_differ = column.isna().any() or isinstance(column.dtype, pd.CategoricalDtype)
-            if not self._missing or not may_differ:
+            if not self._artifact.columns or not may_differ:
                 return column
-            missing = self._missing[name]
-            texts = column.astype(object).where(column.notna(), missing)
-            is_plain = missing is not None and all(
-                isinstance(value, str) for value in column.dropna()
-            )
-            return texts.astype(_TEXTS) if is_plain else texts
+            texts = column.astype(object).where(column.notna(), self._missing)
+            if self._missing is None or not all(isinstance(text, str) for text in column.dropna()):
+                return texts
+            return texts.astype(_TEXTS)
         if kind in ("integer", "float") and column.dtype in ("int64", "float64"):
             return _convert(self._plain[str(name)], column.to_numpy())
         return column

@@ -111,14 +111,14 @@ def compare(want: Array, got: Array, tolerance: Tolerance = EXACT) -> Agreement:
     want, got = np.atleast_1d(want, got)
     are_numbers = tolerance.applies_to(want, got)
     if want.shape != got.shape:
-        infinities = np.full(len(want) or 1, np.inf)  # Without rows, the outputs would agree.
-        return Agreement(infinities, infinities, are_numbers)
+        differences = np.full(len(want) or 1, np.inf)  # Without rows, the outputs would agree.
+        return Agreement(differences, differences, are_numbers)
     equal = want == got
     if tolerance.has_signed_zeros and are_numbers:
         equal &= np.signbit(want) == np.signbit(got)
     if equal.all():  # This saves half of the time for small outputs.
-        zeros = np.zeros(want.shape)
-        return Agreement(zeros, zeros, are_numbers)
+        differences = np.zeros(want.shape)
+        return Agreement(differences, differences, are_numbers)
     equal |= (want != want) & (got != got)
     if not are_numbers:
         return Agreement(1.0 - equal, np.where(equal, 0.0, np.inf), are_numbers)
@@ -131,8 +131,8 @@ def compare(want: Array, got: Array, tolerance: Tolerance = EXACT) -> Agreement:
         # The allowed difference is not finite for numbers that are not.
         allowed = tolerance.absolute + tolerance.relative * larger
         if tolerance.of_row:
-            finite = np.where(np.isfinite(sizes), sizes, 0.0)
-            largest = largest_of_rows(finite).reshape(len(want), *[1] * (want.ndim - 1))
+            largest = largest_of_rows(np.where(np.isfinite(sizes), sizes, 0.0))
+            largest = largest.reshape(len(want), *[1] * (want.ndim - 1))
             allowed = allowed + tolerance.of_row * largest
         excess = differences / allowed
     for errors in (differences, excess):

@@ -247,7 +247,8 @@ def _parse_artifact(
     content: Mapping[str, Any] = {key: value for key, value in section.items() if value}
     inputs = tuple(map(_read_input, content.get("inputs", ())))
     columns, tensors = _read_signature(document.get("signature"), inputs)
-    refusals = _read_refusals(content.get("refused", {}))
+    refused: Mapping[str, Any] = content.get("refused", {})
+    refused_categories = refused.get("categories") or {}
     return Artifact(
         folder=folder,
         onnx_file=_inside(folder, str(section["data"])),
@@ -260,8 +261,15 @@ def _parse_artifact(
             Output(*_read_array(entry, entry), entry["role"])
             for entry in content.get("outputs", ())
         ),
-        refusals=refusals,
-        categories=_read_categories(content.get("categories", {})),
+        refusals=Refusals(
+            frozenset(map(str, refused.get("missing") or ())),
+            frozenset(map(str, refused.get("infinite") or ())),
+            {str(name): tuple(dict.fromkeys(known)) for name, known in refused_categories.items()},
+        ),
+        categories={
+            str(name): tuple(map(str, known))
+            for name, known in content.get("categories", {}).items()
+        },
         prediction=tuple(content.get("prediction", ())),
         classes=tuple(content.get("classes", ())),
         framework=str(content.get("framework", "onnx")),
@@ -297,19 +305,6 @@ def _read_input(entry: Mapping[str, Any]) -> Input:
     name, dtype, shape = _read_array(entry, entry)
     columns = tuple(map(checked_name, entry.get("columns") or ()))
     return Input(name, dtype, shape, columns, entry.get("missing"))
-
-
-def _read_categories(categories: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    return {str(column): tuple(map(str, entries)) for column, entries in categories.items()}
-
-
-def _read_refusals(refused: Mapping[str, Any]) -> Refusals:
-    categories = refused.get("categories") or {}
-    return Refusals(
-        frozenset(map(str, refused.get("missing") or ())),
-        frozenset(map(str, refused.get("infinite") or ())),
-        {str(column): tuple(dict.fromkeys(values)) for column, values in categories.items()},
-    )
 
 
 def _read_tokenizer(folder: Path, entry: dict[str, Any] | None) -> TokenizerSpec | None:

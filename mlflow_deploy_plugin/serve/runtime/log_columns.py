@@ -7,17 +7,23 @@ belong to the log. Labels, keys and masks are compared as text.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime, time
 from decimal import Decimal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
-from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
-from mlflow_deploy_plugin.serve.runtime.values import numpy_dtype
+from mlflow_deploy_plugin.core.errors import SchemaMismatch
+from mlflow_deploy_plugin.serve.runtime.feeds import Array, object_array
+from mlflow_deploy_plugin.serve.runtime.values import numpy_dtype, short_repr
 
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
+
+_INTEGERS = range(-(2**63), 2**63)
+_EXACT = range(-(2**53), 2**53)
 _TRUTH = {"true": "1", "false": "0"}
 _CAST_KINDS = {"f": "f", "i": "fiu", "u": "fiu", "b": "fiu"}
 """The numpy kinds that `cast_columns` converts to this kind: any numbers to integers,
@@ -26,7 +32,7 @@ but only floats to floats, so that integers stay integers.
 
 
 def to_log_columns(
-    schema: Schema,
+    schema: "Schema",
     prediction: tuple[str, ...],
     feeds: Mapping[str, Array],
     outputs: Mapping[str, Array],
@@ -159,3 +165,33 @@ def as_text(value: object) -> str | None:
             return format(value.normalize(), "f")
         return as_text(float(value))
     return str(value)
+
+
+def key_array(name: str, values: Sequence[object] | Array) -> Array:
+    """Return an array of a key's values: numbers or booleans, or objects if a value is
+    a text or missing.
+
+    Values of mixed types become texts. Raises SchemaMismatch if a value is a list or an
+    object.
+    """
+    if isinstance(values, np.ndarray) and values.dtype.kind in "bif":
+        return values
+    cells: list[object] = (
+        list(values) if isinstance(values, list | tuple) else np.asarray(values).tolist()
+    )
+    present = [value for value in cells if value is not None]
+    kinds = set(map(type, present))
+    integers = [value for value in present if type(value) is int]
+    if kinds in ({float}, {float, int}) and all(value in _EXACT for value in integers):
+        return np.array(cells, dtype=np.float64)  # None becomes NaN.
+    if kinds == {bool} or (kinds == {int} and all(value in _INTEGERS for value in integers)):
+        if len(present) == len(cells):
+            return np.array(cells)
+        return object_array(cells)
+    if not kinds <= {str}:
+        for row, value in enumerate(cells):
+            if not isinstance(value, str | int | float | bool | None):
+                reason = f"{short_repr(value)} is neither a text nor a number nor a boolean"
+                raise SchemaMismatch(f"key {name!r}, row {row}: {reason}", column=name)
+        cells = [as_text(value) for value in cells]
+    return object_array(cells)

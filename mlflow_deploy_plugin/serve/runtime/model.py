@@ -44,7 +44,7 @@ from mlflow_deploy_plugin.serve.runtime.session import (
     quiet_options,
 )
 from mlflow_deploy_plugin.serve.runtime.tokenizer import Run, TextBudget, TextTokenizer
-from mlflow_deploy_plugin.serve.runtime.values import numpy_dtype
+from mlflow_deploy_plugin.serve.runtime.values import numpy_dtype, too_many_values
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -125,13 +125,6 @@ class Predictor(Protocol):
         `batch_rows` for a batch.
         """
         ...
-
-
-def too_many_values(most: int) -> str:
-    return (
-        f"the answer has more than {most} values, which is the server's limit: send fewer rows or "
-        "smaller rows (a larger server.max_body_bytes allows more)"
-    )
 
 
 @dataclass(frozen=True, slots=True)

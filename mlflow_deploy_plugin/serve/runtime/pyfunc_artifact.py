@@ -8,12 +8,10 @@ texts. Dates (ISO 8601) and bytes (base64) are strings.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 
-from mlflow_deploy_plugin.core.errors import InvalidArtifact, SchemaMismatch
+from mlflow_deploy_plugin.core.errors import InvalidArtifact
 from mlflow_deploy_plugin.core.mlmodel import (
     COLUMN_TYPES,
     FLAVOR,
@@ -23,9 +21,7 @@ from mlflow_deploy_plugin.core.mlmodel import (
 )
 from mlflow_deploy_plugin.serve.runtime import artifact
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Column, Input, Output
-from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, row_symbols
-from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
-from mlflow_deploy_plugin.serve.runtime.values import Missing
+from mlflow_deploy_plugin.serve.runtime.feeds import row_symbols
 
 UNNAMED_OUTPUT = "prediction"
 """The name of the only output of a model if the signature does not specify a name."""
@@ -51,82 +47,25 @@ def read_served_artifact(folder: Path) -> Artifact:
     return artifact.read_artifact(folder)
 
 
-@dataclass(frozen=True)
-class FrameSchema(Schema):
-    """The columns of a pyfunc's pandas frame. Optional columns may be absent, and texts
-    may be missing.
-    """
-
-    def from_columns(self, data: Mapping[str, Sequence[object] | Array]) -> Feeds:
-        """Return feeds of the columns that were sent. Raises SchemaMismatch if a
-        required column is missing or a value does not fit.
-        """
-        columns = tuple(column for column in self.columns if column.required or column.name in data)
-        names = {column.name for column in columns}
-        present = FrameSchema(
-            columns, (), tuple(entry for entry in self.inputs if entry.name in names)
-        )
-        return Schema.from_columns(present, data)
-
-    @cached_property
-    def _replacements(self) -> Mapping[str, str | Missing | None]:
-        return dict.fromkeys(self.names, Missing.KEPT)
-
-
-@dataclass(frozen=True)
-class UndescribedSchema(Schema):
-    """The schema of a pyfunc whose inputs are not named arrays. The schema refuses
-    every array with `reason`.
-    """
-
-    reason: str = ""
-    logged_columns: tuple[Column, ...] = ()
-
-    @cached_property
-    def capture_schema(self) -> Schema:
-        return Schema(self.logged_columns, (), _column_inputs(self.logged_columns))
-
-    def _refuse(self, *data: object, **named: object) -> NoReturn:
-        raise SchemaMismatch(self.reason)
-
-    from_columns = _refuse
-    from_records = _refuse
-    from_array = _refuse
-    from_rows = _refuse
-    tensor_schema = property(_refuse)
-
-
-def pyfunc_schema(pyfunc: Artifact) -> Schema:
-    """Return the schema that converts columns, rows and tensors into feeds of this
-    pyfunc.
-    """
-    if pyfunc.undescribed:
-        return UndescribedSchema(
-            (), (), (), reason=pyfunc.undescribed, logged_columns=pyfunc.logged_columns
-        )
-    schema = compile_schema(pyfunc.columns, pyfunc.tensors, pyfunc.inputs)
-    if pyfunc.columns:
-        return FrameSchema(schema.columns, (), schema.inputs)
-    return schema
-
-
 def _read_pyfunc(folder: Path, document: Mapping[str, Any]) -> Artifact:
     """Return the content of a pyfunc's folder. The columns of an undescribed pyfunc are
     only logged. Raises one of `MALFORMED` if an entry is not valid.
     """
     signature = document.get("signature") or {}
     section = document["flavors"][PYTHON_FUNCTION]
-    is_from_type_hint = bool(document.get("is_signature_from_type_hint"))
-    columns, tensors, undescribed = _read_inputs(signature, is_from_type_hint)
+    columns, tensors, undescribed = _read_inputs(
+        signature, bool(document.get("is_signature_from_type_hint"))
+    )
     logged_columns: tuple[Column, ...] = ()
     if undescribed:
         logged_columns = columns
         columns = ()
-    inputs = list(_column_inputs(columns))
+    inputs = list(column_inputs(columns))
     for tensor in tensors:
-        name = tensor.name or _ONLY_INPUT
-        symbols = row_symbols(tensor.shape)
-        inputs.append(Input(name, tensor.dtype, tensor.shape, dimension_names=symbols))
+        shape = tensor.shape
+        inputs.append(
+            Input(tensor.name or _ONLY_INPUT, tensor.dtype, shape, (), None, row_symbols(shape))
+        )
     # Without outputs in the signature, the first answer shows the outputs.
     fields = json.loads(signature.get("outputs") or "[]")
     if len(fields) == 1:
@@ -150,7 +89,7 @@ def _read_pyfunc(folder: Path, document: Mapping[str, Any]) -> Artifact:
     )
 
 
-def _column_inputs(columns: Sequence[Column]) -> tuple[Input, ...]:
+def column_inputs(columns: Sequence[Column]) -> tuple[Input, ...]:
     return tuple(
         Input(column.name, COLUMN_TYPES[column.type], (-1,), (column.name,)) for column in columns
     )
@@ -166,28 +105,19 @@ def _read_output(entry: Mapping[str, Any]) -> Output:
     return Output(name, dtype, tuple(spec["shape"]))
 
 
-class _SignatureInputs(NamedTuple):
-    """The columns and the tensors of a signature. `undescribed` is the reason why they
-    are incomplete; empty if they are complete.
-    """
-
-    columns: tuple[Column, ...] = ()
-    tensors: tuple[artifact.Tensor, ...] = ()
-    undescribed: str = ""
-
-
-def _read_inputs(signature: Mapping[str, Any], takes_objects: bool) -> _SignatureInputs:
-    """Return the inputs of a signature; `takes_objects` is True if it was made of type
-    hints.
+def _read_inputs(
+    signature: Mapping[str, Any], takes_objects: bool
+) -> tuple[tuple[Column, ...], tuple[artifact.Tensor, ...], str]:
+    """Return the columns and the tensors of a signature, and the reason why they are
+    incomplete; empty if they are complete. `takes_objects` is True if the signature was
+    made of type hints.
     """
     fields = json.loads(signature.get("inputs") or "[]")
     remedy = "; send requests to /invocations, as JSON or CSV"
     if not fields:
-        return _SignatureInputs(
-            undescribed=f"the model's signature does not name its inputs{remedy}"
-        )
+        return (), (), f"the model's signature does not name its inputs{remedy}"
     if takes_objects:
-        return _SignatureInputs(undescribed=f"this model takes Python objects{remedy}")
+        return (), (), f"this model takes Python objects{remedy}"
     columns = []
     tensors = []
     undescribed = ""
@@ -196,16 +126,20 @@ def _read_inputs(signature: Mapping[str, Any], takes_objects: bool) -> _Signatur
         if entry.get("type") == "tensor":
             dtype = entry["tensor-spec"]["dtype"]
             if dtype not in artifact.TENSOR_DTYPES:
-                return _SignatureInputs(undescribed=f"the tensor {name!r} is {dtype}{remedy}")
+                return (), (), f"the tensor {name!r} is {dtype}{remedy}"
             tensors.append(artifact.read_tensor(entry))
             continue
         kind: Any = entry.get("type")
         if kind not in COLUMN_TYPES and kind not in _AS_STRINGS:
             undescribed = f"the column {name!r} has the type {kind}{remedy}"
             if kind not in _AS_JSON:
-                return _SignatureInputs(undescribed=undescribed)
-        is_binary = kind == "binary"
-        is_date = kind == "datetime"
-        kind = kind if kind in COLUMN_TYPES else "string"
-        columns.append(Column(name, kind, entry.get("required", True), is_binary, is_date))
-    return _SignatureInputs(tuple(columns), tuple(tensors), undescribed)
+                return (), (), undescribed
+        column = Column(
+            name,
+            kind if kind in COLUMN_TYPES else "string",
+            entry.get("required", True),
+            is_binary=kind == "binary",
+            is_date=kind == "datetime",
+        )
+        columns.append(column)
+    return tuple(columns), tuple(tensors), undescribed

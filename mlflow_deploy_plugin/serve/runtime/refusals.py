@@ -9,6 +9,7 @@ the row in `REFUSED_ROWS`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
 from math import inf
 from typing import NamedTuple
 
@@ -99,7 +100,7 @@ def compile_checks(
     if not (refusals.missing or refusals.infinite or refusals.categories):
         return checks
     for entry in inputs:
-        columns = [CheckedColumn(position, name) for position, name in enumerate(entry.columns)]
+        columns = list(map(CheckedColumn, count(), entry.columns))
         numbers = columns or [CheckedColumn(None, tensors[entry.name])]
         if numpy_dtype(entry.dtype).kind != "f":
             numbers = []

@@ -251,9 +251,7 @@ def open_session(
             f"the model does not run with {placement} ({names[0]}): {reason}"
         ) from None
     loaded = session.get_providers()
-    is_loaded = {*names} <= {*loaded}
-    on_cpu = operators_of(session, _CPU) if is_loaded and _CPU not in names else ()
-    if on_cpu:
+    if {*names} <= {*loaded} and _CPU not in names and (on_cpu := operators_of(session, _CPU)):
         raise DeviceUnavailable(
             f"the model does not run with {placement}: {names[0]} cannot compute "
             f"{', '.join(sorted(on_cpu)[:5])}; use --device cpu, or for a server -C "

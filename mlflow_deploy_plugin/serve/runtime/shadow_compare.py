@@ -34,19 +34,19 @@ def compare_outputs(
     shadow_rows = row_count(shadow_outputs)
     if rows != shadow_rows:
         raise InferenceError(f"the shadow returned {shadow_rows} rows for a request of {rows} rows")
-    pairs = _pair_outputs(answering, outputs, shadow, shadow_outputs)
-    agreements = [compare(left, right, _TOLERANCE).by_row() for left, right in pairs]
+    agreements = [
+        compare(left, right, _TOLERANCE).by_row()
+        for left, right in _pair_outputs(answering, outputs, shadow, shadow_outputs)
+    ]
     deciding = agreements
     labels = _find_labels(answering, outputs, rows)
     shadow_labels = _find_labels(shadow, shadow_outputs, rows)
     if labels is not None and shadow_labels is not None:
         deciding = [compare(labels, shadow_labels, LABELS).by_row()]
     if not deciding:
-        names = ", ".join(outputs) or "empty"
-        shadow_names = ", ".join(shadow_outputs) or "empty"
         raise InferenceError(
-            f"no output of the shadow ({shadow_names}) can be compared with an output of the "
-            f"answering variant ({names})"
+            f"no output of the shadow ({', '.join(shadow_outputs) or 'empty'}) can be compared "
+            f"with an output of the answering variant ({', '.join(outputs) or 'empty'})"
         )
     measured = [agreement for agreement in agreements if agreement.are_numbers]
     return Agreement(

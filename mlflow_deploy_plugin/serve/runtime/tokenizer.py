@@ -194,8 +194,10 @@ class TextTokenizer:
         """
         longest = max(texts, key=len)
         if len(longest) > _MAX_CHARACTERS:
-            reason = f"has {len(longest)} characters; at most {_MAX_CHARACTERS} are accepted"
-            raise SchemaMismatch(f"the text {short_repr(longest)} {reason}")
+            raise SchemaMismatch(
+                f"the text {short_repr(longest)} has {len(longest)} characters; at most "
+                f"{_MAX_CHARACTERS} are accepted"
+            )
         prompted = [self._spec.prefix + text for text in texts]
         tokens = {}
         waiting = list(range(len(texts)))

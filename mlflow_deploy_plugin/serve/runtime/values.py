@@ -81,6 +81,13 @@ def short_repr(value: object) -> str:
     return _SHOWN.repr(value)
 
 
+def too_many_values(most: int) -> str:
+    return (
+        f"the answer has more than {most} values, which is the server's limit: send fewer rows or "
+        "smaller rows (a larger server.max_body_bytes allows more)"
+    )
+
+
 def convert_column(
     column: Column, values: Sequence[object] | Array, missing: str | Missing | None
 ) -> Array:

@@ -37,7 +37,8 @@ from mlflow_deploy_plugin.serve.protocols import mlflow as mlflow_protocol
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.serve.runtime.feeds import no_batch_dimension_reason
 from mlflow_deploy_plugin.serve.runtime.model import RUN_ROWS, OnnxModel
-from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
+from mlflow_deploy_plugin.serve.runtime.schemas.pyfunc_schema import pyfunc_schema
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.serve.runtime.session import Placement, available_cores
 from mlflow_deploy_plugin.serve.runtime.values import numpy_dtype

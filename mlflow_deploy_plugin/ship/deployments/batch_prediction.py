@@ -33,8 +33,8 @@ from mlflow_deploy_plugin.core.tabular.files import FileFormat, first_line, json
 from mlflow_deploy_plugin.serve.client.rows import BODY_FORMS
 from mlflow_deploy_plugin.serve.inference_log.label_files import LabelColumns
 from mlflow_deploy_plugin.serve.protocols import arrow
-from mlflow_deploy_plugin.serve.protocols import mlflow as mlflow_protocol
 from mlflow_deploy_plugin.serve.protocols.content import CSV, JSON, load_json
+from mlflow_deploy_plugin.serve.protocols.invocation_tables import take_column
 from mlflow_deploy_plugin.ship.deployments.scoring import ScoringTarget
 from mlflow_deploy_plugin.ship.deployments.server_client import ServerSession, post
 
@@ -231,7 +231,7 @@ def _key_columns(content_type: str, body: bytes, keys: Sequence[str]) -> dict[st
         return columns
     if content_type == JSON:
         document = load_json(body)
-        taken = {name: mlflow_protocol.take_column(document, name) for name in keys}
+        taken = {name: take_column(document, name) for name in keys}
         return {name: values for name, values in taken.items() if values is not None}
     table = _read_arrow(body)
     return {name: table.column(name).to_pylist() for name in keys if name in table.column_names}

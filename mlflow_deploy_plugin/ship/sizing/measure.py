@@ -31,7 +31,8 @@ from mlflow_deploy_plugin.core.statedir.models import ServerState
 from mlflow_deploy_plugin.serve.client.rows import encode_json
 from mlflow_deploy_plugin.serve.runtime.feeds import no_batch_dimension_reason
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
-from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
+from mlflow_deploy_plugin.serve.runtime.schemas.pyfunc_schema import pyfunc_schema
 from mlflow_deploy_plugin.serve.runtime.session import available_cores
 from mlflow_deploy_plugin.ship.deployments.backends import supervisor
 from mlflow_deploy_plugin.ship.sizing.load import Times, open_loop, post, random_times, tail_latency

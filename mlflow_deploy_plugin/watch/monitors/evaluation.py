@@ -410,7 +410,7 @@ def _prepare_process() -> None:
     with contextlib.suppress(OSError):  # Only Linux has this file.
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
     warnings.simplefilter("ignore")  # Hide libraries' warnings, which address developers.
-    configure_logging(load_settings(), "monitor")
+    configure_logging(load_settings().log_format, "monitor")
     # The parent process does not need this import.
     from mlflow_deploy_plugin.core.registry.connection import own_process, set_service_timeouts
 

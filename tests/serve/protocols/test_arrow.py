@@ -27,7 +27,7 @@ from mlflow_deploy_plugin.serve.protocols import arrow
 from mlflow_deploy_plugin.serve.protocols.arrow_columns import check_type
 from mlflow_deploy_plugin.serve.runtime.artifact import Column, ColumnType, Input
 from mlflow_deploy_plugin.serve.runtime.feeds import sent_arrays
-from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import FrameSchema
+from mlflow_deploy_plugin.serve.runtime.schemas.pyfunc_schema import FrameSchema
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
 from tests.support.bodies import arrow_file, arrow_stream
 from tests.support.schemas import columns_schema, stacked_schema, tensor_schema

@@ -366,9 +366,9 @@ def test_explainers_are_kept_by_model_and_background(explainer: Any) -> None:
     from mlflow_deploy_plugin.serve.pyfunc.exact import exact_explainer
 
     form, rows = small_forest()
-    kept = exact_explainer(form, rows[:30])
-    assert exact_explainer(form, rows[:30].copy()) is kept
-    assert exact_explainer(form, rows[30:60]) is not kept
+    kept = exact_explainer(form, rows[:30].tobytes())
+    assert exact_explainer(form, rows[:30].copy().tobytes()) is kept
+    assert exact_explainer(form, rows[30:60].tobytes()) is not kept
 
 
 def precise() -> Array:

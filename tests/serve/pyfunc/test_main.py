@@ -1,6 +1,8 @@
 """The process for a model without an ONNX form reports why it cannot start."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -50,3 +52,31 @@ def test_the_error_of_a_missing_package_names_how_to_install_it(
     assert mentions(message, "`mlflow.pyfunc.get_model_dependencies(MODEL_URI)`")
     assert message.endswith("; to include your own modules in the model, log it with `code_paths`")
     assert str(tmp_path) not in message
+
+
+OWN_MODULES = """
+core core.column_names core.errors core.logs core.messages core.mlmodel core.model_code
+core.processes core.processes.child core.version core.yaml_text
+serve serve.protocols serve.protocols.invocation_tables serve.protocols.side_messages
+serve.pyfunc serve.pyfunc.__main__ serve.pyfunc.process serve.pyfunc.scorer
+serve.runtime serve.runtime.artifact serve.runtime.feeds serve.runtime.log_columns
+serve.runtime.pyfunc_artifact serve.runtime.values
+"""
+IMPORTED = """
+import sys
+import mlflow.pyfunc.scoring_server, mlflow.tracing
+import pandas
+pandas.Series([""])  # pandas imports pyarrow here.
+before = set(sys.modules)
+import mlflow_deploy_plugin.serve.pyfunc.__main__
+import mlflow_deploy_plugin.serve.pyfunc.scorer
+print(*(set(sys.modules) - before))
+"""
+
+
+def test_side_process_imports_mlflow_and_few_own_modules():
+    imported = set(subprocess.check_output([sys.executable, "-c", IMPORTED], text=True).split())
+    own = {f"mlflow_deploy_plugin.{name}" for name in OWN_MODULES.split()}
+    own.add("mlflow_deploy_plugin")
+    assert {name for name in imported if name.startswith("mlflow_deploy_plugin")} == own
+    assert {name.partition(".")[0] for name in imported - own} <= sys.stdlib_module_names

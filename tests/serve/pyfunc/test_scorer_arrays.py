@@ -26,7 +26,8 @@ from mlflow_deploy_plugin.serve.pyfunc.scorer import (
 )
 from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input, Tensor
 from mlflow_deploy_plugin.serve.runtime.feeds import object_array
-from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
+from mlflow_deploy_plugin.serve.runtime.schemas.pyfunc_schema import pyfunc_schema
 from tests.support.schemas import bare_artifact
 
 JSON = "application/json"

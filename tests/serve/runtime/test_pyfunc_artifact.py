@@ -9,7 +9,8 @@ import yaml
 from mlflow_deploy_plugin.core.errors import InvalidArtifact, SchemaMismatch
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Column, Input, Output, Tensor
 from mlflow_deploy_plugin.serve.runtime.feeds import Feeds
-from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
+from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
+from mlflow_deploy_plugin.serve.runtime.schemas.pyfunc_schema import pyfunc_schema
 from tests.support.models import tensor_column, write_model
 
 TENSOR = tensor_column("float32", -1, 2)

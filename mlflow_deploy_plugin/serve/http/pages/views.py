@@ -34,9 +34,9 @@ from mlflow_deploy_plugin.serve.http.views import check_same_site
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.observability.recent_requests import RecentRequest
-from mlflow_deploy_plugin.serve.protocols import mlflow
 from mlflow_deploy_plugin.serve.protocols.content import dump_json
 from mlflow_deploy_plugin.serve.protocols.examples import Example, invocations_example
+from mlflow_deploy_plugin.serve.protocols.invocation_tables import BODY_FORMS
 from mlflow_deploy_plugin.serve.protocols.invocations import csv_example
 from mlflow_deploy_plugin.serve.protocols.v2 import v2_example
 from mlflow_deploy_plugin.serve.protocols.v2_tensors import dtype_of
@@ -651,7 +651,7 @@ def snippets(
                 endpoint=endpoint,
                 body=body,
                 json=json.dumps(body, ensure_ascii=False),
-                has_predictions=bool(mlflow.BODY_FORMS & body.keys()),
+                has_predictions=bool(BODY_FORMS & body.keys()),
                 tensors=tensors.get("inputs"),
                 takes_keys=takes_keys,
                 headers=", headers={'Authorization': 'Bearer KEY'}" if takes_keys else "",

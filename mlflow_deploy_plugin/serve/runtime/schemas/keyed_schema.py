@@ -19,15 +19,11 @@ from mlflow_deploy_plugin.serve.runtime.feeds import (
     Feeds,
     NarrowedFeeds,
     narrowed_feeds,
-    object_array,
     sent_arrays,
 )
-from mlflow_deploy_plugin.serve.runtime.log_columns import as_text
+from mlflow_deploy_plugin.serve.runtime.log_columns import key_array
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, columns_of
 from mlflow_deploy_plugin.serve.runtime.values import LISTS, short_repr
-
-_INTEGERS = range(-(2**63), 2**63)
-_EXACT = range(-(2**53), 2**53)
 
 
 @dataclass(frozen=True)
@@ -137,33 +133,3 @@ def with_keys(schema: Schema, keys: tuple[str, ...]) -> Schema:
 def add_keys(feeds: Feeds, keys: Mapping[str, Array]) -> NarrowedFeeds:
     """Return the feeds together with the arrays of keys, which are captured."""
     return narrowed_feeds(feeds, {**sent_arrays(feeds), **keys})
-
-
-def key_array(name: str, values: Sequence[object] | Array) -> Array:
-    """Return an array of a key's values: numbers or booleans, or objects if a value is
-    a text or missing.
-
-    Values of mixed types become texts. Raises SchemaMismatch if a value is a list or an
-    object.
-    """
-    if isinstance(values, np.ndarray) and values.dtype.kind in "bif":
-        return values
-    cells: list[object] = (
-        list(values) if isinstance(values, list | tuple) else np.asarray(values).tolist()
-    )
-    present = [value for value in cells if value is not None]
-    kinds = set(map(type, present))
-    integers = [value for value in present if type(value) is int]
-    if kinds in ({float}, {float, int}) and all(value in _EXACT for value in integers):
-        return np.array(cells, dtype=np.float64)  # None becomes NaN.
-    if kinds == {bool} or (kinds == {int} and all(value in _INTEGERS for value in integers)):
-        if len(present) == len(cells):
-            return np.array(cells)
-        return object_array(cells)
-    if not kinds <= {str}:
-        for row, value in enumerate(cells):
-            if not isinstance(value, str | int | float | bool | None):
-                reason = f"{short_repr(value)} is neither a text nor a number nor a boolean"
-                raise SchemaMismatch(f"key {name!r}, row {row}: {reason}", column=name)
-        cells = [as_text(value) for value in cells]
-    return object_array(cells)

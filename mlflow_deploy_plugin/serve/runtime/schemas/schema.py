@@ -119,9 +119,9 @@ class Schema:
         arrays = {}
         with np.errstate(over="raise"):
             for column in self.columns:
-                values = data.get(column.name, nulls)
-                replacement = self._replacements.get(column.name)
-                arrays[column.name] = convert_column(column, values, replacement)
+                arrays[column.name] = convert_column(
+                    column, data.get(column.name, nulls), self._replacements.get(column.name)
+                )
             try:
                 feeds = {entry.name: _stack(entry, arrays) for entry in self.inputs}
             except FloatingPointError:

@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.protocols.invocations import invocations_answer
 from mlflow_deploy_plugin.serve.protocols.schemas import invocations_schema
 from mlflow_deploy_plugin.serve.runtime.artifact import Output
-from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import UndescribedSchema
+from mlflow_deploy_plugin.serve.runtime.schemas.pyfunc_schema import UndescribedSchema
 from tests.support import page_models
 from tests.support.handling import handle
 from tests.support.models import columns, mixed_model, write_model

@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.serve.http.responses import RawResponse
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.protocols.examples import Example
-from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import UndescribedSchema
+from mlflow_deploy_plugin.serve.runtime.schemas.pyfunc_schema import UndescribedSchema
 from tests.support.handling import ask, handle
 from tests.support.servers import Serve, variant
 

@@ -10,7 +10,8 @@ import pytest
 from mlflow_deploy_plugin.core.errors import SchemaMismatch
 from mlflow_deploy_plugin.serve.runtime.artifact import Input, Tensor
 from mlflow_deploy_plugin.serve.runtime.feeds import sent_arrays
-from mlflow_deploy_plugin.serve.runtime.schemas.keyed_schema import key_array, with_keys
+from mlflow_deploy_plugin.serve.runtime.log_columns import key_array
+from mlflow_deploy_plugin.serve.runtime.schemas.keyed_schema import with_keys
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 
 LARGEST = 2**63 - 1
