@@ -37,7 +37,7 @@ from mlflow_deploy_plugin.serve.observability.metrics import Metrics
 from mlflow_deploy_plugin.serve.observability.recent_requests import RecentRequests
 from mlflow_deploy_plugin.serve.observability.tracing import open_tracer
 from mlflow_deploy_plugin.serve.runtime.batcher import BatchPolicy
-from mlflow_deploy_plugin.serve.runtime.model import OnnxModel, Predictor
+from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.session import Placement, available_cores, limit_memory
 from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 
@@ -78,6 +78,10 @@ def open_server(state_dir: Path) -> Server:
     recent = RecentRequests(metrics.folder, metrics.number)
     repository.add_listener(recent.follow)
     controls = max(1, spec.threads // 2)
+    redis = None  # With Redis, all servers count rates together.
+    # Any API key may have its own limit.
+    if settings.redis_url and (spec.rate_limit is not None or spec.takes_keys):
+        redis = RedisRates(settings.redis_url, metrics.count_redis_failure)
     server = Server(
         dataplane=DataPlane(
             repository,
@@ -104,7 +108,14 @@ def open_server(state_dir: Path) -> Server:
         recent=recent,
         tracer=open_tracer(),
         logs_requests=settings.log_requests,
-        limits=_request_limits(spec, settings.redis_url, metrics),
+        limits=RequestLimits(
+            spec.max_concurrent_requests,
+            spec.rate_limit or "",
+            spec.rate_limit_header,
+            metrics.count_refused,
+            partial(open_rate_limiter, redis=redis),
+            are_shared=redis is not None,
+        ),
         cloud=read_cloud(),
     )
     repository.start()
@@ -124,40 +135,31 @@ class _Loader:
         """Load and warm up the version of a folder with the limits of the spec."""
         spec = self.spec
         rows = max_batch_rows(spec)
+        policy = None  # Batching does not help tiny models on a CPU.
+        if rows > 1:
+            policy = BatchPolicy(
+                rows,
+                spec.preferred_batch_size,
+                spec.max_queue_delay_microseconds,
+                spec.max_queue_size,
+                pads=spec.is_on_nvidia,
+            )
         with self.memory.loading(folder):
             warm = load_warm(
                 folder,
                 self.placement,
                 self.threads,
-                self._batch_policy(rows),
+                policy,
                 check_determinism=spec.response_cache_bytes > 0,
                 timeout_seconds=float(spec.request_timeout_seconds),
                 concurrency=spec.threads,
             )
-        self._set_limits(warm.predictor, rows)
+        # A value takes at least a byte of a body.
+        most_values = max(spec.max_body_bytes, _LEAST_VALUES)
+        warm.predictor.limit_values(most_values, max(rows, *spec.preferred_batch_size, 1))
+        if isinstance(warm.predictor, OnnxModel):
+            warm.predictor.max_text_characters = spec.max_text_characters
         return warm
-
-    def _set_limits(self, predictor: Predictor, max_rows: int) -> None:
-        """Limit the values of a request to the bytes of a body, since a value takes at
-        least a byte.
-        """
-        most_values = max(self.spec.max_body_bytes, _LEAST_VALUES)
-        largest_batch = max(max_rows, *self.spec.preferred_batch_size, 1)
-        predictor.limit_values(most_values, largest_batch)
-        if isinstance(predictor, OnnxModel):
-            predictor.max_text_characters = self.spec.max_text_characters
-
-    def _batch_policy(self, rows: int) -> BatchPolicy | None:
-        """Return the policy for batches of up to `rows`; None without batches."""
-        if rows <= 1:
-            return None  # Batching does not help tiny models on a CPU.
-        return BatchPolicy(
-            rows,
-            self.spec.preferred_batch_size,
-            self.spec.max_queue_delay_microseconds,
-            self.spec.max_queue_size,
-            pads=self.spec.is_on_nvidia,
-        )
 
 
 def _open_loader(state_dir: Path, spec: ServerSpec) -> _Loader:
@@ -170,22 +172,6 @@ def _open_loader(state_dir: Path, spec: ServerSpec) -> _Loader:
     memory_bytes = worker_memory_limit(spec.max_worker_memory_bytes, spec.workers)
     limit_memory(memory_bytes, spec.workers)
     return _Loader(spec, threads, placement, MemoryLimit(memory_bytes))
-
-
-def _request_limits(spec: ServerSpec, redis_url: str, metrics: Metrics) -> RequestLimits:
-    """Return the limits of requests. With Redis, all servers count rates together."""
-    redis = None
-    # Any API key may have its own limit.
-    if redis_url and (spec.rate_limit is not None or spec.takes_keys):
-        redis = RedisRates(redis_url, metrics.count_redis_failure)
-    return RequestLimits(
-        spec.max_concurrent_requests,
-        spec.rate_limit or "",
-        spec.rate_limit_header,
-        metrics.count_refused,
-        partial(open_rate_limiter, redis=redis),
-        are_shared=redis is not None,
-    )
 
 
 def read_server_spec(state_dir: Path) -> ServerSpec:

@@ -96,7 +96,17 @@ def supervise(
     if server.certfile is not None and server.keyfile is not None:
         open_tls(server.certfile, server.keyfile, server.ca_certs)
     files.make_local_key(state_dir)
-    _check_packages(server)
+    if (
+        server.api_keys
+        and load_settings().keys_file is None
+        and importlib.util.find_spec("sqlalchemy") is None
+    ):
+        raise NotInstalled(
+            "server.api_keys needs the store, which needs SQLAlchemy; or mount the file of "
+            "`onnxserve keys export` and set ONNXSERVE_KEYS_FILE to its path",
+        )
+    if server.jwt_issuer and importlib.util.find_spec("jwt") is None:
+        raise NotInstalled("server.jwt_issuer needs PyJWT: pip install 'mlflow-onnxserve[jwt]'")
     with reserve_grpc_port(server), shared_listener(load_settings().listener) as shared:
         # Open the metrics port before a server without `port` takes the first free
         # port.
@@ -129,23 +139,6 @@ def supervise(
                 metrics.close()
             with suppress(OSError):  # The disk may be read-only.
                 (state_dir / files.SERVER).unlink(missing_ok=True)
-
-
-def _check_packages(server: ServerSpec) -> None:
-    """Raise NotInstalled if the spec needs API keys or tokens, and a package for them
-    is missing.
-    """
-    if (
-        server.api_keys
-        and load_settings().keys_file is None
-        and importlib.util.find_spec("sqlalchemy") is None
-    ):
-        raise NotInstalled(
-            "server.api_keys needs the store, which needs SQLAlchemy; or mount the file of "
-            "`onnxserve keys export` and set ONNXSERVE_KEYS_FILE to its path",
-        )
-    if server.jwt_issuer and importlib.util.find_spec("jwt") is None:
-        raise NotInstalled("server.jwt_issuer needs PyJWT: pip install 'mlflow-onnxserve[jwt]'")
 
 
 class _Stop(Exception):
@@ -225,7 +218,13 @@ class _Supervisor:
                 self._wait_until(self._answers)
                 self._is_ready = True
                 self._write("serving")
-                self.announce(self._describe())
+                wanted = files.read_state(self.state_dir / files.WANTED, Wanted) or Wanted()
+                lines = []
+                for name, endpoint in wanted.endpoints.items():
+                    versions = ", ".join(map(_describe_variant, endpoint.variants.values()))
+                    lines.append(f"onnxserve: {name} = {versions} at {self._url}")
+                every_unloaded = f"onnxserve: every endpoint is unloaded at {self._url}"
+                self.announce("\n".join(lines) or every_unloaded)
                 self._notify("READY=1")
                 # Wait for a signal, because `refresh` never returns True.
                 self._wait_until(refresh)
@@ -325,26 +324,18 @@ class _Supervisor:
         """Start the process of the metrics port, and start it again after it has ended.
         Scrapes wait meanwhile.
         """
-        process = self._metrics_process
         if self.metrics is None:
             return
-        if process is None:
-            self._start_metrics_process(self.metrics.fileno())
-        elif (
-            process.exit_status is not None
-            and time.monotonic() - process.started_at > _METRICS_SECONDS
-        ):
+        if (process := self._metrics_process) is not None:
+            age = time.monotonic() - process.started_at
+            if process.exit_status is None or age <= _METRICS_SECONDS:
+                return
             _log.error(
                 "the process of the metrics port %s and is restarted",
                 exit_reason(process.exit_status),
             )
             self._metrics_process = None
-            self._start_metrics_process(self.metrics.fileno())
-
-    def _start_metrics_process(self, port: int) -> None:
-        """Start the process with the descriptor of the metrics port. If the limit of
-        processes or files is reached, the next check tries again.
-        """
+        port = self.metrics.fileno()
         command = [
             sys.executable,
             "-m",
@@ -354,6 +345,7 @@ class _Supervisor:
         ]
         if self.server.is_on_nvidia:
             command.append("--gpu")
+        # At the limit of processes or files, the next check tries again.
         with suppress(OSError):
             self._metrics_process = self._children.start(command, [port])
 
@@ -445,19 +437,6 @@ class _Supervisor:
             self.wait_for_signal(_TICK_SECONDS)
             self._children.reap()
 
-    def _describe(self) -> str:
-        """Return the announcement: a line per endpoint with its versions and the
-        server's address.
-        """
-        wanted = files.read_state(self.state_dir / files.WANTED, Wanted) or Wanted()
-        if not wanted.endpoints:
-            return f"onnxserve: every endpoint is unloaded at {self._url}"
-        lines = []
-        for name, endpoint in wanted.endpoints.items():
-            versions = ", ".join(map(_describe_variant, endpoint.variants.values()))
-            lines.append(f"onnxserve: {name} = {versions} at {self._url}")
-        return "\n".join(lines)
-
     def _write(self, phase: Phase) -> None:
         """Set the phase, and write the server's state file. An OSError is raised only
         before the server is ready.
@@ -542,25 +521,21 @@ def open_listener(
             takes_ipv4 = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
             return socket.create_server(address, family=family, dualstack_ipv6=takes_ipv4)
         except OSError as error:
-            if port is not None or error.errno != errno.EADDRINUSE:
-                raise _listen_error(host, candidate, option, error) from None
+            if port is None and error.errno == errno.EADDRINUSE:
+                continue
+            # Name resolution has its own error numbers.
+            reason = error.strerror
+            if error.errno and not isinstance(error, socket.gaierror):
+                reason = os.strerror(error.errno)
+            message = f"cannot listen on {host}:{candidate}: {reason}"
+            if error.errno == errno.EADDRINUSE:
+                message = f"port {candidate} on {host} is in use; set another port with {option}"
+            elif error.errno == errno.EACCES:
+                message = f"this user may not open port {candidate}, but may open ports from 1024"
+            raise InvalidConfig(message) from None
     raise InvalidConfig(
         f"no port from {_FIRST_PORT} to {_LAST_PORT} is free on {host}; specify a port with --port",
     )
-
-
-def _listen_error(host: str, port: int, option: str, error: OSError) -> InvalidConfig:
-    """Return the error for a port that cannot be opened; `option` sets another port."""
-    if error.errno == errno.EADDRINUSE:
-        return InvalidConfig(f"port {port} on {host} is in use; set another port with {option}")
-    if error.errno == errno.EACCES:
-        return InvalidConfig(f"this user may not open port {port}, but may open ports from 1024")
-    # Name resolution has its own error numbers.
-    if isinstance(error, socket.gaierror) or not error.errno:
-        reason = error.strerror
-    else:
-        reason = os.strerror(error.errno)
-    return InvalidConfig(f"cannot listen on {host}:{port}: {reason}")
 
 
 @contextmanager

@@ -149,9 +149,10 @@ class DataPlane:
             began = time.perf_counter()
             answer = predictor.answer(request.body, deadline, prediction_id)
             rows = predictor.schema.count_rows(answer.feeds) if answer.feeds else 1
-            seconds = time.perf_counter() - began
             waited = predictor.queue_seconds
-            self.metrics.count_batch(variant.labels, rows, waited, seconds - waited)
+            self.metrics.count_batch(
+                variant.labels, rows, waited, time.perf_counter() - began - waited
+            )
             return self._capture_response(
                 variant,
                 request,
@@ -161,20 +162,18 @@ class DataPlane:
                 answer.content,
                 prediction_id=prediction_id,
             )
-        cache = self.cache
         key = None
-        if cache is not None and variant.loaded.is_deterministic:
+        if self.cache is not None and variant.loaded.is_deterministic:
             key = request_digest(variant.loaded.identity, request.inputs)
+        outputs = None
         is_cached: bool | None = None
-        if cache is None or key is None:
+        if self.cache is not None and key is not None:
+            outputs = self.cache.get(key)
+            is_cached = outputs is not None
+        if outputs is None:
             outputs = self._run(variant, request, deadline)
-        else:
-            cached = cache.get(key)
-            is_cached = cached is not None
-            if cached is None:
-                cached = self._run(variant, request, deadline)
-                cache.put(key, cached)
-            outputs = cached
+            if self.cache is not None and key is not None:
+                self.cache.put(key, outputs)
         return self._capture_response(
             variant, request, arrived, request.inputs, outputs, is_cached=is_cached
         )

@@ -5,7 +5,7 @@ it.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from mlflow_deploy_plugin.core.errors import InvalidRequest, SchemaMismatch, pass_exit
 from mlflow_deploy_plugin.serve.inference.pipeline import RequestContext
@@ -42,11 +42,10 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
             variant, feeds, params = _read_request(context, endpoint)
             # Check everything before asking the explainer's process.
             rows = row_count(feeds)
-            most_rows = server.spec.explain_max_rows
-            if rows > most_rows:
+            if rows > server.spec.explain_max_rows:
                 raise SchemaMismatch(
-                    f"the request has {rows} rows; at most {most_rows} can be explained "
-                    "(server.explain_max_rows)"
+                    f"the request has {rows} rows; at most {server.spec.explain_max_rows} can be "
+                    "explained (server.explain_max_rows)"
                 )
             predictor = variant.loaded.predictor
             columns = len(explained_features(predictor.artifact, feeds))
@@ -58,10 +57,13 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
                     "(2 × columns + 1)"
                 )
             outputs = predictor.run(feeds)
-            seed = params.get("seed") or 0
-            explanation = server.explainer.explain(variant.loaded.folder, feeds, max_evals, seed)
-            body = encode_explanation(explanation, predictor.prediction(outputs), max_evals)
-            reply = Reply(context.headers, body)
+            explanation = server.explainer.explain(
+                variant.loaded.folder, feeds, max_evals, params.get("seed") or 0
+            )
+            reply = Reply(
+                context.headers,
+                encode_explanation(explanation, predictor.prediction(outputs), max_evals),
+            )
         except BaseException as error:  # noqa: BLE001 - `failure` logs the traceback, which the response omits
             pass_exit(error)
             reply = context.fail(error)
@@ -69,19 +71,11 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
     return reply
 
 
-class _ExplainRequest(NamedTuple):
-    """A request for an explanation. `params` are `max_evals`, `seed` and `version`, if
-    they were sent.
-    """
-
-    variant: ServedVariant
-    feeds: Feeds
-    params: Mapping[str, Any]
-
-
-def _read_request(context: RequestContext, endpoint: str | None) -> _ExplainRequest:
+def _read_request(
+    context: RequestContext, endpoint: str | None
+) -> tuple[ServedVariant, Feeds, Mapping[str, Any]]:
     """Decode the request for the variant of the version in the body, or of the sticky
-    column.
+    column. Return the variant, the rows and the sent params.
     """
     server = context.server
     variant = context.select_variant(endpoint)
@@ -96,7 +90,7 @@ def _read_request(context: RequestContext, endpoint: str | None) -> _ExplainRequ
     if selected is not variant:
         variant = context.answer_by(selected)
         feeds, params = _decode(server, context.request, variant)
-    return _ExplainRequest(variant, feeds, params)
+    return variant, feeds, params
 
 
 def _decode(

@@ -127,11 +127,9 @@ class RequestLimits:
                 yield rate, *limiter_and_client
         if self._limiter is not None:
             rate_key = request.headers.get(self.rate_header) if self.rate_header else None
+            client = f"key {rate_key}"
             if rate_key is None:
-                address = caller or _network(request.client)
-                client = f"address {address}"
-            else:
-                client = f"key {rate_key}"
+                client = f"address {caller or _network(request.client)}"
             yield "", self._limiter, _digest(client)
 
     def take_place(self) -> bool:

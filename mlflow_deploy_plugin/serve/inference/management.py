@@ -274,7 +274,7 @@ def model_statistics(
     if version is not None:
         repository.select_variant(endpoint, version)
     endpoints = repository.table.items() if endpoint is None else [repository.find(endpoint)]
-    entries = []
+    entries: list[Document] = []
     for name, served in endpoints:
         models = {
             variant.loaded.version: variant.loaded.model for variant in served.variants.values()
@@ -285,28 +285,28 @@ def model_statistics(
             statistics = counted.get((name, model, loaded_version), Statistics())
             # Without batches, each successful request counts as one execution.
             succeeded = statistics.requests - statistics.failures
-            inferences = statistics.rows if statistics.batches else succeeded
-            entry: Document = {
-                "name": name,
-                "version": loaded_version,
-                "last_inference": round(1000 * statistics.last_request),
-                "inference_count": inferences,
-                "execution_count": statistics.batches or succeeded,
-                "inference_stats": {
-                    "success": _duration(succeeded, statistics.request_seconds),
-                    "fail": _duration(statistics.failures),
-                    "queue": _duration(succeeded, statistics.queue_seconds),
-                    "compute_input": _duration(succeeded),
-                    "compute_infer": _duration(succeeded, statistics.compute_seconds),
-                    "compute_output": _duration(succeeded),
-                    "cache_hit": _duration(0),
-                    "cache_miss": _duration(0),
-                },
-                "response_stats": {},
-                "batch_stats": [],
-                "memory_usage": [],
-            }
-            entries.append(entry)
+            entries.append(
+                {
+                    "name": name,
+                    "version": loaded_version,
+                    "last_inference": round(1000 * statistics.last_request),
+                    "inference_count": statistics.rows if statistics.batches else succeeded,
+                    "execution_count": statistics.batches or succeeded,
+                    "inference_stats": {
+                        "success": _duration(succeeded, statistics.request_seconds),
+                        "fail": _duration(statistics.failures),
+                        "queue": _duration(succeeded, statistics.queue_seconds),
+                        "compute_input": _duration(succeeded),
+                        "compute_infer": _duration(succeeded, statistics.compute_seconds),
+                        "compute_output": _duration(succeeded),
+                        "cache_hit": _duration(0),
+                        "cache_miss": _duration(0),
+                    },
+                    "response_stats": {},
+                    "batch_stats": [],
+                    "memory_usage": [],
+                }
+            )
     return {"model_stats": entries}
 
 

@@ -208,47 +208,42 @@ class Shadows:
                 time.sleep(max(_HANDOVER_SECONDS, min(_REST * held_seconds, _MAX_REST_SECONDS)))
 
     def _process(self, copy: MirroredRequest) -> None:
-        """Run the copy and compare the outputs. Log and count a failure."""
+        """Run the copy on the shadow, compare its outputs with the response, and
+        capture and count the result. Log and count a failure.
+        """
         shadow = copy.shadow
+        predictor = shadow.loaded.predictor
+        answered_by = copy.answered_by.predictor
         try:
-            self._compare(copy)
+            began = time.perf_counter()
+            feeds, computed = _compute(copy)
+            seconds = time.perf_counter() - began
+            self._run_seconds += seconds
+            has_rows = predictor.schema.has_rows and answered_by.schema.has_rows
+            agreement = compare_outputs(
+                answered_by.artifact,
+                copy.outputs if has_rows else as_one_row(copy.outputs),
+                predictor.artifact,
+                computed if has_rows else as_one_row(computed),
+            )
+            if copy.is_captured and feeds:
+                record = copy.record._replace(
+                    variant=shadow.name, latency=int(seconds * 1e6), is_shadow=True
+                )
+                _, _, is_written = self.capture.write(
+                    record, shadow.captured, feeds, computed, shadow.capture.max_rows_per_request
+                )
+                self.metrics.count_shadow_capture(is_written)
+            self.metrics.count_shadow_comparison(shadow.labels, agreement, seconds)
         except BaseException as error:
             self.metrics.count_shadow(shadow.labels, "failed")
-            traceback = None if isinstance(error, OnnxserveError) else error
             logger.warning(
                 "the shadow %s/%s fails: %s",
                 shadow.endpoint,
                 shadow.name,
                 error,
-                exc_info=traceback,
+                exc_info=None if isinstance(error, OnnxserveError) else error,
             )
-
-    def _compare(self, copy: MirroredRequest) -> None:
-        """Run the copy on the shadow, compare its outputs with the response, and
-        capture and count the result. Raises InferenceError if they cannot be compared.
-        """
-        shadow = copy.shadow
-        predictor = shadow.loaded.predictor
-        answered_by = copy.answered_by.predictor
-        began = time.perf_counter()
-        feeds, computed = _compute(copy)
-        seconds = time.perf_counter() - began
-        self._run_seconds += seconds
-        outputs = copy.outputs
-        compared: Mapping[str, Array] = computed
-        if not (predictor.schema.has_rows and answered_by.schema.has_rows):
-            outputs = as_one_row(outputs)
-            compared = as_one_row(computed)
-        agreement = compare_outputs(answered_by.artifact, outputs, predictor.artifact, compared)
-        if copy.is_captured and feeds:
-            record = copy.record._replace(
-                variant=shadow.name, latency=int(seconds * 1e6), is_shadow=True
-            )
-            _, _, is_written = self.capture.write(
-                record, shadow.captured, feeds, computed, shadow.capture.max_rows_per_request
-            )
-            self.metrics.count_shadow_capture(is_written)
-        self.metrics.count_shadow_comparison(shadow.labels, agreement, seconds)
 
 
 def _compute(copy: MirroredRequest) -> tuple[Feeds, dict[str, Array]]:

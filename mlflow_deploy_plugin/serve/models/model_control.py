@@ -133,7 +133,25 @@ class ModelControl:
             except OSError as error:
                 raise NotReady(f"the command cannot be written: {error.strerror}") from None
             try:
-                answer = self._wait(command, answer_file)
+                began = time.monotonic()
+                agent_seen_at = began
+                while (answer := read_state(answer_file, CommandAnswer)) is None:
+                    now = time.monotonic()
+                    agent = read_state(self.state_dir / AGENT, AgentState)
+                    if agent is not None and is_alive(agent.pid):
+                        agent_seen_at = now
+                    if now - agent_seen_at > self.agent_seconds:
+                        raise NotReady(
+                            f"the agent that must {command.action} the endpoint is not running; "
+                            "retry later"
+                        )
+                    if now - began > self.timeout_seconds:
+                        raise DeadlineExceeded(
+                            f"the {command.action} of {command.endpoint!r} takes longer than "
+                            f"{self.timeout_seconds:.0f} s and continues; /v2/repository/index "
+                            "shows the result"
+                        )
+                    time.sleep(_POLL_SECONDS)
             finally:
                 # Delete the command first: the agent repeats it if it has no answer.
                 file.unlink(missing_ok=True)
@@ -143,27 +161,3 @@ class ModelControl:
         refusal = command_error(answer)
         if refusal is not None:
             raise refusal
-
-    def _wait(self, command: Command, answer_file: Path) -> CommandAnswer:
-        """Return the agent's answer. Raises NotReady if the agent is down for too long,
-        and DeadlineExceeded after the longest wait; the command then continues.
-        """
-        began = time.monotonic()
-        agent_seen_at = began
-        while (answer := read_state(answer_file, CommandAnswer)) is None:
-            now = time.monotonic()
-            agent = read_state(self.state_dir / AGENT, AgentState)
-            if agent is not None and is_alive(agent.pid):
-                agent_seen_at = now
-            if now - agent_seen_at > self.agent_seconds:
-                raise NotReady(
-                    f"the agent that must {command.action} the endpoint is not running; retry later"
-                )
-            if now - began > self.timeout_seconds:
-                raise DeadlineExceeded(
-                    f"the {command.action} of {command.endpoint!r} takes longer than "
-                    f"{self.timeout_seconds:.0f} s and continues; /v2/repository/index shows the "
-                    "result"
-                )
-            time.sleep(_POLL_SECONDS)
-        return answer

@@ -277,8 +277,7 @@ class Repository:
         """Load the wanted versions and swap them in, endpoint by endpoint. An endpoint
         with errors is loaded again.
         """
-        removed = [name for name in self.table if name not in wanted.endpoints]
-        for name in removed:
+        for name in self.table.keys() - wanted.endpoints.keys():
             self._swap({key: served for key, served in self.table.items() if key != name})
             self._errors.pop(name, None)
             self._applied.pop(name, None)
@@ -299,13 +298,14 @@ class Repository:
         self._generation = wanted.generation
         endpoints = {}
         for name, served in self.table.items():
-            errors = self._errors[name]
             # A variant with an error may have no version.
-            states = {label: LoadedVariant(error=error) for label, error in errors.items()}
+            states = {
+                label: LoadedVariant(error=error) for label, error in self._errors[name].items()
+            }
             for label, variant in served.variants.items():
                 states[label] = LoadedVariant(
                     version=variant.loaded.version,
-                    error=errors.get(label, ""),
+                    error=self._errors[name].get(label, ""),
                     no_batch=no_batch_dimension_reason(variant.loaded.predictor.artifact),
                 )
             endpoints[name] = states
@@ -349,13 +349,13 @@ class Repository:
         for name, want in wanted.variants.items():
             old = before.get(name)
             try:
-                if (identity := _identity(want)) not in held:
+                loaded = held.get(_identity(want))
+                if loaded is None:
                     self._wait_for_retiring(want.model)
-                    held[identity] = load_version(self.state_dir, load, want)
-                loaded = held[identity]
+                    loaded = load_version(self.state_dir, load, want)
+                    held[_identity(want)] = loaded
             except OnnxserveError as error:
                 errors[name] = error.message
-                remaining = f"version {old.loaded.version} remains" if old else "no version is"
                 logger.error(
                     "%s/%s: %s %s: %s; %s in use",
                     endpoint,
@@ -363,7 +363,7 @@ class Repository:
                     want.model,
                     want.version,
                     error.message,
-                    remaining,
+                    f"version {old.loaded.version} remains" if old else "no version is",
                 )
                 if old is None:
                     continue

@@ -70,6 +70,7 @@ _QUEUE_SECONDS = Metric(
     "onnxserve_queue_seconds", "Time that the oldest request of a run waited.", _SECONDS_BOUNDS
 )
 _COMPUTE_SECONDS = Metric("onnxserve_compute_seconds", "Time per run of a graph.", _SECONDS_BOUNDS)
+_OF_BATCH = (_BATCH_ROWS, _QUEUE_SECONDS, _COMPUTE_SECONDS)
 _STREAM_PARTS = Metric(
     "onnxserve_stream_parts", "Parts per streamed response, by outcome.", _ROWS_BOUNDS
 )
@@ -137,11 +138,10 @@ _RequestSlots = tuple[int, int, tuple[int, ...]]
 histogram's cells.
 """
 
-_BatchSlots = tuple[int, int, int]
-"""The slots of the histograms of rows, seconds in the queue and seconds of the run."""
-
-_RowSlots = tuple[int, int, int]
-"""The slots of the rows that were answered, captured and dropped."""
+_Slots = tuple[int, ...]
+"""The slots of the histograms of a batch (`_OF_BATCH`), or of the rows that were
+answered, captured and dropped.
+"""
 
 
 CapturedRows = tuple[int, int, bool | None]
@@ -206,8 +206,16 @@ class Metrics:
         # The slots of a label set are cached, because each request needs the slots of
         # its labels.
         self._request_slots = cache(self._find_request_slots)
-        self._batch_slots = cache(self._find_batch_slots)
-        self._row_slots = cache(self._find_row_slots)
+        slot = self._values.slot
+        self._batch_slots = cache(
+            lambda labels: tuple(slot(metric, _without_variant(labels)) for metric in _OF_BATCH)
+        )
+        self._row_slots = cache(
+            lambda endpoint: tuple(
+                slot(_CAPTURE_ROWS, {"endpoint": endpoint, "outcome": outcome})
+                for outcome in ("answered", "captured", "dropped")
+            )
+        )
         self._shadow_slots = cache(self._find_shadow_slots)
         self._captures = {
             is_written: self._values.slot(_CAPTURE_REQUESTS, {"outcome": outcome})
@@ -275,7 +283,7 @@ class Metrics:
         now = time.time
         captures = self._captures
         version_slots = self._predictions.setdefault(version, {})
-        slots: tuple[_BatchSlots, _RequestSlots, _RowSlots] | None = None
+        slots: tuple[_Slots, _RequestSlots, _Slots] | None = None
 
         def count(
             captured: CapturedRows,
@@ -491,40 +499,21 @@ class Metrics:
             )
         return requests, last, tuple(histograms)
 
-    def _find_batch_slots(self, labels: VariantLabels) -> _BatchSlots:
-        slot = self._values.slot
-        version_labels = _without_variant(labels)
-        return (
-            slot(_BATCH_ROWS, version_labels),
-            slot(_QUEUE_SECONDS, version_labels),
-            slot(_COMPUTE_SECONDS, version_labels),
-        )
-
-    def _find_row_slots(self, endpoint: str) -> _RowSlots:
-        def slot(outcome: str) -> int:
-            return self._values.slot(_CAPTURE_ROWS, {"endpoint": endpoint, "outcome": outcome})
-
-        return slot("answered"), slot("captured"), slot("dropped")
-
     def _find_shadow_slots(self, labels: VariantLabels) -> Mapping[str, int]:
         """Return the slots of a shadow: one per outcome, and `same`, `different`,
         `difference`, `seconds`.
         """
         slot = self._values.slot
         variant_labels = dict(zip(OF_VARIANT, labels, strict=True))
-        requests = {
-            name: slot(_SHADOW_REQUESTS, {**variant_labels, "outcome": name})
-            for name in get_args(ShadowOutcome)
-        }
-        rows = {
-            name: slot(_SHADOW_ROWS, {**variant_labels, "agreement": name})
-            for name in ("same", "different")
-        }
-        of_numbers = {
+        slots = {
             "difference": slot(_SHADOW_DIFFERENCE, variant_labels),
             "seconds": slot(_SHADOW_DURATION, variant_labels),
         }
-        return {**requests, **rows, **of_numbers}
+        for name in get_args(ShadowOutcome):
+            slots[name] = slot(_SHADOW_REQUESTS, {**variant_labels, "outcome": name})
+        for name in ("same", "different"):
+            slots[name] = slot(_SHADOW_ROWS, {**variant_labels, "agreement": name})
+        return slots
 
     def _prediction_slot(self, slots: dict[object, int], version: str, label: Label) -> int:
         """Return the slot of a predicted label. A new label is added to the version's

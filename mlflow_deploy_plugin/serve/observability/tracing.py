@@ -177,7 +177,14 @@ def observe_request(
     began = time.perf_counter()
     opened: AbstractContextManager[tuple[Any, str]] = nullcontext((None, ""))
     if tracer:
-        opened = tracer.request(_span_name(request.method, path), request.headers, fields)
+        # The route has placeholders for names, as in OpenTelemetry's HTTP conventions.
+        parts = path.split("/")[:8]
+        for position in range(2, len(parts)):
+            if parts[position - 1] in ("models", "versions", "endpoints"):
+                parts[position] = "{" + parts[position - 1][:-1] + "}"
+        opened = tracer.request(
+            f"{request.method[:20]} {'/'.join(parts)[:100]}", request.headers, fields
+        )
     with opened as (span, traceparent):
         response = handle()
         answer_fields = _answer_fields(request, response)
@@ -221,14 +228,3 @@ def _answer_fields(request: RawRequest, response: Response) -> dict[str, str]:
     if request.caller:
         fields["user.name"] = request.caller
     return fields
-
-
-def _span_name(method: str, path: str) -> str:
-    """Return the method and the route with placeholders for names, as OpenTelemetry's
-    HTTP conventions require.
-    """
-    parts = path.split("/")[:8]
-    for position in range(2, len(parts)):
-        if parts[position - 1] in ("models", "versions", "endpoints"):
-            parts[position] = "{" + parts[position - 1][:-1] + "}"
-    return f"{method[:20]} {'/'.join(parts)[:100]}"
