@@ -223,8 +223,9 @@ class _Supervisor:
                 for name, endpoint in wanted.endpoints.items():
                     versions = ", ".join(map(_describe_variant, endpoint.variants.values()))
                     lines.append(f"onnxserve: {name} = {versions} at {self._url}")
-                every_unloaded = f"onnxserve: every endpoint is unloaded at {self._url}"
-                self.announce("\n".join(lines) or every_unloaded)
+                if not lines:
+                    lines = [f"onnxserve: every endpoint is unloaded at {self._url}"]
+                self.announce("\n".join(lines))
                 self._notify("READY=1")
                 # Wait for a signal, because `refresh` never returns True.
                 self._wait_until(refresh)

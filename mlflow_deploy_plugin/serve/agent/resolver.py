@@ -75,17 +75,13 @@ class PollPolicy:
     clock: Callable[[], float]
     uniform: Callable[[float, float], float] = random.uniform
 
-    def pause(self, failures: int, is_covered: bool = False) -> float:
-        """Return the seconds until the next poll after `failures` failed polls. The
-        change feed may cover the URI.
+    def due_at(self, failures: int, is_covered: bool = False) -> float:
+        """Return the time of the next poll after `failures` failed polls. The change
+        feed may cover the URI.
         """
         first = _COVERED_SECONDS if is_covered else self.poll_seconds
         seconds = backoff_seconds(failures + 1, max(first, _LONGEST_BACKOFF_SECONDS), first)
-        return seconds * self.uniform(1 - _JITTER, 1 + _JITTER)
-
-    def due_at(self, failures: int, is_covered: bool = False) -> float:
-        """Return the time of the next poll, which is `pause` from now."""
-        return self.clock() + self.pause(failures, is_covered)
+        return self.clock() + seconds * self.uniform(1 - _JITTER, 1 + _JITTER)
 
 
 class PyfuncPolicy:

@@ -522,7 +522,7 @@ class _Recorder:
         keys: Sequence[str] = (),
     ) -> None:
         self._model = model
-        self.most = most
+        self._most = most
         self._convert = convert
         self._keys = keys
         self.key_arrays: dict[str, Array] = {}
@@ -531,7 +531,6 @@ class _Recorder:
         self.params: Any = None
         self.prediction: Any = None
         self.error: BaseException | None = None
-        self.is_too_large = False
 
     def take_keys(self, document: dict[str, Any]) -> None:
         """Remove the key columns from a JSON document: pandas rounds large integers if
@@ -546,7 +545,7 @@ class _Recorder:
         columns.
 
         Raises MLflow's errors of the model, and RuntimeError for any other error or if
-        the prediction is too large; `error` and `is_too_large` have the reason.
+        the prediction is too large; `error` has the reason.
         """
         if isinstance(data, pd.DataFrame):
             for name in [name for name in self._keys if name in data]:
@@ -568,8 +567,8 @@ class _Recorder:
         except BaseException as error:
             self.error = error
             raise RuntimeError from error  # MLflow would replace an Exception by its own error.
-        if count_values(self.prediction) > self.most:
-            self.is_too_large = True
+        if count_values(self.prediction) > self._most:
+            self.error = errors.BodyTooLarge(too_many_values(self._most))
             raise RuntimeError
         return self.prediction
 
@@ -941,9 +940,7 @@ class Scorer:
         """Return the error for a request that the model, or MLflow's reader, refused.
         An error of the model's code is also logged.
         """
-        if recorder.is_too_large:
-            return errors.BodyTooLarge(too_many_values(recorder.most))
-        if isinstance(recorder.error, SchemaMismatch):
+        if isinstance(recorder.error, SchemaMismatch | errors.BodyTooLarge):
             return recorder.error
         if recorder.error is not None:
             _log.error("the model refused a request", exc_info=recorder.error)

@@ -42,11 +42,11 @@ def test_the_registry_is_polled_less_often_the_longer_it_is_down(
         lambda: 0.0,
         uniform=lambda low, high: (low + high) / 2,
     )
-    assert policy.pause(failures) == seconds
+    assert policy.due_at(failures) == seconds
 
 
 def test_a_poll_seldom_asked_for_is_not_made_more_often_by_failures() -> None:
-    assert PollPolicy(60.0, True, lambda: 0.0, uniform=lambda low, high: 1.0).pause(5) == 60
+    assert PollPolicy(60.0, True, lambda: 0.0, uniform=lambda low, high: 1.0).due_at(5) == 60
 
 
 def moved_during_a_poll(case: Case) -> tuple[Later, VersionResolver]:
