@@ -38,7 +38,7 @@ import pyarrow.dataset
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from mlflow_deploy_plugin.serve.inference_log.labels import LABEL_NUMBER
-from mlflow_deploy_plugin.serve.inference_log.reader import View, open_log, view_tables
+from mlflow_deploy_plugin.serve.inference_log.log_reader import View, open_log, view_tables
 from mlflow_deploy_plugin.serve.inference_log.storage import encode_parquet
 from mlflow_deploy_plugin.serve.inference_log.tables import unify_schemas
 

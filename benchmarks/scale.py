@@ -433,7 +433,7 @@ def log_table(rng: np.random.Generator, number: int, moment: datetime, rows: int
 
 def read_hour(folder: str) -> tuple[int, float]:
     """Return the number of rows of an hour, and the median seconds of reading them."""
-    from mlflow_deploy_plugin.serve.inference_log.reader import open_log
+    from mlflow_deploy_plugin.serve.inference_log.log_reader import open_log
     from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
 
     opened = open_log(folder)

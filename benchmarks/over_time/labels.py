@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.watch.result import Finding, WindowRequest
 from mlflow_deploy_plugin.watch.sequential.evidence import JudgedWindow, SeriesKey
-from mlflow_deploy_plugin.watch.sequential.metrics import (
+from mlflow_deploy_plugin.watch.sequential.metric_shifts import (
     LABEL,
     LABELLED,
     PREDICTED,

@@ -36,7 +36,7 @@ from mlflow_deploy_plugin.cli.options import (
     usage_errors,
 )
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.core.tabular.files import open_output
+from mlflow_deploy_plugin.core.tabular.row_files import open_output
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.core.store.audit import AuditEvent

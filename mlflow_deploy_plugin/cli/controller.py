@@ -73,7 +73,7 @@ def controller(metrics_port: int | None, **options: Any) -> None:
     end_on_signals(ended)  # Handle signals before the imports, which take seconds.
     threading.Thread(target=_leave_in_time, args=(ended,), daemon=True).start()
     from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
-    from mlflow_deploy_plugin.watch.controller.metrics import start_metrics_server
+    from mlflow_deploy_plugin.watch.controller.prometheus import start_metrics_server
     from mlflow_deploy_plugin.watch.controller.service import run_controller
 
     with open_deployments(logging.getLogger(__name__).info) as deployments:

@@ -109,7 +109,7 @@ def update(name: str, config: tuple[str, ...], why: str, output: str) -> None:
     with opened_deployments() as deployments:
         # The import takes a second.
         if any(field.startswith(("alarms.", "monitors.")) for field in changes):
-            from mlflow_deploy_plugin.watch.monitors.budget import check_change
+            from mlflow_deploy_plugin.watch.monitors.alarm_budget import check_change
 
             for line in check_change(deployments, name, changes):
                 show_progress(line)

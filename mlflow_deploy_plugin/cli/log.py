@@ -34,7 +34,7 @@ from mlflow_deploy_plugin.cli.options import (
 )
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.spec.types import parse_duration
-from mlflow_deploy_plugin.core.tabular.files import (
+from mlflow_deploy_plugin.core.tabular.row_files import (
     FileFormat,
     format_of,
     open_output,
@@ -48,8 +48,8 @@ from mlflow_deploy_plugin.serve.inference_log.windows import (
 )
 
 if TYPE_CHECKING:
+    from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog
     from mlflow_deploy_plugin.serve.inference_log.query import QueryResult
-    from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog
     from mlflow_deploy_plugin.serve.inference_log.stats import LogStats
 
 _TABLE_ROWS = 20
@@ -228,8 +228,8 @@ def _show_rows(
     if output == "parquet" and file == "-" and sys.stdout.isatty():
         raise click.UsageError("Parquet cannot be shown in a terminal: specify a FILE")
     end_with_reader()
+    from mlflow_deploy_plugin.serve.inference_log.log_reader import View, require_endpoint
     from mlflow_deploy_plugin.serve.inference_log.query import Query, limit_memory, run_query
-    from mlflow_deploy_plugin.serve.inference_log.reader import View, require_endpoint
 
     labels = labels and not failed
     # Read one extra row, so that the table can report that more rows exist.
@@ -392,8 +392,8 @@ def errors(name: str, last: str, output: str) -> None:
       onnxserve log errors flights --last 24h
       onnxserve log errors flights --last 7d -o json
     """
+    from mlflow_deploy_plugin.serve.inference_log.log_reader import View, require_endpoint
     from mlflow_deploy_plugin.serve.inference_log.query import Query, run_query
-    from mlflow_deploy_plugin.serve.inference_log.reader import View, require_endpoint
 
     with usage_errors():
         view = View(
@@ -477,7 +477,7 @@ def _require_logged(opened: "InferenceLog", name: str) -> None:
     failures of the endpoint.
     """
     from mlflow_deploy_plugin.serve.inference_log.labels import LABELS
-    from mlflow_deploy_plugin.serve.inference_log.reader import require_endpoint
+    from mlflow_deploy_plugin.serve.inference_log.log_reader import require_endpoint
     from mlflow_deploy_plugin.serve.inference_log.storage import list_endpoints
 
     if (
@@ -490,7 +490,7 @@ def _require_logged(opened: "InferenceLog", name: str) -> None:
 def open_user_log(since: datetime | None = None) -> "InferenceLog":
     """Open the inference log of the settings; skip rows received before `since`."""
     from mlflow_deploy_plugin.core.settings import load_settings
-    from mlflow_deploy_plugin.serve.inference_log.reader import open_log
+    from mlflow_deploy_plugin.serve.inference_log.log_reader import open_log
 
     return open_log(load_settings().inference_log, since)
 

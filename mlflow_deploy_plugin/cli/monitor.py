@@ -43,7 +43,7 @@ from mlflow_deploy_plugin.serve.inference_log.windows import Window, parse_windo
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.core.store.alerts import Silence
-    from mlflow_deploy_plugin.core.store.monitors import MonitorWindow
+    from mlflow_deploy_plugin.core.store.monitor_tables import MonitorWindow
     from mlflow_deploy_plugin.watch.monitors.schedule import MonitorOverview
     from mlflow_deploy_plugin.watch.result import Engine, Finding, MonitorResult, WindowRequest
 
@@ -367,7 +367,7 @@ def add(
     changes = {field: value for field, value in fields.items() if value is not None}
     changes |= key_values(config)
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.watch.monitors.budget import check_change
+        from mlflow_deploy_plugin.watch.monitors.alarm_budget import check_change
 
         stored = deployments.get_endpoint(name).endpoint
         if monitor_name in stored.spec.monitors:
@@ -418,7 +418,7 @@ def accept(name: str, monitor_name: str, columns: tuple[str, ...], why: str) -> 
       onnxserve monitor accept flights daily --column delay --why 'a new carrier'
     """
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.watch.monitors.budget import accept_alarms
+        from mlflow_deploy_plugin.watch.monitors.alarm_budget import accept_alarms
 
         accepted = accept_alarms(deployments, name, monitor_name, why, columns)
     lines = [*accepted.describe(), "every check continues, against the new baseline"]
@@ -439,7 +439,7 @@ def remove(name: str, monitor_name: str, why: str) -> None:
     The results of the monitor are kept.
     """
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.core.store.monitors import Monitors
+        from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
 
         deployments.remove_monitor(name, monitor_name, why)
         Monitors(deployments.store).forget(name, monitor_name)
@@ -651,7 +651,7 @@ def _set_paused(name: str, monitor_name: str, is_paused: bool, why: str) -> None
     endpoint or monitor.
     """
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.core.store.monitors import Monitors
+        from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
 
         deployments.store.require_endpoint(name).spec.monitor(monitor_name)
         is_changed = Monitors(deployments.store).pause(name, monitor_name, is_paused, why=why)

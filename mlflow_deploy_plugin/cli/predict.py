@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.cli.options import (
 )
 from mlflow_deploy_plugin.core.errors import InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.core.registry.connection import hidden_pandas
-from mlflow_deploy_plugin.core.tabular.files import (
+from mlflow_deploy_plugin.core.tabular.row_files import (
     FILE_FORMATS,
     FileFormat,
     format_of,

@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.cli.options import (
     show_progress,
     show_result,
 )
-from mlflow_deploy_plugin.core.tabular.files import FILE_FORMATS, FileFormat
+from mlflow_deploy_plugin.core.tabular.row_files import FILE_FORMATS, FileFormat
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.serve.runtime.artifact import Input, Output

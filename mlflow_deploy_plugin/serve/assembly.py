@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.serve.inference.limits import (
 from mlflow_deploy_plugin.serve.inference.response_cache import open_cache
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.inference.shadow import Shadows
-from mlflow_deploy_plugin.serve.models.explainer import ExplainerClient
+from mlflow_deploy_plugin.serve.models.explainer_process import ExplainerClient
 from mlflow_deploy_plugin.serve.models.loading import (
     MemoryLimit,
     WarmVersion,

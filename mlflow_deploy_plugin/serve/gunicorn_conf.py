@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.core.statedir.metric_files import (
     remove_metrics,
     shared_memory,
 )
-from mlflow_deploy_plugin.serve.http import limits
+from mlflow_deploy_plugin.serve.http import request_limits
 from mlflow_deploy_plugin.serve.runtime.session import available_cores
 
 if TYPE_CHECKING:
@@ -77,13 +77,13 @@ def gunicorn_command(
         "--threads": server.threads,
         # At this limit, new clients replace idle clients. The spool and the models need
         # the remaining descriptors.
-        "--worker-connections": min(limits.MAX_CONNECTIONS, most_files * 3 // 4),
+        "--worker-connections": min(request_limits.MAX_CONNECTIONS, most_files * 3 // 4),
         "--timeout": max(_HEARTBEATS, server.request_timeout_seconds),
         "--graceful-timeout": server.graceful_timeout_seconds,
-        "--keep-alive": limits.KEEP_ALIVE_SECONDS,
-        "--limit-request-line": limits.REQUEST_LINE_BYTES,
-        "--limit-request-fields": limits.FIELDS,
-        "--limit-request-field_size": limits.FIELD_BYTES,
+        "--keep-alive": request_limits.KEEP_ALIVE_SECONDS,
+        "--limit-request-line": request_limits.REQUEST_LINE_BYTES,
+        "--limit-request-fields": request_limits.FIELDS,
+        "--limit-request-field_size": request_limits.FIELD_BYTES,
         "--log-level": "warning",
     }
     if (memory := shared_memory()) is not None:
@@ -177,7 +177,7 @@ def post_worker_init(worker: "Worker") -> None:
     server.metrics.count_worker_restarts(int(worker.age > worker.cfg.workers))
     if server.spec.grpc_port is not None:
         # Imported here, because gRPC is optional.
-        from mlflow_deploy_plugin.serve.grpc.server import GrpcServer
+        from mlflow_deploy_plugin.serve.grpc.grpc_server import GrpcServer
 
         worker.grpc = GrpcServer(server)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
 from mlflow_deploy_plugin.core.settings import workspace_query
-from mlflow_deploy_plugin.core.store.monitors import MonitorWindow
+from mlflow_deploy_plugin.core.store.monitor_tables import MonitorWindow
 from mlflow_deploy_plugin.watch.result import mark_of
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence
 

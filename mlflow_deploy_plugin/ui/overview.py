@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, VariantSpec
 from mlflow_deploy_plugin.core.statedir.history import Span
 from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
-from mlflow_deploy_plugin.core.store.monitors import Monitors
+from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
 from mlflow_deploy_plugin.core.store.store import Endpoint, Rollout, Store, UnreadableEndpoint
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments

@@ -17,7 +17,7 @@ from itertools import chain
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.statedir.history import HISTORY_INTERVALS, Span
-from mlflow_deploy_plugin.core.store.monitors import Monitors
+from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
 from mlflow_deploy_plugin.core.store.store import Rollout, Store
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint

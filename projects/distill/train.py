@@ -36,7 +36,12 @@ from mlflow_deploy_plugin.promote.gate.checks.budget import (
     median_ratio,
 )
 from mlflow_deploy_plugin.serve.inference_log.labels import LABEL, LABEL_NUMBER
-from mlflow_deploy_plugin.serve.inference_log.reader import View, open_log, view_schema, view_tables
+from mlflow_deploy_plugin.serve.inference_log.log_reader import (
+    View,
+    open_log,
+    view_schema,
+    view_tables,
+)
 from mlflow_deploy_plugin.serve.runtime.feeds import row_count
 from mlflow_deploy_plugin.wrap.evaluation.dataset import (
     NamedArrays,

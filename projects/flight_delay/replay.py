@@ -27,7 +27,7 @@ import pandas as pd
 
 from mlflow_deploy_plugin.core.spec.types import duration_seconds
 from mlflow_deploy_plugin.core.store.retrainings import Retraining, Retrainings
-from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, open_log
+from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog, open_log
 from mlflow_deploy_plugin.serve.inference_log.windows import Window, microseconds, window_at
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments, open_deployments
 from projects.command import one_line_errors

@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.core.store.monitors import Monitors
+from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
 from mlflow_deploy_plugin.core.store.tables import EndpointRow
 from tests.support.commands import said
 from tests.support.deployments import Models

@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.spec.monitors import MonitorKind
 from mlflow_deploy_plugin.core.spec.parts import Device
 from mlflow_deploy_plugin.core.statedir.models import Scope
-from mlflow_deploy_plugin.core.tabular.files import FileFormat
+from mlflow_deploy_plugin.core.tabular.row_files import FileFormat
 
 
 def commands(command: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:

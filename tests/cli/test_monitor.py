@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.core.store.monitors import Monitors
+from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.watch.monitors import evaluation
 from mlflow_deploy_plugin.watch.result import MonitorResult, WindowRequest

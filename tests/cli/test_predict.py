@@ -23,7 +23,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 
 from mlflow_deploy_plugin.cli.commands import main
-from mlflow_deploy_plugin.core.tabular.files import FILE_FORMATS, open_output, value_writer
+from mlflow_deploy_plugin.core.tabular.row_files import FILE_FORMATS, open_output, value_writer
 from tests.support.commands import said
 from tests.support.deployments import Models
 from tests.support.pyfuncs import Days, save_pyfuncs

@@ -15,8 +15,8 @@ from mlflow.deployments import BaseDeploymentClient
 
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.settings import load_settings
-from mlflow_deploy_plugin.core.tabular.files import FILE_FORMATS
-from mlflow_deploy_plugin.serve.inference_log.reader import View, open_log, view_tables
+from mlflow_deploy_plugin.core.tabular.row_files import FILE_FORMATS
+from mlflow_deploy_plugin.serve.inference_log.log_reader import View, open_log, view_tables
 from tests.support.commands import said
 from tests.support.deployments import Models
 from tests.support.inference_log import LogWriter, rows_of

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.settings import load_settings
-from mlflow_deploy_plugin.serve.inference_log.reader import open_log
+from mlflow_deploy_plugin.serve.inference_log.log_reader import open_log
 from tests.promote.replay.conftest import Answering, Outputs, answering
 from tests.support.classifiers import labelled, write_classifier
 from tests.support.commands import said

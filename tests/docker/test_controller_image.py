@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.core.store.monitors import Monitors
+from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
 from tests.support.captured_days import BEGIN, DAY, TwoDays
 from tests.support.services.s3 import NEEDS_S3
 

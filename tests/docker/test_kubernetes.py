@@ -14,7 +14,7 @@ import requests
 import yaml
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.core.store.monitors import Monitors
+from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
 from mlflow_deploy_plugin.promote.rollouts.leadership import STORE_LEASE
 from tests.support.captured_days import TwoDays
 from tests.support.services.cluster import NEEDS_CLUSTER, Cluster, Manifest, own_namespace

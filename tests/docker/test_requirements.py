@@ -16,7 +16,7 @@ ROOTS = [
     "mlflow_deploy_plugin.cli.serve",
     "mlflow_deploy_plugin.serve.supervisor",
     "mlflow_deploy_plugin.serve.gunicorn_conf",
-    "mlflow_deploy_plugin.serve.grpc.server",
+    "mlflow_deploy_plugin.serve.grpc.grpc_server",
     "mlflow_deploy_plugin.serve.http.app",
     "mlflow_deploy_plugin.serve.http.workers.connection",
     "mlflow_deploy_plugin.serve.http.workers.worker_app",

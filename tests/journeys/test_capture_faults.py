@@ -26,7 +26,7 @@ import pytest
 import requests
 
 from mlflow_deploy_plugin.core.statedir.files import SPOOL, read_workers
-from mlflow_deploy_plugin.serve.inference_log.reader import open_log
+from mlflow_deploy_plugin.serve.inference_log.log_reader import open_log
 from mlflow_deploy_plugin.serve.inference_log.stats import Watermark, read_watermarks
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
 from mlflow_deploy_plugin.serve.spool.frames import segments

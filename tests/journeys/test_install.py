@@ -71,7 +71,8 @@ IMPORTS_OF_EXTRAS = {
     "s3": "import boto3, mlflow_deploy_plugin.serve.inference_log.storage",
     "postgresql": "import sqlalchemy; sqlalchemy.create_engine('postgresql+psycopg://user@host/db')",
     "grpc": (
-        "import mlflow_deploy_plugin.serve.grpc.server, mlflow_deploy_plugin.serve.grpc.service"
+        "import mlflow_deploy_plugin.serve.grpc.grpc_server\n"
+        "import mlflow_deploy_plugin.serve.grpc.service"
     ),
     "redis": "from mlflow_deploy_plugin.serve.inference.circuit_breaker import import_redis; "
     "import_redis('redis://host:6379/0')",

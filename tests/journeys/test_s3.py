@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.deployments import get_deploy_client
 
-from mlflow_deploy_plugin.serve.inference_log.reader import open_log
+from mlflow_deploy_plugin.serve.inference_log.log_reader import open_log
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
 from tests.support.models import adder, write_model
 from tests.support.services.mlflow_server import MlflowServer

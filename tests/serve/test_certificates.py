@@ -20,7 +20,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.files import LOCAL_KEY, make_local_key
-from mlflow_deploy_plugin.serve.grpc.server import GrpcServer
+from mlflow_deploy_plugin.serve.grpc.grpc_server import GrpcServer
 from mlflow_deploy_plugin.serve.inference.auth import certificate_name
 from mlflow_deploy_plugin.serve.supervisor import supervise
 from tests.support.keypairs import Authority

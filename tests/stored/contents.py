@@ -32,14 +32,14 @@ from mlflow_deploy_plugin.core.statedir.models import (
 from mlflow_deploy_plugin.core.store.alerts import Alerts, Silences
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.keys import ApiKeys
-from mlflow_deploy_plugin.core.store.monitors import Monitors
+from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
 from mlflow_deploy_plugin.core.store.retrainings import Retrainings
 from mlflow_deploy_plugin.core.store.served_files import served_files
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.promote.gate.approvals import promotion_requests
 from mlflow_deploy_plugin.promote.rollouts import plan as rollout_plan
 from mlflow_deploy_plugin.promote.rollouts.state_machine import progress_of
-from mlflow_deploy_plugin.serve.inference_log.reader import open_log
+from mlflow_deploy_plugin.serve.inference_log.log_reader import open_log
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.ship.deployments.unapproved import answers_of
 from mlflow_deploy_plugin.watch.drift.references.rows import load_training_rows

@@ -50,7 +50,7 @@ from mlflow_deploy_plugin.core.store.alerts import Alerts, Silences
 from mlflow_deploy_plugin.core.store.audit import move_detail
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.keys import ApiKeys
-from mlflow_deploy_plugin.core.store.monitors import Monitors
+from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
 from mlflow_deploy_plugin.core.store.retrainings import Retrainings
 from mlflow_deploy_plugin.core.store.store import Rollout, Store
 from mlflow_deploy_plugin.core.version import __version__

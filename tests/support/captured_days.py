@@ -18,7 +18,7 @@ from sklearn.linear_model import LinearRegression
 import mlflow_deploy_plugin
 from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.core.store.monitors import Monitors
+from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
 from mlflow_deploy_plugin.core.store.store import Store
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.s3 import own_bucket

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
 from mlflow_deploy_plugin.core.spec.parts import VariantSpec
 from mlflow_deploy_plugin.core.statedir.models import LoadedVariant, WorkerState
 from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
-from mlflow_deploy_plugin.core.store.monitors import Monitors
+from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
 from mlflow_deploy_plugin.core.store.tables import EndpointRow
 from mlflow_deploy_plugin.promote.gate.verdict import (
     CheckResult,

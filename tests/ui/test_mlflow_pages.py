@@ -9,7 +9,7 @@ from typing import Any
 import mlflow
 import pytest
 
-from mlflow_deploy_plugin.core.store.monitors import MonitorWindow, WindowState
+from mlflow_deploy_plugin.core.store.monitor_tables import MonitorWindow, WindowState
 from mlflow_deploy_plugin.ui.mlflow_pages import Mark, MlflowPages, MonitorVerdict
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence
 from tests.support.refusals import mentions

@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.core.statedir.files import write_state
 from mlflow_deploy_plugin.core.statedir.models import LoadedVariant, WorkerState
 from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
 from mlflow_deploy_plugin.core.store.audit import move_detail
-from mlflow_deploy_plugin.core.store.monitors import Monitors
+from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import EndpointRow
 from mlflow_deploy_plugin.promote.gate.promotion import promote

@@ -18,7 +18,7 @@ import pytest
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
-from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
+from mlflow_deploy_plugin.core.store.monitor_tables import Monitors, MonitorWindow
 from mlflow_deploy_plugin.core.store.store import Endpoint, Rollout
 from mlflow_deploy_plugin.ship.deployments.backends.targets import Observation
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint

@@ -16,7 +16,7 @@ import yaml
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.statedir.files import WANTED, write_state
 from mlflow_deploy_plugin.core.statedir.models import Wanted, WantedEndpoint, WantedVariant
-from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, open_log
+from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog, open_log
 from tests.support.inference_log import ENDPOINT, MODEL, LogWriter, event_table
 from tests.support.tracking import NewDatabase, tracking_at
 

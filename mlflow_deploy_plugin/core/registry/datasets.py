@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.registry.connection import redact_credentials
 from mlflow_deploy_plugin.core.registry.model_files import fetch
 from mlflow_deploy_plugin.core.settings import absolute_path
-from mlflow_deploy_plugin.core.tabular.files import SPARK_TIMES
+from mlflow_deploy_plugin.core.tabular.row_files import SPARK_TIMES
 from mlflow_deploy_plugin.core.tabular.streams import open_csv
 
 _HIDDEN = (".", "_")

@@ -14,7 +14,7 @@ from sqlalchemy.orm import load_only
 
 from mlflow_deploy_plugin.core.store.alerts import FIRING
 from mlflow_deploy_plugin.core.store.holds import held_endpoints
-from mlflow_deploy_plugin.core.store.monitors import MonitorKey, Monitors
+from mlflow_deploy_plugin.core.store.monitor_tables import MonitorKey, Monitors
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import AlertRow, MonitorRow, MonitorWindowRow
 

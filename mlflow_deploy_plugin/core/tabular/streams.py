@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.core.tabular.csv_file import MISSING_TEXTS, CsvRecord, csv_records
-from mlflow_deploy_plugin.core.tabular.files import (
+from mlflow_deploy_plugin.core.tabular.row_files import (
     SPARK_TIMES,
     FileFormat,
     compression_of,

@@ -42,7 +42,7 @@ from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.store.alerts import Alerts
 from mlflow_deploy_plugin.core.store.audit import AuditEvent, describe_traffic
 from mlflow_deploy_plugin.core.store.audit_seal import ADOPT, verify_trail
-from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
+from mlflow_deploy_plugin.core.store.monitor_tables import Monitors, MonitorWindow
 from mlflow_deploy_plugin.core.store.store import Store, unknown_endpoint
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.promote.evidence.record import version_page
@@ -56,7 +56,7 @@ from mlflow_deploy_plugin.promote.evidence.statements import (
     statement_of,
     write_document,
 )
-from mlflow_deploy_plugin.serve.inference_log.reader import open_log
+from mlflow_deploy_plugin.serve.inference_log.log_reader import open_log
 from mlflow_deploy_plugin.serve.inference_log.stats import (
     VersionAnswers,
     answers_by_version,

@@ -56,7 +56,7 @@ from mlflow_deploy_plugin.promote.gate.checks.artifact import (
     check_parity,
     check_signature,
 )
-from mlflow_deploy_plugin.promote.gate.checks.backtest import check_backtest
+from mlflow_deploy_plugin.promote.gate.checks.backtest_check import check_backtest
 from mlflow_deploy_plugin.promote.gate.checks.budget import check_budget, measure_costs
 from mlflow_deploy_plugin.promote.gate.checks.evaluation import check_evaluation
 from mlflow_deploy_plugin.promote.gate.checks.robustness import check_disturbances, check_robustness

@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.core.messages import one_line, without_row_number
 from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName
 from mlflow_deploy_plugin.promote.replay.traffic import Traffic, arrays_of
 from mlflow_deploy_plugin.serve.inference_log.labels import LABEL, LABEL_NUMBER
-from mlflow_deploy_plugin.serve.inference_log.reader import View, require_endpoint, view_tables
+from mlflow_deploy_plugin.serve.inference_log.log_reader import View, require_endpoint, view_tables
 from mlflow_deploy_plugin.serve.inference_log.tables import (
     IDENTITY,
     Sample,

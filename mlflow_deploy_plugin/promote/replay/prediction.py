@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.core.registry.model_uri import served_version_uri
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.promote.replay.traffic import Traffic, arrays_of
-from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog
+from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog
 from mlflow_deploy_plugin.serve.inference_log.tables import concat_tables
 from mlflow_deploy_plugin.serve.inference_log.windows import TimeRange
 from mlflow_deploy_plugin.serve.runtime.agreement import Tolerance, compare

@@ -10,7 +10,7 @@ from mlflow_deploy_plugin.core.messages import join_names
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
 from mlflow_deploy_plugin.core.store.store import Endpoint
-from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, open_log
+from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog, open_log
 from mlflow_deploy_plugin.serve.inference_log.tables import as_array, with_both_names
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.wrap.evaluation.dataset import NamedArrays

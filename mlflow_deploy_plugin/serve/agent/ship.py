@@ -55,7 +55,7 @@ from mlflow_deploy_plugin.serve.spool.frames import (
     segments,
     shipped_bytes,
 )
-from mlflow_deploy_plugin.serve.spool.reader import (
+from mlflow_deploy_plugin.serve.spool.spool_reader import (
     CapturedBatch,
     CapturedSegment,
     Utf8Array,

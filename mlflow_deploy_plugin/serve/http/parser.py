@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.core.errors import (
     TargetTooLong,
     UnfitPath,
 )
-from mlflow_deploy_plugin.serve.http.limits import (
+from mlflow_deploy_plugin.serve.http.request_limits import (
     CHUNK_LINE_BYTES,
     FIELD_BYTES,
     FIELDS,

@@ -95,7 +95,7 @@ def _page(name: str, otherwise: bytes = b"") -> View:
     def view(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
         if otherwise and "text/" not in request.headers.get("accept", "text/html"):
             return RawResponse(200, otherwise)
-        from mlflow_deploy_plugin.serve.http.pages.views import PAGES
+        from mlflow_deploy_plugin.serve.http.pages.page_views import PAGES
 
         return PAGES[name](server, request, endpoint)
 

@@ -8,7 +8,7 @@ from mlflow_deploy_plugin.serve.inference.auth import Authenticator
 from mlflow_deploy_plugin.serve.inference.dataplane import DataPlane
 from mlflow_deploy_plugin.serve.inference.limits import RequestLimits
 from mlflow_deploy_plugin.serve.inference.shadow import Shadows
-from mlflow_deploy_plugin.serve.models.explainer import ExplainerClient
+from mlflow_deploy_plugin.serve.models.explainer_process import ExplainerClient
 from mlflow_deploy_plugin.serve.models.model_control import ModelControl
 from mlflow_deploy_plugin.serve.models.repository import Repository
 from mlflow_deploy_plugin.serve.models.side_process import SideProcess

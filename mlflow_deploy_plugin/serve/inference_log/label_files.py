@@ -15,7 +15,7 @@ import pyarrow as pa
 from mlflow_deploy_plugin.core.errors import InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.tabular.csv_file import csv_records
-from mlflow_deploy_plugin.core.tabular.files import FileFormat, json_lines, open_parquet
+from mlflow_deploy_plugin.core.tabular.row_files import FileFormat, json_lines, open_parquet
 from mlflow_deploy_plugin.serve.protocols import feedback as feedback_protocol
 from mlflow_deploy_plugin.serve.runtime.log_columns import as_text
 from mlflow_deploy_plugin.serve.spool.codec import Feedback

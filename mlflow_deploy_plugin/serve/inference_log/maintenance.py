@@ -30,7 +30,7 @@ from pyarrow import fs
 from mlflow_deploy_plugin.core.tabular.streams import group_tables
 from mlflow_deploy_plugin.serve.inference_log import storage
 from mlflow_deploy_plugin.serve.inference_log.labels import labels_folder
-from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog
+from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog
 from mlflow_deploy_plugin.serve.inference_log.scan import FileVanished, read_file
 from mlflow_deploy_plugin.serve.inference_log.storage import Hour, LogFile, LogLocation, write_file
 from mlflow_deploy_plugin.serve.inference_log.tables import (

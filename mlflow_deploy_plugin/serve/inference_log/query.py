@@ -29,7 +29,7 @@ import pyarrow as pa
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.core.messages import did_you_mean
-from mlflow_deploy_plugin.serve.inference_log.reader import (
+from mlflow_deploy_plugin.serve.inference_log.log_reader import (
     InferenceLog,
     View,
     view_schema,

@@ -24,7 +24,7 @@ from pydantic import AwareDatetime, TypeAdapter, ValidationError
 from mlflow_deploy_plugin.core.column_names import EVENT_TIME, SHADOW
 from mlflow_deploy_plugin.core.spec.types import EPOCH
 from mlflow_deploy_plugin.serve.inference_log.labels import LABEL
-from mlflow_deploy_plugin.serve.inference_log.reader import (
+from mlflow_deploy_plugin.serve.inference_log.log_reader import (
     InferenceLog,
     View,
     require_endpoint,

@@ -23,7 +23,7 @@ import numpy as np
 from mlflow_deploy_plugin.core.column_names import PREDICTION
 from mlflow_deploy_plugin.core.errors import BodyTooLarge, InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
-from mlflow_deploy_plugin.core.tabular.files import first_line
+from mlflow_deploy_plugin.core.tabular.row_files import first_line
 from mlflow_deploy_plugin.serve.protocols import arrow_columns
 from mlflow_deploy_plugin.serve.protocols.arrow_columns import (
     StringBudget,

@@ -20,7 +20,7 @@ from pyarrow import fs
 from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.statedir.files import locked
-from mlflow_deploy_plugin.core.tabular.files import (
+from mlflow_deploy_plugin.core.tabular.row_files import (
     FileFormat,
     compression_of,
     format_of,

@@ -22,7 +22,7 @@ from pyarrow import fs
 from mlflow_deploy_plugin.core.errors import InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.core.messages import join_names, one_line
 from mlflow_deploy_plugin.core.spec.parts import Device
-from mlflow_deploy_plugin.core.tabular.files import (
+from mlflow_deploy_plugin.core.tabular.row_files import (
     FileFormat,
     atomic_file,
     compression_of,

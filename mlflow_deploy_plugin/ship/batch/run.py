@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.core.registry.runs import LoggedRun, get_or_create_exp
 from mlflow_deploy_plugin.core.settings import absolute_path
 from mlflow_deploy_plugin.core.spec.parts import Device
 from mlflow_deploy_plugin.core.statedir.files import temporary_folder
-from mlflow_deploy_plugin.core.tabular.files import FileFormat
+from mlflow_deploy_plugin.core.tabular.row_files import FileFormat
 from mlflow_deploy_plugin.serve.runtime.session import available_cores
 from mlflow_deploy_plugin.ship.batch.manifest import MANIFEST, BatchOutput, Manifest, list_parts
 from mlflow_deploy_plugin.ship.batch.part import (

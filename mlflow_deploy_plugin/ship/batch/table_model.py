@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.core.registry.model_files import download
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.spec.parts import Device
 from mlflow_deploy_plugin.core.statedir.files import temporary_folder
-from mlflow_deploy_plugin.core.tabular.files import first_line
+from mlflow_deploy_plugin.core.tabular.row_files import first_line
 from mlflow_deploy_plugin.core.tabular.streams import RejectedRow, RowBlock
 from mlflow_deploy_plugin.serve.protocols import arrow
 from mlflow_deploy_plugin.serve.protocols import mlflow as mlflow_protocol

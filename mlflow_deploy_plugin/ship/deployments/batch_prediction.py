@@ -29,7 +29,12 @@ from mlflow_deploy_plugin.core.errors import (
 )
 from mlflow_deploy_plugin.core.messages import REPEATED_HEADER, without_row_number
 from mlflow_deploy_plugin.core.tabular.csv_file import CsvRecord, csv_records
-from mlflow_deploy_plugin.core.tabular.files import FileFormat, first_line, json_lines, open_parquet
+from mlflow_deploy_plugin.core.tabular.row_files import (
+    FileFormat,
+    first_line,
+    json_lines,
+    open_parquet,
+)
 from mlflow_deploy_plugin.serve.client.rows import BODY_FORMS
 from mlflow_deploy_plugin.serve.inference_log.label_files import LabelColumns
 from mlflow_deploy_plugin.serve.protocols import arrow

@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.serve.inference_log.labels import (
     labels_table,
     write_labels,
 )
-from mlflow_deploy_plugin.serve.inference_log.reader import (
+from mlflow_deploy_plugin.serve.inference_log.log_reader import (
     InferenceLog,
     View,
     match_labels,

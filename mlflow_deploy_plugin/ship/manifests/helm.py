@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from mlflow_deploy_plugin.core.spec.document import spec_document
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.spec.types import IMAGE
-from mlflow_deploy_plugin.ship.manifests.kubernetes import SERVICE_NAME, kubernetes_documents
+from mlflow_deploy_plugin.ship.manifests.kubernetes_objects import (
+    SERVICE_NAME,
+    kubernetes_documents,
+)
 from mlflow_deploy_plugin.ship.manifests.served import Document, Place, dump_documents
 
 _NOT_OF_VALUES = ("apiVersion", "name", "monitors", "alarms")

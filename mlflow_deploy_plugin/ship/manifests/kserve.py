@@ -14,7 +14,7 @@ from typing import NamedTuple
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.spec.document import dump_spec
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.ship.manifests.kubernetes import check_name, pod_of, spec_of_pod
+from mlflow_deploy_plugin.ship.manifests.kubernetes_objects import check_name, pod_of, spec_of_pod
 from mlflow_deploy_plugin.ship.manifests.served import (
     SPEC_FILE,
     Document,

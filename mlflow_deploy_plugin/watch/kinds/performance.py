@@ -16,7 +16,7 @@ import pyarrow as pa
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.core.spec.monitors import REGRESSION
 from mlflow_deploy_plugin.core.spec.types import EPOCH, length_of
-from mlflow_deploy_plugin.serve.inference_log.reader import MAX_ROWS, WindowRows
+from mlflow_deploy_plugin.serve.inference_log.log_reader import MAX_ROWS, WindowRows
 from mlflow_deploy_plugin.serve.inference_log.tables import concat_tables
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.watch.result import Finding, MonitorResult, WindowRequ
 from mlflow_deploy_plugin.watch.segments import find_segments
 from mlflow_deploy_plugin.watch.sequential.budget import LASTING_SHARE
 from mlflow_deploy_plugin.watch.sequential.evidence import Levels, SeriesKey, alarm_key
-from mlflow_deploy_plugin.watch.sequential.metrics import (
+from mlflow_deploy_plugin.watch.sequential.metric_shifts import (
     COMPLAINTS,
     LABEL,
     LABELLED,

@@ -35,10 +35,10 @@ from mlflow_deploy_plugin.core.spec.monitors import (
 )
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
 from mlflow_deploy_plugin.core.spec.types import length_of
-from mlflow_deploy_plugin.core.store.monitors import Monitors
+from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
 from mlflow_deploy_plugin.core.store.store import Endpoint, Store
 from mlflow_deploy_plugin.serve.inference_log.labels import LABEL, LABEL_NUMBER
-from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, open_log
+from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog, open_log
 from mlflow_deploy_plugin.serve.inference_log.windows import Window, window_at
 from mlflow_deploy_plugin.watch.result import Engine, MonitorResult, WindowRequest
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow, LevelSeries

@@ -28,11 +28,11 @@ from mlflow_deploy_plugin.core.spec.types import bin_period, length_of
 from mlflow_deploy_plugin.core.store.expiry import expire
 from mlflow_deploy_plugin.core.store.holds import held_endpoints, retention_floor
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
-from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
+from mlflow_deploy_plugin.core.store.monitor_tables import Monitors, MonitorWindow
 from mlflow_deploy_plugin.core.store.store import Endpoint
 from mlflow_deploy_plugin.serve.inference_log.labels import labels_folder
+from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog, open_log
 from mlflow_deploy_plugin.serve.inference_log.maintenance import MaintenanceResult, maintain
-from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.serve.inference_log.stats import GONE_AFTER, expire_watermarks
 from mlflow_deploy_plugin.serve.inference_log.storage import (
     DAY,

@@ -29,10 +29,10 @@ from mlflow_deploy_plugin.core.spec.types import EPOCH
 from mlflow_deploy_plugin.core.statedir.files import AGENT, SPOOL, is_alive, read_state
 from mlflow_deploy_plugin.core.statedir.models import AgentState
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper, held_lease
-from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
+from mlflow_deploy_plugin.core.store.monitor_tables import Monitors, MonitorWindow
 from mlflow_deploy_plugin.core.store.store import Store, unknown_endpoint
 from mlflow_deploy_plugin.serve.agent.progress import agent_name
-from mlflow_deploy_plugin.serve.inference_log.reader import open_log
+from mlflow_deploy_plugin.serve.inference_log.log_reader import open_log
 from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US, Window, window_at
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.spool.frames import segments, shipped_bytes

@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.processes.durable_work import MAX_BACKOFF, next_fire
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.spec.types import duration_seconds, length_of
-from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorState, MonitorWindow
+from mlflow_deploy_plugin.core.store.monitor_tables import Monitors, MonitorState, MonitorWindow
 from mlflow_deploy_plugin.core.store.store import Endpoint, Store
 from mlflow_deploy_plugin.serve.inference_log.windows import Window, microseconds, window_at
 

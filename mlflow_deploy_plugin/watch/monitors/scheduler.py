@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.processes.durable_work import WorkRunner
 from mlflow_deploy_plugin.core.processes.worker import ProcessEnded, WorkerPool
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
-from mlflow_deploy_plugin.core.store.monitors import (
+from mlflow_deploy_plugin.core.store.monitor_tables import (
     MonitorKey,
     Monitors,
     MonitorState,

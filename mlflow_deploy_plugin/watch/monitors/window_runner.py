@@ -22,7 +22,12 @@ from mlflow_deploy_plugin.core.processes.worker import ProcessEnded
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
-from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorState, MonitorWindow, NoteKind
+from mlflow_deploy_plugin.core.store.monitor_tables import (
+    Monitors,
+    MonitorState,
+    MonitorWindow,
+    NoteKind,
+)
 from mlflow_deploy_plugin.core.store.store import Endpoint
 from mlflow_deploy_plugin.serve.inference_log.stats import read_watermarks
 from mlflow_deploy_plugin.serve.inference_log.storage import locate_log

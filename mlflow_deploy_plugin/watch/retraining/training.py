@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.core.store.database import utc_now
 from mlflow_deploy_plugin.core.store.retrainings import Retraining
 from mlflow_deploy_plugin.core.store.tables import Json, RetrainingFigures
 from mlflow_deploy_plugin.serve.inference_log.labels import LABEL, LABEL_NUMBER
-from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, open_log
+from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog, open_log
 from mlflow_deploy_plugin.serve.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.serve.inference_log.tables import Sample, hash_rows, splitmix64
 from mlflow_deploy_plugin.serve.inference_log.windows import Window, microseconds, parse_window

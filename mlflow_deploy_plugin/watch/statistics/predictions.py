@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
 from mlflow_deploy_plugin.core.errors import InvalidArtifact, NotFound, Refused
 from mlflow_deploy_plugin.serve.inference_log.labels import LABEL, LABEL_NUMBER
-from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, WindowRows
+from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog, WindowRows
 from mlflow_deploy_plugin.serve.inference_log.tables import with_both_names
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Output, read_artifact
 from mlflow_deploy_plugin.serve.runtime.feeds import Array

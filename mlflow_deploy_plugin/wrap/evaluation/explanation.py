@@ -30,7 +30,12 @@ from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.registry.runs import LoggedRun, run_of_model
 from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName, check_metric
-from mlflow_deploy_plugin.core.tabular.files import FileFormat, format_of, open_output, table_writer
+from mlflow_deploy_plugin.core.tabular.row_files import (
+    FileFormat,
+    format_of,
+    open_output,
+    table_writer,
+)
 from mlflow_deploy_plugin.serve.runtime.additive import LINK_SCALES
 from mlflow_deploy_plugin.serve.runtime.explained import explained_features
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, row_count, sample_positions

@@ -18,7 +18,12 @@ from pydantic import JsonValue
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
-from mlflow_deploy_plugin.core.tabular.files import SPARK_TIMES, FileFormat, first_line, format_of
+from mlflow_deploy_plugin.core.tabular.row_files import (
+    SPARK_TIMES,
+    FileFormat,
+    first_line,
+    format_of,
+)
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.convert.batch import NAMELESS_TEXT, ModelData
 from mlflow_deploy_plugin.wrap.convert.converted import BoundaryValues, TrainedModel

@@ -46,7 +46,7 @@ from mlflow_deploy_plugin.wrap.convert.converted import (
 )
 from mlflow_deploy_plugin.wrap.convert.converters import FrameworkConverter, converter_for, is_onnx
 from mlflow_deploy_plugin.wrap.flavor import saved_model
-from mlflow_deploy_plugin.wrap.flavor.additive import with_additive_files
+from mlflow_deploy_plugin.wrap.flavor.additive_form import with_additive_files
 from mlflow_deploy_plugin.wrap.flavor.parity import (
     Answers,
     ParityReport,

@@ -11,11 +11,11 @@ import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.core.errors import NotReady
 from mlflow_deploy_plugin.core.spec.types import duration_seconds
-from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
+from mlflow_deploy_plugin.core.store.monitor_tables import Monitors, MonitorWindow
 from mlflow_deploy_plugin.core.store.retrainings import Retraining, Retrainings
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.serve.inference_log.labels import LABEL
-from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog
+from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from projects.flight_delay.loop.setup import ACCURACY, DRIFT, ReplaySettings
 

@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.core.store import expiry
 from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.expiry import Expired, expire
-from mlflow_deploy_plugin.core.store.monitors import Monitors, read_counts
+from mlflow_deploy_plugin.core.store.monitor_tables import Monitors, read_counts
 from mlflow_deploy_plugin.core.store.store import Store
 from tests.support.clocks import Clock
 from tests.support.waiting import wait_until

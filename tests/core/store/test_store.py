@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.core.spec.document import (
 )
 from mlflow_deploy_plugin.core.store.audit import AuditEvent, Login, current_actor
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.core.store.monitors import Monitors
+from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import EndpointRow
 from tests.support.refusals import refused

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pyarrow import fs
 
 from mlflow_deploy_plugin.core.errors import InvalidRequest
-from mlflow_deploy_plugin.core.tabular.files import FileFormat, open_parquet
+from mlflow_deploy_plugin.core.tabular.row_files import FileFormat, open_parquet
 from mlflow_deploy_plugin.core.tabular.streams import (
     RowBlock,
     RowStream,

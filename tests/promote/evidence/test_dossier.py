@@ -27,7 +27,7 @@ from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
 from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
 from mlflow_deploy_plugin.core.store.audit_seal import adopt_trail
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.core.store.monitors import Monitors
+from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import AuditRow
 from mlflow_deploy_plugin.promote.evidence.dossier import Dossier, make_dossier, parse_period

@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
 from mlflow_deploy_plugin.promote.replay.prediction import Replay, find_request, replay_prediction
 from mlflow_deploy_plugin.promote.replay.traffic import Traffic
 from mlflow_deploy_plugin.serve.agent.ship import Shipper
-from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, open_log
+from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog, open_log
 from mlflow_deploy_plugin.serve.protocols.content import JSON
 from mlflow_deploy_plugin.serve.pyfunc.scorer import load_scorer
 from mlflow_deploy_plugin.serve.runtime.feeds import Array

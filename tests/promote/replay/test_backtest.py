@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
 from mlflow_deploy_plugin.promote.replay.backtest import BacktestReport, backtest
 from mlflow_deploy_plugin.promote.replay.traffic import Traffic
 from mlflow_deploy_plugin.serve.inference_log.labels import Label
-from mlflow_deploy_plugin.serve.inference_log.reader import open_log
+from mlflow_deploy_plugin.serve.inference_log.log_reader import open_log
 from mlflow_deploy_plugin.serve.inference_log.windows import TimeRange
 from mlflow_deploy_plugin.wrap.evaluation.metrics import MetricComparison
 from mlflow_deploy_plugin.wrap.evaluation.model import load_version

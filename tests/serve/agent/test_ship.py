@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.core.column_names import TRIED_ID
 from mlflow_deploy_plugin.serve.agent.ship import Shipper
-from mlflow_deploy_plugin.serve.inference_log.reader import open_log
+from mlflow_deploy_plugin.serve.inference_log.log_reader import open_log
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
 from mlflow_deploy_plugin.serve.runtime.artifact import Input, Tensor
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema

@@ -12,7 +12,7 @@ import pytest
 
 from mlflow_deploy_plugin.serve.agent.ship import Shipper
 from mlflow_deploy_plugin.serve.inference_log.labels import read_labels
-from mlflow_deploy_plugin.serve.inference_log.reader import open_log
+from mlflow_deploy_plugin.serve.inference_log.log_reader import open_log
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
 from mlflow_deploy_plugin.serve.spool.codec import Feedback
 from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter

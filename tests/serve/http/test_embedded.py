@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.statedir.files import METRICS
 from mlflow_deploy_plugin.serve.http.embedded import AsgiApp, WsgiApp
 from mlflow_deploy_plugin.serve.http.responses import RawResponse
-from mlflow_deploy_plugin.serve.inference_log.reader import View, open_log, view_tables
+from mlflow_deploy_plugin.serve.inference_log.log_reader import View, open_log, view_tables
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from tests.support.models import mixed_model
 from tests.support.serving import Served

@@ -18,8 +18,8 @@ from typing import Any, Literal
 import pytest
 import uvloop
 
-from mlflow_deploy_plugin.serve.http.limits import ConnectionLimits
 from mlflow_deploy_plugin.serve.http.parser import CHUNKED, BodyParser
+from mlflow_deploy_plugin.serve.http.request_limits import ConnectionLimits
 from mlflow_deploy_plugin.serve.http.responses import RawResponse
 from mlflow_deploy_plugin.serve.http.streaming import StreamedExchange
 from mlflow_deploy_plugin.serve.http.workers.connection import HttpConnection

@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.spool.captured_model import ColumnMask
 from mlflow_deploy_plugin.serve.spool.codec import Feedback, FeedbackFrame
 from mlflow_deploy_plugin.serve.spool.frames import segments
-from mlflow_deploy_plugin.serve.spool.reader import read_batches
+from mlflow_deploy_plugin.serve.spool.spool_reader import read_batches
 from tests.support.disk import files_of_at_most
 from tests.support.handling import ask
 from tests.support.refusals import mentions

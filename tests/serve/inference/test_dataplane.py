@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.serve.inference.dataplane import InferRequest
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.spool.frames import segments
-from mlflow_deploy_plugin.serve.spool.reader import read_batches
+from mlflow_deploy_plugin.serve.spool.spool_reader import read_batches
 from tests.support import handling
 from tests.support.bodies import v2_tensor
 from tests.support.models import write_model

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, open_log
+from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog, open_log
 from tests.support.inference_log import LogWriter
 
 

@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.serve.inference_log.labels import (
     read_labels,
     write_labels,
 )
-from mlflow_deploy_plugin.serve.inference_log.reader import (
+from mlflow_deploy_plugin.serve.inference_log.log_reader import (
     InferenceLog,
     View,
     view_tables,

@@ -13,13 +13,13 @@ import pytest
 
 from mlflow_deploy_plugin.serve.inference_log import maintenance
 from mlflow_deploy_plugin.serve.inference_log.labels import Label
+from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog
 from mlflow_deploy_plugin.serve.inference_log.maintenance import (
     MaintenanceResult,
     compact,
     expire,
     maintain,
 )
-from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.serve.inference_log.storage import write_file
 from mlflow_deploy_plugin.serve.inference_log.windows import microseconds, parse_window
 from tests.support.inference_log import LogWriter, rows_of

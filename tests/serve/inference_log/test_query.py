@@ -17,15 +17,15 @@ import pyarrow as pa
 import pytest
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
-from mlflow_deploy_plugin.serve.inference_log import query, reader
+from mlflow_deploy_plugin.serve.inference_log import log_reader, query
 from mlflow_deploy_plugin.serve.inference_log.labels import Label
+from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog, View
 from mlflow_deploy_plugin.serve.inference_log.query import (
     Query,
     StatementTimeout,
     limit_memory,
     run_query,
 )
-from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, View
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_time_range
 from tests.support.clocks import Clock
 from tests.support.inference_log import LogWriter, event_table
@@ -294,7 +294,7 @@ def test_a_log_that_goes_down_during_a_query_raises_its_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        reader,
+        log_reader,
         "scan_hour",
         Mock(side_effect=OnnxserveError("the inference log is down")),
     )
@@ -353,7 +353,7 @@ def test_ctrl_c_ends_a_statement_at_once(
                 }
             )
         )
-        monkeypatch.setattr(reader, "scan_hour", lambda *_: endless)
+        monkeypatch.setattr(log_reader, "scan_hour", lambda *_: endless)
     with pytest.raises(KeyboardInterrupt):
         ask(flights, **options)
 

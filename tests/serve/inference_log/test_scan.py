@@ -13,7 +13,7 @@ from pyarrow import fs
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.serve.inference_log import scan
-from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog
+from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog
 from mlflow_deploy_plugin.serve.inference_log.scan import MARKS
 from mlflow_deploy_plugin.serve.inference_log.stats import log_stats
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_window

@@ -8,7 +8,7 @@ import pytest
 
 from mlflow_deploy_plugin.core.errors import NotFound
 from mlflow_deploy_plugin.serve.inference_log.labels import Label
-from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog
+from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog
 from mlflow_deploy_plugin.serve.inference_log.stats import (
     GONE_AFTER,
     AgentCounts,

@@ -14,9 +14,9 @@ import pytest
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.serve.inference_log.labels import Label
+from mlflow_deploy_plugin.serve.inference_log.log_reader import View, open_log
 from mlflow_deploy_plugin.serve.inference_log.maintenance import compact, expire
 from mlflow_deploy_plugin.serve.inference_log.query import Query, run_query
-from mlflow_deploy_plugin.serve.inference_log.reader import View, open_log
 from mlflow_deploy_plugin.serve.inference_log.stats import log_stats
 from mlflow_deploy_plugin.serve.inference_log.windows import microseconds, parse_window
 from tests.support.inference_log import LogWriter

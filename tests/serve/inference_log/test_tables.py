@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog, View
 from mlflow_deploy_plugin.serve.inference_log.maintenance import compact
 from mlflow_deploy_plugin.serve.inference_log.query import Query, run_query
-from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, View
 from mlflow_deploy_plugin.serve.inference_log.tables import (
     Deduplicator,
     Sample,

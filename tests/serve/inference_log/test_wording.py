@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog
+from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog
 from mlflow_deploy_plugin.serve.inference_log.stats import log_stats
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_time_range
 from tests.support.inference_log import LogWriter

@@ -37,7 +37,7 @@ from mlflow_deploy_plugin.serve.protocols.v2_tensors import to_binary
 from mlflow_deploy_plugin.serve.runtime.model import OpaqueBody
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.serve.spool.frames import segments
-from mlflow_deploy_plugin.serve.spool.reader import read_batches
+from mlflow_deploy_plugin.serve.spool.spool_reader import read_batches
 from tests.support import handling, servers
 from tests.support.bodies import v2_tensor
 from tests.support.handling import handle

@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.serve.spool.captured_model import (
 )
 from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
 from mlflow_deploy_plugin.serve.spool.frames import segments
-from mlflow_deploy_plugin.serve.spool.reader import read_batches
+from mlflow_deploy_plugin.serve.spool.spool_reader import read_batches
 from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 from tests.support.handling import handle
 from tests.support.refusals import mentions

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlflow_deploy_plugin.core.errors import InvalidRequest, OnnxserveError
-from mlflow_deploy_plugin.core.tabular.files import FileFormat, format_of
+from mlflow_deploy_plugin.core.tabular.row_files import FileFormat, format_of
 from mlflow_deploy_plugin.ship.batch.part import Part, PartJob, PartResult, predict_part
 from tests.support.models import tensor_column, tensor_model, write_model
 from tests.support.tables import columns_of

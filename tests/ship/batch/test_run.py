@@ -25,7 +25,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 
 from mlflow_deploy_plugin.core.errors import AlreadyExists, OnnxserveError
-from mlflow_deploy_plugin.core.tabular.files import unfinished_stem
+from mlflow_deploy_plugin.core.tabular.row_files import unfinished_stem
 from mlflow_deploy_plugin.serve.inference_log.storage import LogLocation
 from mlflow_deploy_plugin.ship.batch import manifest
 from mlflow_deploy_plugin.ship.batch.run import BatchPlan, BatchProgress, run_batch

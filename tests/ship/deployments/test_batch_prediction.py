@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlflow_deploy_plugin.core.errors import BodyTooLarge, InvalidRequest, OnnxserveError
-from mlflow_deploy_plugin.core.tabular.files import FileFormat
+from mlflow_deploy_plugin.core.tabular.row_files import FileFormat
 from mlflow_deploy_plugin.ship.deployments.batch_prediction import (
     RowBatch,
     predict_batch,

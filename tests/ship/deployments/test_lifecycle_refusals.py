@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.statedir.files import locked
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.holds import hold
-from mlflow_deploy_plugin.core.store.monitors import Monitors
+from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
 from mlflow_deploy_plugin.ship.deployments.backends.served_state import lock_path
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments, open_deployments
 from tests.support.refusals import refused

@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.version import __version__
 from mlflow_deploy_plugin.ship.manifests.formats import FORMATS
 from mlflow_deploy_plugin.ship.manifests.helm import values_schema
-from mlflow_deploy_plugin.ship.manifests.kubernetes import kubernetes_documents
+from mlflow_deploy_plugin.ship.manifests.kubernetes_objects import kubernetes_documents
 from mlflow_deploy_plugin.ship.manifests.served import Document, Place, dump_documents
 from tests.ship.manifests.test_kubernetes import CUSTOM, SPECS, assert_restricted
 from tests.support.refusals import mentions, refused

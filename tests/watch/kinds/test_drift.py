@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
-from mlflow_deploy_plugin.serve.inference_log.reader import open_log
+from mlflow_deploy_plugin.serve.inference_log.log_reader import open_log
 from mlflow_deploy_plugin.watch.drift.sketches.hourly import profile_from_parquet
 from mlflow_deploy_plugin.watch.drift.sketches.relations import RELATIONS
 from mlflow_deploy_plugin.watch.kinds import drift

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
-from mlflow_deploy_plugin.core.store.monitors import MonitorWindow
+from mlflow_deploy_plugin.core.store.monitor_tables import MonitorWindow
 from mlflow_deploy_plugin.serve.inference_log.labels import Label
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.watch.monitors.evaluation import Evaluator

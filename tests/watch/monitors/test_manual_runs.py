@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.statedir.files import AGENT, write_state
 from mlflow_deploy_plugin.core.statedir.models import AgentState
 from mlflow_deploy_plugin.core.store.alerts import Alerts
-from mlflow_deploy_plugin.core.store.monitors import MonitorWindow
+from mlflow_deploy_plugin.core.store.monitor_tables import MonitorWindow
 from mlflow_deploy_plugin.serve.inference_log.storage import FAILURES
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments

@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorWindow
+from mlflow_deploy_plugin.core.store.monitor_tables import Monitors, MonitorWindow
 from tests.support.monitored_endpoint import capture, make_endpoint
 from tests.support.refusals import mentions
 from tests.support.services.mlflow_server import MlflowServer

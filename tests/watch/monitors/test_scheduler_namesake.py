@@ -9,9 +9,9 @@ import pytest
 
 from mlflow_deploy_plugin.core.errors import NotFound
 from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
+from mlflow_deploy_plugin.serve.inference_log.log_reader import View, open_log
 from mlflow_deploy_plugin.serve.inference_log.maintenance import compact
 from mlflow_deploy_plugin.serve.inference_log.query import Query, run_query
-from mlflow_deploy_plugin.serve.inference_log.reader import View, open_log
 from mlflow_deploy_plugin.serve.inference_log.stats import log_stats
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments

@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from mlflow_deploy_plugin.core.store.alerts import Alerts
-from mlflow_deploy_plugin.core.store.monitors import MonitorWindow
+from mlflow_deploy_plugin.core.store.monitor_tables import MonitorWindow
 from tests.support.monitors import DUE, HOUR, NOON, MonitoredWorld
 
 

@@ -12,7 +12,7 @@ import pytest
 from mlflow_deploy_plugin.core.store.alerts import Alerts
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
-from mlflow_deploy_plugin.core.store.monitors import MonitorWindow
+from mlflow_deploy_plugin.core.store.monitor_tables import MonitorWindow
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.watch.kinds import drift
 from mlflow_deploy_plugin.watch.monitors.evaluation import Evaluator, count_rows

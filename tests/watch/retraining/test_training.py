@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.core.spec.monitors import SampleSpec
 from mlflow_deploy_plugin.core.store.retrainings import Retraining
 from mlflow_deploy_plugin.core.store.tables import RetrainingFigures
-from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, open_log
+from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog, open_log
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.ship.deployments.config import configure
 from mlflow_deploy_plugin.watch.retraining import training

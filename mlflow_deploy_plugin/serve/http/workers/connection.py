@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.core.errors import (
     RequestTimeout,
     TooManyRequests,
 )
-from mlflow_deploy_plugin.serve.http import limits, parser, responses
+from mlflow_deploy_plugin.serve.http import parser, request_limits, responses
 from mlflow_deploy_plugin.serve.http.parser import BodyParser, RequestHead
 from mlflow_deploy_plugin.serve.http.responses import (
     RawResponse,
@@ -143,7 +143,7 @@ class HttpConnection(asyncio.Protocol):
         phase = self._phase
         if phase is _LINGERING:
             self._discarded_bytes += len(data)
-            if self._discarded_bytes > limits.LINGER_BYTES:
+            if self._discarded_bytes > request_limits.LINGER_BYTES:
                 self._transport.abort()
             return
         if phase is _NEW:
@@ -200,7 +200,7 @@ class HttpConnection(asyncio.Protocol):
         while (
             len(blocked) > 1
             and sum(peer._transport.get_write_buffer_size() for peer in blocked)
-            > limits.MAX_UNSENT_BYTES
+            > request_limits.MAX_UNSENT_BYTES
         ):
             longest = next(iter(blocked))
             del blocked[longest]
@@ -273,7 +273,7 @@ class HttpConnection(asyncio.Protocol):
         ):
             return math.inf
         if phase is _LINGERING:
-            patience = limits.LINGER_SECONDS
+            patience = request_limits.LINGER_SECONDS
         elif phase in (_NEW, _RECEIVING) or self._is_blocked or awaits_client:
             patience = float(self._limits.request_seconds)
         else:
@@ -283,7 +283,7 @@ class HttpConnection(asyncio.Protocol):
             received = len(self._buffer)
             if self._body is not None:
                 received += self._body.received
-            since += _STALE_SECONDS + received / limits.SLOWEST_BYTES_PER_SECOND
+            since += _STALE_SECONDS + received / request_limits.SLOWEST_BYTES_PER_SECOND
         return min(since, self._loop.time())
 
     def _evict_idle_connection(self) -> bool:
@@ -323,7 +323,7 @@ class HttpConnection(asyncio.Protocol):
             path = self._head.path if self._head else ""
             response = responses.exception_response(path, late)
             self._transport.write(serialize_response(response, keep_alive=False))
-            self._deadline = self._app.now + limits.LINGER_SECONDS
+            self._deadline = self._app.now + request_limits.LINGER_SECONDS
         self._transport.close()
 
     # Reading requests.
@@ -708,7 +708,7 @@ class HttpConnection(asyncio.Protocol):
         self._buffer = b""
         self._head = None
         self._body = None
-        self._deadline = self._app.now + limits.LINGER_SECONDS
+        self._deadline = self._app.now + request_limits.LINGER_SECONDS
         self._resume_reading()
         if self._transport.can_write_eof():
             self._transport.write_eof()

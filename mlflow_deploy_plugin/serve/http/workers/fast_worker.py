@@ -17,7 +17,7 @@ from uvicorn.server import Server as UvicornServer
 from uvicorn_worker import UvicornWorker
 
 from mlflow_deploy_plugin.serve.certificates import open_following_tls
-from mlflow_deploy_plugin.serve.http.limits import ConnectionLimits
+from mlflow_deploy_plugin.serve.http.request_limits import ConnectionLimits
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.serve.http.workers.connection import HttpConnection

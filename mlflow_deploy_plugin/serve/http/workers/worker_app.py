@@ -9,8 +9,8 @@ from typing import Any
 
 from mlflow_deploy_plugin.serve.assembly import open_worker
 from mlflow_deploy_plugin.serve.http.app import ServerApp
-from mlflow_deploy_plugin.serve.http.limits import ConnectionLimits
 from mlflow_deploy_plugin.serve.http.plan import PlanTable
+from mlflow_deploy_plugin.serve.http.request_limits import ConnectionLimits
 from mlflow_deploy_plugin.serve.http.responses import RawResponse
 from mlflow_deploy_plugin.serve.inference.limits import (
     RequestThreads,

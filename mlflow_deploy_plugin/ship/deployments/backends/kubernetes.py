@@ -1,5 +1,5 @@
-"""Deployments on Kubernetes: the objects of `ship/manifests/kubernetes.py` are applied
-to a namespace and then watched.
+"""Deployments on Kubernetes: the objects of `ship/manifests/kubernetes_objects.py` are
+applied to a namespace and then watched.
 
 Server-side apply changes only differences, so after a crash the same call completes the
 work. A change of variants reaches running pods through the ConfigMap, and the pods'
@@ -41,7 +41,7 @@ from mlflow_deploy_plugin.ship.deployments.backends.kubernetes_status import (
 from mlflow_deploy_plugin.ship.deployments.backends.served_state import ServedState
 from mlflow_deploy_plugin.ship.deployments.backends.supervisor import error_line
 from mlflow_deploy_plugin.ship.deployments.backends.targets import Observation, Progress
-from mlflow_deploy_plugin.ship.manifests.kubernetes import (
+from mlflow_deploy_plugin.ship.manifests.kubernetes_objects import (
     CONTAINER,
     endpoint_labels,
     kubernetes_documents,

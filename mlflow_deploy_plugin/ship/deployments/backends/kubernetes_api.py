@@ -31,7 +31,7 @@ from urllib3 import Retry
 
 from mlflow_deploy_plugin.core.errors import DeploymentFailed, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.core.messages import join_names, one_line
-from mlflow_deploy_plugin.ship.manifests.kubernetes import CONTAINER
+from mlflow_deploy_plugin.ship.manifests.kubernetes_objects import CONTAINER
 from mlflow_deploy_plugin.ship.manifests.served import Document
 
 MANAGER = "onnxserve"

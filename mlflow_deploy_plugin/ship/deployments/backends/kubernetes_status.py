@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from mlflow_deploy_plugin.core.messages import one_line
-from mlflow_deploy_plugin.ship.manifests.kubernetes import CONTAINER
+from mlflow_deploy_plugin.ship.manifests.kubernetes_objects import CONTAINER
 from mlflow_deploy_plugin.ship.manifests.served import Document
 
 _RETRY_MARGIN_SECONDS = 10

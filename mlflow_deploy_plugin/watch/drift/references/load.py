@@ -27,7 +27,7 @@ import pyarrow as pa
 from mlflow_deploy_plugin.core.column_names import EVENT_TIME
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.spec.types import EPOCH, bin_period, length_of, rolling_span
-from mlflow_deploy_plugin.serve.inference_log.reader import MAX_ROWS, InferenceLog, View
+from mlflow_deploy_plugin.serve.inference_log.log_reader import MAX_ROWS, InferenceLog, View
 from mlflow_deploy_plugin.serve.inference_log.scan import is_answered_by, microseconds_of
 from mlflow_deploy_plugin.serve.inference_log.storage import SKETCHES
 from mlflow_deploy_plugin.serve.inference_log.tables import Sample, summarise_lists

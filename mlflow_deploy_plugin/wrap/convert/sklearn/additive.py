@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.serve.runtime.additive import AdditiveForm
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.convert.sklearn.boosters import read_boosting
 from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator, is_linear, library_of
-from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.trees import FORESTS, forest_sums
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tree_nodes import FORESTS, forest_sums
 from mlflow_deploy_plugin.wrap.convert.sklearn.trees import (
     LINKS,
     Boosting,

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.serve.http.limits import ConnectionLimits
+from mlflow_deploy_plugin.serve.http.request_limits import ConnectionLimits
 from mlflow_deploy_plugin.serve.http.responses import RawResponse
 from mlflow_deploy_plugin.serve.http.workers.connection import HttpConnection
 from mlflow_deploy_plugin.serve.http.workers.worker_app import (

@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.formulas import (
     neighbours,
     predictors,
     texts,
-    trees,
+    tree_nodes,
 )
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import (
     FORMULAS,
@@ -58,11 +58,11 @@ def register() -> None:
     with skl2onnx and in the tables of `rows.py`.
     """
     formulas: dict[type, Formula] = {}
-    for module in (categories, ensembles, features, neighbours, predictors, texts, trees):
+    for module in (categories, ensembles, features, neighbours, predictors, texts, tree_nodes):
         formulas |= module.FORMULAS
     for library in _BOOSTERS.keys() & sys.modules.keys():
         for name in _BOOSTERS[library]:
-            formulas[getattr(sys.modules[library], name)] = trees.boosted
+            formulas[getattr(sys.modules[library], name)] = tree_nodes.boosted
     for kind in formulas:
         is_classifier = issubclass(kind, ClassifierMixin) or kind.__name__ == "CatBoostClassifier"
         # A chain returns a matrix of labels.

@@ -56,7 +56,7 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import (
     as_matrix,
     divided,
 )
-from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.trees import grown
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tree_nodes import grown
 from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import SeveralTargets
 
 

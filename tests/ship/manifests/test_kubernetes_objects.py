@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.core.spec.document import dump_spec, load_specs, new_e
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.serve.observability.metrics import Metrics
 from mlflow_deploy_plugin.ship.manifests.formats import FORMATS
-from mlflow_deploy_plugin.ship.manifests.kubernetes import kubernetes_documents
+from mlflow_deploy_plugin.ship.manifests.kubernetes_objects import kubernetes_documents
 from mlflow_deploy_plugin.ship.manifests.served import Document, Place
 from tests.support.refusals import refused
 

@@ -22,7 +22,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.files import read_workers
-from mlflow_deploy_plugin.serve.grpc.server import GrpcServer
+from mlflow_deploy_plugin.serve.grpc.grpc_server import GrpcServer
 from tests.serve.grpc.conftest import calling, message, tensor
 from tests.support.servers import Serve, variant
 from tests.support.waiting import free_port, wait_until

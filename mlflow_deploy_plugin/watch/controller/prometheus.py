@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.core.settings import load_settings
-from mlflow_deploy_plugin.core.store.monitors import (
+from mlflow_deploy_plugin.core.store.monitor_tables import (
     MonitorKey,
     Monitors,
     StoreCounts,

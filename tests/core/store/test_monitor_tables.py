@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts, Silences
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.core.store.monitors import Monitors, MonitorState
+from mlflow_deploy_plugin.core.store.monitor_tables import Monitors, MonitorState
 from mlflow_deploy_plugin.core.store.store import Store
 
 DAY = timedelta(days=1)
@@ -254,7 +254,7 @@ def test_revisions_of_a_window_do_not_displace_other_windows(
     name: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("mlflow_deploy_plugin.core.store.monitors._MOST_PAST", 2)
+    monkeypatch.setattr("mlflow_deploy_plugin.core.store.monitor_tables._MOST_PAST", 2)
     monitors = Monitors(store)
     for day in (0, 1, 2):
         for revision in (1, 2, 3):

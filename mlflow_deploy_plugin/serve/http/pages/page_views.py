@@ -45,7 +45,7 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.log_columns import as_text, to_log_columns
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.serve.spool.frames import segments
-from mlflow_deploy_plugin.serve.spool.reader import CapturedBatch, read_last_batches
+from mlflow_deploy_plugin.serve.spool.spool_reader import CapturedBatch, read_last_batches
 
 _HERE = Path(__file__).parent
 _TEMPLATES = Environment(

@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.core.errors import (
     TooManyRequests,
 )
 from mlflow_deploy_plugin.serve.models import side_process
-from mlflow_deploy_plugin.serve.models.explainer import ExplainerClient
+from mlflow_deploy_plugin.serve.models.explainer_process import ExplainerClient
 from tests.support.waiting import wait_until
 
 CHILD = """

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.serve.http.pages.views import ImageInput, form_fields, image_input
+from mlflow_deploy_plugin.serve.http.pages.page_views import ImageInput, form_fields, image_input
 from mlflow_deploy_plugin.serve.protocols.examples import Example
 from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input, Tensor
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import compile_schema

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.core.tabular.files import (
+from mlflow_deploy_plugin.core.tabular.row_files import (
     FileFormat,
     table_writer,
     value_writer,

@@ -7,22 +7,25 @@ import pytest
 
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.serve.gunicorn_conf import gunicorn_command
-from mlflow_deploy_plugin.serve.http import limits
+from mlflow_deploy_plugin.serve.http import request_limits
 from tests.support.guides import ROOT
 
 
 @pytest.mark.parametrize(
     ("row", "numbers"),
     [
-        ("request line", [limits.REQUEST_LINE_BYTES]),
-        ("header fields", [limits.FIELDS, limits.FIELD_BYTES, limits.HEAD_BYTES // 1024]),
+        ("request line", [request_limits.REQUEST_LINE_BYTES]),
+        (
+            "header fields",
+            [request_limits.FIELDS, request_limits.FIELD_BYTES, request_limits.HEAD_BYTES // 1024],
+        ),
         (
             "bodies that are incomplete or not yet answered",
-            [limits.ConnectionLimits(60).body_bytes // 1024**2],
+            [request_limits.ConnectionLimits(60).body_bytes // 1024**2],
         ),
-        ("answers of one worker", [limits.MAX_UNSENT_BYTES // 1024**2]),
-        ("time between two requests", [limits.KEEP_ALIVE_SECONDS]),
-        ("open connections", [limits.MAX_CONNECTIONS]),
+        ("answers of one worker", [request_limits.MAX_UNSENT_BYTES // 1024**2]),
+        ("time between two requests", [request_limits.KEEP_ALIVE_SECONDS]),
+        ("open connections", [request_limits.MAX_CONNECTIONS]),
     ],
 )
 def test_the_page_states_the_limit(row: str, numbers: list[int]) -> None:
@@ -41,8 +44,8 @@ def test_gunicorn_gets_the_limits_of_a_head() -> None:
     )
     values = [int(command[command.index(option) + 1]) for option in options]
     assert values == [
-        limits.REQUEST_LINE_BYTES,
-        limits.FIELDS,
-        limits.FIELD_BYTES,
-        limits.KEEP_ALIVE_SECONDS,
+        request_limits.REQUEST_LINE_BYTES,
+        request_limits.FIELDS,
+        request_limits.FIELD_BYTES,
+        request_limits.KEEP_ALIVE_SECONDS,
     ]

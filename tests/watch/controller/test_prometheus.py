@@ -20,10 +20,10 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.core.store.monitors import Monitors
+from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.watch.alerts.record import record_failure
-from mlflow_deploy_plugin.watch.controller.metrics import StoreMetrics, start_metrics_server
+from mlflow_deploy_plugin.watch.controller.prometheus import StoreMetrics, start_metrics_server
 from tests.support.refusals import refused
 from tests.support.services.postgresql import postgresql_server
 from tests.support.waiting import free_port, wait_until
@@ -282,7 +282,7 @@ def test_clients_that_send_nothing_end_and_hold_no_more_than_a_few_threads(
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=20) as silent:
             assert silent.recv(1) == b""
-        monkeypatch.setattr("mlflow_deploy_plugin.watch.controller.metrics._MOST_THREADS", 0)
+        monkeypatch.setattr("mlflow_deploy_plugin.watch.controller.prometheus._MOST_THREADS", 0)
         with socket.create_connection(("127.0.0.1", port), timeout=20) as surplus:
             assert surplus.recv(1) == b""
     finally:

@@ -15,15 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.serve.inference_log import labels as labels_module
-from mlflow_deploy_plugin.serve.inference_log import maintenance, reader
+from mlflow_deploy_plugin.serve.inference_log import log_reader, maintenance
 from mlflow_deploy_plugin.serve.inference_log.labels import Label
-from mlflow_deploy_plugin.serve.inference_log.maintenance import compact, expire
-from mlflow_deploy_plugin.serve.inference_log.reader import (
+from mlflow_deploy_plugin.serve.inference_log.log_reader import (
     InferenceLog,
     View,
     open_log,
     view_tables,
 )
+from mlflow_deploy_plugin.serve.inference_log.maintenance import compact, expire
 from mlflow_deploy_plugin.serve.inference_log.stats import LabelCounts, log_stats
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.serve.runtime.log_columns import as_key, as_text
@@ -175,7 +175,7 @@ def test_the_last_label_wins_in_whatever_order_and_files_labels_arrive_however_m
     ]
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(labels_module, "_BATCH_ROWS", most_held)
-        patch.setattr(reader, "_LABELLED_ROWS", 1)  # Each request is a table.
+        patch.setattr(log_reader, "_LABELLED_ROWS", 1)  # Each request is a table.
         writer = LogWriter(Path(folder))
         log = open_log(folder)
         for number, flights in enumerate(([5, 6], [7, 8])):

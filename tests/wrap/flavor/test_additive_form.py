@@ -37,7 +37,7 @@ from mlflow_deploy_plugin.wrap.convert.batch import Batch
 from mlflow_deploy_plugin.wrap.convert.converted import AdditiveParts
 from mlflow_deploy_plugin.wrap.convert.sklearn import additive as additive_forms
 from mlflow_deploy_plugin.wrap.convert.sklearn.additive import additive_form
-from mlflow_deploy_plugin.wrap.flavor.additive import with_additive_files
+from mlflow_deploy_plugin.wrap.flavor.additive_form import with_additive_files
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 from tests.support.random_rows import normal_rows
 

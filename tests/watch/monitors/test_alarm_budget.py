@@ -15,13 +15,13 @@ from mlflow_deploy_plugin.core.spec.document import apply_config
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.store.alerts import Alerts
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.core.store.monitors import Monitors
+from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.watch.alerts.record import record_result
 from mlflow_deploy_plugin.watch.drift.sketches.relations import PROJECTIONS, RELATIONS
-from mlflow_deploy_plugin.watch.monitors.budget import accept_alarms, check_change
+from mlflow_deploy_plugin.watch.monitors.alarm_budget import accept_alarms, check_change
 from mlflow_deploy_plugin.watch.monitors.evaluation import judge_and_log
 from mlflow_deploy_plugin.watch.monitors.manual_runs import find_monitor, run_due, run_window
 from mlflow_deploy_plugin.watch.monitors.schedule import overviews

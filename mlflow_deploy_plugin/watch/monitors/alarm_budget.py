@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.spec.parts import AlarmsSpec, EndpointSpec
 from mlflow_deploy_plugin.core.spec.types import EPOCH, length_of
 from mlflow_deploy_plugin.core.store.alerts import Alerts
-from mlflow_deploy_plugin.core.store.monitors import MonitorKey, Monitors
+from mlflow_deploy_plugin.core.store.monitor_tables import MonitorKey, Monitors
 from mlflow_deploy_plugin.core.store.store import Endpoint
 from mlflow_deploy_plugin.serve.inference_log.windows import (
     microseconds,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import requests
 
-from mlflow_deploy_plugin.serve.http.pages.views import snippets
+from mlflow_deploy_plugin.serve.http.pages.page_views import snippets
 from mlflow_deploy_plugin.serve.http.responses import RawResponse
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest

@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.serve.spool.captured_model import CapturedModel
 from mlflow_deploy_plugin.serve.spool.codec import Feedback, RequestRecord
 from mlflow_deploy_plugin.serve.spool.frames import segments
-from mlflow_deploy_plugin.serve.spool.reader import (
+from mlflow_deploy_plugin.serve.spool.spool_reader import (
     CapturedBatch,
     Utf8Array,
     read_batches,

@@ -11,7 +11,7 @@ from pyarrow.fs import FileSelector, LocalFileSystem
 
 from mlflow_deploy_plugin.core.errors import NotFound
 from mlflow_deploy_plugin.serve.inference_log.labels import EndpointLabels, Label, labels_table
-from mlflow_deploy_plugin.serve.inference_log.reader import (
+from mlflow_deploy_plugin.serve.inference_log.log_reader import (
     MAX_ROWS,
     InferenceLog,
     View,
