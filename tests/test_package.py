@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from configparser import ConfigParser
 from graphlib import CycleError, TopologicalSorter
 from importlib import import_module
@@ -21,11 +22,10 @@ from mlflow_deploy_plugin.serve.runtime.session import OLDEST_ONNXRUNTIME
 from mlflow_deploy_plugin.wrap.exporter.package import REQUIREMENTS
 
 ROOT = Path(__file__).parents[1]
-CIRCLES = (
-    ("serve.http.routes", "serve.http.pages.page_views"),
-    ("ship.batch.spark", "ship.batch.run"),
-)
-"""The imports, within a function or for types, that close the circles that are left."""
+CIRCLES = (("serve.http.routes", "serve.http.pages.page_views"),)
+"""The import that closes the circle that is left: a page shows the table of routes, and
+the routes import the pages when the first one is requested.
+"""
 
 
 def requirements_of(extra: str) -> set[str]:
@@ -157,6 +157,14 @@ def test_no_modules_import_each_other() -> None:
     except CycleError as error:
         circle = error.args[1]
     assert circle == []
+
+
+def test_a_module_name_occurs_once_in_a_part() -> None:
+    folder = ROOT / "mlflow_deploy_plugin"
+    names = Counter(
+        (path.relative_to(folder).parts[0], path.stem) for path in folder.glob("*/**/[!_]*.py")
+    )
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 @pytest.mark.parametrize(

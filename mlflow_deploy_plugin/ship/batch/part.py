@@ -5,7 +5,7 @@ only if they are complete.
 import shutil
 import tempfile
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -104,6 +104,10 @@ class PartJob:
 class PartResult:
     rows: int
     rejected: int
+
+
+Ended = Callable[[], list[tuple[int, PartResult | OnnxserveError]]]
+"""Returns the numbers and the results of the jobs that have ended so far."""
 
 
 def predict_part(job: PartJob) -> PartResult:

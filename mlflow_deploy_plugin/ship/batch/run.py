@@ -33,6 +33,7 @@ from mlflow_deploy_plugin.core.tabular.row_files import FileFormat
 from mlflow_deploy_plugin.serve.runtime.session import available_cores
 from mlflow_deploy_plugin.ship.batch.manifest import MANIFEST, BatchOutput, Manifest, list_parts
 from mlflow_deploy_plugin.ship.batch.part import (
+    Ended,
     OnError,
     Part,
     PartJob,
@@ -181,10 +182,6 @@ def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchR
         if plan.experiment:
             return replace(result, run=_log_batch(plan, result, manifest))
         return result
-
-
-Ended = Callable[[], list[tuple[int, PartResult | OnnxserveError]]]
-"""Returns the numbers and the results of the jobs that have ended so far."""
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.core.processes.spark import NO_CONNECT, spark_context
 from mlflow_deploy_plugin.core.registry.model_files import download
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.statedir.files import temporary_folder
-from mlflow_deploy_plugin.ship.batch.part import PartJob, predict_part
+from mlflow_deploy_plugin.ship.batch.part import Ended, PartJob, predict_part
 from mlflow_deploy_plugin.ship.batch.table_model import (
     declared_outputs,
     load_table_model,
@@ -37,13 +37,11 @@ if TYPE_CHECKING:
     from pyspark import SparkContext
     from pyspark.sql import DataFrame
 
-    from mlflow_deploy_plugin.ship.batch.run import Ended
-
 
 @contextmanager
 def predict_parts(
     jobs: Sequence[PartJob], workers: int | None
-) -> Iterator[tuple[list[Future[None]], "Ended"]]:
+) -> Iterator[tuple[list[Future[None]], Ended]]:
     """Predict each part as a Spark task, which reads and writes the part's files. Spark
     sets the number of workers. Raises like `spark_context`.
     """
