@@ -507,7 +507,7 @@ def test_labels_without_duckdb_name_the_extra(
     log: InferenceLog,
     writer: LogWriter,
     monkeypatch: pytest.MonkeyPatch,
-):
+) -> None:
     monkeypatch.setitem(sys.modules, "duckdb", None)
     writer.write(request(1))
     assert labels(log) == [None]

@@ -74,7 +74,7 @@ print(*(set(sys.modules) - before))
 """
 
 
-def test_side_process_imports_mlflow_and_few_own_modules():
+def test_side_process_imports_mlflow_and_few_own_modules() -> None:
     imported = set(subprocess.check_output([sys.executable, "-c", IMPORTED], text=True).split())
     own = {f"mlflow_deploy_plugin.{name}" for name in OWN_MODULES.split()}
     own.add("mlflow_deploy_plugin")

@@ -643,7 +643,7 @@ def test_an_answer_with_named_outputs_is_kept_by_their_names() -> None:
         to_texts([[1]], 1, ["score", "why"])
 
 
-def test_integers_above_64_bits_are_logged_as_json(scorers: dict[str, Any]):
+def test_integers_above_64_bits_are_logged_as_json(scorers: dict[str, Any]) -> None:
     answer = scorers["troubled"].invoke(JSON, records({"do": "count"}))
     assert json.loads(answer.body) == {"predictions": [{"n": 2**70}]}
     assert values(answer.arrays["texts"]) == {"prediction": [f'{{"n":{2**70}}}']}

@@ -73,7 +73,7 @@ def test_plain_keys_are_refused_for_a_masked_log_without_a_spec(masked_log: Path
 
 def test_labels_are_stored_but_not_matched_without_duckdb(
     masked_log: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setattr("mlflow_deploy_plugin.ship.deployments.feedback.find_spec", {}.get)
 
     ended = feedback("sums", "--file", "labels.csv", "--key", "flight")

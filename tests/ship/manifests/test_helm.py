@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.ship.manifests.formats import FORMATS
 from mlflow_deploy_plugin.ship.manifests.helm import values_schema
 from mlflow_deploy_plugin.ship.manifests.kubernetes_objects import kubernetes_documents
 from mlflow_deploy_plugin.ship.manifests.served import Document, Place, dump_documents
-from tests.ship.manifests.test_kubernetes import CUSTOM, SPECS, assert_restricted
+from tests.ship.manifests.test_kubernetes_objects import CUSTOM, SPECS, assert_restricted
 from tests.support.refusals import mentions, refused
 
 CHART = Path(__file__).parents[3] / "docker" / "helm" / "onnxserve"

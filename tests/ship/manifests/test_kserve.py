@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.core.spec.document import load_specs, new_endpoint
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.ship.manifests.formats import FORMATS
 from mlflow_deploy_plugin.ship.manifests.served import Document, Place
-from tests.ship.manifests.test_kubernetes import SPECS
+from tests.ship.manifests.test_kubernetes_objects import SPECS
 from tests.support.refusals import refused
 
 # The fields of KServe's config/crd/full (2026-08-21), for the objects that onnxserve
