@@ -151,10 +151,51 @@ def parse_form(form: Mapping[str, str], store: Store) -> ParsedForm:
     Raises InvalidConfig or NotFound with a message for the page.
     """
     action = form.get("action", "")
+    arguments: Json
     if action in ("traffic", "rollback"):
-        arguments, description, models = _parse_endpoint_action(action, form, store)
+        endpoint = store.endpoint(form.get("endpoint", ""))
+        if endpoint is None:
+            raise no_endpoint(form.get("endpoint", ""))
+        arguments = {"endpoint": endpoint.name, "to": form.get("to", "")}
+        description = f"roll {endpoint.name} back"
+        if action == "traffic":
+            weights = {}
+            for name, variant in endpoint.spec.variants.items():
+                if variant.shadow:
+                    continue
+                weight = form.get(f"{_WEIGHT}{name}", "").strip()
+                if not weight.isdecimal() or int(weight) > _MAX_WEIGHT:
+                    shown = repr(weight or "empty")
+                    raise InvalidConfig(
+                        f"the weight of {name} is {shown}; a whole number from 0 to "
+                        f"{_MAX_WEIGHT} is expected"
+                    )
+                weights[name] = int(weight)
+            if not any(weights.values()):
+                raise InvalidConfig(
+                    f"{endpoint.name} needs a variant with traffic: set at least one weight above 0"
+                )
+            arguments["weights"] = weights
+            description = f"change the traffic of {endpoint.name} to {_weights_text(weights)}"
+        models = registered_model_names(endpoint.spec)
     elif action in ("promote", "gate", "request", *DECISIONS):
-        arguments, description, models = _parse_version_action(action, form)
+        model = form.get("model", "")
+        version = form.get("version", "")
+        if not model or not version.isdecimal():
+            raise InvalidConfig("a registered model and the number of its version are expected")
+        arguments = {
+            "model": model,
+            "version": version,
+            "to": "",
+            "report": form.get("report", ""),
+        }
+        description = f"run the gate for version {version} of {model}"
+        models = [model]
+        if action != "gate":  # Only the gate needs no stage or alias.
+            to = str(transitions.parse_stage_or_alias(form.get("to", "")))
+            arguments["to"] = to
+            what = "promote" if action == "promote" else f"{action} the promotion of"
+            description = f"{what} version {version} of {model} to {to}"
     else:
         raise InvalidConfig(
             f"there is no action {action!r}; the actions are {', '.join((*_ACTIONS, *DECISIONS))}"
@@ -165,62 +206,6 @@ def parse_form(form: Mapping[str, str], store: Store) -> ParsedForm:
             f"the reason has {len(why)} characters; at most {_MAX_WHY_CHARACTERS} are allowed"
         )
     return {"action": action, "why": why, **arguments}, description, models
-
-
-def _parse_endpoint_action(
-    action: str,
-    form: Mapping[str, str],
-    store: Store,
-) -> ParsedForm:
-    """Return a change of the traffic or a rollback. Raises NotFound without the
-    endpoint.
-    """
-    endpoint = store.endpoint(form.get("endpoint", ""))
-    if endpoint is None:
-        raise no_endpoint(form.get("endpoint", ""))
-    arguments: Json = {"endpoint": endpoint.name, "to": form.get("to", "")}
-    description = f"roll {endpoint.name} back"
-    if action == "traffic":
-        parsed = {}
-        for name, variant in endpoint.spec.variants.items():
-            if variant.shadow:
-                continue
-            weight = form.get(f"{_WEIGHT}{name}", "").strip()
-            if not weight.isdecimal() or int(weight) > _MAX_WEIGHT:
-                shown = repr(weight or "empty")
-                raise InvalidConfig(
-                    f"the weight of {name} is {shown}; a whole number from 0 to "
-                    f"{_MAX_WEIGHT} is expected"
-                )
-            parsed[name] = int(weight)
-        if not any(parsed.values()):
-            raise InvalidConfig(
-                f"{endpoint.name} needs a variant with traffic: set at least one weight above 0"
-            )
-        arguments["weights"] = parsed
-        weights = _weights_text(arguments["weights"])
-        description = f"change the traffic of {endpoint.name} to {weights}"
-    return arguments, description, registered_model_names(endpoint.spec)
-
-
-def _parse_version_action(action: str, form: Mapping[str, str]) -> ParsedForm:
-    """Return an action on a version. Only the gate needs no stage or alias."""
-    model = form.get("model", "")
-    version = form.get("version", "")
-    if not model or not version.isdecimal():
-        raise InvalidConfig("a registered model and the number of its version are expected")
-    arguments = {
-        "model": model,
-        "version": version,
-        "to": "",
-        "report": form.get("report", ""),
-    }
-    if action == "gate":
-        return arguments, f"run the gate for version {version} of {model}", [model]
-    to = str(transitions.parse_stage_or_alias(form.get("to", "")))
-    arguments["to"] = to
-    what = "promote" if action == "promote" else f"{action} the promotion of"
-    return arguments, f"{what} version {version} of {model} to {to}", [model]
 
 
 def _weights_text(weights: Mapping[str, int]) -> str:
@@ -263,7 +248,30 @@ def main(path: Path) -> int:
 
     registry._request_header_provider_registry.register(Cookies)
     try:
-        os.environ["MLFLOW_TRACKING_URI"] = _find_reachable(job.servers)
+        # Use the first URL at which this MLflow accepts our requests, because MLflow
+        # may refuse unknown host names.
+        from mlflow.utils.credentials import get_default_host_creds
+
+        remedy = "ONNXSERVE_MLFLOW_URL set to the server's address"
+        for server in job.servers:
+            try:
+                # Verify certificates like MLflow's client.
+                trusted = get_default_host_creds(server).verify
+                answer = requests.get(f"{server}/", timeout=_TIMEOUT_SECONDS, verify=trusted)
+                if answer.status_code != 403:
+                    break
+            except requests.exceptions.SSLError:
+                remedy = "MLFLOW_TRACKING_SERVER_CERT_PATH set to the CA file of its certificate"
+            except requests.RequestException:
+                continue
+        else:
+            at = " at " if job.servers else ""
+            urls = " or at ".join(job.servers)
+            raise RegistryUnavailable(
+                f"this MLflow server cannot send requests to itself{at}{urls}: start it with "
+                f"{remedy}"
+            )
+        os.environ["MLFLOW_TRACKING_URI"] = server
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", _MLFLOW_SECONDS)
         settings = load_settings()
         with closing(open_store(settings.store_url)) as store:
@@ -279,31 +287,6 @@ def main(path: Path) -> int:
         return 1
     write_state(path, job.ended("done", message))
     return 0
-
-
-def _find_reachable(servers: tuple[str, ...]) -> str:
-    """Return the first URL at which this MLflow accepts our requests, because MLflow
-    may refuse unknown host names. Raises RegistryUnavailable if there is none.
-    """
-    from mlflow.utils.credentials import get_default_host_creds
-
-    remedy = "ONNXSERVE_MLFLOW_URL set to the server's address"
-    for server in servers:
-        try:
-            # Verify certificates like MLflow's client.
-            trusted = get_default_host_creds(server).verify
-            answer = requests.get(f"{server}/", timeout=_TIMEOUT_SECONDS, verify=trusted)
-            if answer.status_code != 403:
-                return server
-        except requests.exceptions.SSLError:
-            remedy = "MLFLOW_TRACKING_SERVER_CERT_PATH set to the CA file of its certificate"
-        except requests.RequestException:
-            continue
-    at = " at " if servers else ""
-    urls = " or at ".join(servers)
-    raise RegistryUnavailable(
-        f"this MLflow server cannot send requests to itself{at}{urls}: start it with {remedy}"
-    )
 
 
 def _change_endpoint(job: Job, store: Store, settings: Settings) -> str:

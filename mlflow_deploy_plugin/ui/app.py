@@ -38,7 +38,6 @@ from mlflow_deploy_plugin.core.spec.types import reachable_url
 from mlflow_deploy_plugin.core.statedir.history import Span
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.core.version import __version__
 from mlflow_deploy_plugin.promote.evidence.diff import compare
 from mlflow_deploy_plugin.promote.evidence.proof import make_proof
@@ -129,7 +128,27 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
     pages.register_error_handler(OnnxserveError, _answer_error)
     pages.after_request(_add_headers)
     app.register_blueprint(pages)
-    _link_from_mlflow(app, f"{base}/{_MLFLOW_SCRIPT}")
+    serve = app.view_functions[_INDEX_VIEW]
+
+    def serve_with_script() -> Response:
+        """Return MLflow's page with a script, which adds a link to the console to the
+        page of a registered model. The page has no ETag, because a cached copy may lack
+        the script.
+        """
+        request.environ.pop("HTTP_IF_NONE_MATCH", None)
+        request.environ.pop("HTTP_IF_MODIFIED_SINCE", None)
+        response = make_response(serve())  # The login may have replaced MLflow's view.
+        if response.status_code != 200:
+            return response
+        response.direct_passthrough = False
+        element = f'<script src="{base}/{_MLFLOW_SCRIPT}" defer></script>'
+        page = response.get_data(as_text=True).replace("</head>", f"{element}</head>", 1)
+        return Response(
+            page,
+            headers={"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-cache"},
+        )
+
+    app.view_functions[_INDEX_VIEW] = serve_with_script
     app.extensions[_EXTENSION] = trail
 
 
@@ -173,32 +192,6 @@ def _add_headers(response: Response) -> Response:
     response.headers.update(_HEADERS)
     response.headers.setdefault("Content-Security-Policy", _CONTENT_POLICY)
     return response
-
-
-def _link_from_mlflow(app: Flask, script: str) -> None:
-    """Add a script to MLflow's pages. On the page of a registered model, the script
-    adds a link to the console.
-    """
-    serve = app.view_functions[_INDEX_VIEW]
-
-    def serve_with_script() -> Response:
-        """Return the page with the script, without an ETag, because a cached copy may
-        lack the script.
-        """
-        request.environ.pop("HTTP_IF_NONE_MATCH", None)
-        request.environ.pop("HTTP_IF_MODIFIED_SINCE", None)
-        response = make_response(serve())  # The login may have replaced MLflow's view.
-        if response.status_code != 200:
-            return response
-        response.direct_passthrough = False
-        element = f'<script src="{script}" defer></script>'
-        page = response.get_data(as_text=True).replace("</head>", f"{element}</head>", 1)
-        return Response(
-            page,
-            headers={"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-cache"},
-        )
-
-    app.view_functions[_INDEX_VIEW] = serve_with_script
 
 
 @cache  # The cache ensures that several apps of a process wrap MLflow's method only once.
@@ -330,51 +323,41 @@ class _Console:
                 explanation = f" {reason}." if reason else ""
                 flash(f"Done: {description}.{explanation}")
                 return make_response(redirect(self._here(), 303))
-            job = self._start_job(who, arguments, description, models)
+            if not access.may_act_on(models):
+                names = " and ".join(models) or "unregistered models"
+                raise ScopeMissing(
+                    f"you may not {description}: this needs the permission to edit {names}"
+                )
+            # The job sends credentials to these URLs, so the Host header is used only
+            # if it is allowed. A URL in the settings is the only one.
+            configured_url = settings.load_settings().mlflow_url
+            if configured_url:
+                servers = [configured_url.rstrip("/")]
+            else:
+                addresses = []
+                # The address is empty for a Unix socket, where gunicorn sets
+                # SERVER_NAME from Host.
+                if request.remote_addr:
+                    host = str(request.environ.get("SERVER_NAME"))
+                    port = int(request.environ.get("SERVER_PORT") or 0)
+                    addresses.append(reachable_url(host, port))
+                if access.is_host_allowed():
+                    addresses.append(request.host_url.rstrip("/"))
+                servers = [f"{address}{self._prefix}" for address in dict.fromkeys(addresses)]
+            job = Job(
+                description=description,
+                actor=who.actor,
+                arguments=arguments,
+                servers=tuple(servers),
+                has_account=bool(who.user),
+            )
+            job = self._jobs.start(
+                job,
+                access.login().credentials() | settings.workspace_environment(),
+            )
         except OnnxserveError as failure:
             return self._render(error=failure.message, status=failure.http_status)
         return make_response(redirect(self._here(job=job.id), 303))
-
-    def _start_job(
-        self,
-        who: access.Caller,
-        arguments: Json,
-        description: str,
-        models: list[str],
-    ) -> Job:
-        """Start the job of an action as the caller `who`. Raises ScopeMissing if the
-        caller may not edit the models, and TooManyRequests.
-        """
-        if not access.may_act_on(models):
-            names = " and ".join(models) or "unregistered models"
-            raise ScopeMissing(
-                f"you may not {description}: this needs the permission to edit {names}"
-            )
-        # The job sends credentials to these URLs, so the Host header is used only if it
-        # is allowed. A URL in the settings is the only one.
-        configured_url = settings.load_settings().mlflow_url
-        if configured_url:
-            servers = [configured_url.rstrip("/")]
-        else:
-            addresses = []
-            # The address is empty for a Unix socket, where gunicorn sets SERVER_NAME
-            # from Host.
-            if request.remote_addr:
-                host = str(request.environ.get("SERVER_NAME"))
-                port = int(request.environ.get("SERVER_PORT") or 0)
-                addresses.append(reachable_url(host, port))
-            if access.is_host_allowed():
-                addresses.append(request.host_url.rstrip("/"))
-            servers = [f"{address}{self._prefix}" for address in dict.fromkeys(addresses)]
-        job = Job(
-            description=description,
-            actor=who.actor,
-            arguments=arguments,
-            servers=tuple(servers),
-            has_account=bool(who.user),
-        )
-        secret = access.login().credentials() | settings.workspace_environment()
-        return self._jobs.start(job, secret)
 
     def audit_trail(self) -> Response:
         """Return the public keys of this server and the newest checkpoint as JSON, and

@@ -122,7 +122,8 @@ def decide(store: Store, arguments: Json) -> RequestRow:
     """Request, approve or decline a promotion as the caller, and return the request.
     See `parse_form`.
 
-    Raises NotFound without an open request or if the caller may not read the model,
+    Raises NotFound without an open request, if MLflow does not have the version, or if
+    the caller may not read the model,
     Unauthenticated or ScopeMissing if the caller may not decide, InvalidConfig if no
     approvals are required, and GateRefused if the request has lapsed, or if MLflow
     shows another report than the gate has logged.
@@ -131,7 +132,23 @@ def decide(store: Store, arguments: Json) -> RequestRow:
     model = arguments["model"]
     why = arguments["why"]
     access.require_readable(model)
-    policy, subject = _policy_and_subject(arguments)
+    version = arguments["version"]
+    place = parse_stage_or_alias(arguments["to"])
+    with mlflow_stores.known_to_mlflow():
+        if action != "decline":
+            policy, subject = moves.promotion_now(model, version, place)
+        else:
+            # A decline does not depend on the files, which may be missing.
+            tags = mlflow_stores.registry().get_registered_model(model).tags
+            policy = policy_from_tags(model, tags) or GatePolicy()
+            subject = Subject(
+                model=model,
+                version=str(int(version)),
+                place=str(place),
+                created=0,
+                files="",
+                policy=policy.digest,
+            )
     who = _person(model)
     if action == "decline":
         declined = approvals.decline(store, policy, subject, who, why)
@@ -158,33 +175,8 @@ def decide(store: Store, arguments: Json) -> RequestRow:
         return _request_row(store, entry)
     entry, is_new = approvals.request_promotion(store, policy, subject, who, why)
     if is_new:
-        place = parse_stage_or_alias(arguments["to"])
         _announce(store, entry, policy.required_approvals(model, place).count)
     return _request_row(store, entry)
-
-
-def _policy_and_subject(arguments: Json) -> tuple[GatePolicy, Subject]:
-    """Return the model's gate policy, and the promotion to decide about. Raises
-    NotFound if MLflow does not have the version.
-    """
-    model = arguments["model"]
-    version = arguments["version"]
-    place = parse_stage_or_alias(arguments["to"])
-    with mlflow_stores.known_to_mlflow():
-        if arguments["action"] != "decline":
-            return moves.promotion_now(model, version, place)
-        # A decline does not depend on the files, which may be missing.
-        tags = mlflow_stores.registry().get_registered_model(model).tags
-        policy = policy_from_tags(model, tags) or GatePolicy()
-        subject = Subject(
-            model=model,
-            version=str(int(version)),
-            place=str(place),
-            created=0,
-            files="",
-            policy=policy.digest,
-        )
-        return policy, subject
 
 
 def _announce(store: Store, entry: PromotionRequest, count: int) -> None:

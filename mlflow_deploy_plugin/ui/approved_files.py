@@ -74,7 +74,19 @@ class ChangedFilesSearch:
         During another search, the last results are returned, because a caller must not
         wait for the artifact store.
         """
-        readable = [model for model in _models() if access.may_read(model.name)]
+        readable: list[RegisteredModel] = []
+        token = None
+        while True:
+            page = mlflow_stores.registry().search_registered_models(
+                max_results=_MODELS_AT_ONCE,
+                page_token=token,
+            )
+            for model in page:
+                if GATE_POLICY_TAG in model.tags and access.may_read(model.name):
+                    readable.append(model)
+            token = page.token
+            if not token:
+                break
         if self._lock.acquire(blocking=False):
             try:
                 for model in readable:
@@ -120,17 +132,3 @@ def _changed_files(trail: AuditTrail, model: "RegisteredModel") -> Iterator[Chan
                 recorded=recorded,
                 now=now,
             )
-
-
-def _models() -> Iterator["RegisteredModel"]:
-    """Yield the models with a gate policy."""
-    token = None
-    while True:
-        page = mlflow_stores.registry().search_registered_models(
-            max_results=_MODELS_AT_ONCE,
-            page_token=token,
-        )
-        yield from (model for model in page if GATE_POLICY_TAG in model.tags)
-        token = page.token
-        if not token:
-            return

@@ -20,7 +20,6 @@ from collections import defaultdict
 from collections.abc import (
     AsyncIterator,
     Callable,
-    Collection,
     Iterable,
     Iterator,
     Mapping,
@@ -212,7 +211,21 @@ class ChangeFeed:
             due=set(models),
         )
         with self._lock:
-            self._check_limits(subscription)
+            if len(self._open) >= _MAX_STREAMS:
+                raise TooManyRequests(f"this worker has {_MAX_STREAMS:,} open streams")
+            of_caller = [added for added in self._open if added.caller == subscription.caller]
+            if len(of_caller) >= _MAX_STREAMS_OF_CALLER:
+                raise TooManyRequests(
+                    f"{subscription.caller} already has {_MAX_STREAMS_OF_CALLER:,} open streams "
+                    "of this worker"
+                )
+            followed = set(models).union(*(added.models for added in of_caller))
+            if len(followed) > _MAX_URIS_OF_CALLER:
+                raise TooManyRequests(
+                    f"{subscription.caller} already follows so many URIs that there would be more "
+                    f"than {_MAX_URIS_OF_CALLER:,} of them in this worker: close other streams "
+                    "first"
+                )
             subscribed.append(subscription)
             self._open.update(subscribed)
             if self._thread is None:
@@ -223,26 +236,6 @@ class ChangeFeed:
                 )
                 self._thread.start()
         return jsonify()
-
-    def _check_limits(self, added: _Subscription) -> None:
-        """Raise TooManyRequests if the worker or the caller has too many streams, or
-        the caller too many URIs.
-        """
-        if len(self._open) >= _MAX_STREAMS:
-            raise TooManyRequests(f"this worker has {_MAX_STREAMS:,} open streams")
-        of_caller = [
-            subscription for subscription in self._open if subscription.caller == added.caller
-        ]
-        if len(of_caller) >= _MAX_STREAMS_OF_CALLER:
-            raise TooManyRequests(
-                f"{added.caller} already has {_MAX_STREAMS_OF_CALLER:,} open streams of this worker"
-            )
-        uris = set(added.models).union(*(subscription.models for subscription in of_caller))
-        if len(uris) > _MAX_URIS_OF_CALLER:
-            raise TooManyRequests(
-                f"{added.caller} already follows so many URIs that there would be more than "
-                f"{_MAX_URIS_OF_CALLER:,} of them in this worker: close other streams first"
-            )
 
     def _enclose(self, app: "ASGIApp", path: str) -> "ASGIApp":
         """Return `app`, except that the answers of `subscribe` at `path` are replaced
@@ -334,7 +327,13 @@ class ChangeFeed:
                 subscription.due.update(
                     uri for uri, model in subscription.models.items() if model in changed
                 )
-        due = _resolve(_in_turn(_due_by_caller(subscriptions)))
+        # Resolve the URIs of each caller in turn. Begin with the streams that have the
+        # fewest URIs.
+        due_by_caller: defaultdict[str, dict[str, None]] = defaultdict(dict)
+        for subscription in sorted(subscriptions, key=lambda item: len(item.due)):
+            if subscription.due:
+                due_by_caller[subscription.caller] |= dict.fromkeys(subscription.due)
+        due = _resolve(_in_turn(due_by_caller.values()))
         results = due | _resolve(uri for uri in waiting if uri not in due)
         for uris in watched.waiting.values():
             uris.difference_update(results)
@@ -379,17 +378,6 @@ def _resolve(uris: Iterable[str]) -> dict[str, _Answer | None]:
         if time.monotonic() > end:
             break
     return results
-
-
-def _due_by_caller(subscriptions: Iterable[_Subscription]) -> Collection[Collection[str]]:
-    """Return the URIs that must be resolved for each caller. The streams with the
-    fewest such URIs come first.
-    """
-    waiting = [subscription for subscription in subscriptions if subscription.due]
-    due: defaultdict[str, dict[str, None]] = defaultdict(dict)
-    for subscription in sorted(waiting, key=lambda subscription: len(subscription.due)):
-        due[subscription.caller] |= dict.fromkeys(subscription.due)
-    return due.values()
 
 
 def _in_turn(queues: Iterable[Iterable[str]]) -> Iterator[str]:

@@ -6,7 +6,7 @@ classes of the stylesheet, because inline styles are not allowed.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
@@ -164,7 +164,12 @@ class _Plot:
     def __init__(self, series: Series, unit: Unit, is_growing: bool) -> None:
         self.series = series
         self.unit = unit
-        self.values = [*map(_plausible, series.values)]
+        self.values: list[float | None] = []
+        for value in series.values:
+            if value is None or math.isnan(value) or value > _LARGEST:
+                self.values.append(None)
+            else:
+                self.values.append(max(value, 0.0))
         self.numbers = [value for value in self.values if value is not None]
         self.highest = max(self.numbers, default=0.0)
         values: Values = self.numbers if is_growing else self.values
@@ -176,20 +181,29 @@ class _Plot:
 
     def line(self, top: float) -> Line:
         series = self.series
+        path = []
+        has_line = False
+        for index, value in enumerate(self.values):
+            if value is None:
+                has_line = False
+                continue
+            x = WIDTH * index / max(len(self.values) - 1, 1)
+            command = "L" if has_line else "M"
+            path.append(f"{command}{x:.1f} {HEIGHT * (1 - value / top):.1f}")
+            follows = index + 1 < len(self.values) and self.values[index + 1] is not None
+            # A single value between gaps becomes a dot: a line of length 0 with round
+            # ends.
+            if not has_line and not follows:
+                path.append("h0")
+            has_line = True
         return Line(
             name=series.name,
             label=series.label or series.name,
-            path=" ".join(_path(self.values, top)),
+            path=" ".join(path),
             last=self.last,
             colour=series.colour % COLOURS,
             is_thin=series.is_thin,
         )
-
-
-def _plausible(value: float | None) -> float | None:
-    if value is None or math.isnan(value) or value > _LARGEST:
-        return None
-    return max(value, 0.0)
 
 
 def ago_axis(end: datetime, seconds: float, age: float = 0.0) -> TimeAxis:
@@ -264,21 +278,3 @@ def _number(value: float) -> str:
     if value >= 0.001:
         return f"{value:.3g}"
     return "0"
-
-
-def _path(values: Values, top: float) -> Iterator[str]:
-    """Yield the parts of an SVG path. A single value between gaps becomes a dot: a line
-    of length 0 with round ends.
-    """
-    has_line = False
-    for index, value in enumerate(values):
-        if value is None:
-            has_line = False
-            continue
-        x = WIDTH * index / max(len(values) - 1, 1)
-        command = "L" if has_line else "M"
-        yield f"{command}{x:.1f} {HEIGHT * (1 - value / top):.1f}"
-        follows = index + 1 < len(values) and values[index + 1] is not None
-        if not has_line and not follows:
-            yield "h0"
-        has_line = True

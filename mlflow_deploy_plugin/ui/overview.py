@@ -260,7 +260,18 @@ def build_overview(
         models |= {*registered_model_names(item.endpoint.spec)}
     if model and access.may_read(model):
         models.add(model)
-    followers = _followers(endpoints)
+    # Of the endpoints that the caller may see, the names by model and by the stage or
+    # @alias that they follow.
+    followers: defaultdict[str, defaultdict[str, dict[str, None]]] = defaultdict(
+        lambda: defaultdict(dict)
+    )
+    for endpoint in endpoints:
+        if not all(map(access.may_list, registered_model_names(endpoint.spec))):
+            continue
+        for uri in registered_model_uris(endpoint.spec):
+            if uri.kind in ("stage", "alias"):
+                place = uri.place.title() if uri.kind == "stage" else uri.place
+                followers[uri.name][place][endpoint.name] = None
     return Overview(
         endpoints=tuple(sorted(cards, key=lambda card: card.name)),
         pages=visible.pages(),
@@ -401,9 +412,26 @@ def _endpoint_card(
     may_act = access.may_act_on(registered_model_names(spec))
     total = total_metrics(metrics)
     monitors = monitor_timelines(spec, store, pages, _LOOKED_AT)
+    silent = [
+        f"{server}: {answer.reason}"
+        for server, answer in metrics.items()
+        if isinstance(answer, Refused)
+    ]
     rollback = Rollback(is_possible=False)
     if may_act:
-        rollback = _find_rollback(store, observed, metrics)
+        # If the registry or a server does not answer, the button stays enabled, because
+        # its target may be found later.
+        try:
+            target = actions.rollback_target_of(store, observed, mlflow_stores.registry(), metrics)
+            rollback = Rollback(is_possible=True, version=target.version)
+        except RegistryUnavailable:
+            rollback = Rollback(is_possible=True)  # Pressing the button reports the error.
+        except NotFound:
+            # A silent server may later report an earlier version.
+            rollback = Rollback(is_possible=bool(silent))
+        except InvalidConfig as error:
+            blocker = "" if silent else error.message
+            rollback = Rollback(is_possible=True, blocker=blocker)
     reason = (
         observed.observation.reason
         or "; ".join(observed.observation.errors.values())
@@ -412,7 +440,6 @@ def _endpoint_card(
     if observed.observation.state != "running":
         serving = EndpointState(observed.observation.state, reason)
     else:
-        silent = _silent_servers(metrics)
         reason = "; ".join(silent) or reason or observed.observation.shipping_error
         if silent and len(silent) == len(metrics):
             serving = EndpointState("silent", reason)
@@ -433,15 +460,6 @@ def _endpoint_card(
         no_traffic=actions.traffic_blocker(store, observed) if may_act else "",
         rollback=rollback,
     )
-
-
-def _silent_servers(metrics: MetricsByServer) -> list[str]:
-    """Return the servers whose metrics cannot be read, with the reasons."""
-    return [
-        f"{server}: {answer.reason}"
-        for server, answer in metrics.items()
-        if isinstance(answer, Refused)
-    ]
 
 
 def _data_state(
@@ -468,28 +486,6 @@ def _data_state(
         if words:
             return EndpointState(", ".join(sorted(words)), mark=mark)
     return EndpointState("not judged yet") if monitors else None
-
-
-def _find_rollback(
-    store: Store,
-    observed: ObservedEndpoint,
-    metrics: MetricsByServer,
-) -> Rollback:
-    """Return the rollback of an endpoint. If the registry or a server does not answer,
-    the button stays enabled, because its target may be found later.
-    """
-    has_silent_servers = bool(_silent_servers(metrics))
-    try:
-        target = actions.rollback_target_of(store, observed, mlflow_stores.registry(), metrics)
-    except RegistryUnavailable:
-        return Rollback(is_possible=True)  # Pressing the button reports the error.
-    except NotFound:
-        # A silent server may later report an earlier version.
-        return Rollback(is_possible=has_silent_servers)
-    except InvalidConfig as error:
-        blocker = "" if has_silent_servers else error.message
-        return Rollback(is_possible=True, blocker=blocker)
-    return Rollback(is_possible=True, version=target.version)
 
 
 def _variant_row(
@@ -524,34 +520,6 @@ _Followers = Mapping[str, Iterable[str]]
 """The endpoints that follow a stage or @alias of a model."""
 
 
-def _followers(endpoints: Iterable[Endpoint]) -> dict[str, _Followers]:
-    """Return the followers of each model, of the endpoints that the caller may see."""
-    followers: defaultdict[str, defaultdict[str, dict[str, None]]] = defaultdict(
-        lambda: defaultdict(dict)
-    )
-    for endpoint in endpoints:
-        if not all(map(access.may_list, registered_model_names(endpoint.spec))):
-            continue
-        for uri in registered_model_uris(endpoint.spec):
-            if uri.kind in ("stage", "alias"):
-                place = uri.place.title() if uri.kind == "stage" else uri.place
-                followers[uri.name][place][endpoint.name] = None
-    return {**followers}
-
-
-def _holders(
-    model: "RegisteredModel",
-    versions: Iterable["ModelVersion"],
-    place: StageOrAlias,
-) -> frozenset[str]:
-    """Return the versions that have the stage or alias."""
-    if place.alias:
-        numbers = [number for alias, number in model.aliases.items() if alias == place.alias]
-    else:
-        numbers = [entry.version for entry in versions if entry.current_stage == place.stage]
-    return frozenset(map(str, numbers))
-
-
 def _model_card(name: str, followers: _Followers) -> ModelCard:
     """Return the card of a model. If the model or its policy cannot be read, the card
     has the error.
@@ -573,7 +541,13 @@ def _model_card(name: str, followers: _Followers) -> ModelCard:
         error = failure.message
     applied = policy or GatePolicy()  # `onnxserve promote` uses the same policy.
     places = [] if error else _places(set(followers), applied)
-    holders = {place: _holders(model, entries, place) for place in places}
+    holders: dict[StageOrAlias, frozenset[str]] = {}
+    for place in places:
+        if place.alias:
+            numbers = [number for alias, number in model.aliases.items() if alias == place.alias]
+        else:
+            numbers = [entry.version for entry in entries if entry.current_stage == place.stage]
+        holders[place] = frozenset(map(str, numbers))
     gated = policy.gated_places if policy is not None else ()
     has_account = bool(access.caller().user)
     return ModelCard(

@@ -7,7 +7,7 @@ The traffic figures are read from the history of the servers
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -262,18 +262,18 @@ def _time_axis(endpoint: str, histories: _Histories, span: Span, end: float) -> 
     line_seconds, lines = HISTORY_INTERVALS[span]
     most = line_seconds * lines
     intervals = [*chain.from_iterable(histories.values())]
-    busy = [interval for interval in intervals if _is_busy(interval, endpoint)]
+    busy = []
+    for interval in intervals:
+        has_requests = any(
+            counters.requests > 0
+            for (name, *_), counters in interval.counters.items()
+            if name == endpoint
+        )
+        if has_requests or interval.labels > 0:
+            busy.append(interval)
     begin = min((item.at - item.seconds for item in busy or intervals), default=end - most)
     seconds = axis_seconds(min(max(end - begin, line_seconds * _LEAST_SLOTS), most))
     return _TimeAxis(end, seconds, max(int(line_seconds), seconds // _POINTS))
-
-
-def _is_busy(interval: CountedInterval, endpoint: str) -> bool:
-    """Return True if the endpoint received a request or a label in the interval."""
-    requests = (
-        counters.requests for (name, *_), counters in interval.counters.items() if name == endpoint
-    )
-    return interval.labels > 0 or any(number > 0 for number in requests)
 
 
 class _Slots:
@@ -390,18 +390,7 @@ def rollout_picture(rollout: Rollout, now: datetime) -> RolloutPicture:
         is_growing=True,
         empty="not judged yet",
     )
-    return RolloutPicture(
-        title=f"Rollout from version {before} to {version}",
-        state=rollout.state,
-        reason=rollout.reason,
-        steps=tuple(_steps(rollout)),
-        chart=chart,
-        counts=tuple(_counts(rollout)),
-    )
-
-
-def _steps(rollout: Rollout) -> Iterator[tuple[str, str]]:
-    """Yield the share of the traffic of each step, and done, now or to come."""
+    steps = []
     done = math.inf if rollout.state == "promoted" else rollout.step
     for index, share in enumerate(rollout.spec.get("steps", ())):
         if index < done:
@@ -410,20 +399,25 @@ def _steps(rollout: Rollout) -> Iterator[tuple[str, str]]:
             place = "now"
         else:
             place = "to come"
-        yield f"{share} %", place
-
-
-def _counts(rollout: Rollout) -> Iterator[str]:
-    """Yield a line about the requests of the step, and a line per criterion."""
+        steps.append((f"{share} %", place))
+    counts = []
     if not rollout.reason:  # The reason contains the number of requests.
         answered = rollout.figures.get("candidate", {}).get("requests", 0)
         needed = rollout.spec.get("min_requests", 0)
-        yield (
+        counts.append(
             f"The candidate has answered {answered:,.0f} of {needed:,} required requests in this "
             "step"
         )
     for text, criterion in rollout.figures.get("criteria", {}).items():
-        yield f"{text}: {criterion.get('figures', '')}"
+        counts.append(f"{text}: {criterion.get('figures', '')}")
+    return RolloutPicture(
+        title=f"Rollout from version {before} to {version}",
+        state=rollout.state,
+        reason=rollout.reason,
+        steps=tuple(steps),
+        chart=chart,
+        counts=tuple(counts),
+    )
 
 
 def _evidence_series(figures: Json, until: float, seconds: float) -> list[Series]:

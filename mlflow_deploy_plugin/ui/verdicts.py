@@ -63,7 +63,15 @@ def record_verdict(trail: AuditTrail) -> None:
         made |= dict.fromkeys(("report", "run_id", "report_digest", "policy_digest"), "")
     record = record.model_copy(update=made)
     _require_match(record, policy)
-    _require_new(record, trail.store())
+    # A repeated verdict would replace a later failure.
+    recorded = {record.run_id, record.report_digest} - {""}
+    for event in trail.store().events(model=record.model, actions=("gate",)):
+        earlier = (event.detail.get("run_id"), event.detail.get("report_digest"))
+        if event.version == record.version and not recorded.isdisjoint(earlier):
+            raise GateRefused(
+                f"the verdict on {record.model} version {record.version} with this report is "
+                f"recorded already; run the gate again"
+            )
     actor = who.user or record.actor or who.actor
     machine = {"machine": record.machine} if record.machine not in ("", actor) else {}
     record.record(
@@ -141,17 +149,3 @@ def _require_match(record: VerdictRecord, policy: GatePolicy | None) -> None:
             f"the report of the gate on {subject} in MLflow is not the report of this verdict; "
             f"{again}"
         )
-
-
-def _require_new(record: VerdictRecord, store: Store) -> None:
-    """Raise GateRefused if the report is recorded already: a repeated verdict would
-    replace a later failure.
-    """
-    recorded = {record.run_id, record.report_digest} - {""}
-    for event in store.events(model=record.model, actions=("gate",)):
-        earlier = (event.detail.get("run_id"), event.detail.get("report_digest"))
-        if event.version == record.version and not recorded.isdisjoint(earlier):
-            raise GateRefused(
-                f"the verdict on {record.model} version {record.version} with this report is "
-                f"recorded already; run the gate again"
-            )

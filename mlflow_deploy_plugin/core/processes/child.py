@@ -248,36 +248,30 @@ def die_with_parent(number: int = signal.SIGKILL, parent: int | None = None) -> 
     when its parent ends. If the process `parent` has already ended, this process exits
     immediately.
     """
-    if _prctl is None:
-        watched = os.getppid() if parent is None else parent
-        _signal_after(watched, number)
-    else:
+    if _prctl is not None:
         _prctl(_PR_SET_PDEATHSIG, number)
+    else:
+        import psutil  # This import is only needed on systems without PR_SET_PDEATHSIG.
+
+        watched = os.getppid() if parent is None else parent
+        own = os.getpid()
+        # A thread cannot watch: gunicorn's master must fork single-threaded, and other
+        # commands do not run our code. So a forked process sends the signal, and ends
+        # with this process.
+        if not os.fork():
+            try:
+                os.setpgid(0, 0)  # Leave the group, so that its end does not wait for this process.
+                os.closerange(0, _MOST_FILES)  # Readers of inherited pipes see their end.
+                # A parent that has ended still has its id until it is reaped, but no
+                # longer has children.
+                while psutil.Process(own).ppid() == watched:
+                    time.sleep(_WATCH_SECONDS)
+                if os.getppid() == own:
+                    os.kill(own, number)
+            finally:
+                os._exit(0)
     if parent is not None and os.getppid() != parent:
         os._exit(1)
-
-
-def _signal_after(parent: int, number: int) -> None:
-    """Fork a process that sends a signal to this process when the parent has ended, and
-    that ends with this process. A thread cannot watch: gunicorn's master must fork
-    single-threaded, and other commands do not run our code.
-    """
-    import psutil  # This import is only needed on systems without PR_SET_PDEATHSIG.
-
-    watched = os.getpid()
-    if os.fork():
-        return
-    try:
-        os.setpgid(0, 0)  # Leave the group, so that its end does not wait for this process.
-        os.closerange(0, _MOST_FILES)  # Close inherited pipes so that their readers see the end.
-        # A parent that has ended still has its id until it is reaped, but no longer has
-        # children.
-        while psutil.Process(watched).ppid() == parent:
-            time.sleep(_WATCH_SECONDS)
-        if os.getppid() == watched:
-            os.kill(watched, number)
-    finally:
-        os._exit(0)
 
 
 def requests_of_parent(

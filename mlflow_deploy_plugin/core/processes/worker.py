@@ -81,7 +81,31 @@ class Worker:
                 be started.
             ProcessEnded: `end` was called.
         """
-        connection = self._connect()
+        with self._lock:
+            if self._is_ended:
+                raise ProcessEnded("the worker process was stopped")
+            if self._child is None or self._connection is None or self._child.wait(0) is not None:
+                self._connection, theirs = Pipe()
+                # Libraries may print; keep our output clean.
+                output = 2 if self.stderr is None else self.stderr
+                command = [sys.executable, "-P", "-m", __name__, str(theirs.fileno())]
+                try:
+                    with theirs:
+                        self._child = Child(
+                            command,
+                            descriptors=[theirs.fileno()],
+                            stdout=output,
+                            stderr=self.stderr,
+                        )
+                except OSError as failure:
+                    raise ProcessCrashed(
+                        f"the worker process cannot be started: {failure.strerror}",
+                    ) from None
+                # The child must find functions in the same modules.
+                self._connection.send(sys.path)
+                self._connection.send(self.prepare)
+                self._calls = 0
+            connection = self._connection
         try:
             connection.send((function, arguments))
             if not connection.poll(seconds):
@@ -119,34 +143,6 @@ class Worker:
         """
         self._is_ended = True
         self._kill()
-
-    def _connect(self) -> Connection:
-        """Return the connection to the process, which is started if it does not run."""
-        with self._lock:
-            if self._is_ended:
-                raise ProcessEnded("the worker process was stopped")
-            if self._child is None or self._connection is None or self._child.wait(0) is not None:
-                self._connection, theirs = Pipe()
-                # Libraries may print; keep our output clean.
-                output = 2 if self.stderr is None else self.stderr
-                command = [sys.executable, "-P", "-m", __name__, str(theirs.fileno())]
-                try:
-                    with theirs:
-                        self._child = Child(
-                            command,
-                            descriptors=[theirs.fileno()],
-                            stdout=output,
-                            stderr=self.stderr,
-                        )
-                except OSError as error:
-                    raise ProcessCrashed(
-                        f"the worker process cannot be started: {error.strerror}",
-                    ) from None
-                # The child must find functions in the same modules.
-                self._connection.send(sys.path)
-                self._connection.send(self.prepare)
-                self._calls = 0
-            return self._connection
 
     def _kill(self) -> int | None:
         """Kill the process if it does not exit within a short time, and return its exit

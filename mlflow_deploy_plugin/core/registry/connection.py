@@ -720,7 +720,26 @@ def _reason(error: object) -> str:
         text = f"{failed[1]}: {failed[2]}"
     of_connection = ("Max retries exceeded", "Connection refused", "HTTPConnectionPool(")
     if any(words in text for words in of_connection):
-        return _connection_reason(text)
+        if "Connection refused" in text:
+            return "connection refused"
+        if match := _WITHOUT_TLS.search(text):
+            return f"it answers without TLS: write http://{match[1]}:{match[2]}"
+        if match := re.search(r"too many (\d+) error responses", text):
+            return f"it returns the status {match[1]}"
+        if match := re.search(r"certificate verify failed: ([^(]+?) \(", text):
+            if "expired" in match[1] or "not yet valid" in match[1]:
+                return f"{match[1]} according to the clock of this machine"
+            return (
+                f"{match[1]} (set MLFLOW_TRACKING_SERVER_CERT_PATH to the certificate file of the "
+                "trusted authority)"
+            )
+        if "timed out" in text:
+            seconds = os.environ.get(_TIMEOUT, "the default")
+            return f"no answer in time ({_TIMEOUT}, in seconds: {seconds})"
+        if match := _UNREACHED.search(text):
+            name = f"the name {match[1]} does not resolve: " if match[1] else ""
+            return f"{name}{match[2].lower()}"
+        return f"…{text[-200:]}"
     if failure := _HTTP_FAILURE.match(text):
         if failure[2] == "404":
             return (
@@ -733,27 +752,3 @@ def _reason(error: object) -> str:
                 "from a proxy"
             )
     return text if len(text) <= 300 else text[:297] + "…"
-
-
-def _connection_reason(text: str) -> str:
-    """Return the reason why a connection failed, from the text of its error."""
-    if "Connection refused" in text:
-        return "connection refused"
-    if match := _WITHOUT_TLS.search(text):
-        return f"it answers without TLS: write http://{match[1]}:{match[2]}"
-    if match := re.search(r"too many (\d+) error responses", text):
-        return f"it returns the status {match[1]}"
-    if match := re.search(r"certificate verify failed: ([^(]+?) \(", text):
-        if "expired" in match[1] or "not yet valid" in match[1]:
-            return f"{match[1]} according to the clock of this machine"
-        return (
-            f"{match[1]} (set MLFLOW_TRACKING_SERVER_CERT_PATH to the certificate file of the "
-            "trusted authority)"
-        )
-    if "timed out" in text:
-        seconds = os.environ.get(_TIMEOUT, "the default")
-        return f"no answer in time ({_TIMEOUT}, in seconds: {seconds})"
-    if match := _UNREACHED.search(text):
-        name = f"the name {match[1]} does not resolve: " if match[1] else ""
-        return f"{name}{match[2].lower()}"
-    return f"…{text[-200:]}"

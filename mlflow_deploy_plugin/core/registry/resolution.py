@@ -8,6 +8,7 @@ another call reads the policy of the model.
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -173,7 +174,27 @@ def _resolve_registered(model_uri: str, uri: ModelURI, client: "MlflowClient") -
     """Return the version of a registered model that `model_uri`, parsed as `uri`,
     selects now.
     """
-    info = _find_version(client, uri)
+    info = None
+    with suppress(NotFound), registry_errors(f"model {uri.name}"):
+        match uri.kind:
+            case "version":
+                info = client.get_model_version(uri.name, uri.selector)
+            case "alias":
+                info = client.get_model_version_by_alias(uri.name, uri.selector)
+            case "stage":
+                if uri.selector.lower() not in STAGES:
+                    raise InvalidConfig(
+                        f"models:/{uri.name}/{uri.selector}: {uri.selector!r} is neither a "
+                        f"version, `latest` nor a stage ({', '.join(STAGES.values())}); for an "
+                        f"alias use models:/{uri.name}@{uri.selector}, for a tag "
+                        f"models:/{uri.name}/tag:KEY=VALUE",
+                    )
+                latest = client.get_registered_model(uri.name).latest_versions
+                # Of several versions, the highest is selected, as in MLflow.
+                info = newest([version for version in latest if selects(uri, version)])
+            case _:
+                tag = uri.tag if uri.kind == "tag" else None
+                info = newest(_newest_versions(client, uri.name, 1, tag))
     if info is None:
         raise NotFound(_not_found_message(client, uri))
     is_logged = (info.source or "").startswith("models:/m-")
@@ -213,34 +234,6 @@ def _resolve_registered(model_uri: str, uri: ModelURI, client: "MlflowClient") -
 
 def _non_empty(**aspects: str | None) -> dict[str, str]:
     return {name: value for name, value in aspects.items() if value}
-
-
-def _find_version(client: "MlflowClient", uri: ModelURI) -> "ModelVersion | None":
-    """Return the version that the URI selects, or None. Of several versions, return the
-    highest, as in MLflow.
-    """
-    try:
-        with registry_errors(f"model {uri.name}"):
-            match uri.kind:
-                case "version":
-                    return client.get_model_version(uri.name, uri.selector)
-                case "alias":
-                    return client.get_model_version_by_alias(uri.name, uri.selector)
-                case "stage":
-                    if uri.selector.lower() not in STAGES:
-                        raise InvalidConfig(
-                            f"models:/{uri.name}/{uri.selector}: {uri.selector!r} is neither a "
-                            f"version, `latest` nor a stage ({', '.join(STAGES.values())}); for "
-                            f"an alias use models:/{uri.name}@{uri.selector}, for a tag "
-                            f"models:/{uri.name}/tag:KEY=VALUE",
-                        )
-                    latest = client.get_registered_model(uri.name).latest_versions
-                    return newest([version for version in latest if selects(uri, version)])
-                case _:
-                    tag = uri.tag if uri.kind == "tag" else None
-                    return newest(_newest_versions(client, uri.name, 1, tag))
-    except NotFound:
-        return None
 
 
 def stage_of(version: "ModelVersion") -> str:

@@ -232,7 +232,19 @@ def _field_path(dotted: str, value: object, spec: EndpointSpec) -> list[str]:
     """Return the keys that lead to the field. Raises InvalidConfig if `spec` cannot
     have the field.
     """
-    path = _path(dotted)
+    path = dotted.split(".")
+    # The names of variants and monitors may contain dots.
+    part, _, rest = dotted.partition(".")
+    if part == "monitors" and _RETRAIN in rest:
+        name, _, option = rest.rpartition(_RETRAIN)
+        table, _, key = option.partition(".")
+        path = [part, name, "retrain", table]
+        if key:
+            path.append(key)
+    elif part in ("variants", "monitors"):
+        name, _, option = rest.rpartition(".")
+        if name:
+            path = [part, name, option]
     # The name that `_fields` has for the field.
     field = ".".join(path)
     if path[0] in ("variants", "monitors"):
@@ -277,20 +289,3 @@ def remove_monitor(spec: EndpointSpec, name: str) -> EndpointSpec:
     document = spec_document(spec)
     document.get("monitors", {}).pop(name, None)
     return validate_spec(document)
-
-
-def _path(dotted: str) -> list[str]:
-    """Split a dotted name into keys. The names of variants and monitors may contain
-    dots.
-    """
-    part, _, rest = dotted.partition(".")
-    if part == "monitors" and _RETRAIN in rest:
-        name, _, field = rest.rpartition(_RETRAIN)
-        table, _, key = field.partition(".")
-        if not key:
-            return [part, name, "retrain", table]
-        return [part, name, "retrain", table, key]
-    name, _, field = rest.rpartition(".")
-    if part in ("variants", "monitors") and name:
-        return [part, name, field]
-    return dotted.split(".")

@@ -71,25 +71,6 @@ def check_metric(metric: str | None) -> None:
         raise InvalidConfig(f"there is no metric {metric!r}; the metrics are {', '.join(METRICS)}")
 
 
-def _checked_strength(name: str, disturbance: Disturbance, strength: object) -> float:
-    """Return the strength as a number. Raises InvalidConfig if it is not a number, or
-    out of the range of the disturbance.
-    """
-    number = math.nan
-    if not isinstance(strength, bool) and isinstance(strength, Real):
-        number = float(strength)
-    most = 1.0 if disturbance.is_share else _MAX_STRENGTH
-    if not 0 < number <= most:
-        if disturbance.is_share:
-            expected = "a share above 0, up to 1,"
-        else:
-            expected = f"a number above 0, up to {most:g},"
-        raise InvalidConfig(
-            f"{name} cannot have the strength {strength}; {expected} is expected",
-        )
-    return number
-
-
 def check_strengths(requested: Mapping[str, object]) -> dict[str, tuple[float, ...]]:
     """Return the strengths per disturbance, ascending; an empty sequence selects the
     defaults. Raises InvalidConfig.
@@ -113,7 +94,20 @@ def check_strengths(requested: Mapping[str, object]) -> dict[str, tuple[float, .
             raise InvalidConfig(
                 f"{name} has {len(strengths)} strengths; at most {_MAX_STRENGTHS} are measured",
             )
-        numbers = {_checked_strength(name, disturbance, entry) for entry in strengths}
+        numbers: set[float] = set()
+        most = 1.0 if disturbance.is_share else _MAX_STRENGTH
+        expected = f"a number above 0, up to {most:g},"
+        if disturbance.is_share:
+            expected = "a share above 0, up to 1,"
+        for strength in strengths:
+            number = math.nan
+            if not isinstance(strength, bool) and isinstance(strength, Real):
+                number = float(strength)
+            if not 0 < number <= most:
+                raise InvalidConfig(
+                    f"{name} cannot have the strength {strength}; {expected} is expected",
+                )
+            numbers.add(number)
         checked[name] = tuple(sorted(numbers))
     return checked
 

@@ -228,26 +228,22 @@ class FileCache:
         try:
             yield temporary
             os.replace(temporary, path)
-            self._evict(path)
+            entries = [(entry, entry.stat()) for entry in self.folder.glob(f"*{self.suffix}")]
+            entries.sort(key=lambda entry: entry[1].st_mtime_ns, reverse=True)
+            size = 0
+            for number, (old, state) in enumerate(entries):
+                size += state.st_size
+                is_abandoned = (
+                    old.name.startswith(".") and state.st_mtime < time.time() - _ABANDONED_SECONDS
+                )
+                is_surplus = size > self.max_bytes or number >= self.max_files
+                if old != path and (is_abandoned or is_surplus):
+                    old.unlink(missing_ok=True)
         except OSError:
             pass
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-
-    def _evict(self, newest: Path) -> None:
-        states = [(path, path.stat()) for path in self.folder.glob(f"*{self.suffix}")]
-        size = 0
-        for number, (path, state) in enumerate(
-            sorted(states, key=lambda entry: entry[1].st_mtime_ns, reverse=True),
-        ):
-            size += state.st_size
-            is_abandoned = (
-                path.name.startswith(".") and state.st_mtime < time.time() - _ABANDONED_SECONDS
-            )
-            is_surplus = size > self.max_bytes or number >= self.max_files
-            if path != newest and (is_abandoned or is_surplus):
-                path.unlink(missing_ok=True)
 
 
 @contextmanager

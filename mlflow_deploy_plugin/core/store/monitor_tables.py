@@ -522,12 +522,18 @@ def read_counts(
                 value = next((number for number in values if number is not None), None)
             if value is not None:
                 figures[key] = value
+        counted = (
+            select(AlertRow.endpoint, AlertRow.monitor, func.count().label("firing"))
+            .filter_by(state="firing")
+            .group_by(AlertRow.endpoint, AlertRow.monitor)
+        )
+        firing = {(row.endpoint, row.monitor): row.firing for row in session.execute(counted)}
         return StoreCounts(
             judged,
             newest,
             figures,
             *_count_windows(session),
-            firing=_count_firing(session),
+            firing=firing,
             retrainings=_count_retrainings(session),
         )
 
@@ -577,12 +583,6 @@ def _count_windows(
             judged[*key, group.verdict] += group.windows
             last[key] = max(last.get(key, group.updated_at), group.updated_at)
     return judged, failures, last
-
-
-def _count_firing(session: Session) -> dict[MonitorKey, int]:
-    monitor = AlertRow.endpoint, AlertRow.monitor
-    firing = select(*monitor, func.count()).filter_by(state="firing").group_by(*monitor)
-    return {(endpoint, monitor): count for endpoint, monitor, count in session.execute(firing)}
 
 
 def _count_retrainings(session: Session) -> dict[tuple[str, str, str], int]:

@@ -42,9 +42,14 @@ def person_key(name: str) -> str:
     ignorable and control characters, without outer spaces, and with one space in place
     of each run of spaces of any kind.
     """
-    visible = "".join(
-        character for character in name.replace(_BLANK, " ") if not _is_invisible(character)
-    )
+    visible = ""
+    for character in name.replace(_BLANK, " "):
+        category = unicodedata.category(character)
+        if category == "Cf" or (category in _CONTROL and not character.isspace()):
+            continue
+        point = ord(character)
+        if not any(first <= point <= last for first, last in _IGNORABLE_RANGES):
+            visible += character
     folded = unicodedata.normalize("NFD", visible).casefold()
     folded = unicodedata.normalize("NFKD", folded).casefold()
     return " ".join(unicodedata.normalize("NFKC", folded).split())
@@ -64,11 +69,3 @@ def name_refusal(name: str) -> str:
     if key.startswith(_ANONYMOUS):
         return f"the caller's name {name!a} stands for a caller without a login"
     return ""
-
-
-def _is_invisible(character: str) -> bool:
-    category = unicodedata.category(character)
-    if category == "Cf" or (category in _CONTROL and not character.isspace()):
-        return True
-    point = ord(character)
-    return any(first <= point <= last for first, last in _IGNORABLE_RANGES)

@@ -12,6 +12,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, product, starmap
@@ -309,43 +310,39 @@ class RowStream:
         for lines in self._json_lines():
             numbers = range(first, first + len(lines))
             first = numbers.stop
-            try:
-                table = _read_json_lines(lines, fields)
-                block = RowBlock(table, numbers, position=self._file.tell())
-            except (pa.ArrowException, KeyError, ValueError):
-                block = self._json_records_block(numbers, lines, fields)
-            yield block
-
-    def _json_records_block(
-        self,
-        numbers: Sequence[int],
-        lines: list[bytes],
-        fields: pa.Schema,
-    ) -> RowBlock:
-        """Return the rows of these lines. Each row is checked separately; 20.0 is
-        accepted as an integer.
-        """
-        parts = [fields.empty_table()]
-        row_numbers = []
-        bad = []
-        for number, line in zip(numbers, lines, strict=True):
-            try:
-                parts.append(pa.Table.from_pylist([_parse_record(line, fields)], fields))
-                row_numbers.append(number)
-            except (pa.ArrowException, ValueError, TypeError) as error:
-                bad.append(
-                    RejectedRow(
-                        number,
-                        first_line(error),
-                        line.decode(errors="replace"),
+            content = b"\n".join(lines)
+            block = None
+            with suppress(pa.ArrowException, KeyError, ValueError):
+                # Check first: Arrow accepts invalid UTF-8, and crashes if the first
+                # line is null.
+                content.decode()
+                if all(line.lstrip().startswith(b"{") for line in lines):
+                    table = pyarrow.json.read_json(
+                        io.BytesIO(content),
+                        pyarrow.json.ReadOptions(use_threads=False, block_size=len(content) + 1),
+                        pyarrow.json.ParseOptions(
+                            explicit_schema=fields,
+                            unexpected_field_behavior="ignore",
+                        ),
                     )
-                )
-        return RowBlock(
-            pa.concat_tables(parts).combine_chunks(),
-            row_numbers,
-            tuple(bad),
-            self._file.tell(),
-        )
+                    if table.num_rows == len(lines):
+                        table = table.select(fields.names)
+                        block = RowBlock(table, numbers, position=self._file.tell())
+            if block is None:
+                # Check each row separately; 20.0 is accepted as an integer.
+                parts = [fields.empty_table()]
+                row_numbers = []
+                bad = []
+                for number, line in zip(numbers, lines, strict=True):
+                    try:
+                        parts.append(pa.Table.from_pylist([_parse_record(line, fields)], fields))
+                        row_numbers.append(number)
+                    except (pa.ArrowException, ValueError, TypeError) as error:
+                        shown = line.decode(errors="replace")
+                        bad.append(RejectedRow(number, first_line(error), shown))
+                table = pa.concat_tables(parts).combine_chunks()
+                block = RowBlock(table, row_numbers, tuple(bad), self._file.tell())
+            yield block
 
     @cached_property
     def _parquet(self) -> pq.ParquetFile:
@@ -376,25 +373,6 @@ class RowStream:
 
 def row_groups(metadata: pq.FileMetaData) -> list[pq.RowGroupMetaData]:
     return [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-
-
-def _read_json_lines(lines: list[bytes], fields: pa.Schema) -> pa.Table:
-    """Return a row per line of JSON. Raises KeyError, ValueError or
-    pyarrow.ArrowException if Arrow cannot read a line.
-    """
-    content = b"\n".join(lines)
-    # Check first: Arrow accepts invalid UTF-8, and crashes if the first line is null.
-    content.decode()
-    if not all(line.lstrip().startswith(b"{") for line in lines):
-        raise ValueError
-    table = pyarrow.json.read_json(
-        io.BytesIO(content),
-        pyarrow.json.ReadOptions(use_threads=False, block_size=len(content) + 1),
-        pyarrow.json.ParseOptions(explicit_schema=fields, unexpected_field_behavior="ignore"),
-    )
-    if table.num_rows != len(lines):
-        raise ValueError
-    return table.select(fields.names)
 
 
 def _parse_record(line: bytes, fields: Iterable[pa.Field]) -> dict[str, object]:
@@ -535,20 +513,14 @@ def _typed(texts: pa.ChunkedArray, expected: pa.DataType | None) -> pa.ChunkedAr
     if has_values and not pc.any(pc.match_substring_regex(present, _LEADING_ZERO)).as_py():
         kinds.extend(_CSV_TYPES)
     for kind in kinds:
-        values = _cast(present, kind)
-        if values is not None:
-            return values
+        # A text that does not fit the type raises the error.
+        with suppress(pa.ArrowException):
+            values = present
+            if pa.types.is_time(kind):  # Arrow casts texts to timestamps, but not to times of day.
+                values = pc.binary_join_element_wise("1970-01-01", values, " ")
+                values = values.cast(pa.timestamp("ns"))
+            return values.cast(kind)
     return texts
-
-
-def _cast(texts: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | None:
-    """Return the texts as this type; None if a text does not fit."""
-    try:
-        if pa.types.is_time(kind):  # Arrow casts texts to timestamps, but not to times of day.
-            texts = pc.binary_join_element_wise("1970-01-01", texts, " ").cast(pa.timestamp("ns"))
-        return texts.cast(kind)
-    except pa.ArrowException:
-        return None
 
 
 def read_parquet(

@@ -133,7 +133,7 @@ class Move:
 
         - The policy does not gate the place. If it requires approvals, the files are
           recorded, because a later policy may gate the place. Otherwise,
-          `_adopted_files` records the files when a policy gates the place.
+          `_model_tag` records the files when a policy gates the place.
         - The version is already there. No version moves, and the recorded files stay
           the approved ones, unless the files that it has now have their own verdict and
           approvals.

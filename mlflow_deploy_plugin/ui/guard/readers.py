@@ -146,32 +146,6 @@ def _model(trail: AuditTrail, message: "Message") -> RegistryChange | None:
     return replace(change, detail={SERVED: [entry for entry in entries if entry["files"]]})
 
 
-def _adopted_files(trail: AuditTrail, model: "RegisteredModel", policy: str) -> list[Json]:
-    """Return the files of the versions in the places that a new policy gates, and of
-    the versions that they replaced.
-
-    Files that are already recorded are not returned. The other versions moved there
-    without this server, or before the policy. They stay served, and may return.
-    """
-    try:
-        gates = policy_from_tags(model.name, {tags.GATE_POLICY_TAG: policy})
-    except InvalidConfig:
-        return []
-    entries: list[Json] = []
-    for place, number in holders(model):
-        if gates is None or not gates.gates(place):
-            continue
-        moves = moves_to(trail, model.name, number, place)
-        replaced = (event.detail["moved"]["before"] for event in moves[:1])
-        for version in filter(None, [number, *replaced]):
-            if not recorded_files(trail, model.name, version, place):
-                with suppress(NotFound):
-                    entries.append(
-                        served_entry(version, str(place), files_digest(model.name, version, gates))
-                    )
-    return entries
-
-
 def _version_tag(_trail: AuditTrail, message: Any) -> RegistryChange | None:
     """Read the request to set or delete a tag of a version: a refusal for the tags of a
     verdict, which only this server sets (`ui/verdicts.py`). None if the guard does not
@@ -211,7 +185,25 @@ def _model_tag(trail: AuditTrail, message: Any) -> RegistryChange | None:
     refusal = refusal or unsigned_refusal(trail, needs_approvals="approvals" in policy)
     detail: Json = {"tag": message.key}
     if policy and not refusal:
-        adopted = _adopted_files(trail, model, policy)
+        # Record the files of the versions in the places that the new policy gates, and
+        # of the versions that they replaced, unless they are recorded already. These
+        # versions moved there without this server, or before the policy. They stay
+        # served, and may return.
+        gates = None
+        with suppress(InvalidConfig):
+            gates = policy_from_tags(model.name, {tags.GATE_POLICY_TAG: policy})
+        adopted: list[Json] = []
+        for place, number in holders(model):
+            if gates is None or not gates.gates(place):
+                continue
+            moves = moves_to(trail, model.name, number, place)
+            replaced = (event.detail["moved"]["before"] for event in moves[:1])
+            for version in filter(None, [number, *replaced]):
+                if recorded_files(trail, model.name, version, place):
+                    continue
+                with suppress(NotFound):
+                    files = files_digest(model.name, version, gates)
+                    adopted.append(served_entry(version, str(place), files))
         if adopted:
             detail[SERVED] = adopted
     return RegistryChange(

@@ -73,6 +73,7 @@ def check_views(app: Flask, served: "Flask | FastAPI") -> None:
 def install(app: Flask, trail: AuditTrail, served: "Flask | FastAPI") -> None:
     """Wrap MLflow's views with the gate. Raises the errors of `check_views`."""
     from mlflow.server.handlers import catch_mlflow_exception
+    from mlflow.store.artifact.utils.models import _parse_model_uri
 
     check_views(app, served)
     for view, (message, read) in READERS.items():  # A request that cannot be read is refused.
@@ -83,52 +84,43 @@ def install(app: Flask, trail: AuditTrail, served: "Flask | FastAPI") -> None:
 
     def create_without_verdict(**arguments: Any) -> Response:
         """Create a version without gate tags, because MLflow may copy the tags of a
-        version of another model.
+        version of another model. Record who created it.
         """
         response = make_response(create(**arguments))
-        if response.status_code == 200:
-            version = response.get_json()["model_version"]
-            for tag in version.get("tags", ()):
-                if tag["key"].startswith(tags.GATE_TAG) or tag["key"] in (
-                    tags.ERROR_TAG,
-                    ROLLED_BACK_TAG,
-                ):
-                    registry().delete_model_version_tag(
-                        version["name"], version["version"], tag["key"]
-                    )
-            _record_authors(trail, version)
+        if response.status_code != 200:
+            return response
+        version = response.get_json()["model_version"]
+        name = version["name"]
+        number = version["version"]
+        for tag in version.get("tags", ()):
+            if tag["key"].startswith(tags.GATE_TAG) or tag["key"] in (
+                tags.ERROR_TAG,
+                ROLLED_BACK_TAG,
+            ):
+                registry().delete_model_version_tag(name, number, tag["key"])
+        # The authors of a copied version are also authors of the copy.
+        authors = [*filter(None, [caller().user])]
+        try:
+            source = read_message("CreateModelVersion").source
+            if urlsplit(source).scheme == "models" and (copied := _parse_model_uri(source)).version:
+                original = registry().get_model_version(copied.name, copied.version)
+                authors += version_authors(
+                    trail.store(), str(original.version), int(original.creation_timestamp)
+                )
+        except (MlflowException, OnnxserveError) as error:
+            # The version exists, so the request has succeeded.
+            _log.error(
+                "%s version %s is a copy, and the authors of its source cannot be read: %s",
+                name,
+                number,
+                error,
+            )
+        detail = {"created": int(version["creation_timestamp"]), "authors": authors}
+        change = RegistryChange("register", name, number, after=f"version {number}", detail=detail)
+        _record(trail.record, change, change.action)
         return response
 
     app.view_functions[_NEW_VERSION] = create_without_verdict
-
-
-def _record_authors(trail: AuditTrail, version: Json) -> None:
-    """Record who created a version. The authors of a copied version are also authors of
-    the copy.
-    """
-    from mlflow.store.artifact.utils.models import _parse_model_uri
-
-    name = version["name"]
-    number = version["version"]
-    authors = [*filter(None, [caller().user])]
-    try:
-        source = read_message("CreateModelVersion").source
-        if urlsplit(source).scheme == "models" and (copied := _parse_model_uri(source)).version:
-            original = registry().get_model_version(copied.name, copied.version)
-            authors += version_authors(
-                trail.store(), str(original.version), int(original.creation_timestamp)
-            )
-    except (MlflowException, OnnxserveError) as error:
-        # The version exists, so the request has succeeded.
-        _log.error(
-            "%s version %s is a copy, and the authors of its source cannot be read: %s",
-            name,
-            number,
-            error,
-        )
-    detail = {"created": int(version["creation_timestamp"]), "authors": authors}
-    change = RegistryChange("register", name, number, after=f"version {number}", detail=detail)
-    _record(trail.record, change, change.action)
 
 
 def _guarded(

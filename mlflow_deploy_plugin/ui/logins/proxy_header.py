@@ -8,9 +8,9 @@ ONNXSERVE_EDIT_GROUPS names the groups of the editors.
 """
 
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING, NamedTuple
 
 from flask import Flask, Response, g, jsonify, make_response, request
@@ -77,8 +77,39 @@ class ProxyHeader(Login):
     def install(self, app: Flask, served: "Flask | FastAPI") -> None:
         self._tokens = URLSafeTimedSerializer(app.secret_key or "", salt="onnxserve job")
         app.before_request_funcs.setdefault(None, []).insert(0, self._authenticate)
-        if served is not app:
-            self._protect_fastapi(served)  # type: ignore[arg-type]
+        if served is app:
+            return
+        # FastAPI answers some requests without Flask, and WSGI cannot tell some headers
+        # apart, so the requests are also checked before Flask.
+        from starlette.responses import JSONResponse
+
+        names = {name.lower() for name in (self._header, self._groups_header) if name}
+
+        @served.middleware("http")  # type: ignore[union-attr, untyped-decorator]
+        async def authenticate(
+            request: "Request",
+            call_next: "Callable[[Request], Awaitable[FastApiResponse]]",
+        ) -> "FastApiResponse":
+            """Refuse a caller without an identity, except for health checks, and a
+            change by a caller who may only read.
+            """
+            address = request.client.host if request.client else ""
+            identity = self._identify(request.headers.get, address)
+            sent = [name for name in request.headers if name.replace("_", "-") in names]
+            if len(sent) != len(set(sent)) or not names.issuperset(sent):
+                identity = Refused(
+                    "the request has several headers with the caller's name or groups"
+                )
+            path = request.url.path
+            if isinstance(identity, Refused):
+                if path not in self._open:
+                    return JSONResponse(
+                        {"error_code": "UNAUTHENTICATED", "message": identity.reason},
+                        401,
+                    )
+            elif refusal := self._refusal_of_change(request.method, path, identity):
+                return JSONResponse({"error_code": "PERMISSION_DENIED", "message": refusal}, 403)
+            return await call_next(request)
 
     def user(self) -> str:
         return str(g.onnxserve_identity.user)
@@ -122,40 +153,6 @@ class ProxyHeader(Login):
             request.scheme = "https"
         return None
 
-    def _protect_fastapi(self, served: "FastAPI") -> None:
-        """Check also the requests that FastAPI answers without Flask, and headers that
-        WSGI cannot tell apart.
-        """
-        from starlette.responses import JSONResponse
-
-        names = {name.lower() for name in (self._header, self._groups_header) if name}
-
-        @served.middleware("http")
-        async def authenticate(
-            request: "Request",
-            call_next: "Callable[[Request], Awaitable[FastApiResponse]]",
-        ) -> "FastApiResponse":
-            """Refuse a caller without an identity, except for health checks, and a
-            change by a caller who may only read.
-            """
-            address = request.client.host if request.client else ""
-            identity = self._identify(request.headers.get, address)
-            sent = [name for name in request.headers if name.replace("_", "-") in names]
-            if len(sent) != len(set(sent)) or not names.issuperset(sent):
-                identity = Refused(
-                    "the request has several headers with the caller's name or groups"
-                )
-            path = request.url.path
-            if isinstance(identity, Refused):
-                if path not in self._open:
-                    return JSONResponse(
-                        {"error_code": "UNAUTHENTICATED", "message": identity.reason},
-                        401,
-                    )
-            elif refusal := self._refusal_of_change(request.method, path, identity):
-                return JSONResponse({"error_code": "PERMISSION_DENIED", "message": refusal}, 403)
-            return await call_next(request)
-
     def _may_edit(self, groups: frozenset[str]) -> bool:
         return not self._editors or bool((self._editors | self._administrators) & groups)
 
@@ -187,7 +184,13 @@ class ProxyHeader(Login):
             with suppress(BadData):  # The proxy passes the token of its own login.
                 user, groups = self._tokens.loads(token, max_age=_JOB_SECONDS)
                 return _Identity(user, frozenset(groups))
-        if not _is_listed(address, self._proxies):
+        try:
+            parsed: IPv4Address | IPv6Address | None = ip_address(address)
+        except ValueError:  # A Unix socket has no address.
+            parsed = None
+        if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped:
+            parsed = parsed.ipv4_mapped
+        if parsed is None or not any(parsed in network for network in self._proxies):
             shown = address or "the address"
             return Refused(
                 f"{shown} is not in ONNXSERVE_TRUSTED_PROXIES: send requests to the proxy"
@@ -217,13 +220,3 @@ def _decode_header(header: str) -> str:
 def _split_entries(text: str) -> list[str]:
     entries = [part.strip() for part in text.split(",")]
     return [entry for entry in entries if entry]
-
-
-def _is_listed(address: str, proxies: Iterable[IPv4Network | IPv6Network]) -> bool:
-    try:
-        parsed = ip_address(address)
-    except ValueError:  # A Unix socket has no address.
-        return False
-    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped:
-        parsed = parsed.ipv4_mapped
-    return any(parsed in network for network in proxies)
