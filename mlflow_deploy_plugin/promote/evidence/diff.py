@@ -152,35 +152,34 @@ def compare(before: VersionRecord, after: VersionRecord) -> VersionDiff:
     different models.
     """
     if before.name != after.name:
-        names = f"{before.name} and {after.name}"
         raise InvalidConfig(
-            f"{names} are different models; compare two versions of the same registered model"
+            f"{before.name} and {after.name} are different models; compare two versions of the "
+            "same registered model"
         )
-    rows = _diff_rows(_facts(before), _facts(after))
-    in_order = sorted(rows, key=lambda row: row.section == "timings")  # The sort is stable.
-    notes = [*_notes(before), *_notes(after)]
-    diff = VersionDiff(before.uri, after.uri, tuple(in_order), tuple(notes))
+    old_facts = _facts(before)
+    new_facts = _facts(after)
+    rows: list[DiffRow] = []
+    for section in old_facts:
+        for name in dict.fromkeys([*old_facts[section], *new_facts[section]]):
+            old_value = _plain(old_facts[section].get(name))
+            new_value = _plain(new_facts[section].get(name))
+            if old_value is None and new_value is None:
+                continue
+            is_time = section in ("metrics", "gate") and not _TIMES.isdisjoint(_words(name))
+            row = DiffRow(
+                section="timings" if is_time else section,
+                name=name,
+                before=old_value,
+                after=new_value,
+                is_changed=repr(old_value) != repr(new_value),  # The texts of two NaN are equal.
+            )
+            rows.append(replace(row, trend=_find_trend(row)))
+    rows.sort(key=lambda row: row.section == "timings")  # The sort is stable.
+    diff = VersionDiff(before.uri, after.uri, tuple(rows), (*_notes(before), *_notes(after)))
     if after.gate is None or after.gate.against != before.uri:
         return diff
     figures = {check.name: check.figures for check in after.gate.checks}
     return replace(diff, disagreement=figures.get("backtest", {}).get("disagreement"))
-
-
-def _diff_rows(
-    old: Mapping[str, Mapping[str, Value]],
-    new: Mapping[str, Mapping[str, Value]],
-) -> Iterator[DiffRow]:
-    """Yield a row per fact that one of the versions has."""
-    for section in old:
-        for name in dict.fromkeys([*old[section], *new[section]]):
-            before = _plain(old[section].get(name))
-            after = _plain(new[section].get(name))
-            if before is None and after is None:
-                continue
-            is_changed = repr(before) != repr(after)  # The texts of two NaN are equal.
-            is_time = section in ("metrics", "gate") and not _TIMES.isdisjoint(_words(name))
-            row = DiffRow("timings" if is_time else section, name, before, after, is_changed)
-            yield replace(row, trend=_find_trend(row))
 
 
 def _notes(record: VersionRecord) -> Iterator[str]:

@@ -126,11 +126,23 @@ def backtest(
     accepted = replayed.accepted
     ours = _describe_outputs(candidate, replayed.outputs)
     theirs = _served_answers(traffic, accepted, ours.artifact)
-    agreement = _compare(ours, theirs, shown)
+    kind = ours.kind
+    served_kind = theirs.kind
+    try:
+        if kind != served_kind:
+            raise InferenceError(
+                f"it returns {kind}, and the served versions returned {served_kind}"
+            )
+        agreement = compare_outputs(theirs.artifact, theirs.outputs, ours.artifact, ours.outputs)
+    except InferenceError as error:
+        raise InvalidConfig(
+            f"{shown} has another signature than the served versions: {error.message}"
+        ) from None
     # The labels have the type that the candidate predicts.
     is_text = ours.predictions.prediction.dtype.kind == "O"
     labels = accepted.column(LABEL if is_text else LABEL_NUMBER)
     differences = agreement.differences[np.isfinite(agreement.differences) & agreement.are_numbers]
+    latencies = table.filter(pc.equal(table.column("_row"), 0)).column("_latency_us").drop_null()
     return BacktestReport(
         captured_rows=captured_rows,
         rows=len(table),
@@ -144,7 +156,7 @@ def backtest(
         refused_rows=len(table) - len(accepted),
         refused=sorted(replayed.refused, key=lambda noted: -noted.rows)[:_SHOWN],
         candidate_row_us=replayed.seconds / len(table) * 1e6,
-        served_request_us=_median_latency(table),
+        served_request_us=float(np.median(latencies)) if len(latencies) else math.nan,
         labelled_rows=len(labels) - labels.null_count,
         comparison=_judge_labels(labels, ours, theirs, metric, confidence, resamples, seed),
         disagreeing=_most_different(accepted, agreement, ours, theirs),
@@ -255,24 +267,6 @@ def _served_answers(traffic: Traffic, accepted: pa.Table, candidate: Artifact) -
     )
 
 
-def _compare(ours: _Answers, theirs: _Answers, shown: str) -> Agreement:
-    """Compare the candidate's outputs with the captured answers. Raises InvalidConfig
-    if they have different types.
-    """
-    kind = ours.kind
-    served_kind = theirs.kind
-    try:
-        if kind != served_kind:
-            raise InferenceError(
-                f"it returns {kind}, and the served versions returned {served_kind}"
-            )
-        return compare_outputs(theirs.artifact, theirs.outputs, ours.artifact, ours.outputs)
-    except InferenceError as error:
-        raise InvalidConfig(
-            f"{shown} has another signature than the served versions: {error.message}"
-        ) from None
-
-
 def _judge_labels(
     labels: pa.ChunkedArray,
     ours: _Answers,
@@ -304,15 +298,6 @@ def _judge_labels(
         )
     except InvalidConfig as error:
         return Refused(error.message)
-
-
-def _median_latency(table: pa.Table) -> float:
-    """Return the median microseconds of the captured requests; NaN if not captured."""
-    first_rows = table.filter(pc.equal(table.column("_row"), 0))
-    latencies = first_rows.column("_latency_us").drop_null()
-    if not len(latencies):
-        return math.nan
-    return float(np.median(latencies))
 
 
 def _most_different(

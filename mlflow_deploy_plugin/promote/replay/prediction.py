@@ -348,7 +348,15 @@ def _node_outputs(
     )
     onnx.save(proto, extended_file)
     try:
-        values = _run_unoptimized(extended_file, list(outputs), feeds)
+        module = import_onnxruntime()
+        options = session_options(module, intra_op_num_threads=1)
+        # The optimization would remove nodes.
+        options.graph_optimization_level = module.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = module.InferenceSession(
+            str(extended_file), options, providers=["CPUExecutionProvider"]
+        )
+        # ONNX Runtime reads [] as all outputs.
+        values = list(session.run(list(outputs), feeds)) if outputs else []
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
         return Refused(describe_error(error)), 0
     described = [
@@ -356,17 +364,3 @@ def _node_outputs(
         for (name, operator), value in zip(outputs.items(), values, strict=True)
     ]
     return described, max(0, len(nodes) - most)
-
-
-def _run_unoptimized(
-    graph: Path,
-    outputs: list[str],
-    feeds: Feeds,
-) -> list[Any]:
-    """Return the values of `outputs`. Optimization is off, because it removes nodes."""
-    module = import_onnxruntime()
-    options = session_options(module, intra_op_num_threads=1)
-    options.graph_optimization_level = module.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = module.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-    # ONNX Runtime reads [] as all outputs.
-    return list(session.run(outputs, feeds)) if outputs else []

@@ -16,12 +16,11 @@ from mlflow_deploy_plugin.core.errors import (
     StoreUnavailable,
 )
 from mlflow_deploy_plugin.core.registry.model_uri import (
-    ModelURI,
     parse_model_uri,
     registered_model_names,
 )
-from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
-from mlflow_deploy_plugin.core.spec.parts import GATE_PASSED, EndpointSpec
+from mlflow_deploy_plugin.core.registry.resolution import resolve
+from mlflow_deploy_plugin.core.spec.parts import GATE_PASSED
 from mlflow_deploy_plugin.core.spec.types import parse_duration
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.database import utc_now
@@ -57,7 +56,6 @@ from mlflow_deploy_plugin.ship.deployments.config import traffic_weights
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.ship.deployments.unapproved import (
-    UnapprovedAnswer,
     answers_of,
     is_promoted,
     lacking_approval,
@@ -132,9 +130,11 @@ def start_rollout(
 def _plan_rollout(observed: ObservedEndpoint, request: RolloutRequest, actor: str) -> RolloutPlan:
     """Return the plan of a valid request.
 
-    Raises InvalidConfig if the request does not fit the endpoint, NotReady if the
-    served version is not known, and GateRefused if the version may not answer so many
-    requests without approvals.
+    The requested version may be the number of a version of the served model. Raises
+    InvalidConfig if it cannot replace the served version: it is not registered, is of a
+    model that the endpoint does not follow, is served already, or lacks the verdict
+    that the endpoint requires. Raises NotReady if the served version is not known, and
+    GateRefused if the version may not answer so many requests without approvals.
     """
     spec = observed.endpoint.spec
     main = main_variant(spec)
@@ -144,7 +144,30 @@ def _plan_rollout(observed: ObservedEndpoint, request: RolloutRequest, actor: st
         reason = snapshot.reason or "the workers serve different versions"
         raise NotReady(f"{spec.name}: {snapshot.state}; {reason}")
     reference = parse_model_uri(spec.variants[main].model)
-    resolved = _find_version(request.to, spec, reference, before)
+    if request.to.isdecimal() and reference.kind in ("path", "remote", "run", "logged_model"):
+        raise InvalidConfig(
+            f"--to {request.to}: the endpoint does not serve a registered model; use "
+            f"models:/NAME/{request.to}"
+        )
+    resolved = resolve(requested_uri(request.to, reference.name))
+    if not resolved.version.isdigit():
+        raise InvalidConfig(
+            f"{resolved.model_uri} is not a version of a registered model; use a URI like "
+            "models:/NAME/7"
+        )
+    what = f"{resolved.name} version {resolved.version}"
+    if reference.followed and reference.name != resolved.name:
+        raise InvalidConfig(
+            f"endpoint {spec.name!r} follows model {reference.name}, so {what} cannot be rolled "
+            "out to it"
+        )
+    if (resolved.name, resolved.version) == (reference.name, before):
+        raise InvalidConfig(f"endpoint {spec.name!r} already serves {what}")
+    if spec.requires_gate and not resolved.gate_status.passed:
+        raise InvalidConfig(
+            f"endpoint {spec.name!r} requires {GATE_PASSED}, which {what} does not have: "
+            f"{resolved.gate_status.reason}"
+        )
     steps = parse_steps(request.steps)
     limit = require_rollout(resolved.source, steps, request.seconds, registered_model_names(spec))
     criteria = parse_criteria(request.abort_on)
@@ -171,39 +194,6 @@ def _plan_rollout(observed: ObservedEndpoint, request: RolloutRequest, actor: st
         actor=actor,
         why="; ".join(filter(None, [request.why, limit])),
     )
-
-
-def _find_version(to: str, spec: EndpointSpec, served: ModelURI, before: str) -> ResolvedModel:
-    """Return the requested version. A number is a version of the model `served`.
-
-    Raises InvalidConfig if the version cannot replace the version `before`: it is not
-    registered, is of a model that the endpoint does not follow, is served already, or
-    lacks the verdict that the endpoint requires.
-    """
-    if to.isdecimal() and served.kind in ("path", "remote", "run", "logged_model"):
-        raise InvalidConfig(
-            f"--to {to}: the endpoint does not serve a registered model; use models:/NAME/{to}"
-        )
-    resolved = resolve(requested_uri(to, served.name))
-    if not resolved.version.isdigit():
-        raise InvalidConfig(
-            f"{resolved.model_uri} is not a version of a registered model; use a URI like "
-            "models:/NAME/7"
-        )
-    what = f"{resolved.name} version {resolved.version}"
-    if served.followed and served.name != resolved.name:
-        raise InvalidConfig(
-            f"endpoint {spec.name!r} follows model {served.name}, so {what} cannot be rolled out "
-            "to it"
-        )
-    if (resolved.name, resolved.version) == (served.name, before):
-        raise InvalidConfig(f"endpoint {spec.name!r} already serves {what}")
-    if spec.requires_gate and not resolved.gate_status.passed:
-        raise InvalidConfig(
-            f"endpoint {spec.name!r} requires {GATE_PASSED}, which {what} does not have: "
-            f"{resolved.gate_status.reason}"
-        )
-    return resolved
 
 
 def requested_uri(to: str, model: str) -> str:
@@ -387,11 +377,20 @@ def _end_overdue(deployments: Deployments, stored: Endpoint, location: str, acto
     """
     store = deployments.store
     now = store.now()
-    overdue = [
-        answer
-        for answer in answers_of(stored)
-        if answer.ends_at <= now and _lacks_approval(store, answer)
-    ]
+    overdue = []
+    for answer in answers_of(stored):
+        if answer.ends_at > now:
+            continue
+        # Ask MLflow's server, because anybody with the store's password may write a
+        # promotion into the audit trail.
+        try:
+            lacks_approval = lacking_approval(answer.model_uri, [answer.model]) is not None
+        except OnnxserveError:
+            # MLflow does not answer, the version was deleted, or the policy cannot be
+            # read.
+            lacks_approval = not is_promoted(store, answer)
+        if lacks_approval:
+            overdue.append(answer)
     if not overdue or not reaches(deployments, stored.name, location):
         return
     name = stored.name
@@ -409,14 +408,3 @@ def _end_overdue(deployments: Deployments, stored: Endpoint, location: str, acto
         deployments.set_traffic(name, weights, reason, actor, restores=True)
     else:
         _log.warning("%s: %s, and no other deployment could answer", name, reason)
-
-
-def _lacks_approval(store: Store, answer: UnapprovedAnswer) -> bool:
-    """Return True if the version is not approved, according to MLflow's server: anybody
-    with the store's password may write a promotion into the audit trail.
-    """
-    try:
-        return lacking_approval(answer.model_uri, [answer.model]) is not None
-    except OnnxserveError:
-        # MLflow does not answer, the version was deleted, or the policy cannot be read.
-        return not is_promoted(store, answer)

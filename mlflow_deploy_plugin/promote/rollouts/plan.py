@@ -68,10 +68,39 @@ class Criterion:
 
 def parse_criteria(text: str) -> tuple[Criterion, ...]:
     """Return the criteria of a comma-separated text. Raise InvalidConfig if a criterion
-    is unknown or repeated.
+    is unknown or repeated, or its limit is out of range.
     """
     parts = re.sub(r"\s+", "", text).split(",")
-    criteria = tuple(map(_parse_criterion, filter(None, parts)))
+    criteria: list[Criterion] = []
+    for part in filter(None, parts):
+        condition = parse_condition(part)
+        name = unit = ""
+        if condition and condition.sign == ">" and not condition.argument and condition.number >= 0:
+            name = condition.name
+            unit = condition.unit
+            number = condition.number
+        if name in _SHARES and unit in ("", "%"):
+            share = number / 100 if unit else number
+            if not 0 < share < 1:
+                raise InvalidConfig(
+                    f"--abort-on: {part}: the share must be greater than 0% and less than 100%"
+                )
+            criteria.append(Criterion(part, _SHARES[name], share))
+        elif name in _LATENCIES and unit == "x":
+            if number < 1:
+                raise InvalidConfig(
+                    f"--abort-on: {part}: this limit requires a faster candidate; use at least 1x"
+                )
+            criteria.append(Criterion(part, "latency", _LATENCIES[name], factor=number))
+        elif name in _LATENCIES and unit in ("ms", "s"):
+            seconds = number / 1000 if unit == "ms" else number
+            if seconds <= 0 or math.isinf(seconds):
+                raise InvalidConfig(f"--abort-on: {part}: the time must be greater than 0")
+            criteria.append(Criterion(part, "latency", _LATENCIES[name], seconds=seconds))
+        else:
+            raise InvalidConfig(
+                f"--abort-on: {part!r} is not a criterion; valid criteria: {_FORMS}"
+            )
     if not criteria:
         raise InvalidConfig(f"--abort-on contains no criterion; valid criteria: {_FORMS}")
     by_quantity: defaultdict[str, list[str]] = defaultdict(list)
@@ -83,7 +112,7 @@ def parse_criteria(text: str) -> tuple[Criterion, ...]:
                 f"--abort-on: {' and '.join(names)} limit the same quantity; specify only one of "
                 "them"
             )
-    return criteria
+    return tuple(criteria)
 
 
 @dataclass(frozen=True)
@@ -170,34 +199,3 @@ def parse_steps(text: str) -> tuple[int, ...]:
     if steps[0] < 1 or steps[-1] > 100 or any(low >= high for low, high in pairwise(steps)):
         raise InvalidConfig(f"--steps {text}: steps must ascend and be between 1 and 100")
     return steps
-
-
-def _parse_criterion(text: str) -> Criterion:
-    """Return the criterion of a text without blanks. Raises InvalidConfig if the text
-    is no criterion, or if its limit is out of range.
-    """
-    condition = parse_condition(text)
-    name = unit = ""
-    if condition and condition.sign == ">" and not condition.argument and condition.number >= 0:
-        name = condition.name
-        unit = condition.unit
-        number = condition.number
-    if name in _SHARES and unit in ("", "%"):
-        share = number / 100 if unit else number
-        if not 0 < share < 1:
-            raise InvalidConfig(
-                f"--abort-on: {text}: the share must be greater than 0% and less than 100%"
-            )
-        return Criterion(text, _SHARES[name], share)
-    if name in _LATENCIES and unit == "x":
-        if number < 1:
-            raise InvalidConfig(
-                f"--abort-on: {text}: this limit requires a faster candidate; use at least 1x"
-            )
-        return Criterion(text, "latency", _LATENCIES[name], factor=number)
-    if name in _LATENCIES and unit in ("ms", "s"):
-        seconds = number / 1000 if unit == "ms" else number
-        if seconds <= 0 or math.isinf(seconds):
-            raise InvalidConfig(f"--abort-on: {text}: the time must be greater than 0")
-        return Criterion(text, "latency", _LATENCIES[name], seconds=seconds)
-    raise InvalidConfig(f"--abort-on: {text!r} is not a criterion; valid criteria: {_FORMS}")

@@ -221,7 +221,22 @@ def _move_reference(
     deployments.poll_registry(reference.name)
     if served.observed.observation.state in ("running", "starting"):
         try:
-            _wait_until_served(deployments, endpoint, served.main, earlier.version)
+            deadline = time.monotonic() + _SERVED_SECONDS
+            snapshot = take_snapshot(deployments.get_endpoint(endpoint))
+            while snapshot.versions.get(served.main) != earlier.version:
+                refusal = snapshot.refused.get((served.main, earlier.version))
+                if cause := refusal or snapshot.errors.get(served.main):
+                    raise DeploymentFailed(
+                        f"{endpoint}: version {earlier.version} could not be restored: {cause}"
+                    )
+                if time.monotonic() > deadline:
+                    raise DeploymentFailed(
+                        f"{endpoint}: the registry names version {earlier.version} again, but it "
+                        f"is not served after {_SERVED_SECONDS:g} s: "
+                        f"{snapshot.reason or 'no reason is known'}"
+                    )
+                time.sleep(_POLL_SECONDS)
+                snapshot = take_snapshot(deployments.get_endpoint(endpoint))
         except DeploymentFailed as error:
             if not current:
                 raise
@@ -388,23 +403,3 @@ class _Served:
             f"the audit trail has no earlier model of {main} in endpoint {endpoint!r}: "
             f"use `onnxserve rollback {endpoint} --to MODEL`"
         )
-
-
-def _wait_until_served(deployments: Deployments, endpoint: str, main: str, version: str) -> None:
-    """Wait until all workers serve the version. Raises DeploymentFailed if it is
-    refused or fails, or after `_SERVED_SECONDS`.
-    """
-    deadline = time.monotonic() + _SERVED_SECONDS
-    while True:
-        snapshot = take_snapshot(deployments.get_endpoint(endpoint))
-        if snapshot.versions.get(main) == version:
-            return
-        if error := snapshot.refused.get((main, version)) or snapshot.errors.get(main):
-            raise DeploymentFailed(f"{endpoint}: version {version} could not be restored: {error}")
-        if time.monotonic() > deadline:
-            reason = snapshot.reason or "no reason is known"
-            raise DeploymentFailed(
-                f"{endpoint}: the registry names version {version} again, but it is not served "
-                f"after {_SERVED_SECONDS:g} s: {reason}"
-            )
-        time.sleep(_POLL_SECONDS)

@@ -98,22 +98,17 @@ def upper_limit(events: float, trials: float, level: float) -> float:
     high = 1.0
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        if _divergence(share, middle) < max_divergence:
+        # The Kullback-Leibler divergence KL(share, middle), in which 0 log 0 is 0.
+        divergence = math.inf if share < 1 else 0.0
+        if middle < 1:
+            divergence = (1 - share) * math.log((1 - share) / (1 - middle))
+            if share > 0:
+                divergence += share * math.log(share / middle)
+        if divergence < max_divergence:
             low = middle
         else:
             high = middle
     return high
-
-
-def _divergence(p: float, q: float) -> float:
-    """Return the Kullback-Leibler divergence KL(p, q) of two probabilities of an event;
-    0 log 0 is 0.
-    """
-    if q >= 1:
-        return math.inf if p < 1 else 0.0
-    heads = p * math.log(p / q) if p > 0 else 0.0
-    tails = (1 - p) * math.log((1 - p) / (1 - q)) if p < 1 else 0.0
-    return heads + tails
 
 
 @dataclass

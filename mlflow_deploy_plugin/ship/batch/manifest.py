@@ -60,10 +60,27 @@ def list_parts(
     or a dot is not a part.
 
     Raises InvalidConfig if there are no files, a format is unknown or two outputs have
-    the same name, and OnnxserveError if a bucket fails.
+    the same name, and OnnxserveError if the files cannot be reached.
     """
     parts: dict[str, Part] = {}
-    for uri, name, entry in _input_files(input):
+    location = locate_log(input, "--input")
+    try:
+        (root,) = location.filesystem.get_file_info([location.root])
+        if root.type == fs.FileType.NotFound:
+            raise InvalidConfig(f"--input {input}: the file or folder does not exist")
+        files = {root.base_name: root}
+        if root.type != fs.FileType.File:
+            _refuse_loops(location, input)
+            files = _list_files(location)
+    except (OSError, pa.ArrowException) as error:
+        raise OnnxserveError(f"--input {input} cannot be reached: {one_line(error, 300)}") from None
+    inputs = [(input, root.base_name, root)]
+    if root.type != fs.FileType.File:
+        names = sorted(name for name in files if not re.search(r"(^|/)[_.]", name))
+        if not names:
+            raise InvalidConfig(f"--input {input}: the folder has no files")
+        inputs = [(f"{input.rstrip('/')}/{name}", name, files[name]) for name in names]
+    for uri, name, entry in inputs:
         plain = name
         if compression_of(name):
             plain = _without_suffix(name)
@@ -90,27 +107,6 @@ def list_parts(
             state=state_of(entry),
         )
     return list(parts.values())
-
-
-def _input_files(input: str) -> list[tuple[str, str, fs.FileInfo]]:
-    """Return the URI, the name and the entry of each input file, sorted by name. Raises
-    InvalidConfig if there are no files, and OnnxserveError if they cannot be reached.
-    """
-    location = locate_log(input, "--input")
-    try:
-        (root,) = location.filesystem.get_file_info([location.root])
-        if root.type == fs.FileType.NotFound:
-            raise InvalidConfig(f"--input {input}: the file or folder does not exist")
-        if root.type == fs.FileType.File:
-            return [(input, root.base_name, root)]
-        _refuse_loops(location, input)
-        files = _list_files(location)
-    except (OSError, pa.ArrowException) as error:
-        raise OnnxserveError(f"--input {input} cannot be reached: {one_line(error, 300)}") from None
-    names = sorted(name for name in files if not re.search(r"(^|/)[_.]", name))
-    if not names:
-        raise InvalidConfig(f"--input {input}: the folder has no files")
-    return [(f"{input.rstrip('/')}/{name}", name, files[name]) for name in names]
 
 
 def _without_suffix(name: str) -> str:
@@ -205,8 +201,21 @@ class BatchOutput:
         # Convert tuples to lists for the comparison.
         manifest = orjson.loads(orjson.dumps(manifest))
         try:
-            previous = self._previous(restart)
+            previous: Manifest | None = None
             files = {*_list_files(self._location)}
+            if MANIFEST in files:
+                with self._location.filesystem.open_input_file(
+                    f"{self._location.root}/{MANIFEST}"
+                ) as file:
+                    previous = orjson.loads(file.read())
+                outputs = _outputs(previous)
+                # Because of the lock, no other batch writes to a local folder now.
+                is_replaceable = self._location.is_local and not outputs & files
+                if restart or is_replaceable:
+                    previous = None
+                    rejected = {name for name in files if name.startswith(f"{REJECTED}/")}
+                    self._remove(rejected | files & {MANIFEST, SUCCESS, *outputs})
+                    files = {*_list_files(self._location)}
             if previous is None:
                 # Ignore the lock and the files of a killed writer, whose names begin
                 # with a dot.
@@ -247,25 +256,6 @@ class BatchOutput:
                 f"--output {self.uri}: its {MANIFEST} is damaged; specify another folder"
             ) from None
         return files
-
-    def _previous(self, restart: bool) -> Manifest | None:
-        """Return the manifest in the output; None if there is none, or if its batch is
-        replaced, whose files are then deleted.
-        """
-        files = {*_list_files(self._location)}
-        if MANIFEST not in files:
-            return None
-        path = f"{self._location.root}/{MANIFEST}"
-        with self._location.filesystem.open_input_file(path) as file:
-            begun: Manifest = orjson.loads(file.read())
-        outputs = _outputs(begun)
-        # Because of the lock, no other batch writes to a local folder now.
-        is_replaceable = self._location.is_local and not outputs & files
-        if not (restart or is_replaceable):
-            return begun
-        rejected = {name for name in files if name.startswith(f"{REJECTED}/")}
-        self._remove(rejected | files & {MANIFEST, SUCCESS, *outputs})
-        return None
 
     def finish(self, summary: Mapping[str, object]) -> None:
         try:

@@ -154,7 +154,23 @@ def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchR
     resolved = resolve(plan.model_uri)
     with output.claimed(), temporary_folder("onnxserve-batch-") as temporary:
         model = download(resolved.source, temporary)
-        manifest = _manifest(plan, parts, resolved, f"sha256:{combine_hashes(hash_files(model))}")
+        states = "".join(f"{part.name} {part.state}\n" for part in parts)
+        manifest: Manifest = {
+            "model": {
+                "uri": resolved.model_uri,
+                "name": resolved.name,
+                "version": resolved.version,
+                "source": resolved.source,
+                "digest": f"sha256:{combine_hashes(hash_files(model))}",
+            },
+            "input": plan.input,
+            "input_digest": f"sha256:{hashlib.sha256(states.encode()).hexdigest()}",
+            "keep": plan.keep,
+            "on_error": plan.on_error,
+            "format": plan.output_format,
+            "input_format": plan.input_format,
+            "parts": {part.name: {"output": part.output, "state": part.state} for part in parts},
+        }
         finished = output.begin(manifest, plan.restart)
         tally = _Tally(plan, parts, finished, temporary / "progress", report)
         if plan.engine == "local":
@@ -303,31 +319,6 @@ def _absolute(uri: str) -> str:
     if "://" in uri or uri.startswith("file:"):
         return uri
     return str(absolute_path(uri))
-
-
-def _manifest(
-    plan: BatchPlan, parts: Sequence[Part], resolved: ResolvedModel, digest: str
-) -> Manifest:
-    """Return the description of a batch, which identifies its output. `digest` is the
-    hash of the model's files.
-    """
-    files = "".join(f"{part.name} {part.state}\n" for part in parts)
-    return {
-        "model": {
-            "uri": resolved.model_uri,
-            "name": resolved.name,
-            "version": resolved.version,
-            "source": resolved.source,
-            "digest": digest,
-        },
-        "input": plan.input,
-        "input_digest": f"sha256:{hashlib.sha256(files.encode()).hexdigest()}",
-        "keep": plan.keep,
-        "on_error": plan.on_error,
-        "format": plan.output_format,
-        "input_format": plan.input_format,
-        "parts": {part.name: {"output": part.output, "state": part.state} for part in parts},
-    }
 
 
 def _log_batch(plan: BatchPlan, result: BatchResult, manifest: Manifest) -> LoggedRun:

@@ -264,34 +264,32 @@ def typed(table: pa.Table, schema: Schema) -> pa.Table:
     for position, name in enumerate(table.column_names):
         kind = kinds.get(name, "string")
         dtype = COLUMN_TYPES.get(kind, kind)
-        if dtype != "str":
-            values = _typed_column(table.column(position), name, kind, _arrow_type(dtype))
-            table = table.set_column(position, name, values)
+        if dtype == "str":
+            continue
+        texts = table.column(position)
+        arrow_type = _arrow_type(dtype)
+        try:
+            table = table.set_column(position, name, texts.cast(arrow_type))
+            continue
+        except pa.ArrowInvalid:
+            # A text may be a word for a missing value, an integer such as 20.0, or
+            # invalid.
+            fields = [value or "" for value in texts.to_pylist()]
+        values = mlflow_protocol.read_column(name, {name: kind}, fields)
+        # Refuse a fraction in an integer column, because Arrow would truncate the
+        # fraction.
+        if arrow_type == pa.int64():
+            for value in values:
+                if isinstance(value, float) and not value.is_integer():
+                    raise SchemaMismatch(
+                        f"column {name!r} ({kind}): {value!r} is not of type {kind}"
+                    )
+        try:
+            table = table.set_column(position, name, pa.array(values, arrow_type))
+        except (pa.ArrowException, OverflowError) as error:
+            # An integer may have more than 64 bits.
+            raise SchemaMismatch(f"column {name!r} ({kind}): {first_line(error)}") from None
     return table
-
-
-def _typed_column(
-    texts: pa.ChunkedArray, name: str, kind: str, arrow_type: pa.DataType
-) -> pa.ChunkedArray | pa.Array:
-    """Return the texts of the column `name` as values of `arrow_type`, which represents
-    the signature's type `kind`. Raises SchemaMismatch.
-    """
-    try:
-        return texts.cast(arrow_type)
-    except pa.ArrowInvalid:
-        # A text may be a word for a missing value, an integer such as 20.0, or invalid.
-        fields = [text or "" for text in texts.to_pylist()]
-    values = mlflow_protocol.read_column(name, {name: kind}, fields)
-    # Refuse a fraction in an integer column, because Arrow would truncate the fraction.
-    if arrow_type == pa.int64():
-        for value in values:
-            if isinstance(value, float) and not value.is_integer():
-                raise SchemaMismatch(f"column {name!r} ({kind}): {value!r} is not of type {kind}")
-    try:
-        return pa.array(values, arrow_type)
-    except (pa.ArrowException, OverflowError) as error:
-        # An integer may have more than 64 bits.
-        raise SchemaMismatch(f"column {name!r} ({kind}): {first_line(error)}") from None
 
 
 def _require_rows(outputs: pa.Table, rows: int) -> pa.Table:

@@ -115,7 +115,15 @@ def read_rows(file: IO[bytes], name: str, kind: FileFormat, batch_rows: int) -> 
         case "jsonl":
             return RowFile(_length(file), _jsonl(file, name, batch_rows))
         case "json":
-            return _json(file, name, batch_rows)
+            # The length and the positions of a JSON document are numbers of rows.
+            records, encode = _sliceable(_parse_json(file.read(), name), name)
+            places = [f"row {row} (from 0)" for row in range(len(records))]
+            document = RowBatch(records, places, JSON, encode)
+            stops = range(batch_rows, len(document) + batch_rows, batch_rows)
+            batches = (
+                replace(document.part(stop - batch_rows, stop), position=stop) for stop in stops
+            )
+            return RowFile(len(document), batches)
         case "parquet":
             return _parquet(file, name, batch_rows)
 
@@ -178,7 +186,7 @@ def _with_keys(
 
 def split_by_event_time(batch: RowBatch, name: str, column: str) -> Iterator[RowBatch]:
     """Yield the rows of a batch in parts, each with one time in `column`. An empty
-    column yields the batch unchanged.
+    column yields the batch unchanged. A time without an offset is in UTC.
 
     Raises InvalidRequest if the column is missing, or with the position of a row
     without a time.
@@ -193,8 +201,17 @@ def split_by_event_time(batch: RowBatch, name: str, column: str) -> Iterator[Row
         )
     times = []
     for value, place in zip(values, batch.places, strict=True):
+        moment = value
         try:
-            times.append(_as_time(value))
+            if isinstance(value, str):
+                moment = datetime.fromisoformat(value)
+            elif isinstance(value, date) and not isinstance(value, datetime):
+                moment = datetime.combine(value, datetime.min.time())
+            if not isinstance(moment, datetime):
+                raise ValueError("not a time")
+            if not moment.tzinfo:
+                moment = moment.replace(tzinfo=UTC)
+            times.append(moment.isoformat())
         except ValueError:
             raise InvalidRequest(
                 f"{name}, {place}: {column} is {value!r:.60}; a time like 2013-07-01T12:30:00Z is "
@@ -205,21 +222,6 @@ def split_by_event_time(batch: RowBatch, name: str, column: str) -> Iterator[Row
         stop = start + len(list(rows))
         yield replace(batch.part(start, stop), event_time=time)
         start = stop
-
-
-def _as_time(value: object) -> str:
-    """Return a time as in RFC 3339. A time without an offset is in UTC. Raises
-    ValueError for any other value.
-    """
-    if isinstance(value, str):
-        value = datetime.fromisoformat(value)
-    elif isinstance(value, date) and not isinstance(value, datetime):
-        value = datetime.combine(value, datetime.min.time())
-    if not isinstance(value, datetime):
-        raise ValueError("not a time")
-    if not value.tzinfo:
-        value = value.replace(tzinfo=UTC)
-    return value.isoformat()
 
 
 def _key_columns(content_type: str, body: bytes, keys: Sequence[str]) -> dict[str, list[object]]:
@@ -300,18 +302,6 @@ def _jsonl(file: IO[bytes], name: str, batch_rows: int) -> Iterator[RowBatch]:
             records.append(record)
         places = [f"line {number}" for number, _, _ in batch]
         yield RowBatch(records, places, JSON, _rows_body, position=batch[-1][2])
-
-
-def _json(file: IO[bytes], name: str, batch_rows: int) -> RowFile:
-    """Return the rows of a JSON document, whose length and positions are numbers of
-    rows.
-    """
-    records, encode = _sliceable(_parse_json(file.read(), name), name)
-    places = [f"row {row} (from 0)" for row in range(len(records))]
-    document = RowBatch(records, places, JSON, encode)
-    stops = range(batch_rows, len(document) + batch_rows, batch_rows)
-    batches = (replace(document.part(stop - batch_rows, stop), position=stop) for stop in stops)
-    return RowFile(len(document), batches)
 
 
 def _rows_body(records: Sequence[object]) -> bytes:

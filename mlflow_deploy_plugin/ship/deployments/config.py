@@ -226,7 +226,19 @@ def check_project(project: str, entry_point: str, parameters: Mapping[str, objec
     folder = absolute_path(location.removeprefix(_FILE)) / below
     if not folder.is_dir():
         raise InvalidConfig(f"project: the folder {folder} does not exist; {_EXPECTED_PROJECT}")
-    entries = _entry_points(folder)
+    document: object = None
+    try:
+        document = yaml.safe_load((folder / _MLPROJECT).read_text())
+    except FileNotFoundError:
+        pass  # Without this file, the project has no entry points.
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InvalidConfig(
+            f"project: {folder / _MLPROJECT} cannot be read: {one_line(error, 200)}"
+        ) from None
+    entries = {
+        name: _field(entry, "parameters")
+        for name, entry in _field(document, "entry_points").items()
+    }
     is_script = entry_point.endswith(_SCRIPTS) and (folder / entry_point).is_file()
     if entry_point not in entries and is_script:
         return folder
@@ -248,8 +260,9 @@ def check_project(project: str, entry_point: str, parameters: Mapping[str, objec
                 f"{', '.join(declared)}"
             )
     for name, parameter in declared.items():
-        has_default = isinstance(parameter, dict) and parameter.get("default") is not None
-        if not has_default and name not in parameters and name not in SUPPLIED_PARAMETERS:
+        if isinstance(parameter, dict) and parameter.get("default") is not None:
+            continue
+        if name not in parameters and name not in SUPPLIED_PARAMETERS:
             raise InvalidConfig(
                 f"parameters.{name}: {where} needs a value for it, because it has no default"
             )
@@ -357,24 +370,6 @@ def _is_among(name: str, columns: Sequence[str]) -> bool:
 
 def _is_answer(name: str) -> bool:
     return name.partition(".")[0] in ("prediction", "output")
-
-
-def _entry_points(folder: Path) -> dict[str, Json]:
-    """Return entry point → its declared parameters; empty without a file MLproject.
-    Raises InvalidConfig if the file cannot be read.
-    """
-    try:
-        document = yaml.safe_load((folder / _MLPROJECT).read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InvalidConfig(
-            f"project: {folder / _MLPROJECT} cannot be read: {one_line(error, 200)}"
-        ) from None
-    return {
-        name: _field(entry, "parameters")
-        for name, entry in _field(document, "entry_points").items()
-    }
 
 
 def _field(document: object, name: str) -> Json:

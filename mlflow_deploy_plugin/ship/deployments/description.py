@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.core.mlmodel import FLAVOR, PYTHON_FUNCTION
 from mlflow_deploy_plugin.core.registry.model_files import fetch_mlmodel
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.registry.resolution import resolve
-from mlflow_deploy_plugin.core.statedir.models import LoadedVariant, WantedVariant
+from mlflow_deploy_plugin.core.statedir.models import WantedVariant
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.serve.runtime.artifact import PYFUNC_PARITY
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
@@ -54,10 +54,26 @@ def describe(deployment: Deployment) -> Json:
     if observation.wanted is not None:
         wanted = observation.wanted.variants.get(deployment.name)
     loaded = {one.pid: one.loaded(endpoint.name, deployment.name) for one in observation.workers}
-    state, reason = _state_of(deployment, loaded.values())
+    is_refused = any(
+        (one.endpoint, one.variant) == (endpoint.name, deployment.name)
+        for one in observation.refused
+    )
+    error = observation.errors.get(deployment.name) or ""
+    # The agent's registry error may be about another deployment.
+    if not error and (is_refused or not observation.refused):
+        error = observation.registry_error
+    state = observation.state
+    reason = observation.reason
+    # The server may run although a worker has not loaded the deployment.
+    if state == "running" and not all(one.version for one in loaded.values()):
+        state = "failed" if error else "starting"
+        reason = error or reason or "the model is loading"
     model = wanted.model if wanted is not None else ""
     workers = {pid: f"{model} {one.version or 'nothing'}" for pid, one in loaded.items()}
     no_batch = next(filter(None, (one.no_batch for one in loaded.values())), "")
+    answers: list[str] = []
+    if variant.weight and not variant.shadow:
+        answers = [str(one) for one in answers_of(endpoint) if one.model_uri == variant.model]
     return {
         "name": deployment.name,
         "endpoint": endpoint.name,
@@ -73,43 +89,9 @@ def describe(deployment: Deployment) -> Json:
         "weight": variant.weight,
         "share": traffic_shares(traffic_weights(endpoint.spec)).get(deployment.name, 0.0),
         "shadow": variant.shadow,
-        "unapproved": _unapproved(deployment),
-        **_server_lines(deployment, _error_of(deployment), workers),
+        "unapproved": next(iter(answers), ""),
+        **_server_lines(deployment, error, workers),
     }
-
-
-def _error_of(deployment: Deployment) -> str:
-    """Return the error of this deployment. The agent's registry error is ignored if it
-    may be about another deployment.
-    """
-    observation = deployment.observation
-    place = (deployment.endpoint.name, deployment.name)
-    is_refused = any((item.endpoint, item.variant) == place for item in observation.refused)
-    error = observation.errors.get(deployment.name)
-    if not error and (is_refused or not observation.refused):
-        return observation.registry_error
-    return error or ""
-
-
-def _state_of(deployment: Deployment, loaded: Iterable[LoadedVariant]) -> tuple[str, str]:
-    """Return the state and its reason. The server may run although a worker has not
-    loaded the deployment.
-    """
-    observation = deployment.observation
-    if observation.state != "running" or all(worker.version for worker in loaded):
-        return observation.state, observation.reason
-    if error := _error_of(deployment):
-        return "failed", error
-    return "starting", observation.reason or "the model is loading"
-
-
-def _unapproved(deployment: Deployment) -> str:
-    """Return a sentence if the deployment answers without the required approvals."""
-    variant = deployment.endpoint.spec.variants[deployment.name]
-    for answer in answers_of(deployment.endpoint):
-        if answer.model_uri == variant.model and variant.weight and not variant.shadow:
-            return str(answer)
-    return ""
 
 
 def summarize_endpoints(deployments: Deployments) -> list[Json]:

@@ -126,7 +126,18 @@ def planned_image(
             environment["ONNXSERVE_MODEL_URI"] = model_uri
             labels["org.opencontainers.image.version"] = ""
         else:
-            folder = _download(resolved, Path(temporary))
+            folder = download(resolved.source, Path(temporary))
+            copy_bundle(resolved.source, folder)
+            if read_served_artifact(folder).flavor == PYTHON_FUNCTION:
+                raise ModelError(
+                    f"{resolved.model_uri} has no ONNX form, and the image has no library to run "
+                    "its code: wrap it (onnxserve wrap), or let MLflow build an image with its "
+                    "environment (mlflow models build-docker)"
+                )
+            if resolved.version:  # `download` omits MLflow's file REGISTERED_META.
+                (folder / REGISTERED_META).write_text(
+                    yaml.safe_dump({"model_name": resolved.name, "model_version": resolved.version})
+                )
         yield ImagePlan(
             server_image,
             server,
@@ -136,24 +147,6 @@ def planned_image(
             resolved,
             folder,
         )
-
-
-def _download(resolved: ResolvedModel, temporary: Path) -> Path:
-    """Return the folder of the version with its registration and signature. Raises
-    ModelError if the version has no ONNX form.
-    """
-    folder = download(resolved.source, temporary)
-    copy_bundle(resolved.source, folder)
-    if read_served_artifact(folder).flavor == PYTHON_FUNCTION:
-        raise ModelError(
-            f"{resolved.model_uri} has no ONNX form, and the image has no library to run its "
-            "code: wrap it (onnxserve wrap), or let MLflow build an image with its environment "
-            "(mlflow models build-docker)"
-        )
-    if resolved.version:  # `download` omits MLflow's file REGISTERED_META.
-        note = {"model_name": resolved.name, "model_version": resolved.version}
-        (folder / REGISTERED_META).write_text(yaml.safe_dump(note))
-    return folder
 
 
 def build_image(

@@ -79,10 +79,37 @@ def push_image(name: str, report: ProgressCallback) -> str:
     """
     host, _, repository = name.partition("/")
     if ecr := _ECR.fullmatch(host):
-        untagged = re.sub("[:@].*", "", repository)
-        user, password = _ecr_login(ecr["account"], ecr["region"], untagged)
-        login = ("login", "--username", user, "--password-stdin", host)
-        docker(*login, text=password, what=f"the login to {host} failed")
+        repository = re.sub("[:@].*", "", repository)
+        try:
+            import boto3
+            from botocore.exceptions import BotoCoreError, ClientError
+        except ModuleNotFoundError:
+            raise NotInstalled(
+                "a push to ECR needs boto3: pip install 'mlflow-onnxserve[s3]'"
+            ) from None
+        account = ecr["account"]
+        try:
+            client = boto3.client("ecr", region_name=ecr["region"])
+            answer = client.get_authorization_token(registryIds=[account])
+            try:
+                client.describe_repositories(registryId=account, repositoryNames=[repository])
+            except client.exceptions.RepositoryNotFoundException:
+                client.create_repository(registryId=account, repositoryName=repository)
+        except (BotoCoreError, ClientError) as error:
+            raise Unauthenticated(
+                f"the login to ECR in {ecr['region']} failed: {one_line(error)}"
+            ) from None
+        token = answer["authorizationData"][0]["authorizationToken"]
+        user, _, password = base64.b64decode(token).decode().partition(":")
+        docker(
+            "login",
+            "--username",
+            user,
+            "--password-stdin",
+            host,
+            text=password,
+            what=f"the login to {host} failed",
+        )
     pushed = docker("push", name, report=report, what=f"the image {name} was not pushed")
     digest = re.search(r"digest: (sha256:[0-9a-f]{64})", pushed)
     return digest[1] if digest else ""
@@ -96,31 +123,6 @@ def image_sbom(name: str) -> bytes:
     return docker(
         "run", "--rm", *MINIMAL_RIGHTS, *lister, what=f"the packages of {name} cannot be listed"
     ).encode()
-
-
-def _ecr_login(account: str, region: str, repository: str) -> tuple[str, str]:
-    """Return the user and the password for a push to ECR, and create the repository if
-    it is missing. Raises NotInstalled without boto3, and Unauthenticated.
-    """
-    try:
-        import boto3
-        from botocore.exceptions import BotoCoreError, ClientError
-    except ModuleNotFoundError:
-        raise NotInstalled(
-            "a push to ECR needs boto3: pip install 'mlflow-onnxserve[s3]'"
-        ) from None
-    try:
-        client = boto3.client("ecr", region_name=region)
-        answer = client.get_authorization_token(registryIds=[account])
-        token = answer["authorizationData"][0]["authorizationToken"]
-        try:
-            client.describe_repositories(registryId=account, repositoryNames=[repository])
-        except client.exceptions.RepositoryNotFoundException:
-            client.create_repository(registryId=account, repositoryName=repository)
-    except (BotoCoreError, ClientError) as error:
-        raise Unauthenticated(f"the login to ECR in {region} failed: {one_line(error)}") from None
-    user, _, password = base64.b64decode(token).decode().partition(":")
-    return user, password
 
 
 def docker(

@@ -72,8 +72,7 @@ def _service(spec: EndpointSpec, place: Place, host: str) -> Document:
     environment = environment_of(spec, place)
     if container.secrets:
         environment["ONNXSERVE_SECRETS"] = SECRETS
-    url = reachable_url(host, http_port(spec), server.scheme)
-    mounts = {f"./{spec.name}": SPEC_FOLDER} | {path: path for path in local_files(spec)}
+    mounts = {f"./{spec.name}": SPEC_FOLDER} | {source: source for source in local_files(spec)}
     reached: Document = {"network_mode": "host"}  # No port is published.
     if container.network != "host":
         address = server.host if ":" not in server.host else f"[{server.host}]"
@@ -83,6 +82,18 @@ def _service(spec: EndpointSpec, place: Place, host: str) -> Document:
         reached = {"ports": [f"{address}:{port}:{port}" for port in ports]}
         if container.network is not None:
             reached["networks"] = [container.network]
+    resources: Document = {"limits": {"pids": container.pids}}
+    if container.cpus is not None:
+        resources["limits"]["cpus"] = str(container.cpus)
+    if container.memory_bytes is not None:
+        resources["limits"]["memory"] = str(container.memory_bytes)
+    if server.is_on_nvidia:
+        device: Document = {"driver": "nvidia", "capabilities": ["gpu"]}
+        if server.device_ids:
+            device["device_ids"] = list(map(str, server.device_ids))
+        else:
+            device["count"] = 1
+        resources["reservations"] = {"devices": [device]}
     return {
         "image": container.image_for(server),
         "command": SERVE,
@@ -102,7 +113,12 @@ def _service(spec: EndpointSpec, place: Place, host: str) -> Document:
             {"type": "volume", "source": "state", "target": HOME_FOLDER},
         ],
         "healthcheck": {
-            "test": ["CMD", "onnxserve", "health", url],
+            "test": [
+                "CMD",
+                "onnxserve",
+                "health",
+                reachable_url(host, http_port(spec), server.scheme),
+            ],
             "interval": "10s",
             "timeout": "5s",
             "retries": 3,
@@ -110,25 +126,6 @@ def _service(spec: EndpointSpec, place: Place, host: str) -> Document:
         },
         "restart": container.restart,
         "stop_grace_period": f"{server.stop_seconds}s",
-        "deploy": {"resources": _resources(spec)},
+        "deploy": {"resources": resources},
         **reached,
     }
-
-
-def _resources(spec: EndpointSpec) -> Document:
-    """Return the limits of the container, and the reservation of its GPUs if any."""
-    container = spec.container
-    server = spec.server
-    limits: Document = {"pids": container.pids}
-    if container.cpus is not None:
-        limits["cpus"] = str(container.cpus)
-    if container.memory_bytes is not None:
-        limits["memory"] = str(container.memory_bytes)
-    if not server.is_on_nvidia:
-        return {"limits": limits}
-    device: Document = {"driver": "nvidia", "capabilities": ["gpu"]}
-    if server.device_ids:
-        device["device_ids"] = list(map(str, server.device_ids))
-    else:
-        device["count"] = 1
-    return {"limits": limits, "reservations": {"devices": [device]}}

@@ -55,20 +55,11 @@ def values_schema() -> Document:
         "properties": _fields_of_values(spec["properties"]),
         "required": [],
     }
-    properties = _properties({"$ref": "#/$defs/Endpoint"})
-    needed = ("controller", "defaults", "endpoints", "environment", "migration", "secret")
-    schema = _closed(properties, needed)
-    return {"$schema": "http://json-schema.org/draft-07/schema#", **schema, "$defs": definitions}
-
-
-def _properties(endpoint: Document) -> Document:
-    """Return the schema of each value of the chart. `endpoint` is the schema of an
-    endpoint.
-    """
-    name = {"type": "string", "minLength": 1}
-    names = {"type": "array", "items": name}
-    monitor = {"endpoint": name, "monitor": name, "schedule": name, "timeZone": name}
-    return {
+    endpoint = {"$ref": "#/$defs/Endpoint"}
+    text = {"type": "string", "minLength": 1}
+    texts = {"type": "array", "items": text}
+    monitor = {"endpoint": text, "monitor": text, "schedule": text, "timeZone": text}
+    properties = {
         "global": {"type": "object"},
         "defaults": endpoint,
         "endpoints": {
@@ -77,17 +68,17 @@ def _properties(endpoint: Document) -> Document:
             "additionalProperties": {"allOf": [endpoint], "required": ["variants"]},
         },
         "environment": {"type": "object", "additionalProperties": {"type": "string"}},
-        "secret": name,
+        "secret": text,
         "controller": _closed(
             {
                 "enabled": {"type": "boolean"},
                 "image": {"type": "string", "pattern": IMAGE},
-                "imagePullSecrets": names,
+                "imagePullSecrets": texts,
                 "serviceAccount": {"type": "string"},
                 "replicas": {"type": "integer", "minimum": 1},
                 "metricsPort": {"type": "integer", "minimum": 1, "maximum": 65535},
                 "podMonitor": {"type": "boolean"},
-                "rollouts": names,
+                "rollouts": texts,
                 "resources": {"type": "object"},
             },
             required=("image", "metricsPort", "replicas"),
@@ -104,6 +95,14 @@ def _properties(endpoint: Document) -> Document:
             "propertyNames": {"pattern": "^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$"},
             "additionalProperties": _closed(monitor, required=("endpoint", "monitor", "schedule")),
         },
+    }
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        **_closed(
+            properties,
+            required=("controller", "defaults", "endpoints", "environment", "migration", "secret"),
+        ),
+        "$defs": definitions,
     }
 
 

@@ -62,15 +62,46 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         **models.storage,
     }
     if kubernetes.max_replicas is not None:
-        scaled = {"scaleMetric": "cpu", "scaleTarget": kubernetes.target_cpu_percent}
-        predictor |= {"maxReplicas": kubernetes.max_replicas, **scaled}
+        predictor |= {
+            "maxReplicas": kubernetes.max_replicas,
+            "scaleMetric": "cpu",
+            "scaleTarget": kubernetes.target_cpu_percent,
+        }
     predictor |= models.canary
     if kubernetes.service_account is not None:
         predictor["serviceAccountName"] = kubernetes.service_account
+    pod = pod_of(spec, place)
+    port = http_port(spec)
+    (container,) = pod["containers"]
+    readiness = container["readinessProbe"]
+    # Set the pod's security context on the container: ServingRuntime and Knative do not
+    # accept it on the pod.
+    runtime: Document = {
+        "annotations": {
+            "prometheus.kserve.io/port": str(port),
+            "prometheus.kserve.io/path": "/metrics",
+        },
+        "supportedModelFormats": [{"name": _FORMAT, "version": "1"}],
+        "protocolVersions": ["v2"],
+        "containers": [
+            {
+                "name": "kserve-container",
+                **{name: value for name, value in container.items() if name not in _NOT_TAKEN},
+                "securityContext": {**pod["securityContext"], **container["securityContext"]},
+                "ports": [{"containerPort": port, "protocol": "TCP"}],
+                "readinessProbe": {**readiness, "httpGet": {**readiness["httpGet"], "port": port}},
+            }
+        ],
+        **{
+            name: pod[name]
+            for name in ("volumes", "imagePullSecrets", "nodeSelector", "tolerations")
+            if name in pod
+        },
+    }
     document = partial(make_document, spec.name, place)
     documents = [
         document("v1", "ConfigMap", data={SPEC_FILE: dump_spec(spec_of_pod(models.served))}),
-        document("serving.kserve.io/v1alpha1", "ServingRuntime", spec=_runtime(spec, place)),
+        document("serving.kserve.io/v1alpha1", "ServingRuntime", spec=runtime),
         document(
             "serving.kserve.io/v1beta1",
             "InferenceService",
@@ -119,35 +150,3 @@ class _Models(NamedTuple):
             total = sum(variant.weight for variant in variants)
             canary = {"canaryTrafficPercent": round(100 * newest.weight / total)}
         return _Models(served, {"storageUri": newest.model}, canary)
-
-
-def _runtime(spec: EndpointSpec, place: Place) -> Document:
-    """Return the spec of the ServingRuntime, which runs the container of a pod."""
-    pod = pod_of(spec, place)
-    port = http_port(spec)
-    (container,) = pod["containers"]
-    readiness = container["readinessProbe"]
-    # Set the pod's security context on the container: ServingRuntime and Knative do not
-    # accept it on the pod.
-    return {
-        "annotations": {
-            "prometheus.kserve.io/port": str(port),
-            "prometheus.kserve.io/path": "/metrics",
-        },
-        "supportedModelFormats": [{"name": _FORMAT, "version": "1"}],
-        "protocolVersions": ["v2"],
-        "containers": [
-            {
-                "name": "kserve-container",
-                **{name: value for name, value in container.items() if name not in _NOT_TAKEN},
-                "securityContext": {**pod["securityContext"], **container["securityContext"]},
-                "ports": [{"containerPort": port, "protocol": "TCP"}],
-                "readinessProbe": {**readiness, "httpGet": {**readiness["httpGet"], "port": port}},
-            }
-        ],
-        **{
-            name: pod[name]
-            for name in ("volumes", "imagePullSecrets", "nodeSelector", "tolerations")
-            if name in pod
-        },
-    }

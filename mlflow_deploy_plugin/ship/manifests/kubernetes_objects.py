@@ -120,7 +120,13 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
         document("networking.k8s.io/v1", "NetworkPolicy", spec=_network_policy(spec, selector)),
     ]
     if kubernetes.max_replicas is not None:
-        autoscaler = _autoscaler(spec)
+        target = {"type": "Utilization", "averageUtilization": kubernetes.target_cpu_percent}
+        autoscaler = {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": spec.name},
+            "minReplicas": kubernetes.replicas,
+            "maxReplicas": kubernetes.max_replicas,
+            "metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": target}}],
+        }
         documents.append(document("autoscaling/v2", "HorizontalPodAutoscaler", spec=autoscaler))
     if kubernetes.gateway is not None:
         backend = {"name": spec.name, "port": http_port(spec)}
@@ -166,17 +172,6 @@ def _deployment(spec: EndpointSpec, place: Place, labels: dict[str, str]) -> Doc
             "metadata": {"labels": labels, "annotations": {"onnxserve/server": digest}},
             "spec": pod_of(spec, place),
         },
-    }
-
-
-def _autoscaler(spec: EndpointSpec) -> Document:
-    kubernetes = spec.kubernetes
-    target = {"type": "Utilization", "averageUtilization": kubernetes.target_cpu_percent}
-    return {
-        "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": spec.name},
-        "minReplicas": kubernetes.replicas,
-        "maxReplicas": kubernetes.max_replicas,
-        "metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": target}}],
     }
 
 
@@ -315,12 +310,26 @@ def pod_of(spec: EndpointSpec, place: Place) -> Document:
     if kubernetes.node_selector:
         pod["nodeSelector"] = dict(label.split("=", 1) for label in kubernetes.node_selector)
     if kubernetes.tolerations:
-        pod["tolerations"] = [_toleration(taint) for taint in kubernetes.tolerations]
+        pod["tolerations"] = []
+        for taint in kubernetes.tolerations:
+            # A taint has kubectl's notation KEY[=VALUE][:EFFECT].
+            label, _, effect = taint.partition(":")
+            key, equals, value = label.partition("=")
+            toleration = {"key": key, "operator": "Exists"}
+            if equals:
+                toleration |= {"operator": "Equal", "value": value}
+            if effect:
+                toleration["effect"] = effect
+            pod["tolerations"].append(toleration)
     return pod
 
 
 def _container(spec: EndpointSpec, place: Place) -> Document:
-    """Return the server's container with its resources, ports and probes."""
+    """Return the server's container with its variables, resources, ports and probes.
+
+    Without `kubernetes.gpus`, a server on a GPU gets one for each of its devices.
+    """
+    container = spec.container
     ports = [
         {"name": port["name"], "containerPort": port["port"], "protocol": "TCP"}
         for port in _service_ports(spec)
@@ -338,30 +347,21 @@ def _container(spec: EndpointSpec, place: Place) -> Document:
             "failureThreshold": failures,
         }
 
-    return {
-        "name": CONTAINER,
-        "image": spec.container.image_for(spec.server),
-        "args": SERVE,
-        "env": _environment(spec, place),
-        "ports": ports,
-        "resources": _resources(spec),
-        "startupProbe": probe("/ping", period=2, failures=_STARTUP_SECONDS // 2),
-        "readinessProbe": probe("/v2/health/ready", period=5, failures=2),
-        "livenessProbe": probe("/v2/health/live", period=10, failures=3),
-        "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(_DRAIN_SECONDS)]}}},
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
-    }
-
-
-def _resources(spec: EndpointSpec) -> Document:
-    """Return the requests and the limits of the server's container. Without
-    `kubernetes.gpus`, a server on a GPU gets one for each of its devices.
-    """
-    container = spec.container
+    mounted = container.model_copy(
+        update={
+            "secret_files": {name: f"{_FILES_FOLDER}/{name}" for name in container.secret_files}
+        }
+    )
+    variables = environment_of(spec.model_copy(update={"container": mounted}), place)
+    # Write "$$" for "$", because Kubernetes replaces "$(A)" by the value of the
+    # variable A.
+    environment: list[Document] = [
+        {"name": name, "value": value.replace("$", "$$")} for name, value in variables.items()
+    ]
+    environment += [
+        {"name": name, "valueFrom": {"secretKeyRef": _secret_key(f"container.secrets.{name}", key)}}
+        for name, key in sorted(container.secrets.items())
+    ]
     limits: dict[str, str] = {}
     if container.cpus is not None:  # The server uses as many threads as CPUs.
         limits["cpu"] = f"{round(container.cpus * 1000)}m"
@@ -375,26 +375,23 @@ def _resources(spec: EndpointSpec) -> Document:
     resources = {"requests": {"cpu": "250m", "memory": "256Mi", **limits}}
     if limits:
         resources["limits"] = limits
-    return resources
-
-
-def _environment(spec: EndpointSpec, place: Place) -> list[Document]:
-    """Return the variables of the container, first the plain ones, then the secrets."""
-    container = spec.container
-    mounted = container.model_copy(
-        update={
-            "secret_files": {name: f"{_FILES_FOLDER}/{name}" for name in container.secret_files}
-        }
-    )
-    variables = environment_of(spec.model_copy(update={"container": mounted}), place)
-    # Write "$$" for "$", because Kubernetes replaces "$(A)" by the value of the
-    # variable A.
-    plain = [{"name": name, "value": value.replace("$", "$$")} for name, value in variables.items()]
-    secret = [
-        {"name": name, "valueFrom": {"secretKeyRef": _secret_key(f"container.secrets.{name}", key)}}
-        for name, key in sorted(container.secrets.items())
-    ]
-    return plain + secret
+    return {
+        "name": CONTAINER,
+        "image": container.image_for(spec.server),
+        "args": SERVE,
+        "env": environment,
+        "ports": ports,
+        "resources": resources,
+        "startupProbe": probe("/ping", period=2, failures=_STARTUP_SECONDS // 2),
+        "readinessProbe": probe("/v2/health/ready", period=5, failures=2),
+        "livenessProbe": probe("/v2/health/live", period=10, failures=3),
+        "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(_DRAIN_SECONDS)]}}},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
 
 
 def _secret_key(field: str, reference: str) -> Document:
@@ -439,16 +436,3 @@ def _network_policy(spec: EndpointSpec, selector: Mapping[str, str]) -> Document
         "policyTypes": ["Ingress"],
         "ingress": [{"from": callers, "ports": ports}],
     }
-
-
-def _toleration(taint: str) -> Document:
-    """Return the toleration for a taint in kubectl's notation KEY[=VALUE][:EFFECT]."""
-    name, _, effect = taint.partition(":")
-    key, equals, value = name.partition("=")
-    if equals:
-        toleration = {"key": key, "operator": "Equal", "value": value}
-    else:
-        toleration = {"key": key, "operator": "Exists"}
-    if effect:
-        toleration["effect"] = effect
-    return toleration

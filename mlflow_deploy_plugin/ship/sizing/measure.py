@@ -145,7 +145,25 @@ def measure_pod(
     }
     spec = apply_config(spec, fields)
     requests = [post("/invocations", body) for body in bodies]
-    size, best = _best_batch_size(spec, requests, p99, progress)
+    sizes: Sequence[int] = _BATCH_SIZES
+    if spec.server.max_batch_size:
+        sizes = [spec.server.max_batch_size]
+    best: Load | None = None
+    size = 0
+    for tried in sizes:
+        if tried == size:
+            continue
+        first_rate = 0.0
+        if best is not None:
+            gain = _GAIN if tried > size else 1 / _GAIN
+            first_rate = best.rate * gain
+        with _started(spec, tried, requests) as pod:
+            load = pod.highest_load(p99, first_rate, progress)
+        if best is None or load.holds(p99):
+            best = load
+            size = tried
+        best.require(p99)
+    assert best is not None  # There is at least one batch size.
     with _started(spec, size, requests) as pod:
         load = pod.load(rate / count_pods(rate, best.rate), STEADY_SECONDS, p99)
         memory = pod.memory_bytes()
@@ -160,34 +178,6 @@ def measure_pod(
         memory,
         version_bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
     )
-
-
-def _best_batch_size(
-    spec: EndpointSpec, requests: Sequence[bytes], p99: float, progress: ProgressCallback
-) -> tuple[int, Load]:
-    """Return the batch size of the spec, otherwise the size with the highest rate, and
-    its highest load. Raises InvalidConfig if no rate meets `p99`.
-    """
-    sizes: Sequence[int] = _BATCH_SIZES
-    if spec.server.max_batch_size:
-        sizes = [spec.server.max_batch_size]
-    best: Load | None = None
-    best_size = 0
-    for size in sizes:
-        if size == best_size:
-            continue
-        first_rate = 0.0
-        if best is not None:
-            gain = _GAIN if size > best_size else 1 / _GAIN
-            first_rate = best.rate * gain
-        with _started(spec, size, requests) as pod:
-            load = pod.highest_load(p99, first_rate, progress)
-        if best is None or load.holds(p99):
-            best = load
-            best_size = size
-        best.require(p99)
-    assert best is not None  # There is at least one batch size.
-    return best_size, best
 
 
 def highest_rate(holds: Callable[[float], bool], rate: float) -> float:
@@ -314,7 +304,13 @@ def _started(spec: EndpointSpec, batch_size: int, requests: Sequence[bytes]) -> 
         try:
             process.cpu_affinity(cores[:-1])
             client.call(os.sched_setaffinity, 0, cores[-1:], seconds=_CALL_SECONDS)
-            _wait_until_serving(server, state_dir)
+            end = time.monotonic() + load_settings().ready_timeout_seconds
+            state = read_state(state_dir / SERVER, ServerState)
+            while state is None or state.phase != "serving":
+                if server.poll() is not None or time.monotonic() > end:
+                    raise psutil.NoSuchProcess(server.pid)
+                time.sleep(_POLL_SECONDS)
+                state = read_state(state_dir / SERVER, ServerState)
             yield _Pod(
                 process, partial(client.call, open_loop, port, requests, seconds=_CALL_SECONDS)
             )
@@ -329,15 +325,3 @@ def _started(spec: EndpointSpec, batch_size: int, requests: Sequence[bytes]) -> 
             with suppress(subprocess.TimeoutExpired):
                 server.wait(spec.server.stop_seconds)
             server.kill()
-
-
-def _wait_until_serving(server: subprocess.Popen[bytes], state_dir: Path) -> None:
-    """Raise NoSuchProcess if the server has ended or is not ready in time."""
-    end = time.monotonic() + load_settings().ready_timeout_seconds
-    while True:
-        state = read_state(state_dir / SERVER, ServerState)
-        if state is not None and state.phase == "serving":
-            return
-        if server.poll() is not None or time.monotonic() > end:
-            raise psutil.NoSuchProcess(server.pid)
-        time.sleep(_POLL_SECONDS)

@@ -187,7 +187,16 @@ def measure_costs(
     sample = {name: array[:batch] for name, array in rows.items()}
     workers = [Worker(stderr=subprocess.DEVNULL) for _ in folders]
     try:
-        memory = _load_all(workers, folders, sample, batch)
+        # The versions load concurrently, because this step only measures the memory of
+        # each process.
+        with ThreadPoolExecutor(len(folders)) as threads:
+            loading = [
+                threads.submit(
+                    _call, worker, _START_TIMEOUT_SECONDS, _load_measured, folder, sample, batch
+                )
+                for worker, folder in zip(workers, folders, strict=True)
+            ]
+        memory = [future.result() for future in loading]
         measured = []
         for _ in range(rounds):
             times = [_call(worker, _ROUND_TIMEOUT_SECONDS, _measure_round) for worker in workers]
@@ -197,27 +206,6 @@ def measure_costs(
             worker.end()
     by_version = zip(memory, zip(*measured, strict=True), strict=True)
     return [MeasuredCost(growth, *zip(*times, strict=True)) for growth, times in by_version]
-
-
-def _load_all(
-    workers: Sequence[Worker],
-    folders: Sequence[Path],
-    sample: Feeds,
-    batch: int,
-) -> list[int]:
-    """Load a version in each worker, and return the growth of each worker's memory.
-
-    The versions load concurrently, because this step only measures the memory of each
-    process.
-    """
-    with ThreadPoolExecutor(len(folders)) as threads:
-        loading = [
-            threads.submit(
-                _call, worker, _START_TIMEOUT_SECONDS, _load_measured, folder, sample, batch
-            )
-            for worker, folder in zip(workers, folders, strict=True)
-        ]
-    return [future.result() for future in loading]
 
 
 def median_ratio(ours: Sequence[Array], theirs: Sequence[Array]) -> float:

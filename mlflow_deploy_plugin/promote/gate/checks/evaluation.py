@@ -10,7 +10,6 @@ import numpy as np
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.registry.policy import EvaluationPolicy
-from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName
 from mlflow_deploy_plugin.promote.gate.verdict import NO_CURRENT, CheckResult, state_of
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.evaluation import metrics
@@ -47,7 +46,16 @@ def check_evaluation(
     if not np.isfinite(value):
         reason = f"{metric} of the new version is {value}: not a finite number"
         return CheckResult(NAME, "failed", reason, figures)
-    too_low = _too_low_reason(metric, value, policy)
+    too_low = ""
+    if policy.at_least is not None:
+        is_worse = value > policy.at_least
+        if metrics.HIGHER_IS_BETTER[metric]:
+            is_worse = value < policy.at_least
+        if is_worse:
+            too_low = (
+                f"{metric} {value:.4f} is worse than {policy.at_least:g}, the worst that the "
+                "policy allows"
+            )
     if current is None:
         reason = too_low or f"{metric} {value:.4f} on {rows:,} rows; {NO_CURRENT}"
         return CheckResult(NAME, state_of(too_low), reason, figures)
@@ -59,12 +67,11 @@ def check_evaluation(
     except InvalidConfig as error:
         reason = f"the comparison with {against} failed: {error.message}"
         return CheckResult(NAME, "failed", reason, figures)
-    confidence = policy.confidence
     compared = metrics.paired_bootstrap(
-        metric, ours, theirs, rows, confidence, policy.resamples, seed
+        metric, ours, theirs, rows, policy.confidence, policy.resamples, seed
     )
-    figures |= compared.figures() | {"margin": policy.margin, "confidence": confidence}
-    comparison = compared.describe(against, rows, confidence)
+    figures |= compared.figures() | {"margin": policy.margin, "confidence": policy.confidence}
+    comparison = compared.describe(against, rows, policy.confidence)
     if compared.low >= -policy.margin:
         return CheckResult(NAME, state_of(too_low), too_low or comparison, figures)
     margin = f"{policy.margin:.4f}"
@@ -80,18 +87,3 @@ def check_evaluation(
         )
     reason = "; ".join(filter(None, (reason, comparison, too_low)))
     return CheckResult(NAME, "failed", reason, figures)
-
-
-def _too_low_reason(metric: MetricName, value: float, policy: EvaluationPolicy) -> str:
-    """Return a text if the value is worse than `at_least`, or empty."""
-    if policy.at_least is None:
-        return ""
-    if metrics.HIGHER_IS_BETTER[metric]:
-        is_worse = value < policy.at_least
-    else:
-        is_worse = value > policy.at_least
-    if not is_worse:
-        return ""
-    return (
-        f"{metric} {value:.4f} is worse than {policy.at_least:g}, the worst that the policy allows"
-    )

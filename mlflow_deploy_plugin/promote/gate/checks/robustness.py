@@ -11,6 +11,7 @@ A flip is a changed label. For numbers, a flip is a change by more than a quarte
 standard deviation of the predictions.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -171,19 +172,22 @@ def check_robustness(
     for outcome in outcomes:
         figures |= outcome.figures()
     bounds = policy
-    if noise.noise_failures(policy):
-        theirs = _current_under_noise(current, policy, seed, truth, metric)
-        if theirs is not None:
-            bounds = theirs.bounds(policy)
-            notes.append(
-                f"under the same noise, {theirs.flips:.1%} of the predictions of {against} change"
-            )
-            figures["noise_flips_current"] = theirs.flips
+    theirs = None
+    if noise.noise_failures(policy) and current is not None:
+        # The current version may refuse the rows.
+        with suppress(SchemaMismatch, InferenceError, InvalidConfig):
+            disturbed = with_noise(current[1], policy.noise, np.random.default_rng([seed, 0]))
+            theirs = _Undisturbed.of(*current, truth, metric).outcome(_NOISE, disturbed)
+    if theirs is not None and not theirs.refusal:
+        bounds = theirs.bounds(policy)
+        notes.append(
+            f"under the same noise, {theirs.flips:.1%} of the predictions of {against} change"
+        )
+        figures["noise_flips_current"] = theirs.flips
     failures = noise.noise_failures(bounds)
     for outcome in outcomes[1:]:
         failures += outcome.failures(bounds)
     outcomes += _outcomes_by_column(model, rows, policy, seed)
-    header = ("disturbance", "changed predictions", "predictions without a number")
     return CheckResult(
         NAME,
         state_of(failures),
@@ -191,7 +195,12 @@ def check_robustness(
         figures,
         notes=tuple(notes),
         table=ReportTable(
-            (*header, f"loss of {clean.measure}"),
+            (
+                "disturbance",
+                "changed predictions",
+                "predictions without a number",
+                f"loss of {clean.measure}",
+            ),
             tuple(outcome.cells(clean.measure) for outcome in outcomes),
         ),
     )
@@ -238,31 +247,6 @@ def check_disturbances(report: RobustnessReport, policy: RobustnessPolicy) -> Ch
         notes=tuple(notes),
         table=ReportTable(table[0], tuple(table[1:])),
     )
-
-
-def _current_under_noise(
-    current: tuple[LoadedModel, NamedArrays] | None,
-    policy: RobustnessPolicy,
-    seed: int,
-    truth: Array | None,
-    metric: MetricName | None,
-) -> _Outcome | None:
-    """Return the outcome of the current version under noise; None if this version is
-    missing or refuses the rows.
-    """
-    if current is None:
-        return None
-    model, rows = current
-    try:
-        disturbed = with_noise(
-            rows,
-            policy.noise,
-            np.random.default_rng([seed, 0]),
-        )
-        noise = _Undisturbed.of(model, rows, truth, metric).outcome(_NOISE, disturbed)
-    except (SchemaMismatch, InferenceError, InvalidConfig):
-        return None
-    return None if noise.refusal else noise
 
 
 def flipped_rows(clean: ModelPredictions, disturbed: ModelPredictions) -> Array:

@@ -81,8 +81,11 @@ def home_folder(endpoint: str, settings: Settings) -> Path:
 
 
 def server_options(spec: EndpointSpec, settings: Settings, image_id: str) -> Document:
-    """Return a server's arguments for `containers.create`. Raises InvalidConfig if a
-    required file is missing.
+    """Return a server's arguments for `containers.create`. The variables include those
+    that are passed on from this process.
+
+    Raises InvalidConfig if a required file is missing, or the container cannot reach
+    the registry.
     """
     container = spec.container
     is_host = container.network == "host"
@@ -99,22 +102,55 @@ def server_options(spec: EndpointSpec, settings: Settings, image_id: str) -> Doc
         secrets[name] = read_text(absolute_path(path), f"{field}: the file").rstrip("\n")
     variables = {**container.environment, **container.secret_files, **secrets}
     options = _fixed_options(spec, settings)
-    server = spec.server.model_dump(mode="json")
-    parts = [image_id, options, variables, server, container.restart]
+    server_fields = spec.server.model_dump(mode="json")
+    parts = [image_id, options, variables, server_fields, container.restart]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    folder = home_folder(spec.name, settings)
+    inherited = server_environment(folder, settings)
+    if asks_mlflow(spec):
+        check_registry(inherited["MLFLOW_REGISTRY_URI"], is_host)
+    environment = {
+        name: value
+        for name, value in inherited.items()
+        if name.startswith(_PASSED_ON) and name not in _NOT_PASSED_ON
+    }
+    environment["ONNXSERVE_HOME"] = str(folder)
+    environment["ONNXSERVE_HOST"] = spec.server.host
+    environment["ONNXSERVE_PORT"] = str(spec.server.port)
+    if settings.keys_file is not None:
+        environment["ONNXSERVE_KEYS_FILE"] = str(settings.keys_file.absolute())
+    if not is_host:
+        environment["ONNXSERVE_LISTENER"] = f"{HOME_FOLDER}/listener"
     return {
         **options,
-        "environment": {**_environment(spec, settings), **variables},
+        "environment": environment | variables,
         "labels": {**_labels(spec, settings), DIGEST: digest},
     }
 
 
 def _fixed_options(spec: EndpointSpec, settings: Settings) -> Document:
-    """Return the options of a server without its environment and its labels."""
+    """Return the options of a server without its environment and its labels. The
+    folders of the inference log are created.
+
+    Raises InvalidConfig if the server needs a file with keys, and none is set.
+    """
     container = spec.container
+    files = local_files(spec)
+    if spec.server.api_keys and "ONNXSERVE_KEYS_FILE" not in container.secret_files:
+        if settings.keys_file is None:
+            raise InvalidConfig(
+                "server.api_keys of a container reads the keys from a file: run `onnxserve keys "
+                "export > keys.json`, and set ONNXSERVE_KEYS_FILE=keys.json for this command"
+            )
+        files.append(str(settings.keys_file.absolute()))
+    is_fixed = dict.fromkeys(files, True)
+    if ":" not in (log := settings.inference_log):
+        for folder in (Path(log), *Path(log).glob("_*")):
+            make_folder(folder, 0o755)
+        is_fixed[log] = False
+    is_fixed[str(home_folder(spec.name, settings))] = False
     mounts = [
-        Mount(path, path, "bind", read_only=fixed)
-        for path, fixed in sorted(_mounts(spec, settings).items())
+        Mount(path, path, "bind", read_only=fixed) for path, fixed in sorted(is_fixed.items())
     ]
     host = spec.server.host
     if container.network != "host":
@@ -266,51 +302,6 @@ def _labels(spec: EndpointSpec, settings: Settings) -> dict[str, str]:
     network = spec.container.network or NETWORK
     address = f"{spec.server.host}:{spec.server.port}@{network}"
     return {ENDPOINT: spec.name, HOME: str(settings.home_path), ADDRESS: address}
-
-
-def _mounts(spec: EndpointSpec, settings: Settings) -> dict[str, bool]:
-    """Return the paths of this machine to mount in the server's container: path → True
-    if the mount is read-only. The folders of the inference log are created.
-
-    Raises InvalidConfig if the server needs a file with keys, and none is set.
-    """
-    files = local_files(spec)
-    if spec.server.api_keys and "ONNXSERVE_KEYS_FILE" not in spec.container.secret_files:
-        if settings.keys_file is None:
-            raise InvalidConfig(
-                "server.api_keys of a container reads the keys from a file: run `onnxserve keys "
-                "export > keys.json`, and set ONNXSERVE_KEYS_FILE=keys.json for this command"
-            )
-        files.append(str(settings.keys_file.absolute()))
-    mounts = dict.fromkeys(files, True)
-    if ":" not in (log := settings.inference_log):
-        for folder in (Path(log), *Path(log).glob("_*")):
-            make_folder(folder, 0o755)
-        mounts[log] = False
-    return {**mounts, str(home_folder(spec.name, settings)): False}
-
-
-def _environment(spec: EndpointSpec, settings: Settings) -> dict[str, str]:
-    """Return the server's variables in a container, with the variables that are passed
-    on from this process. Raises InvalidConfig if the container cannot reach the
-    registry.
-    """
-    folder = home_folder(spec.name, settings)
-    is_host = spec.container.network == "host"
-    variables = server_environment(folder, settings)
-    if asks_mlflow(spec):
-        check_registry(variables["MLFLOW_REGISTRY_URI"], is_host)
-    server_settings = {"HOME": str(folder), "HOST": spec.server.host, "PORT": str(spec.server.port)}
-    if settings.keys_file is not None:
-        server_settings["KEYS_FILE"] = str(settings.keys_file.absolute())
-    if not is_host:
-        server_settings["LISTENER"] = f"{HOME_FOLDER}/listener"
-    passed_on = {
-        key: value
-        for key, value in variables.items()
-        if key.startswith(_PASSED_ON) and key not in _NOT_PASSED_ON
-    }
-    return {**passed_on, **{f"ONNXSERVE_{key}": value for key, value in server_settings.items()}}
 
 
 def _hardened() -> Document:

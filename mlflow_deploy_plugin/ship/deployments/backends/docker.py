@@ -74,7 +74,25 @@ class DockerBackend(MachineBackend):
         """
         with docker_errors(spec):
             self._settle(spec.name)
-            image = self._image(spec, progress)
+            name = spec.container.image_for(spec.server)
+            image: Image | None = None
+            try:
+                image = self._engine.images.get(name)
+            except ImageNotFound:
+                if "/" not in name:  # Do not pull it: anyone may own this name at Docker Hub.
+                    raise InvalidConfig(
+                        f"there is no local image {name!r}: `make images` builds onnxserve:cpu and "
+                        "onnxserve:gpu; set another image with -C container.image=…"
+                    ) from None
+            if image is None:
+                progress(f"{spec.name}: pulling {name}")
+                try:
+                    image = self._engine.images.pull(name)
+                except APIError as error:
+                    raise InvalidConfig(
+                        f"the image {name!r} is not local and cannot be pulled: "
+                        f"{containers.explanation(error)}"
+                    ) from None
             containers.make_folder(home_folder(spec.name, self.settings))
             options = containers.server_options(spec, self.settings, image.id)
             server = self._server(spec.name)
@@ -229,28 +247,6 @@ class DockerBackend(MachineBackend):
                 f"a container {container!r} exists and {whose}: choose another name{hint}"
             )
 
-    def _image(self, spec: EndpointSpec, progress: Progress) -> Image:
-        """Return the image, which is pulled if it belongs to a registry. Raises
-        InvalidConfig if the pull fails.
-        """
-        name = spec.container.image_for(spec.server)
-        try:
-            return self._engine.images.get(name)
-        except ImageNotFound:
-            if "/" not in name:  # Do not pull it: anyone may own this name at Docker Hub.
-                raise InvalidConfig(
-                    f"there is no local image {name!r}: `make images` builds onnxserve:cpu and "
-                    "onnxserve:gpu; set another image with -C container.image=…"
-                ) from None
-        progress(f"{spec.name}: pulling {name}")
-        try:
-            return self._engine.images.pull(name)
-        except APIError as error:
-            raise InvalidConfig(
-                f"the image {name!r} is not local and cannot be pulled: "
-                f"{containers.explanation(error)}"
-            ) from None
-
     def _replace(
         self, spec: EndpointSpec, server: Container, options: Document, progress: Progress
     ) -> None:
@@ -288,7 +284,20 @@ class DockerBackend(MachineBackend):
         self._start_listener(spec)
         progress(f"{name}: starting a container of {options['image']}")
         try:
-            self._start_server(spec, folder, options, progress)
+            started = self._engine.containers.create(
+                **{**options, "labels": {**options["labels"], SLOT: folder.name}},
+                name=f"{server_name(name)}.{folder.name}",
+                command=["serve", "--spec", str(folder / files.SPEC), "--state-dir", str(folder)],
+            )
+            try:
+                started.start()
+                self._wait(spec, folder, started, ServedState(), progress)
+                # Set the restart policy only now, because a restart would hide a crash
+                # from `_wait`.
+                started.update(restart_policy={"Name": spec.container.restart})
+            except BaseException:
+                self._end(started)  # Let the container complete accepted requests.
+                raise
         except BaseException:
             if takes_over:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -303,26 +312,6 @@ class DockerBackend(MachineBackend):
         temporary.symlink_to(folder)
         temporary.replace(link)
         self._settle(name)
-
-    def _start_server(
-        self, spec: EndpointSpec, folder: Path, options: Document, progress: Progress
-    ) -> None:
-        """Start a server with the slot `folder`, and wait until it is ready."""
-        slot = folder.name
-        server = self._engine.containers.create(
-            **{**options, "labels": {**options["labels"], SLOT: slot}},
-            name=f"{server_name(spec.name)}.{slot}",
-            command=["serve", "--spec", str(folder / files.SPEC), "--state-dir", str(folder)],
-        )
-        try:
-            server.start()
-            self._wait(spec, folder, server, ServedState(), progress)
-            # Set the restart policy only now, because a restart would hide a crash from
-            # `_wait`.
-            server.update(restart_policy={"Name": spec.container.restart})
-        except BaseException:
-            self._end(server)  # Let the container complete accepted requests.
-            raise
 
     def _remove_listener(self, name: str) -> None:
         if (listener := self._listener(name)) is not None:

@@ -185,7 +185,7 @@ class KubernetesBackend:
             and self._delete("HorizontalPodAutoscaler", spec.name)
         ):
             # No autoscaler sets the number of pods now.
-            change = {"spec": {"replicas": kubernetes.replicas}}
+            change: Document = {"spec": {"replicas": kubernetes.replicas}}
             self._cluster.merge("Deployment", spec.name, change)
         for document in documents:
             applied = document
@@ -197,7 +197,17 @@ class KubernetesBackend:
             if kind not in kinds:
                 self._delete(kind, spec.name)
         progress(f"{spec.name}: applied to namespace {self.namespace}")
-        self._touch_pods(pods, documents)
+        # Change an annotation of the pods to a digest of the spec in the ConfigMap.
+        # kubelet then reads the ConfigMap now, not in 90 s.
+        (served_spec,) = (
+            document["data"][SPEC] for document in documents if document["kind"] == "ConfigMap"
+        )
+        digest = hashlib.sha256(served_spec.encode()).hexdigest()[:16]
+        change = {"metadata": {"annotations": {_SPEC_DIGEST: digest}}}
+        for pod in pods:
+            # The pod may be gone, or the user may not change it.
+            with suppress(errors.DeploymentFailed):
+                self._cluster.merge("Pod", _name_of(pod), change)
         unready: list[Document] = []
 
         def pending() -> str:
@@ -213,9 +223,13 @@ class KubernetesBackend:
                 return f": pod {_name_of(unready[0])}{self._last_words(unready[0])}"
             return ""
 
-        seconds = self.settings.ready_timeout_seconds
         served_state.wait_while_pending(
-            spec.name, pending, seconds, progress, _POLL_SECONDS, last_words
+            spec.name,
+            pending,
+            self.settings.ready_timeout_seconds,
+            progress,
+            _POLL_SECONDS,
+            last_words,
         )
 
     def _with_pod_count(
@@ -240,20 +254,6 @@ class KubernetesBackend:
             "metadata": {**document["metadata"], "annotations": annotations},
             "spec": {**document["spec"], "replicas": count},
         }
-
-    def _touch_pods(self, pods: list[Document], documents: list[Document]) -> None:
-        """Change an annotation of the pods to a digest of the spec in the ConfigMap.
-        kubelet then reads the ConfigMap now, not in 90 s.
-        """
-        (served_spec,) = (
-            document["data"][SPEC] for document in documents if document["kind"] == "ConfigMap"
-        )
-        digest = hashlib.sha256(served_spec.encode()).hexdigest()[:16]
-        change = {"metadata": {"annotations": {_SPEC_DIGEST: digest}}}
-        for pod in pods:
-            # The pod may be gone, or the user may not change it.
-            with suppress(errors.DeploymentFailed):
-                self._cluster.merge("Pod", _name_of(pod), change)
 
     def observe(self, spec: EndpointSpec) -> Observation:
         """Return the state of the endpoint's Deployment, with the state of its ready

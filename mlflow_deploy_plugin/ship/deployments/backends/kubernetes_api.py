@@ -275,7 +275,8 @@ class Cluster:
                 yield line.decode(errors="replace")
 
     def execute(self, pod: str, command: Sequence[str]) -> str:
-        """Run a command in the server container and return its output.
+        """Run a command in the server container and return its output. Reads time out
+        after `_EXEC_SECONDS`.
 
         The official client is not used: it waits forever for a hanging node, and
         decodes each frame separately.
@@ -290,11 +291,29 @@ class Cluster:
         path = f"{self._path('Pod')}/{pod}/exec?{query}"
         written = defaultdict[int, bytes](bytes)
         try:
-            with closing(self._web_socket(path)) as running:
+            settings = self._configuration
+            proxy = urlsplit(settings.proxy or "")
+            cert_reqs = ssl.CERT_REQUIRED if settings.verify_ssl else ssl.CERT_NONE
+            opened = websocket.create_connection(
+                settings.host.replace("http", "ws", 1) + path,
+                timeout=_EXEC_SECONDS,
+                header=self._credentials(),
+                subprotocols=["v4.channel.k8s.io"],
+                sslopt={
+                    "cert_reqs": cert_reqs,
+                    "check_hostname": settings.verify_ssl,
+                    "ca_certs": settings.ssl_ca_cert or requests.utils.DEFAULT_CA_BUNDLE_PATH,
+                    "certfile": settings.cert_file,
+                    "keyfile": settings.key_file,
+                },
+                http_proxy_host=proxy.hostname,
+                http_proxy_port=proxy.port,
+                http_no_proxy=None if proxy.hostname else ["*"],
+            )
+            with closing(opened) as running:
                 opcode, frame = running.recv_data()
                 while opcode != websocket.ABNF.OPCODE_CLOSE:
-                    channel = ord(frame[:1])
-                    written[channel] += frame[1:]
+                    written[ord(frame[:1])] += frame[1:]
                     opcode, frame = running.recv_data()
             end = json.loads(written[_STATUS])
         except websocket.WebSocketBadStatusException as answer:
@@ -304,32 +323,10 @@ class Cluster:
                 f"commands cannot be run in pod {pod}: {one_line(error, 300)}"
             ) from None
         if end["status"] != "Success":
-            error_lines = written[_STDERR].decode(errors="replace").strip()
-            reason = error_lines.rpartition("\n")[2] or end.get("message", "")
+            reason = written[_STDERR].decode(errors="replace").strip().rpartition("\n")[2]
+            reason = reason or end.get("message", "")
             raise DeploymentFailed(f"a command in pod {pod} failed: {one_line(reason, 300)}")
         return written[_STDOUT].decode(errors="replace")
-
-    def _web_socket(self, path: str) -> websocket.WebSocket:
-        """Open a web socket to the API server. Reads time out after `_EXEC_SECONDS`."""
-        settings = self._configuration
-        proxy = urlsplit(settings.proxy or "")
-        cert_reqs = ssl.CERT_REQUIRED if settings.verify_ssl else ssl.CERT_NONE
-        return websocket.create_connection(
-            settings.host.replace("http", "ws", 1) + path,
-            timeout=_EXEC_SECONDS,
-            header=self._credentials(),
-            subprotocols=["v4.channel.k8s.io"],
-            sslopt={
-                "cert_reqs": cert_reqs,
-                "check_hostname": settings.verify_ssl,
-                "ca_certs": settings.ssl_ca_cert or requests.utils.DEFAULT_CA_BUNDLE_PATH,
-                "certfile": settings.cert_file,
-                "keyfile": settings.key_file,
-            },
-            http_proxy_host=proxy.hostname,
-            http_proxy_port=proxy.port,
-            http_no_proxy=None if proxy.hostname else ["*"],
-        )
 
     @contextmanager
     def forwarded(self, pod: str, port: int) -> Iterator[str]:

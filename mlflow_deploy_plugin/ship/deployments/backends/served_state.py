@@ -7,7 +7,7 @@ files in a pod.
 
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -154,7 +154,19 @@ class MachineBackend:
         served = read_served_state(state_dir, self.lives)
         applied = compare_applied(spec, served)
         agent = served.agent or AgentState(pid=0)
-        state, reason = _server_state(server, applied, served.workers)
+        failures = [applied.errors[name] for name in applied.missing if name in applied.errors]
+        # While a new version is loaded, the previous version answers.
+        state: DeploymentState = "running"
+        reason = applied.pending
+        if server.phase == "stopping":
+            state = "stopped"
+            reason = "it completes the open requests"
+        elif failures:
+            state = "failed"
+            reason = failures[0]
+        elif server.phase == "starting" or not any(item.endpoints for item in served.workers):
+            state = "starting"
+            reason = applied.pending or STARTING
         return Observation(
             state=state,
             reason=reason,
@@ -214,23 +226,6 @@ class MachineBackend:
         wait_while_pending(spec.name, pending, self.settings.ready_timeout_seconds, progress)
 
 
-def _server_state(
-    server: ServerState, applied: AppliedSpec, workers: Sequence[WorkerState]
-) -> tuple[DeploymentState, str]:
-    """Return the state of a running server, and its reason; the reason is empty if the
-    server has nothing left to do.
-    """
-    if server.phase == "stopping":
-        return "stopped", "it completes the open requests"
-    for name in applied.missing:
-        if name in applied.errors:
-            return "failed", applied.errors[name]
-    if server.phase == "starting" or not any(worker.endpoints for worker in workers):
-        return "starting", applied.pending or STARTING
-    # While a new version is loaded, the previous version answers.
-    return "running", applied.pending
-
-
 def written_spec(state_dir: Path) -> EndpointSpec | None:
     """Return the spec in a state folder; None if it is missing or cannot be read."""
     try:
@@ -269,7 +264,20 @@ def compare_applied(spec: EndpointSpec, state: ServedState) -> AppliedSpec:
     workers.
     """
     endpoint = state.wanted.endpoints.get(spec.name)
-    if endpoint is None or _is_changed(spec, endpoint):
+    specified = {
+        name: (variant.model, variant.weight, variant.shadow)
+        for name, variant in spec.variants.items()
+    }
+    resolved = None
+    # The agent may not have resolved the models and the traffic of `spec` yet.
+    if endpoint is not None and (
+        (endpoint.capture, endpoint.sticky) == (spec.capture, spec.sticky)
+    ):
+        resolved = {
+            name: (variant.model_uri, variant.weight, variant.shadow)
+            for name, variant in endpoint.variants.items()
+        }
+    if endpoint is None or resolved != specified:
         new = {variant.model for variant in spec.variants.values()}
         if endpoint is not None:
             new -= {variant.model_uri for variant in endpoint.variants.values()}
@@ -297,22 +305,6 @@ def compare_applied(spec: EndpointSpec, state: ServedState) -> AppliedSpec:
     return AppliedSpec(
         is_resolved=True, pending=pending, errors=errors, missing=tuple(missing), wanted=endpoint
     )
-
-
-def _is_changed(spec: EndpointSpec, endpoint: WantedEndpoint) -> bool:
-    """Return True if the agent has not resolved the models and the traffic of `spec`
-    yet.
-    """
-    resolved = {
-        name: (variant.model_uri, variant.weight, variant.shadow)
-        for name, variant in endpoint.variants.items()
-    }
-    specified = {
-        name: (variant.model, variant.weight, variant.shadow)
-        for name, variant in spec.variants.items()
-    }
-    wanted = (endpoint.capture, endpoint.sticky, resolved)
-    return wanted != (spec.capture, spec.sticky, specified)
 
 
 def wait_while_pending(
