@@ -73,7 +73,15 @@ def open_server(state_dir: Path) -> Server:
     metrics = Metrics(state_dir / METRICS)
     capture = CaptureWriter(state_dir / SPOOL, max_bytes=spec.max_spool_bytes)
     shadows = Shadows(CaptureWriter(state_dir / SPOOL, max_bytes=spec.max_spool_bytes), metrics)
-    repository = Repository(state_dir, _open_loader(state_dir, spec).load)
+    # All versions use as many threads as the worker has cores now, even if its quota
+    # changes.
+    threads = spec.intra_op_num_threads or available_cores(spec.workers)
+    device_id = claim_device_id(state_dir, spec.device_ids) if spec.device_ids else 0
+    placement = Placement(spec.device, device_id, spec.provider_options, spec.providers)
+    memory_bytes = worker_memory_limit(spec.max_worker_memory_bytes, spec.workers)
+    limit_memory(memory_bytes, spec.workers)
+    loader = _Loader(spec, threads, placement, MemoryLimit(memory_bytes))
+    repository = Repository(state_dir, loader.load)
     repository.add_listener(metrics.set_served_versions)
     recent = RecentRequests(metrics.folder, metrics.number)
     repository.add_listener(recent.follow)
@@ -160,18 +168,6 @@ class _Loader:
         if isinstance(warm.predictor, OnnxModel):
             warm.predictor.max_text_characters = spec.max_text_characters
         return warm
-
-
-def _open_loader(state_dir: Path, spec: ServerSpec) -> _Loader:
-    """Claim a device for the worker and limit its memory. All versions use as many
-    threads as the worker has cores now, even if its quota changes.
-    """
-    threads = spec.intra_op_num_threads or available_cores(spec.workers)
-    device_id = claim_device_id(state_dir, spec.device_ids) if spec.device_ids else 0
-    placement = Placement(spec.device, device_id, spec.provider_options, spec.providers)
-    memory_bytes = worker_memory_limit(spec.max_worker_memory_bytes, spec.workers)
-    limit_memory(memory_bytes, spec.workers)
-    return _Loader(spec, threads, placement, MemoryLimit(memory_bytes))
 
 
 def read_server_spec(state_dir: Path) -> ServerSpec:

@@ -47,7 +47,6 @@ from mlflow_deploy_plugin.core.statedir.models import (
     Phase,
     ServerState,
     Wanted,
-    WantedVariant,
 )
 from mlflow_deploy_plugin.serve.certificates import open_tls
 from mlflow_deploy_plugin.serve.cloud import is_healthy
@@ -221,8 +220,14 @@ class _Supervisor:
                 wanted = files.read_state(self.state_dir / files.WANTED, Wanted) or Wanted()
                 lines = []
                 for name, endpoint in wanted.endpoints.items():
-                    versions = ", ".join(map(_describe_variant, endpoint.variants.values()))
-                    lines.append(f"onnxserve: {name} = {versions} at {self._url}")
+                    versions = []
+                    for variant in endpoint.variants.values():
+                        aspects = variant.aspects
+                        alias = f"@{aspects['alias']}" if "alias" in aspects else ""
+                        followed = aspects.get("stage") or alias or aspects.get("tag")
+                        note = f" ({followed})" if followed else ""
+                        versions.append(f"{variant.model} version {variant.version}{note}")
+                    lines.append(f"onnxserve: {name} = {', '.join(versions)} at {self._url}")
                 if not lines:
                     lines = [f"onnxserve: every endpoint is unloaded at {self._url}"]
                 self.announce("\n".join(lines))
@@ -237,8 +242,10 @@ class _Supervisor:
                 self._end()
 
     def _wait_until(self, done: Callable[[], bool | None]) -> None:
-        """Wait for signals and check the children, until `done` returns True. Raises
-        _Stop and DeploymentFailed.
+        """Wait for signals and check the children, until `done` returns True.
+
+        Raises _Stop, and DeploymentFailed if a child cannot continue: for a fatal error
+        of the agent, or repeated crashes, only before the server was ready.
         """
         while not done():
             pause = 1.0 if self._phase == "serving" else _TICK_SECONDS
@@ -246,8 +253,50 @@ class _Supervisor:
                 raise _Stop
             self._children.reap()
             self._check_gunicorn()
-            self._check_agent()
-            self._check_metrics_process()
+            # Start the agent again after a crash and a pause.
+            if self._agent is None:
+                if time.monotonic() >= self._restart_agent_at:
+                    try:
+                        self._agent = self._children.start(self._agent_command)
+                    except OSError as error:  # The limit of processes or files is reached.
+                        self._restart_agent_later(f"cannot be started: {error.strerror}", None)
+            elif self._agent.exit_status is not None:
+                if (
+                    not self._is_ready
+                    and (state := self._agent_state()) is not None
+                    and state.fatal
+                ):
+                    raise DeploymentFailed(state.error)
+                self._restart_agent_later(
+                    exit_reason(self._agent.exit_status), self._agent.started_at
+                )
+            # Restart the process of the metrics port after it has ended. Scrapes wait
+            # meanwhile.
+            process = self._metrics_process
+            if (
+                process is not None
+                and process.exit_status is not None
+                and time.monotonic() - process.started_at > _METRICS_SECONDS
+            ):
+                _log.error(
+                    "the process of the metrics port %s and is restarted",
+                    exit_reason(process.exit_status),
+                )
+                self._metrics_process = None
+            if self.metrics is not None and self._metrics_process is None:
+                port = self.metrics.fileno()
+                command = [
+                    sys.executable,
+                    "-m",
+                    _METRICS_MODULE,
+                    str(self.state_dir),
+                    str(port),
+                ]
+                if self.server.is_on_nvidia:
+                    command.append("--gpu")
+                # At the limit of processes or files, the next check tries again.
+                with suppress(OSError):
+                    self._metrics_process = self._children.start(command, [port])
             if self.shared is not None and self.shared.is_gone:
                 raise DeploymentFailed("the process that provides the listening socket has exited")
 
@@ -293,23 +342,6 @@ class _Supervisor:
         number = signal.SIGKILL if time.monotonic() >= self._kill_orphans_at else 0
         return signal_group(dead.pid, number)
 
-    def _check_agent(self) -> None:
-        """Start the agent again after a crash and a pause. Raises DeploymentFailed for
-        a fatal error, or repeated crashes, before the server was ready.
-        """
-        if self._agent is None:
-            if time.monotonic() >= self._restart_agent_at:
-                try:
-                    self._agent = self._children.start(self._agent_command)
-                except OSError as error:  # The limit of processes or files is reached.
-                    self._restart_agent_later(f"cannot be started: {error.strerror}", None)
-            return
-        if self._agent.exit_status is None:
-            return
-        if not self._is_ready and (state := self._agent_state()) is not None and state.fatal:
-            raise DeploymentFailed(state.error)
-        self._restart_agent_later(exit_reason(self._agent.exit_status), self._agent.started_at)
-
     def _restart_agent_later(self, how: str, started_at: float | None) -> None:
         """Set the pause before the agent's next start. Raises DeploymentFailed if the
         agent was never ready.
@@ -320,35 +352,6 @@ class _Supervisor:
         _log.error("the agent %s; it is restarted in %.0f s, and serving continues", how, pause)
         self._agent = None
         self._restart_agent_at = time.monotonic() + pause
-
-    def _check_metrics_process(self) -> None:
-        """Start the process of the metrics port, and start it again after it has ended.
-        Scrapes wait meanwhile.
-        """
-        if self.metrics is None:
-            return
-        if (process := self._metrics_process) is not None:
-            age = time.monotonic() - process.started_at
-            if process.exit_status is None or age <= _METRICS_SECONDS:
-                return
-            _log.error(
-                "the process of the metrics port %s and is restarted",
-                exit_reason(process.exit_status),
-            )
-            self._metrics_process = None
-        port = self.metrics.fileno()
-        command = [
-            sys.executable,
-            "-m",
-            _METRICS_MODULE,
-            str(self.state_dir),
-            str(port),
-        ]
-        if self.server.is_on_nvidia:
-            command.append("--gpu")
-        # At the limit of processes or files, the next check tries again.
-        with suppress(OSError):
-            self._metrics_process = self._children.start(command, [port])
 
     def _start_gunicorn(self) -> None:
         descriptors = [self.listener.fileno()]
@@ -470,15 +473,6 @@ class _Supervisor:
                 if address.startswith("@"):  # an abstract socket
                     address = f"\0{address[1:]}"
                 notified.sendto(state.encode(), address)
-
-
-def _describe_variant(variant: WantedVariant) -> str:
-    """Return the version of a variant, with the stage, alias or tag that it follows."""
-    aspects = variant.aspects
-    alias = f"@{aspects['alias']}" if "alias" in aspects else aspects.get("tag", "")
-    followed = aspects.get("stage") or alias
-    version = f"{variant.model} version {variant.version}"
-    return f"{version} ({followed})" if followed else version
 
 
 def check_exposure(server: ServerSpec, announce: Callable[[str], None]) -> None:

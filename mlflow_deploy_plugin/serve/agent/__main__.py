@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.core.registry.connection import (
     own_process,
     set_service_timeouts,
 )
-from mlflow_deploy_plugin.core.settings import Settings, load_settings
+from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import load_stored_specs
 from mlflow_deploy_plugin.core.statedir.files import (
     AGENT,
@@ -121,8 +121,14 @@ def main() -> int:
             # If the server's process was killed, or ended without its atexit functions,
             # remove the server's metrics.
             has_metrics = (options.state_dir / METRICS).is_symlink()
-            if has_metrics and options.parent and _has_ended(options.parent):
-                remove_metrics(options.state_dir)
+            if has_metrics and options.parent:
+                # The kernel sends the signal before all threads of the parent have
+                # ended.
+                until = time.monotonic() + _PARENT_END_SECONDS
+                while os.getppid() == options.parent and time.monotonic() < until:
+                    time.sleep(0.01)
+                if os.getppid() != options.parent:
+                    remove_metrics(options.state_dir)
             return status
     except OnnxserveError as error:
         try:
@@ -134,16 +140,6 @@ def main() -> int:
     except Exception as error:  # noqa: BLE001 - any error must end the process, which must not wait for its threads
         _log_end(error)
         return 1
-
-
-def _has_ended(parent: int) -> bool:
-    """Return True if the parent ends soon: the kernel sends the signal before all
-    threads of the parent have ended.
-    """
-    until = time.monotonic() + _PARENT_END_SECONDS
-    while os.getppid() == parent and time.monotonic() < until:
-        time.sleep(0.01)
-    return os.getppid() != parent
 
 
 def _log_end(error: Exception) -> None:
@@ -177,7 +173,35 @@ def _run(
         switch_model_code_off()
         set_service_timeouts()
         ignore_warnings()  # `catch_warnings` would not apply to all threads.
-        follower = _open_follower(state_dir, settings, shipper, follow, stop)
+        resolver = VersionResolver(
+            MlflowRegistry(ModelCache(settings.cache_path, state_dir)),
+            ThreadPoolExecutor(_POLL_THREADS, "look"),
+            ThreadPoolExecutor(_FETCH_THREADS, "fetch"),
+            PollPolicy(settings.poll_seconds, follow, time.monotonic),
+        )
+        server = load_stored_specs((state_dir / SPEC).read_text())[0].server
+        key_fetchers = []
+        if server.api_keys:
+            source = settings.keys_file or settings.store_url
+            pause = min(settings.poll_seconds, _MOST_KEY_SECONDS)
+            key_fetchers.append(api_key_fetcher(state_dir, source, pause, stop))
+        if server.jwt_issuer:
+            key_fetchers.append(issuer_key_fetcher(state_dir, server.jwt_issuer, stop))
+        # If callers authenticate, their commands are written to the audit trail. A
+        # server with a keys file has no audit trail.
+        recorder: Recorder = record_nothing
+        if server.authenticates and settings.keys_file is None:
+            login = "key" if server.takes_keys else "certificate"
+            recorder = audit_recorder(settings.store_url, login)
+        follower = Follower(
+            state_dir,
+            resolver,
+            time.time,
+            lambda: shipper.state,
+            key_fetchers,
+            recorder,
+            FeedFollower(stop),
+        )
         # Following has its own thread, because a slow registry must not delay shipping
         # or the exit.
         threading.Thread(
@@ -202,47 +226,6 @@ def _run(
     shipper.ship()
     watermark.end(is_shipped=not segments(state_dir / SPOOL))
     return 1 if failed.is_set() else 0
-
-
-def _open_follower(
-    state_dir: Path,
-    settings: Settings,
-    shipper: Shipper,
-    follow: bool,
-    stop: threading.Event,
-) -> Follower:
-    """Return the follower of the spec in the state folder, with its resolver and
-    fetchers of keys. With `follow` False, each reference is polled once.
-    """
-    resolver = VersionResolver(
-        MlflowRegistry(ModelCache(settings.cache_path, state_dir)),
-        ThreadPoolExecutor(_POLL_THREADS, "look"),
-        ThreadPoolExecutor(_FETCH_THREADS, "fetch"),
-        PollPolicy(settings.poll_seconds, follow, time.monotonic),
-    )
-    server = load_stored_specs((state_dir / SPEC).read_text())[0].server
-    key_fetchers = []
-    if server.api_keys:
-        source = settings.keys_file or settings.store_url
-        pause = min(settings.poll_seconds, _MOST_KEY_SECONDS)
-        key_fetchers.append(api_key_fetcher(state_dir, source, pause, stop))
-    if server.jwt_issuer:
-        key_fetchers.append(issuer_key_fetcher(state_dir, server.jwt_issuer, stop))
-    # If callers authenticate, their commands are written to the audit trail. A server
-    # with a keys file has no audit trail.
-    recorder: Recorder = record_nothing
-    if server.authenticates and settings.keys_file is None:
-        login = "key" if server.takes_keys else "certificate"
-        recorder = audit_recorder(settings.store_url, login)
-    return Follower(
-        state_dir,
-        resolver,
-        time.time,
-        lambda: shipper.state,
-        key_fetchers,
-        recorder,
-        FeedFollower(stop),
-    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,7 +175,20 @@ class EndpointControl:
         """
         loading = []
         has_started = False
-        for file, command in self._waiting_commands():
+        under_way = {running.file.name for running in self._running.values()}
+        for file in command_files(self.state_dir):  # The oldest command is the first.
+            answer = self.state_dir / ANSWERS / file.name
+            if file.name in under_way or file.name in self._answered or answer.exists():
+                continue
+            command = read_state(file, Command)
+            # A creation time in the future means that the machine was restarted after
+            # the command was written.
+            if (
+                command is None
+                or not 0 <= self.clock() - command.created_at < MAX_COMMAND_AGE_SECONDS
+            ):
+                file.unlink(missing_ok=True)  # No worker waits for the answer any more.
+                continue
             if command.endpoint in self._running:
                 continue
             try:
@@ -187,6 +200,9 @@ class EndpointControl:
             self._running[command.endpoint] = _RunningCommand(file, command, spec)
             if spec is not None:
                 loading.append(spec)
+        for answer in (self.state_dir / ANSWERS).glob("[!.]*.json"):
+            if not (self.state_dir / COMMANDS / answer.name).exists():
+                answer.unlink(missing_ok=True)  # The worker was killed before it read the answer.
         return loading if has_started else None
 
     def settle(self, outcome: Outcome) -> None:
@@ -294,29 +310,6 @@ class EndpointControl:
                 failure,
             )
         self._write_failure = failure
-
-    def _waiting_commands(self) -> Iterator[tuple[Path, Command]]:
-        """Yield the commands to start, oldest first. Remove the files that no worker
-        waits for any more.
-        """
-        under_way = {running.file.name for running in self._running.values()}
-        for file in command_files(self.state_dir):
-            answer = self.state_dir / ANSWERS / file.name
-            if file.name in under_way or file.name in self._answered or answer.exists():
-                continue
-            command = read_state(file, Command)
-            # A creation time in the future means that the machine was restarted after
-            # the command was written.
-            if (
-                command is not None
-                and 0 <= self.clock() - command.created_at < MAX_COMMAND_AGE_SECONDS
-            ):
-                yield file, command
-            else:
-                file.unlink(missing_ok=True)
-        for answer in (self.state_dir / ANSWERS).glob("[!.]*.json"):
-            if not (self.state_dir / COMMANDS / answer.name).exists():
-                answer.unlink(missing_ok=True)  # The worker was killed before it read the answer.
 
     def _answer(self, command_file: Path, error: OnnxserveError | None) -> None:
         """Write the answer to a command, which a worker waits for; None if the command

@@ -20,7 +20,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -121,38 +121,40 @@ class ModelCache:
         """
         entry = None if identity is None else self._root / "sources" / _key(identity)
         try:
-            folder = self._find_cached(entry, judged)
-            if folder is None:
-                folder = self._download(source)
-                if entry is not None:
-                    write_atomically(entry, folder.name.encode())
+            if entry is not None and entry.exists():
+                folder = self._models / entry.read_text()
+                if folder.is_dir() and judged in ("", folder.name):
+                    # Mark the folder as used before the check, because another agent
+                    # may delete unused models.
+                    os.utime(folder)
+                    if combine_hashes(hash_files(folder)) == folder.name:
+                        os.utime(folder)
+                        return folder
+                    _log.warning("%s was changed on disk and is fetched again", folder)
+                    shutil.rmtree(folder, ignore_errors=True)
+            # Free MLflow's clients of earlier downloads, whose reference cycles keep
+            # threads alive.
+            gc.collect(1)
+            with tempfile.TemporaryDirectory(prefix="fetching-", dir=self._root) as temporary:
+                self._downloads[source] = Path(temporary)
+                try:
+                    fetched = download(source, Path(temporary))
+                finally:
+                    self._downloads.pop(source, None)
+                folder = self._models / verify_files(fetched)
+                try:
+                    fetched.rename(folder)
+                except OSError:
+                    # Another agent may have put the model there first.
+                    if not (folder / MLMODEL).is_file():
+                        raise
+            if entry is not None:
+                write_atomically(entry, folder.name.encode())
             os.utime(folder)
         except OSError as error:
             raise OnnxserveError(
                 f"the model cache {self._root} cannot store {source}: {error.strerror}",
             ) from None
-        return folder
-
-    def _download(self, source: str) -> Path:
-        """Download and verify the files of `source`, and return their folder in the
-        cache.
-        """
-        # Free MLflow's clients of earlier downloads, whose reference cycles keep
-        # threads alive.
-        gc.collect(1)
-        with tempfile.TemporaryDirectory(prefix="fetching-", dir=self._root) as temporary:
-            self._downloads[source] = Path(temporary)
-            try:
-                fetched = download(source, Path(temporary))
-            finally:
-                self._downloads.pop(source, None)
-            folder = self._models / verify_files(fetched)
-            try:
-                fetched.rename(folder)
-            except OSError:
-                # Another agent may have put the model there first.
-                if not (folder / MLMODEL).is_file():
-                    raise
         return folder
 
     def forget(self, identity: str | None) -> None:
@@ -180,19 +182,7 @@ class ModelCache:
             key=lambda folder: _status(folder).st_mtime,
             reverse=True,
         )
-        used = set(self._used_models())
-        for folder in newest_first[_KEPT_LATEST:]:
-            if folder.name not in used and now - _status(folder).st_mtime > _HOUR:
-                _log.info("deleting %s from the cache", folder.name)
-                shutil.rmtree(folder, ignore_errors=True)
-        for left_over in self._root.glob("fetching-*"):
-            if now - _status(left_over).st_mtime > _DAY:
-                shutil.rmtree(left_over, ignore_errors=True)
-
-    def _used_models(self) -> Iterator[str]:
-        """Yield the names of the folders that servers use, and forget servers whose
-        state folder was deleted.
-        """
+        used = set[str]()
         for user in (self._root / "users").glob("[!.]*"):
             try:
                 state_dir = Path(user.read_text())
@@ -203,30 +193,19 @@ class ModelCache:
                 continue
             wanted = read_state(state_dir / WANTED, Wanted) or Wanted()
             for endpoint in wanted.endpoints.values():
-                yield from (variant.folder.name for variant in endpoint.variants.values())
+                used.update(variant.folder.name for variant in endpoint.variants.values())
             followed = read_state(state_dir / FOLLOWED, Followed) or Followed()
             for reference in followed.references:
                 for version in (reference.version, reference.previous):
                     if version is not None:
-                        yield version.folder.name
-
-    def _find_cached(self, entry: Path | None, judged: str) -> Path | None:
-        """Return the folder of an earlier fetch; None if there is none or its files are
-        not the judged files. A folder whose files have changed is deleted.
-        """
-        if entry is None or not entry.exists():
-            return None
-        folder = self._models / entry.read_text()
-        if not folder.is_dir() or judged not in ("", folder.name):
-            return None
-        # Mark the folder as used before the check, because another agent may delete
-        # unused models.
-        os.utime(folder)
-        if combine_hashes(hash_files(folder)) == folder.name:
-            return folder
-        _log.warning("%s was changed on disk and is fetched again", folder)
-        shutil.rmtree(folder, ignore_errors=True)
-        return None
+                        used.add(version.folder.name)
+        for folder in newest_first[_KEPT_LATEST:]:
+            if folder.name not in used and now - _status(folder).st_mtime > _HOUR:
+                _log.info("deleting %s from the cache", folder.name)
+                shutil.rmtree(folder, ignore_errors=True)
+        for left_over in self._root.glob("fetching-*"):
+            if now - _status(left_over).st_mtime > _DAY:
+                shutil.rmtree(left_over, ignore_errors=True)
 
 
 @dataclass(frozen=True)

@@ -212,8 +212,36 @@ class Follower:
             # Workers must not receive an endpoint of a load command before its models
             # are on this disk.
             is_new = spec.name not in before.endpoints and self._control.is_loading(spec.name)
-            if not is_new or (self._is_settled(spec) and self._failure(spec) is None):
-                endpoints[spec.name] = self._wanted_endpoint(spec)
+            if is_new and not (self._is_settled(spec) and self._failure(spec) is None):
+                continue
+            served = before.endpoints.get(spec.name, WantedEndpoint(variants={})).variants
+            variants = {}
+            errors = {}
+            for label, variant in spec.variants.items():
+                model = self._model(spec, variant)
+                if model.version is not None:
+                    variants[label] = WantedVariant(
+                        model_uri=variant.model,
+                        model=model.version.model,
+                        version=model.version.version,
+                        folder=model.version.folder,
+                        weight=variant.weight,
+                        shadow=variant.shadow,
+                        aspects=model.version.aspects,
+                        digest=model.version.digest if spec.trusted_file else "",
+                    )
+                elif label in served:
+                    # The model of the spec was changed, and the new model cannot be
+                    # fetched yet.
+                    variants[label] = served[label]
+                elif message := model.message(variant.model):
+                    errors[label] = redact_addresses(message)
+            endpoints[spec.name] = WantedEndpoint(
+                variants=variants,
+                capture=spec.capture,
+                sticky=spec.sticky,
+                errors=errors,
+            )
         unloaded = self._control.unloaded
         if not unloaded and not any(endpoint.variants for endpoint in endpoints.values()):
             return
@@ -229,46 +257,13 @@ class Follower:
         for name, endpoint in endpoints.items():
             if endpoint == before.endpoints.get(name):
                 continue
-            for variant in endpoint.variants.values():
+            for wanted in endpoint.variants.values():
                 _log.info(
                     "endpoint %s: %s version %s is wanted",
                     name,
-                    variant.model,
-                    variant.version,
+                    wanted.model,
+                    wanted.version,
                 )
-
-    def _wanted_endpoint(self, spec: EndpointSpec) -> WantedEndpoint:
-        """Return the versions of the endpoint that workers must serve, and the errors
-        of variants without a version.
-        """
-        served = self._wanted.endpoints.get(spec.name, WantedEndpoint(variants={})).variants
-        variants = {}
-        errors = {}
-        for name, variant in spec.variants.items():
-            model = self._model(spec, variant)
-            if model.version is not None:
-                variants[name] = WantedVariant(
-                    model_uri=variant.model,
-                    model=model.version.model,
-                    version=model.version.version,
-                    folder=model.version.folder,
-                    weight=variant.weight,
-                    shadow=variant.shadow,
-                    aspects=model.version.aspects,
-                    digest=model.version.digest if spec.trusted_file else "",
-                )
-            elif name in served:
-                # The model of the spec was changed, and the new model cannot be fetched
-                # yet.
-                variants[name] = served[name]
-            elif message := model.message(variant.model):
-                errors[name] = redact_addresses(message)
-        return WantedEndpoint(
-            variants=variants,
-            capture=spec.capture,
-            sticky=spec.sticky,
-            errors=errors,
-        )
 
     def _roll_back_unloadable(self) -> bool:
         """Restore the previous version of a model if the workers could not load the
@@ -360,6 +355,20 @@ class Follower:
         checked_at = self.wall_clock()
         if before is not None and before.looks == polls:
             checked_at = before.checked_at
+        refused = []
+        for spec, name, variant in self._variants():
+            rejection = self._model(spec, variant).rejection
+            if rejection is not None:
+                refused.append(
+                    RefusedVersion(
+                        endpoint=spec.name,
+                        variant=name,
+                        model=rejection.model,
+                        version=rejection.version,
+                        cause=rejection.cause,
+                        reason=rejection.reason,
+                    )
+                )
         state = AgentState(
             pid=os.getpid(),
             checked_at=checked_at,
@@ -367,7 +376,7 @@ class Follower:
             error="; ".join(errors),
             errors=len(errors),
             fatal=fatal,
-            refused=tuple(self._refused_versions()),
+            refused=tuple(refused),
             shipping=self.shipping(),
             keys_fetched_at=min((fetcher.fetched_at for fetcher in self.key_fetchers), default=0.0),
         )
@@ -379,20 +388,6 @@ class Follower:
         assert_state(self.state_dir / AGENT, state)
         self._written = state
         return state
-
-    def _refused_versions(self) -> Iterator[RefusedVersion]:
-        """Yield the version that is rejected for each variant, with the reason."""
-        for spec, name, variant in self._variants():
-            rejection = self._model(spec, variant).rejection
-            if rejection is not None:
-                yield RefusedVersion(
-                    endpoint=spec.name,
-                    variant=name,
-                    model=rejection.model,
-                    version=rejection.version,
-                    cause=rejection.cause,
-                    reason=rejection.reason,
-                )
 
 
 def _load_error(workers: Sequence[WorkerState], endpoint: str, variant: str) -> str:

@@ -236,7 +236,25 @@ class VersionResolver:
             if key in ended:
                 self._take_fetched(ref, model, target, ended[key])
             elif key in self._fetches:
-                self._update_stall(model, target, self._fetches[key])
+                # Reject the target while its fetch receives no bytes, and clear the
+                # rejection when bytes arrive.
+                fetch = self._fetches[key]
+                now = self.polling.clock()
+                if now - fetch.started_at < _TURN_SECONDS:
+                    continue
+                received = self.registry.received_bytes(target)
+                if received != fetch.received:
+                    fetch.received = received
+                    fetch.moved_at = now
+                    model.rejection = None
+                elif now - fetch.moved_at >= _STALL_SECONDS:
+                    reason = (
+                        f"the download stalls: {received:,} bytes of its files have arrived, and "
+                        "none in ten minutes"
+                    )
+                    model.rejection = _rejection(
+                        target, "fetch", reason, 0.0, errors.RegistryUnavailable
+                    )
         self._drop_fetches(ended)
         self._report_failures()
 
@@ -372,27 +390,6 @@ class VersionResolver:
                 future = self.fetch_pool.submit(self._fetch, target, ref.trusted_file)
                 self._fetches[key] = _Fetch(future, now, now)
         return True
-
-    def _update_stall(self, model: FollowedModel, target: ResolvedModel, fetch: _Fetch) -> None:
-        """Reject the target while its fetch receives no bytes, and clear the rejection
-        when bytes arrive.
-        """
-        now = self.polling.clock()
-        if now - fetch.started_at < _TURN_SECONDS:
-            return
-        received = self.registry.received_bytes(target)
-        if received != fetch.received:
-            fetch.received = received
-            fetch.moved_at = now
-            model.rejection = None
-        elif now - fetch.moved_at >= _STALL_SECONDS:
-            reason = (
-                f"the download stalls: {received:,} bytes of its files have arrived, and none in "
-                "ten minutes"
-            )
-            model.rejection = _rejection(
-                target, "fetch", reason, retry_at=0.0, error_class=errors.RegistryUnavailable
-            )
 
     def _fetch(self, target: ResolvedModel, trusted_file: str) -> FetchedVersion:
         """Fetch the version in a thread of `fetch_pool`. Raises only OnnxserveError."""

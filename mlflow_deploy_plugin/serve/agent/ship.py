@@ -117,8 +117,27 @@ class Shipper:
         """
         if self._clock() < self._retry_at:
             return 0
-        listed = self._list_segments()
-        return self._ship([segment for segment in listed if self._track_growth(segment)])
+        due = []
+        for segment in self._list_segments():
+            now = self._clock()
+            moment = self._now()
+            try:
+                size = segment.stat().st_size
+                shipped = shipped_bytes(segment)
+                is_final = is_released(segment)
+            except OSError:
+                due.append(segment)  # Let `_ship_segment` report why it cannot be read.
+                continue
+            if is_final:
+                due.append(segment)
+            elif size <= shipped:
+                self.progress.set_complete(segment.name, moment)
+            else:
+                size_before, since = self._growing.get(segment.name, (None, now))
+                self._growing[segment.name] = size, since
+                if size == size_before or now - since >= _LONGEST_WAIT_SECONDS:
+                    due.append(segment)
+        return self._ship(due)
 
     def ship(self) -> int:
         """Ship the new rows of all segments, including segments that are not due."""
@@ -131,29 +150,9 @@ class Shipper:
         self.progress.set_segments({segment.name for segment in listed}, moment)
         return listed
 
-    def _track_growth(self, segment: Path) -> bool:
-        """Return True if the segment is due. Record its size for the next round, or
-        that all its rows are in the log.
-        """
-        now = self._clock()
-        moment = self._now()
-        try:
-            size = segment.stat().st_size
-            shipped = shipped_bytes(segment)
-            if is_released(segment):
-                return True
-        except OSError:
-            return True  # Let `_ship_segment` report why the segment cannot be read.
-        if size <= shipped:
-            self.progress.set_complete(segment.name, moment)
-            return False
-        size_before, since = self._growing.get(segment.name, (None, now))
-        self._growing[segment.name] = size, since
-        return size == size_before or now - since >= _LONGEST_WAIT_SECONDS
-
     def _ship(self, due: Sequence[Path]) -> int:
         """Ship the new rows of these segments, and return the number of rows. A failure
-        delays the next attempt.
+        is logged when it begins, changes or ends, and delays the next attempt.
         """
         rows = 0
         failing = ""
@@ -173,24 +172,6 @@ class Shipper:
                 failing = f"the inference log {self.location.shown} cannot be written"
                 reason = str(failure)
                 break
-        self._record_attempt(failing, reason)
-        for left_over in self._spool.glob(f"*{SHIPPED}"):
-            if not left_over.with_suffix(SUFFIX).exists():
-                left_over.unlink(missing_ok=True)
-        if rows:
-            # Free the memory of the segments' tables, which is about ten times the
-            # agent's other memory.
-            pa.default_memory_pool().release_unused()
-        return rows
-
-    def _record_attempt(self, failing: str, reason: str) -> None:
-        """Update the state for agent.json, and set the time of the next attempt. Log a
-        failure when it begins, changes or ends.
-
-        Args:
-            failing: the last failure of this attempt; empty if all rows were shipped.
-            reason: the reason for the failure, which may differ at each attempt.
-        """
         error = f"{failing}: {reason}" if failing else ""
         if failing != self._failing:  # `reason` may name a different file at each attempt.
             if error:
@@ -205,6 +186,14 @@ class Shipper:
         self.state = self.state.model_copy(
             update={"error": error, "complete_until": complete_until},
         )
+        for left_over in self._spool.glob(f"*{SHIPPED}"):
+            if not left_over.with_suffix(SUFFIX).exists():
+                left_over.unlink(missing_ok=True)
+        if rows:
+            # Free the memory of the segments' tables, which is about ten times the
+            # agent's other memory.
+            pa.default_memory_pool().release_unused()
+        return rows
 
     def _ship_segment(self, segment: Path) -> int:
         """Ship the new rows of a segment, and return the number of rows. Delete a
@@ -230,7 +219,30 @@ class Shipper:
         # Report these frames only after a successful write, because a failed write is
         # repeated.
         if captured.malformed:
-            self._keep_broken_copy(segment, captured.malformed)
+            copy = segment.with_suffix(_BROKEN)
+            _log.error(
+                "%d frames of segment %s are malformed and are omitted: see %s",
+                captured.malformed,
+                segment.stem,
+                copy,
+            )
+            try:
+                shutil.copy2(segment, copy)
+                broken = sorted(
+                    self._spool.glob(f"*{_BROKEN}"), key=lambda path: path.stat().st_mtime_ns
+                )
+                for surplus in broken[:-_MOST_BROKEN]:
+                    _log.warning(
+                        "%s is removed: only the last %d malformed segments are kept",
+                        surplus.name,
+                        _MOST_BROKEN,
+                    )
+                    surplus.unlink()
+            except OSError as error:  # The disk may be full; further shipping frees space.
+                _log.error("%s cannot be kept: %s", copy.name, error)
+            self.state = self.state.model_copy(
+                update={"broken_segments": self.state.broken_segments + 1},
+            )
         self._growing.pop(segment.name, None)
         # The worker was killed during a write, another program wrote to the file, or
         # the disk failed.
@@ -311,35 +323,6 @@ class Shipper:
         for name, content, _ in files:
             write_file(self.location, name, content)
         return sum(rows for _, _, rows in files)
-
-    def _keep_broken_copy(self, segment: Path, malformed: int) -> None:
-        """Copy a segment with malformed frames for inspection. Only the last few copies
-        are kept.
-        """
-        copy = segment.with_suffix(_BROKEN)
-        _log.error(
-            "%d frames of segment %s are malformed and are omitted: see %s",
-            malformed,
-            segment.stem,
-            copy,
-        )
-        try:
-            shutil.copy2(segment, copy)
-            broken = sorted(
-                self._spool.glob(f"*{_BROKEN}"), key=lambda path: path.stat().st_mtime_ns
-            )
-            for surplus in broken[:-_MOST_BROKEN]:
-                _log.warning(
-                    "%s is removed: only the last %d malformed segments are kept",
-                    surplus.name,
-                    _MOST_BROKEN,
-                )
-                surplus.unlink()
-        except OSError as error:  # The disk may be full; further shipping frees space.
-            _log.error("%s cannot be kept: %s", copy.name, error)
-        self.state = self.state.model_copy(
-            update={"broken_segments": self.state.broken_segments + 1},
-        )
 
 
 def group_by_file(batches: Sequence[CapturedBatch]) -> Collection[list[CapturedBatch]]:

@@ -8,16 +8,13 @@ https://arrow.apache.org/docs/format/CDataInterface/PyCapsuleInterface.html
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
 from mlflow_deploy_plugin.core.errors import InvalidRequest
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 BODY_FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 """The keys that distinguish MLflow's forms of a JSON body."""
@@ -80,8 +77,9 @@ def encode_rows(rows: Any) -> tuple[bytes, str, str]:
     except (pa.ArrowException, ValueError, TypeError):
         # The server decides about mixed types and column lengths.
         return encode_json(rows), JSON, JSON
-    if not all(map(_is_accepted, table.schema.types)):  # e.g. dates
-        return encode_json(rows), JSON, JSON
+    for column_type in table.schema.types:
+        if not any(getattr(pa.types, f"is_{name}")(column_type) for name in _ARROW_TYPES):
+            return encode_json(rows), JSON, JSON  # for example, a column of dates
     stream = pa.BufferOutputStream()
     with pa.ipc.new_stream(stream, table.schema) as writer:
         writer.write_table(table)
@@ -112,12 +110,6 @@ def _array_columns(rows: Any) -> Mapping[str, object] | None:
             # and reads a named index as a column.
             return dict(zip(rows.columns, values.T, strict=True))
     return None
-
-
-def _is_accepted(column_type: "pa.DataType") -> bool:
-    import pyarrow as pa
-
-    return any(getattr(pa.types, f"is_{name}")(column_type) for name in _ARROW_TYPES)
 
 
 def decode_predictions(content_type: str, body: bytes) -> Array | dict[str, Array]:

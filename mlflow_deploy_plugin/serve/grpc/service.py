@@ -242,7 +242,23 @@ def handlers(server: Server, calls: OpenCalls) -> list[grpc.GenericRpcHandler]:
         with calls.stream(context):
             for body in calls.receive_each(context, bodies):
                 request = _raw_request(server, "ModelStreamInfer", body, context)
-                yield _stream_response(body, _infer(server, request, context.time_remaining()))
+                reply = _infer(server, request, context.time_remaining())
+                if reply.error is None:
+                    message = messages.ModelInferResponse.FromString(reply.body)
+                else:
+                    message = messages.ModelInferResponse()
+                    # If the id can be parsed, it identifies the rejected request.
+                    with suppress(InvalidRequest):
+                        message.id = str(tensors.read_message(messages.ModelInferRequest, body).id)
+                # A message of a stream has no metadata, so its ids are parameters.
+                for name, value in reply.headers.items():
+                    message.parameters[name.lower()].string_param = value
+                # for Triton's clients
+                message.parameters["triton_final_response"].bool_param = True
+                streamed = messages.ModelStreamInferResponse(infer_response=message)
+                if reply.error is not None:
+                    streamed.error_message = reply.error.message
+                yield streamed.SerializeToString()
 
     methods = {
         "ModelInfer": _unary(server, calls, "ModelInfer", infer_one),
@@ -315,28 +331,6 @@ def _management(
         return _finish(context, _reply(server, request, respond))
 
     return _unary(server, calls, name, answer)
-
-
-def _stream_response(body: bytes, reply: Reply) -> bytes:
-    """Return the message with the reply to the request `body` of a stream. It has no
-    metadata, so its ids are parameters.
-    """
-    if reply.error is None:
-        message = messages.ModelInferResponse.FromString(reply.body)
-    else:
-        message = messages.ModelInferResponse()
-        # If the id can be parsed, it identifies the rejected request.
-        with suppress(InvalidRequest):
-            message.id = str(tensors.read_message(messages.ModelInferRequest, body).id)
-    for name, value in reply.headers.items():
-        message.parameters[name.lower()].string_param = value
-    # for Triton's clients
-    message.parameters["triton_final_response"].bool_param = True
-    streamed = messages.ModelStreamInferResponse(infer_response=message)
-    if reply.error is not None:
-        streamed.error_message = reply.error.message
-    encoded: bytes = streamed.SerializeToString()
-    return encoded
 
 
 def _infer(server: Server, request: RawRequest, seconds_left: float | None) -> Reply:

@@ -105,7 +105,33 @@ def decode(request: messages.ModelInferRequest, artifact: Artifact, schema: Sche
         {"name": output.name, "parameters": parameter_values(output.parameters)}
         for output in request.outputs
     ]
-    feeds = v2.bind_tensors(_read_inputs(request, schema), schema)
+    raw = request.raw_input_contents
+    count = len(request.inputs)
+    # All headers are checked before any values are decoded.
+    heads: dict[str, TensorHeader] = {}
+    for position, entry in enumerate(request.inputs):
+        shape = list(entry.shape[: v2_tensors.MAX_RANK + 1])
+        fields = {"name": entry.name, "shape": shape, "datatype": entry.datatype}
+        fields["parameters"] = parameter_values(entry.parameters)
+        head = v2_tensors.read_tensor_header(position, fields)
+        v2.parameters_of(head, fields)
+        v2.check_name(head, heads, schema, is_only=count == 1)
+        heads[head.name] = head
+    if raw and len(raw) != count:
+        raise InvalidRequest(f"there are {len(raw)} raw_input_contents for {count} inputs")
+    arrays: dict[str, tuple[TensorHeader, Array]] = {}
+    for position, (head, entry) in enumerate(zip(heads.values(), request.inputs, strict=True)):
+        is_binary = v2.holds_bytes(head, schema)
+        if not raw:
+            array = _from_contents(head, entry.contents, is_binary)
+        elif entry.contents.ByteSize():
+            raise InvalidRequest(
+                f"{head} has both contents and raw_input_contents; only one is allowed",
+            )
+        else:
+            array = from_binary(head, memoryview(raw[position]), is_binary)
+        arrays[head.name] = head, array
+    feeds = v2.bind_tensors(arrays, schema)
     outputs = v2.requested_outputs({"outputs": requested}, artifact)
     return v2.V2Request(v2.read_id(request.id), feeds, outputs, parameters)
 
@@ -158,44 +184,6 @@ def parameter_values(parameters: Mapping[str, messages.InferParameter]) -> dict[
         kind = parameter.WhichOneof("parameter_choice")
         values[name] = getattr(parameter, kind) if kind else None
     return values
-
-
-def _read_inputs(
-    request: messages.ModelInferRequest,
-    schema: Schema,
-) -> dict[str, tuple[TensorHeader, Array]]:
-    """Return the header and the array of each tensor by name. All headers are checked
-    before any values are decoded.
-
-    Raises InvalidRequest if the tensors are neither all bytes nor all typed, and
-    SchemaMismatch if a tensor is unknown, repeated or invalid.
-    """
-    raw = request.raw_input_contents
-    count = len(request.inputs)
-    heads: dict[str, TensorHeader] = {}
-    for position, entry in enumerate(request.inputs):
-        shape = list(entry.shape[: v2_tensors.MAX_RANK + 1])
-        fields = {"name": entry.name, "shape": shape, "datatype": entry.datatype}
-        fields["parameters"] = parameter_values(entry.parameters)
-        head = v2_tensors.read_tensor_header(position, fields)
-        v2.parameters_of(head, fields)
-        v2.check_name(head, heads, schema, is_only=count == 1)
-        heads[head.name] = head
-    if raw and len(raw) != count:
-        raise InvalidRequest(f"there are {len(raw)} raw_input_contents for {count} inputs")
-    arrays: dict[str, tuple[TensorHeader, Array]] = {}
-    for position, (head, entry) in enumerate(zip(heads.values(), request.inputs, strict=True)):
-        is_binary = v2.holds_bytes(head, schema)
-        if not raw:
-            array = _from_contents(head, entry.contents, is_binary)
-        elif entry.contents.ByteSize():
-            raise InvalidRequest(
-                f"{head} has both contents and raw_input_contents; only one is allowed",
-            )
-        else:
-            array = from_binary(head, memoryview(raw[position]), is_binary)
-        arrays[head.name] = head, array
-    return arrays
 
 
 def _from_contents(

@@ -237,9 +237,18 @@ class AsgiApp:
             return
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
         limit = self._model.app.server.max_body_bytes
-        body = await _receive_body(receive, limit)
-        if body is None:
-            return
+        content: list[bytes] = []
+        received_bytes = 0
+        while received_bytes <= limit:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            piece = message.get("body", b"")
+            content.append(piece)
+            received_bytes += len(piece)
+            if not message.get("more_body", False):
+                break
+        body = b"".join(content)
         loop = asyncio.get_running_loop()
         if len(body) > limit:
             response = exception_response(path, body_too_large(limit))
@@ -284,24 +293,6 @@ class AsgiApp:
         """Finish current requests, unload the model and stop the agent."""
         self._threads.shutdown()
         self._model.close()
-
-
-async def _receive_body(receive: _Receive, limit: int) -> bytes | None:
-    """Return the body, or its beginning if it exceeds `limit`; None if the client has
-    closed the connection.
-    """
-    pieces: list[bytes] = []
-    received_bytes = 0
-    while received_bytes <= limit:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        piece = message.get("body", b"")
-        pieces.append(piece)
-        received_bytes += len(piece)
-        if not message.get("more_body", False):
-            break
-    return b"".join(pieces)
 
 
 def _encode_headers(response: RawResponse) -> list[tuple[bytes, bytes]]:

@@ -335,7 +335,27 @@ class BodyParser:
                     )
                 if end < 0:  # The rest of the line has not arrived yet.
                     break
-                self._read_line(line)
+                if self._trailers >= 0:  # After the last chunk, fields and an empty line follow.
+                    self._trailers += 1
+                    self.is_whole = not line
+                    if line and (self._trailers > FIELDS or not _TRAILER.fullmatch(line)):
+                        raise InvalidRequest(
+                            "the body's last chunk is followed by an invalid header field, or by "
+                            "too many",
+                        )
+                else:
+                    match = _SIZE.fullmatch(line)
+                    if not match:
+                        raise InvalidRequest(
+                            f"{line[:40].decode('latin-1')!r} is not the size of a chunk, in "
+                            "hexadecimal digits",
+                        )
+                    self._left = int(match[1], 16)
+                    if len(self.content) + self._left > self._limit:
+                        raise body_too_large(self._limit)
+                    self._ends_chunk = self._left > 0
+                    if not self._left:
+                        self._trailers = 0
                 position = end + 2
         return data[position:]
 
@@ -350,32 +370,6 @@ class BodyParser:
         if self._length == CHUNKED:
             return TORN_BODY
         return f"only {self.received} of the {self._length} bytes of the body arrived in time"
-
-    def _read_line(self, line: bytes) -> None:
-        """Read the size of the next chunk, or a field after the last chunk; an empty
-        line ends the body. Raises InvalidRequest, and BodyTooLarge above the limit.
-        """
-        if self._trailers >= 0:
-            self._trailers += 1
-            self.is_whole = not line
-            if line and (self._trailers > FIELDS or not _TRAILER.fullmatch(line)):
-                raise InvalidRequest(
-                    "the body's last chunk is followed by an invalid header field, or by too many",
-                )
-            return
-        match = _SIZE.fullmatch(line)
-        if not match:
-            raise InvalidRequest(
-                f"{line[:40].decode('latin-1')!r} is not the size of a chunk, in hexadecimal "
-                "digits",
-            )
-        self._left = int(match[1], 16)
-        if len(self.content) + self._left > self._limit:
-            raise body_too_large(self._limit)
-        if self._left:
-            self._ends_chunk = True
-        else:
-            self._trailers = 0
 
 
 def body_too_large(limit: int) -> BodyTooLarge:

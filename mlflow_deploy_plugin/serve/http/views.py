@@ -33,7 +33,6 @@ from mlflow_deploy_plugin.serve.protocols.content import (
 )
 from mlflow_deploy_plugin.serve.protocols.invocations import INVOCATIONS
 from mlflow_deploy_plugin.serve.protocols.protocol import Protocol
-from mlflow_deploy_plugin.serve.variants import ServedEndpoint
 
 _RETRY_SECONDS = 30
 _REQUEST_ID_COLUMN = "_request_id"
@@ -212,11 +211,19 @@ def feedback(server: Server, request: RawRequest, endpoint: str | None = None) -
         with server.limits.admitted(request):
             name, served = server.repository.find(endpoint)
             entries = protocol.decode(request.headers.get("content-type"), request.body)
-            if columns := _captured_columns(served):
-                protocol.check_columns(entries, columns, name)
+            columns: set[str] = set()
             mask: set[str] = set()
             for variant in served.variants.values():
-                mask.update(variant.captured.mask)
+                captured = variant.captured
+                schema = variant.loaded.captured.schema
+                masked_inputs = {*captured.mask} & {*schema.names, *captured.keys}
+                columns |= {*captured.schema.names} | masked_inputs
+                mask.update(captured.mask)
+            # A model may not name its columns; then a captured row may have any column.
+            if columns and all(
+                variant.loaded.captured.schema.columns for variant in served.variants.values()
+            ):
+                protocol.check_columns(entries, {*columns, _REQUEST_ID_COLUMN}, name)
             try:
                 server.capture.write_feedback(
                     name,
@@ -237,19 +244,3 @@ def feedback(server: Server, request: RawRequest, endpoint: str | None = None) -
         JSON,
         {"X-Request-Id": request_id(request.headers)},
     )
-
-
-def _captured_columns(served: ServedEndpoint) -> set[str]:
-    """Return the columns that a captured row of the endpoint may have; empty if a model
-    does not name its columns.
-    """
-    names: set[str] = set()
-    for variant in served.variants.values():
-        captured = variant.captured
-        schema = variant.loaded.captured.schema
-        if not schema.columns:
-            return set()
-        names |= {*captured.schema.names} | ({*captured.mask} & {*schema.names, *captured.keys})
-    if names:
-        names.add(_REQUEST_ID_COLUMN)
-    return names

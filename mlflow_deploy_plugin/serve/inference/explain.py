@@ -39,7 +39,19 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
     with RequestContext(server, request, "explain") as context:
         try:
             context.admit(endpoint)
-            variant, feeds, params = _read_request(context, endpoint)
+            variant = context.select_variant(endpoint)
+            feeds, params = _decode(server, request, variant)
+            # The version in the body or the sticky column may select another variant.
+            selected = variant
+            version = params.get("version")
+            if version is not None:
+                if version != variant.loaded.version:
+                    selected = server.repository.select_variant(variant.endpoint, version)
+            elif variant.key is not None:
+                selected = server.dataplane.sticky_variant(variant, feeds)
+            if selected is not variant:
+                variant = context.answer_by(selected)
+                feeds, params = _decode(server, request, variant)
             # Check everything before asking the explainer's process.
             rows = row_count(feeds)
             if rows > server.spec.explain_max_rows:
@@ -69,28 +81,6 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
             reply = context.fail(error)
     context.count(reply.status)
     return reply
-
-
-def _read_request(
-    context: RequestContext, endpoint: str | None
-) -> tuple[ServedVariant, Feeds, Mapping[str, Any]]:
-    """Decode the request for the variant of the version in the body, or of the sticky
-    column. Return the variant, the rows and the sent params.
-    """
-    server = context.server
-    variant = context.select_variant(endpoint)
-    feeds, params = _decode(server, context.request, variant)
-    selected = variant
-    version = params.get("version")
-    if version is not None:
-        if version != variant.loaded.version:
-            selected = server.repository.select_variant(variant.endpoint, version)
-    elif variant.key is not None:
-        selected = server.dataplane.sticky_variant(variant, feeds)
-    if selected is not variant:
-        variant = context.answer_by(selected)
-        feeds, params = _decode(server, context.request, variant)
-    return variant, feeds, params
 
 
 def _decode(

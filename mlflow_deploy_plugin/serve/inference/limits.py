@@ -13,7 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv6Address, IPv6Network
@@ -129,7 +129,13 @@ class RequestLimits:
             rate_key = request.headers.get(self.rate_header) if self.rate_header else None
             client = f"key {rate_key}"
             if rate_key is None:
-                client = f"address {caller or _network(request.client)}"
+                address = caller or request.client
+                if not caller and ":" in address:
+                    with suppress(ValueError):
+                        # One caller owns the /64 network of an IPv6 address.
+                        parsed = IPv6Address(address.partition("%")[0])
+                        address = str(parsed.ipv4_mapped or IPv6Network((parsed, 64), strict=False))
+                client = f"address {address}"
             yield "", self._limiter, _digest(client)
 
     def take_place(self) -> bool:
@@ -179,19 +185,6 @@ class RequestLimits:
             yield
         finally:
             self.release()
-
-
-def _network(address: str) -> str:
-    """Return the address under which a caller is counted; for IPv6 its /64 network,
-    which one caller owns.
-    """
-    if ":" not in address:
-        return address
-    try:
-        parsed = IPv6Address(address.partition("%")[0])
-    except ValueError:
-        return address
-    return str(parsed.ipv4_mapped or IPv6Network((parsed, 64), strict=False))
 
 
 def _digest(source: str) -> bytes:

@@ -150,37 +150,31 @@ def endpoint_to_load(name: str, parameters: Mapping[str, Any]) -> EndpointSpec |
             return new_endpoint(name, model_uri)
         if config is None:
             return None
-        return _read_config(name, config)
+        if len(config) > LARGEST_CONFIG_BYTES:
+            raise InvalidConfig(
+                f"config has {len(config)} characters; at most {LARGEST_CONFIG_BYTES} are allowed"
+            )
+        try:
+            check_yaml(config)
+            specs = load_specs(config)
+        except yaml.YAMLError as error:
+            raise InvalidConfig(f"config cannot be read: {one_line(error)}") from None
+        except InvalidConfig as error:
+            raise InvalidConfig(
+                "config is an endpoint as in the server's spec, not Triton's ModelConfig: "
+                f"{error.message}"
+            ) from None
+        if len(specs) != 1 or specs[0].name != name:
+            names = ", ".join(repr(spec.name) for spec in specs[:3])
+            raise InvalidConfig(f"config describes {names}; only {name[:100]!r} is expected")
+        if specs[0].server != ServerSpec():
+            raise InvalidConfig(
+                "`server` cannot be changed by a load, because all endpoints share the running "
+                "server"
+            )
+        return specs[0]
     except InvalidConfig as error:
         raise InvalidConfig(error.message[:_LONGEST_MESSAGE]) from None
-
-
-def _read_config(name: str, config: str) -> EndpointSpec:
-    """Return the endpoint in the parameter `config`. Raises InvalidConfig unless it is
-    a valid endpoint of this name without server settings.
-    """
-    if len(config) > LARGEST_CONFIG_BYTES:
-        raise InvalidConfig(
-            f"config has {len(config)} characters; at most {LARGEST_CONFIG_BYTES} are allowed"
-        )
-    try:
-        check_yaml(config)
-        specs = load_specs(config)
-    except yaml.YAMLError as error:
-        raise InvalidConfig(f"config cannot be read: {one_line(error)}") from None
-    except InvalidConfig as error:
-        raise InvalidConfig(
-            "config is an endpoint as in the server's spec, not Triton's ModelConfig: "
-            f"{error.message}"
-        ) from None
-    if len(specs) != 1 or specs[0].name != name:
-        names = ", ".join(repr(spec.name) for spec in specs[:3])
-        raise InvalidConfig(f"config describes {names}; only {name[:100]!r} is expected")
-    if specs[0].server != ServerSpec():
-        raise InvalidConfig(
-            "`server` cannot be changed by a load, because all endpoints share the running server"
-        )
-    return specs[0]
 
 
 def check_unload_parameters(parameters: Mapping[str, object]) -> None:

@@ -216,7 +216,19 @@ class Shadows:
         answered_by = copy.answered_by.predictor
         try:
             began = time.perf_counter()
-            feeds, computed = _compute(copy)
+            if copy.body is not None and isinstance(predictor, PyfuncPredictor):
+                response = predictor.answer(copy.body, prediction_id=copy.record.prediction_id)
+                feeds = response.feeds
+                computed = response.outputs
+            else:
+                if not copy.feeds:
+                    raise InferenceError("the shadow needs named arrays, but the request has none")
+                feeds = translate_feeds(copy.feeds, answered_by.schema, predictor.schema)
+                computed = predictor.run(feeds)
+                sent = sent_arrays(copy.feeds)
+                # The shadow captures these keys.
+                if keys := {name: sent[name] for name in shadow.captured.keys if name in sent}:
+                    feeds = add_keys(feeds, keys)
             seconds = time.perf_counter() - began
             self._run_seconds += seconds
             has_rows = predictor.schema.has_rows and answered_by.schema.has_rows
@@ -244,24 +256,6 @@ class Shadows:
                 error,
                 exc_info=None if isinstance(error, OnnxserveError) else error,
             )
-
-
-def _compute(copy: MirroredRequest) -> tuple[Feeds, dict[str, Array]]:
-    """Return the feeds for the shadow, with the keys that it captures, and its outputs.
-    Raises InferenceError if the shadow cannot compute the request.
-    """
-    predictor = copy.shadow.loaded.predictor
-    if copy.body is not None and isinstance(predictor, PyfuncPredictor):
-        response = predictor.answer(copy.body, prediction_id=copy.record.prediction_id)
-        return response.feeds, response.outputs
-    if not copy.feeds:
-        raise InferenceError("the shadow needs named arrays, but the request has none")
-    feeds = translate_feeds(copy.feeds, copy.answered_by.predictor.schema, predictor.schema)
-    computed = predictor.run(feeds)
-    sent = sent_arrays(copy.feeds)
-    if keys := {name: sent[name] for name in copy.shadow.captured.keys if name in sent}:
-        feeds = add_keys(feeds, keys)
-    return feeds, computed
 
 
 def detach(array: Array) -> Array:

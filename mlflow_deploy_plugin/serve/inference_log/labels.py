@@ -239,7 +239,25 @@ class EndpointLabels:
         filled = (table for table in labels if len(table))
         for tables in group_tables(filled, _BATCH_ROWS, _BATCH_BYTES):
             if self._database is None:
-                self._database = self._connect()
+                try:
+                    import duckdb  # The agent and the base installation have no DuckDB.
+                except ImportError:
+                    raise NotInstalled(
+                        "labels are joined by DuckDB: pip install 'mlflow-onnxserve[monitoring]'"
+                    ) from None
+                try:
+                    folder = tempfile.mkdtemp(prefix="onnxserve-labels-")
+                except OSError as error:
+                    raise _no_room(error) from None
+                finalize(self, shutil.rmtree, folder, ignore_errors=True)
+                self._database = duckdb.connect(
+                    f"{folder}/labels.duckdb",
+                    config={
+                        "memory_limit": f"{MEMORY_MB}MB",
+                        "threads": "2",
+                        "temp_directory": folder,
+                    },
+                )
                 self._run(_TABLES)
             self._run(_ADD, pa.concat_tables(tables), pair=_KEY_PAIR)
 
@@ -311,21 +329,6 @@ class EndpointLabels:
 
         return pa.RecordBatchReader.from_batches(_NAMES, batches())
 
-    def _connect(self) -> Any:
-        try:
-            import duckdb  # The agent and the base installation have no DuckDB.
-        except ImportError:
-            raise NotInstalled(
-                "labels are joined by DuckDB: pip install 'mlflow-onnxserve[monitoring]'"
-            ) from None
-        try:
-            folder = tempfile.mkdtemp(prefix="onnxserve-labels-")
-        except OSError as error:
-            raise _no_room(error) from None
-        finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        settings = {"memory_limit": f"{MEMORY_MB}MB", "threads": "2", "temp_directory": folder}
-        return duckdb.connect(f"{folder}/labels.duckdb", config=settings)
-
     def _run(
         self,
         statement: str,
@@ -366,26 +369,21 @@ def _names(rows: pa.Table, key_sets: Iterable[Sequence[str]]) -> Iterator[pa.Arr
         pieces: list[pa.Array | str] = []
         for name in columns:
             mark = "," if pieces else "{"
+            encoded = rows.column(name).combine_chunks()
+            if pa.types.is_float16(encoded.type):
+                encoded = encoded.cast(pa.float32())
+            if not pa.types.is_dictionary(encoded.type):
+                encoded = encoded.dictionary_encode()
+            values = encoded.dictionary
+            # to_pylist would convert a float32 0.1 to 0.10000000149011612.
+            is_float = pa.types.is_floating(values.type)
+            plain = values.to_numpy(zero_copy_only=False) if is_float else values.to_pylist()
+            texts = pa.array(
+                [json.dumps(as_key(value), ensure_ascii=False) for value in plain],
+                pa.string(),
+            )
             pieces += [
                 f"{mark}{json.dumps(name, ensure_ascii=False)}:",
-                _key_texts(rows.column(name)),
+                pc.fill_null(texts.take(encoded.indices), "null"),
             ]
         yield pc.binary_join_element_wise(*pieces, "}", "")
-
-
-def _key_texts(column: pa.ChunkedArray) -> pa.Array:
-    """Return the values of a column as JSON, in the format of keys."""
-    encoded = column.combine_chunks()
-    if pa.types.is_float16(encoded.type):
-        encoded = encoded.cast(pa.float32())
-    if not pa.types.is_dictionary(encoded.type):
-        encoded = encoded.dictionary_encode()
-    values = encoded.dictionary
-    # to_pylist would convert a float32 0.1 to 0.10000000149011612.
-    is_float = pa.types.is_floating(values.type)
-    plain = values.to_numpy(zero_copy_only=False) if is_float else values.to_pylist()
-    texts = pa.array(
-        [json.dumps(as_key(value), ensure_ascii=False) for value in plain],
-        pa.string(),
-    )
-    return pc.fill_null(texts.take(encoded.indices), "null")

@@ -225,8 +225,20 @@ class InferenceLog:
         NotFound.
         """
         unfinished = None
+        length = duration_seconds(every) * 1_000_000
         for hour in self.walk_hours(endpoint, newest_first=True):
-            for window in self._windows_of(hour, every):
+            if length % 3_600_000_000 == 0 and self.since is None:
+                # The hour is in a single window, and each file has rows.
+                windows = [window_at(microseconds(hour.start), every)]
+            else:
+                numbers: set[int] = set()
+                for batch in self.scan(hour, ALL_TIMES, [EVENT_TIME]):
+                    times = microseconds_of(batch.column(EVENT_TIME))
+                    numbers.update(np.unique(times // length).tolist())
+                windows = [
+                    window_at(number * length, every) for number in sorted(numbers, reverse=True)
+                ]
+            for window in windows:
                 if window.end <= now:
                     return window
                 unfinished = window
@@ -295,17 +307,6 @@ class InferenceLog:
             rows,
             table=(labels or self.labels(endpoint)).join(rows.table),
         )
-
-    def _windows_of(self, hour: Hour, every: str) -> list[Window]:
-        """Return the windows that have rows in this hour, newest first."""
-        if duration_seconds(every) % 3600 == 0 and self.since is None:
-            # The hour is in a single window, and each file has rows.
-            return [window_at(microseconds(hour.start), every)]
-        times: set[int] = set()
-        length = duration_seconds(every) * 1_000_000
-        for batch in self.scan(hour, ALL_TIMES, [EVENT_TIME]):
-            times.update(np.unique(microseconds_of(batch.column(EVENT_TIME)) // length).tolist())
-        return [window_at(number * length, every) for number in sorted(times, reverse=True)]
 
     def _with_since(self, times: TimeRange) -> TimeRange:
         if self.since is None:

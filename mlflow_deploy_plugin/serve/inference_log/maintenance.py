@@ -156,34 +156,29 @@ def compact(log: InferenceLog, endpoint: str, now: datetime) -> MaintenanceResul
     deleted = []
     for folder, files in finished:
         small = [file for file in files if file.size < LARGE_BYTES and file.changed + QUIET <= now]
-        deleted += [_compact_group(log, folder, group) for group in _groups(location, small)]
+        if len(small) < 2:
+            continue
+        # Files with the same columns are merged, in groups of limited size.
+        groups = defaultdict[tuple[str, int], dict[LogFile, pa.Schema]](dict)
+        sizes = Counter[str]()
+        for file in small:
+            with suppress(OSError, pa.ArrowException):  # Skip a file that is deleted or malformed.
+                schema = pq.read_schema(file.path, filesystem=location.filesystem)
+                # The log's own columns are not compared, because a later version of
+                # this package may add some.
+                columns = str(
+                    sorted(str(field) for field in schema if not field.name.startswith("_"))
+                )
+                groups[columns, sizes[columns] // GROUP_BYTES][file] = schema
+                sizes[columns] += file.size
+        for group in groups.values():
+            if len(group) > 1:
+                deleted.append(_compact_group(log, folder, group))
     return MaintenanceResult(sum(deleted), sum(map(bool, deleted)))
 
 
 def _all_hours(log: InferenceLog, endpoint: str) -> Iterator[Hour]:
     return chain(log.all_hours(endpoint), log.failures.all_hours(endpoint))
-
-
-def _groups(
-    location: LogLocation,
-    files: Sequence[LogFile],
-) -> list[Mapping[LogFile, pa.Schema]]:
-    """Return groups of files to be merged, with their schemas: two or more files with
-    the same columns, limited in size.
-    """
-    if len(files) < 2:
-        return []
-    groups = defaultdict[tuple[str, int], dict[LogFile, pa.Schema]](dict)
-    sizes = Counter[str]()
-    for file in files:
-        with suppress(OSError, pa.ArrowException):  # Skip a file that is deleted or malformed.
-            schema = pq.read_schema(file.path, filesystem=location.filesystem)
-            # The log's own columns are not compared, because a later version of this
-            # package may add some.
-            columns = str(sorted(str(field) for field in schema if not field.name.startswith("_")))
-            groups[columns, sizes[columns] // GROUP_BYTES][file] = schema
-            sizes[columns] += file.size
-    return [group for group in groups.values() if len(group) > 1]
 
 
 def _compact_group(

@@ -110,7 +110,21 @@ def run_query(log: InferenceLog, query: Query) -> Iterator[QueryResult]:
     schema = view_schema(log, query.view)
     with (
         tempfile.TemporaryDirectory(prefix="onnxserve-query-") as folder,
-        closing(duckdb.connect(":memory:", config=_configuration(folder))) as connection,
+        closing(
+            duckdb.connect(
+                ":memory:",
+                config={
+                    "enable_external_access": "false",
+                    "autoinstall_known_extensions": "false",
+                    "autoload_known_extensions": "false",
+                    "memory_limit": f"{MEMORY_MB}MB",
+                    "threads": str(max(min(available_cores(), MEMORY_MB // _THREAD_MB), 1)),
+                    "temp_directory": folder,
+                    "max_temp_directory_size": f"{shutil.disk_usage(folder).free // 2**21}MiB",
+                    "preserve_insertion_order": "true",
+                },
+            )
+        ) as connection,
         _interrupted_at_its_end(connection.interrupt) as thread,
     ):
         run = _Run(schema, connection.interrupt, thread)
@@ -219,19 +233,6 @@ class _Run:
                 raise InvalidConfig(_TIMED_OUT.format(TIMEOUT_SECONDS)) from None
             text = str(error) or "Out of Memory"
             raise InvalidConfig(_explain_error(text, self._schema)) from None
-
-
-def _configuration(folder: str) -> dict[str, str]:
-    return {
-        "enable_external_access": "false",
-        "autoinstall_known_extensions": "false",
-        "autoload_known_extensions": "false",
-        "memory_limit": f"{MEMORY_MB}MB",
-        "threads": str(max(min(available_cores(), MEMORY_MB // _THREAD_MB), 1)),
-        "temp_directory": folder,
-        "max_temp_directory_size": f"{shutil.disk_usage(folder).free // 2**21}MiB",
-        "preserve_insertion_order": "true",
-    }
 
 
 def _plan(

@@ -227,10 +227,24 @@ def read_file(
                     source, buffer_size=buffer_size, pre_buffer=not location.is_local
                 )
                 reason = _schema_fault(parquet.schema_arrow, required)
-                if not reason:
-                    yield from _read_tables(parquet, columns)
-                    return
-            break
+                if reason:
+                    break
+                metadata = parquet.metadata
+                total_bytes = sum(group.total_byte_size for group in row_groups(metadata))
+                # Limit the rows per batch by size, because a row with a tensor may be
+                # large.
+                rows_per_batch = BATCH_BYTES * metadata.num_rows // max(total_bytes, 1)
+                for batch in parquet.iter_batches(
+                    min(max(rows_per_batch, 1), _BATCH_ROWS),
+                    columns=[
+                        name
+                        for name in parquet.schema_arrow.names
+                        if columns is None or name in columns
+                    ],
+                    use_threads=total_bytes > _THREADED_BYTES,
+                ):
+                    yield pa.Table.from_batches([batch])
+                return
         except FileNotFoundError:
             raise FileVanished from None
         except (OSError, pa.ArrowException) as error:
@@ -257,23 +271,6 @@ def _schema_fault(schema: pa.Schema, required: Sequence[str]) -> str:
         if not is_valid:
             return f"its column {field.name} has the type {field.type}"
     return ""
-
-
-def _read_tables(
-    parquet: pq.ParquetFile,
-    columns: Collection[str] | None,
-) -> Iterator[pa.Table]:
-    """Yield the rows of a file in tables of bounded size."""
-    metadata = parquet.metadata
-    total_bytes = sum(group.total_byte_size for group in row_groups(metadata))
-    # Limit the rows per batch by size, because a row with a tensor may be large.
-    rows_per_batch = BATCH_BYTES * metadata.num_rows // max(total_bytes, 1)
-    for batch in parquet.iter_batches(
-        min(max(rows_per_batch, 1), _BATCH_ROWS),
-        columns=[name for name in parquet.schema_arrow.names if columns is None or name in columns],
-        use_threads=total_bytes > _THREADED_BYTES,
-    ):
-        yield pa.Table.from_batches([batch])
 
 
 def is_answered_by(table: pa.Table, model: str, version: str) -> Array:

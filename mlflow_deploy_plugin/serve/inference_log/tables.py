@@ -35,38 +35,53 @@ def unify_schemas(schemas: Iterable[pa.Schema]) -> pa.Schema:
     for schema in schemas:
         for field in schema:
             kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-            types[field.name] = _wider_type(types.get(field.name, kind), kind)
+            before = types.get(field.name, kind)
+            if before != kind:
+                pair = _boolean_as(before, kind), _boolean_as(kind, before)
+                try:
+                    unified = pa.unify_schemas(
+                        [pa.schema([("c", one)]) for one in pair],
+                        promote_options="permissive",
+                    )
+                    kind = unified.field("c").type
+                except (pa.ArrowInvalid, pa.ArrowTypeError):
+                    kind = pa.large_string() if pa.large_string() in pair else pa.string()
+            types[field.name] = kind
     return pa.schema(types.items())
-
-
-def _wider_type(first: pa.DataType, second: pa.DataType) -> pa.DataType:
-    """Return the type to which both types can be converted: Arrow's common type, or
-    text if there is none.
-    """
-    if first == second:
-        return first
-    pair = _boolean_as(first, second), _boolean_as(second, first)
-    try:
-        unified = pa.unify_schemas(
-            [pa.schema([("c", kind)]) for kind in pair],
-            promote_options="permissive",
-        )
-        return unified.field("c").type
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        return pa.large_string() if pa.large_string() in pair else pa.string()
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """Return the same rows with the columns and types of `schema`. A column that the
-    table lacks is null.
+    table lacks is null. For text, values are written as in the log, and nested values
+    as JSON.
     """
+    types = pa.types
     names = set(table.column_names)
     columns = []
     for field in schema:
-        if field.name in names:
-            columns.append(_as_type(table.column(field.name), field.type))
+        kind = field.type
+        if field.name not in names:
+            columns.append(pa.nulls(len(table), kind))
+            continue
+        column = table.column(field.name)
+        if column.type == kind:
+            columns.append(column)
+            continue
+        is_text = types.is_string(column.type) or types.is_large_string(column.type)
+        if not (types.is_string(kind) or types.is_large_string(kind)):
+            column = pc.cast(column, kind, safe=False)
+        elif is_text or types.is_dictionary(column.type):
+            column = pc.cast(column, kind)
         else:
-            columns.append(pa.nulls(len(table), field.type))
+            values = column.to_pylist()
+            if types.is_nested(column.type):
+                texts = [
+                    None if value is None else json.dumps(value, default=str) for value in values
+                ]
+            else:
+                texts = [as_text(value) for value in values]
+            column = pa.chunked_array([pa.array(texts, kind)])
+        columns.append(column)
     return pa.table(columns, schema=schema)
 
 
@@ -124,29 +139,6 @@ def _boolean_as(kind: pa.DataType, other: pa.DataType) -> pa.DataType:
     if pa.types.is_boolean(kind) and is_number:
         return other
     return kind
-
-
-def _as_type(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    """Return the column with the type `kind`. For text, values are written as in the
-    log, and nested values as JSON.
-    """
-    types = pa.types
-    if column.type == kind:
-        return column
-    if not (types.is_string(kind) or types.is_large_string(kind)):
-        return pc.cast(column, kind, safe=False)
-    if (
-        types.is_dictionary(column.type)
-        or types.is_large_string(column.type)
-        or types.is_string(column.type)
-    ):
-        return pc.cast(column, kind)
-    values = column.to_pylist()
-    if types.is_nested(column.type):
-        texts = [None if value is None else json.dumps(value, default=str) for value in values]
-    else:
-        texts = [as_text(value) for value in values]
-    return pa.chunked_array([pa.array(texts, kind)])
 
 
 def nested_lists(values: pa.Array, shape: Sequence[int]) -> pa.Array:

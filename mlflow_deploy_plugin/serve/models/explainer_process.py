@@ -91,7 +91,25 @@ class ExplainerClient:
             if self._idle is not None:
                 self._idle.cancel()
         try:
-            process = self._start(deadline)
+            # The first request starts the process, and other requests wait for the
+            # start.
+            if not self._starting.acquire(timeout=max(0.0, deadline - time.perf_counter())):
+                raise NotReady("the explainer process is still starting", 1)
+            try:
+                process = self._process
+                # It may have failed after the first request's timeout.
+                if process is None or process.has_failed:
+                    process = SideProcess(
+                        self._command, self._timeout_seconds + _GRACE_SECONDS, "explainer"
+                    )
+                    self._process = process
+                    process.start(max(0.0, deadline - time.perf_counter()))
+                    logger.info("process %s explains", process.pid)
+            except InvalidArtifact as error:
+                self._process = None
+                raise NotReady(f"predictions cannot be explained: {error.message}") from None
+            finally:
+                self._starting.release()
             seconds = max(0.0, deadline - time.perf_counter())
             fields = {
                 "folder": str(folder),
@@ -131,26 +149,3 @@ class ExplainerClient:
             process.pid,
         )
         process.close()
-
-    def _start(self, deadline: float) -> SideProcess:
-        """Return the process. The first request starts it, and other requests wait for
-        the start. Raises NotReady if it is not started by `deadline`.
-        """
-        if not self._starting.acquire(timeout=max(0.0, deadline - time.perf_counter())):
-            raise NotReady("the explainer process is still starting", 1)
-        try:
-            process = self._process
-            # It may have failed after the first request's timeout.
-            if process is None or process.has_failed:
-                process = SideProcess(
-                    self._command, self._timeout_seconds + _GRACE_SECONDS, "explainer"
-                )
-                self._process = process
-                process.start(max(0.0, deadline - time.perf_counter()))
-                logger.info("process %s explains", process.pid)
-            return process
-        except InvalidArtifact as error:
-            self._process = None
-            raise NotReady(f"predictions cannot be explained: {error.message}") from None
-        finally:
-            self._starting.release()

@@ -40,7 +40,7 @@ from mlflow_deploy_plugin.serve.runtime.batcher import (
     is_close,
     unbatchable_reason,
 )
-from mlflow_deploy_plugin.serve.runtime.feeds import Feeds, no_batch_dimension_reason, repeat_row
+from mlflow_deploy_plugin.serve.runtime.feeds import no_batch_dimension_reason, repeat_row
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel, Predictor
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.serve.runtime.session import (
@@ -180,7 +180,25 @@ def load_warm(
     model = OnnxModel.load(folder, placement, intra_op_num_threads)
     is_deterministic = check_determinism and not has_random_nodes(model.artifact.onnx_file)
     if (folder / INPUT_EXAMPLE).is_file():
-        feeds = _answer_example(model, folder / INPUT_EXAMPLE, placement, timeout_seconds)
+        try:
+            feeds = mlflow.decode(JSON, (folder / INPUT_EXAMPLE).read_bytes(), model.schema)
+            model.try_out(feeds, timeout_seconds)
+            if placement.must_equal_cpu and not has_random_nodes(model.artifact.onnx_file):
+                session = open_session(model.artifact.onnx_file)
+                on_cpu = OnnxModel(model.artifact, session, ON_CPU).run(feeds)
+                different = [
+                    name
+                    for name, array in model.run(feeds).items()
+                    if not is_close(array, on_cpu[name], _TOLERANCE)
+                ]
+                if different:
+                    raise InvalidArtifact(
+                        f"OpenVINO computes its output {different[0]!r} incorrectly: use device cpu"
+                    )
+        except OnnxserveError as error:
+            raise InvalidArtifact(
+                f"the model cannot answer its own example ({INPUT_EXAMPLE}): {error.message}"
+            ) from None
     else:
         feeds = model.example_feeds()
         try:
@@ -212,29 +230,6 @@ def load_warm(
     if not no_batch_dimension_reason(model.artifact):
         model.run(repeat_row(feeds, 0))  # Warm up one row, a common shape; a first run is slow.
     return WarmVersion(model, batcher, is_deterministic)
-
-
-def _answer_example(
-    model: OnnxModel, example: Path, placement: Placement, timeout_seconds: float
-) -> Feeds:
-    """Return the feeds of the model's example, after the model has answered it. Raises
-    InvalidArtifact if it cannot, or if OpenVINO answers incorrectly.
-    """
-    try:
-        feeds = mlflow.decode(JSON, example.read_bytes(), model.schema)
-        model.try_out(feeds, timeout_seconds)
-        if placement.must_equal_cpu and not has_random_nodes(model.artifact.onnx_file):
-            session = open_session(model.artifact.onnx_file)
-            on_cpu = OnnxModel(model.artifact, session, ON_CPU).run(feeds)
-            for name, array in model.run(feeds).items():
-                if not is_close(array, on_cpu[name], _TOLERANCE):
-                    raise InvalidArtifact(
-                        f"OpenVINO computes its output {name!r} incorrectly: use device cpu"
-                    )
-    except OnnxserveError as error:
-        reason = f"the model cannot answer its own example ({INPUT_EXAMPLE}): {error.message}"
-        raise InvalidArtifact(reason) from None
-    return feeds
 
 
 def has_random_nodes(onnx_file: Path) -> bool:

@@ -393,7 +393,17 @@ class Repository:
                 variant = old
             served_variants[name] = variant
         served = variants.make_served_endpoint(served_variants, wanted.sticky)
-        _warn_of_missing_keys(served)
+        for variant in served.answering:
+            schema = variant.loaded.predictor.schema
+            if variant.key is not None and not variants.has_sticky_column(schema, variant.key):
+                logger.warning(
+                    "%s/%s: version %s has no input column %r for sticky variants: the variant is "
+                    "random",
+                    variant.endpoint,
+                    variant.name,
+                    variant.loaded.version,
+                    variant.key,
+                )
         return served, errors
 
     def _wait_for_retiring(self, model: str) -> None:
@@ -429,21 +439,6 @@ def _variants(table: ServedTable) -> Iterator[ServedVariant]:
 
 def _loaded_versions(table: ServedTable) -> set[LoadedVersion]:
     return {variant.loaded for variant in _variants(table)}
-
-
-def _warn_of_missing_keys(served: ServedEndpoint) -> None:
-    """Log each answering variant whose version lacks the sticky column."""
-    for variant in served.answering:
-        schema = variant.loaded.predictor.schema
-        if variant.key is not None and not variants.has_sticky_column(schema, variant.key):
-            logger.warning(
-                "%s/%s: version %s has no input column %r for sticky variants: the variant is "
-                "random",
-                variant.endpoint,
-                variant.name,
-                variant.loaded.version,
-                variant.key,
-            )
 
 
 def _identity(version: WantedVariant | LoadedVersion) -> tuple[str, str, Path, str]:

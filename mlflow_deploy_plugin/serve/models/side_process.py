@@ -436,7 +436,44 @@ class SideProcess:
                 logger.error("the process of this %s %s", self._label, self._state)
             else:
                 started_at = running.child.started_at
-                self._serve(running)
+                # Let the process answer requests as soon as it is ready, and wait until
+                # it has exited.
+                self._starting = running
+                if self._closed.is_set():
+                    running.child.kill()
+                try:
+                    first = receive_message(running.control, started_at + _LOAD_SECONDS)
+                except TimeoutError:
+                    text = f"the {self._label} was not loaded within {_LOAD_SECONDS:.0f} s"
+                    first = SideMessage(side_messages.FAILED_MESSAGE, {"message": text})
+                except (OSError, side_messages.MalformedMessage):
+                    first = None  # The process has exited.
+                self._first = self._first or first
+                if first is not None and first.kind == side_messages.READY_MESSAGE:
+                    running.control.settimeout(None)
+                    self._running = running
+                    self._looked.set()
+                elif first is None:
+                    running.child.kill_after(_GRACE_SECONDS)
+                else:
+                    running.child.kill()
+                self._starting = None
+                running.wait()
+                self._running = None
+                if first is None:
+                    self._state = f"{running.exit_reason()} before it was ready"
+                elif first.kind == side_messages.FAILED_MESSAGE:
+                    self._state = f"cannot be started: {first.fields['message']}"
+                else:
+                    self._state = f"{running.exit_reason()} and is restarted"
+                # Otherwise `start` raises the error.
+                if not self._closed.is_set() and self._looked.is_set():
+                    logger.error(
+                        "the process %d of this %s %s",
+                        running.child.pid,
+                        self._label,
+                        self._state,
+                    )
             self._looked.set()
             if self.has_failed:
                 self._closed.set()  # `start` raises the error.
@@ -454,45 +491,6 @@ class SideProcess:
             starting.child.kill()
         if (running := self._running) is not None:
             running.end()
-
-    def _serve(self, running: _ProcessRun) -> None:
-        """Let the process of this run answer requests as soon as it is ready, and wait
-        until it has exited. Then set the state, and log it.
-        """
-        self._starting = running
-        if self._closed.is_set():
-            running.child.kill()
-        try:
-            first = receive_message(running.control, running.child.started_at + _LOAD_SECONDS)
-        except TimeoutError:
-            text = f"the {self._label} was not loaded within {_LOAD_SECONDS:.0f} s"
-            first = SideMessage(side_messages.FAILED_MESSAGE, {"message": text})
-        except (OSError, side_messages.MalformedMessage):
-            first = None  # The process has exited.
-        if self._first is None:
-            self._first = first
-        if first is not None and first.kind == side_messages.READY_MESSAGE:
-            running.control.settimeout(None)
-            self._running = running
-            self._looked.set()
-        elif first is None:
-            running.child.kill_after(_GRACE_SECONDS)
-        else:
-            running.child.kill()
-        self._starting = None
-        running.wait()
-        self._running = None
-        if first is None:
-            self._state = f"{running.exit_reason()} before it was ready"
-        elif first.kind == side_messages.FAILED_MESSAGE:
-            self._state = f"cannot be started: {first.fields['message']}"
-        else:
-            self._state = f"{running.exit_reason()} and is restarted"
-        # Otherwise `start` raises the error.
-        if not self._closed.is_set() and self._looked.is_set():
-            logger.error(
-                "the process %d of this %s %s", running.child.pid, self._label, self._state
-            )
 
 
 _ENDING: Final[weakref.WeakSet[SideProcess]] = weakref.WeakSet()

@@ -187,7 +187,12 @@ def observe_request(
         )
     with opened as (span, traceparent):
         response = handle()
-        answer_fields = _answer_fields(request, response)
+        headers = response.headers
+        answer_fields = {
+            field: headers[header] for header, field in _FIELDS.items() if header in headers
+        }
+        if request.caller:
+            answer_fields["user.name"] = request.caller
         if tracer:
             response.headers["traceparent"] = traceparent
             span.set_attributes({"http.response.status_code": response.status, **answer_fields})
@@ -217,14 +222,3 @@ def observe_request(
             extra=extra,
         )
     return response
-
-
-def _answer_fields(request: RawRequest, response: Response) -> dict[str, str]:
-    """Return the fields that are known after the answer: those in its headers, and the
-    caller.
-    """
-    headers = response.headers
-    fields = {field: headers[header] for header, field in _FIELDS.items() if header in headers}
-    if request.caller:
-        fields["user.name"] = request.caller
-    return fields

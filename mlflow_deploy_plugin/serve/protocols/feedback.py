@@ -91,7 +91,8 @@ def _decode_entry(entry: object, where: str) -> Feedback:
     the entry is the whole document.
 
     Raises InvalidRequest if the entry has no label, unknown fields or invalid values,
-    or does not have exactly one of `prediction_id` and `key`.
+    or does not have exactly one of `prediction_id` and `key`, or if the key has no or
+    too many columns.
     """
     if not isinstance(entry, dict):
         raise InvalidRequest(
@@ -118,7 +119,16 @@ def _decode_entry(entry: object, where: str) -> Feedback:
             raise InvalidRequest(
                 f"{prefix}row requires a prediction_id; a key already selects its row",
             )
-        return Feedback(None, None, _decode_key(key, prefix), label)
+        if not isinstance(key, dict) or not 0 < len(key) <= MOST_KEY_COLUMNS:
+            raise InvalidRequest(
+                f"{prefix}key is {short_repr(key)}; an object of 1 to {MOST_KEY_COLUMNS} columns "
+                "is expected",
+            )
+        values: dict[str, Value] = {}
+        for name, value in key.items():
+            checked = _checked_value(value, f"{prefix}key.{name[:60]}")
+            values[name] = None if checked != checked else checked  # NaN is a missing value.
+        return Feedback(None, None, values, label)
     if not isinstance(prediction_id, str) or not 0 < len(prediction_id) <= _MOST_ID_CHARACTERS:
         raise InvalidRequest(
             f"{prefix}prediction_id is {short_repr(prediction_id)}; the X-Prediction-Id of an "
@@ -127,22 +137,6 @@ def _decode_entry(entry: object, where: str) -> Feedback:
     if row is not None and (type(row) is not int or not 0 <= row <= _MOST_ROW):
         raise InvalidRequest(f"{prefix}row is {short_repr(row)}; a whole number from 0 is expected")
     return Feedback(prediction_id, row, None, label)
-
-
-def _decode_key(key: object, prefix: str) -> dict[str, Value]:
-    """Return the values of the key columns. NaN becomes None, a missing value. Raises
-    InvalidRequest if the key has no or too many columns, or an invalid value.
-    """
-    if not isinstance(key, dict) or not 0 < len(key) <= MOST_KEY_COLUMNS:
-        raise InvalidRequest(
-            f"{prefix}key is {short_repr(key)}; an object of 1 to {MOST_KEY_COLUMNS} columns is "
-            "expected",
-        )
-    values: dict[str, Value] = {}
-    for name, value in key.items():
-        checked = _checked_value(value, f"{prefix}key.{name[:60]}")
-        values[name] = None if checked != checked else checked
-    return values
 
 
 def _checked_value(value: object, where: str) -> Value:

@@ -236,7 +236,12 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
     if (feeds := read_large_csv(body, schema, has_header)) is not None:
         return feeds
     header, rows = _parse_csv_table(body, schema, has_header)
-    if numbers := _read_floats(header, rows, schema):
+    numbers: list[list[float]] = []
+    if schema.columns and _FLOATS.issuperset(map(schema.dtypes.get, header)):
+        with suppress(ValueError):  # `read_column` reports bad values.
+            if "_" not in "".join(chain.from_iterable(rows)):
+                numbers = [list(map(float, fields)) for fields in rows]
+    if numbers:
         del rows
         return schema.from_rows(header, numbers)
     if schema.columns:
@@ -258,8 +263,8 @@ def _parse_csv_table(
     """Return the names of the columns, and the fields of each row.
 
     Raises InvalidRequest if the text is not UTF-8 or CSV, is empty, or has too many
-    columns, and SchemaMismatch if a row has more or fewer fields than there are
-    columns.
+    columns, and SchemaMismatch if the first line is a row instead of a header, or a row
+    has more or fewer fields than there are columns.
     """
     try:
         texts = io.StringIO(body.decode("utf-8-sig"), newline="").readlines()
@@ -281,7 +286,23 @@ def _parse_csv_table(
     _check_column_count(len(rows[0]))
     if has_header:
         header = rows.pop(0)
-        _check_header(header, schema)
+        is_header = True
+        with suppress(ValueError):
+            numbers = list(map(float, header))
+            # Numbers are accepted as names if the model has such columns, or if the
+            # numbers are the positions of the columns.
+            if schema.columns:
+                is_header = not schema.dtypes.keys().isdisjoint(header)
+            else:
+                is_header = numbers in (
+                    list(range(len(header))),
+                    list(range(1, len(header) + 1)),
+                )
+        if not is_header:
+            raise SchemaMismatch(
+                "the first line of the CSV has numbers instead of column names; send text/csv; "
+                "header=absent if it is a row (the columns of a tensor may have the names 0, 1, …)",
+            )
     elif schema.columns:
         header = list(schema.names)
     else:
@@ -291,45 +312,6 @@ def _parse_csv_table(
             whose = "the header" if has_header else "the model's signature"
             raise SchemaMismatch(f"row {row} has {len(fields)} fields; {whose} has {len(header)}")
     return header, rows
-
-
-def _read_floats(
-    header: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    schema: Schema,
-) -> list[list[float]]:
-    """Return the rows if all columns are floats and all fields are numbers; otherwise
-    an empty list.
-    """
-    if schema.columns and _FLOATS.issuperset(map(schema.dtypes.get, header)):
-        with suppress(ValueError):  # `read_column` reports bad values.
-            if "_" not in "".join(chain.from_iterable(rows)):
-                return [list(map(float, fields)) for fields in rows]
-    return []
-
-
-def _check_header(header: Sequence[str], schema: Schema) -> None:
-    """Raise SchemaMismatch if the first line is a row instead of a header.
-
-    Numbers are accepted as names if the model has such columns, or if the numbers are
-    the positions of the columns.
-    """
-    try:
-        numbers = list(map(float, header))
-    except ValueError:
-        return
-    if schema.columns:
-        is_header = not schema.dtypes.keys().isdisjoint(header)
-    else:
-        is_header = numbers in (
-            list(range(len(header))),
-            list(range(1, len(header) + 1)),
-        )
-    if not is_header:
-        raise SchemaMismatch(
-            "the first line of the CSV has numbers instead of column names; send text/csv; "
-            "header=absent if it is a row (the columns of a tensor may have the names 0, 1, …)",
-        )
 
 
 def _check_column_count(count: int) -> None:

@@ -142,11 +142,42 @@ def _decode_document(
     artifact: Artifact,
     schema: Schema,
 ) -> V2Request:
-    """Return the request of a JSON document; `binary` are the bytes after the JSON.
-    Raises InvalidRequest or SchemaMismatch.
+    """Return the request of a JSON document. The bytes of tensors without `data` are
+    read from `binary`, the bytes after the JSON, in order.
+
+    Raises InvalidRequest if the document is malformed or too many bytes follow it, and
+    SchemaMismatch if a tensor is unknown, repeated or invalid.
     """
+    entries = document.get("inputs")
+    if not isinstance(entries, list):
+        raise InvalidRequest(
+            f"inputs is a JSON {json_type(entries)}; an array of tensors is expected",
+        )
+    arrays: dict[str, tuple[TensorHeader, Array]] = {}
+    start = 0
     with np.errstate(over="raise"):
-        arrays = _read_inputs(document.get("inputs"), binary, schema)
+        for position, entry in enumerate(entries):
+            head = v2_tensors.read_tensor_header(position, entry)
+            byte_count = parameters_of(head, entry).get("binary_data_size")
+            check_name(head, arrays, schema, is_only=len(entries) == 1)
+            is_binary = byte_count is not None
+            if is_binary == ("data" in entry):
+                raise head.mismatch(" needs either data or the parameter binary_data_size")
+            if is_binary:
+                left_bytes = len(binary) - start
+                if type(byte_count) is not int or not 0 <= byte_count <= left_bytes:
+                    raise head.mismatch(
+                        f": binary_data_size is {short_repr(byte_count)}, but {left_bytes} bytes "
+                        "are left",
+                    )
+                end = start + byte_count
+                array = from_binary(head, binary[start:end], holds_bytes(head, schema))
+                start = end
+            else:
+                array = v2_tensors.from_json(head, entry["data"])
+            arrays[head.name] = head, array
+    if start != len(binary):
+        raise InvalidRequest(f"{len(binary)} bytes follow the JSON, but the tensors have {start}")
     return V2Request(
         read_id(document.get("id")),
         bind_tensors(arrays, schema),
@@ -235,48 +266,6 @@ def platform(artifact: Artifact) -> str:
     if artifact.flavor == PYTHON_FUNCTION:
         return PYTHON_FUNCTION
     return "onnxruntime_onnx"
-
-
-def _read_inputs(
-    entries: object,
-    binary: memoryview,
-    schema: Schema,
-) -> dict[str, tuple[TensorHeader, Array]]:
-    """Return the header and the array of each tensor by name. The bytes of tensors
-    without `data` are read from `binary`, in order.
-
-    Raises InvalidRequest if `inputs` is not an array or too many bytes follow the JSON,
-    and SchemaMismatch if a tensor is unknown, repeated or invalid.
-    """
-    if not isinstance(entries, list):
-        raise InvalidRequest(
-            f"inputs is a JSON {json_type(entries)}; an array of tensors is expected",
-        )
-    arrays: dict[str, tuple[TensorHeader, Array]] = {}
-    start = 0
-    for position, entry in enumerate(entries):
-        head = v2_tensors.read_tensor_header(position, entry)
-        byte_count = parameters_of(head, entry).get("binary_data_size")
-        check_name(head, arrays, schema, is_only=len(entries) == 1)
-        is_binary = byte_count is not None
-        if is_binary == ("data" in entry):
-            raise head.mismatch(" needs either data or the parameter binary_data_size")
-        if is_binary:
-            left_bytes = len(binary) - start
-            if type(byte_count) is not int or not 0 <= byte_count <= left_bytes:
-                raise head.mismatch(
-                    f": binary_data_size is {short_repr(byte_count)}, but {left_bytes} bytes are "
-                    "left",
-                )
-            end = start + byte_count
-            array = from_binary(head, binary[start:end], holds_bytes(head, schema))
-            start = end
-        else:
-            array = v2_tensors.from_json(head, entry["data"])
-        arrays[head.name] = head, array
-    if start != len(binary):
-        raise InvalidRequest(f"{len(binary)} bytes follow the JSON, but the tensors have {start}")
-    return arrays
 
 
 def holds_bytes(head: TensorHeader, schema: Schema) -> bool:
@@ -384,7 +373,15 @@ def bind_tensors(
     target = schema if are_columns else schema.tensor_schema
     if len(arrays) == len(target.tensors) == 1 and arrays.keys().isdisjoint(target.dtypes):
         (tensor,) = arrays.values()
-        _check_only_tensor(tensor, schema)
+        head, array = tensor
+        (only,) = schema.tensor_schema.tensors
+        if not fits_shape(only.shape, array.shape):
+            # If the tensor could be a column, its name is probably wrong.
+            if schema.columns and array.shape[1:] in ((), (1,)):
+                raise refused_name(head, (), schema)
+            raise head.mismatch(
+                f" is used as {only.name!r}; the shape {shape_text(only.shape)} is expected",
+            )
         arrays = dict.fromkeys(target.dtypes, tensor)
     data = {}
     for name, (head, array) in arrays.items():
@@ -417,21 +414,6 @@ def _are_columns(names: Set[str], schema: Schema) -> bool:
         return False
     are_inputs = names == {entry.name for entry in schema.inputs}
     return not are_inputs or all(len(entry.columns) <= 1 for entry in schema.inputs)
-
-
-def _check_only_tensor(tensor: tuple[TensorHeader, Array], schema: Schema) -> None:
-    """Raise SchemaMismatch if a tensor with an unknown name does not fit the only
-    input.
-    """
-    head, array = tensor
-    (only,) = schema.tensor_schema.tensors
-    if fits_shape(only.shape, array.shape):
-        return
-    if schema.columns and array.shape[1:] in ((), (1,)):  # The name is probably wrong.
-        raise refused_name(head, (), schema)
-    raise head.mismatch(
-        f" is used as {only.name!r}; the shape {shape_text(only.shape)} is expected",
-    )
 
 
 def requested_outputs(

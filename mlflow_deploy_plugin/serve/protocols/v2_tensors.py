@@ -182,7 +182,11 @@ def from_json(head: TensorHeader, data: object) -> Array:
     dtype = _DTYPES[head.datatype]
     values: Array | Sequence[object]
     if isinstance(data, np.ndarray):
-        _check_numbers(head, data)
+        if data.shape not in (head.shape, (prod(head.shape),)):
+            raise head.mismatch(f" has elements of the shape {list(data.shape)}")
+        limits = np.iinfo(dtype) if dtype.kind in "iu" and data.size else None
+        if limits and (data.min() < limits.min or data.max() > limits.max):
+            raise head.mismatch(f" contains a number that does not fit {head.datatype}")
         values = data
     elif isinstance(data, list):
         values = data
@@ -212,18 +216,6 @@ def from_json(head: TensorHeader, data: object) -> Array:
     if array.shape == head.shape:
         return array
     return array.reshape(head.shape)
-
-
-def _check_numbers(head: TensorHeader, data: Array) -> None:
-    """Raise SchemaMismatch if an array has another shape than the tensor, or an integer
-    that does not fit the tensor's datatype.
-    """
-    if data.shape not in (head.shape, (prod(head.shape),)):
-        raise head.mismatch(f" has elements of the shape {list(data.shape)}")
-    dtype = _DTYPES[head.datatype]
-    limits = np.iinfo(dtype) if dtype.kind in "iu" and data.size else None
-    if limits and (data.min() < limits.min or data.max() > limits.max):
-        raise head.mismatch(f" contains a number that does not fit {head.datatype}")
 
 
 def from_binary(head: TensorHeader, data: memoryview, is_binary: bool = False) -> Array:

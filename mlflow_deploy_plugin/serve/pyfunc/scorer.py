@@ -218,22 +218,6 @@ def _as_table(data: Any, types: Mapping[str, str]) -> pd.DataFrame:
     return pd.DataFrame(data)
 
 
-def _read_bytes(name: str | int, column: "pd.Series[Any]") -> list[bytes | None]:
-    """Return bytes for texts in base64. Raises SchemaMismatch for other texts."""
-    decoded: list[bytes | None] = []
-    for row, value in enumerate(column):
-        try:
-            if isinstance(value, str):
-                value = base64.b64decode(value, validate=True)
-            decoded.append(None if _is_missing(value) else value)
-        except ValueError:  # binascii.Error is a ValueError.
-            why = f"{short_repr(value)} is not base64"
-            raise SchemaMismatch(
-                f"column {name!r} (binary), row {row}: {why}", column=str(name)
-            ) from None
-    return decoded
-
-
 def _convert(column: Column, values: Sequence[object] | Array) -> Array:
     """Return the values in the type of the column. Raises SchemaMismatch for a value
     that does not fit.
@@ -242,8 +226,11 @@ def _convert(column: Column, values: Sequence[object] | Array) -> Array:
         return convert_column(column, values, Missing.KEPT)
 
 
-def _estimator_fields(model: Any) -> Iterator[dict[str, Any]]:
-    """Yield the attributes of a model and of each nested scikit-learn estimator."""
+def _missing_text(model: Any, otherwise: float | None) -> float | None:
+    """Return the value (None or NaN) of a missing string in training; `otherwise` if it
+    is unknown or differs between columns.
+    """
+    learned: set[float | None] = set()
     parts = [model]
     seen = set[int]()
     while parts:
@@ -255,18 +242,11 @@ def _estimator_fields(model: Any) -> Iterator[dict[str, Any]]:
             if len(part) < _MOST_STEPS:
                 steps = part.values() if isinstance(part, Mapping) else part
                 parts += steps
-        elif part is model or hasattr(part, "get_params"):
-            fields: dict[str, Any] = getattr(part, "__dict__", {})
-            parts += fields.values()
-            yield fields
-
-
-def _missing_text(model: Any, otherwise: float | None) -> float | None:
-    """Return the value (None or NaN) of a missing string in training; `otherwise` if it
-    is unknown or differs between columns.
-    """
-    learned: set[float | None] = set()
-    for fields in _estimator_fields(model):
+            continue
+        if part is not model and not hasattr(part, "get_params"):
+            continue  # The part is not a nested scikit-learn estimator.
+        fields: dict[str, Any] = getattr(part, "__dict__", {})
+        parts += fields.values()
         if fields.get("missing_values", "") is None:  # The estimator is an imputer.
             learned.add(None)
         all_categories = fields.get("categories_")
@@ -755,7 +735,10 @@ class Scorer:
                     recorder = _Recorder(model, most_values, keys=keys)
                 recorder.take_keys(data)
                 self._make_doubles(data)
-                self._check_columns(data)
+                # MLflow would cast 2147483648 to -2147483648, and "false" to True.
+                for name, values in _json_columns(data):
+                    if column := self._plain.get(str(name)):
+                        _convert(column, values)
             else:
                 data = body
             schema = self._json_schema if mime_type == CONTENT_TYPE_JSON else self._csv_schema
@@ -887,7 +870,18 @@ class Scorer:
             is_date = pd.api.types.is_datetime64_any_dtype(column.dtype)
             return column if is_date else _read_dates(name, column)
         if kind == "binary":
-            return _read_bytes(name, column)
+            decoded: list[bytes | None] = []
+            for row, value in enumerate(column):
+                try:
+                    if isinstance(value, str):
+                        value = base64.b64decode(value, validate=True)
+                    decoded.append(None if _is_missing(value) else value)
+                except ValueError:  # binascii.Error is a ValueError.
+                    why = f"{short_repr(value)} is not base64"
+                    raise SchemaMismatch(
+                        f"column {name!r} (binary), row {row}: {why}", column=str(name)
+                    ) from None
+            return decoded
         if kind == "string":
             if pd.api.types.infer_dtype(column) != "string":
                 texts = column.astype(object).where(column.notna(), None)
@@ -927,14 +921,6 @@ class Scorer:
             for row in [row for row in rows if isinstance(row, dict)]:
                 for name in self._nested.keys() & row.keys():
                     row[name] = _with_doubles(row[name], self._nested[name])
-
-    def _check_columns(self, document: dict[str, Any]) -> None:
-        """Raise SchemaMismatch for a value that does not fit its column, which MLflow
-        would cast: 2147483648 to -2147483648, and "false" to True.
-        """
-        for name, values in _json_columns(document):
-            if column := self._plain.get(str(name)):
-                _convert(column, values)
 
     def _refusal(self, recorder: _Recorder, error: Exception) -> OnnxserveError:
         """Return the error for a request that the model, or MLflow's reader, refused.

@@ -321,7 +321,11 @@ class OnnxModel:
         """
         names = self._output_names if outputs is None else list(outputs)
         if self._fatal_if_empty:
-            self._check_not_empty(feeds)
+            for name, array in feeds.items():
+                if not array.size:  # The operator would crash the process.
+                    operator = self._fatal_if_empty
+                    reason = f"{name!r} is empty, which its operator {operator} does not support"
+                    raise InferenceError(f"the model cannot compute this input: {reason}")
         compute = self._compute
         compute_large = self._compute_large
         if self._tokenizer is not None:
@@ -350,16 +354,6 @@ class OnnxModel:
         if self._has_free_sizes:
             self._check_values(values)
         return dict(zip(names, values, strict=True))
-
-    def _check_not_empty(self, feeds: Feeds) -> None:
-        """Raise InferenceError for an input without values, which would crash the
-        process.
-        """
-        for name, array in feeds.items():
-            if not array.size:
-                operator = self._fatal_if_empty
-                reason = f"{name!r} is empty, which its operator {operator} does not support"
-                raise InferenceError(f"the model cannot compute this input: {reason}")
 
     def _run_in_pieces(
         self, outputs: Sequence[str] | None, feeds: Feeds, rows: int, budget: TextBudget | None

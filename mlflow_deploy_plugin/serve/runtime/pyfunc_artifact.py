@@ -39,54 +39,47 @@ def read_served_artifact(folder: Path) -> Artifact:
     try:
         flavors = document.get("flavors") or ()
         if PYTHON_FUNCTION in flavors and not {FLAVOR, "onnx"} & set(flavors):
-            return _read_pyfunc(folder, document)
+            signature = document.get("signature") or {}
+            section = document["flavors"][PYTHON_FUNCTION]
+            columns, tensors, undescribed = _read_inputs(
+                signature, bool(document.get("is_signature_from_type_hint"))
+            )
+            # The columns of an undescribed pyfunc are only logged.
+            logged_columns: tuple[Column, ...] = ()
+            if undescribed:
+                logged_columns = columns
+                columns = ()
+            inputs = list(column_inputs(columns))
+            for tensor in tensors:
+                shape = tensor.shape
+                name = tensor.name or _ONLY_INPUT
+                inputs.append(Input(name, tensor.dtype, shape, (), None, row_symbols(shape)))
+            # Without outputs in the signature, the first answer shows the outputs.
+            fields = json.loads(signature.get("outputs") or "[]")
+            if len(fields) == 1:
+                fields[0]["name"] = fields[0].get("name") or UNNAMED_OUTPUT
+            outputs = tuple(map(_read_output, fields))
+            return Artifact(
+                folder=folder,
+                onnx_file=folder,
+                flavor=PYTHON_FUNCTION,
+                **artifact.read_origin(document),
+                columns=columns,
+                tensors=tensors,
+                inputs=tuple(inputs),
+                outputs=outputs,
+                prediction=tuple(output.name for output in outputs),
+                framework=str(section.get("loader_module", "")).removeprefix("mlflow."),
+                undescribed=undescribed,
+                task=str((document.get("metadata") or {}).get("task") or ""),
+                is_streamable=section.get("streamable") is True,
+                logged_columns=logged_columns,
+            )
     except MALFORMED as error:
         raise InvalidArtifact(
             f"the MLmodel file cannot be understood: {type(error).__name__}: {error}"
         ) from None
     return artifact.read_artifact(folder)
-
-
-def _read_pyfunc(folder: Path, document: Mapping[str, Any]) -> Artifact:
-    """Return the content of a pyfunc's folder. The columns of an undescribed pyfunc are
-    only logged. Raises one of `MALFORMED` if an entry is not valid.
-    """
-    signature = document.get("signature") or {}
-    section = document["flavors"][PYTHON_FUNCTION]
-    columns, tensors, undescribed = _read_inputs(
-        signature, bool(document.get("is_signature_from_type_hint"))
-    )
-    logged_columns: tuple[Column, ...] = ()
-    if undescribed:
-        logged_columns = columns
-        columns = ()
-    inputs = list(column_inputs(columns))
-    for tensor in tensors:
-        shape = tensor.shape
-        inputs.append(
-            Input(tensor.name or _ONLY_INPUT, tensor.dtype, shape, (), None, row_symbols(shape))
-        )
-    # Without outputs in the signature, the first answer shows the outputs.
-    fields = json.loads(signature.get("outputs") or "[]")
-    if len(fields) == 1:
-        fields[0]["name"] = fields[0].get("name") or UNNAMED_OUTPUT
-    outputs = tuple(map(_read_output, fields))
-    return Artifact(
-        folder=folder,
-        onnx_file=folder,
-        flavor=PYTHON_FUNCTION,
-        **artifact.read_origin(document),
-        columns=columns,
-        tensors=tensors,
-        inputs=tuple(inputs),
-        outputs=outputs,
-        prediction=tuple(output.name for output in outputs),
-        framework=str(section.get("loader_module", "")).removeprefix("mlflow."),
-        undescribed=undescribed,
-        task=str((document.get("metadata") or {}).get("task") or ""),
-        is_streamable=section.get("streamable") is True,
-        logged_columns=logged_columns,
-    )
 
 
 def column_inputs(columns: Sequence[Column]) -> tuple[Input, ...]:

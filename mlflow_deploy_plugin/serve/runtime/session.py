@@ -351,24 +351,22 @@ def _check_weights(onnx_file: Path) -> None:
         model = model_class.FromString(onnx_file.read_bytes())
     except message.DecodeError:
         raise InvalidArtifact(f"{reason}it is not an ONNX file") from None
-    for name in _weight_locations(model):
-        if (
-            "\0" in name
-            or "_ORT_MEM_ADDR_" in name
-            or not (folder / name).resolve().is_relative_to(folder)
-        ):
-            raise InvalidArtifact(f"{reason}its weights {name[:100]!r} are outside of its folder")
-
-
-def _weight_locations(model: Any) -> Iterator[str]:
-    """Yield the locations of the external data of a message `onnx.Model`."""
+    locations = []
     unread = [model]
     while unread:
         for declared, parts in unread.pop().ListFields():
             if declared.message_type:
                 unread += parts
             else:
-                yield from (text.decode(errors="replace") for text in parts)
+                locations += parts
+    for location in locations:
+        name = location.decode(errors="replace")
+        if (
+            "\0" in name
+            or "_ORT_MEM_ADDR_" in name
+            or not (folder / name).resolve().is_relative_to(folder)
+        ):
+            raise InvalidArtifact(f"{reason}its weights {name[:100]!r} are outside of its folder")
 
 
 def run_on_openvino(

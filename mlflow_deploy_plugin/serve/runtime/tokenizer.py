@@ -198,6 +198,7 @@ class TextTokenizer:
                 f"the text {short_repr(longest)} has {len(longest)} characters; at most "
                 f"{_MAX_CHARACTERS} are accepted"
             )
+        most = self._spec.max_length
         prompted = [self._spec.prefix + text for text in texts]
         tokens = {}
         waiting = list(range(len(texts)))
@@ -217,8 +218,17 @@ class TextTokenizer:
                     is_cut = len(group[row]) < len(prompted[row])
                     if is_cut and len(encoding) < self._truncated_length:
                         waiting.append(row)  # The start of the text has too few tokens.
-                    else:
-                        tokens[row] = self._read_tokens(texts[row], encoding)
+                        continue
+                    if not 0 < len(encoding) <= most:
+                        remedy = (
+                            ": shorten it, or wrap with truncation=True" if len(encoding) else ""
+                        )
+                        raise SchemaMismatch(
+                            f"the text {short_repr(texts[row])} has {len(encoding)} tokens, and "
+                            f"the model accepts 1 to {most}{remedy}"
+                        )
+                    type_ids = encoding.type_ids if self._has_types else []
+                    tokens[row] = encoding.ids, type_ids
             size *= 2
         return [tokens[row] for row in range(len(texts))]
 
@@ -240,18 +250,6 @@ class TextTokenizer:
             text = texts[0].removeprefix(self._spec.prefix)
             reason = f"cannot be tokenized: the tokenizer fails with {one_line(error, 200)}"
             raise SchemaMismatch(f"the text {short_repr(text)} {reason}") from None
-
-    def _read_tokens(self, text: str, encoding: "Encoding") -> _Tokens:
-        """Return the tokens of a text. Raises SchemaMismatch if it has none or too
-        many.
-        """
-        most = self._spec.max_length
-        if not 0 < len(encoding) <= most:
-            remedy = ": shorten it, or wrap with truncation=True" if len(encoding) else ""
-            reason = f"has {len(encoding)} tokens, and the model accepts 1 to {most}{remedy}"
-            raise SchemaMismatch(f"the text {short_repr(text)} {reason}")
-        type_ids = encoding.type_ids if self._has_types else []
-        return encoding.ids, type_ids
 
     def _pad(self, rows: Sequence[_Tokens]) -> Feeds:
         """Return the graph's inputs, [N, longest]: the ids and type ids of the tokens,

@@ -99,7 +99,22 @@ def convert_column(
     """
     dtype = numpy_dtype(COLUMN_TYPES[column.type])
     if isinstance(values, np.ndarray) and values.dtype.kind in "fiub":
-        return _convert_array(column, values, dtype)
+        if dtype.kind == "O" or values.dtype.kind not in _SOURCES[dtype.kind]:
+            column_note = ""
+            if values.dtype.kind == "f":
+                column_note = f", and the whole column is {values.dtype}"
+            raise _mistyped(column, 0, values[0].item(), column_note)
+        if dtype.kind == "i" and not np.can_cast(values.dtype, dtype):
+            limits = np.iinfo(dtype)
+            outside = np.flatnonzero((values < limits.min) | (values > limits.max))
+            if len(outside):
+                raise _unfit(column, int(outside[0]), values[outside[0]].item())
+        try:
+            return values.astype(dtype, copy=False)
+        except FloatingPointError:
+            is_outside = np.isfinite(values) & (np.abs(values) > np.finfo(dtype).max)
+            row = int(np.flatnonzero(is_outside)[0])
+            raise _unfit(column, row, values[row].item()) from None
     listed: Sequence[object] = values.tolist() if isinstance(values, np.ndarray) else values
     if dtype.kind != "O":
         return _convert_numbers(column, listed, dtype)
@@ -305,25 +320,6 @@ def _is_whole_float(value: Any) -> bool:
 
 def _kinds_of(values: Sequence[object]) -> set[str]:
     return set(map(_kind_of, set(map(type, values))))
-
-
-def _convert_array(column: Column, values: Array, dtype: Dtype) -> Array:
-    """Convert an array of numbers or booleans. An integer overflow is an error."""
-    if dtype.kind == "O" or values.dtype.kind not in _SOURCES[dtype.kind]:
-        column_note = ""
-        if values.dtype.kind == "f":
-            column_note = f", and the whole column is {values.dtype}"
-        raise _mistyped(column, 0, values[0].item(), column_note)
-    if dtype.kind == "i" and not np.can_cast(values.dtype, dtype):
-        limits = np.iinfo(dtype)
-        outside = np.flatnonzero((values < limits.min) | (values > limits.max))
-        if len(outside):
-            raise _unfit(column, int(outside[0]), values[outside[0]].item())
-    try:
-        return values.astype(dtype, copy=False)
-    except FloatingPointError:
-        row = int(np.flatnonzero(np.isfinite(values) & (np.abs(values) > np.finfo(dtype).max))[0])
-        raise _unfit(column, row, values[row].item()) from None
 
 
 def _mistyped(column: Column, row: int, value: object, column_note: str = "") -> SchemaMismatch:

@@ -235,17 +235,27 @@ def _make_plan(
     """
     names = [*feeds, *outputs]
     forms = list(map(_form, (*feeds.values(), *outputs.values())))
+    inputs = _Side()
+    answers = _Side()
     if record.is_failed:
         rows = 1
-        inputs = _Side()
-        answers = _Side()
         for position, name in enumerate(names):
             answers.fields.append((name, "str", ()))
             answers.kept.append((position, True, None))
     else:
         rows = next((len(array) for array in feeds.values() if array.ndim), 0)
-        inputs = _input_side(feeds, rows, model)
-        answers = _output_side(outputs, len(feeds), rows, model)
+        # An array without a column type is left out.
+        for position, (name, array) in enumerate(feeds.items()):
+            if _has_column_type(name, array, rows, model):
+                inputs.mask(position, model.masked.get(name, ()))
+                columns = model.cuts.get(name)
+                if columns is None or len(columns):
+                    inputs.keep(position, name, array, columns)
+        for position, (name, array) in enumerate(outputs.items(), len(feeds)):
+            if _has_column_type(name, array, rows, model):
+                answers.mask(position, model.masked_outputs(name, array))
+                if not model.leaves_out(name):
+                    answers.keep(position, name, array, None)
     layout: Layout = {
         "endpoint": record.endpoint,
         "variant": record.variant,
@@ -311,33 +321,6 @@ class _Side:
         for column, index in columns:
             self.masked_fields.append((column, "str", ()))
             self.masked.append((position, index))
-
-
-def _input_side(feeds: NamedArrays, rows: int, model: CapturedModel) -> _Side:
-    """Return the inputs of a request with `rows` rows. An array without a column type
-    is left out.
-    """
-    side = _Side()
-    for position, (name, array) in enumerate(feeds.items()):
-        if _has_column_type(name, array, rows, model):
-            side.mask(position, model.masked.get(name, ()))
-            columns = model.cuts.get(name)
-            if columns is None or len(columns):
-                side.keep(position, name, array, columns)
-    return side
-
-
-def _output_side(outputs: NamedArrays, first: int, rows: int, model: CapturedModel) -> _Side:
-    """Return the outputs, whose positions begin with `first`. An array without a column
-    type is left out.
-    """
-    side = _Side()
-    for position, (name, array) in enumerate(outputs.items(), first):
-        if _has_column_type(name, array, rows, model):
-            side.mask(position, model.masked_outputs(name, array))
-            if not model.leaves_out(name):
-                side.keep(position, name, array, None)
-    return side
 
 
 def _has_column_type(name: str, array: Array, rows: int, model: CapturedModel) -> bool:

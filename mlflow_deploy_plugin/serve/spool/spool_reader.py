@@ -299,7 +299,14 @@ class _Fields:
             if dtype == "str":
                 # One JSON list of strings per request, preceded by its length.
                 lengths = self._read(4).view("<u4").astype(np.int64)
-                array = _decode_strings(self._content, self._positions, lengths, 1 + len(inner))
+                pieces = _pieces(self._content, self._positions, lengths)
+                texts_of: dict[bytes, list[Any]] = {}
+                for piece in set(pieces):  # Equal lists are parsed once.
+                    texts_of[piece] = orjson.loads(piece)
+                    for _ in inner:
+                        texts_of[piece] = list(chain.from_iterable(texts_of[piece]))
+                texts = chain.from_iterable([texts_of[piece] for piece in pieces])
+                array = np.array(list(texts), dtype=object)
                 self._positions = self._positions + lengths
             else:
                 array = self._read(rows * prod(inner) * np.dtype(dtype).itemsize).view(dtype)
@@ -328,25 +335,6 @@ def _gather(content: bytes, begins: Array, length: int) -> Array:
         strides=(1,),
     )
     return stretches[begins].view(np.uint8)
-
-
-def _decode_strings(content: bytes, begins: Array, lengths: Array, depth: int) -> Array:
-    """Return an array of the strings in JSON lists with nesting depth `depth`. Equal
-    lists are parsed once.
-    """
-
-    def parse(piece: bytes) -> list[str]:
-        values: list[Any] = orjson.loads(piece)
-        for _ in range(depth - 1):
-            values = list(chain.from_iterable(values))
-        return values
-
-    pieces = _pieces(content, begins, lengths)
-    parsed = {piece: parse(piece) for piece in set(pieces)}
-    return np.array(
-        list(chain.from_iterable([parsed[piece] for piece in pieces])),
-        dtype=object,
-    )
 
 
 def _pieces(content: bytes, begins: Array, lengths: Array) -> list[bytes]:

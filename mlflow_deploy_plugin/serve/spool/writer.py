@@ -179,27 +179,23 @@ class CaptureWriter:
             )
         if self._file < 0 or self._size + size > MAX_SEGMENT_BYTES:
             self._close()
-            self._open_segment()
-
-    def _open_segment(self) -> None:
-        """Create a segment. It is renamed after it is locked, so that no reader takes
-        it for abandoned.
-        """
-        self.spool.mkdir(parents=True, exist_ok=True)
-        name = uuid.uuid4().hex
-        temporary = self.spool / f".{name}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-        file = os.open(temporary, flags, 0o640)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.rename(temporary, self.spool / (name + SUFFIX))
-        except OSError:
-            os.close(file)
-            temporary.unlink(missing_ok=True)
-            raise
-        self._file = file
-        self._size = 0
-        self._segment += 1
+            self.spool.mkdir(parents=True, exist_ok=True)
+            # Rename the segment after it is locked, so that no reader takes it for
+            # abandoned.
+            name = uuid.uuid4().hex
+            temporary = self.spool / f".{name}"
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+            file = os.open(temporary, flags, 0o640)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.rename(temporary, self.spool / (name + SUFFIX))
+            except OSError:
+                os.close(file)
+                temporary.unlink(missing_ok=True)
+                raise
+            self._file = file
+            self._size = 0
+            self._segment += 1
 
     def _write_frame(self, payload: bytes) -> int:
         """Append a frame in one write, and return its offset. A partial frame is

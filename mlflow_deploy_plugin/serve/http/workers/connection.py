@@ -423,7 +423,38 @@ class HttpConnection(asyncio.Protocol):
             return None
         is_long = head.length == parser.CHUNKED or head.length > limit
         if is_long and head.is_http_1_1 and may_stream(head.method, head.path, head.headers):
-            self._begin_stream(head)
+            # Answer the body while it arrives (`http/streaming.py`). The connection's
+            # next requests wait.
+            app = self._app
+            if app.streams >= MAX_STREAMS:
+                raise TooManyRequests(
+                    f"this worker has reached its limit of {MAX_STREAMS} streams; retry later",
+                    1,
+                )
+            self._phase = _ANSWERING
+            self._body = BodyParser(head.length, sys.maxsize)
+            exchange = self._new_exchange(head, self._body, streams=1)
+            self._exchange = exchange
+            if head.expects_continue and not self._buffer:
+                self._transport.write(responses.CONTINUE)
+            # Reading may have been paused while another request was answered.
+            self._resume_reading()
+            self._feed_stream()
+            thread = threading.Thread(
+                target=exchange.run,
+                args=(app.server, self._request(head, b"")),
+                name="onnxserve-stream",
+                daemon=True,
+            )
+            try:
+                thread.start()
+            except RuntimeError:
+                self._exchange = None
+                raise NotReady(
+                    "the machine's limit of threads is reached; retry in a moment",
+                    1,
+                ) from None
+            app.streams += 1
             return None
         self._body = BodyParser(head.length, limit)
         self._begin()
@@ -564,41 +595,6 @@ class HttpConnection(asyncio.Protocol):
             self._transport.resume_reading()
 
     # Streamed requests.
-
-    def _begin_stream(self, head: RequestHead) -> None:
-        """Answer the body while it arrives (`http/streaming.py`). The connection's next
-        requests wait.
-        """
-        app = self._app
-        if app.streams >= MAX_STREAMS:
-            raise TooManyRequests(
-                f"this worker has reached its limit of {MAX_STREAMS} streams; retry later",
-                1,
-            )
-        self._phase = _ANSWERING
-        self._body = BodyParser(head.length, sys.maxsize)
-        exchange = self._new_exchange(head, self._body, streams=1)
-        self._exchange = exchange
-        if head.expects_continue and not self._buffer:
-            self._transport.write(responses.CONTINUE)
-        self._resume_reading()  # Reading may have been paused while another request was answered.
-        self._feed_stream()
-        request = self._request(head, b"")
-        thread = threading.Thread(
-            target=exchange.run,
-            args=(app.server, request),
-            name="onnxserve-stream",
-            daemon=True,
-        )
-        try:
-            thread.start()
-        except RuntimeError:
-            self._exchange = None
-            raise NotReady(
-                "the machine's limit of threads is reached; retry in a moment",
-                1,
-            ) from None
-        app.streams += 1
 
     def _new_exchange(
         self,
