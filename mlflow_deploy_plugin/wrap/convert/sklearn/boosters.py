@@ -181,6 +181,12 @@ def _xgboost_trees(document: Document, rounds: int) -> Iterator[_TargetTree]:
             values = np.array(entry["leaf_weights"], dtype=np.float32).reshape(-1, width)
             values = values[np.where(left < 0, right, 0)].T
             targets = [*range(width)]
+        segments = zip(
+            entry["categories_nodes"],
+            entry["categories_segments"],
+            entry["categories_sizes"],
+            strict=True,
+        )
         is_swapped = np.isin(np.arange(len(left)), entry["categories_nodes"])
         # XGBoost sends members to the right, a `Tree` to the left.
         tree = Tree(
@@ -190,20 +196,13 @@ def _xgboost_trees(document: Document, rounds: int) -> Iterator[_TargetTree]:
             right=np.where(is_swapped, left, right),
             default_left=np.array(entry["default_left"], dtype=bool) ^ is_swapped,
             value=values[0],
-            members=_xgboost_members(entry),
+            members={
+                node: entry["categories"][start : start + size] for node, start, size in segments
+            },
         )
         values = values * np.float32(document["weight_drop"][position])
         for target, value in zip(targets, values, strict=True):
             yield _TargetTree(replace(tree, value=value), target, position)
-
-
-def _xgboost_members(document: Document) -> dict[int, list[int]]:
-    """Return the category codes of each node that compares categories."""
-    codes = document["categories"]
-    starts = document["categories_segments"]
-    sizes = document["categories_sizes"]
-    entries = zip(document["categories_nodes"], starts, sizes, strict=True)
-    return {node: codes[start : start + size] for node, start, size in entries}
 
 
 def _xgboost_categories(

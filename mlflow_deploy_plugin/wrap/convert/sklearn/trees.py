@@ -212,8 +212,11 @@ class Boosting:
         if any(tree.members for tree in self.trees):
             return None
         groups = 1 if self.is_single else ceil(int(tree_counts[0]) / MAX_SUMMED)
-        padding = -int(tree_counts[0]) % groups  # A target's groups have equally many trees.
-        forest = _join_trees(self._padded_trees(padding))
+        # A target's groups have equally many trees, so trees of value 0 are added.
+        targets_of_padding = np.repeat(np.arange(len(self.base)), -int(tree_counts[0]) % groups)
+        padded = [*self.trees, *[Tree.of([leaf()])] * len(targets_of_padding)]
+        order = np.argsort([*self.targets, *targets_of_padding], kind="stable")
+        forest = _join_trees([padded[index] for index in order])
         splits = _distinct_splits(forest, self.mode)
         if splits is None:
             return None
@@ -241,16 +244,6 @@ class Boosting:
             base=self.base.astype(sums_type),
             groups=groups,
         )
-
-    def _padded_trees(self, padding: int) -> list[Tree]:
-        """Return the trees ordered by target, with `padding` trees of value 0 per
-        target.
-        """
-        empty = Tree.of([leaf()])
-        targets_of_padding = np.repeat(np.arange(len(self.base)), padding)
-        trees = [*self.trees, *[empty] * len(targets_of_padding)]
-        targets = [*self.targets, *targets_of_padding]
-        return [trees[index] for index in np.argsort(targets, kind="stable")]
 
 
 @dataclass(frozen=True, eq=False)

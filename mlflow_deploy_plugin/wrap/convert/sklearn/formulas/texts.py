@@ -222,9 +222,25 @@ def _split_into_tokens(graph: NodeBuilder, vectorizer: CountVectorizer, texts: s
         is_space = graph.node("And", [is_space, graph.node("Not", [is_padding])])
         return graph.node("Where", [is_space, _text(" "), tokens])
     words = sorted(vectorizer.get_stop_words() or ())
-    if words:
-        return _without_stop_words(graph, vectorizer, tokens, words)
-    return tokens
+    if not words:
+        return tokens
+    # Stop words become padding, which is moved behind all other tokens for n-grams.
+    flags = graph.node(
+        "LabelEncoder",
+        [tokens],
+        keys_strings=words,
+        values_int64s=[1] * len(words),
+        default_int64=0,
+    )
+    tokens = graph.node("Where", [graph.cast(flags, TensorProto.BOOL), _text(_PAD), tokens])
+    if vectorizer.ngram_range[1] == 1:
+        return tokens
+    # Each token's key is its position, plus the length for stop words.
+    length = graph.node("Shape", [tokens], start=1)
+    positions = _positions(graph, length)
+    keys = graph.node("Add", [graph.node("Mul", [flags, length]), positions])
+    _, order = graph.nodes("TopK", [keys, length], 2, largest=0)
+    return graph.node("GatherElements", [tokens, order], axis=1)
 
 
 def _split_by(graph: NodeBuilder, texts: str, expression: str, pad: str) -> str:
@@ -244,31 +260,6 @@ def _split_by(graph: NodeBuilder, texts: str, expression: str, pad: str) -> str:
     if pad == " ":
         columns = [pads, *columns]
     return graph.node("Concat", columns, axis=1)
-
-
-def _without_stop_words(
-    graph: NodeBuilder, vectorizer: CountVectorizer, tokens: str, words: list[str]
-) -> str:
-    """Replace the tokens [N, L] that are stop words by padding. For n-grams, move the
-    padding behind all other tokens.
-    """
-    flags = graph.node(
-        "LabelEncoder",
-        [tokens],
-        keys_strings=words,
-        values_int64s=[1] * len(words),
-        default_int64=0,
-    )
-    is_stop_word = graph.cast(flags, TensorProto.BOOL)
-    tokens = graph.node("Where", [is_stop_word, _text(_PAD), tokens])
-    if vectorizer.ngram_range[1] == 1:
-        return tokens
-    # Each token's key is its position, plus the length for stop words.
-    length = graph.node("Shape", [tokens], start=1)
-    positions = _positions(graph, length)
-    keys = graph.node("Add", [graph.node("Mul", [flags, length]), positions])
-    _, order = graph.nodes("TopK", [keys, length], 2, largest=0)
-    return graph.node("GatherElements", [tokens, order], axis=1)
 
 
 def _preprocessed(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
