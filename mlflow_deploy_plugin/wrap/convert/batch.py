@@ -330,7 +330,15 @@ class Batch:
             if inputs.is_tensor_spec():
                 for spec in inputs.inputs:
                     array = tensors[spec.name] if spec.name else next(iter(tensors.values()))
-                    difference = _tensor_difference(spec, array)
+                    sizes = zip(spec.shape[1:], array.shape[1:], strict=False)
+                    has_other_sizes = any(declared not in (-1, size) for declared, size in sizes)
+                    has_other_kind = (spec.type.kind in "OUS") != (array.dtype.kind in "OUST")
+                    has_fractions = spec.type.kind in "iub" and array.dtype.kind == "f"
+                    difference = ""
+                    if len(spec.shape) != array.ndim or has_other_sizes:
+                        difference = f"the shape {list(spec.shape)}, but {list(array.shape)}"
+                    elif has_other_kind or has_fractions:
+                        difference = f"the type {spec.type}, but {array.dtype}"
                     if difference:
                         label = f"tensor {spec.name!r}" if spec.name else "tensor"
                         raise InvalidConfig(
@@ -535,21 +543,6 @@ def _cast_table(table: pd.DataFrame, inputs: SignatureSchema) -> pd.DataFrame:
                 "example"
             )
     return cast
-
-
-def _tensor_difference(spec: TensorSpec, array: Array) -> str:
-    """Return the shape or type of the signature and that of the array; "" if the array
-    matches.
-    """
-    pairs = zip(spec.shape[1:], array.shape[1:], strict=False)
-    has_other_sizes = any(declared not in (-1, size) for declared, size in pairs)
-    if len(spec.shape) != array.ndim or has_other_sizes:
-        return f"the shape {list(spec.shape)}, but {list(array.shape)}"
-    has_other_kind = (spec.type.kind in "OUS") != (array.dtype.kind in "OUST")
-    has_fractions = spec.type.kind in "iub" and array.dtype.kind == "f"
-    if has_other_kind or has_fractions:
-        return f"the type {spec.type}, but {array.dtype}"
-    return ""
 
 
 def check_outputs(signature: ModelSignature | None, inferred: ModelSignature) -> None:

@@ -197,10 +197,22 @@ def bind_graph(
         if not values:
             raise ConversionError(f"the graph has no {kind}, so it cannot be served")
     inputs = [Input(value.name, *served_type(value, original)) for value in fed_inputs(proto.graph)]
-    names = {entry.name for entry in inputs}
+    names = [entry.name for entry in inputs]
     if isinstance(batch, pd.DataFrame):
-        inputs = _bind_columns(inputs, batch)
-    elif batch is not None and set(batch) != names:
+        # An input has the column of its name; a single input may have all columns.
+        columns = tuple(map(str, batch.columns))
+        is_matrix = len(inputs) == 1 and (
+            len(inputs[0].shape) != 2 or inputs[0].shape[1] in (-1, len(columns))
+        )
+        if not is_matrix and not set(names) <= set(columns):
+            argument = "input_example" if len(batch) else "signature"
+            raise InvalidConfig(
+                f"{argument}: its columns {list(columns)} are not the graph's inputs {names}"
+            )
+        for position, entry in enumerate(inputs):
+            read = (entry.name,) if entry.name in columns else columns
+            inputs[position] = replace(entry, columns=read)
+    elif batch is not None and set(batch) != set(names):
         is_unnamed = set(batch) == {""} and len(names) == 1
         if not is_unnamed:
             raise InvalidConfig(
@@ -218,27 +230,6 @@ def bind_graph(
         framework_version=framework_version,
         original=original,
     )
-
-
-def _bind_columns(inputs: list[Input], table: pd.DataFrame) -> list[Input]:
-    """Return the inputs with their columns of the table: the column of the same name,
-    or all columns for a single input. Raises InvalidConfig if a column is missing.
-    """
-    names = [entry.name for entry in inputs]
-    columns = tuple(str(column) for column in table.columns)
-    is_matrix = len(inputs) == 1 and (
-        len(inputs[0].shape) != 2 or inputs[0].shape[1] in (-1, len(columns))
-    )
-    if not is_matrix and not set(names) <= set(columns):
-        argument = "input_example" if len(table) else "signature"
-        raise InvalidConfig(
-            f"{argument}: its columns {list(columns)} are not the graph's inputs {names}"
-        )
-    bound = []
-    for entry in inputs:
-        read = (entry.name,) if entry.name in columns else columns
-        bound.append(replace(entry, columns=read))
-    return bound
 
 
 def _refuse_empty_sequences(graph: GraphProto) -> None:

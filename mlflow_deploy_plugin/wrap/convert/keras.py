@@ -69,7 +69,13 @@ def forms(
     names = _names(model, example)
     unnamed_axes = dynamic_axes.get("", ())
     varied = {name: tuple(dynamic_axes.get(name, unnamed_axes)) for name in names}
-    declared = _declared_axes(model, varied)
+    declared = {}
+    for (name, axes), tensor in zip(varied.items(), _inputs(model), strict=False):
+        declared[name] = tuple(
+            axis
+            for axis, size in enumerate(tensor.shape)
+            if axis and (size is None or axis in axes)
+        )
     free_axes = [varied]
     if declared and declared != varied:
         free_axes = [declared, varied]
@@ -81,17 +87,6 @@ def forms(
         partial(_export, model, example, names, axes, legacy)
         for legacy, axes in product(legacy_options, free_axes)
     ]
-
-
-def _declared_axes(model: keras.Model, varied: DynamicAxes) -> dict[str, tuple[int, ...]]:
-    """Return the axes that the inputs declare as free, and those that vary."""
-    declared = {}
-    for (name, axes), tensor in zip(varied.items(), _inputs(model), strict=False):
-        sizes = enumerate(tensor.shape)
-        declared[name] = tuple(
-            axis for axis, size in sizes if axis and (size is None or axis in axes)
-        )
-    return declared
 
 
 def _export(

@@ -83,7 +83,26 @@ def _read(model: TrainedModel, batch: ModelInput | None) -> ConvertedModel:
                 "predictions depend on other rows and earlier requests; export the model in "
                 "evaluation mode"
             )
-    classes = _replace_maps(proto)
+    # Each ZipMap (one mapping per row) is replaced by its input matrix.
+    classes: dict[str, tuple[int | str, ...]] = {}
+    for node in proto.graph.node:
+        if node.op_type == "ZipMap":
+            if len(node.attribute) != 1:
+                raise ConversionError(
+                    f"not a valid ONNX model: the ZipMap node {node.name!r} has no classes"
+                )
+            labels = helper.get_attribute_value(node.attribute[0])
+            classes[node.output[0]] = tuple(
+                label.decode() if isinstance(label, bytes) else label for label in labels
+            )
+            node.CopyFrom(helper.make_node("Identity", node.input, node.output))
+    if classes and not any(opset.domain in ("", "ai.onnx") for opset in proto.opset_import):
+        # CatBoost omits the domain of Identity.
+        proto.opset_import.append(helper.make_opsetid("", _OLDEST_OPSET))
+    for value in proto.graph.output:
+        if value.name in classes:
+            shape = [None, len(classes[value.name])]
+            value.CopyFrom(helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, shape))
     _replace_sequences(proto)
     _declare_outputs(proto)
     bound = converted.bind_graph(
@@ -98,35 +117,6 @@ def _read(model: TrainedModel, batch: ModelInput | None) -> ConvertedModel:
         outputs.append(replace(output, role=role))
     label = next(output.name for output in outputs if output.role == "label")
     return replace(bound, outputs=tuple(outputs), prediction=(label,), classes=labels)
-
-
-def _replace_maps(proto: ModelProto) -> dict[str, tuple[int | str, ...]]:
-    """Replace each ZipMap (one mapping per row) by its input matrix, and return the
-    classes by output name.
-    """
-    classes: dict[str, tuple[int | str, ...]] = {}
-    graph = proto.graph
-    for node in graph.node:
-        if node.op_type == "ZipMap":
-            if len(node.attribute) != 1:
-                raise ConversionError(
-                    f"not a valid ONNX model: the ZipMap node {node.name!r} has no classes"
-                )
-            labels = helper.get_attribute_value(node.attribute[0])
-            classes[node.output[0]] = tuple(
-                label.decode() if isinstance(label, bytes) else label for label in labels
-            )
-            node.CopyFrom(helper.make_node("Identity", node.input, node.output))
-    if classes and not any(opset.domain in ("", "ai.onnx") for opset in proto.opset_import):
-        # CatBoost omits the domain of Identity.
-        proto.opset_import.append(helper.make_opsetid("", _OLDEST_OPSET))
-    for output in graph.output:
-        if output.name in classes:
-            shape = [None, len(classes[output.name])]
-            output.CopyFrom(
-                helper.make_tensor_value_info(output.name, onnx.TensorProto.FLOAT, shape)
-            )
-    return classes
 
 
 def _replace_sequences(proto: ModelProto) -> None:

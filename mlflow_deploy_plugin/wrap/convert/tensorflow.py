@@ -102,7 +102,13 @@ def export(
             "'mlflow-onnxserve[tensorflow]'"
         ) from None
     logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
-    specs = _tensor_specs(arrays, axes)
+    specs = []
+    for position, (name, array) in enumerate(arrays.items()):
+        sizes: list[int | None] = [None, *array.shape[1:]]
+        for axis in axes[name]:
+            sizes[axis] = None
+        dtype = tf.string if array.dtype.kind in "OU" else array.dtype
+        specs.append(tf.TensorSpec(sizes, dtype, name=f"x{position}"))
     traced = tf.function(function)
     try:
         captures = traced.get_concrete_function(*specs).graph.captures
@@ -120,18 +126,6 @@ def export(
         proto.graph.initializer.append(constant)
         proto.graph.input.remove(value)
     return converted.rename_values(proto, list(arrays), outputs)
-
-
-def _tensor_specs(arrays: dict[str, Array], axes: DynamicAxes) -> list[tf.TensorSpec]:
-    """Return the types and shapes of the inputs; the rows and the `axes` are free."""
-    specs = []
-    for position, (name, array) in enumerate(arrays.items()):
-        sizes: list[int | None] = [None, *array.shape[1:]]
-        for axis in axes[name]:
-            sizes[axis] = None
-        dtype = tf.string if array.dtype.kind in "OU" else array.dtype
-        specs.append(tf.TensorSpec(sizes, dtype, name=f"x{position}"))
-    return specs
 
 
 def original_model(model: TrainedModel) -> converted.OriginalModel:
@@ -162,18 +156,6 @@ def _specs(model: TrainedModel) -> dict[str, tf.TensorSpec | None]:
 def _arrays(specs: dict[str, tf.TensorSpec | None], batch: ModelInput) -> dict[str, Array]:
     """Return the arrays by input name, with the types of the signature. Raises
     InvalidConfig if an input of the signature is missing.
-    """
-    arrays = _arrays_by_input(specs, batch)
-    for name, array in arrays.items():
-        spec = specs[name]
-        if array.dtype.kind not in "OU" and spec is not None:
-            arrays[name] = array.astype(spec.dtype.as_numpy_dtype)
-    return arrays
-
-
-def _arrays_by_input(specs: dict[str, tf.TensorSpec | None], batch: ModelInput) -> dict[str, Array]:
-    """Return the arrays of the inputs that the batch has. Raises InvalidConfig if an
-    input of the signature is missing.
 
     An unnamed array is the first input, and so is a table without the columns of the
     inputs.
@@ -184,13 +166,19 @@ def _arrays_by_input(specs: dict[str, tf.TensorSpec | None], batch: ModelInput) 
     if "" in data:
         first = next(iter(specs))
         values = data[first] if first in data else data[""]
-        return {first: np.asarray(values)}
-    for name, spec in specs.items():
-        if name not in data and spec is not None:
-            raise InvalidConfig(
-                f"input_example: {name!r} is missing; the model needs {', '.join(specs)}"
-            )
-    return {name: np.asarray(data[name]) for name in specs if name in data}
+        arrays = {first: np.asarray(values)}
+    else:
+        for name, spec in specs.items():
+            if name not in data and spec is not None:
+                raise InvalidConfig(
+                    f"input_example: {name!r} is missing; the model needs {', '.join(specs)}"
+                )
+        arrays = {name: np.asarray(data[name]) for name in specs if name in data}
+    for name, array in arrays.items():
+        spec = specs[name]
+        if array.dtype.kind not in "OU" and spec is not None:
+            arrays[name] = array.astype(spec.dtype.as_numpy_dtype)
+    return arrays
 
 
 def _call(model: TrainedModel, tensors: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

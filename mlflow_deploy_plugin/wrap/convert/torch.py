@@ -157,8 +157,17 @@ def export(
     """
     # An unnamed tensor has the axes of the first input.
     axes = {names[0]: dynamic_axes.get("", ()), **dynamic_axes}
+    traced = batch
     # A program may have a fixed batch size, which is the size of the example.
-    traced = batch if isinstance(model, ExportedProgram) else _traced_rows(batch)
+    if not isinstance(model, ExportedProgram):
+        # The number of traced rows differs from all other dimensions.
+        example = Batch(batch)
+        sizes = set(chain.from_iterable(tensor.shape[1:] for tensor in example.tensors.values()))
+        row_count = _EXAMPLE_ROWS
+        while row_count in sizes:
+            row_count += 1
+        # A short example is repeated.
+        traced = example.take(np.arange(row_count) % len(example)).data
     answers = converted.call_original(original, traced)
     for name in list(answers):
         if name in names:
@@ -296,18 +305,6 @@ def _mark_ids(graph: GraphProto, embedding: _Embedding, mark: str) -> str:
     return flat_ids
 
 
-def _traced_rows(batch: ModelInput) -> ModelInput:
-    """Return the rows for the exporter: at least three, and a number that differs from
-    all other dimensions.
-    """
-    example = Batch(batch)
-    sizes = set(chain.from_iterable(tensor.shape[1:] for tensor in example.tensors.values()))
-    row_count = _EXAMPLE_ROWS
-    while row_count in sizes:
-        row_count += 1
-    return example.take(np.arange(row_count) % len(example)).data  # A short example is repeated.
-
-
 @contextmanager
 def _silenced() -> Iterator[None]:
     """Silence the exporter, which prints its progress and failed graphs, and warns
@@ -359,7 +356,23 @@ def _to_onnx(
     try:
         with _silenced():
             if legacy or isinstance(model, torch.jit.ScriptModule):
-                return _trace(model, arguments, names, outputs, dynamic_axes)
+                traced_axes = {}
+                for name in names:
+                    free_axes = {axis: f"{name}_{axis}" for axis in dynamic_axes.get(name, ())}
+                    traced_axes[name] = {0: "batch", **free_axes}
+                buffer = io.BytesIO()
+                torch.onnx.export(
+                    model,
+                    arguments,
+                    buffer,
+                    dynamic_axes=traced_axes,
+                    input_names=names,
+                    output_names=outputs,
+                    verbose=False,
+                    dynamo=False,
+                )
+                traced = onnx.load_from_string(buffer.getvalue())
+                return onnx.shape_inference.infer_shapes(traced)
             options: dict[str, object] = {}
             if not isinstance(model, ExportedProgram):
                 options = _program_options(model, arguments, names, dynamic_axes)
@@ -379,35 +392,22 @@ def _to_onnx(
             NameFixPass()(program.model)
             return program.model_proto
     except Exception as error:
+        # The exporter's error may have its cause in the user's `forward`.
+        cause = error.__cause__ or error
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+        reason = plain_reason(lines[0]) if lines else type(error).__name__
+        fixed = _FIXED_SIZE.search(str(cause))
+        if fixed:
+            reason = (
+                f"its forward fixes a size that varies in the data ({fixed['size']} of "
+                f"{fixed['place']})"
+            )
+        exceptions = (cause, cause.__cause__)
+        if any(isinstance(entry, GuardOnDataDependentSymNode) for entry in exceptions):
+            reason = f"its forward branches on tensor values; use torch.where instead ({reason})"
         raise ConversionError(
-            f"{_shown_name(model)} cannot be converted to ONNX: {_export_failure(error)}"
+            f"{_shown_name(model)} cannot be converted to ONNX: {reason}"
         ) from error
-
-
-def _trace(
-    model: TrainedModel,
-    arguments: tuple[torch.Tensor, ...],
-    names: list[str],
-    outputs: list[str],
-    dynamic_axes: DynamicAxes,
-) -> ModelProto:
-    """Return the ModelProto of TorchScript's exporter."""
-    traced_axes = {}
-    for name in names:
-        free_axes = {axis: f"{name}_{axis}" for axis in dynamic_axes.get(name, ())}
-        traced_axes[name] = {0: "batch", **free_axes}
-    buffer = io.BytesIO()
-    torch.onnx.export(
-        model,
-        arguments,
-        buffer,
-        dynamic_axes=traced_axes,
-        input_names=names,
-        output_names=outputs,
-        verbose=False,
-        dynamo=False,
-    )
-    return onnx.shape_inference.infer_shapes(onnx.load_from_string(buffer.getvalue()))
 
 
 def _program_options(
@@ -431,25 +431,6 @@ def _program_options(
     is_variadic = any(entry.kind is entry.VAR_POSITIONAL for entry in parameters)
     dynamic_shapes = (shapes,) if is_variadic else shapes
     return {"args": arguments, "dynamic_shapes": dynamic_shapes}
-
-
-def _export_failure(error: Exception) -> str:
-    """Return the first line of the exporter's error, or its cause in the user's
-    `forward`.
-    """
-    cause = error.__cause__ or error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    reason = plain_reason(lines[0]) if lines else type(error).__name__
-    fixed = _FIXED_SIZE.search(str(cause))
-    if fixed:
-        reason = (
-            f"its forward fixes a size that varies in the data ({fixed['size']} of "
-            f"{fixed['place']})"
-        )
-    for exception in (cause, cause.__cause__):
-        if isinstance(exception, GuardOnDataDependentSymNode):
-            return f"its forward branches on tensor values; use torch.where instead ({reason})"
-    return reason
 
 
 def attention(
@@ -565,34 +546,22 @@ def by_name(answer: object, of_tensors: bool, name: str = "") -> dict[str, torch
         if result.dtype == torch.bfloat16:
             raise ConversionError(f"the module's forward returns bfloat16, {_NO_BFLOAT16}")
         return {name or "output": result}
-    parts = _parts_by_name(result, name)
-    if parts is None:
-        is_left_out = result is None or (name and not of_tensors)
-        if not is_left_out:
-            kind = type(result).__name__
-            is_cache_of_transformers = kind.endswith("Cache")
-            way = "; set model.config.use_cache = False" if is_cache_of_transformers else ""
-            raise ConversionError(
-                f"the module's forward returns a {kind}, which is not a tensor{way}"
-            )
-        return {}
+    if isinstance(result, dict):
+        prefix = f"{name}." if name else ""
+        parts = {f"{prefix}{key}": part for key, part in result.items()}
+    elif isinstance(result, list | tuple):
+        parts = {f"{name or 'output'}_{index}": part for index, part in enumerate(result)}
+    elif result is None or (name and not of_tensors):
+        parts = {}
+    else:
+        kind = type(result).__name__
+        is_cache_of_transformers = kind.endswith("Cache")
+        way = "; set model.config.use_cache = False" if is_cache_of_transformers else ""
+        raise ConversionError(f"the module's forward returns a {kind}, which is not a tensor{way}")
     tensors: dict[str, torch.Tensor] = {}
     for part_name, part in parts.items():
         tensors |= by_name(part, of_tensors, part_name)
     return tensors
-
-
-def _parts_by_name(result: object, name: str) -> dict[str, object] | None:
-    """Return the parts of a mapping, list or tuple by output name, or None for other
-    results. `name` is the name of the result; "" for the whole result.
-    """
-    if isinstance(result, dict):
-        prefix = f"{name}." if name else ""
-        return {f"{prefix}{key}": part for key, part in result.items()}
-    if isinstance(result, list | tuple):
-        stem = name or "output"
-        return {f"{stem}_{position}": part for position, part in enumerate(result)}
-    return None
 
 
 def _tensors(batch: ModelInput, names: list[str], model: TrainedModel) -> tuple[torch.Tensor, ...]:

@@ -7,8 +7,7 @@ scores. The tokenizer is the file of a fast tokenizer, which
 original's.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -150,15 +149,8 @@ def asked_with(model: TrainedModel, settings: Settings, predict_fn: str) -> Trai
         model._preprocess_params |= preprocess
         model._postprocess_params |= postprocess
         return model
-    if isinstance(model, SentenceTransformer):
-        return _encoder_asked_with(model, options)
-    return model  # `forms` refuses such a model.
-
-
-def _encoder_asked_with(model: TrainedModel, options: dict[str, Any]) -> TrainedModel:
-    """Set the prompt, size and normalization of the options in the encoder, and return
-    the encoder. Raises ConversionError for another option that is not a default.
-    """
+    if not isinstance(model, SentenceTransformer):
+        return model  # `forms` refuses such a model.
     remaining = {name: value for name, value in options.items() if value is not None}
     prompt = remaining.pop("prompt", None)
     prompt_name = remaining.pop("prompt_name", None)
@@ -309,17 +301,6 @@ class _Encoder(torch.nn.Module):  # type: ignore[misc]
         return dict(self.net.preprocess(texts, prompt=self.prefix or None))
 
 
-@contextmanager
-def _padding_side(tokenizer: Any, side: str) -> Iterator[None]:
-    """Make the tokenizer pad on the `side`, left or right, within the context."""
-    before = tokenizer.padding_side
-    tokenizer.padding_side = side
-    try:
-        yield
-    finally:
-        tokenizer.padding_side = before
-
-
 def _convert(
     model: TrainedModel, net: "_Classifier | _Encoder", batch: Any, predict_fn: str, side: str
 ) -> ConvertedModel:
@@ -328,9 +309,13 @@ def _convert(
     """
     column = str(batch.columns[0])
     texts = batch.iloc[:, 0].tolist()
-    with _padding_side(net.tokenizer, side):
+    side_before = net.tokenizer.padding_side
+    net.tokenizer.padding_side = side
+    try:
         spec, content = _saved_tokenizer(net.eval(), texts)
         tokens = net.tokenize(texts)
+    finally:
+        net.tokenizer.padding_side = side_before
     # The last call set the tokenizer's truncation.
     longest = None if net.tokenizer.backend_tokenizer.truncation else spec.max_length
     net.names = list(spec.graph_inputs)

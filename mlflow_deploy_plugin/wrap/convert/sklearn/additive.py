@@ -64,7 +64,24 @@ def additive_form(predictor: Estimator) -> AdditiveForm | None:
         elif type(predictor) in FORESTS:
             sums = forest_sums(predictor)
         elif isinstance(predictor, _GeneralizedLinearRegressor) or is_linear(predictor):
-            sums = _linear(predictor)
+            link = "Identity"
+            slopes = np.atleast_2d(predictor.coef_).T
+            if is_classifier(predictor):
+                link = "Sigmoid" if slopes.shape[1] == 1 else "Softmax"
+                if not isinstance(predictor, LogisticRegression):
+                    return None
+            elif isinstance(predictor, _GeneralizedLinearRegressor):
+                link = LINKS.get(type(predictor._base_loss.link).__name__, "")
+                if not link:
+                    return None
+            sums = Boosting(
+                trees=[],
+                targets=[],
+                base=np.broadcast_to(predictor.intercept_, slopes.shape[1:]).astype(float),
+                mode="BRANCH_LEQ",
+                link=link,
+                lines=slopes.astype(float),
+            )
     except NotImplementedError:
         return None
     if sums is None or sums.slopes:
@@ -107,29 +124,6 @@ def _gradient_boosting(model: Estimator) -> Boosting | None:
     )
 
 
-def _linear(model: Estimator) -> Boosting | None:
-    """Return the slopes of a linear model; None if its link is unknown."""
-    slopes = np.atleast_2d(model.coef_).T
-    link = "Identity"
-    if is_classifier(model):
-        link = "Sigmoid" if slopes.shape[1] == 1 else "Softmax"
-        if not isinstance(model, LogisticRegression):
-            return None
-    elif isinstance(model, _GeneralizedLinearRegressor):
-        known = LINKS.get(type(model._base_loss.link).__name__)
-        if known is None:
-            return None
-        link = known
-    return Boosting(
-        trees=[],
-        targets=[],
-        base=np.broadcast_to(model.intercept_, slopes.shape[1:]).astype(float),
-        mode="BRANCH_LEQ",
-        link=link,
-        lines=slopes.astype(float),
-    )
-
-
 def _as_arrays(sums: Boosting) -> AdditiveForm | None:
     """Return trees or slopes as arrays of equal length, or None if they are too
     large.
@@ -153,6 +147,9 @@ def _as_arrays(sums: Boosting) -> AdditiveForm | None:
         kind = np.float32 if sums.has_single_rows else np.float64
         threshold = np.nextafter(threshold.astype(kind), kind(-np.inf)).astype(np.float64)
     membership, members = _memberships(trees, nodes)
+    value = np.zeros((len(trees), nodes, targets))
+    for part, target, owner in zip(sums.trees, sums.targets, owners, strict=True):
+        value[owner, : len(part.value), target] += np.where(part.left < 0, part.value, 0.0)
     return AdditiveForm(
         feature=padded("feature", np.int32, 0),
         threshold=np.where(membership < 0, threshold, np.nan),
@@ -161,7 +158,7 @@ def _as_arrays(sums: Boosting) -> AdditiveForm | None:
         left=left,
         right=np.where(left < 0, -1, padded("right", np.int32, -1)),
         missing_left=padded("default_left", np.bool_, False),
-        value=_summands(sums, owners, nodes),
+        value=value,
         slopes=sums.lines.reshape(-1, targets),
         base=np.asarray(sums.base, np.float64),
         columns=np.empty(0, np.int64),
@@ -169,20 +166,6 @@ def _as_arrays(sums: Boosting) -> AdditiveForm | None:
         is_single=sums.has_single_rows,
         missing=sums.missing,
     )
-
-
-def _summands(sums: Boosting, owners: list[int], nodes: int) -> Array:
-    """Return the summands of the leaves, [T, nodes, K].
-
-    Args:
-        sums: the trees.
-        owners: the position of the merged tree, up to T, of each tree.
-        nodes: the maximum number of nodes of a tree.
-    """
-    value = np.zeros((max(owners, default=-1) + 1, nodes, len(sums.base)))
-    for tree, target, owner in zip(sums.trees, sums.targets, owners, strict=True):
-        value[owner, : len(tree.value), target] += np.where(tree.left < 0, tree.value, 0.0)
-    return value
 
 
 def _memberships(trees: list[Tree], nodes: int) -> tuple[Array, Array]:

@@ -91,7 +91,13 @@ def _read_xgboost(model: Estimator) -> Boosting:
     """
     is_native = isinstance(model, NativeBooster)
     booster = model.native_booster if is_native else model.get_booster()
-    document = _xgboost_document(booster)
+    learner = json.loads(bytes(booster.save_raw("json")))["learner"]
+    outer = learner["gradient_booster"]
+    # DART before 3.4 nests the model, and has the weights beside it.
+    document: dict[str, Any] = outer.get("gbtree", outer).get("model")
+    weights = outer.get("weight_drop") or document.get("weight_drop")
+    document["weight_drop"] = weights or [1.0] * len(document.get("trees", ()))
+    document["objective"] = learner["objective"]["name"]
     link = _XGBOOST_LINKS.get(document["objective"])
     if link is None:
         raise NotImplementedError(f"the objective {document['objective']}")
@@ -119,21 +125,6 @@ def _read_xgboost(model: Estimator) -> Boosting:
         # The slopes [features, targets] of gblinear. The last row is the bias.
         lines=np.reshape(document.get("weights", []), (-1, len(margin)))[:-1],
     )
-
-
-def _xgboost_document(booster: Estimator) -> dict[str, Any]:
-    """Return the JSON of the trees or the linear weights of a native booster, whose
-    layout differs between versions, with its `objective` and the weights of DART's
-    trees.
-    """
-    learner = json.loads(bytes(booster.save_raw("json")))["learner"]
-    outer = learner["gradient_booster"]
-    # DART before 3.4 nests the model, and has the weights beside it.
-    document: dict[str, Any] = outer.get("gbtree", outer).get("model")
-    weights = outer.get("weight_drop") or document.get("weight_drop")
-    document["weight_drop"] = weights or [1.0] * len(document.get("trees", ()))
-    document["objective"] = learner["objective"]["name"]
-    return document
 
 
 class _TargetTree(NamedTuple):
@@ -190,6 +181,12 @@ def _xgboost_trees(document: Document, rounds: int) -> Iterator[_TargetTree]:
             values = np.array(entry["leaf_weights"], dtype=np.float32).reshape(-1, width)
             values = values[np.where(left < 0, right, 0)].T
             targets = [*range(width)]
+        segments = zip(
+            entry["categories_nodes"],
+            entry["categories_segments"],
+            entry["categories_sizes"],
+            strict=True,
+        )
         is_swapped = np.isin(np.arange(len(left)), entry["categories_nodes"])
         # XGBoost sends members to the right, a `Tree` to the left.
         tree = Tree(
@@ -199,20 +196,13 @@ def _xgboost_trees(document: Document, rounds: int) -> Iterator[_TargetTree]:
             right=np.where(is_swapped, left, right),
             default_left=np.array(entry["default_left"], dtype=bool) ^ is_swapped,
             value=values[0],
-            members=_xgboost_members(entry),
+            members={
+                node: entry["categories"][start : start + size] for node, start, size in segments
+            },
         )
         values = values * np.float32(document["weight_drop"][position])
         for target, value in zip(targets, values, strict=True):
             yield _TargetTree(replace(tree, value=value), target, position)
-
-
-def _xgboost_members(document: Document) -> dict[int, list[int]]:
-    """Return the category codes of each node that compares categories."""
-    codes = document["categories"]
-    starts = document["categories_segments"]
-    sizes = document["categories_sizes"]
-    entries = zip(document["categories_nodes"], starts, sizes, strict=True)
-    return {node: codes[start : start + size] for node, start, size in entries}
 
 
 def _xgboost_categories(
@@ -352,7 +342,16 @@ class _LightgbmTree:
         """Add a node and the nodes below it, and return the node's position."""
         position = len(self.rows)
         if "leaf_value" in node:
-            self._add_leaf(node)
+            features = node.get("leaf_features", ())
+            # A row with a missing feature goes right, to a leaf with `leaf_value`.
+            for feature in features:
+                left = len(self.rows) + 2
+                self.rows.append(Node(feature, np.inf, left, right=left - 1, default_left=False))
+                self.rows.append(leaf(node["leaf_value"] * self.scale))
+            for feature, slope in zip(features, node.get("leaf_coeff", ()), strict=True):
+                kind = self.kinds.setdefault((feature, slope < 0), len(self.kinds) + 1)
+                self.slopes.setdefault(kind, {})[len(self.rows)] = slope * self.scale
+            self.rows.append(leaf(node.get("leaf_const", node["leaf_value"]) * self.scale))
             return position
         if node["decision_type"] == "==":  # Missing and unknown categories go right.
             self.members[position] = [int(code) for code in node["threshold"].split("||")]
@@ -373,19 +372,6 @@ class _LightgbmTree:
             threshold = _LIGHTGBM_ZERO if threshold >= 0 else below_zero
         self.rows[position] = Node(node["split_feature"], threshold, left, right, default_left)
         return position
-
-    def _add_leaf(self, node: Document) -> None:
-        """Add a leaf, after a node for each feature of a linear leaf."""
-        features = node.get("leaf_features", ())
-        for feature in features:  # With a missing feature, LightGBM returns `leaf_value`.
-            position = len(self.rows)
-            test = Node(feature, np.inf, left=position + 2, right=position + 1, default_left=False)
-            self.rows.append(test)  # A missing feature goes right, to the next leaf.
-            self.rows.append(leaf(node["leaf_value"] * self.scale))
-        for feature, slope in zip(features, node.get("leaf_coeff", ()), strict=True):
-            kind = self.kinds.setdefault((feature, slope < 0), len(self.kinds) + 1)
-            self.slopes.setdefault(kind, {})[len(self.rows)] = slope * self.scale
-        self.rows.append(leaf(node.get("leaf_const", node["leaf_value"]) * self.scale))
 
 
 _LIGHTGBM_ZERO = float(np.float32(1e-35))
@@ -422,7 +408,13 @@ def _read_catboost(model: Estimator) -> Boosting:
         path = Path(folder) / "model.json"
         model.save_model(str(path), format="json")
         document = json.loads(path.read_text())
-    features = _catboost_features(document["features_info"])
+    described = document["features_info"]
+    other_kinds = [
+        kind for kind in sorted(described) if kind != "float_features" and described[kind]
+    ]
+    if other_kinds:
+        raise NotImplementedError(f"features that are not numbers ({', '.join(other_kinds)})")
+    features = {entry["feature_index"]: entry for entry in described["float_features"]}
     # A loss may have parameters ("Quantile:alpha=0.1").
     loss = str(model.get_all_params().get("loss_function", "RMSE")).partition(":")[0]
     if loss not in _CATBOOST_LINKS:
@@ -441,16 +433,6 @@ def _read_catboost(model: Estimator) -> Boosting:
         link=_CATBOOST_LINKS[loss],
         has_single_rows=True,
     )
-
-
-def _catboost_features(features: Document) -> dict[int, Document]:
-    """Return the numerical features by their index. Raises NotImplementedError for
-    other features.
-    """
-    other_kinds = [kind for kind in sorted(features) if kind != "float_features" and features[kind]]
-    if other_kinds:
-        raise NotImplementedError(f"features that are not numbers ({', '.join(other_kinds)})")
-    return {entry["feature_index"]: entry for entry in features["float_features"]}
 
 
 def _nest_levels(tree: Document) -> Document:

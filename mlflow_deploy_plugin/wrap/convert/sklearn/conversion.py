@@ -123,11 +123,6 @@ def read_batch(model: Estimator, data: ModelData) -> ModelInput:
     )
     if is_flat and all(isinstance(entry, str) for entry in data):
         return pd.DataFrame({getattr(data, "name", None) or "text": list(map(str, data))})
-    return {"": _numbers(_matrix(data))}
-
-
-def _matrix(data: ModelData) -> Array:
-    """Return the data as an array [N, k]. Raises InvalidConfig for other shapes."""
     if hasattr(data, "tocsr") and data.ndim == 2:
         most_rows = max(_DENSE_VALUES // max(data.shape[1], 1), 1)
         data = data.tocsr()[:most_rows].toarray()
@@ -146,7 +141,7 @@ def _matrix(data: ModelData) -> Array:
             "input_example: a scikit-learn model needs a DataFrame or an array [rows, columns], "
             f"not a {kind}"
         )
-    return array
+    return {"": _numbers(array)}
 
 
 def _numbers(array: Array) -> Array:
@@ -304,6 +299,16 @@ def _convert(
     classes: tuple[Any, ...] = ()
     if outputs[0].role == "label" and isinstance(getattr(model, "classes_", None), np.ndarray):
         classes = tuple(model.classes_.tolist())
+    cause = ""
+    if isinstance(fitted, Pipeline) and library_of(fitted.steps[-1][1]) == "xgboost":
+        with suppress(Exception):  # A stand-in of another library may have no `transform`.
+            rows = estimator_input(fitted, Batch(batch).take(_HEAD).data)
+            if hasattr(fitted[:-1].transform(rows), "tocsr"):
+                cause = (
+                    "XGBoost takes the zeros of a sparse matrix for missing values, and a graph "
+                    "has no sparse matrices: train it on a dense matrix "
+                    "(OneHotEncoder(sparse_output=False), ColumnTransformer(sparse_threshold=0))"
+                )
     return ConvertedModel(
         proto=proto,
         inputs=inputs,
@@ -318,7 +323,7 @@ def _convert(
         many_rows=many_rows,
         additive=partial(_additive_parts, fitted, inputs, precision),
         repair=_REPAIRS[precision].format(step=type(last_step(fitted)).__name__),
-        cause=_cause_of_differences(fitted, batch),
+        cause=cause,
     )
 
 
@@ -351,23 +356,6 @@ def _additive_parts(
         # The form rounds the features, so that they need no cast to 32 bits here.
         features = to_onnx(steps, inputs, "single" if precision == "single" else "double")
     return converted.AdditiveParts(form, features)
-
-
-def _cause_of_differences(fitted: Estimator, batch: ModelInput) -> str:
-    """Return why predictions will differ if XGBoost reads a sparse matrix of an earlier
-    step, otherwise an empty string.
-    """
-    if not isinstance(fitted, Pipeline) or library_of(fitted.steps[-1][1]) != "xgboost":
-        return ""
-    with suppress(Exception):  # A stand-in for a step of another library may have no `transform`.
-        rows = estimator_input(fitted, Batch(batch).take(_HEAD).data)
-        if hasattr(fitted[:-1].transform(rows), "tocsr"):
-            return (
-                "XGBoost takes the zeros of a sparse matrix for missing values, and a graph has "
-                "no sparse matrices: train it on a dense matrix "
-                "(OneHotEncoder(sparse_output=False), ColumnTransformer(sparse_threshold=0))"
-            )
-    return ""
 
 
 def _single_threaded(function: F, fitted: Estimator) -> F:
@@ -435,10 +423,12 @@ def _converted_graph(
     """
     copy = deepcopy(fitted)
     for encoder in encoders(copy):
-        if hasattr(encoder, "categories_"):
-            encoder.categories_ = [
-                _graph_categories(categories) for categories in encoder.categories_
-            ]
+        for column, categories in enumerate(getattr(encoder, "categories_", ())):
+            are_bools = len(categories) and all(isinstance(entry, bool) for entry in categories)
+            if categories.dtype.kind == "b" or are_bools:
+                encoder.categories_[column] = categories.astype(np.int64)
+            elif categories.dtype.kind == "O":
+                encoder.categories_[column] = np.where(pd.isna(categories), MISSING, categories)
     for part in sub_estimators(copy):
         if type(part).__module__.startswith("imblearn.ensemble") and hasattr(part, "estimators_"):
             # imbalanced-learn's ensembles differ from the classes that they are derived
@@ -574,18 +564,6 @@ def _add_net(
     container.initializers.extend(proto.graph.initializer)
     container.nodes.extend(proto.graph.node)
     return str(proto.graph.output[0].name)
-
-
-def _graph_categories(categories: Array) -> Array:
-    """Convert categories for the graph: booleans to integers, and missing values to the
-    string `MISSING`.
-    """
-    are_bools = len(categories) and all(isinstance(entry, bool) for entry in categories)
-    if categories.dtype.kind == "b" or are_bools:
-        return categories.astype(np.int64)
-    if categories.dtype.kind == "O":
-        return np.where(pd.isna(categories), MISSING, categories)
-    return categories
 
 
 def _change_steps(part: Estimator) -> None:

@@ -110,7 +110,12 @@ class NodeBuilder:
             **attributes: the attributes of the node.
         """
         domain, version = _domain_and_version(operator)
-        names = [*map(self._name_of, inputs)]
+        names: list[str] = []
+        for item in inputs:
+            if isinstance(item, str):
+                names.append(item)
+            else:
+                names.append(self.constant(item))
         results = [output] if output else [self.name(operator.lower()) for _ in range(count)]
         name = self._scope.get_unique_operator_name(f"onnxserve_{operator}")
         self._container.add_node(
@@ -129,11 +134,6 @@ class NodeBuilder:
     def name(self, kind: str = "value") -> str:
         """Return a unique name for a value of the graph."""
         return str(self._scope.get_unique_variable_name(f"onnxserve_{kind}"))
-
-    def _name_of(self, item: NodeInput) -> str:
-        if isinstance(item, str):
-            return item
-        return self.constant(item)
 
     def constant(self, values: npt.ArrayLike) -> str:
         """Add an array as an initializer, with objects as strings, and return its
@@ -283,9 +283,19 @@ def parse_columns(
     parts: list[Variable] = []
     for name, step, positions in named_steps(model):
         picked = columns.pick(scope, positions)
-        if not passes_on(step):
-            picked = _parse_step(scope, step, picked, model.output_indices_[name])
-        parts += picked
+        if passes_on(step):
+            parts += picked
+            continue
+        span = model.output_indices_[name]
+        reads_columns = isinstance(first_steps(step)[0], ColumnTransformer | ENCODERS)
+        if len(picked) > 1 and not reads_columns:  # The step needs one input.
+            kind = type(picked[0].type)([None, None])
+            picked = [_declare(scope, "SklearnConcat", picked, kind)]
+        parsed: list[Variable] = _parse_sklearn(scope, step, picked)
+        if not isinstance(last_step(step), ColumnTransformer):  # Its parts have widths.
+            parsed[0].type = type(parsed[0].type)([None, span.stop - span.start])
+            parsed = parsed[:1]
+        parts += parsed
     is_mixed = len({isinstance(part.type, StringTensorType) for part in parts}) > 1
     if is_mixed or len(parts) == 1:
         return parts
@@ -328,8 +338,17 @@ class _InputColumns:
         """Return the variables with the columns at the positions. Adjacent columns of a
         variable are one variable.
         """
+        names: list[str] = []
+        if self.names and len(self.inputs) == len(self.columns):
+            names = [self.names[position] for position in positions]
+        by_name = {source.raw_name: (source, 0) for source in self.inputs}
+        # Columns are found by name if each column is a variable with its name.
+        if names and by_name.keys() >= {*names}:
+            columns = [by_name[name] for name in names]
+        else:
+            columns = [self.columns[position] for position in positions]
         picked = []
-        for variable, run in groupby(self._columns_at(positions), lambda item: item[0]):
+        for variable, run in groupby(columns, lambda item: item[0]):
             indices = [index for _, index in run]
             if indices != list(range(self.widths[self.inputs.index(variable)])):
                 variable = _declare(
@@ -341,39 +360,6 @@ class _InputColumns:
                 )
             picked.append(variable)
         return picked
-
-    def _columns_at(self, positions: Sequence[int]) -> list[tuple[Variable, int]]:
-        """Return the columns by name, if each column is a variable with its name,
-        otherwise by position.
-        """
-        if self.names and len(positions) and len(self.inputs) == len(self.columns):
-            by_name = {source.raw_name: (source, 0) for source in self.inputs}
-            names = [self.names[position] for position in positions]
-            if by_name.keys() >= {*names}:
-                return [by_name[name] for name in names]
-        return [self.columns[position] for position in positions]
-
-
-def _parse_step(
-    scope: Scope, step: Estimator, picked: list[Variable], span: slice
-) -> list[Variable]:
-    """Return the outputs of a step of a ColumnTransformer.
-
-    Args:
-        scope: skl2onnx's names.
-        step: the step.
-        picked: the inputs of the step, which are joined if the step needs one input.
-        span: the positions of the step's outputs in the ColumnTransformer's output.
-    """
-    reads_columns = isinstance(first_steps(step)[0], ColumnTransformer | ENCODERS)
-    if len(picked) > 1 and not reads_columns:
-        kind = type(picked[0].type)([None, None])
-        picked = [_declare(scope, "SklearnConcat", picked, kind)]
-    parsed: list[Variable] = _parse_sklearn(scope, step, picked)
-    if isinstance(last_step(step), ColumnTransformer):  # Its parts have widths.
-        return parsed
-    parsed[0].type = type(parsed[0].type)([None, span.stop - span.start])
-    return parsed[:1]
 
 
 def _declare(
@@ -482,14 +468,30 @@ def finish_outputs(graph: GraphProto, answers: dict[str, Array]) -> tuple[Output
         if role == "label":
             dtype = _LABEL_DTYPES.get(kind, "str")
         else:
-            dtype, _ = dtype_and_shape(value)
+            dtype = dtype_and_shape(value)[0]
         output = Output(name, dtype, (-1, *answer.shape[1:]), role)
         values.append(_finish_output(graph, output, value))
         outputs.append(output)
     values += [value for value in graph.output if value.name == REFUSED_ROWS]
     del graph.output[:]
     graph.output.extend(values)
-    _drop_unused(graph)
+    # ONNX Runtime would run unused nodes: 6,236 of 6,240 for an SVC with 50 classes.
+    needed = {value.name for value in graph.output}
+    nodes = []
+    for node in reversed(graph.node):
+        if needed.isdisjoint(node.output):
+            continue
+        nodes.append(node)
+        nested = [node]  # and the nodes of its subgraphs, which the loop adds
+        for inner in nested:
+            needed.update(inner.input)
+            for attribute in inner.attribute:
+                nested.extend(attribute.g.node)
+                needed.update(value.name for value in attribute.g.output)
+    constants = [value for value in graph.initializer if value.name in needed]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(reversed(nodes))
+    graph.initializer.extend(constants)
     return tuple(outputs)
 
 
@@ -523,25 +525,3 @@ def _finish_output(graph: GraphProto, output: Output, value: ValueInfoProto) -> 
         helper.make_node("Reshape", [current, sizes.name], [name], name=f"onnxserve_{name}")
     )
     return helper.make_tensor_value_info(name, kind, ["batch", *output.shape[1:]])
-
-
-def _drop_unused(graph: GraphProto) -> None:
-    """Drop unused nodes, because ONNX Runtime would run them: 6,236 of 6,240 nodes for
-    an SVC with 50 classes.
-    """
-    needed = {value.name for value in graph.output}
-    nodes = []
-    for node in reversed(graph.node):
-        if needed.isdisjoint(node.output):
-            continue
-        nodes.append(node)
-        nested = [node]  # and the nodes of its subgraphs, which the loop adds
-        for inner in nested:
-            needed.update(inner.input)
-            for attribute in inner.attribute:
-                nested.extend(attribute.g.node)
-                needed.update(value.name for value in attribute.g.output)
-    constants = [entry for entry in graph.initializer if entry.name in needed]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(reversed(nodes))
-    graph.initializer.extend(constants)

@@ -257,26 +257,20 @@ class _Block:
         """Add the sums of the rows' leaves, [rows, targets], per group and then in
         total.
         """
-        joined = self.graph.node("Concat", self._group_sums(leaf), axis=0)
-        wide = self.graph.cast(joined, self.sums_type)
-        shape = [len(self.levels.base), self.levels.groups, -1]
-        by_target = self.graph.node("Reshape", [wide, shape])
-        total = self.graph.node("ReduceSum", [by_target, [1]], keepdims=0)
-        return self.graph.node("Add", [self.graph.node("Transpose", [total]), self.levels.base])
-
-    def _group_sums(self, leaf: str) -> list[str]:
-        """Add the sums of the leaves, [groups, rows] per table of leaves: a table per
-        target if the targets share their trees, otherwise one table.
-        """
-        _, trees, leaves = self.levels.value.shape
-        size = trees // self.levels.groups
         tables = self.levels.value
+        trees = tables.shape[1]
+        size = trees // self.levels.groups
+        # Each target has a table of leaves only if the targets share their trees.
         if len(self.nodes[0]) != trees:
-            tables = tables.reshape(1, -1, leaves)
+            tables = tables.reshape(1, -1, tables.shape[2])
         sums = []
         for table in tables:
             values = self.graph.node("GatherElements", [table, leaf], axis=1)
             shape = [len(table) // size, size, -1]
             grouped = self.graph.node("Reshape", [values, shape])
             sums.append(self.graph.node("ReduceSum", [grouped, [1]], keepdims=0))
-        return sums
+        wide = self.graph.cast(self.graph.node("Concat", sums, axis=0), self.sums_type)
+        shape = [len(self.levels.base), self.levels.groups, -1]
+        by_target = self.graph.node("Reshape", [wide, shape])
+        total = self.graph.node("ReduceSum", [by_target, [1]], keepdims=0)
+        return self.graph.node("Add", [self.graph.node("Transpose", [total]), self.levels.base])

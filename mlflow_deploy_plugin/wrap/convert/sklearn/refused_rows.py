@@ -7,11 +7,11 @@ the marked rows.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import chain
 
 import numpy as np
-from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, TensorProto, helper, numpy_helper
 from skl2onnx.common._topology import Operator, Scope, Topology
 from sklearn.preprocessing import (
     FunctionTransformer,
@@ -20,7 +20,6 @@ from sklearn.preprocessing import (
     SplineTransformer,
 )
 
-from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.refusals import REFUSED_ROWS
 from mlflow_deploy_plugin.wrap.convert.converted import makers_of
 from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator
@@ -72,34 +71,31 @@ def _out_of_range(added: Subgraph, operators: list[Operator]) -> _Marks:
     """Mark the rows with a number outside the range of a step."""
     for operator in operators:
         step = operator.raw_operator
-        accepted, bounds = _accepted_numbers(step)
-        if not bounds:
-            continue
-        reason = f"its {type(step).__name__} accepts only {accepted}"
+        # Each bound, one number per column, has an ONNX comparison that is true for the
+        # numbers outside the range.
+        match step:
+            case PowerTransformer(method="box-cox"):
+                accepted = "positive numbers"
+                bounds = {"LessOrEqual": np.zeros(step.n_features_in_)}
+            case SplineTransformer(extrapolation="error"):
+                accepted = "numbers between its knots"
+                bounds = {
+                    "Less": np.array([spline.t[spline.k] for spline in step.bsplines_]),
+                    "Greater": np.array([spline.t[-spline.k - 1] for spline in step.bsplines_]),
+                }
+            case _:
+                continue
         start = 0
         for entry in operator.inputs:
             wide = added.cast(entry.full_name, TensorProto.DOUBLE)
             end = start + entry.type.shape[1]
             for test, bound in bounds.items():
-                outside = added.node(test, [wide, bound[start:end]])
-                yield reason, added.cast(outside, TensorProto.FLOAT)
+                mark = added.node(test, [wide, bound[start:end]])
+                yield (
+                    f"its {type(step).__name__} accepts only {accepted}",
+                    added.cast(mark, TensorProto.FLOAT),
+                )
             start = end
-
-
-def _accepted_numbers(step: Estimator) -> tuple[str, dict[str, Array]]:
-    """Return a description of the numbers that a step accepts, and ONNX comparisons
-    that are true for other numbers, with a bound per column; empty if the step accepts
-    all numbers.
-    """
-    match step:
-        case PowerTransformer(method="box-cox"):
-            return "positive numbers", {"LessOrEqual": np.zeros(step.n_features_in_)}
-        case SplineTransformer(extrapolation="error"):
-            first = [spline.t[spline.k] for spline in step.bsplines_]
-            last = [spline.t[-spline.k - 1] for spline in step.bsplines_]
-            bounds = {"Less": np.array(first), "Greater": np.array(last)}
-            return "numbers between its knots", bounds
-    return "", {}
 
 
 def _not_finite(added: Subgraph, graph: GraphProto, operators: list[Operator]) -> _Marks:
@@ -142,33 +138,25 @@ def _doubtful_outputs(graph: GraphProto, operators: list[Operator]) -> Iterator[
     for operator in operators:
         step = operator.raw_operator
         is_doubtful = isinstance(step, PolynomialFeatures)
+        # A function is doubtful if one of its nodes may compute NaN or infinity from
+        # finite numbers.
+        names = []
         if isinstance(step, FunctionTransformer | Computed):
-            is_doubtful = _is_partial(operator, makers, constants)
+            names = [entry.full_name for entry in operator.outputs]
+        seen = {entry.full_name for entry in operator.inputs}
+        while names and not is_doubtful:
+            name = names.pop()
+            if name in seen or name not in makers:
+                continue
+            seen.add(name)
+            node = makers[name]
+            if node.op_type in _PARTIAL:
+                divisor = constants.get(node.input[-1])
+                has_constant_divisor = node.op_type == "Div" and divisor is not None
+                is_doubtful = not has_constant_divisor or not numpy_helper.to_array(divisor).all()
+            names.extend(node.input)
         if is_doubtful:
             yield from (entry.full_name for entry in operator.outputs)
-
-
-def _is_partial(
-    operator: Operator, makers: Mapping[str, NodeProto], constants: Mapping[str, TensorProto]
-) -> bool:
-    """Return True if the nodes of an operator may compute NaN or infinity from finite
-    numbers.
-    """
-    seen = {entry.full_name for entry in operator.inputs}
-    names = [entry.full_name for entry in operator.outputs]
-    while names:
-        name = names.pop()
-        if name in seen or name not in makers:
-            continue
-        seen.add(name)
-        node = makers[name]
-        if node.op_type in _PARTIAL:
-            divisor = constants.get(node.input[-1])
-            has_constant_divisor = node.op_type == "Div" and divisor is not None
-            if not has_constant_divisor or not numpy_helper.to_array(divisor).all():
-                return True
-        names.extend(node.input)
-    return False
 
 
 def _accepts(estimator: Estimator, number: float) -> bool:

@@ -75,7 +75,13 @@ def _write_order(graph: Subgraph, rows: str, attributes: _Attributes) -> str:
     row_count = graph.row_count(rows)
     few = graph.subgraph()
     many = graph.subgraph()
-    keys = _write_keys(many, rows, attributes)
+    # The key of a row is the sum of the weights of its comparisons that are true.
+    columns, thresholds, weights = _choose_comparisons(attributes)
+    numbers = many.cast(many.node("Transpose", [rows]), TensorProto.FLOAT)
+    values = many.node("Gather", [numbers, columns], axis=0)
+    above = many.node("Greater", [values, thresholds.astype(np.float32)[:, None]])
+    is_above = many.cast(above, TensorProto.FLOAT)
+    keys = many.node("MatMul", [weights.astype(np.float32), is_above])
     _, positions = many.nodes("TopK", [keys, row_count], count=2, axis=0, largest=0)
     sorted_order = many.node("Unsqueeze", [positions, [1]])
     unchanged_order = few.node("Slice", [np.arange(MANY_ROWS)[:, None], [0], row_count])
@@ -86,18 +92,6 @@ def _write_order(graph: Subgraph, rows: str, attributes: _Attributes) -> str:
         then_branch=many.finish({}, {sorted_order: (TensorProto.INT64, [None, 1])}),
         else_branch=few.finish({}, {unchanged_order: (TensorProto.INT64, [None, 1])}),
     )
-
-
-def _write_keys(graph: Subgraph, rows: str, attributes: _Attributes) -> str:
-    """Add the sort key of each row, [N]: the sum of the weights of its comparisons that
-    are true.
-    """
-    columns, thresholds, weights = _choose_comparisons(attributes)
-    numbers = graph.cast(graph.node("Transpose", [rows]), TensorProto.FLOAT)
-    values = graph.node("Gather", [numbers, columns], axis=0)
-    above = graph.node("Greater", [values, thresholds.astype(np.float32)[:, None]])
-    is_above = graph.cast(above, TensorProto.FLOAT)
-    return graph.node("MatMul", [weights.astype(np.float32), is_above])
 
 
 def _choose_comparisons(attributes: _Attributes) -> tuple[Array, ...]:
@@ -170,19 +164,8 @@ def _read_nodes(attributes: _Attributes) -> _Nodes:
     children = [
         offset + np.array(attributes[name]) for name in ("nodes_truenodeids", "nodes_falsenodeids")
     ]
-    shares = _estimate_shares(offset + number, children, is_inner)
-    return _Nodes(np.array(attributes["nodes_featureids"]), threshold, shares)
-
-
-def _estimate_shares(numbers: Array, children: list[Array], is_inner: Array) -> Array:
-    """Return the estimated share of the rows that reach each node, which is halved per
-    level, [nodes].
-
-    Args:
-        numbers: a unique number for each node of all trees, [nodes].
-        children: the numbers of the left children and of the right children.
-        is_inner: True for the nodes that are not leaves, [nodes].
-    """
+    # The estimated share of the rows that reach a node is halved per level.
+    numbers = offset + number
     order = np.argsort(numbers)
     shares = np.zeros(len(numbers))
     child_numbers = np.concatenate([side[is_inner] for side in children])
@@ -193,4 +176,4 @@ def _estimate_shares(numbers: Array, children: list[Array], is_inner: Array) -> 
         shares[nodes] = np.maximum(shares[nodes], 0.5**level)
         # Equality tests may share a child.
         level_numbers = np.unique(np.concatenate([side[nodes] for side in children]))
-    return shares
+    return _Nodes(np.array(attributes["nodes_featureids"]), threshold, shares)

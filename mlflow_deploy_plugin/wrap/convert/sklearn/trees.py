@@ -212,8 +212,11 @@ class Boosting:
         if any(tree.members for tree in self.trees):
             return None
         groups = 1 if self.is_single else ceil(int(tree_counts[0]) / MAX_SUMMED)
-        padding = -int(tree_counts[0]) % groups  # A target's groups have equally many trees.
-        forest = _join_trees(self._padded_trees(padding))
+        # A target's groups have equally many trees, so trees of value 0 are added.
+        targets_of_padding = np.repeat(np.arange(len(self.base)), -int(tree_counts[0]) % groups)
+        padded = [*self.trees, *[Tree.of([leaf()])] * len(targets_of_padding)]
+        order = np.argsort([*self.targets, *targets_of_padding], kind="stable")
+        forest = _join_trees([padded[index] for index in order])
         splits = _distinct_splits(forest, self.mode)
         if splits is None:
             return None
@@ -222,10 +225,15 @@ class Boosting:
             return None
         nodes, leaves = complete
         trees = len(forest.roots) // len(self.base)
+        # All targets share the levels of one target if they have the same splits.
+        if all(
+            (level.reshape(-1, trees, level.shape[1]) == level[:trees]).all() for level in nodes
+        ):
+            nodes = [level[:trees] for level in nodes]
         rows_type = np.float32 if self.has_single_rows else np.float64
         sums_type = np.float32 if self.is_single else np.float64
         return Levels(
-            nodes=_shared_levels(nodes, trees),
+            nodes=nodes,
             column=splits.column.astype(np.int64),
             threshold=splits.threshold.astype(rows_type),
             default=splits.default.astype(bool),
@@ -236,16 +244,6 @@ class Boosting:
             base=self.base.astype(sums_type),
             groups=groups,
         )
-
-    def _padded_trees(self, padding: int) -> list[Tree]:
-        """Return the trees ordered by target, with `padding` trees of value 0 per
-        target.
-        """
-        empty = Tree.of([leaf()])
-        targets_of_padding = np.repeat(np.arange(len(self.base)), padding)
-        trees = [*self.trees, *[empty] * len(targets_of_padding)]
-        targets = [*self.targets, *targets_of_padding]
-        return [trees[index] for index in np.argsort(targets, kind="stable")]
 
 
 @dataclass(frozen=True, eq=False)
@@ -341,17 +339,6 @@ def _complete_levels(forest: _Forest, splits: _Splits) -> tuple[list[Array], Arr
         children = np.stack([splits.right[level_nodes], splits.left[level_nodes]], axis=2)
         level_nodes = children.reshape(trees, -1)
     return levels, level_nodes
-
-
-def _shared_levels(levels: list[Array], trees: int) -> list[Array]:
-    """Return the levels of one target, with its number of trees, if all targets have
-    the same splits. Otherwise return the levels of all targets.
-    """
-    for level in levels:
-        by_target = level.reshape(-1, trees, level.shape[1])
-        if not (by_target == level[:trees]).all():
-            return levels
-    return [level[:trees] for level in levels]
 
 
 def _join_trees(trees: list[Tree]) -> _Forest:
@@ -489,8 +476,25 @@ def histogram_boosting(estimator: Estimator) -> Boosting:
     if is_categorical is None:
         is_categorical = np.zeros(estimator.n_features_in_, bool)
     columns = np.argsort(~is_categorical, kind="stable")  # Trees read categorical columns first.
-    predictors = chain.from_iterable(estimator._predictors)
-    trees = [_histogram_tree(predictor, columns) for predictor in predictors]
+    trees = []
+    for predictor in chain.from_iterable(estimator._predictors):
+        nodes = predictor.nodes
+        members = {}
+        for node in np.flatnonzero(nodes["is_categorical"]):
+            # The categories that go left are 256 bits in eight words of 32 bits.
+            words = predictor.raw_left_cat_bitsets[nodes["bitset_idx"][node]]
+            codes = [code for code in range(256) if words[code // 32] >> code % 32 & 1]
+            members[int(node)] = codes or [_NO_CODE]  # Only missing values go left.
+        tree = Tree(
+            feature=columns[nodes["feature_idx"]],
+            threshold=nodes["num_threshold"],
+            left=np.where(nodes["is_leaf"] == 1, _LEAF, nodes["left"].astype(np.int64)),
+            right=nodes["right"],
+            default_left=nodes["missing_go_to_left"],
+            value=nodes["value"],
+            members=members,
+        )
+        trees.append(tree)
     width = int(estimator.n_trees_per_iteration_)
     targets = [index % width for index in range(len(trees))]
     return Boosting(
@@ -499,26 +503,6 @@ def histogram_boosting(estimator: Estimator) -> Boosting:
         base=np.ravel(estimator._baseline_prediction),
         mode="BRANCH_LEQ",
         link=LINKS[name],
-    )
-
-
-def _histogram_tree(predictor: Any, columns: Array) -> Tree:
-    """Return a tree of HistGradientBoosting. `columns` are the features' positions."""
-    nodes = predictor.nodes
-    members = {}
-    for node in np.flatnonzero(nodes["is_categorical"]):
-        # The categories that go left are 256 bits in eight words of 32 bits.
-        words = predictor.raw_left_cat_bitsets[nodes["bitset_idx"][node]]
-        codes = [code for code in range(256) if words[code // 32] >> code % 32 & 1]
-        members[int(node)] = codes or [_NO_CODE]  # Only missing values go left.
-    return Tree(
-        feature=columns[nodes["feature_idx"]],
-        threshold=nodes["num_threshold"],
-        left=np.where(nodes["is_leaf"] == 1, _LEAF, nodes["left"].astype(np.int64)),
-        right=nodes["right"],
-        default_left=nodes["missing_go_to_left"],
-        value=nodes["value"],
-        members=members,
     )
 
 

@@ -66,7 +66,15 @@ def calibrated(model: CalibratedClassifierCV, rows: Rows) -> Decision:
     estimators = [best_estimator(part.estimator) for part in parts]
     method = _score_method(estimators[0])
     if parts[0].method == "temperature":
-        mean = _mean_by_temperature(parts, estimators, rows, method)
+        answers = []
+        for part, estimator in zip(parts, estimators, strict=True):
+            answer = rows.ask(estimator, method)
+            if answer.ndim == 1:
+                answer = _two_sided(answer)
+            elif method == "predict_proba":
+                answer = np.log(answer + 1e-12)  # scikit-learn adds 1e-12 for probabilities of 0.
+            answers.append(softmax(answer * part.calibrators[0].beta_))
+        mean = sum(answers[1:], answers[0]) / float(len(parts))
     else:
         # Each calibrator reads one score.
         scores = _scores(estimators, rows, method)
@@ -79,23 +87,6 @@ def calibrated(model: CalibratedClassifierCV, rows: Rows) -> Decision:
             likely = logistic(-(slopes * scores + shifts))
         mean = _mean_of_folds(model, likely)
     return largest(mean)
-
-
-def _mean_by_temperature(
-    parts: list[Estimator], estimators: list[Estimator], rows: Rows, method: str
-) -> TracedArray:
-    """Return the mean [N, C] of the probabilities that each fold computes from the
-    scores of its estimator and a temperature.
-    """
-    answers = []
-    for part, estimator in zip(parts, estimators, strict=True):
-        answer = rows.ask(estimator, method)
-        if answer.ndim == 1:
-            answer = _two_sided(answer)
-        elif method == "predict_proba":
-            answer = np.log(answer + 1e-12)  # scikit-learn adds 1e-12 for probabilities of 0.
-        answers.append(softmax(answer * part.calibrators[0].beta_))
-    return sum(answers[1:], answers[0]) / float(len(parts))
 
 
 def _mean_of_folds(model: CalibratedClassifierCV, likely: TracedArray) -> TracedArray:
@@ -207,22 +198,18 @@ def _scores(estimators: list[Estimator], rows: Rows, method: str = "") -> Traced
             for member in estimators
         ):
             return logistic(rows.sums(estimators))
-    return np.column_stack([_member_score(member, rows, method) for member in estimators])
-
-
-def _member_score(member: Estimator, rows: Rows, method: str) -> TracedArray:
-    """Return the prediction of a regressor, or the score of a classifier by the method:
-    for two classes, the score [N] of the second. "" is the method of the decision.
-    """
-    if isinstance(member, _ConstantPredictor):
-        return rows.full(float(member.y_[0]))
-    if is_regressor(member):
-        answer = rows.ask(member, "predict")
-    else:
-        answer = rows.ask(member, method or _score_method(member))
-    if answer.ndim > 1 and answer.sample.shape[1] == 2:
-        return answer[:, 1]
-    return answer
+    columns = []
+    for member in estimators:
+        if isinstance(member, _ConstantPredictor):
+            score = rows.full(float(member.y_[0]))
+        elif is_regressor(member):
+            score = rows.ask(member, "predict")
+        else:
+            score = rows.ask(member, method or _score_method(member))
+        if score.ndim > 1 and score.sample.shape[1] == 2:
+            score = score[:, 1]  # For two classes, the column is the score of the second.
+        columns.append(score)
+    return np.column_stack(columns)
 
 
 def one_vs_rest(model: OneVsRestClassifier, rows: Rows) -> Decision:

@@ -313,40 +313,32 @@ def splines(model: preprocessing.SplineTransformer, rows: Rows) -> TracedArray:
     columns = []
     for number, spline in enumerate(model.bsplines_):
         x = rows.matrix[:, number]
-        values = _basis(spline, x, model.extrapolation)
+        lowest = float(spline.t[spline.k])
+        highest = float(spline.t[-spline.k - 1])
+        inside = x
+        if model.extrapolation == "periodic":
+            inside = lowest + np.remainder(x - lowest, highest - lowest)
+        elif model.extrapolation in ("constant", "linear"):
+            inside = np.clip(x, lowest, highest)
+        values = _polynomials(spline, inside)
+        if model.extrapolation in ("constant", "linear"):
+            # scikit-learn continues only the outermost splines. With repeated knots,
+            # other splines are not 0 at the boundary, but 0 beyond.
+            is_line = model.extrapolation == "linear"
+            continued = max(spline.k, 1 + (spline.k > 0)) if is_line else spline.k
+            first = np.arange(spline.c.shape[1]) < continued
+            for knot, is_beyond, is_continued in (
+                (lowest, x < lowest, first),
+                (highest, x > highest, first[::-1]),
+            ):
+                beyond = (x - knot)[:, None] * (spline(knot, nu=1) * is_line) + spline(knot)
+                values = np.where(is_beyond[:, None], beyond * is_continued, values)
         if getattr(model, "handle_missing", "error") == "zeros":
             values = np.where(np.isnan(x)[:, None], 0.0, values)
         if not model.include_bias:
             values = values[:, : spline.c.shape[1] - 1]
         columns.append(values)
     return np.hstack(columns)
-
-
-def _basis(spline: BSpline, x: TracedArray, extrapolation: str) -> TracedArray:
-    """Return the basis splines [N, splines] of a column [N]."""
-    lowest = float(spline.t[spline.k])
-    highest = float(spline.t[-spline.k - 1])
-    inside = x
-    if extrapolation == "periodic":
-        inside = lowest + np.remainder(x - lowest, highest - lowest)
-    elif extrapolation in ("constant", "linear"):
-        inside = np.clip(x, lowest, highest)
-    values = _polynomials(spline, inside)
-    if inside is x or extrapolation == "periodic":
-        return values
-    # scikit-learn continues only the outermost splines. With repeated knots, other
-    # splines are not 0 at the boundary, but 0 beyond.
-    is_line = extrapolation == "linear"
-    continued = max(spline.k, 1 + (spline.k > 0)) if is_line else spline.k
-    position = np.arange(spline.c.shape[1])
-    first = position < continued
-    for knot, is_beyond, is_continued in (
-        (lowest, x < lowest, first),
-        (highest, x > highest, first[::-1]),
-    ):
-        beyond = (x - knot)[:, None] * (spline(knot, nu=1) * is_line) + spline(knot)
-        values = np.where(is_beyond[:, None], beyond * is_continued, values)
-    return values
 
 
 def _polynomials(spline: BSpline, x: TracedArray) -> TracedArray:

@@ -435,23 +435,19 @@ def locally_linear(model: LocallyLinearEmbedding, rows: Rows) -> TracedArray:
     trace = sum(gram_rows[n][:, n] for n in range(1, count)) + gram_rows[0][:, 0]
     ridge = np.where(trace > 0, trace * model.reg, model.reg)
     gram = np.stack(gram_rows, axis=1)
-    weights = _solution(gram + ridge[:, None, None] * np.eye(count), count)
-    weights = weights / weights.sum(axis=1, keepdims=True)
-    return (take(model.embedding_, neighbours) * weights[:, :, None]).sum(axis=1)
-
-
-def _solution(matrix: TracedArray, count: int) -> TracedArray:
-    """Return the solutions [N, count] of matrix [N, count, count] @ x = 1 by
-    Gauss-Jordan elimination. A positive definite matrix needs no pivoting.
-    """
-    system = np.concatenate([matrix, np.ones_like(matrix)[:, :, :1]], axis=2)
+    gram = gram + ridge[:, None, None] * np.eye(count)
+    # Gauss-Jordan elimination solves gram [N, count, count] @ weights = 1. A positive
+    # definite matrix needs no pivoting.
+    system = np.concatenate([gram, np.ones_like(gram)[:, :, :1]], axis=2)
     for n in range(count):
         # Divide line n by its pivot, and clear column n in the other lines.
         line = system[:, n : n + 1, :] / system[:, n : n + 1, n : n + 1]
         is_other_line = 1.0 - np.eye(count)[n][:, None]
         system = system - system[:, :, n : n + 1] * is_other_line * line
         system = system * is_other_line + line * (1.0 - is_other_line)
-    return system[:, :, count]
+    weights = system[:, :, count]
+    weights = weights / weights.sum(axis=1, keepdims=True)
+    return (take(model.embedding_, neighbours) * weights[:, :, None]).sum(axis=1)
 
 
 FORMULAS: dict[type, Formula] = {

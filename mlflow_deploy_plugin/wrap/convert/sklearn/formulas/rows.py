@@ -59,8 +59,8 @@ class Rows:
         self._inputs = inputs
         self._columns = columns
         self._matrix = matrix
-        # The keys are digests or ids (`_learned`). The values contain the step, so that
-        # its id is not reused.
+        # The keys are digests or ids of steps. The values contain the step, so that its
+        # id is not reused.
         self._after: dict[int | str, tuple[Rows, Estimator]] = {}
         # The keys are the id of an estimator, and True for raw scores.
         self._outputs: dict[tuple[int, bool], list[str]] = {}
@@ -73,8 +73,13 @@ class Rows:
 
     @classmethod
     def of(cls, graph: NodeBuilder, operator: Operator) -> "Rows":
-        width = getattr(operator.raw_operator, "n_features_in_", None)
-        return cls(graph, list(operator.inputs), width or sum(map(_width, operator.inputs)))
+        columns = getattr(operator.raw_operator, "n_features_in_", None) or 0
+        if not columns:
+            for variable in operator.inputs:
+                sizes = variable.type.shape[1:]
+                width = sizes[0] if sizes else None
+                columns += width or 1  # An unknown width counts as one column.
+        return cls(graph, list(operator.inputs), columns)
 
     @property
     def matrix(self) -> TracedArray:
@@ -227,24 +232,19 @@ class Rows:
                 if picks_columns and len(steps) > 1:
                     steps = [make_pipeline(*steps)]
                 for step in steps:
-                    rows = rows._behind(step)
+                    # The digest of a step's fitted attributes identifies the step,
+                    # or its id if it contains an unnamed function.
+                    learned: int | str
+                    try:
+                        learned = str(joblib.hash(step))
+                    except (AttributeError, PicklingError, TypeError):
+                        learned = id(step)
+                    if learned not in rows._after:
+                        computed = rows.with_matrix(rows.ask(step, "transform"))
+                        rows._after[learned] = computed, step
+                    rows, _ = rows._after[learned]
             estimator = best_estimator(estimator.steps[-1][1])
         return rows, estimator
-
-    def _behind(self, step: Estimator) -> "Rows":
-        """Return the rows that a step computes, once for identical steps. The digest of
-        a step's fitted attributes identifies the step, or its id if it contains an
-        unnamed function.
-        """
-        learned: int | str
-        try:
-            learned = str(joblib.hash(step))
-        except (AttributeError, PicklingError, TypeError):
-            learned = id(step)
-        if learned not in self._after:
-            self._after[learned] = self.with_matrix(self.ask(step, "transform")), step
-        rows, _ = self._after[learned]
-        return rows
 
     def _declare(self, members: list[Estimator]) -> list[Operator]:
         """Declare an operator per estimator, for the rows that a step may refuse."""
@@ -361,13 +361,6 @@ SCORES: dict[type, Formula] = {}
 """The formulas of decision functions, for estimators whose formula does not return
 scores.
 """
-
-
-def _width(variable: Variable) -> int:
-    """Return the number of columns of a variable, or 1 if it is unknown."""
-    sizes = variable.type.shape[1:]
-    width = sizes[0] if sizes else None
-    return width or 1
 
 
 def labels_of(estimator: Estimator) -> Array:

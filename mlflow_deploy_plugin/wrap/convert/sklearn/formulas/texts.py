@@ -8,7 +8,7 @@ converted character by character.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache, partial
 from itertools import chain
 from operator import methodcaller
@@ -164,10 +164,20 @@ def _in_blocks(
 
 
 def _divide_into_blocks(graph: NodeBuilder, texts: str, count: str) -> str:
-    """Add the texts as blocks of equal size, [blocks, rows]."""
+    """Add the texts as blocks of equal size, [blocks, rows]. The first texts pad the
+    last block.
+    """
     single = graph.subgraph()
     several = graph.subgraph()
-    cut = _cut_into_blocks(several, texts)
+    flat = several.node("Reshape", [texts, [-1]])
+    is_long = several.node("RegexFullMatch", [flat], pattern=_LONG)
+    most_rows = several.node("ReduceMin", [several.node("Where", [is_long, [1], [_BLOCK]])])
+    row_count = several.node("Shape", [flat])
+    block_count, block_rows = several.equal_blocks(row_count, most_rows)
+    positions = _positions(several, several.node("Mul", [block_count, block_rows]))
+    rows = several.node("Mod", [positions, row_count])
+    shape = several.node("Concat", [block_count, block_rows], axis=0)
+    cut = several.node("Reshape", [several.node("Gather", [flat, rows]), shape])
     row = single.node("Reshape", [texts, [1, -1]])
     is_one = graph.node("Less", [count, [2]])  # For a single row, this saves 5 of 25 µs.
     return graph.node(
@@ -176,21 +186,6 @@ def _divide_into_blocks(graph: NodeBuilder, texts: str, count: str) -> str:
         then_branch=single.finish({}, {row: (TensorProto.STRING, [None, None])}),
         else_branch=several.finish({}, {cut: (TensorProto.STRING, [None, None])}),
     )
-
-
-def _cut_into_blocks(graph: NodeBuilder, texts: str) -> str:
-    """Divide several texts into blocks of equal size, [blocks, rows]. The first texts
-    pad the last block.
-    """
-    flat = graph.node("Reshape", [texts, [-1]])
-    is_long = graph.node("RegexFullMatch", [flat], pattern=_LONG)
-    most_rows = graph.node("ReduceMin", [graph.node("Where", [is_long, [1], [_BLOCK]])])
-    row_count = graph.node("Shape", [flat])
-    block_count, block_rows = graph.equal_blocks(row_count, most_rows)
-    positions = _positions(graph, graph.node("Mul", [block_count, block_rows]))
-    rows = graph.node("Mod", [positions, row_count])
-    shape = graph.node("Concat", [block_count, block_rows], axis=0)
-    return graph.node("Reshape", [graph.node("Gather", [flat, rows]), shape])
 
 
 def _positions(graph: NodeBuilder, count: str) -> str:
@@ -227,9 +222,25 @@ def _split_into_tokens(graph: NodeBuilder, vectorizer: CountVectorizer, texts: s
         is_space = graph.node("And", [is_space, graph.node("Not", [is_padding])])
         return graph.node("Where", [is_space, _text(" "), tokens])
     words = sorted(vectorizer.get_stop_words() or ())
-    if words:
-        return _without_stop_words(graph, vectorizer, tokens, words)
-    return tokens
+    if not words:
+        return tokens
+    # Stop words become padding, which is moved behind all other tokens for n-grams.
+    flags = graph.node(
+        "LabelEncoder",
+        [tokens],
+        keys_strings=words,
+        values_int64s=[1] * len(words),
+        default_int64=0,
+    )
+    tokens = graph.node("Where", [graph.cast(flags, TensorProto.BOOL), _text(_PAD), tokens])
+    if vectorizer.ngram_range[1] == 1:
+        return tokens
+    # Each token's key is its position, plus the length for stop words.
+    length = graph.node("Shape", [tokens], start=1)
+    positions = _positions(graph, length)
+    keys = graph.node("Add", [graph.node("Mul", [flags, length]), positions])
+    _, order = graph.nodes("TopK", [keys, length], 2, largest=0)
+    return graph.node("GatherElements", [tokens, order], axis=1)
 
 
 def _split_by(graph: NodeBuilder, texts: str, expression: str, pad: str) -> str:
@@ -249,31 +260,6 @@ def _split_by(graph: NodeBuilder, texts: str, expression: str, pad: str) -> str:
     if pad == " ":
         columns = [pads, *columns]
     return graph.node("Concat", columns, axis=1)
-
-
-def _without_stop_words(
-    graph: NodeBuilder, vectorizer: CountVectorizer, tokens: str, words: list[str]
-) -> str:
-    """Replace the tokens [N, L] that are stop words by padding. For n-grams, move the
-    padding behind all other tokens.
-    """
-    flags = graph.node(
-        "LabelEncoder",
-        [tokens],
-        keys_strings=words,
-        values_int64s=[1] * len(words),
-        default_int64=0,
-    )
-    is_stop_word = graph.cast(flags, TensorProto.BOOL)
-    tokens = graph.node("Where", [is_stop_word, _text(_PAD), tokens])
-    if vectorizer.ngram_range[1] == 1:
-        return tokens
-    # Each token's key is its position, plus the length for stop words.
-    length = graph.node("Shape", [tokens], start=1)
-    positions = _positions(graph, length)
-    keys = graph.node("Add", [graph.node("Mul", [flags, length]), positions])
-    _, order = graph.nodes("TopK", [keys, length], 2, largest=0)
-    return graph.node("GatherElements", [tokens, order], axis=1)
 
 
 def _preprocessed(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
@@ -326,7 +312,15 @@ def _join_characters(graph: NodeBuilder, characters: str) -> str:
     """Join adjacent characters [N, L] in log2(L) rounds, and return the texts [N]."""
     body = graph.subgraph()
     parts = body.name()
-    joined = _join_pairs(body, parts)
+    # Join the first part [N, L] with the second, the third with the fourth, and so on.
+    end = [np.iinfo(np.int64).max]
+    # With a column of "" at the end, the last of an odd number of parts has a partner.
+    first_column = body.node("Slice", [parts, [0], [1], [1]])
+    empty = body.node("Where", [[True], _text(""), first_column])
+    left = body.node("Slice", [parts, [0], end, [1], [2]])
+    padded = body.node("Concat", [parts, empty], axis=1)
+    right = body.node("Slice", [padded, [1], end, [1], [2]])
+    joined = body.node("StringConcat", [left, right])
     length = body.node("Squeeze", [body.node("Shape", [joined], start=1)])
     goes_on = body.node("Greater", [length, np.int64(1)])
     table: tuple[int, list[int | None]] = (TensorProto.STRING, [None, None])
@@ -340,22 +334,6 @@ def _join_characters(graph: NodeBuilder, characters: str) -> str:
     rounds = body.finish(inputs, outputs)
     texts = graph.node("Loop", ["", np.bool_(True), characters], body=rounds)
     return graph.node("Reshape", [texts, [-1]])
-
-
-def _join_pairs(graph: NodeBuilder, parts: str) -> str:
-    """Join the first part [N, L] with the second, the third with the fourth, and so
-    on.
-    """
-    end = [np.iinfo(np.int64).max]
-    axis = [1]
-    step = [2]
-    # With a column of "" at the end, the last of an odd number of parts has a partner.
-    first_column = graph.node("Slice", [parts, [0], [1], axis])
-    empty = graph.node("Where", [[True], _text(""), first_column])
-    left = graph.node("Slice", [parts, [0], end, axis, step])
-    padded = graph.node("Concat", [parts, empty], axis=1)
-    right = graph.node("Slice", [padded, [1], end, axis, step])
-    return graph.node("StringConcat", [left, right])
 
 
 def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
@@ -481,7 +459,17 @@ def _word_expression(vectorizer: CountVectorizer) -> str:
     if vectorizer.tokenizer is None:
         pattern = vectorizer.token_pattern
     else:
-        pattern = _pattern_of(vectorizer.tokenizer)
+        # The pattern finds the tokenizer's tokens in some texts. The parity check
+        # compares other texts.
+        for pattern in _PATTERNS:
+            finds = re.compile(pattern).findall
+            if all(list(vectorizer.tokenizer(text)) == finds(text) for text in _TOKENIZED):
+                break
+        else:
+            raise NotImplementedError(
+                f"its option tokenizer={_name_of(vectorizer.tokenizer)} is a Python function; only "
+                "str.split and patterns are supported"
+            )
     match = _TOKENS.fullmatch(pattern)
     # A class may occur twice, with word boundaries at both ends or at none.
     if (
@@ -515,29 +503,6 @@ def _word_expression(vectorizer: CountVectorizer) -> str:
     return f"{_class_expression(kind)}{{{least_length},}}"
 
 
-def _pattern_of(tokenizer: Callable[[str], Iterable[str]]) -> str:
-    """Return a pattern that finds the tokenizer's tokens in some test texts. The parity
-    check compares other texts.
-    """
-    texts = (
-        "",
-        " a",
-        "a bb  CCC-d_1.5,é\tżółw\n日本 it's (x) [y]/z; ",
-        "#b @c $1.2 50% e-mail a@b.cd …«q»\xa0“r”",
-        # A stemmer, a lemmatizer or stop words would change the tokens of this text.
-        "The studies were running happily and better, but my dogs don't see 1,234 "
-        "organizations at https://x.org/y :-)",
-        "Häuser gingen, maisons étaient, niños comieron; aaaaaah GREATEST geese mice",
-    )
-    for pattern in _PATTERNS:
-        if all(list(tokenizer(text)) == re.findall(pattern, text) for text in texts):
-            return pattern
-    raise NotImplementedError(
-        f"its option tokenizer={_name_of(tokenizer)} is a Python function; only str.split and "
-        "patterns are supported"
-    )
-
-
 def _name_of(option: object) -> str:
     return getattr(option, "__qualname__", None) or repr(option)[:60]
 
@@ -553,6 +518,17 @@ _PATTERNS = (
     "[A-Za-z0-9_]+",
 )
 """The patterns of most custom tokenizers."""
+_TOKENIZED = (
+    "",
+    " a",
+    "a bb  CCC-d_1.5,é\tżółw\n日本 it's (x) [y]/z; ",
+    "#b @c $1.2 50% e-mail a@b.cd …«q»\xa0“r”",
+    # A stemmer, a lemmatizer or stop words would change the tokens of this text.
+    "The studies were running happily and better, but my dogs don't see 1,234 "
+    "organizations at https://x.org/y :-)",
+    "Häuser gingen, maisons étaient, niños comieron; aaaaaah GREATEST geese mice",
+)
+"""The texts for which a custom tokenizer is compared with the patterns."""
 
 
 def _class_expression(kind: str) -> str:

@@ -101,7 +101,17 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         """Add the nodes of x[key]. Raises NotImplementedError for a selection of rows,
         or by names or computed positions.
         """
-        keys = _split_key(key, self.ndim)
+        keys = key if isinstance(key, tuple) else (key,)
+        entries = key if isinstance(key, list) else keys
+        if any(isinstance(entry, str) for entry in entries):
+            raise NotImplementedError("columns by name; use positions instead, as in x[:, 0]")
+        for position, entry in enumerate(keys):
+            if entry is Ellipsis:
+                # An Ellipsis stands for a slice per axis that no other entry uses.
+                used_axes = sum(entry is not None for entry in keys) - 1
+                whole_axes = [slice(None)] * (self.ndim - used_axes)
+                keys = (*keys[:position], *whole_axes, *keys[position + 1 :])
+                break
         if not _is_whole_axis(keys[0]):
             raise NotImplementedError("a selection of rows")
         current = self
@@ -194,22 +204,6 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
 
     copy = to_numpy
     values = property(to_numpy)
-
-
-def _split_key(key: object, ndim: int) -> tuple[Any, ...]:
-    """Return the entries of the key in x[key], with a slice for each axis that an
-    Ellipsis stands for. Raises NotImplementedError for names of columns.
-    """
-    keys = key if isinstance(key, tuple) else (key,)
-    entries = key if isinstance(key, list) else keys
-    if any(isinstance(entry, str) for entry in entries):
-        raise NotImplementedError("columns by name; use positions instead, as in x[:, 0]")
-    for position, entry in enumerate(keys):
-        if entry is Ellipsis:
-            used_axes = sum(entry is not None for entry in keys) - 1
-            whole_axes = [slice(None)] * (ndim - used_axes)
-            return (*keys[:position], *whole_axes, *keys[position + 1 :])
-    return keys
 
 
 def _is_whole_axis(entry: object) -> bool:

@@ -35,7 +35,14 @@ def with_stand_ins(fitted: Estimator, columns: list[str] | int = 0) -> Estimator
     first_ids = set(map(id, first_steps(fitted)))
     for part in sub_estimators(fitted):
         package = type(part).__module__.partition(".")[0]
-        is_converted = package in _CONVERTED and not _is_function_of_a_table(part)
+        is_converted = package in _CONVERTED
+        has_function = isinstance(part, FunctionTransformer) and part.func is not None
+        if is_converted and has_function and hasattr(part, "feature_names_in_"):
+            # A function that fails for a matrix selects columns by name.
+            is_converted = False
+            with suppress(Exception):  # The user's function may raise any error.
+                part.func(np.ones((2, part.n_features_in_)), **(part.kw_args or {}))
+                is_converted = True
         if is_converted or id(part) in replaced_inside:
             continue
         part_columns = columns if id(part) in first_ids else 0
@@ -47,16 +54,3 @@ def with_stand_ins(fitted: Estimator, columns: list[str] | int = 0) -> Estimator
             stand_ins[id(part)] = stand_in
             replaced_inside.update(map(id, sub_estimators(part)))
     return deepcopy(fitted, stand_ins) if stand_ins else fitted
-
-
-def _is_function_of_a_table(part: Estimator) -> bool:
-    """Return True for a FunctionTransformer that fails for a matrix, because it selects
-    columns by name.
-    """
-    has_function = isinstance(part, FunctionTransformer) and part.func is not None
-    if not has_function or not hasattr(part, "feature_names_in_"):
-        return False
-    with suppress(Exception):  # The user's function may raise any error.
-        part.func(np.ones((2, part.n_features_in_)), **(part.kw_args or {}))
-        return False
-    return True
