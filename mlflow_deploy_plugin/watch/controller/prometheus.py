@@ -82,23 +82,19 @@ def start_metrics_server(
     registry.register(StoreMetrics(store))
     registry.register(LEADS)
     try:
-        server, _ = start_http_server(port, host or load_settings().host, registry)
+        started, _ = start_http_server(port, host or load_settings().host, registry)
     except OSError as error:
         raise InvalidConfig(f"--metrics-port {port}: {error.strerror or error}") from None
-    _limit_connections(server, request_seconds)
-    return server
-
-
-def _limit_connections(server: Any, request_seconds: float) -> None:
-    """Close idle connections after a timeout, and refuse connections above
-    `_MOST_THREADS`, because each connection uses a thread.
-    """
+    # Each connection uses a thread: close idle connections after a timeout, and refuse
+    # connections above `_MOST_THREADS`.
+    server: Any = started  # Types do not allow other methods.
     server.RequestHandlerClass = type(
         "Handler",
         (server.RequestHandlerClass,),
         {"timeout": request_seconds},
     )
     server.verify_request = lambda request, address: threading.active_count() <= _MOST_THREADS
+    return started
 
 
 class _Reading:

@@ -295,7 +295,19 @@ def judge_columns(
     if no column of the group has an alarm, because a changed column also changes the
     projections.
     """
-    columns = [*_by_score(groups, tests)]
+    scored = [
+        _ScoredColumn(group, name, tests.get((group.segment, name), ()))
+        for group in groups
+        for name in group.columns
+    ]
+    columns = []
+    segments_of_relations: set[str] = set()
+    for column in sorted(scored, key=lambda column: -column.ratio):
+        if column.is_relation:
+            if column.group.segment in segments_of_relations:
+                continue
+            segments_of_relations.add(column.group.segment)
+        columns.append(column)
     causes: dict[str, str] = {}
     for column in columns:
         if column.is_drifted and not column.is_relation:
@@ -350,28 +362,6 @@ def _compare_with_usual(test: FigureTest) -> str:
 
 def _figure_change(test: FigureTest) -> str:
     return describe_figure(test.series.figure, test.name, test.usual, test.value)
-
-
-def _by_score(
-    groups: Sequence[ColumnGroup],
-    tests: ColumnTests,
-) -> Iterator["_ScoredColumn"]:
-    """Yield the columns of all groups, the largest score relative to its threshold
-    first. Of the projections of a group, only the one with the largest score is
-    included.
-    """
-    columns = [
-        _ScoredColumn(group, name, tests.get((group.segment, name), ()))
-        for group in groups
-        for name in group.columns
-    ]
-    segments_of_relations: set[str] = set()
-    for column in sorted(columns, key=lambda column: -column.ratio):
-        if column.is_relation:
-            if column.group.segment in segments_of_relations:
-                continue
-            segments_of_relations.add(column.group.segment)
-        yield column
 
 
 @dataclass(frozen=True, eq=False)

@@ -77,7 +77,17 @@ def start_training(context: RetrainingContext, retraining: Retraining) -> None:
         window=str(data.window),
         started_at=context.now(),
     )
-    parameters = _project_parameters(plan, data)
+    # A parameter in the spec replaces the one that is passed to every project.
+    parameters = {
+        "mode": plan.mode,
+        "data": str(data.data),
+        "base_model": plan.base_uri,
+        "registered_model": plan.model,
+    }
+    for name, value in plan.parameters.items():
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        parameters[name] = str(value)
     run_id = process.ensure_run(retraining, plan, attempt, parameters)
     if data.held_out is not None:
         figures = replace(
@@ -261,23 +271,6 @@ def _collect(context: RetrainingContext, plan: RetrainPlan, folder: Path) -> Tra
     log = open_log(context.deployments.settings.inference_log, since)
     withheld = {*capture.drop, *capture.mask, *capture.keys}
     return collect_training_data(log, plan, folder, types, withheld)
-
-
-def _project_parameters(plan: RetrainPlan, data: TrainingData) -> dict[str, str]:
-    """Return the parameters that are passed to every project, unless a parameter in the
-    spec replaces them.
-    """
-    parameters = {
-        "mode": plan.mode,
-        "data": str(data.data),
-        "base_model": plan.base_uri,
-        "registered_model": plan.model,
-    }
-    for name, value in plan.parameters.items():
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        parameters[name] = str(value)
-    return parameters
 
 
 def collect_training_data(

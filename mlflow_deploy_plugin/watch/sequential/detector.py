@@ -209,7 +209,12 @@ class Tracking:
         are over, raise an alarm if the statistic exceeds the limit, and learn the usual
         levels.
         """
-        self._restart(self._windows.restarts == now)
+        accepted = self._windows.restarts == now
+        if accepted.any():
+            self.baseline.restart_level(accepted)
+            self._mass[:, accepted] = 0
+            self._previous[accepted] = 0
+            self.shifts = [shift for shift in self.shifts if not accepted[shift.series]]
         is_known = np.isfinite(self._windows.values[now])
         self.levels[now] = np.where(is_known, self.levels[now], self.baseline.mean)
         innovation = self._innovation(now, is_known)
@@ -258,14 +263,6 @@ class Tracking:
         )
         self._previous = np.where(is_unusual, 0.0, above)
         return innovation.clip(-_LARGEST, _LARGEST)
-
-    def _restart(self, accepted: Array) -> None:
-        """Begin a new baseline of the accepted series, [m] bool."""
-        if accepted.any():
-            self.baseline.restart_level(accepted)
-            self._mass[:, accepted] = 0
-            self._previous[accepted] = 0
-            self.shifts = [shift for shift in self.shifts if not accepted[shift.series]]
 
     def _raise_alarm(self, now: int) -> None:
         """Open the shifts that the evidence shows, and begin to collect evidence anew.

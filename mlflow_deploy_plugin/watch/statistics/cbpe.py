@@ -232,17 +232,7 @@ def _expected_metric(name: str, answers: ClassPredictions, chances: Array) -> "f
     if name == "brier":
         losses = chances * np.square(1 - scores) + (1 - chances) * np.square(scores)
         return float(losses.sum(axis=1).mean() / 2)
-    return _expected_area(answers, chances, scores)
-
-
-def _expected_area(
-    answers: ClassPredictions,
-    chances: Array,
-    scores: Array,
-) -> "float | Refused":
-    """Return the expected area under the curve, the mean over the classes; Refused if
-    no class has both positive and negative rows.
-    """
+    # The area under the curve is the mean over the classes.
     areas = []
     for label in answers.judged_classes:
         above = chances[:, label]  # Each row is partly positive and partly negative.
