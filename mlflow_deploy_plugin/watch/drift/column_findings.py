@@ -624,7 +624,14 @@ class _Comparison:
         of_lengths = bins.divergence(*parts.sum(axis=2)).sum()
         if len(bins.lengths) and 2 * of_lengths > bins.divergence(*parts).sum():
             index = int(np.argmax(parts[1].sum(axis=1) - parts[0].sum(axis=1)))
-            size = _length_text(bins, index)
+            low = [0, *bins.lengths][index]
+            high = [*(bins.lengths - 1), None][index]
+            if high is None:
+                size = f"{low} or more"
+            elif low == high:
+                size = f"{low}"
+            else:
+                size = f"{low} to {high}"
             return _share_change(f"texts of {size} characters", *lengths[:, index])
         if 2 * current.unseen > present_rows * now.sum():
             return _share_change(
@@ -636,17 +643,6 @@ class _Comparison:
         if now[index] - before[index] > abs(now.sum() - before.sum()):
             return _share_change("some of the rarer values", before[index], now[index])
         return _share_change("rarer values", before.sum(), now.sum())
-
-
-def _length_text(bins: CategoryBins, index: int) -> str:
-    """Return the lengths of the texts in a bin of lengths, such as `3 to 5`."""
-    low = [0, *bins.lengths][index]
-    high = [*(bins.lengths - 1), None][index]
-    if high is None:
-        return f"{low} or more"
-    if low == high:
-        return f"{low}"
-    return f"{low} to {high}"
 
 
 def _missing_share(column: ColumnSketch | None, rows: int) -> float:

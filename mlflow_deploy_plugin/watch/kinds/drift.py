@@ -675,14 +675,30 @@ def _measure_shares(
     measured = []
     for name in columns:
         share = _share(requirement.name, profile, profile.columns.get(name))
-        bad_rows = share * profile.rows
-        interval = wilson_interval(name, bad_rows, profile.rows, confidence, effective_n)
+        interval = wilson_interval(
+            name, share * profile.rows, profile.rows, confidence, effective_n
+        )
         text = f"{share:.2%} of {profile.rows:,} rows"
         if math.isfinite(effective_n):
             text += (
                 f", a sample, {interval.low:.2%} to {interval.high:.2%} of all (Wilson, confidence "
                 f"{confidence:.4g})"
             )
+        # A change is known if the reference has rows of the column.
+        change = ""
+        if compared.reference is not None:
+            others = compared.reference.pieces.others
+            if others.rows and name in others.columns:
+                before = _share(requirement.name, others, others.columns[name])
+                first = f"{before:.1%}"
+                last = f"{share:.1%}"
+                if first == last:
+                    direction = "unchanged"
+                elif share > before:
+                    direction = "more"
+                else:
+                    direction = "fewer"
+                change = f"{first} (the reference) → {last}, {direction}"
         item = Finding(
             name,
             check="criterion",
@@ -692,34 +708,11 @@ def _measure_shares(
             reason=text,
             value=share,
             threshold=requirement.value,
-            change=_describe_share_change(compared, requirement.name, name, share),
+            change=change,
             measure="share of rows",
         )
         measured.append(item)
     return sorted(measured, key=lambda item: (-(item.value or 0.0), item.subject))
-
-
-def _describe_share_change(
-    compared: WindowComparison, figure: str, column: str, share: float
-) -> str:
-    """Return how a column's share has changed from the reference to the window, such as
-    `1.0% (the reference) → 2.0%, more`; empty if the reference has no rows of it.
-    """
-    if compared.reference is None:
-        return ""
-    profile = compared.reference.pieces.others
-    if not profile.rows or column not in profile.columns:
-        return ""
-    before = _share(figure, profile, profile.columns[column])
-    first = f"{before:.1%}"
-    last = f"{share:.1%}"
-    if first == last:
-        direction = "unchanged"
-    elif share > before:
-        direction = "more"
-    else:
-        direction = "fewer"
-    return f"{first} (the reference) → {last}, {direction}"
 
 
 def _share(name: str, profile: Profile, column: ColumnSketch | None) -> float:

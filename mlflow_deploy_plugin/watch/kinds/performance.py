@@ -323,8 +323,19 @@ def _usable_labels(window: _Window) -> _UsableLabels:
         notes = [_difference(window) + _describe_weights(labelled)] if labelled.differing else []
         return _UsableLabels(labelled, notes)
     # The labels represent the unlabelled rows unless they do not fit the model's
-    # probabilities.
-    fits, notes = _test_labels(window)
+    # probabilities, calibrated on earlier windows with nearly all labels. Without
+    # probabilities, this is unknown.
+    fits = None
+    notes = []
+    classified = window.predictions.classified
+    if classified is not None and classified.probabilities is not None:
+        joined = _join_earlier_windows(window, COMPLETE)
+        if joined is not None and joined.classified.probabilities is not None:
+            complete = joined.earlier(
+                np.ones(len(joined.table), bool), window.request.spec.min_rows
+            )
+            fits = labels_fit(joined.judged, complete, 1 - window.request.spec.window_rate)
+            notes = joined.notes
     assumed = "that labels are not missing because of their values"
     if fits is False:
         assumed = "that the unlabelled rows may have any label"
@@ -563,22 +574,6 @@ def _estimate_window(window: _Window) -> _Estimates | Refused:
             return of_rows
         estimates.parts.append((name, int((is_member & is_judged).sum()), of_rows))
     return estimates
-
-
-def _test_labels(window: _Window) -> tuple[bool | None, list[str]]:
-    """Return True if the labels fit the model's probabilities, calibrated on earlier
-    windows with nearly all labels, None if the model returns no probabilities, and
-    notes on skipped windows.
-    """
-    spec = window.request.spec
-    classified = window.predictions.classified
-    if classified is None or classified.probabilities is None:
-        return None, []
-    joined = _join_earlier_windows(window, COMPLETE)
-    if joined is None or joined.classified.probabilities is None:
-        return None, []
-    complete = joined.earlier(np.ones(len(joined.table), bool), spec.min_rows)
-    return labels_fit(joined.judged, complete, 1 - spec.window_rate), joined.notes
 
 
 def _join_earlier_windows(

@@ -403,35 +403,31 @@ def select_rows(rows: pa.Table, sample: SampleSpec, until: datetime) -> pa.Table
         probabilities *= np.exp2(-ages / duration_seconds(sample.weight))
     is_selected = numbers < probabilities
     if sample.stratify is not None:
+        name = sample.stratify
+        kind = rows.schema.field(name).type if name in rows.column_names else None
+        problem = ""
+        if kind is None:
+            problem = "is missing"
+        elif pa.types.is_nested(kind) or pa.types.is_binary(kind):
+            problem = f"contains values of type {kind}"
+        else:
+            values = rows.column(name).cast(pa.string())
+            count = pc.count_distinct(values, mode="all").as_py()
+            if count > MAX_STRATA:
+                problem = f"has {count:,} values"
+        if problem:
+            remedy = f"name a column with at most {MAX_STRATA} values, or {LABEL}"
+            raise InvalidConfig(
+                f"retrain.sample.stratify: column {name!r} {problem} in the rows before the "
+                f"window: {remedy}",
+            )
         # A dense rank is the number of the value, from 1.
-        dense_ranks = pc.rank(_strata_values(rows, sample.stratify), tiebreaker="dense")
+        dense_ranks = pc.rank(values, tiebreaker="dense")
         codes = dense_ranks.to_numpy().astype(int) - 1
         counts = np.bincount(codes)
         ranks = np.argsort(np.lexsort((numbers, codes))) - (np.cumsum(counts) - counts)[codes]
         is_selected = (ranks == 0) | (ranks / counts[codes] < probabilities)
     return rows.filter(pa.array(is_selected))
-
-
-def _strata_values(rows: pa.Table, name: str) -> pa.ChunkedArray:
-    """Return the values of a column as texts. Raises InvalidConfig if the column is
-    missing, has lists or bytes, or more than `MAX_STRATA` values.
-    """
-    kind = rows.schema.field(name).type if name in rows.column_names else None
-    if kind is None:
-        problem = "is missing"
-    elif pa.types.is_nested(kind) or pa.types.is_binary(kind):
-        problem = f"contains values of type {kind}"
-    else:
-        values = rows.column(name).cast(pa.string())
-        count = pc.count_distinct(values, mode="all").as_py()
-        if count <= MAX_STRATA:
-            return values
-        problem = f"has {count:,} values"
-    remedy = f"name a column with at most {MAX_STRATA} values, or {LABEL}"
-    raise InvalidConfig(
-        f"retrain.sample.stratify: column {name!r} {problem} in the rows before the window: "
-        f"{remedy}",
-    )
 
 
 def _labelled_rows(
