@@ -341,7 +341,7 @@ def _result_content(result: MonitorResult, spec: MonitorSpec) -> AlertContent:
     """Return the content of an alert about a judged window. Its weight is the sum of
     the weights of the alarms.
     """
-    alarms = [finding for finding in result.findings if finding.is_alarm]
+    alarms = [alarm for alarm in result.findings if alarm.is_alarm]
     if result.model:
         answered = f"{result.model} version {result.version}"
     else:
@@ -374,20 +374,18 @@ def _result_content(result: MonitorResult, spec: MonitorSpec) -> AlertContent:
     step = ""
     if result.is_alarm:
         monitor = f"{result.endpoint} --monitor {result.monitor}"
-        command = f"onnxserve monitor list {result.endpoint}"
+        step = f"onnxserve monitor list {result.endpoint}"
         if spec.retrain:
-            command = f"onnxserve retrain run {monitor}"
+            step = f"onnxserve retrain run {monitor}"
         if result.accept_command:
-            command += f", {without_markup(_short(result.accept_command))}"
-        step = _next_line(
-            result.endpoint, f"{command}, or onnxserve alert silence {monitor} --for 2h"
-        )
+            step += f", {without_markup(_short(result.accept_command))}"
+        step = _next_line(result.endpoint, f"{step}, or onnxserve alert silence {monitor} --for 2h")
     return AlertContent(
         fingerprint=f"{result.endpoint}/{result.monitor}",
         endpoint=result.endpoint,
         monitor=result.monitor,
         order=f"{result.window.start.isoformat()} {result.revision:06}",
-        weight=sum(finding.weight for finding in alarms) or 1.0,
+        weight=sum(alarm.weight for alarm in alarms) or 1.0,
         lines=lines,
         link=f"{result.run.url}/artifacts/report.html" if result.run.url else "",
         next=step,

@@ -79,7 +79,7 @@ def with_effects(
         with model_folder(request.settings.state_dir(request.endpoint), *version) as folder:
             artifact = read_artifact(folder)
             inputs = {column.name for column in artifact.columns}
-            if inputs.isdisjoint(column for column, _ in keys):
+            if inputs.isdisjoint(column for column, segment in keys):
                 return findings, ()
             hidden = inputs.intersection((*request.capture.drop, *request.capture.mask))
             if hidden:
@@ -90,7 +90,9 @@ def with_effects(
             model = OnnxModel.load(folder)
     except OnnxserveError as error:
         return findings, (f"effects are unknown, so all alarms remain: {error.message}",)
-    columns = [key for key in keys if key[0] in model.schema.names][:_MOST_COLUMNS]
+    columns = [(column, segment) for column, segment in keys if column in model.schema.names][
+        :_MOST_COLUMNS
+    ]
     effects = {
         (column, segment): measure_effect(
             model,

@@ -405,15 +405,14 @@ def _judge_by_estimate(window: _Window) -> MonitorResult:
     """Judge the requirements on metrics that are estimated from the model's
     probabilities. If they cannot be estimated, no requirement is judged.
     """
-    spec = window.request.spec
-    if window.rows.rows < spec.min_rows:
+    if window.rows.rows < window.request.spec.min_rows:
         return _not_judged(
             window,
-            f"the window has {window.rows.rows:,} rows; min_rows is {spec.min_rows}",
+            f"the window has {window.rows.rows:,} rows; min_rows is {window.request.spec.min_rows}",
         )
     missing = (
         f"{window.labels:,} of {len(window.rows.table):,} rows have a label; min_rows is "
-        f"{spec.min_rows}"
+        f"{window.request.spec.min_rows}"
     )
     if window.predictions.label_mismatch:
         missing += f"; {window.predictions.label_mismatch}"
@@ -425,7 +424,7 @@ def _judge_by_estimate(window: _Window) -> MonitorResult:
     for segment, rows, estimated in estimates.parts:
         metrics = {name: estimated.measure(name, rows, confidence) for name in estimated.values}
         for finding in _findings(window, metrics, confidence, segment, prefix="estimated "):
-            if spec.estimate == "informs" and finding.state != "not judged":
+            if window.request.spec.estimate == "informs" and finding.state != "not judged":
                 finding = replace(
                     finding, state="not judged", reason=f"{finding.reason}; {_INFORMS}"
                 )
@@ -437,20 +436,19 @@ def _judge_by_estimate(window: _Window) -> MonitorResult:
         if not isinstance(value, Refused)
     }
     for name in estimates.of_all.errors:
-        measured = estimates.of_all.measure(name, 0, confidence)
-        if isinstance(measured, intervals.MetricInterval):
-            figures[f"estimated/{name}_low"] = measured.low
-            figures[f"estimated/{name}_high"] = measured.high
+        value = estimates.of_all.measure(name, 0, confidence)
+        if isinstance(value, intervals.MetricInterval):
+            figures[f"estimated/{name}_low"] = value.low
+            figures[f"estimated/{name}_high"] = value.high
     figures["estimated/windows"] = float(estimates.of_all.windows)
     if estimates.of_all.calibration_error is not None:
         figures["estimated/calibration_error"] = estimates.of_all.calibration_error
-    source = "as returned by the model"
+    missing += "; the figures are estimated from the model's probabilities (CBPE), "
     if estimates.of_all.is_corrected:
-        source = "corrected by isotonic regression"
-    missing += (
-        f"; the figures are estimated from the model's probabilities (CBPE), {source}, validated "
-        f"on {estimates.of_all.windows} earlier labelled windows"
-    )
+        missing += "corrected by isotonic regression"
+    else:
+        missing += "as returned by the model"
+    missing += f", validated on {estimates.of_all.windows} earlier labelled windows"
     return _result(
         window,
         findings,

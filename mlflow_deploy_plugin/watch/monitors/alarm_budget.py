@@ -161,9 +161,9 @@ def accept_alarms(
     length = length_of(spec.every)
     update = f"onnxserve endpoint update {endpoint.name} -C"
     if spec.kind != "drift":
-        remedy = f"`{update} monitors.{monitor}.require=…` changes its requirements"
         raise InvalidConfig(
-            f"monitor {monitor!r} of kind {spec.kind} has no reference and no baseline: {remedy}",
+            f"monitor {monitor!r} of kind {spec.kind} has no reference and no baseline: "
+            f"`{update} monitors.{monitor}.require=…` changes its requirements",
         )
     if endpoint.budget_share(spec) is None:
         raise InvalidConfig(

@@ -118,8 +118,7 @@ def _run_evidently(columns: Sequence[ColumnPair]) -> EvidentlyReport:
         numerical_columns=[name for name in references if name not in text],
         categorical_columns=sorted(text),
     )
-    report = Report([ValueStats(column=name) for name in references])
-    snapshot = report.run(
+    snapshot = Report([ValueStats(column=name) for name in references]).run(
         Dataset.from_pandas(pd.DataFrame(windows), data_definition=definition),
         Dataset.from_pandas(pd.DataFrame(references), data_definition=definition),
     )

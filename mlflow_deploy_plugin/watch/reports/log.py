@@ -324,12 +324,10 @@ def _link_report_to_version(result: MonitorResult, report: str) -> None:
     """
     if not result.version.isdigit():
         return
-    model = result.model
-    version = result.version
     tag = f"{PREFIX}{result.endpoint}/{result.monitor}"
     try:
-        with registry_errors(f"model {model} version {version}"):
-            tags = dict(registry_client().get_model_version(model, version).tags)
+        with registry_errors(f"model {result.model} version {result.version}"):
+            tags = dict(registry_client().get_model_version(result.model, result.version).tags)
         newest = None
         with contextlib.suppress(ValueError):  # A user may have set the tag by hand.
             newest = datetime.fromisoformat(tags.get(f"{tag}{_WINDOW}", "").partition("/")[0])
@@ -342,10 +340,10 @@ def _link_report_to_version(result: MonitorResult, report: str) -> None:
             tag: result.state,
         }
         try:
-            _write_tags(model, version, tags_to_write)
+            _write_tags(result.model, result.version, tags_to_write)
         except RegistryUnavailable:
             # MLflow fails if two clients create a tag at the same time.
-            _write_tags(model, version, tags_to_write)
+            _write_tags(result.model, result.version, tags_to_write)
         # The table has a line per monitor, the newest window first.
         tags |= tags_to_write
         monitors = [
@@ -357,16 +355,16 @@ def _link_report_to_version(result: MonitorResult, report: str) -> None:
         lines = ["| monitor | verdict | window (UTC) | |", "| --- | --- | --- | --- |"]
         for name in monitors[:_MOST_REPORTS]:
             start, _, end = tags[name + _WINDOW].partition("/")
-            page = tags.get(name + _REPORT, "")
-            if page.startswith(("http://", "https://")):
-                link = f"[report]({page})"
+            link = tags.get(name + _REPORT, "")
+            if link.startswith(("http://", "https://")):
+                link = f"[report]({link})"
             else:
-                link = f"`{page}`"
+                link = f"`{link}`"
             monitor = name.removeprefix(PREFIX).replace("/", ", ")
             lines.append(
                 f"| {monitor} | {tags.get(name, '')} | {start[:16]} – {end[:16]} | {link} |",
             )
-        write_description_section(model, version, lines)
+        write_description_section(result.model, result.version, lines)
     except NotFound:
         return  # The version was deleted; the run is kept.
 

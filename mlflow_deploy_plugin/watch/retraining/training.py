@@ -416,14 +416,12 @@ def select_rows(rows: pa.Table, sample: SampleSpec, until: datetime) -> pa.Table
             if count > MAX_STRATA:
                 problem = f"has {count:,} values"
         if problem:
-            remedy = f"name a column with at most {MAX_STRATA} values, or {LABEL}"
             raise InvalidConfig(
                 f"retrain.sample.stratify: column {name!r} {problem} in the rows before the "
-                f"window: {remedy}",
+                f"window: name a column with at most {MAX_STRATA} values, or {LABEL}",
             )
         # A dense rank is the number of the value, from 1.
-        dense_ranks = pc.rank(values, tiebreaker="dense")
-        codes = dense_ranks.to_numpy().astype(int) - 1
+        codes = pc.rank(values, tiebreaker="dense").to_numpy().astype(int) - 1
         counts = np.bincount(codes)
         ranks = np.argsort(np.lexsort((numbers, codes))) - (np.cumsum(counts) - counts)[codes]
         is_selected = (ranks == 0) | (ranks / counts[codes] < probabilities)

@@ -297,7 +297,6 @@ class _PartWindows:
                 0.0,
                 FLOORS[ROWS_FIGURE],
             )
-            total = self.part.pieces.total
             usual_rows = 1.0
             if self.part.pieces.windows:
                 usual_rows = float(np.median(row_counts(self.part.pieces.windows)))
@@ -307,8 +306,12 @@ class _PartWindows:
                 if name not in self.part.bins:
                     continue
                 bins = self.part.bins[name]
-                counts = column_counts([total], name, bins)[0]
-                column = _Column(name, bins, counts, total.columns.get(name))
+                column = _Column(
+                    name,
+                    bins,
+                    column_counts([self.part.pieces.total], name, bins)[0],
+                    self.part.pieces.total.columns.get(name),
+                )
                 values = dict(column.figures(self.windows, self.is_reference))
                 if self.earlier is not None:
                     before = dict(column.figures(self.earlier, self.is_reference))

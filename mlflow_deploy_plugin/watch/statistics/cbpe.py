@@ -216,15 +216,15 @@ def _expected_metric(name: str, answers: ClassPredictions, chances: Array) -> "f
     if name == "accuracy":
         return float(predicted_chances.mean())
     if name in HITS_DIVISORS:
-        classes = len(answers.classes)
-        called = np.bincount(answers.predicted, minlength=classes).astype(np.float64)
-        hits = np.bincount(answers.predicted, predicted_chances, minlength=classes)
+        called = np.bincount(answers.predicted, minlength=len(answers.classes))
+        called = called.astype(np.float64)
+        hits = np.bincount(answers.predicted, predicted_chances, len(answers.classes))
         true = chances.sum(axis=0)
         labels = [1] if answers.is_binary else np.flatnonzero((called > 0) | (true >= 0.5))
         total = HITS_DIVISORS[name](true[labels], called[labels])
         if not (total > 0).any():
-            positive = 1 if answers.is_binary else -1
-            return Refused(f"no row was predicted as {answers.classes[positive]!r}")
+            label = 1 if answers.is_binary else -1
+            return Refused(f"no row was predicted as {answers.classes[label]!r}")
         return float(mean_over_labels(hits[labels], total))
     assert scores is not None
     if name == "log_loss":
