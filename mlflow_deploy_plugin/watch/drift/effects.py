@@ -90,9 +90,8 @@ def with_effects(
             model = OnnxModel.load(folder)
     except OnnxserveError as error:
         return findings, (f"effects are unknown, so all alarms remain: {error.message}",)
-    columns = [(column, segment) for column, segment in keys if column in model.schema.names][
-        :_MOST_COLUMNS
-    ]
+    columns = [(column, segment) for column, segment in keys if column in model.schema.names]
+    del columns[_MOST_COLUMNS:]
     effects = {
         (column, segment): measure_effect(
             model,
