@@ -35,7 +35,27 @@ _USUAL_SHARE = 0.95
 
 def with_history(request: WindowRequest, findings: Iterable[Finding]) -> list[Finding]:
     """Return the findings with their history in the past windows of the request."""
-    return [_with_change(request, _with_start(request, finding)) for finding in findings]
+    dated = []
+    for finding in findings:
+        # A shift has its own start, before the first window with its alarm.
+        if finding.is_alarm and not finding.since:
+            first = request.window.start
+            in_a_row = 1
+            for window in reversed(request.past):
+                is_alarm = was_alarm(request.spec.kind, finding, window)
+                if is_alarm is False:
+                    break
+                if is_alarm:  # It is None if it is unknown whether it was an alarm.
+                    first = window.start
+                    in_a_row += 1
+            finding = replace(
+                finding,
+                since=first.isoformat(),
+                since_end=(first + request.window.length).isoformat(),
+                in_a_row=in_a_row,
+            )
+        dated.append(_with_change(request, finding))
+    return dated
 
 
 def was_alarm(kind: MonitorKind, finding: Finding, window: JudgedWindow) -> bool | None:
@@ -62,31 +82,6 @@ def was_alarm(kind: MonitorKind, finding: Finding, window: JudgedWindow) -> bool
     if kind == "drift" and window.state not in UNDECIDED:
         return False
     return None
-
-
-def _with_start(request: WindowRequest, finding: Finding) -> Finding:
-    """Return an alarm with its first window and its number of windows in a row.
-    Windows in which it is unknown whether it was an alarm are skipped.
-    """
-    # A shift has its own start, before the first window with its alarm.
-    if not finding.is_alarm or finding.since:
-        return finding
-    first = request.window.start
-    in_a_row = 1
-    for window in reversed(request.past):
-        is_alarm = was_alarm(request.spec.kind, finding, window)
-        if is_alarm is False:
-            break
-        if is_alarm:
-            first = window.start
-            in_a_row += 1
-    end = first + request.window.length
-    return replace(
-        finding,
-        since=first.isoformat(),
-        since_end=end.isoformat(),
-        in_a_row=in_a_row,
-    )
 
 
 def _with_change(request: WindowRequest, finding: Finding) -> Finding:

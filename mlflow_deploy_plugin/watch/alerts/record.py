@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.watch.alerts.send import without_markup
-from mlflow_deploy_plugin.watch.result import NO_EFFECT, UNDECIDED, Finding, MonitorResult
+from mlflow_deploy_plugin.watch.result import NO_EFFECT, UNDECIDED, MonitorResult
 
 AlertEvent = Literal["firing", "worse", "still", "resolved", "failing", "said"]
 _WORSE = 1.5
@@ -341,7 +341,7 @@ def _result_content(result: MonitorResult, spec: MonitorSpec) -> AlertContent:
     """Return the content of an alert about a judged window. Its weight is the sum of
     the weights of the alarms.
     """
-    alarms = [finding for finding in result.findings if finding.is_alarm]
+    alarms = [alarm for alarm in result.findings if alarm.is_alarm]
     if result.model:
         answered = f"{result.model} version {result.version}"
     else:
@@ -350,7 +350,19 @@ def _result_content(result: MonitorResult, spec: MonitorSpec) -> AlertContent:
     if result.reason and not alarms:  # The reason repeats the first alarm, if any.
         lines.append(_short(result.reason))
     told = [alarm for alarm in alarms if not alarm.has_no_effect]
-    lines += map(_finding_line, told[:_MOST_FINDINGS])
+    for alarm in told[:_MOST_FINDINGS]:
+        subject = alarm.subject
+        if alarm.segment:
+            subject += f" [{alarm.segment}]"
+        line = f"- {_short(subject)}, {alarm.check}"
+        if alarm.measure:
+            line += f", {alarm.measure}"
+        if alarm.value_text and alarm.threshold_text:
+            line += f" {alarm.value_text} (threshold {alarm.threshold_text})"
+        explanation = "; ".join(filter(None, [alarm.history, alarm.reason]))
+        if explanation:
+            line += f": {_short(explanation)}"
+        lines.append(line)
     if len(told) > _MOST_FINDINGS:
         lines.append(f"and {len(told) - _MOST_FINDINGS} more")
     quiet = dict.fromkeys(alarm.title for alarm in alarms if alarm.has_no_effect)
@@ -362,41 +374,23 @@ def _result_content(result: MonitorResult, spec: MonitorSpec) -> AlertContent:
     step = ""
     if result.is_alarm:
         monitor = f"{result.endpoint} --monitor {result.monitor}"
-        command = f"onnxserve monitor list {result.endpoint}"
+        step = f"onnxserve monitor list {result.endpoint}"
         if spec.retrain:
-            command = f"onnxserve retrain run {monitor}"
+            step = f"onnxserve retrain run {monitor}"
         if result.accept_command:
-            command += f", {without_markup(_short(result.accept_command))}"
-        step = _next_line(
-            result.endpoint, f"{command}, or onnxserve alert silence {monitor} --for 2h"
-        )
+            step += f", {without_markup(_short(result.accept_command))}"
+        step = _next_line(result.endpoint, f"{step}, or onnxserve alert silence {monitor} --for 2h")
     return AlertContent(
         fingerprint=f"{result.endpoint}/{result.monitor}",
         endpoint=result.endpoint,
         monitor=result.monitor,
         order=f"{result.window.start.isoformat()} {result.revision:06}",
-        weight=sum(finding.weight for finding in alarms) or 1.0,
+        weight=sum(alarm.weight for alarm in alarms) or 1.0,
         lines=lines,
         link=f"{result.run.url}/artifacts/report.html" if result.run.url else "",
         next=step,
         tags=spec.alert,
     )
-
-
-def _finding_line(finding: Finding) -> str:
-    """Return the line of an alarm: its subject, check, value, threshold and reason."""
-    name = finding.subject
-    if finding.segment:
-        name += f" [{finding.segment}]"
-    line = f"- {_short(name)}, {finding.check}"
-    if finding.measure:
-        line += f", {finding.measure}"
-    if finding.value_text and finding.threshold_text:
-        line += f" {finding.value_text} (threshold {finding.threshold_text})"
-    explanation = "; ".join(filter(None, [finding.history, finding.reason]))
-    if not explanation:
-        return line
-    return f"{line}: {_short(explanation)}"
 
 
 def _next_line(endpoint: str, commands: str) -> str:

@@ -224,7 +224,14 @@ def send_due(
     # Another process has sent, or is sending, the alerts that cannot be claimed.
     changed = [Alerts(store).change_by_id(alert.id, claim) for alert in due]
     claimed = [alert for alert in changed if alert is not None]
-    deliveries = _plan_deliveries(claimed, channels, now)
+    # A delivery has the alerts of an endpoint that the channel must receive now.
+    planned: dict[tuple[str, str], _Delivery] = {}
+    for alert, channel in product(claimed, channels):
+        not_before = _channel_state(alert, channel).get("not_before", "")
+        if _is_owed(alert, channel) and not _is_ahead(not_before, now, _LONGEST_PAUSE):
+            key = alert.endpoint, channel.id
+            planned.setdefault(key, _Delivery(channel)).alerts.append(alert)
+    deliveries = list(planned.values())
     with ThreadPoolExecutor(_AT_ONCE, "alert") as pool:
         acceptances = list(pool.map(_Delivery.send, deliveries))
     for alert in claimed:
@@ -261,23 +268,6 @@ class _Delivery:
             lines += [detail.get("link") or "", detail.get("next") or ""]
             paragraphs.append("\n".join(filter(None, lines)))
         return self.channel.send(title, "\n\n".join(paragraphs), _message_kind(first))
-
-
-def _plan_deliveries(
-    alerts: Sequence[Alert],
-    channels: Sequence[Channel],
-    now: datetime,
-) -> list[_Delivery]:
-    """Return a delivery for each endpoint and channel, with the alerts that the channel
-    must receive now.
-    """
-    deliveries: dict[tuple[str, str], _Delivery] = {}
-    for alert, channel in product(alerts, channels):
-        not_before = _channel_state(alert, channel).get("not_before", "")
-        if _is_owed(alert, channel) and not _is_ahead(not_before, now, _LONGEST_PAUSE):
-            key = alert.endpoint, channel.id
-            deliveries.setdefault(key, _Delivery(channel)).alerts.append(alert)
-    return list(deliveries.values())
 
 
 @lru_cache(maxsize=8)

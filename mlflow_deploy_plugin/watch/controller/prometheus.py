@@ -82,23 +82,19 @@ def start_metrics_server(
     registry.register(StoreMetrics(store))
     registry.register(LEADS)
     try:
-        server, _ = start_http_server(port, host or load_settings().host, registry)
+        started, _ = start_http_server(port, host or load_settings().host, registry)
     except OSError as error:
         raise InvalidConfig(f"--metrics-port {port}: {error.strerror or error}") from None
-    _limit_connections(server, request_seconds)
-    return server
-
-
-def _limit_connections(server: Any, request_seconds: float) -> None:
-    """Close idle connections after a timeout, and refuse connections above
-    `_MOST_THREADS`, because each connection uses a thread.
-    """
+    # Each connection uses a thread: close idle connections after a timeout, and refuse
+    # connections above `_MOST_THREADS`.
+    server: Any = started  # Types do not allow other methods.
     server.RequestHandlerClass = type(
         "Handler",
         (server.RequestHandlerClass,),
         {"timeout": request_seconds},
     )
     server.verify_request = lambda request, address: threading.active_count() <= _MOST_THREADS
+    return started
 
 
 class _Reading:
@@ -187,7 +183,10 @@ def _read_metrics(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
         keys += product([endpoint.name], endpoint.spec.monitors)
     paused = {(state.endpoint, state.monitor) for state in Monitors(store).states() if state.paused}
     counts = read_counts(store, keys, _SHARE, _LOOKED_BACK)
-    families = _new_families()
+    families: _Families = {}
+    for metric, (text, labels) in _METRICS.items():
+        family = CounterMetricFamily if metric in _COUNTERS else GaugeMetricFamily
+        families[metric] = family(metric, text, labels=labels)
     for key in keys:
         judged = counts.judged.get(key)
         newest = counts.newest.get(key)
@@ -206,8 +205,9 @@ def _read_metrics(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
         else:
             state = "ok"
         for possible in STATES:
-            is_current = float(possible == state)
-            families["onnxserve_monitor_state"].add_metric((*key, possible), is_current)
+            families["onnxserve_monitor_state"].add_metric(
+                (*key, possible), float(possible == state)
+            )
         if judged is None:
             continue
         families["onnxserve_monitor_judged_until_timestamp_seconds"].add_metric(
@@ -218,14 +218,6 @@ def _read_metrics(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
                 families["onnxserve_monitor_metric"].add_metric((*key, metric), value)
     _add_counts(families, counts)
     return [*families.values()]
-
-
-def _new_families() -> _Families:
-    families: _Families = {}
-    for name, (text, labels) in _METRICS.items():
-        family = CounterMetricFamily if name in _COUNTERS else GaugeMetricFamily
-        families[name] = family(name, text, labels=labels)
-    return families
 
 
 def _add_counts(families: _Families, counts: StoreCounts) -> None:

@@ -295,7 +295,19 @@ def judge_columns(
     if no column of the group has an alarm, because a changed column also changes the
     projections.
     """
-    columns = [*_by_score(groups, tests)]
+    scored = [
+        _ScoredColumn(group, name, tests.get((group.segment, name), ()))
+        for group in groups
+        for name in group.columns
+    ]
+    columns = []
+    segments_of_relations: set[str] = set()
+    for column in sorted(scored, key=lambda column: -column.ratio):
+        if column.is_relation:
+            if column.group.segment in segments_of_relations:
+                continue
+            segments_of_relations.add(column.group.segment)
+        columns.append(column)
     causes: dict[str, str] = {}
     for column in columns:
         if column.is_drifted and not column.is_relation:
@@ -350,28 +362,6 @@ def _compare_with_usual(test: FigureTest) -> str:
 
 def _figure_change(test: FigureTest) -> str:
     return describe_figure(test.series.figure, test.name, test.usual, test.value)
-
-
-def _by_score(
-    groups: Sequence[ColumnGroup],
-    tests: ColumnTests,
-) -> Iterator["_ScoredColumn"]:
-    """Yield the columns of all groups, the largest score relative to its threshold
-    first. Of the projections of a group, only the one with the largest score is
-    included.
-    """
-    columns = [
-        _ScoredColumn(group, name, tests.get((group.segment, name), ()))
-        for group in groups
-        for name in group.columns
-    ]
-    segments_of_relations: set[str] = set()
-    for column in sorted(columns, key=lambda column: -column.ratio):
-        if column.is_relation:
-            if column.group.segment in segments_of_relations:
-                continue
-            segments_of_relations.add(column.group.segment)
-        yield column
 
 
 @dataclass(frozen=True, eq=False)
@@ -634,7 +624,14 @@ class _Comparison:
         of_lengths = bins.divergence(*parts.sum(axis=2)).sum()
         if len(bins.lengths) and 2 * of_lengths > bins.divergence(*parts).sum():
             index = int(np.argmax(parts[1].sum(axis=1) - parts[0].sum(axis=1)))
-            size = _length_text(bins, index)
+            low = [0, *bins.lengths][index]
+            high = [*(bins.lengths - 1), None][index]
+            if high is None:
+                size = f"{low} or more"
+            elif low == high:
+                size = f"{low}"
+            else:
+                size = f"{low} to {high}"
             return _share_change(f"texts of {size} characters", *lengths[:, index])
         if 2 * current.unseen > present_rows * now.sum():
             return _share_change(
@@ -646,17 +643,6 @@ class _Comparison:
         if now[index] - before[index] > abs(now.sum() - before.sum()):
             return _share_change("some of the rarer values", before[index], now[index])
         return _share_change("rarer values", before.sum(), now.sum())
-
-
-def _length_text(bins: CategoryBins, index: int) -> str:
-    """Return the lengths of the texts in a bin of lengths, such as `3 to 5`."""
-    low = [0, *bins.lengths][index]
-    high = [*(bins.lengths - 1), None][index]
-    if high is None:
-        return f"{low} or more"
-    if low == high:
-        return f"{low}"
-    return f"{low} to {high}"
 
 
 def _missing_share(column: ColumnSketch | None, rows: int) -> float:

@@ -8,7 +8,7 @@ any prediction changes.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -76,12 +76,22 @@ def with_effects(
     if not keys or sample is None or not version[0]:
         return findings, ()
     try:
-        model = _load_model(request, version, {column for column, _ in keys})
+        with model_folder(request.settings.state_dir(request.endpoint), *version) as folder:
+            artifact = read_artifact(folder)
+            inputs = {column.name for column in artifact.columns}
+            if inputs.isdisjoint(column for column, segment in keys):
+                return findings, ()
+            hidden = inputs.intersection((*request.capture.drop, *request.capture.mask))
+            if hidden:
+                raise InvalidConfig(
+                    f"capture.drop or capture.mask withholds {min(hidden)!r} from the log",
+                )
+            check_unit(artifact, request.min_effect)
+            model = OnnxModel.load(folder)
     except OnnxserveError as error:
         return findings, (f"effects are unknown, so all alarms remain: {error.message}",)
-    if model is None:
-        return findings, ()
-    columns = [key for key in keys if key[0] in model.schema.names][:_MOST_COLUMNS]
+    columns = [(column, segment) for column, segment in keys if column in model.schema.names]
+    del columns[_MOST_COLUMNS:]
     effects = {
         (column, segment): measure_effect(
             model,
@@ -114,28 +124,6 @@ def _with_mean_effect(finding: Finding, past: Sequence[JudgedWindow]) -> Finding
         return finding
     mean = float(np.mean([*earlier, finding.effect]))
     return replace(finding, effect=mean, window_effect=finding.effect)
-
-
-def _load_model(
-    request: WindowRequest,
-    version: ModelVersion,
-    columns: Set[str],
-) -> OnnxModel | None:
-    """Return the loaded version; None if it reads none of the columns. Raises
-    OnnxserveError if it cannot predict here.
-    """
-    with model_folder(request.settings.state_dir(request.endpoint), *version) as folder:
-        artifact = read_artifact(folder)
-        inputs = {column.name for column in artifact.columns}
-        if inputs.isdisjoint(columns):
-            return None
-        hidden = inputs.intersection((*request.capture.drop, *request.capture.mask))
-        if hidden:
-            raise InvalidConfig(
-                f"capture.drop or capture.mask withholds {min(hidden)!r} from the log",
-            )
-        check_unit(artifact, request.min_effect)
-        return OnnxModel.load(folder)
 
 
 def with_effect(finding: Finding, effect: Effect | None, min_effect: float | None) -> Finding:

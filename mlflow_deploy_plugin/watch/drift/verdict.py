@@ -125,7 +125,19 @@ def judge_profile(
     columns = sorted({*chain.from_iterable(each.group.columns for each in prepared)})
     if not spec.columns or ROWS in spec.columns:
         columns.append(ROWS)
-    evidence = _evidence_of(prepared, groups, columns, spec, history.rows)
+    # Later judgements need the figures of the judged groups, and the numbers of rows of
+    # the others.
+    levels: dict[SeriesKey, float] = {}
+    for group in (each.group for each in prepared):
+        levels |= window_levels(
+            group.reference,
+            group.window,
+            columns if group in groups else (),
+            group.segment,
+            0 if group.segment else history.rows,
+        )
+    basis = spec.reference if spec.is_rolling else whole.group.reference.bins_key
+    evidence = Evidence(basis, levels)
     course = follow(
         reference,
         {each.group.segment: each.group.reference for each in prepared[1:]},
@@ -153,29 +165,6 @@ def _has_random_windows(reference: DriftReference, spec: MonitorSpec) -> bool:
     """Return True if the windows of the reference are random rows."""
     has_few_windows = len(reference.pieces.windows) < FEWEST_OF_ONE
     return spec.independent_rows and not spec.is_rolling and has_few_windows
-
-
-def _evidence_of(
-    prepared: Sequence["_Prepared"],
-    groups: Sequence[ColumnGroup],
-    columns: Sequence[str],
-    spec: MonitorSpec,
-    rows: int,
-) -> Evidence:
-    """Return the figures of the window for later judgements: those of the judged
-    `groups`, and the numbers of rows of the others.
-    """
-    levels: dict[SeriesKey, float] = {}
-    for group in (each.group for each in prepared):
-        levels |= window_levels(
-            group.reference,
-            group.window,
-            columns if group in groups else (),
-            group.segment,
-            0 if group.segment else rows,
-        )
-    reference = prepared[0].group.reference
-    return Evidence(spec.reference if spec.is_rolling else reference.bins_key, levels)
 
 
 @dataclass(frozen=True, eq=False)

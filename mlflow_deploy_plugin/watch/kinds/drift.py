@@ -383,12 +383,20 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
     else:
         profile = window_profile(store, *version, request.window)
     columns = [*without_projections(_all_columns(profile, reference)), ROWS]
-    _require_columns(request, columns)
+    for name in (*request.columns, *request.exclude):
+        if not select_columns(columns, [name]):
+            hint = did_you_mean(name, columns, f"the columns are {join_names(sorted(columns))}")
+            raise InvalidConfig(f"neither the window nor the reference has a column {name!r}{hint}")
     excluded = dict.fromkeys(request.capture.drop, _DROPPED)
     excluded |= dict.fromkeys(request.capture.mask, _MASKED)
     excluded |= dict.fromkeys(request.capture.keys, _KEY)
     excluded = _with_parts(excluded, columns)
     segments = _find_segments(request, version, reference, excluded)
+    # The first version is judged.
+    notes = [
+        f"{rows:,} rows in the window were answered by {' version '.join(other)} and are skipped"
+        for other, rows in islice(versions.items(), 1, None)
+    ]
     return WindowComparison(
         request,
         version,
@@ -401,7 +409,7 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
             },
         ),
         segments=segments.sketches,
-        notes=(*_version_notes(versions), *segments.notes),
+        notes=(*notes, *segments.notes),
         excluded=excluded | _with_parts(dict.fromkeys(request.exclude, _LEFT_OUT), columns),
         segment_values=segments.values,
         rows=sum(versions.values()),
@@ -421,15 +429,6 @@ def _judge_no_rows(request: WindowRequest) -> MonitorResult:
     return request.result("drift", describe_alarms(findings), findings=findings)
 
 
-def _version_notes(versions: Mapping[ModelVersion, int]) -> Iterator[str]:
-    """Yield a note on each version except the first, which is judged."""
-    for (model, version), rows in islice(versions.items(), 1, None):
-        yield (
-            f"{rows:,} rows in the window were answered by {model} version {version} and are "
-            "skipped"
-        )
-
-
 def _with_output_names(request: WindowRequest, version: ModelVersion) -> WindowRequest:
     """Return the request with both names of each output column that capture drops or
     masks.
@@ -447,14 +446,6 @@ def _all_columns(profile: Profile, reference: DriftReference | None) -> set[str]
     if reference is None:
         return {*profile.columns}
     return {*reference.bins, *profile.columns, *reference.pieces.total.columns}
-
-
-def _require_columns(request: WindowRequest, columns: Collection[str]) -> None:
-    """Raise InvalidConfig if the user has specified a column that does not exist."""
-    for name in (*request.columns, *request.exclude):
-        if not select_columns(columns, [name]):
-            hint = did_you_mean(name, columns, f"the columns are {join_names(sorted(columns))}")
-            raise InvalidConfig(f"neither the window nor the reference has a column {name!r}{hint}")
 
 
 def _with_parts(
@@ -684,14 +675,30 @@ def _measure_shares(
     measured = []
     for name in columns:
         share = _share(requirement.name, profile, profile.columns.get(name))
-        bad_rows = share * profile.rows
-        interval = wilson_interval(name, bad_rows, profile.rows, confidence, effective_n)
+        interval = wilson_interval(
+            name, share * profile.rows, profile.rows, confidence, effective_n
+        )
         text = f"{share:.2%} of {profile.rows:,} rows"
         if math.isfinite(effective_n):
             text += (
                 f", a sample, {interval.low:.2%} to {interval.high:.2%} of all (Wilson, confidence "
                 f"{confidence:.4g})"
             )
+        # A change is known if the reference has rows of the column.
+        change = ""
+        if compared.reference is not None:
+            others = compared.reference.pieces.others
+            if others.rows and name in others.columns:
+                before = _share(requirement.name, others, others.columns[name])
+                first = f"{before:.1%}"
+                last = f"{share:.1%}"
+                if first == last:
+                    direction = "unchanged"
+                elif share > before:
+                    direction = "more"
+                else:
+                    direction = "fewer"
+                change = f"{first} (the reference) → {last}, {direction}"
         item = Finding(
             name,
             check="criterion",
@@ -701,34 +708,11 @@ def _measure_shares(
             reason=text,
             value=share,
             threshold=requirement.value,
-            change=_describe_share_change(compared, requirement.name, name, share),
+            change=change,
             measure="share of rows",
         )
         measured.append(item)
     return sorted(measured, key=lambda item: (-(item.value or 0.0), item.subject))
-
-
-def _describe_share_change(
-    compared: WindowComparison, figure: str, column: str, share: float
-) -> str:
-    """Return how a column's share has changed from the reference to the window, such as
-    `1.0% (the reference) → 2.0%, more`; empty if the reference has no rows of it.
-    """
-    if compared.reference is None:
-        return ""
-    profile = compared.reference.pieces.others
-    if not profile.rows or column not in profile.columns:
-        return ""
-    before = _share(figure, profile, profile.columns[column])
-    first = f"{before:.1%}"
-    last = f"{share:.1%}"
-    if first == last:
-        direction = "unchanged"
-    elif share > before:
-        direction = "more"
-    else:
-        direction = "fewer"
-    return f"{first} (the reference) → {last}, {direction}"
 
 
 def _share(name: str, profile: Profile, column: ColumnSketch | None) -> float:

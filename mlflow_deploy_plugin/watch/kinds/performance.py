@@ -207,9 +207,7 @@ def _judge_by_labels(window: _Window) -> MonitorResult:
     """Judge the requirements on all rows and on each segment by the metrics of the
     labelled rows.
     """
-    segments, segment_notes = find_segments(
-        window.rows.table, window.request.spec, window.labelled.rows
-    )
+    segments, notes = find_segments(window.rows.table, window.request.spec, window.labelled.rows)
     confidence = window.confidence(1 + len(segments))
     usable = _usable_labels(window)
     measure = partial(
@@ -226,15 +224,31 @@ def _judge_by_labels(window: _Window) -> MonitorResult:
         of_rows = _with_noise(window, of_rows, confidence, segment)
         findings += _findings(window, of_rows, confidence, segment)
     if usable.may_be_complaints:
-        findings = [*map(_without_violation, findings)]
+        # Labels that may be complaints cannot tell whether a requirement is violated.
+        for index, finding in enumerate(findings):
+            if finding.state == "violated":
+                findings[index] = replace(
+                    finding,
+                    state="cannot tell",
+                    reason=f"{finding.reason}; labelled rows may be complaints",
+                )
     followed = measured
     if usable.is_assumed and usable.labelled is not window.labelled:
         followed = measure(window.labelled, everyone, window.required)
+    notes = [*usable.notes, *notes]
+    if window.labels != len(window.rows.table):
+        text = f"{window.labels:,} of {len(window.rows.table):,} rows have a label"
+        if not window.labelled.differing and not usable.labelled.unknown.any():
+            text += "; the metrics use only these rows"
+            compared = ", ".join(window.labelled.compared)
+            if compared:
+                text += f", which do not differ from the other rows in {compared}"
+        notes = [text, *notes]
     return _result(
         window,
         findings,
         _label_figures(measured, usable.labelled),
-        [*_unlabelled_notes(window, usable.labelled), *usable.notes, *segment_notes],
+        notes,
         _label_figures(followed, usable.labelled),
     )
 
@@ -260,16 +274,6 @@ def _with_noise(
     return widened
 
 
-def _without_violation(finding: Finding) -> Finding:
-    """Return the finding, which cannot tell if only labels that may be complaints
-    violate its requirement.
-    """
-    if finding.state != "violated":
-        return finding
-    reason = f"{finding.reason}; labelled rows may be complaints"
-    return replace(finding, state="cannot tell", reason=reason)
-
-
 def _label_figures(measured: Metrics, labelled: LabelWeights) -> dict[str, float]:
     """Return the figures of the metrics that could be measured, and with weights, the
     number of rows of equal weight that the labels are worth.
@@ -281,19 +285,6 @@ def _label_figures(measured: Metrics, labelled: LabelWeights) -> dict[str, float
     if labelled.weights is not None:
         figures["effective_sample_size"] = labelled.effective_n
     return figures
-
-
-def _unlabelled_notes(window: _Window, labelled: LabelWeights) -> Iterator[str]:
-    """Yield a note if some rows have no label."""
-    if window.labels == len(window.rows.table):
-        return
-    text = f"{window.labels:,} of {len(window.rows.table):,} rows have a label"
-    compared = window.labelled.compared
-    if not window.labelled.differing and not labelled.unknown.any():
-        text += "; the metrics use only these rows"
-        if compared:
-            text += f", which do not differ from the other rows in {', '.join(compared)}"
-    yield text
 
 
 @dataclass(frozen=True, eq=False)
@@ -332,8 +323,19 @@ def _usable_labels(window: _Window) -> _UsableLabels:
         notes = [_difference(window) + _describe_weights(labelled)] if labelled.differing else []
         return _UsableLabels(labelled, notes)
     # The labels represent the unlabelled rows unless they do not fit the model's
-    # probabilities.
-    fits, notes = _test_labels(window)
+    # probabilities, calibrated on earlier windows with nearly all labels. Without
+    # probabilities, this is unknown.
+    fits = None
+    notes = []
+    classified = window.predictions.classified
+    if classified is not None and classified.probabilities is not None:
+        joined = _join_earlier_windows(window, COMPLETE)
+        if joined is not None and joined.classified.probabilities is not None:
+            complete = joined.earlier(
+                np.ones(len(joined.table), bool), window.request.spec.min_rows
+            )
+            fits = labels_fit(joined.judged, complete, 1 - window.request.spec.window_rate)
+            notes = joined.notes
     assumed = "that labels are not missing because of their values"
     if fits is False:
         assumed = "that the unlabelled rows may have any label"
@@ -403,15 +405,14 @@ def _judge_by_estimate(window: _Window) -> MonitorResult:
     """Judge the requirements on metrics that are estimated from the model's
     probabilities. If they cannot be estimated, no requirement is judged.
     """
-    spec = window.request.spec
-    if window.rows.rows < spec.min_rows:
+    if window.rows.rows < window.request.spec.min_rows:
         return _not_judged(
             window,
-            f"the window has {window.rows.rows:,} rows; min_rows is {spec.min_rows}",
+            f"the window has {window.rows.rows:,} rows; min_rows is {window.request.spec.min_rows}",
         )
     missing = (
         f"{window.labels:,} of {len(window.rows.table):,} rows have a label; min_rows is "
-        f"{spec.min_rows}"
+        f"{window.request.spec.min_rows}"
     )
     if window.predictions.label_mismatch:
         missing += f"; {window.predictions.label_mismatch}"
@@ -423,44 +424,37 @@ def _judge_by_estimate(window: _Window) -> MonitorResult:
     for segment, rows, estimated in estimates.parts:
         metrics = {name: estimated.measure(name, rows, confidence) for name in estimated.values}
         for finding in _findings(window, metrics, confidence, segment, prefix="estimated "):
-            if spec.estimate == "informs" and finding.state != "not judged":
+            if window.request.spec.estimate == "informs" and finding.state != "not judged":
                 finding = replace(
                     finding, state="not judged", reason=f"{finding.reason}; {_INFORMS}"
                 )
             findings.append(finding)
-    source = "as returned by the model"
+    # The figures have the bounds that are known.
+    figures = {
+        f"estimated/{name}": value
+        for name, value in estimates.of_all.values.items()
+        if not isinstance(value, Refused)
+    }
+    for name in estimates.of_all.errors:
+        value = estimates.of_all.measure(name, 0, confidence)
+        if isinstance(value, intervals.MetricInterval):
+            figures[f"estimated/{name}_low"] = value.low
+            figures[f"estimated/{name}_high"] = value.high
+    figures["estimated/windows"] = float(estimates.of_all.windows)
+    if estimates.of_all.calibration_error is not None:
+        figures["estimated/calibration_error"] = estimates.of_all.calibration_error
+    missing += "; the figures are estimated from the model's probabilities (CBPE), "
     if estimates.of_all.is_corrected:
-        source = "corrected by isotonic regression"
-    missing += (
-        f"; the figures are estimated from the model's probabilities (CBPE), {source}, validated "
-        f"on {estimates.of_all.windows} earlier labelled windows"
-    )
+        missing += "corrected by isotonic regression"
+    else:
+        missing += "as returned by the model"
+    missing += f", validated on {estimates.of_all.windows} earlier labelled windows"
     return _result(
         window,
         findings,
-        _estimate_figures(estimates.of_all, confidence),
+        figures,
         [missing, *estimates.notes],
     )
-
-
-def _estimate_figures(estimated: CbpeEstimate, confidence: float) -> dict[str, float]:
-    """Return the estimated metrics with the bounds that are known, and how the estimate
-    was validated.
-    """
-    figures = {
-        f"estimated/{name}": value
-        for name, value in estimated.values.items()
-        if not isinstance(value, Refused)
-    }
-    for name in estimated.errors:
-        measured = estimated.measure(name, 0, confidence)
-        if isinstance(measured, intervals.MetricInterval):
-            figures[f"estimated/{name}_low"] = measured.low
-            figures[f"estimated/{name}_high"] = measured.high
-    figures["estimated/windows"] = float(estimated.windows)
-    if estimated.calibration_error is not None:
-        figures["estimated/calibration_error"] = estimated.calibration_error
-    return figures
 
 
 def _findings(
@@ -578,22 +572,6 @@ def _estimate_window(window: _Window) -> _Estimates | Refused:
             return of_rows
         estimates.parts.append((name, int((is_member & is_judged).sum()), of_rows))
     return estimates
-
-
-def _test_labels(window: _Window) -> tuple[bool | None, list[str]]:
-    """Return True if the labels fit the model's probabilities, calibrated on earlier
-    windows with nearly all labels, None if the model returns no probabilities, and
-    notes on skipped windows.
-    """
-    spec = window.request.spec
-    classified = window.predictions.classified
-    if classified is None or classified.probabilities is None:
-        return None, []
-    joined = _join_earlier_windows(window, COMPLETE)
-    if joined is None or joined.classified.probabilities is None:
-        return None, []
-    complete = joined.earlier(np.ones(len(joined.table), bool), spec.min_rows)
-    return labels_fit(joined.judged, complete, 1 - spec.window_rate), joined.notes
 
 
 def _join_earlier_windows(

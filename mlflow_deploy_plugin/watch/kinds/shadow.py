@@ -226,7 +226,16 @@ def _read_captured(request: WindowRequest) -> _CapturedRows:
     requests; about `MAX_ROWS` rows each. If there are more rows, the same prediction
     ids are kept for answers and shadows, by the hash of the id.
     """
-    sample = _sample_rows(request)
+    # The sample has the columns that the comparison and the segments need.
+    prefixes = (OWN_PREFIX, PREDICTION, OUTPUT_PREFIX)
+    sample = _SampledRows()
+    for batch in request.log.batches(request.endpoint, request.window, left_out=[TRIED]):
+        needed = [
+            name
+            for name in batch.column_names
+            if name in request.spec.segment_by or name.startswith(prefixes)
+        ]
+        sample.add(batch.select(needed))
     notes = list(unreadable_notes(request.log))
     if sample.limit < _LARGEST_HASH:
         notes.append(
@@ -247,22 +256,6 @@ def _read_captured(request: WindowRequest) -> _CapturedRows:
     return _CapturedRows(answered, by_variant, notes)
 
 
-def _sample_rows(request: WindowRequest) -> _SampledRows:
-    """Return a sample of the window's rows, including shadow rows, with the columns
-    that the comparison and the segments need.
-    """
-    prefixes = (OWN_PREFIX, PREDICTION, OUTPUT_PREFIX)
-    sample = _SampledRows()
-    for batch in request.log.batches(request.endpoint, request.window, left_out=[TRIED]):
-        needed = [
-            name
-            for name in batch.column_names
-            if name in request.spec.segment_by or name.startswith(prefixes)
-        ]
-        sample.add(batch.select(needed))
-    return sample
-
-
 def _compare(
     request: WindowRequest,
     answered: pa.Table,
@@ -278,7 +271,11 @@ def _compare(
         artifact_of: returns the artifact of a model and version; None if it cannot be
             read.
     """
-    left, right = _pair_rows(answered, computed)
+    # The rows of a pair have the same key. They are in the order of the answers.
+    _, ours, theirs = np.intersect1d(_keys(answered), _keys(computed), return_indices=True)
+    order = np.argsort(ours)
+    left = answered.take(pa.array(ours[order]))
+    right = computed.take(pa.array(theirs[order]))
     same = np.full(len(left), _NOT_COMPARED, np.int8)
     failures = []
     for version, shadow_version in product(count_versions(left), count_versions(right)):
@@ -292,8 +289,8 @@ def _compare(
         try:
             same[rows] = _are_same(pair, artifacts, request.capture.mask)
         except InferenceError as error:
-            ours = " version ".join(version)
-            failures.append(f"{len(rows):,} rows of {ours} and its shadow: {error.message}")
+            shadowed = " version ".join(version)
+            failures.append(f"{len(rows):,} rows of {shadowed} and its shadow: {error.message}")
     segments, segment_notes = find_segments(left, request.spec, same != _NOT_COMPARED)
     return _ShadowRows(
         variant=variant,
@@ -308,22 +305,6 @@ def _compare(
         ],
         segment_notes=segment_notes,
     )
-
-
-def _pair_rows(
-    answered: pa.Table,
-    computed: pa.Table,
-) -> tuple[pa.Table, pa.Table]:
-    """Return the rows with the same keys of both tables, in the order of the
-    answers.
-    """
-    _, ours, theirs = np.intersect1d(
-        _keys(answered),
-        _keys(computed),
-        return_indices=True,
-    )
-    order = np.argsort(ours)
-    return answered.take(pa.array(ours[order])), computed.take(pa.array(theirs[order]))
 
 
 def _are_same(

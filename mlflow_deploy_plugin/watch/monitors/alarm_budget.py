@@ -157,8 +157,19 @@ def accept_alarms(
     """
     store = deployments.store
     endpoint = store.require_endpoint(name).spec
-    length = length_of(endpoint.monitor(monitor).every)
-    _require_baseline(endpoint, monitor)
+    spec = endpoint.monitor(monitor)
+    length = length_of(spec.every)
+    update = f"onnxserve endpoint update {endpoint.name} -C"
+    if spec.kind != "drift":
+        raise InvalidConfig(
+            f"monitor {monitor!r} of kind {spec.kind} has no reference and no baseline: "
+            f"`{update} monitors.{monitor}.require=…` changes its requirements",
+        )
+    if endpoint.budget_share(spec) is None:
+        raise InvalidConfig(
+            f"monitor {monitor!r} has a false_alarm_rate instead of a budget of alarms: "
+            f"`{update} alarms.false_per_year=1` sets a budget",
+        )
     with hold_lease(store, name, monitor):  # A judgement that has begun would open the alert again.
         start = EPOCH
         evidence = Evidence()
@@ -183,22 +194,6 @@ def accept_alarms(
     return accepted
 
 
-def _require_baseline(endpoint: EndpointSpec, monitor: str) -> None:
-    """Raise InvalidConfig if the monitor cannot have a baseline."""
-    kind = endpoint.monitor(monitor).kind
-    update = f"onnxserve endpoint update {endpoint.name} -C"
-    if kind != "drift":
-        remedy = f"`{update} monitors.{monitor}.require=…` changes its requirements"
-        raise InvalidConfig(
-            f"monitor {monitor!r} of kind {kind} has no reference and no baseline: {remedy}",
-        )
-    if endpoint.budget_share(endpoint.monitor(monitor)) is None:
-        raise InvalidConfig(
-            f"monitor {monitor!r} has a false_alarm_rate instead of a budget of alarms: "
-            f"`{update} alarms.false_per_year=1` sets a budget",
-        )
-
-
 def _accepted_columns(
     evidence: Evidence,
     start: datetime,
@@ -209,7 +204,13 @@ def _accepted_columns(
     columns except the relations. Raises NotFound if a column has no open alarm.
     """
     name, monitor = key
-    alarms = _new_baseline(evidence, start)
+    # Each column with an open alarm has the start of its shift: the last shift if
+    # several figures of a column have shifted.
+    judged = {series.column for series in evidence.levels}
+    alarms = {key: start.isoformat() for key in evidence.alarms if key in judged}
+    shifts = sorted((since, series.column) for series, since in evidence.shifts.items())
+    alarms |= {key: since for since, key in shifts}
+    alarms = {key: since for key, since in alarms.items() if key not in evidence.accepted}
     where = f"monitor {monitor!r} of endpoint {name!r}"
     if alarms and columns:
         selected: dict[str, str] = {}
@@ -235,14 +236,3 @@ def _accepted_columns(
             "of the relations"
         )
     raise NotFound(f"{where} has no open alarm of a column to accept: {remedy}")
-
-
-def _new_baseline(evidence: Evidence, start: datetime) -> dict[str, str]:
-    """Return each column with an open alarm in the window that begins at `start`, and
-    the start of its shift: the last shift if several figures of a column have shifted.
-    """
-    columns = {series.column for series in evidence.levels}
-    alarms = {key: start.isoformat() for key in evidence.alarms if key in columns}
-    shifts = sorted((since, series.column) for series, since in evidence.shifts.items())
-    baseline = alarms | {key: since for since, key in shifts}
-    return {key: since for key, since in baseline.items() if key not in evidence.accepted}

@@ -273,54 +273,47 @@ def overviews(
         endpoints = store.endpoints()
     else:
         endpoints = [store.require_endpoint(endpoint)]
-    stored = {(state.endpoint, state.monitor): state for state in Monitors(store).states(endpoint)}
+    monitors = Monitors(store)
+    stored = {(state.endpoint, state.monitor): state for state in monitors.states(endpoint)}
     result = []
     for monitored in endpoints:
         for name in sorted(monitored.spec.monitors):
             state = stored.get((monitored.name, name)) or MonitorState(monitored.name, name)
-            result.append(_overview(store, monitored, state, marks))
+            # Only the last judged and the open window are read completely.
+            newest = monitors.newest(monitored.name, name, _LOOKED_AT)
+            scheduled = [window for window in newest if not window.by_hand]
+            last_id = next(
+                (window.id for window in reversed(newest) if window.state == "judged"),
+                0,
+            )
+            open_id = next(
+                (window.id for window in scheduled if window.state in ("pending", "running")),
+                0,
+            )
+            windows = monitors.windows_by_id([last_id, open_id])
+            status, due, why = _status(
+                monitored,
+                state,
+                windows.get(open_id),
+                marks,
+                store.now(),
+            )
+            result.append(
+                MonitorOverview(
+                    endpoint=monitored.name,
+                    monitor=name,
+                    spec=monitored.spec.monitors[name],
+                    status=status,
+                    state=state,
+                    last=windows.get(last_id),
+                    open=windows.get(open_id),
+                    given_up=sum(window.state == "failed" for window in scheduled),
+                    next_due=due,
+                    why=why,
+                    false_per_year=monitored.spec.alarms.false_per_year,
+                )
+            )
     return result
-
-
-def _overview(
-    store: Store,
-    endpoint: Endpoint,
-    state: MonitorState,
-    marks: "Sequence[Watermark]",
-) -> MonitorOverview:
-    """Return the state of one monitor. Only the last judged and the open window are
-    read completely from the store.
-    """
-    monitors = Monitors(store)
-    newest = monitors.newest(endpoint.name, state.monitor, _LOOKED_AT)
-    scheduled = [window for window in newest if not window.by_hand]
-    last_id = next(
-        (window.id for window in reversed(newest) if window.state == "judged"),
-        0,
-    )
-    unjudged = (window.id for window in scheduled if window.state in ("pending", "running"))
-    open_id = next(unjudged, 0)
-    windows = monitors.windows_by_id([last_id, open_id])
-    status, due, why = _status(
-        endpoint,
-        state,
-        windows.get(open_id),
-        marks,
-        store.now(),
-    )
-    return MonitorOverview(
-        endpoint=endpoint.name,
-        monitor=state.monitor,
-        spec=endpoint.spec.monitors[state.monitor],
-        status=status,
-        state=state,
-        last=windows.get(last_id),
-        open=windows.get(open_id),
-        given_up=sum(window.state == "failed" for window in scheduled),
-        next_due=due,
-        why=why,
-        false_per_year=endpoint.spec.alarms.false_per_year,
-    )
 
 
 def _status(

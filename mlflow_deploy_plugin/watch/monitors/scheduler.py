@@ -168,7 +168,15 @@ class MonitorScheduler:
         for name in unreadable.keys() - self._said_unreadable:
             self.deployments.progress(unreadable[name])
         self._said_unreadable = set(unreadable)
-        self._close_windows_of_deleted(pending, keys, self._said_unreadable)
+        for key in pending.keys() - keys:
+            # The spec, which cannot be read, may still contain the monitor.
+            if key[0] in unreadable:
+                continue
+            lease = self._store.lease(lease_name(*key))
+            if lease is not None and lease.is_current:  # A user is judging the window.
+                continue
+            for window in pending[key]:
+                self._monitors.close(window, "the monitor was deleted before the window was judged")
         resolve_orphaned(self._store)
 
     def _is_attempt_due(
@@ -249,25 +257,6 @@ class MonitorScheduler:
             watched.late_troubles = 0
             if self._monitors.state(*key).note_kind == "late_data_failed":
                 self._monitors.update_state(*key, note="")
-
-    def _close_windows_of_deleted(
-        self,
-        pending: dict[MonitorKey, list[MonitorWindow]],
-        keys: set[MonitorKey],
-        unreadable: set[str],
-    ) -> None:
-        """Close the pending windows of monitors that are not among the stored `keys`,
-        except those of unreadable endpoints and those that a user is judging.
-        """
-        for key in pending.keys() - keys:
-            # The spec, which cannot be read, may still contain the monitor.
-            if key[0] in unreadable:
-                continue
-            lease = self._store.lease(lease_name(*key))
-            if lease is not None and lease.is_current:  # A user is judging the window.
-                continue
-            for window in pending[key]:
-                self._monitors.close(window, "the monitor was deleted before the window was judged")
 
     def _report_trouble(self, key: MonitorKey, reason: str) -> None:
         """Report once why the monitor cannot run, and store the reason for `onnxserve

@@ -163,7 +163,42 @@ class WindowRunner:
         if running is None:
             return None
         try:
-            judged = self._judge(running, monitor, notes)
+            store = self.deployments.store
+            settings = self.deployments.settings
+            span = Window(running.start, running.end)
+            log = evaluation.endpoint_log(settings, store.endpoint(running.endpoint))
+            (digest,) = files_digests(log, [running], monitor.spec)
+            window = replace(running, log_digest=digest)
+            has_rows = digest and evaluation.has_rows(
+                log,
+                window.endpoint,
+                span,
+                monitor.spec.kind,
+            )
+            request = evaluation.request_from_store(
+                store,
+                settings,
+                monitor,
+                span,
+                window.revision,
+                notes,
+            )
+            usual = usual_rows(request)
+            if not has_rows and isinstance(usual, Refused):
+                window = replace(
+                    window,
+                    state="judged",
+                    not_before=None,
+                    verdict="not judged",
+                    reason="; ".join([usual.reason, *notes]),
+                )
+                judged = Attempt(window)
+            else:
+                # A window without rows is judged and reported only if rows are usual.
+                result = self.evaluator.judge(request)
+                if not self.by_hand:
+                    self._report(window, monitor.spec, result)
+                judged = Attempt(as_judged(window, result, notes), result)
         except ProcessEnded:
             if keeper.is_held:
                 self.monitors.update(
@@ -243,51 +278,6 @@ class WindowRunner:
             if window.state in ("pending", "running"):
                 return window
             state = self.monitors.state(endpoint.name, monitor)
-
-    def _judge(
-        self,
-        window: MonitorWindow,
-        monitor: SelectedMonitor,
-        notes: Sequence[str],
-    ) -> Attempt:
-        """Judge the window, send its alerts and start its retrainings, and return the
-        attempt. A window without rows is judged by the evaluator and reported only if
-        rows are usual.
-        """
-        store = self.deployments.store
-        settings = self.deployments.settings
-        span = Window(window.start, window.end)
-        log = evaluation.endpoint_log(settings, store.endpoint(window.endpoint))
-        (digest,) = files_digests(log, [window], monitor.spec)
-        window = replace(window, log_digest=digest)
-        has_rows = digest and evaluation.has_rows(
-            log,
-            window.endpoint,
-            span,
-            monitor.spec.kind,
-        )
-        request = evaluation.request_from_store(
-            store,
-            settings,
-            monitor,
-            span,
-            window.revision,
-            notes,
-        )
-        usual = usual_rows(request)
-        if not has_rows and isinstance(usual, Refused):
-            without_rows = replace(
-                window,
-                state="judged",
-                not_before=None,
-                verdict="not judged",
-                reason="; ".join([usual.reason, *notes]),
-            )
-            return Attempt(without_rows)
-        result = self.evaluator.judge(request)
-        if not self.by_hand:
-            self._report(window, monitor.spec, result)
-        return Attempt(as_judged(window, result, notes), result)
 
     def _report(self, window: MonitorWindow, spec: MonitorSpec, result: MonitorResult) -> None:
         """Send alerts and start retrainings if this is the monitor's newest window and

@@ -97,29 +97,6 @@ def _run_evidently(columns: Sequence[ColumnPair]) -> EvidentlyReport:
     from evidently import DataDefinition, Dataset, Report  # The import takes five seconds.
     from evidently.presets import ValueStats
 
-    reference, current, text = _frames(columns)
-    definition = DataDefinition(
-        numerical_columns=[name for name in reference.columns if name not in text],
-        categorical_columns=sorted(text),
-    )
-    report = Report([ValueStats(column=name) for name in reference.columns])
-    snapshot = report.run(
-        Dataset.from_pandas(current, data_definition=definition),
-        Dataset.from_pandas(reference, data_definition=definition),
-    )
-    # Evidently writes its data as plain JSON. Escape "<", so that no name or value can
-    # end the script.
-    page = _DATA.sub(
-        lambda line: line[1] + line[2].replace("<", "\\u003c").replace(_GREY, _BLUE),
-        snapshot.get_html_str(as_iframe=False),
-    )
-    return EvidentlyReport(page, snapshot.json())
-
-
-def _frames(columns: Sequence[ColumnPair]) -> tuple[pd.DataFrame, pd.DataFrame, set[str]]:
-    """Return the reference and the window as DataFrames for Evidently, and the names of
-    the text columns. Numbers that have no histogram become text.
-    """
     references: dict[str, Array] = {}
     windows: dict[str, Array] = {}
     text = set()
@@ -132,12 +109,26 @@ def _frames(columns: Sequence[ColumnPair]) -> tuple[pd.DataFrame, pd.DataFrame, 
             left = np.where(np.isfinite(left), left, np.nan)
             right = np.where(np.isfinite(right), right, np.nan)
             has_histograms = _has_histogram(left) and _has_histogram(right)
-        if not has_histograms:
+        if not has_histograms:  # The column becomes text.
             text.add(name)
             left, right = _categories(left, right)
         references[name] = left
         windows[name] = right
-    return pd.DataFrame(references), pd.DataFrame(windows), text
+    definition = DataDefinition(
+        numerical_columns=[name for name in references if name not in text],
+        categorical_columns=sorted(text),
+    )
+    snapshot = Report([ValueStats(column=name) for name in references]).run(
+        Dataset.from_pandas(pd.DataFrame(windows), data_definition=definition),
+        Dataset.from_pandas(pd.DataFrame(references), data_definition=definition),
+    )
+    # Evidently writes its data as plain JSON. Escape "<", so that no name or value can
+    # end the script.
+    page = _DATA.sub(
+        lambda line: line[1] + line[2].replace("<", "\\u003c").replace(_GREY, _BLUE),
+        snapshot.get_html_str(as_iframe=False),
+    )
+    return EvidentlyReport(page, snapshot.json())
 
 
 def _has_histogram(values: Array) -> bool:

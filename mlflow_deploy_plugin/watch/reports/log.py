@@ -7,6 +7,7 @@ because MLflow shows the page in a sandboxed frame.
 """
 
 import base64
+import contextlib
 import hashlib
 import html
 import json
@@ -58,7 +59,6 @@ from mlflow_deploy_plugin.watch.reports.evidently_charts import EvidentlyReport,
 from mlflow_deploy_plugin.watch.result import (
     NO_EFFECT,
     SD_LEGEND,
-    Finding,
     MonitorResult,
     State,
     format_number,
@@ -139,6 +139,18 @@ def _render_page(
     # A shift and its window have different means of a column.
     first = {finding.key: finding for finding in reversed(shown)}
     title = f"{result.endpoint}, {result.monitor}, {result.window}"
+    # The sentence at the top has the first alarm with its start, its effect and its
+    # size, and the names of the others.
+    sentence = result.reason
+    if alarms:
+        worst = alarms[0]
+        verb = "has drifted" if worst.state == "drift" else "has violated its requirement"
+        since = f" since the window of {worst.since_text}" if worst.since else ""
+        size = worst.value_text
+        if worst.threshold_text:
+            size += f" (threshold {worst.threshold_text})"
+        parts = [worst.change, worst.effect_text, size or worst.reason, *other_alarms(alarms)]
+        sentence = f"{worst.title} {verb}{since}: {'; '.join(filter(None, parts))}"
     main = pages.get_template("report.html").render(
         title=title,
         result=result,
@@ -146,7 +158,7 @@ def _render_page(
         quiet=[finding for finding in alarms if finding.has_no_effect],
         no_effect=NO_EFFECT,
         alarms=alarms,
-        sentence=_describe_alarms(alarms) if alarms else result.reason,
+        sentence=sentence,
         charts=charts,
         pictures=pictures,
         sd_legend=SD_LEGEND,
@@ -158,21 +170,6 @@ def _render_page(
     )
     body = page.find(">", page.find("<body")) + 1
     return page[:body] + main + page[body:]
-
-
-def _describe_alarms(alarms: Sequence[Finding]) -> str:
-    """Return the sentence at the top of the page: the first alarm with its start, its
-    effect and its size, and the names of the others.
-    """
-    worst = alarms[0]
-    verb = "has drifted" if worst.state == "drift" else "has violated its requirement"
-    since = f" since the window of {worst.since_text}" if worst.since else ""
-    size = worst.value_text
-    if worst.threshold_text:
-        size += f" (threshold {worst.threshold_text})"
-    parts = [worst.change, worst.effect_text, size or worst.reason, *other_alarms(alarms)]
-    details = "; ".join(filter(None, parts))
-    return f"{worst.title} {verb}{since}: {details}"
 
 
 def log_result(result: MonitorResult, files: Mapping[str, str | bytes]) -> LoggedRun:
@@ -272,17 +269,6 @@ def metric_name(name: str) -> str:
     return "/".join(parts)[:_LONGEST_NAME]
 
 
-def _parse_time(text: str) -> datetime | None:
-    """Return the time in a tag; None if it is no time with a time zone, because a user
-    may have set the tag by hand.
-    """
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return time if time.tzinfo else None
-
-
 def _log_series(
     result: MonitorResult,
     figures: Mapping[str, float],
@@ -338,14 +324,14 @@ def _link_report_to_version(result: MonitorResult, report: str) -> None:
     """
     if not result.version.isdigit():
         return
-    model = result.model
-    version = result.version
     tag = f"{PREFIX}{result.endpoint}/{result.monitor}"
     try:
-        with registry_errors(f"model {model} version {version}"):
-            tags = dict(registry_client().get_model_version(model, version).tags)
-        newest = _parse_time(tags.get(f"{tag}{_WINDOW}", "").partition("/")[0])
-        if newest and newest > result.window.start:
+        with registry_errors(f"model {result.model} version {result.version}"):
+            tags = dict(registry_client().get_model_version(result.model, result.version).tags)
+        newest = None
+        with contextlib.suppress(ValueError):  # A user may have set the tag by hand.
+            newest = datetime.fromisoformat(tags.get(f"{tag}{_WINDOW}", "").partition("/")[0])
+        if newest and newest.tzinfo and newest > result.window.start:
             return  # A window that was judged late is not the newest window.
         tags_to_write = {
             f"{tag}{_WINDOW}": f"{result.window.start.isoformat()}/{result.window.end.isoformat()}",
@@ -354,11 +340,31 @@ def _link_report_to_version(result: MonitorResult, report: str) -> None:
             tag: result.state,
         }
         try:
-            _write_tags(model, version, tags_to_write)
+            _write_tags(result.model, result.version, tags_to_write)
         except RegistryUnavailable:
             # MLflow fails if two clients create a tag at the same time.
-            _write_tags(model, version, tags_to_write)
-        write_description_section(model, version, _report_table({**tags, **tags_to_write}))
+            _write_tags(result.model, result.version, tags_to_write)
+        # The table has a line per monitor, the newest window first.
+        tags |= tags_to_write
+        monitors = [
+            name.removesuffix(_WINDOW)
+            for name in tags
+            if name.startswith(PREFIX) and name.endswith(_WINDOW)
+        ]
+        monitors.sort(key=lambda name: tags[name + _WINDOW], reverse=True)
+        lines = ["| monitor | verdict | window (UTC) | |", "| --- | --- | --- | --- |"]
+        for name in monitors[:_MOST_REPORTS]:
+            start, _, end = tags[name + _WINDOW].partition("/")
+            link = tags.get(name + _REPORT, "")
+            if link.startswith(("http://", "https://")):
+                link = f"[report]({link})"
+            else:
+                link = f"`{link}`"
+            monitor = name.removeprefix(PREFIX).replace("/", ", ")
+            lines.append(
+                f"| {monitor} | {tags.get(name, '')} | {start[:16]} – {end[:16]} | {link} |",
+            )
+        write_description_section(result.model, result.version, lines)
     except NotFound:
         return  # The version was deleted; the run is kept.
 
@@ -370,28 +376,3 @@ def _write_tags(
 ) -> None:
     for name, value in tags.items():
         tag_version(model, version, name, value)
-
-
-def _report_table(tags: dict[str, str]) -> list[str]:
-    """Return the lines of a Markdown table of the monitors' reports in the version's
-    tags, the newest window first.
-    """
-    monitors = [
-        name.removesuffix(_WINDOW)
-        for name in tags
-        if name.startswith(PREFIX) and name.endswith(_WINDOW)
-    ]
-    monitors.sort(key=lambda name: tags[name + _WINDOW], reverse=True)
-    rows = []
-    for name in monitors[:_MOST_REPORTS]:
-        start, _, end = tags[name + _WINDOW].partition("/")
-        report = tags.get(name + _REPORT, "")
-        if report.startswith(("http://", "https://")):
-            link = f"[report]({report})"
-        else:
-            link = f"`{report}`"
-        monitor_name = name.removeprefix(PREFIX).replace("/", ", ")
-        rows.append(
-            f"| {monitor_name} | {tags.get(name, '')} | {start[:16]} – {end[:16]} | {link} |",
-        )
-    return ["| monitor | verdict | window (UTC) | |", "| --- | --- | --- | --- |", *rows]

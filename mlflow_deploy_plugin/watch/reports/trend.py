@@ -299,24 +299,22 @@ def _make_line(
     key: str,
     check: Check,
 ) -> TrendLine:
-    return TrendLine(title, windows, [_drawn_outcome(window, key, check) for window in windows])
-
-
-def _drawn_outcome(window: JudgedWindow, key: str, check: Check) -> Outcome:
-    """Return the outcome to draw. An exact check has the value 0 in judged windows in
-    which it is not an alarm, and its value cannot be compared with scores.
-    """
-    outcome = window.evidence.outcomes.get(key)
-    # Earlier releases have stored only the alarms.
-    if outcome is None and key in window.evidence.alarms:
-        return Outcome(check, "not judged")
-    if check in EXACT:
-        if outcome is None or outcome.check != check:
-            value = None if window.state == "not judged" else 0.0
-            return Outcome(check, "no drift", value, 0.0)
-    elif outcome is None or outcome.check in EXACT:
-        return Outcome(check, "not judged")
-    return outcome
+    outcomes = []
+    for window in windows:
+        outcome = window.evidence.outcomes.get(key)
+        # Earlier releases have stored only the alarms.
+        if outcome is None and key in window.evidence.alarms:
+            outcome = Outcome(check, "not judged")
+        elif check in EXACT:
+            # In judged windows in which it is not an alarm, an exact check has the
+            # value 0, which cannot be compared with scores.
+            if outcome is None or outcome.check != check:
+                value = None if window.state == "not judged" else 0.0
+                outcome = Outcome(check, "no drift", value, 0.0)
+        elif outcome is None or outcome.check in EXACT:
+            outcome = Outcome(check, "not judged")
+        outcomes.append(outcome)
+    return TrendLine(title, windows, outcomes)
 
 
 def _drawable(value: float | None) -> float:

@@ -77,7 +77,17 @@ def start_training(context: RetrainingContext, retraining: Retraining) -> None:
         window=str(data.window),
         started_at=context.now(),
     )
-    parameters = _project_parameters(plan, data)
+    # A parameter in the spec replaces the one that is passed to every project.
+    parameters = {
+        "mode": plan.mode,
+        "data": str(data.data),
+        "base_model": plan.base_uri,
+        "registered_model": plan.model,
+    }
+    for name, value in plan.parameters.items():
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        parameters[name] = str(value)
     run_id = process.ensure_run(retraining, plan, attempt, parameters)
     if data.held_out is not None:
         figures = replace(
@@ -263,23 +273,6 @@ def _collect(context: RetrainingContext, plan: RetrainPlan, folder: Path) -> Tra
     return collect_training_data(log, plan, folder, types, withheld)
 
 
-def _project_parameters(plan: RetrainPlan, data: TrainingData) -> dict[str, str]:
-    """Return the parameters that are passed to every project, unless a parameter in the
-    spec replaces them.
-    """
-    parameters = {
-        "mode": plan.mode,
-        "data": str(data.data),
-        "base_model": plan.base_uri,
-        "registered_model": plan.model,
-    }
-    for name, value in plan.parameters.items():
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        parameters[name] = str(value)
-    return parameters
-
-
 def collect_training_data(
     log: InferenceLog,
     plan: RetrainPlan,
@@ -410,35 +403,29 @@ def select_rows(rows: pa.Table, sample: SampleSpec, until: datetime) -> pa.Table
         probabilities *= np.exp2(-ages / duration_seconds(sample.weight))
     is_selected = numbers < probabilities
     if sample.stratify is not None:
+        name = sample.stratify
+        kind = rows.schema.field(name).type if name in rows.column_names else None
+        problem = ""
+        if kind is None:
+            problem = "is missing"
+        elif pa.types.is_nested(kind) or pa.types.is_binary(kind):
+            problem = f"contains values of type {kind}"
+        else:
+            values = rows.column(name).cast(pa.string())
+            count = pc.count_distinct(values, mode="all").as_py()
+            if count > MAX_STRATA:
+                problem = f"has {count:,} values"
+        if problem:
+            raise InvalidConfig(
+                f"retrain.sample.stratify: column {name!r} {problem} in the rows before the "
+                f"window: name a column with at most {MAX_STRATA} values, or {LABEL}",
+            )
         # A dense rank is the number of the value, from 1.
-        dense_ranks = pc.rank(_strata_values(rows, sample.stratify), tiebreaker="dense")
-        codes = dense_ranks.to_numpy().astype(int) - 1
+        codes = pc.rank(values, tiebreaker="dense").to_numpy().astype(int) - 1
         counts = np.bincount(codes)
         ranks = np.argsort(np.lexsort((numbers, codes))) - (np.cumsum(counts) - counts)[codes]
         is_selected = (ranks == 0) | (ranks / counts[codes] < probabilities)
     return rows.filter(pa.array(is_selected))
-
-
-def _strata_values(rows: pa.Table, name: str) -> pa.ChunkedArray:
-    """Return the values of a column as texts. Raises InvalidConfig if the column is
-    missing, has lists or bytes, or more than `MAX_STRATA` values.
-    """
-    kind = rows.schema.field(name).type if name in rows.column_names else None
-    if kind is None:
-        problem = "is missing"
-    elif pa.types.is_nested(kind) or pa.types.is_binary(kind):
-        problem = f"contains values of type {kind}"
-    else:
-        values = rows.column(name).cast(pa.string())
-        count = pc.count_distinct(values, mode="all").as_py()
-        if count <= MAX_STRATA:
-            return values
-        problem = f"has {count:,} values"
-    remedy = f"name a column with at most {MAX_STRATA} values, or {LABEL}"
-    raise InvalidConfig(
-        f"retrain.sample.stratify: column {name!r} {problem} in the rows before the window: "
-        f"{remedy}",
-    )
 
 
 def _labelled_rows(

@@ -96,7 +96,17 @@ def retrain_on_alarm(
             return earlier
     try:
         _check_no_rollout(store, plan.endpoint)
-        _check_served(deployments, result)
+        observed = deployments.get_endpoint(result.endpoint)
+        if served_model(observed) != result.model:
+            raise InvalidConfig(
+                f"{result.model} answered the window, but it is not the registered model that is "
+                "served",
+            )
+        served = take_snapshot(observed).versions.get(main_variant(observed.endpoint.spec))
+        if served is not None and served != result.version:
+            raise InvalidConfig(
+                f"the alarm is for version {result.version}, but version {served} is served now",
+            )
         _check_budget(retrainings, plan.model, spec.retrain, store.now())
         try:
             check_project(plan.project, plan.entry_point, plan.parameters)
@@ -277,23 +287,6 @@ def _check_no_rollout(store: Store, endpoint: str) -> None:
     """
     for rollout in store.rollouts(endpoint, live=True):
         raise AlreadyExists(f"rollout {rollout.id} of endpoint {endpoint!r} is live")
-
-
-def _check_served(deployments: Deployments, result: MonitorResult) -> None:
-    """Raise InvalidConfig if the endpoint now serves a version that is known to differ
-    from the judged version.
-    """
-    observed = deployments.get_endpoint(result.endpoint)
-    if served_model(observed) != result.model:
-        raise InvalidConfig(
-            f"{result.model} answered the window, but it is not the registered model that is "
-            "served",
-        )
-    served = take_snapshot(observed).versions.get(main_variant(observed.endpoint.spec))
-    if served is not None and served != result.version:
-        raise InvalidConfig(
-            f"the alarm is for version {result.version}, but version {served} is served now",
-        )
 
 
 def _check_budget(retrainings: Retrainings, model: str, spec: RetrainSpec, now: datetime) -> None:

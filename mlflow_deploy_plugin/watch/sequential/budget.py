@@ -350,7 +350,14 @@ def unkept(levels: ReferenceLevels, spec: MonitorSpec, false_per_year: float) ->
     smallest = false_per_year
     while True:  # A larger share has a lower limit, which may raise more alarms.
         rate = lasting_rate(spec, smallest)
-        alarms = _later_alarms(windows, rate)
+        alarms = 0
+        half = windows.reference // 2
+        if half >= FEWEST_WINDOWS:
+            season = windows.season if _SEASONS * windows.season <= half else 1
+            earlier = replace(
+                windows, reference=half, season=season, phases=windows.phases % season
+            )
+            alarms = len(track(earlier, limit_for(earlier, rate)).alarms)
         if not alarms or pdtrc(alarms - 1, rate * later) >= _UNLIKELY:
             break
         found.append(alarms)
@@ -363,15 +370,3 @@ def unkept(levels: ReferenceLevels, spec: MonitorSpec, false_per_year: float) ->
             f"{found[0]} in {later} windows; the smallest share that can be kept is about "
             f"{smallest:.2g}{rolling}"
         )
-
-
-def _later_alarms(windows: Windows, rate: float) -> int:
-    """Return the number of alarms in the later half of the reference, judged by the
-    earlier half; 0 if it has too few windows.
-    """
-    half = windows.reference // 2
-    if half < FEWEST_WINDOWS:
-        return 0
-    season = windows.season if _SEASONS * windows.season <= half else 1
-    earlier = replace(windows, reference=half, season=season, phases=windows.phases % season)
-    return len(track(earlier, limit_for(earlier, rate)).alarms)

@@ -234,11 +234,21 @@ def _restarts(
     for index, series in enumerate(levels.series):
         accepted = [baseline[series.key]] if series.key in baseline else []
         if series.column in PROJECTIONS:
-            accepted += [since for key, since in baseline.items() if _is_of(key, series.segment)]
+            # The `alarm_key` of a column in a segment begins with the segment.
+            for key, since in baseline.items():
+                is_alike = "=" not in key
+                if series.segment:
+                    is_alike = key.startswith(f"{series.segment}/")
+                if is_alike:
+                    accepted.append(since)
         if accepted:
-            judged = range(windows.reference, count)
             restarts[index] = next(
-                (each for each in judged if starts[each] >= max(accepted)), count
+                (
+                    window
+                    for window in range(windows.reference, count)
+                    if starts[window] >= max(accepted)
+                ),
+                count,
             )
         elif series.column == ROWS:
             # The first judged windows must have about as many rows as the reference.
@@ -251,8 +261,3 @@ def _restarts(
             if not abs(change) < _COMPARABLE:
                 restarts[index] = min(windows.reference, count - 1)
     return restarts
-
-
-def _is_of(key: str, segment: str) -> bool:
-    """Return True if the `alarm_key` is that of a column of the segment."""
-    return key.startswith(f"{segment}/") if segment else "=" not in key

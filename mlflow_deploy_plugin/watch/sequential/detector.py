@@ -209,8 +209,14 @@ class Tracking:
         are over, raise an alarm if the statistic exceeds the limit, and learn the usual
         levels.
         """
-        self._restart(self._windows.restarts == now)
-        is_known = np.isfinite(self._windows.values[now])
+        windows = self._windows
+        accepted = windows.restarts == now
+        if accepted.any():
+            self.baseline.restart_level(accepted)
+            self._mass[:, accepted] = 0
+            self._previous[accepted] = 0
+            self.shifts = [shift for shift in self.shifts if not accepted[shift.series]]
+        is_known = np.isfinite(windows.values[now])
         self.levels[now] = np.where(is_known, self.levels[now], self.baseline.mean)
         innovation = self._innovation(now, is_known)
         # The windows of a shift that was not confirmed become a part of the baseline.
@@ -220,13 +226,13 @@ class Tracking:
                 if not shift.is_confirmed:
                     self._is_left_out[shift.onset : now, shift.series] = False
         # Smaller shifts than the least one are not evidence of a shift.
-        margin = np.abs(_THETA) * self._windows.least / 2 / self.baseline.deviation
+        margin = np.abs(_THETA) * windows.least / 2 / self.baseline.deviation
         gain = _THETA * innovation - np.square(_THETA) / 2 - margin
         mass = (self._mass + 1) * np.exp(gain)
         self._mass = np.where(is_known, mass, self._mass)
         self._mass[:, [shift.series for shift in self.shifts]] = 0
-        self._mass[:, ~self._windows.is_followed] = 0
-        self._mass[len(_SIZES) :, self._windows.is_upward] = 0
+        self._mass[:, ~windows.is_followed] = 0
+        self._mass[len(_SIZES) :, windows.is_upward] = 0
         evidence = float(self._mass.sum()) / (len(_THETA) * self._followed)
         self.statistic = math.log(max(evidence, 1e-300))
         if self.statistic > self._limit:
@@ -258,14 +264,6 @@ class Tracking:
         )
         self._previous = np.where(is_unusual, 0.0, above)
         return innovation.clip(-_LARGEST, _LARGEST)
-
-    def _restart(self, accepted: Array) -> None:
-        """Begin a new baseline of the accepted series, [m] bool."""
-        if accepted.any():
-            self.baseline.restart_level(accepted)
-            self._mass[:, accepted] = 0
-            self._previous[accepted] = 0
-            self.shifts = [shift for shift in self.shifts if not accepted[shift.series]]
 
     def _raise_alarm(self, now: int) -> None:
         """Open the shifts that the evidence shows, and begin to collect evidence anew.

@@ -116,6 +116,10 @@ class Evidence:
         outcomes and no effects.
         """
         try:
+            outcomes = {}
+            for key, (check, state, *parts) in document.get("outcomes", {}).items():
+                numbers = [None if part is None else float(part) for part in parts]
+                outcomes[key] = Outcome(str(check), str(state), *numbers)
             return cls(
                 basis=str(document["basis"]),
                 levels={
@@ -128,10 +132,7 @@ class Evidence:
                     for series, since in document["shifts"].items()
                 },
                 accepted=tuple(map(str, document.get("accepted", ()))),
-                outcomes={
-                    key: _stored_outcome(*parts)
-                    for key, parts in document.get("outcomes", {}).items()
-                },
+                outcomes=outcomes,
                 effects={key: float(effect) for key, effect in document.get("effects", {}).items()},
             )
         except (AttributeError, KeyError, TypeError, ValueError):
@@ -143,11 +144,6 @@ def alarm_key(subject: str, segment: str = "") -> str:
     `carrier=AA/delay` in a segment.
     """
     return f"{segment}/{subject}" if segment else subject
-
-
-def _stored_outcome(check: object, state: object, *parts: Any) -> Outcome:
-    numbers = [None if part is None else float(part) for part in parts]
-    return Outcome(str(check), str(state), *numbers)
 
 
 @dataclass(frozen=True)

@@ -297,38 +297,37 @@ class _PartWindows:
                 0.0,
                 FLOORS[ROWS_FIGURE],
             )
+            usual_rows = 1.0
+            if self.part.pieces.windows:
+                usual_rows = float(np.median(row_counts(self.part.pieces.windows)))
+            # A row of each window adds to the variance of a difference.
+            compared_rows = 1 if self.earlier is None else 2
             for name in columns:
-                if name in self.part.bins:
-                    yield from self._column_series(name, segment, rows)
-
-    def _column_series(self, name: str, segment: str, rows: Array) -> Iterator[_KnownSeries]:
-        """Yield each figure of a column. Of a projection, only the spread is a
-        figure.
-        """
-        total = self.part.pieces.total
-        bins = self.part.bins[name]
-        counts = column_counts([total], name, bins)[0]
-        column = _Column(name, bins, counts, total.columns.get(name))
-        values = dict(column.figures(self.windows, self.is_reference))
-        if self.earlier is not None:
-            before = dict(column.figures(self.earlier, self.is_reference))
-            values = {figure: now - before[figure] for figure, now in values.items()}
-        values[DISTANCE] = column.distances(self.windows, self.earlier, self.is_reference)
-        variances = column.row_variances(values) if self.is_reference else {}
-        # A row of each window adds to the variance of a difference.
-        compared_rows = 1 if self.earlier is None else 2
-        usual_rows = 1.0
-        if self.part.pieces.windows:
-            usual_rows = float(np.median(row_counts(self.part.pieces.windows)))
-        for figure, by_window in values.items():
-            if name not in PROJECTIONS or figure == SPREAD:
-                yield _KnownSeries(
-                    FigureSeries(segment, name, figure),
-                    by_window,
-                    rows,
-                    compared_rows * variances.get(figure, 0.0),
-                    column.floor(figure, usual_rows),
+                if name not in self.part.bins:
+                    continue
+                bins = self.part.bins[name]
+                column = _Column(
+                    name,
+                    bins,
+                    column_counts([self.part.pieces.total], name, bins)[0],
+                    self.part.pieces.total.columns.get(name),
                 )
+                values = dict(column.figures(self.windows, self.is_reference))
+                if self.earlier is not None:
+                    before = dict(column.figures(self.earlier, self.is_reference))
+                    values = {figure: now - before[figure] for figure, now in values.items()}
+                values[DISTANCE] = column.distances(self.windows, self.earlier, self.is_reference)
+                variances = column.row_variances(values) if self.is_reference else {}
+                for figure, by_window in values.items():
+                    # Of a projection, only the spread is a figure.
+                    if name not in PROJECTIONS or figure == SPREAD:
+                        yield _KnownSeries(
+                            FigureSeries(segment, name, figure),
+                            by_window,
+                            rows,
+                            compared_rows * variances.get(figure, 0.0),
+                            column.floor(figure, usual_rows),
+                        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -267,7 +267,15 @@ def _detector_windows(
     """Return the windows of the detector. Its figures increase if a metric becomes
     worse.
     """
-    first = _reference_size(windows)
+    # The reference has 20 to 90 windows: up to half of the earlier windows, and only
+    # windows before the first shift that was found. Otherwise a shift would become
+    # usual.
+    shifts = [since for window in windows for since in window.evidence.shifts.values()]
+    first = (len(windows) - 1) // 2
+    if shifts:
+        shifted_at = datetime.fromisoformat(min(shifts))
+        first = min(first, sum(window.start < shifted_at for window in windows))
+    first = min(max(first, FEWEST_WINDOWS), _MOST_WINDOWS)
     starts = [window.start for window in windows]
     length = request.window.length
     numbers = np.array([(start - EPOCH) // length for start in starts])
@@ -295,16 +303,3 @@ def _detector_windows(
         is_upward=is_metric,
         is_followed=is_metric | np.array([key.figure == LABEL for key in keys]),
     )
-
-
-def _reference_size(windows: Sequence[JudgedWindow]) -> int:
-    """Return the number of windows in the reference, 20 to 90: up to half of the
-    earlier windows, and only windows before the first shift that was found. Otherwise a
-    shift would become usual.
-    """
-    shifts = [since for window in windows for since in window.evidence.shifts.values()]
-    size = (len(windows) - 1) // 2
-    if shifts:
-        first = datetime.fromisoformat(min(shifts))
-        size = min(size, sum(window.start < first for window in windows))
-    return min(max(size, FEWEST_WINDOWS), _MOST_WINDOWS)

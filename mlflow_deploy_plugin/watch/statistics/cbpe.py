@@ -216,15 +216,15 @@ def _expected_metric(name: str, answers: ClassPredictions, chances: Array) -> "f
     if name == "accuracy":
         return float(predicted_chances.mean())
     if name in HITS_DIVISORS:
-        classes = len(answers.classes)
-        called = np.bincount(answers.predicted, minlength=classes).astype(np.float64)
-        hits = np.bincount(answers.predicted, predicted_chances, minlength=classes)
+        called = np.bincount(answers.predicted, minlength=len(answers.classes))
+        called = called.astype(np.float64)
+        hits = np.bincount(answers.predicted, predicted_chances, len(answers.classes))
         true = chances.sum(axis=0)
         labels = [1] if answers.is_binary else np.flatnonzero((called > 0) | (true >= 0.5))
         total = HITS_DIVISORS[name](true[labels], called[labels])
         if not (total > 0).any():
-            positive = 1 if answers.is_binary else -1
-            return Refused(f"no row was predicted as {answers.classes[positive]!r}")
+            label = 1 if answers.is_binary else -1
+            return Refused(f"no row was predicted as {answers.classes[label]!r}")
         return float(mean_over_labels(hits[labels], total))
     assert scores is not None
     if name == "log_loss":
@@ -232,17 +232,7 @@ def _expected_metric(name: str, answers: ClassPredictions, chances: Array) -> "f
     if name == "brier":
         losses = chances * np.square(1 - scores) + (1 - chances) * np.square(scores)
         return float(losses.sum(axis=1).mean() / 2)
-    return _expected_area(answers, chances, scores)
-
-
-def _expected_area(
-    answers: ClassPredictions,
-    chances: Array,
-    scores: Array,
-) -> "float | Refused":
-    """Return the expected area under the curve, the mean over the classes; Refused if
-    no class has both positive and negative rows.
-    """
+    # The area under the curve is the mean over the classes.
     areas = []
     for label in answers.judged_classes:
         above = chances[:, label]  # Each row is partly positive and partly negative.

@@ -361,23 +361,16 @@ def auc_interval(is_positive: Array, scores: Array, sampling: Sampling) -> Metri
             (~is_positive).sum(axis=0),
         ).min()
     )
-    bounds = _area_bounds(value, variance, rarest, sampling.confidence)
-    return MetricInterval("roc_auc", value, *bounds, count, "DeLong", effective_n)
-
-
-def _area_bounds(
-    value: float, variance: float, rarest: int, confidence: float
-) -> tuple[float, float]:
-    """Return the normal interval of the logit. At an area of 0 or 1, the variance is 0,
-    and Wilson's interval with the rows of the rarer class is used.
-    """
-    if not 0 < value < 1:
-        edge = wilson_interval("roc_auc", value * rarest, rarest, confidence)
-        return edge.low, edge.high
-    logit = math.log(value / (1 - value))
-    half = float(ndtri((1 + confidence) / 2)) * math.sqrt(variance) / (value * (1 - value))
-    low, high = expit([logit - half, logit + half]).tolist()
-    return low, high
+    if 0 < value < 1:  # The normal interval of the logit.
+        logit = math.log(value / (1 - value))
+        half = float(ndtri((1 + sampling.confidence) / 2)) * math.sqrt(variance)
+        half /= value * (1 - value)
+        low, high = expit([logit - half, logit + half]).tolist()
+    else:  # The variance is 0: use Wilson's interval with the rows of the rarer class.
+        edge = wilson_interval("roc_auc", value * rarest, rarest, sampling.confidence)
+        low = edge.low
+        high = edge.high
+    return MetricInterval("roc_auc", value, low, high, count, "DeLong", effective_n)
 
 
 def _area(
@@ -522,7 +515,16 @@ def dependence(series: Array) -> Dependence:
     covariances = covariances / count
     if covariances[0] <= 1e-12 * max(float(np.square(series).mean()), 1e-300):
         return Dependence(1.0, 1.0)
-    reach = min(2 * _last_lag(covariances[1:] / covariances[0], count, run), longest)
+    # After the last lag, `run` consecutive autocorrelations count as zero.
+    correlations = covariances[1:] / covariances[0]
+    is_none = np.abs(correlations) < _CRITICAL * math.sqrt(math.log10(count) / count)
+    present = np.flatnonzero(~is_none)
+    last = int(present[-1]) + 1 if len(present) else 1
+    for lag in range(len(is_none) - run + 1):
+        if is_none[lag : lag + run].all():
+            last = max(lag, 1)
+            break
+    reach = min(2 * last, longest)
     lags = np.arange(1, reach + 1)
     window = np.where(lags / reach <= 0.5, 1.0, 2 * (1 - lags / reach))  # the flat-top window
     slope = 2 * float((window * lags) @ covariances[1 : reach + 1])
@@ -532,15 +534,3 @@ def dependence(series: Array) -> Dependence:
     length = (slope**2 / spectrum**2 * count) ** (1 / 3)
     length = float(np.clip(length, 1.0, max(1.0, min(3 * math.sqrt(count), count / 3))))
     return Dependence(length, spectrum / float(covariances[0]))
-
-
-def _last_lag(correlations: Array, count: int, run: int) -> int:
-    """Return the lag after which `run` consecutive autocorrelations count as zero; at
-    least 1.
-    """
-    is_none = np.abs(correlations) < _CRITICAL * math.sqrt(math.log10(count) / count)
-    for lag in range(len(is_none) - run + 1):
-        if is_none[lag : lag + run].all():
-            return max(lag, 1)
-    present = np.flatnonzero(~is_none)
-    return int(present[-1]) + 1 if len(present) else 1

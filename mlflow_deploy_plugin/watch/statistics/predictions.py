@@ -229,7 +229,13 @@ def _classified(
     is_text = pa.types.is_string(labels.type) or pa.types.is_large_string(labels.type)
     name_of = as_text if is_text else as_key
     predicted = _names(labels, name_of)
-    truth = _true_names(table, name_of, has_numbers=not is_text)
+    truth = pa.nulls(len(table), pa.string())
+    if LABEL in table.column_names:
+        truth = _names(table.column(LABEL).combine_chunks(), name_of)
+        # If the classes may be numbers, the labels in `LABEL_NUMBER` have precedence.
+        if not is_text and LABEL_NUMBER in table.column_names:
+            numbers = table.column(LABEL_NUMBER).combine_chunks()
+            truth = pc.if_else(pc.is_valid(numbers), _names(numbers, name_of), truth)
     in_files = [name for name in map(name_of, classes_in_files) if name is not None]
     classes = _Classes.of(in_files, predicted, truth)
     called = _class_indices(predicted, classes.indices)
@@ -259,23 +265,6 @@ def _classified(
         true,
         label_mismatch=mismatch,
     )
-
-
-def _true_names(
-    table: pa.Table,
-    name_of: Callable[[object], str | None],
-    has_numbers: bool,
-) -> pa.Array:
-    """Return the labels as text, [N]; null for a row without a label. If the classes
-    may be numbers, the labels in `LABEL_NUMBER` have precedence.
-    """
-    if LABEL not in table.column_names:
-        return pa.nulls(len(table), pa.string())
-    truth = _names(table.column(LABEL).combine_chunks(), name_of)
-    if not has_numbers or LABEL_NUMBER not in table.column_names:
-        return truth
-    numbers = table.column(LABEL_NUMBER).combine_chunks()
-    return pc.if_else(pc.is_valid(numbers), _names(numbers, name_of), truth)
 
 
 @dataclass(frozen=True)

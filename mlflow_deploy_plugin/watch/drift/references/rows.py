@@ -286,7 +286,16 @@ def _read_dataset(uri: str) -> _Dataset:
     with dataset_path(uri) as path:
         files = csv_files(path)
         if files:
-            table, count = _read_csv(files)
+            narrow = chain.from_iterable(csv_tables(file, most_columns=1) for file in files)
+            count = sum(map(len, narrow))
+            positions = sample_positions(count, MAX_ROWS, SEED)
+            samples = []
+            first = 0
+            for rows in chain.from_iterable(map(csv_tables, files)):
+                start, stop = np.searchsorted(positions, [first, first + len(rows)])
+                samples.append(rows.take(pa.array(positions[start:stop] - first)))
+                first += len(rows)
+            table = pa.concat_tables(samples, promote_options="default")
         else:
             data = open_parquet(path)
             count = data.count_rows()
@@ -302,17 +311,3 @@ def _read_dataset(uri: str) -> _Dataset:
                 if columns > 1:
                     raise pa.ArrowInvalid(f"it has two columns named {name!r}")
         return _Dataset(dataset_name(uri), table, count, is_text=bool(files))
-
-
-def _read_csv(files: Sequence[Path]) -> tuple[pa.Table, int]:
-    """Return a sample of the rows of all files, and the number of rows."""
-    narrow = chain.from_iterable(csv_tables(file, most_columns=1) for file in files)
-    count = sum(map(len, narrow))
-    positions = sample_positions(count, MAX_ROWS, SEED)
-    samples = []
-    first = 0
-    for table in chain.from_iterable(map(csv_tables, files)):
-        start, stop = np.searchsorted(positions, [first, first + len(table)])
-        samples.append(table.take(pa.array(positions[start:stop] - first)))
-        first += len(table)
-    return pa.concat_tables(samples, promote_options="default"), count

@@ -252,7 +252,18 @@ def freeze_bins(reference: ColumnValues, arrow_type: str = "") -> Bins:
         codes = _frequent_codes(values.tolist())
         return CategoryBins(codes, "number", hashes, *limits, arrow_type)
     scale = float(np.std(np.clip(finite, low, high)))
-    return OrderedBins(_positions(finite, low, high), scale, *limits, arrow_type)
+    # The middle 99 % of the numbers are from `low` to `high`.
+    reach = _RANGES_BEYOND * (high - low)
+    lowest = low - reach
+    highest = high + reach
+    clipped = np.clip(finite, lowest, highest)
+    inner = distinct(clipped)
+    if len(inner) > _GRID:
+        inner = distinct(np.quantile(clipped, np.linspace(0, 1, _GRID)))
+    below = np.linspace(lowest, inner[0], _BEYOND + 1)[:-1]
+    above = np.linspace(inner[-1], highest, _BEYOND + 1)[1:]
+    positions = distinct(np.concatenate([below, inner, above]))
+    return OrderedBins(positions, scale, *limits, arrow_type)
 
 
 def _freeze_texts(values: Array, arrow_type: str) -> CategoryBins:
@@ -271,22 +282,6 @@ def _freeze_texts(values: Array, arrow_type: str) -> CategoryBins:
         ends = np.append(quantiles, ends.max() + 1)
     lengths = np.unique(np.ceil(ends).astype(np.int64))
     return CategoryBins(codes, "category", hashes, arrow_type=arrow_type, lengths=lengths)
-
-
-def _positions(finite: Array, low: float, high: float) -> Array:
-    """Return the positions of bins for sorted numbers, [N], of which the middle 99 %
-    are from `low` to `high`.
-    """
-    reach = _RANGES_BEYOND * (high - low)
-    lowest = low - reach
-    highest = high + reach
-    clipped = np.clip(finite, lowest, highest)
-    inner = distinct(clipped)
-    if len(inner) > _GRID:
-        inner = distinct(np.quantile(clipped, np.linspace(0, 1, _GRID)))
-    below = np.linspace(lowest, inner[0], _BEYOND + 1)[:-1]
-    above = np.linspace(inner[-1], highest, _BEYOND + 1)[1:]
-    return distinct(np.concatenate([below, inner, above]))
 
 
 def round_to_reference(values: Array, arrow_type: str) -> Array:

@@ -16,7 +16,7 @@ the columns nor on the batches.
 
 import math
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -139,29 +139,6 @@ class _Variable(NamedTuple):
     now: Array
 
 
-def _variables(
-    bins: Mapping[str, Bins],
-    before: Mapping[str, Array],
-    now: Mapping[str, Array],
-) -> Iterator[_Variable]:
-    """Yield the variables of the columns in both samples: a column of numbers is one
-    variable, and each frequent category is one.
-    """
-    for name in relation_tables(bins):
-        if name in before and name in now:
-            frozen = bins[name]
-            titles = [name]
-            if isinstance(frozen, CategoryBins):
-                titles = [f"{name}={value}" for value in frozen.codes]
-            for title, scores in zip(titles, _scores(frozen, before[name]).T, strict=False):
-                yield _Variable(
-                    name,
-                    title,
-                    scores[before[name]],
-                    scores[now[name]],
-                )
-
-
 def correlation_change(
     bins: Mapping[str, Bins],
     before: Mapping[str, Array],
@@ -174,7 +151,18 @@ def correlation_change(
         before: the codes of some rows of the reference, [N] per column.
         now: the codes of the rows of the window, [M] per column.
     """
-    variables = [*_variables(bins, before, now)]
+    # A column of numbers is one variable, and each frequent category is one.
+    variables = []
+    for name in relation_tables(bins):
+        if name in before and name in now:
+            frozen = bins[name]
+            titles = [name]
+            if isinstance(frozen, CategoryBins):
+                titles = [f"{name}={value}" for value in frozen.codes]
+            for title, scores in zip(titles, _scores(frozen, before[name]).T, strict=False):
+                variables.append(
+                    _Variable(name, title, scores[before[name]], scores[now[name]]),
+                )
     columns = np.array([variable.column for variable in variables])
     if len({*columns}) < 2:
         return ""

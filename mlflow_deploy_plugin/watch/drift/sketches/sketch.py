@@ -356,10 +356,20 @@ def _count_column(
     the values do not fit the bins, they are only counted.
     """
     raw_column = decoded(column)
-    column = _booleans_alike(raw_column, bins)
-    family = type_family(column.type)
     if bins is None:
-        return _count_missing(column, 1, groups)
+        return _count_missing(raw_column, 1, groups)
+    # Booleans become 1 and 0 if the reference is numeric, and vice versa, because
+    # graphs have numeric inputs.
+    column = raw_column
+    codes = bins.codes.keys() if isinstance(bins, CategoryBins) and bins.kind == "category" else ()
+    if pa.types.is_boolean(column.type) and bins.kind == "number" and not bins.is_blank:
+        column = column.cast(pa.int8())
+    elif type_family(column.type) == "number" and codes and TRUTH.keys() >= codes:
+        values = as_floats(column.drop_null())
+        if np.isin(values[~np.isnan(values)], (0.0, 1.0)).all():
+            is_missing = pc.is_null(column, nan_is_null=pa.types.is_floating(column.type))
+            column = pc.if_else(is_missing, None, pc.not_equal(column, 0))
+    family = type_family(column.type)
     # A reference without values accepts numbers and categories.
     takes = ("number", "category", "null") if bins.is_blank else (bins.kind, "null")
     if family in takes:
@@ -398,23 +408,6 @@ def _type_name(kind: pa.DataType) -> str:
     and string_view.
     """
     return str(kind).removeprefix("large_").removesuffix("_view")
-
-
-def _booleans_alike(column: pa.ChunkedArray, bins: Bins | None) -> pa.ChunkedArray:
-    """Convert booleans to 1 and 0 if the reference is numeric, and vice versa, because
-    graphs have numeric inputs.
-    """
-    if bins is None or bins.is_blank:
-        return column
-    if pa.types.is_boolean(column.type) and bins.kind == "number":
-        return column.cast(pa.int8())
-    codes = bins.codes.keys() if isinstance(bins, CategoryBins) and bins.kind == "category" else ()
-    if type_family(column.type) == "number" and codes and TRUTH.keys() >= codes:
-        values = as_floats(column.drop_null())
-        if np.isin(values[~np.isnan(values)], (0.0, 1.0)).all():
-            is_missing = pc.is_null(column, nan_is_null=pa.types.is_floating(column.type))
-            return pc.if_else(is_missing, None, pc.not_equal(column, 0))
-    return column
 
 
 def _count_numbers(column: pa.ChunkedArray, bins: Bins, groups: _Groups) -> ColumnCounts:
