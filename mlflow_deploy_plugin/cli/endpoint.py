@@ -293,17 +293,11 @@ def list_(output: str) -> None:
         ]
     show_table(output, endpoints, table, f"there are no deployments: run `{_CREATE}`")
     for described in endpoints:
-        show_lines(_problem_lines(described))
-
-
-def _problem_lines(described: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the reasons of the deployments of an endpoint that need attention."""
-    for name, deployment in described["deployments"].items():
-        reason = deployment["reason"] or deployment["error"]
-        for problem in filter(None, (reason, deployment["unapproved"])):
-            yield f"{_name(described, name)}: {problem}"
-    if described["state"] == "empty":
-        yield f"{described['name']}: {described['reason']}"
+        for name, deployment in described["deployments"].items():
+            reasons = (deployment["reason"] or deployment["error"], deployment["unapproved"])
+            show_lines(f"{_name(described, name)}: {reason}" for reason in reasons if reason)
+        if described["state"] == "empty":
+            show_lines([f"{described['name']}: {described['reason']}"])
 
 
 @click.command()
@@ -378,34 +372,39 @@ def logs(name: str, lines: int, follow: bool) -> None:
 
 
 def _show(observed: "ObservedEndpoint", output: str) -> None:
+    """Show the state of an endpoint, its deployments and its workers."""
     from mlflow_deploy_plugin.ship.deployments.description import describe_endpoint
 
     described = describe_endpoint(observed)
-    show_result(output, described, _endpoint_lines(described))
-
-
-def _endpoint_lines(described: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the state of an endpoint, its deployments and its workers as text."""
-    place = f" at {described['url']}" if described["url"] else ""
-    yield f"{described['name']}: {described['state']}{place}"
+    lines = [f"{described['name']}: {described['state']}"]
+    if described["url"]:
+        lines[0] += f" at {described['url']}"
     rows = []
     for name, item in described["deployments"].items():
         version = f"version {item['version']}" if item["version"] else ""
-        model = (item["model_uri"], version)
-        rows.append((f"  {name}", _share(item), *model, item["state"], item["error"]))
-    yield from align_columns(rows)
+        rows.append(
+            (
+                f"  {name}",
+                _share(item),
+                item["model_uri"],
+                version,
+                item["state"],
+                item["error"],
+            )
+        )
+    lines += align_columns(rows)
     for key in ("reason", "error", "shipping_error", "require"):
         if described[key]:
-            yield f"  {key}: {described[key]}"
-    for text in described["unapproved"]:
-        yield f"  {text}"
+            lines.append(f"  {key}: {described[key]}")
+    lines += [f"  {text}" for text in described["unapproved"]]
     for key, value in described["sticky"].items():
-        yield f"  sticky by {key}: {value}"
+        lines.append(f"  sticky by {key}: {value}")
     for pid, versions in described["workers"].items():
         texts = ", ".join(f"{name} {version or 'nothing'}" for name, version in versions.items())
-        yield f"  worker {pid}: {texts}"
+        lines.append(f"  worker {pid}: {texts}")
     if described["log"]:
-        yield f"  log: {described['log']}"
+        lines.append(f"  log: {described['log']}")
+    show_result(output, described, lines)
 
 
 def _deployment_rows(

@@ -415,11 +415,25 @@ def errors(name: str, last: str, output: str) -> None:
             for batch in result.batches:
                 answered += sum(batch.column(0).to_pylist())
     failed = sum(cause["count"] for cause in causes)
+    lines = [f"{failed:,} of {answered + failed:,} requests failed in the last {last}"]
     for cause in causes:
         cause["share"] = cause["count"] / (answered + failed)
         cause["remedy"] = _REMEDIES.get(cause["error_code"], _OTHER_REMEDY).format(name)
-    document = {"answered": answered, "failed": failed, "causes": causes}
-    show_result(output, document, _cause_lines(last, **document))
+        column = f" column {cause['column']!r}" if cause["column"] else ""
+        newest = cause["newest"]
+        message = newest["message"]
+        if not message:
+            message = "the message is not captured if capture drops or masks columns"
+        lines += [
+            f"{cause['count']:,} ({cause['share']:.2%})  {cause['status']} "
+            f"{cause['error_code']}{column}",
+            f"  time      {_time(cause['first'])} to {_time(cause['last'])}",
+            f"  versions  {', '.join(cause['versions'])}",
+            f"  example   {message}",
+            f"            request {newest['request_id']}, prediction {newest['prediction_id']}",
+            f"  remedy    {cause['remedy']}",
+        ]
+    show_result(output, {"answered": answered, "failed": failed, "causes": causes}, lines)
     warn_of_unreadable(opened)
 
 
@@ -438,38 +452,6 @@ def _causes_statement() -> str:
             list_sort(list(DISTINCT _version)) AS versions, arg_max({newest}, _received_time) AS newest
         FROM log GROUP BY ALL ORDER BY "count" DESC, "first"
     """  # noqa: E501
-
-
-def _cause_lines(
-    last: str,
-    answered: int,
-    failed: int,
-    causes: list[dict[str, Any]],
-) -> Iterator[str]:
-    """Yield each cause of failures with an example and its remedy.
-
-    Args:
-        last: the period as a text.
-        answered: the number of successful requests in the period.
-        failed: the number of failed requests in the period.
-        causes: the groups of failed requests.
-    """
-    yield f"{failed:,} of {answered + failed:,} requests failed in the last {last}"
-    for cause in causes:
-        column = f" column {cause['column']!r}" if cause["column"] else ""
-        newest = cause["newest"]
-        message = newest["message"]
-        if not message:
-            message = "the message is not captured if capture drops or masks columns"
-        yield (
-            f"{cause['count']:,} ({cause['share']:.2%})  {cause['status']} "
-            f"{cause['error_code']}{column}"
-        )
-        yield f"  time      {_time(cause['first'])} to {_time(cause['last'])}"
-        yield f"  versions  {', '.join(cause['versions'])}"
-        yield f"  example   {message}"
-        yield f"            request {newest['request_id']}, prediction {newest['prediction_id']}"
-        yield f"  remedy    {cause['remedy']}"
 
 
 def _require_logged(opened: "InferenceLog", name: str) -> None:

@@ -4,7 +4,6 @@ windows, results and alerts.
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
@@ -627,8 +626,10 @@ def _judge(request: "WindowRequest") -> "MonitorResult":
 def _show_result(
     stored: "MonitorWindow", result: "MonitorResult", output: str, exit_code: bool
 ) -> None:
-    """Print a result and its stored window, as JSON with all findings and figures."""
-    from mlflow_deploy_plugin.watch.result import mark_of, to_document
+    """Print a result and its stored window: the verdict, the worst findings and the
+    address of the report, or JSON with all findings and figures.
+    """
+    from mlflow_deploy_plugin.watch.result import NO_EFFECT, SD_LEGEND, mark_of, to_document
 
     document = {
         "endpoint": result.endpoint,
@@ -641,7 +642,32 @@ def _show_result(
         "figures": dict(stored.figures),
         "notes": list(result.notes),
     }
-    show_result(output, document, _result_lines(stored, result))
+    revision = f" (revision {stored.revision})" if stored.revision > 1 else ""
+    lines = [f"{result.endpoint} {result.monitor} {result.window}{revision}: {result.state}"]
+    model = f"model {result.model} version {result.version}, " if result.model else ""
+    lines.append(f"  {model}{result.rows:,} rows")
+    if result.reason:
+        lines.append(f"  {result.reason}")
+    findings = [finding for finding in result.findings if finding.reason != result.reason]
+    shown = findings[:_SHOWN_FINDINGS]
+    rows = align_columns([*map(_finding_row, shown)]) if shown else []
+    is_headed = False
+    for finding, row in zip(shown, rows, strict=True):
+        if finding.has_no_effect and not is_headed:
+            lines.append(f"  drift {NO_EFFECT}:")
+        is_headed = finding.has_no_effect
+        lines.append(row)
+    if any(finding.unit == "SD" for finding in shown):
+        lines.append(f"  {SD_LEGEND}")
+    hidden = len(findings) - len(shown)
+    if hidden:
+        plural = "" if hidden == 1 else "s"
+        lines.append(f"  and {hidden} more finding{plural}, in the report")
+    lines += [f"  note: {note}" for note in result.notes]
+    run = result.run
+    report = run.url or f"run {run.run_id} in experiment {run.experiment}"
+    lines.append(f"  report: {report}")
+    show_result(output, document, lines)
     if exit_code:
         sys.exit(_EXIT_CODES[mark_of(stored.outcome)])
 
@@ -686,40 +712,6 @@ def monitor_document(overview: "MonitorOverview") -> dict[str, object]:
 def _window_document(window: "MonitorWindow") -> dict[str, object]:
     shown = {name: getattr(window, name) for name in _SHOWN}
     return {**shown, "verdict": window.outcome, "accepted": window.accepted}
-
-
-def _result_lines(window: "MonitorWindow", result: "MonitorResult") -> Iterator[str]:
-    """Yield the lines of `monitor run`: the verdict, the worst findings and the address
-    of the report.
-    """
-    from mlflow_deploy_plugin.watch.result import NO_EFFECT, SD_LEGEND
-
-    revision = f" (revision {window.revision})" if window.revision > 1 else ""
-    yield f"{result.endpoint} {result.monitor} {result.window}{revision}: {result.state}"
-    model = f"model {result.model} version {result.version}, " if result.model else ""
-    yield f"  {model}{result.rows:,} rows"
-    if result.reason:
-        yield f"  {result.reason}"
-    findings = [finding for finding in result.findings if finding.reason != result.reason]
-    shown = findings[:_SHOWN_FINDINGS]
-    rows = align_columns([*map(_finding_row, shown)]) if shown else []
-    is_headed = False
-    for finding, row in zip(shown, rows, strict=True):
-        if finding.has_no_effect and not is_headed:
-            yield f"  drift {NO_EFFECT}:"
-        is_headed = finding.has_no_effect
-        yield row
-    if any(finding.unit == "SD" for finding in shown):
-        yield f"  {SD_LEGEND}"
-    hidden = len(findings) - len(shown)
-    if hidden:
-        plural = "" if hidden == 1 else "s"
-        yield f"  and {hidden} more finding{plural}, in the report"
-    for note in result.notes:
-        yield f"  note: {note}"
-    run = result.run
-    report = run.url or f"run {run.run_id} in experiment {run.experiment}"
-    yield f"  report: {report}"
 
 
 def _finding_row(finding: "Finding") -> tuple[str, ...]:

@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.serve.inference_log.label_files import BadRow
     from mlflow_deploy_plugin.ship.batch.run import BatchProgress
     from mlflow_deploy_plugin.ship.deployments.batch_prediction import RowBatch
-    from mlflow_deploy_plugin.ship.deployments.feedback import LabelImport
-    from mlflow_deploy_plugin.ship.deployments.scoring import ScoringTarget
 
 _SHOWN_BAD = 20
 _LINE_SECONDS = 10.0
@@ -147,16 +145,6 @@ def feedback(
         rows = read_label_file(labels, file, cast(FileFormat, kind), label_columns)
         with _bad_row_report(rejects, file) as report:
             imported = import_labels(sink, rows, report, match)
-    _show_import(name, imported)
-    if imported.bad:
-        show_progress(f"  {imported.bad:,} bad rows were skipped")
-        sys.exit(1)
-
-
-def _show_import(name: str, imported: "LabelImport") -> None:
-    """Print how many labels were accepted, and how many of their rows are in the log if
-    they were matched.
-    """
     where = f" by {' and '.join(imported.destinations)}" if imported.destinations else ""
     click.echo(f"{name}: {imported.accepted:,} labels accepted{where}")
     matches = imported.matches
@@ -166,6 +154,9 @@ def _show_import(name: str, imported: "LabelImport") -> None:
         if unmatched:
             line += f"; {unmatched:,} unmatched labels are kept until their rows are logged"
         click.echo(line)
+    if imported.bad:
+        show_progress(f"  {imported.bad:,} bad rows were skipped")
+        sys.exit(1)
 
 
 @contextmanager
@@ -272,7 +263,15 @@ def predict(
     input_name = "standard input" if input_path == "-" else input_path
     with ExitStack() as held:
         if name is not None:  # Report an unknown deployment before the file.
-            server = held.enter_context(_opened_server(name))
+            from mlflow_deploy_plugin.ship.deployments.scoring import scoring_target
+
+            held.enter_context(hidden_pandas())  # A model (MODEL) may need pandas.
+            deployments = held.enter_context(opened_deployments())
+            if deployments.store.endpoint(name) is None:
+                scoring = scoring_target(deployments, name, None)
+            else:
+                scoring = scoring_target(deployments, None, name)
+            server = held.enter_context(scoring)
         batches = held.enter_context(
             _opened_batches(input_path, input_name, input_kind, batch_rows)
         )
@@ -292,22 +291,6 @@ def predict(
                 count += len(part)
     if output_path != "-":
         click.echo(f"{count:,} predictions in {output_path}", err=True)
-
-
-@contextmanager
-def _opened_server(name: str) -> Iterator["ScoringTarget"]:
-    """Yield the server of the deployment or endpoint `name`. pandas is hidden, but not
-    from a model (MODEL).
-    """
-    from mlflow_deploy_plugin.ship.deployments.scoring import scoring_target
-
-    with hidden_pandas(), opened_deployments() as deployments:
-        if deployments.store.endpoint(name) is None:
-            scoring = scoring_target(deployments, name, None)
-        else:
-            scoring = scoring_target(deployments, None, name)
-        with scoring as target:
-            yield target
 
 
 @contextmanager
@@ -413,7 +396,26 @@ def batch(output: str, keep: tuple[str, ...], **options: Any) -> None:
 
     if len(set(keep)) < len(keep):
         raise click.UsageError(f"--keep {', '.join(keep)}: a column is repeated")
-    result = run_batch(BatchPlan(output=output, keep=keep, **options), _progress_display())
+    shown_at = time.monotonic()
+
+    def show(progress: "BatchProgress") -> None:
+        """Update the line of a terminal, otherwise print a line every ten seconds."""
+        nonlocal shown_at
+        time_left = ""
+        if progress.seconds_left is not None:
+            time_left = f", about {timedelta(seconds=round(progress.seconds_left))} left"
+        line = (
+            f"{progress.rows:,} rows, {progress.rows_per_second:,.0f} rows/s, "
+            f"{progress.parts_done + progress.finished_before} of "
+            f"{progress.parts + progress.finished_before} parts{time_left}"
+        )
+        if sys.stderr.isatty():
+            click.echo(f"{_EMPTY_LINE}{line}", nl=False, err=True)
+        elif time.monotonic() - shown_at >= _LINE_SECONDS:
+            shown_at = time.monotonic()
+            show_progress(line)
+
+    result = run_batch(BatchPlan(output=output, keep=keep, **options), show)
     if sys.stderr.isatty():
         click.echo(_EMPTY_LINE, nl=False, err=True)
     done = result.progress
@@ -435,28 +437,3 @@ def batch(output: str, keep: tuple[str, ...], **options: Any) -> None:
         click.echo(f"  skipped: {message}", err=True)
     if result.failed:
         sys.exit(1)
-
-
-def _progress_display() -> "Callable[[BatchProgress], None]":
-    """Return a function that shows the progress of a batch: one updated line on a
-    terminal, otherwise a line every ten seconds.
-    """
-    shown_at = time.monotonic()
-
-    def show(progress: "BatchProgress") -> None:
-        nonlocal shown_at
-        time_left = ""
-        if progress.seconds_left is not None:
-            time_left = f", about {timedelta(seconds=round(progress.seconds_left))} left"
-        line = (
-            f"{progress.rows:,} rows, {progress.rows_per_second:,.0f} rows/s, "
-            f"{progress.parts_done + progress.finished_before} of "
-            f"{progress.parts + progress.finished_before} parts{time_left}"
-        )
-        if sys.stderr.isatty():
-            click.echo(f"{_EMPTY_LINE}{line}", nl=False, err=True)
-        elif time.monotonic() - shown_at >= _LINE_SECONDS:
-            shown_at = time.monotonic()
-            show_progress(line)
-
-    return show

@@ -29,7 +29,6 @@ from mlflow_deploy_plugin.cli.options import (
 from mlflow_deploy_plugin.core.errors import Refused
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.promote.replay.backtest import BacktestReport
     from mlflow_deploy_plugin.promote.replay.prediction import Replay
 
 _MOST_COLUMNS = 20
@@ -67,35 +66,39 @@ def replay(prediction_id: str, endpoint: str, row: int, nodes: int, pdb: bool, o
     with opened_store() as store:
         traffic = open_traffic(endpoint, store.endpoint(endpoint))
     result = replay_prediction(traffic, table, row=row, nodes=nodes, debug=pdb)
-    show_result(output, asdict(result), _replay_lines(result, row))
+    lines = [f"{result.endpoint}, {result.version}"]
+    for compared in result.outputs:
+        place = f" at {list(compared.index)}" if compared.index else ""
+        state = f"DIFFERENT{place}: captured {compared.captured}, now {compared.computed}"
+        if compared.is_equal:
+            state = "equal to the bit"
+        lines.append(f"  {compared.column}: {state}")
+    if not result.outputs:
+        lines.append(
+            "  no output is captured (capture.drop, capture.mask), so nothing can be compared"
+        )
+    lines += _explanation_lines(result, row)
+    if isinstance(result.nodes, Refused):
+        lines.append(f"no intermediate values: {result.nodes.reason}")
+    else:
+        lines.append(f"row {row}: outputs of the graph's nodes, computed without optimization")
+        cells = [("operator", "output", "type", "first values", "NaN", "infinite")]
+        for node in result.nodes:
+            cells.append(
+                (
+                    node.operator,
+                    node.output,
+                    node.type,
+                    ", ".join(map(str, node.values))[:60],
+                    str(node.nan),
+                    str(node.infinite),
+                )
+            )
+        lines += align_columns(cells)
+        lines.append(f"{result.left_out:,} nodes are left out (--nodes)")
+    show_result(output, asdict(result), lines)
     if not result.is_equal:
         raise click.exceptions.Exit(1)
-
-
-def _replay_lines(result: "Replay", row: int) -> Iterator[str]:
-    """Yield each output beside the captured one, and the explanation of a row."""
-    yield f"{result.endpoint}, {result.version}"
-    for output in result.outputs:
-        place = f" at {list(output.index)}" if output.index else ""
-        state = f"DIFFERENT{place}: captured {output.captured}, now {output.computed}"
-        if output.is_equal:
-            state = "equal to the bit"
-        yield f"  {output.column}: {state}"
-    if not result.outputs:
-        yield "  no output is captured (capture.drop, capture.mask), so nothing can be compared"
-    yield from _explanation_lines(result, row)
-    if isinstance(result.nodes, Refused):
-        yield f"no intermediate values: {result.nodes.reason}"
-        return
-    yield f"row {row}: outputs of the graph's nodes, computed without optimization"
-    table = [("operator", "output", "type", "first values", "NaN", "infinite")]
-    for node in result.nodes:
-        first = ", ".join(map(str, node.values))[:60]
-        table.append(
-            (node.operator, node.output, node.type, first, str(node.nan), str(node.infinite))
-        )
-    yield from align_columns(table)
-    yield f"{result.left_out:,} nodes are left out (--nodes)"
 
 
 def _explanation_lines(result: "Replay", row: int) -> Iterator[str]:
@@ -161,33 +164,30 @@ def backtest(
         traffic = open_traffic(name, store.endpoint(name))
     with downloaded_version(resolve(against)) as folder:
         report = compare_answers(traffic, times, load_version(folder), against, **options)
-    show_result(output, asdict(report), _backtest_lines(report))
-    warn_of_unreadable(traffic.log)
-
-
-def _backtest_lines(report: "BacktestReport") -> Iterator[str]:
-    """Yield the figures of a comparison, and commands that replay differing rows."""
-    yield f"{report.rows:,} of {report.captured_rows:,} captured rows"
+    lines = [f"{report.rows:,} of {report.captured_rows:,} captured rows"]
     for version, rows in report.versions.items():
-        yield f"  {rows:,} rows were answered by {version}"
-    yield f"  disagreement: {report.disagreement:.2%} of the answers"
+        lines.append(f"  {rows:,} rows were answered by {version}")
+    lines.append(f"  disagreement: {report.disagreement:.2%} of the answers")
     if not isnan(report.max_difference):
-        yield (
+        lines.append(
             f"  differences: {report.mean_difference:.3g} on average, at most "
             f"{report.max_difference:.3g}"
         )
-    yield f"  refusals: {report.refused_rows:,} rows"
-    served = f"{report.served_request_us:,.0f} µs per served request with queues (median)"
-    yield (
+    lines += [
+        f"  refusals: {report.refused_rows:,} rows",
         f"  latency: {report.candidate_row_us:,.1f} µs per row in batches without a server; "
-        f"{served}"
-    )
+        f"{report.served_request_us:,.0f} µs per served request with queues (median)",
+    ]
     quality = report.comparison
     if isinstance(quality, Refused):
-        yield f"  quality: {quality.reason}"
+        lines.append(f"  quality: {quality.reason}")
     else:
-        yield f"  quality: {quality.describe('the captured answers', report.labelled_rows, 0.95)}"
+        lines.append(
+            f"  quality: {quality.describe('the captured answers', report.labelled_rows, 0.95)}"
+        )
     for example in (*report.refused, *report.disagreeing):
         count = f"{example.rows:,} rows refused, e.g. " if example in report.refused else ""
         command = f"onnxserve replay {example.prediction_id} --row {example.row}"
-        yield f"{count}{command}: {example.text}"
+        lines.append(f"{count}{command}: {example.text}")
+    show_result(output, asdict(report), lines)
+    warn_of_unreadable(traffic.log)

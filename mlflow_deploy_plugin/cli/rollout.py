@@ -31,7 +31,6 @@ from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.registry.connection import import_mlflow_without_pandas
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.core.store.store import Rollout
     from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 
 _POLL_SECONDS = 0.2
@@ -216,36 +215,54 @@ def _lease_name(deployments: "Deployments", name: str) -> str:
 def _show_progress(deployments: "Deployments", name: str, wait: bool) -> None:
     """Show the progress of the last rollout until its end, or without `wait`, whether a
     controller runs it.
+
+    A new state or step is printed at once, and a new reason after `_QUIET_SECONDS`.
     """
     from mlflow_deploy_plugin.promote.rollouts.commands import (
         controller_status,
         last_rollout,
         stall_reason,
     )
+    from mlflow_deploy_plugin.promote.rollouts.state_machine import rollout_summary
 
-    if wait:
-        begun = last_rollout(deployments.store, name)
-        run = partial(_run_rollouts_of, deployments, begun.endpoint)
-        # An ended rollout does not need a controller.
-        controller = working(run) if begun.is_live else nullcontext()
-        with controller:
-            try:
-                ended = _show_until_end(deployments, begun)
-            except KeyboardInterrupt:
-                show_progress(
-                    "the rollout continues if a controller runs; `onnxserve rollout abort "
-                    f"{begun.endpoint}` rolls it back"
-                )
-                raise
-        if ended.state != "promoted":
-            raise SystemExit(1)
+    if not wait:
+        progress = stall_reason(deployments, name)
+        if not progress:
+            lease = _lease_name(deployments, name)
+            status_command = f"onnxserve rollout status {name}"
+            progress = controller_status(deployments.store, lease, status_command)
+        show_progress(progress)
         return
-    progress = stall_reason(deployments, name)
-    if not progress:
-        lease = _lease_name(deployments, name)
-        status_command = f"onnxserve rollout status {name}"
-        progress = controller_status(deployments.store, lease, status_command)
-    show_progress(progress)
+    current = last_rollout(deployments.store, name)
+    run = partial(_run_rollouts_of, deployments, current.endpoint)
+    # An ended rollout does not need a controller.
+    controller = working(run) if current.is_live else nullcontext()
+    shown: tuple[str, int] | None = None
+    shown_reason = ""
+    shown_at = 0.0
+    with controller:
+        try:
+            while True:
+                current = deployments.store.rollout(current.id) or current
+                is_due = (current.state, current.step) != shown
+                if not is_due and time.monotonic() > shown_at + _QUIET_SECONDS:
+                    is_due = current.reason != shown_reason
+                if is_due:
+                    show_lines([rollout_summary(current)])
+                    shown = (current.state, current.step)
+                    shown_reason = current.reason
+                    shown_at = time.monotonic()
+                if not current.is_live:
+                    break
+                time.sleep(_POLL_SECONDS)
+        except KeyboardInterrupt:
+            show_progress(
+                "the rollout continues if a controller runs; `onnxserve rollout abort "
+                f"{current.endpoint}` rolls it back"
+            )
+            raise
+    if current.state != "promoted":
+        raise SystemExit(1)
 
 
 @click.command()
@@ -281,30 +298,6 @@ def rollback(name: str, to: str | None, why: str, dry_run: bool) -> None:
         f"{name}: {result['model']} {result['to']} instead of {result['from']} after "
         f"{result['seconds']} s; {result['source']}"
     )
-
-
-def _show_until_end(deployments: "Deployments", begun: "Rollout") -> "Rollout":
-    """Print each new state and step of a rollout at once, and each new reason after
-    `_QUIET_SECONDS`. Return the ended rollout.
-    """
-    from mlflow_deploy_plugin.promote.rollouts.state_machine import rollout_summary
-
-    printed: Rollout | None = None
-    printed_at = 0.0
-    while True:
-        current = deployments.store.rollout(begun.id) or begun
-        if printed is None or (current.state, current.step) != (printed.state, printed.step):
-            is_due = True
-        else:
-            is_quiet = time.monotonic() <= printed_at + _QUIET_SECONDS
-            is_due = current.reason != printed.reason and not is_quiet
-        if is_due:
-            show_lines([rollout_summary(current)])
-            printed = current
-            printed_at = time.monotonic()
-        if not current.is_live:
-            return current
-        time.sleep(_POLL_SECONDS)
 
 
 def _run_rollouts_of(deployments: "Deployments", endpoint: str, ended: threading.Event) -> None:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from mlflow_deploy_plugin.cli.options import (
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.logs import configure_logging
 from mlflow_deploy_plugin.core.registry.model_uri import default_endpoint_name
-from mlflow_deploy_plugin.core.settings import Settings, absolute_path, load_settings, read_text
+from mlflow_deploy_plugin.core.settings import absolute_path, load_settings, read_text
 from mlflow_deploy_plugin.core.spec.document import (
     apply_config,
     dump_spec,
@@ -33,7 +32,7 @@ from mlflow_deploy_plugin.core.statedir.files import (
     claim_state_dir,
     write_atomically,
 )
-from mlflow_deploy_plugin.serve.cloud import Cloud, read_cloud
+from mlflow_deploy_plugin.serve.cloud import read_cloud
 from mlflow_deploy_plugin.serve.device import require_device
 from mlflow_deploy_plugin.serve.supervisor import supervise
 
@@ -112,26 +111,6 @@ def serve(
         case _:
             raise click.UsageError("specify either MODEL or --spec FILE")
     first, *others = specs
-    for field, default in _defaults(first.server, changes, settings, cloud).items():
-        if default is not None and field not in first.server.model_fields_set:
-            changes.setdefault(f"server.{field}", default)
-    first = apply_config(first, changes)
-    require_device(first.server)
-    absolute_path(".")  # gunicorn does not start if the current folder was deleted.
-    configure_logging(settings.log_format, "serve")
-    with _claimed_folder(state_dir, first, settings) as folder:
-        _write_specs(folder, first, others)
-        refresh = None
-        # The agent watches SPEC.
-        if spec_file is not None and spec_file.absolute() != folder / SPEC:
-            refresh = _WatchedSpec(spec_file, folder, first.server, changes).refresh
-        supervise(folder, not no_follow, click.echo, refresh)
-
-
-def _defaults(
-    server: ServerSpec, changes: Mapping[str, object], settings: Settings, cloud: Cloud
-) -> dict[str, object]:
-    """Return the fields of `server` from the settings and from the cloud platform."""
     # A cloud platform specifies the port, sends requests from outside the container,
     # and authenticates the callers.
     is_in_cloud = cloud.port is not None
@@ -143,21 +122,27 @@ def _defaults(
     }
     if is_in_cloud and "host" not in settings.model_fields_set:
         defaults["host"] = "0.0.0.0"
-    if server.providers or "server.providers" in changes:
+    if first.server.providers or "server.providers" in changes:
         defaults["device"] = None
-    return defaults
-
-
-def _claimed_folder(
-    state_dir: Path | None, spec: EndpointSpec, settings: Settings
-) -> AbstractContextManager[Path]:
-    """Return a context that holds the server's state folder: `state_dir`, or a free
-    folder with the name of the endpoint and its port.
-    """
+    for field, default in defaults.items():
+        if default is not None and field not in first.server.model_fields_set:
+            changes.setdefault(f"server.{field}", default)
+    first = apply_config(first, changes)
+    require_device(first.server)
+    absolute_path(".")  # gunicorn does not start if the current folder was deleted.
+    configure_logging(settings.log_format, "serve")
     if state_dir is not None:
-        return claim_state_dir(absolute_path(state_dir))
-    port = f"-{spec.server.port}" if spec.server.port is not None else ""
-    return claim_free_state_dir(settings.home_path / "serve" / f"{spec.name}{port}")
+        claimed = claim_state_dir(absolute_path(state_dir))
+    else:
+        suffix = f"-{first.server.port}" if first.server.port is not None else ""
+        claimed = claim_free_state_dir(settings.home_path / "serve" / f"{first.name}{suffix}")
+    with claimed as folder:
+        _write_specs(folder, first, others)
+        refresh = None
+        # The agent watches SPEC.
+        if spec_file is not None and spec_file.absolute() != folder / SPEC:
+            refresh = _WatchedSpec(spec_file, folder, first.server, changes).refresh
+        supervise(folder, not no_follow, click.echo, refresh)
 
 
 class _WatchedSpec:

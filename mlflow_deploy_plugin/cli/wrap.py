@@ -2,7 +2,7 @@
 next version; `sign` and `verify` write and check the signature of a version.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,6 @@ from mlflow_deploy_plugin.core.tabular.row_files import FILE_FORMATS, FileFormat
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.serve.runtime.artifact import Input, Output
-    from mlflow_deploy_plugin.wrap.flavor.registered import WrappedVersion
     from mlflow_deploy_plugin.wrap.flavor.signing import SignedVersion
 
 
@@ -103,7 +102,42 @@ def wrap(
         "parity": wrapped.report.figures(),
         "warnings": wrapped.warnings,
     }
-    show_result(output, document, _version_lines(wrapped))
+    state: str = wrapped.report.state
+    if state != "no-original":
+        state = f"{state} on {wrapped.report.rows:,} rows"
+    target = f"the next version of {wrapped.name} would be"
+    if wrapped.version:
+        target = f"{wrapped.name} version {wrapped.version}:"
+    form = "the pyfunc" if wrapped.is_pyfunc else "the ONNX form"
+    table = []
+    for tensor in wrapped.inputs:
+        columns = "".join(tensor.columns[:1])
+        if len(tensor.columns) > 1:
+            columns = f"{len(tensor.columns)} columns"
+        table.append(_row("  input", tensor, columns))
+    proofs = {}
+    for proof in wrapped.report.outputs:
+        text = f"agrees on {proof.agreement:.4%} of the rows"
+        if proof.role != "label":
+            text += (
+                f", largest error {proof.max_absolute_error:.2g}, {proof.max_excess:.0%} of the "
+                "tolerance"
+            )
+        if proof.ties:
+            text += f", {proof.ties} ties"
+        proofs[proof.name] = text
+    table += [_row("  output", entry, proofs.get(entry.name, "")) for entry in wrapped.outputs]
+    lines = [
+        f"{target} {form} of {wrapped.source} ({wrapped.model}), {state}",
+        *align_columns(table),
+    ]
+    if wrapped.report.repair:
+        lines.append(f"  {wrapped.report.repair}")
+    if wrapped.version:
+        lines.append(
+            f"  next: onnxserve promote models:/{wrapped.name}/{wrapped.version} --to @champion"
+        )
+    show_result(output, document, lines)
 
 
 @click.command()
@@ -171,41 +205,6 @@ def _tensors(entries: "Sequence[Input | Output]") -> list[dict[str, object]]:
     return [
         {"name": tensor.name, "dtype": tensor.dtype, "shape": tensor.shape} for tensor in entries
     ]
-
-
-def _version_lines(wrapped: "WrappedVersion") -> Iterator[str]:
-    """Yield the version, its inputs, its outputs with parity, and the next step."""
-    state: str = wrapped.report.state
-    if state != "no-original":
-        state = f"{state} on {wrapped.report.rows:,} rows"
-    target = f"the next version of {wrapped.name} would be"
-    if wrapped.version:
-        target = f"{wrapped.name} version {wrapped.version}:"
-    form = "the pyfunc" if wrapped.is_pyfunc else "the ONNX form"
-    yield f"{target} {form} of {wrapped.source} ({wrapped.model}), {state}"
-    rows = []
-    for tensor in wrapped.inputs:
-        columns = "".join(tensor.columns[:1])
-        if len(tensor.columns) > 1:
-            columns = f"{len(tensor.columns)} columns"
-        rows.append(_row("  input", tensor, columns))
-    proofs = {}
-    for proof in wrapped.report.outputs:
-        text = f"agrees on {proof.agreement:.4%} of the rows"
-        if proof.role != "label":
-            text += (
-                f", largest error {proof.max_absolute_error:.2g}, {proof.max_excess:.0%} of the "
-                "tolerance"
-            )
-        if proof.ties:
-            text += f", {proof.ties} ties"
-        proofs[proof.name] = text
-    rows += [_row("  output", output, proofs.get(output.name, "")) for output in wrapped.outputs]
-    yield from align_columns(rows)
-    if wrapped.report.repair:
-        yield f"  {wrapped.report.repair}"
-    if wrapped.version:
-        yield f"  next: onnxserve promote models:/{wrapped.name}/{wrapped.version} --to @champion"
 
 
 def _row(kind: str, tensor: "Input | Output", text: str) -> tuple[str, ...]:

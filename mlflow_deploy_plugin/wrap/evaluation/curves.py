@@ -159,54 +159,50 @@ class RobustnessReport:
         is missing.
         """
         require_matplotlib()
-        folder.mkdir(parents=True, exist_ok=True)
-        files = {"robustness.json": (json.dumps(asdict(self), indent=2) + "\n").encode()}
-        files |= {f"{name}.png": self._draw(name, points) for name, points in self.curves()}
-        for name, content in files.items():
-            (folder / name).write_bytes(content)
-        return [folder / name for name in files]
-
-    def _draw(self, name: str, points: Sequence[RobustnessPoint]) -> bytes:
-        """Return the plot of a curve as PNG: its points, the metric of the undisturbed
-        rows, and a cross at the foot for each refused strength.
-        """
         # The import takes half a second.
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(6, 3.6), dpi=110, layout="constrained")
-        panel: Any = figure.subplots()
-        measured = [point for point in points if point.value is not None]
-        panel.plot(
-            [point.strength for point in measured],
-            [point.value for point in measured],
-            color=_LINE,
-            marker="o",
-        )
-        panel.axhline(self.clean, color="0.6", linestyle="--", linewidth=1, label="undisturbed")
-        refused = [point.strength for point in points if point.value is None]
-        if refused:
-            panel.scatter(
-                refused,
-                [0.03] * len(refused),
-                marker="x",
-                color="#dc2626",
-                transform=panel.get_xaxis_transform(),
-                label="refused",
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {"robustness.json": (json.dumps(asdict(self), indent=2) + "\n").encode()}
+        for name, points in self.curves():
+            figure = Figure(figsize=(6, 3.6), dpi=110, layout="constrained")
+            panel: Any = figure.subplots()
+            measured = [point for point in points if point.value is not None]
+            panel.plot(
+                [point.strength for point in measured],
+                [point.value for point in measured],
+                color=_LINE,
+                marker="o",
             )
-        if name == "scale":  # The strengths are factors.
-            panel.set_xscale("log")
-        else:
-            panel.set_xlim(left=0)
-        panel.set_xlabel(f"{name}: {DISTURBANCES[name].unit}", fontsize=8)
-        panel.set_ylabel(self.metric, fontsize=8)
-        panel.set_title(f"{self.model}, {self.rows:,} rows", fontsize=9, loc="left")
-        panel.legend(fontsize=7, frameon=False)
-        panel.tick_params(labelsize=7)
-        panel.spines[["top", "right"]].set_visible(False)
-        file = io.BytesIO()
-        FigureCanvasAgg(figure).print_png(file)
-        return file.getvalue()
+            panel.axhline(self.clean, color="0.6", linestyle="--", linewidth=1, label="undisturbed")
+            # A refused strength is a cross at the foot.
+            refused = [point.strength for point in points if point.value is None]
+            if refused:
+                panel.scatter(
+                    refused,
+                    [0.03] * len(refused),
+                    marker="x",
+                    color="#dc2626",
+                    transform=panel.get_xaxis_transform(),
+                    label="refused",
+                )
+            if name == "scale":  # The strengths are factors.
+                panel.set_xscale("log")
+            else:
+                panel.set_xlim(left=0)
+            panel.set_xlabel(f"{name}: {DISTURBANCES[name].unit}", fontsize=8)
+            panel.set_ylabel(self.metric, fontsize=8)
+            panel.set_title(f"{self.model}, {self.rows:,} rows", fontsize=9, loc="left")
+            panel.legend(fontsize=7, frameon=False)
+            panel.tick_params(labelsize=7)
+            panel.spines[["top", "right"]].set_visible(False)
+            file = io.BytesIO()
+            FigureCanvasAgg(figure).print_png(file)
+            files[f"{name}.png"] = file.getvalue()
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        return [folder / name for name in files]
 
 
 def robustness(

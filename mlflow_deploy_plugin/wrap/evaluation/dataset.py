@@ -336,7 +336,30 @@ def read_dataset(dataset: str, artifact: Artifact) -> NamedArrays:
             )
         return _read_reference(artifact, path)
     if dataset.startswith(_DATASET):
-        return _read_logged_dataset(dataset, artifact)
+        from mlflow.data import get_source  # The import takes a second.
+        from mlflow.data.filesystem_dataset_source import FileSystemDatasetSource
+        from mlflow.data.http_dataset_source import HTTPDatasetSource
+
+        run_id, _, name = dataset.removeprefix(_DATASET).partition("/")
+        with registry_errors(f"run {run_id}"):
+            inputs = registry_client().get_run(run_id).inputs.dataset_inputs
+        datasets = [entry.dataset for entry in inputs if name in ("", entry.dataset.name)]
+        if not datasets:
+            names = ", ".join(entry.dataset.name for entry in inputs) or "none"
+            raise NotFound(f"run {run_id} has no dataset {name!r}; it has {names}")
+        # Only files and URLs are read; all other sources run code or return no file.
+        sources = map(get_source, datasets)
+        readable = [
+            source
+            for source in sources
+            if isinstance(source, FileSystemDatasetSource | HTTPDatasetSource)
+        ]
+        if not readable:
+            raise InvalidConfig(
+                f"the dataset {dataset} was logged without a readable source; log it with "
+                "source=FILE, or specify the file instead"
+            )
+        return read_rows(Path(readable[-1].load()), dataset, artifact)
     if ":" not in dataset or dataset.startswith("file:"):
         return read_rows(absolute_path(dataset.removeprefix("file://")), dataset, artifact)
 
@@ -363,33 +386,3 @@ def _without_log_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
         for name, values in rows.items()
         if name in names or not (name == PREDICTION or name.startswith(prefixes))
     }
-
-
-def _read_logged_dataset(dataset: str, artifact: Artifact) -> NamedArrays:
-    """Read the file of a dataset that was logged to a run; raise NotFound if the run
-    has no such dataset.
-    """
-    from mlflow.data import get_source  # The import takes a second.
-    from mlflow.data.filesystem_dataset_source import FileSystemDatasetSource
-    from mlflow.data.http_dataset_source import HTTPDatasetSource
-
-    run_id, _, name = dataset.removeprefix(_DATASET).partition("/")
-    with registry_errors(f"run {run_id}"):
-        inputs = registry_client().get_run(run_id).inputs.dataset_inputs
-    datasets = [entry.dataset for entry in inputs if name in ("", entry.dataset.name)]
-    if not datasets:
-        names = ", ".join(entry.dataset.name for entry in inputs) or "none"
-        raise NotFound(f"run {run_id} has no dataset {name!r}; it has {names}")
-    # Only files and URLs are read; all other sources run code or return no file.
-    sources = map(get_source, datasets)
-    readable = [
-        source
-        for source in sources
-        if isinstance(source, FileSystemDatasetSource | HTTPDatasetSource)
-    ]
-    if not readable:
-        raise InvalidConfig(
-            f"the dataset {dataset} was logged without a readable source; log it with source=FILE, "
-            "or specify the file instead"
-        )
-    return read_rows(Path(readable[-1].load()), dataset, artifact)

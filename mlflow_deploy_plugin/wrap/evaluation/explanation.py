@@ -14,7 +14,7 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -187,17 +187,14 @@ class Explanation:
         NotInstalled if matplotlib is missing.
         """
         require_matplotlib()
+        import shap  # The import takes half a second.
+
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "explain.json").write_text(
             json.dumps(self.as_dict(), indent=2, default=str) + "\n"
         )
         self.write_contributions(str(folder / "contributions.parquet"))
-        return [folder / "explain.json", folder / "contributions.parquet", *self._draw(folder)]
-
-    def _draw(self, folder: Path) -> Iterator[Path]:
-        """Draw two plots per drawn output, and yield their files."""
-        import shap  # The import takes half a second.
-
+        files = [folder / "explain.json", folder / "contributions.parquet"]
         # Texts are NaN, because they have no position on the colour scale: SHAP draws
         # them in grey.
         numbers = np.full((len(self.values), len(self.data)), np.nan)
@@ -221,9 +218,9 @@ class Explanation:
                 suffix = "_" + re.sub(r"[^\w.-]", "_", output)
             title = f"{self.model}: {output}{LINK_SCALES[self.link]}"
             for name, plot in (("beeswarm", shap.plots.beeswarm), ("bar", shap.plots.bar)):
-                file = folder / f"{name}{suffix}.png"
-                _save_plot(plot, explained, title, file)
-                yield file
+                files.append(folder / f"{name}{suffix}.png")
+                _save_plot(plot, explained, title, files[-1])
+        return files
 
 
 def _save_plot(plot: Any, explained: Any, title: str, file: Path) -> None:
@@ -398,12 +395,22 @@ def contributions(
         seed: the seed of the permutations.
         progress: called with a line before the computation.
     """
-    with _without_compilation():
+    # Import shap without numba's compilation, which takes 20 s
+    # (`serve/pyfunc/__main__.py`).
+    config: Any = SimpleNamespace(DISABLE_JIT=0)
+    # The package numba may be missing, because shap 0.54 does not need it.
+    with contextlib.suppress(ModuleNotFoundError):
+        from numba import config
+    before = config.DISABLE_JIT
+    config.DISABLE_JIT = 1
+    try:
         from mlflow_deploy_plugin.serve.pyfunc.explainer import (
             explain_rows,
             most_background_rows,
             read_background,
         )
+    finally:
+        config.DISABLE_JIT = before
     most_rows = most_background_rows(model, feeds)
     try:
         background = read_background(model, most_rows, 0)  # `/explain` uses the same rows.
@@ -423,23 +430,6 @@ def contributions(
     shap_values = explain_rows(model, background_feeds, feeds, evals, seed)
     used_evals = evals if shap_values.method == "permutation" else None
     return Contributions(shap_values, f"{shap_values.background_rows} rows of {kind}", used_evals)
-
-
-@contextlib.contextmanager
-def _without_compilation() -> Iterator[None]:
-    """Import shap without numba's compilation, which takes 20 s
-    (`serve/pyfunc/__main__.py`).
-    """
-    config: Any = SimpleNamespace(DISABLE_JIT=0)
-    # The package numba may be missing, because shap 0.54 does not need it.
-    with contextlib.suppress(ModuleNotFoundError):
-        from numba import config
-    before = config.DISABLE_JIT
-    config.DISABLE_JIT = 1
-    try:
-        yield
-    finally:
-        config.DISABLE_JIT = before
 
 
 def contributions_format(path: str) -> FileFormat:

@@ -206,10 +206,21 @@ class _LoadedPyfunc:
         for column in self.artifact.columns:
             if column.required and column.name not in rows:
                 raise SchemaMismatch(f"column {column.name!r} is missing")
-        array = self._in_time(
-            lambda: _first_array(self._model.predict(self._model_input(rows))),
-            "the model cannot compute this input",
-        )
+
+        def first_array() -> Array:
+            """Return the prediction, or the first output of a mapping. Objects that are
+            numbers become numbers.
+            """
+            prediction = self._model.predict(self._model_input(rows))
+            if isinstance(prediction, Mapping):
+                prediction = next(iter(prediction.values()))
+            array = np.asarray(prediction)
+            is_object = array.dtype.kind == "O"
+            if is_object and all(isinstance(value, int | float) for value in array.flat):
+                return np.array(array.tolist())
+            return array
+
+        array = self._in_time(first_array, "the model cannot compute this input")
         return ModelPredictions(_flat(array), is_label=array.dtype.kind in "OUib")
 
     def _model_input(self, rows: Arrays) -> Any:
@@ -253,18 +264,6 @@ class _LoadedPyfunc:
             raise
         except Exception as error:  # noqa: BLE001 - The model may raise any exception.
             raise InferenceError(f"{failure}: {one_line(error, 200)}") from None
-
-
-def _first_array(prediction: Any) -> Array:
-    """Return the prediction, or the first output of a mapping, as an array. Objects
-    that are numbers become numbers.
-    """
-    if isinstance(prediction, Mapping):
-        prediction = next(iter(prediction.values()))
-    array = np.asarray(prediction)
-    if array.dtype.kind == "O" and all(isinstance(value, int | float) for value in array.flat):
-        return np.array(array.tolist())
-    return array
 
 
 def _flat(array: Array) -> Array:

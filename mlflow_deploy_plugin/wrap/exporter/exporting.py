@@ -210,8 +210,18 @@ def _predicted_rows(model: OnnxModel, user_rows: Any) -> _Proof:
     attempts = [rows]
     if model.schema.has_rows and all(array.ndim for array in rows.values()):
         first_rows = slice_feeds(rows, slice(_GIVEN_ROWS))
+        # Each column is drawn independently. Floats get noise of the same scale, and
+        # some outliers.
+        random = np.random.default_rng(0)
+        count = row_count(rows)
+        drawn = {name: array[random.integers(0, count, _ROWS)] for name, array in rows.items()}
+        for name, array in drawn.items():
+            if array.dtype.kind == "f":
+                noise = random.normal(0, 0.1, array.shape)
+                noise *= random.choice([0, 1, 1000], array.shape)
+                drawn[name] = (array * (1 + noise)).astype(array.dtype)
         # A model may refuse noise.
-        attempts = [concatenate_feeds([first_rows, _draw_noisy_rows(rows)]), first_rows]
+        attempts = [concatenate_feeds([first_rows, drawn]), first_rows]
     refusal = ""
     for attempt in attempts:
         try:
@@ -375,21 +385,6 @@ def _read_rows(model: OnnxModel, user_rows: Any) -> Rows:
         return cast_to_signature(model.artifact, schema.to_columns(feeds))
     except SchemaMismatch as error:
         raise InvalidConfig(f"the rows do not match the model: {error.message}") from None
-
-
-def _draw_noisy_rows(rows: Rows) -> Rows:
-    """Draw each column independently from the rows. Floats get noise of the same scale,
-    and some outliers.
-    """
-    random = np.random.default_rng(0)
-    count = row_count(rows)
-    drawn = {name: array[random.integers(0, count, _ROWS)] for name, array in rows.items()}
-    for name, array in drawn.items():
-        if array.dtype.kind == "f":
-            noise = random.normal(0, 0.1, array.shape)
-            scales = random.choice([0, 1, 1000], array.shape)
-            drawn[name] = (array * (1 + noise * scales)).astype(array.dtype)
-    return drawn
 
 
 _PROOF = """

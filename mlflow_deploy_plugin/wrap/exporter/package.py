@@ -201,7 +201,35 @@ def write_bundle(
     shutil.copy(RUNNER, folder / "predict.py")
     has_wheels = wheels is not None or download_wheels
     if has_wheels:
-        _add_wheels(folder / "wheels", wheels, download_wheels)
+        (folder / "wheels").mkdir()
+    if wheels is not None:
+        wheel_files = sorted(absolute_path(wheels).glob("*.whl"))
+        if not wheel_files:
+            raise InvalidConfig(f"{wheels} contains no wheels (*.whl)")
+        for wheel in wheel_files:
+            shutil.copy(wheel, folder / "wheels")
+    if download_wheels:
+        try:
+            run_to_end(
+                [
+                    sys.executable,
+                    "-m",
+                    "pip",
+                    "download",
+                    "--quiet",
+                    "--only-binary",
+                    ":all:",
+                    "--dest",
+                    str(folder / "wheels"),
+                    *REQUIREMENTS,
+                ],
+                _DOWNLOAD_SECONDS,
+            )
+        except CommandFailed as error:
+            raise ConversionError(
+                f"pip cannot download onnxruntime and numpy: {error.message}; use a folder of "
+                "wheels (--wheels)"
+            ) from None
     document = {name: _json_tensor(name, array) for name, array in example.items()}
     (folder / "example.json").write_text(json.dumps(document, indent=1))
     texts = _template_texts(graph, described, example)
@@ -264,42 +292,6 @@ def _template_texts(
         "outputs": ", ".join(f"`{name}`" for name in outputs),
         "python": _PYTHON,
     }
-
-
-def _add_wheels(folder: Path, wheels: Path | str | None, has_download: bool) -> None:
-    """Write the wheels of the user's folder `wheels`, and the downloaded wheels if
-    `has_download`, to a new folder.
-
-    Raises InvalidConfig if the user's folder has no wheels, and ConversionError if pip
-    fails.
-    """
-    folder.mkdir()
-    if wheels is not None:
-        wheel_files = sorted(absolute_path(wheels).glob("*.whl"))
-        if not wheel_files:
-            raise InvalidConfig(f"{wheels} contains no wheels (*.whl)")
-        for wheel in wheel_files:
-            shutil.copy(wheel, folder)
-    if not has_download:
-        return
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--only-binary",
-        ":all:",
-        "--dest",
-        str(folder),
-    ]
-    try:
-        run_to_end([*command, *REQUIREMENTS], _DOWNLOAD_SECONDS)
-    except CommandFailed as error:
-        raise ConversionError(
-            f"pip cannot download onnxruntime and numpy: {error.message}; use a folder of wheels "
-            "(--wheels)"
-        ) from None
 
 
 def _cpp_input(name: str, array: Array) -> str:

@@ -228,29 +228,24 @@ class Model:
                 columns[name] = [row.get(name) for row in rows]
             return columns
         if self.columns:
-            table = _table(rows, len(names))
+            for row, values in enumerate(rows):
+                if not isinstance(values, (list, tuple, np.ndarray)):
+                    raise ValueError(
+                        f"row {row} is {values!r}; expected a record or a list of {len(names)} "
+                        "values"
+                    )
+            if isinstance(rows, np.ndarray):
+                table = rows
+            else:
+                table = np.array([list(row) for row in rows], dtype=object)
+            if table.ndim != 2 or table.shape[1] != len(names):
+                raise ValueError(
+                    f"the array has the shape {list(table.shape)}; expected [rows, {len(names)}]"
+                )
             return dict(zip(names, table.T, strict=True))
         if len(names) > 1:
             raise ValueError(f"the model has several tensors: pass a dict of {', '.join(names)}")
         return {names[0]: rows}
-
-
-def _table(rows: Any, width: int) -> Array:
-    """Return rows without names as an array [rows, width]. Raises ValueError for a row
-    that is not a list of `width` values.
-    """
-    for row, values in enumerate(rows):
-        if not isinstance(values, (list, tuple, np.ndarray)):
-            raise ValueError(
-                f"row {row} is {values!r}; expected a record or a list of {width} values"
-            )
-    if isinstance(rows, np.ndarray):
-        table = rows
-    else:
-        table = np.array([list(row) for row in rows], dtype=object)
-    if table.ndim != 2 or table.shape[1] != width:
-        raise ValueError(f"the array has the shape {list(table.shape)}; expected [rows, {width}]")
-    return table
 
 
 def _dtype(name: str) -> npt.DTypeLike:

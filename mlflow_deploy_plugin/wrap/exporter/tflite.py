@@ -88,7 +88,21 @@ def converter_python(progress: ProgressCallback) -> Path:
         with locked(folder.with_suffix(".lock")):
             if not folder.exists():
                 progress(f"installing the tflite converter (once, {_SIZE}) into {folder}")
-                _install_converter(folder)
+                # Killed processes left these folders.
+                for abandoned in folder.parent.glob(f"{folder.name}.*.unfinished"):
+                    shutil.rmtree(abandoned, ignore_errors=True)
+                unfinished = folder.with_suffix(f".{os.urandom(4).hex()}.unfinished")
+                python = str(unfinished / "bin" / "python")
+                venv = [sys.executable, "-m", "venv", str(unfinished)]
+                packages = [python, *_PIP, *_PIP_OPTIONS, "-r", str(_REQUIREMENTS)]
+                try:
+                    run_to_end(venv, _INSTALL_SECONDS)
+                    run_to_end(packages, _INSTALL_SECONDS)
+                except BaseException:
+                    shutil.rmtree(unfinished, ignore_errors=True)
+                    raise
+                # The move is safe: bin/python locates its packages relative to itself.
+                os.replace(unfinished, folder)
     except CommandFailed as error:
         raise ConversionError(
             f"the tflite converter cannot be installed: {error.message}; it needs venv and a "
@@ -99,25 +113,6 @@ def converter_python(progress: ProgressCallback) -> Path:
             f"the tflite converter cannot be installed into {folder}: {error.strerror}"
         ) from None
     return folder / "bin" / "python"
-
-
-def _install_converter(folder: Path) -> None:
-    """Create the environment in another folder, which is removed after a failure, and
-    move it to `folder`.
-    """
-    # Killed processes left these folders.
-    for abandoned in folder.parent.glob(f"{folder.name}.*.unfinished"):
-        shutil.rmtree(abandoned, ignore_errors=True)
-    unfinished = folder.with_suffix(f".{os.urandom(4).hex()}.unfinished")
-    python = str(unfinished / "bin" / "python")
-    try:
-        run_to_end([sys.executable, "-m", "venv", str(unfinished)], _INSTALL_SECONDS)
-        run_to_end([python, *_PIP, *_PIP_OPTIONS, "-r", str(_REQUIREMENTS)], _INSTALL_SECONDS)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-    # The move is safe: bin/python locates its packages relative to itself.
-    os.replace(unfinished, folder)
 
 
 def signature_name(name: str) -> str:

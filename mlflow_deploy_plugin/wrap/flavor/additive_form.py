@@ -18,7 +18,6 @@ from mlflow_deploy_plugin.serve.runtime.additive import (
     ADDITIVE_FILE,
     FEATURES_FILE,
     TOLERANCE,
-    AdditiveForm,
     FeatureReader,
     read_additive,
 )
@@ -79,8 +78,15 @@ def with_additive_files(
             read_positions = np.flatnonzero(form.slopes.any(axis=1))
         else:
             read_positions = np.unique(form.feature[form.left >= 0])
-        is_assigned = bool((columns[read_positions] >= 0).all())
-        if not is_assigned or not _is_same(form, reader, runnable, feeds):
+        is_proven = bool((columns[read_positions] >= 0).all())
+        if is_proven:
+            # The form must predict the numbers that the graph predicts.
+            numbers = explained_numbers(runnable, feeds)[1]
+            predicted = form.predictions(form.sums(reader.read(feeds)))
+            is_proven = predicted.shape == numbers.shape and np.allclose(
+                predicted, numbers, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True
+            )
+        if not is_proven:
             files = {}
         else:
             files[ADDITIVE_FILE] = form.to_bytes()
@@ -108,10 +114,16 @@ def _columns_of_features(
     width = reader.read(slice_feeds(feeds, slice(1))).shape[1]
     owners = np.full(width, -1)
     if not reader.has_steps:
-        for position, place in enumerate(_places_in_order(model)):
-            owners[position] = next(
-                index for index, feature in enumerate(features) if place in feature.places
-            )
+        # The features are the positions of the graph's inputs in the order in which the
+        # inputs are stacked.
+        stacked = 0
+        for entry in model.artifact.inputs:
+            for position in range(len(entry.columns) or entry.shape[-1]):
+                place = (entry.name, position)
+                owners[stacked] = next(
+                    index for index, feature in enumerate(features) if place in feature.places
+                )
+                stacked += 1
         return owners
     has_several = np.zeros(width, bool)
     for index, feature in enumerate(features):
@@ -125,14 +137,6 @@ def _columns_of_features(
         owners[is_changed] = index
     owners[has_several] = -1
     return owners
-
-
-def _places_in_order(model: OnnxModel) -> Iterator[tuple[str, int]]:
-    """Yield the graph's inputs and positions in the order of its stacked inputs."""
-    for entry in model.artifact.inputs:
-        width = len(entry.columns) or entry.shape[-1]
-        for position in range(width):
-            yield entry.name, position
 
 
 def _changes(
@@ -156,12 +160,3 @@ def _with_values(feeds: Feeds, feature: ExplainedFeature, values: Array) -> Feed
         array.reshape(len(array), -1)[:, position] = values
         changed[name] = array
     return changed
-
-
-def _is_same(form: AdditiveForm, reader: FeatureReader, model: OnnxModel, feeds: Feeds) -> bool:
-    """Return True if the form predicts the numbers that the graph predicts."""
-    _, numbers = explained_numbers(model, feeds)
-    predicted = form.predictions(form.sums(reader.read(feeds)))
-    if predicted.shape != numbers.shape:
-        return False
-    return np.allclose(predicted, numbers, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)

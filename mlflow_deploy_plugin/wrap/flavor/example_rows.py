@@ -2,12 +2,11 @@
 generated from its signature.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 import pandas as pd
 from mlflow.exceptions import MlflowException
@@ -157,13 +156,19 @@ def made_up_rows(signature: ModelSignature, model: TrainedModel) -> ModelData:
     categories if they are known. Return arrays for tensors, for unnamed columns, and
     for an unnamed text.
     """
-    random = np.random.default_rng(0)
     if signature.inputs.is_tensor_spec():
-        tensors = {
-            spec.name or "": _made_up_tensor(spec.type, spec.shape)
-            for spec in signature.inputs.inputs
-        }
+        tensors = {}
+        for spec in signature.inputs.inputs:
+            random = np.random.default_rng(0)
+            sizes = [_TENSOR_ROWS]
+            for size in spec.shape[1:]:
+                sizes.append(size if size > 0 else _FREE_SIZE)
+            if np.dtype(spec.type).kind == "f":
+                tensors[spec.name or ""] = random.normal(size=sizes).astype(spec.type)
+            else:
+                tensors[spec.name or ""] = random.integers(0, 2, sizes).astype(spec.type)
         return tensors.get("", tensors)
+    random = np.random.default_rng(0)
     names = [str(name) for name in signature.inputs.input_names()]
     converter = converter_for(model)
     if hasattr(converter, "known_values"):
@@ -195,19 +200,6 @@ def _only_column(rows: pd.DataFrame) -> Array:
     return rows.iloc[:, 0].to_numpy(dtype=object)
 
 
-def _made_up_tensor(dtype: npt.DTypeLike, shape: Sequence[int]) -> Array:
-    """Return random rows of the type and shape, with `_FREE_SIZE` for each free axis:
-    normal numbers for floats, otherwise zeros and ones.
-    """
-    random = np.random.default_rng(0)
-    sizes = [_TENSOR_ROWS]
-    for size in shape[1:]:
-        sizes.append(size if size > 0 else _FREE_SIZE)
-    if np.dtype(dtype).kind == "f":
-        return random.normal(size=sizes).astype(dtype)
-    return random.integers(0, 2, sizes).astype(dtype)
-
-
 def _made_up_column(
     dtype: str, name: str, boundary: BoundaryValues, random: np.random.Generator
 ) -> Array:
@@ -225,26 +217,24 @@ def _made_up_column(
         terms = np.asarray(boundary.texts.get(name, ("a", "b", "c")), dtype=object)
         texts = [" ".join(random.choice(terms, 3)) for _ in range(MADE_UP_ROWS)]
         return np.array(texts, dtype=object)
-    low, high = _made_up_range(dtype, np.asarray(boundary.edges.get(name, ()), dtype=np.float64))
-    numbers = random.uniform(low, high, MADE_UP_ROWS)
-    if dtype in ("bool", "int32", "int64"):
-        numbers = np.round(numbers)
-    return numbers.astype(dtype)
-
-
-def _made_up_range(dtype: str, edges: Array) -> tuple[float, float]:
-    """Return the smallest and the largest number of a column with the thresholds
-    `edges`, [T]; floats reach a quarter beyond the thresholds.
-    """
-    if dtype == "bool":
-        return 0.0, 1.0
     low = -3.0
     high = 3.0
+    edges = np.asarray(boundary.edges.get(name, ()), dtype=np.float64)
     finite = edges[np.isfinite(edges)]
     if len(finite):
         low = float(finite.min())
         high = float(finite.max())
-    if dtype in ("int32", "int64"):
-        return float(np.floor(min(low, 0))), float(np.ceil(max(high, 10)))
-    reach = (high - low) / 4 or 1.0
-    return low - reach, high + reach
+    if dtype == "bool":
+        low = 0.0
+        high = 1.0
+    elif dtype in ("int32", "int64"):
+        low = float(np.floor(min(low, 0)))
+        high = float(np.ceil(max(high, 10)))
+    else:  # Floats reach a quarter beyond the thresholds.
+        reach = (high - low) / 4 or 1.0
+        low -= reach
+        high += reach
+    numbers = random.uniform(low, high, MADE_UP_ROWS)
+    if dtype in ("bool", "int32", "int64"):
+        numbers = np.round(numbers)
+    return numbers.astype(dtype)

@@ -7,7 +7,7 @@ counted, but not compared.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
@@ -236,38 +236,28 @@ def ask_original(
         answers = _ask(original, group)
         if answers is not None:
             yield group, answers
-        else:
-            yield from _ask_in_parts(original, group)
-
-
-def _ask_in_parts(
-    original: OriginalModel, group: RowGroup
-) -> Iterator[tuple[RowGroup, Answers | None]]:
-    """Yield parts of a refused group with their predictions, or with None for a refused
-    block.
-
-    A part has one or more whole blocks: it is halved if it is refused, and the next
-    part after a prediction has twice its size.
-    """
-    row_count = len(group.batch)
-    start = 0
-    part_size = group.block
-    while start < row_count:
-        columns = group.columns
-        if len(columns) > 1:
-            columns = columns[start // group.block : (start + part_size) // group.block]
-        rows = group.batch.take(slice(start, start + part_size))
-        part = replace(group, batch=rows, columns=columns)
-        answers = None
-        if part_size < row_count:  # A part with all rows is the group, which is refused.
-            answers = _ask(original, part)
-        if answers is None and part_size > group.block:
-            part_size //= 2
             continue
-        yield part, answers
-        start += part_size
-        if answers is not None:
-            part_size *= 2
+        # A part has one or more whole blocks: it is halved if it is refused, and the
+        # next part after a prediction has twice its size.
+        row_count = len(group.batch)
+        start = 0
+        part_size = group.block
+        while start < row_count:
+            columns = group.columns
+            if len(columns) > 1:
+                columns = columns[start // group.block : (start + part_size) // group.block]
+            rows = group.batch.take(slice(start, start + part_size))
+            part = replace(group, batch=rows, columns=columns)
+            answers = None
+            if part_size < row_count:  # A part with all rows is the group, which is refused.
+                answers = _ask(original, part)
+            if answers is None and part_size > group.block:
+                part_size //= 2
+                continue
+            yield part, answers
+            start += part_size
+            if answers is not None:
+                part_size *= 2
 
 
 def _ask(original: OriginalModel, group: RowGroup) -> Answers | None:
@@ -362,6 +352,9 @@ class _ParityProof:
     def add(self, group: RowGroup, want: Answers | None) -> None:
         """Compare the rows with the original's predictions, or count the rows as
         refused if `want` is None.
+
+        The rows are compared in one batch and, if they are equal, in the other batch
+        sizes whose answers may differ.
         """
         if want is None:
             self._refused[group.source] += len(group.batch)
@@ -371,37 +364,31 @@ class _ParityProof:
         if not group.compared:
             return
         try:
-            self._compare_batches(group, want)
+            count = len(group.batch)
+            got = self._answers(group.batch)
+            self._sources[group.source] += count
+            self._compare(group, want, got, count)
+            # Skip the other sizes after an error, because a wrong row would be counted
+            # twice.
+            if self.problem or self._beyond():
+                return
+            if group.alone or group.source == "example":
+                for size, rows in _SMALL_BATCHES:
+                    head = group.batch.take(slice(0, rows))
+                    small = RowGroup(f"batch of {size}", head, generated=False)
+                    expected = slice_feeds(want, slice(0, rows))
+                    self._compare(small, expected, self._answers_in_parts(head, size), size)
+            # The graph has other operators for batches from `many_rows` on.
+            many_rows = self._converted.many_rows
+            if many_rows and count >= many_rows:
+                got = self._answers_in_parts(group.batch, many_rows - 1)
+                self._compare(group, want, got, many_rows - 1)
+            elif many_rows:
+                repeated = self._answers(group.batch.take(np.resize(np.arange(count), many_rows)))
+                got = {name: array[:count] for name, array in repeated.items()}
+                self._compare(group, want, got, many_rows)
         except (SchemaMismatch, InferenceError) as error:
             self.problem = f"{group.source} rows: {error.message}"
-
-    def _compare_batches(self, group: RowGroup, want: Answers) -> None:
-        """Compare the rows in one batch and, if they are equal, in the other batch
-        sizes whose answers may differ.
-        """
-        count = len(group.batch)
-        got = self._answers(group.batch)
-        self._sources[group.source] += count
-        self._compare(group, want, got, count)
-        # Skip the other sizes after an error, because a wrong row would be counted
-        # twice.
-        if self.problem or self._beyond():
-            return
-        if group.alone or group.source == "example":
-            for size, rows in _SMALL_BATCHES:
-                head = group.batch.take(slice(0, rows))
-                small = RowGroup(f"batch of {size}", head, generated=False)
-                expected = slice_feeds(want, slice(0, rows))
-                self._compare(small, expected, self._answers_in_parts(head, size), size)
-        # The graph has other operators for batches from `many_rows` on.
-        many_rows = self._converted.many_rows
-        if many_rows and count >= many_rows:
-            got = self._answers_in_parts(group.batch, many_rows - 1)
-            self._compare(group, want, got, many_rows - 1)
-        elif many_rows:
-            repeated = self._answers(group.batch.take(np.resize(np.arange(count), many_rows)))
-            got = {name: array[:count] for name, array in repeated.items()}
-            self._compare(group, want, got, many_rows)
 
     def _answers(self, batch: Batch) -> Answers:
         return self._model.run(batch.feeds(self._model.schema))
@@ -484,9 +471,21 @@ class _ParityProof:
         relative = comparison.relative_errors(agreement, want)
         self._figures[output.name].add(by_row, relative, ties)
         excess = np.where(ties, 0.0, by_row.excess)
-        candidates = [*self._worst, *_worst_rows(group, output.name, want, got, excess)]
-        by_excess = sorted(candidates, key=lambda entry: -entry.excess)
-        self._worst = by_excess[:WORST_ROWS]
+        candidates = [*self._worst]
+        for row in np.argsort(-excess, kind="stable")[:WORST_ROWS].tolist():
+            if excess[row] > 0:
+                candidates.append(
+                    _WorstRow(
+                        excess=float(excess[row]),
+                        source=group.source,
+                        output=output.name,
+                        original=want[row],
+                        onnx=got[row],
+                        input=group.batch.take([row]),
+                    )
+                )
+        candidates.sort(key=lambda entry: -entry.excess)
+        self._worst = candidates[:WORST_ROWS]
 
     def _changes_within_one_step(
         self, rows: Batch, name: str, expected: Array, tolerance: Tolerance
@@ -547,28 +546,6 @@ class _ParityProof:
         )
 
 
-def _worst_rows(
-    group: RowGroup, output: str, want: Array, got: Array, excess: Array
-) -> Iterator[_WorstRow]:
-    """Yield at most `WORST_ROWS` rows with the largest errors beyond the tolerance.
-
-    Args:
-        want: the original's predictions, [N, …].
-        got: the saved model's predictions, [N, …].
-        excess: the error of each row in units of its tolerance, [N]; 0 for a tie.
-    """
-    for row in np.argsort(-excess, kind="stable")[:WORST_ROWS].tolist():
-        if excess[row] > 0:
-            yield _WorstRow(
-                excess=float(excess[row]),
-                source=group.source,
-                output=output,
-                original=want[row],
-                onnx=got[row],
-                input=group.batch.take([row]),
-            )
-
-
 def refusals_of(report: ParityReport, boundary_values: BoundaryValues) -> dict[str, object]:
     """Return the section `refused` of the MLmodel file: the values that the server must
     refuse, by column.
@@ -583,32 +560,25 @@ def refusals_of(report: ParityReport, boundary_values: BoundaryValues) -> dict[s
     unseen = refused.get("unseen", set()) | refused.get("near categories", set())
     categories = {}
     for name in sorted(unseen - refused.get("categories", set())):
-        if values := _exact_categories(boundary_values.categories.get(name, ())):
-            categories[name] = values
+        learned = boundary_values.categories.get(name, ())
+        if len(learned) >= MAX_VALUES:  # The list may be incomplete.
+            continue
+        # NaN differs from itself.
+        present = [_plain(value) for value in learned if value is not None and value == value]
+        numbers = [number for number in present if not isinstance(number, str)]
+        # The graph cannot represent other numbers exactly.
+        are_codes = all(
+            isinstance(code, int | float) and abs(code) <= _EXACT_INTEGERS and code == int(code)
+            for code in numbers
+        )
+        if present and are_codes:
+            categories[name] = list(dict.fromkeys(present))
     refusals: dict[str, object] = {
         "missing": sorted(refused.get("missing", ())),
         "infinite": sorted(refused.get("infinite", ())),
         "categories": categories,
     }
     return {name: entry for name, entry in refusals.items() if entry}
-
-
-def _exact_categories(learned: Sequence[object]) -> list[JsonValue]:
-    """Return the learned categories without missing values; empty if the list may be
-    incomplete, or if the graph cannot represent a number exactly.
-    """
-    if len(learned) >= MAX_VALUES:
-        return []
-    # NaN differs from itself.
-    present = [_plain(value) for value in learned if value is not None and value == value]
-    numbers = [number for number in present if not isinstance(number, str)]
-    are_codes = all(
-        isinstance(code, int | float) and abs(code) <= _EXACT_INTEGERS and code == int(code)
-        for code in numbers
-    )
-    if not are_codes:
-        return []
-    return list(dict.fromkeys(present))
 
 
 def _plain(value: object) -> JsonValue:
@@ -644,30 +614,22 @@ def parity_error(report: ParityReport) -> ParityError:
         for output in report.outputs
         if output.beyond_tolerance
     )
-    table = _as_table(report.worst_rows)
+    names = ["source", "output", "original", "onnx", "input"]
+    lines = [names]
+    for row in report.worst_rows:
+        lines.append([_short(row[name]) for name in names])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    table = ""
+    for line in lines:
+        table += "  ".join(["", *map(str.ljust, line, widths)]).rstrip() + "\n"
     error = ParityError(
-        f"the ONNX form does not match the original; {wrong}. Worst rows:\n{table}\n"
+        f"the ONNX form does not match the original; {wrong}. Worst rows:\n{table}"
         'To log the model anyway, set parity="warn"; the version is then marked as warned.'
     )
     # A row whose label differs has other probabilities too.
     differing = max(output.beyond_tolerance for output in report.outputs)
     error.brief = f"{differing:,} of {report.rows:,} rows differ"
     return error
-
-
-def _as_table(worst_rows: list[dict[str, Any]]) -> str:
-    """Return the worst rows as lines of aligned text, with a header."""
-    names = ["source", "output", "original", "onnx", "input"]
-    lines = [names]
-    for row in worst_rows:
-        lines.append([_short(row[name]) for name in names])
-    columns = zip(*lines, strict=True)
-    widths = [max(map(len, column)) for column in columns]
-    aligned = []
-    for line in lines:
-        cells = map(str.ljust, line, widths)
-        aligned.append("  ".join(["", *cells]).rstrip())
-    return "\n".join(aligned)
 
 
 def _short(value: object) -> str:

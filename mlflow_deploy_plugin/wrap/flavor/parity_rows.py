@@ -114,9 +114,16 @@ def parity_rows(
     """
     random = np.random.default_rng(0)
     given_count = 0
-    for group in _given_groups(example, parity_data, random):
-        given_count += len(group.batch)
-        yield group
+    for source, rows in (("example", example), ("parity_data", parity_data)):
+        if rows is None:
+            continue
+        if len(rows) > _MAX_GIVEN_ROWS:
+            positions = random.choice(len(rows), _MAX_GIVEN_ROWS, replace=False)
+            rows = rows.take(np.sort(positions))
+        given_count += len(rows)
+        parts = [rows] if rows.is_table else rows.chunks(_chunk_rows(rows))
+        for part in parts:
+            yield RowGroup(source, part, generated=False)
     missing_count = MIN_PARITY_ROWS - given_count
     for name, draw in _generators(example, boundary_values, missing_count, sizes or {}, random):
         try:
@@ -124,23 +131,6 @@ def parity_rows(
         except Exception as error:  # noqa: BLE001 - pandas and numpy may raise any error.
             if left_out is not None:
                 left_out[name] = one_line(error)
-
-
-def _given_groups(
-    example: Batch, parity_data: Batch | None, random: Generator
-) -> Iterator[RowGroup]:
-    """Yield at most `_MAX_GIVEN_ROWS` rows of the example and of `parity_data`. Tensors
-    are split into chunks.
-    """
-    for source, rows in (("example", example), ("parity_data", parity_data)):
-        if rows is None:
-            continue
-        if len(rows) > _MAX_GIVEN_ROWS:
-            positions = random.choice(len(rows), _MAX_GIVEN_ROWS, replace=False)
-            rows = rows.take(np.sort(positions))
-        parts = [rows] if rows.is_table else rows.chunks(_chunk_rows(rows))
-        for part in parts:
-            yield RowGroup(source, part, generated=False)
 
 
 _Draw: TypeAlias = Callable[[], Iterable[RowGroup]]

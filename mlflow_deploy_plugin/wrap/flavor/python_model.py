@@ -14,7 +14,7 @@ import pickle
 import shutil
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -131,10 +131,19 @@ def log_as_pyfunc(
 def _flavor_arguments(
     model: TrainedModel, predict_fn: str, example: ModelData, signature: ModelSignature | None
 ) -> LogOptions:
-    """Return the example, and the signature if none is passed, for the MLflow flavor of
-    the model's framework.
+    """Return the first rows of the example, and the signature if none is passed, for
+    the MLflow flavor of the model's framework.
     """
-    arguments: LogOptions = {"input_example": _first_rows(example)}
+    rows: ModelData = None
+    if isinstance(example, Mapping):
+        rows = {key: values[:EXAMPLE_ROWS] for key, values in example.items()}
+    elif example is not None:
+        rows = example[:EXAMPLE_ROWS]
+        if hasattr(rows, "numpy"):  # a torch or TensorFlow tensor
+            if hasattr(rows, "detach"):
+                rows = rows.detach().cpu()
+            rows = np.asarray(rows)
+    arguments: LogOptions = {"input_example": rows}
     if isinstance(example, pd.DataFrame):
         arguments |= table_options(model, predict_fn, example)
     rows = arguments["input_example"]
@@ -189,20 +198,6 @@ def _warn_of_fallback(
 def reason_line(error: ModelError) -> str:
     """Return the reason for a fallback as one line."""
     return error.message.partition("\n")[0].removesuffix("Worst rows:").rstrip(".;: ")
-
-
-def _first_rows(input_example: ModelData) -> ModelData:
-    """Return the first `EXAMPLE_ROWS` rows for MLflow; torch and TensorFlow tensors are
-    converted to arrays.
-    """
-    if isinstance(input_example, Mapping):
-        return {key: values[:EXAMPLE_ROWS] for key, values in input_example.items()}
-    rows: ModelData = None if input_example is None else input_example[:EXAMPLE_ROWS]
-    if hasattr(rows, "numpy"):
-        if hasattr(rows, "detach"):
-            rows = rows.detach().cpu()
-        rows = np.asarray(rows)
-    return rows
 
 
 class _ModuleFinder(cloudpickle.CloudPickler):  # type: ignore[misc]
@@ -351,12 +346,18 @@ def typed_columns_options(
     with suppress(Exception):  # A model may raise any error for unknown values.
         if not has_zones and np.array_equal(answer(plain.head(_COMPARED_ROWS)), expected):
             return None
-    first_rows = rows.head(EXAMPLE_ROWS)
-    closed = [
-        name
-        for name, dtype in dtypes.items()
-        if dtype.name == "category" and _refuses_unseen(answer, first_rows, name)
-    ]
+    closed = []
+    for name, dtype in dtypes.items():
+        if dtype.name != "category":
+            continue
+        changed = rows.head(EXAMPLE_ROWS)
+        unseen = unseen_category(changed[name])
+        try:
+            if unseen is not None:
+                changed = changed.assign(**{name: unseen})
+            answer(changed)
+        except Exception:  # noqa: BLE001 - libraries raise any error.
+            closed.append(name)  # The model refuses an unknown category.
     arguments: LogOptions = {
         "python_model": TypedColumnsModel(model, predict_fn, dtypes, closed),
         "input_example": plain.head(EXAMPLE_ROWS),
@@ -401,7 +402,20 @@ def _table_signature(table: pd.DataFrame, prediction: object) -> ModelSignature:
     if isinstance(prediction, np.ndarray) and prediction.ndim == 1:
         prediction = pd.Series(prediction)
     outputs = infer_signature(None, prediction).outputs
-    specs = [_column_spec(series) for _, series in table.items()]
+    specs = []
+    # MLflow has more types than ONNX, such as dates and lists.
+    for _, series in table.items():
+        try:
+            spec = ColSpec(DataType[column_type(series)], series.name)
+        except ConversionError:
+            kind = infer_signature(series.dropna().to_frame()).inputs.inputs[0].type
+            if kind in (DataType.integer, DataType.long) and series.hasnans:
+                kind = DataType.double  # MLflow refuses a missing integer.
+            # MLflow refuses a missing list or object in a required column, but not a
+            # missing date.
+            is_required = isinstance(kind, DataType) or not series.hasnans
+            spec = ColSpec(kind, series.name, required=is_required)
+        specs.append(spec)
     if untyped := [spec.name for spec in specs if isinstance(spec.type, AnyType)]:
         _logger.warning(
             "The signature has no type for the columns %s, which mix types: requests in CSV are "
@@ -419,37 +433,6 @@ def _table_signature(table: pd.DataFrame, prediction: object) -> ModelSignature:
             gaps,
         )
     return ModelSignature(Schema(specs), outputs)
-
-
-def _column_spec(series: pd.Series) -> ColSpec:
-    """Return the type of a column by all its values. MLflow has more types than ONNX,
-    such as dates and lists.
-    """
-    try:
-        return ColSpec(DataType[column_type(series)], series.name)
-    except ConversionError:
-        kind = infer_signature(series.dropna().to_frame()).inputs.inputs[0].type
-    if kind in (DataType.integer, DataType.long) and series.hasnans:
-        kind = DataType.double  # MLflow refuses a missing integer.
-    # MLflow refuses a missing list or object in a required column, but not a missing
-    # date.
-    return ColSpec(kind, series.name, required=isinstance(kind, DataType) or not series.hasnans)
-
-
-def _refuses_unseen(
-    answer: Callable[[pd.DataFrame], object], rows: pd.DataFrame, name: str
-) -> bool:
-    """Return True if the model refuses the rows with an unknown category in the column
-    `name`.
-    """
-    unseen = unseen_category(rows[name])
-    try:
-        if unseen is not None:
-            rows = rows.assign(**{name: unseen})
-        answer(rows)
-    except Exception:  # noqa: BLE001 - libraries raise any error.
-        return True
-    return False
 
 
 def net_options(
@@ -479,7 +462,15 @@ def net_options(
     for package in packages:
         version = str(import_module(package).__version__).partition("+")[0]
         requirements.append(f"{package}=={version}")
-    if _has_one_input_and_output(model, framework, example):
+    # The framework's flavor can log a module or a Keras model (whose class is `Model`)
+    # with one input and one output.
+    class_names = {kind.__name__ for kind in type(model).__mro__}
+    fits_flavor = not class_names.isdisjoint({"Module", "Model"}) and len(example.answers) == 1
+    if not example.rows.is_table and "" not in example.rows.tensors:
+        fits_flavor = False
+    if framework == "torch" and "output" not in example.answers:  # A dict has names.
+        fits_flavor = False
+    if fits_flavor:
         if framework != "keras":
             return None
         if not example.rows.is_table and example.rows.tensors[""].dtype.kind in "fiub":
@@ -561,22 +552,6 @@ class _Net:
         source = f"the model's predictions for {source}"
         outputs = [*_declare_sizes(source, Batch(example.answers), answers)]
         return example.rows.signature(example.prediction, sizes, outputs)
-
-
-def _has_one_input_and_output(
-    model: TrainedModel, framework: str, example: _AnsweredExample
-) -> bool:
-    """Return True for a module or Keras model with one input and one output, which the
-    framework's flavor can log.
-    """
-    if not example.rows.is_table and "" not in example.rows.tensors:
-        return False
-    class_names = {kind.__name__ for kind in type(model).__mro__}
-    if class_names.isdisjoint({"Module", "Model"}):  # Keras calls the class `Model`.
-        return False
-    if len(example.answers) != 1:
-        return False
-    return framework != "torch" or "output" in example.answers  # torch: a dict has names
 
 
 def _declare_sizes(source: str, tensors: Batch, others: list[dict[str, Array]]) -> Iterator[Output]:

@@ -554,7 +554,25 @@ def _log_next_version(
         tags=kept_tags(version_tags) | origin_tags,
     )
     if origin.run_id and model_id and origin.logged is not None:
-        _copy_metrics(client, origin.logged, model_id, origin.run_id)
+        # MLflow has already copied some metrics.
+        copied = client.get_logged_model(model_id).metrics or ()
+        present = {(metric.key, metric.timestamp, metric.step) for metric in copied}
+        missing = [
+            Metric(
+                old.key,
+                old.value,
+                old.timestamp,
+                old.step,
+                model_id=model_id,
+                dataset_name=old.dataset_name,
+                dataset_digest=old.dataset_digest,
+                run_id=origin.run_id,
+            )
+            for old in origin.logged.metrics or ()
+            if (old.key, old.timestamp, old.step) not in present
+        ]
+        if missing:
+            client.log_batch(origin.run_id, metrics=missing)
     version = str(info.registered_model_version)
     if origin.version is not None:
         description = with_description_section(origin.version.description or "", [])
@@ -601,28 +619,6 @@ def _find_origin(client: MlflowClient, resolved: ResolvedModel, mlmodel: Model |
     with suppress(MlflowException):
         logged = client.get_logged_model(model_id)
     return _Origin(version, run, logged)
-
-
-def _copy_metrics(client: MlflowClient, logged: LoggedModel, model_id: str, run_id: str) -> None:
-    """Copy the metrics of the original that MLflow has not already copied."""
-    copied = client.get_logged_model(model_id).metrics or ()
-    present = {(metric.key, metric.timestamp, metric.step) for metric in copied}
-    missing = [
-        Metric(
-            old.key,
-            old.value,
-            old.timestamp,
-            old.step,
-            model_id=model_id,
-            dataset_name=old.dataset_name,
-            dataset_digest=old.dataset_digest,
-            run_id=run_id,
-        )
-        for old in logged.metrics or ()
-        if (old.key, old.timestamp, old.step) not in present
-    ]
-    if missing:
-        client.log_batch(run_id, metrics=missing)
 
 
 def _create_logged_model(

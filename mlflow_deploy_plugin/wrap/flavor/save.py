@@ -26,7 +26,6 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from mlflow_deploy_plugin.core.errors import (
     ConversionError,
     InvalidConfig,
-    ModelError,
     OnnxserveError,
     ParityError,
 )
@@ -283,7 +282,11 @@ def log_model(
             _logger.warning("the model is not explained: it has no ONNX form")
         flavor_name, flavor_options = flavor
         mlflow_options = {"signature": signature, **flavor_options, **mlflow_options}
-        info = _log_fallback(model, input_example, error, flavor_name, options, mlflow_options)
+        example = without_times(input_example, event_time)
+        reference = without_times(as_pandas(reference_data), event_time)
+        other_data = [as_pandas(parity_data), reference]
+        info = log_as_pyfunc(model, error, flavor_name, example, other_data, mlflow_options)
+        _log_dataset(info.run_id, example if reference is None else reference)
         reason = getattr(error, "brief", "") or reason_line(error)
         _sign_and_report(info, registered_model_name, signer, f"pyfunc, not ONNX: {reason}")
         return info
@@ -295,24 +298,10 @@ def log_model(
         proof = f"{proof} on {wrapped.report.rows:,} rows"
     _sign_and_report(info, registered_model_name, signer, f"ONNX: {proof}")
     if explain:
-        _explain(info.model_uri)
-    return info
-
-
-def _log_fallback(
-    model: TrainedModel,
-    input_example: ModelData,
-    error: ModelError,
-    flavor: str,
-    options: WrapOptions,
-    mlflow_options: LogOptions,
-) -> ModelInfo:
-    """Log the model with its MLflow flavor, because its conversion failed."""
-    example = without_times(input_example, options.event_time)
-    reference = without_times(as_pandas(options.reference_data), options.event_time)
-    other_data = [as_pandas(options.parity_data), reference]
-    info = log_as_pyfunc(model, error, flavor, example, other_data, mlflow_options)
-    _log_dataset(info.run_id, example if reference is None else reference)
+        try:
+            explain_rows(info.model_uri, "reference", log=True)
+        except OnnxserveError as error:  # Do not raise: a retry would log the model again.
+            _logger.warning("the model is logged, but not explained: %s", error.message)
     return info
 
 
@@ -328,13 +317,6 @@ def _sign_and_report(
     if signer is not None:
         sign_version(model_uri, signer)
     eprint(f"Logged {logged} as {outcome}.")
-
-
-def _explain(model_uri: str) -> None:
-    try:
-        explain_rows(model_uri, "reference", log=True)
-    except OnnxserveError as error:  # Do not raise: a retry would log the model again.
-        _logger.warning("the model is logged, but not explained: %s", error.message)
 
 
 def log_wrapped(

@@ -128,7 +128,22 @@ def save_model(
         model.metadata = dict(metadata)
     if wrapped.example is not None:
         _save_example(model, wrapped.example, str(folder))
-    _add_mlflow_flavors(model, code)
+    pyfunc.add_to_model(
+        model,
+        loader_module=_LOADER,
+        conda_env=environment._CONDA_ENV_FILE_NAME,
+        python_env=environment._PYTHON_ENV_FILE_NAME,
+        model_config=DEFAULT_CONFIG,
+        code=code,  # `predict_fn` is omitted: the onnxserve flavor names the outputs of `predict`.
+    )
+    model.add_flavor(
+        "onnx",
+        onnx_version=onnx.__version__,
+        data=ONNX_FILE,
+        providers=["CPUExecutionProvider"],
+        onnx_session_options=None,
+        code=code,
+    )
     (folder / PARITY_FILE).write_text(
         json.dumps(wrapped.report.as_dict(), indent=2, allow_nan=False) + "\n"
     )
@@ -154,28 +169,6 @@ def save_model(
     else:
         processed = environment._process_conda_env(conda_env)
     _write_environment(folder, *processed)
-
-
-def _add_mlflow_flavors(model: Model, code: str | None) -> None:
-    """Add MLflow's flavors `python_function` and `onnx` to the MLmodel. `code` is the
-    folder of the code paths.
-    """
-    pyfunc.add_to_model(
-        model,
-        loader_module=_LOADER,
-        conda_env=environment._CONDA_ENV_FILE_NAME,
-        python_env=environment._PYTHON_ENV_FILE_NAME,
-        model_config=DEFAULT_CONFIG,
-        code=code,  # `predict_fn` is omitted: the onnxserve flavor names the outputs of `predict`.
-    )
-    model.add_flavor(
-        "onnx",
-        onnx_version=onnx.__version__,
-        data=ONNX_FILE,
-        providers=["CPUExecutionProvider"],
-        onnx_session_options=None,
-        code=code,
-    )
 
 
 def _proofs(wrapped: WrappedModel) -> dict[str, object]:
@@ -370,7 +363,15 @@ def sample_reference(model: OnnxModel, data: Batch, times: Array | None) -> pa.T
         data = data.take(positions)
         if times is not None:
             times = times[positions]
-    parts = [_predicted_columns(model, part) for part in data.chunks(_CHUNK)]
+    parts = []
+    for rows in data.chunks(_CHUNK):
+        feeds = rows.feeds(model.schema)
+        outputs = {
+            name: array
+            for name, array in model.run(feeds).items()
+            if array.shape[:1] == (len(rows),)
+        }
+        parts.append(to_log_columns(model.schema, model.artifact.prediction, feeds, outputs))
     columns = {}
     for name in parts[0]:
         arrays = [part[name] for part in parts if name in part]
@@ -380,14 +381,3 @@ def sample_reference(model: OnnxModel, data: Batch, times: Array | None) -> pa.T
     if times is not None:
         columns[EVENT_TIME] = pa.array(times.astype("datetime64[us]")).cast(TIME)
     return pa.table(columns)
-
-
-def _predicted_columns(model: OnnxModel, rows: Batch) -> dict[str, Array]:
-    """Return the inputs of the rows and the outputs with one entry per row, as columns
-    of the inference log.
-    """
-    feeds = rows.feeds(model.schema)
-    outputs = {
-        name: array for name, array in model.run(feeds).items() if array.shape[:1] == (len(rows),)
-    }
-    return to_log_columns(model.schema, model.artifact.prediction, feeds, outputs)

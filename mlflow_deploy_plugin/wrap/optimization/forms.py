@@ -141,7 +141,9 @@ def half_precision(proto: ModelProto, rows: Sequence[Feeds]) -> ModelProto:
     normalizations, and nodes whose numbers on `rows` are near 65,504, the largest
     16-bit float. Raises ConversionError if all weights are in islands.
     """
-    from onnxruntime.transformers import float16  # This import is slow.
+    # These imports are slow.
+    from onnxruntime.quantization.onnx_model import ONNXModel
+    from onnxruntime.transformers import float16
 
     graph = preprocessed(proto)
     half_count = _count_halves(graph)
@@ -160,7 +162,26 @@ def half_precision(proto: ModelProto, rows: Sequence[Feeds]) -> ModelProto:
         raise ConversionError(
             f"no 32-bit weight can be converted to 16 bits ({shown_operators(proto)})"
         )
-    return _join_islands(half)
+    # The converter leaves casts to 16 bits and back to 32 bits within islands.
+    casts = {node.output[0]: node for node in half.graph.node if node.op_type == "Cast"}
+    # names of the converter's casts
+    cast_names = re.compile(r"graph_input_cast\d+|.*_cast_to_fp16_node")
+    to_half = {
+        name: node.input[0] for name, node in casts.items() if cast_names.fullmatch(node.name)
+    }
+    for node in casts.values():
+        if node.attribute[0].i == TensorProto.FLOAT and node.input[0] in to_half:
+            node.op_type = "Identity"
+            node.input[0] = to_half[node.input[0]]
+            del node.attribute[:]
+    used = set(chain.from_iterable(node.input for node in half.graph.node))
+    used.update(output.name for output in half.graph.output)
+    for name, node in casts.items():
+        if name not in used:
+            half.graph.node.remove(node)
+    sorter = ONNXModel(half)
+    sorter.topological_sort()
+    return sorter.model
 
 
 def _count_halves(proto: ModelProto) -> int:
@@ -281,34 +302,6 @@ def _nodes_with(
         values = dict(zip(names, session.run(names, feeds), strict=True))
         large |= {name for name, array in (values | feeds).items() if exceeds(array)}
     return [node.name for node in proto.graph.node if large & {*node.input, *node.output}]
-
-
-def _join_islands(half: ModelProto) -> ModelProto:
-    """Remove pairs of casts to 16 bits and back to 32 bits, which the converter leaves
-    within islands.
-    """
-    from onnxruntime.quantization.onnx_model import ONNXModel  # This import is slow.
-
-    graph = half.graph
-    casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast"}
-    # names of the converter's casts
-    cast_names = re.compile(r"graph_input_cast\d+|.*_cast_to_fp16_node")
-    to_half = {
-        name: node.input[0] for name, node in casts.items() if cast_names.fullmatch(node.name)
-    }
-    for node in casts.values():
-        if node.attribute[0].i == TensorProto.FLOAT and node.input[0] in to_half:
-            node.op_type = "Identity"
-            node.input[0] = to_half[node.input[0]]
-            del node.attribute[:]
-    used = set(chain.from_iterable(node.input for node in graph.node))
-    used.update(output.name for output in graph.output)
-    for name, node in casts.items():
-        if name not in used:
-            graph.node.remove(node)
-    sorter = ONNXModel(half)
-    sorter.topological_sort()
-    return sorter.model
 
 
 def _tensors(graph: GraphProto) -> Iterator[TensorProto]:

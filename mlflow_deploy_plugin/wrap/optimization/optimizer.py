@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx
-from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from onnx import ModelProto
 
@@ -158,7 +157,13 @@ def optimize(
         InvalidConfig: an argument is invalid, or there are too few rows.
         OnnxserveError: the version does not exist, or cannot be read.
     """
-    form = _form_name(int8, fp16)
+    if int8 not in (None, "dynamic", "static"):
+        raise InvalidConfig(f"int8: {int8!r} is neither dynamic nor static")
+    if int8 and fp16:
+        raise InvalidConfig("int8 and fp16 cannot be combined: a weight has either 8 or 16 bits")
+    if not (int8 or fp16):
+        raise InvalidConfig("set a form: int8 (dynamic or static) or fp16")
+    form = f"int8 {int8}" if int8 else "fp16"
     if not max_loss >= 0:
         raise InvalidConfig(f"max_loss: {max_loss:g} is below 0")
     check_new_name(register or "")
@@ -198,19 +203,6 @@ def optimize(
         progress(f"registering {form} as a version of {name}")
         done = replace(done, chosen=form, model=name)
         return replace(done, version=_log_form(base, resolved, created, done))
-
-
-def _form_name(int8: forms.Int8 | None, fp16: bool) -> str:
-    """Return "int8 dynamic", "int8 static" or "fp16". Raises InvalidConfig for none or
-    both, or for another kind of int8.
-    """
-    if int8 not in (None, "dynamic", "static"):
-        raise InvalidConfig(f"int8: {int8!r} is neither dynamic nor static")
-    if int8 and fp16:
-        raise InvalidConfig("int8 and fp16 cannot be combined: a weight has either 8 or 16 bits")
-    if not (int8 or fp16):
-        raise InvalidConfig("set a form: int8 (dynamic or static) or fp16")
-    return f"int8 {int8}" if int8 else "fp16"
 
 
 class _Half(NamedTuple):
@@ -433,7 +425,15 @@ def _log_form(base: LoadedOnnx, resolved: ResolvedModel, draft: _Draft, done: Op
         PARITY_TAG: state,
     }
     with registry_errors(f"the form of {resolved.source}"):
-        run_id, is_new_run = _run_of_base(client, resolved)
+        run_id = resolved.aspects.get("run_id", "")
+        has_run = False
+        if run_id:
+            with suppress(MlflowException):  # The run may be deleted, or on another server.
+                has_run = client.get_run(run_id).info.lifecycle_stage == "active"
+        if not has_run:
+            experiment = get_or_create_experiment(client, f"onnxserve/{resolved.name}")
+            new_run = client.create_run(experiment, run_name=f"optimize {resolved.name}")
+            run_id = str(new_run.info.run_id)
         inherited = {}
         if resolved.version.isdigit():
             base_tags = client.get_model_version(resolved.name, resolved.version).tags
@@ -459,7 +459,7 @@ def _log_form(base: LoadedOnnx, resolved: ResolvedModel, draft: _Draft, done: Op
             info.model_id,
             [(f"onnxserve.optimize.{key}", value) for key, value in figures.items()],
         )
-        if is_new_run:
+        if not has_run:
             client.set_terminated(run_id, "FINISHED")
     return str(info.registered_model_version)
 
@@ -471,17 +471,3 @@ def _logged_figures(done: Optimization) -> dict[str, float]:
     ratios = {f"rows_{rows}_ratio": ratio for rows, ratio in form.cost.ratio.items()}
     size_ratio = form.cost.size / base.cost.size
     return {"loss": form.agreement.loss, "size_ratio": size_ratio, **ratios}
-
-
-def _run_of_base(client: MlflowClient, resolved: ResolvedModel) -> tuple[str, bool]:
-    """Return the run of the base, or a new run if the run does not exist on this MLflow
-    server; and True for a new run, which must be ended.
-    """
-    run_id = resolved.aspects.get("run_id", "")
-    if run_id:
-        with suppress(MlflowException):  # The run may be deleted, or on another server.
-            if client.get_run(run_id).info.lifecycle_stage == "active":
-                return run_id, False
-    experiment = get_or_create_experiment(client, f"onnxserve/{resolved.name}")
-    run = client.create_run(experiment, run_name=f"optimize {resolved.name}")
-    return str(run.info.run_id), True
