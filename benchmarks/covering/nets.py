@@ -269,7 +269,7 @@ def _net(torch: Any, name: str) -> Any:  # noqa: C901 - a list of classes; torch
     return made[name]()
 
 
-def _keras(name: str) -> Any:  # noqa: C901 - as above
+def _keras(name: str) -> Any:
     try:
         import keras  # heavy, like torch
     except ImportError as error:

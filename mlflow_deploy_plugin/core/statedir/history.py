@@ -76,28 +76,11 @@ class HistoryWriter:
             return
         try:
             folder = (self._state_dir / METRICS).readlink()
-            by_name = metric_files.read_series(folder)
+            counts = _read_counts(folder)
         except OSError:  # No server runs, so all counts of the next server are new.
             self._run = self._run or "none"
             self._seen_at = now
             return
-        # Count the requests, durations, rows and labels of all workers.
-        counts = _Counts()
-        of_version = itemgetter(*metric_files.OF_VARIANT)
-        for series in by_name[metric_files.REQUESTS]:
-            status = series.labels["status"]
-            counts["requests", *of_version(series.labels), status] += int(series.value)
-        for series in by_name[metric_files.REQUEST_DURATION]:
-            if series.labels["protocol"] == _EXPLANATIONS:
-                continue
-            for (_, below), (bound, count) in pairwise([("", 0.0), *series.buckets]):
-                counts["durations", *of_version(series.labels), bound] += int(count - below)
-        for series in by_name[metric_files.CAPTURE_ROWS]:
-            if series.labels["outcome"] == "answered":
-                counts["rows", series.labels["endpoint"]] += int(series.value)
-        for series in by_name[metric_files.FEEDBACK_LABELS]:
-            if series.labels["outcome"] == "accepted":
-                counts["labels",] += int(series.value)
         is_first = not self._run  # The first counts are from before the agent's start.
         # A new server counts from zero.
         added = counts - self._seen if folder.name == self._run else counts
@@ -181,3 +164,24 @@ def _lines(path: Path) -> list[bytes]:
     except OSError:
         return []
     return [line for line in lines if _LAST_FIELD in line and line.endswith(b"}")]
+
+
+def _read_counts(folder: Path) -> _Counts:
+    """Return the counts of all workers: requests, durations, rows and labels."""
+    counts = _Counts()
+    by_name = metric_files.read_series(folder)
+    of_version = itemgetter(*metric_files.OF_VARIANT)
+    for series in by_name[metric_files.REQUESTS]:
+        counts["requests", *of_version(series.labels), series.labels["status"]] += int(series.value)
+    for series in by_name[metric_files.REQUEST_DURATION]:
+        if series.labels["protocol"] == _EXPLANATIONS:
+            continue
+        for (_, below), (bound, count) in pairwise([("", 0.0), *series.buckets]):
+            counts["durations", *of_version(series.labels), bound] += int(count - below)
+    for series in by_name[metric_files.CAPTURE_ROWS]:
+        if series.labels["outcome"] == "answered":
+            counts["rows", series.labels["endpoint"]] += int(series.value)
+    for series in by_name[metric_files.FEEDBACK_LABELS]:
+        if series.labels["outcome"] == "accepted":
+            counts["labels",] += int(series.value)
+    return counts
