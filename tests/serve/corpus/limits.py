@@ -128,7 +128,7 @@ CASES = [
     ),
     (
         "flight",
-        Crowd("more in flight than may be", "requests in flight", 8, 8, 429, "being answered"),
+        Crowd("more in flight than may be", "requests in flight", 8, 8, 429, "concurrent requests"),
         ROUTES,
     ),
     (
