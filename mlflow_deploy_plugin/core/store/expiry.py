@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, delete, func, or_, select
@@ -14,7 +14,7 @@ from sqlalchemy.orm import load_only
 
 from mlflow_deploy_plugin.core.store.alerts import FIRING
 from mlflow_deploy_plugin.core.store.holds import held_endpoints
-from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
+from mlflow_deploy_plugin.core.store.monitor_tables import MonitorKey, Monitors
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import AlertRow, MonitorRow, MonitorWindowRow
 
@@ -62,44 +62,62 @@ def expire(
     except OverflowError:  # `keep` reaches back before the year 1, so no row is old.
         return Expired()
     windows = 0
-    row = MonitorWindowRow
     held = held_endpoints(store)
     for by_hand in (False, True):
         for key in Monitors(store).with_windows(by_hand):
             if key[0] in held:
                 continue
-            of_monitor = and_(
-                row.endpoint == key[0],
-                row.monitor == key[1],
-                row.by_hand == by_hand,
-            )
-            starts = select(row.start).where(of_monitor).limit(1)
-            newest = starts.order_by(row.start.desc())
-            with store.reading() as session:
-                first = session.scalar(starts.order_by(row.start))
-                # Usually no window is old. Continue without the following queries.
-                if first is None or first >= before:
-                    continue
-                last = session.scalars(newest).one()
-                oldest_kept = session.scalar(
-                    newest.where(row.state == "judged").offset(KEPT_WINDOWS - 1)
-                )
-            is_done = row.state == "failed"
-            if oldest_kept is not None:
-                is_done = or_(is_done, and_(row.state == "judged", row.start < oldest_kept))
-            old = and_(
-                of_monitor,
-                row.start < min(last, before),
-                is_done,
-                row.updated_at < before,
-            )
-            windows += _delete(store, MonitorWindowRow, old, only_count, goes_on)
+            old = _old_windows(store, key, by_hand, before)
+            if old is not None:
+                windows += _delete(store, MonitorWindowRow, old, only_count, goes_on)
     over = and_(
         AlertRow.state != FIRING,
         AlertRow.last_at < before,
         AlertRow.endpoint.not_in(held),
     )
     return Expired(windows, _delete(store, AlertRow, over, only_count, goes_on))
+
+
+def _old_windows(
+    store: Store,
+    key: MonitorKey,
+    by_hand: bool,
+    before: datetime,
+) -> ColumnElement[bool] | None:
+    """Return the condition for the windows of a monitor that may be deleted; None if no
+    window is that old.
+
+    The newest window and the last `KEPT_WINDOWS` judged windows are kept.
+
+    Args:
+        key: the endpoint and the monitor.
+        by_hand: selects windows that a user has judged by hand, or all other windows.
+        before: only older windows may be deleted.
+    """
+    row = MonitorWindowRow
+    of_monitor = and_(
+        row.endpoint == key[0],
+        row.monitor == key[1],
+        row.by_hand == by_hand,
+    )
+    starts = select(row.start).where(of_monitor).limit(1)
+    newest = starts.order_by(row.start.desc())
+    with store.reading() as session:
+        first = session.scalar(starts.order_by(row.start))
+        # Usually no window is old. Return without the following queries.
+        if first is None or first >= before:
+            return None
+        last = session.scalars(newest).one()
+        oldest_kept = session.scalar(newest.where(row.state == "judged").offset(KEPT_WINDOWS - 1))
+    is_done = row.state == "failed"
+    if oldest_kept is not None:
+        is_done = or_(is_done, and_(row.state == "judged", row.start < oldest_kept))
+    return and_(
+        of_monitor,
+        row.start < min(last, before),
+        is_done,
+        row.updated_at < before,
+    )
 
 
 def _delete(

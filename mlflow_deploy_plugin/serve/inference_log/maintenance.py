@@ -14,7 +14,6 @@ unreachable, OnnxserveError is raised, and the next call continues.
 """
 
 import logging
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -156,29 +155,46 @@ def compact(log: InferenceLog, endpoint: str, now: datetime) -> MaintenanceResul
     deleted = []
     for folder, files in finished:
         small = [file for file in files if file.size < LARGE_BYTES and file.changed + QUIET <= now]
-        if len(small) < 2:
-            continue
-        # Files with the same columns are merged, in groups of limited size.
-        groups = defaultdict[tuple[str, int], dict[LogFile, pa.Schema]](dict)
-        sizes = Counter[str]()
-        for file in small:
-            with suppress(OSError, pa.ArrowException):  # Skip a file that is deleted or malformed.
-                schema = pq.read_schema(file.path, filesystem=location.filesystem)
-                # The log's own columns are not compared, because a later version of
-                # this package may add some.
-                columns = str(
-                    sorted(str(field) for field in schema if not field.name.startswith("_"))
-                )
-                groups[columns, sizes[columns] // GROUP_BYTES][file] = schema
-                sizes[columns] += file.size
-        for group in groups.values():
-            if len(group) > 1:
-                deleted.append(_compact_group(log, folder, group))
+        for group in _groups(location, small):
+            deleted.append(_compact_group(log, folder, group))
     return MaintenanceResult(sum(deleted), sum(map(bool, deleted)))
 
 
 def _all_hours(log: InferenceLog, endpoint: str) -> Iterator[Hour]:
     return chain(log.all_hours(endpoint), log.failures.all_hours(endpoint))
+
+
+def _groups(
+    location: LogLocation, files: Sequence[LogFile]
+) -> Iterator[Mapping[LogFile, pa.Schema]]:
+    """Yield groups of files to be merged, with their schemas: two or more with the same
+    columns, limited in size.
+    """
+    if len(files) < 2:
+        return
+    # The schemas by the names and types of the model's columns. Log columns are not
+    # compared, because a later version of this package may add some.
+    by_columns: dict[tuple[str, ...], dict[LogFile, pa.Schema]] = {}
+    for file in files:
+        with suppress(OSError, pa.ArrowException):  # Skip a file that is deleted or malformed.
+            schema = pq.read_schema(file.path, filesystem=location.filesystem)
+            columns = sorted(
+                f"{field.name}\t{field.type}" for field in schema if not field.name.startswith("_")
+            )
+            by_columns.setdefault(tuple(columns), {})[file] = schema
+    for schemas in by_columns.values():
+        group: dict[LogFile, pa.Schema] = {}
+        group_bytes = 0
+        for file, schema in schemas.items():
+            if group_bytes + file.size > GROUP_BYTES:
+                if len(group) > 1:
+                    yield group
+                group = {}
+                group_bytes = 0
+            group[file] = schema
+            group_bytes += file.size
+        if len(group) > 1:
+            yield group
 
 
 def _compact_group(

@@ -71,9 +71,10 @@ class ExactExplainer:
                 distances = rows - self.background.mean(axis=0)
                 of_features = form.slopes.T[:, :, np.newaxis] * distances.T
             elif self._tables:
-                of_features = np.zeros((len(form.base), *rows.T.shape))
+                by_feature = np.ascontiguousarray(rows.T)
+                of_features = np.zeros((len(form.base), *by_feature.shape))
                 for tables in self._tables:
-                    tables.add_to(of_features, np.ascontiguousarray(rows.T))
+                    tables.add_to(of_features, by_feature)
             else:
                 of_rows = self._shap.shap_values(self._codes(rows), check_additivity=False)
                 # shap drops the last dimension of one sum.

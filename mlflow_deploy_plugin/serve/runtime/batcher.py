@@ -20,7 +20,7 @@ independent (`unbatchable_reason`).
 
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from math import ceil
@@ -425,6 +425,46 @@ def _row_counts(feeds: Feeds) -> set[int]:
     return {(array.shape or (0,))[0] for array in feeds.values()}
 
 
+@dataclass(frozen=True)
+class _Pairs:
+    """The outputs for one row, and for pairs of rows that contain this row.
+
+    Attributes:
+        single: the outputs for the row.
+        twins: the outputs for the row and its copy.
+        again: the outputs for the same pair, computed a second time.
+        before: the outputs for pairs in which the row precedes another row.
+        behind: the outputs for pairs in which the row follows another row.
+    """
+
+    single: dict[str, Array]
+    twins: dict[str, Array]
+    again: dict[str, Array]
+    before: Sequence[dict[str, Array]]
+    behind: Sequence[dict[str, Array]]
+
+    def has_rows(self, name: str) -> bool:
+        """Return True if this output has one entry per row."""
+        pairs = [self.twins, self.again, *self.before, *self.behind]
+        has_one = self.single[name].shape[:1] == (1,)
+        return has_one and all(outputs[name].shape[:1] == (2,) for outputs in pairs)
+
+    def is_independent(self, name: str, tolerance: Tolerance) -> bool:
+        """Return True if this output for the row does not depend on the other row. The
+        tolerance is for two batches of the same size.
+        """
+        single = self.single[name]
+        both = self.twins[name]
+        if not compare(both, self.again[name]).is_same:  # A GPU may sum in any order.
+            tolerance = _ROUNDING
+        return (
+            is_close(both[:1], single, _ROUNDING)
+            and is_close(both[1:], single, _ROUNDING)
+            and all(is_close(outputs[name][:1], both[:1], tolerance) for outputs in self.before)
+            and all(is_close(outputs[name][1:], both[1:], tolerance) for outputs in self.behind)
+        )
+
+
 def unbatchable_reason(predictor: Predictor, feeds: Feeds) -> str:
     """Return the reason why rows of several requests cannot be computed together; empty
     if there is no reason.
@@ -435,8 +475,8 @@ def unbatchable_reason(predictor: Predictor, feeds: Feeds) -> str:
     for a row must be bitwise equal. `feeds` contain at least one row that the model can
     compute.
     """
-    if no_batch_dimension_reason(predictor.artifact):
-        return f"it has no batch dimension: {no_batch_dimension_reason(predictor.artifact)}"
+    if reason := no_batch_dimension_reason(predictor.artifact):
+        return f"it has no batch dimension: {reason}"
     if len({len(array) for array in feeds.values()}) != 1:
         return "its inputs do not have the same number of rows"
     if not all(map(len, feeds.values())):
@@ -447,34 +487,25 @@ def unbatchable_reason(predictor: Predictor, feeds: Feeds) -> str:
 
     try:
         # The second row, or a row that differs from the only row, with other rows.
-        neighbours = [repeat_row(feeds, 0), *_different_rows(predictor, repeat_row(feeds, 0))]
+        first = repeat_row(feeds, 0)
+        neighbours = [first, *_different_rows(predictor, first)]
         row = neighbours[1]
         if len(next(iter(feeds.values()))) > 1:
             row = repeat_row(feeds, 1)
-        twins = compute(row, row)
-        tolerance = EXACT if predictor.artifact.tokenizer is None else _PADDING
-        again = compute(row, row)
-        if not all(compare(twins[name], again[name]).is_same for name in again):
-            tolerance = _ROUNDING  # A GPU may sum in any order.
-        pairs = [(twins, slice(2))]
-        pairs += [(compute(row, other), slice(1)) for other in neighbours]
-        pairs += [(compute(other, row), slice(1, 2)) for other in neighbours]
-        alone = compute(row)
+        pairs = _Pairs(
+            single=compute(row),
+            twins=compute(row, row),
+            again=compute(row, row),
+            before=[compute(row, other) for other in neighbours],
+            behind=[compute(other, row) for other in neighbours],
+        )
     except InferenceError as error:
         return f"it cannot compute two rows together: {error.message}"
-    for name in alone:
-        if alone[name].shape[:1] != (1,) or any(
-            pair[name].shape[:1] != (2,) for pair, part in pairs
-        ):
+    tolerance = EXACT if predictor.artifact.tokenizer is None else _PADDING
+    for name in pairs.single:
+        if not pairs.has_rows(name):
             return f"its output {name!r} does not have one entry per row"
-        # The tolerance is for two batches of the same size.
-        if not (
-            is_close(twins[name][:1], alone[name], _ROUNDING)
-            and is_close(twins[name][1:], alone[name], _ROUNDING)
-            and all(
-                is_close(pair[name][part], twins[name][part], tolerance) for pair, part in pairs
-            )
-        ):
+        if not pairs.is_independent(name, tolerance):
             return f"its output {name!r} depends on the other rows of the batch"
     return ""
 

@@ -251,7 +251,9 @@ def open_session(
             f"the model does not run with {placement} ({names[0]}): {reason}"
         ) from None
     loaded = session.get_providers()
-    if {*names} <= {*loaded} and _CPU not in names and (on_cpu := operators_of(session, _CPU)):
+    is_loaded = {*names} <= {*loaded}
+    on_cpu = operators_of(session, _CPU) if is_loaded and _CPU not in names else ()
+    if on_cpu:
         raise DeviceUnavailable(
             f"the model does not run with {placement}: {names[0]} cannot compute "
             f"{', '.join(sorted(on_cpu)[:5])}; use --device cpu, or for a server -C "
@@ -351,22 +353,24 @@ def _check_weights(onnx_file: Path) -> None:
         model = model_class.FromString(onnx_file.read_bytes())
     except message.DecodeError:
         raise InvalidArtifact(f"{reason}it is not an ONNX file") from None
-    locations = []
-    unread = [model]
-    while unread:
-        for declared, parts in unread.pop().ListFields():
-            if declared.message_type:
-                unread += parts
-            else:
-                locations += parts
-    for location in locations:
-        name = location.decode(errors="replace")
+    for name in _weight_locations(model):
         if (
             "\0" in name
             or "_ORT_MEM_ADDR_" in name
             or not (folder / name).resolve().is_relative_to(folder)
         ):
             raise InvalidArtifact(f"{reason}its weights {name[:100]!r} are outside of its folder")
+
+
+def _weight_locations(model: Any) -> Iterator[str]:
+    """Yield the locations of the external data of a message `onnx.Model`."""
+    unread = [model]
+    while unread:
+        for declared, parts in unread.pop().ListFields():
+            if declared.message_type:
+                unread += parts
+            else:
+                yield from (text.decode(errors="replace") for text in parts)
 
 
 def run_on_openvino(

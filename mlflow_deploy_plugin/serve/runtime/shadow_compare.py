@@ -6,7 +6,7 @@ booleans are equal and the difference of floating-point numbers is within 1 % of
 larger number.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import reduce
 
 import numpy as np
@@ -34,32 +34,19 @@ def compare_outputs(
     shadow_rows = row_count(shadow_outputs)
     if rows != shadow_rows:
         raise InferenceError(f"the shadow returned {shadow_rows} rows for a request of {rows} rows")
-    agreements = []
-    shadow_by_place = _sort_by_role(shadow, shadow_outputs)
-    by_name = {other.name: other for other in shadow_by_place.values()}
-    # Outputs are compared that have the same name, or otherwise the same role and
-    # position.
-    for place, output in _sort_by_role(answering, outputs).items():
-        other = by_name.get(output.name) or shadow_by_place.get(place)
-        if other is None:  # Skip an output without a counterpart.
-            continue
-        left = outputs[output.name]
-        right = shadow_outputs[other.name]
-        if output.role == "probabilities" == other.role and answering.classes != shadow.classes:
-            if sorted(map(str, answering.classes)) != sorted(map(str, shadow.classes)):
-                continue
-            right = right[:, [shadow.classes.index(name) for name in answering.classes]]
-        if left.shape[:1] == right.shape[:1] != () and left.size == right.size:
-            agreements.append(compare(as_table(left), as_table(right), _TOLERANCE).by_row())
+    pairs = _pair_outputs(answering, outputs, shadow, shadow_outputs)
+    agreements = [compare(left, right, _TOLERANCE).by_row() for left, right in pairs]
     deciding = agreements
     labels = _find_labels(answering, outputs, rows)
     shadow_labels = _find_labels(shadow, shadow_outputs, rows)
     if labels is not None and shadow_labels is not None:
         deciding = [compare(labels, shadow_labels, LABELS).by_row()]
     if not deciding:
+        names = ", ".join(outputs) or "empty"
+        shadow_names = ", ".join(shadow_outputs) or "empty"
         raise InferenceError(
-            f"no output of the shadow ({', '.join(shadow_outputs) or 'empty'}) can be compared "
-            f"with an output of the answering variant ({', '.join(outputs) or 'empty'})"
+            f"no output of the shadow ({shadow_names}) can be compared with an output of the "
+            f"answering variant ({names})"
         )
     measured = [agreement for agreement in agreements if agreement.are_numbers]
     return Agreement(
@@ -94,6 +81,29 @@ def _find_labels(artifact: Artifact, outputs: Outputs, rows: int) -> Array | Non
     if first is None or first.dtype.kind == "f" or first.size != rows:
         return None
     return first.reshape(rows, 1)
+
+
+def _pair_outputs(
+    answering: Artifact, outputs: Outputs, shadow: Artifact, shadow_outputs: Outputs
+) -> Iterator[tuple[Array, Array]]:
+    """Yield pairs of outputs, [N, k] each, that have the same name, or otherwise the
+    same role and position.
+    """
+    answered_by_place = _sort_by_role(answering, outputs)
+    shadow_by_place = _sort_by_role(shadow, shadow_outputs)
+    by_name = {other.name: other for other in shadow_by_place.values()}
+    for place, output in answered_by_place.items():
+        other = by_name.get(output.name) or shadow_by_place.get(place)
+        if other is None:  # Skip an output without a counterpart.
+            continue
+        left = outputs[output.name]
+        right = shadow_outputs[other.name]
+        if output.role == "probabilities" == other.role and answering.classes != shadow.classes:
+            if sorted(map(str, answering.classes)) != sorted(map(str, shadow.classes)):
+                continue
+            right = right[:, [shadow.classes.index(name) for name in answering.classes]]
+        if left.shape[:1] == right.shape[:1] != () and left.size == right.size:
+            yield as_table(left), as_table(right)
 
 
 def _sort_by_role(artifact: Artifact, outputs: Outputs) -> dict[tuple[str, int, int], Output]:

@@ -8,7 +8,7 @@ equal hashes. Without the key, values cannot be found by guessing.
 
 import hashlib
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -230,14 +230,10 @@ def exclude_columns(
     only_answer = only_answer_columns(model.prediction)
     if not only_answer.isdisjoint(mask):
         mask = tuple(sorted({*mask} | only_answer))
-    inputs = []  # The inputs that have other columns.
     cuts = {}
     masked: dict[str, tuple[ColumnPosition, ...]] = {}
     for entry in model.schema.inputs:
         names = _column_names(entry)
-        if set(names) - excluded:
-            columns = tuple(name for name in entry.columns if name not in excluded)
-            inputs.append(replace(entry, columns=columns))
         if not excluded.isdisjoint(names):
             kept = [index for index, name in enumerate(names) if name not in excluded]
             cuts[entry.name] = np.array(kept, dtype=np.intp)
@@ -254,12 +250,7 @@ def exclude_columns(
         left_out.update({PREDICTION, *model.prediction})
     return replace(
         model,
-        schema=Schema(
-            tuple(column for column in model.schema.columns if column.name not in excluded),
-            tuple(tensor for tensor in model.schema.tensors if tensor.name not in excluded),
-            tuple(inputs),
-            model.schema.has_rows,
-        ),
+        schema=_without_columns(model.schema, excluded),
         mask=mask,
         cuts=cuts,
         left_out=frozenset(left_out),
@@ -269,6 +260,23 @@ def exclude_columns(
 
 def _column_names(entry: Input) -> tuple[str, ...]:
     return entry.columns or (entry.name,)
+
+
+def _without_columns(schema: Schema, excluded: Set[str]) -> Schema:
+    """Return the schema without these columns, and without inputs that have no other
+    columns.
+    """
+    inputs = []
+    for entry in schema.inputs:
+        if set(_column_names(entry)) - excluded:
+            columns = tuple(name for name in entry.columns if name not in excluded)
+            inputs.append(replace(entry, columns=columns))
+    return Schema(
+        tuple(column for column in schema.columns if column.name not in excluded),
+        tuple(tensor for tensor in schema.tensors if tensor.name not in excluded),
+        tuple(inputs),
+        schema.has_rows,
+    )
 
 
 def _check_names(option: str, names: Sequence[str], model: CapturedModel) -> None:

@@ -10,7 +10,7 @@ same feeds.
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import chain
 from operator import itemgetter
 from typing import Any, final
 
@@ -124,21 +124,15 @@ class FastDecoder:
             positions_by_type.setdefault(column.type, []).append(position)
         groups = []
         for kind, positions in positions_by_type.items():
-            group = _Group(
-                kind,
-                [columns[position].name for position in positions],
-                _picker(positions),
-                _ACCEPTED[kind],
-                numpy_dtype(COLUMN_TYPES[kind]),
-            )
-            groups.append(group)
+            names = [columns[position].name for position in positions]
+            dtype = numpy_dtype(COLUMN_TYPES[kind])
+            groups.append(_Group(kind, names, _picker(positions), _ACCEPTED[kind], dtype))
         first = groups[0]
         is_matrix = [entry.columns for entry in inputs] == [order] and len(inputs[0].shape) == 2
         self._matrix: _MatrixDecoder | None = None
         if is_matrix and len(groups) == 1 and first.column_type != "string":
-            self._matrix = _MatrixDecoder(
-                first, len(order), inputs[0], blocks[0].name if blocks else ""
-            )
+            block = blocks[0].name if blocks else ""
+            self._matrix = _MatrixDecoder(first, len(order), inputs[0], block)
         decoder = self._matrix or _ColumnDecoder(groups, inputs, blocks)
         self._feeds: Callable[[_Rows], Feeds | None] = decoder.from_rows
         self._from_arrays: Callable[[Sequence[Array]], Feeds | None] = decoder.from_arrays
@@ -303,13 +297,14 @@ class _ColumnDecoder:
         self._inputs: list[_SingleColumn | _StackedColumns] = []
         for entry in inputs:
             dtype = numpy_dtype(entry.dtype)
+            column_names = set(entry.columns)
             taken = tuple(
                 position
                 for position, group in enumerate(groups)
-                if not set(entry.columns).isdisjoint(group.names)
+                if not column_names.isdisjoint(group.names)
             )
-            names = chain.from_iterable(group.names for group in map(groups.__getitem__, taken))
-            places = dict(zip(names, count(), strict=False))
+            names = chain.from_iterable(groups[group].names for group in taken)
+            places = {name: position for position, name in enumerate(names)}
             if len(entry.columns) > 1:
                 order = np.array([places[name] for name in entry.columns], dtype=np.intp)
                 self._inputs.append(_StackedColumns(entry.name, dtype, taken, order))
@@ -317,9 +312,8 @@ class _ColumnDecoder:
             cast = (taken[0], dtype, len(entry.shape) == 1)
             if cast not in self._casts:
                 self._casts.append(cast)
-            self._inputs.append(
-                _SingleColumn(entry.name, self._casts.index(cast), places[entry.columns[0]])
-            )
+            place = places[entry.columns[0]]
+            self._inputs.append(_SingleColumn(entry.name, self._casts.index(cast), place))
         block_names = {block.name.removeprefix(_BLOCK): block.name for block in blocks}
         self._blocks: tuple[str, ...] = ()
         if blocks:

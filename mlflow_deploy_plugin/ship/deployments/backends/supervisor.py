@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -89,12 +89,9 @@ def find(state_dir: Path) -> int | None:
     # Forks have the same command line, but only the supervisor is the leader of its
     # session.
     last_arguments = command(state_dir)[-2:]
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):  # The process has ended, or belongs to another user.
-            is_leader = os.getsid(process.pid) == process.pid
-            if is_leader and process.cmdline()[-2:] == last_arguments:
-                return process.pid
-    return None
+    return next(
+        _processes(lambda p: p.cmdline()[-2:] == last_arguments and os.getsid(p.pid) == p.pid), None
+    )
 
 
 def stop(state_dir: Path, pid: int, patience_seconds: float) -> None:
@@ -182,22 +179,32 @@ def _session(state_dir: Path, session_id: int) -> list[int]:
     """
     _reap(session_id)
     folder = state_dir.resolve()
-    found = []
+    return [
+        *_processes(
+            lambda process: os.getsid(process.pid) == session_id and _has_folder(process, folder)
+        )
+    ]
+
+
+def _processes(is_match: Callable[[psutil.Process], bool]) -> Iterator[int]:
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):  # The process has ended, or belongs to another user.
-            if os.getsid(process.pid) != session_id:
-                continue
-            # Linux removes the working directory of an ending process before its
-            # sockets are closed, and reports a zombie while threads are still ending,
-            # so the port may still be in use.
-            try:
-                is_found = Path(process.cwd()) == folder
-            except (FileNotFoundError, psutil.ZombieProcess):
-                is_zombie = process.status() == psutil.STATUS_ZOMBIE
-                is_found = not is_zombie or process.num_threads() > 1
-            if is_found:
-                found.append(process.pid)
-    return found
+            if is_match(process):
+                yield process.pid
+
+
+def _has_folder(process: psutil.Process, folder: Path) -> bool:
+    """Return True if the folder is the working directory of the process, or if the
+    process is ending.
+
+    Linux removes the working directory of an ending process before its sockets are
+    closed, and reports a zombie while threads are still ending, so the port may still
+    be in use.
+    """
+    try:
+        return Path(process.cwd()) == folder
+    except (FileNotFoundError, psutil.ZombieProcess):
+        return bool(process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1)
 
 
 def _reap(pid: int) -> None:

@@ -58,7 +58,6 @@ Identity = tuple[str, str]
 Profiles = dict[Identity, sketch.Profile]
 Files = list[tuple[str, int]]
 """Names and sizes of log files."""
-Listed = Mapping[Hour, list[LogFile]]
 
 _RESULT = "number long, profile binary, failure string"
 
@@ -197,7 +196,8 @@ def hour_profiles(
     order.
     """
     listed = _list(sketches.log, sketches.endpoint, window)
-    for hours in _by_day(_whole_hours(listed, window)):
+    whole = [hour for hour in listed if _is_whole(hour, window)]
+    for hours in _by_day(whole):
         for start, profiles in _hours_of_day(sketches, hours).items():
             yield start, _profile_of(profiles, model, version)
 
@@ -231,54 +231,47 @@ def _profile_of(profiles: Profiles, model: str, version: str) -> sketch.Profile:
     return profiles.get((model, version), sketch.Profile(0, {}))
 
 
-def _list(log: InferenceLog, endpoint: str, window: Window) -> Listed:
-    """Return the hours that overlap the window and have rows, in ascending order, with
-    the log files of each hour.
-    """
-    return {hour: hour.files for hour in log.all_hours(endpoint, window.times)}
+def _list(log: InferenceLog, endpoint: str, window: Window) -> list[Hour]:
+    """Return the hours that overlap the window and have rows, in ascending order."""
+    return [*log.all_hours(endpoint, window.times)]
 
 
-def _whole_hours(listed: Listed, window: Window) -> Listed:
-    return {
-        hour: files
-        for hour, files in listed.items()
-        if window.start <= hour.start and hour.end <= window.end
-    }
+def _is_whole(hour: Hour, window: Window) -> bool:
+    return window.start <= hour.start and hour.end <= window.end
 
 
-def _pieces(sketches: SketchStore, listed: Listed, window: Window) -> Iterator[Profiles]:
+def _pieces(sketches: SketchStore, hours: list[Hour], window: Window) -> Iterator[Profiles]:
     """Yield profiles that together cover the window: first partial hours, then whole
     hours in order.
     """
-    whole = _whole_hours(listed, window)
-    for hour in listed:
-        if hour not in whole:
+    for hour in hours:
+        if not _is_whole(hour, window):
             part = Window(
                 max(hour.start, window.start),
                 min(hour.end, window.end),
             )
             yield from _sketch(sketches, part).values()
-    for hours in _by_day(whole):
-        yield from _hours_of_day(sketches, hours).values()
+    whole = [hour for hour in hours if _is_whole(hour, window)]
+    for hours_of_day in _by_day(whole):
+        yield from _hours_of_day(sketches, hours_of_day).values()
 
 
-def _by_day(listed: Listed) -> Iterator[dict[Hour, list[LogFile]]]:
-    """Yield the hours of each day with their files."""
-    for _, hours in groupby(listed, key=lambda hour: hour.start.date()):
-        yield {hour: listed[hour] for hour in hours}
+def _by_day(hours: list[Hour]) -> Iterator[list[Hour]]:
+    for _, hours_of_day in groupby(hours, key=lambda hour: hour.start.date()):
+        yield [*hours_of_day]
 
 
-def _hours_of_day(sketches: SketchStore, listed: Listed) -> dict[datetime, Profiles]:
-    """Return the profiles of the `listed` hours of a day, in order. Stale hours, whose
+def _hours_of_day(sketches: SketchStore, hours: list[Hour]) -> dict[datetime, Profiles]:
+    """Return the profiles of the `hours` of a day, in order. Stale hours, whose
     files have changed, are profiled again and stored. An hour with an unreadable file
     stays stale.
     """
-    day = min(hour.start for hour in listed)
+    day = min(hour.start for hour in hours)
     stored = sketches.load(day)
     stale = [
         hour
-        for hour, files in listed.items()
-        if hour.start not in stored or stored[hour.start].files != _made_of(files)
+        for hour in hours
+        if hour.start not in stored or stored[hour.start].files != _made_of(hour.files)
     ]
     # Consecutive hours are read together.
     computed: dict[datetime, Profiles] = {}
@@ -287,9 +280,8 @@ def _hours_of_day(sketches: SketchStore, listed: Listed) -> dict[datetime, Profi
         starts = [hour.start for _, hour in run]
         computed |= _sketch(sketches, Window(starts[0], starts[-1] + HOUR))
     for hour in stale:
-        files = listed[hour]
-        made_of = _made_of(files)
-        if any(file.path in sketches.log.unreadable for file in files):
+        made_of = _made_of(hour.files)
+        if any(file.path in sketches.log.unreadable for file in hour.files):
             made_of = [_UNREADABLE]
         stored[hour.start] = StoredHour(
             made_of,
@@ -297,7 +289,7 @@ def _hours_of_day(sketches: SketchStore, listed: Listed) -> dict[datetime, Profi
         )
     if stale:
         sketches.store(day, dict(sorted(stored.items())))
-    return {hour.start: stored[hour.start].profiles for hour in listed}
+    return {hour.start: stored[hour.start].profiles for hour in hours}
 
 
 def _made_of(files: Sequence[LogFile]) -> Files:
@@ -393,10 +385,7 @@ def spark_window_profile(
     bins = sketches.bins
     key = sketches.bins_key
     days = [
-        Window(
-            max(next(iter(day)).start, window.start),
-            min(next(reversed(day)).end, window.end),
-        )
+        Window(max(day[0].start, window.start), min(day[-1].end, window.end))
         for day in _by_day(_list(log, endpoint, window))
     ]
     if not days:
