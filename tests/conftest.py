@@ -12,21 +12,17 @@ import signal
 import socket
 import sys
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from pathlib import Path
 from types import ModuleType
 from typing import cast
 
 import hypothesis
 import psutil
 import pytest
-from xdist.remote import Producer
 
 from mlflow_deploy_plugin.core.registry import connection
 from tests.support.scheduling import ContinuedScheduling
 from tests.support.services.mlflow_server import MlflowServer
-from tests.support.serving import Served, servers_below
+from tests.support.serving import servers_below
 from tests.support.tracking import create_database
 from tests.support.waiting import free_port as find_free_port
 
@@ -78,14 +74,14 @@ gc.disable()
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ContinuedScheduling | None:
+def pytest_xdist_make_scheduler(config, log):
     if config.getvalue("dist") == "loadfile":
         return ContinuedScheduling(config, log)
     return None
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Iterator[None]:
+def pytest_collection():
     result = yield
     gc.freeze()
     atexit.register(gc.unfreeze)  # Otherwise nanobind's modules report leaks at the end.
@@ -96,14 +92,14 @@ def pytest_collection() -> Iterator[None]:
     return result
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("long") and not item.get_closest_marker("timeout"):
             # On a busy machine, drills of two minutes took over five.
             item.add_marker(pytest.mark.timeout(900))
 
 
-def pytest_unconfigure() -> None:
+def pytest_unconfigure():
     """Kill the remaining servers, because Ctrl-C stops the workers in the middle of
     their tests.
     """
@@ -114,7 +110,7 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def own_home(tmp_path_factory):
     """Stores, caches and logs are in a folder of this session; a test with its own
     folder sets the variables again.
     """
@@ -126,7 +122,7 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def process_of_a_user() -> None:
+def process_of_a_user():
     """Each test begins as in a process of a user, because a command that an earlier
     test ran declares our process.
     """
@@ -135,9 +131,7 @@ def process_of_a_user() -> None:
 
 
 @pytest.fixture(scope="session")
-def alone(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Callable[[str], AbstractContextManager[Path]]:
+def alone(tmp_path_factory):
     """A lock with this name between the workers of the run, and a folder that all
     workers share.
     """
@@ -145,7 +139,7 @@ def alone(
     folder = base if IS_CONTROLLER else base.parent
 
     @contextlib.contextmanager
-    def locked(name: str) -> Iterator[Path]:
+    def locked(name):
         with (folder / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield folder
@@ -154,7 +148,7 @@ def alone(
 
 
 @pytest.fixture(scope="session")
-def new_database(alone: Callable[[str], AbstractContextManager[Path]]) -> Callable[[Path], str]:
+def new_database(alone):
     """Copies an empty mlflow.db, which the first worker of a run creates, into a
     folder, and returns its URI.
     """
@@ -166,10 +160,7 @@ def new_database(alone: Callable[[str], AbstractContextManager[Path]]) -> Callab
 
 
 @pytest.fixture(scope="session")
-def mlflow_server(
-    tmp_path_factory: pytest.TempPathFactory,
-    new_database: Callable[[Path], str],
-) -> Iterator[MlflowServer]:
+def mlflow_server(tmp_path_factory, new_database):
     """The MLflow server of this session; tests use different model names."""
     server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
     new_database(server.folder)
@@ -181,7 +172,7 @@ def mlflow_server(
 
 
 @pytest.fixture
-def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Served]]:
+def serve(tmp_path, monkeypatch):
     """Starts `onnxserve serve ARGUMENTS --state-dir …`, and ends it with the test."""
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     with servers_below(tmp_path) as start:
@@ -189,12 +180,12 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 
 
 @pytest.fixture
-def free_port() -> int:
+def free_port():
     return find_free_port()
 
 
 @pytest.fixture
-def taken_port() -> Iterator[int]:
+def taken_port():
     """A port on which another program listens."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

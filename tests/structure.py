@@ -51,14 +51,7 @@ def measure_folder(folder: Path) -> list[MeasuredFile]:
     """Measure the Python files of a folder, except those that protoc generates."""
     paths = [path for path in sorted(folder.rglob("*.py")) if not path.name.endswith("_pb2.py")]
     with ProcessPoolExecutor() as pool:
-        return list(
-            pool.map(
-                measure_text,
-                map(Path.read_text, paths),
-                paths,
-                chunksize=16,
-            )
-        )
+        return list(pool.map(measure_text, map(Path.read_text, paths), paths, chunksize=16))
 
 
 def measure_text(text: str, path: Path) -> MeasuredFile:
@@ -111,10 +104,7 @@ def count_nodes(nodes: list[ast.AST]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for node in nodes:
         match node:
-            case ast.Assign(
-                [ast.Tuple([_, _, *_] as names), *_],
-                ast.Tuple(values),
-            ):
+            case ast.Assign([ast.Tuple([_, _, *_] as names), *_], ast.Tuple(values)):
                 is_swap = {*map(ast.unparse, names)} == {*map(ast.unparse, values)}
                 counts["tuple-packed assignments"] += not is_swap
             case ast.IfExp():
@@ -168,10 +158,7 @@ def density(group: str, files: list[MeasuredFile]) -> dict[str, float]:
     return {f"{group}: {name}": round(value, 2) for name, value in figures.items()}
 
 
-def tokens_per_part(
-    package: list[MeasuredFile],
-    tests: list[MeasuredFile],
-) -> dict[str, float]:
+def tokens_per_part(package: list[MeasuredFile], tests: list[MeasuredFile]) -> dict[str, float]:
     tokens = Counter({"tokens of tests": sum(file.counts["tokens"] for file in tests)})
     for file in package:
         if file.path.parent != PACKAGE:
@@ -179,20 +166,14 @@ def tokens_per_part(
     return dict(tokens)
 
 
-def worse(
-    limits: dict[str, float],
-    figures: dict[str, float],
-) -> list[str]:
+def worse(limits: dict[str, float], figures: dict[str, float]) -> list[str]:
     """Return a line per figure that exceeds its limit. The limit of a new part is 0."""
     allowed = {name: limits.get(name, 0) * (1 + SLACK) for name in figures}
     names = [name for name, value in figures.items() if value > allowed[name]]
     return [f"{name}: {figures[name]:,}, limit {limits.get(name, 0):,}" for name in names]
 
 
-def better(
-    limits: dict[str, float],
-    figures: dict[str, float],
-) -> dict[str, float]:
+def better(limits: dict[str, float], figures: dict[str, float]) -> dict[str, float]:
     """Return the limits of today's parts, with the figures that are better or new."""
     return {name: min(value, limits.get(name, value)) for name, value in figures.items()}
 

@@ -29,35 +29,29 @@ GUIDES = (DOCS / "guides.md").read_text()
 PAGES = list(chain.from_iterable(sorted((ROOT / folder).glob("*.md")) for folder in FOLDERS))
 
 
-def test_the_reference_page_is_the_one_that_the_code_makes() -> None:
+def test_the_reference_page_is_the_one_that_the_code_makes():
     make_reference = runpy.run_path(str(DOCS / "make_reference.py"))
     assert (DOCS / "reference.md").read_text() == make_reference["reference"](), (
         "run python docs/make_reference.py"
     )
 
 
-def test_the_page_of_errors_is_the_one_that_the_code_makes() -> None:
+def test_the_page_of_errors_is_the_one_that_the_code_makes():
     make_errors = runpy.run_path(str(DOCS / "make_errors.py"))
     assert (DOCS / "errors.md").read_text() == make_errors["page"](), (
         "run python docs/make_errors.py"
     )
 
 
-def test_the_page_of_errors_has_the_problem_and_the_remedy_of_a_message() -> None:
+def test_the_page_of_errors_has_the_problem_and_the_remedy_of_a_message():
     problem = "### `column … has the type …, which an ONNX model cannot read`"
     remedy = "`convert it to numbers, booleans or strings"
     assert f"{problem}\n{remedy}" in (DOCS / "errors.md").read_text()
 
 
-def test_the_site_is_built_without_a_link_that_leads_nowhere(tmp_path: Path) -> None:
+def test_the_site_is_built_without_a_link_that_leads_nowhere(tmp_path):
     command = [f"{sys.prefix}/bin/mkdocs", "build", "--strict", "--site-dir", f"{tmp_path}/site"]
-    built = subprocess.run(
-        command,
-        cwd=DOCS.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    built = subprocess.run(command, cwd=DOCS.parent, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
     front = (tmp_path / "site" / "index.html").read_text()
     assert 'href="monitor.html"' in front
@@ -71,7 +65,7 @@ def test_the_site_is_built_without_a_link_that_leads_nowhere(tmp_path: Path) -> 
     assert [name for name, page in pages.items() if re.search("<th[^>]*></th>", page)] == []
 
 
-def test_the_pages_stay_few_and_short() -> None:
+def test_the_pages_stay_few_and_short():
     """A guide has less than 12 kB. Lists (generated pages, the glossary) and the
     architecture may be longer.
     """
@@ -83,7 +77,7 @@ def test_the_pages_stay_few_and_short() -> None:
     assert (ROOT / "benchmarks" / "RESULTS.md").stat().st_size <= 60_000
 
 
-def test_readme_s_two_commands_are_targets_of_the_makefile() -> None:
+def test_readme_s_two_commands_are_targets_of_the_makefile():
     """tests/journeys/test_install.py runs README's other commands in empty
     environments.
     """
@@ -95,7 +89,7 @@ def test_readme_s_two_commands_are_targets_of_the_makefile() -> None:
     )
 
 
-def test_readme_fits_a_screen_and_has_the_versions_of_setup() -> None:
+def test_readme_fits_a_screen_and_has_the_versions_of_setup():
     lines = README.splitlines()
     assert len(lines) <= 70
     assert [line for line in lines if len(line) > 160] == []
@@ -108,12 +102,8 @@ def test_readme_fits_a_screen_and_has_the_versions_of_setup() -> None:
     assert f"python-{first}%20to%20{last}-" in README
 
 
-def test_the_commands_are_grouped_as_the_guides_and_on_the_site() -> None:
-    groups = re.findall(
-        r"^([A-Z]\w+):$",
-        CliRunner().invoke(main, ["--help"]).output,
-        re.MULTILINE,
-    )
+def test_the_commands_are_grouped_as_the_guides_and_on_the_site():
+    groups = re.findall(r"^([A-Z]\w+):$", CliRunner().invoke(main, ["--help"]).output, re.MULTILINE)
     commands = groups[groups.index("Options") + 1 :]
     assert commands
     guides = re.findall(r"^\| \*\*(\w+)\*\* \|", GUIDES, re.MULTILINE)
@@ -124,18 +114,13 @@ def test_the_commands_are_grouped_as_the_guides_and_on_the_site() -> None:
     assert [title for title in site if title in commands] == commands
 
 
-def test_every_page_of_the_site_is_among_the_guides() -> None:
+def test_every_page_of_the_site_is_among_the_guides():
     linked = set(re.findall(r"\]\(([\w-]+\.md)\)", GUIDES))
     assert {path.name for path in DOCS.glob("*.md")} - linked == {"guides.md"}
 
 
-@pytest.mark.parametrize(
-    "name",
-    sorted(set(onnxserve.__all__) - {"__version__"}),
-)
-def test_the_api_page_has_every_public_function_and_its_docstring_describes_every_parameter(
-    name: str,
-) -> None:
+@pytest.mark.parametrize("name", sorted(set(onnxserve.__all__) - {"__version__"}))
+def test_the_api_page_has_every_public_function_and_its_docstring_describes_every_parameter(name):
     function = getattr(onnxserve, name)
     assert f"::: mlflow_deploy_plugin.{name}\n" in (DOCS / "client.md").read_text()
     described = re.findall(r"^    (\w+): ", inspect.getdoc(function) or "", re.MULTILINE)
@@ -147,11 +132,9 @@ def test_the_api_page_has_every_public_function_and_its_docstring_describes_ever
 
 
 @pytest.mark.parametrize(
-    "page",
-    [page for page in PAGES if page.name != "CHANGELOG.md"],
-    ids=lambda page: page.name,
+    "page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name
 )
-def test_every_command_of_a_page_is_one_with_these_options(page: Path) -> None:
+def test_every_command_of_a_page_is_one_with_these_options(page):
     """The tests that run pages try the content between them
     (tests/support/guides.py).
     """
@@ -175,7 +158,7 @@ def test_every_command_of_a_page_is_one_with_these_options(page: Path) -> None:
         )
 
 
-def test_one_page_has_the_command_that_installs_the_package() -> None:
+def test_one_page_has_the_command_that_installs_the_package():
     """Before its first release, the package is not in any index, and only the command
     of docs/install.md works.
     """
@@ -184,14 +167,14 @@ def test_one_page_has_the_command_that_installs_the_package() -> None:
     assert pages - {"CHANGELOG.md", "release.md", "errors.md"} == {"install.md"}
 
 
-def test_every_folder_and_module_of_the_glossary_is_there() -> None:
+def test_every_folder_and_module_of_the_glossary_is_there():
     paths = re.findall(r"`([a-z_]+/[a-z0-9_/]*(?:\.py)?)`", (DOCS / "glossary.md").read_text())
     roots = [DOCS.parent / "mlflow_deploy_plugin", DOCS.parent]
     assert paths
     assert [path for path in paths if not any((root / path).exists() for root in roots)] == []
 
 
-def test_every_module_and_name_that_the_architecture_sends_to_is_there() -> None:
+def test_every_module_and_name_that_the_architecture_sends_to_is_there():
     page = (DOCS / "architecture.md").read_text()
     folders = ("mlflow_deploy_plugin", "tests", "docs", "docker", "benchmarks")
     modules_of = chain.from_iterable((ROOT / top).rglob("*.py") for top in folders)
@@ -210,7 +193,7 @@ def test_every_module_and_name_that_the_architecture_sends_to_is_there() -> None
     assert {*re.findall(r"`(\w*[A-Z_]\w*)`", page)} - identifiers == set()
 
 
-def test_every_route_and_kind_of_monitor_stands_in_a_guide() -> None:
+def test_every_route_and_kind_of_monitor_stands_in_a_guide():
     guides = "\n".join(page.read_text() for page in PAGES)
     paths = {
         route.path.partition("[")[0] for route in ROUTES if not route.path.startswith("/pages/")
@@ -223,30 +206,20 @@ def test_every_route_and_kind_of_monitor_stands_in_a_guide() -> None:
     ] == []
 
 
-@pytest.mark.parametrize(
-    "document",
-    blocks("toml", (DOCS / "extend.md").read_text()),
-)
+@pytest.mark.parametrize("document", blocks("toml", (DOCS / "extend.md").read_text()))
 def test_a_distribution_of_the_page_on_extensions_is_built_with_the_module_that_it_registers(
-    document: str,
-    tmp_path: Path,
-) -> None:
+    document, tmp_path
+):
     page = (DOCS / "extend.md").read_text()
     for name, code in re.findall(
-        r"^`(\w+\.py)`:\n\n```python\n(.*?)```",
-        page,
-        flags=re.MULTILINE | re.DOTALL,
+        r"^`(\w+\.py)`:\n\n```python\n(.*?)```", page, flags=re.MULTILINE | re.DOTALL
     ):
         (tmp_path / name).write_text(code)
     (tmp_path / "pyproject.toml").write_text(document)
 
     build = "from setuptools import build_meta; build_meta.build_wheel('.')"
     built = subprocess.run(
-        [sys.executable, "-c", build],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-c", build], cwd=tmp_path, capture_output=True, text=True, check=False
     )
 
     assert built.returncode == 0, built.stderr
@@ -256,7 +229,7 @@ def test_a_distribution_of_the_page_on_extensions_is_built_with_the_module_that_
             assert f"{entry.partition(':')[0]}.py" in zipfile.ZipFile(wheel).namelist()
 
 
-def _commands(page: str) -> list[list[str]]:
+def _commands(page):
     """Return the words behind `onnxserve` of each command in a block or between
     back-ticks.
     """

@@ -28,7 +28,7 @@ the routes import the pages when the first one is requested.
 """
 
 
-def requirements_of(extra: str) -> set[str]:
+def requirements_of(extra):
     """Return the packages of `pip install mlflow-onnxserve[extra]`, including the
     packages of nested extras.
     """
@@ -48,29 +48,28 @@ def requirements_of(extra: str) -> set[str]:
     return names
 
 
-def test_mlflow_finds_the_deployment_target() -> None:
+def test_mlflow_finds_the_deployment_target():
     (target,) = entry_points(group="mlflow.deployments", name="onnxserve")
     assert target.value == "mlflow_deploy_plugin.ship.deployments.client"
 
 
-def test_the_command_is_installed() -> None:
+def test_the_command_is_installed():
     (command,) = entry_points(group="console_scripts", name="onnxserve")
     assert command.value == "mlflow_deploy_plugin.cli.entry:main"
     assert callable(command.load())
 
 
 @pytest.mark.parametrize(
-    "extra",
-    ["cpu", "gpu", "sklearn", "torch", "s3", "postgresql", "all", "dev"],
+    "extra", ["cpu", "gpu", "sklearn", "torch", "s3", "postgresql", "all", "dev"]
 )
-def test_no_extra_asks_for_both_runtimes(extra: str) -> None:
+def test_no_extra_asks_for_both_runtimes(extra):
     runtimes = requirements_of(extra) & {"onnxruntime", "onnxruntime-gpu"}
     assert len(runtimes) <= 1
     assert ("onnxruntime-gpu" in runtimes) == (extra == "gpu")
 
 
 @pytest.mark.parametrize("extra", ["cpu", "gpu"])
-def test_the_oldest_runtime_that_is_installed_is_the_oldest_that_opens_a_model(extra: str) -> None:
+def test_the_oldest_runtime_that_is_installed_is_the_oldest_that_opens_a_model(extra):
     config = ConfigParser()
     config.read(ROOT / "setup.cfg")
     lines = config["options.extras_require"][extra].splitlines()
@@ -79,7 +78,7 @@ def test_the_oldest_runtime_that_is_installed_is_the_oldest_that_opens_a_model(e
     assert f"onnxruntime{runtime.specifier}" in REQUIREMENTS
 
 
-def test_the_versions_of_python_that_are_promised_are_installed_made_and_tried() -> None:
+def test_the_versions_of_python_that_are_promised_are_installed_made_and_tried():
     config = ConfigParser()
     config.read(ROOT / "setup.cfg")
     promised = re.findall(r"Python :: 3\.(\d+)", config["metadata"]["classifiers"])
@@ -91,7 +90,7 @@ def test_the_versions_of_python_that_are_promised_are_installed_made_and_tried()
     assert jobs["test"]["strategy"]["matrix"]["python"] == [f"3.{minor}" for minor in promised]
 
 
-def test_dev_requires_all_extras_except_torch_and_transformers() -> None:
+def test_dev_requires_all_extras_except_torch_and_transformers():
     """The Makefile installs the CPU build of torch if it exists; PyPI's build installs
     gigabytes of CUDA.
     """
@@ -99,7 +98,7 @@ def test_dev_requires_all_extras_except_torch_and_transformers() -> None:
     assert not {"torch", "onnxscript"} & requirements_of("dev")
 
 
-def test_constraints_pin_exact_and_compatible_versions() -> None:
+def test_constraints_pin_exact_and_compatible_versions():
     lines = [
         line
         for line in (ROOT / "constraints.txt").read_text().splitlines()
@@ -113,7 +112,7 @@ def test_constraints_pin_exact_and_compatible_versions() -> None:
 
 
 @pytest.mark.parametrize("module", ["mlflow_deploy_plugin", "mlflow_deploy_plugin.serve.http.app"])
-def test_importing_the_server_brings_neither_mlflow_nor_pandas(module: str) -> None:
+def test_importing_the_server_brings_neither_mlflow_nor_pandas(module):
     heavy = "{'mlflow', 'pandas', 'sklearn', 'torch', 'sqlalchemy', 'pyarrow'}"
     code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
     result = subprocess.run(
@@ -122,12 +121,12 @@ def test_importing_the_server_brings_neither_mlflow_nor_pandas(module: str) -> N
     assert result.stdout.strip() == "[]"
 
 
-def test_every_public_name_of_the_package_can_be_imported() -> None:
+def test_every_public_name_of_the_package_can_be_imported():
     package = import_module("mlflow_deploy_plugin")
     assert [name for name in package.__all__ if not hasattr(package, name)] == []
 
 
-def imported_modules(path: Path, modules: dict[str, Path]) -> set[str]:
+def imported_modules(path, modules):
     """Return the modules of the package that a file imports, also within functions and
     for types.
     """
@@ -142,7 +141,7 @@ def imported_modules(path: Path, modules: dict[str, Path]) -> set[str]:
     return imported & modules.keys()
 
 
-def test_no_modules_import_each_other() -> None:
+def test_no_modules_import_each_other():
     folder = ROOT / "mlflow_deploy_plugin"
     modules = {}
     for path in folder.rglob("*.py"):
@@ -159,7 +158,7 @@ def test_no_modules_import_each_other() -> None:
     assert circle == []
 
 
-def test_a_module_name_occurs_once_in_a_part() -> None:
+def test_a_module_name_occurs_once_in_a_part():
     folder = ROOT / "mlflow_deploy_plugin"
     names = Counter(
         (path.relative_to(folder).parts[0], path.stem) for path in folder.glob("*/**/[!_]*.py")
@@ -176,15 +175,10 @@ def test_a_module_name_occurs_once_in_a_part() -> None:
         ("serve.inference_log.log_reader", ("duckdb", "pandas")),
     ],
 )
-def test_a_light_module_loads_no_heavy_library(module: str, others: tuple[str, ...]) -> None:
+def test_a_light_module_loads_no_heavy_library(module, others):
     code = (
         f"import sys, mlflow_deploy_plugin.{module}; print([name for name in sys.modules if "
         f"name.endswith({others})])"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout == "[]\n"

@@ -5,7 +5,6 @@ MLflow's versions have them.
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
 from configparser import ConfigParser
 from functools import cache
 from pathlib import Path
@@ -82,7 +81,7 @@ after them.
 """
 
 
-def used_names(path: Path) -> Iterator[str]:
+def used_names(path):
     """Yield the private names of MLflow that a module imports, or reads from a name
     that it imports.
     """
@@ -108,7 +107,7 @@ def used_names(path: Path) -> Iterator[str]:
             yield f"{module}.{node.attr}"
 
 
-def test_each_private_name_that_the_package_uses_is_listed() -> None:
+def test_each_private_name_that_the_package_uses_is_listed():
     package = Path(mlflow_deploy_plugin.__file__).parent
     names: set[str] = set()
     for path in package.rglob("*.py"):
@@ -117,7 +116,7 @@ def test_each_private_name_that_the_package_uses_is_listed() -> None:
 
 
 @cache
-def definitions(module: Path) -> frozenset[str]:
+def definitions(module):
     """Return the names that a module defines or imports, and `Class.method` of each
     class.
     """
@@ -138,7 +137,7 @@ def definitions(module: Path) -> frozenset[str]:
     return frozenset(names)
 
 
-def is_defined(site: Path, name: str) -> bool:
+def is_defined(site, name):
     """Return True if the MLflow that is installed in a folder defines the name."""
     parts = name.split(".")
     for count in range(len(parts) - 1, 0, -1):
@@ -149,7 +148,7 @@ def is_defined(site: Path, name: str) -> bool:
     return False
 
 
-def admitted_versions() -> str:
+def admitted_versions():
     """Return the versions of MLflow that setup.cfg admits, such as `mlflow >= 3.17, <
     4`.
     """
@@ -162,7 +161,7 @@ def admitted_versions() -> str:
 
 @pytest.mark.install  # MLflow is downloaded.
 @pytest.mark.parametrize("resolution", ["lowest", "highest"])
-def test_the_oldest_and_the_newest_mlflow_have_the_names(resolution: str, tmp_path: Path) -> None:
+def test_the_oldest_and_the_newest_mlflow_have_the_names(resolution, tmp_path):
     command = [
         str(Path(sys.prefix, "bin", "uv")),
         "pip",
@@ -183,7 +182,7 @@ def test_the_oldest_and_the_newest_mlflow_have_the_names(resolution: str, tmp_pa
     assert [message for message, _ in READERS.values() if message not in messages] == []
 
 
-def test_the_installed_mlflow_has_the_names() -> None:
+def test_the_installed_mlflow_has_the_names():
     import mlflow
 
     site = Path(mlflow.__file__).parent.parent

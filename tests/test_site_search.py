@@ -3,14 +3,13 @@
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain
 from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import expect
 
 from tests.support.browser import NEEDS_CHROMIUM, chromium
 from tests.support.guides import ROOT
@@ -19,14 +18,13 @@ pytestmark = [*NEEDS_CHROMIUM, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def site(tmp_path_factory):
     """Return the URL of the site, built from the pages of this checkout."""
     folder = tmp_path_factory.mktemp("site")
     command = [f"{sys.prefix}/bin/mkdocs", "build", "--strict", "--site-dir", str(folder)]
     subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
     server = ThreadingHTTPServer(
-        ("127.0.0.1", 0),
-        partial(SimpleHTTPRequestHandler, directory=folder),
+        ("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=folder)
     )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -35,12 +33,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def browser():
     with chromium() as running:
         yield running
 
 
-def search(browser: Browser, site: str, query: str) -> list[str]:
+def search(browser, site, query):
     """Return the links of the results, the best first. Their parameter `h` has the
     words that a page contains.
     """
@@ -55,12 +53,7 @@ def search(browser: Browser, site: str, query: str) -> list[str]:
     ("query", "words"),
     [("what is a gate", {"gate"}), ("how do I roll back a version?", {"roll", "back", "version"})],
 )
-def test_stop_words_of_a_query_are_ignored(
-    browser: Browser,
-    site: str,
-    query: str,
-    words: set[str],
-) -> None:
+def test_stop_words_of_a_query_are_ignored(browser, site, query, words):
     matched = set(
         chain.from_iterable(
             parse_qs(urlsplit(link).query).get("h", []) for link in search(browser, site, query)
@@ -70,11 +63,11 @@ def test_stop_words_of_a_query_are_ignored(
     assert set(chain.from_iterable(phrase.split() for phrase in matched)) - words == set()
 
 
-def test_a_query_of_stop_words_has_results(browser: Browser, site: str) -> None:
+def test_a_query_of_stop_words_has_results(browser, site):
     assert search(browser, site, "the") != []
 
 
-def test_the_message_of_an_error_is_found_by_its_words(browser: Browser, site: str) -> None:
+def test_the_message_of_an_error_is_found_by_its_words(browser, site):
     links = search(browser, site, "the ZipMap node has no classes")
 
     assert urlsplit(links[0]).path == "/errors.html"
@@ -117,9 +110,7 @@ each with a page or a section that answers it.
 @pytest.mark.parametrize(
     ("question", "answer"), [line.split(" → ") for line in ANSWERS.splitlines()]
 )
-def test_a_question_has_its_answer_in_three_pages(
-    browser: Browser, site: str, question: str, answer: str
-) -> None:
+def test_a_question_has_its_answer_in_three_pages(browser, site, question, answer):
     links = [urlsplit(link) for link in search(browser, site, question)]
     found = [f"{link.path}#{link.fragment}".removeprefix("/") for link in links]
     page, _, section = answer.partition("#")

@@ -3,10 +3,8 @@ version in `tests/stored`.
 """
 
 import json
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -51,13 +49,13 @@ VALUES = ("unreadable", "served_files", "valid_keys", "changes")
 
 
 @pytest.fixture(scope="module", params=FOLDERS, ids=lambda folder: folder.name)
-def folder(request: pytest.FixtureRequest) -> Path:
+def folder(request):
     path: Path = request.param
     return path
 
 
 @pytest.fixture(scope="module")
-def expected(folder: Path) -> Any:
+def expected(folder):
     """Return the contents of the folder, as the version
     that wrote them has read them.
     """
@@ -65,26 +63,19 @@ def expected(folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def store(
-    folder: Path,
-    expected: Any,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Any]:
+def store(folder, expected, tmp_path_factory):
     """Return the contents of the stored store, which this version migrates."""
     url = load_dump(folder / "store.sql", tmp_path_factory.mktemp("stored") / "store.db")
     return as_json(store_contents(url, datetime.fromisoformat(expected["now"])))
 
 
-def test_the_loader_of_a_saved_model_is_the_package(folder: Path) -> None:
+def test_the_loader_of_a_saved_model_is_the_package(folder):
     document = yaml.safe_load((folder / "model" / "MLmodel").read_text())
 
     assert document["flavors"]["python_function"]["loader_module"] == "mlflow_deploy_plugin"
 
 
-def test_both_loaders_answer_as_the_version_that_saved_the_model(
-    folder: Path,
-    expected: Any,
-) -> None:
+def test_both_loaders_answer_as_the_version_that_saved_the_model(folder, expected):
     contents = as_json(model_contents(folder / "model", expected["examples"]))
 
     probabilities = contents["outputs"].pop("probabilities")
@@ -95,14 +86,12 @@ def test_both_loaders_answer_as_the_version_that_saved_the_model(
 
 
 def test_the_reference_of_a_saved_model_has_the_columns_and_rows_that_were_written(
-    folder: Path,
-    expected: Any,
-    tmp_path: Path,
-) -> None:
+    folder, expected, tmp_path
+):
     assert reference_contents(folder / "model", tmp_path) == expected["reference"]
 
 
-def test_a_migrated_store_has_the_tables_of_the_models(folder: Path, tmp_path: Path) -> None:
+def test_a_migrated_store_has_the_tables_of_the_models(folder, tmp_path):
     url = load_dump(folder / "store.sql", tmp_path / "store.db")
     open_store(url).close()
 
@@ -113,7 +102,7 @@ def test_a_migrated_store_has_the_tables_of_the_models(folder: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("part", ROWS)
-def test_a_store_has_the_rows_that_were_written(part: str, store: Any, expected: Any) -> None:
+def test_a_store_has_the_rows_that_were_written(part, store, expected):
     rows = expected["store"][part]
 
     assert rows
@@ -121,12 +110,12 @@ def test_a_store_has_the_rows_that_were_written(part: str, store: Any, expected:
 
 
 @pytest.mark.parametrize("part", VALUES)
-def test_a_store_has_the_values_that_were_written(part: str, store: Any, expected: Any) -> None:
+def test_a_store_has_the_values_that_were_written(part, store, expected):
     assert store[part] == expected["store"][part]
 
 
 @pytest.mark.parametrize("name", ["spec.yaml", "spec-providers.yaml"])
-def test_a_spec_has_the_fields_that_were_written(folder: Path, name: str) -> None:
+def test_a_spec_has_the_fields_that_were_written(folder, name):
     text = (folder / name).read_text()
     documents = list(yaml.safe_load_all(text))
 
@@ -137,10 +126,7 @@ def test_a_spec_has_the_fields_that_were_written(folder: Path, name: str) -> Non
     assert [load_specs(dump_spec(spec)) for spec in specs] == [[spec] for spec in specs]
 
 
-def test_a_policy_has_the_fields_that_were_written_and_keeps_its_digest(
-    folder: Path,
-    expected: Any,
-) -> None:
+def test_a_policy_has_the_fields_that_were_written_and_keeps_its_digest(folder, expected):
     text = (folder / "policy.yaml").read_text()
     document = yaml.safe_load(text)
 
@@ -152,27 +138,21 @@ def test_a_policy_has_the_fields_that_were_written_and_keeps_its_digest(
     assert parse_policy(yaml.safe_dump(contents), "the policy") == policy
 
 
-def test_the_state_files_have_the_versions_that_were_served(folder: Path, expected: Any) -> None:
+def test_the_state_files_have_the_versions_that_were_served(folder, expected):
     contents = as_json(state_contents(folder / "state"))
 
     assert reduced_to(contents, expected["state"]) == expected["state"]
     assert {*contents["wanted"]} == {"flights", "extra"}
 
 
-def test_the_inference_log_has_the_rows_and_labels_that_were_captured(
-    folder: Path,
-    expected: Any,
-) -> None:
+def test_the_inference_log_has_the_rows_and_labels_that_were_captured(folder, expected):
     contents = as_json(log_contents(folder / "log"))
 
     assert reduced_to(contents, expected["log"]) == expected["log"]
     assert len(contents["rows"]) == contents["count"] == 10
 
 
-def test_a_stored_folder_is_never_written_again(
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_stored_folder_is_never_written_again(folder, monkeypatch):
     monkeypatch.setattr("sys.argv", ["write.py", folder.name])
 
     with pytest.raises(SystemExit, match="exists already"):

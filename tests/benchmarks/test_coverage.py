@@ -3,7 +3,6 @@ we convert.
 """
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +25,7 @@ QUICK = (
 
 
 @pytest.fixture
-def case() -> Case:
+def case():
     rows = numbers(1)
     return Case(
         DecisionTreeRegressor(max_depth=4, random_state=0).fit(rows, target(rows)),
@@ -35,40 +34,24 @@ def case() -> Case:
     )
 
 
-def test_hostile_rows_find_nothing_where_the_proof_has_passed(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_hostile_rows_find_nothing_where_the_proof_has_passed(capsys):
     assert coverage.main(["--only", *QUICK, "--processes", "1"]) == 0
 
     *_, header, all_, boosters, nets, rows = capsys.readouterr().out.splitlines()
     assert header.split() == ["models", "equal", "pyfunc", "refused", "wrong", "crashed"]
-    assert all_.split()[:6] == [
-        "all",
-        "4",
-        "3",
-        "(75.0%)",
-        "1",
-        "(25.0%)",
-    ]
+    assert all_.split()[:6] == ["all", "4", "3", "(75.0%)", "1", "(25.0%)"]
     assert boosters.split()[:2] == ["boosters", "0"]
     assert nets.split()[:2] == ["nets", "0"]
     assert "rows through HTTP" in rows
 
 
-def test_judge_reports_wrong_refused_and_crashed_models(
-    case: Case,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_judge_reports_wrong_refused_and_crashed_models(case, monkeypatch):
     """Log models that differ from the judge's: one threshold is changed by a step, and
     one model has other sums.
     """
     off = DecisionTreeRegressor(max_depth=4, random_state=0).fit(case.example, target(case.example))
     off.tree_.threshold[0] = (
-        np.nextafter(
-            np.float32(off.tree_.threshold[0]),
-            np.float32(np.inf),
-        )
-        + 1e-4
+        np.nextafter(np.float32(off.tree_.threshold[0]), np.float32(np.inf)) + 1e-4
     )
     sums = LinearRegression().fit(case.example, target(case.example))
     other = LinearRegression().fit(case.example, target(case.example) * 1.01)
@@ -80,16 +63,11 @@ def test_judge_reports_wrong_refused_and_crashed_models(
     }
     log = onnxserve.log_model
 
-    def log_another(model: Any, *arguments: Any, **options: Any) -> Any:
+    def log_another(model, *arguments, **options):
         if model == "fails":
             raise ValueError("nobody caught it")
         swapped = (
-            {
-                id(case.model): off,
-                id(sums): other,
-            }
-            if options["input_example"].shape[1] > 2
-            else {}
+            {id(case.model): off, id(sums): other} if options["input_example"].shape[1] > 2 else {}
         )
         return log(swapped.get(id(model), model), *arguments, **options)
 

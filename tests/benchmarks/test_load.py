@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -33,11 +32,10 @@ asyncio.run(main())
 
 
 @contextmanager
-def listening(*command: str) -> Iterator[int]:
+def listening(*command):
     port = free_port()
     process = subprocess.Popen(
-        [word.replace("PORT", str(port)) for word in command],
-        stderr=subprocess.DEVNULL,
+        [word.replace("PORT", str(port)) for word in command], stderr=subprocess.DEVNULL
     )
     try:
         wait_until(lambda: _is_open(port), what="the server")
@@ -47,7 +45,7 @@ def listening(*command: str) -> Iterator[int]:
         process.wait()
 
 
-def _is_open(port: int) -> bool:
+def _is_open(port):
     import socket
 
     try:
@@ -57,17 +55,13 @@ def _is_open(port: int) -> bool:
     return True
 
 
-def slow(status: int = 200) -> tuple[str, ...]:
+def slow(status=200):
     return (sys.executable, "-c", SLOW, "PORT", str(status))
 
 
-def test_the_closed_loop_asks_as_fast_as_it_is_answered() -> None:
+def test_the_closed_loop_asks_as_fast_as_it_is_answered():
     with listening(*slow()) as port:
-        measured = closed_loop(
-            Target(port, post("/", b"body"), b"ok"),
-            connections=2,
-            seconds=0.5,
-        )
+        measured = closed_loop(Target(port, post("/", b"body"), b"ok"), connections=2, seconds=0.5)
     # two connections, 20 ms per response, and one more response per connection at the
     # edges
     assert measured.rate <= 104
@@ -78,32 +72,20 @@ def test_the_closed_loop_asks_as_fast_as_it_is_answered() -> None:
     assert measured.wrong == 0
 
 
-@pytest.mark.parametrize(
-    ("status", "wrong"),
-    [(200, 0), (503, 1)],
-)
-def test_a_constant_rate_reports_the_requests_and_a_wrong_response(status: int, wrong: int) -> None:
+@pytest.mark.parametrize(("status", "wrong"), [(200, 0), (503, 1)])
+def test_a_constant_rate_reports_the_requests_and_a_wrong_response(status, wrong):
     with listening(*slow(status)) as port:
-        measured = constant_rate(
-            Target(port, post("/", b"body"), b"ok"),
-            seconds=0.5,
-            rate=100,
-        )
+        measured = constant_rate(Target(port, post("/", b"body"), b"ok"), seconds=0.5, rate=100)
     assert measured.requests == 50 - wrong
     assert measured.wrong == wrong
     assert 0.02 <= measured.p50 <= measured.p99
 
 
-@pytest.mark.parametrize(
-    ("status", "expected"),
-    [(500, b"ok"), (200, b"something else")],
-)
-def test_wrong_answers_are_not_counted_as_requests(status: int, expected: bytes) -> None:
+@pytest.mark.parametrize(("status", "expected"), [(500, b"ok"), (200, b"something else")])
+def test_wrong_answers_are_not_counted_as_requests(status, expected):
     with listening(*slow(status)) as port:
         measured = closed_loop(
-            Target(port, post("/", b"body"), expected),
-            connections=1,
-            seconds=0.2,
+            Target(port, post("/", b"body"), expected), connections=1, seconds=0.2
         )
     assert measured.requests == 0
     assert measured.wrong > 0
@@ -119,11 +101,11 @@ def test_wrong_answers_are_not_counted_as_requests(status: int, expected: bytes)
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n", None),
     ],
 )
-def test_an_answer_is_whole_when_its_head_says_so(answer: bytes, length: int | None) -> None:
+def test_an_answer_is_whole_when_its_head_says_so(answer, length):
     assert answer_length(answer) == length
 
 
-def test_a_row_says_the_median_of_the_rounds_ratios_and_whether_it_holds() -> None:
+def test_a_row_says_the_median_of_the_rounds_ratios_and_whether_it_holds():
     ours = [Measured(rate, 1.0, 0.001, 0.002, 0) for rate in (100, 300, 200)]
     theirs = [Measured(rate, 1.0, 0.001, 0.002, 0) for rate in (10, 10, 100)]
     row = compared("1 row", "slow", ours, theirs, 8)

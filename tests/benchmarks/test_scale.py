@@ -14,17 +14,15 @@ pytestmark = [
     pytest.mark.s3,
     pytest.mark.timeout(600),
     pytest.mark.skipif(
-        not os.environ.get("AWS_ENDPOINT_URL"),
-        reason="no S3 API is named by AWS_ENDPOINT_URL",
+        not os.environ.get("AWS_ENDPOINT_URL"), reason="no S3 API is named by AWS_ENDPOINT_URL"
     ),
     pytest.mark.skipif(
-        not shutil.which("nginx"),
-        reason="nginx is not installed: apt-get install nginx-light",
+        not shutil.which("nginx"), reason="nginx is not installed: apt-get install nginx-light"
     ),
 ]
 
 
-def test_no_request_fails_when_one_of_three_servers_is_killed() -> None:
+def test_no_request_fails_when_one_of_three_servers_is_killed():
     result = scale.servers(4)
 
     assert result.failed == 0
@@ -32,5 +30,5 @@ def test_no_request_fails_when_one_of_three_servers_is_killed() -> None:
     assert len(result.seconds) > 1000
 
 
-def test_three_servers_together_stay_within_one_rate_limit() -> None:
+def test_three_servers_together_stay_within_one_rate_limit():
     assert scale.limits() == pytest.approx(scale.RATE, rel=0.02)

@@ -3,8 +3,6 @@
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -29,10 +27,7 @@ class Server:
         self.port = 0
         self.answered = 0
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._loop.run_until_complete,
-            args=[self._serve()],
-        )
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=[self._serve()])
 
     def __enter__(self) -> "Server":
         self._thread.start()
@@ -62,23 +57,14 @@ class Server:
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
+def server():
     with Server() as server:
         yield server
 
 
-def test_every_answer_is_recorded_with_its_version_and_outcome(
-    server: Server,
-    tmp_path: Path,
-) -> None:
+def test_every_answer_is_recorded_with_its_version_and_outcome(server, tmp_path):
     values = {"1": b"one", "2": b"two"}
-    with OpenLoop(
-        server.port,
-        post("/", b"body"),
-        values,
-        200.0,
-        tmp_path / "kept.npy",
-    ) as loop:
+    with OpenLoop(server.port, post("/", b"body"), values, 200.0, tmp_path / "kept.npy") as loop:
         for mood in ANSWERS:
             server.mood = mood
             seen = server.answered

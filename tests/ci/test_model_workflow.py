@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -24,7 +23,6 @@ from mlflow.deployments import get_deploy_client
 
 from tests.support.guides import ROOT, blocks
 from tests.support.refusals import mentions
-from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import tracking_at
 from tests.support.workflows import StepResult, Workflow
 
@@ -43,11 +41,7 @@ class Repository:
     home: Path
     is_installed: bool = False
 
-    def push(
-        self,
-        parameters: str = "",
-        **inputs: str,
-    ) -> dict[str, list[StepResult]]:
+    def push(self, parameters: str = "", **inputs: str) -> dict[str, list[StepResult]]:
         """Run every job and return the steps of each."""
         caller = yaml.safe_load((self.folder / ".github/workflows/model.yaml").read_text())["jobs"][
             "model"
@@ -65,10 +59,7 @@ class Repository:
         }
         call_inputs = {**caller["with"], **here, **quick, **inputs}
         workflow = Workflow(
-            WORKFLOW,
-            self.folder,
-            call_inputs,
-            environment={"ONNXSERVE_HOME": str(self.home)},
+            WORKFLOW, self.folder, call_inputs, environment={"ONNXSERVE_HOME": str(self.home)}
         )
         installed = self.is_installed  # pip takes up to 40 s to find everything installed
         self.is_installed = True
@@ -76,11 +67,7 @@ class Repository:
 
 
 @pytest.fixture
-def repository(
-    mlflow_server: MlflowServer,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Repository]:
+def repository(mlflow_server, tmp_path, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     folder = Path(shutil.copytree(EXAMPLE, tmp_path / "repository"))
     with tracking_at(mlflow_server.url):
@@ -91,17 +78,12 @@ def repository(
 
 
 def test_a_push_trains_a_version_that_the_gate_refuses_or_a_canary_promotes_or_rolls_back(
-    repository: Repository,
-) -> None:
+    repository,
+):
     first = repository.push(endpoint="")  # there is no version yet for a canary
 
     assert [(step.name, step.status) for step in chain.from_iterable(first.values())] == [
-        *(
-            ("Install", 0),
-            ("Test", 0),
-            ("Train", 0),
-            ("Gate", 0),
-        ),
+        *(("Install", 0), ("Test", 0), ("Train", 0), ("Gate", 0)),
         *(("Install", 0), ("Promote", 0)),
     ]
     assert champion() == "1"
@@ -121,7 +103,7 @@ def test_a_push_trains_a_version_that_the_gate_refuses_or_a_canary_promotes_or_r
             ("Gate", 1),
         ]
         assert worse["version"][-1].error.startswith(
-            f"{MODEL} version 3 stays where it is: evaluation",
+            f"{MODEL} version 3 stays where it is: evaluation"
         )
         assert worse["canary"] == []
         assert champion() == "2"
@@ -132,14 +114,14 @@ def test_a_push_trains_a_version_that_the_gate_refuses_or_a_canary_promotes_or_r
         (canary,) = bad["canary"]
         assert canary.status == 1
         assert canary.error.startswith(
-            f"{MODEL} version 4 is not promoted: {MODEL}: version 2 → 4: rolled back",
+            f"{MODEL} version 4 is not promoted: {MODEL}: version 2 → 4: rolled back"
         )
         assert champion() == "2"
     finally:
         client.delete_deployment(MODEL)
 
 
-def test_the_script_for_gitlab_trains_and_gates_a_version(repository: Repository) -> None:
+def test_the_script_for_gitlab_trains_and_gates_a_version(repository):
     (document,) = (
         block
         for block in blocks("yaml", (ROOT / "docs/render.md").read_text())
@@ -167,7 +149,7 @@ def test_the_script_for_gitlab_trains_and_gates_a_version(repository: Repository
     assert (repository.folder / "version.env").read_text() == "VERSION=1\n"
 
 
-def test_a_training_that_registers_nothing_stops_in_one_line(repository: Repository) -> None:
+def test_a_training_that_registers_nothing_stops_in_one_line(repository):
     MlflowClient().create_registered_model(MODEL)
     (repository.folder / "train.py").write_text("")
     (repository.folder / "tests/test_train.py").write_text("def test_it():\n    pass\n")
@@ -179,15 +161,15 @@ def test_a_training_that_registers_nothing_stops_in_one_line(repository: Reposit
     assert failed["canary"] == []
 
 
-def champion() -> str:
+def champion():
     return str(MlflowClient().get_model_version_by_alias(MODEL, "champion").version)
 
 
-def held_out() -> pd.DataFrame:
+def held_out():
     return pd.read_csv(EXAMPLE / "held_out.csv").drop(columns="benign")
 
 
-def doubtful_rows() -> pd.DataFrame:
+def doubtful_rows():
     """Return held-out rows for which strengths of 0.8 and 0.05 give different
     predictions.
     """
@@ -197,21 +179,19 @@ def doubtful_rows() -> pd.DataFrame:
 
 
 @contextmanager
-def traffic(url: str, rows: pd.DataFrame) -> Iterator[Counter[tuple[str, int]]]:
+def traffic(url, rows):
     """Send the rows repeatedly, and count the responses by version and status."""
     ended = threading.Event()
     answers = Counter[tuple[str, int]]()
 
-    def ask() -> None:
+    def ask():
         session = requests.Session()
         while True:
             for row in rows.to_dict("records"):
                 if ended.wait(0.01):
                     return
                 answer = session.post(
-                    f"{url}/invocations",
-                    json={"dataframe_records": [row]},
-                    timeout=30,
+                    f"{url}/invocations", json={"dataframe_records": [row]}, timeout=30
                 )
                 answers[answer.headers.get("X-Model-Version", ""), answer.status_code] += 1
 

@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
 import yaml
@@ -15,7 +14,7 @@ RELEASE = ROOT / ".github/workflows/release.yaml"
 
 
 @pytest.fixture
-def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def clone(tmp_path, monkeypatch):
     """Return a separate repository with the committed files."""
     for role in ("AUTHOR", "COMMITTER"):
         monkeypatch.setenv(f"GIT_{role}_NAME", "somebody")
@@ -26,9 +25,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.long
-def test_the_checklist_makes_a_tag_that_the_workflow_takes_with_the_changelog_s_words(
-    clone: Path,
-) -> None:
+def test_the_checklist_makes_a_tag_that_the_workflow_takes_with_the_changelog_s_words(clone):
     run_page("release.md", clone, "")
     tag = git(clone, "tag").strip()
 
@@ -38,13 +35,8 @@ def test_the_checklist_makes_a_tag_that_the_workflow_takes_with_the_changelog_s_
         "mlflow_onnxserve-0.2.0-py3-none-any.whl",
         "mlflow_onnxserve-0.2.0.tar.gz",
     ]
-    version, notes, _ = Workflow(
-        RELEASE,
-        clone,
-        environment={"GITHUB_REF_NAME": tag},
-    ).run(
-        "build",
-        leave_out=["Build"],
+    version, notes, _ = Workflow(RELEASE, clone, environment={"GITHUB_REF_NAME": tag}).run(
+        "build", leave_out=["Build"]
     )
     assert (version.status, notes.status) == (0, 0), version.output + notes.output
     written = (clone / "release" / "notes.md").read_text()
@@ -53,7 +45,7 @@ def test_the_checklist_makes_a_tag_that_the_workflow_takes_with_the_changelog_s_
 
 
 @pytest.mark.long
-def test_the_page_on_pypi_leads_to_the_files_of_the_tag(clone: Path) -> None:
+def test_the_page_on_pypi_leads_to_the_files_of_the_tag(clone):
     at = "https://github.com/somebody/onnxserve"
     tag = f"v{__version__}"
     environment = {
@@ -66,13 +58,8 @@ def test_the_page_on_pypi_leads_to_the_files_of_the_tag(clone: Path) -> None:
         "Build",
     ]
 
-    (linked,) = Workflow(
-        RELEASE,
-        clone,
-        environment={**environment, "GITHUB_REF_NAME": tag},
-    ).run(
-        "build",
-        leave_out,
+    (linked,) = Workflow(RELEASE, clone, environment={**environment, "GITHUB_REF_NAME": tag}).run(
+        "build", leave_out
     )
 
     assert linked.status == 0, linked.output
@@ -94,42 +81,32 @@ def test_the_page_on_pypi_leads_to_the_files_of_the_tag(clone: Path) -> None:
         (f"v{__version__}", 1, f"CHANGELOG.md has no section [{__version__}]"),
     ],
 )
-def test_a_tag_that_does_not_fit_is_refused_in_one_line(
-    clone: Path,
-    tag: str,
-    step: int,
-    said: str,
-) -> None:
+def test_a_tag_that_does_not_fit_is_refused_in_one_line(clone, tag, step, said):
     (clone / "CHANGELOG.md").write_text("# Changelog\n\n## [Unreleased]\n\n- Much.\n")
 
     steps = Workflow(RELEASE, clone, environment={"GITHUB_REF_NAME": tag}).run(
-        "build",
-        leave_out=["Build"],
+        "build", leave_out=["Build"]
     )
 
     assert steps[-1].status == 1
     assert steps[step].error == said
 
 
-def test_the_version_stands_in_one_place() -> None:
+def test_the_version_stands_in_one_place():
     """Only version.py contains the version, and charts, whose format requires it as
     text.
     """
     places = ("mlflow_deploy_plugin", "docker", "setup.cfg", "pyproject.toml", "Makefile")
     files = git(ROOT, "grep", "-lwF", __version__, "--", *places).split()
     assert [name for name in files if not name.endswith("Chart.yaml")] == [
-        "mlflow_deploy_plugin/core/version.py",
+        "mlflow_deploy_plugin/core/version.py"
     ]
     for name in set(files) - {"mlflow_deploy_plugin/core/version.py"}:
         chart = yaml.safe_load((ROOT / name).read_text())
         assert {str(chart["version"]), str(chart["appVersion"])} == {__version__}
 
 
-def git(folder: Path, *arguments: str) -> str:
+def git(folder, *arguments):
     return subprocess.run(
-        ["git", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=True,
+        ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
     ).stdout

@@ -1,30 +1,24 @@
 """Small ONNX models in the MLflow server of the test session."""
 
 import itertools
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import mlflow
 import mlflow.onnx
-import onnx
 import pytest
 from mlflow import MlflowClient
-from mlflow.deployments import BaseDeploymentClient
 
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.core.store.store import Store
-from tests.support.deployments import Models, empty_home, save_models
+from tests.support.deployments import empty_home, save_models
 from tests.support.models import adder, parse_graph
-from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 
 _numbers = itertools.count(1)
 
 
-def counter() -> onnx.ModelProto:
+def counter():
     """Counts to the number it is given, one step after the other: a request that takes
     as long as one likes.
     """
@@ -39,12 +33,12 @@ def counter() -> onnx.ModelProto:
               t = Add(s, unit) }>
           nothing = Sub(x, x)
           y = Add(nothing, total)
-        }""",
+        }"""
     )
 
 
 @pytest.fixture(scope="session")
-def logged(mlflow_server: MlflowServer) -> dict[str, str]:
+def logged(mlflow_server):
     """Return URIs of logged models: adders by their summand, a slow model, and models
     without or with broken ONNX.
     """
@@ -56,15 +50,9 @@ def logged(mlflow_server: MlflowServer) -> dict[str, str]:
         }
         uris["slow"] = mlflow.onnx.log_model(counter(), name="slow", **requirements).model_uri
         uris["pyfunc"] = mlflow.pyfunc.log_model(
-            name="pyfunc",
-            loader_module="json",
-            pip_requirements=["mlflow"],
+            name="pyfunc", loader_module="json", pip_requirements=["mlflow"]
         ).model_uri
-        uris["broken"] = mlflow.onnx.log_model(
-            adder(9),
-            name="broken",
-            **requirements,
-        ).model_uri
+        uris["broken"] = mlflow.onnx.log_model(adder(9), name="broken", **requirements).model_uri
     model_id = uris["broken"].removeprefix("models:/")
     (file,) = mlflow_server.folder.glob(f"artifacts/**/{model_id}/artifacts/model.onnx")
     file.write_bytes(b"not a graph")
@@ -83,23 +71,17 @@ class Registered:
 
 
 @pytest.fixture
-def register(
-    mlflow_server: MlflowServer,
-    logged: dict[str, str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Callable[..., Registered]:
+def register(mlflow_server, logged, monkeypatch):
     """Registers logged models as versions 1, 2, … of a model of this test's own."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.url)
 
-    def make(*kinds: str) -> Registered:
+    def make(*kinds):
         client = MlflowClient(mlflow_server.url)
         name = f"model-{next(_numbers)}"
         client.create_registered_model(name)
         for kind in kinds:
             client.create_model_version(
-                name,
-                logged[kind],
-                model_id=logged[kind].removeprefix("models:/"),
+                name, logged[kind], model_id=logged[kind].removeprefix("models:/")
             )
         return Registered(client, name)
 
@@ -107,19 +89,19 @@ def register(
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+def models(tmp_path_factory):
     return save_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BaseDeploymentClient]:
+def home(tmp_path_factory):
     """A client on a home of this module's own, which the commands use too."""
     with empty_home(tmp_path_factory.mktemp("home")) as client:
         yield client
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+def store(tmp_path, monkeypatch):
     """Return the store of an empty ONNXSERVE_HOME, which is the folder of the test."""
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
     return open_store(load_settings().store_url)

@@ -4,10 +4,9 @@ import json
 import sqlite3
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.settings import load_settings
@@ -22,7 +21,7 @@ from tests.support.refusals import mentions
 
 
 @pytest.fixture
-def trail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def trail(tmp_path, monkeypatch):
     """Record events of an endpoint and its model, and of another endpoint and model."""
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
     store = open_store(load_settings().store_url)
@@ -49,15 +48,15 @@ def trail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store.close()
 
 
-def audit(*arguments: str) -> Result:
+def audit(*arguments):
     return CliRunner().invoke(main, ["audit", *arguments])
 
 
-def history(*arguments: str) -> Result:
+def history(*arguments):
     return audit("history", *arguments)
 
 
-def test_an_endpoint_has_its_own_history_and_that_of_its_model(trail: None) -> None:
+def test_an_endpoint_has_its_own_history_and_that_of_its_model(trail):
     lines = history("flights").output.splitlines()
     entries = [line.partition("Z  ")[2] for line in lines if not line.startswith(" ")]
     assert entries[1:] == [
@@ -68,7 +67,7 @@ def test_an_endpoint_has_its_own_history_and_that_of_its_model(trail: None) -> N
     assert "    seconds 0.4 s" in lines
 
 
-def test_a_step_of_a_rollout_is_one_line(trail: None) -> None:
+def test_a_step_of_a_rollout_is_one_line(trail):
     store = open_store(load_settings().store_url)
     store.record(
         "traffic",
@@ -79,21 +78,16 @@ def test_a_step_of_a_rollout_is_one_line(trail: None) -> None:
     )
     figures = {"rollout": 1, "state": "stepping"}
     store.record(
-        "rollout.step",
-        endpoint="flights",
-        version="7",
-        before="0 %",
-        after="10 %",
-        detail=figures,
+        "rollout.step", endpoint="flights", version="7", before="0 %", after="10 %", detail=figures
     )
     store.close()
     lines = history("flights", "--limit", "2").output.splitlines()
     assert [line.partition("  rollout.step  ")[2] for line in lines] == [
-        "flights version 7: 0 % → 10 %",
+        "flights version 7: 0 % → 10 %"
     ]
 
 
-def test_a_promotion_is_one_line_with_all_that_was_done_for_it(trail: None) -> None:
+def test_a_promotion_is_one_line_with_all_that_was_done_for_it(trail):
     store = open_store(load_settings().store_url)
     verdict = {"model": "delay", "version": "8", "actor": "ann"}
     # The gate ran separately, an hour earlier.
@@ -109,26 +103,14 @@ def test_a_promotion_is_one_line_with_all_that_was_done_for_it(trail: None) -> N
     for tag in ("onnxserve.gate", "onnxserve.gate_policy_digest"):
         store.record("tag", after="passed", detail={"tag": tag}, **verdict)
     store.record(
-        "tag",
-        model="delay",
-        version="6",
-        before="passed",
-        detail={"tag": "onnxserve.gate"},
+        "tag", model="delay", version="6", before="passed", detail={"tag": "onnxserve.gate"}
     )
     store.record(
-        "transition",
-        before="None",
-        after="Production",
-        detail={"stood_there": "7"},
-        **verdict,
+        "transition", before="None", after="Production", detail={"stood_there": "7"}, **verdict
     )
     detail = {"to": "Production", "gate": "passed", "report": "http://mlflow/2", "begun": begun}
     store.record(
-        "promote",
-        before="version 7",
-        after="version 8 in Production",
-        detail=detail,
-        **verdict,
+        "promote", before="version 7", after="version 8 in Production", detail=detail, **verdict
     )
     store.close()
     lines = history("flights").output.splitlines()
@@ -148,12 +130,12 @@ def test_a_promotion_is_one_line_with_all_that_was_done_for_it(trail: None) -> N
     assert actions[3:] == ["gate", "gate", "tag", "tag", "tag", "transition", "promote"]
 
 
-def test_control_characters_in_typed_text_stay_on_one_line(trail: None) -> None:
+def test_control_characters_in_typed_text_stay_on_one_line(trail):
     store = open_store(load_settings().store_url)
     store.record("tag", model="delay", before="a: 1\nb: 2", why="\x1b[2J gone")
     store.close()
     assert history("--model", "delay", "--limit", "1").output.splitlines()[1:] == [
-        "    why:  [2J gone",
+        "    why:  [2J gone"
     ]
     assert (
         history("--model", "delay", "--limit", "1")
@@ -162,7 +144,7 @@ def test_control_characters_in_typed_text_stay_on_one_line(trail: None) -> None:
     )
 
 
-def test_json_lines_hold_every_field(trail: None) -> None:
+def test_json_lines_hold_every_field(trail):
     lines = [json.loads(line) for line in history("flights", "-o", "jsonl").output.splitlines()]
     assert [line["action"] for line in lines] == ["create", "transition", "traffic"]
     assert lines[2] | {"at": ""} == {
@@ -180,28 +162,22 @@ def test_json_lines_hold_every_field(trail: None) -> None:
     assert lines[2]["at"].endswith("+00:00")
 
 
-def test_json_is_one_document_and_the_newest_can_be_asked_for(trail: None) -> None:
+def test_json_is_one_document_and_the_newest_can_be_asked_for(trail):
     assert [
         event["action"]
         for event in json.loads(history("flights", "-o", "json", "--limit", "2").output)
-    ] == [
-        "transition",
-        "traffic",
-    ]
+    ] == ["transition", "traffic"]
 
 
-def test_a_model_and_everything_can_be_asked_for(trail: None) -> None:
+def test_a_model_and_everything_can_be_asked_for(trail):
     assert [
         json.loads(line)["version"]
         for line in history("--model", "delay", "-o", "jsonl").output.splitlines()
-    ] == [
-        "7",
-        "8",
-    ]
+    ] == ["7", "8"]
     assert len(history("-o", "jsonl").output.splitlines()) == 5
 
 
-def test_deleted_endpoint_keeps_its_history_and_that_of_its_model(trail: None) -> None:
+def test_deleted_endpoint_keeps_its_history_and_that_of_its_model(trail):
     store = open_store(load_settings().store_url)
     store.remove_endpoint("flights")
     store.close()
@@ -211,22 +187,22 @@ def test_deleted_endpoint_keeps_its_history_and_that_of_its_model(trail: None) -
     assert actions == ["create", "transition", "traffic", "delete"]
 
 
-def test_an_endpoint_that_never_was_is_one_line_and_exit_status_1(trail: None) -> None:
+def test_an_endpoint_that_never_was_is_one_line_and_exit_status_1(trail):
     result = history("flihgts", "-o", "jsonl")
     assert mentions(said(result), "'flihgts'", "'flights'")
 
 
-def test_model_without_a_history_gets_a_message_naming_it(trail: None) -> None:
+def test_model_without_a_history_gets_a_message_naming_it(trail):
     assert mentions(history("--model", "tides").output, "tides")
     assert history("--model", "tides", "-o", "jsonl").output == ""
 
 
-def tamper(tmp_path: Path, statement: str) -> None:
+def tamper(tmp_path, statement):
     with closing(sqlite3.connect(tmp_path / "onnxserve.db")) as connection, connection:
         connection.execute(statement)
 
 
-def test_verify_finds_tampering(trail: None, tmp_path: Path) -> None:
+def test_verify_finds_tampering(trail, tmp_path):
     unsigned = history("--verify")
     assert unsigned.exit_code == 1
     assert mentions(unsigned.stdout, "unsigned", "5 events", "0 of them")
@@ -244,7 +220,7 @@ def test_verify_finds_tampering(trail: None, tmp_path: Path) -> None:
     assert json.loads(history("--verify", "--model", "delay", "-o", "json").stdout)["faults"] == []
 
 
-def test_verify_names_keys_that_signed_nothing(trail: None, tmp_path: Path) -> None:
+def test_verify_names_keys_that_signed_nothing(trail, tmp_path):
     keys = read_key_file(tmp_path / "audit.pem")
     other = read_key_file(tmp_path / "other.pem")
     with closing(open_store(load_settings().store_url, keys=keys)) as store:
@@ -255,7 +231,7 @@ def test_verify_names_keys_that_signed_nothing(trail: None, tmp_path: Path) -> N
     assert mentions(result.stdout, "intact", f"the key {other.key_id} has signed no event")
 
 
-def test_verify_with_keys_and_a_checkpoint(trail: None, tmp_path: Path) -> None:
+def test_verify_with_keys_and_a_checkpoint(trail, tmp_path):
     keys = read_key_file(tmp_path / "audit.pem")
     with closing(open_store(load_settings().store_url, keys=keys)) as store:
         seal(store)
@@ -282,13 +258,7 @@ def test_verify_with_keys_and_a_checkpoint(trail: None, tmp_path: Path) -> None:
         (1, None, []),
     ],
 )
-def test_verify_needs_a_timely_checkpoint(
-    trail: None,
-    tmp_path: Path,
-    sealed: int,
-    age: timedelta | None,
-    words: list[str],
-) -> None:
+def test_verify_needs_a_timely_checkpoint(trail, tmp_path, sealed, age, words):
     keys = read_key_file(tmp_path / "audit.pem")
     options = ["--verify"]
     start = Clock(datetime.now(UTC) - timedelta(hours=sealed))
@@ -304,9 +274,7 @@ def test_verify_needs_a_timely_checkpoint(
     assert (verified.exit_code, mentions(verified.stdout, *words)) == (int(bool(words)), True)
 
 
-def test_adopt_accepts_removed_events(
-    trail: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_adopt_accepts_removed_events(trail, tmp_path, monkeypatch):
     adopt = ("adopt", "--why", "restored")
     assert mentions(said(audit(*adopt)), "ONNXSERVE_AUDIT_KEY_FILE")
     monkeypatch.setenv("ONNXSERVE_AUDIT_KEY_FILE", str(tmp_path / "audit.pem"))
@@ -332,13 +300,9 @@ def test_adopt_accepts_removed_events(
         (["--checkpoint", __file__], ["not a checkpoint"]),
     ],
 )
-def test_verify_refuses_files_that_it_cannot_use(
-    trail: None,
-    options: list[str],
-    words: list[str],
-) -> None:
+def test_verify_refuses_files_that_it_cannot_use(trail, options, words):
     assert mentions(said(history("--verify", *options)), *words)
 
 
-def test_verify_checks_no_single_endpoint(trail: None) -> None:
+def test_verify_checks_no_single_endpoint(trail):
     assert history("flights", "--verify").exit_code == 2

@@ -4,23 +4,19 @@ options.
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.retrainings import Retrainings
-from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.promote.rollouts.leadership import STORE_LEASE
 from tests.support.clusters import silent_api
 from tests.support.refusals import mentions
@@ -38,10 +34,7 @@ finally:
 
 
 @pytest.mark.long
-def test_it_asks_the_registry_without_pandas_and_its_like(
-    tmp_path: Path,
-    new_database: Callable[[Path], str],
-) -> None:
+def test_it_asks_the_registry_without_pandas_and_its_like(tmp_path, new_database):
     environment = {
         **os.environ,
         "ONNXSERVE_HOME": str(tmp_path),
@@ -62,12 +55,7 @@ def test_it_asks_the_registry_without_pandas_and_its_like(
         "1",
     ]
     result = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-        timeout=120,
+        command, capture_output=True, text=True, env=environment, check=False, timeout=120
     )
 
     assert result.stdout == "[]\n"
@@ -84,21 +72,13 @@ def test_it_asks_the_registry_without_pandas_and_its_like(
     ],
 )
 def test_rollout_status_and_list_read_the_store_without_importing_mlflow_or_arrow(
-    store: Store,
-    tmp_path: Path,
-    command: list[str],
-    answer: str,
-) -> None:
+    store, tmp_path, command, answer
+):
     store.add_rollout("flights", ROLLOUT.to_json(), "promoted")
     environment = {**os.environ, "ONNXSERVE_HOME": str(tmp_path)}
     typed = [sys.executable, "-c", CODE, "mlflow,limits,kubernetes,pyarrow", *command]
     result = subprocess.run(
-        typed,
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=True,
-        timeout=120,
+        typed, capture_output=True, text=True, env=environment, check=True, timeout=120
     )
 
     assert answer in result.stdout
@@ -122,44 +102,37 @@ PLAN = {
 }
 
 
-def ask(*arguments: str) -> Result:
+def ask(*arguments):
     return CliRunner().invoke(main, ["retrain", "run", *arguments])
 
 
-def listed(*arguments: str) -> str:
+def listed(*arguments):
     return CliRunner().invoke(main, ["retrain", "list", *arguments]).output
 
 
-def test_retrain_without_an_endpoint_asks_for_its_name(store: Store) -> None:
+def test_retrain_without_an_endpoint_asks_for_its_name(store):
     result = ask()
     assert result.exit_code == 2
     assert mentions(result.output.splitlines()[-1], "NAME")
 
 
-def test_unknown_endpoint_is_an_error_for_retrain_and_lists_no_retrainings(store: Store) -> None:
+def test_unknown_endpoint_is_an_error_for_retrain_and_lists_no_retrainings(store):
     result = ask("flights")
     assert result.exit_code == 1
     assert mentions(result.output, "no endpoint", "'flights'")
     assert mentions(listed("flights"), "no retrainings", "'flights'")
 
 
-def test_started_retraining_points_to_the_retrainings_command(
-    store: Store,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_started_retraining_points_to_the_retrainings_command(store, monkeypatch):
     begun = Retrainings(store).add(
-        "flights",
-        "accuracy",
-        "X",
-        {"kind": "asked", "why": "new"},
-        PLAN,
+        "flights", "accuracy", "X", {"kind": "asked", "why": "new"}, PLAN
     )
     monkeypatch.setattr(TRIGGER, lambda *_, **__: begun)
     store.acquire_lease(STORE_LEASE, "controller@here", 15.0)
     assert mentions(ask("flights").output, "controller@here", "`onnxserve retrain list`")
 
 
-def test_list_shows_the_cause_and_state_of_a_retraining(store: Store) -> None:
+def test_list_shows_the_cause_and_state_of_a_retraining(store):
     cause = {"kind": "asked", "why": "asked by ada: new carrier"}
     Retrainings(store).add("flights", "accuracy", "X", cause, PLAN)
     text = listed()
@@ -168,7 +141,7 @@ def test_list_shows_the_cause_and_state_of_a_retraining(store: Store) -> None:
     assert json.loads(listed("-o", "json"))[0]["state"] == "waiting"
 
 
-def test_wait_shows_how_a_retraining_ends(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wait_shows_how_a_retraining_ends(store, monkeypatch):
     cause = {"kind": "asked", "why": "asked by ada"}
     begun = Retrainings(store).add("flights", "accuracy", "X", cause, PLAN)
     monkeypatch.setattr(TRIGGER, lambda *_, **__: begun)
@@ -187,11 +160,11 @@ def test_wait_shows_how_a_retraining_ends(store: Store, monkeypatch: pytest.Monk
 
 
 @pytest.mark.long
-def test_a_controller_leaves_on_sigterm_while_a_cluster_hangs(store: Store, tmp_path: Path) -> None:
+def test_a_controller_leaves_on_sigterm_while_a_cluster_hangs(store, tmp_path):
     store.add_endpoint("onnxserve:/kubernetes/ml", new_endpoint("flights", "models:/X/Production"))
     command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "controller"]
 
-    def answer_without_end(connection: socket.socket) -> None:
+    def answer_without_end(connection):
         with connection, suppress(OSError):
             while True:
                 connection.send(b"x")  # Each byte restarts the timeout of the client.
@@ -200,15 +173,9 @@ def test_a_controller_leaves_on_sigterm_while_a_cluster_hangs(store: Store, tmp_
     with silent_api(tmp_path) as (config, listener):
         environment = {**os.environ, "ONNXSERVE_HOME": str(tmp_path), "KUBECONFIG": str(config)}
         with subprocess.Popen(
-            command,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
+            command, stderr=subprocess.PIPE, text=True, env=environment
         ) as running:
-            threading.Thread(
-                target=answer_without_end,
-                args=(listener.accept()[0],),
-            ).start()
+            threading.Thread(target=answer_without_end, args=(listener.accept()[0],)).start()
             running.terminate()
             complaint = running.communicate(timeout=120)[1]
 
@@ -216,10 +183,7 @@ def test_a_controller_leaves_on_sigterm_while_a_cluster_hangs(store: Store, tmp_
     assert mentions(complaint, "controller", "8 s")
 
 
-def test_migrate_makes_the_store_and_says_why_it_cannot(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_migrate_makes_the_store_and_says_why_it_cannot(tmp_path, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_STORE_URI", f"sqlite:///{tmp_path}/new/store.db")
     for _ in range(2):
         assert (

@@ -1,7 +1,6 @@
 """Tests of `onnxserve doctor`."""
 
 import json
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -12,13 +11,13 @@ from tests.support.refusals import mentions
 
 
 @pytest.fixture(autouse=True)
-def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def environment(tmp_path, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
 
 
-def test_an_environment_that_fits_has_no_failed_check(tmp_path: Path) -> None:
+def test_an_environment_that_fits_has_no_failed_check(tmp_path):
     ended = CliRunner().invoke(main, ["doctor", "-o", "json"])
     checks = {check["check"]: (check["state"], check["text"]) for check in json.loads(ended.stdout)}
     assert ended.exit_code == 0
@@ -40,9 +39,7 @@ def test_an_environment_that_fits_has_no_failed_check(tmp_path: Path) -> None:
         ("ONNXSERVE_LOG_URI", "gs://bucket", "log", "s3://BUCKET/PREFIX"),
     ],
 )
-def test_a_failed_check_is_one_line_with_the_remedy(
-    variable: str, value: str, check: str, remedy: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_check_is_one_line_with_the_remedy(variable, value, check, remedy, monkeypatch):
     monkeypatch.setenv(variable, value)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     ended = CliRunner().invoke(main, ["doctor"])
@@ -53,9 +50,7 @@ def test_a_failed_check_is_one_line_with_the_remedy(
     assert "secret" not in ended.output
 
 
-def test_two_onnx_runtimes_are_a_failed_check(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_onnx_runtimes_are_a_failed_check(tmp_path, monkeypatch):
     folder = tmp_path / "onnxruntime_gpu-1.31.1.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text("Name: onnxruntime-gpu\nVersion: 1.31.1\n")

@@ -1,16 +1,12 @@
 """Tests of `onnxserve endpoint …`, `list`, `start` and `stop`."""
 
 import json
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
-from mlflow.deployments import BaseDeploymentClient
+from click.testing import CliRunner
 from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.cli.commands import main
@@ -20,15 +16,14 @@ from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
 from mlflow_deploy_plugin.core.store.tables import EndpointRow
 from tests.support.commands import said
-from tests.support.deployments import Models
 from tests.support.refusals import mentions
 
 
-def endpoint(*arguments: str) -> Result:
+def endpoint(*arguments):
     return CliRunner().invoke(main, ["endpoint", *arguments])
 
 
-def told(*arguments: str) -> Any:
+def told(*arguments):
     """Return the JSON output of the command."""
     result = endpoint(*arguments, "-o", "json")
     assert result.exit_code == 0, result.output
@@ -36,18 +31,9 @@ def told(*arguments: str) -> Any:
 
 
 @pytest.mark.long
-def test_an_endpoint_is_created_filled_shared_out_and_deleted(
-    home: BaseDeploymentClient,
-    models: Models,
-    free_port: int,
-) -> None:
+def test_an_endpoint_is_created_filled_shared_out_and_deleted(home, models, free_port):
     created = endpoint(
-        "create",
-        "flights",
-        "-C",
-        f"server.port={free_port}",
-        "--why",
-        "for the summer",
+        "create", "flights", "-C", f"server.port={free_port}", "--why", "for the summer"
     )
     assert created.stdout.splitlines()[0] == "flights: empty"
     home.create_deployment("champion", models.once, endpoint="flights")
@@ -56,14 +42,7 @@ def test_an_endpoint_is_created_filled_shared_out_and_deleted(
     moved = endpoint("traffic", "flights", "champion=95", "challenger=5", "--why", "a canary")
     lines = [line.split() for line in moved.stdout.splitlines()]
     assert lines[0] == ["flights:", "running", "at", f"http://127.0.0.1:{free_port}"]
-    assert [
-        (
-            line[0],
-            line[1],
-            line[-1],
-        )
-        for line in lines[1:3]
-    ] == [
+    assert [(line[0], line[1], line[-1]) for line in lines[1:3]] == [
         ("champion", "95", "running"),
         ("challenger", "5", "running"),
     ]
@@ -71,13 +50,10 @@ def test_an_endpoint_is_created_filled_shared_out_and_deleted(
     assert told("get", "flights")["traffic"] == {"champion": 95, "challenger": 5}
     assert told("update", "flights", "-C", "traffic.challenger=6", "-C", "sticky.header=X-User-Id")[
         "traffic"
-    ] == {
-        "champion": 95,
-        "challenger": 6,
-    }
+    ] == {"champion": 95, "challenger": 6}
     assert mentions(endpoint("get", "flights").stdout, "sticky", "x-user-id")
 
-    def deleted(*arguments: str) -> str:
+    def deleted(*arguments):
         return CliRunner().invoke(main, ["delete", *arguments]).output
 
     assert deleted("challenger", "--dry-run") == (
@@ -101,9 +77,7 @@ def test_an_endpoint_is_created_filled_shared_out_and_deleted(
     assert told("list") == []
 
 
-def test_an_endpoint_whose_spec_cannot_be_read_is_listed_with_the_reason_and_can_be_deleted(
-    home: BaseDeploymentClient,
-) -> None:
+def test_an_endpoint_whose_spec_cannot_be_read_is_listed_with_the_reason_and_can_be_deleted(home):
     for name in ("flights", "taxis"):
         endpoint("create", name)
     with closing(open_store(load_settings().store_url)) as store, store.transaction() as session:
@@ -123,9 +97,7 @@ def test_an_endpoint_whose_spec_cannot_be_read_is_listed_with_the_reason_and_can
     ]
     assert {entry["name"]: entry["reason"] for entry in home.list_endpoints()}[
         "flights"
-    ].startswith(
-        reason,
-    )
+    ].startswith(reason)
     assert all(reason in result.stderr for result in (listed, shown, monitors))
     assert [result.exit_code for result in (listed, shown, monitors, history)] == [0, 1, 0, 0]
     with pytest.raises(MlflowException, match="cannot be read"):
@@ -145,18 +117,11 @@ def test_an_endpoint_whose_spec_cannot_be_read_is_listed_with_the_reason_and_can
         (["create", "x", "-C", "traffic.a=1"], ["endpoint 'x'", "deployment 'a'"]),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_status_1(
-    home: BaseDeploymentClient,
-    arguments: list[str],
-    names: list[str],
-) -> None:
+def test_a_mistake_is_one_line_and_exit_status_1(home, arguments, names):
     assert mentions(said(endpoint(*arguments)), *names)
 
 
-def test_a_dry_run_shows_which_version_would_get_the_alias(
-    home: BaseDeploymentClient,
-    register: Callable[..., Any],
-) -> None:
+def test_a_dry_run_shows_which_version_would_get_the_alias(home, register):
     model = register("+1", "+2")
     model.promote(2)
     stage = f"models:/{model.name}/Production"
@@ -175,46 +140,38 @@ def test_a_dry_run_shows_which_version_would_get_the_alias(
     endpoint("delete", "staged")
 
 
-def listed(*arguments: str) -> Result:
+def listed(*arguments):
     result = CliRunner().invoke(main, ["list", *arguments])
     assert result.exit_code == 0, result.output
     return result
 
 
-def judged(endpoint: str, monitor: str, verdict: str) -> None:
+def judged(endpoint, monitor, verdict):
     """Write a window of the monitor into the store, as a controller does."""
     store = open_store(load_settings().store_url)
     window = Monitors(store).add(
-        endpoint,
-        monitor,
-        datetime(2013, 7, 1, tzinfo=UTC),
-        datetime(2013, 7, 2, tzinfo=UTC),
+        endpoint, monitor, datetime(2013, 7, 1, tzinfo=UTC), datetime(2013, 7, 2, tzinfo=UTC)
     )
     assert Monitors(store).update(replace(window, state="judged", verdict=verdict)) is not None
     store.close()
 
 
 def test_one_table_shows_each_deployment_with_its_model_its_server_and_its_monitors(
-    home: BaseDeploymentClient,
-    models: Models,
-    free_port: int,
-) -> None:
+    home, models, free_port
+):
     none = listed().stdout
     assert none.startswith(
-        "there are no deployments: run `mlflow deployments create -t onnxserve --name NAME -m ",
+        "there are no deployments: run `mlflow deployments create -t onnxserve --name NAME -m "
     )
     assert listed("-o", "json").stdout == "[]\n"
     home.create_deployment(
-        "sum",
-        models.once,
-        config={"server.port": free_port, "monitors.daily.kind": "drift"},
+        "sum", models.once, config={"server.port": free_port, "monitors.daily.kind": "drift"}
     )
     home.create_endpoint("spare")
     with closing(open_store(load_settings().store_url)) as store:
         of_60 = {"server.port": 8080, "variants.champion.weight": 60}
         store.add_endpoint(
-            "onnxserve",
-            new_endpoint("pair", models.twice, of_60, variant="champion"),
+            "onnxserve", new_endpoint("pair", models.twice, of_60, variant="champion")
         )
     load_settings().state_dir("pair").mkdir(parents=True)
     assert CliRunner().invoke(main, ["stop", "pair"]).exit_code == 0
@@ -276,15 +233,8 @@ def test_one_table_shows_each_deployment_with_its_model_its_server_and_its_monit
     assert daily["last"]["verdict"] == "unhealthy"
 
 
-@pytest.mark.parametrize(
-    "command",
-    [["list"], ["endpoint", "list"], ["monitor", "list"]],
-)
-def test_a_list_of_nothing_says_how_something_is_made(
-    command: list[str],
-    tmp_path: object,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.mark.parametrize("command", [["list"], ["endpoint", "list"], ["monitor", "list"]])
+def test_a_list_of_nothing_says_how_something_is_made(command, tmp_path, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
 
     result = CliRunner().invoke(main, command)
@@ -296,13 +246,13 @@ def test_a_list_of_nothing_says_how_something_is_made(
 
 
 @pytest.fixture
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
     return tmp_path
 
 
 @pytest.mark.parametrize("command", ["start", "stop"])
-def test_an_unknown_name_is_one_line_and_exit_status_1(own_folder: Path, command: str) -> None:
+def test_an_unknown_name_is_one_line_and_exit_status_1(own_folder, command):
     result = CliRunner().invoke(main, [command, "nobody"])
 
     assert result.exit_code == 1
@@ -310,7 +260,7 @@ def test_an_unknown_name_is_one_line_and_exit_status_1(own_folder: Path, command
     assert result.stderr == "Error: there is no deployment 'nobody'; there are no deployments yet\n"
 
 
-def test_stop_says_how_to_bring_it_back_and_writes_it_down(own_folder: Path) -> None:
+def test_stop_says_how_to_bring_it_back_and_writes_it_down(own_folder):
     store = open_store(f"sqlite:///{own_folder}/onnxserve.db")
     store.add_endpoint("onnxserve", new_endpoint("idle", "m", {"server.port": 8080}))
 
@@ -322,7 +272,7 @@ def test_stop_says_how_to_bring_it_back_and_writes_it_down(own_folder: Path) -> 
     store.close()
 
 
-def test_delete_takes_the_endpoint_of_the_same_name(own_folder: Path) -> None:
+def test_delete_takes_the_endpoint_of_the_same_name(own_folder):
     store = open_store(load_settings().store_url)
     store.add_endpoint("onnxserve", new_endpoint("idle", "models:/m/1"))
     store.close()
@@ -339,7 +289,7 @@ def test_delete_takes_the_endpoint_of_the_same_name(own_folder: Path) -> None:
     assert mentions(again.output, "no deployment 'idle'")
 
 
-def test_a_server_that_is_gone_is_listed_with_the_reason(own_folder: Path) -> None:
+def test_a_server_that_is_gone_is_listed_with_the_reason(own_folder):
     store = open_store(f"sqlite:///{own_folder}/onnxserve.db")
     store.add_endpoint("onnxserve", new_endpoint("lost", "m", {"server.port": 8080}))
     store.close()
@@ -351,7 +301,7 @@ def test_a_server_that_is_gone_is_listed_with_the_reason(own_folder: Path) -> No
 
 
 @pytest.mark.long
-def test_start_that_fails_says_why(own_folder: Path, free_port: int) -> None:
+def test_start_that_fails_says_why(own_folder, free_port):
     store = open_store(f"sqlite:///{own_folder}/onnxserve.db")
     store.add_endpoint("onnxserve", new_endpoint("lost", "/nowhere", {"server.port": free_port}))
     store.close()
@@ -364,9 +314,8 @@ def test_start_that_fails_says_why(own_folder: Path, free_port: int) -> None:
 
 
 def test_start_at_a_port_that_another_program_took_says_how_to_give_it_another(
-    own_folder: Path,
-    taken_port: int,
-) -> None:
+    own_folder, taken_port
+):
     store = open_store(f"sqlite:///{own_folder}/onnxserve.db")
     store.add_endpoint("onnxserve", new_endpoint("moved", "m", {"server.port": taken_port}))
     store.close()
@@ -382,21 +331,13 @@ def test_start_at_a_port_that_another_program_took_says_how_to_give_it_another(
     )
 
 
-def test_logs_shows_the_last_lines_of_a_server(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
+def test_logs_shows_the_last_lines_of_a_server(monkeypatch, tmp_path):
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
     CliRunner().invoke(main, ["endpoint", "create", "idle"])
     (tmp_path / "deployments" / "idle").mkdir(parents=True)
     (tmp_path / "deployments" / "idle" / "server.log").write_text("one\ntwo\nthree\n")
 
     assert (
-        CliRunner()
-        .invoke(
-            main,
-            ["logs", "idle", "--lines", "2", "--follow"],
-        )
-        .output
+        CliRunner().invoke(main, ["logs", "idle", "--lines", "2", "--follow"]).output
         == "two\nthree\n"
     )

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -20,28 +19,25 @@ HEAVY = ("click", "orjson", "pydantic", "requests", "yaml")
 
 
 @pytest.mark.parametrize("arguments", [["health", "http://127.0.0.1:1"], ["list-packages"]])
-def test_a_command_of_containers_starts_without_heavy_modules(arguments: list[str]) -> None:
+def test_a_command_of_containers_starts_without_heavy_modules(arguments):
     code = (
         f"import atexit, sys; sys.argv[1:] = {arguments}; from mlflow_deploy_plugin.cli.entry "
         f"import main; atexit.register(lambda: print([name for name in {HEAVY} if name in "
         "sys.modules])); main()"
     )
     ended = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     assert ended.stdout.endswith("[]\n")
 
 
-def test_the_help_does_not_list_the_commands_of_containers() -> None:
+def test_the_help_does_not_list_the_commands_of_containers():
     listed = CliRunner().invoke(main, ["--help"]).output
     assert "serve" in listed
     assert not any(name in listed for name in ("hold-socket", "list-packages"))
 
 
-def run_unread(home: Path, *arguments: str) -> int:
+def run_unread(home, *arguments):
     """Return the exit status of a command whose output pipe is already closed."""
     command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", *arguments]
     reader, writer = os.pipe()
@@ -59,14 +55,14 @@ def run_unread(home: Path, *arguments: str) -> int:
     return ended.returncode
 
 
-def test_change_finishes_without_reader_of_output(tmp_path: Path) -> None:
+def test_change_finishes_without_reader_of_output(tmp_path):
     status = run_unread(tmp_path, "keys", "create", "shop", "--endpoint", "flights")
     assert status == 0
     with closing(open_store(f"sqlite:///{tmp_path}/onnxserve.db")) as store:
         assert [key.name for key in ApiKeys(store).created()] == ["shop"]
 
 
-def test_history_ends_without_reader_of_output(tmp_path: Path) -> None:
+def test_history_ends_without_reader_of_output(tmp_path):
     with closing(open_store(f"sqlite:///{tmp_path}/onnxserve.db")) as store:
         store.add_endpoint("onnxserve", new_endpoint("flights", "models:/X/Production"))
     assert run_unread(tmp_path, "audit", "history", "flights") == 1

@@ -3,12 +3,10 @@ explanations.
 """
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from mlflow_deploy_plugin.cli.commands import main
 from tests.support.classifiers import labelled, write_classifier, write_rows
@@ -16,21 +14,18 @@ from tests.support.refusals import mentions
 
 
 @pytest.fixture
-def command(tmp_path: Path) -> Any:
+def command(tmp_path):
     write_classifier(tmp_path / "model")
     write_rows(tmp_path / "rows.parquet", labelled(60))
 
-    def run(*arguments: str) -> Result:
+    def run(*arguments):
         data = ["--data", str(tmp_path / "rows.parquet"), "--max-rows", "10"]
-        return CliRunner().invoke(
-            main,
-            ["explain", str(tmp_path / "model"), *data, *arguments],
-        )
+        return CliRunner().invoke(main, ["explain", str(tmp_path / "model"), *data, *arguments])
 
     return run
 
 
-def test_columns_are_lines_by_their_importance(command: Any, tmp_path: Path) -> None:
+def test_columns_are_lines_by_their_importance(command, tmp_path):
     rows = tmp_path / "rows.jsonl"
     folder = tmp_path / "out"
     done = command("--target", "label", "--contributions", str(rows), "--folder", str(folder))
@@ -44,14 +39,11 @@ def test_columns_are_lines_by_their_importance(command: Any, tmp_path: Path) -> 
         f"contributions in {rows}",
         f"4 files in {folder}",
     ]
-    assert done.stderr.splitlines() == [
-        "explaining 10 rows",
-        "permuting 2 columns of 60 rows",
-    ]
+    assert done.stderr.splitlines() == ["explaining 10 rows", "permuting 2 columns of 60 rows"]
     assert len(pd.read_json(rows, lines=True)) == 20
 
 
-def test_the_importance_is_json_for_programs(command: Any) -> None:
+def test_the_importance_is_json_for_programs(command):
     document = json.loads(command("-o", "json").stdout)
     assert [entry["column"] for entry in document["importance"]] == ["a", "b"]
     assert document["importance"][0]["permutation"] is None
@@ -65,11 +57,7 @@ def test_the_importance_is_json_for_programs(command: Any) -> None:
         (["--max-evals", "2"], ["max_evals is 2", "5"]),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_status_1(
-    command: Any,
-    arguments: list[str],
-    names: list[str],
-) -> None:
+def test_a_mistake_is_one_line_and_exit_status_1(command, arguments, names):
     done = command(*arguments)
     assert done.exit_code == 1
     assert mentions(done.stderr, *names)
@@ -77,7 +65,7 @@ def test_a_mistake_is_one_line_and_exit_status_1(
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_folder_that_cannot_be_made_is_one_line(command: Any) -> None:
+def test_folder_that_cannot_be_made_is_one_line(command):
     done = command("--folder", "/dev/null/out")
     assert done.exit_code == 1
     assert mentions(done.stderr.splitlines()[-1], "Error", "/dev/null/out", "Not a directory")

@@ -3,8 +3,7 @@ tests/wrap/optimization for the forms.
 """
 
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from click.testing import CliRunner, Result
@@ -14,17 +13,13 @@ from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.wrap.optimization import measure
 from tests.support.networks import write_labelled, write_network
 from tests.support.refusals import mentions
-from tests.support.serving import Served
 from tests.support.tracking import tracking_at
 
 Command = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
-def net(
-    tmp_path_factory: pytest.TempPathFactory,
-    new_database: Callable[[Path], str],
-) -> Iterator[Command]:
+def net(tmp_path_factory, new_database):
     """The command, on a registry with version 1 of `net`; `test.parquet` has labelled
     rows.
     """
@@ -41,7 +36,7 @@ def net(
 
 
 @pytest.mark.long
-def test_optimized_form_is_compared_to_its_base_and_registered(net: Command) -> None:
+def test_optimized_form_is_compared_to_its_base_and_registered(net):
     done = net("models:/net/1", "--fp16", "--data", "test.parquet", "--target", "label")
     assert done.exit_code == 0, done.output
     head, base, form, registered = done.stdout.splitlines()
@@ -55,9 +50,7 @@ def test_optimized_form_is_compared_to_its_base_and_registered(net: Command) -> 
     assert "creating fp16" in done.stderr
 
 
-def test_a_loss_beyond_the_limit_is_exit_status_1_and_one_line_after_the_table(
-    net: Command,
-) -> None:
+def test_a_loss_beyond_the_limit_is_exit_status_1_and_one_line_after_the_table(net):
     done = net("models:/net/1", "--int8", "dynamic", "--max-loss", "0")
     assert done.exit_code == 1
     assert done.stdout.splitlines()[2].startswith("int8 dynamic")
@@ -69,22 +62,14 @@ def test_a_loss_beyond_the_limit_is_exit_status_1_and_one_line_after_the_table(
     ("arguments", "message"),
     [(("models:/net/9", "--fp16"), "model net has no version 9; versions: 1")],
 )
-def test_a_mistake_is_one_line_and_exit_status_1(
-    net: Command,
-    arguments: tuple[str, ...],
-    message: str,
-) -> None:
+def test_a_mistake_is_one_line_and_exit_status_1(net, arguments, message):
     done = net(*arguments)
     assert done.exit_code == 1
     assert done.stderr.splitlines()[-1].startswith(f"Error: {message[:40]}")
 
 
 @pytest.mark.long
-def test_a_form_is_served_like_any_other_version(
-    net: Command,
-    serve: Callable[..., Served],
-    free_port: int,
-) -> None:
+def test_a_form_is_served_like_any_other_version(net, serve, free_port):
     done = net("models:/net/1", "--int8", "static", "--max-loss", "0.1", "-o", "json")
     assert done.exit_code == 0, done.output
     version = json.loads(done.stdout)["version"]

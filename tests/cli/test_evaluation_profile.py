@@ -13,12 +13,12 @@ from tests.support.networks import network, write_network
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return write_network(tmp_path / "net", rows=50, graph=network((16, 8, 3)))
 
 
-def test_report_lists_operators_and_file(folder: Path) -> None:
+def test_report_lists_operators_and_file(folder):
     done = CliRunner().invoke(main, ["profile", str(folder)])
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
@@ -27,7 +27,7 @@ def test_report_lists_operators_and_file(folder: Path) -> None:
     assert any(line.startswith("Softmax ") for line in lines[2:])
 
 
-def test_json_has_the_same_figures(folder: Path) -> None:
+def test_json_has_the_same_figures(folder):
     done = CliRunner().invoke(main, ["profile", str(folder), "--rows", "8", "-o", "json"])
     document = json.loads(done.stdout)
     assert document["rows"] == 8

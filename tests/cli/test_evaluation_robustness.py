@@ -3,12 +3,9 @@ curves.
 """
 
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from mlflow_deploy_plugin.cli.commands import main
 from tests.support.classifiers import labelled, write_classifier, write_rows
@@ -17,35 +14,23 @@ from tests.support.tracking import tracking_at
 
 
 @pytest.fixture
-def command(
-    tmp_path: Path,
-    new_database: Callable[[Path], str],
-) -> Iterator[Any]:
+def command(tmp_path, new_database):
     write_classifier(tmp_path / "model")
     write_rows(tmp_path / "rows.parquet", labelled(300))
 
-    def run(*arguments: str) -> Result:
+    def run(*arguments):
         data = ["--data", str(tmp_path / "rows.parquet"), "--target", "label"]
-        return CliRunner().invoke(
-            main,
-            ["robustness", str(tmp_path / "model"), *data, *arguments],
-        )
+        return CliRunner().invoke(main, ["robustness", str(tmp_path / "model"), *data, *arguments])
 
     with tracking_at(new_database(tmp_path)):
         yield run
 
 
 def test_report_has_a_line_per_strength_and_a_reason_for_unmeasurable_disturbances(
-    command: Any,
-    tmp_path: Path,
-) -> None:
+    command, tmp_path
+):
     done = command(
-        "--strengths",
-        "noise=0.1,2",
-        "--strengths",
-        "typos",
-        "--folder",
-        str(tmp_path / "out"),
+        "--strengths", "noise=0.1,2", "--strengths", "typos", "--folder", str(tmp_path / "out")
     )
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
@@ -59,10 +44,7 @@ def test_report_has_a_line_per_strength_and_a_reason_for_unmeasurable_disturbanc
         "worst",
         "at",
     ]
-    assert [line.split()[:2] for line in lines[2:4]] == [
-        ["noise", "0.1"],
-        ["noise", "2"],
-    ]
+    assert [line.split()[:2] for line in lines[2:4]] == [["noise", "0.1"], ["noise", "2"]]
     assert lines[4:] == [
         "typos cannot be measured: the model has no text inputs",
         "300 rows, seed 0",
@@ -72,12 +54,12 @@ def test_report_has_a_line_per_strength_and_a_reason_for_unmeasurable_disturbanc
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"noise.png", "robustness.json"}
 
 
-def test_the_report_is_json_for_programs(command: Any) -> None:
+def test_the_report_is_json_for_programs(command):
     done = command("--strengths", "scale=10", "--metric", "roc_auc", "-o", "json")
     report = json.loads(done.stdout)
     assert report["metric"] == "roc_auc"
     assert [(point["disturbance"], point["variant"]) for point in report["points"]] == [
-        ("scale", "b"),
+        ("scale", "b")
     ]
 
 
@@ -89,11 +71,7 @@ def test_the_report_is_json_for_programs(command: Any) -> None:
         (["--log"], ["run r-1"]),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_status_1(
-    command: Any,
-    arguments: list[str],
-    names: list[str],
-) -> None:
+def test_a_mistake_is_one_line_and_exit_status_1(command, arguments, names):
     done = command("--strengths", "noise=0.1", *arguments)
     assert done.exit_code == 1
     assert mentions(done.stderr, *names)

@@ -2,8 +2,6 @@
 See tests/wrap/exporter for the exports.
 """
 
-from pathlib import Path
-
 import pytest
 from click.testing import CliRunner
 
@@ -13,14 +11,13 @@ from tests.support.refusals import mentions
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory):
     return mixed_model(tmp_path_factory.mktemp("export") / "flight-delay")
 
 
-def test_an_export_is_one_line(model: Path, tmp_path: Path) -> None:
+def test_an_export_is_one_line(model, tmp_path):
     done = CliRunner().invoke(
-        main,
-        ["export", str(model), "--format", "wheel", "-o", str(tmp_path)],
+        main, ["export", str(model), "--format", "wheel", "-o", str(tmp_path)]
     )
     assert done.exit_code == 0, done.output
     wheel = tmp_path / "flight_delay-0+m.1-py3-none-any.whl"
@@ -39,17 +36,8 @@ def test_an_export_is_one_line(model: Path, tmp_path: Path) -> None:
         (["--rows", "none.csv"], 1, ["file none.csv"]),
     ],
 )
-def test_a_mistake_is_one_line(
-    model: Path,
-    tmp_path: Path,
-    arguments: list[str],
-    status: int,
-    names: list[str],
-) -> None:
-    done = CliRunner().invoke(
-        main,
-        ["export", str(model), "-o", str(tmp_path / "m"), *arguments],
-    )
+def test_a_mistake_is_one_line(model, tmp_path, arguments, status, names):
+    done = CliRunner().invoke(main, ["export", str(model), "-o", str(tmp_path / "m"), *arguments])
     assert done.exit_code == status
     assert mentions(done.stderr, *names)
     assert not (tmp_path / "m").exists()

@@ -2,8 +2,6 @@
 for builds.
 """
 
-from pathlib import Path
-
 import pytest
 from click.testing import CliRunner
 
@@ -13,15 +11,12 @@ from tests.support.refusals import mentions
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory):
     return tensor_model(tmp_path_factory.mktemp("images") / "images")
 
 
-def test_a_dry_run_prints_both_contexts(model: Path) -> None:
-    done = CliRunner().invoke(
-        main,
-        ["build-docker", str(model), "--dry-run"],
-    )
+def test_a_dry_run_prints_both_contexts(model):
+    done = CliRunner().invoke(main, ["build-docker", str(model), "--dry-run"])
     assert done.exit_code == 0, done.output
     for part in (
         "# onnxserve:cpu-",
@@ -39,17 +34,12 @@ def test_a_dry_run_prints_both_contexts(model: Path) -> None:
 
 @pytest.mark.parametrize("is_option", [True, False])
 def test_an_image_for_another_processor_is_asked_for_by_an_option_or_dockers_variable(
-    model: Path,
-    is_option: bool,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    model, is_option, monkeypatch
+):
     if not is_option:
         monkeypatch.setenv("DOCKER_DEFAULT_PLATFORM", "linux/amd64")
     option = ["--platform", "linux/amd64"] if is_option else []
-    done = CliRunner().invoke(
-        main,
-        ["build-docker", str(model), "--dry-run", *option],
-    )
+    done = CliRunner().invoke(main, ["build-docker", str(model), "--dry-run", *option])
     assert done.stdout.splitlines()[0].endswith(" --platform linux/amd64")
 
 
@@ -64,17 +54,8 @@ def test_an_image_for_another_processor_is_asked_for_by_an_option_or_dockers_var
         (["-n", "x:1", "--server-image", "a"], 1, ["image x:1", "not built"]),
     ],
 )
-def test_a_mistake_is_one_line(
-    model: Path,
-    arguments: list[str],
-    status: int,
-    names: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_mistake_is_one_line(model, arguments, status, names, monkeypatch):
     monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:9")  # No engine listens there.
-    done = CliRunner().invoke(
-        main,
-        ["build-docker", str(model), *arguments],
-    )
+    done = CliRunner().invoke(main, ["build-docker", str(model), *arguments])
     assert done.exit_code == status
     assert mentions(done.stderr.splitlines()[-1], *names)

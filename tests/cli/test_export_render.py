@@ -1,7 +1,6 @@
 """Tests of `onnxserve render` for new endpoints, stored endpoints and spec files."""
 
 import os
-from pathlib import Path
 
 import pytest
 import yaml
@@ -13,20 +12,15 @@ from tests.support.refusals import mentions
 SPEC = "name: flights\nvariants: {flights: {model: 'models:/flight-delay/3'}}\n"
 
 
-def run(*arguments: str, format_name: str = "kubernetes") -> tuple[int, str]:
+def run(*arguments, format_name="kubernetes"):
     done = CliRunner().invoke(main, ["render", "--for", format_name, *arguments])
     return done.exit_code, done.stdout if done.exit_code == 0 else done.stderr
 
 
-def test_a_model_or_a_spec_file_is_printed_as_documents(tmp_path: Path) -> None:
+def test_a_model_or_a_spec_file_is_printed_as_documents(tmp_path):
     (tmp_path / "flights.yaml").write_text(SPEC)
     by_spec = run(
-        "--spec",
-        str(tmp_path / "flights.yaml"),
-        "--namespace",
-        "ml",
-        "-C",
-        "kubernetes.replicas=5",
+        "--spec", str(tmp_path / "flights.yaml"), "--namespace", "ml", "-C", "kubernetes.replicas=5"
     )
     by_model = run(
         "-n",
@@ -45,9 +39,7 @@ def test_a_model_or_a_spec_file_is_printed_as_documents(tmp_path: Path) -> None:
     assert deployment["spec"]["replicas"] == 5
 
 
-def test_several_files_are_printed_below_their_paths_or_written_into_a_folder(
-    tmp_path: Path,
-) -> None:
+def test_several_files_are_printed_below_their_paths_or_written_into_a_folder(tmp_path):
     model = ["-n", "flights", "models:/flight-delay/3"]
     status, printed = run(*model, format_name="compose")
     assert status == 0
@@ -56,7 +48,7 @@ def test_several_files_are_printed_below_their_paths_or_written_into_a_folder(
     assert printed == "".join(f"# {path}\n{(tmp_path / path).read_text()}" for path in paths)
 
 
-def test_other_users_can_read_the_rendered_spec_whatever_the_umask(tmp_path: Path) -> None:
+def test_other_users_can_read_the_rendered_spec_whatever_the_umask(tmp_path):
     before = os.umask(0o077)
     try:
         run(
@@ -88,26 +80,15 @@ def test_other_users_can_read_the_rendered_spec_whatever_the_umask(tmp_path: Pat
             False,
         ),
         (
-            [
-                "kubernetes",
-                "models:/x/3",
-                "-C",
-                "container.secrets.MLFLOW_TRACKING_URI=mlflow/uri",
-            ],
+            ["kubernetes", "models:/x/3", "-C", "container.secrets.MLFLOW_TRACKING_URI=mlflow/uri"],
             False,
         ),
         (["compose", "/srv/model"], False),
         # `environment` of its values holds for all endpoints
-        (
-            ["helm", "models:/x/3"],
-            False,
-        ),
+        (["helm", "models:/x/3"], False),
     ],
 )
-def test_files_that_do_not_say_where_mlflow_is_are_noted(
-    arguments: list[str],
-    is_missing: bool,
-) -> None:
+def test_files_that_do_not_say_where_mlflow_is_are_noted(arguments, is_missing):
     done = CliRunner().invoke(main, ["render", "--for", *arguments])
     assert done.exit_code == 0
     assert mentions(done.stderr, "note", "MLflow") is is_missing
@@ -122,7 +103,7 @@ def test_files_that_do_not_say_where_mlflow_is_are_noted(
         (["models:/x/1", "-C", "kubernetes.replica=2"], ["'kubernetes.replicas'"]),
     ],
 )
-def test_a_mistake_is_one_line(arguments: list[str], names: list[str]) -> None:
+def test_a_mistake_is_one_line(arguments, names):
     status, message = run(*arguments)
     assert status == 1
     assert mentions(message, *names)

@@ -4,10 +4,9 @@ measurement and the plan.
 
 import json
 import shlex
-from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
@@ -17,46 +16,37 @@ from tests.support.refusals import mentions
 from tests.support.servers import single_model
 
 
-def size(*arguments: str) -> Result:
+def size(*arguments):
     return CliRunner().invoke(main, ["size", *arguments])
 
 
-def test_a_latency_has_a_unit_and_is_above_0(tmp_path: Path) -> None:
-    refusal = said(
-        size(
-            str(single_model(tmp_path / "model")),
-            "--rate",
-            "500",
-            "--p99",
-            "0",
-        )
-    )
+def test_a_latency_has_a_unit_and_is_above_0(tmp_path):
+    refusal = said(size(str(single_model(tmp_path / "model")), "--rate", "500", "--p99", "0"))
     assert mentions(refusal, "--p99", "20ms", "1.5s")
 
 
 @pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf", "many"])
-def test_a_rate_is_a_number_above_0(rate: str) -> None:
+def test_a_rate_is_a_number_above_0(rate):
     done = size("model", "--rate", rate, "--p99", "20ms")
     assert done.exit_code == 2
     assert mentions(done.stderr, "--rate")
 
 
-def test_a_device_that_is_missing_is_refused_before_the_measurement(tmp_path: Path) -> None:
+def test_a_device_that_is_missing_is_refused_before_the_measurement(tmp_path):
     folder = str(single_model(tmp_path / "model"))
     assert mentions(
-        said(size(folder, "--rate", "5", "--p99", "1s", "-C", "server.device=cuda")),
-        "cuda",
+        said(size(folder, "--rate", "5", "--p99", "1s", "-C", "server.device=cuda")), "cuda"
     )
 
 
-def test_an_unknown_field_is_refused_before_the_measurement(tmp_path: Path) -> None:
+def test_an_unknown_field_is_refused_before_the_measurement(tmp_path):
     folder = str(single_model(tmp_path / "model"))
     refusal = said(size(folder, "--rate", "5", "--p99", "1s", "-C", "server.werkers=2"))
     assert mentions(refusal, "server.werkers", "server.workers")
 
 
 @pytest.mark.long
-def test_the_options_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_options_can_be_pasted(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "SECONDS", 0.5)
     monkeypatch.setattr(measure, "STEADY_SECONDS", 1.0)
     folder = str(single_model(tmp_path / "my model"))
@@ -67,10 +57,7 @@ def test_the_options_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert list(lines)[:2] == ["pods", "rate per pod"]
     assert mentions(lines["pods"], "1", "50")
     words = [word for word in shlex.split(lines["options"]) if word != "-C"]
-    spec = apply_config(
-        new_endpoint("e", folder),
-        dict(word.split("=", 1) for word in words),
-    )
+    spec = apply_config(new_endpoint("e", folder), dict(word.split("=", 1) for word in words))
     assert spec.capture.fraction == 0.5
     assert spec.server.max_batch_size == 1
     assert spec.kubernetes.replicas == 1
@@ -81,7 +68,7 @@ def test_the_options_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.long
-def test_the_plan_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plan_as_json(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "SECONDS", 0.5)
     monkeypatch.setattr(measure, "STEADY_SECONDS", 1.0)
     one_size = [

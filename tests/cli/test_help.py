@@ -1,6 +1,5 @@
 """The options of the commands have the choices and defaults of the Python interface."""
 
-from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from typing import get_args
 
@@ -15,7 +14,7 @@ from mlflow_deploy_plugin.core.statedir.models import Scope
 from mlflow_deploy_plugin.core.tabular.row_files import FileFormat
 
 
-def commands(command: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:
+def commands(command, path):
     yield path, command
     if isinstance(command, click.Group):
         context = click.Context(command, info_name=path)
@@ -28,7 +27,7 @@ def commands(command: click.Command, path: str) -> Iterator[tuple[str, click.Com
 ALL = dict(commands(main, "onnxserve"))
 
 
-def test_the_choices_of_an_option_are_those_of_the_type_that_it_becomes() -> None:
+def test_the_choices_of_an_option_are_those_of_the_type_that_it_becomes():
     """The commands do not import these modules for their help, which would take a
     second.
     """
@@ -42,16 +41,10 @@ def test_the_choices_of_an_option_are_those_of_the_type_that_it_becomes() -> Non
 
     types = {
         **dict.fromkeys(
-            ("wrap --content-type", "predict --content-type", "predict --output-type"),
-            FileFormat,
+            ("wrap --content-type", "predict --content-type", "predict --output-type"), FileFormat
         ),
         **dict.fromkeys(
-            (
-                "explain --metric",
-                "robustness --metric",
-                "optimize --metric",
-                "backtest --metric",
-            ),
+            ("explain --metric", "robustness --metric", "optimize --metric", "backtest --metric"),
             MetricName,
         ),
         "wrap --predict-fn": PredictFunction,
@@ -93,16 +86,12 @@ def test_the_choices_of_an_option_are_those_of_the_type_that_it_becomes() -> Non
         (["history"], "fl", []),
     ],
 )
-def test_shells_complete_commands_and_options(
-    words: list[str],
-    start: str,
-    completions: list[str],
-) -> None:
+def test_shells_complete_commands_and_options(words, start, completions):
     shell = ShellComplete(main, {}, "onnxserve", "_ONNXSERVE_COMPLETE")
     assert [item.value for item in shell.get_completions(words, start)] == completions
 
 
-def test_the_defaults_of_a_rollout_are_the_same_in_python() -> None:
+def test_the_defaults_of_a_rollout_are_the_same_in_python():
     from mlflow_deploy_plugin.promote.rollouts.commands import RolloutRequest
 
     defaults = {

@@ -5,31 +5,30 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from mlflow_deploy_plugin.cli.commands import main
 from tests.support.refusals import mentions
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def home(tmp_path, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
 
 
-def keys(*arguments: str) -> Result:
+def keys(*arguments):
     return CliRunner().invoke(main, ["keys", *arguments])
 
 
-def test_a_key_is_printed_once_listed_and_revoked() -> None:
+def test_a_key_is_printed_once_listed_and_revoked():
     assert mentions(keys("list").stdout, "`onnxserve keys create NAME`")
     made = keys("create", "shop", "--endpoint", "flights", "--expires", "90d")
     assert made.stdout.startswith("onnxserve_")
     assert "store this key" in made.stderr
     other = json.loads(
-        keys("create", "ops", "--scope", "read", "--scope", "admin", "-o", "json").stdout,
+        keys("create", "ops", "--scope", "read", "--scope", "admin", "-o", "json").stdout
     )
     assert other["scopes"] == ["admin", "read"]
     assert other["endpoints"] is None
@@ -54,19 +53,19 @@ def test_a_key_is_printed_once_listed_and_revoked() -> None:
     assert "why: leaked" in history
 
 
-def test_a_key_for_an_endpoint_that_is_not_known_yet_is_made_with_a_warning() -> None:
+def test_a_key_for_an_endpoint_that_is_not_known_yet_is_made_with_a_warning():
     CliRunner().invoke(main, ["endpoint", "create", "flights"])
 
     made = keys("create", "shop", "--endpoint", "flights", "--endpoint", "fligths")
 
     assert made.stdout.startswith("onnxserve_")
     assert [line for line in made.stderr.splitlines() if "fligths" in line] == [
-        "the store has no endpoint 'fligths' yet; did you mean 'flights'?",
+        "the store has no endpoint 'fligths' yet; did you mean 'flights'?"
     ]
     assert "'flights' yet" not in made.stderr
 
 
-def test_limits_go_to_servers_with_the_shortest_period_first() -> None:
+def test_limits_go_to_servers_with_the_shortest_period_first():
     keys("create", "shop", "--limit", "1000000/day", "--limit", "100/second")
     (exported,) = json.loads(keys("export").stdout)["keys"].values()
     assert exported["limits"] == ["100/second", "1000000/day"]
@@ -86,11 +85,7 @@ def test_limits_go_to_servers_with_the_shortest_period_first() -> None:
         (["revoke", "shpo"], 1, ["'shpo'", "'shop'"]),
     ],
 )
-def test_invalid_arguments_give_one_clear_message(
-    arguments: list[str],
-    code: int,
-    names: list[str],
-) -> None:
+def test_invalid_arguments_give_one_clear_message(arguments, code, names):
     keys("create", "shop")
     result = keys(*arguments)
     assert result.exit_code == code
@@ -98,7 +93,7 @@ def test_invalid_arguments_give_one_clear_message(
 
 
 @pytest.mark.long
-def test_files_in_the_home_are_never_writable_by_others_whatever_the_umask(tmp_path: Path) -> None:
+def test_files_in_the_home_are_never_writable_by_others_whatever_the_umask(tmp_path):
     command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "keys", "create", "shop"]
     environment = {**os.environ, "ONNXSERVE_HOME": str(tmp_path / "home")}
 

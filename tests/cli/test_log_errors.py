@@ -3,19 +3,16 @@ and of a running endpoint.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 import requests
-from click.testing import CliRunner, Result
-from mlflow.deployments import BaseDeploymentClient
+from click.testing import CliRunner
 
 from mlflow_deploy_plugin.cli.commands import main
-from tests.support.deployments import Models
 from tests.support.inference_log import LogWriter
 from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
@@ -23,70 +20,53 @@ from tests.support.waiting import wait_until
 NOW = datetime.now(UTC).replace(microsecond=0)
 
 
-def errors(*arguments: str) -> Result:
+def errors(*arguments):
     return CliRunner().invoke(main, ["log", "errors", *arguments])
 
 
-def found(*arguments: str) -> dict[str, Any]:
+def found(*arguments):
     result = errors(*arguments, "-o", "json")
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)  # type: ignore[no-any-return]
 
 
 @pytest.fixture
-def writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LogWriter:
+def writer(tmp_path, monkeypatch):
     """The log of 30 answered requests, each with two rows, a minute ago."""
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("ONNXSERVE_LOG_URI", str(tmp_path / "log"))
     writer = LogWriter(tmp_path / "log")
     for number in range(30):
         writer.write(
-            {"_event_time": [NOW - timedelta(minutes=1)] * 2},
-            segment=f"answered-{number}",
+            {"_event_time": [NOW - timedelta(minutes=1)] * 2}, segment=f"answered-{number}"
         )
     return writer
 
 
 @pytest.fixture
-def fail(writer: LogWriter) -> Callable[..., None]:
+def fail(writer):
     """A function that logs failed requests of the endpoint, the first at a given age,
     each one second later.
     """
 
-    def fail(
-        messages: list[str | None],
-        age: timedelta = timedelta(hours=1),
-        **reason: Any,
-    ) -> None:
+    def fail(messages, age=timedelta(hours=1), **reason):
         times = [NOW - age + timedelta(seconds=number) for number in range(len(messages))]
         columns: Mapping[str, Any] = {
             "_event_time": times,
             "_request_id": [f"request-{number}" for number in range(len(messages))],
-            "_status": pa.array(
-                [reason.get("status", 400)] * len(messages),
-                pa.int16(),
-            ),
+            "_status": pa.array([reason.get("status", 400)] * len(messages), pa.int16()),
             "_error_code": pa.array(
-                [reason.get("code", "BAD_REQUEST")] * len(messages),
-                pa.string(),
+                [reason.get("code", "BAD_REQUEST")] * len(messages), pa.string()
             ),
-            "_column": pa.array(
-                [reason.get("column")] * len(messages),
-                pa.string(),
-            ),
+            "_column": pa.array([reason.get("column")] * len(messages), pa.string()),
             "_message": pa.array(messages, pa.string()),
         }
-        LogWriter(writer.root / "_failed").write(
-            columns,
-            version=reason.get("version", "3"),
-        )
+        LogWriter(writer.root / "_failed").write(columns, version=reason.get("version", "3"))
 
     return fail
 
 
-def test_failures_are_grouped_by_cause_with_share_times_example_and_remedy(
-    fail: Callable[..., None],
-) -> None:
+def test_failures_are_grouped_by_cause_with_share_times_example_and_remedy(fail):
     bad = [
         f"column 'hour' (long), row {number}: 'x{number}'; an integer is expected"
         for number in range(8)
@@ -117,14 +97,7 @@ def test_failures_are_grouped_by_cause_with_share_times_example_and_remedy(
     assert mentions(second["remedy"], "server.max_queue_size")
     text = errors("flights").stdout
     assert mentions(
-        text,
-        "10 of 40",
-        "8",
-        "20.00%",
-        "'hour'",
-        "request-7",
-        "24h",
-        "onnxserve rollback flights",
+        text, "10 of 40", "8", "20.00%", "'hour'", "request-7", "24h", "onnxserve rollback flights"
     )
     assert bad[-1] in text
 
@@ -171,47 +144,35 @@ def test_failures_are_grouped_by_cause_with_share_times_example_and_remedy(
     ],
     ids=["values", "categories", "ids", "numbers", "different texts"],
 )
-def test_values_row_numbers_and_ids_do_not_make_another_cause(
-    fail: Callable[..., None],
-    messages: list[str],
-    request: pytest.FixtureRequest,
-) -> None:
+def test_values_row_numbers_and_ids_do_not_make_another_cause(fail, messages, request):
     fail(list(messages), column="hour")
     expected = 2 if request.node.callspec.id == "different texts" else 1
     assert len(found("flights")["causes"]) == expected
 
 
-def test_other_columns_and_other_types_are_other_causes(fail: Callable[..., None]) -> None:
+def test_other_columns_and_other_types_are_other_causes(fail):
     fail(["column 'a', row 1: 'x' does not fit the type float32"], column="a")
     fail(["column 'b', row 1: 'x' does not fit the type float32"], column="b")
     fail(["column 'b', row 1: 'x' does not fit the type int64"], column="b")
     assert sorted(cause["column"] for cause in found("flights")["causes"]) == ["a", "b", "b"]
 
 
-def test_without_messages_the_causes_are_codes_and_columns(fail: Callable[..., None]) -> None:
+def test_without_messages_the_causes_are_codes_and_columns(fail):
     fail([None] * 3, column="hour")
     fail([None] * 2, column="carrier")
     assert [
-        (
-            cause["count"],
-            cause["column"],
-            cause["cause"],
-        )
-        for cause in found("flights")["causes"]
-    ] == [
-        (3, "hour", ""),
-        (2, "carrier", ""),
-    ]
+        (cause["count"], cause["column"], cause["cause"]) for cause in found("flights")["causes"]
+    ] == [(3, "hour", ""), (2, "carrier", "")]
 
 
-def test_only_requests_of_the_last_time_count(fail: Callable[..., None]) -> None:
+def test_only_requests_of_the_last_time_count(fail):
     fail(["old"], age=timedelta(days=3))
     assert found("flights")["failed"] == 0
     assert mentions(errors("flights").stdout, "0 of 30", "24h")
     assert found("flights", "--last", "7d")["failed"] == 1
 
 
-def test_an_endpoint_without_failures_is_not_an_error(writer: LogWriter) -> None:
+def test_an_endpoint_without_failures_is_not_an_error(writer):
     result = errors("flights")
     assert result.exit_code == 0
     assert mentions(result.stdout, "0 of 30")
@@ -226,12 +187,7 @@ def test_an_endpoint_without_failures_is_not_an_error(writer: LogWriter) -> None
         (["fligts"], 1, ["'fligts'", "'flights'"]),
     ],
 )
-def test_bad_input_is_refused_in_one_line(
-    writer: LogWriter,
-    arguments: list[str],
-    status: int,
-    names: list[str],
-) -> None:
+def test_bad_input_is_refused_in_one_line(writer, arguments, status, names):
     result = errors(*arguments)
     assert result.exit_code == status
     assert mentions(result.stderr.splitlines()[-1], *names)
@@ -239,31 +195,16 @@ def test_bad_input_is_refused_in_one_line(
 
 @pytest.mark.long
 @pytest.mark.parametrize("mask", ["", "b"])
-def test_failures_of_a_running_endpoint_are_shares_of_its_requests(
-    home: BaseDeploymentClient,
-    models: Models,
-    free_port: int,
-    mask: str,
-) -> None:
+def test_failures_of_a_running_endpoint_are_shares_of_its_requests(home, models, free_port, mask):
     name = f"sums{mask}"
     config = {"server.port": free_port, "capture.mask": mask}
     home.create_deployment(name, models.once, config=config)
     url = f"http://127.0.0.1:{free_port}"
     for number in range(5):
-        body = {
-            "dataframe_split": {
-                "columns": ["a", "b"],
-                "data": [[1, f"bad-{number}"]],
-            }
-        }
+        body = {"dataframe_split": {"columns": ["a", "b"], "data": [[1, f"bad-{number}"]]}}
         assert requests.post(f"{url}/invocations", json=body, timeout=30).status_code == 400
     for _ in range(15):
-        body = {
-            "dataframe_split": {
-                "columns": ["a", "b"],
-                "data": [[1, 2], [3, 4]],
-            }
-        }
+        body = {"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2], [3, 4]]}}
         assert requests.post(f"{url}/invocations", json=body, timeout=30).ok
     wait_until(
         lambda: errors(name).exit_code == 0 and found(name)["answered"] == 15,

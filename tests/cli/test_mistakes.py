@@ -5,11 +5,10 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import joblib
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
@@ -19,7 +18,7 @@ from tests.support.refusals import mentions
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(tmp_path_factory):
     """A home with the endpoint `flights`, which no server runs for."""
     folder = tmp_path_factory.mktemp("mistakes")
     store = open_store(f"sqlite:///{folder}/onnxserve.db")
@@ -30,16 +29,16 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def here(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def here(home, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_HOME", str(home))
     monkeypatch.chdir(home)
 
 
-def typed(line: str) -> Result:
+def typed(line):
     return CliRunner().invoke(main, line.split())
 
 
-def usage_error(line: str) -> str:
+def usage_error(line):
     """Return the last line on stderr, behind "Error: ", of a command that ends with 2
     and prints nothing else.
     """
@@ -64,10 +63,7 @@ def usage_error(line: str) -> str:
         ),
     ],
 )
-def test_a_command_that_there_is_not_is_answered_with_the_one_that_is_meant(
-    line: str,
-    names: list[str],
-) -> None:
+def test_a_command_that_there_is_not_is_answered_with_the_one_that_is_meant(line, names):
     assert mentions(usage_error(line), *names)
 
 
@@ -102,16 +98,10 @@ def test_a_command_that_there_is_not_is_answered_with_the_one_that_is_meant(
         ("serve --spec .", ["spec .", "Is a directory"]),
         (r"serve C:\models\churn", [r"C:\models\churn", "Windows", "s3://"]),
         (r"wrap \\files\churn --register x", [r"\\files\churn", "Windows", "s3://"]),
-        (
-            "wrap pair.joblib --allow-pickle --register x",
-            ["pair.joblib", "a model", "tuple"],
-        ),
+        ("wrap pair.joblib --allow-pickle --register x", ["pair.joblib", "a model", "tuple"]),
     ],
 )
-def test_a_mistake_is_one_line_with_a_way_out_and_exit_status_1(
-    line: str,
-    names: list[str],
-) -> None:
+def test_a_mistake_is_one_line_with_a_way_out_and_exit_status_1(line, names):
     assert mentions(said(typed(line)), *names)
 
 
@@ -136,10 +126,7 @@ def test_a_mistake_is_one_line_with_a_way_out_and_exit_status_1(
         ("optimize models:/m/1", ["--int8", "--fp16"]),
     ],
 )
-def test_options_that_are_missing_or_do_not_go_together_are_a_usage_error(
-    line: str,
-    names: list[str],
-) -> None:
+def test_options_that_are_missing_or_do_not_go_together_are_a_usage_error(line, names):
     assert mentions(usage_error(line), *names)
 
 
@@ -171,10 +158,7 @@ def test_options_that_are_missing_or_do_not_go_together_are_a_usage_error(
         ("endpoint traffic flights a", ["traffic", "'a'", "KEY=VALUE"]),
     ],
 )
-def test_a_value_that_makes_no_sense_for_its_option_is_a_usage_error(
-    line: str,
-    names: list[str],
-) -> None:
+def test_a_value_that_makes_no_sense_for_its_option_is_a_usage_error(line, names):
     assert mentions(usage_error(line), *names)
 
 
@@ -186,7 +170,7 @@ def test_a_value_that_makes_no_sense_for_its_option_is_a_usage_error(
         ("drift run flights --false-alarm-rate nan", "--false-alarm-rate"),
     ],
 )
-def test_a_number_that_is_none_is_refused(line: str, option: str) -> None:
+def test_a_number_that_is_none_is_refused(line, option):
     assert mentions(usage_error(line), f"'{option}'", "'nan'")
 
 
@@ -200,7 +184,7 @@ def test_a_number_that_is_none_is_refused(line: str, option: str) -> None:
         ("logs flights", ["flights", "empty"]),
     ],
 )
-def test_commands_with_no_results_print_one_line_and_succeed(line: str, names: list[str]) -> None:
+def test_commands_with_no_results_print_one_line_and_succeed(line, names):
     result = typed(line)
 
     assert result.exit_code == 0
@@ -209,7 +193,7 @@ def test_commands_with_no_results_print_one_line_and_succeed(line: str, names: l
 
 
 @pytest.mark.long
-def test_ctrl_c_ends_a_command_as_sigint_does_so_that_a_loop_of_the_shell_ends() -> None:
+def test_ctrl_c_ends_a_command_as_sigint_does_so_that_a_loop_of_the_shell_ends():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(60)
         command = [
@@ -223,10 +207,7 @@ def test_ctrl_c_ends_a_command_as_sigint_does_so_that_a_loop_of_the_shell_ends()
         ]
         where = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{silent.getsockname()[1]}"}
         with subprocess.Popen(
-            command,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | where,
+            command, stderr=subprocess.PIPE, text=True, env=os.environ | where
         ) as process:
             connection, _ = silent.accept()
             process.send_signal(signal.SIGINT)
@@ -237,16 +218,11 @@ def test_ctrl_c_ends_a_command_as_sigint_does_so_that_a_loop_of_the_shell_ends()
 
 
 @pytest.mark.long
-def test_full_output_device_is_a_one_line_error() -> None:
+def test_full_output_device_is_a_one_line_error():
     command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "list"]
     with open("/dev/full", "w") as full:
         ended = subprocess.run(
-            command,
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-            timeout=60,
+            command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60
         )
     assert ended.returncode == 1
     assert mentions(ended.stderr, "the output", "No space left")

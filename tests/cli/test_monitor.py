@@ -4,23 +4,19 @@ the schedule.
 
 import json
 import re
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import mlflow
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
-from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.watch.monitors import evaluation
-from mlflow_deploy_plugin.watch.result import MonitorResult, WindowRequest
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, SeriesKey
 from tests.support.monitored_endpoint import CALM, DAY, SHIFTED, capture, make_endpoint
 from tests.support.refusals import mentions
@@ -28,10 +24,7 @@ from tests.support.tracking import tracking_at
 
 
 @pytest.fixture(scope="module")
-def home(
-    tmp_path_factory: pytest.TempPathFactory,
-    new_database: Callable[[Path], str],
-) -> Iterator[Path]:
+def home(tmp_path_factory, new_database):
     """An endpoint `flights` with a calm day and a shifted one in its log, and `other`
     without a monitor.
     """
@@ -46,34 +39,27 @@ def home(
 
 
 @pytest.fixture
-def store(home: Path) -> Iterator[Store]:
+def store(home):
     opened = open_store(Settings(home=home).store_url)
     yield opened
     opened.close()
 
 
-def invoke(*arguments: str) -> Result:
+def invoke(*arguments):
     return CliRunner().invoke(main, ["monitor", *arguments])
 
 
-def figures(result: Result) -> list[int]:
+def figures(result):
     """Return the numbers of windows in the last line of a backfill: judged now, without
     a verdict, already judged, not judged.
     """
-    return [
-        int(number)
-        for number in re.findall(
-            r"\d+",
-            result.stdout.splitlines()[-1],
-        )
-    ]
+    return [int(number) for number in re.findall(r"\d+", result.stdout.splitlines()[-1])]
 
 
 @pytest.mark.long
 def test_run_prints_the_verdict_the_worst_columns_and_the_run_and_writes_the_window_down(
-    home: Path,
-    store: Store,
-) -> None:
+    home, store
+):
     first = invoke("run", "flights")
     again = invoke("run", "flights", "--window", "2013-07-02/1d", "-o", "json", "--exit-code")
 
@@ -97,7 +83,7 @@ def test_run_prints_the_verdict_the_worst_columns_and_the_run_and_writes_the_win
 
 
 @pytest.mark.long
-def test_spark_engine_gives_the_same_verdict_as_the_local_one(home: Path) -> None:
+def test_spark_engine_gives_the_same_verdict_as_the_local_one(home):
     pytest.importorskip("pyspark")
     command = ["run", "flights", "--window", "2013-07-02/1d", "-o", "json"]
 
@@ -110,7 +96,7 @@ def test_spark_engine_gives_the_same_verdict_as_the_local_one(home: Path) -> Non
 
 
 @pytest.mark.long
-def test_backfill_judges_unjudged_windows_oldest_first(home: Path) -> None:
+def test_backfill_judges_unjudged_windows_oldest_first(home):
     capture(home, CALM + 10 * DAY)
 
     first = invoke("backfill", "flights", "daily", "--from", "2013-07-10", "--to", "2013-07-12")
@@ -126,23 +112,13 @@ def test_backfill_judges_unjudged_windows_oldest_first(home: Path) -> None:
     assert first.exit_code == again.exit_code == 0
 
 
-def test_backfill_reports_windows_that_could_not_be_judged(
-    home: Path,
-    store: Store,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_backfill_reports_windows_that_could_not_be_judged(home, store, monkeypatch):
     capture(home, CALM + 20 * DAY)
     with monkeypatch.context() as away:
         away.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         with tracking_at("http://127.0.0.1:9"):
             failed = invoke(
-                "backfill",
-                "flights",
-                "daily",
-                "--from",
-                "2013-07-21",
-                "--to",
-                "2013-07-22",
+                "backfill", "flights", "daily", "--from", "2013-07-21", "--to", "2013-07-22"
             )
 
     again = invoke("backfill", "flights", "daily", "--from", "2013-07-21", "--to", "2013-07-22")
@@ -155,17 +131,13 @@ def test_backfill_reports_windows_that_could_not_be_judged(
 
 
 @pytest.mark.long
-def test_ctrl_c_ends_a_backfill_and_the_same_command_goes_on(
-    home: Path,
-    store: Store,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_ctrl_c_ends_a_backfill_and_the_same_command_goes_on(home, store, monkeypatch):
     for days in (30, 31):
         capture(home, CALM + days * DAY)
     command = ["backfill", "flights", "daily", "--from", "2013-07-31", "--to", "2013-08-02"]
     judge = evaluation.judge_and_log
 
-    def interrupted(asked: WindowRequest) -> MonitorResult:
+    def interrupted(asked):
         if asked.window.start == CALM + 31 * DAY:
             raise KeyboardInterrupt
         return judge(asked)
@@ -177,22 +149,13 @@ def test_ctrl_c_ends_a_backfill_and_the_same_command_goes_on(
     assert ended.exit_code == 130
     assert mentions(ended.stderr, "1 of 2 windows")
     assert mentions(
-        Monitors(store).windows(since=CALM + 31 * DAY)[-1].reason,
-        "interrupted by the user",
+        Monitors(store).windows(since=CALM + 31 * DAY)[-1].reason, "interrupted by the user"
     )
     assert figures(invoke(*command)) == [1, 0, 1, 0]
 
 
-def test_run_due_judges_due_windows_like_the_controller(home: Path, store: Store) -> None:
-    begin = (
-        datetime.now(UTC).replace(
-            hour=0,
-            minute=0,
-            second=0,
-            microsecond=0,
-        )
-        - 2 * DAY
-    )
+def test_run_due_judges_due_windows_like_the_controller(home, store):
+    begin = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - 2 * DAY
     make_endpoint(home, "due", begin=begin, grace="1s")
     capture(home, begin, name="due")
 
@@ -207,7 +170,7 @@ def test_run_due_judges_due_windows_like_the_controller(home: Path, store: Store
     store.remove_endpoint("due")
 
 
-def test_list_shows_how_each_monitor_stands(home: Path, store: Store) -> None:
+def test_list_shows_how_each_monitor_stands(home, store):
     monitors = Monitors(store)
     window = monitors.add("flights", "daily", CALM + 100 * DAY, CALM + 101 * DAY)
 
@@ -242,7 +205,7 @@ def test_list_shows_how_each_monitor_stands(home: Path, store: Store) -> None:
     assert "no controller runs" in text.stderr
 
 
-def test_pausing_twice_is_fine_and_both_stand_in_the_history(home: Path, store: Store) -> None:
+def test_pausing_twice_is_fine_and_both_stand_in_the_history(home, store):
     outputs = [
         invoke(verb, "flights", "daily").stdout for verb in ("pause", "pause", "resume", "resume")
     ]
@@ -259,7 +222,7 @@ def test_pausing_twice_is_fine_and_both_stand_in_the_history(home: Path, store: 
     ]
 
 
-def test_a_monitor_of_a_stopped_endpoint_starts_no_server(home: Path, store: Store) -> None:
+def test_a_monitor_of_a_stopped_endpoint_starts_no_server(home, store):
     added = invoke("add", "flights", "hourly", "--every", "1h")
     stopped = [event.action for event in store.events("flights")][-1]
     removed = invoke("remove", "flights", "hourly")
@@ -268,7 +231,7 @@ def test_a_monitor_of_a_stopped_endpoint_starts_no_server(home: Path, store: Sto
     assert not (home / "deployments" / "flights" / "server.log").exists()
 
 
-def test_a_monitor_is_added_and_removed(home: Path, store: Store) -> None:
+def test_a_monitor_is_added_and_removed(home, store):
     from mlflow_deploy_plugin.core.spec.document import empty_endpoint
 
     store.add_endpoint("onnxserve", empty_endpoint("new"))
@@ -276,15 +239,7 @@ def test_a_monitor_is_added_and_removed(home: Path, store: Store) -> None:
     none = invoke("list", "new")
     never = invoke("run-due", "new")
     added = invoke(
-        "add",
-        "new",
-        "nightly",
-        "--every",
-        "1h",
-        "--schedule",
-        "15 6 * * 1-5",
-        "-C",
-        "min_rows=7",
+        "add", "new", "nightly", "--every", "1h", "--schedule", "15 6 * * 1-5", "-C", "min_rows=7"
     )
     again = invoke("add", "new", "nightly")
     wrong = invoke("add", "new", "other", "--schedule", "every day")
@@ -309,21 +264,12 @@ def test_a_monitor_is_added_and_removed(home: Path, store: Store) -> None:
     store.remove_endpoint("new")
 
 
-def test_a_budget_of_alarms_belongs_to_the_endpoint_and_a_bad_one_changes_nothing(
-    home: Path,
-    store: Store,
-) -> None:
+def test_a_budget_of_alarms_belongs_to_the_endpoint_and_a_bad_one_changes_nothing(home, store):
     late = CALM.isoformat()[:10] + "/2100-01-01"
 
     zero = invoke("add", "flights", "other", "-C", "alarms.false_per_year=0")
     overlapping = invoke(
-        "add",
-        "flights",
-        "other",
-        "--reference",
-        f"window:{late}",
-        "-C",
-        "alarms.false_per_year=1",
+        "add", "flights", "other", "--reference", f"window:{late}", "-C", "alarms.false_per_year=1"
     )
     unchanged = store.require_endpoint("flights").spec
     added = invoke("add", "flights", "other", "-C", "alarms.false_per_year=2", "-C", "min_rows=60")
@@ -331,8 +277,7 @@ def test_a_budget_of_alarms_belongs_to_the_endpoint_and_a_bad_one_changes_nothin
     documents = json.loads(invoke("list", "flights", "-o", "json").stdout)
     spec = store.require_endpoint("flights").spec
     removed = CliRunner().invoke(
-        main,
-        ["endpoint", "update", "flights", "-C", "alarms.false_per_year="],
+        main, ["endpoint", "update", "flights", "-C", "alarms.false_per_year="]
     )
     invoke("remove", "flights", "other")
 
@@ -353,22 +298,12 @@ def test_a_budget_of_alarms_belongs_to_the_endpoint_and_a_bad_one_changes_nothin
     assert not (home / "deployments" / "flights" / "server.log").exists()
 
 
-def test_accepted_alarms_are_named_with_their_start(home: Path, store: Store) -> None:
+def test_accepted_alarms_are_named_with_their_start(home, store):
     level = SeriesKey("x", "level")
-    evidence = Evidence(
-        "bins",
-        {level: 9.0},
-        ("x",),
-        {level: CALM.isoformat()},
-    )
-    window = Monitors(store).add(
-        "flights",
-        "daily",
-        CALM + 200 * DAY,
-        CALM + 201 * DAY,
-    )
+    evidence = Evidence("bins", {level: 9.0}, ("x",), {level: CALM.isoformat()})
+    window = Monitors(store).add("flights", "daily", CALM + 200 * DAY, CALM + 201 * DAY)
     Monitors(store).update(
-        replace(window, state="judged", verdict="drift", evidence=evidence.to_json()),
+        replace(window, state="judged", verdict="drift", evidence=evidence.to_json())
     )
 
     CliRunner().invoke(main, ["endpoint", "update", "flights", "-C", "alarms.false_per_year=1"])
@@ -399,11 +334,7 @@ def test_accepted_alarms_are_named_with_their_start(home: Path, store: Store) ->
     assert document["last"]["accepted"] == ["x"]
     assert document["baseline"] == {"x": CALM.isoformat()}
     assert mentions(
-        history.stdout,
-        "monitor.accept",
-        "a new carrier",
-        "monitor daily",
-        "x since 2013-07-01T00",
+        history.stdout, "monitor.accept", "a new carrier", "monitor daily", "x since 2013-07-01T00"
     )
 
 
@@ -421,11 +352,7 @@ def test_accepted_alarms_are_named_with_their_start(home: Path, store: Store) ->
         (["pause", "flights", "hourly"], ["'flights'", "'hourly'", "it has daily"]),
     ],
 )
-def test_invalid_arguments_give_a_one_line_error(
-    home: Path,
-    arguments: list[str],
-    names: list[str],
-) -> None:
+def test_invalid_arguments_give_a_one_line_error(home, arguments, names):
     result = invoke(*arguments)
 
     assert result.exit_code == 1
@@ -433,11 +360,7 @@ def test_invalid_arguments_give_a_one_line_error(
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_a_window_that_the_controller_is_at_is_left_to_it(
-    home: Path,
-    store: Store,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_window_that_the_controller_is_at_is_left_to_it(home, store, monkeypatch):
     from mlflow_deploy_plugin.watch.monitors import manual_runs
     from mlflow_deploy_plugin.watch.monitors.scheduler import lease_name
 
@@ -451,10 +374,10 @@ def test_a_window_that_the_controller_is_at_is_left_to_it(
     assert mentions(result.stderr, "controller@here")
 
 
-def test_expire_dry_run_previews_the_old_records_that_expire_deletes(store: Store) -> None:
+def test_expire_dry_run_previews_the_old_records_that_expire_deletes(store):
     long_ago = datetime(2013, 7, 1, tzinfo=UTC)
     Alerts(store).add_once(
-        Alert("flights/daily/said/1", "flights", "daily", "said", long_ago, long_ago),
+        Alert("flights/daily/said/1", "flights", "daily", "said", long_ago, long_ago)
     )
 
     dry = invoke("expire", "--keep", "400d", "--dry-run")
@@ -467,11 +390,8 @@ def test_expire_dry_run_previews_the_old_records_that_expire_deletes(store: Stor
     assert mentions(again.stdout, "0 windows", "0 alerts")
 
 
-@pytest.mark.parametrize(
-    ("keep", "said"),
-    [("3d", "too short: late labels"), ("soon", "90d")],
-)
-def test_expire_refuses_a_time_that_is_too_short_or_none(home: Path, keep: str, said: str) -> None:
+@pytest.mark.parametrize(("keep", "said"), [("3d", "too short: late labels"), ("soon", "90d")])
+def test_expire_refuses_a_time_that_is_too_short_or_none(home, keep, said):
     refused = invoke("expire", "--keep", keep)
 
     assert refused.exit_code == 2

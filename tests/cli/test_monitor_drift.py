@@ -4,10 +4,8 @@ tests/watch/monitors/test_manual_runs.py.
 
 import json
 import re
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -15,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.statedir.files import WANTED, write_state
 from mlflow_deploy_plugin.core.statedir.models import Wanted, WantedEndpoint, WantedVariant
-from mlflow_deploy_plugin.watch.result import MonitorResult, WindowRequest
+from mlflow_deploy_plugin.watch.result import WindowRequest
 from tests.support.refusals import mentions
 from tests.support.tracking import tracking_at
 
@@ -29,11 +27,7 @@ TIME = pa.timestamp("us", tz="UTC")
 
 
 @pytest.fixture
-def home(
-    tmp_path: Path,
-    new_database: Callable[[Path], str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Path]:
+def home(tmp_path, new_database, monkeypatch):
     """An endpoint `flights` with a calm day and a shifted one in its log."""
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
@@ -45,33 +39,17 @@ def home(
     (model / "MLmodel").write_text(yaml.safe_dump({"flavors": {"onnxserve": section}}))
     times = [DAY - timedelta(days=30) + timedelta(minutes=14.4 * row) for row in range(3000)]
     pq.write_table(
-        pa.table(
-            {
-                "x": rng.normal(size=3000),
-                "_event_time": pa.array(times, TIME),
-            }
-        ),
+        pa.table({"x": rng.normal(size=3000), "_event_time": pa.array(times, TIME)}),
         model / "reference.parquet",
     )
     state = tmp_path / "home" / "deployments" / "flights"
     state.mkdir(parents=True)
     (state / "spec.yaml").write_text(
-        yaml.safe_dump(
-            {
-                "name": "flights",
-                "variants": {"flights": {"model": str(model)}},
-            }
-        ),
+        yaml.safe_dump({"name": "flights", "variants": {"flights": {"model": str(model)}}})
     )
-    variant = WantedVariant(
-        model_uri=str(model),
-        model="model",
-        version="unknown",
-        folder=model,
-    )
+    variant = WantedVariant(model_uri=str(model), model="model", version="unknown", folder=model)
     write_state(
-        state / WANTED,
-        Wanted(endpoints={"flights": WantedEndpoint(variants={"flights": variant})}),
+        state / WANTED, Wanted(endpoints={"flights": WantedEndpoint(variants={"flights": variant})})
     )
     for days, shift in ((0, 0), (1, 9)):
         write_day(
@@ -83,15 +61,12 @@ def home(
         yield tmp_path / "home"
 
 
-def write_day(log: Path, day: datetime, values: np.ndarray) -> None:
+def write_day(log, day, values):
     rows = len(values)
     folder = log / f"endpoint=flights/date={day:%Y-%m-%d}/hour=00"
     folder.mkdir(parents=True)
     table = {
-        "_event_time": pa.array(
-            [day + timedelta(seconds=row) for row in range(rows)],
-            TIME,
-        ),
+        "_event_time": pa.array([day + timedelta(seconds=row) for row in range(rows)], TIME),
         "_model": ["model"] * rows,
         "_version": ["unknown"] * rows,
         # The segment must not be random, because it determines the rows that are
@@ -104,12 +79,12 @@ def write_day(log: Path, day: datetime, values: np.ndarray) -> None:
     pq.write_table(pa.table(table), folder / "a-0.parquet")
 
 
-def invoke(*arguments: str) -> Result:
+def invoke(*arguments):
     return CliRunner().invoke(main, ["drift", "run", *arguments])
 
 
 @pytest.mark.long
-def test_it_prints_the_verdict_its_reason_and_the_run(home: Path) -> None:
+def test_it_prints_the_verdict_its_reason_and_the_run(home):
     drifted = invoke("flights")
     calm = invoke("flights", "--window", "2013-07-01/1d")
     refused = invoke("flights", "--min-rows", "300", "--monitor", "nightly")
@@ -126,10 +101,7 @@ def test_it_prints_the_verdict_its_reason_and_the_run(home: Path) -> None:
         "\n  SD: standard deviations of the measure in the reference's own windows"
         in drifted.stdout
     )
-    assert [values["findings"][0][name] for name in ("measure", "unit")] == [
-        "mean",
-        "SD",
-    ]
+    assert [values["findings"][0][name] for name in ("measure", "unit")] == ["mean", "SD"]
     times = [values["findings"][0][name] for name in ("since", "since_end")]
     assert times == ["2013-07-02T00:00:00+00:00", "2013-07-03T00:00:00+00:00"]
     assert values["findings"][0]["in_a_row"] == 1
@@ -153,15 +125,11 @@ def test_it_prints_the_verdict_its_reason_and_the_run(home: Path) -> None:
     assert mentions(refused.stdout, "note", "min_rows=300")
     experiment = mlflow.get_experiment_by_name("onnxserve/flights")
     runs = mlflow.search_runs(
-        [experiment.experiment_id],
-        "tags.`onnxserve.verdict` != ''",
-        output_format="list",
+        [experiment.experiment_id], "tags.`onnxserve.verdict` != ''", output_format="list"
     )
     assert len(runs) == 3
     runs += mlflow.search_runs(
-        [experiment.experiment_id],
-        "tags.`onnxserve.tried` != ''",
-        output_format="list",
+        [experiment.experiment_id], "tags.`onnxserve.tried` != ''", output_format="list"
     )
     assert [run.data.tags["onnxserve.monitor"] for run in runs[3:]] == ["nightly"]
     text = drifted.stdout + calm.stdout + refused.stdout + str(values)
@@ -180,12 +148,7 @@ def test_it_prints_the_verdict_its_reason_and_the_run(home: Path) -> None:
         (["flights", "--exclude", "x,xx"], 1, ["'xx'", "'x'"]),
     ],
 )
-def test_invalid_arguments_give_a_clear_error_without_a_traceback(
-    home: Path,
-    arguments: list[str],
-    code: int,
-    names: list[str],
-) -> None:
+def test_invalid_arguments_give_a_clear_error_without_a_traceback(home, arguments, code, names):
     result = invoke(*arguments)
 
     assert result.exit_code == code
@@ -194,7 +157,7 @@ def test_invalid_arguments_give_a_clear_error_without_a_traceback(
 
 
 @pytest.mark.long
-def test_columns_are_named_for_one_window(home: Path) -> None:
+def test_columns_are_named_for_one_window(home):
     judged = json.loads(invoke("flights", "--columns", "x", "-o", "json").stdout)
     nothing = json.loads(invoke("flights", "--exclude", "x", "-o", "json").stdout)
 
@@ -206,10 +169,8 @@ def test_columns_are_named_for_one_window(home: Path) -> None:
 
 @pytest.mark.long
 def test_every_command_judges_the_same_window_with_one_function_and_the_same_verdict(
-    home: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    home, monkeypatch, capsys
+):
     # The imports take seconds, and every worker imports every test.
     from mlflow_deploy_plugin.watch.run import KINDS
     from projects.flight_delay import drift
@@ -217,7 +178,7 @@ def test_every_command_judges_the_same_window_with_one_function_and_the_same_ver
     requests: list[WindowRequest] = []
     judge = KINDS["drift"]
 
-    def recorded(request: WindowRequest) -> MonitorResult:
+    def recorded(request):
         requests.append(request)
         return judge(request)
 
@@ -226,14 +187,9 @@ def test_every_command_judges_the_same_window_with_one_function_and_the_same_ver
     project_run = mlflow.MlflowClient().create_run("0").info.run_id
 
     runs = [
-        json.loads(
-            CliRunner()
-            .invoke(
-                main,
-                [*command, "flights", *window, "-o", "json"],
-            )
-            .stdout
-        )["run_id"]
+        json.loads(CliRunner().invoke(main, [*command, "flights", *window, "-o", "json"]).stdout)[
+            "run_id"
+        ]
         for command in (["monitor", "run"], ["drift", "run"])
     ]
     monkeypatch.setenv("MLFLOW_RUN_ID", project_run)
@@ -251,7 +207,7 @@ def test_every_command_judges_the_same_window_with_one_function_and_the_same_ver
     assert same[0] == same[1] == same[2]
 
 
-def test_comparing_two_files_needs_no_endpoint(home: Path, tmp_path: Path) -> None:
+def test_comparing_two_files_needs_no_endpoint(home, tmp_path):
     rng = np.random.default_rng(0)
     files = (("training.csv", 0, 2000), ("recent.csv", 2, 250), ("few.csv", 0, 5))
     for name, shift, count in files:

@@ -1,10 +1,9 @@
 """Tests of `onnxserve alert silence`, `silences` and `unsilence`."""
 
 import json
-from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.settings import load_settings
@@ -14,7 +13,7 @@ from tests.support.refusals import mentions
 
 
 @pytest.fixture
-def flights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def flights(tmp_path, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
     store = open_store(load_settings().store_url)
     document = {
@@ -26,11 +25,11 @@ def flights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store.close()
 
 
-def typed(*arguments: str) -> Result:
+def typed(*arguments):
     return CliRunner().invoke(main, arguments)
 
 
-def test_a_silence_is_begun_listed_and_ended(flights: None) -> None:
+def test_a_silence_is_begun_listed_and_ended(flights):
     made = typed(
         "alert", "silence", "flights", "--monitor", "daily", "--for", "2h", "--why", "a known storm"
     )
@@ -46,10 +45,7 @@ def test_a_silence_is_begun_listed_and_ended(flights: None) -> None:
     )
     assert [
         entry["monitor"] for entry in json.loads(typed("alert", "silences", "-o", "json").output)
-    ] == [
-        "daily",
-        None,
-    ]
+    ] == ["daily", None]
     assert mentions(typed("alert", "unsilence", "1", "--why", "passed").output, "silence 1", "over")
     assert typed("alert", "silences").output.startswith("2  ")
     history = typed("audit", "history", "flights").output
@@ -59,7 +55,7 @@ def test_a_silence_is_begun_listed_and_ended(flights: None) -> None:
     assert "why: passed" in history
 
 
-def test_a_reason_is_text_to_the_terminal(flights: None) -> None:
+def test_a_reason_is_text_to_the_terminal(flights):
     assert typed(
         "alert", "silence", "flights", "--for", "2h", "--why", "\x1b[2Jgone"
     ).output.endswith(":  [2Jgone\n")
@@ -90,12 +86,7 @@ def test_a_reason_is_text_to_the_terminal(flights: None) -> None:
         (["alert", "unsilence", "0"], 2, ["ID", "0"]),
     ],
 )
-def test_invalid_arguments_give_a_clear_error(
-    flights: None,
-    arguments: list[str],
-    code: int,
-    names: list[str],
-) -> None:
+def test_invalid_arguments_give_a_clear_error(flights, arguments, code, names):
     result = typed(*arguments)
     assert result.exit_code == code
     assert mentions(result.output + result.stderr, *names)

@@ -9,7 +9,6 @@ import sys
 import termios
 from contextlib import closing
 from datetime import UTC, datetime
-from pathlib import Path
 
 import click
 import numpy as np
@@ -27,7 +26,7 @@ from mlflow_deploy_plugin.core.store.keys import ApiKeys
 from tests.support.refusals import refused
 
 
-def test_a_value_may_hold_the_sign_itself_or_nothing() -> None:
+def test_a_value_may_hold_the_sign_itself_or_nothing():
     assert key_values(["server.workers=2", "require=accuracy>=0.8", "capture.mask="]) == {
         "server.workers": "2",
         "require": "accuracy>=0.8",
@@ -43,12 +42,12 @@ def test_a_value_may_hold_the_sign_itself_or_nothing() -> None:
         (["a=1", "a=2"], ["traffic", "'a'", "twice"]),
     ],
 )
-def test_an_entry_that_makes_no_sense_is_named(entries: list[str], names: list[str]) -> None:
+def test_an_entry_that_makes_no_sense_is_named(entries, names):
     with refused(click.UsageError, *names):
         key_values(entries, "traffic")
 
 
-def test_a_column_is_as_wide_as_its_widest_cell_and_lines_end_without_spaces() -> None:
+def test_a_column_is_as_wide_as_its_widest_cell_and_lines_end_without_spaces():
     rows = [("NAME", "STATE"), ("flights", ""), ("x", "running")]
     assert list(align_columns(rows)) == ["NAME     STATE", "flights", "x        running"]
 
@@ -61,13 +60,13 @@ def test_a_column_is_as_wide_as_its_widest_cell_and_lines_end_without_spaces() -
         (9, ["NAME  MODEL     URL", "a     models:…  http://…"]),
     ],
 )
-def test_widest_columns_shrink_to_the_line(limit: int, lines: list[str]) -> None:
+def test_widest_columns_shrink_to_the_line(limit, lines):
     rows = [("NAME", "MODEL", "URL"), ("a", "models:/flights", "http://localhost")]
     assert list(align_columns(rows, limit)) == lines
 
 
 @pytest.mark.parametrize("columns", [60, 200])
-def test_table_fits_the_terminal(columns: int, tmp_path: Path) -> None:
+def test_table_fits_the_terminal(columns, tmp_path):
     with closing(open_store(f"sqlite:///{tmp_path}/onnxserve.db")) as store:
         ApiKeys(store).create("shop", ("infer", "read"), tuple(f"endpoint-{n}" for n in range(9)))
     terminal, side = os.openpty()
@@ -83,7 +82,7 @@ def test_table_fits_the_terminal(columns: int, tmp_path: Path) -> None:
     assert ("…" in row) is (columns == 60)
 
 
-def test_a_terminal_gets_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_terminal_gets_no_control_characters(capsys):
     show_lines(["a\x1b[31mb\nc\u202ed"])
     show_progress("\x1b]0;title\x07")
     shown = capsys.readouterr()
@@ -91,16 +90,14 @@ def test_a_terminal_gets_no_control_characters(capsys: pytest.CaptureFixture[str
     assert shown.err == " ]0;title \n"
 
 
-def test_json_has_times_in_iso_8601_and_nothing_that_json_does_not_know(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_json_has_times_in_iso_8601_and_nothing_that_json_does_not_know(capsys):
     show_json(
         {
             "at": datetime(2013, 7, 1, tzinfo=UTC),
             "rmse": float("nan"),
             "auc": np.float64(0.5),
             "label": "ü",
-        },
+        }
     )
     shown = capsys.readouterr().out
     assert json.loads(shown, parse_constant=pytest.fail) == {

@@ -7,9 +7,7 @@ import os
 import pty
 import subprocess
 import sys
-from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import mlflow.pyfunc
@@ -18,25 +16,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
-from mlflow.deployments import BaseDeploymentClient
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.tabular.row_files import FILE_FORMATS, open_output, value_writer
 from tests.support.commands import said
-from tests.support.deployments import Models
 from tests.support.pyfuncs import Days, save_pyfuncs
 from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
 
 ROWS = 2500
-FRAME = pd.DataFrame(
-    {
-        "b": [row / 4 for row in range(ROWS)],
-        "a": range(ROWS),
-    }
-)
+FRAME = pd.DataFrame({"b": [row / 4 for row in range(ROWS)], "a": range(ROWS)})
 SUMS = [{"y": row * 1.25} for row in range(ROWS)]
 
 
@@ -45,14 +36,14 @@ def predict(*arguments: str, given: bytes | None = None) -> Result:
 
 
 @pytest.fixture(scope="module")
-def by(home: BaseDeploymentClient, models: Models) -> dict[str, list[str]]:
+def by(home, models):
     """The two ways to be answered by the same model."""
     home.create_deployment("once", models.once)
     return {"model": [models.once], "deployment": ["-n", "once"]}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     """The same rows in every kind of file."""
     folder = tmp_path_factory.mktemp("rows")
     FRAME.to_csv(folder / "rows.csv", index=False)
@@ -62,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def answers(file: Path) -> list[Any]:
+def answers(file):
     """The predictions in a file of any kind, as JSON Lines has them."""
     match file.suffix:
         case ".csv":
@@ -78,22 +69,10 @@ def answers(file: Path) -> list[Any]:
 
 @pytest.mark.parametrize("way", ["model", "deployment"])
 @pytest.mark.parametrize("kind", FILE_FORMATS)
-def test_every_row_of_every_kind_of_file_is_answered_in_its_order(
-    by: dict[str, list[str]],
-    folder: Path,
-    tmp_path: Path,
-    way: str,
-    kind: str,
-) -> None:
+def test_every_row_of_every_kind_of_file_is_answered_in_its_order(by, folder, tmp_path, way, kind):
     out = tmp_path / f"out.{kind}"
 
-    result = predict(
-        *by[way],
-        "-i",
-        str(folder / f"rows.{kind}"),
-        "-o",
-        str(out),
-    )
+    result = predict(*by[way], "-i", str(folder / f"rows.{kind}"), "-o", str(out))
 
     assert result.exit_code == 0
     assert result.stdout == ""
@@ -105,62 +84,31 @@ def test_every_row_of_every_kind_of_file_is_answered_in_its_order(
 @pytest.mark.parametrize(
     "document",
     [
-        {
-            "dataframe_split": {
-                "columns": ["b", "a"],
-                "data": [[1, 2], [3, 4]],
-                "index": [7, 8],
-            }
-        },
-        {
-            "dataframe_records": [
-                {"a": 1, "b": 2},
-                {"a": 3, "b": 4},
-            ]
-        },
+        {"dataframe_split": {"columns": ["b", "a"], "data": [[1, 2], [3, 4]], "index": [7, 8]}},
+        {"dataframe_records": [{"a": 1, "b": 2}, {"a": 3, "b": 4}]},
         {"instances": [[1, 2], [3, 4]]},
-        {
-            "inputs": {"a": [1, 3], "b": [2, 4]},
-            "params": {"x": 1},
-        },
+        {"inputs": {"a": [1, 3], "b": [2, 4]}, "params": {"x": 1}},
         {"a": [1, 3], "b": [2, 4]},
         [[1, 2], [3, 4]],
     ],
     ids=lambda document: str(document)[:24],
 )
-def test_every_form_of_json_is_cut_into_batches(by: dict[str, list[str]], document: Any) -> None:
-    result = predict(
-        *by["model"],
-        "--batch-rows",
-        "1",
-        given=json.dumps(document).encode(),
-    )
+def test_every_form_of_json_is_cut_into_batches(by, document):
+    result = predict(*by["model"], "--batch-rows", "1", given=json.dumps(document).encode())
 
-    assert json.loads(result.stdout) == {
-        "predictions": [
-            {"y": 3.0},
-            {"y": 7.0},
-        ]
-    }
+    assert json.loads(result.stdout) == {"predictions": [{"y": 3.0}, {"y": 7.0}]}
 
 
-def test_one_record_is_one_row(by: dict[str, list[str]]) -> None:
+def test_one_record_is_one_row(by):
     result = predict(*by["model"], "-O", "csv", given=b'{"inputs": {"a": 1, "b": 2}}')
 
     assert result.stdout == "y\n3.0\n"
 
 
-def test_quotes_blank_lines_and_a_byte_order_mark_are_understood_and_lines_still_counted(
-    by: dict[str, list[str]],
-) -> None:
+def test_quotes_blank_lines_and_a_byte_order_mark_are_understood_and_lines_still_counted(by):
     text = b'\xef\xbb\xbf"b","a",note\r\n1,2,"two\r\nlines"\r\n\r\n3,4,""\r\n5,x,'
 
-    result = predict(
-        *by["model"],
-        "-t",
-        "csv",
-        given=text[: text.rindex(b"5")],
-    )
+    result = predict(*by["model"], "-t", "csv", given=text[: text.rindex(b"5")])
     assert result.stdout == "y\n3.0\n7.0\n"
 
     assert mentions(
@@ -190,25 +138,14 @@ def test_quotes_blank_lines_and_a_byte_order_mark_are_understood_and_lines_still
     ],
 )
 def test_input_file_error_names_its_place_and_leaves_the_output_file_unchanged(
-    by: dict[str, list[str]],
-    tmp_path: Path,
-    way: str,
-    kind: str,
-    text: str,
-    names: list[str],
-) -> None:
+    by, tmp_path, way, kind, text, names
+):
     good = {"csv": "1,2\n", "jsonl": '{"a": 1, "b": 2}\n'}.get(kind, "") * 1200
     (tmp_path / f"rows.{kind}").write_text(text.replace("{ok}", good))
     (tmp_path / "out.csv").write_text("before")
 
     message = said(
-        predict(
-            *by[way],
-            "-i",
-            str(tmp_path / f"rows.{kind}"),
-            "-o",
-            str(tmp_path / "out.csv"),
-        ),
+        predict(*by[way], "-i", str(tmp_path / f"rows.{kind}"), "-o", str(tmp_path / "out.csv"))
     )
 
     assert message.startswith(f"{tmp_path}/rows.{kind}")
@@ -233,12 +170,7 @@ def test_input_file_error_names_its_place_and_leaves_the_output_file_unchanged(
         (["-n", "idle"], ["idle", "empty"]),
     ],
 )
-def test_predictions_that_cannot_start_give_a_reason(
-    home: BaseDeploymentClient,
-    by: dict[str, list[str]],
-    arguments: list[str],
-    names: list[str],
-) -> None:
+def test_predictions_that_cannot_start_give_a_reason(home, by, arguments, names):
     home.create_endpoint("idle")
     try:
         assert mentions(said(predict(*arguments, given=b'[{"a": 1, "b": 2}]')), *names)
@@ -247,12 +179,12 @@ def test_predictions_that_cannot_start_give_a_reason(
 
 
 @pytest.fixture(scope="module")
-def captured(home: BaseDeploymentClient, models: Models) -> str:
+def captured(home, models):
     home.create_deployment("captured", models.once)
     return "captured"
 
 
-def logged_times() -> list[str]:
+def logged_times():
     select = "strftime(_event_time, '%Y-%m-%dT%H:%M')"
     result = CliRunner().invoke(
         main,
@@ -274,24 +206,14 @@ def logged_times() -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
-def test_the_column_of_event_times_reaches_the_log(
-    captured: str,
-    tmp_path: Path,
-    kind: str,
-) -> None:
+def test_the_column_of_event_times_reaches_the_log(captured, tmp_path, kind):
     """Rows without an offset are in UTC; the third row is at 08:00 in UTC."""
     before = len(logged_times())
     times = ["2026-07-01T10:00:00", "2026-07-01T10:00:00", "2026-07-02T10:00:00+02:00"]
-    frame = pd.DataFrame(
-        {
-            "b": [0.0] * 3,
-            "a": [before, before + 1, before + 2],
-            "at": times,
-        }
-    )
+    frame = pd.DataFrame({"b": [0.0] * 3, "a": [before, before + 1, before + 2], "at": times})
     if kind == "parquet":
         frame["at"] = [datetime.fromisoformat(time).replace(tzinfo=UTC) for time in times[:2]] + [
-            datetime(2026, 7, 2, 8, tzinfo=UTC),
+            datetime(2026, 7, 2, 8, tzinfo=UTC)
         ]
         frame.to_parquet(tmp_path / "rows.parquet")
     elif kind == "csv":
@@ -300,14 +222,7 @@ def test_the_column_of_event_times_reaches_the_log(
         frame.to_json(tmp_path / "rows.jsonl", orient="records", lines=True)
 
     result = predict(
-        "-n",
-        captured,
-        "-i",
-        str(tmp_path / f"rows.{kind}"),
-        "-O",
-        "jsonl",
-        "--event-time",
-        "at",
+        "-n", captured, "-i", str(tmp_path / f"rows.{kind}"), "-O", "jsonl", "--event-time", "at"
     )
 
     assert [json.loads(line)["y"] for line in result.stdout.splitlines()] == [
@@ -327,51 +242,30 @@ def test_the_column_of_event_times_reaches_the_log(
         ("b,a,at\n1,2,soon\n", ["line 2", "at is 'soon'", "2013-07-01T12:30:00Z"]),
     ],
 )
-def test_a_row_without_an_event_time_is_named(captured: str, text: str, names: list[str]) -> None:
-    message = said(
-        predict(
-            "-n",
-            captured,
-            "-t",
-            "csv",
-            "--event-time",
-            "at",
-            given=text.encode(),
-        )
-    )
+def test_a_row_without_an_event_time_is_named(captured, text, names):
+    message = said(predict("-n", captured, "-t", "csv", "--event-time", "at", given=text.encode()))
     assert mentions(message, *names)
 
 
-def test_an_event_time_needs_a_deployment() -> None:
+def test_an_event_time_needs_a_deployment():
     result = predict("/nowhere", "--event-time", "at")
-    assert (
-        result.exit_code,
-        mentions(result.stderr, "--event-time", "-n DEPLOYMENT"),
-    ) == (2, True)
+    assert (result.exit_code, mentions(result.stderr, "--event-time", "-n DEPLOYMENT")) == (2, True)
 
 
 @pytest.mark.parametrize(
-    ("rows", "name"),
-    [("1,x\n", "one"), ("1,2\n" * 9 + "1,x\n" + "1,2\n" * 9, "many")],
+    ("rows", "name"), [("1,x\n", "one"), ("1,2\n" * 9 + "1,x\n" + "1,2\n" * 9, "many")]
 )
-def test_a_bad_row_is_one_failed_request(
-    home: BaseDeploymentClient,
-    models: Models,
-    rows: str,
-    name: str,
-) -> None:
+def test_a_bad_row_is_one_failed_request(home, models, rows, name):
     home.create_deployment(name, models.once)
 
-    def failed() -> int:
+    def failed():
         result = CliRunner().invoke(main, ["log", "errors", name, "-o", "json"])
         if result.exit_code == 0:
             return json.loads(result.stdout)["failed"]
         return 0
 
     assert mentions(
-        said(predict("-n", name, "-t", "csv", given=f"b,a\n{rows}".encode())),
-        "column 'a'",
-        "'x'",
+        said(predict("-n", name, "-t", "csv", given=f"b,a\n{rows}".encode())), "column 'a'", "'x'"
     )
     assert mentions(said(predict("-n", name, "-t", "csv", given=b"b\n1\n")), "'a'")
     wait_until(lambda: failed() >= 2, 60, "both failures are logged")
@@ -379,26 +273,15 @@ def test_a_bad_row_is_one_failed_request(
 
 
 def test_an_endpoint_is_asked_as_its_traffic_goes_and_in_parts_where_a_batch_is_too_large(
-    home: BaseDeploymentClient,
-    models: Models,
-    folder: Path,
-    tmp_path: Path,
-) -> None:
+    home, models, folder, tmp_path
+):
     home.create_deployment(
-        "champion",
-        models.twice,
-        config={"server.max_body_bytes": 4096},
-        endpoint="shared",
+        "champion", models.twice, config={"server.max_body_bytes": 4096}, endpoint="shared"
     )
 
     assert (
         predict(
-            "-n",
-            "shared",
-            "-i",
-            str(folder / "rows.csv"),
-            "-o",
-            str(tmp_path / "out.csv"),
+            "-n", "shared", "-i", str(folder / "rows.csv"), "-o", str(tmp_path / "out.csv")
         ).exit_code
         == 0
     )
@@ -407,11 +290,7 @@ def test_an_endpoint_is_asked_as_its_traffic_goes_and_in_parts_where_a_batch_is_
     assert predict("-n", "champion", "-O", "jsonl", given=b"[[1, 2]]").stdout == '{"y":6.0}\n'
 
 
-def typed(
-    *arguments: str,
-    given: bytes = b"",
-    after: str = "",
-) -> subprocess.CompletedProcess[bytes]:
+def typed(*arguments, given=b"", after=""):
     """Run the command in a process of its own, which has imported nothing yet, and the
     code `after` it.
     """
@@ -424,98 +303,54 @@ def typed(
 
 
 @pytest.mark.long
-def test_a_server_is_asked_without_pandas(by: dict[str, list[str]], folder: Path) -> None:
+def test_a_server_is_asked_without_pandas(by, folder):
     code = "print('pandas' in sys.modules, file=sys.stderr)"
-    ended = typed(
-        *by["deployment"],
-        "-i",
-        str(folder / "rows.parquet"),
-        "-O",
-        "jsonl",
-        after=code,
-    )
+    ended = typed(*by["deployment"], "-i", str(folder / "rows.parquet"), "-O", "jsonl", after=code)
     assert ended.stderr == b"False\n"
 
 
 @pytest.fixture(scope="module")
-def days(tmp_path_factory: pytest.TempPathFactory) -> str:
+def days(tmp_path_factory):
     """The folder of a model without an ONNX form, which also writes on stdout."""
     folder = tmp_path_factory.mktemp("days") / "model"
     signature = ModelSignature(
-        inputs=Schema([ColSpec("datetime", "when"), ColSpec("string", "name")]),
+        inputs=Schema([ColSpec("datetime", "when"), ColSpec("string", "name")])
     )
     mlflow.pyfunc.save_model(
-        folder,
-        python_model=Days(),
-        signature=signature,
-        pip_requirements=["mlflow"],
+        folder, python_model=Days(), signature=signature, pip_requirements=["mlflow"]
     )
     return str(folder)
 
 
-def as_jsonl(frame: pd.DataFrame) -> bytes:
+def as_jsonl(frame):
     return frame.to_json(orient="records", lines=True, date_format="iso").encode()
 
 
-def as_parquet(frame: pd.DataFrame) -> bytes:
+def as_parquet(frame):
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pandas(frame), sink)
     return bytes(sink.getvalue())
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("kind", "encode"),
-    [("jsonl", as_jsonl), ("parquet", as_parquet)],
-)
-def test_a_model_without_an_onnx_form_is_asked_as_mlflow_would(
-    days: str,
-    kind: str,
-    encode: Callable[[pd.DataFrame], bytes],
-) -> None:
+@pytest.mark.parametrize(("kind", "encode"), [("jsonl", as_jsonl), ("parquet", as_parquet)])
+def test_a_model_without_an_onnx_form_is_asked_as_mlflow_would(days, kind, encode):
     frame = pd.DataFrame(
-        {
-            "when": pd.to_datetime(["2013-01-01", "2013-07-04"]),
-            "name": ["ana", "007"],
-        },
+        {"when": pd.to_datetime(["2013-01-01", "2013-07-04"]), "name": ["ana", "007"]}
     )
 
-    ended = typed(
-        days,
-        "-t",
-        kind,
-        "-O",
-        "jsonl",
-        "--batch-rows",
-        "1",
-        given=encode(frame),
-    )
+    ended = typed(days, "-t", kind, "-O", "jsonl", "--batch-rows", "1", given=encode(frame))
 
     assert ended.stdout == b'{"day":1,"name":"ANA"}\n{"day":185,"name":"007"}\n'
 
 
 @pytest.mark.long
 def test_a_deployment_without_an_onnx_form_is_sent_rows_of_parquet_that_mlflow_reads(
-    home: BaseDeploymentClient,
-    tmp_path: Path,
-) -> None:
+    home, tmp_path
+):
     folder = save_pyfuncs(tmp_path, ["bytes"])["bytes"]
-    rows = as_parquet(
-        pd.DataFrame(
-            {
-                "blob": [b"\xff\0\x01", b""],
-                "extra": [float("inf"), None],
-            }
-        )
-    )
-    spans = as_parquet(
-        pd.DataFrame(
-            {
-                "blob": [b"\0"],
-                "span": pd.to_timedelta(["1h"]),
-            }
-        )
-    )
+    rows = as_parquet(pd.DataFrame({"blob": [b"\xff\0\x01", b""], "extra": [float("inf"), None]}))
+    spans = as_parquet(pd.DataFrame({"blob": [b"\0"], "span": pd.to_timedelta(["1h"])}))
     home.create_deployment("bytes", str(folder))
     try:
         answered = [
@@ -531,7 +366,7 @@ def test_a_deployment_without_an_onnx_form_is_sent_rows_of_parquet_that_mlflow_r
     assert "JSON" in refused.stderr
 
 
-def test_a_wider_type_and_a_missing_value_come_late_into_a_parquet_file(tmp_path: Path) -> None:
+def test_a_wider_type_and_a_missing_value_come_late_into_a_parquet_file(tmp_path):
     out = tmp_path / "out.parquet"
     with (
         open_output(str(out), sys.stdout.buffer) as target,
@@ -541,13 +376,10 @@ def test_a_wider_type_and_a_missing_value_come_late_into_a_parquet_file(tmp_path
         write([{"score": 1, "label": None}])
         write([{"score": 0.5, "label": "y"}])
 
-    assert pq.read_table(out).to_pydict() == {
-        "score": [None, 1.0, 0.5],
-        "label": ["x", None, "y"],
-    }
+    assert pq.read_table(out).to_pydict() == {"score": [None, 1.0, 0.5], "label": ["x", None, "y"]}
 
 
-def test_a_bar_is_drawn_on_a_terminal_only(folder: Path, tmp_path: Path, models: Models) -> None:
+def test_a_bar_is_drawn_on_a_terminal_only(folder, tmp_path, models):
     """The bar on a terminal reaches its end,
     and stdout contains only the predictions.
     """

@@ -1,10 +1,9 @@
 """Tests of `onnxserve batch`."""
 
 import re
-from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from mlflow_deploy_plugin.cli.commands import main
 from tests.support.commands import said
@@ -12,23 +11,15 @@ from tests.support.models import columns, write_model
 from tests.support.refusals import mentions
 
 
-def batch(*arguments: str) -> Result:
+def batch(*arguments):
     return CliRunner().invoke(main, ["batch", *arguments])
 
 
 @pytest.mark.long
-def test_a_file_is_predicted_and_the_rest_is_one_line(tmp_path: Path) -> None:
+def test_a_file_is_predicted_and_the_rest_is_one_line(tmp_path):
     model = write_model(tmp_path / "same", signature=columns(x="float"))
     (tmp_path / "rows.csv").write_text("id,x\na,1\nb,oops\nc,3\n")
-    arguments = [
-        str(model),
-        "-i",
-        str(tmp_path / "rows.csv"),
-        "--keep",
-        "id",
-        "--workers",
-        "1",
-    ]
+    arguments = [str(model), "-i", str(tmp_path / "rows.csv"), "--keep", "id", "--workers", "1"]
 
     failed = batch(*arguments, "--folder", str(tmp_path / "failed"))
     skipped = batch(*arguments, "--folder", str(tmp_path / "out"), "--on-error", "skip-row")
@@ -43,17 +34,14 @@ def test_a_file_is_predicted_and_the_rest_is_one_line(tmp_path: Path) -> None:
     assert left_out.stderr.count("skipped: rows.csv: row 1") == 1
 
 
-def test_a_column_that_is_kept_twice_is_refused(tmp_path: Path) -> None:
+def test_a_column_that_is_kept_twice_is_refused(tmp_path):
     result = batch("x", "-i", "in", "--folder", "out", "--keep", "id, id")
 
     assert result.exit_code == 2
     assert result.stderr.endswith("Error: --keep id, id: a column is repeated\n")
 
 
-def test_progress_is_printed_in_plain_lines_without_a_terminal(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_progress_is_printed_in_plain_lines_without_a_terminal(tmp_path, monkeypatch):
     monkeypatch.setattr("mlflow_deploy_plugin.cli.predict._LINE_SECONDS", 0)
     model = write_model(tmp_path / "same", signature=columns(x="float"))
     (tmp_path / "rows.csv").write_text("x\n" + "1\n" * 1000)

@@ -2,7 +2,6 @@
 
 import json
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -10,15 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import requests
-from click.testing import CliRunner, Result
-from mlflow.deployments import BaseDeploymentClient
+from click.testing import CliRunner
 
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.tabular.row_files import FILE_FORMATS
 from mlflow_deploy_plugin.serve.inference_log.log_reader import View, open_log, view_tables
 from tests.support.commands import said
-from tests.support.deployments import Models
 from tests.support.inference_log import LogWriter, rows_of
 from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
@@ -27,7 +24,7 @@ ROWS = 6
 
 
 @pytest.fixture(scope="module")
-def ids(home: BaseDeploymentClient, models: Models) -> list[str]:
+def ids(home, models):
     """An endpoint `sums` that has answered a few requests of two rows; their
     X-Prediction-Ids.
     """
@@ -35,12 +32,7 @@ def ids(home: BaseDeploymentClient, models: Models) -> list[str]:
     answers = [
         requests.post(
             f"{deployed['url']}/invocations",
-            json={
-                "dataframe_records": [
-                    {"a": number, "b": 1},
-                    {"a": number, "b": 2},
-                ]
-            },
+            json={"dataframe_records": [{"a": number, "b": 1}, {"a": number, "b": 2}]},
             timeout=60,
         )
         for number in range(ROWS // 2)
@@ -50,24 +42,20 @@ def ids(home: BaseDeploymentClient, models: Models) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def customers(home: BaseDeploymentClient, models: Models) -> str:
+def customers(home, models):
     """An endpoint whose requests have an id that the model does not take."""
     home.create_deployment("customers", models.once, config={"capture.keys": "customer_id"})
     return "customers"
 
 
-def logged(endpoint: str = "sums") -> list[dict[str, Any]]:
+def logged(endpoint="sums"):
     """The rows of the log with their labels."""
     log = open_log(load_settings().inference_log)
-    tables = view_tables(
-        log,
-        View(endpoint),
-        ["_prediction_id", "_row", "a", "_label", "_segment"],
-    )
+    tables = view_tables(log, View(endpoint), ["_prediction_id", "_row", "a", "_label", "_segment"])
     return rows_of(tables)
 
 
-def labels(endpoint: str = "sums") -> dict[tuple[float, int], str]:
+def labels(endpoint="sums"):
     return {
         (row["a"], row["_row"]): row["_label"]
         for row in logged(endpoint)
@@ -75,14 +63,11 @@ def labels(endpoint: str = "sums") -> dict[tuple[float, int], str]:
     }
 
 
-def feedback(*arguments: str, given: str | None = None) -> Result:
+def feedback(*arguments, given=None):
     return CliRunner().invoke(main, ["feedback", *arguments], input=given)
 
 
-def test_labels_sent_over_http_report_bad_and_unmatched_rows(
-    ids: list[str],
-    tmp_path: Path,
-) -> None:
+def test_labels_sent_over_http_report_bad_and_unmatched_rows(ids, tmp_path):
     file = tmp_path / "labels.csv"
     rejects = tmp_path / "bad.jsonl"
     file.write_text(
@@ -91,7 +76,7 @@ def test_labels_sent_over_http_report_bad_and_unmatched_rows(
         f"{ids[0]},1,0\n"
         f"{ids[1]},,late\n"
         "unknown,0,1\n"
-        f"{ids[2]},0\n",
+        f"{ids[2]},0\n"
     )
 
     result = feedback("sums", "--file", str(file), "--rejects", str(rejects))
@@ -106,34 +91,19 @@ def test_labels_sent_over_http_report_bad_and_unmatched_rows(
     assert rejected["place"] == "line 6"
     assert rejected["row"] == f"{ids[2]},0"
     assert f"{rejected['place']}: {rejected['why']}" == line
-    expected = {
-        (0, 0): "1",
-        (0, 1): "0",
-        (1, 0): "late",
-        (1, 1): "late",
-    }
+    expected = {(0, 0): "1", (0, 1): "0", (1, 0): "late", (1, 1): "late"}
     wait_until(lambda: labels() == expected, 60, "the labels are beside their rows")
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("mask", ["", "customer_id"])
-def test_labels_find_their_rows_by_an_id_that_the_model_does_not_take(
-    home: BaseDeploymentClient,
-    models: Models,
-    tmp_path: Path,
-    mask: str,
-) -> None:
+def test_labels_find_their_rows_by_an_id_that_the_model_does_not_take(home, models, tmp_path, mask):
     name = f"customers-{mask or 'plain'}".replace("_", "-")
     deployed = home.create_deployment(
-        name,
-        models.once,
-        config={"capture.keys": "customer_id", "capture.mask": mask},
+        name, models.once, config={"capture.keys": "customer_id", "capture.mask": mask}
     )
     requested: list[list[dict[str, Any]]] = [
-        [
-            {"a": 1, "b": 1, "customer_id": 7},
-            {"a": 2, "b": 1, "customer_id": None},
-        ],
+        [{"a": 1, "b": 1, "customer_id": 7}, {"a": 2, "b": 1, "customer_id": None}],
         [{"a": 3, "b": 1, "customer_id": "x-9"}],
         [{"a": 4, "b": 1}],
     ]
@@ -149,30 +119,17 @@ def test_labels_find_their_rows_by_an_id_that_the_model_does_not_take(
 
     assert result.exit_code == 0, result.output
     assert mentions(result.stdout, "3 of 4", "1 unmatched")
-    expected = {
-        (1, 0): "seven",
-        (2, 1): "nobody",
-        (3, 0): "nine",
-        (4, 0): "nobody",
-    }
+    expected = {(1, 0): "seven", (2, 1): "nobody", (3, 0): "nine", (4, 0): "nobody"}
     wait_until(lambda: labels(name) == expected, 60, "the labels are beside their rows")
 
 
 @pytest.mark.parametrize("kind", FILE_FORMATS)
-def test_the_output_of_predict_keeps_the_keys_and_is_a_file_of_labels(
-    customers: str,
-    tmp_path: Path,
-    kind: str,
-) -> None:
+def test_the_output_of_predict_keeps_the_keys_and_is_a_file_of_labels(customers, tmp_path, kind):
     rows = tmp_path / f"rows.{kind}"
     out = tmp_path / f"out.{kind}"
     labels = tmp_path / "labels.jsonl"
     frame = pd.DataFrame(
-        {
-            "b": 1.0,
-            "a": range(30),
-            "customer_id": [f"{row:03}" for row in range(30)],
-        },
+        {"b": 1.0, "a": range(30), "customer_id": [f"{row:03}" for row in range(30)]}
     )
     match kind:
         case "csv":
@@ -182,16 +139,7 @@ def test_the_output_of_predict_keeps_the_keys_and_is_a_file_of_labels(
         case _:
             frame.to_json(rows, orient="records", lines=kind == "jsonl")
 
-    options = [
-        "-n",
-        customers,
-        "-i",
-        str(rows),
-        "-o",
-        str(out),
-        "--batch-rows",
-        "20",
-    ]
+    options = ["-n", customers, "-i", str(rows), "-o", str(out), "--batch-rows", "20"]
     result = CliRunner().invoke(main, ["predict", *options])
 
     assert result.exit_code == 0, result.output
@@ -199,21 +147,18 @@ def test_the_output_of_predict_keeps_the_keys_and_is_a_file_of_labels(
     assert [(row["customer_id"], row["y"]) for row in written] == [
         (f"{row:03}", row + 1.0) for row in range(30)
     ]
-    assert [row["row"] for row in written] == [
-        *range(20),
-        *range(10),
-    ]
+    assert [row["row"] for row in written] == [*range(20), *range(10)]
     assert len({row["prediction_id"] for row in written}) == 2
     labels.write_text("".join(json.dumps({**row, "label": 1}) + "\n" for row in written))
     assert "30 labels accepted" in feedback(customers, "--file", str(labels), "--no-match").stdout
 
 
-def written_rows(file: Path) -> list[dict[str, Any]]:
+def written_rows(file):
     """The rows of an output file of any kind."""
     match file.suffix:
         case ".csv":
             records: list[dict[Any, Any]] = pd.read_csv(file, dtype={"customer_id": str}).to_dict(
-                "records",
+                "records"
             )
             return records
         case ".parquet":
@@ -226,31 +171,23 @@ def written_rows(file: Path) -> list[dict[str, Any]]:
 
 
 def test_an_unknown_key_column_is_answered_with_the_columns_there_are_and_the_setting_that_adds_one(
-    ids: list[str],
-    tmp_path: Path,
-) -> None:
+    ids, tmp_path
+):
     file = tmp_path / "labels.csv"
     file.write_text("request,label\n1,1\n")
     line = said(feedback("sums", "--file", str(file), "--key", "request"))
     assert "'request'" in line
     assert {"a", "b", "prediction"} <= set(
-        line.replace(";", ",").replace("have ", ",").replace(" ", "").split(","),
+        line.replace(";", ",").replace("have ", ",").replace(" ", "").split(",")
     )
     assert "capture.keys" in line
     assert "_request_id" not in line
 
 
-def test_a_masked_column_may_be_in_the_key(ids: list[str], tmp_path: Path) -> None:
+def test_a_masked_column_may_be_in_the_key(ids, tmp_path):
     file = tmp_path / "labels.parquet"
     pq.write_table(
-        pa.table(
-            {
-                "a": [2.0, 2.0, 2.0],
-                "b": [1, 2, 3],
-                "delayed": [True, False, True],
-            }
-        ),
-        file,
+        pa.table({"a": [2.0, 2.0, 2.0], "b": [1, 2, 3], "delayed": [True, False, True]}), file
     )
 
     result = feedback("sums", "--file", str(file), "--key", "a,b", "--label-column", "delayed")
@@ -259,33 +196,20 @@ def test_a_masked_column_may_be_in_the_key(ids: list[str], tmp_path: Path) -> No
     assert result.stderr == ""
     assert mentions(result.stdout, "2 of 3", "1 unmatched")
     wait_until(
-        lambda: (
-            labels().items()
-            >= {
-                (2, 0): "true",
-                (2, 1): "false",
-            }.items()
-        ),
+        lambda: labels().items() >= {(2, 0): "true", (2, 1): "false"}.items(),
         60,
         "they are beside their rows",
     )
 
 
-def test_a_row_that_the_server_refuses_is_named_and_the_others_are_taken(ids: list[str]) -> None:
+def test_a_row_that_the_server_refuses_is_named_and_the_others_are_taken(ids):
     lines = [
         {"key": {"a": 2, "b": 1}, "label": "x"},
         {"key": {"c": 2}, "label": 1},
         {"prediction_id": ids[0], "label": 5},
     ]
 
-    result = feedback(
-        "sums",
-        "-f",
-        "-",
-        "-t",
-        "jsonl",
-        given="\n".join(map(json.dumps, lines)),
-    )
+    result = feedback("sums", "-f", "-", "-t", "jsonl", given="\n".join(map(json.dumps, lines)))
 
     assert mentions(result.stdout, "sums", "2 labels")
     assert mentions(result.stdout, "2 of 2")
@@ -308,12 +232,8 @@ def test_a_row_that_the_server_refuses_is_named_and_the_others_are_taken(ids: li
     ],
 )
 def test_invalid_feedback_is_a_one_line_error_and_sends_no_labels(
-    ids: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: tuple[str, ...],
-    names: list[str],
-) -> None:
+    ids, tmp_path, monkeypatch, arguments, names
+):
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "labels.csv"
@@ -322,32 +242,21 @@ def test_invalid_feedback_is_a_one_line_error_and_sends_no_labels(
     assert file.read_text() == "a,b,label\n1,2,3\n"
 
 
-def test_a_file_that_is_not_there_or_of_no_kind_is_one_line(ids: list[str], tmp_path: Path) -> None:
+def test_a_file_that_is_not_there_or_of_no_kind_is_one_line(ids, tmp_path):
     assert mentions(
-        said(feedback("sums", "--file", str(tmp_path / "none.csv"))),
-        "none.csv",
-        "No such file",
+        said(feedback("sums", "--file", str(tmp_path / "none.csv"))), "none.csv", "No such file"
     )
     (tmp_path / "labels.txt").touch()
     assert mentions(
-        said(feedback("sums", "--file", str(tmp_path / "labels.txt"))),
-        "-t csv",
-        "jsonl",
-        "parquet",
+        said(feedback("sums", "--file", str(tmp_path / "labels.txt"))), "-t csv", "jsonl", "parquet"
     )
 
 
-def test_where_no_server_runs_labels_go_straight_into_the_log(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_where_no_server_runs_labels_go_straight_into_the_log(tmp_path, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     writer = LogWriter(tmp_path / "home" / "inference_log")
     times = [datetime(2013, 7, 1, tzinfo=UTC)] * 2
-    writer.write(
-        {"_event_time": times, "flight": [7, 8], "a": [0.0, 1.0]},
-        endpoint="sums",
-    )
+    writer.write({"_event_time": times, "flight": [7, 8], "a": [0.0, 1.0]}, endpoint="sums")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "labels.csv").write_text("flight,label\n7,1\n9,1\n7,2\n")
 
@@ -364,11 +273,6 @@ def test_where_no_server_runs_labels_go_straight_into_the_log(
     full = feedback("sums", "-f", "labels.csv", "--key", "flight", "--rejects", "/dev/full")
     assert mentions(full.stderr.splitlines()[-1], "/dev/full", "No space left")
     silent = feedback(
-        "sums",
-        "--file",
-        str(tmp_path / "labels.csv"),
-        "--key",
-        "flight",
-        "--no-match",
+        "sums", "--file", str(tmp_path / "labels.csv"), "--key", "flight", "--no-match"
     )
     assert silent.stdout.count("\n") == 1

@@ -4,17 +4,14 @@ server with MLflow's basic auth.
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.store.audit import current_actor
-from tests.support.accounts import People, people
+from tests.support.accounts import people
 from tests.support.refusals import mentions
-from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import tracking_at
 
 GATED = "gated_aliases: [champion]\nskip: [evaluation, robustness, budget]\n"
@@ -22,36 +19,27 @@ POLICY = f"{GATED}approvals: {{groups: [risk], evaluation: optional}}"
 
 
 @pytest.fixture(scope="module")
-def server(
-    tmp_path_factory: pytest.TempPathFactory,
-    new_database: Callable[[Path], str],
-) -> Iterator[People]:
+def server(tmp_path_factory, new_database):
     with people(tmp_path_factory.mktemp("approvals"), new_database, "alice", "carol") as accounts:
         accounts.add_role("risk", "alice", "carol")
         yield accounts
 
 
-def run(line: str) -> Result:
+def run(line):
     return CliRunner().invoke(main, line.split())
 
 
-def actions(server: People, model: str) -> list[tuple[str, str]]:
+def actions(server, model):
     events = server.store.events(
-        model=model,
-        actions=("gate", "request", "approve", "decline", "promote"),
+        model=model, actions=("gate", "request", "approve", "decline", "promote")
     )
     return [
-        (
-            event.action,
-            event.actor.partition("@")[0],
-        )
-        for event in events
-        if event.action != "gate"
+        (event.action, event.actor.partition("@")[0]) for event in events if event.action != "gate"
     ]
 
 
 @pytest.mark.long
-def test_a_promotion_is_requested_approved_and_done(server: People) -> None:
+def test_a_promotion_is_requested_approved_and_done(server):
     model = server.register("alice", POLICY)
     with server.logged_in("alice"):
         refused = run(f"promote models:/{model}/1 --to @champion")
@@ -88,7 +76,7 @@ def test_a_promotion_is_requested_approved_and_done(server: People) -> None:
 
 
 @pytest.mark.long
-def test_commands_record_the_name_of_the_login_and_the_machine_as_a_detail(server: People) -> None:
+def test_commands_record_the_name_of_the_login_and_the_machine_as_a_detail(server):
     model = server.register("alice", GATED)
     with server.logged_in("alice"):
         commands = [
@@ -117,7 +105,7 @@ def test_commands_record_the_name_of_the_login_and_the_machine_as_a_detail(serve
 
 
 @pytest.mark.long
-def test_a_declined_request_cannot_be_approved(server: People) -> None:
+def test_a_declined_request_cannot_be_approved(server):
     model = server.register("alice", POLICY)
     with server.logged_in("alice"):
         run(f"promote models:/{model}/1 --to @champion --request -o json")
@@ -141,11 +129,7 @@ def test_a_declined_request_cannot_be_approved(server: People) -> None:
         ("--to @champion --policy p.yaml", ["--policy"]),
     ],
 )
-def test_a_request_that_makes_no_sense_is_refused_before_the_gate(
-    server: People,
-    options: str,
-    names: list[str],
-) -> None:
+def test_a_request_that_makes_no_sense_is_refused_before_the_gate(server, options, names):
     model = server.register("alice", POLICY)
     with server.logged_in("alice"):
         refused = run(f"promote models:/{model}/1 --request {options}")
@@ -155,7 +139,7 @@ def test_a_request_that_makes_no_sense_is_refused_before_the_gate(
 
 
 @pytest.mark.long
-def test_a_failed_gate_is_requested_only_by_force(server: People) -> None:
+def test_a_failed_gate_is_requested_only_by_force(server):
     model = server.register("alice", POLICY, parity="warned")
     with server.logged_in("alice"):
         refused = run(f"promote models:/{model}/1 --to @champion --request")
@@ -174,7 +158,7 @@ def test_a_failed_gate_is_requested_only_by_force(server: People) -> None:
 
 
 @pytest.mark.long
-def test_a_wrong_password_is_one_line(server: People, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_password_is_one_line(server, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "alice")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
     refused = run("request list")
@@ -191,17 +175,10 @@ def test_a_wrong_password_is_one_line(server: People, monkeypatch: pytest.Monkey
         "request decline models:/m/1 --to @champion --why slow",
     ],
 )
-@pytest.mark.parametrize(
-    "has_server",
-    [True, False],
-    ids=["without the app", "a database"],
-)
+@pytest.mark.parametrize("has_server", [True, False], ids=["without the app", "a database"])
 def test_an_mlflow_without_requests_is_one_line_with_the_remedy(
-    line: str,
-    has_server: bool,
-    mlflow_server: MlflowServer,
-    tmp_path: Path,
-) -> None:
+    line, has_server, mlflow_server, tmp_path
+):
     with tracking_at(mlflow_server.url if has_server else f"sqlite:///{tmp_path}/mlflow.db"):
         refused = run(line)
     assert refused.exit_code == 1
@@ -210,7 +187,7 @@ def test_an_mlflow_without_requests_is_one_line_with_the_remedy(
 
 
 @pytest.mark.long
-def test_history_verifies_the_trail_of_a_server(server: People) -> None:
+def test_history_verifies_the_trail_of_a_server(server):
     model = server.register("alice", POLICY)
     with server.logged_in("alice"):
         run(f"promote models:/{model}/1 --to @champion --request")

@@ -3,8 +3,7 @@ comparison.
 """
 
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from click.testing import CliRunner, Result
@@ -20,27 +19,19 @@ Command = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
-def toy(
-    tmp_path_factory: pytest.TempPathFactory,
-    new_database: Callable[[Path], str],
-) -> Iterator[Command]:
+def toy(tmp_path_factory, new_database):
     """The command, on a registry whose `toy` 1 and 2 are proven, and 3 is not."""
     folder = tmp_path_factory.mktemp("diff")
     with tracking_at(new_database(folder)):
         registered_toy(MlflowClient(), folder)
         MlflowClient().create_registered_model("other")
         MlflowClient().create_model_version("other", (folder / "0").as_uri())
-        example = {
-            "dataframe_split": {
-                "columns": ["a", "b"],
-                "data": [[1.0, 0.0]],
-            }
-        }
+        example = {"dataframe_split": {"columns": ["a", "b"], "data": [[1.0, 0.0]]}}
         (folder / "2" / "serving_input_example.json").write_text(json.dumps(example))
         yield lambda *arguments: CliRunner().invoke(main, ["diff", *arguments])
 
 
-def test_only_changed_facts_are_rows_unless_all_are_asked_for(toy: Command) -> None:
+def test_only_changed_facts_are_rows_unless_all_are_asked_for(toy):
     done = toy("models:/toy/1", "models:/toy/3")
     assert done.exit_code == 0, done.output
     lines = [line.split() for line in done.stdout.splitlines()]
@@ -58,7 +49,7 @@ def test_only_changed_facts_are_rows_unless_all_are_asked_for(toy: Command) -> N
     ]
 
 
-def test_json_has_the_values_as_numbers(toy: Command) -> None:
+def test_json_has_the_values_as_numbers(toy):
     document = json.loads(toy("models:/toy/1", "models:/toy/3", "--all", "-o", "json").stdout)
     operator = {
         "section": "graph",
@@ -90,9 +81,5 @@ def test_json_has_the_values_as_numbers(toy: Command) -> None:
         (("models:/toy/1", "runs:/abc/model"), ("abc",)),
     ],
 )
-def test_a_wrong_version_is_one_line(
-    toy: Command,
-    arguments: tuple[str, ...],
-    names: tuple[str, ...],
-) -> None:
+def test_a_wrong_version_is_one_line(toy, arguments, names):
     assert mentions(said(toy(*arguments)), *names)

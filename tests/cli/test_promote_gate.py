@@ -4,8 +4,7 @@ gate.
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from click.testing import CliRunner, Result
@@ -23,10 +22,7 @@ Command = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
-def toy(
-    tmp_path_factory: pytest.TempPathFactory,
-    new_database: Callable[[Path], str],
-) -> Iterator[Command]:
+def toy(tmp_path_factory, new_database):
     """The command, on a registry whose `toy` 1 is in Production; 2 is as good, and 3
     was not proven.
     """
@@ -42,7 +38,7 @@ def toy(
         yield lambda *arguments: CliRunner().invoke(main, list(arguments))
 
 
-def test_each_check_is_a_line_and_the_steps_go_to_stderr(toy: Command) -> None:
+def test_each_check_is_a_line_and_the_steps_go_to_stderr(toy):
     done = toy("gate", "models:/toy/2", "--policy", "cheap.yaml")
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
@@ -59,7 +55,7 @@ def test_each_check_is_a_line_and_the_steps_go_to_stderr(toy: Command) -> None:
     assert mentions(done.stderr, "fetching", "version 2", "version 1")
 
 
-def test_a_failed_gate_is_exit_status_1(toy: Command) -> None:
+def test_a_failed_gate_is_exit_status_1(toy):
     done = toy("gate", "models:/toy/3", "--policy", "cheap.yaml", "-o", "json")
     assert done.exit_code == 1
     document = json.loads(done.stdout)
@@ -87,11 +83,7 @@ def test_a_failed_gate_is_exit_status_1(toy: Command) -> None:
         ),
     ],
 )
-def test_a_mistake_is_one_line(
-    arguments: tuple[str, ...],
-    names: list[str],
-    toy: Command,
-) -> None:
+def test_a_mistake_is_one_line(arguments, names, toy):
     done = toy("gate", *arguments)
     assert done.exit_code == 1
     assert mentions(done.stderr.splitlines()[-1], "Error", *names)
@@ -99,27 +91,18 @@ def test_a_mistake_is_one_line(
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [("gate", "models:/toy/3"), ("promote", "models:/toy/3", "--to", "Production")],
+    "arguments", [("gate", "models:/toy/3"), ("promote", "models:/toy/3", "--to", "Production")]
 )
-def test_a_torch_original_that_the_version_does_not_name_can_be_given(
-    arguments: tuple[str, ...],
-    toy: Command,
-) -> None:
+def test_a_torch_original_that_the_version_does_not_name_can_be_given(arguments, toy):
     done = toy(*arguments, "--policy", "attack.yaml", "--original", "/gone")
     assert done.exit_code == 1
     assert mentions(done.stdout + done.stderr, "torch original", "/gone")
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [("gate", "models:/toy/2"), ("promote", "models:/toy/2", "--to", "Production")],
+    "arguments", [("gate", "models:/toy/2"), ("promote", "models:/toy/2", "--to", "Production")]
 )
-def test_unreachable_mlflow_is_a_one_line_error_without_a_long_wait(
-    arguments: tuple[str, ...],
-    toy: Command,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_unreachable_mlflow_is_a_one_line_error_without_a_long_wait(arguments, toy, monkeypatch):
     for name in ("MAX_RETRIES", "BACKOFF_FACTOR", "TIMEOUT"):
         monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{name}", "")
         del os.environ[f"MLFLOW_HTTP_REQUEST_{name}"]
@@ -132,7 +115,7 @@ def test_unreachable_mlflow_is_a_one_line_error_without_a_long_wait(
     assert line.endswith(" does not answer correctly: connection refused")
 
 
-def test_dry_run_of_a_promotion_changes_nothing(toy: Command) -> None:
+def test_dry_run_of_a_promotion_changes_nothing(toy):
     promotion = ("promote", "models:/toy/2", "--dry-run", "--to")
     client = MlflowClient()
     client.set_registered_model_alias("toy", "challenger", "3")
@@ -161,18 +144,18 @@ def test_dry_run_of_a_promotion_changes_nothing(toy: Command) -> None:
     store.close()
 
 
-def test_promote_reports_the_change_the_gate_and_the_followers(toy: Command) -> None:
+def test_promote_reports_the_change_the_gate_and_the_followers(toy):
     done = toy("promote", "models:/toy/2", "--to", "Production", "--policy", "cheap.yaml")
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
     assert mentions(lines[0], "toy version 2", "Production", "version 1")
     assert lines[1].startswith(
-        "  gate: passed without an evaluation; checked: parity, signature; not checked: evaluation",
+        "  gate: passed without an evaluation; checked: parity, signature; not checked: evaluation"
     )
     assert mentions(lines[-1], "no deployment", "models:/toy/Production")
 
 
-def test_promote_to_the_current_target_is_one_line_without_a_change(toy: Command) -> None:
+def test_promote_to_the_current_target_is_one_line_without_a_change(toy):
     toy("promote", "models:/toy/2", "--to", "@same")
     done = toy("promote", "models:/toy/2", "--to", "@same")
     assert done.exit_code == 0
@@ -180,34 +163,27 @@ def test_promote_to_the_current_target_is_one_line_without_a_change(toy: Command
         (
             "toy version 2 has the alias @same already: no change (gate: not asked; the policy "
             "does not gate @same)"
-        ),
+        )
     ]
 
 
-def test_gate_of_the_only_served_version_is_one_line_and_json(toy: Command) -> None:
+def test_gate_of_the_only_served_version_is_one_line_and_json(toy):
     toy("promote", "models:/toy/2", "--to", "Production", "--policy", "cheap.yaml")
     done = toy("gate", "models:/toy/2", "--policy", "cheap.yaml")
     assert done.exit_code == 0
     (line,) = done.stdout.splitlines()
     assert line.startswith(
-        "toy version 2 is the served version (Production), and there is no version to compare",
+        "toy version 2 is the served version (Production), and there is no version to compare"
     )
     document = json.loads(
-        toy(
-            "gate",
-            "models:/toy/2",
-            "--policy",
-            "cheap.yaml",
-            "-o",
-            "json",
-        ).stdout
+        toy("gate", "models:/toy/2", "--policy", "cheap.yaml", "-o", "json").stdout
     )
     assert document["version"] == "2"
     assert document["stands"] == "Production"
     assert document["state"] == "passed without an evaluation"
 
 
-def test_promote_tells_of_a_deployment_that_follows_and_does_not_run(toy: Command) -> None:
+def test_promote_tells_of_a_deployment_that_follows_and_does_not_run(toy):
     store = open_store(load_settings().store_url)
     store.add_endpoint("onnxserve", new_endpoint("sleeping", "models:/toy/staging"))
     store.add_endpoint("onnxserve", new_endpoint("pinned", "models:/toy/1"))
@@ -225,11 +201,11 @@ def test_promote_tells_of_a_deployment_that_follows_and_does_not_run(toy: Comman
     store.close()
 
 
-def test_promote_that_is_refused_is_exit_status_1(toy: Command) -> None:
+def test_promote_that_is_refused_is_exit_status_1(toy):
     done = toy("promote", "models:/toy/3", "--to", "Production", "--policy", "cheap.yaml")
     assert done.exit_code == 1
     assert done.stderr.splitlines()[-1].startswith(
-        "Error: toy version 3 cannot be promoted to Production",
+        "Error: toy version 3 cannot be promoted to Production"
     )
     forced = toy(
         "promote", "models:/toy/3", "--to", "Production", "--force", "--policy", "cheap.yaml"

@@ -3,28 +3,24 @@ stages of versions.
 """
 
 import json
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
-from mlflow.deployments import BaseDeploymentClient
+from click.testing import CliRunner
 from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.cli.commands import main
 from tests.support.refusals import mentions, refused
-from tests.support.services.mlflow_server import MlflowServer
-from tests.support.services.proxy import Proxy, proxy_to
+from tests.support.services.proxy import proxy_to
 from tests.support.traffic import Traffic
 from tests.support.waiting import wait_until
 
 NO_API = '{"error_code": "ENDPOINT_NOT_FOUND", "message": "no such API"}'
 
 
-def without_stages(body: bytes) -> bytes:
+def without_stages(body):
     """Return an answer of MLflow without the fields of stages."""
 
-    def strip(document: dict[str, Any]) -> dict[str, Any]:
+    def strip(document):
         return {
             key: value
             for key, value in document.items()
@@ -37,7 +33,7 @@ def without_stages(body: bytes) -> bytes:
 
 
 @pytest.fixture
-def proxy(mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+def proxy(mlflow_server, monkeypatch):
     """Yield a proxy to MLflow, which `remove_stages` changes to an MLflow without
     stages.
     """
@@ -45,22 +41,17 @@ def proxy(mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> Itera
         yield proxy
 
 
-def remove_stages(proxy: Proxy) -> None:
+def remove_stages(proxy):
     proxy.rewrite = without_stages
     proxy.turn(NO_API, "transition-stage", 404)
 
 
-def onnxserve(*arguments: str) -> Result:
+def onnxserve(*arguments):
     return CliRunner().invoke(main, arguments)
 
 
 @pytest.mark.long
-def test_a_server_keeps_its_version_and_moves_to_an_alias(
-    home: BaseDeploymentClient,
-    register: Callable[..., Any],
-    proxy: Proxy,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_server_keeps_its_version_and_moves_to_an_alias(home, register, proxy, monkeypatch):
     model = register("+1", "+2")
     model.promote(1)
     monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.2")
@@ -69,11 +60,9 @@ def test_a_server_keeps_its_version_and_moves_to_an_alias(
     alias = f"models:/{model.name}@champion"
     home.create_deployment("kept", stage)
 
-    def error_without_stages() -> str:
+    def error_without_stages():
         deployment = wait_until(
-            lambda: (now := home.get_deployment("kept"))["error"] and now,
-            30,
-            "the error",
+            lambda: (now := home.get_deployment("kept"))["error"] and now, 30, "the error"
         )
         assert deployment["state"] == "running"
         assert deployment["version"] == "1"
@@ -81,25 +70,16 @@ def test_a_server_keeps_its_version_and_moves_to_an_alias(
 
     remove_stages(proxy)
     assert mentions(
-        error_without_stages(),
-        stage,
-        "versions: 1, 2",
-        "no stages",
-        f"models:/{model.name}@ALIAS",
+        error_without_stages(), stage, "versions: 1, 2", "no stages", f"models:/{model.name}@ALIAS"
     )
     assert onnxserve("stop", "kept").exit_code == onnxserve("start", "kept").exit_code == 0
     assert mentions(error_without_stages(), stage)
     with refused(
-        MlflowException,
-        model.name,
-        "Production",
-        "no stages",
-        code="RESOURCE_DOES_NOT_EXIST",
+        MlflowException, model.name, "Production", "no stages", code="RESOURCE_DOES_NOT_EXIST"
     ):
         home.create_deployment("new", stage)
     assert mentions(
-        onnxserve("endpoint", "follow", "kept", "--alias", "champion").stderr,
-        "no stages",
+        onnxserve("endpoint", "follow", "kept", "--alias", "champion").stderr, "no stages"
     )
 
     traffic = Traffic(home.get_deployment("kept")["url"])
@@ -113,12 +93,7 @@ def test_a_server_keeps_its_version_and_moves_to_an_alias(
     home.delete_deployment("kept")
 
 
-def test_a_promotion_to_a_removed_stage_is_refused_in_one_line(
-    home: BaseDeploymentClient,
-    register: Callable[..., Any],
-    proxy: Proxy,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_promotion_to_a_removed_stage_is_refused_in_one_line(home, register, proxy, monkeypatch):
     model = register("+1")
     model.client.set_registered_model_tag(model.name, "onnxserve.gate.policy", "gated_stages: []")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.url)

@@ -5,24 +5,21 @@ See tests/promote/replay for the results.
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import requests
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.serve.inference_log.log_reader import open_log
-from tests.promote.replay.conftest import Answering, Outputs, answering
+from tests.promote.replay.conftest import answering
 from tests.support.classifiers import labelled, write_classifier
 from tests.support.commands import said
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.refusals import mentions
-from tests.support.serving import Served
 from tests.support.waiting import free_port as find_free_port
 from tests.support.waiting import wait_until
 
@@ -32,27 +29,26 @@ ROWS = {name: labelled(3)[name] for name in ("a", "b")}
 REFERENCE = {name: labelled(80, seed=5)[name] for name in ("a", "b")}
 
 
-def replay(*arguments: str, typed: str | None = None) -> Result:
+def replay(*arguments, typed=None):
     return CliRunner().invoke(main, ["replay", *arguments], input=typed)
 
 
 @pytest.fixture
-def identity(answering: Answering) -> str:
+def identity(answering):
     """The id of a request of three rows, of which the last is logged with another
     probability.
     """
 
-    def change(outputs: Outputs) -> None:
+    def change(outputs):
         outputs["probabilities"][2, 0] += np.float32(0.25)
 
     model = answering.register(write_classifier(answering.folder / "model", reference=REFERENCE))
     return answering.answer(model, ROWS, change=change)
 
 
-def test_an_equal_request_is_computed_node_by_node(answering: Answering) -> None:
+def test_an_equal_request_is_computed_node_by_node(answering):
     identity = answering.answer(
-        answering.register(write_classifier(answering.folder / "model")),
-        ROWS,
+        answering.register(write_classifier(answering.folder / "model")), ROWS
     )
 
     result = replay(identity, "--row", "1", "--nodes", "2")
@@ -73,7 +69,7 @@ def test_an_equal_request_is_computed_node_by_node(answering: Answering) -> None
 
 
 @pytest.mark.long
-def test_the_contributions_of_the_columns_are_a_table(identity: str) -> None:
+def test_the_contributions_of_the_columns_are_a_table(identity):
     result = replay(identity, "--row", "1", "--nodes", "0")
 
     assert result.exit_code == 1, result.output
@@ -83,7 +79,7 @@ def test_the_contributions_of_the_columns_are_a_table(identity: str) -> None:
     assert {line.split()[0] for line in columns} == {"a", "b"}
 
 
-def test_a_difference_ends_with_status_1_and_possible_causes(identity: str) -> None:
+def test_a_difference_ends_with_status_1_and_possible_causes(identity):
     result = replay(identity, "--nodes", "0", "--endpoint", "toys")
 
     assert result.exit_code == 1
@@ -93,7 +89,7 @@ def test_a_difference_ends_with_status_1_and_possible_causes(identity: str) -> N
 
 
 @pytest.mark.long
-def test_json_holds_everything_for_programs(identity: str) -> None:
+def test_json_holds_everything_for_programs(identity):
     result = replay(identity, "-o", "json", "--nodes", "2")
 
     assert result.exit_code == 1
@@ -116,46 +112,35 @@ def test_json_holds_everything_for_programs(identity: str) -> None:
     assert document["left_out"] == 5
 
 
-def test_bad_input_gives_a_line(identity: str) -> None:
+def test_bad_input_gives_a_line(identity):
     assert mentions(said(replay("p-1")), "p-1", "capture.retention")
     assert mentions(said(replay(identity, "--row", "7")).splitlines()[-1], "--row 7", "0 to 2")
 
 
 @pytest.mark.parametrize(
     ("arguments", "name"),
-    [
-        (["p", "--max-rows", "9"], "--max-rows"),
-        (["p", "--row", "-1"], "--row"),
-    ],
+    [(["p", "--max-rows", "9"], "--max-rows"), (["p", "--row", "-1"], "--row")],
 )
-def test_unknown_options_and_rows_are_refused(arguments: list[str], name: str) -> None:
+def test_unknown_options_and_rows_are_refused(arguments, name):
     result = replay(*arguments)
     assert result.exit_code == 2
     assert mentions(result.stderr, name)
 
 
 @pytest.fixture(scope="module")
-def pyfuncs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def pyfuncs(tmp_path_factory):
     return save_pyfuncs(tmp_path_factory.mktemp("pyfuncs"), ["troubled"])
 
 
-def debug(identity: str, typed: str) -> "subprocess.CompletedProcess[str]":
+def debug(identity, typed):
     command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "replay", identity, "--pdb"]
     return subprocess.run(
-        command,
-        input=typed,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+        command, input=typed, capture_output=True, text=True, timeout=120, check=False
     )
 
 
 @pytest.mark.long
-def test_pdb_stops_in_the_first_line_of_predict(
-    answering: Answering,
-    pyfuncs: dict[str, Path],
-) -> None:
+def test_pdb_stops_in_the_first_line_of_predict(answering, pyfuncs):
     model = answering.register(pyfuncs["troubled"])
     identity = answering.answer(model, {"do": ["echo"]})
 
@@ -168,11 +153,7 @@ def test_pdb_stops_in_the_first_line_of_predict(
     assert "(Pdb) 'echo'" in shown
     assert mentions(shown[-3], "prediction", "equal")
     ended = debug(identity, "q\n")
-    assert (
-        ended.returncode,
-        ended.stderr.count("\n"),
-        "Traceback" in ended.stderr,
-    ) == (
+    assert (ended.returncode, ended.stderr.count("\n"), "Traceback" in ended.stderr) == (
         1,
         1,
         False,
@@ -180,29 +161,17 @@ def test_pdb_stops_in_the_first_line_of_predict(
 
 
 @pytest.mark.long
-def test_a_served_prediction_is_replayed_by_its_id(
-    answering: Answering,
-    serve: Callable[..., Served],
-    pyfuncs: dict[str, Path],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_served_prediction_is_replayed_by_its_id(answering, serve, pyfuncs, monkeypatch):
     answering.register(write_classifier(answering.folder / "model", reference=REFERENCE))
     answering.register(pyfuncs["troubled"], "troubled")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{answering.folder / 'mlflow.db'}")
     rows = [dict(zip(ROWS, values, strict=True)) for values in zip(*ROWS.values(), strict=True)]
     for name, records in (("toy", rows), ("troubled", [{"do": "echo"}])):
         served = serve(
-            f"models:/{name}/1",
-            "--name",
-            name,
-            "-p",
-            str(find_free_port()),
-            state=name,
+            f"models:/{name}/1", "--name", name, "-p", str(find_free_port()), state=name
         ).wait_ready()
         answer = requests.post(
-            f"{served.url}/invocations",
-            json={"dataframe_records": records},
-            timeout=60,
+            f"{served.url}/invocations", json={"dataframe_records": records}, timeout=60
         )
         identity = answer.headers["X-Prediction-Id"]
         log = open_log(load_settings().inference_log)

@@ -1,13 +1,11 @@
 """`onnxserve backtest NAME --against URI`. See tests/promote/replay for the figures."""
 
 import json
-from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.settings import load_settings
@@ -24,11 +22,7 @@ ROWS = labelled(300)
 
 
 @pytest.fixture(autouse=True)
-def served(
-    tmp_path: Path,
-    new_database: Callable[[Path], str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[None]:
+def served(tmp_path, new_database, monkeypatch):
     """The endpoint `flights`, whose version 1 has answered 300 rows, of which 100 have
     a label.
     """
@@ -38,50 +32,32 @@ def served(
     writer = LogWriter(tmp_path / "log")
     folder = write_classifier(tmp_path / "equal")
     write_answers(
-        writer,
-        folder,
-        {name: ROWS[name] for name in COLUMNS},
-        datetime(2013, 7, 1, tzinfo=UTC),
+        writer, folder, {name: ROWS[name] for name in COLUMNS}, datetime(2013, 7, 1, tzinfo=UTC)
     )
-    writer.label(
-        *(
-            Label(
-                f"1-{row}",
-                None,
-                None,
-                int(ROWS["label"][row]),
-                1,
-            )
-            for row in range(100)
-        )
-    )
+    writer.label(*(Label(f"1-{row}", None, None, int(ROWS["label"][row]), 1) for row in range(100)))
     write_classifier(tmp_path / "worse", (1.0, 2.0))
     with tracking_at(new_database(tmp_path)):
         yield
 
 
-def backtest(*arguments: str) -> Result:
+def backtest(*arguments):
     return CliRunner().invoke(main, ["backtest", "flights", *arguments])
 
 
-def test_the_lines_have_all_results_and_rows_to_look_at() -> None:
+def test_the_lines_have_all_results_and_rows_to_look_at():
     result = backtest("--window", "2013-07-01/1d", "--against", "worse")
 
     assert result.exit_code == 0, result.output
     assert mentions(
-        result.stdout,
-        "300 of 300",
-        "flight-delay version 1",
-        "disagreement",
-        "accuracy",
+        result.stdout, "300 of 300", "flight-delay version 1", "disagreement", "accuracy"
     )
     assert mentions(result.stdout, "refusals: 0 rows", "100 rows", "median", "with queues")
     assert result.stdout.count("onnxserve replay 1-") == 5
 
 
-def test_json_has_the_same_results() -> None:
+def test_json_has_the_same_results():
     report = json.loads(
-        backtest("--against", "equal", "--max-rows", "200", "--metric", "f1", "-o", "json").stdout,
+        backtest("--against", "equal", "--max-rows", "200", "--metric", "f1", "-o", "json").stdout
     )
 
     assert report["captured_rows"] == 300
@@ -91,7 +67,7 @@ def test_json_has_the_same_results() -> None:
     assert report["comparison"]["candidate"] == report["comparison"]["current"]
 
 
-def test_a_window_without_rows_and_an_unknown_candidate_are_one_line() -> None:
+def test_a_window_without_rows_and_an_unknown_candidate_are_one_line():
     assert mentions(
         said(backtest("--since", "2013-07-02", "--against", "equal")),
         "flights",
@@ -101,7 +77,7 @@ def test_a_window_without_rows_and_an_unknown_candidate_are_one_line() -> None:
     assert backtest("--window", "July", "--against", "equal").exit_code == 2
 
 
-def test_masked_columns_are_known_from_the_endpoint() -> None:
+def test_masked_columns_are_known_from_the_endpoint():
     spec = EndpointSpec(
         name="flights",
         variants={"main": VariantSpec(model="models:/m/1")},
@@ -112,10 +88,7 @@ def test_masked_columns_are_known_from_the_endpoint() -> None:
     assert mentions(said(backtest("--against", "equal")), "b", "mask", "capture.mask")
 
 
-def test_hashes_are_not_replayed_if_the_store_that_knows_the_masks_is_down(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
+def test_hashes_are_not_replayed_if_the_store_that_knows_the_masks_is_down(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("ONNXSERVE_STORE_URI", f"sqlite:///{tmp_path}/file/store.db")
     assert mentions(said(backtest("--against", "equal")), "store")

@@ -4,10 +4,7 @@ ending, errors.
 
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
@@ -20,17 +17,14 @@ from mlflow_deploy_plugin.core.statedir.files import AGENT, read_state, read_wor
 from mlflow_deploy_plugin.core.statedir.models import AgentState
 from tests.support.disk import files_of_at_most
 from tests.support.refusals import mentions
-from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.proxy import proxy_to
 from tests.support.waiting import wait_until
 
 
 @pytest.mark.long
 def test_a_promotion_is_served_within_five_seconds_and_no_request_fails(
-    serve: Callable[..., Any],
-    register: Callable[..., Any],
-    record_property: Callable[[str, object], None],
-) -> None:
+    serve, register, record_property
+):
     model = register("+1", "+2")
     model.promote(1)
     served = serve(f"models:/{model.name}/Production", "-w", "2", "--name", "e").wait_ready()
@@ -38,17 +32,13 @@ def test_a_promotion_is_served_within_five_seconds_and_no_request_fails(
     stop = threading.Event()
     seen: list[tuple[float, int, str, float]] = []
 
-    def ask() -> None:
+    def ask():
         session = requests.Session()
         while not stop.wait(0.005):
-            answer = session.post(
-                f"{url}/invocations",
-                json={"inputs": [[1.0]]},
-                timeout=30,
-            )
+            answer = session.post(f"{url}/invocations", json={"inputs": [[1.0]]}, timeout=30)
             value = answer.json()["predictions"]["y"][0][0] if answer.ok else float("nan")
             seen.append(
-                (time.monotonic(), answer.status_code, answer.headers["X-Model-Version"], value),
+                (time.monotonic(), answer.status_code, answer.headers["X-Model-Version"], value)
             )
 
     clients = [threading.Thread(target=ask) for _ in range(3)]
@@ -56,7 +46,7 @@ def test_a_promotion_is_served_within_five_seconds_and_no_request_fails(
         client.start()
     wait_until(lambda: len(seen) >= 100, 60, "a hundred answers")
 
-    def promote(version: int) -> float:
+    def promote(version):
         """Return the seconds until the last answer of another version."""
         model.promote(version)
         promoted = time.monotonic()
@@ -81,20 +71,14 @@ def test_a_promotion_is_served_within_five_seconds_and_no_request_fails(
 
     record_property("seconds until the last answer of the version before", seconds)
     assert {status for _, status, *_ in seen} == {200}
-    assert {(version, value) for *_, version, value in seen} == {
-        ("1", 2.0),
-        ("2", 3.0),
-    }
+    assert {(version, value) for *_, version, value in seen} == {("1", 2.0), ("2", 3.0)}
     assert seconds < 5
 
 
 @pytest.mark.long
 def test_with_the_registry_killed_serving_goes_on_also_after_a_restart(
-    serve: Callable[..., Any],
-    register: Callable[..., Any],
-    mlflow_server: MlflowServer,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    serve, register, mlflow_server, monkeypatch
+):
     monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.2")
     model = register("+1")
     model.client.set_registered_model_alias(model.name, "live", "1")
@@ -116,11 +100,7 @@ def test_with_the_registry_killed_serving_goes_on_also_after_a_restart(
 
 
 @pytest.mark.long
-def test_sigterm_finishes_a_request_in_flight_and_ships_it(
-    serve: Callable[..., Any],
-    register: Callable[..., Any],
-    tmp_path: Path,
-) -> None:
+def test_sigterm_finishes_a_request_in_flight_and_ships_it(serve, register, tmp_path):
     served = serve(f"models:/{register('slow').name}/1").wait_ready()
     with ThreadPoolExecutor(1) as pool:
         url = served.url
@@ -130,10 +110,7 @@ def test_sigterm_finishes_a_request_in_flight_and_ships_it(
         steps = int(steps / (_computed(served) - before) * 1.5)
         before = _computed(served)
         answer = pool.submit(
-            requests.post,
-            f"{url}/invocations",
-            json={"inputs": [steps]},
-            timeout=60,
+            requests.post, f"{url}/invocations", json={"inputs": [steps]}, timeout=60
         )
         wait_until(lambda: _computed(served) > before + 0.5, 30, "the request is being computed")
         assert served.end() == 0
@@ -144,7 +121,7 @@ def test_sigterm_finishes_a_request_in_flight_and_ships_it(
     assert sum(pq.ParquetFile(file).metadata.num_rows for file in shipped) == 2
 
 
-def _computed(served: Any) -> float:
+def _computed(served):
     """Seconds of processor time that the server's worker has used up to now."""
     (worker,) = read_workers(served.state_dir)
     return sum(psutil.Process(worker.pid).cpu_times()[:2])
@@ -152,10 +129,8 @@ def _computed(served: Any) -> float:
 
 @pytest.mark.long
 def test_a_version_that_does_not_load_leaves_the_old_one_serving_and_is_tagged(
-    serve: Callable[..., Any],
-    register: Callable[..., Any],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    serve, register, monkeypatch
+):
     monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.2")
     model = register("+1", "broken", "+3")
     model.promote(1)
@@ -177,11 +152,7 @@ def test_a_version_that_does_not_load_leaves_the_old_one_serving_and_is_tagged(
 
 
 @pytest.mark.long
-def test_no_follow_keeps_serving_the_version_resolved_at_start(
-    serve: Callable[..., Any],
-    register: Callable[..., Any],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_no_follow_keeps_serving_the_version_resolved_at_start(serve, register, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.1")
     model = register("+1", "+2")
     model.promote(1)
@@ -200,22 +171,13 @@ def test_no_follow_keeps_serving_the_version_resolved_at_start(
         (("+1",), ["models:/{name}@live"], ["alias live", "versions: 1"]),
         (("broken",), ["models:/{name}/1"], ["ONNX Runtime", "model.onnx"]),
         (("+1",), ["models:/{name}/1", "--device", "cuda"], ["--device cuda"]),
-        (
-            ("+1",),
-            ["models:/{name}/1", "-p", "{used}"],
-            ["port {used}", "in use"],
-        ),
+        (("+1",), ["models:/{name}/1", "-p", "{used}"], ["port {used}", "in use"]),
         ((), ["/no/such/folder"], ["folder /no/such/folder"]),
     ],
 )
 def test_unservable_model_is_a_one_line_error_and_leaves_no_process(
-    serve: Callable[..., Any],
-    register: Callable[..., Any],
-    taken_port: int,
-    kinds: tuple[str, ...],
-    arguments: list[str],
-    names: list[str],
-) -> None:
+    serve, register, taken_port, kinds, arguments, names
+):
     name = register(*kinds).name if kinds else ""
     fill = {"{name}": name, "{used}": str(taken_port)}
     for placeholder, value in fill.items():
@@ -242,15 +204,8 @@ def test_unservable_model_is_a_one_line_error_and_leaves_no_process(
         (["--spec", "none.yaml"], ["spec none.yaml"]),
     ],
 )
-def test_a_mistake_is_refused_in_one_line_before_a_process_is_started(
-    arguments: list[str],
-    names: list[str],
-    tmp_path: Path,
-) -> None:
-    result = CliRunner().invoke(
-        main,
-        ["serve", *arguments, "--state-dir", str(tmp_path / "state")],
-    )
+def test_a_mistake_is_refused_in_one_line_before_a_process_is_started(arguments, names, tmp_path):
+    result = CliRunner().invoke(main, ["serve", *arguments, "--state-dir", str(tmp_path / "state")])
 
     assert result.exit_code in (1, 2)
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
@@ -258,17 +213,13 @@ def test_a_mistake_is_refused_in_one_line_before_a_process_is_started(
     assert not (tmp_path / "state" / "server.json").exists()
 
 
-def test_a_current_folder_that_was_deleted_is_refused_in_one_line(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_current_folder_that_was_deleted_is_refused_in_one_line(tmp_path, monkeypatch):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
 
     result = CliRunner().invoke(
-        main,
-        ["serve", "models:/x/1", "--state-dir", str(tmp_path / "state")],
+        main, ["serve", "models:/x/1", "--state-dir", str(tmp_path / "state")]
     )
 
     assert result.exit_code == 1
@@ -277,10 +228,7 @@ def test_a_current_folder_that_was_deleted_is_refused_in_one_line(
 
 
 @pytest.mark.long
-def test_registry_that_is_down_at_first_start_is_reported_within_a_minute(
-    serve: Callable[..., Any],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_registry_that_is_down_at_first_start_is_reported_within_a_minute(serve, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
     started = time.monotonic()
     served = serve("models:/x/Production")
@@ -294,10 +242,8 @@ def test_registry_that_is_down_at_first_start_is_reported_within_a_minute(
 
 @pytest.mark.long
 def test_a_changed_spec_file_is_served_without_a_restart_but_for_its_server_part(
-    serve: Callable[..., Any],
-    register: Callable[..., Any],
-    tmp_path: Path,
-) -> None:
+    serve, register, tmp_path
+):
     model = register("+1", "+2").name
     data = [tmp_path / "first", tmp_path / "second"]
     mounted = tmp_path / "spec.yaml"
@@ -319,8 +265,7 @@ def test_a_changed_spec_file_is_served_without_a_restart_but_for_its_server_part
     (tmp_path / "new").symlink_to(data[1])
     (tmp_path / "new").rename(link)
     wait_until(
-        lambda: served.predict(1).json() == {"predictions": {"y": [[3.0]]}},
-        what="the other model",
+        lambda: served.predict(1).json() == {"predictions": {"y": [[3.0]]}}, what="the other model"
     )
     assert mentions(served.log.read_text(), "`server`", "next start")
 
@@ -332,20 +277,12 @@ def test_a_changed_spec_file_is_served_without_a_restart_but_for_its_server_part
     assert served.predict(1).json() == {"predictions": {"y": [[3.0]]}}
 
 
-def test_a_changed_spec_that_the_disk_does_not_take_is_served_once_it_does(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_changed_spec_that_the_disk_does_not_take_is_served_once_it_does(tmp_path, monkeypatch):
     spec = tmp_path / "spec.yaml"
     served = tmp_path / "state" / "spec.yaml"
     spec.write_text("name: e\nvariants: {e: {model: models:/m/1}}\n")
 
-    def supervised(
-        folder: Path,
-        follow: bool,
-        announce: Any,
-        refresh: Callable[[], None],
-    ) -> None:
+    def supervised(folder, follow, announce, refresh):
         spec.write_text("name: e\nvariants: {e: {model: models:/m/2}}\n")
         with files_of_at_most(1):
             refresh()
@@ -356,7 +293,6 @@ def test_a_changed_spec_that_the_disk_does_not_take_is_served_once_it_does(
     monkeypatch.setattr("mlflow_deploy_plugin.cli.serve.supervise", supervised)
     monkeypatch.setattr("mlflow_deploy_plugin.cli.serve.configure_logging", lambda *_: None)
     ended = CliRunner().invoke(
-        main,
-        ["serve", "--spec", str(spec), "--state-dir", str(tmp_path / "state")],
+        main, ["serve", "--spec", str(spec), "--state-dir", str(tmp_path / "state")]
     )
     assert ended.exit_code == 0, ended.output

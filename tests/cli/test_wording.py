@@ -2,8 +2,6 @@
 and its last line.
 """
 
-from pathlib import Path
-
 import pytest
 from click.testing import CliRunner
 
@@ -13,7 +11,7 @@ from mlflow_deploy_plugin.core.store.database import open_store
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def home(tmp_path, monkeypatch):
     """Make a home with the endpoint `flights`, which no server runs for."""
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -73,7 +71,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("endpoint delete nope", 1, "Error: there is no endpoint 'nope'; there are flights"),
     ],
 )
-def test_the_last_line_of_a_command(line: str, status: int, message: str) -> None:
+def test_the_last_line_of_a_command(line, status, message):
     result = CliRunner().invoke(main, line.split())
 
     assert result.exit_code == status

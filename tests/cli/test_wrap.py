@@ -3,8 +3,7 @@ the conversion.
 """
 
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import mlflow
 import pandas as pd
@@ -21,27 +20,19 @@ Command = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
-def wrapped(
-    tmp_path_factory: pytest.TempPathFactory,
-    new_database: Callable[[Path], str],
-) -> Iterator[Command]:
+def wrapped(tmp_path_factory, new_database):
     """Return the command with a registry that contains models:/old/1, in a folder with
     rows.csv and model.pkl.
     """
     folder = tmp_path_factory.mktemp("wrap")
-    table = pd.DataFrame(
-        {
-            "a": [1.0, 2.0, 4.0],
-            "b": [0.5, 0.1, 0.9],
-        }
-    )
+    table = pd.DataFrame({"a": [1.0, 2.0, 4.0], "b": [0.5, 0.1, 0.9]})
     table.to_csv(folder / "rows.csv", index=False)
     (folder / "model.pkl").write_bytes(b"hello")
     with pytest.MonkeyPatch.context() as patch, tracking_at(new_database(folder)):
         patch.chdir(folder)
         model = LinearRegression().fit(table, [1.0, 2.0, 3.0])
         mlflow.set_experiment(
-            experiment_id=mlflow.create_experiment("old", str(folder / "artifacts")),
+            experiment_id=mlflow.create_experiment("old", str(folder / "artifacts"))
         )
         options = {"input_example": table, "pip_requirements": ["scikit-learn"]}
         mlflow.sklearn.log_model(model, name="model", registered_model_name="old", **options)
@@ -49,23 +40,15 @@ def wrapped(
 
 
 @pytest.mark.long
-def test_the_new_version_is_shown_with_its_proof_and_the_next_step(wrapped: Command) -> None:
+def test_the_new_version_is_shown_with_its_proof_and_the_next_step(wrapped):
     done = wrapped("models:/old/1", "--data", "rows.csv")
     assert done.exit_code == 0, done.output
     first, *lines = done.stdout.splitlines()
     assert first.startswith(
-        "old version 2: the ONNX form of models:/old/1 (LinearRegression of sklearn ",
+        "old version 2: the ONNX form of models:/old/1 (LinearRegression of sklearn "
     )
     assert first.endswith(" rows")
-    assert lines[0].split() == [
-        "input",
-        "X",
-        "float32",
-        "[-1,",
-        "2]",
-        "2",
-        "columns",
-    ]
+    assert lines[0].split() == ["input", "X", "float32", "[-1,", "2]", "2", "columns"]
     assert lines[1].split()[:5] == ["output", "prediction", "float32", "[-1]", "agrees"]
     assert lines[-1].split() == [
         "next:",
@@ -82,26 +65,20 @@ def test_the_new_version_is_shown_with_its_proof_and_the_next_step(wrapped: Comm
 
 
 @pytest.mark.long
-def test_a_dry_run_as_json_has_form_and_figures_and_no_version(wrapped: Command) -> None:
+def test_a_dry_run_as_json_has_form_and_figures_and_no_version(wrapped):
     done = wrapped("models:/old/1", "--dry-run", "-o", "json")
     assert done.exit_code == 0, done.output
     document = json.loads(done.stdout)
     assert document["source"] == "models:/old/1"
     assert document["name"] == "old"
     assert document["version"] is None
-    assert document["inputs"] == [
-        {
-            "name": "X",
-            "dtype": "float32",
-            "shape": [-1, 2],
-        }
-    ]
+    assert document["inputs"] == [{"name": "X", "dtype": "float32", "shape": [-1, 2]}]
     assert document["parity"]["state"] == "proven"
 
 
 @pytest.mark.long
 @needs_java
-def test_a_pmml_file_is_shown_with_its_fields(wrapped: Command, tmp_path: Path) -> None:
+def test_a_pmml_file_is_shown_with_its_fields(wrapped, tmp_path):
     file = write_pmml(tmp_path)
     done = wrapped(str(file), "--register", "delay")
     assert done.exit_code == 0, done.output
@@ -135,11 +112,7 @@ def test_a_pmml_file_is_shown_with_its_fields(wrapped: Command, tmp_path: Path) 
         (("old",), ["the folder", "old"]),
     ],
 )
-def test_a_mistake_is_one_line(
-    arguments: tuple[str, ...],
-    names: list[str],
-    wrapped: Command,
-) -> None:
+def test_a_mistake_is_one_line(arguments, names, wrapped):
     done = wrapped(*arguments)
     assert done.exit_code == 1
     assert done.stdout == ""

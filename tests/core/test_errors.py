@@ -1,7 +1,6 @@
 """The tree of errors is complete, documented, and uses MLflow's error codes."""
 
 import re
-from collections.abc import Iterator
 
 import pytest
 from mlflow.protos.databricks_pb2 import ErrorCode
@@ -10,7 +9,7 @@ from mlflow_deploy_plugin.core import errors
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 
 
-def tree(root: type[OnnxserveError]) -> Iterator[type[OnnxserveError]]:
+def tree(root):
     yield root
     for child in root.__subclasses__():
         yield from tree(child)
@@ -20,7 +19,7 @@ OURS = [error for error in tree(OnnxserveError) if error.__module__ == errors.__
 
 
 @pytest.mark.parametrize("error", OURS, ids=lambda error: error.__name__)
-def test_every_error_says_its_status_and_a_code_of_mlflow(error: type[OnnxserveError]) -> None:
+def test_every_error_says_its_status_and_a_code_of_mlflow(error):
     raised = error("what was wrong")
 
     assert str(raised) == raised.message == "what was wrong"
@@ -29,11 +28,9 @@ def test_every_error_says_its_status_and_a_code_of_mlflow(error: type[OnnxserveE
     assert error.__doc__
 
 
-def test_the_drawing_shows_the_tree_as_it_is() -> None:
+def test_the_drawing_shows_the_tree_as_it_is():
     drawn = re.findall(
-        r"^ {4}[│├└─ ]*([A-Z]\w+)(?: +(\d{3}) +([A-Z_]+))?",
-        errors.__doc__ or "",
-        re.MULTILINE,
+        r"^ {4}[│├└─ ]*([A-Z]\w+)(?: +(\d{3}) +([A-Z_]+))?", errors.__doc__ or "", re.MULTILINE
     )
 
     assert {name for name, *_ in drawn} ^ {error.__name__ for error in OURS} == set(), (
@@ -47,7 +44,7 @@ def test_the_drawing_shows_the_tree_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("error", OURS, ids=lambda error: error.__name__)
-def test_a_status_means_an_error_that_has_it(error: type[OnnxserveError]) -> None:
+def test_a_status_means_an_error_that_has_it(error):
     assert errors.error_of_status(error.http_status).http_status == error.http_status
 
 
@@ -63,8 +60,5 @@ def test_a_status_means_an_error_that_has_it(error: type[OnnxserveError]) -> Non
         (502, OnnxserveError),
     ],
 )
-def test_the_most_general_error_of_a_status_is_meant(
-    status: int,
-    error: type[OnnxserveError],
-) -> None:
+def test_the_most_general_error_of_a_status_is_meant(status, error):
     assert errors.error_of_status(status) is error

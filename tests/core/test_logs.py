@@ -2,8 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,11 +24,9 @@ except ValueError:
 """
 
 
-def test_line_breaks_in_quoted_text_are_escaped_in_the_log() -> None:
+def test_line_breaks_in_quoted_text_are_escaped_in_the_log():
     output = subprocess.run(
-        [sys.executable, "-c", _SAYS],
-        capture_output=True,
-        check=True,
+        [sys.executable, "-c", _SAYS], capture_output=True, check=True
     ).stderr.decode()
     lines = [line for line in output.splitlines() if not line.startswith("    ")]
     assert len(lines) == 2, output
@@ -58,11 +54,9 @@ for error in (KeyError("one"), KeyError("two"), OSError("three")):
 """
 
 
-def test_a_warning_that_repeats_itself_is_written_once_a_minute() -> None:
+def test_a_warning_that_repeats_itself_is_written_once_a_minute():
     output = subprocess.run(
-        [sys.executable, "-c", _REPEATS],
-        capture_output=True,
-        check=True,
+        [sys.executable, "-c", _REPEATS], capture_output=True, check=True
     ).stderr.decode()
     assert output.count("INFO window judged") == 3
     assert output.count("WARNING the store at here does not answer") == 1
@@ -71,24 +65,16 @@ def test_a_warning_that_repeats_itself_is_written_once_a_minute() -> None:
         "KeyError: 'one'" in output,
         "KeyError: 'two'" in output,
         "OSError: three" in output,
-    ) == (
-        True,
-        False,
-        True,
-    )
+    ) == (True, False, True)
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> str:
+def model(tmp_path):
     return str(write_model(tmp_path / "model", IDENTITY))
 
 
 @pytest.mark.long
-def test_every_line_is_json_in_the_elastic_common_schema(
-    serve: Any,
-    model: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_every_line_is_json_in_the_elastic_common_schema(serve, model, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_LOG_FORMAT", "ecs")
     monkeypatch.setenv("ONNXSERVE_LOG_REQUESTS", "true")
     served = serve(model, "-w", "1").wait_ready()
@@ -109,11 +95,7 @@ def test_every_line_is_json_in_the_elastic_common_schema(
 
 
 @pytest.mark.long
-def test_a_line_a_request_is_readable_too(
-    serve: Any,
-    model: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_line_a_request_is_readable_too(serve, model, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_LOG_REQUESTS", "true")
     served = serve(model, "-w", "1").wait_ready()
     served.predict(1, X_Request_Id="mine")

@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.core.messages import (
 from tests.support.refusals import mentions
 
 
-def test_the_nearest_known_name_is_meant() -> None:
+def test_the_nearest_known_name_is_meant():
     assert closest_match("dep_tme", ["arr_time", "dep_time", "carrier"]) == "dep_time"
     assert closest_match("xyz", ["dep_time"]) is None
     assert (
@@ -38,26 +38,21 @@ def test_the_nearest_known_name_is_meant() -> None:
         (["dep_time"], [], ""),
     ],
 )
-def test_hint_names_the_unknown_field_in_place_of_the_missing_one(
-    missing: list[str],
-    unknown: list[str],
-    told: str,
-) -> None:
+def test_hint_names_the_unknown_field_in_place_of_the_missing_one(missing, unknown, told):
     assert hint_for_missing(missing, unknown) == told
 
 
-def test_a_list_is_cut_at_ten_and_has_the_nearest_name_first() -> None:
+def test_a_list_is_cut_at_ten_and_has_the_nearest_name_first():
     names = [f"column {letter}" for letter in "abcdefghijk"] + ["dep_time"]
     assert join_names(names[:10]) == ", ".join(names[:10])
     assert join_names(names, "dep_tme").startswith("dep_time, column a, ")
     assert join_names(names, "dep_tme").endswith(" and 2 more")
 
 
-def test_a_hostile_number_of_long_names_costs_milliseconds() -> None:
+def test_a_hostile_number_of_long_names_costs_milliseconds():
     began = time.process_time()
     hint_for_missing(
-        (f"wanted {number}" for number in range(5000)),
-        ("x" * 1_000_000 for _ in range(100_000)),
+        (f"wanted {number}" for number in range(5000)), ("x" * 1_000_000 for _ in range(100_000))
     )
     closest_match("x" * 10_000_000, (f"known {number}" for number in range(1_000_000)))
     assert time.process_time() - began < 5
@@ -73,5 +68,5 @@ def test_a_hostile_number_of_long_names_costs_milliseconds() -> None:
         ("\x1b[1mkeras says\x1b[0m", None, "keras says"),
     ],
 )
-def test_a_message_of_others_is_one_line(text: object, most: int | None, line: str) -> None:
+def test_a_message_of_others_is_one_line(text, most, line):
     assert one_line(text, most) == line

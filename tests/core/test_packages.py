@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -22,9 +21,7 @@ IMPORT = ["-c", "from mlflow_deploy_plugin import log_model"]
         ("numpy 1.26.4", IMPORT, "'numpy>=2'"),
     ],
 )
-def test_package_that_does_not_fit_is_refused_in_one_line(
-    package: str, command: list[str], remedy: str, tmp_path: Path
-) -> None:
+def test_package_that_does_not_fit_is_refused_in_one_line(package, command, remedy, tmp_path):
     name, version = package.split()
     folder = tmp_path / f"{name}-{version}.dist-info"
     folder.mkdir()
@@ -44,5 +41,5 @@ def test_package_that_does_not_fit_is_refused_in_one_line(
     assert ("Traceback" in ended.stderr) == (command is IMPORT)
 
 
-def test_packages_that_fit_are_listed_with_versions() -> None:
+def test_packages_that_fit_are_listed_with_versions():
     assert check_fit("numpy", "not-required")[0].startswith("numpy 2.")

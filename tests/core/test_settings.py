@@ -17,11 +17,11 @@ from tests.support.refusals import mentions
 
 
 @pytest.fixture(autouse=True)
-def _no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_home(monkeypatch):
     monkeypatch.delenv("ONNXSERVE_HOME", raising=False)
 
 
-def test_everything_lies_below_home() -> None:
+def test_everything_lies_below_home():
     settings = load_settings()
 
     home = Path.home() / ".onnxserve"
@@ -32,7 +32,7 @@ def test_everything_lies_below_home() -> None:
     assert settings.deployments_path == home / "deployments"
 
 
-def test_each_workspace_of_mlflow_has_a_home_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_workspace_of_mlflow_has_a_home_of_its_own(monkeypatch):
     monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
     settings = load_settings()
 
@@ -45,7 +45,7 @@ def test_each_workspace_of_mlflow_has_a_home_of_its_own(monkeypatch: pytest.Monk
     assert load_settings().home_path == home
 
 
-def test_settings_keep_their_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_keep_their_workspace(monkeypatch):
     monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
     settings = load_settings()
     monkeypatch.setenv("MLFLOW_WORKSPACE", "team-b")  # the workspace of another request or thread
@@ -53,9 +53,7 @@ def test_settings_keep_their_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pickle.loads(pickle.dumps(settings)).home_path.name == "team-a"
 
 
-def test_each_workspace_has_its_own_store_and_log(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_each_workspace_has_its_own_store_and_log(monkeypatch):
     monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
     monkeypatch.setenv("ONNXSERVE_LOG_URI", "s3://bucket/log/")
     monkeypatch.setenv("ONNXSERVE_STORE_URI", "postgresql+psycopg://db/{workspace}")
@@ -65,71 +63,55 @@ def test_each_workspace_has_its_own_store_and_log(
     assert load_settings().store_url == "postgresql+psycopg://db/default"
 
 
-def test_one_store_for_two_workspaces_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_store_for_two_workspaces_is_refused(monkeypatch):
     monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
     monkeypatch.setenv("ONNXSERVE_STORE_URI", "postgresql+psycopg://db/onnxserve")
     with pytest.raises(InvalidConfig, match=r"team-a .*\{workspace\}"):
         _ = load_settings().store_url
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["../team-a", "-a", "team-a/b", "Team", "team-ä", "a" * 64],
-)
-def test_invalid_workspace_name_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["../team-a", "-a", "team-a/b", "Team", "team-ä", "a" * 64])
+def test_invalid_workspace_name_is_refused(name, monkeypatch):
     monkeypatch.setenv("MLFLOW_WORKSPACE", name)
     with pytest.raises(InvalidConfig, match="MLFLOW_WORKSPACE"):
         load_settings()
 
 
-def test_user_without_a_home_is_asked_to_set_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unknown(_: int) -> None:
+def test_user_without_a_home_is_asked_to_set_one(monkeypatch):
+    def unknown(_):
         raise KeyError
 
     monkeypatch.delenv("HOME")
     # This is the case in a container that runs with an arbitrary user id.
-    monkeypatch.setattr(
-        "pwd.getpwuid",
-        unknown,
-    )
+    monkeypatch.setattr("pwd.getpwuid", unknown)
     result = CliRunner().invoke(main, ["list"])
     assert result.exit_code == 1
     assert mentions(result.stderr, "~/.onnxserve", "HOME")
 
 
-def test_folder_of_an_unknown_user_is_a_clear_error() -> None:
-    result = CliRunner().invoke(
-        main,
-        ["predict", "~nobody-of-this-name/model"],
-        input='[{"a": 1}]',
-    )
+def test_folder_of_an_unknown_user_is_a_clear_error():
+    result = CliRunner().invoke(main, ["predict", "~nobody-of-this-name/model"], input='[{"a": 1}]')
     assert result.exit_code == 1
     assert mentions(result.stderr, "~nobody-of-this-name/model", "HOME")
 
 
-def test_relative_path_in_a_deleted_folder_is_a_clear_error(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
+def test_relative_path_in_a_deleted_folder_is_a_clear_error(monkeypatch, tmp_path):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    result = CliRunner().invoke(
-        main,
-        ["batch", "models:/m/1", "-i", "rows.csv", "--folder", "out"],
-    )
+    result = CliRunner().invoke(main, ["batch", "models:/m/1", "-i", "rows.csv", "--folder", "out"])
     assert result.exit_code == 1
     assert mentions(result.stderr, "rows.csv", "current folder")
 
 
-def test_a_relative_home_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_relative_home_is_made_absolute(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ONNXSERVE_HOME", "here")
 
     assert load_settings().home_path == tmp_path / "here"
 
 
-def test_store_and_log_can_be_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_and_log_can_be_elsewhere(monkeypatch):
     monkeypatch.setenv("ONNXSERVE_STORE_URI", "postgresql+psycopg://onnx:s3cret@host/db")
     monkeypatch.setenv("ONNXSERVE_LOG_URI", "s3://bucket/log")
 
@@ -148,24 +130,19 @@ def test_store_and_log_can_be_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None
         ("ONNXSERVE_READY_TIMEOUT_SECONDS", "-1", "greater than 0"),
     ],
 )
-def test_a_value_that_cannot_be_is_named_with_its_variable(
-    monkeypatch: pytest.MonkeyPatch,
-    variable: str,
-    value: str,
-    said: str,
-) -> None:
+def test_a_value_that_cannot_be_is_named_with_its_variable(monkeypatch, variable, value, said):
     monkeypatch.setenv(variable, value)
 
     with pytest.raises(InvalidConfig, match=f"^{variable}: .*{said}.*'{value}'"):
         load_settings()
 
 
-def test_every_setting_is_documented() -> None:
+def test_every_setting_is_documented():
     assert field_descriptions(Settings).keys() == Settings.model_fields.keys()
 
 
 @pytest.fixture
-def secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def secrets(tmp_path, monkeypatch):
     for name in ("ONNXSERVE_STORE_URI", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "")  # monkeypatch restores it.
         monkeypatch.delenv(name)
@@ -173,10 +150,7 @@ def secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_files_of_a_folder_are_variables_and_the_environment_wins(
-    secrets: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_files_of_a_folder_are_variables_and_the_environment_wins(secrets, monkeypatch):
     (secrets / "ONNXSERVE_STORE_URI").write_text("postgresql+psycopg://onnx:s3cret@host/db\n")
     (secrets / "AWS_SECRET_ACCESS_KEY").write_text("of the file")
     (secrets / "tls.key").write_bytes(b"\xff is no variable")
@@ -196,12 +170,7 @@ def test_files_of_a_folder_are_variables_and_the_environment_wins(
         (b"a\0b", "ONNXSERVE_STORE_URI cannot be read: it is not a text"),
     ],
 )
-def test_secrets_that_cannot_be_read_are_one_line(
-    secrets: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    content: bytes | None,
-    why: str,
-) -> None:
+def test_secrets_that_cannot_be_read_are_one_line(secrets, monkeypatch, content, why):
     if content is None:
         monkeypatch.setenv("ONNXSERVE_SECRETS", str(secrets / "absent"))
     else:

@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.core.signatures import (
     read_bundle,
     trust_file,
 )
-from tests.support.keypairs import Authority, KeyFiles, write_key
+from tests.support.keypairs import Authority, write_key
 from tests.support.models import write_model
 from tests.support.refusals import mentions
 
@@ -27,7 +27,7 @@ SOFTHSM = Path("/usr/lib/softhsm/libsofthsm2.so")
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
+def model(tmp_path):
     folder = tmp_path / "model"
     write_model(folder)
     (folder / "data").mkdir()
@@ -36,30 +36,26 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def keys(tmp_path: Path) -> KeyFiles:
+def keys(tmp_path):
     return write_key(tmp_path)
 
 
 @pytest.fixture
-def bundle(tmp_path: Path, model: Path, keys: KeyFiles) -> Path:
+def bundle(tmp_path, model, keys):
     """The bundle of the folder `model`."""
     Signer(str(keys.key)).sign(model, tmp_path / BUNDLE, "models:/m/1")
     return tmp_path / BUNDLE
 
 
-def check(model: Path, bundle: Path, trusted: Path) -> None:
+def check(model, bundle, trusted):
     Signature(read_bundle(bundle), trust_file(trusted)).check(model)
 
 
-def model_signing(*arguments: str | Path) -> None:
+def model_signing(*arguments):
     subprocess.run([sys.executable, "-m", "model_signing", *arguments], check=True)
 
 
-def test_the_library_s_command_accepts_our_signature(
-    model: Path,
-    bundle: Path,
-    keys: KeyFiles,
-) -> None:
+def test_the_library_s_command_accepts_our_signature(model, bundle, keys):
     shutil.copy(bundle, model)
     (model / "registered_model_meta").write_text("model_version: '1'\n")
     check(model, bundle, keys.public)
@@ -67,19 +63,14 @@ def test_the_library_s_command_accepts_our_signature(
     model_signing("verify", "key", model, "--signature", ours, "--public_key", keys.public)
 
 
-def test_a_signature_by_the_library_s_command_is_accepted(model: Path, keys: KeyFiles) -> None:
+def test_a_signature_by_the_library_s_command_is_accepted(model, keys):
     theirs = model / BUNDLE
     model_signing("sign", "key", model, "--signature", theirs, "--private_key", keys.key)
     check(model, theirs, keys.public)
 
 
 @pytest.mark.parametrize("name", [".gitignore", f"data/{BUNDLE}", "data/code.py"])
-def test_an_added_file_is_refused(
-    model: Path,
-    bundle: Path,
-    keys: KeyFiles,
-    name: str,
-) -> None:
+def test_an_added_file_is_refused(model, bundle, keys, name):
     (model / name).touch()
     with pytest.raises(SignatureRefused) as refused:
         check(model, bundle, keys.public)
@@ -87,19 +78,14 @@ def test_an_added_file_is_refused(
 
 
 @pytest.mark.parametrize("name", UNSIGNED)
-def test_a_folder_with_an_ignored_name_is_refused(
-    model: Path,
-    bundle: Path,
-    keys: KeyFiles,
-    name: str,
-) -> None:
+def test_a_folder_with_an_ignored_name_is_refused(model, bundle, keys, name):
     (model / name).mkdir()
     (model / name / "code.py").touch()
     with pytest.raises(SignatureRefused, match=f"does not cover {name}"):
         check(model, bundle, keys.public)
 
 
-def test_files_that_the_signer_ignored_are_refused(model: Path, keys: KeyFiles) -> None:
+def test_files_that_the_signer_ignored_are_refused(model, keys):
     theirs = model.parent / BUNDLE
     ignored = model / "data"
     key = ("--private_key", keys.key)
@@ -108,7 +94,7 @@ def test_files_that_the_signer_ignored_are_refused(model: Path, keys: KeyFiles) 
         check(model, theirs, keys.public)
 
 
-def test_the_signature_of_another_key_is_refused(model: Path, bundle: Path) -> None:
+def test_the_signature_of_another_key_is_refused(model, bundle):
     other = write_key(model.parent, "other")
     with pytest.raises(SignatureRefused, match=r"other\.pub: Key mismatch"):
         check(model, bundle, other.public)
@@ -118,28 +104,20 @@ def test_the_signature_of_another_key_is_refused(model: Path, bundle: Path) -> N
     "content",
     [b"", b"{}", b"[" * 100_000, b"\xff", b'{"verificationMaterial": {}, "dsseEnvelope": 3}'],
 )
-def test_a_bundle_that_is_not_a_bundle_has_no_valid_signature(
-    model: Path,
-    keys: KeyFiles,
-    content: bytes,
-) -> None:
+def test_a_bundle_that_is_not_a_bundle_has_no_valid_signature(model, keys, content):
     with pytest.raises(SignatureRefused, match=BUNDLE):
         Signature(content, trust_file(keys.public)).check(model)
 
 
 @pytest.mark.parametrize("content", [b"", b"no key", b"-----BEGIN CERTIFICATE-----"])
-def test_a_file_without_a_key_cannot_verify_a_signature(
-    model: Path,
-    bundle: Path,
-    content: bytes,
-) -> None:
+def test_a_file_without_a_key_cannot_verify_a_signature(model, bundle, content):
     file = model.parent / "trusted.pem"
     file.write_bytes(content)
     with pytest.raises(SignatureRefused, match=r"trusted\.pem has no elliptic-curve key"):
         check(model, bundle, file)
 
 
-def test_a_signature_by_a_certificate_is_valid_until_the_certificate_expires(model: Path) -> None:
+def test_a_signature_by_a_certificate_is_valid_until_the_certificate_expires(model):
     authority = Authority(model.parent / "ours", "ours")
     valid, expired = (
         authority.issue(name, timedelta(seconds=seconds))
@@ -157,10 +135,7 @@ def test_a_signature_by_a_certificate_is_valid_until_the_certificate_expires(mod
 
 
 @pytest.mark.skipif(not SOFTHSM.exists(), reason="SoftHSM is not installed")
-def test_a_key_in_a_token_signs(
-    model: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_key_in_a_token_signs(model, monkeypatch):
     folder = model.parent
     keys = write_key(folder)
     (folder / "tokens").mkdir()

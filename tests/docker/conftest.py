@@ -10,25 +10,22 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
-import onnx
 import pytest
 from mlflow.models import infer_signature
 
 from mlflow_deploy_plugin.ship.images.context import server_context
 from mlflow_deploy_plugin.ship.images.engine import build
-from tests.support.captured_days import TwoDays, two_captured_days
+from tests.support.captured_days import two_captured_days
 from tests.support.models import parse_graph
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.postgresql import postgresql_server
-from tests.support.serving import Served
 from tests.support.tracking import tracking_at
 
 ROOT = Path(__file__).parents[2]
@@ -46,18 +43,10 @@ RIGHTS = [
 HARDENED = ["--init", "--user", "10001", *RIGHTS, *LIMITS]
 
 
-def run_docker(
-    *arguments: str,
-    check: bool = True,
-    timeout: float = 280,
-) -> subprocess.CompletedProcess[str]:
+def run_docker(*arguments, check=True, timeout=280):
     """Run the Docker CLI; a failure contains its output."""
     result = subprocess.run(
-        ["docker", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
+        ["docker", *arguments], capture_output=True, text=True, timeout=timeout, check=False
     )
     assert not check or result.returncode == 0, (
         f"docker {' '.join(arguments)}: {result.stderr[-4000:]}"
@@ -66,7 +55,7 @@ def run_docker(
 
 
 @contextmanager
-def built_image(target: str, timeout: float) -> Iterator[str]:
+def built_image(target, timeout):
     """Return the tag of an image of this checkout's Dockerfile, which is removed at the
     end; Docker's build cache is kept.
     """
@@ -90,7 +79,7 @@ def built_image(target: str, timeout: float) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def docker() -> Callable[..., subprocess.CompletedProcess[str]]:
+def docker():
     """Return the Docker CLI as a function, if an engine is running."""
     try:
         reached = run_docker("info", check=False, timeout=30)
@@ -102,10 +91,7 @@ def docker() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="session")
-def image(
-    docker: Any,
-    alone: Callable[[str], AbstractContextManager[Path]],
-) -> Iterator[str]:
+def image(docker, alone):
     """Return the cpu image as built by `onnxserve build-docker`; the first worker of a
     test run fills Docker's cache.
     """
@@ -119,13 +105,13 @@ def image(
 
 
 @pytest.fixture(scope="session")
-def gpu_image(docker: Any) -> Iterator[str]:
+def gpu_image(docker):
     with built_image("gpu", timeout=1500) as tag:
         yield tag
 
 
 @pytest.fixture(scope="session")
-def controller_image(docker: Any) -> Iterator[str]:
+def controller_image(docker):
     with built_image("controller", timeout=1500) as tag:
         yield tag
 
@@ -137,7 +123,7 @@ class Answer:
     body: Any
 
 
-def send(url: str, document: Any = None) -> Answer:
+def send(url, document=None):
     """Send a JSON document by POST, or GET without a document. The body of the response
     is JSON or text.
     """
@@ -152,9 +138,7 @@ def send(url: str, document: Any = None) -> Answer:
     # the body of /ping is empty
     is_json = "json" in response.headers.get("Content-Type", "") and text.strip() != ""
     return Answer(
-        response.status or 0,
-        dict(response.headers),
-        json.loads(text) if is_json else text,
+        response.status or 0, dict(response.headers), json.loads(text) if is_json else text
     )
 
 
@@ -192,11 +176,7 @@ class Container:
 
 
 @contextmanager
-def started(
-    image: str,
-    *options: str,
-    command: list[str],
-) -> Iterator[Container]:
+def started(image, *options, command):
     """Run a container of `image`;
     it and its anonymous volume are removed at the end.
     """
@@ -221,16 +201,16 @@ def started(
 
 
 @pytest.fixture(scope="session")
-def times() -> Callable[[float], onnx.ModelProto]:
+def times():
     """Write the graph y = factor · x, float32 (batch, 2) → (batch, 2)."""
     return lambda factor: parse_graph(
         f"times (float[N,2] x) => (float[N,2] y) <float[1] factor = {{{float(factor)}}}> {{ y = "
-        "Mul(x, factor) }",
+        "Mul(x, factor) }"
     )
 
 
 @pytest.fixture(scope="session")
-def model_folder(times: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model_folder(times, tmp_path_factory):
     """Return a stock `mlflow.onnx` model that doubles its input and is readable for
     every user.
     """
@@ -247,7 +227,7 @@ def model_folder(times: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def start() -> Callable[..., AbstractContextManager[Container]]:
+def start():
     """Return a function that starts containers; each and its anonymous volume are
     removed at the end of its `with`.
     """
@@ -255,22 +235,18 @@ def start() -> Callable[..., AbstractContextManager[Container]]:
 
 
 @pytest.fixture(scope="module")
-def hardened(image: str, model_folder: Path) -> Iterator[Container]:
+def hardened(image, model_folder):
     """Run the image with every restriction of docker/README.md
     and the mounted model.
     """
     options = [*HARDENED, "-v", f"{model_folder}:/model:ro"]
-    with started(
-        image,
-        *options,
-        command=["serve", "/model", "--insecure"],
-    ) as container:
+    with started(image, *options, command=["serve", "/model", "--insecure"]) as container:
         container.wait_healthy()
         yield container
 
 
 @pytest.fixture(scope="session")
-def gateway(docker: Any) -> str:
+def gateway(docker):
     """Return docker0's address: the default route of a container. The engine does not
     always report it.
     """
@@ -280,11 +256,7 @@ def gateway(docker: Any) -> str:
 
 
 @pytest.fixture(scope="module")
-def tracking_uri(
-    gateway: str,
-    new_database: Callable[[Path], str],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[str]:
+def tracking_uri(gateway, new_database, tmp_path_factory):
     """Run an MLflow server on docker0's address, where containers reach it; this
     process uses it as well.
     """
@@ -299,12 +271,7 @@ def tracking_uri(
 
 
 @pytest.fixture
-def two_days(
-    gateway: str,
-    new_database: Callable[[Path], str],
-    serve: Callable[..., Served],
-    tmp_path: Path,
-) -> Iterator[TwoDays]:
+def two_days(gateway, new_database, serve, tmp_path):
     """Return two captured days whose data containers can reach; the S3 API must also be
     reachable.
     """

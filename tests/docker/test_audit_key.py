@@ -2,9 +2,7 @@
 it.
 """
 
-from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import yaml
 
@@ -12,13 +10,13 @@ DOCKER = Path(__file__).parents[2] / "docker"
 SETTING = "ONNXSERVE_AUDIT_KEY_FILE"
 
 
-def volumes(service: Mapping[str, Any]) -> dict[str, str]:
+def volumes(service):
     """Return the mounts of a service: its named volumes by their folders."""
     mounts = (entry.split(":")[:2] for entry in service.get("volumes", ()))
     return {target: source for source, target in mounts if not source.startswith((".", "/"))}
 
 
-def test_in_compose_the_key_is_in_a_volume_of_mlflow_only() -> None:
+def test_in_compose_the_key_is_in_a_volume_of_mlflow_only():
     document = yaml.safe_load((DOCKER / "compose.yaml").read_text())
     services = document["services"]
     file = PurePosixPath(services["mlflow"]["environment"][SETTING])

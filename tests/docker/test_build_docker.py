@@ -8,12 +8,9 @@ import re
 import shutil
 import subprocess
 import urllib.request
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.cli.commands import main
@@ -32,22 +29,17 @@ pytestmark = [
 
 
 @pytest.fixture
-def tag(image: str, docker: Any) -> Iterator[str]:
+def tag(image, docker):
     """The name of an image that is removed with the test."""
     yield (name := f"{image}-built")
     docker("rmi", "-f", name, check=False)
 
 
-def invoke(*arguments: str | Path) -> Result:
+def invoke(*arguments):
     return CliRunner().invoke(main, ["build-docker", *map(str, arguments)])
 
 
-def test_build_reports_the_contents_of_the_image(
-    image: str,
-    tag: str,
-    model_folder: Path,
-    tmp_path: Path,
-) -> None:
+def test_build_reports_the_contents_of_the_image(image, tag, model_folder, tmp_path):
     sbom = tmp_path / "sbom.json"
     done = invoke(model_folder, "-n", tag, "--server-image", image, "--sbom", sbom)
     assert done.exit_code == 0, done.output
@@ -61,13 +53,8 @@ def test_build_reports_the_contents_of_the_image(
 
 
 def test_equal_inputs_give_an_equal_layer_by_either_builder(
-    image: str,
-    tag: str,
-    model_folder: Path,
-    tmp_path: Path,
-    docker: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    image, tag, model_folder, tmp_path, docker, monkeypatch
+):
     layers = set()
     for turn, builder in enumerate("0011"):
         copied = shutil.copytree(model_folder, tmp_path / str(turn) / "model")
@@ -84,41 +71,22 @@ def test_equal_inputs_give_an_equal_layer_by_either_builder(
 
 
 @pytest.mark.long
-def test_a_followed_model_is_the_registrys(
-    image: str,
-    tag: str,
-    start: Any,
-    tracking_uri: str,
-    times: Any,
-) -> None:
+def test_a_followed_model_is_the_registrys(image, tag, start, tracking_uri, times):
     first = log_version(times, 2)
     second = log_version(times, 3)
     registry = MlflowClient(tracking_uri)
     registry.transition_model_version_stage(
-        "times",
-        first,
-        "Production",
-        archive_existing_versions=True,
+        "times", first, "Production", archive_existing_versions=True
     )
     done = invoke("models:/times/Production", "-n", tag, "--follow", "--server-image", image)
     assert done.exit_code == 0, done.output
     assert done.stdout.startswith(f"{tag}: follows models:/times/Production, ")
     home = ["--tmpfs", "/var/lib/onnxserve", "-e", f"MLFLOW_TRACKING_URI={tracking_uri}"]
-    with start(
-        tag,
-        *HARDENED,
-        *home,
-        "-e",
-        "ONNXSERVE_INSECURE=true",
-        command=[],
-    ) as container:
+    with start(tag, *HARDENED, *home, "-e", "ONNXSERVE_INSECURE=true", command=[]) as container:
         container.wait_healthy()
         assert container.ask(ROWS).headers["X-Model-Version"] == first
         registry.transition_model_version_stage(
-            "times",
-            second,
-            "Production",
-            archive_existing_versions=True,
+            "times", second, "Production", archive_existing_versions=True
         )
         wait_until(
             lambda: container.ask(ROWS).headers["X-Model-Version"] == second,
@@ -126,23 +94,23 @@ def test_a_followed_model_is_the_registrys(
         )
 
 
-def test_a_followed_model_needs_a_word_about_its_callers(image: str, docker: Any) -> None:
+def test_a_followed_model_needs_a_word_about_its_callers(image, docker):
     ended = docker("run", "--rm", "-e", "ONNXSERVE_MODEL_URI=models:/x@y", image, check=False)
     assert ended.returncode == 1
     assert mentions(ended.stderr, "0.0.0.0", "need a key")
 
 
-def test_a_followed_model_needs_the_address_of_mlflow(image: str, docker: Any) -> None:
+def test_a_followed_model_needs_the_address_of_mlflow(image, docker):
     variables = ["-e", "ONNXSERVE_MODEL_URI=models:/x@y", "-e", "ONNXSERVE_INSECURE=true"]
     ended = docker("run", "--rm", *variables, image, check=False)
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1].startswith(
-        "Error: MLFLOW_TRACKING_URI is not set: set it to the address of the MLflow ",
+        "Error: MLFLOW_TRACKING_URI is not set: set it to the address of the MLflow "
     )
 
 
 @pytest.fixture
-def registry(tmp_path: Path, free_port: int) -> Iterator[str]:
+def registry(tmp_path, free_port):
     """Run a registry of images on this machine, from Debian's package."""
     program = shutil.which("docker-registry")
     if program is None:
@@ -152,18 +120,15 @@ def registry(tmp_path: Path, free_port: int) -> Iterator[str]:
         "storage": {"filesystem": {"rootdirectory": str(tmp_path / "registry")}},
     }
     (tmp_path / "config.yml").write_text(
-        json.dumps(config | {"http": {"addr": f"127.0.0.1:{free_port}"}}),
+        json.dumps(config | {"http": {"addr": f"127.0.0.1:{free_port}"}})
     )
     with (tmp_path / "registry.log").open("w") as log:
         process = subprocess.Popen(
-            [program, "serve", tmp_path / "config.yml"],
-            stdout=log,
-            stderr=log,
+            [program, "serve", tmp_path / "config.yml"], stdout=log, stderr=log
         )
     try:
         wait_until(
-            lambda: _answers(f"http://127.0.0.1:{free_port}/v2/"),
-            what="the registry answers",
+            lambda: _answers(f"http://127.0.0.1:{free_port}/v2/"), what="the registry answers"
         )
         yield f"127.0.0.1:{free_port}"
     finally:
@@ -171,19 +136,14 @@ def registry(tmp_path: Path, free_port: int) -> Iterator[str]:
         process.wait(20)
 
 
-def _answers(url: str) -> bool:
+def _answers(url):
     try:
         return send(url).status == 200
     except OSError:
         return False
 
 
-def test_pushed_image_is_in_the_registry(
-    image: str,
-    registry: str,
-    model_folder: Path,
-    docker: Any,
-) -> None:
+def test_pushed_image_is_in_the_registry(image, registry, model_folder, docker):
     name = f"{registry}/ml/times:3"
     try:
         done = invoke(model_folder, "-n", name, "--server-image", image, "--push")
@@ -200,13 +160,8 @@ def test_pushed_image_is_in_the_registry(
 
 
 def test_the_workflow_of_a_model_repository_pushes_the_image_of_a_version(
-    image: str,
-    registry: str,
-    tracking_uri: str,
-    times: Any,
-    docker: Any,
-    tmp_path: Path,
-) -> None:
+    image, registry, tracking_uri, times, docker, tmp_path
+):
     version = log_version(times, 2)
     name = f"{registry}/ml/times"
     inputs = {
@@ -248,13 +203,8 @@ def test_the_workflow_of_a_model_repository_pushes_the_image_of_a_version(
     ],
 )
 def test_failed_build_ends_with_a_one_line_error(
-    arguments: list[str],
-    message: str,
-    image: str,
-    model_folder: Path,
-    docker: Any,
-    tmp_path: Path,
-) -> None:
+    arguments, message, image, model_folder, docker, tmp_path
+):
     options = arguments if "image" in arguments[0] else [*arguments, "--server-image", image]
     name = "127.0.0.1:9/x:1"
     done = invoke(

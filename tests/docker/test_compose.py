@@ -3,13 +3,11 @@
 import os
 import subprocess
 import uuid
-from pathlib import Path
 
 import pytest
 import requests
 
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
-from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.ship.manifests.formats import FORMATS
 from mlflow_deploy_plugin.ship.manifests.served import Place
 from tests.docker.conftest import Container, run_docker
@@ -19,7 +17,7 @@ pytestmark = pytest.mark.docker
 ROWS = [[1.0, 2.0], [3.0, 4.0]]
 
 
-def write(folder: Path, endpoint: EndpointSpec) -> None:
+def write(folder, endpoint):
     for path, text in FORMATS["compose"](endpoint, Place()).items():
         (folder / path).parent.mkdir(exist_ok=True)
         (folder / f"{path}.new").write_text(text)
@@ -27,11 +25,8 @@ def write(folder: Path, endpoint: EndpointSpec) -> None:
 
 
 def test_a_rendered_project_answers_with_its_secrets_and_follows_its_spec(
-    image: str,
-    model_folder: Path,
-    tmp_path: Path,
-    free_port: int,
-) -> None:
+    image, model_folder, tmp_path, free_port
+):
     if run_docker("compose", "version", check=False).returncode:
         pytest.skip("docker has no plugin compose")
     tmp_path.chmod(0o755)
@@ -47,25 +42,18 @@ def test_a_rendered_project_answers_with_its_secrets_and_follows_its_spec(
     endpoint = new_endpoint(name, str(model_folder), config)
     write(tmp_path, endpoint)
 
-    def compose(*arguments: str) -> str:
+    def compose(*arguments):
         return run_docker("compose", "-f", str(tmp_path / "compose.yaml"), *arguments).stdout
 
     try:
         compose("up", "--detach", "--wait")
         container = Container(compose("ps", "--quiet").strip())
         answer = requests.post(
-            f"http://127.0.0.1:{free_port}/invocations",
-            json={"inputs": ROWS},
-            timeout=10,
+            f"http://127.0.0.1:{free_port}/invocations", json={"inputs": ROWS}, timeout=10
         )
-        assert answer.json()["predictions"]["y"] == [
-            [2.0, 4.0],
-            [6.0, 8.0],
-        ]
+        assert answer.json()["predictions"]["y"] == [[2.0, 4.0], [6.0, 8.0]]
         environment = container.run(
-            "sh",
-            "-c",
-            "cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n'",
+            "sh", "-c", "cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n'"
         )
         assert "MLFLOW_TRACKING_TOKEN=of a file" in environment  # in the agent and in the workers
         before = container.state["StartedAt"]

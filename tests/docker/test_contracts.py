@@ -3,23 +3,17 @@ platform.
 """
 
 import tarfile
-from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
 
 import pytest
 from mlflow.version import VERSION as MLFLOW_VERSION
 
 from mlflow_deploy_plugin.core.registry.model_uri import REGISTERED_META
 from mlflow_deploy_plugin.ship.images.build import build_image, planned_image
-from tests.docker.conftest import HARDENED, Container, run_docker, send
+from tests.docker.conftest import HARDENED, run_docker, send
 
 # tests/serve/test_cloud.py tests the same without containers
-pytestmark = [
-    pytest.mark.docker,
-    pytest.mark.long,
-]
+pytestmark = [pytest.mark.docker, pytest.mark.long]
 
 ROWS = [[1.0, 2.0], [3.0, 4.0]]
 DOUBLED = [[2.0, 4.0], [6.0, 8.0]]
@@ -27,7 +21,7 @@ HOME = ["--tmpfs", "/var/lib/onnxserve"]
 
 
 @pytest.fixture(scope="module")
-def registered(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def registered(model_folder, tmp_path_factory):
     """Return the folder of a version as MLflow downloads it: times, version 3."""
     import shutil
 
@@ -39,7 +33,7 @@ def registered(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-def baked(image: str, registered: Path) -> Iterator[str]:
+def baked(image, registered):
     """Return an image with that version."""
     tag = f"{image}-baked"
     with planned_image(str(registered), server_image=image) as plan:
@@ -49,21 +43,16 @@ def baked(image: str, registered: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def run(docker: Any, start: Any) -> Iterator[Any]:
+def run(docker, start):
     """Start a container without any rights, wait until it is healthy, and yield it with
     its address.
     """
     with ExitStack() as stack:
 
-        def started(
-            image: str,
-            *options: str,
-            port: int = 8080,
-            command: list[str],
-        ) -> tuple[Container, str]:
+        def started(image, *options, port=8080, command):
             publish = [] if port == 8080 else ["-p", f"127.0.0.1::{port}"]
             container = stack.enter_context(
-                start(image, *HARDENED, *HOME, *publish, *options, command=command),
+                start(image, *HARDENED, *HOME, *publish, *options, command=command)
             )
             container.wait_healthy()
             address = docker("port", container.name, f"{port}/tcp").stdout.split()[0]
@@ -72,7 +61,7 @@ def run(docker: Any, start: Any) -> Iterator[Any]:
         yield started
 
 
-def test_mlflows_own_contract(baked: str, run: Any) -> None:
+def test_mlflows_own_contract(baked, run):
     """Check mlflow/pyfunc/scoring_server: /ping and /health, /version, and the four
     forms of /invocations, on 8080.
     """
@@ -87,27 +76,13 @@ def test_mlflows_own_contract(baked: str, run: Any) -> None:
     assert send(f"{url}/invocations", {"rows": ROWS}).status == 400
 
 
-def test_without_a_network(baked: str, start: Any) -> None:
-    with start(
-        baked,
-        *HARDENED,
-        *HOME,
-        "--network",
-        "none",
-        command=[],
-    ) as container:
+def test_without_a_network(baked, start):
+    with start(baked, *HARDENED, *HOME, "--network", "none", command=[]) as container:
         container.wait_healthy()
 
 
 @pytest.mark.parametrize("given", ["in the image", "unpacked"])
-def test_sagemaker(
-    given: str,
-    image: str,
-    baked: str,
-    registered: Path,
-    run: Any,
-    tmp_path: Path,
-) -> None:
+def test_sagemaker(given, image, baked, registered, run, tmp_path):
     """Check `docker run IMAGE serve` with the model's tar unpacked in /opt/ml/model:
     /ping and /invocations on 8080.
     """
@@ -124,7 +99,7 @@ def test_sagemaker(
     assert send(f"{url}/invocations", {"instances": ROWS}).body == {"predictions": {"y": DOUBLED}}
 
 
-def test_an_image_without_a_model_says_so(image: str, docker: Any) -> None:
+def test_an_image_without_a_model_says_so(image, docker):
     ended = docker("run", "--rm", image, check=False)
     assert ended.returncode == 2
     assert ended.stderr.endswith("\nError: specify either MODEL or --spec FILE\n")

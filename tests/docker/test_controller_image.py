@@ -3,16 +3,12 @@ captured rows of a real server.
 """
 
 import re
-import subprocess
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
-from tests.support.captured_days import BEGIN, DAY, TwoDays
+from tests.support.captured_days import BEGIN, DAY
 from tests.support.services.s3 import NEEDS_S3
 
 pytestmark = [
@@ -38,14 +34,10 @@ HARDENED += ["--security-opt", "no-new-privileges", "--memory", "2g"]
 
 
 @pytest.fixture
-def command(
-    controller_image: str,
-    docker: Any,
-    tmp_path: Path,
-) -> Callable[..., subprocess.CompletedProcess[str]]:
+def command(controller_image, docker, tmp_path):
     """Run `onnxserve ARGUMENTS` in a container whose home is removed with it."""
 
-    def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    def run(*arguments, **settings):
         secrets = tmp_path / "secrets.env"
         secrets.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
         command = [
@@ -62,7 +54,7 @@ def command(
     return run
 
 
-def test_due_windows_are_judged_once(two_days: TwoDays, command: Callable[..., Any]) -> None:
+def test_due_windows_are_judged_once(two_days, command):
     first = command("monitor", "run-due", "flights", "--monitor", "daily", **two_days.settings)
     again = command("monitor", "run-due", "flights", "--monitor", "daily", **two_days.settings)
 
@@ -70,37 +62,26 @@ def test_due_windows_are_judged_once(two_days: TwoDays, command: Callable[..., A
     assert again.stdout.strip().split(": ") == ["flights", "monitor daily", "no window is due"]
     assert two_days.verdicts("daily") == ["no drift", "drift"]
     for window, line in zip(
-        Monitors(two_days.store).windows(),
-        first.stdout.splitlines(),
-        strict=True,
+        Monitors(two_days.store).windows(), first.stdout.splitlines(), strict=True
     ):
         assert line.startswith(
-            f"flights: monitor daily {window.start:%F}/{window.end:%F}: {window.verdict}; http",
+            f"flights: monitor daily {window.start:%F}/{window.end:%F}: {window.verdict}; http"
         )
         run = MlflowClient(two_days.mlflow.url).get_run(window.run_id)
         assert run.data.tags["onnxserve.window.start"] == window.start.isoformat()
 
 
-def test_one_window_is_judged_for_drift(two_days: TwoDays, command: Callable[..., Any]) -> None:
+def test_one_window_is_judged_for_drift(two_days, command):
     window = f"{BEGIN + DAY:%F}/1d"
     done = command(
-        "drift",
-        "run",
-        "flights",
-        "--monitor",
-        "daily",
-        "--window",
-        window,
-        **two_days.settings,
+        "drift", "run", "flights", "--monitor", "daily", "--window", window, **two_days.settings
     )
 
     assert done.returncode == 0, done.stderr
     assert re.search(r"^flights.* drift", done.stdout), done.stdout
 
 
-def test_a_store_that_does_not_answer_is_one_line_without_its_password(
-    command: Callable[..., Any],
-) -> None:
+def test_a_store_that_does_not_answer_is_one_line_without_its_password(command):
     url = "postgresql+psycopg://onnx:s3cret@127.0.0.1:9/x"
     for arguments in (["monitor", "run-due", "flights"], ["controller"]):
         done = command(*arguments, ONNXSERVE_STORE_URI=url)

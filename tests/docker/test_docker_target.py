@@ -9,12 +9,10 @@ import socket
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from http.client import HTTPConnection, HTTPException
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -28,45 +26,38 @@ from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.ship.deployments.backends import local
 from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
 from tests.docker.conftest import run_docker
-from tests.support.deployments import SIGNATURE, Models, save_models
+from tests.support.deployments import SIGNATURE, save_models
 from tests.support.refusals import mentions
 from tests.support.waiting import free_port, wait_until
 
-BODY = json.dumps(
-    {
-        "dataframe_split": {
-            "columns": ["a", "b"],
-            "data": [[1, 2]],
-        }
-    }
-).encode()
+BODY = json.dumps({"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2]]}}).encode()
 
 
-def container(name: str) -> dict[str, Any]:
+def container(name):
     """Return the engine's description of a container."""
     (description,) = json.loads(run_docker("inspect", name).stdout)
     return description
 
 
-def restarts(name: str) -> int:
+def restarts(name):
     return container(name)["RestartCount"]
 
 
-def ours(home: Path) -> list[str]:
+def ours(home):
     """Return the names of the containers that were created from `home`."""
     label = f"label=onnxserve.home={home}"
     return sorted(
-        run_docker("ps", "-a", "--filter", label, "--format", "{{.Names}}").stdout.split(),
+        run_docker("ps", "-a", "--filter", label, "--format", "{{.Names}}").stdout.split()
     )
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+def models(tmp_path_factory):
     return save_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
-def home(docker: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def home(docker, tmp_path_factory):
     """Return a separate home, whose containers, volumes and folders are removed at the
     end.
     """
@@ -83,12 +74,12 @@ def home(docker: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
 
 
 @pytest.fixture(scope="module")
-def client(home: Path) -> BaseDeploymentClient:
+def client(home):
     return get_deploy_client("onnxserve:/docker")
 
 
 @pytest.fixture
-def name(client: BaseDeploymentClient) -> Iterator[str]:
+def name(client):
     """Return an unused name; its deployment is removed at the end."""
     name = f"t{uuid.uuid4().hex[:8]}"
     yield name
@@ -98,7 +89,7 @@ def name(client: BaseDeploymentClient) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def flights(client: BaseDeploymentClient, models: Models, image: str) -> str:
+def flights(client, models, image):
     """Return the name of a deployment that computes a + b."""
     name = f"flights-{uuid.uuid4().hex[:8]}"
     config = {
@@ -111,25 +102,19 @@ def flights(client: BaseDeploymentClient, models: Models, image: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def other_image(image: str) -> Iterator[str]:
+def other_image(image):
     """Return an equivalent image with another id."""
     holder = f"onnxserve-test-{uuid.uuid4().hex[:12]}"
     run_docker("create", "--name", holder, image)
     run_docker(
-        "commit",
-        "-m",
-        "the same",
-        "--change",
-        f"LABEL made={holder}",
-        holder,
-        f"{image}-other",
+        "commit", "-m", "the same", "--change", f"LABEL made={holder}", holder, f"{image}-other"
     )
     run_docker("rm", "-v", holder)
     yield f"{image}-other"
     run_docker("rmi", "-f", f"{image}-other")
 
 
-def register(name: str, models: Models) -> None:
+def register(name, models):
     """Register the models `once` and `twice` as versions 1 and 2."""
     for folder in (models.once, models.twice):
         graph = onnx.load(f"{folder}/model.onnx")
@@ -142,30 +127,24 @@ def register(name: str, models: Models) -> None:
 
 
 def predictions(client: BaseDeploymentClient, name: str) -> Any:
-    answer = client.predict(
-        name,
-        {"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2]]}},
-    )
+    answer = client.predict(name, {"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2]]}})
     return json.loads(answer.to_json())["predictions"]
 
 
 @contextmanager
-def load(url: str) -> Iterator[Counter[str]]:
+def load(url):
     """Four clients that send requests without pauses, two on connections that they
     keep, and their responses.
     """
     answers: Counter[str] = Counter()
     is_over = threading.Event()
 
-    def ask(keeps: bool) -> None:
+    def ask(keeps):
         connection = HTTPConnection(url.removeprefix("http://"), timeout=20)
         while not is_over.is_set():
             try:
                 connection.request(
-                    "POST",
-                    "/invocations",
-                    BODY,
-                    {"Content-Type": "application/json"},
+                    "POST", "/invocations", BODY, {"Content-Type": "application/json"}
                 )
                 answers[str(connection.getresponse().read())] += 1
             except (OSError, HTTPException) as error:
@@ -185,11 +164,7 @@ def load(url: str) -> Iterator[Counter[str]]:
             thread.join()
 
 
-def test_a_deployment_is_a_hardened_container_of_its_name(
-    client: BaseDeploymentClient,
-    flights: str,
-    home: Path,
-) -> None:
+def test_a_deployment_is_a_hardened_container_of_its_name(client, flights, home):
     assert ours(home) == [flights, f"{flights}-listener"]
     server = container(flights)
     assert server["HostConfig"]["Memory"] == 512 * 1024**2
@@ -207,10 +182,7 @@ def test_a_deployment_is_a_hardened_container_of_its_name(
     assert shown["log"] == f"docker logs {flights}"
 
 
-def test_every_command_knows_the_target_and_a_client_only_its_own(
-    client: BaseDeploymentClient,
-    flights: str,
-) -> None:
+def test_every_command_knows_the_target_and_a_client_only_its_own(client, flights):
     assert flights in [deployment["name"] for deployment in client.list_deployments()]
     assert get_deploy_client("onnxserve").list_deployments() == []
     with pytest.raises(MlflowException, match="`-t onnxserve:/docker`"):
@@ -223,17 +195,9 @@ def test_every_command_knows_the_target_and_a_client_only_its_own(
         assert any("is wanted" in line for line in deployments.logs(flights, 50, follow=False))
 
 
-def test_change_of_traffic_keeps_the_container(
-    client: BaseDeploymentClient,
-    flights: str,
-    models: Models,
-) -> None:
+def test_change_of_traffic_keeps_the_container(client, flights, models):
     # a folder of this machine is mounted
-    client.create_deployment(
-        "twice",
-        models.twice,
-        endpoint=flights,
-    )
+    client.create_deployment("twice", models.twice, endpoint=flights)
     before = container(flights)["Id"]
 
     client.update_endpoint(flights, {"traffic": {"twice": 100, flights: 0}})
@@ -244,21 +208,13 @@ def test_change_of_traffic_keeps_the_container(
 
 
 def predictions_of(client: BaseDeploymentClient, endpoint: str) -> Any:
-    inputs = {
-        "dataframe_split": {
-            "columns": ["a", "b"],
-            "data": [[1, 2]],
-        }
-    }
+    inputs = {"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2]]}}
     return json.loads(client.predict(inputs=inputs, endpoint=endpoint).to_json())["predictions"]
 
 
 def test_another_image_takes_over_under_load_without_a_failed_request(
-    client: BaseDeploymentClient,
-    flights: str,
-    other_image: str,
-    home: Path,
-) -> None:
+    client, flights, other_image, home
+):
     before = container(flights)["Id"]
 
     with load(client.get_deployment(flights)["url"]) as answers:
@@ -269,11 +225,7 @@ def test_another_image_takes_over_under_load_without_a_failed_request(
     assert list(answers) == [str(b'{"predictions":[{"y":3.0}]}')]
 
 
-def test_failed_update_leaves_the_serving_container_alone(
-    client: BaseDeploymentClient,
-    flights: str,
-    home: Path,
-) -> None:
+def test_failed_update_leaves_the_serving_container_alone(client, flights, home):
     before = container(flights)["Id"]
 
     with (
@@ -281,8 +233,7 @@ def test_failed_update_leaves_the_serving_container_alone(
         pytest.raises(MlflowException) as failure,
     ):
         client.update_deployment(
-            flights,
-            config={"container.environment.ONNXSERVE_POLL_SECONDS": "often"},
+            flights, config={"container.environment.ONNXSERVE_POLL_SECONDS": "often"}
         )
 
     assert mentions(failure.value.message, "exit status 1", "ONNXSERVE_POLL_SECONDS")
@@ -292,34 +243,27 @@ def test_failed_update_leaves_the_serving_container_alone(
 
 
 @pytest.mark.long
-def test_a_server_that_is_killed_comes_back_by_itself_with_its_listener(
-    client: BaseDeploymentClient,
-    flights: str,
-) -> None:
+def test_a_server_that_is_killed_comes_back_by_itself_with_its_listener(client, flights):
     for name in (flights, f"{flights}-listener"):
         os.kill(container(name)["State"]["Pid"], signal.SIGKILL)
         wait_until(partial(restarts, name), seconds=60)
 
-    def answers() -> bool:
+    def answers():
         with suppress(MlflowException):
             return client.get_deployment(flights)["state"] == "running" and predictions(
-                client,
-                flights,
+                client, flights
             ) == [{"y": 3.0}]
         return False
 
     wait_until(answers, seconds=60)
 
 
-def test_killed_container_is_reported_and_started_again(
-    client: BaseDeploymentClient,
-    flights: str,
-) -> None:
+def test_killed_container_is_reported_and_started_again(client, flights):
     run_docker("kill", flights)
     shown = client.get_deployment(flights)
     assert shown["state"] == "failed"
     assert shown["reason"].startswith(
-        "its container was killed (exit status 137); `onnxserve start",
+        "its container was killed (exit status 137); `onnxserve start"
     )
     assert f"`onnxserve start {flights}`" in shown["reason"]
     with open_deployments(print) as deployments:
@@ -333,11 +277,8 @@ def test_killed_container_is_reported_and_started_again(
 
 @pytest.mark.long
 def test_a_takeover_that_a_crash_has_interrupted_is_finished_by_the_next_change(
-    client: BaseDeploymentClient,
-    flights: str,
-    home: Path,
-    image: str,
-) -> None:
+    client, flights, home, image
+):
     run_docker("rename", flights, f"{flights}.earlier")
     slot = container(f"{flights}.earlier")["Config"]["Labels"]["onnxserve.slot"]
     labels = [f"onnxserve.endpoint={flights}", f"onnxserve.home={home}", f"onnxserve.slot={slot}9"]
@@ -350,15 +291,11 @@ def test_a_takeover_that_a_crash_has_interrupted_is_finished_by_the_next_change(
 
 
 @pytest.mark.long
-def test_interrupted_creation_is_reported_and_finished_by_the_next_change(
-    client: BaseDeploymentClient,
-    flights: str,
-    home: Path,
-) -> None:
+def test_interrupted_creation_is_reported_and_finished_by_the_next_change(client, flights, home):
     (home / "deployments" / flights).unlink()  # created in the last step of a creation
 
     assert client.get_deployment(flights)["reason"].startswith(
-        "the command that made it ended before it was ready; `",
+        "the command that made it ended before it was ready; `"
     )
 
     client.update_deployment(flights, config={"capture.fraction": 0.25})
@@ -368,12 +305,8 @@ def test_interrupted_creation_is_reported_and_finished_by_the_next_change(
 
 @pytest.mark.long
 def test_without_a_network_of_its_own_it_is_replaced_with_a_gap_and_speaks_grpc(
-    client: BaseDeploymentClient,
-    name: str,
-    models: Models,
-    image: str,
-    home: Path,
-) -> None:
+    client, name, models, image, home
+):
     port = free_port()
     config = {"container.image": image, "container.network": "host", "server.grpc_port": port}
     client.create_deployment(name, models.once, config=config)
@@ -382,10 +315,7 @@ def test_without_a_network_of_its_own_it_is_replaced_with_a_gap_and_speaks_grpc(
     socket.create_connection(("127.0.0.1", port), timeout=5).close()
 
     # back to a published port
-    client.update_deployment(
-        name,
-        config={"container.network": "", "server.grpc_port": ""},
-    )
+    client.update_deployment(name, config={"container.network": "", "server.grpc_port": ""})
 
     assert predictions(client, name) == [{"y": 3.0}]
     assert f"{name}-listener" in ours(home)
@@ -431,14 +361,8 @@ def test_without_a_network_of_its_own_it_is_replaced_with_a_gap_and_speaks_grpc(
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_unservable_configuration_is_a_one_line_error_and_leaves_no_container(
-    client: BaseDeploymentClient,
-    name: str,
-    models: Models,
-    image: str,
-    home: Path,
-    config: dict[str, Any],
-    said: str,
-) -> None:
+    client, name, models, image, home, config, said
+):
     before = ours(home)
 
     with pytest.raises(MlflowException) as failure:
@@ -451,34 +375,23 @@ def test_unservable_configuration_is_a_one_line_error_and_leaves_no_container(
 
 @pytest.mark.long
 def test_model_that_does_not_load_is_reported_in_the_words_of_the_server(
-    client: BaseDeploymentClient,
-    name: str,
-    models: Models,
-    image: str,
-) -> None:
+    client, name, models, image
+):
     with pytest.raises(MlflowException, match="onnx"):
         client.create_deployment(name, models.broken, config={"container.image": image})
 
 
-def test_taken_port_or_container_name_is_refused(
-    client: BaseDeploymentClient,
-    name: str,
-    models: Models,
-    image: str,
-) -> None:
+def test_taken_port_or_container_name_is_refused(client, name, models, image):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(MlflowException, match=f"port {port}.*in use"):
             client.create_deployment(
-                name,
-                models.once,
-                config={"container.image": image, "server.port": port},
+                name, models.once, config={"container.image": image, "server.port": port}
             )
     run_docker("create", "--name", name, image)
     try:
         with pytest.raises(
-            MlflowException,
-            match=f"container '{name}'.*does not belong to onnxserve",
+            MlflowException, match=f"container '{name}'.*does not belong to onnxserve"
         ):
             client.create_deployment(name, models.once, config={"container.image": image})
     finally:
@@ -487,12 +400,8 @@ def test_taken_port_or_container_name_is_refused(
 
 @pytest.mark.long
 def test_an_endpoint_whose_containers_would_have_the_names_of_anothers_is_refused(
-    client: BaseDeploymentClient,
-    name: str,
-    models: Models,
-    image: str,
-    home: Path,
-) -> None:
+    client, name, models, image, home
+):
     other = f"{name}-listener"
     client.create_deployment(other, models.once, config={"container.image": image})
     try:
@@ -507,13 +416,8 @@ def test_an_endpoint_whose_containers_would_have_the_names_of_anothers_is_refuse
 
 @pytest.mark.long
 def test_an_endpoint_whose_name_another_home_has_is_refused_and_leaves_nothing(
-    client: BaseDeploymentClient,
-    name: str,
-    models: Models,
-    image: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    client, name, models, image, tmp_path, monkeypatch
+):
     client.create_deployment(name, models.once, config={"container.image": image})
     with monkeypatch.context() as patch:
         patch.setenv("ONNXSERVE_HOME", str(tmp_path))
@@ -526,13 +430,7 @@ def test_an_endpoint_whose_name_another_home_has_is_refused_and_leaves_nothing(
 
 
 @pytest.mark.long
-def test_a_rollout_brings_a_version_into_the_container(
-    client: BaseDeploymentClient,
-    name: str,
-    models: Models,
-    image: str,
-    tracking_uri: str,
-) -> None:
+def test_a_rollout_brings_a_version_into_the_container(client, name, models, image, tracking_uri):
     register(name, models)
     mlflow.MlflowClient(tracking_uri).set_registered_model_alias(name, "live", "1")
     url = client.create_deployment(name, f"models:/{name}@live", config={"container.image": image})[
@@ -561,13 +459,7 @@ def test_a_rollout_brings_a_version_into_the_container(
     assert set(answers) == {str(f'{{"predictions":[{{"y":{y}}}]}}'.encode()) for y in (3.0, 6.0)}
 
 
-def test_a_deleted_deployment_leaves_nothing(
-    client: BaseDeploymentClient,
-    name: str,
-    models: Models,
-    image: str,
-    home: Path,
-) -> None:
+def test_a_deleted_deployment_leaves_nothing(client, name, models, image, home):
     client.create_deployment(name, models.once, config={"container.image": image})
     client.delete_deployment(name)
 

@@ -2,16 +2,13 @@
 endpoints answer and follow values.
 """
 
-from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.docker.conftest import run_docker
 from tests.ship.manifests.test_helm import NEEDS_HELM, template
-from tests.support.services.cluster import NEEDS_CLUSTER, Cluster, Manifest, own_namespace
+from tests.support.services.cluster import NEEDS_CLUSTER, own_namespace
 from tests.support.services.postgresql import postgresql_server
 from tests.support.waiting import wait_until
 
@@ -26,7 +23,7 @@ pytestmark = [
 
 
 @pytest.fixture
-def model_image(image: str, model_folder: Path) -> Iterator[str]:
+def model_image(image, model_folder):
     """Return an image with a model, so that no registry is needed."""
     tag = f"{image}-model"
     (model_folder.parent / "Dockerfile").write_text(f"FROM {image}\nCOPY model /model\n")
@@ -36,18 +33,16 @@ def model_image(image: str, model_folder: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def cluster(gateway: str, model_image: str, controller_image: str) -> Iterator[Cluster]:
+def cluster(gateway, model_image, controller_image):
     with postgresql_server(gateway) as store_url, own_namespace() as made:
         made.secret("onnxserve", {"ONNXSERVE_STORE_URI": store_url})
         yield made
 
 
 def test_the_whole_comes_up_and_a_change_of_weights_needs_no_new_pods(
-    cluster: Cluster,
-    model_image: str,
-    controller_image: str,
-) -> None:
-    def documents(variants: dict[str, Any]) -> dict[str, Manifest]:
+    cluster, model_image, controller_image
+):
+    def documents(variants):
         pod = {"image": model_image, "cpus": 0.5, "memory_bytes": 512 * 1024**2}
         endpoint = {"variants": variants, "container": pod, "kubernetes": {"replicas": 2}}
         values = {
@@ -58,7 +53,7 @@ def test_the_whole_comes_up_and_a_change_of_weights_needs_no_new_pods(
         made = [item for item in template(values) if item["metadata"].pop("namespace")]
         return {f"{item['kind']}/{item['metadata']['name']}": item for item in made}
 
-    def ready(name: str) -> bool:
+    def ready(name):
         (deployment,) = cluster.items("deployment", f"--field-selector=metadata.name={name}")
         return bool(deployment["status"].get("readyReplicas") == 2)
 
@@ -78,13 +73,11 @@ def test_the_whole_comes_up_and_a_change_of_weights_needs_no_new_pods(
     cluster.apply(
         documents({"champion": champion, "next": {"model": "/model", "weight": 10}})[
             "ConfigMap/flights"
-        ],
+        ]
     )
     wanted = ["exec", pods[0], "--", "cat", "/var/lib/onnxserve/server/wanted.json"]
     wait_until(
-        lambda: '"next"' in cluster.kubectl(*wanted),
-        180,
-        "the kubelet's look at the ConfigMap",
+        lambda: '"next"' in cluster.kubectl(*wanted), 180, "the kubelet's look at the ConfigMap"
     )
     assert pods == [
         pod["metadata"]["name"]

@@ -7,7 +7,6 @@ import re
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import grpc
 import mlflow
@@ -30,18 +29,16 @@ pytestmark = [
 
 ROOT = Path(__file__).parents[2]
 CONSTRAINTS = re.findall(
-    r"^([A-Za-z0-9._-]+)==(\S+)$",
-    (ROOT / "constraints.txt").read_text(),
-    re.M,
+    r"^([A-Za-z0-9._-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M
 )
 ROWS = [[1.0, 2.0], [3.0, 4.0]]
 
 
-def canonical(name: str) -> str:
+def canonical(name):
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def log_version(times: Any, factor: float) -> str:
+def log_version(times, factor):
     """Register a version of the model `times` that multiplies by `factor`."""
     example = np.ones((1, 2), np.float32)
     with mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
@@ -55,16 +52,13 @@ def log_version(times: Any, factor: float) -> str:
     return str(info.registered_model_version)
 
 
-def test_a_hardened_container_answers(hardened: Any) -> None:
+def test_a_hardened_container_answers(hardened):
     answer = hardened.ask(ROWS)
     assert answer.status == 200
-    assert answer.body["predictions"]["y"] == [
-        [2.0, 4.0],
-        [6.0, 8.0],
-    ]
+    assert answer.body["predictions"]["y"] == [[2.0, 4.0], [6.0, 8.0]]
 
 
-def test_its_processes_run_without_root_and_cannot_write_the_image(hardened: Any) -> None:
+def test_its_processes_run_without_root_and_cannot_write_the_image(hardened):
     assert hardened.run("id", "-u").strip() == "10001"
     assert (
         hardened.run("sh", "-c", "touch /opt/onnxserve/x 2>&1 || true")
@@ -74,14 +68,14 @@ def test_its_processes_run_without_root_and_cannot_write_the_image(hardened: Any
     assert hardened.run("sh", "-c", "grep CapEff /proc/1/status").split()[1].strip("0") == ""
 
 
-def test_bad_input_is_refused_and_the_next_request_served(hardened: Any) -> None:
+def test_bad_input_is_refused_and_the_next_request_served(hardened):
     refused = hardened.ask([[1.0, 2.0, 3.0]])
     assert refused.status == 400
     assert set(refused.body) == {"error_code", "message"}
     assert hardened.ask(ROWS).status == 200
 
 
-def test_answered_requests_are_captured_in_the_inference_log(hardened: Any) -> None:
+def test_answered_requests_are_captured_in_the_inference_log(hardened):
     hardened.ask(ROWS)
     deadline = time.monotonic() + 30
     while not hardened.run("find", "/var/lib/onnxserve/", "-name", "*.parquet"):
@@ -89,7 +83,7 @@ def test_answered_requests_are_captured_in_the_inference_log(hardened: Any) -> N
         time.sleep(0.2)
 
 
-def test_installed_are_the_tested_versions(hardened: Any) -> None:
+def test_installed_are_the_tested_versions(hardened):
     listed = (
         "import importlib.metadata as m, json; print(json.dumps([[d.name, d.version] for d in "
         "m.distributions()]))"
@@ -115,7 +109,7 @@ def test_installed_are_the_tested_versions(hardened: Any) -> None:
     assert not left_out & set(installed)
 
 
-def test_its_code_is_compiled_when_the_image_is_built(hardened: Any) -> None:
+def test_its_code_is_compiled_when_the_image_is_built(hardened):
     compiled = (
         "from mlflow_deploy_plugin.core import settings as s; import os; "
         "print(os.path.exists(s.__cached__))"
@@ -123,17 +117,9 @@ def test_its_code_is_compiled_when_the_image_is_built(hardened: Any) -> None:
     assert hardened.run("python", "-c", compiled).strip() == "True"
 
 
-def test_sigterm_ends_it_in_good_order(
-    image: str,
-    start: Any,
-    docker: Any,
-    model_folder: Path,
-) -> None:
+def test_sigterm_ends_it_in_good_order(image, start, docker, model_folder):
     with start(
-        image,
-        "-v",
-        f"{model_folder}:/model:ro",
-        command=["serve", "/model", "--insecure"],
+        image, "-v", f"{model_folder}:/model:ro", command=["serve", "/model", "--insecure"]
     ) as container:
         container.wait_healthy()
         began = time.monotonic()
@@ -143,11 +129,8 @@ def test_sigterm_ends_it_in_good_order(
 
 
 def test_a_spec_is_served_where_the_environment_says_and_the_health_check_asks_there(
-    image: str,
-    start: Any,
-    model_folder: Path,
-    tmp_path: Path,
-) -> None:
+    image, start, model_folder, tmp_path
+):
     spec = tmp_path / "spec.yaml"
     spec.write_text("{apiVersion: onnxserve/v1, name: doubled, variants: {only: {model: /model}}}")
     mounts = ["-v", f"{model_folder}:/model:ro", "-v", f"{spec}:/spec.yaml:ro"]
@@ -163,33 +146,17 @@ def test_a_spec_is_served_where_the_environment_says_and_the_health_check_asks_t
         wait_until(lambda: "http://127.0.0.1:9000" in container.logs, what="the address in the log")
 
 
-def test_a_device_that_is_not_there_is_refused_in_one_line(
-    image: str,
-    docker: Any,
-    model_folder: Path,
-) -> None:
+def test_a_device_that_is_not_there_is_refused_in_one_line(image, docker, model_folder):
     mount = f"{model_folder}:/model:ro"
     ended = docker(
-        "run",
-        "--rm",
-        "-v",
-        mount,
-        image,
-        "serve",
-        "/model",
-        "--device",
-        "cuda",
-        check=False,
+        "run", "--rm", "-v", mount, image, "serve", "/model", "--device", "cuda", check=False
     )
     assert ended.returncode == 1
     assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
     assert mentions(ended.stderr, "--device cuda", "GPU build")
 
 
-def test_a_command_that_the_image_does_not_hold_says_so_in_one_line(
-    image: str,
-    docker: Any,
-) -> None:
+def test_a_command_that_the_image_does_not_hold_says_so_in_one_line(image, docker):
     ended = docker("run", "--rm", image, "drift", "run", "flights", check=False)
     assert ended.returncode == 1
     assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
@@ -197,12 +164,7 @@ def test_a_command_that_the_image_does_not_hold_says_so_in_one_line(
 
 
 @pytest.mark.long
-def test_a_promotion_is_served_within_five_seconds(
-    image: str,
-    start: Any,
-    tracking_uri: str,
-    times: Any,
-) -> None:
+def test_a_promotion_is_served_within_five_seconds(image, start, tracking_uri, times):
     first = log_version(times, 2)
     second = log_version(times, 3)
     registry = MlflowClient(tracking_uri)
@@ -211,19 +173,12 @@ def test_a_promotion_is_served_within_five_seconds(
     options += ["-e", "ONNXSERVE_POLL_SECONDS=1"]  # This MLflow server has no change feed.
     follow = ["serve", "models:/times/Production", "--insecure"]
     with start(
-        image,
-        *options,
-        "-e",
-        f"MLFLOW_TRACKING_URI={tracking_uri}",
-        command=follow,
+        image, *options, "-e", f"MLFLOW_TRACKING_URI={tracking_uri}", command=follow
     ) as container:
         container.wait_healthy()
         assert container.ask(ROWS).headers["X-Model-Version"] == first
         registry.transition_model_version_stage(
-            "times",
-            second,
-            "Production",
-            archive_existing_versions=True,
+            "times", second, "Production", archive_existing_versions=True
         )
         promoted = time.monotonic()
         while (answer := container.ask(ROWS)).headers["X-Model-Version"] == first:
@@ -234,32 +189,18 @@ def test_a_promotion_is_served_within_five_seconds(
         assert answer.status == 200
 
 
-def test_it_is_small_and_holds_nothing_that_installs_or_gives_rights(
-    image: str,
-    docker: Any,
-) -> None:
+def test_it_is_small_and_holds_nothing_that_installs_or_gives_rights(image, docker):
     assert int(docker("image", "inspect", "-f", "{{.Size}}", image).stdout) <= 310e6
     look = (
         "find / -xdev -perm /6000 -type f; command -v apt apt-get dpkg-deb perl pip su; dpkg "
         "--audit; true"
     )
     assert (
-        docker(
-            "run",
-            "--rm",
-            "--user",
-            "0",
-            "--entrypoint",
-            "sh",
-            image,
-            "-c",
-            look,
-        ).stdout
-        == ""
+        docker("run", "--rm", "--user", "0", "--entrypoint", "sh", image, "-c", look).stdout == ""
     )
 
 
-def test_its_bill_of_materials_names_python_and_debian_packages(image: str) -> None:
+def test_its_bill_of_materials_names_python_and_debian_packages(image):
     listed = {
         component["purl"].partition("@")[0]
         for component in json.loads(image_sbom(image))["components"]
@@ -273,32 +214,20 @@ def test_its_bill_of_materials_names_python_and_debian_packages(image: str) -> N
     assert not {"pkg:deb/debian/perl-base", "pkg:deb/debian/apt", "pkg:pypi/pip"} & listed
 
 
-def test_every_protocol_works_without_the_removed_packages(
-    image: str,
-    start: Any,
-    docker: Any,
-    model_folder: Path,
-) -> None:
+def test_every_protocol_works_without_the_removed_packages(image, start, docker, model_folder):
     """Check that Arrow and gRPC work, and that the modules for a token, a trace and a
     shared limit can be imported.
     """
     options = ["-v", f"{model_folder}:/model:ro", "-p", "127.0.0.1::8081"]
     with start(
-        image,
-        *options,
-        command=["serve", "/model", "--insecure", "-C", "server.grpc_port=8081"],
+        image, *options, command=["serve", "/model", "--insecure", "-C", "server.grpc_port=8081"]
     ) as run:
         run.wait_healthy()
         http, rpc = (
             docker("port", run.name, f"{port}/tcp").stdout.split()[0] for port in (8080, 8081)
         )
         table = pa.table(
-            {
-                "x": pa.FixedSizeListArray.from_arrays(
-                    pa.array([1.0, 2.0], pa.float32()),
-                    2,
-                )
-            },
+            {"x": pa.FixedSizeListArray.from_arrays(pa.array([1.0, 2.0], pa.float32()), 2)}
         )
         stream = pa.BufferOutputStream()
         with pa.ipc.new_stream(stream, table.schema) as writer:
@@ -320,9 +249,7 @@ def test_every_protocol_works_without_the_removed_packages(
             "import numpy.fft, numpy.ma, numpy.polynomial, numpy.random, numpy.testing",
         )
         run.run(
-            "python",
-            "-c",
-            "import sys, tokenizers; assert 'huggingface_hub' not in sys.modules",
+            "python", "-c", "import sys, tokenizers; assert 'huggingface_hub' not in sys.modules"
         )
         run.run(
             "python",

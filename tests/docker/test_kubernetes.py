@@ -5,7 +5,6 @@ AWS_ENDPOINT_URL must name such an address of the S3 API, and kubectl must be co
 for the cluster.
 """
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,8 +15,7 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
 from mlflow_deploy_plugin.promote.rollouts.leadership import STORE_LEASE
-from tests.support.captured_days import TwoDays
-from tests.support.services.cluster import NEEDS_CLUSTER, Cluster, Manifest, own_namespace
+from tests.support.services.cluster import NEEDS_CLUSTER, own_namespace
 from tests.support.services.s3 import NEEDS_S3
 from tests.support.waiting import wait_until
 
@@ -35,14 +33,14 @@ pytestmark = [
 
 
 @pytest.fixture
-def cluster(two_days: TwoDays) -> Iterator[Cluster]:
+def cluster(two_days):
     """Yield a namespace whose pods end before the services that they use."""
     with own_namespace() as made:
         made.secret("onnxserve", two_days.settings)
         yield made
 
 
-def shipped(name: str, image: str) -> tuple[Manifest, Manifest, list[Manifest]]:
+def shipped(name, image):
     """Return the shipped manifest with another image, its container, and its other
     documents.
     """
@@ -55,10 +53,8 @@ def shipped(name: str, image: str) -> tuple[Manifest, Manifest, list[Manifest]]:
 
 
 def test_cronjob_judges_due_windows_and_reports_unjudgeable_ones(
-    two_days: TwoDays,
-    cluster: Cluster,
-    controller_image: str,
-) -> None:
+    two_days, cluster, controller_image
+):
     manifest, container, _ = shipped("monitor-cronjob.yaml", controller_image)
     name = manifest["metadata"]["name"]
     manifest["spec"] |= {"schedule": "* * * * *"}
@@ -96,10 +92,8 @@ def test_cronjob_judges_due_windows_and_reports_unjudgeable_ones(
 
 
 def test_of_two_controllers_the_other_goes_on_where_one_is_killed(
-    two_days: TwoDays,
-    cluster: Cluster,
-    controller_image: str,
-) -> None:
+    two_days, cluster, controller_image
+):
     manifest, _, around = shipped("controller.yaml", controller_image)
     for document in (manifest, *around):
         cluster.apply(document)
@@ -112,9 +106,7 @@ def test_of_two_controllers_the_other_goes_on_where_one_is_killed(
     )
 
     wait_until(
-        lambda: two_days.verdicts("daily") == ["no drift", "drift"],
-        SECONDS,
-        "both days are judged",
+        lambda: two_days.verdicts("daily") == ["no drift", "drift"], SECONDS, "both days are judged"
     )
     for pod in cluster.items("pod"):
         gauges = requests.get(f"http://{pod['status']['podIP']}:9464/metrics", timeout=30).text
@@ -126,15 +118,7 @@ def test_of_two_controllers_the_other_goes_on_where_one_is_killed(
     cluster.kubectl("delete", "pod", before, "--grace-period=0", "--force")
     wait_until(lambda: leader(two_days) not in ("", before), 60, "another controller has the lease")
     (other,) = pods - {before}
-    add = [
-        "onnxserve",
-        "monitor",
-        "add",
-        "flights",
-        "later",
-        "--require",
-        "missing<=10%",
-    ]
+    add = ["onnxserve", "monitor", "add", "flights", "later", "--require", "missing<=10%"]
     cluster.kubectl("exec", other, "--", *add)
     wait_until(
         lambda: two_days.verdicts("later") == ["kept", "drift"],
@@ -143,7 +127,7 @@ def test_of_two_controllers_the_other_goes_on_where_one_is_killed(
     )
 
 
-def leader(two_days: TwoDays) -> str:
+def leader(two_days):
     """Return the pod that has the lease."""
     lease = two_days.store.lease(STORE_LEASE)
     if lease is not None and lease.is_current:

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -37,7 +36,7 @@ from mlflow_deploy_plugin.ship.deployments.server_metrics import ServerMetrics
 from tests.docker.conftest import ROOT, run_docker
 from tests.support.models import FAILING, adder, parse_graph
 from tests.support.refusals import mentions
-from tests.support.services.cluster import NEEDS_CLUSTER, Cluster, Manifest, own_namespace
+from tests.support.services.cluster import NEEDS_CLUSTER, Cluster, own_namespace
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 from tests.support.traffic import Traffic
@@ -49,17 +48,13 @@ ROW = {"inputs": [[1.0]]}
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
+def cluster():
     with own_namespace() as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def registry(
-    gateway: str,
-    new_database: Any,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[MlflowServer]:
+def registry(gateway, new_database, tmp_path_factory):
     """Run an MLflow server that pods reach, with the model `adder`.
 
     Versions 1 and 2 add their number. Version 3 adds 1, and fails in one of five
@@ -81,10 +76,7 @@ def registry(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def surroundings(
-    registry: MlflowServer,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[None]:
+def surroundings(registry, tmp_path_factory):
     """Use a separate store for this module, and set the registry like a user."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ONNXSERVE_HOME", str(tmp_path_factory.mktemp("home")))
@@ -96,7 +88,7 @@ def surroundings(
 
 
 @pytest.fixture(scope="module")
-def client(cluster: Cluster) -> BaseDeploymentClient:
+def client(cluster):
     return get_deploy_client(f"onnxserve:/kubernetes/{cluster.namespace}")
 
 
@@ -155,22 +147,16 @@ _numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
-def create(
-    client: BaseDeploymentClient,
-    cluster: Cluster,
-    image: str,
-) -> Iterator[Callable[..., Endpoint]]:
+def create(client, cluster, image):
     made = []
 
-    def make(**config: Any) -> Endpoint:
+    def make(**config):
         name = f"f{next(_numbers)}"
         fields = {"container.image": image, "kubernetes.replicas": 2, **config}
         client.create_deployment(name, "models:/adder@live", config=fields)
         made.append(name)
         (service,) = cluster.items(
-            "service",
-            f"--field-selector=metadata.name={name}",
-            f"--kubeconfig={KUBECONFIG}",
+            "service", f"--field-selector=metadata.name={name}", f"--kubeconfig={KUBECONFIG}"
         )
         return Endpoint(name, client, cluster, f"http://{service['spec']['clusterIP']}:8080")
 
@@ -181,7 +167,7 @@ def create(
 
 
 @pytest.fixture(scope="module")
-def endpoint(create: Callable[..., Endpoint]) -> Endpoint:
+def endpoint(create):
     return create()
 
 
@@ -195,18 +181,14 @@ class Load:
 
 
 @contextmanager
-def under_load(
-    endpoint: Endpoint,
-    threads: int = 4,
-    kept: int = 0,
-) -> Iterator[Load]:
+def under_load(endpoint, threads=4, kept=0):
     """Send requests in several threads; `kept` of them keep their connections, and the
     others open one per request.
     """
     load = Load()
     stop = threading.Event()
 
-    def ask(session: requests.Session | None) -> None:
+    def ask(session):
         while not stop.is_set():
             try:
                 load.values.add(endpoint.predict(session))
@@ -228,11 +210,7 @@ def under_load(
         future.result()
 
 
-def test_it_is_created_listed_asked_and_its_logs_are_read(
-    endpoint: Endpoint,
-    client: BaseDeploymentClient,
-    cluster: Cluster,
-) -> None:
+def test_it_is_created_listed_asked_and_its_logs_are_read(endpoint, client, cluster):
     assert endpoint.predict() == 2.0
     # through a port-forward
     assert client.predict(endpoint.name, {"inputs": [[1.0]]})["predictions"] == {"y": [[2.0]]}
@@ -246,17 +224,11 @@ def test_it_is_created_listed_asked_and_its_logs_are_read(
     assert all(f"{pod}: " in lines for pod in endpoint.pods())
 
 
-def test_other_traffic_and_another_model_need_no_new_pods(
-    endpoint: Endpoint,
-    client: BaseDeploymentClient,
-) -> None:
+def test_other_traffic_and_another_model_need_no_new_pods(endpoint, client):
     pods = endpoint.pods()
     client.create_deployment("challenger", "models:/adder/2", endpoint=endpoint.name)
     begun = time.monotonic()
-    client.update_endpoint(
-        endpoint.name,
-        {"traffic": {endpoint.name: 50, "challenger": 50}},
-    )
+    client.update_endpoint(endpoint.name, {"traffic": {endpoint.name: 50, "challenger": 50}})
     seconds = time.monotonic() - begun
     assert {endpoint.predict() for _ in range(40)} == {2.0, 3.0}
     assert endpoint.pods() == pods
@@ -265,34 +237,25 @@ def test_other_traffic_and_another_model_need_no_new_pods(
     with pytest.raises(MlflowException, match=r"adder .*version 9"):
         client.update_deployment("challenger", "models:/adder/9", endpoint=endpoint.name)
     assert {endpoint.predict() for _ in range(40)} == {2.0, 3.0}
-    client.update_endpoint(
-        endpoint.name,
-        {"traffic": {endpoint.name: 100, "challenger": 0}},
-    )
+    client.update_endpoint(endpoint.name, {"traffic": {endpoint.name: 100, "challenger": 0}})
     client.delete_deployment("challenger", endpoint=endpoint.name)
     assert endpoint.pods() == pods
 
 
-def test_endpoint_follows_the_alias_in_the_registry(
-    endpoint: Endpoint, registry: MlflowServer
-) -> None:
+def test_endpoint_follows_the_alias_in_the_registry(endpoint, registry):
     versions = MlflowClient(registry.url)
     versions.set_registered_model_alias("adder", "live", "2")
     wait_until(
-        lambda: {endpoint.predict() for _ in range(10)} == {3.0},
-        30,
-        "every pod serves version 2",
+        lambda: {endpoint.predict() for _ in range(10)} == {3.0}, 30, "every pod serves version 2"
     )
     versions.set_registered_model_alias("adder", "live", "1")
     wait_until(
-        lambda: {endpoint.predict() for _ in range(10)} == {2.0},
-        30,
-        "every pod serves version 1",
+        lambda: {endpoint.predict() for _ in range(10)} == {2.0}, 30, "every pod serves version 1"
     )
 
 
 @pytest.fixture
-def traffic(endpoint: Endpoint) -> Iterator[Traffic]:
+def traffic(endpoint):
     asking = Traffic(endpoint.url)
     asking.start()
     yield asking
@@ -300,19 +263,13 @@ def traffic(endpoint: Endpoint) -> Iterator[Traffic]:
 
 
 def test_a_controller_brings_a_good_version_by_steps_though_a_pod_is_replaced_meanwhile(
-    endpoint: Endpoint,
-    cluster: Cluster,
-    registry: MlflowServer,
-    traffic: Traffic,
-) -> None:
+    endpoint, cluster, registry, traffic
+):
     first, *other_pods = sorted(endpoint.pods())
     controller = subprocess.Popen([sys.executable, "-m", "mlflow_deploy_plugin.cli", "controller"])
     try:
         options = ["--steps", "20,100", "--every", "4s", "--min-requests", "50"]
-        begun = CliRunner().invoke(
-            main,
-            ["rollout", "start", endpoint.name, "--to", "2", *options],
-        )
+        begun = CliRunner().invoke(main, ["rollout", "start", endpoint.name, "--to", "2", *options])
         assert begun.exit_code == 0, begun.output
         with open_deployments(lambda line: None) as deployments:
             wait_until(
@@ -343,10 +300,7 @@ def test_a_controller_brings_a_good_version_by_steps_though_a_pod_is_replaced_me
     assert set(traffic.answers) == {("1", 200), ("2", 200)}
 
 
-def test_a_rolling_update_under_load_fails_no_request(
-    endpoint: Endpoint,
-    record_property: Callable[[str, object], None],
-) -> None:
+def test_a_rolling_update_under_load_fails_no_request(endpoint, record_property):
     before = endpoint.pods()
     with under_load(endpoint, kept=2) as load:
         endpoint.update(server__threads=5)
@@ -356,11 +310,7 @@ def test_a_rolling_update_under_load_fails_no_request(
     assert load.values == {2.0}
 
 
-def test_a_killed_pod_is_replaced_while_the_other_answers(
-    endpoint: Endpoint,
-    cluster: Cluster,
-    record_property: Callable[[str, object], None],
-) -> None:
+def test_a_killed_pod_is_replaced_while_the_other_answers(endpoint, cluster, record_property):
     first, *_ = endpoint.pods()
     with under_load(endpoint) as load:
         cluster.kubectl("delete", "pod", first, "--grace-period=0", "--force")
@@ -376,25 +326,15 @@ def test_a_killed_pod_is_replaced_while_the_other_answers(
     assert load.values == {2.0}
 
 
-def test_a_node_that_is_drained_keeps_a_pod_until_another_is_ready(
-    endpoint: Endpoint,
-    cluster: Cluster,
-) -> None:
+def test_a_node_that_is_drained_keeps_a_pod_until_another_is_ready(endpoint, cluster):
     first, second = sorted(endpoint.pods())
     (node,) = cluster.items("node")
 
-    def evict(pod: str) -> str:
+    def evict(pod):
         eviction = {"apiVersion": "policy/v1beta1", "kind": "Eviction", "metadata": {"name": pod}}
         path = f"/api/v1/namespaces/{cluster.namespace}/pods/{pod}/eviction"
         try:
-            return cluster.kubectl(
-                "create",
-                "--raw",
-                path,
-                "-f",
-                "-",
-                given=json.dumps(eviction),
-            )
+            return cluster.kubectl("create", "--raw", path, "-f", "-", given=json.dumps(eviction))
         except AssertionError as error:
             return str(error)
 
@@ -417,15 +357,9 @@ def test_a_node_that_is_drained_keeps_a_pod_until_another_is_ready(
         cluster.kubectl("uncordon", node["metadata"]["name"])
 
 
-def test_an_update_that_cannot_be_served_is_one_line_and_goes_back(
-    endpoint: Endpoint,
-    cluster: Cluster,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_update_that_cannot_be_served_is_one_line_and_goes_back(endpoint, cluster, monkeypatch):
     assert mentions(
-        endpoint.refused(container__image="nowhere:1"),
-        "ImagePullBackOff",
-        '"nowhere:1"',
+        endpoint.refused(container__image="nowhere:1"), "ImagePullBackOff", '"nowhere:1"'
     )
     message = endpoint.refused(container__memory_bytes=70_000_000)
     assert mentions(message, "OOMKilled", "container.memory_bytes is 70M")
@@ -437,7 +371,7 @@ def test_an_update_that_cannot_be_served_is_one_line_and_goes_back(
     assert mentions(message, "unschedulable", "Insufficient cpu", "ONNXSERVE_READY_TIMEOUT_SECONDS")
 
 
-def objects_of(name: str, cluster: Cluster) -> dict[tuple[str, str], Manifest]:
+def objects_of(name, cluster):
     """Return the objects with an endpoint's name, without the fields that the cluster
     maintains.
     """
@@ -454,10 +388,7 @@ def objects_of(name: str, cluster: Cluster) -> dict[tuple[str, str], Manifest]:
     return objects
 
 
-def test_objects_of_others_are_neither_changed_nor_deleted(
-    client: BaseDeploymentClient,
-    cluster: Cluster,
-) -> None:
+def test_objects_of_others_are_neither_changed_nor_deleted(client, cluster):
     rendered = [
         "render",
         "--for",
@@ -490,10 +421,8 @@ def test_objects_of_others_are_neither_changed_nor_deleted(
 
 
 def test_the_endpoint_of_another_store_is_neither_changed_nor_deleted(
-    endpoint: Endpoint,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    endpoint, tmp_path, monkeypatch
+):
     owner = os.environ["ONNXSERVE_HOME"]
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
     with pytest.raises(MlflowException, match=f"belongs .*sqlite:///{owner}/onnxserve.db on"):
@@ -502,12 +431,10 @@ def test_the_endpoint_of_another_store_is_neither_changed_nor_deleted(
 
 
 def test_an_endpoint_that_is_scaled_keeps_its_pods_and_leaves_nothing_when_it_is_deleted(
-    create: Callable[..., Endpoint],
-    client: BaseDeploymentClient,
-    cluster: Cluster,
-) -> None:
+    create, client, cluster
+):
     scaled = create(
-        **{"kubernetes.replicas": 1, "kubernetes.max_replicas": 3, "container.cpus": 0.5},
+        **{"kubernetes.replicas": 1, "kubernetes.max_replicas": 3, "container.cpus": 0.5}
     )
     label = ["-l", f"app.kubernetes.io/instance={scaled.name}"]
     (autoscaler,) = cluster.items("hpa", *label)
@@ -532,13 +459,7 @@ def test_an_endpoint_that_is_scaled_keeps_its_pods_and_leaves_nothing_when_it_is
     wait_until(lambda: cluster.items(kinds, *label) == [], 60, "no object remains")
 
 
-def test_a_model_in_the_image_needs_no_registry(
-    client: BaseDeploymentClient,
-    image: str,
-    model_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_model_in_the_image_needs_no_registry(client, image, model_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/nothing.db")
     shutil.copytree(model_folder, tmp_path / "image" / "model")
     (tmp_path / "image" / "Dockerfile").write_text(f"FROM {image}\nCOPY model /opt/ml/model\n")
@@ -546,19 +467,17 @@ def test_a_model_in_the_image_needs_no_registry(
     run_docker("build", "-q", "-t", tag, str(tmp_path / "image"))
     try:
         client.create_deployment(
-            "baked",
-            "/opt/ml/model",
-            config={"container.image": tag, "kubernetes.replicas": 1},
+            "baked", "/opt/ml/model", config={"container.image": tag, "kubernetes.replicas": 1}
         )
         assert client.predict("baked", {"inputs": [[1.0, 2.0]]})["predictions"] == {
-            "y": [[2.0, 4.0]],
+            "y": [[2.0, 4.0]]
         }
     finally:
         client.delete_deployment("baked")
         run_docker("rmi", "-f", tag, check=False)
 
 
-def kubeconfig_of(cluster: Cluster, account: str, folder: Path) -> str:
+def kubeconfig_of(cluster, account, folder):
     """Return the path of a configuration with the token of a ServiceAccount."""
     metadata = {"name": account, "annotations": {"kubernetes.io/service-account.name": account}}
     kind = "kubernetes.io/service-account-token"
@@ -572,14 +491,10 @@ def kubeconfig_of(cluster: Cluster, account: str, folder: Path) -> str:
 
 
 def test_the_shipped_role_of_a_controller_is_enough_for_a_rollout_and_without_it_one_line_says_so(
-    endpoint: Endpoint,
-    cluster: Cluster,
-    traffic: Traffic,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    endpoint, cluster, traffic, tmp_path, monkeypatch
+):
     account, *rights = yaml.safe_load_all(
-        (ROOT / "docker" / "kubernetes" / "rollouts.yaml").read_text(),
+        (ROOT / "docker" / "kubernetes" / "rollouts.yaml").read_text()
     )
     cluster.apply(account)
     config = kubeconfig_of(cluster, account["metadata"]["name"], tmp_path)
@@ -604,21 +519,14 @@ def test_the_shipped_role_of_a_controller_is_enough_for_a_rollout_and_without_it
         "error_rate>1%",
         "--wait",
     ]
-    done = CliRunner().invoke(
-        main,
-        ["rollout", "start", endpoint.name, "--to", "2", *options],
-    )
+    done = CliRunner().invoke(main, ["rollout", "start", endpoint.name, "--to", "2", *options])
     assert done.exit_code == 0, done.output
     back = CliRunner().invoke(main, ["rollback", endpoint.name, "--to", "1"])
     assert back.exit_code == 0, back.output
     assert set(traffic.answers) == {("1", 200), ("2", 200)}
 
 
-def test_metrics_of_pods_that_require_an_api_key_can_be_read(
-    create: Callable[..., Endpoint],
-    image: str,
-    tmp_path: Path,
-) -> None:
+def test_metrics_of_pods_that_require_an_api_key_can_be_read(create, image, tmp_path):
     keys = CliRunner().invoke(main, ["keys", "export"])
     (tmp_path / "keys.json").write_text(keys.stdout)
     (tmp_path / "Dockerfile").write_text(f"FROM {image}\nCOPY keys.json /keys.json\n")
@@ -640,11 +548,8 @@ def test_metrics_of_pods_that_require_an_api_key_can_be_read(
 
 
 def test_role_in_the_guide_suffices_and_a_missing_right_is_named_in_one_line(
-    create: Callable[..., Endpoint],
-    cluster: Cluster,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    create, cluster, tmp_path, monkeypatch
+):
     block = (ROOT / "docs" / "kubernetes.md").read_text().split("```yaml\n")[1].split("```")[0]
     role = yaml.safe_load(block)
     cluster.kubectl("create", "serviceaccount", "deployer")
@@ -657,11 +562,7 @@ def test_role_in_the_guide_suffices_and_a_missing_right_is_named_in_one_line(
     cluster.apply(role)
     subject = f"--serviceaccount={cluster.namespace}:deployer"
     cluster.kubectl(
-        "create",
-        "rolebinding",
-        "deployer",
-        f"--role={role['metadata']['name']}",
-        subject,
+        "create", "rolebinding", "deployer", f"--role={role['metadata']['name']}", subject
     )
     monkeypatch.setenv("KUBECONFIG", config)
     made = create(**{"kubernetes.replicas": 1})

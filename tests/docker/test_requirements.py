@@ -34,11 +34,7 @@ MODULE_OF = {
     "pyyaml": "yaml",
 }
 # used by PyJWT, a program, used by uvicorn
-NOT_IMPORTED_BY_US = {
-    "cryptography",
-    "gunicorn",
-    "uvloop",
-}
+NOT_IMPORTED_BY_US = {"cryptography", "gunicorn", "uvloop"}
 
 
 NOT_TAKEN = [
@@ -54,15 +50,12 @@ trail, and keys of a store.
 
 
 @pytest.fixture(scope="module")
-def imported() -> set[str]:
+def imported():
     """Return top-level third-party modules that the server, the agent and `serve`
     import, directly or through our modules.
     """
     graph = grimp.build_graph(
-        PACKAGE,
-        include_external_packages=True,
-        exclude_type_checking_imports=True,
-        cache_dir=None,
+        PACKAGE, include_external_packages=True, exclude_type_checking_imports=True, cache_dir=None
     )
     for importer, folder in NOT_TAKEN:
         for module in graph.find_modules_directly_imported_by(importer):
@@ -74,29 +67,20 @@ def imported() -> set[str]:
 
 
 @pytest.mark.long
-def test_server_starts_without_the_packages_left_out_of_the_image() -> None:
+def test_server_starts_without_the_packages_left_out_of_the_image():
     left_out = {"alembic", "onnx", "pandas", "simdjson", "sqlalchemy"}
     code = f"import sys; sys.modules.update(dict.fromkeys({left_out})); import {', '.join(ROOTS)}"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.long
-def test_every_module_that_is_imported_is_listed_and_no_other(imported: set[str]) -> None:
+def test_every_module_that_is_imported_is_listed_and_no_other(imported):
     (command,) = re.findall(
-        r"python (requirements.py --serve .*) > ",
-        (ROOT / "docker" / "Dockerfile").read_text(),
+        r"python (requirements.py --serve .*) > ", (ROOT / "docker" / "Dockerfile").read_text()
     )
-    program = [
-        sys.executable,
-        ROOT / "docker" / command.split()[0],
-        *command.split()[1:],
-    ]
+    program = [sys.executable, ROOT / "docker" / command.split()[0], *command.split()[1:]]
     lines = subprocess.run(
-        program,
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
+        program, cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout.splitlines()
     listed = {re.split(r"[ \[<>=]", line)[0] for line in lines}
     modules = {MODULE_OF.get(name, name.replace("-", "_")) for name in listed - NOT_IMPORTED_BY_US}

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 from itertools import chain, product
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -20,28 +19,16 @@ CASES = sorted(Path(__file__).parent.glob("rules.*test.yaml"))
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("job", "files"),
-    [("check", [RULES]), ("test", CASES)],
-)
-def test_promtool_reads_the_rules_and_each_fires_when_it_should(
-    job: str,
-    files: list[Path],
-) -> None:
+@pytest.mark.parametrize(("job", "files"), [("check", [RULES]), ("test", CASES)])
+def test_promtool_reads_the_rules_and_each_fires_when_it_should(job, files):
     if shutil.which("promtool") is None:
         pytest.skip("promtool is not installed (apt-get install prometheus)")
     command = ["promtool", job, "rules", *map(str, files)]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_each_rule_is_tried_firing_and_not() -> None:
+def test_each_rule_is_tried_firing_and_not():
     rules = {rule["alert"] for rule in _alerts()}
     tests = list(chain.from_iterable(yaml.safe_load(file.read_text())["tests"] for file in CASES))
     cases = chain.from_iterable(test["alert_rule_test"] for test in tests)
@@ -49,11 +36,11 @@ def test_each_rule_is_tried_firing_and_not() -> None:
     assert tried == {(rule, fires) for rule, fires in product(rules, (True, False))}
 
 
-def test_the_rules_ask_for_metrics_that_the_package_has() -> None:
+def test_the_rules_ask_for_metrics_that_the_package_has():
     assert undeclared_metrics(" ".join(rule["expr"] for rule in _rules())) == set()
 
 
-def test_the_runbook_has_an_entry_for_each_alert_and_no_other() -> None:
+def test_the_runbook_has_an_entry_for_each_alert_and_no_other():
     alerts = {rule["alert"]: rule["annotations"]["runbook_url"] for rule in _alerts()}
     assert alerts == {alert: f"docs/runbook.md#{alert.lower()}" for alert in alerts}
     entries = (ROOT / "docs" / "runbook.md").read_text().split("\n### ")[1:]
@@ -66,11 +53,11 @@ def test_the_runbook_has_an_entry_for_each_alert_and_no_other() -> None:
         ], entry
 
 
-def _rules() -> list[dict[str, Any]]:
+def _rules():
     return list(
         chain.from_iterable(group["rules"] for group in yaml.safe_load(RULES.read_text())["groups"])
     )
 
 
-def _alerts() -> list[dict[str, Any]]:
+def _alerts():
     return [rule for rule in _rules() if "alert" in rule]

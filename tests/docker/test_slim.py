@@ -14,7 +14,7 @@ SLIM = Path(__file__).parents[2] / "docker" / "slim.py"
 
 
 @pytest.fixture
-def packages(tmp_path: Path) -> Path:
+def packages(tmp_path):
     """Return packages after `keep_what_serves`; the modules in `imported` were imported
     by the image's build.
     """
@@ -37,12 +37,12 @@ def packages(tmp_path: Path) -> Path:
     return folder
 
 
-def files(packages: Path) -> set[str]:
+def files(packages):
     return {f"{path.relative_to(packages)}".replace(f".{sys.implementation.cache_tag}", "")
             for path in packages.rglob("*.py*") if path.is_file()}  # fmt: skip
 
 
-def test_the_byte_code_of_others_takes_the_place_of_its_source(packages: Path) -> None:
+def test_the_byte_code_of_others_takes_the_place_of_its_source(packages):
     assert {name for name in files(packages) if name.startswith("other/")} == {
         "other/used.pyc",
         "other/unused.py",
@@ -57,13 +57,13 @@ def test_the_byte_code_of_others_takes_the_place_of_its_source(packages: Path) -
     assert mentions(ended.stderr, f'File "{packages}/other/used.py"', "in fail")
 
 
-def test_libraries_that_were_not_imported_go_from_mlflow(packages: Path) -> None:
+def test_libraries_that_were_not_imported_go_from_mlflow(packages):
     assert {name for name in files(packages) if name.startswith("mlflow/")} == {
-        "mlflow/__init__.pyc",
+        "mlflow/__init__.pyc"
     }
 
 
-def test_sources_and_only_the_serving_byte_code_stay(packages: Path) -> None:
+def test_sources_and_only_the_serving_byte_code_stay(packages):
     assert {name for name in files(packages) if name.startswith("mlflow_deploy_plugin/")} == {
         "mlflow_deploy_plugin/wrap/save.py",
         "mlflow_deploy_plugin/serve/app.py",
@@ -71,26 +71,19 @@ def test_sources_and_only_the_serving_byte_code_stay(packages: Path) -> None:
     }
 
 
-def test_a_package_that_reads_its_own_source_keeps_it(packages: Path) -> None:
+def test_a_package_that_reads_its_own_source_keeps_it(packages):
     assert "anyio/__init__.py" in files(packages)
 
 
 @pytest.mark.skipif(not shutil.which("readelf"), reason="no binutils")
-def test_the_library_that_is_emptied_needs_no_executable_stack(tmp_path: Path) -> None:
+def test_the_library_that_is_emptied_needs_no_executable_stack(tmp_path):
     library = tmp_path / "site-packages" / "pyarrow" / "libarrow_substrait.so.2500"
     library.parent.mkdir(parents=True)
     subprocess.run(["as", "/dev/null", "-o", "any.o"], cwd=tmp_path, check=True)
-    subprocess.run(
-        ["ld", "-shared", "-o", library, "any.o"],
-        cwd=tmp_path,
-        check=True,
-    )
+    subprocess.run(["ld", "-shared", "-o", library, "any.o"], cwd=tmp_path, check=True)
     subprocess.run([sys.executable, SLIM, tmp_path], cwd=tmp_path, check=True)
     segments = subprocess.run(
-        ["readelf", "-lW", library],
-        capture_output=True,
-        text=True,
-        check=True,
+        ["readelf", "-lW", library], capture_output=True, text=True, check=True
     ).stdout
     (stack,) = [line.split() for line in segments.splitlines() if "GNU_STACK" in line]
     assert "RWE" not in stack

@@ -2,11 +2,6 @@
 nor transformers.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 pytest.importorskip("tokenizers")
@@ -16,18 +11,11 @@ from tests.support.texts import text_model
 pytestmark = pytest.mark.docker
 
 
-def test_the_image_answers_texts_without_a_training_framework(
-    image: str,
-    start: Callable[..., AbstractContextManager[Any]],
-    tmp_path: Path,
-) -> None:
+def test_the_image_answers_texts_without_a_training_framework(image, start, tmp_path):
     folder = text_model(tmp_path / "model")
     folder.chmod(0o755)
     with start(
-        image,
-        "-v",
-        f"{folder}:/model:ro",
-        command=["serve", "/model", "--insecure"],
+        image, "-v", f"{folder}:/model:ro", command=["serve", "/model", "--insecure"]
     ) as container:
         container.wait_healthy()
         answer = container.ask(["", "[CLS]"])

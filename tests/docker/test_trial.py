@@ -7,9 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -27,7 +24,7 @@ pytestmark = pytest.mark.docker
 
 
 @pytest.fixture
-def tag(image: str, docker: Any) -> Iterator[str]:
+def tag(image, docker):
     yield (name := f"{image}-trial")
     # The container is always removed.
     assert docker("ps", "-aq", "--filter", f"ancestor={name}").stdout == ""
@@ -35,17 +32,13 @@ def tag(image: str, docker: Any) -> Iterator[str]:
 
 
 @pytest.fixture
-def derived(
-    image: str,
-    docker: Any,
-    tmp_path: Path,
-) -> Iterator[Callable[..., str]]:
+def derived(image, docker, tmp_path):
     """Return a function that builds a server image which runs a shell command instead
     of the server.
     """
     name = f"{image}-derived"
 
-    def build(command: str) -> str:
+    def build(command):
         entry = (
             f"FROM {image}\nCOPY Dockerfile other* /srv/other/\n"
             f'ENTRYPOINT ["sh", "-c", "{command}"]\n'
@@ -59,18 +52,12 @@ def derived(
 
 
 def test_an_image_passes_on_the_rows_of_its_example_or_on_random_rows(
-    image: str,
-    tag: str,
-    model_folder: Path,
-    tmp_path: Path,
-) -> None:
+    image, tag, model_folder, tmp_path
+):
     mixed = mixed_model(tmp_path / "mixed")
     rows = {
         "columns": ["carrier", "distance", "hour", "late"],
-        "data": [
-            ["AA", 1.5, 3, True],
-            ["UA", 2.5, 4, False],
-        ],
+        "data": [["AA", 1.5, 3, True], ["UA", 2.5, 4, False]],
     }
     (mixed / INPUT_EXAMPLE).write_text(json.dumps({"dataframe_split": rows}))
     for folder, tried in ((model_folder, "10 random rows"), (mixed, "2 example rows")):
@@ -88,10 +75,8 @@ def test_an_image_passes_on_the_rows_of_its_example_or_on_random_rows(
 
 
 def test_an_image_whose_server_answers_differently_is_kept_but_not_pushed(
-    derived: Callable[..., str],
-    model_folder: Path,
-    tmp_path: Path,
-) -> None:
+    derived, model_folder, tmp_path
+):
     write_model(
         tmp_path / "other",
         "times (float[N,2] x) => (float[N,2] y) <float[1] f = {3.0}> { y = Mul(x, f) }",
@@ -103,11 +88,7 @@ def test_an_image_whose_server_answers_differently_is_kept_but_not_pushed(
     run_docker("rmi", "-f", name, check=False)
     assert done.exit_code == 1
     assert mentions(
-        done.stderr.splitlines()[-1],
-        name,
-        "failed its test",
-        "output 'y', row 0",
-        "10 of 10 rows",
+        done.stderr.splitlines()[-1], name, "failed its test", "output 'y', row 0", "10 of 10 rows"
     )
     assert fields is not None
 
@@ -124,12 +105,8 @@ def test_an_image_whose_server_answers_differently_is_kept_but_not_pushed(
     ],
 )
 def test_a_server_that_does_not_start_is_named_with_its_last_line(
-    command: str,
-    names: tuple[str, ...],
-    derived: Callable[..., str],
-    tag: str,
-    model_folder: Path,
-) -> None:
+    command, names, derived, tag, model_folder
+):
     assert invoke(model_folder, "-n", tag, "--server-image", derived(command)).exit_code == 0
     with refused(BuildFailed, tag, *names):
         try_image(tag, model_folder, seconds=2)
@@ -138,12 +115,8 @@ def test_a_server_that_does_not_start_is_named_with_its_last_line(
 @pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_container_ends_with_a_test_that_is_interrupted(
-    number: int,
-    derived: Callable[..., str],
-    tag: str,
-    model_folder: Path,
-    docker: Any,
-) -> None:
+    number, derived, tag, model_folder, docker
+):
     command = [
         "build-docker",
         str(model_folder),
@@ -154,33 +127,18 @@ def test_the_container_ends_with_a_test_that_is_interrupted(
         "--test",
     ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "mlflow_deploy_plugin.cli", *command],
-        process_group=0,
+        [sys.executable, "-m", "mlflow_deploy_plugin.cli", *command], process_group=0
     )
     wait_until(
-        lambda: docker("ps", "-q", "--filter", f"ancestor={tag}").stdout,
-        60,
-        "the container runs",
+        lambda: docker("ps", "-q", "--filter", f"ancestor={tag}").stdout, 60, "the container runs"
     )
     os.kill(process.pid, number)
     assert process.wait(60) == -signal.SIGINT
 
 
-def test_a_gpu_image_needs_a_gpu_for_its_test(
-    image: str,
-    tag: str,
-    model_folder: Path,
-    docker: Any,
-) -> None:
+def test_a_gpu_image_needs_a_gpu_for_its_test(image, tag, model_folder, docker):
     if not docker(
-        "run",
-        "--rm",
-        "--gpus",
-        "all",
-        "--entrypoint",
-        "true",
-        image,
-        check=False,
+        "run", "--rm", "--gpus", "all", "--entrypoint", "true", image, check=False
     ).returncode:
         pytest.skip("this engine has a GPU")
     done = invoke(model_folder, "-n", tag, "--server-image", image, "--gpu", "--test")

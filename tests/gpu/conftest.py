@@ -10,7 +10,7 @@ from mlflow_deploy_plugin.serve.device import require_device
 
 
 @pytest.fixture(scope="session", autouse=True)
-def gpu() -> None:
+def gpu():
     try:
         require_device(ServerSpec(device="cuda"))
     except DeviceUnavailable as error:

@@ -2,11 +2,8 @@
 provider gets its options.
 """
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +16,6 @@ from mlflow_deploy_plugin.serve.runtime.binding import MAX_GRAPHS, GraphSession,
 from mlflow_deploy_plugin.serve.runtime.session import Placement, open_session, operators_of
 from tests.support.models import dense_layer, save_graph, write_model
 from tests.support.refusals import refused
-from tests.support.serving import Served
 
 SIDE = 64
 CUDA = "CUDAExecutionProvider"
@@ -36,11 +32,11 @@ WAYS = {
 
 
 @pytest.fixture(scope="module")
-def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def graph(tmp_path_factory):
     return save_graph(tmp_path_factory.mktemp("layer"), dense_layer(SIDE))
 
 
-def runner(graph: Path, placement: Placement) -> Callable[[Any], Any]:
+def runner(graph, placement):
     session = open_session(graph, placement)
     run = (
         GraphSession(session, placement).run if placement.options.enable_cuda_graph else session.run
@@ -49,10 +45,7 @@ def runner(graph: Path, placement: Placement) -> Callable[[Any], Any]:
 
 
 @pytest.mark.parametrize("placement", WAYS.values(), ids=WAYS)
-def test_the_answers_are_those_of_the_cpu_for_every_batch_and_thread(
-    graph: Path,
-    placement: Placement,
-) -> None:
+def test_the_answers_are_those_of_the_cpu_for_every_batch_and_thread(graph, placement):
     on_gpu = runner(graph, placement)
     on_cpu = runner(graph, Placement())
     random = np.random.default_rng(1)
@@ -66,7 +59,7 @@ def test_the_answers_are_those_of_the_cpu_for_every_batch_and_thread(
         np.testing.assert_allclose(y, on_cpu(x), rtol=1e-5, atol=1e-5)
 
 
-def test_shapes_above_the_limit_run_without_a_graph_beside_those_with_one(graph: Path) -> None:
+def test_shapes_above_the_limit_run_without_a_graph_beside_those_with_one(graph):
     placement = WAYS["graphs"]
     on_cpu = runner(graph, Placement())
     session = GraphSession(open_session(graph, placement), placement)
@@ -76,22 +69,15 @@ def test_shapes_above_the_limit_run_without_a_graph_beside_those_with_one(graph:
         for _, rows in product(range(3), range(1, MAX_GRAPHS + 6))
     ]
     with ThreadPoolExecutor(8) as pool:
-        computed = list(
-            pool.map(
-                lambda x: session.run(["y"], {"x": x})[0],
-                batches,
-            )
-        )
+        computed = list(pool.map(lambda x: session.run(["y"], {"x": x})[0], batches))
     for x, y in zip(
-        batches,
-        computed,
-        strict=True,
+        batches, computed, strict=True
     ):  # Later runs would overwrite an answer that is not a copy.
         np.testing.assert_allclose(y, on_cpu(x), rtol=1e-5, atol=1e-5)
     assert len(session._graphs) == MAX_GRAPHS
 
 
-def test_threads_that_ended_leave_no_memory_on_the_gpu(graph: Path) -> None:
+def test_threads_that_ended_leave_no_memory_on_the_gpu(graph):
     pynvml = pytest.importorskip("pynvml")
     pynvml.nvmlInit()
     device = pynvml.nvmlDeviceGetHandleByIndex(0)
@@ -106,7 +92,7 @@ def test_threads_that_ended_leave_no_memory_on_the_gpu(graph: Path) -> None:
     assert pynvml.nvmlDeviceGetMemoryInfo(device).used - before < 200 * 2**20
 
 
-def test_the_provider_has_the_options_that_were_given(graph: Path) -> None:
+def test_the_provider_has_the_options_that_were_given(graph):
     options = ProviderOptions(
         gpu_mem_limit=2**30,
         arena_extend_strategy="kSameAsRequested",
@@ -119,31 +105,25 @@ def test_the_provider_has_the_options_that_were_given(graph: Path) -> None:
     assert {name: session_options[name] for name in provider_options} == provider_options
 
 
-def test_a_memory_limit_is_kept(graph: Path) -> None:
+def test_a_memory_limit_is_kept(graph):
     run = runner(graph, Placement("cuda", options=ProviderOptions(gpu_mem_limit=2**20)))
     with pytest.raises(Exception, match=r"(?i)memory|alloc"):
         run(np.ones((2**16, SIDE), np.float32))
 
 
-def test_a_gpu_that_is_not_there_is_refused_by_its_number() -> None:
+def test_a_gpu_that_is_not_there_is_refused_by_its_number():
     with pytest.raises(DeviceUnavailable, match=r"^--device cuda.*GPU 63"):
         require_device(ServerSpec(device="cuda", device_ids=(63,)))
 
 
-def test_a_graph_with_a_node_for_the_cpu_alone_is_refused(tmp_path: Path) -> None:
+def test_a_graph_with_a_node_for_the_cpu_alone_is_refused(tmp_path):
     with refused(
-        DeviceUnavailable,
-        "--device cuda",
-        "StringConcat",
-        "--device cpu",
-        f"{CUDA},{CPU}",
+        DeviceUnavailable, "--device cuda", "StringConcat", "--device cpu", f"{CUDA},{CPU}"
     ):
         open_session(save_graph(tmp_path, TEXTS), Placement("cuda"))
 
 
-def test_a_list_of_providers_computes_the_rest_on_the_cpu_only_if_the_list_contains_it(
-    tmp_path: Path,
-) -> None:
+def test_a_list_of_providers_computes_the_rest_on_the_cpu_only_if_the_list_contains_it(tmp_path):
     listed: tuple[dict[str, dict[str, object]], ...] = (
         {CUDA: {"device_id": 0, "use_tf32": False}},
         {CPU: {}},
@@ -164,59 +144,25 @@ def test_a_list_of_providers_computes_the_rest_on_the_cpu_only_if_the_list_conta
         open_session(save_graph(tmp_path, TEXTS), Placement(listed=listed))
 
 
-def test_listed_providers_are_checked_before_the_start() -> None:
-    require_device(
-        ServerSpec(
-            providers=(
-                {CUDA: {}},
-                {CPU: {}},
-            )
-        )
-    )
+def test_listed_providers_are_checked_before_the_start():
+    require_device(ServerSpec(providers=({CUDA: {}}, {CPU: {}})))
     with refused(DeviceUnavailable, "server.providers", "device_id", "63"):
-        require_device(
-            ServerSpec(
-                providers=(
-                    {CUDA: {"device_id": 63}},
-                    {CPU: {}},
-                )
-            )
-        )
+        require_device(ServerSpec(providers=({CUDA: {"device_id": 63}}, {CPU: {}})))
 
 
-def test_page_locked_memory_is_written_and_read() -> None:
+def test_page_locked_memory_is_written_and_read():
     array = pinned_empty((1000, SIDE), np.float32, 0)
     array[:] = np.arange(SIDE)
     assert array.sum() == 1000 * SIDE * (SIDE - 1) / 2
 
 
-def test_a_server_on_the_gpu_answers_and_shows_it_among_its_metrics(
-    tmp_path: Path,
-    serve: Callable[..., Served],
-) -> None:
+def test_a_server_on_the_gpu_answers_and_shows_it_among_its_metrics(tmp_path, serve):
     signature = [
-        {
-            "type": "tensor",
-            "tensor-spec": {"dtype": "float32", "shape": [-1, 1]},
-            "name": "x",
-        },
+        {"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 1]}, "name": "x"}
     ]
     section = {
-        "inputs": [
-            {
-                "name": "x",
-                "dtype": "float32",
-                "shape": [-1, 1],
-            }
-        ],
-        "outputs": [
-            {
-                "name": "y",
-                "dtype": "float32",
-                "shape": [-1, 1],
-                "role": "values",
-            }
-        ],
+        "inputs": [{"name": "x", "dtype": "float32", "shape": [-1, 1]}],
+        "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 1], "role": "values"}],
         "prediction": ["y"],
     }
     graph = "one (float[N,1] x) => (float[N,1] y) { y = Add(x, x) }"
@@ -226,9 +172,7 @@ def test_a_server_on_the_gpu_answers_and_shows_it_among_its_metrics(
     assert served.predict(21.0).json() == {"predictions": [[42.0]]}
     for rows in range(1, MAX_GRAPHS + 3):
         answer = requests.post(
-            f"{served.url}/invocations",
-            json={"inputs": [[21.0]] * rows},
-            timeout=30,
+            f"{served.url}/invocations", json={"inputs": [[21.0]] * rows}, timeout=30
         )
         assert answer.json() == {"predictions": [[42.0]] * rows}
     page = requests.get(f"{served.url}/metrics", timeout=30).text

@@ -5,7 +5,6 @@ started as users start it.
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,7 +17,6 @@ from tests.support.monitored_endpoint import capture, make_endpoint
 from tests.support.refusals import mentions
 from tests.support.services.alert_receiver import Receiver
 from tests.support.services.alert_receiver import receiver as a_receiver
-from tests.support.services.mlflow_server import MlflowServer
 from tests.support.waiting import free_port, wait_until
 
 SECONDS = 240.0
@@ -35,28 +33,21 @@ class Watched:
 
 
 @pytest.fixture
-def watched(tmp_path: Path, mlflow_server: MlflowServer) -> Iterator[Watched]:
+def watched(tmp_path, mlflow_server):
     """Start an endpoint with an hourly monitor. Its first hour is like the reference;
     its second hour has drifted.
     """
     home = tmp_path / "home"
     log = tmp_path / "controller.log"
     port = free_port()
-    begin = (
-        datetime.now(UTC).replace(
-            minute=0,
-            second=0,
-            microsecond=0,
-        )
-        - 2 * HOUR
-    )
+    begin = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - 2 * HOUR
     # A grace of 1 s makes the window due in the first minutes of an hour.
     make_endpoint(home, "watched", "1h", begin, alert="ops", grace="1s")
     capture(home, begin, name="watched")
     capture(home, begin + HOUR, shift=9, name="watched")
     with a_receiver() as receiver:
         (tmp_path / "alerts.conf").write_text(
-            f"ops={receiver.url('ops')}\nscience={receiver.url('science')}\n",
+            f"ops={receiver.url('ops')}\nscience={receiver.url('science')}\n"
         )
         environment = {
             **os.environ,
@@ -74,11 +65,7 @@ def watched(tmp_path: Path, mlflow_server: MlflowServer) -> Iterator[Watched]:
         ]
         with log.open("wb") as output:
             controller = subprocess.Popen(
-                command,
-                env=environment,
-                stdout=output,
-                stderr=output,
-                cwd=tmp_path,
+                command, env=environment, stdout=output, stderr=output, cwd=tmp_path
             )
         try:
             yield Watched(home, begin, receiver, log, f"http://127.0.0.1:{port}/metrics")
@@ -89,10 +76,7 @@ def watched(tmp_path: Path, mlflow_server: MlflowServer) -> Iterator[Watched]:
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_hourly_drift_sends_one_alert_with_its_report(
-    watched: Watched,
-    mlflow_server: MlflowServer,
-) -> None:
+def test_hourly_drift_sends_one_alert_with_its_report(watched, mlflow_server):
     posted = watched.receiver.got
     wait_until(lambda: posted.get("/ops"), SECONDS, f"the message; {watched.log.read_text()}")
     alarm = posted["/ops"][0]

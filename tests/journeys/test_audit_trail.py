@@ -2,10 +2,9 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -28,7 +27,7 @@ CHANGES = 20
 pytestmark = pytest.mark.long
 
 
-def trusting_keys(folder: Path) -> list[Path]:
+def trusting_keys(folder):
     """Return the key files of two servers, each with the public key of the other."""
     files = [folder / "a.pem", folder / "b.pem"]
     pems = [read_key_file(file).public_pem() for file in files]
@@ -38,17 +37,9 @@ def trusting_keys(folder: Path) -> list[Path]:
 
 
 @pytest.fixture(
-    params=[
-        "one key file",
-        pytest.param("two key files", marks=pytest.mark.postgresql),
-    ]
+    params=["one key file", pytest.param("two key files", marks=pytest.mark.postgresql)]
 )
-def servers(
-    request: pytest.FixtureRequest,
-    new_database: Callable[[Path], str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[list[MlflowServer]]:
+def servers(request, new_database, tmp_path, monkeypatch):
     """Start two servers: on SQLite with the key in HOME, and on PostgreSQL with a key
     file each.
     """
@@ -71,12 +62,12 @@ def servers(
         yield started
 
 
-def test_two_servers_record_in_one_trail(servers: list[MlflowServer]) -> None:
+def test_two_servers_record_in_one_trail(servers):
     clients = [MlflowClient(server.url, server.url) for server in servers]
     clients[0].create_registered_model(MODEL)
     clients[0].create_model_version(MODEL, "s3://bucket/model")
 
-    def set_alias(number: int) -> None:
+    def set_alias(number):
         clients[number % 2].set_registered_model_alias(MODEL, f"alias-{number}", "1")
 
     with ThreadPoolExecutor(4) as pool:
@@ -95,12 +86,7 @@ def test_two_servers_record_in_one_trail(servers: list[MlflowServer]) -> None:
 @pytest.mark.parametrize(
     "database", ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)]
 )
-def test_a_server_refuses_a_forged_trail(
-    database: str,
-    new_database: Callable[[Path], str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_server_refuses_a_forged_trail(database, new_database, tmp_path, monkeypatch):
     """All events are written again without signatures and without the seal."""
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("ONNXSERVE_AUDIT_KEY_FILE", str(tmp_path / "key" / "audit.pem"))
@@ -132,7 +118,7 @@ def test_a_server_refuses_a_forged_trail(
 
 
 @pytest.mark.postgresql
-def test_intention_precedes_each_move_while_postgresql_restarts(tmp_path: Path) -> None:
+def test_intention_precedes_each_move_while_postgresql_restarts(tmp_path):
     with running_postgresql() as database, judged_model(tmp_path, database.url) as model:
         report = moves_while_restarting(model, database)
     assert report.is_complete, report

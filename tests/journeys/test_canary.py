@@ -6,9 +6,7 @@ import sys
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -42,35 +40,22 @@ WORKERS = 2
 SECONDS = 60.0
 
 
-def sums(folder: Path, more: float) -> Path:
+def sums(folder, more):
     """Write the model y = user + amount + `more`."""
-    signature = [
-        {
-            "name": name,
-            "type": "double",
-            "required": True,
-        }
-        for name in ("user", "amount")
-    ]
+    signature = [{"name": name, "type": "double", "required": True} for name in ("user", "amount")]
     return write_model(folder, SUM.replace("MORE", f"{{{more}}}"), signature)
 
 
-def troubled(folder: Path) -> Path:
+def troubled(folder):
     """Write a model without an ONNX form that does the action in its input, or returns
     the input.
     """
     cloudpickle.register_pickle_by_value(sys.modules[Troubled.__module__])
-    signature = infer_signature(
-        pd.DataFrame({"do": ["x"]}),
-        np.array(["x"]),
-    )
+    signature = infer_signature(pd.DataFrame({"do": ["x"]}), np.array(["x"]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         mlflow.pyfunc.save_model(
-            folder,
-            python_model=Troubled(),
-            signature=signature,
-            pip_requirements=[],
+            folder, python_model=Troubled(), signature=signature, pip_requirements=[]
         )
     return folder
 
@@ -78,11 +63,7 @@ def troubled(folder: Path) -> Path:
 class Canary:
     """The server, its spec, and the metrics on its page `/metrics`."""
 
-    def __init__(
-        self,
-        served: Served,
-        documents: list[dict[str, Any]],
-    ) -> None:
+    def __init__(self, served: Served, documents: list[dict[str, Any]]) -> None:
         self.served = served
         self._documents = {document["name"]: document for document in documents}
         self.grpc_port = documents[0]["server"].get("grpc_port")
@@ -107,42 +88,24 @@ class Canary:
         assert wanted is not None
         return wanted
 
-    def ask(
-        self,
-        endpoint: str,
-        rows: list[dict[str, Any]],
-        **headers: str,
-    ) -> requests.Response:
+    def ask(self, endpoint: str, rows: list[dict[str, Any]], **headers: str) -> requests.Response:
         http_headers = {name.replace("_", "-"): value for name, value in headers.items()}
         url = f"{self.served.url}/endpoints/{endpoint}/invocations"
         response = requests.post(
-            url,
-            json={"dataframe_records": rows},
-            headers=http_headers,
-            timeout=SECONDS,
+            url, json={"dataframe_records": rows}, headers=http_headers, timeout=SECONDS
         )
         assert response.status_code == 200, response.text
         return response
 
-    def variant(
-        self,
-        endpoint: str,
-        user: int = 0,
-        **headers: str,
-    ) -> str:
-        return self.ask(
-            endpoint,
-            [{"user": user, "amount": 1.0}],
-            **headers,
-        ).headers["X-Model-Variant"]
+    def variant(self, endpoint: str, user: int = 0, **headers: str) -> str:
+        return self.ask(endpoint, [{"user": user, "amount": 1.0}], **headers).headers[
+            "X-Model-Variant"
+        ]
 
     def metric(self, name: str, **labels: str) -> float:
         """Return the sum of a metric's values that have these labels."""
         wanted = [f'{key}="{value}"' for key, value in labels.items()]
-        page = requests.get(
-            self.served.url + "/metrics",
-            timeout=SECONDS,
-        ).text.splitlines()
+        page = requests.get(self.served.url + "/metrics", timeout=SECONDS).text.splitlines()
         samples = [
             line
             for line in page
@@ -152,21 +115,18 @@ class Canary:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(tmp_path_factory):
     return tmp_path_factory.mktemp("canary")
 
 
 @pytest.fixture(scope="module")
-def canary(home: Path) -> Iterator[Canary]:
+def canary(home):
     """Start two workers with four endpoints, whose models add 0 or 1000 to the sum of a
     row.
     """
     first = str(sums(home / "first", 0.0))
     second = str(sums(home / "second", 1000.0))
-    halves = {
-        "first": {"model": first, "weight": 50},
-        "second": {"model": second, "weight": 50},
-    }
+    halves = {"first": {"model": first, "weight": 50}, "second": {"model": second, "weight": 50}}
     documents: list[dict[str, Any]] = [
         {
             "name": "weighted",
@@ -192,10 +152,7 @@ def canary(home: Path) -> Iterator[Canary]:
 
 
 @contextmanager
-def served_at(
-    home: Path,
-    documents: list[dict[str, Any]],
-) -> Iterator[Canary]:
+def served_at(home, documents):
     (home / "spec.yaml").write_text(yaml.safe_dump_all(documents))
     with pytest.MonkeyPatch.context() as patch, servers_below(home) as start:
         patch.setenv("ONNXSERVE_HOME", str(home / "home"))
@@ -206,7 +163,7 @@ def served_at(
 
 
 @pytest.fixture
-def load(canary: Canary) -> Iterator[Counter[str]]:
+def load(canary):
     """Send requests to the weighted endpoint from two threads, and yield the count of
     answers by variant.
     """
@@ -215,7 +172,7 @@ def load(canary: Canary) -> Iterator[Counter[str]]:
     stop = threading.Event()
     lock = threading.Lock()
 
-    def work() -> None:
+    def work():
         try:
             while not stop.wait(0.002):
                 name = canary.variant("weighted")
@@ -234,7 +191,7 @@ def load(canary: Canary) -> Iterator[Counter[str]]:
     assert not errors
 
 
-def share_of_the_next(answered: Counter[str], requests_: int = 400) -> float:
+def share_of_the_next(answered, requests_=400):
     """Return the share of the second variant."""
     before = answered.copy()
     wait_until(lambda: answered.total() >= before.total() + requests_, SECONDS, "the load")
@@ -243,10 +200,7 @@ def share_of_the_next(answered: Counter[str], requests_: int = 400) -> float:
 
 
 @pytest.mark.long
-def test_canary_weights_change_live_without_a_reload_or_a_failed_request(
-    canary: Canary,
-    load: Counter[str],
-) -> None:
+def test_canary_weights_change_live_without_a_reload_or_a_failed_request(canary, load):
     loaded = canary.served.log.read_text().count("loaded ")
     assert share_of_the_next(load) < 0.15
     canary.weigh("weighted", first=50, second=50)
@@ -259,10 +213,7 @@ def test_canary_weights_change_live_without_a_reload_or_a_failed_request(
     for name in ("first", "second"):
         answered = load[name]
         counted = canary.metric(
-            "onnxserve_requests_total",
-            endpoint="weighted",
-            variant=name,
-            status="200",
+            "onnxserve_requests_total", endpoint="weighted", variant=name, status="200"
         )
         assert answered <= counted <= load[name] + 2  # The two threads continue to send requests.
 
@@ -274,11 +225,7 @@ def test_canary_weights_change_live_without_a_reload_or_a_failed_request(
         ("by-column", lambda canary, user: canary.variant("by-column", user)),
     ],
 )
-def test_canary_callers_stick_to_their_variant_and_move_only_when_they_must(
-    canary: Canary,
-    endpoint: str,
-    ask: Callable[[Canary, int], str],
-) -> None:
+def test_canary_callers_stick_to_their_variant_and_move_only_when_they_must(canary, endpoint, ask):
     users = range(1, 41)
     before = {user: ask(canary, user) for user in users}
     assert 8 <= Counter(before.values())["second"] <= 32
@@ -290,15 +237,12 @@ def test_canary_callers_stick_to_their_variant_and_move_only_when_they_must(
     assert all(after[user] == "second" for user in users if before[user] == "second")
 
 
-def test_canary_callers_over_grpc_have_the_variant_that_they_have_over_http(canary: Canary) -> None:
-    def over_grpc(user: str) -> str:
+def test_canary_callers_over_grpc_have_the_variant_that_they_have_over_http(canary):
+    def over_grpc(user):
         rows = InferInput("X", [1, 2], "FP32")
         rows.set_data_from_numpy(np.zeros((1, 2), np.float32))
         answer = client.infer(
-            "by-header",
-            [rows],
-            headers={"x-user-id": user},
-            client_timeout=SECONDS,
+            "by-header", [rows], headers={"x-user-id": user}, client_timeout=SECONDS
         )
         return "second" if answer.as_numpy("y").item() else "first"
 
@@ -308,23 +252,20 @@ def test_canary_callers_over_grpc_have_the_variant_that_they_have_over_http(cana
     assert called == {user: canary.variant("by-header", X_User_Id=user) for user in users}
 
 
-def test_canary_callers_without_the_header_come_by_chance(canary: Canary) -> None:
+def test_canary_callers_without_the_header_come_by_chance(canary):
     assert {canary.variant("by-header") for _ in range(200)} == {"first", "second"}
 
 
 @pytest.mark.long
-def test_shadow_answers_are_compared_and_logged_with_the_main_ones(
-    canary: Canary,
-    home: Path,
-) -> None:
+def test_shadow_answers_are_compared_and_logged_with_the_main_ones(canary, home):
     rows = [{"user": number, "amount": 0.5} for number in range(3)]
     responses = [canary.ask("watched", rows) for _ in range(20)]
     assert {response.text for response in responses} == {
-        '{"predictions":[{"y":0.5},{"y":1.5},{"y":2.5}]}',
+        '{"predictions":[{"y":0.5},{"y":1.5},{"y":2.5}]}'
     }
     assert {response.headers["X-Model-Variant"] for response in responses} == {"main"}
 
-    def compared(name: str) -> float:
+    def compared(name):
         return canary.metric("onnxserve_shadow_requests_total", variant=name, outcome="compared")
 
     wait_until(lambda: compared("equal") == compared("other") == 20, SECONDS, "the shadows")
@@ -333,11 +274,11 @@ def test_shadow_answers_are_compared_and_logged_with_the_main_ones(
         canary.metric("onnxserve_shadow_rows_total", variant="other", agreement="different") == 60
     )
     assert canary.metric("onnxserve_shadow_difference_sum", variant="other") == pytest.approx(
-        60_000,
+        60_000
     )
     assert canary.metric("onnxserve_requests_total", endpoint="watched") == 20
 
-    def logged() -> pd.DataFrame:
+    def logged():
         files = (home / "home" / "inference_log").rglob("*.parquet")
         tables = [
             pq.ParquetFile(file).read().to_pandas() for file in files if "watched" in str(file)
@@ -348,21 +289,15 @@ def test_shadow_answers_are_compared_and_logged_with_the_main_ones(
 
     wait_until(lambda: len(logged()) == 180, SECONDS, "the inference log")
     log = logged()
-    assert dict(log["_variant"].value_counts()) == {
-        "main": 60,
-        "equal": 60,
-        "other": 60,
-    }
+    assert dict(log["_variant"].value_counts()) == {"main": 60, "equal": 60, "other": 60}
     prediction_ids = {response.headers["X-Prediction-Id"] for response in responses}
     assert all(set(rows["_prediction_id"]) == prediction_ids for _, rows in log.groupby("_variant"))
 
 
 @pytest.mark.long
-def test_shadow_that_hangs_raises_or_dies_does_not_disturb_callers(tmp_path: Path) -> None:
+def test_shadow_that_hangs_raises_or_dies_does_not_disturb_callers(tmp_path):
     texts = write_model(
-        tmp_path / "texts",
-        SAME,
-        [{"name": "do", "type": "string", "required": True}],
+        tmp_path / "texts", SAME, [{"name": "do", "type": "string", "required": True}]
     )
     main = {"model": str(texts)}
     trouble = {"model": str(troubled(tmp_path / "model"))}
@@ -373,32 +308,25 @@ def test_shadow_that_hangs_raises_or_dies_does_not_disturb_callers(tmp_path: Pat
             "variants": {"main": main, "trouble": trouble | {"shadow": True}},
             "server": server,
         },
-        {
-            "name": "turned",
-            "variants": {"trouble": trouble, "texts": main | {"shadow": True}},
-        },
+        {"name": "turned", "variants": {"trouble": trouble, "texts": main | {"shadow": True}}},
     ]
     with served_at(tmp_path, documents) as canary:
         for number in range(5):  # The shadow is a pyfunc that answers from the same process.
             canary.ask("turned", [{"do": f"text {number}"}])
         agreed = lambda: canary.metric(  # noqa: E731
-            "onnxserve_shadow_rows_total",
-            endpoint="turned",
-            agreement="same",
+            "onnxserve_shadow_rows_total", endpoint="turned", agreement="same"
         )
         wait_until(lambda: agreed() == 5, SECONDS, "the shadow of a pyfunc")
         _answers_whatever_the_shadow_does(canary)
 
 
-def _answers_whatever_the_shadow_does(canary: Canary) -> None:
-    def ask(text: str) -> None:
+def _answers_whatever_the_shadow_does(canary):
+    def ask(text):
         assert canary.ask("troubled", [{"do": text}]).json() == {"predictions": [{"y": text}]}
 
-    def shadowed(outcome: str) -> float:
+    def shadowed(outcome):
         return canary.metric(
-            "onnxserve_shadow_requests_total",
-            endpoint="troubled",
-            outcome=outcome,
+            "onnxserve_shadow_requests_total", endpoint="troubled", outcome=outcome
         )
 
     ask("fine")
@@ -411,7 +339,7 @@ def _answers_whatever_the_shadow_does(canary: Canary) -> None:
 
     before = shadowed("compared")
 
-    def compares_again() -> bool:
+    def compares_again():
         ask("fine again")
         return shadowed("compared") > before
 

@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain
@@ -86,15 +86,9 @@ class Load:
 
 
 @contextmanager
-def asking(url: str, clients: int = 2) -> Iterator[Load]:
+def asking(url, clients=2):
     load = Load(url)
-    threads = [
-        threading.Thread(
-            target=load.ask,
-            args=(seed,),
-        )
-        for seed in range(clients)
-    ]
+    threads = [threading.Thread(target=load.ask, args=(seed,)) for seed in range(clients)]
     for thread in threads:
         thread.start()
     try:
@@ -136,25 +130,19 @@ class Log:
 
 
 @pytest.fixture
-def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Log:
+def log(tmp_path, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_LOG_URI", str(tmp_path / "log"))
     return Log(str(tmp_path / "log"))
 
 
 @pytest.fixture
-def start(serve: Serve, tmp_path: Path) -> Callable[[], Served]:
+def start(serve, tmp_path):
     model = write_model(tmp_path / "model", signature=[COLUMN])
-    return lambda: serve(
-        str(model),
-        "--name",
-        ENDPOINT,
-        "-w",
-        "2",
-    ).wait_ready()
+    return lambda: serve(str(model), "--name", ENDPOINT, "-w", "2").wait_ready()
 
 
-def agent_of(served: Served) -> psutil.Process:
-    def found() -> list[psutil.Process]:
+def agent_of(served):
+    def found():
         with suppress(psutil.NoSuchProcess):  # A process may have just ended.
             return [
                 process
@@ -166,7 +154,7 @@ def agent_of(served: Served) -> psutil.Process:
     return psutil.Process(wait_until(found, PATIENCE, "an agent")[0].pid)
 
 
-def worker_of(served: Served) -> psutil.Process:
+def worker_of(served):
     alive = wait_until(
         lambda: [
             worker.pid for worker in read_workers(served.state_dir) if psutil.pid_exists(worker.pid)
@@ -177,12 +165,12 @@ def worker_of(served: Served) -> psutil.Process:
     return psutil.Process(random.choice(alive))
 
 
-def gunicorn_of(served: Served) -> psutil.Process:
+def gunicorn_of(served):
     """Return the parent of the workers. After it is killed, its orphaned workers are
     children of the supervisor.
     """
 
-    def found() -> list[psutil.Process]:
+    def found():
         children = psutil.Process(served.process.pid).children()
         with suppress(psutil.NoSuchProcess):  # A process may have just ended.
             return [
@@ -193,7 +181,7 @@ def gunicorn_of(served: Served) -> psutil.Process:
     return psutil.Process(wait_until(found, PATIENCE, "gunicorn")[0].pid)
 
 
-def kill_all_of(served: Served) -> None:
+def kill_all_of(served):
     """Kill all processes at once, so that no process notices the end of the supervisor
     and shuts down orderly.
     """
@@ -206,10 +194,8 @@ def kill_all_of(served: Served) -> None:
 
 @pytest.mark.long
 def test_a_killed_worker_gunicorn_and_agent_and_a_log_that_is_down_lose_nothing(
-    start: Callable[[], Served],
-    log: Log,
-    tmp_path: Path,
-) -> None:
+    start, log, tmp_path
+):
     served = start()
     with asking(served.url) as load:
         load.wait_for(15)
@@ -246,11 +232,7 @@ def test_a_killed_worker_gunicorn_and_agent_and_a_log_that_is_down_lose_nothing(
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(3))
-def test_answered_rows_are_in_the_log_after_everything_was_killed(
-    start: Callable[[], Served],
-    log: Log,
-    seed: int,
-) -> None:
+def test_answered_rows_are_in_the_log_after_everything_was_killed(start, log, seed):
     draw = random.Random(seed)
     answered: list[str] = []
     for _ in range(2):
@@ -273,11 +255,7 @@ def test_answered_rows_are_in_the_log_after_everything_was_killed(
 
 @pytest.mark.long
 @pytest.mark.parametrize("goes_on", [True, False])
-def test_gunicorn_killed_again_and_again_under_load_and_at_the_end(
-    start: Callable[[], Served],
-    log: Log,
-    goes_on: bool,
-) -> None:
+def test_gunicorn_killed_again_and_again_under_load_and_at_the_end(start, log, goes_on):
     draw = random.Random(7)
     served = start()
     with asking(served.url, 3) as load:
@@ -296,10 +274,7 @@ def test_gunicorn_killed_again_and_again_under_load_and_at_the_end(
 
 
 @pytest.mark.long
-def test_full_disk_drops_and_counts_rows_without_refusing_requests(
-    start: Callable[[], Served],
-    log: Log,
-) -> None:
+def test_full_disk_drops_and_counts_rows_without_refusing_requests(start, log):
     served = start()
     limits = {
         worker.pid: resource.prlimit(worker.pid, resource.RLIMIT_FSIZE)

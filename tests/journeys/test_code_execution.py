@@ -6,8 +6,6 @@ them as pyfunc fails, also with a version of MLflow that does not read the varia
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import joblib
 import mlflow
@@ -16,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import requests
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 from mlflow import MlflowClient
 from sklearn.linear_model import LogisticRegression
 
@@ -25,7 +23,6 @@ from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.model_code import MODEL_CODE
 from mlflow_deploy_plugin.core.statedir.files import AGENT
 from tests.support.pyfuncs import save_pyfuncs
-from tests.support.serving import Served
 from tests.support.tracking import tracking_at
 from tests.support.waiting import wait_until
 
@@ -35,10 +32,7 @@ ROWS = "a,b,when,name\n0.5,1.0,2013-07-01,x\n-2.0,0.25,2013-07-02,y\n"
 
 
 @pytest.fixture(scope="module")
-def registry(
-    tmp_path_factory: pytest.TempPathFactory,
-    new_database: Callable[[Path], str],
-) -> Iterator[MlflowClient]:
+def registry(tmp_path_factory, new_database):
     """A registered model `toy` with two ONNX versions, and a pyfunc as version 3. Model
     code is switched off.
     """
@@ -69,35 +63,28 @@ def registry(
         yield client
 
 
-def log_version(seed: int) -> None:
+def log_version(seed):
     random = np.random.default_rng(seed)
     rows = pd.DataFrame(random.normal(size=(120, 2)), columns=["a", "b"])
     model = LogisticRegression().fit(rows, rows.a > rows.b)
     with mlflow.start_run(experiment_id="0"):
         mlflow_deploy_plugin.log_model(
-            model,
-            name="model",
-            input_example=rows,
-            registered_model_name="toy",
+            model, name="model", input_example=rows, registered_model_name="toy"
         )
 
 
-def run(*arguments: str) -> Result:
+def run(*arguments):
     return CliRunner().invoke(main, arguments)
 
 
-def post(served: Served, path: str, row: object) -> requests.Response:
+def post(served, path, row):
     body = {"dataframe_records": [row]}
     answer = requests.post(f"{served.url}/{path}", json=body, timeout=60)
     assert answer.status_code == 200, answer.text
     return answer
 
 
-def test_code_execution_is_not_needed_to_log_a_version(
-    registry: MlflowClient,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_code_execution_is_not_needed_to_log_a_version(registry, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("mlflow"), "propagate", True)
     log_version(2)
     assert [record for record in caplog.records if record.name.startswith("mlflow.")] == []
@@ -117,10 +104,7 @@ def test_code_execution_is_not_needed_to_log_a_version(
     ],
     ids=lambda arguments: str(arguments[0]),
 )
-def test_code_execution_is_not_needed_by_a_command(
-    registry: MlflowClient,
-    arguments: tuple[str, ...],
-) -> None:
+def test_code_execution_is_not_needed_by_a_command(registry, arguments):
     result = run(*arguments)
     assert result.exit_code == 0, result.output
 
@@ -134,11 +118,7 @@ def test_code_execution_is_not_needed_by_a_command(
         ("sklearn", ("wrap", "sklearn", "--dry-run")),
     ],
 )
-def test_code_execution_is_refused_by_a_command(
-    registry: MlflowClient,
-    refusal: str,
-    arguments: tuple[str, ...],
-) -> None:
+def test_code_execution_is_refused_by_a_command(registry, refusal, arguments):
     result = run(*arguments)
     assert result.exit_code == 1
     error = result.stderr.splitlines()[-1]
@@ -147,10 +127,7 @@ def test_code_execution_is_refused_by_a_command(
     assert MODEL_CODE in error
 
 
-def test_code_execution_stays_off_when_an_alias_moves_to_a_pyfunc(
-    registry: MlflowClient,
-    serve: Callable[..., Served],
-) -> None:
+def test_code_execution_stays_off_when_an_alias_moves_to_a_pyfunc(registry, serve):
     registry.set_registered_model_alias("toy", "live", "1")
     allowed = "variants.toy.allow_pyfunc=true"
     served = serve("models:/toy@live", "-C", allowed).wait_ready()
@@ -167,10 +144,8 @@ def test_code_execution_stays_off_when_an_alias_moves_to_a_pyfunc(
 
 
 def test_code_execution_is_switched_on_only_for_the_process_of_a_pyfunc(
-    registry: MlflowClient,
-    serve: Callable[..., Served],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    registry, serve, monkeypatch
+):
     monkeypatch.delenv(MODEL_CODE)
     served = serve("models:/toy/3").wait_ready()
     (inherited,) = {

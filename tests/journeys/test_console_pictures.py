@@ -7,9 +7,7 @@ The tests run in order, because the last test ends MLflow.
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import mlflow
 import pytest
@@ -63,10 +61,7 @@ class Console:
 
 
 @pytest.fixture(scope="module")
-def console(
-    tmp_path_factory: pytest.TempPathFactory,
-    new_database: Callable[[Path], str],
-) -> Iterator[Console]:
+def console(tmp_path_factory, new_database):
     folder = tmp_path_factory.mktemp("console")
     new_database(folder)
     server = MlflowServer(folder, app="onnxserve")
@@ -84,9 +79,7 @@ def console(
                         pip_requirements=["onnxruntime"],
                     )
             url = client.create_deployment(
-                ENDPOINT,
-                f"models:/{MODEL}/1",
-                config={"monitors.drift.every": "1d"},
+                ENDPOINT, f"models:/{MODEL}/1", config={"monitors.drift.every": "1d"}
             )["url"]
             with chromium() as browser:
                 page = browser.new_page()
@@ -98,17 +91,14 @@ def console(
 
 
 @pytest.fixture(scope="module")
-def traffic(console: Console) -> Iterator[Traffic]:
+def traffic(console):
     thread = Traffic(console.url)
     thread.start()
     yield thread
     thread.stop()
 
 
-def test_traffic_is_a_line_within_seconds_that_grows_without_a_reload(
-    console: Console,
-    request: pytest.FixtureRequest,
-) -> None:
+def test_traffic_is_a_line_within_seconds_that_grows_without_a_reload(console, request):
     page = console.open()
     page.evaluate("window.notLoadedAgain = true")
     request.getfixturevalue("traffic")
@@ -119,15 +109,11 @@ def test_traffic_is_a_line_within_seconds_that_grows_without_a_reload(
     expect(line).not_to_have_attribute("d", first)
     assert page.evaluate("window.notLoadedAgain")
     expect(page.locator(f"#{ENDPOINT}-requests svg[role=img]")).to_have_attribute(
-        "aria-label",
-        re.compile(r"version 1: now \d"),
+        "aria-label", re.compile(r"version 1: now \d")
     )
 
 
-def test_the_arrow_keys_and_the_pointer_read_a_value_off(
-    console: Console,
-    traffic: Traffic,
-) -> None:
+def test_the_arrow_keys_and_the_pointer_read_a_value_off(console, traffic):
     figure = console.open().locator(f"#{ENDPOINT}-requests")
     expect(figure.locator("path[data-name='version 1']")).to_be_attached()
     figure.focus()
@@ -137,14 +123,11 @@ def test_the_arrow_keys_and_the_pointer_read_a_value_off(
     expect(figure.get_by_role("status")).to_have_count(0)
     box = figure.locator(".plot svg").bounding_box()
     assert box is not None
-    console.page.mouse.move(
-        box["x"] + box["width"] - 1,
-        box["y"] + 5,
-    )
+    console.page.mouse.move(box["x"] + box["width"] - 1, box["y"] + 5)
     expect(figure.get_by_role("status")).to_contain_text("version 1")
 
 
-def test_while_an_action_is_under_way_the_page_stays_and_says_how_it_ends(console: Console) -> None:
+def test_while_an_action_is_under_way_the_page_stays_and_says_how_it_ends(console):
     page = console.open()
     page.locator("summary", has_text=f"version 1 of {MODEL}").click()
     page.get_by_role("button", name=f"Run the gate for version 1 of {MODEL}").click()
@@ -159,9 +142,7 @@ def test_while_an_action_is_under_way_the_page_stays_and_says_how_it_ends(consol
     assert page.evaluate("window.notLoadedAgain")
 
 
-def test_an_endpoint_that_comes_is_shown_in_its_place_and_the_others_keep_theirs(
-    console: Console,
-) -> None:
+def test_an_endpoint_that_comes_is_shown_in_its_place_and_the_others_keep_theirs(console):
     page = console.open("")
     client = get_deploy_client("onnxserve")
     client.create_endpoint("a-first-one")
@@ -176,25 +157,18 @@ def test_an_endpoint_that_comes_is_shown_in_its_place_and_the_others_keep_theirs
     expect(page.get_by_role("heading", name="a-first-one")).to_have_count(0)
 
 
-def test_a_rollout_s_evidence_grows_as_it_comes(console: Console, traffic: Traffic) -> None:
+def test_a_rollout_s_evidence_grows_as_it_comes(console, traffic):
     ended = threading.Event()
     with open_deployments(lambda line: None) as deployments:
         actions = RolloutActions(deployments, "controller", lambda line: None)
         controller = RolloutController(
-            deployments.store,
-            actions,
-            "here",
-            deployments.place(ENDPOINT),
+            deployments.store, actions, "here", deployments.place(ENDPOINT)
         )
         working = threading.Thread(target=controller.run, args=(ended,))
         working.start()
         try:
             wanted = RolloutRequest(
-                f"models:/{MODEL}/2",
-                "50,100",
-                "60s",
-                "error_rate>1%",
-                min_requests=1_000_000,
+                f"models:/{MODEL}/2", "50,100", "60s", "error_rate>1%", min_requests=1_000_000
             )
             start_rollout(deployments, ENDPOINT, wanted)
             page = console.open()
@@ -220,11 +194,7 @@ def test_a_rollout_s_evidence_grows_as_it_comes(console: Console, traffic: Traff
 
 @pytest.mark.parametrize("path", ["", f"?endpoint={ENDPOINT}"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_is_readable_on_a_phone_by_day_and_by_night(
-    console: Console,
-    scheme: str,
-    path: str,
-) -> None:
+def test_it_is_readable_on_a_phone_by_day_and_by_night(console, scheme, path):
     console.page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
     page = console.open(path, width=360)
     expect(page.locator("path.line").first).to_be_attached()
@@ -238,16 +208,13 @@ def test_it_is_readable_on_a_phone_by_day_and_by_night(
         ".card .reason": "color",
     }
     shapes = {"path.c0": "stroke", "details input[name=why]": "borderTopColor"}
-    contrast = page.evaluate(
-        CONTRAST,
-        [*texts.items(), *shapes.items()],
-    )
+    contrast = page.evaluate(CONTRAST, [*texts.items(), *shapes.items()])
     assert min(contrast[text] for text in texts) >= 4.5
     assert min(contrast[shape] for shape in shapes) >= 3
     console.page.emulate_media(color_scheme="light")
 
 
-def test_when_mlflow_is_gone_the_page_says_since_when_it_is_out_of_date(console: Console) -> None:
+def test_when_mlflow_is_gone_the_page_says_since_when_it_is_out_of_date(console):
     page = console.open()
     console.mlflow.kill()
     status = page.get_by_role("status").filter(has_text="MLflow does not answer")

@@ -25,11 +25,7 @@ ROOT = Path(__file__).parents[2]
     ("code_execution", "loader"),
     [("true", "mlflow.pyfunc.load_model"), ("false", "mlflow_deploy_plugin.load_model")],
 )
-def test_the_demo_tells_the_whole_loop_and_leaves_nothing_running(
-    tmp_path: Path,
-    code_execution: str,
-    loader: str,
-) -> None:
+def test_the_demo_tells_the_whole_loop_and_leaves_nothing_running(tmp_path, code_execution, loader):
     if code_execution == "false" and not hasattr(environment_variables, MODEL_CODE):
         pytest.skip("only MLflow 3.18 and newer reads the variable")
     home = tmp_path / "demo"
@@ -54,13 +50,13 @@ def test_the_demo_tells_the_whole_loop_and_leaves_nothing_running(
     assert processes_of(home) == []
 
 
-def drifted_of_ten(table: str, kind: str) -> int:
+def drifted_of_ten(table, kind):
     match = re.search(rf"{kind} days judged as drift +(\d+) of 10\n", table)
     assert match is not None, table
     return int(match.group(1))
 
 
-def processes_of(home: Path) -> list[str]:
+def processes_of(home):
     """Return the command lines of the processes that refer to the folder."""
     command_lines = []
     for process in psutil.process_iter():

@@ -2,13 +2,9 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
-from mlflow.deployments import BaseDeploymentClient
 
 from tests.support.deployments import empty_home
 from tests.support.guides import ROOT, blocks, page_reader, run_page
@@ -16,26 +12,20 @@ from tests.support.refusals import mentions
 
 
 @pytest.fixture
-def client(tmp_path: Path) -> Iterator[BaseDeploymentClient]:
+def client(tmp_path):
     with empty_home(tmp_path) as opened:
         yield opened
 
 
-def objects(text: str) -> list[Any]:
+def objects(text):
     """Return the lines of a page's output that are JSON objects."""
     return [json.loads(line) for line in text.splitlines() if line.startswith('{"')]
 
 
 @pytest.mark.long
-def test_the_page_of_deployments_runs_as_it_stands(
-    client: BaseDeploymentClient,
-    tmp_path: Path,
-    new_database: Callable[[Path], str],
-) -> None:
+def test_the_page_of_deployments_runs_as_it_stands(client, tmp_path, new_database):
     trained, single, several, files, python = run_page(
-        "deployments.md",
-        tmp_path,
-        new_database(tmp_path),
+        "deployments.md", tmp_path, new_database(tmp_path)
     )
 
     del trained
@@ -55,26 +45,22 @@ def test_the_page_of_deployments_runs_as_it_stands(
 
 @pytest.mark.long
 def test_the_page_of_registered_models_goes_from_an_old_version_to_onnx_and_back(
-    client: BaseDeploymentClient,
-    tmp_path: Path,
-    new_database: Callable[[Path], str],
-) -> None:
+    client, tmp_path, new_database
+):
     _, _, as_it_is, converted, dry, compared, moved, back = run_page(
-        "registered.md",
-        tmp_path,
-        new_database(tmp_path),
+        "registered.md", tmp_path, new_database(tmp_path)
     )
 
     served = ("version: 1\n", "flavor: python_function\n", "alias: champion\n")
     assert {"predictions": [0, 0, 0]} in objects(as_it_is)
     assert all(line in as_it_is for line in served)
     assert converted.startswith(
-        "cancer version 2: the ONNX form of models:/cancer/1 (Pipeline of sklearn",
+        "cancer version 2: the ONNX form of models:/cancer/1 (Pipeline of sklearn"
     )
     assert re.fullmatch(r"proven on \d+ rows\n", dry)
     assert compared.startswith(
         "the same answers\n"
-        "cancer version 2: passed without an evaluation, compared with models:/cancer/1\n",
+        "cancer version 2: passed without an evaluation, compared with models:/cancer/1\n"
     )
     assert mentions(moved, "cancer/cancer")
     onnx = ("version: 2\n", "flavor: onnxserve\n", "alias: champion\n", "parity: proven\n")
@@ -86,11 +72,7 @@ def test_the_page_of_registered_models_goes_from_an_old_version_to_onnx_and_back
 
 
 @pytest.mark.long
-def test_the_pages_of_protocols_and_of_the_client_run_as_they_stand(
-    client: BaseDeploymentClient,
-    tmp_path: Path,
-    new_database: Callable[[Path], str],
-) -> None:
+def test_the_pages_of_protocols_and_of_the_client_run_as_they_stand(client, tmp_path, new_database):
     reader = page_reader(tmp_path, new_database(tmp_path))
     _, _, mlflow, v2, triton, load, tensorflow, _, lines, guides = reader.run_page("protocols.md")
     output, together, refused = reader.run_page("client.md")
@@ -106,16 +88,14 @@ def test_the_pages_of_protocols_and_of_the_client_run_as_they_stand(
     assert output.split() == [f"[{label}", "False]", "three-columns", "1"]
     assert together == f"[array([{label}]), array([{label}, {label}])]\n"
     assert refused.startswith(
-        "columns 'distance', 'hour' are missing; the model needs carrier, distance, hour 400 ",
+        "columns 'distance', 'hour' are missing; the model needs carrier, distance, hour 400 "
     )
 
 
 @pytest.mark.long
 def test_the_page_for_those_who_come_from_elsewhere_runs_as_it_stands(
-    client: BaseDeploymentClient,
-    tmp_path: Path,
-    new_database: Callable[[Path], str],
-) -> None:
+    client, tmp_path, new_database
+):
     _, _, answers, clients, _ = run_page("coming-from.md", tmp_path, new_database(tmp_path))
 
     kserve, tensorflow, mlflow, azure = map(json.loads, answers.splitlines())
@@ -128,10 +108,7 @@ def test_the_page_for_those_who_come_from_elsewhere_runs_as_it_stands(
 
 
 @pytest.mark.long
-def test_the_threshold_of_the_page_is_in_the_onnx_form(
-    tmp_path: Path,
-    new_database: Callable[[Path], str],
-) -> None:
+def test_the_threshold_of_the_page_is_in_the_onnx_form(tmp_path, new_database):
     reader = page_reader(tmp_path, new_database(tmp_path))
     page = (ROOT / "docs" / "wrap.md").read_text()
     example = page.partition("## The threshold of a classifier")[2]

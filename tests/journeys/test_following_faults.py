@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +21,13 @@ import requests
 from mlflow import MlflowClient
 
 from benchmarks.serving.load import post
-from benchmarks.serving.timeline import Answers, OpenLoop
+from benchmarks.serving.timeline import OpenLoop
 from mlflow_deploy_plugin.core.statedir.files import AGENT, WANTED, read_state, read_workers
 from mlflow_deploy_plugin.core.statedir.models import AgentState, Wanted
 from tests.support.models import parse_graph
 from tests.support.refusals import mentions
 from tests.support.services.mlflow_server import MlflowServer
-from tests.support.services.proxy import Proxy, proxy_to
+from tests.support.services.proxy import proxy_to
 from tests.support.serving import Served
 from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 from tests.support.waiting import wait_until
@@ -59,10 +59,7 @@ class Model:
 
     def promote(self, version: str) -> None:
         self.client.transition_model_version_stage(
-            self.name,
-            version,
-            "Production",
-            archive_existing_versions=True,
+            self.name, version, "Production", archive_existing_versions=True
         )
 
     def tags(self, version: str) -> dict[str, str]:
@@ -76,7 +73,7 @@ class Model:
 
 
 @pytest.fixture(scope="module")
-def sources(mlflow_server: MlflowServer) -> list[str]:
+def sources(mlflow_server):
     """Log models that add 1, 2 and 3, and return their URIs."""
     uris = []
     with tracking_at(mlflow_server.url), mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
@@ -84,59 +81,47 @@ def sources(mlflow_server: MlflowServer) -> list[str]:
             ballast = ", ".join([str(amount)] * BALLAST)
             graph = parse_graph(
                 f"adder (float[N,1] x) => (float[N,1] y) <float[{BALLAST}] many = {{{ballast}}}, "
-                "int64[1] at = {7}> { one = Gather(many, at)\n y = Add(x, one) }",
+                "int64[1] at = {7}> { one = Gather(many, at)\n y = Add(x, one) }"
             )
             uris.append(
                 mlflow.onnx.log_model(
-                    graph,
-                    name=f"add{amount}",
-                    pip_requirements=["onnxruntime"],
-                ).model_uri,
+                    graph, name=f"add{amount}", pip_requirements=["onnxruntime"]
+                ).model_uri
             )
     return uris
 
 
 @pytest.fixture
-def model(
-    mlflow_server: MlflowServer,
-    sources: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Model:
+def model(mlflow_server, sources, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.3")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.url)
     model = Model(f"faults-{uuid.uuid4().hex[:8]}", mlflow_server)
     model.client.create_registered_model(model.name)
     for source in sources:
         model.client.create_model_version(
-            model.name,
-            source,
-            model_id=source.removeprefix("models:/"),
+            model.name, source, model_id=source.removeprefix("models:/")
         )
     model.promote("1")
     return model
 
 
 @pytest.fixture
-def proxy(
-    mlflow_server: MlflowServer,
-    model: Model,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Proxy]:
+def proxy(mlflow_server, model, monkeypatch):
     with proxy_to(mlflow_server.host, mlflow_server.port) as proxy:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.url)
         yield proxy
 
 
-def agent(served: Served) -> AgentState:
+def agent(served):
     return read_state(served.state_dir / AGENT, AgentState) or AgentState(pid=0)
 
 
-def wanted(served: Served) -> str:
+def wanted(served):
     (endpoint,) = (read_state(served.state_dir / WANTED, Wanted) or Wanted()).endpoints.values()
     return next(iter(endpoint.variants.values())).version
 
 
-def loaded(served: Served) -> list[str]:
+def loaded(served):
     """Return the version that each worker serves."""
     versions = []
     for worker in read_workers(served.state_dir):
@@ -145,7 +130,7 @@ def loaded(served: Served) -> list[str]:
     return versions
 
 
-def serves(served: Served, version: str) -> bool:
+def serves(served, version):
     """Return True if this version answers; fail if the response is not a correct answer
     of any version.
     """
@@ -156,23 +141,23 @@ def serves(served: Served, version: str) -> bool:
     return number == version
 
 
-def wait_served(served: Served, version: str) -> None:
+def wait_served(served, version):
     wait_until(lambda: serves(served, version), PATIENCE, f"version {version} answers")
 
 
-def wait_error(served: Served, words: str, version: str = "1") -> None:
-    def is_said() -> bool:
+def wait_error(served, words, version="1"):
+    def is_said():
         assert serves(served, version)
         return words in agent(served).error
 
     wait_until(is_said, PATIENCE, f"{words!r} in the agent's error {agent(served).error!r}")
 
 
-def metrics(served: Served) -> str:
+def metrics(served):
     return requests.get(f"{served.url}/metrics", timeout=PATIENCE).text
 
 
-def asked(served: Served, folder: Path, rate: float) -> OpenLoop:
+def asked(served, folder, rate):
     values = {str(version): f"[[{10.0 + version}]]".encode() for version in (1, 2, 3)}
     return OpenLoop(
         int(served.url.rpartition(":")[2]),
@@ -183,7 +168,7 @@ def asked(served: Served, folder: Path, rate: float) -> OpenLoop:
     )
 
 
-def swap(model: Model, served: Served, times: int) -> None:
+def swap(model, served, times):
     for number in range(times):
         version = "2" if number % 2 == 0 else "1"
         model.promote(version)
@@ -194,7 +179,7 @@ def swap(model: Model, served: Served, times: int) -> None:
         )
 
 
-def assert_unnoticed(answers: Answers, least: int) -> None:
+def assert_unnoticed(answers, least):
     assert answers.failed == 0
     assert answers.mixed == 0
     assert len(answers.due) >= least
@@ -203,20 +188,12 @@ def assert_unnoticed(answers: Answers, least: int) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_fifty_swaps_at_half_the_peak_rate_are_not_noticed(
-    serve: Serve,
-    model: Model,
-    tmp_path: Path,
-) -> None:
+def test_fifty_swaps_at_half_the_peak_rate_are_not_noticed(serve, model, tmp_path):
     from benchmarks.serving.load import Target, closed_loop
 
     served = serve(model.uri, "-w", "2").wait_ready()
     port = int(served.url.rpartition(":")[2])
-    peak = closed_loop(
-        Target(port, post("/invocations", BODY), b"[[11.0]]"),
-        16,
-        3.0,
-    ).rate
+    peak = closed_loop(Target(port, post("/invocations", BODY), b"[[11.0]]"), 16, 3.0).rate
     with asked(served, tmp_path, rate=peak / 2) as load:
         swap(model, served, 50)
         answers = load.stop()
@@ -225,10 +202,8 @@ def test_fifty_swaps_at_half_the_peak_rate_are_not_noticed(
 
 @pytest.mark.long
 def test_a_registry_that_hangs_or_talks_nonsense_is_outlived_also_by_a_server_that_is_started_anew(
-    serve: Serve,
-    model: Model,
-    proxy: Proxy,
-) -> None:
+    serve, model, proxy
+):
     served = serve(model.uri).wait_ready()
     proxy.turn("<html><body>Welcome to the portal</body></html>")
     wait_error(served, "does not answer correctly")
@@ -246,30 +221,20 @@ def test_a_registry_that_hangs_or_talks_nonsense_is_outlived_also_by_a_server_th
     assert re_metric(metrics(again), "onnxserve_agent_errors") == 0.0
 
 
-def re_metric(page: str, name: str) -> float:
+def re_metric(page, name):
     return float(
-        next(line for line in page.splitlines() if line.startswith(name + " ")).rpartition(" ")[2],
+        next(line for line in page.splitlines() if line.startswith(name + " ")).rpartition(" ")[2]
     )
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("mood", "status"),
-    [
-        ("refuse", 200),
-        ("oops", 500),
-        ('{"registered_model": 7}', 200),
-        ("[]", 200),
-        ("hang", 200),
-    ],
+    [("refuse", 200), ("oops", 500), ('{"registered_model": 7}', 200), ("[]", 200), ("hang", 200)],
 )
 def test_whatever_the_registry_does_serving_goes_on_and_following_comes_back(
-    serve: Serve,
-    model: Model,
-    proxy: Proxy,
-    mood: str,
-    status: int,
-) -> None:
+    serve, model, proxy, mood, status
+):
     served = serve(model.uri).wait_ready()
     proxy.turn(mood, status=status)
     model.promote("2")
@@ -284,12 +249,7 @@ def test_whatever_the_registry_does_serving_goes_on_and_following_comes_back(
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_a_registry_that_is_stopped_for_a_minute_is_not_missed(
-    serve: Serve,
-    model: Model,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_registry_that_is_stopped_for_a_minute_is_not_missed(serve, model, tmp_path, monkeypatch):
     registry = MlflowServer(tmp_path / "own")
     shutil.copytree(model.mlflow.folder, registry.folder)
     registry.start()
@@ -312,11 +272,8 @@ def test_a_registry_that_is_stopped_for_a_minute_is_not_missed(
 @pytest.mark.long
 @pytest.mark.parametrize("fault", ["gone", "corrupt", "disk full"])
 def test_unfetchable_version_is_reported_everywhere_and_served_once_it_can_be(
-    serve: Serve,
-    model: Model,
-    sources: list[str],
-    fault: str,
-) -> None:
+    serve, model, sources, fault
+):
     served = serve(model.uri).wait_ready()
     file = model.file("2")
     saved = file.read_bytes()
@@ -354,10 +311,8 @@ def test_unfetchable_version_is_reported_everywhere_and_served_once_it_can_be(
 @pytest.mark.long
 @pytest.mark.parametrize("who", ["agent", "worker"])
 def test_who_is_killed_in_the_middle_of_a_swap_is_replaced_and_the_swap_is_finished(
-    serve: Serve,
-    model: Model,
-    who: str,
-) -> None:
+    serve, model, who
+):
     served = serve(model.uri, "-w", "2").wait_ready()
     for version in ("2", "1", "2"):
         model.promote(version)
@@ -367,9 +322,7 @@ def test_who_is_killed_in_the_middle_of_a_swap_is_replaced_and_the_swap_is_finis
                 PATIENCE,
             )
             wait_until(
-                lambda: psutil.pid_exists(agent(served).pid),
-                PATIENCE,
-                "the one before is replaced",
+                lambda: psutil.pid_exists(agent(served).pid), PATIENCE, "the one before is replaced"
             )
             os.kill(agent(served).pid, signal.SIGKILL)
         else:
@@ -384,7 +337,7 @@ def test_who_is_killed_in_the_middle_of_a_swap_is_replaced_and_the_swap_is_finis
     assert agent(served).error == ""
 
 
-def _answers(served: Served) -> str:
+def _answers(served):
     """Return the version that answers; connections to a killed worker break."""
     try:
         return served.version()
@@ -394,9 +347,8 @@ def _answers(served: Served) -> str:
 
 @pytest.mark.long
 def test_a_master_that_is_killed_in_the_middle_of_a_swap_is_started_anew_and_the_swap_is_finished(
-    serve: Serve,
-    model: Model,
-) -> None:
+    serve, model
+):
     served = serve(model.uri).wait_ready()
     children = psutil.Process(served.process.pid).children()
     master = next(child for child in children if child.pid != agent(served).pid)
@@ -409,17 +361,11 @@ def test_a_master_that_is_killed_in_the_middle_of_a_swap_is_started_anew_and_the
 
 
 @pytest.mark.long
-def test_a_second_agent_of_a_state_folder_ends_at_once(serve: Serve, model: Model) -> None:
+def test_a_second_agent_of_a_state_folder_ends_at_once(serve, model):
     served = serve(model.uri).wait_ready()
     before = agent(served).pid
     command = [sys.executable, "-m", "mlflow_deploy_plugin.serve.agent", str(served.state_dir)]
-    second = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    second = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert second.returncode == 1
     assert "another agent" in second.stderr
     assert agent(served).pid == before
@@ -428,29 +374,18 @@ def test_a_second_agent_of_a_state_folder_ends_at_once(serve: Serve, model: Mode
 
 
 @pytest.mark.long
-def test_a_version_for_which_memory_lacks_is_refused_politely(
-    serve: Serve,
-    model: Model,
-    tmp_path: Path,
-) -> None:
+def test_a_version_for_which_memory_lacks_is_refused_politely(serve, model, tmp_path):
     with tracking_at(model.mlflow.url), mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
         many = ", ".join(["1"] * (8 * 2**20 // 4))
         graph = parse_graph(
             f"big (float[N,1] x) => (float[N,1] y) <float[{8 * 2**20 // 4}] many = {{{many}}}, "
             "int64[1] at = {7}> { one = Gather(many, at)\n"
-            " y = Add(x, one) }",
+            " y = Add(x, one) }"
         )
         mlflow.onnx.log_model(
-            graph,
-            name="big",
-            registered_model_name=model.name,
-            pip_requirements=["onnxruntime"],
+            graph, name="big", registered_model_name=model.name, pip_requirements=["onnxruntime"]
         )
-    served = serve(
-        model.uri,
-        "-C",
-        f"server.max_worker_memory_bytes={64 * 2**20}",
-    ).wait_ready()
+    served = serve(model.uri, "-C", f"server.max_worker_memory_bytes={64 * 2**20}").wait_ready()
     used = max(
         psutil.Process(worker.pid).memory_info().rss for worker in read_workers(served.state_dir)
     )

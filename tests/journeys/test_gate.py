@@ -4,7 +4,6 @@ versions that bypass the gate are not served, and force is recorded.
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from mlflow_deploy_plugin.cli.commands import main
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_rows
 from tests.support.deployments import empty_home
 from tests.support.refusals import mentions
-from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 from tests.support.waiting import wait_until
 
@@ -38,11 +36,7 @@ class Journey:
 
     def served(self) -> str:
         url = self.deployments.get_deployment("toy")["url"]
-        answer = requests.post(
-            f"{url}/invocations",
-            json={"inputs": [[1.0, 0.0]]},
-            timeout=30,
-        )
+        answer = requests.post(f"{url}/invocations", json={"inputs": [[1.0, 0.0]]}, timeout=30)
         assert answer.status_code == 200, answer.text
         return answer.headers["X-Model-Version"]
 
@@ -51,10 +45,7 @@ class Journey:
 
 
 @pytest.fixture(scope="module")
-def journey(
-    mlflow_server: MlflowServer,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Journey]:
+def journey(mlflow_server, tmp_path_factory):
     """Register versions 1 and 2 (the best possible), 3 (worse) and 4 (like 1). The
     policy is in the model's tag.
     """
@@ -71,15 +62,13 @@ def journey(
             mlflow.register_model(f"runs:/{run.info.run_id}/model", MODEL)
         evaluation = f"{{dataset: {holdout}, target: label, metric: roc_auc, resamples: 200}}"
         client.set_registered_model_tag(
-            MODEL,
-            "onnxserve.gate.policy",
-            f"evaluation: {evaluation}\nbudget: {{batch: 8}}",
+            MODEL, "onnxserve.gate.policy", f"evaluation: {evaluation}\nbudget: {{batch: 8}}"
         )
         yield Journey(client, deployments, holdout)
 
 
 @pytest.mark.long
-def test_a_gate_stands_between_the_registry_and_the_traffic(journey: Journey) -> None:
+def test_a_gate_stands_between_the_registry_and_the_traffic(journey):
     first = journey.run("promote", f"models:/{MODEL}/1", "--to", "Production")
     assert first.exit_code == 0, first.output
     assert mentions(first.stdout, MODEL, "version 1", "in Production")
@@ -95,7 +84,7 @@ def test_a_gate_stands_between_the_registry_and_the_traffic(journey: Journey) ->
     behind_its_back(journey)
 
 
-def passes(journey: Journey) -> None:
+def passes(journey):
     """An equally good version is judged, promoted, and served
     when the command returns.
     """
@@ -104,8 +93,7 @@ def passes(journey: Journey) -> None:
     document = json.loads(judged.stdout)
     assert document["state"] == "passed"
     assert {check["name"]: check["state"] for check in document["checks"]} == dict.fromkeys(
-        ("parity", "signature", "evaluation", "robustness", "budget"),
-        "passed",
+        ("parity", "signature", "evaluation", "robustness", "budget"), "passed"
     )
     artifacts = {entry.path for entry in journey.client.list_artifacts(document["run"]["run_id"])}
     assert {"gate_report.html", "gate.json"} <= artifacts
@@ -115,10 +103,7 @@ def passes(journey: Journey) -> None:
     promoted = journey.run("promote", f"models:/{MODEL}/2", "--to", "Production", "-o", "json")
     assert promoted.exit_code == 0, promoted.output
     # The recent verdict was used again.
-    assert mentions(
-        promoted.stderr,
-        "the verdict on version 2",
-    )
+    assert mentions(promoted.stderr, "the verdict on version 2")
     answer = json.loads(promoted.stdout)
     assert answer["before"] == "1"
     assert answer["gate"] == "passed"
@@ -128,7 +113,7 @@ def passes(journey: Journey) -> None:
     assert journey.served() == "2"
 
 
-def is_refused(journey: Journey) -> None:
+def is_refused(journey):
     """A worse version is refused with the figures, and the served version remains."""
     refused = journey.run("promote", f"models:/{MODEL}/3", "--to", "Production")
     assert refused.exit_code == 1
@@ -139,7 +124,7 @@ def is_refused(journey: Journey) -> None:
     assert journey.served() == "2"
 
 
-def by_force(journey: Journey) -> None:
+def by_force(journey):
     """A user forces the worse version: it is served, and the user and the reason are
     recorded.
     """
@@ -160,13 +145,10 @@ def by_force(journey: Journey) -> None:
         *[("gate", "2"), ("promote", "2")],
         *[("gate", "3"), ("refused", "3"), ("promote", "3")],
     ]
-    assert (
-        events[-1]["why"],
-        events[-1]["detail"]["forced"],
-    ) == ("a drill", True)
+    assert (events[-1]["why"], events[-1]["detail"]["forced"]) == ("a drill", True)
 
 
-def behind_its_back(journey: Journey) -> None:
+def behind_its_back(journey):
     """A version that the API moves to Production without the gate is not served, and
     the reason is visible to users.
     """

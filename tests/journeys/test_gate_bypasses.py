@@ -4,9 +4,7 @@ basic auth, and behind a proxy.
 The tests of mlflow-oidc-auth in test_oidc.py run the same table.
 """
 
-from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import requests
@@ -18,19 +16,18 @@ from tests.support.services.mlflow_server import MlflowServer
 pytestmark = pytest.mark.long
 
 
-def without_accounts(folder: Path) -> Iterator[GatedRegistry]:
+def without_accounts(folder):
     with running(folder, {}) as server:
         session = requests.Session()
         yield GatedRegistry(server.url, session, session)
 
 
-def with_basic_auth(folder: Path) -> Iterator[GatedRegistry]:
+def with_basic_auth(folder):
     """The caller is not an administrator, and may manage the models that the caller
     creates.
     """
     pytest.importorskip(
-        "flask_wtf",
-        reason="MLflow's basic auth needs Flask-WTF (pip install mlflow[auth])",
+        "flask_wtf", reason="MLflow's basic auth needs Flask-WTF (pip install mlflow[auth])"
     )
     with basic_auth_server(folder, "alice") as server:
         alice = requests.Session()
@@ -40,7 +37,7 @@ def with_basic_auth(folder: Path) -> Iterator[GatedRegistry]:
         yield GatedRegistry(server.url, alice, admin)
 
 
-def behind_a_proxy(folder: Path) -> Iterator[GatedRegistry]:
+def behind_a_proxy(folder):
     """The requests come from the address of the proxy, with the header in which the
     proxy names the caller.
     """
@@ -55,11 +52,9 @@ def behind_a_proxy(folder: Path) -> Iterator[GatedRegistry]:
 
 
 @contextmanager
-def running(folder: Path, variables: Mapping[str, str]) -> Iterator[MlflowServer]:
+def running(folder, variables):
     server = MlflowServer(
-        folder,
-        app="onnxserve",
-        variables={"ONNXSERVE_HOME": str(folder / "home"), **variables},
+        folder, app="onnxserve", variables={"ONNXSERVE_HOME": str(folder / "home"), **variables}
     )
     try:
         server.start()
@@ -69,11 +64,7 @@ def running(folder: Path, variables: Mapping[str, str]) -> Iterator[MlflowServer
 
 
 @pytest.fixture(scope="module", params=[without_accounts, with_basic_auth, behind_a_proxy])
-def registry(
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-    new_database: Callable[[Path], str],
-) -> Iterator[GatedRegistry]:
+def registry(request, tmp_path_factory, new_database):
     folder = tmp_path_factory.mktemp("gated")
     new_database(folder)
     with contextmanager(request.param)(folder) as gated:
@@ -81,13 +72,11 @@ def registry(
 
 
 @pytest.mark.parametrize("name", ATTEMPTS)
-def test_an_attempt_to_bypass_the_gate_is_refused(registry: GatedRegistry, name: str) -> None:
+def test_an_attempt_to_bypass_the_gate_is_refused(registry, name):
     check_refused(registry, ATTEMPTS[name])
 
 
-def test_without_the_gate_many_of_the_attempts_move_the_version(
-    mlflow_server: MlflowServer,
-) -> None:
+def test_without_the_gate_many_of_the_attempts_move_the_version(mlflow_server):
     """The table would prove nothing if MLflow itself refused its requests."""
     session = requests.Session()
     moved = []

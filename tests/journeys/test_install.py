@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -32,10 +31,7 @@ from tests.support.models import tensor_model
 from tests.support.refusals import mentions
 
 # The first installation downloads all packages.
-pytestmark = [
-    pytest.mark.install,
-    pytest.mark.timeout(900),
-]
+pytestmark = [pytest.mark.install, pytest.mark.timeout(900)]
 
 UV = Path(sys.prefix, "bin", "uv")
 PACKAGE = "mlflow_deploy_plugin"
@@ -131,12 +127,11 @@ print(*missing)
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkout(tmp_path_factory):
     """Copy the files that a clone contains."""
     folder = tmp_path_factory.mktemp("checkout")
     names = _output(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT
     ).split("\0")
     for name in filter(None, names):
         if (ROOT / name).exists():
@@ -146,23 +141,22 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel(checkout: Path) -> Path:
+def wheel(checkout):
     _output(
-        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", "dist", "."],
-        cwd=checkout,
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", "dist", "."], cwd=checkout
     )
     (made,) = checkout.glob("dist/*.whl")
     return made
 
 
 @pytest.fixture
-def environment(tmp_path: Path, wheel: Path) -> Iterator[Callable[[str], Path]]:
+def environment(tmp_path, wheel):
     """Yield a function that installs the wheel with extras in an empty virtual
     environment, without constraints.
     """
     folder = tmp_path / "environment"
 
-    def make(extras: str) -> Path:
+    def make(extras):
         _output([UV, "venv", "-q", "--python", sys.executable, folder])
         if extras == "torch":
             _install_torch(folder)
@@ -173,11 +167,7 @@ def environment(tmp_path: Path, wheel: Path) -> Iterator[Callable[[str], Path]]:
     shutil.rmtree(folder, ignore_errors=True)  # Each environment takes half a gigabyte.
 
 
-def test_release_build_holds_every_file_of_the_package_and_installs(
-    checkout: Path,
-    wheel: Path,
-    tmp_path: Path,
-) -> None:
+def test_release_build_holds_every_file_of_the_package_and_installs(checkout, wheel, tmp_path):
     """`python -m build` makes the sdist, and the wheel from the sdist
     (.github/workflows/release.yaml).
     """
@@ -210,20 +200,17 @@ def test_release_build_holds_every_file_of_the_package_and_installs(
     assert __version__ in _output([folder / "bin" / "onnxserve", "--version"], cwd=tmp_path)
 
 
-def test_every_extra_is_tried_and_on_the_page() -> None:
+def test_every_extra_is_tried_and_on_the_page():
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
     assert set(setup["options.extras_require"]) == IMPORTS_OF_EXTRAS.keys() | LEFT_OUT.keys() | {
-        "projects",
+        "projects"
     }
     assert [extra for extra in IMPORTS_OF_EXTRAS if f"`{extra}`" not in INSTALL] == []
     assert f"torch=={_torch_version()}+cpu" in INSTALL
 
 
-def test_installing_page_works_and_a_saved_model_requires_this_package(
-    checkout: Path,
-    tmp_path: Path,
-) -> None:
+def test_installing_page_works_and_a_saved_model_requires_this_package(checkout, tmp_path):
     """The second block upgrades an older build. Here the older build is the first
     block's build without one module.
     """
@@ -262,22 +249,15 @@ def test_installing_page_works_and_a_saved_model_requires_this_package(
     assert "mlflow_deploy_plugin/core/version.py" in walked.stdout
 
 
-def test_without_extras_everything_but_their_rooms_is_imported(
-    environment: Callable[[str], Path],
-    tmp_path: Path,
-) -> None:
+def test_without_extras_everything_but_their_rooms_is_imported(environment, tmp_path):
     python = environment("") / "bin" / "python"
-    missing = _output(
-        [python, "-W", "ignore", "-c", _IMPORT_ALL],
-        cwd=tmp_path,
-    ).split()
+    missing = _output([python, "-W", "ignore", "-c", _IMPORT_ALL], cwd=tmp_path).split()
     assert set(missing) == NEEDS_AN_EXTRA
     assert "Usage: onnxserve" in _output([python.with_name("onnxserve"), "--help"], cwd=tmp_path)
     assert "no deployments" in _output([python.with_name("onnxserve"), "list"], cwd=tmp_path)
     model = tensor_model(tmp_path / "model")
     planned = _output(
-        [python.with_name("onnxserve"), "build-docker", model, "--dry-run"],
-        cwd=tmp_path,
+        [python.with_name("onnxserve"), "build-docker", model, "--dry-run"], cwd=tmp_path
     )
     assert " docker/Dockerfile\n" in planned
     judged = subprocess.run(
@@ -293,21 +273,14 @@ def test_without_extras_everything_but_their_rooms_is_imported(
 
 
 @pytest.mark.parametrize("extra", IMPORTS_OF_EXTRAS)
-def test_each_extra_installs_the_imports_of_its_part(
-    extra: str,
-    environment: Callable[[str], Path],
-    tmp_path: Path,
-) -> None:
+def test_each_extra_installs_the_imports_of_its_part(extra, environment, tmp_path):
     _output(
         [environment(extra) / "bin" / "python", "-W", "ignore", "-c", IMPORTS_OF_EXTRAS[extra]],
         cwd=tmp_path,
     )
 
 
-def test_an_extra_that_an_error_names_is_added_to_the_installed_package(
-    environment: Callable[[str], Path],
-    tmp_path: Path,
-) -> None:
+def test_an_extra_that_an_error_names_is_added_to_the_installed_package(environment, tmp_path):
     """`pip install 'mlflow-onnxserve[redis]'` finds the installed package, although it
     is not in any index.
     """
@@ -328,7 +301,7 @@ def test_an_extra_that_an_error_names_is_added_to_the_installed_package(
     _output([folder / "bin" / "python", "-c", IMPORTS_OF_EXTRAS["redis"]], cwd=tmp_path)
 
 
-def test_readme_s_line_installs_the_smallest_example(checkout: Path, tmp_path: Path) -> None:
+def test_readme_s_line_installs_the_smallest_example(checkout, tmp_path):
     folder = tmp_path / "environment"
     _output([UV, "venv", "-q", "--seed", "--python", sys.executable, folder])
     install, _ = blocks("sh", README)
@@ -337,9 +310,8 @@ def test_readme_s_line_installs_the_smallest_example(checkout: Path, tmp_path: P
 
 
 def test_the_oldest_versions_that_setup_allows_run_the_smallest_example_and_the_tests_of_rooms(
-    checkout: Path,
-    tmp_path: Path,
-) -> None:
+    checkout, tmp_path
+):
     """uv installs the oldest version of each direct dependency of a source tree. For a
     wheel, it would install the newest.
     """
@@ -359,26 +331,12 @@ def test_the_oldest_versions_that_setup_allows_run_the_smallest_example_and_the_
         for folder in ("promote/gate", "watch/alerts", "serve/runtime", *of_gunicorn)
     ]
     _output(
-        [
-            folder / "bin" / "python",
-            "-m",
-            "pytest",
-            "-q",
-            "-n",
-            "2",
-            "-m",
-            "not long",
-            *folders,
-        ],
+        [folder / "bin" / "python", "-m", "pytest", "-q", "-n", "2", "-m", "not long", *folders],
         cwd=checkout,
     )
 
 
-def test_by_hand_is_walked_with_the_wheel(
-    environment: Callable[[str], Path],
-    checkout: Path,
-    tmp_path: Path,
-) -> None:
+def test_by_hand_is_walked_with_the_wheel(environment, checkout, tmp_path):
     """The folder contains only the files of the checkout that the page requires,
     without the package.
     """
@@ -391,24 +349,16 @@ def test_by_hand_is_walked_with_the_wheel(
     walk_by_hand(environment(extras), folder, tmp_path)
 
 
-def _install(environment: Path, *arguments: str) -> None:
+def _install(environment, *arguments):
     _output([UV, "pip", "install", "-q", "--python", environment, *arguments])
 
 
-def _install_torch(environment: Path) -> None:
+def _install_torch(environment):
     """Install torch's pinned CPU build with pip, because uv does not find it. The build
     on PyPI needs gigabytes of CUDA.
     """
     version = _torch_version()
-    pip: list[str | Path] = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        environment,
-        "install",
-        "-q",
-    ]
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", environment, "install", "-q"]
     if (
         subprocess.run([*pip, f"torch=={version}+cpu"], check=False, capture_output=True).returncode
         != 0
@@ -416,30 +366,18 @@ def _install_torch(environment: Path) -> None:
         pytest.skip(f"no CPU build of torch {version} is found for this Python")
 
 
-def _torch_version() -> str:
-    (version,) = re.findall(
-        r"^torch==(\S+)$",
-        (ROOT / "constraints.txt").read_text(),
-        re.MULTILINE,
-    )
+def _torch_version():
+    (version,) = re.findall(r"^torch==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     return str(version)
 
 
-def _output(
-    command: list[str | Path],
-    cwd: Path | None = None,
-) -> str:
+def _output(command, cwd=None):
     """Return the output of the command. If the command fails, fail the test with its
     errors.
     """
     variables = shell(Path(sys.prefix), cwd or Path.cwd())
     result = subprocess.run(
-        command,
-        check=False,
-        cwd=cwd,
-        env=variables,
-        capture_output=True,
-        text=True,
+        command, check=False, cwd=cwd, env=variables, capture_output=True, text=True
     )
     assert result.returncode == 0, f"{command}\n{result.stdout}{result.stderr}"
     return result.stdout

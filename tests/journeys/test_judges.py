@@ -3,7 +3,6 @@ accounts of MLflow's basic auth.
 """
 
 import hashlib
-from collections.abc import Iterator
 
 import pytest
 import requests
@@ -16,14 +15,12 @@ from mlflow_deploy_plugin.promote.gate.approval_client import listed_requests, s
 from mlflow_deploy_plugin.promote.gate.promotion import promote
 from mlflow_deploy_plugin.promote.gate.recording import VerdictRecord, write_verdict
 from mlflow_deploy_plugin.promote.gate.run import run_gate
-from tests.support.accounts import People, people
+from tests.support.accounts import people
 from tests.support.refusals import mentions, refused
 from tests.support.services.basic_auth import password
-from tests.support.tracking import NewDatabase
 
 pytest.importorskip(
-    "flask_wtf",
-    reason="MLflow's basic auth needs Flask-WTF (pip install mlflow[auth])",
+    "flask_wtf", reason="MLflow's basic auth needs Flask-WTF (pip install mlflow[auth])"
 )
 pytestmark = pytest.mark.long
 
@@ -36,17 +33,14 @@ REPORT = "gate_report.html"
 
 
 @pytest.fixture(scope="module")
-def server(
-    tmp_path_factory: pytest.TempPathFactory,
-    new_database: NewDatabase,
-) -> Iterator[People]:
+def server(tmp_path_factory, new_database):
     folder = tmp_path_factory.mktemp("judges")
     with people(folder, new_database, "alice", "carol", "bob") as accounts:
         accounts.add_role("risk", "carol")
         yield accounts
 
 
-def invented(model: str, policy: str) -> VerdictRecord:
+def invented(model, policy):
     """Return a verdict that no gate has made, on the files of version 1."""
     return VerdictRecord(
         model=model,
@@ -60,11 +54,11 @@ def invented(model: str, policy: str) -> VerdictRecord:
     )
 
 
-def get(user: str, url: str) -> requests.Response:
+def get(user, url):
     return requests.get(url, auth=(user, password(user)), timeout=60)
 
 
-def test_only_verdicts_of_judges_move_a_version(server: People) -> None:
+def test_only_verdicts_of_judges_move_a_version(server):
     model = server.register("alice", JUDGES)
     with server.logged_in("alice") as client:
         with refused(ScopeMissing, "alice", "admin", "judges"):
@@ -82,7 +76,7 @@ def test_only_verdicts_of_judges_move_a_version(server: People) -> None:
         assert promote(model, "1", TO).is_moved
 
 
-def test_approvers_without_judges_see_whose_report_it_is(server: People) -> None:
+def test_approvers_without_judges_see_whose_report_it_is(server):
     model = server.register("alice", APPROVALS)
     with server.logged_in("alice") as client:
         run_id = client.get_model_version(model, "1").run_id

@@ -2,13 +2,9 @@
 calls from its own machine.
 """
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 import requests
 from click.testing import CliRunner
-from mlflow.deployments import BaseDeploymentClient
 from tritonclient.grpc import InferenceServerClient
 
 from mlflow_deploy_plugin.cli.commands import main
@@ -20,12 +16,12 @@ ROW = {"inputs": [[1.0, 2.0]]}
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(tmp_path_factory):
     return tmp_path_factory.mktemp("keys")
 
 
 @pytest.fixture(scope="module")
-def deployed(home: Path) -> Iterator[BaseDeploymentClient]:
+def deployed(home):
     """Create the deployment `sum`, which requires keys, allows unloading and has a gRPC
     port.
     """
@@ -39,15 +35,12 @@ def deployed(home: Path) -> Iterator[BaseDeploymentClient]:
         yield client
 
 
-def status(url: str, key: str = "") -> int:
+def status(url, key=""):
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     return requests.post(f"{url}/invocations", json=ROW, headers=headers, timeout=60).status_code
 
 
-def test_a_key_holds_from_its_creation_to_its_revocation(
-    deployed: BaseDeploymentClient,
-    home: Path,
-) -> None:
+def test_a_key_holds_from_its_creation_to_its_revocation(deployed, home):
     url = deployed.get_deployment("sum")["url"]
     assert status(url) == 401
     made = CliRunner().invoke(main, ["keys", "create", "shop", "--endpoint", "sum"])
@@ -65,9 +58,7 @@ def test_a_key_holds_from_its_creation_to_its_revocation(
 
 
 @pytest.mark.long
-def test_who_unloads_and_loads_an_endpoint_stands_in_the_audit_trail(
-    deployed: BaseDeploymentClient,
-) -> None:
+def test_who_unloads_and_loads_an_endpoint_stands_in_the_audit_trail(deployed):
     ops = (
         CliRunner()
         .invoke(main, ["keys", "create", "ops", "--scope", "admin", "--limit", "1/day"])
@@ -77,10 +68,9 @@ def test_who_unloads_and_loads_an_endpoint_stands_in_the_audit_trail(
         server = deployments.get_endpoint("sum").endpoint.spec.server
     url = f"http://127.0.0.1:{server.port}"
 
-    def ask(path: str) -> int:
+    def ask(path):
         return requests.post(
-            f"{url}/v2/repository/models/{path}",
-            headers={"Authorization": f"Bearer {ops}"},
+            f"{url}/v2/repository/models/{path}", headers={"Authorization": f"Bearer {ops}"}
         ).status_code
 
     wait_until(lambda: ask("sum/unload") == 200, what="the key is known, and the endpoint unloaded")
@@ -89,7 +79,7 @@ def test_who_unloads_and_loads_an_endpoint_stands_in_the_audit_trail(
         over_grpc.load_model("sum", headers={"authorization": f"Bearer {ops}"})
     assert ask("nowhere/load") == 404
 
-    def told() -> list[str]:
+    def told():
         lines = CliRunner().invoke(main, ["audit", "history", "sum"]).output.splitlines()
         return [line.partition("Z  ")[2] for line in lines if "key ops" in line]
 

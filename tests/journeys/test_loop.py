@@ -2,8 +2,6 @@
 learned, and no request is lost.
 """
 
-from pathlib import Path
-
 import mlflow
 import pytest
 from click.testing import CliRunner
@@ -14,7 +12,6 @@ from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
 from projects.flight_delay.loop.setup import ReplaySettings
 from projects.flight_delay.replay import replay
 from tests.support.deployments import empty_home
-from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import DEFAULT_EXPERIMENT
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
@@ -26,21 +23,13 @@ make a version reliably better.
 
 
 def test_a_replay_finds_out_retrains_gates_promotes_and_loses_no_request(
-    tracking: MlflowServer,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    tracking, tmp_path, monkeypatch
+):
     folder = tmp_path / "outcome"
     folder.mkdir()
     # No model is correct for 99 of 100 flights, so that the first window raises an
     # alarm, and only this window trains.
-    setting = ReplaySettings(
-        every="7d",
-        at_least=0.99,
-        max_iter=10,
-        min_requests=3,
-        cooldown="1h",
-    )
+    setting = ReplaySettings(every="7d", at_least=0.99, max_iter=10, min_requests=3, cooldown="1h")
     MlflowClient().create_registered_model(setting.model, tags={GATE_POLICY_TAG: POLICY})
     with empty_home(tmp_path), mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
         result = replay(setting, "6", None, batch=5, every_day=6, folder=folder)

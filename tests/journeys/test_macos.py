@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,21 +58,11 @@ class Mac:
             "DOCKER_HOST": f"unix://{folder}/none.sock",
         }
 
-    def run(
-        self,
-        program: str,
-        *arguments: str,
-        status: int = 0,
-    ) -> str:
+    def run(self, program: str, *arguments: str, status: int = 0) -> str:
         command = [str(Path(sys.executable).with_name(program)), *arguments]
         places: dict[str, Any] = {"cwd": self.folder, "env": self.environment}
         done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-            **places,
+            command, capture_output=True, text=True, check=False, timeout=300, **places
         )
         assert done.returncode == status, done.stderr
         assert "Traceback" not in done.stderr
@@ -81,14 +70,14 @@ class Mac:
 
 
 @pytest.fixture(scope="module")
-def mac(tmp_path_factory: pytest.TempPathFactory) -> Mac:
+def mac(tmp_path_factory):
     mac = Mac(tmp_path_factory.mktemp("mac"))
     mac.run("python", "-c", LOGS_TWO_MODELS)
     return mac
 
 
 @pytest.fixture
-def endpoint(mac: Mac) -> Iterator[tuple[str, int]]:
+def endpoint(mac):
     """Return the address of a deployment on the Mac, and the process id of its
     supervisor.
     """
@@ -110,28 +99,19 @@ def endpoint(mac: Mac) -> Iterator[tuple[str, int]]:
     mac.run("mlflow", "deployments", "delete", "-t", "onnxserve", "--name", "tried")
 
 
-def test_registered_model_is_wrapped_and_judged(mac: Mac) -> None:
+def test_registered_model_is_wrapped_and_judged(mac):
     assert "proven on" in mac.run("onnxserve", "wrap", "models:/plain/1")
     assert mentions(mac.run("onnxserve", "gate", "models:/cancer/1"), "cancer", "version 1: passed")
 
 
 @pytest.mark.parametrize("export_format", ["wheel", "bundle"])
-def test_a_version_is_exported(mac: Mac, export_format: str) -> None:
+def test_a_version_is_exported(mac, export_format):
     assert ", checked on" in mac.run(
-        "onnxserve",
-        "export",
-        "models:/cancer/1",
-        "--format",
-        export_format,
-        "-o",
-        export_format,
+        "onnxserve", "export", "models:/cancer/1", "--format", export_format, "-o", export_format
     )
 
 
-def test_a_deployment_on_the_mac_itself_answers_and_is_started_again(
-    mac: Mac,
-    endpoint: tuple[str, int],
-) -> None:
+def test_a_deployment_on_the_mac_itself_answers_and_is_started_again(mac, endpoint):
     url, supervisor = endpoint
     assert requests.post(f"{url}/invocations", json=ROW, timeout=60).json()["predictions"]
     assert requests.get(f"{url}/metrics", timeout=60).ok
@@ -142,7 +122,7 @@ def test_a_deployment_on_the_mac_itself_answers_and_is_started_again(
     wait_until(lambda: is_gone(gunicorn.pid) and _answers(url), what="gunicorn's restart")
 
 
-def test_nothing_outlives_a_supervisor_that_is_killed(endpoint: tuple[str, int]) -> None:
+def test_nothing_outlives_a_supervisor_that_is_killed(endpoint):
     _, supervisor = endpoint
     processes = [
         process.pid for process in psutil.process_iter() if _session(process.pid) == supervisor
@@ -150,19 +130,18 @@ def test_nothing_outlives_a_supervisor_that_is_killed(endpoint: tuple[str, int])
     assert len(processes) >= 4
     os.kill(supervisor, signal.SIGKILL)
     wait_until(
-        lambda: all(map(is_gone, processes)),
-        what="the end of gunicorn, its worker and the agent",
+        lambda: all(map(is_gone, processes)), what="the end of gunicorn, its worker and the agent"
     )
 
 
-def _answers(url: str) -> bool:
+def _answers(url):
     try:
         return requests.get(f"{url}/ping", timeout=5).ok
     except requests.RequestException:
         return False
 
 
-def _session(pid: int) -> int:
+def _session(pid):
     try:
         return os.getsid(pid)
     except ProcessLookupError:

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
@@ -27,8 +26,7 @@ pytestmark = pytest.mark.long
             [],
             id="default",
             marks=pytest.mark.skipif(
-                not shutil.which("pyenv"),
-                reason="MLflow's default needs pyenv",
+                not shutil.which("pyenv"), reason="MLflow's default needs pyenv"
             ),
         ),
     ],
@@ -38,21 +36,12 @@ pytestmark = pytest.mark.long
     [
         pytest.param(ROOT, ["train", "-P", "max_iter=10"], "flight-delay", id="root"),
         pytest.param(
-            ROOT / "projects" / "house_price",
-            ["house_price"],
-            "house-price",
-            id="house_price",
+            ROOT / "projects" / "house_price", ["house_price"], "house-price", id="house_price"
         ),
     ],
 )
 @pytest.mark.timeout(1200)  # MLflow creates the environments from scratch.
-def test_a_model_is_trained_proven_and_registered(
-    folder: Path,
-    entry_point: list[str],
-    model: str,
-    arguments: list[str],
-    tmp_path: Path,
-) -> None:
+def test_a_model_is_trained_proven_and_registered(folder, entry_point, model, arguments, tmp_path):
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     environment = {
         **os.environ,
@@ -60,24 +49,10 @@ def test_a_model_is_trained_proven_and_registered(
         "MLFLOW_TRACKING_URI": store,
         "MLFLOW_ENV_ROOT": str(tmp_path / "environments"),
     }
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "run",
-        str(folder),
-        "-e",
-        *entry_point,
-        *arguments,
-    ]
+    command = [sys.executable, "-m", "mlflow", "run", str(folder), "-e", *entry_point, *arguments]
 
     result = subprocess.run(
-        command,
-        check=False,
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
+        command, check=False, env=environment, cwd=tmp_path, capture_output=True, text=True
     )
 
     assert result.returncode == 0, result.stdout + result.stderr
@@ -86,10 +61,7 @@ def test_a_model_is_trained_proven_and_registered(
 
 
 @pytest.mark.timeout(120)
-def test_a_batch_is_an_entry_point_and_logs_to_the_run_of_the_project(
-    new_database: Callable[[Path], str],
-    tmp_path: Path,
-) -> None:
+def test_a_batch_is_an_entry_point_and_logs_to_the_run_of_the_project(new_database, tmp_path):
     store = new_database(tmp_path)
     model = write_model(tmp_path / "same", signature=columns(x="float"))
     (tmp_path / "rows.csv").write_text("id,x\na,1\nb,2\n")
@@ -120,12 +92,7 @@ def test_a_batch_is_an_entry_point_and_logs_to_the_run_of_the_project(
     }
 
     result = subprocess.run(
-        command,
-        check=False,
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
+        command, check=False, env=environment, cwd=tmp_path, capture_output=True, text=True
     )
 
     assert result.returncode == 0, result.stdout + result.stderr

@@ -3,15 +3,13 @@ issuer log in, also in Chromium.
 """
 
 import re
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import expect
 
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
@@ -59,11 +57,7 @@ class Platform:
         return f"{self.server.url}{PAGE}"
 
     def page(self, user: str, **query: str) -> str:
-        answer = self.sessions[user].get(
-            self.console,
-            params=query,
-            timeout=SECONDS,
-        )
+        answer = self.sessions[user].get(self.console, params=query, timeout=SECONDS)
         assert answer.status_code == 200, answer.text
         return answer.text
 
@@ -72,31 +66,17 @@ class Platform:
         (token, *_) = re.findall(r'name="csrf_token" value="([\w.-]+)"', self.page(user))
         content = {**form, "csrf_token": token}
         return self.sessions[user].post(
-            self.console,
-            data=content,
-            timeout=SECONDS,
-            allow_redirects=False,
+            self.console, data=content, timeout=SECONDS, allow_redirects=False
         )
 
     def call(
-        self,
-        method: str,
-        path: str,
-        fields: dict[str, Any],
-        user: str = "admin",
+        self, method: str, path: str, fields: dict[str, Any], user: str = "admin"
     ) -> requests.Response:
         return self.sessions[user].request(
-            method,
-            f"{self.server.url}{API}{path}",
-            json=fields,
-            timeout=SECONDS,
+            method, f"{self.server.url}{API}{path}", json=fields, timeout=SECONDS
         )
 
-    def decide(
-        self,
-        user: str,
-        decision: dict[str, str],
-    ) -> requests.Response:
+    def decide(self, user: str, decision: dict[str, str]) -> requests.Response:
         """Send a decision about the request of a promotion, with the report that the
         console lists.
         """
@@ -117,12 +97,12 @@ class Platform:
 
 
 @pytest.fixture(scope="module")
-def new_server(new_database: Callable[[Path], str]) -> Callable[[Path], OidcServer]:
+def new_server(new_database):
     """Return a function that prepares a server in a folder, and starts neither the
     server nor its issuer.
     """
 
-    def prepare(folder: Path) -> OidcServer:
+    def prepare(folder):
         new_database(folder)
         return OidcServer(folder, oidc_python(), app="onnxserve")
 
@@ -130,10 +110,7 @@ def new_server(new_database: Callable[[Path], str]) -> Callable[[Path], OidcServ
 
 
 @pytest.fixture(scope="module")
-def platform(
-    tmp_path_factory: pytest.TempPathFactory,
-    new_server: Callable[[Path], OidcServer],
-) -> Iterator[Platform]:
+def platform(tmp_path_factory, new_server):
     server = new_server(tmp_path_factory.mktemp("oidc"))
     try:
         server.issuer.start()
@@ -160,12 +137,12 @@ def platform(
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def browser():
     with chromium() as running:
         yield running
 
 
-def in_chromium(test: Callable[..., None]) -> Callable[..., None]:
+def in_chromium(test):
     """Mark a test that needs Chromium."""
     for mark in NEEDS_CHROMIUM:
         test = mark(test)
@@ -173,7 +150,7 @@ def in_chromium(test: Callable[..., None]) -> Callable[..., None]:
 
 
 @contextmanager
-def logged_in(browser: Browser, platform: Platform, user: str) -> Iterator[Page]:
+def logged_in(browser, platform, user):
     """Open the console in a new context of the browser, and log in at the issuer, to
     which the browser is sent.
     """
@@ -191,7 +168,7 @@ def logged_in(browser: Browser, platform: Platform, user: str) -> Iterator[Page]
         context.close()
 
 
-def press(page: Page, button: str, model: str, target: str) -> None:
+def press(page, button, model, target):
     """Select a target for version 1 of the model on the console's page, and press the
     button.
     """
@@ -202,10 +179,7 @@ def press(page: Page, button: str, model: str, target: str) -> None:
 
 
 @in_chromium
-def test_a_reader_logs_in_and_sees_the_endpoint_without_buttons(
-    browser: Browser,
-    platform: Platform,
-) -> None:
+def test_a_reader_logs_in_and_sees_the_endpoint_without_buttons(browser, platform):
     with logged_in(browser, platform, "reader") as page:
         expect(page.locator("#endpoint-x")).to_be_visible()
         expect(page.locator("#endpoint-hidden")).to_have_count(0)
@@ -216,16 +190,13 @@ def test_a_reader_logs_in_and_sees_the_endpoint_without_buttons(
 
 @in_chromium
 def test_an_editor_promotes_a_version_with_the_button_and_the_trail_has_the_editors_name(
-    browser: Browser,
-    platform: Platform,
-) -> None:
+    browser, platform
+):
     """The permission to edit the model is granted to the editor's group."""
     with logged_in(browser, platform, "editor") as page:
         press(page, "Promote", "Shared", "Staging")
         wait_until(
-            lambda: platform.events("Shared", "promote"),
-            120,
-            "version 1 of Shared is promoted",
+            lambda: platform.events("Shared", "promote"), 120, "version 1 of Shared is promoted"
         )
         cookie = next(
             entry["value"] for entry in page.context.cookies() if entry["name"] == "session"
@@ -233,29 +204,18 @@ def test_an_editor_promotes_a_version_with_the_button_and_the_trail_has_the_edit
     assert platform.stage("Shared") == "Staging"
     # The process of the action calls MLflow with the editor's session, and MLflow
     # records the same name.
-    moves = [
-        *platform.events("Shared", "transition"),
-        *platform.events("Shared", "promote"),
-    ]
+    moves = [*platform.events("Shared", "transition"), *platform.events("Shared", "promote")]
     editor = USERS["editor"].email
-    assert [(event.actor, event.version) for event in moves] == [
-        (editor, "1"),
-        (editor, "1"),
-    ]
+    assert [(event.actor, event.version) for event in moves] == [(editor, "1"), (editor, "1")]
     files = [path.read_text() for path in (platform.server.folder / "home").rglob("jobs/*")]
     assert files
     assert not any(cookie in text for text in files)
 
 
 @in_chromium
-def test_a_promotion_is_approved_by_a_member_of_the_group_that_the_issuer_names(
-    browser: Browser,
-    platform: Platform,
-) -> None:
+def test_a_promotion_is_approved_by_a_member_of_the_group_that_the_issuer_names(browser, platform):
     registry = GatedRegistry(
-        platform.server.url,
-        platform.sessions["editor"],
-        platform.sessions["admin"],
+        platform.server.url, platform.sessions["editor"], platform.sessions["admin"]
     )
     files = registry.files[SOURCE].removeprefix("mlflow-artifacts:/")
     write_classifier(platform.server.folder / "artifacts" / files)
@@ -293,9 +253,8 @@ def test_a_promotion_is_approved_by_a_member_of_the_group_that_the_issuer_names(
 
 @in_chromium
 def test_after_the_login_mlflows_own_pages_are_shown_with_the_link_to_the_console(
-    browser: Browser,
-    platform: Platform,
-) -> None:
+    browser, platform
+):
     with logged_in(browser, platform, "admin") as page:
         page.goto(f"{platform.server.url}/#/models")
         expect(page.locator("a[href='#/models/Shared']").first).to_be_visible()
@@ -304,7 +263,7 @@ def test_after_the_login_mlflows_own_pages_are_shown_with_the_link_to_the_consol
 
 
 @in_chromium
-def test_a_user_in_none_of_the_groups_does_not_get_in(browser: Browser, platform: Platform) -> None:
+def test_a_user_in_none_of_the_groups_does_not_get_in(browser, platform):
     page = browser.new_page()
     page.goto(platform.console)
     page.get_by_label(USER_FIELD).select_option("outsider")
@@ -325,11 +284,8 @@ def test_a_user_in_none_of_the_groups_does_not_get_in(browser: Browser, platform
     ],
 )
 def test_each_user_sees_the_endpoints_of_the_models_that_the_plugin_lets_them_read(
-    platform: Platform,
-    user: str,
-    endpoints: set[str],
-    editable: set[str],
-) -> None:
+    platform, user, endpoints, editable
+):
     page = platform.page(user)
     assert {name for name in MODELS.values() if f'id="endpoint-{name}"' in page} == endpoints
     assert {name for name in MODELS if f"Promote version 1 of {name}" in page} == editable
@@ -343,32 +299,15 @@ def test_each_user_sees_the_endpoints_of_the_models_that_the_plugin_lets_them_re
 @pytest.mark.parametrize(
     ("user", "form", "status"),
     [
-        (
-            "reader",
-            {"action": "promote", "model": "X", "version": "1", "to": "Archived"},
-            403,
-        ),
+        ("reader", {"action": "promote", "model": "X", "version": "1", "to": "Archived"}, 403),
         ("reader", {"action": "gate", "model": "X", "version": "1"}, 403),
         ("reader", {"action": "rollback", "endpoint": "x"}, 403),
         ("reader", {"action": "traffic", "endpoint": "hidden", "weight:hidden": "100"}, 404),
-        (
-            "stranger",
-            {"action": "promote", "model": "X", "version": "1", "to": "Archived"},
-            403,
-        ),
-        (
-            "editor",
-            {"action": "promote", "model": "Hidden", "version": "1", "to": "Archived"},
-            403,
-        ),
+        ("stranger", {"action": "promote", "model": "X", "version": "1", "to": "Archived"}, 403),
+        ("editor", {"action": "promote", "model": "Hidden", "version": "1", "to": "Archived"}, 403),
     ],
 )
-def test_a_form_for_a_model_that_the_user_may_not_edit_is_refused(
-    platform: Platform,
-    user: str,
-    form: dict[str, str],
-    status: int,
-) -> None:
+def test_a_form_for_a_model_that_the_user_may_not_edit_is_refused(platform, user, form, status):
     answer = platform.press(user, **form)
     assert answer.status_code == status
     assert mentions(answer.text, "you may not" if status == 403 else "no endpoint")
@@ -377,22 +316,14 @@ def test_a_form_for_a_model_that_the_user_may_not_edit_is_refused(
 @pytest.mark.parametrize(
     "path", ["", "/requests", "/history", "/history.jsonl", "/pictures?endpoint=x"]
 )
-def test_without_a_login_the_console_is_refused(platform: Platform, path: str) -> None:
+def test_without_a_login_the_console_is_refused(platform, path):
     assert requests.get(f"{platform.console}{path}", timeout=SECONDS).status_code == 401
     assert (
-        requests.post(
-            platform.console,
-            data={"action": "gate"},
-            timeout=SECONDS,
-        ).status_code
-        == 401
+        requests.post(platform.console, data={"action": "gate"}, timeout=SECONDS).status_code == 401
     )
     browser = {"Accept": "text/html", "Sec-Fetch-Dest": "document"}
     answer = requests.get(
-        f"{platform.console}{path}",
-        headers=browser,
-        timeout=SECONDS,
-        allow_redirects=False,
+        f"{platform.console}{path}", headers=browser, timeout=SECONDS, allow_redirects=False
     )
     assert answer.is_redirect
     assert answer.headers["Location"].startswith("/login")
@@ -400,18 +331,13 @@ def test_without_a_login_the_console_is_refused(platform: Platform, path: str) -
 
 @pytest.mark.parametrize("credential", ["access token", "token of the issuer"])
 def test_a_client_with_a_token_is_recorded_by_name_and_held_to_the_gate_and_the_permissions(
-    platform: Platform,
-    credential: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    platform, credential, monkeypatch
+):
     answers = {}
     for user in ("editor", "reader"):
         client = requests.Session()
         if credential == "access token":
-            client.auth = (
-                USERS[user].email,
-                platform.server.access_token(platform.sessions[user]),
-            )
+            client.auth = (USERS[user].email, platform.server.access_token(platform.sessions[user]))
         else:
             client.headers["Authorization"] = f"Bearer {platform.server.issuer.token(user)}"
         for stage in ("Archived", "Production"):
@@ -430,23 +356,21 @@ def test_a_client_with_a_token_is_recorded_by_name_and_held_to_the_gate_and_the_
 
 
 @pytest.fixture(scope="module", params=["editor", "admin"])
-def registry(platform: Platform, request: pytest.FixtureRequest) -> GatedRegistry:
+def registry(platform, request):
     """The callers have a session. The editor may manage the models that the editor
     creates.
     """
     return GatedRegistry(
-        platform.server.url,
-        platform.sessions[request.param],
-        platform.sessions["admin"],
+        platform.server.url, platform.sessions[request.param], platform.sessions["admin"]
     )
 
 
 @pytest.mark.parametrize("name", ATTEMPTS)
-def test_an_attempt_to_bypass_the_gate_is_refused(registry: GatedRegistry, name: str) -> None:
+def test_an_attempt_to_bypass_the_gate_is_refused(registry, name):
     check_refused(registry, ATTEMPTS[name])
 
 
-def test_after_the_logout_the_session_is_refused(platform: Platform) -> None:
+def test_after_the_logout_the_session_is_refused(platform):
     session = platform.server.log_in("stranger")
     assert session.get(platform.console, timeout=SECONDS).status_code == 200
     cookies = dict(session.cookies)
@@ -454,10 +378,7 @@ def test_after_the_logout_the_session_is_refused(platform: Platform) -> None:
     assert requests.get(platform.console, cookies=cookies, timeout=SECONDS).status_code == 401
 
 
-def test_issuer_outage_keeps_sessions_and_prevents_logins(
-    tmp_path: Path,
-    new_server: Callable[[Path], OidcServer],
-) -> None:
+def test_issuer_outage_keeps_sessions_and_prevents_logins(tmp_path, new_server):
     server = new_server(tmp_path)
     console = f"{server.url}{PAGE}"
     try:
@@ -475,10 +396,7 @@ def test_issuer_outage_keeps_sessions_and_prevents_logins(
         late = requests.Session()
         form = late.get(f"{server.url}/login", timeout=SECONDS)
         back = late.post(
-            form.url,
-            data={"user": "stranger"},
-            timeout=SECONDS,
-            allow_redirects=False,
+            form.url, data={"user": "stranger"}, timeout=SECONDS, allow_redirects=False
         )
         server.issuer.stop()  # The browser has a code, which the server cannot exchange for tokens.
         answer = late.get(back.headers["Location"], timeout=SECONDS, allow_redirects=False)

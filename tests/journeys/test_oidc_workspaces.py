@@ -5,9 +5,7 @@ request from a header.
 """
 
 import re
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import requests
@@ -37,12 +35,7 @@ class Workspaces:
     server: OidcServer
     sessions: dict[str, requests.Session]
 
-    def page(
-        self,
-        user: str,
-        workspace: str,
-        headers: dict[str, str],
-    ) -> str:
+    def page(self, user: str, workspace: str, headers: dict[str, str]) -> str:
         url = f"{self.server.url}{PAGE}?workspace={workspace}"
         answer = self.sessions[user].get(url, headers=headers, timeout=SECONDS)
         assert answer.status_code == 200, answer.text
@@ -50,10 +43,7 @@ class Workspaces:
 
 
 @pytest.fixture(scope="module")
-def workspaces(
-    tmp_path_factory: pytest.TempPathFactory,
-    new_database: Callable[[Path], str],
-) -> Iterator[Workspaces]:
+def workspaces(tmp_path_factory, new_database):
     folder = tmp_path_factory.mktemp("workspaces")
     new_database(folder)
     server = OidcServer(folder, oidc_python(), app="onnxserve")
@@ -72,9 +62,7 @@ def workspaces(
         for workspace, endpoint in (("default", "own"), ("team", "teams")):
             new = {"name": "X"}, {"name": "X", "source": "gs://bucket/x"}
             for path, fields in zip(
-                ("/registered-models/create", "/model-versions/create"),
-                new,
-                strict=True,
+                ("/registered-models/create", "/model-versions/create"), new, strict=True
             ):
                 headers = {HEADER: workspace}
                 url = f"{server.url}{API}{path}"
@@ -83,16 +71,14 @@ def workspaces(
             home = folder / "home"
             store = open_store(
                 f"sqlite:///{home / ('.' if workspace == 'default' else 'workspaces/team')}"
-                "/onnxserve.db",
+                "/onnxserve.db"
             )
             store.add_endpoint("onnxserve", new_endpoint(endpoint, "models:/X/Staging"))
             store.close()
         server.grant(admin, "editor", "X", "EDIT")
         grant = {"username": USERS["stranger"].email, "permission": "READ"}
         admin.post(
-            f"{api}/permissions/workspaces/team/users",
-            json=grant,
-            timeout=SECONDS,
+            f"{api}/permissions/workspaces/team/users", json=grant, timeout=SECONDS
         ).raise_for_status()
         yield new_workspaces
     finally:
@@ -102,10 +88,8 @@ def workspaces(
 @pytest.mark.parametrize("headers", HEADERS)
 @pytest.mark.parametrize("user", ["reader", "editor", "stranger"])
 def test_the_permissions_of_the_workspace_in_the_url_apply_for_any_workspace_in_the_header(
-    workspaces: Workspaces,
-    user: str,
-    headers: dict[str, str],
-) -> None:
+    workspaces, user, headers
+):
     team, default = (workspaces.page(user, workspace, headers) for workspace in ("team", "default"))
     assert ('id="endpoint-teams"' in team) == (user == "stranger")
     assert "Promote version 1 of X" not in team
@@ -115,19 +99,12 @@ def test_the_permissions_of_the_workspace_in_the_url_apply_for_any_workspace_in_
 
 @pytest.mark.parametrize("headers", HEADERS)
 def test_an_endpoint_of_another_workspace_cannot_be_changed_with_permission_for_a_model_of_its_name(
-    workspaces: Workspaces,
-    headers: dict[str, str],
-) -> None:
+    workspaces, headers
+):
     page = workspaces.page("editor", "default", {})
     token = re.findall(r'name="csrf_token" value="([\w.-]+)"', page)[0]
     form = {"csrf_token": token, "action": "traffic", "endpoint": "teams", "weight:teams": "100"}
     url = f"{workspaces.server.url}{PAGE}?workspace=team"
     session = workspaces.sessions["editor"]
-    answer = session.post(
-        url,
-        data=form,
-        headers=headers,
-        timeout=SECONDS,
-        allow_redirects=False,
-    )
+    answer = session.post(url, data=form, headers=headers, timeout=SECONDS, allow_redirects=False)
     assert answer.status_code == 404

@@ -4,7 +4,6 @@ blocks run in the order of this table.
 
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -50,14 +49,14 @@ PAGES = {
         "^gate: forced$",
     ],
     "console.md": [
-        r"promote +flight-delay version 2: version 1 in @champion → version 2 in @champion$",
+        r"promote +flight-delay version 2: version 1 in @champion → version 2 in @champion$"
     ],
 }
 """Each page with lines of its commands' output."""
 
 
 @pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+def reader(tmp_path_factory):
     """Yield a reader who has trained twice and deployed version 1 by hand."""
     folder = tmp_path_factory.mktemp("reader")
     # The packages that a page installs are already in this environment.
@@ -75,7 +74,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_runs_as_it_stands(reader: Reader, page: str) -> None:
+def test_a_page_runs_as_it_stands(reader, page):
     printed = "\n".join(reader.run_page(page))
     assert [line for line in PAGES[page] if not re.search(line, printed, re.MULTILINE)] == [], (
         printed

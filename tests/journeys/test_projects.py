@@ -5,7 +5,6 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from mlflow import MlflowClient
 
 from tests.support.browser import CHROMIUM, chromium
 from tests.support.guides import ROOT, blocks
-from tests.support.serving import Served
 
 PROJECTS = sorted(
     path.parent.name
@@ -26,23 +24,15 @@ PROJECTS = sorted(
 @pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("project", PROJECTS)
-def test_the_three_commands_of_a_readme_train_serve_and_ask(
-    project: str,
-    tmp_path: Path,
-    serve: Callable[..., Served],
-    free_port: int,
-) -> None:
+def test_the_three_commands_of_a_readme_train_serve_and_ask(project, tmp_path, serve, free_port):
     if project == "image_resnet18":
         pytest.importorskip("torch")
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     MlflowClient().create_experiment(tmp_path.name, tmp_path.as_uri())
-    (block,) = blocks(
-        "sh",
-        (ROOT / "projects" / project / "README.md").read_text(),
-    )
+    (block,) = blocks("sh", (ROOT / "projects" / project / "README.md").read_text())
     train, serving, ask = block.strip().replace("8080", str(free_port)).split("\n")
 
-    def run(command: str) -> str:
+    def run(command):
         ran = subprocess.run(
             shlex.split(command),
             cwd=ROOT,
@@ -63,7 +53,7 @@ def test_the_three_commands_of_a_readme_train_serve_and_ask(
         see_the_picture_recognised(served.url, ROOT / "projects" / project / "example.png")
 
 
-def see_the_picture_recognised(url: str, picture: Path) -> None:
+def see_the_picture_recognised(url, picture):
     """Upload the picture in Chromium; the page shows as many probabilities as there are
     digits.
     """

@@ -7,10 +7,7 @@ answer mixed two versions.
 
 import threading
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import mlflow
 import pytest
@@ -54,21 +51,10 @@ class Traffic(threading.Thread):
     def run(self) -> None:
         session = requests.Session()
         while not self._ended.is_set():
-            response = session.post(
-                self._url,
-                json={"inputs": [[10.0]]},
-                timeout=10,
-            )
+            response = session.post(self._url, json={"inputs": [[10.0]]}, timeout=10)
             value = response.json()["predictions"]["y"][0][0] if response.ok else float("nan")
             version = response.headers.get("X-Model-Version", "")
-            self.answers.append(
-                Answer(
-                    time.monotonic(),
-                    response.status_code,
-                    version,
-                    value,
-                )
-            )
+            self.answers.append(Answer(time.monotonic(), response.status_code, version, value))
             self._ended.wait(0.02)
 
     def stop(self) -> None:
@@ -119,10 +105,7 @@ class Platform:
 
 
 @pytest.fixture(scope="module")
-def platform(
-    tmp_path_factory: pytest.TempPathFactory,
-    new_database: Callable[[Path], str],
-) -> Iterator[Platform]:
+def platform(tmp_path_factory, new_database):
     folder = tmp_path_factory.mktemp("platform")
     new_database(folder)
     server = MlflowServer(folder, app="onnxserve")
@@ -134,9 +117,7 @@ def platform(
             server.start()
             register_three_versions()
             deployed = client.create_deployment(
-                ENDPOINT,
-                f"models:/{MODEL}/Production",
-                config={"server.workers": 2},
+                ENDPOINT, f"models:/{MODEL}/Production", config={"server.workers": 2}
             )
             traffic = Traffic(deployed["url"])
             traffic.start()
@@ -158,7 +139,7 @@ def platform(
 
 
 @pytest.fixture(autouse=True)
-def nothing_fails(platform: Platform) -> Iterator[None]:
+def nothing_fails(platform):
     """Check after every test that each request was answered,
     and by a single version.
     """
@@ -172,7 +153,7 @@ def nothing_fails(platform: Platform) -> Iterator[None]:
     assert all(answer.value == 10 + float(answer.version) for answer in answers)
 
 
-def register_three_versions() -> None:
+def register_three_versions():
     """Register versions 1 to 3; version n adds n, and version 1 is in Production."""
     for amount in (1.0, 2.0, 3.0):
         with mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
@@ -185,7 +166,7 @@ def register_three_versions() -> None:
     MlflowClient().transition_model_version_stage(MODEL, "1", "Production")
 
 
-def use_the_stages(page: Page, url: str) -> None:
+def use_the_stages(page, url):
     """Switch off MLflow's "New model registry UI", which supports aliases but not
     stages.
     """
@@ -194,12 +175,7 @@ def use_the_stages(page: Page, url: str) -> None:
     page.get_by_role("button", name="Disable").click()
 
 
-def move_in_the_ui(
-    platform: Platform,
-    version: str,
-    stage: str,
-    now: str = "None",
-) -> float:
+def move_in_the_ui(platform, version, stage, now="None"):
     """Press the buttons that a person presses,
     and return the time of the last click.
     """
@@ -211,18 +187,18 @@ def move_in_the_ui(
     return time.monotonic()
 
 
-def open_console(platform: Platform) -> Page:
+def open_console(platform):
     platform.page.goto(f"{platform.mlflow.url}/onnxserve")
     return platform.page
 
 
-def press(page: Page, name: str, **how: Any) -> None:
+def press(page, name, **how):
     """Press a button of the console and wait for the success message of the page."""
     page.get_by_role("button", name=name, **how).first.click()
     expect(page.get_by_text("Done: ")).to_be_visible(timeout=90_000)
 
 
-def unfold(page: Page, name: str) -> None:
+def unfold(page, name):
     """Open the form behind this button of the console."""
     page.locator("summary", has_text=name).click()
 
@@ -236,14 +212,9 @@ IS_IN_THE_CONTENT = """link => {
 
 
 @pytest.mark.parametrize(
-    "path",
-    [f"#/models/{MODEL}", f"#/models/{MODEL}/versions/1"],
-    ids=["model", "version"],
+    "path", [f"#/models/{MODEL}", f"#/models/{MODEL}/versions/1"], ids=["model", "version"]
 )
-def test_mlflow_s_pages_of_a_model_lead_to_the_endpoints_that_serve_it(
-    platform: Platform,
-    path: str,
-) -> None:
+def test_mlflow_s_pages_of_a_model_lead_to_the_endpoints_that_serve_it(platform, path):
     page = platform.page
     link = platform.page.get_by_role("link", name="Endpoints in onnxserve")
     page.goto(f"{platform.mlflow.url}/#/experiments")
@@ -258,9 +229,7 @@ def test_mlflow_s_pages_of_a_model_lead_to_the_endpoints_that_serve_it(
     expect(page.locator(f"#endpoint-{ENDPOINT}")).to_be_visible()
 
 
-def test_a_promotion_in_the_ui_is_served_within_five_seconds_and_no_request_fails(
-    platform: Platform,
-) -> None:
+def test_a_promotion_in_the_ui_is_served_within_five_seconds_and_no_request_fails(platform):
     clicked = move_in_the_ui(platform, "2", "Production")
     platform.traffic.wait_for("2")
     assert platform.traffic.last_of("1") - clicked < 5
@@ -274,9 +243,7 @@ def test_a_promotion_in_the_ui_is_served_within_five_seconds_and_no_request_fail
     expect(page.get_by_role("button", name="Roll back")).to_be_enabled()
 
 
-def test_mlflow_ui_shows_the_refusal_of_the_gate_and_leaves_the_stage_unchanged(
-    platform: Platform,
-) -> None:
+def test_mlflow_ui_shows_the_refusal_of_the_gate_and_leaves_the_stage_unchanged(platform):
     before = platform.traffic.version
     client = MlflowClient()
     client.set_registered_model_tag(MODEL, POLICY_TAG, "gated_stages: [Production]")
@@ -295,7 +262,7 @@ def test_mlflow_ui_shows_the_refusal_of_the_gate_and_leaves_the_stage_unchanged(
 
 
 @pytest.mark.long  # tests/ui/test_actions.py tests the effect of the button.
-def test_the_console_changes_the_traffic_live(platform: Platform) -> None:
+def test_the_console_changes_the_traffic_live(platform):
     client = get_deploy_client("onnxserve")
     client.create_deployment("challenger", f"models:/{MODEL}/3", endpoint=ENDPOINT)
     before = platform.traffic.version
@@ -319,15 +286,11 @@ def test_the_console_changes_the_traffic_live(platform: Platform) -> None:
 
 
 @pytest.mark.long
-def test_console_promotes_a_passing_version_explains_a_refusal_and_rolls_back(
-    platform: Platform,
-) -> None:
+def test_console_promotes_a_passing_version_explains_a_refusal_and_rolls_back(platform):
     client = MlflowClient()
     before = platform.traffic.version
     client.set_registered_model_tag(
-        MODEL,
-        POLICY_TAG,
-        "parity: proven\nskip: [signature, evaluation, robustness, budget]",
+        MODEL, POLICY_TAG, "parity: proven\nskip: [signature, evaluation, robustness, budget]"
     )
     page = open_console(platform)
     unfold(page, f"Promote or judge version 3 of {MODEL}")
@@ -336,9 +299,7 @@ def test_console_promotes_a_passing_version_explains_a_refusal_and_rolls_back(
     assert "parity" in page.get_by_role("alert").inner_text()
     assert platform.stage("3") == "None"
     client.set_registered_model_tag(
-        MODEL,
-        POLICY_TAG,
-        "parity: any\nskip: [signature, evaluation, robustness, budget]",
+        MODEL, POLICY_TAG, "parity: any\nskip: [signature, evaluation, robustness, budget]"
     )
     unfold(page, f"Promote or judge version 3 of {MODEL}")
     press(page, f"Promote version 3 of {MODEL}")

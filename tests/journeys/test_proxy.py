@@ -6,7 +6,6 @@ import getpass
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -58,7 +57,7 @@ class Behind:
 
 
 @pytest.fixture(scope="module")
-def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Behind]:
+def behind(tmp_path_factory):
     folder = tmp_path_factory.mktemp("proxy")
     port = free_port()
     url = f"http://127.0.0.1:{port}"
@@ -71,37 +70,23 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Behind]:
     }
     server = MlflowServer(folder, app="onnxserve", variables=settings)
     (folder / "users").write_text(
-        "".join(f"{user}:{{PLAIN}}password-of-{user}\n" for user in USERS),
+        "".join(f"{user}:{{PLAIN}}password-of-{user}\n" for user in USERS)
     )
     (folder / "nginx.conf").write_text(
-        CONFIG.format(
-            folder=folder,
-            owner=getpass.getuser(),
-            port=port,
-            mlflow=server.url,
-        ),
+        CONFIG.format(folder=folder, owner=getpass.getuser(), port=port, mlflow=server.url)
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ONNXSERVE_HOME", str(folder / "home"))
         patch.delenv("MLFLOW_TRACKING_URI")
         server.start()
-        nginx = subprocess.Popen(
-            [
-                NGINX or "",
-                "-c",
-                str(folder / "nginx.conf"),
-                "-p",
-                str(folder),
-            ]
-        )
+        nginx = subprocess.Popen([NGINX or "", "-c", str(folder / "nginx.conf"), "-p", str(folder)])
         try:
             wait_until((folder / "nginx.pid").exists, 30, "nginx runs")
             store = open_store(f"sqlite:///{folder / 'home' / 'onnxserve.db'}")
             log_in(patch, "alice")
             client = MlflowClient(url)
             client.create_registered_model(
-                "X",
-                tags={"onnxserve.gate.policy": "gated_aliases: [champion]"},
+                "X", tags={"onnxserve.gate.policy": "gated_aliases: [champion]"}
             )
             client.create_model_version("X", "s3://bucket/x")
             yield Behind(server, url, store)
@@ -112,18 +97,18 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Behind]:
             server.kill()
 
 
-def log_in(patch: pytest.MonkeyPatch, user: str) -> None:
+def log_in(patch, user):
     patch.setenv("MLFLOW_TRACKING_USERNAME", user)
     patch.setenv("MLFLOW_TRACKING_PASSWORD", f"password-of-{user}")
 
 
-def browser(user: str) -> requests.Session:
+def browser(user):
     session = requests.Session()
     session.auth = (user, f"password-of-{user}")
     return session
 
 
-def test_a_request_that_does_not_come_through_the_proxy_is_refused(behind: Behind) -> None:
+def test_a_request_that_does_not_come_through_the_proxy_is_refused(behind):
     for headers in ({}, {"X-Forwarded-For": "10.0.0.1"}, {"Authorization": "Bearer forged"}):
         answer = requests.get(f"{behind.server.url}/onnxserve", headers=headers, timeout=60)
         assert answer.status_code == 401
@@ -131,7 +116,7 @@ def test_a_request_that_does_not_come_through_the_proxy_is_refused(behind: Behin
     assert requests.get(f"{behind.server.url}/health", timeout=60).ok
 
 
-def test_a_header_of_the_client_does_not_reach_mlflow(behind: Behind) -> None:
+def test_a_header_of_the_client_does_not_reach_mlflow(behind):
     forged = {
         "X-Forwarded-User": "admin",
         "X-Forwarded-Groups": "admins",
@@ -141,12 +126,10 @@ def test_a_header_of_the_client_does_not_reach_mlflow(behind: Behind) -> None:
     assert '<span class="muted">alice</span>' in page
 
 
-def test_the_gate_holds_and_the_trail_has_the_name(behind: Behind) -> None:
+def test_the_gate_holds_and_the_trail_has_the_name(behind):
     body = {"name": "X", "alias": "champion", "version": "1"}
     answer = browser("alice").post(
-        f"{behind.url}/api/2.0/mlflow/registered-models/alias",
-        json=body,
-        timeout=60,
+        f"{behind.url}/api/2.0/mlflow/registered-models/alias", json=body, timeout=60
     )
     assert answer.status_code == 403
     assert ("alice", "refused") in [
@@ -154,7 +137,7 @@ def test_the_gate_holds_and_the_trail_has_the_name(behind: Behind) -> None:
     ]
 
 
-def test_only_members_of_an_administrators_group_see_the_events_of_keys(behind: Behind) -> None:
+def test_only_members_of_an_administrators_group_see_the_events_of_keys(behind):
     behind.store.record("key.create", actor="root", detail={"name": "shop"})
     url = f"{behind.url}/onnxserve/history.jsonl"
     of_alice, of_admin = (browser(user).get(url, timeout=60).text for user in ("alice", "admin"))
@@ -164,13 +147,12 @@ def test_only_members_of_an_administrators_group_see_the_events_of_keys(behind: 
 
 @pytest.mark.chromium
 @pytest.mark.skipif(
-    CHROMIUM is None,
-    reason="no chromium on this machine (apt-get install chromium)",
+    CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)"
 )
-def test_a_button_acts_as_the_caller_who_pressed_it(behind: Behind) -> None:
+def test_a_button_acts_as_the_caller_who_pressed_it(behind):
     with chromium() as running:
         page = running.new_context(
-            http_credentials={"username": "carol", "password": "password-of-carol"},
+            http_credentials={"username": "carol", "password": "password-of-carol"}
         ).new_page()
         behind.store.add_endpoint("onnxserve", new_endpoint("x", "models:/X@champion"))
         page.goto(f"{behind.url}/onnxserve")

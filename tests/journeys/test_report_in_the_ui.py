@@ -3,9 +3,7 @@ browser.
 """
 
 import os
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -14,7 +12,7 @@ from mlflow import MlflowClient
 from playwright.sync_api import Page, expect
 
 from mlflow_deploy_plugin.watch.drift.sketches.columns import ColumnValues
-from mlflow_deploy_plugin.watch.result import Finding, MonitorResult, ReportData
+from mlflow_deploy_plugin.watch.result import Finding, ReportData
 from tests.support.browser import NEEDS_CHROMIUM, chromium
 from tests.support.results import past_of, result_of
 from tests.support.services.mlflow_server import MlflowServer
@@ -42,10 +40,7 @@ class Reader:
 
 
 @pytest.fixture(scope="module")
-def reader(
-    tmp_path_factory: pytest.TempPathFactory,
-    new_database: Callable[[Path], str],
-) -> Iterator[Reader]:
+def reader(tmp_path_factory, new_database):
     folder = tmp_path_factory.mktemp("mlflow")
     new_database(folder)
     server = MlflowServer(folder)
@@ -67,14 +62,14 @@ def reader(
         server.kill()
 
 
-def features(shift: float) -> tuple[ColumnValues, ColumnValues]:
+def features(shift):
     return (
         ColumnValues("temperature", "number", RNG.normal(size=ROWS)),
         ColumnValues("temperature", "number", RNG.normal(shift, 1, ROWS)),
     )
 
 
-def log(judgement: MonitorResult, evidence: ReportData, *past: MonitorResult) -> str:
+def log(judgement, evidence, *past):
     """Report the judgement after the results of earlier windows, and return the page of
     its run.
     """
@@ -83,12 +78,11 @@ def log(judgement: MonitorResult, evidence: ReportData, *past: MonitorResult) ->
     from mlflow_deploy_plugin.watch.reports.log import build_report, log_result
 
     return log_result(
-        judgement,
-        build_report(replace(judgement, report=evidence), past_of(*past)),
+        judgement, build_report(replace(judgement, report=evidence), past_of(*past))
     ).url
 
 
-def test_the_report_is_shown_whole_in_mlflows_viewer(reader: Reader) -> None:
+def test_the_report_is_shown_whole_in_mlflows_viewer(reader):
     past = [result_of(day, temperature=score) for day, score in enumerate([0.5, 1.2, 0.8, 2.0])]
     judgement = result_of(4, temperature=6.5, notes=("2 rows came late",))
     url = log(judgement, ReportData([features(3.0)]), *past)
@@ -97,12 +91,11 @@ def test_the_report_is_shown_whole_in_mlflows_viewer(reader: Reader) -> None:
     frame = reader.page.frame_locator("iframe").first
 
     expect(
-        frame.get_by_role("heading", name="flights, daily, 2013-07-05/2013-07-06: drift"),
+        frame.get_by_role("heading", name="flights, daily, 2013-07-05/2013-07-06: drift")
     ).to_be_visible()
     expect(frame.get_by_role("cell", name="temperature").first).to_be_visible()
     picture = frame.get_by_role(
-        "img",
-        name="largest score of a column, in SD: newest 6.5, threshold 3",
+        "img", name="largest score of a column, in SD: newest 6.5, threshold 3"
     )
     expect(picture).to_be_visible()
     assert picture.evaluate("image => image.naturalWidth") > 100
@@ -113,7 +106,7 @@ def test_the_report_is_shown_whole_in_mlflows_viewer(reader: Reader) -> None:
     assert {url for url in reader.elsewhere if "cdn" in url or "plot" in url} == set()
 
 
-def test_a_report_of_criteria_is_shown_likewise(reader: Reader) -> None:
+def test_a_report_of_criteria_is_shown_likewise(reader):
     findings = (
         Finding("accuracy", "criterion", "violated", "0.71 is below 0.8", 0.71, 0.8),
         Finding("f1", "criterion", "not judged", "one class only"),
@@ -123,11 +116,7 @@ def test_a_report_of_criteria_is_shown_likewise(reader: Reader) -> None:
         0, monitor="accuracy", kind="performance", state="kept", findings=(past_finding,)
     )
     judgement = result_of(
-        1,
-        monitor="accuracy",
-        kind="performance",
-        state="violated",
-        findings=findings,
+        1, monitor="accuracy", kind="performance", state="violated", findings=findings
     )
     url = log(judgement, ReportData(), past)
 
@@ -135,22 +124,19 @@ def test_a_report_of_criteria_is_shown_likewise(reader: Reader) -> None:
     frame = reader.page.frame_locator("iframe").first
 
     expect(
-        frame.get_by_role("heading", name="flights, accuracy, 2013-07-02/2013-07-03: violated"),
+        frame.get_by_role("heading", name="flights, accuracy, 2013-07-02/2013-07-03: violated")
     ).to_be_visible()
     expect(frame.get_by_text("0.71 is below 0.8")).to_be_visible()
     reader.picture("criteria")
 
 
-def test_the_page_of_the_version_leads_to_the_report(reader: Reader) -> None:
+def test_the_page_of_the_version_leads_to_the_report(reader):
     client = MlflowClient()
     client.create_registered_model("flight-delay")
     with mlflow.start_run() as run:
         source = f"runs:/{run.info.run_id}/model"
     client.create_model_version(
-        "flight-delay",
-        source=source,
-        run_id=run.info.run_id,
-        description="Trained on **Monday**.",
+        "flight-delay", source=source, run_id=run.info.run_id, description="Trained on **Monday**."
     )
     url = log(result_of(7, temperature=6.5), ReportData())
 
@@ -164,14 +150,14 @@ def test_the_page_of_the_version_leads_to_the_report(reader: Reader) -> None:
     assert "onnxserve: what follows" not in reader.page.inner_text("body")
 
 
-def test_mlflow_draws_all_windows_of_a_monitor_over_time(reader: Reader) -> None:
+def test_mlflow_draws_all_windows_of_a_monitor_over_time(reader):
     for day, score in enumerate([0.5, 1.2, 0.8, 6.5, 2.0]):
         log(result_of(day, endpoint="taxis", temperature=score), ReportData())
     experiment = MlflowClient().get_experiment_by_name("onnxserve/taxis").experiment_id
     (run,) = MlflowClient().search_runs([experiment], "tags.`onnxserve.series` = 'windows'")
 
     reader.page.goto(
-        f"{reader.mlflow.url}/#/experiments/{experiment}/runs/{run.info.run_id}/model-metrics",
+        f"{reader.mlflow.url}/#/experiments/{experiment}/runs/{run.info.run_id}/model-metrics"
     )
 
     expect(reader.page.get_by_text("distribution_score/temperature").first).to_be_visible()

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +27,6 @@ from mlflow_deploy_plugin.promote.rollouts.leadership import rollouts_lease_name
 from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
 from tests.support.models import FAILING, adder, parse_graph
 from tests.support.refusals import mentions
-from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import DEFAULT_EXPERIMENT, pass_gate, tracking_at
 from tests.support.traffic import Traffic
 from tests.support.waiting import free_port, wait_until
@@ -107,11 +105,7 @@ class Arena:
         """Return the model URI of the deployment, and the version that answers."""
         stored = self.store.endpoint("arena")
         assert stored is not None
-        answer = requests.post(
-            self.url,
-            json={"inputs": [[0.0]]},
-            timeout=30,
-        )
+        answer = requests.post(self.url, json={"inputs": [[0.0]]}, timeout=30)
         return stored.spec.variants["arena"].model, answer.headers["X-Model-Version"]
 
     def back_to_the_beginning(self) -> None:
@@ -122,16 +116,13 @@ class Arena:
         for version in ("2", "3", "4"):
             client.delete_model_version_tag(self.model, version, "onnxserve.rolled_back")
         client.transition_model_version_stage(
-            self.model,
-            "1",
-            "Production",
-            archive_existing_versions=True,
+            self.model, "1", "Production", archive_existing_versions=True
         )
         wait_until(lambda: self.traffic.last_version == "1", PATIENCE, "version 1 answers again")
 
 
 @pytest.fixture(scope="module")
-def arena(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
+def arena(mlflow_server, tmp_path_factory):
     folder = tmp_path_factory.mktemp("arena")
     name = f"arena-{folder.name}"
     with tracking_at(mlflow_server.url), pytest.MonkeyPatch.context() as patch:
@@ -166,7 +157,7 @@ def arena(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture
-def fresh(arena: Arena) -> Iterator[Arena]:
+def fresh(arena):
     arena.back_to_the_beginning()
     before = arena.traffic.answers.copy()
     yield arena
@@ -177,8 +168,8 @@ def fresh(arena: Arena) -> Iterator[Arena]:
 
 @pytest.mark.long
 def test_a_rollout_of_a_good_version_ends_in_its_promotion_and_a_rollback_brings_the_old_one_back(
-    fresh: Arena,
-) -> None:
+    fresh,
+):
     status, output = fresh.run(
         *(
             "rollout",
@@ -204,12 +195,7 @@ def test_a_rollout_of_a_good_version_ends_in_its_promotion_and_a_rollback_brings
 
     assert status == 0, output
     assert mentions(output, "version 1 → 2", "promoted")
-    assert fresh.stages() == {
-        "1": "Archived",
-        "2": "Production",
-        "3": "None",
-        "4": "None",
-    }
+    assert fresh.stages() == {"1": "Archived", "2": "Production", "3": "None", "4": "None"}
     assert fresh.variants() == {"arena": 100}
     wait_until(lambda: fresh.traffic.last_version == "2", PATIENCE, "version 2 answers")
     (start,), (end,) = fresh.events("rollout.start")[-1:], fresh.events("rollout.end")[-1:]
@@ -227,18 +213,9 @@ def test_a_rollout_of_a_good_version_ends_in_its_promotion_and_a_rollback_brings
     assert status == 0, output
     assert mentions(output, fresh.model, "1 instead of 2")
     assert mentions(output, "before version 2", "audit trail")
-    assert fresh.stages() == {
-        "1": "Production",
-        "2": "Archived",
-        "3": "None",
-        "4": "None",
-    }
+    assert fresh.stages() == {"1": "Production", "2": "Archived", "3": "None", "4": "None"}
     assert (
-        requests.post(
-            fresh.url,
-            json={"inputs": [[0.0]]},
-            timeout=30,
-        ).headers["X-Model-Version"]
+        requests.post(fresh.url, json={"inputs": [[0.0]]}, timeout=30).headers["X-Model-Version"]
         == "1"
     )
     assert mentions(fresh.tags("2")["onnxserve.rolled_back"], "arena", "the phones ring")
@@ -249,14 +226,10 @@ def test_a_rollout_of_a_good_version_ends_in_its_promotion_and_a_rollback_brings
 
 
 @pytest.mark.long
-def test_a_rollback_ends_a_rollout_that_is_under_way_without_a_controller(fresh: Arena) -> None:
+def test_a_rollback_ends_a_rollout_that_is_under_way_without_a_controller(fresh):
     with open_deployments(lambda line: None) as deployments:
         # The controller that should do the rollout is gone.
-        start_rollout(
-            deployments,
-            "arena",
-            RolloutRequest("2", why="it is new"),
-        )
+        start_rollout(deployments, "arena", RolloutRequest("2", why="it is new"))
     assert mentions(fresh.run("rollout", "status", "arena")[1], "version 1 → 2", "starting")
     status, output = fresh.run("rollout", "start", "arena", "--to", "2")
     assert (status, mentions(output, "onnxserve rollout abort arena")) == (1, True), output
@@ -282,11 +255,7 @@ def test_a_rollback_ends_a_rollout_that_is_under_way_without_a_controller(fresh:
         (("abort", "arena"), "has no live rollout"),
     ],
 )
-def test_a_rollout_that_cannot_be_is_refused_in_one_line(
-    fresh: Arena,
-    arguments: tuple[str, ...],
-    said: str,
-) -> None:
+def test_a_rollout_that_cannot_be_is_refused_in_one_line(fresh, arguments, said):
     status, output = fresh.run("rollout", *arguments)
 
     assert status == 1
@@ -295,8 +264,8 @@ def test_a_rollout_that_cannot_be_is_refused_in_one_line(
 
 
 def test_a_version_that_lacks_the_required_gate_is_brought_neither_by_a_rollout_nor_by_a_rollback(
-    fresh: Arena,
-) -> None:
+    fresh,
+):
     client = get_deploy_client("onnxserve")
     pass_gate(fresh.model, "1")
     client.update_deployment("arena", config={"require": "gate=passed"})
@@ -319,10 +288,7 @@ def test_a_version_that_lacks_the_required_gate_is_brought_neither_by_a_rollout_
 
 @pytest.mark.long
 @pytest.mark.parametrize("reference", ["@live", "/tag:team=blue", "/1"])
-def test_a_rollout_and_a_rollback_move_an_alias_a_tag_and_a_pinned_version(
-    fresh: Arena,
-    reference: str,
-) -> None:
+def test_a_rollout_and_a_rollback_move_an_alias_a_tag_and_a_pinned_version(fresh, reference):
     client = MlflowClient()
     client.set_registered_model_alias(fresh.model, "live", "1")
     client.set_model_version_tag(fresh.model, "1", "team", "blue")
@@ -355,12 +321,10 @@ def test_a_rollout_and_a_rollback_move_an_alias_a_tag_and_a_pinned_version(
 
 
 @pytest.mark.long
-def test_a_controller_that_is_killed_is_replaced_and_the_rollout_goes_on(fresh: Arena) -> None:
+def test_a_controller_that_is_killed_is_replaced_and_the_rollout_goes_on(fresh):
     both = [fresh.start("controller", "--lease-seconds", "3") for _ in range(2)]
     working = wait_until(
-        lambda: next(filter(fresh.works, both), None),
-        PATIENCE,
-        "one does the rollouts",
+        lambda: next(filter(fresh.works, both), None), PATIENCE, "one does the rollouts"
     )
     (waiting,) = (controller for controller in both if controller is not working)
     fresh.begin_rollout("--to", "2", "--steps", "20,60,100", "--every", "3s")
@@ -383,14 +347,12 @@ def test_a_controller_that_is_killed_is_replaced_and_the_rollout_goes_on(fresh: 
 
 
 @pytest.mark.long
-def test_a_rollout_survives_a_restart_of_the_server_in_its_middle(fresh: Arena) -> None:
+def test_a_rollout_survives_a_restart_of_the_server_in_its_middle(fresh):
     controller = fresh.start("controller", "--lease-seconds", "3")
     wait_until(lambda: fresh.works(controller), PATIENCE, "it works")
     fresh.begin_rollout("--to", "2", "--steps", "50,100", "--every", "3s")
     wait_until(
-        lambda: fresh.variants().get("candidate") == 50,
-        PATIENCE,
-        "the first step has begun",
+        lambda: fresh.variants().get("candidate") == 50, PATIENCE, "the first step has begun"
     )
 
     fresh.traffic.is_careless = True
@@ -418,12 +380,7 @@ def test_a_rollout_survives_a_restart_of_the_server_in_its_middle(fresh: Arena) 
         ("4", "error_rate>1%", "error_rate>1%: "),
     ],
 )
-def test_a_rollout_of_a_bad_version_rolls_back_by_itself(
-    fresh: Arena,
-    version: str,
-    abort_on: str,
-    said: str,
-) -> None:
+def test_a_rollout_of_a_bad_version_rolls_back_by_itself(fresh, version, abort_on, said):
     status, output = fresh.run(
         *("rollout", "start", "arena", "--to", version, "--steps", "40,100", "--every", "5m"),
         *("--abort-on", abort_on, "--min-requests", "20", "--wait"),

@@ -2,10 +2,6 @@
 API.
 """
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
-
 import mlflow
 import pytest
 from mlflow import MlflowClient
@@ -14,9 +10,7 @@ from mlflow.deployments import get_deploy_client
 from mlflow_deploy_plugin.serve.inference_log.log_reader import open_log
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
 from tests.support.models import adder, write_model
-from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.s3 import NEEDS_S3, own_bucket
-from tests.support.serving import Served
 
 COLUMN = {"name": "x", "type": "float", "required": True}
 
@@ -24,17 +18,14 @@ pytestmark = NEEDS_S3
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[Any]:
+def bucket():
     with own_bucket() as made:
         yield made
 
 
 def test_a_model_in_a_bucket_is_served_and_its_requests_are_logged_there(
-    bucket: Any,
-    serve: Callable[..., Served],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    bucket, serve, tmp_path, monkeypatch
+):
     for file in write_model(tmp_path / "model", signature=[COLUMN]).iterdir():
         bucket.upload_file(str(file), f"model/{file.name}")
     monkeypatch.setenv("ONNXSERVE_LOG_URI", f"s3://{bucket.name}/log")
@@ -54,13 +45,9 @@ def test_a_model_in_a_bucket_is_served_and_its_requests_are_logged_there(
     assert list(tmp_path.rglob("*.parquet")) == []
 
 
-def test_a_stage_whose_files_mlflow_keeps_in_a_bucket_is_deployed(
-    bucket: Any,
-    tracking: MlflowServer,
-) -> None:
+def test_a_stage_whose_files_mlflow_keeps_in_a_bucket_is_deployed(bucket, tracking):
     experiment = mlflow.create_experiment(
-        "in-a-bucket",
-        artifact_location=f"s3://{bucket.name}/artifacts",
+        "in-a-bucket", artifact_location=f"s3://{bucket.name}/artifacts"
     )
     with mlflow.start_run(experiment_id=experiment):
         mlflow.onnx.log_model(

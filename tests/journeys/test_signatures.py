@@ -3,7 +3,6 @@ or changed version is not served, and its reason is visible to users.
 """
 
 import shutil
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from html import unescape
 from pathlib import Path
@@ -83,11 +82,7 @@ class Journey:
 
 
 @pytest.fixture
-def journey(
-    new_database: Callable[[Path], str],
-    tmp_path_factory: pytest.TempPathFactory,
-    tmp_path: Path,
-) -> Iterator[Journey]:
+def journey(new_database, tmp_path_factory, tmp_path):
     """Start MLflow's server with the console, which reads the store of the endpoint."""
     keys = write_key(tmp_path)
     server = MlflowServer(tmp_path_factory.mktemp("mlflow"), app="onnxserve")
@@ -101,9 +96,7 @@ def journey(
             server.kill()
 
 
-def test_an_endpoint_that_requires_a_signature_serves_only_signed_versions(
-    journey: Journey,
-) -> None:
+def test_an_endpoint_that_requires_a_signature_serves_only_signed_versions(journey):
     signed = journey.log(1.0, journey.keys.key)
     assert (signed / BUNDLE).exists()
     journey.client.set_registered_model_alias(MODEL, "live", "1")

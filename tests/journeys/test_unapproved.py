@@ -2,11 +2,9 @@
 requests of its endpoint.
 """
 
-from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 import requests
@@ -42,18 +40,11 @@ class Credit:
     client: BaseDeploymentClient
 
     def run(self, line: str) -> Result:
-        return CliRunner().invoke(
-            main,
-            line.format(model=self.model).split(),
-        )
+        return CliRunner().invoke(main, line.format(model=self.model).split())
 
     def served(self) -> str:
         url = self.client.get_deployment("credit")["url"]
-        answer = requests.post(
-            f"{url}/invocations",
-            json={"inputs": [[1.0, 0.0]]},
-            timeout=30,
-        )
+        answer = requests.post(f"{url}/invocations", json={"inputs": [[1.0, 0.0]]}, timeout=30)
         assert answer.status_code == 200, answer.text
         return answer.headers["X-Model-Version"]
 
@@ -62,10 +53,7 @@ class Credit:
 
 
 @pytest.fixture(scope="module")
-def credit(
-    tmp_path_factory: pytest.TempPathFactory,
-    new_database: Callable[[Path], str],
-) -> Iterator[Credit]:
+def credit(tmp_path_factory, new_database):
     folder = tmp_path_factory.mktemp("credit")
     with (
         people(folder, new_database, "alice") as server,
@@ -93,7 +81,7 @@ def credit(
             client.delete_endpoint("credit")
 
 
-def test_a_version_without_an_approval_answers_only_within_the_limit(credit: Credit) -> None:
+def test_a_version_without_an_approval_answers_only_within_the_limit(credit):
     second = f"models:/{credit.model}/2"
     assert credit.served() == "1"
     no_version_answers_all_traffic(credit, second)
@@ -103,7 +91,7 @@ def test_a_version_without_an_approval_answers_only_within_the_limit(credit: Cre
     an_approved_version_may_be_pinned(credit)
 
 
-def no_version_answers_all_traffic(credit: Credit, second: str) -> None:
+def no_version_answers_all_traffic(credit, second):
     rollout = credit.run(f"rollout start credit --to {second} --steps 100 --every 30d")
     assert rollout.exit_code == 1
     assert mentions(rollout.stderr, second, "lacks the approval", "rollout of 100 %")
@@ -123,7 +111,7 @@ def no_version_answers_all_traffic(credit: Credit, second: str) -> None:
     assert credit.served() == "1"
 
 
-def a_share_is_shown_and_ends(credit: Credit, second: str) -> None:
+def a_share_is_shown_and_ends(credit, second):
     credit.client.create_deployment("challenger", second, endpoint="credit")
     assert credit.run("endpoint traffic credit credit=90 challenger=10").exit_code == 1
     changed = credit.run("endpoint traffic credit credit=95 challenger=5")
@@ -138,10 +126,7 @@ def a_share_is_shown_and_ends(credit: Credit, second: str) -> None:
     ):
         settings = load_settings()
         with closing(
-            open_store(
-                settings.store_url,
-                *([] if now is None else [lambda now=now: now]),
-            ),
+            open_store(settings.store_url, *([] if now is None else [lambda now=now: now]))
         ) as store:
             deployments = Deployments(store, settings, lambda line: None)
             end_unapproved(deployments, deployments.place("credit"), "the controller")
@@ -150,6 +135,6 @@ def a_share_is_shown_and_ends(credit: Credit, second: str) -> None:
     assert "the time is over" in credit.run("audit history credit").stdout
 
 
-def an_approved_version_may_be_pinned(credit: Credit) -> None:
+def an_approved_version_may_be_pinned(credit):
     credit.client.update_deployment("credit", f"models:/{credit.model}/1")
     assert credit.served() == "1"

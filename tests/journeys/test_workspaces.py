@@ -2,7 +2,6 @@
 of models and endpoints.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +55,7 @@ class Workspaces:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspaces]:
+def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("workspaces")
     server = MlflowServer(folder, app="onnxserve", options=("--enable-workspaces",))
     with pytest.MonkeyPatch.context() as patch:
@@ -72,7 +71,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspaces]:
 
 
 @pytest.fixture(scope="module")
-def workspaces(server: Workspaces) -> Workspaces:
+def workspaces(server):
     client = MlflowClient(server.url)
     for workspace in (GATED, FREE):
         client.create_workspace(workspace)
@@ -89,33 +88,25 @@ def workspaces(server: Workspaces) -> Workspaces:
 
 
 @pytest.mark.long
-def test_the_gate_and_its_trail_are_those_of_the_workspace(workspaces: Workspaces) -> None:
+def test_the_gate_and_its_trail_are_those_of_the_workspace(workspaces):
     for version in ("1", "2"):
         workspaces.move(FREE, version)
     with refused(MlflowException, "Production", "the gate", code="PERMISSION_DENIED"):
         # Version 1 was in this stage earlier, but in the other workspace.
-        workspaces.move(
-            GATED,
-            "1",
-        )
+        workspaces.move(GATED, "1")
 
     assert [(event.action, event.version) for event in workspaces.events(FREE)] == [
         ("transition", "1"),
         ("transition", "2"),
     ]
     # The policy is recorded first.
-    assert [event.action for event in workspaces.events(GATED)] == [
-        "tag",
-        "refused",
-    ]
+    assert [event.action for event in workspaces.events(GATED)] == ["tag", "refused"]
     assert "refused" not in workspaces.page(FREE, "/history.jsonl").text
     assert "refused" in workspaces.page(GATED, "/history.jsonl").text
 
 
 @pytest.mark.long
-def test_the_console_shows_the_endpoints_of_its_workspace_with_links_that_stay_in_it(
-    workspaces: Workspaces,
-) -> None:
+def test_the_console_shows_the_endpoints_of_its_workspace_with_links_that_stay_in_it(workspaces):
     with WorkspaceContext(GATED):
         store = open_store(load_settings().store_url)
     store.add_endpoint("onnxserve", new_endpoint("of-a", "models:/X/Production"))
@@ -133,10 +124,9 @@ def test_the_console_shows_the_endpoints_of_its_workspace_with_links_that_stay_i
 @pytest.mark.long
 @pytest.mark.chromium
 @pytest.mark.skipif(
-    CHROMIUM is None,
-    reason="no chromium on this machine (apt-get install chromium)",
+    CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)"
 )
-def test_a_reader_switches_between_workspaces_without_a_script(workspaces: Workspaces) -> None:
+def test_a_reader_switches_between_workspaces_without_a_script(workspaces):
     with chromium() as browser:
         page = browser.new_page(java_script_enabled=False)
         page.goto(f"{workspaces.url}/onnxserve?workspace={GATED}&endpoint=of-a")
@@ -156,7 +146,7 @@ def test_a_reader_switches_between_workspaces_without_a_script(workspaces: Works
 
 
 @pytest.mark.long
-def test_missing_workspace_is_not_found(workspaces: Workspaces) -> None:
+def test_missing_workspace_is_not_found(workspaces):
     answer = workspaces.page("team-z")
     assert answer.status_code == 404
     assert answer.text == "Workspace 'team-z' not found"
@@ -164,9 +154,8 @@ def test_missing_workspace_is_not_found(workspaces: Workspaces) -> None:
 
 @pytest.mark.long
 def test_endpoints_of_one_name_serve_the_models_of_one_name_each_of_its_own_workspace(
-    server: Workspaces,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    server, monkeypatch
+):
     client = MlflowClient(server.url)
     deployments = get_deploy_client("onnxserve")
     factors = {"team-c": 2.0, "team-d": 3.0}
@@ -183,9 +172,7 @@ def test_endpoints_of_one_name_serve_the_models_of_one_name_each_of_its_own_work
                 pip_requirements=["onnxruntime"],
             )
             deployments.create_deployment(
-                "sum",
-                "models:/sum/latest",
-                config={"server.port": free_port()},
+                "sum", "models:/sum/latest", config={"server.port": free_port()}
             )
         for workspace, factor in factors.items():
             monkeypatch.setenv("MLFLOW_WORKSPACE", workspace)

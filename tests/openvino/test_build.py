@@ -19,7 +19,7 @@ TESTS = (
 )
 
 
-def installed_build() -> Path:
+def installed_build():
     """Return the folder of the build, which all runs of this machine share. Skip the
     test if PyPI cannot be reached.
     """
@@ -43,42 +43,22 @@ def installed_build() -> Path:
                     BUILD,
                 ]
                 done = subprocess.run(
-                    command,
-                    capture_output=True,
-                    text=True,
-                    timeout=240,
-                    check=False,
+                    command, capture_output=True, text=True, timeout=240, check=False
                 )
                 if done.returncode:
                     pytest.skip(
-                        f"{BUILD} cannot be installed: {done.stderr.strip().splitlines()[-1]}",
+                        f"{BUILD} cannot be installed: {done.stderr.strip().splitlines()[-1]}"
                     )
                 Path(temporary, "site").rename(folder)
     return folder
 
 
 @pytest.mark.long
-def test_the_openvino_build_passes_its_tests() -> None:
+def test_the_openvino_build_passes_its_tests():
     environment = {**os.environ, "PYTHONPATH": f"{installed_build()}{os.pathsep}{ROOT}"}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-n",
-        "0",
-        "-p",
-        "no:cacheprovider",
-        *TESTS,
-    ]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *TESTS]
     done = subprocess.run(
-        command,
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stdout[-8000:]
     assert "skipped" not in done.stdout.splitlines()[-1], done.stdout[-8000:]

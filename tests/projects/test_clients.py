@@ -9,7 +9,6 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -99,17 +98,13 @@ LANGUAGES = (
 )
 
 
-def guide_section(heading: str) -> str:
+def guide_section(heading):
     page = (ROOT / "projects" / "clients" / "README.md").read_text()
-    (text,) = re.findall(
-        rf"^## {heading}\n(.*?)(?=^## |\Z)",
-        page,
-        flags=re.DOTALL | re.MULTILINE,
-    )
+    (text,) = re.findall(rf"^## {heading}\n(.*?)(?=^## |\Z)", page, flags=re.DOTALL | re.MULTILINE)
     return str(text)
 
 
-def test_the_proto_file_for_clients_has_the_server_s_messages() -> None:
+def test_the_proto_file_for_clients_has_the_server_s_messages():
     client, server = (
         path.read_text()
         for path in (
@@ -124,52 +119,38 @@ def test_the_proto_file_for_clients_has_the_server_s_messages() -> None:
     assert [method for method in methods if method not in service] == []
 
 
-ROWS = pd.DataFrame(
-    {
-        "carrier": ["UA", "AA"],
-        "distance": [1400.0, 300.0],
-        "hour": [22, 9],
-    }
-)
+ROWS = pd.DataFrame({"carrier": ["UA", "AA"], "distance": [1400.0, 300.0], "hour": [22, 9]})
 
 
 @pytest.fixture(scope="module")
-def model() -> Any:
+def model():
     """The model of docs/protocols.md."""
     chance = np.random.default_rng(0)
-    numbers = {
-        "distance": chance.uniform(100, 3000, 500),
-        "hour": chance.integers(5, 23, 500),
-    }
+    numbers = {"distance": chance.uniform(100, 3000, 500), "hour": chance.integers(5, 23, 500)}
     rows = pd.DataFrame({"carrier": ["UA", "AA"] * 250, **numbers})
     late = rows["hour"] > chance.uniform(8, 26, 500)
     columns = make_column_transformer(
-        (OneHotEncoder(), ["carrier"]),
-        (StandardScaler(), ["distance", "hour"]),
+        (OneHotEncoder(), ["carrier"]), (StandardScaler(), ["distance", "hour"])
     )
     return make_pipeline(columns, LogisticRegression()).fit(rows, late)
 
 
 @pytest.fixture(scope="module")
-def folder(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(model, tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "three-columns"
     onnxserve.save_model(model, path, input_example=ROWS)
     return path
 
 
 @pytest.fixture(scope="module")
-def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def generator(tmp_path_factory):
     """A folder with the program openapi-generator-cli and its library, from PATH or
     from PyPI.
     """
     if not shutil.which("java"):
         pytest.skip("OpenAPI Generator needs java")
     environment = tmp_path_factory.mktemp("generator")
-    subprocess.run(
-        [sys.executable, "-m", "venv", environment],
-        check=True,
-        timeout=200,
-    )
+    subprocess.run([sys.executable, "-m", "venv", environment], check=True, timeout=200)
     install = [
         f"{environment}/bin/pip",
         "install",
@@ -177,27 +158,17 @@ def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--disable-pip-version-check",
         "openapi-generator-cli",
     ]
-    installed = subprocess.run(
-        install,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-    )
+    installed = subprocess.run(install, capture_output=True, text=True, check=False, timeout=200)
     if installed.returncode != 0:
         pytest.skip(f"openapi-generator-cli cannot be installed: {installed.stderr[-200:]}")
     return environment
 
 
-def of_model(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
+def of_model(folder):
     return {"flights": {"v": variant(folder, model="three-columns")}}
 
 
-def workplace(
-    language: Language,
-    folder: Path,
-    generator: Path,
-) -> tuple[Path, dict[str, str]]:
+def workplace(language, folder, generator):
     """Return a copy of the program's folder, next to the .proto file, and the variables
     of a shell that can build it.
 
@@ -226,53 +197,33 @@ def workplace(
     return home, variables
 
 
-def with_keys(state_dir: Path) -> Path:
+def with_keys(state_dir):
     state_dir.mkdir()
     write_keys(
         state_dir,
         {
             METRICS_KEY: KeyEntry(name="prometheus", scopes=("read",)),
-            KEY: KeyEntry(
-                name="shop",
-                scopes=("infer", "read"),
-                endpoints=("flights",),
-            ),
+            KEY: KeyEntry(name="shop", scopes=("infer", "read"), endpoints=("flights",)),
         },
     )
     return state_dir
 
 
-def build(
-    home: Path,
-    variables: dict[str, str],
-    commands: list[str],
-    state_dir: Path,
-    folder: Path,
-) -> None:
+def build(home, variables, commands, state_dir, folder):
     """Run the commands of the smallest example and then the language's commands, while
     the model is served.
     """
     fetch, curl = blocks("sh", guide_section("The smallest example"))
     exports = fetch.partition("\n")[0]
     with gunicorn(state_dir, of_model(folder), ServerSpec(api_keys=True)) as running:
-        reader = Reader(
-            home,
-            variables,
-            {"8123": running.url.rpartition(":")[2]},
-        )
+        reader = Reader(home, variables, {"8123": running.url.rpartition(":")[2]})
         reader.run(fetch)
         assert reader.run(f"{exports}\n{curl}").replace(" ", "") == '{"predictions":[true]}'
         for block in commands:
             reader.run(block)
 
 
-def output_while_the_model_is_loaded(
-    home: Path,
-    variables: dict[str, str],
-    command: str,
-    state_dir: Path,
-    folder: Path,
-) -> str:
+def output_while_the_model_is_loaded(home, variables, command, state_dir, folder):
     """Return the output of a program whose first request is answered with 503, because
     the model has no files yet.
     """
@@ -298,17 +249,15 @@ def output_while_the_model_is_loaded(
     return output
 
 
-def count_of_503(url: str) -> float:
+def count_of_503(url):
     page = requests.get(
-        f"{url}/metrics",
-        headers={"Authorization": f"Bearer {METRICS_KEY}"},
-        timeout=30,
+        f"{url}/metrics", headers={"Authorization": f"Bearer {METRICS_KEY}"}, timeout=30
     ).text
     return sum(
         map(
             float,
             re.findall(r'^onnxserve_requests_total\{.*status="503".*\} (\S+)$', page, re.MULTILINE),
-        ),
+        )
     )
 
 
@@ -316,12 +265,8 @@ def count_of_503(url: str) -> float:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("language", LANGUAGES, ids=lambda language: language.heading)
 def test_a_program_waits_for_the_model_and_prints_its_predictions_and_the_server_s_errors(
-    language: Language,
-    model: Any,
-    folder: Path,
-    generator: Path,
-    tmp_path: Path,
-) -> None:
+    language, model, folder, generator, tmp_path
+):
     missing = [
         tool for tool in language.tools if not shutil.which(tool) and not Path(tool).exists()
     ]
@@ -331,11 +276,7 @@ def test_a_program_waits_for_the_model_and_prints_its_predictions_and_the_server
     home, variables = workplace(language, tmp_path, generator)
     build(home, variables, commands, with_keys(tmp_path / "built"), folder)
     output = output_while_the_model_is_loaded(
-        home,
-        variables,
-        run,
-        with_keys(tmp_path / "asked"),
-        folder,
+        home, variables, run, with_keys(tmp_path / "asked"), folder
     )
     lines = re.findall(
         r"^(REST|REST error|gRPC|gRPC error|V2): (.*?)(?=\n\w+(?: error)?: |\Z)",
@@ -348,9 +289,7 @@ def test_a_program_waits_for_the_model_and_prints_its_predictions_and_the_server
     assert mentions(printed["REST error"], "400", "hour", "missing")
     probabilities = re.findall(r"0\.\d+", printed["V2" if language.heading == "R" else "gRPC"])
     np.testing.assert_allclose(
-        [*map(float, probabilities)],
-        model.predict_proba(ROWS).ravel(),
-        rtol=1e-5,
+        [*map(float, probabilities)], model.predict_proba(ROWS).ravel(), rtol=1e-5
     )
     if language.heading != "R":
         assert mentions(

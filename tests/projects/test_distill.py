@@ -3,10 +3,8 @@ comparison.
 """
 
 import re
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import numpy as np
@@ -25,11 +23,7 @@ from tests.support.tracking import tracking_at
 
 
 @pytest.fixture
-def client(
-    tmp_path: Path,
-    new_database: Callable[[Path], str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[MlflowClient]:
+def client(tmp_path, new_database, monkeypatch):
     """A registry of teachers: `labels` and `values` of two columns with a reference,
     and `net` of tensors.
     """
@@ -51,27 +45,20 @@ def client(
         yield client
 
 
-def learned(client: MlflowClient, **options: Any) -> tuple[Any, str]:
+def learned(client, **options):
     """Return MLflow's ModelInfo of the student and the logged table."""
     info = train(Training(**options))
     path = mlflow.artifacts.download_artifacts(
-        run_id=info.run_id,
-        artifact_path="comparison.txt",
-        dst_path=".",
+        run_id=info.run_id, artifact_path="comparison.txt", dst_path="."
     )
     return info, Path(path).read_text()
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("teacher", "student"),
-    [("labels", "boosting"), ("values", "mlp")],
-)
+@pytest.mark.parametrize(("teacher", "student"), [("labels", "boosting"), ("values", "mlp")])
 def test_a_student_of_a_table_agrees_with_its_teacher_and_takes_the_same_rows(
-    client: MlflowClient,
-    teacher: str,
-    student: str,
-) -> None:
+    client, teacher, student
+):
     info, table = learned(client, teacher=f"models:/{teacher}/1", student=student)
     version = client.get_model_version(f"{teacher}-student", "1")
     assert version.tags["onnxserve.distilled_from"] == f"models:/{teacher}/1"
@@ -81,17 +68,14 @@ def test_a_student_of_a_table_agrees_with_its_teacher_and_takes_the_same_rows(
     assert metrics["teacher_agreement"] == 1.0
     assert re.search(r"^student +\d+ kB +[\d,]+ µs +[\d,]+ µs +\d+\.\d+%$", table, re.MULTILINE)
     answer = mlflow.pyfunc.load_model(info.model_uri).predict(
-        pd.DataFrame({"a": [3.0], "b": [-1.0]}),
+        pd.DataFrame({"a": [3.0], "b": [-1.0]})
     )
     assert np.ravel(answer)[0] > 0.5
 
 
 @pytest.mark.long
-def test_true_labels_are_for_the_comparison_only(client: MlflowClient, tmp_path: Path) -> None:
-    write_rows(
-        tmp_path / "rows.parquet",
-        {**labelled(500), "wrong": np.zeros(500, np.int64)},
-    )
+def test_true_labels_are_for_the_comparison_only(client, tmp_path):
+    write_rows(tmp_path / "rows.parquet", {**labelled(500), "wrong": np.zeros(500, np.int64)})
     info, table = learned(
         client,
         teacher="models:/labels/1",
@@ -106,16 +90,9 @@ def test_true_labels_are_for_the_comparison_only(client: MlflowClient, tmp_path:
     assert metrics["student_accuracy"] < 0.7  # The student has not learned the labels.
 
 
-def test_labels_of_another_kind_are_refused_before_a_student_is_registered(
-    client: MlflowClient,
-    tmp_path: Path,
-) -> None:
+def test_labels_of_another_kind_are_refused_before_a_student_is_registered(client, tmp_path):
     write_rows(
-        tmp_path / "rows.parquet",
-        {
-            **labelled(500),
-            "said": np.array(["yes", "no"] * 250, object),
-        },
+        tmp_path / "rows.parquet", {**labelled(500), "said": np.array(["yes", "no"] * 250, object)}
     )
     with pytest.raises(InvalidConfig, match="one is text"):
         train(Training(teacher="models:/labels/1", data="rows.parquet", target="said"))
@@ -123,15 +100,11 @@ def test_labels_of_another_kind_are_refused_before_a_student_is_registered(
 
 
 @pytest.mark.long
-def test_a_student_of_tensors_is_a_network(client: MlflowClient, tmp_path: Path) -> None:
+def test_a_student_of_tensors_is_a_network(client, tmp_path):
     pytest.importorskip("torch")
     write_labelled(tmp_path / "rows.parquet", rows=600)
     info, table = learned(
-        client,
-        teacher="models:/net/1",
-        data="rows.parquet",
-        target="label",
-        size=64,
+        client, teacher="models:/net/1", data="rows.parquet", target="label", size=64
     )
     metrics = client.get_run(info.run_id).data.metrics
     assert metrics["student_bytes"] < metrics["teacher_bytes"]
@@ -160,27 +133,16 @@ def test_a_student_of_tensors_is_a_network(client: MlflowClient, tmp_path: Path)
         ),
     ],
 )
-def test_a_mistake_is_one_line(
-    client: MlflowClient,
-    options: dict[str, Any],
-    message: str,
-) -> None:
+def test_a_mistake_is_one_line(client, options, message):
     with pytest.raises(InvalidConfig) as refused:
         train(Training(**options))
     assert refused.value.message.startswith(message)
 
 
-def test_student_learns_from_the_captured_rows_of_an_endpoint(
-    client: MlflowClient, tmp_path: Path
-) -> None:
+def test_student_learns_from_the_captured_rows_of_an_endpoint(client, tmp_path):
     rows = labelled(300)
     times = [datetime(2026, 11, 20, 12, tzinfo=UTC)] * 300
-    columns = {
-        "a": rows["a"],
-        "b": rows["b"],
-        "prediction": rows["label"],
-        "_event_time": times,
-    }
+    columns = {"a": rows["a"], "b": rows["b"], "prediction": rows["label"], "_event_time": times}
     LogWriter(tmp_path / "home" / "inference_log").write(columns, endpoint="toy")
     training = Training(teacher="models:/labels/1", endpoint="toy", target="_label_number")
     inputs, truth, origin = load_rows(training, load_version(tmp_path / "teachers" / "labels"))
@@ -191,6 +153,6 @@ def test_student_learns_from_the_captured_rows_of_an_endpoint(
     assert np.isnan(truth.astype(float)).all()  # No labels have arrived.
 
 
-def test_an_endpoint_without_rows_has_no_student(client: MlflowClient) -> None:
+def test_an_endpoint_without_rows_has_no_student(client):
     with pytest.raises(NotFound, match="no rows"):
         train(Training(teacher="models:/labels/1", endpoint="nix"))

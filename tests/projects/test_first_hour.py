@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 from tests.support.guides import ROOT
 
 
-def _printed(notebook: nbformat.NotebookNode) -> str:
+def _printed(notebook):
     """Return the text that the code cells have printed."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     return "".join(output.get("text", "") for output in outputs)
@@ -20,10 +20,7 @@ def _printed(notebook: nbformat.NotebookNode) -> str:
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_notebook_reaches_the_verdicts_that_it_shows(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_notebook_reaches_the_verdicts_that_it_shows(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     notebook = nbformat.read(ROOT / "projects" / "first_hour.ipynb", as_version=4)
     shown = _printed(notebook)

@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.cli.commands import main
 ROOT = Path(__file__).parents[2]
 PROJECTS = sorted(
     {path.parent for path in ROOT.glob("projects/*/MLproject")}
-    - {ROOT / "projects" / "model_repository"},
+    - {ROOT / "projects" / "model_repository"}
 )
 """The folders with an MLproject. `model_repository` is an example of another repository
 (tests/ci).
@@ -35,33 +35,29 @@ NEED_TORCH = ("train_digits", "image_resnet18", "prune")
 class Parsed(Exception):
     """Ends a module after it has parsed its options."""
 
-    def __init__(
-        self,
-        options: dict[str, Any],
-        defaults: dict[str, Any],
-    ) -> None:
+    def __init__(self, options: dict[str, Any], defaults: dict[str, Any]) -> None:
         super().__init__(options)
         self.options = options
         self.defaults = defaults
 
 
-def parameters(folder: Path, name: str) -> dict[str, dict[str, Any]]:
+def parameters(folder, name):
     document = yaml.safe_load((folder / "MLproject").read_text())
     return dict(document["entry_points"][name]["parameters"])
 
 
-def words(folder: Path, name: str) -> list[str]:
+def words(folder, name):
     """Return the command that MLflow makes from the defaults, without the words that
     start the module.
     """
     command = shlex.split(
-        load_project(str(folder)).get_entry_point(name).compute_command({}, storage_dir=None),
+        load_project(str(folder)).get_entry_point(name).compute_command({}, storage_dir=None)
     )
     assert command[:2] == (["python", "-m"] if folder == ROOT else ["python", "../run.py"])
     return command[2:]
 
 
-def test_conda_yaml_and_python_env_yaml_are_equal() -> None:
+def test_conda_yaml_and_python_env_yaml_are_equal():
     conda = _PythonEnv.from_conda_yaml(ROOT / "conda.yaml")
     python = _PythonEnv.from_yaml(ROOT / "python_env.yaml")
     assert conda.build_dependencies == python.build_dependencies
@@ -69,24 +65,18 @@ def test_conda_yaml_and_python_env_yaml_are_equal() -> None:
 
 
 @pytest.mark.parametrize(
-    ("folder", "name"),
-    [entry for entry in ENTRY_POINTS if entry.id != "batch"],
+    ("folder", "name"), [entry for entry in ENTRY_POINTS if entry.id != "batch"]
 )
 def test_the_parameters_of_an_entry_point_are_options_of_its_module_with_the_same_defaults(
-    folder: Path,
-    name: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    folder, name, monkeypatch
+):
     if name in NEED_TORCH:
         pytest.importorskip("torch")
     module, *arguments = words(folder, name)
     parse = argparse.ArgumentParser.parse_args
 
-    def parse_and_end(parser: argparse.ArgumentParser) -> None:
-        raise Parsed(
-            vars(parse(parser, arguments)),
-            vars(parse(parser, [])),
-        )
+    def parse_and_end(parser):
+        raise Parsed(vars(parse(parser, arguments)), vars(parse(parser, [])))
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_end)
     with pytest.raises(Parsed) as ended:
@@ -102,7 +92,7 @@ def test_the_parameters_of_an_entry_point_are_options_of_its_module_with_the_sam
     }
 
 
-def test_the_entry_point_batch_is_the_command_batch() -> None:
+def test_the_entry_point_batch_is_the_command_batch():
     folder = ROOT / "projects" / "batch"
     module, command, *arguments = words(folder, "batch")
     assert module == "mlflow_deploy_plugin.cli"
@@ -112,5 +102,5 @@ def test_the_entry_point_batch_is_the_command_batch() -> None:
     options = batch.make_context(command, arguments).params
     declared = parameters(folder, "batch")
     assert {str(entry["default"]) for entry in declared.values() if entry["default"]} <= set(
-        map(str, options.values()),
+        map(str, options.values())
     )

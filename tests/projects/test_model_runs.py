@@ -4,7 +4,7 @@ from projects.model_runs import parity_line
 from tests.support.refusals import mentions
 
 
-def test_the_line_says_state_rows_and_the_largest_errors() -> None:
+def test_the_line_says_state_rows_and_the_largest_errors():
     metrics = {
         "train_roc_auc": 0.75,
         "onnxserve.parity.rows": 3727.0,
@@ -18,7 +18,7 @@ def test_the_line_says_state_rows_and_the_largest_errors() -> None:
     assert mentions(line, "3,727 rows", "label", "100.00%", "probabilities", "2.0e-05")
 
 
-def test_the_error_of_values_far_from_those_of_training_is_relative() -> None:
+def test_the_error_of_values_far_from_those_of_training_is_relative():
     names = (
         "rows",
         "prediction.agreement",
@@ -32,5 +32,5 @@ def test_the_error_of_values_far_from_those_of_training_is_relative() -> None:
     assert mentions(parity_line("proven", metrics), "2,800 rows", "prediction", "6.0e-06")
 
 
-def test_a_model_without_an_original_has_no_figures() -> None:
+def test_a_model_without_an_original_has_no_figures():
     assert parity_line("no-original", {}) == "parity no-original"

@@ -2,9 +2,7 @@
 
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import category_encoders
 import numpy as np
@@ -26,7 +24,7 @@ FOLDER = Path(__file__).parents[2] / "projects" / "own_converter"
 
 
 @pytest.fixture(autouse=True)
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def installed(tmp_path, monkeypatch):
     """Add the example's distribution to the path."""
     entry_points = tomllib.loads((FOLDER / "pyproject.toml").read_text())["project"]["entry-points"]
     ((group, entries),) = entry_points.items()
@@ -44,7 +42,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 
 @pytest.fixture(scope="module")
-def table() -> pd.DataFrame:
+def table():
     """Columns of numbers, of strings with gaps, and of integer categories."""
     random = np.random.default_rng(0)
     table = pd.DataFrame(
@@ -54,13 +52,13 @@ def table() -> pd.DataFrame:
             "hour": random.normal(size=300),
             "zip": random.choice([10, 20, 30], 300),
             "sex": random.choice(["m", "f"], 300),
-        },
+        }
     )
     return table.assign(city=table.city.mask(random.random(300) < 0.1))
 
 
 @pytest.fixture(scope="module")
-def delayed(table: pd.DataFrame) -> pd.Series:
+def delayed(table):
     return (table.distance + (table.city == "oslo") + 0.2 * (table.zip == 20) > 0.9).astype(int)
 
 
@@ -71,9 +69,7 @@ def delayed(table: pd.DataFrame) -> pd.Series:
         category_encoders.OrdinalEncoder(cols=COLUMNS),
         category_encoders.OneHotEncoder(cols=COLUMNS),
         category_encoders.BinaryEncoder(
-            cols=COLUMNS,
-            handle_unknown="indicator",
-            handle_missing="indicator",
+            cols=COLUMNS, handle_unknown="indicator", handle_missing="indicator"
         ),
         category_encoders.HelmertEncoder(cols=COLUMNS),
         category_encoders.WOEEncoder(cols=COLUMNS),
@@ -82,21 +78,14 @@ def delayed(table: pd.DataFrame) -> pd.Series:
     ],
     ids=lambda encoder: type(encoder).__name__,
 )
-def test_an_encoder_of_a_table_is_proven(
-    encoder: Any,
-    table: pd.DataFrame,
-    delayed: pd.Series,
-) -> None:
+def test_an_encoder_of_a_table_is_proven(encoder, table, delayed):
     model = make_pipeline(encoder, StandardScaler(), LogisticRegression()).fit(table, delayed)
 
     assert is_proven(model, table)
 
 
 @pytest.mark.long
-def test_numbers_between_which_a_tree_splits_have_64_bits(
-    table: pd.DataFrame,
-    delayed: pd.Series,
-) -> None:
+def test_numbers_between_which_a_tree_splits_have_64_bits(table, delayed):
     """CatBoostEncoder uses the target mean for unknown categories and for the first
     training row of each category.
     """
@@ -106,26 +95,16 @@ def test_numbers_between_which_a_tree_splits_have_64_bits(
     assert is_proven(model, table)
 
 
-def test_a_step_of_a_column_transformer_is_one_table_for_each_column(
-    table: pd.DataFrame,
-    delayed: pd.Series,
-) -> None:
+def test_a_step_of_a_column_transformer_is_one_table_for_each_column(table, delayed):
     columns = make_column_transformer(
         (category_encoders.TargetEncoder(), ["city", "sex"]),
         (StandardScaler(), ["distance", "hour"]),
     )
 
-    assert is_proven(
-        make_pipeline(columns, LogisticRegression()).fit(table, delayed),
-        table,
-    )
+    assert is_proven(make_pipeline(columns, LogisticRegression()).fit(table, delayed), table)
 
 
-def test_an_encoder_without_a_table_has_no_graph(
-    table: pd.DataFrame,
-    delayed: pd.Series,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_encoder_without_a_table_has_no_graph(table, delayed, monkeypatch):
     model = make_pipeline(category_encoders.OneHotEncoder(cols=COLUMNS), LogisticRegression())
     model.fit(table, delayed)
     with monkeypatch.context() as patch:
@@ -139,16 +118,10 @@ def test_an_encoder_without_a_table_has_no_graph(
         wrap(model, table)
 
 
-def test_a_column_of_which_nothing_was_learned_stays_out_of_the_tables(delayed: pd.Series) -> None:
-    table = pd.DataFrame(
-        {
-            "city": [None] * 300,
-            "sex": ["m", "f", "m"] * 100,
-        }
-    )
+def test_a_column_of_which_nothing_was_learned_stays_out_of_the_tables(delayed):
+    table = pd.DataFrame({"city": [None] * 300, "sex": ["m", "f", "m"] * 100})
     model = make_pipeline(
-        category_encoders.TargetEncoder(cols=["city", "sex"]),
-        LogisticRegression(),
+        category_encoders.TargetEncoder(cols=["city", "sex"]), LogisticRegression()
     )
     model.fit(table, delayed)
 

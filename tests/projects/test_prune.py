@@ -1,6 +1,5 @@
 """Tests of the pruning of a network, and of the choice of its fastest form."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -25,7 +24,7 @@ from projects.prune.train import Training, train
 
 
 @pytest.fixture
-def labelled(tmp_path: Path) -> Path:
+def labelled(tmp_path):
     rows = normal_rows(400, 4).astype(np.float32)
     table = pa.table({"x": rows.tolist(), "label": (rows[:, 0] > 0).astype(np.int64)})
     pq.write_table(table, tmp_path / "train.parquet")
@@ -34,11 +33,8 @@ def labelled(tmp_path: Path) -> Path:
 
 @pytest.mark.long
 def test_pruned_network_keeps_its_accuracy_and_names_fastest(
-    labelled: Path,
-    tmp_path: Path,
-    new_database: Callable[[Path], str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    labelled, tmp_path, new_database, monkeypatch
+):
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
@@ -64,6 +60,6 @@ def test_pruned_network_keeps_its_accuracy_and_names_fastest(
     assert fastest.name == "pruned"
 
 
-def test_rows_without_the_target_are_refused(labelled: Path) -> None:
+def test_rows_without_the_target_are_refused(labelled):
     with pytest.raises(InvalidConfig, match=r"'y'.*x, label"):
         train(Training(data=str(labelled), target="y"))

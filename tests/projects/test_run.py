@@ -27,12 +27,7 @@ class Calls:
     started: list[tuple[list[str], Path]] = field(default_factory=list)
     status: int = 0
 
-    def install(
-        self,
-        command: list[str],
-        cwd: str,
-        check: bool,
-    ) -> Any:
+    def install(self, command: list[str], cwd: str, check: bool) -> Any:
         assert Path(cwd) != run.ROOT
         assert (Path(cwd) / "constraints.txt").resolve() == run.ROOT / "constraints.txt"
         assert (Path(cwd) / "mlflow_deploy_plugin" / "__init__.py").is_file()
@@ -45,7 +40,7 @@ class Calls:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
+def calls(monkeypatch, tmp_path):
     """The calls of run.py in an environment that MLflow has created."""
     made = Calls()
     environment = tmp_path / "mlflow-3c2b36548a66"
@@ -59,11 +54,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     return made
 
 
-def test_the_active_environment_is_not_changed(
-    calls: Calls,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_active_environment_is_not_changed(calls, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
 
     run.main()
@@ -72,7 +63,7 @@ def test_the_active_environment_is_not_changed(
     assert calls.installed == []
 
 
-def test_an_environment_of_mlflow_gets_the_package_once(calls: Calls) -> None:
+def test_an_environment_of_mlflow_gets_the_package_once(calls):
     run.main()
     run.main()
 
@@ -80,7 +71,7 @@ def test_an_environment_of_mlflow_gets_the_package_once(calls: Calls) -> None:
     assert calls.started == [(STARTED, run.ROOT)] * 2
 
 
-def test_an_environment_of_uv_gets_the_package_from_uv(calls: Calls) -> None:
+def test_an_environment_of_uv_gets_the_package_from_uv(calls):
     (Path(sys.prefix) / "pyvenv.cfg").write_text("implementation = CPython\nuv = 0.9.1\n")
 
     run.main()
@@ -89,10 +80,7 @@ def test_an_environment_of_uv_gets_the_package_from_uv(calls: Calls) -> None:
     assert calls.started == [(STARTED, run.ROOT)]
 
 
-def test_the_package_is_installed_again_with_other_requirements(
-    calls: Calls,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_package_is_installed_again_with_other_requirements(calls, monkeypatch):
     run.main()
     monkeypatch.setattr(run, "_REQUIREMENTS", ("setup.cfg",))
     run.main()
@@ -100,7 +88,7 @@ def test_the_package_is_installed_again_with_other_requirements(
     assert calls.installed == [PIP, PIP]
 
 
-def test_a_failed_installation_ends_the_run_and_is_repeated_by_the_next(calls: Calls) -> None:
+def test_a_failed_installation_ends_the_run_and_is_repeated_by_the_next(calls):
     calls.status = 2
     with pytest.raises(SystemExit) as ended:
         run.main()

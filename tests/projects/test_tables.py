@@ -1,7 +1,6 @@
 """Tests of the columns of a user's table and of the errors for unsuitable tables."""
 
 import contextlib
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,23 +14,19 @@ from projects.house_price.train import generate as houses
 from projects.tables import TableOptions, load_table, numbers, two_answers
 
 
-def a_file(folder: Path, text: str) -> TableOptions:
+def a_file(folder, text):
     (folder / "rows.csv").write_text(text)
     return TableOptions(data=str(folder / "rows.csv"), target="y")
 
 
-def test_columns_become_doubles_booleans_and_categories(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_columns_become_doubles_booleans_and_categories(tmp_path, capsys):
     gaps = {0: "", 1: "inf", 9: "-1e300"}
     lines = [
         f"{i},{i},{gaps.get(i, i / 2)},{i % 2 == 0},{'ab'[i % 2] if i else ''},key {i},,{i}"
         for i in range(60)
     ]
     table = load_table(
-        a_file(tmp_path, ",whole,gaps,flag,kind,key,none,y\n" + "\n".join(lines)),
-        houses,
+        a_file(tmp_path, ",whole,gaps,flag,kind,key,none,y\n" + "\n".join(lines)), houses
     )
     assert list(table.features) == ["whole", "gaps", "flag", "kind"]
     assert table.features["gaps"].isna().sum() == 3
@@ -46,7 +41,7 @@ def test_columns_become_doubles_booleans_and_categories(
     assert table.origin.startswith("rows.csv (SHA-256 ")
 
 
-def test_without_a_file_the_rows_are_synthetic_and_say_so() -> None:
+def test_without_a_file_the_rows_are_synthetic_and_say_so():
     table = load_table(TableOptions(seed=3), customers)
     assert table.origin.split(", ") == ["synthetic data", "seed 3"]
     assert table.target.name == "churned"
@@ -67,7 +62,7 @@ def test_without_a_file_the_rows_are_synthetic_and_say_so() -> None:
         ),
     ],
 )
-def test_a_missing_file_or_target_is_named(options: TableOptions, said: str) -> None:
+def test_a_missing_file_or_target_is_named(options, said):
     with pytest.raises(InvalidConfig, match=said):
         load_table(options, houses)
 
@@ -82,11 +77,7 @@ def test_a_missing_file_or_target_is_named(options: TableOptions, said: str) -> 
         ("y\n" + "2\n" * 60, r"no column except y can be used as a feature"),
     ],
 )
-def test_a_file_that_does_not_fit_is_refused_with_the_reason(
-    tmp_path: Path,
-    text: str,
-    said: str,
-) -> None:
+def test_a_file_that_does_not_fit_is_refused_with_the_reason(tmp_path, text, said):
     with pytest.raises(InvalidConfig, match=said):
         load_table(a_file(tmp_path, text), houses)
 
@@ -96,15 +87,15 @@ def test_a_file_that_does_not_fit_is_refused_with_the_reason(
     content=st.one_of(
         st.binary(),
         st.text("ay1.,\n\"'e-#\0é", max_size=300).map(lambda text: b"a,y\n" + text.encode()),
-    ),
+    )
 )
-def test_any_file_is_a_table_or_refused(tmp_path: Path, content: bytes) -> None:
+def test_any_file_is_a_table_or_refused(tmp_path, content):
     (tmp_path / "rows.csv").write_bytes(content)
     with contextlib.suppress(InvalidConfig):
         load_table(TableOptions(data=str(tmp_path / "rows.csv"), target="y"), houses)
 
 
-def test_two_answers_keep_their_kind_so_that_labels_of_the_same_file_fit_them() -> None:
+def test_two_answers_keep_their_kind_so_that_labels_of_the_same_file_fit_them():
     assert two_answers(pd.Series([0.0, 1.0] * 10, name="y")).tolist() == [0, 1] * 10
     assert two_answers(pd.Series([0, 1] * 10, name="y")).dtype == "int64"
     assert two_answers(pd.Series([True, False] * 10, name="y")).dtype == bool
@@ -112,15 +103,10 @@ def test_two_answers_keep_their_kind_so_that_labels_of_the_same_file_fit_them() 
     assert two_answers(pd.Series([0.0, 1e300] * 10, name="y")).tolist() == ["0.0", "1e+300"] * 10
 
 
-def test_a_target_of_the_wrong_kind_is_refused() -> None:
+def test_a_target_of_the_wrong_kind_is_refused():
     with pytest.raises(InvalidConfig, match=r"target y: 'far'.*3\.4e\+38"):
         numbers(pd.Series(["1", "far"], name="y"))
     with pytest.raises(InvalidConfig, match=r"10 rows.*a \(40\), b \(9\)"):
-        two_answers(
-            pd.Series(
-                ["a"] * 40 + ["b"] * 9,
-                name="y",
-            )
-        )
+        two_answers(pd.Series(["a"] * 40 + ["b"] * 9, name="y"))
     with pytest.raises(InvalidConfig, match=r"0 \(20\), 1 \(20\), 2.*\(20\)"):
         two_answers(pd.Series([0, 1, 2] * 20, name="y"))

@@ -5,7 +5,6 @@ version that predicts.
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -42,16 +41,12 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def tracking(
-    tmp_path: Path,
-    new_database: Callable[[Path], str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Path]:
+def tracking(tmp_path, new_database, monkeypatch):
     """An empty MLflow, and a current folder with a table of texts."""
     monkeypatch.chdir(tmp_path)
     with tracking_at(new_database(tmp_path)):
         mlflow.set_experiment(
-            experiment_id=MlflowClient().create_experiment("projects", tmp_path.as_uri()),
+            experiment_id=MlflowClient().create_experiment("projects", tmp_path.as_uri())
         )
         yield tmp_path
 
@@ -59,18 +54,13 @@ def tracking(
 @pytest.mark.parametrize(
     "project",
     [
-        pytest.param(
-            name,
-            marks=[pytest.mark.long] if name in ("image_resnet18", "search") else [],
-        )
+        pytest.param(name, marks=[pytest.mark.long] if name in ("image_resnet18", "search") else [])
         for name in SMALL
     ],
 )
 def test_a_project_logs_its_picture_and_figures_and_registers_a_proven_version(
-    project: str,
-    tracking: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    project, tracking, capsys
+):
     if project == "image_resnet18":
         pytest.importorskip("torch")
     pd.DataFrame({"body": TEXTS}).to_csv("texts.csv", index=False)
@@ -105,8 +95,7 @@ def test_a_project_logs_its_picture_and_figures_and_registers_a_proven_version(
     if project == "search":
         assert version.tags["onnxserve.gate"] == "passed"
         nested = client.search_runs(
-            [run.info.experiment_id],
-            f"tags.mlflow.parentRunId = '{info.run_id}'",
+            [run.info.experiment_id], f"tags.mlflow.parentRunId = '{info.run_id}'"
         )
         assert len(nested) == 3
         assert (
@@ -115,7 +104,7 @@ def test_a_project_logs_its_picture_and_figures_and_registers_a_proven_version(
         )
 
 
-def asked_by_readme(project: str) -> Any:
+def asked_by_readme(project):
     """Return the rows of the curl command in the README, as a table or an array."""
     command = (ROOT / "projects" / project / "README.md").read_text()
     if body := re.search(r"-d '(\{.*\})'", command):
@@ -125,10 +114,7 @@ def asked_by_readme(project: str) -> Any:
             for name, value in record.items()
         }
     (file,) = re.findall(r"-d @(\S+)", command)
-    return np.array(
-        json.loads((ROOT / file).read_text())["inputs"],
-        dtype=np.float32,
-    )
+    return np.array(json.loads((ROOT / file).read_text())["inputs"], dtype=np.float32)
 
 
 @pytest.mark.parametrize(
@@ -138,13 +124,7 @@ def asked_by_readme(project: str) -> Any:
         ("seed", "-1", "a whole number from 0 to 4294967295 is expected"),
     ],
 )
-def test_a_refusal_is_one_line(
-    option: str,
-    value: str,
-    said: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_refusal_is_one_line(option, value, said, monkeypatch, capsys):
     from projects.churn.train import Training, train
 
     monkeypatch.setattr(sys, "argv", ["churn", f"--{option}", value])
@@ -173,12 +153,7 @@ def test_a_refusal_is_one_line(
         ),
     ],
 )
-def test_invalid_training_options_are_refused_at_once(
-    project: str,
-    options: dict[str, Any],
-    said: str,
-    tracking: Path,
-) -> None:
+def test_invalid_training_options_are_refused_at_once(project, options, said, tracking):
     from mlflow_deploy_plugin.core.errors import InvalidConfig
 
     if project == "image_resnet18":
@@ -192,7 +167,7 @@ def test_invalid_training_options_are_refused_at_once(
         train(kind(**options))
 
 
-def test_docstrings_are_read_without_importing_the_library() -> None:
+def test_docstrings_are_read_without_importing_the_library():
     from projects.text_topics.train import docstrings
 
     texts = docstrings("flask")
@@ -201,15 +176,8 @@ def test_docstrings_are_read_without_importing_the_library() -> None:
     assert docstrings("no_such_library") == []
 
 
-@pytest.mark.parametrize(
-    ("accuracy", "warns"),
-    [(0.139, True), (0.95, False)],
-)
-def test_a_classifier_at_the_level_of_chance_is_warned_of(
-    accuracy: float,
-    warns: bool,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+@pytest.mark.parametrize(("accuracy", "warns"), [(0.139, True), (0.95, False)])
+def test_a_classifier_at_the_level_of_chance_is_warned_of(accuracy, warns, capsys):
     warn_of_chance(accuracy, np.arange(360) % 10)
 
     warning = capsys.readouterr().err

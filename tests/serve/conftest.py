@@ -1,17 +1,15 @@
 """Folders of tiny models, a Redis, and servers within this process."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
-from mlflow_deploy_plugin.serve.inference.server import Server
 from tests.support.models import mixed_model, tensor_model
-from tests.support.servers import Serve, opened, single_model, stock_model
+from tests.support.servers import opened, single_model, stock_model
 from tests.support.services.redis_server import redis_server
 
 MAKERS: dict[str, Callable[[Path], Path]] = {
@@ -23,14 +21,14 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
 
 
 @pytest.fixture(scope="session")
-def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def model_folders(tmp_path_factory):
     """Return the folder of each model by its kind."""
     root = tmp_path_factory.mktemp("models")
     return {kind: make(root / kind) for kind, make in MAKERS.items()}
 
 
 @pytest.fixture(scope="session")
-def bias_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def bias_folders(tmp_path_factory):
     """Return versions 1 to 4 of the single model; version v adds 1000 · v."""
     root = tmp_path_factory.mktemp("versions")
     return {
@@ -39,13 +37,13 @@ def bias_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def redis_url(tmp_path_factory):
     with redis_server(tmp_path_factory.mktemp("redis")) as url:
         yield url
 
 
 @pytest.fixture
-def serve_here(tmp_path: Path) -> Iterator[Serve]:
+def serve_here(tmp_path):
     """Open servers in this process for endpoint → variant → fields, and wait until they
     are ready.
 
@@ -54,21 +52,17 @@ def serve_here(tmp_path: Path) -> Iterator[Serve]:
     numbers = itertools.count()
     with ExitStack() as servers:
 
-        def serve(
-            endpoints: dict[str, dict[str, dict[str, Any]]],
-            server: dict[str, Any] | None = None,
-            **capture: Any,
-        ) -> Server:
+        def serve(endpoints, server=None, **capture):
             spec = ServerSpec.model_validate(server or {})
             return servers.enter_context(
-                opened(tmp_path / f"state-{next(numbers)}", endpoints, spec, **capture),
+                opened(tmp_path / f"state-{next(numbers)}", endpoints, spec, **capture)
             )
 
         yield serve
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def bucket(monkeypatch):
     """Yield a bucket that boto3 uses by default."""
     # The module needs boto3, which the other tests do without.
     from tests.support.services.s3 import s3_server

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import ssl
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -26,7 +25,6 @@ from mlflow_deploy_plugin.serve.supervisor import supervise
 from tests.support.keypairs import Authority
 from tests.support.refusals import mentions
 from tests.support.servers import gunicorn, one_endpoint, write_spec
-from tests.support.serving import Served
 from tests.support.waiting import free_port
 
 ROW = b'{"inputs": [[1, 2, 3]]}'
@@ -34,17 +32,17 @@ JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture(scope="module")
-def ours(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+def ours(tmp_path_factory):
     return Authority(tmp_path_factory.mktemp("tls") / "ours", "our authority")
 
 
 @pytest.fixture(scope="module")
-def foreign(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+def foreign(tmp_path_factory):
     return Authority(tmp_path_factory.mktemp("tls") / "foreign", "another authority")
 
 
 @pytest.fixture
-def settings(ours: Authority) -> dict[str, str]:
+def settings(ours):
     certfile, keyfile = ours.issue("server")
     callers = shutil.copy(ours.certificate, ours.folder / "callers.pem")
     return {"certfile": certfile, "keyfile": keyfile, "ca_certs": str(callers)}
@@ -58,10 +56,7 @@ class Client:
     authority: Authority
 
     def post(
-        self,
-        body: Any = ROW,
-        certificate: tuple[str, str] | None = None,
-        **headers: str,
+        self, body: Any = ROW, certificate: tuple[str, str] | None = None, **headers: str
     ) -> requests.Response:
         return requests.post(
             f"{self.url}/invocations",
@@ -74,24 +69,14 @@ class Client:
 
 
 @pytest.fixture
-def client(
-    tmp_path: Path,
-    bias_folders: dict[str, Path],
-    ours: Authority,
-    settings: dict[str, str],
-) -> Iterator[Client]:
+def client(tmp_path, bias_folders, ours, settings):
     spec = ServerSpec.model_validate(settings)
     make_local_key(tmp_path)
     with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), spec) as running:
         yield Client(running.url, ours)
 
 
-def test_a_caller_needs_a_certificate_of_the_named_authority(
-    client: Client,
-    ours: Authority,
-    foreign: Authority,
-    tmp_path: Path,
-) -> None:
+def test_a_caller_needs_a_certificate_of_the_named_authority(client, ours, foreign, tmp_path):
     refused = client.post()
     assert refused.status_code == 401
     assert mentions(refused.json()["message"], "client certificate", "authorities")
@@ -106,23 +91,17 @@ def test_a_caller_needs_a_certificate_of_the_named_authority(
         client.post(certificate=foreign.issue("shop"))
 
     page = requests.get(
-        f"{client.url}/metrics",
-        cert=shop,
-        verify=ours.certificate,
-        timeout=20,
+        f"{client.url}/metrics", cert=shop, verify=ours.certificate, timeout=20
     ).text
     assert dict(re.findall(r'onnxserve_key_requests_total{key="([^"]*)"} (\d+)', page)) == {
-        "a certificate": "5",
+        "a certificate": "5"
     }
     local = (tmp_path / LOCAL_KEY).read_text()
     # the commands of this machine
     assert client.post(authorization=f"Bearer {local}").status_code == 200
 
 
-def replace_files(
-    settings: dict[str, str],
-    by: dict[str, str],
-) -> None:
+def replace_files(settings, by):
     """Replace the certificate, its key and the authorities, as a renewal does."""
     for name, file in by.items():
         new = Path(settings[name]).with_suffix(".new")
@@ -131,12 +110,8 @@ def replace_files(
 
 
 def test_new_connections_take_the_certificates_that_lie_in_the_files_now(
-    client: Client,
-    ours: Authority,
-    foreign: Authority,
-    settings: dict[str, str],
-    tmp_path: Path,
-) -> None:
+    client, ours, foreign, settings, tmp_path
+):
     shop = ours.issue("shop")
     of_foreign = foreign.issue("shop")
     certfile, keyfile = foreign.issue("server")
@@ -156,21 +131,13 @@ def test_new_connections_take_the_certificates_that_lie_in_the_files_now(
 
 @pytest.mark.long
 def test_a_server_with_client_certificates_starts_and_answers_its_own_machine(
-    serve: Callable[..., Served],
-    bias_folders: dict[str, Path],
-    ours: Authority,
-    settings: dict[str, str],
-) -> None:
+    serve, bias_folders, ours, settings
+):
     options = list(
         chain.from_iterable(("-C", f"server.{name}={value}") for name, value in settings.items())
     )
     served = serve(
-        str(bias_folders["1"]),
-        "--name",
-        "e",
-        "--host",
-        "127.0.0.1",
-        *options,
+        str(bias_folders["1"]), "--name", "e", "--host", "127.0.0.1", *options
     ).wait_ready()
     assert (
         requests.get(f"{served.url}/ping", verify=ours.certificate, timeout=20).status_code == 200
@@ -193,11 +160,8 @@ def test_a_server_with_client_certificates_starts_and_answers_its_own_machine(
     ],
 )
 def test_a_server_does_not_start_with_files_that_do_not_go_together(
-    ours: Authority,
-    tmp_path: Path,
-    changed: dict[str, str],
-    reason: str,
-) -> None:
+    ours, tmp_path, changed, reason
+):
     (certfile, keyfile), _ = ours.issue("server"), ours.issue("other")
     files = {"certfile": certfile, "keyfile": keyfile, "ca_certs": ours.certificate}
     write_spec(
@@ -210,42 +174,32 @@ def test_a_server_does_not_start_with_files_that_do_not_go_together(
 
 
 def test_grpc_needs_one_too_and_takes_replaced_files(
-    serve_here: Callable[..., Any],
-    bias_folders: dict[str, Path],
-    ours: Authority,
-    foreign: Authority,
-    settings: dict[str, str],
-) -> None:
+    serve_here, bias_folders, ours, foreign, settings
+):
     server = serve_here(one_endpoint(bias_folders["1"]), settings)
     spec = ServerSpec.model_validate({"host": "localhost", "grpc_port": free_port(), **settings})
     listener = GrpcServer(replace(server, spec=spec))
     root, (certificate, key) = Path(ours.certificate).read_bytes(), ours.issue("shop")
     mutual = grpc.ssl_channel_credentials(
-        root,
-        Path(key).read_bytes(),
-        Path(certificate).read_bytes(),
+        root, Path(key).read_bytes(), Path(certificate).read_bytes()
     )
     index = service_pb2.RepositoryIndexRequest()
     with grpc.secure_channel(f"localhost:{spec.grpc_port}", mutual) as channel:
         answer = service_pb2_grpc.GRPCInferenceServiceStub(channel).RepositoryIndex(
-            index,
-            timeout=20,
+            index, timeout=20
         )
         assert [model.name for model in answer.models] == ["e"]
     with grpc.secure_channel(
-        f"localhost:{spec.grpc_port}",
-        grpc.ssl_channel_credentials(root),
+        f"localhost:{spec.grpc_port}", grpc.ssl_channel_credentials(root)
     ) as channel:
         with pytest.raises(grpc.RpcError) as refused:
             service_pb2_grpc.GRPCInferenceServiceStub(channel).RepositoryIndex(index, timeout=60)
         assert refused.value.code().name == "UNAVAILABLE"
     replace_files(
-        settings,
-        {"certfile": foreign.issue("server")[0], "ca_certs": foreign.certificate},
+        settings, {"certfile": foreign.issue("server")[0], "ca_certs": foreign.certificate}
     )
     with grpc.secure_channel(
-        f"localhost:{spec.grpc_port}",
-        mutual,
+        f"localhost:{spec.grpc_port}", mutual
     ) as channel:  # The key is still the previous key.
         assert (
             service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -255,9 +209,7 @@ def test_grpc_needs_one_too_and_takes_replaced_files(
     replace_files(settings, {"keyfile": str(foreign.folder / "server.key")})
     root, (certificate, key) = Path(foreign.certificate).read_bytes(), foreign.issue("shop")
     mutual = grpc.ssl_channel_credentials(
-        root,
-        Path(key).read_bytes(),
-        Path(certificate).read_bytes(),
+        root, Path(key).read_bytes(), Path(certificate).read_bytes()
     )
     with grpc.secure_channel(f"localhost:{spec.grpc_port}", mutual) as channel:
         assert (
@@ -274,22 +226,16 @@ def test_grpc_needs_one_too_and_takes_replaced_files(
     [
         (None, ""),
         ({}, ""),
-        (
-            {"subject": ((("countryName", "CH"),), (("commonName", "shop"),))},
-            "shop",
-        ),
+        ({"subject": ((("countryName", "CH"),), (("commonName", "shop"),))}, "shop"),
         ({"subject": (), "subjectAltName": (("URI", "spiffe://x/shop"),)}, "spiffe://x/shop"),
         ({"subject": (), "notAfter": "soon"}, "a certificate without a name"),
-        (
-            {"subject": ((("commonName", 200 * "n"),),)},
-            100 * "n",
-        ),
+        ({"subject": ((("commonName", 200 * "n"),),)}, 100 * "n"),
     ],
 )
-def test_a_caller_has_the_name_of_its_certificate(certificate: Any, name: str) -> None:
+def test_a_caller_has_the_name_of_its_certificate(certificate, name):
     assert certificate_name(certificate) == name
 
 
-def test_client_certificates_are_about_https() -> None:
+def test_client_certificates_are_about_https():
     with pytest.raises(ValueError, match=r"ca_certs.*certfile and keyfile"):
         ServerSpec(ca_certs=ssl.get_default_verify_paths().openssl_cafile)

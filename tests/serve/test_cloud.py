@@ -6,9 +6,7 @@ import json
 import ssl
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -18,7 +16,7 @@ import requests
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.serve.cloud import Cloud, is_healthy, read_cloud
 from tests.support.keypairs import Authority
-from tests.support.serving import Served, servers_below
+from tests.support.serving import servers_below
 from tests.support.waiting import free_port
 
 VERTEX = {
@@ -30,7 +28,7 @@ VERTEX = {
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> tuple[Path, Path]:
+def folders(tmp_path):
     """The model folders of SageMaker and KServe, both empty."""
     made = tmp_path / "sagemaker", tmp_path / "kserve"
     for folder in made:
@@ -38,27 +36,27 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return made
 
 
-def test_a_machine_outside_of_a_cloud_says_nothing(folders: tuple[Path, Path]) -> None:
+def test_a_machine_outside_of_a_cloud_says_nothing(folders):
     cloud = read_cloud({"PORT": "3000"}, folders)
     assert cloud == Cloud()
     assert cloud.paths == frozenset()
 
 
-def test_vertex_names_port_routes_and_model(folders: tuple[Path, Path]) -> None:
+def test_vertex_names_port_routes_and_model(folders):
     cloud = read_cloud(VERTEX, folders)
     assert cloud.port == 8081
     assert cloud.model_uri == "gs://bucket/model"
     assert cloud.paths == {VERTEX["AIP_HEALTH_ROUTE"], VERTEX["AIP_PREDICT_ROUTE"]}
 
 
-def test_sagemaker_unpacks_the_model_and_may_name_a_port(folders: tuple[Path, Path]) -> None:
+def test_sagemaker_unpacks_the_model_and_may_name_a_port(folders):
     (folders[0] / "MLmodel").touch()
     assert read_cloud({}, folders) == Cloud(8080, str(folders[0]))
     assert read_cloud({"SAGEMAKER_BIND_TO_PORT": "9000"}, folders).port == 9000
     assert read_cloud({"ONNXSERVE_PORT": "9001"}, folders).port == 9001
 
 
-def test_azure_names_a_folder_around_the_model(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_azure_names_a_folder_around_the_model(folders, tmp_path):
     folder = tmp_path / "azure"
     folder.mkdir()
     environment = {"AZUREML_MODEL_DIR": str(folder)}
@@ -68,36 +66,31 @@ def test_azure_names_a_folder_around_the_model(folders: tuple[Path, Path], tmp_p
     assert read_cloud(environment, folders) == Cloud(5001, str(folder / "flights"))
 
 
-def test_kserve_has_fetched_the_model(folders: tuple[Path, Path]) -> None:
+def test_kserve_has_fetched_the_model(folders):
     in_a_pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
     assert read_cloud(in_a_pod, folders) == Cloud()
     for folder in folders:
         (folder / "MLmodel").touch()
     assert read_cloud(in_a_pod, folders) == Cloud(8080, str(folders[1]))
     assert read_cloud({**in_a_pod, "K_SERVICE": "flights", "PORT": "9000"}, folders) == Cloud(
-        9000,
-        str(folders[1]),
+        9000, str(folders[1])
     )
 
 
-def test_cloud_run_names_a_port(folders: tuple[Path, Path]) -> None:
+def test_cloud_run_names_a_port(folders):
     assert read_cloud({"K_SERVICE": "flights", "PORT": "9000"}, folders) == Cloud(9000)
     assert read_cloud({"K_SERVICE": "flights"}, folders).port == 8080
 
 
 @pytest.mark.parametrize(
-    "told",
-    [{"AIP_HTTP_PORT": "1"}, {"AZUREML_MODEL_DIR": "/none"}, {"K_SERVICE": "flights"}],
+    "told", [{"AIP_HTTP_PORT": "1"}, {"AZUREML_MODEL_DIR": "/none"}, {"K_SERVICE": "flights"}]
 )
-def test_the_model_of_the_image_is_served_where_the_platform_has_none(
-    told: dict[str, str],
-    folders: tuple[Path, Path],
-) -> None:
+def test_the_model_of_the_image_is_served_where_the_platform_has_none(told, folders):
     (folders[0] / "MLmodel").touch()
     assert read_cloud(told, folders).model_uri == str(folders[0])
 
 
-def test_a_container_is_healthy_where_its_server_answers(free_port: int) -> None:
+def test_a_container_is_healthy_where_its_server_answers(free_port):
     assert not is_healthy(environment={"K_SERVICE": "flights", "PORT": str(free_port)})
 
 
@@ -108,7 +101,7 @@ class _Pinged(BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_it_is_asked_at_an_address_that_is_named_also_by_tls(scheme: str, tmp_path: Path) -> None:
+def test_it_is_asked_at_an_address_that_is_named_also_by_tls(scheme, tmp_path):
     with ThreadingHTTPServer(("127.0.0.1", 0), _Pinged) as server:
         if scheme == "https":
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -133,32 +126,23 @@ def test_it_is_asked_at_an_address_that_is_named_also_by_tls(scheme: str, tmp_pa
         ("AIP_HEALTH_ROUTE", "/a b"),
     ],
 )
-def test_a_variable_that_is_wrong_is_named(
-    name: str,
-    value: str,
-    folders: tuple[Path, Path],
-) -> None:
+def test_a_variable_that_is_wrong_is_named(name, value, folders):
     with pytest.raises(InvalidConfig, match=name):
         read_cloud({**VERTEX, name: value}, folders)
 
 
 @pytest.fixture(scope="module")
-def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Served]]:
+def serve(tmp_path_factory):
     with servers_below(tmp_path_factory.mktemp("clouds")) as start:
         yield start
 
 
 @pytest.fixture
-def port() -> int:
+def port():
     return free_port()
 
 
-def test_vertex_is_answered_on_its_port_at_its_routes(
-    serve: Callable[..., Served],
-    model_folders: dict[str, Path],
-    port: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_vertex_is_answered_on_its_port_at_its_routes(serve, model_folders, port, monkeypatch):
     """The route is `/predict`, which most containers choose, and which is also a route
     of ours.
     """
@@ -173,27 +157,14 @@ def test_vertex_is_answered_on_its_port_at_its_routes(
     url = f"http://127.0.0.1:{port}"
     assert requests.get(f"{url}/healthz", timeout=30).status_code == 200
 
-    body = {
-        "instances": [[[1, 2], [3, 4]], [[0, 0], [0, 1]]],
-        "parameters": {"threshold": 0.5},
-    }
+    body = {"instances": [[[1, 2], [3, 4]], [[0, 0], [0, 1]]], "parameters": {"threshold": 0.5}}
     answered = requests.post(f"{url}/predict", json=body, timeout=30)
-    rows = [
-        {"doubled": [[2, 4], [6, 8]], "total": 10},
-        {"doubled": [[0, 0], [0, 2]], "total": 1},
-    ]
+    rows = [{"doubled": [[2, 4], [6, 8]], "total": 10}, {"doubled": [[0, 0], [0, 2]], "total": 1}]
     assert answered.status_code == 200
     assert answered.json() == {"predictions": rows}
 
-    refused = requests.post(
-        f"{url}/predict",
-        json={**body, "parameters": [1]},
-        timeout=30,
-    )
-    assert (
-        refused.status_code,
-        "parameters" in refused.json()["message"],
-    ) == (400, True)
+    refused = requests.post(f"{url}/predict", json={**body, "parameters": [1]}, timeout=30)
+    assert (refused.status_code, "parameters" in refused.json()["message"]) == (400, True)
     raw = requests.post(
         f"{url}/predict",
         data="[[1, 2], [3, 4]]\n",
@@ -206,18 +177,13 @@ def test_vertex_is_answered_on_its_port_at_its_routes(
     assert requests.get(f"{url}/ping", timeout=30).status_code == 200
 
 
-def test_sagemaker_sends_csv_without_a_header(
-    serve: Callable[..., Served],
-    model_folders: dict[str, Path],
-    port: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_sagemaker_sends_csv_without_a_header(serve, model_folders, port, monkeypatch):
     monkeypatch.setenv("SAGEMAKER_BIND_TO_PORT", str(port))
     serve(str(model_folders["mixed"]), state="sagemaker").wait_ready()
     url = f"http://127.0.0.1:{port}"
     assert requests.get(f"{url}/ping", timeout=30).status_code == 200
 
-    def ask(body: str, content_type: str) -> requests.Response:
+    def ask(body, content_type):
         headers = {"Content-Type": content_type, "X-Amzn-SageMaker-Custom-Attributes": "trace=1"}
         return requests.post(f"{url}/invocations", data=body, headers=headers, timeout=30)
 
@@ -233,60 +199,22 @@ def test_sagemaker_sends_csv_without_a_header(
     assert ask(rows, "text/csv; header=maybe").status_code == 415
 
 
-def test_azure_asks_score(
-    serve: Callable[..., Served],
-    model_folders: dict[str, Path],
-    port: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_azure_asks_score(serve, model_folders, port, monkeypatch):
     monkeypatch.setenv("AZUREML_MODEL_DIR", str(model_folders["single"]))
     serve("-p", str(port), state="azure").wait_ready()
     url = f"http://127.0.0.1:{port}"
 
-    def ask(document: Any) -> tuple[int, Any]:
+    def ask(document):
         response = requests.post(
-            f"{url}/score",
-            data=json.dumps(document),
-            headers=JSON,
-            timeout=30,
+            f"{url}/score", data=json.dumps(document), headers=JSON, timeout=30
         )
         return response.status_code, response.json()
 
-    table = {
-        "columns": ["a", "b", "c"],
-        "index": [0, 1],
-        "data": [[1, 2, 3], [4, 5, 6]],
-    }
-    assert ask({"input_data": table}) == (
-        200,
-        [[6], [15]],
-    )
-    assert ask(
-        {
-            "input_data": [[1, 2, 3]],
-            "params": {},
-        }
-    ) == (200, [[6]])
-    assert ask(
-        {
-            "input_data": [
-                {
-                    "a": 1,
-                    "b": 2,
-                    "c": 3,
-                }
-            ]
-        }
-    ) == (200, [[6]])
-    assert ask(
-        {
-            "input_data": {
-                "a": [1],
-                "b": [2],
-                "c": [3],
-            }
-        }
-    ) == (200, [[6]])
+    table = {"columns": ["a", "b", "c"], "index": [0, 1], "data": [[1, 2, 3], [4, 5, 6]]}
+    assert ask({"input_data": table}) == (200, [[6], [15]])
+    assert ask({"input_data": [[1, 2, 3]], "params": {}}) == (200, [[6]])
+    assert ask({"input_data": [{"a": 1, "b": 2, "c": 3}]}) == (200, [[6]])
+    assert ask({"input_data": {"a": [1], "b": [2], "c": [3]}}) == (200, [[6]])
     malformed: tuple[Any, ...] = (
         {},
         [],

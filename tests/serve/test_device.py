@@ -6,8 +6,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -24,12 +22,12 @@ no_cuda = pytest.mark.skipif(
 )
 
 
-def test_the_cpu_is_always_there() -> None:
+def test_the_cpu_is_always_there():
     require_device(ServerSpec())
 
 
 @no_cuda
-def test_a_device_that_the_runtime_was_not_built_for_is_refused_by_name() -> None:
+def test_a_device_that_the_runtime_was_not_built_for_is_refused_by_name():
     with pytest.raises(DeviceUnavailable, match=r"--device cuda.*GPU build"):
         require_device(ServerSpec(device="cuda"))
 
@@ -43,7 +41,7 @@ def test_a_device_that_the_runtime_was_not_built_for_is_refused_by_name() -> Non
         ),
         (
             ServerSpec(
-                providers=({"TensorrtExecutionProvider": {}}, {"CUDAExecutionProvider": {}}),
+                providers=({"TensorrtExecutionProvider": {}}, {"CUDAExecutionProvider": {}})
             ),
             ["server.providers", "GPU build", "mlflow-onnxserve[gpu]"],
         ),
@@ -53,21 +51,18 @@ def test_a_device_that_the_runtime_was_not_built_for_is_refused_by_name() -> Non
         ),
     ],
 )
-def test_a_provider_that_the_runtime_was_not_built_for_is_refused_by_name(
-    server: ServerSpec,
-    names: list[str],
-) -> None:
+def test_a_provider_that_the_runtime_was_not_built_for_is_refused_by_name(server, names):
     if "OpenVINOExecutionProvider" in import_onnxruntime().get_available_providers():
         pytest.skip("this is ONNX Runtime's OpenVINO build")
     with refused(DeviceUnavailable, *names):
         require_device(server)
 
 
-def _hang(*_: object) -> None:
+def _hang(*_):
     time.sleep(600)
 
 
-def _crash(*_: object) -> None:
+def _crash(*_):
     os.abort()
 
 
@@ -78,12 +73,7 @@ def _crash(*_: object) -> None:
         (_crash, 120.0, r"^--device cuda cannot be tested: .*SIGABRT"),
     ],
 )
-def test_a_device_whose_libraries_hang_or_crash_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-    library: Callable[..., None],
-    seconds: float,
-    message: str,
-) -> None:
+def test_a_device_whose_libraries_hang_or_crash_is_refused(monkeypatch, library, seconds, message):
     monkeypatch.setattr(device, "_compute_on", library)
     monkeypatch.setattr(device, "_TIMEOUT_SECONDS", seconds)
     with pytest.raises(DeviceUnavailable, match=message):
@@ -91,7 +81,7 @@ def test_a_device_whose_libraries_hang_or_crash_is_refused(
 
 
 @no_cuda
-def test_serve_refuses_it_in_one_line_before_it_fetches_anything(tmp_path: Path) -> None:
+def test_serve_refuses_it_in_one_line_before_it_fetches_anything(tmp_path):
     command = [
         sys.executable,
         "-m",
@@ -116,20 +106,17 @@ def test_serve_refuses_it_in_one_line_before_it_fetches_anything(tmp_path: Path)
 
 
 @pytest.mark.long
-def test_each_gpu_gets_a_worker_and_the_successor_of_a_dead_one_its_gpu(tmp_path: Path) -> None:
+def test_each_gpu_gets_a_worker_and_the_successor_of_a_dead_one_its_gpu(tmp_path):
     code = (
         "import sys; from pathlib import Path; from mlflow_deploy_plugin.serve.device import "
         "claim_device_id as claim;print(claim(Path(sys.argv[1]), [0, 2]), flush=True); "
         "sys.stdin.read()"
     )
 
-    def worker() -> tuple["subprocess.Popen[str]", str]:
+    def worker():
         command = [sys.executable, "-c", code, str(tmp_path)]
         process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         assert process.stdout is not None
         return process, process.stdout.readline().strip()

@@ -8,12 +8,11 @@ import sys
 from contextlib import closing
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import cast
 
 import psutil
 import pytest
 import requests
-from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client as WsgiClient
 
 from mlflow_deploy_plugin import wsgi_app
@@ -30,7 +29,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "extend.md").read_text()
 RECORD = {"carrier": "UA", "distance": 1400.0, "hour": 17, "late": True}
 
 
-def write_example(framework: str, folder: Path) -> Path:
+def write_example(framework, folder):
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE)
     (code,) = (
         block for block in blocks if block.startswith(f"from {framework}") and "sgi_app" in block
@@ -42,11 +41,11 @@ def write_example(framework: str, folder: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _home(tmp_path, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
 
 
-def test_fastapi_serves_a_model_and_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_fastapi_serves_a_model_and_leaves_nothing_behind(tmp_path):
     pytest.importorskip("fastapi")
     write_example("fastapi", tmp_path)
     port = free_port()
@@ -81,7 +80,7 @@ os._exit(0)  # as by a signal: no atexit function runs
 """
 
 
-def test_the_agent_of_a_process_that_ends_slowly_leaves_no_metrics_either(tmp_path: Path) -> None:
+def test_the_agent_of_a_process_that_ends_slowly_leaves_no_metrics_either(tmp_path):
     model = mixed_model(tmp_path / "model")
     done = subprocess.run(
         [sys.executable, "-c", ENDS_SLOWLY, str(model)],
@@ -95,7 +94,7 @@ def test_the_agent_of_a_process_that_ends_slowly_leaves_no_metrics_either(tmp_pa
     assert not list((tmp_path / "home").rglob(METRICS))
 
 
-def ask(application: DispatcherMiddleware) -> None:
+def ask(application):
     client = WsgiClient(application)
     # Otherwise it would live as long as this process.
     with closing(cast(WsgiApp, application.mounts["/flights"])):
@@ -105,11 +104,11 @@ def ask(application: DispatcherMiddleware) -> None:
         assert client.get("/").get_json() == {"predictions": "/flights/invocations"}
 
 
-def test_flask_serves_a_model(tmp_path: Path) -> None:
+def test_flask_serves_a_model(tmp_path):
     ask(runpy.run_path(str(write_example("flask", tmp_path)))["app"].wsgi_app)
 
 
-def test_django_serves_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_django_serves_a_model(tmp_path, monkeypatch):
     pytest.importorskip("django")
     from django.conf import settings
     from django.http import JsonResponse
@@ -117,7 +116,7 @@ def test_django_serves_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     urls = ModuleType("application_urls")
     urls.__dict__["urlpatterns"] = [
-        path("", lambda request: JsonResponse({"predictions": "/flights/invocations"})),
+        path("", lambda request: JsonResponse({"predictions": "/flights/invocations"}))
     ]
     monkeypatch.setitem(sys.modules, urls.__name__, urls)
     settings.configure(ROOT_URLCONF=urls.__name__, ALLOWED_HOSTS=["*"], LOGGING_CONFIG=None)
@@ -128,17 +127,12 @@ def test_django_serves_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ("config", "message"),
     [({"server.thread": 4}, "server.threads"), ({"server.threads": "many"}, "server.threads")],
 )
-def test_a_field_that_is_not_known_is_refused_before_anything_starts(
-    config: dict[str, Any],
-    message: str,
-) -> None:
+def test_a_field_that_is_not_known_is_refused_before_anything_starts(config, message):
     with pytest.raises(InvalidConfig, match=message):
         wsgi_app("models:/m/1", config=config)
 
 
-def test_a_local_server_has_the_routes_and_pages_of_a_server_without_an_agent(
-    tmp_path: Path,
-) -> None:
+def test_a_local_server_has_the_routes_and_pages_of_a_server_without_an_agent(tmp_path):
     before = psutil.Process().children()
     with local_server(mixed_model(tmp_path / "model"), "Flight Delay", "3") as url:
         assert psutil.Process().children() == before

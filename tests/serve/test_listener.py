@@ -9,9 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import requests
@@ -19,12 +17,11 @@ import requests
 from mlflow_deploy_plugin.core.errors import DeploymentFailed
 from mlflow_deploy_plugin.serve import listener as module
 from mlflow_deploy_plugin.serve.listener import shared_listener
-from tests.support.serving import Served
 from tests.support.waiting import wait_until
 
 
 @pytest.fixture
-def holder(tmp_path: Path, free_port: int) -> Iterator[subprocess.Popen[bytes]]:
+def holder(tmp_path, free_port):
     """The process that listens on the port, and sends its socket at `tmp_path/door`."""
     path = tmp_path / "door"
     command = [
@@ -41,11 +38,7 @@ def holder(tmp_path: Path, free_port: int) -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
-def test_servers_share_one_queue_of_connections_and_hear_of_its_end(
-    holder: subprocess.Popen[bytes],
-    tmp_path: Path,
-    free_port: int,
-) -> None:
+def test_servers_share_one_queue_of_connections_and_hear_of_its_end(holder, tmp_path, free_port):
     with shared_listener(tmp_path / "door") as first, shared_listener(tmp_path / "door") as second:
         assert first is not None
         assert second is not None
@@ -62,15 +55,9 @@ def test_servers_share_one_queue_of_connections_and_hear_of_its_end(
         wait_until(lambda: second.is_gone)
 
 
-def test_a_process_with_many_open_files_hears_of_the_end_too(
-    holder: subprocess.Popen[bytes],
-    tmp_path: Path,
-) -> None:
+def test_a_process_with_many_open_files_hears_of_the_end_too(holder, tmp_path):
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(
-        resource.RLIMIT_NOFILE,
-        (min(4096, before[1]), before[1]),
-    )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, before[1]), before[1]))
     try:
         with shared_listener(tmp_path / "door") as shared:
             assert shared is not None
@@ -83,10 +70,7 @@ def test_a_process_with_many_open_files_hears_of_the_end_too(
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_without_a_path_no_listener_is_shared_and_a_path_needs_a_holder(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_without_a_path_no_listener_is_shared_and_a_path_needs_a_holder(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_WAIT_SECONDS", 0.1)
     with shared_listener(None) as none:
         assert none is None
@@ -99,30 +83,21 @@ def test_without_a_path_no_listener_is_shared_and_a_path_needs_a_holder(
 
 @pytest.mark.long
 def test_a_server_takes_over_from_another_under_load_without_a_failed_request(
-    holder: subprocess.Popen[bytes],
-    serve: Callable[..., Served],
-    bias_folders: dict[str, Path],
-    free_port: int,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    holder, serve, bias_folders, free_port, tmp_path, monkeypatch
+):
     monkeypatch.setenv("ONNXSERVE_LISTENER", str(tmp_path / "door"))
     arguments = str(bias_folders["1"])
     earlier = serve(*arguments, state="earlier").wait_ready()
     answers: Counter[str] = Counter()
     is_over = threading.Event()
 
-    def ask() -> None:
+    def ask():
         with requests.Session() as session:
             while not is_over.is_set():
                 try:
                     url = f"http://127.0.0.1:{free_port}/invocations"
                     answers[
-                        session.post(
-                            url,
-                            json={"inputs": [[0.0, 0.0, 0.0]]},
-                            timeout=20,
-                        ).text
+                        session.post(url, json={"inputs": [[0.0, 0.0, 0.0]]}, timeout=20).text
                     ] += 1
                 except requests.RequestException as error:
                     answers[repr(error)] += 1

@@ -8,11 +8,9 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -38,20 +36,13 @@ Start = Callable[..., Served]
 
 
 @pytest.fixture
-def start(serve: Start, model_folders: dict[str, Path]) -> Start:
+def start(serve, model_folders):
     """Starts a server of the stock model in a state folder."""
-    return lambda state, *arguments: serve(
-        str(model_folders["stock"]),
-        *arguments,
-        state=state,
-    )
+    return lambda state, *arguments: serve(str(model_folders["stock"]), *arguments, state=state)
 
 
 @pytest.fixture(scope="module")
-def running(
-    tmp_path_factory: pytest.TempPathFactory,
-    model_folders: dict[str, Path],
-) -> Iterator[Served]:
+def running(tmp_path_factory, model_folders):
     """A server for tests that do not stop it."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("supervised")
@@ -60,26 +51,26 @@ def running(
             yield start(str(model_folders["stock"])).wait_ready()
 
 
-def answers(served: Served) -> bool:
+def answers(served):
     return served.predict(1, 2, 3).ok
 
 
-def agent_pid(served: Served) -> int:
+def agent_pid(served):
     state = read_state(served.state_dir / AGENT, AgentState)
     return state.pid if state else 0
 
 
-def masters(served: Served) -> list[psutil.Process]:
+def masters(served):
     """Return gunicorn's main process; an empty list before it has started."""
     children = psutil.Process(served.process.pid).children()
     return [child for child in children if "gunicorn" in child.cmdline()]
 
 
-def gunicorn_pid(served: Served) -> int:
+def gunicorn_pid(served):
     return masters(served)[0].pid
 
 
-def check_end(served: Served, number: signal.Signals) -> None:
+def check_end(served, number):
     """Check that a signal ends all processes cleanly."""
     assert answers(served)
     assert served.end(number) == 0
@@ -89,9 +80,8 @@ def check_end(served: Served, number: signal.Signals) -> None:
 
 @pytest.mark.long
 def test_requests_that_hold_every_thread_hold_the_end_back_for_the_graceful_timeout_and_no_longer(
-    serve: Start,
-    tmp_path: Path,
-) -> None:
+    serve, tmp_path
+):
     model = save_pyfuncs(tmp_path, ["troubled"])["troubled"]
     running = serve(str(model), "-C", "server.graceful_timeout_seconds=2").wait_ready()
     hanging = {"dataframe_split": {"columns": ["do"], "data": [["hang"]]}}
@@ -109,7 +99,7 @@ def test_requests_that_hold_every_thread_hold_the_end_back_for_the_graceful_time
         assert {type(future.exception()) for future in pending} == {requests.ConnectionError}
 
 
-def connections_to(port: int) -> list[Any]:
+def connections_to(port):
     return [
         connection
         for connection in psutil.Process().net_connections("tcp4")
@@ -120,9 +110,7 @@ def connections_to(port: int) -> list[Any]:
 
 
 @pytest.mark.long
-def test_a_supervisor_that_is_killed_takes_its_children_along_and_another_one_ends_by_sighup(
-    start: Start,
-) -> None:
+def test_a_supervisor_that_is_killed_takes_its_children_along_and_another_one_ends_by_sighup(start):
     running = start("state", "-w", "2").wait_ready()
     assert len(running.members()) == 5
     assert running.end(signal.SIGKILL) == -signal.SIGKILL
@@ -131,12 +119,7 @@ def test_a_supervisor_that_is_killed_takes_its_children_along_and_another_one_en
 
 @pytest.mark.long
 @pytest.mark.parametrize("is_abstract", [True, False])
-def test_systemd_receives_only_ready_and_stopping(
-    start: Start,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    is_abstract: bool,
-) -> None:
+def test_systemd_receives_only_ready_and_stopping(start, tmp_path, monkeypatch, is_abstract):
     address = f"@{tmp_path.name}" if is_abstract else f"{tmp_path}/user@1.s"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(f"\0{address[1:]}" if is_abstract else address)
@@ -152,11 +135,11 @@ def test_systemd_receives_only_ready_and_stopping(
             systemd.recv(100)
 
 
-def test_a_killed_agent_is_started_anew_while_serving_goes_on(running: Served) -> None:
+def test_a_killed_agent_is_started_anew_while_serving_goes_on(running):
     before = agent_pid(running)
     os.kill(before, signal.SIGKILL)
 
-    def another() -> bool:
+    def another():
         assert answers(running)
         return agent_pid(running) != before
 
@@ -168,9 +151,7 @@ def test_a_killed_agent_is_started_anew_while_serving_goes_on(running: Served) -
 
 
 @pytest.mark.long
-def test_an_agent_that_cannot_be_started_is_started_later_while_serving_goes_on(
-    start: Start,
-) -> None:
+def test_an_agent_that_cannot_be_started_is_started_later_while_serving_goes_on(start):
     running = start("state").wait_ready()
     before = agent_pid(running)
     supervisor = psutil.Process(running.process.pid)
@@ -187,12 +168,12 @@ def test_an_agent_that_cannot_be_started_is_started_later_while_serving_goes_on(
     check_end(running, signal.SIGTERM)
 
 
-def worker_restarts(served: Served) -> float:
+def worker_restarts(served):
     page = requests.get(f"{served.url}/metrics", timeout=20).text
     return float(re.findall(r"^onnxserve_worker_restarts_total (\S+)$", page, re.MULTILINE)[0])
 
 
-def test_a_killed_worker_is_replaced_and_counted(running: Served) -> None:
+def test_a_killed_worker_is_replaced_and_counted(running):
     (worker,) = psutil.Process(gunicorn_pid(running)).children()
     assert worker_restarts(running) == 0
     worker.kill()
@@ -205,25 +186,25 @@ def test_a_killed_worker_is_replaced_and_counted(running: Served) -> None:
     assert worker_restarts(running) == 1
 
 
-def test_a_worker_that_starts_after_wanted_json_was_deleted_answers(running: Served) -> None:
+def test_a_worker_that_starts_after_wanted_json_was_deleted_answers(running):
     (running.state_dir / WANTED).unlink()
     for worker in psutil.Process(gunicorn_pid(running)).children():
         worker.kill()
     wait_until(lambda: answers(running), 20, "an answer")
 
 
-def server_state(served: Served) -> ServerState:
+def server_state(served):
     state = read_state(served.state_dir / SERVER, ServerState)
     assert state is not None
     return state
 
 
-def workers(served: Served) -> set[int]:
+def workers(served):
     return {worker.pid for worker in read_workers(served.state_dir)}
 
 
 @pytest.mark.long
-def test_a_killed_gunicorn_is_started_anew_and_new_clients_wait_for_it(start: Start) -> None:
+def test_a_killed_gunicorn_is_started_anew_and_new_clients_wait_for_it(start):
     running = start("state", "-w", "2").wait_ready()
     master = gunicorn_pid(running)
     old = workers(running)
@@ -249,26 +230,14 @@ def test_a_killed_gunicorn_is_started_anew_and_new_clients_wait_for_it(start: St
 
 @pytest.mark.long
 def test_a_gunicorn_killed_after_the_first_answer_and_before_all_workers_are_ready_is_restarted(
-    start: Start,
-) -> None:
+    start,
+):
     running = start("state", "-w", "2")
-    master = wait_until(
-        lambda: next(iter(masters(running)), None),
-        60,
-        "gunicorn",
-    )
-    held = wait_until(
-        lambda: next(iter(master.children()), None),
-        60,
-        "its first worker",
-    )
+    master = wait_until(lambda: next(iter(masters(running)), None), 60, "gunicorn")
+    held = wait_until(lambda: next(iter(master.children()), None), 60, "its first worker")
     held.suspend()  # It is never ready, so that the server is not announced.
     url = f"http://127.0.0.1:{server_state(running).port}/invocations"
-    answer = requests.post(
-        url,
-        json={"inputs": [[1, 2, 3]]},
-        timeout=60,
-    )
+    answer = requests.post(url, json={"inputs": [[1, 2, 3]]}, timeout=60)
     master.kill()
     assert answer.ok
     assert answers(running.wait_ready())
@@ -279,8 +248,8 @@ def test_a_gunicorn_killed_after_the_first_answer_and_before_all_workers_are_rea
 
 @pytest.mark.long
 def test_on_a_disk_that_has_become_read_only_a_killed_gunicorn_comes_back_and_the_end_is_in_order(
-    start: Start,
-) -> None:
+    start,
+):
     running = start("state").wait_ready()
     (worker,) = workers(running)
     logged = running.log.read_text()
@@ -296,7 +265,7 @@ def test_on_a_disk_that_has_become_read_only_a_killed_gunicorn_comes_back_and_th
 
 
 @pytest.mark.long
-def test_a_gunicorn_that_does_not_come_back_ends_everything_with_the_reason(start: Start) -> None:
+def test_a_gunicorn_that_does_not_come_back_ends_everything_with_the_reason(start):
     running = start("state").wait_ready()
     # No worker of the next gunicorn can start.
     (running.state_dir / "spec.yaml").write_text("no spec")
@@ -309,7 +278,7 @@ def test_a_gunicorn_that_does_not_come_back_ends_everything_with_the_reason(star
 
 
 @pytest.mark.long
-def test_the_server_exits_when_gunicorn_is_ended(start: Start) -> None:
+def test_the_server_exits_when_gunicorn_is_ended(start):
     running = start("state").wait_ready()
     os.kill(gunicorn_pid(running), signal.SIGTERM)
     assert running.process.wait(timeout=40) == 1
@@ -319,7 +288,7 @@ def test_the_server_exits_when_gunicorn_is_ended(start: Start) -> None:
 
 
 @pytest.mark.long
-def test_sigterm_between_a_death_and_the_next_start_ends_in_order(start: Start) -> None:
+def test_sigterm_between_a_death_and_the_next_start_ends_in_order(start):
     running = start("state").wait_ready()
     (worker,) = workers(running)
     os.kill(worker, signal.SIGSTOP)
@@ -330,7 +299,7 @@ def test_sigterm_between_a_death_and_the_next_start_ends_in_order(start: Start) 
 
 
 @pytest.mark.long
-def test_the_workers_of_a_gunicorn_that_dies_at_the_end_end_before_the_agent(start: Start) -> None:
+def test_the_workers_of_a_gunicorn_that_dies_at_the_end_end_before_the_agent(start):
     running = start("state").wait_ready()
     assert answers(running)
     master = psutil.Process(gunicorn_pid(running))
@@ -343,7 +312,7 @@ def test_the_workers_of_a_gunicorn_that_dies_at_the_end_end_before_the_agent(sta
     assert not list((running.state_dir / "spool").iterdir())
 
 
-def test_a_state_folder_belongs_to_one_server(running: Served, start: Start) -> None:
+def test_a_state_folder_belongs_to_one_server(running, start):
     second = start(str(running.state_dir))
     assert second.process.wait(timeout=30) == 1
     assert mentions(second.log.read_text(), "Error:", str(running.state_dir), "already")
@@ -351,7 +320,7 @@ def test_a_state_folder_belongs_to_one_server(running: Served, start: Start) -> 
 
 
 @pytest.mark.long
-def test_servers_without_a_port_find_one_each(running: Served, start: Start) -> None:
+def test_servers_without_a_port_find_one_each(running, start):
     other = start("state").wait_ready()
     assert other.url != running.url
     check_end(other, signal.SIGTERM)
@@ -359,7 +328,7 @@ def test_servers_without_a_port_find_one_each(running: Served, start: Start) -> 
 
 
 @pytest.mark.long
-def test_a_port_is_free_again_at_once(start: Start, free_port: int) -> None:
+def test_a_port_is_free_again_at_once(start, free_port):
     port = str(free_port)  # Servers of other tests use the first ports from 8080.
     check_end(start("state", "-p", port).wait_ready(), signal.SIGTERM)
     again = start("state", "-p", port).wait_ready()
@@ -367,10 +336,7 @@ def test_a_port_is_free_again_at_once(start: Start, free_port: int) -> None:
     check_end(again, signal.SIGINT)
 
 
-def test_an_agent_that_crashes_repeatedly_ends_the_server_with_its_error(
-    start: Start,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_agent_that_crashes_repeatedly_ends_the_server_with_its_error(start, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "soon")
     running = start("state")
     assert running.process.wait(timeout=30) == 1
@@ -379,13 +345,11 @@ def test_an_agent_that_crashes_repeatedly_ends_the_server_with_its_error(
 
 
 @pytest.mark.long
-def test_an_agent_that_is_killed_three_times_before_it_is_ready_ends_the_start(
-    start: Start,
-) -> None:
+def test_an_agent_that_is_killed_three_times_before_it_is_ready_ends_the_start(start):
     running = start("state")
     supervisor = psutil.Process(running.process.pid)
 
-    def has_ended() -> bool:
+    def has_ended():
         with suppress(psutil.Error):
             for child in supervisor.children():
                 if "mlflow_deploy_plugin.serve.agent" in child.cmdline():
@@ -398,13 +362,9 @@ def test_an_agent_that_is_killed_three_times_before_it_is_ready_ends_the_start(
 
 
 @pytest.mark.parametrize(
-    "number",
-    [errno.ENOSPC, errno.EAGAIN],
-    ids=["full disk", "no more processes"],
+    "number", [errno.ENOSPC, errno.EAGAIN], ids=["full disk", "no more processes"]
 )
-def test_a_system_error_in_the_state_folder_is_reported_in_one_line(
-    tmp_path: Path, number: int
-) -> None:
+def test_a_system_error_in_the_state_folder_is_reported_in_one_line(tmp_path, number):
     reason = os.strerror(number)
     with (
         pytest.raises(InvalidConfig, match=rf"state folder {tmp_path}: {reason}$"),

@@ -1,25 +1,22 @@
 import re
 import socket
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.serve.supervisor import check_exposure, open_listener, reserve_grpc_port
-from tests.support.serving import Served
 from tests.support.waiting import free_port
 
 
-def test_a_port_in_use_is_refused_by_name() -> None:
+def test_a_port_in_use_is_refused_by_name():
     with open_listener("127.0.0.1", None) as first:
         port = first.getsockname()[1]
         with pytest.raises(InvalidConfig, match=f"port {port} .*--port"):
             open_listener("127.0.0.1", port)
 
 
-def test_without_a_port_the_first_free_one_is_taken() -> None:
+def test_without_a_port_the_first_free_one_is_taken():
     address = "127.77.0.1"  # Other tests' servers use 127.0.0.1.
     with open_listener(address, None) as first, open_listener(address, None) as second:
         assert 8080 <= first.getsockname()[1] < second.getsockname()[1]
@@ -32,12 +29,12 @@ def test_without_a_port_the_first_free_one_is_taken() -> None:
         ("no.such.host.invalid", "(not known|failure in name resolution)"),
     ],
 )
-def test_a_host_that_is_not_this_machine_is_refused(host: str, reason: str) -> None:
+def test_a_host_that_is_not_this_machine_is_refused(host, reason):
     with pytest.raises(InvalidConfig, match=f"{re.escape(host)}:8080: .*{reason}"):
         open_listener(host, 8080)
 
 
-def test_ipv6_works_where_it_exists() -> None:
+def test_ipv6_works_where_it_exists():
     if not socket.has_ipv6:
         pytest.skip("no IPv6 in this Python")
     try:
@@ -48,12 +45,12 @@ def test_ipv6_works_where_it_exists() -> None:
         assert listener.family == socket.AF_INET6
 
 
-def test_without_a_grpc_port_none_is_reserved() -> None:
+def test_without_a_grpc_port_none_is_reserved():
     with reserve_grpc_port(ServerSpec()):
         pass
 
 
-def test_the_port_is_kept_for_those_that_share_it() -> None:
+def test_the_port_is_kept_for_those_that_share_it():
     spec = ServerSpec(grpc_port=free_port())
     assert spec.grpc_port is not None
     with reserve_grpc_port(spec):
@@ -71,18 +68,10 @@ def test_the_port_is_kept_for_those_that_share_it() -> None:
 
 
 @pytest.mark.parametrize("field", ["server.grpc_port", "server.metrics_port"])
-def test_a_port_in_use_is_refused_in_one_line_before_anything_starts(
-    serve: Callable[..., Served],
-    model_folders: dict[str, Path],
-    field: str,
-) -> None:
+def test_a_port_in_use_is_refused_in_one_line_before_anything_starts(serve, model_folders, field):
     with socket.socket() as taken:
         # Otherwise a gRPC server would share it silently.
-        taken.setsockopt(
-            socket.SOL_SOCKET,
-            socket.SO_REUSEPORT,
-            1,
-        )
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
@@ -90,21 +79,14 @@ def test_a_port_in_use_is_refused_in_one_line_before_anything_starts(
         assert refused.process.wait(60) == 1
     lines = refused.log.read_text().splitlines()
     assert lines == [
-        f"Error: port {port} on 127.0.0.1 is in use; set another port with -C {field}=…",
+        f"Error: port {port} on 127.0.0.1 is in use; set another port with -C {field}=…"
     ]
 
 
 @pytest.mark.long
-def test_a_served_port_is_announced_ready_and_free_again_at_the_end(
-    serve: Callable[..., Served],
-    model_folders: dict[str, Path],
-) -> None:
+def test_a_served_port_is_announced_ready_and_free_again_at_the_end(serve, model_folders):
     port = free_port()
-    running = serve(
-        str(model_folders["stock"]),
-        "-C",
-        f"server.grpc_port={port}",
-    ).wait_ready()
+    running = serve(str(model_folders["stock"]), "-C", f"server.grpc_port={port}").wait_ready()
     with socket.create_connection(("127.0.0.1", port), timeout=5):
         pass
     assert running.end() == 0
@@ -113,14 +95,14 @@ def test_a_served_port_is_announced_ready_and_free_again_at_the_end(
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "::1", "[::1]", "localhost"])
-def test_a_server_that_only_its_machine_reaches_needs_no_keys(host: str) -> None:
+def test_a_server_that_only_its_machine_reaches_needs_no_keys(host):
     messages: list[str] = []
     check_exposure(ServerSpec(host=host), messages.append)
     assert messages == []
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "models.example"])
-def test_a_server_that_others_reach_needs_keys_or_says_that_it_has_none(host: str) -> None:
+def test_a_server_that_others_reach_needs_keys_or_says_that_it_has_none(host):
     messages: list[str] = []
     with pytest.raises(InvalidConfig, match=r"-C server\.api_keys=true .*--insecure"):
         check_exposure(ServerSpec(host=host), messages.append)

@@ -1,8 +1,6 @@
 """Variants get their shares of the traffic, and a sticky client keeps its variant."""
 
 from dataclasses import dataclass
-from random import Random
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -20,15 +18,12 @@ class Routed:
     name: str = ""
 
 
-def variant(weight: int, shadow: bool = False, name: str = "") -> Any:
+def variant(weight, shadow=False, name=""):
     return Routed(weight, shadow, name)
 
 
-@pytest.mark.parametrize(
-    "weights",
-    [(1,), (95, 5), (1, 1, 1), (100, 100), (3, 0, 7)],
-)
-def test_draws_fall_into_the_shares_of_the_weights(weights: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("weights", [(1,), (95, 5), (1, 1, 1), (100, 100), (3, 0, 7)])
+def test_draws_fall_into_the_shares_of_the_weights(weights):
     variants = answering_variants([variant(weight) for weight in weights])
     total = sum(weights)
     picks = [weighted_variant(variants, (mark + 0.5) / total) for mark in range(total)]
@@ -38,31 +33,27 @@ def test_draws_fall_into_the_shares_of_the_weights(weights: tuple[int, ...]) -> 
     ]
 
 
-def test_the_ends_of_the_draw_are_someones() -> None:
+def test_the_ends_of_the_draw_are_someones():
     variants = [variant(1), variant(2)]
     assert weighted_variant(variants, 0.0) is variants[0]
     assert weighted_variant(variants, 1.0) is variants[1]
 
 
-def test_neither_shadow_nor_zero_answers() -> None:
+def test_neither_shadow_nor_zero_answers():
     assert answering_variants([variant(0), variant(9, shadow=True)]) == ()
 
 
 KEYS = [f"user-{number}" for number in range(1000)]
-WEIGHTS = st.lists(
-    st.integers(1, 100),
-    min_size=1,
-    max_size=5,
-)
+WEIGHTS = st.lists(st.integers(1, 100), min_size=1, max_size=5)
 
 
-def named(weights: list[int]) -> list[Any]:
+def named(weights):
     return [variant(weight, name=f"v{place}") for place, weight in enumerate(weights)]
 
 
 @settings(max_examples=25)
 @given(WEIGHTS)
-def test_keys_fall_into_the_shares_of_the_weights(weights: list[int]) -> None:
+def test_keys_fall_into_the_shares_of_the_weights(weights):
     variants = named(weights)
     picks = [sticky_variant(variants, "e", key) for key in KEYS]
     for variant in variants:
@@ -73,10 +64,7 @@ def test_keys_fall_into_the_shares_of_the_weights(weights: list[int]) -> None:
 
 @settings(max_examples=25)
 @given(WEIGHTS, st.data())
-def test_a_weight_that_grows_only_draws_callers_to_its_variant(
-    weights: list[int],
-    data: st.DataObject,
-) -> None:
+def test_a_weight_that_grows_only_draws_callers_to_its_variant(weights, data):
     grown = data.draw(st.integers(0, len(weights) - 1))
     more = [
         weight + data.draw(st.integers(1, 100)) if at == grown else weight
@@ -92,10 +80,7 @@ def test_a_weight_that_grows_only_draws_callers_to_its_variant(
 
 @settings(max_examples=25)
 @given(WEIGHTS, st.randoms())
-def test_neither_the_order_nor_a_common_factor_moves_a_caller(
-    weights: list[int],
-    random: Random,
-) -> None:
+def test_neither_the_order_nor_a_common_factor_moves_a_caller(weights, random):
     variants = named(weights)
     scaled_variants = [variant(3 * entry.weight, name=entry.name) for entry in variants]
     random.shuffle(scaled_variants)
@@ -106,7 +91,7 @@ def test_neither_the_order_nor_a_common_factor_moves_a_caller(
         )
 
 
-def test_a_caller_keeps_to_its_variant_in_every_process() -> None:
+def test_a_caller_keeps_to_its_variant_in_every_process():
     variants = named([50, 50])
     picks = [sticky_variant(variants, "e", key).name for key in [*KEYS[:7], "\udce9"]]
     assert picks == ["v1", "v0", "v0", "v0", "v0", "v1", "v1", "v1"]

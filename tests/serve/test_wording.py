@@ -1,20 +1,17 @@
 """The wording of the responses that callers of a server see most."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.serve.inference.server import Server
 from tests.support import servers
 from tests.support.handling import ask
-from tests.support.servers import Serve
 
 RECORD = {"carrier": "AA", "distance": 0.0, "hour": 0, "late": False}
 Body = dict[str, object] | bytes
 
 
-def _tensor(**change: object) -> Body:
+def _tensor(**change):
     return {
         "inputs": [
             {
@@ -23,8 +20,8 @@ def _tensor(**change: object) -> Body:
                 "shape": [1, 2, 2],
                 "data": [0, 1, 2, 3],
                 **change,
-            },
-        ],
+            }
+        ]
     }
 
 
@@ -138,37 +135,21 @@ MESSAGES: dict[str, tuple[str, Body, dict[str, str], int, str]] = {
 
 
 @pytest.fixture
-def server(
-    serve_here: Serve,
-    model_folders: dict[str, Path],
-) -> Server:
+def server(serve_here, model_folders):
     mixed = model_folders["mixed"]
     tensor = model_folders["tensor"]
     return serve_here(
-        {
-            "mixed": {"v": servers.variant(mixed)},
-            "tensor": {"v": servers.variant(tensor)},
-        },
+        {"mixed": {"v": servers.variant(mixed)}, "tensor": {"v": servers.variant(tensor)}}
     )
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "headers", "status", "message"),
-    MESSAGES.values(),
-    ids=MESSAGES,
+    ("path", "body", "headers", "status", "message"), MESSAGES.values(), ids=MESSAGES
 )
 def test_a_refusal_names_the_mistake_and_the_correct_form(
-    server: Server,
-    path: str,
-    body: Body,
-    headers: dict[str, str],
-    status: int,
-    message: str,
-) -> None:
+    server, path, body, headers, status, message
+):
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     answer = ask(server, path, body=content, **headers)
     document = json.loads(answer.body)
-    assert (
-        answer.status,
-        document.get("message") or document["error"],
-    ) == (status, message)
+    assert (answer.status, document.get("message") or document["error"]) == (status, message)

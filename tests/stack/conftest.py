@@ -4,45 +4,40 @@ import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
 
 import boto3
 import pytest
 import requests
 
 from tests.stack.native import COMPOSE, NativeStack
-from tests.support.services.alert_receiver import Receiver, receiver
-from tests.support.services.collector import Collector, collector
+from tests.support.services.alert_receiver import receiver
+from tests.support.services.collector import collector
 from tests.support.services.postgresql import postgresql_server
 from tests.support.waiting import answers
 
 
 @pytest.fixture(scope="session")
-def alerts() -> Iterator[Receiver]:
+def alerts():
     """The receivers of alerts from Alertmanager and the controller."""
     with receiver() as started:
         yield started
 
 
 @pytest.fixture(scope="session")
-def traces() -> Iterator[Collector]:
+def traces():
     """A small receiver of OTLP over HTTP that replaces the OpenTelemetry collector."""
     with collector() as started:
         yield started
 
 
 @pytest.fixture(scope="session")
-def stack(
-    tmp_path_factory: pytest.TempPathFactory,
-    alerts: Receiver,
-    traces: Collector,
-) -> Iterator[NativeStack]:
+def stack(tmp_path_factory, alerts, traces):
     """Run the core and the metrics, with windows of a minute instead of an hour, and a
     log line per request.
     """
     if not os.environ.get("AWS_ENDPOINT_URL"):
         pytest.skip(
-            "no S3 API is named by AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+            "no S3 API is named by AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
     folder = tmp_path_factory.mktemp("stack")
     bucket = f"onnxserve-{uuid.uuid4().hex[:12]}"
@@ -91,7 +86,7 @@ def stack(
             made.delete()
 
 
-def _fill_databases(url: str) -> None:
+def _fill_databases(url):
     """Create the user's own database and run the scripts of its folder, like
     PostgreSQL's image.
     """
@@ -106,7 +101,7 @@ def _fill_databases(url: str) -> None:
     )
 
 
-def _start_core(stack: NativeStack) -> None:
+def _start_core(stack):
     stack.start("redis")
     stack.start("mlflow")
     stack.wait_for("mlflow", lambda: answers(stack.url("mlflow", 5000, "/health")))
@@ -114,26 +109,20 @@ def _start_core(stack: NativeStack) -> None:
     for name in ("server-a", "server-b", "controller", "alertmanager", "prometheus"):
         stack.start(name)
     for name in ("server-a", "server-b"):
-        stack.wait_for(
-            name,
-            lambda name=name: answers(stack.url(name, 8080, "/ping")),
-        )
+        stack.wait_for(name, lambda name=name: answers(stack.url(name, 8080, "/ping")))
     stack.wait_for("controller", lambda: answers(stack.url("controller", 9464, "/metrics")))
     stack.start("nginx")
     stack.wait_for("nginx", lambda: is_up(stack))
     for name, port in (("prometheus", 9090), ("alertmanager", 9093)):
         stack.wait_for(
-            name,
-            lambda name=name, port=port: answers(stack.url(name, port, "/-/ready")),
+            name, lambda name=name, port=port: answers(stack.url(name, port, "/-/ready"))
         )
 
 
-def is_up(stack: NativeStack) -> bool:
+def is_up(stack):
     try:
         return requests.get(
-            f"{stack.door}/ping",
-            verify=str(stack.secrets / "tls.crt"),
-            timeout=5,
+            f"{stack.door}/ping", verify=str(stack.secrets / "tls.crt"), timeout=5
         ).ok
     except requests.RequestException:
         return False

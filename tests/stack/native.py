@@ -133,11 +133,7 @@ class NativeStack:
             check=False,
         ).stdout
 
-    def _prepare(
-        self,
-        name: str,
-        command: list[str],
-    ) -> tuple[list[str], dict[str, str]]:
+    def _prepare(self, name: str, command: list[str]) -> tuple[list[str], dict[str, str]]:
         """Return the command and the environment of a process of a service, and write
         its files.
         """
@@ -194,9 +190,7 @@ class NativeStack:
     def _set(self, text: str) -> str:
         """Return a text of compose.yaml with its variables replaced."""
         return re.sub(
-            r"\$\{(\w+):-([^}]*)\}",
-            lambda found: self.settings.get(found[1], found[2]),
-            text,
+            r"\$\{(\w+):-([^}]*)\}", lambda found: self.settings.get(found[1], found[2]), text
         )
 
     def _command(self, name: str) -> list[str]:
@@ -208,12 +202,7 @@ class NativeStack:
                 command = [program, *command]
         if name == "nginx":
             # like the image's own command
-            command += [
-                "-c",
-                "/etc/nginx/nginx.conf",
-                "-g",
-                "daemon off;",
-            ]
+            command += ["-c", "/etc/nginx/nginx.conf", "-g", "daemon off;"]
         return self._program(command)
 
     def _program(self, command: list[str]) -> list[str]:
@@ -224,10 +213,7 @@ class NativeStack:
         }
         if command[0] not in ours and shutil.which(command[0]) is None:
             pytest.skip(f"{command[0]} is not installed: Debian's package of that name has it")
-        return [
-            *ours.get(command[0], command[:1]),
-            *command[1:],
-        ]
+        return [*ours.get(command[0], command[:1]), *command[1:]]
 
     def _mounts(self, name: str, home: Path) -> dict[str, str]:
         """Return the path on this machine for each path in the container; mounted files
@@ -269,27 +255,16 @@ class NativeStack:
                 Path(mounts[target]).write_text(self._native(source.read_text(), name, mounts))
         return mounts
 
-    def _native(
-        self,
-        text: str,
-        name: str,
-        mounts: dict[str, str],
-    ) -> str:
+    def _native(self, text: str, name: str, mounts: dict[str, str]) -> str:
         text = self._set(text)
         for old, new in self.changed.items():
             text = text.replace(old, new)
         for old, new in self.outside.items():
             text = text.replace(old, new)
         names = "|".join(sorted(self.addresses, key=len, reverse=True))
+        text = re.sub(rf"(?<![\w.-])({names})(?=:\d)", lambda found: self.addresses[found[1]], text)
         text = re.sub(
-            rf"(?<![\w.-])({names})(?=:\d)",
-            lambda found: self.addresses[found[1]],
-            text,
-        )
-        text = re.sub(
-            rf"(?m)^host=({names})$",
-            lambda found: f"host={self.addresses[found[1]]}",
-            text,
+            rf"(?m)^host=({names})$", lambda found: f"host={self.addresses[found[1]]}", text
         )
         text = text.replace("0.0.0.0", self.addresses[name])
         paths = "|".join(re.escape(target) for target in sorted(mounts, key=len, reverse=True))

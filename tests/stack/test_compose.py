@@ -10,7 +10,6 @@ import subprocess
 import sys
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -35,7 +34,7 @@ PROFILES = {
 }
 
 
-def read(*profiles: str) -> dict[str, Any]:
+def read(*profiles):
     """Return Compose's configuration for these profiles."""
     command = [
         "docker",
@@ -48,34 +47,25 @@ def read(*profiles: str) -> dict[str, Any]:
     # without the settings of this process
     environment = {name: os.environ[name] for name in ("PATH", "HOME")}
     done = subprocess.run(
-        [*command, "--format", "json"],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
+        [*command, "--format", "json"], capture_output=True, text=True, env=environment, check=False
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _compose() -> None:
+def _compose():
     if (
         shutil.which("docker") is None
         or subprocess.run(
-            ["docker", "compose", "version"],
-            capture_output=True,
-            check=False,
+            ["docker", "compose", "version"], capture_output=True, check=False
         ).returncode
     ):
         pytest.skip("docker compose is not installed")
 
 
-@pytest.mark.parametrize(
-    ("profile", "more"),
-    [("", set()), *PROFILES.items()],
-)
-def test_a_profile_adds_its_services_to_the_core(profile: str, more: set[str]) -> None:
+@pytest.mark.parametrize(("profile", "more"), [("", set()), *PROFILES.items()])
+def test_a_profile_adds_its_services_to_the_core(profile, more):
     services = read(*filter(None, [profile]))["services"]
     assert services.keys() == CORE | more
     for name, service in services.items():
@@ -87,7 +77,7 @@ def test_a_profile_adds_its_services_to_the_core(profile: str, more: set[str]) -
         )
 
 
-def test_every_port_is_published_on_this_machine_only_and_nothing_of_the_core_but_by_tls() -> None:
+def test_every_port_is_published_on_this_machine_only_and_nothing_of_the_core_but_by_tls():
     services = read(*PROFILES)["services"]
     ports = {name: service.get("ports", []) for name, service in services.items()}
     assert {port["host_ip"] for port in chain.from_iterable(ports.values())} == {"127.0.0.1"}
@@ -95,7 +85,7 @@ def test_every_port_is_published_on_this_machine_only_and_nothing_of_the_core_bu
     assert {port["target"] for port in ports["nginx"]} == {8443, 5443}
 
 
-def test_our_containers_have_no_more_rights_than_they_need() -> None:
+def test_our_containers_have_no_more_rights_than_they_need():
     services = read()["services"]
     ours = {
         name: service
@@ -112,7 +102,7 @@ def test_our_containers_have_no_more_rights_than_they_need() -> None:
         assert service["security_opt"] == ["no-new-privileges:true"]
 
 
-def test_no_secret_stands_in_an_environment() -> None:
+def test_no_secret_stands_in_an_environment():
     services = read(*PROFILES)["services"]
     values = [
         (key, value)
@@ -123,14 +113,14 @@ def test_no_secret_stands_in_an_environment() -> None:
     assert {key for key in keys if not key.endswith("_FILE")} == set()
 
 
-def test_the_example_of_a_settings_file_has_the_defaults_and_nothing_that_is_unknown() -> None:
+def test_the_example_of_a_settings_file_has_the_defaults_and_nothing_that_is_unknown():
     lines = (COMPOSE.parent / ".env.example").read_text().splitlines()[1:]
     example = dict(line.partition(" #")[0].strip().split("=", 1) for line in lines)
     defaults = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", COMPOSE.read_text()))
     assert {**defaults, "COMPOSE_PROFILES": ""} == example
 
 
-def test_every_file_that_is_mounted_is_in_the_checkout() -> None:
+def test_every_file_that_is_mounted_is_in_the_checkout():
     document = yaml.safe_load(COMPOSE.read_text())
     services = document["services"].values()
     volumes = chain.from_iterable(service.get("volumes", ()) for service in services)
@@ -143,7 +133,7 @@ def test_every_file_that_is_mounted_is_in_the_checkout() -> None:
     assert missing == []
 
 
-def test_secrets_are_made_once_for_this_user_alone(tmp_path: Path) -> None:
+def test_secrets_are_made_once_for_this_user_alone(tmp_path):
     folder = tmp_path / "secrets"
     make = [
         sys.executable,
@@ -172,10 +162,7 @@ def test_secrets_are_made_once_for_this_user_alone(tmp_path: Path) -> None:
     assert "DNS:ml.example, IP Address:FD00:0:0:0:0:0:0:7" in names
     subprocess.run([*make, "--host", "ml.example"], check=True)
     refused = subprocess.run(
-        [*make, "--host", "other.example"],
-        capture_output=True,
-        text=True,
-        check=False,
+        [*make, "--host", "other.example"], capture_output=True, text=True, check=False
     )
     message = (
         f"{folder}/tls.crt exists, but is not for other.example: remove it, and run this again\n"

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -20,16 +19,15 @@ GRAFANA = Path(__file__).parents[2] / "docker" / "stack" / "grafana"
 DASHBOARDS = sorted((GRAFANA / "dashboards").glob("*.json"))
 
 
-def targets(file: Path) -> list[tuple[str, dict[str, Any]]]:
+def targets(file):
     """Return every query of a dashboard, with the title of its panel."""
     panels = json.loads(file.read_text())["panels"]
     return [(panel["title"], target) for panel in panels for target in panel["targets"]]
 
 
-def test_dashboard_files_match_their_generator() -> None:
+def test_dashboard_files_match_their_generator():
     source = importlib.util.spec_from_file_location(
-        "make_dashboards",
-        GRAFANA / "make_dashboards.py",
+        "make_dashboards", GRAFANA / "make_dashboards.py"
     )
     assert source is not None
     assert source.loader is not None
@@ -41,9 +39,7 @@ def test_dashboard_files_match_their_generator() -> None:
 
 
 @pytest.mark.parametrize("file", DASHBOARDS, ids=lambda file: file.stem)
-def test_a_dashboard_is_one_of_grafana_11_and_asks_for_metrics_that_the_package_has(
-    file: Path,
-) -> None:
+def test_a_dashboard_is_one_of_grafana_11_and_asks_for_metrics_that_the_package_has(file):
     made = json.loads(file.read_text())
     assert made["schemaVersion"] == 39
     assert made["uid"] == f"onnxserve-{file.stem}"
@@ -59,7 +55,7 @@ def test_a_dashboard_is_one_of_grafana_11_and_asks_for_metrics_that_the_package_
     assert undeclared_metrics(" ".join(target["expr"] for _, target in targets(file))) == set()
 
 
-def test_prometheus_can_read_every_query(tmp_path: Path) -> None:
+def test_prometheus_can_read_every_query(tmp_path):
     if shutil.which("promtool") is None:
         pytest.skip("promtool is not installed (apt-get install prometheus)")
     expressions = [target["expr"] for _, target in chain.from_iterable(map(targets, DASHBOARDS))]
@@ -72,7 +68,7 @@ def test_prometheus_can_read_every_query(tmp_path: Path) -> None:
         for at, query in enumerate(filled)
     ]
     (tmp_path / "rules.yaml").write_text(
-        yaml.safe_dump({"groups": [{"name": "asked", "rules": rules}]}),
+        yaml.safe_dump({"groups": [{"name": "asked", "rules": rules}]})
     )
     check = ["promtool", "check", "rules", str(tmp_path / "rules.yaml")]
     checked = subprocess.run(check, capture_output=True, text=True, check=False)

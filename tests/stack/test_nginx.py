@@ -4,7 +4,6 @@ during the request.
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -36,11 +35,9 @@ class Server(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NativeStack]:
+def stack(tmp_path_factory):
     stack = NativeStack(
-        tmp_path_factory.mktemp("nginx"),
-        {},
-        {"max_fails=1 fail_timeout=2s": "max_fails=0"},
+        tmp_path_factory.mktemp("nginx"), {}, {"max_fails=1 fail_timeout=2s": "max_fails=0"}
     )
     stack.secrets.mkdir()
     make = [
@@ -53,7 +50,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NativeStack]:
     with ExitStack() as started:
         for name in ("server-a", "server-b"):
             server = started.enter_context(
-                ThreadingHTTPServer((stack.addresses[name], 8080), Server),
+                ThreadingHTTPServer((stack.addresses[name], 8080), Server)
             )
             Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}).start()
             started.callback(server.shutdown)
@@ -63,15 +60,12 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NativeStack]:
         yield stack
 
 
-def post(stack: NativeStack, path: str) -> int | None:
+def post(stack, path):
     """Return the status; None if nginx does not listen yet."""
     asked.clear()
     try:
         return requests.post(
-            stack.door + path,
-            b"{}",
-            verify=str(stack.secrets / "tls.crt"),
-            timeout=30,
+            stack.door + path, b"{}", verify=str(stack.secrets / "tls.crt"), timeout=30
         ).status_code
     except requests.ConnectionError:
         return None
@@ -87,11 +81,11 @@ def post(stack: NativeStack, path: str) -> int | None:
         "/endpoints/e/feedback",
     ],
 )
-def test_repeatable_requests_are_retried_on_the_other_server(stack: NativeStack, path: str) -> None:
+def test_repeatable_requests_are_retried_on_the_other_server(stack, path):
     assert post(stack, path) == 200
     assert set(asked) == {stack.addresses["server-a"], stack.addresses["server-b"]}
 
 
-def test_nothing_else_comes_twice(stack: NativeStack) -> None:
+def test_nothing_else_comes_twice(stack):
     assert post(stack, "/v2/models/e/explain") == 502
     assert len(asked) == 1

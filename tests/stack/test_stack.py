@@ -10,12 +10,9 @@ import secrets
 import signal
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
-from pathlib import Path
-from typing import Any
 
 import grpc
 import numpy as np
@@ -27,8 +24,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tests.stack.native import NativeStack
 from tests.stack.test_dashboards import DASHBOARDS, targets
 from tests.support.ecs import read_line
-from tests.support.services.alert_receiver import Receiver
-from tests.support.services.collector import Collector, attributes
+from tests.support.services.collector import attributes
 from tests.support.tracking import tracking_at
 from tests.support.waiting import answers, wait_until
 
@@ -57,11 +53,7 @@ class Traffic:
         rng = np.random.default_rng(1)
         with requests.Session() as session:
             while not self.ended.wait(0.05):
-                rows = rng.normal(
-                    self.mean,
-                    1,
-                    (5, 2),
-                ).astype(np.float32)
+                rows = rng.normal(self.mean, 1, (5, 2)).astype(np.float32)
                 answer = self.stack.predict(rows.tolist(), session=session)
                 self.answers[answer.status_code] += 1
                 if not answer.ok:
@@ -79,7 +71,7 @@ class Traffic:
 
 
 @pytest.fixture(scope="module")
-def traffic(stack: NativeStack) -> Iterator[Traffic]:
+def traffic(stack):
     callers = Traffic(stack)
     with ThreadPoolExecutor(1) as pool:
         asking = pool.submit(callers.ask)
@@ -88,10 +80,7 @@ def traffic(stack: NativeStack) -> Iterator[Traffic]:
     asking.result()
 
 
-def test_strangers_are_refused_and_everybody_else_is_answered_by_tls(
-    stack: NativeStack,
-    traffic: Traffic,
-) -> None:
+def test_strangers_are_refused_and_everybody_else_is_answered_by_tls(stack, traffic):
     assert stack.predict([[1.0, 2.0]], key="onnxserve_nobody").status_code == 401
     answered = stack.predict([[1.0, 2.0]])
     assert answered.json()["predictions"] == [1]
@@ -103,15 +92,11 @@ def test_strangers_are_refused_and_everybody_else_is_answered_by_tls(
     assert "flights" in requests.get(console, auth=account, verify=certificate, timeout=30).text
 
 
-def test_grpc_goes_through_nginx_too(stack: NativeStack, traffic: Traffic) -> None:
+def test_grpc_goes_through_nginx_too(stack, traffic):
     credentials = grpc.ssl_channel_credentials((stack.secrets / "tls.crt").read_bytes())
     request = service_pb2.ModelInferRequest(model_name="flights")
-    request.inputs.add(
-        name="X",
-        datatype="FP32",
-        shape=[1, 2],
-    ).contents.fp32_contents.extend(
-        [1.0, 2.0],
+    request.inputs.add(name="X", datatype="FP32", shape=[1, 2]).contents.fp32_contents.extend(
+        [1.0, 2.0]
     )
     key = [("authorization", f"Bearer {stack.key}")]
     with grpc.secure_channel(stack.door.removeprefix("https://"), credentials) as channel:
@@ -128,10 +113,7 @@ def test_grpc_goes_through_nginx_too(stack: NativeStack, traffic: Traffic) -> No
     assert blocked.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_a_server_that_is_killed_and_comes_back_costs_no_request(
-    stack: NativeStack,
-    traffic: Traffic,
-) -> None:
+def test_a_server_that_is_killed_and_comes_back_costs_no_request(stack, traffic):
     statuses: Counter[int] = Counter()
     ended = threading.Event()
 
@@ -141,24 +123,17 @@ def test_a_server_that_is_killed_and_comes_back_costs_no_request(
         "label": 1,
     }
 
-    def ask(path: str, document: dict[str, Any]) -> None:
+    def ask(path, document):
         with requests.Session() as session:
             while not ended.is_set():
                 statuses[stack.post(path, document, session=session).status_code] += 1
 
-    def wait_for_more(what: str) -> None:
+    def wait_for_more(what):
         enough = statuses.total() + 300
         wait_until(lambda: statuses.total() > enough, what=what)
 
     with ThreadPoolExecutor(4) as callers:
-        asking = [
-            callers.submit(
-                ask,
-                "/invocations",
-                {"inputs": [[1.0, 2.0]]},
-            )
-            for _ in range(2)
-        ]
+        asking = [callers.submit(ask, "/invocations", {"inputs": [[1.0, 2.0]]}) for _ in range(2)]
         asking += [callers.submit(ask, "/feedback", label) for _ in range(2)]
         for number in (signal.SIGKILL, signal.SIGTERM):
             wait_for_more("requests of both servers")
@@ -173,16 +148,12 @@ def test_a_server_that_is_killed_and_comes_back_costs_no_request(
     print(f"{statuses.total()} requests by four callers, of which 0 failed")  # noqa: T201
 
 
-def test_a_trace_is_found_by_its_id(
-    stack: NativeStack,
-    traffic: Traffic,
-    traces: Collector,
-) -> None:
+def test_a_trace_is_found_by_its_id(stack, traffic, traces):
     trace = secrets.token_hex(16)
     answer = stack.predict([[1.0, 2.0]], traceparent=f"00-{trace}-{secrets.token_hex(8)}-01")
     assert answer.headers["traceparent"].split("-")[1] == trace
 
-    def versions() -> list[str | int]:
+    def versions():
         spans = [attributes(span) for span in list(traces.spans) if span.trace_id.hex() == trace]
         return [span["onnxserve.version"] for span in spans if "onnxserve.version" in span]
 
@@ -190,7 +161,7 @@ def test_a_trace_is_found_by_its_id(
     assert traces.services == {"onnxserve"}
 
 
-def test_every_line_of_servers_and_nginx_is_ecs(stack: NativeStack, traffic: Traffic) -> None:
+def test_every_line_of_servers_and_nginx_is_ecs(stack, traffic):
     answer = stack.predict([[1.0, 2.0]], X_Request_Id="this-one")
     assert answer.ok
     for name in ("server-a", "server-b", "nginx"):
@@ -199,7 +170,7 @@ def test_every_line_of_servers_and_nginx_is_ecs(stack: NativeStack, traffic: Tra
         other = r"onnxserve: |\d{4}/\d\d/\d\d .* \[(error|warn)\] "
         fields = [read_line(line) for line in lines[:-1] if not re.match(other, line)]
         assert {record["service.name"] for record in fields} == {
-            "nginx" if name == "nginx" else "onnxserve",
+            "nginx" if name == "nginx" else "onnxserve"
         }
         durations = [
             record["event.duration"]
@@ -210,11 +181,7 @@ def test_every_line_of_servers_and_nginx_is_ecs(stack: NativeStack, traffic: Tra
         assert len(durations) > 100
 
 
-def test_the_world_moves_and_both_the_controller_and_prometheus_tell(
-    stack: NativeStack,
-    traffic: Traffic,
-    alerts: Receiver,
-) -> None:
+def test_the_world_moves_and_both_the_controller_and_prometheus_tell(stack, traffic, alerts):
     traffic.mean = MOVED
     wait_until(
         lambda: alerts.titles("controller"),
@@ -223,7 +190,7 @@ def test_the_world_moves_and_both_the_controller_and_prometheus_tell(
     )
     assert alerts.titles("controller")[0].startswith("onnxserve: flights: Alarm: monitor ")
 
-    def fired() -> list[dict[str, Any]]:
+    def fired():
         received = list(
             chain.from_iterable(message["alerts"] for message in alerts.got.get("/alerts", ()))
         )
@@ -235,11 +202,7 @@ def test_the_world_moves_and_both_the_controller_and_prometheus_tell(
     assert alert["annotations"]["runbook_url"] == "docs/runbook.md#monitoralarm"
 
 
-def test_retrained_version_is_gated_promoted_and_served(
-    stack: NativeStack,
-    traffic: Traffic,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_retrained_version_is_gated_promoted_and_served(stack, traffic, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", (stack.secrets / "admin_password").read_text())
     with tracking_at(stack.url("mlflow", 5000)):
@@ -254,7 +217,7 @@ def test_retrained_version_is_gated_promoted_and_served(
             spec.write_text(
                 spec.read_text()
                 .replace("weight: 100", "weight: 80")
-                .replace("weight: 0", "weight: 20"),
+                .replace("weight: 0", "weight: 20")
             )
         wait_until(lambda: traffic.versions["2"] > 20, 240, "the challenger answers")
         query = (
@@ -278,11 +241,7 @@ def test_retrained_version_is_gated_promoted_and_served(
 
 
 @pytest.mark.parametrize("file", DASHBOARDS, ids=lambda file: file.stem)
-def test_prometheus_answers_every_query_of_a_dashboard(
-    file: Path,
-    stack: NativeStack,
-    traffic: Traffic,
-) -> None:
+def test_prometheus_answers_every_query_of_a_dashboard(file, stack, traffic):
     for title, target in targets(file):
         query = target["expr"].replace("$endpoint", ".+").replace("$__rate_interval", "1m")
         series = _ask(stack, query)
@@ -296,17 +255,15 @@ def test_prometheus_answers_every_query_of_a_dashboard(
             assert labels <= series[0]["metric"].keys(), (title, series[0])
 
 
-def _ask(stack: NativeStack, query: str) -> list[dict[str, Any]]:
+def _ask(stack, query):
     answer = requests.get(
-        stack.url("prometheus", 9090, "/api/v1/query"),
-        {"query": query},
-        timeout=30,
+        stack.url("prometheus", 9090, "/api/v1/query"), {"query": query}, timeout=30
     ).json()
     assert answer["status"] == "success", answer
     return answer["data"]["result"]
 
 
-def _tags(client: MlflowClient, version: str) -> dict[str, str]:
+def _tags(client, version):
     versions = [
         entry
         for entry in client.search_model_versions("name = 'flights'")
@@ -315,5 +272,5 @@ def _tags(client: MlflowClient, version: str) -> dict[str, str]:
     return versions[0].tags if versions else {}
 
 
-def _last(stack: NativeStack, name: str) -> str:
+def _last(stack, name):
     return stack.log(name).read_text()[-2000:]

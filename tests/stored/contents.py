@@ -111,10 +111,7 @@ WRITTEN = {
 """The attributes that are compared, by the kind of object."""
 
 
-def model_contents(
-    folder: Path,
-    rows: dict[str, list[Any]],
-) -> dict[str, Any]:
+def model_contents(folder: Path, rows: dict[str, list[Any]]) -> dict[str, Any]:
     """Return the answers of both loaders of the model for these columns, and the values
     that are stored with it.
     """
@@ -138,12 +135,7 @@ def reference_contents(folder: Path, state_dir: Path) -> dict[str, Any]:
     """Return the reference sample of the model. `state_dir` becomes the state folder of
     a server of this model.
     """
-    variant = WantedVariant(
-        model_uri=str(folder),
-        model=MODEL,
-        version="1",
-        folder=folder,
-    )
+    variant = WantedVariant(model_uri=str(folder), model=MODEL, version="1", folder=folder)
     write_state(
         state_dir / WANTED,
         Wanted(endpoints={ENDPOINT: WantedEndpoint(variants={ENDPOINT: variant})}),

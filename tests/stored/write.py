@@ -144,11 +144,7 @@ MlflowClient().create_model_version(sys.argv[1], folder.as_uri(), os.environ["ML
 """
 
 
-def flights(
-    count: int,
-    seed: int,
-    shift: float = 0.0,
-) -> tuple[pd.DataFrame, np.ndarray]:
+def flights(count: int, seed: int, shift: float = 0.0) -> tuple[pd.DataFrame, np.ndarray]:
     """Return rows and their labels.
     A shift of 2000 is a strong drift of the distance.
     """
@@ -158,7 +154,7 @@ def flights(
             "distance": np.round(random.normal(900 + shift, 300, count), 1),
             "hour": random.integers(0, 24, count),
             "carrier": random.choice(["AA", "DL", "UA"], count),
-        },
+        }
     )
     score = (rows.hour - 12) + 4 * (rows.carrier == "UA") + random.normal(0, 2, count)
     return rows, np.where(score > 0, "late", "on time")
@@ -168,10 +164,7 @@ def pipeline(strength: float) -> Pipeline:
     numbers = make_pipeline(SimpleImputer(), StandardScaler())
     texts = OneHotEncoder(handle_unknown="ignore")
     columns = ColumnTransformer(
-        [
-            ("numbers", numbers, ["distance", "hour"]),
-            ("texts", texts, ["carrier"]),
-        ],
+        [("numbers", numbers, ["distance", "hour"]), ("texts", texts, ["carrier"])]
     )
     return make_pipeline(columns, LogisticRegression(C=strength)).fit(*flights(500, seed=0))
 
@@ -181,10 +174,7 @@ def save(folder: Path, strength: float, rows: int) -> None:
     example.loc[0, "distance"] = np.nan
     requirements = ["onnxruntime"]
     onnxserve.save_model(
-        pipeline(strength),
-        folder,
-        input_example=example,
-        pip_requirements=requirements,
+        pipeline(strength), folder, input_example=example, pip_requirements=requirements
     )
 
 
@@ -237,15 +227,9 @@ def capture_days(url: str) -> None:
     """
     client = onnxserve.Client(url, ENDPOINT)
     for hour in range(48):
-        rows, labels = flights(
-            10,
-            seed=100 + hour,
-            shift=2000.0 if hour >= 24 else 0.0,
-        )
+        rows, labels = flights(10, seed=100 + hour, shift=2000.0 if hour >= 24 else 0.0)
         prediction = client.predict(
-            rows,
-            event_time=BEGIN + hour * HOUR,
-            request_id=f"request-{hour}",
+            rows, event_time=BEGIN + hour * HOUR, request_id=f"request-{hour}"
         )
         client.feedback(prediction, labels.tolist())
 
@@ -260,9 +244,7 @@ def judge_days(deployments: Deployments, clock: Clock[datetime]) -> None:
     monitors = Monitors(store)
     for monitor in ("daily", "accuracy", "level"):
         list(
-            run_due(
-                deployments, find_monitor(deployments, ENDPOINT, monitor), deployments.progress
-            ),
+            run_due(deployments, find_monitor(deployments, ENDPOINT, monitor), deployments.progress)
         )
     clock.now += HOUR
     second = Window(BEGIN + DAY, BEGIN + 2 * DAY)
@@ -295,10 +277,7 @@ def retrain(deployments: Deployments) -> None:
 
 
 def roll_out(
-    deployments: Deployments,
-    url: str,
-    request: RolloutRequest,
-    has_come: Callable[[Rollout], bool],
+    deployments: Deployments, url: str, request: RolloutRequest, has_come: Callable[[Rollout], bool]
 ) -> None:
     """Start a rollout while requests arrive, and run it until `has_come` is true."""
     rollout = start_rollout(deployments, ENDPOINT, request)
@@ -328,12 +307,7 @@ def roll_out_twice(deployments: Deployments, url: str) -> None:
     evidence of all kinds.
     """
     first = RolloutRequest(
-        "2",
-        steps="50,100",
-        every="1s",
-        abort_on="error_rate>20%",
-        min_requests=5,
-        why="it is new",
+        "2", steps="50,100", every="1s", abort_on="error_rate>20%", min_requests=5, why="it is new"
     )
     roll_out(deployments, url, first, lambda rollout: not rollout.is_live)
     criteria = "error_rate>20%,p99>50x,disagreement>90%"
@@ -364,11 +338,7 @@ def approve_versions(store: Store, client: MlflowClient, clock: Clock[datetime])
         place = StageOrAlias(alias="champion")
         subject = subject_of(entry, place, version_digest(f"models:/{MODEL}/{version}"), policy)
         request, _ = request_promotion(
-            store,
-            policy,
-            subject,
-            Person("ben", frozenset(), True),
-            "it is better",
+            store, policy, subject, Person("ben", frozenset(), True), "it is better"
         )
         for person in approvers:
             clock.now += HOUR
@@ -388,25 +358,13 @@ def _record_moves_of_server(store: Store) -> None:
         ("1", "Archived", "transition"),
     ):
         detail = move_detail(place, "", version_digest(f"models:/{MODEL}/{version}"))
-        store.record(
-            action,
-            actor="eva",
-            model=MODEL,
-            version=version,
-            after=place,
-            detail=detail,
-        )
+        store.record(action, actor="eva", model=MODEL, version=version, after=place, detail=detail)
     store.count_change(MODEL)
 
 
 def make_keys(store: Store) -> None:
     keys = ApiKeys(store)
-    keys.create(
-        "robot",
-        ["infer", "read"],
-        [ENDPOINT],
-        limits=["1000/hour", "10/second"],
-    )
+    keys.create("robot", ["infer", "read"], [ENDPOINT], limits=["1000/hour", "10/second"])
     keys.create("dashboard", ["read"], lifetime=90 * DAY)
     keys.create("lost", ["admin"])
     keys.revoke("lost", why="it was in a log")
@@ -427,9 +385,7 @@ def add_unapproved(store: Store) -> None:
         until=(since + HOUR).isoformat(),
     )
     store.add_endpoint(
-        "onnxserve:/kubernetes/models",
-        load_specs(SPEC)[0],
-        unapproved=[asdict(answer)],
+        "onnxserve:/kubernetes/models", load_specs(SPEC)[0], unapproved=[asdict(answer)]
     )
 
 
@@ -444,9 +400,7 @@ def load_more(url: str) -> None:
         ("spare", "unload", {}),
     ):
         response = requests.post(
-            f"{url}/v2/repository/models/{name}/{action}",
-            json=body,
-            timeout=SECONDS,
+            f"{url}/v2/repository/models/{name}/{action}", json=body, timeout=SECONDS
         )
         response.raise_for_status()
 
@@ -493,7 +447,7 @@ def copy_server_files(folder: Path, work: Path) -> None:
     (folder / "state").mkdir()
     for name in (WANTED, FOLLOWED, CONTROL):
         (folder / "state" / name).write_text(
-            (state / name).read_text().replace(str(work), SERVED_FOLDER) + "\n",
+            (state / name).read_text().replace(str(work), SERVED_FOLDER) + "\n"
         )
     log = Path(load_settings().inference_log)
     hour = next(log.glob(f"endpoint={ENDPOINT}/date=*/hour=*"))
@@ -525,8 +479,7 @@ def write_documents(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "name",

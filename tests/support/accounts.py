@@ -74,11 +74,7 @@ class People:
 
 
 @contextmanager
-def people(
-    folder: Path,
-    new_database: Callable[[Path], str],
-    *users: str,
-) -> Iterator[People]:
+def people(folder: Path, new_database: Callable[[Path], str], *users: str) -> Iterator[People]:
     """Run a server with these accounts. It is the MLflow of this process, and both use
     the same store.
     """

@@ -10,10 +10,7 @@ RUN = "f" * 32
 
 
 def record_gate(
-    store: Store,
-    subject: Subject,
-    report: str = REPORT,
-    state: str = "passed",
+    store: Store, subject: Subject, report: str = REPORT, state: str = "passed"
 ) -> None:
     detail = {
         "report": "https://mlflow/report",
@@ -23,10 +20,5 @@ def record_gate(
     }
     detail |= {"files": subject.files, "policy_digest": subject.policy}
     store.record(
-        "gate",
-        actor="ci",
-        model=subject.model,
-        version=subject.version,
-        after=state,
-        detail=detail,
+        "gate", actor="ci", model=subject.model, version=subject.version, after=state, detail=detail
     )

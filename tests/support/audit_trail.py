@@ -13,9 +13,7 @@ from mlflow_deploy_plugin.core.store.store import Store
 
 @contextmanager
 def store_of_server(
-    url: str,
-    folder: Path,
-    clock: Callable[[], datetime] = utc_now,
+    url: str, folder: Path, clock: Callable[[], datetime] = utc_now
 ) -> Iterator[Store]:
     """Open a store with the key in the folder, and seal the earlier events."""
     store = open_store(url, clock, keys=read_key_file(folder / "audit.key"))

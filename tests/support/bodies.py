@@ -5,12 +5,7 @@ from typing import Any
 import pyarrow as pa
 
 
-def v2_tensor(
-    name: str,
-    datatype: str,
-    data: Any,
-    shape: Any = None,
-) -> dict[str, Any]:
+def v2_tensor(name: str, datatype: str, data: Any, shape: Any = None) -> dict[str, Any]:
     """Return a tensor of a V2 request; without a shape, it is a vector."""
     return {
         "name": name,

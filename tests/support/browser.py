@@ -15,8 +15,7 @@ CHROMIUM = shutil.which("chromium")
 NEEDS_CHROMIUM = [
     pytest.mark.chromium,
     pytest.mark.skipif(
-        CHROMIUM is None,
-        reason="no chromium on this machine (apt-get install chromium)",
+        CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)"
     ),
 ]
 """The marks of a module whose tests look at pages."""
@@ -31,8 +30,7 @@ def chromium(*options: str) -> Iterator[Browser]:
     """Run a browser with these options in addition to its usual options."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            args=["--no-sandbox", *options],
+            executable_path=CHROMIUM, args=["--no-sandbox", *options]
         )
         yield browser
         browser.close()
@@ -45,10 +43,7 @@ def accessibility_findings(page: Page) -> list[str]:
     The rules are WCAG 2.2 A and AA, and the good practice of axe.
     """
     findings = []
-    places: tuple[tuple[int, Literal["dark", "light"]], ...] = (
-        (360, "dark"),
-        (1280, "light"),
-    )
+    places: tuple[tuple[int, Literal["dark", "light"]], ...] = ((360, "dark"), (1280, "light"))
     for width, scheme in places:
         page.set_viewport_size({"width": width, "height": 900})
         page.emulate_media(color_scheme=scheme)

@@ -26,12 +26,7 @@ from tests.support.serving import Served
 from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 
 DAY = timedelta(days=1)
-BEGIN = (datetime.now(UTC) - DAY / 24).replace(
-    hour=0,
-    minute=0,
-    second=0,
-    microsecond=0,
-) - 2 * DAY
+BEGIN = (datetime.now(UTC) - DAY / 24).replace(hour=0, minute=0, second=0, microsecond=0) - 2 * DAY
 """The start of the first day. Both days are over, and the monitor no longer waits for
 their rows.
 """
@@ -56,9 +51,7 @@ class TwoDays:
 
 @contextmanager
 def two_captured_days(
-    server: MlflowServer,
-    store_url: str,
-    serve: Callable[..., Served],
+    server: MlflowServer, store_url: str, serve: Callable[..., Served]
 ) -> Iterator[TwoDays]:
     """Capture the days. The process that judges must reach MLflow's server, the store
     and the environment's S3 API.
@@ -80,8 +73,7 @@ def two_captured_days(
                 _capture(serve("models:/flights/1", "--name", "flights").wait_ready())
             monitors = {"monitors.daily.kind": "drift", "monitors.answers.columns": "prediction"}
             store.add_endpoint(
-                "onnxserve",
-                apply_config(new_endpoint("flights", "models:/flights/1"), monitors),
+                "onnxserve", apply_config(new_endpoint("flights", "models:/flights/1"), monitors)
             )
             yield TwoDays(store, server, settings)
         finally:
@@ -108,11 +100,7 @@ def _register() -> None:
 def _capture(served: Served) -> None:
     rng = np.random.default_rng(1)
     for hour in range(48):
-        rows = rng.normal(
-            9 if hour >= 24 else 0,
-            1,
-            size=(10, 1),
-        ).tolist()
+        rows = rng.normal(9 if hour >= 24 else 0, 1, size=(10, 1)).tolist()
         answer = requests.post(
             f"{served.url}/invocations",
             json={"dataframe_split": {"columns": ["x"], "data": rows}},

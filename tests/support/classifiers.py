@@ -16,11 +16,7 @@ TRUTH = (2.0, -1.0)
 """The weights that `labelled` uses to compute the labels."""
 
 
-def labelled(
-    count: int,
-    seed: int = 0,
-    noise: float = 0.5,
-) -> dict[str, np.ndarray]:
+def labelled(count: int, seed: int = 0, noise: float = 0.5) -> dict[str, np.ndarray]:
     """Return columns a, b, `label` (0 or 1, from the noisy score) and `value` (the
     noisy score).
     """
@@ -28,12 +24,7 @@ def labelled(
     a = rng.normal(size=count)
     b = rng.normal(size=count)
     score = TRUTH[0] * a + TRUTH[1] * b + rng.normal(size=count) * noise
-    return {
-        "a": a,
-        "b": b,
-        "label": (score > 0).astype(np.int64),
-        "value": score,
-    }
+    return {"a": a, "b": b, "label": (score > 0).astype(np.int64), "value": score}
 
 
 def write_rows(path: Path, rows: dict[str, Any]) -> Path:
@@ -69,9 +60,7 @@ def write_classifier(
         label = ArgMax <axis = 1, keepdims = 0> (wide)
       }}"""
     section: dict[str, Any] = {
-        "inputs": [
-            graph_tensor("x", "float64", -1, width, columns=list(columns)),
-        ],
+        "inputs": [graph_tensor("x", "float64", -1, width, columns=list(columns))],
         "outputs": [
             graph_tensor("label", "int64", -1, role="label"),
             graph_tensor("probabilities", "float32", -1, 2, role="probabilities"),
@@ -85,9 +74,7 @@ def write_classifier(
 
 
 def write_regressor(
-    folder: Path,
-    weights: tuple[float, ...] = TRUTH,
-    reference: dict[str, Any] | None = None,
+    folder: Path, weights: tuple[float, ...] = TRUTH, reference: dict[str, Any] | None = None
 ) -> Path:
     """Write a model of the onnxserve flavor that returns the weighted sum."""
     graph = f"""linear (double[N,2] x) => (double[N,1] y) \
@@ -129,14 +116,9 @@ def registered_toy(client: Any, folder: Path) -> None:
     """
     client.create_registered_model("toy")
     for number, (weights, parity) in enumerate(
-        [
-            (TRUTH, "proven"),
-            ((4.0, -2.0), "proven"),
-            (TRUTH, "warned"),
-        ],
+        [(TRUTH, "proven"), ((4.0, -2.0), "proven"), (TRUTH, "warned")]
     ):
         client.create_model_version(
-            "toy",
-            write_classifier(folder / str(number), weights, parity=parity).as_uri(),
+            "toy", write_classifier(folder / str(number), weights, parity=parity).as_uri()
         )
     client.transition_model_version_stage("toy", "1", "Production")

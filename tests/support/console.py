@@ -24,12 +24,7 @@ def events(mlflow_app: Any, model: str) -> list[AuditEvent]:
 
 
 def move(
-    mlflow_app: Any,
-    model: str,
-    version: str,
-    stage: str,
-    base: str = API,
-    **more: Any,
+    mlflow_app: Any, model: str, version: str, stage: str, base: str = API, **more: Any
 ) -> Any:
     body = {"name": model, "version": version, "stage": stage, **more}
     return mlflow_app.client.post(f"{base}/model-versions/transition-stage", json=body)
@@ -40,11 +35,7 @@ def point(mlflow_app: Any, model: str, alias: str, version: str) -> Any:
     return mlflow_app.client.post(f"{API}/registered-models/alias", json=body)
 
 
-def open_page(
-    mlflow_app: Any,
-    path: str = PAGE,
-    **options: Any,
-) -> tuple[Any, str, str]:
+def open_page(mlflow_app: Any, path: str = PAGE, **options: Any) -> tuple[Any, str, str]:
     """Return a browser that has opened the page, the page,
     and the token of its forms.
     """
@@ -54,10 +45,6 @@ def open_page(
     return browser, html, match.group(1) if match else ""
 
 
-def form(
-    endpoint: str,
-    token: str,
-    **more: str,
-) -> dict[str, str]:
+def form(endpoint: str, token: str, **more: str) -> dict[str, str]:
     fields = {"action": "traffic", "endpoint": endpoint, "csrf_token": token}
     return {**fields, "weight:champion": "100", "why": "tried", **more}

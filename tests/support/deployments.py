@@ -23,14 +23,7 @@ from mlflow_deploy_plugin.ship.deployments.backends.targets import parse_target
 from tests.support.models import parse_graph
 from tests.support.waiting import free_port
 
-SIGNATURE = ModelSignature(
-    inputs=Schema(
-        [
-            ColSpec("double", "a"),
-            ColSpec("double", "b"),
-        ]
-    )
-)
+SIGNATURE = ModelSignature(inputs=Schema([ColSpec("double", "a"), ColSpec("double", "b")]))
 
 
 def weighted_sum(factor: float) -> onnx.ModelProto:
@@ -40,7 +33,7 @@ def weighted_sum(factor: float) -> onnx.ModelProto:
 <int64[1] axes = {{1}}, float factor = {{{factor}}}> {{
           total = ReduceSum <keepdims = 0> (x, axes)
           y = Mul(total, factor)
-        }}""",
+        }}"""
     )
 
 
@@ -69,7 +62,7 @@ def save_models(folder: Path) -> Models:
     (folder / "broken" / "model.onnx").write_bytes(b"this is no graph")
     (folder / "pyfunc").mkdir()
     (folder / "pyfunc" / "MLmodel").write_text(
-        "flavors: {python_function: {loader_module: json}}\n",
+        "flavors: {python_function: {loader_module: json}}\n"
     )
     return Models(*(str(folder / name) for name in ("once", "twice", "broken", "pyfunc")))
 

@@ -45,9 +45,7 @@ def read_only(folder: Path) -> Iterator[None]:
                 path.chmod(0o700)
         return
     if subprocess.run(
-        ["mount", "--bind", folder, folder],
-        capture_output=True,
-        check=False,
+        ["mount", "--bind", folder, folder], capture_output=True, check=False
     ).returncode:
         pytest.skip("a read-only folder for root needs the right to mount")
     try:

@@ -81,10 +81,7 @@ def _check(kind: str, value: Any) -> None:
         ip_address(value)
 
 
-def _flat(
-    document: dict[str, Any],
-    before: str = "",
-) -> Iterator[tuple[str, Any]]:
+def _flat(document: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in document.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{before}{name}.")

@@ -37,11 +37,7 @@ class AtOnce(Executor):
     """An executor that runs each function immediately in the caller's thread."""
 
     def submit(
-        self,
-        function: Callable[..., Any],
-        /,
-        *arguments: Any,
-        **named: Any,
+        self, function: Callable[..., Any], /, *arguments: Any, **named: Any
     ) -> "Future[Any]":
         future: Future[Any] = Future()
         try:
@@ -58,18 +54,9 @@ class Later(Executor):
         self.waiting: list[tuple[Future[Any], Callable[[], Any]]] = []
 
     def submit(
-        self,
-        function: Callable[..., Any],
-        /,
-        *arguments: Any,
-        **named: Any,
+        self, function: Callable[..., Any], /, *arguments: Any, **named: Any
     ) -> "Future[Any]":
-        self.waiting.append(
-            (
-                Future(),
-                lambda: function(*arguments, **named),
-            )
-        )
+        self.waiting.append((Future(), lambda: function(*arguments, **named)))
         return self.waiting[-1][0]
 
     def go_on(self) -> None:
@@ -132,12 +119,7 @@ class World:
         }
         status = gate_status_of(judged)
         return ResolvedModel(
-            model_uri,
-            "tiny",
-            answer,
-            f"models:/tiny/{answer}",
-            followed,
-            gate_status=status,
+            model_uri, "tiny", answer, f"models:/tiny/{answer}", followed, gate_status=status
         )
 
     def fetch(self, resolved: ResolvedModel, trusted_file: str = "") -> FetchedVersion:
@@ -191,10 +173,7 @@ class Case:
         (self.state_dir / SPEC).write_text(f"{text}\nrequire: {requirements}\n")
 
     def follower(
-        self,
-        follow: bool = True,
-        looks: Executor | None = None,
-        fetches: Executor | None = None,
+        self, follow: bool = True, looks: Executor | None = None, fetches: Executor | None = None
     ) -> Follower:
         clock = lambda: self.now  # noqa: E731
         polling = PollPolicy(2.0, follow, clock, uniform=lambda low, high: 1.0)
@@ -228,8 +207,6 @@ class Case:
 
     def worker_says(self, **loaded: LoadedVariant) -> None:
         state = WorkerState(
-            pid=os.getpid(),
-            generation=self.wanted.generation,
-            endpoints={"e": loaded},
+            pid=os.getpid(), generation=self.wanted.generation, endpoints={"e": loaded}
         )
         write_state(worker_file(self.state_dir, os.getpid()), state)

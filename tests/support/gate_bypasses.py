@@ -68,12 +68,7 @@ class GatedRegistry:
 
     def send(self, step: Step) -> requests.Response:
         body = iter([step.body]) if step.is_chunked else step.body
-        request = requests.Request(
-            step.method,
-            self.url,
-            data=body,
-            headers=dict(step.headers),
-        )
+        request = requests.Request(step.method, self.url, data=body, headers=dict(step.headers))
         prepared = self.session.prepare_request(request)
         prepared.url = f"{self.url}{step.path}"  # requests would decode and shorten the path.
         return self.session.send(prepared, timeout=_SECONDS, allow_redirects=False)
@@ -84,10 +79,7 @@ class GatedRegistry:
         tags = [{"key": "onnxserve.gate.policy", "value": policy}] if policy else []
         self._post("/registered-models/create", name=name, tags=tags)
         self._post(
-            "/model-versions/create",
-            name=name,
-            source=self.files[SOURCE],
-            run_id=self.files[RUN],
+            "/model-versions/create", name=name, source=self.files[SOURCE], run_id=self.files[RUN]
         )
         return name
 
@@ -116,9 +108,7 @@ class GatedRegistry:
     def placed(self, model: str) -> set[str]:
         """Return the stages and the aliases of the model's versions, in lower case."""
         answer = self.admin.get(
-            f"{self.url}{API}/registered-models/get",
-            params={"name": model},
-            timeout=_SECONDS,
+            f"{self.url}{API}/registered-models/get", params={"name": model}, timeout=_SECONDS
         )
         answer.raise_for_status()
         registered = answer.json()["registered_model"]
@@ -186,16 +176,10 @@ def _named(step: Step, names: Mapping[str, str]) -> Step:
 
 
 def _call(
-    path: str,
-    fields: object,
-    method: str = "POST",
-    headers: Mapping[str, str] | None = None,
+    path: str, fields: object, method: str = "POST", headers: Mapping[str, str] | None = None
 ) -> Step:
     return Step(
-        method,
-        path,
-        json.dumps(fields).encode(),
-        {"Content-Type": _JSON, **(headers or {})},
+        method, path, json.dumps(fields).encode(), {"Content-Type": _JSON, **(headers or {})}
     )
 
 
@@ -272,24 +256,11 @@ def _encodings() -> Iterator[tuple[str, Attempt]]:
         yield f"{label} list", _one(_raw(path, f"[{text}]"))
         yield (
             f"{label} escaped",
-            _one(
-                _raw(
-                    path,
-                    text.replace("P", "\\u0050").replace("c", "\\u0063"),
-                )
-            ),
+            _one(_raw(path, text.replace("P", "\\u0050").replace("c", "\\u0063"))),
         )
         yield (
             f"{label} chunked",
-            _one(
-                Step(
-                    "POST",
-                    path,
-                    text.encode(),
-                    {"Content-Type": _JSON},
-                    is_chunked=True,
-                )
-            ),
+            _one(Step("POST", path, text.encode(), {"Content-Type": _JSON}, is_chunked=True)),
         )
         form = "application/x-www-form-urlencoded"
         yield f"{label} form", _one(_raw(path, urlencode(fields), form))
@@ -392,14 +363,10 @@ def _other_calls() -> Iterator[tuple[str, Attempt]]:
         label = base.split("/")[1]
         calls = {
             "model update": _call(
-                f"{base}/registered-models/update",
-                {"name": GATED, **aliased, **latest},
-                "PATCH",
+                f"{base}/registered-models/update", {"name": GATED, **aliased, **latest}, "PATCH"
             ),
             "version update": _call(
-                f"{base}/model-versions/update",
-                {**version, **placed, **aliased},
-                "PATCH",
+                f"{base}/model-versions/update", {**version, **placed, **aliased}, "PATCH"
             ),
             "version creation": _call(
                 f"{base}/model-versions/create",
@@ -443,21 +410,11 @@ def _in_steps() -> Iterator[tuple[str, Attempt]]:
     for place in ("Staging", "Archived", "None"):
         yield (
             f"from {place}",
-            Attempt(
-                (
-                    _call(API + _STAGE_PATH, {**_STAGE, "stage": place}),
-                    stage,
-                )
-            ),
+            Attempt((_call(API + _STAGE_PATH, {**_STAGE, "stage": place}), stage)),
         )
     yield (
         "from another alias",
-        Attempt(
-            (
-                _call(API + _ALIAS_PATH, {**_ALIAS, "alias": "challenger"}),
-                alias,
-            )
-        ),
+        Attempt((_call(API + _ALIAS_PATH, {**_ALIAS, "alias": "challenger"}), alias)),
     )
     create = f"{API}/model-versions/create"
     set_tag = f"{API}/model-versions/set-tag"
@@ -484,13 +441,7 @@ def _in_steps() -> Iterator[tuple[str, Attempt]]:
             Attempt((_call(create, {**copy, "tags": forged}), move)),
         )
         yield f"{name} of a version that is a prompt", Attempt((_call(create, prompt), move))
-    tagged = [
-        _call(
-            set_tag,
-            {"name": GATED, "version": "1", **tag},
-        )
-        for tag in forged
-    ]
+    tagged = [_call(set_tag, {"name": GATED, "version": "1", **tag}) for tag in forged]
     tag_model = _call(f"{API}/registered-models/set-tag", {"name": GATED, **is_prompt})
     renamed = _call(f"{API}/registered-models/rename", {"name": GATED, "new_name": f"{GATED}-2"})
     back = _call(f"{API}/registered-models/rename", {"name": f"{GATED}-2", "new_name": GATED})
@@ -535,6 +486,6 @@ def _graphql() -> Iterator[tuple[str, Attempt]]:
 
 
 ATTEMPTS: dict[str, Attempt] = dict(
-    chain(_values(), _encodings(), _paths(), _other_calls(), _in_steps(), _graphql()),
+    chain(_values(), _encodings(), _paths(), _other_calls(), _in_steps(), _graphql())
 )
 """The name of each attempt → the attempt."""

@@ -26,9 +26,7 @@ _FOREIGN = ("ONNXSERVE_", "MLFLOW_", "PYTHON", "UV_", "VIRTUAL_ENV")
 def section(heading: str) -> str:
     """Return the text below `## heading` of README."""
     (text,) = re.findall(
-        rf"^## {heading}\n(.*?)(?=^## |\Z)",
-        README,
-        flags=re.DOTALL | re.MULTILINE,
+        rf"^## {heading}\n(.*?)(?=^## |\Z)", README, flags=re.DOTALL | re.MULTILINE
     )
     return str(text)
 
@@ -149,7 +147,7 @@ class Reader:
     folder: Path
     environment: Mapping[str, str]
     ports: Mapping[str, str] = field(
-        default_factory=lambda: {port: str(free_port()) for port in ("8123", "8124")},
+        default_factory=lambda: {port: str(free_port()) for port in ("8123", "8124")}
     )
 
     def run_page(self, name: str) -> list[str]:
@@ -160,9 +158,7 @@ class Reader:
         return [
             self.run(code, language)
             for language, code in re.findall(
-                r"^```(sh|python)\n(.*?)^```$",
-                page,
-                flags=re.DOTALL | re.MULTILINE,
+                r"^```(sh|python)\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE
             )
         ]
 

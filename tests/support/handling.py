@@ -55,10 +55,7 @@ _OWN_KEYS = ("CONTENT_TYPE", "CONTENT_LENGTH")
 
 
 def wsgi_environ(
-    method: str,
-    target: str,
-    headers: Mapping[str, str],
-    body: IO[bytes],
+    method: str, target: str, headers: Mapping[str, str], body: IO[bytes]
 ) -> dict[str, Any]:
     """Return the environ that gunicorn makes of a request. The target and the headers
     are not checked.
@@ -91,18 +88,12 @@ def wsgi_environ(
 
 
 def ask_wsgi(
-    app: ServerApp,
-    method: str,
-    target: str,
-    headers: Mapping[str, str],
-    body: bytes = b"",
+    app: ServerApp, method: str, target: str, headers: Mapping[str, str], body: bytes = b""
 ) -> tuple[int, dict[str, str], bytes]:
     """Answer a request with the WSGI application; return the status, the headers in
     lower case and the body.
     """
     content, status, fields = run_wsgi_app(
-        app,
-        wsgi_environ(method, target, headers, io.BytesIO(body)),
-        buffered=True,
+        app, wsgi_environ(method, target, headers, io.BytesIO(body)), buffered=True
     )
     return int(status[:3]), {name.lower(): value for name, value in fields}, b"".join(content)

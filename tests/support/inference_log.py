@@ -29,10 +29,7 @@ def rows_of(tables: Iterable[pa.Table]) -> list[dict[str, Any]]:
 def event_table(columns: Mapping[str, Any]) -> pa.Table:
     """Return a table whose `_event_time` has the log's type."""
     arrays = {name: pa.array(values) for name, values in columns.items() if name != "_event_time"}
-    arrays["_event_time"] = pa.array(
-        columns["_event_time"],
-        type=pa.timestamp("us", tz="UTC"),
-    )
+    arrays["_event_time"] = pa.array(columns["_event_time"], type=pa.timestamp("us", tz="UTC"))
     return pa.table(arrays)
 
 
@@ -74,8 +71,7 @@ class LogWriter:
             if name in table.column_names:
                 continue
             table = table.append_column(
-                name,
-                values if isinstance(values, pa.ChunkedArray) else pa.array(values),
+                name, values if isinstance(values, pa.ChunkedArray) else pa.array(values)
             )
         hours = table.column("_event_time").cast(pa.int64()).to_numpy() // 3_600_000_000
         for hour in np.unique(hours):
@@ -102,23 +98,14 @@ class LogWriter:
 
 
 def write_answers(
-    writer: LogWriter,
-    folder: Path,
-    columns: Mapping[str, Any],
-    start: datetime,
-    version: str = "1",
+    writer: LogWriter, folder: Path, columns: Mapping[str, Any], start: datetime, version: str = "1"
 ) -> None:
     """Write the rows with the answers of the version in `folder`, one row per second,
     as if a server had answered. The prediction ids are `VERSION-0`, `VERSION-1`, …
     """
     model = OnnxModel.load(folder)
     feeds = model.schema.from_columns(columns)
-    rows = to_log_columns(
-        model.schema,
-        model.artifact.prediction,
-        feeds,
-        model.run(feeds),
-    )
+    rows = to_log_columns(model.schema, model.artifact.prediction, feeds, model.run(feeds))
     count = len(next(iter(rows.values())))
     captured = {name: array.tolist() if array.ndim > 1 else array for name, array in rows.items()}
     writer.write(

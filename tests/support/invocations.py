@@ -11,12 +11,7 @@ JSON = "application/json"
 CSV = "text/csv"
 
 
-def case(
-    name: str,
-    model: str,
-    body: Any,
-    content_type: str | None = JSON,
-) -> Any:
+def case(name: str, model: str, body: Any, content_type: str | None = JSON) -> Any:
     """One request: its model, its content (bytes, or a document that is sent as JSON),
     and its content type.
     """
@@ -25,22 +20,14 @@ def case(
 
 
 NAMES = ["carrier", "distance", "hour", "holiday"]
-ROWS = [
-    ["AA", 900.5, 20, True],
-    ["Zürich", 300.0, 2, False],
-    ["UA", 1500.0, 23, False],
-]
+ROWS = [["AA", 900.5, 20, True], ["Zürich", 300.0, 2, False], ["UA", 1500.0, 23, False]]
 RECORDS = [dict(zip(NAMES, row, strict=True)) for row in ROWS]
 BY_COLUMN = dict(zip(NAMES, map(list, zip(*ROWS, strict=True)), strict=True))
 CSV_ROWS = "carrier,distance,hour,holiday\nAA,900.5,20,True\nZürich,300.0,2,False\n"
 ABC = [[1.0, 2.0, 3.0], [4.0, -5.0, 6.5]]
 
 
-def split(
-    columns: list[Any],
-    *rows: list[Any],
-    **more: Any,
-) -> dict[str, Any]:
+def split(columns: list[Any], *rows: list[Any], **more: Any) -> dict[str, Any]:
     return {"dataframe_split": {"columns": columns, "data": list(rows), **more}}
 
 
@@ -56,16 +43,8 @@ def abc(*values: Any) -> dict[str, Any]:
 GOOD = split(["a", "b", "c"], *ABC)
 FORMS = [
     case("split", "mixed", split(NAMES, *ROWS)),
-    case(
-        "split with an index",
-        "mixed",
-        split(NAMES, *ROWS, index=[7, 8, 9]),
-    ),
-    case(
-        "split with an index of texts",
-        "mixed",
-        split(NAMES, *ROWS, index=["x", "y", "z"]),
-    ),
+    case("split with an index", "mixed", split(NAMES, *ROWS, index=[7, 8, 9])),
+    case("split with an index of texts", "mixed", split(NAMES, *ROWS, index=["x", "y", "z"])),
     case("split with an index too short", "mixed", split(NAMES, *ROWS, index=[7])),
     case("split with a null index", "mixed", split(NAMES, *ROWS, index=None)),
     case("split with another key", "mixed", split(NAMES, *ROWS, dtypes=[])),
@@ -104,24 +83,14 @@ FORMS = [
     case("inputs of records", "mixed", {"inputs": RECORDS}),
     case("inputs of rows for a tensor", "targets", {"inputs": ABC}),
     case("inputs by any name for a tensor without one", "targets", {"inputs": {"x": ABC}}),
-    case(
-        "inputs of one row by scalars",
-        "regressor",
-        {"inputs": {"a": 1.0, "b": 2.0, "c": 3.0}},
-    ),
+    case("inputs of one row by scalars", "regressor", {"inputs": {"a": 1.0, "b": 2.0, "c": 3.0}}),
     case("inputs that are a text", "targets", {"inputs": "abc"}),
     case("inputs that are null", "targets", {"inputs": None}),
     case("inputs of one record", "mixed", {"inputs": RECORDS[0]}),
     case(
         "inputs by column of different lengths",
         "regressor",
-        {
-            "inputs": {
-                "a": [1.0],
-                "b": [1.0, 2.0],
-                "c": [1.0],
-            }
-        },
+        {"inputs": {"a": [1.0], "b": [1.0, 2.0], "c": [1.0]}},
     ),
     case(
         "params that no model declares",
@@ -129,16 +98,10 @@ FORMS = [
         split(NAMES, *ROWS) | {"params": {"temperature": 1}},
     ),
     case("params that are null", "mixed", split(NAMES, *ROWS) | {"params": None}),
-    case(
-        "params that are a list",
-        "mixed",
-        split(NAMES, *ROWS) | {"params": [1]},
-    ),
+    case("params that are a list", "mixed", split(NAMES, *ROWS) | {"params": [1]}),
     case("an unknown key beside", "mixed", split(NAMES, *ROWS) | {"comment": "x"}),
     case(
-        "signature_name beside",
-        "targets",
-        {"instances": ABC, "signature_name": "serving_default"},
+        "signature_name beside", "targets", {"instances": ABC, "signature_name": "serving_default"}
     ),
     case("two forms", "mixed", split(NAMES, *ROWS) | {"instances": ROWS}),
     case("no form", "mixed", {"data": ROWS}),
@@ -148,11 +111,7 @@ FORMS = [
     case("null", "mixed", None),
     case("a form twice", "targets", b'{"inputs": [[9, 9, 9]], "inputs": [[1.0, 2.0, 3.0]]}'),
     case("form of MLflow 1", "mixed", {"columns": NAMES, "data": ROWS}),
-    case(
-        "messages of a chat",
-        "mixed",
-        {"messages": [{"role": "user", "content": "hello"}]},
-    ),
+    case("messages of a chat", "mixed", {"messages": [{"role": "user", "content": "hello"}]}),
 ]
 BODIES = [
     case("an empty body", "mixed", b""),
@@ -160,21 +119,11 @@ BODIES = [
     case("broken JSON", "mixed", b'{"inputs": ['),
     case("JSON with a comma too many", "mixed", b'{"inputs": [[1,2,3],]}'),
     case("bytes that are no UTF-8", "mixed", b'{"inputs": "\xff"}'),
+    case("a byte order mark", "targets", b"\xef\xbb\xbf" + json.dumps({"inputs": ABC}).encode()),
     case(
-        "a byte order mark",
-        "targets",
-        b"\xef\xbb\xbf" + json.dumps({"inputs": ABC}).encode(),
+        "spaces around", "targets", b" \n" + json.dumps({"inputs": ABC}, indent=3).encode() + b"\n"
     ),
-    case(
-        "spaces around",
-        "targets",
-        b" \n" + json.dumps({"inputs": ABC}, indent=3).encode() + b"\n",
-    ),
-    case(
-        "UTF-16",
-        "targets",
-        json.dumps({"inputs": ABC}).encode("utf-16"),
-    ),
+    case("UTF-16", "targets", json.dumps({"inputs": ABC}).encode("utf-16")),
     case("no content type", "mixed", split(NAMES, *ROWS), None),
     case("an empty content type", "mixed", split(NAMES, *ROWS), ""),
     case("charset UTF-8", "mixed", split(NAMES, *ROWS), "application/json; charset=UTF-8"),
@@ -189,19 +138,13 @@ BODIES = [
     case("charset latin-1", "mixed", split(NAMES, *ROWS), "application/json; charset=latin-1"),
     case("charset in upper case", "mixed", split(NAMES, *ROWS), "application/json; CHARSET=utf-8"),
     case(
-        "another parameter",
-        "mixed",
-        split(NAMES, *ROWS),
-        "application/json; format=pandas-split",
+        "another parameter", "mixed", split(NAMES, *ROWS), "application/json; format=pandas-split"
     ),
     case("a semicolon at the end", "mixed", split(NAMES, *ROWS), "application/json;"),
     case("upper case", "mixed", split(NAMES, *ROWS), "Application/JSON"),
     case("application/x-json", "mixed", split(NAMES, *ROWS), "application/x-json"),
     case(
-        "application/json-patch+json",
-        "mixed",
-        split(NAMES, *ROWS),
-        "application/json-patch+json",
+        "application/json-patch+json", "mixed", split(NAMES, *ROWS), "application/json-patch+json"
     ),
     case("text/plain", "mixed", split(NAMES, *ROWS), "text/plain"),
     case("text/csv of JSON", "mixed", split(NAMES, *ROWS), CSV),
@@ -211,31 +154,11 @@ BODIES = [
     case("Parquet", "mixed", b"PAR1", "application/vnd.apache.parquet"),
 ]
 COLUMNS = [
-    case(
-        "columns in another order",
-        "mixed",
-        split(NAMES[::-1], *[row[::-1] for row in ROWS]),
-    ),
-    case(
-        "a column too many",
-        "mixed",
-        split([*NAMES, "more"], *[[*row, {}] for row in ROWS]),
-    ),
-    case(
-        "a column missing",
-        "mixed",
-        split(NAMES[1:], *[row[1:] for row in ROWS]),
-    ),
-    case(
-        "a column missing by name",
-        "regressor",
-        {"inputs": {"a": [1.0], "b": [1.0]}},
-    ),
-    case(
-        "a column twice",
-        "regressor",
-        split(["a", "b", "c", "a"], [1.0, 2.0, 3.0, 4.0]),
-    ),
+    case("columns in another order", "mixed", split(NAMES[::-1], *[row[::-1] for row in ROWS])),
+    case("a column too many", "mixed", split([*NAMES, "more"], *[[*row, {}] for row in ROWS])),
+    case("a column missing", "mixed", split(NAMES[1:], *[row[1:] for row in ROWS])),
+    case("a column missing by name", "regressor", {"inputs": {"a": [1.0], "b": [1.0]}}),
+    case("a column twice", "regressor", split(["a", "b", "c", "a"], [1.0, 2.0, 3.0, 4.0])),
     case(
         "a key twice in a record",
         "regressor",
@@ -243,35 +166,18 @@ COLUMNS = [
     ),
     case("a column in other letters", "regressor", split(["A", "b", "c"], *ABC)),
     case("a column with a space", "regressor", split(["a ", "b", "c"], *ABC)),
-    case(
-        "a row too short",
-        "regressor",
-        split(["a", "b", "c"], [1.0, 2.0]),
-    ),
-    case(
-        "a row too long",
-        "regressor",
-        split(["a", "b", "c"], [1.0, 2.0, 3.0, 4.0]),
-    ),
-    case(
-        "rows of different lengths",
-        "regressor",
-        split(["a", "b", "c"], ABC[0], [1.0, 2.0]),
-    ),
+    case("a row too short", "regressor", split(["a", "b", "c"], [1.0, 2.0])),
+    case("a row too long", "regressor", split(["a", "b", "c"], [1.0, 2.0, 3.0, 4.0])),
+    case("rows of different lengths", "regressor", split(["a", "b", "c"], ABC[0], [1.0, 2.0])),
     case("rows that are no lists", "regressor", split(["a", "b", "c"], 1.0, 2.0)),  # type: ignore[arg-type]
     case(
         "a table too wide for a tensor",
         "targets",
-        split(
-            ["p", "q", "r", "s"],
-            [1.0, 2.0, 3.0, 4.0],
-        ),
+        split(["p", "q", "r", "s"], [1.0, 2.0, 3.0, 4.0]),
     ),
     case("a table for a tensor", "targets", split(["p", "q", "r"], *ABC)),
     case(
-        "records for a tensor",
-        "targets",
-        {"dataframe_records": [{"p": 1.0, "q": 2.0, "r": 3.0}]},
+        "records for a tensor", "targets", {"dataframe_records": [{"p": 1.0, "q": 2.0, "r": 3.0}]}
     ),
     case(
         "instances of records for a tensor",
@@ -284,13 +190,7 @@ VALUES = [
     case(
         "integers in a double column by column",
         "regressor",
-        {
-            "inputs": {
-                "a": [1],
-                "b": [2],
-                "c": [3],
-            }
-        },
+        {"inputs": {"a": [1], "b": [2], "c": [3]}},
     ),
     case("integers in a double tensor", "targets", {"inputs": [[1, 2, 3]]}),
     case("a whole float in a long column", "mixed", mixed(hour=20.0)),
@@ -330,13 +230,7 @@ VALUES = [
     case(
         "null by column where the model fills gaps",
         "gaps",
-        {
-            "inputs": {
-                "a": [None],
-                "b": [2.0],
-                "c": [3.0],
-            }
-        },
+        {"inputs": {"a": [None], "b": [2.0], "c": [3.0]}},
     ),
     case(
         "null in instances where the model fills gaps",
@@ -347,268 +241,97 @@ VALUES = [
     case(
         "a record without a value where the model fills gaps",
         "gaps",
-        {
-            "dataframe_records": [
-                {"a": 1.0, "b": 1.0, "c": 1.0},
-                {"a": 2.0},
-            ]
-        },
+        {"dataframe_records": [{"a": 1.0, "b": 1.0, "c": 1.0}, {"a": 2.0}]},
     ),
     case("a column missing where the model fills gaps", "gaps", split(["a", "b"], [1.0, 2.0])),
     case("only nulls where the model fills gaps", "gaps", abc(None, None, None)),
     case(
         "an integer and a fraction in a double column",
         "regressor",
-        split(
-            ["a", "b", "c"],
-            [1, 2.0, 3],
-            [1.5, 2, 3],
-        ),
+        split(["a", "b", "c"], [1, 2.0, 3], [1.5, 2, 3]),
     ),
     case(
-        "whole floats in every form",
-        "mixed",
-        {"inputs": BY_COLUMN | {"hour": [20.0, 2.0, 23.0]}},
+        "whole floats in every form", "mixed", {"inputs": BY_COLUMN | {"hour": [20.0, 2.0, 23.0]}}
     ),
-    case(
-        "whole floats in instances",
-        "mixed",
-        {"instances": [RECORDS[0] | {"hour": 20.0}]},
-    ),
-    case(
-        "numbers for booleans by column",
-        "mixed",
-        {"inputs": BY_COLUMN | {"holiday": [1, 0, 0]}},
-    ),
+    case("whole floats in instances", "mixed", {"instances": [RECORDS[0] | {"hour": 20.0}]}),
+    case("numbers for booleans by column", "mixed", {"inputs": BY_COLUMN | {"holiday": [1, 0, 0]}}),
     case(
         "a scalar beside columns",
         "regressor",
-        {
-            "inputs": {
-                "a": 1.0,
-                "b": [1.0, 2.0],
-                "c": [1.0, 2.0],
-            }
-        },
+        {"inputs": {"a": 1.0, "b": [1.0, 2.0], "c": [1.0, 2.0]}},
     ),
     case("an instance of one record", "mixed", {"instances": RECORDS[0]}),
     case("no columns by name", "mixed", {"inputs": {}}),
-    case(
-        "columns without rows",
-        "regressor",
-        {"inputs": {"a": [], "b": [], "c": []}},
-    ),
+    case("columns without rows", "regressor", {"inputs": {"a": [], "b": [], "c": []}}),
 ]
 ANSWERS = [
     case("labels of integers", "integers", {"inputs": ABC}),
     case("labels of booleans", "booleans", {"inputs": ABC}),
     case("probabilities", "probabilities", {"inputs": ABC}),
-    case(
-        "one row",
-        "regressor",
-        split(["a", "b", "c"], ABC[0]),
-    ),
+    case("one row", "regressor", split(["a", "b", "c"], ABC[0])),
     case("a thousand rows", "targets", {"inputs": ABC * 500}),
 ]
 TENSORS = [
-    case(
-        "a tensor",
-        "image",
-        {"inputs": [[[1.5, 2.0], [3.0, 4.0]]]},
-    ),
-    case(
-        "a tensor as instances",
-        "image",
-        {"instances": [[[1.5, 2.0], [3.0, 4.0]]]},
-    ),
-    case(
-        "a tensor by its name",
-        "image",
-        {"inputs": {"x": [[[1.5, 2.0], [3.0, 4.0]]]}},
-    ),
-    case(
-        "a tensor of integers",
-        "image",
-        {"inputs": [[[1, 2], [3, 4]]]},
-    ),
-    case(
-        "a tensor of texts",
-        "image",
-        {"inputs": [[["1", "2"], ["3", "4"]]]},
-    ),
-    case(
-        "a tensor of booleans",
-        "image",
-        {"inputs": [[[True, False], [True, True]]]},
-    ),
-    case(
-        "a tensor of too few dimensions",
-        "image",
-        {"inputs": [[1.5, 2.0], [3.0, 4.0]]},
-    ),
-    case(
-        "a tensor of too many dimensions",
-        "image",
-        {"inputs": [[[[1.5, 2.0], [3.0, 4.0]]]]},
-    ),
-    case(
-        "a tensor too wide",
-        "image",
-        {"inputs": [[[1.5, 2.0, 3.0], [3.0, 4.0, 5.0]]]},
-    ),
-    case(
-        "a ragged tensor",
-        "image",
-        {"inputs": [[[1.5, 2.0], [3.0]]]},
-    ),
-    case(
-        "a number beyond 32 bits in a tensor",
-        "image",
-        {"inputs": [[[1e39, 2.0], [3.0, 4.0]]]},
-    ),
+    case("a tensor", "image", {"inputs": [[[1.5, 2.0], [3.0, 4.0]]]}),
+    case("a tensor as instances", "image", {"instances": [[[1.5, 2.0], [3.0, 4.0]]]}),
+    case("a tensor by its name", "image", {"inputs": {"x": [[[1.5, 2.0], [3.0, 4.0]]]}}),
+    case("a tensor of integers", "image", {"inputs": [[[1, 2], [3, 4]]]}),
+    case("a tensor of texts", "image", {"inputs": [[["1", "2"], ["3", "4"]]]}),
+    case("a tensor of booleans", "image", {"inputs": [[[True, False], [True, True]]]}),
+    case("a tensor of too few dimensions", "image", {"inputs": [[1.5, 2.0], [3.0, 4.0]]}),
+    case("a tensor of too many dimensions", "image", {"inputs": [[[[1.5, 2.0], [3.0, 4.0]]]]}),
+    case("a tensor too wide", "image", {"inputs": [[[1.5, 2.0, 3.0], [3.0, 4.0, 5.0]]]}),
+    case("a ragged tensor", "image", {"inputs": [[[1.5, 2.0], [3.0]]]}),
+    case("a number beyond 32 bits in a tensor", "image", {"inputs": [[[1e39, 2.0], [3.0, 4.0]]]}),
     case(
         "a tensor flattened in a table",
         "image",
-        {
-            "dataframe_split": {
-                "columns": ["x"],
-                "data": [[[1.0, 2.0, 3.0, 4.0]]],
-            }
-        },
+        {"dataframe_split": {"columns": ["x"], "data": [[[1.0, 2.0, 3.0, 4.0]]]}},
     ),
-    case(
-        "two tensors",
-        "pair",
-        {"inputs": {"a": [[1.0, 2.0]], "b": [3]}},
-    ),
+    case("two tensors", "pair", {"inputs": {"a": [[1.0, 2.0]], "b": [3]}}),
     case(
         "two tensors as instances",
         "pair",
-        {
-            "instances": [
-                {"a": [1.0, 2.0], "b": 3},
-                {"a": [4.0, 5.0], "b": 6},
-            ]
-        },
+        {"instances": [{"a": [1.0, 2.0], "b": 3}, {"a": [4.0, 5.0], "b": 6}]},
     ),
     case(
-        "two tensors and one too many",
-        "pair",
-        {
-            "inputs": {
-                "a": [[1.0, 2.0]],
-                "b": [3],
-                "c": [1],
-            }
-        },
+        "two tensors and one too many", "pair", {"inputs": {"a": [[1.0, 2.0]], "b": [3], "c": [1]}}
     ),
-    case(
-        "two tensors, one missing",
-        "pair",
-        {"inputs": {"a": [[1.0, 2.0]]}},
-    ),
+    case("two tensors, one missing", "pair", {"inputs": {"a": [[1.0, 2.0]]}}),
     case("two tensors in a list", "pair", {"inputs": [[1.0, 2.0]]}),
-    case(
-        "two tensors of different batches",
-        "pair",
-        {"inputs": {"a": [[1.0, 2.0]], "b": [3, 4]}},
-    ),
-    case(
-        "two tensors in a table",
-        "pair",
-        {"dataframe_records": [{"a": [1.0, 2.0], "b": 3}]},
-    ),
+    case("two tensors of different batches", "pair", {"inputs": {"a": [[1.0, 2.0]], "b": [3, 4]}}),
+    case("two tensors in a table", "pair", {"dataframe_records": [{"a": [1.0, 2.0], "b": 3}]}),
     case(
         "a tensor in a table",
         "image",
-        {
-            "dataframe_split": {
-                "columns": ["x"],
-                "data": [[[[1.0, 2.0], [3.0, 4.0]]]],
-            }
-        },
+        {"dataframe_split": {"columns": ["x"], "data": [[[[1.0, 2.0], [3.0, 4.0]]]]}},
     ),
+    case("a tensor flattened too short", "image", {"dataframe_records": [{"x": [1.0, 2.0, 3.0]}]}),
+    case("a whole float in an integer tensor", "pair", {"inputs": {"a": [[1.0, 2.0]], "b": [3.0]}}),
     case(
-        "a tensor flattened too short",
-        "image",
-        {"dataframe_records": [{"x": [1.0, 2.0, 3.0]}]},
+        "two tensors in a split table", "pair", split(["b", "a"], [3, [1.0, 2.0]], [4, [5.0, 6.0]])
     ),
+    case("a fraction in an integer tensor", "pair", {"inputs": {"a": [[1.0, 2.0]], "b": [3.7]}}),
     case(
-        "a whole float in an integer tensor",
-        "pair",
-        {"inputs": {"a": [[1.0, 2.0]], "b": [3.0]}},
+        "an integer beyond an integer tensor", "pair", {"inputs": {"a": [[1.0, 2.0]], "b": [2**64]}}
     ),
-    case(
-        "two tensors in a split table",
-        "pair",
-        split(
-            ["b", "a"],
-            [3, [1.0, 2.0]],
-            [4, [5.0, 6.0]],
-        ),
-    ),
-    case(
-        "a fraction in an integer tensor",
-        "pair",
-        {"inputs": {"a": [[1.0, 2.0]], "b": [3.7]}},
-    ),
-    case(
-        "an integer beyond an integer tensor",
-        "pair",
-        {
-            "inputs": {
-                "a": [[1.0, 2.0]],
-                "b": [2**64],
-            }
-        },
-    ),
-    case(
-        "stock, a tensor",
-        "stock-tensor",
-        {"inputs": [[1.0, 2.0], [3.0, 4.0]]},
-    ),
-    case(
-        "stock, a tensor as a table",
-        "stock-tensor",
-        split(["p", "q"], [1.0, 2.0], [3.0, 4.0]),
-    ),
-    case(
-        "stock, a named tensor",
-        "stock-named",
-        {"inputs": {"x": [[1.0, 2.0]]}},
-    ),
+    case("stock, a tensor", "stock-tensor", {"inputs": [[1.0, 2.0], [3.0, 4.0]]}),
+    case("stock, a tensor as a table", "stock-tensor", split(["p", "q"], [1.0, 2.0], [3.0, 4.0])),
+    case("stock, a named tensor", "stock-named", {"inputs": {"x": [[1.0, 2.0]]}}),
     case("stock, a named tensor without its name", "stock-named", {"inputs": [[1.0, 2.0]]}),
     case(
         "stock, a named tensor in a table",
         "stock-named",
         {"dataframe_records": [{"x": [1.0, 2.0]}]},
     ),
-    case(
-        "stock, a table too wide",
-        "stock-tensor",
-        split(["p", "q", "r"], [1.0, 2.0, 3.0]),
-    ),
+    case("stock, a table too wide", "stock-tensor", split(["p", "q", "r"], [1.0, 2.0, 3.0])),
     case("stock, CSV", "stock-columns", b"p,q\n1.0,2.0\n3.0,4.0\n", CSV),
-    case(
-        "stock, columns by name",
-        "stock-columns",
-        {"inputs": {"p": [1.0, 3.0], "q": [2.0, 4.0]}},
-    ),
-    case(
-        "stock, columns",
-        "stock-columns",
-        split(["q", "p"], [1.0, 2.0], [3.0, 4.0]),
-    ),
-    case(
-        "stock, records",
-        "stock-columns",
-        {"dataframe_records": [{"p": 1.0, "q": 2.0}]},
-    ),
+    case("stock, columns by name", "stock-columns", {"inputs": {"p": [1.0, 3.0], "q": [2.0, 4.0]}}),
+    case("stock, columns", "stock-columns", split(["q", "p"], [1.0, 2.0], [3.0, 4.0])),
+    case("stock, records", "stock-columns", {"dataframe_records": [{"p": 1.0, "q": 2.0}]}),
     case("stock without a signature, inputs", "stock-bare", {"inputs": [[1.0, 2.0]]}),
     case(
-        "stock without a signature, inputs by name",
-        "stock-bare",
-        {"inputs": {"x": [[1.0, 2.0]]}},
+        "stock without a signature, inputs by name", "stock-bare", {"inputs": {"x": [[1.0, 2.0]]}}
     ),
     case("stock without a signature, instances", "stock-bare", {"instances": [[1.0, 2.0]]}),
     case("stock without a signature, a table", "stock-bare", split(["p", "q"], [1.0, 2.0])),
@@ -624,11 +347,7 @@ TENSORS = [
         b'{"d\\u0061taframe_split": {"columns": ["p", "q"], "data": [[1.0, 2.0]]}}',
     ),
     *(
-        case(
-            f"stock, {what}",
-            f"{kind}-columns",
-            split(["p", "q"], [1.0, 2.0], [3.0, 4.0]),
-        )
+        case(f"stock, {what}", f"{kind}-columns", split(["p", "q"], [1.0, 2.0], [3.0, 4.0]))
         for kind, what in (
             ("one", "one value a row"),
             ("flat", "one number a row"),
@@ -648,11 +367,7 @@ TENSORS = [
         )
     ),
     *(
-        case(
-            f"stock, {what} of a tensor",
-            f"{kind}-tensor",
-            {"inputs": [[1.0, 2.0], [3.0, 4.0]]},
-        )
+        case(f"stock, {what} of a tensor", f"{kind}-tensor", {"inputs": [[1.0, 2.0], [3.0, 4.0]]})
         for kind, what in (
             ("one", "one value a row"),
             ("flat", "one number a row"),
@@ -695,10 +410,7 @@ CSVS = [
     ),
     case("CSV with spaces", "mixed", b"carrier,distance,hour,holiday\n AA, 900.5, 20,True\n", CSV),
     case(
-        "CSV with another order",
-        "mixed",
-        b"hour,holiday,carrier,distance\n20,True,AA,900.5\n",
-        CSV,
+        "CSV with another order", "mixed", b"hour,holiday,carrier,distance\n20,True,AA,900.5\n", CSV
     ),
     case(
         "CSV with a column too many",
@@ -727,22 +439,13 @@ CSVS = [
         CSV,
     ),
     case(
-        "CSV with an empty boolean",
-        "mixed",
-        b"carrier,distance,hour,holiday\nAA,900.5,20,\n",
-        CSV,
+        "CSV with an empty boolean", "mixed", b"carrier,distance,hour,holiday\nAA,900.5,20,\n", CSV
     ),
     case(
-        "CSV with an empty text",
-        "mixed",
-        b"carrier,distance,hour,holiday\n,900.5,20,True\n",
-        CSV,
+        "CSV with an empty text", "mixed", b"carrier,distance,hour,holiday\n,900.5,20,True\n", CSV
     ),
     case(
-        "CSV with the text NA",
-        "mixed",
-        b"carrier,distance,hour,holiday\nNA,900.5,20,True\n",
-        CSV,
+        "CSV with the text NA", "mixed", b"carrier,distance,hour,holiday\nNA,900.5,20,True\n", CSV
     ),
     case("CSV with NA for a number", "regressor", b"a,b,c\nNA,2,3\n", CSV),
     case("CSV with nan for a number", "regressor", b"a,b,c\nnan,2,3\n", CSV),
@@ -778,10 +481,7 @@ CSVS = [
     case("CSV with TRUE", "mixed", b"carrier,distance,hour,holiday\nAA,900.5,20,TRUE\n", CSV),
     case("CSV with 1 for true", "mixed", b"carrier,distance,hour,holiday\nAA,900.5,20,1\n", CSV),
     case(
-        "CSV with yes for true",
-        "mixed",
-        b"carrier,distance,hour,holiday\nAA,900.5,20,yes\n",
-        CSV,
+        "CSV with yes for true", "mixed", b"carrier,distance,hour,holiday\nAA,900.5,20,yes\n", CSV
     ),
     case(
         "CSV with a number for a text",
@@ -799,10 +499,7 @@ CSVS = [
     case("CSV with gaps where the model fills them", "gaps", b"a,b,c\n,2,3\n1,,\n", CSV),
     case("CSV with 5 for true", "mixed", b"carrier,distance,hour,holiday\nAA,900.5,20,5\n", CSV),
     case(
-        "CSV with 1.0 for true",
-        "mixed",
-        b"carrier,distance,hour,holiday\nAA,900.5,20,1.0\n",
-        CSV,
+        "CSV with 1.0 for true", "mixed", b"carrier,distance,hour,holiday\nAA,900.5,20,1.0\n", CSV
     ),
     case(
         "CSV with an exponent for an integer",

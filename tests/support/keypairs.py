@@ -59,9 +59,7 @@ class Authority:
         self._key = generate_private_key(SECP256R1())
         self.certificate = ""
         self.certificate = self._write(
-            "ca",
-            self._key,
-            self._built(self.name, self._key, is_authority=True),
+            "ca", self._key, self._built(self.name, self._key, is_authority=True)
         )
 
     def issue(self, name: str, valid: timedelta = _DAY) -> tuple[str, str]:
@@ -70,18 +68,12 @@ class Authority:
         """
         key = generate_private_key(SECP256R1())
         certificate = self._write(
-            name,
-            key,
-            self._built(name, key, is_authority=False, valid=valid),
+            name, key, self._built(name, key, is_authority=False, valid=valid)
         )
         return certificate, str(self.folder / f"{name}.key")
 
     def _built(
-        self,
-        name: str,
-        key: EllipticCurvePrivateKey,
-        is_authority: bool,
-        valid: timedelta = _DAY,
+        self, name: str, key: EllipticCurvePrivateKey, is_authority: bool, valid: timedelta = _DAY
     ) -> x509.Certificate:
         def named(common: str) -> x509.Name:
             return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
@@ -89,14 +81,9 @@ class Authority:
         now = datetime.now(UTC)
         names = [x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))]
         builder = x509.CertificateBuilder(
-            named(self.name),
-            named(name),
-            key.public_key(),
-            x509.random_serial_number(),
+            named(self.name), named(name), key.public_key(), x509.random_serial_number()
         )
-        builder = builder.not_valid_before(now - timedelta(minutes=1)).not_valid_after(
-            now + valid,
-        )
+        builder = builder.not_valid_before(now - timedelta(minutes=1)).not_valid_after(now + valid)
         builder = builder.add_extension(x509.BasicConstraints(is_authority, None), critical=True)
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         # Python 3.13 requires these extensions of RFC 5280.
@@ -105,8 +92,7 @@ class Authority:
         usage = x509.KeyUsage(*(certifies if is_authority else signs))
         builder = builder.add_extension(usage, critical=True)
         builder = builder.add_extension(
-            x509.SubjectKeyIdentifier.from_public_key(key.public_key()),
-            critical=False,
+            x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False
         )
         signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
         return builder.add_extension(signer, critical=False).sign(self._key, hashes.SHA256())

@@ -40,8 +40,7 @@ onnxserve_last_request_timestamp_seconds{endpoint="f",model="X",version="7"} 300
 
 @contextmanager
 def serving(
-    pages: dict[str, str],
-    wrap: Callable[[HTTPServer], str] = lambda server: "http",
+    pages: dict[str, str], wrap: Callable[[HTTPServer], str] = lambda server: "http"
 ) -> Iterator[str]:
     """Serve pages by their path; `wrap` changes the server before it starts, and
     returns its scheme.

@@ -50,7 +50,7 @@ def adder(amount: float) -> onnx.ModelProto:
     """Return the model y = x + amount, whose answers identify the version."""
     return parse_graph(
         f"adder (float[N,1] x) => (float[N,1] y) <float[1] amount = {{{amount}}}> {{ y = Add(x, "
-        "amount) }",
+        "amount) }"
     )
 
 
@@ -76,11 +76,7 @@ def write_model(
         "run_id": "r-1",
     }
     if signature is not None:
-        document["signature"] = {
-            "inputs": json.dumps(signature),
-            "outputs": None,
-            "params": None,
-        }
+        document["signature"] = {"inputs": json.dumps(signature), "outputs": None, "params": None}
     (folder / "MLmodel").write_text(yaml.safe_dump(document))
     return folder
 
@@ -155,14 +151,7 @@ def tensor_column(dtype: str, *shape: int, **name: str) -> dict[str, Any]:
 
 
 def columns(**types: str) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": name,
-            "type": kind,
-            "required": True,
-        }
-        for name, kind in types.items()
-    ]
+    return [{"name": name, "type": kind, "required": True} for name, kind in types.items()]
 
 
 def mixed_model(folder: Path) -> Path:

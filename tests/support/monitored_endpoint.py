@@ -25,11 +25,7 @@ _DAY_ROWS = 75
 
 
 def make_endpoint(
-    home: Path,
-    name: str = "flights",
-    every: str = "1d",
-    begin: datetime = CALM,
-    **more: str,
+    home: Path, name: str = "flights", every: str = "1d", begin: datetime = CALM, **more: str
 ) -> None:
     """Create an endpoint with a monitor `daily`. Its creation time in the store is
     `begin`.
@@ -53,34 +49,20 @@ def make_endpoint(
     spec = apply_config(new_endpoint(name, str(model)), fields)
     state = home / "deployments" / name
     state.mkdir(parents=True)
-    variant = WantedVariant(
-        model_uri=str(model),
-        model=MODEL,
-        version="1",
-        folder=model,
-    )
-    write_state(
-        state / WANTED,
-        Wanted(endpoints={name: WantedEndpoint(variants={name: variant})}),
-    )
+    variant = WantedVariant(model_uri=str(model), model=MODEL, version="1", folder=model)
+    write_state(state / WANTED, Wanted(endpoints={name: WantedEndpoint(variants={name: variant})}))
     store = open_store(Settings(home=home).store_url, lambda: begin)
     store.add_endpoint("onnxserve", spec)
     store.close()
 
 
 def capture(
-    home: Path,
-    begin: datetime,
-    shift: float = 0.0,
-    rows: int = 250,
-    name: str = "flights",
+    home: Path, begin: datetime, shift: float = 0.0, rows: int = 250, name: str = "flights"
 ) -> None:
     """Write rows of the first minutes after `begin`. A shift of 9 is a strong drift."""
     rng = np.random.default_rng(int(begin.timestamp()))
     times = [begin + timedelta(seconds=row) for row in range(rows)]
     columns = {"_event_time": times, "x": rng.normal(shift, 1, rows)}
     LogWriter(home / "inference_log").write(
-        columns,
-        segment=f"{name}-{begin:%Y%m%d%H}-{rows}",
-        endpoint=name,
+        columns, segment=f"{name}-{begin:%Y%m%d%H}-{rows}", endpoint=name
     )

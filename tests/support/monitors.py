@@ -42,12 +42,7 @@ def judged_window(
     reason: str = "",
 ) -> None:
     """Store a day that was judged."""
-    window = Monitors(store).add(
-        endpoint,
-        monitor,
-        start,
-        start + timedelta(days=1),
-    )
+    window = Monitors(store).add(endpoint, monitor, start, start + timedelta(days=1))
     judged = replace(window, state="judged", verdict=verdict, reason=reason, run_id=run_id)
     assert Monitors(store).update(judged) is not None
 
@@ -83,11 +78,7 @@ class MonitoredWorld:
 
         return open_store(self.settings.store_url, clock)
 
-    def endpoint(
-        self,
-        name: str = "flights",
-        **monitors: Mapping[str, Any],
-    ) -> None:
+    def endpoint(self, name: str = "flights", **monitors: Mapping[str, Any]) -> None:
         """Add an endpoint with these monitors, by default an hourly one."""
         self.store.add_endpoint("onnxserve", self.spec(name, **monitors))
 
@@ -100,11 +91,7 @@ class MonitoredWorld:
             assert row is not None
             row.spec += "sampling: often\n"
 
-    def spec(
-        self,
-        name: str = "flights",
-        **monitors: Mapping[str, Any],
-    ) -> Any:
+    def spec(self, name: str = "flights", **monitors: Mapping[str, Any]) -> Any:
         fields = {
             f"monitors.{monitor}.{field}": value
             for monitor, options in (monitors or {"hourly": {}}).items()
@@ -112,19 +99,11 @@ class MonitoredWorld:
         }
         return apply_config(new_endpoint(name, "models:/flight-delay/1"), fields)
 
-    def rows(
-        self,
-        *hours: datetime,
-        endpoint: str = "flights",
-        rows: int = 3,
-    ) -> None:
+    def rows(self, *hours: datetime, endpoint: str = "flights", rows: int = 3) -> None:
         """Write rows into the first seconds of these hours."""
         for hour in hours:
             times = [hour + timedelta(seconds=second) for second in range(rows)]
-            self.writer.write(
-                {"_event_time": times, "x": [1.0] * rows},
-                endpoint=endpoint,
-            )
+            self.writer.write({"_event_time": times, "x": [1.0] * rows}, endpoint=endpoint)
 
     def due(self, **monitors: Mapping[str, Any]) -> None:
         """Add an endpoint as `endpoint` does, and rows for the hour from NOON, which is
@@ -134,18 +113,9 @@ class MonitoredWorld:
         self.rows(NOON)
         self.now = DUE
 
-    def watermark(
-        self,
-        complete_until: datetime,
-        agent: str = "one",
-        **fields: Any,
-    ) -> None:
+    def watermark(self, complete_until: datetime, agent: str = "one", **fields: Any) -> None:
         mark = Watermark(
-            agent,
-            ("flights",),
-            complete_until,
-            fields.pop("written_at", self.now),
-            **fields,
+            agent, ("flights",), complete_until, fields.pop("written_at", self.now), **fields
         )
         write_watermark(locate_log(self.settings.inference_log), mark)
 
@@ -179,10 +149,7 @@ class MonitoredWorld:
         )
 
     def start(
-        self,
-        store: Store | None = None,
-        lease_seconds: float = 15,
-        **more: Any,
+        self, store: Store | None = None, lease_seconds: float = 15, **more: Any
     ) -> threading.Event:
         """Run a scheduler during the test. The yielded event stops it; otherwise it
         stops at the end of the test.
@@ -230,10 +197,7 @@ class MonitoredWorld:
         self.threads.clear()
 
     def wait_for(
-        self,
-        count: int,
-        monitor: str | None = None,
-        state: str = "judged",
+        self, count: int, monitor: str | None = None, state: str = "judged"
     ) -> list[MonitorWindow]:
         """Wait until this number of windows are in this state, and return these
         windows.

@@ -133,10 +133,7 @@ class JudgedModel:
 
 @contextmanager
 def judged_model(
-    folder: Path,
-    store: str = "",
-    options: tuple[str, ...] = (),
-    checkout: Path | None = None,
+    folder: Path, store: str = "", options: tuple[str, ...] = (), checkout: Path | None = None
 ) -> Iterator[JudgedModel]:
     """Run a server that signs its events, with the model.
 
@@ -190,10 +187,7 @@ class MovesReport:
 
 
 def moves_while_restarting(
-    model: JudgedModel,
-    database: Postgresql,
-    restarts: int = len(RESTARTS),
-    count: int = 300,
+    model: JudgedModel, database: Postgresql, restarts: int = len(RESTARTS), count: int = 300
 ) -> MovesReport:
     """Move an alias and a stage by two clients, `count` times together, while the
     database restarts in equal distances. Late events have a minute to be stored.

@@ -17,11 +17,7 @@ from tests.support.models import graph_tensor, tensor_column, write_model
 WIDTHS = (16, 128, 128, 3)
 
 
-def network(
-    widths: tuple[int, ...] = WIDTHS,
-    gain: float = 1.0,
-    seed: int = 0,
-) -> onnx.ModelProto:
+def network(widths: tuple[int, ...] = WIDTHS, gain: float = 1.0, seed: int = 0) -> onnx.ModelProto:
     """Return a classifier of x (float[N, widths[0]]): label (int64[N]) and
     probabilities (float[N, widths[-1]]).
 
@@ -42,33 +38,15 @@ def network(
         ]
         nodes.append(
             helper.make_node(
-                "Gemm",
-                [value, f"w{place}", f"b{place}"],
-                [f"s{place}"],
-                name=f"layer{place}",
-            ),
+                "Gemm", [value, f"w{place}", f"b{place}"], [f"s{place}"], name=f"layer{place}"
+            )
         )
         value = f"s{place}"
         if place < len(widths) - 2:
             nodes.append(helper.make_node("Relu", [value], [f"r{place}"]))
             value = f"r{place}"
-    nodes.append(
-        helper.make_node(
-            "Softmax",
-            [value],
-            ["probabilities"],
-            axis=1,
-        )
-    )
-    nodes.append(
-        helper.make_node(
-            "ArgMax",
-            [value],
-            ["label"],
-            axis=1,
-            keepdims=0,
-        )
-    )
+    nodes.append(helper.make_node("Softmax", [value], ["probabilities"], axis=1))
+    nodes.append(helper.make_node("ArgMax", [value], ["label"], axis=1, keepdims=0))
     graph = helper.make_graph(
         nodes,
         "network",
@@ -79,26 +57,14 @@ def network(
         ],
         weights,
     )
-    return helper.make_model(
-        graph,
-        ir_version=10,
-        opset_imports=[helper.make_opsetid("", 21)],
-    )
+    return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
 
 
-def network_rows(
-    count: int,
-    seed: int = 1,
-    width: int = WIDTHS[0],
-) -> np.ndarray:
+def network_rows(count: int, seed: int = 1, width: int = WIDTHS[0]) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(count, width)).astype(np.float32)
 
 
-def write_network(
-    folder: Path,
-    rows: int = 400,
-    graph: onnx.ModelProto | None = None,
-) -> Path:
+def write_network(folder: Path, rows: int = 400, graph: onnx.ModelProto | None = None) -> Path:
     """Write a model of the onnxserve flavor with a parity proof, and a reference with
     this number of rows; 0: no reference.
     """
@@ -119,10 +85,7 @@ def write_network(
     write_model(folder, signature=[tensor], section=section)
     onnx.save(graph or network(), folder / "model.onnx")
     if rows:
-        table = {
-            "x": network_rows(rows).tolist(),
-            "prediction": np.zeros(rows, np.int64),
-        }
+        table = {"x": network_rows(rows).tolist(), "prediction": np.zeros(rows, np.int64)}
         pq.write_table(pa.table(table), folder / "reference.parquet")
     return folder
 
@@ -137,8 +100,5 @@ def write_labelled(path: Path, rows: int = 400, share_wrong: float = 0.0) -> Pat
     session = onnxruntime.InferenceSession(network().SerializeToString())
     label = session.run(["label"], {"x": x})[0]
     label[: int(share_wrong * rows)] = (label[: int(share_wrong * rows)] + 1) % WIDTHS[-1]
-    pq.write_table(
-        pa.table({"x": x.tolist(), "label": label}),
-        path,
-    )
+    pq.write_table(pa.table({"x": x.tolist(), "label": label}), path)
     return path

@@ -45,29 +45,17 @@ def _read(case: Any) -> NodeCase | None:
     try:
         graph = case.model.SerializeToString()
         session = import_onnxruntime().InferenceSession(
-            graph,
-            options,
-            providers=["CPUExecutionProvider"],
+            graph, options, providers=["CPUExecutionProvider"]
         )
         names = [node.name for node in session.get_inputs()]
         inputs = dict(
-            zip(
-                names,
-                (np.asarray(array) for array in case.data_sets[0][0]),
-                strict=True,
-            )
+            zip(names, (np.asarray(array) for array in case.data_sets[0][0]), strict=True)
         )
         answers = [session.run(None, inputs) for _ in range(2)]
         # Operators that draw random numbers return different arrays, so that they are
         # excluded here.
         np.testing.assert_equal(*answers)
-        answered = dict(
-            zip(
-                [node.name for node in session.get_outputs()],
-                answers[0],
-                strict=True,
-            )
-        )
+        answered = dict(zip([node.name for node in session.get_outputs()], answers[0], strict=True))
     except Exception:  # noqa: BLE001 - Cases that ONNX Runtime does not run are excluded.
         return None
     is_carried = all(

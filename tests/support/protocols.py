@@ -15,12 +15,7 @@ JSON_FORMS = {
 """The form of the JSON body of each protocol with a form that depends on the model."""
 
 
-def protocol_paths(
-    protocol: Protocol,
-    endpoint: str,
-    version: str,
-    label: str,
-) -> list[str]:
+def protocol_paths(protocol: Protocol, endpoint: str, version: str, label: str) -> list[str]:
     """Return all paths of the protocol for an endpoint; a path without a name is the
     default endpoint's.
     """

@@ -26,12 +26,7 @@ class Days(PythonModel):
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads type hints
         print("the model speaks on stdout")  # noqa: T201 - Models print to stdout.
         days = model_input["when"].dt.dayofyear.astype("int64") + (params or {}).get("plus", 0)
-        return pd.DataFrame(
-            {
-                "day": days,
-                "name": model_input["name"].str.upper(),
-            }
-        )
+        return pd.DataFrame({"day": days, "name": model_input["name"].str.upper()})
 
 
 class Gaps(PythonModel):
@@ -42,7 +37,7 @@ class Gaps(PythonModel):
             {
                 "text": list(map(repr, model_input["text"])),
                 "when": list(map(str, model_input["when"])),
-            },
+            }
         )
 
 
@@ -57,10 +52,7 @@ class Troubled(PythonModel):
             time.sleep(HANG_SECONDS)
         if what == "spin":
             # This match takes years, and does not release the GIL.
-            re.match(
-                "(a+)+$",
-                "a" * 60 + "b",
-            )
+            re.match("(a+)+$", "a" * 60 + "b")
         if what == "exit":
             os._exit(7)
         if what == "leave":
@@ -94,11 +86,7 @@ class Nested(PythonModel):
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads type hints
         return [
-            {
-                "sum": sum(row.points),
-                "name": row.place["name"],
-                "tags": list(row.tags),
-            }
+            {"sum": sum(row.points), "name": row.place["name"], "tags": list(row.tags)}
             for row in model_input.itertuples()
         ]
 
@@ -122,10 +110,7 @@ class Tensors(PythonModel):
         }
 
 
-def save_pyfuncs(
-    root: Path,
-    only: Sequence[str] = (),
-) -> dict[str, Path]:
+def save_pyfuncs(root: Path, only: Sequence[str] = ()) -> dict[str, Path]:
     """Save each model, or only the models of `only` that are a PythonModel, and return
     the folders by name.
     """
@@ -139,48 +124,22 @@ def save_pyfuncs(
     from sklearn.tree import DecisionTreeClassifier
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    table = pd.DataFrame(
-        np.random.default_rng(0).normal(size=(40, 3)),
-        columns=["a", "b", "c"],
-    )
+    table = pd.DataFrame(np.random.default_rng(0).normal(size=(40, 3)), columns=["a", "b", "c"])
     labels = np.where(table.a > 0, "up", "down")
-    dates = pd.DataFrame(
-        {
-            "when": pd.to_datetime(["2013-07-01", "2013-07-02"]),
-            "name": ["a", "b"],
-        }
-    )
+    dates = pd.DataFrame({"when": pd.to_datetime(["2013-07-01", "2013-07-02"]), "name": ["a", "b"]})
     points = pd.DataFrame(
-        {
-            "points": [[1.0, 2.0]],
-            "place": [{"name": "x", "height": 2}],
-            "tags": [["u", "v"]],
-        },
+        {"points": [[1.0, 2.0]], "place": [{"name": "x", "height": 2}], "tags": [["u", "v"]]}
     )
     models: dict[str, tuple[PythonModel, Any]] = {
-        "days": (
-            Days(),
-            infer_signature(dates, Days().predict(None, dates), {"plus": 1}),
-        ),
-        "gaps": (
-            Gaps(),
-            infer_signature(pd.DataFrame({"text": ["a"], "when": dates["when"][:1]})),
-        ),
-        "troubled": (
-            Troubled(),
-            infer_signature(pd.DataFrame({"do": ["x"]}), np.array(["x"])),
-        ),
+        "days": (Days(), infer_signature(dates, Days().predict(None, dates), {"plus": 1})),
+        "gaps": (Gaps(), infer_signature(pd.DataFrame({"text": ["a"], "when": dates["when"][:1]}))),
+        "troubled": (Troubled(), infer_signature(pd.DataFrame({"do": ["x"]}), np.array(["x"]))),
         "anything": (Anything(), None),
         "nested": (Nested(), infer_signature(points)),
         "bytes": (
             Bytes(),
             ModelSignature(
-                Schema(
-                    [
-                        ColSpec("binary", "blob"),
-                        ColSpec("double", "extra", required=False),
-                    ]
-                ),
+                Schema([ColSpec("binary", "blob"), ColSpec("double", "extra", required=False)]),
                 params=ParamSchema([ParamSpec("scale", "double", 1.0)]),
             ),
         ),
@@ -191,13 +150,13 @@ def save_pyfuncs(
                     [
                         TensorSpec(np.dtype("float32"), (-1, 2), "a"),
                         TensorSpec(np.dtype("int64"), (-1,), "b"),
-                    ],
+                    ]
                 ),
                 Schema(
                     [
                         TensorSpec(np.dtype("float32"), (-1,), "sum"),
                         TensorSpec(np.dtype("float32"), (-1, 2), "twice"),
-                    ],
+                    ]
                 ),
             ),
         ),
@@ -208,10 +167,7 @@ def save_pyfuncs(
             models = {name: models[name] for name in only}
         for name, (model, signature) in models.items():
             mlflow.pyfunc.save_model(
-                root / name,
-                python_model=model,
-                signature=signature,
-                pip_requirements=[],
+                root / name, python_model=model, signature=signature, pip_requirements=[]
             )
         if only:
             return {name: root / name for name in only}

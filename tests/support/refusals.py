@@ -15,11 +15,7 @@ def mentions(text: str, *names: str) -> bool:
     return all(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) for name in names)
 
 
-def refused(
-    error: type[E],
-    *names: str,
-    code: str = "",
-) -> pytest.RaisesExc[E]:
+def refused(error: type[E], *names: str, code: str = "") -> pytest.RaisesExc[E]:
     """Expect an error of a class, each name in its message, and its `error_code` if the
     class has several codes.
     """

@@ -11,10 +11,7 @@ FIRST = datetime(2013, 7, 1, tzinfo=UTC)
 
 
 def result_of(
-    day: int = 0,
-    endpoint: str = "flights",
-    findings: tuple[Finding, ...] = (),
-    **said: Any,
+    day: int = 0, endpoint: str = "flights", findings: tuple[Finding, ...] = (), **said: Any
 ) -> MonitorResult:
     """Return the result of a day, with one finding per column (drifted beyond 3), or
     with any field.
@@ -24,13 +21,7 @@ def result_of(
     measured: dict[str, Any] = {"measure": "Wasserstein distance", "unit": "SD"}
     scored = [
         Finding(
-            name,
-            "distribution",
-            "drift" if value > 3 else "no drift",
-            "",
-            value,
-            3.0,
-            **measured,
+            name, "distribution", "drift" if value > 3 else "no drift", "", value, 3.0, **measured
         )
         for name, value in scores.items()
     ]
@@ -50,25 +41,11 @@ def result_of(
         "reason": "the largest score is beyond the threshold",
         "rows": 1000,
         "findings": tuple(sorted((*scored, *findings), key=shown_order)),
-        "figures": {
-            "statistic": max(scores.values()),
-            "threshold": 3.0,
-        }
-        if scores
-        else {},
+        "figures": {"statistic": max(scores.values()), "threshold": 3.0} if scores else {},
     }
     values |= {name: value for name, value in said.items() if name in fields}
     largest = (
-        {
-            "": Outcome(
-                "distribution",
-                values["state"],
-                max(scores.values()),
-                3.0,
-            )
-        }
-        if scores
-        else {}
+        {"": Outcome("distribution", values["state"], max(scores.values()), 3.0)} if scores else {}
     )
     evidence = with_outcomes(Evidence(outcomes=largest), values["findings"])
     return MonitorResult(**{"evidence": evidence, **values})
@@ -76,11 +53,4 @@ def result_of(
 
 def past_of(*results: MonitorResult) -> list[JudgedWindow]:
     """Return the windows as the judgement of a later window sees them."""
-    return [
-        JudgedWindow(
-            result.window.start,
-            result.state,
-            result.evidence,
-        )
-        for result in results
-    ]
+    return [JudgedWindow(result.window.start, result.state, result.evidence) for result in results]

@@ -38,10 +38,7 @@ from tests.support.classifiers import COLUMNS, TRUTH, labelled, write_classifier
 from tests.support.inference_log import ENDPOINT, MODEL, LogWriter
 from tests.support.waiting import wait_until
 
-DAY = Window(
-    datetime(2026, 6, 1, tzinfo=UTC),
-    datetime(2026, 6, 2, tzinfo=UTC),
-)
+DAY = Window(datetime(2026, 6, 1, tzinfo=UTC), datetime(2026, 6, 2, tzinfo=UTC))
 SERVED = (1.0, 2.0)
 """The weights of version 1; `gated.TRUTH` has the correct weights."""
 
@@ -104,7 +101,7 @@ class RetrainingWorld:
     def spec(self, **fields: Any) -> MonitorSpec:
         retrain = {"project": str(self.project), "env_manager": "local", **fields}
         return MonitorSpec.model_validate(
-            {"kind": "performance", "require": ["accuracy>=0.9"], "retrain": retrain},
+            {"kind": "performance", "require": ["accuracy>=0.9"], "retrain": retrain}
         )
 
     def monitor(self, name: str = "accuracy", **fields: Any) -> None:
@@ -156,10 +153,7 @@ class RetrainingWorld:
         self.deployments.store.replace_spec(apply_config(stored.spec, config))
 
     def result(
-        self,
-        state: State = "violated",
-        version: str = "1",
-        window: Window = DAY,
+        self, state: State = "violated", version: str = "1", window: Window = DAY
     ) -> MonitorResult:
         fields: dict[str, Any] = {
             "state": state,
@@ -168,15 +162,7 @@ class RetrainingWorld:
             "run": self.run(),
         }
         return MonitorResult(
-            ENDPOINT,
-            "accuracy",
-            "performance",
-            MODEL,
-            version,
-            "",
-            window,
-            1,
-            **fields,
+            ENDPOINT, "accuracy", "performance", MODEL, version, "", window, 1, **fields
         )
 
     def run(self) -> LoggedRun:
@@ -192,11 +178,7 @@ class RetrainingWorld:
         return retrain_on_alarm(self.deployments, self.result(**result), spec or self.spec())
 
     def at(
-        self,
-        state: str,
-        version: str = "",
-        then: str = "propose",
-        **figures: Any,
+        self, state: str, version: str = "", then: str = "propose", **figures: Any
     ) -> Retraining:
         """Return a retraining in this state, without running a project."""
         assert self.retrain_on_result(self.spec(then=then)) is not None
@@ -205,17 +187,10 @@ class RetrainingWorld:
             experiment = MlflowClient().create_experiment("trainings")
             run_id = MlflowClient().create_run(experiment).info.run_id
         all_figures = RetrainingFigures(
-            **{
-                "attempt": 1,
-                "host": process.host(),
-                "started_at": utc_now(),
-                **figures,
-            },
+            **{"attempt": 1, "host": process.host(), "started_at": utc_now(), **figures}
         )
         written = self.retrainings.update(
-            replace(
-                self.latest(), state=state, version=version, run_id=run_id, figures=all_figures
-            ),
+            replace(self.latest(), state=state, version=version, run_id=run_id, figures=all_figures)
         )
         assert written is not None
         return written
@@ -233,9 +208,7 @@ class RetrainingWorld:
     def until(self, *states: str, seconds: float = 240.0) -> Retraining:
         """Advance the retraining until it is in one of these states."""
         wait_until(
-            lambda: self.take().state in states,
-            seconds,
-            f"the retraining is {' or '.join(states)}",
+            lambda: self.take().state in states, seconds, f"the retraining is {' or '.join(states)}"
         )
         return self.latest()
 
@@ -260,21 +233,12 @@ class RetrainingWorld:
             ]
             columns = {name: changed[name][part] for name in COLUMNS}
             answer = (plain["a"][part] * SERVED[0] + plain["b"][part] * SERVED[1] > 0).astype(
-                np.int64,
+                np.int64
             )
             segment = writer.write({"_event_time": times, **columns, "prediction": answer})
-            self._label(
-                segment,
-                times,
-                changed["label"][part][: int(len(part) * share_labelled)],
-            )
+            self._label(segment, times, changed["label"][part][: int(len(part) * share_labelled)])
 
-    def _label(
-        self,
-        segment: str,
-        times: list[datetime],
-        labels: np.ndarray,
-    ) -> None:
+    def _label(self, segment: str, times: list[datetime], labels: np.ndarray) -> None:
         root = Path(self.deployments.settings.inference_log)
         file = next((root / f"endpoint={ENDPOINT}").rglob(f"{segment}-*.parquet"))
         prediction_id = pq.read_table(file, columns=["_prediction_id"]).column(0)[0].as_py()

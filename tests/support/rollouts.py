@@ -27,21 +27,12 @@ PLAN = RolloutPlan(
 
 
 def counted(
-    requests: float,
-    errors: float = 0,
-    slow: float = 0,
-    same: float = 0,
-    different: float = 0,
+    requests: float, errors: float = 0, slow: float = 0, same: float = 0, different: float = 0
 ) -> VersionCounters:
     """Return requests of which `slow` took between 0.1 and 1 s and the other requests
     less than 10 ms.
     """
-    timed = {
-        0.01: requests - slow,
-        0.1: requests - slow,
-        1.0: requests,
-        math.inf: requests,
-    }
+    timed = {0.01: requests - slow, 0.1: requests - slow, 1.0: requests, math.inf: requests}
     return VersionCounters(requests, errors, timed, same, different)
 
 

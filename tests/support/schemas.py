@@ -12,42 +12,25 @@ def columns_schema(missing: str | None = None, **types: ColumnType) -> Schema:
     """Return a schema in which each column feeds an input of the same name and type."""
     columns = tuple(Column(name, kind) for name, kind in types.items())
     inputs = tuple(
-        Input(
-            c.name,
-            COLUMN_TYPES[c.type],
-            (-1, 1),
-            (c.name,),
-            missing,
-        )
-        for c in columns
+        Input(c.name, COLUMN_TYPES[c.type], (-1, 1), (c.name,), missing) for c in columns
     )
     return compile_schema(columns, (), inputs)
 
 
 def tensor_schema(
-    dtype: str,
-    *shape: int,
-    name: str = "",
-    graph_name: str = "x",
-    fed: str = "",
+    dtype: str, *shape: int, name: str = "", graph_name: str = "x", fed: str = ""
 ) -> Schema:
     """Return a schema of one tensor, which feeds an input of the same dtype or of the
     dtype `fed`.
     """
     return compile_schema(
-        (),
-        (Tensor(name, dtype, shape),),
-        (Input(graph_name, fed or dtype, shape),),
+        (), (Tensor(name, dtype, shape),), (Input(graph_name, fed or dtype, shape),)
     )
 
 
 def stacked_schema(dtype: str = "float32", *names: str) -> Schema:
     columns = tuple(Column(name, "double") for name in names)
-    return compile_schema(
-        columns,
-        (),
-        (Input("X", dtype, (-1, len(names)), names),),
-    )
+    return compile_schema(columns, (), (Input("X", dtype, (-1, len(names)), names),))
 
 
 def bare_artifact(flavor: Any = "onnxserve", **fields: Any) -> Artifact:

@@ -44,12 +44,7 @@ def single_model(folder: Path, bias: float = 0.0) -> Path:
         "outputs": [graph_tensor("y", "float32", -1, 1, role="values")],
         "prediction": ["y"],
     }
-    return write_model(
-        folder,
-        single(bias),
-        columns(a="double", b="double", c="double"),
-        section,
-    )
+    return write_model(folder, single(bias), columns(a="double", b="double", c="double"), section)
 
 
 def stock_model(folder: Path) -> Path:
@@ -57,11 +52,7 @@ def stock_model(folder: Path) -> Path:
     return write_model(folder, single(0.5))
 
 
-def variant(
-    folder: Path,
-    version: str = "1",
-    **more: Any,
-) -> dict[str, Any]:
+def variant(folder: Path, version: str = "1", **more: Any) -> dict[str, Any]:
     return {
         "model_uri": f"models:/m/{version}",
         "model": "m",
@@ -72,9 +63,7 @@ def variant(
 
 
 def one_endpoint(
-    folder: Path,
-    version: str = "1",
-    **more: Any,
+    folder: Path, version: str = "1", **more: Any
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Return the endpoint e with one variant, for `gunicorn`, `want` and the fixture
     `serve_here`.
@@ -93,8 +82,7 @@ def want(
         name: {"variants": variants, "capture": capture} for name, variants in endpoints.items()
     }
     write_state(
-        state_dir / WANTED,
-        Wanted.model_validate({"generation": generation, "endpoints": document}),
+        state_dir / WANTED, Wanted.model_validate({"generation": generation, "endpoints": document})
     )
 
 
@@ -118,34 +106,21 @@ class Running:
 
     def get(self, path: str, timeout: float = 30, **arguments: Any) -> requests.Response:
         return requests.get(
-            self.url + path,
-            timeout=timeout,
-            verify=self.trusted or True,
-            **arguments,
+            self.url + path, timeout=timeout, verify=self.trusted or True, **arguments
         )
 
     def post(
-        self,
-        path: str = "/invocations",
-        timeout: float = 30,
-        **arguments: Any,
+        self, path: str = "/invocations", timeout: float = 30, **arguments: Any
     ) -> requests.Response:
         return requests.post(
-            self.url + path,
-            timeout=timeout,
-            verify=self.trusted or True,
-            **arguments,
+            self.url + path, timeout=timeout, verify=self.trusted or True, **arguments
         )
 
 
 def write_spec(state_dir: Path, name: str, server: ServerSpec) -> None:
     """Write spec.yaml of the endpoint `name`; `server` specifies its server."""
     fields = server.model_dump(mode="json", exclude_unset=True)
-    document = {
-        "name": name,
-        "variants": {"v": {"model": "models:/m/1"}},
-        "server": fields,
-    }
+    document = {"name": name, "variants": {"v": {"model": "models:/m/1"}}, "server": fields}
     (state_dir / SPEC).write_text(yaml.safe_dump(document))
 
 
@@ -198,11 +173,7 @@ def gunicorn(
     with log.open("wb") as output, listener:
         variables = {**os.environ, **(environment or {})}
         process = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=variables,
-            pass_fds=[descriptor],
+            command, stdout=output, stderr=subprocess.STDOUT, env=variables, pass_fds=[descriptor]
         )
     running = Running(f"{spec.scheme}://127.0.0.1:{port}", process, state_dir, log, spec.certfile)
     try:
@@ -227,9 +198,7 @@ def ping(running: Running) -> int:
     assert running.process.poll() is None, running.log.read_text()
     try:
         return requests.get(
-            running.url + "/ping",
-            timeout=5,
-            verify=running.trusted or True,
+            running.url + "/ping", timeout=5, verify=running.trusted or True
         ).status_code
     except (
         requests.ConnectionError,

@@ -35,11 +35,7 @@ class Served:
         ]
 
     def wait_ready(self) -> "Served":
-        wait_until(
-            lambda: self._announced() or self.process.poll() is not None,
-            60,
-            "ready",
-        )
+        wait_until(lambda: self._announced() or self.process.poll() is not None, 60, "ready")
         assert self.process.poll() is None, self.log.read_text()
         return self
 
@@ -49,10 +45,7 @@ class Served:
         """
         http_headers = {name.replace("_", "-"): value for name, value in headers.items()}
         return requests.post(
-            f"{self.url}/invocations",
-            json={"inputs": [row]},
-            headers=http_headers,
-            timeout=30,
+            f"{self.url}/invocations", json={"inputs": [row]}, headers=http_headers, timeout=30
         )
 
     def version(self) -> str:
@@ -105,11 +98,7 @@ def servers_below(folder: Path) -> Iterator[Callable[..., Served]]:
         command += ["--state-dir", str(folder / state)]
         with log.open("wb") as output:
             process = subprocess.Popen(
-                command,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                cwd=folder,
+                command, stdout=output, stderr=output, start_new_session=True, cwd=folder
             )
         started.append(Served(process, folder / state, log))
         return started[-1]

@@ -14,18 +14,7 @@ from mlflow_deploy_plugin.serve.spool.captured_model import CapturedModel
 from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
 from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 
-NOON = (
-    int(
-        datetime(
-            2026,
-            6,
-            1,
-            12,
-            tzinfo=UTC,
-        ).timestamp()
-    )
-    * 1_000_000
-)
+NOON = int(datetime(2026, 6, 1, 12, tzinfo=UTC).timestamp()) * 1_000_000
 HOUR = 3_600_000_000
 
 TABULAR = CapturedModel(
@@ -34,10 +23,7 @@ TABULAR = CapturedModel(
     Schema(
         (Column("carrier", "string"), Column("distance", "double")),
         (),
-        (
-            Input("c", "str", (-1, 1), ("carrier",)),
-            Input("d", "float64", (-1, 1), ("distance",)),
-        ),
+        (Input("c", "str", (-1, 1), ("carrier",)), Input("d", "float64", (-1, 1), ("distance",))),
     ),
     ("label",),
 )
@@ -45,36 +31,20 @@ IMAGES = CapturedModel(
     "cnn",
     "1",
     Schema(
-        (),
-        (Tensor("image", "float32", (-1, -1, 2)),),
-        (Input("image", "float32", (-1, -1, 2)),),
+        (), (Tensor("image", "float32", (-1, -1, 2)),), (Input("image", "float32", (-1, -1, 2)),)
     ),
     ("p",),
 )
 
 
-def write(
-    writer: CaptureWriter,
-    request: str,
-    carriers: list[str],
-    at: int = NOON,
-) -> None:
+def write(writer: CaptureWriter, request: str, carriers: list[str], at: int = NOON) -> None:
     record = RequestRecord("flights", "champion", request, f"p-{request}", at, NOON, latency=1500)
     feeds = {
         "c": np.array([[carrier] for carrier in carriers], dtype=object),
         "d": np.arange(len(carriers), dtype=np.float64).reshape(-1, 1),
     }
-    outputs = {
-        "label": np.array(
-            ["late"] * len(carriers),
-            dtype=object,
-        )
-    }
-    outputs["probabilities"] = np.full(
-        (len(carriers), 2),
-        0.5,
-        dtype=np.float32,
-    )
+    outputs = {"label": np.array(["late"] * len(carriers), dtype=object)}
+    outputs["probabilities"] = np.full((len(carriers), 2), 0.5, dtype=np.float32)
     assert writer.write(record, TABULAR, feeds, outputs, 100)[-1]
 
 

@@ -71,9 +71,7 @@ def read_segment(segment: Path, start: int = 0) -> tuple[list[CapturedRequest], 
             _, layout_offset = REFERRING.unpack_from(payload)
             if layout_offset not in layouts:
                 layouts[layout_offset] = decode_layout(
-                    partial(payload_at, content),
-                    layout_offset,
-                    models,
+                    partial(payload_at, content), layout_offset, models
                 )
             model, layout = layouts[layout_offset]
             record, sides = _unpack(layout, payload[REFERRING.size :])
@@ -83,8 +81,7 @@ def read_segment(segment: Path, start: int = 0) -> tuple[list[CapturedRequest], 
 
 
 def _unpack(
-    layout: Mapping[str, Any],
-    packed: memoryview,
+    layout: Mapping[str, Any], packed: memoryview
 ) -> tuple[RequestRecord, dict[str, dict[str, Array]]]:
     """Return the record and the arrays of a request that was packed with this (parsed)
     layout.
@@ -97,11 +94,7 @@ def _unpack(
     for length in (request_length, prediction_length):
         ids.append(str(packed[position : position + length], "utf-8"))
         position += length
-    sides: dict[str, dict[str, Array]] = {
-        "feeds": {},
-        "outputs": {},
-        "masked": {},
-    }
+    sides: dict[str, dict[str, Array]] = {"feeds": {}, "outputs": {}, "masked": {}}
     for side, arrays in sides.items():
         for name, dtype, inner in layout.get(side, ()):
             shape = (rows, *inner)
@@ -114,8 +107,7 @@ def _unpack(
             else:
                 length = prod(shape) * np.dtype(dtype).itemsize
                 arrays[name] = np.frombuffer(
-                    packed[position : position + length],
-                    dtype=dtype,
+                    packed[position : position + length], dtype=dtype
                 ).reshape(shape)
             position += length
     request_id, prediction_id = ids

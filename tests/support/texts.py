@@ -120,13 +120,12 @@ def tokenizer_json(kind: str, size: int = 500) -> str:
         tokenizer.decoder = decoders.ByteLevel()
         letters = pre_tokenizers.ByteLevel.alphabet()
         tokenizer.train_from_iterator(
-            texts,
-            trainers.BpeTrainer(initial_alphabet=letters, **special),
+            texts, trainers.BpeTrainer(initial_alphabet=letters, **special)
         )
     else:
         tokenizer = Tokenizer(models.Unigram())
         tokenizer.normalizer = normalizers.Sequence(
-            [normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")],
+            [normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")]
         )
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
         tokenizer.train_from_iterator(texts, trainers.UnigramTrainer(unk_token=unknown, **special))
@@ -157,11 +156,7 @@ def texts() -> st.SearchStrategy[str]:
     """Return texts of any Unicode characters, special tokens and fragments that
     tokenizers treat differently.
     """
-    parts = st.one_of(
-        st.text(),
-        st.sampled_from(SPECIAL),
-        st.sampled_from(FRAGMENTS),
-    )
+    parts = st.one_of(st.text(), st.sampled_from(SPECIAL), st.sampled_from(FRAGMENTS))
     return st.lists(parts, max_size=8).map("".join)
 
 
@@ -173,9 +168,7 @@ def hostile_texts(count: int, seed: int = 0) -> Iterator[str]:
     pieces = (*SPECIAL, *FRAGMENTS)
     for _ in range(count):
         codes = random.integers(
-            0,
-            random.choice([0x80, 0x250, 0x3100, 0x10000, 0x110000]),
-            random.integers(0, 12),
+            0, random.choice([0x80, 0x250, 0x3100, 0x10000, 0x110000]), random.integers(0, 12)
         )
         parts = [chr(code) for code in codes.tolist() if not 0xD800 <= code <= 0xDFFF]
         parts += [
@@ -216,12 +209,7 @@ def panicking_model(folder: Path) -> Path:
     return folder
 
 
-def text_model(
-    folder: Path,
-    max_length: int = 32,
-    truncates: bool = True,
-    **section: Any,
-) -> Path:
+def text_model(folder: Path, max_length: int = 32, truncates: bool = True, **section: Any) -> Path:
     """Write a model whose embedding [N, 1] is the mean of a text's token ids, without
     padding.
     """

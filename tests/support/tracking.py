@@ -54,12 +54,7 @@ def tracking_at(uri: str) -> Iterator[None]:
             os.environ["MLFLOW_TRACKING_URI"] = before
 
 
-def pass_gate(
-    model: str,
-    version: str,
-    state: str = "passed",
-    reason: str = "",
-) -> None:
+def pass_gate(model: str, version: str, state: str = "passed", reason: str = "") -> None:
     """Record a verdict on the files of a version of the current registry, as `onnxserve
     gate` does.
     """
@@ -76,6 +71,5 @@ def pass_gate(
     record = {"state": state, "reason": reason, "files": files, "policy_digest": policy}
     with closing(open_store(load_settings().store_url)) as store:
         write_verdict(
-            VerdictRecord.model_validate({"model": model, "version": version, **record}),
-            store,
+            VerdictRecord.model_validate({"model": model, "version": version, **record}), store
         )

@@ -28,9 +28,7 @@ class Traffic(threading.Thread):
         while not self._ended.wait(0.01):
             try:
                 response = session.post(
-                    self._url,
-                    json={"inputs": [[float(count % 5)] * self._width]},
-                    timeout=30,
+                    self._url, json={"inputs": [[float(count % 5)] * self._width]}, timeout=30
                 )
             except requests.RequestException:
                 self.answers["", 0] += not self.is_careless

@@ -26,14 +26,12 @@ _FIRST_PORT = 20_000 + 750 * (
     int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 16
 )
 _OWN_PORTS = itertools.cycle(
-    random.SystemRandom().sample(range(_FIRST_PORT, _FIRST_PORT + 750), 750),
+    random.SystemRandom().sample(range(_FIRST_PORT, _FIRST_PORT + 750), 750)
 )
 
 
 def wait_until(
-    condition: Callable[[], Any],
-    seconds: float = 60.0,
-    what: str = "the condition",
+    condition: Callable[[], Any], seconds: float = 60.0, what: str = "the condition"
 ) -> Any:
     """Return the first true value of `condition`. After `seconds`, fail with `what`.
 
@@ -68,7 +66,7 @@ def free_port(host: str = "127.0.0.1") -> int:
             probe.bind((host, port))
             return port
     raise AssertionError(
-        f"of the ports {_FIRST_PORT} to {_FIRST_PORT + 749} none is free on {host}",
+        f"of the ports {_FIRST_PORT} to {_FIRST_PORT + 749} none is free on {host}"
     )
 
 

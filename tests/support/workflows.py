@@ -70,10 +70,7 @@ class Workflow:
         assert required <= set(self.inputs), "a required input is missing"
         defaults = {name: declaration.get("default", "") for name, declaration in declared.items()}
         self._context: dict[str, Any] = {
-            "inputs": {
-                **defaults,
-                **{name: str(value) for name, value in self.inputs.items()},
-            },
+            "inputs": {**defaults, **{name: str(value) for name, value in self.inputs.items()}},
             "secrets": dict(self.secrets),
             "github": {
                 "workflow": self._document["name"],
@@ -84,11 +81,7 @@ class Workflow:
             "needs": {},
         }
 
-    def run(
-        self,
-        job: str,
-        leave_out: Collection[str] = (),
-    ) -> list[StepResult]:
+    def run(self, job: str, leave_out: Collection[str] = ()) -> list[StepResult]:
         """Run one job; the jobs after it see its outputs. Steps that a condition skips
         are not in the result.
 
@@ -106,10 +99,7 @@ class Workflow:
             needs[job] = {"result": "skipped"}
             return []
         self._context["steps"] = {}
-        variables = {
-            **self._document.get("env", {}),
-            **described.get("env", {}),
-        }
+        variables = {**self._document.get("env", {}), **described.get("env", {})}
         results: list[StepResult] = []
         for step in described["steps"]:
             has_failed = any(item.status for item in results)
@@ -118,12 +108,7 @@ class Workflow:
                 and step["name"] not in leave_out
                 and self._holds(step.get("if", "true"), has_failed)
             ):
-                results.append(
-                    self._step(
-                        step,
-                        {**variables, **step.get("env", {})},
-                    )
-                )
+                results.append(self._step(step, {**variables, **step.get("env", {})}))
         outputs = {name: self._filled(text) for name, text in described.get("outputs", {}).items()}
         needs[job] = {
             "result": "failure" if any(item.status for item in results) else "success",
@@ -135,11 +120,7 @@ class Workflow:
         """Assume that this job has succeeded with these outputs."""
         self._context["needs"][job] = {"result": "success", "outputs": outputs}
 
-    def _step(
-        self,
-        step: Mapping[str, Any],
-        variables: Mapping[str, str],
-    ) -> StepResult:
+    def _step(self, step: Mapping[str, Any], variables: Mapping[str, str]) -> StepResult:
         output = self.folder / ".output"
         output.write_text("")
         ran = subprocess.run(
@@ -166,11 +147,7 @@ class Workflow:
         return StepResult(step["name"], ran.returncode, ran.stdout)
 
     def _filled(self, text: str) -> str:
-        return re.sub(
-            r"\$\{\{(.*?)\}\}",
-            lambda found: self._value(found[1].strip()),
-            text,
-        )
+        return re.sub(r"\$\{\{(.*?)\}\}", lambda found: self._value(found[1].strip()), text)
 
     def _value(self, path: str) -> str:
         value: Any = self._context
@@ -185,8 +162,7 @@ class Workflow:
         is_always = "cancelled()" in condition or "always()" in condition
         inner = condition.strip().removeprefix("${{").removesuffix("}}")
         words = _LOOKUP.sub(
-            lambda found: repr(self._value(found[0])),
-            inner.replace("cancelled()", "False"),
+            lambda found: repr(self._value(found[0])), inner.replace("cancelled()", "False")
         )
         words = (
             words.replace("&&", " and ")

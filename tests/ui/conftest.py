@@ -3,7 +3,6 @@
 """
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -56,27 +55,17 @@ class Mlflow:
     def files(self, model: str, version: str) -> Path:
         return Path(self.registry.get_model_version_download_uri(model, version))
 
-    def stands(
-        self,
-        model: str,
-        version: str,
-        gate: str,
-        reason: str,
-    ) -> None:
+    def stands(self, model: str, version: str, gate: str, reason: str) -> None:
         """Set the tags of the gate on a version."""
         from mlflow.entities.model_registry import ModelVersionTag
 
         self.registry.set_model_version_tag(model, version, ModelVersionTag("onnxserve.gate", gate))
         self.registry.set_model_version_tag(
-            model,
-            version,
-            ModelVersionTag("onnxserve.gate.reason", reason),
+            model, version, ModelVersionTag("onnxserve.gate.reason", reason)
         )
         digest = combine_hashes(hash_files(self.files(model, version)))
         self.registry.set_model_version_tag(
-            model,
-            version,
-            ModelVersionTag("onnxserve.gate.digest", digest),
+            model, version, ModelVersionTag("onnxserve.gate.digest", digest)
         )
 
     def stage(self, model: str, version: str) -> str:
@@ -84,10 +73,7 @@ class Mlflow:
 
 
 @pytest.fixture(scope="module")
-def mlflow_app(
-    tmp_path_factory: pytest.TempPathFactory,
-    new_database: Callable[[Path], str],
-) -> Iterator[Mlflow]:
+def mlflow_app(tmp_path_factory, new_database):
     """Yield the app of this module's tests. Afterwards, restore the MLflow state of
     this process.
     """
@@ -120,22 +106,18 @@ def mlflow_app(
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def browser():
     """Yield a running Chromium."""
     with chromium() as running:
         yield running
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+def started(monkeypatch):
     """Return a list that receives the jobs of the console. The jobs are not started."""
     jobs: list[Job] = []
 
-    def start(
-        _: Jobs,
-        job: Job,
-        secret: Mapping[str, str],
-    ) -> Job:
+    def start(_, job, secret):
         jobs.append(job)
         return job
 
@@ -144,13 +126,12 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
 
 
 @pytest.fixture(scope="module")
-def endpoint(mlflow_app: Any) -> str:
+def endpoint(mlflow_app):
     """Create an endpoint whose server does not run. Its model has two versions."""
     model = mlflow_app.model()
     mlflow_app.stands(model, "2", "failed", "evaluation: accuracy 0.71 against 0.80")
     spec = new_endpoint(f"of-{model}", f"models:/{model}/Production", variant="champion")
     mlflow_app.store.add_endpoint(
-        "onnxserve",
-        apply_config(spec, {"server.port": 65001, "monitors.hits.every": "1h"}),
+        "onnxserve", apply_config(spec, {"server.port": 65001, "monitors.hits.every": "1h"})
     )
     return spec.name

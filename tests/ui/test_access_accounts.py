@@ -3,9 +3,7 @@ four accounts.
 """
 
 import re
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import requests
@@ -21,8 +19,7 @@ from tests.support.services.mlflow_server import MlflowServer
 from tests.support.waiting import wait_until
 
 pytest.importorskip(
-    "flask_wtf",
-    reason="MLflow's basic auth needs Flask-WTF (pip install mlflow[auth])",
+    "flask_wtf", reason="MLflow's basic auth needs Flask-WTF (pip install mlflow[auth])"
 )
 pytestmark = pytest.mark.long
 
@@ -46,34 +43,23 @@ class Accounts:
     def page(self, user: str, **query: str) -> str:
         return self.browser(user).get(f"{self.server.url}/onnxserve", params=query, timeout=60).text
 
-    def press(
-        self,
-        user: str,
-        form: dict[str, str],
-    ) -> tuple[int, str]:
+    def press(self, user: str, form: dict[str, str]) -> tuple[int, str]:
         """Send a form with the token of the user's page, and return the status and the
         resulting page.
         """
         browser = self.browser(user)
         url = f"{self.server.url}/onnxserve"
         token = re.findall(
-            r'name="csrf_token" value="([\w.-]+)"',
-            browser.get(url, timeout=60).text,
+            r'name="csrf_token" value="([\w.-]+)"', browser.get(url, timeout=60).text
         )[0]
         answer = browser.post(
-            url,
-            data={**form, "csrf_token": token},
-            timeout=60,
-            allow_redirects=False,
+            url, data={**form, "csrf_token": token}, timeout=60, allow_redirects=False
         )
         return answer.status_code, answer.text
 
 
 @pytest.fixture(scope="module")
-def accounts(
-    tmp_path_factory: pytest.TempPathFactory,
-    new_database: Callable[[Path], str],
-) -> Iterator[Accounts]:
+def accounts(tmp_path_factory, new_database):
     folder = tmp_path_factory.mktemp("accounts")
     new_database(folder)
     with (
@@ -87,8 +73,7 @@ def accounts(
             log_in(patch, "alice")
             client = MlflowClient(server.url)
             client.create_registered_model(
-                "X",
-                tags={"onnxserve.gate.policy": "gated_stages: [Production]"},
+                "X", tags={"onnxserve.gate.policy": "gated_stages: [Production]"}
             )
             client.create_model_version("X", "s3://bucket/x")
             permission = {
@@ -107,8 +92,7 @@ def accounts(
                 client.create_registered_model(model)
                 client.create_model_version(model, f"s3://bucket/{model}")
                 store.add_endpoint(
-                    "onnxserve",
-                    new_endpoint(model.lower(), f"models:/{model}/Production"),
+                    "onnxserve", new_endpoint(model.lower(), f"models:/{model}/Production")
                 )
             store.add_endpoint("onnxserve", new_endpoint("x", "models:/X/Production"))
             yield new_accounts
@@ -116,15 +100,14 @@ def accounts(
             store.close()
 
 
-def log_in(patch: pytest.MonkeyPatch, user: str) -> None:
+def log_in(patch, user):
     patch.setenv("MLFLOW_TRACKING_USERNAME", user)
     patch.setenv("MLFLOW_TRACKING_PASSWORD", password(user))
 
 
 def test_the_trail_names_the_account_and_who_may_not_is_stopped_before_the_gate(
-    accounts: Accounts,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    accounts, monkeypatch
+):
     client = MlflowClient(accounts.server.url)
     log_in(monkeypatch, "alice")
     client.transition_model_version_stage("X", "1", "Staging")
@@ -143,9 +126,7 @@ def test_the_trail_names_the_account_and_who_may_not_is_stopped_before_the_gate(
     ]
 
 
-def test_the_console_wants_an_account_and_shows_buttons_to_whoever_may_edit_the_model(
-    accounts: Accounts,
-) -> None:
+def test_the_console_wants_an_account_and_shows_buttons_to_whoever_may_edit_the_model(accounts):
     assert requests.get(f"{accounts.server.url}/onnxserve", timeout=60).status_code == 401
     assert BUTTON in accounts.page("admin")
     assert BUTTON in accounts.page("alice")
@@ -153,9 +134,7 @@ def test_the_console_wants_an_account_and_shows_buttons_to_whoever_may_edit_the_
     assert ">x" in accounts.page("bob")
 
 
-def test_the_comparison_of_versions_is_shown_to_whoever_may_read_the_model(
-    accounts: Accounts,
-) -> None:
+def test_the_comparison_of_versions_is_shown_to_whoever_may_read_the_model(accounts):
     url = f"{accounts.server.url}/onnxserve/diff"
     query = {"model": "X", "before": "1", "after": "1"}
     answers = {
@@ -170,13 +149,10 @@ def test_the_comparison_of_versions_is_shown_to_whoever_may_read_the_model(
     assert requests.get(url, params=query, timeout=60).status_code == 401
 
 
-def test_a_button_acts_in_mlflow_as_whoever_pressed_it(accounts: Accounts) -> None:
+def test_a_button_acts_in_mlflow_as_whoever_pressed_it(accounts):
     browser = accounts.browser("alice")
     url = f"{accounts.server.url}/onnxserve"
-    token = re.findall(
-        r'name="csrf_token" value="([\w.-]+)"',
-        browser.get(url, timeout=60).text,
-    )[0]
+    token = re.findall(r'name="csrf_token" value="([\w.-]+)"', browser.get(url, timeout=60).text)[0]
     form = {
         "action": "promote",
         "model": "X",
@@ -200,9 +176,7 @@ def test_a_button_acts_in_mlflow_as_whoever_pressed_it(accounts: Accounts) -> No
     )
 
 
-def test_history_of_an_unreadable_model_is_neither_shown_nor_exported(
-    accounts: Accounts,
-) -> None:
+def test_history_of_an_unreadable_model_is_neither_shown_nor_exported(accounts):
     accounts.store.add_endpoint("onnxserve", new_endpoint("gone", "models:/X/Production"))
     accounts.store.remove_endpoint("gone")
     url = f"{accounts.server.url}/onnxserve/history"
@@ -217,9 +191,7 @@ def test_history_of_an_unreadable_model_is_neither_shown_nor_exported(
     assert "models:/X" not in accounts.page("carol")
 
 
-def test_the_page_of_a_model_that_one_may_not_read_is_that_of_a_model_that_does_not_exist(
-    accounts: Accounts,
-) -> None:
+def test_the_page_of_a_model_that_one_may_not_read_is_that_of_a_model_that_does_not_exist(accounts):
     assert 'id="endpoint-x"' in accounts.page("bob", model="X")
     for model in ("X", "nothing"):
         page = accounts.page("carol", model=model)
@@ -237,16 +209,13 @@ def test_the_page_of_a_model_that_one_may_not_read_is_that_of_a_model_that_does_
         {"action": "traffic", "endpoint": "x", "weight:x": "100"},
     ],
 )
-def test_form_without_edit_permission_is_refused(
-    accounts: Accounts,
-    form: dict[str, str],
-) -> None:
+def test_form_without_edit_permission_is_refused(accounts, form):
     status, page = accounts.press("bob", form)
     assert status == 403
     assert "you may not" in page
 
 
-def test_an_endpoint_that_one_may_not_see_is_not_there(accounts: Accounts) -> None:
+def test_an_endpoint_that_one_may_not_see_is_not_there(accounts):
     assert accounts.press("carol", {"action": "traffic", "endpoint": "x"})[0] == 404
     assert accounts.press("carol", {"action": "traffic", "endpoint": "nothing"})[0] == 404
     # The form has no weight.
@@ -254,13 +223,9 @@ def test_an_endpoint_that_one_may_not_see_is_not_there(accounts: Accounts) -> No
 
 
 @pytest.mark.parametrize(
-    "path",
-    ["/pictures?endpoint=x", "/pictures?endpoint=x&whole=1", "?endpoint=x"],
+    "path", ["/pictures?endpoint=x", "/pictures?endpoint=x&whole=1", "?endpoint=x"]
 )
-def test_of_an_endpoint_that_one_may_not_see_there_are_no_figures(
-    accounts: Accounts,
-    path: str,
-) -> None:
+def test_of_an_endpoint_that_one_may_not_see_there_are_no_figures(accounts, path):
     url = f"{accounts.server.url}/onnxserve{path}"
     assert "Latency" in accounts.browser("bob").get(url, timeout=60).text
     answer = accounts.browser("carol").get(url, timeout=60)
@@ -269,10 +234,7 @@ def test_of_an_endpoint_that_one_may_not_see_there_are_no_figures(
     assert "Latency" not in answer.text
 
 
-def test_only_an_administrator_may_change_a_policy_with_approvals(
-    accounts: Accounts,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_only_an_administrator_may_change_a_policy_with_approvals(accounts, monkeypatch):
     client = MlflowClient(accounts.server.url)
     tag = "onnxserve.gate.policy"
     log_in(monkeypatch, "alice")

@@ -3,11 +3,10 @@
 import io
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 import mlflow
@@ -47,31 +46,26 @@ STATES: tuple[Literal["starting", "failed", "stopped"], ...] = ("starting", "fai
 
 
 @pytest.fixture(scope="module")
-def url(mlflow_app: Any) -> Iterator[str]:
+def url(mlflow_app):
     """Yield the address of a console that shows all of its states."""
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         populate(mlflow_app)
         stored = mlflow_app.store.endpoint(ENDPOINT)
         model = stored.spec.variants["v0"].model.split("/")[1]
         counted = METRICS.replace(
-            '"f",variant="main",model="X"',
-            f'"{ENDPOINT}",variant="v0",model="{model}"',
+            '"f",variant="main",model="X"', f'"{ENDPOINT}",variant="v0",model="{model}"'
         )
         address = stack.enter_context(serving({"/metrics": counted}))
         spec = apply_config(stored.spec, {"server.port": urlsplit(address).port})
         worker = WorkerState(
-            pid=1,
-            generation=1,
-            endpoints={ENDPOINT: {"v0": LoadedVariant(version="6")}},
+            pid=1, generation=1, endpoints={ENDPOINT: {"v0": LoadedVariant(version="6")}}
         )
         busy = ObservedEndpoint(
-            replace(stored, spec=spec),
-            Observation("running", url=address, workers=(worker,)),
+            replace(stored, spec=spec), Observation("running", url=address, workers=(worker,))
         )
         other_endpoints = [
             ObservedEndpoint(
-                mlflow_app.store.endpoint(state),
-                Observation(state, reason=f"it is {state}"),
+                mlflow_app.store.endpoint(state), Observation(state, reason=f"it is {state}")
             )
             for state in STATES
         ]
@@ -90,7 +84,7 @@ def url(mlflow_app: Any) -> Iterator[str]:
         thread.join()
 
 
-def populate(mlflow_app: Any) -> None:
+def populate(mlflow_app):
     store = mlflow_app.store
     model = mlflow_app.model(versions=4)
     mlflow_app.stands(model, "1", "passed", "every check passed")
@@ -98,10 +92,7 @@ def populate(mlflow_app: Any) -> None:
     mlflow_app.stands(model, "3", "forced", "by hand")
     mlflow_app.registry.set_registered_model_alias(model, "champion", "1")
     spec = new_endpoint(
-        ENDPOINT,
-        f"models:/{model}/Production",
-        {"monitors.drift.every": "1h"},
-        variant="v0",
+        ENDPOINT, f"models:/{model}/Production", {"monitors.drift.every": "1h"}, variant="v0"
     )
     other_variants = {
         f"v{number}": VariantSpec(model=f"models:/{model}/{number % 4 + 1}", weight=0)
@@ -110,15 +101,7 @@ def populate(mlflow_app: Any) -> None:
     shadow = VariantSpec(model=f"models:/{model}/2", shadow=True, weight=0)
     store.add_endpoint(
         "onnxserve",
-        spec.model_copy(
-            update={
-                "variants": {
-                    **spec.variants,
-                    **other_variants,
-                    "copy": shadow,
-                }
-            }
-        ),
+        spec.model_copy(update={"variants": {**spec.variants, **other_variants, "copy": shadow}}),
     )
     for state in STATES:
         store.add_endpoint("onnxserve", new_endpoint(state, "models:/مرحبا 🙂/Production"))
@@ -126,25 +109,13 @@ def populate(mlflow_app: Any) -> None:
     with store.transaction() as session:
         session.get(EndpointRow, "unreadable").spec += "sampling: often\n"
     store.record(
-        "promote",
-        model=model,
-        version="2",
-        why="a long reason " * 35,
-        before="1",
-        after="2",
+        "promote", model=model, version="2", why="a long reason " * 35, before="1", after="2"
     )
     criteria = {
         "error_rate>1%": {"figures": "2 % of 100 requests to version 7 failed"},
         "p99>2x": {"figures": "4 ms"},
     }
-    trace = [
-        [
-            at,
-            0,
-            {"error_rate>1%": at / 100, "p99>2x": at / 200},
-        ]
-        for at in range(0, 91, 10)
-    ]
+    trace = [[at, 0, {"error_rate>1%": at / 100, "p99>2x": at / 200}] for at in range(0, 91, 10)]
     planned = {
         "steps": [1, 10, 100],
         "version": "2",
@@ -158,22 +129,14 @@ def populate(mlflow_app: Any) -> None:
     folder = load_settings().state_dir(ENDPOINT) / "history"
     folder.mkdir(parents=True)
     (folder / "hour.jsonl").write_bytes(
-        b"\n".join(history_line(model, 10 * left) for left in reversed(range(1, 361))),
+        b"\n".join(history_line(model, 10 * left) for left in reversed(range(1, 361)))
     )
     mlflow.MlflowClient().create_experiment(f"onnxserve/{ENDPOINT}")
     detail = {
         "lines": ["drift", "- a_long_name_of_a_column" * 9],
         "next": f"next: onnxserve monitor list {ENDPOINT}",
     }
-    firing = Alert(
-        "alert",
-        ENDPOINT,
-        "drift",
-        "firing",
-        store.now(),
-        store.now(),
-        detail=detail,
-    )
+    firing = Alert("alert", ENDPOINT, "drift", "firing", store.now(), store.now(), detail=detail)
     Alerts(store).add_once(firing)
     monitors = Monitors(store)
     for hour, outcome in enumerate((*VERDICTS, "pending", "failed")):
@@ -181,51 +144,27 @@ def populate(mlflow_app: Any) -> None:
         window = monitors.add(ENDPOINT, "drift", start, start + timedelta(hours=1))
         if outcome in VERDICTS:
             window = replace(
-                window,
-                state="judged",
-                verdict=outcome,
-                reason="no reason at all",
-                run_id="a-run",
+                window, state="judged", verdict=outcome, reason="no reason at all", run_id="a-run"
             )
         monitors.update(
-            replace(window, state="failed", reason="a timeout") if outcome == "failed" else window,
+            replace(window, state="failed", reason="a timeout") if outcome == "failed" else window
         )
 
 
-def history_line(model: str, ago: int) -> bytes:
+def history_line(model, ago):
     counted = [
-        [
-            ENDPOINT,
-            "v0",
-            model,
-            str(version),
-            "200",
-            70 * version,
-        ]
-        for version in range(1, 7)
+        [ENDPOINT, "v0", model, str(version), "200", 70 * version] for version in range(1, 7)
     ]
     counted += [[ENDPOINT, "v0", model, "6", "500", 3]]
     durations = [
-        [
-            ENDPOINT,
-            "v0",
-            model,
-            str(version),
-            {"0.002": 30, "0.004": 60},
-        ]
-        for version in range(1, 7)
+        [ENDPOINT, "v0", model, str(version), {"0.002": 30, "0.004": 60}] for version in range(1, 7)
     ]
-    line = {
-        "at": time.time() - ago,
-        "seconds": 10,
-        "requests": counted,
-        "durations": durations,
-    }
+    line = {"at": time.time() - ago, "seconds": 10, "requests": counted, "durations": durations}
     return orjson.dumps({**line, "rows": {ENDPOINT: 70}, "labels": 2})
 
 
 @pytest.fixture(scope="module")
-def page(url: str) -> Iterator[Any]:
+def page(url):
     with chromium() as running:
         yield running.new_page(base_url=url)
 
@@ -243,7 +182,7 @@ def page(url: str) -> Iterator[Any]:
     ],
     ids=["overview", "endpoint", "failed", "unreadable", "nobody", "history", "no-events"],
 )
-def test_a_page_breaks_no_rule_of_accessibility(page: Any, path: str) -> None:
+def test_a_page_breaks_no_rule_of_accessibility(page, path):
     page.goto(path)
     unfold = (
         "document.querySelectorAll('details').forEach(form => { form.removeAttribute('name'); "
@@ -253,21 +192,19 @@ def test_a_page_breaks_no_rule_of_accessibility(page: Any, path: str) -> None:
     assert accessibility_findings(page) == []
 
 
-def test_the_comparison_of_two_versions_breaks_no_rule(page: Any) -> None:
+def test_the_comparison_of_two_versions_breaks_no_rule(page):
     page.goto("")
     page.get_by_role("link", name="compare with 2").click()
     page.get_by_role("region", name="Changes").wait_for()
     assert accessibility_findings(page) == []
 
 
-def test_on_a_phone_an_endpoint_of_the_overview_fits_on_the_screen_and_leads_to_its_details(
-    page: Any,
-) -> None:
+def test_on_a_phone_an_endpoint_of_the_overview_fits_on_the_screen_and_leads_to_its_details(page):
     page.set_viewport_size({"width": 390, "height": 844})
     page.goto("")
     page.locator(f"#{ENDPOINT}-errors").wait_for()
     heights = page.locator("section.card[aria-labelledby^=endpoint-]").evaluate_all(
-        "cards => cards.map(card => card.getBoundingClientRect().height)",
+        "cards => cards.map(card => card.getBoundingClientRect().height)"
     )
     assert len(heights) == 5
     assert max(heights) <= 844
@@ -276,32 +213,17 @@ def test_on_a_phone_an_endpoint_of_the_overview_fits_on_the_screen_and_leads_to_
     assert page.locator(".variants tbody tr").locator("visible=true").count() == 12
 
 
-def test_a_report_of_a_monitor_breaks_no_rule(page: Any) -> None:
+def test_a_report_of_a_monitor_breaks_no_rule(page):
     page.goto("about:blank")  # The console's policy would forbid the report's styles.
     page.set_content(str(build_report(result_of(size=9.0, distance=1.0))["report.html"]))
     assert accessibility_findings(page) == []
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("scheme", "ground"),
-    [("light", 255), ("dark", 18)],
-)
-def test_a_report_fits_a_phone_and_its_picture_has_the_ground_of_the_page(
-    page: Any,
-    scheme: Any,
-    ground: int,
-) -> None:
+@pytest.mark.parametrize(("scheme", "ground"), [("light", 255), ("dark", 18)])
+def test_a_report_fits_a_phone_and_its_picture_has_the_ground_of_the_page(page, scheme, ground):
     name = "a_long_name_of_a_column" * 4
-    wide = Finding(
-        name,
-        "distribution",
-        "drift",
-        "so it is " * 20,
-        9.0,
-        3.0,
-        change="so " * 30,
-    )
+    wide = Finding(name, "distribution", "drift", "so it is " * 20, 9.0, 3.0, change="so " * 30)
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": 390, "height": 844})
     # The console's policy would also apply to the report, and forbids the report's
@@ -309,11 +231,10 @@ def test_a_report_fits_a_phone_and_its_picture_has_the_ground_of_the_page(
     page.goto("about:blank")
     page.set_content(
         str(
-            build_report(
-                result_of(1, size=9.0, findings=(wide,)),
-                past_of(result_of(size=1.0)),
-            )["report.html"],
-        ),
+            build_report(result_of(1, size=9.0, findings=(wide,)), past_of(result_of(size=1.0)))[
+                "report.html"
+            ]
+        )
     )
     page.locator("summary").click()
     too_wide = (
@@ -326,7 +247,7 @@ def test_a_report_fits_a_phone_and_its_picture_has_the_ground_of_the_page(
 
 
 @pytest.mark.long
-def test_a_report_of_the_gate_breaks_no_rule(page: Any) -> None:
+def test_a_report_of_the_gate_breaks_no_rule(page):
     figures = {"difference": -0.1, "difference_low": -0.2, "difference_high": 0.0, "margin": 0.01}
     checks = (
         CheckResult("parity", "passed", "the ONNX form is proven"),
@@ -342,17 +263,7 @@ def test_a_report_of_the_gate_breaks_no_rule(page: Any) -> None:
     )
     page.set_content(
         verdict_as_html(
-            GateVerdict(
-                "m",
-                "2",
-                "ab12",
-                "models:/m/1",
-                datetime.now(UTC),
-                checks,
-                {},
-                "",
-                "",
-            ),
-        ),
+            GateVerdict("m", "2", "ab12", "models:/m/1", datetime.now(UTC), checks, {}, "", "")
+        )
     )
     assert accessibility_findings(page) == []

@@ -6,11 +6,8 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -40,18 +37,12 @@ from tests.support.waiting import wait_until
 
 @pytest.mark.long
 def test_a_button_starts_a_process_and_the_page_tells_how_it_went(
-    mlflow_app: Any,
-    endpoint: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    mlflow_app, endpoint, monkeypatch
+):
     browser, _, token = open_page(mlflow_app)
     begun = time.monotonic()
     page = f"{PAGE}?endpoint={endpoint}&span=day"  # The response leads back to this page.
-    answer = browser.post(
-        page,
-        data=form(endpoint, token),
-        headers={"Origin": "http://localhost"},
-    )
+    answer = browser.post(page, data=form(endpoint, token), headers={"Origin": "http://localhost"})
     assert answer.headers["Location"].endswith(f"&endpoint={endpoint}&span=day")
     assert time.monotonic() - begun < 30  # The process runs in the background.
     assert answer.status_code == 303
@@ -59,11 +50,7 @@ def test_a_button_starts_a_process_and_the_page_tells_how_it_went(
     assert 'role="alert"' in html
     # No server listens at the address of the test's app, and the process reports this.
     assert mentions(
-        html,
-        "Not done",
-        f"the traffic of {endpoint}",
-        "champion 100",
-        "http://localhost:80",
+        html, "Not done", f"the traffic of {endpoint}", "champion 100", "http://localhost:80"
     )
 
 
@@ -77,14 +64,8 @@ def test_a_button_starts_a_process_and_the_page_tells_how_it_went(
     ],
 )
 def test_a_host_that_only_the_caller_names_is_never_taken_for_mlflow(
-    mlflow_app: Any,
-    endpoint: str,
-    started: list[Job],
-    monkeypatch: pytest.MonkeyPatch,
-    allowed: str,
-    sent_from: str,
-    servers: Any,
-) -> None:
+    mlflow_app, endpoint, started, monkeypatch, allowed, sent_from, servers
+):
     monkeypatch.setenv("MLFLOW_SERVER_ALLOWED_HOSTS", allowed)
     browser, _, token = open_page(mlflow_app)
     browser.set_cookie(*session_of(browser), domain="10.6.6.6")
@@ -102,7 +83,7 @@ def test_a_host_that_only_the_caller_names_is_never_taken_for_mlflow(
 
 
 @pytest.fixture
-def private_mlflow(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+def private_mlflow(tmp_path):
     """Yield an address behind TLS, and the certificate of its private authority."""
     certfile = tmp_path / "cert.pem"
     keyfile = tmp_path / "key.pem"
@@ -118,9 +99,7 @@ def private_mlflow(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     ]
     command += ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
     subprocess.run(
-        [*command, "-keyout", str(keyfile), "-out", str(certfile)],
-        check=True,
-        capture_output=True,
+        [*command, "-keyout", str(keyfile), "-out", str(certfile)], check=True, capture_output=True
     )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certfile, keyfile)
@@ -139,12 +118,8 @@ def private_mlflow(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     ],
 )
 def test_job_trusts_the_certificate_authority_configured_for_mlflow(
-    private_mlflow: tuple[str, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    is_trusted: bool,
-    names: list[str],
-) -> None:
+    private_mlflow, tmp_path, monkeypatch, is_trusted, names
+):
     address, certfile = private_mlflow
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "replaced")
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
@@ -153,8 +128,7 @@ def test_job_trusts_the_certificate_authority_configured_for_mlflow(
     arguments = {"action": "rollback", "endpoint": "x", "why": ""}
     job = tmp_path / "job.json"
     write_state(
-        job,
-        Job(description="roll x back", actor="me", arguments=arguments, servers=(address,)),
+        job, Job(description="roll x back", actor="me", arguments=arguments, servers=(address,))
     )
 
     main(job)
@@ -165,12 +139,12 @@ def test_job_trusts_the_certificate_authority_configured_for_mlflow(
     assert (address in ended.message) is not is_trusted
 
 
-def session_of(browser: Any) -> tuple[str, str]:
+def session_of(browser):
     (cookie,) = browser._cookies.values()
     return cookie.key, cookie.value
 
 
-def ended(browser: Any, path: str) -> str:
+def ended(browser, path):
     html: str = browser.get(path).text
     return "" if "In progress" in html else html
 
@@ -196,40 +170,30 @@ def ended(browser: Any, path: str) -> str:
         ({"why": "x" * 501}, 400, ["501", "500"]),
     ],
 )
-def test_invalid_form_is_refused_with_a_clear_message(
-    mlflow_app: Any,
-    endpoint: str,
-    changed: dict[str, str],
-    status: int,
-    names: list[str],
-) -> None:
+def test_invalid_form_is_refused_with_a_clear_message(mlflow_app, endpoint, changed, status, names):
     browser, _, token = open_page(mlflow_app)
-    answer = browser.post(
-        PAGE,
-        data={**form(endpoint, token), **changed},
-    )
+    answer = browser.post(PAGE, data={**form(endpoint, token), **changed})
     assert answer.status_code == status
     assert mentions(answer.text, *names)
 
 
 @pytest.fixture
-def deployments(mlflow_app: Any) -> Deployments:
+def deployments(mlflow_app):
     return Deployments(mlflow_app.store, load_settings(), lambda line: None)
 
 
-def observed(mlflow_app: Any, uri: str, beside: str = "") -> ObservedEndpoint:
+def observed(mlflow_app, uri, beside=""):
     """Return a running endpoint without requests, optionally with a second variant."""
     name = f"e-{len(mlflow_app.store.endpoints())}"
     spec = new_endpoint(name, uri)
     if beside:
         spec = apply_config(add_variant(spec, "other", beside), {"variants.other.weight": 50})
     return ObservedEndpoint(
-        mlflow_app.store.add_endpoint("onnxserve", spec),
-        Observation("running"),
+        mlflow_app.store.add_endpoint("onnxserve", spec), Observation("running")
     )
 
 
-def followed(mlflow_app: Any, model: str, *stood: str) -> ObservedEndpoint:
+def followed(mlflow_app, model, *stood):
     """Return an endpoint that follows Production, which contained these versions one
     after another.
     """
@@ -238,9 +202,7 @@ def followed(mlflow_app: Any, model: str, *stood: str) -> ObservedEndpoint:
     return observed(mlflow_app, f"models:/{model}/Production")
 
 
-def test_a_server_that_does_not_run_is_neither_given_traffic_nor_rolled_back(
-    mlflow_app: Any,
-) -> None:
+def test_a_server_that_does_not_run_is_neither_given_traffic_nor_rolled_back(mlflow_app):
     live = followed(mlflow_app, mlflow_app.model(), "1", "2")
     for state in ("stopped", "failed", "empty"):
         down = replace(live, observation=Observation(state))  # type: ignore[arg-type]
@@ -253,18 +215,15 @@ def test_a_server_that_does_not_run_is_neither_given_traffic_nor_rolled_back(
         assert refusal(mlflow_app, down) == text
 
 
-def test_running_endpoint_with_an_earlier_version_allows_traffic_and_rollback(
-    mlflow_app: Any,
-) -> None:
+def test_running_endpoint_with_an_earlier_version_allows_traffic_and_rollback(mlflow_app):
     served = followed(mlflow_app, mlflow_app.model(), "1", "2")
     assert traffic_blocker(mlflow_app.store, served) == ""
     assert target(mlflow_app, served) == "1"
 
 
 def test_who_presses_the_button_after_another_does_not_go_back_a_second_step(
-    mlflow_app: Any,
-    deployments: Deployments,
-) -> None:
+    mlflow_app, deployments
+):
     model = mlflow_app.model(versions=3)
     served = followed(mlflow_app, model, "1", "2", "3")
     shown = target(mlflow_app, served)
@@ -278,15 +237,12 @@ def test_who_presses_the_button_after_another_does_not_go_back_a_second_step(
 
 
 def test_while_a_rollout_is_under_way_it_has_the_traffic_and_a_rollback_aborts_it(
-    mlflow_app: Any,
-    deployments: Deployments,
-) -> None:
+    mlflow_app, deployments
+):
     served = followed(mlflow_app, mlflow_app.model(), "1")
     name = served.endpoint.name
     mlflow_app.store.add_rollout(
-        name,
-        {"to_uri": "models:/m/2", "steps": [10, 100], "before_version": "1"},
-        "stepping",
+        name, {"to_uri": "models:/m/2", "steps": [10, 100], "before_version": "1"}, "stepping"
     )
 
     assert target(mlflow_app, served) == "1"
@@ -297,10 +253,7 @@ def test_while_a_rollout_is_under_way_it_has_the_traffic_and_a_rollback_aborts_i
     assert mentions(blocker, "rollout")
 
 
-def test_rollback_without_an_earlier_version_is_refused(
-    mlflow_app: Any,
-    deployments: Deployments,
-) -> None:
+def test_rollback_without_an_earlier_version_is_refused(mlflow_app, deployments):
     model = mlflow_app.model()
     served = followed(mlflow_app, model, "1")
     pinned = observed(mlflow_app, f"models:/{model}/1")
@@ -313,20 +266,17 @@ def test_rollback_without_an_earlier_version_is_refused(
         assert mentions(message, f"`onnxserve rollback {each.endpoint.name} --to")
 
 
-def target(mlflow_app: Any, one: ObservedEndpoint) -> str:
+def target(mlflow_app, one):
     return rollback_target_of(mlflow_app.store, one, mlflow_app.registry).version
 
 
-def refusal(mlflow_app: Any, one: ObservedEndpoint) -> str:
+def refusal(mlflow_app, one):
     with pytest.raises((InvalidConfig, NotFound)) as raised:
         rollback_target_of(mlflow_app.store, one, mlflow_app.registry)
     return raised.value.message
 
 
-def test_of_several_that_answer_none_is_rolled_back(
-    mlflow_app: Any,
-    deployments: Deployments,
-) -> None:
+def test_of_several_that_answer_none_is_rolled_back(mlflow_app, deployments):
     model = mlflow_app.model()
     served = observed(mlflow_app, f"models:/{model}/1", beside=f"models:/{model}/2")
 
@@ -338,12 +288,12 @@ def test_of_several_that_answer_none_is_rolled_back(
     assert mentions(message, "exactly one deployment is expected")
 
 
-def test_the_gate_reads_no_file_of_a_server_with_accounts() -> None:
+def test_the_gate_reads_no_file_of_a_server_with_accounts():
     policy = GatePolicy.model_validate(
-        {"evaluation": {"dataset": "/data/held_out.csv", "target": "y"}},
+        {"evaluation": {"dataset": "/data/held_out.csv", "target": "y"}}
     )
     assert gate_blocker(policy, has_account=False) == ""
     assert gate_blocker(policy, has_account=True).startswith(
-        "the policy's dataset /data/held_out.csv may not be read here",
+        "the policy's dataset /data/held_out.csv may not be read here"
     )
     assert gate_blocker(policy.model_copy(update={"skip": ("evaluation",)}), has_account=True) == ""

@@ -2,11 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterable
 from contextlib import closing
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,9 +22,8 @@ SCRIPT = f'<script src="{PAGE}/console.js" defer></script>'
 
 
 def test_page_shows_endpoints_versions_gate_and_trail_without_external_requests(
-    mlflow_app: Any,
-    endpoint: str,
-) -> None:
+    mlflow_app, endpoint
+):
     answer = mlflow_app.client.get(PAGE)
     html = answer.text
     assert answer.status_code == 200
@@ -43,7 +39,7 @@ def test_page_shows_endpoints_versions_gate_and_trail_without_external_requests(
 
 @pytest.mark.long
 @pytest.mark.postgresql
-def test_a_version_is_moved_to_production_on_postgresql(mlflow_app: Any, tmp_path: Path) -> None:
+def test_a_version_is_moved_to_production_on_postgresql(mlflow_app, tmp_path):
     from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
 
     with postgresql_server() as url:
@@ -70,12 +66,7 @@ def test_a_version_is_moved_to_production_on_postgresql(mlflow_app: Any, tmp_pat
         ("console.js", "text/javascript", '"use strict"'),
     ],
 )
-def test_the_style_and_the_script_are_there(
-    mlflow_app: Any,
-    name: str,
-    kind: str,
-    content: str,
-) -> None:
+def test_the_style_and_the_script_are_there(mlflow_app, name, kind, content):
     answer = mlflow_app.client.get(f"{PAGE}/{name}")
     assert answer.status_code == 200
     assert answer.mimetype == kind
@@ -83,21 +74,21 @@ def test_the_style_and_the_script_are_there(
     assert mlflow_app.client.get(f"{PAGE}/console.py").status_code == 404
 
 
-def test_names_and_reasons_that_are_html_stay_text(mlflow_app: Any) -> None:
+def test_names_and_reasons_that_are_html_stay_text(mlflow_app):
     mlflow_app.store.record("update", endpoint="x", why="<script>alert(1)</script>")
     html = mlflow_app.client.get(PAGE).text
     assert re.findall("<script.*", html) == [SCRIPT]
     assert "&lt;script&gt;alert(1)" in html
 
 
-def test_the_audit_trail_is_given_as_json_lines(mlflow_app: Any, endpoint: str) -> None:
+def test_the_audit_trail_is_given_as_json_lines(mlflow_app, endpoint):
     answer = mlflow_app.client.get(f"{PAGE}/history.jsonl?endpoint={endpoint}")
     assert answer.is_streamed, "the trail may be larger than the memory"
     lines = [json.loads(line) for line in answer.text.splitlines()]
     assert [(line["action"], line["endpoint"]) for line in lines] == [("create", endpoint)]
 
 
-def test_trail_leaves_out_other_registries(mlflow_app: Any) -> None:
+def test_trail_leaves_out_other_registries(mlflow_app):
     own = mlflow_app.client.get(f"{PAGE}/caller").json["registry"]
     url = load_settings().store_url
     for registry in (own, "2026-01-01T00:00:00.000+00:00", ""):
@@ -126,12 +117,7 @@ def test_trail_leaves_out_other_registries(mlflow_app: Any) -> None:
         ("endpoint=paged&action=alias", [], set()),
     ],
 )
-def test_history_page_is_filtered_and_paged(
-    mlflow_app: Any,
-    query: str,
-    shown: Iterable[int],
-    links: set[str],
-) -> None:
+def test_history_page_is_filtered_and_paged(mlflow_app, query, shown, links):
     if not [*mlflow_app.store.events("paged")]:
         for number in range(60):
             mlflow_app.store.record(
@@ -150,10 +136,7 @@ def test_history_page_is_filtered_and_paged(
         assert f'href="{PAGE}/history?page=1&amp;endpoint=paged"' in answer.text
 
 
-def test_console_shows_the_newest_ten_events_and_leads_to_all(
-    mlflow_app: Any,
-    endpoint: str,
-) -> None:
+def test_console_shows_the_newest_ten_events_and_leads_to_all(mlflow_app, endpoint):
     for number in range(12):
         mlflow_app.store.record("update", endpoint=endpoint, why=f"change {number}")
     html = mlflow_app.client.get(f"{PAGE}?endpoint={endpoint}").text
@@ -162,49 +145,34 @@ def test_console_shows_the_newest_ten_events_and_leads_to_all(
     assert f'href="{PAGE}/history?endpoint={endpoint}"' in html
 
 
-def test_a_trail_that_breaks_off_says_so_in_its_last_line(
-    mlflow_app: Any,
-    endpoint: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_trail_that_breaks_off_says_so_in_its_last_line(mlflow_app, endpoint, monkeypatch):
     monkeypatch.setattr(app, "_EVENTS_AT_ONCE", 1)
     monkeypatch.setattr(store, "_EVENTS_AT_ONCE", 1)
     mlflow_app.store.record("update", endpoint=endpoint)
     answer = mlflow_app.client.get(f"{PAGE}/history.jsonl?endpoint={endpoint}")
     monkeypatch.setattr(
-        store.Store,
-        "reading",
-        lambda *_, **__: raise_it(StoreUnavailable("it is away")),
+        store.Store, "reading", lambda *_, **__: raise_it(StoreUnavailable("it is away"))
     )
     first, last = (json.loads(line) for line in answer.text.splitlines())
     assert first["action"] == "create"
     assert last == {"error_code": "TEMPORARILY_UNAVAILABLE", "message": "it is away"}
 
 
-def test_a_server_of_artifacts_alone_has_no_console(
-    mlflow_app: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_server_of_artifacts_alone_has_no_console(mlflow_app, monkeypatch):
     # --artifacts-only sets this variable.
-    monkeypatch.setenv(
-        "_MLFLOW_SERVER_ARTIFACTS_ONLY",
-        "true",
-    )
+    monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACTS_ONLY", "true")
     answer = mlflow_app.client.get(PAGE)
     assert answer.status_code == 503
     assert "--artifacts-only" in answer.text
 
 
-def test_unusable_store_is_an_error_page_that_names_the_store(
-    mlflow_app: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_unusable_store_is_an_error_page_that_names_the_store(mlflow_app, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_STORE_URI", "sqlite:////proc/nobody/can/write/here.db")
     answer = mlflow_app.client.get(PAGE)
     assert answer.status_code == 503
     assert mentions(answer.text, "the store", "sqlite:////proc/nobody")
 
 
-def test_a_wsgi_server_has_no_change_feed(mlflow_app: Any) -> None:
+def test_a_wsgi_server_has_no_change_feed(mlflow_app):
     answer = mlflow_app.client.get("/onnxserve/changes?uri=models:/X@champion")
     assert (answer.status_code, "uvicorn" in answer.text) == (404, True)

@@ -4,7 +4,6 @@ import json
 import re
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 from mlflow.entities import Metric, Param
@@ -20,7 +19,7 @@ from tests.support.refusals import mentions
 
 
 @pytest.fixture
-def model(mlflow_app: Any, tmp_path: Path) -> str:
+def model(mlflow_app, tmp_path):
     """Register two versions, the first of which has a run and a gate report."""
     from mlflow.server import handlers
 
@@ -29,30 +28,15 @@ def model(mlflow_app: Any, tmp_path: Path) -> str:
     for number, weights in enumerate([(2.0, -1.0), (1.0, 2.0)], 1):
         run = tracking.create_run("0", "eva", 0, [], f"run {number}")
         tracking.log_batch(
-            run.info.run_id,
-            [Metric("accuracy", number / 10, 0, 0)],
-            [Param("C", str(number))],
-            [],
+            run.info.run_id, [Metric("accuracy", number / 10, 0, 0)], [Param("C", str(number))], []
         )
         folder = write_classifier(
-            tmp_path / str(number),
-            weights,
-            parity="proven" if number == 1 else "warned",
+            tmp_path / str(number), weights, parity="proven" if number == 1 else "warned"
         )
         mlflow_app.registry.create_model_version(name, str(folder), run.info.run_id)
         if number == 1:
             checks = (CheckResult("parity", "passed", "<b>proven</b>", {"rows": 1000.0}),)
-            verdict = GateVerdict(
-                name,
-                "1",
-                "",
-                "",
-                datetime.now(UTC),
-                checks,
-                {},
-                "",
-                "",
-            )
+            verdict = GateVerdict(name, "1", "", "", datetime.now(UTC), checks, {}, "", "")
             report = Path(run.info.artifact_uri, "gate.json")
             report.parent.mkdir(parents=True)
             report.write_text(json.dumps(verdict_as_json(verdict)))
@@ -75,31 +59,21 @@ class Reader(Login):
         return ModelPermission(can_read=model == self._model)
 
 
-def open_diff(
-    mlflow_app: Any,
-    model: str,
-    before: str = "1",
-    after: str = "2",
-) -> tuple[int, str]:
+def open_diff(mlflow_app, model, before="1", after="2"):
     answer = mlflow_app.client.get(
-        f"{PAGE}/diff",
-        query_string={"model": model, "before": before, "after": after},
+        f"{PAGE}/diff", query_string={"model": model, "before": before, "after": after}
     )
     return answer.status_code, answer.text
 
 
-def rows(html: str) -> dict[str, tuple[str, str]]:
+def rows(html):
     matches = re.findall(
-        r'<tr><th scope="row">(.*?)</th><td [^>]*>(.*?)</td><td [^>]*>(.*?)</td>',
-        html,
+        r'<tr><th scope="row">(.*?)</th><td [^>]*>(.*?)</td><td [^>]*>(.*?)</td>', html
     )
     return {name: (before, after) for name, before, after in matches}
 
 
-def test_diff_page_shows_changed_values_and_the_command_for_predictions(
-    mlflow_app: Any,
-    model: str,
-) -> None:
+def test_diff_page_shows_changed_values_and_the_command_for_predictions(mlflow_app, model):
     status, html = open_diff(mlflow_app, model)
     assert status == 200
     changed = rows(html)
@@ -114,10 +88,7 @@ def test_diff_page_shows_changed_values_and_the_command_for_predictions(
     assert mentions(html, f"models:/{model}/2, gate")
 
 
-def test_the_metrics_come_first_and_say_which_version_is_better(
-    mlflow_app: Any,
-    model: str,
-) -> None:
+def test_the_metrics_come_first_and_say_which_version_is_better(mlflow_app, model):
     html = open_diff(mlflow_app, model)[1]
     visible, _, folded = html.partition("<details")
     sections = [re.findall(r"<h2>(\w+)</h2>", part) for part in (visible, folded)]
@@ -129,11 +100,7 @@ def test_the_metrics_come_first_and_say_which_version_is_better(
     assert re.sub("<[^>]*>", "", change[1]) == "+0.1 better"
 
 
-def test_a_caller_who_is_not_an_administrator_sees_no_run(
-    mlflow_app: Any,
-    model: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_caller_who_is_not_an_administrator_sees_no_run(mlflow_app, model, monkeypatch):
     monkeypatch.setitem(mlflow_app.app.extensions, "onnxserve.login", Reader(model))
     status, html = open_diff(mlflow_app, model)
     assert status == 200
@@ -141,16 +108,11 @@ def test_a_caller_who_is_not_an_administrator_sees_no_run(
     assert mentions(html, "administrator")
 
 
-def test_the_original_of_a_copy_is_read_only_with_a_permission(
-    mlflow_app: Any,
-    model: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_original_of_a_copy_is_read_only_with_a_permission(mlflow_app, model, monkeypatch):
     copies = mlflow_app.model(versions=0)
     for number in ("1", "2"):
         mlflow_app.registry.copy_model_version(
-            mlflow_app.registry.get_model_version(model, number),
-            copies,
+            mlflow_app.registry.get_model_version(model, number), copies
         )
     assert mentions(open_diff(mlflow_app, copies)[1], f"models:/{copies}/1", f"models:/{model}/1")
     monkeypatch.setitem(mlflow_app.app.extensions, "onnxserve.login", Reader(copies))
@@ -158,10 +120,8 @@ def test_the_original_of_a_copy_is_read_only_with_a_permission(
 
 
 def test_a_model_that_may_not_be_read_and_a_version_that_does_not_exist_are_not_found(
-    mlflow_app: Any,
-    model: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    mlflow_app, model, monkeypatch
+):
     for before in ("9", "", "x"):
         status, text = open_diff(mlflow_app, model, before)
         assert status == 404
@@ -173,30 +133,20 @@ def test_a_model_that_may_not_be_read_and_a_version_that_does_not_exist_are_not_
 
 
 def test_a_file_outside_of_the_version_or_too_large_is_not_read(
-    mlflow_app: Any,
-    model: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    mlflow_app, model, tmp_path, monkeypatch
+):
     mlmodel = tmp_path / "2" / "MLmodel"
     mlmodel.write_text(mlmodel.read_text().replace("data: model.onnx", "data: ../1/model.onnx"))
     html = open_diff(mlflow_app, model)[1]
     assert mentions(html, f"models:/{model}/2, graph", "../1/model.onnx")
     monkeypatch.setattr(mlflow_stores, "_RECORD_BYTES", 100)
     assert mentions(
-        open_diff(mlflow_app, model)[1],
-        f"models:/{model}/1, graph",
-        f"models:/{model}/1, model",
+        open_diff(mlflow_app, model)[1], f"models:/{model}/1, graph", f"models:/{model}/1, model"
     )
 
 
 @pytest.mark.parametrize("section", ["5", "{parity: [1]}", "{outputs: [1]}", "{provenance: 3}"])
-def test_a_section_of_another_type_is_a_note(
-    mlflow_app: Any,
-    model: str,
-    tmp_path: Path,
-    section: str,
-) -> None:
+def test_a_section_of_another_type_is_a_note(mlflow_app, model, tmp_path, section):
     (tmp_path / "2" / "MLmodel").write_text(f"flavors: {{onnxserve: {section}}}")
     status, html = open_diff(mlflow_app, model)
     assert (status, mentions(html, f"models:/{model}/2, model", "cannot be understood")) == (
@@ -206,7 +156,7 @@ def test_a_section_of_another_type_is_a_note(
     assert rows(html)["accuracy"] == ("0.1", "0.2")
 
 
-def test_a_store_that_cannot_be_read_is_a_note(mlflow_app: Any) -> None:
+def test_a_store_that_cannot_be_read_is_a_note(mlflow_app):
     name = mlflow_app.model(versions=0)
     for _ in range(2):
         mlflow_app.registry.create_model_version(name, "gopher://host/folder")
@@ -214,10 +164,9 @@ def test_a_store_that_cannot_be_read_is_a_note(mlflow_app: Any) -> None:
     assert (status, mentions(html, f"models:/{name}/1, model", "log")) == (200, True)
 
 
-def test_the_list_of_versions_links_to_the_page(mlflow_app: Any, model: str) -> None:
+def test_the_list_of_versions_links_to_the_page(mlflow_app, model):
     mlflow_app.store.add_endpoint(
-        "onnxserve",
-        new_endpoint(f"of-{model}", f"models:/{model}/Production"),
+        "onnxserve", new_endpoint(f"of-{model}", f"models:/{model}/Production")
     )
     html = mlflow_app.client.get(f"{PAGE}?endpoint=of-{model}").text
     links = re.findall(rf'href="({PAGE}/diff[^"]+)"', html)

@@ -3,9 +3,7 @@ page and its forms.
 """
 
 import re
-from collections.abc import Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,13 +17,12 @@ from mlflow_deploy_plugin.core.store.audit import move_detail
 from mlflow_deploy_plugin.promote.gate.approvals import request_is_over
 from mlflow_deploy_plugin.ui import approvals
 from mlflow_deploy_plugin.ui.guard import mlflow_stores, moves
-from mlflow_deploy_plugin.ui.jobs import Job
 from mlflow_deploy_plugin.ui.logins.login import Login, ModelPermission
 from mlflow_deploy_plugin.watch.alerts.send import send_due
 from tests.support.approvals import REPORT, RUN, record_gate
 from tests.support.console import PAGE, events, open_page, point
 from tests.support.refusals import mentions
-from tests.support.services.alert_receiver import Receiver, receiver
+from tests.support.services.alert_receiver import receiver
 from tests.support.waiting import wait_until
 
 REQUESTS = f"{PAGE}/requests"
@@ -53,7 +50,7 @@ class People(Login):
 
 
 @pytest.fixture(autouse=True)
-def reports(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def reports(monkeypatch):
     """The digest of the report that MLflow shows, as the only entry."""
     shown = [REPORT]
     monkeypatch.setattr(mlflow_stores, "report_digest", lambda run_id: shown[0])
@@ -61,14 +58,14 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def people(mlflow_app: Any) -> Iterator[None]:
+def people(mlflow_app):
     extensions = mlflow_app.app.extensions
     before, extensions["onnxserve.login"] = extensions["onnxserve.login"], People()
     yield
     extensions["onnxserve.login"] = before
 
 
-def a_model(mlflow_app: Any, approvals: str = "{groups: [risk]}") -> str:
+def a_model(mlflow_app, approvals="{groups: [risk]}"):
     """Register a model whose versions have passed the gate, and need approvals."""
     name: str = mlflow_app.model(policy=f"gated_aliases: [champion]\napprovals: {approvals}")
     for version in "12":
@@ -77,75 +74,46 @@ def a_model(mlflow_app: Any, approvals: str = "{groups: [risk]}") -> str:
     return name
 
 
-def judge(
-    mlflow_app: Any,
-    model: str,
-    version: str = "2",
-    report: str = REPORT,
-) -> None:
+def judge(mlflow_app, model, version="2", report=REPORT):
     with mlflow_app.app.test_request_context():
         _, subject = moves.promotion_now(model, version, parse_stage_or_alias(TO))
     record_gate(mlflow_app.store, subject, report)
 
 
 @pytest.fixture
-def model(mlflow_app: Any) -> str:
+def model(mlflow_app):
     return a_model(mlflow_app)
 
 
 @pytest.fixture
-def requested(mlflow_app: Any, model: str) -> str:
+def requested(mlflow_app, model):
     """A model with a request of alice."""
     assert send(mlflow_app, "alice", "request", model).status_code == 200
     return model
 
 
-def send(
-    mlflow_app: Any,
-    user: str,
-    action: str,
-    model: str,
-    headers: Mapping[str, str] = {},
-    **more: Any,
-) -> Any:
-    body = {
-        "action": action,
-        "model": model,
-        "version": "2",
-        "to": TO,
-        "report": REPORT,
-        **more,
-    }
-    return mlflow_app.client.post(
-        REQUESTS,
-        json=body,
-        headers={"X-User": user, **headers},
-    )
+def send(mlflow_app, user, action, model, headers=None, **more):
+    body = {"action": action, "model": model, "version": "2", "to": TO, "report": REPORT, **more}
+    return mlflow_app.client.post(REQUESTS, json=body, headers={"X-User": user, **(headers or {})})
 
 
-def listed(
-    mlflow_app: Any,
-    user: str,
-    model: str,
-) -> list[dict[str, Any]]:
+def listed(mlflow_app, user, model):
     answer = mlflow_app.client.get(
-        REQUESTS,
-        query_string={"model": model},
-        headers={"X-User": user},
+        REQUESTS, query_string={"model": model}, headers={"X-User": user}
     )
     assert answer.status_code == 200
     entries: list[dict[str, Any]] = answer.json
     return entries
 
 
-def decisions(mlflow_app: Any, model: str) -> list[tuple[str, str]]:
+def decisions(mlflow_app, model):
     wanted = ("request", "approve", "decline")
     return [
         (event.actor, event.action) for event in events(mlflow_app, model) if event.action in wanted
     ]
 
 
-def test_a_promotion_is_requested_approved_and_done(mlflow_app: Any, requested: str) -> None:
+def test_a_promotion_is_requested_approved_and_done(mlflow_app, requested):
     (entry,) = listed(mlflow_app, "carol", requested)
     assert entry["version"] == "2"
     assert entry["to"] == TO
@@ -205,15 +173,8 @@ def test_a_promotion_is_requested_approved_and_done(mlflow_app: Any, requested: 
     ],
 )
 def test_a_decision_that_is_refused_is_one_line_and_records_nothing(
-    mlflow_app: Any,
-    requested: str,
-    user: str,
-    action: str,
-    more: dict[str, Any],
-    status: int,
-    code: str,
-    names: Any,
-) -> None:
+    mlflow_app, requested, user, action, more, status, code, names
+):
     answer = send(mlflow_app, user, action, requested, **more)
 
     assert answer.status_code == status
@@ -223,10 +184,7 @@ def test_a_decision_that_is_refused_is_one_line_and_records_nothing(
     assert decisions(mlflow_app, requested) == [("alice", "request")]
 
 
-def test_a_model_that_one_may_not_read_has_no_requests_and_does_not_exist(
-    mlflow_app: Any,
-    requested: str,
-) -> None:
+def test_a_model_that_one_may_not_read_has_no_requests_and_does_not_exist(mlflow_app, requested):
     assert listed(mlflow_app, "mallory", requested) == []
     assert requested not in page(mlflow_app, "mallory")
     refused = send(mlflow_app, "mallory", "approve", requested)
@@ -246,12 +204,7 @@ def test_a_model_that_one_may_not_read_has_no_requests_and_does_not_exist(
         ({"Content-Type": "application/x-www-form-urlencoded"}, 400),
     ],
 )
-def test_another_site_cannot_decide(
-    mlflow_app: Any,
-    requested: str,
-    headers: dict[str, str],
-    status: int,
-) -> None:
+def test_another_site_cannot_decide(mlflow_app, requested, headers, status):
     assert send(mlflow_app, "carol", "approve", requested, headers).status_code == status
     assert decisions(mlflow_app, requested) == [("alice", "request")]
 
@@ -267,19 +220,14 @@ def test_another_site_cannot_decide(
         ('{"action": null}', "INVALID_PARAMETER_VALUE"),
     ],
 )
-def test_a_body_that_is_not_a_decision_is_refused(
-    mlflow_app: Any,
-    requested: str,
-    body: str,
-    code: str,
-) -> None:
+def test_a_body_that_is_not_a_decision_is_refused(mlflow_app, requested, body, code):
     headers = {"X-User": "carol", "Content-Type": "application/json"}
     answer = mlflow_app.client.post(REQUESTS, data=body, headers=headers)
     assert answer.status_code == 400
     assert answer.json["error_code"] == code
 
 
-def test_a_newer_report_must_be_seen(mlflow_app: Any, requested: str, reports: list[str]) -> None:
+def test_a_newer_report_must_be_seen(mlflow_app, requested, reports):
     judge(mlflow_app, requested, report=NEWER)
     reports[0] = NEWER
     assert send(mlflow_app, "carol", "approve", requested).status_code == 403
@@ -290,11 +238,7 @@ def test_a_newer_report_must_be_seen(mlflow_app: Any, requested: str, reports: l
     )
 
 
-def test_a_report_that_was_replaced_cannot_be_approved(
-    mlflow_app: Any,
-    requested: str,
-    reports: list[str],
-) -> None:
+def test_a_report_that_was_replaced_cannot_be_approved(mlflow_app, requested, reports):
     reports[0] = NEWER
     answer = send(mlflow_app, "carol", "approve", requested)
     assert answer.status_code == 403
@@ -304,9 +248,8 @@ def test_a_report_that_was_replaced_cannot_be_approved(
 
 
 def test_changed_files_are_refused_and_the_request_can_be_declined_without_files(
-    mlflow_app: Any,
-    requested: str,
-) -> None:
+    mlflow_app, requested
+):
     (mlflow_app.files(requested, "2") / "MLmodel").write_text("other")
     answer = send(mlflow_app, "carol", "approve", requested)
     assert answer.status_code == 403
@@ -316,10 +259,7 @@ def test_changed_files_are_refused_and_the_request_can_be_declined_without_files
     assert decisions(mlflow_app, requested) == [("alice", "request"), ("carol", "decline")]
 
 
-def test_the_request_of_a_deleted_version_can_be_declined_on_the_page(
-    mlflow_app: Any,
-    requested: str,
-) -> None:
+def test_the_request_of_a_deleted_version_can_be_declined_on_the_page(mlflow_app, requested):
     mlflow_app.registry.delete_model_version(requested, "2")
     shown = page(mlflow_app, "carol", model=requested)
     assert mentions(shown, "Approve is not available", "not found")
@@ -328,7 +268,7 @@ def test_the_request_of_a_deleted_version_can_be_declined_on_the_page(
     assert decisions(mlflow_app, requested) == [("alice", "request"), ("carol", "decline")]
 
 
-def test_an_expired_approval_does_not_count(mlflow_app: Any) -> None:
+def test_an_expired_approval_does_not_count(mlflow_app):
     model = a_model(mlflow_app, "{groups: [risk], valid_for: 1s}")
     send(mlflow_app, "alice", "request", model)
     send(mlflow_app, "carol", "approve", model)
@@ -344,11 +284,7 @@ def test_an_expired_approval_does_not_count(mlflow_app: Any) -> None:
     assert mentions(refused.json["message"], "carol", "1s")
 
 
-def test_a_request_is_announced_once(
-    mlflow_app: Any,
-    model: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_request_is_announced_once(mlflow_app, model, monkeypatch):
     monkeypatch.setenv("MLFLOW_SERVER_ALLOWED_HOSTS", "localhost")
     for _ in range(2):
         send(mlflow_app, "alice", "request", model, why="faster")
@@ -358,7 +294,7 @@ def test_a_request_is_announced_once(
 
 
 @pytest.fixture
-def channel(tmp_path: Path) -> Iterator[Receiver]:
+def channel(tmp_path):
     """A web server that receives the alerts of processes
     with the file `alerts.yaml`.
     """
@@ -368,12 +304,8 @@ def channel(tmp_path: Path) -> Iterator[Receiver]:
 
 
 def test_the_server_that_records_a_request_sends_it(
-    mlflow_app: Any,
-    model: str,
-    channel: Receiver,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    mlflow_app, model, channel, tmp_path, monkeypatch
+):
     monkeypatch.setenv("ONNXSERVE_ALERT_CONFIG", str(tmp_path / "alerts.yaml"))
     send(mlflow_app, "alice", "request", model, why="faster")
     wait_until(lambda: bool(channel.got), 30, "the message is received")
@@ -390,22 +322,13 @@ def test_the_server_that_records_a_request_sends_it(
 
 @pytest.mark.parametrize("ending", ["none", "decline", "approve", "promote", "delete"])
 def test_a_controller_sends_a_request_only_before_its_end(
-    mlflow_app: Any,
-    model: str,
-    channel: Receiver,
-    tmp_path: Path,
-    ending: str,
-) -> None:
+    mlflow_app, model, channel, tmp_path, ending
+):
     send(mlflow_app, "alice", "request", model)
     if ending in ("decline", "approve"):
         assert send(mlflow_app, "carol", ending, model, why="no").status_code == 200
     elif ending != "none":
-        mlflow_app.store.record(
-            ending,
-            model=model,
-            version="2",
-            detail=move_detail(TO, "1"),
-        )
+        mlflow_app.store.record(ending, model=model, version="2", detail=move_detail(TO, "1"))
     settings = load_settings().model_copy(update={"alert_config": tmp_path / "alerts.yaml"})
     is_over = partial(request_is_over, mlflow_app.store)
     is_sent = ending == "none"
@@ -414,31 +337,17 @@ def test_a_controller_sends_a_request_only_before_its_end(
     assert bool(channel.got) is is_sent
 
 
-def test_a_request_does_not_depend_on_the_alert_channels(
-    mlflow_app: Any,
-    model: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_request_does_not_depend_on_the_alert_channels(mlflow_app, model, monkeypatch):
     monkeypatch.setattr(approvals, "announce_request", lambda *_: 1 / 0)
     assert send(mlflow_app, "alice", "request", model).status_code == 200
 
 
-def page(mlflow_app: Any, user: str, **query: str) -> str:
-    html: str = mlflow_app.client.get(
-        PAGE,
-        query_string=query,
-        headers={"X-User": user},
-    ).text
+def page(mlflow_app, user, **query):
+    html: str = mlflow_app.client.get(PAGE, query_string=query, headers={"X-User": user}).text
     return html
 
 
-def press(
-    mlflow_app: Any,
-    user: str,
-    model: str,
-    action: str,
-    **more: str,
-) -> tuple[Any, Any]:
+def press(mlflow_app, user, model, action, **more):
     """Press a button of the page, and return the browser and the answer."""
     browser, _, token = open_page(mlflow_app, f"{PAGE}?model={model}", headers={"X-User": user})
     form = {
@@ -453,16 +362,12 @@ def press(
     return browser, browser.post(f"{PAGE}?model={model}", data=form, headers={"X-User": user})
 
 
-def test_a_button_decides_and_the_page_shows_it_once(mlflow_app: Any, requested: str) -> None:
+def test_a_button_decides_and_the_page_shows_it_once(mlflow_app, requested):
     browser, answer = press(mlflow_app, "carol", requested, "approve", why="fine")
     assert answer.status_code == 303
     assert answer.headers["Location"] == f"{PAGE}?model={requested}"
     shown, later = (
-        browser.get(
-            answer.headers["Location"],
-            headers={"X-User": "carol"},
-        ).text
-        for _ in range(2)
+        browser.get(answer.headers["Location"], headers={"X-User": "carol"}).text for _ in range(2)
     )
     assert mentions(shown, "Done", f"version 2 of {requested}")
     assert "Done" not in later
@@ -478,24 +383,14 @@ def test_a_button_decides_and_the_page_shows_it_once(mlflow_app: Any, requested:
         ("carol", "decline", {}, 400),
     ],
 )
-def test_a_form_that_is_refused_records_nothing(
-    mlflow_app: Any,
-    requested: str,
-    user: str,
-    action: str,
-    more: dict[str, str],
-    status: int,
-) -> None:
+def test_a_form_that_is_refused_records_nothing(mlflow_app, requested, user, action, more, status):
     _, answer = press(mlflow_app, user, requested, action, **more)
     assert answer.status_code == status
     assert 'role="alert"' in answer.text
     assert decisions(mlflow_app, requested) == [("alice", "request")]
 
 
-def test_the_page_offers_a_decision_to_people_who_may_decide(
-    mlflow_app: Any,
-    requested: str,
-) -> None:
+def test_the_page_offers_a_decision_to_people_who_may_decide(mlflow_app, requested):
     subject = f"the promotion of {requested} version 2 to {TO}"
     approve = f'aria-label="Approve {subject}"'
     disabled = 'value="approve" formnovalidate disabled'
@@ -512,28 +407,20 @@ def test_the_page_offers_a_decision_to_people_who_may_decide(
     assert f"{PAGE}/report?model={requested}&amp;run={RUN}" in shown["carol"]
 
 
-def test_a_version_has_the_button_if_a_target_needs_approvals(
-    mlflow_app: Any,
-    model: str,
-    started: list[Job],
-) -> None:
+def test_a_version_has_the_button_if_a_target_needs_approvals(mlflow_app, model, started):
     mlflow_app.store.add_endpoint(
-        "onnxserve",
-        new_endpoint(f"of-{model}", f"models:/{model}@champion"),
+        "onnxserve", new_endpoint(f"of-{model}", f"models:/{model}@champion")
     )
     free = mlflow_app.model(policy="gated_aliases: [champion]")
     mlflow_app.store.add_endpoint(
-        "onnxserve",
-        new_endpoint(f"of-{free}", f"models:/{free}@champion"),
+        "onnxserve", new_endpoint(f"of-{free}", f"models:/{free}@champion")
     )
     button = 'name="action" value="request"'
     assert button in page(mlflow_app, "alice", model=model)
     assert button not in page(mlflow_app, "alice", model=free)
     assert button not in page(mlflow_app, "carol", model=model)
     assert mentions(
-        page(mlflow_app, "", model=model),
-        "Request promotion is not available",
-        "login",
+        page(mlflow_app, "", model=model), "Request promotion is not available", "login"
     )
     _, answer = press(mlflow_app, "alice", model, "request", why="faster")
     assert answer.status_code == 303
@@ -545,10 +432,8 @@ def test_a_version_has_the_button_if_a_target_needs_approvals(
 
 
 def test_the_refusal_of_a_first_promotion_leads_to_a_page_with_the_versions_and_the_button(
-    mlflow_app: Any,
-    model: str,
-    started: list[Job],
-) -> None:
+    mlflow_app, model, started
+):
     mlflow_app.stands(model, "1", "failed", "evaluation: accuracy 0.71 against 0.80")
     refusal = point(mlflow_app, model, "champion", "2").json["message"]
     (link,) = re.findall(r"http:[^ ]+/onnxserve[?][\w=&-]+", refusal)
@@ -562,7 +447,5 @@ def test_the_refusal_of_a_first_promotion_leads_to_a_page_with_the_versions_and_
     assert [job.arguments["to"] for job in started] == [TO]
     assert f"Target of version 2 of {model}" not in page(mlflow_app, "nobody", model=model)
     assert f"Request promotion of version 2 of {model}" not in page(
-        mlflow_app,
-        "carol",
-        model=model,
+        mlflow_app, "carol", model=model
     )

@@ -3,9 +3,6 @@ auth, where roles are the groups.
 """
 
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 from mlflow.exceptions import MlflowException
@@ -14,14 +11,13 @@ from playwright.sync_api import expect
 from mlflow_deploy_plugin.core.errors import ScopeMissing
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.promote.gate.approval_client import listed_requests, send_decision
-from tests.support.accounts import People, people
+from tests.support.accounts import people
 from tests.support.browser import NEEDS_CHROMIUM, accessibility_findings
 from tests.support.refusals import mentions, refused
 from tests.support.services.basic_auth import password
 
 pytest.importorskip(
-    "flask_wtf",
-    reason="MLflow's basic auth needs Flask-WTF (pip install mlflow[auth])",
+    "flask_wtf", reason="MLflow's basic auth needs Flask-WTF (pip install mlflow[auth])"
 )
 pytestmark = [*NEEDS_CHROMIUM, pytest.mark.long]
 
@@ -35,23 +31,20 @@ JOB_MS = 120_000
 
 
 @pytest.fixture(scope="module")
-def server(
-    tmp_path_factory: pytest.TempPathFactory,
-    new_database: Callable[[Path], str],
-) -> Iterator[People]:
+def server(tmp_path_factory, new_database):
     with people(tmp_path_factory.mktemp("approvals"), new_database, "alice", "carol") as accounts:
         accounts.add_role("risk", "alice", "carol")
         yield accounts
 
 
 @pytest.fixture
-def open_as(server: People, browser: Any) -> Iterator[Callable[[str, str], Any]]:
+def open_as(server, browser):
     """A function that opens a URL in a browser in which the user has logged in."""
     tabs = []
 
-    def opened(user: str, url: str) -> Any:
+    def opened(user, url):
         context = browser.new_context(
-            http_credentials={"username": user, "password": password(user)},
+            http_credentials={"username": user, "password": password(user)}
         )
         tabs.append(context)
         page = context.new_page()
@@ -64,12 +57,7 @@ def open_as(server: People, browser: Any) -> Iterator[Callable[[str, str], Any]]
         context.close()
 
 
-def refusal_of(
-    server: People,
-    user: str,
-    model: str,
-    version: str = "1",
-) -> str:
+def refusal_of(server, user, model, version="1"):
     """Try to set the alias with MLflow's API as the user, and return the message of the
     refusal.
     """
@@ -79,17 +67,14 @@ def refusal_of(
     return str(refusal.value)
 
 
-def history(server: People, model: str) -> list[tuple[str, str]]:
+def history(server, model):
     counted = ("request", "approve", "decline", "promote", "alias")
     return [
         (event.action, event.actor) for event in server.store.events(model=model, actions=counted)
     ]
 
 
-def test_a_promotion_is_requested_by_one_account_and_approved_by_another(
-    server: People,
-    open_as: Callable[[str, str], Any],
-) -> None:
+def test_a_promotion_is_requested_by_one_account_and_approved_by_another(server, open_as):
     model = server.register("alice", POLICY % "72h")
     server.store.add_endpoint("onnxserve", new_endpoint(model, f"models:/{model}{TO}"))
     console = f"{server.server.url}/onnxserve"
@@ -114,11 +99,10 @@ def test_a_promotion_is_requested_by_one_account_and_approved_by_another(
 
     approver = open_as("carol", link)
     expect(approver.locator("table.requests tr", has_text=model)).to_contain_text(
-        "half the latency",
+        "half the latency"
     )
     expect(approver.get_by_role("link", name=f"report on {model}")).to_have_attribute(
-        "href",
-        re.compile("onnxserve/report"),
+        "href", re.compile("onnxserve/report")
     )
     assert accessibility_findings(approver) == []
     approver.locator("summary", has_text=f"Decide about {subject}").click()

@@ -3,11 +3,9 @@ artifact store busy.
 """
 
 import threading
-from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.core.registry.approved_files import ChangedFiles
 from mlflow_deploy_plugin.ui import access
 from mlflow_deploy_plugin.ui.approved_files import ChangedFilesSearch
 from mlflow_deploy_plugin.ui.audit_trail import AuditTrail
@@ -16,7 +14,7 @@ from tests.support.console import POLICY, move
 
 
 @pytest.fixture
-def changed_model(mlflow_app: Any) -> str:
+def changed_model(mlflow_app):
     """A model with a version in a gated stage whose files were replaced."""
     model: str = mlflow_app.model(policy=POLICY)
     mlflow_app.stands(model, "1", "passed", "all 5 checks passed")
@@ -25,17 +23,14 @@ def changed_model(mlflow_app: Any) -> str:
     return model
 
 
-def find(mlflow_app: Any, search: ChangedFilesSearch) -> list[ChangedFiles]:
+def find(mlflow_app, search):
     with mlflow_app.app.test_request_context():
         return search.find()
 
 
 def test_only_models_that_the_caller_may_read_are_searched(
-    mlflow_app: Any,
-    changed_model: str,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+    mlflow_app, changed_model, monkeypatch, caplog
+):
     search = ChangedFilesSearch(AuditTrail())
     (mlflow_app.files(changed_model, "1") / "MLmodel").unlink()  # Reading it is logged.
     with monkeypatch.context() as forbidden:
@@ -46,16 +41,14 @@ def test_only_models_that_the_caller_may_read_are_searched(
 
 
 def test_a_caller_does_not_wait_for_the_search_of_another_caller(
-    mlflow_app: Any,
-    changed_model: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    mlflow_app, changed_model, monkeypatch
+):
     search = ChangedFilesSearch(AuditTrail())
     is_reading = threading.Event()
     may_go_on = threading.Event()
     files_digest = mlflow_stores.files_digest
 
-    def slow_digest(*arguments: Any) -> str:
+    def slow_digest(*arguments):
         is_reading.set()
         may_go_on.wait(60)
         return files_digest(*arguments)

@@ -1,10 +1,7 @@
 """Events of changes in the registry while the store is locked or away."""
 
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, func, select
@@ -20,7 +17,7 @@ PASSED = ("passed", "all 5 checks passed")
 
 
 @contextmanager
-def locked_file(path: Path) -> Iterator[None]:
+def locked_file(path):
     """Lock an SQLite file like another process that writes to it."""
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
@@ -28,7 +25,7 @@ def locked_file(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked_chain(url: str, model: str) -> Iterator[None]:
+def locked_chain(url, model):
     """Lock the chain of a model like another process that writes an event of it."""
     name = func.hashtextextended(f"audit trail of {model}", 0)
     with create_engine(url).begin() as connection:
@@ -37,7 +34,7 @@ def locked_chain(url: str, model: str) -> Iterator[None]:
 
 
 @pytest.fixture
-def store(mlflow_app: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+def store(mlflow_app, tmp_path, monkeypatch):
     """A new store of the app's server, in `tmp_path / "store.db"`."""
     monkeypatch.setenv("ONNXSERVE_STORE_URI", f"sqlite:///{tmp_path / 'store.db'}")
     with mlflow_app.app.app_context():
@@ -45,20 +42,17 @@ def store(mlflow_app: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S
     return opened
 
 
-def actions(store: Store, model: str) -> list[str]:
+def actions(store, model):
     return [event.action for event in store.events(model=model)]
 
 
-def judged_model(mlflow_app: Any) -> str:
+def judged_model(mlflow_app):
     model: str = mlflow_app.model()
     mlflow_app.stands(model, "1", *PASSED)
     return model
 
 
-def test_an_intention_is_stored_before_a_move_to_a_gated_place(
-    mlflow_app: Any,
-    store: Store,
-) -> None:
+def test_an_intention_is_stored_before_a_move_to_a_gated_place(mlflow_app, store):
     model = judged_model(mlflow_app)
     assert move(mlflow_app, model, "1", "Production").status_code == 200
     intention, moved = store.events(model=model)
@@ -68,11 +62,7 @@ def test_an_intention_is_stored_before_a_move_to_a_gated_place(
     assert intention.detail["moved"] == moved.detail["moved"]
 
 
-def test_a_move_is_refused_if_its_intention_cannot_be_stored(
-    mlflow_app: Any,
-    store: Store,
-    tmp_path: Path,
-) -> None:
+def test_a_move_is_refused_if_its_intention_cannot_be_stored(mlflow_app, store, tmp_path):
     model = judged_model(mlflow_app)
     with locked_file(tmp_path / "store.db"):
         answer = move(mlflow_app, model, "1", "Production")
@@ -83,11 +73,7 @@ def test_a_move_is_refused_if_its_intention_cannot_be_stored(
     assert actions(store, model) in ([], ["intend"], ["intend", "failed"])
 
 
-def test_a_refusal_of_the_gate_is_answered_only_if_it_is_stored(
-    mlflow_app: Any,
-    store: Store,
-    tmp_path: Path,
-) -> None:
+def test_a_refusal_of_the_gate_is_answered_only_if_it_is_stored(mlflow_app, store, tmp_path):
     model = mlflow_app.model()
     with locked_file(tmp_path / "store.db"):
         assert move(mlflow_app, model, "1", "Production").status_code == 503
@@ -95,10 +81,7 @@ def test_a_refusal_of_the_gate_is_answered_only_if_it_is_stored(
     assert actions(store, model)[-1] == "refused"
 
 
-def test_an_intended_move_that_mlflow_refuses_is_recorded_as_failed(
-    mlflow_app: Any,
-    store: Store,
-) -> None:
+def test_an_intended_move_that_mlflow_refuses_is_recorded_as_failed(mlflow_app, store):
     model = mlflow_app.model("gated_aliases: [latest]")  # MLflow reserves this alias.
     mlflow_app.stands(model, "1", *PASSED)
     assert point(mlflow_app, model, "latest", "1").status_code == 400
@@ -109,10 +92,8 @@ def test_an_intended_move_that_mlflow_refuses_is_recorded_as_failed(
 
 
 def test_other_changes_are_kept_while_the_store_is_away_and_stored_afterwards(
-    mlflow_app: Any,
-    store: Store,
-    tmp_path: Path,
-) -> None:
+    mlflow_app, store, tmp_path
+):
     model = mlflow_app.model(policy=None)
     with locked_file(tmp_path / "store.db"):
         assert move(mlflow_app, model, "1", "Staging").status_code == 200
@@ -123,8 +104,7 @@ def test_other_changes_are_kept_while_the_store_is_away_and_stored_afterwards(
         )
         assert actions(store, model) == []
     wait_until(
-        lambda: actions(store, model).count("transition") == 2,
-        what="the kept events are stored",
+        lambda: actions(store, model).count("transition") == 2, what="the kept events are stored"
     )
     recorded = [*store.events(model=model)]
     kept = [event for event in recorded if event.action == "transition"]
@@ -136,10 +116,7 @@ def test_other_changes_are_kept_while_the_store_is_away_and_stored_afterwards(
 
 
 @pytest.mark.postgresql
-def test_a_locked_chain_stops_no_other_model(
-    mlflow_app: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_locked_chain_stops_no_other_model(mlflow_app, monkeypatch):
     locked = judged_model(mlflow_app)
     other = judged_model(mlflow_app)
     with postgresql_server() as url:
@@ -153,11 +130,7 @@ def test_a_locked_chain_stops_no_other_model(
     assert mlflow_app.stage(locked, "1") == "None"
 
 
-def test_approvals_need_a_server_with_a_key(
-    mlflow_app: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_approvals_need_a_server_with_a_key(mlflow_app, tmp_path, monkeypatch):
     model = judged_model(mlflow_app)
     policy = f"{POLICY}\napprovals: {{count: 1}}"
     approved = mlflow_app.model(policy)

@@ -6,16 +6,14 @@ import http.client
 import os
 import signal
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
 import requests
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.core.registry.change_feed import CHANGES, Selected, read_changes
+from mlflow_deploy_plugin.core.registry.change_feed import CHANGES, read_changes
 from mlflow_deploy_plugin.promote.gate.recording import PATH as VERDICTS
 from tests.support.services.basic_auth import basic_auth_server, password
 from tests.support.services.mlflow_server import MlflowServer
@@ -29,7 +27,7 @@ SECONDS = 20.0
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("feed")
     server = MlflowServer(folder, app="onnxserve", options=("--workers", "2"))
     server.variables = {"ONNXSERVE_HOME": str(folder / "home"), "MLFLOW_TRACKING_URI": ""}
@@ -43,7 +41,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
         server.kill()
 
 
-def register(url: str, name: str) -> None:
+def register(url, name):
     client = MlflowClient(url)
     client.create_registered_model(name)
     run = client.create_run(client.create_experiment(name))
@@ -52,11 +50,11 @@ def register(url: str, name: str) -> None:
     client.set_registered_model_alias(name, "champion", "1")
 
 
-def versions(selected: Selected) -> dict[str, str]:
+def versions(selected):
     return {uri: "" if resolved is None else resolved.version for uri, resolved in selected.items()}
 
 
-def next_event(events: Iterator[Selected]) -> dict[str, str]:
+def next_event(events):
     """Return the next event that is not a comment."""
     until = time.monotonic() + SECONDS
     for selected in events:
@@ -66,7 +64,7 @@ def next_event(events: Iterator[Selected]) -> dict[str, str]:
     raise AssertionError("the feed has ended")
 
 
-def first_events(events: Iterator[Selected], count: int) -> dict[str, str]:
+def first_events(events, count):
     """Return the versions of the first `count` URIs. The worker may send them in
     several events.
     """
@@ -77,7 +75,7 @@ def first_events(events: Iterator[Selected], count: int) -> dict[str, str]:
 
 
 @pytest.mark.long
-def test_every_change_arrives_in_every_worker(server: MlflowServer) -> None:
+def test_every_change_arrives_in_every_worker(server):
     client = MlflowClient(server.url)
     # With six connections, each of the two workers has some.
     streams = [read_changes(URIS) for _ in range(6)]
@@ -105,7 +103,7 @@ def test_every_change_arrives_in_every_worker(server: MlflowServer) -> None:
 
 
 @pytest.mark.long
-def test_a_change_of_a_verdict_arrives_too(server: MlflowServer) -> None:
+def test_a_change_of_a_verdict_arrives_too(server):
     """Endpoints with `require: gate=passed` wait for it."""
     with closing(read_changes([CHAMPION])) as events:
         next_event(events)
@@ -124,20 +122,18 @@ def test_a_change_of_a_verdict_arrives_too(server: MlflowServer) -> None:
 
 
 @pytest.mark.long
-def test_a_change_without_the_app_arrives_after_some_seconds(server: MlflowServer) -> None:
+def test_a_change_without_the_app_arrives_after_some_seconds(server):
     with closing(read_changes([CHAMPION])) as events:
         next_event(events)
         database = f"sqlite:///{server.folder}/mlflow.db"
         MlflowClient(registry_uri=database, tracking_uri=database).set_registered_model_alias(
-            "X",
-            "champion",
-            "2",
+            "X", "champion", "2"
         )
         assert next_event(events) == {CHAMPION: "2"}
 
 
 @pytest.mark.long
-def test_changes_without_the_app_arrive_for_every_uri_of_a_reader(server: MlflowServer) -> None:
+def test_changes_without_the_app_arrive_for_every_uri_of_a_reader(server):
     uris = [f"models:/X@alias{number}" for number in range(60)]
     database = f"sqlite:///{server.folder}/mlflow.db"
     client = MlflowClient(registry_uri=database, tracking_uri=database)
@@ -159,14 +155,14 @@ def test_changes_without_the_app_arrive_for_every_uri_of_a_reader(server: Mlflow
     ],
 )
 @pytest.mark.long
-def test_invalid_uris_are_refused(server: MlflowServer, uris: list[str]) -> None:
+def test_invalid_uris_are_refused(server, uris):
     answer = requests.get(f"{server.url}{CHANGES}", {"uri": uris}, timeout=60)
     assert answer.status_code == 400
     assert "change feed" in answer.text or "URI" in answer.text
 
 
 @pytest.fixture(scope="module")
-def one_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+def one_worker(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one_worker")
     server = MlflowServer(folder, app="onnxserve")
     server.variables = {"ONNXSERVE_HOME": str(folder / "home"), "MLFLOW_TRACKING_URI": ""}
@@ -179,14 +175,12 @@ def one_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServe
         server.kill()
 
 
-def tag_uris(begin: int) -> list[str]:
+def tag_uris(begin):
     return [f"models:/X/tag:key{number}=1" for number in range(begin, begin + 1000)]
 
 
 @pytest.mark.long
-def test_a_reader_of_a_thousand_tags_does_not_delay_the_other_readers(
-    one_worker: MlflowServer,
-) -> None:
+def test_a_reader_of_a_thousand_tags_does_not_delay_the_other_readers(one_worker):
     uris = tag_uris(0)
     with (
         closing(read_changes([CHAMPION])) as small,
@@ -206,16 +200,9 @@ def test_a_reader_of_a_thousand_tags_does_not_delay_the_other_readers(
 
 
 @pytest.mark.long
-def test_a_caller_with_too_many_uris_is_refused_and_others_are_not(
-    one_worker: MlflowServer,
-) -> None:
-    def status(uris: list[str], address: str = "127.0.0.1") -> int:
-        connection = http.client.HTTPConnection(
-            one_worker.host,
-            one_worker.port,
-            60,
-            (address, 0),
-        )
+def test_a_caller_with_too_many_uris_is_refused_and_others_are_not(one_worker):
+    def status(uris, address="127.0.0.1"):
+        connection = http.client.HTTPConnection(one_worker.host, one_worker.port, 60, (address, 0))
         opened.callback(connection.close)
         connection.request("GET", f"{CHANGES}?{urlencode({'uri': uris}, doseq=True)}")
         answer = connection.getresponse()
@@ -231,10 +218,7 @@ def test_a_caller_with_too_many_uris_is_refused_and_others_are_not(
 
 
 @pytest.mark.long
-def test_a_caller_follows_only_models_that_it_may_read(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_caller_follows_only_models_that_it_may_read(tmp_path, monkeypatch):
     with basic_auth_server(tmp_path, "ann", "bob") as server, tracking_at(server.url):
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password("ann"))
@@ -242,7 +226,7 @@ def test_a_caller_follows_only_models_that_it_may_read(
         with closing(read_changes([CHAMPION])) as events:
             assert next_event(events) == {CHAMPION: "1"}
 
-        def status(*account: str) -> int:
+        def status(*account):
             url = f"{server.url}{CHANGES}"
             return requests.get(
                 url,
@@ -257,7 +241,7 @@ def test_a_caller_follows_only_models_that_it_may_read(
 
 
 @pytest.mark.long
-def test_open_streams_do_not_delay_the_end_of_the_server(tmp_path: Path) -> None:
+def test_open_streams_do_not_delay_the_end_of_the_server(tmp_path):
     server = MlflowServer(tmp_path, app="onnxserve")
     server.variables = {"ONNXSERVE_HOME": str(tmp_path / "home"), "MLFLOW_TRACKING_URI": ""}
     server.start()

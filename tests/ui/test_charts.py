@@ -16,9 +16,7 @@ from mlflow_deploy_plugin.ui.charts import (
     COLOURS,
     HEIGHT,
     WIDTH,
-    LineChart,
     Series,
-    Unit,
     ago_axis,
     duration,
     line_chart,
@@ -31,16 +29,11 @@ from tests.support.refusals import mentions
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 TEMPLATES = Environment(
-    loader=PackageLoader("mlflow_deploy_plugin.ui"),
-    autoescape=True,
-    undefined=StrictUndefined,
+    loader=PackageLoader("mlflow_deploy_plugin.ui"), autoescape=True, undefined=StrictUndefined
 ).get_template("onnxserve_pictures.html")
 
 
-def chart(
-    *values: list[float | None],
-    limit: float | None = None,
-) -> LineChart:
+def chart(*values, limit=None):
     series = [
         Series(f"version {number}", version_values, number)
         for number, version_values in enumerate(values)
@@ -56,38 +49,24 @@ def chart(
     )
 
 
-def drawn(chart: LineChart) -> ElementTree.Element:
+def drawn(chart):
     """Return the chart as on the page, parsed as XML."""
     html = TEMPLATES.render(pictures=Pictures("f", (chart,)))
     return ElementTree.fromstring(f"<div>{html}</div>")
 
 
-def points(path: str) -> list[tuple[float, float]]:
+def points(path):
     return [(float(x), float(y)) for x, y in re.findall(r"[ML](\S+) (\S+)", path)]
 
 
 @given(
-    st.lists(
-        st.lists(st.none() | st.floats(), max_size=30),
-        max_size=COLOURS + 2,
-    ),
+    st.lists(st.lists(st.none() | st.floats(), max_size=30), max_size=COLOURS + 2),
     st.text(st.characters(exclude_categories=["Cs", "Cc"])),
     st.none() | st.floats(0.1, 1000),
 )
-def test_whatever_the_values_are_the_picture_is_well_formed_and_within_its_box(
-    values: list[list[float | None]],
-    name: str,
-    limit: float | None,
-) -> None:
+def test_whatever_the_values_are_the_picture_is_well_formed_and_within_its_box(values, name, limit):
     series = [Series(name, line_values, number) for number, line_values in enumerate(values)]
-    made = line_chart(
-        "f-x",
-        name,
-        "ms",
-        ago_axis(NOON, 3600),
-        series,
-        limit=limit,
-    )
+    made = line_chart("f-x", name, "ms", ago_axis(NOON, 3600), series, limit=limit)
 
     html = drawn(made)
 
@@ -103,41 +82,25 @@ def test_whatever_the_values_are_the_picture_is_well_formed_and_within_its_box(
 
 
 @given(st.floats(1e-6, 1e12))
-def test_the_axis_ends_at_a_short_number_not_far_above_the_values(value: float) -> None:
+def test_the_axis_ends_at_a_short_number_not_far_above_the_values(value):
     top = nice_top(value)
     assert value <= top <= 2.0001 * value
     assert float(f"{top:.0e}") == pytest.approx(top)
 
 
-def test_gap_breaks_the_line_and_a_lone_value_is_a_dot() -> None:
-    (line,) = chart(
-        [
-            1.0,
-            2.0,
-            None,
-            4.0,
-            math.nan,
-        ]
-    ).lines
-    assert line.path.split() == [
-        "M0.0",
-        "75.0",
-        "L250.0",
-        "50.0",
-        "M750.0",
-        "0.0",
-        "h0",
-    ]
+def test_gap_breaks_the_line_and_a_lone_value_is_a_dot():
+    (line,) = chart([1.0, 2.0, None, 4.0, math.nan]).lines
+    assert line.path.split() == ["M0.0", "75.0", "L250.0", "50.0", "M750.0", "0.0", "h0"]
     assert line.last == "–"
 
 
-def test_one_point_is_a_dot() -> None:
+def test_one_point_is_a_dot():
     (line,) = chart([3.0]).lines
     assert line.path == "M0.0 25.0 h0"
     assert line.last == "3 /s"
 
 
-def test_summary_describes_the_chart_in_words() -> None:
+def test_summary_describes_the_chart_in_words():
     summary = chart([1.0, 12.0], [None, 0.5]).summary
     assert mentions(
         summary,
@@ -151,7 +114,7 @@ def test_summary_describes_the_chart_in_words() -> None:
     )
 
 
-def test_of_nothing_it_says_so() -> None:
+def test_of_nothing_it_says_so():
     for made in (chart(), chart([]), chart([None, math.inf])):
         assert made.empty == "no requests"
         assert made.ticks == ("0.1", "0.05", "0")
@@ -159,25 +122,19 @@ def test_of_nothing_it_says_so() -> None:
 
 
 @pytest.mark.parametrize(("unit", "top"), [("/s", 0.1), ("%", 1)])
-def test_noise_about_nothing_does_not_fill_the_chart(unit: Unit, top: float) -> None:
+def test_noise_about_nothing_does_not_fill_the_chart(unit, top):
     noise = line_chart("f-x", "x", unit, ago_axis(NOON, 60), [Series("x", [0.001])])
     assert noise.top == top
 
 
-def test_limit_has_room() -> None:
+def test_limit_has_room():
     made = chart([20.0], limit=100.0)
     assert made.top == 100
     assert made.limit == 0
 
 
-def test_names_that_are_html_stay_text() -> None:
-    made = line_chart(
-        "f-x",
-        "<b>",
-        "%",
-        ago_axis(NOON, 60),
-        [Series('"><script>', [1.0])],
-    )
+def test_names_that_are_html_stay_text():
+    made = line_chart("f-x", "<b>", "%", ago_axis(NOON, 60), [Series('"><script>', [1.0])])
     html = drawn(made)
     assert html.find(".//script") is None
     assert html.find(".//path[@data-name]").get("data-name") == '"><script>'  # type: ignore[union-attr]
@@ -195,7 +152,7 @@ def test_names_that_are_html_stay_text() -> None:
         (200_000, "2.31 d"),
     ],
 )
-def test_durations_are_short(seconds: float, said: str) -> None:
+def test_durations_are_short(seconds, said):
     assert duration(seconds) == said
 
 
@@ -211,25 +168,19 @@ def test_durations_are_short(seconds: float, said: str) -> None:
         (4.2e6, "4.2 M ms"),
     ],
 )
-def test_numbers_are_short(value: float | None, said: str) -> None:
+def test_numbers_are_short(value, said):
     assert shown(value, "ms") == (said if value is not None else "–")
 
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [
-        (0.0004, "0.4 ms"),
-        (0.1, "100 ms"),
-        (0.9996, "1 s"),
-        (1.0, "1 s"),
-        (9.5, "9.5 s"),
-    ],
+    [(0.0004, "0.4 ms"), (0.1, "100 ms"), (0.9996, "1 s"), (1.0, "1 s"), (9.5, "9.5 s")],
 )
-def test_a_time_has_the_unit_that_fits_it(seconds: float, said: str) -> None:
+def test_a_time_has_the_unit_that_fits_it(seconds, said):
     assert shown(seconds, "s") == said
 
 
-def test_the_ticks_of_an_axis() -> None:
+def test_the_ticks_of_an_axis():
     assert ago_axis(NOON, 3600).ticks == ("60 min ago", "45 min", "30 min", "15 min", "now")
     assert ago_axis(NOON, 120, 600).ticks[-2:] == ("10.5 min", "10 min ago")
     growing = since_axis(NOON, 300)

@@ -4,30 +4,20 @@ directly into the store.
 
 import json
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
 import pytest
 from mlflow.entities import RunStatus, ViewType
 from mlflow.server import handlers
 
-from mlflow_deploy_plugin.core.registry.policy import GatePolicy
 from mlflow_deploy_plugin.core.registry.transitions import parse_stage_or_alias
 from mlflow_deploy_plugin.core.store.audit import move_detail
 from mlflow_deploy_plugin.core.store.audit_record import chain_id
 from mlflow_deploy_plugin.core.store.audit_seal import verify_trail
 from mlflow_deploy_plugin.core.store.checkpoints import load_checkpoint
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.promote.gate.approvals import (
-    Person,
-    Subject,
-    approve,
-    request_promotion,
-)
+from mlflow_deploy_plugin.promote.gate.approvals import Person, approve, request_promotion
 from mlflow_deploy_plugin.ui import checkpoints
 from mlflow_deploy_plugin.ui.checkpoints import (
     EXPERIMENT,
@@ -46,25 +36,25 @@ TRAIL = "/onnxserve/audit-trail"
 
 
 @pytest.fixture
-def command(mlflow_app: Any) -> Iterator[Store]:
+def command(mlflow_app):
     """The store as a command opens it."""
     with closing(open_store(str(mlflow_app.store._engine.url))) as store:
         yield store
 
 
 @pytest.fixture
-def model(mlflow_app: Any) -> str:
+def model(mlflow_app):
     name: str = mlflow_app.model(policy=POLICY)
     mlflow_app.stands(name, "1", "passed", "all 5 checks passed")
     return name
 
 
-def promotion(mlflow_app: Any, model: str) -> tuple[GatePolicy, Subject]:
+def promotion(mlflow_app, model):
     with mlflow_app.app.test_request_context():
         return moves.promotion_now(model, "1", parse_stage_or_alias("Production"))
 
 
-def request_and_approve(store: Store, policy: GatePolicy, subject: Subject) -> None:
+def request_and_approve(store, policy, subject):
     """Forge approvals of other people, like a script that opens the store."""
     record_gate(store, subject)
     request_promotion(store, policy, subject, Person("eva", frozenset(), may_edit=True))
@@ -72,7 +62,7 @@ def request_and_approve(store: Store, policy: GatePolicy, subject: Subject) -> N
         approve(store, policy, subject, Person(user, frozenset({"risk"}), False), REPORT)
 
 
-def test_forged_approvals_are_no_approvals(mlflow_app: Any, command: Store, model: str) -> None:
+def test_forged_approvals_are_no_approvals(mlflow_app, command, model):
     policy, subject = promotion(mlflow_app, model)
     request_and_approve(command, policy, subject)
 
@@ -82,7 +72,7 @@ def test_forged_approvals_are_no_approvals(mlflow_app: Any, command: Store, mode
     assert move(mlflow_app, model, "1", "Production").status_code == 200
 
 
-def test_forged_moves_record_no_files(mlflow_app: Any, command: Store, model: str) -> None:
+def test_forged_moves_record_no_files(mlflow_app, command, model):
     """A version returns without approvals if the trail has its move and its files."""
     _, subject = promotion(mlflow_app, model)
     for version, before in (("1", ""), ("2", "1")):
@@ -98,7 +88,7 @@ def test_forged_moves_record_no_files(mlflow_app: Any, command: Store, model: st
     assert move(mlflow_app, model, "1", "Production").status_code == 403
 
 
-def test_a_tampered_trail_ends_the_request(mlflow_app: Any, model: str) -> None:
+def test_a_tampered_trail_ends_the_request(mlflow_app, model):
     policy, subject = promotion(mlflow_app, model)
     request_and_approve(mlflow_app.store, policy, subject)
     with mlflow_app.store._engine.begin() as connection:
@@ -113,13 +103,13 @@ def test_a_tampered_trail_ends_the_request(mlflow_app: Any, model: str) -> None:
 
 
 @pytest.fixture
-def worm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def worm(tmp_path, monkeypatch):
     """The folder of the checkpoints."""
     monkeypatch.setenv("ONNXSERVE_AUDIT_CHECKPOINTS", str(tmp_path / "worm"))
     return tmp_path / "worm"
 
 
-def test_checkpoint_in_mlflow_and_a_folder(mlflow_app: Any, command: Store, worm: Path) -> None:
+def test_checkpoint_in_mlflow_and_a_folder(mlflow_app, command, worm):
     assert mlflow_app.client.get(TRAIL).json["checkpoint"] == ""
     with mlflow_app.app.test_request_context():
         log_checkpoint(mlflow_app.store)
@@ -136,7 +126,7 @@ def test_checkpoint_in_mlflow_and_a_folder(mlflow_app: Any, command: Store, worm
     assert len(list(worm.iterdir())) == 2
 
 
-def test_checkpoints_continue_after_a_run_of_the_year_2100(mlflow_app: Any, worm: Path) -> None:
+def test_checkpoints_continue_after_a_run_of_the_year_2100(mlflow_app, worm):
     with mlflow_app.app.test_request_context():
         log_checkpoint(mlflow_app.store)
         tracking = handlers._get_tracking_store()
@@ -149,11 +139,7 @@ def test_checkpoints_continue_after_a_run_of_the_year_2100(mlflow_app: Any, worm
     assert text == max(worm.iterdir()).read_text()
 
 
-def test_checkpoints_have_a_clock_of_their_own(
-    mlflow_app: Any,
-    worm: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_checkpoints_have_a_clock_of_their_own(mlflow_app, worm, monkeypatch):
     """Of two workers, one logs the checkpoints."""
     monkeypatch.setattr(checkpoints, "_FIRST_SECONDS", 0.01)
     monkeypatch.setattr(checkpoints, "_PAUSE_SECONDS", 0.5)
@@ -176,7 +162,7 @@ def test_checkpoints_have_a_clock_of_their_own(
         ("experiments/delete", "experimentId"),
     ],
 )
-def test_callers_change_no_run_of_the_trail(mlflow_app: Any, path: str, field: str) -> None:
+def test_callers_change_no_run_of_the_trail(mlflow_app, path, field):
     with mlflow_app.app.test_request_context():
         log_checkpoint(mlflow_app.store)
         number = handlers._get_tracking_store().get_experiment_by_name(EXPERIMENT).experiment_id
@@ -187,10 +173,7 @@ def test_callers_change_no_run_of_the_trail(mlflow_app: Any, path: str, field: s
     assert (own.status_code, other.status_code) == (403, 200)
 
 
-def test_a_checkpoint_is_an_object_in_a_bucket(
-    mlflow_app: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_checkpoint_is_an_object_in_a_bucket(mlflow_app, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_AUDIT_CHECKPOINTS", "s3://worm/trail")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "x")

@@ -4,9 +4,7 @@ small screen.
 
 import re
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
 
 import mlflow
 import pytest
@@ -23,7 +21,7 @@ SOON = 7_000  # milliseconds until the page has refreshed
 
 
 @pytest.fixture(scope="module")
-def url(mlflow_app: Any) -> Iterator[str]:
+def url(mlflow_app):
     server = make_server("127.0.0.1", 0, mlflow_app.app, threaded=True)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -33,7 +31,7 @@ def url(mlflow_app: Any) -> Iterator[str]:
 
 
 @pytest.fixture
-def page(browser: Any) -> Iterator[Any]:
+def page(browser):
     tab = browser.new_page()
     tab.set_default_timeout(20_000)
     tab.clock.install()
@@ -46,12 +44,7 @@ def page(browser: Any) -> Iterator[Any]:
     [{"status": 302, "headers": {"Location": "http://login.example/"}}, {"status": 401}],
     ids=["proxy", "mlflow"],
 )
-def test_ended_session_shows_a_message_and_keeps_the_charts(
-    page: Any,
-    url: str,
-    endpoint: str,
-    answer: dict[str, Any],
-) -> None:
+def test_ended_session_shows_a_message_and_keeps_the_charts(page, url, endpoint, answer):
     page.goto(f"{url}?endpoint={endpoint}")
     page.route("**/pictures?*", lambda route: route.fulfill(**answer))
     page.clock.run_for(SOON)
@@ -62,21 +55,16 @@ def test_ended_session_shows_a_message_and_keeps_the_charts(
     expect(page.locator("figure.chart")).to_have_count(4)
 
 
-def test_unavailable_store_shows_a_message_and_keeps_the_page(
-    page: Any,
-    url: str,
-    endpoint: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_unavailable_store_shows_a_message_and_keeps_the_page(page, url, endpoint, monkeypatch):
     page.goto(f"{url}?endpoint={endpoint}")
     monkeypatch.setenv("ONNXSERVE_STORE_URI", "sqlite:////proc/nobody/can/write/here.db")
     page.evaluate("window.notLoadedAgain = true")
     with page.expect_response(
-        lambda answer: answer.request.resource_type == "fetch" and "pictures" not in answer.url,
+        lambda answer: answer.request.resource_type == "fetch" and "pictures" not in answer.url
     ):
         page.clock.run_for(SOON)
     expect(
-        page.get_by_role("status").filter(has_text="the store at sqlite:////proc/nobody"),
+        page.get_by_role("status").filter(has_text="the store at sqlite:////proc/nobody")
     ).to_be_visible()
     expect(page.get_by_role("heading", name=endpoint)).to_be_visible()
     assert page.evaluate("window.notLoadedAgain")
@@ -84,11 +72,8 @@ def test_unavailable_store_shows_a_message_and_keeps_the_page(
 
 @pytest.mark.parametrize("width", [360, 700, 1000])
 def test_no_table_hides_a_column_beyond_its_edge_or_breaks_the_reasons_of_a_gate_into_letters(
-    page: Any,
-    url: str,
-    endpoint: str,
-    width: int,
-) -> None:
+    page, url, endpoint, width
+):
     page.set_viewport_size({"width": width, "height": 900})
     page.goto(url)
     expect(page.locator(".versions summary").first).to_be_visible()
@@ -101,28 +86,23 @@ def test_no_table_hides_a_column_beyond_its_edge_or_breaks_the_reasons_of_a_gate
 
 
 def test_on_a_phone_no_label_covers_a_value_and_the_name_of_the_model_is_complete(
-    page: Any,
-    url: str,
-    mlflow_app: Any,
-    endpoint: str,
-) -> None:
+    page, url, mlflow_app, endpoint
+):
     model = endpoint.removeprefix("of-")
     mlflow_app.registry.set_registered_model_alias(model, "challenger-of-the-week", "1")
     page.set_viewport_size({"width": 390, "height": 800})
     page.goto(url)
     served = page.locator(
-        '.variants td[data-label="Model"]',
-        has_text=f"models:/{model}/Production",
+        '.variants td[data-label="Model"]', has_text=f"models:/{model}/Production"
     )
     assert served.evaluate("cell => cell.scrollWidth <= cell.clientWidth")
     aliases = page.locator(
-        '.versions td[data-label="Stage and aliases"]',
-        has_text="@challenger-of-the-week",
+        '.versions td[data-label="Stage and aliases"]', has_text="@challenger-of-the-week"
     )
     # The label is a float, which is in front of the value and makes the cell at least
     # as high as the label.
     label = aliases.evaluate(
-        "cell => getComputedStyle(cell, '::before').getPropertyValue('height')",
+        "cell => getComputedStyle(cell, '::before').getPropertyValue('height')"
     )
     assert float(label.removesuffix("px")) <= aliases.bounding_box()["height"]
     beginning = """cell => {
@@ -135,19 +115,11 @@ def test_on_a_phone_no_label_covers_a_value_and_the_name_of_the_model_is_complet
 
 
 def test_the_keyboard_stays_on_a_report_while_the_pictures_are_drawn_anew(
-    page: Any,
-    url: str,
-    mlflow_app: Any,
-    endpoint: str,
-) -> None:
+    page, url, mlflow_app, endpoint
+):
     mlflow.MlflowClient().create_experiment(f"onnxserve/{endpoint}")
     judged_window(
-        mlflow_app.store,
-        endpoint,
-        "hits",
-        datetime(2026, 11, 19, tzinfo=UTC),
-        "drift",
-        "a-run",
+        mlflow_app.store, endpoint, "hits", datetime(2026, 11, 19, tzinfo=UTC), "drift", "a-run"
     )
     page.goto(f"{url}?endpoint={endpoint}")
     page.get_by_role("link", name="report").focus()
@@ -157,11 +129,7 @@ def test_the_keyboard_stays_on_a_report_while_the_pictures_are_drawn_anew(
     expect(page.get_by_role("link", name="report")).to_be_focused()
 
 
-def test_the_reason_is_asked_for_behind_a_button_and_once_at_a_time(
-    page: Any,
-    url: str,
-    endpoint: str,
-) -> None:
+def test_the_reason_is_asked_for_behind_a_button_and_once_at_a_time(page, url, endpoint):
     page.goto(f"{url}?endpoint={endpoint}")
     reasons = page.get_by_label("Why").locator("visible=true")
     forms = page.locator("summary").filter(has_text=endpoint.removeprefix("of-"))
@@ -176,11 +144,7 @@ def test_the_reason_is_asked_for_behind_a_button_and_once_at_a_time(
     expect(reasons).to_have_value("typed")
 
 
-def test_promotion_form_shows_the_effect_of_the_target(
-    page: Any,
-    url: str,
-    endpoint: str,
-) -> None:
+def test_promotion_form_shows_the_effect_of_the_target(page, url, endpoint):
     model = endpoint.removeprefix("of-")
     page.goto(f"{url}?endpoint={endpoint}")
     page.locator("summary", has_text=f"Promote or judge version 2 of {model}").click()
@@ -192,9 +156,7 @@ def test_promotion_form_shows_the_effect_of_the_target(
 
 
 @pytest.mark.parametrize("width", [390, 1400, 1900])
-def test_header_and_footer_are_in_line_with_the_content(
-    page: Any, url: str, endpoint: str, width: int
-) -> None:
+def test_header_and_footer_are_in_line_with_the_content(page, url, endpoint, width):
     page.set_viewport_size({"width": width, "height": 900})
     for path in ("", "/history"):
         page.goto(f"{url}{path}")
@@ -208,11 +170,7 @@ def test_header_and_footer_are_in_line_with_the_content(
         assert footer == pytest.approx(content["x"], abs=1)
 
 
-def test_an_address_with_user_and_password_is_kept_up_to_date(
-    page: Any,
-    url: str,
-    endpoint: str,
-) -> None:
+def test_an_address_with_user_and_password_is_kept_up_to_date(page, url, endpoint):
     page.goto(f"{url.replace('://', '://somebody:password@')}?endpoint={endpoint}")
     with page.expect_response("**/pictures?*") as drawn:
         page.clock.run_for(SOON)
@@ -220,11 +178,8 @@ def test_an_address_with_user_and_password_is_kept_up_to_date(
 
 
 def test_a_page_of_an_ended_session_says_that_nothing_was_done_and_its_button_works_the_next_time(
-    page: Any,
-    url: str,
-    endpoint: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    page, url, endpoint, monkeypatch
+):
     monkeypatch.setattr(Jobs, "start", lambda _, job, secret: job)
     address = f"{url}?endpoint={endpoint}"
     promote = page.get_by_role("button", name="Promote version 1 of")

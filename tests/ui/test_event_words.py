@@ -2,7 +2,6 @@
 
 import re
 from datetime import UTC, datetime
-from typing import Any
 
 import pytest
 
@@ -114,26 +113,13 @@ AT = datetime(2026, 11, 20, tzinfo=UTC)
     ],
 )
 def test_an_event_is_a_phrase_about_its_actor_and_has_the_values_that_the_phrase_lacks(
-    action: str,
-    fields: dict[str, Any],
-    words: str,
-    change: str,
-) -> None:
+    action, fields, words, change
+):
     (row,) = event_rows([AuditEvent(AT, "ada", action, **fields)])
     assert re.sub("<[^>]*>", "", row.words).strip() == words
     assert row.change == change
 
 
-def test_a_name_is_not_markup() -> None:
-    (row,) = event_rows(
-        [
-            AuditEvent(
-                AT,
-                "ada",
-                "promote",
-                model="<b>{after}</b>",
-                version="7",
-            )
-        ]
-    )
+def test_a_name_is_not_markup():
+    (row,) = event_rows([AuditEvent(AT, "ada", "promote", model="<b>{after}</b>", version="7")])
     assert row.words == "promoted version 7 of <bdi>&lt;b&gt;{after}&lt;/b&gt;</bdi>"

@@ -4,7 +4,6 @@ requests.
 
 import shutil
 from itertools import count
-from typing import Any
 
 import pytest
 
@@ -17,26 +16,19 @@ from tests.support.waiting import wait_until
 
 
 @pytest.mark.parametrize("base", [API, AJAX])
-def test_a_version_that_did_not_pass_may_not_enter_a_gated_stage(
-    mlflow_app: Any,
-    base: str,
-) -> None:
+def test_a_version_that_did_not_pass_may_not_enter_a_gated_stage(mlflow_app, base):
     model = mlflow_app.model()
     answer = move(mlflow_app, model, "2", "production", base)
     assert answer.status_code == 403
     assert answer.json["error_code"] == "PERMISSION_DENIED"
     command = f"`onnxserve promote models:/{model}/2 --to Production`"
     assert mentions(
-        answer.json["message"],
-        f"version 2 of {model}",
-        "Production",
-        "the gate",
-        command,
+        answer.json["message"], f"version 2 of {model}", "Production", "the gate", command
     )
     assert mlflow_app.stage(model, "2") == "None"
 
 
-def test_a_refusal_is_in_the_audit_trail_with_its_reason(mlflow_app: Any) -> None:
+def test_a_refusal_is_in_the_audit_trail_with_its_reason(mlflow_app):
     model = mlflow_app.model()
     reason = "evaluation: accuracy 0.71 against 0.80"
     mlflow_app.stands(model, "1", "failed", reason)
@@ -51,10 +43,7 @@ def test_a_refusal_is_in_the_audit_trail_with_its_reason(mlflow_app: Any) -> Non
 
 
 @pytest.mark.parametrize("gate", ["passed", "passed without an evaluation", "forced"])
-def test_a_version_that_passed_moves_and_leaves_who_when_from_and_to(
-    mlflow_app: Any,
-    gate: str,
-) -> None:
+def test_a_version_that_passed_moves_and_leaves_who_when_from_and_to(mlflow_app, gate):
     model = mlflow_app.model()
     mlflow_app.stands(model, "1", gate, "all 5 checks passed")
     mlflow_app.stands(model, "2", gate, "all 5 checks passed")
@@ -80,9 +69,7 @@ def test_a_version_that_passed_moves_and_leaves_who_when_from_and_to(
     assert second.detail == detail | moved
 
 
-def test_a_version_with_other_files_than_the_judged_ones_is_refused_until_they_are_back(
-    mlflow_app: Any,
-) -> None:
+def test_a_version_with_other_files_than_the_judged_ones_is_refused_until_they_are_back(mlflow_app):
     model = mlflow_app.model()
     judged = mlflow_app.files(model, "1")
     other_files = mlflow_app.files(model, "2")
@@ -101,9 +88,7 @@ def test_a_version_with_other_files_than_the_judged_ones_is_refused_until_they_a
     assert move(mlflow_app, model, "1", "Production").status_code == 200
 
 
-def test_files_that_loading_a_version_in_place_writes_do_not_void_its_verdict(
-    mlflow_app: Any,
-) -> None:
+def test_files_that_loading_a_version_in_place_writes_do_not_void_its_verdict(mlflow_app):
     model = mlflow_app.model()
     mlflow_app.stands(model, "1", "passed", "all 5 checks passed")
     files = mlflow_app.files(model, "1")
@@ -113,9 +98,7 @@ def test_files_that_loading_a_version_in_place_writes_do_not_void_its_verdict(
     assert move(mlflow_app, model, "1", "Production").status_code == 200
 
 
-def test_the_files_of_a_version_are_read_again_if_a_name_a_size_or_its_mlmodel_changes(
-    mlflow_app: Any,
-) -> None:
+def test_the_files_of_a_version_are_read_again_if_a_name_a_size_or_its_mlmodel_changes(mlflow_app):
     model = mlflow_app.model()
     weights = mlflow_app.files(model, "1") / "weights.bin"
     weights.write_bytes(b"judged")
@@ -127,7 +110,7 @@ def test_the_files_of_a_version_are_read_again_if_a_name_a_size_or_its_mlmodel_c
         assert move(mlflow_app, model, "1", "Production").status_code == status
 
 
-def test_a_version_whose_files_are_gone_is_refused(mlflow_app: Any) -> None:
+def test_a_version_whose_files_are_gone_is_refused(mlflow_app):
     model = mlflow_app.model()
     mlflow_app.stands(model, "1", "passed", "all 5 checks passed")
     shutil.rmtree(mlflow_app.files(model, "1"))
@@ -137,9 +120,8 @@ def test_a_version_whose_files_are_gone_is_refused(mlflow_app: Any) -> None:
 
 
 def test_no_files_of_a_model_without_a_policy_or_for_a_place_without_a_gate_are_read(
-    mlflow_app: Any,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+    mlflow_app, caplog
+):
     gated = mlflow_app.model()
     free = mlflow_app.model(policy=None)
     for model in (gated, free):
@@ -155,14 +137,9 @@ def test_no_files_of_a_model_without_a_policy_or_for_a_place_without_a_gate_are_
 
 
 @pytest.mark.parametrize(
-    ("to", "stays"),
-    [("Production", False), ("@best", False), ("Staging", True)],
+    ("to", "stays"), [("Production", False), ("@best", False), ("Staging", True)]
 )
-def test_promotion_to_a_followed_target_clears_the_rolled_back_mark(
-    mlflow_app: Any,
-    to: str,
-    stays: bool,
-) -> None:
+def test_promotion_to_a_followed_target_clears_the_rolled_back_mark(mlflow_app, to, stays):
     from mlflow.entities.model_registry import ModelVersionTag
 
     tag = "onnxserve.rolled_back"
@@ -177,7 +154,7 @@ def test_promotion_to_a_followed_target_clears_the_rolled_back_mark(
     assert (tag in mlflow_app.registry.get_model_version(model, "1").tags) is stays
 
 
-def test_refused_promotion_keeps_the_rolled_back_mark(mlflow_app: Any) -> None:
+def test_refused_promotion_keeps_the_rolled_back_mark(mlflow_app):
     from mlflow.entities.model_registry import ModelVersionTag
 
     tag = "onnxserve.rolled_back"
@@ -196,12 +173,7 @@ def test_refused_promotion_keeps_the_rolled_back_mark(mlflow_app: Any) -> None:
         ({"name": "model-0", "version": 1, "stage": "Production"}, 400, "INVALID_PARAMETER_VALUE"),
     ],
 )
-def test_invalid_transition_gets_the_error_of_mlflow(
-    mlflow_app: Any,
-    asked: Any,
-    status: int,
-    code: str,
-) -> None:
+def test_invalid_transition_gets_the_error_of_mlflow(mlflow_app, asked, status, code):
     answer = mlflow_app.client.post(f"{API}/model-versions/transition-stage", json=asked)
     assert answer.status_code == status
     assert answer.json["error_code"] == code
@@ -209,13 +181,13 @@ def test_invalid_transition_gets_the_error_of_mlflow(
         assert mentions(answer.json["message"], "'version'")
 
 
-def test_an_unknown_stage_is_answered_by_mlflow_and_not_written_down(mlflow_app: Any) -> None:
+def test_an_unknown_stage_is_answered_by_mlflow_and_not_written_down(mlflow_app):
     model = mlflow_app.model()
     assert move(mlflow_app, model, "1", "Nowhere").json["error_code"] == "INVALID_PARAMETER_VALUE"
     assert events(mlflow_app, model) == []
 
 
-def test_a_new_version_brings_no_verdict_along(mlflow_app: Any) -> None:
+def test_a_new_version_brings_no_verdict_along(mlflow_app):
     model = mlflow_app.model()
     tags = [
         {"key": key, "value": "passed"}
@@ -226,15 +198,13 @@ def test_a_new_version_brings_no_verdict_along(mlflow_app: Any) -> None:
     assert mlflow_app.registry.get_model_version(model, "3").tags == {"team": "passed"}
 
 
-def test_version_is_not_moved_while_its_model_cannot_be_read(
-    mlflow_app: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_version_is_not_moved_while_its_model_cannot_be_read(mlflow_app, monkeypatch):
     from mlflow.exceptions import MlflowException
     from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
     model = mlflow_app.model()
 
-    def busy(*arguments: Any) -> None:
+    def busy(*arguments):
         raise MlflowException("the database is locked", TEMPORARILY_UNAVAILABLE)
 
     with monkeypatch.context() as patch:
@@ -245,21 +215,14 @@ def test_version_is_not_moved_while_its_model_cannot_be_read(
     assert mlflow_app.stage(model, "1") == "None"
 
 
-def test_a_gated_alias_is_refused_and_others_are_written_down(mlflow_app: Any) -> None:
+def test_a_gated_alias_is_refused_and_others_are_written_down(mlflow_app):
     model = mlflow_app.model()
     assert point(mlflow_app, model, "Champion", "1").status_code == 403
     assert point(mlflow_app, model, "candidate", "1").status_code == 200
     point(mlflow_app, model, "candidate", "2")
     body = {"name": model, "alias": "candidate"}
     assert mlflow_app.client.delete(f"{API}/registered-models/alias", json=body).status_code == 200
-    assert [
-        (
-            event.action,
-            event.before,
-            event.after,
-        )
-        for event in events(mlflow_app, model)
-    ] == [
+    assert [(event.action, event.before, event.after) for event in events(mlflow_app, model)] == [
         ("refused", "", "version 1 in @Champion"),
         ("alias", "", "version 1 in @candidate"),
         ("alias", "version 1 in @candidate", "version 2 in @candidate"),
@@ -267,7 +230,7 @@ def test_a_gated_alias_is_refused_and_others_are_written_down(mlflow_app: Any) -
     ]
 
 
-def test_a_version_that_is_deleted_out_of_a_stage_is_in_the_trail(mlflow_app: Any) -> None:
+def test_a_version_that_is_deleted_out_of_a_stage_is_in_the_trail(mlflow_app):
     model = mlflow_app.model(policy=None)
     move(mlflow_app, model, "1", "Production")
     body = {"name": model, "version": "1"}
@@ -275,16 +238,13 @@ def test_a_version_that_is_deleted_out_of_a_stage_is_in_the_trail(mlflow_app: An
     assert [event.after for event in events(mlflow_app, model)] == ["Production", "deleted"]
 
 
-def set_policy(mlflow_app: Any, model: str, policy: str) -> None:
+def set_policy(mlflow_app, model, policy):
     tag = {"name": model, "key": "onnxserve.gate.policy", "value": policy}
     assert mlflow_app.client.post(f"{API}/registered-models/set-tag", json=tag).status_code == 200
 
 
 @pytest.mark.parametrize("tag", ["", "onnxserve.rolled_back"])
-def test_earlier_production_version_may_return_ungated_unless_rolled_back(
-    mlflow_app: Any,
-    tag: str,
-) -> None:
+def test_earlier_production_version_may_return_ungated_unless_rolled_back(mlflow_app, tag):
     from mlflow.entities.model_registry import ModelVersionTag
 
     model = mlflow_app.model(policy="gated_stages: [Staging]", versions=3)
@@ -301,18 +261,12 @@ def test_earlier_production_version_may_return_ungated_unless_rolled_back(
     assert move(mlflow_app, model, "1", "Production").status_code == (403 if tag else 200)
 
 
-def test_a_version_without_a_verdict_returns_only_with_the_files_that_were_served(
-    mlflow_app: Any,
-) -> None:
+def test_a_version_without_a_verdict_returns_only_with_the_files_that_were_served(mlflow_app):
     model = mlflow_app.model(policy=None, versions=2)
     for version in "12":
         assert (
             move(
-                mlflow_app,
-                model,
-                version,
-                "Production",
-                archive_existing_versions=True,
+                mlflow_app, model, version, "Production", archive_existing_versions=True
             ).status_code
             == 200
         )
@@ -329,7 +283,7 @@ def test_a_version_without_a_verdict_returns_only_with_the_files_that_were_serve
     )
 
 
-def test_the_alias_that_was_there_before_may_come_back(mlflow_app: Any) -> None:
+def test_the_alias_that_was_there_before_may_come_back(mlflow_app):
     model = mlflow_app.model(policy=None)
     point(mlflow_app, model, "best", "1")
     point(mlflow_app, model, "best", "2")
@@ -338,7 +292,7 @@ def test_the_alias_that_was_there_before_may_come_back(mlflow_app: Any) -> None:
 
 
 @pytest.mark.parametrize("gate", ["passed", "passed without an evaluation"])
-def test_a_verdict_by_another_policy_does_not_count(mlflow_app: Any, gate: str) -> None:
+def test_a_verdict_by_another_policy_does_not_count(mlflow_app, gate):
     from mlflow.entities.model_registry import ModelVersionTag
 
     model = mlflow_app.model()
@@ -346,16 +300,12 @@ def test_a_verdict_by_another_policy_does_not_count(mlflow_app: Any, gate: str) 
     digest = parse_policy(POLICY, "here").digest
     for tagged_digest, status in (("0" * 16, 403), (digest, 200)):
         mlflow_app.registry.set_model_version_tag(
-            model,
-            "1",
-            ModelVersionTag("onnxserve.gate.policy_digest", tagged_digest),
+            model, "1", ModelVersionTag("onnxserve.gate.policy_digest", tagged_digest)
         )
         assert move(mlflow_app, model, "1", "Production").status_code == status
 
 
-def test_who_writes_a_policy_or_tries_to_write_a_verdict_by_hand_is_in_the_trail(
-    mlflow_app: Any,
-) -> None:
+def test_who_writes_a_policy_or_tries_to_write_a_verdict_by_hand_is_in_the_trail(mlflow_app):
     model = mlflow_app.model(policy=None)
     policy = {"name": model, "key": "onnxserve.gate.policy", "value": "gated_stages: [Production]"}
     verdict = {"name": model, "version": "1", "key": "onnxserve.gate", "value": "passed"}
@@ -382,29 +332,27 @@ def test_who_writes_a_policy_or_tries_to_write_a_verdict_by_hand_is_in_the_trail
     ]
 
 
-def test_a_policy_that_cannot_be_read_lets_nothing_through(mlflow_app: Any) -> None:
+def test_a_policy_that_cannot_be_read_lets_nothing_through(mlflow_app):
     model = mlflow_app.model(policy="gated_stage: [Production]")
     answer = move(mlflow_app, model, "1", "Production")
     assert answer.status_code == 403
     assert "gated_stage" in answer.json["message"]
 
 
-def test_a_tag_that_makes_a_model_a_prompt_opens_no_gate(mlflow_app: Any) -> None:
+def test_a_tag_that_makes_a_model_a_prompt_opens_no_gate(mlflow_app):
     from mlflow.entities.model_registry import RegisteredModelTag
 
     model = mlflow_app.model()
     mlflow_app.registry.set_registered_model_tag(
-        model,
-        RegisteredModelTag("mlflow.prompt.is_prompt", "true"),
+        model, RegisteredModelTag("mlflow.prompt.is_prompt", "true")
     )
     assert point(mlflow_app, model, "champion", "1").status_code == 403
 
 
 @pytest.mark.parametrize(
-    "key",
-    ["onnxserve.gate", "onnxserve.gate.digest", "onnxserve.gate.policy_digest"],
+    "key", ["onnxserve.gate", "onnxserve.gate.digest", "onnxserve.gate.policy_digest"]
 )
-def test_no_caller_sets_or_deletes_a_tag_of_a_verdict(mlflow_app: Any, key: str) -> None:
+def test_no_caller_sets_or_deletes_a_tag_of_a_verdict(mlflow_app, key):
     from mlflow.entities.model_registry import ModelVersionTag
 
     model = mlflow_app.model(policy=None)
@@ -412,8 +360,7 @@ def test_no_caller_sets_or_deletes_a_tag_of_a_verdict(mlflow_app: Any, key: str)
     body = {"name": model, "version": "1", "key": key}
     for base in (API, AJAX):
         answer = mlflow_app.client.post(
-            f"{base}/model-versions/set-tag",
-            json={**body, "value": "new"},
+            f"{base}/model-versions/set-tag", json={**body, "value": "new"}
         )
         assert answer.status_code == 403
         assert mentions(answer.json["message"], key, f"`onnxserve gate models:/{model}/1`")
@@ -422,22 +369,13 @@ def test_no_caller_sets_or_deletes_a_tag_of_a_verdict(mlflow_app: Any, key: str)
             == 403
         )
     assert mlflow_app.registry.get_model_version(model, "1").tags == {key: "old"}
-    assert [
-        (
-            event.action,
-            event.before,
-            event.after,
-        )
-        for event in events(mlflow_app, model)
-    ] == [
+    assert [(event.action, event.before, event.after) for event in events(mlflow_app, model)] == [
         ("refused", "old", "new"),
         ("refused", "old", ""),
     ] * 2
 
 
-def test_who_makes_renames_or_deletes_a_gated_model_is_in_the_trail_of_both_names(
-    mlflow_app: Any,
-) -> None:
+def test_who_makes_renames_or_deletes_a_gated_model_is_in_the_trail_of_both_names(mlflow_app):
     model = "made-here"
     tags = [{"key": "onnxserve.gate.policy", "value": POLICY}]
     client = mlflow_app.client
@@ -458,9 +396,7 @@ def test_who_makes_renames_or_deletes_a_gated_model_is_in_the_trail_of_both_name
     ]
 
 
-def test_version_of_a_renamed_model_is_gated_despite_the_history_of_the_name(
-    mlflow_app: Any,
-) -> None:
+def test_version_of_a_renamed_model_is_gated_despite_the_history_of_the_name(mlflow_app):
     first = mlflow_app.model(policy=None)
     second = mlflow_app.model(policy=None)
     for model, versions in ((first, "12"), (second, "2")):
@@ -469,11 +405,7 @@ def test_version_of_a_renamed_model_is_gated_despite_the_history_of_the_name(
     rename = f"{API}/registered-models/rename"
     for name, new in ((first, f"{first}-old"), (second, first)):
         assert (
-            mlflow_app.client.post(
-                rename,
-                json={"name": name, "new_name": new},
-            ).status_code
-            == 200
+            mlflow_app.client.post(rename, json={"name": name, "new_name": new}).status_code == 200
         )
     policy = {"name": first, "key": "onnxserve.gate.policy", "value": POLICY}
     assert (
@@ -482,11 +414,11 @@ def test_version_of_a_renamed_model_is_gated_despite_the_history_of_the_name(
     assert move(mlflow_app, first, "1", "Production").status_code == 403
 
 
-def test_changes_are_counted_for_the_change_feed(mlflow_app: Any) -> None:
+def test_changes_are_counted_for_the_change_feed(mlflow_app):
     model = mlflow_app.model()
     counts = count(1)
 
-    def is_counted() -> None:
+    def is_counted():
         expected = next(counts)
         wait_until(
             lambda: mlflow_app.store.recent_changes().get(model) == expected,
@@ -520,10 +452,8 @@ def test_changes_are_counted_for_the_change_feed(mlflow_app: Any) -> None:
 
 
 def test_an_event_is_kept_and_mlflow_goes_on_if_the_audit_store_is_broken(
-    mlflow_app: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+    mlflow_app, monkeypatch, caplog
+):
     model = mlflow_app.model(policy=None)
     monkeypatch.setenv("ONNXSERVE_STORE_URI", "sqlite:////proc/nobody/can/write/here.db")
     assert move(mlflow_app, model, "1", "Production").status_code == 200

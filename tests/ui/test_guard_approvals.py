@@ -4,12 +4,9 @@ that the policy requires.
 
 import hashlib
 import shutil
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -47,14 +44,12 @@ class Caller:
 
 
 @pytest.fixture
-def caller(monkeypatch: pytest.MonkeyPatch) -> Caller:
+def caller(monkeypatch):
     who = Caller()
 
-    def identity() -> SimpleNamespace:
+    def identity():
         return SimpleNamespace(
-            user=who.user,
-            address="127.0.0.1",
-            actor=who.user or "anonymous@127.0.0.1",
+            user=who.user, address="127.0.0.1", actor=who.user or "anonymous@127.0.0.1"
         )
 
     monkeypatch.setattr(moves, "caller", identity)
@@ -64,7 +59,7 @@ def caller(monkeypatch: pytest.MonkeyPatch) -> Caller:
 
 
 @pytest.fixture
-def model(mlflow_app: Any, caller: Caller) -> str:
+def model(mlflow_app, caller):
     """A model whose two versions have passed the gate, but have no approvals."""
     name: str = mlflow_app.model(policy=POLICY)
     for version in "12":
@@ -72,30 +67,19 @@ def model(mlflow_app: Any, caller: Caller) -> str:
     return name
 
 
-def approve_all(
-    mlflow_app: Any,
-    model: str,
-    version: str = "1",
-    place: str = "Production",
-    report: str = "",
-) -> None:
+def approve_all(mlflow_app, model, version="1", place="Production", report=""):
     """Request the promotion, and approve it by two people."""
     with mlflow_app.app.test_request_context():
         policy, subject = moves.promotion_now(model, version, parse_stage_or_alias(place))
     if not report:
         record_gate(mlflow_app.store, subject)
-    request_promotion(
-        mlflow_app.store,
-        policy,
-        subject,
-        Person("eva", frozenset(), may_edit=True),
-    )
+    request_promotion(mlflow_app.store, policy, subject, Person("eva", frozenset(), may_edit=True))
     for user in ("ada", "bob"):
         person = Person(user, frozenset({"risk"}), may_edit=False)
         approve(mlflow_app.store, policy, subject, person, report or REPORT)
 
 
-def send(mlflow_app: Any, path: str, **body: Any) -> int:
+def send(mlflow_app, path, **body):
     method = (
         mlflow_app.client.delete
         if path.endswith(("/delete", "/delete-tag"))
@@ -105,7 +89,7 @@ def send(mlflow_app: Any, path: str, **body: Any) -> int:
     return status
 
 
-def test_a_version_moves_only_with_its_approvals(mlflow_app: Any, model: str) -> None:
+def test_a_version_moves_only_with_its_approvals(mlflow_app, model):
     for answer in (
         move(mlflow_app, model, "1", "Production"),
         point(mlflow_app, model, "champion", "1"),
@@ -113,10 +97,7 @@ def test_a_version_moves_only_with_its_approvals(mlflow_app: Any, model: str) ->
         assert answer.status_code == 403
         assert answer.json["error_code"] == "PERMISSION_DENIED"
         assert mentions(
-            answer.json["message"],
-            "2 of 2",
-            "risk",
-            f"http://localhost/onnxserve?model={model}",
+            answer.json["message"], "2 of 2", "risk", f"http://localhost/onnxserve?model={model}"
         )
     approve_all(mlflow_app, model)
     assert move(mlflow_app, model, "1", "Production").status_code == 200
@@ -124,11 +105,7 @@ def test_a_version_moves_only_with_its_approvals(mlflow_app: Any, model: str) ->
     assert promotion_requests(mlflow_app.store, model) == []
 
 
-def test_the_refusal_links_to_the_address_of_the_operator(
-    mlflow_app: Any,
-    model: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_refusal_links_to_the_address_of_the_operator(mlflow_app, model, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_MLFLOW_URL", "https://mlflow.example/ml/")
     message = move(mlflow_app, model, "1", "Production").json["message"]
     assert mentions(message, f"https://mlflow.example/ml/onnxserve?model={model}")
@@ -136,11 +113,7 @@ def test_the_refusal_links_to_the_address_of_the_operator(
     assert events(mlflow_app, model)[-1].actor == "mallory"
 
 
-def test_an_anonymous_caller_reads_that_a_login_is_needed(
-    mlflow_app: Any,
-    model: str,
-    caller: Caller,
-) -> None:
+def test_an_anonymous_caller_reads_that_a_login_is_needed(mlflow_app, model, caller):
     caller.user = ""
     caller.is_administrator = True
     answer = move(mlflow_app, model, "1", "Production")
@@ -149,15 +122,9 @@ def test_an_anonymous_caller_reads_that_a_login_is_needed(
 
 
 @pytest.mark.parametrize(
-    ("approved", "other"),
-    [("Production", "@champion"), ("@champion", "Production")],
+    ("approved", "other"), [("Production", "@champion"), ("@champion", "Production")]
 )
-def test_an_approval_is_for_one_stage_or_alias(
-    approved: str,
-    other: str,
-    mlflow_app: Any,
-    model: str,
-) -> None:
+def test_an_approval_is_for_one_stage_or_alias(approved, other, mlflow_app, model):
     approve_all(mlflow_app, model, place=approved)
     statuses = {
         "Production": move(mlflow_app, model, "1", "Production").status_code,
@@ -167,7 +134,7 @@ def test_an_approval_is_for_one_stage_or_alias(
 
 
 @pytest.mark.parametrize("state", ["passed", "passed without an evaluation", "forced"])
-def test_tags_are_not_approvals(state: str, mlflow_app: Any, model: str) -> None:
+def test_tags_are_not_approvals(state, mlflow_app, model):
     tags = {
         "onnxserve.gate": state,
         "onnxserve.gate.policy_digest": parse_policy(POLICY, "it").digest,
@@ -181,12 +148,7 @@ def test_tags_are_not_approvals(state: str, mlflow_app: Any, model: str) -> None
         status = 403 if key.startswith("onnxserve.gate") else 200
         assert (
             send(
-                mlflow_app,
-                "model-versions/set-tag",
-                name=model,
-                version="1",
-                key=key,
-                value=value,
+                mlflow_app, "model-versions/set-tag", name=model, version="1", key=key, value=value
             )
             == status
         )
@@ -214,30 +176,21 @@ def test_tags_are_not_approvals(state: str, mlflow_app: Any, model: str) -> None
         ("registered-models/delete", {}),
     ],
 )
-def test_only_an_administrator_may_remove_the_need_for_approvals(
-    path: str,
-    body: dict[str, str],
-    mlflow_app: Any,
-    model: str,
-) -> None:
+def test_only_an_administrator_may_remove_the_need_for_approvals(path, body, mlflow_app, model):
     assert send(mlflow_app, path, name=model, **body) == 403
     assert mlflow_app.registry.get_registered_model(model).tags[POLICY_TAG] == POLICY
     assert [(event.action, event.actor) for event in events(mlflow_app, model)] == [
-        ("refused", "mallory"),
+        ("refused", "mallory")
     ]
     assert move(mlflow_app, model, "1", "Production").status_code == 403
 
 
 @pytest.mark.parametrize(
-    "policy",
-    ["approvals: {count: 0}", "approvals: [", "gated_stages: [Production]"],
+    "policy", ["approvals: {count: 0}", "approvals: [", "gated_stages: [Production]"]
 )
 def test_an_administrator_may_change_the_policy_and_an_editor_a_policy_without_approvals(
-    policy: str,
-    mlflow_app: Any,
-    model: str,
-    caller: Caller,
-) -> None:
+    policy, mlflow_app, model, caller
+):
     tag = {"name": model, "key": POLICY_TAG}
     caller.is_administrator = True
     assert send(mlflow_app, "registered-models/set-tag", **tag, value=policy) == 200
@@ -248,11 +201,7 @@ def test_an_administrator_may_change_the_policy_and_an_editor_a_policy_without_a
 
 
 @pytest.mark.parametrize("target", ["same", "other"])
-def test_a_copy_of_an_approved_version_needs_its_own_approvals(
-    target: str,
-    mlflow_app: Any,
-    model: str,
-) -> None:
+def test_a_copy_of_an_approved_version_needs_its_own_approvals(target, mlflow_app, model):
     approve_all(mlflow_app, model)
     name = model if target == "same" else mlflow_app.model(policy=POLICY, versions=0)
     assert send(mlflow_app, "model-versions/create", name=name, source=f"models:/{model}/1") == 200
@@ -263,12 +212,7 @@ def test_a_copy_of_an_approved_version_needs_its_own_approvals(
 
 
 @pytest.mark.parametrize("slashes", ["/", "///"])
-def test_the_authors_of_a_version_are_authors_of_its_copies(
-    slashes: str,
-    mlflow_app: Any,
-    model: str,
-    caller: Caller,
-) -> None:
+def test_the_authors_of_a_version_are_authors_of_its_copies(slashes, mlflow_app, model, caller):
     other = mlflow_app.model(policy=POLICY, versions=0)
     for user, name, source in (
         ("lea", model, "s3://bucket/x"),
@@ -281,11 +225,7 @@ def test_the_authors_of_a_version_are_authors_of_its_copies(
         assert version_authors(mlflow_app.store, version, created) == authors
 
 
-def test_approvals_do_not_survive_a_rename_there_and_back(
-    mlflow_app: Any,
-    model: str,
-    caller: Caller,
-) -> None:
+def test_approvals_do_not_survive_a_rename_there_and_back(mlflow_app, model, caller):
     approve_all(mlflow_app, model)
     caller.is_administrator = True
     for before, after in ((model, f"{model}-away"), (f"{model}-away", model)):
@@ -293,11 +233,7 @@ def test_approvals_do_not_survive_a_rename_there_and_back(
     assert move(mlflow_app, model, "1", "Production").status_code == 403
 
 
-def test_approvals_are_not_for_another_model_of_the_same_name(
-    mlflow_app: Any,
-    model: str,
-    caller: Caller,
-) -> None:
+def test_approvals_are_not_for_another_model_of_the_same_name(mlflow_app, model, caller):
     approve_all(mlflow_app, model)
     source = mlflow_app.registry.get_model_version(model, "1").source
     caller.is_administrator = True
@@ -309,10 +245,7 @@ def test_approvals_are_not_for_another_model_of_the_same_name(
     assert move(mlflow_app, model, "1", "Production").status_code == 403
 
 
-def test_a_version_that_is_deleted_and_created_again_needs_new_approvals(
-    mlflow_app: Any,
-    model: str,
-) -> None:
+def test_a_version_that_is_deleted_and_created_again_needs_new_approvals(mlflow_app, model):
     approve_all(mlflow_app, model, "2")
     source = mlflow_app.registry.get_model_version(model, "2").source
     assert send(mlflow_app, "model-versions/delete", name=model, version="2") == 200
@@ -321,10 +254,7 @@ def test_a_version_that_is_deleted_and_created_again_needs_new_approvals(
     assert move(mlflow_app, model, str(created.version), "Production").status_code == 403
 
 
-def test_approvals_lapse_when_a_file_changes_even_if_the_gate_passes_again(
-    mlflow_app: Any,
-    model: str,
-) -> None:
+def test_approvals_lapse_when_a_file_changes_even_if_the_gate_passes_again(mlflow_app, model):
     approve_all(mlflow_app, model)
     mlmodel = mlflow_app.files(model, "1") / "MLmodel"
     approved = mlmodel.read_text()
@@ -338,11 +268,7 @@ def test_approvals_lapse_when_a_file_changes_even_if_the_gate_passes_again(
     assert move(mlflow_app, model, "1", "Production").status_code == 200
 
 
-def test_approvals_lapse_when_the_policy_changes(
-    mlflow_app: Any,
-    model: str,
-    caller: Caller,
-) -> None:
+def test_approvals_lapse_when_the_policy_changes(mlflow_app, model, caller):
     approve_all(mlflow_app, model)
     caller.is_administrator = True
     tag = {
@@ -357,11 +283,7 @@ def test_approvals_lapse_when_the_policy_changes(
 
 
 @pytest.mark.parametrize("state", ["forced", "passed"])
-def test_after_a_failure_a_version_moves_only_if_the_approvers_saw_it(
-    state: str,
-    mlflow_app: Any,
-    model: str,
-) -> None:
+def test_after_a_failure_a_version_moves_only_if_the_approvers_saw_it(state, mlflow_app, model):
     approve_all(mlflow_app, model)
     with mlflow_app.app.test_request_context():
         _, subject = moves.promotion_now(model, "1", parse_stage_or_alias("Production"))
@@ -372,7 +294,7 @@ def test_after_a_failure_a_version_moves_only_if_the_approvers_saw_it(
     assert move(mlflow_app, model, "1", "Production").status_code == 200
 
 
-def test_a_promotion_uses_its_approvals_up(mlflow_app: Any, model: str) -> None:
+def test_a_promotion_uses_its_approvals_up(mlflow_app, model):
     approve_all(mlflow_app, model)
     assert move(mlflow_app, model, "1", "Production").status_code == 200
     # The version is already there.
@@ -381,10 +303,7 @@ def test_a_promotion_uses_its_approvals_up(mlflow_app: Any, model: str) -> None:
     assert move(mlflow_app, model, "1", "Production").status_code == 403
 
 
-def test_a_version_that_was_rolled_back_does_not_return_as_a_rollback(
-    mlflow_app: Any,
-    model: str,
-) -> None:
+def test_a_version_that_was_rolled_back_does_not_return_as_a_rollback(mlflow_app, model):
     for version in "12":
         approve_all(mlflow_app, model, version, "@champion")
         assert point(mlflow_app, model, "champion", version).status_code == 200
@@ -397,10 +316,7 @@ def test_a_version_that_was_rolled_back_does_not_return_as_a_rollback(
         assert point(mlflow_app, model, "champion", "2").status_code == 200
 
 
-def test_a_version_returns_only_with_the_files_that_were_approved(
-    mlflow_app: Any,
-    model: str,
-) -> None:
+def test_a_version_returns_only_with_the_files_that_were_approved(mlflow_app, model):
     for version in "12":
         approve_all(mlflow_app, model, version, "@champion")
         assert point(mlflow_app, model, "champion", version).status_code == 200
@@ -415,10 +331,7 @@ def test_a_version_returns_only_with_the_files_that_were_approved(
     assert point(mlflow_app, model, "champion", "1").status_code == 200
 
 
-def test_a_move_to_the_same_place_does_not_make_other_files_the_approved_ones(
-    mlflow_app: Any,
-    model: str,
-) -> None:
+def test_a_move_to_the_same_place_does_not_make_other_files_the_approved_ones(mlflow_app, model):
     for version in "12":
         approve_all(mlflow_app, model, version)
         if version == "2":
@@ -426,21 +339,13 @@ def test_a_move_to_the_same_place_does_not_make_other_files_the_approved_ones(
             for archives in (False, True):  # The version is already there, so nothing moves.
                 assert (
                     move(
-                        mlflow_app,
-                        model,
-                        "1",
-                        "Production",
-                        archive_existing_versions=archives,
+                        mlflow_app, model, "1", "Production", archive_existing_versions=archives
                     ).status_code
                     == 200
                 )
         assert (
             move(
-                mlflow_app,
-                model,
-                version,
-                "Production",
-                archive_existing_versions=True,
+                mlflow_app, model, version, "Production", archive_existing_versions=True
             ).status_code
             == 200
         )
@@ -449,10 +354,8 @@ def test_a_move_to_the_same_place_does_not_make_other_files_the_approved_ones(
 
 @pytest.mark.parametrize("path", ["transition-stage", "delete"])
 def test_a_version_leaves_a_stage_only_if_the_version_below_has_its_approved_files(
-    path: str,
-    mlflow_app: Any,
-    model: str,
-) -> None:
+    path, mlflow_app, model
+):
     for version in "12":
         approve_all(mlflow_app, model, version)
         assert move(mlflow_app, model, version, "Production").status_code == 200
@@ -469,9 +372,8 @@ def test_a_version_leaves_a_stage_only_if_the_version_below_has_its_approved_fil
 
 
 def test_a_version_leaves_a_stage_if_the_version_below_is_judged_but_not_recorded(
-    mlflow_app: Any,
-    caller: Caller,
-) -> None:
+    mlflow_app, caller
+):
     name = mlflow_app.model(policy=GATED)
     for version in "12":
         mlflow_app.registry.transition_model_version_stage(name, version, "Production", False)
@@ -483,11 +385,8 @@ def test_a_version_leaves_a_stage_if_the_version_below_is_judged_but_not_recorde
 
 
 def test_a_version_leaves_a_stage_if_people_have_approved_the_version_below(
-    mlflow_app: Any,
-    model: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    mlflow_app, model, tmp_path, monkeypatch
+):
     for version in "12":
         mlflow_app.registry.transition_model_version_stage(model, version, "Production", False)
     with monkeypatch.context() as changed:
@@ -501,16 +400,11 @@ def test_a_version_leaves_a_stage_if_people_have_approved_the_version_below(
 
 
 def test_the_files_of_a_served_version_are_recorded_when_approvals_become_required(
-    mlflow_app: Any,
-    caller: Caller,
-) -> None:
+    mlflow_app, caller
+):
     name = mlflow_app.model(policy=None)
     # Without the guard, as by an older server.
-    mlflow_app.registry.set_registered_model_alias(
-        name,
-        "champion",
-        "1",
-    )
+    mlflow_app.registry.set_registered_model_alias(name, "champion", "1")
     caller.is_administrator = True
     tag = {"name": name, "key": POLICY_TAG, "value": POLICY}
     assert send(mlflow_app, "registered-models/set-tag", **tag) == 200
@@ -524,10 +418,8 @@ def test_the_files_of_a_served_version_are_recorded_when_approvals_become_requir
 
 
 def test_the_same_policy_records_the_files_of_a_version_that_an_older_server_moved(
-    mlflow_app: Any,
-    model: str,
-    caller: Caller,
-) -> None:
+    mlflow_app, model, caller
+):
     mlflow_app.registry.set_registered_model_alias(model, "champion", "1")
     caller.is_administrator = True
     tag = {"name": model, "key": POLICY_TAG, "value": POLICY}
@@ -540,11 +432,9 @@ def test_the_same_policy_records_the_files_of_a_version_that_an_older_server_mov
 
 @pytest.mark.parametrize("place", ["@champion", "Production"])
 def test_files_that_are_approved_again_for_a_version_that_is_there_are_recorded(
-    place: str,
-    mlflow_app: Any,
-    model: str,
-) -> None:
-    def enter(version: str) -> int:
+    place, mlflow_app, model
+):
+    def enter(version):
         is_alias = place.startswith("@")
         answer = (
             point(mlflow_app, model, place[1:], version)
@@ -569,16 +459,12 @@ def test_files_that_are_approved_again_for_a_version_that_is_there_are_recorded(
     assert enter("1") == 200  # The way back to version 1 stays open.
 
 
-def test_a_rollback_by_command_counts_as_a_rollback_too(mlflow_app: Any, model: str) -> None:
+def test_a_rollback_by_command_counts_as_a_rollback_too(mlflow_app, model):
     for version in "12":
         approve_all(mlflow_app, model, version)
         assert (
             move(
-                mlflow_app,
-                model,
-                version,
-                "Production",
-                archive_existing_versions=True,
+                mlflow_app, model, version, "Production", archive_existing_versions=True
             ).status_code
             == 200
         )
@@ -588,37 +474,25 @@ def test_a_rollback_by_command_counts_as_a_rollback_too(mlflow_app: Any, model: 
     )
     moved = {"moved": {"place": "Production", "before": "2"}}
     mlflow_app.store.record(
-        "transition",
-        endpoint="flights",
-        model=model,
-        version="1",
-        detail=moved,
+        "transition", endpoint="flights", model=model, version="1", detail=moved
     )
     assert move(mlflow_app, model, "2", "Production").status_code == 403
 
 
 @pytest.mark.parametrize("approved", ["1", "2"])
-def test_a_second_promotion_during_the_first_needs_its_own_approvals(
-    approved: str,
-    mlflow_app: Any,
-    model: str,
-) -> None:
+def test_a_second_promotion_during_the_first_needs_its_own_approvals(approved, mlflow_app, model):
     approve_all(mlflow_app, model, approved)
     with ThreadPoolExecutor(4) as pool:
         answers = [
             *pool.map(
-                lambda version: (version, move(mlflow_app, model, version, "Production")),
-                "1212",
-            ),
+                lambda version: (version, move(mlflow_app, model, version, "Production")), "1212"
+            )
         ]
     assert {version for version, answer in answers if answer.status_code == 200} == {approved}
     assert {version: mlflow_app.stage(model, version) for version in "12"}[approved] == "Production"
 
 
-def test_an_intention_without_a_result_uses_the_approvals_up(
-    mlflow_app: Any,
-    model: str,
-) -> None:
+def test_an_intention_without_a_result_uses_the_approvals_up(mlflow_app, model):
     """MLflow's server was killed after it had stored the intention."""
     approve_all(mlflow_app, model)
     moved = {"moved": {"place": "Production", "before": ""}}
@@ -627,7 +501,7 @@ def test_an_intention_without_a_result_uses_the_approvals_up(
     assert move(mlflow_app, model, "1", "Production").status_code == 403
 
 
-def test_a_failed_intention_leaves_the_approvals(mlflow_app: Any, model: str) -> None:
+def test_a_failed_intention_leaves_the_approvals(mlflow_app, model):
     approve_all(mlflow_app, model)
     moved = {"moved": {"place": "Production", "before": ""}}
     detail = {"intention": "1", "intended": "transition", **moved}
@@ -636,7 +510,7 @@ def test_a_failed_intention_leaves_the_approvals(mlflow_app: Any, model: str) ->
     assert move(mlflow_app, model, "1", "Production").status_code == 200
 
 
-def test_a_failed_gate_is_refused_even_with_approvals(mlflow_app: Any, model: str) -> None:
+def test_a_failed_gate_is_refused_even_with_approvals(mlflow_app, model):
     approve_all(mlflow_app, model)
     mlflow_app.stands(model, "1", "failed", "evaluation: accuracy 0.71 against 0.80")
     assert move(mlflow_app, model, "1", "Production").status_code == 403
@@ -644,19 +518,11 @@ def test_a_failed_gate_is_refused_even_with_approvals(mlflow_app: Any, model: st
 
 @pytest.mark.parametrize(
     ("break_store", "status"),
-    [
-        (lambda path: shutil.copy("/dev/null", path), 403),
-        (lambda path: path.mkdir(), 503),
-    ],
+    [(lambda path: shutil.copy("/dev/null", path), 403), (lambda path: path.mkdir(), 503)],
 )
 def test_approvals_that_cannot_be_read_let_nothing_through(
-    break_store: Callable[[Path], object],
-    status: int,
-    mlflow_app: Any,
-    model: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    break_store, status, mlflow_app, model, tmp_path, monkeypatch
+):
     approve_all(mlflow_app, model)
     break_store(tmp_path / "store.db")
     monkeypatch.setenv("ONNXSERVE_STORE_URI", f"sqlite:///{tmp_path / 'store.db'}")
@@ -664,10 +530,7 @@ def test_approvals_that_cannot_be_read_let_nothing_through(
     assert mlflow_app.stage(model, "1") == "None"
 
 
-def test_a_report_that_was_replaced_in_its_run_has_another_digest(
-    mlflow_app: Any,
-    model: str,
-) -> None:
+def test_a_report_that_was_replaced_in_its_run_has_another_digest(mlflow_app, model):
     client = MlflowClient()
     run_id = client.create_run("0").info.run_id
     for text in ("judged", "replaced"):

@@ -1,10 +1,6 @@
 """Tests of the jobs of actions, including jobs that do not end."""
 
 import os
-from pathlib import Path
-from typing import Any
-
-import pytest
 
 from mlflow_deploy_plugin.core.errors import TooManyRequests
 from mlflow_deploy_plugin.core.statedir.files import is_alive, write_state
@@ -14,10 +10,7 @@ from tests.support.refusals import mentions, refused
 from tests.support.waiting import wait_until
 
 
-def test_a_job_that_hangs_is_stopped_and_says_so(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_job_that_hangs_is_stopped_and_says_so(tmp_path, monkeypatch):
     (tmp_path / "hangs.py").write_text("import time; time.sleep(600)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(jobs, "_MODULE", "hangs")
@@ -27,15 +20,9 @@ def test_a_job_that_hangs_is_stopped_and_says_so(
     assert not is_alive(started.pid)
 
 
-def test_job_of_a_dead_server_times_out(tmp_path: Path) -> None:
+def test_job_of_a_dead_server_times_out(tmp_path):
     write_state(
-        tmp_path / f"{'a' * 16}.json",
-        press(
-            {},
-            id="a" * 16,
-            pid=os.getpid(),
-            started_at=0.0,
-        ),
+        tmp_path / f"{'a' * 16}.json", press({}, id="a" * 16, pid=os.getpid(), started_at=0.0)
     )
     job = Jobs(tmp_path).get("a" * 16)
     assert job is not None
@@ -43,30 +30,17 @@ def test_job_of_a_dead_server_times_out(tmp_path: Path) -> None:
     assert job.message == "timeout of the action"
 
 
-def test_a_button_that_is_pressed_twice_starts_one_job(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_button_that_is_pressed_twice_starts_one_job(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "_MODULE", "tests.support.waiting")
     write_state(tmp_path / f"{'a' * 16}.json", press({"endpoint": "x"}, id="a" * 16))
 
     assert Jobs(tmp_path).start(press({"endpoint": "x"}), {}).id == "a" * 16
-    other = (
-        Jobs(tmp_path)
-        .start(
-            press({"endpoint": "y"}),
-            {},
-        )
-        .id
-    )
+    other = Jobs(tmp_path).start(press({"endpoint": "y"}), {}).id
     assert other != "a" * 16
     wait_until(lambda: found(tmp_path, other, "failed"), 60, "the other one has ended")
 
 
-def test_one_person_cannot_take_the_places_of_the_others(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_one_person_cannot_take_the_places_of_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "_MODULE", "tests.support.waiting")
     for place in range(4):
         write_state(
@@ -75,36 +49,16 @@ def test_one_person_cannot_take_the_places_of_the_others(
         )
 
     with refused(TooManyRequests, "4 of your actions"):
-        Jobs(tmp_path).start(
-            press({"version": "4"}, actor="mallory"),
-            {},
-        )
-    started = (
-        Jobs(tmp_path)
-        .start(
-            press({"endpoint": "y"}),
-            {},
-        )
-        .id
-    )
+        Jobs(tmp_path).start(press({"version": "4"}, actor="mallory"), {})
+    started = Jobs(tmp_path).start(press({"endpoint": "y"}), {}).id
     wait_until(lambda: found(tmp_path, started, "failed"), 60, "that of another person has run")
 
 
-def test_job_does_not_receive_the_database_uris_of_the_server(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_job_does_not_receive_the_database_uris_of_the_server(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "_MODULE", "tests.support.environment")
     for variable in ("MLFLOW_BACKEND_STORE_URI", "MLFLOW_WORKSPACE_STORE_URI"):
         monkeypatch.setenv(variable, "postgresql://user:password@db")
-    id = (
-        Jobs(tmp_path)
-        .start(
-            press({}),
-            {"MLFLOW_WORKSPACE": "team-a"},
-        )
-        .id
-    )
+    id = Jobs(tmp_path).start(press({}), {"MLFLOW_WORKSPACE": "team-a"}).id
     wait_until(lambda: found(tmp_path, id, "failed"), 60, "it has ended")
 
     log = (tmp_path / f"{id}.log").read_text()
@@ -112,15 +66,11 @@ def test_job_does_not_receive_the_database_uris_of_the_server(
     assert "password" not in log
 
 
-def press(
-    arguments: dict[str, str],
-    actor: str = "eva",
-    **fields: Any,
-) -> Job:
+def press(arguments, actor="eva", **fields):
     return Job(description="roll x back", actor=actor, arguments=arguments, **fields)
 
 
-def found(folder: Path, id: str, state: str) -> Job | None:
+def found(folder, id, state):
     job = Jobs(folder).get(id)
     if job is not None and job.state == state:
         return job

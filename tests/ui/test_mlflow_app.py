@@ -5,9 +5,7 @@ app of another distribution.
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,25 +58,19 @@ def answer():
 
 
 @pytest.fixture
-def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def distribution(tmp_path, monkeypatch):
     """Return the folder of a distribution whose app of MLflow's server is a Flask app
     with a login.
     """
     folder = tmp_path / "site"
     (folder / "company-1.0.dist-info").mkdir(parents=True)
     (folder / "company-1.0.dist-info" / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: company\nVersion: 1.0\n",
+        "Metadata-Version: 2.1\nName: company\nVersion: 1.0\n"
     )
     (folder / "company-1.0.dist-info" / "entry_points.txt").write_text(ENTRY_POINTS)
     (folder / "company_app.py").write_text(PLUGIN)
     monkeypatch.setenv(
-        "PYTHONPATH",
-        os.pathsep.join(
-            [
-                str(folder),
-                os.environ.get("PYTHONPATH", ""),
-            ]
-        ),
+        "PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
     )
     monkeypatch.setenv("ONNXSERVE_MLFLOW_APP", COMPANY)
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
@@ -92,12 +84,12 @@ class CompanyLogin(Login):
 
 
 @pytest.fixture
-def company(monkeypatch: pytest.MonkeyPatch) -> Callable[[object], None]:
+def company(monkeypatch):
     """Return a function that registers an app of the group `mlflow.app`, together with
     its login adapter.
     """
 
-    def register(app: object) -> None:
+    def register(app):
         monkeypatch.setattr(sys.modules[__name__], "company_app", app, raising=False)
         app_entry = EntryPoint(COMPANY, f"{__name__}:company_app", "mlflow.app")
         adapter = EntryPoint(COMPANY, f"{__name__}:CompanyLogin", logins.GROUP)
@@ -110,16 +102,13 @@ def company(monkeypatch: pytest.MonkeyPatch) -> Callable[[object], None]:
     return register
 
 
-def test_mlflow_finds_both_apps() -> None:
+def test_mlflow_finds_both_apps():
     assert {"onnxserve", "onnxserve-basic-auth"} <= {
         app.name for app in entry_points(group="mlflow.app")
     }
 
 
-def test_uvicorn_gets_fastapi_around_flask_and_others_get_flask(
-    mlflow_app: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_uvicorn_gets_fastapi_around_flask_and_others_get_flask(mlflow_app, monkeypatch):
     monkeypatch.setenv("_MLFLOW_SGI_NAME", "gunicorn")
     assert apps.create_app() is mlflow_app.app
     # The server reads files from hosts that authors of models choose.
@@ -129,21 +118,15 @@ def test_uvicorn_gets_fastapi_around_flask_and_others_get_flask(
 
 
 @pytest.mark.parametrize("is_factory", [True, False])
-def test_another_app_stays_the_one_that_is_served(
-    mlflow_app: Any,
-    company: Callable[[object], None],
-    is_factory: bool,
-) -> None:
+def test_another_app_stays_the_one_that_is_served(mlflow_app, company, is_factory):
     served = FastAPI()
     company((lambda: served) if is_factory else served)
     assert apps.create_app() is served
 
 
 def test_around_a_flask_app_with_a_login_fastapi_has_no_routes_of_its_own(
-    mlflow_app: Any,
-    company: Callable[[object], None],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    mlflow_app, company, monkeypatch
+):
     monkeypatch.setenv("_MLFLOW_SGI_NAME", "uvicorn")
     company(lambda: mlflow_app.app)
     served: Any = apps.create_app()
@@ -157,11 +140,7 @@ def test_around_a_flask_app_with_a_login_fastapi_has_no_routes_of_its_own(
         ("/ajax-api/2.0/mlflow/registered-models/{rest:path}", "POST"),
     ],
 )
-def test_a_route_before_a_gated_view_is_refused(
-    mlflow_app: Any,
-    path: str,
-    method: str,
-) -> None:
+def test_a_route_before_a_gated_view_is_refused(mlflow_app, path, method):
     served = create_fastapi_app(mlflow_app.app)
     served.add_api_route(path, lambda: None, methods=[method])
     check_views(mlflow_app.app, served)  # Behind the Flask app, the route never answers.
@@ -171,19 +150,13 @@ def test_a_route_before_a_gated_view_is_refused(
 
 
 @pytest.mark.parametrize("name", ["nothing", "onnxserve"])
-def test_an_app_that_is_not_installed_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
-) -> None:
+def test_an_app_that_is_not_installed_is_refused(monkeypatch, name):
     monkeypatch.setenv("ONNXSERVE_MLFLOW_APP", name)
     with refused(InvalidConfig, "ONNXSERVE_MLFLOW_APP", name, "basic-auth"):
         apps.create_app()
 
 
-def test_an_app_without_a_login_adapter_is_refused(
-    company: Callable[[object], None],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_app_without_a_login_adapter_is_refused(company, monkeypatch):
     company(Flask("company"))
     monkeypatch.setattr(logins, "entry_points", lambda group: [])
     with refused(InvalidConfig, COMPANY, "onnxserve.logins", "oidc-auth"):
@@ -211,21 +184,15 @@ def test_an_app_without_a_login_adapter_is_refused(
     ids=lambda value: "" if isinstance(value, tuple) else "-".join(value),
 )
 def test_mlflow_server_does_not_start_with_settings_that_cannot_work(
-    environment: dict[str, str],
-    named: tuple[str, ...],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    environment, named, tmp_path, monkeypatch
+):
     for variable, value in environment.items():
         monkeypatch.setenv(variable, value)
     assert mentions(last_line_of_failed_server(tmp_path), "mlflow server", *named)
 
 
 @pytest.mark.long
-def test_mlflow_server_does_not_start_if_a_gated_path_is_answered_elsewhere(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_mlflow_server_does_not_start_if_a_gated_path_is_answered_elsewhere(tmp_path, monkeypatch):
     """This Python imports sitecustomize at its start."""
     (tmp_path / "sitecustomize.py").write_text(SHADOWING)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
@@ -233,16 +200,10 @@ def test_mlflow_server_does_not_start_if_a_gated_path_is_answered_elsewhere(
     assert mentions(last, "mlflow server", "/api/2.0/mlflow/registered-models/alias")
 
 
-def last_line_of_failed_server(folder: Path) -> str:
+def last_line_of_failed_server(folder):
     command = [sys.executable, "-W", "ignore", "-m", "mlflow", "server", "--app-name", "onnxserve"]
     command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
-    ended = subprocess.run(
-        command,
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 1
     assert "Traceback" not in ended.stderr
     return ended.stderr.strip().splitlines()[-1]
@@ -254,10 +215,8 @@ def last_line_of_failed_server(folder: Path) -> str:
     [("1 / 0", "ZeroDivisionError"), ("import a_missing_module", "a_missing_module")],
 )
 def test_mlflow_server_does_not_start_if_the_other_app_cannot_be_imported(
-    distribution: Path,
-    code: str,
-    error: str,
-) -> None:
+    distribution, code, error
+):
     (distribution / "company_app.py").write_text(code)
     last = last_line_of_failed_server(distribution)
     assert mentions(last, "mlflow server", "ONNXSERVE_MLFLOW_APP", COMPANY, error)
@@ -265,14 +224,9 @@ def test_mlflow_server_does_not_start_if_the_other_app_cannot_be_imported(
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "options",
-    [(), ("--gunicorn-opts", "--timeout 120")],
-    ids=["uvicorn", "gunicorn"],
+    "options", [(), ("--gunicorn-opts", "--timeout 120")], ids=["uvicorn", "gunicorn"]
 )
-def test_a_flask_app_of_another_distribution_checks_every_request_first(
-    distribution: Path,
-    options: tuple[str, ...],
-) -> None:
+def test_a_flask_app_of_another_distribution_checks_every_request_first(distribution, options):
     server = MlflowServer(distribution, app="onnxserve", options=options)
     server.start()
     try:

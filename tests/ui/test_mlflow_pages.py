@@ -4,13 +4,12 @@ from an MLflow run.
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import mlflow
 import pytest
 
-from mlflow_deploy_plugin.core.store.monitor_tables import MonitorWindow, WindowState
-from mlflow_deploy_plugin.ui.mlflow_pages import Mark, MlflowPages, MonitorVerdict
+from mlflow_deploy_plugin.core.store.monitor_tables import MonitorWindow
+from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages, MonitorVerdict
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence
 from tests.support.refusals import mentions
 
@@ -27,16 +26,12 @@ DAY = datetime(2026, 11, 20, tzinfo=UTC)
         (DAY, timedelta(), "2026-11-20 00:00 – 00:00"),
     ],
 )
-def test_a_window_is_written_as_short_as_it_can_be(
-    start: datetime,
-    length: timedelta,
-    said: str,
-) -> None:
+def test_a_window_is_written_as_short_as_it_can_be(start, length, said):
     stored = replace(window("judged"), start=start, end=start + length)
     assert MonitorVerdict(stored, "drift", "alarm").window == said
 
 
-def test_a_window_in_words() -> None:
+def test_a_window_in_words():
     stored = window("judged", reason="0.84 → 0.71", figures={"labelled_share": 0.835})
     verdict = MonitorVerdict(stored, "violated", "alarm")
     assert mentions(verdict.words, "hits, 2026-11-20", "violated", "84%", "0.84 → 0.71")
@@ -56,11 +51,8 @@ def test_a_window_in_words() -> None:
     ],
 )
 def test_the_sentence_of_a_verdict_has_no_statistics_if_the_store_has_the_columns(
-    verdict: str,
-    mark: Mark,
-    alarms: tuple[str, ...],
-    sentence: str,
-) -> None:
+    verdict, mark, alarms, sentence
+):
     stored = window(
         "judged",
         verdict=verdict,
@@ -70,23 +62,13 @@ def test_the_sentence_of_a_verdict_has_no_statistics_if_the_store_has_the_column
     assert MonitorVerdict(stored, verdict, mark).sentence == sentence
 
 
-def window(state: WindowState, **more: Any) -> MonitorWindow:
+def window(state, **more):
     return MonitorWindow(
-        1,
-        "judged",
-        "hits",
-        DAY,
-        DAY + timedelta(days=1),
-        1,
-        False,
-        state,
-        DAY,
-        DAY,
-        **more,
+        1, "judged", "hits", DAY, DAY + timedelta(days=1), 1, False, state, DAY, DAY, **more
     )
 
 
-def test_a_window_has_its_verdict_and_a_report_or_says_how_far_it_is(mlflow_app: Any) -> None:
+def test_a_window_has_its_verdict_and_a_report_or_says_how_far_it_is(mlflow_app):
     from mlflow.server import handlers
 
     experiment = mlflow.MlflowClient().create_experiment("onnxserve/judged")
@@ -118,19 +100,13 @@ def test_a_window_has_its_verdict_and_a_report_or_says_how_far_it_is(mlflow_app:
     assert failing.stored.reason == "no column"
 
 
-def test_a_window_whose_alarms_are_all_accepted_is_accepted_and_not_an_alarm(
-    mlflow_app: Any,
-) -> None:
+def test_a_window_whose_alarms_are_all_accepted_is_accepted_and_not_an_alarm(mlflow_app):
     from mlflow.server import handlers
 
     pages = MlflowPages(handlers._get_tracking_store(), "")
     evidence = {"alarms": ["x", "y"], "accepted": ["x"]}
     partly = window("judged", verdict="drift", evidence=evidence)
-    fully = window(
-        "judged",
-        verdict="drift",
-        evidence={**evidence, "accepted": ["y", "x"]},
-    )
+    fully = window("judged", verdict="drift", evidence={**evidence, "accepted": ["y", "x"]})
 
     outcomes = [
         (verdict.state, verdict.mark) for verdict in pages.windows("nobody", [partly, fully])
@@ -139,7 +115,7 @@ def test_a_window_whose_alarms_are_all_accepted_is_accepted_and_not_an_alarm(
     assert outcomes == [("drift", "alarm"), ("accepted", "fine")]
 
 
-def test_the_sentence_of_a_verdict_names_the_alarms_that_are_not_accepted(mlflow_app: Any) -> None:
+def test_the_sentence_of_a_verdict_names_the_alarms_that_are_not_accepted(mlflow_app):
     from mlflow.server import handlers
 
     pages = MlflowPages(handlers._get_tracking_store(), "")
@@ -159,14 +135,11 @@ def test_the_sentence_of_a_verdict_names_the_alarms_that_are_not_accepted(mlflow
     assert sentences == ["in fare", "all alarms are accepted: delay, fare"]
 
 
-def test_a_window_without_an_experiment_has_its_verdict(mlflow_app: Any) -> None:
+def test_a_window_without_an_experiment_has_its_verdict(mlflow_app):
     from mlflow.server import handlers
 
     pages = MlflowPages(handlers._get_tracking_store(), "")
-    (verdict,) = pages.windows(
-        "nobody",
-        [window("judged", verdict="no drift", run_id="a-run")],
-    )
+    (verdict,) = pages.windows("nobody", [window("judged", verdict="no drift", run_id="a-run")])
     assert verdict.state == "no drift"
     assert verdict.mark == "fine"
     assert verdict.report == ""

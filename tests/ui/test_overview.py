@@ -5,7 +5,6 @@ import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from html import unescape
-from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import mlflow
@@ -26,7 +25,6 @@ from mlflow_deploy_plugin.core.statedir.models import LoadedVariant, WorkerState
 from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
 from mlflow_deploy_plugin.core.store.audit import move_detail
 from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
-from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import EndpointRow
 from mlflow_deploy_plugin.promote.gate.promotion import promote
 from mlflow_deploy_plugin.promote.rollouts.snapshot import take_snapshot
@@ -44,12 +42,12 @@ from tests.support.monitors import judged_window
 from tests.support.refusals import mentions
 
 
-def states(html: str) -> dict[str, str]:
+def states(html):
     """Return the labelled states of the only endpoint."""
     return dict(re.findall(r'class="state">(\w+) <span class="mark[^>]*>([^<]+)<', html))
 
 
-def test_a_rollout_is_shown_with_its_step_and_its_reason(mlflow_app: Any, endpoint: str) -> None:
+def test_a_rollout_is_shown_with_its_step_and_its_reason(mlflow_app, endpoint):
     spec = {"to_uri": "models:/m/2", "steps": [1, 10, 50, 100]}
     mlflow_app.store.add_rollout(endpoint, spec, "stepping")
     html = " ".join(mlflow_app.client.get(PAGE).text.split())
@@ -58,44 +56,30 @@ def test_a_rollout_is_shown_with_its_step_and_its_reason(mlflow_app: Any, endpoi
     assert 'data-label="Step">1 of 4<' in html
 
 
-def test_a_promotion_is_one_line_of_the_trail_without_its_steps(mlflow_app: Any) -> None:
+def test_a_promotion_is_one_line_of_the_trail_without_its_steps(mlflow_app):
     begun = mlflow_app.store.now().isoformat()
     mlflow_app.store.record(
-        "transition",
-        model="stepped",
-        version="7",
-        before="None",
-        after="Production",
+        "transition", model="stepped", version="7", before="None", after="Production"
     )
     mlflow_app.store.record(
-        "promote",
-        model="stepped",
-        version="7",
-        why="as asked",
-        detail={STARTED_AT: begun},
+        "promote", model="stepped", version="7", why="as asked", detail={STARTED_AT: begun}
     )
     html = mlflow_app.client.get(PAGE).text
     assert re.findall(r'data-label="What" [^>]*>([^<]*)<bdi>stepped', html) == [
-        "promoted version 7 of ",
+        "promoted version 7 of "
     ]
 
 
-def test_the_trail_says_which_monitor_was_paused(mlflow_app: Any, endpoint: str) -> None:
+def test_the_trail_says_which_monitor_was_paused(mlflow_app, endpoint):
     Monitors(mlflow_app.store).pause(endpoint, "hits", actor="ada")
     html = mlflow_app.client.get(f"{PAGE}?endpoint={endpoint}").text
     Monitors(mlflow_app.store).pause(endpoint, "hits", paused=False)
     assert f">paused the monitor hits of {endpoint}<" in html
 
 
-def test_the_page_of_an_endpoint_has_its_name_and_the_trail_of_its_model(
-    mlflow_app: Any,
-    endpoint: str,
-) -> None:
+def test_the_page_of_an_endpoint_has_its_name_and_the_trail_of_its_model(mlflow_app, endpoint):
     mlflow_app.store.record(
-        "promote",
-        model=endpoint.removeprefix("of-"),
-        version="2",
-        why="for this endpoint",
+        "promote", model=endpoint.removeprefix("of-"), version="2", why="for this endpoint"
     )
     mlflow_app.store.record("promote", model="another", version="2", why="for another one")
     html = mlflow_app.client.get(f"{PAGE}?endpoint={endpoint}").text
@@ -105,9 +89,7 @@ def test_the_page_of_an_endpoint_has_its_name_and_the_trail_of_its_model(
 
 
 @pytest.mark.long
-def test_many_endpoints_are_shown_thirty_on_a_page_with_the_versions_of_their_models(
-    mlflow_app: Any,
-) -> None:
+def test_many_endpoints_are_shown_thirty_on_a_page_with_the_versions_of_their_models(mlflow_app):
     names = [f"one-of-many-{number:02}" for number in range(61)]
     for name in names:
         mlflow_app.registry.create_registered_model(name)
@@ -122,7 +104,7 @@ def test_many_endpoints_are_shown_thirty_on_a_page_with_the_versions_of_their_mo
     for html, shown in ((first, all_names[:30]), (second, all_names[30:60])):
         assert re.findall(r'<h2 id="endpoint-([^"]+)"', html) == shown
         assert {name for name in names if f'data-part="model {name}"' in html} == {*names} & {
-            *shown,
+            *shown
         }
         assert f'?beginning={all_names[30]}"' in html
         assert re.findall(r'aria-current="page">([^<]+)<', html) == [f"{shown[0]} – {shown[-1]}"]
@@ -131,9 +113,8 @@ def test_many_endpoints_are_shown_thirty_on_a_page_with_the_versions_of_their_mo
 
 
 def test_endpoints_are_counted_by_state_and_those_in_trouble_are_one_press_away(
-    mlflow_app: Any,
-    endpoint: str,
-) -> None:
+    mlflow_app, endpoint
+):
     mlflow_app.store.add_endpoint("onnxserve", new_endpoint("beside-it", "models:/m/1"))
     html = mlflow_app.client.get(PAGE).text
     mlflow_app.store.remove_endpoint("beside-it")
@@ -145,9 +126,7 @@ def test_endpoints_are_counted_by_state_and_those_in_trouble_are_one_press_away(
     assert 'class="summary"' not in mlflow_app.client.get(f"{PAGE}?endpoint={endpoint}").text
 
 
-def test_a_version_that_answers_without_an_approval_is_named_until_it_is_promoted(
-    mlflow_app: Any,
-) -> None:
+def test_a_version_that_answers_without_an_approval_is_named_until_it_is_promoted(mlflow_app):
     model = mlflow_app.model()
     times = {"since": "2026-11-26T12:00:00+00:00", "until": "2026-11-26T13:00:00+00:00"}
     answer = {
@@ -172,10 +151,7 @@ def test_a_version_that_answers_without_an_approval_is_named_until_it_is_promote
     mlflow_app.store.remove_endpoint("credit")
 
 
-def test_an_endpoint_whose_spec_cannot_be_read_is_shown_with_the_reason(
-    mlflow_app: Any,
-    endpoint: str,
-) -> None:
+def test_an_endpoint_whose_spec_cannot_be_read_is_shown_with_the_reason(mlflow_app, endpoint):
     mlflow_app.store.add_endpoint("onnxserve", new_endpoint("spoilt", "models:/m/1"))
     with mlflow_app.store.transaction() as session:
         session.get(EndpointRow, "spoilt").spec += "sampling: often\n"
@@ -189,10 +165,8 @@ def test_an_endpoint_whose_spec_cannot_be_read_is_shown_with_the_reason(
 
 
 def test_the_page_and_a_rollout_count_the_same_requests_and_errors(
-    mlflow_app: Any,
-    endpoint: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    mlflow_app, endpoint, monkeypatch
+):
     stored = mlflow_app.store.endpoint(endpoint)
     model = stored.spec.variants["champion"].model.split("/")[1]
     page = METRICS.replace(
@@ -200,15 +174,12 @@ def test_the_page_and_a_rollout_count_the_same_requests_and_errors(
         f'endpoint="{endpoint}",variant="champion",model="{model}"',
     )
     worker = WorkerState(
-        pid=1,
-        generation=1,
-        endpoints={endpoint: {"champion": LoadedVariant(version="6")}},
+        pid=1, generation=1, endpoints={endpoint: {"champion": LoadedVariant(version="6")}}
     )
     with serving({"/metrics": page}) as url:
         spec = apply_config(stored.spec, {"server.port": urlsplit(url).port})
         observed = ObservedEndpoint(
-            replace(stored, spec=spec),
-            Observation("running", url=url, workers=(worker,)),
+            replace(stored, spec=spec), Observation("running", url=url, workers=(worker,))
         )
         monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [observed])
         html = mlflow_app.client.get(PAGE).text
@@ -223,19 +194,13 @@ def test_the_page_and_a_rollout_count_the_same_requests_and_errors(
     assert numbers == ["108", "3", "2", "100 ms"]
 
 
-def test_the_button_that_is_not_offered_is_named_where_the_other_one_is(
-    mlflow_app: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_button_that_is_not_offered_is_named_where_the_other_one_is(mlflow_app, monkeypatch):
     mlflow_app.store.add_endpoint("onnxserve", new_endpoint("stepping", "models:/m/1"))
     mlflow_app.store.add_rollout(
-        "stepping",
-        {"to_uri": "models:/m/2", "before_version": "1"},
-        "stepping",
+        "stepping", {"to_uri": "models:/m/2", "before_version": "1"}, "stepping"
     )
     observed = ObservedEndpoint(
-        mlflow_app.store.endpoint("stepping"),
-        Observation("running", url="http://f.ml.svc:8080"),
+        mlflow_app.store.endpoint("stepping"), Observation("running", url="http://f.ml.svc:8080")
     )
     monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [observed])
     monkeypatch.setattr(Deployments, "server_metrics", lambda *asked, **more: {})
@@ -247,7 +212,7 @@ def test_the_button_that_is_not_offered_is_named_where_the_other_one_is(
     assert html.lower().count("not available: ") == 1
 
 
-def test_the_only_variant_has_all_of_the_traffic_with_any_weight(mlflow_app: Any) -> None:
+def test_the_only_variant_has_all_of_the_traffic_with_any_weight(mlflow_app):
     spec = apply_config(new_endpoint("remaining", "models:/m/1"), {"variants.remaining.weight": 60})
     mlflow_app.store.add_endpoint("onnxserve", spec)
     html = mlflow_app.client.get(PAGE, query_string={"endpoint": "remaining"}).text
@@ -256,14 +221,10 @@ def test_the_only_variant_has_all_of_the_traffic_with_any_weight(mlflow_app: Any
     assert 'name="weight:remaining" value="60"' in html
 
 
-def test_a_rollback_is_offered_once_something_was_served_before(
-    mlflow_app: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_rollback_is_offered_once_something_was_served_before(mlflow_app, monkeypatch):
     model = mlflow_app.model()
     stored = mlflow_app.store.add_endpoint(
-        "onnxserve",
-        new_endpoint("moved", f"models:/{model}/Production"),
+        "onnxserve", new_endpoint("moved", f"models:/{model}/Production")
     )
     observed = ObservedEndpoint(stored, Observation("running", url="http://f.ml.svc:8080"))
     monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [observed])
@@ -272,12 +233,7 @@ def test_a_rollback_is_offered_once_something_was_served_before(
     mlflow_app.registry.transition_model_version_stage(model, "2", "Production", False)
     detail = move_detail("Production", "1")
     mlflow_app.store.record(
-        "transition",
-        model=model,
-        version="2",
-        before="1",
-        after="Production",
-        detail=detail,
+        "transition", model=model, version="2", before="1", after="Production", detail=detail
     )
 
     after = mlflow_app.client.get(PAGE).text
@@ -288,10 +244,7 @@ def test_a_rollback_is_offered_once_something_was_served_before(
     assert mentions(after, "Roll back", "version 1</button>")
 
 
-def test_the_page_of_a_model_has_the_endpoints_that_serve_it(
-    mlflow_app: Any,
-    endpoint: str,
-) -> None:
+def test_the_page_of_a_model_has_the_endpoints_that_serve_it(mlflow_app, endpoint):
     mlflow_app.store.add_endpoint("onnxserve", new_endpoint("of-another", "models:/another/1"))
     model = endpoint.removeprefix("of-")
     model_page, none = (
@@ -305,13 +258,7 @@ def test_the_page_of_a_model_has_the_endpoints_that_serve_it(
 
 
 @pytest.mark.parametrize(("state", "colour"), [("starting", "muted"), ("failed", "reason")])
-def test_reason_is_red_only_for_a_problem(
-    mlflow_app: Any,
-    endpoint: str,
-    state: Literal["starting", "failed"],
-    colour: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_reason_is_red_only_for_a_problem(mlflow_app, endpoint, state, colour, monkeypatch):
     observed = ObservedEndpoint(
         mlflow_app.store.endpoint(endpoint), Observation(state, reason="loading the model")
     )
@@ -321,17 +268,11 @@ def test_reason_is_red_only_for_a_problem(
     assert f'<p class="{colour}">loading the model</p>' in html
 
 
-def test_a_server_that_does_not_answer_is_silent(
-    mlflow_app: Any,
-    endpoint: str,
-    free_port: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_server_that_does_not_answer_is_silent(mlflow_app, endpoint, free_port, monkeypatch):
     stored = mlflow_app.store.endpoint(endpoint)
     spec = apply_config(stored.spec, {"server.port": free_port})
     observed = ObservedEndpoint(
-        replace(stored, spec=spec),
-        Observation("running", url=f"http://127.0.0.1:{free_port}"),
+        replace(stored, spec=spec), Observation("running", url=f"http://127.0.0.1:{free_port}")
     )
     monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [observed])
 
@@ -342,10 +283,8 @@ def test_a_server_that_does_not_answer_is_silent(
 
 
 def test_a_server_whose_captured_requests_are_not_logged_is_degraded(
-    mlflow_app: Any,
-    endpoint: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    mlflow_app, endpoint, monkeypatch
+):
     observation = Observation(
         "running",
         url="http://f.ml.svc:8080",
@@ -364,34 +303,22 @@ def test_a_server_whose_captured_requests_are_not_logged_is_degraded(
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("unread", "mark"),
-    [
-        ([], "healthy"),
-        (["f-2"], "degraded"),
-        (["f-1", "f-2"], "silent"),
-    ],
+    [([], "healthy"), (["f-2"], "degraded"), (["f-1", "f-2"], "silent")],
     ids=["all", "one", "none"],
 )
 def test_the_counts_of_all_pods_are_added_up_and_a_pod_that_does_not_say_them_is_named(
-    mlflow_app: Any,
-    endpoint: str,
-    monkeypatch: pytest.MonkeyPatch,
-    unread: list[str],
-    mark: str,
-) -> None:
+    mlflow_app, endpoint, monkeypatch, unread, mark
+):
     stored = mlflow_app.store.endpoint(endpoint)
     model = stored.spec.variants["champion"].model.split("/")[1]
     page = METRICS.replace(
-        '"f",variant="main",model="X"',
-        f'"{endpoint}",variant="champion",model="{model}"',
+        '"f",variant="main",model="X"', f'"{endpoint}",variant="champion",model="{model}"'
     )
     worker = WorkerState(
-        pid=1,
-        generation=1,
-        endpoints={endpoint: {"champion": LoadedVariant(version="6")}},
+        pid=1, generation=1, endpoints={endpoint: {"champion": LoadedVariant(version="6")}}
     )
     observed = ObservedEndpoint(
-        stored,
-        Observation("running", url="http://f.ml.svc:8080", workers=(worker,)),
+        stored, Observation("running", url="http://f.ml.svc:8080", workers=(worker,))
     )
     pods = {"f-1": parse_server_metrics(page), "f-2": parse_server_metrics(page)}
     metrics = pods | dict.fromkeys(unread, Refused("no command"))
@@ -419,12 +346,7 @@ def test_the_counts_of_all_pods_are_added_up_and_a_pod_that_does_not_say_them_is
         ("no drift", "fine"),
     ],
 )
-def test_a_monitor_s_verdict_is_an_alarm_or_fine_or_undecided(
-    mlflow_app: Any,
-    endpoint: str,
-    state: str,
-    mark: str,
-) -> None:
+def test_a_monitor_s_verdict_is_an_alarm_or_fine_or_undecided(mlflow_app, endpoint, state, mark):
     judged(
         mlflow_app.store,
         endpoint,
@@ -440,15 +362,13 @@ def test_a_monitor_s_verdict_is_an_alarm_or_fine_or_undecided(
 
 
 def test_an_endpoint_with_alarms_in_a_row_is_unhealthy_and_its_verdict_is_a_sentence_before_charts(
-    mlflow_app: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    mlflow_app, monkeypatch
+):
     store = mlflow_app.store
     name = "alarmed"
     monitors = Monitors(mlflow_app.store)
     stored = store.add_endpoint(
-        "onnxserve",
-        new_endpoint(name, "models:/m/1", {"monitors.hits.every": "1d"}),
+        "onnxserve", new_endpoint(name, "models:/m/1", {"monitors.hits.every": "1d"})
     )
     observed = ObservedEndpoint(stored, Observation("running", url="http://f.ml.svc:8080"))
     monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [observed])
@@ -460,10 +380,10 @@ def test_an_endpoint_with_alarms_in_a_row_is_unhealthy_and_its_verdict_is_a_sent
         start = datetime(2013, 7, 9, tzinfo=UTC) + timedelta(days=day)
         window = monitors.add(name, "hits", start, start + timedelta(days=1))
         evidence = Evidence(
-            alarms=("hour", "carrier=AA/delay", "origin", "dest", "distance"),
+            alarms=("hour", "carrier=AA/delay", "origin", "dest", "distance")
         ).to_json()
         monitors.update(
-            replace(window, state="judged", verdict="drift", reason=reason, evidence=evidence),
+            replace(window, state="judged", verdict="drift", reason=reason, evidence=evidence)
         )
     monitors.update_state(name, "hits", consecutive=10)
     pages = [mlflow_app.client.get(f"{PAGE}{query}").text for query in ("", f"?endpoint={name}")]
@@ -480,16 +400,8 @@ def test_an_endpoint_with_alarms_in_a_row_is_unhealthy_and_its_verdict_is_a_sent
         assert html.index(f'data-part="monitors {name}"') < html.index('class="pictures')
 
 
-@pytest.mark.parametrize(
-    ("in_a_row", "word"),
-    [(1, "drift"), (2, "alarm")],
-)
-def test_the_data_raise_an_alarm_after_consecutive_windows(
-    mlflow_app: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    in_a_row: int,
-    word: str,
-) -> None:
+@pytest.mark.parametrize(("in_a_row", "word"), [(1, "drift"), (2, "alarm")])
+def test_the_data_raise_an_alarm_after_consecutive_windows(mlflow_app, monkeypatch, in_a_row, word):
     store = mlflow_app.store
     fields = {"monitors.hits.every": "1d", "monitors.hits.consecutive": 2}
     observed = ObservedEndpoint(
@@ -516,31 +428,19 @@ def test_the_data_raise_an_alarm_after_consecutive_windows(
     ],
 )
 def test_an_undecided_window_does_not_end_an_alarm_and_a_window_by_hand_does_not_begin_one(
-    mlflow_app: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    newest: str,
-    by_hand: bool,
-    in_a_row: int,
-    word: str,
-) -> None:
+    mlflow_app, monkeypatch, newest, by_hand, in_a_row, word
+):
     store = mlflow_app.store
     name = "lasting"
     monitors = Monitors(mlflow_app.store)
     stored = store.add_endpoint(
-        "onnxserve",
-        new_endpoint(name, "models:/m/1", {"monitors.hits.every": "1d"}),
+        "onnxserve", new_endpoint(name, "models:/m/1", {"monitors.hits.every": "1d"})
     )
     observed = ObservedEndpoint(stored, Observation("running", url="http://f.ml.svc:8080"))
     monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [observed])
     monkeypatch.setattr(Deployments, "server_metrics", lambda *asked, **more: {})
     start = datetime(2013, 7, 9, tzinfo=UTC)
-    window = monitors.add(
-        name,
-        "hits",
-        start,
-        start + timedelta(days=1),
-        by_hand=by_hand,
-    )
+    window = monitors.add(name, "hits", start, start + timedelta(days=1), by_hand=by_hand)
     monitors.update(replace(window, state="judged", verdict=newest))
     monitors.update_state(name, "hits", consecutive=in_a_row)
     html = mlflow_app.client.get(PAGE).text
@@ -549,25 +449,12 @@ def test_an_undecided_window_does_not_end_an_alarm_and_a_window_by_hand_does_not
 
 
 def test_while_the_gate_runs_this_is_shown_and_no_button_runs_it_again(
-    mlflow_app: Any,
-    endpoint: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    mlflow_app, endpoint, monkeypatch
+):
     model = endpoint.removeprefix("of-")
     jobs = Jobs(load_settings().home_path / "console" / "jobs")
-    arguments = {
-        "action": "gate",
-        "model": model,
-        "version": "2",
-        "to": "",
-        "why": "",
-    }
-    job = Job(
-        description="run the gate",
-        actor="ada",
-        arguments=arguments,
-        pid=os.getpid(),
-    )
+    arguments = {"action": "gate", "model": model, "version": "2", "to": "", "why": ""}
+    job = Job(description="run the gate", actor="ada", arguments=arguments, pid=os.getpid())
     write_state(jobs.folder / f"{job.id}.json", job)
     during = " ".join(mlflow_app.client.get(PAGE).text.split())
     write_state(jobs.folder / f"{job.id}.json", job.ended("done", "passed"))
@@ -580,40 +467,28 @@ def test_while_the_gate_runs_this_is_shown_and_no_button_runs_it_again(
         assert text not in after
 
 
-def judged(
-    store: Store,
-    endpoint: str,
-    verdict: str,
-    reason: str = "",
-) -> None:
+def judged(store, endpoint, verdict, reason=""):
     """Judge the next day of the monitor `hits`."""
     start = datetime(2013, 7, 9, tzinfo=UTC) + timedelta(
-        days=len(Monitors(store).windows(endpoint)),
+        days=len(Monitors(store).windows(endpoint))
     )
     judged_window(store, endpoint, "hits", start, verdict, "", reason)
 
 
-def test_a_verdict_that_a_person_asked_for_is_marked(mlflow_app: Any) -> None:
+def test_a_verdict_that_a_person_asked_for_is_marked(mlflow_app):
     store = mlflow_app.store
     start = datetime(2013, 7, 9, tzinfo=UTC)
     store.add_endpoint(
-        "onnxserve",
-        new_endpoint("by-hand", "models:/m/1", {"monitors.hits.every": "1d"}),
+        "onnxserve", new_endpoint("by-hand", "models:/m/1", {"monitors.hits.every": "1d"})
     )
     monitors = Monitors(store)
     pages = []
     for day, by_hand in enumerate((False, True)):
         begin = start + timedelta(days=day)
-        window = monitors.add(
-            "by-hand",
-            "hits",
-            begin,
-            begin + timedelta(days=1),
-            by_hand=by_hand,
-        )
+        window = monitors.add("by-hand", "hits", begin, begin + timedelta(days=1), by_hand=by_hand)
         monitors.update(replace(window, state="judged", verdict="kept"))
         pages.append(
-            [mlflow_app.client.get(f"{PAGE}{query}").text for query in ("", "?endpoint=by-hand")],
+            [mlflow_app.client.get(f"{PAGE}{query}").text for query in ("", "?endpoint=by-hand")]
         )
     store.remove_endpoint("by-hand")
 
@@ -623,9 +498,7 @@ def test_a_verdict_that_a_person_asked_for_is_marked(mlflow_app: Any) -> None:
     assert re.findall(r'window-fine( by-hand)?" title="hits', timeline) == ["", " by-hand"]
 
 
-def test_each_monitor_has_its_latest_verdict_and_none_of_a_deleted_endpoint_of_the_name(
-    mlflow_app: Any,
-) -> None:
+def test_each_monitor_has_its_latest_verdict_and_none_of_a_deleted_endpoint_of_the_name(mlflow_app):
     name = "made-anew"
     store = mlflow_app.store
     monitors = {f"monitors.{monitor}.every": "1d" for monitor in ("hits", "new")}
@@ -637,14 +510,7 @@ def test_each_monitor_has_its_latest_verdict_and_none_of_a_deleted_endpoint_of_t
     store.add_endpoint("onnxserve", new_endpoint(name, "models:/m/1", monitors))
     before = mlflow_app.client.get(PAGE).text
     for day, verdict in enumerate(("kept", "violated")):
-        judged_window(
-            store,
-            name,
-            "hits",
-            datetime(2013, 7, 9 + day, tzinfo=UTC),
-            verdict,
-            "a-run",
-        )
+        judged_window(store, name, "hits", datetime(2013, 7, 9 + day, tzinfo=UTC), verdict, "a-run")
     Monitors(store).update_state(name, "new", note="no column 'arr_delay'", note_kind="cannot_run")
     html = mlflow_app.client.get(PAGE).text
     store.remove_endpoint(name)
@@ -657,9 +523,7 @@ def test_each_monitor_has_its_latest_verdict_and_none_of_a_deleted_endpoint_of_t
     assert f'href="/#/experiments/{experiment}/runs/a-run/artifacts/report.html"' in html
 
 
-def test_alert_is_shown_with_its_start_and_next_command_for_endpoints_off_the_page(
-    mlflow_app: Any,
-) -> None:
+def test_alert_is_shown_with_its_start_and_next_command_for_endpoints_off_the_page(mlflow_app):
     store = mlflow_app.store
     since = datetime(2026, 11, 20, 3, 10, tzinfo=UTC)
     for number in range(31):
@@ -669,17 +533,7 @@ def test_alert_is_shown_with_its_start_and_next_command_for_endpoints_off_the_pa
         "next": "next: onnxserve retrain run alerted-30",
     }
     detail["link"] = "http://mlflow/#/experiments/1/runs/a/artifacts/report.html"
-    Alerts(store).add_once(
-        Alert(
-            "f",
-            "alerted-30",
-            "daily",
-            "firing",
-            since,
-            since,
-            detail=detail,
-        )
-    )
+    Alerts(store).add_once(Alert("f", "alerted-30", "daily", "firing", since, since, detail=detail))
     page, endpoint_page, other = (
         mlflow_app.client.get(f"{PAGE}{query}").text
         for query in ("", "?endpoint=alerted-30", "?endpoint=alerted-29")
@@ -691,13 +545,7 @@ def test_alert_is_shown_with_its_start_and_next_command_for_endpoints_off_the_pa
     assert 'mark-alarm">1 firing</span>' in page
     assert 'endpoint=alerted-30">alerted-30</a> <b>daily</b>' in page
     alert_list = endpoint_page[endpoint_page.index('<ul class="alerts">') :]
-    text = " ".join(
-        re.sub(
-            "<[^>]*>",
-            " ",
-            alert_list[: alert_list.index("</ul>")],
-        ).split()
-    )
+    text = " ".join(re.sub("<[^>]*>", " ", alert_list[: alert_list.index("</ul>")]).split())
     first, second = detail["lines"]
     assert mentions(
         unescape(text),
@@ -712,33 +560,20 @@ def test_alert_is_shown_with_its_start_and_next_command_for_endpoints_off_the_pa
     assert "firing" not in other
 
 
-def rows_of_monitors(html: str, endpoint: str) -> list[str]:
+def rows_of_monitors(html, endpoint):
     part = html[html.index(f'data-part="monitors {endpoint}"') :]
     rows = re.findall(
-        "<tr>(.*?)</tr>",
-        part[part.index("<tbody>") : part.index("</table>")],
-        re.DOTALL,
+        "<tr>(.*?)</tr>", part[part.index("<tbody>") : part.index("</table>")], re.DOTALL
     )
     return [" ".join(re.sub("<[^>]*>", " ", row).split()) for row in rows]
 
 
-def test_a_model_whose_name_is_written_from_right_to_left_does_not_draw_its_version_in(
-    mlflow_app: Any,
-) -> None:
-    mlflow_app.store.record(
-        "promote",
-        model="مرحبا",
-        version="2",
-        before="1",
-        after="2",
-    )
+def test_a_model_whose_name_is_written_from_right_to_left_does_not_draw_its_version_in(mlflow_app):
+    mlflow_app.store.record("promote", model="مرحبا", version="2", before="1", after="2")
     assert "promoted version 2 of <bdi>مرحبا</bdi><" in mlflow_app.client.get(PAGE).text
 
 
-def test_refused_actions_are_disabled_with_a_reason(
-    mlflow_app: Any,
-    endpoint: str,
-) -> None:
+def test_refused_actions_are_disabled_with_a_reason(mlflow_app, endpoint):
     """The server of this endpoint does not run, and version 1 of its model was rolled
     back.
 
@@ -749,15 +584,12 @@ def test_refused_actions_are_disabled_with_a_reason(
 
     model = endpoint.removeprefix("of-")
     mlflow_app.registry.set_model_version_tag(
-        model,
-        "1",
-        ModelVersionTag("onnxserve.rolled_back", "flights: slow"),
+        model, "1", ModelVersionTag("onnxserve.rolled_back", "flights: slow")
     )
     mlflow_app.registry.transition_model_version_stage(model, "2", "Staging", False)
     unread = mlflow_app.model(policy="gated_stages: [Mars]", versions=1)
     mlflow_app.store.add_endpoint(
-        "onnxserve",
-        new_endpoint(f"of-{unread}", f"models:/{unread}/Production"),
+        "onnxserve", new_endpoint(f"of-{unread}", f"models:/{unread}/Production")
     )
     html = " ".join(mlflow_app.client.get(PAGE).text.split())
     mlflow_app.store.remove_endpoint(f"of-{unread}")
@@ -767,8 +599,7 @@ def test_refused_actions_are_disabled_with_a_reason(
     assert f"Not available: {why}</p>" in html
     of_1, of_2 = (offered(html, model, version) for version in ("1", "2"))
     assert re.search(
-        r'value="Production" disabled title="[^"]*it was rolled back \(flights: slow\)',
-        of_1,
+        r'value="Production" disabled title="[^"]*it was rolled back \(flights: slow\)', of_1
     )
     assert re.search("Production – [^<]*it was rolled back", of_1)
     assert "selected>Select a target" in of_1
@@ -779,12 +610,11 @@ def test_refused_actions_are_disabled_with_a_reason(
     of_unread = offered(html, unread, "1")
     assert re.search(r'value="promote" disabled title="[^"]*gated_stages', of_unread)
     assert re.search(
-        r'value="gate" class="quiet" formnovalidate disabled title="[^"]*gated_stages',
-        of_unread,
+        r'value="gate" class="quiet" formnovalidate disabled title="[^"]*gated_stages', of_unread
     )
 
 
-def offered(html: str, model: str, version: str) -> str:
+def offered(html, model, version):
     """Return the form of a version with its possible stages and its buttons."""
     (form,) = re.findall(
         rf'<select name="to" [^>]*aria-label="Target of version {version} of {model}">.*?</form>',
@@ -794,11 +624,7 @@ def offered(html: str, model: str, version: str) -> str:
 
 
 @pytest.mark.parametrize("gate", ["passed", "passed without an evaluation", "forced"])
-def test_the_gate_status_of_a_version_is_shown_in_its_own_words(
-    mlflow_app: Any,
-    endpoint: str,
-    gate: str,
-) -> None:
+def test_the_gate_status_of_a_version_is_shown_in_its_own_words(mlflow_app, endpoint, gate):
     mlflow_app.stands(endpoint.removeprefix("of-"), "1", gate, "checked: parity")
     html = mlflow_app.client.get(f"{PAGE}?endpoint={endpoint}").text
     assert re.findall(r'class="mark mark-gate-([\w-]+)">([\w ]+)<', html)[-1] == (
@@ -828,12 +654,7 @@ TAKEN_BACK = {ROLLED_BACK_TAG: "flights: too slow"}
         (StageOrAlias(alias="live"), TAKEN_BACK, {"2"}, "it was rolled back"),
     ],
 )
-def test_a_version_goes_where_it_is_not_yet_and_may_be(
-    place: StageOrAlias,
-    tags: dict[str, str],
-    holders: set[str],
-    refused: str,
-) -> None:
+def test_a_version_goes_where_it_is_not_yet_and_may_be(place, tags, holders, refused):
     target = promotion_target("m", "2", place, tags, GatePolicy(), frozenset(holders))
     assert (refused in target.refusal) if refused else target.refusal == ""
     assert target.obstacle == refused.partition(" (")[0]
@@ -858,13 +679,7 @@ FAILED = {"onnxserve.gate": "failed", "onnxserve.gate.digest": "ab12"}
         ("Archived", {}, {}, "Production", ["no endpoint", "no longer", "Production: birds"]),
     ],
 )
-def test_promotion_target_names_versions_gate_and_endpoints(
-    place: str,
-    tags: dict[str, str],
-    holders: set[str],
-    stage: str,
-    words: list[str],
-) -> None:
+def test_promotion_target_names_versions_gate_and_endpoints(place, tags, holders, stage, words):
     target = promotion_target(
         "m",
         "2",
@@ -879,16 +694,12 @@ def test_promotion_target_names_versions_gate_and_endpoints(
         assert text in target.effect
 
 
-def test_the_promotion_refuses_a_version_that_was_rolled_back_in_the_same_words(
-    mlflow_app: Any,
-) -> None:
+def test_the_promotion_refuses_a_version_that_was_rolled_back_in_the_same_words(mlflow_app):
     from mlflow.entities.model_registry import ModelVersionTag
 
     model = mlflow_app.model(policy=None)
     mlflow_app.registry.set_model_version_tag(
-        model,
-        "2",
-        ModelVersionTag(*next(iter(TAKEN_BACK.items()))),
+        model, "2", ModelVersionTag(*next(iter(TAKEN_BACK.items())))
     )
     with pytest.raises(GateRefused) as raised:
         promote(model, "2", "Production", store=mlflow_app.store)

@@ -3,8 +3,6 @@ tags and events.
 """
 
 import json
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from flask import request
@@ -32,14 +30,11 @@ class Editors(Login):
         return not self.user()
 
     def permission(self, model: str) -> ModelPermission:
-        return ModelPermission(
-            self.user() in ("eva", "rob"),
-            self.user() == "eva",
-        )
+        return ModelPermission(self.user() in ("eva", "rob"), self.user() == "eva")
 
 
 @pytest.fixture(autouse=True)
-def editors(mlflow_app: Any) -> Iterator[None]:
+def editors(mlflow_app):
     extensions = mlflow_app.app.extensions
     before = extensions["onnxserve.login"]
     extensions["onnxserve.login"] = Editors()
@@ -47,12 +42,7 @@ def editors(mlflow_app: Any) -> Iterator[None]:
     extensions["onnxserve.login"] = before
 
 
-def verdict(
-    mlflow_app: Any,
-    model: str,
-    policy: str = POLICY,
-    **more: Any,
-) -> dict[str, Any]:
+def verdict(mlflow_app, model, policy=POLICY, **more):
     files = combine_hashes(hash_files(mlflow_app.files(model, "1")))
     digest = parse_policy(policy, "the test").digest
     document = {
@@ -69,29 +59,15 @@ def verdict(
     )
 
 
-def send(
-    mlflow_app: Any,
-    document: object,
-    user: str = "eva",
-    **headers: str,
-) -> Any:
-    return mlflow_app.client.post(
-        PATH,
-        json=document,
-        headers={"X-User": user, **headers},
-    )
+def send(mlflow_app, document, user="eva", **headers):
+    return mlflow_app.client.post(PATH, json=document, headers={"X-User": user, **headers})
 
 
 def test_a_recorded_verdict_is_in_the_tags_and_in_the_trail_under_the_name_of_the_account(
-    mlflow_app: Any,
-) -> None:
+    mlflow_app,
+):
     model = mlflow_app.model()
-    document = verdict(
-        mlflow_app,
-        model,
-        run_id="f" * 32,
-        checks={"parity": {"state": "passed"}},
-    )
+    document = verdict(mlflow_app, model, run_id="f" * 32, checks={"parity": {"state": "passed"}})
     assert send(mlflow_app, document).status_code == 200
     tags = mlflow_app.registry.get_model_version(model, "1").tags
     assert tags["onnxserve.gate"] == "passed"
@@ -103,28 +79,21 @@ def test_a_recorded_verdict_is_in_the_tags_and_in_the_trail_under_the_name_of_th
     assert event.action == "gate"
     assert event.version == "1"
     assert event.after == "passed"
-    assert (
-        event.detail["files"],
-        event.detail["tagged"],
-    ) == (document["files"], True)
+    assert (event.detail["files"], event.detail["tagged"]) == (document["files"], True)
     assert event.detail["checks"] == {"parity": {"state": "passed"}}
     assert move(mlflow_app, model, "1", "Production").status_code == 200
 
 
-def test_a_server_without_accounts_records_the_name_that_the_command_knows(mlflow_app: Any) -> None:
+def test_a_server_without_accounts_records_the_name_that_the_command_knows(mlflow_app):
     model = mlflow_app.model(policy=None)
     assert send(mlflow_app, verdict(mlflow_app, model, "{}"), user="").status_code == 200
     assert [event.actor for event in events(mlflow_app, model)] == ["root@vm"]
 
 
-def test_a_forced_version_needs_the_files_that_it_has_now(mlflow_app: Any) -> None:
+def test_a_forced_version_needs_the_files_that_it_has_now(mlflow_app):
     model = mlflow_app.model()
     forced = verdict(
-        mlflow_app,
-        model,
-        state="forced",
-        reason="forced by eva: a drill",
-        policy_digest="",
+        mlflow_app, model, state="forced", reason="forced by eva: a drill", policy_digest=""
     )
     assert send(mlflow_app, forced | {"files": ""}).status_code == 403
     assert send(mlflow_app, forced).status_code == 200
@@ -147,12 +116,8 @@ def test_a_forced_version_needs_the_files_that_it_has_now(mlflow_app: Any) -> No
     ],
 )
 def test_a_verdict_that_does_not_match_the_version_is_refused_and_not_recorded(
-    user: str,
-    changed: dict[str, Any],
-    status: int,
-    named: list[str],
-    mlflow_app: Any,
-) -> None:
+    user, changed, status, named, mlflow_app
+):
     model = mlflow_app.model()
     answer = send(mlflow_app, verdict(mlflow_app, model) | changed, user)
     assert answer.status_code == status
@@ -161,7 +126,7 @@ def test_a_verdict_that_does_not_match_the_version_is_refused_and_not_recorded(
     assert events(mlflow_app, model) == []
 
 
-def test_another_site_records_no_verdict(mlflow_app: Any) -> None:
+def test_another_site_records_no_verdict(mlflow_app):
     model = mlflow_app.model()
     answer = send(mlflow_app, verdict(mlflow_app, model), Origin="https://elsewhere.example")
     assert answer.status_code == 403
@@ -169,11 +134,7 @@ def test_another_site_records_no_verdict(mlflow_app: Any) -> None:
 
 
 @pytest.mark.parametrize(("depth", "status"), [(490, 200), (600, 400), (1000, 400), (100_000, 400)])
-def test_deeply_nested_verdicts_are_recorded_or_refused(
-    depth: int,
-    status: int,
-    mlflow_app: Any,
-) -> None:
+def test_deeply_nested_verdicts_are_recorded_or_refused(depth, status, mlflow_app):
     nested = "[" * depth + "]" * depth
     document = verdict(mlflow_app, mlflow_app.model(), checks={"parity": {"figures": "nested"}})
     body = json.dumps(document).replace('"nested"', nested)
@@ -183,9 +144,7 @@ def test_deeply_nested_verdicts_are_recorded_or_refused(
     assert len(events(mlflow_app, document["model"])) == (status == 200)
 
 
-def test_if_people_must_approve_the_report_in_mlflow_is_the_report_of_the_verdict(
-    mlflow_app: Any,
-) -> None:
+def test_if_people_must_approve_the_report_in_mlflow_is_the_report_of_the_verdict(mlflow_app):
     model = mlflow_app.model(policy=APPROVALS)
     client = MlflowClient()
     run_id = client.create_run("0").info.run_id
@@ -202,7 +161,7 @@ def test_if_people_must_approve_the_report_in_mlflow_is_the_report_of_the_verdic
     assert send(mlflow_app, document).status_code == 200
 
 
-def logged_report(mlflow_app: Any, text: str) -> dict[str, str]:
+def logged_report(mlflow_app, text):
     """Log a report in a new run, and return its fields of a verdict."""
     from mlflow_deploy_plugin.ui.guard import mlflow_stores
 
@@ -213,15 +172,11 @@ def logged_report(mlflow_app: Any, text: str) -> dict[str, str]:
         return {"run_id": run_id, "report_digest": mlflow_stores.report_digest(run_id)}
 
 
-def test_an_earlier_verdict_is_not_recorded_again_after_a_failure(mlflow_app: Any) -> None:
+def test_an_earlier_verdict_is_not_recorded_again_after_a_failure(mlflow_app):
     model = mlflow_app.model(policy=APPROVALS)
     passed = verdict(mlflow_app, model, APPROVALS, **logged_report(mlflow_app, "passed"))
     failed = verdict(
-        mlflow_app,
-        model,
-        APPROVALS,
-        state="failed",
-        **logged_report(mlflow_app, "failed"),
+        mlflow_app, model, APPROVALS, state="failed", **logged_report(mlflow_app, "failed")
     )
     assert [send(mlflow_app, document).status_code for document in (passed, failed)] == [200, 200]
     copied = passed | logged_report(mlflow_app, "passed")  # The same report in another run.
@@ -233,16 +188,11 @@ def test_an_earlier_verdict_is_not_recorded_again_after_a_failure(mlflow_app: An
     assert mlflow_app.registry.get_model_version(model, "1").tags["onnxserve.gate"] == "failed"
 
 
-def test_a_forced_version_has_no_report_that_people_could_approve(mlflow_app: Any) -> None:
+def test_a_forced_version_has_no_report_that_people_could_approve(mlflow_app):
     model = mlflow_app.model(policy=APPROVALS)
     report = logged_report(mlflow_app, "never judged")
     forced = verdict(
-        mlflow_app,
-        model,
-        APPROVALS,
-        state="forced",
-        report="https://mlflow/report",
-        **report,
+        mlflow_app, model, APPROVALS, state="forced", report="https://mlflow/report", **report
     )
     assert send(mlflow_app, forced).status_code == 200
     (event,) = events(mlflow_app, model)
@@ -254,8 +204,8 @@ def test_a_forced_version_has_no_report_that_people_could_approve(mlflow_app: An
 
 
 def test_a_version_whose_files_this_server_cannot_read_gets_a_verdict_only_without_a_policy(
-    mlflow_app: Any,
-) -> None:
+    mlflow_app,
+):
     for policy, status in ((POLICY, 404), (None, 200)):
         model = mlflow_app.model(policy=policy)
         document = verdict(mlflow_app, model)
@@ -263,7 +213,7 @@ def test_a_version_whose_files_this_server_cannot_read_gets_a_verdict_only_witho
         assert send(mlflow_app, document).status_code == status
 
 
-def test_verdict_before_the_policy_is_not_of_its_judges(mlflow_app: Any) -> None:
+def test_verdict_before_the_policy_is_not_of_its_judges(mlflow_app):
     judges = f"{POLICY}\njudges: [ci-bot]"
     model = mlflow_app.model(policy=None)
     assert send(mlflow_app, verdict(mlflow_app, model, judges)).status_code == 200
@@ -271,10 +221,7 @@ def test_verdict_before_the_policy_is_not_of_its_judges(mlflow_app: Any) -> None
     assert move(mlflow_app, model, "1", "Production").status_code == 403
 
 
-def test_report_address_for_judges_is_made_by_the_server(
-    mlflow_app: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_report_address_for_judges_is_made_by_the_server(mlflow_app, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_MLFLOW_URL", "https://mlflow.bank")
     model = mlflow_app.model()
     document = verdict(mlflow_app, model, run_id="f" * 32, report="https://elsewhere.example")

@@ -1,7 +1,5 @@
 """The wording of the messages of the console and of MLflow's guarded requests."""
 
-from typing import Any
-
 import pytest
 
 
@@ -28,12 +26,7 @@ import pytest
         ),
     ],
 )
-def test_the_message_of_a_move_that_the_gate_forbids(
-    mlflow_app: Any,
-    gate: str,
-    reason: str,
-    message: str,
-) -> None:
+def test_the_message_of_a_move_that_the_gate_forbids(mlflow_app, gate, reason, message):
     model = mlflow_app.model()
     if gate:
         mlflow_app.stands(model, "1", gate, reason)

@@ -1,6 +1,5 @@
 """An endpoint with captured rows, a model with a reference, and a separate MLflow."""
 
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,19 +17,14 @@ from mlflow_deploy_plugin.core.statedir.files import WANTED, write_state
 from mlflow_deploy_plugin.core.statedir.models import Wanted, WantedEndpoint, WantedVariant
 from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog, open_log
 from tests.support.inference_log import ENDPOINT, MODEL, LogWriter, event_table
-from tests.support.tracking import NewDatabase, tracking_at
+from tests.support.tracking import tracking_at
 
 FIRST_DAY = datetime(2013, 1, 1, tzinfo=UTC)
 REFERENCE_DAYS = 40
 DAY_ROWS = 120
 
 
-def day_of_rows(
-    rng: np.random.Generator,
-    day: datetime,
-    shift: float = 0.0,
-    rows: int = DAY_ROWS,
-) -> dict[str, Any]:
+def day_of_rows(rng, day, shift=0.0, rows=DAY_ROWS):
     """Return rows of one day: a temperature shared by the day, noise, a text, a
     boolean, a prediction.
     """
@@ -48,22 +42,14 @@ def day_of_rows(
 
 
 @pytest.fixture
-def mlflow_store(
-    tmp_path: Path,
-    new_database: NewDatabase,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[str]:
+def mlflow_store(tmp_path, new_database, monkeypatch):
     uri = new_database(tmp_path)
     monkeypatch.chdir(tmp_path)  # A database store puts artifacts below the working directory.
     with tracking_at(uri):
         yield uri
 
 
-def write_model(
-    folder: Path,
-    reference: pa.Table | None,
-    model_id: str = "",
-) -> Path:
+def write_model(folder, reference, model_id=""):
     """Write the parts of an MLmodel folder that monitoring reads."""
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(b"not opened here")
@@ -80,25 +66,21 @@ def write_model(
     return folder
 
 
-def serve(state_dir: Path, folder: Path, version: str = "1") -> None:
+def serve(state_dir, folder, version="1"):
     """Write the state folder of a server with this folder."""
     state_dir.mkdir(parents=True, exist_ok=True)
     document = {"name": ENDPOINT, "variants": {ENDPOINT: {"model": f"models:/{MODEL}/{version}"}}}
     (state_dir / "spec.yaml").write_text(yaml.safe_dump(document))
     variant = WantedVariant(
-        model_uri=f"models:/{MODEL}/{version}",
-        model=MODEL,
-        version=version,
-        folder=folder,
+        model_uri=f"models:/{MODEL}/{version}", model=MODEL, version=version, folder=folder
     )
     wanted = Wanted(
-        generation=1,
-        endpoints={ENDPOINT: WantedEndpoint(variants={ENDPOINT: variant})},
+        generation=1, endpoints={ENDPOINT: WantedEndpoint(variants={ENDPOINT: variant})}
     )
     write_state(state_dir / WANTED, wanted)
 
 
-def reference_of_days(days: Sequence[Mapping[str, Any]]) -> pa.Table:
+def reference_of_days(days):
     return pa.concat_tables([event_table(day) for day in days])
 
 
@@ -117,11 +99,7 @@ class World:
         return self.settings.deployments_path / ENDPOINT
 
     def capture_day(
-        self,
-        day: datetime,
-        shift: float = 0.0,
-        rows: int = DAY_ROWS,
-        version: str = "1",
+        self, day: datetime, shift: float = 0.0, rows: int = DAY_ROWS, version: str = "1"
     ) -> None:
         """Write the rows of a day to the log; a shift of 6 corresponds to a season."""
         rng = np.random.default_rng(day.toordinal())
@@ -138,7 +116,7 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path, mlflow_store: str) -> World:
+def world(tmp_path, mlflow_store):
     rng = np.random.default_rng(0)
     days = [
         day_of_rows(rng, FIRST_DAY + timedelta(days=number)) for number in range(REFERENCE_DAYS)
@@ -152,15 +130,9 @@ def world(tmp_path: Path, mlflow_store: str) -> World:
     settings = Settings(home=tmp_path / "home")
     serve(settings.deployments_path / ENDPOINT, folder)
     log = open_log(settings.inference_log)
-    return World(
-        settings,
-        LogWriter(Path(settings.inference_log)),
-        log,
-        logged.model_id,
-        folder,
-    )
+    return World(settings, LogWriter(Path(settings.inference_log)), log, logged.model_id, folder)
 
 
 @pytest.fixture
-def writer(tmp_path: Path) -> LogWriter:
+def writer(tmp_path):
     return LogWriter(tmp_path / "log")

@@ -9,13 +9,7 @@ import pytest
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.watch.history import with_history
-from mlflow_deploy_plugin.watch.result import (
-    Finding,
-    MonitorResult,
-    State,
-    WindowRequest,
-    describe_span,
-)
+from mlflow_deploy_plugin.watch.result import Finding, WindowRequest, describe_span
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow
 from mlflow_deploy_plugin.watch.statistics.intervals import overall_state
 from tests.support.refusals import mentions
@@ -24,37 +18,31 @@ from tests.support.results import FIRST, past_of, result_of
 DAY = timedelta(days=1)
 
 
-def told(result: MonitorResult, past: list[JudgedWindow]) -> list[Finding]:
+def told(result, past):
     """Return the findings of a result with their history in the past windows."""
     spec = MonitorSpec.model_construct(kind=result.kind)
     request = WindowRequest(
-        result.endpoint,
-        result.monitor,
-        spec,
-        result.window,
-        1,
-        Settings(),
-        past=past,
+        result.endpoint, result.monitor, spec, result.window, 1, Settings(), past=past
     )
     return with_history(request, result.findings)
 
 
-def accuracy(state: State, value: float | None, segment: str = "") -> Finding:
+def accuracy(state, value, segment=""):
     return Finding("accuracy", "criterion", state, f"{value} on 500 rows", value, 0.8, segment)
 
 
-def judged(day: int, *findings: Finding, kind: str = "performance") -> MonitorResult:
+def judged(day, *findings, kind="performance"):
     """Return the result of a day with the state of its first finding."""
     return result_of(day, kind=kind, state=findings[0].state, findings=findings)
 
 
-def days(*windows: tuple[State, float | None]) -> list[JudgedWindow]:
+def days(*windows):
     """Return the days up to the ninth, one per window: state and accuracy, with the
     requirement 0.8.
     """
     first = 10 - len(windows)
     return past_of(
-        *(judged(first + place, accuracy(*window)) for place, window in enumerate(windows)),
+        *(judged(first + place, accuracy(*window)) for place, window in enumerate(windows))
     )
 
 
@@ -76,12 +64,7 @@ def days(*windows: tuple[State, float | None]) -> list[JudgedWindow]:
             3,
         ),
         (
-            [
-                ("kept", 0.9),
-                ("violated", 0.7),
-                ("not judged", None),
-                ("cannot tell", 0.78),
-            ],
+            [("kept", 0.9), ("violated", 0.7), ("not judged", None), ("cannot tell", 0.78)],
             "0.9 (the window before) → 0.7, lower",
             7,
             2,
@@ -96,16 +79,8 @@ def days(*windows: tuple[State, float | None]) -> list[JudgedWindow]:
     ],
     ids=["first", "one", "in a row", "undecided", "unchanged", "ever since"],
 )
-def test_violated_figure_reports_its_earlier_value_and_its_start(
-    windows: list[Any],
-    change: str,
-    since: int,
-    in_a_row: int,
-) -> None:
-    (finding,) = told(
-        judged(10, accuracy("violated", 0.7)),
-        days(*windows),
-    )
+def test_violated_figure_reports_its_earlier_value_and_its_start(windows, change, since, in_a_row):
+    (finding,) = told(judged(10, accuracy("violated", 0.7)), days(*windows))
 
     first = FIRST + since * DAY
     assert finding.change == change
@@ -114,11 +89,8 @@ def test_violated_figure_reports_its_earlier_value_and_its_start(
     assert finding.since_end == (first + DAY).isoformat()
 
 
-def test_kept_figure_reports_its_change_without_a_start() -> None:
-    (finding,) = told(
-        judged(10, accuracy("kept", 0.95)),
-        days(("kept", 0.9), ("violated", 0.7)),
-    )
+def test_kept_figure_reports_its_change_without_a_start():
+    (finding,) = told(judged(10, accuracy("kept", 0.95)), days(("kept", 0.9), ("violated", 0.7)))
 
     assert mentions(finding.change, "0.8", "median of the 2 windows", "0.95", "higher")
     assert finding.since == ""
@@ -133,33 +105,20 @@ def test_kept_figure_reports_its_change_without_a_start() -> None:
         (14, "0.9 (the median of the 8 windows before) → 0.7, lower"),
     ],
 )
-def test_a_figure_is_compared_with_the_same_weekday_if_there_are_three(
-    days: int,
-    change: str,
-) -> None:
+def test_a_figure_is_compared_with_the_same_weekday_if_there_are_three(days, change):
     past = [
-        judged(
-            day,
-            accuracy("kept", 0.6 if day % 7 == 3 else 0.9),
-        )
-        for day in range(3, 3 + days)
+        judged(day, accuracy("kept", 0.6 if day % 7 == 3 else 0.9)) for day in range(3, 3 + days)
     ]
 
-    (finding,) = told(
-        judged(3 + days, accuracy("violated", 0.7)),
-        past_of(*past),
-    )
+    (finding,) = told(judged(3 + days, accuracy("violated", 0.7)), past_of(*past))
 
     assert finding.change == change
 
 
-def test_change_given_by_the_kind_is_kept() -> None:
+def test_change_given_by_the_kind_is_kept():
     of_kind = replace(accuracy("violated", 0.7), change="0.8 (the reference) → 0.7, lower")
 
-    (finding,) = told(
-        judged(10, of_kind),
-        days(("kept", 0.9)),
-    )
+    (finding,) = told(judged(10, of_kind), days(("kept", 0.9)))
 
     assert finding.change == of_kind.change
 
@@ -183,52 +142,30 @@ def test_change_given_by_the_kind_is_kept() -> None:
         ),
     ],
 )
-def test_the_reason_has_the_history_of_an_open_finding(
-    state: State,
-    value: float,
-    texts: tuple[str, ...],
-) -> None:
+def test_the_reason_has_the_history_of_an_open_finding(state, value, texts):
     both = accuracy(state, value), accuracy(state, value, "carrier=AA")
 
-    _, reason = overall_state(
-        told(
-            judged(10, *both),
-            days(("kept", 0.9), ("violated", 0.75)),
-        )
-    )
+    _, reason = overall_state(told(judged(10, *both), days(("kept", 0.9), ("violated", 0.75))))
 
     assert mentions(reason, *texts)
 
 
-def test_segment_is_compared_with_its_own_past_and_a_missing_value_with_none() -> None:
-    before = past_of(
-        judged(
-            9,
-            accuracy("kept", 0.9),
-            accuracy("kept", 0.6, "carrier=AA"),
-        )
-    )
+def test_segment_is_compared_with_its_own_past_and_a_missing_value_with_none():
+    before = past_of(judged(9, accuracy("kept", 0.9), accuracy("kept", 0.6, "carrier=AA")))
 
-    (of_segment,) = told(
-        judged(10, accuracy("violated", 0.7, "carrier=AA")),
-        before,
-    )
+    (of_segment,) = told(judged(10, accuracy("violated", 0.7, "carrier=AA")), before)
     (unknown,) = told(judged(10, accuracy("not judged", None)), before)
 
     assert mentions(of_segment.change, "0.6", "0.7", "higher")
     assert unknown.history == ""
 
 
-def test_a_window_that_another_requirement_violated_does_not_count() -> None:
+def test_a_window_that_another_requirement_violated_does_not_count():
     f1 = Finding("f1", "criterion", "violated", "", 0.1, 0.5)
     before = past_of(
-        judged(8, accuracy("violated", 0.7)),
-        judged(9, f1, accuracy("cannot tell", 0.78)),
+        judged(8, accuracy("violated", 0.7)), judged(9, f1, accuracy("cannot tell", 0.78))
     )
-    broken = past_of(
-        judged(8, accuracy("violated", 0.7)),
-        judged(9, f1, accuracy("kept", 0.9)),
-    )
+    broken = past_of(judged(8, accuracy("violated", 0.7)), judged(9, f1, accuracy("kept", 0.9)))
 
     (undecided,) = told(judged(10, accuracy("violated", 0.7)), before)
     (restarted,) = told(judged(10, accuracy("violated", 0.7)), broken)
@@ -239,22 +176,13 @@ def test_a_window_that_another_requirement_violated_does_not_count() -> None:
     assert restarted.in_a_row == 1
 
 
-def test_columns_with_similar_names_have_separate_histories() -> None:
-    def missing(column: str, state: State, value: float) -> Finding:
+def test_columns_with_similar_names_have_separate_histories():
+    def missing(column, state, value):
         return Finding(f"missing({column})", "criterion", state, "", value, 0.1)
 
-    before = past_of(
-        judged(
-            9,
-            missing("a+b", "violated", 0.3),
-            missing("a*b", "cannot tell", 0.2),
-        )
-    )
+    before = past_of(judged(9, missing("a+b", "violated", 0.3), missing("a*b", "cannot tell", 0.2)))
 
-    now = told(
-        judged(10, missing("a+b", "violated", 0.4), missing("a*b", "violated", 0.4)),
-        before,
-    )
+    now = told(judged(10, missing("a+b", "violated", 0.4), missing("a*b", "violated", 0.4)), before)
 
     assert [(finding.change, finding.in_a_row) for finding in now] == [
         ("", 2),
@@ -262,24 +190,21 @@ def test_columns_with_similar_names_have_separate_histories() -> None:
     ]
 
 
-def test_a_window_without_the_column_among_the_violations_ends_the_row() -> None:
-    def missing(column: str, value: float) -> Finding:
+def test_a_window_without_the_column_among_the_violations_ends_the_row():
+    def missing(column, value):
         return Finding(f"missing({column})", "criterion", "violated", "", value, 0.1)
 
     before = past_of(
-        *(judged(day, missing(name, 0.3), kind="drift") for day, name in ((8, "a"), (9, "b"))),
+        *(judged(day, missing(name, 0.3), kind="drift") for day, name in ((8, "a"), (9, "b")))
     )
 
-    (finding,) = told(
-        judged(10, missing("a", 0.4), kind="drift"),
-        before,
-    )
+    (finding,) = told(judged(10, missing("a", 0.4), kind="drift"), before)
 
     assert finding.change == "0.3 (the window before) → 0.4, higher"
     assert finding.since[:10] == "2013-07-11"
 
 
-def columns(*scores: float | None) -> list[JudgedWindow]:
+def columns(*scores):
     """Return days up to the eighth, each with the score of a column; None: the column
     was not judged.
     """
@@ -303,15 +228,8 @@ def columns(*scores: float | None) -> list[JudgedWindow]:
         ((None, None), 9, 1),
     ],
 )
-def test_an_alarm_of_a_column_says_since_when(
-    scores: tuple[float | None, ...],
-    since: int,
-    in_a_row: int,
-) -> None:
-    findings = told(
-        result_of(9, temperature=9.0, noise=1.0),
-        columns(*scores),
-    )
+def test_an_alarm_of_a_column_says_since_when(scores, since, in_a_row):
+    findings = told(result_of(9, temperature=9.0, noise=1.0), columns(*scores))
 
     assert [finding.since for finding in findings] == [
         (FIRST + timedelta(days=since)).isoformat(),
@@ -320,19 +238,11 @@ def test_an_alarm_of_a_column_says_since_when(
     assert [finding.in_a_row for finding in findings] == [in_a_row, 0]
 
 
-def test_of_a_column_any_check_counts_and_of_another_column_or_segment_none() -> None:
+def test_of_a_column_any_check_counts_and_of_another_column_or_segment_none():
     gone = Finding(
-        "temperature",
-        "presence",
-        "drift",
-        "in the reference, not in the window",
-        1.0,
-        0.0,
+        "temperature", "presence", "drift", "in the reference, not in the window", 1.0, 0.0
     )
-    windows = past_of(
-        result_of(7, findings=(gone,)),
-        result_of(8, temperature=4.0),
-    )
+    windows = past_of(result_of(7, findings=(gone,)), result_of(8, temperature=4.0))
     in_segment = Finding("temperature", "distribution", "drift", "", 5.0, 3.0, "carrier=AA")
     other = Finding("a/b", "distribution", "drift", "", 5.0, 3.0)
     result = result_of(9, temperature=9.0, findings=(in_segment, other))
@@ -341,30 +251,20 @@ def test_of_a_column_any_check_counts_and_of_another_column_or_segment_none() ->
     assert told(result_of(9, temperature=1.0), windows) == [*result_of(9, temperature=1.0).findings]
 
 
-def test_a_window_of_an_earlier_release_ends_a_row_unless_the_column_was_an_alarm() -> None:
+def test_a_window_of_an_earlier_release_ends_a_row_unless_the_column_was_an_alarm():
     """Earlier releases have stored the alarms of a window, but not its outcomes."""
     stored = [
         JudgedWindow(FIRST + day * DAY, "drift", Evidence(alarms=(name,)))
         for day, name in ((6, "a"), (7, "b"))
     ]
     findings = told(result_of(8, a=9.0, b=9.0), stored)
-    assert [
-        (
-            finding.since[8:10],
-            finding.in_a_row,
-        )
-        for finding in findings
-    ] == [
+    assert [(finding.since[8:10], finding.in_a_row) for finding in findings] == [
         ("09", 1),
         ("08", 2),
     ]
 
 
-def shift(
-    state: State = "drift",
-    subject: str = "delay",
-    segment: str = "",
-) -> Finding:
+def shift(state="drift", subject="delay", segment=""):
     """Return the finding of a shift that began on 2013-07-04 to 2013-07-06, and
     probably on 2013-07-05.
     """
@@ -380,12 +280,12 @@ def shift(
     return Finding(subject, "shift", state, "+2.3 deviations", 2.3, None, segment, **since)
 
 
-def test_a_shift_keeps_its_own_start_and_number_of_windows() -> None:
+def test_a_shift_keeps_its_own_start_and_number_of_windows():
     past = past_of(
         *(
             result_of(day, findings=(shift("no drift" if day < 8 else "drift"),))
             for day in range(10)
-        ),
+        )
     )
 
     assert told(result_of(10, findings=(shift(),)), past) == [shift()]
@@ -396,12 +296,12 @@ def test_a_shift_keeps_its_own_start_and_number_of_windows() -> None:
     assert shift().history == since
 
 
-def test_a_window_with_a_shift_of_the_column_counts_as_an_alarm_of_the_column() -> None:
+def test_a_window_with_a_shift_of_the_column_counts_as_an_alarm_of_the_column():
     past = past_of(
         *(
             result_of(day, findings=(shift("no drift" if day < 8 else "drift"),))
             for day in range(10)
-        ),
+        )
     )
 
     (finding,) = told(result_of(10, delay=5.0), past)
@@ -410,11 +310,9 @@ def test_a_window_with_a_shift_of_the_column_counts_as_an_alarm_of_the_column() 
     assert finding.in_a_row == 3
 
 
-def test_the_start_of_a_shift_within_a_day_has_its_time() -> None:
+def test_the_start_of_a_shift_within_a_day_has_its_time():
     start = replace(
-        shift(),
-        since="2013-07-05T14:00:00+00:00",
-        since_end="2013-07-05T15:00:00+00:00",
+        shift(), since="2013-07-05T14:00:00+00:00", since_end="2013-07-05T15:00:00+00:00"
     )
 
     assert start.since_text == (
@@ -438,16 +336,12 @@ def test_the_start_of_a_shift_within_a_day_has_its_time() -> None:
         ("2026-08-31T02:00+02:00", "2026-09-01T02:00+02:00", "31 August 2026"),
     ],
 )
-def test_a_window_is_described_by_its_first_and_last_day_or_by_its_hours(
-    start: str,
-    end: str,
-    text: str,
-) -> None:
+def test_a_window_is_described_by_its_first_and_last_day_or_by_its_hours(start, end, text):
     first, last = (datetime.fromisoformat(time) for time in (start, end))
 
     assert (
         describe_span(
-            *(time if time.tzinfo else time.replace(tzinfo=UTC) for time in (first, last)),
+            *(time if time.tzinfo else time.replace(tzinfo=UTC) for time in (first, last))
         )
         == text
     )

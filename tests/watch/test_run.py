@@ -19,34 +19,29 @@ CALM = datetime(2013, 4, 1, tzinfo=UTC)
 SUMMER = datetime(2013, 7, 1, tzinfo=UTC)
 
 
-def run(world: Any, window: str = "2013-04-01/1d", **spec: Any) -> Any:
+def run(world, window="2013-04-01/1d", **spec):
     # The import of Evidently takes seconds, and every worker imports every test.
     from mlflow_deploy_plugin.watch.run import run_monitor
 
     request = WindowRequest(
-        "flights",
-        "watch",
-        MonitorSpec(**spec),
-        parse_window(window),
-        1,
-        world.settings,
+        "flights", "watch", MonitorSpec(**spec), parse_window(window), 1, world.settings
     )
     result = run_monitor(request)
     return result, result.run
 
 
-def artifact(run_id: Any, name: Any) -> Any:
+def artifact(run_id, name):
     return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name)).read_text()
 
 
-def test_every_kind_of_the_spec_has_its_function() -> None:
+def test_every_kind_of_the_spec_has_its_function():
     from mlflow_deploy_plugin.watch.run import KINDS
 
     assert set(KINDS) == set(get_args(MonitorKind))
 
 
 @pytest.mark.long
-def test_every_kind_logs_a_run_with_its_verdict(world: Any) -> None:
+def test_every_kind_logs_a_run_with_its_verdict(world):
     world.capture_day(CALM)
     cases: dict[str, tuple[dict[str, Any], str]] = {
         "drift": ({"require": ["missing<=0.2"]}, "no drift"),
@@ -64,22 +59,16 @@ def test_every_kind_logs_a_run_with_its_verdict(world: Any) -> None:
         assert logged.data.tags["onnxserve.verdict"] == state
         assert logged.data.metrics["rows"] == result.rows
         page = mlflow.artifacts.download_artifacts(
-            run_id=shown_by.run_id,
-            artifact_path="report.html",
+            run_id=shown_by.run_id, artifact_path="report.html"
         )
         assert "flight-delay" in Path(page).read_text()
 
 
-def test_a_column_whose_name_has_two_lines_makes_a_reason_of_one(
-    world: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_column_whose_name_has_two_lines_makes_a_reason_of_one(world, monkeypatch):
     from mlflow_deploy_plugin.watch.run import KINDS
 
     judge = lambda request: request.result(  # noqa: E731
-        "not judged",
-        "1 column: two\nlines",
-        notes=["of two\nlines"],
+        "not judged", "1 column: two\nlines", notes=["of two\nlines"]
     )
     monkeypatch.setitem(KINDS, "drift", judge)
 
@@ -90,7 +79,7 @@ def test_a_column_whose_name_has_two_lines_makes_a_reason_of_one(
     assert mlflow.get_run(shown_by.run_id).data.tags["onnxserve.reason"] == result.reason
 
 
-def test_an_empty_window_is_a_run_as_well(world: Any) -> None:
+def test_an_empty_window_is_a_run_as_well(world):
     result, shown_by = run(world)
 
     assert result.state == "not judged"
@@ -98,10 +87,7 @@ def test_an_empty_window_is_a_run_as_well(world: Any) -> None:
     assert mlflow.get_run(shown_by.run_id).data.tags["onnxserve.reason"] == result.reason
 
 
-def test_missing_report_package_is_reported_before_any_data_is_read(
-    world: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_missing_report_package_is_reported_before_any_data_is_read(world, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr("mlflow_deploy_plugin.watch.run.KINDS", {})
     with pytest.raises(NotInstalled, match=r"pip install 'mlflow-onnxserve\[monitoring\]'"):
@@ -109,7 +95,7 @@ def test_missing_report_package_is_reported_before_any_data_is_read(
 
 
 @pytest.mark.long
-def test_a_reference_that_is_named_and_not_there_is_an_outcome(world: Any) -> None:
+def test_a_reference_that_is_named_and_not_there_is_an_outcome(world):
     world.capture_day(CALM)
 
     result, _ = run(world, min_rows=100, reference="dataset:/nowhere.parquet")
@@ -119,7 +105,7 @@ def test_a_reference_that_is_named_and_not_there_is_an_outcome(world: Any) -> No
 
 
 @pytest.mark.long
-def test_shifted_day_is_drift_and_its_run_has_the_findings(world: Any) -> None:
+def test_shifted_day_is_drift_and_its_run_has_the_findings(world):
     world.capture_day(SUMMER, shift=8)
 
     result, shown_by = run(world, "2013-07-01/1d", min_rows=100)
@@ -140,10 +126,7 @@ def test_shifted_day_is_drift_and_its_run_has_the_findings(world: Any) -> None:
     assert wanted.items() <= logged.data.tags.items()
     (first, *_) = result.findings
     assert mentions(
-        logged.data.tags["onnxserve.reason"],
-        first.subject,
-        first.change,
-        "since 1 July 2013",
+        logged.data.tags["onnxserve.reason"], first.subject, first.change, "since 1 July 2013"
     )
     metrics = logged.data.metrics
     assert metrics["rows"] == 120
@@ -176,10 +159,7 @@ def test_shifted_day_is_drift_and_its_run_has_the_findings(world: Any) -> None:
 
 
 @pytest.mark.long
-def test_the_job_of_an_mlflow_project_logs_to_the_run_of_the_project(
-    world: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_job_of_an_mlflow_project_logs_to_the_run_of_the_project(world, monkeypatch):
     world.capture_day(CALM)
     run_id = mlflow.MlflowClient().create_run("0").info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
@@ -194,7 +174,7 @@ def test_the_job_of_an_mlflow_project_logs_to_the_run_of_the_project(
     assert "<html" in artifact(run_id, "report.html")
 
 
-def test_too_few_rows_are_not_judged_and_the_run_says_so(world: Any) -> None:
+def test_too_few_rows_are_not_judged_and_the_run_says_so(world):
     world.capture_day(CALM)
 
     result, shown_by = run(world, min_rows=200)
@@ -208,9 +188,7 @@ def test_too_few_rows_are_not_judged_and_the_run_says_so(world: Any) -> None:
 
 
 @pytest.mark.long
-def test_rows_are_compared_with_the_reference_of_the_version_that_answered_most_of_them(
-    world: Any,
-) -> None:
+def test_rows_are_compared_with_the_reference_of_the_version_that_answered_most_of_them(world):
     other = world.write_model("2", world.reference().slice(0, 500))
     mlflow.MlflowClient().create_model_version("flight-delay", source=str(other))
     world.capture_day(CALM, rows=100, version="2")
@@ -225,7 +203,7 @@ def test_rows_are_compared_with_the_reference_of_the_version_that_answered_most_
 
 
 @pytest.mark.long
-def test_a_stopped_and_deleted_endpoint_is_judged_from_its_log_and_the_registry(world: Any) -> None:
+def test_a_stopped_and_deleted_endpoint_is_judged_from_its_log_and_the_registry(world):
     world.capture_day(CALM)
     for path in world.state_dir.iterdir():
         path.unlink()
@@ -235,7 +213,7 @@ def test_a_stopped_and_deleted_endpoint_is_judged_from_its_log_and_the_registry(
     assert result.state in ("drift", "no drift")
 
 
-def test_a_model_without_a_reference_is_not_judged_and_says_how_to_log_one(world: Any) -> None:
+def test_a_model_without_a_reference_is_not_judged_and_says_how_to_log_one(world):
     world.serve(world.write_model("2", None), "2")
     world.capture_day(CALM, version="2")
 
@@ -245,11 +223,8 @@ def test_a_model_without_a_reference_is_not_judged_and_says_how_to_log_one(world
     assert mentions(result.reason, "version 2", "no reference")
 
 
-def test_a_reference_without_event_times_is_not_judged_and_says_how_to_log_them(world: Any) -> None:
-    world.serve(
-        world.write_model("2", world.reference().drop_columns(["_event_time"])),
-        "2",
-    )
+def test_a_reference_without_event_times_is_not_judged_and_says_how_to_log_them(world):
+    world.serve(world.write_model("2", world.reference().drop_columns(["_event_time"])), "2")
     world.capture_day(CALM, version="2")
 
     result, _ = run(world, min_rows=100)

@@ -3,7 +3,6 @@ and the errors for unreadable files.
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ AGREES = {"kind": "shadow", "require": ["disagreement<=1%"]}
 
 
 @pytest.fixture
-def endpoint(tmp_path: Path) -> EndpointWorld:
+def endpoint(tmp_path):
     return EndpointWorld(Settings(home=tmp_path / "home"))
 
 
@@ -84,13 +83,7 @@ def endpoint(tmp_path: Path) -> EndpointWorld:
         ),
     ],
 )
-def test_the_reason_why_a_window_is_not_judged(
-    endpoint: EndpointWorld,
-    model: Any,
-    columns: dict[str, Any],
-    spec: dict[str, Any],
-    reason: str,
-) -> None:
+def test_the_reason_why_a_window_is_not_judged(endpoint, model, columns, spec, reason):
     endpoint.serve(model)
     if columns:
         endpoint.answer(columns)
@@ -113,13 +106,7 @@ def test_the_reason_why_a_window_is_not_judged(
         ("empty.csv", "", "the dataset empty.csv has no rows"),
     ],
 )
-def test_the_message_of_rows_that_cannot_be_read(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
-    text: str | None,
-    message: str,
-) -> None:
+def test_the_message_of_rows_that_cannot_be_read(tmp_path, monkeypatch, name, text, message):
     monkeypatch.chdir(tmp_path)
     if text is not None:
         Path(name).write_text(text)

@@ -1,46 +1,39 @@
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from mlflow.models.model import ModelInfo
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.wrap.flavor.wrap import WrapOptions, wrap
-from tests.support.tracking import NewDatabase, tracking_at
+from tests.support.tracking import tracking_at
 
 Matrix = tuple[np.ndarray, np.ndarray]  # The fixture `matrix`: rows and their numbers.
 Weather = tuple[pd.DataFrame, pd.Series]  # The fixture `weather`: a table and its labels.
 
 
-def is_proven(model: Any, example: Any, **options: Any) -> bool:
+def is_proven(model, example, **options):
     """Return True if the ONNX form of a model answers like the model."""
     return wrap(model, example, WrapOptions(**options)).report.state == "proven"
 
 
 @pytest.fixture(scope="module")
-def tracking(
-    tmp_path_factory: pytest.TempPathFactory,
-    new_database: NewDatabase,
-) -> Iterator[Path]:
+def tracking(tmp_path_factory, new_database):
     """An MLflow store for the module, which is active until its last test."""
     folder = tmp_path_factory.mktemp("mlflow")
     with tracking_at(new_database(folder)), pytest.MonkeyPatch.context() as patch:
         patch.setenv(
-            "MLFLOW_EXPERIMENT_ID",
-            mlflow.create_experiment("flavor", str(folder / "artifacts")),
+            "MLFLOW_EXPERIMENT_ID", mlflow.create_experiment("flavor", str(folder / "artifacts"))
         )
         yield folder
 
 
 @pytest.fixture(scope="session")
-def weather() -> Weather:
+def weather():
     """A table of strings, floats with gaps, integers, codes and booleans, and a label
     that depends on all columns.
     """
@@ -54,7 +47,7 @@ def weather() -> Weather:
             "hour": random.integers(0, 24, count),
             "weekend": random.integers(0, 2, count).astype(bool),
             "code": random.choice([3, 5, 9], count),
-        },
+        }
     )
     table.loc[random.random(count) < 0.1, "temperature"] = np.nan
     score = (
@@ -64,38 +57,31 @@ def weather() -> Weather:
 
 
 @pytest.fixture(scope="session")
-def matrix() -> Matrix:
+def matrix():
     """Numbers with one decimal, like sensor data: many rows are near the thresholds of
     trees.
     """
     random = np.random.default_rng(1)
-    rows = np.round(
-        random.normal(size=(1500, 5)) * 10,
-        1,
-    )
+    rows = np.round(random.normal(size=(1500, 5)) * 10, 1)
     return rows, rows[:, 0] * 2 + rows[:, 1]
 
 
 @pytest.fixture(scope="module")
-def table() -> pd.DataFrame:
+def table():
     """Three columns of numbers, which `model` and `logged` are trained on."""
     random = np.random.default_rng(0)
-    return pd.DataFrame(
-        random.normal(size=(300, 3)),
-        columns=["a", "b", "c"],
-    )
+    return pd.DataFrame(random.normal(size=(300, 3)), columns=["a", "b", "c"])
 
 
 @pytest.fixture(scope="module")
-def model(table: pd.DataFrame) -> Pipeline:
+def model(table):
     return make_pipeline(StandardScaler(), LogisticRegression()).fit(
-        table,
-        np.where(table.a > 0, "up", "down"),
+        table, np.where(table.a > 0, "up", "down")
     )
 
 
 @pytest.fixture(scope="module")
-def logged(tracking: Path, model: Pipeline, table: pd.DataFrame) -> ModelInfo:
+def logged(tracking, model, table):
     """A registered version, with a dataset in its run and event times
     in its reference.
     """
@@ -114,6 +100,6 @@ def logged(tracking: Path, model: Pipeline, table: pd.DataFrame) -> ModelInfo:
 
 
 @pytest.fixture(scope="module")
-def folder(logged: ModelInfo) -> Path:
+def folder(logged):
     """The downloaded files of `logged`."""
     return Path(mlflow.artifacts.download_artifacts("models:/updown/1"))

@@ -8,8 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
@@ -74,7 +73,7 @@ New = Callable[..., Child]
 
 
 @pytest.fixture(params=["linux", "macos"])
-def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def system(request, monkeypatch):
     """Return the operating system that the processes of a test detect."""
     if request.param == "macos":
         monkeypatch.setenv("PYTHONPATH", str(MACOS))
@@ -82,10 +81,10 @@ def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 
 @pytest.fixture
-def new_child() -> Iterator[New]:
+def new_child():
     made: list[Child] = []
 
-    def make(code: str, *arguments: str, **options: object) -> Child:
+    def make(code, *arguments, **options):
         made.append(
             Child(
                 [sys.executable, "-c", code, *arguments],
@@ -100,15 +99,13 @@ def new_child() -> Iterator[New]:
         child.wait(60)
 
 
-def grandchild_of(child: Child, output: Path) -> int:
+def grandchild_of(child, output):
     return int(
-        wait_until(
-            lambda: output.read_text().strip(), what=f"what process {child.pid} has started"
-        ),
+        wait_until(lambda: output.read_text().strip(), what=f"what process {child.pid} has started")
     )
 
 
-def test_it_leads_a_group_or_a_session_of_its_own(new_child: New) -> None:
+def test_it_leads_a_group_or_a_session_of_its_own(new_child):
     child = new_child(SLEEP)
     session = new_child(SLEEP, own_session=True)
     assert os.getpgid(child.pid) == child.pid
@@ -116,7 +113,7 @@ def test_it_leads_a_group_or_a_session_of_its_own(new_child: New) -> None:
     assert os.getsid(session.pid) == session.pid
 
 
-def test_the_end_of_one_that_runs_is_not_waited_for_longer_than_asked(new_child: New) -> None:
+def test_the_end_of_one_that_runs_is_not_waited_for_longer_than_asked(new_child):
     child = new_child(SLEEP)
     assert child.wait(0) is None
     began = time.monotonic()
@@ -125,7 +122,7 @@ def test_the_end_of_one_that_runs_is_not_waited_for_longer_than_asked(new_child:
     assert child.exit_status is None
 
 
-def test_killing_the_child_kills_its_grandchildren(new_child: New, tmp_path: Path) -> None:
+def test_killing_the_child_kills_its_grandchildren(new_child, tmp_path):
     output = tmp_path / "output"
     with output.open("wb") as file:
         child = new_child(WITH_GRANDCHILD, stdout=file)
@@ -138,10 +135,8 @@ def test_killing_the_child_kills_its_grandchildren(new_child: New, tmp_path: Pat
 
 @pytest.mark.parametrize("kills_group", [True, False])
 def test_grandchildren_of_an_ended_child_are_killed_only_with_kills_group(
-    new_child: New,
-    tmp_path: Path,
-    kills_group: bool,
-) -> None:
+    new_child, tmp_path, kills_group
+):
     output = tmp_path / "output"
     with output.open("wb") as file:
         child = new_child(WITH_GRANDCHILD, "3", stdout=file, kills_group=kills_group)
@@ -154,13 +149,12 @@ def test_grandchildren_of_an_ended_child_are_killed_only_with_kills_group(
         assert signal_group(child.pid, signal.SIGKILL)
 
 
-def test_threads_may_wait_for_it_at_the_same_time_while_another_kills_it(new_child: New) -> None:
+def test_threads_may_wait_for_it_at_the_same_time_while_another_kills_it(new_child):
     child = new_child(SLEEP)
     statuses: list[int | None] = []
     threads = [
         threading.Thread(
-            target=lambda seconds: statuses.append(child.wait(seconds)),
-            args=(seconds,),
+            target=lambda seconds: statuses.append(child.wait(seconds)), args=(seconds,)
         )
         for seconds in (None, 60.0, None)
     ]
@@ -172,22 +166,16 @@ def test_threads_may_wait_for_it_at_the_same_time_while_another_kills_it(new_chi
     assert statuses == [-signal.SIGKILL] * 3 == [child.exit_status] * 3
 
 
-def test_one_that_cannot_be_started_raises() -> None:
+def test_one_that_cannot_be_started_raises():
     with pytest.raises(FileNotFoundError):
         Child(["/nowhere/program"])
 
 
-@pytest.mark.parametrize(
-    "code",
-    [READS, ASKS_THE_KERNEL],
-    ids=["reads", "kernel"],
-)
+@pytest.mark.parametrize("code", [READS, ASKS_THE_KERNEL], ids=["reads", "kernel"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_it_ends_with_its_parent(code: str, number: signal.Signals, system: str) -> None:
+def test_it_ends_with_its_parent(code, number, system):
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, code],
-        stdout=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-c", PARENT, code], stdout=subprocess.PIPE, text=True
     )
     try:
         assert parent.stdout is not None
@@ -198,13 +186,11 @@ def test_it_ends_with_its_parent(code: str, number: signal.Signals, system: str)
         parent.send_signal(number)
         parent.wait(60)
     wait_until(
-        lambda: all(map(is_gone, pids)),
-        60,
-        "the end of the child and of what it has started",
+        lambda: all(map(is_gone, pids)), 60, "the end of the child and of what it has started"
     )
 
 
-def test_the_kernel_ends_it_with_the_thread_that_started_it(new_child: New) -> None:
+def test_the_kernel_ends_it_with_the_thread_that_started_it(new_child):
     children: list[Child] = []
     code = (
         "from mlflow_deploy_plugin.core.processes.child import die_with_parent; "
@@ -212,7 +198,7 @@ def test_the_kernel_ends_it_with_the_thread_that_started_it(new_child: New) -> N
     )
     read, write = os.pipe()
 
-    def start() -> None:
+    def start():
         children.append(new_child(code, stdout=write))
         os.read(read, 1)  # The child has requested the signal.
 
@@ -224,7 +210,7 @@ def test_the_kernel_ends_it_with_the_thread_that_started_it(new_child: New) -> N
     assert children[0].wait(60) == -signal.SIGKILL
 
 
-def test_signal_to_a_group_without_processes_returns_false() -> None:
+def test_signal_to_a_group_without_processes_returns_false():
     child = Child([sys.executable, "-c", ""])
     child.wait(60)
     assert not signal_group(child.pid, 0)
@@ -239,11 +225,11 @@ def test_signal_to_a_group_without_processes_returns_false() -> None:
         (-40, "was killed by signal 40"),
     ],
 )
-def test_exit_reason_is_in_words(status: int, said: str) -> None:
+def test_exit_reason_is_in_words(status, said):
     assert exit_reason(status) == said
 
 
-def test_one_that_is_left_to_itself_runs_on(new_child: New) -> None:
+def test_one_that_is_left_to_itself_runs_on(new_child):
     child = new_child(SLEEP, own_session=True)
     pid = child.detach()
     del child
@@ -270,13 +256,13 @@ def test_one_that_is_left_to_itself_runs_on(new_child: New) -> None:
         (["/nowhere/python"], "it cannot be started: No such file or directory"),
     ],
 )
-def test_a_command_that_fails_says_why_in_its_last_line(command: list[str], said: str) -> None:
+def test_a_command_that_fails_says_why_in_its_last_line(command, said):
     with pytest.raises(CommandFailed) as failure:
         run_to_end(command, 1 if SLEEP in command else 60)
     assert failure.value.message == said
 
 
-def test_the_last_lines_of_a_log_are_read(tmp_path: Path) -> None:
+def test_the_last_lines_of_a_log_are_read(tmp_path):
     log = tmp_path / "log"
     log.write_bytes(b"first\n\n" + b"x" * 100 + b"\n  second \xff\0\n\n")
     assert read_log_tail(log, 30) == ["x" * 16, "second \N{REPLACEMENT CHARACTER}"]
@@ -306,24 +292,14 @@ signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 """
 
 
-def run(
-    script: str,
-    status: int = 0,
-    before: str = "",
-) -> list[str]:
+def run(script, status=0, before=""):
     command = [sys.executable, "-c", before + PRELUDE + script]
-    done = subprocess.run(
-        command,
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60, check=False)
     assert done.returncode == status
     return done.stdout.split()
 
 
-def test_how_a_child_ended_is_known(system: str) -> None:
+def test_how_a_child_ended_is_known(system):
     assert run("""
 print(wait(children.start([sys.executable, "-c", "raise SystemExit(3)"])))
 child = children.start(["sleep", "60"])
@@ -334,12 +310,8 @@ print(signal_group(child.pid, signal.SIGKILL))
 """) == ["3", "-15", "False"]
 
 
-@pytest.mark.parametrize(
-    "before",
-    ["", BLOCKED],
-    ids=["", "whose starter blocked them"],
-)
-def test_a_child_takes_signals_although_its_parent_waits_for_them(system: str, before: str) -> None:
+@pytest.mark.parametrize("before", ["", BLOCKED], ids=["", "whose starter blocked them"])
+def test_a_child_takes_signals_although_its_parent_waits_for_them(system, before):
     script = """
 code = "import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, []) == set())"
 wait(children.start([sys.executable, "-c", code]))
@@ -347,7 +319,7 @@ wait(children.start([sys.executable, "-c", code]))
     assert run(script, before=before) == ["True"]
 
 
-def test_a_signal_that_comes_before_the_program_of_a_child_runs_ends_that_child_alone() -> None:
+def test_a_signal_that_comes_before_the_program_of_a_child_runs_ends_that_child_alone():
     assert run("""
 from mlflow_deploy_plugin.core.processes import child
 child.die_with_parent = lambda *_: os.kill(os.getpid(), signal.SIGTERM)  \
@@ -356,7 +328,7 @@ print(wait(children.start(["sleep", "600"])), wait_for_signal(0))
 """) == ["-15", "None"]
 
 
-def test_the_end_is_asked_for_also_after_more_signals_than_find_room() -> None:
+def test_the_end_is_asked_for_also_after_more_signals_than_find_room():
     assert run("""
 for number in [signal.SIGCHLD] * 1000 + [signal.SIGTERM]:
     os.kill(os.getpid(), number)
@@ -364,7 +336,7 @@ print(*(int(wait_for_signal(0)) for _ in range(2)), wait_for_signal(0), wait_for
 """) == ["15", "17", "None", "None"]
 
 
-def test_a_process_that_was_started_with_its_signals_blocked_is_ended_by_them() -> None:
+def test_a_process_that_was_started_with_its_signals_blocked_is_ended_by_them():
     command = [sys.executable, "-c", BLOCKED + WAITS_FOR_SIGNALS]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as waiting:
         assert waiting.stdout is not None
@@ -376,7 +348,7 @@ def test_a_process_that_was_started_with_its_signals_blocked_is_ended_by_them() 
             waiting.kill()
 
 
-def test_supervised_children_end_with_their_parent(system: str) -> None:
+def test_supervised_children_end_with_their_parent(system):
     pids = run(
         """
 for _ in range(2):
@@ -386,14 +358,11 @@ os.kill(os.getpid(), signal.SIGKILL)
 """,
         status=-signal.SIGKILL,
     )
-    wait_until(
-        lambda: all(is_gone(int(pid)) for pid in pids),
-        what="the end of the children",
-    )
+    wait_until(lambda: all(is_gone(int(pid)) for pid in pids), what="the end of the children")
     assert len(pids) == 2
 
 
-def test_killing_one_that_has_ended_and_was_not_waited_for_does_nothing(system: str) -> None:
+def test_killing_one_that_has_ended_and_was_not_waited_for_does_nothing(system):
     assert run("""
 from mlflow_deploy_plugin.core.processes.child import Child
 child = Child(["true"])
@@ -403,7 +372,7 @@ print(child.wait())
 """) == ["0"]
 
 
-def test_an_orphan_that_falls_to_the_supervisor_is_reaped() -> None:
+def test_an_orphan_that_falls_to_the_supervisor_is_reaped():
     assert run("""
 from mlflow_deploy_plugin.core.processes.child import adopt_orphans
 adopt_orphans()
@@ -427,11 +396,9 @@ print(number)
 """
 
 
-def test_process_stopped_beyond_its_timeout_reports_no_signal_on_resume() -> None:
+def test_process_stopped_beyond_its_timeout_reports_no_signal_on_resume():
     with subprocess.Popen(
-        [sys.executable, "-c", WAITS_FOR_SIGNALS],
-        stdout=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-c", WAITS_FOR_SIGNALS], stdout=subprocess.PIPE, text=True
     ) as waiting:
         assert waiting.stdout is not None
         for _ in range(3):
@@ -443,7 +410,7 @@ def test_process_stopped_beyond_its_timeout_reports_no_signal_on_resume() -> Non
         assert waiting.communicate(timeout=60)[0].splitlines()[-1] == "15"
 
 
-def test_where_no_more_files_may_be_opened_no_signal_is_awaited_and_none_blocked() -> None:
+def test_where_no_more_files_may_be_opened_no_signal_is_awaited_and_none_blocked():
     assert run("""
 import resource
 while (descriptor := os.open("/dev/null", os.O_RDONLY)) < 200:
@@ -458,18 +425,8 @@ except OSError as error:
 """) == ["Too_many_open_files", "set()"]
 
 
-def test_the_pause_after_failures_doubles_to_its_limit_however_many_there_were() -> None:
-    assert [
-        backoff_seconds(failures, 30)
-        for failures in (
-            1,
-            2,
-            3,
-            6,
-            1025,
-            100_000,
-        )
-    ] == [
+def test_the_pause_after_failures_doubles_to_its_limit_however_many_there_were():
+    assert [backoff_seconds(failures, 30) for failures in (1, 2, 3, 6, 1025, 100_000)] == [
         1,
         2,
         4,
@@ -479,7 +436,7 @@ def test_the_pause_after_failures_doubles_to_its_limit_however_many_there_were()
     ]
 
 
-def test_a_burst_of_signals_ends_a_process_once(new_child: New) -> None:
+def test_a_burst_of_signals_ends_a_process_once(new_child):
     for _ in range(3):
         reader, writer = os.pipe()
         child = new_child(WAITS_FOR_THE_END, stdout=writer)

@@ -5,8 +5,6 @@ isolated from other failures.
 import threading
 from collections.abc import Hashable
 
-import pytest
-
 from mlflow_deploy_plugin.core.processes.durable_work import MAX_BACKOFF, WorkRunner, backoff
 from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
@@ -14,19 +12,19 @@ from tests.support.waiting import wait_until
 SECONDS = 30.0
 
 
-def test_pauses_grow_to_ten_minutes() -> None:
+def test_pauses_grow_to_ten_minutes():
     pauses = [backoff(attempts).total_seconds() for attempts in (1, 2, 3, 4, 1000)]
 
     assert pauses == [15, 30, 60, 120, MAX_BACKOFF.total_seconds()]
 
 
-def test_a_piece_of_work_has_one_attempt_at_a_time_and_waits_for_its_pause() -> None:
+def test_a_piece_of_work_has_one_attempt_at_a_time_and_waits_for_its_pause():
     now = [0.0]
     go_on = threading.Event()
     attempts = []
     work = WorkRunner("test", 2, 30, monotonic=lambda: now[0])
 
-    def attempt() -> float:
+    def attempt():
         attempts.append(threading.current_thread())
         go_on.wait(SECONDS)
         return 10.0
@@ -47,12 +45,12 @@ def test_a_piece_of_work_has_one_attempt_at_a_time_and_waits_for_its_pause() -> 
     wait_until(lambda: len(attempts) == 2, SECONDS, "it runs again")
 
 
-def test_only_so_many_run_at_once_and_the_longest_waiting_is_next() -> None:
+def test_only_so_many_run_at_once_and_the_longest_waiting_is_next():
     begun: list[str] = []
     gates = {name: threading.Event() for name in "abc"}
     work = WorkRunner("test", 1, 30)
 
-    def attempt(name: str) -> float:
+    def attempt(name):
         begun.append(name)
         gates[name].wait(SECONDS)
         return 0.0
@@ -69,16 +67,16 @@ def test_only_so_many_run_at_once_and_the_longest_waiting_is_next() -> None:
     assert begun == ["a", "b"]
 
 
-def test_a_failure_that_cannot_be_handled_stops_no_other_work() -> None:
+def test_a_failure_that_cannot_be_handled_stops_no_other_work():
     done = threading.Event()
 
-    def handle(_key: Hashable, error: Exception, _count: int) -> None:
+    def handle(_key, error, _count):
         raise error
 
-    def attempt() -> float:
+    def attempt():
         raise RuntimeError("a bug")
 
-    def sound() -> float:
+    def sound():
         done.set()
         return 0.0
 
@@ -89,9 +87,7 @@ def test_a_failure_that_cannot_be_handled_stops_no_other_work() -> None:
     wait_until(lambda: work.is_free("one"), SECONDS, "it may be tried again")
 
 
-def test_an_unexpected_exception_pauses_the_work_and_is_counted_until_it_succeeds(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_an_unexpected_exception_pauses_the_work_and_is_counted_until_it_succeeds(caplog):
     now = [0.0]
     defects = list[tuple[Hashable, str, int]]()
     work = WorkRunner(
@@ -104,7 +100,7 @@ def test_an_unexpected_exception_pauses_the_work_and_is_counted_until_it_succeed
 
     fails = iter([True, True, False, True])
 
-    def attempt() -> float:
+    def attempt():
         if next(fails):
             raise RuntimeError("a bug")
         return 30.0
@@ -115,9 +111,5 @@ def test_an_unexpected_exception_pauses_the_work_and_is_counted_until_it_succeed
         work.finished.clear()
         assert not work.is_free("one")
         now[0] += 30
-    assert defects == [
-        ("one", "a bug", 1),
-        ("one", "a bug", 2),
-        ("one", "a bug", 1),
-    ]
+    assert defects == [("one", "a bug", 1), ("one", "a bug", 2), ("one", "a bug", 1)]
     assert mentions(caplog.text, "test one", "30 s")

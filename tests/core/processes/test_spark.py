@@ -1,8 +1,6 @@
 """The errors without a working Spark installation."""
 
 import sys
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -11,10 +9,7 @@ from mlflow_deploy_plugin.core.processes.spark import spark_context, spark_sessi
 
 
 @pytest.mark.parametrize("start", [spark_session, spark_context])
-def test_without_pyspark_the_extra_is_named(
-    start: Callable[[], Any],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_without_pyspark_the_extra_is_named(start, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyspark", None)
     monkeypatch.setitem(sys.modules, "pyspark.sql", None)
 

@@ -10,10 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -42,22 +39,22 @@ worker.call(time.sleep, 600, seconds=600)
 """
 
 
-def pid_of(workers: Worker | WorkerPool) -> int:
+def pid_of(workers):
     return workers.call(os.getpid, seconds=SECONDS)
 
 
-def prepare() -> None:
+def prepare():
     os.environ["PREPARED"] = "1"
 
 
 @pytest.fixture(scope="module")
-def worker() -> Iterator[Worker]:
+def worker():
     instance = Worker(kept_errors=[RegistryUnavailable])
     yield instance
     instance.end()
 
 
-def test_it_is_kept_for_the_next_call_and_replaced_when_it_hangs_or_dies(worker: Worker) -> None:
+def test_it_is_kept_for_the_next_call_and_replaced_when_it_hangs_or_dies(worker):
     first = pid_of(worker)
     assert pid_of(worker) == first != os.getpid()
 
@@ -71,15 +68,11 @@ def test_it_is_kept_for_the_next_call_and_replaced_when_it_hangs_or_dies(worker:
         worker.call(os.kill, second, signal.SIGKILL, seconds=SECONDS)
     with pytest.raises(ProcessCrashed, match=r"status 7$"):
         # In this process, coverage replaces os._exit.
-        worker.call(
-            exec,
-            "import os; os._exit(7)",
-            seconds=SECONDS,
-        )
+        worker.call(exec, "import os; os._exit(7)", seconds=SECONDS)
     assert pid_of(worker) != second
 
 
-def test_an_error_is_raised_here_with_its_class_where_that_was_asked_for(worker: Worker) -> None:
+def test_an_error_is_raised_here_with_its_class_where_that_was_asked_for(worker):
     with pytest.raises(OnnxserveError, match=r"^ValueError: "):
         worker.call(math.sqrt, -1, seconds=SECONDS)
     with pytest.raises(OnnxserveError, match=r"^FileNotFoundError: .*/nowhere"):
@@ -101,23 +94,17 @@ def test_an_error_is_raised_here_with_its_class_where_that_was_asked_for(worker:
     ],
     ids=["a panic", "a result that cannot be pickled"],
 )
-def test_a_failure_is_an_error_of_its_own_call_only(
-    worker: Worker,
-    call: tuple[Any, ...],
-    message: str,
-) -> None:
+def test_a_failure_is_an_error_of_its_own_call_only(worker, call, message):
     pid = pid_of(worker)
     with pytest.raises(OnnxserveError, match=message):
         worker.call(*call, seconds=SECONDS)
     assert pid_of(worker) == pid
 
 
-def test_a_machine_that_starts_no_process_is_an_error_of_the_call_alone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_machine_that_starts_no_process_is_an_error_of_the_call_alone(monkeypatch):
     worker = Worker()
 
-    def refuse(*_: object, **__: object) -> None:
+    def refuse(*_, **__):
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
     with monkeypatch.context() as patched:
@@ -128,7 +115,7 @@ def test_a_machine_that_starts_no_process_is_an_error_of_the_call_alone(
     worker.end()
 
 
-def test_it_is_prepared_before_the_first_call_and_replaced_after_the_last() -> None:
+def test_it_is_prepared_before_the_first_call_and_replaced_after_the_last():
     worker = Worker(prepare, max_calls=2)
     try:
         pids = [pid_of(worker) for _ in range(3)]
@@ -138,7 +125,7 @@ def test_it_is_prepared_before_the_first_call_and_replaced_after_the_last() -> N
         worker.end()
 
 
-def test_worker_ends_only_on_request_or_when_idle_long_enough() -> None:
+def test_worker_ends_only_on_request_or_when_idle_long_enough():
     worker = Worker()
     pid = pid_of(worker)
     worker.end_if_idle(600)
@@ -158,14 +145,10 @@ def test_worker_ends_only_on_request_or_when_idle_long_enough() -> None:
         pid_of(worker)
 
 
-def test_it_ends_with_a_parent_that_is_killed_while_it_computes(tmp_path: Path) -> None:
+def test_it_ends_with_a_parent_that_is_killed_while_it_computes(tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(PARENT)  # The script does not check `__name__`.
-    parent = subprocess.Popen(
-        [sys.executable, script],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
     try:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
@@ -176,19 +159,11 @@ def test_it_ends_with_a_parent_that_is_killed_while_it_computes(tmp_path: Path) 
     wait_until(lambda: is_gone(pid), SECONDS, "the end of the worker")
 
 
-def test_a_pool_calls_in_as_many_processes_as_it_has() -> None:
+def test_a_pool_calls_in_as_many_processes_as_it_has():
     pool = WorkerPool([Worker(), Worker()])
     try:
         with ThreadPoolExecutor(4) as threads:
-            began = [
-                threads.submit(
-                    pool.call,
-                    time.sleep,
-                    0.2,
-                    seconds=SECONDS,
-                )
-                for _ in range(4)
-            ]
+            began = [threads.submit(pool.call, time.sleep, 0.2, seconds=SECONDS) for _ in range(4)]
             assert [future.result() for future in began] == [None] * 4
         warm = pid_of(pool)
         assert pid_of(pool) == warm
@@ -201,9 +176,8 @@ def test_a_pool_calls_in_as_many_processes_as_it_has() -> None:
 
 
 def test_functions_are_found_where_the_parent_finds_them_and_not_in_the_folder_it_runs_in(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    tmp_path, monkeypatch
+):
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "pickle.py").write_text("raise SystemExit(9)")
     (tmp_path / "path").mkdir()

@@ -1,6 +1,5 @@
 """A SQLite registry with one model in every state, and the folders of its files."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.support.models import IDENTITY, parse_graph
-from tests.support.tracking import NewDatabase, tracking_at
+from tests.support.tracking import tracking_at
 
 
 @dataclass(frozen=True)
@@ -25,22 +24,16 @@ class Store:
 
 
 @pytest.fixture(scope="session")
-def built_store(
-    tmp_path_factory: pytest.TempPathFactory,
-    new_database: NewDatabase,
-) -> Store:
+def built_store(tmp_path_factory, new_database):
     folder = tmp_path_factory.mktemp("registry")
     uri = new_database(folder)
     with tracking_at(uri):
         experiment = mlflow.create_experiment(
-            "e",
-            artifact_location=(folder / "artifacts").as_uri(),
+            "e", artifact_location=(folder / "artifacts").as_uri()
         )
         with mlflow.start_run(experiment_id=experiment) as run:
             logged = mlflow.onnx.log_model(
-                parse_graph(IDENTITY),
-                name="model",
-                pip_requirements=["onnxruntime"],
+                parse_graph(IDENTITY), name="model", pip_requirements=["onnxruntime"]
             )
         client = MlflowClient()
         client.create_registered_model("tiny")
@@ -48,10 +41,7 @@ def built_store(
         model_id = logged.model_uri.removeprefix("models:/")
         for _ in range(3):
             client.create_model_version(
-                "tiny",
-                logged.model_uri,
-                run.info.run_id,
-                model_id=model_id,
+                "tiny", logged.model_uri, run.info.run_id, model_id=model_id
             )
         for version in ("1", "2"):
             client.transition_model_version_stage("tiny", version, "Production")
@@ -63,14 +53,14 @@ def built_store(
 
 
 @pytest.fixture
-def store(built_store: Store) -> Iterator[Store]:
+def store(built_store):
     with tracking_at(built_store.uri):
         yield built_store
 
 
 @pytest.fixture
-def artifacts(store: Store) -> Path:
+def artifacts(store):
     """Return the folder of the logged model's files."""
     return Path(
-        MlflowClient().get_logged_model(store.model_id).artifact_location.removeprefix("file://"),
+        MlflowClient().get_logged_model(store.model_id).artifact_location.removeprefix("file://")
     )

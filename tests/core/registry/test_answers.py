@@ -21,63 +21,63 @@ ZEROS = bytes(65536)
 Answer = Callable[[], Iterator[bytes]]
 
 
-def trickled(content: bytes) -> Iterator[bytes]:
+def trickled(content):
     for byte in content:
         time.sleep(0.02)
         yield bytes([byte])
 
 
-def endless() -> Iterator[bytes]:
+def endless():
     yield HEAD + b"Content-Length: 600000000\r\n\r\n"
     yield from iter(lambda: ZEROS, b"")
 
 
-def endless_chunks() -> Iterator[bytes]:
+def endless_chunks():
     yield HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
     yield from iter(lambda: b"10000\r\n" + ZEROS + b"\r\n", b"")
 
 
-def endless_until_closed() -> Iterator[bytes]:
+def endless_until_closed():
     yield HEAD + b"Connection: close\r\n\r\n"
     yield from iter(lambda: ZEROS, b"")
 
 
-def endless_redirection() -> Iterator[bytes]:
+def endless_redirection():
     yield b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 600000000\r\n\r\n"
     yield from iter(lambda: ZEROS, b"")
 
 
-def packed() -> Iterator[bytes]:
+def packed():
     body = gzip.compress(bytes(10 * MOST))
     yield HEAD + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body) + body
 
 
-def slow_head() -> Iterator[bytes]:
+def slow_head():
     yield from trickled(HEAD + b"X-Long: " + b"x" * 1000)
 
 
-def slow_body() -> Iterator[bytes]:
+def slow_body():
     yield HEAD + b"Content-Length: 1000\r\n\r\n"
     yield from trickled(bytes(1000))
 
 
-def slow_body_until_closed() -> Iterator[bytes]:
+def slow_body_until_closed():
     yield HEAD + b"Connection: close\r\n\r\n"
     yield from trickled(bytes(1000))
 
 
-def largest() -> Iterator[bytes]:
+def largest():
     yield HEAD + b"Content-Length: %d\r\n\r\n" % MOST + bytes(MOST)
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[[Answer], str]]:
+def serve():
     """Yield a function that starts a server with this response for each request and
     returns its address.
     """
     started: list[ThreadingTCPServer] = []
 
-    def start(answer: Answer) -> str:
+    def start(answer):
         class Service(StreamRequestHandler):
             def handle(self) -> None:
                 while self.rfile.readline().strip():
@@ -101,15 +101,12 @@ def serve() -> Iterator[Callable[[Answer], str]]:
 
 
 @pytest.mark.parametrize("answer", [endless, endless_chunks, endless_until_closed, packed])
-def test_a_body_that_is_too_large_is_refused(
-    serve: Callable[[Answer], str],
-    answer: Answer,
-) -> None:
+def test_a_body_that_is_too_large_is_refused(serve, answer):
     with bounded_answers(MOST), refused(requests.RequestException, "100,000 bytes"):
         requests.get(serve(answer), timeout=5)
 
 
-def test_the_body_of_a_redirection_is_bounded(serve: Callable[[Answer], str]) -> None:
+def test_the_body_of_a_redirection_is_bounded(serve):
     url = serve(endless_redirection)
     with requests.Session() as session:
         session.max_redirects = 3
@@ -118,10 +115,7 @@ def test_the_body_of_a_redirection_is_bounded(serve: Callable[[Answer], str]) ->
 
 
 @pytest.mark.parametrize("answer", [slow_head, slow_body, slow_body_until_closed])
-def test_an_answer_that_is_not_complete_in_time_is_refused(
-    serve: Callable[[Answer], str],
-    answer: Answer,
-) -> None:
+def test_an_answer_that_is_not_complete_in_time_is_refused(serve, answer):
     url = serve(answer)
     began = time.monotonic()
     with (
@@ -132,8 +126,8 @@ def test_an_answer_that_is_not_complete_in_time_is_refused(
     assert time.monotonic() - began < 5
 
 
-def test_a_longer_read_timeout_replaces_the_time(serve: Callable[[Answer], str]) -> None:
-    def late() -> Iterator[bytes]:
+def test_a_longer_read_timeout_replaces_the_time(serve):
+    def late():
         time.sleep(2 * SECONDS)
         yield from largest()
 
@@ -141,20 +135,16 @@ def test_a_longer_read_timeout_replaces_the_time(serve: Callable[[Answer], str])
         assert len(requests.get(serve(late), timeout=10 * SECONDS).content) == MOST
 
 
-def test_after_an_answer_within_the_bound_no_deadline_is_left_that_would_end_the_next_one(
-    serve: Callable[[Answer], str],
-) -> None:
+def test_after_an_answer_within_the_bound_no_deadline_is_left_that_would_end_the_next_one(serve):
     url = serve(largest)
     with bounded_answers(MOST, seconds=3600):
         assert len(requests.get(url, timeout=5).content) == MOST
         wait_until(
-            lambda: (
-                not any(isinstance(thread, threading.Timer) for thread in threading.enumerate())
-            ),
+            lambda: not any(isinstance(thread, threading.Timer) for thread in threading.enumerate())
         )
 
 
-def test_outside_of_the_block_an_answer_has_no_bound(serve: Callable[[Answer], str]) -> None:
+def test_outside_of_the_block_an_answer_has_no_bound(serve):
     url = serve(largest)
     with bounded_answers(1):
         pass

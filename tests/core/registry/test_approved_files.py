@@ -4,9 +4,7 @@ without onnxserve.
 
 import json
 import threading
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +18,7 @@ from mlflow_deploy_plugin.core.registry.approved_files import (
     approval_of,
     changed_files,
 )
-from tests.support.tracking import NewDatabase, tracking_at
+from tests.support.tracking import tracking_at
 
 APPROVED = {
     "is_required": True,
@@ -32,12 +30,12 @@ MODEL = {
     "registered_model": {
         "name": "credit",
         "tags": [{"key": "onnxserve.gate.policy", "value": "approvals: {}"}],
-    },
+    }
 }
 
 
 @pytest.fixture
-def mlflow_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+def mlflow_at(monkeypatch):
     """A server that answers requests of onnxserve with a status and a body, and has a
     model with approvals.
     """
@@ -63,16 +61,14 @@ def mlflow_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
         server.shutdown()
 
 
-def test_the_server_is_asked_for_one_version(mlflow_at: SimpleNamespace) -> None:
+def test_the_server_is_asked_for_one_version(mlflow_at):
     assert approval_of("credit", "6") == Approval(
-        is_required=True,
-        files=("ab12",),
-        places=("@champion",),
+        is_required=True, files=("ab12",), places=("@champion",)
     )
     assert mlflow_at.path == "/onnxserve/approved?model=credit&version=6"
 
 
-def test_changed_files_are_listed(mlflow_at: SimpleNamespace) -> None:
+def test_changed_files_are_listed(mlflow_at):
     entry = {
         "model": "credit",
         "version": "6",
@@ -84,21 +80,13 @@ def test_changed_files_are_listed(mlflow_at: SimpleNamespace) -> None:
     assert changed_files() == [ChangedFiles.model_validate(entry)]
 
 
-@pytest.mark.parametrize(
-    ("status", "kind"),
-    [(404, "text/html"), (403, "text/html")],
-)
-def test_without_the_app_a_model_with_approvals_has_no_approved_version(
-    status: int,
-    kind: str,
-    mlflow_at: SimpleNamespace,
-) -> None:
+@pytest.mark.parametrize(("status", "kind"), [(404, "text/html"), (403, "text/html")])
+def test_without_the_app_a_model_with_approvals_has_no_approved_version(status, kind, mlflow_at):
     mlflow_at.status = status
     mlflow_at.kind = kind
     mlflow_at.body = "no such page"
     assert approval_of("credit", "6") == Approval(
-        is_required=True,
-        places=("@champion", "Production"),
+        is_required=True, places=("@champion", "Production")
     )
     assert changed_files() == []
 
@@ -125,12 +113,7 @@ def test_without_the_app_a_model_with_approvals_has_no_approved_version(
         (502, "bad gateway", RegistryUnavailable),
     ],
 )
-def test_an_error_is_not_taken_for_an_answer(
-    status: int,
-    body: Any,
-    expected: type[OnnxserveError],
-    mlflow_at: SimpleNamespace,
-) -> None:
+def test_an_error_is_not_taken_for_an_answer(status, body, expected, mlflow_at):
     mlflow_at.status = status
     mlflow_at.body = body
     with pytest.raises(expected):
@@ -142,11 +125,8 @@ def test_an_error_is_not_taken_for_an_answer(
     [("approvals: {}\ngated_stages: []", ("@champion",)), ("skip: []", ()), ("[", ())],
 )
 def test_a_database_knows_only_the_places_that_require_approvals(
-    policy: str,
-    places: tuple[str, ...],
-    tmp_path: Path,
-    new_database: NewDatabase,
-) -> None:
+    policy, places, tmp_path, new_database
+):
     with tracking_at(new_database(tmp_path)):
         MlflowClient().create_registered_model("credit", tags={"onnxserve.gate.policy": policy})
         assert approval_of("credit", "6") == Approval(is_required=bool(places), places=places)

@@ -2,9 +2,7 @@
 keys finds them.
 """
 
-from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 import requests
@@ -16,45 +14,36 @@ from mlflow_deploy_plugin.core.registry.audit_trail import (
 )
 from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.core.store.store import Store
 from tests.support.audit_trail import store_of_server
 from tests.support.services.mlflow_server import MlflowServer
-from tests.support.tracking import NewDatabase, tracking_at
+from tests.support.tracking import tracking_at
 
 
 @pytest.fixture
-def store_url(tmp_path: Path) -> str:
+def store_url(tmp_path):
     return f"sqlite:///{tmp_path}/store.db"
 
 
 @pytest.fixture
-def store(
-    store_url: str,
-    tmp_path: Path,
-    new_database: NewDatabase,
-) -> Iterator[Store]:
+def store(store_url, tmp_path, new_database):
     """The store of a command, with an event before MLflow's server signs."""
     with closing(open_store(store_url)) as opened, tracking_at(new_database(tmp_path)):
         opened.record("approve", actor="earlier", model="toy", version="1")
         yield opened
 
 
-def actors(store: Store) -> set[str]:
+def actors(store):
     """Return the actors of the approvals that are not signed."""
     return {event.actor for event in unsigned_events(store, store.events(actions=["approve"]))}
 
 
-def test_without_a_server_that_signs_all_events_count(store: Store) -> None:
+def test_without_a_server_that_signs_all_events_count(store):
     assert trusted_keys(store) is None
     assert actors(store) == set()
     assert [event.actor for event in newest_events(store, "toy")] == ["earlier"]
 
 
-def test_tampered_events_after_the_seal_are_not_signed(
-    store: Store,
-    store_url: str,
-    tmp_path: Path,
-) -> None:
+def test_tampered_events_after_the_seal_are_not_signed(store, store_url, tmp_path):
     with store_of_server(store_url, tmp_path) as server:
         for model in ("toy", "new"):
             server.record("approve", actor="ada", model=model, version="1")
@@ -66,11 +55,7 @@ def test_tampered_events_after_the_seal_are_not_signed(
     assert [event.actor for event in newest_events(store, "new")] == ["ada"]
 
 
-def test_the_keys_of_mlflows_server_replace_the_keys_in_the_store(
-    store: Store,
-    store_url: str,
-    tmp_path: Path,
-) -> None:
+def test_the_keys_of_mlflows_server_replace_the_keys_in_the_store(store, store_url, tmp_path):
     folder = tmp_path / "mlflow"
     folder.mkdir()
     variables = {"ONNXSERVE_STORE_URI": store_url, "ONNXSERVE_HOME": str(folder)}

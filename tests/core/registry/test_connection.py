@@ -4,10 +4,8 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from socketserver import StreamRequestHandler, ThreadingTCPServer
 from threading import Thread
 
@@ -40,7 +38,6 @@ from mlflow_deploy_plugin.core.registry.connection import (
 from mlflow_deploy_plugin.core.registry.model_files import fetch
 from mlflow_deploy_plugin.core.store.audit import Login
 from tests.support.refusals import mentions, refused
-from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import tracking_at
 
 LARGE = 33_000_000
@@ -49,7 +46,7 @@ FAILED = "API request to endpoint /api/2.0/mlflow/registered-models/get failed w
 
 
 @pytest.fixture
-def clean(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+def clean(monkeypatch):
     """Remove the variables during the test."""
     for name in ("HTTP_REQUEST_MAX_RETRIES", "HTTP_REQUEST_BACKOFF_FACTOR", "HTTP_REQUEST_TIMEOUT"):
         monkeypatch.setenv(f"MLFLOW_{name}", "")
@@ -59,14 +56,14 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 @pytest.fixture
-def own_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def own_process(monkeypatch):
     """Let this process be a process of onnxserve during the test. The functions of
     MLflow's client stay replaced.
     """
     monkeypatch.setattr(connection._process, "is_own", True)
 
 
-def test_calls_are_short_and_downloads_are_not(clean: pytest.MonkeyPatch) -> None:
+def test_calls_are_short_and_downloads_are_not(clean):
     set_service_timeouts()
     assert os.environ[TIMEOUT] == "5"
     with no_request_timeout:
@@ -74,14 +71,14 @@ def test_calls_are_short_and_downloads_are_not(clean: pytest.MonkeyPatch) -> Non
     assert os.environ[TIMEOUT] == "5"
 
 
-def test_timeout_set_by_the_user_is_kept(clean: pytest.MonkeyPatch) -> None:
+def test_timeout_set_by_the_user_is_kept(clean):
     clean.setenv(TIMEOUT, "77")
     set_service_timeouts()
     with no_request_timeout:
         assert os.environ[TIMEOUT] == "77"
 
 
-def test_credentials_are_taken_out_of_every_uri_of_a_text() -> None:
+def test_credentials_are_taken_out_of_every_uri_of_a_text():
     text = "https://{}host/x failed, postgresql+psycopg://{}db/y too, a@b.c stays, http://{}h:1/z@a"
     secrets = ("user:p%40ss@", "u@", "u:p@ss@")
     assert redact_credentials(text.format(*secrets)) == text.format("", "", "")
@@ -106,12 +103,12 @@ def test_credentials_are_taken_out_of_every_uri_of_a_text() -> None:
         ("models:/x/3: version 3 cannot be loaded", "models:/x/3: version 3 cannot be loaded"),
     ],
 )
-def test_mlflow_addresses_are_redacted_for_callers(text: str, public: str) -> None:
+def test_mlflow_addresses_are_redacted_for_callers(text, public):
     assert redact_addresses(text) == public
 
 
 @contextmanager
-def http_server() -> Iterator[tuple[str, list[str | None]]]:
+def http_server():
     """A server that answers 404: its host with its port, and the Authorization header
     of each request.
     """
@@ -130,7 +127,7 @@ def http_server() -> Iterator[tuple[str, list[str | None]]]:
 
 
 @contextmanager
-def serving(handler: type[SimpleHTTPRequestHandler]) -> Iterator[str]:
+def serving(handler):
     """Yield the host with the port of a server."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         Thread(target=server.serve_forever, args=(0.05,)).start()
@@ -140,7 +137,7 @@ def serving(handler: type[SimpleHTTPRequestHandler]) -> Iterator[str]:
             server.shutdown()
 
 
-def test_missing_mlflow_route_is_reported_without_the_html_page() -> None:
+def test_missing_mlflow_route_is_reported_without_the_html_page():
     with (
         http_server() as (host, _),
         tracking_at(f"http://{host}"),
@@ -151,7 +148,7 @@ def test_missing_mlflow_route_is_reported_without_the_html_page() -> None:
 
     assert raised.value.message.endswith(
         "it has no /api/2.0/mlflow/registered-models/get: the address is wrong, or its MLflow is "
-        "older than version 3",
+        "older than version 3"
     )
 
 
@@ -169,10 +166,7 @@ def test_missing_mlflow_route_is_reported_without_the_html_page() -> None:
         ),
     ],
 )
-def test_permission_errors_are_refusals_and_not_outages(
-    error: MlflowException,
-    names: tuple[str, ...],
-) -> None:
+def test_permission_errors_are_refusals_and_not_outages(error, names):
     with refused(RegistryRefused, "m", "MLflow", "refuses", *names), registry_errors("m"):
         raise error
 
@@ -192,7 +186,7 @@ ANSWER = "{} Client Error: No for url: http://m/api. Response text: {}"
                 f"{FILES}##### File a/MLmodel #####\n"
                 f"{HEAD.format(403, 'Forbidden')}\n"
                 "##### File b #####\n"
-                "no",
+                "no"
             ),
             RegistryRefused,
             (
@@ -203,8 +197,7 @@ ANSWER = "{} Client Error: No for url: http://m/api. Response text: {}"
         (
             "s3://b",
             MlflowException(
-                "Failed to list artifacts in s3://b/1: Access Denied",
-                PERMISSION_DENIED,
+                "Failed to list artifacts in s3://b/1: Access Denied", PERMISSION_DENIED
             ),
             RegistryRefused,
             (
@@ -217,7 +210,7 @@ ANSWER = "{} Client Error: No for url: http://m/api. Response text: {}"
             MlflowException(
                 f"{FILES}##### File a/model.onnx #####\n"
                 "[Errno 28] No space left on device\n"
-                "##### File b",
+                "##### File b"
             ),
             RegistryUnavailable,
             "the disk of this machine cannot be written: No space left on device",
@@ -256,9 +249,8 @@ ANSWER = "{} Client Error: No for url: http://m/api. Response text: {}"
             "",
             HTTPError(
                 ANSWER.format(
-                    403,
-                    '{"error_code": "PERMISSION_DENIED", "message": "Access Denied"}',
-                ),
+                    403, '{"error_code": "PERMISSION_DENIED", "message": "Access Denied"}'
+                )
             ),
             RegistryRefused,
             (
@@ -270,9 +262,8 @@ ANSWER = "{} Client Error: No for url: http://m/api. Response text: {}"
             "",
             HTTPError(
                 ANSWER.replace("//m/", "//other:5000/").format(
-                    401,
-                    '{"error_code": "X", "message": "secret"}',
-                ),
+                    401, '{"error_code": "X", "message": "secret"}'
+                )
             ),
             RegistryRefused,
             (
@@ -295,8 +286,7 @@ ANSWER = "{} Client Error: No for url: http://m/api. Response text: {}"
         (
             "",
             MlflowException(
-                "Failed to list artifacts in s3://b/1: Access Denied",
-                PERMISSION_DENIED,
+                "Failed to list artifacts in s3://b/1: Access Denied", PERMISSION_DENIED
             ),
             RegistryRefused,
             (
@@ -312,22 +302,17 @@ ANSWER = "{} Client Error: No for url: http://m/api. Response text: {}"
         ),
     ],
 )
-def test_artifact_store_failures_are_classified_as_refused_or_missing(
-    store: str,
-    error: Exception,
-    kind: type[Exception],
-    said: str,
-) -> None:
+def test_artifact_store_failures_are_classified_as_refused_or_missing(store, error, kind, said):
     with tracking_at("http://m"):
         failure = store_failure("the files", store, error)
     assert type(failure) is kind
     assert re.fullmatch(f"the files: {said}", failure.message), failure.message
 
 
-def test_refused_upload_blames_the_artifact_store_in_one_line() -> None:
+def test_refused_upload_blames_the_artifact_store_in_one_line():
     for error in (
         S3UploadFailedError(
-            "Failed to upload a to b/c: An error occurred (AccessDenied) when …: Access Denied",
+            "Failed to upload a to b/c: An error occurred (AccessDenied) when …: Access Denied"
         ),
         MlflowException("Failed to list artifacts in s3://b: Access Denied", PERMISSION_DENIED),
     ):
@@ -338,7 +323,7 @@ def test_refused_upload_blames_the_artifact_store_in_one_line() -> None:
             raise error
 
 
-def test_unrelated_error_is_not_taken_for_an_mlflow_error() -> None:
+def test_unrelated_error_is_not_taken_for_an_mlflow_error():
     with pytest.raises(ZeroDivisionError), registry_errors("run r"):
         raise ZeroDivisionError
 
@@ -433,19 +418,13 @@ READ_ONLY_DATABASE = {
         ),
     ],
 )
-def test_unavailable_mlflow_error_gives_the_cause_and_the_remedy(
-    clean: pytest.MonkeyPatch,
-    error: str | MlflowException,
-    said: str,
-) -> None:
+def test_unavailable_mlflow_error_gives_the_cause_and_the_remedy(clean, error, said):
     clean.setenv(TIMEOUT, "7")
     with refused(RegistryUnavailable, "m", "MLflow", said), registry_errors("m"):
         raise MlflowException(error) if isinstance(error, str) else error
 
 
-def test_variables_that_contradict_each_other_are_no_model_that_is_missing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_variables_that_contradict_each_other_are_no_model_that_is_missing(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_INSECURE_TLS", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", "/srv/ca.pem")
     with refused(InvalidConfig, "MLFLOW_TRACKING_INSECURE_TLS", "MLFLOW_TRACKING_SERVER_CERT_PATH"):
@@ -453,32 +432,23 @@ def test_variables_that_contradict_each_other_are_no_model_that_is_missing(
 
 
 @pytest.mark.parametrize(
-    ("variable", "value"),
-    [("MLFLOW_TRACKING_INSECURE_TLS", "yes"), (TIMEOUT, "30s")],
+    ("variable", "value"), [("MLFLOW_TRACKING_INSECURE_TLS", "yes"), (TIMEOUT, "30s")]
 )
-def test_a_variable_whose_value_mlflow_cannot_read_is_named(
-    monkeypatch: pytest.MonkeyPatch,
-    variable: str,
-    value: str,
-) -> None:
+def test_a_variable_whose_value_mlflow_cannot_read_is_named(monkeypatch, variable, value):
     monkeypatch.setenv(variable, value)
     with pytest.raises(InvalidConfig, match=f"^(?=.*{variable}).*{value}"):
         registry_client()
 
 
-def test_a_certificate_that_the_user_does_not_want_checked_is_not_warned_of_at_each_call() -> None:
+def test_a_certificate_that_the_user_does_not_want_checked_is_not_warned_of_at_each_call():
     with warnings.catch_warnings(record=True) as warned, registry_errors("model x"):
         warnings.warn(
-            "Unverified HTTPS request is being made",
-            InsecureRequestWarning,
-            stacklevel=1,
+            "Unverified HTTPS request is being made", InsecureRequestWarning, stacklevel=1
         )
     assert warned == []
 
 
-def test_an_error_names_the_proxy_that_was_asked_and_not_its_password(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_error_names_the_proxy_that_was_asked_and_not_its_password(monkeypatch):
     monkeypatch.setenv("http_proxy", "user:secret@proxy.test:3128")
     with tracking_at("http://mlflow.test:5000"):
         for no_proxy, is_asked_through_proxy in (("", True), ("mlflow.test", False)):
@@ -493,7 +463,7 @@ def test_an_error_names_the_proxy_that_was_asked_and_not_its_password(
             assert "secret" not in raised.value.message
 
 
-def test_patience_lasts_until_the_last_of_several_has_its_files(clean: pytest.MonkeyPatch) -> None:
+def test_patience_lasts_until_the_last_of_several_has_its_files(clean):
     set_service_timeouts()
     first = no_request_timeout
     second = no_request_timeout
@@ -505,7 +475,7 @@ def test_patience_lasts_until_the_last_of_several_has_its_files(clean: pytest.Mo
     assert os.environ[TIMEOUT] == "5"
 
 
-def test_unsupported_tracking_uri_is_a_one_line_error_without_its_password() -> None:
+def test_unsupported_tracking_uri_is_a_one_line_error_without_its_password():
     pattern = r"^MLFLOW_TRACKING_URI or .*unsupported URI 'foo://somewhere'"
     with (
         tracking_at("foo://user:secret@somewhere"),
@@ -518,14 +488,14 @@ def test_unsupported_tracking_uri_is_a_one_line_error_without_its_password() -> 
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:5000", "localhost:5000", "[::1]:5000/mlflow"])
-def test_address_without_scheme_is_refused_with_the_one_that_works(address: str) -> None:
+def test_address_without_scheme_is_refused_with_the_one_that_works(address):
     remedy = re.escape(f"http://{address}")
     with tracking_at(address), pytest.raises(InvalidConfig, match=f"{remedy}$"):
         registry_client()
 
 
 @pytest.mark.long
-def test_a_store_of_a_plugin_has_the_pandas_that_mlflow_does_without(tmp_path: Path) -> None:
+def test_a_store_of_a_plugin_has_the_pandas_that_mlflow_does_without(tmp_path):
     (tmp_path / "plugin_store.py").write_text("import pandas\n")
     code = (
         "import sys; from mlflow_deploy_plugin.core.registry.connection import hidden_pandas\n"
@@ -536,12 +506,7 @@ def test_a_store_of_a_plugin_has_the_pandas_that_mlflow_does_without(tmp_path: P
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     command = [sys.executable, "-c", code]
     ended = subprocess.run(
-        command,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+        command, env=environment, capture_output=True, text=True, timeout=60, check=False
     )
     assert ended.stdout == "False\n1\n", ended.stderr
 
@@ -559,11 +524,8 @@ def test_a_store_of_a_plugin_has_the_pandas_that_mlflow_does_without(tmp_path: P
     ],
 )
 def test_the_account_goes_to_mlflow_and_not_to_where_an_author_says_that_files_lie(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    location: str,
-    is_own: bool,
-) -> None:
+    monkeypatch, tmp_path, location, is_own
+):
     for name, value in {"USERNAME": "agent", "PASSWORD": "s3cret"}.items():
         monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -588,10 +550,8 @@ def test_the_account_goes_to_mlflow_and_not_to_where_an_author_says_that_files_l
     ["HTTP://{other}/api/2.0/mlflow-artifacts/artifacts/x", "mlflow-artifacts://{other}/x"],
 )
 def test_in_a_process_of_a_user_files_elsewhere_are_refused_because_mlflow_would_send_the_account(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    location: str,
-) -> None:
+    monkeypatch, tmp_path, location
+):
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "s3cret")
     with (
         http_server() as (server, _),
@@ -608,16 +568,13 @@ def test_in_a_process_of_a_user_files_elsewhere_are_refused_because_mlflow_would
 
 
 @pytest.mark.usefixtures("own_process")
-def test_json_of_mlflow_is_bounded_and_a_file_is_not(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
+def test_json_of_mlflow_is_bounded_and_a_file_is_not(monkeypatch, tmp_path):
     class Large(SimpleHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
             if self.path.endswith("artifacts?path=files"):
                 body = json.dumps(
-                    {"files": [{"path": "weights", "is_dir": False, "file_size": LARGE}]},
+                    {"files": [{"path": "weights", "is_dir": False, "file_size": LARGE}]}
                 ).encode()
             else:
                 body = b" " * LARGE
@@ -647,19 +604,10 @@ def test_json_of_mlflow_is_bounded_and_a_file_is_not(
         ("abfss://models@elsewhere.test\\@team.dfs.core.windows.net/x", False),
     ],
 )
-def test_the_account_of_azure_goes_to_azure_alone(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    location: str,
-    is_azure: bool,
-) -> None:
+def test_the_account_of_azure_goes_to_azure_alone(monkeypatch, tmp_path, location, is_azure):
     monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", "sig=s3cret")
     # An import would send a request to the host.
-    monkeypatch.setitem(
-        sys.modules,
-        "azure.storage.filedatalake",
-        None,
-    )
+    monkeypatch.setitem(sys.modules, "azure.storage.filedatalake", None)
     refusal = NotInstalled if is_azure else InvalidConfig
     pattern = (
         "pip install azure-storage-file-datalake"
@@ -673,10 +621,8 @@ def test_the_account_of_azure_goes_to_azure_alone(
 @pytest.mark.usefixtures("own_process")
 @pytest.mark.parametrize("address", ["databricks://profile:prefix", "postgresql://h1:1,h2:2/db"])
 def test_an_mlflow_without_a_web_address_leaves_other_servers_of_files_as_they_are(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    address: str,
-) -> None:
+    monkeypatch, tmp_path, address
+):
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "s3cret")
     with (
         http_server() as (other, sent),
@@ -694,11 +640,7 @@ def test_an_mlflow_without_a_web_address_leaves_other_servers_of_files_as_they_a
         (b"530 of staff\r\n", "error_perm 530"),
     ],
 )
-def test_ftp_server_reply_is_not_quoted_in_the_error(
-    tmp_path: Path,
-    answer: bytes,
-    said: str,
-) -> None:
+def test_ftp_server_reply_is_not_quoted_in_the_error(tmp_path, answer, said):
     class Service(StreamRequestHandler):
         def handle(self) -> None:
             self.wfile.write(answer)
@@ -740,28 +682,20 @@ for thread in threads:
 """
 
 
-def test_threads_that_use_mlflow_first_at_the_same_time_get_no_error() -> None:
+def test_threads_that_use_mlflow_first_at_the_same_time_get_no_error():
     """The agent polls several models and follows the change feed
     from its first second.
     """
     done = subprocess.run(
-        [sys.executable, "-c", CONCURRENT_IMPORTS],
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-c", CONCURRENT_IMPORTS], capture_output=True, text=True, check=True
     )
     assert done.stdout == ""
 
 
 @pytest.mark.parametrize(
-    "address",
-    ["a server without the app", "a database", "http://127.0.0.1:9"],
+    "address", ["a server without the app", "a database", "http://127.0.0.1:9"]
 )
-def test_without_a_login_the_user_has_no_name_at_mlflow(
-    address: str,
-    mlflow_server: MlflowServer,
-    tmp_path: Path,
-) -> None:
+def test_without_a_login_the_user_has_no_name_at_mlflow(address, mlflow_server, tmp_path):
     addresses = {
         "a server without the app": mlflow_server.url,
         "a database": f"sqlite:///{tmp_path}/mlflow.db",

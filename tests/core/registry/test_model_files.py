@@ -7,7 +7,6 @@ import sys
 import tempfile
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import mlflow.onnx
@@ -27,35 +26,23 @@ from mlflow_deploy_plugin.core.registry.model_files import (
 )
 from tests.support.models import IDENTITY, parse_graph, write_model
 from tests.support.refusals import mentions, refused
-from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.proxy import proxy_to
 from tests.support.tracking import tracking_at
 
 
-def names(folder: Path) -> set[str]:
+def names(folder):
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("source", ["models:/tiny/2", "models:/{model_id}", "runs:/{run_id}/model"])
-def test_the_files_of_a_version_are_copied(
-    store: Any,
-    artifacts: Path,
-    tmp_path: Path,
-    source: str,
-) -> None:
-    folder = download(
-        source.format(model_id=store.model_id, run_id=store.run_id),
-        tmp_path,
-    )
+def test_the_files_of_a_version_are_copied(store, artifacts, tmp_path, source):
+    folder = download(source.format(model_id=store.model_id, run_id=store.run_id), tmp_path)
     assert folder.is_relative_to(tmp_path)
     assert names(folder) == names(artifacts)
     assert (folder / "MLmodel").read_bytes() == (artifacts / "MLmodel").read_bytes()
 
 
-def test_files_that_loading_a_version_in_place_writes_are_not_of_the_version(
-    artifacts: Path,
-    tmp_path: Path,
-) -> None:
+def test_files_that_loading_a_version_in_place_writes_are_not_of_the_version(artifacts, tmp_path):
     folder = Path(shutil.copytree(artifacts, tmp_path / "model"))
     before = version_digest(str(folder))
     for name in ("registered_model_meta", "code/__pycache__/module.cpython-311.pyc"):
@@ -70,17 +57,14 @@ def test_files_that_loading_a_version_in_place_writes_are_not_of_the_version(
         before = version_digest(str(folder))
 
 
-def test_missing_files_are_reported_as_not_found(store: Any, tmp_path: Path) -> None:
+def test_missing_files_are_reported_as_not_found(store, tmp_path):
     with refused(NotFound, "folder /no/such"):
         download("file:///no/such", tmp_path)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("step", ["..", "%2e%2E", "x/../.."])
-def test_no_path_leads_out_of_a_run_whose_files_lie_on_this_machine(
-    tmp_path: Path,
-    step: str,
-) -> None:
+def test_no_path_leads_out_of_a_run_whose_files_lie_on_this_machine(tmp_path, step):
     """A user who edits a model chooses the dataset of its gate, which MLflow's server
     runs with its own rights.
     """
@@ -88,7 +72,7 @@ def test_no_path_leads_out_of_a_run_whose_files_lie_on_this_machine(
     with tracking_at(f"sqlite:///{tmp_path}/mlflow.db"):
         client = MlflowClient()
         run_id = client.create_run(
-            client.create_experiment("x", f"{tmp_path}/artifacts"),
+            client.create_experiment("x", f"{tmp_path}/artifacts")
         ).info.run_id
         client.log_text(run_id, "of the run", "held_out.csv")
         assert (
@@ -104,7 +88,7 @@ def test_no_path_leads_out_of_a_run_whose_files_lie_on_this_machine(
 
 
 @pytest.mark.parametrize("link", [os.symlink, os.link])
-def test_links_among_the_files_are_refused(tmp_path: Path, link: Any) -> None:
+def test_links_among_the_files_are_refused(tmp_path, link):
     secret = tmp_path / "secret"
     secret.write_text("of this machine")
     model = tmp_path / "model"
@@ -116,7 +100,7 @@ def test_links_among_the_files_are_refused(tmp_path: Path, link: Any) -> None:
         download(str(model), tmp_path / "copy")
 
 
-def test_a_pipe_among_the_files_is_refused(tmp_path: Path) -> None:
+def test_a_pipe_among_the_files_is_refused(tmp_path):
     os.mkfifo(tmp_path / "model.onnx")
     with refused(InvalidArtifact, "neither"):
         refuse_links(tmp_path)
@@ -138,13 +122,13 @@ except NotInstalled as error:
 
 
 @pytest.mark.long
-def test_store_without_its_package_names_the_extra_to_install(tmp_path: Path) -> None:
+def test_store_without_its_package_names_the_extra_to_install(tmp_path):
     command = [sys.executable, "-c", WITHOUT_BOTO3, str(tmp_path)]  # MLflow caches its client.
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert mentions(output, "s3://bucket/model", "boto3", "pip install 'mlflow-onnxserve[s3]'")
 
 
-def test_unknown_store_scheme_is_a_config_error_and_not_an_outage(tmp_path: Path) -> None:
+def test_unknown_store_scheme_is_a_config_error_and_not_an_outage(tmp_path):
     with refused(InvalidConfig, "foo:/bar", "foo:…", "s3, gs"):
         download("foo:/bar", tmp_path)
     with refused(InvalidConfig, "model:…", "'models'"):
@@ -152,17 +136,12 @@ def test_unknown_store_scheme_is_a_config_error_and_not_an_outage(tmp_path: Path
 
 
 def test_the_mlmodel_file_of_a_server_is_read_and_no_copy_stays(
-    mlflow_server: MlflowServer,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    mlflow_server, tmp_path, monkeypatch
+):
     with tracking_at(mlflow_server.url):
         model = parse_graph(IDENTITY)
         logged = mlflow.onnx.log_model(
-            model,
-            name="model",
-            registered_model_name="read",
-            pip_requirements=[],
+            model, name="model", registered_model_name="read", pip_requirements=[]
         )
         sources = [
             logged.model_uri,
@@ -179,15 +158,9 @@ def test_the_mlmodel_file_of_a_server_is_read_and_no_copy_stays(
 
 @pytest.mark.parametrize("address", ["file:///{folder}", "FILE:{folder}", "{folder}"])
 @pytest.mark.parametrize(
-    "source",
-    ["models:/named/1", "models:/{model_id}", "runs:/{run_id}/model"],
+    "source", ["models:/named/1", "models:/{model_id}", "runs:/{run_id}/model"]
 )
-def test_a_folder_that_a_server_names_is_not_read(
-    mlflow_server: MlflowServer,
-    tmp_path: Path,
-    source: str,
-    address: str,
-) -> None:
+def test_a_folder_that_a_server_names_is_not_read(mlflow_server, tmp_path, source, address):
     """A user who may change the server could make its readers copy and serve any
     folder.
     """
@@ -203,16 +176,11 @@ def test_a_folder_that_a_server_names_is_not_read(
         with suppress(MlflowException):  # The other cases register the model too.
             client.create_registered_model("named")
         version = client.create_model_version(
-            "named",
-            logged.model_uri,
-            run.info.run_id,
-            model_id=logged.model_id,
+            "named", logged.model_uri, run.info.run_id, model_id=logged.model_id
         )
         source = source.replace("/named/1", f"/named/{version.version}")
         proxy.rewrite = lambda body: re.sub(
-            rb'("artifact_(?:uri|location)": ?)"[^"]*"',
-            rb"\1" + forged,
-            body,
+            rb'("artifact_(?:uri|location)": ?)"[^"]*"', rb"\1" + forged, body
         )
         with refused(
             InvalidConfig,
@@ -243,11 +211,7 @@ def test_a_folder_that_a_server_names_is_not_read(
         ("sqlite:///mlflow.db", "/etc", True),
     ],
 )
-def test_only_a_server_of_this_machine_may_name_mlflows_own_folder(
-    server: str,
-    folder: str,
-    is_read: bool,
-) -> None:
+def test_only_a_server_of_this_machine_may_name_mlflows_own_folder(server, folder, is_read):
     """The README logs a model to mlflow.db before it starts a server in the same
     folder.
     """
@@ -259,10 +223,9 @@ def test_only_a_server_of_this_machine_may_name_mlflows_own_folder(
 
 
 @pytest.mark.parametrize(
-    "address",
-    ["file://[x/y", "http://[x/y", "file:///etc%00/mlruns", "mlruns\0/a"],
+    "address", ["file://[x/y", "http://[x/y", "file:///etc%00/mlruns", "mlruns\0/a"]
 )
-def test_an_invalid_address_of_a_server_is_refused_in_one_line(address: str) -> None:
+def test_an_invalid_address_of_a_server_is_refused_in_one_line(address):
     with (
         tracking_at("http://127.0.0.1:9"),
         refused(InvalidConfig, "names the invalid address", repr(address)),
@@ -286,12 +249,8 @@ def test_an_invalid_address_of_a_server_is_refused_in_one_line(address: str) -> 
     ],
 )
 def test_a_server_may_name_the_artifact_folders_of_the_settings(
-    server: str,
-    folder: str,
-    is_read: bool,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    server, folder, is_read, tmp_path, monkeypatch
+):
     """`mlflow server --default-artifact-root FOLDER` stores artifacts in a folder that
     its clients also have.
     """

@@ -1,5 +1,4 @@
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -43,26 +42,25 @@ from tests.support.refusals import refused
         ("models/flight-delay", ModelURI("path", "models/flight-delay")),
     ],
 )
-def test_a_model_uri_is_taken_apart(model_uri: str, reference: ModelURI) -> None:
+def test_a_model_uri_is_taken_apart(model_uri, reference):
     assert parse_model_uri(model_uri) == reference
 
 
-def test_only_stages_aliases_and_tags_are_followed() -> None:
+def test_only_stages_aliases_and_tags_are_followed():
     followed = ["models:/x/Production", "models:/x@a", "models:/x/tag:a=b"]
     fixed = ["models:/x/3", "models:/x/latest", "models:/m-1", "runs:/r/m", "/p"]
     assert all(parse_model_uri(uri).followed for uri in followed)
     assert not any(parse_model_uri(uri).followed for uri in fixed)
 
 
-def test_a_tag_has_a_key_and_a_value() -> None:
+def test_a_tag_has_a_key_and_a_value():
     assert parse_model_uri("models:/x/tag:a.b/c=x=y").tag == ("a.b/c", "x=y")
 
 
 @pytest.mark.parametrize(
-    ("uri", "place"),
-    [("models:/x/Production", "Production"), ("models:/x@a", "@a")],
+    ("uri", "place"), [("models:/x/Production", "Production"), ("models:/x@a", "@a")]
 )
-def test_the_audit_trail_tells_an_alias_from_a_stage(uri: str, place: str) -> None:
+def test_the_audit_trail_tells_an_alias_from_a_stage(uri, place):
     assert parse_model_uri(uri).place == place
 
 
@@ -89,10 +87,9 @@ def test_the_audit_trail_tells_an_alias_from_a_stage(uri: str, place: str) -> No
         Path("model"),
     ],
 )
-def test_a_uri_without_a_version_is_refused_with_the_known_forms(model_uri: Any) -> None:
+def test_a_uri_without_a_version_is_refused_with_the_known_forms(model_uri):
     with pytest.raises(
-        InvalidConfig,
-        match=r"models:/NAME/Production|runs:/RUN_ID/PATH|models:/NAME/tag:KEY=VALUE",
+        InvalidConfig, match=r"models:/NAME/Production|runs:/RUN_ID/PATH|models:/NAME/tag:KEY=VALUE"
     ):
         parse_model_uri(model_uri)
 
@@ -110,7 +107,7 @@ def test_a_uri_without_a_version_is_refused_with_the_known_forms(model_uri: Any)
         ("/", "model"),
     ],
 )
-def test_the_endpoint_is_named_after_the_model(model_uri: str, name: str) -> None:
+def test_the_endpoint_is_named_after_the_model(model_uri, name):
     assert default_endpoint_name(model_uri) == name
 
 
@@ -128,22 +125,19 @@ def test_the_endpoint_is_named_after_the_model(model_uri: str, name: str) -> Non
         ("http://h:5000/#/models/flights", ["models:/flights/VERSION"]),
     ],
 )
-def test_web_address_is_refused_with_the_likely_tracking_uri_and_model_uri(
-    address: str,
-    names: list[str],
-) -> None:
+def test_web_address_is_refused_with_the_likely_tracking_uri_and_model_uri(address, names):
     with refused(InvalidConfig, *names):
         parse_model_uri(address)
 
 
-def test_a_web_address_is_refused_without_its_password() -> None:
+def test_a_web_address_is_refused_without_its_password():
     with pytest.raises(InvalidConfig) as raised:
         parse_model_uri("https://user:secret@host/m")
     assert "secret" not in raised.value.message
 
 
 @pytest.mark.parametrize("uri", ["models:/./flights", "models:/../flights/1", "models:/~/flights"])
-def test_folder_given_as_a_registered_model_is_refused(uri: str) -> None:
+def test_folder_given_as_a_registered_model_is_refused(uri):
     with refused(InvalidConfig, "a folder", "a registered model"):
         parse_model_uri(uri)
 
@@ -167,11 +161,8 @@ def test_folder_given_as_a_registered_model_is_refused(uri: str) -> None:
     ],
 )
 def test_a_folder_that_is_not_there_may_have_been_meant_otherwise(
-    text: str,
-    words: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    text, words, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.onnx").touch()
     assert words in missing_folder_message(text)
@@ -180,17 +171,17 @@ def test_a_folder_that_is_not_there_may_have_been_meant_otherwise(
 
 
 @pytest.mark.parametrize("text", ["/no/such/folder", "./nothing", "~/nothing", "a/b/c"])
-def test_missing_path_gets_no_other_suggestion(text: str) -> None:
+def test_missing_path_gets_no_other_suggestion(text):
     assert missing_folder_message(text).endswith(" does not exist")
 
 
 @pytest.mark.parametrize("text", ["[" * 10_000, f"model_name: 0x1{'0' * 10_000}"])
-def test_a_note_of_the_registry_that_is_a_bomb_says_nothing(tmp_path: Path, text: str) -> None:
+def test_a_note_of_the_registry_that_is_a_bomb_says_nothing(tmp_path, text):
     (tmp_path / "registered_model_meta").write_text(text)
     assert registered_meta(tmp_path) == {}
 
 
-def test_a_version_in_a_row_of_the_log_has_a_uri() -> None:
+def test_a_version_in_a_row_of_the_log_has_a_uri():
     assert served_version_uri("flights", "7") == "models:/flights/7"
     assert served_version_uri("flights", "m-1") == "models:/m-1"
     with refused(NotFound, "flights", "folder"):

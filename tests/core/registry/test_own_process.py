@@ -5,7 +5,6 @@ of onnxserve.
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -83,16 +82,8 @@ REPLACED = [
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("code", "replaced"),
-    [(USER, []), (OWN, REPLACED)],
-    ids=["user", "own"],
-)
-def test_functions_of_libraries_are_replaced_only_in_our_processes(
-    code: str,
-    replaced: list[str],
-    tmp_path: Path,
-) -> None:
+@pytest.mark.parametrize(("code", "replaced"), [(USER, []), (OWN, REPLACED)], ids=["user", "own"])
+def test_functions_of_libraries_are_replaced_only_in_our_processes(code, replaced, tmp_path):
     environment = os.environ | {
         "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",

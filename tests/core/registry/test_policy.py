@@ -1,5 +1,4 @@
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,21 +15,18 @@ from mlflow_deploy_plugin.core.registry.policy import (
 )
 from mlflow_deploy_plugin.core.registry.transitions import StageOrAlias
 from tests.support.refusals import mentions, refused
-from tests.support.tracking import NewDatabase, tracking_at
+from tests.support.tracking import tracking_at
 
 
 @pytest.fixture
-def registry(
-    new_database: NewDatabase,
-    tmp_path: Path,
-) -> Iterator[MlflowClient]:
+def registry(new_database, tmp_path):
     with tracking_at(new_database(tmp_path)):
         client = MlflowClient()
         client.create_registered_model("toy")
         yield client
 
 
-def test_an_empty_policy_gates_champion_and_production_and_requires_proof() -> None:
+def test_an_empty_policy_gates_champion_and_production_and_requires_proof():
     policy = parse_policy("{}", "it")
     assert policy == GatePolicy()
     assert policy.gates(StageOrAlias(stage="production"))
@@ -41,11 +37,10 @@ def test_an_empty_policy_gates_champion_and_production_and_requires_proof() -> N
     assert policy.parity == "proven"
 
 
-def test_yaml_and_json_say_the_same() -> None:
+def test_yaml_and_json_say_the_same():
     yaml = parse_policy("gated_aliases: [best]\nevaluation: {dataset: d.csv, target: y}", "it")
     json = parse_policy(
-        '{"gated_aliases": ["best"], "evaluation": {"dataset": "d.csv", "target": "y"}}',
-        "it",
+        '{"gated_aliases": ["best"], "evaluation": {"dataset": "d.csv", "target": "y"}}', "it"
     )
     assert yaml == json
     assert yaml.digest == json.digest != GatePolicy().digest
@@ -86,12 +81,12 @@ def test_yaml_and_json_say_the_same() -> None:
         ("unapproved: {share: 5%, for: an hour}", ["unapproved.for"]),
     ],
 )
-def test_a_wrong_policy_is_named_with_its_field(text: str, names: list[str]) -> None:
+def test_a_wrong_policy_is_named_with_its_field(text, names):
     with refused(InvalidConfig, *names):
         parse_policy(text, "the policy")
 
 
-def test_the_guide_shows_every_field_with_its_default() -> None:
+def test_the_guide_shows_every_field_with_its_default():
     guide = (Path(__file__).parents[3] / "docs" / "gate.md").read_text()
     (shown,) = re.findall(r"<!-- every field -->\n+```yaml\n(.*?)```", guide, re.DOTALL)
     policy = parse_policy(shown, "the guide")
@@ -101,18 +96,18 @@ def test_the_guide_shows_every_field_with_its_default() -> None:
         assert all(f"{name}:" in shown for name in type(part).model_fields)
 
 
-def test_the_schema_describes_every_field() -> None:
+def test_the_schema_describes_every_field():
     for part in GatePolicy.model_json_schema()["$defs"].values():
         assert all(field["description"] for field in part["properties"].values())
 
 
-def test_the_share_without_approvals_is_a_percentage() -> None:
+def test_the_share_without_approvals_is_a_percentage():
     for text in ("5%", "5", "5.0 %"):
         limit = parse_policy(f"unapproved: {{share: {text}, for: 1h}}", "it").unapproved
         assert limit == UnapprovedPolicy.model_validate({"share": 5.0, "length": "1h"})
 
 
-def test_approvals_are_required_where_the_policy_gates() -> None:
+def test_approvals_are_required_where_the_policy_gates():
     policy = parse_policy("gated_aliases: [champion]\napprovals: {groups: [risk]}", "it")
     approvals = policy.approvals_for(StageOrAlias(alias="Champion"))
     assert approvals == ApprovalPolicy(count=1, groups=("risk",), not_author=True, valid_for="72h")
@@ -125,12 +120,12 @@ def test_approvals_are_required_where_the_policy_gates() -> None:
 
 
 @pytest.mark.usefixtures("registry")
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_there_is_named(tmp_path):
     with refused(InvalidConfig, "the policy", str(tmp_path / "gate.yaml")):
         choose_policy("toy", tmp_path / "gate.yaml")
 
 
-def test_the_policy_stands_in_the_tag_of_the_registered_model(registry: MlflowClient) -> None:
+def test_the_policy_stands_in_the_tag_of_the_registered_model(registry):
     assert choose_policy("toy") == PolicyChoice(GatePolicy(), "the defaults", True)
     registry.set_registered_model_tag("toy", "onnxserve.gate.policy", "gated_stages: [Staging]")
     choice = choose_policy("toy")
@@ -155,5 +150,5 @@ def test_the_policy_stands_in_the_tag_of_the_registered_model(registry: MlflowCl
         ("approvals: {count: 1, evaluation: optional}", "958abf01030a3711"),
     ],
 )
-def test_an_upgrade_keeps_the_verdicts_and_requests_of_a_policy(text: str, digest: str) -> None:
+def test_an_upgrade_keeps_the_verdicts_and_requests_of_a_policy(text, digest):
     assert parse_policy(text, "it").digest == digest

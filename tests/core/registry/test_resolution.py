@@ -3,7 +3,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import pytest
@@ -37,13 +36,7 @@ from tests.support.refusals import refused
         ("models:/tiny/latest", "3", False, {}),
     ],
 )
-def test_a_registered_model_becomes_one_version(
-    store: Any,
-    model_uri: str,
-    version: str,
-    followed: bool,
-    aspects: dict[str, str],
-) -> None:
+def test_a_registered_model_becomes_one_version(store, model_uri, version, followed, aspects):
     resolved = resolve(model_uri)
     assert resolved.model_uri == model_uri
     assert resolved.name == "tiny"
@@ -54,8 +47,8 @@ def test_a_registered_model_becomes_one_version(
 
 
 def test_a_model_that_is_deleted_and_registered_anew_has_other_versions_under_the_same_numbers(
-    store: Any,
-) -> None:
+    store,
+):
     identities = set()
     for place in ("before", "after", "after"):
         client = mlflow.MlflowClient()
@@ -66,7 +59,7 @@ def test_a_model_that_is_deleted_and_registered_anew_has_other_versions_under_th
     assert len(identities) == 3
 
 
-def test_model_name_with_unsearchable_quotes_is_refused(store: Any) -> None:
+def test_model_name_with_unsearchable_quotes_is_refused(store):
     name = """it's "it\""""
     client = mlflow.MlflowClient()
     client.create_registered_model(name)
@@ -77,17 +70,13 @@ def test_model_name_with_unsearchable_quotes_is_refused(store: Any) -> None:
         client.delete_registered_model(name)
 
 
-def test_a_logged_model_is_its_own_version(store: Any) -> None:
+def test_a_logged_model_is_its_own_version(store):
     resolved = resolve(f"models:/{store.model_id}")
-    assert (
-        resolved.name,
-        resolved.version,
-        resolved.followed,
-    ) == ("model", store.model_id, False)
+    assert (resolved.name, resolved.version, resolved.followed) == ("model", store.model_id, False)
     assert resolved.aspects["run_id"] == store.run_id
 
 
-def test_a_runs_model_leaves_the_version_to_its_files(store: Any) -> None:
+def test_a_runs_model_leaves_the_version_to_its_files(store):
     resolved = resolve(f"runs:/{store.run_id}/model")
     assert resolved.name == "model"
     assert resolved.version == ""
@@ -114,30 +103,25 @@ def test_a_runs_model_leaves_the_version_to_its_files(store: Any) -> None:
         ("/no/such/folder", ["folder /no/such/folder"]),
     ],
 )
-def test_missing_version_error_lists_the_existing_versions(
-    store: Any,
-    model_uri: str,
-    names: list[str],
-) -> None:
+def test_missing_version_error_lists_the_existing_versions(store, model_uri, names):
     with refused(NotFound, *names) as caught:
         resolve(model_uri)
     assert "\n" not in caught.value.message
 
 
-def test_missing_model_error_lists_the_models_and_the_registry(store: Any) -> None:
+def test_missing_model_error_lists_the_models_and_the_registry(store):
     with refused(NotFound, "tyni", "empty, tiny", "sqlite://"):
         resolve("models:/tyni/Production")
 
 
-def test_unknown_stage_error_suggests_the_alias(store: Any) -> None:
+def test_unknown_stage_error_suggests_the_alias(store):
     with refused(InvalidConfig, "a version", "`latest`", "a stage", "models:/tiny@champion"):
         resolve("models:/tiny/champion")
 
 
 def test_a_registry_that_is_down_is_noticed_within_seconds_and_named_without_credentials(
-    store: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    store, monkeypatch
+):
     # Set the variables first, so that monkeypatch restores them.
     for variable in ("MAX_RETRIES", "BACKOFF_FACTOR", "TIMEOUT"):
         monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{variable}", "")
@@ -152,32 +136,25 @@ def test_a_registry_that_is_down_is_noticed_within_seconds_and_named_without_cre
     assert time.monotonic() - started < 60  # MLflow's own retries would take four minutes.
 
 
-def test_folder_may_share_the_name_of_a_registered_model(
-    store: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_folder_may_share_the_name_of_a_registered_model(store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("tiny").mkdir()
     assert registered_version("tiny", "1").version == "1"
 
 
-def test_a_folder_is_resolved_without_importing_mlflow(tmp_path: Path) -> None:
+def test_a_folder_is_resolved_without_importing_mlflow(tmp_path):
     code = (
         "import sys; from mlflow_deploy_plugin.core.registry.resolution import resolve;"
         f"r = resolve({str(tmp_path)!r}); print(r.name, r.source, 'mlflow' in sys.modules)"
     )
     shown = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout
     assert shown.split() == [tmp_path.name, str(tmp_path), "False"]
 
 
 @pytest.mark.parametrize("name", ["tiny\r\nX-Evil: yes", "tiny\x1b[2J", "tiny\u2028"])
-def test_a_name_with_control_characters_is_not_served(tmp_path: Path, name: str) -> None:
+def test_a_name_with_control_characters_is_not_served(tmp_path, name):
     """MLflow registers a model with such a name, and a folder may have such a name."""
     (tmp_path / name).mkdir()
     with refused(InvalidConfig, "'tiny", "control characters"):
@@ -195,8 +172,6 @@ def test_a_name_with_control_characters_is_not_served(tmp_path: Path, name: str)
         ("models://profile/tiny/2", "NAME VERSION"),
     ],
 )
-def test_invalid_registered_model_name_is_refused_with_the_right_form(
-    given: str, right: str
-) -> None:
+def test_invalid_registered_model_name_is_refused_with_the_right_form(given, right):
     with refused(InvalidConfig, repr(given), "not the name", right):
         registered_version(given, "1")

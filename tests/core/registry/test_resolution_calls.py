@@ -3,25 +3,18 @@ the requests.
 """
 
 import uuid
-from collections.abc import Iterator
 
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.core.errors import (
-    InvalidConfig,
-    NotFound,
-    OnnxserveError,
-    RegistryUnavailable,
-)
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, RegistryUnavailable
 from mlflow_deploy_plugin.core.registry.resolution import resolve
-from tests.support.services.mlflow_server import MlflowServer
-from tests.support.services.proxy import Proxy, proxy_to
+from tests.support.services.proxy import proxy_to
 from tests.support.tracking import tracking_at
 
 
 @pytest.fixture(scope="module")
-def model(mlflow_server: MlflowServer) -> str:
+def model(mlflow_server):
     """Register versions 1 (Production, @old, team a), 2 (Production, team b), 3
     (Staging, @new, team a), 4.
     """
@@ -40,7 +33,7 @@ def model(mlflow_server: MlflowServer) -> str:
 
 
 @pytest.fixture
-def proxy(mlflow_server: MlflowServer) -> Iterator[Proxy]:
+def proxy(mlflow_server):
     with proxy_to(mlflow_server.host, mlflow_server.port) as proxy, tracking_at(proxy.url):
         yield proxy
 
@@ -56,17 +49,12 @@ def proxy(mlflow_server: MlflowServer) -> Iterator[Proxy]:
         ("/tag:team=b", "2"),
     ],
 )
-def test_each_reference_costs_one_call(
-    proxy: Proxy,
-    model: str,
-    selector: str,
-    version: str,
-) -> None:
+def test_each_reference_costs_one_call(proxy, model, selector, version):
     assert resolve(f"models:/{model}{selector}").version == version
     assert len(proxy.asked) == 1, proxy.asked
 
 
-def test_no_look_reads_all_versions_of_a_model(proxy: Proxy, model: str) -> None:
+def test_no_look_reads_all_versions_of_a_model(proxy, model):
     for selector in ("/latest", "/tag:team=a", "/Production"):
         resolve(f"models:/{model}{selector}")
     for selector in ("/tag:team=none", "@dead"):
@@ -80,9 +68,8 @@ def test_no_look_reads_all_versions_of_a_model(proxy: Proxy, model: str) -> None
 
 
 def test_a_version_without_an_evaluation_has_passed_as_long_as_the_policy_names_no_rows(
-    proxy: Proxy,
-    model: str,
-) -> None:
+    proxy, model
+):
     client = MlflowClient(proxy.url)
     for key, value in (
         ("onnxserve.gate", "passed without an evaluation"),
@@ -99,10 +86,7 @@ def test_a_version_without_an_evaluation_has_passed_as_long_as_the_policy_names_
         assert ("onnxserve gate" in resolved.gate_status.reason) is not is_passed
 
 
-def test_a_later_verdict_on_a_version_without_an_evaluation_is_seen(
-    proxy: Proxy,
-    model: str,
-) -> None:
+def test_a_later_verdict_on_a_version_without_an_evaluation_is_seen(proxy, model):
     client = MlflowClient(proxy.url)
     client.set_registered_model_tag(model, "onnxserve.gate.policy", "gated_stages: [Production]")
     client.set_model_version_tag(model, "1", "onnxserve.gate.digest", "ab12")
@@ -111,35 +95,16 @@ def test_a_later_verdict_on_a_version_without_an_evaluation_is_seen(
         assert resolve(f"models:/{model}@old").gate_status.state == state
 
 
-@pytest.mark.parametrize(
-    ("selector", "error"),
-    [("@dead", NotFound), ("/champion", InvalidConfig)],
-)
-def test_a_reference_without_a_version_is_an_error(
-    proxy: Proxy,
-    model: str,
-    selector: str,
-    error: type[OnnxserveError],
-) -> None:
+@pytest.mark.parametrize(("selector", "error"), [("@dead", NotFound), ("/champion", InvalidConfig)])
+def test_a_reference_without_a_version_is_an_error(proxy, model, selector, error):
     with pytest.raises(error):
         resolve(f"models:/{model}{selector}")
 
 
 @pytest.mark.parametrize(
-    ("mood", "status"),
-    [
-        ("<html>hello</html>", 200),
-        ("[1]", 200),
-        ("oops", 500),
-        ("refuse", 200),
-    ],
+    ("mood", "status"), [("<html>hello</html>", 200), ("[1]", 200), ("oops", 500), ("refuse", 200)]
 )
-def test_nonsense_from_the_registry_is_reported_after_one_request(
-    proxy: Proxy,
-    model: str,
-    mood: str,
-    status: int,
-) -> None:
+def test_nonsense_from_the_registry_is_reported_after_one_request(proxy, model, mood, status):
     proxy.turn(mood, status=status)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

@@ -5,8 +5,6 @@ real server.
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import mlflow
 import pytest
@@ -21,44 +19,37 @@ from mlflow_deploy_plugin.core.registry.rest import HttpSettings, MlflowRest, ht
 from mlflow_deploy_plugin.core.registry.tags import tag_version, untag_version
 from tests.support.models import IDENTITY
 from tests.support.refusals import refused
-from tests.support.services.mlflow_server import MlflowServer
-from tests.support.services.proxy import Proxy, proxy_to
+from tests.support.services.proxy import proxy_to
 from tests.support.tracking import tracking_at
 
 
 @pytest.fixture
-def proxy(mlflow_server: MlflowServer) -> Iterator[Proxy]:
+def proxy(mlflow_server):
     with proxy_to(mlflow_server.host, mlflow_server.port) as proxy, tracking_at(proxy.url):
         yield proxy
 
 
 @pytest.fixture
-def of_agent(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+def of_agent(monkeypatch):
     """Let this process use the agent's client."""
     monkeypatch.setattr(connection._process, "imports_mlflow", False)
     return monkeypatch
 
 
 @pytest.fixture
-def model_id(proxy: Proxy) -> str:
+def model_id(proxy):
     """Log a model, and register it as version 1 of `rest` with a stage, the alias `a`
     and a tag.
     """
     with mlflow.start_run():
         model = parse_graph(IDENTITY)
         logged = mlflow.onnx.log_model(
-            model,
-            name="model",
-            registered_model_name="rest",
-            pip_requirements=[],
+            model, name="model", registered_model_name="rest", pip_requirements=[]
         )
     client = MlflowClient()
     version = logged.registered_model_version
     client.transition_model_version_stage(
-        "rest",
-        version,
-        "Production",
-        archive_existing_versions=True,
+        "rest", version, "Production", archive_existing_versions=True
     )
     client.set_registered_model_alias("rest", "a", version)
     client.set_model_version_tag("rest", version, "team", "a")
@@ -66,11 +57,8 @@ def model_id(proxy: Proxy) -> str:
 
 
 def test_both_clients_select_the_same_versions_and_copy_the_same_files(
-    proxy: Proxy,
-    model_id: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    proxy, model_id, tmp_path, monkeypatch
+):
     run_id = MlflowClient().get_logged_model(model_id).source_run_id
     version = resolve("models:/rest@a").version
     selectors = ["/Production", "/latest", "@a", "/tag:team=a", f"/{version}"]
@@ -87,20 +75,14 @@ def test_both_clients_select_the_same_versions_and_copy_the_same_files(
     assert [file_names(download(source, tmp_path / "rest")) for source in sources] == copied
 
 
-def file_names(folder: Path) -> list[str]:
+def file_names(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
 @pytest.mark.parametrize(
-    "uri",
-    ["models:/rest@none", "models:/rest/999", "models:/rest/Staging", "models:/no/1"],
+    "uri", ["models:/rest@none", "models:/rest/999", "models:/rest/Staging", "models:/no/1"]
 )
-def test_both_clients_report_a_missing_version_in_the_same_words(
-    proxy: Proxy,
-    model_id: str,
-    uri: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_both_clients_report_a_missing_version_in_the_same_words(proxy, model_id, uri, monkeypatch):
     messages = []
     for imports_mlflow in (True, False):
         monkeypatch.setattr(connection._process, "imports_mlflow", imports_mlflow)
@@ -110,11 +92,7 @@ def test_both_clients_report_a_missing_version_in_the_same_words(
     assert messages[0] == messages[1]
 
 
-def test_a_tag_is_set_and_deleted(
-    proxy: Proxy,
-    model_id: str,
-    of_agent: pytest.MonkeyPatch,
-) -> None:
+def test_a_tag_is_set_and_deleted(proxy, model_id, of_agent):
     client = MlflowClient()
     version = client.get_model_version_by_alias("rest", "a").version
     tag_version("rest", version, "onnxserve.error", "it fails")
@@ -133,13 +111,7 @@ def test_a_tag_is_set_and_deleted(
         ({}, None),
     ],
 )
-def test_the_credentials_are_those_of_mlflows_client(
-    proxy: Proxy,
-    of_agent: pytest.MonkeyPatch,
-    tmp_path: Path,
-    variables: dict[str, str],
-    header: str | None,
-) -> None:
+def test_the_credentials_are_those_of_mlflows_client(proxy, of_agent, tmp_path, variables, header):
     of_agent.setenv("HOME", str(tmp_path))
     for name, value in variables.items():
         of_agent.setenv(f"MLFLOW_TRACKING_{name}", value)
@@ -148,10 +120,7 @@ def test_the_credentials_are_those_of_mlflows_client(
     assert set(proxy.credentials) == ({header} if header else set())
 
 
-def test_the_credentials_file_of_mlflow_is_read(
-    of_agent: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
+def test_the_credentials_file_of_mlflow_is_read(of_agent, tmp_path):
     of_agent.setenv("HOME", str(tmp_path))
     (tmp_path / ".mlflow").mkdir()
     text = "[mlflow]\nmlflow_tracking_username = agent\nmlflow_tracking_password = s3%cret\n"
@@ -159,7 +128,7 @@ def test_the_credentials_file_of_mlflow_is_read(
     assert http_settings().authorization == {"Authorization": "Basic YWdlbnQ6czMlY3JldA=="}
 
 
-def test_the_defaults_are_those_of_mlflows_client(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_defaults_are_those_of_mlflows_client(monkeypatch):
     from mlflow import environment_variables
 
     for name in list(os.environ):
@@ -172,30 +141,21 @@ def test_the_defaults_are_those_of_mlflows_client(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4"])
-def test_a_plugin_of_mlflows_client_is_used(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plugin_of_mlflows_client_is_used(variable, monkeypatch):
     assert MlflowRest.at("http://m", "http://m") is not None
     assert MlflowRest.at("http://m", "sqlite:///m.db") is None
     monkeypatch.setenv(variable, "true")
     assert MlflowRest.at("http://m", "http://m") is None
 
 
-def test_a_server_that_would_ignore_the_workspace_is_refused(
-    proxy: Proxy,
-    model_id: str,
-    of_agent: pytest.MonkeyPatch,
-) -> None:
+def test_a_server_that_would_ignore_the_workspace_is_refused(proxy, model_id, of_agent):
     of_agent.setenv("MLFLOW_WORKSPACE", "team-a")
     with refused(RegistryUnavailable, "team-a", "does not support workspaces"):
         resolve("models:/rest@a")
 
 
 @pytest.mark.parametrize("name", ["../outside", "a/b", ".."])
-def test_a_file_name_that_leads_out_of_the_folder_is_refused(
-    name: str,
-    proxy: Proxy,
-    of_agent: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
+def test_a_file_name_that_leads_out_of_the_folder_is_refused(name, proxy, of_agent, tmp_path):
     listing = b'{"files": [{"path": "%s", "is_dir": false}]}' % name.encode()
     proxy.rewrite = lambda _: listing
     with refused(RegistryUnavailable, "the files", repr(name)):
@@ -204,12 +164,7 @@ def test_a_file_name_that_leads_out_of_the_folder_is_refused(
 
 
 @pytest.mark.parametrize("location", ["mlflow-artifacts:/1/..", "mlflow-artifacts:/1/%2e%2e/model"])
-def test_an_address_that_leads_out_of_the_folder_is_refused(
-    location: str,
-    proxy: Proxy,
-    of_agent: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
+def test_an_address_that_leads_out_of_the_folder_is_refused(location, proxy, of_agent, tmp_path):
     proxy.rewrite = lambda _: b'{"files": [{"path": "file"}]}'
     with refused(InvalidConfig, "the files", "segment .."):
         fetch(location, tmp_path / "copy", "the files")
@@ -233,37 +188,23 @@ print((fetched.folder / "MLmodel").is_file(), "mlflow" in sys.modules)
 """
 
 
-def test_the_agent_follows_a_model_of_a_server_without_importing_mlflow(
-    proxy: Proxy,
-    model_id: str,
-    tmp_path: Path,
-) -> None:
+def test_the_agent_follows_a_model_of_a_server_without_importing_mlflow(proxy, model_id, tmp_path):
     environment = os.environ | {"MLFLOW_TRACKING_URI": proxy.url}
     command = [sys.executable, "-c", AGENT, str(tmp_path)]
     ended = subprocess.run(
-        command,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+        command, env=environment, capture_output=True, text=True, timeout=60, check=False
     )
     assert ended.stdout == "True False\n", ended.stderr
 
 
-def test_a_setting_beyond_the_bounds_of_mlflows_client_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_setting_beyond_the_bounds_of_mlflows_client_is_refused(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "11")
     with refused(InvalidConfig, "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "'11'"):
         http_settings()
 
 
 @pytest.mark.parametrize("text", ["s3cret\n", "s3cret\r\nHost: x", "s3cretø"])
-def test_a_token_that_no_header_can_contain_is_refused_without_its_value(
-    text: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_token_that_no_header_can_contain_is_refused_without_its_value(text, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", text)
     with pytest.raises(InvalidConfig) as raised:
         http_settings()

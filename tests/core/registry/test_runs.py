@@ -1,7 +1,6 @@
 """Tests of MLflow runs in a separate tracking database."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,28 +19,21 @@ from mlflow_deploy_plugin.core.registry.runs import (
     run_of_model,
 )
 from tests.support.refusals import refused
-from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.proxy import proxy_to
-from tests.support.tracking import NewDatabase, tracking_at
+from tests.support.tracking import tracking_at
 
 WINDOW = IdempotentRun(
-    "the run of the window",
-    "drift",
-    {"window": "3", "revision": "1"},
-    ("state", "done"),
+    "the run of the window", "drift", {"window": "3", "revision": "1"}, ("state", "done")
 )
 
 
 @pytest.fixture
-def client(
-    tmp_path: Path,
-    new_database: NewDatabase,
-) -> Iterator[MlflowClient]:
+def client(tmp_path, new_database):
     with tracking_at(new_database(tmp_path)):
         yield MlflowClient()
 
 
-def test_an_experiment_that_was_deleted_is_restored(client: MlflowClient) -> None:
+def test_an_experiment_that_was_deleted_is_restored(client):
     first = get_or_create_experiment(client, "drift")
     client.delete_experiment(first)
 
@@ -49,19 +41,14 @@ def test_an_experiment_that_was_deleted_is_restored(client: MlflowClient) -> Non
     assert client.get_experiment(first).lifecycle_stage == "active"
 
 
-def test_a_logged_model_is_looked_for_by_the_id_that_mlflow_has(
-    client: MlflowClient,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_logged_model_is_looked_for_by_the_id_that_mlflow_has(client, monkeypatch):
     """Over REST, `m-1?'` selects m-1: a path ends at the question mark. In a filter,
     the quote would end the text.
     """
     model_id = client.create_logged_model(get_or_create_experiment(client, "drift")).model_id
     find = MlflowClient.get_logged_model
     monkeypatch.setattr(
-        MlflowClient,
-        "get_logged_model",
-        lambda self, named: find(self, named.partition("?")[0]),
+        MlflowClient, "get_logged_model", lambda self, named: find(self, named.partition("?")[0])
     )
 
     assert (
@@ -70,14 +57,10 @@ def test_a_logged_model_is_looked_for_by_the_id_that_mlflow_has(
     )
 
 
-def test_second_report_updates_the_same_run(client: MlflowClient) -> None:
+def test_second_report_updates_the_same_run(client):
     times: list[int] = []
     runs = [
-        WINDOW.log(
-            "window 3",
-            {"by": "a"},
-            lambda _client, _run, before: times.append(before),
-        )
+        WINDOW.log("window 3", {"by": "a"}, lambda _client, _run, before: times.append(before))
         for _ in range(2)
     ]
 
@@ -93,7 +76,7 @@ def test_second_report_updates_the_same_run(client: MlflowClient) -> None:
     }.items() <= run.data.tags.items()
 
 
-def test_of_two_runs_that_were_made_at_once_the_older_one_counts(client: MlflowClient) -> None:
+def test_of_two_runs_that_were_made_at_once_the_older_one_counts(client):
     experiment = get_or_create_experiment(client, "drift")
     tags = {"window": "3", "revision": "1"}
     older, younger = (
@@ -104,10 +87,7 @@ def test_of_two_runs_that_were_made_at_once_the_older_one_counts(client: MlflowC
     assert client.get_run(younger).data.tags[SUPERSEDED] == older
 
 
-def test_deleted_project_run_is_reported(
-    client: MlflowClient,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_deleted_project_run_is_reported(client, monkeypatch):
     deleted = client.create_run(get_or_create_experiment(client, "drift")).info.run_id
     client.delete_run(deleted)
     monkeypatch.setenv("MLFLOW_RUN_ID", deleted)
@@ -116,33 +96,22 @@ def test_deleted_project_run_is_reported(
         WINDOW.log("window 3", {}, lambda *_: None)
 
 
-def test_a_run_of_another_revision_is_left_alone(client: MlflowClient) -> None:
+def test_a_run_of_another_revision_is_left_alone(client):
     experiment = get_or_create_experiment(client, "drift")
-    other = client.create_run(
-        experiment,
-        tags={"window": "3", "revision": "2"},
-    ).info.run_id
+    other = client.create_run(experiment, tags={"window": "3", "revision": "2"}).info.run_id
 
     assert WINDOW.log("window 3", {}, lambda *_: None).run_id != other
 
 
 @pytest.mark.parametrize("is_project", [False, True])
 def test_a_run_is_complete_or_has_failed_and_that_of_a_project_stays_open(
-    client: MlflowClient,
-    is_project: bool,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    client, is_project, monkeypatch
+):
     experiment = get_or_create_experiment(client, "gate")
     if is_project:
         monkeypatch.setenv("MLFLOW_RUN_ID", client.create_run(experiment).info.run_id)
 
-    logged = log_run(
-        "the run",
-        "gate",
-        {"kind": "gate"},
-        lambda _: experiment,
-        lambda *_: None,
-    )
+    logged = log_run("the run", "gate", {"kind": "gate"}, lambda _: experiment, lambda *_: None)
     with refused(RegistryUnavailable, "the run", "the disk is full"):
         log_run("the run", "gate", {}, lambda _: experiment, _fail)
 
@@ -152,20 +121,17 @@ def test_a_run_is_complete_or_has_failed_and_that_of_a_project_stays_open(
     assert states == ({"RUNNING"} if is_project else {"FINISHED", "FAILED"})
 
 
-def test_more_metrics_than_one_call_takes_are_all_logged(client: MlflowClient) -> None:
+def test_more_metrics_than_one_call_takes_are_all_logged(client):
     run_id = client.create_run(get_or_create_experiment(client, "drift")).info.run_id
 
     log_metrics(
-        client,
-        run_id,
-        "m-of-another-server",
-        ((f"m{number}", number) for number in range(1001)),
+        client, run_id, "m-of-another-server", ((f"m{number}", number) for number in range(1001))
     )
 
     assert len(client.get_run(run_id).data.metrics) == 1001
 
 
-def _fail(*_: object) -> None:
+def _fail(*_):
     raise OSError("the disk is full")
 
 
@@ -182,10 +148,7 @@ class TextModel:
 
 
 @pytest.fixture
-def client_of_old_server(
-    mlflow_server: MlflowServer,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[MlflowClient]:
+def client_of_old_server(mlflow_server, monkeypatch):
     with proxy_to(mlflow_server.host, mlflow_server.port) as proxy, tracking_at(proxy.url):
         proxy.turn("Not Found", "/logged-models", 404)  # MLflow 2 answers with this status.
         client = MlflowClient()
@@ -193,7 +156,7 @@ def client_of_old_server(
         yield client
 
 
-def test_log_model_without_a_server_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_model_without_a_server_is_one_line(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with (
         tracking_at("http://127.0.0.1:1"),
@@ -203,10 +166,8 @@ def test_log_model_without_a_server_is_one_line(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_models_with_one_path_are_stored_separately_before_mlflow_3(
-    client_of_old_server: MlflowClient,
-    mlflow_server: MlflowServer,
-    tmp_path: Path,
-) -> None:
+    client_of_old_server, mlflow_server, tmp_path
+):
     first = log_flavor(TextModel, "deep/model", text="a")
     other_models = [
         log_flavor(TextModel, "deep/model", run_id=first.run_id, text=text) for text in "bc"
@@ -216,10 +177,8 @@ def test_models_with_one_path_are_stored_separately_before_mlflow_3(
     texts = [
         Path(
             MlflowClient(mlflow_server.url).download_artifacts(
-                info.run_id,
-                f"{info.artifact_path}/text",
-                str(tmp_path),
-            ),
+                info.run_id, f"{info.artifact_path}/text", str(tmp_path)
+            )
         ).read_text()
         for info in (first, *other_models)
     ]
@@ -227,8 +186,8 @@ def test_models_with_one_path_are_stored_separately_before_mlflow_3(
 
 
 def test_the_run_of_a_model_that_is_not_logged_has_failed_on_a_server_before_mlflow_3(
-    client_of_old_server: MlflowClient,
-) -> None:
+    client_of_old_server,
+):
     with pytest.raises(ValueError, match="no text"):
         log_flavor(TextModel, text="")
 

@@ -12,10 +12,9 @@ CALM = [*HEAD, "| daily | no drift |"]
 
 
 @pytest.mark.parametrize(
-    "own",
-    ["", "Trained on a Monday.", "Two\n\nparagraphs.\n\n| a | table |\n| --- | --- |"],
+    "own", ["", "Trained on a Monday.", "Two\n\nparagraphs.\n\n| a | table |\n| --- | --- |"]
 )
-def test_the_section_stands_at_the_end_and_is_replaced(own: str) -> None:
+def test_the_section_stands_at_the_end_and_is_replaced(own):
     first = with_description_section(own, DRIFT)
     second = with_description_section(first, CALM)
 
@@ -26,7 +25,7 @@ def test_the_section_stands_at_the_end_and_is_replaced(own: str) -> None:
     assert with_description_section(second, []) == own
 
 
-def test_text_written_after_the_section_is_kept() -> None:
+def test_text_written_after_the_section_is_kept():
     changed = with_description_section("Before.", DRIFT) + "\n\nAfter."
 
     again = with_description_section(changed, CALM)
@@ -35,13 +34,13 @@ def test_text_written_after_the_section_is_kept() -> None:
     assert DRIFT[-1] not in again
 
 
-def test_where_somebody_took_its_end_away_nothing_else_is_lost() -> None:
+def test_where_somebody_took_its_end_away_nothing_else_is_lost():
     broken = with_description_section("Before.", DRIFT).replace("<!-- onnxserve: end -->", "Mine.")
 
     assert with_description_section(broken, []).split() == ["Before.", "Mine."]
 
 
-def test_it_takes_the_room_that_is_left() -> None:
+def test_it_takes_the_room_that_is_left():
     lines = [*HEAD, *(f"| monitor {number} | {'x' * 400} |" for number in range(50))]
 
     bounded = with_description_section("Trained on a Monday.", lines)

@@ -2,10 +2,8 @@
 and of finding the previous version.
 """
 
-from collections.abc import Iterator
 from itertools import count
 from threading import Barrier, Event, Thread, local
-from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -30,30 +28,27 @@ _numbers = count()
 
 
 @pytest.fixture(params=["moved"])
-def model(store: Any, request: pytest.FixtureRequest) -> Iterator[str]:
+def model(store, request):
     """Yield a registered model with versions 1, 2 and 3, without stages."""
     name = f"{request.param}-{next(_numbers)}"
     client = MlflowClient()
     client.create_registered_model(name)
     for _ in range(3):
         client.create_model_version(
-            name,
-            f"models:/{store.model_id}",
-            store.run_id,
-            model_id=store.model_id,
+            name, f"models:/{store.model_id}", store.run_id, model_id=store.model_id
         )
     yield name
     client.delete_registered_model(name)
 
 
-def stages(name: str) -> list[str]:
+def stages(name):
     return [
         MlflowClient().get_model_version(name, version).current_stage for version in ("1", "2", "3")
     ]
 
 
 @pytest.mark.parametrize("selector", ["/Production", "/production", "@live", "/tag:team=blue"])
-def test_followed_reference_moves_forward_and_back(model: str, selector: str) -> None:
+def test_followed_reference_moves_forward_and_back(model, selector):
     reference = parse_model_uri(f"models:/{model}{selector}")
 
     versions = [current_version(reference)]
@@ -65,7 +60,7 @@ def test_followed_reference_moves_forward_and_back(model: str, selector: str) ->
 
 
 @pytest.mark.parametrize("model", ["moved", "eva's", 'a "b"'], indirect=True)
-def test_of_a_stage_the_others_are_archived_also_the_newer(model: str) -> None:
+def test_of_a_stage_the_others_are_archived_also_the_newer(model):
     reference = parse_model_uri(f"models:/{model}/Production")
     client = MlflowClient()
     for version in ("2", "3"):
@@ -76,20 +71,12 @@ def test_of_a_stage_the_others_are_archived_also_the_newer(model: str) -> None:
     assert stages(model) == ["None", "Production", "Archived"]
 
 
-@pytest.mark.parametrize(
-    ("ours", "theirs"),
-    [("2", "3"), ("3", "2")],
-)
+@pytest.mark.parametrize(("ours", "theirs"), [("2", "3"), ("3", "2")])
 @pytest.mark.parametrize("is_ours_last", [True, False])
 @pytest.mark.parametrize("selector", ["/Production", "/tag:team=blue"])
 def test_of_two_clients_that_move_at_once_one_wins(
-    model: str,
-    selector: str,
-    is_ours_last: bool,
-    ours: str,
-    theirs: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    model, selector, is_ours_last, ours, theirs, monkeypatch
+):
     reference = parse_model_uri(f"models:/{model}{selector}")
     move_version(reference, "1")
     name = (
@@ -97,7 +84,7 @@ def test_of_two_clients_that_move_at_once_one_wins(
     )
     move = getattr(MlflowClient, name)
 
-    def move_while_they_do(*arguments: Any) -> None:
+    def move_while_they_do(*arguments):
         monkeypatch.undo()
         if is_ours_last:
             move_version(reference, theirs)
@@ -119,20 +106,16 @@ def test_of_two_clients_that_move_at_once_one_wins(
         ]
 
 
-def test_a_client_whose_earlier_move_is_written_late_takes_its_version_out(
-    model: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_client_whose_earlier_move_is_written_late_takes_its_version_out(model, monkeypatch):
     reference = parse_model_uri(f"models:/{model}/Production")
     move = MlflowClient.transition_model_version_stage
 
-    def move_late(*arguments: Any) -> None:
+    def move_late(*arguments):
         monkeypatch.undo()
         move_version(reference, "3")
         earlier = MlflowClient().get_model_version(model, "3").last_updated_timestamp - 1
         monkeypatch.setattr(
-            "mlflow.store.model_registry.sqlalchemy_store.get_current_time_millis",
-            lambda: earlier,
+            "mlflow.store.model_registry.sqlalchemy_store.get_current_time_millis", lambda: earlier
         )
         move(*arguments)
 
@@ -142,10 +125,7 @@ def test_a_client_whose_earlier_move_is_written_late_takes_its_version_out(
     assert stages(model) == ["None", "Archived", "Production"]
 
 
-def test_of_two_clients_that_see_each_others_tag_one_keeps_its_own(
-    model: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_of_two_clients_that_see_each_others_tag_one_keeps_its_own(model, monkeypatch):
     """The second client tags its version after the first, and both check again before
     they remove a tag.
     """
@@ -158,13 +138,7 @@ def test_of_two_clients_that_see_each_others_tag_one_keeps_its_own(
     looked = Barrier(2)
     waits = local()
 
-    def tag_and_let_the_second(
-        client: MlflowClient,
-        name: str,
-        version: str,
-        key: str,
-        value: str,
-    ) -> None:
+    def tag_and_let_the_second(client, name, version, key, value):
         set_tag(client, name, version, key, value)
         if version == "3":
             second.start()
@@ -172,12 +146,7 @@ def test_of_two_clients_that_see_each_others_tag_one_keeps_its_own(
         else:
             has_tagged.set()
 
-    def delete_when_both_have_looked(
-        client: MlflowClient,
-        name: str,
-        version: str,
-        key: str,
-    ) -> None:
+    def delete_when_both_have_looked(client, name, version, key):
         if not hasattr(waits, "over"):
             waits.over = looked.wait(60)
         delete_tag(client, name, version, key)
@@ -190,10 +159,7 @@ def test_of_two_clients_that_see_each_others_tag_one_keeps_its_own(
     assert current_version(reference) == "2"
 
 
-def test_a_tag_stays_where_one_client_moves_it_on_while_another_moves_it_back(
-    model: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_tag_stays_where_one_client_moves_it_on_while_another_moves_it_back(model, monkeypatch):
     """Both clients see two versions with the tag, and each client removes the tag from
     the other client's version.
     """
@@ -201,7 +167,7 @@ def test_a_tag_stays_where_one_client_moves_it_on_while_another_moves_it_back(
     move_version(reference, "1")
     delete_tag = MlflowClient.delete_model_version_tag
 
-    def delete_after_the_second(*arguments: Any) -> None:
+    def delete_after_the_second(*arguments):
         monkeypatch.undo()
         move_version(reference, "1")
         delete_tag(*arguments)
@@ -213,7 +179,7 @@ def test_a_tag_stays_where_one_client_moves_it_on_while_another_moves_it_back(
 
 
 @pytest.mark.long
-def test_the_others_are_archived_on_postgresql_too() -> None:
+def test_the_others_are_archived_on_postgresql_too():
     with postgresql_server() as url, tracking_at(url):
         client = MlflowClient()
         client.create_registered_model("moved")
@@ -229,7 +195,7 @@ def test_the_others_are_archived_on_postgresql_too() -> None:
         ]
 
 
-def test_pointing_at_a_version_clears_its_rolled_back_mark(model: str) -> None:
+def test_pointing_at_a_version_clears_its_rolled_back_mark(model):
     MlflowClient().set_model_version_tag(model, "2", ROLLED_BACK_TAG, "flights: too slow")
     assert was_rolled_back(model, "2")
 
@@ -238,7 +204,7 @@ def test_pointing_at_a_version_clears_its_rolled_back_mark(model: str) -> None:
     assert not was_rolled_back(model, "2")
 
 
-def test_the_earlier_version_of_a_stage_is_the_next_one_in_it(model: str) -> None:
+def test_the_earlier_version_of_a_stage_is_the_next_one_in_it(model):
     for version in ("1", "2", "3"):
         MlflowClient().transition_model_version_stage(model, version, "Production")
 
@@ -249,7 +215,7 @@ def test_the_earlier_version_of_a_stage_is_the_next_one_in_it(model: str) -> Non
     assert earlier.source == "it is the next highest version in Production"
 
 
-def test_else_it_is_the_one_that_was_archived_last_and_not_rolled_back(model: str) -> None:
+def test_else_it_is_the_one_that_was_archived_last_and_not_rolled_back(model):
     reference = parse_model_uri(f"models:/{model}/Production")
     for version in ("2", "1", "3"):
         move_version(reference, version)
@@ -267,7 +233,7 @@ def test_else_it_is_the_one_that_was_archived_last_and_not_rolled_back(model: st
     assert previous_in_registry(reference, "3") is None
 
 
-def test_an_alias_leaves_no_trace_of_where_it_was(model: str) -> None:
+def test_an_alias_leaves_no_trace_of_where_it_was(model):
     reference = parse_model_uri(f"models:/{model}@live")
     move_version(reference, "1")
     move_version(reference, "2")
@@ -275,16 +241,13 @@ def test_an_alias_leaves_no_trace_of_where_it_was(model: str) -> None:
     assert previous_in_registry(reference, "2") is None
 
 
-def test_unknown_version_is_not_found(model: str) -> None:
+def test_unknown_version_is_not_found(model):
     with refused(NotFound, f"model {model} version 9"):
         move_version(parse_model_uri(f"models:/{model}/Production"), "9")
 
 
-def test_mlflow_refusal_is_quoted_in_the_error(
-    model: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def refuse(*_: object, **__: object) -> None:
+def test_mlflow_refusal_is_quoted_in_the_error(model, monkeypatch):
+    def refuse(*_, **__):
         raise MlflowException("the gate has not passed", error_code=PERMISSION_DENIED)
 
     monkeypatch.setattr(MlflowClient, "transition_model_version_stage", refuse)
@@ -295,11 +258,9 @@ def test_mlflow_refusal_is_quoted_in_the_error(
 
 @pytest.mark.parametrize("code", [ENDPOINT_NOT_FOUND, NOT_IMPLEMENTED])
 def test_a_move_to_a_stage_that_mlflow_has_removed_is_refused_with_the_alternative(
-    code: int,
-    model: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def refuse(*_: object, **__: object) -> None:
+    code, model, monkeypatch
+):
+    def refuse(*_, **__):
         raise MlflowException("no such API", error_code=code)
 
     monkeypatch.setattr(MlflowClient, "transition_model_version_stage", refuse)
@@ -309,14 +270,9 @@ def test_a_move_to_a_stage_that_mlflow_has_removed_is_refused_with_the_alternati
 
 
 @pytest.mark.parametrize(
-    ("to", "stays"),
-    [("Production", False), ("@live", False), ("Staging", True)],
+    ("to", "stays"), [("Production", False), ("@live", False), ("Staging", True)]
 )
-def test_a_version_that_is_promoted_again_may_be_gone_back_to_again(
-    model: str,
-    to: str,
-    stays: bool,
-) -> None:
+def test_a_version_that_is_promoted_again_may_be_gone_back_to_again(model, to, stays):
     MlflowClient().set_model_version_tag(model, "2", ROLLED_BACK_TAG, "flights: too slow")
     place = parse_stage_or_alias(to)
     move_version(parse_model_uri(place.uri(model)), "2", clears_rollback=place.is_served_from)
@@ -331,6 +287,6 @@ def test_a_version_that_is_promoted_again_may_be_gone_back_to_again(
         ("", "@champion"),
     ],
 )
-def test_an_alias_without_its_sign_is_suggested(text: str, hint: str) -> None:
+def test_an_alias_without_its_sign_is_suggested(text, hint):
     with refused(InvalidConfig, "neither a stage", "nor an alias", hint):
         parse_stage_or_alias(text)

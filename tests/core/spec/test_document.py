@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.core.spec.types import duration_seconds
 from tests.support.specs import FLIGHTS, flights
 
 
-def test_a_document_is_read() -> None:
+def test_a_document_is_read():
     spec = flights()
 
     assert spec.name == "flights"
@@ -38,7 +38,7 @@ def test_a_document_is_read() -> None:
     assert spec.monitors["daily"].min_rows == 500
 
 
-def test_several_documents_are_several_endpoints() -> None:
+def test_several_documents_are_several_endpoints():
     specs = load_specs(f"{FLIGHTS}\n---\nname: other\nvariants: {{other: {{model: m}}}}\n---\n")
 
     assert [spec.name for spec in specs] == ["flights", "other"]
@@ -47,36 +47,25 @@ def test_several_documents_are_several_endpoints() -> None:
 @given(
     name=st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z"),
     model=st.text(
-        st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]),
-        min_size=1,
-        max_size=80,
+        st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1, max_size=80
     ),
     weight=st.integers(1, 100),
     port=st.none() | st.integers(1, 65535),
     fraction=st.floats(0, 1),
 )
-def test_written_spec_is_read_back_unchanged(
-    name: str,
-    model: str,
-    weight: int,
-    port: int | None,
-    fraction: float,
-) -> None:
+def test_written_spec_is_read_back_unchanged(name, model, weight, port, fraction):
     config: dict[str, Any] = {
         f"server.{key}": value for key, value in {"port": port}.items() if value is not None
     }
     spec = new_endpoint(name, model, {**config, "capture.fraction": fraction})
     spec = EndpointSpec.model_validate(
-        {
-            **spec.model_dump(by_alias=True),
-            "variants": {name: {"model": model, "weight": weight}},
-        },
+        {**spec.model_dump(by_alias=True), "variants": {name: {"model": model, "weight": weight}}}
     )
 
     assert load_specs(dump_spec(spec)) == [spec]
 
 
-def test_the_first_document_describes_the_server_for_all() -> None:
+def test_the_first_document_describes_the_server_for_all():
     first = "name: a\nvariants: {v: {model: x}}\nserver: {workers: 2}"
     alike = "name: b\nvariants: {v: {model: x}}\nserver: {workers: 2}"
     silent = "name: c\nvariants: {v: {model: x}}"
@@ -207,7 +196,7 @@ def test_the_first_document_describes_the_server_for_all() -> None:
         ),
     ],
 )
-def test_invalid_document_error_names_the_place(text: str, said: str) -> None:
+def test_invalid_document_error_names_the_place(text, said):
     with pytest.raises(InvalidConfig) as caught:
         load_specs(text)
 
@@ -215,7 +204,7 @@ def test_invalid_document_error_names_the_place(text: str, said: str) -> None:
     assert "\n" not in caught.value.message
 
 
-def test_every_field_that_config_takes_is_in_the_reference_and_described() -> None:
+def test_every_field_that_config_takes_is_in_the_reference_and_described():
     rows = list(field_reference())
 
     names = {name for name, *_ in rows}
@@ -233,12 +222,12 @@ def test_every_field_that_config_takes_is_in_the_reference_and_described() -> No
                 assert apply_config(flights(), {name: value}) == flights()
 
 
-def test_a_new_endpoint_has_one_variant_of_its_name_or_another() -> None:
+def test_a_new_endpoint_has_one_variant_of_its_name_or_another():
     assert list(new_endpoint("flights", "m").variants) == ["flights"]
     assert list(new_endpoint("flights", "m", variant="champion").variants) == ["champion"]
 
 
-def test_config_changes_fields_of_any_part_and_turns_text_into_their_type() -> None:
+def test_config_changes_fields_of_any_part_and_turns_text_into_their_type():
     changed = apply_config(
         flights(),
         {
@@ -259,7 +248,7 @@ def test_config_changes_fields_of_any_part_and_turns_text_into_their_type() -> N
     assert list(changed.monitors) == ["daily", "hourly"]
 
 
-def test_an_option_of_a_provider_is_changed_by_its_dotted_name_and_survives_yaml() -> None:
+def test_an_option_of_a_provider_is_changed_by_its_dotted_name_and_survives_yaml():
     changes = {"server.device": "cuda", "server.workers": "2", "server.device_ids": "0,1"}
     options = {
         "server.provider_options.use_tf32": "false",
@@ -268,8 +257,7 @@ def test_an_option_of_a_provider_is_changed_by_its_dotted_name_and_survives_yaml
     changed = apply_config(new_endpoint("x", "models:/m/1"), changes | options)
     assert changed.server.device_ids == (0, 1)
     assert changed.server.provider_options == ProviderOptions(
-        use_tf32=False,
-        gpu_mem_limit=4_000_000_000,
+        use_tf32=False, gpu_mem_limit=4_000_000_000
     )
     assert load_specs(dump_spec(changed)) == [changed]
     assert (
@@ -278,13 +266,13 @@ def test_an_option_of_a_provider_is_changed_by_its_dotted_name_and_survives_yaml
     )
 
 
-def test_every_field_of_an_endpoint_has_a_name_or_parts_that_have() -> None:
+def test_every_field_of_an_endpoint_has_a_name_or_parts_that_have():
     """A variant that is added to an endpoint is also valid."""
     heads = {name.partition(".")[0] for name, *_ in field_reference()}
     assert heads == EndpointSpec.model_fields.keys() - {"api_version", "name"}
 
 
-def test_a_name_with_dots_is_changed_like_any_other() -> None:
+def test_a_name_with_dots_is_changed_like_any_other():
     changed = apply_config(
         new_endpoint("v1.2", "models:/m/1"),
         {
@@ -361,25 +349,22 @@ def test_a_name_with_dots_is_changed_like_any_other() -> None:
         ("monitors.daily.reference", "rolling:9999d", r"reference: at most 3660d are expected"),
     ],
 )
-def test_a_key_or_value_that_cannot_be_is_named(key: str, value: str, said: str) -> None:
+def test_a_key_or_value_that_cannot_be_is_named(key, value, said):
     with pytest.raises(InvalidConfig, match=said):
         apply_config(flights(), {key: value})
 
 
-def test_an_added_variant_gets_no_traffic_yet() -> None:
+def test_an_added_variant_gets_no_traffic_yet():
     both = add_variant(new_endpoint("flights", "m"), "candidate", "n")
     spec = apply_config(both, {"variants.candidate.shadow": "true"})
 
-    assert (
-        spec.variants["candidate"].weight,
-        spec.variants["candidate"].shadow,
-    ) == (0, True)
+    assert (spec.variants["candidate"].weight, spec.variants["candidate"].shadow) == (0, True)
     assert spec.variants["flights"].weight == 100
     with pytest.raises(AlreadyExists, match=r"'flights' .*'candidate'"):
         add_variant(spec, "candidate", "n")
 
 
-def test_a_variant_is_removed_unless_none_would_answer() -> None:
+def test_a_variant_is_removed_unless_none_would_answer():
     spec = add_variant(new_endpoint("flights", "m"), "candidate", "n")
 
     assert remove_variant(spec, "candidate") == new_endpoint("flights", "m")
@@ -387,7 +372,7 @@ def test_a_variant_is_removed_unless_none_would_answer() -> None:
         remove_variant(spec, "flights")
 
 
-def test_fields_are_typed_from_texts_of_a_command_line_and_an_empty_one_sets_the_default() -> None:
+def test_fields_are_typed_from_texts_of_a_command_line_and_an_empty_one_sets_the_default():
     typed = {
         "server.workers": "2",
         "server.preferred_batch_size": "8,32",
@@ -405,7 +390,5 @@ def test_fields_are_typed_from_texts_of_a_command_line_and_an_empty_one_sets_the
     assert spec.server.preferred_batch_size == (8, 32)
     assert spec.capture.fraction == 0.5
     assert apply_config(spec, dict.fromkeys(typed, "")) == new_endpoint(
-        "x",
-        "m",
-        variant="candidate",
+        "x", "m", variant="candidate"
     )

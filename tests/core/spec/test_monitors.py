@@ -3,26 +3,20 @@ and of seasons and budgets.
 """
 
 from datetime import timedelta
-from typing import Any
 
 import pytest
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.spec.document import apply_config, dump_spec, load_specs
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec, SampleSpec
-from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from tests.support.refusals import refused
 from tests.support.specs import flights
 
 
-def test_only_estimated_figures_read_rows_of_earlier_windows() -> None:
-    def reads(figure: str, **fields: Any) -> timedelta:
+def test_only_estimated_figures_read_rows_of_earlier_windows():
+    def reads(figure, **fields):
         return MonitorSpec(
-            kind="performance",
-            require=(figure,),
-            every="1h",
-            grace="5m",
-            **fields,
+            kind="performance", require=(figure,), every="1h", grace="5m", **fields
         ).max_row_age
 
     waited = timedelta(hours=1, minutes=5)
@@ -30,25 +24,24 @@ def test_only_estimated_figures_read_rows_of_earlier_windows() -> None:
     # The figure needs the three windows before its window.
     assert reads("f1>=0.7") == waited + timedelta(hours=3)
     assert reads("f1>=0.7", labels_within="90m") == waited + timedelta(minutes=90) + timedelta(
-        hours=4,
+        hours=4
     )
 
 
 SAMPLED: dict[str, object] = {"mode": "incremental", "project": "p", "sample.recent": "30d"}
 
 
-def with_sample(**fields: object) -> EndpointSpec:
+def with_sample(**fields):
     """Return an endpoint whose monitor of daily windows retrains on a sample; `__` in a
     name stands for a dot.
     """
     options = SAMPLED | {name.replace("__", "."): value for name, value in fields.items()}
     return apply_config(
-        flights(),
-        {f"monitors.daily.retrain.{name}": value for name, value in options.items()},
+        flights(), {f"monitors.daily.retrain.{name}": value for name, value in options.items()}
     )
 
 
-def test_a_sample_is_set_by_dotted_names_and_removed_by_its_name() -> None:
+def test_a_sample_is_set_by_dotted_names_and_removed_by_its_name():
     spec = with_sample(sample__fraction="0.2", sample__stratify="carrier", sample__weight="14d")
 
     sample = spec.monitors["daily"].sample
@@ -61,7 +54,7 @@ def test_a_sample_is_set_by_dotted_names_and_removed_by_its_name() -> None:
         apply_config(spec, {"monitors.daily.retrain.sample": "30d"})
 
 
-def test_the_rows_of_a_sample_are_kept_in_the_log() -> None:
+def test_the_rows_of_a_sample_are_kept_in_the_log():
     config = {"capture.retention": "30d"}
     with refused(InvalidConfig, "capture.retention 30d", "'daily'", "31d"):
         apply_config(with_sample(), config)
@@ -83,36 +76,25 @@ def test_the_rows_of_a_sample_are_kept_in_the_log() -> None:
         ({"mode": "full"}, ("monitors.daily", "retrain.sample", "retrain.mode incremental")),
     ],
 )
-def test_a_sample_that_cannot_be_taken_is_refused(
-    fields: dict[str, object],
-    names: tuple[str, ...],
-) -> None:
+def test_a_sample_that_cannot_be_taken_is_refused(fields, names):
     with refused(InvalidConfig, *names):
         with_sample(**fields)
 
 
 @pytest.mark.parametrize("field", ["drop", "mask", "keys"])
-def test_a_column_that_a_training_does_not_receive_cannot_be_stratified(field: str) -> None:
+def test_a_column_that_a_training_does_not_receive_cannot_be_stratified(field):
     spec = with_sample(sample__stratify="carrier")
     with refused(
-        InvalidConfig,
-        "monitors.daily.retrain.sample.stratify",
-        "'carrier'",
-        f"capture.{field}",
+        InvalidConfig, "monitors.daily.retrain.sample.stratify", "'carrier'", f"capture.{field}"
     ):
         apply_config(spec, {f"capture.{field}": "carrier"})
 
 
 @pytest.mark.parametrize(
     ("season", "every", "nearest"),
-    [
-        ("36h", "1d", "2d"),
-        ("1d", "1d", "2d"),
-        ("25h", "1h", ""),
-        ("10d", "3d", "9d"),
-    ],
+    [("36h", "1d", "2d"), ("1d", "1d", "2d"), ("25h", "1h", ""), ("10d", "3d", "9d")],
 )
-def test_a_season_has_whole_windows(season: str, every: str, nearest: str) -> None:
+def test_a_season_has_whole_windows(season, every, nearest):
     fields = {"monitors.daily.season": season, "monitors.daily.every": every}
     if not nearest:
         assert apply_config(flights(), fields).monitors["daily"].season == season
@@ -121,7 +103,7 @@ def test_a_season_has_whole_windows(season: str, every: str, nearest: str) -> No
         apply_config(flights(), fields)
 
 
-def test_the_monitors_of_an_endpoint_share_its_budget_of_alarms() -> None:
+def test_the_monitors_of_an_endpoint_share_its_budget_of_alarms():
     two = {"monitors.daily.every": "1d", "monitors.answers.false_alarm_rate": "0.1"}
     spec = apply_config(flights(), {"alarms.false_per_year": "3", **two})
 
@@ -130,7 +112,7 @@ def test_the_monitors_of_an_endpoint_share_its_budget_of_alarms() -> None:
         apply_config(spec, {"alarms.false_per_year": "0"})
 
 
-def test_one_false_alarm_per_year_is_the_default_of_monitors_without_a_rate() -> None:
+def test_one_false_alarm_per_year_is_the_default_of_monitors_without_a_rate():
     monitors = {
         "monitors.daily.every": "1d",
         "monitors.hits.kind": "performance",
@@ -146,7 +128,7 @@ def test_one_false_alarm_per_year_is_the_default_of_monitors_without_a_rate() ->
     assert spec.monitors["daily"].window_rate == 0.05
 
 
-def test_smallest_effect_is_positive() -> None:
+def test_smallest_effect_is_positive():
     spec = apply_config(flights(), {"alarms.min_effect": "0.02"})
 
     assert spec.alarms.min_effect == 0.02

@@ -11,11 +11,11 @@ from mlflow_deploy_plugin.core.spec.monitors import (
 )
 
 
-def required(kind: str, *texts: str) -> tuple[Requirement, ...]:
+def required(kind, *texts):
     return MonitorSpec.model_validate({"kind": kind, "require": texts}).requirements
 
 
-def test_requirements_are_read_with_their_columns_and_units() -> None:
+def test_requirements_are_read_with_their_columns_and_units():
     assert required("performance", "accuracy>=0.8", " rmse <= 3 ") == (
         Requirement("accuracy>=0.8", "accuracy", "", ">=", 0.8),
         Requirement("rmse <= 3", "rmse", "", "<=", 3.0),
@@ -27,23 +27,19 @@ def test_requirements_are_read_with_their_columns_and_units() -> None:
     assert [
         requirement.value
         for requirement in required("service_level", "p99<=0.2", "p50<=20ms", "error_rate<=1%")
-    ] == [
-        0.2,
-        0.02,
-        0.01,
-    ]
+    ] == [0.2, 0.02, 0.01]
 
 
-def test_a_command_line_says_several_in_one_text() -> None:
+def test_a_command_line_says_several_in_one_text():
     assert [
         requirement.name
         for requirement in MonitorSpec.model_validate(
-            {"kind": "shadow", "require": "disagreement<=5%"},
+            {"kind": "shadow", "require": "disagreement<=5%"}
         ).requirements
     ] == ["disagreement"]
 
 
-def test_requirement_holds_on_one_side_of_its_bound_and_never_for_nan() -> None:
+def test_requirement_holds_on_one_side_of_its_bound_and_never_for_nan():
     (accuracy,) = required("performance", "accuracy>=0.8")
 
     assert [accuracy.holds(value) for value in (0.81, 0.8, 0.79, float("nan"))] == [
@@ -85,11 +81,7 @@ def test_requirement_holds_on_one_side_of_its_bound_and_never_for_nan() -> None:
         ),
     ],
 )
-def test_invalid_requirement_is_refused_with_a_correction(
-    kind: str,
-    text: str,
-    said: str,
-) -> None:
+def test_invalid_requirement_is_refused_with_a_correction(kind, text, said):
     with pytest.raises(ValidationError, match=said):
         MonitorSpec.model_validate({"kind": kind, "require": text})
 
@@ -103,23 +95,17 @@ def test_invalid_requirement_is_refused_with_a_correction(
         ("drift", "missing<=0.1", "estimate", "decides"),
     ],
 )
-def test_a_field_that_the_kind_does_not_read_is_refused(
-    kind: str,
-    require: str,
-    field: str,
-    value: str,
-) -> None:
+def test_a_field_that_the_kind_does_not_read_is_refused(kind, require, field, value):
     with pytest.raises(ValidationError, match=f"kind {kind} .*`{field}`"):
         MonitorSpec.model_validate({"kind": kind, "require": require, field: value})
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "accuracy", ">0.8", "accuracy>=", "accuracy>=x", "a b>=1", "accuracy=>0.8"],
+    "text", ["", "accuracy", ">0.8", "accuracy>=", "accuracy>=x", "a b>=1", "accuracy=>0.8"]
 )
-def test_invalid_condition_parses_to_none(text: str) -> None:
+def test_invalid_condition_parses_to_none(text):
     assert parse_condition(text) is None
 
 
-def test_a_condition_keeps_its_unit() -> None:
+def test_a_condition_keeps_its_unit():
     assert parse_condition("p99>2x") == Condition("p99", "", ">", 2.0, "x")

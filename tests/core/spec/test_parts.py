@@ -10,7 +10,7 @@ from tests.support.refusals import refused
 from tests.support.specs import flights
 
 
-def test_last_sticky_setting_wins_and_header_excludes_key() -> None:
+def test_last_sticky_setting_wins_and_header_excludes_key():
     by_header = apply_config(flights(), {"sticky.header": "X-User-Id"})
     assert by_header.sticky is not None
     assert by_header.sticky.header == "x-user-id"
@@ -25,7 +25,7 @@ def test_last_sticky_setting_wins_and_header_excludes_key() -> None:
         apply_config(flights(), {"sticky.header": "X-User-Id", "sticky.key": "user"})
 
 
-def test_a_passed_gate_can_be_required_and_no_longer_required() -> None:
+def test_a_passed_gate_can_be_required_and_no_longer_required():
     gated = apply_config(flights(), {"require": "gate=passed"})
     assert gated.require == "gate=passed"
     assert load_specs(dump_spec(gated)) == [gated]
@@ -45,11 +45,8 @@ def test_a_passed_gate_can_be_required_and_no_longer_required() -> None:
     ],
 )
 def test_a_signature_can_be_required_next_to_the_gate(
-    require: object,
-    requires_gate: bool,
-    requires_name: bool,
-    trusted_file: str,
-) -> None:
+    require, requires_gate, requires_name, trusted_file
+):
     (spec,) = load_specs(json.dumps({**flights().model_dump(mode="json"), "require": require}))
     assert spec.requires_gate is requires_gate
     assert spec.requires_name is requires_name
@@ -68,7 +65,7 @@ def test_a_signature_can_be_required_next_to_the_gate(
         "name=true",
     ],
 )
-def test_a_required_signature_needs_the_absolute_path_of_a_key(require: str) -> None:
+def test_a_required_signature_needs_the_absolute_path_of_a_key(require):
     with pytest.raises(InvalidConfig, match=r"require: .*absolute path"):
         apply_config(flights(), {"require": require})
 
@@ -77,7 +74,7 @@ OPENVINO = "OpenVINOExecutionProvider"
 CPU = "CPUExecutionProvider"
 
 
-def test_providers_are_names_or_names_with_options_and_keep_their_order() -> None:
+def test_providers_are_names_or_names_with_options_and_keep_their_order():
     text = (
         "name: x\n"
         "variants: {x: {model: m}}\n"
@@ -86,10 +83,7 @@ def test_providers_are_names_or_names_with_options_and_keep_their_order() -> Non
         "  - CUDAExecutionProvider: {device_id: 1}\n"
     )
     (spec,) = load_specs(f"{text}  - {CPU}")
-    assert spec.server.providers == (
-        {"CUDAExecutionProvider": {"device_id": 1}},
-        {CPU: {}},
-    )
+    assert spec.server.providers == ({"CUDAExecutionProvider": {"device_id": 1}}, {CPU: {}})
     assert spec.server.is_on_nvidia
     assert load_specs(dump_spec(spec)) == [spec]
     changed = apply_config(spec, {"server.providers": f"{OPENVINO},{CPU}"})
@@ -99,7 +93,7 @@ def test_providers_are_names_or_names_with_options_and_keep_their_order() -> Non
 
 
 @pytest.mark.parametrize("text", ["openvino", f"'{OPENVINO},cpu'", "[{CPUExecutionProvider: 1}]"])
-def test_an_entry_that_is_not_a_provider_is_refused_by_its_place(text: str) -> None:
+def test_an_entry_that_is_not_a_provider_is_refused_by_its_place(text):
     with pytest.raises(InvalidConfig, match=r"^server\.providers"):
         load_specs(f"name: x\nvariants: {{x: {{model: m}}}}\nserver: {{providers: {text}}}")
 
@@ -113,7 +107,7 @@ def test_an_entry_that_is_not_a_provider_is_refused_by_its_place(text: str) -> N
         f"'{CPU},{CPU}'",
     ],
 )
-def test_an_entry_is_a_single_provider_that_no_other_entry_names(text: str) -> None:
+def test_an_entry_is_a_single_provider_that_no_other_entry_names(text):
     with refused(InvalidConfig, "server", "providers"):
         load_specs(f"name: x\nvariants: {{x: {{model: m}}}}\nserver: {{providers: {text}}}")
 
@@ -123,19 +117,13 @@ def test_an_entry_is_a_single_provider_that_no_other_entry_names(text: str) -> N
     [
         ({}, "onnxserve:cpu"),
         ({"server.device": "cuda"}, "onnxserve:gpu"),
-        (
-            {"server.providers": "TensorrtExecutionProvider,CUDAExecutionProvider"},
-            "onnxserve:gpu",
-        ),
+        ({"server.providers": "TensorrtExecutionProvider,CUDAExecutionProvider"}, "onnxserve:gpu"),
         ({"server.providers": f"CUDAExecutionProvider,{CPU}"}, "onnxserve:gpu"),
         ({"server.providers": OPENVINO, "container.image": "own:1"}, "own:1"),
         ({"server.providers": OPENVINO}, None),
     ],
 )
-def test_a_container_gets_an_image_with_its_providers(
-    config: dict[str, str],
-    image: str | None,
-) -> None:
+def test_a_container_gets_an_image_with_its_providers(config, image):
     spec = apply_config(flights(), config)
     if image is None:
         with refused(InvalidConfig, "container.image"):
@@ -196,9 +184,6 @@ def test_a_container_gets_an_image_with_its_providers(
     ],
     ids=str,
 )
-def test_fields_that_contradict_each_other_are_refused_together(
-    config: dict[str, str],
-    said: str,
-) -> None:
+def test_fields_that_contradict_each_other_are_refused_together(config, said):
     with pytest.raises(InvalidConfig, match=said):
         apply_config(flights(), config)

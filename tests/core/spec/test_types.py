@@ -21,20 +21,13 @@ from mlflow_deploy_plugin.core.spec.types import (
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("90s", 90),
-        ("5m", 300),
-        ("1h", 3600),
-        ("2d", 172800),
-        ("1w", 604800),
-    ],
+    ("text", "seconds"), [("90s", 90), ("5m", 300), ("1h", 3600), ("2d", 172800), ("1w", 604800)]
 )
-def test_durations_are_seconds(text: str, seconds: int) -> None:
+def test_durations_are_seconds(text, seconds):
     assert duration_seconds(text) == seconds
 
 
-def test_a_duration_of_an_option_is_read_or_refused() -> None:
+def test_a_duration_of_an_option_is_read_or_refused():
     assert parse_duration("90d", "--keep") == timedelta(days=90)
     assert parse_duration("1w", "--every") == timedelta(days=7)
     for text in ("0d", "05m", " 5m", "5m\n", "1000000s", "5", "m", "", "1.5h", "٣d"):
@@ -42,7 +35,7 @@ def test_a_duration_of_an_option_is_read_or_refused() -> None:
             parse_duration(text, "--keep")
 
 
-def test_a_latency_of_an_option_is_read_or_refused() -> None:
+def test_a_latency_of_an_option_is_read_or_refused():
     assert [parse_latency(text, "--p99") for text in ("20ms", "0.5ms", "1.5s", "30s")] == [
         0.02,
         0.0005,
@@ -82,7 +75,7 @@ FIRST = datetime(2026, 1, 1, tzinfo=UTC)
         "dataset:s3://a/b",
     ],
 )
-def test_a_reference_is_taken_as_it_is(text: str) -> None:
+def test_a_reference_is_taken_as_it_is(text):
     assert validate_reference(text) == text
 
 
@@ -95,27 +88,26 @@ def test_a_reference_is_taken_as_it_is(text: str) -> None:
         ("window:0001-01-01T00:00+14:00/1d", "a window is START/END or START/DURATION in UTC"),
     ],
 )
-def test_a_reference_that_cannot_be_says_why(text: str, said: str) -> None:
+def test_a_reference_that_cannot_be_says_why(text, said):
     with pytest.raises(ValueError, match=said):
         validate_reference(text)
 
 
 @pytest.mark.parametrize(
-    ("lag", "said"),
-    [("1h", "is shorter than the window"), ("36h", "is not a multiple")],
+    ("lag", "said"), [("1h", "is shorter than the window"), ("36h", "is not a multiple")]
 )
-def test_a_lag_leads_from_one_window_to_another(lag: str, said: str) -> None:
+def test_a_lag_leads_from_one_window_to_another(lag, said):
     validate_lag("7d", "1d")
     with pytest.raises(ValueError, match=said):
         validate_lag(lag, "1d")
 
 
-def test_pairs_are_read_for_the_rate_and_at_least_a_lag_of_them() -> None:
+def test_pairs_are_read_for_the_rate_and_at_least_a_lag_of_them():
     assert rolling_span(DAY, DAY, 0.05) == DAY + 40 * DAY
     assert rolling_span(90 * DAY, DAY, 0.5) == 180 * DAY
 
 
-def test_bins_are_of_the_span_before_the_last_change_or_of_the_first_in_a_young_log() -> None:
+def test_bins_are_of_the_span_before_the_last_change_or_of_the_first_in_a_young_log():
     span = 10 * DAY
     start, end = bin_period(FIRST, FIRST + 500 * DAY, span)
     assert end - start == span
@@ -136,7 +128,7 @@ def test_bins_are_of_the_span_before_the_last_change_or_of_the_first_in_a_young_
         "0 0 * * sat-sun",
     ],
 )
-def test_a_line_is_taken_as_it_is(line: str) -> None:
+def test_a_line_is_taken_as_it_is(line):
     assert validate_crontab(line) == line
 
 
@@ -155,13 +147,13 @@ def test_a_line_is_taken_as_it_is(line: str) -> None:
         ("0 6 31 2,4 *", "Bad day-of-month; "),
     ],
 )
-def test_a_line_that_cannot_be_says_which_field(line: str, said: str) -> None:
+def test_a_line_that_cannot_be_says_which_field(line, said):
     with pytest.raises(ValueError, match=said):
         validate_crontab(line)
 
 
 @pytest.mark.parametrize("name", ["Europe/Nowhere", "../etc/passwd", ""])
-def test_a_time_zone_that_this_machine_does_not_know_is_refused(name: str) -> None:
+def test_a_time_zone_that_this_machine_does_not_know_is_refused(name):
     assert load_time_zone("Europe/Berlin").key == "Europe/Berlin"
     with pytest.raises(InvalidConfig, match="Europe/Berlin"):
         load_time_zone(name)
@@ -176,19 +168,13 @@ def test_a_time_zone_that_this_machine_does_not_know_is_refused(name: str) -> No
         ("example.org", "http://example.org:80"),
     ],
 )
-def test_the_url_is_one_that_this_machine_reaches(host: str, url: str) -> None:
+def test_the_url_is_one_that_this_machine_reaches(host, url):
     assert reachable_url(host, 80) == url
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (604_800, "7d"),
-        (30_931_200, "358d"),
-        (129_600, "36h"),
-        (90, "90s"),
-    ],
+    ("seconds", "text"), [(604_800, "7d"), (30_931_200, "358d"), (129_600, "36h"), (90, "90s")]
 )
-def test_a_duration_is_written_in_its_largest_unit(seconds: int, text: str) -> None:
+def test_a_duration_is_written_in_its_largest_unit(seconds, text):
     assert duration_text(seconds) == text
     assert duration_seconds(text) == seconds

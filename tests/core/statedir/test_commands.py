@@ -2,8 +2,6 @@
 of their names.
 """
 
-from pathlib import Path
-
 import pytest
 
 from mlflow_deploy_plugin.core.errors import InvalidArtifact, ModelError, NotFound, OnnxserveError
@@ -20,15 +18,13 @@ from mlflow_deploy_plugin.core.statedir.files import COMMANDS
         (OnnxserveError("something"), OnnxserveError),
     ],
 )
-def test_an_error_is_read_from_its_answer(error: OnnxserveError | None, kind: type) -> None:
+def test_an_error_is_read_from_its_answer(error, kind):
     read = command_error(command_answer(error))
     assert type(read) is kind
     assert str(read) == str(error)
 
 
-def test_commands_wait_in_the_order_of_their_names_and_half_written_ones_do_not_count(
-    tmp_path: Path,
-) -> None:
+def test_commands_wait_in_the_order_of_their_names_and_half_written_ones_do_not_count(tmp_path):
     folder = tmp_path / COMMANDS
     folder.mkdir()
     for name in ("2.json", "1.json", ".3.json"):

@@ -40,18 +40,10 @@ class Machine:
         return self.metrics
 
     def agent(self) -> HistoryWriter:
-        return HistoryWriter(
-            self.folder,
-            lambda: self.wall + self.now,
-            lambda: self.now,
-        )
+        return HistoryWriter(self.folder, lambda: self.wall + self.now, lambda: self.now)
 
     def answer(
-        self,
-        requests: int,
-        status: str = "200",
-        seconds: float = 0.003,
-        protocol: str = "v2",
+        self, requests: int, status: str = "200", seconds: float = 0.003, protocol: str = "v2"
     ) -> None:
         for _ in range(requests):
             self.metrics.count_request((*OF_VERSION, protocol, status), seconds)
@@ -61,11 +53,11 @@ class Machine:
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Machine:
+def machine(tmp_path):
     return Machine(tmp_path)
 
 
-def rounds(machine: Machine, agent: HistoryWriter, seconds: float) -> None:
+def rounds(machine, agent, seconds):
     """Run the agent's loop, which calls `round` every two seconds."""
     until = machine.now + seconds
     while machine.now < until:
@@ -73,7 +65,7 @@ def rounds(machine: Machine, agent: HistoryWriter, seconds: float) -> None:
         agent.round()
 
 
-def test_line_counts_only_the_requests_since_the_line_before(machine: Machine) -> None:
+def test_line_counts_only_the_requests_since_the_line_before(machine):
     machine.answer(5)
     agent = machine.agent()
     agent.round()  # Counts at the start are from earlier intervals.
@@ -106,7 +98,7 @@ def test_line_counts_only_the_requests_since_the_line_before(machine: Machine) -
     assert idle.labels == 0
 
 
-def test_restart_is_not_a_drop_in_counts_and_downtime_has_no_line(machine: Machine) -> None:
+def test_restart_is_not_a_drop_in_counts_and_downtime_has_no_line(machine):
     agent = machine.agent()
     agent.round()
     machine.answer(30)
@@ -121,9 +113,7 @@ def test_restart_is_not_a_drop_in_counts_and_downtime_has_no_line(machine: Machi
     assert [line.counters[OF_VERSION].requests for line in machine.hour()] == [30, 3]
 
 
-def test_another_agent_goes_on_with_the_files_and_passes_over_a_line_that_was_cut_off(
-    machine: Machine,
-) -> None:
+def test_another_agent_goes_on_with_the_files_and_passes_over_a_line_that_was_cut_off(machine):
     agent = machine.agent()
     agent.round()
     rounds(machine, agent, 20)
@@ -137,12 +127,8 @@ def test_another_agent_goes_on_with_the_files_and_passes_over_a_line_that_was_cu
     assert [bool(line.counters) for line in machine.hour()] == [False, False, True, False]
 
 
-def test_the_files_stay_small(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        history,
-        "HISTORY_INTERVALS",
-        {"hour": (10.0, 6), "day": (60.0, 2)},
-    )
+def test_the_files_stay_small(machine, monkeypatch):
+    monkeypatch.setattr(history, "HISTORY_INTERVALS", {"hour": (10.0, 6), "day": (60.0, 2)})
     agent = machine.agent()
     agent.round()
     most = 0
@@ -150,8 +136,7 @@ def test_the_files_stay_small(machine: Machine, monkeypatch: pytest.MonkeyPatch)
         machine.answer(1)
         rounds(machine, agent, 10)
         most = max(
-            most,
-            (machine.folder / history.HISTORY / "hour.jsonl").read_bytes().count(b'{"at'),
+            most, (machine.folder / history.HISTORY / "hour.jsonl").read_bytes().count(b'{"at')
         )
 
     assert most == 12
@@ -160,12 +145,8 @@ def test_the_files_stay_small(machine: Machine, monkeypatch: pytest.MonkeyPatch)
     assert [line.counters[OF_VERSION].requests for line in day] == [6, 6]
 
 
-def test_a_full_disk_costs_lines_and_is_logged(
-    machine: Machine,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    def full(*_: object, **__: object) -> None:
+def test_a_full_disk_costs_lines_and_is_logged(machine, monkeypatch, caplog):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     agent = machine.agent()
@@ -181,24 +162,13 @@ def test_a_full_disk_costs_lines_and_is_logged(
     assert len(machine.hour()) == 1
 
 
-def test_of_a_clock_that_was_set_back_the_newer_lines_stay() -> None:
+def test_of_a_clock_that_was_set_back_the_newer_lines_stay():
     lines = [
-        {
-            "at": at,
-            "seconds": 10,
-            "requests": [],
-            "durations": [],
-            "rows": {},
-            "labels": n,
-        }
+        {"at": at, "seconds": 10, "requests": [], "durations": [], "rows": {}, "labels": n}
         for n, at in enumerate((10, 20, 30, 15, 25))
     ]
     entries = parse_server_history(b"\n".join(map(orjson.dumps, lines)))
-    assert [(entry.at, entry.labels) for entry in entries] == [
-        (10, 0),
-        (15, 3),
-        (25, 4),
-    ]
+    assert [(entry.at, entry.labels) for entry in entries] == [(10, 0), (15, 3), (25, 4)]
 
 
 EMPTY = b'"requests": [], "durations": [], "rows": {}, "labels": 0}'
@@ -215,6 +185,6 @@ EMPTY = b'"requests": [], "durations": [], "rows": {}, "labels": 0}'
         b'{"at": 1.7e9, "seconds": 0, ' + EMPTY,
     ],
 )
-def test_invalid_history_page_is_refused(page: bytes) -> None:
+def test_invalid_history_page_is_refused(page):
     with pytest.raises(ValueError, match=r"line|interval"):
         parse_server_history(page)

@@ -6,10 +6,8 @@ import shutil
 import threading
 from collections.abc import Iterator
 from itertools import accumulate
-from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
@@ -21,7 +19,6 @@ from mlflow_deploy_plugin.core.statedir import metric_files
 from mlflow_deploy_plugin.core.statedir.files import METRICS
 from mlflow_deploy_plugin.core.statedir.metric_files import (
     COUNTED,
-    CaptureCounters,
     Metric,
     MmapCounters,
     make_metrics_folder,
@@ -44,7 +41,7 @@ NAMES = ["a", "endpoint", "model"]
 LABELS = st.dictionaries(st.sampled_from(NAMES), WORDS, min_size=3)
 
 
-def parsed(page: bytes) -> Page:
+def parsed(page):
     """Return the type, the help text, and the samples by name and labels for each
     family.
     """
@@ -58,11 +55,7 @@ def parsed(page: bytes) -> Page:
     return families
 
 
-def fill(
-    folder: Path,
-    worker: int,
-    label_sets: list[dict[str, str]],
-) -> None:
+def fill(folder, worker, label_sets):
     counts = MmapCounters(folder / f"counts_{worker}.db")
     gauges = MmapCounters(folder / f"gauges_{worker}.db")
     for number, labels in enumerate(label_sets):
@@ -79,11 +72,7 @@ class Expected(Collector):
     workers.
     """
 
-    def __init__(
-        self,
-        workers: list[list[dict[str, str]]],
-        living: list[int],
-    ) -> None:
+    def __init__(self, workers: list[list[dict[str, str]]], living: list[int]) -> None:
         self.workers = workers
         self.living = living
 
@@ -100,57 +89,41 @@ class Expected(Collector):
                 (number, sets.index(by)) for number, sets in enumerate(self.workers) if by in sets
             ]
             counter.add_metric(
-                labels,
-                sum(0.25 + 1e9 * worker + number for worker, number in places),
+                labels, sum(0.25 + 1e9 * worker + number for worker, number in places)
             )
             latest.add_metric(labels, max(7.5 * worker - number for worker, number in places))
             if alive := [number for worker, number in places if worker in self.living]:
                 gauge.add_metric(labels, sum(1.5 + number for number in alive))
             cells = [sum(worker + place for worker, _ in places) for place in range(6)]
-            buckets = zip(
-                [*SECONDS.bounds, "+Inf"],
-                accumulate(cells[1:]),
-                strict=True,
-            )
+            buckets = zip([*SECONDS.bounds, "+Inf"], accumulate(cells[1:]), strict=True)
             seconds.add_metric(labels, list(buckets), cells[0])
         yield from (family for family in (counter, gauge, latest, seconds) if family.samples)
 
 
-def check(
-    folder: Path,
-    workers: list[list[dict[str, str]]],
-    living: list[int],
-) -> None:
+def check(folder, workers, living):
     registry = CollectorRegistry()
     registry.register(Expected(workers, living))
     ours = parsed(prometheus_text(read_families(folder)))
     assert {name: family for name, family in ours.items() if "unrecorded" not in name} == parsed(
-        generate_latest(registry),
+        generate_latest(registry)
     )
 
 
 @settings(max_examples=60)
 @given(
     st.lists(
-        st.lists(
-            LABELS,
-            max_size=4,
-            unique_by=lambda labels: tuple(sorted(labels.items())),
-        ),
+        st.lists(LABELS, max_size=4, unique_by=lambda labels: tuple(sorted(labels.items()))),
         max_size=3,
-    ),
+    )
 )
-def test_the_page_is_that_of_prometheus_client(
-    tmp_path_factory: pytest.TempPathFactory,
-    workers: list[list[dict[str, str]]],
-) -> None:
+def test_the_page_is_that_of_prometheus_client(tmp_path_factory, workers):
     folder = tmp_path_factory.mktemp("metrics")
     for number, label_sets in enumerate(workers):
         fill(folder, number, label_sets)
     check(folder, workers, [*range(len(workers))])
 
 
-def test_dead_worker_keeps_its_counters_and_loses_its_gauges(tmp_path: Path) -> None:
+def test_dead_worker_keeps_its_counters_and_loses_its_gauges(tmp_path):
     workers = [[{"a": "1", "endpoint": "e", "model": "m"}]] * 2
     for number, label_sets in enumerate(workers):
         fill(tmp_path, number, label_sets)
@@ -158,13 +131,13 @@ def test_dead_worker_keeps_its_counters_and_loses_its_gauges(tmp_path: Path) -> 
     check(tmp_path, workers, [1])
 
 
-def test_a_file_that_its_worker_has_just_made_is_empty(tmp_path: Path) -> None:
+def test_a_file_that_its_worker_has_just_made_is_empty(tmp_path):
     (tmp_path / "counts_1.db").touch()
     (tmp_path / "counts_2.db").write_bytes(bytes(65536))
     assert prometheus_text(read_families(tmp_path)) == b""
 
 
-def serve(state_dir: Path, run: str, responses: int) -> CaptureCounters:
+def serve(state_dir, run, responses):
     """Count as two workers of the server `run`, and end the server."""
     folder = state_dir / run
     folder.mkdir()
@@ -182,7 +155,7 @@ def serve(state_dir: Path, run: str, responses: int) -> CaptureCounters:
     return counters
 
 
-def test_rows_of_all_workers_are_added_up_and_saved(tmp_path: Path) -> None:
+def test_rows_of_all_workers_are_added_up_and_saved(tmp_path):
     counters = serve(tmp_path, "first", 5)
     assert counters.rows == {
         "answered": {"e": 36, "other": 2},
@@ -194,19 +167,19 @@ def test_rows_of_all_workers_are_added_up_and_saved(tmp_path: Path) -> None:
     assert saved_capture_counters(tmp_path) == [counters, later]
 
 
-def test_a_damaged_file_counts_nothing(tmp_path: Path) -> None:
+def test_a_damaged_file_counts_nothing(tmp_path):
     (tmp_path / COUNTED).write_text("[{}")
     assert saved_capture_counters(tmp_path) == []
     assert read_capture_counters(tmp_path) is None
 
 
-def read(folder: Path, name: str = "f") -> list[float]:
+def read(folder, name="f"):
     """Return the values of a metric."""
     (family,) = [family for family in read_families(folder) if family.name == name]
     return [series.value for series in family.series]
 
 
-def test_keys_of_any_length_keep_their_values(tmp_path: Path) -> None:
+def test_keys_of_any_length_keep_their_values(tmp_path):
     tally = MmapCounters(tmp_path / "counts_1.db")
     slots = [tally.slot(HELP, {"label": "é" * length}) for length in range(17)]
     for slot in slots:
@@ -214,14 +187,14 @@ def test_keys_of_any_length_keep_their_values(tmp_path: Path) -> None:
     assert read(tmp_path) == [slot / 8 for slot in slots]
 
 
-def test_labels_that_no_utf_8_has_do_not_break_the_page(tmp_path: Path) -> None:
+def test_labels_that_no_utf_8_has_do_not_break_the_page(tmp_path):
     tally = MmapCounters(tmp_path / "counts_1.db")
     tally.slot(HELP, {"prediction": '\ud800 \n\r"\\ \0'})
     page = prometheus_text(read_families(tmp_path)).decode()
     assert 'f_total{prediction="? \\n\r\\"\\\\ \0"} 0.0\n' in page
 
 
-def test_a_slot_keeps_its_value_while_the_file_grows(tmp_path: Path) -> None:
+def test_a_slot_keeps_its_value_while_the_file_grows(tmp_path):
     tally = MmapCounters(tmp_path / "counts_1.db")
     before = tally.cells
     first = tally.slot(HELP, {"n": "first"})
@@ -233,13 +206,10 @@ def test_a_slot_keeps_its_value_while_the_file_grows(tmp_path: Path) -> None:
     assert sum(read(tmp_path)) == 2002
 
 
-def test_a_full_memory_loses_values_and_not_the_answer(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_full_memory_loses_values_and_not_the_answer(tmp_path, monkeypatch):
     tally = MmapCounters(tmp_path / "counts_1.db")
 
-    def full(*_: object, **__: object) -> None:
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(metric_files, "open", full, raising=False)
@@ -261,10 +231,10 @@ def test_a_full_memory_loses_values_and_not_the_answer(
     assert series.count > 500
 
 
-def test_a_reader_meets_only_whole_entries(tmp_path: Path) -> None:
+def test_a_reader_meets_only_whole_entries(tmp_path):
     tally = MmapCounters(tmp_path / "counts_1.db")
 
-    def fill() -> None:
+    def fill():
         for number in range(2000):
             tally.slot(HELP, {"n": str(number)})
 
@@ -278,10 +248,7 @@ def test_a_reader_meets_only_whole_entries(tmp_path: Path) -> None:
     assert len(read(tmp_path)) == 2000
 
 
-def test_metrics_lie_on_the_disk_where_shared_memory_has_no_room(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_metrics_lie_on_the_disk_where_shared_memory_has_no_room(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100_000))
     os.close(make_metrics_folder(tmp_path))

@@ -1,36 +1,24 @@
 """The hash chains of the audit trail find tampered events, on SQLite and PostgreSQL."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from itertools import count
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from sqlalchemy import (
-    Connection,
-    create_engine,
-    delete,
-    insert,
-    select,
-    update,
-)
+from sqlalchemy import Connection, create_engine, delete, insert, select, update
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.store.audit_chain import BROKEN, event_digest, newest_counted_events
 from mlflow_deploy_plugin.core.store.audit_keys import Keys, read_key_file
-from mlflow_deploy_plugin.core.store.audit_seal import TrailState, adopt_trail, seal, verify_trail
-from mlflow_deploy_plugin.core.store.checkpoints import (
-    load_checkpoint,
-    make_checkpoint,
-)
+from mlflow_deploy_plugin.core.store.audit_seal import adopt_trail, seal, verify_trail
+from mlflow_deploy_plugin.core.store.checkpoints import load_checkpoint, make_checkpoint
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import AuditRow
 from tests.support.refusals import refused
 
@@ -39,21 +27,19 @@ START = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
 RSA = (
     rsa.generate_private_key(65537, 2048)
     .private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     .decode()
 )
 
 
 @pytest.fixture
-def keys(tmp_path: Path) -> Keys:
+def keys(tmp_path):
     return read_key_file(tmp_path / "server" / "audit.pem")
 
 
 @pytest.fixture
-def server(store_url: str, keys: Keys) -> Iterator[Store]:
+def server(store_url, keys):
     """The store of MLflow's server, whose trail is empty and sealed."""
     store = open_store(store_url, keys=keys)
     with create_engine(store_url).begin() as connection:
@@ -64,7 +50,7 @@ def server(store_url: str, keys: Keys) -> Iterator[Store]:
 
 
 @pytest.fixture
-def user(store_url: str) -> Iterator[Store]:
+def user(store_url):
     """The store of a command."""
     store = open_store(store_url)
     yield store
@@ -72,7 +58,7 @@ def user(store_url: str) -> Iterator[Store]:
 
 
 @pytest.fixture
-def model(server: Store) -> str:
+def model(server):
     """A model with six signed events."""
     name = f"model-{uuid4().hex}"
     for number in range(6):
@@ -83,53 +69,53 @@ def model(server: Store) -> str:
 Tamper = Callable[[Connection, list[int]], None]
 
 
-def set_values(connection: Connection, event: int, **values: object) -> None:
+def set_values(connection, event, **values):
     connection.execute(update(EVENTS).where(EVENTS.c.id == event).values(values))
 
 
-def remove(connection: Connection, event: int) -> None:
+def remove(connection, event):
     connection.execute(delete(EVENTS).where(EVENTS.c.id == event))
 
 
-def insert_copy(connection: Connection, event: int, **values: object) -> None:
+def insert_copy(connection, event, **values):
     row = connection.execute(select(EVENTS).where(EVENTS.c.id == event)).one()
     connection.execute(insert(EVENTS).values(row._asdict() | values))
 
 
-def change_actor(connection: Connection, ids: list[int]) -> None:
+def change_actor(connection, ids):
     set_values(connection, ids[2], actor="eva")
 
 
-def change_detail(connection: Connection, ids: list[int]) -> None:
+def change_detail(connection, ids):
     set_values(connection, ids[2], detail={"a": 1})
 
 
-def change_signer(connection: Connection, ids: list[int]) -> None:
+def change_signer(connection, ids):
     set_values(connection, ids[2], signed_by="", signature="")
 
 
-def strip_signature(connection: Connection, ids: list[int]) -> None:
+def strip_signature(connection, ids):
     set_values(connection, ids[2], signature="")
 
 
-def remove_event(connection: Connection, ids: list[int]) -> None:
+def remove_event(connection, ids):
     remove(connection, ids[2])
 
 
-def remove_first_event(connection: Connection, ids: list[int]) -> None:
+def remove_first_event(connection, ids):
     remove(connection, ids[0])
 
 
-def reorder_events(connection: Connection, ids: list[int]) -> None:
+def reorder_events(connection, ids):
     for before, after in ((ids[1], 0), (ids[2], ids[1]), (0, ids[2])):
         set_values(connection, before, id=after)
 
 
-def insert_copied_event(connection: Connection, ids: list[int]) -> None:
+def insert_copied_event(connection, ids):
     insert_copy(connection, ids[2], id=0)
 
 
-def insert_event_without_hash(connection: Connection, ids: list[int]) -> None:
+def insert_event_without_hash(connection, ids):
     insert_copy(connection, ids[2], id=0, previous="", digest="", signed_by="")
 
 
@@ -146,7 +132,7 @@ TAMPERS: list[Tamper] = [
 ]
 
 
-def tamper(store_url: str, model: str, *changes: Tamper) -> list[int]:
+def tamper(store_url, model, *changes):
     """Change the trail with SQL. Return the ids of the model's events before."""
     query = select(EVENTS.c.id).where(EVENTS.c.model == model).order_by(EVENTS.c.id)
     with create_engine(store_url).begin() as connection:
@@ -156,11 +142,11 @@ def tamper(store_url: str, model: str, *changes: Tamper) -> list[int]:
     return ids
 
 
-def faults(state: TrailState) -> list[str]:
+def faults(state):
     return [fault.text for fault in state.faults]
 
 
-def test_a_trail_without_tampering_is_intact(server: Store, user: Store, model: str) -> None:
+def test_a_trail_without_tampering_is_intact(server, user, model):
     user.record(
         "promote", model=model, detail={"figures": {"a": 0.1, 2: [1, None]}, "x": "\0é\udcff"}
     )
@@ -175,13 +161,7 @@ def test_a_trail_without_tampering_is_intact(server: Store, user: Store, model: 
 
 
 @pytest.mark.parametrize("change", TAMPERS)
-def test_a_tampered_event_is_found(
-    server: Store,
-    user: Store,
-    model: str,
-    store_url: str,
-    change: Tamper,
-) -> None:
+def test_a_tampered_event_is_found(server, user, model, store_url, change):
     tamper(store_url, model, change)
 
     state = verify_trail(user)
@@ -191,15 +171,10 @@ def test_a_tampered_event_is_found(
     assert verify_trail(user, "").state == "intact"
 
 
-def test_rewritten_hashes_do_not_hide_a_tampered_event(
-    server: Store,
-    user: Store,
-    model: str,
-    store_url: str,
-) -> None:
+def test_rewritten_hashes_do_not_hide_a_tampered_event(server, user, model, store_url):
     """Somebody who computes the hashes again lacks the key of the signatures."""
 
-    def rewrite(connection: Connection, ids: list[int]) -> None:
+    def rewrite(connection, ids):
         change_actor(connection, ids)
         previous = ""
         for event in ids:
@@ -213,25 +188,20 @@ def test_rewritten_hashes_do_not_hide_a_tampered_event(
     assert "no valid signature" in faults(verify_trail(user, model))[0]
 
 
-def remove_last_events(connection: Connection, ids: list[int]) -> None:
+def remove_last_events(connection, ids):
     for event in ids[-2:]:
         remove(connection, event)
 
 
-def remove_chain(connection: Connection, ids: list[int]) -> None:
+def remove_chain(connection, ids):
     for event in ids:
         remove(connection, event)
 
 
 @pytest.mark.parametrize("change", [remove_last_events, remove_chain])
 def test_a_checkpoint_finds_tampering_at_the_end_of_a_chain(
-    server: Store,
-    user: Store,
-    keys: Keys,
-    model: str,
-    store_url: str,
-    change: Tamper,
-) -> None:
+    server, user, keys, model, store_url, change
+):
     text = make_checkpoint(server, keys).model_dump_json()
     checkpoint = load_checkpoint(text, Keys(keys.public), "checkpoint.json")
     assert model not in text
@@ -248,22 +218,19 @@ def test_a_checkpoint_finds_tampering_at_the_end_of_a_chain(
 
 
 @pytest.mark.parametrize(
-    ("before", "after"),
-    [('"at":"20', '"at":"19'), ('"signature"', '"s"'), ("{", "[")],
+    ("before", "after"), [('"at":"20', '"at":"19'), ('"signature"', '"s"'), ("{", "[")]
 )
-def test_a_tampered_checkpoint_is_refused(
-    server: Store, keys: Keys, before: str, after: str
-) -> None:
+def test_a_tampered_checkpoint_is_refused(server, keys, before, after):
     text = make_checkpoint(server, keys).model_dump_json().replace(before, after)
     with refused(InvalidConfig, "latest.json"):
         load_checkpoint(text, keys, "latest.json")
 
 
-def actors(store: Store, model: str) -> list[str]:
+def actors(store, model):
     return [event.actor for event in store.counted_events(model, ("approve",))]
 
 
-def test_only_signed_events_count_on_a_server(server: Store, user: Store, model: str) -> None:
+def test_only_signed_events_count_on_a_server(server, user, model):
     user.record("approve", model=model, actor="bob")
 
     assert actors(server, model) == ["ada"] * 6
@@ -271,11 +238,7 @@ def test_only_signed_events_count_on_a_server(server: Store, user: Store, model:
     assert verify_trail(user, model).state == "intact"
 
 
-def test_the_newest_events_before_the_seal_count_if_its_hash_leads_to_them(
-    store_url: str,
-    keys: Keys,
-    user: Store,
-) -> None:
+def test_the_newest_events_before_the_seal_count_if_its_hash_leads_to_them(store_url, keys, user):
     with create_engine(store_url).begin() as connection:
         connection.execute(delete(EVENTS))
     name = f"model-{uuid4().hex}"
@@ -285,14 +248,14 @@ def test_the_newest_events_before_the_seal_count_if_its_hash_leads_to_them(
         seal(server)
     user.record("approve", model=name, actor="forged")
 
-    def newest() -> list[str]:
+    def newest():
         with user.reading() as session:
             events = newest_counted_events(session, name, Keys(keys.public))
             return [event.actor for event in events if event.action == "approve"]
 
     assert newest() == ["bob", "eva", "ada"]
 
-    def forge(connection: Connection, ids: list[int]) -> None:
+    def forge(connection, ids):
         """Replace an event with a forged event that has a valid hash."""
         set_values(connection, ids[1], actor="forged")
         row = connection.execute(select(EVENTS).where(EVENTS.c.id == ids[1])).one()
@@ -302,7 +265,7 @@ def test_the_newest_events_before_the_seal_count_if_its_hash_leads_to_them(
     assert newest() == ["bob"]
 
 
-def test_tampering_ends_earlier_requests(server: Store, model: str, store_url: str) -> None:
+def test_tampering_ends_earlier_requests(server, model, store_url):
     tamper(store_url, model, remove_event)
 
     actions = [event.action for event in server.counted_events(model, ("approve",))]
@@ -311,9 +274,7 @@ def test_tampering_ends_earlier_requests(server: Store, model: str, store_url: s
 
 
 @pytest.mark.parametrize("change", [remove_last_events, remove_chain])
-def test_recorded_heads_find_a_shorter_chain(
-    server: Store, model: str, store_url: str, change: Tamper
-) -> None:
+def test_recorded_heads_find_a_shorter_chain(server, model, store_url, change):
     tamper(store_url, model, change)
 
     assert BROKEN in {event.action for event in server.counted_events(model, ())}
@@ -324,7 +285,7 @@ def test_recorded_heads_find_a_shorter_chain(
     assert actors(server, model)[-2:] == ["", "eva"]  # The gap stays.
 
 
-def forge_trail(connection: Connection, ids: list[int]) -> None:
+def forge_trail(connection, ids):
     """Replace all events by one without a signature, as if no server had started."""
     connection.execute(delete(EVENTS).where(EVENTS.c.id != ids[-1]))
     set_values(connection, ids[-1], actor="forged", signed_by="", signature="", previous="")
@@ -332,9 +293,7 @@ def forge_trail(connection: Connection, ids: list[int]) -> None:
     set_values(connection, row.id, digest=event_digest(row, ""))
 
 
-def test_a_forged_trail_is_refused_and_never_counts(
-    server: Store, keys: Keys, model: str, store_url: str
-) -> None:
+def test_a_forged_trail_is_refused_and_never_counts(server, keys, model, store_url):
     last = tamper(store_url, model, forge_trail)[-1]
 
     with closing(open_store(store_url, keys=keys)) as restarted:
@@ -350,9 +309,7 @@ def test_a_forged_trail_is_refused_and_never_counts(
     assert accepted[0].text in event.detail["accepted"]
 
 
-def test_signatures_of_an_unknown_key_are_refused_until_adopted(
-    server: Store, user: Store, tmp_path: Path
-) -> None:
+def test_signatures_of_an_unknown_key_are_refused_until_adopted(server, user, tmp_path):
     unknown = read_key_file(tmp_path / "unknown.pem")
     user.keys = unknown
     user.record("approve", model="m", actor="eva")
@@ -365,7 +322,7 @@ def test_signatures_of_an_unknown_key_are_refused_until_adopted(
     assert actors(server, "m") == []
 
 
-def test_a_damaged_record_is_no_first_start(server: Store, keys: Keys) -> None:
+def test_a_damaged_record_is_no_first_start(server, keys):
     assert server.trail_record is not None
     file = server.trail_record.folder / "seal.json"
     file.write_text("{")
@@ -374,7 +331,7 @@ def test_a_damaged_record_is_no_first_start(server: Store, keys: Keys) -> None:
         seal(server)
 
 
-def test_the_seal_adopts_unsigned_events(store_url: str, user: Store, keys: Keys) -> None:
+def test_the_seal_adopts_unsigned_events(store_url, user, keys):
     with create_engine(store_url).begin() as connection:
         connection.execute(delete(EVENTS))
     for _ in range(3):
@@ -394,9 +351,7 @@ def test_the_seal_adopts_unsigned_events(store_url: str, user: Store, keys: Keys
         assert actors(server, "old") == ["", "bob"]  # The first is the mark of the fault.
 
 
-def test_two_servers_record_at_once(
-    server: Store, keys: Keys, store_url: str, tmp_path: Path
-) -> None:
+def test_two_servers_record_at_once(server, keys, store_url, tmp_path):
     other_keys = read_key_file(tmp_path / "other" / "audit.pem")
     both = keys.public_pem() + other_keys.public_pem()
     for folder, own in (("server", keys), ("other", other_keys)):
@@ -407,7 +362,7 @@ def test_two_servers_record_at_once(
     seal(other)
     model = f"model-{uuid4().hex}"
 
-    def record(number: int) -> None:
+    def record(number):
         store = (server, other)[number % 2]
         store.record("approve", model=model, actor=f"person-{number}")
 
@@ -421,9 +376,7 @@ def test_two_servers_record_at_once(
     other.close()
 
 
-def test_a_clock_that_runs_backwards_leaves_the_trail_intact(
-    store_url: str, server: Store, keys: Keys
-) -> None:
+def test_a_clock_that_runs_backwards_leaves_the_trail_intact(store_url, server, keys):
     times = (START - timedelta(days=days) for days in count())
     store = open_store(store_url, lambda: next(times), keys=keys)
     for _ in range(3):
@@ -434,9 +387,7 @@ def test_a_clock_that_runs_backwards_leaves_the_trail_intact(
     store.close()
 
 
-def test_keys_of_the_store_can_be_pinned(
-    server: Store, user: Store, keys: Keys, store_url: str, tmp_path: Path
-) -> None:
+def test_keys_of_the_store_can_be_pinned(server, user, keys, store_url, tmp_path):
     server.record("approve", model="m")
     file = tmp_path / "forger.pem"
     read_key_file(file)
@@ -457,14 +408,14 @@ def test_keys_of_the_store_can_be_pinned(
 @pytest.mark.parametrize(
     "content", ["", "text", RSA, "-----BEGIN PRIVATE KEY-----\nA\n-----END PRIVATE KEY-----"]
 )
-def test_a_file_without_a_usable_key_is_refused(tmp_path: Path, content: str) -> None:
+def test_a_file_without_a_usable_key_is_refused(tmp_path, content):
     file = tmp_path / "audit.pem"
     file.write_text(content)
     with refused(InvalidConfig, str(file), "Ed25519"):
         read_key_file(file)
 
 
-def test_the_key_file_is_private(tmp_path: Path) -> None:
+def test_the_key_file_is_private(tmp_path):
     keys = read_key_file(tmp_path / "audit.pem")
     assert (tmp_path / "audit.pem").stat().st_mode & 0o777 == 0o600
     assert "private" not in repr(keys)

@@ -6,7 +6,6 @@ import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,33 +38,25 @@ except AlreadyExists:
 
 
 @pytest.mark.parametrize("name", ["a?b", "a%20b", "a%b", "a#b c", "ü'x"])
-def test_the_store_lies_in_its_home_whatever_the_folder_is_called(
-    tmp_path: Path,
-    name: str,
-) -> None:
+def test_the_store_lies_in_its_home_whatever_the_folder_is_called(tmp_path, name):
     open_store(Settings(home=tmp_path / name).store_url).close()
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name / "onnxserve.db").exists()
 
 
-def url_of(request: pytest.FixtureRequest, tmp_path: Path, kind: str) -> str:
+def url_of(request, tmp_path, kind):
     if kind == "sqlite":
         return f"sqlite:///{tmp_path}/store.db"
     return request.getfixturevalue("postgresql_url")
 
 
 both = pytest.mark.parametrize(
-    "kind",
-    ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)],
+    "kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)]
 )
 
 
 @both
-def test_new_store_has_the_tables_of_the_models(
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-    kind: str,
-) -> None:
+def test_new_store_has_the_tables_of_the_models(request, tmp_path, kind):
     url = url_of(request, tmp_path, kind)
     open_store(url).close()
 
@@ -78,20 +69,11 @@ def test_new_store_has_the_tables_of_the_models(
 @pytest.mark.long
 @both
 def test_of_processes_that_open_a_new_store_at_once_all_succeed_and_one_gets_the_name(
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-    kind: str,
-) -> None:
+    request, tmp_path, kind
+):
     url = url_of(request, tmp_path, kind)
     command = [sys.executable, "-c", OPEN_AND_ADD, url]
-    processes = [
-        subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(3)
-    ]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
 
     answers = [process.communicate(timeout=60)[0].strip() for process in processes]
 
@@ -101,7 +83,7 @@ def test_of_processes_that_open_a_new_store_at_once_all_succeed_and_one_gets_the
     store.close()
 
 
-def test_a_store_that_is_new_or_up_to_date_is_opened_without_alembic(tmp_path: Path) -> None:
+def test_a_store_that_is_new_or_up_to_date_is_opened_without_alembic(tmp_path):
     url = f"sqlite:///{tmp_path}/store.db"
     code = "import sys; from mlflow_deploy_plugin.core.store.database import open_store; "
     code += (
@@ -109,12 +91,7 @@ def test_a_store_that_is_new_or_up_to_date_is_opened_without_alembic(tmp_path: P
         "assert 'alembic' not in sys.modules"
     )
     assert (
-        subprocess.run(
-            [sys.executable, "-c", code, url],
-            check=False,
-            timeout=60,
-        ).returncode
-        == 0
+        subprocess.run([sys.executable, "-c", code, url], check=False, timeout=60).returncode == 0
     )
 
     with create_engine(url).connect() as connection:
@@ -123,7 +100,7 @@ def test_a_store_that_is_new_or_up_to_date_is_opened_without_alembic(tmp_path: P
         )
 
 
-def test_opening_again_changes_nothing(tmp_path: Path) -> None:
+def test_opening_again_changes_nothing(tmp_path):
     url = f"sqlite:///{tmp_path}/store.db"
     first = open_store(url)
     first.add_endpoint("onnxserve", new_endpoint("flights", "m"))
@@ -135,7 +112,7 @@ def test_opening_again_changes_nothing(tmp_path: Path) -> None:
     second.close()
 
 
-def test_a_store_shares_a_database_with_mlflow(tmp_path: Path) -> None:
+def test_a_store_shares_a_database_with_mlflow(tmp_path):
     url = f"sqlite:///{tmp_path}/mlflow.db"
     with create_engine(url).begin() as connection:
         connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32))"))
@@ -149,7 +126,7 @@ def test_a_store_shares_a_database_with_mlflow(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("schema", ["9999", "0014"])
-def test_a_store_whose_schema_is_not_known_is_left_alone(tmp_path: Path, schema: str) -> None:
+def test_a_store_whose_schema_is_not_known_is_left_alone(tmp_path, schema):
     """A newer onnxserve, or a build before the first release, has created the store."""
     url = f"sqlite:///{tmp_path}/store.db"
     open_store(url).close()
@@ -158,17 +135,16 @@ def test_a_store_whose_schema_is_not_known_is_left_alone(tmp_path: Path, schema:
         connection.execute(stamp)
 
     with pytest.raises(
-        StoreUnavailable,
-        match=f"{tmp_path}/store.db .*{schema}.*`onnxserve migrate`",
+        StoreUnavailable, match=f"{tmp_path}/store.db .*{schema}.*`onnxserve migrate`"
     ) as caught:
         open_store(url)
 
     assert "\n" not in caught.value.message
 
 
-def test_invalid_database_file_is_a_one_line_error(tmp_path: Path) -> None:
+def test_invalid_database_file_is_a_one_line_error(tmp_path):
     (tmp_path / "store.db").write_bytes(
-        b"no database at all, but long enough to have a header" * 20,
+        b"no database at all, but long enough to have a header" * 20
     )
 
     with pytest.raises(StoreUnavailable) as caught:
@@ -178,12 +154,9 @@ def test_invalid_database_file_is_a_one_line_error(tmp_path: Path) -> None:
     assert "\n" not in caught.value.message
 
 
-def test_a_store_whose_connections_all_hang_is_unavailable(tmp_path: Path) -> None:
+def test_a_store_whose_connections_all_hang_is_unavailable(tmp_path):
     engine = create_engine(
-        f"sqlite:///{tmp_path}/store.db",
-        pool_size=1,
-        max_overflow=0,
-        pool_timeout=0.01,
+        f"sqlite:///{tmp_path}/store.db", pool_size=1, max_overflow=0, pool_timeout=0.01
     )
     store = Store(engine, utc_now)
 
@@ -193,27 +166,25 @@ def test_a_store_whose_connections_all_hang_is_unavailable(tmp_path: Path) -> No
             store.names()
 
 
-def test_folder_that_cannot_be_created_names_the_settings(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_created_names_the_settings(tmp_path):
     (tmp_path / "file").touch()
 
     with refused(StoreUnavailable, f"{tmp_path}/file", "ONNXSERVE_HOME", "ONNXSERVE_STORE_URI"):
         open_store(f"sqlite:///{tmp_path}/file/store.db")
 
 
-def test_database_that_cannot_be_opened_names_the_setting(
-    tmp_path: Path,
-) -> None:
+def test_database_that_cannot_be_opened_names_the_setting(tmp_path):
     with refused(StoreUnavailable, "unable to open", "ONNXSERVE_HOME"):
         open_store(f"sqlite:///{tmp_path}")
 
 
-def test_read_only_folder_error_names_the_setting() -> None:
+def test_read_only_folder_error_names_the_setting():
     denied = sqlite3.OperationalError("attempt to write a readonly database")
     denied.sqlite_errorcode = sqlite3.SQLITE_READONLY_DIRECTORY  # The home belongs to another user.
     assert "ONNXSERVE_HOME" in store_unavailable(make_url("sqlite:///store.db"), denied).message
 
 
-def test_an_unreachable_database_is_named_without_its_password() -> None:
+def test_an_unreachable_database_is_named_without_its_password():
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
@@ -226,7 +197,7 @@ def test_an_unreachable_database_is_named_without_its_password() -> None:
 
 
 @pytest.mark.postgresql
-def test_a_wrong_password_is_not_shown(postgresql_url: str) -> None:
+def test_a_wrong_password_is_not_shown(postgresql_url):
     with pytest.raises(StoreUnavailable) as caught:
         open_store(postgresql_url.replace("s3cr", "wr0ng"))
 
@@ -235,13 +206,13 @@ def test_a_wrong_password_is_not_shown(postgresql_url: str) -> None:
 
 
 @pytest.mark.postgresql
-def test_a_store_that_goes_away_while_it_is_open_is_an_error_of_ours(postgresql_url: str) -> None:
+def test_a_store_that_goes_away_while_it_is_open_is_an_error_of_ours(postgresql_url):
     store = open_store(postgresql_url)
     store.endpoints()
     with create_engine(postgresql_url).begin() as connection:
         other_sessions = "pid <> pg_backend_pid() AND datname = 'postgres'"
         connection.execute(
-            text(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {other_sessions}"),
+            text(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {other_sessions}")
         )
 
     with pytest.raises(StoreUnavailable):
@@ -252,16 +223,9 @@ def test_a_store_that_goes_away_while_it_is_open_is_an_error_of_ours(postgresql_
 
 
 @pytest.mark.postgresql
-def test_nothing_of_a_client_stays_in_a_connection_that_pgbouncer_gives_to_another(
-    postgresql_url: str,
-) -> None:
+def test_nothing_of_a_client_stays_in_a_connection_that_pgbouncer_gives_to_another(postgresql_url):
     connections: list[Any] = []
-    event.listen(
-        Engine,
-        "connect",
-        lambda connection, _: connections.append(connection),
-        once=True,
-    )
+    event.listen(Engine, "connect", lambda connection, _: connections.append(connection), once=True)
     store = open_store(postgresql_url)
     for _ in range(10):  # psycopg prepares a statement at its sixth execution.
         store.endpoints()
@@ -270,15 +234,13 @@ def test_nothing_of_a_client_stays_in_a_connection_that_pgbouncer_gives_to_anoth
 
 
 @pytest.mark.postgresql
-def test_a_connection_to_a_machine_that_has_vanished_is_given_up_after_seconds(
-    postgresql_url: str,
-) -> None:
+def test_a_connection_to_a_machine_that_has_vanished_is_given_up_after_seconds(postgresql_url):
     """Only a firewall could simulate a failed machine here, so read the timeout from
     the socket.
     """
     waits: list[int] = []
 
-    def connected(connection: Any, _record: object) -> None:
+    def connected(connection, _record):
         with socket.socket(fileno=os.dup(connection.fileno())) as opened:
             waits.append(opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
 
@@ -303,10 +265,7 @@ def test_a_connection_to_a_machine_that_has_vanished_is_given_up_after_seconds(
         ),
     ],
 )
-def test_a_uri_that_cannot_be_is_a_configuration_error_without_its_password(
-    url: str,
-    said: str,
-) -> None:
+def test_a_uri_that_cannot_be_is_a_configuration_error_without_its_password(url, said):
     with pytest.raises(InvalidConfig, match=said) as caught:
         open_store(url)
 
@@ -314,10 +273,7 @@ def test_a_uri_that_cannot_be_is_a_configuration_error_without_its_password(
 
 
 @pytest.mark.parametrize("held", ["BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"])
-def test_a_new_store_that_somebody_else_is_just_making_is_waited_for(
-    tmp_path: Path,
-    held: str,
-) -> None:
+def test_a_new_store_that_somebody_else_is_just_making_is_waited_for(tmp_path, held):
     path = tmp_path / "store.db"
     other = sqlite3.connect(path, isolation_level=None)
     other.execute(held)

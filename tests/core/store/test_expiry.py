@@ -2,11 +2,9 @@
 alerts.
 """
 
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 from sqlalchemy import Engine, event, text
@@ -17,7 +15,6 @@ from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.expiry import Expired, expire
 from mlflow_deploy_plugin.core.store.monitor_tables import Monitors, read_counts
-from mlflow_deploy_plugin.core.store.store import Store
 from tests.support.clocks import Clock
 from tests.support.waiting import wait_until
 
@@ -28,12 +25,12 @@ YEAR = timedelta(days=365)
 
 
 @pytest.fixture
-def clock() -> Clock[datetime]:
+def clock():
     return Clock(START)
 
 
 @pytest.fixture
-def store(store_url: str, clock: Clock[datetime]) -> Iterator[Store]:
+def store(store_url, clock):
     opened = open_store(store_url, clock)
     # The command deletes in the whole store, and the PostgreSQL store is shared.
     with opened.transaction() as session:
@@ -44,7 +41,7 @@ def store(store_url: str, clock: Clock[datetime]) -> Iterator[Store]:
 
 
 @pytest.fixture(autouse=True)
-def few(monkeypatch: pytest.MonkeyPatch) -> None:
+def few(monkeypatch):
     """Keep three windows per monitor and delete four rows per transaction, so that
     tests need few rows.
     """
@@ -52,29 +49,16 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(expiry, "_AT_ONCE", 4)
 
 
-def judge(
-    store: Store,
-    clock: Clock[datetime],
-    hours: range,
-    verdict: str = "no drift",
-    *,
-    by_hand: bool = False,
-) -> None:
+def judge(store, clock, hours, verdict="no drift", *, by_hand=False):
     """Judge the windows of these hours of the monitor `hourly`, each at its end."""
     monitors = Monitors(store)
     for hour in hours:
         clock.now = START + (hour + 1) * HOUR
-        window = monitors.add(
-            "flights",
-            "hourly",
-            START + hour * HOUR,
-            clock.now,
-            by_hand=by_hand,
-        )
+        window = monitors.add("flights", "hourly", START + hour * HOUR, clock.now, by_hand=by_hand)
         monitors.update(replace(window, state="judged", verdict=verdict))
 
 
-def hours(store: Store, *, by_hand: bool = False) -> list[int]:
+def hours(store, *, by_hand=False):
     return [
         (window.start - START) // HOUR
         for window in Monitors(store).windows("flights", by_hand=by_hand)
@@ -82,10 +66,7 @@ def hours(store: Store, *, by_hand: bool = False) -> list[int]:
 
 
 @pytest.mark.long
-def test_judged_windows_go_when_they_are_old_and_the_newest_stay(
-    store: Store,
-    clock: Clock[datetime],
-) -> None:
+def test_judged_windows_go_when_they_are_old_and_the_newest_stay(store, clock):
     judge(store, clock, range(10))
     clock.now = START + YEAR
     judge(store, clock, range(8759, 8760))
@@ -97,10 +78,7 @@ def test_judged_windows_go_when_they_are_old_and_the_newest_stay(
     assert expire(store, 30 * DAY) == Expired()
 
 
-def test_windows_of_a_monitor_that_is_young_or_slow_stay(
-    store: Store,
-    clock: Clock[datetime],
-) -> None:
+def test_windows_of_a_monitor_that_is_young_or_slow_stay(store, clock):
     judge(store, clock, range(3))
     clock.now = START + YEAR
 
@@ -108,10 +86,7 @@ def test_windows_of_a_monitor_that_is_young_or_slow_stay(
     assert expire(store, timedelta(days=999_999)) == Expired()
 
 
-def test_windows_by_hand_and_scheduled_ones_keep_their_newest_each(
-    store: Store,
-    clock: Clock[datetime],
-) -> None:
+def test_windows_by_hand_and_scheduled_ones_keep_their_newest_each(store, clock):
     judge(store, clock, range(5))
     judge(store, clock, range(10, 15), by_hand=True)
     clock.now = START + YEAR
@@ -121,19 +96,10 @@ def test_windows_by_hand_and_scheduled_ones_keep_their_newest_each(
     assert hours(store, by_hand=True) == [12, 13, 14]
 
 
-def test_a_window_that_waits_stays_and_one_that_was_given_up_goes(
-    store: Store,
-    clock: Clock[datetime],
-) -> None:
+def test_a_window_that_waits_stays_and_one_that_was_given_up_goes(store, clock):
     monitors = Monitors(store)
     waiting, given_up = (
-        monitors.add(
-            "flights",
-            "hourly",
-            START + n * HOUR,
-            START + (n + 1) * HOUR,
-        )
-        for n in (0, 1)
+        monitors.add("flights", "hourly", START + n * HOUR, START + (n + 1) * HOUR) for n in (0, 1)
     )
     monitors.update(replace(given_up, state="failed", attempts=3))
     judge(store, clock, range(2, 4))
@@ -143,10 +109,7 @@ def test_a_window_that_waits_stays_and_one_that_was_given_up_goes(
     assert hours(store) == [waiting.revision - 1, 2, 3]
 
 
-def test_a_window_that_was_judged_late_stays_as_long_as_others_after_that(
-    store: Store,
-    clock: Clock[datetime],
-) -> None:
+def test_a_window_that_was_judged_late_stays_as_long_as_others_after_that(store, clock):
     old = Monitors(store).add("flights", "hourly", START, START + HOUR)
     judge(store, clock, range(1, 5))
     clock.now = START + YEAR
@@ -156,10 +119,7 @@ def test_a_window_that_was_judged_late_stays_as_long_as_others_after_that(
     assert hours(store) == [0, 2, 3, 4]
 
 
-def test_counters_go_on_from_the_windows_that_have_expired(
-    store: Store,
-    clock: Clock[datetime],
-) -> None:
+def test_counters_go_on_from_the_windows_that_have_expired(store, clock):
     spec = new_endpoint("flights", "models:/m/1", {"monitors.hourly.kind": "drift"})
     store.add_endpoint("onnxserve", spec)
     monitors = Monitors(store)
@@ -185,10 +145,7 @@ def test_counters_go_on_from_the_windows_that_have_expired(
         assert after.last_judged == before.last_judged
 
 
-def test_the_windows_of_a_monitor_that_was_removed_go_too(
-    store: Store,
-    clock: Clock[datetime],
-) -> None:
+def test_the_windows_of_a_monitor_that_was_removed_go_too(store, clock):
     monitors = Monitors(store)
     judge(store, clock, range(10))
     monitors.forget("flights", "hourly")
@@ -197,7 +154,7 @@ def test_the_windows_of_a_monitor_that_was_removed_go_too(
     assert expire(store, 30 * DAY).windows == 7
 
 
-def test_alerts_go_when_they_are_over_and_old(store: Store, clock: Clock[datetime]) -> None:
+def test_alerts_go_when_they_are_over_and_old(store, clock):
     alerts = Alerts(store)
     for number in range(9):
         alerts.add_once(Alert(f"said {number}", "flights", "hourly", "said", START, START))
@@ -209,21 +166,13 @@ def test_alerts_go_when_they_are_over_and_old(store: Store, clock: Clock[datetim
     assert [alert.fingerprint for alert in alerts.recent()] == ["over", "fires"]
 
 
-def test_each_transaction_is_short_and_between_two_one_may_leave(
-    store: Store,
-    clock: Clock[datetime],
-) -> None:
+def test_each_transaction_is_short_and_between_two_one_may_leave(store, clock):
     judge(store, clock, range(21))
     clock.now = START + YEAR
     answers = iter([True, True, False, False])
     deletions: list[int] = []
 
-    def note(
-        connection: object,
-        cursor: Any,
-        statement: str,
-        *rest: object,
-    ) -> None:
+    def note(connection, cursor, statement, *rest):
         if statement.startswith("DELETE"):
             deletions.append(cursor.rowcount)
 
@@ -237,35 +186,24 @@ def test_each_transaction_is_short_and_between_two_one_may_leave(
 
 
 @pytest.mark.parametrize(
-    "store_url",
-    [pytest.param("postgresql", marks=pytest.mark.postgresql)],
-    indirect=True,
+    "store_url", [pytest.param("postgresql", marks=pytest.mark.postgresql)], indirect=True
 )
-def test_an_endpoint_can_be_deleted_while_its_windows_expire(
-    store: Store,
-    clock: Clock[datetime],
-) -> None:
+def test_an_endpoint_can_be_deleted_while_its_windows_expire(store, clock):
     store.add_endpoint(
-        "onnxserve",
-        new_endpoint("flights", "models:/m/1", {"monitors.hourly.kind": "drift"}),
+        "onnxserve", new_endpoint("flights", "models:/m/1", {"monitors.hourly.kind": "drift"})
     )
     Monitors(store).update_state("flights", "hourly", consecutive=0)
     judge(store, clock, range(7))
     clock.now = START + YEAR
 
-    def waits() -> bool:
+    def waits():
         with store.transaction() as session:
             return bool(session.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")))
 
     with ThreadPoolExecutor(1) as pool:
         deleted: list[Future[bool]] = []
 
-        def delete_meanwhile(
-            connection: object,
-            cursor: Any,
-            statement: str,
-            *rest: object,
-        ) -> None:
+        def delete_meanwhile(connection, cursor, statement, *rest):
             if (
                 "onnxserve_monitor_windows" in statement
                 and statement.endswith("SKIP LOCKED")

@@ -1,9 +1,7 @@
 """Legal holds and the retention floor refuse deletions, or prevent them."""
 
-from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +10,6 @@ from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.expiry import Expired, expire
 from mlflow_deploy_plugin.core.store.holds import held_endpoints, hold, require_deletable
-from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import AlertRow
 from tests.support.refusals import refused
 
@@ -21,7 +18,7 @@ DAY = timedelta(days=1)
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
+def store(tmp_path):
     with closing(open_store(f"sqlite:///{tmp_path}/store.db", lambda: NOW)) as opened:
         for name in ("flights", "other"):
             opened.add_endpoint("onnxserve", new_endpoint(name, "m"))
@@ -32,7 +29,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield opened
 
 
-def test_a_hold_lasts_until_its_release(store: Store) -> None:
+def test_a_hold_lasts_until_its_release(store):
     hold(store, "flights", "case 7")
     assert [*held_endpoints(store)] == ["flights"]
     with refused(InvalidConfig, "flights", store.user, "case 7", "--release"):
@@ -50,7 +47,7 @@ def test_a_hold_lasts_until_its_release(store: Store) -> None:
     assert store.remove_endpoint("flights")
 
 
-def test_mistakes_of_a_hold_are_refused(store: Store) -> None:
+def test_mistakes_of_a_hold_are_refused(store):
     with refused(InvalidConfig, "--why"):
         hold(store, "flights", " ")
     with refused(InvalidConfig, "other", "not on hold"):
@@ -60,12 +57,7 @@ def test_mistakes_of_a_hold_are_refused(store: Store) -> None:
 
 
 @pytest.mark.parametrize(("days", "is_refused"), [("30", True), ("7", False)])
-def test_nothing_below_the_floor_is_deleted(
-    store: Store,
-    monkeypatch: pytest.MonkeyPatch,
-    days: str,
-    is_refused: bool,
-) -> None:
+def test_nothing_below_the_floor_is_deleted(store, monkeypatch, days, is_refused):
     monkeypatch.setenv("ONNXSERVE_RETENTION_FLOOR_DAYS", days)
     if is_refused:
         with refused(InvalidConfig, "30 days", "ONNXSERVE_RETENTION_FLOOR_DAYS"):

@@ -1,6 +1,5 @@
 """Keys in the store are valid from their creation until they expire or are revoked."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -9,19 +8,18 @@ from sqlalchemy import delete
 from mlflow_deploy_plugin.core.errors import AlreadyExists
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.keys import ApiKeys
-from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import ApiKeyRow, AuditRow
 from mlflow_deploy_plugin.serve.messages import without_keys
 from tests.support.clocks import Clock
 
 
 @pytest.fixture
-def clock() -> Clock[datetime]:
+def clock():
     return Clock(datetime(2026, 11, 20, 12, tzinfo=UTC))
 
 
 @pytest.fixture
-def store(store_url: str, clock: Clock[datetime]) -> Iterator[Store]:
+def store(store_url, clock):
     opened = open_store(store_url, clock)
     with opened.transaction() as session:
         session.execute(delete(ApiKeyRow))
@@ -30,7 +28,7 @@ def store(store_url: str, clock: Clock[datetime]) -> Iterator[Store]:
     opened.close()
 
 
-def test_a_key_holds_until_it_expires_or_is_revoked(store: Store, clock: Clock[datetime]) -> None:
+def test_a_key_holds_until_it_expires_or_is_revoked(store, clock):
     keys = ApiKeys(store)
     for name, lifetime in (("a", None), ("b", timedelta(hours=1)), ("c", timedelta(days=1))):
         keys.create(name, ["infer"], lifetime=lifetime)
@@ -44,7 +42,7 @@ def test_a_key_holds_until_it_expires_or_is_revoked(store: Store, clock: Clock[d
         keys.create("c", ["read"])
 
 
-def test_a_key_does_not_outlive_the_endpoints_that_it_names(store: Store) -> None:
+def test_a_key_does_not_outlive_the_endpoints_that_it_names(store):
     keys = ApiKeys(store)
     for name, endpoints in (
         ("everywhere", []),
@@ -67,7 +65,7 @@ def test_a_key_does_not_outlive_the_endpoints_that_it_names(store: Store) -> Non
     ]
 
 
-def test_two_keys_differ_and_their_texts_are_nowhere(store: Store) -> None:
+def test_two_keys_differ_and_their_texts_are_nowhere(store):
     keys = ApiKeys(store)
     (key, first), (other, second) = (
         keys.create("a", ["infer"], actor="ada"),
@@ -77,18 +75,7 @@ def test_two_keys_differ_and_their_texts_are_nowhere(store: Store) -> None:
     assert first != second
     assert len(first) > 40
     assert first not in repr([key, other, *store.events()])
-    assert [
-        (
-            event.action,
-            event.actor,
-            event.after,
-        )
-        for event in store.events()
-    ][:1] == [
-        ("key.create", "ada", "key a"),
+    assert [(event.action, event.actor, event.after) for event in store.events()][:1] == [
+        ("key.create", "ada", "key a")
     ]
-    assert next(store.events()).detail == {
-        "scopes": ["infer"],
-        "endpoints": [],
-        "limits": [],
-    }
+    assert next(store.events()).detail == {"scopes": ["infer"], "endpoints": [], "limits": []}

@@ -2,12 +2,10 @@
 a lost lease.
 """
 
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from threading import Barrier
-from typing import Any
 
 import pytest
 
@@ -16,20 +14,19 @@ from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts, Silences
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.monitor_tables import Monitors, MonitorState
-from mlflow_deploy_plugin.core.store.store import Store
 
 DAY = timedelta(days=1)
 START = datetime(2026, 11, 20, tzinfo=UTC)
 AT_ONCE = 6
 
 
-def at_once(call: Callable[[], object]) -> list[object]:
+def at_once(call):
     """Return the results of the same call in several concurrent threads, each with its
     own connection.
     """
     begun = Barrier(AT_ONCE)
 
-    def begin(_: int) -> object:
+    def begin(_):
         begun.wait()
         return call()
 
@@ -38,21 +35,21 @@ def at_once(call: Callable[[], object]) -> list[object]:
 
 
 @pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
+def store(store_url):
     opened = open_store(store_url)
     yield opened
     opened.close()
 
 
 @pytest.fixture
-def name(request: pytest.FixtureRequest) -> str:
+def name(request):
     """Return an endpoint name that no other test uses, because the PostgreSQL database
     is shared.
     """
     return f"e{abs(hash(request.node.name)) % 10**12}"
 
 
-def test_a_window_is_there_once(store: Store, name: str) -> None:
+def test_a_window_is_there_once(store, name):
     monitors = Monitors(store)
 
     first = monitors.add(name, "daily", START, START + DAY)
@@ -62,7 +59,7 @@ def test_a_window_is_there_once(store: Store, name: str) -> None:
     assert [window.revision for window in monitors.windows(name, "daily")] == [1, 2]
 
 
-def test_a_window_that_is_judged_stays_as_it_is(store: Store, name: str) -> None:
+def test_a_window_that_is_judged_stays_as_it_is(store, name):
     monitors = Monitors(store)
     added = monitors.add(name, "daily", START, START + DAY)
     window = replace(
@@ -84,12 +81,9 @@ def test_a_window_that_is_judged_stays_as_it_is(store: Store, name: str) -> None
     assert monitors.windows(name) == [judged]
 
 
-def test_a_window_is_not_written_under_a_lost_lease(store: Store, name: str) -> None:
+def test_a_window_is_not_written_under_a_lost_lease(store, name):
     monitors = Monitors(store)
-    window = replace(
-        monitors.add(name, "daily", START, START + DAY),
-        state="judged",
-    )
+    window = replace(monitors.add(name, "daily", START, START + DAY), state="judged")
     lost = store.acquire_lease(name, "first", 15)
     assert lost is not None
     store.release_lease(lost)
@@ -99,18 +93,10 @@ def test_a_window_is_not_written_under_a_lost_lease(store: Store, name: str) -> 
     assert monitors.update(window, held) is not None
 
 
-def test_windows_are_listed_oldest_first_and_a_limit_keeps_the_newest(
-    store: Store,
-    name: str,
-) -> None:
+def test_windows_are_listed_oldest_first_and_a_limit_keeps_the_newest(store, name):
     monitors = Monitors(store)
     for days in (2, 0, 1):
-        monitors.add(
-            name,
-            "daily",
-            START + days * DAY,
-            START + (days + 1) * DAY,
-        )
+        monitors.add(name, "daily", START + days * DAY, START + (days + 1) * DAY)
 
     assert [window.start for window in monitors.windows(name)] == [
         START,
@@ -127,25 +113,14 @@ def test_windows_are_listed_oldest_first_and_a_limit_keeps_the_newest(
     assert monitors.windows(name, states=["judged"]) == []
 
 
-def test_a_busy_monitor_takes_nothing_from_the_newest_windows_of_another(
-    store: Store,
-    name: str,
-) -> None:
+def test_a_busy_monitor_takes_nothing_from_the_newest_windows_of_another(store, name):
     monitors = Monitors(store)
     minute = timedelta(minutes=1)
     for number in range(5):
         monitors.add(
-            name,
-            "busy",
-            START + 9 * DAY + number * minute,
-            START + 9 * DAY + (number + 1) * minute,
+            name, "busy", START + 9 * DAY + number * minute, START + 9 * DAY + (number + 1) * minute
         )
-        monitors.add(
-            name,
-            "daily",
-            START + number * DAY,
-            START + (number + 1) * DAY,
-        )
+        monitors.add(name, "daily", START + number * DAY, START + (number + 1) * DAY)
     monitors.add(name, "daily", START + 4 * DAY, START + 5 * DAY)
     monitors.add(name, "removed", START, START + DAY)
 
@@ -162,43 +137,28 @@ def test_a_busy_monitor_takes_nothing_from_the_newest_windows_of_another(
     assert len(windows) == 5
 
 
-def test_a_pause_is_written_down_with_who_paused(store: Store, name: str) -> None:
+def test_a_pause_is_written_down_with_who_paused(store, name):
     monitors = Monitors(store)
 
     assert monitors.pause(name, "daily", actor="ada@laptop", why="a known fault")
     assert not monitors.pause(name, "daily", actor="bob@laptop")
     assert monitors.state(name, "daily") == MonitorState(
-        name,
-        "daily",
-        paused=True,
-        paused_by="ada@laptop",
+        name, "daily", paused=True, paused_by="ada@laptop"
     )
     assert monitors.pause(name, "daily", paused=False, actor="bob@laptop")
 
     assert not monitors.state(name, "daily").paused
-    assert [
-        (
-            event.action,
-            event.actor,
-            event.why,
-        )
-        for event in store.events(name)
-    ] == [
+    assert [(event.action, event.actor, event.why) for event in store.events(name)] == [
         ("monitor.pause", "ada@laptop", "a known fault"),
         ("monitor.resume", "bob@laptop", ""),
     ]
 
 
-def test_an_accepted_baseline_is_added_to_earlier_ones_and_written_down(
-    store: Store,
-    name: str,
-) -> None:
+def test_an_accepted_baseline_is_added_to_earlier_ones_and_written_down(store, name):
     monitors = Monitors(store)
 
     monitors.accept(
-        name,
-        "daily",
-        {"x": "2026-11-01T00:00:00+00:00", "y": "2026-11-02T00:00:00+00:00"},
+        name, "daily", {"x": "2026-11-01T00:00:00+00:00", "y": "2026-11-02T00:00:00+00:00"}
     )
     monitors.accept(name, "daily", {"x": "2026-11-20T00:00:00+00:00"}, "a new carrier")
 
@@ -210,16 +170,8 @@ def test_an_accepted_baseline_is_added_to_earlier_ones_and_written_down(
     assert event.detail["baseline"] == "x since 2026-11-20T00:00:00+00:00"
 
 
-def test_judged_windows_are_those_of_the_schedule_in_their_last_revision(
-    store: Store,
-    name: str,
-) -> None:
-    def judge(
-        start: datetime,
-        number: int,
-        length: timedelta = DAY,
-        **more: Any,
-    ) -> None:
+def test_judged_windows_are_those_of_the_schedule_in_their_last_revision(store, name):
+    def judge(start, number, length=DAY, **more):
         window = Monitors(store).add(name, "daily", start, start + length, **more)
         assert Monitors(store).update(replace(window, state="judged", evidence={"number": number}))
 
@@ -232,14 +184,9 @@ def test_judged_windows_are_those_of_the_schedule_in_their_last_revision(
     judge(START + DAY, 7)
     Monitors(store).add(name, "daily", START - DAY, START)  # not judged
     # a revision that is not judged
-    Monitors(store).add(
-        name,
-        "daily",
-        START - 2 * DAY,
-        START - DAY,
-    )
+    Monitors(store).add(name, "daily", START - 2 * DAY, START - DAY)
 
-    def read(**given: Any) -> list[int]:
+    def read(**given):
         windows = Monitors(store).judged_windows((name, "daily"), DAY, "evidence", **given)
         return [window.evidence["number"] for window in windows]
 
@@ -249,21 +196,12 @@ def test_judged_windows_are_those_of_the_schedule_in_their_last_revision(
     assert read(until=START + 3 * DAY / 2, aligned_to=START + DAY / 2) == [4]
 
 
-def test_revisions_of_a_window_do_not_displace_other_windows(
-    store: Store,
-    name: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_revisions_of_a_window_do_not_displace_other_windows(store, name, monkeypatch):
     monkeypatch.setattr("mlflow_deploy_plugin.core.store.monitor_tables._MOST_PAST", 2)
     monitors = Monitors(store)
     for day in (0, 1, 2):
         for revision in (1, 2, 3):
-            window = monitors.add(
-                name,
-                "daily",
-                START + day * DAY,
-                START + (day + 1) * DAY,
-            )
+            window = monitors.add(name, "daily", START + day * DAY, START + (day + 1) * DAY)
             assert monitors.update(replace(window, state="judged", evidence={"number": revision}))
 
     read = monitors.judged_windows((name, "daily"), DAY, "evidence")
@@ -273,7 +211,7 @@ def test_revisions_of_a_window_do_not_displace_other_windows(
     ]
 
 
-def test_an_endpoint_that_is_made_anew_has_nothing_of_its_namesake(store: Store, name: str) -> None:
+def test_an_endpoint_that_is_made_anew_has_nothing_of_its_namesake(store, name):
     monitors = Monitors(store)
     store.add_endpoint("onnxserve", new_endpoint(name, "models:/X/1"))
     monitors.update_state(name, "daily", made_up_to=START, consecutive=2)
@@ -284,7 +222,7 @@ def test_an_endpoint_that_is_made_anew_has_nothing_of_its_namesake(store: Store,
     assert Alerts(store).add_once(firing)
     running = monitors.add(name, "daily", START, START + DAY)
     assert monitors.states(name) == [
-        MonitorState(name, "daily", True, "ada", START, 2, "3 windows are left out", "left_out"),
+        MonitorState(name, "daily", True, "ada", START, 2, "3 windows are left out", "left_out")
     ]
 
     store.remove_endpoint(name)
@@ -307,23 +245,14 @@ def test_an_endpoint_that_is_made_anew_has_nothing_of_its_namesake(store: Store,
 
 
 @pytest.mark.parametrize("number", range(5))
-def test_of_several_who_write_a_new_row_at_once_one_makes_it(
-    store: Store,
-    name: str,
-    number: int,
-) -> None:
+def test_of_several_who_write_a_new_row_at_once_one_makes_it(store, name, number):
     monitors = Monitors(store)
     alerts = Alerts(store)
     now = store.now()
     notice = Alert(f"{name}/said", name, "daily", "said", now, now)
     firing = replace(notice, fingerprint=f"{name}/drift", state="firing")
     failed = AuditEvent(
-        now,
-        "controller",
-        "retrain.failed",
-        name,
-        why="no labels",
-        detail={"monitor": "daily"},
+        now, "controller", "retrain.failed", name, why="no labels", detail={"monitor": "daily"}
     )
 
     at_once(lambda: monitors.update_state(name, "daily", consecutive=2))

@@ -1,7 +1,6 @@
 """Retrainings in the store."""
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -12,8 +11,7 @@ from sqlalchemy import delete
 from mlflow_deploy_plugin.core.errors import AlreadyExists
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.core.store.retrainings import Retraining, Retrainings
-from mlflow_deploy_plugin.core.store.store import Store
+from mlflow_deploy_plugin.core.store.retrainings import Retrainings
 from mlflow_deploy_plugin.core.store.tables import RetrainingFigures, RetrainingRow
 from tests.support.refusals import refused
 
@@ -21,7 +19,7 @@ NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
 
 @pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
+def store(store_url):
     opened = open_store(store_url, lambda: NOON)
     with opened.transaction() as session:
         session.execute(delete(RetrainingRow))
@@ -30,21 +28,15 @@ def store(store_url: str) -> Iterator[Store]:
 
 
 @pytest.fixture
-def retrainings(store: Store) -> Retrainings:
+def retrainings(store):
     return Retrainings(store)
 
 
-def add(retrainings: Retrainings, model: str = "X", endpoint: str = "flights") -> Retraining:
-    return retrainings.add(
-        endpoint,
-        "accuracy",
-        model,
-        {"why": "it is worse"},
-        {"mode": "full"},
-    )
+def add(retrainings, model="X", endpoint="flights"):
+    return retrainings.add(endpoint, "accuracy", model, {"why": "it is worse"}, {"mode": "full"})
 
 
-def test_added_retraining_is_found_again(retrainings: Retrainings) -> None:
+def test_added_retraining_is_found_again(retrainings):
     added = add(retrainings)
     assert retrainings.find("flights", "X") == [added]
     assert retrainings.get(added.id) == added
@@ -55,12 +47,9 @@ def test_added_retraining_is_found_again(retrainings: Retrainings) -> None:
     assert retrainings.get(77) is None
 
 
-def test_only_known_figures_are_in_the_stored_document(retrainings: Retrainings) -> None:
+def test_only_known_figures_are_in_the_stored_document(retrainings):
     figures = RetrainingFigures(
-        attempt=1,
-        started_at=NOON,
-        evaluation={"difference": 0.5},
-        compared=False,
+        attempt=1, started_at=NOON, evaluation={"difference": 0.5}, compared=False
     )
     document = {
         "attempt": 1,
@@ -78,10 +67,10 @@ def test_only_known_figures_are_in_the_stored_document(retrainings: Retrainings)
     assert RetrainingFigures.from_json({**document, "of a newer release": 1}) == figures
 
 
-def test_of_alarms_at_the_same_moment_one_trains(retrainings: Retrainings) -> None:
+def test_of_alarms_at_the_same_moment_one_trains(retrainings):
     barrier = threading.Barrier(4)
 
-    def try_to_add(endpoint: str) -> bool:
+    def try_to_add(endpoint):
         barrier.wait()
         try:
             return add(retrainings, endpoint=endpoint).is_live
@@ -95,9 +84,7 @@ def test_of_alarms_at_the_same_moment_one_trains(retrainings: Retrainings) -> No
         retrainings.update(replace(live, state="failed", ended_at=NOON))
 
 
-def test_a_model_has_one_live_retraining_and_a_new_one_after_its_end(
-    retrainings: Retrainings,
-) -> None:
+def test_a_model_has_one_live_retraining_and_a_new_one_after_its_end(retrainings):
     first = add(retrainings)
     with refused(AlreadyExists, "model X", f"retraining {first.id}", "waiting"):
         add(retrainings, endpoint="another")
@@ -107,10 +94,7 @@ def test_a_model_has_one_live_retraining_and_a_new_one_after_its_end(
     assert [retraining.id for retraining in retrainings.find(live=True)] == [other.id, second.id]
 
 
-def test_of_two_that_change_it_at_the_same_time_one_does(
-    store: Store,
-    retrainings: Retrainings,
-) -> None:
+def test_of_two_that_change_it_at_the_same_time_one_does(store, retrainings):
     added = add(retrainings)
     event = AuditEvent(NOON, "controller", "retrain.run", "flights", "X")
     running = retrainings.update(replace(added, state="running", run_id="r1"), event)
@@ -122,16 +106,14 @@ def test_of_two_that_change_it_at_the_same_time_one_does(
     assert [action for action in actions if action.startswith("retrain.")] == ["retrain.run"]
 
 
-def test_ended_retraining_is_never_updated(retrainings: Retrainings) -> None:
+def test_ended_retraining_is_never_updated(retrainings):
     ended = retrainings.update(replace(add(retrainings), state="left", ended_at=NOON))
     assert ended is not None
     assert not ended.is_live
     assert retrainings.update(replace(ended, state="running", ended_at=None)) is None
 
 
-def test_a_reason_that_no_database_takes_is_kept_as_far_as_it_does(
-    retrainings: Retrainings,
-) -> None:
+def test_a_reason_that_no_database_takes_is_kept_as_far_as_it_does(retrainings):
     written = retrainings.update(replace(add(retrainings), reason="Error: \0 \ud800"))
 
     assert written is not None

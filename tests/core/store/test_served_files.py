@@ -2,44 +2,28 @@
 of the audit trail.
 """
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from mlflow_deploy_plugin.core.store.audit import move_detail
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.served_files import SERVED, served_entry, served_files
-from mlflow_deploy_plugin.core.store.store import Store
 
 OLD = "a" * 64
 NEW = "b" * 64
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
+def store(tmp_path):
     opened = open_store(f"sqlite:///{tmp_path}/store.db")
     yield opened
     opened.close()
 
 
-def moved(
-    store: Store,
-    version: str,
-    files: str | None,
-    place: str = "@champion",
-    action: str = "alias",
-) -> None:
-    store.record(
-        action,
-        model="credit",
-        version=version,
-        detail=move_detail(place, "", files),
-    )
+def moved(store, version, files, place="@champion", action="alias"):
+    store.record(action, model="credit", version=version, detail=move_detail(place, "", files))
 
 
-def test_the_last_move_of_mlflow_s_server_has_the_files(store: Store) -> None:
+def test_the_last_move_of_mlflow_s_server_has_the_files(store):
     moved(store, "1", OLD)
     moved(store, "1", NEW)
     moved(store, "1", None, action="promote")  # The event of a command has no files.
@@ -51,26 +35,14 @@ def test_the_last_move_of_mlflow_s_server_has_the_files(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kept", "files"),
-    [
-        ([], ""),
-        ([served_entry("1", "@champion", OLD)], OLD),
-    ],
+    ("kept", "files"), [([], ""), ([served_entry("1", "@champion", OLD)], OLD)]
 )
-def test_after_a_rename_only_the_files_that_the_rename_keeps_count(
-    kept: list[Any],
-    files: str,
-    store: Store,
-) -> None:
+def test_after_a_rename_only_the_files_that_the_rename_keeps_count(kept, files, store):
     moved(store, "1", NEW)
     store.record("rename", model="credit", after="credit", detail={SERVED: kept})
     assert served_files(store, "credit", "1", "@champion") == files
 
 
-def test_an_event_that_sets_a_policy_has_the_files_that_were_served_then(store: Store) -> None:
-    store.record(
-        "tag",
-        model="credit",
-        detail={SERVED: [served_entry("3", "Production", OLD)]},
-    )
+def test_an_event_that_sets_a_policy_has_the_files_that_were_served_then(store):
+    store.record("tag", model="credit", detail={SERVED: [served_entry("3", "Production", OLD)]})
     assert served_files(store, "credit", "3", "Production") == OLD

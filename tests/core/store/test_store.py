@@ -3,13 +3,11 @@ both on SQLite and on PostgreSQL.
 """
 
 import sqlite3
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -26,7 +24,6 @@ from mlflow_deploy_plugin.core.spec.document import (
 from mlflow_deploy_plugin.core.store.audit import AuditEvent, Login, current_actor
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
-from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import EndpointRow
 from tests.support.refusals import refused
 
@@ -45,7 +42,7 @@ class Clock:
 
 
 @pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
+def store(store_url):
     opened = open_store(store_url, Clock())
     yield opened
     for endpoint in opened.endpoints():
@@ -53,11 +50,9 @@ def store(store_url: str) -> Iterator[Store]:
     opened.close()
 
 
-def test_an_endpoint_comes_back_as_it_was_put_in(store: Store) -> None:
+def test_an_endpoint_comes_back_as_it_was_put_in(store):
     spec = new_endpoint(
-        "flights",
-        "models:/flight-delay/Production",
-        {"server.port": 8123, "capture.fraction": 0.5},
+        "flights", "models:/flight-delay/Production", {"server.port": 8123, "capture.fraction": 0.5}
     )
 
     added = store.add_endpoint("onnxserve", spec)
@@ -70,7 +65,7 @@ def test_an_endpoint_comes_back_as_it_was_put_in(store: Store) -> None:
     assert added.created_at.tzinfo is UTC
 
 
-def test_an_event_is_kept_whatever_its_texts_are(store: Store) -> None:
+def test_an_event_is_kept_whatever_its_texts_are(store):
     store.record(
         "rollback",
         endpoint="texts",
@@ -89,29 +84,20 @@ def test_an_event_is_kept_whatever_its_texts_are(store: Store) -> None:
     assert event.why == "w" * 100_000 + "\ufffd 'quoted' \u2028 \ufffd"
 
 
-def test_endpoints_are_listed_by_name(store: Store) -> None:
+def test_endpoints_are_listed_by_name(store):
     for name in ("b", "a"):
         store.add_endpoint("onnxserve", new_endpoint(name, "m"))
 
     assert [endpoint.name for endpoint in store.endpoints()] == ["a", "b"]
 
 
-def plans_on_sqlite(
-    folder: Path,
-    ask: Callable[[Store], object],
-) -> list[str]:
+def plans_on_sqlite(folder, ask):
     """Return the steps of SQLite's plans for the queries of `ask`."""
     file = folder / "store.db"
     store = open_store(f"sqlite:///{file}")
     statements: list[tuple[str, Any]] = []
 
-    def note(
-        connection: Any,
-        cursor: Any,
-        statement: str,
-        parameters: Any,
-        *others: Any,
-    ) -> None:
+    def note(connection, cursor, statement, parameters, *others):
         if connection.engine.url.database == str(file):
             statements.append((statement, parameters))
 
@@ -129,11 +115,8 @@ def plans_on_sqlite(
     return [step[3] for step in chain.from_iterable(plans)]
 
 
-def test_a_look_at_the_endpoints_does_not_read_the_audit_trail(tmp_path: Path) -> None:
-    steps = plans_on_sqlite(
-        tmp_path,
-        lambda store: (store.endpoints(), store.endpoint("flights")),
-    )
+def test_a_look_at_the_endpoints_does_not_read_the_audit_trail(tmp_path):
+    steps = plans_on_sqlite(tmp_path, lambda store: (store.endpoints(), store.endpoint("flights")))
 
     reads = [step for step in steps if "onnxserve_audit_events" in step]
     assert reads
@@ -142,23 +125,13 @@ def test_a_look_at_the_endpoints_does_not_read_the_audit_trail(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     "narrowed",
-    [
-        {},
-        {"by_hand": False},
-        {"endpoint": "flights"},
-        {"endpoint": "flights", "monitor": "hourly"},
-    ],
+    [{}, {"by_hand": False}, {"endpoint": "flights"}, {"endpoint": "flights", "monitor": "hourly"}],
 )
-def test_a_look_at_the_windows_that_wait_does_not_read_the_judged_ones(
-    tmp_path: Path,
-    narrowed: Any,
-) -> None:
+def test_a_look_at_the_windows_that_wait_does_not_read_the_judged_ones(tmp_path, narrowed):
     steps = plans_on_sqlite(
         tmp_path,
         lambda store: Monitors(store).windows(
-            states=("pending", "running", "failed"),
-            limit=9,
-            **narrowed,
+            states=("pending", "running", "failed"), limit=9, **narrowed
         ),
     )
 
@@ -167,7 +140,7 @@ def test_a_look_at_the_windows_that_wait_does_not_read_the_judged_ones(
     assert all("ix_onnxserve_monitor_windows_state" in read for read in reads), reads
 
 
-def test_long_read_does_not_block_a_writer(tmp_path: Path) -> None:
+def test_long_read_does_not_block_a_writer(tmp_path):
     store, other = (open_store(f"sqlite:///{tmp_path}/store.db") for _ in range(2))
 
     with store.reading() as session:
@@ -182,7 +155,7 @@ def test_long_read_does_not_block_a_writer(tmp_path: Path) -> None:
     other.close()
 
 
-def test_a_spec_that_cannot_be_read_is_its_own_endpoints_trouble(store: Store) -> None:
+def test_a_spec_that_cannot_be_read_is_its_own_endpoints_trouble(store):
     for name in ("good", "bad"):
         store.add_endpoint(
             "onnxserve",
@@ -198,7 +171,7 @@ def test_a_spec_that_cannot_be_read_is_its_own_endpoints_trouble(store: Store) -
     assert unreadable.name == "bad"
     assert unreadable.reason.startswith(
         "the spec of endpoint 'bad' in the store cannot be read: monitors.daily.schedule: five "
-        "fields are expected",
+        "fields are expected"
     )
     with refused(InvalidConfig, "'bad'", "`onnxserve endpoint delete bad`"):
         store.require_endpoint("bad")
@@ -208,7 +181,7 @@ def test_a_spec_that_cannot_be_read_is_its_own_endpoints_trouble(store: Store) -
     assert store.names() == ["good"]
 
 
-def test_a_replaced_spec_keeps_the_time_of_creation(store: Store) -> None:
+def test_a_replaced_spec_keeps_the_time_of_creation(store):
     first = store.add_endpoint("onnxserve", new_endpoint("flights", "one"))
 
     second = store.replace_spec(apply_config(first.spec, {"server.workers": 2}))
@@ -218,7 +191,7 @@ def test_a_replaced_spec_keeps_the_time_of_creation(store: Store) -> None:
     assert second.created_at == first.created_at < second.updated_at
 
 
-def test_missing_endpoint_cannot_be_replaced_and_may_be_removed(store: Store) -> None:
+def test_missing_endpoint_cannot_be_replaced_and_may_be_removed(store):
     with pytest.raises(NotFound, match="'flights'"):
         store.replace_spec(new_endpoint("flights", "one"))
 
@@ -226,7 +199,7 @@ def test_missing_endpoint_cannot_be_replaced_and_may_be_removed(store: Store) ->
     assert store.remove_endpoint("flights") is False
 
 
-def test_change_event_lists_only_the_fields_that_differ(store: Store) -> None:
+def test_change_event_lists_only_the_fields_that_differ(store):
     spec = add_variant(new_endpoint("told", "one", variant="a"), "b", "two")
     store.add_endpoint("onnxserve", spec)
     for config in (
@@ -263,10 +236,7 @@ def test_change_event_lists_only_the_fields_that_differ(store: Store) -> None:
     ]
 
 
-def test_every_change_leaves_an_event_that_outlives_the_endpoint(
-    store: Store,
-    request: pytest.FixtureRequest,
-) -> None:
+def test_every_change_leaves_an_event_that_outlives_the_endpoint(store, request):
     name = "audited"
     store.add_endpoint("onnxserve", new_endpoint(name, "one"))
     store.record("stop", endpoint=name)
@@ -283,7 +253,7 @@ def test_every_change_leaves_an_event_that_outlives_the_endpoint(
     assert [event.at for event in events] == sorted(event.at for event in events)
 
 
-def test_a_failed_change_leaves_no_event(store: Store) -> None:
+def test_a_failed_change_leaves_no_event(store):
     store.add_endpoint("onnxserve", new_endpoint("once", "one"))
     with pytest.raises(AlreadyExists):
         store.add_endpoint("onnxserve", new_endpoint("once", "two"))
@@ -291,7 +261,7 @@ def test_a_failed_change_leaves_no_event(store: Store) -> None:
     assert [event.action for event in store.events("once")] == ["create"]
 
 
-def test_event_records_the_change_the_actor_and_the_reason(store: Store) -> None:
+def test_event_records_the_change_the_actor_and_the_reason(store):
     change = {
         "model": "flight-delay",
         "version": "7",
@@ -306,19 +276,13 @@ def test_event_records_the_change_the_actor_and_the_reason(store: Store) -> None
     assert event.actor == "ada@laptop"
     assert event.action == "transition"
     assert event.endpoint == ""
-    assert (
-        event.model,
-        event.version,
-        event.before,
-        event.after,
-        event.why,
-    ) == tuple(
-        change.values(),
+    assert (event.model, event.version, event.before, event.after, event.why) == tuple(
+        change.values()
     )
     assert event.detail == {"auc": 0.71}
 
 
-def test_events_are_read_some_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_are_read_some_at_a_time(store, monkeypatch):
     monkeypatch.setattr("mlflow_deploy_plugin.core.store.store._EVENTS_AT_ONCE", 2)
     for why in "12345":
         store.record("start", endpoint="paged", why=why)
@@ -334,24 +298,19 @@ def test_events_are_read_some_at_a_time(store: Store, monkeypatch: pytest.Monkey
     assert [event.why for event in newest] == ["4", "3", "2", "1"]
 
 
-def test_an_event_that_depends_on_earlier_events_is_written_once(store: Store) -> None:
+def test_an_event_that_depends_on_earlier_events_is_written_once(store):
     model = f"racing-{uuid4()}"
     store.record("alias", model=model)
     seen: list[int] = []
 
-    def decide(events: list[AuditEvent]) -> AuditEvent | None:
+    def decide(events):
         seen.append(len(events))
         if events:
             return None
         return AuditEvent(START, "ada", "approve", model=model)
 
     with ThreadPoolExecutor(4) as pool:
-        results = [
-            *pool.map(
-                lambda _: store.record_next(model, ["approve"], decide),
-                range(8),
-            )
-        ]
+        results = [*pool.map(lambda _: store.record_next(model, ["approve"], decide), range(8))]
     assert results.count(True) == 1
     assert sorted(seen) == [0, *[1] * 7]
     assert [
@@ -360,8 +319,8 @@ def test_an_event_that_depends_on_earlier_events_is_written_once(store: Store) -
     assert [event.action for event in store.events(model=model)] == ["alias", "approve"]
 
 
-def test_an_event_that_is_refused_is_not_written(store: Store) -> None:
-    def refuse(events: list[AuditEvent]) -> AuditEvent:
+def test_an_event_that_is_refused_is_not_written(store):
+    def refuse(events):
         raise NotFound("there is no open request")
 
     with pytest.raises(NotFound):
@@ -369,17 +328,12 @@ def test_an_event_that_is_refused_is_not_written(store: Store) -> None:
     assert [*store.events(model="refusing")] == []
 
 
-def test_the_name_of_a_login_is_recorded_with_the_machine_as_a_detail(store_url: str) -> None:
+def test_the_name_of_a_login_is_recorded_with_the_machine_as_a_detail(store_url):
     logins = [Login("eva", "staging"), Login("a name that is not asked for")]
     with closing(open_store(store_url, Clock(), find_login=lambda: logins.pop(0))) as store:
         store.record("gate", actor="ci", model="named")
         store.record("promote", model="named")
-        store.record(
-            "promote",
-            actor=store.user,
-            model="named",
-            detail={"to": "@champion"},
-        )
+        store.record("promote", actor=store.user, model="named", detail={"to": "@champion"})
         events = store.events(model="named")
         machine = current_actor()
         assert [(event.actor, event.detail) for event in events] == [
@@ -389,7 +343,7 @@ def test_the_name_of_a_login_is_recorded_with_the_machine_as_a_detail(store_url:
         ]
 
 
-def test_counted_events_leave_out_other_registries(store_url: str) -> None:
+def test_counted_events_leave_out_other_registries(store_url):
     for registry in ("staging", "production", ""):
         with closing(open_store(store_url, find_login=partial(Login, "", registry))) as store:
             store.record("approve", actor=f"ada of {registry}", model="shared")
@@ -398,7 +352,7 @@ def test_counted_events_leave_out_other_registries(store_url: str) -> None:
     assert [event.actor for event in counted] == ["ada of staging", "ada of "]
 
 
-def test_without_a_login_the_user_and_the_machine_are_recorded(store: Store) -> None:
+def test_without_a_login_the_user_and_the_machine_are_recorded(store):
     store.record("promote", model="unnamed")
     (event,) = store.events(model="unnamed")
     assert event.actor == current_actor()

@@ -1,6 +1,5 @@
 """The counters of changes in MLflow's registry."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
@@ -8,12 +7,11 @@ import pytest
 from sqlalchemy import delete
 
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import RegistryChangeRow
 
 
 @pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
+def store(store_url):
     opened = open_store(store_url)
     with opened.transaction() as session:
         session.execute(delete(RegistryChangeRow))
@@ -21,7 +19,7 @@ def store(store_url: str) -> Iterator[Store]:
     opened.close()
 
 
-def test_processes_that_count_at_the_same_time_lose_no_change(store: Store, store_url: str) -> None:
+def test_processes_that_count_at_the_same_time_lose_no_change(store, store_url):
     other_stores = [open_store(store_url) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
         futures = [
@@ -34,7 +32,7 @@ def test_processes_that_count_at_the_same_time_lose_no_change(store: Store, stor
         other.close()
 
 
-def test_only_recent_changes_are_read(store: Store) -> None:
+def test_only_recent_changes_are_read(store):
     store.count_change("old")
     store.count_change("new")
     with store.transaction() as session:

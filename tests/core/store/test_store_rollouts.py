@@ -4,7 +4,6 @@ lease, no write without a lease.
 
 import os
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -32,7 +31,7 @@ class Machine:
 
 
 @pytest.fixture
-def machines(store_url: str) -> Iterator[tuple[Machine, Machine]]:
+def machines(store_url):
     both = (Machine(store_url), Machine(store_url))
     yield both
     for machine in both:
@@ -40,29 +39,19 @@ def machines(store_url: str) -> Iterator[tuple[Machine, Machine]]:
 
 
 @pytest.fixture
-def name(request: pytest.FixtureRequest) -> str:
+def name(request):
     """Return a name that no other test uses,
     because the PostgreSQL database is shared.
     """
     return f"e{abs(hash(request.node.name)) % 10**12}"
 
 
-def test_a_rollout_comes_back_as_it_was_written(
-    machines: tuple[Machine, Machine],
-    name: str,
-) -> None:
+def test_a_rollout_comes_back_as_it_was_written(machines, name):
     store = machines[0].store
     added = store.add_rollout(name, {"to": "models:/X/7"}, "starting")
 
     written = store.update_rollout(
-        replace(
-            added,
-            state="stepping",
-            step=2,
-            figures={"n": 5},
-            reason="so",
-        ),
-        None,
+        replace(added, state="stepping", step=2, figures={"n": 5}, reason="so"), None
     )
 
     assert written is not None
@@ -71,14 +60,10 @@ def test_a_rollout_comes_back_as_it_was_written(
     assert written.state == "stepping"
     assert written.step == 2
     assert written.figures == {"n": 5}
-    assert (
-        written.spec,
-        written.reason,
-        written.is_live,
-    ) == ({"to": "models:/X/7"}, "so", True)
+    assert (written.spec, written.reason, written.is_live) == ({"to": "models:/X/7"}, "so", True)
 
 
-def test_an_endpoint_has_one_live_rollout(machines: tuple[Machine, Machine], name: str) -> None:
+def test_an_endpoint_has_one_live_rollout(machines, name):
     first, second = (machine.store for machine in machines)
     live = first.add_rollout(name, {}, "starting")
 
@@ -92,7 +77,7 @@ def test_an_endpoint_has_one_live_rollout(machines: tuple[Machine, Machine], nam
     assert first.rollouts(name, limit=1) == first.rollouts(name)[1:]
 
 
-def test_a_rollout_ends_with_its_endpoint(machines: tuple[Machine, Machine], name: str) -> None:
+def test_a_rollout_ends_with_its_endpoint(machines, name):
     store = machines[0].store
     store.add_endpoint("onnxserve", new_endpoint(name, "models:/X/1"))
     begun = store.add_rollout(name, {}, "stepping")
@@ -109,10 +94,7 @@ def test_a_rollout_ends_with_its_endpoint(machines: tuple[Machine, Machine], nam
     assert [event.action for event in store.events(name)] == ["create", "rollout.end", "delete"]
 
 
-def test_of_two_that_change_the_same_rollout_the_second_is_refused(
-    machines: tuple[Machine, Machine],
-    name: str,
-) -> None:
+def test_of_two_that_change_the_same_rollout_the_second_is_refused(machines, name):
     first, second = (machine.store for machine in machines)
     read = first.add_rollout(name, {}, "starting")
 
@@ -120,40 +102,25 @@ def test_of_two_that_change_the_same_rollout_the_second_is_refused(
     assert second.update_rollout(replace(read, state="stepping"), None) is None
 
 
-def test_ended_rollout_is_never_updated(
-    machines: tuple[Machine, Machine],
-    name: str,
-) -> None:
+def test_ended_rollout_is_never_updated(machines, name):
     store = machines[0].store
     ended = store.update_rollout(
-        replace(store.add_rollout(name, {}, "starting"), ended_at=NOW),
-        None,
+        replace(store.add_rollout(name, {}, "starting"), ended_at=NOW), None
     )
 
     assert ended is not None
     assert store.update_rollout(replace(ended, state="stepping"), None) is None
 
 
-def test_a_change_is_written_together_with_its_event(
-    machines: tuple[Machine, Machine],
-    name: str,
-) -> None:
+def test_a_change_is_written_together_with_its_event(machines, name):
     store = machines[0].store
     begun = AuditEvent(
-        NOW,
-        "ada@laptop",
-        "rollout.start",
-        name,
-        model="X",
-        version="7",
-        detail={"steps": [1, 100]},
+        NOW, "ada@laptop", "rollout.start", name, model="X", version="7", detail={"steps": [1, 100]}
     )
     added = store.add_rollout(name, {}, "starting", begun)
 
     assert store.update_rollout(
-        replace(added, state="stepping"),
-        None,
-        replace(begun, action="rollout.step"),
+        replace(added, state="stepping"), None, replace(begun, action="rollout.step")
     )
     assert store.update_rollout(added, None, replace(begun, action="rollout.end")) is None
     with pytest.raises(AlreadyExists):
@@ -162,10 +129,7 @@ def test_a_change_is_written_together_with_its_event(
     assert [*store.events(name)] == [begun, replace(begun, action="rollout.step")]
 
 
-def test_a_lease_has_one_holder_until_it_is_given_back(
-    machines: tuple[Machine, Machine],
-    name: str,
-) -> None:
+def test_a_lease_has_one_holder_until_it_is_given_back(machines, name):
     first, second = (machine.store for machine in machines)
     lease = first.acquire_lease(name, "one", 10)
 
@@ -181,10 +145,7 @@ def test_a_lease_has_one_holder_until_it_is_given_back(
     assert second.renew_lease(taken)
 
 
-def test_a_lease_that_is_not_renewed_is_taken_over_after_its_length(
-    machines: tuple[Machine, Machine],
-    name: str,
-) -> None:
+def test_a_lease_that_is_not_renewed_is_taken_over_after_its_length(machines, name):
     first, second = machines
     lost = first.store.acquire_lease(name, "one", 10)
     assert lost is not None
@@ -205,16 +166,13 @@ def test_a_lease_that_is_not_renewed_is_taken_over_after_its_length(
     assert second.store.renew_lease(taken)
 
 
-def test_who_waits_for_a_lease_hears_who_has_it_and_gets_it_next(
-    machines: tuple[Machine, Machine],
-    name: str,
-) -> None:
+def test_who_waits_for_a_lease_hears_who_has_it_and_gets_it_next(machines, name):
     for machine in machines:
         machine.monotonic = time.monotonic()  # The keeper uses this clock.
     first, second = (machine.store for machine in machines)
     holders: list[str] = []
 
-    def wait_for(holder: str) -> None:
+    def wait_for(holder):
         holders.append(holder)
         held.close()
 
@@ -227,7 +185,7 @@ def test_who_waits_for_a_lease_hears_who_has_it_and_gets_it_next(
     assert second.lease(name) is None
 
 
-def test_a_renewed_lease_is_kept_however_long(machines: tuple[Machine, Machine], name: str) -> None:
+def test_a_renewed_lease_is_kept_however_long(machines, name):
     first, second = machines
     lease = first.store.acquire_lease(name, "one", 10)
 
@@ -242,10 +200,7 @@ def test_a_renewed_lease_is_kept_however_long(machines: tuple[Machine, Machine],
     assert lease.until == first.monotonic + 10
 
 
-def test_a_jump_of_a_wall_clock_moves_no_lease(
-    machines: tuple[Machine, Machine],
-    name: str,
-) -> None:
+def test_a_jump_of_a_wall_clock_moves_no_lease(machines, name):
     first, second = machines
     assert first.store.acquire_lease(name, "one", 10)
     assert second.store.acquire_lease(name, "two", 10) is None
@@ -260,15 +215,12 @@ def test_a_jump_of_a_wall_clock_moves_no_lease(
 
 
 @pytest.mark.postgresql
-def test_a_holder_lives_for_others_whatever_its_wall_clock_shows(
-    postgresql_url: str,
-    name: str,
-) -> None:
+def test_a_holder_lives_for_others_whatever_its_wall_clock_shows(postgresql_url, name):
     """Machines that share an SQLite file count as one machine."""
     first = Machine(postgresql_url)
     second = Machine(postgresql_url)
 
-    def is_current(year: int, seconds: float) -> bool:
+    def is_current(year, seconds):
         first.wall = NOW.replace(year=year)
         lease = first.store.acquire_lease(name, "one", seconds)
         seen = second.store.lease(name)
@@ -283,14 +235,10 @@ def test_a_holder_lives_for_others_whatever_its_wall_clock_shows(
     second.store.close()
 
 
-def test_a_reason_that_no_database_takes_is_kept_as_far_as_it_does(
-    machines: tuple[Machine, Machine],
-    name: str,
-) -> None:
+def test_a_reason_that_no_database_takes_is_kept_as_far_as_it_does(machines, name):
     store = machines[0].store
     written = store.update_rollout(
-        replace(store.add_rollout(name, {}, "starting"), reason="Error: \0 \ud800"),
-        None,
+        replace(store.add_rollout(name, {}, "starting"), reason="Error: \0 \ud800"), None
     )
 
     assert written is not None

@@ -1,8 +1,5 @@
 """The wording of the store's most visible messages."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError
@@ -10,11 +7,10 @@ from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.keys import ApiKeys
 from mlflow_deploy_plugin.core.store.retrainings import Retrainings
-from mlflow_deploy_plugin.core.store.store import Store
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
+def store(tmp_path):
     """Return a store with the endpoint `flights`, its live rollout and retraining, and
     the key `shop`.
     """
@@ -53,13 +49,7 @@ def store(tmp_path: Path) -> Store:
             ),
         ),
         (
-            lambda store: Retrainings(store).add(
-                "other",
-                "accuracy",
-                "X",
-                {},
-                {},
-            ),
+            lambda store: Retrainings(store).add("other", "accuracy", "X", {}, {}),
             "model X is already being trained: retraining 1 is waiting",
         ),
         (
@@ -84,11 +74,7 @@ def store(tmp_path: Path) -> Store:
         ),
     ],
 )
-def test_the_message_of_a_refusal(
-    store: Store,
-    cause: Callable[[Store], object],
-    message: str,
-) -> None:
+def test_the_message_of_a_refusal(store, cause, message):
     with pytest.raises(OnnxserveError) as refused:
         cause(store)
     assert str(refused.value) == message

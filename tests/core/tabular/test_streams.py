@@ -4,11 +4,8 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Callable
 from datetime import date, datetime, time
 from itertools import chain
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +16,8 @@ from hypothesis import strategies as st
 from pyarrow import fs
 
 from mlflow_deploy_plugin.core.errors import InvalidRequest
-from mlflow_deploy_plugin.core.tabular.row_files import FileFormat, open_parquet
+from mlflow_deploy_plugin.core.tabular.row_files import open_parquet
 from mlflow_deploy_plugin.core.tabular.streams import (
-    RowBlock,
     RowStream,
     read_parquet,
     read_table,
@@ -31,29 +27,21 @@ from mlflow_deploy_plugin.watch.drift.references.rows import load_datasets
 from mlflow_deploy_plugin.wrap.flavor.example_rows import read_rows
 
 
-def stream(content: bytes, kind: FileFormat, **types: pa.DataType) -> RowStream:
+def stream(content, kind, **types):
     return RowStream(pa.BufferReader(content), kind, types)
 
 
-def joined(blocks: list[RowBlock]) -> tuple[list[int], list[int]]:
+def joined(blocks):
     numbers = chain.from_iterable(block.numbers for block in blocks)
     bad = chain.from_iterable(block.bad for block in blocks)
     return list(numbers), [row.number for row in bad]
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [(0,), (15_000, 15_001, 39_999), (12_345,)],
-)
-def test_rows_of_a_csv_file_keep_their_numbers_past_bad_ones(bad: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("bad", [(0,), (15_000, 15_001, 39_999), (12_345,)])
+def test_rows_of_a_csv_file_keep_their_numbers_past_bad_ones(bad):
     lines = [b"1,2,3" if row in bad else b"%d,%s" % (row, b"x" * 260) for row in range(40_000)]
 
-    blocks = list(
-        stream(
-            b"a,b\n" + b"\n".join(lines) + b"\n",
-            "csv",
-        ).blocks(["a"])
-    )
+    blocks = list(stream(b"a,b\n" + b"\n".join(lines) + b"\n", "csv").blocks(["a"]))
 
     numbers, left_out = joined(blocks)
     assert len(blocks) > 1
@@ -67,24 +55,14 @@ def test_rows_of_a_csv_file_keep_their_numbers_past_bad_ones(bad: tuple[int, ...
 FIELDS = st.text(st.sampled_from('ab "\n,\u00e9'), max_size=6)
 
 
-@given(
-    st.lists(
-        st.lists(FIELDS, min_size=1, max_size=4),
-        max_size=30,
-    )
-)
-def test_csv_is_read_as_the_csv_module_reads_it(rows: list[list[str]]) -> None:
+@given(st.lists(st.lists(FIELDS, min_size=1, max_size=4), max_size=30))
+def test_csv_is_read_as_the_csv_module_reads_it(rows):
     text = io.StringIO(newline="")
     writer = csv.writer(text, quoting=csv.QUOTE_ALL)
     writer.writerow(["x", "y"])
     writer.writerows(rows)
 
-    blocks = list(
-        stream(
-            text.getvalue().encode(),
-            "csv",
-        ).blocks(["x", "y"])
-    )
+    blocks = list(stream(text.getvalue().encode(), "csv").blocks(["x", "y"]))
 
     whole = {number: row for number, row in enumerate(rows) if len(row) == 2}
     numbers, bad = joined(blocks)
@@ -106,11 +84,7 @@ UNREADABLE = {
 @pytest.mark.parametrize("row", [0, 9_000])
 @pytest.mark.parametrize("after", [b"3,z", b'3,"z"', b'3,"z\nz"', b'3,5" pipe'])
 @pytest.mark.parametrize("bad", UNREADABLE)
-def test_a_row_that_cannot_be_read_is_the_only_one_that_is_left_out(
-    bad: str,
-    after: bytes,
-    row: int,
-) -> None:
+def test_a_row_that_cannot_be_read_is_the_only_one_that_is_left_out(bad, after, row):
     lines = [b"1," + b"x" * 520] * row + [UNREADABLE[bad]] + [after] * (10_000 - row)
 
     blocks = list(stream(b"a,b\n" + b"\n".join(lines), "csv").blocks(["b"]))
@@ -123,7 +97,7 @@ def test_a_row_that_cannot_be_read_is_the_only_one_that_is_left_out(
     assert sum(len(block.table) for block in blocks) == 10_000
 
 
-def test_long_value_is_read_in_a_block_with_an_unreadable_row() -> None:
+def test_long_value_is_read_in_a_block_with_an_unreadable_row():
     rows = stream(b"a,b\n1\n2," + b"x" * 1_000_000 + b"\n", "csv")
 
     (block,) = rows.blocks(["b"])
@@ -132,7 +106,7 @@ def test_long_value_is_read_in_a_block_with_an_unreadable_row() -> None:
     assert len(block.table["b"][0].as_py()) == 1_000_000
 
 
-def test_a_byte_that_is_not_utf_8_counts_in_the_columns_that_are_read_alone() -> None:
+def test_a_byte_that_is_not_utf_8_counts_in_the_columns_that_are_read_alone():
     rows = stream(b"a,b\n1,M\xfcnchen\n2,z\n3\n", "csv")
 
     (block,) = rows.blocks(["a"])
@@ -142,42 +116,34 @@ def test_a_byte_that_is_not_utf_8_counts_in_the_columns_that_are_read_alone() ->
     assert [row.number for row in block.bad] == [2]
 
 
-def test_lines_of_a_csv_file_may_end_in_a_carriage_return_alone() -> None:
+def test_lines_of_a_csv_file_may_end_in_a_carriage_return_alone():
     rows = stream(b"a,b\r" + b"1,x\r" * 1_500_000, "csv")
 
     assert sum(len(block.table) for block in rows.blocks(["a", "b"])) == 1_500_000
 
 
 @pytest.mark.parametrize("bad", [b"", b"3,4\n"])
-def test_line_of_spaces_is_not_a_row(bad: bytes) -> None:
+def test_line_of_spaces_is_not_a_row(bad):
     (block,) = stream(b'a\n1\n  \n""\n' + bad, "csv").blocks(["a"])
 
     assert block.table["a"].to_pylist() == ["1", None]
 
 
-def test_a_csv_file_may_have_a_byte_order_mark_quotes_and_empty_fields() -> None:
+def test_a_csv_file_may_have_a_byte_order_mark_quotes_and_empty_fields():
     rows = stream('\ufeffa,"b,c"\r\n1,"x\ny"\r\n,""\r\n'.encode(), "csv")
 
     assert rows.schema.names == ["a", "b,c"]
     (block,) = rows.blocks(["a", "b,c"])
-    assert block.table.to_pydict() == {
-        "a": ["1", None],
-        "b,c": ["x\ny", None],
-    }
+    assert block.table.to_pydict() == {"a": ["1", None], "b,c": ["x\ny", None]}
 
 
-def test_json_lines_have_the_types_of_the_caller_else_of_their_values() -> None:
+def test_json_lines_have_the_types_of_the_caller_else_of_their_values():
     content = b'{"a": 1, "b": 2, "t": "2026-01-01"}\n\n{"a": 2.0, "c": [1, 2.5]}\n[]\n'
 
     rows = stream(content, "jsonl", a=pa.int64())
 
     assert rows.schema == pa.schema(
-        [
-            ("a", pa.int64()),
-            ("b", pa.int64()),
-            ("t", pa.string()),
-            ("c", pa.list_(pa.float64())),
-        ],
+        [("a", pa.int64()), ("b", pa.int64()), ("t", pa.string()), ("c", pa.list_(pa.float64()))]
     )
     (block,) = rows.blocks(["a", "t", "c"])
     assert block.table.to_pydict() == {
@@ -190,7 +156,7 @@ def test_json_lines_have_the_types_of_the_caller_else_of_their_values() -> None:
     assert block.bad[0].why == "it is not a JSON object"
 
 
-def test_a_later_line_keeps_its_values_or_is_a_bad_row() -> None:
+def test_a_later_line_keeps_its_values_or_is_a_bad_row():
     lines = [b'{"a": 1, "b": [1], "c": {"d": 1}, "t": "%s"}' % (b"x" * 1000)] * 5000
     later = [
         b'{"a": 1.5}',
@@ -199,26 +165,19 @@ def test_a_later_line_keeps_its_values_or_is_a_bad_row() -> None:
         b'{"a": 2.0, "b": [null, 3.0], "c": {}}',
     ]
 
-    *_, last = stream(
-        b"\n".join([*lines, *later, b""]),
-        "jsonl",
-    ).blocks(["a", "b", "c"])
+    *_, last = stream(b"\n".join([*lines, *later, b""]), "jsonl").blocks(["a", "b", "c"])
 
     assert [row.why for row in last.bad] == [
         "column 'a': 1.5 is not of type int64",
         "column 'b': [True] is not of type list<item: int64>",
         "column 'c': {'d': 1.5} is not of type struct<d: int64>",
     ]
-    assert last.table.to_pylist()[-1] == {
-        "a": 2,
-        "b": [None, 3],
-        "c": {"d": None},
-    }
+    assert last.table.to_pylist()[-1] == {"a": 2, "b": [None, 3], "c": {"d": None}}
 
 
 def test_a_column_that_json_lines_have_first_after_megabytes_is_found_if_the_caller_names_it(
-    tmp_path: Path,
-) -> None:
+    tmp_path,
+):
     path = tmp_path / "rows.jsonl"
     plain = b'{"a": 1, "said": "b", "null": null, "fill": "%s"}\n' % (b"x" * 80)
     path.write_bytes(plain * 100_000 + b'{"a": 2, "b": 0.5, "c" : "z", "null": 7, "d": 1}\n')
@@ -227,48 +186,33 @@ def test_a_column_that_json_lines_have_first_after_megabytes_is_found_if_the_cal
         rows = RowStream(
             file,
             "jsonl",
-            {
-                "a": pa.int64(),
-                "b": pa.float64(),
-                "not there": pa.string(),
-            },
+            {"a": pa.int64(), "b": pa.float64(), "not there": pa.string()},
             ["c", "null"],
         )
         assert rows.schema.names == ["a", "said", "null", "fill", "b", "c"]
         blocks = list(rows.blocks(["b", "c", "null"]))
 
     assert len(blocks) > 2
-    assert blocks[0].table.slice(0, 1).to_pylist() == [
-        {
-            "b": None,
-            "c": None,
-            "null": None,
-        }
-    ]
+    assert blocks[0].table.slice(0, 1).to_pylist() == [{"b": None, "c": None, "null": None}]
     assert blocks[-1].table.slice(blocks[-1].table.num_rows - 1).to_pylist() == [
-        {"b": 0.5, "c": "z", "null": 7},
+        {"b": 0.5, "c": "z", "null": 7}
     ]
 
 
-def test_a_late_column_of_json_lines_is_found_by_an_escaped_name() -> None:
+def test_a_late_column_of_json_lines_is_found_by_an_escaped_name():
     """Python's `json` and pandas escape names that are not ASCII."""
     plain = b'{"a": 1, "fill": "%s"}\n' % (b"x" * 2**16)
     late = json.dumps({"größe": 0.5}).encode()
     assert (
         "größe"
-        in stream(
-            plain * 200 + late,
-            "jsonl",
-            a=pa.int64(),
-            größe=pa.float64(),
-        ).schema.names
+        in stream(plain * 200 + late, "jsonl", a=pa.int64(), größe=pa.float64()).schema.names
     )
 
 
-def test_json_lines_over_several_blocks(tmp_path: Path) -> None:
+def test_json_lines_over_several_blocks(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(
-        b"".join(b'{"a": %d, "b": "%s"}\n' % (row, b"x" * 1000) for row in range(10_000)),
+        b"".join(b'{"a": %d, "b": "%s"}\n' % (row, b"x" * 1000) for row in range(10_000))
     )
 
     with fs.LocalFileSystem().open_input_file(str(path)) as file:
@@ -277,17 +221,15 @@ def test_json_lines_over_several_blocks(tmp_path: Path) -> None:
     assert len(blocks) > 1
     assert joined(blocks) == (list(range(10_000)), [])
     assert list(chain.from_iterable(block.table["a"].to_pylist() for block in blocks)) == list(
-        range(10_000),
+        range(10_000)
     )
 
 
-def test_a_wide_parquet_file_comes_in_small_blocks(tmp_path: Path) -> None:
+def test_a_wide_parquet_file_comes_in_small_blocks(tmp_path):
     values = pa.array(np.arange(2000 * 4000, dtype=np.float64))
     path = tmp_path / "rows.parquet"
     pq.write_table(
-        pa.table({"x": pa.FixedSizeListArray.from_arrays(values, 4000)}),
-        path,
-        use_dictionary=False,
+        pa.table({"x": pa.FixedSizeListArray.from_arrays(values, 4000)}), path, use_dictionary=False
     )
 
     with fs.LocalFileSystem().open_input_file(str(path)) as file:
@@ -297,7 +239,7 @@ def test_a_wide_parquet_file_comes_in_small_blocks(tmp_path: Path) -> None:
     assert max(block.table.nbytes for block in blocks) < 20e6
 
 
-def test_damaged_parquet_page_is_detected_by_its_checksum() -> None:
+def test_damaged_parquet_page_is_detected_by_its_checksum():
     file = io.BytesIO()
     table = pa.table({"x": range(1000)})
     pq.write_table(table, file, write_page_checksum=True, use_dictionary=False, compression="none")
@@ -307,35 +249,22 @@ def test_damaged_parquet_page_is_detected_by_its_checksum() -> None:
         list(stream(bytes(content), "parquet").blocks(["x"]))
 
 
-def test_a_table_is_read_by_the_ending_and_has_the_types_that_are_known(tmp_path: Path) -> None:
+def test_a_table_is_read_by_the_ending_and_has_the_types_that_are_known(tmp_path):
     (tmp_path / "t.csv").write_text('a,b\n1,\n2,"x"\n')
-    assert read_table(tmp_path / "t.csv", {}).to_pydict() == {
-        "a": [1, 2],
-        "b": [None, "x"],
-    }
+    assert read_table(tmp_path / "t.csv", {}).to_pydict() == {"a": [1, 2], "b": [None, "x"]}
     assert read_table(tmp_path / "t.csv", {"a": pa.string()}).column("a").to_pylist() == ["1", "2"]
-    pq.write_table(
-        pa.table({"a": [1, 2]}),
-        tmp_path / "t.parquet",
-    )
+    pq.write_table(pa.table({"a": [1, 2]}), tmp_path / "t.parquet")
     assert read_table(tmp_path / "t.parquet", {"a": pa.string()}).column("a").to_pylist() == [1, 2]
 
 
-def test_a_table_may_be_compressed(tmp_path: Path) -> None:
+def test_a_table_may_be_compressed(tmp_path):
     lines = "".join(f'{row},"a, {row:x}"\n' for row in range(5000))
     (tmp_path / "t.csv.gz").write_bytes(gzip.compress(f"a,b\n{lines}".encode()))
     assert read_table(tmp_path / "t.csv.gz", {}).column("a").to_pylist() == list(range(5000))
 
 
-@pytest.mark.parametrize(
-    ("content", "named"),
-    [("a,b,a\n1,2,3\n", "'a'"), ("a,b\n1\n", "row 0")],
-)
-def test_a_table_with_a_row_or_a_header_that_does_not_fit_is_refused(
-    tmp_path: Path,
-    content: str,
-    named: str,
-) -> None:
+@pytest.mark.parametrize(("content", "named"), [("a,b,a\n1,2,3\n", "'a'"), ("a,b\n1\n", "row 0")])
+def test_a_table_with_a_row_or_a_header_that_does_not_fit_is_refused(tmp_path, content, named):
     (tmp_path / "t.csv").write_text(content)
     with pytest.raises(pa.ArrowInvalid, match=named):
         read_table(tmp_path / "t.csv", {})
@@ -352,10 +281,7 @@ def test_a_table_with_a_row_or_a_header_that_does_not_fit_is_refused(
     ],
     ids=["block by block", "a file", "a table", "a dataset", "an example"],
 )
-def test_a_date_of_spark_may_lie_beyond_nanoseconds(
-    tmp_path: Path,
-    read: Callable[[Path], pa.Table],
-) -> None:
+def test_a_date_of_spark_may_lie_beyond_nanoseconds(tmp_path, read):
     """Parquet's INT96 is read as nanoseconds by default, so that the year 9999 became
     1816.
     """
@@ -368,27 +294,21 @@ def test_a_date_of_spark_may_lie_beyond_nanoseconds(
 
 
 @pytest.mark.parametrize(
-    "rows",
-    [b'1,x\n2,"y\n3,z\n', b'1,x\n2,"y\n3,"z"\n', b'1,x\n2,"y\n3,"z\n', b'1,x\n2,"y"z\n'],
+    "rows", [b'1,x\n2,"y\n3,z\n', b'1,x\n2,"y\n3,"z"\n', b'1,x\n2,"y\n3,"z\n', b'1,x\n2,"y"z\n']
 )
-def test_a_table_whose_quotation_marks_are_not_in_pairs_is_refused_with_its_row(
-    tmp_path: Path,
-    rows: bytes,
-) -> None:
+def test_a_table_whose_quotation_marks_are_not_in_pairs_is_refused_with_its_row(tmp_path, rows):
     (tmp_path / "t.csv").write_bytes(b"a,b\n" + rows)
 
     with pytest.raises(pa.ArrowInvalid, match=r"^row 1: "):
         read_table(tmp_path / "t.csv", {})
 
 
-def test_a_table_may_have_quotation_marks_and_line_ends_in_its_values(tmp_path: Path) -> None:
+def test_a_table_may_have_quotation_marks_and_line_ends_in_its_values(tmp_path):
     (tmp_path / "t.csv").write_bytes(b'a,b\n1,"x\n""y"""\n2,5" pipe\n')
     assert read_table(tmp_path / "t.csv", {}).column("b").to_pylist() == ['x\n"y"', '5" pipe']
 
 
-def test_long_value_is_read_despite_a_quotation_mark_inside_another_value(
-    tmp_path: Path,
-) -> None:
+def test_long_value_is_read_despite_a_quotation_mark_inside_another_value(tmp_path):
     long = "x" * 200_000
     (tmp_path / "t.csv").write_text(f'a,b\n5" pipe,1\n{long},2\n')
     assert read_table(tmp_path / "t.csv", {}).column("a").to_pylist() == ['5" pipe', long]
@@ -396,30 +316,16 @@ def test_long_value_is_read_despite_a_quotation_mark_inside_another_value(
 
 LONG = "x" * 100
 TYPED = {
-    "map": pa.array(
-        [[("a", LONG)]] * 50,
-        pa.map_(pa.string(), pa.string()),
-    ),
+    "map": pa.array([[("a", LONG)]] * 50, pa.map_(pa.string(), pa.string())),
     "list of texts": pa.array([[LONG, LONG]] * 50),
     "view": pa.array([LONG] * 50, pa.string_view()),
     "JSON": pa.array([f'"{LONG}"'] * 50, pa.json_()),
-    "bytes of one length": pa.array(
-        [LONG.encode()] * 50,
-        pa.binary(100),
-    ),
+    "bytes of one length": pa.array([LONG.encode()] * 50, pa.binary(100)),
 }
 
 
-@pytest.mark.parametrize(
-    "values",
-    TYPED.values(),
-    ids=TYPED.keys(),
-)
-def test_values_of_a_parquet_file_are_counted_whatever_their_type(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    values: pa.Array,
-) -> None:
+@pytest.mark.parametrize("values", TYPED.values(), ids=TYPED.keys())
+def test_values_of_a_parquet_file_are_counted_whatever_their_type(tmp_path, monkeypatch, values):
     table = pa.table({"a": values})
     file = tmp_path / "rows.parquet"
     pq.write_table(table, file, row_group_size=20)
@@ -434,48 +340,22 @@ US = pa.timestamp("us")
 NS = pa.timestamp("ns")
 
 
-def typed(
-    texts: list[str | None],
-    known: pa.DataType | None = None,
-) -> pa.ChunkedArray:
+def typed(texts, known=None):
     table = pa.table({"x": pa.array(texts, pa.string())})
-    return typed_tables(
-        [table],
-        {} if known is None else {"x": known},
-    )[0].column("x")
+    return typed_tables([table], {} if known is None else {"x": known})[0].column("x")
 
 
 @pytest.mark.parametrize(
     ("texts", "kind", "values"),
     [
-        (
-            ["1", None, "-2"],
-            pa.int64(),
-            [1, None, -2],
-        ),
-        (
-            ["1", "NA", " 2"],
-            pa.int64(),
-            [1, None, 2],
-        ),
+        (["1", None, "-2"], pa.int64(), [1, None, -2]),
+        (["1", "NA", " 2"], pa.int64(), [1, None, 2]),
         (["9007199254740993"], pa.int64(), [2**53 + 1]),
         (["18446744073709551615"], pa.uint64(), [2**64 - 1]),
-        (
-            ["0", "0.5", "1e3", "NaN"],
-            pa.float64(),
-            [0.0, 0.5, 1000.0, None],
-        ),
+        (["0", "0.5", "1e3", "NaN"], pa.float64(), [0.0, 0.5, 1000.0, None]),
         (["0", "1"], pa.int64(), [0, 1]),
-        (
-            ["True", "false", None],
-            pa.bool_(),
-            [True, False, None],
-        ),
-        (
-            ["2024-01-31"],
-            pa.date32(),
-            [date(2024, 1, 31)],
-        ),
+        (["True", "false", None], pa.bool_(), [True, False, None]),
+        (["2024-01-31"], pa.date32(), [date(2024, 1, 31)]),
         (["2024-01-31T12:00:00"], US, [datetime(2024, 1, 31, 12)]),
         (
             ["2024-01-31", "2024-01-31 12:00"],
@@ -486,22 +366,14 @@ def typed(
         (["01234", "90210"], pa.string(), ["01234", "90210"]),
         (["007.5"], pa.string(), ["007.5"]),
         (["0x1f"], pa.string(), ["0x1f"]),
-        (
-            ["Y", "N", None],
-            pa.string(),
-            ["Y", "N", None],
-        ),
+        (["Y", "N", None], pa.string(), ["Y", "N", None]),
         (["NA", None], pa.string(), ["NA", None]),
         (["1", "x"], pa.string(), ["1", "x"]),
         (["31.01.2024"], pa.string(), ["31.01.2024"]),
         ([" x"], pa.string(), [" x"]),
     ],
 )
-def test_the_type_of_a_column_follows_from_its_texts(
-    texts: list[str | None],
-    kind: pa.DataType,
-    values: list[Any],
-) -> None:
+def test_the_type_of_a_column_follows_from_its_texts(texts, kind, values):
     assert typed(texts).type == kind
     assert typed(texts).to_pylist() == values
 
@@ -509,32 +381,16 @@ def test_the_type_of_a_column_follows_from_its_texts(
 @pytest.mark.parametrize(
     ("texts", "known", "values"),
     [
-        (
-            ["1", "NA", None],
-            pa.string(),
-            ["1", "NA", None],
-        ),
-        (
-            ["1"],
-            pa.dictionary(pa.int32(), pa.string()),
-            ["1"],
-        ),
+        (["1", "NA", None], pa.string(), ["1", "NA", None]),
+        (["1"], pa.dictionary(pa.int32(), pa.string()), ["1"]),
         (["01234", "NA"], pa.int64(), [1234, None]),
         (["0", "1"], pa.bool_(), [False, True]),
         (["1", "2"], pa.float32(), [1.0, 2.0]),
-        (
-            ["08:30:01"],
-            pa.time64("us"),
-            [time(8, 30, 1)],
-        ),
+        (["08:30:01"], pa.time64("us"), [time(8, 30, 1)]),
         ([None], pa.float64(), [None]),
     ],
 )
-def test_a_known_type_comes_first(
-    texts: list[str | None],
-    known: pa.DataType,
-    values: list[Any],
-) -> None:
+def test_a_known_type_comes_first(texts, known, values):
     kind = known.value_type if pa.types.is_dictionary(known) else known
     assert typed(texts, known).type == kind
     assert typed(texts, known).to_pylist() == values
@@ -548,20 +404,12 @@ def test_a_known_type_comes_first(
         (["n/d", "1"], pa.int64(), pa.string()),
         (["31.01.2024"], pa.date32(), pa.string()),
         (["3000000000"], pa.int32(), pa.int64()),
-        (
-            ["1"],
-            pa.list_(pa.int64()),
-            pa.int64(),
-        ),
+        (["1"], pa.list_(pa.int64()), pa.int64()),
         (["1"], pa.null(), pa.int64()),
         (["2024-01-31 12:00:00.000000001"], US, NS),
     ],
 )
-def test_a_known_type_that_a_text_does_not_fit_is_not_taken(
-    texts: list[str | None],
-    known: pa.DataType,
-    kind: pa.DataType,
-) -> None:
+def test_a_known_type_that_a_text_does_not_fit_is_not_taken(texts, known, kind):
     assert typed(texts, known).type == kind
 
 
@@ -577,17 +425,10 @@ def test_a_known_type_that_a_text_does_not_fit_is_not_taken(
         (["True"], ["0"], pa.bool_()),
     ],
 )
-def test_a_column_has_one_type_in_all_files(
-    one: list[str | None],
-    other: list[str | None],
-    kind: pa.DataType,
-) -> None:
+def test_a_column_has_one_type_in_all_files(one, other, kind):
     tables = [pa.table({"x": pa.array(texts, pa.string())}) for texts in (one, [*other, *other])]
 
-    read = typed_tables(
-        [*tables, pa.table({"y": ["1"]})],
-        {},
-    )
+    read = typed_tables([*tables, pa.table({"y": ["1"]})], {})
 
     assert [table.schema for table in read[:2]] == [pa.schema([("x", kind)])] * 2
     assert [table.num_rows for table in read] == [1, 2, 1]

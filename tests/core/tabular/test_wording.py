@@ -8,7 +8,6 @@ import pyarrow as pa
 import pytest
 
 from mlflow_deploy_plugin.core.tabular.row_files import (
-    FileFormat,
     open_input,
     open_output,
     output_format,
@@ -18,22 +17,16 @@ from mlflow_deploy_plugin.core.tabular.streams import RowStream
 from tests.support.messages import message_of
 
 
-def _open(function: Callable[..., object], name: str) -> None:
+def _open(function, name):
     with function(name, io.BytesIO()):  # type: ignore[attr-defined]
         pass
 
 
-def _read(content: bytes, kind: FileFormat) -> None:
-    list(
-        RowStream(
-            pa.BufferReader(content),
-            kind,
-            {},
-        ).blocks(["a"])
-    )
+def _read(content, kind):
+    list(RowStream(pa.BufferReader(content), kind, {}).blocks(["a"]))
 
 
-def _write(*rows: object) -> None:
+def _write(*rows):
     with value_writer("csv", io.BytesIO(), "prediction") as write:
         write(list(rows))
 
@@ -69,13 +62,6 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("cause", "message"),
-    MESSAGES.values(),
-    ids=MESSAGES,
-)
-def test_refusal_names_the_file_and_the_expected_form(
-    cause: Callable[[], object],
-    message: str,
-) -> None:
+@pytest.mark.parametrize(("cause", "message"), MESSAGES.values(), ids=MESSAGES)
+def test_refusal_names_the_file_and_the_expected_form(cause, message):
     assert message_of(cause) == message

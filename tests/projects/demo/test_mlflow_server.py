@@ -3,8 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import pytest
@@ -14,29 +12,26 @@ from projects.demo.workspace import Workspace
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
+def workspace(tmp_path):
     workspace = Workspace(tmp_path)
     workspace.empty()
     return workspace
 
 
 @pytest.fixture
-def process() -> Iterator[subprocess.Popen[bytes]]:
+def process():
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
         yield process
         process.kill()
 
 
-def remember(workspace: Workspace, pid: int, created: float) -> None:
+def remember(workspace, pid, created):
     workspace.server_file.write_text(
-        json.dumps({"pid": pid, "created": created, "url": "http://127.0.0.1:5000"}),
+        json.dumps({"pid": pid, "created": created, "url": "http://127.0.0.1:5000"})
     )
 
 
-def test_the_process_that_was_remembered_is_ended(
-    workspace: Workspace,
-    process: subprocess.Popen[bytes],
-) -> None:
+def test_the_process_that_was_remembered_is_ended(workspace, process):
     remember(workspace, process.pid, psutil.Process(process.pid).create_time())
     assert mlflow_url(workspace) == "http://127.0.0.1:5000"
     assert stop_mlflow(workspace)
@@ -44,24 +39,14 @@ def test_the_process_that_was_remembered_is_ended(
     assert mlflow_url(workspace) is None
 
 
-def test_another_process_that_got_the_same_id_later_is_left_alone(
-    workspace: Workspace,
-    process: subprocess.Popen[bytes],
-) -> None:
-    remember(
-        workspace,
-        process.pid,
-        psutil.Process(process.pid).create_time() - 3600,
-    )
+def test_another_process_that_got_the_same_id_later_is_left_alone(workspace, process):
+    remember(workspace, process.pid, psutil.Process(process.pid).create_time() - 3600)
     assert not stop_mlflow(workspace)
     assert process.poll() is None
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", '{"pid": 0}', "[1]"])
-def test_a_missing_or_damaged_note_means_that_nothing_runs(
-    workspace: Workspace,
-    content: str | None,
-) -> None:
+def test_a_missing_or_damaged_note_means_that_nothing_runs(workspace, content):
     if content is not None:
         workspace.server_file.write_text(content)
     assert mlflow_url(workspace) is None

@@ -3,7 +3,6 @@ not empty.
 """
 
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -11,13 +10,13 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig
 from projects.demo.workspace import Workspace
 
 
-def test_a_folder_with_somebody_elses_files_is_refused(tmp_path: Path) -> None:
+def test_a_folder_with_somebody_elses_files_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("three years of work")
     with pytest.raises(InvalidConfig, match="--home"):
         Workspace(tmp_path).check()
 
 
-def test_a_new_an_empty_and_its_own_folder_are_fine(tmp_path: Path) -> None:
+def test_a_new_an_empty_and_its_own_folder_are_fine(tmp_path):
     workspace = Workspace(tmp_path / "demo")
     workspace.check()
     workspace.home.mkdir()
@@ -30,16 +29,11 @@ def test_a_new_an_empty_and_its_own_folder_are_fine(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_the_command_that_stops_the_demo_runs_from_any_folder(tmp_path: Path) -> None:
+def test_the_command_that_stops_the_demo_runs_from_any_folder(tmp_path):
     command = Workspace(tmp_path / "a demo").stop_command
 
     done = subprocess.run(
-        command,
-        shell=True,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
+        command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False
     )
 
     assert (done.stdout, done.returncode) == ("no server of the demo runs\n", 0), done.stderr

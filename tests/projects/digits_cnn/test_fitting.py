@@ -1,8 +1,5 @@
 """Tests of the incremental training of the digits network."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
 import mlflow
 import numpy as np
 import pyarrow as pa
@@ -30,11 +27,7 @@ EPOCHS = 6
 
 
 @pytest.fixture
-def base(
-    tmp_path: Path,
-    new_database: Callable[[Path], str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[str]:
+def base(tmp_path, new_database, monkeypatch):
     """Return a registered version whose run has kept its weights."""
     monkeypatch.chdir(tmp_path)
     with tracking_at(new_database(tmp_path)):
@@ -46,45 +39,28 @@ def base(
         yield "models:/digits-cnn/1"
 
 
-def moved(images: np.ndarray) -> np.ndarray:
+def moved(images):
     """Return the images moved by two pixels, as a moved camera takes them."""
     return np.roll(images, 2, axis=3)
 
 
 @pytest.mark.long
-def test_the_weights_of_the_base_are_tuned_on_new_images_and_it_still_knows_the_others(
-    base: str,
-) -> None:
+def test_the_weights_of_the_base_are_tuned_on_new_images_and_it_still_knows_the_others(base):
     new = (moved(IMAGES[:400]), DIGITS[:400])
-    network, way = fit_incremental(
-        (IMAGES, DIGITS),
-        new,
-        base,
-        epochs=4 * EPOCHS,
-        seed=7,
-    )
+    network, way = fit_incremental((IMAGES, DIGITS), new, base, epochs=4 * EPOCHS, seed=7)
     assert way.split(", ") == ["fine-tuning", "6 passes", "800 built-in images"]
     # The accuracy was 0.16 before the training.
     assert accuracy(network, moved(TEST_IMAGES), TEST_DIGITS) > 0.6
     assert accuracy(network, TEST_IMAGES, TEST_DIGITS) > 0.9
 
 
-def test_where_the_base_has_kept_no_weights_a_sample_is_replayed(
-    base: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_where_the_base_has_kept_no_weights_a_sample_is_replayed(base, monkeypatch):
     monkeypatch.setattr("projects.digits_cnn.fitting.WEIGHTS", f"other-{WEIGHTS}")
-    _, way = fit_incremental(
-        (IMAGES, DIGITS),
-        (IMAGES[:50], DIGITS[:50]),
-        base,
-        epochs=1,
-        seed=7,
-    )
+    _, way = fit_incremental((IMAGES, DIGITS), (IMAGES[:50], DIGITS[:50]), base, epochs=1, seed=7)
     assert mentions(way, "sampled replay", "100 built-in images")
 
 
-def test_labelled_images_are_read_as_the_log_has_them(tmp_path: Path) -> None:
+def test_labelled_images_are_read_as_the_log_has_them(tmp_path):
     file = tmp_path / "data.parquet"
     columns = {
         "image": IMAGES[:3].tolist(),
@@ -95,34 +71,16 @@ def test_labelled_images_are_read_as_the_log_has_them(tmp_path: Path) -> None:
     images, digits = read_labelled(file)
     assert np.array_equal(images, IMAGES[:3])
     assert digits.tolist() == DIGITS[:3].tolist()
-    pq.write_table(
-        pa.table({"image": [[1.0], [2.0]], "_label_number": [1.0, 2.0]}),
-        file,
-    )
+    pq.write_table(pa.table({"image": [[1.0], [2.0]], "_label_number": [1.0, 2.0]}), file)
     with pytest.raises(InvalidConfig, match="8 × 8"):
         read_labelled(file)
-    pq.write_table(
-        pa.table({"a": [1.0], "b": [2.0], "_label_number": [1.0]}),
-        file,
-    )
+    pq.write_table(pa.table({"a": [1.0], "b": [2.0], "_label_number": [1.0]}), file)
     with pytest.raises(InvalidConfig, match=r"_label_number.* a, b"):
         read_labelled(file)
 
 
-def test_incremental_without_images_or_base_is_refused() -> None:
+def test_incremental_without_images_or_base_is_refused():
     with pytest.raises(InvalidConfig, match="needs labelled images"):
-        fit_incremental(
-            (IMAGES, DIGITS),
-            (IMAGES[:0], DIGITS[:0]),
-            "models:/digits-cnn/1",
-            1,
-            7,
-        )
+        fit_incremental((IMAGES, DIGITS), (IMAGES[:0], DIGITS[:0]), "models:/digits-cnn/1", 1, 7)
     with pytest.raises(InvalidConfig, match="needs the version"):
-        fit_incremental(
-            (IMAGES, DIGITS),
-            (IMAGES[:5], DIGITS[:5]),
-            "",
-            1,
-            7,
-        )
+        fit_incremental((IMAGES, DIGITS), (IMAGES[:5], DIGITS[:5]), "", 1, 7)

@@ -9,7 +9,7 @@ from projects.digits_cnn.train import load_images
 
 
 @pytest.mark.long
-def test_the_network_reads_the_test_digits() -> None:
+def test_the_network_reads_the_test_digits():
     train_images, test_images, train_digits, test_digits = load_images(seed=7)
     assert train_images.shape[1:] == (1, 8, 8)
     network = fit(train_images, train_digits, epochs=12, seed=7)

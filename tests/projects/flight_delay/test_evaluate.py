@@ -1,8 +1,5 @@
 """Tests of the models that can be evaluated on flights."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import mlflow
 import pandas as pd
 import pytest
@@ -31,12 +28,7 @@ MODEL = LogisticRegression().fit(ROWS, [0, 0, 1, 1])
         ),
     ],
 )
-def test_a_model_that_judges_no_flights_is_refused_in_one_line(
-    save: Callable[[Path], None],
-    said: str,
-    tmp_path: Path,
-    new_database: Callable[[Path], str],
-) -> None:
+def test_a_model_that_judges_no_flights_is_refused_in_one_line(save, said, tmp_path, new_database):
     save(tmp_path / "model")
 
     with tracking_at(new_database(tmp_path)), pytest.raises(InvalidConfig, match=said) as refused:

@@ -2,7 +2,6 @@
 
 import json
 import threading
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pandas as pd
@@ -31,7 +30,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.dumps(
             {"predictions": [False] * len(rows)}
             if self.server.status == 200
-            else {"message": "bad"},
+            else {"message": "bad"}
         )
         self.send_response(self.server.status)
         self.send_header("Content-Length", str(len(body)))
@@ -45,7 +44,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server() -> Iterator[_Server]:
+def server():
     with _Server() as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -55,38 +54,21 @@ def server() -> Iterator[_Server]:
 
 
 @pytest.fixture(scope="module")
-def two_days() -> pd.DataFrame:
+def two_days():
     flights = data.load_flights()
-    days = [
-        pd.Timestamp("2013-07-04", tz="UTC"),
-        pd.Timestamp("2013-07-05", tz="UTC"),
-    ]
+    days = [pd.Timestamp("2013-07-04", tz="UTC"), pd.Timestamp("2013-07-05", tz="UTC")]
     return flights[flights[data.DAY].isin(days)]
 
 
 @pytest.mark.long
-def test_every_flight_is_sent_once_with_the_hour_it_belongs_to(
-    server: _Server,
-    two_days: pd.DataFrame,
-) -> None:
+def test_every_flight_is_sent_once_with_the_hour_it_belongs_to(server, two_days):
     heard: list[tuple[str, int]] = []
     url = f"http://127.0.0.1:{server.server_port}"
 
-    answers = traffic.send(
-        url,
-        two_days,
-        lambda day, count: heard.append((str(day.date()), count)),
-    )
+    answers = traffic.send(url, two_days, lambda day, count: heard.append((str(day.date()), count)))
 
     assert [day for day, _ in heard] == ["2013-07-04", "2013-07-05"]
-    sent = (
-        pd.DataFrame(
-            server.requests,
-            columns=["hour", "rows"],
-        )
-        .groupby("hour")["rows"]
-        .sum()
-    )
+    sent = pd.DataFrame(server.requests, columns=["hour", "rows"]).groupby("hour")["rows"].sum()
     wanted = two_days.groupby(data.EVENT_TIME).size()
     assert sent.tolist() == wanted.tolist()
     assert answers.versions == {"3": len(server.requests)}
@@ -94,7 +76,7 @@ def test_every_flight_is_sent_once_with_the_hour_it_belongs_to(
     assert not answers.table.duplicated(["prediction_id", "row"]).any()
 
 
-def test_a_missing_measurement_is_sent_as_null(two_days: pd.DataFrame) -> None:
+def test_a_missing_measurement_is_sent_as_null(two_days):
     body = json.loads(traffic.request_body(two_days.head(50)))["dataframe_split"]
     gust = body["columns"].index("wind_gust")
     assert [row[gust] is None for row in body["data"]] == two_days.head(50)[
@@ -102,21 +84,13 @@ def test_a_missing_measurement_is_sent_as_null(two_days: pd.DataFrame) -> None:
     ].isna().tolist()
 
 
-@pytest.mark.parametrize(
-    ("status", "error"),
-    [(400, InvalidRequest), (503, NotReady)],
-)
-def test_an_error_of_the_server_is_raised_in_its_own_words(
-    server: _Server,
-    two_days: pd.DataFrame,
-    status: int,
-    error: type[Exception],
-) -> None:
+@pytest.mark.parametrize(("status", "error"), [(400, InvalidRequest), (503, NotReady)])
+def test_an_error_of_the_server_is_raised_in_its_own_words(server, two_days, status, error):
     server.status = status
     with pytest.raises(error, match="bad"):
         traffic.send(f"http://127.0.0.1:{server.server_port}", two_days)
 
 
-def test_traffic_to_a_closed_port_is_one_clear_error(two_days: pd.DataFrame) -> None:
+def test_traffic_to_a_closed_port_is_one_clear_error(two_days):
     with pytest.raises(NotReady, match="does not answer"):
         traffic.send("http://127.0.0.1:9", two_days)

@@ -1,11 +1,8 @@
 """Tests of the errors for invalid options, which are raised before the training."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from projects.flight_delay.train import Training, train
 from tests.support.tracking import tracking_at
 
@@ -28,12 +25,6 @@ from tests.support.tracking import tracking_at
         ),
     ],
 )
-def test_invalid_training_parameters_are_refused_at_once(
-    asked: Training,
-    kind: type[OnnxserveError],
-    said: str,
-    tmp_path: Path,
-    new_database: Callable[[Path], str],
-) -> None:
+def test_invalid_training_parameters_are_refused_at_once(asked, kind, said, tmp_path, new_database):
     with tracking_at(new_database(tmp_path)), pytest.raises(kind, match=said):
         train(asked)

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -17,12 +16,11 @@ from pathlib import Path
 import pytest
 import requests
 from mlflow import MlflowClient
-from mlflow.deployments import BaseDeploymentClient
 
-from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig, NotReady, OnnxserveError
+from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig, NotReady
 from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
-from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments, open_deployments
+from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
 from projects.search.train import MODEL, Search, deployed_model
 from tests.support.deployments import empty_home
 from tests.support.refusals import refused
@@ -40,7 +38,7 @@ SMALL = {
 
 
 @contextmanager
-def traffic(url: str) -> Iterator[Counter[tuple[str, int]]]:
+def traffic(url):
     """Send the flight of the README again and again; yield the number of answers by
     version and status.
     """
@@ -50,7 +48,7 @@ def traffic(url: str) -> Iterator[Counter[tuple[str, int]]]:
     ended = threading.Event()
     answers = Counter[tuple[str, int]]()
 
-    def send() -> None:
+    def send():
         session = requests.Session()
         while not ended.wait(0.02):
             response = session.post(url, json=flight, timeout=30)
@@ -66,11 +64,7 @@ def traffic(url: str) -> Iterator[Counter[tuple[str, int]]]:
 
 
 @pytest.fixture
-def client(
-    tmp_path: Path,
-    new_database: Callable[[Path], str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[BaseDeploymentClient]:
+def client(tmp_path, new_database, monkeypatch):
     store = new_database(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     with empty_home(tmp_path) as opened, tracking_at(store):
@@ -78,14 +72,13 @@ def client(
 
 
 @pytest.fixture
-def deployments(client: BaseDeploymentClient) -> Iterator[Deployments]:
+def deployments(client):
     """Deployments with the endpoint `flights`, whose server is stopped, and `files`,
     which serves a folder.
     """
     MlflowClient().create_registered_model("late")
     MlflowClient().create_registered_model(
-        "strict",
-        {GATE_POLICY_TAG: "evaluation: {margin: wide}"},
+        "strict", {GATE_POLICY_TAG: "evaluation: {margin: wide}"}
     )
     with open_deployments(lambda line: None) as opened:
         opened.store.add_endpoint("onnxserve", new_endpoint("flights", "models:/late@champion"))
@@ -94,7 +87,7 @@ def deployments(client: BaseDeploymentClient) -> Iterator[Deployments]:
 
 
 @pytest.mark.usefixtures("client")
-def test_the_model_of_a_search_depends_on_its_endpoint() -> None:
+def test_the_model_of_a_search_depends_on_its_endpoint():
     assert deployed_model(Search()) == (MODEL, False)
     assert deployed_model(Search(registered_model="mine")) == ("mine", False)
     assert deployed_model(Search(deploy="flights")) == (MODEL, True)
@@ -132,16 +125,12 @@ def test_the_model_of_a_search_depends_on_its_endpoint() -> None:
         (Search(registered_model="a\nb"), InvalidConfig, ("registered_model", r"'a\nb'")),
     ],
 )
-def test_a_rollout_that_would_fail_is_refused_before_the_search(
-    options: Search,
-    kind: type[OnnxserveError],
-    names: tuple[str, ...],
-) -> None:
+def test_a_rollout_that_would_fail_is_refused_before_the_search(options, kind, names):
     with refused(kind, *names):
         deployed_model(options)
 
 
-def test_a_live_rollout_is_refused_before_the_search(deployments: Deployments) -> None:
+def test_a_live_rollout_is_refused_before_the_search(deployments):
     deployments.store.add_rollout("flights", {"to_uri": "models:/late/2"}, "baking")
 
     with refused(AlreadyExists, "'flights'", "rollout"):
@@ -149,11 +138,8 @@ def test_a_live_rollout_is_refused_before_the_search(deployments: Deployments) -
 
 
 @pytest.mark.long
-def test_one_command_creates_the_deployment_and_the_next_rolls_out_a_better_model(
-    client: BaseDeploymentClient,
-    tmp_path: Path,
-) -> None:
-    def search(**options: object) -> subprocess.CompletedProcess[str]:
+def test_one_command_creates_the_deployment_and_the_next_rolls_out_a_better_model(client, tmp_path):
+    def search(**options):
         command = [
             sys.executable,
             "-m",
@@ -200,9 +186,7 @@ def test_one_command_creates_the_deployment_and_the_next_rolls_out_a_better_mode
     assert {version for version, _ in answers} == {"1", "2"}
 
     MlflowClient().set_registered_model_tag(
-        MODEL,
-        "onnxserve.gate.policy",
-        "budget: {max_p99_ms: 0.000001}",
+        MODEL, "onnxserve.gate.policy", "budget: {max_p99_ms: 0.000001}"
     )
     worse = search()
     assert worse.returncode == 1

@@ -3,8 +3,6 @@ and 3 has no ONNX form.
 """
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import yaml
@@ -13,31 +11,23 @@ from mlflow.entities import Dataset, DatasetInput
 
 from mlflow_deploy_plugin.promote.gate.run import run_gate
 from tests.support.classifiers import write_classifier
-from tests.support.tracking import NewDatabase, tracking_at
+from tests.support.tracking import tracking_at
 
 EXAMPLE = {
-    "dataframe_split": {
-        "columns": ["a", "b"],
-        "data": [[1.0, 0.0], [0.0, 1.0], [0.5, 0.75]],
-    },
+    "dataframe_split": {"columns": ["a", "b"], "data": [[1.0, 0.0], [0.0, 1.0], [0.5, 0.75]]}
 }
 PACKAGES = "mlflow-onnxserve[cpu]==0.1.0\nonnxruntime==1.31.1\n"
 
 
 @pytest.fixture
-def registry(
-    tmp_path: Path,
-    new_database: NewDatabase,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[MlflowClient]:
+def registry(tmp_path, new_database, monkeypatch):
     """Create a separate registry and store for the test."""
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)  # MLflow writes artifacts here.
     with tracking_at(new_database(tmp_path)):
         client = MlflowClient()
         client.create_registered_model(
-            "toy",
-            {"onnxserve.gate.policy": "skip: [robustness, budget]"},
+            "toy", {"onnxserve.gate.policy": "skip: [robustness, budget]"}
         )
         runs = {number: log_run(client, number) for number in (1, 2)}
         for number, weights in ((1, (2.0, -1.0)), (2, (1.0, 2.0))):
@@ -45,14 +35,9 @@ def registry(
             (folder / "serving_input_example.json").write_text(json.dumps(EXAMPLE))
             (folder / "requirements.txt").write_text(PACKAGES)
             (folder / "requirements.lock").write_text(
-                f"# the training\nscikit_learn==1.{number}\nnumpy==2.0\n",
+                f"# the training\nscikit_learn==1.{number}\nnumpy==2.0\n"
             )
-            client.create_model_version(
-                "toy",
-                folder.as_uri(),
-                runs[number],
-                tags={"team": "blue"},
-            )
+            client.create_model_version("toy", folder.as_uri(), runs[number], tags={"team": "blue"})
         python = {
             "flavors": {"python_function": {"loader_module": "toy"}},
             "signature": signature_of(tmp_path / "1"),
@@ -65,10 +50,10 @@ def registry(
         yield client
 
 
-def log_run(client: MlflowClient, number: int) -> str:
+def log_run(client, number):
     """Log a run with a parameter, a metric and a dataset."""
     run_id = str(
-        client.create_run("0", tags={"mlflow.source.git.commit": f"c0ffee{number}"}).info.run_id,
+        client.create_run("0", tags={"mlflow.source.git.commit": f"c0ffee{number}"}).info.run_id
     )
     client.log_param(run_id, "C", number)
     client.log_metric(run_id, "accuracy", 0.9 + number / 100)
@@ -76,5 +61,5 @@ def log_run(client: MlflowClient, number: int) -> str:
     return run_id
 
 
-def signature_of(folder: Path) -> object:
+def signature_of(folder):
     return yaml.safe_load((folder / "MLmodel").read_text())["signature"]

@@ -9,7 +9,6 @@ import pytest
 from click.testing import CliRunner
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
-from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
@@ -19,7 +18,6 @@ from mlflow_deploy_plugin.core.statedir.models import (
     WantedVariant,
     WorkerState,
 )
-from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.promote.evidence.bom import endpoint_bom
 from mlflow_deploy_plugin.ship.deployments.backends.targets import Observation
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
@@ -27,11 +25,11 @@ from tests.support.commands import said
 from tests.support.refusals import mentions
 
 
-def check_schema(text: str) -> None:
+def check_schema(text):
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
 
 
-def bom_of(*arguments: str) -> dict[str, Any]:
+def bom_of(*arguments):
     """Return the document of the command after it was compared with the schema."""
     result = CliRunner().invoke(main, ["audit", "bom", *arguments])
     assert result.exit_code == 0, result.output
@@ -40,13 +38,13 @@ def bom_of(*arguments: str) -> dict[str, Any]:
     return document
 
 
-def properties_of(document: dict[str, Any]) -> dict[str, str]:
+def properties_of(document):
     """Return the properties of the subject of the document."""
     subject = document["metadata"]["component"]
     return {entry["name"]: entry["value"] for entry in subject["properties"]}
 
 
-def test_bom_of_version(registry: MlflowClient, tmp_path: Path) -> None:
+def test_bom_of_version(registry, tmp_path):
     registry.set_registered_model_tag("toy", "license", "MIT")
     registry.set_model_version_tag("toy", "1", "license", "Apache-2.0")
     document = bom_of("models:/toy/1")
@@ -64,7 +62,7 @@ def test_bom_of_version(registry: MlflowClient, tmp_path: Path) -> None:
     assert facts["mlflow:tag:team"] == "blue"
 
 
-def test_bom_of_version_has_datasets_and_packages(registry: MlflowClient) -> None:
+def test_bom_of_version_has_datasets_and_packages(registry):
     document = bom_of("models:/toy/1")
     assert {part["bom-ref"]: part.get("scope") for part in document["components"]} == {
         "dataset:flights@digest1": None,
@@ -84,7 +82,7 @@ def test_bom_of_version_has_datasets_and_packages(registry: MlflowClient) -> Non
 
 
 @pytest.mark.parametrize("licence", ["our own", "MIT OR Apache-2.0"])
-def test_bom_of_version_without_records(registry: MlflowClient, licence: str) -> None:
+def test_bom_of_version_without_records(registry, licence):
     registry.set_registered_model_tag("toy", "license", licence)
     registry.set_model_version_tag("toy", "3", "page", "https://ada:secret@example.com")
     document = bom_of("models:/toy/3")
@@ -94,7 +92,7 @@ def test_bom_of_version_without_records(registry: MlflowClient, licence: str) ->
     assert "secret" not in json.dumps(document)
 
 
-def test_bom_requirements_that_are_not_packages(registry: MlflowClient, tmp_path: Path) -> None:
+def test_bom_requirements_that_are_not_packages(registry, tmp_path):
     lines = "--extra-index-url https://ada:secret@example.com\nPy_Arrow >= 3\nnumpy==2.0 ; os_name"
     (tmp_path / "1" / "requirements.txt").write_text(lines)
     document = bom_of("models:/toy/1")
@@ -106,7 +104,7 @@ def test_bom_requirements_that_are_not_packages(registry: MlflowClient, tmp_path
     }
 
 
-def test_bom_of_endpoint_has_loaded_versions(registry: MlflowClient, store: Store) -> None:
+def test_bom_of_endpoint_has_loaded_versions(registry, store):
     spec = apply_config(new_endpoint("flights", "models:/toy@champion"), {})
     wanted = {
         name: WantedVariant(model_uri=uri, model="toy", version="2", folder=Path("any"))
@@ -138,8 +136,8 @@ def test_bom_of_endpoint_has_loaded_versions(registry: MlflowClient, store: Stor
     assert "components" not in stopped
 
 
-def test_bom_is_refused(registry: MlflowClient, tmp_path: Path) -> None:
-    def refusal(*arguments: str) -> str:
+def test_bom_is_refused(registry, tmp_path):
+    def refusal(*arguments):
         return said(CliRunner().invoke(main, ["audit", "bom", *arguments]))
 
     assert mentions(refusal("models:/toy/9"), "toy", "9")

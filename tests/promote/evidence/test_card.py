@@ -3,7 +3,6 @@ that they link to.
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html.parser import HTMLParser
@@ -29,7 +28,6 @@ from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.promote.evidence.card import VersionCard, make_card
-from mlflow_deploy_plugin.promote.evidence.statements import Statement
 from mlflow_deploy_plugin.promote.gate.approvals import (
     Person,
     approve,
@@ -46,7 +44,7 @@ from tests.support.commands import said
 from tests.support.refusals import mentions, refused
 from tests.support.results import result_of
 from tests.support.services.mlflow_server import MlflowServer
-from tests.support.tracking import DEFAULT_EXPERIMENT, NewDatabase, tracking_at
+from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 
 SECTIONS = {
     "model_details": ["purpose", "origin", "data", "signature"],
@@ -101,11 +99,7 @@ class Page(HTMLParser):
         self.texts = ""
         self.feed(page)
 
-    def handle_starttag(
-        self,
-        tag: str,
-        attrs: list[tuple[str, str | None]],
-    ) -> None:
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.add(tag)
         self.addresses += [value or "" for name, value in attrs if name in ("href", "src")]
 
@@ -113,21 +107,18 @@ class Page(HTMLParser):
         self.texts += data
 
 
-def statements(card: VersionCard) -> Iterator[tuple[str, Statement]]:
+def statements(card):
     for group in SECTIONS:
         for section, entries in getattr(card, group).items():
             yield from ((section, statement) for statement in entries)
 
 
-def texts(card: VersionCard, section: str) -> str:
+def texts(card, section):
     return "\n".join(statement.text for name, statement in statements(card) if name == section)
 
 
 @pytest.fixture(scope="module")
-def recorded(
-    tmp_path_factory: pytest.TempPathFactory,
-    new_database: NewDatabase,
-) -> Iterator[Recorded]:
+def recorded(tmp_path_factory, new_database):
     """Log, judge, approve, promote, disturb, explain and monitor a version of the model
     `toy`.
     """
@@ -136,11 +127,7 @@ def recorded(
     folder = tmp_path_factory.mktemp("card")
     home = Settings(home=folder / "home")
     new_database(folder)
-    server = MlflowServer(
-        folder,
-        app="onnxserve",
-        variables={"ONNXSERVE_HOME": str(home.home)},
-    )
+    server = MlflowServer(folder, app="onnxserve", variables={"ONNXSERVE_HOME": str(home.home)})
     server.start()
     holdout = str(write_rows(folder / "holdout.parquet", labelled(600, seed=3)))
     # Only events that are signed with the server's key are approvals.
@@ -157,9 +144,7 @@ def recorded(
                 f"evaluation: {{dataset: {holdout}, target: label}}"
             )
             client.create_registered_model(
-                "toy",
-                {"onnxserve.gate.policy": policy},
-                "Predicts toys.",
+                "toy", {"onnxserve.gate.policy": policy}, "Predicts toys."
             )
             with mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT) as run:
                 mlflow.log_param("C", 1.0)
@@ -167,7 +152,7 @@ def recorded(
                 mlflow.log_input(mlflow.data.from_pandas(rows, name="flights"))
                 model = LogisticRegression().fit(rows[[*COLUMNS]], rows["label"])
                 dated = rows[[*COLUMNS]].assign(
-                    day=pd.date_range("2013-01-01", "2013-12-31", len(rows)),
+                    day=pd.date_range("2013-01-01", "2013-12-31", len(rows))
                 )
                 onnxserve.log_model(
                     model,
@@ -178,11 +163,7 @@ def recorded(
                 )
             client.set_model_version_tag("toy", "1", "onnxserve.parent", "models:/toy/0")
             onnxserve.robustness(
-                "models:/toy/1",
-                holdout,
-                "label",
-                strengths={"noise": [0.1, 1]},
-                log=True,
+                "models:/toy/1", holdout, "label", strengths={"noise": [0.1, 1]}, log=True
             )
             onnxserve.explain("models:/toy/1", holdout, max_rows=10, log=True)
             run_gate("toy", "1", store=store)
@@ -206,22 +187,9 @@ def recorded(
             states: list[State] = ["drift", "no drift", "no drift"]
             for day, state in enumerate(states):
                 finding = Finding(
-                    "a",
-                    "distribution",
-                    state,
-                    "the mean moved",
-                    4.5,
-                    3.0,
-                    "carrier=AA",
+                    "a", "distribution", state, "the mean moved", 4.5, 3.0, "carrier=AA"
                 )
-                window = result_of(
-                    day,
-                    "toys",
-                    (finding,),
-                    model="toy",
-                    version="1",
-                    state=state,
-                )
+                window = result_of(day, "toys", (finding,), model="toy", version="1", state=state)
                 log_result(window, build_report(window))
             other = result_of(9, "toys", model="another", version="1", state="drift")
             log_result(other, build_report(other))
@@ -232,11 +200,7 @@ def recorded(
 
 
 @pytest.fixture
-def registry(
-    tmp_path: Path,
-    new_database: NewDatabase,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Registry]:
+def registry(tmp_path, new_database, monkeypatch):
     monkeypatch.chdir(tmp_path)  # MLflow writes artifacts here.
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     write_classifier(tmp_path / "model")
@@ -247,12 +211,11 @@ def registry(
 
 
 @pytest.mark.long
-def test_every_statement_links_to_a_run_a_tag_or_an_event_that_exists(recorded: Recorded) -> None:
+def test_every_statement_links_to_a_run_a_tag_or_an_event_that_exists(recorded):
     client = MlflowClient(recorded.url)
     tags = client.get_model_version("toy", "1").tags
     trail = requests.get(
-        f"{recorded.url}/onnxserve/history.jsonl?model=toy",
-        timeout=30,
+        f"{recorded.url}/onnxserve/history.jsonl?model=toy", timeout=30
     ).text.splitlines()
     events = {f"{event['action']} {event['at']}" for event in map(json.loads, trail)}
     pages = {}
@@ -273,7 +236,7 @@ def test_every_statement_links_to_a_run_a_tag_or_an_event_that_exists(recorded: 
 
 
 @pytest.mark.long
-def test_the_sections_have_the_recorded_values(recorded: Recorded) -> None:
+def test_the_sections_have_the_recorded_values(recorded):
     card = recorded.card
     assert {group: [*getattr(card, group)] for group in SECTIONS} == SECTIONS
     assert card.name == "toy"
@@ -281,9 +244,7 @@ def test_the_sections_have_the_recorded_values(recorded: Recorded) -> None:
     assert mentions(texts(card, "purpose"), "Predicts toys")
     assert mentions(texts(card, "origin"), "models:/toy/0", "C 1.0")
     assert mentions(
-        texts(card, "origin"),
-        "registered by anonymous@127.0.0.1",
-        "LogisticRegression of sklearn",
+        texts(card, "origin"), "registered by anonymous@127.0.0.1", "LogisticRegression of sklearn"
     )
     datasets = MlflowClient(recorded.url).get_run(recorded.run_id).inputs.dataset_inputs
     for entry in datasets:
@@ -293,9 +254,7 @@ def test_the_sections_have_the_recorded_values(recorded: Recorded) -> None:
         )
     assert mentions(texts(card, "data"), "400 rows, from 2013-01-01 to 2013-12-31")
     assert mentions(
-        texts(card, "signature"),
-        *(f"{name} (double)" for name in COLUMNS),
-        "int64 [-1]",
+        texts(card, "signature"), *(f"{name} (double)" for name in COLUMNS), "int64 [-1]"
     )
     assert mentions(texts(card, "metrics"), "accuracy 0.875")
     assert "onnxserve.parity" not in texts(card, "metrics")
@@ -309,7 +268,7 @@ def test_the_sections_have_the_recorded_values(recorded: Recorded) -> None:
     assert mentions(texts(card, "monitors"), "2 no drift", "1 drift", "2013-07-03")
 
 
-def test_sections_without_records_are_left_out(registry: Registry, tmp_path: Path) -> None:
+def test_sections_without_records_are_left_out(registry, tmp_path):
     registry.register("bare")
     card = make_card("models:/bare/1", registry.store)
     assert {group: [*getattr(card, group)] for group in SECTIONS} == BARE
@@ -323,7 +282,7 @@ def test_sections_without_records_are_left_out(registry: Registry, tmp_path: Pat
     )
 
 
-def test_the_verdict_of_the_served_version_is_next_to_the_verdict(registry: Registry) -> None:
+def test_the_verdict_of_the_served_version_is_next_to_the_verdict(registry):
     registry.register("pair")
     registry.client.create_model_version("pair", (registry.folder / "model").as_uri())
     registry.client.set_registered_model_alias("pair", "champion", "1")
@@ -340,7 +299,7 @@ def test_the_verdict_of_the_served_version_is_next_to_the_verdict(registry: Regi
     assert "served" not in texts(make_card("models:/pair/1", registry.store), "gate")
 
 
-def test_text_from_users_is_not_markup(registry: Registry, tmp_path: Path) -> None:
+def test_text_from_users_is_not_markup(registry, tmp_path):
     name = "<img src=x onerror=alert(1)>"
     image = "<script>alert(2)</script>"
     registry.register(name)
@@ -358,7 +317,7 @@ def test_text_from_users_is_not_markup(registry: Registry, tmp_path: Path) -> No
     assert "secret" not in page.texts + (tmp_path / "out" / "model_card.json").read_text()
 
 
-def test_measurements_of_another_version_in_the_same_run_are_left_out(registry: Registry) -> None:
+def test_measurements_of_another_version_in_the_same_run_are_left_out(registry):
     run_id = registry.client.create_run(DEFAULT_EXPERIMENT).info.run_id
     registry.register("shared", run_id)
     report = {
@@ -369,14 +328,10 @@ def test_measurements_of_another_version_in_the_same_run_are_left_out(registry: 
     registry.client.log_dict(run_id, report, "explain/explain.json")
     assert texts(make_card("models:/shared/1", registry.store), "explanations") == ""
     registry.client.log_dict(
-        run_id,
-        {**report, "model": "models:/shared/1"},
-        "explain/explain.json",
+        run_id, {**report, "model": "models:/shared/1"}, "explain/explain.json"
     )
     assert mentions(
-        texts(make_card("models:/shared/1", registry.store), "explanations"),
-        "7 predictions",
-        "a 1",
+        texts(make_card("models:/shared/1", registry.store), "explanations"), "7 predictions", "a 1"
     )
     registry.client.copy_model_version("models:/shared/1", "copied")
     copied = make_card("models:/copied/1", registry.store)
@@ -384,13 +339,11 @@ def test_measurements_of_another_version_in_the_same_run_are_left_out(registry: 
     assert mentions(texts(copied, "explanations"), "7 predictions")
 
 
-def test_a_record_that_cannot_be_understood_is_a_statement(registry: Registry) -> None:
+def test_a_record_that_cannot_be_understood_is_a_statement(registry):
     run_id = registry.client.create_run(DEFAULT_EXPERIMENT).info.run_id
     registry.register("broken", run_id)
     registry.client.log_text(
-        run_id,
-        '{"model": "models:/broken/1", "metric": 1}',
-        "robustness/robustness.json",
+        run_id, '{"model": "models:/broken/1", "metric": 1}', "robustness/robustness.json"
     )
     registry.client.log_text(run_id, "[", "explain/explain.json")
     registry.client.set_model_version_tag("broken", "1", "onnxserve.monitor.x/window", "soon")
@@ -399,14 +352,10 @@ def test_a_record_that_cannot_be_understood_is_a_statement(registry: Registry) -
         assert mentions(texts(card, section), section, "cannot be understood")
 
 
-def test_a_policy_that_is_not_valid_is_a_statement_before_the_checks_of_the_gate(
-    registry: Registry,
-) -> None:
+def test_a_policy_that_is_not_valid_is_a_statement_before_the_checks_of_the_gate(registry):
     registry.register("odd")
     registry.client.set_registered_model_tag(
-        "odd",
-        "onnxserve.gate.policy",
-        "approvals: {counts: 1}",
+        "odd", "onnxserve.gate.policy", "approvals: {counts: 1}"
     )
     for name, value in (("", "passed"), (".digest", "a digest")):
         registry.client.set_model_version_tag("odd", "1", f"onnxserve.gate{name}", value)
@@ -415,7 +364,7 @@ def test_a_policy_that_is_not_valid_is_a_statement_before_the_checks_of_the_gate
     assert mentions(policy, "policy", "onnxserve.gate.policy of model odd", "approvals.counts")
 
 
-def test_a_version_whose_section_has_another_type_has_a_card(registry: Registry) -> None:
+def test_a_version_whose_section_has_another_type_has_a_card(registry):
     registry.register("odd")
     (registry.folder / "model" / "MLmodel").write_text("flavors: {onnxserve: 5}")
     card = make_card("models:/odd/1", registry.store)
@@ -426,34 +375,16 @@ def test_a_version_whose_section_has_another_type_has_a_card(registry: Registry)
     assert [text for text in texts if text.startswith(words)]
 
 
-def test_events_of_a_deleted_version_with_the_same_number_are_left_out(registry: Registry) -> None:
-    registry.store.record(
-        "approve",
-        model="again",
-        version="1",
-        after="@champion",
-        actor="ada",
-    )
+def test_events_of_a_deleted_version_with_the_same_number_are_left_out(registry):
+    registry.store.record("approve", model="again", version="1", after="@champion", actor="ada")
     registry.register("again")
-    registry.store.record(
-        "approve",
-        model="again",
-        version="2",
-        after="@champion",
-        actor="ada",
-    )
-    registry.store.record(
-        "approve",
-        model="again",
-        version="1",
-        after="@champion",
-        actor="bob",
-    )
+    registry.store.record("approve", model="again", version="2", after="@champion", actor="ada")
+    registry.store.record("approve", model="again", version="1", after="@champion", actor="bob")
     approvals = texts(make_card("models:/again/1", registry.store), "approvals")
     assert (mentions(approvals, "bob"), mentions(approvals, "ada")) == (True, False)
 
 
-def test_tampered_events_vouch_for_nothing_on_the_card(registry: Registry) -> None:
+def test_tampered_events_vouch_for_nothing_on_the_card(registry):
     registry.register("toy")
     with store_of_server(str(registry.store._engine.url), registry.folder) as server:
         server.record("adopt", actor="ada", model="toy")
@@ -471,21 +402,18 @@ def test_tampered_events_vouch_for_nothing_on_the_card(registry: Registry) -> No
     assert (len(lines), sum(unsigned)) == (6, 3)
 
 
-def test_only_registered_versions_have_a_card(registry: Registry) -> None:
+def test_only_registered_versions_have_a_card(registry):
     with refused(InvalidConfig, str(registry.folder / "model")):
         make_card(str(registry.folder / "model"), registry.store)
 
 
-def test_the_command_writes_the_page_and_the_document(registry: Registry) -> None:
+def test_the_command_writes_the_page_and_the_document(registry):
     registry.register("toy")
     before = datetime.now(UTC)
     done = CliRunner().invoke(main, ["audit", "card", "models:/toy/1"])
     assert done.exit_code == 0, done.output
     assert mentions(
-        done.stdout,
-        "toy version 1",
-        "toy-1-card/model_card.html",
-        "toy-1-card/model_card.json",
+        done.stdout, "toy version 1", "toy-1-card/model_card.html", "toy-1-card/model_card.json"
     )
     document = json.loads((registry.folder / "toy-1-card" / "model_card.json").read_text())
     assert {group: [*document[group]] for group in SECTIONS} == BARE
@@ -496,11 +424,7 @@ def test_the_command_writes_the_page_and_the_document(registry: Registry) -> Non
     assert all(text in page.texts for text in written)
 
 
-def test_without_an_answer_of_mlflow_no_file_is_written(
-    registry: Registry,
-    free_port: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_without_an_answer_of_mlflow_no_file_is_written(registry, free_port, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with tracking_at(f"http://127.0.0.1:{free_port}"):
         assert mentions(
@@ -517,11 +441,7 @@ def test_without_an_answer_of_mlflow_no_file_is_written(
         (["models:/toy/1", "--folder", "model/MLmodel/below"], ["model/MLmodel/below"]),
     ],
 )
-def test_a_mistake_is_one_line_and_writes_no_file(
-    registry: Registry,
-    arguments: list[str],
-    names: list[str],
-) -> None:
+def test_a_mistake_is_one_line_and_writes_no_file(registry, arguments, names):
     registry.register("toy")
     assert mentions(said(CliRunner().invoke(main, ["audit", "card", *arguments])), *names)
     assert not [*registry.folder.rglob("model_card.*")]

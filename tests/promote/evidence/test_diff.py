@@ -4,23 +4,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, Refused
-from mlflow_deploy_plugin.promote.evidence.diff import (
-    DiffRow,
-    Value,
-    VersionDiff,
-    compare,
-    diff_versions,
-)
+from mlflow_deploy_plugin.promote.evidence.diff import DiffRow, VersionDiff, compare, diff_versions
 from mlflow_deploy_plugin.promote.evidence.record import read_record
 from mlflow_deploy_plugin.promote.gate.verdict import CheckResult
 from tests.support.classifiers import write_classifier
 from tests.support.refusals import mentions, refused
 
 
-def changed(diff: VersionDiff, section: str) -> dict[str, tuple[Value, Value]]:
+def changed(diff, section):
     return {
         row.name: (row.before, row.after)
         for row in diff.rows
@@ -28,7 +21,7 @@ def changed(diff: VersionDiff, section: str) -> dict[str, tuple[Value, Value]]:
     }
 
 
-def test_each_section_has_its_differences(registry: MlflowClient) -> None:
+def test_each_section_has_its_differences(registry):
     diff = diff_versions("models:/toy/1", "models:/toy/2")
     assert diff.before == "models:/toy/1"
     assert diff.after == "models:/toy/2"
@@ -43,9 +36,7 @@ def test_each_section_has_its_differences(registry: MlflowClient) -> None:
     assert mentions(diff.notes[0], "models:/toy/2", "gate")
 
 
-def test_metrics_and_the_gate_come_first_with_their_trend_and_the_operators_last(
-    registry: MlflowClient,
-) -> None:
+def test_metrics_and_the_gate_come_first_with_their_trend_and_the_operators_last(registry):
     first, second = (registry.get_model_version("toy", number).run_id for number in ("1", "2"))
     for run_id, figures in (
         (first, {"val_loss": 0.5, "training_f1_score": 0.5, "brier_score": 0.1, "rows": 10.0}),
@@ -79,9 +70,7 @@ def test_metrics_and_the_gate_come_first_with_their_trend_and_the_operators_last
     assert differences["parameters", "C"] is None
 
 
-def test_a_negated_error_and_a_d2_score_are_better_if_they_are_higher(
-    registry: MlflowClient,
-) -> None:
+def test_a_negated_error_and_a_d2_score_are_better_if_they_are_higher(registry):
     names = (
         "neg_mean_squared_error",
         "val_neg_log_loss",
@@ -104,11 +93,11 @@ def test_a_negated_error_and_a_d2_score_are_better_if_they_are_higher(
     ]
 
 
-def test_a_value_that_is_true_or_false_has_no_difference() -> None:
+def test_a_value_that_is_true_or_false_has_no_difference():
     assert DiffRow("code", "uncommitted changes", False, True, True).difference is None
 
 
-def test_a_gate_that_fails_after_one_that_passed_is_worse(registry: MlflowClient) -> None:
+def test_a_gate_that_fails_after_one_that_passed_is_worse(registry):
     for number, state in (("1", "passed"), ("2", "failed")):
         for name, value in (("", state), (".digest", "a digest")):
             registry.set_model_version_tag("toy", number, f"onnxserve.gate{name}", value)
@@ -121,7 +110,7 @@ def test_a_gate_that_fails_after_one_that_passed_is_worse(registry: MlflowClient
     assert "version 2 is worse: gate state passed → failed; better: accuracy" in sentence
 
 
-def test_changes_over_the_limit_are_counted() -> None:
+def test_changes_over_the_limit_are_counted():
     rows = [DiffRow("metrics", f"f1_{n}", 0.5, 0.6, True, "better") for n in range(5)]
     rows[0] = replace(rows[0], name="train_f1", trend="worse")
     diff = VersionDiff("models:/toy/1", "models:/toy/2", tuple(rows), ())
@@ -133,7 +122,7 @@ def test_changes_over_the_limit_are_counted() -> None:
     assert neither == "version 2 is neither better nor worse by its recorded metrics"
 
 
-def test_share_of_other_answers_is_that_of_the_back_test(registry: MlflowClient) -> None:
+def test_share_of_other_answers_is_that_of_the_back_test(registry):
     old, new = (read_record(f"models:/toy/{number}") for number in (1, 2))
     assert old.gate is not None
     figures = {"disagreement": 0.97}
@@ -147,10 +136,7 @@ def test_share_of_other_answers_is_that_of_the_back_test(registry: MlflowClient)
     ]
 
 
-def test_the_graph_is_compared_by_its_operators_and_sizes(
-    registry: MlflowClient,
-    tmp_path: Path,
-) -> None:
+def test_the_graph_is_compared_by_its_operators_and_sizes(registry, tmp_path):
     folder = write_classifier(tmp_path / "other", extra="y = Abs(x)  z = Identity(y)")
     registry.create_model_version("toy", folder.as_uri())
     graph = changed(diff_versions("models:/toy/2", "models:/toy/4"), "graph")
@@ -161,9 +147,7 @@ def test_the_graph_is_compared_by_its_operators_and_sizes(
     assert graph == {"operator Abs": (None, 1)}
 
 
-def test_the_predictions_for_the_example_rows_are_compared_per_output(
-    registry: MlflowClient,
-) -> None:
+def test_the_predictions_for_the_example_rows_are_compared_per_output(registry):
     diff = diff_versions("models:/toy/1", "models:/toy/2")
     assert not isinstance(diff.predictions, Refused)
     label, probabilities = diff.predictions
@@ -178,7 +162,7 @@ def test_the_predictions_for_the_example_rows_are_compared_per_output(
     assert probabilities.largest == pytest.approx(0.8808 - 0.2689, abs=1e-4)
 
 
-def test_a_version_is_equal_to_itself(registry: MlflowClient) -> None:
+def test_a_version_is_equal_to_itself(registry):
     registry.log_metric(registry.get_model_version("toy", "1").run_id, "loss", float("nan"))
     diff = diff_versions("models:/toy@champion", "models:/toy/1")
     assert diff.rows
@@ -190,10 +174,7 @@ def test_a_version_is_equal_to_itself(registry: MlflowClient) -> None:
     ]
 
 
-def test_the_predictions_need_equal_inputs_onnx_forms_and_example_rows(
-    registry: MlflowClient,
-    tmp_path: Path,
-) -> None:
+def test_the_predictions_need_equal_inputs_onnx_forms_and_example_rows(registry, tmp_path):
     renamed = write_classifier(tmp_path / "renamed", columns=("a", "c"))
     registry.create_model_version("toy", renamed.as_uri())
     bare = write_classifier(tmp_path / "bare")
@@ -211,12 +192,12 @@ def test_the_predictions_need_equal_inputs_onnx_forms_and_example_rows(
 
 
 @pytest.mark.parametrize("example", ['{"dataframe_split": {"columns": ["a"], "data": [[1]]}}', "{"])
-def test_an_example_that_cannot_be_sent_is_a_reason(registry: MlflowClient, example: str) -> None:
+def test_an_example_that_cannot_be_sent_is_a_reason(registry, example):
     Path("2/serving_input_example.json").write_text(example)
     assert isinstance(diff_versions("models:/toy/1", "models:/toy/2").predictions, Refused)
 
 
-def test_a_copy_is_noted(registry: MlflowClient) -> None:
+def test_a_copy_is_noted(registry):
     registry.create_registered_model("copies")
     registry.copy_model_version("models:/toy/1", "copies")
     registry.copy_model_version("models:/toy/2", "copies")
@@ -229,14 +210,14 @@ def test_a_copy_is_noted(registry: MlflowClient) -> None:
         )
 
 
-def test_versions_of_two_models_are_refused(registry: MlflowClient) -> None:
+def test_versions_of_two_models_are_refused(registry):
     registry.copy_model_version("models:/toy/1", "copies")
     with refused(InvalidConfig, "toy", "copies"):
         diff_versions("models:/toy/1", "models:/copies/1")
 
 
 @pytest.mark.parametrize("section", ["5", "{parity: [1]}", "{outputs: [1]}", "{provenance: 3}"])
-def test_a_section_of_another_type_is_a_note(registry: MlflowClient, section: str) -> None:
+def test_a_section_of_another_type_is_a_note(registry, section):
     Path("2", "MLmodel").write_text(f"flavors: {{onnxserve: {section}}}")
     diff = diff_versions("models:/toy/1", "models:/toy/2")
     assert any(

@@ -3,18 +3,15 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import requests
 from click.testing import CliRunner
 from markupsafe import escape
-from mlflow import MlflowClient
 from sklearn.linear_model import LogisticRegression
 from sqlalchemy import delete, update
 
@@ -28,11 +25,9 @@ from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
 from mlflow_deploy_plugin.core.store.audit_seal import adopt_trail
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
-from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import AuditRow
-from mlflow_deploy_plugin.promote.evidence.dossier import Dossier, make_dossier, parse_period
+from mlflow_deploy_plugin.promote.evidence.dossier import make_dossier, parse_period
 from mlflow_deploy_plugin.promote.evidence.proof import check_dossier, obtain_proof
-from mlflow_deploy_plugin.promote.evidence.statements import Statement
 from mlflow_deploy_plugin.promote.gate.promotion import promote
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.wrap.flavor.signing import sign_version
@@ -44,7 +39,7 @@ from tests.support.inference_log import LogWriter
 from tests.support.keypairs import write_key
 from tests.support.refusals import mentions, refused
 from tests.support.services.mlflow_server import MlflowServer
-from tests.support.tracking import NewDatabase, tracking_at
+from tests.support.tracking import tracking_at
 
 GROUPS = ("serving", "decisions", "monitoring", "record")
 QUARTER = datetime(2013, 10, 1, tzinfo=UTC)
@@ -54,12 +49,12 @@ MLFLOW = "https://mlflow.example.com/runs"
 
 
 @pytest.fixture
-def clock() -> Clock[datetime]:
+def clock():
     return Clock(QUARTER - 30 * DAY)
 
 
 @pytest.fixture
-def trail(registry: MlflowClient, tmp_path: Path, clock: Clock[datetime]) -> Iterator[Store]:
+def trail(registry, tmp_path, clock):
     """A store with the endpoint `flights`, which follows @champion of `toy`."""
     with closing(open_store(Settings(home=tmp_path / "home").store_url, clock)) as store:
         spec = apply_config(new_endpoint("flights", "models:/toy@champion"), {})
@@ -67,7 +62,7 @@ def trail(registry: MlflowClient, tmp_path: Path, clock: Clock[datetime]) -> Ite
         yield store
 
 
-def statements(dossier: Dossier) -> dict[str, list[Statement]]:
+def statements(dossier):
     """Return the statements of each section."""
     return {
         section: [*entries]
@@ -76,7 +71,7 @@ def statements(dossier: Dossier) -> dict[str, list[Statement]]:
     }
 
 
-def texts(dossier: Dossier, section: str) -> str:
+def texts(dossier, section):
     return "\n".join(entry.text for entry in statements(dossier).get(section, ()))
 
 
@@ -92,11 +87,7 @@ def texts(dossier: Dossier, section: str) -> str:
         ("2026-11-03/2d", (2026, 11, 3), (2026, 11, 5)),
     ],
 )
-def test_dossier_period(
-    text: str,
-    start: tuple[int, int, int],
-    end: tuple[int, int, int],
-) -> None:
+def test_dossier_period(text, start: tuple[int, int, int], end: tuple[int, int, int]):
     period = parse_period(text, datetime(2026, 12, 31, tzinfo=UTC))
     assert period == Window(datetime(*start, tzinfo=UTC), datetime(*end, tzinfo=UTC))
 
@@ -108,13 +99,13 @@ def test_dossier_period(
         *("2026-11-05/2026-11-03", "2026-11-05/", "2027", "2027-01-01/1d"),
     ],
 )
-def test_dossier_period_is_refused(text: str) -> None:
+def test_dossier_period_is_refused(text):
     with refused(InvalidConfig):
         parse_period(text, datetime(2026, 12, 31, tzinfo=UTC))
 
 
 @pytest.fixture
-def quarter(trail: Store, clock: Clock[datetime]) -> Store:
+def quarter(trail, clock):
     """Version 1 of `toy` serves before the period, and version 2 is promoted in it."""
     moved = {"moved": {"place": "@champion", "before": "", "files": "f"}}
     trail.record("alias", actor="ada", model="toy", version="1", after="@champion", detail=moved)
@@ -134,7 +125,7 @@ def quarter(trail: Store, clock: Clock[datetime]) -> Store:
     return trail
 
 
-def test_dossier_of_decisions(quarter: Store, tmp_path: Path) -> None:
+def test_dossier_of_decisions(quarter, tmp_path):
     dossier = make_dossier(quarter, "flights", PERIOD, str(tmp_path / "log"))
     assert mentions(texts(dossier, "versions"), "models:/toy@champion 100", "toy was version 1")
     promotions = texts(dossier, "promotions").splitlines()
@@ -153,7 +144,7 @@ def test_dossier_of_decisions(quarter: Store, tmp_path: Path) -> None:
     assert not mentions(everything, "@other")
 
 
-def test_dossier_of_requests(quarter: Store, tmp_path: Path) -> None:
+def test_dossier_of_requests(quarter, tmp_path):
     writer = LogWriter(tmp_path / "log")
     for day, version in ((-1, "9"), (0, "1"), (1, "1"), (2, "2"), (92, "9")):
         moments = [QUARTER + day * DAY + timedelta(seconds=row) for row in range(3)]
@@ -173,7 +164,7 @@ def test_dossier_of_requests(quarter: Store, tmp_path: Path) -> None:
     assert mentions(texts(dossier, "signatures"), "flight-delay version 1 has no signature")
 
 
-def test_dossier_of_signatures(quarter: Store, tmp_path: Path) -> None:
+def test_dossier_of_signatures(quarter, tmp_path):
     bundle = tmp_path / "2" / "model.sig"
     bundle.write_text("{}")
     quarter.record("sign", actor="ada", model="toy", version="2")
@@ -186,10 +177,7 @@ def test_dossier_of_signatures(quarter: Store, tmp_path: Path) -> None:
     assert mentions(event, "ada", "sign", "toy version 2")
 
 
-def test_dossier_verifies_signatures_with_the_required_key(
-    quarter: Store,
-    tmp_path: Path,
-) -> None:
+def test_dossier_verifies_signatures_with_the_required_key(quarter, tmp_path):
     keys = write_key(tmp_path)
     write_classifier(tmp_path / "2", (1.0, 2.0))
     sign_version("models:/toy/2", Signer(str(keys.key)))
@@ -197,7 +185,7 @@ def test_dossier_verifies_signatures_with_the_required_key(
     quarter.replace_spec(apply_config(spec, {"require": f"signature={keys.public}"}))
     period = Window(QUARTER, PERIOD.end + DAY)
 
-    def signatures() -> list[str]:
+    def signatures():
         dossier = make_dossier(quarter, "flights", period, str(tmp_path / "log"))
         return texts(dossier, "signatures").splitlines()
 
@@ -210,7 +198,7 @@ def test_dossier_verifies_signatures_with_the_required_key(
     assert mentions(signatures()[1], "toy version 2 has the signature")
 
 
-def judge(store: Store, day: int, verdict: str, *alarms: str) -> None:
+def judge(store, day, verdict, *alarms):
     """Store a judged window of the monitor `daily`, or a failed window."""
     begin = QUARTER + day * DAY
     window = Monitors(store).add("flights", "daily", begin, begin + DAY)
@@ -226,7 +214,7 @@ def judge(store: Store, day: int, verdict: str, *alarms: str) -> None:
     Monitors(store).update(judged)
 
 
-def test_dossier_of_verdicts(quarter: Store, tmp_path: Path) -> None:
+def test_dossier_of_verdicts(quarter, tmp_path):
     judge(quarter, 0, "drift", "x")
     judge(quarter, 1, "no drift")
     judge(quarter, 2, "")
@@ -242,7 +230,7 @@ def test_dossier_of_verdicts(quarter: Store, tmp_path: Path) -> None:
     assert mentions(hourly.text, "hourly", "1 pending")
 
 
-def test_dossier_of_alarms(quarter: Store, tmp_path: Path) -> None:
+def test_dossier_of_alarms(quarter, tmp_path):
     for name, at in (("before", QUARTER - DAY), ("now", QUARTER), ("later", PERIOD.end)):
         detail = {"lines": [f"it drifts {name}"], "link": f"{MLFLOW}/{name}"}
         alert = Alert(name, "flights", "daily", "firing", at, at, detail=detail)
@@ -253,7 +241,7 @@ def test_dossier_of_alarms(quarter: Store, tmp_path: Path) -> None:
     assert alarm.url == f"{MLFLOW}/now"
 
 
-def test_dossier_of_event_has_one_place(quarter: Store, tmp_path: Path) -> None:
+def test_dossier_of_event_has_one_place(quarter, tmp_path):
     dossier = make_dossier(quarter, "flights", PERIOD, str(tmp_path / "log"))
     sources = [
         entry.source
@@ -268,7 +256,7 @@ def test_dossier_of_event_has_one_place(quarter: Store, tmp_path: Path) -> None:
     assert all(event.action in named for event in events if event.action != "gate")
 
 
-def test_dossier_of_unreadable_log(quarter: Store, tmp_path: Path) -> None:
+def test_dossier_of_unreadable_log(quarter, tmp_path):
     (tmp_path / "log").mkdir()
     (tmp_path / "log" / "endpoint=flights").write_text("not a folder")
     for log in (str(tmp_path / "log"), "ftp://example.com/log"):
@@ -281,7 +269,7 @@ def test_dossier_of_unreadable_log(quarter: Store, tmp_path: Path) -> None:
     assert mentions(texts(dossier, "requests"), "torn.parquet", "0 answered requests")
 
 
-def test_dossier_of_period_without_events(quarter: Store, tmp_path: Path) -> None:
+def test_dossier_of_period_without_events(quarter, tmp_path):
     period = parse_period("2013-11", PERIOD.end)
     dossier = make_dossier(quarter, "flights", period, str(tmp_path / "log"))
     place = statements(dossier)["versions"][1]
@@ -296,13 +284,13 @@ def test_dossier_of_period_without_events(quarter: Store, tmp_path: Path) -> Non
     }
 
 
-def test_dossier_of_deleted_endpoint(quarter: Store, tmp_path: Path) -> None:
+def test_dossier_of_deleted_endpoint(quarter, tmp_path):
     quarter.remove_endpoint("flights")
     dossier = make_dossier(quarter, "flights", PERIOD, str(tmp_path / "log"))
     assert mentions(texts(dossier, "promotions"), "approve")
 
 
-def test_dossier_files(quarter: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dossier_files(quarter, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     markup = "<script>alert(1)</script> https://ada:secret@example.com"
     quarter.record("update", endpoint="flights", why=markup)
@@ -323,8 +311,8 @@ def test_dossier_files(quarter: Store, tmp_path: Path, monkeypatch: pytest.Monke
     assert mentions(page, "Dossier of flights", "Trail state")
 
 
-def test_dossier_is_refused(quarter: Store, tmp_path: Path) -> None:
-    def refusal(*arguments: str) -> str:
+def test_dossier_is_refused(quarter, tmp_path):
+    def refusal(*arguments):
         return said(CliRunner().invoke(main, ["audit", "dossier", *arguments]))
 
     assert mentions(refusal("flight", "--period", "2013-09"), "'flight'", "'flights'")
@@ -336,7 +324,7 @@ def test_dossier_is_refused(quarter: Store, tmp_path: Path) -> None:
         assert (result.exit_code, mentions(result.stderr, period)) == (2, True)
 
 
-def test_dossier_of_changed_trail(quarter: Store, tmp_path: Path) -> None:
+def test_dossier_of_changed_trail(quarter, tmp_path):
     intact = texts(make_dossier(quarter, "flights", PERIOD, str(tmp_path / "log")), "trail_state")
     assert mentions(intact, "the endpoints is unsigned", "toy is unsigned")
     with quarter.transaction() as session:
@@ -346,11 +334,7 @@ def test_dossier_of_changed_trail(quarter: Store, tmp_path: Path) -> None:
     assert len(changed.splitlines()) > len(intact.splitlines())
 
 
-def test_dossier_lists_tampered_events_as_unsigned(
-    quarter: Store,
-    tmp_path: Path,
-    clock: Clock[datetime],
-) -> None:
+def test_dossier_lists_tampered_events_as_unsigned(quarter, tmp_path, clock):
     clock.now = QUARTER + 2 * DAY
     moved = {"moved": {"place": "@champion", "before": "2"}}
     with store_of_server(str(quarter._engine.url), tmp_path, clock) as server:
@@ -371,10 +355,8 @@ def test_dossier_lists_tampered_events_as_unsigned(
     assert not mentions(texts(later, "versions"), "version 9")
 
 
-def test_dossier_shows_an_adopted_trail_in_later_periods(
-    quarter: Store, tmp_path: Path, clock: Clock[datetime]
-) -> None:
-    def later() -> str:
+def test_dossier_shows_an_adopted_trail_in_later_periods(quarter, tmp_path, clock):
+    def later():
         period = Window(QUARTER + DAY, PERIOD.end)
         return texts(make_dossier(quarter, "flights", period, str(tmp_path / "log")), "trail_state")
 
@@ -388,11 +370,7 @@ def test_dossier_shows_an_adopted_trail_in_later_periods(
 
 
 @pytest.fixture
-def console(
-    tmp_path: Path,
-    new_database: NewDatabase,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[MlflowServer]:
+def console(tmp_path, new_database, monkeypatch):
     """An MLflow server with the console, at which version 1 of `toy` is promoted."""
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     new_database(tmp_path)
@@ -411,7 +389,7 @@ def console(
         server.kill()
 
 
-def events_at(url: str) -> set[str]:
+def events_at(url):
     """Return the action and the time of each event that the console shows."""
     trail = requests.get(f"{url}/onnxserve/history.jsonl", timeout=30).text
     events = [json.loads(line) for line in trail.splitlines()]
@@ -419,7 +397,7 @@ def events_at(url: str) -> set[str]:
 
 
 @pytest.mark.long
-def test_dossier_verify_of_a_server_and_its_links(console: MlflowServer, tmp_path: Path) -> None:
+def test_dossier_verify_of_a_server_and_its_links(console, tmp_path):
     with closing(open_store(Settings(home=tmp_path / "home").store_url)) as store:
         spec = apply_config(new_endpoint("flights", "models:/toy@champion"), {})
         store.add_endpoint("onnxserve", spec)

@@ -2,20 +2,16 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
 from datetime import timedelta
-from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 from sqlalchemy import delete
 
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
 from mlflow_deploy_plugin.core.store.checkpoints import make_checkpoint
-from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import AuditRow
 from mlflow_deploy_plugin.promote.evidence.dossier import make_dossier
 from mlflow_deploy_plugin.promote.evidence.proof import obtain_proof
@@ -23,13 +19,13 @@ from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from tests.support.audit_trail import store_of_server
 from tests.support.commands import said
 from tests.support.refusals import mentions
-from tests.support.tracking import NewDatabase, tracking_at
+from tests.support.tracking import tracking_at
 
 REASON = "no.” The action of eva was approve (“@champion"
 """A reason that pretends to be the end of its statement, and another statement."""
 
 
-def write_dossier(server: Store, folder: Path) -> None:
+def write_dossier(server, folder):
     now = server.now()
     period = Window(now - timedelta(days=1), now + timedelta(days=1))
     dossier = make_dossier(server, "flights", period, str(folder / "log"))
@@ -37,7 +33,7 @@ def write_dossier(server: Store, folder: Path) -> None:
 
 
 @pytest.fixture
-def folder(store: Store, tmp_path: Path, new_database: NewDatabase) -> Iterator[Path]:
+def folder(store, tmp_path, new_database):
     """A dossier that MLflow's server has signed. One of its events is forged."""
     url = str(store._engine.url)
     with store_of_server(url, tmp_path) as server, tracking_at(new_database(tmp_path)):
@@ -53,19 +49,19 @@ def folder(store: Store, tmp_path: Path, new_database: NewDatabase) -> Iterator[
         yield tmp_path
 
 
-def verify(folder: Path, *options: str) -> Result:
+def verify(folder, *options):
     return CliRunner().invoke(
         main, ["audit", "verify-dossier", str(folder / "dossier.json"), *options]
     )
 
 
-def change(folder: Path, change: Callable[[Any], object]) -> None:
+def change(folder, change):
     document = json.loads((folder / "dossier.json").read_text())
     change(document)
     (folder / "dossier.json").write_text(json.dumps(document))
 
 
-def test_dossier_verify_needs_no_server(folder: Path) -> None:
+def test_dossier_verify_needs_no_server(folder):
     files = ["--keys", f"{folder}/public.pem", "--checkpoint", f"{folder}/checkpoint.json"]
     checked = verify(folder, *files)
     assert (checked.exit_code, len(checked.stdout.splitlines())) == (0, 1)
@@ -75,7 +71,7 @@ def test_dossier_verify_needs_no_server(folder: Path) -> None:
     assert mentions(with_own_keys.stdout, "in the dossier", "--keys FILE", "checkpoint: none")
 
 
-def test_dossier_quotes_reasons_and_separates_unsigned_events(folder: Path) -> None:
+def test_dossier_quotes_reasons_and_separates_unsigned_events(folder):
     document = json.loads((folder / "dossier.json").read_text())
     promotions = [entry["text"] for entry in document["decisions"]["promotions"]]
     (unsigned,) = document["record"]["unsigned_events"]
@@ -87,12 +83,12 @@ def test_dossier_quotes_reasons_and_separates_unsigned_events(folder: Path) -> N
     )
 
 
-def forge_statement(document: Any) -> None:
+def forge_statement(document):
     statements = document["decisions"]["promotions"]
     statements.append({**statements[0], "text": "The action of ada was approve."})
 
 
-def forge_period(document: Any) -> None:
+def forge_period(document):
     end = "2099-01-01T00:00:00+00:00"
     document["proof"]["subject"] = document["proof"]["subject"].replace(document["end"], end)
     document["end"] = end
@@ -112,11 +108,7 @@ def forge_period(document: Any) -> None:
         (lambda document: document["proof"].update(signed_by=""), ["not signed"]),
     ],
 )
-def test_dossier_verify_finds_forgeries(
-    folder: Path,
-    forge: Callable[[Any], object],
-    faults: list[str],
-) -> None:
+def test_dossier_verify_finds_forgeries(folder, forge, faults):
     change(folder, forge)
     checked = verify(folder)
     assert checked.exit_code == 1
@@ -124,14 +116,14 @@ def test_dossier_verify_finds_forgeries(
     assert checked.stderr.count("\n") == 1
 
 
-def test_dossier_verify_refuses_other_keys(folder: Path) -> None:
+def test_dossier_verify_refuses_other_keys(folder):
     (folder / "other.pem").write_text(read_key_file(folder / "other.key").public_pem())
     checked = verify(folder, "--keys", f"{folder}/other.pem")
     assert checked.exit_code == 1
     assert mentions(checked.stdout, "the dossier has no valid signature", "event 2")
 
 
-def test_dossier_verify_compares_a_checkpoint(folder: Path, store: Store) -> None:
+def test_dossier_verify_compares_a_checkpoint(folder, store):
     with store.transaction() as session:
         session.execute(delete(AuditRow).where(AuditRow.action.in_(["decline", "approve"])))
     shutil.rmtree(folder / "audit.record")
@@ -142,6 +134,6 @@ def test_dossier_verify_compares_a_checkpoint(folder: Path, store: Store) -> Non
     assert (checked.exit_code, mentions(checked.stdout, "event 4 was removed")) == (1, True)
 
 
-def test_dossier_verify_refuses_another_file(folder: Path) -> None:
+def test_dossier_verify_refuses_another_file(folder):
     (folder / "dossier.json").write_text("{}")
     assert mentions(said(verify(folder)), "dossier.json")

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from mlflow import MlflowClient
 from onnx import numpy_helper
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, RegistryUnavailable
@@ -15,7 +14,6 @@ from mlflow_deploy_plugin.core.registry.tags import GATE_REPORT_TAG
 from mlflow_deploy_plugin.promote.evidence.record import read_record
 from tests.support.models import parse_graph, write_model
 from tests.support.refusals import mentions, refused
-from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import tracking_at
 from tests.support.waiting import free_port
 
@@ -27,9 +25,7 @@ NESTED = """nested (bool c, float[N,1] x) => (float[N,1] y) {
 }"""
 
 
-def test_the_record_has_the_facts_of_the_registry_the_run_the_files_and_the_gate(
-    registry: MlflowClient,
-) -> None:
+def test_the_record_has_the_facts_of_the_registry_the_run_the_files_and_the_gate(registry):
     record = read_record("models:/toy@champion")
     assert record.uri == "models:/toy/1"
     assert record.tags["team"] == "blue"
@@ -56,7 +52,7 @@ def test_the_record_has_the_facts_of_the_registry_the_run_the_files_and_the_gate
     assert record.missing == {}
 
 
-def test_missing_parts_are_named(registry: MlflowClient) -> None:
+def test_missing_parts_are_named(registry):
     shutil.rmtree("3")
     second = read_record("models:/toy/2")
     third = read_record("models:/toy/3")
@@ -69,7 +65,7 @@ def test_missing_parts_are_named(registry: MlflowClient) -> None:
     assert set(third.missing) == {"model", "requirements", "environment", "graph", "run", "gate"}
 
 
-def test_a_copy_has_the_run_and_the_gate_of_its_original(registry: MlflowClient) -> None:
+def test_a_copy_has_the_run_and_the_gate_of_its_original(registry):
     copied = registry.copy_model_version("models:/toy/1", "copies")
     again = registry.copy_model_version("models:/copies/1", "copies")
     # MLflow's server with the gate does so.
@@ -86,7 +82,7 @@ def test_a_copy_has_the_run_and_the_gate_of_its_original(registry: MlflowClient)
         assert len(record.gate.checks) == 5
 
 
-def test_a_copy_of_a_deleted_version_keeps_its_own_run(registry: MlflowClient) -> None:
+def test_a_copy_of_a_deleted_version_keeps_its_own_run(registry):
     registry.copy_model_version("models:/toy/2", "copies")
     registry.delete_model_version("toy", "2")
     record = read_record("models:/copies/1")
@@ -96,7 +92,7 @@ def test_a_copy_of_a_deleted_version_keeps_its_own_run(registry: MlflowClient) -
     assert set(record.missing) == {"original", "gate"}
 
 
-def test_a_record_names_the_version_that_the_gate_report_is_about(registry: MlflowClient) -> None:
+def test_a_record_names_the_version_that_the_gate_report_is_about(registry):
     tags = registry.get_model_version("toy", "1").tags
     for key, value in tags.items():
         registry.set_model_version_tag("toy", "2", key, value)
@@ -118,25 +114,18 @@ def test_a_record_names_the_version_that_the_gate_report_is_about(registry: Mlfl
         ("requirements.txt", "\udcff", "requirements"),
     ],
 )
-def test_a_damaged_file_is_a_missing_part(
-    registry: MlflowClient,
-    file: str,
-    content: str,
-    part: str,
-) -> None:
+def test_a_damaged_file_is_a_missing_part(registry, file, content, part):
     Path("2", file).write_bytes(content.encode(errors="surrogateescape"))
     record = read_record("models:/toy/2")
     assert part in record.missing
     assert record.run is not None
 
 
-def test_a_gate_report_that_was_changed_by_hand_is_a_missing_part(registry: MlflowClient) -> None:
+def test_a_gate_report_that_was_changed_by_hand_is_a_missing_part(registry):
     gate = read_record("models:/toy/1").gate
     assert gate is not None
     registry.log_text(
-        gate.run_id,
-        json.dumps({"model": "toy", "version": "1", "checks": 3}),
-        "gate.json",
+        gate.run_id, json.dumps({"model": "toy", "version": "1", "checks": 3}), "gate.json"
     )
     record = read_record("models:/toy/1")
     assert record.gate is not None
@@ -144,14 +133,11 @@ def test_a_gate_report_that_was_changed_by_hand_is_a_missing_part(registry: Mlfl
     assert set(record.missing) == {"gate report"}
 
 
-def test_the_graph_includes_subgraphs_and_external_weights(
-    registry: MlflowClient,
-    tmp_path: Path,
-) -> None:
+def test_the_graph_includes_subgraphs_and_external_weights(registry, tmp_path):
     folder = write_model(tmp_path / "nested", NESTED)
     graph = parse_graph(NESTED)
     graph.graph.initializer.append(
-        numpy_helper.from_array(np.zeros((100, 10), np.float32), "weights"),
+        numpy_helper.from_array(np.zeros((100, 10), np.float32), "weights")
     )
     options = {"save_as_external_data": True, "location": "weights.bin", "size_threshold": 0}
     onnx.save_model(graph, folder / "model.onnx", **options)
@@ -167,10 +153,7 @@ def test_the_graph_includes_subgraphs_and_external_weights(
     }
 
 
-def test_only_a_registered_version_has_a_record(
-    registry: MlflowClient,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_only_a_registered_version_has_a_record(registry, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with refused(InvalidConfig, "1"):
         read_record("1")
@@ -181,20 +164,14 @@ def test_only_a_registered_version_has_a_record(
 
 
 @pytest.mark.long
-def test_a_server_has_pages_and_its_missing_files_are_named(
-    mlflow_server: MlflowServer,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_server_has_pages_and_its_missing_files_are_named(mlflow_server, tmp_path, monkeypatch):
     import mlflow
 
     monkeypatch.chdir(tmp_path)
     with tracking_at(mlflow_server.url):
         with mlflow.start_run() as run:
             logged = mlflow.onnx.log_model(
-                parse_graph(NESTED),
-                name="model",
-                registered_model_name="paged",
+                parse_graph(NESTED), name="model", registered_model_name="paged"
             )
         record = read_record(f"models:/paged/{logged.registered_model_version}")
     assert record.url == f"{mlflow_server.url}/#/models/paged/versions/{record.version}"

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from tests.support.refusals import mentions
 from tests.support.services.basic_auth import basic_auth_server, password
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.proxy import proxy_to
-from tests.support.tracking import NewDatabase, tracking_at
+from tests.support.tracking import tracking_at
 
 pytestmark = pytest.mark.long
 
@@ -66,20 +65,14 @@ class Registry:
         all_runs = self.client.search_runs([experiment.experiment_id]) if experiment else []
         return [run.info.run_id for run in all_runs if "onnxserve.copied_from" in run.data.tags]
 
-    def files(
-        self,
-        model: str,
-        version: str,
-        folder: Path,
-    ) -> dict[str, str]:
+    def files(self, model: str, version: str, folder: Path) -> dict[str, str]:
         with tracking_at(self.server.url):
             import mlflow
 
             path = Path(
                 mlflow.artifacts.download_artifacts(
-                    f"models:/{model}/{version}",
-                    dst_path=str(folder),
-                ),
+                    f"models:/{model}/{version}", dst_path=str(folder)
+                )
             )
         paths = (
             file
@@ -93,15 +86,10 @@ class Registry:
 
 
 @contextmanager
-def running(
-    folder: Path,
-    new_database: NewDatabase,
-) -> Iterator[Registry]:
+def running(folder, new_database):
     new_database(folder)
     server = MlflowServer(
-        folder,
-        app="onnxserve",
-        variables={"ONNXSERVE_HOME": str(folder / "home")},
+        folder, app="onnxserve", variables={"ONNXSERVE_HOME": str(folder / "home")}
     )
     try:
         server.start()
@@ -111,29 +99,19 @@ def running(
 
 
 @pytest.fixture(scope="module")
-def source(
-    tmp_path_factory: pytest.TempPathFactory,
-    new_database: NewDatabase,
-) -> Iterator[Registry]:
+def source(tmp_path_factory, new_database):
     with running(tmp_path_factory.mktemp("source"), new_database) as registry:
         yield registry
 
 
 @pytest.fixture(scope="module")
-def target(
-    tmp_path_factory: pytest.TempPathFactory,
-    new_database: NewDatabase,
-) -> Iterator[Registry]:
+def target(tmp_path_factory, new_database):
     with running(tmp_path_factory.mktemp("target"), new_database) as registry:
         yield registry
 
 
 @pytest.fixture
-def here(
-    source: Registry,
-    target: Registry,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[None]:
+def here(source, target, monkeypatch):
     """This process uses the source, and the store of the target for the target."""
     monkeypatch.setenv("ONNXSERVE_HOME", str(source.server.folder / "home"))
     monkeypatch.setenv("TARGET_ONNXSERVE_STORE_URI", target.store_uri)
@@ -142,7 +120,7 @@ def here(
 
 
 @pytest.fixture
-def model(source: Registry, target: Registry, here: None) -> str:
+def model(source, target, here):
     """A model with a judged version in the source, and with a policy in both
     registries.
     """
@@ -151,9 +129,7 @@ def model(source: Registry, target: Registry, here: None) -> str:
     for registry in (source, target):
         registry.client.create_registered_model(name, tags={"onnxserve.gate.policy": POLICY})
     run = client.create_run(
-        client.create_experiment(name),
-        run_name="training",
-        tags={"team": "blue"},
+        client.create_experiment(name), run_name="training", tags={"team": "blue"}
     )
     run_id = run.info.run_id
     client.log_param(run_id, "depth", 3)
@@ -169,23 +145,14 @@ def model(source: Registry, target: Registry, here: None) -> str:
         "owner": "eva",
     }
     client.create_model_version(
-        name,
-        f"{run.info.artifact_uri}/model",
-        run_id,
-        tags,
-        description="the first",
+        name, f"{run.info.artifact_uri}/model", run_id, tags, description="the first"
     )
     assert run_command(f"gate models:/{name}/1").exit_code == 0
     return name
 
 
 @pytest.fixture
-def guarded(
-    tmp_path: Path,
-    here: None,
-    new_database: NewDatabase,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Registry]:
+def guarded(tmp_path, here, new_database, monkeypatch):
     """A target with accounts. Commands use the account of alice there."""
     new_database(tmp_path)
     with basic_auth_server(tmp_path, "alice") as server:
@@ -196,28 +163,26 @@ def guarded(
         yield registry
 
 
-def run_command(line: str) -> Result:
+def run_command(line):
     return CliRunner().invoke(main, line.split())
 
 
-def promote(model: str, target: Registry, *options: str) -> Result:
+def promote(model, target, *options):
     return run_command(
         " ".join(
             [
                 f"promote models:/{model}/1 --to @champion --to-registry {target.server.url}",
                 *options,
             ]
-        ),
+        )
     )
 
 
-def check_copied_once(source: Registry, target: Registry, model: str, folder: Path) -> ModelVersion:
+def check_copied_once(source, target, model, folder):
     (version,) = target.versions(model)
     assert target.runs(model) == [version.run_id]
     assert target.files(model, version.version, folder / "target") == source.files(
-        model,
-        "1",
-        folder / "source",
+        model, "1", folder / "source"
     )
     assert [event.action for event in target.events(model, "copy", "promote")] == [
         "copy",
@@ -230,11 +195,7 @@ def check_copied_once(source: Registry, target: Registry, model: str, folder: Pa
     return version
 
 
-def test_a_signature_is_copied_with_its_version(
-    target: Registry,
-    model: str,
-    tmp_path: Path,
-) -> None:
+def test_a_signature_is_copied_with_its_version(target, model, tmp_path):
     keys = write_key(tmp_path)
     assert run_command(f"sign models:/{model}/1 --key {keys.key}").exit_code == 0
     assert promote(model, target).exit_code == 0
@@ -244,19 +205,12 @@ def test_a_signature_is_copied_with_its_version(
 
 
 def test_a_version_is_copied_with_its_evidence_and_promoted_by_the_gate_of_the_target(
-    source: Registry,
-    target: Registry,
-    model: str,
-    tmp_path: Path,
-) -> None:
+    source, target, model, tmp_path
+):
     result = promote(model, target, "-o json")
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
-    assert (
-        document["version"],
-        document["to"],
-        document["is_moved"],
-    ) == ("1", "@champion", True)
+    assert (document["version"], document["to"], document["is_moved"]) == ("1", "@champion", True)
     assert mentions(result.stderr, model, source.server.url, target.server.url, "bytes")
 
     version = check_copied_once(source, target, model, tmp_path)
@@ -286,11 +240,7 @@ def test_a_version_is_copied_with_its_evidence_and_promoted_by_the_gate_of_the_t
     assert reports == ["source_gate/gate.json", "source_gate/gate_report.html"]
 
 
-def test_both_audit_trails_name_the_other_registry(
-    source: Registry,
-    target: Registry,
-    model: str,
-) -> None:
+def test_both_audit_trails_name_the_other_registry(source, target, model):
     assert promote(model, target).exit_code == 0
     copied, promoted = source.events(model, "copy", "promote")
     assert copied.version == "1"
@@ -306,11 +256,8 @@ def test_both_audit_trails_name_the_other_registry(
 
 
 def test_the_store_of_a_target_without_a_setting_is_a_separate_one_on_this_machine(
-    source: Registry,
-    target: Registry,
-    model: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    source, target, model, monkeypatch
+):
     monkeypatch.delenv("TARGET_ONNXSERVE_STORE_URI")
     assert promote(model, target).exit_code == 0
     assert [event.action for event in source.events(model, "copy", "promote")] == [
@@ -325,11 +272,8 @@ def test_the_store_of_a_target_without_a_setting_is_a_separate_one_on_this_machi
 
 
 def test_a_target_that_dies_after_any_request_gets_one_run_and_one_version(
-    source: Registry,
-    target: Registry,
-    model: str,
-    tmp_path: Path,
-) -> None:
+    source, target, model, tmp_path
+):
     with proxy_to(target.server.host, target.server.port) as proxy:
         proxy.most = 0
         command = f"promote models:/{model}/1 --to @champion --to-registry {proxy.url}"
@@ -348,20 +292,14 @@ def test_a_target_that_dies_after_any_request_gets_one_run_and_one_version(
 
 
 def test_a_command_that_is_killed_at_any_step_gets_one_run_and_one_version(
-    source: Registry,
-    target: Registry,
-    model: str,
-    tmp_path: Path,
-) -> None:
+    source, target, model, tmp_path
+):
     code = "from mlflow_deploy_plugin.cli.commands import main; main()"
     command = [sys.executable, "-c", code, *f"promote models:/{model}/1 --to @champion".split()]
     command += ["--to-registry", target.server.url]
     for step in itertools.count(1):
         with subprocess.Popen(
-            command,
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
+            command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
         ) as process:
             assert process.stderr is not None
             lines = list(itertools.islice(process.stderr, step))
@@ -373,15 +311,11 @@ def test_a_command_that_is_killed_at_any_step_gets_one_run_and_one_version(
 
 
 def test_the_target_never_receives_the_credentials_of_the_source(
-    source: Registry,
-    target: Registry,
-    model: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    source, target, model, tmp_path, monkeypatch
+):
     (tmp_path / ".mlflow").mkdir()
     (tmp_path / ".mlflow/credentials").write_text(
-        "[mlflow]\nmlflow_tracking_username = f\nmlflow_tracking_password = g\n",
+        "[mlflow]\nmlflow_tracking_username = f\nmlflow_tracking_password = g\n"
     )
     monkeypatch.setenv("HOME", str(tmp_path))
     with (
@@ -412,12 +346,7 @@ def test_the_target_never_receives_the_credentials_of_the_source(
         ("1 --to-model a/b", ["a/b"]),
     ],
 )
-def test_a_transfer_that_cannot_start_is_one_line(
-    source: Registry,
-    model: str,
-    options: str,
-    names: list[str],
-) -> None:
+def test_a_transfer_that_cannot_start_is_one_line(source, model, options, names):
     result = run_command(f"promote models:/{model}/{options} --to @champion".format(model=model))
     assert mentions(said(result), *(name.format(model=model) for name in names)), result.stderr
     assert len(source.versions(model)) == 1
@@ -425,20 +354,11 @@ def test_a_transfer_that_cannot_start_is_one_line(
 
 
 @pytest.mark.parametrize(
-    ("status", "answer"),
-    [
-        (200, "<html>"),
-        (404, "<html>"),
-        (401, "no"),
-        (403, "no"),
-    ],
+    ("status", "answer"), [(200, "<html>"), (404, "<html>"), (401, "no"), (403, "no")]
 )
 def test_a_target_that_is_not_mlflow_or_refuses_the_account_is_one_line(
-    target: Registry,
-    model: str,
-    status: int,
-    answer: str,
-) -> None:
+    target, model, status, answer
+):
     with proxy_to(target.server.host, target.server.port) as proxy:
         proxy.turn(answer, status=status)
         result = run_command(f"promote models:/{model}/1 --to @champion --to-registry {proxy.url}")
@@ -447,11 +367,7 @@ def test_a_target_that_is_not_mlflow_or_refuses_the_account_is_one_line(
     assert target.versions(model) == []
 
 
-def test_a_version_without_a_report_is_copied_and_tagged(
-    source: Registry,
-    target: Registry,
-    model: str,
-) -> None:
+def test_a_version_without_a_report_is_copied_and_tagged(source, target, model):
     (judged,) = source.versions(model)
     source.client.create_model_version(model, judged.source, judged.run_id)
     result = run_command(
@@ -463,11 +379,8 @@ def test_a_version_without_a_report_is_copied_and_tagged(
 
 
 def test_a_version_with_the_tags_of_a_copy_and_other_files_is_not_promoted(
-    source: Registry,
-    target: Registry,
-    model: str,
-    tmp_path: Path,
-) -> None:
+    source, target, model, tmp_path
+):
     forged = target.client.create_run(target.client.create_experiment(model))
     folder = write_classifier(tmp_path / "other", (1.0, 2.0))
     target.client.log_artifacts(forged.info.run_id, str(folder), "model")
@@ -475,10 +388,7 @@ def test_a_version_with_the_tags_of_a_copy_and_other_files_is_not_promoted(
     page = f"{source.server.url}/#/models/{model}/versions/1"
     tags = {"onnxserve.copied_from": page, "onnxserve.copied_files": digest}
     target.client.create_model_version(
-        model,
-        f"{forged.info.artifact_uri}/model",
-        forged.info.run_id,
-        tags,
+        model, f"{forged.info.artifact_uri}/model", forged.info.run_id, tags
     )
     result = promote(model, target)
     assert result.exit_code == 1
@@ -486,10 +396,7 @@ def test_a_version_with_the_tags_of_a_copy_and_other_files_is_not_promoted(
     assert [version.aliases for version in target.versions(model)] == [[]]
 
 
-def test_a_copy_in_the_same_registry_keeps_the_run_and_names_its_source(
-    source: Registry,
-    model: str,
-) -> None:
+def test_a_copy_in_the_same_registry_keeps_the_run_and_names_its_source(source, model):
     source.client.create_registered_model(f"{model}-prod", tags={"onnxserve.gate.policy": POLICY})
     for _ in range(2):
         result = run_command(f"promote models:/{model}/1 --to @champion --to-model {model}-prod")
@@ -504,10 +411,8 @@ def test_a_copy_in_the_same_registry_keeps_the_run_and_names_its_source(
 
 
 def test_mlflows_own_copy_is_found_and_transferred_with_the_evidence_of_its_original(
-    source: Registry,
-    target: Registry,
-    model: str,
-) -> None:
+    source, target, model
+):
     other = f"{model}-copy"
     source.client.copy_model_version(f"models:/{model}/1", other)
     source.client.set_registered_model_tag(other, "onnxserve.gate.policy", POLICY)
@@ -523,40 +428,28 @@ def test_mlflows_own_copy_is_found_and_transferred_with_the_evidence_of_its_orig
     assert target.client.get_run(copy.run_id).data.params == {"depth": "3"}
     again = run_command(
         f"promote models:/{model}/1 --to @champion --to-model {other} "
-        f"--to-registry {source.server.url}/",
+        f"--to-registry {source.server.url}/"
     )
     assert again.exit_code == 0, again.output
     assert len(source.versions(other)) == 1
 
 
-def test_a_gate_that_fails_at_the_target_leaves_the_copy_and_names_it(
-    target: Registry,
-    model: str,
-) -> None:
+def test_a_gate_that_fails_at_the_target_leaves_the_copy_and_names_it(target, model):
     target.client.set_registered_model_tag(
-        model,
-        "onnxserve.gate.policy",
-        f"{POLICY}max_size_bytes: 1",
+        model, "onnxserve.gate.policy", f"{POLICY}max_size_bytes: 1"
     )
     result = promote(model, target)
     assert result.exit_code == 1
     assert mentions(
-        result.stderr.splitlines()[-1],
-        "Error",
-        model,
-        target.server.url,
-        "same command",
+        result.stderr.splitlines()[-1], "Error", model, target.server.url, "same command"
     )
     assert [version.aliases for version in target.versions(model)] == [[]]
 
 
 def test_a_promotion_that_needs_approvals_is_requested_at_the_target_and_continues_after_them(
-    source: Registry,
-    guarded: Registry,
-    model: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def as_admin(line: str) -> Result:
+    source, guarded, model, monkeypatch
+):
+    def as_admin(line):
         with monkeypatch.context() as patch, tracking_at(guarded.server.url):
             patch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
             patch.setenv("MLFLOW_TRACKING_PASSWORD", password("admin"))
@@ -582,12 +475,7 @@ def test_a_promotion_that_needs_approvals_is_requested_at_the_target_and_continu
     assert promote(model, guarded).exit_code == 0
     assert [
         event.action for event in guarded.events(model, "copy", "request", "approve", "promote")
-    ] == [
-        "copy",
-        "request",
-        "approve",
-        "promote",
-    ]
+    ] == ["copy", "request", "approve", "promote"]
     assert [event.action for event in source.events(model, "copy", "promote")] == [
         "copy",
         "promote",
@@ -595,34 +483,22 @@ def test_a_promotion_that_needs_approvals_is_requested_at_the_target_and_continu
 
 
 def test_a_target_that_needs_an_account_names_the_variables_of_the_target(
-    guarded: Registry,
-    model: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    guarded, model, monkeypatch
+):
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "alice")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password("alice"))
     for variable in ("TARGET_MLFLOW_TRACKING_USERNAME", "TARGET_MLFLOW_TRACKING_PASSWORD"):
         monkeypatch.delenv(variable)
     result = promote(model, guarded)
     assert mentions(
-        said(result),
-        "TARGET_MLFLOW_TRACKING_PASSWORD",
-        guarded.server.url,
-        "not copied",
+        said(result), "TARGET_MLFLOW_TRACKING_PASSWORD", guarded.server.url, "not copied"
     )
 
 
-def test_a_version_is_copied_to_another_workspace_of_the_same_server(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_version_is_copied_to_another_workspace_of_the_same_server(tmp_path, monkeypatch):
     home = tmp_path / "home"
     server = MlflowServer(
-        tmp_path,
-        "127.0.0.1",
-        "onnxserve",
-        ("--enable-workspaces",),
-        {"ONNXSERVE_HOME": str(home)},
+        tmp_path, "127.0.0.1", "onnxserve", ("--enable-workspaces",), {"ONNXSERVE_HOME": str(home)}
     )
     for variable, value in (
         ("ONNXSERVE_HOME", home),
@@ -652,9 +528,5 @@ def test_a_version_is_copied_to_another_workspace_of_the_same_server(
             (copy,) = Registry(server).versions("X")
     finally:
         server.kill()
-    assert (
-        same.exit_code,
-        done.exit_code,
-        copy.aliases,
-    ) == (1, 0, ["champion"]), done.output
+    assert (same.exit_code, done.exit_code, copy.aliases) == (1, 0, ["champion"]), done.output
     assert copy.tags["onnxserve.copied_from"] == f"{server.url}/#/models/X/versions/1?workspace=dev"

@@ -3,19 +3,18 @@ worse, 4 is not proven.
 """
 
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
+from mlflow_deploy_plugin.core.registry.resolution import resolve
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_rows
-from tests.support.tracking import NewDatabase, tracking_at
+from tests.support.tracking import tracking_at
 
 
 @pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def folders(tmp_path_factory):
     """MLmodel folders of classifiers: `good`, `equal` (the same answers), `worse`,
     `unproven` (its ONNX form answers otherwise than the original); and `holdout`,
     labelled rows.
@@ -33,17 +32,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def version(folders: dict[str, Path]) -> Callable[[str], ResolvedModel]:
+def version(folders):
     """Return a folder as a resolved model."""
     return lambda name: resolve(str(folders[name]))
 
 
 @pytest.fixture
-def own_files(
-    registry: MlflowClient,
-    folders: dict[str, Path],
-    tmp_path: Path,
-) -> Path:
+def own_files(registry, folders, tmp_path):
     """Return the folder of version 5, which is as good as version 2, and which the test
     may change.
     """
@@ -53,12 +48,7 @@ def own_files(
 
 
 @pytest.fixture
-def registry(
-    folders: dict[str, Path],
-    tmp_path: Path,
-    new_database: NewDatabase,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[MlflowClient]:
+def registry(folders, tmp_path, new_database, monkeypatch):
     """Create a separate registry and store for the test."""
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)  # MLflow writes artifacts here.

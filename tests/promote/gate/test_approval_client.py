@@ -4,7 +4,6 @@ and without onnxserve.
 
 import json
 import threading
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
@@ -34,17 +33,12 @@ REQUEST |= {"at": "2026-11-25T12:00:00Z"}
 
 
 @pytest.fixture
-def mlflow_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+def mlflow_at(monkeypatch):
     """A server that answers each request with the same status and body, and keeps the
     last request.
     """
     served = SimpleNamespace(
-        status=200,
-        body="[]",
-        kind="application/json",
-        path="",
-        sent=None,
-        login="",
+        status=200, body="[]", kind="application/json", path="", sent=None, login=""
     )
 
     class Handler(BaseHTTPRequestHandler):
@@ -73,10 +67,7 @@ def mlflow_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
         server.shutdown()
 
 
-def test_the_requests_are_read_with_the_credentials_of_mlflow(
-    mlflow_at: SimpleNamespace,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_requests_are_read_with_the_credentials_of_mlflow(mlflow_at, monkeypatch):
     monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
     mlflow_at.body = json.dumps([REQUEST | {"a_field_of_a_newer_server": 1}])
     (listed,) = listed_requests("flights")
@@ -85,7 +76,7 @@ def test_the_requests_are_read_with_the_credentials_of_mlflow(
     assert mlflow_at.login.startswith("Basic ")
 
 
-def test_a_decision_is_sent_as_json(mlflow_at: SimpleNamespace) -> None:
+def test_a_decision_is_sent_as_json(mlflow_at):
     mlflow_at.body = json.dumps(REQUEST)
     assert (
         send_decision("approve", "flights", "3", "@champion", "fine", "ab12").requested_by == "eva"
@@ -112,12 +103,7 @@ def test_a_decision_is_sent_as_json(mlflow_at: SimpleNamespace) -> None:
         (503, "TEMPORARILY_UNAVAILABLE", OnnxserveError),
     ],
 )
-def test_an_error_of_the_server_is_raised_with_its_message(
-    mlflow_at: SimpleNamespace,
-    status: int,
-    code: str,
-    error: type[OnnxserveError],
-) -> None:
+def test_an_error_of_the_server_is_raised_with_its_message(mlflow_at, status, code, error):
     mlflow_at.status = status
     mlflow_at.body = json.dumps({"error_code": code, "message": "so it is"})
     with pytest.raises(error) as raised:
@@ -150,14 +136,7 @@ def test_an_error_of_the_server_is_raised_with_its_message(
         (502, "text/html", "<h1>Bad gateway</h1>", RegistryUnavailable, ["502"]),
     ],
 )
-def test_another_answer_is_an_error_with_a_remedy(
-    mlflow_at: SimpleNamespace,
-    status: int,
-    kind: str,
-    body: str,
-    error: type[OnnxserveError],
-    names: list[str],
-) -> None:
+def test_another_answer_is_an_error_with_a_remedy(mlflow_at, status, kind, body, error, names):
     mlflow_at.status = status
     mlflow_at.kind = kind
     mlflow_at.body = body

@@ -2,12 +2,9 @@
 instead of a registry.
 """
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,14 +12,12 @@ from mlflow_deploy_plugin.core.errors import (
     GateRefused,
     InvalidConfig,
     NotFound,
-    OnnxserveError,
     ScopeMissing,
     Unauthenticated,
 )
 from mlflow_deploy_plugin.core.registry.policy import ApprovalPolicy, GatePolicy
 from mlflow_deploy_plugin.core.store.audit import move_detail
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.promote.gate.approvals import (
     ApprovalStatus,
     Person,
@@ -41,65 +36,41 @@ from tests.support.refusals import mentions, refused
 
 NOW = datetime(2026, 11, 25, tzinfo=UTC)
 POLICY = GatePolicy(
-    gated_aliases=("champion",),
-    approvals=ApprovalPolicy(count=2, groups=("risk",)),
+    gated_aliases=("champion",), approvals=ApprovalPolicy(count=2, groups=("risk",))
 )
 SUBJECT = Subject("flights", "3", "Production", 2000, "f" * 64, POLICY.digest)
 RISK = frozenset({"risk", "staff"})
 
 
 @pytest.fixture
-def clock() -> Clock[datetime]:
+def clock():
     return Clock(NOW)
 
 
 @pytest.fixture
-def store(tmp_path: Path, clock: Clock[datetime]) -> Iterator[Store]:
+def store(tmp_path, clock):
     opened = open_store(f"sqlite:///{tmp_path}/store.db", clock)
     record_gate(opened, SUBJECT)
     yield opened
     opened.close()
 
 
-def ask(
-    store: Store,
-    user: str = "eva",
-    subject: Subject = SUBJECT,
-    policy: GatePolicy = POLICY,
-    **more: Any,
-) -> bool:
+def ask(store, user="eva", subject=SUBJECT, policy=POLICY, **more):
     person = Person(user, frozenset(), more.pop("may_edit", True))
     return request_promotion(store, policy, subject, person, **more)[1]
 
 
-def vote(
-    store: Store,
-    user: str,
-    subject: Subject = SUBJECT,
-    policy: GatePolicy = POLICY,
-    **more: Any,
-) -> bool:
-    person = Person(
-        user,
-        more.pop("groups", RISK),
-        more.pop("may_edit", False),
-    )
-    return approve(
-        store,
-        policy,
-        subject,
-        person,
-        more.pop("report", REPORT),
-        **more,
-    )[1]
+def vote(store, user, subject=SUBJECT, policy=POLICY, **more):
+    person = Person(user, more.pop("groups", RISK), more.pop("may_edit", False))
+    return approve(store, policy, subject, person, more.pop("report", REPORT), **more)[1]
 
 
-def status(store: Store, subject: Subject = SUBJECT, policy: GatePolicy = POLICY) -> ApprovalStatus:
+def status(store, subject=SUBJECT, policy=POLICY):
     assert policy.approvals is not None
     return approval_status(policy.approvals, open_request(store, subject), subject, store.now())
 
 
-def test_a_promotion_needs_as_many_people_as_the_policy_sets(store: Store) -> None:
+def test_a_promotion_needs_as_many_people_as_the_policy_sets(store):
     assert status(store).missing == 2
     assert status(store).approved_by == ()
     assert ask(store)
@@ -131,7 +102,7 @@ SPELLINGS = [
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_a_person_counts_once_under_every_spelling_of_the_name(spelling: str, store: Store) -> None:
+def test_a_person_counts_once_under_every_spelling_of_the_name(spelling, store):
     ask(store)
     assert vote(store, "ada")
     assert not vote(store, spelling)
@@ -139,10 +110,7 @@ def test_a_person_counts_once_under_every_spelling_of_the_name(spelling: str, st
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_an_author_may_not_approve_under_another_spelling_of_the_name(
-    spelling: str,
-    store: Store,
-) -> None:
+def test_an_author_may_not_approve_under_another_spelling_of_the_name(spelling, store):
     ask(store, user="ada")
     with refused(ScopeMissing, "requested"):
         vote(store, spelling)
@@ -161,7 +129,7 @@ def test_an_author_may_not_approve_under_another_spelling_of_the_name(
     assert status(store).approved_by == ()
 
 
-def test_two_spellings_that_were_recorded_as_two_people_count_once(store: Store) -> None:
+def test_two_spellings_that_were_recorded_as_two_people_count_once(store):
     ask(store)
     vote(store, "ada")
     vote(store, "bob")
@@ -171,24 +139,13 @@ def test_two_spellings_that_were_recorded_as_two_people_count_once(store: Store)
     for actor in ("ada", "ada\u00a0"):
         detail = {"report": REPORT, "verdict": "passed"}
         store.record(
-            "approve",
-            actor=actor,
-            model="flights",
-            version="4",
-            after="Production",
-            detail=detail,
+            "approve", actor=actor, model="flights", version="4", after="Production", detail=detail
         )
     assert status(store, subject).missing == 1
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["ada\t", "ad\x00a", "ada\x85", "anonymous@10.0.0.7", "a" * 256],
-)
-def test_names_that_look_like_another_are_refused_in_approvals(
-    name: str,
-    store: Store,
-) -> None:
+@pytest.mark.parametrize("name", ["ada\t", "ad\x00a", "ada\x85", "anonymous@10.0.0.7", "a" * 256])
+def test_names_that_look_like_another_are_refused_in_approvals(name, store):
     with refused(ScopeMissing, "name"):
         ask(store, user=name)
     ask(store)
@@ -198,7 +155,7 @@ def test_names_that_look_like_another_are_refused_in_approvals(
         decline(store, POLICY, SUBJECT, Person(name, RISK, False), "no")
 
 
-def test_a_second_request_keeps_the_approvals(store: Store) -> None:
+def test_a_second_request_keeps_the_approvals(store):
     assert ask(store)
     vote(store, "ada")
     assert not ask(store, user="zoe")
@@ -214,11 +171,7 @@ def test_a_second_request_keeps_the_approvals(store: Store) -> None:
         ({"policy": "0" * 16}, ["policy"]),
     ],
 )
-def test_approvals_lapse_when_the_version_its_files_or_the_policy_change(
-    change: dict[str, Any],
-    names: list[str],
-    store: Store,
-) -> None:
+def test_approvals_lapse_when_the_version_its_files_or_the_policy_change(change, names, store):
     ask(store)
     vote(store, "ada")
     vote(store, "bob")
@@ -234,7 +187,7 @@ def test_approvals_lapse_when_the_version_its_files_or_the_policy_change(
     assert [request.subject for request in promotion_requests(store, "flights")] == [changed]
 
 
-def test_an_approval_expires(store: Store, clock: Clock[datetime]) -> None:
+def test_an_approval_expires(store, clock):
     ask(store)
     vote(store, "ada")
     clock.now += timedelta(hours=1)
@@ -248,7 +201,7 @@ def test_an_approval_expires(store: Store, clock: Clock[datetime]) -> None:
     assert status(store).is_complete
 
 
-def test_an_approval_is_for_one_version_and_one_place(store: Store) -> None:
+def test_an_approval_is_for_one_version_and_one_place(store):
     ask(store)
     vote(store, "ada")
     for other in (replace(SUBJECT, place="@champion"), replace(SUBJECT, version="4")):
@@ -268,22 +221,13 @@ def test_an_approval_is_for_one_version_and_one_place(store: Store) -> None:
         ("eva", {}, ScopeMissing, ["eva", "requested"]),
         ("EVA", {}, ScopeMissing, ["EVA", "requested"]),
         ("max", {}, ScopeMissing, ["max", "registered"]),
-        (
-            "joe",
-            {"groups": frozenset({"staff"}), "may_edit": True},
-            ScopeMissing,
-            ["joe", "risk"],
-        ),
+        ("joe", {"groups": frozenset({"staff"}), "may_edit": True}, ScopeMissing, ["joe", "risk"]),
         ("joe", {"report": "0" * 64}, GateRefused, ["report", "changed"]),
     ],
 )
 def test_an_approval_that_does_not_count_is_refused_and_not_recorded(
-    user: str,
-    more: dict[str, Any],
-    error: type[OnnxserveError],
-    names: list[str],
-    store: Store,
-) -> None:
+    user, more, error, names, store
+):
     store.record(
         "register",
         actor="max",
@@ -298,7 +242,7 @@ def test_an_approval_that_does_not_count_is_refused_and_not_recorded(
     assert [*store.events()] == before
 
 
-def test_without_groups_everybody_who_may_edit_the_model_may_approve(store: Store) -> None:
+def test_without_groups_everybody_who_may_edit_the_model_may_approve(store):
     policy = GatePolicy(approvals=ApprovalPolicy(not_author=False))
     subject = replace(SUBJECT, policy=policy.digest)
     record_gate(store, subject)
@@ -306,13 +250,7 @@ def test_without_groups_everybody_who_may_edit_the_model_may_approve(store: Stor
     with refused(ScopeMissing, "ada"):
         vote(store, "ada", subject, policy)
     # The requester may approve without `not_author`.
-    assert vote(
-        store,
-        "eva",
-        subject,
-        policy,
-        may_edit=True,
-    )
+    assert vote(store, "eva", subject, policy, may_edit=True)
     assert status(store, subject, policy).is_complete
 
 
@@ -324,40 +262,22 @@ def test_without_groups_everybody_who_may_edit_the_model_may_approve(store: Stor
         ("eva", True, "Staging", InvalidConfig),
     ],
 )
-def test_a_request_without_right_or_reason_is_refused(
-    user: str,
-    may_edit: bool,
-    place: str,
-    error: type[OnnxserveError],
-    store: Store,
-) -> None:
+def test_a_request_without_right_or_reason_is_refused(user, may_edit, place, error, store):
     with pytest.raises(error):
         ask(store, user, replace(SUBJECT, place=place), may_edit=may_edit)
     assert promotion_requests(store, "flights") == []
 
 
-def test_a_declined_request_takes_no_approval(store: Store) -> None:
+def test_a_declined_request_takes_no_approval(store):
     ask(store)
     vote(store, "ada")
     bob = Person("bob", RISK, may_edit=False)
     with refused(InvalidConfig, "reason"):
         decline(store, POLICY, SUBJECT, bob, why=" ")
     with pytest.raises(ScopeMissing):
-        decline(
-            store,
-            POLICY,
-            SUBJECT,
-            Person("joe", frozenset(), may_edit=True),
-            why="no",
-        )
+        decline(store, POLICY, SUBJECT, Person("joe", frozenset(), may_edit=True), why="no")
     with pytest.raises(Unauthenticated):
-        decline(
-            store,
-            POLICY,
-            SUBJECT,
-            Person("", frozenset(), may_edit=True),
-            why="no",
-        )
+        decline(store, POLICY, SUBJECT, Person("", frozenset(), may_edit=True), why="no")
     assert decline(store, POLICY, SUBJECT, bob, why="too early").subject == SUBJECT
     assert promotion_requests(store, "flights") == []
     for late in (lambda: vote(store, "bob"), lambda: decline(store, POLICY, SUBJECT, bob, why="x")):
@@ -368,7 +288,7 @@ def test_a_declined_request_takes_no_approval(store: Store) -> None:
     assert status(store).approved_by == ()
 
 
-def test_the_requester_may_withdraw(store: Store) -> None:
+def test_the_requester_may_withdraw(store):
     ask(store)
     eva = Person("eva", frozenset(), may_edit=False)
     decline(store, POLICY, SUBJECT, eva, why="a mistake")
@@ -376,38 +296,22 @@ def test_the_requester_may_withdraw(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("action", "place"),
-    [("promote", "Production"), ("transition", "production")],
+    ("action", "place"), [("promote", "Production"), ("transition", "production")]
 )
-def test_a_promotion_uses_the_approvals_up(action: str, place: str, store: Store) -> None:
+def test_a_promotion_uses_the_approvals_up(action, place, store):
     ask(store)
     vote(store, "ada")
     vote(store, "bob")
-    store.record(
-        "transition",
-        model="flights",
-        version="4",
-        detail=move_detail(place, ""),
-    )
-    store.record(
-        "alias",
-        model="flights",
-        version="3",
-        detail=move_detail("@champion", ""),
-    )
+    store.record("transition", model="flights", version="4", detail=move_detail(place, ""))
+    store.record("alias", model="flights", version="3", detail=move_detail("@champion", ""))
     assert status(store).is_complete
-    store.record(
-        action,
-        model="flights",
-        version="3",
-        detail=move_detail(place, ""),
-    )
+    store.record(action, model="flights", version="3", detail=move_detail(place, ""))
     assert status(store).missing == 2
     assert promotion_requests(store, "flights") == []
 
 
 @pytest.mark.parametrize("action", ["rename", "delete"])
-def test_requests_end_with_the_name_of_the_model(action: str, store: Store) -> None:
+def test_requests_end_with_the_name_of_the_model(action, store):
     ask(store)
     vote(store, "ada")
     store.record(action, model="flights", before="flights", after="other")
@@ -415,7 +319,7 @@ def test_requests_end_with_the_name_of_the_model(action: str, store: Store) -> N
     assert open_request(store, SUBJECT) is None
 
 
-def test_after_a_failure_only_approvals_of_its_report_count(store: Store) -> None:
+def test_after_a_failure_only_approvals_of_its_report_count(store):
     ask(store)
     vote(store, "ada")
     vote(store, "bob")
@@ -428,21 +332,15 @@ def test_after_a_failure_only_approvals_of_its_report_count(store: Store) -> Non
     assert status(store).is_complete
     assert [
         entry.detail["verdict"] for entry in promotion_requests(store, "flights")[0].approvals
-    ] == [
-        "failed",
-        "failed",
-    ]
+    ] == ["failed", "failed"]
 
 
 def test_a_promotion_without_a_figure_is_neither_requested_nor_approved_unless_the_policy_allows_it(
-    store: Store,
-) -> None:
+    store,
+):
     record_gate(store, SUBJECT, state="passed without an evaluation")
     with refused(
-        GateRefused,
-        "without an evaluation",
-        "evaluation.dataset",
-        "approvals.evaluation: optional",
+        GateRefused, "without an evaluation", "evaluation.dataset", "approvals.evaluation: optional"
     ):
         ask(store)
     record_gate(store, SUBJECT)
@@ -460,27 +358,22 @@ def test_a_promotion_without_a_figure_is_neither_requested_nor_approved_unless_t
     assert status(store, subject, policy).is_complete
 
 
-def test_a_version_without_a_report_on_its_files_cannot_be_approved(store: Store) -> None:
+def test_a_version_without_a_report_on_its_files_cannot_be_approved(store):
     changed = replace(SUBJECT, files="0" * 64)
     ask(store, subject=changed)
     with refused(GateRefused, "onnxserve gate models:/flights/3"):
         vote(store, "ada", changed)
 
 
-def test_racing_approvals_of_a_person_are_one_approval(store: Store) -> None:
+def test_racing_approvals_of_a_person_are_one_approval(store):
     ask(store)
     with ThreadPoolExecutor(4) as pool:
-        results = [
-            *pool.map(
-                lambda _: vote(store, "ada"),
-                range(8),
-            )
-        ]
+        results = [*pool.map(lambda _: vote(store, "ada"), range(8))]
     assert results.count(True) == 1
     assert [event.action for event in store.events()].count("approve") == 1
 
 
-def test_the_author_of_a_version_is_known_under_every_name_of_the_model(store: Store) -> None:
+def test_the_author_of_a_version_is_known_under_every_name_of_the_model(store):
     for created, author in ((2000, "max"), (1500, "old")):
         detail = {"created": created, "authors": [author]}
         store.record("register", model="a former name", version="3", detail=detail)

@@ -8,7 +8,6 @@ from typing import Any
 
 from mlflow_deploy_plugin.core.registry.policy import ApprovalPolicy, GatePolicy
 from mlflow_deploy_plugin.core.store.audit import move_detail
-from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.promote.gate.approvals import (
     Person,
     Subject,
@@ -25,22 +24,11 @@ OLD = "a" * 64
 NEW = "b" * 64
 
 
-def moved(
-    store: Store,
-    version: str,
-    files: str | None,
-    place: str = "@champion",
-    action: str = "alias",
-) -> None:
-    store.record(
-        action,
-        model="credit",
-        version=version,
-        detail=move_detail(place, "", files),
-    )
+def moved(store, version, files, place="@champion", action="alias"):
+    store.record(action, model="credit", version=version, detail=move_detail(place, "", files))
 
 
-def test_files_are_approved_by_a_move_and_by_people(store: Store) -> None:
+def test_files_are_approved_by_a_move_and_by_people(store):
     version: Any = SimpleNamespace(name="credit", version="4", creation_timestamp=2000)
     assert approved_files(store, POLICY, version) == ()
     moved(store, "4", OLD, "Production", "transition")
@@ -48,35 +36,23 @@ def test_files_are_approved_by_a_move_and_by_people(store: Store) -> None:
     record_gate(store, subject)
     request_promotion(store, POLICY, subject, Person("eva", frozenset(), may_edit=True))
     assert approved_files(store, POLICY, version) == (OLD,)
-    approve(
-        store,
-        POLICY,
-        subject,
-        Person("ada", frozenset(), may_edit=True),
-        REPORT,
-    )
+    approve(store, POLICY, subject, Person("ada", frozenset(), may_edit=True), REPORT)
     assert approved_files(store, POLICY, version) == (NEW, OLD)
     replaced: Any = SimpleNamespace(name="credit", version="4", creation_timestamp=3000)
     assert approved_files(store, POLICY, replaced) == (OLD,)
 
 
-def test_files_of_a_request_come_before_files_that_were_served(store: Store) -> None:
+def test_files_of_a_request_come_before_files_that_were_served(store):
     version: Any = SimpleNamespace(name="credit", version="4", creation_timestamp=2000)
     moved(store, "4", OLD)
     subject = Subject("credit", "4", "Production", 2000, NEW, POLICY.digest)
     record_gate(store, subject)
     request_promotion(store, POLICY, subject, Person("eva", frozenset(), may_edit=True))
-    approve(
-        store,
-        POLICY,
-        subject,
-        Person("ada", frozenset(), may_edit=True),
-        REPORT,
-    )
+    approve(store, POLICY, subject, Person("ada", frozenset(), may_edit=True), REPORT)
     assert approved_files(store, POLICY, version) == (NEW, OLD)
 
 
-def test_files_with_all_approvals_are_known_after_their_request_has_ended(store: Store) -> None:
+def test_files_with_all_approvals_are_known_after_their_request_has_ended(store):
     version: Any = SimpleNamespace(name="credit", version="4", creation_timestamp=2000)
     policy = GatePolicy(gated_aliases=("champion",), approvals=ApprovalPolicy(count=2))
     subject = Subject("credit", "4", "@champion", 2000, OLD, policy.digest)

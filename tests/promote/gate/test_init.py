@@ -2,17 +2,12 @@ import subprocess
 import sys
 
 
-def test_the_policies_are_read_without_mlflow_and_pandas() -> None:
+def test_the_policies_are_read_without_mlflow_and_pandas():
     heavy = ("mlflow", "pandas", "numpy", "pyarrow", "sqlalchemy")
     code = (
         "import sys; from mlflow_deploy_plugin.core.registry.policy import GatePolicy, "
         "require_mlflow_data; from mlflow_deploy_plugin.promote.gate.verdict import GateVerdict; "
         f"print([name for name in {heavy} if name in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

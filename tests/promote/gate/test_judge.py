@@ -1,7 +1,5 @@
 import re
-from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +11,9 @@ from mlflow_deploy_plugin.core.registry.policy import (
     Permissions,
     parse_policy,
 )
-from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
+from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.signatures import Signer
 from mlflow_deploy_plugin.promote.gate.run import judge
-from mlflow_deploy_plugin.promote.gate.verdict import CheckResult, GateVerdict
 from mlflow_deploy_plugin.wrap.flavor.signing import sign_version
 from tests.support.classifiers import labelled, write_classifier, write_rows
 from tests.support.keypairs import write_key
@@ -27,32 +24,18 @@ NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
 
 @pytest.fixture
-def policy(folders: dict[str, Path]) -> GatePolicy:
+def policy(folders):
     evaluation = EvaluationPolicy(dataset=str(folders["holdout"]), target="label", resamples=200)
     return GatePolicy(evaluation=evaluation, skip=("budget",))
 
 
-def judged(
-    candidate: ResolvedModel,
-    current: ResolvedModel | None,
-    policy: GatePolicy,
-) -> tuple[GateVerdict, dict[str, CheckResult], list[str]]:
+def judged(candidate, current, policy):
     progress: list[str] = []
-    verdict = judge(
-        candidate,
-        current,
-        policy,
-        "a test",
-        progress.append,
-        clock=lambda: NOON,
-    )
+    verdict = judge(candidate, current, policy, "a test", progress.append, clock=lambda: NOON)
     return verdict, {check.name: check for check in verdict.checks}, progress
 
 
-def test_a_version_that_is_as_good_passes_every_check(
-    version: Callable[[str], ResolvedModel],
-    policy: GatePolicy,
-) -> None:
+def test_a_version_that_is_as_good_passes_every_check(version, policy):
     verdict, checks, progress = judged(version("equal"), version("good"), policy)
     states = {name: check.state for name, check in checks.items()}
     assert states == {
@@ -65,7 +48,7 @@ def test_a_version_that_is_as_good_passes_every_check(
     assert verdict.passed
     assert verdict.at == NOON
     assert verdict.reason.startswith(
-        "checked: parity, signature, evaluation, robustness; not checked: budget: the policy",
+        "checked: parity, signature, evaluation, robustness; not checked: budget: the policy"
     )
     assert progress == [
         "fetching version  and version ",
@@ -76,11 +59,7 @@ def test_a_version_that_is_as_good_passes_every_check(
     assert "noise_loss" in checks["robustness"].figures
 
 
-def test_a_signature_can_be_required_by_the_policy(
-    version: Callable[[str], ResolvedModel],
-    policy: GatePolicy,
-    tmp_path: Path,
-) -> None:
+def test_a_signature_can_be_required_by_the_policy(version, policy, tmp_path):
     keys = write_key(tmp_path)
     signer = keys.public.read_text()
     policy = policy.model_copy(update={"signer": signer})
@@ -93,151 +72,99 @@ def test_a_signature_can_be_required_by_the_policy(
     assert checks["signed"].state == "passed"
 
 
-def test_a_worse_one_fails_with_the_figures(
-    version: Callable[[str], ResolvedModel],
-    policy: GatePolicy,
-) -> None:
+def test_a_worse_one_fails_with_the_figures(version, policy):
     verdict, checks, _ = judged(version("worse"), version("good"), policy)
     assert verdict.state == "failed"
     assert verdict.reason.startswith(
-        "evaluation: worse by more than the margin of 0.0100; accuracy 0.",
+        "evaluation: worse by more than the margin of 0.0100; accuracy 0."
     )
     assert checks["evaluation"].figures["difference"] < -0.3
     assert checks["robustness"].state == "passed"
 
 
-def test_without_anything_served_it_is_judged_alone(
-    version: Callable[[str], ResolvedModel],
-    policy: GatePolicy,
-) -> None:
+def test_without_anything_served_it_is_judged_alone(version, policy):
     verdict, checks, _ = judged(version("worse"), None, policy)
     assert verdict.passed
     assert verdict.against == ""
     assert mentions(checks["signature"].reason, "no version")
 
 
-def test_without_a_dataset_the_reference_is_disturbed(
-    version: Callable[[str], ResolvedModel],
-) -> None:
-    _, checks, _ = judged(
-        version("equal"),
-        version("good"),
-        GatePolicy(skip=("budget",)),
-    )
+def test_without_a_dataset_the_reference_is_disturbed(version):
+    _, checks, _ = judged(version("equal"), version("good"), GatePolicy(skip=("budget",)))
     assert checks["evaluation"].state == "skipped"
     assert checks["evaluation"].reason == "the policy has no dataset"
     assert checks["robustness"].figures["rows"] == 400
 
 
-def test_version_without_rows_uses_those_of_the_served_one_and_a_blank_row_for_costs(
-    version: Callable[[str], ResolvedModel],
-) -> None:
+def test_version_without_rows_uses_those_of_the_served_one_and_a_blank_row_for_costs(version):
     policy = parse_policy("skip: [evaluation, budget]\nparity: any", "it")
     _, checks, _ = judged(version("unproven"), version("good"), policy)
     assert checks["robustness"].figures["rows"] == 400
 
     _, checks, _ = judged(
-        version("unproven"),
-        None,
-        parse_policy("skip: [evaluation]\nbudget: {batch: 8}", "it"),
+        version("unproven"), None, parse_policy("skip: [evaluation]\nbudget: {batch: 8}", "it")
     )
     assert checks["robustness"].state == "skipped"
     assert checks["budget"].figures["row_p50_ms_candidate"] > 0
 
 
 @pytest.mark.long
-def test_costs_are_compared_with_those_of_the_served_version(
-    version: Callable[[str], ResolvedModel],
-) -> None:
+def test_costs_are_compared_with_those_of_the_served_version(version):
     policy = parse_policy("skip: [signature, evaluation, robustness]\nbudget: {batch: 8}", "it")
     _, checks, _ = judged(version("equal"), version("good"), policy)
     assert checks["budget"].figures["row_p50_ms_ratio"] > 0
     assert "memory_mb_ratio" in checks["budget"].figures
 
 
-def test_a_version_that_does_not_load_fails_with_the_reason(
-    version: Callable[[str], ResolvedModel],
-    policy: GatePolicy,
-    tmp_path: Path,
-) -> None:
+def test_a_version_that_does_not_load_fails_with_the_reason(version, policy, tmp_path):
     folder = write_classifier(tmp_path / "broken")
     (folder / "model.onnx").write_bytes(b"not a graph")
-    verdict, checks, _ = judged(
-        resolve(str(folder)),
-        version("good"),
-        policy,
-    )
+    verdict, checks, _ = judged(resolve(str(folder)), version("good"), policy)
     assert list(checks) == ["load"]
     assert verdict.reason.startswith("load: ONNX Runtime cannot load model.onnx")
 
 
-def test_a_served_version_that_does_not_load_keeps_no_better_one_out(
-    version: Callable[[str], ResolvedModel],
-    policy: GatePolicy,
-    tmp_path: Path,
-) -> None:
+def test_a_served_version_that_does_not_load_keeps_no_better_one_out(version, policy, tmp_path):
     folder = write_classifier(tmp_path / "broken")
     (folder / "model.onnx").write_bytes(b"not a graph")
-    verdict, checks, _ = judged(
-        version("good"),
-        resolve(str(folder)),
-        policy,
-    )
+    verdict, checks, _ = judged(version("good"), resolve(str(folder)), policy)
     assert verdict.passed
     assert mentions(checks["signature"].notes[0], str(folder), "be loaded")
 
 
-def test_a_dataset_that_is_gone_fails_the_check_and_not_the_command(
-    version: Callable[[str], ResolvedModel],
-) -> None:
+def test_a_dataset_that_is_gone_fails_the_check_and_not_the_command(version):
     policy = GatePolicy(
-        evaluation=EvaluationPolicy(dataset="/gone.csv", target="y"),
-        skip=("budget", "robustness"),
+        evaluation=EvaluationPolicy(dataset="/gone.csv", target="y"), skip=("budget", "robustness")
     )
     _, checks, _ = judged(version("good"), None, policy)
     assert checks["evaluation"].state == "failed"
     assert checks["evaluation"].reason == "the dataset /gone.csv does not exist"
 
 
-def test_noise_on_whole_numbers_stays_within_their_type(tmp_path: Path) -> None:
+def test_noise_on_whole_numbers_stays_within_their_type(tmp_path):
     """Parquet stores pixels of 8 bits as lists of wider integers."""
     graph = """g (uint8[N,4] pixels) => (float[N] y) <int64[1] axes = {1}> {
         wide = Cast <to = 1> (pixels)
         y = ReduceSum <keepdims = 0> (wide, axes) }"""
     tensor = tensor_column("uint8", -1, 4, name="pixels")
     section = {
-        "inputs": [
-            {
-                "name": "pixels",
-                "dtype": "uint8",
-                "shape": [-1, 4],
-            }
-        ],
+        "inputs": [{"name": "pixels", "dtype": "uint8", "shape": [-1, 4]}],
         "outputs": [graph_tensor("y", "float32", -1, role="values")],
         "prediction": ["y"],
         "reference": {"data": "reference.parquet"},
         "parity": {"state": "proven"},
     }
     folder = write_model(tmp_path / "model", graph, [tensor], section)
-    pixels = np.random.default_rng(0).choice(
-        [0, 255],
-        (100, 4),
-    )
+    pixels = np.random.default_rng(0).choice([0, 255], (100, 4))
     write_rows(folder / "reference.parquet", {"pixels": pixels.tolist()})
-    _, checks, _ = judged(
-        resolve(str(folder)),
-        None,
-        GatePolicy(skip=("budget",)),
-    )
+    _, checks, _ = judged(resolve(str(folder)), None, GatePolicy(skip=("budget",)))
     assert checks["robustness"].state == "passed"
     assert checks["robustness"].figures["noise_refused"] == 0
 
 
 def test_where_no_code_may_run_a_version_without_an_onnx_form_gets_no_verdict(
-    version: Callable[[str], ResolvedModel],
-    policy: GatePolicy,
-    tmp_path: Path,
-) -> None:
+    version, policy, tmp_path
+):
     (tmp_path / "MLmodel").write_text("flavors: {python_function: {loader_module: json}}\n")
     for candidate, current in (
         (resolve(str(tmp_path)), None),
@@ -247,10 +174,7 @@ def test_where_no_code_may_run_a_version_without_an_onnx_form_gets_no_verdict(
             judge(candidate, current, policy, "a test", allowed=Permissions(code=False))
 
 
-def test_a_file_of_the_machine_is_not_read_where_only_mlflows_artifacts_may_be(
-    version: Callable[[str], ResolvedModel],
-    policy: GatePolicy,
-) -> None:
+def test_a_file_of_the_machine_is_not_read_where_only_mlflows_artifacts_may_be(version, policy):
     with refused(InvalidConfig, "holdout.parquet", "artifacts of MLflow"):
         judge(version("equal"), None, policy, "a test", allowed=Permissions(files=False))
     skipped = policy.model_copy(update={"skip": ("evaluation", "robustness", "budget")})
@@ -280,12 +204,8 @@ def test_a_file_of_the_machine_is_not_read_where_only_mlflows_artifacts_may_be(
     ],
 )
 def test_the_metric_has_to_hold_under_the_disturbances_that_the_policy_demands(
-    demanded: dict[str, object],
-    state: str,
-    reason: str,
-    version: Callable[[str], ResolvedModel],
-    folders: dict[str, Path],
-) -> None:
+    demanded, state, reason, version, folders
+):
     robustness = {
         "disturbances": demanded,
         "max_drop": 0.05,
@@ -298,21 +218,19 @@ def test_the_metric_has_to_hold_under_the_disturbances_that_the_policy_demands(
     assert re.search(reason, checks["disturbances"].reason)
     assert "checking disturbances" in progress
     skipped = judged(
-        version("good"),
-        None,
-        policy.model_copy(update={"skip": ("budget", "robustness")}),
+        version("good"), None, policy.model_copy(update={"skip": ("budget", "robustness")})
     )[1]
     assert skipped["disturbances"].state == "skipped"
 
 
-def test_refused_rows_fail_only_if_the_policy_says_so(tmp_path: Path) -> None:
+def test_refused_rows_fail_only_if_the_policy_says_so(tmp_path):
     folder = write_classifier(tmp_path / "model", types=("long", "long"))
     rows = {name: (10 * values).round().astype(int) for name, values in labelled(200).items()}
     file = write_rows(tmp_path / "rows.parquet", rows)
     robustness = {"disturbances": {"missing": 0.5}, "dataset": str(file), "target": "label"}
     for refusals, state in (("report", "passed"), ("fail", "failed")):
         policy = GatePolicy.model_validate(
-            {"robustness": {**robustness, "refusals": refusals}, "skip": ["budget"]},
+            {"robustness": {**robustness, "refusals": refusals}, "skip": ["budget"]}
         )
         assert judged(resolve(str(folder)), None, policy)[1]["disturbances"].state == state
 
@@ -328,10 +246,7 @@ def test_refused_rows_fail_only_if_the_policy_says_so(tmp_path: Path) -> None:
         },
     ],
 )
-def test_where_files_may_not_be_read_no_rows_of_them_are_disturbed(
-    policy: dict[str, object],
-    version: Callable[[str], ResolvedModel],
-) -> None:
+def test_where_files_may_not_be_read_no_rows_of_them_are_disturbed(policy, version):
     with refused(InvalidConfig, "the policy", "/etc/passwd"):
         judge(
             version("good"),
@@ -342,23 +257,14 @@ def test_where_files_may_not_be_read_no_rows_of_them_are_disturbed(
         )
 
 
-def test_where_no_code_may_run_no_torch_original_is_loaded(
-    version: Callable[[str], ResolvedModel],
-    folders: dict[str, Path],
-) -> None:
+def test_where_no_code_may_run_no_torch_original_is_loaded(version, folders):
     robustness = {
         "disturbances": {"pgd": 0.1},
         "dataset": str(folders["holdout"]),
         "target": "label",
     }
     policy = GatePolicy.model_validate({"robustness": robustness, "skip": ["budget"]})
-    verdict = judge(
-        version("good"),
-        None,
-        policy,
-        "a test",
-        allowed=Permissions(code=False),
-    )
+    verdict = judge(version("good"), None, policy, "a test", allowed=Permissions(code=False))
     (check,) = (check for check in verdict.checks if check.name == "disturbances")
     assert check.state == "failed"
     assert mentions(check.reason, "pgd", "the torch original", "code")

@@ -12,7 +12,6 @@ from mlflow_deploy_plugin.core.registry.policy import Permissions, choose_policy
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.registry.transitions import StageOrAlias
 from mlflow_deploy_plugin.core.settings import load_settings
-from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.promote.gate.approvals import (
     Person,
@@ -26,7 +25,7 @@ from tests.support.refusals import mentions, refused
 
 
 @pytest.fixture
-def toy(registry: MlflowClient) -> MlflowClient:
+def toy(registry):
     """Configure only the cheap checks. test_judge.py, test_run.py and
     tests/journeys/test_gate.py test the other checks.
     """
@@ -38,11 +37,11 @@ def toy(registry: MlflowClient) -> MlflowClient:
 UNEVALUATED = "passed without an evaluation"
 
 
-def stages(client: MlflowClient) -> dict[int, str]:
+def stages(client):
     return {v.version: v.current_stage for v in client.search_model_versions("name='toy'")}
 
 
-def events() -> list[AuditEvent]:
+def events():
     store = open_store(load_settings().store_url)
     try:
         return [*store.events(model="toy")]
@@ -50,23 +49,18 @@ def events() -> list[AuditEvent]:
         store.close()
 
 
-def actions() -> list[tuple[str, str, str]]:
+def actions():
     return [(event.action, event.version, event.actor) for event in events()]
 
 
-def test_passing_version_replaces_the_one_in_production(toy: MlflowClient) -> None:
+def test_passing_version_replaces_the_one_in_production(toy):
     progress: list[str] = []
     promotion = promote("toy", "2", "production", actor="eva", progress=progress.append)
     assert promotion.to == "Production"
     assert promotion.before == "1"
     assert promotion.gate == UNEVALUATED
     assert promotion.uri == "models:/toy/Production"
-    assert stages(toy) == {
-        1: "Archived",
-        2: "Production",
-        3: "None",
-        4: "None",
-    }
+    assert stages(toy) == {1: "Archived", 2: "Production", 3: "None", 4: "None"}
     assert actions() == [("gate", "2", "eva"), ("promote", "2", "eva")]
     assert mentions(progress[-1], "version 2", "Production")
     event = events()[-1]
@@ -76,23 +70,16 @@ def test_passing_version_replaces_the_one_in_production(toy: MlflowClient) -> No
     assert event.detail["moved"] == {"place": "Production", "before": "1"}
 
 
-def test_failing_version_is_refused_with_its_report_and_stages_do_not_change(
-    toy: MlflowClient,
-) -> None:
+def test_failing_version_is_refused_with_its_report_and_stages_do_not_change(toy):
     with refused(GateRefused, "toy version 4", "Production", "form", "report"):
         promote("toy", "4", "Production", actor="eva")
-    assert stages(toy) == {
-        1: "Production",
-        2: "None",
-        3: "None",
-        4: "None",
-    }
+    assert stages(toy) == {1: "Production", 2: "None", 3: "None", 4: "None"}
     assert actions() == [("gate", "4", "eva"), ("refused", "4", "eva")]
     assert events()[-1].after == ""
     assert "moved" not in events()[-1].detail
 
 
-def test_force_moves_it_and_everybody_can_see_that(toy: MlflowClient) -> None:
+def test_force_moves_it_and_everybody_can_see_that(toy):
     with refused(InvalidConfig, "forced", "reason"):
         promote("toy", "4", "Production", force=True)
     promotion = promote(
@@ -103,7 +90,7 @@ def test_force_moves_it_and_everybody_can_see_that(toy: MlflowClient) -> None:
     tags = toy.get_model_version("toy", "4").tags
     assert tags["onnxserve.gate"] == "forced"
     assert tags["onnxserve.gate.reason"].startswith(
-        "forced by eva: the old one is broken (the gate: parity: the ONNX form is warned",
+        "forced by eva: the old one is broken (the gate: parity: the ONNX form is warned"
     )
     event = events()[-1]
     assert event.action == "promote"
@@ -112,17 +99,15 @@ def test_force_moves_it_and_everybody_can_see_that(toy: MlflowClient) -> None:
     assert event.detail["forced"] is True
 
 
-def test_forced_promotion_of_a_passing_version_is_not_recorded_as_forced(toy: MlflowClient) -> None:
+def test_forced_promotion_of_a_passing_version_is_not_recorded_as_forced(toy):
     toy.set_registered_model_tag(
-        "toy",
-        "onnxserve.gate.policy",
-        "skip: [evaluation, robustness, budget]\nparity: any",
+        "toy", "onnxserve.gate.policy", "skip: [evaluation, robustness, budget]\nparity: any"
     )
     assert promote("toy", "4", "Production", force=True, why="why").gate == UNEVALUATED
 
 
 @pytest.mark.long
-def test_a_fresh_verdict_is_taken_and_a_stale_one_is_not(toy: MlflowClient) -> None:
+def test_a_fresh_verdict_is_taken_and_a_stale_one_is_not(toy):
     run_gate("toy", "2")
     progress: list[str] = []
     promote("toy", "2", "Production", progress=progress.append)
@@ -131,9 +116,7 @@ def test_a_fresh_verdict_is_taken_and_a_stale_one_is_not(toy: MlflowClient) -> N
     promote("toy", "1", "Production", progress=progress.append)
     run_gate("toy", "2")
     toy.set_registered_model_tag(
-        "toy",
-        "onnxserve.gate.policy",
-        "skip: [evaluation, robustness, budget]\nseed: 1",
+        "toy", "onnxserve.gate.policy", "skip: [evaluation, robustness, budget]\nseed: 1"
     )
     progress.clear()
     promote("toy", "2", "Production", progress=progress.append)
@@ -143,21 +126,14 @@ def test_a_fresh_verdict_is_taken_and_a_stale_one_is_not(toy: MlflowClient) -> N
         ("2", 2096),
     ):  # Version 2 was judged by a machine whose clock was ahead.
         toy.set_model_version_tag(
-            "toy",
-            version,
-            "onnxserve.gate.at",
-            f"{year}-01-01T00:00:00+00:00",
+            "toy", version, "onnxserve.gate.at", f"{year}-01-01T00:00:00+00:00"
         )
         progress.clear()
         promote("toy", version, "Production", progress=progress.append)
         assert progress[0].startswith("fetching")
 
 
-def test_a_verdict_on_other_files_is_not_taken(
-    toy: MlflowClient,
-    own_files: Path,
-    folders: dict[str, Path],
-) -> None:
+def test_a_verdict_on_other_files_is_not_taken(toy, own_files, folders):
     run_gate("toy", "5")
     shutil.copytree(folders["unproven"], own_files, dirs_exist_ok=True)
     with pytest.raises(GateRefused, match="form is warned"):
@@ -168,11 +144,7 @@ def test_a_verdict_on_other_files_is_not_taken(
     assert tags["onnxserve.gate.digest"] == version_digest("models:/toy/5")
 
 
-def test_a_version_that_is_there_already_with_other_files_is_judged_anew(
-    toy: MlflowClient,
-    own_files: Path,
-    folders: dict[str, Path],
-) -> None:
+def test_a_version_that_is_there_already_with_other_files_is_judged_anew(toy, own_files, folders):
     assert promote("toy", "5", "Production").is_moved
     shutil.copytree(folders["unproven"], own_files, dirs_exist_ok=True)
     with pytest.raises(GateRefused, match="form is warned"):
@@ -180,7 +152,7 @@ def test_a_version_that_is_there_already_with_other_files_is_judged_anew(
 
 
 @pytest.mark.parametrize("can_be_judged", [True, False])
-def test_a_forced_version_is_forced_with_its_files(can_be_judged: bool, toy: MlflowClient) -> None:
+def test_a_forced_version_is_forced_with_its_files(can_be_judged, toy):
     if not can_be_judged:
         policy = "skip: [robustness, budget]\nevaluation: {dataset: /a.csv, target: y}"
         toy.set_registered_model_tag("toy", "onnxserve.gate.policy", policy)
@@ -194,18 +166,15 @@ def test_a_forced_version_is_forced_with_its_files(can_be_judged: bool, toy: Mlf
     )
     assert resolve("models:/toy/4").gate_status.passed
     assert toy.get_model_version("toy", "4").tags["onnxserve.gate.digest"] == version_digest(
-        "models:/toy/4",
+        "models:/toy/4"
     )
 
 
-def test_a_version_that_came_while_it_was_judged_is_not_replaced_unseen(toy: MlflowClient) -> None:
-    def overtaken(line: str) -> None:
+def test_a_version_that_came_while_it_was_judged_is_not_replaced_unseen(toy):
+    def overtaken(line):
         if line.startswith("logging"):
             toy.transition_model_version_stage(
-                "toy",
-                "3",
-                "Production",
-                archive_existing_versions=True,
+                "toy", "3", "Production", archive_existing_versions=True
             )
 
     with refused(GateRefused, "version 3", "Production", "version 2", "again"):
@@ -214,7 +183,7 @@ def test_a_version_that_came_while_it_was_judged_is_not_replaced_unseen(toy: Mlf
     assert promote("toy", "2", "Production").before == "3"
 
 
-def test_the_alias_champion_is_gated_by_default(toy: MlflowClient) -> None:
+def test_the_alias_champion_is_gated_by_default(toy):
     toy.set_registered_model_alias("toy", "champion", "1")
     with refused(GateRefused, "toy version 4", "@champion"):
         promote("toy", "4", "@champion")
@@ -226,19 +195,16 @@ def test_the_alias_champion_is_gated_by_default(toy: MlflowClient) -> None:
     assert toy.get_model_version_by_alias("toy", "champion").version == 2
 
 
-def test_a_place_that_is_not_gated_is_free(toy: MlflowClient) -> None:
+def test_a_place_that_is_not_gated_is_free(toy):
     promotion = promote("toy", "4", "Staging")
     assert promotion.gate == "not asked"
     assert promotion.reason == "the policy does not gate Staging"
     assert promote("toy", "4", "@shadow").gate == "not asked"
     assert stages(toy)[4] == "Staging"
-    assert actions() == [
-        ("promote", "4", this := actions()[0][2]),
-        ("promote", "4", this),
-    ]
+    assert actions() == [("promote", "4", this := actions()[0][2]), ("promote", "4", this)]
 
 
-def test_rolled_back_version_is_refused_until_forced_with_a_reason(toy: MlflowClient) -> None:
+def test_rolled_back_version_is_refused_until_forced_with_a_reason(toy):
     toy.set_model_version_tag("toy", "2", "onnxserve.rolled_back", "flights: too slow")
     again = (
         r"version 2 is not promoted to Production, .* rolled back \(flights: too slow\).*--force "
@@ -252,7 +218,7 @@ def test_rolled_back_version_is_refused_until_forced_with_a_reason(toy: MlflowCl
     assert "onnxserve.rolled_back" not in toy.get_model_version("toy", "2").tags
 
 
-def test_second_promotion_of_the_same_version_changes_no_stage(toy: MlflowClient) -> None:
+def test_second_promotion_of_the_same_version_changes_no_stage(toy):
     moved = promote("toy", "2", "Production", actor="eva")
     again = promote("toy", "2", "Production", actor="eva")
     assert (moved.is_moved, again.is_moved, again.gate, again.location_text) == (
@@ -265,15 +231,12 @@ def test_second_promotion_of_the_same_version_changes_no_stage(toy: MlflowClient
     assert actions() == [("gate", "2", "eva"), ("promote", "2", "eva")]
 
 
-def test_version_in_place_without_a_verdict_gets_one(toy: MlflowClient) -> None:
+def test_version_in_place_without_a_verdict_gets_one(toy):
     assert promote("toy", "1", "Production").is_moved
     assert toy.get_model_version("toy", "1").tags["onnxserve.gate"] == UNEVALUATED
 
 
-def test_a_file_does_not_stand_for_a_policy_that_the_model_has(
-    toy: MlflowClient,
-    tmp_path: Path,
-) -> None:
+def test_a_file_does_not_stand_for_a_policy_that_the_model_has(toy, tmp_path):
     (tmp_path / "easy.yaml").write_text("parity: any\nskip: [evaluation, robustness, budget]")
     with refused(InvalidConfig, "model toy", "already has a policy"):
         promote("toy", "4", "Production", policy_file=tmp_path / "easy.yaml")
@@ -285,7 +248,7 @@ APPROVED = (
 )
 
 
-def approve_as(toy: MlflowClient, version: str, *users: str) -> None:
+def approve_as(toy, version, *users):
     """Request the promotion to Production, and approve it with the last report of the
     gate.
     """
@@ -296,14 +259,10 @@ def approve_as(toy: MlflowClient, version: str, *users: str) -> None:
     subject = subject_of(entry, place, files, policy)
     with closing(open_store(load_settings().store_url)) as store:
         request, _ = request_promotion(
-            store,
-            policy,
-            subject,
-            Person("eva", frozenset(), may_edit=True),
+            store, policy, subject, Person("eva", frozenset(), may_edit=True)
         )
         report = MlflowClient().download_artifacts(
-            request.report.partition("/")[0],
-            "gate_report.html",
+            request.report.partition("/")[0], "gate_report.html"
         )
         seen = hashlib.sha256(Path(report).read_bytes()).hexdigest()
         for user in users:
@@ -316,15 +275,8 @@ def approve_as(toy: MlflowClient, version: str, *users: str) -> None:
             )
 
 
-@pytest.mark.parametrize(
-    ("version", "force"),
-    [("2", False), ("4", True)],
-)
-def test_a_promotion_also_needs_its_approvals_even_if_it_is_forced(
-    version: str,
-    force: bool,
-    toy: MlflowClient,
-) -> None:
+@pytest.mark.parametrize(("version", "force"), [("2", False), ("4", True)])
+def test_a_promotion_also_needs_its_approvals_even_if_it_is_forced(version, force, toy):
     toy.set_registered_model_tag("toy", "onnxserve.gate.policy", APPROVED)
     for users, missing in ((), "2 of 2"), (("ada",), "1 of 2"):
         if users:
@@ -347,18 +299,12 @@ def test_a_promotion_also_needs_its_approvals_even_if_it_is_forced(
     approve_as(toy, version, "bob")
     assert promote("toy", version, "Production", force=force, why="a drill").is_moved
     # The version is already there.
-    promote(
-        "toy",
-        version,
-        "Production",
-        force=force,
-        why="a drill",
-    )
+    promote("toy", version, "Production", force=force, why="a drill")
     toy.transition_model_version_stage("toy", version, "Archived")
     with refused(GateRefused, "2 of 2"):
         promote("toy", version, "Production", force=force, why="a drill")
 
 
-def test_a_stage_that_the_policy_does_not_gate_needs_no_approvals(toy: MlflowClient) -> None:
+def test_a_stage_that_the_policy_does_not_gate_needs_no_approvals(toy):
     toy.set_registered_model_tag("toy", "onnxserve.gate.policy", APPROVED)
     assert promote("toy", "2", "Staging").is_moved

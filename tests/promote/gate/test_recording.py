@@ -5,28 +5,19 @@ server does not run the app.
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
-
-import pytest
 
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.promote.gate.recording import PATH, VerdictRecord, write_verdict
 from tests.support.tracking import tracking_at
 
 
-def test_a_proxy_that_refuses_the_unknown_path_does_not_lose_the_verdict(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_proxy_that_refuses_the_unknown_path_does_not_lose_the_verdict(tmp_path, monkeypatch):
     set_tags: dict[str, str] = {}
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.answer(
-                200,
-                json.dumps({"model_version": {"name": "credit", "version": "1"}}),
-            )
+            self.answer(200, json.dumps({"model_version": {"name": "credit", "version": "1"}}))
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -47,11 +38,7 @@ def test_a_proxy_that_refuses_the_unknown_path_does_not_lose_the_verdict(
 
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     record = VerdictRecord(
-        model="credit",
-        version="1",
-        state="passed",
-        reason="all checks passed",
-        files="ab12",
+        model="credit", version="1", state="passed", reason="all checks passed", files="ab12"
     )
     store = open_store(f"sqlite:///{tmp_path}/store.db")
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:

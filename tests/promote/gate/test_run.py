@@ -7,28 +7,26 @@ import shutil
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.registry import tags
 from mlflow_deploy_plugin.core.registry.model_files import version_digest
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.settings import load_settings
-from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.promote.gate.run import run_gate, verdict_of_served
 from tests.support.refusals import mentions
 
 
 @pytest.fixture
-def policy(folders: dict[str, Path], registry: MlflowClient) -> None:
+def policy(folders, registry):
     """Set the policy of `toy` to all checks that do not need a separate process."""
     evaluation = f"{{dataset: {folders['holdout']}, target: label, resamples: 200}}"
     text = f"evaluation: {evaluation}\nskip: [budget]\n"
     registry.set_registered_model_tag("toy", "onnxserve.gate.policy", text)
 
 
-def events() -> list[AuditEvent]:
+def events():
     store = open_store(load_settings().store_url)
     try:
         return [*store.events(model="toy")]
@@ -36,11 +34,7 @@ def events() -> list[AuditEvent]:
         store.close()
 
 
-def test_a_passed_verdict_is_on_the_version_in_a_run_and_in_the_trail(
-    policy: None,
-    registry: MlflowClient,
-    tmp_path: Path,
-) -> None:
+def test_a_passed_verdict_is_on_the_version_in_a_run_and_in_the_trail(policy, registry, tmp_path):
     gated = run_gate("toy", "2", actor="eva")
     run = registry.get_run(gated.run.run_id)
     assert run.info.run_name == "gate toy v2"
@@ -52,13 +46,7 @@ def test_a_passed_verdict_is_on_the_version_in_a_run_and_in_the_trail(
     names = {entry.path for entry in registry.list_artifacts(gated.run.run_id)}
     assert names == {"gate_report.html", "gate.json"}
     document = json.loads(
-        Path(
-            registry.download_artifacts(
-                gated.run.run_id,
-                "gate.json",
-                str(tmp_path),
-            )
-        ).read_text(),
+        Path(registry.download_artifacts(gated.run.run_id, "gate.json", str(tmp_path))).read_text()
     )
     assert document["state"] == "passed"
     assert document["against"] == "models:/toy/1"
@@ -77,14 +65,12 @@ def test_a_passed_verdict_is_on_the_version_in_a_run_and_in_the_trail(
 
 
 def test_no_status_asks_for_another_gate_while_the_tags_of_the_first_verdict_are_written(
-    policy: None,
-    registry: MlflowClient,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    policy, registry, monkeypatch
+):
     write = tags.tag_version
     seen = list[str]()
 
-    def write_and_read(name: str, version: str, key: str, value: str) -> None:
+    def write_and_read(name, version, key, value):
         write(name, version, key, value)
         seen.append(tags.gate_status_of(registry.get_model_version(name, version).tags).reason)
 
@@ -95,20 +81,17 @@ def test_no_status_asks_for_another_gate_while_the_tags_of_the_first_verdict_are
 
 
 @pytest.mark.long
-def test_a_failed_one_says_why(policy: None, registry: MlflowClient) -> None:
+def test_a_failed_one_says_why(policy, registry):
     run_gate("toy", "3")
     status = resolve("models:/toy/3").gate_status
     assert (status.passed, status.state) == (False, "failed")
     assert status.reason.startswith(
-        "evaluation: worse by more than the margin of 0.0100; accuracy 0.",
+        "evaluation: worse by more than the margin of 0.0100; accuracy 0."
     )
     assert mentions(resolve("models:/toy/2").gate_status.reason, "the gate")
 
 
-def test_another_policy_than_the_models_own_is_tried_out_and_not_written_down(
-    registry: MlflowClient,
-    tmp_path: Path,
-) -> None:
+def test_another_policy_than_the_models_own_is_tried_out_and_not_written_down(registry, tmp_path):
     model_policy = "skip: [evaluation, robustness, budget]"
     registry.set_registered_model_tag("toy", "onnxserve.gate.policy", model_policy)
     (tmp_path / "easy.yaml").write_text(f"parity: any\n{model_policy}")
@@ -122,10 +105,7 @@ def test_another_policy_than_the_models_own_is_tried_out_and_not_written_down(
 
 
 @pytest.mark.long
-def test_promoted_version_is_compared_with_the_previous_one(
-    registry: MlflowClient,
-    tmp_path: Path,
-) -> None:
+def test_promoted_version_is_compared_with_the_previous_one(registry, tmp_path):
     (tmp_path / "p.yaml").write_text("skip: [evaluation, robustness, budget]")
     registry.transition_model_version_stage("toy", "2", "Production")
     assert run_gate("toy", "2", policy_file=tmp_path / "p.yaml").verdict.against == "models:/toy/1"
@@ -134,18 +114,12 @@ def test_promoted_version_is_compared_with_the_previous_one(
     assert (other.verdict.against, other.is_tagged) == ("models:/toy/1", False)
     reasons = {check.name: check.reason for check in other.verdict.checks}
     # Version 2 is served, not version 1.
-    assert mentions(
-        reasons["signature"],
-        "the same",
-        "models:/toy/1",
-    )
+    assert mentions(reasons["signature"], "the same", "models:/toy/1")
     same = run_gate("toy", "3", policy_file=tmp_path / "p.yaml", against="models:/toy/Production")
     assert (same.verdict.against, same.is_tagged) == ("models:/toy/2", True)
 
 
-def test_only_served_version_keeps_its_verdict_until_the_policy_changes(
-    registry: MlflowClient,
-) -> None:
+def test_only_served_version_keeps_its_verdict_until_the_policy_changes(registry):
     policy = "skip: [evaluation, robustness, budget]"
     registry.set_registered_model_tag("toy", "onnxserve.gate.policy", policy)
     assert verdict_of_served("toy", "1") is None  # The version is served without a verdict.
@@ -153,7 +127,7 @@ def test_only_served_version_keeps_its_verdict_until_the_policy_changes(
     message = str(verdict_of_served("toy", "1"))
     assert message.startswith(
         "toy version 1 is the served version (Production), and there is no version to compare it "
-        "with",
+        "with"
     )
     assert mentions(message, "remains passed", "without an evaluation")
     assert verdict_of_served("toy", "2") is None
@@ -162,20 +136,13 @@ def test_only_served_version_keeps_its_verdict_until_the_policy_changes(
 
 
 def test_verdict_on_changed_files_does_not_apply_to_the_served_version(
-    registry: MlflowClient,
-    own_files: Path,
-    folders: dict[str, Path],
-) -> None:
+    registry, own_files, folders
+):
     registry.set_registered_model_tag(
-        "toy",
-        "onnxserve.gate.policy",
-        "skip: [evaluation, robustness, budget]",
+        "toy", "onnxserve.gate.policy", "skip: [evaluation, robustness, budget]"
     )
     registry.transition_model_version_stage(
-        "toy",
-        "5",
-        "Production",
-        archive_existing_versions=True,
+        "toy", "5", "Production", archive_existing_versions=True
     )
     run_gate("toy", "5")
     assert verdict_of_served("toy", "5") is not None
@@ -196,12 +163,6 @@ def test_verdict_on_changed_files_does_not_apply_to_the_served_version(
         ),
     ],
 )
-def test_a_version_that_is_not_there_is_named(
-    model: str,
-    version: str,
-    error: type[Exception],
-    message: str,
-    registry: MlflowClient,
-) -> None:
+def test_a_version_that_is_not_there_is_named(model, version, error, message, registry):
     with pytest.raises(error, match=message):
         run_gate(model, version)

@@ -1,9 +1,6 @@
 """The wording of the most frequent messages of the gate."""
 
-from typing import Any
-
 import pytest
-from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.core.registry.policy import parse_policy
@@ -59,7 +56,7 @@ from mlflow_deploy_plugin.promote.gate.promotion import promote
         ),
     ],
 )
-def test_the_message_of_a_wrong_policy(text: str, message: str) -> None:
+def test_the_message_of_a_wrong_policy(text, message):
     with pytest.raises(InvalidConfig) as refused:
         parse_policy(text, "the policy")
     assert str(refused.value) == message
@@ -75,10 +72,7 @@ def test_the_message_of_a_wrong_policy(text: str, message: str) -> None:
                 "you mean 'Production'?"
             ),
         ),
-        (
-            {"version": "9"},
-            "model toy has no version 9; versions: 1 (Production), 2, 3, 4",
-        ),
+        ({"version": "9"}, "model toy has no version 9; versions: 1 (Production), 2, 3, 4"),
         ({"version": "4", "force": True}, "a forced promotion requires a reason (--why)"),
         (
             {"version": "3"},
@@ -90,15 +84,9 @@ def test_the_message_of_a_wrong_policy(text: str, message: str) -> None:
         ),
     ],
 )
-def test_the_message_of_a_promotion_that_is_refused(
-    registry: MlflowClient,
-    asked: dict[str, Any],
-    message: str,
-) -> None:
+def test_the_message_of_a_promotion_that_is_refused(registry, asked, message):
     registry.set_registered_model_tag(
-        "toy",
-        "onnxserve.gate.policy",
-        "skip: [evaluation, robustness, budget]",
+        "toy", "onnxserve.gate.policy", "skip: [evaluation, robustness, budget]"
     )
     registry.set_model_version_tag("toy", "3", "onnxserve.rolled_back", "flights: too slow")
     with pytest.raises(OnnxserveError) as refused:

@@ -4,7 +4,7 @@ answered, as a server logs.
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.serve.runtime.schemas.pyfunc_schema import pyfunc_sche
 from mlflow_deploy_plugin.serve.spool.captured_model import CapturedModel, exclude_columns
 from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
 from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
-from tests.support.tracking import NewDatabase, tracking_at
+from tests.support.tracking import tracking_at
 
 Outputs = dict[str, Array]
 
@@ -113,26 +113,17 @@ class Answering:
         return identity
 
     def replay(
-        self,
-        prediction_id: str,
-        capture: CaptureSpec | None = None,
-        **options: Any,
+        self, prediction_id: str, capture: CaptureSpec | None = None, **options: Any
     ) -> Replay:
         """Replay a request to an endpoint, which captures by `capture` now."""
         endpoint, table = find_request(self.log, prediction_id)
         return replay_prediction(
-            Traffic(self.log, endpoint, capture or CaptureSpec()),
-            table,
-            **options,
+            Traffic(self.log, endpoint, capture or CaptureSpec()), table, **options
         )
 
 
 @pytest.fixture
-def answering(
-    tmp_path: Path,
-    new_database: NewDatabase,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Answering]:
+def answering(tmp_path, new_database, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("ONNXSERVE_LOG_URI", str(tmp_path / "log"))
     monkeypatch.chdir(tmp_path)  # MLflow writes artifacts here.

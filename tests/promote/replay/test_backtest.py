@@ -4,7 +4,6 @@ figures follow from their weights.
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -15,7 +14,7 @@ from mlflow.models import infer_signature
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, Refused
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
-from mlflow_deploy_plugin.promote.replay.backtest import BacktestReport, backtest
+from mlflow_deploy_plugin.promote.replay.backtest import backtest
 from mlflow_deploy_plugin.promote.replay.traffic import Traffic
 from mlflow_deploy_plugin.serve.inference_log.labels import Label
 from mlflow_deploy_plugin.serve.inference_log.log_reader import open_log
@@ -41,32 +40,22 @@ HOUR = timedelta(hours=1)
 
 
 @pytest.fixture
-def writer(tmp_path: Path) -> LogWriter:
+def writer(tmp_path):
     return LogWriter(tmp_path / "log")
 
 
 @pytest.fixture
-def traffic(writer: LogWriter) -> Traffic:
+def traffic(writer):
     return Traffic(open_log(str(writer.root)), ENDPOINT)
 
 
-def replayed(
-    traffic: Traffic,
-    folder: Path,
-    times: TimeRange | None = None,
-    **options: Any,
-) -> BacktestReport:
+def replayed(traffic, folder, times=None, **options):
     return backtest(
-        traffic,
-        times or TimeRange(),
-        load_version(folder),
-        "models:/m/8",
-        resamples=100,
-        **options,
+        traffic, times or TimeRange(), load_version(folder), "models:/m/8", resamples=100, **options
     )
 
 
-def section() -> dict[str, Any]:
+def section():
     return {
         "inputs": [graph_tensor("x", "float32", -1, 1, columns=["x"])],
         "outputs": [graph_tensor("y", "float32", -1, 1, role="values")],
@@ -74,43 +63,31 @@ def section() -> dict[str, Any]:
     }
 
 
-def serve_adder(writer: LogWriter, folder: Path, numbers: np.ndarray) -> None:
+def serve_adder(writer, folder, numbers):
     """Let version 1, which adds one to a number, answer these numbers."""
     graph = "adder (float[N,1] x) => (float[N,1] y) <float[1] one = {1}> { y = Add(x, one) }"
     served = write_model(folder / "served", graph, columns(x="float"), section())
     write_answers(writer, served, {"x": numbers}, DAY)
 
 
-def replay_graph(
-    traffic: Traffic,
-    folder: Path,
-    graph: str,
-    meaning: dict[str, Any] | None = None,
-) -> BacktestReport:
+def replay_graph(traffic, folder, graph, meaning=None):
     """Replay the numbers on a candidate with this graph."""
     return replayed(traffic, write_model(folder, graph, columns(x="float"), meaning or section()))
 
 
-def comparison(report: BacktestReport) -> MetricComparison:
+def comparison(report):
     assert isinstance(report.comparison, MetricComparison)
     return report.comparison
 
 
-def labels_of(rows: int, version: str = "1") -> list[Label]:
+def labels_of(rows, version="1"):
     return [
-        Label(
-            f"{version}-{row}",
-            None,
-            None,
-            int(ROWS["label"][row]),
-            row,
-        )
-        for row in range(rows)
+        Label(f"{version}-{row}", None, None, int(ROWS["label"][row]), row) for row in range(rows)
     ]
 
 
 @pytest.fixture
-def served(tmp_path: Path, writer: LogWriter) -> Path:
+def served(tmp_path, writer):
     """Version 1, a classifier that has answered 600 rows, of which 400 have a label."""
     folder = write_classifier(tmp_path / "served")
     write_answers(writer, folder, INPUTS, DAY)
@@ -118,7 +95,7 @@ def served(tmp_path: Path, writer: LogWriter) -> Path:
     return folder
 
 
-def test_the_served_version_agrees_with_its_own_answers(traffic: Traffic, served: Path) -> None:
+def test_the_served_version_agrees_with_its_own_answers(traffic, served):
     report = replayed(traffic, served)
 
     assert report.captured_rows == 600
@@ -135,11 +112,7 @@ def test_the_served_version_agrees_with_its_own_answers(traffic: Traffic, served
     assert report.candidate_row_us > 0
 
 
-def test_a_worse_candidate_disagrees_and_loses_accuracy(
-    traffic: Traffic,
-    served: Path,
-    tmp_path: Path,
-) -> None:
+def test_a_worse_candidate_disagrees_and_loses_accuracy(traffic, served, tmp_path):
     report = replayed(traffic, write_classifier(tmp_path / "worse", (1.0, 2.0)))
 
     answers = load_version(served).predict(ROWS).prediction
@@ -156,24 +129,12 @@ def test_a_worse_candidate_disagrees_and_loses_accuracy(
     assert len(report.disagreeing) == 5
 
 
-def test_a_metric_of_probabilities_may_be_chosen(
-    traffic: Traffic,
-    served: Path,
-    tmp_path: Path,
-) -> None:
-    report = replayed(
-        traffic,
-        write_classifier(tmp_path / "equal", (4.0, -2.0)),
-        metric="roc_auc",
-    )
+def test_a_metric_of_probabilities_may_be_chosen(traffic, served, tmp_path):
+    report = replayed(traffic, write_classifier(tmp_path / "equal", (4.0, -2.0)), metric="roc_auc")
     assert comparison(report).candidate == pytest.approx(comparison(report).current)
 
 
-def test_outputs_with_another_name_are_compared_by_position(
-    traffic: Traffic,
-    writer: LogWriter,
-    tmp_path: Path,
-) -> None:
+def test_outputs_with_another_name_are_compared_by_position(traffic, writer, tmp_path):
     serve_adder(writer, tmp_path, np.arange(9, dtype=np.float32))
     other = "other (float[N,1] x) => (float[N,1] z) { z = Identity(x) }"
     renamed = {
@@ -186,7 +147,7 @@ def test_outputs_with_another_name_are_compared_by_position(
     assert report.max_difference == 1
 
 
-def test_numbers_differ_by_an_amount(traffic: Traffic, writer: LogWriter, tmp_path: Path) -> None:
+def test_numbers_differ_by_an_amount(traffic, writer, tmp_path):
     write_answers(writer, write_regressor(tmp_path / "served"), INPUTS, DAY)
 
     report = replayed(traffic, write_regressor(tmp_path / "other", (2.0, -1.5)))
@@ -199,11 +160,7 @@ def test_numbers_differ_by_an_amount(traffic: Traffic, writer: LogWriter, tmp_pa
     assert report.labelled_rows == 0
 
 
-def test_refused_rows_are_found_and_the_other_rows_are_compared(
-    traffic: Traffic,
-    writer: LogWriter,
-    tmp_path: Path,
-) -> None:
+def test_refused_rows_are_found_and_the_other_rows_are_compared(traffic, writer, tmp_path):
     numbers = np.arange(200) % 50 / 10  # 4 of 5 rows are below 4, which the candidate refuses.
     serve_adder(writer, tmp_path, numbers.astype(np.float32))
 
@@ -217,21 +174,13 @@ def test_refused_rows_are_found_and_the_other_rows_are_compared(
     assert report.versions == {"flight-delay version 1": 160}
 
 
-def test_a_candidate_that_refuses_every_row_is_another_one(
-    traffic: Traffic,
-    writer: LogWriter,
-    tmp_path: Path,
-) -> None:
+def test_a_candidate_that_refuses_every_row_is_another_one(traffic, writer, tmp_path):
     serve_adder(writer, tmp_path, np.full(30, 4, np.float32))
     with refused(InvalidConfig, "models:/m/8", "flights", "4"):
         replay_graph(traffic, tmp_path / "failing", FAILING)
 
 
-def test_a_candidate_that_returns_another_number_of_rows_is_refused(
-    traffic: Traffic,
-    writer: LogWriter,
-    tmp_path: Path,
-) -> None:
+def test_a_candidate_that_returns_another_number_of_rows_is_refused(traffic, writer, tmp_path):
     serve_adder(writer, tmp_path, np.arange(30, dtype=np.float32))
     twice = (
         "twice (float[N,1] x) => (float[M,1] y) { pair = Concat <axis = 0> (x, x) y = "
@@ -241,11 +190,7 @@ def test_a_candidate_that_returns_another_number_of_rows_is_refused(
         replay_graph(traffic, tmp_path / "twice", twice)
 
 
-def test_answers_that_are_not_numbers_are_counted(
-    traffic: Traffic,
-    writer: LogWriter,
-    tmp_path: Path,
-) -> None:
+def test_answers_that_are_not_numbers_are_counted(traffic, writer, tmp_path):
     serve_adder(writer, tmp_path, np.arange(-50, 50, dtype=np.float32))
     root = "root (float[N,1] x) => (float[N,1] y) { y = Sqrt(x) }"
 
@@ -254,44 +199,28 @@ def test_answers_that_are_not_numbers_are_counted(
     assert report.disagreement > 0.9
 
 
-def test_of_many_rows_a_sample_is_replayed_and_always_the_same(
-    traffic: Traffic,
-    served: Path,
-) -> None:
+def test_of_many_rows_a_sample_is_replayed_and_always_the_same(traffic, served):
     first, second = (replayed(traffic, served, max_rows=100) for _ in range(2))
     assert first.captured_rows == 600
     assert first.rows == 100
     assert first.labelled_rows == second.labelled_rows < 100
 
 
-def test_each_served_version_is_compared_with_its_own_answers(
-    traffic: Traffic,
-    writer: LogWriter,
-    served: Path,
-    tmp_path: Path,
-) -> None:
+def test_each_served_version_is_compared_with_its_own_answers(traffic, writer, served, tmp_path):
     worse = write_classifier(tmp_path / "worse", (1.0, 2.0))
     write_answers(
-        writer,
-        worse,
-        {name: values[:200] for name, values in INPUTS.items()},
-        DAY + HOUR,
-        "2",
+        writer, worse, {name: values[:200] for name, values in INPUTS.items()}, DAY + HOUR, "2"
     )
 
     report = replayed(traffic, worse)
 
     assert report.versions == {"flight-delay version 1": 600, "flight-delay version 2": 200}
     assert report.disagreement * 800 == pytest.approx(
-        replayed(traffic, worse, TimeRange(end=DAY + HOUR)).disagreement * 600,
+        replayed(traffic, worse, TimeRange(end=DAY + HOUR)).disagreement * 600
     )
 
 
-def test_texts_and_tensors_are_replayed(
-    traffic: Traffic,
-    writer: LogWriter,
-    tmp_path: Path,
-) -> None:
+def test_texts_and_tensors_are_replayed(traffic, writer, tmp_path):
     rng = np.random.default_rng(0)
     carriers = rng.choice(["AA", "UA"], 50).astype(object)
     mixed = {
@@ -302,10 +231,7 @@ def test_texts_and_tensors_are_replayed(
     }
     folder = mixed_model(tmp_path / "mixed")
     write_answers(writer, folder, mixed, DAY)
-    writer.label(
-        Label("1-0", None, None, "yes", 1),
-        Label("1-1", None, None, "no", 1),
-    )
+    writer.label(Label("1-0", None, None, "yes", 1), Label("1-1", None, None, "no", 1))
     report = replayed(traffic, folder)
     assert report.disagreement == 0
     assert report.labelled_rows == 2
@@ -313,36 +239,20 @@ def test_texts_and_tensors_are_replayed(
 
     other = LogWriter(tmp_path / "tensors")
     folder = tensor_model(tmp_path / "tensor")
-    write_answers(
-        other,
-        folder,
-        {"image": rng.normal(size=(50, 2, 2)).astype(np.float32)},
-        DAY,
-    )
-    report = replayed(
-        replace(traffic, log=open_log(str(other.root))),
-        folder,
-    )
+    write_answers(other, folder, {"image": rng.normal(size=(50, 2, 2)).astype(np.float32)}, DAY)
+    report = replayed(replace(traffic, log=open_log(str(other.root))), folder)
     assert report.rows == 50
     assert report.disagreement == 0
     assert report.max_difference == 0
 
 
-def test_labels_without_a_number_are_ignored(
-    traffic: Traffic,
-    served: Path,
-    writer: LogWriter,
-) -> None:
+def test_labels_without_a_number_are_ignored(traffic, served, writer):
     writer.label(Label("1-500", None, None, "unknown", 1), name="more")
     report = replayed(traffic, served)
     assert report.labelled_rows == 400
 
 
-def test_a_metric_that_does_not_fit_the_answers_is_named(
-    traffic: Traffic,
-    writer: LogWriter,
-    tmp_path: Path,
-) -> None:
+def test_a_metric_that_does_not_fit_the_answers_is_named(traffic, writer, tmp_path):
     regressor = write_regressor(tmp_path / "regressor")
     write_answers(writer, regressor, INPUTS, DAY)
     writer.label(*labels_of(9))
@@ -352,11 +262,7 @@ def test_a_metric_that_does_not_fit_the_answers_is_named(
 
 
 @pytest.mark.long
-def test_a_model_without_an_onnx_form_is_replayed(
-    traffic: Traffic,
-    served: Path,
-    tmp_path: Path,
-) -> None:
+def test_a_model_without_an_onnx_form_is_replayed(traffic, served, tmp_path):
     def predict(model_input: pd.DataFrame) -> Any:
         return (2 * model_input["a"] - model_input["b"] > 0).astype("int64")
 
@@ -371,32 +277,19 @@ def test_a_model_without_an_onnx_form_is_replayed(
 
 
 @pytest.mark.long
-def test_vectors_of_a_model_without_an_onnx_form_are_compared(
-    traffic: Traffic,
-    writer: LogWriter,
-    tmp_path: Path,
-) -> None:
+def test_vectors_of_a_model_without_an_onnx_form_are_compared(traffic, writer, tmp_path):
     def predict(model_input: pd.DataFrame) -> Any:
-        return np.stack(
-            [model_input["x"] + 1, 2 * model_input["x"]],
-            axis=1,
-        )
+        return np.stack([model_input["x"] + 1, 2 * model_input["x"]], axis=1)
 
     graph = """pair (float[N,1] x) => (float[N,2] y) <float[1] one = {1}> {
       s = Add(x, one)
       t = Add(x, x)
       y = Concat <axis = 1> (s, t)
     }"""
-    vectors = {
-        **section(),
-        "outputs": [{**section()["outputs"][0], "shape": [-1, 2]}],
-    }
+    vectors = {**section(), "outputs": [{**section()["outputs"][0], "shape": [-1, 2]}]}
     rows = {"x": np.arange(9, dtype=np.float32)}
     write_answers(
-        writer,
-        write_model(tmp_path / "served", graph, columns(x="float"), vectors),
-        rows,
-        DAY,
+        writer, write_model(tmp_path / "served", graph, columns(x="float"), vectors), rows, DAY
     )
     frame = pd.DataFrame(rows)
     mlflow.pyfunc.save_model(
@@ -410,7 +303,7 @@ def test_vectors_of_a_model_without_an_onnx_form_are_compared(
     assert report.max_difference == 0
 
 
-def test_a_window_without_rows_is_named(traffic: Traffic, served: Path) -> None:
+def test_a_window_without_rows_is_named(traffic, served):
     with refused(
         NotFound,
         "flights",
@@ -422,37 +315,29 @@ def test_a_window_without_rows_is_named(traffic: Traffic, served: Path) -> None:
         replayed(traffic, served, TimeRange(received_from=DAY + 90 * HOUR))
 
 
-def test_an_endpoint_without_rows_is_named(traffic: Traffic, served: Path) -> None:
+def test_an_endpoint_without_rows_is_named(traffic, served):
     with refused(NotFound, "fligths", "flights"):
         replayed(replace(traffic, endpoint="fligths"), served)
 
 
-def test_rows_of_a_deleted_endpoint_are_not_replayed(traffic: Traffic, served: Path) -> None:
+def test_rows_of_a_deleted_endpoint_are_not_replayed(traffic, served):
     later = replace(traffic, log=replace(traffic.log, since=DAY + HOUR))
     with refused(NotFound, "flights"):
         replayed(later, served)
 
 
-def test_a_candidate_with_other_columns_is_refused(
-    traffic: Traffic,
-    served: Path,
-    tmp_path: Path,
-) -> None:
-    more = write_classifier(
-        tmp_path / "more",
-        (1.0, 2.0, 3.0),
-        columns=("a", "b", "gate"),
-    )
+def test_a_candidate_with_other_columns_is_refused(traffic, served, tmp_path):
+    more = write_classifier(tmp_path / "more", (1.0, 2.0, 3.0), columns=("a", "b", "gate"))
     with refused(InvalidConfig, "models:/m/8", "gate", "flights", "capture.drop"):
         replayed(traffic, more)
 
 
-def test_a_candidate_cannot_use_masked_columns(traffic: Traffic, served: Path) -> None:
+def test_a_candidate_cannot_use_masked_columns(traffic, served):
     with refused(InvalidConfig, "models:/m/8", "b", "mask", "capture.mask"):
         replayed(replace(traffic, capture=CaptureSpec(mask=("b",))), served)
 
 
-def test_masked_answers_cannot_be_compared(traffic: Traffic, served: Path) -> None:
+def test_masked_answers_cannot_be_compared(traffic, served):
     with refused(InvalidConfig, "flights", "capture.mask"):
         replayed(
             replace(traffic, capture=CaptureSpec(mask=("prediction", "output.probabilities"))),
@@ -460,31 +345,17 @@ def test_masked_answers_cannot_be_compared(traffic: Traffic, served: Path) -> No
         )
 
 
-def test_a_candidate_with_other_answers_is_refused(
-    traffic: Traffic,
-    served: Path,
-    tmp_path: Path,
-) -> None:
+def test_a_candidate_with_other_answers_is_refused(traffic, served, tmp_path):
     with refused(InvalidConfig, "models:/m/8", "numbers", "integers"):
         replayed(traffic, write_regressor(tmp_path / "regressor"))
 
 
-def test_a_candidate_without_a_common_output_is_refused(
-    traffic: Traffic,
-    writer: LogWriter,
-    tmp_path: Path,
-) -> None:
+def test_a_candidate_without_a_common_output_is_refused(traffic, writer, tmp_path):
     serve_adder(writer, tmp_path, np.arange(9, dtype=np.float32))
     other = "other (float[N,1] x) => (float[N,1] z) { z = Identity(x) }"
     scores = {
         **section(),
-        "outputs": [
-            {
-                **section()["outputs"][0],
-                "name": "z",
-                "role": "scores",
-            }
-        ],
+        "outputs": [{**section()["outputs"][0], "name": "z", "role": "scores"}],
         "prediction": ["z"],
     }
     with refused(InvalidConfig, "models:/m/8", "z", "y"):

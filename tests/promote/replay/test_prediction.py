@@ -1,6 +1,5 @@
 """Tests of a captured prediction that is computed again by its version."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,6 @@ from tests.support.pyfuncs import save_pyfuncs
 from tests.support.refusals import mentions, refused
 from tests.support.servers import single_model
 
-from .conftest import Answering, Outputs
-
 ROWS = {name: labelled(3)[name] for name in ("a", "b")}
 MIXED_ROWS = {
     "carrier": ["AA", "UA"],
@@ -27,7 +24,7 @@ MIXED_ROWS = {
 }
 
 
-def test_a_version_answers_the_same_to_the_bit(answering: Answering) -> None:
+def test_a_version_answers_the_same_to_the_bit(answering):
     model = answering.register(write_classifier(answering.folder / "model"))
     identity = answering.answer(model, ROWS)
 
@@ -46,35 +43,19 @@ def test_a_version_answers_the_same_to_the_bit(answering: Answering) -> None:
     [
         (mixed_model, MIXED_ROWS),  # text, missing number, integer, boolean
         # The graph takes 32 bits.
-        (
-            single_model,
-            {
-                "a": [0.1, 0.2],
-                "b": [1.0, 2.0],
-                "c": [3.0, 1e300 / 1e298],
-            },
-        ),
+        (single_model, {"a": [0.1, 0.2], "b": [1.0, 2.0], "c": [3.0, 1e300 / 1e298]}),
         # an unnamed tensor
-        (
-            tensor_model,
-            {"": np.arange(8, dtype=np.float32).reshape(2, 2, 2) / 3},
-        ),
+        (tensor_model, {"": np.arange(8, dtype=np.float32).reshape(2, 2, 2) / 3}),
     ],
 )
-def test_inputs_of_every_type_are_read_from_the_log(
-    answering: Answering,
-    write: Any,
-    rows: Any,
-) -> None:
+def test_inputs_of_every_type_are_read_from_the_log(answering, write, rows):
     model = answering.register(write(answering.folder / "model"))
     assert answering.replay(answering.answer(model, rows)).is_equal
 
 
-def test_a_missing_text_is_fed_as_in_the_server(answering: Answering) -> None:
+def test_a_missing_text_is_fed_as_in_the_server(answering):
     section = {
-        "inputs": [
-            graph_tensor("x", "str", -1, 1, columns=["x"], missing="⟨missing⟩"),
-        ],
+        "inputs": [graph_tensor("x", "str", -1, 1, columns=["x"], missing="⟨missing⟩")],
         "outputs": [graph_tensor("y", "str", -1, 1, role="values")],
         "prediction": ["y"],
     }
@@ -85,27 +66,22 @@ def test_a_missing_text_is_fed_as_in_the_server(answering: Answering) -> None:
     assert answering.replay(answering.answer(model, {"x": ["a", None]}), nodes=1).is_equal
 
 
-def test_the_nodes_of_a_text_model_compute_tokens(answering: Answering) -> None:
+def test_the_nodes_of_a_text_model_compute_tokens(answering):
     from tests.support.texts import text_model  # This module imports tokenizers.
 
     model = answering.register(text_model(answering.folder / "model"))
     replayed = answering.replay(
-        answering.answer(model, {"text": ["an apple", "a pear"]}),
-        nodes=99,
-        row=1,
+        answering.answer(model, {"text": ["an apple", "a pear"]}), nodes=99, row=1
     )
     assert replayed.is_equal
     assert isinstance(replayed.nodes, list)
     assert replayed.nodes[-1].type == "float32 [1, 1]"
 
 
-def test_a_graph_without_rows_is_one_row(answering: Answering) -> None:
+def test_a_graph_without_rows_is_one_row(answering):
     graph = "still (float[3] x) => (float y) { y = ReduceSum <keepdims = 0> (x) }"
     model = answering.register(write_model(answering.folder / "model", graph))
-    identity = answering.answer(
-        model,
-        {"x": np.array([0.1, 0.2, 0.3], np.float32)},
-    )
+    identity = answering.answer(model, {"x": np.array([0.1, 0.2, 0.3], np.float32)})
 
     replayed = answering.replay(identity, nodes=5)
 
@@ -118,61 +94,45 @@ def test_a_graph_without_rows_is_one_row(answering: Answering) -> None:
     assert total.values == [pytest.approx(0.6)]
 
 
-def test_the_largest_difference_is_reported_with_its_place(answering: Answering) -> None:
-    def change(outputs: Outputs) -> None:
+def test_the_largest_difference_is_reported_with_its_place(answering):
+    def change(outputs):
         outputs["label"][2] = 1 - outputs["label"][2]
-        outputs["probabilities"][0, 1] = np.nextafter(
-            outputs["probabilities"][0, 1],
-            np.float32(2),
-        )
+        outputs["probabilities"][0, 1] = np.nextafter(outputs["probabilities"][0, 1], np.float32(2))
         outputs["probabilities"][1, 0] += np.float32(0.25)
 
     model = answering.register(write_classifier(answering.folder / "model"))
     identity = answering.answer(model, ROWS, change=change)
 
     label, probabilities = answering.replay(identity).outputs
-    assert (
-        label.is_equal,
-        label.index,
-        {label.captured, label.computed},
-    ) == (False, (2,), {0, 1})
+    assert (label.is_equal, label.index, {label.captured, label.computed}) == (False, (2,), {0, 1})
     assert (probabilities.is_equal, probabilities.index) == (False, (1, 0))
     assert np.subtract(probabilities.captured, probabilities.computed) == pytest.approx(0.25)  # type: ignore[call-overload]
 
 
-def test_nan_equals_nan_but_zeros_of_different_signs_differ(answering: Answering) -> None:
+def test_nan_equals_nan_but_zeros_of_different_signs_differ(answering):
     model = answering.register(write_regressor(answering.folder / "model"))
 
-    def negate(outputs: Outputs) -> None:
+    def negate(outputs):
         outputs["y"][1, 0] = -0.0
 
     rows = {"a": [float("nan"), 0.0], "b": [1.0, 0.0]}
     assert answering.replay(answering.answer(model, rows)).is_equal
     (compared,) = answering.replay(answering.answer(model, rows, change=negate)).outputs
-    assert (
-        compared.is_equal,
-        compared.index,
-        str(compared.captured),
-    ) == (False, (1, 0), "-0.0")
+    assert (compared.is_equal, compared.index, str(compared.captured)) == (False, (1, 0), "-0.0")
 
 
-def test_numbers_that_the_log_has_widened_are_equal_to_the_bit(answering: Answering) -> None:
-    def widen(outputs: Outputs) -> None:  # A compacted file of several versions has the wider type.
+def test_numbers_that_the_log_has_widened_are_equal_to_the_bit(answering):
+    def widen(outputs):  # A compacted file of several versions has the wider type.
         outputs["probabilities"] = outputs["probabilities"].astype(np.float64)
 
     model = answering.register(write_classifier(answering.folder / "model"))
     assert answering.replay(answering.answer(model, ROWS, change=widen)).is_equal
 
 
-def test_an_output_of_another_shape_is_not_equal(answering: Answering) -> None:
+def test_an_output_of_another_shape_is_not_equal(answering):
     model = answering.register(write_regressor(answering.folder / "model"))
     identity = answering.answer(
-        model,
-        ROWS,
-        change=lambda outputs: outputs.update(
-            y=np.zeros(3),
-            z=np.zeros(3),
-        ),
+        model, ROWS, change=lambda outputs: outputs.update(y=np.zeros(3), z=np.zeros(3))
     )
 
     by_name = {output.column: output for output in answering.replay(identity).outputs}
@@ -182,7 +142,7 @@ def test_an_output_of_another_shape_is_not_equal(answering: Answering) -> None:
 
 
 @pytest.mark.long
-def test_contributions_of_a_sum_are_its_terms(answering: Answering) -> None:
+def test_contributions_of_a_sum_are_its_terms(answering):
     reference = {name: labelled(80, seed=5)[name] for name in ("a", "b")}
     model = answering.register(write_regressor(answering.folder / "model", reference=reference))
     identity = answering.answer(model, ROWS)
@@ -195,7 +155,7 @@ def test_contributions_of_a_sum_are_its_terms(answering: Answering) -> None:
     assert explanation.values[0, 0, 0] == pytest.approx(2 * (ROWS["a"][2] - reference["a"].mean()))
 
 
-def test_a_model_without_sample_rows_is_not_explained(answering: Answering) -> None:
+def test_a_model_without_sample_rows_is_not_explained(answering):
     model = answering.register(write_regressor(answering.folder / "model"))
     replayed = answering.replay(answering.answer(model, ROWS))
     assert replayed.is_equal
@@ -203,7 +163,7 @@ def test_a_model_without_sample_rows_is_not_explained(answering: Answering) -> N
     assert mentions(replayed.explanation.reason, "reference_data")
 
 
-def test_intermediate_values_of_a_row_are_in_the_order_of_the_graph(answering: Answering) -> None:
+def test_intermediate_values_of_a_row_are_in_the_order_of_the_graph(answering):
     model = answering.register(write_classifier(answering.folder / "model"))
     identity = answering.answer(model, ROWS)
 
@@ -219,7 +179,7 @@ def test_intermediate_values_of_a_row_are_in_the_order_of_the_graph(answering: A
     assert replayed.nodes[1].values == [pytest.approx(2 * ROWS["a"][1] - ROWS["b"][1])]
 
 
-def test_loops_optional_outputs_and_external_weights_are_supported(answering: Answering) -> None:
+def test_loops_optional_outputs_and_external_weights_are_supported(answering):
     graph = """deep (float[N,2] x) => (float[N,2] y) <float[2] w = {1.5, 2.5}, int64 three = {3}, \
 bool go = {1}> {
       half = Dropout(x)
@@ -234,21 +194,13 @@ bool go = {1}> {
     tensor = next(tensor for tensor in proto.graph.initializer if tensor.name == "w")
     (model / "w.bin").write_bytes(np.array([1.5, 2.5], np.float32).tobytes())
     tensor.CopyFrom(
-        onnx.TensorProto(
-            name="w",
-            data_type=1,
-            dims=[2],
-            data_location=onnx.TensorProto.EXTERNAL,
-        ),
+        onnx.TensorProto(name="w", data_type=1, dims=[2], data_location=onnx.TensorProto.EXTERNAL)
     )
     tensor.external_data.add(key="location", value="w.bin")
     next(node for node in proto.graph.node if node.op_type == "Dropout").output.append("")
     onnx.save(proto, model / "model.onnx")
     answering.register(model)
-    identity = answering.answer(
-        model,
-        {"x": np.array([[1.0, np.inf]], np.float32)},
-    )
+    identity = answering.answer(model, {"x": np.array([[1.0, np.inf]], np.float32)})
 
     replayed = answering.replay(identity, nodes=20)
 
@@ -260,7 +212,7 @@ bool go = {1}> {
     assert not (model / "all-outputs.onnx").exists()
 
 
-def test_masked_and_dropped_columns_are_named(answering: Answering) -> None:
+def test_masked_and_dropped_columns_are_named(answering):
     model = answering.register(mixed_model(answering.folder / "model"))
     dropped = answering.answer(model, MIXED_ROWS, drop=("hour",))
     masked = answering.answer(model, MIXED_ROWS, mask=("carrier", "distance"))
@@ -273,7 +225,7 @@ def test_masked_and_dropped_columns_are_named(answering: Answering) -> None:
         answering.replay(masked)
 
 
-def test_a_dropped_column_is_not_replayed_as_a_missing_value(answering: Answering) -> None:
+def test_a_dropped_column_is_not_replayed_as_a_missing_value(answering):
     optional: list[dict[str, Any]] = [
         {"name": "a", "type": "double"},
         {"name": "b", "type": "double", "required": False},
@@ -293,39 +245,34 @@ def test_a_dropped_column_is_not_replayed_as_a_missing_value(answering: Answerin
         answering.replay(identity, CaptureSpec(drop=("b",)))
 
 
-def test_masked_and_dropped_outputs_are_not_compared(answering: Answering) -> None:
+def test_masked_and_dropped_outputs_are_not_compared(answering):
     model = answering.register(write_classifier(answering.folder / "model"))
     masked = answering.answer(model, ROWS, mask=("output.label",))  # The log names it `prediction`.
     mask = CaptureSpec(mask=("output.label",))
     assert answering.replay(masked, mask).outputs == [
-        OutputComparison("output.probabilities", True),
+        OutputComparison("output.probabilities", True)
     ]
     dropped = answering.replay(
-        answering.answer(model, ROWS, drop=("prediction", "output.probabilities")),
+        answering.answer(model, ROWS, drop=("prediction", "output.probabilities"))
     )
     assert (dropped.outputs, dropped.is_equal) == ([], False)
 
 
-def test_unknown_prediction_id_error_lists_the_possible_causes(answering: Answering) -> None:
+def test_unknown_prediction_id_error_lists_the_possible_causes(answering):
     with refused(NotFound, "p-1", "capture.retention", "capture.fraction", "--failed"):
         find_request(answering.log, "p-1")
 
 
 @pytest.mark.parametrize(
-    ("prediction_id", "quoted"),
-    [("", "''"), ("\x1b[31mx\ny", r"'\x1b[31mx\ny'")],
+    ("prediction_id", "quoted"), [("", "''"), ("\x1b[31mx\ny", r"'\x1b[31mx\ny'")]
 )
-def test_a_hostile_id_is_quoted_in_a_line(
-    answering: Answering,
-    prediction_id: str,
-    quoted: str,
-) -> None:
+def test_a_hostile_id_is_quoted_in_a_line(answering, prediction_id, quoted):
     with refused(NotFound, quoted) as caught:
         find_request(answering.log, prediction_id)
     assert caught.value.message.isprintable()
 
 
-def test_requests_are_found_in_every_endpoint(answering: Answering) -> None:
+def test_requests_are_found_in_every_endpoint(answering):
     model = answering.register(write_regressor(answering.folder / "model"))
     identities = {name: answering.answer(model, ROWS, endpoint=name) for name in ("b", "a", "c")}
     for name, identity in identities.items():
@@ -335,13 +282,13 @@ def test_requests_are_found_in_every_endpoint(answering: Answering) -> None:
         find_request(answering.log, identities["a"], "c")
 
 
-def test_a_row_that_is_not_in_the_request_is_refused(answering: Answering) -> None:
+def test_a_row_that_is_not_in_the_request_is_refused(answering):
     model = answering.register(write_regressor(answering.folder / "model"))
     with refused(InvalidConfig, "--row 3", "0 to 2"):
         answering.replay(answering.answer(model, ROWS), row=3)
 
 
-def test_versions_that_cannot_be_found_are_named(answering: Answering) -> None:
+def test_versions_that_cannot_be_found_are_named(answering):
     model = answering.register(write_regressor(answering.folder / "model"))
     of_folder = answering.answer(model, ROWS, name="folder", version="unknown")
     deleted = answering.answer(model, ROWS)
@@ -355,10 +302,9 @@ def test_versions_that_cannot_be_found_are_named(answering: Answering) -> None:
 
 
 @pytest.fixture(scope="module")
-def pyfuncs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def pyfuncs(tmp_path_factory):
     return save_pyfuncs(
-        tmp_path_factory.mktemp("pyfuncs"),
-        ["days", "gaps", "bytes", "tensors", "nested"],
+        tmp_path_factory.mktemp("pyfuncs"), ["days", "gaps", "bytes", "tensors", "nested"]
     )
 
 
@@ -370,53 +316,33 @@ def pyfuncs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ("gaps", {"text": ["a", None], "when": ["2013-07-01", None]}),
         ("bytes", {"blob": ["AAEC"]}),
         ("bytes", {"blob": ["AAEC", "AA=="], "extra": [1.5, None]}),
-        (
-            "tensors",
-            {"a": np.ones((2, 2), np.float32), "b": np.array([1, 2])},
-        ),
+        ("tensors", {"a": np.ones((2, 2), np.float32), "b": np.array([1, 2])}),
     ],
 )
-def test_a_pyfunc_is_computed_as_in_its_side_process(
-    answering: Answering,
-    pyfuncs: dict[str, Path],
-    name: str,
-    rows: Any,
-) -> None:
+def test_a_pyfunc_is_computed_as_in_its_side_process(answering, pyfuncs, name, rows):
     model = answering.register(pyfuncs[name], name)
-    replayed = answering.replay(
-        answering.answer(model, rows, name=name),
-        nodes=5,
-    )
+    replayed = answering.replay(answering.answer(model, rows, name=name), nodes=5)
     assert replayed.is_equal
     assert isinstance(replayed.explanation, Refused)
     assert isinstance(replayed.nodes, Refused)
 
 
 @pytest.mark.long
-def test_a_pyfunc_of_objects_is_refused(answering: Answering, pyfuncs: dict[str, Path]) -> None:
+def test_a_pyfunc_of_objects_is_refused(answering, pyfuncs):
     model = answering.register(pyfuncs["nested"])
-    rows = {
-        "points": [[1.0, 2.0]],
-        "place": [{"name": "x", "height": 2}],
-        "tags": [["u", "v"]],
-    }
+    rows = {"points": [[1.0, 2.0]], "place": [{"name": "x", "height": 2}], "tags": [["u", "v"]]}
     with refused(InvalidConfig, "signature"):
         answering.replay(answering.answer(model, rows))
 
 
-def test_a_graph_of_constants_has_no_nodes(answering: Answering) -> None:
+def test_a_graph_of_constants_has_no_nodes(answering):
     graph = "still (float[N,1] x) => (float[1] y) { y = Constant <value_floats = [1.0]> () }"
     model = answering.register(write_model(answering.folder / "model", graph))
-    replayed = answering.replay(
-        answering.answer(
-            model,
-            {"x": np.zeros((1, 1), np.float32)},
-        )
-    )
+    replayed = answering.replay(answering.answer(model, {"x": np.zeros((1, 1), np.float32)}))
     assert replayed.nodes == []
 
 
-def test_an_output_without_values_is_equal(answering: Answering) -> None:
+def test_an_output_without_values_is_equal(answering):
     graph = """boxes (float[N,2] x) => (float[N,0,4] y) <int64[1] zero = {0}, int64[1] one = {1}> {
       none = Slice(x, zero, zero, one)
       two = Constant <value_ints = [2]> ()

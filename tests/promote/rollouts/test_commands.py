@@ -1,14 +1,12 @@
 """The description of a rollout for users, and the checks before a rollout starts."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig, NotFound, NotReady
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, new_endpoint
-from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.promote.rollouts.commands import (
     RolloutRequest,
     command_rollout,
@@ -26,7 +24,7 @@ from tests.support.rollouts import PLAN
 LEASE = "rollouts/here"
 
 
-def test_nothing_begins_without_a_controller_that_is_alive(store: Store) -> None:
+def test_nothing_begins_without_a_controller_that_is_alive(store):
     with refused(NotReady, "was not started", "`onnxserve controller`", "--wait"):
         require_controller(store, LEASE, patience=0)
 
@@ -40,7 +38,7 @@ def test_nothing_begins_without_a_controller_that_is_alive(store: Store) -> None
     require_controller(store, LEASE, patience=0)
 
 
-def test_stalled_rollout_gives_a_reason(store: Store, tmp_path: Path) -> None:
+def test_stalled_rollout_gives_a_reason(store, tmp_path):
     settings = Settings(home=tmp_path)
     deployments = Deployments(store, settings, lambda line: None)
     store.add_endpoint("onnxserve", new_endpoint("flights", "models:/flight-delay/1"))
@@ -54,28 +52,20 @@ def test_stalled_rollout_gives_a_reason(store: Store, tmp_path: Path) -> None:
 
 
 def test_an_endpoint_of_a_cluster_that_is_out_of_reach_gets_no_rollout(
-    store: Store,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    store, tmp_path, monkeypatch
+):
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     store.add_endpoint(
-        "onnxserve:/kubernetes/ml",
-        new_endpoint("flights", "models:/flight-delay/1"),
+        "onnxserve:/kubernetes/ml", new_endpoint("flights", "models:/flight-delay/1")
     )
     deployments = Deployments(store, Settings(home=tmp_path), lambda line: None)
     with refused(NotReady, "flights", "no Kubernetes cluster"):
         start_rollout(deployments, "flights", RolloutRequest(to="2"))
 
 
-def test_during_a_rollout_another_one_is_refused_with_a_command_that_is_not(
-    store: Store,
-    tmp_path: Path,
-) -> None:
+def test_during_a_rollout_another_one_is_refused_with_a_command_that_is_not(store, tmp_path):
     spec = add_variant(
-        new_endpoint("flights", "models:/flight-delay/1"),
-        "candidate",
-        "models:/flight-delay/2",
+        new_endpoint("flights", "models:/flight-delay/1"), "candidate", "models:/flight-delay/2"
     )
     store.add_endpoint("onnxserve", apply_config(spec, {"variants.candidate.weight": 10}))
     store.add_rollout("flights", PLAN.to_json(), "stepping")
@@ -92,15 +82,12 @@ def test_during_a_rollout_another_one_is_refused_with_a_command_that_is_not(
         ({"abort_on": "errors>1%"}, "--abort-on"),
     ],
 )
-def test_a_request_that_makes_no_sense_is_refused_before_anything_is_looked_up(
-    fields: dict[str, str],
-    option: str,
-) -> None:
+def test_a_request_that_makes_no_sense_is_refused_before_anything_is_looked_up(fields, option):
     with pytest.raises(InvalidConfig, match=option):
         RolloutRequest(to="2", **fields)  # type: ignore[arg-type]
 
 
-def test_no_more_than_all_the_evidence_is_shown(store: Store) -> None:
+def test_no_more_than_all_the_evidence_is_shown(store):
     judged = {"figures": "many requests failed", "log_evidence": 500.0, "log_evidence_needed": 4.9}
     begun = store.add_rollout("flights", PLAN.to_json(), "stepping")
 
@@ -109,7 +96,7 @@ def test_no_more_than_all_the_evidence_is_shown(store: Store) -> None:
     assert mentions(text, "many requests failed", "100%")
 
 
-def test_impossible_rollout_commands_are_refused(store: Store, tmp_path: Path) -> None:
+def test_impossible_rollout_commands_are_refused(store, tmp_path):
     deployments = Deployments(store, Settings(home=tmp_path), lambda line: None)
     with refused(NotFound, "'flights'", "no rollout"):
         last_rollout(store, "flights")

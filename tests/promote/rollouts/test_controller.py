@@ -3,10 +3,9 @@ but only while it holds the lease.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
@@ -15,7 +14,6 @@ from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.store.database import open_store, utc_now
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
-from mlflow_deploy_plugin.core.store.store import Rollout, Store
 from mlflow_deploy_plugin.promote.rollouts.commands import command_rollout
 from mlflow_deploy_plugin.promote.rollouts.controller import (
     RolloutActions,
@@ -71,7 +69,7 @@ class World:
         self.looks += 1
         share = self.share.get(endpoint)
         versions = dict.fromkeys(variants(share), "7") | {
-            "champion": self.served.get(endpoint, "6"),
+            "champion": self.served.get(endpoint, "6")
         }
         request_count = 100.0 * self.looks
         now = numbers(
@@ -101,36 +99,28 @@ class World:
         self.share[plan.endpoint] = None
 
 
-def controller(
-    store: Store,
-    world: World,
-    holder: str = "one",
-    **more: Any,
-) -> RolloutController:
+def controller(store, world, holder="one", **more):
     return RolloutController(store, cast(RolloutActions, world), holder, world.place, **more)
 
 
-def begin(store: Store, plan: RolloutPlan = QUICK) -> Rollout:
+def begin(store, plan=QUICK):
     return store.add_rollout(
-        plan.endpoint,
-        plan.to_json(),
-        "starting",
-        started_event(plan, utc_now()),
+        plan.endpoint, plan.to_json(), "starting", started_event(plan, utc_now())
     )
 
 
-def end_of(store: Store, begun: Rollout) -> Rollout:
+def end_of(store, begun):
     return next(rollout for rollout in store.rollouts(begun.endpoint) if rollout.id == begun.id)
 
 
 @pytest.fixture
-def run() -> Iterator[Callable[[RolloutController], threading.Event]]:
+def run():
     """Run a controller during the test. The returned event ends it, and so does the end
     of the test.
     """
     running: list[tuple[threading.Thread, threading.Event]] = []
 
-    def start(controller: RolloutController) -> threading.Event:
+    def start(controller):
         ended = threading.Event()
         thread = threading.Thread(target=controller.run, args=(ended,))
         thread.start()
@@ -143,10 +133,7 @@ def run() -> Iterator[Callable[[RolloutController], threading.Event]]:
         thread.join()
 
 
-def test_a_rollout_is_taken_to_its_promotion_and_every_step_is_in_the_audit_trail(
-    store: Store,
-    run: Callable[[RolloutController], threading.Event],
-) -> None:
+def test_a_rollout_is_taken_to_its_promotion_and_every_step_is_in_the_audit_trail(store, run):
     world = World()
     begun = begin(store)
 
@@ -166,10 +153,7 @@ def test_a_rollout_is_taken_to_its_promotion_and_every_step_is_in_the_audit_trai
     assert events[-1].detail["candidate"]["errors"] == 0
 
 
-def test_a_bad_candidate_is_taken_back(
-    store: Store,
-    run: Callable[[RolloutController], threading.Event],
-) -> None:
+def test_a_bad_candidate_is_taken_back(store, run):
     world = World(errors=0.5)
     begun = begin(store)
 
@@ -179,15 +163,11 @@ def test_a_bad_candidate_is_taken_back(
     assert end_of(store, begun).state == "rolled_back"
     assert world.done[-1] == "rolled back"
     assert next(store.events("flights", newest_first=True)).why.startswith(
-        "error_rate>1%: 50.00% of",
+        "error_rate>1%: 50.00% of"
     )
 
 
-def test_a_second_controller_goes_on_where_a_dead_one_has_left_off(
-    store: Store,
-    tmp_path: Path,
-    run: Callable[[RolloutController], threading.Event],
-) -> None:
+def test_a_second_controller_goes_on_where_a_dead_one_has_left_off(store, tmp_path, run):
     lease = store.acquire_lease(LEASE, "dead", 1)
     assert lease is not None
     begun = begin(store)
@@ -195,8 +175,7 @@ def test_a_second_controller_goes_on_where_a_dead_one_has_left_off(
     seen = world.take_snapshot("flights").counters
     ledger = begin_step(QUICK, 1, add_counters(QUICK, 1, StepEvidence(), seen))
     assert store.update_rollout(
-        with_progress(begun, Progress("stepping", 1, 0.0, ledger), utc_now()),
-        lease,
+        with_progress(begun, Progress("stepping", 1, 0.0, ledger), utc_now()), lease
     )
     world.share["flights"] = 10  # The controller was killed before it set the traffic.
 
@@ -207,10 +186,7 @@ def test_a_second_controller_goes_on_where_a_dead_one_has_left_off(
     assert world.done == ["set_traffic", "promote", "finish"]
 
 
-def test_step_that_waits_for_requests_is_logged_once(
-    store: Store,
-    run: Callable[[RolloutController], threading.Event],
-) -> None:
+def test_step_that_waits_for_requests_is_logged_once(store, run):
     world = World()
     begun = begin(store, replace(QUICK, steps=(100,), min_requests=300))
     run(controller(store, world))
@@ -221,24 +197,14 @@ def test_step_that_waits_for_requests_is_logged_once(
     assert waits[0].endswith("waiting for requests: the candidate has answered 0 of 300")
 
 
-def test_while_one_controller_works_another_does_nothing(
-    tmp_path: Path,
-    run: Callable[[RolloutController], threading.Event],
-) -> None:
+def test_while_one_controller_works_another_does_nothing(tmp_path, run):
     url = f"sqlite:///{tmp_path}/store.db"
     stores = (open_store(url), open_store(url))
     worlds = (World(), World())
     run(controller(stores[0], worlds[0], "one"))
     wait_until(lambda: stores[0].lease(LEASE), SECONDS, "the first has the lease")
 
-    second = run(
-        controller(
-            stores[1],
-            worlds[1],
-            "two",
-            servers="onnxserve:/kubernetes/ml",
-        )
-    )
+    second = run(controller(stores[1], worlds[1], "two", servers="onnxserve:/kubernetes/ml"))
     wait_until(lambda: worlds[1].said, SECONDS, "the second has looked")
     begun = begin(stores[0])
     wait_until(lambda: not end_of(stores[0], begun).is_live, SECONDS, "it has ended")
@@ -251,9 +217,8 @@ def test_while_one_controller_works_another_does_nothing(
 
 
 def test_a_controller_that_does_not_reach_the_server_leaves_the_rollout_to_one_that_does(
-    tmp_path: Path,
-    run: Callable[[RolloutController], threading.Event],
-) -> None:
+    tmp_path, run
+):
     url = f"sqlite:///{tmp_path}/store.db"
     stores = (open_store(url), open_store(url))
     worlds = (World(place="elsewhere"), World(errors=0.5))
@@ -269,10 +234,7 @@ def test_a_controller_that_does_not_reach_the_server_leaves_the_rollout_to_one_t
     assert end_of(stores[0], begun).state == "rolled_back"
 
 
-def test_writes_after_a_lost_lease_are_ignored(
-    store: Store,
-    tmp_path: Path,
-) -> None:
+def test_writes_after_a_lost_lease_are_ignored(store, tmp_path):
     lease = store.acquire_lease(LEASE, "slow", 0.1)
     assert lease is not None
     other = open_store(f"sqlite:///{tmp_path}/store.db")
@@ -287,13 +249,13 @@ def test_writes_after_a_lost_lease_are_ignored(
     other.close()
 
 
-def test_a_candidate_that_is_put_in_while_somebody_aborts_is_taken_out_again(store: Store) -> None:
+def test_a_candidate_that_is_put_in_while_somebody_aborts_is_taken_out_again(store):
     world = World()
     begun = begin(store)
     lease = store.acquire_lease(LEASE, "one", 60)
     assert lease is not None
 
-    def abort(_action: RolloutAction) -> None:
+    def abort(_action):
         current = end_of(store, begun)
         ended = replace(progress_of(current), state="rolled_back", reason="aborted by ada@laptop")
         assert store.update_rollout(with_progress(current, ended, utc_now()), None)
@@ -305,23 +267,20 @@ def test_a_candidate_that_is_put_in_while_somebody_aborts_is_taken_out_again(sto
     assert end_of(store, begun).reason == "aborted by ada@laptop"
 
 
-def test_a_promotion_that_is_under_way_while_somebody_aborts_is_taken_back(store: Store) -> None:
+def test_a_promotion_that_is_under_way_while_somebody_aborts_is_taken_back(store):
     world = World()
     begun = begin(store)
     lease = store.acquire_lease(LEASE, "one", 60)
     assert lease is not None
     world.share["flights"] = 100
     promoting = store.update_rollout(
-        with_progress(begun, Progress("promoting", 1), utc_now()),
-        lease,
+        with_progress(begun, Progress("promoting", 1), utc_now()), lease
     )
     assert promoting is not None
 
-    def abort(_action: RolloutAction) -> None:
+    def abort(_action):
         ended = replace(
-            progress_of(end_of(store, begun)),
-            state="rolled_back",
-            reason="aborted by ada@laptop",
+            progress_of(end_of(store, begun)), state="rolled_back", reason="aborted by ada@laptop"
         )
         assert store.update_rollout(with_progress(end_of(store, begun), ended, utc_now()), None)
 
@@ -344,13 +303,13 @@ def test_a_promotion_that_is_under_way_while_somebody_aborts_is_taken_back(store
         ),
     ],
 )
-def test_an_action_that_fails_is_written_down(store: Store, error: Exception, said: str) -> None:
+def test_an_action_that_fails_is_written_down(store, error, said):
     world = World()
     begun = begin(store)
     lease = store.acquire_lease(LEASE, "one", 60)
     assert lease is not None
 
-    def fail(_action: RolloutAction) -> None:
+    def fail(_action):
         raise error
 
     world.before_action = fail
@@ -359,17 +318,13 @@ def test_an_action_that_fails_is_written_down(store: Store, error: Exception, sa
     assert mentions(rollout_summary(end_of(store, begun)), "flights", "6 → 7", said)
 
 
-def test_a_rollout_that_breaks_the_controllers_code_stops_no_other(
-    store: Store,
-    run: Callable[[RolloutController], threading.Event],
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_rollout_that_breaks_the_controllers_code_stops_no_other(store, run, caplog):
     world = World()
     begin(store, replace(QUICK, endpoint="other"))
     begin(store)
     failures = iter([RuntimeError("a bug")])
 
-    def fail(_action: RolloutAction) -> None:
+    def fail(_action):
         if (error := next(failures, None)) is not None:
             raise error
 
@@ -382,7 +337,7 @@ def test_a_rollout_that_breaks_the_controllers_code_stops_no_other(
     assert {rollout.state for rollout in store.rollouts()} == {"promoted", "starting"}
 
 
-def test_a_lease_that_cannot_be_renewed_is_given_up_in_time(tmp_path: Path) -> None:
+def test_a_lease_that_cannot_be_renewed_is_given_up_in_time(tmp_path):
     passed = [0.0]
     store = open_store(f"sqlite:///{tmp_path}/store.db", monotonic=lambda: passed[0])
     lease = store.acquire_lease(LEASE, "one", 0.4)
@@ -400,10 +355,8 @@ def test_a_lease_that_cannot_be_renewed_is_given_up_in_time(tmp_path: Path) -> N
 
 
 def test_a_rollout_whose_plan_cannot_be_read_holds_up_no_other_and_can_be_aborted(
-    store: Store,
-    tmp_path: Path,
-    run: Callable[[RolloutController], threading.Event],
-) -> None:
+    store, tmp_path, run
+):
     unreadable = store.add_rollout("other", {"sampling": "often"}, "stepping")
     begun = begin(store)
 
@@ -416,16 +369,12 @@ def test_a_rollout_whose_plan_cannot_be_read_holds_up_no_other_and_can_be_aborte
     assert end_of(store, unreadable).state == "abandoned"
     assert end_of(store, unreadable).ended_at is not None
     assert message.startswith(
-        "other: rollout 1: abandoned; aborted by ada@laptop; the earlier version was not "
-        "restored: ",
+        "other: rollout 1: abandoned; aborted by ada@laptop; the earlier version was not restored: "
     )
     assert next(store.events("other", newest_first=True)).action == "rollout.end"
 
 
-def test_lease_of_an_unreachable_place_is_released_and_taken_again_later(
-    store: Store,
-    tmp_path: Path,
-) -> None:
+def test_lease_of_an_unreachable_place_is_released_and_taken_again_later(store, tmp_path):
     store.add_endpoint("onnxserve", new_endpoint("flights", "models:/flight-delay/1"))
     here = Deployments(store, Settings(home=tmp_path), print)
     folder = here.settings.deployments_path / "flights"
@@ -434,10 +383,10 @@ def test_lease_of_an_unreachable_place_is_released_and_taken_again_later(
     actions = RolloutActions(here, "controller@here", print)
     ended = threading.Event()
 
-    def controller_at(place: str, servers: str) -> RolloutController:
+    def controller_at(place, servers):
         return RolloutController(store, actions, "one", place, servers)
 
-    def is_held() -> bool:
+    def is_held():
         view = store.lease(lease)
         return view is not None and view.is_current
 
@@ -455,10 +404,7 @@ def test_lease_of_an_unreachable_place_is_released_and_taken_again_later(
     assert not is_held()
 
 
-def test_controller_error_is_raised_even_if_its_place_is_found_again(
-    store: Store,
-    tmp_path: Path,
-) -> None:
+def test_controller_error_is_raised_even_if_its_place_is_found_again(store, tmp_path):
     for name, target in (("first", "onnxserve"), ("second", "onnxserve:/docker")):
         store.add_endpoint(target, new_endpoint(name, "models:/flight-delay/1"))
     ended = threading.Event()

@@ -4,7 +4,6 @@ that restart at zero.
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -16,23 +15,14 @@ from mlflow_deploy_plugin.promote.rollouts.evidence import (
     figures,
     rejection,
 )
-from mlflow_deploy_plugin.promote.rollouts.plan import RolloutPlan
-from mlflow_deploy_plugin.ship.deployments.server_metrics import CountersByVersion, VersionCounters
+from mlflow_deploy_plugin.ship.deployments.server_metrics import VersionCounters
 from tests.support.refusals import mentions
 from tests.support.rollouts import PLAN, counted, numbers, versions_counted
 
 
-def looked(
-    plan: RolloutPlan,
-    *looks: Mapping[str, CountersByVersion],
-    step: int = 0,
-) -> StepEvidence:
+def looked(plan, *looks, step=0):
     """Return the evidence of a step that began with the first of these snapshots."""
-    ledger = begin_step(
-        plan,
-        step,
-        add_counters(plan, step, StepEvidence(), looks[0]),
-    )
+    ledger = begin_step(plan, step, add_counters(plan, step, StepEvidence(), looks[0]))
     for look in looks[1:]:
         ledger = add_counters(plan, step, ledger, look)
     return ledger
@@ -42,7 +32,7 @@ ERRORS = replace(PLAN, abort_on="error_rate>1%", shadow="")
 SLOW = replace(PLAN, abort_on="p99>2x", shadow="")
 
 
-def test_only_requests_counted_since_the_step_began_are_judged() -> None:
+def test_only_requests_counted_since_the_step_began_are_judged():
     ledger = looked(
         ERRORS,
         numbers(counted(1000, 10), counted(500, 400)),
@@ -54,7 +44,7 @@ def test_only_requests_counted_since_the_step_began_are_judged() -> None:
     assert rejection(ERRORS, ledger) == ""
 
 
-def test_a_server_that_begins_to_count_anew_takes_nothing_away() -> None:
+def test_a_server_that_begins_to_count_anew_takes_nothing_away():
     ledger = looked(
         ERRORS,
         numbers(counted(1000)),
@@ -66,8 +56,8 @@ def test_a_server_that_begins_to_count_anew_takes_nothing_away() -> None:
     assert figures(ERRORS, ledger)["current"]["requests"] == 130
 
 
-def test_each_pod_is_counted_once_whichever_pods_there_are_and_can_be_read() -> None:
-    def pod(current: float, candidate: float = 0) -> CountersByVersion:
+def test_each_pod_is_counted_once_whichever_pods_there_are_and_can_be_read():
+    def pod(current, candidate=0):
         return versions_counted(counted(current), counted(candidate))
 
     ledger = looked(
@@ -85,7 +75,7 @@ def test_each_pod_is_counted_once_whichever_pods_there_are_and_can_be_read() -> 
     assert ledger.history.requests == 2000 + 8 + ledger.step["current"].requests
 
 
-def test_requests_counted_before_a_pod_was_ready_do_not_belong_to_the_step() -> None:
+def test_requests_counted_before_a_pod_was_ready_do_not_belong_to_the_step():
     begun = counted(100)
     old = versions_counted(counted(5000, 400), counted(900, 890))
     ledger = looked(
@@ -100,68 +90,39 @@ def test_requests_counted_before_a_pod_was_ready_do_not_belong_to_the_step() -> 
     assert ledger.history.requests == 5100
 
 
-def test_the_counters_of_pods_that_have_ended_are_not_kept_for_ever() -> None:
+def test_the_counters_of_pods_that_have_ended_are_not_kept_for_ever():
     counts = versions_counted(counted(10))
-    ledger = looked(
-        ERRORS,
-        *({f"pod {number}": counts, "always": counts} for number in range(300)),
-    )
+    ledger = looked(ERRORS, *({f"pod {number}": counts, "always": counts} for number in range(300)))
 
     assert len(ledger.last) < 150
     assert {"always", "pod 299", "pod 298"} <= {*ledger.last}
 
 
-def test_errors_that_the_current_version_has_too_are_not_held_against_the_candidate() -> None:
-    both = looked(
-        ERRORS,
-        numbers(counted(0)),
-        numbers(counted(1000, 300), counted(500, 150)),
-    )
-    alone = looked(
-        ERRORS,
-        numbers(counted(0)),
-        numbers(counted(1000, 3), counted(500, 150)),
-    )
+def test_errors_that_the_current_version_has_too_are_not_held_against_the_candidate():
+    both = looked(ERRORS, numbers(counted(0)), numbers(counted(1000, 300), counted(500, 150)))
+    alone = looked(ERRORS, numbers(counted(0)), numbers(counted(1000, 3), counted(500, 150)))
 
     assert rejection(ERRORS, both) == ""
     assert rejection(ERRORS, alone).startswith(
-        "error_rate>1%: 30.00% of 500 requests to version 7 failed, 0.30%",
+        "error_rate>1%: 30.00% of 500 requests to version 7 failed, 0.30%"
     )
 
 
-def test_full_traffic_step_is_judged_against_earlier_errors_of_the_current_version() -> None:
+def test_full_traffic_step_is_judged_against_earlier_errors_of_the_current_version():
     before = numbers(counted(10_000, 300))  # 3 %, above the threshold
-    as_before = looked(
-        ERRORS,
-        before,
-        numbers(counted(10_000, 300), counted(2000, 60)),
-        step=1,
-    )
-    worse = looked(
-        ERRORS,
-        before,
-        numbers(counted(10_000, 300), counted(2000, 160)),
-        step=1,
-    )
+    as_before = looked(ERRORS, before, numbers(counted(10_000, 300), counted(2000, 60)), step=1)
+    worse = looked(ERRORS, before, numbers(counted(10_000, 300), counted(2000, 160)), step=1)
 
     assert rejection(ERRORS, as_before) == ""
     assert rejection(ERRORS, worse).startswith(
-        "error_rate>1%: 8.00% of 2,000 requests to version 7 failed",
+        "error_rate>1%: 8.00% of 2,000 requests to version 7 failed"
     )
 
 
-def test_slow_candidate_is_rejected_only_if_the_current_version_is_faster() -> None:
+def test_slow_candidate_is_rejected_only_if_the_current_version_is_faster():
     begun = numbers(counted(1000, slow=5))
-    same = looked(
-        SLOW,
-        begun,
-        numbers(counted(2000, slow=10), counted(1000, slow=5)),
-    )
-    slower = looked(
-        SLOW,
-        begun,
-        numbers(counted(2000, slow=10), counted(1000, slow=100)),
-    )
+    same = looked(SLOW, begun, numbers(counted(2000, slow=10), counted(1000, slow=5)))
+    slower = looked(SLOW, begun, numbers(counted(2000, slow=10), counted(1000, slow=100)))
 
     assert rejection(SLOW, same) == ""
     assert rejection(SLOW, slower) == (
@@ -170,71 +131,45 @@ def test_slow_candidate_is_rejected_only_if_the_current_version_is_faster() -> N
     )
 
 
-def test_a_latency_in_time_needs_no_history() -> None:
+def test_a_latency_in_time_needs_no_history():
     plan = replace(PLAN, abort_on="p50>80ms", shadow="")
-    slow = looked(
-        plan,
-        numbers(counted(0)),
-        numbers(counted(500), counted(500, slow=400)),
-    )
+    slow = looked(plan, numbers(counted(0)), numbers(counted(500), counted(500, slow=400)))
 
     assert rejection(plan, slow).startswith(
-        "p50>80ms: 80.00% of 500 requests to version 7 took longer than 100 ms",
+        "p50>80ms: 80.00% of 500 requests to version 7 took longer than 100 ms"
     )
 
 
-def test_latency_is_not_judged_without_a_known_quantile() -> None:
+def test_latency_is_not_judged_without_a_known_quantile():
     ledger = looked(
-        SLOW,
-        numbers(VersionCounters()),
-        numbers(counted(50), counted(1000, slow=1000)),
+        SLOW, numbers(VersionCounters()), numbers(counted(50), counted(1000, slow=1000))
     )
 
     assert rejection(SLOW, ledger) == ""
     assert mentions(
-        figures(SLOW, ledger)["criteria"]["p99>2x"]["figures"],
-        "too few timed requests",
+        figures(SLOW, ledger)["criteria"]["p99>2x"]["figures"], "too few timed requests"
     )
 
 
-def test_slower_than_the_last_bucket_cannot_be_seen() -> None:
-    history = VersionCounters(
-        1000,
-        0,
-        {0.01: 0, 0.1: 0, 1.0: 1000, math.inf: 1000},
-    )
-    ledger = looked(
-        SLOW,
-        numbers(history),
-        numbers(history, counted(500, slow=500)),
-    )
+def test_slower_than_the_last_bucket_cannot_be_seen():
+    history = VersionCounters(1000, 0, {0.01: 0, 0.1: 0, 1.0: 1000, math.inf: 1000})
+    ledger = looked(SLOW, numbers(history), numbers(history, counted(500, slow=500)))
 
     assert rejection(SLOW, ledger) == ""
 
 
-def test_a_look_leaves_the_ledger_before_it_as_it_was() -> None:
-    first = looked(
-        ERRORS,
-        numbers(counted(0)),
-        numbers(counted(100), counted(100, 50)),
-    )
+def test_a_look_leaves_the_ledger_before_it_as_it_was():
+    first = looked(ERRORS, numbers(counted(0)), numbers(counted(100), counted(100, 50)))
     evidence = float(first.tests["error_rate>1%"].log_evidence)
 
-    add_counters(
-        ERRORS,
-        0,
-        first,
-        numbers(counted(100), counted(200, 150)),
-    )
+    add_counters(ERRORS, 0, first, numbers(counted(100), counted(200, 150)))
 
     assert float(first.tests["error_rate>1%"].log_evidence) == pytest.approx(evidence)
 
 
-def test_evidence_survives_being_written_down() -> None:
+def test_evidence_survives_being_written_down():
     evidence = looked(
-        SLOW,
-        numbers(counted(500)),
-        numbers(counted(800, slow=1), counted(1000, slow=10)),
+        SLOW, numbers(counted(500)), numbers(counted(800, slow=1), counted(1000, slow=10))
     )
 
     written = json.loads(json.dumps(evidence.to_json()))

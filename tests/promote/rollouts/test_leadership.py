@@ -4,15 +4,13 @@ releases at its end.
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
 from mlflow_deploy_plugin.promote.rollouts import leadership
 from mlflow_deploy_plugin.promote.rollouts.leadership import (
     LEADS,
@@ -31,19 +29,19 @@ Start = Callable[[str], threading.Event]
 
 
 @pytest.fixture
-def worked() -> list[str]:
+def worked():
     """Return the names of the holders that have worked, in order."""
     return []
 
 
 @pytest.fixture
-def start(tmp_path: Path, worked: list[str]) -> Iterator[Start]:
+def start(tmp_path, worked):
     """Run a controller of this name during the test. The returned event ends it, and so
     does the end of the test.
     """
     running = []
 
-    def begin(name: str) -> threading.Event:
+    def begin(name):
         ended = threading.Event()
         store = open_store(f"sqlite:///{tmp_path}/store.db")
         works = [repeat(lambda: worked.append(name), seconds=0.01)]
@@ -60,11 +58,7 @@ def start(tmp_path: Path, worked: list[str]) -> Iterator[Start]:
         store.close()
 
 
-def test_one_works_for_as_long_as_it_lives_and_another_goes_on(
-    tmp_path: Path,
-    start: Start,
-    worked: list[str],
-) -> None:
+def test_one_works_for_as_long_as_it_lives_and_another_goes_on(tmp_path, start, worked):
     store = open_store(f"sqlite:///{tmp_path}/store.db")
     first = start("first")
     wait_until(lambda: worked, SECONDS, "the first works")
@@ -72,7 +66,7 @@ def test_one_works_for_as_long_as_it_lives_and_another_goes_on(
     assert begun is not None
     start("second")
 
-    def is_renewed() -> bool:
+    def is_renewed():
         view = store.lease(STORE_LEASE)
         return view is not None and view.expires_at > begun.expires_at
 
@@ -84,21 +78,15 @@ def test_one_works_for_as_long_as_it_lives_and_another_goes_on(
     store.close()
 
 
-def test_one_that_has_lost_its_lease_says_that_it_leads_when_it_has_it_again(
-    tmp_path: Path,
-) -> None:
+def test_one_that_has_lost_its_lease_says_that_it_leads_when_it_has_it_again(tmp_path):
     store = open_store(f"sqlite:///{tmp_path}/store.db")
     ended = threading.Event()
     messages = []
     # The lease is not renewed, as if the store rejected writes.
-    assert store.acquire_lease(
-        STORE_LEASE,
-        "this",
-        1,
-    )
+    assert store.acquire_lease(STORE_LEASE, "this", 1)
     lost = store.lease(STORE_LEASE)
 
-    def work(keeper: LeaseKeeper, over: threading.Event) -> None:
+    def work(keeper, over):
         ended.set()
 
     lead_store(
@@ -113,9 +101,7 @@ def test_one_that_has_lost_its_lease_says_that_it_leads_when_it_has_it_again(
     store.close()
 
 
-def test_leadership_metric_shows_whether_this_process_leads(
-    start: Start, worked: list[str]
-) -> None:
+def test_leadership_metric_shows_whether_this_process_leads(start, worked):
     ended = start("the test")
     wait_until(lambda: worked, SECONDS, "it works")
     wait_until(lambda: leads() == 1, SECONDS, "it leads")
@@ -123,18 +109,18 @@ def test_leadership_metric_shows_whether_this_process_leads(
     wait_until(lambda: leads() == 0, SECONDS, "it leads no more")
 
 
-def leads() -> float:
+def leads():
     (metric,) = LEADS.collect()
     return metric.samples[0].value
 
 
-def test_a_task_that_fails_is_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_that_fails_is_begun_again(tmp_path, monkeypatch):
     monkeypatch.setattr(leadership, "_FAILURE_SECONDS", 0.01)
     store = open_store(Settings(home=tmp_path).store_url)
     begun = []
     ended = threading.Event()
 
-    def task(keeper: LeaseKeeper, over: threading.Event) -> None:
+    def task(keeper, over):
         begun.append(keeper.lease.token)
         if len(begun) == 1:
             raise RuntimeError("can't start new thread")
@@ -148,8 +134,8 @@ def test_a_task_that_fails_is_begun_again(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_processes_that_see_the_same_state_folders_are_at_the_same_place_and_others_at_another(
-    tmp_path: Path,
-) -> None:
+    tmp_path,
+):
     store = open_store(f"sqlite:///{tmp_path}/store.db")
     store.add_endpoint("onnxserve", new_endpoint("flights", "models:/flight-delay/1"))
     here, beside, there, nowhere = (
@@ -178,10 +164,7 @@ def test_processes_that_see_the_same_state_folders_are_at_the_same_place_and_oth
     store.close()
 
 
-def test_unreachable_cluster_is_reported_and_other_places_are_still_found(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_unreachable_cluster_is_reported_and_other_places_are_still_found(tmp_path, monkeypatch):
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     store = open_store(f"sqlite:///{tmp_path}/store.db")
     store.add_endpoint("onnxserve:/kubernetes/ml", new_endpoint("churn", "models:/churn/1"))
@@ -196,15 +179,14 @@ def test_unreachable_cluster_is_reported_and_other_places_are_still_found(
     (line,) = failures
     assert line.startswith(
         "rollouts of onnxserve:/kubernetes/ml are left to other controllers: no Kubernetes "
-        "cluster is",
+        "cluster is"
     )
     store.close()
 
 
 def test_rollouts_of_this_machine_do_not_wait_for_a_cluster_that_does_not_answer(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    tmp_path, monkeypatch
+):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.setblocking(False)
         config = kubeconfig(tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}")

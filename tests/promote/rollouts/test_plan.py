@@ -19,18 +19,18 @@ from tests.support.refusals import refused
 from tests.support.rollouts import PLAN
 
 
-def test_a_plan_survives_being_written_down() -> None:
+def test_a_plan_survives_being_written_down():
     now = utc_now()
     written = json.loads(json.dumps(PLAN.to_json()))
 
     assert plan_of(Rollout(1, PLAN.endpoint, written, "starting", 0, now, {}, "", now, now)) == PLAN
 
 
-def test_the_error_probability_is_shared_by_all_tests() -> None:
+def test_the_error_probability_is_shared_by_all_tests():
     assert PLAN.level_of_a_test == pytest.approx(0.05 / 2 / 2)
 
 
-def test_steps_rise_from_one_to_a_hundred_percent() -> None:
+def test_steps_rise_from_one_to_a_hundred_percent():
     assert parse_steps("1, 10%,50,100") == (1, 10, 50, 100)
 
 
@@ -46,12 +46,12 @@ def test_steps_rise_from_one_to_a_hundred_percent() -> None:
         ("50,101", "must ascend"),
     ],
 )
-def test_other_steps_are_refused(text: str, said: str) -> None:
+def test_other_steps_are_refused(text, said):
     with pytest.raises(InvalidConfig, match=f"--steps .*{said}"):
         parse_steps(text)
 
 
-def test_criteria_are_read_with_their_units() -> None:
+def test_criteria_are_read_with_their_units():
     assert parse_criteria("error_rate>1%, p99 > 2x,disagreement>0.2") == (
         Criterion("error_rate>1%", "error_rate", 0.01),
         Criterion("p99>2x", "latency", 0.01, factor=2.0),
@@ -59,7 +59,7 @@ def test_criteria_are_read_with_their_units() -> None:
     )
 
 
-def test_latency_criterion_accepts_a_time() -> None:
+def test_latency_criterion_accepts_a_time():
     fast, slow = parse_criteria("p50>250ms,p95>1.5s")
 
     assert fast.share == 0.5
@@ -84,6 +84,6 @@ def test_latency_criterion_accepts_a_time() -> None:
         ("p99>2x,p99>1s", ["p99>2x", "p99>1s", "the same"]),
     ],
 )
-def test_invalid_criterion_is_refused_with_valid_examples(text: str, names: list[str]) -> None:
+def test_invalid_criterion_is_refused_with_valid_examples(text, names):
     with refused(InvalidConfig, "--abort-on", *names):
         parse_criteria(text)

@@ -2,10 +2,8 @@
 server is not running.
 """
 
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +16,6 @@ from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, new_endpoint
 from mlflow_deploy_plugin.core.store.audit import move_detail
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.core.store.store import Rollout, Store
 from mlflow_deploy_plugin.promote.rollouts.commands import command_rollout
 from mlflow_deploy_plugin.promote.rollouts.controller import RolloutActions
 from mlflow_deploy_plugin.promote.rollouts.rollback import rollback
@@ -33,22 +30,19 @@ from mlflow_deploy_plugin.ship.deployments.server_metrics import (
 from tests.support.audit_trail import store_of_server
 from tests.support.refusals import mentions, refused
 from tests.support.rollouts import PLAN
-from tests.support.tracking import NewDatabase, tracking_at
+from tests.support.tracking import tracking_at
 
 _numbers = count()
 
 
 @pytest.fixture(scope="module")
-def registry(
-    tmp_path_factory: pytest.TempPathFactory,
-    new_database: NewDatabase,
-) -> Iterator[None]:
+def registry(tmp_path_factory, new_database):
     with tracking_at(new_database(tmp_path_factory.mktemp("registry"))):
         yield
 
 
 @pytest.fixture
-def model(registry: None) -> str:
+def model(registry):
     """A registered model whose versions 2, 1 and 3 were in Production one after the
     other, and had the alias.
     """
@@ -59,35 +53,30 @@ def model(registry: None) -> str:
         client.create_model_version(name, "s3://nowhere/model")
     for version in ("2", "1", "3"):
         client.transition_model_version_stage(
-            name,
-            version,
-            "Production",
-            archive_existing_versions=True,
+            name, version, "Production", archive_existing_versions=True
         )
         client.set_registered_model_alias(name, "live", version)
     return name
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+def store(tmp_path, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     opened = open_store(load_settings().store_url)
     yield opened
     opened.close()
 
 
-def roll_back(endpoint: str, **asked: Any) -> dict[str, str]:
+def roll_back(endpoint, **asked):
     with open_deployments(print) as deployments:
         return rollback(deployments, endpoint, **asked)
 
 
-def stage(model: str, version: str) -> str:
+def stage(model, version):
     return str(MlflowClient().get_model_version(model, version).current_stage)
 
 
-def test_rollback_returns_to_the_version_archived_last_in_the_registry(
-    store: Store, model: str
-) -> None:
+def test_rollback_returns_to_the_version_archived_last_in_the_registry(store, model):
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
 
     done = roll_back("flights", why="too slow", actor="ada@laptop")
@@ -126,13 +115,7 @@ def test_rollback_returns_to_the_version_archived_last_in_the_registry(
         ("models:/{m}/3", ["--to", "1"], "{m} would go from models:/{m}/3 to models:/{m}/1"),
     ],
 )
-def test_dry_run_names_versions_and_followers(
-    store: Store,
-    model: str,
-    served: str,
-    options: list[str],
-    change: str,
-) -> None:
+def test_dry_run_names_versions_and_followers(store, model, served, options, change):
     uri = served.format(m=model)
     store.add_endpoint("onnxserve", new_endpoint("flights", uri))
     store.add_endpoint("onnxserve", new_endpoint("taxis", uri))
@@ -153,26 +136,19 @@ def test_dry_run_names_versions_and_followers(
     assert [*store.events()] == events
 
 
-def test_rollback_without_an_audit_trail_uses_the_version_that_servers_saw_last(
-    store: Store,
-    model: str,
-) -> None:
+def test_rollback_without_an_audit_trail_uses_the_version_that_servers_saw_last(store, model):
     store.add_endpoint(
-        "onnxserve:/kubernetes/ml",
-        new_endpoint("flights", f"models:/{model}/Production"),
+        "onnxserve:/kubernetes/ml", new_endpoint("flights", f"models:/{model}/Production")
     )
 
     class Counted(Deployments):
         def server_metrics(
-            self,
-            observed: ObservedEndpoint,
-            timeout_seconds: float = 0,
+            self, observed: ObservedEndpoint, timeout_seconds: float = 0
         ) -> MetricsByServer:
             def answered(version: str, at: float) -> ServerMetrics:
                 key = ("flights", "flights", model, version)
                 return ServerMetrics(
-                    {key: VersionCounters(requests=1)},
-                    {("flights", model, version): at},
+                    {key: VersionCounters(requests=1)}, {("flights", model, version): at}
                 )
 
             return {
@@ -187,14 +163,11 @@ def test_rollback_without_an_audit_trail_uses_the_version_that_servers_saw_last(
     assert mentions(done["source"], "version 3", "the server", "version 1")
 
 
-def test_rollback_ignores_versions_of_other_stages(store: Store, model: str) -> None:
+def test_rollback_ignores_versions_of_other_stages(store, model):
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
     for stage_moved_to, stood in (("Production", "2"), ("Staging", "1")):
         store.record(
-            "transition",
-            model=model,
-            version="3",
-            detail=move_detail(stage_moved_to, stood),
+            "transition", model=model, version="3", detail=move_detail(stage_moved_to, stood)
         )
 
     done = roll_back("flights")
@@ -203,24 +176,11 @@ def test_rollback_ignores_versions_of_other_stages(store: Store, model: str) -> 
     assert mentions(done["source"], "version 3", "the audit trail")
 
 
-def test_an_endpoint_that_follows_an_alias_returns_to_a_version_of_its_former_stage(
-    store: Store,
-    model: str,
-) -> None:
+def test_an_endpoint_that_follows_an_alias_returns_to_a_version_of_its_former_stage(store, model):
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}@live"))
-    store.record(
-        "promote",
-        model=model,
-        version="3",
-        detail=move_detail("Production", "2"),
-    )
+    store.record("promote", model=model, version="3", detail=move_detail("Production", "2"))
     store.record("follow", endpoint="flights", detail={"stages": {"flights": "Production"}})
-    store.record(
-        "promote",
-        model=model,
-        version="3",
-        detail=move_detail("Production", "1"),
-    )
+    store.record("promote", model=model, version="3", detail=move_detail("Production", "1"))
 
     done = roll_back("flights")
 
@@ -230,54 +190,25 @@ def test_an_endpoint_that_follows_an_alias_returns_to_a_version_of_its_former_st
 
 @pytest.mark.parametrize(
     ("action", "endpoint", "to"),
-    [
-        ("rollout.end", "flights", "2"),
-        ("rollback", "flights", "2"),
-        ("rollout.end", "prices", "1"),
-    ],
+    [("rollout.end", "flights", "2"), ("rollback", "flights", "2"), ("rollout.end", "prices", "1")],
 )
-def test_a_rollout_or_a_rollback_counts_for_its_own_endpoint(
-    store: Store,
-    model: str,
-    action: str,
-    endpoint: str,
-    to: str,
-) -> None:
+def test_a_rollout_or_a_rollback_counts_for_its_own_endpoint(store, model, action, endpoint, to):
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
-    store.record(
-        action,
-        endpoint=endpoint,
-        model=model,
-        version="3",
-        detail=move_detail("", "2"),
-    )
+    store.record(action, endpoint=endpoint, model=model, version="3", detail=move_detail("", "2"))
 
     assert roll_back("flights")["to"] == to
 
 
 @pytest.mark.parametrize("action", ["rename", "delete"])
-def test_the_trail_of_another_model_that_had_the_name_does_not_count(
-    store: Store,
-    model: str,
-    action: str,
-) -> None:
+def test_the_trail_of_another_model_that_had_the_name_does_not_count(store, model, action):
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
-    store.record(
-        "promote",
-        model=model,
-        version="3",
-        detail=move_detail("Production", "2"),
-    )
+    store.record("promote", model=model, version="3", detail=move_detail("Production", "2"))
     store.record(action, model=model)
 
     assert roll_back("flights")["to"] == "1"
 
 
-def test_tampered_moves_do_not_choose_the_earlier_version(
-    store: Store,
-    model: str,
-    tmp_path: Path,
-) -> None:
+def test_tampered_moves_do_not_choose_the_earlier_version(store, model, tmp_path):
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
     with store_of_server(str(store._engine.url), tmp_path) as server:
         moved = move_detail("Production", "2")
@@ -288,11 +219,7 @@ def test_tampered_moves_do_not_choose_the_earlier_version(
     assert roll_back("flights")["to"] == "2"
 
 
-def by_hand(
-    store: Store,
-    model: str,
-    *moves: tuple[str, str],
-) -> None:
+def by_hand(store, model, *moves):
     """Return the history of the alias in MLflow's server: the new and the previous
     version of each change.
     """
@@ -308,38 +235,16 @@ def by_hand(
 @pytest.mark.parametrize(
     ("moves", "served"),
     [
-        (
-            [("1", ""), ("2", "1"), ("3", "2"), ("2", "3"), ("3", "2")],
-            "2",
-        ),
-        (
-            [("3", "2"), ("2", "3"), ("1", "2"), ("3", "1")],
-            "1",
-        ),
+        ([("1", ""), ("2", "1"), ("3", "2"), ("2", "3"), ("3", "2")], "2"),
+        ([("3", "2"), ("2", "3"), ("1", "2"), ("3", "1")], "1"),
         # The alias was deleted and set again.
-        (
-            [
-                ("3", "2"),
-                ("1", "3"),
-                ("", "1"),
-                ("3", ""),
-            ],
-            "1",
-        ),
-        (
-            [("3", "1"), ("2", "3"), ("", "2"), ("3", "")],
-            "2",
-        ),
+        ([("3", "2"), ("1", "3"), ("", "1"), ("3", "")], "1"),
+        ([("3", "1"), ("2", "3"), ("", "2"), ("3", "")], "2"),
         ([("3", "1"), ("2", "3")], "2"),  # A later change to version 3 was not recorded.
         ([("1", ""), ("3", "")], "1"),
     ],
 )
-def test_rollback_gives_the_alias_to_its_holder_before_the_latest_move(
-    store: Store,
-    model: str,
-    moves: list[tuple[str, str]],
-    served: str,
-) -> None:
+def test_rollback_gives_the_alias_to_its_holder_before_the_latest_move(store, model, moves, served):
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}@live"))
     by_hand(store, model, *moves)
 
@@ -350,10 +255,7 @@ def test_rollback_gives_the_alias_to_its_holder_before_the_latest_move(
     assert mentions(done["source"], "version 3", "the audit trail")
 
 
-def test_emptied_stage_is_given_back_to_its_last_version(
-    store: Store,
-    model: str,
-) -> None:
+def test_emptied_stage_is_given_back_to_its_last_version(store, model):
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
     for version, place, stood in (
         ("3", "Production", "1"),
@@ -361,31 +263,17 @@ def test_emptied_stage_is_given_back_to_its_last_version(
         ("2", "Archived", ""),
         ("3", "Production", ""),
     ):
-        store.record(
-            "transition",
-            model=model,
-            version=version,
-            detail=move_detail(place, stood),
-        )
+        store.record("transition", model=model, version=version, detail=move_detail(place, stood))
 
     assert roll_back("flights")["to"] == "2"
 
 
-def test_promotion_of_a_pinned_version_clears_its_rolled_back_mark(
-    store: Store,
-    model: str,
-) -> None:
+def test_promotion_of_a_pinned_version_clears_its_rolled_back_mark(store, model):
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/3"))
     MlflowClient().set_model_version_tag(model, "3", "onnxserve.rolled_back", "flights: too slow")
     uri = f"models:/{model}/3"
     plan = replace(
-        PLAN,
-        main="flights",
-        kind="pinned",
-        model=model,
-        version="3",
-        to_uri=uri,
-        before_uri=uri,
+        PLAN, main="flights", kind="pinned", model=model, version="3", to_uri=uri, before_uri=uri
     )
 
     with open_deployments(print) as deployments:
@@ -396,7 +284,7 @@ def test_promotion_of_a_pinned_version_clears_its_rolled_back_mark(
     assert "onnxserve.rolled_back" not in MlflowClient().get_model_version(model, "3").tags
 
 
-def test_version_rolled_back_once_is_skipped(store: Store, model: str) -> None:
+def test_version_rolled_back_once_is_skipped(store, model):
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
 
     assert [roll_back("flights")["to"] for _ in range(2)] == ["1", "2"]
@@ -404,10 +292,7 @@ def test_version_rolled_back_once_is_skipped(store: Store, model: str) -> None:
         roll_back("flights")
 
 
-def test_an_alias_that_somebody_has_moved_is_given_back_on_demand_alone(
-    store: Store,
-    model: str,
-) -> None:
+def test_an_alias_that_somebody_has_moved_is_given_back_on_demand_alone(store, model):
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}@live"))
 
     with pytest.raises(NotFound, match="--to VERSION`"):
@@ -421,16 +306,12 @@ def test_an_alias_that_somebody_has_moved_is_given_back_on_demand_alone(
     assert str(MlflowClient().get_registered_model(model).aliases["live"]) == "2"
 
 
-def test_promotion_just_finished_by_a_rollout_is_rolled_back(
-    store: Store,
-    model: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_promotion_just_finished_by_a_rollout_is_rolled_back(store, model, monkeypatch):
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
     begun = store.add_rollout("flights", PLAN.to_json(), "promoting")
     read = store.rollouts
 
-    def ends_after_the_first_look(*asked: Any, **more: Any) -> list[Rollout]:
+    def ends_after_the_first_look(*asked, **more):
         rollouts = read(*asked, **more)
         store.update_rollout(replace(begun, state="promoted", ended_at=begun.created_at), None)
         return rollouts
@@ -444,7 +325,7 @@ def test_promotion_just_finished_by_a_rollout_is_rolled_back(
 
 
 @pytest.mark.parametrize("to", ["2", "models:/{}/2"])
-def test_rollback_target_is_a_number_or_a_uri(store: Store, model: str, to: str) -> None:
+def test_rollback_target_is_a_number_or_a_uri(store, model, to):
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
 
     with refused(InvalidConfig, model, "versions", "6"):
@@ -453,7 +334,7 @@ def test_rollback_target_is_a_number_or_a_uri(store: Store, model: str, to: str)
 
 
 @pytest.fixture
-def pinned(store: Store) -> Callable[..., dict[str, str]]:
+def pinned(store):
     """Roll back an endpoint that follows nothing. Only the stored spec changes, because
     no server runs.
     """
@@ -472,21 +353,14 @@ def pinned(store: Store) -> Callable[..., dict[str, str]]:
             self.progress(f"restores={restores}")
             self.store.replace_spec(apply_config(stored.spec, config), why=why)
 
-    return lambda **asked: rollback(
-        Written(store, load_settings(), print),
-        "flights",
-        **asked,
-    )
+    return lambda **asked: rollback(Written(store, load_settings(), print), "flights", **asked)
 
 
-def give(store: Store, model_uri: str) -> None:
+def give(store, model_uri):
     store.replace_spec(new_endpoint("flights", model_uri))
 
 
-def test_an_endpoint_that_follows_nothing_goes_back_to_its_earlier_models(
-    store: Store,
-    pinned: Callable[..., dict[str, str]],
-) -> None:
+def test_an_endpoint_that_follows_nothing_goes_back_to_its_earlier_models(store, pinned):
     store.add_endpoint("onnxserve", new_endpoint("flights", "models:/X/1"))
     give(store, "models:/X/2")
 
@@ -501,11 +375,7 @@ def test_an_endpoint_that_follows_nothing_goes_back_to_its_earlier_models(
         pinned(to="models:/X/1")
 
 
-def test_only_a_rollback_to_the_version_before_needs_no_approval(
-    store: Store,
-    pinned: Callable[..., dict[str, str]],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_only_a_rollback_to_the_version_before_needs_no_approval(store, pinned, capsys):
     store.add_endpoint("onnxserve", new_endpoint("flights", "models:/X/1"))
     give(store, "models:/X/2")
     pinned()
@@ -523,14 +393,8 @@ def test_only_a_rollback_to_the_version_before_needs_no_approval(
     ],
 )
 def test_a_rollback_to_a_model_without_traffic_of_its_own_needs_an_approval(
-    weight: int,
-    unapproved: list[str],
-    is_undone: bool,
-    restores: bool,
-    store: Store,
-    pinned: Callable[..., dict[str, str]],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    weight, unapproved, is_undone, restores, store, pinned, capsys
+):
     spec = add_variant(new_endpoint("flights", "models:/X/4"), "trial", "models:/X/6")
     store.add_endpoint("onnxserve", spec)
     answers = [{"model_uri": model_uri} for model_uri in unapproved]
@@ -540,17 +404,14 @@ def test_a_rollback_to_a_model_without_traffic_of_its_own_needs_an_approval(
     approved = apply_config(spec, {"variants.trial.model": "models:/X/5"})
     store.replace_spec(approved)
     store.replace_spec(
-        apply_config(approved, {"variants.flights.weight": 0, "variants.trial.weight": 100}),
+        apply_config(approved, {"variants.flights.weight": 0, "variants.trial.weight": 100})
     )
 
     assert pinned()["to"] == "models:/X/6"
     assert capsys.readouterr().out.split() == [f"restores={restores}"]
 
 
-def test_models_of_an_endpoint_that_was_deleted_are_not_those_of_its_namesake(
-    store: Store,
-    pinned: Callable[..., dict[str, str]],
-) -> None:
+def test_models_of_an_endpoint_that_was_deleted_are_not_those_of_its_namesake(store, pinned):
     store.add_endpoint("onnxserve", new_endpoint("flights", "models:/X/1"))
     store.remove_endpoint("flights")
     store.add_endpoint("onnxserve", new_endpoint("flights", "models:/Y/2"))
@@ -559,34 +420,27 @@ def test_models_of_an_endpoint_that_was_deleted_are_not_those_of_its_namesake(
         pinned()
 
 
-def test_two_answering_deployments_need_a_choice(
-    store: Store,
-    model: str,
-) -> None:
+def test_two_answering_deployments_need_a_choice(store, model):
     spec = new_endpoint("flights", f"models:/{model}/Production")
     store.add_endpoint(
-        "onnxserve",
-        apply_config(add_variant(spec, "new", "m"), {"variants.new.weight": 50}),
+        "onnxserve", apply_config(add_variant(spec, "new", "m"), {"variants.new.weight": 50})
     )
 
     with refused(InvalidConfig, "flights and new"):
         roll_back("flights")
 
 
-def test_a_rollout_whose_endpoint_was_deleted_can_be_ended(store: Store) -> None:
+def test_a_rollout_whose_endpoint_was_deleted_can_be_ended(store):
     store.add_rollout("flights", PLAN.to_json(), "starting")
 
     message = command_rollout(
-        Deployments(store, load_settings(), print),
-        "flights",
-        "abort",
-        actor="ada@laptop",
+        Deployments(store, load_settings(), print), "flights", "abort", actor="ada@laptop"
     )
 
     assert mentions(message, "flights", "6 → 7", "abandoned", "ada@laptop")
     assert store.rollouts("flights", live=True) == []
 
 
-def test_rollback_of_an_unknown_endpoint_is_refused(store: Store) -> None:
+def test_rollback_of_an_unknown_endpoint_is_refused(store):
     with refused(NotFound, "no endpoint", "'flights'"):
         roll_back("flights")

@@ -24,7 +24,7 @@ BEFORE = 10_000
 LEVEL = 0.05
 
 
-def aborted(candidate: float, current: float, threshold: float, seed: int) -> float:
+def aborted(candidate, current, threshold, seed):
     """Return the share of simulated rollouts that are aborted, judged as in
     `promote/rollouts/evidence.py`.
     """
@@ -55,24 +55,20 @@ def aborted(candidate: float, current: float, threshold: float, seed: int) -> fl
 
 
 @pytest.mark.parametrize("rate", [0.005, 0.01, 0.02, 0.3])
-def test_of_a_thousand_rollouts_of_the_same_version_at_most_one_in_twenty_aborts(
-    rate: float,
-) -> None:
+def test_of_a_thousand_rollouts_of_the_same_version_at_most_one_in_twenty_aborts(rate):
     assert aborted(rate, rate, threshold=0.01, seed=1) <= LEVEL
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.02, 0.05])
-def test_of_a_thousand_rollouts_with_doubled_errors_at_least_nineteen_in_twenty_abort(
-    rate: float,
-) -> None:
+def test_of_a_thousand_rollouts_with_doubled_errors_at_least_nineteen_in_twenty_abort(rate):
     assert aborted(2 * rate, rate, threshold=0.01, seed=2) >= 0.95
 
 
-def test_a_candidate_below_the_threshold_is_let_through_although_it_is_worse() -> None:
+def test_a_candidate_below_the_threshold_is_let_through_although_it_is_worse():
     assert aborted(0.008, 0.002, threshold=0.01, seed=3) <= LEVEL
 
 
-def test_an_outage_that_hits_both_is_held_against_neither() -> None:
+def test_an_outage_that_hits_both_is_held_against_neither():
     generator = np.random.default_rng(4)
     test = SequentialTest(0.01, LEVEL)
     ended = np.zeros(ROLLOUTS, bool)
@@ -89,24 +85,10 @@ def test_an_outage_that_hits_both_is_held_against_neither() -> None:
     assert ended.mean() <= LEVEL
 
 
-def test_the_evidence_is_a_fair_game_under_the_null_hypothesis() -> None:
+def test_the_evidence_is_a_fair_game_under_the_null_hypothesis():
     events = np.arange(11)
     binomial = (
-        np.array(
-            [
-                1,
-                10,
-                45,
-                120,
-                210,
-                252,
-                210,
-                120,
-                45,
-                10,
-                1,
-            ]
-        )
+        np.array([1, 10, 45, 120, 210, 252, 210, 120, 45, 10, 1])
         * 0.2**events
         * 0.8 ** (10 - events)
     )
@@ -116,7 +98,7 @@ def test_the_evidence_is_a_fair_game_under_the_null_hypothesis() -> None:
     assert mean == pytest.approx(1)
 
 
-def test_no_requests_give_no_evidence() -> None:
+def test_no_requests_give_no_evidence():
     test = SequentialTest(0.01, LEVEL)
 
     test.look(0, 0, 3, 100)
@@ -126,11 +108,8 @@ def test_no_requests_give_no_evidence() -> None:
     assert not test.rejects
 
 
-@pytest.mark.parametrize(
-    ("events", "trials"),
-    [(0, 100), (5, 1000), (999, 1000)],
-)
-def test_the_upper_limit_holds_for_nearly_every_sample(events: int, trials: int) -> None:
+@pytest.mark.parametrize(("events", "trials"), [(0, 100), (5, 1000), (999, 1000)])
+def test_the_upper_limit_holds_for_nearly_every_sample(events, trials):
     limit = upper_limit(events, trials, 0.05)
 
     samples = np.random.default_rng(5).binomial(trials, limit, 20_000)
@@ -139,5 +118,5 @@ def test_the_upper_limit_holds_for_nearly_every_sample(events: int, trials: int)
     assert (samples <= events).mean() <= 0.055
 
 
-def test_upper_limit_without_requests_is_one() -> None:
+def test_upper_limit_without_requests_is_one():
     assert upper_limit(0, 0, 0.05) == 1.0

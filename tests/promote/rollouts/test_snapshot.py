@@ -1,7 +1,6 @@
 """A snapshot of an endpoint with its server's counts."""
 
 from contextlib import closing
-from pathlib import Path
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, Refused
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
@@ -17,11 +16,10 @@ from tests.support.metrics_page import PAGE
 from tests.support.refusals import refused
 
 
-def test_the_counters_are_those_of_the_servers_that_say_them(tmp_path: Path) -> None:
+def test_the_counters_are_those_of_the_servers_that_say_them(tmp_path):
     with closing(open_store(f"sqlite:///{tmp_path / 'onnxserve.db'}")) as store:
         stored = store.add_endpoint(
-            "onnxserve",
-            new_endpoint("f", "models:/X/Production", variant="main"),
+            "onnxserve", new_endpoint("f", "models:/X/Production", variant="main")
         )
     metrics: MetricsByServer = {"f-1": parse_server_metrics(PAGE), "f-2": Refused("it answers 500")}
     observed = ObservedEndpoint(stored, Observation("running"))
@@ -37,7 +35,7 @@ def test_the_counters_are_those_of_the_servers_that_say_them(tmp_path: Path) -> 
     assert take_snapshot(observed).unread == ""
 
 
-def test_only_versions_of_a_registered_model_are_trained(tmp_path: Path) -> None:
+def test_only_versions_of_a_registered_model_are_trained(tmp_path):
     with closing(open_store(f"sqlite:///{tmp_path / 'onnxserve.db'}")) as store:
         of_files = store.add_endpoint("onnxserve", new_endpoint("f", str(tmp_path)))
     with refused(InvalidConfig, "'f'", "does not serve a registered model"):

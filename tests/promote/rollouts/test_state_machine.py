@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from typing import Any
 
 import pytest
 
@@ -17,7 +16,6 @@ from mlflow_deploy_plugin.promote.rollouts.state_machine import (
     PROMOTE_SECONDS,
     START_SECONDS,
     Progress,
-    RolloutAction,
     aborted,
     after_failure,
     after_success,
@@ -37,19 +35,14 @@ See = Callable[..., EndpointSnapshot]
 
 
 @pytest.fixture
-def first_step() -> Progress:
+def first_step():
     """Return the progress at the start of the first step."""
     return decide(PLAN, Progress(), seen(0), 0).progress
 
 
-def test_the_candidate_is_put_in_before_it_gets_traffic() -> None:
+def test_the_candidate_is_put_in_before_it_gets_traffic():
     begun = decide(PLAN, Progress(), seen(None), 0)
-    loading = decide(
-        PLAN,
-        begun.progress,
-        seen(0, versions={"champion": "6", "candidate": "7"}),
-        1,
-    )
+    loading = decide(PLAN, begun.progress, seen(0, versions={"champion": "6", "candidate": "7"}), 1)
     loaded = decide(PLAN, loading.progress, seen(0), 1)
 
     assert begun.action == "prepare"
@@ -63,12 +56,8 @@ def test_the_candidate_is_put_in_before_it_gets_traffic() -> None:
     assert step_weights(PLAN, 0) == {"champion": 90, "candidate": 10}
 
 
-def test_a_step_ends_when_its_time_is_over_and_enough_was_answered(first_step: Progress) -> None:
-    enough = numbers(
-        counted(1500),
-        counted(50),
-        counted(0, same=50),
-    )
+def test_a_step_ends_when_its_time_is_over_and_enough_was_answered(first_step):
+    enough = numbers(counted(1500), counted(50), counted(0, same=50))
 
     early = decide(PLAN, first_step, seen(10, counters=enough), 59)
     over = decide(PLAN, early.progress, seen(10, counters=enough), 2)
@@ -81,17 +70,9 @@ def test_a_step_ends_when_its_time_is_over_and_enough_was_answered(first_step: P
     assert over.progress.elapsed == 0
 
 
-def test_a_step_waits_for_its_requests_however_long_it_lasts(first_step: Progress) -> None:
-    few = numbers(
-        counted(1500),
-        counted(49),
-        counted(0, same=80),
-    )
-    uncompared = numbers(
-        counted(1500),
-        counted(50),
-        counted(0, same=9),
-    )
+def test_a_step_waits_for_its_requests_however_long_it_lasts(first_step):
+    few = numbers(counted(1500), counted(49), counted(0, same=80))
+    uncompared = numbers(counted(1500), counted(50), counted(0, same=9))
 
     waiting = decide(PLAN, first_step, seen(10, counters=few), 3600)
     comparing = decide(PLAN, first_step, seen(10, counters=uncompared), 3600)
@@ -102,22 +83,12 @@ def test_a_step_waits_for_its_requests_however_long_it_lasts(first_step: Progres
     assert comparing.action == "wait"
 
 
-def test_after_the_last_step_comes_the_promotion_and_then_the_main_deployment_alone(
-    first_step: Progress,
-) -> None:
+def test_after_the_last_step_comes_the_promotion_and_then_the_main_deployment_alone(first_step):
     last = replace(first_step, step=1, elapsed=59)
-    over = decide(
-        PLAN,
-        last,
-        seen(100, counters=numbers(counted(1000), counted(50))),
-        1,
-    )
+    over = decide(PLAN, last, seen(100, counters=numbers(counted(1000), counted(50))), 1)
     waiting = decide(PLAN, over.progress, seen(100), 1)
     served = decide(
-        PLAN,
-        waiting.progress,
-        seen(100, versions=dict.fromkeys(variants(100), "7")),
-        1,
+        PLAN, waiting.progress, seen(100, versions=dict.fromkeys(variants(100), "7")), 1
     )
 
     assert over.action == "promote"
@@ -130,7 +101,7 @@ def test_after_the_last_step_comes_the_promotion_and_then_the_main_deployment_al
     assert served.then.reason == "version 7 is served instead of 6"
 
 
-def test_another_model_is_not_taken_for_promoted_because_its_version_has_the_same_number() -> None:
+def test_another_model_is_not_taken_for_promoted_because_its_version_has_the_same_number():
     plan = replace(PLAN, kind="pinned", before_uri="models:/W/7", before_version="7", selector="7")
     promoting = Progress("promoting", 1)
     served = seen(100, versions=dict.fromkeys(variants(100), "7"))
@@ -141,90 +112,59 @@ def test_another_model_is_not_taken_for_promoted_because_its_version_has_the_sam
     assert decide(plan, promoting, replace(served, variants=after), 1).action == "finish"
 
 
-def test_a_candidate_that_fails_goes_back_with_the_figures(first_step: Progress) -> None:
+def test_a_candidate_that_fails_goes_back_with_the_figures(first_step):
     bad = decide(
-        PLAN,
-        first_step,
-        seen(
-            10,
-            counters=numbers(counted(1500), counted(60, errors=15)),
-        ),
-        1,
+        PLAN, first_step, seen(10, counters=numbers(counted(1500), counted(60, errors=15))), 1
     )
 
     assert bad.action == "roll_back"
     assert bad.progress.state == "rolling_back"
     assert bad.progress.reason.startswith(
         "error_rate>1%: 25.00% of 60 requests to version 7 failed, 0.00% of 500 to version 6; "
-        "evidence ",
+        "evidence "
     )
     assert bad.then is not None
     assert bad.then.state == "rolled_back"
 
 
-def test_a_candidate_that_disagrees_goes_back(first_step: Progress) -> None:
+def test_a_candidate_that_disagrees_goes_back(first_step):
     bad = decide(
         PLAN,
         first_step,
-        seen(
-            10,
-            counters=numbers(counted(1500), None, counted(0, 0, 0, 20, 80)),
-        ),
+        seen(10, counters=numbers(counted(1500), None, counted(0, 0, 0, 20, 80))),
         1,
     )
 
     assert bad.progress.reason.startswith(
         "disagreement>20%: version 7 answers 80.00% of 100 rows differently from the current "
-        "version",
+        "version"
     )
 
 
-def test_too_few_requests_are_not_judged(first_step: Progress) -> None:
+def test_too_few_requests_are_not_judged(first_step):
     few = decide(
-        PLAN,
-        first_step,
-        seen(
-            10,
-            counters=numbers(counted(1500), counted(49, errors=49)),
-        ),
-        1,
+        PLAN, first_step, seen(10, counters=numbers(counted(1500), counted(49, errors=49))), 1
     )
 
     assert few.action == "wait"
     assert few.progress.state == "stepping"
 
 
-def test_traffic_that_is_not_as_it_should_be_is_set_again(first_step: Progress) -> None:
+def test_traffic_that_is_not_as_it_should_be_is_set_again(first_step):
     again = decide(PLAN, first_step, seen(0), 1)
 
     assert again.action == "set_traffic"
     assert again.progress.elapsed == 0
 
 
-def test_no_step_begins_or_ends_while_one_of_the_servers_cannot_be_read(
-    first_step: Progress,
-) -> None:
+def test_no_step_begins_or_ends_while_one_of_the_servers_cannot_be_read(first_step):
     silent = "flights-b: no answer within 5 s"
-    enough = numbers(
-        counted(1500),
-        counted(50),
-        counted(0, same=50),
-    )
+    enough = numbers(counted(1500), counted(50), counted(0, same=50))
     bad = numbers(counted(1500), counted(60, errors=15))
 
     beginning = decide(PLAN, Progress(), seen(0, unread=silent), 1)
-    ending = decide(
-        PLAN,
-        first_step,
-        seen(10, counters=enough, unread=silent),
-        3600,
-    )
-    proven = decide(
-        PLAN,
-        first_step,
-        seen(10, counters=bad, unread=silent),
-        1,
-    )
+    ending = decide(PLAN, first_step, seen(10, counters=enough, unread=silent), 3600)
+    proven = decide(PLAN, first_step, seen(10, counters=bad, unread=silent), 1)
 
     assert beginning.action == "wait"
     assert beginning.progress.reason == f"waiting for the server: {silent}"
@@ -233,18 +173,12 @@ def test_no_step_begins_or_ends_while_one_of_the_servers_cannot_be_read(
     assert proven.action == "roll_back"
 
 
-def test_time_passes_only_while_the_server_is_watched(first_step: Progress) -> None:
+def test_time_passes_only_while_the_server_is_watched(first_step):
     silent = decide(
-        PLAN,
-        first_step,
-        seen(10, counters={}, state="failed", reason="the server is gone"),
-        3600,
+        PLAN, first_step, seen(10, counters={}, state="failed", reason="the server is gone"), 3600
     )
     stopped = decide(
-        PLAN,
-        first_step,
-        seen(10, counters={}, state="stopped", reason="`onnxserve start` …"),
-        3600,
+        PLAN, first_step, seen(10, counters={}, state="stopped", reason="`onnxserve start` …"), 3600
     )
 
     assert silent.action == "wait"
@@ -254,25 +188,17 @@ def test_time_passes_only_while_the_server_is_watched(first_step: Progress) -> N
     assert stopped.progress.elapsed == 0
 
 
-def test_a_paused_step_lasts_and_is_still_judged(first_step: Progress) -> None:
+def test_a_paused_step_lasts_and_is_still_judged(first_step):
     held = paused(first_step, "paused by ada@laptop")
     assert held is not None
 
     waiting = decide(
         PLAN,
         held,
-        seen(
-            10,
-            counters=numbers(counted(1500), counted(50), counted(0, same=50)),
-        ),
+        seen(10, counters=numbers(counted(1500), counted(50), counted(0, same=50))),
         3600,
     )
-    bad = decide(
-        PLAN,
-        held,
-        seen(10, counters=numbers(counted(1500), counted(60, errors=30))),
-        1,
-    )
+    bad = decide(PLAN, held, seen(10, counters=numbers(counted(1500), counted(60, errors=30))), 1)
 
     assert waiting.action == "wait"
     assert waiting.progress.state == "paused"
@@ -293,21 +219,21 @@ def test_a_paused_step_lasts_and_is_still_judged(first_step: Progress) -> None:
         (
             {
                 "variants": variants(10)
-                | {"champion": variants(10)["champion"].model_copy(update={"model": "m"})},
+                | {"champion": variants(10)["champion"].model_copy(update={"model": "m"})}
             },
             "the model of champion was changed to m during the rollout",
         ),
         (
             {
                 "variants": {"champion": variants(10)["champion"]}
-                | {"candidate-shadow": variants(10)["candidate-shadow"]},
+                | {"candidate-shadow": variants(10)["candidate-shadow"]}
             },
             "the candidate was removed by a user",
         ),
         (
             {
                 "variants": {"champion": variants(10)["champion"]}
-                | {"candidate": variants(10)["candidate"]},
+                | {"candidate": variants(10)["candidate"]}
             },
             "the candidate was removed by a user",
         ),
@@ -317,37 +243,21 @@ def test_a_paused_step_lasts_and_is_still_judged(first_step: Progress) -> None:
         ),
     ],
 )
-def test_outside_change_rolls_the_rollout_back(
-    first_step: Progress,
-    fields: dict[str, object],
-    said: str,
-) -> None:
+def test_outside_change_rolls_the_rollout_back(first_step, fields, said):
     turned = decide(PLAN, first_step, seen(10, **fields), 1)
 
     assert turned.action == "roll_back"
     assert turned.progress.reason == said
 
 
-@pytest.mark.parametrize(
-    "progress",
-    [Progress(), Progress("stepping", 1), Progress("paused", 0)],
-)
-def test_outside_promotion_of_the_candidate_finishes_the_rollout_as_promoted(
-    progress: Progress,
-) -> None:
-    reached = decide(
-        PLAN,
-        progress,
-        seen(10, versions=dict.fromkeys(variants(10), "7")),
-        1,
-    )
+@pytest.mark.parametrize("progress", [Progress(), Progress("stepping", 1), Progress("paused", 0)])
+def test_outside_promotion_of_the_candidate_finishes_the_rollout_as_promoted(progress):
+    reached = decide(PLAN, progress, seen(10, versions=dict.fromkeys(variants(10), "7")), 1)
 
     assert (reached.action, reached.then and reached.then.state) == ("finish", "promoted")
 
 
-def test_a_pinned_model_that_somebody_else_changes_to_its_version_is_waited_for(
-    first_step: Progress,
-) -> None:
+def test_a_pinned_model_that_somebody_else_changes_to_its_version_is_waited_for(first_step):
     plan = replace(PLAN, kind="pinned", selector="")
     changed = variants(10)["champion"].model_copy(update={"model": plan.to_uri})
     moved = seen(10, variants=variants(10) | {"champion": changed})
@@ -358,7 +268,7 @@ def test_a_pinned_model_that_somebody_else_changes_to_its_version_is_waited_for(
     assert waiting.progress.state == "promoting"
 
 
-def test_a_rollout_may_have_no_shadow() -> None:
+def test_a_rollout_may_have_no_shadow():
     plan = replace(PLAN, shadow="", abort_on="error_rate>1%")
     alone = {name: variant for name, variant in variants(10).items() if name != "candidate-shadow"}
     begun = decide(plan, Progress(), seen(0), 0).progress
@@ -366,25 +276,21 @@ def test_a_rollout_may_have_no_shadow() -> None:
     assert decide(plan, begun, seen(10, variants=alone), 1).action == "wait"
 
 
-def test_an_endpoint_that_was_deleted_leaves_nothing_to_do(first_step: Progress) -> None:
+def test_an_endpoint_that_was_deleted_leaves_nothing_to_do(first_step):
     gone = decide(PLAN, first_step, None, 1)
     without_main = decide(
-        PLAN,
-        first_step,
-        seen(10, variants={"candidate": variants(10)["candidate"]}),
-        1,
+        PLAN, first_step, seen(10, variants={"candidate": variants(10)["candidate"]}), 1
     )
 
     assert gone.action == "wait"
     assert gone.progress.state == "abandoned"
     assert gone.progress.reason == "the endpoint was deleted"
     assert without_main.progress == replace(
-        gone.progress,
-        reason="the deployment champion was deleted",
+        gone.progress, reason="the deployment champion was deleted"
     )
 
 
-def test_a_rollback_is_done_until_it_succeeds_and_keeps_its_reason(first_step: Progress) -> None:
+def test_a_rollback_is_done_until_it_succeeds_and_keeps_its_reason(first_step):
     turned = aborted(first_step, "aborted by ada@laptop")
     assert turned is not None
 
@@ -398,38 +304,23 @@ def test_a_rollback_is_done_until_it_succeeds_and_keeps_its_reason(first_step: P
         assert again.then == replace(turned, state="rolled_back")
 
 
-def test_timeout_of_loading_or_promoting_rolls_back() -> None:
+def test_timeout_of_loading_or_promoting_rolls_back():
     unloaded = decide(PLAN, Progress(), seen(None), START_SECONDS + 1)
     promoting = Progress("promoting", 1, PROMOTE_SECONDS)
-    unserved = decide(
-        PLAN,
-        promoting,
-        seen(100, errors={"champion": "no consent"}),
-        1,
-    )
+    unserved = decide(PLAN, promoting, seen(100, errors={"champion": "no consent"}), 1)
 
     assert mentions(unloaded.progress.reason, "version 7", "600 s")
     assert mentions(unserved.progress.reason, "champion", "version 7", "300 s", "no consent")
 
 
-def test_version_refused_by_the_agent_rolls_back_at_once() -> None:
+def test_version_refused_by_the_agent_rolls_back_at_once():
     refused = {
         ("champion", "7"): "it would run its own code",
         ("candidate", "7"): "the gate has not passed",
     }
 
-    starting = decide(
-        PLAN,
-        Progress(),
-        seen(0, versions={"champion": "6"}, refused=refused),
-        1,
-    )
-    promoting = decide(
-        PLAN,
-        Progress("promoting", 1),
-        seen(100, refused=refused),
-        1,
-    )
+    starting = decide(PLAN, Progress(), seen(0, versions={"champion": "6"}, refused=refused), 1)
+    promoting = decide(PLAN, Progress("promoting", 1), seen(100, refused=refused), 1)
 
     assert mentions(starting.progress.reason, "version 7", refused["candidate", "7"])
     assert mentions(promoting.progress.reason, "champion", "version 7", refused["champion", "7"])
@@ -442,11 +333,7 @@ def test_version_refused_by_the_agent_rolls_back_at_once() -> None:
         ("promote", "the promotion was refused: no such file"),
     ],
 )
-def test_an_action_that_cannot_be_done_is_taken_back(
-    first_step: Progress,
-    action: RolloutAction,
-    reason: str,
-) -> None:
+def test_an_action_that_cannot_be_done_is_taken_back(first_step, action, reason):
     after = after_failure(PLAN, first_step, action, "no such file", is_transient=False)
 
     assert after.state == "rolling_back"
@@ -465,10 +352,8 @@ def test_an_action_that_cannot_be_done_is_taken_back(
     ],
 )
 def test_an_action_that_may_do_better_is_tried_again_and_the_reason_is_kept(
-    first_step: Progress,
-    action: RolloutAction,
-    is_transient: bool,
-) -> None:
+    first_step, action, is_transient
+):
     begun = replace(first_step, reason="too slow")
 
     after = after_failure(PLAN, begun, action, "no such file", is_transient)
@@ -477,7 +362,7 @@ def test_an_action_that_may_do_better_is_tried_again_and_the_reason_is_kept(
     assert after_success(after) == begun
 
 
-def test_traffic_that_cannot_be_set_again_and_again_is_taken_back(first_step: Progress) -> None:
+def test_traffic_that_cannot_be_set_again_and_again_is_taken_back(first_step):
     progress = first_step
     tries = 0
     while progress.state == "stepping":
@@ -488,7 +373,7 @@ def test_traffic_that_cannot_be_set_again_and_again_is_taken_back(first_step: Pr
     assert mentions(progress.reason, "traffic", "no answer")
 
 
-def test_a_rollout_is_aborted_once(first_step: Progress) -> None:
+def test_a_rollout_is_aborted_once(first_step):
     ended = aborted(first_step, "aborted by ada@laptop")
 
     assert ended is not None
@@ -498,42 +383,21 @@ def test_a_rollout_is_aborted_once(first_step: Progress) -> None:
     assert aborted(replace(ended, state="rolled_back"), "again") is None
 
 
-def test_stored_progress_is_enough_to_continue_a_rollout(first_step: Progress) -> None:
+def test_stored_progress_is_enough_to_continue_a_rollout(first_step):
     looked = decide(
         PLAN,
         first_step,
-        seen(
-            10,
-            counters=numbers(counted(1200, 2), counted(30, 1), counted(0, 0, 0, 9)),
-        ),
+        seen(10, counters=numbers(counted(1200, 2), counted(30, 1), counted(0, 0, 0, 9))),
         5,
     )
     now = datetime(2026, 11, 21, tzinfo=UTC)
-    begun = Rollout(
-        1,
-        PLAN.endpoint,
-        PLAN.to_json(),
-        "starting",
-        0,
-        now,
-        {},
-        "",
-        now,
-        now,
-    )
-    row = with_progress(
-        begun,
-        replace(looked.progress, trouble="no answer", failures=2),
-        now,
-    )
+    begun = Rollout(1, PLAN.endpoint, PLAN.to_json(), "starting", 0, now, {}, "", now, now)
+    row = with_progress(begun, replace(looked.progress, trouble="no answer", failures=2), now)
     written = json.loads(json.dumps(row.figures))
 
     read = progress_of(replace(row, figures=written))
 
-    later = seen(
-        10,
-        counters=numbers(counted(1500, 9), counted(80, 30), counted(0, 0, 0, 50)),
-    )
+    later = seen(10, counters=numbers(counted(1500, 9), counted(80, 30), counted(0, 0, 0, 50)))
     assert with_progress(begun, read, now) == row
     assert (
         decide(PLAN, read, later, 1).progress.reason
@@ -554,26 +418,10 @@ def test_stored_progress_is_enough_to_continue_a_rollout(first_step: Progress) -
         ("stepping", {"elapsed": 9.0}, None),
     ],
 )
-def test_the_trail_has_each_step_pause_and_end(
-    first_step: Progress,
-    state: str,
-    fields: dict[str, Any],
-    event: tuple[str, str, str] | None,
-) -> None:
+def test_the_trail_has_each_step_pause_and_end(first_step, state, fields, event):
     now = datetime(2026, 11, 21, tzinfo=UTC)
     later = datetime(2026, 11, 22, tzinfo=UTC)
-    row = Rollout(
-        1,
-        PLAN.endpoint,
-        PLAN.to_json(),
-        state,
-        0,
-        now,
-        {},
-        "",
-        now,
-        now,
-    )
+    row = Rollout(1, PLAN.endpoint, PLAN.to_json(), state, 0, now, {}, "", now, now)
     progress = replace(first_step, **fields)
     entry = progress_event(row, progress, "ada@laptop", later)
 
@@ -582,28 +430,13 @@ def test_the_trail_has_each_step_pause_and_end(
     assert with_progress(row, progress, later).step_at == (later if event else now)
 
 
-def test_the_evidence_of_all_looks_is_kept_in_bounded_space(first_step: Progress) -> None:
+def test_the_evidence_of_all_looks_is_kept_in_bounded_space(first_step):
     begun_at = datetime(2026, 11, 21, tzinfo=UTC)
     row = Rollout(
-        1,
-        PLAN.endpoint,
-        PLAN.to_json(),
-        "stepping",
-        0,
-        begun_at,
-        {},
-        "",
-        begun_at,
-        begun_at,
+        1, PLAN.endpoint, PLAN.to_json(), "stepping", 0, begun_at, {}, "", begun_at, begun_at
     )
     looked = decide(
-        PLAN,
-        first_step,
-        seen(
-            10,
-            counters=numbers(counted(1200, 2), counted(30, 1)),
-        ),
-        5,
+        PLAN, first_step, seen(10, counters=numbers(counted(1200, 2), counted(30, 1))), 5
     ).progress
     most = 0
     for look in range(1, 2001):

@@ -2,9 +2,7 @@
 not running.
 """
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,33 +13,29 @@ from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, new_endpoint
 from mlflow_deploy_plugin.core.store.audit import move_detail
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.promote.rollouts.commands import end_unapproved
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.ship.deployments.unapproved import as_json, permitted_answers
 from tests.support.clocks import Clock
-from tests.support.tracking import NewDatabase, tracking_at
+from tests.support.tracking import tracking_at
 
 POLICY = "gated_aliases: [champion]\napprovals: {groups: [risk]}\nunapproved: {share: 5%, for: 1h}"
 
 
 @pytest.fixture
-def clock() -> Clock[datetime]:
+def clock():
     return Clock(datetime(2026, 11, 26, 12, tzinfo=UTC))
 
 
 @pytest.fixture
-def store(tmp_path: Path, clock: Clock[datetime]) -> Iterator[Store]:
+def store(tmp_path, clock):
     opened = open_store(f"sqlite:///{tmp_path}/store.db", clock)
     yield opened
     opened.close()
 
 
 @pytest.fixture
-def registry(
-    tmp_path: Path,
-    new_database: NewDatabase,
-) -> Iterator[MlflowClient]:
+def registry(tmp_path, new_database):
     """A registry with the model credit, which requires approvals, and its copy, which
     does not.
     """
@@ -58,13 +52,7 @@ class Written(Deployments):
     not answer.
     """
 
-    def set_traffic(
-        self,
-        endpoint: str,
-        weights: Any,
-        *_: Any,
-        **__: Any,
-    ) -> Any:
+    def set_traffic(self, endpoint: str, weights: Any, *_: Any, **__: Any) -> Any:
         if endpoint == "broken":
             raise DeploymentFailed("the server of broken does not answer")
         stored = self.store.require_endpoint(endpoint)
@@ -73,11 +61,11 @@ class Written(Deployments):
 
 
 @pytest.fixture
-def deployments(store: Store, tmp_path: Path) -> Deployments:
+def deployments(store, tmp_path):
     return Written(store, Settings(home=tmp_path), lambda line: None)
 
 
-def deploy(deployments: Deployments, name: str, model_uri: str) -> None:
+def deploy(deployments, name, model_uri):
     """Store an endpoint that sends 5 % of its requests to this model."""
     store = deployments.store
     (deployments.settings.deployments_path / name).mkdir(parents=True)
@@ -87,21 +75,15 @@ def deploy(deployments: Deployments, name: str, model_uri: str) -> None:
     store.replace_spec(spec, unapproved=as_json(permitted_answers(store, before, spec)))
 
 
-def ended(deployments: Deployments, name: str) -> bool:
+def ended(deployments, name):
     end_unapproved(deployments, deployments.place(name), "the controller")
     return deployments.store.require_endpoint(name).spec.variants["trial"].weight == 0
 
 
 @pytest.mark.parametrize(
-    "model_uri",
-    ["models:/credit/1", "models:/credit-copy/1", "s3://bucket/credit"],
+    "model_uri", ["models:/credit/1", "models:/credit-copy/1", "s3://bucket/credit"]
 )
-def test_the_traffic_ends_with_the_time(
-    model_uri: str,
-    registry: MlflowClient,
-    deployments: Deployments,
-    clock: Clock[datetime],
-) -> None:
+def test_the_traffic_ends_with_the_time(model_uri, registry, deployments, clock):
     deploy(deployments, "credit", model_uri)
     clock.now += timedelta(minutes=59)
     assert not ended(deployments, "credit")
@@ -109,11 +91,7 @@ def test_the_traffic_ends_with_the_time(
     assert ended(deployments, "credit")
 
 
-def test_a_tampered_move_does_not_extend_the_time(
-    registry: MlflowClient,
-    deployments: Deployments,
-    clock: Clock[datetime],
-) -> None:
+def test_a_tampered_move_does_not_extend_the_time(registry, deployments, clock):
     deploy(deployments, "credit", "models:/credit/1")
     moved = move_detail("@champion", "", "digest")
     deployments.store.record("alias", model="credit", version="1", detail=moved)
@@ -122,12 +100,8 @@ def test_a_tampered_move_does_not_extend_the_time(
 
 
 def test_a_promotion_counts_while_mlflow_does_not_answer(
-    registry: MlflowClient,
-    deployments: Deployments,
-    clock: Clock[datetime],
-    free_port: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    registry, deployments, clock, free_port, monkeypatch
+):
     deploy(deployments, "credit", "models:/credit/1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     clock.now += timedelta(hours=1)
@@ -137,27 +111,18 @@ def test_a_promotion_counts_while_mlflow_does_not_answer(
         assert not ended(deployments, "credit")
 
 
-def test_a_policy_that_cannot_be_read_does_not_extend_the_time(
-    registry: MlflowClient,
-    deployments: Deployments,
-    clock: Clock[datetime],
-) -> None:
+def test_a_policy_that_cannot_be_read_does_not_extend_the_time(registry, deployments, clock):
     deploy(deployments, "credit", "models:/credit/1")
     registry.set_registered_model_tag(
-        "credit",
-        "onnxserve.gate.policy",
-        "approvals: {}\nunapproved: 5",
+        "credit", "onnxserve.gate.policy", "approvals: {}\nunapproved: 5"
     )
     clock.now += timedelta(hours=1)
     assert ended(deployments, "credit")
 
 
 def test_an_endpoint_that_fails_does_not_extend_the_time_of_others(
-    registry: MlflowClient,
-    deployments: Deployments,
-    clock: Clock[datetime],
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+    registry, deployments, clock, caplog
+):
     for name in ("broken", "credit"):
         deploy(deployments, name, "models:/credit/1")
     clock.now += timedelta(hours=1)

@@ -2,9 +2,6 @@
 shipper.
 """
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
 import pytest
 
 from mlflow_deploy_plugin.serve.agent.ship import Shipper
@@ -15,33 +12,33 @@ from tests.support.models import write_model
 
 
 @pytest.fixture
-def make_model() -> Callable[..., Path]:
+def make_model():
     return lambda folder, model_id="m-1": write_model(folder, model_id=model_id)
 
 
 @pytest.fixture
-def case(tmp_path: Path, make_model: Callable[..., Path]) -> Case:
+def case(tmp_path, make_model):
     (tmp_path / "state").mkdir()
     return Case(tmp_path / "state", World(make_model, tmp_path / "versions"))
 
 
 @pytest.fixture
-def writer(tmp_path: Path) -> Iterator[CaptureWriter]:
+def writer(tmp_path):
     writer = CaptureWriter(tmp_path / "spool")
     yield writer
     writer.close()
 
 
 @pytest.fixture
-def shipper(tmp_path: Path) -> Shipper:
+def shipper(tmp_path):
     return Shipper(tmp_path / "spool", str(tmp_path / "log"))
 
 
 @pytest.fixture
-def clock() -> Clock[float]:
+def clock():
     return Clock(0.0)
 
 
 @pytest.fixture
-def patient(tmp_path: Path, clock: Clock[float]) -> Shipper:
+def patient(tmp_path, clock):
     return Shipper(tmp_path / "spool", str(tmp_path / "log"), clock)

@@ -29,7 +29,7 @@ NOW = 1000.0
 _numbers = itertools.count(1)
 
 
-def allowing(*names: str) -> list[EndpointSpec]:
+def allowing(*names):
     return [
         apply_config(new_endpoint(name, "m"), {"server.model_control_mode": "explicit"})
         for name in names
@@ -47,11 +47,7 @@ class Case:
         return EndpointControl(self.state_dir, lambda: NOW, specs=allowing("a", "b"))
 
     def ask(
-        self,
-        action: str,
-        endpoint: str,
-        added: EndpointSpec | None = None,
-        created_at: float = NOW,
+        self, action: str, endpoint: str, added: EndpointSpec | None = None, created_at: float = NOW
     ) -> str:
         name = f"{next(_numbers):020d}.json"
         command = Command(action=action, endpoint=endpoint, added=added, created_at=created_at)  # type: ignore[arg-type]
@@ -62,16 +58,12 @@ class Case:
         return read_state(self.state_dir / ANSWERS / name, CommandAnswer)
 
     def settle(
-        self,
-        outcome: Callable[[str], OnnxserveError | None] = lambda endpoint: None,
+        self, outcome: Callable[[str], OnnxserveError | None] = lambda endpoint: None
     ) -> None:
         self.control.settle(outcome)
 
     def do(
-        self,
-        action: str,
-        endpoint: str,
-        added: EndpointSpec | None = None,
+        self, action: str, endpoint: str, added: EndpointSpec | None = None
     ) -> CommandAnswer | None:
         name = self.ask(action, endpoint, added)
         self.control.take()
@@ -84,24 +76,24 @@ class Case:
 
 
 @pytest.fixture
-def case(tmp_path: Path) -> Case:
+def case(tmp_path):
     return Case(tmp_path)
 
 
-def test_without_commands_the_spec_is_served(case: Case) -> None:
+def test_without_commands_the_spec_is_served(case):
     assert case.control.take() is None
     assert not case.control.is_busy
     assert case.served == ["a", "b"]
     assert case.control.unloaded == ()
 
 
-def test_an_unload_holds_at_once_and_is_answered_when_every_worker_knows(case: Case) -> None:
+def test_an_unload_holds_at_once_and_is_answered_when_every_worker_knows(case):
     name = case.ask("unload", "a")
     assert case.control.take() == []
     assert case.served == ["b"]
     assert case.control.unloaded == ("a",)
 
-    def pending(endpoint: str) -> None:
+    def pending(endpoint):
         raise Pending
 
     case.settle(pending)
@@ -112,10 +104,10 @@ def test_an_unload_holds_at_once_and_is_answered_when_every_worker_knows(case: C
     assert not case.control.is_busy
 
 
-def test_who_asked_is_recorded_with_the_outcome(case: Case) -> None:
+def test_who_asked_is_recorded_with_the_outcome(case):
     recorded: list[tuple[str, str, str]] = []
     case.control.record = lambda command, error: recorded.append(
-        (command.actor, command.action, error),
+        (command.actor, command.action, error)
     )
     command = Command(action="load", endpoint="a", actor="ops", created_at=NOW)
     write_state(case.state_dir / COMMANDS / "1.json", command)
@@ -124,41 +116,34 @@ def test_who_asked_is_recorded_with_the_outcome(case: Case) -> None:
     assert recorded == [("ops", "load", "it is broken")]
 
 
-def test_a_command_goes_on_though_the_audit_trail_cannot_be_written(
-    case: Case,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_command_goes_on_though_the_audit_trail_cannot_be_written(case, tmp_path, caplog):
     case.control.record = module.audit_recorder(f"sqlite:///{tmp_path}/no/folder/store.db", "key")
     (tmp_path / "no").write_text("")
     assert case.do("load", "a") == CommandAnswer()
     wait_until(lambda: "the command of key" in caplog.text, what="the line")
 
 
-def test_a_control_json_that_is_lost_is_written_again(case: Case) -> None:
+def test_a_control_json_that_is_lost_is_written_again(case):
     case.do("unload", "a")
     (case.state_dir / CONTROL).unlink()
     case.settle()
     assert read_state(case.state_dir / CONTROL, Control) == Control(unloaded=("a",))
 
 
-def test_control_json_is_saved_once_the_disk_has_room_and_the_error_is_logged_once(
-    case: Case,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_control_json_is_saved_once_the_disk_has_room_and_the_error_is_logged_once(case, caplog):
     case.ask("unload", "a")
     with files_of_at_most(0):
         case.control.take()
         case.settle()
     assert [record.args for record in caplog.records if "cannot be saved" in record.message] == [
-        ("File too large",),
+        ("File too large",)
     ]
     assert not (case.state_dir / CONTROL).exists()
     case.settle()
     assert read_state(case.state_dir / CONTROL, Control) == Control(unloaded=("a",))
 
 
-def test_a_load_is_kept_once_it_went_well_and_found_again_by_the_next_agent(case: Case) -> None:
+def test_a_load_is_kept_once_it_went_well_and_found_again_by_the_next_agent(case):
     added = new_endpoint("c", "x")
     name = case.ask("load", "c", added)
     assert case.control.take() == [added]
@@ -175,7 +160,7 @@ def test_a_load_is_kept_once_it_went_well_and_found_again_by_the_next_agent(case
     assert case.served == ["a", "b", "c"]
 
 
-def test_a_failed_load_restores_the_previous_endpoint(case: Case) -> None:
+def test_a_failed_load_restores_the_previous_endpoint(case):
     old = new_endpoint("c", "old")
     new = new_endpoint("c", "new")
     case.do("load", "c", old)
@@ -188,7 +173,7 @@ def test_a_failed_load_restores_the_previous_endpoint(case: Case) -> None:
     assert read_state(case.state_dir / CONTROL, Control) == Control(added={"c": old})
 
 
-def test_a_second_command_to_an_endpoint_waits_for_the_first(case: Case) -> None:
+def test_a_second_command_to_an_endpoint_waits_for_the_first(case):
     first = case.ask("load", "a")
     second = case.ask("unload", "a")
     case.control.take()
@@ -208,14 +193,7 @@ def test_a_second_command_to_an_endpoint_waits_for_the_first(case: Case) -> None
         ("load", "a", new_endpoint("a", "x"), "InvalidConfig", "'a' is in the server's spec"),
     ],
 )
-def test_a_command_that_cannot_be_is_answered_at_once(
-    case: Case,
-    action: str,
-    endpoint: str,
-    added: EndpointSpec | None,
-    kind: str,
-    words: str,
-) -> None:
+def test_a_command_that_cannot_be_is_answered_at_once(case, action, endpoint, added, kind, words):
     name = case.ask(action, endpoint, added)
     assert case.control.take() is None
     answer = case.answer(name)
@@ -224,7 +202,7 @@ def test_a_command_that_cannot_be_is_answered_at_once(
     assert words in answer.error
 
 
-def test_the_spec_takes_back_a_name_and_the_permission(case: Case) -> None:
+def test_the_spec_takes_back_a_name_and_the_permission(case):
     case.do("load", "c", new_endpoint("c", "x"))
     case.do("unload", "a")
     case.control.specs = specs = allowing("a", "c")
@@ -239,7 +217,7 @@ def test_the_spec_takes_back_a_name_and_the_permission(case: Case) -> None:
     assert "not explicit" in answer.error
 
 
-def test_stale_and_unreadable_commands_and_orphaned_answers_are_removed(case: Case) -> None:
+def test_stale_and_unreadable_commands_and_orphaned_answers_are_removed(case):
     case.ask("unload", "a", created_at=NOW - MAX_COMMAND_AGE_SECONDS)
     case.ask("unload", "b", created_at=NOW + 1)  # The command is from before the machine's restart.
     (case.state_dir / COMMANDS / "broken.json").write_text("{")
@@ -250,17 +228,14 @@ def test_stale_and_unreadable_commands_and_orphaned_answers_are_removed(case: Ca
     assert not list((case.state_dir / ANSWERS).iterdir())
 
 
-def test_a_command_that_was_answered_is_not_taken_again(case: Case) -> None:
+def test_a_command_that_was_answered_is_not_taken_again(case):
     case.do("unload", "a")
     case.do("load", "a")
     assert case.control.take() is None
     assert not case.control.is_busy
 
 
-def test_added_endpoints_are_bounded_and_the_oldest_unloaded_one_makes_room(
-    case: Case,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_added_endpoints_are_bounded_and_the_oldest_unloaded_one_makes_room(case, monkeypatch):
     monkeypatch.setattr(module, "MOST_ADDED", 2)
     for name in ("c", "d"):
         case.do("load", name, new_endpoint(name, "x"))

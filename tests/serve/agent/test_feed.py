@@ -11,7 +11,6 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -33,7 +32,7 @@ PASSES = ("proxy", "fastcgi", "uwsgi", "scgi")
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("feed")
     server = MlflowServer(folder, app="onnxserve")
     server.variables = {
@@ -56,7 +55,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
 
 
 @pytest.fixture
-def feed() -> Iterator[FeedFollower]:
+def feed():
     stop = threading.Event()
     feed = FeedFollower(stop)
     feed.uris = frozenset({CHAMPION})
@@ -65,14 +64,14 @@ def feed() -> Iterator[FeedFollower]:
     stop.set()
 
 
-def move(server: MlflowServer, version: str) -> None:
+def move(server, version):
     MlflowClient(server.url).set_registered_model_alias("X", "champion", version)
 
 
-def wait_for(feed: FeedFollower, version: str, seconds: float = 30) -> None:
+def wait_for(feed, version, seconds=30):
     arrived: list[str] = []
 
-    def has_arrived() -> bool:
+    def has_arrived():
         arrived.extend(
             resolved.version for resolved in feed.take().values() if resolved is not None
         )
@@ -82,10 +81,7 @@ def wait_for(feed: FeedFollower, version: str, seconds: float = 30) -> None:
 
 
 @pytest.mark.long
-def test_changes_arrive_while_the_server_is_killed_and_restarted(
-    server: MlflowServer,
-    feed: FeedFollower,
-) -> None:
+def test_changes_arrive_while_the_server_is_killed_and_restarted(server, feed):
     move(server, "1")
     wait_for(feed, "1")
     assert feed.covered == {CHAMPION}
@@ -94,9 +90,7 @@ def test_changes_arrive_while_the_server_is_killed_and_restarted(
     wait_until(lambda: not feed.covered, 10, "the cut is noticed")
     database = f"sqlite:///{server.folder}/mlflow.db"
     MlflowClient(tracking_uri=database, registry_uri=database).set_registered_model_alias(
-        "X",
-        "champion",
-        "2",
+        "X", "champion", "2"
     )
     server.start()
 
@@ -105,11 +99,7 @@ def test_changes_arrive_while_the_server_is_killed_and_restarted(
 
 
 @pytest.mark.long
-def test_a_server_that_hangs_is_noticed(
-    server: MlflowServer,
-    feed: FeedFollower,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_server_that_hangs_is_noticed(server, feed, monkeypatch):
     """A frozen process keeps its connections open, like a proxy that hangs."""
     monkeypatch.setattr(change_feed, "_SILENCE_SECONDS", 6.0)
     move(server, "1")
@@ -127,13 +117,13 @@ def test_a_server_that_hangs_is_noticed(
 
 
 @contextmanager
-def replicas(server: MlflowServer, hanging: int) -> Iterator[str]:
+def replicas(server, hanging):
     """Yield the address of a balancer that passes the first `hanging` connections to a
     replica that never answers.
     """
     with socket.create_server((server.host, 0)) as listener, ExitStack() as opened:
 
-        def accept() -> None:
+        def accept():
             for number in itertools.count():
                 try:
                     client = opened.enter_context(listener.accept()[0])
@@ -141,14 +131,10 @@ def replicas(server: MlflowServer, hanging: int) -> Iterator[str]:
                     return
                 if number >= hanging:
                     replica = opened.enter_context(
-                        socket.create_connection((server.host, server.port)),
+                        socket.create_connection((server.host, server.port))
                     )
                     for source, target in ((client, replica), (replica, client)):
-                        threading.Thread(
-                            target=pass_on,
-                            args=(source, target),
-                            daemon=True,
-                        ).start()
+                        threading.Thread(target=pass_on, args=(source, target), daemon=True).start()
 
         accepting = threading.Thread(target=accept)
         accepting.start()
@@ -159,18 +145,14 @@ def replicas(server: MlflowServer, hanging: int) -> Iterator[str]:
             accepting.join()
 
 
-def pass_on(source: socket.socket, target: socket.socket) -> None:
+def pass_on(source, target):
     with suppress(OSError):
         while data := source.recv(65_536):
             target.sendall(data)
 
 
 @pytest.mark.long
-def test_a_replica_that_sends_no_head_is_left_for_the_next_one(
-    server: MlflowServer,
-    request: pytest.FixtureRequest,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_replica_that_sends_no_head_is_left_for_the_next_one(server, request, monkeypatch):
     monkeypatch.setattr(change_feed, "_HEAD_SECONDS", 1.0)
     move(server, "1")
     before = time.monotonic()
@@ -185,19 +167,13 @@ def test_a_replica_that_sends_no_head_is_left_for_the_next_one(
 
 
 @pytest.fixture
-def nginx(server: MlflowServer, tmp_path: Path) -> Iterator[tuple[str, list[socket.socket]]]:
+def nginx(server, tmp_path):
     """Debian's nginx with the lines of docs/operate.md: `mlflow-a` hangs, and
     `mlflow-b` is the server.
     """
     if shutil.which("nginx") is None:
         pytest.skip("nginx is not installed")
-    lines = next(
-        re.finditer(
-            r"```nginx\n(.*?)```",
-            OPERATIONS.read_text(),
-            re.DOTALL,
-        )
-    )[1]
+    lines = next(re.finditer(r"```nginx\n(.*?)```", OPERATIONS.read_text(), re.DOTALL))[1]
     accepted: list[socket.socket] = []
     with socket.create_server((server.host, 0)) as hanging:
         port = free_port(server.host)
@@ -215,19 +191,11 @@ def nginx(server: MlflowServer, tmp_path: Path) -> Iterator[tuple[str, list[sock
         file = tmp_path / "nginx.conf"
         file.write_text(
             f"daemon off; worker_processes 1; pid {tmp_path}/pid; error_log {tmp_path}/log;\n"
-            f"events {{}}\nhttp {{ access_log off;\n{folders}{lines}}}\n",
+            f"events {{}}\nhttp {{ access_log off;\n{folders}{lines}}}\n"
         )
-        process = subprocess.Popen(
-            [
-                "nginx",
-                "-p",
-                str(tmp_path),
-                "-c",
-                str(file),
-            ]
-        )
+        process = subprocess.Popen(["nginx", "-p", str(tmp_path), "-c", str(file)])
 
-        def accept() -> None:
+        def accept():
             with suppress(OSError):
                 while True:
                     accepted.append(hanging.accept()[0])
@@ -246,10 +214,7 @@ def nginx(server: MlflowServer, tmp_path: Path) -> Iterator[tuple[str, list[sock
 
 
 @pytest.mark.long
-def test_nginx_asks_the_next_replica_with_the_lines_of_the_guide(
-    server: MlflowServer,
-    nginx: tuple[str, list[socket.socket]],
-) -> None:
+def test_nginx_asks_the_next_replica_with_the_lines_of_the_guide(server, nginx):
     url, connections = nginx
     before = len(connections)
     move(server, "1")
@@ -265,11 +230,7 @@ def test_nginx_asks_the_next_replica_with_the_lines_of_the_guide(
 
 
 @pytest.mark.long
-def test_a_server_without_the_app_or_with_a_strange_proxy_is_polled(
-    server: MlflowServer,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_server_without_the_app_or_with_a_strange_proxy_is_polled(server, monkeypatch, caplog):
     monkeypatch.setattr(feeds, "_WITHOUT_FEED_SECONDS", 1.0)
     with proxy_to(server.host, server.port) as proxy, tracking_at(proxy.url):
         stop = threading.Event()
@@ -286,7 +247,7 @@ def test_a_server_without_the_app_or_with_a_strange_proxy_is_polled(
     assert "502" in caplog.text
 
 
-def test_a_registry_in_a_file_has_no_feed(tmp_path: Path) -> None:
+def test_a_registry_in_a_file_has_no_feed(tmp_path):
     stop = threading.Event()
     with tracking_at(f"sqlite:///{tmp_path}/mlflow.db"):
         feed = FeedFollower(stop)
@@ -299,7 +260,7 @@ def test_a_registry_in_a_file_has_no_feed(tmp_path: Path) -> None:
 
 
 @contextmanager
-def short_streams(statuses: list[int]) -> Iterator[ThreadingHTTPServer]:
+def short_streams(statuses):
     """A server that ends each stream after an event, or answers with the last of
     `statuses` after them.
     """
@@ -308,8 +269,7 @@ def short_streams(statuses: list[int]) -> Iterator[ThreadingHTTPServer]:
         def do_GET(self) -> None:
             self.send_response(statuses[0] if len(statuses) == 1 else statuses.pop(0))
             self.send_header(
-                "Content-Type",
-                "text/event-stream" if len(statuses) > 1 else "text/html",
+                "Content-Type", "text/event-stream" if len(statuses) > 1 else "text/html"
             )
             self.end_headers()
             self.wfile.write(b'data: {"models:/X@champion": null}\n\n')
@@ -328,9 +288,7 @@ def short_streams(statuses: list[int]) -> Iterator[ThreadingHTTPServer]:
 
 
 @pytest.mark.long
-def test_a_server_that_ends_each_stream_early_is_not_flooded(
-    request: pytest.FixtureRequest,
-) -> None:
+def test_a_server_that_ends_each_stream_early_is_not_flooded(request):
     statuses = [200] * 1000
     with short_streams(statuses):
         feed = request.getfixturevalue("feed")
@@ -342,7 +300,7 @@ def test_a_server_that_ends_each_stream_early_is_not_flooded(
 
 
 @pytest.mark.long
-def test_the_references_are_polled_if_the_feed_disappears(request: pytest.FixtureRequest) -> None:
+def test_the_references_are_polled_if_the_feed_disappears(request):
     """An ingress answers with 404 while the server behind it is replaced."""
     statuses = [200, 200, 404]
     with short_streams(statuses):

@@ -13,15 +13,11 @@ MakeModel = Callable[..., Path]
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> MlflowRegistry:
+def registry(tmp_path):
     return MlflowRegistry(ModelCache(tmp_path / "cache", tmp_path / "state"))
 
 
-def test_a_folder_is_served_from_where_it_stands_under_its_model_id(
-    registry: MlflowRegistry,
-    make_model: MakeModel,
-    tmp_path: Path,
-) -> None:
+def test_a_folder_is_served_from_where_it_stands_under_its_model_id(registry, make_model, tmp_path):
     folder = make_model(tmp_path / "flights", "m-7")
     version = registry.fetch(resolve(str(folder)))
     assert version.model == "flights"
@@ -36,19 +32,10 @@ def test_a_folder_is_served_from_where_it_stands_under_its_model_id(
     assert not list((tmp_path / "cache" / "models").iterdir())
 
 
-def test_registry_metadata_overrides_the_metadata_in_the_files(
-    registry: MlflowRegistry,
-    make_model: MakeModel,
-    tmp_path: Path,
-) -> None:
+def test_registry_metadata_overrides_the_metadata_in_the_files(registry, make_model, tmp_path):
     folder = make_model(tmp_path / "model")
     resolved = ResolvedModel(
-        "models:/x@a",
-        "x",
-        "4",
-        str(folder),
-        True,
-        {"alias": "a", "parity": "proven"},
+        "models:/x@a", "x", "4", str(folder), True, {"alias": "a", "parity": "proven"}
     )
     version = registry.fetch(resolved)
     assert version.model == "x"
@@ -57,35 +44,29 @@ def test_registry_metadata_overrides_the_metadata_in_the_files(
     assert version.aspects == {"flavor": "onnx", "model_id": "m-1", "run_id": "r-1", **aspects}
 
 
-def test_a_pyfunc_version_is_marked_as_running_code(
-    registry: MlflowRegistry, tmp_path: Path
-) -> None:
+def test_a_pyfunc_version_is_marked_as_running_code(registry, tmp_path):
     folder = tmp_path / "pyfunc"
     folder.mkdir()
     (folder / "MLmodel").write_text(
-        "flavors: {python_function: {loader_module: x}}\nmodel_id: m-9\n",
+        "flavors: {python_function: {loader_module: x}}\nmodel_id: m-9\n"
     )
     version = registry.fetch(resolve(str(folder)))
     assert (version.version, version.runs_code) == ("m-9", True)
 
 
-def test_a_folder_with_a_link_is_not_served(
-    registry: MlflowRegistry,
-    make_model: MakeModel,
-    tmp_path: Path,
-) -> None:
+def test_a_folder_with_a_link_is_not_served(registry, make_model, tmp_path):
     folder = make_model(tmp_path / "model")
     (folder / "extra").symlink_to("/etc/hostname")
     with pytest.raises(InvalidArtifact, match=r"'extra'.*link"):
         registry.fetch(resolve(str(folder)))
 
 
-def saved_digest(folder: Path, name: str = "model.onnx") -> None:
+def saved_digest(folder, name="model.onnx"):
     """Write the entries of the file into MLmodel, as the flavor does."""
     document = yaml.safe_load((folder / "MLmodel").read_text())
     section = document["flavors"].setdefault("onnxserve", {"data": "model.onnx"})
     section["digests"] = {
-        name: f"sha256:{hashlib.sha256((folder / 'model.onnx').read_bytes()).hexdigest()}",
+        name: f"sha256:{hashlib.sha256((folder / 'model.onnx').read_bytes()).hexdigest()}"
     }
     (folder / "MLmodel").write_text(yaml.safe_dump(document))
 
@@ -93,12 +74,8 @@ def saved_digest(folder: Path, name: str = "model.onnx") -> None:
 @pytest.mark.parametrize("uri", ["{}", "file://{}"])
 @pytest.mark.parametrize("altered", [b"", b"another model"])
 def test_a_folder_whose_graph_is_not_the_one_that_was_saved_is_refused(
-    registry: MlflowRegistry,
-    make_model: MakeModel,
-    tmp_path: Path,
-    uri: str,
-    altered: bytes,
-) -> None:
+    registry, make_model, tmp_path, uri, altered
+):
     folder = make_model(tmp_path / "model")
     saved_digest(folder)
     registry.fetch(resolve(uri.format(folder)))
@@ -109,11 +86,8 @@ def test_a_folder_whose_graph_is_not_the_one_that_was_saved_is_refused(
 
 @pytest.mark.parametrize("name", ["/etc/hostname", "../secret", "data/../../secret"])
 def test_a_digest_of_a_file_outside_of_the_folder_is_not_looked_at(
-    registry: MlflowRegistry,
-    make_model: MakeModel,
-    tmp_path: Path,
-    name: str,
-) -> None:
+    registry, make_model, tmp_path, name
+):
     (tmp_path / "secret").write_bytes(b"")
     folder = make_model(tmp_path / "model")
     saved_digest(folder, name)
@@ -121,10 +95,7 @@ def test_a_digest_of_a_file_outside_of_the_folder_is_not_looked_at(
         registry.fetch(resolve(str(folder)))
 
 
-def test_reporting_a_failure_of_an_unregistered_model_succeeds(
-    registry: MlflowRegistry,
-    tmp_path: Path,
-) -> None:
+def test_reporting_a_failure_of_an_unregistered_model_succeeds(registry, tmp_path):
     assert registry.report_failure(str(tmp_path), "it does not load")
 
 
@@ -133,12 +104,9 @@ def test_reporting_a_failure_of_an_unregistered_model_succeeds(
     [(RegistryRefused("no permission"), True), (RegistryUnavailable("down"), False)],
 )
 def test_an_account_that_may_not_tag_a_version_does_not_try_without_end(
-    registry: MlflowRegistry,
-    monkeypatch: pytest.MonkeyPatch,
-    error: Exception,
-    is_final: bool,
-) -> None:
-    def refuse(*_: str) -> None:
+    registry, monkeypatch, error, is_final
+):
+    def refuse(*_):
         raise error
 
     monkeypatch.setattr("mlflow_deploy_plugin.serve.agent.fetch.tag_version", refuse)

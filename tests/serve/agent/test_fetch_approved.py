@@ -2,7 +2,6 @@
 people have approved.
 """
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.store.alerts import Alerts
 from mlflow_deploy_plugin.serve.agent.fetch import MlflowRegistry, ModelCache
 from mlflow_deploy_plugin.watch.controller.service import announce_changes_of_files
-from tests.support.accounts import People, people
+from tests.support.accounts import people
 from tests.support.classifiers import write_classifier
 from tests.support.refusals import mentions
 
@@ -31,21 +30,18 @@ pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
-def server(
-    tmp_path_factory: pytest.TempPathFactory,
-    new_database: Callable[[Path], str],
-) -> Iterator[People]:
+def server(tmp_path_factory, new_database):
     with people(tmp_path_factory.mktemp("approved"), new_database, "alice") as login_server:
         yield login_server
 
 
-def run(server: People, user: str, line: str) -> None:
+def run(server, user, line):
     with server.logged_in(user):
         result = CliRunner().invoke(main, line.split())
     assert result.exit_code == 0, result.output
 
 
-def promoted(server: People) -> str:
+def promoted(server):
     """Register a model whose version 1 is approved and promoted,
     and return its name.
     """
@@ -56,15 +52,12 @@ def promoted(server: People) -> str:
     return model
 
 
-def agent(folder: Path) -> MlflowRegistry:
+def agent(folder):
     """Return the registry of an agent on a machine with an empty cache."""
     return MlflowRegistry(ModelCache(folder / "cache", folder / "state"))
 
 
-def test_an_approved_version_is_loaded_only_with_the_approved_files(
-    server: People,
-    tmp_path: Path,
-) -> None:
+def test_an_approved_version_is_loaded_only_with_the_approved_files(server, tmp_path):
     model = promoted(server)
     with server.logged_in("alice") as client:
         approved = version_digest(f"models:/{model}/1")
@@ -87,10 +80,7 @@ def test_an_approved_version_is_loaded_only_with_the_approved_files(
         assert first.fetch(resolve(f"models:/{model}@champion")).digest == approved
 
 
-def test_a_version_whose_files_are_approved_again_is_loaded_with_its_new_files(
-    server: People,
-    tmp_path: Path,
-) -> None:
+def test_a_version_whose_files_are_approved_again_is_loaded_with_its_new_files(server, tmp_path):
     model = promoted(server)
     with server.logged_in("alice") as client:
         other = write_classifier(tmp_path / "other", (9.0, 9.0))
@@ -105,9 +95,8 @@ def test_a_version_whose_files_are_approved_again_is_loaded_with_its_new_files(
 
 
 def test_other_files_are_not_loaded_after_the_request_for_the_approved_files_has_ended(
-    server: People,
-    tmp_path: Path,
-) -> None:
+    server, tmp_path
+):
     model = server.register("alice", POLICY)
     run(server, "alice", f"promote models:/{model}/1 --to @champion --request")
     run(server, "admin", f"request approve models:/{model}/1 --to @champion")
@@ -124,9 +113,8 @@ def test_other_files_are_not_loaded_after_the_request_for_the_approved_files_has
 
 
 def test_refused_files_are_downloaded_again_after_growing_pauses_or_a_new_approval(
-    server: People,
-    tmp_path: Path,
-) -> None:
+    server, tmp_path
+):
     model = promoted(server)
     now = [0.0]
     cache = ModelCache(tmp_path / "cache", tmp_path / "state")
@@ -134,13 +122,9 @@ def test_refused_files_are_downloaded_again_after_growing_pauses_or_a_new_approv
     with server.logged_in("alice") as client:
         run_id = client.get_model_version(model, "1").run_id
         approved = Path(client.download_artifacts(run_id, "model", str(tmp_path)))
-        client.log_artifacts(
-            run_id,
-            str(write_classifier(tmp_path / "other", (9.0, 9.0))),
-            "model",
-        )
+        client.log_artifacts(run_id, str(write_classifier(tmp_path / "other", (9.0, 9.0))), "model")
 
-        def is_refused() -> bool:
+        def is_refused():
             try:
                 registry.fetch(resolve(f"models:/{model}/1"))
             except GateRefused:
@@ -157,10 +141,7 @@ def test_refused_files_are_downloaded_again_after_growing_pauses_or_a_new_approv
         assert not is_refused()
 
 
-def test_changed_files_of_a_version_in_a_gated_place_are_an_alert(
-    server: People,
-    tmp_path: Path,
-) -> None:
+def test_changed_files_of_a_version_in_a_gated_place_are_an_alert(server, tmp_path):
     model = promoted(server)
     with server.logged_in("alice") as client:
         approved = version_digest(f"models:/{model}/1")
@@ -183,36 +164,24 @@ def test_changed_files_of_a_version_in_a_gated_place_are_an_alert(
     assert mentions(alerts[0].detail["lines"][0], model, "version 1", "@champion", now[:12])
 
 
-def test_an_alias_does_not_return_to_a_version_whose_files_were_replaced(
-    server: People,
-    tmp_path: Path,
-) -> None:
+def test_an_alias_does_not_return_to_a_version_whose_files_were_replaced(server, tmp_path):
     model = promoted(server)
     with server.logged_in("alice") as client:
         run_id = client.get_model_version(model, "1").run_id
         client.log_artifacts(
-            run_id,
-            str(write_classifier(tmp_path / "second", (3.0, 3.0))),
-            "second",
+            run_id, str(write_classifier(tmp_path / "second", (3.0, 3.0))), "second"
         )
         client.create_model_version(
-            model,
-            f"{client.get_run(run_id).info.artifact_uri}/second",
-            run_id,
+            model, f"{client.get_run(run_id).info.artifact_uri}/second", run_id
         )
     run(server, "alice", f"promote models:/{model}/2 --to @champion --request")
     run(server, "admin", f"request approve models:/{model}/2 --to @champion")
     run(server, "alice", f"promote models:/{model}/2 --to @champion --wait 0")
     with server.logged_in("alice") as client:
         approved = client.download_artifacts(run_id, "model", str(tmp_path))
-        client.log_artifacts(
-            run_id,
-            str(write_classifier(tmp_path / "third", (9.0, 9.0))),
-            "model",
-        )
+        client.log_artifacts(run_id, str(write_classifier(tmp_path / "third", (9.0, 9.0))), "model")
         with pytest.raises(
-            MlflowException,
-            match=r"PERMISSION_DENIED.*version 1.*may not return.*differ",
+            MlflowException, match=r"PERMISSION_DENIED.*version 1.*may not return.*differ"
         ):
             client.set_registered_model_alias(model, "champion", "1")
         client.log_artifacts(run_id, approved, "model")
@@ -220,17 +189,12 @@ def test_an_alias_does_not_return_to_a_version_whose_files_were_replaced(
         assert client.get_model_version_by_alias(model, "champion").version == "1"
 
 
-def test_a_version_without_approval_is_not_loaded_for_a_gated_alias(
-    server: People,
-    tmp_path: Path,
-) -> None:
+def test_a_version_without_approval_is_not_loaded_for_a_gated_alias(server, tmp_path):
     """The alias is moved in MLflow's database, without the server."""
     model = server.register("alice", POLICY)
     database = f"sqlite:///{server.server.folder}/mlflow.db"
     MlflowClient(registry_uri=database, tracking_uri=database).set_registered_model_alias(
-        model,
-        "champion",
-        "1",
+        model, "champion", "1"
     )
     with server.logged_in("alice"):
         fetched = agent(tmp_path).fetch(resolve(f"models:/{model}@champion"))

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -27,20 +26,16 @@ MakeModel = Callable[..., Path]
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> ModelCache:
+def cache(tmp_path):
     (tmp_path / "state").mkdir()
     return ModelCache(tmp_path / "cache", tmp_path / "state")
 
 
-def left_overs(tmp_path: Path) -> list[Path]:
+def left_overs(tmp_path):
     return list((tmp_path / "cache").glob("fetching-*"))
 
 
-def test_a_version_is_fetched_once_and_found_again(
-    cache: ModelCache,
-    make_model: MakeModel,
-    tmp_path: Path,
-) -> None:
+def test_a_version_is_fetched_once_and_found_again(cache, make_model, tmp_path):
     source = make_model(tmp_path / "source")
     folder = cache.fetch(str(source), "registry x 1")
     assert (folder / "MLmodel").read_bytes() == (source / "MLmodel").read_bytes()
@@ -53,10 +48,8 @@ def test_a_version_is_fetched_once_and_found_again(
 
 
 def test_a_cached_copy_of_other_files_than_the_judged_ones_is_not_taken(
-    cache: ModelCache,
-    make_model: MakeModel,
-    tmp_path: Path,
-) -> None:
+    cache, make_model, tmp_path
+):
     source = make_model(tmp_path / "source")
     first = cache.fetch(str(source), "registry x 1")
     make_model(source, "m-2")
@@ -66,37 +59,19 @@ def test_a_cached_copy_of_other_files_than_the_judged_ones_is_not_taken(
         assert cache.fetch(str(source), "registry x 1", judged=judged.name) == folder
 
 
-def test_without_a_lasting_identity_it_is_fetched_every_time(
-    cache: ModelCache,
-    make_model: MakeModel,
-    tmp_path: Path,
-) -> None:
+def test_without_a_lasting_identity_it_is_fetched_every_time(cache, make_model, tmp_path):
     source = make_model(tmp_path / "source", "m-1")
     first = cache.fetch(str(source), None)
     (source / "MLmodel").write_text((source / "MLmodel").read_text().replace("m-1", "m-2"))
     assert cache.fetch(str(source), None) != first
 
 
-def test_the_same_files_from_two_sources_are_kept_once(
-    cache: ModelCache,
-    make_model: MakeModel,
-    tmp_path: Path,
-) -> None:
-    folders = {
-        cache.fetch(
-            str(make_model(tmp_path / name)),
-            name,
-        )
-        for name in ("a", "b")
-    }
+def test_the_same_files_from_two_sources_are_kept_once(cache, make_model, tmp_path):
+    folders = {cache.fetch(str(make_model(tmp_path / name)), name) for name in ("a", "b")}
     assert len(folders) == 1
 
 
-def test_files_that_were_changed_on_disk_are_fetched_again(
-    cache: ModelCache,
-    make_model: MakeModel,
-    tmp_path: Path,
-) -> None:
+def test_files_that_were_changed_on_disk_are_fetched_again(cache, make_model, tmp_path):
     source = make_model(tmp_path / "source")
     folder = cache.fetch(str(source), "x")
     (folder / "model.onnx").write_bytes(b"torn")
@@ -105,12 +80,7 @@ def test_files_that_were_changed_on_disk_are_fetched_again(
 
 
 @pytest.mark.parametrize("fault", ["no MLmodel", "no graph", "link"])
-def test_fetching_an_invalid_model_leaves_no_files_behind(
-    cache: ModelCache,
-    make_model: MakeModel,
-    tmp_path: Path,
-    fault: str,
-) -> None:
+def test_fetching_an_invalid_model_leaves_no_files_behind(cache, make_model, tmp_path, fault):
     source = make_model(tmp_path / "source")
     if fault == "no MLmodel":
         (source / "MLmodel").unlink()
@@ -125,15 +95,12 @@ def test_fetching_an_invalid_model_leaves_no_files_behind(
     assert not (tmp_path / "cache" / "sources").exists()
 
 
-def test_many_fetchers_at_the_same_time_get_the_same_whole_folder(
-    make_model: MakeModel,
-    tmp_path: Path,
-) -> None:
+def test_many_fetchers_at_the_same_time_get_the_same_whole_folder(make_model, tmp_path):
     source = make_model(tmp_path / "source")
     start = threading.Barrier(8)
     got: list[Path] = []
 
-    def fetch(number: int) -> None:
+    def fetch(number):
         own_cache = ModelCache(tmp_path / "cache", tmp_path / f"state-{number}")
         start.wait()
         got.append(own_cache.fetch(str(source), "x"))
@@ -149,33 +116,14 @@ def test_many_fetchers_at_the_same_time_get_the_same_whole_folder(
     assert not left_overs(tmp_path)
 
 
-def test_old_versions_are_deleted_but_none_that_a_server_wants(
-    cache: ModelCache,
-    make_model: MakeModel,
-    tmp_path: Path,
-) -> None:
+def test_old_versions_are_deleted_but_none_that_a_server_wants(cache, make_model, tmp_path):
     folders = [
-        cache.fetch(
-            str(make_model(tmp_path / f"s{n}", f"m-{n}")),
-            f"s{n}",
-        )
-        for n in range(9)
+        cache.fetch(str(make_model(tmp_path / f"s{n}", f"m-{n}")), f"s{n}") for n in range(9)
     ]
     for age, folder in enumerate(reversed(folders)):
-        os.utime(
-            folder,
-            (time.time() - age, time.time() - age),
-        )
-    variant = {
-        "model_uri": "models:/x/1",
-        "model": "x",
-        "version": "1",
-        "folder": str(folders[0]),
-    }
-    wanted = {
-        "generation": 1,
-        "endpoints": {"e": {"variants": {"v": variant}}},
-    }
+        os.utime(folder, (time.time() - age, time.time() - age))
+    variant = {"model_uri": "models:/x/1", "model": "x", "version": "1", "folder": str(folders[0])}
+    wanted = {"generation": 1, "endpoints": {"e": {"variants": {"v": variant}}}}
     (tmp_path / "state" / "wanted.json").write_text(json.dumps(wanted))
 
     cache.prune()
@@ -186,26 +134,16 @@ def test_old_versions_are_deleted_but_none_that_a_server_wants(
 
 
 def test_a_version_that_is_found_again_is_not_deleted_while_it_is_looked_at(
-    cache: ModelCache,
-    make_model: MakeModel,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    cache, make_model, tmp_path, monkeypatch
+):
     folders = [
-        cache.fetch(
-            str(make_model(tmp_path / f"s{n}", f"m-{n}")),
-            f"s{n}",
-        )
-        for n in range(6)
+        cache.fetch(str(make_model(tmp_path / f"s{n}", f"m-{n}")), f"s{n}") for n in range(6)
     ]
-    os.utime(
-        folders[0],
-        (time.time() - 4000, time.time() - 4000),
-    )
+    os.utime(folders[0], (time.time() - 4000, time.time() - 4000))
     other = ModelCache(tmp_path / "cache", tmp_path / "state")
     file_digest = hashlib.file_digest
 
-    def prune_and_hash(*arguments: Any) -> Any:
+    def prune_and_hash(*arguments):
         other.prune()
         return file_digest(*arguments)
 
@@ -214,10 +152,7 @@ def test_a_version_that_is_found_again_is_not_deleted_while_it_is_looked_at(
     assert (folders[0] / "model.onnx").exists()
 
 
-def test_partial_fetches_of_a_killed_agent_are_deleted_after_a_day(
-    cache: ModelCache,
-    tmp_path: Path,
-) -> None:
+def test_partial_fetches_of_a_killed_agent_are_deleted_after_a_day(cache, tmp_path):
     for name, hours in (("killed", 25), ("at-work", 1)):
         begun = tmp_path / "cache" / f"fetching-{name}"
         begun.mkdir()
@@ -225,32 +160,25 @@ def test_partial_fetches_of_a_killed_agent_are_deleted_after_a_day(
 
     cache.prune()
     assert [folder.name for folder in (tmp_path / "cache").glob("fetching-*")] == [
-        "fetching-at-work",
+        "fetching-at-work"
     ]
 
 
-def test_a_server_that_is_gone_holds_nothing(make_model: MakeModel, tmp_path: Path) -> None:
+def test_a_server_that_is_gone_holds_nothing(make_model, tmp_path):
     ModelCache(tmp_path / "cache", tmp_path / "never-made")
     cache = ModelCache(tmp_path / "cache", tmp_path)
     cache.prune()
     assert len(list((tmp_path / "cache" / "users").iterdir())) == 1
 
 
-def test_a_user_that_another_agent_is_adding_or_forgetting_does_not_matter(
-    cache: ModelCache,
-    tmp_path: Path,
-) -> None:
+def test_a_user_that_another_agent_is_adding_or_forgetting_does_not_matter(cache, tmp_path):
     (tmp_path / "cache" / "users" / "forgotten").symlink_to(tmp_path / "gone")
     (tmp_path / "cache" / "users" / ".added.1a2b").symlink_to(tmp_path / "gone")
     cache.prune()
     assert (tmp_path / "cache" / "models").is_dir()
 
 
-def test_a_cache_that_takes_no_more_is_named(
-    cache: ModelCache,
-    make_model: MakeModel,
-    tmp_path: Path,
-) -> None:
+def test_a_cache_that_takes_no_more_is_named(cache, make_model, tmp_path):
     source = make_model(tmp_path / "source")
     (tmp_path / "cache" / "models").rmdir()
     (tmp_path / "cache" / "models").touch()
@@ -259,24 +187,20 @@ def test_a_cache_that_takes_no_more_is_named(
     assert not left_overs(tmp_path)
 
 
-def test_an_unwritable_cache_folder_is_a_config_error(tmp_path: Path) -> None:
+def test_an_unwritable_cache_folder_is_a_config_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InvalidConfig, match="cannot be written"):
         ModelCache(tmp_path / "file" / "cache", tmp_path)
 
 
-def test_an_agent_that_is_started_anew_on_a_full_disk_gets_its_cache(tmp_path: Path) -> None:
+def test_an_agent_that_is_started_anew_on_a_full_disk_gets_its_cache(tmp_path):
     """Shipping captured rows frees space, and needs a running agent."""
     ModelCache(tmp_path / "cache", tmp_path)
     with files_of_at_most(1):
         ModelCache(tmp_path / "cache", tmp_path)
 
 
-def test_files_that_are_not_those_that_were_saved_are_not_taken(
-    cache: ModelCache,
-    make_model: MakeModel,
-    tmp_path: Path,
-) -> None:
+def test_files_that_are_not_those_that_were_saved_are_not_taken(cache, make_model, tmp_path):
     source = make_model(tmp_path / "source")
     document = yaml.safe_load((source / "MLmodel").read_text())
     saved = (source / "model.onnx").read_bytes()
@@ -292,15 +216,12 @@ def test_files_that_are_not_those_that_were_saved_are_not_taken(
 
 
 def test_the_bytes_of_a_download_are_counted_while_it_runs(
-    cache: ModelCache,
-    make_model: MakeModel,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    cache, make_model, tmp_path, monkeypatch
+):
     source = make_model(tmp_path / "source")
     counted = []
 
-    def download(location: str, destination: Path) -> Path:
+    def download(location, destination):
         (destination / "part").write_bytes(b"x" * 100)
         (destination / "gone").mkdir()
         counted.append(cache.received_bytes(location))
@@ -308,7 +229,7 @@ def test_the_bytes_of_a_download_are_counted_while_it_runs(
 
     scandir = os.scandir
 
-    def scan(folder: Any) -> Any:  # Simulate a download that ends while its bytes are counted.
+    def scan(folder):  # Simulate a download that ends while its bytes are counted.
         if str(folder).endswith("gone"):
             raise FileNotFoundError
         return scandir(folder)
@@ -322,10 +243,7 @@ def test_the_bytes_of_a_download_are_counted_while_it_runs(
     assert cache.received_bytes(str(source)) == 0
 
 
-def test_the_threads_of_mlflows_client_end_with_the_next_download(
-    cache: ModelCache,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_threads_of_mlflows_client_end_with_the_next_download(cache, monkeypatch):
     """The agent rarely collects garbage, and each client of an artifact store is a
     cycle with eight threads.
     """
@@ -336,7 +254,7 @@ def test_the_threads_of_mlflows_client_end_with_the_next_download(
             self.pool = ThreadPoolExecutor(1, "of-mlflow")
             self.pool.submit(int).result()
 
-    def download(location: str, destination: Path) -> Path:
+    def download(location, destination):
         Client()
         raise RegistryUnavailable("it breaks off")
 

@@ -3,7 +3,6 @@ MLflow server whose artifacts other people change.
 """
 
 import shutil
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from tests.support.clocks import Clock
 from tests.support.keypairs import KeyFiles, write_key
 from tests.support.models import adder
 from tests.support.refusals import mentions
-from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import tracking_at
 
 MODEL = "signed-adder"
@@ -36,18 +34,13 @@ class Signed:
 
 
 @pytest.fixture(scope="module")
-def signed(
-    mlflow_server: MlflowServer,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Signed]:
+def signed(mlflow_server, tmp_path_factory):
     keys = write_key(tmp_path_factory.mktemp("keys"))
     folders = {}
     with tracking_at(mlflow_server.url):
         for version in ("1", "2"):
             info = mlflow.onnx.log_model(
-                adder(float(version)),
-                name="model",
-                registered_model_name=MODEL,
+                adder(float(version)), name="model", registered_model_name=MODEL
             )
             run(f"sign models:/{MODEL}/{version} --key {keys.key}")
             artifacts = mlflow_server.folder / "artifacts"
@@ -57,7 +50,7 @@ def signed(
 
 
 @pytest.fixture
-def folder(signed: Signed, tmp_path: Path) -> Iterator[Path]:
+def folder(signed, tmp_path):
     """The folder of version 1, which is restored after the test."""
     folder = signed.folders["1"]
     shutil.copytree(folder, tmp_path / "backup")
@@ -66,24 +59,24 @@ def folder(signed: Signed, tmp_path: Path) -> Iterator[Path]:
     shutil.copytree(tmp_path / "backup", folder)
 
 
-def run(line: str) -> str:
+def run(line):
     result = CliRunner().invoke(main, line.split())
     assert result.exit_code == 0, result.output
     return result.stdout
 
 
-def agent(folder: Path, clock: Clock[float] | None = None) -> MlflowRegistry:
+def agent(folder, clock=None):
     """Return the registry of an agent with the cache in `folder`."""
     return MlflowRegistry(ModelCache(folder / "cache", folder / "state"), clock or Clock(0.0))
 
 
-def refusal(registry: MlflowRegistry, trusted: Path) -> str:
+def refusal(registry, trusted):
     with pytest.raises(SignatureRefused) as refused:
         registry.fetch(resolve(f"models:/{MODEL}/1"), str(trusted))
     return refused.value.message
 
 
-def test_a_signature_is_not_part_of_the_version(signed: Signed, folder: Path) -> None:
+def test_a_signature_is_not_part_of_the_version(signed, folder):
     digest = version_digest(f"models:/{MODEL}/1")
     line = run(f"verify models:/{MODEL}/1 --key {signed.keys.public}")
     files = len(list(folder.iterdir())) - 1  # Without the signature.
@@ -92,17 +85,17 @@ def test_a_signature_is_not_part_of_the_version(signed: Signed, folder: Path) ->
     assert version_digest(f"models:/{MODEL}/1") == digest
 
 
-def change_a_byte(folder: Path, _: Path) -> None:
+def change_a_byte(folder, _):
     file = folder / "model.onnx"
     file.write_bytes(file.read_bytes()[:-1] + b"!")
 
 
-def link_a_file(folder: Path, other: Path) -> None:
+def link_a_file(folder, other):
     (folder / "conda.yaml").unlink()
     (folder / "conda.yaml").symlink_to(other / "MLmodel")
 
 
-def take_all_files(folder: Path, other: Path) -> None:
+def take_all_files(folder, other):
     shutil.rmtree(folder)
     shutil.copytree(other, folder)
 
@@ -120,12 +113,8 @@ def take_all_files(folder: Path, other: Path) -> None:
     ],
 )
 def test_a_tampered_version_is_refused_until_its_signature_is_right(
-    signed: Signed,
-    folder: Path,
-    tmp_path: Path,
-    tamper: Callable[[Path, Path], None],
-    reason: str,
-) -> None:
+    signed, folder, tmp_path, tamper, reason
+):
     clock = Clock(0.0)
     registry = agent(tmp_path, clock)
     tamper(folder, signed.folders["2"])
@@ -139,11 +128,7 @@ def test_a_tampered_version_is_refused_until_its_signature_is_right(
     assert not (fetched.folder / BUNDLE).exists()
 
 
-def test_a_version_in_the_cache_needs_the_signature_of_the_key(
-    signed: Signed,
-    folder: Path,
-    tmp_path: Path,
-) -> None:
+def test_a_version_in_the_cache_needs_the_signature_of_the_key(signed, folder, tmp_path):
     registry = agent(tmp_path)
     assert registry.fetch(resolve(f"models:/{MODEL}/1")).version == "1"
     other = write_key(tmp_path, "other")
@@ -155,11 +140,7 @@ def test_a_version_in_the_cache_needs_the_signature_of_the_key(
     assert mentions(refusal(registry, tmp_path / "gone.pub"), "gone.pub", "No such file")
 
 
-def test_a_signed_folder_is_copied_into_the_cache(
-    signed: Signed,
-    folder: Path,
-    tmp_path: Path,
-) -> None:
+def test_a_signed_folder_is_copied_into_the_cache(signed, folder, tmp_path):
     registry = agent(tmp_path)
     resolved = resolve(str(folder))
     fetched = registry.fetch(resolved, str(signed.keys.public))
@@ -171,7 +152,7 @@ def test_a_signed_folder_is_copied_into_the_cache(
         registry.fetch(resolved, str(signed.keys.public))
 
 
-def test_the_command_refuses_a_signature_in_one_line(signed: Signed, folder: Path) -> None:
+def test_the_command_refuses_a_signature_in_one_line(signed, folder):
     (folder / BUNDLE).write_text("{}")
     command = f"verify models:/{MODEL}/1 --key {signed.keys.public}"
     result = CliRunner().invoke(main, command.split())

@@ -6,12 +6,10 @@ from collections import Counter
 
 from mlflow_deploy_plugin.core.statedir.files import AGENT, LOOK, SPEC, read_state
 from mlflow_deploy_plugin.core.statedir.models import AgentState, ShippingState
-from tests.support.fake_registry import STAGE, Case
+from tests.support.fake_registry import STAGE
 
 
-def test_the_registry_version_is_wanted_and_a_move_is_noticed_at_the_next_poll(
-    case: Case,
-) -> None:
+def test_the_registry_version_is_wanted_and_a_move_is_noticed_at_the_next_poll(case):
     case.spec(STAGE)
     case.world.versions[STAGE] = "1"
     follower = case.follower()
@@ -33,7 +31,7 @@ def test_the_registry_version_is_wanted_and_a_move_is_noticed_at_the_next_poll(
     assert case.world.fetched == ["1", "2"]
 
 
-def test_whoever_has_moved_a_reference_may_ask_for_a_look_at_once(case: Case) -> None:
+def test_whoever_has_moved_a_reference_may_ask_for_a_look_at_once(case):
     case.spec(STAGE, "models:/tiny/3")
     case.world.versions |= {STAGE: "1", "models:/tiny/3": "3"}
     follower = case.follower()
@@ -46,7 +44,7 @@ def test_whoever_has_moved_a_reference_may_ask_for_a_look_at_once(case: Case) ->
     assert Counter(case.world.resolved) == {STAGE: 2, "models:/tiny/3": 1}
 
 
-def test_a_pinned_version_is_looked_up_once(case: Case) -> None:
+def test_a_pinned_version_is_looked_up_once(case):
     case.spec("models:/tiny/3")
     case.world.versions["models:/tiny/3"] = "3"
     follower = case.follower()
@@ -56,7 +54,7 @@ def test_a_pinned_version_is_looked_up_once(case: Case) -> None:
     assert case.world.resolved == ["models:/tiny/3"]
 
 
-def test_without_following_a_stage_is_looked_up_once(case: Case) -> None:
+def test_without_following_a_stage_is_looked_up_once(case):
     case.spec(STAGE)
     case.world.versions[STAGE] = "1"
     follower = case.follower(follow=False)
@@ -66,7 +64,7 @@ def test_without_following_a_stage_is_looked_up_once(case: Case) -> None:
     assert case.world.resolved == [STAGE]
 
 
-def test_a_spec_that_changes_is_read_again(case: Case) -> None:
+def test_a_spec_that_changes_is_read_again(case):
     case.spec(STAGE)
     case.world.versions = {STAGE: "1", "models:/tiny/3": "3"}
     follower = case.follower()
@@ -85,7 +83,7 @@ def test_a_spec_that_changes_is_read_again(case: Case) -> None:
     assert case.versions == {"v1": "3"}
 
 
-def test_the_agent_state_contains_the_shipping_state(case: Case) -> None:
+def test_the_agent_state_contains_the_shipping_state(case):
     case.spec(STAGE)
     case.world.versions[STAGE] = "1"
     follower = case.follower()
@@ -98,19 +96,12 @@ def test_the_agent_state_contains_the_shipping_state(case: Case) -> None:
         assert written.error == ""
 
 
-def test_each_followed_reference_is_asked_for_once_per_interval_and_pinned_ones_once(
-    case: Case,
-) -> None:
+def test_each_followed_reference_is_asked_for_once_per_interval_and_pinned_ones_once(case):
     alias = "models:/tiny@live"
     tag = "models:/tiny/tag:a=b"
     pinned = "models:/tiny/3"
     case.spec(STAGE, alias, tag, pinned)
-    case.world.versions = {
-        STAGE: "1",
-        alias: "2",
-        tag: "2",
-        pinned: "3",
-    }
+    case.world.versions = {STAGE: "1", alias: "2", tag: "2", pinned: "3"}
     follower = case.follower()
     follower.round()
     case.world.calls = 0
@@ -118,14 +109,10 @@ def test_each_followed_reference_is_asked_for_once_per_interval_and_pinned_ones_
     for _ in range(100):
         case.now += 0.1
         follower.round()
-    assert Counter(case.world.resolved) == {
-        STAGE: 5,
-        alias: 5,
-        tag: 5,
-    }
+    assert Counter(case.world.resolved) == {STAGE: 5, alias: 5, tag: 5}
 
 
-def test_a_clock_that_is_set_does_not_matter(case: Case) -> None:
+def test_a_clock_that_is_set_does_not_matter(case):
     follower = case.serving("1")
     for number, jump in enumerate((1e9, -1e9, 3600.0), 2):
         case.jumped += jump

@@ -4,7 +4,6 @@ restarted.
 
 import itertools
 import time
-from collections.abc import Callable
 from pathlib import Path
 from threading import Event, Thread
 
@@ -13,7 +12,6 @@ import pytest
 from mlflow_deploy_plugin.core.errors import (
     InvalidArtifact,
     NotFound,
-    OnnxserveError,
     RegistryRefused,
     RegistryUnavailable,
 )
@@ -37,12 +35,12 @@ from mlflow_deploy_plugin.core.statedir.models import (
     ValidKeys,
 )
 from mlflow_deploy_plugin.serve.agent.keys import api_key_fetcher
-from tests.support.fake_registry import STAGE, Case, Later
+from tests.support.fake_registry import STAGE, Later
 from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
 
 
-def test_an_outage_is_reported_keeps_the_version_and_backs_off_the_polls(case: Case) -> None:
+def test_an_outage_is_reported_keeps_the_version_and_backs_off_the_polls(case):
     follower = case.serving("1")
     case.world.versions[STAGE] = RegistryUnavailable("MLflow is down")
     polls = []
@@ -65,10 +63,7 @@ def test_an_outage_is_reported_keeps_the_version_and_backs_off_the_polls(case: C
 
 
 @pytest.mark.parametrize("error", [NotFound("no model"), RegistryRefused("no permission")])
-def test_errors_that_a_user_can_fix_do_not_slow_down_polling(
-    case: Case,
-    error: OnnxserveError,
-) -> None:
+def test_errors_that_a_user_can_fix_do_not_slow_down_polling(case, error):
     follower = case.serving("1")
     case.world.versions[STAGE] = error
     before = len(case.world.resolved)
@@ -81,10 +76,9 @@ def test_errors_that_a_user_can_fix_do_not_slow_down_polling(
 
 
 @pytest.mark.parametrize(
-    "error",
-    [NotFound("no such model"), RegistryUnavailable("MLflow is down")],
+    "error", [NotFound("no such model"), RegistryUnavailable("MLflow is down")]
 )
-def test_at_a_first_start_nothing_to_serve_is_fatal(case: Case, error: OnnxserveError) -> None:
+def test_at_a_first_start_nothing_to_serve_is_fatal(case, error):
     case.spec(STAGE, "models:/tiny/3")
     case.world.versions = {STAGE: error, "models:/tiny/3": "3"}
     state = case.follower().round()
@@ -94,7 +88,7 @@ def test_at_a_first_start_nothing_to_serve_is_fatal(case: Case, error: Onnxserve
     assert case.wanted.generation == 0
 
 
-def test_a_restart_during_an_outage_keeps_the_served_version(case: Case) -> None:
+def test_a_restart_during_an_outage_keeps_the_served_version(case):
     case.spec(STAGE)
     case.world.versions[STAGE] = "1"
     case.follower().round()
@@ -107,19 +101,11 @@ def test_a_restart_during_an_outage_keeps_the_served_version(case: Case) -> None
 
 @pytest.mark.parametrize(
     "lose",
-    [
-        Path.unlink,
-        lambda file: file.write_text("{"),
-        lambda file: file.chmod(0),
-    ],
+    [Path.unlink, lambda file: file.write_text("{"), lambda file: file.chmod(0)],
     ids=["gone", "damaged", "unreadable"],
 )
 @pytest.mark.parametrize("name", [WANTED, AGENT, FOLLOWED])
-def test_a_state_file_that_is_lost_is_written_again_in_the_next_round(
-    case: Case,
-    name: str,
-    lose: Callable[[Path], object],
-) -> None:
+def test_a_state_file_that_is_lost_is_written_again_in_the_next_round(case, name, lose):
     follower = case.serving("1")
     file = case.state_dir / name
     content = file.read_bytes()
@@ -128,14 +114,11 @@ def test_a_state_file_that_is_lost_is_written_again_in_the_next_round(
     assert file.read_bytes() == content
 
 
-def test_keys_that_are_lost_are_written_again_while_their_source_is_away(
-    case: Case,
-    tmp_path: Path,
-) -> None:
+def test_keys_that_are_lost_are_written_again_while_their_source_is_away(case, tmp_path):
     source = tmp_path / "mounted.json"
     file = case.state_dir / KEYS
     source.write_text(
-        ValidKeys(keys={"0" * 64: KeyEntry(name="shop", scopes=("infer",))}).model_dump_json(),
+        ValidKeys(keys={"0" * 64: KeyEntry(name="shop", scopes=("infer",))}).model_dump_json()
     )
     stop = Event()
     fetcher = api_key_fetcher(case.state_dir, source, 3600, stop)
@@ -148,11 +131,11 @@ def test_keys_that_are_lost_are_written_again_while_their_source_is_away(
     follower.round()
     stop.set()
     assert read_state(file, ValidKeys) == ValidKeys(
-        keys={"0" * 64: KeyEntry(name="shop", scopes=("infer",))},
+        keys={"0" * 64: KeyEntry(name="shop", scopes=("infer",))}
     )
 
 
-def test_after_a_restart_with_another_model_the_old_one_does_not_count(case: Case) -> None:
+def test_after_a_restart_with_another_model_the_old_one_does_not_count(case):
     case.spec(STAGE)
     case.world.versions[STAGE] = "1"
     case.follower().round()
@@ -161,9 +144,7 @@ def test_after_a_restart_with_another_model_the_old_one_does_not_count(case: Cas
     assert case.follower().round().fatal
 
 
-def test_failed_fetches_are_reported_and_retried_and_do_not_delay_other_versions(
-    case: Case,
-) -> None:
+def test_failed_fetches_are_reported_and_retried_and_do_not_delay_other_versions(case):
     follower = case.serving("1")
     case.world.versions[STAGE] = "2"
     case.world.unusable["2"] = NotFound("the files are gone")
@@ -171,12 +152,7 @@ def test_failed_fetches_are_reported_and_retried_and_do_not_delay_other_versions
         case.now += 1
         state = follower.round()
     assert mentions(
-        state.error,
-        STAGE,
-        "version 2",
-        "cannot be fetched",
-        "the files are gone",
-        "version 1",
+        state.error, STAGE, "version 2", "cannot be fetched", "the files are gone", "version 1"
     )
     assert state.refused[0].cause == "fetch"
     assert case.world.failures == [("models:/tiny/2", "the files are gone")]
@@ -194,7 +170,7 @@ def test_failed_fetches_are_reported_and_retried_and_do_not_delay_other_versions
     assert case.world.failures[1:] == [("models:/tiny/2", "")]
 
 
-def test_a_failure_is_reported_once_the_registry_is_reachable_again(case: Case) -> None:
+def test_a_failure_is_reported_once_the_registry_is_reachable_again(case):
     case.world.unusable["2"] = InvalidArtifact("no onnx here")
     follower = case.serving("1")
     case.world.versions[STAGE] = "2"
@@ -207,9 +183,7 @@ def test_a_failure_is_reported_once_the_registry_is_reachable_again(case: Case) 
     assert case.world.failures == [("models:/tiny/2", "no onnx here")]
 
 
-def test_weights_change_while_the_registry_hangs_and_lookups_are_not_repeated(
-    case: Case,
-) -> None:
+def test_weights_change_while_the_registry_hangs_and_lookups_are_not_repeated(case):
     looks = Later()
     case.spec(STAGE)
     case.world.versions[STAGE] = "1"
@@ -222,28 +196,27 @@ def test_weights_change_while_the_registry_hangs_and_lookups_are_not_repeated(
         follower.round()
     assert len(looks.waiting) == 1
     (case.state_dir / SPEC).write_text(
-        f"name: e\nvariants: {{v1: {{model: '{STAGE}', weight: 7}}}}",
+        f"name: e\nvariants: {{v1: {{model: '{STAGE}', weight: 7}}}}"
     )
     follower.round()
     assert case.wanted.endpoints["e"].variants["v1"].weight == 7
 
 
 def test_at_a_first_start_an_endpoint_whose_model_does_not_come_keeps_no_other_from_being_served(
-    case: Case,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    case, monkeypatch
+):
     monkeypatch.setattr("mlflow_deploy_plugin.serve.agent.follow._FIRST_POLL_SECONDS", 0.1)
     fetches = Later()
     (case.state_dir / SPEC).write_text(
         "---\n".join(
             f"name: e{version}\nvariants: {{v: {{model: 'models:/tiny/{version}'}}}}\n"
             for version in "12"
-        ),
+        )
     )
     case.world.versions = {f"models:/tiny/{version}": version for version in "12"}
     follower = case.follower(fetches=fetches)
 
-    def bring_the_second() -> None:
+    def bring_the_second():
         wait_until(lambda: len(fetches.waiting) == 2)
         slow = fetches.waiting[:1]
         fetches.waiting = fetches.waiting[1:]
@@ -260,13 +233,13 @@ def test_at_a_first_start_an_endpoint_whose_model_does_not_come_keeps_no_other_f
     }
 
 
-def test_at_a_first_start_a_download_that_stalls_is_fatal(case: Case) -> None:
+def test_at_a_first_start_a_download_that_stalls_is_fatal(case):
     fetches = Later()
     case.spec(STAGE)
     case.world.versions[STAGE] = "1"
     follower = case.follower(fetches=fetches)
 
-    def let_time_go_by() -> None:
+    def let_time_go_by():
         wait_until(lambda: fetches.waiting)
         case.now += 601
 
@@ -278,7 +251,7 @@ def test_at_a_first_start_a_download_that_stalls_is_fatal(case: Case) -> None:
     assert mentions(state.error, "version 1", "cannot be fetched", "stalls", "0 bytes")
 
 
-def test_a_fetch_that_hangs_is_left_alone_when_the_reference_moves_back(case: Case) -> None:
+def test_a_fetch_that_hangs_is_left_alone_when_the_reference_moves_back(case):
     fetches = Later()
     case.spec(STAGE)
     case.world.versions[STAGE] = "1"
@@ -295,9 +268,7 @@ def test_a_fetch_that_hangs_is_left_alone_when_the_reference_moves_back(case: Ca
     assert case.wanted.generation == 1
 
 
-def test_the_error_of_an_endpoint_without_a_version_hides_the_registry_address(
-    case: Case,
-) -> None:
+def test_the_error_of_an_endpoint_without_a_version_hides_the_registry_address(case):
     documents = [
         f"name: {name}\nvariants: {{v: {{model: 'models:/{name}/1'}}}}\n"
         for name in ("good", "bad")
@@ -306,20 +277,18 @@ def test_the_error_of_an_endpoint_without_a_version_hides_the_registry_address(
     case.world.versions = {
         "models:/good/1": "1",
         "models:/bad/1": NotFound(
-            "there is no registered model bad; registered are good, in MLflow at http://db:5000",
+            "there is no registered model bad; registered are good, in MLflow at http://db:5000"
         ),
     }
     case.follower().round()
     assert case.wanted.endpoints["bad"].errors == {
-        "v": "models:/bad/1: there is no registered model bad; registered are good",
+        "v": "models:/bad/1: there is no registered model bad; registered are good"
     }
 
 
-def test_the_error_of_loading_an_unknown_model_hides_the_registry_address(case: Case) -> None:
+def test_the_error_of_loading_an_unknown_model_hides_the_registry_address(case):
     (case.state_dir / SPEC).write_text(
-        "name: e\n"
-        f"variants: {{v1: {{model: '{STAGE}'}}}}\n"
-        "server: {model_control_mode: explicit}",
+        f"name: e\nvariants: {{v1: {{model: '{STAGE}'}}}}\nserver: {{model_control_mode: explicit}}"
     )
     case.world.versions = {
         STAGE: "1",
@@ -328,26 +297,18 @@ def test_the_error_of_loading_an_unknown_model_hides_the_registry_address(case: 
     follower = case.follower()
     follower.round()
     added = new_endpoint("n", "models:/x/1")
-    command = Command(
-        action="load",
-        endpoint="n",
-        added=added,
-        created_at=time.monotonic(),
-    )
+    command = Command(action="load", endpoint="n", added=added, created_at=time.monotonic())
     write_state(case.state_dir / COMMANDS / "1.json", command)
     for _ in range(2):
         follower.round()
     answer = read_state(case.state_dir / ANSWERS / "1.json", CommandAnswer)
     assert answer == CommandAnswer(
-        error="models:/x/1: there is no registered model x",
-        kind="NotFound",
+        error="models:/x/1: there is no registered model x", kind="NotFound"
     )
     assert list(case.wanted.endpoints) == ["e"]
 
 
-def test_an_error_reported_before_a_restart_is_withdrawn_once_it_is_resolved(
-    case: Case,
-) -> None:
+def test_an_error_reported_before_a_restart_is_withdrawn_once_it_is_resolved(case):
     case.require_gate(STAGE)
     case.world.versions[STAGE] = "1"
     case.world.gates["1"] = "passed"

@@ -1,7 +1,5 @@
 """`Follower` with a plain MLflow server, which has no record of approvals."""
 
-from pathlib import Path
-
 import mlflow.onnx
 import pytest
 from mlflow import MlflowClient
@@ -14,7 +12,6 @@ from tests.support.clocks import Clock
 from tests.support.fake_registry import AtOnce
 from tests.support.models import adder
 from tests.support.refusals import mentions
-from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import tracking_at
 
 
@@ -29,12 +26,8 @@ from tests.support.tracking import tracking_at
     ],
 )
 def test_plain_server_has_no_approved_versions_in_gated_places(
-    mlflow_server: MlflowServer,
-    tmp_path: Path,
-    policy: str,
-    place: str,
-    error: str,
-) -> None:
+    mlflow_server, tmp_path, policy, place, error
+):
     model = tmp_path.name
     (tmp_path / SPEC).write_text(f"name: e\nvariants: {{v1: {{model: 'models:/{model}{place}'}}}}")
     clock = Clock(0.0)

@@ -1,6 +1,5 @@
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,19 +16,13 @@ MakeModel = Callable[..., Path]
 STAGE = ModelRef("models:/x/Production", "gate=passed", "/etc/release.pem", True)
 
 
-def version(number: str, folder: Path, **fields: Any) -> FetchedVersion:
+def version(number, folder, **fields):
     return FetchedVersion(**{"model": "x", "version": number, "folder": folder, **fields})
 
 
-def test_the_version_and_the_one_before_are_found_again(
-    make_model: MakeModel,
-    tmp_path: Path,
-) -> None:
+def test_the_version_and_the_one_before_are_found_again(make_model, tmp_path):
     new = version(
-        "2",
-        make_model(tmp_path / "2"),
-        aspects={"stage": "Production"},
-        source="models:/x/2",
+        "2", make_model(tmp_path / "2"), aspects={"stage": "Production"}, source="models:/x/2"
     )
     old = version(
         "1",
@@ -38,26 +31,17 @@ def test_the_version_and_the_one_before_are_found_again(
         source="models:/x/1",
         runs_code=True,
     )
-    checkpoint(
-        tmp_path,
-        {STAGE: FollowedModel(new, old), ModelRef("models:/y@a"): FollowedModel()},
-    )
+    checkpoint(tmp_path, {STAGE: FollowedModel(new, old), ModelRef("models:/y@a"): FollowedModel()})
     assert restore_checkpoint(tmp_path) == {STAGE: FollowedModel(new, old)}
 
 
-def test_a_version_that_is_gone_gives_way_to_the_one_before(
-    make_model: MakeModel,
-    tmp_path: Path,
-) -> None:
+def test_a_version_that_is_gone_gives_way_to_the_one_before(make_model, tmp_path):
     old = version("1", make_model(tmp_path / "1"))
     checkpoint(tmp_path, {STAGE: FollowedModel(version("2", tmp_path / "gone"), old)})
     assert restore_checkpoint(tmp_path) == {STAGE: FollowedModel(old)}
 
 
-def test_without_a_checkpoint_the_wanted_state_is_restored(
-    make_model: MakeModel,
-    tmp_path: Path,
-) -> None:
+def test_without_a_checkpoint_the_wanted_state_is_restored(make_model, tmp_path):
     whole = make_model(tmp_path / "whole")
     variants = {
         name: {
@@ -70,15 +54,10 @@ def test_without_a_checkpoint_the_wanted_state_is_restored(
     }
     write_state(
         tmp_path / WANTED,
-        Wanted.model_validate(
-            {
-                "generation": 3,
-                "endpoints": {"e": {"variants": variants}},
-            }
-        ),
+        Wanted.model_validate({"generation": 3, "endpoints": {"e": {"variants": variants}}}),
     )
     assert restore_checkpoint(tmp_path) == {
-        ModelRef("models:/whole/1"): FollowedModel(version("1", whole, model="whole")),
+        ModelRef("models:/whole/1"): FollowedModel(version("1", whole, model="whole"))
     }
 
 
@@ -91,5 +70,5 @@ def test_without_a_checkpoint_the_wanted_state_is_restored(
         ("models:/", False),
     ],
 )
-def test_a_stage_an_alias_and_a_tag_are_followed(uri: str, is_followed: bool) -> None:
+def test_a_stage_an_alias_and_a_tag_are_followed(uri, is_followed):
     assert ModelRef(uri).is_followed is is_followed

@@ -3,9 +3,6 @@
 import threading
 import time
 from functools import partial
-from pathlib import Path
-
-import pytest
 
 from mlflow_deploy_plugin.core.statedir.files import KEYS, read_state
 from mlflow_deploy_plugin.core.statedir.models import KeyEntry, ValidKeys
@@ -15,14 +12,14 @@ from mlflow_deploy_plugin.serve.agent.keys import api_key_fetcher
 from tests.support.waiting import wait_until
 
 
-def test_keys_come_and_go_and_stay_while_the_store_is_away(tmp_path: Path) -> None:
+def test_keys_come_and_go_and_stay_while_the_store_is_away(tmp_path):
     database = tmp_path / "store.db"
     url = f"sqlite:///{database}"
     store = open_store(url)
     stored = ApiKeys(store)
     stored.create("shop", ["infer"], ["flights"])
 
-    def brought() -> dict[str, tuple[str, ...]]:
+    def brought():
         read = read_state(tmp_path / KEYS, ValidKeys) or ValidKeys()
         return {key.name: key.endpoints for key in read.keys.values()}
 
@@ -32,10 +29,7 @@ def test_keys_come_and_go_and_stay_while_the_store_is_away(tmp_path: Path) -> No
     try:
         wait_until(lambda: brought() == {"shop": ("flights",)}, what="the first key")
         stored.create("ops", ["admin"])
-        wait_until(
-            lambda: brought() == {"shop": ("flights",), "ops": ()},
-            what="the second key",
-        )
+        wait_until(lambda: brought() == {"shop": ("flights",), "ops": ()}, what="the second key")
         stored.revoke("shop")
         wait_until(lambda: brought() == {"ops": ()}, what="the revocation")
         store.close()
@@ -49,14 +43,11 @@ def test_keys_come_and_go_and_stay_while_the_store_is_away(tmp_path: Path) -> No
         fetcher.join()
 
 
-def test_a_mounted_file_takes_the_place_of_the_store(
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_mounted_file_takes_the_place_of_the_store(tmp_path, caplog):
     mounted = tmp_path / "mounted.json"
     refusal = f"{mounted} is not a file written by `onnxserve keys export`"
 
-    def is_brought(keys: ValidKeys) -> bool:
+    def is_brought(keys):
         return read_state(tmp_path / KEYS, ValidKeys) == keys
 
     stop = threading.Event()

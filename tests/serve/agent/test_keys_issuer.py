@@ -4,10 +4,8 @@ issuer is down.
 
 import json
 import threading
-from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +22,7 @@ class _Quiet(SimpleHTTPRequestHandler):
         pass
 
 
-def write_keys(folder: Path, *names: str) -> None:
+def write_keys(folder, *names):
     keys = [
         {
             **ECAlgorithm.to_jwk(generate_private_key(SECP256R1()).public_key(), as_dict=True),
@@ -36,7 +34,7 @@ def write_keys(folder: Path, *names: str) -> None:
 
 
 @pytest.fixture
-def issuer(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+def issuer(tmp_path):
     """Serve a folder as an issuer. Return its address and the folder."""
     folder = tmp_path / "issuer"
     (folder / ".well-known").mkdir(parents=True)
@@ -52,11 +50,11 @@ def issuer(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     server.server_close()
 
 
-def test_keys_are_fetched_followed_and_kept(issuer: tuple[str, Path], tmp_path: Path) -> None:
+def test_keys_are_fetched_followed_and_kept(issuer, tmp_path):
     url, folder = issuer
     write_keys(folder, "monday")
 
-    def brought() -> list[str]:
+    def brought():
         file = tmp_path / JWKS
         if file.is_file():
             return [key["kid"] for key in json.loads(file.read_text())["keys"]]
@@ -82,11 +80,7 @@ def test_keys_are_fetched_followed_and_kept(issuer: tuple[str, Path], tmp_path: 
         fetcher.join()
 
 
-def test_keys_that_are_larger_than_a_megabyte_are_refused_in_the_log(
-    issuer: tuple[str, Path],
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_keys_that_are_larger_than_a_megabyte_are_refused_in_the_log(issuer, tmp_path, caplog):
     url, folder = issuer
     write_keys(folder, "monday")
     with (folder / "keys").open("a") as keys:
@@ -103,15 +97,9 @@ def test_keys_that_are_larger_than_a_megabyte_are_refused_in_the_log(
 
 
 @pytest.mark.parametrize(
-    "document",
-    ['{"issuer": "https://other", "jwks_uri": "URL/keys"}', "[]", '{"issuer": "URL"}'],
+    "document", ['{"issuer": "https://other", "jwks_uri": "URL/keys"}', "[]", '{"issuer": "URL"}']
 )
-def test_a_document_of_another_issuer_is_refused_in_the_log(
-    issuer: tuple[str, Path],
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    document: str,
-) -> None:
+def test_a_document_of_another_issuer_is_refused_in_the_log(issuer, tmp_path, caplog, document):
     """Tokens of the configured issuer would be rejected, because they would name the
     other issuer.
     """

@@ -4,35 +4,24 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import pytest
 
 from mlflow_deploy_plugin.core.statedir.files import METRICS, SPEC
-from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 from tests.support.refusals import mentions
 from tests.support.shipping import files, write
 
 SPEC_TEXT = "{name: e, variants: {main: {model: models:/m/1}}}"
 
 
-def finish(
-    command: list[str],
-    environment: Mapping[str, str],
-) -> "subprocess.CompletedProcess[str]":
+def finish(command, environment):
     return subprocess.run(
-        command,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
+        command, env=environment, capture_output=True, text=True, timeout=240, check=False
     )
 
 
 @pytest.mark.long
-def test_an_agent_that_fails_ends_although_the_registry_does_not_answer(tmp_path: Path) -> None:
+def test_an_agent_that_fails_ends_although_the_registry_does_not_answer(tmp_path):
     (tmp_path / SPEC).write_text(SPEC_TEXT)
     (tmp_path / "counters").mkdir()
     (tmp_path / "counters" / "counts_1.db").write_bytes(b"torn!")
@@ -50,7 +39,7 @@ def test_an_agent_that_fails_ends_although_the_registry_does_not_answer(tmp_path
     assert "will be restarted" in ended.stderr
 
 
-def test_an_agent_whose_disk_is_full_says_so_in_a_line(tmp_path: Path) -> None:
+def test_an_agent_whose_disk_is_full_says_so_in_a_line(tmp_path):
     (tmp_path / SPEC).write_text(SPEC_TEXT)
     environment = os.environ | {
         "ONNXSERVE_CACHE": str(tmp_path / "cache"),
@@ -66,10 +55,8 @@ def test_an_agent_whose_disk_is_full_says_so_in_a_line(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_an_agent_asks_the_registry_and_ships_without_pandas_and_then_collects_garbage_as_usual(
-    tmp_path: Path,
-    writer: CaptureWriter,
-    new_database: Callable[[Path], str],
-) -> None:
+    tmp_path, writer, new_database
+):
     (tmp_path / SPEC).write_text(SPEC_TEXT)
     write(writer, "r-1", ["AA"])
     writer.close()

@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,16 +32,12 @@ from tests.support.clocks import Clock
 MODEL = CapturedModel(
     "m",
     "1",
-    Schema(
-        (Column("x", "double"),),
-        (),
-        (Input("x", "float64", (-1, 1), ("x",)),),
-    ),
+    Schema((Column("x", "double"),), (), (Input("x", "float64", (-1, 1), ("x",)),)),
     ("y",),
 )
 
 
-def start_run(state_dir: Path, run: str) -> Metrics:
+def start_run(state_dir, run):
     """The metrics of a server's run, in the layout of `serve/gunicorn_conf.py`."""
     save_capture_counters(state_dir)
     folder = state_dir / f"metrics-{run}"
@@ -66,19 +61,11 @@ class Machine:
     watermark: WatermarkWriter
 
     def answer(
-        self,
-        rows: int = 1,
-        endpoint: str = "e",
-        max_rows: int = 100,
-        is_shadow: bool = False,
+        self, rows: int = 1, endpoint: str = "e", max_rows: int = 100, is_shadow: bool = False
     ) -> bool:
         record = RequestRecord(endpoint, "v", "r", "p", 0, 0, is_shadow=is_shadow)
         captured = self.writer.write(
-            record,
-            MODEL,
-            {"x": np.zeros((rows, 1))},
-            {"y": np.zeros(rows)},
-            max_rows,
+            record, MODEL, {"x": np.zeros((rows, 1))}, {"y": np.zeros(rows)}, max_rows
         )
         if is_shadow:
             self.metrics.count_shadow_capture(captured[-1])
@@ -88,17 +75,10 @@ class Machine:
 
     def restart(self) -> None:
         self.shipper = Shipper(
-            self.folder / "spool",
-            str(self.folder / "log"),
-            self.clock,
-            self.clock,
+            self.folder / "spool", str(self.folder / "log"), self.clock, self.clock
         )
         self.watermark = WatermarkWriter(
-            self.folder,
-            self.shipper.location,
-            self.shipper.progress,
-            self.clock,
-            self.clock,
+            self.folder, self.shipper.location, self.shipper.progress, self.clock, self.clock
         )
 
     def start_server(self, run: str) -> None:
@@ -113,15 +93,12 @@ class Machine:
 
     def logged(self) -> int:
         return int(
-            pyarrow.dataset.dataset(
-                str(self.folder / "log"),
-                partitioning="hive",
-            ).count_rows(),
+            pyarrow.dataset.dataset(str(self.folder / "log"), partitioning="hive").count_rows()
         )
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
+def machine(tmp_path):
     clock = Clock(1000.0)
     metrics = start_run(tmp_path, "a")
     writer = CaptureWriter(tmp_path / "spool")
@@ -131,15 +108,12 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     machine.writer.close()
 
 
-def moment(seconds: float) -> datetime:
+def moment(seconds):
     return datetime.fromtimestamp(seconds, UTC)
 
 
-def test_a_watermark_counts_answered_captured_and_shipped_rows(machine: Machine) -> None:
-    write_state(
-        machine.folder / WANTED,
-        Wanted(endpoints={"idle": WantedEndpoint(variants={})}),
-    )
+def test_a_watermark_counts_answered_captured_and_shipped_rows(machine):
+    write_state(machine.folder / WANTED, Wanted(endpoints={"idle": WantedEndpoint(variants={})}))
     machine.answer(3)
     machine.answer(200, max_rows=100)
     machine.answer(7, "f")
@@ -155,7 +129,7 @@ def test_a_watermark_counts_answered_captured_and_shipped_rows(machine: Machine)
     assert mark.complete_until == mark.written_at == moment(1000)
 
 
-def test_rows_of_shadows_are_in_the_log_and_in_no_count(machine: Machine) -> None:
+def test_rows_of_shadows_are_in_the_log_and_in_no_count(machine):
     shadows = CaptureWriter(machine.folder / "spool")
     machine.writer, answering = shadows, machine.writer
     machine.answer(3, is_shadow=True)
@@ -170,7 +144,7 @@ def test_rows_of_shadows_are_in_the_log_and_in_no_count(machine: Machine) -> Non
     shadows.close()
 
 
-def test_the_log_is_complete_until_the_last_look_at_which_nothing_waited(machine: Machine) -> None:
+def test_the_log_is_complete_until_the_last_look_at_which_nothing_waited(machine):
     shipper = machine.shipper
     clock = machine.clock
     shipper.round()
@@ -190,7 +164,7 @@ def test_the_log_is_complete_until_the_last_look_at_which_nothing_waited(machine
     assert segments(machine.folder / "spool") == []
 
 
-def test_complete_until_stands_still_while_the_log_is_down(machine: Machine) -> None:
+def test_complete_until_stands_still_while_the_log_is_down(machine):
     machine.shipper.round()
     log = machine.folder / "log"
     log.write_text("a file where the folder should be")
@@ -210,10 +184,7 @@ def test_complete_until_stands_still_while_the_log_is_down(machine: Machine) -> 
     assert mark.answered_rows == {"e": 100}
 
 
-def test_a_bucket_that_nothing_can_write_to_ends_no_agent(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_bucket_that_nothing_can_write_to_ends_no_agent(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "boto3", None)
     shipper = Shipper(tmp_path / "spool", "s3://b/log")
     writer = WatermarkWriter(tmp_path, shipper.location, shipper.progress)
@@ -221,7 +192,7 @@ def test_a_bucket_that_nothing_can_write_to_ends_no_agent(
     writer.end(is_shipped=True)
 
 
-def test_rows_that_come_again_after_a_crash_are_counted_once(machine: Machine) -> None:
+def test_rows_that_come_again_after_a_crash_are_counted_once(machine):
     machine.answer(3)
     machine.shipper.ship()
     name = machine.shipper.progress.totals.agent
@@ -238,7 +209,7 @@ def test_rows_that_come_again_after_a_crash_are_counted_once(machine: Machine) -
     assert mark.captured_rows == {"e": 7}
 
 
-def test_a_full_disk_does_not_keep_the_spool_from_being_emptied(machine: Machine) -> None:
+def test_a_full_disk_does_not_keep_the_spool_from_being_emptied(machine):
     (machine.folder / "progress.json").mkdir()  # Writing the file now fails.
     machine.answer(3)
     machine.writer.close()
@@ -249,7 +220,7 @@ def test_a_full_disk_does_not_keep_the_spool_from_being_emptied(machine: Machine
     assert machine.told().shipped_rows == {"e": 3}
 
 
-def test_counts_go_on_over_restarts_of_the_server_and_of_the_agent(machine: Machine) -> None:
+def test_counts_go_on_over_restarts_of_the_server_and_of_the_agent(machine):
     machine.answer(3)
     machine.shipper.ship()
     machine.watermark.round()
@@ -264,7 +235,7 @@ def test_counts_go_on_over_restarts_of_the_server_and_of_the_agent(machine: Mach
     assert mark.ended
 
 
-def test_no_run_is_counted_twice_where_the_last_one_could_leave_nothing(machine: Machine) -> None:
+def test_no_run_is_counted_twice_where_the_last_one_could_leave_nothing(machine):
     machine.answer(3)
     machine.watermark.round()
     machine.start_server("b")
@@ -284,9 +255,7 @@ def test_no_run_is_counted_twice_where_the_last_one_could_leave_nothing(machine:
     assert mark.answered_rows == mark.captured_rows == mark.shipped_rows == {"e": 12}
 
 
-def test_a_run_that_no_agent_has_seen_the_end_of_is_counted_after_the_next_one(
-    machine: Machine,
-) -> None:
+def test_a_run_that_no_agent_has_seen_the_end_of_is_counted_after_the_next_one(machine):
     machine.answer(3)
     machine.watermark.round()
     machine.answer(2)
@@ -301,8 +270,8 @@ def test_a_run_that_no_agent_has_seen_the_end_of_is_counted_after_the_next_one(
 
 
 def test_runs_whose_agents_were_killed_before_their_first_look_are_counted_while_the_next_goes_on(
-    machine: Machine,
-) -> None:
+    machine,
+):
     machine.answer(3)
     machine.start_server("b")
     for rows in (4, 5):
@@ -314,9 +283,7 @@ def test_runs_whose_agents_were_killed_before_their_first_look_are_counted_while
     assert mark.answered_rows == mark.captured_rows == mark.shipped_rows == {"e": 12}
 
 
-def test_counts_of_ended_runs_keep_the_earlier_agent_name_if_progress_is_unreadable(
-    machine: Machine,
-) -> None:
+def test_counts_of_ended_runs_keep_the_earlier_agent_name_if_progress_is_unreadable(machine):
     machine.answer(3)
     machine.shipper.ship()
     machine.watermark.end(is_shipped=False)
@@ -330,16 +297,12 @@ def test_counts_of_ended_runs_keep_the_earlier_agent_name_if_progress_is_unreada
     assert sorted(mark.answered_rows["e"] for mark in marks) == [3, 4]
 
 
-def test_rows_that_have_no_form_in_the_log_are_dropped_and_not_on_their_way(
-    machine: Machine,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_rows_that_have_no_form_in_the_log_are_dropped_and_not_on_their_way(machine, monkeypatch):
     machine.answer(2)
     machine.shipper.ship()
     with monkeypatch.context() as patched:
         patched.setattr(
-            "mlflow_deploy_plugin.serve.agent.ship.to_log_columns",
-            lambda *parts: 1 / 0,
+            "mlflow_deploy_plugin.serve.agent.ship.to_log_columns", lambda *parts: 1 / 0
         )
         machine.answer(3)
         machine.shipper.ship()
@@ -351,7 +314,7 @@ def test_rows_that_have_no_form_in_the_log_are_dropped_and_not_on_their_way(
     assert mark.shipped_rows == {"e": 2}
 
 
-def test_the_last_watermark_counts_the_rows_of_an_ended_server(machine: Machine) -> None:
+def test_the_last_watermark_counts_the_rows_of_an_ended_server(machine):
     machine.answer(3)
     machine.writer.close()
     counted = read_capture_counters(machine.folder)
@@ -366,7 +329,7 @@ def test_the_last_watermark_counts_the_rows_of_an_ended_server(machine: Machine)
     assert machine.told().answered_rows == {"e": 3}
 
 
-def test_watermarks_are_written_often_only_while_rows_are_counted(machine: Machine) -> None:
+def test_watermarks_are_written_often_only_while_rows_are_counted(machine):
     times: list[datetime] = []
     for second in range(1000, 1070, 2):
         machine.clock.now = second
@@ -377,15 +340,10 @@ def test_watermarks_are_written_often_only_while_rows_are_counted(machine: Machi
         written = machine.told().written_at
         if not times or written != times[-1]:
             times.append(written)
-    assert times == [
-        moment(1000),
-        moment(1030),
-        moment(1050),
-        moment(1056),
-    ]
+    assert times == [moment(1000), moment(1030), moment(1050), moment(1056)]
 
 
-def test_a_progress_that_makes_no_sense_begins_anew_under_another_name(tmp_path: Path) -> None:
+def test_a_progress_that_makes_no_sense_begins_anew_under_another_name(tmp_path):
     first = ShippingProgress(tmp_path / "spool")
     first.save()
     assert ShippingProgress(tmp_path / "spool").totals == first.totals
@@ -394,9 +352,8 @@ def test_a_progress_that_makes_no_sense_begins_anew_under_another_name(tmp_path:
 
 
 def test_the_agent_of_a_copied_state_folder_takes_a_name_of_its_own_and_counts_from_zero(
-    machine: Machine,
-    tmp_path: Path,
-) -> None:
+    machine, tmp_path
+):
     machine.answer(3)
     machine.shipper.ship()
     machine.watermark.round()

@@ -11,8 +11,8 @@ from mlflow_deploy_plugin.core.errors import InvalidArtifact, NotFound
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel
 from mlflow_deploy_plugin.core.spec.document import load_specs
 from mlflow_deploy_plugin.serve.agent.followed import FollowedModel, ModelRef
-from mlflow_deploy_plugin.serve.agent.resolver import PollPolicy, PyfuncPolicy, VersionResolver
-from tests.support.fake_registry import STAGE, AtOnce, Case, Later
+from mlflow_deploy_plugin.serve.agent.resolver import PollPolicy, PyfuncPolicy
+from tests.support.fake_registry import STAGE, AtOnce, Later
 
 SPEC = """
 name: e
@@ -28,28 +28,17 @@ variants:
 """
 
 
-@pytest.mark.parametrize(
-    ("failures", "seconds"),
-    [(0, 2), (1, 4), (3, 16), (4, 30), (99, 30)],
-)
-def test_the_registry_is_polled_less_often_the_longer_it_is_down(
-    failures: int,
-    seconds: float,
-) -> None:
-    policy = PollPolicy(
-        2.0,
-        True,
-        lambda: 0.0,
-        uniform=lambda low, high: (low + high) / 2,
-    )
+@pytest.mark.parametrize(("failures", "seconds"), [(0, 2), (1, 4), (3, 16), (4, 30), (99, 30)])
+def test_the_registry_is_polled_less_often_the_longer_it_is_down(failures, seconds):
+    policy = PollPolicy(2.0, True, lambda: 0.0, uniform=lambda low, high: (low + high) / 2)
     assert policy.due_at(failures) == seconds
 
 
-def test_a_poll_seldom_asked_for_is_not_made_more_often_by_failures() -> None:
+def test_a_poll_seldom_asked_for_is_not_made_more_often_by_failures():
     assert PollPolicy(60.0, True, lambda: 0.0, uniform=lambda low, high: 1.0).due_at(5) == 60
 
 
-def moved_during_a_poll(case: Case) -> tuple[Later, VersionResolver]:
+def moved_during_a_poll(case):
     """Return a resolver whose poll has found version 1, and its executor. The stage now
     has version 2.
     """
@@ -63,7 +52,7 @@ def moved_during_a_poll(case: Case) -> tuple[Later, VersionResolver]:
     return polls, resolver
 
 
-def test_a_poll_that_is_asked_for_while_another_is_under_way_comes_after_it(case: Case) -> None:
+def test_a_poll_that_is_asked_for_while_another_is_under_way_comes_after_it(case):
     polls, resolver = moved_during_a_poll(case)
     resolver.poll_now()
     resolver.advance()  # This call processes the poll from before the move.
@@ -76,7 +65,7 @@ def test_a_poll_that_is_asked_for_while_another_is_under_way_comes_after_it(case
     assert version.version == "2"
 
 
-def test_a_version_is_fetched_once_for_all_references_to_it(case: Case) -> None:
+def test_a_version_is_fetched_once_for_all_references_to_it(case):
     fetches = Later()
     resolver = case.follower(fetches=fetches).resolver
     pinned = ModelRef("models:/tiny/1")
@@ -90,7 +79,7 @@ def test_a_version_is_fetched_once_for_all_references_to_it(case: Case) -> None:
     assert all(model.is_settled and model.version for model in resolver.models.values())
 
 
-def test_a_version_is_fetched_for_each_key_that_must_have_signed_it(case: Case) -> None:
+def test_a_version_is_fetched_for_each_key_that_must_have_signed_it(case):
     resolver = case.follower().resolver
     uri = "models:/tiny/1"
     refs = [ModelRef(uri), ModelRef(uri, trusted_file="/a.pub"), ModelRef(uri, "", "/b.pub")]
@@ -101,7 +90,7 @@ def test_a_version_is_fetched_for_each_key_that_must_have_signed_it(case: Case) 
     assert case.world.trusted == ["", "/a.pub", "/b.pub"]
 
 
-def test_a_fetch_that_ends_during_a_poll_is_used_after_the_poll(case: Case) -> None:
+def test_a_fetch_that_ends_during_a_poll_is_used_after_the_poll(case):
     polls = Later()
     fetches = Later()
     resolver = case.follower(looks=polls, fetches=fetches).resolver
@@ -123,7 +112,7 @@ def test_a_fetch_that_ends_during_a_poll_is_used_after_the_poll(case: Case) -> N
     assert resolver.models[ModelRef(STAGE)].version is not None
 
 
-def test_fetches_that_take_long_leave_their_turns_to_others(case: Case) -> None:
+def test_fetches_that_take_long_leave_their_turns_to_others(case):
     fetches = Later()
     resolver = case.follower(fetches=fetches).resolver
     refs = [ModelRef(f"models:/tiny/{version}") for version in "1234"]
@@ -150,14 +139,14 @@ def test_fetches_that_take_long_leave_their_turns_to_others(case: Case) -> None:
     assert all(model.is_settled and model.version for model in resolver.models.values())
 
 
-def test_a_stalled_download_is_an_error_until_more_bytes_arrive(case: Case) -> None:
+def test_a_stalled_download_is_an_error_until_more_bytes_arrive(case):
     fetches = Later()
     resolver = case.follower(fetches=fetches).resolver
     model = FollowedModel()
     resolver.models = {ModelRef(STAGE): model}
     case.world.versions[STAGE] = "1"
 
-    def after(seconds: float, received: int) -> str:
+    def after(seconds, received):
         case.now = case.now + seconds
         case.world.received = received
         resolver.advance()
@@ -182,11 +171,7 @@ class EndsBetweenTwoLooks(AtOnce):
     """An executor whose futures are done from the second check on."""
 
     def submit(
-        self,
-        function: Callable[..., Any],
-        /,
-        *arguments: Any,
-        **named: Any,
+        self, function: Callable[..., Any], /, *arguments: Any, **named: Any
     ) -> "Future[Any]":
         future = super().submit(function, *arguments, **named)
         looks = itertools.count()
@@ -194,19 +179,15 @@ class EndsBetweenTwoLooks(AtOnce):
         return future
 
 
-def test_a_fetch_that_ends_while_results_are_taken_is_not_lost(case: Case) -> None:
+def test_a_fetch_that_ends_while_results_are_taken_is_not_lost(case):
     case.world.versions[STAGE] = "1"
     case.spec(STAGE)
     state = case.follower(fetches=EndsBetweenTwoLooks()).round()
-    assert (
-        state.fatal,
-        state.error,
-        case.versions,
-    ) == (False, "", {"v1": "1"})
+    assert (state.fatal, state.error, case.versions) == (False, "", {"v1": "1"})
     assert case.world.fetched == ["1"]
 
 
-def test_a_rejected_version_is_tried_again_when_somebody_asks(case: Case) -> None:
+def test_a_rejected_version_is_tried_again_when_somebody_asks(case):
     resolver = case.follower().resolver
     ref = ModelRef(STAGE)
     resolver.models = {ref: FollowedModel()}
@@ -225,10 +206,9 @@ def test_a_rejected_version_is_tried_again_when_somebody_asks(case: Case) -> Non
 
 
 @pytest.mark.parametrize(
-    ("uri", "is_followed"),
-    [("models:/x/3", False), ("models:/y@champion", True)],
+    ("uri", "is_followed"), [("models:/x/3", False), ("models:/y@champion", True)]
 )
-def test_a_fixed_version_and_an_allowed_reference_may_run_code(uri: str, is_followed: bool) -> None:
+def test_a_fixed_version_and_an_allowed_reference_may_run_code(uri, is_followed):
     PyfuncPolicy(load_specs(SPEC)).check(uri, is_followed)
 
 
@@ -237,24 +217,20 @@ def test_a_fixed_version_and_an_allowed_reference_may_run_code(uri: str, is_foll
     [
         ("models:/x/Production", True, "set -C variants.stage.allow_pyfunc=true"),
         # A variant does not allow it.
-        (
-            "models:/z@champion",
-            True,
-            "set -C variants.half.allow_pyfunc=true",
-        ),
+        ("models:/z@champion", True, "set -C variants.half.allow_pyfunc=true"),
         ("models:/loaded-over-http/1", False, "which can be allowed only in the server's spec"),
     ],
 )
-def test_others_may_not(uri: str, is_followed: bool, said: str) -> None:
+def test_others_may_not(uri, is_followed, said):
     with pytest.raises(InvalidArtifact, match=said):
         PyfuncPolicy(load_specs(SPEC)).check(uri, is_followed)
 
 
-def resolved(version: str) -> ResolvedModel:
+def resolved(version):
     return ResolvedModel(STAGE, "tiny", version, f"models:/tiny/{version}", followed=True)
 
 
-def test_a_version_of_the_change_feed_is_fetched_without_a_poll(case: Case) -> None:
+def test_a_version_of_the_change_feed_is_fetched_without_a_poll(case):
     follower = case.serving("1")
     polls = case.world.calls
 
@@ -265,7 +241,7 @@ def test_a_version_of_the_change_feed_is_fetched_without_a_poll(case: Case) -> N
     assert case.world.calls == polls
 
 
-def test_a_covered_reference_is_polled_hourly_until_the_feed_is_cut(case: Case) -> None:
+def test_a_covered_reference_is_polled_hourly_until_the_feed_is_cut(case):
     follower = case.serving("1")
     follower.feed.covered = frozenset({STAGE})
     follower.resolver.take_feed(follower.feed.covered, {STAGE: resolved("1")})
@@ -285,7 +261,7 @@ def test_a_covered_reference_is_polled_hourly_until_the_feed_is_cut(case: Case) 
     assert case.world.calls == polls + 1
 
 
-def test_the_agent_finds_the_reason_itself_why_a_reference_selects_no_version(case: Case) -> None:
+def test_the_agent_finds_the_reason_itself_why_a_reference_selects_no_version(case):
     follower = case.serving("1")
     case.world.versions[STAGE] = NotFound("there is no version in Production")
 
@@ -295,7 +271,7 @@ def test_the_agent_finds_the_reason_itself_why_a_reference_selects_no_version(ca
     assert case.versions == {"v1": "1"}
 
 
-def test_a_version_that_arrives_during_a_poll_leads_to_another_poll(case: Case) -> None:
+def test_a_version_that_arrives_during_a_poll_leads_to_another_poll(case):
     polls, resolver = moved_during_a_poll(case)
     resolver.take_feed(frozenset({STAGE}), {STAGE: resolved("2")})
     for _ in range(3):
@@ -308,9 +284,7 @@ def test_a_version_that_arrives_during_a_poll_leads_to_another_poll(case: Case) 
     assert version.version == "2"
 
 
-def test_a_new_reference_to_a_covered_model_is_polled_as_often_as_without_the_feed(
-    case: Case,
-) -> None:
+def test_a_new_reference_to_a_covered_model_is_polled_as_often_as_without_the_feed(case):
     """The feed covers the new reference only after its first event."""
     resolver = case.follower().resolver
     new = "models:/tiny/Staging"

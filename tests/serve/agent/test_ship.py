@@ -3,29 +3,22 @@
 import hashlib
 import json
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.core.column_names import TRIED_ID
-from mlflow_deploy_plugin.serve.agent.ship import Shipper
 from mlflow_deploy_plugin.serve.inference_log.log_reader import open_log
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
 from mlflow_deploy_plugin.serve.runtime.artifact import Input, Tensor
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.serve.spool.captured_model import CapturedModel, exclude_columns
 from mlflow_deploy_plugin.serve.spool.codec import Feedback, RequestRecord
-from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 from tests.support.shipping import HOUR, IMAGES, NOON, TABULAR, files, rows, write
 
 
-def test_captured_rows_come_out_under_the_signatures_names(
-    writer: CaptureWriter,
-    shipper: Shipper,
-    tmp_path: Path,
-) -> None:
+def test_captured_rows_come_out_under_the_signatures_names(writer, shipper, tmp_path):
     write(writer, "a", ["AA", "UA"])
     write(writer, f"{TRIED_ID}a", ["AA"])
     assert shipper.ship() == 3
@@ -62,30 +55,15 @@ def test_captured_rows_come_out_under_the_signatures_names(
     assert schema.field("output.probabilities").type == pa.list_(pa.float32())
 
 
-def test_labels_are_shipped_by_endpoint_and_the_day_they_came_in(
-    writer: CaptureWriter,
-    shipper: Shipper,
-    tmp_path: Path,
-) -> None:
+def test_labels_are_shipped_by_endpoint_and_the_day_they_came_in(writer, shipper, tmp_path):
     writer.write_feedback(
-        "flights",
-        NOON,
-        [
-            Feedback("p-a", 0, None, True),
-            Feedback("p-a", 1, None, "late"),
-        ],
+        "flights", NOON, [Feedback("p-a", 0, None, True), Feedback("p-a", 1, None, "late")]
     )
     write(writer, "a", ["AA"])
     writer.write_feedback(
-        "flights",
-        NOON + 1,
-        [Feedback(None, None, {"distance": 7.0, "carrier": "AA"}, 2)],
+        "flights", NOON + 1, [Feedback(None, None, {"distance": 7.0, "carrier": "AA"}, 2)]
     )
-    writer.write_feedback(
-        "flights",
-        NOON + 24 * HOUR,
-        [Feedback("p-b", None, None, None)],
-    )
+    writer.write_feedback("flights", NOON + 24 * HOUR, [Feedback("p-b", None, None, None)])
     assert shipper.ship() == 1
     folder = tmp_path / "log" / "_labels" / "endpoint=flights"
     assert sorted(path.parent.name for path in folder.rglob("*.parquet")) == [
@@ -94,15 +72,7 @@ def test_labels_are_shipped_by_endpoint_and_the_day_they_came_in(
     ]
     (first,) = (folder / "date=2026-06-01").iterdir()
     labels = pq.ParquetFile(first).read().to_pylist()
-    assert [
-        (
-            row["_prediction_id"],
-            row["_row"],
-            row["_key"],
-            row["_label"],
-        )
-        for row in labels
-    ] == [
+    assert [(row["_prediction_id"], row["_row"], row["_key"], row["_label"]) for row in labels] == [
         ("p-a", 0, None, "true"),
         ("p-a", 1, None, "late"),
         (None, None, '{"carrier":"AA","distance":"7"}', "2"),
@@ -110,23 +80,13 @@ def test_labels_are_shipped_by_endpoint_and_the_day_they_came_in(
     assert len({(row["_segment"], row["_offset"]) for row in labels}) == 3
 
 
-def test_requests_without_an_answer_are_a_log_of_their_own(
-    writer: CaptureWriter,
-    shipper: Shipper,
-    tmp_path: Path,
-) -> None:
+def test_requests_without_an_answer_are_a_log_of_their_own(writer, shipper, tmp_path):
     write(writer, "a", ["AA"])
     for status in (400, 504):
         record = RequestRecord("flights", "champion", "r", f"p{status}", NOON, NOON, 70, status)
         reason = {"_error_code": "BAD_REQUEST", "_message": None, "_column": f"c{status}"}
         texts = {name: np.array([text], object) for name, text in reason.items()}
-        writer.write(
-            record,
-            exclude_columns(TABULAR, ("prediction",), ()),
-            {},
-            texts,
-            1,
-        )
+        writer.write(record, exclude_columns(TABULAR, ("prediction",), ()), {}, texts, 1)
     assert shipper.ship() == 3
     log = open_log(str(tmp_path / "log"))
     window = parse_window("2026-06-01/1d")
@@ -141,51 +101,31 @@ def test_requests_without_an_answer_are_a_log_of_their_own(
     assert shipper.progress.totals.shipped == {"flights": 1}
 
 
-def test_masked_columns_are_equal_hashes_in_rows_and_in_keys_of_labels(
-    writer: CaptureWriter,
-    shipper: Shipper,
-    tmp_path: Path,
-) -> None:
+def test_masked_columns_are_equal_hashes_in_rows_and_in_keys_of_labels(writer, shipper, tmp_path):
     masked = exclude_columns(TABULAR, (), ("carrier", "prediction"))
     record = RequestRecord("flights", "champion", "r", "p", NOON, NOON)
-    feeds = {
-        "c": np.array([["AA"], [None], ["AA"]], dtype=object),
-        "d": np.zeros((3, 1)),
-    }
+    feeds = {"c": np.array([["AA"], [None], ["AA"]], dtype=object), "d": np.zeros((3, 1))}
     assert writer.write(record, masked, feeds, {"label": np.array([1.0, 2.0, 1.0])}, 100)[-1]
     writer.write_feedback(
-        "flights",
-        NOON,
-        [Feedback(None, None, {"carrier": "AA", "distance": 0}, 1)],
-        ("carrier",),
+        "flights", NOON, [Feedback(None, None, {"carrier": "AA", "distance": 0}, 1)], ("carrier",)
     )
     assert shipper.ship() == 3
     log_rows = rows(tmp_path)
     key = next(json.loads(row["_key"]) for row in log_rows if "_key" in row)
     logged = [row for row in log_rows if "_key" not in row]
-    assert [row["carrier"] for row in logged] == [
-        key["carrier"],
-        None,
-        key["carrier"],
-    ]
+    assert [row["carrier"] for row in logged] == [key["carrier"], None, key["carrier"]]
     assert logged[0]["prediction"] == logged[2]["prediction"] != logged[1]["prediction"]
     assert key["distance"] == "0"
     secret = tmp_path / "mask.key"
     assert secret.stat().st_mode & 0o777 == 0o600
     assert len(bytes.fromhex(secret.read_text())) == 32
     expected = hashlib.blake2b(
-        b"AA",
-        key=bytes.fromhex(secret.read_text()),
-        digest_size=16,
+        b"AA", key=bytes.fromhex(secret.read_text()), digest_size=16
     ).hexdigest()
     assert key["carrier"] == expected
 
 
-def test_rows_are_partitioned_by_endpoint_and_the_hour_of_event_time(
-    writer: CaptureWriter,
-    shipper: Shipper,
-    tmp_path: Path,
-) -> None:
+def test_rows_are_partitioned_by_endpoint_and_the_hour_of_event_time(writer, shipper, tmp_path):
     for number, hours in enumerate((0, 0, 1, 13)):
         write(writer, str(number), ["AA"], NOON + hours * HOUR)
     shipper.ship()
@@ -197,57 +137,27 @@ def test_rows_are_partitioned_by_endpoint_and_the_hour_of_event_time(
     ]
 
 
-def test_a_scalar_input_gets_no_column(
-    writer: CaptureWriter,
-    shipper: Shipper,
-    tmp_path: Path,
-) -> None:
-    tensors = (
-        Tensor("x", "float32", (-1,)),
-        Tensor("threshold", "float32", ()),
-    )
+def test_a_scalar_input_gets_no_column(writer, shipper, tmp_path):
+    tensors = (Tensor("x", "float32", (-1,)), Tensor("threshold", "float32", ()))
     schema = Schema(
-        (),
-        tensors,
-        tuple(Input(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors),
+        (), tensors, tuple(Input(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors)
     )
     record = RequestRecord("e", "v", "r", "p", NOON, NOON)
-    feeds = {
-        "threshold": np.array(0.5, np.float32),
-        "x": np.array([1, 2], np.float32),
-    }
+    feeds = {"threshold": np.array(0.5, np.float32), "x": np.array([1, 2], np.float32)}
     assert writer.write(
-        record,
-        CapturedModel("m", "1", schema, ("y",)),
-        feeds,
-        {"y": feeds["x"]},
-        100,
+        record, CapturedModel("m", "1", schema, ("y",)), feeds, {"y": feeds["x"]}, 100
     )[-1]
     assert shipper.ship() == 2
-    assert [
-        (
-            row["x"],
-            row["prediction"],
-            "threshold" in row,
-        )
-        for row in rows(tmp_path)
-    ] == [
+    assert [(row["x"], row["prediction"], "threshold" in row) for row in rows(tmp_path)] == [
         (1.0, 1.0, False),
         (2.0, 2.0, False),
     ]
 
 
-def test_tensors_of_different_lengths_become_nested_lists(
-    writer: CaptureWriter,
-    shipper: Shipper,
-    tmp_path: Path,
-) -> None:
+def test_tensors_of_different_lengths_become_nested_lists(writer, shipper, tmp_path):
     for number, length in enumerate((1, 3)):
         record = RequestRecord("cnn", "cnn", str(number), f"p-{number}", NOON, NOON)
-        image = np.arange(
-            2 * length * 2,
-            dtype=np.float32,
-        ).reshape(2, length, 2)
+        image = np.arange(2 * length * 2, dtype=np.float32).reshape(2, length, 2)
         assert writer.write(record, IMAGES, {"image": image}, {"p": np.zeros(2, np.int64)}, 100)[-1]
     assert shipper.ship() == 4
     log_rows = rows(tmp_path)
@@ -260,11 +170,7 @@ def test_tensors_of_different_lengths_become_nested_lists(
     assert [row["prediction"] for row in log_rows] == [0, 0, 0, 0]
 
 
-def test_requests_that_are_alike_make_one_file_whatever_came_between(
-    writer: CaptureWriter,
-    shipper: Shipper,
-    tmp_path: Path,
-) -> None:
+def test_requests_that_are_alike_make_one_file_whatever_came_between(writer, shipper, tmp_path):
     for number in range(30):
         write(writer, f"r{number}", ["AA"] * (1 + number % 3))
     assert shipper.ship() == 60

@@ -8,24 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from mlflow_deploy_plugin.serve.agent.ship import Shipper
 from mlflow_deploy_plugin.serve.inference_log.labels import read_labels
 from mlflow_deploy_plugin.serve.inference_log.log_reader import open_log
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
 from mlflow_deploy_plugin.serve.spool.codec import Feedback
-from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 from tests.support.inference_log import rows_of
 from tests.support.shipping import NOON, files, forget_what_is_shipped, rows, write
 from tests.support.spool import read_segment
 
 
-def test_a_crash_before_the_offset_is_written_makes_no_doubles(
-    writer: CaptureWriter,
-    shipper: Shipper,
-    tmp_path: Path,
-) -> None:
+def test_a_crash_before_the_offset_is_written_makes_no_doubles(writer, shipper, tmp_path):
     write(writer, "a", ["AA"])
     shipper.ship()
     forget_what_is_shipped(tmp_path)
@@ -34,10 +27,8 @@ def test_a_crash_before_the_offset_is_written_makes_no_doubles(
 
 
 def test_shipping_again_after_a_crash_never_overwrites_files_that_may_have_been_read(
-    writer: CaptureWriter,
-    shipper: Shipper,
-    tmp_path: Path,
-) -> None:
+    writer, shipper, tmp_path
+):
     feedback = [Feedback("p-a", None, None, 1)]
     for request in "ab":
         write(writer, request, ["AA"])
@@ -58,10 +49,7 @@ def test_shipping_again_after_a_crash_never_overwrites_files_that_may_have_been_
     assert sum(map(len, read_labels(log.location, "flights", {}))) == 2
 
 
-def test_the_segment_of_a_killed_worker_is_shipped_up_to_the_torn_frame(
-    shipper: Shipper,
-    tmp_path: Path,
-) -> None:
+def test_the_segment_of_a_killed_worker_is_shipped_up_to_the_torn_frame(shipper, tmp_path):
     script = (
         "import sys; sys.path[:0] = sys.argv[1:3]; from pathlib import Path; import test_ship as "
         "t, time;w = t.CaptureWriter(Path(sys.argv[3])); t.write(w, 'a', ['AA']); t.write(w, 'b', "
@@ -82,12 +70,7 @@ def test_the_segment_of_a_killed_worker_is_shipped_up_to_the_torn_frame(
     assert not list((tmp_path / "spool").iterdir())
 
 
-def test_a_torn_end_is_counted_and_logged(
-    writer: CaptureWriter,
-    shipper: Shipper,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_torn_end_is_counted_and_logged(writer, shipper, tmp_path, caplog):
     for name in "ab":
         write(writer, name, ["AA"])
     writer.close()
@@ -98,5 +81,5 @@ def test_a_torn_end_is_counted_and_logged(
     assert shipper.state.torn_segments == 1
     lost = end - 3 - last.offset
     assert caplog.messages == [
-        f"{lost} bytes of segment {segment.stem} are not a complete frame and are lost",
+        f"{lost} bytes of segment {segment.stem} are not a complete frame and are lost"
     ]

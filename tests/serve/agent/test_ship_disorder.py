@@ -5,7 +5,6 @@ segments and rows.
 import os
 import sys
 import zlib
-from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
@@ -19,24 +18,15 @@ from mlflow_deploy_plugin.serve.spool.codec import Feedback, RequestRecord
 from mlflow_deploy_plugin.serve.spool.frames import FRAME, MAGIC
 from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 from tests.support.refusals import mentions
-from tests.support.services.s3 import Bucket
 from tests.support.shipping import NOON, TABULAR, files, rows, write
 from tests.support.spool import read_segment
 
 
-def test_a_key_that_is_none_lets_nothing_unmasked_out(
-    writer: CaptureWriter,
-    shipper: Shipper,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_key_that_is_none_lets_nothing_unmasked_out(writer, shipper, tmp_path, caplog):
     (tmp_path / "mask.key").write_text("secret")
     masked = exclude_columns(TABULAR, (), ("carrier",))
     record = RequestRecord("flights", "champion", "r", "p", NOON, NOON)
-    feeds = {
-        "c": np.array([["AA"]], dtype=object),
-        "d": np.zeros((1, 1)),
-    }
+    feeds = {"c": np.array([["AA"]], dtype=object), "d": np.zeros((1, 1))}
     assert not writer.write(record, masked, feeds, {}, 100)[-1]
     assert mentions(caplog.text, "mask.key", "32 to 128")
     assert "secret" not in caplog.text
@@ -45,10 +35,7 @@ def test_a_key_that_is_none_lets_nothing_unmasked_out(
     assert shipper.ship() == 1
 
 
-def test_a_log_that_cannot_be_written_keeps_the_segment(
-    writer: CaptureWriter,
-    tmp_path: Path,
-) -> None:
+def test_a_log_that_cannot_be_written_keeps_the_segment(writer, tmp_path):
     (tmp_path / "log").touch()
     shipper = Shipper(tmp_path / "spool", str(tmp_path / "log"))
     write(writer, "a", ["AA"])
@@ -58,11 +45,7 @@ def test_a_log_that_cannot_be_written_keeps_the_segment(
     assert shipper.ship() == 1
 
 
-def test_a_segment_that_makes_no_sense_is_set_aside(
-    writer: CaptureWriter,
-    shipper: Shipper,
-    tmp_path: Path,
-) -> None:
+def test_a_segment_that_makes_no_sense_is_set_aside(writer, shipper, tmp_path):
     write(writer, "a", ["AA"])
     writer.close()
     (segment,) = (tmp_path / "spool").glob("*.seg")
@@ -74,10 +57,8 @@ def test_a_segment_that_makes_no_sense_is_set_aside(
 
 
 def test_answers_of_other_types_or_shapes_take_no_row_of_the_same_model_with_them(
-    writer: CaptureWriter,
-    shipper: Shipper,
-    tmp_path: Path,
-) -> None:
+    writer, shipper, tmp_path
+):
     answers = [
         np.array([1.0]),
         np.array([1]),
@@ -87,47 +68,26 @@ def test_answers_of_other_types_or_shapes_take_no_row_of_the_same_model_with_the
     ]
     for number, answer in enumerate(answers):
         record = RequestRecord("flights", "champion", str(number), "p", NOON, NOON)
-        feeds = {
-            "c": np.array([["AA"]], dtype=object),
-            "d": np.zeros((1, 1)),
-        }
+        feeds = {"c": np.array([["AA"]], dtype=object), "d": np.zeros((1, 1))}
         assert writer.write(record, TABULAR, feeds, {"label": answer}, 100)[-1]
     assert shipper.ship() == 5
     predictions = {
         row["_request_id"]: row.get("prediction", row.get("output.label")) for row in rows(tmp_path)
     }
-    assert predictions == {
-        "0": 1.0,
-        "1": 1,
-        "2": [1.0],
-        "3": "a",
-        "4": 2.0,
-    }
+    assert predictions == {"0": 1.0, "1": 1, "2": [1.0], "3": "a", "4": 2.0}
     assert len(files(tmp_path)) == 4
 
 
-def test_labels_that_have_no_form_are_left_out_and_take_no_row_with_them(
-    writer: CaptureWriter,
-    shipper: Shipper,
-    tmp_path: Path,
-) -> None:
+def test_labels_that_have_no_form_are_left_out_and_take_no_row_with_them(writer, shipper, tmp_path):
     write(writer, "a", ["AA"])
     # The time is in the year 33658.
-    writer.write_feedback(
-        "flights",
-        10**18,
-        [Feedback("p-a", None, None, 1)],
-    )
+    writer.write_feedback("flights", 10**18, [Feedback("p-a", None, None, 1)])
     writer.close()
     assert shipper.ship() == 1
     assert not list((tmp_path / "spool").iterdir())
 
 
-def test_a_time_that_no_file_can_be_named_for_takes_no_other_row_with_it(
-    writer: CaptureWriter,
-    shipper: Shipper,
-    tmp_path: Path,
-) -> None:
+def test_a_time_that_no_file_can_be_named_for_takes_no_other_row_with_it(writer, shipper, tmp_path):
     write(writer, "before", ["AA"])
     write(writer, "impossible", ["AA"], at=-62_135_600_000_000_000)  # The time is in the year 0.
     write(writer, "after", ["AA"])
@@ -137,11 +97,7 @@ def test_a_time_that_no_file_can_be_named_for_takes_no_other_row_with_it(
     assert {row["_request_id"] for row in rows(tmp_path)} == {"before", "after", "later"}
 
 
-def test_where_it_is_not_known_how_far_a_segment_is_shipped_all_of_it_is(
-    writer: CaptureWriter,
-    shipper: Shipper,
-    tmp_path: Path,
-) -> None:
+def test_where_it_is_not_known_how_far_a_segment_is_shipped_all_of_it_is(writer, shipper, tmp_path):
     write(writer, "a", ["AA"])
     assert shipper.ship() == 1
     (shipped,) = (tmp_path / "spool").glob("*.shipped")
@@ -149,10 +105,7 @@ def test_where_it_is_not_known_how_far_a_segment_is_shipped_all_of_it_is(
     assert shipper.ship() == 1
 
 
-def test_the_last_few_segments_that_make_no_sense_are_kept_and_all_are_counted(
-    shipper: Shipper,
-    tmp_path: Path,
-) -> None:
+def test_the_last_few_segments_that_make_no_sense_are_kept_and_all_are_counted(shipper, tmp_path):
     for number in range(6):
         writer = CaptureWriter(tmp_path / "spool")
         write(writer, "a", ["AA"])
@@ -167,16 +120,10 @@ def test_the_last_few_segments_that_make_no_sense_are_kept_and_all_are_counted(
     assert shipper.state.broken_segments == 6
 
 
-@pytest.mark.parametrize(
-    "payload",
-    [b"", b"R", b"R" + bytes(4), b"R" + bytes(40), b"L" + bytes(2)],
-)
+@pytest.mark.parametrize("payload", [b"", b"R", b"R" + bytes(4), b"R" + bytes(40), b"L" + bytes(2)])
 def test_whole_frames_that_hold_something_else_do_not_end_the_agent(
-    writer: CaptureWriter,
-    shipper: Shipper,
-    tmp_path: Path,
-    payload: bytes,
-) -> None:
+    writer, shipper, tmp_path, payload
+):
     frame = FRAME.pack(MAGIC, len(payload), zlib.crc32(payload)) + payload
     (tmp_path / "spool").mkdir()
     (tmp_path / "spool" / "odd.seg").write_bytes(frame)
@@ -184,28 +131,15 @@ def test_whole_frames_that_hold_something_else_do_not_end_the_agent(
     assert shipper.ship() == 1
 
 
-@pytest.mark.parametrize(
-    "payload",
-    [b"", b"R", b"R" + bytes(40), b"F", b"F{}"],
-)
+@pytest.mark.parametrize("payload", [b"", b"R", b"R" + bytes(40), b"F", b"F{}"])
 def test_a_frame_that_makes_no_sense_takes_none_with_it_of_a_segment_that_is_written_on(
-    writer: CaptureWriter,
-    shipper: Shipper,
-    tmp_path: Path,
-    payload: bytes,
-) -> None:
+    writer, shipper, tmp_path, payload
+):
     write(writer, "a", ["AA"])
     writer.write_feedback("flights", NOON, [Feedback("p-a", None, None, 1)])
     (segment,) = (tmp_path / "spool").glob("*.seg")
     with segment.open("ab") as file:
-        file.write(
-            FRAME.pack(
-                MAGIC,
-                len(payload),
-                zlib.crc32(payload),
-            )
-            + payload
-        )
+        file.write(FRAME.pack(MAGIC, len(payload), zlib.crc32(payload)) + payload)
     write(writer, "b", ["AA"])
     assert shipper.ship() == 2
     write(writer, "c", ["AA"])
@@ -217,11 +151,7 @@ def test_a_frame_that_makes_no_sense_takes_none_with_it_of_a_segment_that_is_wri
     assert shipper.state.broken_segments == 1
 
 
-def test_a_broken_frame_is_counted_once_even_if_its_segment_is_retried(
-    writer: CaptureWriter,
-    shipper: Shipper,
-    tmp_path: Path,
-) -> None:
+def test_a_broken_frame_is_counted_once_even_if_its_segment_is_retried(writer, shipper, tmp_path):
     write(writer, "a", ["AA"])
     (segment,) = (tmp_path / "spool").glob("*.seg")
     with segment.open("ab") as file:
@@ -235,11 +165,7 @@ def test_a_broken_frame_is_counted_once_even_if_its_segment_is_retried(
     assert shipper.state.broken_segments == 1
 
 
-def test_a_segment_that_cannot_be_read_keeps_no_other_from_the_log(
-    writer: CaptureWriter,
-    shipper: Shipper,
-    tmp_path: Path,
-) -> None:
+def test_a_segment_that_cannot_be_read_keeps_no_other_from_the_log(writer, shipper, tmp_path):
     (tmp_path / "spool").mkdir()
     unreadable = tmp_path / "spool" / "a.seg"
     unreadable.mkdir()  # A folder cannot be read as a file, even by root.
@@ -251,10 +177,7 @@ def test_a_segment_that_cannot_be_read_keeps_no_other_from_the_log(
     assert shipper.state.error == ""
 
 
-def test_a_segment_whose_own_files_are_in_disorder_keeps_no_other_from_the_log(
-    shipper: Shipper,
-    tmp_path: Path,
-) -> None:
+def test_a_segment_whose_own_files_are_in_disorder_keeps_no_other_from_the_log(shipper, tmp_path):
     held = CaptureWriter(tmp_path / "spool")
     ended = CaptureWriter(tmp_path / "spool")
     write(held, "a", ["AA"])
@@ -275,20 +198,15 @@ def test_a_segment_whose_own_files_are_in_disorder_keeps_no_other_from_the_log(
 
 
 def test_running_out_of_memory_or_missing_boto3_loses_no_rows(
-    writer: CaptureWriter,
-    bucket: Bucket,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    writer, bucket, tmp_path, monkeypatch
+):
     shipper = Shipper(tmp_path / "spool", "s3://b/log")
     write(writer, "a", ["AA"])
     writer.write_feedback("flights", NOON, [Feedback("p-a", None, None, 1)])
     writer.close()
     with monkeypatch.context() as without_memory:
         without_memory.setattr(
-            pq,
-            "write_table",
-            Mock(side_effect=pa.ArrowMemoryError("malloc of size 1 failed")),
+            pq, "write_table", Mock(side_effect=pa.ArrowMemoryError("malloc of size 1 failed"))
         )
         assert shipper.ship() == 0
         assert "malloc of size" in shipper.state.error

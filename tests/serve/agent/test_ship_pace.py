@@ -2,25 +2,17 @@
 become less frequent.
 """
 
-from pathlib import Path
-
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
 from mlflow_deploy_plugin.serve.agent.ship import Shipper
 from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 from tests.support.clocks import Clock
 from tests.support.inference_log import rows_of
-from tests.support.services.s3 import Bucket
 from tests.support.shipping import rows, write
 
 
-def test_only_new_rows_are_shipped_and_a_released_segment_is_deleted(
-    writer: CaptureWriter,
-    shipper: Shipper,
-    tmp_path: Path,
-) -> None:
+def test_only_new_rows_are_shipped_and_a_released_segment_is_deleted(writer, shipper, tmp_path):
     write(writer, "a", ["AA"])
     assert shipper.ship() == 1
     assert shipper.ship() == 0
@@ -36,9 +28,7 @@ def test_only_new_rows_are_shipped_and_a_released_segment_is_deleted(
     assert sorted(row["_request_id"] for row in rows(tmp_path)) == ["a", "b", "c"]
 
 
-def test_complete_until_follows_a_clock_that_is_set_back(
-    tmp_path: Path,
-) -> None:
+def test_complete_until_follows_a_clock_that_is_set_back(tmp_path):
     clock = Clock(0.0)
     day = 86400.0
     shipper = Shipper(tmp_path / "spool", str(tmp_path / "log"), now=clock)
@@ -49,7 +39,7 @@ def test_complete_until_follows_a_clock_that_is_set_back(
     assert times == [day, 3 * day, day + 60]
 
 
-def test_a_new_server_whose_log_is_away_is_behind_since_its_start(tmp_path: Path) -> None:
+def test_a_new_server_whose_log_is_away_is_behind_since_its_start(tmp_path):
     clock = Clock(86400.0)
     (tmp_path / "log").touch()
     shipper = Shipper(tmp_path / "spool", str(tmp_path / "log"), clock, clock)
@@ -60,11 +50,7 @@ def test_a_new_server_whose_log_is_away_is_behind_since_its_start(tmp_path: Path
     assert shipper.state.complete_until == 86400.0
 
 
-def test_a_segment_that_grows_is_left_to_grow_for_ten_seconds(
-    writer: CaptureWriter,
-    patient: Shipper,
-    clock: Clock[float],
-) -> None:
+def test_a_segment_that_grows_is_left_to_grow_for_ten_seconds(writer, patient, clock):
     shipped = []
     for second in range(0, 14, 2):
         clock.now = float(second)
@@ -73,31 +59,22 @@ def test_a_segment_that_grows_is_left_to_grow_for_ten_seconds(
     assert shipped == [0, 0, 0, 0, 0, 6, 0]
 
 
-def test_a_segment_that_has_stopped_growing_is_shipped_in_the_next_round(
-    writer: CaptureWriter,
-    patient: Shipper,
-) -> None:
+def test_a_segment_that_has_stopped_growing_is_shipped_in_the_next_round(writer, patient):
     write(writer, "a", ["AA"])
     assert [patient.round() for _ in range(3)] == [0, 1, 0]
     write(writer, "b", ["AA"])
     assert [patient.round() for _ in range(3)] == [0, 1, 0]
 
 
-def test_a_segment_that_its_worker_let_go_of_is_shipped_at_once(
-    writer: CaptureWriter,
-    patient: Shipper,
-) -> None:
+def test_a_segment_that_its_worker_let_go_of_is_shipped_at_once(writer, patient):
     write(writer, "a", ["AA"])
     writer.close()
     assert patient.round() == 1
 
 
 def test_an_unwritable_log_is_reported_once_and_retried_with_backoff(
-    patient: Shipper,
-    clock: Clock[float],
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+    patient, clock, tmp_path, caplog
+):
     caplog.set_level("INFO")
     (tmp_path / "log").touch()
     for name in "ab":
@@ -113,7 +90,7 @@ def test_an_unwritable_log_is_reported_once_and_retried_with_backoff(
             failed.append(second)
     assert failed == [0, 2, 6, 14, 30]
     assert patient.state.error.startswith(
-        f"the inference log {tmp_path / 'log'} cannot be written: ",
+        f"the inference log {tmp_path / 'log'} cannot be written: "
     )
     assert len(caplog.records) == 1
 
@@ -124,11 +101,7 @@ def test_an_unwritable_log_is_reported_once_and_retried_with_backoff(
     assert caplog.messages[1:] == ["the inference log can be written again"]
 
 
-def test_a_log_that_is_down_for_days_is_asked_on(
-    patient: Shipper,
-    clock: Clock[float],
-    tmp_path: Path,
-) -> None:
+def test_a_log_that_is_down_for_days_is_asked_on(patient, clock, tmp_path):
     (tmp_path / "log").touch()
     writer = CaptureWriter(tmp_path / "spool")
     write(writer, "a", ["AA"])
@@ -141,11 +114,7 @@ def test_a_log_that_is_down_for_days_is_asked_on(
     assert patient.round() == 1
 
 
-def test_an_hour_without_the_log_costs_no_row_and_few_attempts(
-    writer: CaptureWriter,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_an_hour_without_the_log_costs_no_row_and_few_attempts(writer, tmp_path, caplog):
     clock = Clock(0.0)
     shipper = Shipper(tmp_path / "spool", str(tmp_path / "log"), clock, clock)
     (tmp_path / "log").write_text("a file where the folder should be")
@@ -170,11 +139,8 @@ def test_an_hour_without_the_log_costs_no_row_and_few_attempts(
 
 
 def test_a_refusing_bucket_is_logged_once_and_later_gets_each_row_once(
-    writer: CaptureWriter,
-    bucket: Bucket,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+    writer, bucket, tmp_path, caplog
+):
     shipper = Shipper(tmp_path / "spool", "s3://b/log")
     bucket.refusals = [403, 403]
     shipped = []
@@ -182,9 +148,7 @@ def test_a_refusing_bucket_is_logged_once_and_later_gets_each_row_once(
         write(writer, name, ["AA"])
         shipped.append(shipper.ship())
     assert shipped == [0, 0, 3]
-    assert [line for line in caplog.messages if "cannot be written" in line] == [
-        caplog.messages[0],
-    ]
+    assert [line for line in caplog.messages if "cannot be written" in line] == [caplog.messages[0]]
     tables = [
         pq.ParquetFile(pa.BufferReader(content)).read() for content in bucket.objects.values()
     ]

@@ -3,11 +3,9 @@ prepared responses.
 """
 
 import threading
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,7 +25,7 @@ class _Quiet(WSGIRequestHandler):
 
 
 @pytest.fixture(scope="session")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
+def served(tmp_path_factory):
     """Return the URL of a model with columns ("flights": label and probabilities) and
     of a tensor model ("images").
     """
@@ -37,9 +35,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
         mounted: dict[str, Any] = {}
         for name, model in folders.items():
             app = mounted[f"/{name}"] = wsgi_app(
-                str(model),
-                name=name,
-                state_dir=folder / f"state-{name}",
+                str(model), name=name, state_dir=folder / f"state-{name}"
             )
             ending.callback(app.close)
         server = make_server(
@@ -73,20 +69,20 @@ Answer = tuple[int, dict[str, str], bytes, float]
 
 
 @pytest.fixture
-def scripted(tmp_path: Path) -> Iterator[Callable[..., Scripted]]:
+def scripted(tmp_path):
     """Start a server that sends these responses in turn, and then repeats the last
     response.
     """
     with ExitStack() as ending:
 
-        def start(*answers: Answer) -> Scripted:
+        def start(*answers):
             return ending.enter_context(_scripted_server(list(answers)))
 
         yield start
 
 
 @contextmanager
-def _scripted_server(answers: list[Answer]) -> Iterator[Scripted]:
+def _scripted_server(answers):
     ended = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
@@ -94,13 +90,7 @@ def _scripted_server(answers: list[Answer]) -> Iterator[Scripted]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            script.asked.append(
-                (
-                    self.path,
-                    dict(self.headers.items()),
-                    body,
-                )
-            )
+            script.asked.append((self.path, dict(self.headers.items()), body))
             status, headers, content, seconds = answers.pop(0) if len(answers) > 1 else answers[0]
             ended.wait(seconds)
             self.send_response(status)

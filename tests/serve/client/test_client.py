@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,20 +31,14 @@ from mlflow_deploy_plugin.core.errors import (
     TooManyRequests,
     Unauthenticated,
 )
-from mlflow_deploy_plugin.serve.client.client import AsyncClient, Client, Prediction, RetryPolicy
+from mlflow_deploy_plugin.serve.client.client import AsyncClient, Client, RetryPolicy
 from tests.support.models import mixed_model
 from tests.support.refusals import mentions
-from tests.support.serving import Served as RunningServer
 from tests.support.waiting import free_port as find_free_port
 from tests.support.waiting import wait_until
 
 FRAME = pd.DataFrame(
-    {
-        "carrier": ["UA", "AA"],
-        "distance": [1400.0, -4000.0],
-        "hour": [17, 9],
-        "late": [True, False],
-    },
+    {"carrier": ["UA", "AA"], "distance": [1400.0, -4000.0], "hour": [17, 9], "late": [True, False]}
 )
 DAY = "2013-07-01T00:00:00"
 OK = (200, {"X-Prediction-Id": "p1"}, b'{"predictions": [1.5]}', 0.0)
@@ -54,13 +47,13 @@ Served = Callable[[str], str]
 COLUMNS = {str(name): FRAME[name].to_numpy() for name in FRAME}
 
 
-def values_of(prediction: Prediction) -> list[Any]:
+def values_of(prediction):
     values: list[Any] = np.asarray(prediction).tolist()
     return values
 
 
 @pytest.fixture
-def flights(served: Served) -> Client:
+def flights(served):
     return Client(served("flights"))
 
 
@@ -74,16 +67,11 @@ def flights(served: Served) -> Client:
         {name: FRAME[name] for name in FRAME},
         FRAME.to_dict("records"),
         FRAME.to_numpy().tolist(),
-        {
-            "dataframe_split": {
-                "columns": list(FRAME),
-                "data": FRAME.to_numpy().tolist(),
-            }
-        },
+        {"dataframe_split": {"columns": list(FRAME), "data": FRAME.to_numpy().tolist()}},
     ],
     ids=["frame", "arrow", "arrays", "lists", "series", "records", "rows", "a form of MLflow's"],
 )
-def test_rows_of_every_kind_get_the_same_prediction(flights: Client, rows: Any) -> None:
+def test_rows_of_every_kind_get_the_same_prediction(flights, rows):
     prediction = flights.predict(rows, request_id="r-1")
 
     assert values_of(prediction) == ["yes", "no"]
@@ -94,13 +82,11 @@ def test_rows_of_every_kind_get_the_same_prediction(flights: Client, rows: Any) 
     assert prediction.request_id == "r-1"
 
 
-def test_one_record_is_one_row(flights: Client) -> None:
+def test_one_record_is_one_row(flights):
     assert values_of(flights.predict(FRAME.iloc[0].to_dict())) == ["yes"]
 
 
-def test_an_array_is_the_models_tensor_and_several_outputs_come_by_their_names(
-    served: Served,
-) -> None:
+def test_an_array_is_the_models_tensor_and_several_outputs_come_by_their_names(served):
     images = np.arange(8, dtype=np.float32).reshape(2, 2, 2)
 
     prediction = Client(served("images")).predict(images)
@@ -112,14 +98,11 @@ def test_an_array_is_the_models_tensor_and_several_outputs_come_by_their_names(
         np.asarray(prediction)
 
 
-def test_columns_without_names_are_known_by_their_position(flights: Client) -> None:
+def test_columns_without_names_are_known_by_their_position(flights):
     assert values_of(flights.predict(FRAME.set_axis(range(4), axis=1))) == ["yes", "no"]
 
 
-def test_a_graph_answers_the_outputs_that_predict_leaves_out(
-    flights: Client,
-    served: Served,
-) -> None:
+def test_a_graph_answers_the_outputs_that_predict_leaves_out(flights, served):
     every = flights.infer(COLUMNS)
     subset = flights.infer(COLUMNS, ["probabilities"])
 
@@ -127,18 +110,15 @@ def test_a_graph_answers_the_outputs_that_predict_leaves_out(
     assert every.values["label"].tolist() == ["yes", "no"]
     assert list(every.values) == ["label", "probabilities"]
     np.testing.assert_array_equal(
-        np.asarray(subset.values["probabilities"]),
-        every.values["probabilities"],
+        np.asarray(subset.values["probabilities"]), every.values["probabilities"]
     )
     image = np.ones((1, 2, 2), np.float32)
     assert Client(served("images"), "images").infer({"image": image}).values["total"].tolist() == [
-        4.0,
+        4.0
     ]
 
 
-def test_a_refusal_carries_the_message_the_status_and_the_id_of_the_request(
-    flights: Client,
-) -> None:
+def test_a_refusal_carries_the_message_the_status_and_the_id_of_the_request(flights):
     with pytest.raises(InvalidRequest) as refused:
         flights.predict(FRAME.rename(columns={"distance": "distnce"}), request_id="r-2")
 
@@ -161,10 +141,7 @@ def test_a_refusal_carries_the_message_the_status_and_the_id_of_the_request(
         ([{"a": object()}], "the input cannot be sent as JSON: "),
     ],
 )
-def test_rows_that_cannot_be_sent_are_refused_before_anybody_is_asked(
-    rows: Any,
-    message: str,
-) -> None:
+def test_rows_that_cannot_be_sent_are_refused_before_anybody_is_asked(rows, message):
     with pytest.raises(InvalidRequest) as refused:
         Client("http://127.0.0.1:1").predict(rows)
     assert refused.value.message.startswith(message)
@@ -173,20 +150,10 @@ def test_rows_that_cannot_be_sent_are_refused_before_anybody_is_asked(
 
 @pytest.mark.parametrize(
     ("labels", "taken"),
-    [
-        (["yes", "no"], 2),
-        (FRAME["late"], 2),
-        ({1: None}, 1),
-        ("yes", 1),
-        (np.float32(0.5), 1),
-    ],
+    [(["yes", "no"], 2), (FRAME["late"], 2), ({1: None}, 1), ("yes", 1), (np.float32(0.5), 1)],
 )
-def test_labels_are_sent_to_the_prediction_that_they_are_of(
-    flights: Client,
-    labels: Any,
-    taken: int,
-) -> None:
-    def accepted() -> float:
+def test_labels_are_sent_to_the_prediction_that_they_are_of(flights, labels, taken):
+    def accepted():
         page = requests.get(f"{flights.url}/metrics", timeout=10).text
         lines = [
             line
@@ -203,10 +170,10 @@ def test_labels_are_sent_to_the_prediction_that_they_are_of(
     assert flights.feedback(prediction.id, labels) == taken
 
 
-def test_metadata_and_readiness_are_those_of_the_endpoint(flights: Client, served: Served) -> None:
+def test_metadata_and_readiness_are_those_of_the_endpoint(flights, served):
     assert flights.metadata()["name"] == "flights"
     assert [entry["name"] for entry in Client(served("images"), "images").metadata()["inputs"]] == [
-        "image",
+        "image"
     ]
     assert flights.ready()
     assert Client(served("images"), "images").ready()
@@ -216,21 +183,12 @@ def test_metadata_and_readiness_are_those_of_the_endpoint(flights: Client, serve
         Client(served("images"), "other").predict(np.ones((1, 2, 2)))
 
 
-def test_the_name_of_the_endpoint_is_asked_for_where_a_key_may_not_read_the_index(
-    scripted: Callable[..., Any],
-) -> None:
+def test_the_name_of_the_endpoint_is_asked_for_where_a_key_may_not_read_the_index(scripted):
     message = {
         "error_code": "PERMISSION_DENIED",
         "message": "the key 'shop' is for infer; this needs read",
     }
-    server = scripted(
-        (
-            403,
-            {},
-            json.dumps(message).encode(),
-            0,
-        )
-    )
+    server = scripted((403, {}, json.dumps(message).encode(), 0))
     with Client(server.url) as client, pytest.raises(ScopeMissing) as refused:
         client.infer({"x": np.zeros((1, 1), np.float32)})
     assert refused.value.message == str(refused.value)
@@ -238,39 +196,25 @@ def test_the_name_of_the_endpoint_is_asked_for_where_a_key_may_not_read_the_inde
     assert refused.value.status == 403
 
 
-def test_a_model_that_is_not_explained_says_why(flights: Client) -> None:
+def test_a_model_that_is_not_explained_says_why(flights):
     with pytest.raises(InvalidRequest, match="reference"):  # The model has no background.
         flights.explain(FRAME, max_evals=100, seed=1)
 
 
-def test_an_explanation_has_arrays(scripted: Callable[..., Any]) -> None:
-    document = {
-        "columns": ["a"],
-        "values": [[0.5]],
-        "base_values": [1.0],
-        "outputs": ["y"],
-    }
+def test_an_explanation_has_arrays(scripted):
+    document = {"columns": ["a"], "values": [[0.5]], "base_values": [1.0], "outputs": ["y"]}
     server = scripted((200, {}, orjson.dumps(document), 0.0))
 
-    explanation = Client(server.url, "e").explain(
-        [[1.0]],
-        seed=3,
-        version="7",
-    )
+    explanation = Client(server.url, "e").explain([[1.0]], seed=3, version="7")
 
     assert explanation["values"].shape == (1, 1)
     assert explanation["columns"] == ["a"]
     (path, _, body) = server.asked[0]
     assert path == "/endpoints/e/explain"
-    assert orjson.loads(body) == {
-        "inputs": [[1.0]],
-        "params": {"seed": 3, "version": "7"},
-    }
+    assert orjson.loads(body) == {"inputs": [[1.0]], "params": {"seed": 3, "version": "7"}}
 
 
-def test_a_server_that_knows_no_arrow_is_asked_in_json_from_then_on(
-    scripted: Callable[..., Any],
-) -> None:
+def test_a_server_that_knows_no_arrow_is_asked_in_json_from_then_on(scripted):
     server = scripted((415, {}, b'{"detail": "no"}', 0.0), OK)
     client = Client(server.url)
 
@@ -285,23 +229,16 @@ def test_a_server_that_knows_no_arrow_is_asked_in_json_from_then_on(
     assert orjson.loads(server.asked[2][2]) == {"inputs": [[1.0, 1.0]]}
 
 
-def test_a_call_says_when_its_rows_happened_and_who_asks(scripted: Callable[..., Any]) -> None:
+def test_a_call_says_when_its_rows_happened_and_who_asks(scripted):
     server = scripted(OK)
     client = Client(server.url, headers={"Authorization": "Bearer x"})
 
-    client.predict(
-        [[1]],
-        params={"top": 3},
-        event_time=datetime(2013, 7, 1, tzinfo=UTC),
-    )
+    client.predict([[1]], params={"top": 3}, event_time=datetime(2013, 7, 1, tzinfo=UTC))
 
     (_, headers, body) = server.asked[0]
     assert headers["X-Event-Time"] == "2013-07-01T00:00:00+00:00"
     assert headers["Authorization"] == "Bearer x"
-    assert orjson.loads(body) == {
-        "inputs": [[1]],
-        "params": {"top": 3},
-    }
+    assert orjson.loads(body) == {"inputs": [[1]], "params": {"top": 3}}
 
 
 @pytest.mark.parametrize(
@@ -313,58 +250,37 @@ def test_a_call_says_when_its_rows_happened_and_who_asks(scripted: Callable[...,
         ),
         (
             pd.DataFrame({"a": [1, "x"]}),
-            {
-                "dataframe_split": {
-                    "columns": ["a"],
-                    "data": [[1], ["x"]],
-                }
-            },
+            {"dataframe_split": {"columns": ["a"], "data": [[1], ["x"]]}},
         ),
         (
             pd.DataFrame({"a": [{"b": 1}]}),
-            {
-                "dataframe_split": {
-                    "columns": ["a"],
-                    "data": [[{"b": 1}]],
-                }
-            },
+            {"dataframe_split": {"columns": ["a"], "data": [[{"b": 1}]]}},
         ),
-        (
-            {"a": np.ones(2), "b": np.ones(1)},
-            {"inputs": {"a": [1.0, 1.0], "b": [1.0]}},
-        ),
+        ({"a": np.ones(2), "b": np.ones(1)}, {"inputs": {"a": [1.0, 1.0], "b": [1.0]}}),
     ],
     ids=["dates", "mixed types", "objects", "tensors of several lengths"],
 )
-def test_rows_without_an_arrow_column_type_are_sent_as_json(
-    scripted: Callable[..., Any],
-    rows: Any,
-    document: Any,
-) -> None:
+def test_rows_without_an_arrow_column_type_are_sent_as_json(scripted, rows, document):
     server = scripted(OK)
     Client(server.url).predict(rows)
     assert orjson.loads(server.asked[0][2]) == document
 
 
-def test_only_json_makes_the_client_send_json(scripted: Callable[..., Any]) -> None:
+def test_only_json_makes_the_client_send_json(scripted):
     server = scripted(OK)
     Client(server.url, only_json=True).predict(np.ones((1, 1)))
     assert server.asked[0][1]["Content-Type"] == "application/json"
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_busy_server_is_asked_again(scripted: Callable[..., Any], status: int) -> None:
-    server = scripted(
-        (status, {}, b"{}", 0.0),
-        (status, {"Retry-After": "0"}, b"{}", 0.0),
-        OK,
-    )
+def test_a_busy_server_is_asked_again(scripted, status):
+    server = scripted((status, {}, b"{}", 0.0), (status, {"Retry-After": "0"}, b"{}", 0.0), OK)
 
     assert values_of(Client(server.url, retries=FAST).predict([[1]])) == [1.5]
     assert len(server.asked) == 3
 
 
-def test_the_last_attempt_raises_the_servers_error(scripted: Callable[..., Any]) -> None:
+def test_the_last_attempt_raises_the_servers_error(scripted):
     server = scripted((429, {"Retry-After": "0"}, b'{"message": "at most 5 a second"}', 0.0))
 
     with pytest.raises(TooManyRequests, match="5 a second"):
@@ -372,9 +288,7 @@ def test_the_last_attempt_raises_the_servers_error(scripted: Callable[..., Any])
     assert len(server.asked) == 4
 
 
-def test_a_retry_after_beyond_the_timeout_is_not_waited_for(
-    scripted: Callable[..., Any],
-) -> None:
+def test_a_retry_after_beyond_the_timeout_is_not_waited_for(scripted):
     server = scripted((503, {"Retry-After": "60"}, b'{"error": "loading"}', 0.0))
     begun = time.monotonic()
 
@@ -387,10 +301,7 @@ def test_a_retry_after_beyond_the_timeout_is_not_waited_for(
 
 
 @pytest.mark.parametrize("status", [500, 502, 301])
-def test_a_request_that_may_have_been_computed_is_not_sent_again(
-    scripted: Callable[..., Any],
-    status: int,
-) -> None:
+def test_a_request_that_may_have_been_computed_is_not_sent_again(scripted, status):
     server = scripted((status, {}, b"<html>", 0.0))
 
     with pytest.raises(OnnxserveError, match=f"status {status}.*no JSON") as refused:
@@ -399,9 +310,7 @@ def test_a_request_that_may_have_been_computed_is_not_sent_again(
     assert len(server.asked) == 1
 
 
-def test_a_server_that_does_not_answer_in_time_is_not_asked_again(
-    scripted: Callable[..., Any],
-) -> None:
+def test_a_server_that_does_not_answer_in_time_is_not_asked_again(scripted):
     server = scripted((*OK[:3], 60.0))
 
     with pytest.raises(DeadlineExceeded, match=r"http://.*/invocations within 0\.2 s"):
@@ -411,14 +320,9 @@ def test_a_server_that_does_not_answer_in_time_is_not_asked_again(
 
 
 @pytest.mark.parametrize(
-    ("status", "error"),
-    [(401, Unauthenticated), (403, ScopeMissing), (404, NotFound)],
+    ("status", "error"), [(401, Unauthenticated), (403, ScopeMissing), (404, NotFound)]
 )
-def test_a_refusal_is_the_error_of_its_status(
-    scripted: Callable[..., Any],
-    status: int,
-    error: type[OnnxserveError],
-) -> None:
+def test_a_refusal_is_the_error_of_its_status(scripted, status, error):
     server = scripted((status, {"X-Request-Id": "r-9"}, b'{"error": "no"}', 0.0))
     with pytest.raises(error, match="no") as refused:
         Client(server.url).predict([[1]])
@@ -437,10 +341,7 @@ def test_a_refusal_is_the_error_of_its_status(
     ],
     ids=["predict", "infer", "explain", "metadata", "index"],
 )
-def test_an_answer_in_another_form_is_an_error_of_this_package(
-    scripted: Callable[..., Any],
-    ask: Callable[[Client], object],
-) -> None:
+def test_an_answer_in_another_form_is_an_error_of_this_package(scripted, ask):
     kinds = {
         "text/html": b"<html>",
         "application/json": b"[[1]]",
@@ -451,7 +352,7 @@ def test_an_answer_in_another_form_is_an_error_of_this_package(
         *(
             (200, {"Content-Type": kind, **id_header}, content, 0.0)
             for kind, content in kinds.items()
-        ),
+        )
     )
     for kind in kinds:
         with pytest.raises(OnnxserveError, match=rf"status 200 .*\({kind}\)") as refused:
@@ -461,12 +362,12 @@ def test_an_answer_in_another_form_is_an_error_of_this_package(
 
 
 @pytest.mark.parametrize("request_id", ["a\nb", "→"])
-def test_an_id_that_no_header_can_have_is_refused(flights: Client, request_id: str) -> None:
+def test_an_id_that_no_header_can_have_is_refused(flights, request_id):
     with pytest.raises(InvalidRequest, match="cannot be sent"):
         flights.predict([{"carrier": "AA"}], request_id=request_id)
 
 
-def test_an_unreachable_server_is_not_ready_after_all_retries() -> None:
+def test_an_unreachable_server_is_not_ready_after_all_retries():
     client = Client(f"http://127.0.0.1:{find_free_port()}", retries=FAST)
 
     with pytest.raises(NotReady, match=r"http://127\.0\.0\.1"):
@@ -474,15 +375,14 @@ def test_an_unreachable_server_is_not_ready_after_all_retries() -> None:
 
 
 @pytest.mark.parametrize(
-    "url",
-    ["localhost:8123", "ftp://x", "http://", "", "http://[x", "http://x:99999"],
+    "url", ["localhost:8123", "ftp://x", "http://", "", "http://[x", "http://x:99999"]
 )
-def test_a_url_has_a_scheme_and_a_host(url: str) -> None:
+def test_a_url_has_a_scheme_and_a_host(url):
     with pytest.raises(InvalidConfig, match="http://HOST:PORT is expected"):
         Client(url)
 
 
-def test_pauses_double_up_to_a_bound_and_follow_retry_after() -> None:
+def test_pauses_double_up_to_a_bound_and_follow_retry_after():
     policy = RetryPolicy(first_pause_seconds=1, max_pause_seconds=5)
     generator = random.Random(1)
 
@@ -495,19 +395,14 @@ def test_pauses_double_up_to_a_bound_and_follow_retry_after() -> None:
     assert all(3 <= policy.pause_seconds(0, 3, generator) <= 3.3 for _ in range(100))
 
 
-def test_threads_share_a_client(flights: Client) -> None:
+def test_threads_share_a_client(flights):
     with ThreadPoolExecutor(8) as threads:
-        answers = list(
-            threads.map(
-                lambda _: values_of(flights.predict(FRAME)),
-                range(40),
-            ),
-        )
+        answers = list(threads.map(lambda _: values_of(flights.predict(FRAME)), range(40)))
     assert answers == [["yes", "no"]] * 40
 
 
-def test_asyncio_asks_many_at_once(served: Served) -> None:
-    async def ask() -> list[Prediction]:
+def test_asyncio_asks_many_at_once(served):
+    async def ask():
         async with AsyncClient(served("flights"), timeout_seconds=20) as client:
             assert await client.ready()
             assert (await client.metadata())["name"] == "flights"
@@ -522,11 +417,7 @@ def test_asyncio_asks_many_at_once(served: Served) -> None:
 
 
 @pytest.mark.long
-def test_a_client_outlives_the_server_that_it_has_a_connection_to(
-    serve: Callable[..., RunningServer],
-    tmp_path: Path,
-    free_port: int,
-) -> None:
+def test_a_client_outlives_the_server_that_it_has_a_connection_to(serve, tmp_path, free_port):
     model = mixed_model(tmp_path / "flights")
     arguments = (str(model), "-p", str(free_port))
     with Client(f"http://127.0.0.1:{free_port}") as client:
@@ -539,15 +430,10 @@ def test_a_client_outlives_the_server_that_it_has_a_connection_to(
             client.predict(FRAME)
 
 
-def test_a_client_imports_neither_mlflow_nor_pandas() -> None:
+def test_a_client_imports_neither_mlflow_nor_pandas():
     heavy = "{'mlflow', 'pandas', 'flask', 'pyarrow'}"
     code = (
         f"import sys, mlflow_deploy_plugin.serve.client.client; print({heavy} & set(sys.modules))"
     )
-    ran = subprocess.run(
-        [sys.executable, "-c", code],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert ran.stdout.strip() == "set()"

@@ -4,10 +4,8 @@ responses.
 
 import subprocess
 import sys
-from collections.abc import Callable
 from decimal import Decimal
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import orjson
@@ -29,49 +27,24 @@ from mlflow_deploy_plugin.serve.protocols.mlflow import decode
 from tests.support.schemas import columns_schema, tensor_schema
 
 ARROW = arrow.STREAM
-DTYPES = st.sampled_from(
-    [
-        np.dtype(name)
-        for name in (
-            "f4",
-            "f8",
-            "i1",
-            "i8",
-            "u2",
-            "u8",
-            "?",
-        )
-    ]
-)
-ARRAYS = npst.arrays(
-    DTYPES,
-    npst.array_shapes(min_dims=1, max_dims=3, max_side=4),
-)
+DTYPES = st.sampled_from([np.dtype(name) for name in ("f4", "f8", "i1", "i8", "u2", "u8", "?")])
+ARRAYS = npst.arrays(DTYPES, npst.array_shapes(min_dims=1, max_dims=3, max_side=4))
 
 
 @given(ARRAYS)
-def test_an_output_of_any_dtype_and_shape_comes_back_as_it_was(array: Any) -> None:
-    answer = arrow.encode(
-        ARROW,
-        {"y": array, "z": array[:, ...]},
-    )
+def test_an_output_of_any_dtype_and_shape_comes_back_as_it_was(array):
+    answer = arrow.encode(ARROW, {"y": array, "z": array[:, ...]})
 
     decoded = decode_predictions(ARROW, answer)
 
     assert isinstance(decoded, dict)
     assert decoded["y"].dtype == array.dtype
     # [N, 1] is a plain column.
-    np.testing.assert_array_equal(
-        decoded["y"].reshape(array.shape),
-        array,
-    )
+    np.testing.assert_array_equal(decoded["y"].reshape(array.shape), array)
 
 
-def test_one_output_is_a_bare_array_and_texts_are_objects() -> None:
-    decoded = decode_predictions(
-        ARROW,
-        arrow.encode(ARROW, np.array(["a", "b"], object)),
-    )
+def test_one_output_is_a_bare_array_and_texts_are_objects():
+    decoded = decode_predictions(ARROW, arrow.encode(ARROW, np.array(["a", "b"], object)))
     assert isinstance(decoded, np.ndarray)
     assert decoded.tolist() == ["a", "b"]
 
@@ -80,64 +53,38 @@ def test_one_output_is_a_bare_array_and_texts_are_objects() -> None:
     ("predictions", "expected"),
     [
         ([1, 2], np.array([1, 2])),
-        (
-            [[1.5, 2.0]],
-            np.array([[1.5, 2.0]]),
-        ),
-        (
-            [[1, 2.0], [None, 0.5]],
-            np.array([[1.0, 2.0], [np.nan, 0.5]]),
-        ),
+        ([[1.5, 2.0]], np.array([[1.5, 2.0]])),
+        ([[1, 2.0], [None, 0.5]], np.array([[1.0, 2.0], [np.nan, 0.5]])),
         ([True, None], np.array([True, None], object)),
         (
             [{"a": 1, "b": "x"}, {"a": 2, "b": "y"}],
-            {
-                "a": np.array([1, 2]),
-                "b": np.array(["x", "y"], object),
-            },
+            {"a": np.array([1, 2]), "b": np.array(["x", "y"], object)},
         ),
         (
             {"label": ["x"], "p": [[0.5, 0.5]]},
-            {
-                "label": np.array(["x"], object),
-                "p": np.array([[0.5, 0.5]]),
-            },
+            {"label": np.array(["x"], object), "p": np.array([[0.5, 0.5]])},
         ),
-        (
-            [[1], [1, 2]],
-            np.array([[1], [1, 2]], object),
-        ),
+        ([[1], [1, 2]], np.array([[1], [1, 2]], object)),
     ],
 )
-def test_predictions_in_json_become_arrays(predictions: Any, expected: Any) -> None:
+def test_predictions_in_json_become_arrays(predictions, expected):
     decoded = decode_predictions("application/json", orjson.dumps({"predictions": predictions}))
     np.testing.assert_equal(decoded, expected)
 
 
-def test_a_missing_value_in_a_frame_is_missing_at_the_server() -> None:
-    frame = pd.DataFrame(
-        {
-            "a": [1.0, np.nan],
-            "b": ["x", None],
-        }
-    )
+def test_a_missing_value_in_a_frame_is_missing_at_the_server():
+    frame = pd.DataFrame({"a": [1.0, np.nan], "b": ["x", None]})
     schema = columns_schema("", a="double", b="string")
 
     body, _, _ = encode_rows(frame)
     feeds = arrow.decode(body, schema, 10_000)
 
-    np.testing.assert_equal(
-        feeds["a"],
-        np.array([[1.0], [np.nan]]),
-    )
+    np.testing.assert_equal(feeds["a"], np.array([[1.0], [np.nan]]))
     assert feeds["b"].tolist() == [["x"], [""]]
-    assert orjson.loads(encode_json(frame))["dataframe_split"]["data"] == [
-        [1.0, "x"],
-        [None, None],
-    ]
+    assert orjson.loads(encode_json(frame))["dataframe_split"]["data"] == [[1.0, "x"], [None, None]]
 
 
-def test_tensors_are_encoded_in_a_process_that_has_imported_nothing_else() -> None:
+def test_tensors_are_encoded_in_a_process_that_has_imported_nothing_else():
     code = (
         "from mlflow_deploy_plugin.serve.client.rows import encode_tensors; encode_tensors({'x': "
         "[1.0]}, None)"
@@ -145,52 +92,32 @@ def test_tensors_are_encoded_in_a_process_that_has_imported_nothing_else() -> No
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-FRAME = pd.DataFrame(
-    [[1.5, np.nan], [2.0, 3.0], [4.0, 5.0]],
-    columns=["a", "b"],
-)
+FRAME = pd.DataFrame([[1.5, np.nan], [2.0, 3.0], [4.0, 5.0]], columns=["a", "b"])
 
 
 @pytest.mark.parametrize(
     "frame",
     [
         pytest.param(FRAME, id="an array of rows"),
-        pytest.param(
-            pd.DataFrame({"a": FRAME["a"], "b": FRAME["b"]}),
-            id="columns",
-        ),
-        pytest.param(
-            pd.concat([FRAME, FRAME]).iloc[[0, 4, 2]],
-            id="chosen rows",
-        ),
+        pytest.param(pd.DataFrame({"a": FRAME["a"], "b": FRAME["b"]}), id="columns"),
+        pytest.param(pd.concat([FRAME, FRAME]).iloc[[0, 4, 2]], id="chosen rows"),
         pytest.param(FRAME.set_index("a"), id="a column as index"),
         pytest.param(FRAME.astype({"a": "float32"}), id="two types"),
         pytest.param(FRAME.convert_dtypes(convert_integer=False), id="types of pandas"),
     ],
 )
-def test_a_frame_is_read_by_the_server_as_it_was(frame: pd.DataFrame) -> None:
+def test_a_frame_is_read_by_the_server_as_it_was(frame):
     body, content_type, _ = encode_rows(frame)
 
     assert content_type == ARROW
-    feeds = arrow.decode(
-        body,
-        columns_schema("", a="double", b="double"),
-        2**20,
-    )
-    np.testing.assert_array_equal(
-        np.column_stack([feeds["a"], feeds["b"]]),
-        FRAME,
-    )
+    feeds = arrow.decode(body, columns_schema("", a="double", b="double"), 2**20)
+    np.testing.assert_array_equal(np.column_stack([feeds["a"], feeds["b"]]), FRAME)
 
 
 @pytest.mark.parametrize("name", ["text", None, 0])
-def test_a_series_is_the_only_column(name: Any) -> None:
+def test_a_series_is_the_only_column(name):
     schema = columns_schema("", text="string")
-    series = pd.Series(
-        ["good day", None],
-        index=[7, 3],
-        name=name,
-    )
+    series = pd.Series(["good day", None], index=[7, 3], name=name)
 
     body, content_type, _ = encode_rows(series)
     sent = (
@@ -201,47 +128,30 @@ def test_a_series_is_the_only_column(name: Any) -> None:
     assert sent["text"].tolist() == as_json["text"].tolist() == [["good day"], [""]]
 
 
-@pytest.mark.parametrize(
-    "encode",
-    [encode_json, lambda rows: encode_rows(rows)[0]],
-)
-def test_a_decimal_is_a_number(encode: Callable[[Any], bytes]) -> None:
+@pytest.mark.parametrize("encode", [encode_json, lambda rows: encode_rows(rows)[0]])
+def test_a_decimal_is_a_number(encode):
     frame = pd.DataFrame({"a": [Decimal("1.5"), None]})
 
     assert orjson.loads(encode(frame))["dataframe_split"]["data"] == [[1.5], [None]]
 
 
 @pytest.mark.parametrize("params", [None, {"alpha": 0.5}])
-def test_a_body_may_be_any_mapping(params: dict[str, object] | None) -> None:
+def test_a_body_may_be_any_mapping(params):
     body = {"inputs": [[1, 2]]}
 
     assert encode_json(MappingProxyType(body), params) == encode_json(body, params)
     assert body == {"inputs": [[1, 2]]}
 
 
-def test_a_frame_that_is_none_of_pandas_is_written_in_json_too() -> None:
+def test_a_frame_that_is_none_of_pandas_is_written_in_json_too():
     import pyarrow as pa
 
-    document = orjson.loads(
-        encode_json(
-            pa.table(
-                {
-                    "a": [1, 2],
-                    "b": ["x", None],
-                }
-            )
-        )
-    )
-    assert document == {
-        "dataframe_split": {
-            "columns": ["a", "b"],
-            "data": [[1, "x"], [2, None]],
-        }
-    }
+    document = orjson.loads(encode_json(pa.table({"a": [1, 2], "b": ["x", None]})))
+    assert document == {"dataframe_split": {"columns": ["a", "b"], "data": [[1, "x"], [2, None]]}}
 
 
 @given(ARRAYS)
-def test_an_array_is_the_only_tensor(array: Any) -> None:
+def test_an_array_is_the_only_tensor(array):
     body, content_type, _ = encode_rows(array)
 
     assert content_type == ARROW
@@ -251,48 +161,23 @@ def test_an_array_is_the_only_tensor(array: Any) -> None:
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "i2", "u1"])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_an_array_has_the_columns_in_the_order_of_the_signature(dtype: str, order: Any) -> None:
-    body, content_type, _ = encode_rows(
-        np.asarray(
-            np.arange(6).reshape(3, 2),
-            dtype,
-            order=order,
-        )
-    )
+def test_an_array_has_the_columns_in_the_order_of_the_signature(dtype, order):
+    body, content_type, _ = encode_rows(np.asarray(np.arange(6).reshape(3, 2), dtype, order=order))
 
     assert content_type == ARROW
-    feeds = arrow.decode(
-        body,
-        columns_schema("", a="double", b="double"),
-        10_000,
-    )
-    assert feeds["a"].tolist() == [
-        [0],
-        [2],
-        [4],
-    ]
-    assert feeds["b"].tolist() == [
-        [1],
-        [3],
-        [5],
-    ]
+    feeds = arrow.decode(body, columns_schema("", a="double", b="double"), 10_000)
+    assert feeds["a"].tolist() == [[0], [2], [4]]
+    assert feeds["b"].tolist() == [[1], [3], [5]]
 
 
-def test_gaps_and_infinities_of_an_array_stay() -> None:
+def test_gaps_and_infinities_of_an_array_stay():
     array = np.array([np.nan, np.inf, -0.0])
-    feeds = arrow.decode(
-        encode_rows(array)[0],
-        columns_schema("", a="double"),
-        10_000,
-    )
+    feeds = arrow.decode(encode_rows(array)[0], columns_schema("", a="double"), 10_000)
     np.testing.assert_array_equal(feeds["a"], array.reshape(3, 1))
 
 
-@pytest.mark.parametrize(
-    "array",
-    [np.ones((0, 2), ">f8"), np.ones((2, 0)), np.array(1.0)],
-)
-def test_an_array_that_arrow_has_no_form_for_travels_as_json(array: Any) -> None:
+@pytest.mark.parametrize("array", [np.ones((0, 2), ">f8"), np.ones((2, 0)), np.array(1.0)])
+def test_an_array_that_arrow_has_no_form_for_travels_as_json(array):
     body, content_type, _ = encode_rows(array)
 
     assert content_type == "application/json"
@@ -300,11 +185,8 @@ def test_an_array_that_arrow_has_no_form_for_travels_as_json(array: Any) -> None
 
 
 @given(ARRAYS)
-def test_tensors_of_v2_are_written_as_they_are_read(array: Any) -> None:
-    head, tensors = encode_tensors(
-        {"x": array, "t": ["a", "ü"]},
-        ["y"],
-    )
+def test_tensors_of_v2_are_written_as_they_are_read(array):
+    head, tensors = encode_tensors({"x": array, "t": ["a", "ü"]}, ["y"])
     document = orjson.loads(head)
     answer = orjson.dumps({"outputs": document["inputs"]})
 
@@ -315,6 +197,6 @@ def test_tensors_of_v2_are_written_as_they_are_read(array: Any) -> None:
     assert document["outputs"] == [{"name": "y", "parameters": {"binary_data": True}}]
 
 
-def test_outputs_of_v2_may_come_in_json() -> None:
+def test_outputs_of_v2_may_come_in_json():
     answer = b'{"outputs": [{"name": "y", "shape": [2], "datatype": "FP32", "data": [1, 2]}]}'
     assert decode_tensors(answer, len(answer))["y"].tolist() == [1.0, 2.0]

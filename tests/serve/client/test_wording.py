@@ -1,7 +1,6 @@
 """The wording of the errors that users of the client see most."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -45,30 +44,13 @@ ANSWERS: dict[str, tuple[int, bytes, str]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("cause", "message"),
-    MESSAGES.values(),
-    ids=MESSAGES,
-)
-def test_errors_name_the_mistake(
-    served: Callable[[str], str],
-    cause: Callable[[Client], object],
-    message: str,
-) -> None:
+@pytest.mark.parametrize(("cause", "message"), MESSAGES.values(), ids=MESSAGES)
+def test_errors_name_the_mistake(served, cause, message):
     assert message_of(lambda: cause(Client(served("flights")))) == message
 
 
-@pytest.mark.parametrize(
-    ("status", "body", "message"),
-    ANSWERS.values(),
-    ids=ANSWERS,
-)
-def test_an_unknown_answer_is_named(
-    scripted: Callable[..., Any],
-    status: int,
-    body: bytes,
-    message: str,
-) -> None:
+@pytest.mark.parametrize(("status", "body", "message"), ANSWERS.values(), ids=ANSWERS)
+def test_an_unknown_answer_is_named(scripted, status, body, message):
     server = scripted((status, {}, body, 0.0))
     assert (
         message_of(lambda: Client(server.url, "e").predict([[1]])).replace(server.url, "URL")

@@ -25,9 +25,7 @@ def _good(route: Route) -> bytes:
 
 def _zstd(body: bytes, window_log: int = 20, is_sized: bool = True) -> bytes:
     parameters = zstandard.ZstdCompressionParameters.from_level(
-        3,
-        window_log=window_log,
-        write_content_size=is_sized,
+        3, window_log=window_log, write_content_size=is_sized
     )
     compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
     if is_sized:
@@ -79,14 +77,7 @@ _ENCODED: list[tuple[str, str, str, Body, int, str]] = [
         400,
         "gzip",
     ),
-    (
-        "half a zstd body",
-        "encoding",
-        "zstd",
-        lambda route: _zstd(_good(route))[:-3],
-        400,
-        "zstd",
-    ),
+    ("half a zstd body", "encoding", "zstd", lambda route: _zstd(_good(route))[:-3], 400, "zstd"),
     (
         "gzip with a wrong sum",
         "encoding",
@@ -147,15 +138,7 @@ _ENCODED: list[tuple[str, str, str, Body, int, str]] = [
     ),
 ]
 ENCODINGS: list[AnyCase] = [
-    BodyCase(
-        name,
-        bound,
-        body,
-        POSTS,
-        status,
-        (word,),
-        {"Content-Encoding": encoding},
-    )
+    BodyCase(name, bound, body, POSTS, status, (word,), {"Content-Encoding": encoding})
     for name, bound, encoding, body, status, word in _ENCODED
 ]
 

@@ -65,18 +65,13 @@ DOUBLE: ColumnType = "double"
 
 
 def _stream(
-    batches: Callable[[], list[Any]],
-    compression: str | None = "zstd",
+    batches: Callable[[], list[Any]], compression: str | None = "zstd"
 ) -> Callable[[], bytes]:
     def body() -> bytes:
         sink = io.BytesIO()
         written = batches()
         options = pa.ipc.IpcWriteOptions(compression=compression)
-        with pa.ipc.new_stream(
-            sink,
-            written[0].schema,
-            options=options,
-        ) as writer:
+        with pa.ipc.new_stream(sink, written[0].schema, options=options) as writer:
             for batch in written:
                 writer.write_batch(batch)
         return sink.getvalue()
@@ -86,17 +81,10 @@ def _stream(
 
 def _word(rows: int, characters: int) -> Any:
     words = pa.array(["x" * characters])
-    return pa.DictionaryArray.from_arrays(
-        pa.array(np.zeros(rows, np.int32)),
-        words,
-    )
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), words)
 
 
-def _batches_of_words(
-    count: int,
-    rows: int,
-    characters: int,
-) -> Callable[[], list[Any]]:
+def _batches_of_words(count: int, rows: int, characters: int) -> Callable[[], list[Any]]:
     return lambda: [pa.record_batch({"x": _word(rows, characters)})] * count
 
 
@@ -106,20 +94,13 @@ def _views(count: int) -> list[Any]:
     views = np.zeros((250, 4), "<i4")
     views[:, 0] = len(data)
     views[:, 1] = int.from_bytes(b"xxxx", "little")
-    buffers = [
-        None,
-        pa.py_buffer(views.tobytes()),
-        pa.py_buffer(data),
-    ]
+    buffers = [None, pa.py_buffer(views.tobytes()), pa.py_buffer(data)]
     column = pa.Array.from_buffers(pa.string_view(), len(views), buffers)
     return [pa.record_batch({"x": column})] * count
 
 
 def _filled(
-    piece: bytes,
-    before: bytes = b"",
-    after: bytes = b"",
-    by: bytes = b",",
+    piece: bytes, before: bytes = b"", after: bytes = b"", by: bytes = b","
 ) -> Callable[[], bytes]:
     return lambda: before + by.join([piece] * ((LIMIT - 100) // len(piece + by))) + after
 
@@ -140,44 +121,26 @@ bytes, and small values.
 
 BOMBS: dict[str, Bomb] = {
     "Arrow: buffers that unpack": Bomb(
-        arrow.STREAM,
-        NUMBER,
-        _stream(lambda: [pa.record_batch({"x": np.zeros(30_000_000)})]),
+        arrow.STREAM, NUMBER, _stream(lambda: [pa.record_batch({"x": np.zeros(30_000_000)})])
     ),
     "Arrow: a text in every row": Bomb(
-        arrow.STREAM,
-        TEXT,
-        _stream(_batches_of_words(1, 4_000_000, 10_000)),
+        arrow.STREAM, TEXT, _stream(_batches_of_words(1, 4_000_000, 10_000))
     ),
     "Arrow: a text in every row of many batches": Bomb(
-        arrow.STREAM,
-        TEXT,
-        _stream(_batches_of_words(900, 160, 100_000)),
+        arrow.STREAM, TEXT, _stream(_batches_of_words(900, 160, 100_000))
     ),
-    "Arrow: views of one text": Bomb(
-        arrow.STREAM,
-        TEXT,
-        _stream(lambda: _views(230), None),
-    ),
+    "Arrow: views of one text": Bomb(arrow.STREAM, TEXT, _stream(lambda: _views(230), None)),
     "Arrow: a text for a number": Bomb(
-        arrow.STREAM,
-        NUMBER,
-        _stream(_batches_of_words(1, 4_000_000, 10_000)),
+        arrow.STREAM, NUMBER, _stream(_batches_of_words(1, 4_000_000, 10_000))
     ),
     "Arrow: nulls": Bomb(
-        arrow.STREAM,
-        NUMBER,
-        _stream(lambda: [pa.record_batch({"x": pa.nulls(2_000_000_000)})]),
+        arrow.STREAM, NUMBER, _stream(lambda: [pa.record_batch({"x": pa.nulls(2_000_000_000)})])
     ),
     "JSON: three million empty rows": Bomb(
-        JSON,
-        NUMBER,
-        lambda: b'{"inputs":[' + b"[]," * 3_000_000 + b"[]]}",
+        JSON, NUMBER, lambda: b'{"inputs":[' + b"[]," * 3_000_000 + b"[]]}"
     ),
     "JSON: three million empty objects": Bomb(
-        JSON,
-        NUMBER,
-        lambda: b'{"instances":[' + b"{}," * 3_000_000 + b"{}]}",
+        JSON, NUMBER, lambda: b'{"instances":[' + b"{}," * 3_000_000 + b"{}]}"
     ),
     "JSON: rows of nothing for many columns": Bomb(
         JSON,
@@ -194,16 +157,9 @@ BOMBS: dict[str, Bomb] = {
     "JSON: objects of a key": Bomb(JSON, NUMBER, _filled(b'{"x":1}', b'{"instances":[', b"]}")),
     "JSON: rows of a number": Bomb(JSON, NUMBER, _filled(b"[1]", b'{"inputs":[', b"]}")),
     "JSON: rows for a tensor": Bomb(JSON, MATRIX, _filled(b"[]", b'{"inputs":[', b"]}")),
-    "JSON: depth": Bomb(
-        JSON,
-        MATRIX,
-        _filled(b"[" * 900 + b"]" * 900, b'{"inputs":[', b"]}"),
-    ),
+    "JSON: depth": Bomb(JSON, MATRIX, _filled(b"[" * 900 + b"]" * 900, b'{"inputs":[', b"]}")),
     "JSON: a million rows for a tensor": Bomb(
-        JSON,
-        MATRIX,
-        lambda: b'{"inputs":[' + b"[]," * 990_000 + b"[]]}",
-        JSON_MIB,
+        JSON, MATRIX, lambda: b'{"inputs":[' + b"[]," * 990_000 + b"[]]}", JSON_MIB
     ),
     "JSON: numbers": Bomb(JSON, NUMBER, _filled(b"1.5", b'{"inputs":[', b"]}"), JSON_MIB),
     "JSON: texts": Bomb(JSON, NUMBER, _filled(b'"ab"', b'{"inputs":[', b"]}"), JSON_MIB),
@@ -218,10 +174,7 @@ BOMBS: dict[str, Bomb] = {
     "CSV: carriage returns": Bomb(CSV, NUMBER, lambda: b"x\n" + b"\r" * 3_000_000),
     "CSV: a million columns": Bomb(CSV, NUMBER, lambda: b"," * 1_000_000 + b"\n1"),
     "CSV: a million columns in quotes": Bomb(
-        CSV,
-        NUMBER,
-        lambda: b'"\n"' + b"," * 1_000_000 + b"\n1",
-        128,
+        CSV, NUMBER, lambda: b'"\n"' + b"," * 1_000_000 + b"\n1", 128
     ),
     "CSV: lines of a comma": Bomb(CSV, NUMBER, _filled(b",", by=b"\n")),
     "gRPC: empty tensors": Bomb(
@@ -251,8 +204,8 @@ BOMBS: dict[str, Bomb] = {
                     "datatype": "BYTES",
                     "shape": [1],
                     "contents": {"bytes_contents": [b""] * 8_000_000},
-                },
-            ],
+                }
+            ]
         ).SerializeToString(),
         JSON_MIB,
     ),
@@ -269,9 +222,7 @@ def read(bomb: Bomb, body: bytes) -> None:
         arrow.decode(body, bomb.schema, LIMIT)
     elif bomb.media == GRPC:
         tensors.decode(
-            tensors.read_message(messages.ModelInferRequest, body),
-            _ARTIFACT,
-            bomb.schema,
+            tensors.read_message(messages.ModelInferRequest, body), _ARTIFACT, bomb.schema
         )
     elif bomb.media == LINES:
         jsonlines.decode(body, bomb.schema)
@@ -308,25 +259,14 @@ def _try(name: str, packed: Path) -> None:
     except OnnxserveError as error:
         message = f"{error.http_status} {error.message}"
     sys.stdout.write(
-        json.dumps(
-            {
-                "name": name,
-                "mib": _peak_mib() - before,
-                "message": message,
-            }
-        )
-        + "\n",
+        json.dumps({"name": name, "mib": _peak_mib() - before, "message": message}) + "\n"
     )
     sys.stdout.flush()
 
 
 def main(packed: Mapping[str, str]) -> None:
     # The imports of the first body must not count.
-    mlflow.decode(
-        JSON,
-        b'{"inputs":[[1]]}',
-        NUMBER,
-    )
+    mlflow.decode(JSON, b'{"inputs":[[1]]}', NUMBER)
     pa.ipc.IpcReadOptions()
     for name, path in packed.items():
         if (child := os.fork()) == 0:

@@ -32,40 +32,28 @@ def _answer(**patched: str) -> tuple[Removal, ...]:
     """
     return (
         Removal(
-            "answer",
-            {_OURS + name.replace("__", "."): text for name, text in patched.items()},
+            "answer", {_OURS + name.replace("__", "."): text for name, text in patched.items()}
         ),
     )
 
 
 def _fast(patched: Mapping[str, str]) -> tuple[Removal, ...]:
     """Return a removal in the fast worker. The names are relative to `serve/http`."""
-    return (
-        Removal(
-            "fast",
-            {_HTTP + name: text for name, text in patched.items()},
-        ),
-    )
+    return (Removal("fast", {_HTTP + name: text for name, text in patched.items()}),)
 
 
-def _both(
-    fast: Mapping[str, str],
-    wsgi: Mapping[str, str] | None = None,
-) -> tuple[Removal, ...]:
+def _both(fast: Mapping[str, str], wsgi: Mapping[str, str] | None = None) -> tuple[Removal, ...]:
     """Return removals in the worker and in the WSGI application; without a second
     argument, they are the same.
     """
-    return (
-        *_fast(fast),
-        Removal("wsgi", _fast(wsgi or fast)[0].patched),
-    )
+    return (*_fast(fast), Removal("wsgi", _fast(wsgi or fast)[0].patched))
 
 
 _NOTHING = "lambda *_, **__: None"
 _ANY_TARGET = "lambda target: target.partition('?')[0]"
 BOUNDS: dict[str, tuple[Removal, ...]] = {
     "request line": _fast(
-        {"parser._LINE": r're.compile(rb"([^ \t]*)[ \t]*([^ ]*).*?(.?)", re.DOTALL)'},
+        {"parser._LINE": r're.compile(rb"([^ \t]*)[ \t]*([^ ]*).*?(.?)", re.DOTALL)'}
     ),
     "target": _both({"parser.decode_path": _ANY_TARGET}, {"app.decode_path": _ANY_TARGET}),
     "names in paths": _both({"routes._match": "lambda path: original('/ping')"}),
@@ -74,8 +62,8 @@ BOUNDS: dict[str, tuple[Removal, ...]] = {
         {
             "routes._match": (
                 "lambda path: ({**(m := original(path)[0]), 'DELETE': next(iter(m.values()))}, {})"
-            ),
-        },
+            )
+        }
     ),
     "host": _both({"parser.check_host": _NOTHING}, {"app.check_host": _NOTHING}),
     "header fields": _fast({"parser._FIELD": "re.compile('([^:]*):?[ ]*(.*)', re.DOTALL)"}),
@@ -89,8 +77,8 @@ BOUNDS: dict[str, tuple[Removal, ...]] = {
         {
             "parser._fields": (
                 "lambda lines: {k: v for k, v in original(lines).items() if k != 'expect'}"
-            ),
-        },
+            )
+        }
     ),
     "body bytes": _both(
         {"workers.connection.BodyParser": "lambda length, limit: original(length, 10**15)"},
@@ -100,11 +88,11 @@ BOUNDS: dict[str, tuple[Removal, ...]] = {
     "seconds of a body": _fast({"workers.connection.HttpConnection.check_deadline": _NOTHING}),
     "callers": _answer(serve__http__views__check_same_site=_NOTHING),
     "content type": _answer(
-        serve__protocols__content__media_type="lambda content_type, accepted: accepted[0]",
+        serve__protocols__content__media_type="lambda content_type, accepted: accepted[0]"
     ),
     "encoding": _answer(serve__http__routes__decode_body="lambda request, limit: request"),
     "decompressed bytes": _answer(
-        serve__http__routes__decode_body="lambda request, limit: original(request, 10**12)",
+        serve__http__routes__decode_body="lambda request, limit: original(request, 10**12)"
     ),
     "gzip members": _answer(serve__http__encodings___MOST_MEMBERS="10**9"),
     "zstd window": _answer(serve__http__encodings___ZSTD_WINDOW="2**27"),
@@ -117,7 +105,7 @@ BOUNDS: dict[str, tuple[Removal, ...]] = {
     "kinds of JSON": (),  # everywhere a document is read
     "depth of base64": _answer(serve__protocols__tfserving___DEEPEST="10**9"),
     "types": _answer(
-        serve__runtime__values___ACCEPTED="dict.fromkeys(original, frozenset('fibsn?'))",
+        serve__runtime__values___ACCEPTED="dict.fromkeys(original, frozenset('fibsn?'))"
     ),
     "columns": _answer(serve__runtime__schemas__schema__Counter="lambda names: original()"),
     "rows": (),  # serve/runtime/schemas/schema.py: from_rows
@@ -131,7 +119,7 @@ BOUNDS: dict[str, tuple[Removal, ...]] = {
     "binary tensors": _answer(
         serve__protocols__v2__from_binary=(
             "lambda head, data: original(head, bytes(data)[:16].ljust(16))"
-        ),
+        )
     ),
     "TensorFlow": (),  # serve/protocols/tfserving.py: decode
     "MLflow": (),  # serve/protocols/mlflow.py: decode_document
@@ -142,12 +130,12 @@ BOUNDS: dict[str, tuple[Removal, ...]] = {
     ),
     "CSV": _answer(
         serve__protocols__mlflow__read_column="lambda name, types, fields: "
-        "original(name, types, [text.replace('_', '') for text in fields])",
+        "original(name, types, [text.replace('_', '') for text in fields])"
     ),
     "field of CSV": (),  # csv.field_size_limit: 131,072 characters
     "JSON Lines": _answer(
         serve__protocols__jsonlines___feeds="lambda chunk, kind, schema: "
-        "original([line for line in chunk if isinstance(line[1], dict)], 'object', schema)",
+        "original([line for line in chunk if isinstance(line[1], dict)], 'object', schema)"
     ),
     "arrow": (),  # pyarrow; serve/protocols/arrow.py
     "arrow file": (),  # pyarrow; serve/protocols/arrow.py
@@ -159,7 +147,7 @@ BOUNDS: dict[str, tuple[Removal, ...]] = {
         ),
     ),
     "words of a dictionary": _answer(
-        serve__protocols__arrow__StringBudget="lambda left: original(10**12)",
+        serve__protocols__arrow__StringBudget="lambda left: original(10**12)"
     ),
     "the repository": _answer(serve__inference__management__check_unload_parameters=_NOTHING),
     "bytes of a config": _answer(serve__inference__management__LARGEST_CONFIG_BYTES="10**9"),

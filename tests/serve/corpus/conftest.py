@@ -2,10 +2,9 @@
 reach.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,28 +41,17 @@ class Tried:
 Start = Callable[..., Any]
 
 
-def _write_state(
-    folder: Path,
-    model_folders: dict[str, Path],
-    server: dict[str, Any],
-) -> None:
+def _write_state(folder, model_folders, server):
     """Write the state folder of a server of `routes.py`; `server` contains fields of
     its spec.
     """
     kinds = {"flights": "mixed", "tensor": "tensor", "single": "single"}
-    want(
-        folder,
-        1,
-        {name: {"v": variant(model_folders[kind])} for name, kind in kinds.items()},
-    )
+    want(folder, 1, {name: {"v": variant(model_folders[kind])} for name, kind in kinds.items()})
     write_spec(folder, "flights", ServerSpec.model_validate(server))
 
 
 @pytest.fixture(scope="session")
-def server(
-    tmp_path_factory: pytest.TempPathFactory,
-    model_folders: dict[str, Path],
-) -> Iterator[Any]:
+def server(tmp_path_factory, model_folders):
     """The server of `routes.py` in this process."""
     folder = tmp_path_factory.mktemp("here")
     _write_state(folder, model_folders, SERVER)
@@ -79,12 +67,12 @@ def server(
 
 
 @pytest.fixture(scope="session")
-def wsgi(server: Any) -> Wsgi:
+def wsgi(server):
     return Wsgi(server)
 
 
 @pytest.fixture(scope="session")
-def start(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Start:
+def start(tmp_path_factory, model_folders):
     """Start a server with the endpoints of `routes.py`; keyword arguments are fields of
     its spec.
 
@@ -92,20 +80,14 @@ def start(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Pat
     """
 
     @contextmanager
-    def started(config: Path | None = None, **fields: Any) -> Iterator[Tried]:
+    def started(config=None, **fields):
         state_dir = tmp_path_factory.mktemp("state")
         server = {**SERVER, **fields}
         _write_state(state_dir, model_folders, server)
         with gunicorn(
-            state_dir,
-            spec=ServerSpec.model_validate(server),
-            config=config,
-            environment=_VERTEX,
+            state_dir, spec=ServerSpec.model_validate(server), config=config, environment=_VERTEX
         ) as running:
-            secrets = [
-                str(state_dir).encode(),
-                str(model_folders["mixed"].parent).encode(),
-            ]
+            secrets = [str(state_dir).encode(), str(model_folders["mixed"].parent).encode()]
             port = int(running.url.rpartition(":")[2])
             yield Tried(running, Wire(port, secrets))
 
@@ -113,7 +95,7 @@ def start(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Pat
 
 
 @pytest.fixture(scope="session")
-def tried(start: Start) -> Iterator[Tried]:
+def tried(start):
     """Yield a server. At the end, check that the same worker still runs and that its
     log has no traceback.
     """

@@ -27,14 +27,7 @@ def _line(change: Callable[[bytes, bytes], bytes]) -> Build:
 
     def sent(route: Route) -> bytes:
         _, _, rest = route.request().partition(b"\r\n")
-        return (
-            change(
-                route.method.encode(),
-                route.path.encode(),
-            )
-            + b"\r\n"
-            + rest
-        )
+        return change(route.method.encode(), route.path.encode()) + b"\r\n" + rest
 
     return sent
 
@@ -42,13 +35,7 @@ def _line(change: Callable[[bytes, bytes], bytes]) -> Build:
 def _at(change: Callable[[str], str]) -> Build:
     """Return a request to another path, which is derived from the route's path."""
     return _line(
-        lambda method, path: (
-            b"%s %s HTTP/1.1"
-            % (
-                method,
-                change(path.decode()).encode("latin-1"),
-            )
-        ),
+        lambda method, path: b"%s %s HTTP/1.1" % (method, change(path.decode()).encode("latin-1"))
     )
 
 
@@ -80,22 +67,9 @@ def _chunks(body: bytes) -> Build:
 
 
 def _refused(
-    bound: str,
-    status: int,
-    on: tuple[Route, ...],
-    sent: dict[str, Build],
+    bound: str, status: int, on: tuple[Route, ...], sent: dict[str, Build]
 ) -> list[AnyCase]:
-    return [
-        Case(
-            name,
-            bound,
-            build,
-            status,
-            on,
-            closes=True,
-        )
-        for name, build in sent.items()
-    ]
+    return [Case(name, bound, build, status, on, closes=True) for name, build in sent.items()]
 
 
 REQUEST_LINES = _refused(
@@ -108,7 +82,7 @@ REQUEST_LINES = _refused(
         "HTTP/2 in words": _line(lambda method, path: b"%s %s HTTP/2.0" % (method, path)),
         "HTTP/0.9": _line(lambda method, path: b"%s %s HTTP/0.9" % (method, path)),
         "a method in lower case": _line(
-            lambda method, path: b"%s %s HTTP/1.1" % (method.lower(), path),
+            lambda method, path: b"%s %s HTTP/1.1" % (method.lower(), path)
         ),
         "two spaces": _line(lambda method, path: b"%s  %s HTTP/1.1" % (method, path)),
         "a tab": _line(lambda method, path: b"%s\t%s HTTP/1.1" % (method, path)),
@@ -141,14 +115,7 @@ TARGETS = _refused(
     },
 )
 NOT_FOUND: list[AnyCase] = [
-    Case(
-        name,
-        "names in paths",
-        _at(change),
-        404,
-        TREE_WIDE[:-1],
-        form="any",
-    )
+    Case(name, "names in paths", _at(change), 404, TREE_WIDE[:-1], form="any")
     for name, change in {
         "a path that goes on": lambda path: f"{path}/nowhere",
         "escapes of escapes": lambda path: f"/%252e%252e{path}",
@@ -250,14 +217,10 @@ SMUGGLING = _refused(
     tuple(route for route in ONE_A_FORM if route.method == "POST"),
     {
         "a length and chunks": _lengths(
-            b"Content-Length: 3",
-            b"Transfer-Encoding: chunked",
-            body=b"0\r\n\r\n",
+            b"Content-Length: 3", b"Transfer-Encoding: chunked", body=b"0\r\n\r\n"
         ),
         "chunks and a length": _lengths(
-            b"Transfer-Encoding: chunked",
-            b"Content-Length: 3",
-            body=b"0\r\n\r\n",
+            b"Transfer-Encoding: chunked", b"Content-Length: 3", body=b"0\r\n\r\n"
         ),
         "two lengths": _lengths(b"Content-Length: 3", b"Content-Length: 3"),
         "two lengths that differ": _lengths(b"Content-Length: 3", b"Content-Length: 4"),
@@ -269,9 +232,7 @@ SMUGGLING = _refused(
         "a length in two parts": _lengths(b"Content-Length: 1 3"),
         "a length in other digits": _lengths(b"Content-Length: \xb3"),
         "chunks of HTTP/1.0": lambda route: _chunks(b"0\r\n\r\n")(route).replace(
-            b"HTTP/1.1",
-            b"HTTP/1.0",
-            1,
+            b"HTTP/1.1", b"HTTP/1.0", 1
         ),
     },
 )
@@ -299,15 +260,7 @@ CHUNKS = _refused(
     },
 )
 CALLERS: list[AnyCase] = [
-    BodyCase(
-        name,
-        "callers",
-        lambda route: b"{}",
-        reading("parameters"),
-        status,
-        (word,),
-        headers,
-    )
+    BodyCase(name, "callers", lambda route: b"{}", reading("parameters"), status, (word,), headers)
     for name, headers, status, word in (
         ("text from a web page", {"Content-Type": "text/plain"}, 415, "text/plain"),
         (
@@ -343,7 +296,7 @@ TIMES: list[AnyCase] = [
         400,
         RECORDS,
         ("X-Event-Time", "RFC 3339"),
-    ),
+    )
 ]
 MEASURES: list[AnyCase] = [
     *_refused(
@@ -358,17 +311,9 @@ MEASURES: list[AnyCase] = [
         },
     ),
     *_refused(
-        "field bytes",
-        431,
-        TREE_WIDE,
-        {"a field of 9,000 bytes": _with(b"A: " + b"a" * 9000)},
+        "field bytes", 431, TREE_WIDE, {"a field of 9,000 bytes": _with(b"A: " + b"a" * 9000)}
     ),
-    *_refused(
-        "fields",
-        431,
-        TREE_WIDE,
-        {"a hundred and ten fields": _with(*[b"A: b"] * 110)},
-    ),
+    *_refused("fields", 431, TREE_WIDE, {"a hundred and ten fields": _with(*[b"A: b"] * 110)}),
     *_refused(
         "expectation",
         417,

@@ -27,36 +27,13 @@ def filled(
 ) -> bytes:
     """Return numbered pieces up to a size, between a beginning and an end."""
     length = len(piece(10_000)) + len(by)
-    return (
-        before
-        + by.join(
-            map(
-                piece,
-                range(max(1, size // length)),
-            )
-        )
-        + after
-    )
+    return before + by.join(map(piece, range(max(1, size // length)))) + after
 
 
 def _repeated(
-    size: int,
-    piece: bytes,
-    before: bytes = b"",
-    after: bytes = b"",
-    by: bytes = b",",
+    size: int, piece: bytes, before: bytes = b"", after: bytes = b"", by: bytes = b","
 ) -> bytes:
-    return (
-        before
-        + by.join(
-            [piece]
-            * max(
-                1,
-                size // (len(piece) + len(by)),
-            )
-        )
-        + after
-    )
+    return before + by.join([piece] * max(1, size // (len(piece) + len(by)))) + after
 
 
 def _keys(value: bytes) -> Callable[[int], bytes]:
@@ -68,10 +45,7 @@ VALUES: dict[str, Fill] = {
     "keys of arrays": lambda size: filled(size, _keys(b"[1]"), b"{", b"}"),
     "keys of objects": lambda size: filled(size, _keys(b"{}"), b"{", b"}"),
     "keys with escapes": lambda size: filled(
-        size,
-        lambda number: b'"\\u0041%d":1' % number,
-        b"{",
-        b"}",
+        size, lambda number: b'"\\u0041%d":1' % number, b"{", b"}"
     ),
     "one key again and again": lambda size: _repeated(size, b'"k":[1]', b"{", b"}"),
     "numbers": lambda size: _repeated(size, b"1.5", b"[", b"]"),
@@ -82,48 +56,30 @@ VALUES: dict[str, Fill] = {
     "rows of three and one of two": lambda size: _repeated(size, b"[1.5,2,3]", b"[", b",[1,2]]"),
     "rows of four values": lambda size: _repeated(size, b'["AA",1.5,3,true]', b"[", b"]"),
     "rows of four values and a wrong one": lambda size: _repeated(
-        size,
-        b'["AA",1.5,3,true]',
-        b"[",
-        b',["AA",1,1.5,7]]',
+        size, b'["AA",1.5,3,true]', b"[", b',["AA",1,1.5,7]]'
     ),
     "empty rows": lambda size: _repeated(size, b"[]", b"[", b"]"),
     "empty objects": lambda size: _repeated(size, b"{}", b"[", b"]"),
     "a row of numbers": lambda size: _repeated(size, b"1.5", b"[[", b"]]"),
     "an object of keys": lambda size: filled(size, _keys(b"1"), b"[{", b"}]"),
     "objects with keys of their own": lambda size: filled(
-        size,
-        lambda n: b'{"k%d":1}' % n,
-        b"[",
-        b"]",
+        size, lambda n: b'{"k%d":1}' % n, b"[", b"]"
     ),
     "records with keys of their own": lambda size: filled(
-        size,
-        lambda n: dump(RECORD)[:-1] + b',"k%d":1}' % n,
-        b"[",
-        b"]",
+        size, lambda n: dump(RECORD)[:-1] + b',"k%d":1}' % n, b"[", b"]"
     ),
     "records": lambda size: _repeated(size, dump(RECORD), b"[", b"]"),
     "records and a wrong one": lambda size: _repeated(size, dump(RECORD), b"[", b',{"carrier":5}]'),
     "records without a column": lambda size: _repeated(
-        size,
-        b'{"carrier":"AA","hour":3}',
-        b"[",
-        b"]",
+        size, b'{"carrier":"AA","hour":3}', b"[", b"]"
     ),
     "pictures": lambda size: _repeated(size, b"[[1,2],[3,4]]", b"[", b"]"),
     "pictures and a ragged one": lambda size: _repeated(
-        size,
-        b"[[1,2],[3,4]]",
-        b"[",
-        b",[[1,2],[3]]]",
+        size, b"[[1,2],[3,4]]", b"[", b",[[1,2],[3]]]"
     ),
     "depth after depth": lambda size: _repeated(size, b"[" * 900 + b"]" * 900, b"[", b"]"),
     "objects after objects": lambda size: _repeated(
-        size,
-        b'{"a":' * 900 + b"1" + b"}" * 900,
-        b"[",
-        b"]",
+        size, b'{"a":' * 900 + b"1" + b"}" * 900, b"[", b"]"
     ),
     "a text": lambda size: b'"%s"' % (b"a" * size),
     "a text in a row": lambda size: b'[["%s"]]' % (b"a" * size),
@@ -174,28 +130,16 @@ _SPLITS: dict[str, Fill] = {
     "columns by number": _columns(lambda number: b"%d" % number),
     "columns of arrays": _columns(lambda number: b"[]"),
     "an index": lambda size: _repeated(
-        size,
-        b"1",
-        b'{"columns":["a","b","c"],"data":[[1,2,3]],"index":[',
-        b"]}",
+        size, b"1", b'{"columns":["a","b","c"],"data":[[1,2,3]],"index":[', b"]}"
     ),
     "rows of a table": lambda size: _repeated(
-        size,
-        b"[1,2,3]",
-        b'{"columns":["a","b","c"],"data":[',
-        b"]}",
+        size, b"[1,2,3]", b'{"columns":["a","b","c"],"data":[', b"]}"
     ),
     "rows of a table beside a column": lambda size: _repeated(
-        size,
-        b"[1,2,3]",
-        b'{"columns":["a","b","x"],"data":[',
-        b"]}",
+        size, b"[1,2,3]", b'{"columns":["a","b","x"],"data":[', b"]}"
     ),
     "keys of a table": lambda size: filled(
-        size,
-        _keys(b"1"),
-        b'{"columns":["a","b","c"],"data":[[1,2,3]],',
-        b"}",
+        size, _keys(b"1"), b'{"columns":["a","b","c"],"data":[[1,2,3]],', b"}"
     ),
 }
 
@@ -203,9 +147,7 @@ _TENSOR = b'"shape":[1],"datatype":"FP64","data":[1]'
 
 
 def _tensors(
-    tensor: Callable[[int], bytes],
-    before: bytes = b'{"inputs":[',
-    after: bytes = b"]}",
+    tensor: Callable[[int], bytes], before: bytes = b'{"inputs":[', after: bytes = b"]}"
 ) -> Fill:
     return lambda size: filled(size, tensor, before, after)
 
@@ -221,40 +163,29 @@ _V2: dict[str, Fill] = {
     "tensors": _tensors(lambda number: b'{"name":"t%d",%s}' % (number, _TENSOR)),
     "tensors of one name": _tensors(lambda number: b'{"name":"t",%s}' % _TENSOR),
     "tensors with parameters": _tensors(
-        lambda number: b'{"name":"t%d","parameters":{"x":1},%s}' % (number, _TENSOR),
+        lambda number: b'{"name":"t%d","parameters":{"x":1},%s}' % (number, _TENSOR)
     ),
     "parameters": _tensors(
-        _keys(b"1"),
-        b'{"inputs":[{"name":"distance",%s}],"parameters":{' % _TENSOR,
-        b"}}",
+        _keys(b"1"), b'{"inputs":[{"name":"distance",%s}],"parameters":{' % _TENSOR, b"}}"
     ),
     "parameters of a tensor": _tensors(
-        _keys(b"1"),
-        b'{"inputs":[{"name":"distance",%s,"parameters":{' % _TENSOR,
-        b"}}]}",
+        _keys(b"1"), b'{"inputs":[{"name":"distance",%s,"parameters":{' % _TENSOR, b"}}]}"
     ),
     "keys of a tensor": _tensors(
-        _keys(b"1"),
-        b'{"inputs":[{"name":"distance",%s,' % _TENSOR,
-        b"}]}",
+        _keys(b"1"), b'{"inputs":[{"name":"distance",%s,' % _TENSOR, b"}]}"
     ),
     "keys of the request": _tensors(
-        _keys(b"1"),
-        b'{"inputs":[{"name":"distance",%s}],' % _TENSOR,
-        b"}",
+        _keys(b"1"), b'{"inputs":[{"name":"distance",%s}],' % _TENSOR, b"}"
     ),
     "keys of the request with escapes": _tensors(
-        _keys(b'"\\u0041"'),
-        b'{"inputs":[{"name":"distance",%s}],' % _TENSOR,
-        b"}",
+        _keys(b'"\\u0041"'), b'{"inputs":[{"name":"distance",%s}],' % _TENSOR, b"}"
     ),
     "outputs": _tensors(
         lambda number: b'{"name":"o%d"}' % number,
         b'{"inputs":[{"name":"distance",%s}],"outputs":[' % _TENSOR,
     ),
     "outputs of one name": _tensors(
-        lambda n: b'{"name":"label"}',
-        b'{"inputs":[{"name":"distance",%s}],"outputs":[' % _TENSOR,
+        lambda n: b'{"name":"label"}', b'{"inputs":[{"name":"distance",%s}],"outputs":[' % _TENSOR
     ),
     "sizes": _tensors(
         lambda number: b"1",
@@ -290,21 +221,13 @@ _LINES: dict[str, Fill] = {
     "numbers": lambda size: _repeated(size, b"1", by=b"\n"),
     "records": lambda size: _repeated(size, dump(RECORD), by=b"\n"),
     "records and a wrong one": lambda size: _repeated(
-        size,
-        dump(RECORD),
-        after=b'\n{"carrier":5}',
-        by=b"\n",
+        size, dump(RECORD), after=b'\n{"carrier":5}', by=b"\n"
     ),
     "records with a wrong value at the end": lambda size: _repeated(
-        size,
-        dump(RECORD),
-        after=b"\n" + dump({**RECORD, "hour": "x"}),
-        by=b"\n",
+        size, dump(RECORD), after=b"\n" + dump({**RECORD, "hour": "x"}), by=b"\n"
     ),
     "records with keys of their own": lambda size: filled(
-        size,
-        lambda n: dump(RECORD)[:-1] + b',"k%d":1}' % n,
-        by=b"\n",
+        size, lambda n: dump(RECORD)[:-1] + b',"k%d":1}' % n, by=b"\n"
     ),
     "keys in a line": lambda size: filled(size, _keys(b"1"), b"{", b"}"),
     "a text in a line": lambda size: b'"%s"' % (b"a" * size),
@@ -327,29 +250,18 @@ _CSV: dict[str, Fill] = {
     ),
     "rows": lambda size: _repeated(size, b"AA,1.5,3,true", _HEADER, by=b"\n"),
     "rows and a wrong one": lambda size: _repeated(
-        size,
-        b"AA,1.5,3,true",
-        _HEADER,
-        b"\nAA,x,3,true",
-        by=b"\n",
+        size, b"AA,1.5,3,true", _HEADER, b"\nAA,x,3,true", by=b"\n"
     ),
     "rows that have NA": lambda size: _repeated(size, b"AA,NA,3,true", _HEADER, by=b"\n"),
     "rows and a short one": lambda size: _repeated(
-        size,
-        b"AA,1.5,3,true",
-        _HEADER,
-        b"\nAA",
-        by=b"\n",
+        size, b"AA,1.5,3,true", _HEADER, b"\nAA", by=b"\n"
     ),
     "a field": lambda size: _HEADER + b"a" * size,
     "a field in quotes": lambda size: _HEADER + b'"%s"' % (b'""' * (size // 2)),
     "an open quote": lambda size: _HEADER + b'"' + b"\n" * size,
     "a number of digits": lambda size: _HEADER + b"AA,1,%s,true" % (b"7" * size),
     "fields of digits": lambda size: _repeated(
-        size,
-        b"AA,1,%s,true" % (b"7" * 100_000),
-        _HEADER,
-        by=b"\n",
+        size, b"AA,1,%s,true" % (b"7" * 100_000), _HEADER, by=b"\n"
     ),
     "carriage returns": lambda size: _HEADER + b"\r" * size,
 }
@@ -357,18 +269,13 @@ _CSV: dict[str, Fill] = {
 
 def _arrow_columns(write: Callable[[pa.Table], bytes]) -> Fill:
     return lambda size: write(
-        pa.table({f"c{number}": pa.array([1.0]) for number in range(size // 50)}),
+        pa.table({f"c{number}": pa.array([1.0]) for number in range(size // 50)})
     )
 
 
 def _arrow_twins(size: int) -> bytes:
     arrays = [pa.array([1.0])] * (size // 50)
-    return arrow_stream(
-        pa.Table.from_arrays(
-            arrays,
-            names=["distance"] * len(arrays),
-        )
-    )
+    return arrow_stream(pa.Table.from_arrays(arrays, names=["distance"] * len(arrays)))
 
 
 def _batches(size: int) -> bytes:
@@ -386,8 +293,8 @@ def _rows(write: Callable[[pa.Table], bytes]) -> Fill:
                     "distance": np.arange(rows) * 0.1,
                     "hour": np.arange(rows),
                     "late": np.arange(rows) % 2 == 1,
-                },
-            ),
+                }
+            )
         )
 
     return fill
@@ -426,10 +333,7 @@ _FEEDBACK: dict[str, Fill] = {
 _TABLES = {"csv": _CSV, "jsonl": _LINES, "arrow": _ARROW, "feedback": _FEEDBACK}
 
 
-def _within(
-    field: bytes,
-    fills: dict[str, Fill],
-) -> Iterator[tuple[str, Fill]]:
+def _within(field: bytes, fills: dict[str, Fill]) -> Iterator[tuple[str, Fill]]:
     for name, fill in fills.items():
 
         def object_of(size: int, fill: Fill = fill) -> bytes:
@@ -449,23 +353,12 @@ def shapes(route: Route) -> dict[str, Fill]:
     fills = dict(_within(field, VALUES if route.reads in _ALL else _SOME))
     fills["keys of the document"] = VALUES["keys"]
     fills["keys beside the field"] = lambda size: filled(size, _keys(b"1"), before, b"}")
-    fills["keys of params"] = lambda size: filled(
-        size,
-        _keys(b"1"),
-        before + b'"params":{',
-        b"}}",
-    )
+    fills["keys of params"] = lambda size: filled(size, _keys(b"1"), before + b'"params":{', b"}}")
     fills["keys of parameters"] = lambda size: filled(
-        size,
-        _keys(b"1"),
-        before + b'"parameters":{',
-        b"}}",
+        size, _keys(b"1"), before + b'"parameters":{', b"}}"
     )
     fills["the field again and again"] = lambda size: _repeated(
-        size,
-        b'"%s":[1]' % field,
-        b"{",
-        b"}",
+        size, b'"%s":[1]' % field, b"{", b"}"
     )
     if route.reads in ("invocations", "azure"):
         fills |= _within(field, _SPLITS)

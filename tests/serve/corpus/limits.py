@@ -64,9 +64,8 @@ class Crowd:
         with ThreadPoolExecutor(self.at_once) as pool:
             answers = list(
                 pool.map(
-                    lambda number: self._ask(wire, route, number, together),
-                    range(self.requests),
-                ),
+                    lambda number: self._ask(wire, route, number, together), range(self.requests)
+                )
             )
         refused = [answer for answer in answers if answer.status != route.status]
         if not refused:
@@ -82,13 +81,7 @@ class Crowd:
             if answer.status == route.status:
                 check_right(route, answer)
 
-    def _ask(
-        self,
-        wire: Wire,
-        route: Route,
-        number: int,
-        together: Barrier,
-    ) -> Answer:
+    def _ask(self, wire: Wire, route: Route, number: int, together: Barrier) -> Answer:
         body = None
         if self.parameters:
             body = route.good[:-1] + b', "parameters": ' + dump(self.parameters) + b"}"
@@ -97,7 +90,7 @@ class Crowd:
             # batch.
             together.wait(60)
             connection.sendall(
-                route.request(body, {"X-Key": f"{self.name} {number}", **self.headers}),
+                route.request(body, {"X-Key": f"{self.name} {number}", **self.headers})
             )
             answer = read_answer(stream)
         if answer is None:
@@ -114,16 +107,7 @@ CASES = [
     ),
     (
         "queue",
-        Crowd(
-            "a deadline that passes",
-            "deadline",
-            1,
-            1,
-            504,
-            "",
-            {},
-            {"timeout": 1000},
-        ),
+        Crowd("a deadline that passes", "deadline", 1, 1, 504, "", {}, {"timeout": 1000}),
         ROUTES[5:6],
     ),
     (

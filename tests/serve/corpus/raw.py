@@ -46,11 +46,7 @@ class Raw:
         """The positions at which the bytes are split: around each line end, between the
         parts, and within them.
         """
-        offsets = {
-            1,
-            len(self.sent) // 2,
-            len(self.sent) - 1,
-        }
+        offsets = {1, len(self.sent) // 2, len(self.sent) - 1}
         for match in re.finditer(rb"[\r\n:; ]", self.sent[:400]):
             offsets |= {match.start(), match.end()}
         places = sorted(offsets & set(range(1, len(self.sent))))
@@ -59,9 +55,7 @@ class Raw:
 
 
 def exchanged(
-    port: int,
-    pieces: Sequence[bytes],
-    pause: float = _PAUSE_SECONDS,
+    port: int, pieces: Sequence[bytes], pause: float = _PAUSE_SECONDS
 ) -> tuple[tuple[int, ...], bool]:
     """Return the statuses for these segments, and True if the last request was
     answered.
@@ -106,12 +100,7 @@ def _get(target: bytes = b"/ping", *fields: bytes) -> bytes:
     return _head(b"GET %s HTTP/1.1" % target, *fields)
 
 
-def _post(
-    body: bytes,
-    *fields: bytes,
-    path: bytes = b"/predict",
-    kind: bytes = b"json",
-) -> bytes:
+def _post(body: bytes, *fields: bytes, path: bytes = b"/predict", kind: bytes = b"json") -> bytes:
     """Return a request whose length is described by `fields`."""
     return _head(b"POST %s HTTP/1.1" % path, b"Content-Type: application/" + kind, *fields) + body
 
@@ -151,7 +140,7 @@ _LARGE = MAX_BODY_BYTES + 1
 _TAKEN = {
     "chunks": _chunks(_ONE + _END),
     "two chunks": _chunks(
-        b"5\r\n" + ROW[:5] + b"\r\n%X\r\n" % len(ROW[5:]) + ROW[5:] + b"\r\n" + _END,
+        b"5\r\n" + ROW[:5] + b"\r\n%X\r\n" % len(ROW[5:]) + ROW[5:] + b"\r\n" + _END
     ),
     "a size with zeros before it": _size(b"0" * 10 + _SIZE),
     "a last size of zeros": _chunks(_ONE + b"0000\r\n\r\n"),
@@ -179,15 +168,10 @@ _TAKEN = {
     "a tab in a value": _get(b"/ping", b"A: a\tb"),
     "a value beyond ASCII": _get(b"/ping", b"A: \x85\xa0\xe4"),
     "a length with an underscore in its name": _get(
-        b"/ping",
-        b"Content_Length: 5",
-        b"Transfer_Encoding: chunked",
+        b"/ping", b"Content_Length: 5", b"Transfer_Encoding: chunked"
     ),
     "an upgrade to HTTP/2": _get(
-        b"/ping",
-        b"Connection: Upgrade, HTTP2-Settings",
-        b"Upgrade: h2c",
-        b"HTTP2-Settings: AA",
+        b"/ping", b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AA"
     ),
     "an upgrade to a websocket": _get(b"/ping", b"Connection: Upgrade", b"Upgrade: websocket"),
     "an option of the connection that nobody knows": _get(b"/ping", b"Connection: closed"),
@@ -223,10 +207,7 @@ _SEVERAL: dict[str, tuple[bytes, tuple[int, ...]]] = {
     "behind the methods": (PING.replace(b"GET", b"OPTIONS") + PING, (204, 200)),
     "half an escape": (_get(b"/ping%4") + PING, (404, 200)),
     "a backslash": (_get(b"/\\ping") + PING, (404, 200)),
-    "a method of twenty letters": (
-        PING.replace(b"GET", b"G" * 20) + PING,
-        (405, 200),
-    ),
+    "a method of twenty letters": (PING.replace(b"GET", b"G" * 20) + PING, (405, 200)),
 }
 _CUT: dict[str, tuple[bytes, tuple[int, ...]]] = {
     "two empty lines between": (PING + b"\r\n\r\n" + PING, (200, 400)),
@@ -253,10 +234,7 @@ _CUT: dict[str, tuple[bytes, tuple[int, ...]]] = {
     "a hundred and one fields": (_get(b"/ping", *[b"A: b"] * 100), (431,)),
     "a hundred and one fields with an underscore": (_get(b"/ping", *[b"A_: b"] * 100), (431,)),
     "a field of 20,000 bytes": (_get(b"/ping", b"A: " + b"a" * 20_000), (431,)),
-    "fields of 320,000 bytes": (
-        _get(b"/ping", *[b"A: " + b"a" * 4000] * 80),
-        (431,),
-    ),
+    "fields of 320,000 bytes": (_get(b"/ping", *[b"A: " + b"a" * 4000] * 80), (431,)),
     **{
         f"Transfer-Encoding: {coding.decode()!r}": (
             _length(b"Transfer-Encoding: " + coding),
@@ -265,7 +243,7 @@ _CUT: dict[str, tuple[bytes, tuple[int, ...]]] = {
         for coding in _each(
             b"br|gzip|gzip, chunked|identity|identity, chunked|chunked, identity|"
             b"chunked, chunked|chunked,"
-            b'|,chunked|"chunked"|chunked;q=1|xchunked|',
+            b'|,chunked|"chunked"|chunked;q=1|xchunked|'
         )
     },
 }
@@ -282,7 +260,7 @@ _REFUSED = {
                 b"|GET /ping  HTTP/1.1|GET\t/ping HTTP/1.1|GET /pi ng HTTP/1.1|GET /ping HTTP/1.1\r"
                 b"| GET /ping HTTP/1.1|\r\n GET /ping HTTP/1.1|\x00GET /ping HTTP/1.1|\n"
                 b"GET /ping HTTP/1.1"
-                b"|\rGET /ping HTTP/1.1|\r\n\nGET /ping HTTP/1.1|\r\n\r\nGET /ping HTTP/1.1",
+                b"|\rGET /ping HTTP/1.1|\r\n\nGET /ping HTTP/1.1|\r\n\r\nGET /ping HTTP/1.1"
             ),
             b"G" * 21 + b" /ping HTTP/1.1",
         ]
@@ -292,7 +270,7 @@ _REFUSED = {
         for target in _each(
             b"http://x/ping|https://y/ping|x:80|ping|?ping|/ping#a|/a/../ping|/%2e%2e/ping|/ping%00"
             b"|/ping%0d%0aX:%20y|/%2fping|//ping|/ping?\x01|/ping?\xe4|/ping?\x00|/ping\x00|/ping\x7f"
-            b"|/p\xefng|/pi\rng",
+            b"|/p\xefng|/pi\rng"
         )
     },
     **{
@@ -300,7 +278,7 @@ _REFUSED = {
         for field in _each(
             b"Host: x|Host: y|A: b\r\n c|A: b\r\n\tc|A: b\r\n |A : b|A\t: b|A|: b|\xe4: b|"
             b"A\x01: b|A(: b"
-            b"|A: \x00|A: \x01|A: \x7f|A:\x0bb|A: b\x0b|A: \x0cb|A: b\rC: d|A: b\nC: d|A: b\r|\n",
+            b"|A: \x00|A: \x01|A: \x7f|A:\x0bb|A: b\x0b|A: \x0cb|A: b\rC: d|A: b\nC: d|A: b\r|\n"
         )
     },
     **{
@@ -348,7 +326,7 @@ _REFUSED = {
         for trailer in [
             *_each(
                 b": y|X|X : y|X: y\r\n z| X: y|X: \x00|X: y\n|X: y\n\n|X: y\rz|\xe4: a|"
-                b"GET /ping HTTP/1.1\r\nHost: x|Content-Length: 5|transfer-encoding: chunked",
+                b"GET /ping HTTP/1.1\r\nHost: x|Content-Length: 5|transfer-encoding: chunked"
             ),
             b"A: " + b"a" * 9000,
             b"A: b\r\n" * 100 + b"A: b",
@@ -360,22 +338,11 @@ _REFUSED = {
     "bad chunks of a GET": _chunks(b"zz\r\n\r\n").replace(b"POST /predict", b"GET /ping"),
     "bad chunks of a stream": _post(b"zz\r\n", _CHUNKED, path=b"/invocations", kind=b"jsonl"),
     "a bad trailer of a stream": _post(
-        _ONE + b"0\r\nX\r\n\r\n",
-        _CHUNKED,
-        path=b"/invocations",
-        kind=b"jsonl",
+        _ONE + b"0\r\nX\r\n\r\n", _CHUNKED, path=b"/invocations", kind=b"jsonl"
     ),
 }
 CASES = [
-    *[
-        Raw(
-            name,
-            sent,
-            (200,),
-            goes_on=True,
-        )
-        for name, sent in _TAKEN.items()
-    ],
+    *[Raw(name, sent, (200,), goes_on=True) for name, sent in _TAKEN.items()],
     *[Raw(name, sent, (200,)) for name, sent in _CLOSED.items()],
     *[Raw(name, sent, statuses, goes_on=True) for name, (sent, statuses) in _SEVERAL.items()],
     *[Raw(name, sent, statuses) for name, (sent, statuses) in _CUT.items()],

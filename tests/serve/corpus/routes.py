@@ -63,10 +63,7 @@ def _split(records: Sequence[Record]) -> dict[str, Any]:
 
 def _v2(records: Sequence[Record]) -> bytes:
     return dump(
-        {
-            "id": "7",
-            "inputs": [tensor(name, values) for name, values in _columns(records).items()],
-        },
+        {"id": "7", "inputs": [tensor(name, values) for name, values in _columns(records).items()]}
     )
 
 
@@ -94,12 +91,7 @@ def _in_form(body: RequestBody) -> Callable[[Sequence[Record]], bytes]:
     """Return the function that writes records as in the example of the OpenAPI
     document.
     """
-    return lambda records: dump(
-        body.example(
-            FLIGHTS,
-            Example(_columns(records), len(records)),
-        )
-    )
+    return lambda records: dump(body.example(FLIGHTS, Example(_columns(records), len(records))))
 
 
 LANGUAGES: dict[str, Callable[[Sequence[Record]], bytes]] = {
@@ -118,23 +110,9 @@ _TYPES = {"csv": CSV, "jsonl": JSONL, "arrow": STREAM, "arrow file": FILE}
 _UNTYPED = {"v2", "v2 binary", "tfserving", "tf columns", "tf tensor", "index", "parameters"}
 
 
-def _route(
-    path: str,
-    reads: str,
-    good: bytes,
-    right: bytes,
-    **more: Any,
-) -> Route:
+def _route(path: str, reads: str, good: bytes, right: bytes, **more: Any) -> Route:
     headers = {} if reads in _UNTYPED else {"Content-Type": _TYPES.get(reads, JSON)}
-    return Route(
-        "POST",
-        path,
-        reads,
-        good,
-        right,
-        {**headers, **more.pop("headers", {})},
-        **more,
-    )
+    return Route("POST", path, reads, good, right, {**headers, **more.pop("headers", {})}, **more)
 
 
 def _flights(path: str, reads: str, right: bytes) -> Route:
@@ -151,9 +129,9 @@ _HEAD = dump(
                 "shape": [1, 2, 2],
                 "datatype": "FP32",
                 "parameters": {"binary_data_size": IMAGE.nbytes},
-            },
-        ],
-    },
+            }
+        ]
+    }
 )
 BINARY = _route(
     "/v2/models/tensor/infer",
@@ -224,12 +202,7 @@ INDEX = _route("/v2/repository/index", "index", b"{}", b'"name":"flights"')
 ADMIN = (
     INDEX,
     _route(
-        "/v2/repository/models/other/load",
-        "parameters",
-        b"",
-        _NOBODY,
-        status=400,
-        headers=_KNOWN,
+        "/v2/repository/models/other/load", "parameters", b"", _NOBODY, status=400, headers=_KNOWN
     ),
     _route(
         "/v2/repository/models/flights/unload",

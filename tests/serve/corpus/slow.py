@@ -75,11 +75,7 @@ def _half_a_chunk(route: Route) -> bytes:
 _ROUTES = (INVOCATIONS, PREDICT, INFER, TF_PREDICT, BINARY)
 CASES = [
     Slow(
-        "half a request line",
-        "seconds of a head",
-        lambda route: b"GET /pi",
-        (PAGES["/docs"],),
-        408,
+        "half a request line", "seconds of a head", lambda route: b"GET /pi", (PAGES["/docs"],), 408
     ),
     Slow("half a head", "seconds of a head", _head, _ROUTES, 408),
     Slow("a head that trickles", "seconds of a head", _head, _ROUTES[:2], 408, b"a"),

@@ -9,15 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from tests.serve.corpus.case import AnyCase, BodyCase, Route
-from tests.serve.corpus.routes import (
-    BINARY,
-    IMAGE,
-    MAX_BODY_BYTES,
-    RECORD,
-    dump,
-    reading,
-    table,
-)
+from tests.serve.corpus.routes import BINARY, IMAGE, MAX_BODY_BYTES, RECORD, dump, reading, table
 from tests.support.bodies import arrow_file, arrow_stream
 
 Body = Callable[[Route], bytes]
@@ -28,22 +20,10 @@ def _always(body: bytes) -> Body:
 
 
 def _cases(
-    bound: str,
-    on: tuple[Route, ...],
-    bodies: dict[str, bytes],
-    status: int = 400,
-    *words: str,
+    bound: str, on: tuple[Route, ...], bodies: dict[str, bytes], status: int = 400, *words: str
 ) -> list[AnyCase]:
     return [
-        BodyCase(
-            name,
-            bound,
-            _always(body),
-            on,
-            status,
-            words,
-        )
-        for name, body in bodies.items()
+        BodyCase(name, bound, _always(body), on, status, words) for name, body in bodies.items()
     ]
 
 
@@ -101,23 +81,19 @@ _WIDE = pa.table({name: pa.nulls(600_000) for name in RECORD})
 def _many(column: str, values: Any) -> pa.Table:
     """Return a table with the column `values`, in which the other columns are valid."""
     return pa.table(
-        {name: values if name == column else [RECORD[name]] * len(values) for name in RECORD},
+        {name: values if name == column else [RECORD[name]] * len(values) for name in RECORD}
     )
 
 
 _LONG = pa.table({"distance": np.zeros(MAX_BODY_BYTES // 8 + 1)})
 _DICTIONARY = pa.DictionaryArray.from_arrays(
-    pa.array(np.zeros(1000, np.int32)),
-    pa.array(["x" * 10_000]),
+    pa.array(np.zeros(1000, np.int32)), pa.array(["x" * 10_000])
 )
 _TABLES: dict[str, pa.Table] = {
     "a text for a number in {}": _many("distance", ["far"]),
     "null for an integer in {}": _many("hour", pa.array([None], pa.int64())),
     "a fraction for an integer in {}": _many("hour", [1.5]),
-    "a time for an integer in {}": _many(
-        "hour",
-        pa.array([1], pa.timestamp("ns")),
-    ),
+    "a time for an integer in {}": _many("hour", pa.array([1], pa.timestamp("ns"))),
     "bytes for a text in {}": _many("carrier", [b"AA"]),
     "a list for a number in {}": _many("distance", [[1.0]]),
     "a structure for a number in {}": _many("distance", [{"x": 1.0}]),
@@ -126,10 +102,7 @@ _TABLES: dict[str, pa.Table] = {
 }
 
 
-def _of(
-    writer: Callable[[pa.Table], bytes],
-    language: str,
-) -> list[AnyCase]:
+def _of(writer: Callable[[pa.Table], bytes], language: str) -> list[AnyCase]:
     good = writer(_TABLE)
     torn = {
         f"nothing in place of {language}": b"",
@@ -165,8 +138,8 @@ ARROW: list[AnyCase] = [
         reading("arrow", "arrow file"),
         {
             "a long word that stands for a thousand rows": arrow_stream(
-                _many("carrier", _DICTIONARY),
-            ),
+                _many("carrier", _DICTIONARY)
+            )
         },
         413,
         "limit",
@@ -177,9 +150,7 @@ _SIZE = "Inference-Header-Content-Length"
 
 
 def _binary(
-    size: Any = IMAGE.nbytes,
-    data: bytes = IMAGE.tobytes(),
-    **changes: Any,
+    size: Any = IMAGE.nbytes, data: bytes = IMAGE.tobytes(), **changes: Any
 ) -> tuple[Body, dict[str, str]]:
     """Return an infer request whose tensor follows the JSON."""
     entry = {
@@ -248,11 +219,7 @@ REPOSITORY: list[AnyCase] = [
         reading("parameters"),
         {"parameters of a command that are a list": dump({"parameters": [1]})},
     ),
-    *_cases(
-        "the repository",
-        reading("index"),
-        {"ready that is a text": dump({"ready": "yes"})},
-    ),
+    *_cases("the repository", reading("index"), {"ready that is a text": dump({"ready": "yes"})}),
     *_cases(
         "the repository",
         _LOAD,
@@ -264,7 +231,7 @@ REPOSITORY: list[AnyCase] = [
             "a config that makes objects": _parameters(config="!!python/object/apply:os.getcwd []"),
             "a config with an unknown field": _parameters(config=json.dumps({**_SPEC, "x": 1})),
             "a config that changes the server": _parameters(
-                config=json.dumps({**_SPEC, "server": {"workers": 9}}),
+                config=json.dumps({**_SPEC, "server": {"workers": 9}})
             ),
             "a config with an impossible date": _parameters(config="name: 2001-99-99"),
             "a model that is none": _parameters(model_uri=""),
@@ -289,10 +256,4 @@ REPOSITORY: list[AnyCase] = [
     ),
 ]
 
-CASES: list[AnyCase] = [
-    *CSV,
-    *LINES,
-    *ARROW,
-    *BINARIES,
-    *REPOSITORY,
-]
+CASES: list[AnyCase] = [*CSV, *LINES, *ARROW, *BINARIES, *REPOSITORY]

@@ -18,7 +18,7 @@ TAKEN = {"JSON: numbers", "CSV: fields"}
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["Arrow", "JSON", "JSON Lines", "CSV", "gRPC"])
-def test_a_bomb_takes_no_more_memory_than_it_may(tmp_path: Path, kind: str) -> None:
+def test_a_bomb_takes_no_more_memory_than_it_may(tmp_path, kind):
     names = [name for name in BOMBS if name.startswith(kind + ":")]
     packed = {name: str(tmp_path / str(number)) for number, name in enumerate(names)}
     for name, path in packed.items():
@@ -26,20 +26,9 @@ def test_a_bomb_takes_no_more_memory_than_it_may(tmp_path: Path, kind: str) -> N
     command = [sys.executable, "-m", "tests.serve.corpus.bombs", json.dumps(packed)]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     ran = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        timeout=300,
-        check=True,
+        command, cwd=ROOT, env=environment, capture_output=True, timeout=300, check=True
     )
-    reports = {
-        line["name"]: line
-        for line in map(
-            json.loads,
-            ran.stdout.splitlines(),
-        )
-    }
+    reports = {line["name"]: line for line in map(json.loads, ran.stdout.splitlines())}
     # A missing name means that the bomb has crashed the process.
     assert list(reports) == names, ran.stderr[-2000:]
     assert {

@@ -2,21 +2,19 @@
 
 import importlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from itertools import chain, product
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.serve.corpus import limits, slow
-from tests.serve.corpus.bounds import BOUNDS, Removal
+from tests.serve.corpus.bounds import BOUNDS
 from tests.serve.corpus.cases import CASES
-from tests.serve.corpus.wire import Neglected, Refused, Wsgi
+from tests.serve.corpus.wire import Neglected, Refused
 
 REMOVALS = list(
-    chain.from_iterable(product((name,), removals) for name, removals in BOUNDS.items()),
+    chain.from_iterable(product((name,), removals) for name, removals in BOUNDS.items())
 )
 _SLOW_SECONDS = 8.0
 _CONFIG = """
@@ -32,14 +30,14 @@ def post_fork(arbiter, worker):
 """
 
 
-def test_every_case_names_a_bound_and_every_bound_has_cases() -> None:
+def test_every_case_names_a_bound_and_every_bound_has_cases():
     crowds = [crowd.bound for _, crowd, _ in limits.CASES]
     assert {case.bound for case in [*CASES, *slow.CASES]} | set(crowds) == BOUNDS.keys()
     assert sum(len(case.on) for case in CASES) > 150
     assert len({case.name for case in CASES}) == len(CASES)
 
 
-def fails(attempts: Iterable[Callable[[], None]]) -> bool:
+def fails(attempts):
     """Return True if a case is refused in another way than expected; valid requests do
     not count.
     """
@@ -53,7 +51,7 @@ def fails(attempts: Iterable[Callable[[], None]]) -> bool:
     return False
 
 
-def removals(*of: str) -> Any:
+def removals(*of):
     """Parametrize a test by these removals."""
     params = [
         pytest.param(*entry, id=f"{entry[0]}-{entry[1].of}")
@@ -65,11 +63,8 @@ def removals(*of: str) -> Any:
 
 @removals("answer", "wsgi")
 def test_without_a_bound_of_the_application_one_of_its_cases_fails(
-    wsgi: Wsgi,
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
-    removal: Removal,
-) -> None:
+    wsgi, monkeypatch, name, removal
+):
     for target, text in removal.patched.items():
         module, _, attribute = target.rpartition(".")
         owner = importlib.import_module(module)
@@ -82,21 +77,13 @@ def test_without_a_bound_of_the_application_one_of_its_cases_fails(
 
 @pytest.mark.long
 @removals("fast")
-def test_without_a_bound_of_the_worker_one_of_its_cases_fails(
-    start: Any,
-    tmp_path: Path,
-    name: str,
-    removal: Removal,
-) -> None:
+def test_without_a_bound_of_the_worker_one_of_its_cases_fails(start, tmp_path, name, removal):
     config = tmp_path / "without.py"
     config.write_text(_CONFIG.format(patched=dict(removal.patched)))
     crowds = [
         (where, crowd, routes) for where, crowd, routes in limits.CASES if crowd.bound == name
     ]
-    fields = {
-        **(limits.NARROW[crowds[0][0]] if crowds else {}),
-        **removal.fields,
-    }
+    fields = {**(limits.NARROW[crowds[0][0]] if crowds else {}), **removal.fields}
     with start(config, **fields) as tried:
         attempts: list[Callable[[], None]] = []
         for _, crowd, routes in crowds:

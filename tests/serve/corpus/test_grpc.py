@@ -2,9 +2,6 @@
 tests/serve/grpc tests contents.
 """
 
-from collections.abc import Iterator
-from typing import Any
-
 import grpc
 import pytest
 
@@ -15,14 +12,10 @@ from tests.serve.corpus.routes import IMAGE, MAX_BODY_BYTES
 from tests.support.waiting import free_port
 
 _TENSOR = messages.ModelInferRequest.InferInputTensor(
-    name="image",
-    datatype="FP32",
-    shape=IMAGE.shape,
+    name="image", datatype="FP32", shape=IMAGE.shape
 )
 GOOD = messages.ModelInferRequest(
-    model_name="tensor",
-    inputs=[_TENSOR],
-    raw_input_contents=[IMAGE.tobytes()],
+    model_name="tensor", inputs=[_TENSOR], raw_input_contents=[IMAGE.tobytes()]
 ).SerializeToString()
 METHODS = [f"/{INFERENCE}/{name}" for name in ("ModelInfer", *MANAGEMENT)] + [f"/{HEALTH}/Check"]
 NOISE = {
@@ -38,7 +31,7 @@ _CODES = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "FAILED_P
 
 
 @pytest.fixture(scope="module")
-def called(start: Any) -> Iterator[tuple[Any, Any]]:
+def called(start):
     """Yield a channel to the server, and the server."""
     port = free_port()
     with start(grpc_port=port) as tried, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -48,11 +41,7 @@ def called(start: Any) -> Iterator[tuple[Any, Any]]:
         assert "Traceback" not in tried.log
 
 
-def refusal(
-    channel: Any,
-    method: str,
-    body: bytes,
-) -> tuple[str, str]:
+def refusal(channel, method, body):
     """Return the code and the details of the response. Some methods ignore the bytes of
     an empty message.
     """
@@ -64,10 +53,7 @@ def refusal(
 
 
 @pytest.mark.parametrize("noise", NOISE)
-def test_noise_is_refused_by_every_method_and_the_good_call_answered(
-    called: tuple[Any, Any],
-    noise: str,
-) -> None:
+def test_noise_is_refused_by_every_method_and_the_good_call_answered(called, noise):
     channel, _ = called
     for method in METHODS:
         code, details = refusal(channel, method, NOISE[noise])
@@ -75,7 +61,7 @@ def test_noise_is_refused_by_every_method_and_the_good_call_answered(
         assert "Traceback" not in details
         assert ".py" not in details
         answer = messages.ModelInferResponse.FromString(
-            channel.unary_unary(METHODS[0])(GOOD, timeout=20),
+            channel.unary_unary(METHODS[0])(GOOD, timeout=20)
         )
         assert answer.raw_output_contents[0] == (IMAGE * 2).tobytes()
 
@@ -84,5 +70,5 @@ def test_noise_is_refused_by_every_method_and_the_good_call_answered(
     "path",
     ["/x/y", "/inference.GRPCInferenceService/None", "/inference.GRPCInferenceService/../ping"],
 )
-def test_methods_that_are_not_there_are_unimplemented(called: tuple[Any, Any], path: str) -> None:
+def test_methods_that_are_not_there_are_unimplemented(called, path):
     assert refusal(called[0], path, GOOD)[0] == "UNIMPLEMENTED"

@@ -2,8 +2,6 @@
 succeed.
 """
 
-from typing import Any
-
 import pytest
 
 from tests.serve.corpus import limits
@@ -12,7 +10,7 @@ from tests.serve.corpus.limits import ROUTES
 
 @pytest.mark.long
 @pytest.mark.parametrize("server", limits.NARROW)
-def test_a_crowd_is_refused_only_for_its_number(start: Any, server: str) -> None:
+def test_a_crowd_is_refused_only_for_its_number(start, server):
     with start(**limits.NARROW[server]) as tried:
         before = tried.pids
         for where, crowd, routes in limits.CASES:

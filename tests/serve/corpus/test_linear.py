@@ -6,7 +6,7 @@ import csv
 import gc
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -55,7 +55,7 @@ tensors.
 
 
 @pytest.fixture(autouse=True)
-def _without_collector() -> Iterator[None]:
+def _without_collector():
     """Switch the garbage collector off, because it would scan all objects of the test
     process.
     """
@@ -66,18 +66,18 @@ def _without_collector() -> Iterator[None]:
         gc.enable()
 
 
-def seconds(work: Callable[[bytes], Any], body: bytes) -> float:
+def seconds(work, body):
     began = time.process_time()
     work(body)
     return time.process_time() - began
 
 
-def _parsed(body: bytes) -> None:
+def _parsed(body):
     with suppress(orjson.JSONDecodeError):
         orjson.loads(body)
 
 
-def _rows_of(body: bytes) -> None:
+def _rows_of(body):
     with suppress(csv.Error):
         list(csv.reader(io.StringIO(body.decode("latin-1"), newline="")))
 
@@ -93,21 +93,14 @@ up to 20 times as long.
 """
 
 
-def grows_with(
-    work: Callable[[bytes], Any],
-    small: bytes,
-    large: bytes,
-) -> str:
+def grows_with(work, small, large):
     """Return an empty text if the time is at most linear in the best of some tries,
     otherwise the measured growth.
     """
     few = many = ratio = float("inf")
     memory = 1.0
     for attempt in range(_TRIES):
-        few = min(
-            few,
-            *(seconds(work, small) for _ in range(3)),
-        )
+        few = min(few, *(seconds(work, small) for _ in range(3)))
         many = min(many, seconds(work, large))
         if attempt:
             for reference in REFERENCES:
@@ -121,17 +114,12 @@ def grows_with(
 
 @pytest.mark.long
 @pytest.mark.parametrize("route", _ROUTES, ids=lambda route: f"{route.path} {route.reads}")
-def test_the_time_of_hostile_bodies_is_linear_in_their_bytes(server: Any, route: Route) -> None:
+def test_the_time_of_hostile_bodies_is_linear_in_their_bytes(server, route):
     headers = {name.lower(): value for name, value in route.headers.items()}
     statuses = set()
 
-    def ask(body: bytes) -> None:
-        statuses.add(
-            handle(
-                server,
-                RawRequest(route.method, route.path, headers, body),
-            ).status
-        )
+    def ask(body):
+        statuses.add(handle(server, RawRequest(route.method, route.path, headers, body)).status)
 
     superlinear = {}
     for name, fill in hostile.shapes(route).items():
@@ -150,28 +138,19 @@ _CALLS: dict[str, Callable[[int], Any]] = {
     ),
     "empty tensors": lambda count: _ModelInferRequest(inputs=[{}] * count * 10),
     "parameters": lambda count: _ModelInferRequest(
-        parameters={f"k{number}": {"bool_param": True} for number in range(count)},
+        parameters={f"k{number}": {"bool_param": True} for number in range(count)}
     ),
     "parameters of a tensor": lambda count: _ModelInferRequest(
         inputs=[
-            {
-                **_TENSOR,
-                "parameters": {f"k{number}": {"int64_param": 1} for number in range(count)},
-            },
-        ],
+            {**_TENSOR, "parameters": {f"k{number}": {"int64_param": 1} for number in range(count)}}
+        ]
     ),
     "outputs": lambda count: _ModelInferRequest(
-        outputs=[{"name": f"o{number}"} for number in range(count)],
+        outputs=[{"name": f"o{number}"} for number in range(count)]
     ),
     "sizes": lambda count: _ModelInferRequest(inputs=[{**_TENSOR, "shape": [1] * count}]),
     "values": lambda count: _ModelInferRequest(
-        inputs=[
-            {
-                **_TENSOR,
-                "shape": [count],
-                "contents": {"fp64_contents": [0.5] * count},
-            }
-        ],
+        inputs=[{**_TENSOR, "shape": [count], "contents": {"fp64_contents": [0.5] * count}}]
     ),
     "texts": lambda count: _ModelInferRequest(
         inputs=[
@@ -180,17 +159,17 @@ _CALLS: dict[str, Callable[[int], Any]] = {
                 "datatype": "BYTES",
                 "shape": [count],
                 "contents": {"bytes_contents": [b"AA"] * count},
-            },
-        ],
+            }
+        ]
     ),
 }
 
 
 @pytest.mark.parametrize("shape", _CALLS)
-def test_the_time_of_hostile_calls_is_linear_in_their_bytes(server: Any, shape: str) -> None:
+def test_the_time_of_hostile_calls_is_linear_in_their_bytes(server, shape):
     predictor = server.repository.select_variant("flights").loaded.predictor
 
-    def ask(body: bytes) -> None:
+    def ask(body):
         with suppress(OnnxserveError):
             message = tensors.read_message(messages.ModelInferRequest, body)
             tensors.decode(message, predictor.artifact, predictor.schema)

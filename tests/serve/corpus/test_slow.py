@@ -5,7 +5,6 @@ are answered in the meantime.
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 
@@ -18,7 +17,7 @@ LIMIT_SECONDS = 15.0
 
 
 @pytest.mark.long
-def test_slow_clients_are_disconnected_and_do_not_delay_others(start: Any) -> None:
+def test_slow_clients_are_disconnected_and_do_not_delay_others(start):
     clients = [(case.name, case.try_on, route) for case in slow.CASES for route in case.on]
     clients.append(("answers that nobody takes", slow.never_read, PAGES["/docs"]))
     with (
@@ -28,7 +27,7 @@ def test_slow_clients_are_disconnected_and_do_not_delay_others(start: Any) -> No
         before = tried.pids
         begun = threading.Barrier(len(clients) + 1)
 
-        def run(name: str, client: Any, route: Any) -> str:
+        def run(name, client, route):
             begun.wait()
             try:
                 client(tried.wire, route, LIMIT_SECONDS)

@@ -40,12 +40,7 @@ _WRONG: list[tuple[str, str, Any, tuple[str, ...]]] = [
     ("a number for a text", "carrier", 5, ("carrier", "5")),
     ("null for a text", "carrier", None, ("carrier", "null")),
     ("NaN for a text", "carrier", float("nan"), ("carrier",)),
-    (
-        "a deep list for a text",
-        "carrier",
-        [[[[[["AA"]]]]]],
-        ("carrier",),
-    ),
+    ("a deep list for a text", "carrier", [[[[[["AA"]]]]]], ("carrier",)),
     ("half a surrogate pair for a text", "carrier", "\ud800", ()),
     ("the wrong half of a surrogate pair", "carrier", "\udc00x", ()),
 ]
@@ -59,10 +54,7 @@ def _without(column: str) -> dict[str, Any]:
     return {name: value for name, value in RECORD.items() if name != column}
 
 
-def _split(
-    columns: list[Any],
-    *rows: Any,
-) -> Callable[[Route], bytes]:
+def _split(columns: list[Any], *rows: Any) -> Callable[[Route], bytes]:
     """Return a table as columns and rows."""
 
     def body(route: Route) -> bytes:
@@ -103,14 +95,7 @@ COLUMN_CASES: list[AnyCase] = [
         )
         for column in COLUMNS
     ],
-    BodyCase(
-        "other columns",
-        "columns",
-        _record({"a": 1, "b": 2}),
-        RECORDS,
-        400,
-        ("carrier",),
-    ),
+    BodyCase("other columns", "columns", _record({"a": 1, "b": 2}), RECORDS, 400, ("carrier",)),
     BodyCase(
         "a column whose name is mistyped",
         "columns",
@@ -120,10 +105,7 @@ COLUMN_CASES: list[AnyCase] = [
         ("'distnce'", "distance"),
     ),
     BodyCase(
-        "a column of another case",
-        "columns",
-        _record({**_without("late"), "LATE": True}),
-        RECORDS,
+        "a column of another case", "columns", _record({**_without("late"), "LATE": True}), RECORDS
     ),
     BodyCase(
         "a column of two",
@@ -134,20 +116,10 @@ COLUMN_CASES: list[AnyCase] = [
         ("late", "duplicated"),
     ),
     BodyCase(
-        "a row that is too short",
-        "rows",
-        _split(COLUMNS, _ROW[:3]),
-        _SPLITS,
-        400,
-        ("row 0",),
+        "a row that is too short", "rows", _split(COLUMNS, _ROW[:3]), _SPLITS, 400, ("row 0",)
     ),
     BodyCase(
-        "a row that is too long",
-        "rows",
-        _split(COLUMNS, [*_ROW, 1]),
-        _SPLITS,
-        400,
-        ("row 0",),
+        "a row that is too long", "rows", _split(COLUMNS, [*_ROW, 1]), _SPLITS, 400, ("row 0",)
     ),
     BodyCase(
         "a second row that is too short",
@@ -157,14 +129,7 @@ COLUMN_CASES: list[AnyCase] = [
         400,
         ("row 1",),
     ),
-    BodyCase(
-        "a row that is a number",
-        "rows",
-        _split(COLUMNS, 7),
-        _SPLITS,
-        400,
-        ("row 0",),
-    ),
+    BodyCase("a row that is a number", "rows", _split(COLUMNS, 7), _SPLITS, 400, ("row 0",)),
     BodyCase("no rows", "rows", _split(COLUMNS), _SPLITS, 400, ("no rows",)),
     BodyCase(
         "columns that are no names",
@@ -248,10 +213,7 @@ _V2: dict[str, tuple[str, Callable[[Route], bytes]]] = {
     "no inputs": ("V2", _document(id="1")),
     "inputs that are an object": ("V2", _document(inputs={})),
     "an input that is a number": ("V2", _document(inputs=[1])),
-    "an unknown tensor": (
-        "V2",
-        _document(inputs=[*_TENSORS, tensor("other", [1.0])]),
-    ),
+    "an unknown tensor": ("V2", _document(inputs=[*_TENSORS, tensor("other", [1.0])])),
     "a tensor that stands twice": ("V2", _document(inputs=[*_TENSORS, _TENSORS[0]])),
     "no shape": ("V2", _v2(shape=None)),
     "a negative shape": ("V2", _v2(shape=[-1])),
@@ -268,14 +230,8 @@ _V2: dict[str, tuple[str, Callable[[Route], bytes]]] = {
     "a number beyond FP16": ("V2", _v2(datatype="FP16", data=[1e30])),
     "more elements than the shape": ("V2 counts", _v2(data=[1.0, 2.0])),
     "fewer elements than the shape": ("V2 counts", _v2(shape=[2])),
-    "ragged data": (
-        "V2",
-        _v2(shape=[2, 2], data=[[1.0], [2.0, 3.0]]),
-    ),
-    "deep data": (
-        "V2",
-        _v2(data=[[[[[[1.0]]]]]]),
-    ),
+    "ragged data": ("V2", _v2(shape=[2, 2], data=[[1.0], [2.0, 3.0]])),
+    "deep data": ("V2", _v2(data=[[[[[[1.0]]]]]])),
     "data that is a text": ("V2", _v2(data="1.0")),
     "data of no bytes": ("V2", _v2(data=None, parameters={"binary_data_size": 8})),
     "data that is there twice": ("V2", _v2(parameters={"binary_data_size": 8})),
@@ -283,10 +239,7 @@ _V2: dict[str, tuple[str, Callable[[Route], bytes]]] = {
     "shared memory": ("V2", _v2(parameters={"shared_memory_region": "/dev/shm/x"})),
     "an id that is a number": ("V2", _document(id=7, inputs=_TENSORS)),
     "an id with a line feed": ("V2", _document(id="a\nb", inputs=_TENSORS)),
-    "an unknown output": (
-        "V2",
-        _document(inputs=_TENSORS, outputs=[{"name": "half"}]),
-    ),
+    "an unknown output": ("V2", _document(inputs=_TENSORS, outputs=[{"name": "half"}])),
     "an output that stands twice": (
         "V2",
         _document(inputs=_TENSORS, outputs=[{"name": "label"}] * 2),
@@ -295,20 +248,13 @@ _V2: dict[str, tuple[str, Callable[[Route], bytes]]] = {
     "classification": (
         "V2",
         _document(
-            inputs=_TENSORS,
-            outputs=[{"name": "label", "parameters": {"classification": 3}}],
+            inputs=_TENSORS, outputs=[{"name": "label", "parameters": {"classification": 3}}]
         ),
     ),
     "a timeout that is a text": ("V2", _document(inputs=_TENSORS, parameters={"timeout": "soon"})),
     "a timeout that is negative": ("V2", _document(inputs=_TENSORS, parameters={"timeout": -1})),
-    "batches that differ": (
-        "V2",
-        _v2(shape=[2], data=[1.0, 2.0]),
-    ),
-    "columns as a matrix": (
-        "V2",
-        _v2(shape=[1, 2], data=[1.0, 2.0]),
-    ),
+    "batches that differ": ("V2", _v2(shape=[2], data=[1.0, 2.0])),
+    "columns as a matrix": ("V2", _v2(shape=[1, 2], data=[1.0, 2.0])),
 }
 V2_CASES: list[AnyCase] = [
     BodyCase(name, bound, body, reading("v2")) for name, (bound, body) in _V2.items()
@@ -340,17 +286,9 @@ SHAPES: list[AnyCase] = [
 
 _TF = reading("tfserving")
 TF_CASES: list[AnyCase] = [
+    BodyCase("instances and inputs", "TensorFlow", _document(instances=[RECORD], inputs={}), _TF),
     BodyCase(
-        "instances and inputs",
-        "TensorFlow",
-        _document(instances=[RECORD], inputs={}),
-        _TF,
-    ),
-    BodyCase(
-        "another signature",
-        "TensorFlow",
-        _document(signature_name="x", instances=[RECORD]),
-        _TF,
+        "another signature", "TensorFlow", _document(signature_name="x", instances=[RECORD]), _TF
     ),
     BodyCase(
         "a signature that is a list",
@@ -387,10 +325,7 @@ MLFLOW: list[AnyCase] = [
         reading("invocations", "instances"),
     ),
     BodyCase(
-        "params that are a list",
-        "MLflow",
-        _document(instances=[RECORD], params=[1]),
-        _SINGLE,
+        "params that are a list", "MLflow", _document(instances=[RECORD], params=[1]), _SINGLE
     ),
     BodyCase(
         "a key of the table that is unknown",
@@ -401,13 +336,7 @@ MLFLOW: list[AnyCase] = [
     BodyCase(
         "an index of another length",
         "MLflow",
-        _document(
-            dataframe_split={
-                "columns": COLUMNS,
-                "data": [_ROW],
-                "index": [1, 2],
-            }
-        ),
+        _document(dataframe_split={"columns": COLUMNS, "data": [_ROW], "index": [1, 2]}),
         _SINGLE,
     ),
     *[
@@ -440,11 +369,4 @@ MLFLOW: list[AnyCase] = [
     ],
 ]
 
-CASES: list[AnyCase] = [
-    *TYPES,
-    *COLUMN_CASES,
-    *V2_CASES,
-    *SHAPES,
-    *TF_CASES,
-    *MLFLOW,
-]
+CASES: list[AnyCase] = [*TYPES, *COLUMN_CASES, *V2_CASES, *SHAPES, *TF_CASES, *MLFLOW]

@@ -160,10 +160,7 @@ def check_right(route: Route, answer: Answer | None) -> None:
 
 
 def check_refusal(
-    case: AnyCase,
-    route: Route,
-    answer: Answer,
-    secrets: Iterable[bytes] = _SECRETS,
+    case: AnyCase, route: Route, answer: Answer, secrets: Iterable[bytes] = _SECRETS
 ) -> None:
     """Check the status, the form and the message of an error."""
     shown = answer.body[:300]

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -31,16 +30,10 @@ DTYPES: dict[str, npt.DTypeLike] = {
 }
 """V2's numeric datatypes by the dtypes of their arrays."""
 
-_ONNX = {
-    "BOOL": "bool",
-    "FP16": "float16",
-    "FP32": "float",
-    "FP64": "double",
-    "BYTES": "string",
-}
+_ONNX = {"BOOL": "bool", "FP16": "float16", "FP32": "float", "FP64": "double", "BYTES": "string"}
 
 
-def echo_model(folder: Path, datatype: str) -> Path:
+def echo_model(folder, datatype):
     """Write a model whose output y equals its input x, [N, 2] of this datatype."""
     kind = _ONNX.get(datatype, datatype.lower())
     dtype = "str" if datatype == "BYTES" else np.dtype(DTYPES[datatype]).name
@@ -74,11 +67,7 @@ class Called:
 
 
 @contextmanager
-def calling(
-    state_dir: Path,
-    endpoints: dict[str, Any],
-    **fields: Any,
-) -> Iterator[Called]:
+def calling(state_dir, endpoints, **fields):
     """Serve endpoint → variant → fields on HTTP and gRPC; keyword arguments are fields
     of the server's spec.
     """
@@ -88,10 +77,7 @@ def calling(
 
 
 @pytest.fixture(scope="session")
-def called(
-    tmp_path_factory: pytest.TempPathFactory,
-    model_folders: dict[str, Path],
-) -> Iterator[Called]:
+def called(tmp_path_factory, model_folders):
     """Run a server with the models of the other tests and one for each datatype."""
     root = tmp_path_factory.mktemp("grpc")
     folders = {kind: model_folders[kind] for kind in ("mixed", "single", "tensor")}
@@ -101,29 +87,19 @@ def called(
         yield served
 
 
-def tensor(name: str, array: Any) -> InferInput:
+def tensor(name, array):
     """Return an input of Triton's client, as bytes."""
     input_tensor = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
     input_tensor.set_data_from_numpy(array)
     return input_tensor
 
 
-def message(
-    endpoint: str,
-    *,
-    name: str = "image",
-    shape: Any = (1, 2, 2),
-    datatype: str = "FP32",
-    **more: Any,
-) -> Any:
+def message(endpoint, *, name="image", shape=(1, 2, 2), datatype="FP32", **more):
     """Return an infer request with one tensor; `more` has fields of the request,
     `contents` fields of the tensor.
     """
     contents = more.pop("contents", None)
     entry = service_pb2.ModelInferRequest.InferInputTensor(
-        name=name,
-        datatype=datatype,
-        shape=shape,
-        contents=contents,
+        name=name, datatype=datatype, shape=shape, contents=contents
     )
     return service_pb2.ModelInferRequest(model_name=endpoint, inputs=[entry], **more)

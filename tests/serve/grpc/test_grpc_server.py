@@ -11,7 +11,6 @@ import threading
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import grpc
 import numpy as np
@@ -24,7 +23,7 @@ from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.files import read_workers
 from mlflow_deploy_plugin.serve.grpc.grpc_server import GrpcServer
 from tests.serve.grpc.conftest import calling, message, tensor
-from tests.support.servers import Serve, variant
+from tests.support.servers import variant
 from tests.support.waiting import free_port, wait_until
 
 IMAGE = np.ones((1, 2, 2), np.float32)
@@ -32,36 +31,32 @@ CALL = message("tensor", raw_input_contents=[IMAGE.tobytes()])
 
 
 @pytest.fixture
-def endpoints(model_folders: dict[str, Path]) -> dict[str, Any]:
+def endpoints(model_folders):
     return {"tensor": {"v": variant(model_folders["tensor"])}}
 
 
-def worker_pids(called: Any) -> list[int]:
+def worker_pids(called):
     return [worker.pid for worker in read_workers(called.http.state_dir)]
 
 
-def holds_grpcio(pid: int) -> bool:
+def holds_grpcio(pid):
     return "cygrpc" in Path(f"/proc/{pid}/maps").read_text()
 
 
-def test_a_worker_without_the_port_has_not_imported_grpcio(
-    tmp_path: Path,
-    endpoints: dict[str, Any],
-) -> None:
+def test_a_worker_without_the_port_has_not_imported_grpcio(tmp_path, endpoints):
     with calling(tmp_path, endpoints, grpc_port=None) as called:
         assert not holds_grpcio(worker_pids(called)[0])
 
 
 @pytest.mark.long
-def test_two_workers_share_the_port(tmp_path: Path, endpoints: dict[str, Any]) -> None:
+def test_two_workers_share_the_port(tmp_path, endpoints):
     with calling(tmp_path, endpoints, workers=2) as called:
         pids = wait_until(
-            lambda: len(workers := worker_pids(called)) == 2 and workers,
-            what="two workers",
+            lambda: len(workers := worker_pids(called)) == 2 and workers, what="two workers"
         )
         port = int(called.address.rpartition(":")[2])
 
-        def listening() -> list[int]:
+        def listening():
             held = {pid: psutil.Process(pid).net_connections() for pid in pids}
             return [
                 pid
@@ -78,11 +73,7 @@ def test_two_workers_share_the_port(tmp_path: Path, endpoints: dict[str, Any]) -
 
 @pytest.mark.long
 @pytest.mark.parametrize("worker_class", ["fast", "gthread"])
-def test_a_call_in_flight_is_answered_when_the_server_ends(
-    tmp_path: Path,
-    endpoints: dict[str, Any],
-    worker_class: str,
-) -> None:
+def test_a_call_in_flight_is_answered_when_the_server_ends(tmp_path, endpoints, worker_class):
     """The model waits 1.5 s for a partial batch; a second call on the connection shows
     that the first has arrived.
     """
@@ -99,10 +90,7 @@ def test_a_call_in_flight_is_answered_when_the_server_ends(
         assert called.http.process.wait(20) == 0
 
 
-def test_idle_streams_and_connections_do_not_delay_the_end(
-    tmp_path: Path,
-    endpoints: dict[str, Any],
-) -> None:
+def test_idle_streams_and_connections_do_not_delay_the_end(tmp_path, endpoints):
     answered = threading.Event()
     serving = calling(tmp_path, endpoints, graceful_timeout_seconds=60)
     with serving as called, called.client() as client:
@@ -114,14 +102,10 @@ def test_idle_streams_and_connections_do_not_delay_the_end(
         client.stop_stream(cancel_requests=True)
 
 
-def test_calls_are_answered_by_the_threads_that_there_are(
-    serve_here: Serve,
-    endpoints: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_calls_are_answered_by_the_threads_that_there_are(serve_here, endpoints, monkeypatch):
     start = threading.Thread.start
 
-    def start_no_other_of_ours(thread: threading.Thread) -> None:
+    def start_no_other_of_ours(thread):
         if thread.name.startswith("onnxserve"):
             raise RuntimeError("can't start new thread")
         start(thread)
@@ -139,10 +123,7 @@ def test_calls_are_answered_by_the_threads_that_there_are(
     served.wait()
 
 
-def test_who_watches_the_health_hears_how_it_is_and_of_the_end(
-    tmp_path: Path,
-    endpoints: dict[str, Any],
-) -> None:
+def test_who_watches_the_health_hears_how_it_is_and_of_the_end(tmp_path, endpoints):
     unknown = b"\x08\x03"
     serving = b"\x08\x01"
     not_serving = b"\x08\x02"
@@ -163,14 +144,11 @@ def test_who_watches_the_health_hears_how_it_is_and_of_the_end(
         assert called.http.process.wait(30) == 0
 
 
-def test_watchers_that_leave_give_their_places_back(
-    tmp_path: Path,
-    endpoints: dict[str, Any],
-) -> None:
+def test_watchers_that_leave_give_their_places_back(tmp_path, endpoints):
     with calling(tmp_path, endpoints) as called, grpc.insecure_channel(called.address) as channel:
         watch = channel.unary_stream("/grpc.health.v1.Health/Watch")
 
-        def has_room() -> bool:
+        def has_room():
             watcher = watch(b"")
             try:
                 return bool(next(watcher))
@@ -187,10 +165,7 @@ def test_watchers_that_leave_give_their_places_back(
         wait_until(has_room, 10, "a place is free")
 
 
-def test_a_client_that_hears_nothing_does_not_delay_the_end(
-    tmp_path: Path,
-    endpoints: dict[str, Any],
-) -> None:
+def test_a_client_that_hears_nothing_does_not_delay_the_end(tmp_path, endpoints):
     code = "import grpc, os, signal, sys; channel = grpc.insecure_channel(sys.argv[1]);"
     code += "grpc.channel_ready_future(channel).result(60); os.kill(os.getpid(), signal.SIGSTOP)"
     with calling(tmp_path, endpoints, graceful_timeout_seconds=60) as called:
@@ -208,14 +183,11 @@ def test_a_client_that_hears_nothing_does_not_delay_the_end(
             client.wait()
 
 
-def test_streams_beyond_the_bound_are_refused_and_unary_calls_are_answered(
-    tmp_path: Path,
-    endpoints: dict[str, Any],
-) -> None:
+def test_streams_beyond_the_bound_are_refused_and_unary_calls_are_answered(tmp_path, endpoints):
     with calling(tmp_path, endpoints) as called, called.stub() as stub:
         ended = threading.Event()
 
-        def held() -> Any:
+        def held():
             yield CALL
             ended.wait(60)
 
@@ -230,16 +202,13 @@ def test_streams_beyond_the_bound_are_refused_and_unary_calls_are_answered(
         assert next(stub.ModelStreamInfer(iter([CALL]))).infer_response.outputs
 
 
-def test_messages_that_never_come_do_not_keep_others_out(
-    tmp_path: Path,
-    endpoints: dict[str, Any],
-) -> None:
+def test_messages_that_never_come_do_not_keep_others_out(tmp_path, endpoints):
     """The calls outnumber the threads and send nothing, so that they are cancelled
     after the timeout.
     """
     ended = threading.Event()
 
-    def silent() -> Any:
+    def silent():
         ended.wait(60)
         yield from ()
 
@@ -255,17 +224,12 @@ def test_messages_that_never_come_do_not_keep_others_out(
         ended.set()
 
 
-def http2_frame(
-    kind: int,
-    flags: int,
-    stream: int,
-    payload: bytes = b"",
-) -> bytes:
+def http2_frame(kind, flags, stream, payload=b""):
     """Return a frame of RFC 9113, section 4.1."""
     return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
 
 
-def begun_and_reset(stream: int) -> bytes:
+def begun_and_reset(stream):
     """Return a call that is reset immediately: HEADERS (as literals of RFC 7541,
     section 6.2.2), then RST_STREAM.
     """
@@ -278,32 +242,17 @@ def begun_and_reset(stream: int) -> bytes:
         b"te": b"trailers",
     }
     block = b"".join(
-        b"\0%c%b%c%b"
-        % (
-            len(name),
-            name,
-            len(text),
-            text,
-        )
-        for name, text in fields.items()
+        b"\0%c%b%c%b" % (len(name), name, len(text), text) for name, text in fields.items()
     )
-    return http2_frame(1, 4, stream, block) + http2_frame(
-        3,
-        0,
-        stream,
-        struct.pack(">I", 8),
-    )
+    return http2_frame(1, 4, stream, block) + http2_frame(3, 0, stream, struct.pack(">I", 8))
 
 
 @pytest.mark.long
-def test_a_client_that_resets_its_calls_at_once_does_not_block_others(
-    tmp_path: Path,
-    endpoints: dict[str, Any],
-) -> None:
+def test_a_client_that_resets_its_calls_at_once_does_not_block_others(tmp_path, endpoints):
     """https://nvd.nist.gov/vuln/detail/CVE-2023-44487"""
     is_over = threading.Event()
 
-    def flood(host: str, port: str) -> None:
+    def flood(host, port):
         while not is_over.is_set():
             with (
                 suppress(OSError),
@@ -313,14 +262,7 @@ def test_a_client_that_resets_its_calls_at_once_does_not_block_others(
                 for first in range(1, 2**20, 100):
                     if is_over.is_set():
                         break
-                    connection.sendall(
-                        b"".join(
-                            map(
-                                begun_and_reset,
-                                range(first, first + 100, 2),
-                            )
-                        )
-                    )
+                    connection.sendall(b"".join(map(begun_and_reset, range(first, first + 100, 2))))
 
     with calling(tmp_path, endpoints) as called, called.client() as client:
         flooding = threading.Thread(target=flood, args=called.address.split(":"))
@@ -334,7 +276,7 @@ def test_a_client_that_resets_its_calls_at_once_does_not_block_others(
             flooding.join()
 
 
-def test_messages_beyond_the_limit_are_refused(tmp_path: Path, endpoints: dict[str, Any]) -> None:
+def test_messages_beyond_the_limit_are_refused(tmp_path, endpoints):
     with calling(tmp_path, endpoints, max_body_bytes=100_000) as called, called.stub() as stub:
         for size, code in ((100_000, "INVALID_ARGUMENT"), (200_000, "RESOURCE_EXHAUSTED")):
             with pytest.raises(grpc.RpcError) as refused:
@@ -348,7 +290,7 @@ def test_messages_beyond_the_limit_are_refused(tmp_path: Path, endpoints: dict[s
 
 
 @pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def certificate(tmp_path_factory):
     """Return a self-signed certificate for localhost, and its key."""
     folder = tmp_path_factory.mktemp("tls")
     certfile = folder / "cert.pem"
@@ -365,50 +307,33 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     ]
     command += ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
     subprocess.run(
-        [*command, "-keyout", str(keyfile), "-out", str(certfile)],
-        check=True,
-        capture_output=True,
+        [*command, "-keyout", str(keyfile), "-out", str(certfile)], check=True, capture_output=True
     )
     return certfile, keyfile
 
 
-def test_the_port_speaks_tls_where_the_server_does(
-    serve_here: Any,
-    endpoints: dict[str, Any],
-    certificate: tuple[Path, Path],
-) -> None:
+def test_the_port_speaks_tls_where_the_server_does(serve_here, endpoints, certificate):
     certfile, keyfile = certificate
     spec = ServerSpec(
-        host="localhost",
-        grpc_port=free_port(),
-        certfile=str(certfile),
-        keyfile=str(keyfile),
+        host="localhost", grpc_port=free_port(), certfile=str(certfile), keyfile=str(keyfile)
     )
     listener = GrpcServer(replace(serve_here(endpoints), spec=spec))
     credentials = grpc.ssl_channel_credentials(certfile.read_bytes())
     with grpc.secure_channel(f"localhost:{spec.grpc_port}", credentials) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        assert stub.ModelInfer(
-            CALL,
-            timeout=20,
-        ).outputs
+        assert stub.ModelInfer(CALL, timeout=20).outputs
     with (
         grpc.insecure_channel(f"localhost:{spec.grpc_port}") as channel,
         pytest.raises(grpc.RpcError),
     ):
         service_pb2_grpc.GRPCInferenceServiceStub(channel).ServerLive(
-            service_pb2.ServerLiveRequest(),
-            timeout=5,
+            service_pb2.ServerLiveRequest(), timeout=5
         )
     listener.drain()
     listener.wait()
 
 
-def test_a_call_of_any_method_has_its_line_in_the_log(
-    serve_here: Any,
-    endpoints: dict[str, Any],
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_call_of_any_method_has_its_line_in_the_log(serve_here, endpoints, caplog):
     spec = ServerSpec(grpc_port=free_port())
     listener = GrpcServer(replace(serve_here(endpoints), spec=spec, logs_requests=True))
     with caplog.at_level("INFO"), grpc.insecure_channel(f"127.0.0.1:{spec.grpc_port}") as channel:
@@ -417,8 +342,7 @@ def test_a_call_of_any_method_has_its_line_in_the_log(
         channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=20)
         with pytest.raises(grpc.RpcError):
             stub.RepositoryModelUnload(
-                service_pb2.RepositoryModelUnloadRequest(model_name="tensor"),
-                timeout=20,
+                service_pb2.RepositoryModelUnloadRequest(model_name="tensor"), timeout=20
             )
     listener.drain()
     listener.wait()
@@ -430,11 +354,7 @@ def test_a_call_of_any_method_has_its_line_in_the_log(
     assert logged == [*answered, (f"{service}/RepositoryModelUnload", 400)]
 
 
-def test_a_missing_certificate_is_a_config_error(
-    serve_here: Any,
-    endpoints: dict[str, Any],
-    tmp_path: Path,
-) -> None:
+def test_a_missing_certificate_is_a_config_error(serve_here, endpoints, tmp_path):
     missing = str(tmp_path / "none.pem")
     spec = ServerSpec(grpc_port=free_port(), certfile=missing, keyfile=missing)
     with pytest.raises(InvalidConfig, match="No such file"):

@@ -16,7 +16,7 @@ _NAMES = {3: "int64", 4: "uint64", 5: "int32", 13: "uint32", 8: "bool", 9: "stri
 Field = tuple[str, str, str, int]
 
 
-def written(text: str) -> Iterator[Field]:
+def written(text):
     """Return the message, field, type and number of each field in inference.proto."""
     scope: list[str] = []
     for line in re.sub(r"//.*", "", text).splitlines():
@@ -32,7 +32,7 @@ def written(text: str) -> Iterator[Field]:
             yield ".".join(scope), value[1], "value", int(value[2])
 
 
-def made(owner: str, descriptor: Any) -> Iterator[Field]:
+def made(owner, descriptor):
     """Return the same data for a descriptor."""
     for enum in descriptor.enum_types:
         yield from ((f"{owner}.{enum.name}", value.name, "value", value.number,) for value in enum.values)
@@ -43,7 +43,7 @@ def made(owner: str, descriptor: Any) -> Iterator[Field]:
             yield from made(f"{owner}.{nested.name}", nested)
 
 
-def kind_of(field: Any) -> str:
+def kind_of(field):
     if field.message_type and field.message_type.GetOptions().map_entry:
         key, value = field.message_type.fields
         return f"map<{kind_of(key)},{kind_of(value)}>"
@@ -51,7 +51,7 @@ def kind_of(field: Any) -> str:
     return ("repeated " if field.is_repeated else "") + (descriptor.name if descriptor else _NAMES[field.type])
 
 
-def test_the_module_matches_the_proto_file() -> None:
+def test_the_module_matches_the_proto_file():
     file = inference_pb2.DESCRIPTOR
     entries = set(chain.from_iterable(made(name, message) for name, message in file.message_types_by_name.items()))
     enums = file.enum_types_by_name.items()
@@ -59,7 +59,7 @@ def test_the_module_matches_the_proto_file() -> None:
     assert entries == set(written(PROTO.read_text()))
 
 
-def test_names_numbers_and_types_are_those_of_triton_s_client() -> None:
+def test_names_numbers_and_types_are_those_of_triton_s_client():
     compared = 0
     for name, message in inference_pb2.DESCRIPTOR.message_types_by_name.items():
         standard = getattr(service_pb2, name, None) or getattr(model_config_pb2, name, None)

@@ -13,10 +13,7 @@ from tritonclient.utils import InferenceServerException
 from mlflow_deploy_plugin.serve.grpc.service import with_deadline
 from tests.serve.grpc.conftest import DTYPES, message, tensor
 
-IMAGE = np.array(
-    [[[1.5, 2.0], [3.0, 4.0]]],
-    np.float32,
-)
+IMAGE = np.array([[[1.5, 2.0], [3.0, 4.0]]], np.float32)
 DATATYPES = [
     "BOOL",
     *(f"{kind}{bits}" for kind, bits in product(("INT", "UINT"), (8, 16, 32, 64))),
@@ -27,16 +24,16 @@ DATATYPES = [
 
 
 @pytest.fixture
-def client(called: Any) -> Any:
+def client(called):
     with called.client() as client:
         yield client
 
 
-def ask_tensor(client: Any, **more: Any) -> Any:
+def ask_tensor(client, **more):
     return client.infer("tensor", [tensor("image", IMAGE)], **more)
 
 
-def test_server_and_models_tell_of_themselves(client: Any) -> None:
+def test_server_and_models_tell_of_themselves(client):
     assert (client.is_server_live(), client.is_server_ready()) == (True, True)
     ready = [
         client.is_model_ready(*target)
@@ -48,20 +45,13 @@ def test_server_and_models_tell_of_themselves(client: Any) -> None:
     assert metadata.name == "mixed"
     assert list(metadata.versions) == ["7"]
     assert metadata.platform == "onnxruntime_onnx"
-    assert [
-        (
-            entry.name,
-            entry.datatype,
-            list(entry.shape),
-        )
-        for entry in metadata.inputs
-    ][:2] == [
+    assert [(entry.name, entry.datatype, list(entry.shape)) for entry in metadata.inputs][:2] == [
         ("carrier", "BYTES", [-1, 1]),
         ("distance", "FP64", [-1, 1]),
     ]
 
 
-def test_columns_go_in_and_named_outputs_come_back(client: Any) -> None:
+def test_columns_go_in_and_named_outputs_come_back(client):
     columns = {
         "carrier": np.array([["AA"], ["ÜÜ"]], dtype=object),
         "distance": np.zeros((2, 1)),
@@ -71,12 +61,7 @@ def test_columns_go_in_and_named_outputs_come_back(client: Any) -> None:
     inputs = [tensor(name, array) for name, array in columns.items()]
     wanted = [InferRequestedOutput("probabilities"), InferRequestedOutput("label")]
     result = client.infer(
-        "mixed",
-        inputs,
-        "7",
-        outputs=wanted,
-        request_id="mine",
-        parameters={"note": "any"},
+        "mixed", inputs, "7", outputs=wanted, request_id="mine", parameters={"note": "any"}
     )
     response = result.get_response()
     assert response.model_name == "mixed"
@@ -84,17 +69,13 @@ def test_columns_go_in_and_named_outputs_come_back(client: Any) -> None:
     assert response.id == "mine"
     assert [output.name for output in response.outputs] == ["probabilities", "label"]
     assert list(result.as_numpy("label")) == [b"yes", b"no"]
-    np.testing.assert_allclose(
-        result.as_numpy("probabilities")[:, 1],
-        [0.7310586, 0.5],
-        atol=1e-6,
-    )
+    np.testing.assert_allclose(result.as_numpy("probabilities")[:, 1], [0.7310586, 0.5], atol=1e-6)
 
 
-def test_a_call_is_on_the_page_of_requests(called: Any) -> None:
+def test_a_call_is_on_the_page_of_requests(called):
     with called.stub() as stub:
         _, call = stub.ModelInfer.with_call(
-            message("tensor", contents={"fp32_contents": [1, 2, 3, 4]}),
+            message("tensor", contents={"fp32_contents": [1, 2, 3, 4]})
         )
     prediction_id = dict(call.trailing_metadata())["x-prediction-id"]
     rows = called.http.get("/endpoints/tensor/requests").json()["requests"]
@@ -106,47 +87,30 @@ def test_a_call_is_on_the_page_of_requests(called: Any) -> None:
 
 
 @pytest.mark.parametrize("datatype", DATATYPES)
-def test_every_datatype_goes_both_ways_in_bytes(client: Any, datatype: str) -> None:
+def test_every_datatype_goes_both_ways_in_bytes(client, datatype):
     dtype = np.dtype(DTYPES[datatype])
     limits = (np.finfo if dtype.kind == "f" else np.iinfo)(dtype) if dtype.kind != "b" else None
     array = np.array(
-        [[False, True]]
-        if limits is None
-        else [
-            [limits.min, limits.max],
-            [0, 1],
-        ],
-        dtype,
+        [[False, True]] if limits is None else [[limits.min, limits.max], [0, 1]], dtype
     )
     result = client.infer(datatype, [tensor("x", array)])
     assert result.as_numpy("y").dtype == dtype
     np.testing.assert_array_equal(result.as_numpy("y"), array)
 
 
-def test_strings_of_any_length_go_both_ways(client: Any) -> None:
-    array = np.array(
-        [["", "Zürich"], ["\0", "x" * 100_000]],
-        dtype=object,
-    )
+def test_strings_of_any_length_go_both_ways(client):
+    array = np.array([["", "Zürich"], ["\0", "x" * 100_000]], dtype=object)
     answered = client.infer("BYTES", [tensor("x", array)]).as_numpy("y")
     assert [value.decode() for value in answered.flat] == list(array.flat)
 
 
-def test_typed_contents_are_answered_in_kind(called: Any) -> None:
+def test_typed_contents_are_answered_in_kind(called):
     with called.stub() as stub:
-        answer = stub.ModelInfer(
-            message(
-                "tensor",
-                contents={"fp32_contents": IMAGE.ravel()},
-            )
-        )
+        answer = stub.ModelInfer(message("tensor", contents={"fp32_contents": IMAGE.ravel()}))
         assert not answer.raw_output_contents
         assert [
             (output.name, list(output.contents.fp32_contents)) for output in answer.outputs
-        ] == [
-            ("doubled", [3.0, 4.0, 6.0, 8.0]),
-            ("total", [10.5]),
-        ]
+        ] == [("doubled", [3.0, 4.0, 6.0, 8.0]), ("total", [10.5])]
         texts = message(
             "BYTES",
             name="x",
@@ -160,7 +124,7 @@ def test_typed_contents_are_answered_in_kind(called: Any) -> None:
         ]
 
 
-def test_every_answer_says_who_gave_it(called: Any) -> None:
+def test_every_answer_says_who_gave_it(called):
     with called.stub() as stub:
         request = message("tensor", raw_input_contents=[IMAGE.tobytes()], id="from the body")
         _, call = stub.ModelInfer.with_call(request, metadata=[("x-request-id", "mine")])
@@ -176,7 +140,7 @@ def test_every_answer_says_who_gave_it(called: Any) -> None:
         assert dict(refused.value.trailing_metadata())["x-model-version"] == "7"
 
 
-def test_grpc_calls_are_counted_in_the_same_metrics_as_http(called: Any, client: Any) -> None:
+def test_grpc_calls_are_counted_in_the_same_metrics_as_http(called, client):
     ask_tensor(client)
     page = called.http.get("/metrics").text
     assert (
@@ -184,7 +148,7 @@ def test_grpc_calls_are_counted_in_the_same_metrics_as_http(called: Any, client:
     )
 
 
-def test_many_calls_at_once_get_their_own_answers(client: Any) -> None:
+def test_many_calls_at_once_get_their_own_answers(client):
     answers: queue.Queue[Any] = queue.Queue()
     for number in range(40):
         client.async_infer(
@@ -200,9 +164,7 @@ def test_many_calls_at_once_get_their_own_answers(client: Any) -> None:
         np.testing.assert_array_equal(result.as_numpy("doubled"), (IMAGE + number) * 2)
 
 
-def test_a_client_that_reads_until_the_final_response_of_a_stream_comes_to_an_end(
-    client: Any,
-) -> None:
+def test_a_client_that_reads_until_the_final_response_of_a_stream_comes_to_an_end(client):
     """Triton marks each response: github.com/triton-inference-server/server,
     docs/user_guide/decoupled_models.md.
     """
@@ -216,7 +178,7 @@ def test_a_client_that_reads_until_the_final_response_of_a_stream_comes_to_an_en
     assert result.get_response().parameters["triton_final_response"].bool_param
 
 
-def test_a_stream_is_answered_in_order_and_outlives_an_error(client: Any) -> None:
+def test_a_stream_is_answered_in_order_and_outlives_an_error(client):
     answers: queue.Queue[Any] = queue.Queue()
     client.start_stream(lambda result, error: answers.put((result, error)))
     for number in range(6):
@@ -232,10 +194,7 @@ def test_a_stream_is_answered_in_order_and_outlives_an_error(client: Any) -> Non
         response = results[number][0].get_response()
         assert response.id == str(number)
         assert response.parameters["x-model-version"].string_param == "7"
-        np.testing.assert_array_equal(
-            results[number][0].as_numpy("doubled"),
-            (IMAGE + number) * 2,
-        )
+        np.testing.assert_array_equal(results[number][0].as_numpy("doubled"), (IMAGE + number) * 2)
 
 
 BAD: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -245,11 +204,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "a negative size": ({"shape": (-1, 2, 2)}, "INVALID_ARGUMENT", "shape"),
     "a shape beyond memory": ({"shape": (2**62, 2, 2)}, "INVALID_ARGUMENT", "requires"),
     "a hundred thousand dimensions": ({"shape": [1] * 100_000}, "INVALID_ARGUMENT", "dimensions"),
-    "no rows of a huge size": (
-        {"shape": (0, 2**40, 2), "bytes": 0},
-        "INVALID_ARGUMENT",
-        "empty",
-    ),
+    "no rows of a huge size": ({"shape": (0, 2**40, 2), "bytes": 0}, "INVALID_ARGUMENT", "empty"),
     "too few bytes": ({"bytes": 15}, "INVALID_ARGUMENT", "15 bytes"),
     "too many bytes": ({"bytes": 17}, "INVALID_ARGUMENT", "17 bytes"),
     "an unknown tensor": ({"name": "picture", "shape": (4,)}, "INVALID_ARGUMENT", "'picture'"),
@@ -279,8 +234,8 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "shared memory": (
         {
             "outputs": [
-                {"name": "total", "parameters": {"shared_memory_region": {"string_param": "r"}}},
-            ],
+                {"name": "total", "parameters": {"shared_memory_region": {"string_param": "r"}}}
+            ]
         },
         "INVALID_ARGUMENT",
         "shared_memory_region",
@@ -297,11 +252,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
         "3 elements",
     ),
     "typed values of FP16": (
-        {
-            "raw_input_contents": [],
-            "datatype": "FP16",
-            "contents": {"fp32_contents": [1.0] * 4},
-        },
+        {"raw_input_contents": [], "datatype": "FP16", "contents": {"fp32_contents": [1.0] * 4}},
         "INVALID_ARGUMENT",
         "raw_input_contents",
     ),
@@ -309,9 +260,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_an_invalid_call_gets_its_error_and_the_next_call_is_answered(
-    called: Any, case: str
-) -> None:
+def test_an_invalid_call_gets_its_error_and_the_next_call_is_answered(called, case):
     fields, code, words = BAD[case]
     fields = {
         "endpoint": "tensor",
@@ -328,7 +277,7 @@ def test_an_invalid_call_gets_its_error_and_the_next_call_is_answered(
         assert good.raw_output_contents[0] == (IMAGE * 2).tobytes()
 
 
-def test_bytes_that_are_no_message_are_refused(called: Any) -> None:
+def test_bytes_that_are_no_message_are_refused(called):
     with grpc.insecure_channel(called.address) as channel:
         for method, code in (
             ("ModelInfer", "INVALID_ARGUMENT"),
@@ -343,7 +292,7 @@ def test_bytes_that_are_no_message_are_refused(called: Any) -> None:
         assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_a_timeout_that_has_passed_is_answered_without_computing(client: Any) -> None:
+def test_a_timeout_that_has_passed_is_answered_without_computing(client):
     with pytest.raises(InferenceServerException) as refused:
         ask_tensor(client, timeout=1)
     assert refused.value.status() == "StatusCode.DEADLINE_EXCEEDED"
@@ -364,15 +313,11 @@ def test_a_timeout_that_has_passed_is_answered_without_computing(client: Any) ->
         ({"timeout": -1}, 1.0, -1),
     ],
 )
-def test_the_deadline_of_a_call_is_a_timeout_unless_that_is_shorter(
-    said: dict[str, Any],
-    seconds_left: float | None,
-    timeout: Any,
-) -> None:
+def test_the_deadline_of_a_call_is_a_timeout_unless_that_is_shorter(said, seconds_left, timeout):
     assert with_deadline(said, seconds_left).get("timeout") == timeout
 
 
-def test_grpc_s_own_health_check_is_answered(called: Any) -> None:
+def test_grpc_s_own_health_check_is_answered(called):
     with grpc.insecure_channel(called.address) as channel:
         check = channel.unary_unary("/grpc.health.v1.Health/Check")
         assert (
@@ -383,9 +328,7 @@ def test_grpc_s_own_health_check_is_answered(called: Any) -> None:
         assert refused.value.code() == grpc.StatusCode.NOT_FOUND
 
 
-def test_the_client_reads_the_repository_index_statistics_and_config(
-    called: Any, client: Any
-) -> None:
+def test_the_client_reads_the_repository_index_statistics_and_config(called, client):
     ask_tensor(client)
     index = {
         (model.name, model.version, model.state)

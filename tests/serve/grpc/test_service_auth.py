@@ -1,9 +1,6 @@
 """Callers over gRPC, with and without keys."""
 
 import threading
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import grpc
 import numpy as np
@@ -15,34 +12,24 @@ from tests.serve.grpc.conftest import calling, message, tensor
 from tests.support.keys import write_keys
 from tests.support.servers import variant
 
-IMAGE = np.array(
-    [[[1.5, 2.0], [3.0, 4.0]]],
-    np.float32,
-)
+IMAGE = np.array([[[1.5, 2.0], [3.0, 4.0]]], np.float32)
 SCOPES: tuple[Scope, ...] = ("infer", "read", "admin")
 
 
-def headers(key: str) -> dict[str, str]:
+def headers(key):
     return {"authorization": f"Bearer {key}"}
 
 
-def code(refused: pytest.ExceptionInfo[InferenceServerException]) -> str:
+def code(refused):
     return str(refused.value.status())
 
 
-def test_each_method_needs_its_scope_and_health_needs_none(
-    tmp_path: Path,
-    model_folders: dict[str, Path],
-) -> None:
+def test_each_method_needs_its_scope_and_health_needs_none(tmp_path, model_folders):
     entries: dict[str, KeyEntry] = {
         scope: KeyEntry(name=scope, scopes=(scope,)) for scope in SCOPES
     }
     write_keys(
-        tmp_path,
-        {
-            **entries,
-            "once": KeyEntry(name="once", scopes=("infer",), limits=("1/hour",)),
-        },
+        tmp_path, {**entries, "once": KeyEntry(name="once", scopes=("infer",), limits=("1/hour",))}
     )
     endpoints = {"tensor": {"v": variant(model_folders["tensor"], "7")}}
     image = [tensor("image", IMAGE)]
@@ -86,17 +73,12 @@ def test_each_method_needs_its_scope_and_health_needs_none(
 
 
 @pytest.fixture(scope="module")
-def keyed(
-    tmp_path_factory: pytest.TempPathFactory,
-    model_folders: dict[str, Path],
-) -> Iterator[Any]:
+def keyed(tmp_path_factory, model_folders):
     """A server whose callers need a key; `infer` is a valid key."""
     folder = tmp_path_factory.mktemp("keyed")
     write_keys(folder, {"infer": KeyEntry(name="infer", scopes=("infer",))})
     with calling(
-        folder,
-        {"tensor": {"v": variant(model_folders["tensor"], "7")}},
-        api_keys=True,
+        folder, {"tensor": {"v": variant(model_folders["tensor"], "7")}}, api_keys=True
     ) as served:
         yield served
 
@@ -110,12 +92,12 @@ def keyed(
         "/grpc.health.v1.Health/Watch",
     ],
 )
-def test_strangers_who_send_nothing_keep_no_caller_out(keyed: Any, path: str) -> None:
+def test_strangers_who_send_nothing_keep_no_caller_out(keyed, path):
     request = message("tensor", contents={"fp32_contents": IMAGE.ravel().tolist()})
     key = [("authorization", "Bearer infer")]
     is_over = threading.Event()
 
-    def nothing() -> Iterator[bytes]:
+    def nothing():
         is_over.wait()
         yield from ()
 
@@ -123,13 +105,7 @@ def test_strangers_who_send_nothing_keep_no_caller_out(keyed: Any, path: str) ->
         held = [strangers.stream_stream(path)(nothing()) for _ in range(150)]
         with keyed.stub() as stub:
             assert stub.ModelInfer(request, timeout=20, metadata=key).model_version == "7"
-            streamed = next(
-                stub.ModelStreamInfer(
-                    iter([request]),
-                    timeout=20,
-                    metadata=key,
-                )
-            )
+            streamed = next(stub.ModelStreamInfer(iter([request]), timeout=20, metadata=key))
             assert streamed.error_message == ""
         is_over.set()
         for call in held:
@@ -137,18 +113,17 @@ def test_strangers_who_send_nothing_keep_no_caller_out(keyed: Any, path: str) ->
 
 
 @pytest.mark.parametrize(
-    "path",
-    ["/inference.GRPCInferenceService/ServerLive", "/grpc.health.v1.Health/Check"],
+    "path", ["/inference.GRPCInferenceService/ServerLive", "/grpc.health.v1.Health/Check"]
 )
-def test_all_health_checks_that_come_at_once_are_answered(keyed: Any, path: str) -> None:
+def test_all_health_checks_that_come_at_once_are_answered(keyed, path):
     with grpc.insecure_channel(keyed.address) as channel:
         check = channel.unary_unary(path)
         assert [call.code() for call in [check.future(b"", timeout=20) for _ in range(60)]] == [
-            grpc.StatusCode.OK,
+            grpc.StatusCode.OK
         ] * 60
 
 
-def grpc_index() -> Any:
+def grpc_index():
     from tritonclient.grpc import service_pb2
 
     return service_pb2.RepositoryIndexRequest()

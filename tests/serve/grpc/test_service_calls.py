@@ -3,7 +3,7 @@ arrive.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import grpc
 import pytest
@@ -34,7 +34,7 @@ class Call:
             callback()
 
 
-def test_a_call_is_open_until_it_ends() -> None:
+def test_a_call_is_open_until_it_ends():
     calls = OpenCalls(1, 60.0)
     call = Call()
     assert calls.receive_one(call, iter([b"message"])) == b"message"
@@ -44,7 +44,7 @@ def test_a_call_is_open_until_it_ends() -> None:
     calls.drain()
 
 
-def test_one_stream_too_many_is_refused_until_another_ends() -> None:
+def test_one_stream_too_many_is_refused_until_another_ends():
     calls = OpenCalls(1, 60.0)
     with (
         calls.stream(Call()),
@@ -56,12 +56,12 @@ def test_one_stream_too_many_is_refused_until_another_ends() -> None:
         calls.drain()
 
 
-def test_a_drained_server_cancels_idle_streams_and_takes_no_more_messages() -> None:
+def test_a_drained_server_cancels_idle_streams_and_takes_no_more_messages():
     calls = OpenCalls(1, 60.0)
     call = Call()
     waits = threading.Event()
 
-    def bodies() -> Iterator[bytes]:
+    def bodies():
         yield b"first"
         waits.set()
         call.cancelled.wait(60)
@@ -78,12 +78,12 @@ def test_a_drained_server_cancels_idle_streams_and_takes_no_more_messages() -> N
     assert list(calls.receive_each(Call(), iter([b"third"]))) == []
 
 
-def test_a_message_that_does_not_arrive_ends_its_call() -> None:
+def test_a_message_that_does_not_arrive_ends_its_call():
     now = [0.0]
     calls = OpenCalls(1, 5.0, clock=lambda: now[0])
     call = Call()
 
-    def bodies() -> Iterator[bytes]:
+    def bodies():
         call.cancelled.wait(60)
         yield from ()
 

@@ -1,9 +1,5 @@
 """Limits, cache, capture, traces and pyfuncs work over gRPC as over HTTP."""
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
 import grpc
 import numpy as np
 import pytest
@@ -16,10 +12,7 @@ from tests.support.services.collector import attributes, collector
 from tests.support.spool import read_spool
 from tests.support.waiting import wait_until
 
-IMAGE = np.array(
-    [[[1.5, 2.0], [3.0, 4.0]]],
-    np.float32,
-)
+IMAGE = np.array([[[1.5, 2.0], [3.0, 4.0]]], np.float32)
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = "00f067aa0ba902b7"
 LIMITS = {
@@ -31,22 +24,19 @@ LIMITS = {
 }
 
 
-def told(call: Any) -> dict[str, str]:
+def told(call):
     """Return the trailing metadata of a response or an error."""
     return dict(call.trailing_metadata())
 
 
 @pytest.fixture(scope="module")
-def limited(
-    tmp_path_factory: pytest.TempPathFactory,
-    model_folders: dict[str, Path],
-) -> Iterator[Any]:
+def limited(tmp_path_factory, model_folders):
     endpoints = {"tensor": {"v": variant(model_folders["tensor"])}}
     with calling(tmp_path_factory.mktemp("limited"), endpoints, **LIMITS) as called:
         yield called
 
 
-def test_a_caller_has_its_rate_over_both_together(limited: Any) -> None:
+def test_a_caller_has_its_rate_over_both_together(limited):
     request = message("tensor", raw_input_contents=[IMAGE.tobytes()])
     with limited.stub() as stub:
         for _ in range(3):
@@ -54,8 +44,7 @@ def test_a_caller_has_its_rate_over_both_together(limited: Any) -> None:
         for _ in range(2):
             assert (
                 limited.http.post(
-                    json={"inputs": IMAGE.tolist()},
-                    headers={"X-Key": "one"},
+                    json={"inputs": IMAGE.tolist()}, headers={"X-Key": "one"}
                 ).status_code
                 == 200
             )
@@ -65,23 +54,15 @@ def test_a_caller_has_its_rate_over_both_together(limited: Any) -> None:
         assert told(refused.value)["retry-after"].isdigit()
         assert told(refused.value)["x-request-id"] == "mine"
         assert stub.ModelInfer(request, metadata=[("x-key", "another")]).outputs
-        streamed = next(
-            stub.ModelStreamInfer(
-                iter([request]),
-                metadata=[("x-key", "one")],
-            )
-        )
+        streamed = next(stub.ModelStreamInfer(iter([request]), metadata=[("x-key", "one")]))
         assert "5/day" in streamed.error_message
     assert (
-        limited.http.post(
-            json={"inputs": IMAGE.tolist()},
-            headers={"X-Key": "one"},
-        ).status_code
+        limited.http.post(json={"inputs": IMAGE.tolist()}, headers={"X-Key": "one"}).status_code
         == 429
     )
 
 
-def test_requests_in_flight_are_bounded_over_both_together(limited: Any) -> None:
+def test_requests_in_flight_are_bounded_over_both_together(limited):
     """Concurrent requests wait until a batch is full, which takes longer than sending
     them.
     """
@@ -97,20 +78,15 @@ def test_requests_in_flight_are_bounded_over_both_together(limited: Any) -> None
     assert {error.code() for error in errors} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
     assert all("concurrent requests" in error.details() for error in errors)
     assert (
-        limited.http.post(
-            json={"inputs": IMAGE.tolist()},
-            headers={"X-Key": "after"},
-        ).status_code
+        limited.http.post(json={"inputs": IMAGE.tolist()}, headers={"X-Key": "after"}).status_code
         == 200
     )
 
 
 @pytest.mark.long
 def test_answers_are_kept_captured_and_traced_as_those_of_http(
-    tmp_path: Path,
-    model_folders: dict[str, Path],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    tmp_path, model_folders, monkeypatch
+):
     request = message("tensor", raw_input_contents=[IMAGE.tobytes()])
     metadata = [
         ("traceparent", f"00-{TRACE}-{PARENT}-01"),
@@ -160,15 +136,12 @@ def test_answers_are_kept_captured_and_traced_as_those_of_http(
 
 
 @pytest.mark.long
-def test_a_pyfunc_answers_and_rejects_invalid_inputs(tmp_path: Path) -> None:
+def test_a_pyfunc_answers_and_rejects_invalid_inputs(tmp_path):
     folders = save_pyfuncs(tmp_path / "models", ["days", "bytes"])
     (tmp_path / "state").mkdir()
     endpoints = {name: {"v": variant(folder)} for name, folder in folders.items()}
     with calling(tmp_path / "state", endpoints) as called, called.client() as client:
-        image = client.infer(
-            "bytes",
-            [tensor("blob", np.array([b"\xff\xd8\xff"], object))],
-        )
+        image = client.infer("bytes", [tensor("blob", np.array([b"\xff\xd8\xff"], object))])
         assert image.as_numpy("prediction").tolist() == [3]
         assert client.is_model_ready("days")
         texts = {"when": ["2013-07-01T12:00:00"], "name": ["ä"]}

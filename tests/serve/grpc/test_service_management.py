@@ -1,45 +1,28 @@
 """Endpoints are loaded and unloaded over gRPC while a server with its agent runs."""
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from tests.support.serving import Served
 from tests.support.waiting import free_port
 
 
-def states(client: InferenceServerClient) -> dict[str, str]:
+def states(client):
     return {model.name: model.state for model in client.get_model_repository_index().models}
 
 
 @pytest.mark.long
-def test_endpoints_are_unloaded_loaded_and_added(
-    serve: Callable[..., Served],
-    model_folders: dict[str, Path],
-) -> None:
+def test_endpoints_are_unloaded_loaded_and_added(serve, model_folders):
     port = free_port()
     options = ["-C", f"server.grpc_port={port}", "-C", "server.model_control_mode=explicit"]
-    serve(
-        str(model_folders["single"]),
-        "--name",
-        "first",
-        *options,
-    ).wait_ready()
+    serve(str(model_folders["single"]), "--name", "first", *options).wait_ready()
     with InferenceServerClient(f"127.0.0.1:{port}") as client:
         client.unload_model("first")
-        assert (
-            states(client),
-            client.is_model_ready("first"),
-        ) == ({"first": "UNAVAILABLE"}, False)
+        assert (states(client), client.is_model_ready("first")) == ({"first": "UNAVAILABLE"}, False)
         client.load_model("first")
-        added = {
-            "name": "second",
-            "variants": {"v": {"model": str(model_folders["tensor"])}},
-        }
+        added = {"name": "second", "variants": {"v": {"model": str(model_folders["tensor"])}}}
         client.load_model("second", config=json.dumps(added))
         assert states(client) == {"first": "READY", "second": "READY"}
         assert client.get_model_config("second").config.input[0].name == "image"
@@ -53,17 +36,10 @@ def test_endpoints_are_unloaded_loaded_and_added(
 
 
 @pytest.mark.long
-def test_a_server_that_may_not_be_changed_says_so(
-    serve: Callable[..., Served],
-    model_folders: dict[str, Path],
-) -> None:
+def test_a_server_that_may_not_be_changed_says_so(serve, model_folders):
     port = free_port()
     serve(
-        str(model_folders["single"]),
-        "--name",
-        "first",
-        "-C",
-        f"server.grpc_port={port}",
+        str(model_folders["single"]), "--name", "first", "-C", f"server.grpc_port={port}"
     ).wait_ready()
     with (
         InferenceServerClient(f"127.0.0.1:{port}") as client,

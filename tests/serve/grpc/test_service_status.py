@@ -23,13 +23,13 @@ from mlflow_deploy_plugin.serve.grpc.service import address_of, code_of, metadat
         (errors.DeviceUnavailable, "INTERNAL"),
     ],
 )
-def test_every_error_has_its_code(error: type[errors.OnnxserveError], code: str) -> None:
+def test_every_error_has_its_code(error, code):
     assert code_of(error("what was wrong")).name == code
 
 
-def test_metadata_is_in_lower_case_and_visible_ascii() -> None:
+def test_metadata_is_in_lower_case_and_visible_ascii():
     metadata = metadata_of(
-        {"X-Model-Name": "Flüge 100%", "Retry-After": "1", "traceparent": "00-a-b-01"},
+        {"X-Model-Name": "Flüge 100%", "Retry-After": "1", "traceparent": "00-a-b-01"}
     )
     assert metadata == [
         ("x-model-name", "Fl%C3%BCge 100%25"),
@@ -47,5 +47,5 @@ def test_metadata_is_in_lower_case_and_visible_ascii() -> None:
         ("unix:", ""),
     ],
 )
-def test_the_peer_s_address_is_read(peer: str, address: str) -> None:
+def test_the_peer_s_address_is_read(peer, address):
     assert address_of(peer) == address

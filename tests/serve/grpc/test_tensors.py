@@ -1,7 +1,6 @@
 """Messages become arrays and arrays become messages; malformed messages are refused."""
 
 import contextlib
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from tritonclient.grpc import InferInput, service_pb2
 from mlflow_deploy_plugin.core.errors import InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.serve.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.serve.grpc.tensors import MAX_FIELDS, decode, encode, read_message
-from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Input, Output, Tensor
+from mlflow_deploy_plugin.serve.runtime.artifact import Input, Output, Tensor
 from mlflow_deploy_plugin.serve.runtime.feeds import sent_arrays
 from mlflow_deploy_plugin.serve.runtime.schemas.keyed_schema import with_keys
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
@@ -35,22 +34,19 @@ FIELDS = {
 }
 DTYPES = {
     name: np.dtype(name.lower().replace("fp", "float")) for name in FIELDS if name != "BYTES"
-} | {
-    "FP16": np.dtype(np.float16),
-    "BYTES": np.dtype(object),
-}
+} | {"FP16": np.dtype(np.float16), "BYTES": np.dtype(object)}
 SHAPES = arrays.array_shapes(min_dims=2, max_dims=3, max_side=4)
 TEXT = st.text(alphabet=st.characters(codec="utf-8"), max_size=12)
 
 
-def elements(datatype: str) -> st.SearchStrategy[Any]:
+def elements(datatype):
     dtype = DTYPES[datatype]
     if dtype.kind == "O":
         return arrays.arrays(np.dtype(object), SHAPES, elements=TEXT)
     return arrays.arrays(dtype, SHAPES, elements=arrays.from_dtype(dtype))
 
 
-def model_of(array: Any) -> tuple[Artifact, Schema]:
+def model_of(array):
     """Return a model with an input x and an output y of the array's type and a free
     batch dimension.
     """
@@ -64,12 +60,10 @@ def model_of(array: Any) -> tuple[Artifact, Schema]:
     return artifact, Schema((), (tensor,), (entry,))
 
 
-def request_of(array: Any, datatype: str, is_raw: bool) -> messages.ModelInferRequest:
+def request_of(array, datatype, is_raw):
     """Parse bytes that a client of the standard has encoded, with our messages."""
     entry = service_pb2.ModelInferRequest.InferInputTensor(
-        name="x",
-        datatype=datatype,
-        shape=array.shape,
+        name="x", datatype=datatype, shape=array.shape
     )
     request = service_pb2.ModelInferRequest(model_name="e", inputs=[entry], id="mine")
     if is_raw:
@@ -87,38 +81,21 @@ def request_of(array: Any, datatype: str, is_raw: bool) -> messages.ModelInferRe
 
 
 @settings(max_examples=150)
-@given(
-    st.data(),
-    st.sampled_from(sorted(DTYPES)),
-    st.booleans(),
-)
-def test_tensors_survive_a_round_trip(data: st.DataObject, datatype: str, is_raw: bool) -> None:
+@given(st.data(), st.sampled_from(sorted(DTYPES)), st.booleans())
+def test_tensors_survive_a_round_trip(data, datatype, is_raw):
     is_raw = is_raw or datatype == "FP16"
     array = data.draw(elements(datatype))
     artifact, schema = model_of(array)
     question = decode(request_of(array, datatype, is_raw), artifact, schema)
     assert question.feeds["x"].dtype == array.dtype
     np.testing.assert_array_equal(question.feeds["x"], array)
-    response = encode(
-        question,
-        is_raw,
-        "e",
-        "made",
-        "1",
-        {"y": question.feeds["x"]},
-    )
+    response = encode(question, is_raw, "e", "made", "1", {"y": question.feeds["x"]})
     answer = service_pb2.ModelInferResponse.FromString(response.SerializeToString())
     assert answer.id == "mine"
     assert answer.model_version == "1"
     assert answer.outputs[0].datatype == datatype
     again = messages.ModelInferRequest(
-        inputs=[
-            {
-                "name": "x",
-                "datatype": datatype,
-                "shape": answer.outputs[0].shape,
-            }
-        ],
+        inputs=[{"name": "x", "datatype": datatype, "shape": answer.outputs[0].shape}],
         raw_input_contents=answer.raw_output_contents,
     )
     if not is_raw:
@@ -132,15 +109,10 @@ def test_tensors_survive_a_round_trip(data: st.DataObject, datatype: str, is_raw
     st.sampled_from(sorted(DTYPES)),
     st.lists(st.integers(-2, 2**62), max_size=4),
 )
-def test_no_message_brings_anything_but_our_errors(
-    noise: bytes,
-    datatype: str,
-    shape: list[int],
-) -> None:
+def test_no_message_brings_anything_but_our_errors(noise, datatype, shape):
     artifact, schema = model_of(np.zeros((1, 2), DTYPES[datatype]))
     request = messages.ModelInferRequest(
-        inputs=[{"name": "x", "datatype": datatype, "shape": shape}],
-        raw_input_contents=[noise],
+        inputs=[{"name": "x", "datatype": datatype, "shape": shape}], raw_input_contents=[noise]
     )
     with contextlib.suppress(InvalidRequest):
         decode(request, artifact, schema)
@@ -154,7 +126,7 @@ def test_no_message_brings_anything_but_our_errors(
         ("UINT8", 256, "UINT8"),
     ],
 )
-def test_a_typed_value_beyond_its_datatype_is_named(datatype: str, value: int, words: str) -> None:
+def test_a_typed_value_beyond_its_datatype_is_named(datatype, value, words):
     array = np.array([[1, value]])
     artifact, schema = model_of(array.astype(DTYPES[datatype]))
     with pytest.raises(InvalidRequest, match=f"element 1 .*{value}.*{words}"):
@@ -162,11 +134,8 @@ def test_a_typed_value_beyond_its_datatype_is_named(datatype: str, value: int, w
 
 
 @pytest.mark.parametrize("datatype", ["FP32", "FP64", "BOOL"])
-def test_unknown_fields_around_typed_values_are_ignored(datatype: str) -> None:
-    array = np.array(
-        [[1, 0], [0, 1]],
-        DTYPES[datatype],
-    )
+def test_unknown_fields_around_typed_values_are_ignored(datatype):
+    array = np.array([[1, 0], [0, 1]], DTYPES[datatype])
     artifact, schema = model_of(array)
     contents = request_of(array, datatype, is_raw=False).inputs[0].contents.SerializeToString()
     unknown = b"\xaa\x06\x03new"
@@ -188,57 +157,41 @@ def test_unknown_fields_around_typed_values_are_ignored(datatype: str) -> None:
     ],
     ids=["nothing", "varint", "64 bits", "bytes", "group", "32 bits"],
 )
-def test_a_message_of_too_many_fields_is_refused_whatever_stands_first(first: bytes) -> None:
+def test_a_message_of_too_many_fields_is_refused_whatever_stands_first(first):
     empty_input = b"\x2a\x00"
     assert len(read_message(messages.ModelInferRequest, first + 3 * empty_input).inputs) == 3
     with pytest.raises(InvalidRequest, match="100000 inputs"):
         read_message(messages.ModelInferRequest, first + (MAX_FIELDS + 1) * empty_input)
 
 
-def test_a_typed_text_with_invalid_utf_8_is_named() -> None:
-    artifact, schema = model_of(
-        np.array(
-            [["a", "b"]],
-            dtype=object,
-        )
-    )
-    request = request_of(
-        np.array([["a", "b"]], dtype=object),
-        "BYTES",
-        is_raw=False,
-    )
+def test_a_typed_text_with_invalid_utf_8_is_named():
+    artifact, schema = model_of(np.array([["a", "b"]], dtype=object))
+    request = request_of(np.array([["a", "b"]], dtype=object), "BYTES", is_raw=False)
     request.inputs[0].contents.bytes_contents[1] = b"\xff"
     with pytest.raises(InvalidRequest, match=r"element 1 .*UTF-8"):
         decode(request, artifact, schema)
 
 
-def test_empty_contents_with_raw_bytes_are_ignored_as_mlservers_client_sends_them() -> None:
+def test_empty_contents_with_raw_bytes_are_ignored_as_mlservers_client_sends_them():
     array = np.array([[1.0, 2.0]], np.float32)
     request = request_of(array, "FP32", is_raw=True)
     request.inputs[0].contents.SetInParent()
     assert request.inputs[0].HasField("contents")
-    np.testing.assert_array_equal(
-        decode(request, *model_of(array)).feeds["x"],
-        array,
-    )
+    np.testing.assert_array_equal(decode(request, *model_of(array)).feeds["x"], array)
 
 
-def test_an_input_in_shared_memory_is_named_even_if_other_inputs_have_bytes() -> None:
+def test_an_input_in_shared_memory_is_named_even_if_other_inputs_have_bytes():
     """Triton's client then sends bytes only for the other inputs."""
     array = np.ones((1, 2), np.float32)
     request = request_of(array, "FP32", is_raw=True)
-    shared = request.inputs.add(
-        name="shared",
-        datatype="FP32",
-        shape=[1, 2],
-    )
+    shared = request.inputs.add(name="shared", datatype="FP32", shape=[1, 2])
     shared.parameters["shared_memory_region"].string_param = "region"
     with pytest.raises(InvalidRequest, match=r"'shared'.*shared_memory_region"):
         decode(request, *model_of(array))
 
 
 @pytest.mark.parametrize("is_raw", [True, False])
-def test_a_key_is_a_further_tensor(is_raw: bool) -> None:
+def test_a_key_is_a_further_tensor(is_raw):
     ids = np.array([7, 8])
     rows = np.array([[1.0], [2.0]], np.float32)
     artifact, schema = model_of(rows)

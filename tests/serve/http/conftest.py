@@ -3,9 +3,6 @@ and a certificate.
 """
 
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,15 +16,12 @@ FLIGHTS = {
     "dataframe_split": {
         "columns": ["carrier", "distance", "hour", "late"],
         "data": [["AA", 1400.5, 7, False]],
-    },
+    }
 }
 
 
 @pytest.fixture(scope="session")
-def pages_server(
-    tmp_path_factory: pytest.TempPathFactory,
-    model_folders: dict[str, Path],
-) -> Iterator[Any]:
+def pages_server(tmp_path_factory, model_folders):
     """flights (a table, classes), digits (pictures, classes), hostile (HTML in names),
     tensor, stock, airlines.
     """
@@ -43,8 +37,7 @@ def pages_server(
         "tensor": model_folders["tensor"],
         "stock": model_folders["stock"],
         "airlines": page_models.with_categories(
-            mixed_model(root / "airlines"),
-            carrier=["AA", "UA", "W&N"],
+            mixed_model(root / "airlines"), carrier=["AA", "UA", "W&N"]
         ),
     }
     with gunicorn(
@@ -56,7 +49,7 @@ def pages_server(
 
 
 @pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def certificate(tmp_path_factory):
     """Return a self-signed certificate for 127.0.0.1, and its key."""
     folder = tmp_path_factory.mktemp("tls")
     cert = folder / "cert.pem"

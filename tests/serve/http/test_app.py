@@ -3,7 +3,6 @@
 import io
 import json
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +15,7 @@ from mlflow_deploy_plugin.serve.messages import RawRequest
 from tests.support.bodies import v2_tensor
 from tests.support.handling import ROW, ask_wsgi, wsgi_environ
 from tests.support.keys import write_keys
-from tests.support.servers import Serve, one_endpoint
+from tests.support.servers import one_endpoint
 
 PATIENCE_SECONDS = 1.0
 JSON = {"host": "localhost", "content-type": "application/json"}
@@ -29,13 +28,12 @@ class SlowBody(io.BytesIO):
 
 
 def test_the_timeout_of_a_request_excludes_the_time_its_body_takes_to_arrive(
-    serve_here: Serve,
-    bias_folders: dict[str, Path],
-) -> None:
+    serve_here, bias_folders
+):
     server = serve_here(one_endpoint(bias_folders["1"]))
     inputs = [v2_tensor(name, "FP64", [1.0]) for name in ("a", "b", "c")]
     body = json.dumps(
-        {"inputs": inputs, "parameters": {"timeout": int(PATIENCE_SECONDS * 1e6)}},
+        {"inputs": inputs, "parameters": {"timeout": int(PATIENCE_SECONDS * 1e6)}}
     ).encode()
     response = (
         ServerApp(server)
@@ -58,12 +56,7 @@ def test_the_timeout_of_a_request_excludes_the_time_its_body_takes_to_arrive(
         ({"certfile": "/c.pem", "keyfile": "/k.pem"}, "https://flights:1/where"),
     ],
 )
-def test_a_view_of_others_knows_by_which_address_it_was_asked(
-    serve_here: Serve,
-    bias_folders: dict[str, Path],
-    spec: dict[str, str],
-    url: str,
-) -> None:
+def test_a_view_of_others_knows_by_which_address_it_was_asked(serve_here, bias_folders, spec, url):
     app = ServerApp(serve_here(one_endpoint(bias_folders["1"]), spec))
     app.add_url_rule("/where", view_func=lambda: request.url)
     answer = app.handle(RawRequest("GET", "/where", {"host": "flights:1"}, b""))
@@ -77,15 +70,9 @@ class UnreadableBody(io.BytesIO):
         raise TimeoutError
 
 
-def test_the_body_of_a_stranger_is_not_read(
-    serve_here: Serve,
-    bias_folders: dict[str, Path],
-) -> None:
+def test_the_body_of_a_stranger_is_not_read(serve_here, bias_folders):
     server = serve_here(one_endpoint(bias_folders["1"]), {"api_keys": True})
-    write_keys(
-        server.repository.state_dir,
-        {"k": KeyEntry(name="k", scopes=("infer",))},
-    )
+    write_keys(server.repository.state_dir, {"k": KeyEntry(name="k", scopes=("infer",))})
     app = ServerApp(server)
     headers = {**JSON, "content-length": "100"}
     for lines in ({}, {"content-type": "application/jsonl"}):
@@ -95,25 +82,19 @@ def test_the_body_of_a_stranger_is_not_read(
             assert run_wsgi_app(app, environ)[1].startswith(status)
 
 
-def test_a_caller_is_named_by_the_certificate_of_its_connection(
-    serve_here: Serve,
-    bias_folders: dict[str, Path],
-) -> None:
+def test_a_caller_is_named_by_the_certificate_of_its_connection(serve_here, bias_folders):
     files = {"certfile": "/c.pem", "keyfile": "/k.pem", "ca_certs": "/ca.pem"}
     app = ServerApp(serve_here(one_endpoint(bias_folders["1"]), files))
 
     for certificate, status in (({"subject": ((("commonName", "shop"),),)}, 200), ({}, 401)):
         connection = SimpleNamespace(getpeercert=lambda certificate=certificate: certificate)
         environ = wsgi_environ("POST", "/invocations", JSON, io.BytesIO(ROW)) | {
-            "gunicorn.socket": connection,
+            "gunicorn.socket": connection
         }
         assert run_wsgi_app(app, environ)[1].startswith(str(status))
 
 
-def test_a_body_that_ends_before_its_length_is_refused(
-    serve_here: Serve,
-    bias_folders: dict[str, Path],
-) -> None:
+def test_a_body_that_ends_before_its_length_is_refused(serve_here, bias_folders):
     app = ServerApp(serve_here(one_endpoint(bias_folders["1"])))
     headers = {**JSON, "content-length": str(len(ROW) + 1)}
     status, _, body = ask_wsgi(app, "POST", "/invocations", headers, ROW)

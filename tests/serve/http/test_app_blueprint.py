@@ -2,9 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import requests
@@ -51,7 +49,7 @@ def file():
 
 
 @pytest.fixture(scope="module")
-def distribution(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def distribution(tmp_path_factory):
     """The example of the docs as an installed distribution, and a second blueprint that
     cannot be loaded.
     """
@@ -63,43 +61,28 @@ def distribution(tmp_path_factory: pytest.TempPathFactory) -> Path:
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: flights-pages\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text(
-        f"[onnxserve.blueprints]\nflights = {entry}\nabsent = no_such_module:x\n",
+        f"[onnxserve.blueprints]\nflights = {entry}\nabsent = no_such_module:x\n"
     )
     return folder
 
 
 @pytest.fixture(scope="module")
-def running(
-    tmp_path_factory: pytest.TempPathFactory,
-    distribution: Path,
-    bias_folders: dict[str, Path],
-) -> Iterator[Any]:
+def running(tmp_path_factory, distribution, bias_folders):
     state_dir = tmp_path_factory.mktemp("state")
-    path = os.pathsep.join(
-        filter(
-            None,
-            [str(distribution), os.environ.get("PYTHONPATH")],
-        )
-    )
+    path = os.pathsep.join(filter(None, [str(distribution), os.environ.get("PYTHONPATH")]))
     with gunicorn(
-        state_dir,
-        one_endpoint(bias_folders["1"]),
-        environment={"PYTHONPATH": path},
+        state_dir, one_endpoint(bias_folders["1"]), environment={"PYTHONPATH": path}
     ) as running:
         yield running
 
 
-def test_a_blueprint_of_another_distribution_is_reached(running: Any) -> None:
+def test_a_blueprint_of_another_distribution_is_reached(running):
     response = running.get("/airports/ewr?detail=long")
-    assert response.json() == {
-        "code": "EWR",
-        "detail": "long",
-        "served": {"e": ["1"]},
-    }
+    assert response.json() == {"code": "EWR", "detail": "long", "served": {"e": ["1"]}}
     assert running.get("/airports/ewr").json()["detail"] == "short"
 
 
-def test_its_methods_are_flask_s(running: Any) -> None:
+def test_its_methods_are_flask_s(running):
     refused = running.post("/airports/ewr", json={})
     assert refused.status_code == 405
     assert refused.headers["Allow"] == "GET, HEAD, OPTIONS"
@@ -110,14 +93,14 @@ def test_its_methods_are_flask_s(running: Any) -> None:
     assert head.headers["Content-Length"] == str(len(got.content))
 
 
-def test_a_view_may_send_a_file(running: Any, distribution: Path) -> None:
+def test_a_view_may_send_a_file(running, distribution):
     response = running.get("/file")
     assert response.status_code == 200
     assert response.text == (distribution / "flights_pages.py").read_text()
 
 
 @pytest.mark.parametrize("view", ["broken", "panics", "leaves"])
-def test_a_view_that_fails_is_answered_without_its_reason(running: Any, view: str) -> None:
+def test_a_view_that_fails_is_answered_without_its_reason(running, view):
     response = running.get(f"/{view}")
     assert response.status_code == 500
     assert response.json()["error_code"] == "INTERNAL_ERROR"
@@ -126,16 +109,16 @@ def test_a_view_that_fails_is_answered_without_its_reason(running: Any, view: st
 
 
 @pytest.mark.parametrize("status", [404, 405, 410])
-def test_an_error_of_a_view_keeps_its_own_message(running: Any, status: int) -> None:
+def test_an_error_of_a_view_keeps_its_own_message(running, status):
     refused = running.get(f"/aborts/{status}")
     assert (refused.status_code, "its own words" in refused.text) == (status, True)
 
 
-def test_a_blueprint_that_cannot_be_loaded_does_not_stop_predictions(running: Any) -> None:
+def test_a_blueprint_that_cannot_be_loaded_does_not_stop_predictions(running):
     assert running.post(json={"inputs": [[1, 2, 3]]}).json() == {"predictions": [[1006.0]]}
     assert mentions(running.log.read_text(), "blueprint", "no_such_module:x", "cannot be used")
 
 
-def test_our_own_routes_stay_ours(running: Any) -> None:
+def test_our_own_routes_stay_ours(running):
     assert running.get("/v2/models/e/versions/1").json()["name"] == "e"
     assert running.get("/ping").text == "\n"

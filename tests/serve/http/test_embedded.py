@@ -11,9 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,12 +24,10 @@ from mlflow_deploy_plugin import asgi_app, wsgi_app
 from mlflow_deploy_plugin.core.errors import DeploymentFailed
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.statedir.files import METRICS
-from mlflow_deploy_plugin.serve.http.embedded import AsgiApp, WsgiApp
+from mlflow_deploy_plugin.serve.http.embedded import AsgiApp
 from mlflow_deploy_plugin.serve.http.responses import RawResponse
 from mlflow_deploy_plugin.serve.inference_log.log_reader import View, open_log, view_tables
-from mlflow_deploy_plugin.serve.messages import RawRequest
 from tests.support.models import mixed_model
-from tests.support.serving import Served
 from tests.support.tracking import tracking_at
 from tests.support.waiting import wait_until
 
@@ -88,13 +84,7 @@ class OpenConnection(io.BytesIO):
         return super().read(size)
 
 
-def ask_wsgi(
-    app: WsgiApp,
-    method: str,
-    path: str,
-    headers: dict[str, str],
-    body: bytes,
-) -> Answer:
+def ask_wsgi(app, method, path, headers, body):
     from urllib.parse import unquote_to_bytes
 
     environ = {
@@ -115,11 +105,7 @@ def ask_wsgi(
         environ[key if key == "CONTENT_TYPE" else f"HTTP_{key}"] = value
     began: list[Any] = []
 
-    def start_response(
-        status: str,
-        fields: list[tuple[str, str]],
-        error: object = None,
-    ) -> Callable[[bytes], object]:
+    def start_response(status, fields, error=None):
         began.extend((status, fields))
         return began.append
 
@@ -127,13 +113,7 @@ def ask_wsgi(
     return int(began[0][:3]), {name.lower(): value for name, value in began[1]}, content
 
 
-def ask_asgi(
-    app: AsgiApp,
-    method: str,
-    path: str,
-    headers: dict[str, str],
-    body: bytes,
-) -> Answer:
+def ask_asgi(app, method, path, headers, body):
     from urllib.parse import unquote
 
     scope = {
@@ -143,24 +123,18 @@ def ask_asgi(
         "path": "/models" + unquote(path),
         "query_string": b"",
         "headers": [(b"host", b"localhost")]
-        + [
-            (
-                k.lower().encode(),
-                v.encode(),
-            )
-            for k, v in headers.items()
-        ],
+        + [(k.lower().encode(), v.encode()) for k, v in headers.items()],
         "client": ("127.0.0.1", 1),
     }
     pieces = [body[:10], body[10:]]
     sent: list[Any] = []
 
-    async def receive() -> dict[str, Any]:
+    async def receive():
         if not pieces:  # The server then waits until the client closes.
             await asyncio.Event().wait()
         return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
 
-    async def send(message: Any) -> None:
+    async def send(message):
         sent.append(message)
 
     asyncio.run(app(scope, receive, send))
@@ -173,7 +147,7 @@ def ask_asgi(
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     return mixed_model(tmp_path_factory.mktemp("embedded") / "mixed")
 
 
@@ -181,23 +155,10 @@ CONFIG = {"server.max_body_bytes": 2000}
 
 
 @pytest.fixture(scope="module")
-def mounted(
-    folder: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[dict[str, Callable[..., Answer]]]:
+def mounted(folder, tmp_path_factory):
     states = tmp_path_factory.mktemp("states")
-    wsgi = wsgi_app(
-        str(folder),
-        name="flights",
-        config=CONFIG,
-        state_dir=states / "wsgi",
-    )
-    asgi = asgi_app(
-        str(folder),
-        name="flights",
-        config=CONFIG,
-        state_dir=states / "asgi",
-    )
+    wsgi = wsgi_app(str(folder), name="flights", config=CONFIG, state_dir=states / "wsgi")
+    asgi = asgi_app(str(folder), name="flights", config=CONFIG, state_dir=states / "asgi")
     with closing(wsgi), closing(asgi):
         yield {
             "wsgi": lambda *given: ask_wsgi(wsgi, *given),
@@ -206,23 +167,13 @@ def mounted(
 
 
 @pytest.mark.long
-def test_a_mounted_model_answers_as_the_server_does(
-    mounted: dict[str, Callable[..., Answer]],
-    folder: Path,
-    serve: Callable[..., Served],
-) -> None:
+def test_a_mounted_model_answers_as_the_server_does(mounted, folder, serve):
     url = (
         serve(str(folder), "--name", "flights", "-C", "server.max_body_bytes=2000").wait_ready().url
     )
     for case, (method, path, headers, body) in REQUESTS.items():
         plain = {"Accept-Encoding": "identity", "User-Agent": "t", "Accept": "*/*", **headers}
-        response = requests.request(
-            method,
-            url + path,
-            headers=plain,
-            data=body,
-            timeout=30,
-        )
+        response = requests.request(method, url + path, headers=plain, data=body, timeout=30)
         expected = {name.lower(): value for name, value in response.headers.items()}
         for kind, ask in mounted.items():
             status, fields, content = ask(method, path, headers, body)
@@ -239,19 +190,18 @@ def test_a_mounted_model_answers_as_the_server_does(
             assert {**stable_fields, **length} == {**wanted, **length}, f"{case} by {kind}"
 
 
-def answering_in_parts(pieces: Generator[bytes, None, None]) -> AsgiApp:
-    def handle(raw: RawRequest) -> RawResponse:
+def answering_in_parts(pieces):
+    def handle(raw):
         return RawResponse(200, b"", "text/event-stream", pieces=pieces)
 
     server = SimpleNamespace(spec=SimpleNamespace(threads=1), max_body_bytes=1000)
     model: Any = SimpleNamespace(
-        app=SimpleNamespace(server=server, handle=handle),
-        close=lambda: None,
+        app=SimpleNamespace(server=server, handle=handle), close=lambda: None
     )
     return AsgiApp(model)
 
 
-def test_an_answer_in_parts_is_sent_as_it_is_made() -> None:
+def test_an_answer_in_parts_is_sent_as_it_is_made():
     with closing(answering_in_parts(b"data: %d\n\n" % number for number in range(3))) as app:
         status, headers, body = ask_asgi(app, "POST", "/invocations", JSON, b"{}")
     assert status == 200
@@ -259,36 +209,34 @@ def test_an_answer_in_parts_is_sent_as_it_is_made() -> None:
     assert "content-length" not in {name.lower() for name in headers}
 
 
-def test_no_further_parts_are_made_for_a_client_that_has_gone() -> None:
+def test_no_further_parts_are_made_for_a_client_that_has_gone():
     """uvicorn reports a closed client only by `receive`;
     its `send` then does nothing.
     """
     made: list[int] = []
 
-    def pieces() -> Generator[bytes, None, None]:
+    def pieces():
         for number in range(100):
             made.append(number)
             yield b"data: %d\n\n" % number
             time.sleep(0.01)
 
-    async def ask(app: AsgiApp) -> None:
+    async def ask(app):
         messages = [{"type": "http.request", "body": b"{}"}]
         has_part = asyncio.Event()
 
-        async def receive() -> dict[str, Any]:
+        async def receive():
             if messages:
                 return messages.pop()
             await has_part.wait()
             return {"type": "http.disconnect"}
 
-        async def send(message: Any) -> None:
+        async def send(message):
             if message["type"] == "http.response.body":
                 has_part.set()
 
         await app(
-            {"type": "http", "method": "POST", "path": "/invocations", "headers": []},
-            receive,
-            send,
+            {"type": "http", "method": "POST", "path": "/invocations", "headers": []}, receive, send
         )
 
     with closing(answering_in_parts(pieces())) as app:
@@ -308,26 +256,22 @@ def test_no_further_parts_are_made_for_a_client_that_has_gone() -> None:
         "/endpoints/flights/requests",
     ],
 )
-def test_pages_for_people_are_left_out(
-    mounted: dict[str, Callable[..., Answer]],
-    kind: str,
-    path: str,
-) -> None:
+def test_pages_for_people_are_left_out(mounted, kind, path):
     status, _, body = mounted[kind]("GET", path, {}, b"")
     assert status == 404
     assert b"an embedded model has no pages" in body
 
 
-def test_a_websocket_is_closed_and_a_lifespan_ends_the_model(folder: Path, tmp_path: Path) -> None:
+def test_a_websocket_is_closed_and_a_lifespan_ends_the_model(folder, tmp_path):
     app = asgi_app(str(folder), state_dir=tmp_path)
     agents = [child for child in psutil.Process().children() if str(tmp_path) in child.cmdline()]
     events = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
     sent: list[str] = []
 
-    async def receive() -> dict[str, Any]:
+    async def receive():
         return events.pop(0)
 
-    async def send(message: Any) -> None:
+    async def send(message):
         sent.append(message["type"])
 
     asyncio.run(app({"type": "websocket"}, receive, send))
@@ -338,47 +282,29 @@ def test_a_websocket_is_closed_and_a_lifespan_ends_the_model(folder: Path, tmp_p
     assert not any(child.is_running() for child in agents)
 
 
-def test_predictions_of_a_mounted_model_reach_the_inference_log(
-    folder: Path,
-    tmp_path: Path,
-) -> None:
+def test_predictions_of_a_mounted_model_reach_the_inference_log(folder, tmp_path):
     with closing(wsgi_app(str(folder), name="logged", state_dir=tmp_path)) as app:
         for _ in range(3):
             assert ask_wsgi(app, "POST", "/invocations", JSON, RECORD)[0] == 200
 
-    tables = list(
-        view_tables(
-            open_log(load_settings().inference_log),
-            View("logged"),
-            {"carrier"},
-        )
-    )
+    tables = list(view_tables(open_log(load_settings().inference_log), View("logged"), {"carrier"}))
     assert sum(table.num_rows for table in tables) == 3
 
 
 @pytest.mark.long
-def test_a_closed_model_leaves_no_file_open(folder: Path, tmp_path: Path) -> None:
+def test_a_closed_model_leaves_no_file_open(folder, tmp_path):
     with closing(wsgi_app(str(folder), state_dir=tmp_path)) as app:
         metrics = os.readlink(tmp_path / METRICS)
     del app
     gc.collect()
     command = ["ls", "-l", f"/proc/{os.getpid()}/fd"]
     assert (
-        metrics
-        not in subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            check=False,
-        ).stdout
+        metrics not in subprocess.run(command, capture_output=True, text=True, check=False).stdout
     )
 
 
 @pytest.mark.long
-def test_two_processes_of_one_application_have_folders_of_their_own(
-    folder: Path,
-    tmp_path: Path,
-) -> None:
+def test_two_processes_of_one_application_have_folders_of_their_own(folder, tmp_path):
     with (
         closing(wsgi_app(str(folder), state_dir=tmp_path / "state")),
         closing(wsgi_app(str(folder), state_dir=tmp_path / "state")),
@@ -386,32 +312,22 @@ def test_two_processes_of_one_application_have_folders_of_their_own(
         assert {path.name for path in tmp_path.iterdir()} == {"state", "state.2"}
 
 
-def test_the_counters_of_the_application_stay_as_they_are(
-    folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_counters_of_the_application_stay_as_they_are(folder, tmp_path, monkeypatch):
     counters = tmp_path / "counters"
     counters.mkdir()
     mine = counters / f"gauge_livesum_{os.getpid()}.db"  # prometheus_client uses this file name.
     mine.write_bytes(b"the application's")
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(counters))
-    with closing(
-        wsgi_app(
-            str(folder),
-            name="flights",
-            state_dir=tmp_path / "state",
-        )
-    ) as app:
+    with closing(wsgi_app(str(folder), name="flights", state_dir=tmp_path / "state")) as app:
         assert ask_wsgi(app, *REQUESTS["predictions"])[0] == 200
         assert {path.name: path.read_bytes() for path in counters.iterdir()} == {
-            mine.name: b"the application's",
+            mine.name: b"the application's"
         }
     assert mine.is_file()
 
 
 @pytest.mark.long
-def test_a_missing_model_fails_at_the_start_and_leaves_no_process(tmp_path: Path) -> None:
+def test_a_missing_model_fails_at_the_start_and_leaves_no_process(tmp_path):
     before = len(psutil.Process().children())
     with pytest.raises(DeploymentFailed, match="nowhere"):
         asgi_app(str(tmp_path / "nowhere"), state_dir=tmp_path / "state")
@@ -421,7 +337,7 @@ def test_a_missing_model_fails_at_the_start_and_leaves_no_process(tmp_path: Path
         pass
 
 
-def test_a_model_that_cannot_be_loaded_fails_at_the_start(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_loaded_fails_at_the_start(tmp_path):
     broken = mixed_model(tmp_path / "broken")
     (broken / "serving_input_example.json").write_text('{"inputs": [[1]]}')
     with pytest.raises(DeploymentFailed, match="its own example"):
@@ -430,10 +346,8 @@ def test_a_model_that_cannot_be_loaded_fails_at_the_start(tmp_path: Path) -> Non
 
 @pytest.mark.long
 def test_an_alias_is_followed_unless_the_application_says_otherwise(
-    tmp_path: Path,
-    new_database: Callable[[Path], str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    tmp_path, new_database, monkeypatch
+):
     monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.2")
     uri = new_database(tmp_path)
     with tracking_at(uri):
@@ -444,14 +358,14 @@ def test_an_alias_is_followed_unless_the_application_says_otherwise(
         client.set_registered_model_alias("flights", "champion", "1")
         with (
             closing(
-                wsgi_app("models:/flights@champion", state_dir=tmp_path / "follows"),
+                wsgi_app("models:/flights@champion", state_dir=tmp_path / "follows")
             ) as follows,
             closing(
-                wsgi_app("models:/flights@champion", state_dir=tmp_path / "stays", follow=False),
+                wsgi_app("models:/flights@champion", state_dir=tmp_path / "stays", follow=False)
             ) as stays,
         ):
 
-            def version(app: WsgiApp) -> str:
+            def version(app):
                 return ask_wsgi(app, "POST", "/invocations", JSON, RECORD)[1]["x-model-version"]
 
             assert version(follows) == "1"
@@ -462,7 +376,7 @@ def test_an_alias_is_followed_unless_the_application_says_otherwise(
 
 
 @pytest.mark.long
-def test_the_end_of_a_fork_leaves_the_model_to_its_parent(folder: Path, tmp_path: Path) -> None:
+def test_the_end_of_a_fork_leaves_the_model_to_its_parent(folder, tmp_path):
     code = (
         "import mlflow_deploy_plugin as onnxserve, os, psutil, sys\n"
         f"app = onnxserve.wsgi_app({str(folder)!r}, state_dir={str(tmp_path / 's')!r})\n"
@@ -475,42 +389,32 @@ def test_the_end_of_a_fork_leaves_the_model_to_its_parent(folder: Path, tmp_path
 
 @pytest.mark.long
 def test_an_application_that_ends_without_closing_it_ends_the_agent_and_says_nothing(
-    folder: Path,
-    tmp_path: Path,
-) -> None:
+    folder, tmp_path
+):
     code = (
         "import mlflow_deploy_plugin as onnxserve, psutil\n"
         f"app = onnxserve.wsgi_app({str(folder)!r}, state_dir={str(tmp_path / 's')!r})\n"
         "print(psutil.Process().children()[0].pid)\n"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "atexit" not in ended.stderr
     assert not psutil.pid_exists(int(ended.stdout))
 
 
 @pytest.mark.long
 def test_an_agent_that_is_killed_is_replaced_and_one_whose_application_is_killed_ends(
-    folder: Path,
-    tmp_path: Path,
-) -> None:
+    folder, tmp_path
+):
     mount = f"app = onnxserve.wsgi_app({str(folder)!r}, state_dir={str(tmp_path / 's')!r})"
     code = (
         f"import mlflow_deploy_plugin as onnxserve, time; {mount}; print('ready', flush=True); "
         "time.sleep(60)"
     )
 
-    def agents() -> list[psutil.Process]:
+    def agents():
         return psutil.Process(app.pid).children()
 
-    with subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-    ) as app:
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as app:
         assert app.stdout is not None
         assert app.stdout.readline() == b"ready\n"
         (killed,) = agents()
@@ -525,19 +429,14 @@ def test_an_agent_that_is_killed_is_replaced_and_one_whose_application_is_killed
 
 
 @pytest.mark.long
-def test_an_agent_that_cannot_be_started_for_want_of_files_is_started_later(
-    folder: Path,
-    tmp_path: Path,
-) -> None:
+def test_an_agent_that_cannot_be_started_for_want_of_files_is_started_later(folder, tmp_path):
     mount = f"app = onnxserve.wsgi_app({str(folder)!r}, state_dir={str(tmp_path / 's')!r})"
     code = (
         f"import mlflow_deploy_plugin as onnxserve, time; {mount}; print('ready', flush=True); "
         "time.sleep(60)"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as app:
         assert app.stdout is not None
         assert app.stderr is not None

@@ -29,11 +29,11 @@ from mlflow_deploy_plugin.serve.http.parser import (
 )
 
 
-def test_a_head_is_parsed_into_path_headers_and_body_length() -> None:
+def test_a_head_is_parsed_into_path_headers_and_body_length():
     got = read_head(
         b"POST /v2/models/a%20b/infer?x=%2F HTTP/1.1\r\nHost: x:80\r\nContent-LENGTH: 007\r\n"
         b"Accept: a\r\n"
-        b"ACCEPT:\t b \r\nx_y: z\r\nName: caf\xe9\r\nExpect: 100-Continue",
+        b"ACCEPT:\t b \r\nx_y: z\r\nName: caf\xe9\r\nExpect: 100-Continue"
     )
     headers = {
         "host": "x:80",
@@ -56,10 +56,7 @@ def test_a_head_is_parsed_into_path_headers_and_body_length() -> None:
 
 @pytest.mark.parametrize("before", [b"", b"\r\n"])
 @pytest.mark.parametrize("line", [b"GET /ping HTTP/1.1", b"GET /" + b"a" * 8176 + b" HTTP/1.1"])
-def test_a_head_that_has_not_come_whole_is_waited_for_wherever_it_is_cut(
-    before: bytes,
-    line: bytes,
-) -> None:
+def test_a_head_that_has_not_come_whole_is_waited_for_wherever_it_is_cut(before, line):
     data = before + line + b"\r\nHost: x\r\n\r\n"
     assert [parse_head(data[:end]) for end in range(len(data))] == [
         (None, data[:end]) for end in range(len(data))
@@ -86,47 +83,37 @@ def test_a_head_that_has_not_come_whole_is_waited_for_wherever_it_is_cut(
     ],
     ids=["line", "fields", "LF"],
 )
-def test_a_head_beyond_a_limit_is_refused_alike_whole_and_while_it_comes(
-    head: bytes,
-    error: type[OnnxserveError],
-    said: str,
-) -> None:
+def test_a_head_beyond_a_limit_is_refused_alike_whole_and_while_it_comes(head, error, said):
     with pytest.raises(error, match=said):
         parse_head(head + b"\r\n\r\n")
     with pytest.raises(error, match=said):
         parse_head(head)
 
 
-def test_requests_that_do_not_wait_are_not_sent_a_100_continue() -> None:
+def test_requests_that_do_not_wait_are_not_sent_a_100_continue():
     assert not read_head(b"GET / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue").expects_continue
     assert not read_head(
-        b"POST / HTTP/1.0\r\nContent-Length: 1\r\nExpect: 100-continue",
+        b"POST / HTTP/1.0\r\nContent-Length: 1\r\nExpect: 100-continue"
     ).expects_continue
 
 
-def test_chunks_say_themselves_where_they_end() -> None:
+def test_chunks_say_themselves_where_they_end():
     assert read_head(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: Chunked").length == CHUNKED
 
 
-@pytest.mark.parametrize(
-    "host",
-    ["", "x", "x:80", "10.0.0.1", "[::1]", "[::1]:8080", "a-b.c_d:"],
-)
-def test_hosts_pass(host: str) -> None:
+@pytest.mark.parametrize("host", ["", "x", "x:80", "10.0.0.1", "[::1]", "[::1]:8080", "a-b.c_d:"])
+def test_hosts_pass(host):
     check_host(host)
 
 
-@pytest.mark.parametrize(
-    "host",
-    ["x y", "x/y", "x:y", "[::1", "a,b", "me@x", "x:999999", "ü"],
-)
-def test_an_invalid_host_is_refused(host: str) -> None:
+@pytest.mark.parametrize("host", ["x y", "x/y", "x:y", "[::1", "a,b", "me@x", "x:999999", "ü"])
+def test_an_invalid_host_is_refused(host):
     with pytest.raises(InvalidRequest):
         check_host(host)
 
 
 @given(st.text(st.sampled_from("abc.%/0123456789ABCDEFabcdef-_~;=+"), max_size=30))
-def test_a_path_that_passes_is_decoded_as_flask_decodes_it(text: str) -> None:
+def test_a_path_that_passes_is_decoded_as_flask_decodes_it(text):
     try:
         path = decode_path("/" + text)
     except InvalidRequest:
@@ -136,35 +123,23 @@ def test_a_path_that_passes_is_decoded_as_flask_decodes_it(text: str) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_a_head_or_refused(text: bytes) -> None:
+def test_any_bytes_are_a_head_or_refused(text):
     for head in (text, b"GET / HTTP/1.1\r\n" + text, b"GET / HTTP/1.1\r\nHost: x\r\n" + text):
         try:
             got = read_head(head)
         except OnnxserveError:
             continue
         assert not {"\r", "\n", "\0"} & set(
-            "".join(
-                [
-                    got.path,
-                    *got.headers,
-                    *got.headers.values(),
-                ]
-            ),
+            "".join([got.path, *got.headers, *got.headers.values()])
         )
 
 
 AFTER = b"GET /next"
 
 
-def fed(body: BodyParser, data: bytes, cuts: list[int]) -> bytes:
+def fed(body, data, cuts):
     """Feed `data`, split at these positions, and return the rest."""
-    edges = sorted(
-        {
-            0,
-            len(data),
-            *(cut % (len(data) + 1) for cut in cuts),
-        }
-    )
+    edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
     left = b""
     for start, end in itertools.pairwise(edges):
         left += data[start:end]
@@ -178,11 +153,8 @@ def fed(body: BodyParser, data: bytes, cuts: list[int]) -> bytes:
 CUTS = st.lists(st.integers(0, 10_000), max_size=20)
 
 
-@given(
-    st.lists(st.binary(min_size=1, max_size=40), max_size=20),
-    CUTS,
-)
-def test_chunks_are_joined(pieces: list[bytes], cuts: list[int]) -> None:
+@given(st.lists(st.binary(min_size=1, max_size=40), max_size=20), CUTS)
+def test_chunks_are_joined(pieces, cuts):
     body = BodyParser(CHUNKED, 10_000)
     chunks = b"".join(b"%x;a=b\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
     assert fed(body, chunks + b"0\r\nDigest: x\r\n\r\n" + AFTER, cuts) == AFTER
@@ -191,20 +163,20 @@ def test_chunks_are_joined(pieces: list[bytes], cuts: list[int]) -> None:
 
 
 @given(st.binary(min_size=1, max_size=300), CUTS)
-def test_a_declared_length_is_taken_and_no_more(content: bytes, cuts: list[int]) -> None:
+def test_a_declared_length_is_taken_and_no_more(content, cuts):
     body = BodyParser(len(content), 300)
     assert fed(body, content + AFTER, cuts) == AFTER
     assert body.content == content
 
 
-def test_a_million_small_chunks_are_taken_step_by_step() -> None:
+def test_a_million_small_chunks_are_taken_step_by_step():
     body = BodyParser(CHUNKED, 10**6)
     data = b"1\r\nx\r\n" * 10_000
     assert len(data) * 0.9 < len(body.feed(data)) < len(data)
 
 
 @pytest.mark.parametrize("length", [101, CHUNKED])
-def test_a_body_beyond_the_limit_is_refused_before_it_is_held(length: int) -> None:
+def test_a_body_beyond_the_limit_is_refused_before_it_is_held(length):
     with pytest.raises(BodyTooLarge, match="100 bytes"):
         BodyParser(length, 100).feed(b"64\r\n" + b"x" * 100 + b"\r\n1\r\n")
 
@@ -222,7 +194,7 @@ def test_a_body_beyond_the_limit_is_refused_before_it_is_held(length: int) -> No
         b"1;" + b"a" * 2000,
     ],
 )
-def test_an_invalid_chunk_is_refused(data: bytes) -> None:
+def test_an_invalid_chunk_is_refused(data):
     body = BodyParser(CHUNKED, 10**6)
     with pytest.raises(InvalidRequest):
         fed(body, data + b"\r\n\r\n", [])

@@ -9,7 +9,7 @@ requests that both peers refuse, and all three accept valid requests.
 
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
@@ -20,10 +20,7 @@ import pytest
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.serve.http.parser import BodyParser, parse_head
 
-STREAMS = pytest.mark.parametrize(
-    "count",
-    [2_000, pytest.param(12_000, marks=pytest.mark.long)],
-)
+STREAMS = pytest.mark.parametrize("count", [2_000, pytest.param(12_000, marks=pytest.mark.long)])
 MOST_BYTES = 1 << 20
 Framed = tuple[bytes, str, str, bytes]
 """Method, path, query, body."""
@@ -43,7 +40,7 @@ class Reading:
     end: str
 
 
-def read_ours(segments: list[bytes]) -> Reading:
+def read_ours(segments):
     requests: list[Framed] = []
     data = b""
     head = None
@@ -62,12 +59,7 @@ def read_ours(segments: list[bytes]) -> Reading:
                         data = body.feed(data)
                     if body.is_whole:
                         requests.append(
-                            (
-                                head.method.encode(),
-                                head.path,
-                                head.query,
-                                bytes(body.content),
-                            ),
+                            (head.method.encode(), head.path, head.query, bytes(body.content))
                         )
                         if not head.keep_alive:
                             return Reading(requests, "closed")
@@ -81,13 +73,13 @@ def read_ours(segments: list[bytes]) -> Reading:
     return Reading(requests, "open")
 
 
-def framed(method: bytes, target: bytes, body: bytes) -> Framed:
+def framed(method, target, body):
     """Return the result of a peer in our form."""
     path, _, query = target.partition(b"?")
     return method, unquote_to_bytes(path).decode("utf-8", "replace"), query.decode("latin-1"), body
 
 
-def read_h11(segments: list[bytes]) -> Reading:
+def read_h11(segments):
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 18)
     requests: list[Framed] = []
     head: h11.Request | None = None
@@ -104,7 +96,7 @@ def read_h11(segments: list[bytes]) -> Reading:
                 elif isinstance(event, h11.EndOfMessage) and head is not None:
                     requests.append(framed(head.method, head.target, body))
                     connection.send(
-                        h11.Response(status_code=200, headers=[("content-length", "0")]),
+                        h11.Response(status_code=200, headers=[("content-length", "0")])
                     )
                     connection.send(h11.EndOfMessage())
                     if connection.our_state is not h11.DONE:
@@ -137,17 +129,11 @@ class _Messages:
 
     def on_message_complete(self) -> None:
         if not self.is_closed:
-            self.requests.append(
-                framed(
-                    self.parser.get_method(),
-                    self.target,
-                    self.body,
-                )
-            )
+            self.requests.append(framed(self.parser.get_method(), self.target, self.body))
             self.is_closed = not self.parser.should_keep_alive()
 
 
-def read_llhttp(segments: list[bytes]) -> Reading:
+def read_llhttp(segments):
     messages = _Messages()
     try:
         for segment in segments:
@@ -216,7 +202,7 @@ SPLICES = [
 ]
 
 
-def chunked(body: bytes, chance: random.Random) -> bytes:
+def chunked(body, chance):
     """Draw a chunked body, with the extensions
     that the standard allows in size lines.
     """
@@ -224,16 +210,13 @@ def chunked(body: bytes, chance: random.Random) -> bytes:
     rest = body
     while rest:
         size = chance.randint(1, len(rest))
-        digits = format(
-            size,
-            chance.choice(["x", "X", "04x"]),
-        ).encode()
+        digits = format(size, chance.choice(["x", "X", "04x"])).encode()
         out += digits + chance.choice([b"", b"", b";a=b", b";a"]) + b"\r\n" + rest[:size] + b"\r\n"
         rest = rest[size:]
     return out + b"0\r\n" + chance.choice([b"", b"", b"X-Trailer: 1\r\n"]) + b"\r\n"
 
 
-def valid_request(chance: random.Random) -> bytes:
+def valid_request(chance):
     """Draw a request that the standard allows, with a target and a host that our server
     accepts.
     """
@@ -247,7 +230,7 @@ def valid_request(chance: random.Random) -> bytes:
         if chance.random() < 0.5:
             fields.append(
                 chance.choice([b"Content-Length: ", b"content-length:"])
-                + str(len(content)).encode(),
+                + str(len(content)).encode()
             )
             body = content
         else:
@@ -258,7 +241,7 @@ def valid_request(chance: random.Random) -> bytes:
     return b"\r\n".join([line, *fields]) + b"\r\n\r\n" + body
 
 
-def mutated(stream: bytes, chance: random.Random) -> bytes:
+def mutated(stream, chance):
     """Insert bytes that parsers are known to read differently."""
     kind = chance.randrange(6)
     at = chance.randrange(len(stream))
@@ -270,9 +253,7 @@ def mutated(stream: bytes, chance: random.Random) -> bytes:
         return stream[:at] + bytes([chance.randrange(256)]) + stream[at + 1 :]
     if kind == 3:
         return stream.replace(
-            b"\r\n",
-            chance.choice([b"\n", b"\r", b"\r\r\n", b"\n\r"]),
-            chance.randint(1, 3),
+            b"\r\n", chance.choice([b"\n", b"\r", b"\r\r\n", b"\n\r"]), chance.randint(1, 3)
         )
     if kind == 4:
         return stream.replace(
@@ -281,20 +262,11 @@ def mutated(stream: bytes, chance: random.Random) -> bytes:
             1,
         )
     lines = stream.split(b"\r\n")
-    place = chance.randint(
-        1,
-        max(1, lines.index(b"") if b"" in lines else 1),
-    )
-    return b"\r\n".join(
-        [
-            *lines[:place],
-            chance.choice(AMBIGUOUS),
-            *lines[place:],
-        ]
-    )
+    place = chance.randint(1, max(1, lines.index(b"") if b"" in lines else 1))
+    return b"\r\n".join([*lines[:place], chance.choice(AMBIGUOUS), *lines[place:]])
 
 
-def streams(count: int, seed: int) -> Iterator[tuple[bytes, bool]]:
+def streams(count, seed):
     """Draw streams of one to three requests, and True if the stream was not changed."""
     chance = random.Random(seed)
     for number in range(count):
@@ -305,25 +277,15 @@ def streams(count: int, seed: int) -> Iterator[tuple[bytes, bool]]:
         yield stream, changes == 0
 
 
-def segments_of(stream: bytes, chance: random.Random) -> list[bytes]:
+def segments_of(stream, chance):
     """Split the stream as it may arrive."""
     cuts = sorted(
-        chance.sample(
-            range(1, len(stream)),
-            min(len(stream) - 1, chance.choice([1, 2, 5, 40])),
-        ),
+        chance.sample(range(1, len(stream)), min(len(stream) - 1, chance.choice([1, 2, 5, 40])))
     )
-    return [
-        stream[start:end]
-        for start, end in zip(
-            [0, *cuts],
-            [*cuts, len(stream)],
-            strict=True,
-        )
-    ]
+    return [stream[start:end] for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
 
 
-def check_agreement(ours: Reading, theirs: Reading, stream: bytes, peer: str) -> None:
+def check_agreement(ours, theirs, stream, peer):
     both = min(len(ours.requests), len(theirs.requests))
     assert ours.requests[:both] == theirs.requests[:both], (peer, stream)
     if len(ours.requests) > both:
@@ -338,12 +300,8 @@ def check_agreement(ours: Reading, theirs: Reading, stream: bytes, peer: str) ->
 
 @STREAMS
 @pytest.mark.parametrize("peer", PEERS)
-@pytest.mark.parametrize(
-    "in_segments",
-    [False, True],
-    ids=["whole", "segments"],
-)
-def test_no_request_is_framed_in_two_ways(peer: str, in_segments: bool, count: int) -> None:
+@pytest.mark.parametrize("in_segments", [False, True], ids=["whole", "segments"])
+def test_no_request_is_framed_in_two_ways(peer, in_segments, count):
     taken = 0
     for number, (stream, is_valid) in enumerate(streams(count, seed=11)):
         pieces = segments_of(stream, random.Random(number)) if in_segments else [stream]
@@ -363,7 +321,7 @@ it, and both peers refuse it.
 
 
 @STREAMS
-def test_streams_that_both_peers_refuse_are_refused(count: int) -> None:
+def test_streams_that_both_peers_refuse_are_refused(count):
     refused = 0
     for stream, _ in streams(count, seed=13):
         if SPACE_BEFORE_EXTENSION.search(stream):
@@ -377,6 +335,6 @@ def test_streams_that_both_peers_refuse_are_refused(count: int) -> None:
 
 
 @STREAMS
-def test_segments_change_nothing(count: int) -> None:
+def test_segments_change_nothing(count):
     for number, (stream, _) in enumerate(streams(count, seed=12)):
         assert read_ours(segments_of(stream, random.Random(number))) == read_ours([stream]), stream

@@ -5,7 +5,6 @@ same record.
 from collections import Counter
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -18,25 +17,19 @@ from mlflow_deploy_plugin.core.statedir.files import SPOOL, WANTED, write_state
 from mlflow_deploy_plugin.core.statedir.models import Wanted
 from mlflow_deploy_plugin.serve.http.openapi.document import describe_endpoint
 from mlflow_deploy_plugin.serve.http.plan import PlanTable
-from mlflow_deploy_plugin.serve.http.responses import RawResponse, header_fields, serialize_response
-from mlflow_deploy_plugin.serve.inference.server import Server
+from mlflow_deploy_plugin.serve.http.responses import header_fields, serialize_response
 from mlflow_deploy_plugin.serve.messages import RawRequest
-from mlflow_deploy_plugin.serve.protocols.protocol import Protocol
 from mlflow_deploy_plugin.serve.protocols.table import PROTOCOLS
 from tests.support import servers
 from tests.support.bodies import arrow_stream, v2_tensor
 from tests.support.handling import handle
 from tests.support.protocols import JSON_FORMS, protocol_paths
-from tests.support.servers import Serve
 from tests.support.spool import read_segment
 from tests.support.waiting import wait_until
 
 JSON = {"content-type": "application/json"}
 FLIGHT = {"carrier": "AA", "distance": 1400.5, "hour": 7, "late": False}
-SPLIT = {
-    "columns": list(FLIGHT),
-    "data": [list(FLIGHT.values())],
-}
+SPLIT = {"columns": list(FLIGHT), "data": [list(FLIGHT.values())]}
 TENSOR = v2_tensor("distance", "FP64", [1.5], [1, 1])
 BODIES: list[tuple[str, Any]] = [
     ("/invocations", {"dataframe_split": SPLIT}),
@@ -59,7 +52,7 @@ BODIES: list[tuple[str, Any]] = [
 
 
 @pytest.fixture
-def endpoints(model_folders: dict[str, Path]) -> dict[str, dict[str, Any]]:
+def endpoints(model_folders):
     return {
         kind: {"v": servers.variant(model_folders[kind])}
         for kind in ("mixed", "single", "tensor", "stock")
@@ -67,11 +60,11 @@ def endpoints(model_folders: dict[str, Path]) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture
-def server(serve_here: Serve, endpoints: Any) -> Server:
+def server(serve_here, endpoints):
     return serve_here(endpoints)
 
 
-def shown(response: RawResponse, request: RawRequest) -> tuple[Any, ...]:
+def shown(response, request):
     """Return a response without the ids that are unique to it."""
     assert response.fields in ("", header_fields(response.headers))
     headers = dict(response.headers)
@@ -83,17 +76,13 @@ def shown(response: RawResponse, request: RawRequest) -> tuple[Any, ...]:
     return response.status, body, response.content_type, headers
 
 
-def post(path: str, document: Any, **headers: str) -> RawRequest:
+def post(path, document, **headers):
     fields = {name.replace("_", "-"): value for name, value in headers.items()}
     return RawRequest("POST", path, {**JSON, **fields}, orjson.dumps(document))
 
 
 @pytest.mark.parametrize(("path", "document"), BODIES)
-def test_a_plan_gives_the_bytes_of_the_general_way(
-    server: Server,
-    path: str,
-    document: Any,
-) -> None:
+def test_a_plan_gives_the_bytes_of_the_general_way(server, path, document):
     plans = PlanTable(server)
     for request in (
         post(path, document),
@@ -108,11 +97,7 @@ def test_a_plan_gives_the_bytes_of_the_general_way(
 
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda protocol: protocol.name)
 @pytest.mark.parametrize("endpoint", ["mixed", "single", "tensor", "stock"])
-def test_each_protocol_has_plans(
-    shared: Server,
-    protocol: Protocol,
-    endpoint: str,
-) -> None:
+def test_each_protocol_has_plans(shared, protocol, endpoint):
     plans = PlanTable(shared)
     described = describe_endpoint(shared, endpoint)
     for path in protocol_paths(protocol, endpoint, "1", "v"):
@@ -127,7 +112,7 @@ def test_each_protocol_has_plans(
             assert shown(planned, request) == shown(handle(shared, request), request)
 
 
-def table_of_flights() -> bytes:
+def table_of_flights():
     table = pa.table({name: pa.array([value, value]) for name, value in FLIGHT.items()})
     return arrow_stream(table)
 
@@ -147,11 +132,7 @@ def table_of_flights() -> bytes:
         ),
     ],
 )
-def test_a_plan_answers_tables_of_any_format(
-    server: Server,
-    headers: dict[str, str],
-    body: bytes,
-) -> None:
+def test_a_plan_answers_tables_of_any_format(server, headers, body):
     request = RawRequest("POST", "/invocations", headers, body)
     planned = PlanTable(server).answer(request)
     assert planned is not None
@@ -159,9 +140,8 @@ def test_a_plan_answers_tables_of_any_format(
 
 
 def test_the_name_of_a_model_stands_in_the_head_as_the_general_way_writes_it(
-    serve_here: Serve,
-    model_folders: dict[str, Path],
-) -> None:
+    serve_here, model_folders
+):
     variant = {**servers.variant(model_folders["mixed"]), "model": "50 % Modèle\r\nX-Evil: yes"}
     server = serve_here({"mixed": {"v": variant}})
     for headers in ({"x_request_id": "100%"}, {}):
@@ -170,18 +150,16 @@ def test_the_name_of_a_model_stands_in_the_head_as_the_general_way_writes_it(
         assert planned is not None
         assert shown(planned, request) == shown(handle(server, request), request)
         assert b"\r\nX-Model-Name: 50 %25 Mod%C3%A8le%0D%0AX-Evil: yes\r\n" in serialize_response(
-            planned,
-            True,
+            planned, True
         )
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Any:
+def shared(tmp_path_factory, model_folders):
     state_dir = tmp_path_factory.mktemp("plans")
     kinds = ("mixed", "single", "tensor", "stock")
     with servers.opened(
-        state_dir,
-        {kind: {"v": servers.variant(model_folders[kind])} for kind in kinds},
+        state_dir, {kind: {"v": servers.variant(model_folders[kind])} for kind in kinds}
     ) as server:
         yield server
 
@@ -205,8 +183,8 @@ NEW = [
 HEADERS = st.fixed_dictionaries(
     {
         "content-type": st.sampled_from(
-            ["application/json", "application/json; charset=utf-8", "text/csv"],
-        ),
+            ["application/json", "application/json; charset=utf-8", "text/csv"]
+        )
     },
     optional={
         "accept": st.sampled_from(["*/*", "application/json", "application/jsonl", "text/html"]),
@@ -216,7 +194,7 @@ HEADERS = st.fixed_dictionaries(
 )
 
 
-def counters(server: Server) -> Counter[str]:
+def counters(server):
     """Return the value of each sample of the metrics except times."""
     lines = (
         line.rpartition(" ")
@@ -231,20 +209,13 @@ def counters(server: Server) -> Counter[str]:
 @given(
     st.sampled_from(BODIES),
     st.lists(
-        st.tuples(
-            st.sampled_from(OLD),
-            st.sampled_from(NEW) | st.binary(max_size=3),
-        ),
-        max_size=2,
+        st.tuples(st.sampled_from(OLD), st.sampled_from(NEW) | st.binary(max_size=3)), max_size=2
     ),
     st.just(JSON) | HEADERS,
 )
 def test_whatever_is_sent_a_plan_answers_and_counts_as_the_general_way_or_leaves_it(
-    shared: Server,
-    request_: tuple[str, Any],
-    changes: list[tuple[bytes, bytes]],
-    headers: dict[str, str],
-) -> None:
+    shared, request_, changes, headers
+):
     path, document = request_
     body = orjson.dumps(document)
     for old, new in changes:
@@ -262,10 +233,7 @@ def test_whatever_is_sent_a_plan_answers_and_counts_as_the_general_way_or_leaves
         assert between - before == counters(shared) - between
 
 
-def test_a_planned_answer_is_captured_and_counted_like_a_general_one(
-    serve_here: Serve,
-    endpoints: Any,
-) -> None:
+def test_a_planned_answer_is_captured_and_counted_like_a_general_one(serve_here, endpoints):
     outcomes = []
     for is_planned in (True, False):
         server = serve_here(endpoints)
@@ -299,10 +267,7 @@ def test_a_planned_answer_is_captured_and_counted_like_a_general_one(
     assert len(planned_rows) == len(BODIES)
 
 
-def canary(
-    model_folders: dict[str, Path],
-    kind: str,
-) -> dict[str, dict[str, Any]]:
+def canary(model_folders, kind):
     """Two variants that answer equally often: the mixed model, and a model of this
     kind.
     """
@@ -310,14 +275,11 @@ def canary(
         "canary": {
             "v": servers.variant(model_folders["mixed"], weight=50),
             "w": servers.variant(model_folders[kind], "2", weight=50),
-        },
+        }
     }
 
 
-def test_a_plan_selects_a_variant_by_weight_and_names_it(
-    serve_here: Serve,
-    model_folders: dict[str, Path],
-) -> None:
+def test_a_plan_selects_a_variant_by_weight_and_names_it(serve_here, model_folders):
     server = serve_here(canary(model_folders, "mixed"))
     plans = PlanTable(server)
     answered = []
@@ -332,9 +294,8 @@ def test_a_plan_selects_a_variant_by_weight_and_names_it(
 
 
 def test_a_request_that_the_selected_variant_refuses_is_not_given_to_another_one(
-    serve_here: Serve,
-    model_folders: dict[str, Path],
-) -> None:
+    serve_here, model_folders
+):
     server = serve_here(canary(model_folders, "single"))
     plans = PlanTable(server)
     refusing = []
@@ -347,14 +308,8 @@ def test_a_request_that_the_selected_variant_refuses_is_not_given_to_another_one
     assert 60 < len(refusing) < 140
 
 
-def test_a_plan_captures_a_sample_and_counts_all_rows(
-    serve_here: Serve,
-    model_folders: dict[str, Path],
-) -> None:
-    server = serve_here(
-        {"mixed": {"v": servers.variant(model_folders["mixed"])}},
-        fraction=0.5,
-    )
+def test_a_plan_captures_a_sample_and_counts_all_rows(serve_here, model_folders):
+    server = serve_here({"mixed": {"v": servers.variant(model_folders["mixed"])}}, fraction=0.5)
     plans = PlanTable(server)
     assert all(plans.answer(post("/invocations", {"dataframe_split": SPLIT})) for _ in range(200))
     server.capture.close()
@@ -367,28 +322,17 @@ def test_a_plan_captures_a_sample_and_counts_all_rows(
 
 
 @pytest.mark.parametrize(
-    ("other", "sticky"),
-    [
-        ({"shadow": True}, None),
-        ({}, {"header": "x-user"}),
-        ({}, {"key": "a"}),
-    ],
+    ("other", "sticky"), [({"shadow": True}, None), ({}, {"header": "x-user"}), ({}, {"key": "a"})]
 )
 def test_an_endpoint_with_a_shadow_or_with_sticky_callers_has_no_plan(
-    serve_here: Serve,
-    bias_folders: dict[str, Path],
-    other: dict[str, Any],
-    sticky: dict[str, str] | None,
-) -> None:
+    serve_here, bias_folders, other, sticky
+):
     variants = {
         "v": servers.variant(bias_folders["1"]),
         "w": servers.variant(bias_folders["2"], "2", **other),
     }
     server = serve_here({"e": variants})
-    wanted = {
-        "generation": 2,
-        "endpoints": {"e": {"variants": variants, "sticky": sticky}},
-    }
+    wanted = {"generation": 2, "endpoints": {"e": {"variants": variants, "sticky": sticky}}}
     write_state(server.repository.state_dir / WANTED, Wanted.model_validate(wanted))
     wait_until(lambda: (server.repository.table["e"].sticky is None) == (sticky is None))
     assert PlanTable(server).answer(post("/invocations", {"inputs": [[0, 0, 0]]})) is None
@@ -399,16 +343,13 @@ def test_an_endpoint_with_a_shadow_or_with_sticky_callers_has_no_plan(
     [
         post("/invocations", {"dataframe_split": SPLIT}, x_event_time="2013-07-01T12:00:00Z"),
         post("/invocations", {"dataframe_split": SPLIT}, content_encoding="gzip"),
-        post(
-            "/invocations",
-            {"dataframe_split": {"columns": ["carrier"], "data": [["AA"]]}},
-        ),
+        post("/invocations", {"dataframe_split": {"columns": ["carrier"], "data": [["AA"]]}}),
         post("/v2/models/single/infer", {"inputs": [], "parameters": {"timeout": 1}}),
         post("/explain", {"dataframe_split": SPLIT}),
         RawRequest("GET", "/invocations", {}, b""),
     ],
 )
-def test_a_request_outside_the_plan_leaves_no_trace(server: Server, request_: RawRequest) -> None:
+def test_a_request_outside_the_plan_leaves_no_trace(server, request_):
     before = server.metrics.page()
     assert PlanTable(server).answer(request_) is None
     assert server.metrics.page() == before
@@ -422,19 +363,12 @@ def test_a_request_outside_the_plan_leaves_no_trace(server: Server, request_: Ra
         {"default_timeout_microseconds": 10**6},
     ],
 )
-def test_a_server_that_decides_by_the_request_has_no_plans(
-    serve_here: Serve,
-    endpoints: Any,
-    spec: dict[str, Any],
-) -> None:
+def test_a_server_that_decides_by_the_request_has_no_plans(serve_here, endpoints, spec):
     plans = PlanTable(serve_here(endpoints, server=spec))
     assert plans.answer(post("/invocations", {"dataframe_split": SPLIT})) is None
 
 
-def test_a_plan_holds_the_limits_of_the_server_and_the_general_way_refuses(
-    serve_here: Serve,
-    endpoints: Any,
-) -> None:
+def test_a_plan_holds_the_limits_of_the_server_and_the_general_way_refuses(serve_here, endpoints):
     server = serve_here(endpoints, server={"max_concurrent_requests": 1, "rate_limit": "3/day"})
     plans = PlanTable(server)
     request = partial(post, "/invocations", {"dataframe_split": SPLIT})
@@ -461,15 +395,12 @@ def test_a_plan_holds_the_limits_of_the_server_and_the_general_way_refuses(
     assert sorted(line.rpartition(" ")[2] for line in counted) == ["1.0", "1.0"]
 
 
-def test_a_version_that_is_swapped_in_has_its_plan_at_once(
-    serve_here: Serve,
-    bias_folders: dict[str, Path],
-) -> None:
+def test_a_version_that_is_swapped_in_has_its_plan_at_once(serve_here, bias_folders):
     server = serve_here(servers.one_endpoint(bias_folders["1"]))
     plans = PlanTable(server)
     request = post("/invocations", {"inputs": [[0, 0, 0]]})
 
-    def version() -> str:
+    def version():
         response = plans.answer(request)
         assert response is not None
         assert (
@@ -479,9 +410,5 @@ def test_a_version_that_is_swapped_in_has_its_plan_at_once(
         return response.headers["X-Model-Version"]
 
     assert version() == "1"
-    servers.want(
-        server.repository.state_dir,
-        2,
-        servers.one_endpoint(bias_folders["2"], "2"),
-    )
+    servers.want(server.repository.state_dir, 2, servers.one_endpoint(bias_folders["2"], "2"))
     wait_until(lambda: version() == "2", what="the plan of version 2")

@@ -28,13 +28,13 @@ from tests.support.guides import ROOT
         ("open connections", [request_limits.MAX_CONNECTIONS]),
     ],
 )
-def test_the_page_states_the_limit(row: str, numbers: list[int]) -> None:
+def test_the_page_states_the_limit(row, numbers):
     page = (ROOT / "docs" / "server-settings.md").read_text()
     (limit,) = re.findall(rf"^\| {row}[^|]*\|([^|]*)\|", page, re.MULTILINE)
     assert [int(number) for number in re.findall(r"\d+", limit)] == numbers
 
 
-def test_gunicorn_gets_the_limits_of_a_head() -> None:
+def test_gunicorn_gets_the_limits_of_a_head():
     command = gunicorn_command(Path("/s"), ServerSpec(), 7)
     options = (
         "--limit-request-line",

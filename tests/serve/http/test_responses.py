@@ -9,10 +9,9 @@ from mlflow_deploy_plugin.serve.http.responses import (
 )
 
 
-def test_an_answer_has_its_length_and_says_whether_the_connection_goes_on() -> None:
+def test_an_answer_has_its_length_and_says_whether_the_connection_goes_on():
     head, _, body = serialize_response(
-        RawResponse(200, b"abc", "text/plain", {"X-A": "b"}),
-        keep_alive=True,
+        RawResponse(200, b"abc", "text/plain", {"X-A": "b"}), keep_alive=True
     ).partition(b"\r\n\r\n")
     line, *fields = head.decode().split("\r\n")
     assert line == "HTTP/1.1 200 OK"
@@ -26,7 +25,7 @@ def test_an_answer_has_its_length_and_says_whether_the_connection_goes_on() -> N
     ]
 
 
-def test_the_answer_to_a_head_has_the_length_and_not_the_body() -> None:
+def test_the_answer_to_a_head_has_the_length_and_not_the_body():
     got = serialize_response(RawResponse(404, b"abc"), keep_alive=False, with_body=False)
     assert got.startswith(b"HTTP/1.1 404 Not Found\r\n")
     assert b"Content-Length: 3\r\n" in got
@@ -46,7 +45,7 @@ def test_the_answer_to_a_head_has_the_length_and_not_the_body() -> None:
         ("half a surrogate \ud800", b"half a surrogate ?"),
     ],
 )
-def test_the_value_of_a_header_begins_no_other(value: str, sent: bytes) -> None:
+def test_the_value_of_a_header_begins_no_other(value, sent):
     response = RawResponse(200, b"", headers={"X-Model-Name": value, "X-Model-Version": "1"})
     for head in (
         serialize_response(response, keep_alive=True),
@@ -56,10 +55,9 @@ def test_the_value_of_a_header_begins_no_other(value: str, sent: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "sent"),
-    [("a%20b", b"a%20b"), ("100%", b"100%"), ("a\r\nb%", b"a%0D%0Ab%25")],
+    ("value", "sent"), [("a%20b", b"a%20b"), ("100%", b"100%"), ("a\r\nb%", b"a%0D%0Ab%25")]
 )
-def test_the_id_of_a_caller_comes_back_as_it_came_if_it_is_one(value: str, sent: bytes) -> None:
+def test_the_id_of_a_caller_comes_back_as_it_came_if_it_is_one(value, sent):
     response = RawResponse(200, b"", headers={"X-Request-Id": value, "X-Model-Name": "50% é"})
     head = serialize_response(response, keep_alive=True)
     assert b"\r\nX-Request-Id: " + sent + b"\r\nX-Model-Name: 50%25 %C3%A9\r\n\r\n" in head

@@ -4,34 +4,25 @@ their responses.
 
 import contextlib
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from mlflow_deploy_plugin.serve.assembly import open_server
 from mlflow_deploy_plugin.serve.http.app import ServerApp
 from mlflow_deploy_plugin.serve.http.routes import expand_path, list_routes
-from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from tests.support.handling import ROW, V2_ROW, ask, handle
-from tests.support.servers import Serve, variant
+from tests.support.servers import variant
 
 
 @pytest.fixture
-def server(
-    serve_here: Serve,
-    bias_folders: dict[str, Path],
-) -> Server:
+def server(serve_here, bias_folders):
     return serve_here(
-        {
-            "e": {"v": variant(bias_folders["1"])},
-            "f": {"w": variant(bias_folders["2"], "2")},
-        },
+        {"e": {"v": variant(bias_folders["1"])}, "f": {"w": variant(bias_folders["2"], "2")}}
     )
 
 
-def test_the_plain_pages_answer(server: Server) -> None:
+def test_the_plain_pages_answer(server):
     assert ask(server, "/ping", "GET").status == 200
     assert ask(server, "/ping", "HEAD").status == 200
     assert ask(server, "/health", "GET").body == b'{"status":"ok"}'
@@ -40,7 +31,7 @@ def test_the_plain_pages_answer(server: Server) -> None:
     assert 'onnxserve_served_version{endpoint="f",model="m",variant="w",version="2"} 1.0' in page
 
 
-def test_v2_returns_the_server_and_model_metadata(server: Server) -> None:
+def test_v2_returns_the_server_and_model_metadata(server):
     document = json.loads(ask(server, "/v2", "GET").body)
     assert document["name"] == "onnxserve"
     assert document["extensions"] == [
@@ -56,20 +47,8 @@ def test_v2_returns_the_server_and_model_metadata(server: Server) -> None:
         "name": "f",
         "versions": ["2"],
         "platform": "onnxruntime_onnx",
-        "inputs": [
-            {
-                "name": "X",
-                "datatype": "FP32",
-                "shape": [-1, 3],
-            }
-        ],
-        "outputs": [
-            {
-                "name": "y",
-                "datatype": "FP32",
-                "shape": [-1, 1],
-            }
-        ],
+        "inputs": [{"name": "X", "datatype": "FP32", "shape": [-1, 3]}],
+        "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 1]}],
     }
     assert json.loads(ask(server, "/v2/models/f", "GET").body) == metadata
     assert json.loads(ask(server, "/v2/models/f/versions/2", "GET").body) == metadata
@@ -84,18 +63,14 @@ def test_v2_returns_the_server_and_model_metadata(server: Server) -> None:
         ("/v2/models/f/versions/2/ready", {"name": "f", "ready": True}),
     ],
 )
-def test_v2_readiness_routes_answer(
-    server: Server,
-    path: str,
-    document: dict[str, Any],
-) -> None:
+def test_v2_readiness_routes_answer(server, path, document):
     response = ask(server, path, "GET")
     assert response.status == 200
     assert json.loads(response.body) == document
     assert ask(server, path, "HEAD").status == 200
 
 
-def test_before_a_model_is_loaded_v2_lives_and_is_not_ready(tmp_path: Path) -> None:
+def test_before_a_model_is_loaded_v2_lives_and_is_not_ready(tmp_path):
     with contextlib.closing(open_server(tmp_path)) as server:
         assert ask(server, "/v2/health/live", "GET").status == 200
         for method, path in [
@@ -123,13 +98,7 @@ def test_before_a_model_is_loaded_v2_lives_and_is_not_ready(tmp_path: Path) -> N
         ("GET", "/v2/models/e/versions/1/nothing", 404, "/v2/models/e/infer"),
     ],
 )
-def test_errors_of_v2_have_its_form(
-    server: Server,
-    method: str,
-    path: str,
-    status: int,
-    told: str,
-) -> None:
+def test_errors_of_v2_have_its_form(server, method, path, status, told):
     response = ask(server, path, method)
     document = json.loads(response.body)
     assert response.status == status
@@ -137,7 +106,7 @@ def test_errors_of_v2_have_its_form(
     assert told in document["error"]
 
 
-def test_errors_of_flask_have_the_form_of_v2(server: Server) -> None:
+def test_errors_of_flask_have_the_form_of_v2(server):
     client = ServerApp(server).test_client()
     got = client.post("/v2/models/e/infer", data=bytes(server.max_body_bytes + 1))
     assert got.status_code == 413
@@ -169,25 +138,10 @@ def test_errors_of_flask_have_the_form_of_v2(server: Server) -> None:
         ("GET", "/nowhere", b"", "application/json"),
     ],
 )
-def test_flask_returns_the_same_response_as_the_handler(
-    server: Server,
-    method: str,
-    path: str,
-    body: bytes,
-    content_type: str,
-) -> None:
+def test_flask_returns_the_same_response_as_the_handler(server, method, path, body, content_type):
     headers = {"content-type": content_type, "x-request-id": "mine"}
     expected = handle(server, RawRequest(method, path, headers, body))
-    got = (
-        ServerApp(server)
-        .test_client()
-        .open(
-            path,
-            method=method,
-            data=body,
-            headers=headers,
-        )
-    )
+    got = ServerApp(server).test_client().open(path, method=method, data=body, headers=headers)
     assert got.status_code == expected.status
     assert got.data == expected.body
     assert got.headers["Content-Type"] == expected.content_type
@@ -204,19 +158,15 @@ def test_flask_returns_the_same_response_as_the_handler(
     ],
 )
 def test_a_browser_gets_the_page_and_kserves_client_that_the_server_is_alive(
-    server: Server,
-    accept: str,
-    content_type: str,
-) -> None:
+    server, accept, content_type
+):
     answer = handle(server, RawRequest("GET", "/", {"accept": accept}, b""))
     assert answer.status == 200
     assert answer.content_type.partition(";")[0] == content_type
     assert (answer.body == b'{"status":"alive"}') == (content_type == "application/json")
 
 
-def test_the_error_of_an_unknown_path_lists_no_route_if_none_is_near(
-    serve_here: Serve,
-) -> None:
+def test_the_error_of_an_unknown_path_lists_no_route_if_none_is_near(serve_here):
     assert b"nearest" not in ask(serve_here({}), "/qqqqqqqqqqqq", "GET").body
 
 
@@ -239,14 +189,11 @@ def test_the_error_of_an_unknown_path_lists_no_route_if_none_is_near(
         ),
     ],
 )
-def test_a_template_stands_for_the_paths_with_and_without_its_part_in_brackets(
-    path: str,
-    paths: list[str],
-) -> None:
+def test_a_template_stands_for_the_paths_with_and_without_its_part_in_brackets(path, paths):
     assert expand_path(path, "<{}>") == paths
 
 
-def test_every_plain_route_has_a_route_per_endpoint() -> None:
+def test_every_plain_route_has_a_route_per_endpoint():
     paths = {route.path for route in list_routes() if route.need == "infer"}
     # Azure specifies /score.
     plain = {path for path in paths if not path.startswith(("/endpoints/", "/v1/", "/v2/"))}

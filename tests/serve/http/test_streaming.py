@@ -4,8 +4,7 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,10 +21,7 @@ CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
-def running(
-    tmp_path_factory: pytest.TempPathFactory,
-    bias_folders: dict[str, Path],
-) -> Iterator[Any]:
+def running(tmp_path_factory, bias_folders):
     state_dir = tmp_path_factory.mktemp("state")
     spec = ServerSpec(max_body_bytes=LIMIT, request_timeout_seconds=3)
     with gunicorn(state_dir, one_endpoint(bias_folders["1"]), spec) as running:
@@ -37,12 +33,8 @@ Post = Callable[..., requests.Response]
 
 
 @pytest.fixture
-def post(running: Any) -> Post:
-    def post(
-        body: Any,
-        path: str = "/invocations",
-        **headers: str,
-    ) -> requests.Response:
+def post(running):
+    def post(body, path="/invocations", **headers):
         return running.post(
             path, data=body, headers={"Content-Type": "application/jsonl", **headers}, timeout=60
         )
@@ -51,7 +43,7 @@ def post(running: Any) -> Post:
 
 
 @pytest.fixture
-def connect(running: Any) -> Iterator[Callable[[], socket.socket]]:
+def connect(running):
     """Open connections. At the end, check that the server still answers."""
     address = running.address
     with contextlib.ExitStack() as opened:
@@ -64,11 +56,11 @@ def connect(running: Any) -> Iterator[Callable[[], socket.socket]]:
             )
 
 
-def chunk(piece: bytes = b"") -> bytes:
+def chunk(piece=b""):
     return b"%X\r\n%b\r\n" % (len(piece), piece)
 
 
-def read_all(connection: socket.socket, end: bytes = b"") -> bytes:
+def read_all(connection, end=b""):
     """Return the received bytes up to these bytes, or until the connection ends."""
     content = b""
     while not (end and content.endswith(end)) and (piece := connection.recv(65536)):
@@ -76,7 +68,7 @@ def read_all(connection: socket.socket, end: bytes = b"") -> bytes:
     return content
 
 
-def test_a_body_without_a_declared_length_is_answered_line_by_line(post: Post) -> None:
+def test_a_body_without_a_declared_length_is_answered_line_by_line(post):
     pieces = (LINE % number for number in range(2500))
     response = post(pieces, **{"X-Request-Id": "mine"})
     assert response.status_code == 200, response.text
@@ -91,18 +83,16 @@ def test_a_body_without_a_declared_length_is_answered_line_by_line(post: Post) -
     assert headers["X-Model-Version"] == "1"
 
 
-def test_a_client_that_sends_no_more_after_many_small_chunks_is_answered(
-    connect: Callable[[], socket.socket],
-) -> None:
+def test_a_client_that_sends_no_more_after_many_small_chunks_is_answered(connect):
     connection = connect()
     connection.sendall(
-        CHUNKED + b"".join(chunk(b"%c" % byte) for byte in LINE % 3 * 1000) + chunk(),
+        CHUNKED + b"".join(chunk(b"%c" % byte) for byte in LINE % 3 * 1000) + chunk()
     )
     connection.shutdown(socket.SHUT_WR)
     assert read_all(connection).count(b"1006.0") == 1000
 
 
-def test_a_stream_larger_than_the_limit_is_accepted_if_each_line_is_within_it(post: Post) -> None:
+def test_a_stream_larger_than_the_limit_is_accepted_if_each_line_is_within_it(post):
     line = b"[1, 2, 3" + b" " * 20 + b"]\n"  # The response is below the limit.
     body = line * (2 * LIMIT // len(line))
     response = post(body, "/endpoints/e/invocations")
@@ -113,7 +103,7 @@ def test_a_stream_larger_than_the_limit_is_accepted_if_each_line_is_within_it(po
     assert "line 1 is" in refused.json()["message"]
 
 
-def test_an_answer_comes_before_the_body_has_ended(connect: Callable[[], socket.socket]) -> None:
+def test_an_answer_comes_before_the_body_has_ended(connect):
     connection = connect()
     connection.sendall(CHUNKED)
     for number in range(3):
@@ -131,20 +121,13 @@ def test_an_answer_comes_before_the_body_has_ended(connect: Callable[[], socket.
         (b'["far", 2, 3]\n', 400, "line 1: column 'a'"),
     ],
 )
-def test_an_error_in_the_first_line_is_an_ordinary_error(
-    post: Post,
-    lines: bytes,
-    status: int,
-    words: str,
-) -> None:
+def test_an_error_in_the_first_line_is_an_ordinary_error(post, lines, status, words):
     response = post(iter([lines] if lines else []))
     assert response.status_code == status
     assert words in response.json()["message"]
 
 
-def test_a_later_error_is_the_last_line_of_an_unfinished_response(
-    connect: Callable[[], socket.socket],
-) -> None:
+def test_a_later_error_is_the_last_line_of_an_unfinished_response(connect):
     connection = connect()
     good = LINE % 3 * 20_000
     connection.sendall(CHUNKED + chunk(good) + chunk(b"[1, 2]\n") + chunk())
@@ -157,9 +140,7 @@ def test_a_later_error_is_the_last_line_of_an_unfinished_response(
     assert "line 20001" in last["message"]
 
 
-def test_a_client_that_falls_silent_or_leaves_holds_nothing(
-    connect: Callable[[], socket.socket],
-) -> None:
+def test_a_client_that_falls_silent_or_leaves_holds_nothing(connect):
     silent = connect()
     silent.sendall(CHUNKED + chunk(LINE % 3))
     for _ in range(6):  # more than the limit
@@ -171,9 +152,7 @@ def test_a_client_that_falls_silent_or_leaves_holds_nothing(
     assert not content.endswith(chunk())
 
 
-def test_a_stream_may_last_longer_than_the_time_for_a_request(
-    connect: Callable[[], socket.socket],
-) -> None:
+def test_a_stream_may_last_longer_than_the_time_for_a_request(connect):
     connection = connect()
     connection.sendall(CHUNKED)
     until = time.monotonic() + 5
@@ -188,10 +167,7 @@ def test_a_stream_may_last_longer_than_the_time_for_a_request(
 
 
 @pytest.mark.long
-def test_the_model_has_all_the_time_between_two_pieces(
-    tmp_path: Path,
-    bias_folders: dict[str, Path],
-) -> None:
+def test_the_model_has_all_the_time_between_two_pieces(tmp_path, bias_folders):
     slow: Any = {
         "max_batch_size": 64,
         "max_queue_delay_microseconds": 4_000_000,
@@ -208,14 +184,12 @@ def test_the_model_has_all_the_time_between_two_pieces(
         assert response.content == b"[1006.0]\n" * 3
 
 
-def test_a_client_that_does_not_read_until_it_has_sent_is_answered(
-    connect: Callable[[], socket.socket],
-) -> None:
+def test_a_client_that_does_not_read_until_it_has_sent_is_answered(connect):
     connection = connect()
     body = LINE % 3 * 80_000
     connection.sendall(
         CHUNKED
-        + b"".join(chunk(body[start : start + 65_500]) for start in range(0, len(body), 65_500)),
+        + b"".join(chunk(body[start : start + 65_500]) for start in range(0, len(body), 65_500))
     )
     connection.sendall(chunk())
     content = read_all(connection, b"\r\n0\r\n\r\n")
@@ -223,13 +197,10 @@ def test_a_client_that_does_not_read_until_it_has_sent_is_answered(
 
 
 @pytest.mark.long
-def test_there_are_as_many_streams_as_may_be(
-    connect: Callable[[], socket.socket],
-    post: Post,
-) -> None:
+def test_there_are_as_many_streams_as_may_be(connect, post):
     open_streams: list[socket.socket] = []
 
-    def open_stream() -> bool:
+    def open_stream():
         """Try to open a stream, because the streams of closed clients may not have
         ended yet.
         """

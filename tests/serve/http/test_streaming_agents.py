@@ -2,8 +2,6 @@
 
 import json
 import warnings
-from collections.abc import Iterator
-from typing import Any
 
 import mlflow
 import pytest
@@ -31,7 +29,7 @@ class Chat(ChatModel):
     def predict(self, context, messages, params):  # type: ignore[no-untyped-def]  # MLflow reads type hints
         message = ChatMessage(role="assistant", content=messages[-1].content)
         return ChatCompletionResponse(
-            choices=[ChatChoice(index=0, message=message, finish_reason="stop")],
+            choices=[ChatChoice(index=0, message=message, finish_reason="stop")]
         )
 
     def predict_stream(self, context, messages, params):  # type: ignore[no-untyped-def]
@@ -51,7 +49,7 @@ class Responses(ResponsesAgent):
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def running(tmp_path_factory):
     root = tmp_path_factory.mktemp("agents")
     endpoints = {}
     with warnings.catch_warnings():
@@ -63,13 +61,13 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield running
 
 
-def events(running: Any, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+def events(running, path, body):
     lines = running.post(path, json={**body, "stream": True}).text.split("\n\n")
     assert lines[-2:] == ["data: [DONE]", ""]
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
 
 
-def test_responses_agent_takes_tools(running: Any) -> None:
+def test_responses_agent_takes_tools(running):
     tool = {"type": "function", "name": "weather", "parameters": {"type": "object"}, "strict": True}
     answer = running.post(RESPONSES, json={"input": USER, "tools": [tool]}).json()
     assert answer["output"][0]["content"][0]["text"] == "weather"
@@ -78,7 +76,7 @@ def test_responses_agent_takes_tools(running: Any) -> None:
     assert "tools.0.type" in refused.json()["message"]
 
 
-def test_responses_agent_streams_and_is_captured(running: Any) -> None:
+def test_responses_agent_streams_and_is_captured(running):
     deltas = [event["delta"] for event in events(running, RESPONSES, {"input": USER})]
     assert deltas == ["hello", "you"]
     request = read_spool(running.state_dir / SPOOL)[-1]
@@ -86,7 +84,7 @@ def test_responses_agent_streams_and_is_captured(running: Any) -> None:
     assert [part["delta"] for part in json.loads(request.outputs["stream"][0])] == deltas
 
 
-def test_chat_model_answers_and_streams(running: Any) -> None:
+def test_chat_model_answers_and_streams(running):
     body = {"messages": USER, "temperature": 0.5}
     answer = running.post(CHAT, json=body).json()
     assert answer["choices"][0]["message"]["content"] == "hello you"

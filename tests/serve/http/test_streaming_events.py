@@ -3,9 +3,7 @@
 import json
 import re
 import socket
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import requests
@@ -15,7 +13,7 @@ from mlflow_deploy_plugin.core.statedir.files import SPOOL
 from tests.support.models import write_pyfunc
 from tests.support.refusals import mentions
 from tests.support.servers import gunicorn, variant
-from tests.support.spool import CapturedRequest, read_spool
+from tests.support.spool import read_spool
 from tests.support.waiting import wait_until
 
 CODE = """
@@ -55,7 +53,7 @@ Post = Callable[..., requests.Response]
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def running(tmp_path_factory):
     folder = tmp_path_factory.mktemp("agent")
     fields = {
         name: {"type": "string", "required": name == "content"} for name in ("role", "content")
@@ -68,38 +66,30 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     }
     write_pyfunc(folder, "agent_in_parts", CODE, [messages], streamable=True)
     state_dir = folder / "state"
-    with gunicorn(
-        state_dir,
-        {"agent": {"v": variant(folder)}},
-        ServerSpec(threads=2),
-    ) as running:
+    with gunicorn(state_dir, {"agent": {"v": variant(folder)}}, ServerSpec(threads=2)) as running:
         yield running
 
 
 @pytest.fixture
-def post(running: Any) -> Post:
-    def post(
-        content: str,
-        stream: Any = True,
-        path: str = "/invocations",
-    ) -> requests.Response:
+def post(running):
+    def post(content, stream=True, path="/invocations"):
         body = {"messages": [{"role": "user", "content": content}], "stream": stream}
         return running.post(path, json=body, stream=True, timeout=60)
 
     return post
 
 
-def captured(running: Any) -> list[CapturedRequest]:
+def captured(running):
     """Return the captured requests in order."""
     return read_spool(running.state_dir / SPOOL)
 
 
-def count(running: Any, sample: str) -> float:
+def count(running, sample):
     lines = running.get("/metrics").text.splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if re.match(sample, line))
 
 
-def events(response: requests.Response) -> Iterator[str]:
+def events(response):
     """Yield the data of each event when it arrives."""
     for line in response.iter_lines(chunk_size=1, decode_unicode=True):
         if line:
@@ -107,7 +97,7 @@ def events(response: requests.Response) -> Iterator[str]:
             yield line.removeprefix("data: ")
 
 
-def test_the_parts_of_an_answer_are_events(post: Post, tmp_path: Path) -> None:
+def test_the_parts_of_an_answer_are_events(post, tmp_path):
     response = post(f"say {tmp_path}/a b", path="/endpoints/agent/invocations")
     assert response.status_code == 200
     assert response.headers["Content-Type"] == "text/event-stream"
@@ -121,11 +111,7 @@ def test_the_parts_of_an_answer_are_events(post: Post, tmp_path: Path) -> None:
     assert last == "[DONE]"
 
 
-def test_a_streamed_answer_is_captured_as_one_output(
-    running: Any,
-    post: Post,
-    tmp_path: Path,
-) -> None:
+def test_a_streamed_answer_is_captured_as_one_output(running, post, tmp_path):
     response = post(f"say {tmp_path}/a b")
     *parts, _ = events(response)
     request = captured(running)[-1]
@@ -134,11 +120,7 @@ def test_a_streamed_answer_is_captured_as_one_output(
     assert json.loads(request.outputs["stream"][0]) == [json.loads(part) for part in parts]
 
 
-def test_a_stream_that_its_client_leaves_is_captured_as_far_as_it_came(
-    running: Any,
-    post: Post,
-    tmp_path: Path,
-) -> None:
+def test_a_stream_that_its_client_leaves_is_captured_as_far_as_it_came(running, post, tmp_path):
     abandoned = 'onnxserve_stream_parts_count.*outcome="abandoned"'
     before = count(running, abandoned)
     response = post(f"wait {tmp_path}/never")
@@ -151,29 +133,16 @@ def test_a_stream_that_its_client_leaves_is_captured_as_far_as_it_came(
 
 
 @pytest.mark.parametrize("task", ["fail", "refuse"])
-def test_a_stream_that_fails_is_captured_once_as_a_failure(
-    running: Any,
-    post: Post,
-    tmp_path: Path,
-    task: str,
-) -> None:
+def test_a_stream_that_fails_is_captured_once_as_a_failure(running, post, tmp_path, task):
     before = len(captured(running))
     assert post(f"{task} {tmp_path}/a").text
     (request,) = captured(running)[before:]
     assert request.record.status == 400
     # No part of the stream is captured.
-    assert request.outputs.keys() == {
-        "_error_code",
-        "_message",
-        "_column",
-    }
+    assert request.outputs.keys() == {"_error_code", "_message", "_column"}
 
 
-def test_streams_are_counted_by_their_end_and_until_their_first_part(
-    running: Any,
-    post: Post,
-    tmp_path: Path,
-) -> None:
+def test_streams_are_counted_by_their_end_and_until_their_first_part(running, post, tmp_path):
     samples = ["count.*complete", "sum.*complete", "count.*failed"]
     before = [count(running, f"onnxserve_stream_parts_{sample}") for sample in samples]
     streams = "onnxserve_stream_first_part_seconds_count"
@@ -187,10 +156,7 @@ def test_streams_are_counted_by_their_end_and_until_their_first_part(
     assert count(running, seconds) > 0
 
 
-def test_each_part_is_sent_when_it_is_made_and_others_are_answered_meanwhile(
-    post: Post,
-    tmp_path: Path,
-) -> None:
+def test_each_part_is_sent_when_it_is_made_and_others_are_answered_meanwhile(post, tmp_path):
     signal_file = tmp_path / "told"
     coming = events(post(f"wait {signal_file}"))
     assert json.loads(next(coming))["word"] == str(signal_file)
@@ -199,17 +165,9 @@ def test_each_part_is_sent_when_it_is_made_and_others_are_answered_meanwhile(
     assert list(coming)[-1] == "[DONE]"
 
 
-def test_a_client_of_http_1_0_gets_each_part_too_as_nginx_asks_by_default(
-    running: Any,
-    tmp_path: Path,
-) -> None:
+def test_a_client_of_http_1_0_gets_each_part_too_as_nginx_asks_by_default(running, tmp_path):
     signal_file = tmp_path / "told"
-    body = json.dumps(
-        {
-            "messages": [{"content": f"wait {signal_file}"}],
-            "stream": True,
-        }
-    ).encode()
+    body = json.dumps({"messages": [{"content": f"wait {signal_file}"}], "stream": True}).encode()
     head = (
         "POST /invocations HTTP/1.0\r\n"
         "Content-Type: application/json\r\n"
@@ -231,7 +189,7 @@ def test_a_client_of_http_1_0_gets_each_part_too_as_nginx_asks_by_default(
     assert content.endswith(b"\n\ndata: [DONE]\n\n")
 
 
-def test_a_model_is_notified_when_its_client_disconnects(post: Post, tmp_path: Path) -> None:
+def test_a_model_is_notified_when_its_client_disconnects(post, tmp_path):
     # There are more requests than threads, so that each must release its place.
     for number in range(4):
         signal_file = tmp_path / str(number)
@@ -242,20 +200,20 @@ def test_a_model_is_notified_when_its_client_disconnects(post: Post, tmp_path: P
     assert post("anything", stream=False).json() == {"whole": "anything"}
 
 
-def test_an_error_in_the_first_part_is_one_as_any_other(post: Post) -> None:
+def test_an_error_in_the_first_part_is_one_as_any_other(post):
     response = post("refuse")
     assert response.status_code == 400
     assert mentions(response.json()["message"], "ValueError: no such tool")
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_model_that_asks_for_later_is_answered_so(post: Post, stream: bool) -> None:
+def test_a_model_that_asks_for_later_is_answered_so(post, stream):
     response = post("busy", stream=stream)
     assert response.status_code == 429
     assert response.json()["message"] == "the quota is used up"
 
 
-def test_a_later_error_is_the_last_event_but_one(post: Post, tmp_path: Path) -> None:
+def test_a_later_error_is_the_last_event_but_one(post, tmp_path):
     first, error, last = events(post(f"fail {tmp_path}/a"))
     assert json.loads(first)["word"] == f"{tmp_path}/a"
     message = "the model cannot compute this input: ValueError: no such tool"
@@ -264,5 +222,5 @@ def test_a_later_error_is_the_last_event_but_one(post: Post, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("stream", [False, None, "true"])
-def test_without_stream_true_the_answer_is_whole(post: Post, stream: Any) -> None:
+def test_without_stream_true_the_answer_is_whole(post, stream):
     assert post("anything", stream=stream).json() == {"whole": "anything"}

@@ -9,9 +9,8 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -28,7 +27,7 @@ from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from tests.support.models import columns, graph_tensor, write_model
 from tests.support.raising import Panic
-from tests.support.servers import Serve, one_endpoint
+from tests.support.servers import one_endpoint
 from tests.support.texts import PANIC, panicking_model
 
 LINE = b"[1, 2, 3]\n"
@@ -39,15 +38,12 @@ LIMIT = 100_000
 LAST = b"0\r\n\r\n"
 
 
-def chunk(piece: bytes = b"") -> bytes:
+def chunk(piece=b""):
     return b"%X\r\n%b\r\n" % (len(piece), piece)
 
 
 @pytest.fixture
-def server(
-    serve_here: Serve,
-    bias_folders: dict[str, Path],
-) -> Server:
+def server(serve_here, bias_folders):
     """Allow one request at a time, so that a request
     that is not released is detected.
     """
@@ -72,8 +68,7 @@ class Listener:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         self._address = listening.getsockname()
         self._server = await asyncio.get_running_loop().create_server(
-            lambda: HttpConnection(config, state, {}),
-            sock=listening,
+            lambda: HttpConnection(config, state, {}), sock=listening
         )
 
     async def connect(self, sent: bytes) -> socket.socket:
@@ -91,10 +86,7 @@ class Listener:
             await asyncio.get_running_loop().sock_sendall(client, sent)
 
     async def read(
-        self,
-        client: socket.socket,
-        end: bytes = b"",
-        at_least: int = sys.maxsize,
+        self, client: socket.socket, end: bytes = b"", at_least: int = sys.maxsize
     ) -> bytes:
         """Return the received bytes up to these bytes or this number, or until the
         connection ends.
@@ -122,7 +114,7 @@ class Listener:
         self._server.close()
 
 
-async def until(condition: Callable[[], object]) -> None:
+async def until(condition):
     async with asyncio.timeout(20):
         while not condition():
             await asyncio.sleep(0.01)
@@ -138,28 +130,24 @@ async def listener(server: Server) -> AsyncIterator[Listener]:
     await opened.close()
 
 
-def is_readable(client: socket.socket) -> bool:
+def is_readable(client):
     try:
         return bool(client.recv(1, socket.MSG_PEEK))
     except BlockingIOError:
         return False
 
 
-def play(talk: Coroutine[Any, Any, None]) -> None:
+def play(talk):
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(talk)
 
 
-def counted(server: Server, name: str) -> dict[str, float]:
-    matches = re.findall(
-        rf"^{name}{{(.*)}} (\S+)$",
-        server.metrics.page().decode(),
-        re.MULTILINE,
-    )
+def counted(server, name):
+    matches = re.findall(rf"^{name}{{(.*)}} (\S+)$", server.metrics.page().decode(), re.MULTILINE)
     return {labels: float(value) for labels, value in matches}
 
 
-def test_the_last_lines_are_answered_whenever_the_thread_looks(server: Server) -> None:
+def test_the_last_lines_are_answered_whenever_the_thread_looks(server):
     """The thread may check at any time; here, the loop has read the end of the body but
     not passed on its lines.
     """
@@ -168,22 +156,16 @@ def test_the_last_lines_are_answered_whenever_the_thread_looks(server: Server) -
     ended: list[RawResponse | bool] = []
     transport: Any = SimpleNamespace(get_write_buffer_size=int, is_closing=bool)
 
-    async def talk() -> None:
+    async def talk():
         loop = asyncio.get_running_loop()
         exchange = StreamedExchange(
-            body,
-            transport,
-            LIMIT,
-            written.append,
-            lambda response: None,
-            ended.append,
-            loop,
+            body, transport, LIMIT, written.append, lambda response: None, ended.append, loop
         )
         request = RawRequest("POST", "/invocations", {"content-type": "application/jsonl"}, b"")
         thread = threading.Thread(target=exchange.run, args=(server, request))
         take = body.take
 
-        def interrupted() -> bytes:
+        def interrupted():
             thread.start()
             thread.join(0.5)
             return take()
@@ -199,12 +181,10 @@ def test_the_last_lines_are_answered_whenever_the_thread_looks(server: Server) -
 
 
 @pytest.mark.parametrize(
-    "lines",
-    [9_000, 30_000],
-    ids=["answer-within-the-limit", "answer-beyond-the-limit"],
+    "lines", [9_000, 30_000], ids=["answer-within-the-limit", "answer-beyond-the-limit"]
 )
-def test_a_client_that_takes_nothing_of_its_answer_is_left(server: Server, lines: int) -> None:
-    async def talk() -> None:
+def test_a_client_that_takes_nothing_of_its_answer_is_left(server, lines):
+    async def talk():
         async with listener(server) as opened:
             client = await opened.connect(HEAD + chunk(LINE * lines))
             await until(lambda: sum(counted(server, "onnxserve_batch_rows_sum").values()) > 4_000)
@@ -214,8 +194,8 @@ def test_a_client_that_takes_nothing_of_its_answer_is_left(server: Server, lines
     play(talk())
 
 
-def test_a_client_that_takes_its_answer_slowly_is_not(server: Server) -> None:
-    async def talk() -> None:
+def test_a_client_that_takes_its_answer_slowly_is_not(server):
+    async def talk():
         async with listener(server) as opened:
             client = await opened.connect(HEAD + chunk(LINE * 8_000) + chunk())
             content = await opened.read(client, at_least=12_000)
@@ -228,14 +208,11 @@ def test_a_client_that_takes_its_answer_slowly_is_not(server: Server) -> None:
     play(talk())
 
 
-def test_time_runs_for_the_client_only_while_the_model_is_done(
-    serve_here: Serve,
-    bias_folders: dict[str, Path],
-) -> None:
+def test_time_runs_for_the_client_only_while_the_model_is_done(serve_here, bias_folders):
     slow = {"max_batch_size": 64, "max_queue_delay_microseconds": 1_000_000}
     server = serve_here(one_endpoint(bias_folders["1"]), slow)
 
-    async def talk() -> None:
+    async def talk():
         async with listener(server) as opened:
             client = await opened.connect(HEAD + chunk(LINE))
             await until(lambda: opened.app.streams)
@@ -252,10 +229,10 @@ def test_time_runs_for_the_client_only_while_the_model_is_done(
     play(talk())
 
 
-def test_a_client_that_still_sends_when_the_answer_breaks_off_is_heard_out(server: Server) -> None:
+def test_a_client_that_still_sends_when_the_answer_breaks_off_is_heard_out(server):
     """Reading was paused for the thread, which does not read any more."""
 
-    async def talk() -> None:
+    async def talk():
         async with listener(server) as opened:
             client = await opened.connect(HEAD + chunk(LINE * 30_000 + b"[1]\n"))
             await until(lambda: is_readable(client))
@@ -268,20 +245,14 @@ def test_a_client_that_still_sends_when_the_answer_breaks_off_is_heard_out(serve
     play(talk())
 
 
-def test_a_stream_that_its_client_leaves_counts_as_left_and_lets_the_next_one_in(
-    server: Server,
-) -> None:
-    async def talk() -> None:
+def test_a_stream_that_its_client_leaves_counts_as_left_and_lets_the_next_one_in(server):
+    async def talk():
         async with listener(server) as opened:
             client = await opened.connect(HEAD + chunk(LINE))
             await opened.read(client, ANSWER + b"\r\n")
             await asyncio.sleep(0.1)  # The thread probably waits for the next line.
             # a reset
-            client.setsockopt(
-                socket.SOL_SOCKET,
-                socket.SO_LINGER,
-                struct.pack("ii", 1, 0),
-            )
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             client.close()
             await until(lambda: not opened.app.streams)
             client = await opened.connect(HEAD + chunk(LINE) + chunk())
@@ -295,13 +266,10 @@ def test_a_stream_that_its_client_leaves_counts_as_left_and_lets_the_next_one_in
     assert statuses == {"499", "200"}
 
 
-def test_the_labels_that_a_stream_predicts_are_counted(
-    serve_here: Serve,
-    model_folders: dict[str, Path],
-) -> None:
+def test_the_labels_that_a_stream_predicts_are_counted(serve_here, model_folders):
     server = serve_here(one_endpoint(model_folders["mixed"], "7"))
 
-    async def talk() -> None:
+    async def talk():
         async with listener(server) as opened:
             line = b'{"carrier": "AA", "distance": 5000, "hour": 7, "late": true}\n'
             client = await opened.connect(HEAD + chunk(line * 1_500) + chunk())
@@ -311,10 +279,7 @@ def test_the_labels_that_a_stream_predicts_are_counted(
     assert counted(server, "ml_predictions_total")['model_version="7",prediction="yes"'] == 1_500
 
 
-def test_a_piece_without_an_answer_does_not_end_the_answer(
-    serve_here: Serve,
-    tmp_path: Path,
-) -> None:
+def test_a_piece_without_an_answer_does_not_end_the_answer(serve_here, tmp_path):
     """An empty chunk would end the response."""
     graph = """
     positive (float[N,1] X) => (float[M] y) <float[1] zero = {0.0}> {
@@ -332,28 +297,25 @@ def test_a_piece_without_an_answer_does_not_end_the_answer(
     folder = write_model(tmp_path / "positive", graph, columns(a="double"), section)
     server = serve_here(one_endpoint(folder))
 
-    async def talk() -> None:
+    async def talk():
         async with listener(server) as opened:
             client = await opened.connect(
-                HEAD + chunk(b"[0]\n[0]\n" * 500 + b"[1]\n[2]\n") + chunk(),
+                HEAD + chunk(b"[0]\n[0]\n" * 500 + b"[1]\n[2]\n") + chunk()
             )
             assert (await opened.read(client, LAST)).endswith(chunk(b"1.0\n2.0\n") + LAST)
 
     play(talk())
 
 
-def test_a_stream_that_panics_is_aborted_and_lets_the_next_stream_in(
-    serve_here: Serve,
-    tmp_path: Path,
-) -> None:
+def test_a_stream_that_panics_is_aborted_and_lets_the_next_stream_in(serve_here, tmp_path):
     limits = {"max_body_bytes": LIMIT, "max_concurrent_requests": 1}
     server = serve_here(one_endpoint(panicking_model(tmp_path / "model")), limits)
     good = b'{"text": "a"}\n' * 1_000
 
-    async def talk() -> None:
+    async def talk():
         async with listener(server) as opened:
             client = await opened.connect(
-                HEAD + chunk(good) + chunk(b'{"text": "%b"}\n' % PANIC.encode()) + chunk(),
+                HEAD + chunk(good) + chunk(b'{"text": "%b"}\n' % PANIC.encode()) + chunk()
             )
             answer = await opened.read(client)
             assert answer.count(b"]\n") == 1_000
@@ -366,10 +328,10 @@ def test_a_stream_that_panics_is_aborted_and_lets_the_next_stream_in(
 
 
 @pytest.mark.parametrize("error", [Panic("a regular expression"), SystemExit(1)])
-def test_a_stream_that_ends_with_an_unexpected_error_is_aborted(error: BaseException) -> None:
+def test_a_stream_that_ends_with_an_unexpected_error_is_aborted(error):
     ended: list[Any] = []
 
-    async def talk() -> None:
+    async def talk():
         exchange = StreamedExchange(
             BodyParser(0, 0),
             asyncio.Transport(),
@@ -380,7 +342,7 @@ def test_a_stream_that_ends_with_an_unexpected_error_is_aborted(error: BaseExcep
             asyncio.get_running_loop(),
         )
 
-        def pieces() -> Generator[bytes, None, None]:
+        def pieces():
             yield b""
             raise error
 
@@ -392,17 +354,17 @@ def test_a_stream_that_ends_with_an_unexpected_error_is_aborted(error: BaseExcep
     assert ended == [False]
 
 
-def test_a_client_that_is_being_answered_does_not_give_way_to_another(server: Server) -> None:
+def test_a_client_that_is_being_answered_does_not_give_way_to_another(server):
     answering = threading.Event()
 
-    async def talk() -> None:
+    async def talk():
         async with listener(server) as here:
             here.app.inline_policy = InlinePolicy(lambda _: False)
             here.app.limits = ConnectionLimits(request_seconds=10.0, connections=1)
             here.app.pool.submit(answering.wait)  # the only thread
             row = LINE.strip()
             head = FIELDS.replace(b"jsonl", b"json") + b"Content-Length: %d\r\n\r\n" % len(
-                b'{"inputs":[%s]}' % row,
+                b'{"inputs":[%s]}' % row
             )
             first = await here.connect(head + b'{"inputs":[%s]}' % row)
             await until(

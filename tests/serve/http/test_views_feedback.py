@@ -3,68 +3,48 @@ refuses them with the reason.
 """
 
 from itertools import chain
-from pathlib import Path
-from typing import Any
 
 import orjson
 import pytest
 import requests
 
 from mlflow_deploy_plugin.core.statedir.files import SPOOL
-from mlflow_deploy_plugin.serve.http.responses import RawResponse
-from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.spool.captured_model import ColumnMask
-from mlflow_deploy_plugin.serve.spool.codec import Feedback, FeedbackFrame
+from mlflow_deploy_plugin.serve.spool.codec import Feedback
 from mlflow_deploy_plugin.serve.spool.frames import segments
 from mlflow_deploy_plugin.serve.spool.spool_reader import read_batches
 from tests.support.disk import files_of_at_most
 from tests.support.handling import ask
 from tests.support.refusals import mentions
-from tests.support.servers import Serve, gunicorn, variant
+from tests.support.servers import gunicorn, variant
 
 BATCH = {
     "feedback": [
         {"prediction_id": "p1", "row": 2, "label": "yes"},
         {"prediction_id": "p2", "label": 1.5},
         {"key": {"carrier": "AA", "hour": 7}, "label": None},
-    ],
+    ]
 }
 ROW = {"carrier": "AA", "distance": 5.0, "hour": 3, "late": True}
 
 
 @pytest.fixture
-def server(
-    serve_here: Serve,
-    model_folders: dict[str, Path],
-) -> Server:
+def server(serve_here, model_folders):
     return serve_here(
-        {"flights": {"v": variant(model_folders["mixed"])}},
-        mask=["carrier"],
-        drop=["distance"],
+        {"flights": {"v": variant(model_folders["mixed"])}}, mask=["carrier"], drop=["distance"]
     )
 
 
-def give(
-    server: Server,
-    body: Any,
-    path: str = "/feedback",
-    content_type: str = "application/json",
-) -> RawResponse:
+def give(server, body, path="/feedback", content_type="application/json"):
     return ask(server, path, body=body, content_type=content_type)
 
 
-def kept(spool: Path) -> list[FeedbackFrame]:
+def kept(spool):
     return list(chain.from_iterable(read_batches(segment).feedback for segment in segments(spool)))
 
 
-def test_labels_of_one_and_of_many_are_in_the_spool_when_they_are_accepted(
-    tmp_path: Path,
-    model_folders: dict[str, Path],
-) -> None:
-    with gunicorn(
-        tmp_path,
-        {"flights": {"v": variant(model_folders["mixed"])}},
-    ) as running:
+def test_labels_of_one_and_of_many_are_in_the_spool_when_they_are_accepted(tmp_path, model_folders):
+    with gunicorn(tmp_path, {"flights": {"v": variant(model_folders["mixed"])}}) as running:
         predicted = running.post(json={"dataframe_records": [ROW]})
         label = {"prediction_id": predicted.headers["X-Prediction-Id"], "row": 0, "label": True}
         for path, body, accepted in (
@@ -91,21 +71,11 @@ def test_labels_of_one_and_of_many_are_in_the_spool_when_they_are_accepted(
         )
 
 
-def test_masked_key_columns_are_masked_before_they_are_written_down(server: Server) -> None:
-    assert (
-        give(
-            server,
-            {
-                "key": {"carrier": "AA", "_request_id": "r"},
-                "label": 1,
-            },
-        ).status
-        == 202
-    )
+def test_masked_key_columns_are_masked_before_they_are_written_down(server):
+    assert give(server, {"key": {"carrier": "AA", "_request_id": "r"}, "label": 1}).status == 202
     (frame,) = kept(server.repository.state_dir / SPOOL)
     masked = ColumnMask(server.repository.state_dir / "mask.key").hash_values(
-        {"carrier": "AA"},
-        frozenset({"carrier"}),
+        {"carrier": "AA"}, frozenset({"carrier"})
     )
     assert frame.entries == (Feedback(None, None, masked | {"_request_id": "r"}, 1),)
 
@@ -165,15 +135,7 @@ def test_masked_key_columns_are_masked_before_they_are_written_down(server: Serv
         ({"feedback": [{"label": 1, "prediction_id": "p"}] * 10_001}, "feedback has 10001 entries"),
         ({"feedback": [{"label": 1, "prediction_id": "p"}, 7]}, "feedback[1] is 7; a label with"),
         (
-            {
-                "feedback": [
-                    {
-                        "label": 1,
-                        "key": {f"c{place}": 1},
-                    }
-                    for place in range(17)
-                ]
-            },
+            {"feedback": [{"label": 1, "key": {f"c{place}": 1}} for place in range(17)]},
             "feedback has more than 16 different sets of key columns",
         ),
         ({"feedback": [], "label": 1}, "the document has 'label' next to 'feedback'"),
@@ -193,20 +155,14 @@ def test_masked_key_columns_are_masked_before_they_are_written_down(server: Serv
         (b"", "the body is empty"),
     ],
 )
-def test_invalid_feedback_is_refused_with_a_reason(
-    server: Server,
-    body: Any,
-    message: str,
-) -> None:
+def test_invalid_feedback_is_refused_with_a_reason(server, body, message):
     response = give(server, body)
     assert response.status == 400
     assert message in orjson.loads(response.body)["message"]
     assert kept(server.repository.state_dir / SPOOL) == []
 
 
-def test_numbers_that_are_none_and_huge_ones_are_kept_as_values_without_any_and_as_floats(
-    server: Server,
-) -> None:
+def test_numbers_that_are_none_and_huge_ones_are_kept_as_values_without_any_and_as_floats(server):
     body = (
         b'{"feedback": [{"key": {"hour": NaN}, "label": %d}, {"prediction_id": "p", "label": %d}]}'
         % (10**23, -7)
@@ -219,14 +175,14 @@ def test_numbers_that_are_none_and_huge_ones_are_kept_as_values_without_any_and_
     )
 
 
-def test_another_content_type_and_an_unknown_endpoint_are_refused(server: Server) -> None:
+def test_another_content_type_and_an_unknown_endpoint_are_refused(server):
     assert give(server, b"a,b", content_type="text/csv").status == 415
     response = give(server, {"prediction_id": "p", "label": 1}, "/endpoints/flight/feedback")
     assert response.status == 404
     assert orjson.loads(response.body)["error_code"] == "RESOURCE_DOES_NOT_EXIST"
 
 
-def test_a_full_disk_answers_503_with_retry_after(server: Server) -> None:
+def test_a_full_disk_answers_503_with_retry_after(server):
     with files_of_at_most(0):
         response = give(server, {"prediction_id": "p", "label": 1})
     assert response.status == 503
@@ -236,7 +192,7 @@ def test_a_full_disk_answers_503_with_retry_after(server: Server) -> None:
     assert len(kept(server.repository.state_dir / SPOOL)) == 1
 
 
-def test_a_spool_that_cannot_be_made_is_not_named_to_the_caller(server: Server) -> None:
+def test_a_spool_that_cannot_be_made_is_not_named_to_the_caller(server):
     (server.repository.state_dir / SPOOL).write_text("in its place")
     response = give(server, {"prediction_id": "p", "label": 1})
     assert response.status == 503

@@ -8,8 +8,6 @@ import threading
 import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import jwt
 import pytest
@@ -31,43 +29,28 @@ WITH_CERTIFICATES = ServerSpec(ca_certs="ca.pem", certfile="server.pem", keyfile
 
 
 @pytest.fixture
-def clock() -> Clock[float]:
+def clock():
     return Clock(NOON)
 
 
 @pytest.fixture
-def uptime() -> Clock[float]:
+def uptime():
     return Clock(5.0)
 
 
 @pytest.fixture
-def auth(
-    tmp_path: Path,
-    clock: Clock[float],
-    uptime: Clock[float],
-) -> Authenticator:
-    shop = KeyEntry(
-        name="shop",
-        scopes=("infer",),
-        endpoints=("flights",),
-        expires_at=NOON + 60,
-    )
-    write_keys(
-        tmp_path,
-        {"shop": shop, "ops": KeyEntry(name="ops", scopes=("admin", "read"))},
-    )
+def auth(tmp_path, clock, uptime):
+    shop = KeyEntry(name="shop", scopes=("infer",), endpoints=("flights",), expires_at=NOON + 60)
+    write_keys(tmp_path, {"shop": shop, "ops": KeyEntry(name="ops", scopes=("admin", "read"))})
     return Authenticator(tmp_path, WITH_KEYS, clock=clock, monotonic=uptime)
 
 
-def test_the_first_requests_of_two_threads_both_know_the_keys(
-    auth: Authenticator,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_first_requests_of_two_threads_both_know_the_keys(auth, monkeypatch):
     read = auth._read_keys
     barrier = threading.Barrier(3)
     go_on = threading.Event()
 
-    def slow() -> None:
+    def slow():
         barrier.wait(10)
         go_on.wait(10)
         read()
@@ -80,12 +63,7 @@ def test_the_first_requests_of_two_threads_both_know_the_keys(
         assert [caller.result().name for caller in callers] == ["ops", "ops"]
 
 
-def test_keys_that_cannot_be_read_leave_those_of_before(
-    auth: Authenticator,
-    uptime: Clock[float],
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_keys_that_cannot_be_read_leave_those_of_before(auth, uptime, tmp_path, caplog):
     assert auth.require(bearer("ops"), "read").name == "ops"
     (tmp_path / KEYS).write_text('{"keys": ')
     for _ in range(2):
@@ -94,40 +72,29 @@ def test_keys_that_cannot_be_read_leave_those_of_before(
     assert ["cannot be read" in record.getMessage() for record in caplog.records] == [True]
 
 
-def test_keys_that_cannot_be_read_keep_no_other_file_from_being_read(
-    auth: Authenticator,
-    tmp_path: Path,
-) -> None:
+def test_keys_that_cannot_be_read_keep_no_other_file_from_being_read(auth, tmp_path):
     (tmp_path / KEYS).write_text('{"keys": ')
     make_local_key(tmp_path)
     assert auth.require(bearer((tmp_path / LOCAL_KEY).read_text()), "admin").name == "this machine"
 
 
-def bearer(key: str) -> dict[str, str]:
+def bearer(key):
     return {"authorization": f"Bearer {key}"}
 
 
-def basic(text: str) -> dict[str, str]:
+def basic(text):
     return {"authorization": f"Basic {base64.b64encode(text.encode()).decode()}"}
 
 
 @pytest.mark.parametrize(
     "headers",
-    [
-        bearer("ops"),
-        {"authorization": "bearer  ops "},
-        basic("anybody:ops"),
-        basic(":ops"),
-    ],
+    [bearer("ops"), {"authorization": "bearer  ops "}, basic("anybody:ops"), basic(":ops")],
 )
-def test_a_key_comes_as_bearer_or_as_a_password(
-    auth: Authenticator,
-    headers: dict[str, str],
-) -> None:
+def test_a_key_comes_as_bearer_or_as_a_password(auth, headers):
     assert auth.require(headers, "read").name == "ops"
 
 
-def test_long_user_names_with_a_key_take_no_memory(auth: Authenticator) -> None:
+def test_long_user_names_with_a_key_take_no_memory(auth):
     auth.require(bearer("ops"), "read")
     tracemalloc.start()
     for number in range(500):
@@ -150,11 +117,7 @@ def test_long_user_names_with_a_key_take_no_memory(auth: Authenticator) -> None:
         ({"authorization": "onnxserve_ops"}, "Authorization is neither Bearer nor Basic"),
     ],
 )
-def test_a_request_without_a_key_learns_how_to_send_one(
-    auth: Authenticator,
-    headers: dict[str, str],
-    message: str,
-) -> None:
+def test_a_request_without_a_key_learns_how_to_send_one(auth, headers, message):
     with pytest.raises(Unauthenticated) as refused:
         auth.require(headers, "read")
     assert message in refused.value.message
@@ -171,18 +134,12 @@ def test_a_request_without_a_key_learns_how_to_send_one(
         ("shop", "infer", None, "the key 'shop' is for flights; this is about the whole server"),
     ],
 )
-def test_a_key_for_something_else_is_refused(
-    auth: Authenticator,
-    key: str,
-    scope: str,
-    endpoint: str | None,
-    message: str,
-) -> None:
+def test_a_key_for_something_else_is_refused(auth, key, scope, endpoint, message):
     with pytest.raises(ScopeMissing, match=message):
         auth.require(bearer(key), scope, endpoint)  # type: ignore[arg-type]
 
 
-def holds(auth: Authenticator, key: str, endpoint: str | None = "flights") -> bool:
+def holds(auth, key, endpoint="flights"):
     try:
         auth.require(bearer(key), "infer", endpoint)
     except OnnxserveError:
@@ -190,7 +147,7 @@ def holds(auth: Authenticator, key: str, endpoint: str | None = "flights") -> bo
     return True
 
 
-def test_a_certificate_is_required_with_the_key_or_instead_of_it(tmp_path: Path) -> None:
+def test_a_certificate_is_required_with_the_key_or_instead_of_it(tmp_path):
     write_keys(tmp_path, {"shop": KeyEntry(name="shop", scopes=("infer",))})
     make_local_key(tmp_path)
     both = Authenticator(tmp_path, WITH_CERTIFICATES.model_copy(update={"api_keys": True}))
@@ -210,18 +167,14 @@ def test_a_certificate_is_required_with_the_key_or_instead_of_it(tmp_path: Path)
         alone.require(bearer("nobody"), "infer")
 
 
-def test_an_expired_key_holds_no_more(auth: Authenticator, clock: Clock[float]) -> None:
+def test_an_expired_key_holds_no_more(auth, clock):
     assert holds(auth, "shop")
     clock.now += 60
     with pytest.raises(Unauthenticated, match=r"'shop' .*expired"):
         auth.require(bearer("shop"), "infer", "flights")
 
 
-def test_new_keys_are_seen_within_a_second_and_revoked_ones_are_gone(
-    auth: Authenticator,
-    uptime: Clock[float],
-    tmp_path: Path,
-) -> None:
+def test_new_keys_are_seen_within_a_second_and_revoked_ones_are_gone(auth, uptime, tmp_path):
     assert (holds(auth, "shop"), holds(auth, "new")) == (True, False)
     write_keys(tmp_path, {"new": KeyEntry(name="new", scopes=("infer",))})
     uptime.now += 1
@@ -229,11 +182,8 @@ def test_new_keys_are_seen_within_a_second_and_revoked_ones_are_gone(
 
 
 def test_a_revoked_key_is_gone_within_a_second_though_the_clock_was_set_back(
-    auth: Authenticator,
-    clock: Clock[float],
-    uptime: Clock[float],
-    tmp_path: Path,
-) -> None:
+    auth, clock, uptime, tmp_path
+):
     assert holds(auth, "shop")
     clock.now -= 3600
     write_keys(tmp_path, {})
@@ -241,7 +191,7 @@ def test_a_revoked_key_is_gone_within_a_second_though_the_clock_was_set_back(
     assert not holds(auth, "shop")
 
 
-def test_without_a_keys_file_only_readers_of_the_folder_are_allowed(tmp_path: Path) -> None:
+def test_without_a_keys_file_only_readers_of_the_folder_are_allowed(tmp_path):
     assert not holds(Authenticator(tmp_path, WITH_KEYS), "shop")
     make_local_key(tmp_path)
     key = tmp_path / "local.key"
@@ -258,21 +208,13 @@ SIGNING = generate_private_key(SECP256R1())
 
 
 @pytest.fixture
-def of_issuer(tmp_path: Path) -> Authenticator:
-    key = {
-        **ECAlgorithm.to_jwk(SIGNING.public_key(), as_dict=True),
-        "kid": "monday",
-    }
+def of_issuer(tmp_path):
+    key = {**ECAlgorithm.to_jwk(SIGNING.public_key(), as_dict=True), "kid": "monday"}
     (tmp_path / JWKS).write_text(json.dumps({"keys": [key]}))
     return Authenticator(tmp_path, WITH_TOKENS)
 
 
-def token(
-    key: Any = SIGNING,
-    kid: str = "monday",
-    algorithm: str = "ES256",
-    **claims: Any,
-) -> str:
+def token(key=SIGNING, kid="monday", algorithm="ES256", **claims):
     moment = int(time.time())
     document = {
         "iss": ISSUER,
@@ -283,27 +225,18 @@ def token(
         **claims,
     }
     return jwt.encode(
-        {k: v for k, v in document.items() if v is not None},
-        key,
-        algorithm,
-        headers={"kid": kid},
+        {k: v for k, v in document.items() if v is not None}, key, algorithm, headers={"kid": kid}
     )
 
 
-def test_a_token_allows_the_actions_in_its_scope(of_issuer: Authenticator) -> None:
+def test_a_token_allows_the_actions_in_its_scope(of_issuer):
     sent = bearer(token())
     for _ in range(2):  # The key is verified once and then cached.
         # No key has this name.
         assert of_issuer.require(sent, "infer", "flights").name == "shop@login.example"
     with pytest.raises(ScopeMissing, match=r"'shop@login\.example' .*infer.*read"):
         of_issuer.require(sent, "read")
-    limited = bearer(
-        token(
-            scope=None,
-            scp=["infer"],
-            onnxserve_endpoints=["flights"],
-        )
-    )
+    limited = bearer(token(scope=None, scp=["infer"], onnxserve_endpoints=["flights"]))
     assert of_issuer.require(limited, "infer", "flights").endpoints == ("flights",)
     with pytest.raises(ScopeMissing, match="'taxis'"):
         of_issuer.require(limited, "infer", "taxis")
@@ -348,11 +281,7 @@ def test_a_token_allows_the_actions_in_its_scope(of_issuer: Authenticator) -> No
         ),
     ],
 )
-def test_a_token_that_does_not_hold_is_refused_with_the_reason(
-    of_issuer: Authenticator,
-    changed: dict[str, Any],
-    message: str,
-) -> None:
+def test_a_token_that_does_not_hold_is_refused_with_the_reason(of_issuer, changed, message):
     with pytest.raises(Unauthenticated, match=message):
         of_issuer.require(bearer(token(**changed)), "infer")
 
@@ -360,50 +289,27 @@ def test_a_token_that_does_not_hold_is_refused_with_the_reason(
 @pytest.mark.parametrize("claim", ["exp", "nbf", "iat"])
 @pytest.mark.parametrize(
     "seconds",
-    [
-        10**400,
-        -(10**400),
-        math.nan,
-        math.inf,
-        -math.inf,
-        True,
-        False,
-        "soon",
-        "9" * 400,
-        [],
-        {},
-    ],
+    [10**400, -(10**400), math.nan, math.inf, -math.inf, True, False, "soon", "9" * 400, [], {}],
     ids=repr,
 )
-def test_a_token_whose_time_is_not_a_number_of_seconds_is_refused(
-    of_issuer: Authenticator,
-    claim: str,
-    seconds: Any,
-) -> None:
+def test_a_token_whose_time_is_not_a_number_of_seconds_is_refused(of_issuer, claim, seconds):
     with pytest.raises(Unauthenticated, match="not valid"):
         of_issuer.require(bearer(token(**{claim: seconds})), "infer")
 
 
-def test_a_token_may_give_its_times_with_fractions(of_issuer: Authenticator) -> None:
+def test_a_token_may_give_its_times_with_fractions(of_issuer):
     now = time.time()
-    entry = of_issuer.require(
-        bearer(token(exp=now + 60.5, nbf=now - 0.5, iat=now - 0.5)),
-        "infer",
-    )
+    entry = of_issuer.require(bearer(token(exp=now + 60.5, nbf=now - 0.5, iat=now - 0.5)), "infer")
     assert entry.expires_at == now + 90.5
 
 
 @pytest.mark.parametrize("sent", ["a.b.c", "..", "é.é.é", "eyJhbGciOiJFUzI1NiJ9.e30.x"])
-def test_an_invalid_token_is_refused(of_issuer: Authenticator, sent: str) -> None:
+def test_an_invalid_token_is_refused(of_issuer, sent):
     with pytest.raises(Unauthenticated):
         of_issuer.require(bearer(sent), "infer")
 
 
-def test_a_token_expires_though_it_is_remembered(
-    tmp_path: Path,
-    of_issuer: Authenticator,
-    clock: Clock[float],
-) -> None:
+def test_a_token_expires_though_it_is_remembered(tmp_path, of_issuer, clock):
     clock.now = time.time()
     auth = Authenticator(tmp_path, WITH_TOKENS, clock=clock)
     sent = bearer(token())
@@ -413,9 +319,8 @@ def test_a_token_expires_though_it_is_remembered(
         auth.require(sent, "infer")
 
 
-def test_before_the_keys_of_the_issuer_are_fetched_callers_get_not_ready(tmp_path: Path) -> None:
+def test_before_the_keys_of_the_issuer_are_fetched_callers_get_not_ready(tmp_path):
     with pytest.raises(
-        NotReady,
-        match="not been fetched",
+        NotReady, match="not been fetched"
     ):  # Its client may retry with the same token.
         Authenticator(tmp_path, WITH_TOKENS).require(bearer(token()), "infer")

@@ -14,30 +14,25 @@ from tests.support.waiting import wait_until
 
 
 @pytest.mark.parametrize("url", ["http://h:secret", "redis://:secret@h:port/0", "h:6379:secret"])
-def test_a_url_that_is_none_is_refused_without_being_repeated(url: str) -> None:
+def test_a_url_that_is_none_is_refused_without_being_repeated(url):
     for opening in (lambda: RedisRates(url), lambda: open_cache(1000, 60, url)):
         with pytest.raises(InvalidConfig, match="ONNXSERVE_REDIS_URL") as error:
             opening()
         assert "secret" not in error.value.message
 
 
-def test_an_outage_is_asked_about_by_a_thread_and_by_no_request(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_an_outage_is_asked_about_by_a_thread_and_by_no_request(caplog):
     thread_names = queue.SimpleQueue[str]()
     answers = queue.SimpleQueue[bool]()
     counted = list[int]()
 
-    def ping() -> None:
+    def ping():
         thread_names.put(threading.current_thread().name)
         if not answers.get():
             raise OSError("away, redis://:secret@h")
 
     circuit = CircuitBreaker(
-        "nothing happens",
-        ping,
-        lambda: counted.append(1),
-        pause_seconds=0.001,
+        "nothing happens", ping, lambda: counted.append(1), pause_seconds=0.001
     )
     for _ in range(2):  # The second request began before the first failed.
         circuit.record_failure(OSError("away, redis://:secret@h"))
@@ -54,13 +49,10 @@ def test_an_outage_is_asked_about_by_a_thread_and_by_no_request(
     assert errors == {"Redis does not answer (OSError): nothing happens"}
 
 
-def test_one_slow_answer_keeps_requests_away_until_redis_answers_and_two_for_the_pause() -> None:
+def test_one_slow_answer_keeps_requests_away_until_redis_answers_and_two_for_the_pause():
     probes = queue.SimpleQueue[None]()
     circuit = CircuitBreaker(
-        "nothing happens",
-        lambda: probes.put(None),
-        lambda: None,
-        pause_seconds=60,
+        "nothing happens", lambda: probes.put(None), lambda: None, pause_seconds=60
     )
     circuit.record_failure(OSError("slow"))
     probes.get(timeout=10)
@@ -72,8 +64,8 @@ def test_one_slow_answer_keeps_requests_away_until_redis_answers_and_two_for_the
         probes.get(timeout=0.05)
 
 
-def test_where_no_thread_can_begin_the_next_request_asks(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(thread: threading.Thread) -> None:
+def test_where_no_thread_can_begin_the_next_request_asks(monkeypatch):
+    def refuse(thread):
         raise RuntimeError("can't start new thread")
 
     circuit = CircuitBreaker("nothing happens", lambda: None, lambda: None)

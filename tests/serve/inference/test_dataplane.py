@@ -6,7 +6,6 @@ import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -19,14 +18,13 @@ from mlflow_deploy_plugin.serve.http import encodings
 from mlflow_deploy_plugin.serve.http.responses import RawResponse
 from mlflow_deploy_plugin.serve.http.routes import handle_request_async
 from mlflow_deploy_plugin.serve.inference.dataplane import InferRequest
-from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.spool.frames import segments
 from mlflow_deploy_plugin.serve.spool.spool_reader import read_batches
 from tests.support import handling
 from tests.support.bodies import v2_tensor
 from tests.support.models import write_model
-from tests.support.servers import Serve, variant, want
+from tests.support.servers import variant, want
 from tests.support.spool import read_spool
 from tests.support.waiting import wait_until
 
@@ -35,41 +33,29 @@ NOISY = "noisy (float[N,1] X) => (float[N,1] y) { noise = RandomNormalLike(X) y 
 
 
 @pytest.fixture
-def serve(serve_here: Serve, bias_folders: dict[str, Path]) -> Serve:
+def serve(serve_here, bias_folders):
     """Serve version 1 of the single model at endpoint e, with these fields of the
     spec's server.
     """
-    return lambda **server: serve_here(
-        {"e": {"e": variant(bias_folders["1"])}},
-        server,
-    )
+    return lambda **server: serve_here({"e": {"e": variant(bias_folders["1"])}}, server)
 
 
-def ask(
-    server: Server,
-    body: Any = None,
-    path: str = "/invocations",
-    **headers: str,
-) -> RawResponse:
+def ask(server, body=None, path="/invocations", **headers):
     document = {"dataframe_records": [ROW]} if body is None else body
     return handling.ask(server, path, body=document, **headers)
 
 
-def v2(rows: int = 1, **parameters: Any) -> dict[str, Any]:
+def v2(rows=1, **parameters):
     inputs = [v2_tensor("X", "FP32", [1.0, 2.0, 3.0] * rows, [rows, 3])]
     return {"inputs": inputs, "parameters": parameters}
 
 
-def infer(server: Server, **more: Any) -> Any:
-    request = InferRequest(
-        "id",
-        {"X": np.ones((1, 3), np.float32)},
-        **more,
-    )
+def infer(server, **more):
+    request = InferRequest("id", {"X": np.ones((1, 3), np.float32)}, **more)
     return server.dataplane.infer(server.repository.select_variant("e"), request)
 
 
-def sample(server: Server, name: str, **labels: str) -> float:
+def sample(server, name, **labels):
     """Return the sum of the values of a metric over the series with these labels."""
     wanted = [f'{key}="{value}"' for key, value in labels.items()]
     lines = server.metrics.page().decode().splitlines()
@@ -81,24 +67,19 @@ def sample(server: Server, name: str, **labels: str) -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in series)
 
 
-def test_by_default_a_cpu_batches_nothing(serve: Serve) -> None:
+def test_by_default_a_cpu_batches_nothing(serve):
     server = serve()
     assert server.repository.select_variant("e").loaded.batcher is None
     assert ask(server).status == 200
     assert sample(server, "onnxserve_batch_rows_count", endpoint="e") == 1
 
 
-def test_many_callers_are_joined_and_each_has_its_own_answer(serve: Serve) -> None:
+def test_many_callers_are_joined_and_each_has_its_own_answer(serve):
     server = serve(max_batch_size=16, max_queue_delay_microseconds=20_000)
     assert server.repository.select_variant("e").loaded.batcher is not None
 
-    def one(number: int) -> Any:
-        return orjson.loads(
-            ask(
-                server,
-                {"dataframe_records": [{**ROW, "a": float(number)}]},
-            ).body
-        )
+    def one(number):
+        return orjson.loads(ask(server, {"dataframe_records": [{**ROW, "a": float(number)}]}).body)
 
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(one, range(200)))
@@ -112,15 +93,8 @@ def test_many_callers_are_joined_and_each_has_its_own_answer(serve: Serve) -> No
     assert len(captured) == 200
 
 
-@pytest.mark.parametrize(
-    "batching",
-    [{}, {"max_batch_size": 8}],
-    ids=["alone", "batched"],
-)
-def test_a_request_that_comes_too_late_is_answered_with_504_and_not_computed(
-    serve: Serve,
-    batching: dict[str, Any],
-) -> None:
+@pytest.mark.parametrize("batching", [{}, {"max_batch_size": 8}], ids=["alone", "batched"])
+def test_a_request_that_comes_too_late_is_answered_with_504_and_not_computed(serve, batching):
     server = serve(default_timeout_microseconds=1_000_000, **batching)
     runs = sample(server, "onnxserve_batch_rows_count", endpoint="e")
 
@@ -131,46 +105,30 @@ def test_a_request_that_comes_too_late_is_answered_with_504_and_not_computed(
     assert infer(server).outputs["y"].tolist() == [[1003.0]]
 
 
-def test_a_caller_may_ask_for_less_time_over_v2(serve: Serve) -> None:
+def test_a_caller_may_ask_for_less_time_over_v2(serve):
     server = serve(max_batch_size=8)
     late = ask(server, v2(timeout=1), "/v2/models/e/infer")
-    assert (
-        late.status,
-        "deadline passed" in orjson.loads(late.body)["error"],
-    ) == (504, True)
+    assert (late.status, "deadline passed" in orjson.loads(late.body)["error"]) == (504, True)
     for timeout in (0, 30_000_000):
         assert ask(server, v2(timeout=timeout), "/v2/models/e/infer").status == 200
 
 
-@pytest.mark.parametrize(
-    "timeout",
-    [-1, 1.5, "soon", True, [1]],
-)
-def test_a_timeout_that_is_none_is_the_callers_mistake(serve: Serve, timeout: Any) -> None:
+@pytest.mark.parametrize("timeout", [-1, 1.5, "soon", True, [1]])
+def test_a_timeout_that_is_none_is_the_callers_mistake(serve, timeout):
     server = serve()
     with pytest.raises(InvalidRequest, match="number of microseconds"):
         infer(server, parameters={"timeout": timeout})
 
 
 @pytest.mark.parametrize("batch", [1, 8])
-def test_a_request_that_a_version_refuses_is_captured_as_a_failure(
-    serve: Serve, batch: int
-) -> None:
+def test_a_request_that_a_version_refuses_is_captured_as_a_failure(serve, batch):
     server = serve(max_batch_size=batch)
     headers = {"x_request_id": "bad", "x_event_time": "2013-07-01T12:30:00Z"}
     assert ask(server, {"dataframe_records": [{"a": "x"}]}, **headers).status == 400
     assert ask(server).status == 200
     segment = segments(server.capture.spool)[0]
-    failed, answered = sorted(
-        read_batches(segment).batches,
-        key=lambda one: not one.is_failed,
-    )
-    assert (
-        failed.is_failed,
-        failed.rows,
-        failed.statuses.tolist(),
-        failed.feeds,
-    ) == (
+    failed, answered = sorted(read_batches(segment).batches, key=lambda one: not one.is_failed)
+    assert (failed.is_failed, failed.rows, failed.statuses.tolist(), failed.feeds) == (
         True,
         1,
         [400],
@@ -182,7 +140,7 @@ def test_a_request_that_a_version_refuses_is_captured_as_a_failure(
     assert sample(server, "onnxserve_capture_rows_total", outcome="answered") == 1
 
 
-def test_only_a_refused_row_is_not_captured_again_for_a_repeated_request(serve: Serve) -> None:
+def test_only_a_refused_row_is_not_captured_again_for_a_repeated_request(serve):
     server = serve(max_batch_size=8)
     assert ask(server, {"dataframe_records": [{"a": "x"}]}, x_onnxserve_repeated="1").status == 400
     assert ask(server, v2(timeout=1), "/v2/models/e/infer", x_onnxserve_repeated="1").status == 504
@@ -199,15 +157,13 @@ CSV = {"content_type": "text/csv"}
 JSON_LINES = {"content_type": "application/jsonl"}
 
 
-def infer_inputs(**values: Any) -> dict[str, Any]:
+def infer_inputs(**values):
     kinds = {"carrier": "BYTES", "distance": "FP64", "hour": "INT64", "late": "BOOL"}
     row = {**FLIGHT, **values}
-    return {
-        "inputs": [v2_tensor(n, kinds[n], [row[n]]) for n in row],
-    }
+    return {"inputs": [v2_tensor(n, kinds[n], [row[n]]) for n in row]}
 
 
-def reasons(server: Server) -> list[dict[str, Any]]:
+def reasons(server):
     """Return the captured texts of each failure, oldest first."""
     batches = list(
         chain.from_iterable(read_batches(path).batches for path in segments(server.capture.spool))
@@ -222,62 +178,32 @@ def reasons(server: Server) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("path", "headers", "body", "column"),
     [
-        (
-            "/invocations",
-            {},
-            {"dataframe_records": [{**FLIGHT, "hour": "x"}]},
-            "hour",
-        ),
+        ("/invocations", {}, {"dataframe_records": [{**FLIGHT, "hour": "x"}]}, "hour"),
         (
             "/invocations",
             {},
             b'{"inputs": {"carrier": ["AA"], "distance": [1], "hour": [1e300], "late": [true]}}',
             "hour",
         ),
+        ("/invocations", {}, {"dataframe_split": {"columns": ["hour"], "data": [[1]]}}, "carrier"),
         (
             "/invocations",
             {},
-            {"dataframe_split": {"columns": ["hour"], "data": [[1]]}},
-            "carrier",
-        ),
-        (
-            "/invocations",
-            {},
-            {
-                "inputs": {
-                    **{name: [value] for name, value in FLIGHT.items()},
-                    "late": 1,
-                }
-            },
+            {"inputs": {**{name: [value] for name, value in FLIGHT.items()}, "late": 1}},
             "late",
         ),
         ("/invocations", CSV, b"carrier,distance,hour,late\nAA,7.5,x,true\n", "hour"),
         ("/invocations", JSON_LINES, orjson.dumps({**FLIGHT, "distance": "x"}), "distance"),
         ("/invocations", JSON_LINES, b'{"carrier": "AA"}', "distance"),
         ("/v2/models/e/infer", {}, infer_inputs(hour="x"), "hour"),
-        (
-            "/v2/models/e/infer",
-            {},
-            {"inputs": infer_inputs()["inputs"][:3]},
-            "late",
-        ),
-        (
-            "/v1/models/e:predict",
-            {},
-            {"instances": [{**FLIGHT, "carrier": 5}]},
-            "carrier",
-        ),
+        ("/v2/models/e/infer", {}, {"inputs": infer_inputs()["inputs"][:3]}, "late"),
+        ("/v1/models/e:predict", {}, {"instances": [{**FLIGHT, "carrier": 5}]}, "carrier"),
         ("/invocations", {}, b"{", None),
     ],
 )
 def test_a_failure_keeps_its_code_its_message_and_the_column(
-    serve_here: Serve,
-    model_folders: dict[str, Path],
-    path: str,
-    headers: dict[str, str],
-    body: Any,
-    column: str | None,
-) -> None:
+    serve_here, model_folders, path, headers, body, column
+):
     server = serve_here({"e": {"e": variant(model_folders["mixed"])}})
     answered = orjson.loads(ask(server, body, path, **headers).body)
     (reason,) = reasons(server)
@@ -289,33 +215,18 @@ def test_a_failure_keeps_its_code_its_message_and_the_column(
 
 
 @pytest.mark.parametrize(
-    "hidden",
-    [
-        {"drop": ["carrier"]},
-        {"mask": ["carrier"]},
-        {"mask": ["prediction", "carrier"]},
-    ],
+    "hidden", [{"drop": ["carrier"]}, {"mask": ["carrier"]}, {"mask": ["prediction", "carrier"]}]
 )
 def test_where_columns_are_hidden_a_failure_keeps_its_code_and_its_column_without_any_value(
-    serve_here: Serve,
-    model_folders: dict[str, Path],
-    hidden: dict[str, list[str]],
-) -> None:
-    server = serve_here(
-        {"e": {"e": variant(model_folders["mixed"])}},
-        **hidden,
-    )
+    serve_here, model_folders, hidden
+):
+    server = serve_here({"e": {"e": variant(model_folders["mixed"])}}, **hidden)
     documents = (
         {"dataframe_records": [{**FLIGHT, "carrier": 4711_4711_4711}]},
         {"dataframe_records": [{**FLIGHT, "distance": "far away"}]},
         {"dataframe_records": [["secret"]]},
         {"dataframe_split": {"columns": [*FLIGHT], "data": [["secret"]]}},
-        {
-            "dataframe_split": {
-                "columns": ["secret", "secret"],
-                "data": [[1, 2]],
-            }
-        },
+        {"dataframe_split": {"columns": ["secret", "secret"], "data": [[1, 2]]}},
     )
     for document in documents:
         assert ask(server, document).status == 400
@@ -330,13 +241,13 @@ def test_where_columns_are_hidden_a_failure_keeps_its_code_and_its_column_withou
         "carrier",
     ]
     assert {(reason["_error_code"], reason["_message"]) for reason in failures} == {
-        ("BAD_REQUEST", None),
+        ("BAD_REQUEST", None)
     }
     captured = b"".join(path.read_bytes() for path in segments(server.capture.spool))
     assert not any(value in captured for value in (b"471147114711", b"far away", b"secret"))
 
 
-def test_a_captured_reason_is_bounded(serve: Serve) -> None:
+def test_a_captured_reason_is_bounded(serve):
     server = serve()
     name = "a" * 100_000
     document = {"dataframe_split": {"columns": [name, name], "data": [[1, 2]]}}
@@ -346,14 +257,10 @@ def test_a_captured_reason_is_bounded(serve: Serve) -> None:
     assert len(reason["_message"]) == 500
 
 
-def test_an_answer_from_the_cache_is_captured_and_counted_as_any_other(serve: Serve) -> None:
+def test_an_answer_from_the_cache_is_captured_and_counted_as_any_other(serve):
     server = serve(response_cache_bytes=1_000_000)
 
-    answers = [
-        ask(server),
-        ask(server),
-        ask(server, v2(), "/v2/models/e/infer"),
-    ]
+    answers = [ask(server), ask(server), ask(server, v2(), "/v2/models/e/infer")]
 
     assert [answer.headers["X-Cache"] for answer in answers] == ["miss", "hit", "hit"]
     assert answers[0].body == answers[1].body
@@ -365,10 +272,7 @@ def test_an_answer_from_the_cache_is_captured_and_counted_as_any_other(serve: Se
     assert "X-Cache" not in ask(serve()).headers
 
 
-def test_a_new_version_has_nothing_in_the_cache(
-    serve_here: Serve,
-    bias_folders: dict[str, Path],
-) -> None:
+def test_a_new_version_has_nothing_in_the_cache(serve_here, bias_folders):
     folders = {name: variant(bias_folders[name], name) for name in ("1", "2")}
     server = serve_here({"e": folders}, {"response_cache_bytes": 1_000_000})
     for version, path in ((v, f"/v2/models/e/versions/{v}/infer") for v in ("1", "2")):
@@ -378,10 +282,7 @@ def test_a_new_version_has_nothing_in_the_cache(
         assert [answer.headers["X-Cache"] for answer in (first, second)] == ["miss", "hit"]
 
 
-def test_two_models_of_one_name_and_number_do_not_answer_for_each_other(
-    serve_here: Serve,
-    bias_folders: dict[str, Path],
-) -> None:
+def test_two_models_of_one_name_and_number_do_not_answer_for_each_other(serve_here, bias_folders):
     # versions of two registries or workspaces, both without a run
     endpoints = {
         name: {name: variant(bias_folders[folder], "1")}
@@ -395,11 +296,7 @@ def test_two_models_of_one_name_and_number_do_not_answer_for_each_other(
     ]
 
 
-def test_two_folders_of_one_name_do_not_answer_for_each_other(
-    serve_here: Serve,
-    bias_folders: dict[str, Path],
-    tmp_path: Path,
-) -> None:
+def test_two_folders_of_one_name_do_not_answer_for_each_other(serve_here, bias_folders, tmp_path):
     copies = {
         name: shutil.copytree(bias_folders[number], tmp_path / name / "model")
         for name, number in ("a1", "b2")
@@ -413,25 +310,16 @@ def test_two_folders_of_one_name_do_not_answer_for_each_other(
     ]
 
 
-def test_random_answers_are_not_cached(serve_here: Serve, tmp_path: Path) -> None:
+def test_random_answers_are_not_cached(serve_here, tmp_path):
     folder = write_model(tmp_path / "noisy", NOISY)
-    server = serve_here(
-        {"e": {"e": variant(folder)}},
-        {"response_cache_bytes": 1_000_000},
-    )
-    answers = [
-        ask(
-            server,
-            {"inputs": [[1.0]]},
-        )
-        for _ in range(2)
-    ]
+    server = serve_here({"e": {"e": variant(folder)}}, {"response_cache_bytes": 1_000_000})
+    answers = [ask(server, {"inputs": [[1.0]]}) for _ in range(2)]
     assert answers[0].status == 200, answers[0].body
     assert answers[0].body != answers[1].body
     assert "X-Cache" not in answers[1].headers
 
 
-def test_limits_answer_429_with_retry_after_and_leave_other_views_alone(serve: Serve) -> None:
+def test_limits_answer_429_with_retry_after_and_leave_other_views_alone(serve):
     server = serve(rate_limit="2/minute", rate_limit_header="X-API-Key")
 
     answers = [ask(server, x_api_key="k") for _ in range(3)]
@@ -446,9 +334,7 @@ def test_limits_answer_429_with_retry_after_and_leave_other_views_alone(serve: S
     assert sample(server, "onnxserve_refused_requests_total", reason="rate") == 1
 
 
-def test_requests_in_flight_are_limited_and_counted_back_whatever_becomes_of_them(
-    serve: Serve,
-) -> None:
+def test_requests_in_flight_are_limited_and_counted_back_whatever_becomes_of_them(serve):
     server = serve(max_concurrent_requests=1)
     for _ in range(3):
         assert ask(server, {"nonsense": 1}).status == 400
@@ -461,21 +347,17 @@ def test_requests_in_flight_are_limited_and_counted_back_whatever_becomes_of_the
     assert ask(server).status == 200
 
 
-def test_a_version_that_is_swapped_out_finishes_its_requests(
-    serve: Serve,
-    bias_folders: dict[str, Path],
-    tmp_path: Path,
-) -> None:
+def test_a_version_that_is_swapped_out_finishes_its_requests(serve, bias_folders, tmp_path):
     server = serve(max_batch_size=4)
     stop = threading.Event()
     answers: list[tuple[str, Any]] = []
 
-    def client() -> None:
+    def client():
         while not stop.is_set():
             response = ask(server)
             assert response.status == 200, response.body
             answers.append(
-                (response.headers["X-Model-Version"], orjson.loads(response.body)["predictions"]),
+                (response.headers["X-Model-Version"], orjson.loads(response.body)["predictions"])
             )
 
     threads = [threading.Thread(target=client) for _ in range(8)]
@@ -504,12 +386,7 @@ BODIES = [
     ("/invocations", {"dataframe_records": [ROW]}),
     (
         "/endpoints/e/invocations",
-        {
-            "dataframe_split": {
-                "columns": ["a", "b", "c"],
-                "data": [[1.0, 2.0, 3.0]] * 3,
-            }
-        },
+        {"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1.0, 2.0, 3.0]] * 3}},
     ),
     ("/predict", ROW),
     ("/v2/models/e/infer", v2(2)),
@@ -520,32 +397,21 @@ BODIES = [
 ]
 
 
-def ask_later(
-    server: Server,
-    path: str,
-    body: Any,
-    **headers: str,
-) -> RawResponse | None:
+def ask_later(server, path, body, **headers):
     """Send a request as the event loop does; return None if it must use the general
     path.
     """
     answers: SimpleQueue[RawResponse] = SimpleQueue()
     fields = {"content-type": "application/json", "x-request-id": "r", **headers}
     if not handle_request_async(
-        server,
-        RawRequest("POST", path, fields, orjson.dumps(body), "192.0.2.1"),
-        answers.put,
+        server, RawRequest("POST", path, fields, orjson.dumps(body), "192.0.2.1"), answers.put
     ):
         return None
     return answers.get(timeout=30)
 
 
 @pytest.mark.parametrize(("path", "body"), BODIES)
-def test_an_event_loop_gets_the_answer_that_a_thread_gets(
-    serve: Serve,
-    path: str,
-    body: Any,
-) -> None:
+def test_an_event_loop_gets_the_answer_that_a_thread_gets(serve, path, body):
     server = serve(max_batch_size=8, max_concurrent_requests=1)
 
     later = [ask_later(server, path, body) for _ in range(2)][1]
@@ -563,10 +429,9 @@ def test_an_event_loop_gets_the_answer_that_a_thread_gets(
 
 
 def test_an_answer_that_finds_no_memory_for_its_compressed_form_holds_up_no_other(
-    serve: Serve,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def fail(body: bytes) -> bytes:
+    serve, monkeypatch
+):
+    def fail(body):
         raise MemoryError
 
     monkeypatch.setitem(encodings._ENCODERS, "gzip", fail)
@@ -581,7 +446,7 @@ def test_an_answer_that_finds_no_memory_for_its_compressed_form_holds_up_no_othe
     assert answer.status == 200
 
 
-def test_requests_that_cannot_be_batched_are_not_answered_on_the_event_loop(serve: Serve) -> None:
+def test_requests_that_cannot_be_batched_are_not_answered_on_the_event_loop(serve):
     assert ask_later(serve(), "/invocations", {"dataframe_records": [ROW]}) is None
     server = serve(max_batch_size=8)
     assert ask_later(server, "/ping", {}) is None
@@ -592,18 +457,14 @@ def test_requests_that_cannot_be_batched_are_not_answered_on_the_event_loop(serv
 
 
 @pytest.mark.redis
-def test_an_event_loop_does_not_wait_for_redis(
-    serve: Serve,
-    redis_url: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_event_loop_does_not_wait_for_redis(serve, redis_url, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_REDIS_URL", redis_url)
     server = serve(max_batch_size=8, rate_limit="2/minute", response_cache_bytes=0)
     assert ask_later(server, "/predict", ROW) is None
     assert [ask(server, ROW, "/predict").status for _ in range(3)] == [200, 200, 429]
 
 
-def test_an_event_loop_is_limited_as_threads_are(serve: Serve) -> None:
+def test_an_event_loop_is_limited_as_threads_are(serve):
     server = serve(max_batch_size=8, rate_limit="1/minute")
     answers = [ask_later(server, "/predict", ROW) for _ in range(2)]
     assert [answer.status for answer in answers if answer] == [200, 429]
@@ -611,20 +472,12 @@ def test_an_event_loop_is_limited_as_threads_are(serve: Serve) -> None:
     assert int(answers[1].headers["Retry-After"]) >= 1
 
 
-def test_the_threads_of_a_batcher_end_with_its_version(
-    serve: Serve,
-    bias_folders: dict[str, Path],
-    tmp_path: Path,
-) -> None:
+def test_the_threads_of_a_batcher_end_with_its_version(serve, bias_folders, tmp_path):
     server = serve(max_batch_size=8)
     assert ask_later(server, "/predict", ROW)
     batcher = server.repository.select_variant("e").loaded.batcher
     assert batcher is not None
-    want(
-        tmp_path / "state-0",
-        2,
-        {"e": {"e": variant(bias_folders["2"], "2")}},
-    )
+    want(tmp_path / "state-0", 2, {"e": {"e": variant(bias_folders["2"], "2")}})
 
     wait_until(
         lambda: not any(thread.is_alive() for thread in batcher._threads),

@@ -4,7 +4,6 @@ values.
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ CARRIERS = ("AA", "UA", "DL")
 MOST_ROWS = 5
 
 
-def rows_of_flights(count: int, seed: int) -> dict[str, Any]:
+def rows_of_flights(count, seed):
     draw = np.random.default_rng(seed)
     return {
         "carrier": [CARRIERS[place] for place in draw.integers(0, 3, count)],
@@ -54,11 +53,7 @@ NUMBERS = {
 }
 
 
-def numbers_model(
-    folder: Path,
-    graph: str,
-    output: dict[str, Any],
-) -> Path:
+def numbers_model(folder, graph, output):
     section = {
         "inputs": [graph_tensor("X", "float32", -1, 3, columns=["a", "b", "c"])],
         "outputs": [{"name": "y", **output}],
@@ -70,33 +65,25 @@ def numbers_model(
 TREE_ROWS = np.random.default_rng(0).normal(size=(60, 3)).astype("float32")
 
 
-def trees() -> GradientBoostingClassifier:
+def trees():
     model = GradientBoostingClassifier(n_estimators=5, random_state=0)
     return model.fit(TREE_ROWS, (TREE_ROWS[:, 0] > TREE_ROWS[:, 1]).astype(int))
 
 
-def save_trees(folder: Path) -> Path:
+def save_trees(folder):
     mlflow_deploy_plugin.save_model(trees(), folder, input_example=TREE_ROWS)
     return folder
 
 
 @pytest.fixture(scope="module")
-def server(
-    tmp_path_factory: pytest.TempPathFactory,
-    model_folders: dict[str, Path],
-) -> Iterator[Any]:
+def server(tmp_path_factory, model_folders):
     root = tmp_path_factory.mktemp("explained")
     state_dir = root / "state"
     state_dir.mkdir()
     number = {"dtype": "float32", "shape": [-1], "role": "values"}
     wide = {"dtype": "float32", "shape": [-1, 3], "role": "values"}
     label = {"dtype": "int64", "shape": [-1, 3], "role": "label"}
-    example = {
-        "dataframe_split": {
-            "columns": ["a", "b", "c"],
-            "data": [[1.0, 2.0, 3.0]],
-        }
-    }
+    example = {"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1.0, 2.0, 3.0]]}}
     folders = {
         "flights": page_models.with_reference(mixed_model(root / "flights"), FLIGHTS),
         "linear": page_models.with_reference(
@@ -106,8 +93,7 @@ def server(
         "labels": page_models.with_example(numbers_model(root / "labels", LABELS, label), example),
         "bare": mixed_model(root / "bare"),
         "stock": page_models.with_example(
-            write_model(root / "stock", LINEAR),
-            {"inputs": [[1.0, 2.0, 3.0]]},
+            write_model(root / "stock", LINEAR), {"inputs": [[1.0, 2.0, 3.0]]}
         ),
         "images": model_folders["tensor"],
         "trees": save_trees(root / "trees"),
@@ -120,8 +106,7 @@ def server(
     endpoints: dict[str, Any] = {name: {"variants": variants} for name, variants in wanted.items()}
     endpoints["sticky"]["sticky"] = {"key": "a"}
     write_state(
-        state_dir / WANTED,
-        Wanted.model_validate({"generation": 1, "endpoints": endpoints}),
+        state_dir / WANTED, Wanted.model_validate({"generation": 1, "endpoints": endpoints})
     )
     spec = ServerSpec(explain_max_rows=MOST_ROWS, request_timeout_seconds=EXPLAINER_SECONDS)
     write_spec(state_dir, "flights", spec)
@@ -129,42 +114,31 @@ def server(
         yield running
 
 
-def explain(server: Any, endpoint: str, **more: Any) -> requests.Response:
+def explain(server, endpoint, **more):
     return server.post(f"/endpoints/{endpoint}/explain", timeout=EXPLAINER_SECONDS, **more)
 
 
-def split(columns: dict[str, Sequence[Any]]) -> dict[str, Any]:
+def split(columns):
     rows = [list(row) for row in zip(*columns.values(), strict=True)]
     return {"dataframe_split": {"columns": list(columns), "data": rows}}
 
 
-def message(response: requests.Response) -> tuple[int, str]:
+def message(response):
     return response.status_code, response.json()["message"]
 
 
 def test_the_contributions_of_a_linear_model_are_its_weights_times_the_distance_from_the_mean(
-    server: Any,
-) -> None:
-    rows = np.array(
-        [[1.0, 2.0, 3.0], [-4.0, 0.5, 0.0]],
-        dtype="float32",
-    )
+    server,
+):
+    rows = np.array([[1.0, 2.0, 3.0], [-4.0, 0.5, 0.0]], dtype="float32")
 
     answer = explain(server, "linear", json={"inputs": rows.tolist()})
 
     assert answer.status_code == 200, answer.text
     document = answer.json()
     mean = np.array([np.mean(NUMBERS[name]) for name in "abc"])
-    np.testing.assert_allclose(
-        document["values"],
-        (rows - mean) * WEIGHTS,
-        atol=1e-5,
-    )
-    np.testing.assert_allclose(
-        document["base_values"],
-        [mean @ WEIGHTS] * 2,
-        atol=1e-5,
-    )
+    np.testing.assert_allclose(document["values"], (rows - mean) * WEIGHTS, atol=1e-5)
+    np.testing.assert_allclose(document["base_values"], [mean @ WEIGHTS] * 2, atol=1e-5)
     np.testing.assert_allclose(document["predictions"], rows @ WEIGHTS, atol=1e-5)
     assert document["columns"] == ["a", "b", "c"]
     assert document["outputs"] == ["y"]
@@ -176,7 +150,7 @@ def test_the_contributions_of_a_linear_model_are_its_weights_times_the_distance_
     assert answer.headers["X-Model-Version"] == "1"
 
 
-def test_the_log_odds_of_trees_are_explained_exactly(server: Any) -> None:
+def test_the_log_odds_of_trees_are_explained_exactly(server):
     rows = TREE_ROWS[:4]
     answer = explain(server, "trees", json={"inputs": rows.tolist()})
     assert answer.status_code == 200, answer.text
@@ -189,28 +163,21 @@ def test_the_log_odds_of_trees_are_explained_exactly(server: Any) -> None:
     assert document["max_evals"] is None
 
 
-def test_kserves_client_asks_by_its_own_path(server: Any) -> None:
-    def ask(endpoint: str) -> requests.Response:
+def test_kserves_client_asks_by_its_own_path(server):
+    def ask(endpoint):
         url = f"{server.url}/v1/models/{endpoint}:explain"
         rows = {"instances": [[1.0, 2.0, 3.0]]}
         return requests.post(url, json=rows, timeout=EXPLAINER_SECONDS)
 
     assert (
         ask("linear").json()
-        == explain(
-            server,
-            "linear",
-            json={"instances": [[1.0, 2.0, 3.0]]},
-        ).json()
+        == explain(server, "linear", json={"instances": [[1.0, 2.0, 3.0]]}).json()
     )
     assert ask("nobody").status_code == 404
     assert list(ask("nobody").json()) == ["error"]
 
 
-def test_columns_of_all_types_share_out_the_probability_of_each_class(
-    server: Any,
-    tmp_path: Path,
-) -> None:
+def test_columns_of_all_types_share_out_the_probability_of_each_class(server, tmp_path):
     rows = rows_of_flights(3, 7)
     rows["carrier"][0] = "AA"
 
@@ -222,37 +189,23 @@ def test_columns_of_all_types_share_out_the_probability_of_each_class(
     assert document["columns"] == list(rows)
     assert document["outputs"] == ["no", "yes"]
     probabilities = probabilities_of(OnnxModel.load(mixed_model(tmp_path / "flights")), rows)
-    np.testing.assert_allclose(
-        base_values + values.sum(axis=1),
-        probabilities,
-        atol=1e-5,
-    )
+    np.testing.assert_allclose(base_values + values.sum(axis=1), probabilities, atol=1e-5)
     assert document["predictions"] == [["no", "yes"][int(p)] for p in probabilities[:, 1] > 0.5]
     model = OnnxModel.load(tmp_path / "flights")
     exact = np.array(
-        [
-            shapley(
-                model,
-                {name: column[row] for name, column in rows.items()},
-            )
-            for row in range(3)
-        ],
+        [shapley(model, {name: column[row] for name, column in rows.items()}) for row in range(3)]
     )
     np.testing.assert_allclose(values[:, :, 1], exact, atol=0.01)
-    np.testing.assert_allclose(
-        values[:, :, 0],
-        -values[:, :, 1],
-        atol=1e-6,
-    )
+    np.testing.assert_allclose(values[:, :, 0], -values[:, :, 1], atol=1e-6)
 
 
-def probabilities_of(model: OnnxModel, columns: dict[str, Sequence[Any]]) -> Any:
+def probabilities_of(model, columns):
     return model.run(
-        model.schema.from_columns({name: list(column) for name, column in columns.items()}),
+        model.schema.from_columns({name: list(column) for name, column in columns.items()})
     )["probabilities"]
 
 
-def shapley(model: OnnxModel, row: dict[str, Any]) -> list[float]:
+def shapley(model, row):
     """Return Shapley values by their definition, over all sets of columns; other
     columns are from the reference.
     """
@@ -278,18 +231,14 @@ def shapley(model: OnnxModel, row: dict[str, Any]) -> list[float]:
     return contributions
 
 
-def test_an_explanation_is_reproducible_and_independent_of_the_other_rows(server: Any) -> None:
+def test_an_explanation_is_reproducible_and_independent_of_the_other_rows(server):
     rows = rows_of_flights(3, 9)
     alone = {name: column[1:2] for name, column in rows.items()}
 
     first, again, single = (
         explain(server, "flights", json=split(batch)) for batch in (rows, rows, alone)
     )
-    other = explain(
-        server,
-        "flights",
-        json={**split(rows), "params": {"seed": 5, "max_evals": 9}},
-    )
+    other = explain(server, "flights", json={**split(rows), "params": {"seed": 5, "max_evals": 9}})
 
     assert first.content == again.content
     assert single.json()["values"][0] == first.json()["values"][1]
@@ -297,18 +246,16 @@ def test_an_explanation_is_reproducible_and_independent_of_the_other_rows(server
     assert other.json()["max_evals"] == 9
 
 
-def test_rows_come_in_every_form_of_invocations(server: Any) -> None:
+def test_rows_come_in_every_form_of_invocations(server):
     table = pa.table({name: [1.0, 0.5] for name in "abc"})
     bodies = {
         "text/csv": b"a,b,c\n1,1,1\n.5,.5,.5\n",
         "application/x-ndjson": b'{"a":1,"b":1,"c":1}\n{"a":0.5,"b":0.5,"c":0.5}\n',
         "application/vnd.apache.arrow.stream": arrow_stream(table),
     }
-    wanted = explain(
-        server,
-        "linear",
-        json={"dataframe_records": table.to_pylist()},
-    ).json()["values"]
+    wanted = explain(server, "linear", json={"dataframe_records": table.to_pylist()}).json()[
+        "values"
+    ]
 
     for kind, body in bodies.items():
         answer = explain(server, "linear", data=body, headers={"Content-Type": kind})
@@ -316,43 +263,25 @@ def test_rows_come_in_every_form_of_invocations(server: Any) -> None:
         assert answer.json()["values"] == wanted
 
 
-def test_several_numbers_a_row_are_explained_each_and_an_example_is_background_enough(
-    server: Any,
-) -> None:
-    document = explain(
-        server,
-        "wide",
-        json={"inputs": [[2.0, 2.0, 3.0]] * MOST_ROWS},
-    ).json()
+def test_several_numbers_a_row_are_explained_each_and_an_example_is_background_enough(server):
+    document = explain(server, "wide", json={"inputs": [[2.0, 2.0, 3.0]] * MOST_ROWS}).json()
 
     assert document["outputs"] == [0, 1, 2]
     assert document["background"] == {"source": "input_example", "rows": 1}
     np.testing.assert_allclose(
-        document["values"],
-        [
-            [
-                [2.0, 0.0, 0.0],
-                [0.0, 0.0, 0.0],
-                [0.0, 0.0, 0.0],
-            ]
-        ]
-        * MOST_ROWS,
+        document["values"], [[[2.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]] * MOST_ROWS
     )
     assert document["base_values"] == [[2.0, 4.0, 6.0]] * MOST_ROWS
 
 
-def test_a_tensor_of_rank_two_is_a_table_without_names(server: Any) -> None:
-    document = explain(
-        server,
-        "stock",
-        json={"inputs": [[2.0, 2.0, 3.0]]},
-    ).json()
+def test_a_tensor_of_rank_two_is_a_table_without_names(server):
+    document = explain(server, "stock", json={"inputs": [[2.0, 2.0, 3.0]]}).json()
 
     assert document["columns"] == ["0", "1", "2"]
     np.testing.assert_allclose(document["values"], [[2.0, 0, 0]])
 
 
-def test_a_caller_is_explained_by_the_variant_that_predicts_for_him(server: Any) -> None:
+def test_a_caller_is_explained_by_the_variant_that_predicts_for_him(server):
     seen = set()
     for caller in range(8):
         rows = {"inputs": [[float(caller), 0.0, 0.0]]}
@@ -366,31 +295,17 @@ def test_a_caller_is_explained_by_the_variant_that_predicts_for_him(server: Any)
     assert seen == {"old", "new"}
 
 
-def test_the_version_that_gave_a_prediction_can_be_named(server: Any) -> None:
+def test_the_version_that_gave_a_prediction_can_be_named(server):
     for version in ("0", "1", "0"):
         answer = explain(
-            server,
-            "sticky",
-            json={
-                "inputs": [[1.0, 0.0, 0.0]],
-                "params": {"version": version},
-            },
+            server, "sticky", json={"inputs": [[1.0, 0.0, 0.0]], "params": {"version": version}}
         )
         assert answer.headers["X-Model-Version"] == version
     missing = explain(
-        server,
-        "sticky",
-        json={
-            "inputs": [[1.0, 0.0, 0.0]],
-            "params": {"version": "7"},
-        },
+        server, "sticky", json={"inputs": [[1.0, 0.0, 0.0]], "params": {"version": "7"}}
     )
     assert message(missing) == (404, "endpoint 'sticky' has no version '7' loaded; it has 0, 1")
-    number = explain(
-        server,
-        "sticky",
-        json={"inputs": [[1.0, 0.0, 0.0]], "params": {"version": 1}},
-    )
+    number = explain(server, "sticky", json={"inputs": [[1.0, 0.0, 0.0]], "params": {"version": 1}})
     assert message(number)[1].startswith("params.version is 1; a text is expected")
 
 
@@ -404,11 +319,7 @@ def test_the_version_that_gave_a_prediction_can_be_named(server: Any) -> None:
         ),
         ("labels", {"inputs": [[1, 2, 3]]}, "the model returns only labels"),
         ("bare", split(rows_of_flights(1, 0)), "the model has no sample rows"),
-        (
-            "linear",
-            {"inputs": [[1, 2, 3]] * (MOST_ROWS + 1)},
-            "6 rows; at most 5 can be explained",
-        ),
+        ("linear", {"inputs": [[1, 2, 3]] * (MOST_ROWS + 1)}, "6 rows; at most 5 can be explained"),
         ("linear", {"inputs": [[1, 2]]}, "row 0 is"),
         (
             "linear",
@@ -417,10 +328,7 @@ def test_the_version_that_gave_a_prediction_can_be_named(server: Any) -> None:
         ),
         (
             "linear",
-            {
-                "inputs": [[1, 2, 3]],
-                "params": {"max_evals": 10**9},
-            },
+            {"inputs": [[1, 2, 3]], "params": {"max_evals": 10**9}},
             "a whole number from 1 to 20000",
         ),
         (
@@ -435,17 +343,12 @@ def test_the_version_that_gave_a_prediction_can_be_named(server: Any) -> None:
         ),
     ],
 )
-def test_a_request_that_cannot_be_explained_gets_a_reason(
-    server: Any,
-    endpoint: str,
-    document: Any,
-    said: str,
-) -> None:
+def test_a_request_that_cannot_be_explained_gets_a_reason(server, endpoint, document, said):
     status, reason = message(explain(server, endpoint, json=document))
     assert (status, said in reason) == (400, True), reason
 
 
-def test_the_workers_stay_light_and_the_request_is_counted_by_its_own_name(server: Any) -> None:
+def test_the_workers_stay_light_and_the_request_is_counted_by_its_own_name(server):
     assert explain(server, "linear", json={"inputs": [[1, 2, 3]]}).status_code == 200
 
     metrics = server.get("/metrics", timeout=EXPLAINER_SECONDS).text
@@ -468,16 +371,12 @@ def test_the_workers_stay_light_and_the_request_is_counted_by_its_own_name(serve
 
 
 @pytest.mark.long
-def test_a_process_that_is_killed_is_started_anew(server: Any) -> None:
+def test_a_process_that_is_killed_is_started_anew(server):
     (worker,) = psutil.Process(server.process.pid).children()
     for side in worker.children():
         side.kill()
 
-    def status() -> int:
-        return explain(
-            server,
-            "linear",
-            json={"inputs": [[1, 2, 3]]},
-        ).status_code
+    def status():
+        return explain(server, "linear", json={"inputs": [[1, 2, 3]]}).status_code
 
     wait_until(lambda: status() == 200, EXPLAINER_SECONDS, "another process")

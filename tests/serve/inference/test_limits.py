@@ -31,23 +31,23 @@ from tests.support.refusals import mentions
 from tests.support.waiting import free_port
 
 
-def sent(client: str = "192.0.2.1", key: str = "") -> RawRequest:
+def sent(client="192.0.2.1", key=""):
     """A request from this address, with this X-Api-Key."""
     return RawRequest("POST", "/invocations", {"x-api-key": key} if key else {}, b"", client)
 
 
 @pytest.fixture
-def clock() -> Clock[float]:
+def clock():
     return Clock(1000.0)
 
 
-def test_without_limits_everybody_may_enter() -> None:
+def test_without_limits_everybody_may_enter():
     unlimited = RequestLimits()
     for _ in range(1000):
         unlimited.check_rates(sent("192.0.2.1"), None)
 
 
-def test_one_request_too_many_is_refused_until_another_has_left() -> None:
+def test_one_request_too_many_is_refused_until_another_has_left():
     refused: list[str] = []
     two = RequestLimits(max_concurrent_requests=2, count_refused=refused.append)
     two.acquire()
@@ -64,13 +64,13 @@ def test_one_request_too_many_is_refused_until_another_has_left() -> None:
     two.acquire()
 
 
-def test_requests_in_flight_are_never_more_than_the_limit() -> None:
+def test_requests_in_flight_are_never_more_than_the_limit():
     five = RequestLimits(max_concurrent_requests=5)
     inside = 0
     most = 0
     lock = threading.Lock()
 
-    def client() -> None:
+    def client():
         nonlocal inside, most
         for _ in range(500):
             try:
@@ -95,7 +95,7 @@ def test_requests_in_flight_are_never_more_than_the_limit() -> None:
         five.acquire()
 
 
-def test_each_caller_has_the_rate_for_itself(clock: Clock[float]) -> None:
+def test_each_caller_has_the_rate_for_itself(clock):
     refused: list[str] = []
     limited = RequestLimits(
         rate="3/minute",
@@ -128,11 +128,8 @@ def test_each_caller_has_the_rate_for_itself(clock: Clock[float]) -> None:
     ],
 )
 def test_a_caller_has_one_rate_for_all_addresses_of_its_ipv6_network(
-    clock: Clock[float],
-    first: str,
-    second: str,
-    is_one_caller: bool,
-) -> None:
+    clock, first, second, is_one_caller
+):
     limited = RequestLimits(rate="1/minute", open_rate=lambda rate: MemoryRateLimiter(1, 60, clock))
     limited.check_rates(sent(first), None)
 
@@ -141,9 +138,7 @@ def test_a_caller_has_one_rate_for_all_addresses_of_its_ipv6_network(
 
 
 @pytest.mark.parametrize("start", [0.0, 1000.0, 1019.5, 1059.9])
-def test_a_caller_that_waits_for_the_returned_seconds_may_ask_again(
-    clock: Clock[float], start: float
-) -> None:
+def test_a_caller_that_waits_for_the_returned_seconds_may_ask_again(clock, start):
     clock.now = start
     rate = MemoryRateLimiter(10, 60, clock)
     for _ in range(100):
@@ -154,7 +149,7 @@ def test_a_caller_that_waits_for_the_returned_seconds_may_ask_again(
         clock.now += 0.7
 
 
-def test_a_refused_request_is_let_go_once_it_is_answered(clock: Clock[float]) -> None:
+def test_a_refused_request_is_let_go_once_it_is_answered(clock):
     limited = RequestLimits(rate="1/minute", open_rate=lambda rate: MemoryRateLimiter(0, 60, clock))
 
     class Headers(dict[str, str]): ...
@@ -168,7 +163,7 @@ def test_a_refused_request_is_let_go_once_it_is_answered(clock: Clock[float]) ->
     assert headers() is None
 
 
-def test_over_time_the_rate_passes_and_no_minute_has_twice_as_much(clock: Clock[float]) -> None:
+def test_over_time_the_rate_passes_and_no_minute_has_twice_as_much(clock):
     rate = MemoryRateLimiter(100, 60, clock)
     passed = []
     for _ in range(3000):
@@ -181,7 +176,7 @@ def test_over_time_the_rate_passes_and_no_minute_has_twice_as_much(clock: Clock[
     assert 400 <= len(passed) <= 600
 
 
-def test_a_header_names_the_caller_where_it_is_sent(clock: Clock[float]) -> None:
+def test_a_header_names_the_caller_where_it_is_sent(clock):
     limited = RequestLimits(
         rate="1/minute",
         rate_header="x-api-key",
@@ -196,9 +191,7 @@ def test_a_header_names_the_caller_where_it_is_sent(clock: Clock[float]) -> None
             limited.check_rates(sent("192.0.2.1", key), None)
 
 
-def test_a_key_has_limits_of_its_own_and_the_shorter_one_costs_no_quota(
-    clock: Clock[float],
-) -> None:
+def test_a_key_has_limits_of_its_own_and_the_shorter_one_costs_no_quota(clock):
     refused: list[str] = []
     amounts = {"2/second": (2, 1), "3/day": (3, 86400)}
     of_keys = RequestLimits(
@@ -206,21 +199,16 @@ def test_a_key_has_limits_of_its_own_and_the_shorter_one_costs_no_quota(
         open_rate=lambda rate: MemoryRateLimiter(*amounts[rate], clock),
     )
 
-    def ask(key: str) -> str:
+    def ask(key):
         try:
             of_keys.check_rates(
-                sent(),
-                KeyEntry(name=key, scopes=("infer",), limits=tuple(amounts)),
+                sent(), KeyEntry(name=key, scopes=("infer",), limits=tuple(amounts))
             )
         except TooManyRequests as error:
             return f"{error.retry_after}: {error.message}"
         return ""
 
-    assert [
-        ask("shop"),
-        ask("shop"),
-        ask("other"),
-    ] == ["", "", ""]
+    assert [ask("shop"), ask("shop"), ask("other")] == ["", "", ""]
     assert mentions(ask("shop"), "2:", "'shop'", "2/second")
     clock.now += 2
     assert ask("shop") == ""
@@ -230,9 +218,8 @@ def test_a_key_has_limits_of_its_own_and_the_shorter_one_costs_no_quota(
 
 
 def test_clients_without_number_take_bounded_memory_and_one_that_goes_on_asking_is_not_forgotten(
-    clock: Clock[float],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    clock, monkeypatch
+):
     monkeypatch.setattr(limits, "MAX_CLIENTS", 100)
     rate = MemoryRateLimiter(1000, 60, clock)
     shared = share(FixedWindow(), "1000/minute", clock)
@@ -247,17 +234,9 @@ def test_clients_without_number_take_bounded_memory_and_one_that_goes_on_asking_
 
 @pytest.mark.parametrize(
     ("text", "amount", "period"),
-    [
-        ("100/minute", 100, 60),
-        ("5 per 10 seconds", 5, 10),
-        ("7/day", 7, 86400),
-    ],
+    [("100/minute", 100, 60), ("5 per 10 seconds", 5, 10), ("7/day", 7, 86400)],
 )
-def test_a_rate_is_read_in_the_words_of_the_limits_library(
-    text: str,
-    amount: int,
-    period: int,
-) -> None:
+def test_a_rate_is_read_in_the_words_of_the_limits_library(text, amount, period):
     rate = open_rate_limiter(text, None)
     assert isinstance(rate, MemoryRateLimiter)
     assert rate.amount == amount
@@ -276,12 +255,7 @@ class FixedWindow:
     def run_ahead(self, ask: Callable[[], object]) -> None:
         ask()
 
-    def count(
-        self,
-        item: Any,
-        client: bytes,
-        requests: int,
-    ) -> tuple[int, float]:
+    def count(self, item: Any, client: bytes, requests: int) -> tuple[int, float]:
         self.asked.append(requests)
         for passing in (requests, 1):
             if self.counted + passing <= item.amount:
@@ -290,11 +264,11 @@ class FixedWindow:
         return 0, 30.0
 
 
-def share(redis: Any, rate: str, clock: Clock[float]) -> SharedRateLimiter:
+def share(redis, rate, clock):
     return SharedRateLimiter(parse(rate), redis, clock)
 
 
-def test_a_busy_client_is_counted_ahead_and_never_beyond_its_rate(clock: Clock[float]) -> None:
+def test_a_busy_client_is_counted_ahead_and_never_beyond_its_rate(clock):
     redis = FixedWindow()
     workers = [share(redis, "5000/minute", clock) for _ in range(3)]
     passed = 0
@@ -307,7 +281,7 @@ def test_a_busy_client_is_counted_ahead_and_never_beyond_its_rate(clock: Clock[f
     assert len(redis.asked) < 30_000 / 20
 
 
-def test_a_slow_client_loses_nothing_to_reservations(clock: Clock[float]) -> None:
+def test_a_slow_client_loses_nothing_to_reservations(clock):
     redis = FixedWindow()
     limiter = share(redis, "1000/hour", clock)
     answers = []
@@ -319,15 +293,8 @@ def test_a_slow_client_loses_nothing_to_reservations(clock: Clock[float]) -> Non
     assert set(redis.asked) == {1}
 
 
-@pytest.mark.parametrize(
-    ("burst", "pause"),
-    [(5, 0.2), (12, 0.7), (40, 2.3)],
-)
-def test_a_client_that_comes_in_bursts_within_its_rate_is_never_refused(
-    clock: Clock[float],
-    burst: int,
-    pause: float,
-) -> None:
+@pytest.mark.parametrize(("burst", "pause"), [(5, 0.2), (12, 0.7), (40, 2.3)])
+def test_a_client_that_comes_in_bursts_within_its_rate_is_never_refused(clock, burst, pause):
     redis = FixedWindow()
     workers = [share(redis, "2000/minute", clock) for _ in range(2)]
     sent = 0
@@ -341,7 +308,7 @@ def test_a_client_that_comes_in_bursts_within_its_rate_is_never_refused(
     assert sent <= redis.counted <= sent + 2 * 20
 
 
-def test_a_client_above_its_rate_does_not_keep_redis_busy(clock: Clock[float]) -> None:
+def test_a_client_above_its_rate_does_not_keep_redis_busy(clock):
     redis = FixedWindow()
     limiter = share(redis, "1/minute", clock)
     assert limiter(b"a") is None
@@ -354,9 +321,7 @@ def test_a_client_above_its_rate_does_not_keep_redis_busy(clock: Clock[float]) -
     assert len(redis.asked) <= 1 + 1000 * 0.001 / 0.1 + 1
 
 
-def test_a_limiter_does_not_wait_while_a_reservation_or_a_refusal_holds(
-    clock: Clock[float],
-) -> None:
+def test_a_limiter_does_not_wait_while_a_reservation_or_a_refusal_holds(clock):
     redis = FixedWindow()
     limiter = share(redis, "300/minute", clock)
     waits = []
@@ -381,10 +346,10 @@ def test_a_limiter_does_not_wait_while_a_reservation_or_a_refusal_holds(
 
 
 @pytest.mark.redis
-def test_threads_of_several_workers_never_pass_more_than_the_rate(redis_url: str) -> None:
+def test_threads_of_several_workers_never_pass_more_than_the_rate(redis_url):
     workers = [open_rate_limiter("2000/day", RedisRates(redis_url)) for _ in range(2)]
 
-    def ask(worker: Any) -> int:
+    def ask(worker):
         return sum(worker(b"many threads") is None for _ in range(600))
 
     with ThreadPoolExecutor(8) as threads:
@@ -394,7 +359,7 @@ def test_threads_of_several_workers_never_pass_more_than_the_rate(redis_url: str
 
 
 @pytest.mark.redis
-def test_keys_share_their_limits_over_redis(redis_url: str) -> None:
+def test_keys_share_their_limits_over_redis(redis_url):
     workers = [
         RequestLimits(open_rate=partial(open_rate_limiter, redis=RedisRates(redis_url)))
         for _ in range(2)
@@ -408,9 +373,8 @@ def test_keys_share_their_limits_over_redis(redis_url: str) -> None:
 
 @pytest.mark.redis
 def test_a_key_of_another_workspace_does_not_use_up_the_limit_of_one_of_its_name(
-    redis_url: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    redis_url, monkeypatch
+):
     wholesale = KeyEntry(name="wholesale", scopes=("infer",), limits=("1/day",))
     for workspace in ("team-a", "team-b", ""):
         monkeypatch.setenv("MLFLOW_WORKSPACE", workspace)
@@ -420,7 +384,7 @@ def test_a_key_of_another_workspace_does_not_use_up_the_limit_of_one_of_its_name
             limits.check_rates(sent(), wholesale)
 
 
-def test_workers_share_a_rate_over_redis(redis_url: str) -> None:
+def test_workers_share_a_rate_over_redis(redis_url):
     workers = [open_rate_limiter("4/minute", RedisRates(redis_url)) for _ in range(2)]
     answers = [workers[number % 2](b"shared caller") for number in range(6)]
 
@@ -429,10 +393,7 @@ def test_workers_share_a_rate_over_redis(redis_url: str) -> None:
     assert workers[0](b"another caller") is None
 
 
-def test_while_redis_is_away_everybody_passes_and_the_log_says_so(
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_while_redis_is_away_everybody_passes_and_the_log_says_so(caplog, monkeypatch):
     # Otherwise the thread that pings Redis would log in later tests that Redis is down.
     monkeypatch.setattr("redis.Redis.ping", lambda client: True)
     redis = RedisRates(f"redis://:secret@127.0.0.1:{free_port()}/0")

@@ -3,7 +3,6 @@ process.
 """
 
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,16 +10,14 @@ import pytest
 from mlflow_deploy_plugin.core.errors import InvalidConfig, InvalidRequest, NotFound
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.serve.inference import management
-from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.observability.metrics import Statistics
 from mlflow_deploy_plugin.serve.runtime.batcher import Batcher, BatchPolicy
 from tests.support import servers
-from tests.support.servers import Serve
 from tests.support.waiting import wait_until
 
 
 @pytest.fixture
-def server(serve_here: Serve, model_folders: dict[str, Path]) -> Server:
+def server(serve_here, model_folders):
     return serve_here(
         {
             "mixed": {"v": servers.variant(model_folders["mixed"], "7")},
@@ -29,11 +26,11 @@ def server(serve_here: Serve, model_folders: dict[str, Path]) -> Server:
                 "b": servers.variant(model_folders["single"], "m-2", weight=0),
             },
             "broken": {"v": servers.variant(model_folders["single"].parent / "nothing", "1")},
-        },
+        }
     )
 
 
-def test_the_index_has_every_version_and_why_there_is_none(server: Server) -> None:
+def test_the_index_has_every_version_and_why_there_is_none(server):
     wait_until(lambda: "broken" in server.repository.table, what="the last endpoint")
     ready = [
         {"name": "mixed", "version": "7", "state": "READY", "reason": ""},
@@ -49,15 +46,14 @@ def test_the_index_has_every_version_and_why_there_is_none(server: Server) -> No
 
 
 @pytest.mark.parametrize(
-    ("body", "ready"),
-    [(b"", False), (b"{}", False), (b'{"ready":null}', False)],
+    ("body", "ready"), [(b"", False), (b"{}", False), (b'{"ready":null}', False)]
 )
-def test_an_index_request_may_be_empty(body: bytes, ready: bool) -> None:
+def test_an_index_request_may_be_empty(body, ready):
     assert management.decode_index(body) is ready
     assert management.decode_index(b'{"ready": true}')
 
 
-def test_a_load_may_define_the_endpoint() -> None:
+def test_a_load_may_define_the_endpoint():
     assert management.endpoint_to_load("e", management.decode_parameters(b"")) is None
     by_uri = management.endpoint_to_load("e", {"model_uri": "models:/m/3"})
     assert by_uri is not None
@@ -76,27 +72,26 @@ def test_a_load_may_define_the_endpoint() -> None:
         "\x00",
     ],
 )
-def test_an_invalid_endpoint_config_is_refused_in_one_line(config: str) -> None:
+def test_an_invalid_endpoint_config_is_refused_in_one_line(config):
     with pytest.raises(InvalidConfig) as caught:
         management.endpoint_to_load("e", {"config": config})
     assert "\n" not in caught.value.message
 
 
-def test_tritons_own_configuration_is_refused_by_its_name() -> None:
+def test_tritons_own_configuration_is_refused_by_its_name():
     with pytest.raises(InvalidConfig, match=r"ModelConfig.*name: Field"):
         management.endpoint_to_load(
-            "e",
-            {"config": '{"backend": "onnxruntime", "max_batch_size": 8}'},
+            "e", {"config": '{"backend": "onnxruntime", "max_batch_size": 8}'}
         )
 
 
-def test_an_unload_accepts_the_parameters_of_tritons_client() -> None:
+def test_an_unload_accepts_the_parameters_of_tritons_client():
     management.check_unload_parameters({"unload_dependents": False})
     with pytest.raises(InvalidRequest, match=r"'x' .*unload"):
         management.check_unload_parameters({"x": 1})
 
 
-def test_statistics_are_those_of_each_version_in_memory(server: Server) -> None:
+def test_statistics_are_those_of_each_version_in_memory(server):
     counted = {
         ("two", "m", "1"): Statistics(
             requests=5,
@@ -130,24 +125,16 @@ def test_statistics_are_those_of_each_version_in_memory(server: Server) -> None:
             management.model_statistics(server, endpoint, version)
 
 
-def test_the_configuration_has_the_batch_in_its_dims_unless_requests_are_joined(
-    server: Server,
-) -> None:
+def test_the_configuration_has_the_batch_in_its_dims_unless_requests_are_joined(server):
     config = management.triton_config(
-        server.repository.select_variant("mixed"),
-        ("7",),
-        ServerSpec(workers=3),
+        server.repository.select_variant("mixed"), ("7",), ServerSpec(workers=3)
     )
     assert config["name"] == "mixed"
     assert config["platform"] == "onnxruntime_onnx"
     assert config["backend"] == "onnxruntime"
     assert config["max_batch_size"] == 0
     assert "dynamic_batching" not in config
-    assert config["input"][0] == {
-        "name": "carrier",
-        "data_type": "TYPE_STRING",
-        "dims": [-1, 1],
-    }
+    assert config["input"][0] == {"name": "carrier", "data_type": "TYPE_STRING", "dims": [-1, 1]}
     assert [entry["data_type"] for entry in config["input"]] == [
         "TYPE_STRING",
         "TYPE_FP64",
@@ -164,20 +151,14 @@ def test_the_configuration_has_the_batch_in_its_dims_unless_requests_are_joined(
     assert config["default_model_filename"] == "model.onnx"
 
 
-def test_where_requests_are_joined_the_batch_is_left_out(server: Server) -> None:
+def test_where_requests_are_joined_the_batch_is_left_out(server):
     variant = server.repository.select_variant("mixed")
     policy = BatchPolicy(
-        8,
-        preferred_batch_size=(4,),
-        max_queue_delay_microseconds=100,
-        max_queue_size=16,
+        8, preferred_batch_size=(4,), max_queue_delay_microseconds=100, max_queue_size=16
     )
     joined = replace(
         variant,
-        loaded=replace(
-            variant.loaded,
-            batcher=Batcher(variant.loaded.predictor.run, policy),
-        ),
+        loaded=replace(variant.loaded, batcher=Batcher(variant.loaded.predictor.run, policy)),
     )
     config = management.triton_config(joined, ("7",), ServerSpec(default_timeout_microseconds=9))
     assert config["max_batch_size"] == 8
@@ -195,11 +176,9 @@ def test_where_requests_are_joined_the_batch_is_left_out(server: Server) -> None
     }
 
 
-def test_versions_without_numbers_have_no_policy_that_names_them(server: Server) -> None:
+def test_versions_without_numbers_have_no_policy_that_names_them(server):
     versions = server.repository.versions("two")
     config = management.triton_config(
-        server.repository.select_variant("two", "m-2"),
-        versions,
-        ServerSpec(),
+        server.repository.select_variant("two", "m-2"), versions, ServerSpec()
     )
     assert config["version_policy"] == {"latest": {"num_versions": 2}}

@@ -1,10 +1,7 @@
 """The pipeline of a prediction: its headers, ids, event times and captured rows."""
 
 import json
-from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import orjson
@@ -13,60 +10,49 @@ import pytest
 from mlflow_deploy_plugin.core.errors import ClientDisconnected, InferenceError
 from mlflow_deploy_plugin.serve import assembly
 from mlflow_deploy_plugin.serve.inference.pipeline import BrokenResponse, infer, infer_lines
-from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.protocols.protocol import DecodedRequest, Protocol
 from mlflow_deploy_plugin.serve.runtime.model import OpaqueBody
 from tests.support.handling import V2_ROW, ask
-from tests.support.servers import Serve, one_endpoint, variant
+from tests.support.servers import one_endpoint, variant
 from tests.support.spool import read_spool
 
 
 @pytest.fixture
-def server(
-    serve_here: Serve,
-    bias_folders: dict[str, Path],
-) -> Server:
+def server(serve_here, bias_folders):
     return serve_here(
-        {
-            "e": {"v": variant(bias_folders["1"])},
-            "f": {"w": variant(bias_folders["2"], "2")},
-        },
+        {"e": {"v": variant(bias_folders["1"])}, "f": {"w": variant(bias_folders["2"], "2")}}
     )
 
 
-def captured(server: Server, tmp_path: Path) -> list[Any]:
+def captured(server, tmp_path):
     server.capture.close()
     return read_spool(tmp_path / "state-0" / "spool")
 
 
 @pytest.mark.parametrize(
-    "given",
-    ["0001-01-01T00:00:00+14:00", "0999-01-01T00:00:00Z", "9999-12-31T23:59:59-14:00"],
+    "given", ["0001-01-01T00:00:00+14:00", "0999-01-01T00:00:00Z", "9999-12-31T23:59:59-14:00"]
 )
-def test_an_event_time_that_the_inference_log_cannot_hold_is_refused(
-    server: Server,
-    given: str,
-) -> None:
+def test_an_event_time_that_the_inference_log_cannot_hold_is_refused(server, given):
     response = ask(server, x_event_time=given)
     assert response.status == 400
     assert "X-Event-Time" in json.loads(response.body)["message"]
 
 
-def test_an_answer_says_which_version_gave_it(server: Server) -> None:
+def test_an_answer_says_which_version_gave_it(server):
     response = ask(server, x_request_id="mine")
     assert response.status == 200
     assert response.headers.pop("X-Prediction-Id")
     assert response.headers == {"X-Request-Id": "mine", "X-Model-Name": "m", "X-Model-Version": "1"}
 
 
-def test_an_endpoint_is_asked_by_its_name(server: Server) -> None:
+def test_an_endpoint_is_asked_by_its_name(server):
     assert json.loads(ask(server, "/endpoints/f/invocations").body) == {"predictions": [[2006.0]]}
     assert ask(server, "/endpoints/f/invocations").headers["X-Model-Version"] == "2"
     assert ask(server, "/endpoints/g/invocations").status == 404
 
 
-def test_a_refused_request_says_which_version_refused_it(server: Server) -> None:
+def test_a_refused_request_says_which_version_refused_it(server):
     response = ask(server, body=b"{}")
     assert response.status == 400
     assert {"X-Request-Id", "X-Model-Name", "X-Model-Version"} == set(response.headers)
@@ -79,34 +65,24 @@ def test_a_refused_request_says_which_version_refused_it(server: Server) -> None
         MemoryError(),
     ],
 )
-def test_want_of_memory_is_not_the_fault_of_the_request(
-    server: Server,
-    scarce: Exception,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_want_of_memory_is_not_the_fault_of_the_request(server, scarce, monkeypatch):
     monkeypatch.setattr(orjson, "loads", Mock(side_effect=scarce))
     response = ask(server)
     assert response.status == 503
     assert response.headers["Retry-After"] == "1"
     assert json.loads(response.body.decode())["message"].startswith(
-        "the server lacks memory for this request",
+        "the server lacks memory for this request"
     )
 
 
-@pytest.mark.parametrize(
-    "given",
-    ["", "a" * 129, "a b", "a\nb", "ü"],
-)
-def test_a_request_id_unfit_to_be_sent_back_is_replaced(server: Server, given: str) -> None:
+@pytest.mark.parametrize("given", ["", "a" * 129, "a b", "a\nb", "ü"])
+def test_a_request_id_unfit_to_be_sent_back_is_replaced(server, given):
     made = ask(server, x_request_id=given).headers["X-Request-Id"]
     assert made != given
     assert len(made) == 32
 
 
-def test_requests_are_captured_with_their_ids_and_times(
-    server: Server,
-    tmp_path: Path,
-) -> None:
+def test_requests_are_captured_with_their_ids_and_times(server, tmp_path):
     first = ask(server, x_request_id="mine", x_event_time="2013-07-01T08:30:00.5-04:00")
     second = ask(server, "/endpoints/f/invocations", x_request_id="mine")
     ask(server, body=b"{}")
@@ -133,30 +109,18 @@ def test_requests_are_captured_with_their_ids_and_times(
     )
 
 
-@pytest.mark.parametrize(
-    ("fraction", "low", "high"),
-    [(0.0, 0, 0), (0.5, 20, 80), (1.0, 100, 100)],
-)
+@pytest.mark.parametrize(("fraction", "low", "high"), [(0.0, 0, 0), (0.5, 20, 80), (1.0, 100, 100)])
 def test_a_fraction_of_the_requests_is_captured(
-    serve_here: Serve,
-    bias_folders: dict[str, Path],
-    tmp_path: Path,
-    fraction: float,
-    low: int,
-    high: int,
-) -> None:
+    serve_here, bias_folders, tmp_path, fraction, low, high
+):
     server = serve_here(one_endpoint(bias_folders["1"]), fraction=fraction)
     for _ in range(100):
         assert ask(server).status == 200
     assert low <= len(captured(server, tmp_path)) <= high
 
 
-def test_an_unexpected_error_is_logged_and_answered_without_details(
-    server: Server,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    def broken(*_: Any) -> Any:
+def test_an_unexpected_error_is_logged_and_answered_without_details(server, monkeypatch, caplog):
+    def broken(*_):
         raise RuntimeError("secret")
 
     monkeypatch.setattr(type(server.dataplane), "infer", broken)
@@ -169,10 +133,8 @@ def test_an_unexpected_error_is_logged_and_answered_without_details(
 
 
 def test_a_loaded_version_is_asked_by_its_number_whatever_its_weight(
-    serve_here: Serve,
-    bias_folders: dict[str, Path],
-    tmp_path: Path,
-) -> None:
+    serve_here, bias_folders, tmp_path
+):
     variants = {
         "champion": variant(bias_folders["1"]),
         "idle": variant(bias_folders["2"], "2", weight=0),
@@ -198,10 +160,8 @@ def test_a_loaded_version_is_asked_by_its_number_whatever_its_weight(
 
 
 def test_lines_with_more_values_than_may_be_answered_at_once_are_answered_in_smaller_pieces(
-    serve_here: Serve,
-    model_folders: dict[str, Path],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    serve_here, model_folders, monkeypatch
+):
     monkeypatch.setattr(assembly, "_LEAST_VALUES", 1024)
     server = serve_here(one_endpoint(model_folders["mixed"]), {"max_body_bytes": 1024})
     request = RawRequest("POST", "/invocations", {"content-type": "application/jsonl"}, b"")
@@ -214,17 +174,11 @@ def test_lines_with_more_values_than_may_be_answered_at_once_are_answered_in_sma
     assert b"".join(reply.pieces) == b'"yes"\n"no"\n' * 1000
 
 
-def test_a_stream_that_fails_is_counted_and_captured_as_any_failure(
-    server: Server,
-    tmp_path: Path,
-) -> None:
+def test_a_stream_that_fails_is_counted_and_captured_as_any_failure(server, tmp_path):
     body = OpaqueBody("application/json", b'{"stream": true}', is_streamed=True)
-    streamed = Protocol(
-        "invocations",
-        lambda *_: DecodedRequest({}, Mock(), body=body),
-    )
+    streamed = Protocol("invocations", lambda *_: DecodedRequest({}, Mock(), body=body))
     server.dataplane.stream = Mock(  # type: ignore[method-assign]
-        return_value=iter(Mock(side_effect=InferenceError("no such tool")), None),
+        return_value=iter(Mock(side_effect=InferenceError("no such tool")), None)
     )
     reply = infer(server, RawRequest("POST", "/invocations", {}, b""), streamed)
     assert reply.status == 400
@@ -243,12 +197,9 @@ def test_a_stream_that_fails_is_counted_and_captured_as_any_failure(
     ],
 )
 def test_of_json_lines_a_piece_that_fails_is_captured_as_any_failure(
-    server: Server,
-    tmp_path: Path,
-    pieces: list[bytes | ClientDisconnected],
-    expected: list[int],
-) -> None:
-    def sent() -> Iterator[bytes]:
+    server, tmp_path, pieces, expected
+):
+    def sent():
         for piece in pieces:
             if isinstance(piece, ClientDisconnected):
                 raise piece

@@ -25,11 +25,11 @@ from tests.support.waiting import free_port
 VERSION = ("m", "1", "", "")
 
 
-def texts(*values: str) -> Any:
+def texts(*values):
     return np.array(values, dtype=object)
 
 
-def test_the_key_tells_everything_that_the_answer_depends_on() -> None:
+def test_the_key_tells_everything_that_the_answer_depends_on():
     x = np.arange(4.0)
     questions: list[Any] = [
         (VERSION, {"x": x}),
@@ -48,21 +48,19 @@ def test_the_key_tells_everything_that_the_answer_depends_on() -> None:
 
     assert len(set(keys)) == len(questions)
     assert request_digest(VERSION, {"a": x, "b": x + 1}) == request_digest(
-        VERSION,
-        {"b": x + 1, "a": x},
+        VERSION, {"b": x + 1, "a": x}
     )
     assert request_digest(VERSION, {"x": np.arange(8.0)[::2]}) == request_digest(
-        VERSION,
-        {"x": x * 2},
+        VERSION, {"x": x * 2}
     )
 
 
-def test_a_question_without_bytes_has_no_key() -> None:
+def test_a_question_without_bytes_has_no_key():
     assert request_digest(VERSION, {"x": texts("\ud800")}) is None
     assert request_digest(VERSION, {"x": np.array([{"a": 1}], dtype=object)}) is None
 
 
-def test_cached_responses_are_read_only_copies() -> None:
+def test_cached_responses_are_read_only_copies():
     cache = MemoryCache(100_000, 60)
     batch = np.arange(10.0)
     cache.put(b"k", {"y": batch[2:4]})
@@ -77,7 +75,7 @@ def test_cached_responses_are_read_only_copies() -> None:
     assert cache.get(b"k")
 
 
-def test_an_answer_is_kept_for_its_time() -> None:
+def test_an_answer_is_kept_for_its_time():
     clock = Clock(0.0)
     cache = MemoryCache(100_000, 60, clock)
     cache.put(b"k", {"y": np.zeros(1)})
@@ -88,13 +86,10 @@ def test_an_answer_is_kept_for_its_time() -> None:
     assert cache._bytes == 0
 
 
-def test_the_least_recently_used_goes_first_and_the_bound_holds() -> None:
+def test_the_least_recently_used_goes_first_and_the_bound_holds():
     cache = MemoryCache(10_000, 60)
     for number in range(3):
-        cache.put(
-            str(number).encode(),
-            {"y": np.zeros(250)},
-        )
+        cache.put(str(number).encode(), {"y": np.zeros(250)})
     assert cache.get(b"0")
     cache.put(b"3", {"y": np.zeros(250)})
 
@@ -104,16 +99,10 @@ def test_the_least_recently_used_goes_first_and_the_bound_holds() -> None:
     assert cache.get(b"0")
     cache.put(b"large", {"y": np.zeros(5000)})
     assert cache.get(b"large") is None
-    cache.put(
-        b"maps",
-        {"y": np.array([{"a": 1}], dtype=object)},
-    )
+    cache.put(b"maps", {"y": np.array([{"a": 1}], dtype=object)})
     assert cache.get(b"maps") is None
     for number in range(1000):
-        cache.put(
-            str(number).encode(),
-            {"y": texts("a" * 100)},
-        )
+        cache.put(str(number).encode(), {"y": texts("a" * 100)})
         assert cache._bytes <= 10_000
 
 
@@ -125,9 +114,9 @@ def test_the_least_recently_used_goes_first_and_the_bound_holds() -> None:
             npst.array_shapes(min_dims=0, min_side=0),
         ),
         max_size=3,
-    ),
+    )
 )
-def test_numbers_come_back_as_they_were_packed(outputs: dict[str, Any]) -> None:
+def test_numbers_come_back_as_they_were_packed(outputs):
     content = encode_outputs(outputs)
     assert content is not None
     again = decode_outputs(content)
@@ -138,7 +127,7 @@ def test_numbers_come_back_as_they_were_packed(outputs: dict[str, Any]) -> None:
         np.testing.assert_array_equal(again[name], array)
 
 
-def test_texts_come_back_as_they_were_packed() -> None:
+def test_texts_come_back_as_they_were_packed():
     again = decode_outputs(encode_outputs({"label": texts("ä", "").reshape(2, 1)}) or b"")
     assert again is not None
     assert again["label"].dtype == object
@@ -146,11 +135,11 @@ def test_texts_come_back_as_they_were_packed() -> None:
 
 
 @given(st.binary(max_size=60))
-def test_foreign_bytes_are_no_answer(content: bytes) -> None:
+def test_foreign_bytes_are_no_answer(content):
     assert not decode_outputs(content)
 
 
-def test_bytes_that_ask_for_objects_or_lie_about_a_shape_are_no_answer() -> None:
+def test_bytes_that_ask_for_objects_or_lie_about_a_shape_are_no_answer():
     for layout in (
         '[["y","O",[1],8]]',
         '[["y","f8",[9],8]]',
@@ -163,19 +152,16 @@ def test_bytes_that_ask_for_objects_or_lie_about_a_shape_are_no_answer() -> None
         assert decode_outputs(len(text).to_bytes(4, "little") + text + bytes(8)) is None
 
 
-def test_no_bytes_no_cache() -> None:
+def test_no_bytes_no_cache():
     assert open_cache(0, 60, "redis://127.0.0.1:1/0") is None
     assert isinstance(open_cache(1, 60, ""), MemoryCache)
 
 
 @pytest.mark.redis
-def test_workers_share_answers_over_redis(redis_url: str) -> None:
+def test_workers_share_answers_over_redis(redis_url):
     cache, other = (RedisCache(redis_url, 10_000, 60, print) for _ in range(2))
     assert other.get(b"shared") is None
-    cache.put(
-        b"shared",
-        {"y": np.arange(3.0), "label": texts("a", "b", "c")},
-    )
+    cache.put(b"shared", {"y": np.arange(3.0), "label": texts("a", "b", "c")})
 
     answer = other.get(b"shared")
     assert answer is not None
@@ -187,16 +173,13 @@ def test_workers_share_answers_over_redis(redis_url: str) -> None:
 
 
 @pytest.mark.redis
-def test_a_foreign_value_in_redis_is_ignored(redis_url: str) -> None:
+def test_a_foreign_value_in_redis_is_ignored(redis_url):
     cache = RedisCache(redis_url, 10_000, 60, print)
     cache._client.set(b"onnxserve:answer:foreign", b"\x80\x04cos\nsystem\n")
     assert cache.get(b"foreign") is None
 
 
-def test_without_redis_the_cache_misses_and_raises_no_error(
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_without_redis_the_cache_misses_and_raises_no_error(caplog, monkeypatch):
     # Otherwise the thread that pings Redis would log in later tests that Redis is down.
     monkeypatch.setattr("redis.Redis.ping", lambda client: True)
     cache = RedisCache(f"redis://:secret@127.0.0.1:{free_port()}/0", 10_000, 60, lambda: None)
@@ -207,5 +190,5 @@ def test_without_redis_the_cache_misses_and_raises_no_error(
 
     # The second failed request logs the same, and the log drops repeats.
     assert set(caplog.messages) == {
-        "Redis does not answer (Connection refused): responses are computed and not cached",
+        "Redis does not answer (Connection refused): responses are computed and not cached"
     }

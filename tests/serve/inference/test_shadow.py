@@ -4,7 +4,7 @@ import errno
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +27,6 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
 from mlflow_deploy_plugin.serve.runtime.model import Predictor
 from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
 from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
-from mlflow_deploy_plugin.serve.variants import ServedVariant
 from tests.support import servers
 from tests.support.bodies import arrow_stream, v2_tensor
 from tests.support.handling import ask, handle
@@ -35,21 +34,15 @@ from tests.support.models import columns, graph_tensor, mixed_model, write_model
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.raising import raise_it
 from tests.support.refusals import mentions
-from tests.support.servers import Serve
-from tests.support.spool import CapturedRequest, read_spool
+from tests.support.spool import read_spool
 from tests.support.waiting import wait_until
 
 
 @pytest.fixture
-def serve(serve_here: Serve) -> Serve:
+def serve(serve_here):
     """Serve the endpoint e with an answering variant and its shadow."""
 
-    def serve(
-        answering: Path,
-        shadow: Path,
-        server: dict[str, Any] | None = None,
-        **capture: Any,
-    ) -> Server:
+    def serve(answering, shadow, server=None, **capture):
         variants = {
             "main": servers.variant(answering, "1"),
             "new": servers.variant(shadow, "2", shadow=True),
@@ -63,7 +56,7 @@ def predict(server: Server, *rows: list[float]) -> RawResponse:
     return ask(server, body={"dataframe_split": {"columns": ["a", "b", "c"], "data": rows}})
 
 
-def shadowed(server: Server, name: str, **labels: str) -> float:
+def shadowed(server, name, **labels):
     """Return a value of the shadows' metrics, summed over all other labels; for a
     histogram, the sum.
     """
@@ -73,23 +66,20 @@ def shadowed(server: Server, name: str, **labels: str) -> float:
     return sum(series.value for series in family.series if labels.items() <= series.labels.items())
 
 
-def compared(server: Server, requests: int) -> None:
+def compared(server, requests):
     wait_until(
         lambda: shadowed(server, "requests", outcome="compared") == requests,
         what=f"{requests} compared",
     )
 
 
-def captured(place: Server | Path, variant: str) -> list[CapturedRequest]:
+def captured(place, variant):
     spool = place if isinstance(place, Path) else place.capture.spool
     requests = read_spool(spool)
     return [request for request in requests if request.record.variant == variant]
 
 
-def test_an_answer_is_compared_with_the_shadows_answer(
-    serve: Serve,
-    bias_folders: dict[str, Path],
-) -> None:
+def test_an_answer_is_compared_with_the_shadows_answer(serve, bias_folders):
     server = serve(bias_folders["1"], bias_folders["2"])
     response = predict(server, [1, 2, 3], [4, 5, 6])
     assert orjson.loads(response.body) == {"predictions": [[1006.0], [1015.0]]}
@@ -102,11 +92,7 @@ def test_an_answer_is_compared_with_the_shadows_answer(
     assert b"onnxserve_shadow_rows_total{" in server.metrics.page()
 
 
-def test_equal_labels_agree(
-    serve: Serve,
-    model_folders: dict[str, Path],
-    tmp_path: Path,
-) -> None:
+def test_equal_labels_agree(serve, model_folders, tmp_path):
     server = serve(model_folders["mixed"], mixed_model(tmp_path / "again"))
     row = {"carrier": "AA", "distance": 5.0, "hour": 3, "late": True}
     body = orjson.dumps({"dataframe_records": [row, row | {"carrier": "B6"}]})
@@ -116,37 +102,24 @@ def test_equal_labels_agree(
     assert shadowed(server, "difference") == 0.0
 
 
-def test_the_shadows_rows_are_captured_under_the_ids_of_the_answer(
-    serve: Serve,
-    bias_folders: dict[str, Path],
-) -> None:
+def test_the_shadows_rows_are_captured_under_the_ids_of_the_answer(serve, bias_folders):
     server = serve(bias_folders["1"], bias_folders["2"], max_rows_per_request=1)
     response = predict(server, [1, 2, 3], [4, 5, 6])
     compared(server, 1)
     (request,) = captured(server, "new")
     (answered,) = captured(server, "main")
     assert request.record == answered.record._replace(
-        variant="new",
-        latency=request.record.latency,
-        is_shadow=True,
+        variant="new", latency=request.record.latency, is_shadow=True
     )
     assert 0 < answered.record.latency < 60e6
     assert request.record.prediction_id == response.headers["X-Prediction-Id"]
     assert request.model.version == "2"
     sent = request.model.schema.to_columns(request.feeds)
-    assert {name: array.tolist() for name, array in sent.items()} == {
-        "a": [1],
-        "b": [2],
-        "c": [3],
-    }
+    assert {name: array.tolist() for name, array in sent.items()} == {"a": [1], "b": [2], "c": [3]}
     assert request.outputs["y"].tolist() == [[2006.0]]
 
 
-def test_the_shadows_rows_have_the_keys_of_the_request(
-    serve: Serve,
-    bias_folders: dict[str, Path],
-    tmp_path: Path,
-) -> None:
+def test_the_shadows_rows_have_the_keys_of_the_request(serve, bias_folders, tmp_path):
     """The shadow has the same schema as the answering version, or another schema that
     needs converted feeds.
     """
@@ -169,10 +142,7 @@ def test_the_shadows_rows_have_the_keys_of_the_request(
             }
 
 
-def test_a_request_that_is_not_captured_has_no_shadow_row(
-    serve: Serve,
-    bias_folders: dict[str, Path],
-) -> None:
+def test_a_request_that_is_not_captured_has_no_shadow_row(serve, bias_folders):
     server = serve(bias_folders["1"], bias_folders["2"], fraction=0.5)
     for _ in range(30):
         predict(server, [1, 2, 3])
@@ -185,12 +155,7 @@ def test_a_request_that_is_not_captured_has_no_shadow_row(
     assert 0 < len(ids[0]) < 30
 
 
-def test_a_shadow_that_refuses_the_input_has_failed(
-    serve: Serve,
-    bias_folders: dict[str, Path],
-    model_folders: dict[str, Path],
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_shadow_that_refuses_the_input_has_failed(serve, bias_folders, model_folders, caplog):
     server = serve(bias_folders["1"], model_folders["mixed"])
     assert predict(server, [1, 2, 3]).status == 200
     wait_until(lambda: shadowed(server, "requests", outcome="failed") == 1, what="the failure")
@@ -200,23 +165,12 @@ def test_a_shadow_that_refuses_the_input_has_failed(
     assert record.exc_info is None
 
 
-def test_batched_requests_are_each_compared_with_their_own_answer(
-    serve: Serve,
-    bias_folders: dict[str, Path],
-    tmp_path: Path,
-) -> None:
+def test_batched_requests_are_each_compared_with_their_own_answer(serve, bias_folders, tmp_path):
     server = serve(
-        bias_folders["1"],
-        servers.single_model(tmp_path / "same", 1000.0),
-        {"max_batch_size": 16},
+        bias_folders["1"], servers.single_model(tmp_path / "same", 1000.0), {"max_batch_size": 16}
     )
     with ThreadPoolExecutor(8) as pool:
-        list(
-            pool.map(
-                lambda number: predict(server, [number, 0, 0], [0, number, 1]),
-                range(100),
-            )
-        )
+        list(pool.map(lambda number: predict(server, [number, 0, 0], [0, number, 1]), range(100)))
     compared(server, 100)
     assert shadowed(server, "rows", agreement="same") == 200
     answers = {
@@ -230,20 +184,12 @@ def test_batched_requests_are_each_compared_with_their_own_answer(
 
 
 @pytest.mark.parametrize("most", [1, 16])
-def test_a_shadow_whose_rows_depend_on_each_other_sees_each_request_alone(
-    serve: Serve,
-    tmp_path: Path,
-    most: int,
-) -> None:
+def test_a_shadow_whose_rows_depend_on_each_other_sees_each_request_alone(serve, tmp_path, most):
     mean = "mean (float[N,1] X) => (float[N,1] y) { m = ReduceMean(X) y = Sub(X, m) }"
     same = "same (float[N,1] X) => (float[N,1] y) { y = Sub(X, X) }"
     signature = columns(a="double")
     folders = [
-        write_model(tmp_path / name, text, signature)
-        for name, text in (
-            ("s", same),
-            ("m", mean),
-        )
+        write_model(tmp_path / name, text, signature) for name, text in (("s", same), ("m", mean))
     ]
     server = serve(*folders, {"max_batch_size": most})
     assert server.dataplane.can_infer_async("e") == (most > 1)  # The shadow does not matter.
@@ -269,19 +215,14 @@ class Slow:
         self.schema = self.model.schema
 
     def run(
-        self,
-        feeds: Feeds,
-        outputs: Sequence[str] | None = None,
-        deadline: float = math.inf,
+        self, feeds: Feeds, outputs: Sequence[str] | None = None, deadline: float = math.inf
     ) -> dict[str, Array]:
         self.runs += 1
         self.go_on.wait(60)
         return self.model.run(feeds, outputs, deadline)
 
     def prediction(
-        self,
-        outputs: Mapping[str, Array],
-        of_table: bool = False,
+        self, outputs: Mapping[str, Array], of_table: bool = False
     ) -> Array | dict[str, Array]:
         return self.model.prediction(outputs)
 
@@ -290,10 +231,7 @@ class Slow:
 
 
 @pytest.fixture
-def slow(
-    serve: Serve,
-    bias_folders: dict[str, Path],
-) -> Iterator[tuple[Server, ServedVariant, Slow]]:
+def slow(serve, bias_folders):
     """Return a server, its answering variant, and the predictor of the shadow."""
     server = serve(bias_folders["1"], bias_folders["2"])
     variant = server.repository.select_variant("e")
@@ -304,12 +242,7 @@ def slow(
     predictor.go_on.set()
 
 
-def offer(
-    shadows: Shadows,
-    variant: ServedVariant,
-    requests: int,
-    first: int = 0,
-) -> None:
+def offer(shadows, variant, requests, first=0):
     for number in range(first, first + requests):
         record = RequestRecord("e", "main", "", str(number), 0, 0)
         shadows.mirror(
@@ -321,15 +254,8 @@ def offer(
         )
 
 
-@pytest.mark.parametrize(
-    "bound",
-    [{"max_copies": 3}, {"max_bytes": 3 * 16}],
-)
-def test_copies_beyond_the_queue_bound_are_dropped_and_counted(
-    slow: tuple[Server, ServedVariant, Slow],
-    tmp_path: Path,
-    bound: dict[str, Any],
-) -> None:
+@pytest.mark.parametrize("bound", [{"max_copies": 3}, {"max_bytes": 3 * 16}])
+def test_copies_beyond_the_queue_bound_are_dropped_and_counted(slow, tmp_path, bound):
     server, variant, predictor = slow
     shadows = Shadows(CaptureWriter(tmp_path / "spool"), server.metrics, **bound)
     offer(shadows, variant, 10)
@@ -338,19 +264,11 @@ def test_copies_beyond_the_queue_bound_are_dropped_and_counted(
     compared(server, 3)
     copies = captured(tmp_path / "spool", "new")
     # The newest copies are dropped.
-    assert [request.record.prediction_id for request in copies] == [
-        "0",
-        "1",
-        "2",
-    ]
+    assert [request.record.prediction_id for request in copies] == ["0", "1", "2"]
     shadows.close()
 
 
-def test_copies_are_dropped_and_counted_if_no_thread_can_start(
-    slow: tuple[Server, ServedVariant, Slow],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_copies_are_dropped_and_counted_if_no_thread_can_start(slow, tmp_path, monkeypatch):
     server, variant, predictor = slow
     shadows = Shadows(CaptureWriter(tmp_path / "spool"), server.metrics)
     with monkeypatch.context() as scarce:
@@ -367,11 +285,7 @@ def test_copies_are_dropped_and_counted_if_no_thread_can_start(
     shadows.close()
 
 
-def test_copy_that_fails_does_not_affect_others(
-    slow: tuple[Server, ServedVariant, Slow],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_copy_that_fails_does_not_affect_others(slow, tmp_path, monkeypatch):
     server, variant, predictor = slow
     model = predictor.model
 
@@ -388,31 +302,18 @@ def test_copy_that_fails_does_not_affect_others(
     for number in range(10, 20):
         record = RequestRecord("e", "main", "", str(number), 0, 0)
         rows = {"X": np.full((1, 3), number, np.float32)}
-        shadows.mirror(
-            variant,
-            record,
-            True,
-            rows,
-            {"y": np.ones((1, 1), np.float32)},
-        )
+        shadows.mirror(variant, record, True, rows, {"y": np.ones((1, 1), np.float32)})
     predictor.go_on.set()
     compared(server, 10)
     wait_until(
-        lambda: shadowed(server, "requests", outcome="failed") == 1,
-        what="the copy that fails",
+        lambda: shadowed(server, "requests", outcome="failed") == 1, what="the copy that fails"
     )
     ids = [request.record.prediction_id for request in captured(tmp_path / "spool", "new")]
-    assert ids == [
-        "0",
-        *(str(number) for number in range(10, 20) if number != 13),
-    ]
+    assert ids == ["0", *(str(number) for number in range(10, 20) if number != 13)]
     shadows.close()
 
 
-def test_a_shadow_that_does_not_come_back_delays_neither_an_answer_nor_the_end(
-    slow: tuple[Server, ServedVariant, Slow],
-    tmp_path: Path,
-) -> None:
+def test_a_shadow_that_does_not_come_back_delays_neither_an_answer_nor_the_end(slow, tmp_path):
     server, variant, predictor = slow
     shadows = Shadows(CaptureWriter(tmp_path / "spool"), server.metrics, max_copies=50)
     offer(shadows, variant, 1)
@@ -423,10 +324,7 @@ def test_a_shadow_that_does_not_come_back_delays_neither_an_answer_nor_the_end(
     assert not predictor.go_on.is_set()
 
 
-def test_copies_are_computed_at_a_lower_priority(
-    serve: Serve,
-    bias_folders: dict[str, Path],
-) -> None:
+def test_copies_are_computed_at_a_lower_priority(serve, bias_folders):
     server = serve(bias_folders["1"], bias_folders["2"])
     predict(server, [1, 2, 3])
     compared(server, 1)
@@ -436,12 +334,8 @@ def test_copies_are_computed_at_a_lower_priority(
     assert os.getpriority(os.PRIO_PROCESS, thread.native_id) > os.getpriority(os.PRIO_PROCESS, 0)
 
 
-def test_copies_are_computed_where_the_system_lowers_no_priority(
-    slow: tuple[Server, ServedVariant, Slow],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def refuse(increment: int) -> None:
+def test_copies_are_computed_where_the_system_lowers_no_priority(slow, tmp_path, monkeypatch):
+    def refuse(increment):
         raise PermissionError(errno.EPERM, "Operation not permitted")  # systemd may do this
 
     server, variant, predictor = slow
@@ -453,52 +347,29 @@ def test_copies_are_computed_where_the_system_lowers_no_priority(
     shadows.close()
 
 
-def test_a_server_without_a_shadow_starts_no_thread(
-    serve_here: Serve,
-    bias_folders: dict[str, Path],
-) -> None:
+def test_a_server_without_a_shadow_starts_no_thread(serve_here, bias_folders):
     server = serve_here({"e": {"main": servers.variant(bias_folders["1"])}})
     predict(server, [1, 2, 3])
     assert server.shadows._thread is None
 
 
 def test_a_version_that_is_asked_for_by_its_number_is_not_answered_by_its_shadow(
-    serve_here: Serve,
-    bias_folders: dict[str, Path],
-) -> None:
+    serve_here, bias_folders
+):
     main, two = (servers.variant(bias_folders[version], version, weight=50) for version in "12")
-    server = serve_here(
-        {
-            "e": {
-                "watched": two | {"shadow": True},
-                "main": main,
-                "new": two,
-            }
-        }
-    )
+    server = serve_here({"e": {"watched": two | {"shadow": True}, "main": main, "new": two}})
     assert server.repository.select_variant("e", "2").name == "new"
 
 
-def test_whatever_the_protocol_a_copy_is_compared(
-    serve: Serve,
-    bias_folders: dict[str, Path],
-) -> None:
+def test_whatever_the_protocol_a_copy_is_compared(serve, bias_folders):
     server = serve(bias_folders["1"], bias_folders["2"])
     columns = {name: pa.array([1.0, 2.0]) for name in "abc"}
     arrow = "application/vnd.apache.arrow.stream"
     tensor = v2_tensor("X", "FP32", [1.0] * 6, [2, 3])
-    v2 = orjson.dumps(
-        {
-            "inputs": [tensor],
-            "outputs": [{"name": "y"}],
-        }
-    )
+    v2 = orjson.dumps({"inputs": [tensor], "outputs": [{"name": "y"}]})
     requests = [
         RawRequest(
-            "POST",
-            "/invocations",
-            {"content-type": arrow},
-            arrow_stream(pa.table(columns)),
+            "POST", "/invocations", {"content-type": arrow}, arrow_stream(pa.table(columns))
         ),
         RawRequest("POST", "/invocations", {"content-type": "text/csv"}, b"a,b,c\n1,2,3\n4,5,6\n"),
         RawRequest("POST", "/v2/models/e/infer", {"content-type": "application/json"}, v2),
@@ -508,10 +379,7 @@ def test_whatever_the_protocol_a_copy_is_compared(
     assert shadowed(server, "rows", agreement="different") == 6
 
 
-def test_a_batch_that_an_event_loop_has_not_waited_for_is_compared(
-    serve: Serve,
-    bias_folders: dict[str, Path],
-) -> None:
+def test_a_batch_that_an_event_loop_has_not_waited_for_is_compared(serve, bias_folders):
     server = serve(bias_folders["1"], bias_folders["2"], {"max_batch_size": 16})
     body = orjson.dumps({"inputs": [[1, 2, 3]]})
     answers: SimpleQueue[RawResponse] = SimpleQueue()
@@ -522,10 +390,7 @@ def test_a_batch_that_an_event_loop_has_not_waited_for_is_compared(
     compared(server, 20)
 
 
-def test_endpoints_that_share_their_versions_are_counted_apart(
-    serve_here: Serve,
-    bias_folders: dict[str, Path],
-) -> None:
+def test_endpoints_that_share_their_versions_are_counted_apart(serve_here, bias_folders):
     variants = {
         "main": servers.variant(bias_folders["1"]),
         "new": servers.variant(bias_folders["2"], "2", shadow=True),
@@ -543,10 +408,7 @@ def test_endpoints_that_share_their_versions_are_counted_apart(
 
 
 @pytest.mark.long
-def test_a_pyfunc_shadows_another_by_the_body_that_each_reads_itself(
-    serve: Serve,
-    tmp_path: Path,
-) -> None:
+def test_a_pyfunc_shadows_another_by_the_body_that_each_reads_itself(serve, tmp_path):
     folder = save_pyfuncs(tmp_path)["days"]
     server = serve(folder, folder)
     wait_until(lambda: not server.repository.not_ready_reason(), 60, "the side processes")
@@ -555,8 +417,8 @@ def test_a_pyfunc_shadows_another_by_the_body_that_each_reads_itself(
             "dataframe_records": [
                 {"when": "2013-07-01", "name": "a"},
                 {"when": "2013-07-02", "name": "b"},
-            ],
-        },
+            ]
+        }
     )
     assert ask(server, body=body).status == 200
     compared(server, 1)

@@ -10,22 +10,12 @@ from mlflow_deploy_plugin.serve.inference.shadow import translate_feeds
 from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import compile_schema
 
-COLUMNS = (
-    Column("name", "string"),
-    Column("hour", "long"),
-    Column("distance", "double"),
-)
+COLUMNS = (Column("name", "string"), Column("hour", "long"), Column("distance", "double"))
 STACKED = compile_schema(
     COLUMNS,
     (),
     (
-        Input(
-            "text",
-            "str",
-            (-1, 1),
-            ("name",),
-            missing="none",
-        ),
+        Input("text", "str", (-1, 1), ("name",), missing="none"),
         Input("numbers", "float32", (-1, 2), ("hour", "distance")),
     ),
 )
@@ -35,23 +25,13 @@ APART = compile_schema(
     (
         Input("h", "int64", (-1, 1), ("hour",)),
         Input("d", "float64", (-1,), ("distance",)),
-        Input(
-            "n",
-            "str",
-            (-1, 1),
-            ("name",),
-            missing="?",
-        ),
+        Input("n", "str", (-1, 1), ("name",), missing="?"),
     ),
 )
-DATA: dict[str, list[Any]] = {
-    "name": ["a", None],
-    "hour": [7, 8],
-    "distance": [0.5, float("nan")],
-}
+DATA: dict[str, list[Any]] = {"name": ["a", None], "hour": [7, 8], "distance": [0.5, float("nan")]}
 
 
-def test_columns_find_their_inputs_and_types_again() -> None:
+def test_columns_find_their_inputs_and_types_again():
     feeds = translate_feeds(STACKED.from_columns(DATA), STACKED, APART)
     assert {name: (array.dtype.kind, array.shape) for name, array in feeds.items()} == {
         "h": ("i", (2, 1)),
@@ -63,16 +43,14 @@ def test_columns_find_their_inputs_and_types_again() -> None:
     assert feeds["n"].tolist() == [["a"], ["?"]]
 
 
-def test_the_same_schema_takes_the_same_arrays() -> None:
+def test_the_same_schema_takes_the_same_arrays():
     feeds = STACKED.from_columns(DATA)
     assert translate_feeds(feeds, STACKED, STACKED) is feeds
 
 
-def test_a_column_that_was_not_read_is_missing() -> None:
+def test_a_column_that_was_not_read_is_missing():
     wider = compile_schema(
-        (*COLUMNS, Column("more", "double")),
-        (),
-        (Input("m", "float64", (-1, 1), ("more",)),),
+        (*COLUMNS, Column("more", "double")), (), (Input("m", "float64", (-1, 1), ("more",)),)
     )
     with pytest.raises(SchemaMismatch, match="'more' is missing"):
         translate_feeds(STACKED.from_columns(DATA), STACKED, wider)

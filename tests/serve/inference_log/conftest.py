@@ -1,18 +1,16 @@
 """An inference log for each test."""
 
-from pathlib import Path
-
 import pytest
 
-from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog, open_log
+from mlflow_deploy_plugin.serve.inference_log.log_reader import open_log
 from tests.support.inference_log import LogWriter
 
 
 @pytest.fixture
-def writer(tmp_path: Path) -> LogWriter:
+def writer(tmp_path):
     return LogWriter(tmp_path / "log")
 
 
 @pytest.fixture
-def log(writer: LogWriter) -> InferenceLog:
+def log(writer):
     return open_log(str(writer.root))

@@ -3,7 +3,6 @@
 import io
 from datetime import date
 from decimal import Decimal
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,86 +21,59 @@ from tests.support.refusals import mentions
 KEY = LabelColumns(key=("flight", "day"), label="late")
 
 
-def read(
-    kind: Any,
-    content: str | bytes,
-    columns: LabelColumns | None = None,
-) -> list[LabelEntry | BadRow]:
+def read(kind, content, columns=None):
     data = content.encode() if isinstance(content, str) else content
-    return list(
-        read_label_file(
-            io.BytesIO(data),
-            "labels",
-            kind,
-            columns or LabelColumns(),
-        )
-    )
+    return list(read_label_file(io.BytesIO(data), "labels", kind, columns or LabelColumns()))
 
 
-def good(rows: list[LabelEntry | BadRow]) -> list[Feedback]:
+def good(rows):
     return [row.feedback for row in rows if isinstance(row, LabelEntry)]
 
 
-def bad(rows: list[LabelEntry | BadRow]) -> dict[str, str]:
+def bad(rows):
     return {row.place: row.why for row in rows if isinstance(row, BadRow)}
 
 
-def parquet(**columns: Any) -> bytes:
+def parquet(**columns):
     content = io.BytesIO()
     pq.write_table(pa.table(columns), content)
     return content.getvalue()
 
 
-def test_csv_by_prediction_id_and_row() -> None:
+def test_csv_by_prediction_id_and_row():
     rows = read("csv", "\ufeffprediction_id,row,label,other\na,0,1,x\n\nb,,late,x\n")
 
-    assert good(rows) == [
-        Feedback("a", 0, None, "1"),
-        Feedback("b", None, None, "late"),
-    ]
+    assert good(rows) == [Feedback("a", 0, None, "1"), Feedback("b", None, None, "late")]
     assert [row.place for row in rows] == ["line 2", "line 4"]
 
 
-def test_csv_by_key_columns() -> None:
+def test_csv_by_key_columns():
     rows = read("csv", 'flight,late,day\n7,1,"July, the 1st"\n', KEY)
     assert good(rows) == [Feedback(None, None, {"flight": "7", "day": "July, the 1st"}, "1")]
 
 
-def test_csv_knows_the_numbers_of_the_log_however_they_are_written() -> None:
-    columns = LabelColumns(
-        key=("flight", "name"),
-        label="late",
-        numbers=frozenset({"flight"}),
-    )
+def test_csv_knows_the_numbers_of_the_log_however_they_are_written():
+    columns = LabelColumns(key=("flight", "name"), label="late", numbers=frozenset({"flight"}))
     rows = read("csv", "flight,name,late\n7.0,7.0,1\n.50,x,1\n8,y,1\n1.2.3,z,1\n", columns)
     assert [entry.key["flight"] for entry in good(rows) if entry.key] == [7.0, 0.5, "8", "1.2.3"]
     assert good(rows)[0].key == {"flight": 7.0, "name": "7.0"}
 
 
-def test_parquet_of_bytes_decimals_and_lists() -> None:
+def test_parquet_of_bytes_decimals_and_lists():
     ids = pa.array([b"a", b"\xff", b"c"])
     rows = read(
         "parquet",
-        parquet(
-            prediction_id=ids,
-            label=[Decimal("1.10"), Decimal("2.0"), Decimal("100")],
-        ),
+        parquet(prediction_id=ids, label=[Decimal("1.10"), Decimal("2.0"), Decimal("100")]),
     )
-    assert good(rows) == [
-        Feedback("a", None, None, "1.1"),
-        Feedback("c", None, None, "100"),
-    ]
+    assert good(rows) == [Feedback("a", None, None, "1.1"), Feedback("c", None, None, "100")]
     assert list(bad(rows)) == ["row 1 (from 0)"]
-    lists = read(
-        "parquet",
-        parquet(prediction_id=["a"], label=[[1]]),
-    )
+    lists = read("parquet", parquet(prediction_id=["a"], label=[[1]]))
     assert bad(lists) == {
-        "row 0 (from 0)": "label is [1]; a text, a number, true, false or null is expected",
+        "row 0 (from 0)": "label is [1]; a text, a number, true, false or null is expected"
     }
 
 
-def test_jsonl_accepts_post_feedback_bodies_and_columns() -> None:
+def test_jsonl_accepts_post_feedback_bodies_and_columns():
     lines = (
         '{"prediction_id": "a", "row": 1, "label": 2.5}\n{"key": {"flight": 7}, "label": null}\n'
     )
@@ -111,16 +83,13 @@ def test_jsonl_accepts_post_feedback_bodies_and_columns() -> None:
     ]
     columns = '{"flight": 7, "day": null, "late": true, "more": [1]}\n'
     assert good(read("jsonl", columns, KEY)) == [
-        Feedback(None, None, {"flight": 7, "day": None}, True),
+        Feedback(None, None, {"flight": 7, "day": None}, True)
     ]
 
 
-def test_parquet_keeps_types_and_days_become_text() -> None:
+def test_parquet_keeps_types_and_days_become_text():
     content = parquet(
-        flight=[7, 8],
-        day=[date(2013, 7, 1)] * 2,
-        late=[True, None],
-        unused=[[1], [2]],
+        flight=[7, 8], day=[date(2013, 7, 1)] * 2, late=[True, None], unused=[[1], [2]]
     )
 
     rows = read("parquet", content, KEY)
@@ -129,25 +98,20 @@ def test_parquet_keeps_types_and_days_become_text() -> None:
     assert bad(rows) == {"row 1 (from 0)": "its 'late' is empty"}
 
 
-def test_numbers_that_are_none_are_missing_in_parquet_as_nulls_are() -> None:
+def test_numbers_that_are_none_are_missing_in_parquet_as_nulls_are():
     nan = float("nan")
     infinity = float("inf")
     content = parquet(
-        prediction_id=["a", "b", "c"],
-        row=[nan, 1.0, nan],
-        label=[1.0, nan, infinity],
+        prediction_id=["a", "b", "c"], row=[nan, 1.0, nan], label=[1.0, nan, infinity]
     )
 
     rows = read("parquet", content)
 
-    assert good(rows) == [
-        Feedback("a", None, None, 1.0),
-        Feedback("c", None, None, "inf"),
-    ]
+    assert good(rows) == [Feedback("a", None, None, 1.0), Feedback("c", None, None, "inf")]
     assert bad(rows) == {"row 1 (from 0)": "its 'label' is empty"}
 
 
-def test_bad_rows_are_named_with_their_line_and_why_and_the_others_are_taken() -> None:
+def test_bad_rows_are_named_with_their_line_and_why_and_the_others_are_taken():
     lines = [
         b"prediction_id,row,label",
         b"a,0,1",
@@ -183,14 +147,14 @@ def test_bad_rows_are_named_with_their_line_and_why_and_the_others_are_taken() -
     }
 
 
-def test_a_quotation_mark_that_is_not_closed_costs_its_own_label_only() -> None:
+def test_a_quotation_mark_that_is_not_closed_costs_its_own_label_only():
     rows = read("csv", 'prediction_id,label\na,1\nb,"1\nc,1\nd,1\n')
 
     assert [feedback.prediction_id for feedback in good(rows)] == ["a", "c", "d"]
     assert "CSV" in bad(rows)["line 3"]
 
 
-def test_bad_lines_of_json_are_named() -> None:
+def test_bad_lines_of_json_are_named():
     lines = '{"prediction_id": "a", "label": 1}\nnope\n[1]\n{"prediction_id": "a"}\n{"label": 1}\n'
     lines += '{"prediction_id": 5, "label": 1}\n'
     lines += (
@@ -205,7 +169,7 @@ def test_bad_lines_of_json_are_named() -> None:
     assert mentions(bad(rows)["line 4"], "no label", "null")
 
 
-def test_many_rows_are_read_in_order_and_none_is_lost() -> None:
+def test_many_rows_are_read_in_order_and_none_is_lost():
     text = "prediction_id,label\n" + "".join(
         f"p{number},{number if number % 100 else ''}\n" for number in range(3500)
     )
@@ -243,20 +207,12 @@ def test_many_rows_are_read_in_order_and_none_is_lost() -> None:
         ("parquet", parquet(a=[1]), LabelColumns(), "has no column 'prediction_id'"),
         (
             "parquet",
-            parquet(
-                prediction_id=["a"],
-                label=pa.array([2**62], pa.timestamp("us")),
-            ),
+            parquet(prediction_id=["a"], label=pa.array([2**62], pa.timestamp("us"))),
             LabelColumns(),
             "labels cannot be read as Parquet: date value out of range",
         ),
     ],
 )
-def test_a_file_without_such_columns_is_refused(
-    kind: str,
-    content: Any,
-    columns: LabelColumns,
-    message: str,
-) -> None:
+def test_a_file_without_such_columns_is_refused(kind, content, columns, message):
     with pytest.raises(InvalidConfig, match=message):
         read(kind, content, columns)

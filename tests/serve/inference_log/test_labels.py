@@ -3,7 +3,6 @@
 import sys
 import tempfile
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,25 +19,16 @@ from mlflow_deploy_plugin.serve.inference_log.labels import (
     read_labels,
     write_labels,
 )
-from mlflow_deploy_plugin.serve.inference_log.log_reader import (
-    InferenceLog,
-    View,
-    view_tables,
-)
+from mlflow_deploy_plugin.serve.inference_log.log_reader import View, view_tables
 from mlflow_deploy_plugin.serve.inference_log.stats import LabelCounts, log_stats
 from mlflow_deploy_plugin.serve.inference_log.windows import microseconds, parse_window
-from tests.support.inference_log import LogWriter, rows_of
+from tests.support.inference_log import rows_of
 
 RECEIVED = 1_372_636_800_000_000
 
 
-def test_a_key_is_written_in_one_way() -> None:
-    assert canonical_key(
-        {
-            "b": 1.0,
-            "a": np.float32(0.1),
-        }
-    ) == canonical_key({"a": "0.1", "b": 1})
+def test_a_key_is_written_in_one_way():
+    assert canonical_key({"b": 1.0, "a": np.float32(0.1)}) == canonical_key({"a": "0.1", "b": 1})
     assert canonical_key({"a": float("nan")}) == canonical_key({"a": None}) == '{"a":null}'
 
 
@@ -55,16 +45,16 @@ def test_a_key_is_written_in_one_way() -> None:
         ([1], None),
     ],
 )
-def test_a_label_is_a_number_where_it_can_be_one(label: Any, number: float | None) -> None:
+def test_a_label_is_a_number_where_it_can_be_one(label, number):
     assert as_number(label) == number
 
 
-def test_a_label_names_a_prediction_or_a_key() -> None:
+def test_a_label_names_a_prediction_or_a_key():
     table = labels_table(
         [
             Label("p", 3, None, True, RECEIVED, "s", 7),
             Label(None, None, '{"flight": 7, "day": "mon"}', None, RECEIVED),
-        ],
+        ]
     )
     assert table.schema == SCHEMA
     first, second = table.to_pylist()
@@ -77,7 +67,7 @@ def test_a_label_names_a_prediction_or_a_key() -> None:
     assert first["_received_time"] == datetime(2013, 7, 1, tzinfo=UTC)
 
 
-def test_labels_that_are_written_without_a_server_are_read_back(log: InferenceLog) -> None:
+def test_labels_that_are_written_without_a_server_are_read_back(log):
     table = labels_table([Label("p", None, None, 1, RECEIVED)])
     write_labels(log.location, "flights", "2013-07-01", table)
     assert pa.concat_tables(read_labels(log.location, "flights", {})).equals(table)
@@ -88,7 +78,7 @@ WINDOW = parse_window("2013-07-01/1d")
 NEXT = microseconds(DAY) + 86_400_000_000
 
 
-def request(count: int, **columns: Any) -> dict[str, Any]:
+def request(count, **columns):
     """Return a request of some rows with the X-Prediction-Id `p`."""
     return {
         "_event_time": [DAY] * count,
@@ -98,30 +88,22 @@ def request(count: int, **columns: Any) -> dict[str, Any]:
     }
 
 
-def by_id(
-    label: Any,
-    row: int | None = None,
-    at: int = 0,
-    **more: Any,
-) -> Label:
+def by_id(label, row=None, at=0, **more):
     return Label("p", row, None, label, NEXT + at, **more)
 
 
-def by_key(label: Any, at: int = 0, **key: Any) -> Label:
+def by_key(label, at=0, **key):
     return Label(None, None, key, label, NEXT + at)
 
 
-def labels(log: InferenceLog) -> list[Any]:
+def labels(log):
     """Return the labels of the rows by their `x`."""
     rows = log.labelled("flights", WINDOW)
     assert rows is not None
     return rows.table.sort_by("x").column("_label").to_pylist()
 
 
-def test_labels_that_the_caller_has_are_not_read_again(
-    log: InferenceLog,
-    writer: LogWriter,
-) -> None:
+def test_labels_that_the_caller_has_are_not_read_again(log, writer):
     writer.write(request(1))
     writer.label(by_id("late", 0))
     cached_labels = log.labels("flights")
@@ -134,10 +116,7 @@ def test_labels_that_the_caller_has_are_not_read_again(
     assert rows.table.column("_label").to_pylist() == ["late"]
 
 
-def test_a_label_is_a_text_and_where_it_can_be_a_number(
-    log: InferenceLog,
-    writer: LogWriter,
-) -> None:
+def test_a_label_is_a_text_and_where_it_can_be_a_number(log, writer):
     writer.write(request(7))
     values = [1, 2.5, "late", True, "7", "false"]
     writer.label(*(by_id(label, row) for row, label in enumerate(values)))
@@ -146,35 +125,13 @@ def test_a_label_is_a_text_and_where_it_can_be_a_number(
 
     assert rows is not None
     table = rows.table.sort_by("x")
-    assert table.column("_label").to_pylist() == [
-        "1",
-        "2.5",
-        "late",
-        "true",
-        "7",
-        "false",
-        None,
-    ]
-    assert table.column("_label_number").to_pylist() == [
-        1,
-        2.5,
-        None,
-        1,
-        7,
-        0,
-        None,
-    ]
+    assert table.column("_label").to_pylist() == ["1", "2.5", "late", "true", "7", "false", None]
+    assert table.column("_label_number").to_pylist() == [1, 2.5, None, 1, 7, 0, None]
 
 
-def test_a_label_without_a_row_is_of_every_row_and_a_later_one_of_a_row_wins_over_it(
-    log: InferenceLog,
-    writer: LogWriter,
-) -> None:
+def test_a_label_without_a_row_is_of_every_row_and_a_later_one_of_a_row_wins_over_it(log, writer):
     writer.write(request(3))
-    writer.label(
-        by_id("all", at=0),
-        by_id("one", row=1, at=1),
-    )
+    writer.label(by_id("all", at=0), by_id("one", row=1, at=1))
     assert labels(log) == ["all", "one", "all"]
     writer.label(by_id("all again", at=2), name="later")
     assert labels(log) == ["all again"] * 3
@@ -190,12 +147,7 @@ def test_a_label_without_a_row_is_of_every_row_and_a_later_one_of_a_row_wins_ove
     ],
 )
 @pytest.mark.parametrize("said", [5, 5.0, "5"])
-def test_a_key_means_the_same_row_whatever_type_its_values_have(
-    log: InferenceLog,
-    writer: LogWriter,
-    column: pa.Array,
-    said: Any,
-) -> None:
+def test_a_key_means_the_same_row_whatever_type_its_values_have(log, writer, column, said):
     writer.write(request(2, flight=column, tail=['N"1', None]))
     writer.label(by_key("yes", flight=said, tail='N"1'))
 
@@ -211,16 +163,8 @@ TRUTHS = [
 
 
 @pytest.mark.parametrize("column", TRUTHS)
-@pytest.mark.parametrize(
-    "said",
-    [True, "true", "True", "TRUE", 1, 1.0, "1"],
-)
-def test_a_boolean_key_means_the_same_row_in_every_spelling(
-    log: InferenceLog,
-    writer: LogWriter,
-    column: pa.Array,
-    said: Any,
-) -> None:
+@pytest.mark.parametrize("said", [True, "true", "True", "TRUE", 1, 1.0, "1"])
+def test_a_boolean_key_means_the_same_row_in_every_spelling(log, writer, column, said):
     writer.write(request(2, is_late=column))
     writer.label(by_key("yes", is_late=said))
     assert labels(log) == ["yes", None]
@@ -228,22 +172,10 @@ def test_a_boolean_key_means_the_same_row_in_every_spelling(
 
 @pytest.mark.parametrize("number", [123456789, 2**62 + 1])
 def test_an_integer_key_joins_rows_of_a_log_that_has_older_ones_in_another_type(
-    log: InferenceLog,
-    writer: LogWriter,
-    number: int,
-) -> None:
-    writer.write(
-        {
-            **request(1, key=pa.array([7], pa.float32())),
-            "x": [0.0],
-        }
-    )
-    writer.write(
-        {
-            **request(1, key=pa.array([number])),
-            "x": [1.0],
-        }
-    )
+    log, writer, number
+):
+    writer.write({**request(1, key=pa.array([7], pa.float32())), "x": [0.0]})
+    writer.write({**request(1, key=pa.array([number])), "x": [1.0]})
     writer.label(by_key("new", key=number), by_key("old", key=7))
 
     tables = list(view_tables(log, View("flights"), ["x", "_label"]))
@@ -298,50 +230,31 @@ JOINED: dict[str, tuple[dict[str, Any], list[Label], list[Any]]] = {
 
 
 @pytest.mark.parametrize(("rows", "given", "expected"), JOINED.values(), ids=JOINED)
-def test_a_label_joins_the_rows_that_it_means(
-    log: InferenceLog,
-    writer: LogWriter,
-    rows: dict[str, Any],
-    given: list[Label],
-    expected: list[Any],
-) -> None:
+def test_a_label_joins_the_rows_that_it_means(log, writer, rows, given, expected):
     writer.write(rows)
     writer.label(*given)
     assert labels(log) == expected
 
 
-def test_a_prediction_id_that_looks_like_a_key_does_not_match_by_key(
-    log: InferenceLog,
-    writer: LogWriter,
-) -> None:
+def test_a_prediction_id_that_looks_like_a_key_does_not_match_by_key(log, writer):
     writer.write(request(1, flight=[5]))
-    writer.label(
-        by_key("key", flight=5),
-        Label('{"flight":"5"}', None, None, "id", NEXT + 1),
-    )
+    writer.label(by_key("key", flight=5), Label('{"flight":"5"}', None, None, "id", NEXT + 1))
     assert labels(log) == ["key"]
     assert log_stats(log, "flights").labels == LabelCounts(rows=1, names=2, unmatched=1)
 
 
 def test_a_label_may_come_in_another_year_and_one_of_before_the_prediction_counts_by_key_only(
-    log: InferenceLog,
-    writer: LogWriter,
-) -> None:
+    log, writer
+):
     writer.write(request(2, flight=[5, 6]))
     early = -90 * 86_400_000_000
     writer.label(by_key("known before", at=early, flight=5), day="2013-04-03")
     assert labels(log) == ["known before", None]
-    writer.label(
-        by_id("years later", row=1, at=10**14),
-        day="2016-09-01",
-    )
+    writer.label(by_id("years later", row=1, at=10**14), day="2016-09-01")
     assert labels(log) == ["known before", "years later"]
 
 
-def test_rows_without_any_label_and_windows_without_rows(
-    log: InferenceLog,
-    writer: LogWriter,
-) -> None:
+def test_rows_without_any_label_and_windows_without_rows(log, writer):
     assert log.labelled("flights", WINDOW) is None
     writer.write(request(2))
     assert labels(log) == [None, None]
@@ -349,10 +262,7 @@ def test_rows_without_any_label_and_windows_without_rows(
     assert labels(log) == [None, None]
 
 
-def test_a_broken_file_of_labels_is_passed_over_and_named(
-    log: InferenceLog,
-    writer: LogWriter,
-) -> None:
+def test_a_broken_file_of_labels_is_passed_over_and_named(log, writer):
     writer.write(request(1))
     writer.label(by_id("yes"))
     bad = writer.root / "_labels/endpoint=flights/date=2013-07-02/bad.parquet"
@@ -363,11 +273,8 @@ def test_a_broken_file_of_labels_is_passed_over_and_named(
 
 
 def test_an_index_of_labels_that_finds_no_room_is_an_error_of_one_line(
-    log: InferenceLog,
-    writer: LogWriter,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    log, writer, tmp_path, monkeypatch
+):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     writer.write(request(1))
     writer.label(by_id("one"))
@@ -375,10 +282,7 @@ def test_an_index_of_labels_that_finds_no_room_is_an_error_of_one_line(
         labels(log)
 
 
-def test_labels_in_a_log_hours_later_are_found_after_their_rows_were_sampled(
-    log: InferenceLog,
-    writer: LogWriter,
-) -> None:
+def test_labels_in_a_log_hours_later_are_found_after_their_rows_were_sampled(log, writer):
     times = [DAY + timedelta(seconds=second) for second in range(300)]
     writer.write(
         {
@@ -386,7 +290,7 @@ def test_labels_in_a_log_hours_later_are_found_after_their_rows_were_sampled(
             "_prediction_id": [f"p{row}" for row in range(300)],
             "_row": [0] * 300,
             "_offset": pa.array(range(300), pa.int64()),
-        },
+        }
     )
     writer.label(*(Label(f"p{row}", 0, None, row, NEXT) for row in range(300)))
 
@@ -399,115 +303,61 @@ def test_labels_in_a_log_hours_later_are_found_after_their_rows_were_sampled(
 
 @pytest.mark.parametrize(
     "column",
-    [
-        pa.array([[0.5], [0.25]]),
-        pa.array([[["a"]], [["b"]]]),
-        pa.array([{"a": 1}, {"a": 2}]),
-    ],
+    [pa.array([[0.5], [0.25]]), pa.array([[["a"]], [["b"]]]), pa.array([{"a": 1}, {"a": 2}])],
     ids=["list", "lists", "struct"],
 )
 def test_a_key_of_a_column_without_single_values_names_no_row_and_spoils_no_other_label(
-    log: InferenceLog,
-    writer: LogWriter,
-    column: pa.Array,
-) -> None:
+    log, writer, column
+):
     writer.write(request(2, column=column))
-    writer.label(
-        by_key("nobody's", column=1, at=1),
-        by_id("late", row=0),
-    )
+    writer.label(by_key("nobody's", column=1, at=1), by_id("late", row=0))
     assert labels(log) == ["late", None]
     assert log_stats(log, "flights").labels.unmatched == 1
 
 
-def test_labels_of_many_kinds_of_keys_are_joined_and_counted(
-    log: InferenceLog,
-    writer: LogWriter,
-) -> None:
+def test_labels_of_many_kinds_of_keys_are_joined_and_counted(log, writer):
     columns = {f"c{place}": [place, place + 1] for place in range(30)}
     writer.write(request(2, **columns))
+    writer.label(*(by_key("nobody's", **{name: -1}) for name in columns), name="first")
     writer.label(
-        *(by_key("nobody's", **{name: -1}) for name in columns),
-        name="first",
-    )
-    writer.label(
-        by_key("late", c3=3),
-        by_key("early", c29=30),
-        by_id("by row", row=0, at=1),
-        name="second",
+        by_key("late", c3=3), by_key("early", c29=30), by_id("by row", row=0, at=1), name="second"
     )
     assert labels(log) == ["by row", "early"]
     assert log_stats(log, "flights").labels == LabelCounts(rows=2, names=33, unmatched=30)
 
 
 def test_only_the_64_most_frequent_sets_of_key_columns_name_rows_since_callers_can_send_thousands(
-    log: InferenceLog,
-    writer: LogWriter,
-) -> None:
+    log, writer
+):
     columns = {f"c{place}": [place, place + 1] for place in range(66)}
     writer.write(request(2, **columns))
-    writer.label(
-        *(by_key("nobody's", **{name: -1}) for name in [*columns][1:65]),
-        name="a",
-    )
-    writer.label(
-        by_key("of a rare set", c65=66, at=1),
-        by_id("by id", row=0, at=1),
-        name="b",
-    )
-    writer.label(
-        by_key("known", c0=0),
-        by_key("known too", c0=1),
-        name="c",
-    )
+    writer.label(*(by_key("nobody's", **{name: -1}) for name in [*columns][1:65]), name="a")
+    writer.label(by_key("of a rare set", c65=66, at=1), by_id("by id", row=0, at=1), name="b")
+    writer.label(by_key("known", c0=0), by_key("known too", c0=1), name="c")
     assert labels(log) == ["by id", "known too"]
 
 
-def test_sets_of_key_columns_that_a_caller_makes_up_shut_out_no_others(
-    log: InferenceLog,
-    writer: LogWriter,
-) -> None:
+def test_sets_of_key_columns_that_a_caller_makes_up_shut_out_no_others(log, writer):
     writer.write(request(1, flight=[7]))
     for file in range(10):
         made_up = (by_key("nobody's", **{f"made-up-{file}-{place}": 1}) for place in range(40))
         writer.label(
-            *made_up,
-            by_key("another's", flight=8),
-            by_key("late", flight=7),
-            name=str(file),
+            *made_up, by_key("another's", flight=8), by_key("late", flight=7), name=str(file)
         )
     assert labels(log) == ["late"]
 
 
-def test_columns_whose_names_look_like_a_part_of_a_key_are_distinguished(
-    log: InferenceLog,
-    writer: LogWriter,
-) -> None:
-    writer.write(
-        request(
-            2,
-            **{"a": [1, 2], "a:null": [3, 4], 'b":null': [5, 6]},
-        )
-    )
-    writer.label(
-        by_key("first", **{"a:null": 3}),
-        by_key("second", a=2),
-        name="one",
-    )
+def test_columns_whose_names_look_like_a_part_of_a_key_are_distinguished(log, writer):
+    writer.write(request(2, **{"a": [1, 2], "a:null": [3, 4], 'b":null': [5, 6]}))
+    writer.label(by_key("first", **{"a:null": 3}), by_key("second", a=2), name="one")
     assert labels(log) == ["first", "second"]
     writer.label(
-        by_key("again", **{'b":null': 5}, at=1),
-        by_key("quoted", a='":null', at=1),
-        name="two",
+        by_key("again", **{'b":null': 5}, at=1), by_key("quoted", a='":null', at=1), name="two"
     )
     assert labels(log) == ["again", "second"]
 
 
-def test_labels_without_duckdb_name_the_extra(
-    log: InferenceLog,
-    writer: LogWriter,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_labels_without_duckdb_name_the_extra(log, writer, monkeypatch):
     monkeypatch.setitem(sys.modules, "duckdb", None)
     writer.write(request(1))
     assert labels(log) == [None]

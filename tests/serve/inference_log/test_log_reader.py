@@ -15,7 +15,6 @@ from mlflow_deploy_plugin.serve.inference_log.log_reader import (
     MAX_ROWS,
     InferenceLog,
     View,
-    WindowRows,
     match_labels,
     require_endpoint,
     view_schema,
@@ -27,21 +26,16 @@ from mlflow_deploy_plugin.serve.inference_log.windows import (
     parse_time_range,
     parse_window,
 )
-from tests.support.inference_log import LogWriter
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
 WINDOW = parse_window("2013-07-01/1d")
 
 
-def columns(*times: datetime, **values: Any) -> dict[str, Any]:
-    return {
-        "_event_time": list(times),
-        "x": np.arange(len(times), dtype=np.float64),
-        **values,
-    }
+def columns(*times, **values):
+    return {"_event_time": list(times), "x": np.arange(len(times), dtype=np.float64), **values}
 
 
-def read(log: InferenceLog, max_rows: int = MAX_ROWS) -> WindowRows:
+def read(log, max_rows=MAX_ROWS):
     rows = log.read("flights", WINDOW, max_rows)
     assert rows is not None
     return rows
@@ -59,57 +53,32 @@ class CountingFiles:
         return self.files.get_file_info(selector)
 
 
-@pytest.mark.parametrize(
-    ("newest_first", "day"),
-    [(False, 0), (True, 8)],
-)
-def test_of_hours_that_are_not_asked_for_no_day_is_listed(
-    writer: LogWriter,
-    newest_first: bool,
-    day: int,
-) -> None:
+@pytest.mark.parametrize(("newest_first", "day"), [(False, 0), (True, 8)])
+def test_of_hours_that_are_not_asked_for_no_day_is_listed(writer, newest_first, day):
     for number in range(9):
-        writer.write(
-            {
-                "_event_time": [DAY + timedelta(days=number)],
-                "x": [1],
-            }
-        )
+        writer.write({"_event_time": [DAY + timedelta(days=number)], "x": [1]})
     counting = CountingFiles()
     log = InferenceLog(LogLocation(counting, str(writer.root), "log", is_local=True))
 
     assert next(log.walk_hours("flights", newest_first=newest_first)).start == DAY + timedelta(
-        days=day,
+        days=day
     )
     assert counting.listed == 1 + newest_first  # all at once, or the endpoint and one day
 
 
-def test_a_window_is_half_open(log: InferenceLog, writer: LogWriter) -> None:
+def test_a_window_is_half_open(log, writer):
     tick = timedelta(microseconds=1)
-    writer.write(
-        columns(
-            DAY - tick,
-            DAY,
-            DAY + timedelta(days=1) - tick,
-            DAY + timedelta(days=1),
-        )
-    )
+    writer.write(columns(DAY - tick, DAY, DAY + timedelta(days=1) - tick, DAY + timedelta(days=1)))
 
     rows = read(log)
 
-    assert (
-        rows.model,
-        rows.version,
-        rows.rows,
-        rows.is_sampled,
-    ) == ("flight-delay", "1", 2, False)
+    assert (rows.model, rows.version, rows.rows, rows.is_sampled) == ("flight-delay", "1", 2, False)
     assert sorted(rows.table.column("x").to_pylist()) == [1, 2]
 
 
 def test_rows_that_were_shipped_twice_count_once_and_rows_of_the_same_request_id_do_not_collide(
-    log: InferenceLog,
-    writer: LogWriter,
-) -> None:
+    log, writer
+):
     times = [DAY + timedelta(minutes=minute) for minute in range(90)]
     segment = writer.write(columns(*times))
     writer.write(columns(*times), segment=segment, suffix="-again")
@@ -118,10 +87,7 @@ def test_rows_that_were_shipped_twice_count_once_and_rows_of_the_same_request_id
     assert read(log).rows == 180
 
 
-def test_a_window_that_is_larger_than_the_bound_is_sampled_the_same_way_each_time(
-    log: InferenceLog,
-    writer: LogWriter,
-) -> None:
+def test_a_window_that_is_larger_than_the_bound_is_sampled_the_same_way_each_time(log, writer):
     for number in range(10):
         times = [DAY + timedelta(hours=number, seconds=second) for second in range(1000)]
         segment = writer.write(columns(*times))
@@ -135,23 +101,14 @@ def test_a_window_that_is_larger_than_the_bound_is_sampled_the_same_way_each_tim
     hours = {time.hour for time in rows.table.column("_event_time").to_pylist()}
     assert hours == set(range(10))
     keys = set(
-        zip(
-            *(rows.table.column(name).to_pylist() for name in ("_segment", "_row")),
-            strict=True,
-        ),
+        zip(*(rows.table.column(name).to_pylist() for name in ("_segment", "_row")), strict=True)
     )
     assert len(keys) == 900
 
 
-def test_the_version_that_answered_most_is_read_and_the_others_are_counted(
-    log: InferenceLog,
-    writer: LogWriter,
-) -> None:
+def test_the_version_that_answered_most_is_read_and_the_others_are_counted(log, writer):
     writer.write(columns(DAY, DAY), version="1")
-    writer.write(
-        columns(DAY, DAY, DAY, tag=["a", "b", "c"]),
-        version="2",
-    )
+    writer.write(columns(DAY, DAY, DAY, tag=["a", "b", "c"]), version="2")
 
     rows = read(log)
 
@@ -161,27 +118,15 @@ def test_the_version_that_answered_most_is_read_and_the_others_are_counted(
     assert sorted(rows.table.column("tag").to_pylist()) == ["a", "b", "c"]
 
 
-def test_a_file_without_values_in_a_column_and_one_with_join(
-    log: InferenceLog,
-    writer: LogWriter,
-) -> None:
+def test_a_file_without_values_in_a_column_and_one_with_join(log, writer):
     writer.write(columns(DAY, tag=[None]))
     writer.write(columns(DAY, tag=["a"]))
 
     assert sorted(map(str, read(log).table.column("tag").to_pylist())) == ["None", "a"]
 
 
-def test_large_tensors_are_summarised_while_they_are_read(
-    log: InferenceLog,
-    writer: LogWriter,
-) -> None:
-    writer.write(
-        columns(
-            DAY,
-            DAY,
-            image=[[[1.0, 3.0]], [[2.0, 2.0]]],
-        )
-    )
+def test_large_tensors_are_summarised_while_they_are_read(log, writer):
+    writer.write(columns(DAY, DAY, image=[[[1.0, 3.0]], [[2.0, 2.0]]]))
 
     table = read(log).table
 
@@ -189,32 +134,14 @@ def test_large_tensors_are_summarised_while_they_are_read(
     assert sorted(table.column("image.mean").to_pylist()) == [2, 2]
 
 
-def test_the_latest_whole_window_is_the_last_one_that_is_over(
-    log: InferenceLog,
-    writer: LogWriter,
-) -> None:
+def test_the_latest_whole_window_is_the_last_one_that_is_over(log, writer):
     writer.write(columns(DAY))
-    writer.write(
-        columns(
-            DAY
-            + timedelta(
-                days=9,
-                hours=5,
-                minutes=10,
-            )
-        )
-    )
+    writer.write(columns(DAY + timedelta(days=9, hours=5, minutes=10)))
 
     later = DAY + timedelta(days=30)
     assert str(log.latest_window("flights", "1d", later)) == "2013-07-10/2013-07-11"
     assert (
-        str(
-            log.latest_window(
-                "flights",
-                "1d",
-                DAY + timedelta(days=9, hours=23),
-            )
-        )
+        str(log.latest_window("flights", "1d", DAY + timedelta(days=9, hours=23)))
         == "2013-07-01/2013-07-02"
     )
     assert (
@@ -225,10 +152,7 @@ def test_the_latest_whole_window_is_the_last_one_that_is_over(
         log.latest_window("flights", "1d", DAY + timedelta(hours=1))
 
 
-def test_an_endpoint_without_captured_rows_has_no_window(
-    log: InferenceLog,
-    writer: LogWriter,
-) -> None:
+def test_an_endpoint_without_captured_rows_has_no_window(log, writer):
     assert log.endpoints() == []
     assert log.read("flights", WINDOW) is None
     with pytest.raises(NotFound, match=r"endpoint 'flights' have been captured"):
@@ -239,14 +163,9 @@ def test_an_endpoint_without_captured_rows_has_no_window(
 
 
 @pytest.fixture
-def written(writer: LogWriter) -> LogWriter:
+def written(writer):
     writer.write(
-        {
-            "_event_time": [DAY, DAY],
-            "_prediction_id": ["p", "p"],
-            "x": [1, 2],
-        },
-        version="1",
+        {"_event_time": [DAY, DAY], "_prediction_id": ["p", "p"], "x": [1, 2]}, version="1"
     )
     writer.write(
         {
@@ -261,10 +180,7 @@ def written(writer: LogWriter) -> LogWriter:
     return writer
 
 
-def test_the_columns_are_those_of_every_version_in_the_wider_type(
-    log: InferenceLog,
-    written: LogWriter,
-) -> None:
+def test_the_columns_are_those_of_every_version_in_the_wider_type(log, written):
     schema = view_schema(log, View("flights"))
     assert schema.names[0] == "_event_time"
     assert schema.field("x").type == pa.float64()
@@ -273,7 +189,7 @@ def test_the_columns_are_those_of_every_version_in_the_wider_type(
     assert "_label" not in view_schema(log, View("flights", labels=False)).names
 
 
-def test_labels_are_joined_where_they_are_asked_for(log: InferenceLog, written: LogWriter) -> None:
+def test_labels_are_joined_where_they_are_asked_for(log, written):
     tables = list(view_tables(log, View("flights"), ["x", "_label"]))
     rows = list(chain.from_iterable(table.select(["x", "_label"]).to_pylist() for table in tables))
     assert sorted(rows, key=str) == [
@@ -286,23 +202,17 @@ def test_labels_are_joined_where_they_are_asked_for(log: InferenceLog, written: 
     )
 
 
-def test_a_time_range_chooses_the_rows(log: InferenceLog, written: LogWriter) -> None:
+def test_a_time_range_chooses_the_rows(log, written):
     view = View("flights", parse_time_range("2013-07-01/1h", None, DAY))
     assert sum(map(len, view_tables(log, view, ["x"]))) == 2
 
 
-def test_labels_are_matched_with_rows_of_the_whole_log(
-    log: InferenceLog,
-    written: LogWriter,
-) -> None:
+def test_labels_are_matched_with_rows_of_the_whole_log(log, written):
     received = microseconds(DAY)
     matches = EndpointLabels(
         [
             labels_table(
-                [
-                    Label("p", 0, None, 1, received),
-                    Label("nobody's", None, None, 1, received),
-                ]
+                [Label("p", 0, None, 1, received), Label("nobody's", None, None, 1, received)]
             )
         ]
     )
@@ -311,10 +221,7 @@ def test_labels_are_matched_with_rows_of_the_whole_log(
     assert matches.matched == 1
 
 
-def test_labels_whose_rows_are_all_found_need_no_look_at_older_rows(
-    log: InferenceLog,
-    written: LogWriter,
-) -> None:
+def test_labels_whose_rows_are_all_found_need_no_look_at_older_rows(log, written):
     """Reading the labels of yesterday must not read the log of a year."""
     older = written.root / "endpoint=flights/date=2012-07-01/hour=00/0-0-0.parquet"
     older.parent.mkdir(parents=True)
@@ -330,10 +237,7 @@ def test_labels_whose_rows_are_all_found_need_no_look_at_older_rows(
     assert len(log.unreadable) == 1
 
 
-def test_the_error_of_an_unknown_endpoint_names_the_nearest(
-    log: InferenceLog,
-    written: LogWriter,
-) -> None:
+def test_the_error_of_an_unknown_endpoint_names_the_nearest(log, written):
     require_endpoint(log, "flights")
     with pytest.raises(NotFound, match=r"endpoint 'flight'.*flights"):
         require_endpoint(log, "flight")

@@ -17,12 +17,7 @@ from hypothesis import strategies as st
 from mlflow_deploy_plugin.serve.inference_log import labels as labels_module
 from mlflow_deploy_plugin.serve.inference_log import log_reader, maintenance
 from mlflow_deploy_plugin.serve.inference_log.labels import Label
-from mlflow_deploy_plugin.serve.inference_log.log_reader import (
-    InferenceLog,
-    View,
-    open_log,
-    view_tables,
-)
+from mlflow_deploy_plugin.serve.inference_log.log_reader import View, open_log, view_tables
 from mlflow_deploy_plugin.serve.inference_log.maintenance import compact, expire
 from mlflow_deploy_plugin.serve.inference_log.stats import LabelCounts, log_stats
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
@@ -35,26 +30,10 @@ WINDOW = Window(DAY, DAY + timedelta(hours=HOURS))
 LATER = datetime.now(UTC) + timedelta(days=1)
 
 _hour = st.integers(0, HOURS - 1)
-_ships = st.tuples(
-    st.just("ship"),
-    _hour,
-    st.integers(1, 5),
-)
-_doubles = st.tuples(
-    st.just("ship again"),
-    st.integers(0, 20),
-    st.integers(0, 3),
-)
-_upkeep = st.tuples(
-    st.sampled_from(["compact", "compact and die", "expire"]),
-    _hour,
-    st.just(0),
-)
-_steps = st.lists(
-    st.one_of(_ships, _ships, _doubles, _upkeep),
-    min_size=3,
-    max_size=14,
-)
+_ships = st.tuples(st.just("ship"), _hour, st.integers(1, 5))
+_doubles = st.tuples(st.just("ship again"), st.integers(0, 20), st.integers(0, 3))
+_upkeep = st.tuples(st.sampled_from(["compact", "compact and die", "expire"]), _hour, st.just(0))
+_steps = st.lists(st.one_of(_ships, _ships, _doubles, _upkeep), min_size=3, max_size=14)
 
 
 class Died(BaseException):
@@ -63,9 +42,7 @@ class Died(BaseException):
 
 @settings(max_examples=20)
 @given(_steps)
-def test_rows_are_those_that_were_shipped_and_have_not_expired_each_once(
-    steps: list[tuple[str, int, int]],
-) -> None:
+def test_rows_are_those_that_were_shipped_and_have_not_expired_each_once(steps):
     with tempfile.TemporaryDirectory() as folder:
         writer = LogWriter(Path(folder))
         log = open_log(folder)
@@ -78,7 +55,7 @@ def test_rows_are_those_that_were_shipped_and_have_not_expired_each_once(
                 columns = {
                     "_event_time": [
                         DAY + timedelta(hours=which, seconds=row) for row in range(size)
-                    ],
+                    ]
                 }
                 segment = writer.write(columns)
                 shipped.append((segment, which, columns))
@@ -99,12 +76,12 @@ def test_rows_are_those_that_were_shipped_and_have_not_expired_each_once(
             assert sorted(_rows(log)) == sorted(expected)
 
 
-def _compact_and_die(log: InferenceLog, after: int) -> None:
+def _compact_and_die(log, after):
     """Run a compaction that is killed before it deletes the file with this number."""
     delete = maintenance._delete
     deleted = count()
 
-    def dying(*arguments: Any) -> bool:
+    def dying(*arguments):
         if next(deleted) == after:
             raise Died
         return delete(*arguments)
@@ -114,7 +91,7 @@ def _compact_and_die(log: InferenceLog, after: int) -> None:
         compact(log, "flights", LATER)
 
 
-def _rows(log: InferenceLog) -> list[tuple[str, int]]:
+def _rows(log):
     """Return (segment, row) of every row that is read, including duplicates."""
     return [
         (row["_segment"], row["_row"])
@@ -123,23 +100,11 @@ def _rows(log: InferenceLog) -> list[tuple[str, int]]:
 
 
 _names = st.one_of(
-    st.tuples(
-        st.sampled_from(["p0", "p1", "unknown"]),
-        st.sampled_from([None, 0, 1]),
-        st.none(),
-    ),
-    st.tuples(
-        st.none(),
-        st.none(),
-        st.sampled_from([5, 6.0, "7", 99]),
-    ),
+    st.tuples(st.sampled_from(["p0", "p1", "unknown"]), st.sampled_from([None, 0, 1]), st.none()),
+    st.tuples(st.none(), st.none(), st.sampled_from([5, 6.0, "7", 99])),
 )
 _labels = st.lists(
-    st.tuples(
-        _names,
-        st.sampled_from([0, 1, "late", 2.5, True, None]),
-        st.integers(0, 3),
-    ),
+    st.tuples(_names, st.sampled_from([0, 1, "late", 2.5, True, None]), st.integers(0, 3)),
     min_size=1,
     max_size=12,
 )
@@ -155,12 +120,8 @@ _labels = st.lists(
     st.sampled_from([1, 3, 500_000]),
 )
 def test_the_last_label_wins_in_whatever_order_and_files_labels_arrive_however_many_they_are(
-    given_labels: list[Any],
-    random: Any,
-    files: int,
-    compacted: bool,
-    most_held: int,
-) -> None:
+    given_labels, random, files, compacted, most_held
+):
     labels = [
         Label(
             prediction_id,
@@ -185,25 +146,19 @@ def test_the_last_label_wins_in_whatever_order_and_files_labels_arrive_however_m
                     "_event_time": times,
                     "_prediction_id": [f"p{number}"] * 2,
                     "flight": pa.array(flights),
-                },
+                }
             )
         arriving = labels + random.sample(labels, len(labels) // 2)  # Some rows are repeated.
         random.shuffle(arriving)
         for number in range(files):
             writer.label(
-                *arriving[number::files],
-                name=f"f{number}",
-                day=f"1970-01-0{number % 2 + 1}",
+                *arriving[number::files], name=f"f{number}", day=f"1970-01-0{number % 2 + 1}"
             )
         if compacted:
             compact(log, "flights", LATER)
 
         rows = log.labelled(
-            "flights",
-            Window(
-                datetime(1970, 1, 1, tzinfo=UTC),
-                datetime(1970, 1, 2, tzinfo=UTC),
-            ),
+            "flights", Window(datetime(1970, 1, 1, tzinfo=UTC), datetime(1970, 1, 2, tzinfo=UTC))
         )
         tables = list(view_tables(log, View("flights"), ["flight", "_label"]))
         counts = log_stats(log, "flights").labels
@@ -222,31 +177,20 @@ def test_the_last_label_wins_in_whatever_order_and_files_labels_arrive_however_m
     }
     unknown = {name for name in names if name[0] == "unknown" or name[2] == "99"}
     assert counts == LabelCounts(
-        sum(label is not None for label in last.values()),
-        len(names),
-        len(unknown),
+        sum(label is not None for label in last.values()), len(names), len(unknown)
     )
 
 
-def _last_label(labels: list[Label], flight: int) -> str | None:
+def _last_label(labels, flight):
     """Return the expected label: the last received label of the row, then the label
     with the highest offset.
     """
-    prediction_id, row = {
-        5: ("p0", 0),
-        6: ("p0", 1),
-        7: ("p1", 0),
-        8: ("p1", 1),
-    }[flight]
+    prediction_id, row = {5: ("p0", 0), 6: ("p0", 1), 7: ("p1", 0), 8: ("p1", 1)}[flight]
     theirs = [
         label
         for label in labels
         if (label.prediction_id == prediction_id and label.row in (None, row))
         or (isinstance(label.key, dict) and as_text(label.key["flight"]) == str(flight))
     ]
-    last = max(
-        theirs,
-        key=lambda label: (label.received_us, label.offset),
-        default=None,
-    )
+    last = max(theirs, key=lambda label: (label.received_us, label.offset), default=None)
     return None if last is None else as_text(last.label)

@@ -3,7 +3,6 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,42 +29,30 @@ LATER = datetime.now(UTC) + timedelta(days=1)
 FOLDER = "endpoint=flights/date=2013-07-01/hour=00"
 
 
-def hour(
-    count: int,
-    start: int = 0,
-    **columns: Any,
-) -> dict[str, Any]:
+def hour(count, start=0, **columns):
     times = [DAY + timedelta(milliseconds=number) for number in range(count)]
-    return {
-        "_event_time": times,
-        "x": np.arange(count, dtype=np.float64) + start,
-        **columns,
-    }
+    return {"_event_time": times, "x": np.arange(count, dtype=np.float64) + start, **columns}
 
 
-def files(writer: LogWriter, folder: str = FOLDER) -> list[Path]:
+def files(writer, folder=FOLDER):
     return sorted((writer.root / folder).glob("*.parquet"))
 
 
-def rows(log: InferenceLog) -> list[str]:
+def rows(log):
     """Return every row with all columns, in a fixed order."""
     tables = log.batches("flights", WINDOW, left_out=())
     return sorted(str(sorted(row.items())) for row in rows_of(tables))
 
 
 @pytest.fixture
-def many(writer: LogWriter) -> list[str]:
+def many(writer):
     """Write segments of an hour, one of them twice."""
     names = [writer.write(hour(10, start=10 * number)) for number in range(6)]
     writer.write(hour(10), segment=names[0], suffix="-again")
     return names
 
 
-def test_the_files_of_an_hour_that_is_over_become_one_with_the_same_rows(
-    log: InferenceLog,
-    writer: LogWriter,
-    many: list[str],
-) -> None:
+def test_the_files_of_an_hour_that_is_over_become_one_with_the_same_rows(log, writer, many):
     before = rows(log)
 
     done = compact(log, "flights", LATER)
@@ -78,21 +65,14 @@ def test_the_files_of_an_hour_that_is_over_become_one_with_the_same_rows(
     assert compact(log, "flights", LATER) == MaintenanceResult()
 
 
-def test_an_hour_that_is_not_over_or_that_was_just_written_is_left_alone(
-    log: InferenceLog,
-    writer: LogWriter,
-    many: list[str],
-) -> None:
+def test_an_hour_that_is_not_over_or_that_was_just_written_is_left_alone(log, writer, many):
     # The agent may still write the file.
     assert compact(log, "flights", datetime.now(UTC)) == MaintenanceResult()
     assert compact(log, "flights", DAY + timedelta(minutes=59)) == MaintenanceResult()
     assert len(files(writer)) == 7
 
 
-def test_rows_of_different_columns_or_types_are_not_mixed(
-    log: InferenceLog,
-    writer: LogWriter,
-) -> None:
+def test_rows_of_different_columns_or_types_are_not_mixed(log, writer):
     for _ in range(2):
         writer.write(hour(3))
         writer.write(hour(3, carrier=["UA", "AA", None]))
@@ -108,18 +88,9 @@ def test_rows_of_different_columns_or_types_are_not_mixed(
     ]
 
 
-def test_files_of_an_agent_of_before_and_of_now_become_one(
-    log: InferenceLog,
-    writer: LogWriter,
-) -> None:
+def test_files_of_an_agent_of_before_and_of_now_become_one(log, writer):
     writer.write(hour(2))
-    writer.write(
-        hour(
-            2,
-            _shadow=[True, False],
-            _latency_us=pa.array([5, 6]),
-        )
-    )
+    writer.write(hour(2, _shadow=[True, False], _latency_us=pa.array([5, 6])))
 
     assert compact(log, "flights", LATER).written_files == 1
     assert sorted(
@@ -130,15 +101,11 @@ def test_files_of_an_agent_of_before_and_of_now_become_one(
     assert [table.num_rows for table in log.batches("flights", WINDOW)] == [3]
 
 
-def test_a_broken_file_stays_and_its_neighbours_become_one(
-    log: InferenceLog,
-    writer: LogWriter,
-    many: list[str],
-) -> None:
+def test_a_broken_file_stays_and_its_neighbours_become_one(log, writer, many):
     broken = writer.root / FOLDER / "broken.parquet"
     content = files(writer)[0].read_bytes()
     broken.write_bytes(
-        content[:4] + b"\x00" * (len(content) // 2) + content[4 + len(content) // 2 :],
+        content[:4] + b"\x00" * (len(content) // 2) + content[4 + len(content) // 2 :]
     )
 
     compact(log, "flights", LATER)
@@ -147,15 +114,10 @@ def test_a_broken_file_stays_and_its_neighbours_become_one(
     assert broken in files(writer)
 
 
-def test_a_file_that_its_agent_writes_again_meanwhile_stays(
-    log: InferenceLog,
-    writer: LogWriter,
-    many: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_file_that_its_agent_writes_again_meanwhile_stays(log, writer, many, monkeypatch):
     again = writer.root / FOLDER / f"{many[1]}-0.parquet"
 
-    def write_and_ship_again(*arguments: Any) -> None:
+    def write_and_ship_again(*arguments):
         write_file(*arguments)
         writer.write(hour(12, start=10), segment=many[1])  # two more rows under the same name
 
@@ -167,18 +129,12 @@ def test_a_file_that_its_agent_writes_again_meanwhile_stays(
 
 
 @pytest.mark.parametrize("died", ["before it wrote", "before it deleted", "while it deleted"])
-def test_a_compactor_that_dies_loses_nothing(
-    log: InferenceLog,
-    writer: LogWriter,
-    many: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    died: str,
-) -> None:
+def test_a_compactor_that_dies_loses_nothing(log, writer, many, monkeypatch, died):
     before = rows(log)
     deleted: list[Any] = []
     delete = maintenance._delete
 
-    def die(*arguments: Any) -> Any:
+    def die(*arguments):
         if died == "while it deleted" and len(deleted) < 3:
             deleted.append(arguments)
             return delete(*arguments)
@@ -195,18 +151,13 @@ def test_a_compactor_that_dies_loses_nothing(
     assert len(files(writer)) == 1
 
 
-def test_two_compactors_at_once_lose_nothing(log: InferenceLog, writer: LogWriter) -> None:
+def test_two_compactors_at_once_lose_nothing(log, writer):
     for number in range(40):
         writer.write(hour(5, start=5 * number))
     before = rows(log)
 
     with ThreadPoolExecutor(3) as pool:
-        list(
-            pool.map(
-                lambda _: compact(InferenceLog(log.location), "flights", LATER),
-                range(3),
-            )
-        )
+        list(pool.map(lambda _: compact(InferenceLog(log.location), "flights", LATER), range(3)))
 
     assert rows(log) == before
     compact(log, "flights", LATER)
@@ -215,11 +166,8 @@ def test_two_compactors_at_once_lose_nothing(log: InferenceLog, writer: LogWrite
 
 
 def test_large_files_are_left_alone_and_small_ones_do_not_become_too_large(
-    log: InferenceLog,
-    writer: LogWriter,
-    many: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    log, writer, many, monkeypatch
+):
     size = files(writer)[1].stat().st_size
     monkeypatch.setattr(maintenance, "GROUP_BYTES", 3 * size)
     before = rows(log)
@@ -230,21 +178,10 @@ def test_large_files_are_left_alone_and_small_ones_do_not_become_too_large(
     assert compact(log, "flights", LATER) == MaintenanceResult()
 
 
-def test_labels_of_a_day_become_one_file_and_mean_the_same(
-    log: InferenceLog,
-    writer: LogWriter,
-) -> None:
+def test_labels_of_a_day_become_one_file_and_mean_the_same(log, writer):
     writer.write({**hour(3), "_prediction_id": ["p"] * 3})
     for number in range(6):
-        label = Label(
-            "p",
-            number % 3,
-            None,
-            number,
-            microseconds(DAY) + number,
-            "s",
-            number,
-        )
+        label = Label("p", number % 3, None, number, microseconds(DAY) + number, "s", number)
         writer.label(label, name=f"f{number}")
         writer.label(label, name=f"f{number}-again")
     before = log.labelled("flights", WINDOW)
@@ -259,13 +196,10 @@ def test_labels_of_a_day_become_one_file_and_mean_the_same(
     assert after.table.equals(before.table)
 
 
-def test_rows_labels_and_sketches_beyond_the_age_are_deleted(
-    log: InferenceLog,
-    writer: LogWriter,
-) -> None:
+def test_rows_labels_and_sketches_beyond_the_age_are_deleted(log, writer):
     for days in range(4):
         writer.write(
-            {"_event_time": [DAY + timedelta(days=days, hours=hours) for hours in range(24)]},
+            {"_event_time": [DAY + timedelta(days=days, hours=hours) for hours in range(24)]}
         )
         writer.label(Label("p", None, None, 1, 0), day=f"2013-07-0{days + 1}")
         sketch = (
@@ -295,22 +229,13 @@ def test_rows_labels_and_sketches_beyond_the_age_are_deleted(
     assert expire(log, "flights", now, timedelta(days=1)) == MaintenanceResult()
 
 
-def test_rows_and_labels_in_a_pinned_window_are_kept(
-    log: InferenceLog,
-    writer: LogWriter,
-) -> None:
+def test_rows_and_labels_in_a_pinned_window_are_kept(log, writer):
     writer.write({"_event_time": [DAY + timedelta(hours=hours) for hours in range(96)]})
     for day in (1, 2, 3, 4):
         writer.label(Label("p", None, None, 1, 0), day=f"2013-07-0{day}")
     pinned = parse_window("2013-07-01T01:30/1h")
 
-    maintain(
-        log,
-        "flights",
-        DAY + timedelta(days=4),
-        timedelta(days=1),
-        [pinned],
-    )
+    maintain(log, "flights", DAY + timedelta(days=4), timedelta(days=1), [pinned])
 
     hours = [int((hour.start - DAY) / timedelta(hours=1)) for hour in log.hours("flights")]
     assert hours == [1, 2, *range(72, 96)]
@@ -318,10 +243,7 @@ def test_rows_and_labels_in_a_pinned_window_are_kept(
     assert labels == ["date=2013-07-01", "date=2013-07-04"]
 
 
-def test_requests_without_an_answer_are_kept_up_like_rows(
-    log: InferenceLog,
-    writer: LogWriter,
-) -> None:
+def test_requests_without_an_answer_are_kept_up_like_rows(log, writer):
     failures = LogWriter(writer.root / "_failed")
     for number in range(3):
         failures.write(hour(5, start=number))
@@ -331,14 +253,12 @@ def test_requests_without_an_answer_are_kept_up_like_rows(
     assert list(log.failures.batches("flights", WINDOW)) == []
 
 
-def test_an_age_beyond_the_calendar_or_an_endpoint_without_rows_deletes_no_files(
-    log: InferenceLog,
-) -> None:
+def test_an_age_beyond_the_calendar_or_an_endpoint_without_rows_deletes_no_files(log):
     assert expire(log, "flights", LATER, timedelta(days=999_999)) == MaintenanceResult()
     assert maintain(log, "flights", LATER, timedelta(days=1)) == MaintenanceResult()
 
 
-def test_upkeep_deletes_and_compacts(log: InferenceLog, writer: LogWriter, many: list[str]) -> None:
+def test_upkeep_deletes_and_compacts(log, writer, many):
     old = DAY - timedelta(days=9)
     writer.write({"_event_time": [old]})
 
@@ -349,6 +269,6 @@ def test_upkeep_deletes_and_compacts(log: InferenceLog, writer: LogWriter, many:
     assert done.expired_files == 1
 
 
-def test_a_log_that_is_gone_is_an_empty_one(log: InferenceLog) -> None:
+def test_a_log_that_is_gone_is_an_empty_one(log):
     gone = InferenceLog(replace(log.location, root="/nowhere/at/all"))
     assert maintain(gone, "flights", LATER, timedelta(days=1)) == MaintenanceResult()

@@ -7,7 +7,6 @@ import os
 import resource
 import signal
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest.mock import Mock
@@ -19,7 +18,7 @@ import pytest
 from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.serve.inference_log import log_reader, query
 from mlflow_deploy_plugin.serve.inference_log.labels import Label
-from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog, View
+from mlflow_deploy_plugin.serve.inference_log.log_reader import View
 from mlflow_deploy_plugin.serve.inference_log.query import (
     Query,
     StatementTimeout,
@@ -28,14 +27,14 @@ from mlflow_deploy_plugin.serve.inference_log.query import (
 )
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_time_range
 from tests.support.clocks import Clock
-from tests.support.inference_log import LogWriter, event_table
+from tests.support.inference_log import event_table
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
 NOW = datetime(2013, 7, 3, tzinfo=UTC)
 
 
 @pytest.fixture
-def flights(log: InferenceLog, writer: LogWriter) -> InferenceLog:
+def flights(log, writer):
     """Two hours of version 1, shipped twice, and an hour of version 2 with another
     column and other types.
     """
@@ -51,39 +50,14 @@ def flights(log: InferenceLog, writer: LogWriter) -> InferenceLog:
     writer.write(first, segment=segment, suffix="-again")
     later = [DAY + timedelta(days=1, minutes=minute) for minute in range(10)]
     writer.write(
-        {
-            "_event_time": later,
-            "x": ["text"] * 10,
-            "probs": [[0.1, 0.9]] * 10,
-        },
-        version="2",
+        {"_event_time": later, "x": ["text"] * 10, "probs": [[0.1, 0.9]] * 10}, version="2"
     )
-    writer.write(
-        {"_event_time": later, "_shadow": [True] * 10, "x": [1.0] * 10},
-        version="3",
-    )
-    writer.label(
-        *(
-            Label(
-                f"p{minute}",
-                None,
-                None,
-                minute % 2,
-                1,
-            )
-            for minute in range(0, 120, 10)
-        )
-    )
+    writer.write({"_event_time": later, "_shadow": [True] * 10, "x": [1.0] * 10}, version="3")
+    writer.label(*(Label(f"p{minute}", None, None, minute % 2, 1) for minute in range(0, 120, 10)))
     return log
 
 
-def ask(
-    log: InferenceLog,
-    since: str | None = None,
-    labels: bool = True,
-    shadows: bool = False,
-    **parts: Any,
-) -> pa.Table:
+def ask(log, since=None, labels=True, shadows=False, **parts):
     full_query = Query(
         View("flights", parse_time_range(since, None, NOW), labels, shadows), **parts
     )
@@ -91,9 +65,7 @@ def ask(
         return pa.Table.from_batches(list(answer.batches), answer.schema)
 
 
-def test_each_row_is_there_once_with_every_column_that_any_version_has(
-    flights: InferenceLog,
-) -> None:
+def test_each_row_is_there_once_with_every_column_that_any_version_has(flights):
     table = ask(flights)
 
     assert table.num_rows == 130
@@ -114,7 +86,7 @@ def test_each_row_is_there_once_with_every_column_that_any_version_has(
     assert ask(flights, shadows=True).num_rows == 140
 
 
-def test_conditions_expressions_order_and_limit(flights: InferenceLog) -> None:
+def test_conditions_expressions_order_and_limit(flights):
     table = ask(
         flights,
         select='_event_time, "output.p" * 2 AS twice',
@@ -124,15 +96,11 @@ def test_conditions_expressions_order_and_limit(flights: InferenceLog) -> None:
     )
 
     assert table.to_pylist() == [
-        {
-            "_event_time": DAY + timedelta(minutes=minute),
-            "twice": 1.0,
-        }
-        for minute in (118, 116)
+        {"_event_time": DAY + timedelta(minutes=minute), "twice": 1.0} for minute in (118, 116)
     ]
 
 
-def test_labels_are_columns_and_may_be_left_out(flights: InferenceLog) -> None:
+def test_labels_are_columns_and_may_be_left_out(flights):
     table = ask(
         flights,
         where="_label IS NOT NULL",
@@ -141,18 +109,13 @@ def test_labels_are_columns_and_may_be_left_out(flights: InferenceLog) -> None:
     )
 
     assert table.num_rows == 12
-    assert table.to_pylist()[1] == {
-        "_prediction_id": "p10",
-        "_label": "0",
-        "_label_number": 0.0,
-    }
+    assert table.to_pylist()[1] == {"_prediction_id": "p10", "_label": "0", "_label_number": 0.0}
     assert "_label" not in ask(flights, labels=False, limit=1).column_names
 
 
-def test_a_whole_statement_may_group_and_join(flights: InferenceLog) -> None:
+def test_a_whole_statement_may_group_and_join(flights):
     grouped = ask(
-        flights,
-        statement="SELECT carrier, count(*) AS n FROM log GROUP BY ALL ORDER BY 1;",
+        flights, statement="SELECT carrier, count(*) AS n FROM log GROUP BY ALL ORDER BY 1;"
     )
     assert grouped.to_pylist() == [
         {"carrier": "AA", "n": 60},
@@ -163,37 +126,29 @@ def test_a_whole_statement_may_group_and_join(flights: InferenceLog) -> None:
     assert ask(flights, statement=joined, limit=5).to_pylist() == [{"n": 130}]
 
 
-def test_since_selects_a_window_of_event_time_or_the_recently_received_rows(
-    flights: InferenceLog,
-    writer: LogWriter,
-) -> None:
+def test_since_selects_a_window_of_event_time_or_the_recently_received_rows(flights, writer):
     assert ask(flights, since="2013-07-01T01:00/30m").num_rows == 30
     assert ask(flights, since="2013-07-02").num_rows == 10
     writer.write(
         {
             "_event_time": [DAY - timedelta(days=300)],
             "_received_time": pa.array([NOW], pa.timestamp("us", "UTC")),
-        },
+        }
     )
     assert ask(flights, since="1h", select="_event_time").to_pylist() == [
-        {"_event_time": DAY - timedelta(days=300)},
+        {"_event_time": DAY - timedelta(days=300)}
     ]
 
 
-def test_times_are_in_utc_whatever_the_zone_of_this_machine_is(
-    flights: InferenceLog,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_times_are_in_utc_whatever_the_zone_of_this_machine_is(flights, monkeypatch):
     monkeypatch.setenv("TZ", "America/New_York")
     (row,) = ask(
-        flights,
-        select="hour(_event_time) AS h",
-        where="_event_time = '2013-07-01 01:30'",
+        flights, select="hour(_event_time) AS h", where="_event_time = '2013-07-01 01:30'"
     ).to_pylist()
     assert row == {"h": 1}
 
 
-def test_a_thousand_columns_and_names_of_any_kind(log: InferenceLog, writer: LogWriter) -> None:
+def test_a_thousand_columns_and_names_of_any_kind(log, writer):
     names = [
         "Age",
         "age",
@@ -205,10 +160,7 @@ def test_a_thousand_columns_and_names_of_any_kind(log: InferenceLog, writer: Log
         *(f"c{number}" for number in range(1000)),
     ]
     writer.write(
-        {
-            "_event_time": [DAY],
-            **{name: [float(number)] for number, name in enumerate(names)},
-        },
+        {"_event_time": [DAY], **{name: [float(number)] for number, name in enumerate(names)}}
     )
 
     (row,) = ask(log).to_pylist()
@@ -250,11 +202,7 @@ def test_a_thousand_columns_and_names_of_any_kind(log: InferenceLog, writer: Log
         ),
     ],
 )
-def test_an_invalid_query_gets_a_one_line_error_with_the_correct_form(
-    flights: InferenceLog,
-    parts: dict[str, Any],
-    message: str,
-) -> None:
+def test_an_invalid_query_gets_a_one_line_error_with_the_correct_form(flights, parts, message):
     with pytest.raises(InvalidConfig) as refused:
         ask(flights, **parts)
     assert message in refused.value.message
@@ -272,31 +220,26 @@ def test_an_invalid_query_gets_a_one_line_error_with_the_correct_form(
         "duckdb_secrets()",
     ],
 )
-def test_no_other_file_can_be_read(flights: InferenceLog, source: str) -> None:
+def test_no_other_file_can_be_read(flights, source):
     with pytest.raises(InvalidConfig):
         ask(flights, statement=f"SELECT * FROM {source}")
 
 
-def test_a_span_without_rows_is_an_empty_table(flights: InferenceLog) -> None:
+def test_a_span_without_rows_is_an_empty_table(flights):
     table = ask(flights, since="2020-01-01")
     assert (table.num_rows, "_event_time" in table.column_names) == (0, True)
 
 
-def test_a_broken_file_is_left_out_and_named(flights: InferenceLog, writer: LogWriter) -> None:
+def test_a_broken_file_is_left_out_and_named(flights, writer):
     broken = writer.root / "endpoint=flights/date=2013-07-01/hour=00/broken.parquet"
     broken.write_bytes(b"PAR1")
     assert ask(flights).num_rows == 130
     assert list(flights.unreadable) == [str(broken)]
 
 
-def test_a_log_that_goes_down_during_a_query_raises_its_error(
-    flights: InferenceLog,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_log_that_goes_down_during_a_query_raises_its_error(flights, monkeypatch):
     monkeypatch.setattr(
-        log_reader,
-        "scan_hour",
-        Mock(side_effect=OnnxserveError("the inference log is down")),
+        log_reader, "scan_hour", Mock(side_effect=OnnxserveError("the inference log is down"))
     )
     with pytest.raises(OnnxserveError, match="inference log"):
         ask(flights)
@@ -306,13 +249,13 @@ ENDLESS = "SELECT count(*) FROM log a, log b, log c, log d, log e, log f"
 
 
 @pytest.fixture
-def interrupted() -> Iterator[threading.Event]:
+def interrupted():
     """Record that Ctrl-C was handled, and raise KeyboardInterrupt, because a background
     job may ignore the signal.
     """
     met = threading.Event()
 
-    def interrupt(*_: Any) -> None:
+    def interrupt(*_):
         met.set()
         raise KeyboardInterrupt
 
@@ -323,21 +266,12 @@ def interrupted() -> Iterator[threading.Event]:
 
 @pytest.mark.long
 @pytest.mark.parametrize("moment", ["before it computes", "while it computes", "while it reads"])
-def test_ctrl_c_ends_a_statement_at_once(
-    flights: InferenceLog,
-    monkeypatch: pytest.MonkeyPatch,
-    interrupted: threading.Event,
-    moment: str,
-) -> None:
+def test_ctrl_c_ends_a_statement_at_once(flights, monkeypatch, interrupted, moment):
     plan = query._plan
 
-    def planned(*arguments: Any) -> Any:
+    def planned(*arguments):
         query_plan = plan(*arguments)
-        threading.Timer(
-            0.5,
-            os.kill,
-            (os.getpid(), signal.SIGINT),
-        ).start()
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
         assert moment != "before it computes" or interrupted.wait(60)
         return query_plan
 
@@ -345,14 +279,7 @@ def test_ctrl_c_ends_a_statement_at_once(
     options: dict[str, Any] = {"statement": ENDLESS}
     if moment == "while it reads":
         options = {"order_by": "x"}
-        endless = itertools.repeat(
-            event_table(
-                {
-                    "_event_time": [DAY] * 1000,
-                    "x": ["1"] * 1000,
-                }
-            )
-        )
+        endless = itertools.repeat(event_table({"_event_time": [DAY] * 1000, "x": ["1"] * 1000}))
         monkeypatch.setattr(log_reader, "scan_hour", lambda *_: endless)
     with pytest.raises(KeyboardInterrupt):
         ask(flights, **options)
@@ -371,12 +298,8 @@ def test_ctrl_c_ends_a_statement_at_once(
     ],
 )
 def test_a_statement_without_end_or_measure_is_ended_in_one_line(
-    flights: InferenceLog,
-    monkeypatch: pytest.MonkeyPatch,
-    statement: str,
-    seconds: float,
-    said: str,
-) -> None:
+    flights, monkeypatch, statement, seconds, said
+):
     monkeypatch.setattr(query, "TIMEOUT_SECONDS", seconds)
     with pytest.raises(InvalidConfig) as caught:
         ask(flights, statement=statement)
@@ -386,41 +309,30 @@ def test_a_statement_without_end_or_measure_is_ended_in_one_line(
 
 @pytest.mark.long
 # Each sorting thread takes memory.
-@pytest.mark.parametrize(
-    ("memory", "cores"),
-    [(128, 4), (512, 64)],
-)
+@pytest.mark.parametrize(("memory", "cores"), [(128, 4), (512, 64)])
 def test_a_large_answer_passes_through_and_a_large_sort_goes_to_disk(
-    log: InferenceLog,
-    writer: LogWriter,
-    monkeypatch: pytest.MonkeyPatch,
-    memory: int,
-    cores: int,
-) -> None:
+    log, writer, monkeypatch, memory, cores
+):
     monkeypatch.setattr(query, "MEMORY_MB", memory)
     monkeypatch.setattr(query, "available_cores", lambda: cores)
     rng = np.random.default_rng(0)
     for hour in range(12):
         times = [DAY + timedelta(hours=hour)] * 200_000
         writer.write(
-            {
-                "_event_time": times,
-                **{f"x{column}": rng.random(200_000) for column in range(10)},
-            },
+            {"_event_time": times, **{f"x{column}": rng.random(200_000) for column in range(10)}}
         )
     view_of_all = View("flights", labels=False)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for order in ("", "x3"):
         with run_query(
-            log,
-            Query(view_of_all, order_by=order, select="* EXCLUDE (_event_time)"),
+            log, Query(view_of_all, order_by=order, select="* EXCLUDE (_event_time)")
         ) as answer:
             assert sum(len(batch) for batch in answer.batches) == 2_400_000
     # kB; the complete result takes over 300 MB twice
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 900_000
 
 
-def test_a_statement_is_over_when_nothing_comes_of_it() -> None:
+def test_a_statement_is_over_when_nothing_comes_of_it():
     clock = Clock(0.0)
     timeout = StatementTimeout(10.0, clock)
     clock.now = 9
@@ -433,7 +345,7 @@ def test_a_statement_is_over_when_nothing_comes_of_it() -> None:
     assert timeout.is_over
 
 
-def test_the_timeout_excludes_reading_the_log_and_using_the_answer() -> None:
+def test_the_timeout_excludes_reading_the_log_and_using_the_answer():
     clock = Clock(0.0)
     timeout = StatementTimeout(10.0, clock)
     with timeout.reading():
@@ -445,7 +357,7 @@ def test_the_timeout_excludes_reading_the_log_and_using_the_answer() -> None:
     assert not timeout.is_over
 
 
-def test_memory_beyond_the_bound_is_refused_and_afterwards_not() -> None:
+def test_memory_beyond_the_bound_is_refused_and_afterwards_not():
     with limit_memory(100 * 2**20):
         assert len(bytearray(50 * 2**20))
         with pytest.raises(MemoryError):

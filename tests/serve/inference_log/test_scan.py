@@ -1,6 +1,5 @@
 """Rows of an hour are read exactly once, even if files change meanwhile."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,7 +16,7 @@ from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog
 from mlflow_deploy_plugin.serve.inference_log.scan import MARKS
 from mlflow_deploy_plugin.serve.inference_log.stats import log_stats
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
-from tests.support.inference_log import LogWriter, rows_of
+from tests.support.inference_log import rows_of
 from tests.support.refusals import mentions
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
@@ -25,27 +24,16 @@ WINDOW = parse_window("2013-07-01/1d")
 FOLDER = "endpoint=flights/date=2013-07-01/hour=00"
 
 
-def hour(count: int, **columns: Any) -> dict[str, Any]:
+def hour(count, **columns):
     times = [DAY + timedelta(milliseconds=number) for number in range(count)]
-    return {
-        "_event_time": times,
-        "x": np.arange(count, dtype=np.float64),
-        **columns,
-    }
+    return {"_event_time": times, "x": np.arange(count, dtype=np.float64), **columns}
 
 
-def read(
-    log: InferenceLog,
-    *columns: str,
-    **options: Any,
-) -> list[dict[str, Any]]:
+def read(log, *columns, **options):
     return rows_of(log.batches("flights", WINDOW, columns or None, **options))
 
 
-def test_only_the_columns_that_are_asked_for_come_in_their_order_where_a_file_has_them(
-    log: InferenceLog,
-    writer: LogWriter,
-) -> None:
+def test_only_the_columns_that_are_asked_for_come_in_their_order_where_a_file_has_them(log, writer):
     writer.write(hour(2))
     writer.write(hour(1, carrier=["UA"]))
 
@@ -55,11 +43,7 @@ def test_only_the_columns_that_are_asked_for_come_in_their_order_where_a_file_ha
 
 
 @pytest.mark.parametrize("mark", MARKS)
-def test_marked_rows_are_left_out_unless_requested(
-    log: InferenceLog,
-    writer: LogWriter,
-    mark: str,
-) -> None:
+def test_marked_rows_are_left_out_unless_requested(log, writer, mark):
     writer.write(hour(2))  # written by an older agent without the marks
     writer.write(hour(3, **{mark: [True, False, True]}))
     others = [name for name in MARKS if name != mark]
@@ -71,11 +55,7 @@ def test_marked_rows_are_left_out_unless_requested(
 
 
 @pytest.mark.parametrize("spoil", [b"", b"PAR1", b"PAR1 nothing of the kind PAR1"])
-def test_a_file_that_makes_no_sense_is_passed_over_and_named(
-    log: InferenceLog,
-    writer: LogWriter,
-    spoil: bytes,
-) -> None:
+def test_a_file_that_makes_no_sense_is_passed_over_and_named(log, writer, spoil):
     writer.write(hour(2))
     bad = writer.root / FOLDER / "bad.parquet"
     bad.write_bytes(spoil)
@@ -84,7 +64,7 @@ def test_a_file_that_makes_no_sense_is_passed_over_and_named(
     assert list(log.unreadable) == [str(bad)]
 
 
-def test_half_a_file_is_passed_over_and_named(log: InferenceLog, writer: LogWriter) -> None:
+def test_half_a_file_is_passed_over_and_named(log, writer):
     segment = writer.write(hour(1000))
     writer.write(hour(2))
     (file,) = (writer.root / FOLDER).glob(f"{segment}-*.parquet")
@@ -98,10 +78,7 @@ def test_half_a_file_is_passed_over_and_named(log: InferenceLog, writer: LogWrit
         assert list(log.unreadable) == [str(file)]
 
 
-def test_a_parquet_file_of_something_else_is_passed_over_and_named(
-    log: InferenceLog,
-    writer: LogWriter,
-) -> None:
+def test_a_parquet_file_of_something_else_is_passed_over_and_named(log, writer):
     writer.write(hour(2))
     writer.write(hour(1, _offset=["a text"]), segment="strange")
     stranger = writer.root / FOLDER / "stranger.parquet"
@@ -126,18 +103,15 @@ def test_a_parquet_file_of_something_else_is_passed_over_and_named(
     ],
 )
 def test_a_file_whose_own_columns_are_of_other_types_is_passed_over_and_named(
-    log: InferenceLog,
-    writer: LogWriter,
-    name: str,
-    column: pa.Array,
-) -> None:
+    log, writer, name, column
+):
     writer.write(hour(2))
     writer.write(hour(1, **{name: column}), segment="strange")
     assert log_stats(log, "flights").rows == 2
     assert log.unreadable == {
         str(
-            writer.root / FOLDER / "strange-0.parquet",
-        ): f"its column {name} has the type {column.type}",
+            writer.root / FOLDER / "strange-0.parquet"
+        ): f"its column {name} has the type {column.type}"
     }
 
 
@@ -177,42 +151,22 @@ class Changing(fs.FileSystemHandler):  # type: ignore[misc]
     move = copy_file = open_output_stream = open_append_stream = _not_here
 
 
-def changing(log: InferenceLog, before: Any, is_local: bool = True) -> InferenceLog:
+def changing(log, before, is_local=True):
     return InferenceLog(
-        replace(
-            log.location,
-            filesystem=fs.PyFileSystem(Changing(before)),
-            is_local=is_local,
-        ),
+        replace(log.location, filesystem=fs.PyFileSystem(Changing(before)), is_local=is_local)
     )
 
 
-is_of_a_bucket = pytest.mark.parametrize(
-    "is_local",
-    [True, False],
-    ids=["folder", "bucket"],
-)
+is_of_a_bucket = pytest.mark.parametrize("is_local", [True, False], ids=["folder", "bucket"])
 
 
 @is_of_a_bucket
-def test_files_that_are_compacted_while_they_are_read_give_their_rows_once(
-    log: InferenceLog,
-    writer: LogWriter,
-    is_local: bool,
-) -> None:
-    names = [
-        writer.write(
-            hour(
-                10,
-                x=np.arange(10.0) + number * 10,
-            )
-        )
-        for number in range(4)
-    ]
+def test_files_that_are_compacted_while_they_are_read_give_their_rows_once(log, writer, is_local):
+    names = [writer.write(hour(10, x=np.arange(10.0) + number * 10)) for number in range(4)]
     files = [writer.root / FOLDER / f"{name}-0.parquet" for name in names]
     opened: list[str] = []
 
-    def compact_at_the_second(path: str) -> None:
+    def compact_at_the_second(path):
         opened.append(path)
         if len(opened) == 2:
             table = pa.concat_tables([pa.parquet.read_table(file) for file in files])
@@ -225,15 +179,12 @@ def test_files_that_are_compacted_while_they_are_read_give_their_rows_once(
     assert sorted(row["x"] for row in rows) == list(range(40))
 
 
-def test_files_that_expire_while_they_are_read_are_no_error(
-    log: InferenceLog,
-    writer: LogWriter,
-) -> None:
+def test_files_that_expire_while_they_are_read_are_no_error(log, writer):
     for _ in range(3):
         writer.write(hour(5))
     seen: list[str] = []
 
-    def expire_at_the_second(path: str) -> None:
+    def expire_at_the_second(path):
         seen.append(path)
         if len(seen) == 2:
             for file in (writer.root / FOLDER).iterdir():
@@ -243,14 +194,10 @@ def test_files_that_expire_while_they_are_read_are_no_error(
 
 
 @is_of_a_bucket
-def test_a_log_that_is_down_is_one_line_and_no_file_is_blamed(
-    log: InferenceLog,
-    writer: LogWriter,
-    is_local: bool,
-) -> None:
+def test_a_log_that_is_down_is_one_line_and_no_file_is_blamed(log, writer, is_local):
     writer.write(hour(5))
 
-    def fail(path: str) -> None:
+    def fail(path):
         raise OSError("the network is gone")
 
     down = changing(log, fail, is_local)
@@ -260,15 +207,11 @@ def test_a_log_that_is_down_is_one_line_and_no_file_is_blamed(
 
 
 @is_of_a_bucket
-def test_a_line_that_breaks_for_a_moment_costs_no_row_and_no_file_is_blamed(
-    log: InferenceLog,
-    writer: LogWriter,
-    is_local: bool,
-) -> None:
+def test_a_line_that_breaks_for_a_moment_costs_no_row_and_no_file_is_blamed(log, writer, is_local):
     writer.write(hour(5))
     opened: list[str] = []
 
-    def fail_at_first(path: str) -> None:
+    def fail_at_first(path):
         opened.append(path)
         if len(opened) == 1:
             raise OSError("the network is gone")
@@ -279,10 +222,8 @@ def test_a_line_that_breaks_for_a_moment_costs_no_row_and_no_file_is_blamed(
 
 
 def test_an_hour_that_is_too_large_to_be_remembered_is_read_in_parts_and_each_row_once(
-    log: InferenceLog,
-    writer: LogWriter,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    log, writer, monkeypatch
+):
     segments = [writer.write(hour(300)) for _ in range(3)]
     writer.write(hour(300), segment=segments[0], suffix="-again")
     monkeypatch.setattr(scan, "PASS_BYTES", 8000)
@@ -293,10 +234,7 @@ def test_an_hour_that_is_too_large_to_be_remembered_is_read_in_parts_and_each_ro
     assert len({(row["_segment"], row["_row"]) for row in rows}) == 900
 
 
-def test_folders_that_are_not_of_the_log_and_hidden_files_are_passed_over(
-    log: InferenceLog,
-    writer: LogWriter,
-) -> None:
+def test_folders_that_are_not_of_the_log_and_hidden_files_are_passed_over(log, writer):
     writer.write(hour(1))
     for strange in (
         "date=never/hour=00",
@@ -314,17 +252,10 @@ def test_folders_that_are_not_of_the_log_and_hidden_files_are_passed_over(
 
 
 def test_rows_are_given_in_pieces_that_fit_into_memory_however_wide_they_are(
-    log: InferenceLog,
-    writer: LogWriter,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    log, writer, monkeypatch
+):
     monkeypatch.setattr(scan, "BATCH_BYTES", 2**20)
-    writer.write(
-        hour(
-            100,
-            image=list(np.random.default_rng(0).random((100, 10_000))),
-        )
-    )
+    writer.write(hour(100, image=list(np.random.default_rng(0).random((100, 10_000)))))
 
     sizes = [table.nbytes for table in tables(log)]
 
@@ -332,5 +263,5 @@ def test_rows_are_given_in_pieces_that_fit_into_memory_however_wide_they_are(
     assert len(sizes) > 4
 
 
-def tables(log: InferenceLog) -> Iterator[pa.Table]:
+def tables(log):
     return log.batches("flights", WINDOW)

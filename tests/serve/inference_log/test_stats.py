@@ -2,13 +2,11 @@
 
 import os
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
 from mlflow_deploy_plugin.core.errors import NotFound
 from mlflow_deploy_plugin.serve.inference_log.labels import Label
-from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog
 from mlflow_deploy_plugin.serve.inference_log.stats import (
     GONE_AFTER,
     AgentCounts,
@@ -21,13 +19,12 @@ from mlflow_deploy_plugin.serve.inference_log.stats import (
 )
 from mlflow_deploy_plugin.serve.inference_log.storage import locate_log
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_time_range
-from tests.support.inference_log import LogWriter
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
 
 
 @pytest.fixture
-def flights(log: InferenceLog, writer: LogWriter) -> InferenceLog:
+def flights(log, writer):
     first = {
         "_event_time": [DAY, DAY + timedelta(minutes=61)],
         "_prediction_id": ["p", "q"],
@@ -36,17 +33,13 @@ def flights(log: InferenceLog, writer: LogWriter) -> InferenceLog:
     segment = writer.write(first)
     writer.write(first, segment=segment, suffix="-again")
     writer.write(
-        {"_event_time": [DAY + timedelta(hours=1)], "_variant": ["challenger"]},
-        version="2",
+        {"_event_time": [DAY + timedelta(hours=1)], "_variant": ["challenger"]}, version="2"
     )
-    writer.write(
-        {"_event_time": [DAY + timedelta(hours=5)], "_shadow": [True]},
-        version="3",
-    )
+    writer.write({"_event_time": [DAY + timedelta(hours=5)], "_shadow": [True]}, version="3")
     return log
 
 
-def test_rows_are_counted_once_by_version_variant_and_hour(flights: InferenceLog) -> None:
+def test_rows_are_counted_once_by_version_variant_and_hour(flights):
     stats = log_stats(flights, "flights")
 
     assert stats.rows == 3
@@ -61,10 +54,7 @@ def test_rows_are_counted_once_by_version_variant_and_hour(flights: InferenceLog
     assert stats.labels == LabelCounts(0, 0, 0)
 
 
-def test_labels_are_counted_with_those_that_have_no_row_in_the_log(
-    flights: InferenceLog,
-    writer: LogWriter,
-) -> None:
+def test_labels_are_counted_with_those_that_have_no_row_in_the_log(flights, writer):
     writer.label(
         Label("p", 0, None, 1, 1),
         Label("p", 0, None, 0, 2),
@@ -82,7 +72,7 @@ def test_labels_are_counted_with_those_that_have_no_row_in_the_log(
     assert stats.labels.unmatched is None
 
 
-def test_the_counts_of_all_agents_are_added_up(flights: InferenceLog) -> None:
+def test_the_counts_of_all_agents_are_added_up(flights):
     for number, ended in enumerate((False, True, False)):
         counts = {"flights": 10 * (number + 1), "other": 999}
         mark = Watermark(
@@ -101,25 +91,12 @@ def test_the_counts_of_all_agents_are_added_up(flights: InferenceLog) -> None:
     account = log_stats(flights, "flights").account
 
     # An agent that has ended is ignored.
-    assert account == AgentCounts(
-        60,
-        60,
-        3,
-        0,
-        DAY + timedelta(days=2),
-    )
+    assert account == AgentCounts(60, 60, 3, 0, DAY + timedelta(days=2))
 
 
-def test_an_endpoint_of_which_every_row_was_lost_is_counted_all_the_same(log: InferenceLog) -> None:
+def test_an_endpoint_of_which_every_row_was_lost_is_counted_all_the_same(log):
     mark = Watermark(
-        "a",
-        ("flights",),
-        DAY,
-        DAY,
-        False,
-        {"flights": 7},
-        {"flights": 0},
-        {"flights": 7},
+        "a", ("flights",), DAY, DAY, False, {"flights": 7}, {"flights": 0}, {"flights": 7}
     )
     write_watermark(log.location, mark)
     stats = log_stats(log, "flights")
@@ -127,20 +104,14 @@ def test_an_endpoint_of_which_every_row_was_lost_is_counted_all_the_same(log: In
     assert stats.account == AgentCounts(7, 0, 7, 0, DAY)
 
 
-def test_shipped_rows_that_are_not_in_the_log_any_more_are_seen() -> None:
-    account = AgentCounts(
-        answered=9,
-        captured=9,
-        dropped=0,
-        shipped=9,
-        complete_until=DAY,
-    )
+def test_shipped_rows_that_are_not_in_the_log_any_more_are_seen():
+    account = AgentCounts(answered=9, captured=9, dropped=0, shipped=9, complete_until=DAY)
     assert account.gone(4) == 5
     assert account.gone(9) == 0
     assert account.gone(12) == 0
 
 
-def test_stats_of_an_endpoint_without_rows_are_not_found(flights: InferenceLog) -> None:
+def test_stats_of_an_endpoint_without_rows_are_not_found(flights):
     with pytest.raises(NotFound, match="rows of flights"):
         log_stats(flights, "zzz")
 
@@ -148,30 +119,19 @@ def test_stats_of_an_endpoint_without_rows_are_not_found(flights: InferenceLog) 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 
 
-def test_the_last_watermark_of_each_agent_is_read_back(tmp_path: Path) -> None:
+def test_the_last_watermark_of_each_agent_is_read_back(tmp_path):
     location = locate_log(str(tmp_path / "log"))
     assert read_watermarks(location) == []
     for agent in ("b", "a"):
         write_watermark(location, Watermark(agent, ("e",), NOON, NOON))
     last = Watermark(
-        "a",
-        ("e", "f"),
-        NOON,
-        NOON.replace(minute=1),
-        True,
-        {"e": 3},
-        {"e": 2},
-        {"f": 1},
-        {"e": 2},
+        "a", ("e", "f"), NOON, NOON.replace(minute=1), True, {"e": 3}, {"e": 2}, {"f": 1}, {"e": 2}
     )
     write_watermark(location, last)
-    assert read_watermarks(location) == [
-        last,
-        Watermark("b", ("e",), NOON, NOON),
-    ]
+    assert read_watermarks(location) == [last, Watermark("b", ("e",), NOON, NOON)]
 
 
-def test_one_that_cannot_be_understood_hides_no_other(tmp_path: Path) -> None:
+def test_one_that_cannot_be_understood_hides_no_other(tmp_path):
     location = locate_log(str(tmp_path))
     mark = Watermark("a", (), NOON, NOON)
     write_watermark(location, mark)
@@ -180,7 +140,7 @@ def test_one_that_cannot_be_understood_hides_no_other(tmp_path: Path) -> None:
     assert read_watermarks(location) == [mark]
 
 
-def test_watermarks_of_agents_that_are_long_gone_are_deleted(tmp_path: Path) -> None:
+def test_watermarks_of_agents_that_are_long_gone_are_deleted(tmp_path):
     location = locate_log(str(tmp_path))
     assert expire_watermarks(location, NOON) == []
     for agent, age in (("gone", GONE_AFTER), ("quiet", GONE_AFTER - timedelta(hours=1))):

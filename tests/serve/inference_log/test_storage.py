@@ -1,7 +1,6 @@
 """A folder or a URI locates an inference log; error messages never contain a secret."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,15 +15,14 @@ from mlflow_deploy_plugin.serve.inference_log.storage import (
     write_file,
 )
 from tests.support.disk import files_of_at_most
-from tests.support.services.s3 import Bucket
 
 
 @pytest.mark.parametrize("name", ["log", "50%25 of it", "log#1", "what?"])
-def test_a_folder_is_the_one_that_was_named(tmp_path: Path, name: str) -> None:
+def test_a_folder_is_the_one_that_was_named(tmp_path, name):
     assert locate_log(str(tmp_path / name)).root == str(tmp_path / name)
 
 
-def test_a_file_uri_is_a_folder_too() -> None:
+def test_a_file_uri_is_a_folder_too():
     location = locate_log("file:///some/log%20here/")
     assert (location.root, location.is_local) == ("/some/log here", True)
 
@@ -42,17 +40,14 @@ def test_a_file_uri_is_a_folder_too() -> None:
         ("https://host/x", "ONNXSERVE_LOG_URI: .* is neither a folder nor s3://BUCKET/PREFIX"),
     ],
 )
-def test_another_uri_is_refused_without_a_word_of_its_secrets(uri: str, message: str) -> None:
+def test_another_uri_is_refused_without_a_word_of_its_secrets(uri, message):
     with pytest.raises(InvalidConfig, match=message) as refused:
         locate_log(uri)
     assert "hidden" not in str(refused.value)
 
 
 @pytest.mark.parametrize("as_text", [str, Path.as_uri])
-def test_a_file_stands_whole_below_the_folder_and_is_replaced_by_a_later_one(
-    tmp_path: Path,
-    as_text: Callable[[Path], str],
-) -> None:
+def test_a_file_stands_whole_below_the_folder_and_is_replaced_by_a_later_one(tmp_path, as_text):
     location = locate_log(as_text(tmp_path / "a log"))
     for values in ([1], [1, 2]):
         write_file(
@@ -61,7 +56,7 @@ def test_a_file_stands_whole_below_the_folder_and_is_replaced_by_a_later_one(
             encode_parquet(pa.table({"a": values})),
         )
     assert [path.name for path in (tmp_path / "a log").rglob("*") if path.is_file()] == [
-        "f.parquet",
+        "f.parquet"
     ]
     table = pyarrow.dataset.dataset(str(tmp_path / "a log"), partitioning="hive").to_table()
     assert table.to_pylist() == [
@@ -70,21 +65,17 @@ def test_a_file_stands_whole_below_the_folder_and_is_replaced_by_a_later_one(
     ]
 
 
-def test_a_full_disk_keeps_no_part_of_a_file(tmp_path: Path) -> None:
+def test_a_full_disk_keeps_no_part_of_a_file(tmp_path):
     location = locate_log(str(tmp_path / "log"))
     with files_of_at_most(100), pytest.raises(OSError, match="File too large"):
-        write_file(
-            location,
-            "f.parquet",
-            encode_parquet(pa.table({"a": list(range(1000))})),
-        )
+        write_file(location, "f.parquet", encode_parquet(pa.table({"a": list(range(1000))})))
     assert list((tmp_path / "log").iterdir()) == []
 
 
 KEY_ARN = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd"
 
 
-def test_a_file_written_to_a_bucket_is_read_back(bucket: Bucket) -> None:
+def test_a_file_written_to_a_bucket_is_read_back(bucket):
     location = locate_log("s3://b/some/log")
     write_file(location, "endpoint=e/f.parquet", b"content")
     assert bucket.objects == {"b/some/log/endpoint=e/f.parquet": b"content"}
@@ -102,12 +93,8 @@ def test_a_file_written_to_a_bucket_is_read_back(bucket: Bucket) -> None:
     ],
 )
 def test_objects_are_encrypted_as_asked_whole_and_in_parts(
-    bucket: Bucket,
-    monkeypatch: pytest.MonkeyPatch,
-    setting: str,
-    algorithm: str | None,
-    key: str | None,
-) -> None:
+    bucket, monkeypatch, setting, algorithm, key
+):
     monkeypatch.setenv("ONNXSERVE_LOG_SSE", setting)
     large = os.urandom(2 * PART_BYTES + 5)
     location = locate_log("s3://b/log")
@@ -115,29 +102,17 @@ def test_objects_are_encrypted_as_asked_whole_and_in_parts(
     write_file(location, "large", large)
     assert bucket.objects["b/log/large"] == large
     sse = "x-amz-server-side-encryption"
-    headers = [
-        *bucket.headers_of("PUT", "small"),
-        *bucket.headers_of("POST", "uploads"),
-    ]
-    assert [
-        (
-            h.get(sse),
-            h.get(sse + "-aws-kms-key-id"),
-        )
-        for h in headers
-    ] == [(algorithm, key)] * 2
+    headers = [*bucket.headers_of("PUT", "small"), *bucket.headers_of("POST", "uploads")]
+    assert [(h.get(sse), h.get(sse + "-aws-kms-key-id")) for h in headers] == [(algorithm, key)] * 2
 
 
-def test_an_encryption_that_there_is_not_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_encryption_that_there_is_not_is_refused(monkeypatch):
     monkeypatch.setenv("ONNXSERVE_LOG_SSE", "AES128")
     with pytest.raises(InvalidConfig, match="ONNXSERVE_LOG_SSE"):
         write_file(locate_log("s3://b/log"), "f", b"x")
 
 
-def test_an_api_that_does_not_encrypt_is_an_error_that_names_the_setting(
-    bucket: Bucket,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_api_that_does_not_encrypt_is_an_error_that_names_the_setting(bucket, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_LOG_SSE", "AES256")
     bucket.refusals = [501]  # like OpenStack Swift
     with pytest.raises(OSError, match=r"s3://b/log/f:.*NotImplemented.*ONNXSERVE_LOG_SSE.*AES256$"):
@@ -147,22 +122,19 @@ def test_an_api_that_does_not_encrypt_is_an_error_that_names_the_setting(
 
 
 @pytest.mark.parametrize("status", [503, 500, 0])
-def test_temporary_refusals_of_a_bucket_are_retried(bucket: Bucket, status: int) -> None:
+def test_temporary_refusals_of_a_bucket_are_retried(bucket, status):
     bucket.refusals = [status, status]
     write_file(locate_log("s3://b/log"), "f", b"x")
     assert bucket.objects == {"b/log/f": b"x"}
 
 
-def test_a_bucket_that_refuses_is_an_error_that_says_so(bucket: Bucket) -> None:
+def test_a_bucket_that_refuses_is_an_error_that_says_so(bucket):
     bucket.refusals = [403]
     with pytest.raises(OSError, match=r"s3://b/log/f: .*AccessDenied"):
         write_file(locate_log("s3://b/log"), "f", b"x")
 
 
-def test_a_bucket_that_drops_the_connection_raises_an_error_with_its_url(
-    bucket: Bucket,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_bucket_that_drops_the_connection_raises_an_error_with_its_url(bucket, monkeypatch):
     monkeypatch.setattr("mlflow_deploy_plugin.serve.inference_log.storage._ATTEMPTS", 1)
     bucket.refusals = [0, 0]
     with pytest.raises(OSError, match=r"^s3://b/log/f: Connection"):
@@ -170,17 +142,15 @@ def test_a_bucket_that_drops_the_connection_raises_an_error_with_its_url(
 
 
 def test_credentials_that_were_rotated_in_their_file_are_used_after_a_refusal(
-    bucket: Bucket,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
+    bucket, monkeypatch, tmp_path
+):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
 
-    def write_as(key: str) -> None:
+    def write_as(key):
         (tmp_path / "credentials").write_text(
-            f"[default]\naws_access_key_id={key}\naws_secret_access_key=x\n",
+            f"[default]\naws_access_key_id={key}\naws_secret_access_key=x\n"
         )
         write_file(locate_log("s3://b/log"), "f", b"x")
 
@@ -196,7 +166,7 @@ def test_credentials_that_were_rotated_in_their_file_are_used_after_a_refusal(
     assert used == ["OLD", "OLD", "NEW"]
 
 
-def test_half_an_upload_leaves_nothing(bucket: Bucket) -> None:
+def test_half_an_upload_leaves_nothing(bucket):
     location = locate_log("s3://b/log")
     write_file(location, "f", b"before")
     bucket.refusals = [403] * 3

@@ -3,10 +3,7 @@ expired.
 """
 
 import uuid
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +16,6 @@ from mlflow_deploy_plugin.serve.inference_log.maintenance import compact, expire
 from mlflow_deploy_plugin.serve.inference_log.query import Query, run_query
 from mlflow_deploy_plugin.serve.inference_log.stats import log_stats
 from mlflow_deploy_plugin.serve.inference_log.windows import microseconds, parse_window
-from tests.support.inference_log import LogWriter
 from tests.support.services.s3 import NEEDS_S3, own_bucket
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
@@ -30,19 +26,19 @@ pytestmark = NEEDS_S3
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[Any]:
+def bucket():
     with own_bucket() as made:
         yield made
 
 
 @pytest.fixture
-def upload(bucket: Any, tmp_path: Path) -> Callable[[LogWriter], str]:
+def upload(bucket, tmp_path):
     """Return a function that uploads written files to the bucket and returns the log's
     URI.
     """
     prefix = uuid.uuid4().hex
 
-    def put(writer: LogWriter) -> str:
+    def put(writer):
         for file in writer.root.rglob("*.parquet"):
             bucket.upload_file(str(file), f"{prefix}/{file.relative_to(writer.root)}")
         return f"s3://{bucket.name}/{prefix}"
@@ -50,10 +46,7 @@ def upload(bucket: Any, tmp_path: Path) -> Callable[[LogWriter], str]:
     return put
 
 
-def test_a_log_in_a_bucket_is_read_queried_and_counted(
-    writer: LogWriter,
-    upload: Callable[[LogWriter], str],
-) -> None:
+def test_a_log_in_a_bucket_is_read_queried_and_counted(writer, upload):
     columns = {
         "_event_time": [DAY + timedelta(minutes=30 * number) for number in range(6)],
         "_prediction_id": [f"p{number}" for number in range(6)],
@@ -70,11 +63,10 @@ def test_a_log_in_a_bucket_is_read_queried_and_counted(
     assert rows.table.column("_label").null_count == 5
     assert [hour.start.hour for hour in log.hours("flights")] == [0, 1, 2]
     with run_query(
-        log,
-        Query(View("flights"), select="x, _label", where="_label IS NOT NULL"),
+        log, Query(View("flights"), select="x, _label", where="_label IS NOT NULL")
     ) as answer:
         assert pa.Table.from_batches(list(answer.batches)).to_pylist() == [
-            {"x": 3.0, "_label": "1"},
+            {"x": 3.0, "_label": "1"}
         ]
     stats = log_stats(log, "flights")
     assert stats.rows == 6
@@ -83,19 +75,11 @@ def test_a_log_in_a_bucket_is_read_queried_and_counted(
     assert stats.labels.unmatched == 0
 
 
-def test_hours_in_a_bucket_are_compacted_and_expired(
-    writer: LogWriter,
-    upload: Callable[[LogWriter], str],
-) -> None:
+def test_hours_in_a_bucket_are_compacted_and_expired(writer, upload):
     for hour in range(2):
         for number in range(5):
             times = [DAY + timedelta(hours=hour, seconds=second) for second in range(10)]
-            writer.write(
-                {
-                    "_event_time": times,
-                    "x": np.arange(10.0) + 10 * number,
-                }
-            )
+            writer.write({"_event_time": times, "x": np.arange(10.0) + 10 * number})
     log = open_log(upload(writer))
 
     done = compact(log, "flights", LATER)
@@ -110,10 +94,8 @@ def test_hours_in_a_bucket_are_compacted_and_expired(
 
 
 def test_a_broken_object_is_passed_over_and_a_bucket_that_is_not_there_is_one_line(
-    bucket: Any,
-    writer: LogWriter,
-    upload: Callable[[LogWriter], str],
-) -> None:
+    bucket, writer, upload
+):
     writer.write({"_event_time": [DAY]})
     uri = upload(writer)
     key = f"{uri.removeprefix(f's3://{bucket.name}/')}/endpoint=flights/date=2013-07-01/hour=00/broken.parquet"

@@ -21,15 +21,11 @@ JULY = datetime(2013, 7, 1, tzinfo=UTC)
         ("2013-07-01/2013-07-02", JULY, JULY + timedelta(days=1)),
         ("2013-07-01/1d", JULY, JULY + timedelta(days=1)),
         ("2013-07-01T12:30Z/90m", JULY + timedelta(hours=12.5), JULY + timedelta(hours=14)),
-        (
-            "0476-09-04/1d",
-            datetime(476, 9, 4, tzinfo=UTC),
-            datetime(476, 9, 5, tzinfo=UTC),
-        ),
+        ("0476-09-04/1d", datetime(476, 9, 4, tzinfo=UTC), datetime(476, 9, 5, tzinfo=UTC)),
         ("2013-07-01T02:00+02:00/2013-07-01T01:00Z", JULY, JULY + timedelta(hours=1)),
     ],
 )
-def test_a_window_is_read_in_utc(text: str, start: datetime, end: datetime) -> None:
+def test_a_window_is_read_in_utc(text, start, end):
     window = parse_window(text)
 
     assert window.start == start
@@ -49,12 +45,12 @@ def test_a_window_is_read_in_utc(text: str, start: datetime, end: datetime) -> N
         ("0001-01-01T00:00+10:00/1d", "is not within the years 1 to 9999"),
     ],
 )
-def test_an_invalid_window_is_refused_by_name(text: str, message: str) -> None:
+def test_an_invalid_window_is_refused_by_name(text, message):
     with pytest.raises(InvalidConfig, match=message):
         parse_window(text)
 
 
-def test_windows_are_counted_from_1970_so_that_days_begin_at_midnight() -> None:
+def test_windows_are_counted_from_1970_so_that_days_begin_at_midnight():
     window = window_at(microseconds(JULY + timedelta(hours=23, minutes=59)), "1d")
 
     assert str(window) == "2013-07-01/2013-07-02"
@@ -64,7 +60,7 @@ def test_windows_are_counted_from_1970_so_that_days_begin_at_midnight() -> None:
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 
 
-def test_a_duration_is_of_the_wall_clock_and_a_time_is_of_the_events() -> None:
+def test_a_duration_is_of_the_wall_clock_and_a_time_is_of_the_events():
     span = parse_time_range("2h", "30m", NOW)
     assert span.received_from == NOW - timedelta(hours=2)
     assert span.received_until == NOW - timedelta(minutes=30)
@@ -77,12 +73,12 @@ def test_a_duration_is_of_the_wall_clock_and_a_time_is_of_the_events() -> None:
     assert parse_time_range("2013-07-01", "1h", NOW).received_until == NOW - timedelta(hours=1)
 
 
-def test_without_bounds_the_time_range_is_unlimited() -> None:
+def test_without_bounds_the_time_range_is_unlimited():
     assert parse_time_range(None, None, NOW).window is None
     assert parse_time_range(None, None, NOW).received_us is None
 
 
-def test_files_that_were_written_before_hold_nothing_that_was_received_since() -> None:
+def test_files_that_were_written_before_hold_nothing_that_was_received_since():
     span = parse_time_range("1h", None, NOW)
     assert span.may_have_rows(NOW - timedelta(minutes=30))
     assert not span.may_have_rows(NOW - timedelta(days=1))
@@ -103,8 +99,6 @@ def test_files_that_were_written_before_hold_nothing_that_was_received_since() -
         ("2013-07-01/never", None, "'never' is not a time"),
     ],
 )
-def test_an_impossible_time_range_is_refused_in_one_line(
-    since: str | None, until: str | None, message: str
-) -> None:
+def test_an_impossible_time_range_is_refused_in_one_line(since, until, message):
     with pytest.raises(InvalidConfig, match=message):
         parse_time_range(since, until, NOW)

@@ -8,7 +8,6 @@ import pytest
 from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog
 from mlflow_deploy_plugin.serve.inference_log.stats import log_stats
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_time_range
-from tests.support.inference_log import LogWriter
 from tests.support.messages import message_of
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
@@ -41,16 +40,7 @@ MESSAGES: dict[str, tuple[Callable[[InferenceLog], object], str]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("cause", "message"),
-    MESSAGES.values(),
-    ids=MESSAGES,
-)
-def test_refusals_list_the_valid_choices(
-    log: InferenceLog,
-    writer: LogWriter,
-    cause: Callable[[InferenceLog], object],
-    message: str,
-) -> None:
+@pytest.mark.parametrize(("cause", "message"), MESSAGES.values(), ids=MESSAGES)
+def test_refusals_list_the_valid_choices(log, writer, cause, message):
     writer.write({"_event_time": [DAY], "distance": [1.0]})
     assert message_of(lambda: cause(log)).replace(str(writer.root), "LOG") == message

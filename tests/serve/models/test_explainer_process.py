@@ -3,7 +3,6 @@ process.
 """
 
 import sys
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -54,28 +53,17 @@ CRASHES = 2
 
 
 @pytest.fixture
-def explainer(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Callable[..., ExplainerClient]]:
+def explainer(tmp_path, monkeypatch):
     monkeypatch.setattr(side_process, "_END_SECONDS", 0.1)  # The child does not exit by itself.
     child = tmp_path / "child.py"
     child.write_text(CHILD)
     made: list[ExplainerClient] = []
 
-    def make(
-        how: str = "ready",
-        answer_seconds: float = 60.0,
-        most_waiting: int = 4,
-        idle_seconds: float = 300.0,
-    ) -> ExplainerClient:
+    def make(how="ready", answer_seconds=60.0, most_waiting=4, idle_seconds=300.0):
         made.append(
             ExplainerClient(
-                answer_seconds,
-                most_waiting,
-                idle_seconds,
-                [sys.executable, str(child), how],
-            ),
+                answer_seconds, most_waiting, idle_seconds, [sys.executable, str(child), how]
+            )
         )
         return made[-1]
 
@@ -84,13 +72,11 @@ def explainer(
         client.close()
 
 
-def ask(explainer: ExplainerClient, seed: int = 0) -> dict[str, object]:
+def ask(explainer, seed=0):
     return dict(explainer.explain(Path("/model"), FEEDS, 70, seed).fields)
 
 
-def test_nothing_runs_until_it_is_asked_and_one_process_answers_all(
-    explainer: Callable[..., ExplainerClient],
-) -> None:
+def test_nothing_runs_until_it_is_asked_and_one_process_answers_all(explainer):
     client = explainer()
     assert client.pid is None
     with ThreadPoolExecutor(4) as pool:
@@ -100,9 +86,7 @@ def test_nothing_runs_until_it_is_asked_and_one_process_answers_all(
     assert answers[0]["max_evals"] == 70
 
 
-def test_an_idle_explainer_ends_and_restarts_on_demand(
-    explainer: Callable[..., ExplainerClient],
-) -> None:
+def test_an_idle_explainer_ends_and_restarts_on_demand(explainer):
     client = explainer(idle_seconds=0.2)
     first = ask(client)["pid"]
     assert isinstance(first, int)
@@ -110,7 +94,7 @@ def test_an_idle_explainer_ends_and_restarts_on_demand(
     assert ask(client)["pid"] != first
 
 
-def test_more_than_may_wait_are_refused_at_once(explainer: Callable[..., ExplainerClient]) -> None:
+def test_more_than_may_wait_are_refused_at_once(explainer):
     client = explainer(most_waiting=2)
     ask(client)
     with ThreadPoolExecutor(2) as pool:
@@ -123,14 +107,12 @@ def test_more_than_may_wait_are_refused_at_once(explainer: Callable[..., Explain
         assert {type(future.exception(60)) for future in hanging} == {NotReady}
 
 
-def test_a_process_that_ends_over_a_question_is_started_anew(
-    explainer: Callable[..., ExplainerClient],
-) -> None:
+def test_a_process_that_ends_over_a_question_is_started_anew(explainer):
     client = explainer()
     with pytest.raises(NotReady, match="this explainer"):
         ask(client, CRASHES)
 
-    def answers() -> bool:
+    def answers():
         try:
             return bool(ask(client))
         except NotReady:
@@ -139,12 +121,10 @@ def test_a_process_that_ends_over_a_question_is_started_anew(
     wait_until(answers, 60, "the next process")
 
 
-def test_one_that_ends_before_it_is_ready_and_after_its_time_is_started_anew(
-    explainer: Callable[..., ExplainerClient],
-) -> None:
+def test_one_that_ends_before_it_is_ready_and_after_its_time_is_started_anew(explainer):
     client = explainer("late", answer_seconds=1.0)
 
-    def answers() -> bool:
+    def answers():
         try:
             return bool(ask(client))
         except (NotReady, DeadlineExceeded):
@@ -154,9 +134,7 @@ def test_one_that_ends_before_it_is_ready_and_after_its_time_is_started_anew(
     wait_until(answers, 60, "the next process")
 
 
-def test_an_explainer_that_does_not_start_is_not_ready(
-    explainer: Callable[..., ExplainerClient],
-) -> None:
+def test_an_explainer_that_does_not_start_is_not_ready(explainer):
     with pytest.raises(NotReady, match="is being started"):
         ask(explainer("never", answer_seconds=0.3))
     broken = explainer("failed")
@@ -165,9 +143,7 @@ def test_an_explainer_that_does_not_start_is_not_ready(
             ask(broken)
 
 
-def test_waiting_too_long_for_a_busy_explainer_raises_deadline_exceeded(
-    explainer: Callable[..., ExplainerClient],
-) -> None:
+def test_waiting_too_long_for_a_busy_explainer_raises_deadline_exceeded(explainer):
     client = explainer(answer_seconds=20.0)
     ask(client)
     client._timeout_seconds = 0.2  # The process runs, so that only the wait is short.
@@ -184,10 +160,7 @@ def test_waiting_too_long_for_a_busy_explainer_raises_deadline_exceeded(
         assert isinstance(hanging.exception(60), NotReady)
 
 
-def test_without_shap_the_error_names_the_package_to_install(
-    explainer: Callable[..., ExplainerClient],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_without_shap_the_error_names_the_package_to_install(explainer, monkeypatch):
     monkeypatch.setitem(sys.modules, "shap", None)  # Python treats None as a missing module.
     with pytest.raises(NotInstalled, match=r"pip install 'mlflow-onnxserve\[explain\]'") as caught:
         ask(explainer())

@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -18,7 +17,7 @@ from mlflow_deploy_plugin.serve.models.loading import (
 )
 from mlflow_deploy_plugin.serve.runtime import session
 from mlflow_deploy_plugin.serve.runtime.batcher import BatchPolicy
-from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, row_count
+from mlflow_deploy_plugin.serve.runtime.feeds import row_count
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.session import ON_CPU, Placement
 from tests.support.models import mixed_model, write_model
@@ -40,12 +39,12 @@ endless (float[N,2] X) => (float[N,2] y) <int64 trips = {1000000000000}, bool go
 }"""
 
 
-def test_a_graph_that_does_not_come_to_an_end_is_refused(tmp_path: Path) -> None:
+def test_a_graph_that_does_not_come_to_an_end_is_refused(tmp_path):
     with pytest.raises(InvalidArtifact, match=r"within 0\.3 s"):
         load_warm(write_model(tmp_path / "model", ENDLESS), Placement(), 1, timeout_seconds=0.3)
 
 
-def test_a_version_is_batched(model_folders: dict[str, Path]) -> None:
+def test_a_version_is_batched(model_folders):
     warm = load_warm(model_folders["mixed"], Placement(), 1, BatchPolicy(8))
 
     assert warm.batcher is not None
@@ -54,23 +53,17 @@ def test_a_version_is_batched(model_folders: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize(
     ("policy", "sizes"),
-    [
-        (None, {1}),
-        (BatchPolicy(16, preferred_batch_size=(5,)), {1, 2, 4, 5, 8, 16}),
-    ],
+    [(None, {1}), (BatchPolicy(16, preferred_batch_size=(5,)), {1, 2, 4, 5, 8, 16})],
 )
 def test_one_row_and_every_size_of_batches_are_computed_before_the_first_request(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    policy: BatchPolicy | None,
-    sizes: set[int],
-) -> None:
+    tmp_path, monkeypatch, policy, sizes
+):
     row = {"carrier": "AA", "distance": 1.0, "hour": 1, "late": True}
     folder = with_example(mixed_model(tmp_path), {"dataframe_records": [row] * 3})
     computed = set()
     run = OnnxModel.run
 
-    def note(model: OnnxModel, feeds: Feeds) -> dict[str, Array]:
+    def note(model, feeds):
         computed.add(row_count(feeds))
         return run(model, feeds)
 
@@ -81,10 +74,7 @@ def test_one_row_and_every_size_of_batches_are_computed_before_the_first_request
     assert computed >= sizes
 
 
-def test_a_version_that_refuses_a_row_of_zeros_starts_cold(
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_version_that_refuses_a_row_of_zeros_starts_cold(tmp_path, caplog):
     graph = """g (float[N,2] X) => (float[N,2] y, float[N] onnxserve_refused_rows) \
 <int64[1] axis = {1}> {
       y = Log(X)
@@ -97,10 +87,7 @@ def test_a_version_that_refuses_a_row_of_zeros_starts_cold(
     assert mentions(caplog.text, "no warm-up", "row 0", "refuses it")
 
 
-def test_only_a_server_stops_the_threads_of_tokenizers(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_only_a_server_stops_the_threads_of_tokenizers(tmp_path, monkeypatch):
     """A process that wraps a text model may train with these threads afterwards."""
     pytest.importorskip("tokenizers")
     from tests.support.texts import text_model  # This module imports tokenizers.
@@ -115,15 +102,12 @@ def test_only_a_server_stops_the_threads_of_tokenizers(
     assert os.environ[name] == "false"
 
 
-def test_only_the_texts_of_the_request_count_if_batches_are_padded(tmp_path: Path) -> None:
+def test_only_the_texts_of_the_request_count_if_batches_are_padded(tmp_path):
     pytest.importorskip("tokenizers")
     from tests.support.texts import text_model
 
     warm = load_warm(
-        text_model(tmp_path / "model"),
-        ON_CPU,
-        1,
-        BatchPolicy(max_batch_size=8, pads=True),
+        text_model(tmp_path / "model"), ON_CPU, 1, BatchPolicy(max_batch_size=8, pads=True)
     )
     assert isinstance(warm.predictor, OnnxModel)
     assert warm.batcher is not None
@@ -132,21 +116,13 @@ def test_only_the_texts_of_the_request_count_if_batches_are_padded(tmp_path: Pat
     assert len(warm.batcher.run(feeds)["embedding"]) == 5
 
 
-def test_a_model_without_a_batching_policy_has_no_batcher(model_folders: dict[str, Path]) -> None:
+def test_a_model_without_a_batching_policy_has_no_batcher(model_folders):
     assert load_warm(model_folders["mixed"], Placement(), 1).batcher is None
 
 
-def test_a_fixed_batch_is_never_batched_and_the_log_says_why(
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_fixed_batch_is_never_batched_and_the_log_says_why(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
-        warm = load_warm(
-            write_model(tmp_path / "model", FIXED),
-            Placement(),
-            1,
-            BatchPolicy(8),
-        )
+        warm = load_warm(write_model(tmp_path / "model", FIXED), Placement(), 1, BatchPolicy(8))
 
     assert warm.batcher is None
     assert mentions(caplog.text, "not batched", "batch dimension", "'X'")
@@ -157,7 +133,7 @@ def test_a_fixed_batch_is_never_batched_and_the_log_says_why(
     [(NOISY, True), (DROPPING, True), (FIXED, False)],
     ids=["noisy", "dropping", "fixed"],
 )
-def test_random_nodes_are_found_in_the_bytes(tmp_path: Path, graph: str, is_random: bool) -> None:
+def test_random_nodes_are_found_in_the_bytes(tmp_path, graph, is_random):
     folder = write_model(tmp_path / "model", graph)
 
     assert has_random_nodes(next(folder.glob("**/*.onnx"))) == is_random
@@ -169,7 +145,7 @@ MIB = 2**20
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
+def model(tmp_path):
     """Create a folder of 16 MiB."""
     (tmp_path / "data").mkdir()
     with (tmp_path / "data" / "weights").open("wb") as file:
@@ -177,27 +153,25 @@ def model(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_without_a_limit_everything_is_loaded(model: Path) -> None:
+def test_without_a_limit_everything_is_loaded(model):
     with MemoryLimit(None).loading(model):
         pass
 
 
 @pytest.fixture
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small(tmp_path_factory):
     """Create a folder that is too small to measure its load."""
     folder = tmp_path_factory.mktemp("small")
     (folder / "weights").write_bytes(b"x")
     return folder
 
 
-def test_the_memory_of_all_descendants_is_used(tmp_path: Path) -> None:
+def test_the_memory_of_all_descendants_is_used(tmp_path):
     holds = "held = b'x' * (64 << 20); print('held', flush=True); input()"
     starts = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {holds!r}])"
     before = MemoryLimit(None).used()
     with subprocess.Popen(
-        [sys.executable, "-c", starts],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        [sys.executable, "-c", starts], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"held\n"
@@ -207,10 +181,7 @@ def test_the_memory_of_all_descendants_is_used(tmp_path: Path) -> None:
         child.communicate(b"\n")
 
 
-def test_a_version_that_would_pass_the_limit_is_refused_with_the_figures(
-    model: Path,
-    small: Path,
-) -> None:
+def test_a_version_that_would_pass_the_limit_is_refused_with_the_figures(model, small):
     used = MemoryLimit(None).used()
     for room, is_loaded in ((64, True), (16, False)):
         limit = MemoryLimit(used + room * MIB)
@@ -229,7 +200,7 @@ def test_a_version_that_would_pass_the_limit_is_refused_with_the_figures(
         )
 
 
-def test_the_first_version_may_use_the_whole_memory_limit(model: Path) -> None:
+def test_the_first_version_may_use_the_whole_memory_limit(model):
     with MemoryLimit(MemoryLimit(None).used() + 24 * MIB).loading(model):
         pass
     with pytest.raises(ModelError, match="about 16 MiB"), MemoryLimit(MIB).loading(model):
@@ -253,18 +224,12 @@ except ModelError as error:
 """
 
 
-def test_the_memory_of_the_last_version_predicts_that_of_the_next_one(model: Path) -> None:
+def test_the_memory_of_the_last_version_predicts_that_of_the_next_one(model):
     """The measurement runs in a new process, so that other tests do not change its
     memory.
     """
     command = [sys.executable, "-c", _TAKES_THREE_TIMES_ITS_FILES, str(model)]
-    output = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    ).stdout
+    output = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     assert re.match(r"loading it would take about (4[789]|50) MiB", output), output
 
 
@@ -277,12 +242,7 @@ def test_the_memory_of_the_last_version_predicts_that_of_the_next_one(model: Pat
         (str(4096 * MIB), 1856 * MIB),
     ],
 )
-def test_a_worker_has_its_share_of_the_container(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    content: str,
-    limit: int | None,
-) -> None:
+def test_a_worker_has_its_share_of_the_container(tmp_path, monkeypatch, content, limit):
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "memory.max").write_text(content)
     monkeypatch.setattr(session, "cgroup_folders", {"memory": [tmp_path / "own", tmp_path]}.get)

@@ -4,8 +4,6 @@ with other requests.
 
 import json
 import os
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +14,7 @@ from tests.support.bodies import v2_tensor
 from tests.support.handling import ask
 from tests.support.models import write_model
 from tests.support.servers import variant
-from tests.support.spool import CapturedRequest, read_segment
+from tests.support.spool import read_segment
 
 GRAPHS = {
     "fixed": "g (float[3,2] x) => (float[3,2] y) { y = Neg(x) }",
@@ -36,28 +34,13 @@ REASONS = {
     "nothing": "it has no inputs",
 }
 INPUTS: dict[str, dict[str, Any]] = {
-    "fixed": {
-        "x": [
-            [1.0, 2.0],
-            [3.0, 4.0],
-            [5.0, 6.0],
-        ]
-    },
-    "pair": {
-        "a": [[1.0, 2.0]],
-        "b": [[1.0, 1.0], [2.0, 0.0], [0.0, 2.0]],
-    },
+    "fixed": {"x": [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]},
+    "pair": {"a": [[1.0, 2.0]], "b": [[1.0, 1.0], [2.0, 0.0], [0.0, 2.0]]},
     "scalar": {"s": 2.5, "t": ["p", "q"]},
     "nothing": {},
 }
 ANSWERS: dict[str, dict[str, Any]] = {
-    "fixed": {
-        "y": [
-            [-1.0, -2.0],
-            [-3.0, -4.0],
-            [-5.0, -6.0],
-        ]
-    },
+    "fixed": {"y": [[-1.0, -2.0], [-3.0, -4.0], [-5.0, -6.0]]},
     "pair": {"y": [[3.0, 2.0, 4.0]]},
     "scalar": {"y": -2.5, "u": ["p", "q"]},
     "nothing": {"y": [1.0, 2.0]},
@@ -65,29 +48,29 @@ ANSWERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def server(tmp_path: Path, serve_here: Callable[..., Any]) -> Any:
+def server(tmp_path, serve_here):
     """Serve each graph at an endpoint with its name, with batching and capture."""
     folders = {name: write_model(tmp_path / name, graph) for name, graph in GRAPHS.items()}
     endpoints = {name: {"main": variant(folder)} for name, folder in folders.items()}
     return serve_here(endpoints, {"max_batch_size": 8})
 
 
-def told(server: Any, path: str, body: Any = None) -> Any:
+def told(server, path, body=None):
     response = ask(server, path, "GET") if body is None else ask(server, path, body=body)
     assert response.status == 200, response.body
     return json.loads(response.body)
 
 
-def captured(server: Any) -> CapturedRequest:
+def captured(server):
     (segment,) = (server.repository.state_dir / SPOOL).glob("*.seg")
     (request,) = read_segment(segment)[0]
     return request
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_every_protocol_answers_for_the_whole_request(server: Any, name: str) -> None:
+def test_every_protocol_answers_for_the_whole_request(server, name):
     assert told(server, f"/endpoints/{name}/invocations", {"inputs": INPUTS[name]}) == {
-        "predictions": ANSWERS[name],
+        "predictions": ANSWERS[name]
     }
     batch = told(server, f"/endpoints/{name}/predict/batch", {"inputs": INPUTS[name]})
     assert batch["count"] == 1
@@ -95,7 +78,7 @@ def test_every_protocol_answers_for_the_whole_request(server: Any, name: str) ->
     assert batch["predictions"] == (only if len(ANSWERS[name]) == 1 else ANSWERS[name])
 
 
-def test_one_record_of_the_short_protocol_is_the_whole_of_the_tensors(server: Any) -> None:
+def test_one_record_of_the_short_protocol_is_the_whole_of_the_tensors(server):
     assert told(server, "/predict", INPUTS["fixed"])["prediction"] == ANSWERS["fixed"]["y"]
     assert (
         told(server, "/predict", {"features": INPUTS["fixed"]["x"]})["prediction"]
@@ -104,7 +87,7 @@ def test_one_record_of_the_short_protocol_is_the_whole_of_the_tensors(server: An
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_it_is_never_joined_and_says_so(server: Any, name: str) -> None:
+def test_it_is_never_joined_and_says_so(server, name):
     assert server.repository.select_variant(name).loaded.batcher is None
     reason = f"none: {REASONS[name]}"
     assert told(server, f"/v2/models/{name}")["parameters"] == {"batch_dimension": reason}
@@ -117,7 +100,7 @@ def test_it_is_never_joined_and_says_so(server: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_its_pages_and_its_document_can_be_read(server: Any, name: str) -> None:
+def test_its_pages_and_its_document_can_be_read(server, name):
     for path in (
         f"/endpoints/{name}",
         f"/endpoints/{name}/docs",
@@ -127,7 +110,7 @@ def test_its_pages_and_its_document_can_be_read(server: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["fixed", "pair", "scalar"])
-def test_a_request_is_one_row_of_metrics_and_of_the_log(server: Any, name: str) -> None:
+def test_a_request_is_one_row_of_metrics_and_of_the_log(server, name):
     told(server, f"/endpoints/{name}/invocations", {"inputs": INPUTS[name]})
 
     page = server.metrics.page().decode()
@@ -160,7 +143,7 @@ TABLES: dict[str, tuple[str, bytes]] = {
 
 @pytest.mark.parametrize("name", GRAPHS)
 @pytest.mark.parametrize("accept", ["application/json", "application/vnd.apache.arrow.stream"])
-def test_a_table_is_answered_or_refused_in_words(server: Any, name: str, accept: str) -> None:
+def test_a_table_is_answered_or_refused_in_words(server, name, accept):
     for content_type, body in TABLES.values():
         for path in (
             f"/endpoints/{name}/invocations",
@@ -171,22 +154,15 @@ def test_a_table_is_answered_or_refused_in_words(server: Any, name: str, accept:
             assert response.status < 500, (path, body, response.body)
 
 
-def test_rows_of_nothing_pass_where_the_graph_takes_them(server: Any) -> None:
+def test_rows_of_nothing_pass_where_the_graph_takes_them(server):
     empty = v2_tensor("a", "FP32", [], [0, 2])
     full = v2_tensor("b", "FP32", [1, 2], [1, 2])
-    (output,) = told(
-        server,
-        "/v2/models/pair/infer",
-        {"inputs": [empty, full]},
-    )["outputs"]
+    (output,) = told(server, "/v2/models/pair/infer", {"inputs": [empty, full]})["outputs"]
     assert output["shape"] == [0, 1]
     assert output["data"] == []
 
 
-def test_a_graph_of_one_row_is_logged_and_answered_as_a_row(
-    tmp_path: Path,
-    serve_here: Callable[..., Any],
-) -> None:
+def test_a_graph_of_one_row_is_logged_and_answered_as_a_row(tmp_path, serve_here):
     folder = write_model(tmp_path / "one", "g (float[1,2] x) => (float[1,2] y) { y = Neg(x) }")
     server = serve_here({"one": {"main": variant(folder)}})
 

@@ -2,10 +2,8 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -33,31 +31,24 @@ from mlflow_deploy_plugin.serve.models.model_control import ModelControl
 from tests.support.waiting import wait_until
 
 
-def commands(state_dir: Path, most_waiting: int = 2, patience: float = 30.0) -> ModelControl:
+def commands(state_dir, most_waiting=2, patience=30.0):
     return ModelControl(
-        state_dir,
-        "explicit",
-        most_waiting,
-        timeout_seconds=patience,
-        agent_seconds=0.3,
+        state_dir, "explicit", most_waiting, timeout_seconds=patience, agent_seconds=0.3
     )
 
 
-def agent_lives(state_dir: Path) -> None:
+def agent_lives(state_dir):
     write_state(state_dir / AGENT, AgentState(pid=os.getpid()))
 
 
 @contextmanager
-def answering(
-    state_dir: Path,
-    error: Callable[[Command], OnnxserveError | None],
-) -> Iterator[None]:
+def answering(state_dir, error):
     """Run an agent that answers each command immediately and once."""
     agent_lives(state_dir)
     stop = threading.Event()
     answered: set[str] = set()
 
-    def work() -> None:
+    def work():
         while not stop.wait(0.01):
             for file in command_files(state_dir):
                 if file.name not in answered and (command := read_state(file, Command)) is not None:
@@ -73,16 +64,13 @@ def answering(
         thread.join()
 
 
-def left_over(state_dir: Path) -> list[Path]:
+def left_over(state_dir):
     return [*command_files(state_dir), *(state_dir / ANSWERS).glob("*")]
 
 
-def test_a_command_is_done_when_it_is_answered_and_its_files_are_gone(tmp_path: Path) -> None:
+def test_a_command_is_done_when_it_is_answered_and_its_files_are_gone(tmp_path):
     taken: list[tuple[str, str]] = []
-    with answering(
-        tmp_path,
-        lambda command: taken.append((command.action, command.endpoint)),
-    ):
+    with answering(tmp_path, lambda command: taken.append((command.action, command.endpoint))):
         commands(tmp_path).load("e")
         commands(tmp_path).unload("e")
     assert set(taken) == {("load", "e"), ("unload", "e")}
@@ -97,11 +85,7 @@ def test_a_command_is_done_when_it_is_answered_and_its_files_are_gone(tmp_path: 
         (OnnxserveError("something"), OnnxserveError),
     ],
 )
-def test_an_agents_error_is_raised_as_its_own_class(
-    tmp_path: Path,
-    error: OnnxserveError,
-    raised: type[OnnxserveError],
-) -> None:
+def test_an_agents_error_is_raised_as_its_own_class(tmp_path, error, raised):
     with (
         answering(tmp_path, lambda command: error),
         pytest.raises(raised, match=error.message) as caught,
@@ -110,39 +94,37 @@ def test_an_agents_error_is_raised_as_its_own_class(
     assert caught.type is raised
 
 
-def test_without_an_agent_a_command_fails_quickly_and_is_withdrawn(tmp_path: Path) -> None:
+def test_without_an_agent_a_command_fails_quickly_and_is_withdrawn(tmp_path):
     with pytest.raises(NotReady, match=r"agent .*not running"):
         commands(tmp_path).load("e")
     assert not left_over(tmp_path)
 
 
-def test_an_agent_that_takes_too_long_is_not_waited_for(tmp_path: Path) -> None:
+def test_an_agent_that_takes_too_long_is_not_waited_for(tmp_path):
     agent_lives(tmp_path)
     with pytest.raises(DeadlineExceeded, match=r"'e' .*0 s"):
         commands(tmp_path, patience=0.2).unload("e")
     assert not left_over(tmp_path)
 
 
-def test_without_explicit_control_the_agent_gets_no_command(tmp_path: Path) -> None:
+def test_without_explicit_control_the_agent_gets_no_command(tmp_path):
     with pytest.raises(InvalidConfig, match=r"-C server\.model_control_mode=explicit"):
         ModelControl(tmp_path, "none", 1).load("e")
     assert not (tmp_path / COMMANDS).exists()
 
 
-def test_an_endpoint_that_is_too_large_for_a_command_is_refused_at_once(tmp_path: Path) -> None:
+def test_an_endpoint_that_is_too_large_for_a_command_is_refused_at_once(tmp_path):
     agent_lives(tmp_path)
     variants = {"main": VariantSpec(model="models:/m/1")}
     large = EndpointSpec(
-        name="e",
-        variants=variants,
-        capture=CaptureSpec(drop=("column" * 10_000,) * 10),
+        name="e", variants=variants, capture=CaptureSpec(drop=("column" * 10_000,) * 10)
     )
     with pytest.raises(InvalidConfig, match=r"60\d{4} bytes .*262144"):
         commands(tmp_path).load("e", large)
     assert not left_over(tmp_path)
 
 
-def test_a_worker_keeps_threads_for_predictions(tmp_path: Path) -> None:
+def test_a_worker_keeps_threads_for_predictions(tmp_path):
     agent_lives(tmp_path)
     some = commands(tmp_path, most_waiting=1)
     with ThreadPoolExecutor() as pool:
@@ -155,7 +137,7 @@ def test_a_worker_keeps_threads_for_predictions(tmp_path: Path) -> None:
         waiting.result(30)
 
 
-def test_the_commands_of_all_workers_are_bounded(tmp_path: Path) -> None:
+def test_the_commands_of_all_workers_are_bounded(tmp_path):
     agent_lives(tmp_path)
     for number in range(MAX_WAITING):
         write_state(
@@ -166,7 +148,7 @@ def test_the_commands_of_all_workers_are_bounded(tmp_path: Path) -> None:
         commands(tmp_path).load("e")
 
 
-def test_a_command_that_cannot_be_written_is_not_ready(tmp_path: Path) -> None:
+def test_a_command_that_cannot_be_written_is_not_ready(tmp_path):
     (tmp_path / COMMANDS).write_text("a file where the folder should be")
     with pytest.raises(NotReady, match="cannot be written"):
         commands(tmp_path).load("e")

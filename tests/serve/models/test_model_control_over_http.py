@@ -6,9 +6,6 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 import requests
@@ -18,21 +15,19 @@ from tritonclient.utils import InferenceServerException
 from mlflow_deploy_plugin.core.statedir.files import AGENT, CONTROL, read_state
 from mlflow_deploy_plugin.core.statedir.models import AgentState, Control
 from tests.support.servers import single_model
-from tests.support.serving import Served, servers_below
+from tests.support.serving import servers_below
 from tests.support.waiting import wait_until
 
 EXPLICIT = "server.model_control_mode=explicit"
 
 
-def client_of(served: Served) -> Any:
+def client_of(served):
     return InferenceServerClient(
-        served.url.removeprefix("http://"),
-        network_timeout=60,
-        connection_timeout=60,
+        served.url.removeprefix("http://"), network_timeout=60, connection_timeout=60
     )
 
 
-def index(client: Any) -> dict[str, tuple[str, str]]:
+def index(client):
     """Return the state and the reason by endpoint."""
     return {
         entry["name"]: (entry["state"], entry["reason"])
@@ -41,7 +36,7 @@ def index(client: Any) -> dict[str, tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def spec_file(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Path:
+def spec_file(tmp_path_factory, model_folders):
     documents = [
         f"name: {name}\nvariants: {{v: {{model: '{model_folders[kind]}'}}}}\n"
         for name, kind in (("first", "single"), ("second", "stock"))
@@ -52,7 +47,7 @@ def spec_file(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str,
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory, spec_file: Path) -> Iterator[Served]:
+def served(tmp_path_factory, spec_file):
     """Run two workers with the endpoints first and second,
     in explicit model control.
     """
@@ -61,29 +56,23 @@ def served(tmp_path_factory: pytest.TempPathFactory, spec_file: Path) -> Iterato
 
 
 @pytest.fixture
-def client(served: Served) -> Iterator[Any]:
+def client(served):
     client = client_of(served)
     yield client
     client.close()
 
 
-def asked_twenty_times(served: Served, path: str) -> set[int]:
+def asked_twenty_times(served, path):
     """Return the statuses of GETs on separate connections, so that both workers receive
     some.
     """
     return {requests.get(served.url + path, timeout=10).status_code for _ in range(20)}
 
 
-def test_an_unloaded_endpoint_is_gone_from_every_worker_and_comes_back(
-    served: Served,
-    client: Any,
-) -> None:
+def test_an_unloaded_endpoint_is_gone_from_every_worker_and_comes_back(served, client):
     client.unload_model("second")
     assert asked_twenty_times(served, "/v2/models/second/ready") == {404}
-    assert index(client) == {
-        "first": ("READY", ""),
-        "second": ("UNAVAILABLE", "unloaded"),
-    }
+    assert index(client) == {"first": ("READY", ""), "second": ("UNAVAILABLE", "unloaded")}
     assert not client.is_model_ready("second")
     assert client.is_server_ready()
     with pytest.raises(InferenceServerException, match="'second' is unloaded"):
@@ -92,26 +81,16 @@ def test_an_unloaded_endpoint_is_gone_from_every_worker_and_comes_back(
     client.unload_model("second")  # This has no effect.
     client.load_model("second")
     assert asked_twenty_times(served, "/v2/models/second/ready") == {200}
-    assert index(client) == {
-        "first": ("READY", ""),
-        "second": ("READY", ""),
-    }
+    assert index(client) == {"first": ("READY", ""), "second": ("READY", "")}
 
 
-def test_loading_a_loaded_model_changes_nothing(served: Served, client: Any) -> None:
+def test_loading_a_loaded_model_changes_nothing(served, client):
     client.load_model("first")
     assert index(client)["first"] == ("READY", "")
 
 
-def test_an_endpoint_is_added_by_a_config_or_a_model_uri(
-    served: Served,
-    client: Any,
-    model_folders: dict[str, Path],
-) -> None:
-    config = {
-        "name": "third",
-        "variants": {"a": {"model": str(model_folders["tensor"])}},
-    }
+def test_an_endpoint_is_added_by_a_config_or_a_model_uri(served, client, model_folders):
+    config = {"name": "third", "variants": {"a": {"model": str(model_folders["tensor"])}}}
     client.load_model("third", config=json.dumps(config))
     assert asked_twenty_times(served, "/v2/models/third") == {200}
 
@@ -123,13 +102,11 @@ def test_an_endpoint_is_added_by_a_config_or_a_model_uri(
     assert answer.status_code == 200
     assert answer.content == b""
     prediction = requests.post(
-        f"{served.url}/endpoints/fourth/invocations",
-        json={"inputs": [[1, 2, 3]]},
-        timeout=10,
+        f"{served.url}/endpoints/fourth/invocations", json={"inputs": [[1, 2, 3]]}, timeout=10
     )
     assert prediction.json() == {"predictions": [[6.0]]}
     assert client.get_model_config("third")["input"] == [
-        {"name": "image", "data_type": "TYPE_FP32", "dims": [-1, 2, 2]},
+        {"name": "image", "data_type": "TYPE_FP32", "dims": [-1, 2, 2]}
     ]
     for name in ("third", "fourth"):
         client.unload_model(name)
@@ -169,13 +146,8 @@ def test_an_endpoint_is_added_by_a_config_or_a_model_uri(
     ],
 )
 def test_a_load_that_cannot_be_says_why_and_leaves_no_trace(
-    served: Served,
-    client: Any,
-    name: str,
-    parameters: dict[str, Any],
-    status: int,
-    words: str,
-) -> None:
+    served, client, name, parameters, status, words
+):
     before = index(client)
     answer = requests.post(
         f"{served.url}/v2/repository/models/{name}/load",
@@ -189,37 +161,26 @@ def test_a_load_that_cannot_be_says_why_and_leaves_no_trace(
 
 
 def test_a_model_that_no_worker_can_load_is_refused_and_the_others_are_served_on(
-    served: Served,
-    client: Any,
-    tmp_path: Path,
-) -> None:
+    served, client, tmp_path
+):
     broken = single_model(tmp_path / "broken")
     (broken / "model.onnx").write_bytes(b"not a graph")
     with pytest.raises(InferenceServerException, match=r"cannot load model\.onnx"):
         client.load_model(
             "broken",
-            config=json.dumps(
-                {
-                    "name": "broken",
-                    "variants": {"v": {"model": str(broken)}},
-                }
-            ),
+            config=json.dumps({"name": "broken", "variants": {"v": {"model": str(broken)}}}),
         )
     wait_until(lambda: "broken" not in index(client), what="the broken endpoint is gone")
     assert asked_twenty_times(served, "/v2/models/first/ready") == {200}
     wait_until(lambda: _agent_error(served) == "", what="the agent says that all is well")
 
 
-def _agent_error(served: Served) -> str | None:
+def _agent_error(served):
     state = read_state(served.state_dir / AGENT, AgentState)
     return state.error if state else None
 
 
-def test_many_commands_at_a_time_are_all_answered_and_leave_no_files(
-    served: Served,
-    client: Any,
-    model_folders: dict[str, Path],
-) -> None:
+def test_many_commands_at_a_time_are_all_answered_and_leave_no_files(served, client, model_folders):
     bodies = {
         f"n{number}": {"parameters": {"model_uri": str(model_folders["single"])}}
         for number in range(6)
@@ -248,12 +209,7 @@ def test_many_commands_at_a_time_are_all_answered_and_leave_no_files(
         ({"Sec-Fetch-Site": "same-site"}, 403),
     ],
 )
-def test_a_web_page_of_elsewhere_changes_nothing(
-    served: Served,
-    client: Any,
-    headers: dict[str, str],
-    status: int,
-) -> None:
+def test_a_web_page_of_elsewhere_changes_nothing(served, client, headers, status):
     before = index(client)
     for path in ("first/unload", "trial/load"):
         url = f"{served.url}/v2/repository/models/{path}"
@@ -275,19 +231,14 @@ def test_a_web_page_of_elsewhere_changes_nothing(
         ),
     ],
 )
-def test_an_invalid_request_body_is_refused(
-    served: Served,
-    path: str,
-    body: bytes,
-    words: str,
-) -> None:
+def test_an_invalid_request_body_is_refused(served, path, body, words):
     answer = requests.post(served.url + path, data=body, timeout=10)
     assert answer.status_code == 400
     assert words in answer.json()["error"]
 
 
-def test_the_statistics_of_all_workers_are_added_up(served: Served, client: Any) -> None:
-    def counted() -> Any:
+def test_the_statistics_of_all_workers_are_added_up(served, client):
+    def counted():
         (entry,) = client.get_inference_statistics("first")["model_stats"]
         return entry
 
@@ -320,17 +271,12 @@ def test_the_statistics_of_all_workers_are_added_up(served: Served, client: Any)
 
 @pytest.mark.long
 def test_explicit_loads_and_unloads_survive_a_restart_until_control_is_disabled(
-    serve: Callable[..., Served],
-    spec_file: Path,
-    model_folders: dict[str, Path],
-) -> None:
+    serve, spec_file, model_folders
+):
     arguments = ("--spec", str(spec_file), "-w", "1")
     served = serve(*arguments, "-C", EXPLICIT).wait_ready()
     client = client_of(served)
-    config = {
-        "name": "third",
-        "variants": {"v": {"model": str(model_folders["stock"])}},
-    }
+    config = {"name": "third", "variants": {"v": {"model": str(model_folders["stock"])}}}
     client.load_model("third", config=json.dumps(config))
     for name in ("first", "second"):
         client.unload_model(name)
@@ -338,11 +284,7 @@ def test_explicit_loads_and_unloads_survive_a_restart_until_control_is_disabled(
 
     client = client_of(again := serve(*arguments, "-C", EXPLICIT).wait_ready())
     unloaded = ("UNAVAILABLE", "unloaded")
-    assert index(client) == {
-        "third": ("READY", ""),
-        "first": unloaded,
-        "second": unloaded,
-    }
+    assert index(client) == {"third": ("READY", ""), "first": unloaded, "second": unloaded}
     client.unload_model("third")
     assert client.is_server_ready()
     again.end()
@@ -356,16 +298,13 @@ def test_explicit_loads_and_unloads_survive_a_restart_until_control_is_disabled(
     empty.end()
 
     client = client_of(serve(*arguments).wait_ready())
-    assert index(client) == {
-        "first": ("READY", ""),
-        "second": ("READY", ""),
-    }
+    assert index(client) == {"first": ("READY", ""), "second": ("READY", "")}
     with pytest.raises(InferenceServerException, match="model_control_mode=explicit"):
         client.load_model("first")
 
 
 @pytest.mark.long
-def test_a_command_outlives_the_agent_that_is_killed(served: Served, client: Any) -> None:
+def test_a_command_outlives_the_agent_that_is_killed(served, client):
     state = read_state(served.state_dir / AGENT, AgentState)
     assert state is not None
     os.kill(state.pid, signal.SIGKILL)

@@ -6,12 +6,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -27,9 +25,7 @@ from mlflow_deploy_plugin.core.statedir.files import SPEC
 from mlflow_deploy_plugin.serve.agent.ship import Shipper
 from mlflow_deploy_plugin.serve.assembly import open_server
 from mlflow_deploy_plugin.serve.cloud import Cloud
-from mlflow_deploy_plugin.serve.http.responses import RawResponse
 from mlflow_deploy_plugin.serve.inference.dataplane import InferRequest
-from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.models import side_process
 from mlflow_deploy_plugin.serve.models.pyfunc_model import PyfuncPredictor
@@ -55,16 +51,13 @@ TIMEOUT_SECONDS = 2
 
 
 @pytest.fixture(scope="module")
-def pyfunc_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def pyfunc_folders(tmp_path_factory):
     """Save the pyfuncs once; see `save_pyfuncs`."""
     return save_pyfuncs(tmp_path_factory.mktemp("pyfuncs"))
 
 
 @pytest.fixture(scope="module")
-def server(
-    pyfunc_folders: dict[str, Path],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Server]:
+def server(pyfunc_folders, tmp_path_factory):
     """Serve one endpoint per model, with the model's name."""
     state_dir = tmp_path_factory.mktemp("pyfunc") / "state"
     endpoints = {name: {"main": servers.variant(pyfunc_folders[name])} for name in MODELS}
@@ -74,26 +67,25 @@ def server(
 
 
 @pytest.fixture
-def ask(server: Server) -> Callable[..., RawResponse]:
-    def ask(path: str, document: Any, content_type: str = "application/json") -> RawResponse:
+def ask(server):
+    def ask(path, document, content_type="application/json"):
         return handling.ask(server, path, body=document, content_type=content_type)
 
     return ask
 
 
-def message(response: RawResponse) -> str:
+def message(response):
     document = json.loads(response.body)
     return str(document.get("message") or document.get("error"))
 
 
-def trouble(what: str) -> dict[str, Any]:
+def trouble(what):
     return {"dataframe_records": [{"do": what}]}
 
 
-def test_invocations_take_dates_and_params(ask: Callable[..., RawResponse]) -> None:
+def test_invocations_take_dates_and_params(ask):
     response = ask(
-        "/endpoints/days/invocations",
-        {"dataframe_records": [DAYS], "params": {"plus": 1000}},
+        "/endpoints/days/invocations", {"dataframe_records": [DAYS], "params": {"plus": 1000}}
     )
     assert response.status == 200
     assert json.loads(response.body) == {"predictions": [{"day": 1182, "name": "Ä"}]}
@@ -101,22 +93,17 @@ def test_invocations_take_dates_and_params(ask: Callable[..., RawResponse]) -> N
 
 
 @pytest.mark.parametrize(
-    "content_type",
-    ["application/vnd.apache.parquet", ARROW, "application/x-npy", "text/plain", ""],
+    "content_type", ["application/vnd.apache.parquet", ARROW, "application/x-npy", "text/plain", ""]
 )
 @pytest.mark.parametrize("name", ["knn", "anything"])
-def test_another_content_type_is_refused_with_those_that_are_taken(
-    ask: Callable[..., RawResponse],
-    name: str,
-    content_type: str,
-) -> None:
+def test_another_content_type_is_refused_with_those_that_are_taken(ask, name, content_type):
     response = ask(f"/endpoints/{name}/invocations", b"PAR1", content_type)
     assert response.status == 415
     assert "parquet" not in message(response).partition("takes ")[2]
     assert {"application/json", "text/csv", "application/jsonl"} <= set(message(response).split())
 
 
-def test_v2_takes_dates_as_text(ask: Callable[..., RawResponse]) -> None:
+def test_v2_takes_dates_as_text(ask):
     v2 = ask("/v2/models/days/infer", V2_DAYS)
     outputs = {entry["name"]: entry for entry in json.loads(v2.body)["outputs"]}
     assert outputs["day"] == v2_tensor("day", "INT64", [183])
@@ -133,7 +120,7 @@ def test_v2_takes_dates_as_text(ask: Callable[..., RawResponse]) -> None:
         ("/v1/models/days:predict", {"instances": [DAYS]}),
     ],
 )
-def test_other_protocols_refuse_a_pyfunc(server: Server, path: str, document: Any) -> None:
+def test_other_protocols_refuse_a_pyfunc(server, path, document):
     vertex = replace(server, cloud=Cloud(predict_route="/vertex"))
     refused = handling.ask(vertex, path, body=document)
     assert refused.status == 400
@@ -143,9 +130,7 @@ def test_other_protocols_refuse_a_pyfunc(server: Server, path: str, document: An
     )
 
 
-def test_the_parameters_of_v2_are_the_params_of_a_pyfunc_as_mlserver_passes_them_on(
-    ask: Callable[..., RawResponse],
-) -> None:
+def test_the_parameters_of_v2_are_the_params_of_a_pyfunc_as_mlserver_passes_them_on(ask):
     document = {
         **V2_DAYS,
         "outputs": [{"name": "day"}],
@@ -159,16 +144,13 @@ def test_the_parameters_of_v2_are_the_params_of_a_pyfunc_as_mlserver_passes_them
 
 
 @pytest.mark.parametrize("shape", [[2], [2, 1]])
-def test_the_only_column_may_have_the_name_that_tutorials_give_it(
-    ask: Callable[..., RawResponse],
-    shape: list[int],
-) -> None:
+def test_the_only_column_may_have_the_name_that_tutorials_give_it(ask, shape):
     texts = v2_tensor("input-1", "BYTES", ["a", "b"], shape)
     answer = ask("/v2/models/troubled/infer", {"inputs": [texts]})
     assert json.loads(answer.body)["outputs"][0]["data"] == ["a", "b"]
 
 
-def test_v2_takes_bytes_themselves_where_tensors_come_as_bytes(server: Server) -> None:
+def test_v2_takes_bytes_themselves_where_tensors_come_as_bytes(server):
     blobs = to_binary(np.array([b"\xff\xd8\xff", b"\x89PNG"], object))
     tensor = {
         "name": "blob",
@@ -182,49 +164,33 @@ def test_v2_takes_bytes_themselves_where_tensors_come_as_bytes(server: Server) -
     assert json.loads(answer.body)["outputs"][0]["data"] == [3, 4]
 
 
-def test_v2_takes_bytes_as_mlservers_codec_encodes_them(ask: Callable[..., RawResponse]) -> None:
+def test_v2_takes_bytes_as_mlservers_codec_encodes_them(ask):
     blob = v2_tensor("blob", "BYTES", ["/9j/", "iVBORw=="], [2, 1])
     for parameters in ({}, {"content_type": "base64"}):
         answer = ask("/v2/models/bytes/infer", {"inputs": [blob | {"parameters": parameters}]})
         assert json.loads(answer.body)["outputs"][0]["data"] == [3, 4]
 
 
-def test_named_tensors_come_and_go(ask: Callable[..., RawResponse]) -> None:
-    inputs = [
-        v2_tensor("a", "FP32", [1, 2, 3, 4], [2, 2]),
-        v2_tensor("b", "INT64", [10, 20]),
-    ]
+def test_named_tensors_come_and_go(ask):
+    inputs = [v2_tensor("a", "FP32", [1, 2, 3, 4], [2, 2]), v2_tensor("b", "INT64", [10, 20])]
     response = ask("/v2/models/tensors/infer", {"inputs": inputs})
     outputs = {entry["name"]: entry["data"] for entry in json.loads(response.body)["outputs"]}
-    assert outputs == {
-        "sum": [13.0, 27.0],
-        "twice": [2.0, 4.0, 6.0, 8.0],
-    }
+    assert outputs == {"sum": [13.0, 27.0], "twice": [2.0, 4.0, 6.0, 8.0]}
 
 
-def test_one_prediction_has_the_name_of_the_signature_or_prediction(
-    ask: Callable[..., RawResponse],
-) -> None:
-    rows = {
-        "dataframe_split": {
-            "columns": ["a", "b", "c"],
-            "data": [[5, 0, 0], [-5, 0, 0]],
-        }
-    }
+def test_one_prediction_has_the_name_of_the_signature_or_prediction(ask):
+    rows = {"dataframe_split": {"columns": ["a", "b", "c"], "data": [[5, 0, 0], [-5, 0, 0]]}}
     assert json.loads(ask("/endpoints/knn/invocations", rows).body) == {
-        "predictions": ["up", "down"],
+        "predictions": ["up", "down"]
     }
     inputs = [v2_tensor(name, "FP64", [5.0]) for name in "abc"]
     response = json.loads(ask("/v2/models/knn/infer", {"inputs": inputs}).body)
     assert [(entry["name"], entry["data"]) for entry in response["outputs"]] == [
-        ("prediction", ["up"]),
+        ("prediction", ["up"])
     ]
 
 
-def test_without_a_signature_only_invocations_answer(
-    ask: Callable[..., RawResponse],
-    server: Server,
-) -> None:
+def test_without_a_signature_only_invocations_answer(ask, server):
     anything = ask("/endpoints/anything/invocations", {"inputs": [1, "a", None]})
     assert json.loads(anything.body) == {"predictions": [1, "a", None]}
     infer = {"inputs": [v2_tensor("a", "FP64", [1])]}
@@ -248,12 +214,7 @@ def test_without_a_signature_only_invocations_answer(
         ({"name": "a"}, "column 'when' is missing"),
     ],
 )
-def test_a_value_of_the_wrong_type_is_named(
-    server: Server,
-    ask: Callable[..., RawResponse],
-    document: Any,
-    said: str,
-) -> None:
+def test_a_value_of_the_wrong_type_is_named(server, ask, document, said):
     inputs = [v2_tensor(name, "BYTES", [value]) for name, value in document.items()]
     response = ask("/v2/models/days/infer", {"inputs": inputs})
     assert response.status == 400
@@ -262,16 +223,13 @@ def test_a_value_of_the_wrong_type_is_named(
         chain.from_iterable(read_batches(path).batches for path in segments(server.capture.spool))
     )
     latest = max(
-        (batch for batch in batches if batch.is_failed),
-        key=lambda batch: batch.offsets[-1],
+        (batch for batch in batches if batch.is_failed), key=lambda batch: batch.offsets[-1]
     )
     assert latest.endpoint == "days"
     assert latest.outputs["_column"][-1] == "when"
 
 
-def test_an_exception_of_the_model_is_a_refusal_without_its_traceback(
-    ask: Callable[..., RawResponse],
-) -> None:
+def test_an_exception_of_the_model_is_a_refusal_without_its_traceback(ask):
     response = ask("/endpoints/troubled/invocations", trouble("raise"))
     assert response.status == 400
     assert (
@@ -281,7 +239,7 @@ def test_an_exception_of_the_model_is_a_refusal_without_its_traceback(
 
 
 @pytest.mark.long
-def test_a_model_that_ends_is_started_anew(ask: Callable[..., RawResponse]) -> None:
+def test_a_model_that_ends_is_started_anew(ask):
     path = "/endpoints/troubled/invocations"
     wait_until(lambda: ask(path, trouble("ok")).status == 200, 60, "the model answers")
     assert ask(path, trouble("exit")).status == 503
@@ -289,7 +247,7 @@ def test_a_model_that_ends_is_started_anew(ask: Callable[..., RawResponse]) -> N
     wait_until(lambda: ask(path, trouble("ok")).status == 200, 60, "the model answers again")
 
 
-def tensor(name: str, *texts: str) -> dict[str, Any]:
+def tensor(name, *texts):
     return v2_tensor(name, "BYTES", texts)
 
 
@@ -299,21 +257,13 @@ def tensor(name: str, *texts: str) -> dict[str, Any]:
         ("/endpoints/days/invocations", {"dataframe_records": [DAYS] * 3}),
         (
             "/v2/models/days/infer",
-            {
-                "inputs": [
-                    tensor("when", *["2013-07-01"] * 3),
-                    tensor("name", *"abc"),
-                ]
-            },
+            {"inputs": [tensor("when", *["2013-07-01"] * 3), tensor("name", *"abc")]},
         ),
     ],
 )
 def test_an_answer_of_more_values_than_the_limit_is_refused_and_the_next_one_given(
-    server: Server,
-    ask: Callable[..., RawResponse],
-    path: str,
-    document: Any,
-) -> None:
+    server, ask, path, document
+):
     predictor = server.repository.select_variant("days").loaded.predictor
     assert isinstance(predictor, PyfuncPredictor)
     most = predictor._most_values
@@ -326,7 +276,7 @@ def test_an_answer_of_more_values_than_the_limit_is_refused_and_the_next_one_giv
         predictor.limit_values(most)
     assert refused.status == 413
     assert message(refused).startswith(
-        "the answer has more than 4 values, which is the server's limit: send fewer",
+        "the answer has more than 4 values, which is the server's limit: send fewer"
     )
     assert ask(path, document).status == 200
     assert predictor.pid == process
@@ -334,9 +284,8 @@ def test_an_answer_of_more_values_than_the_limit_is_refused_and_the_next_one_giv
 
 @pytest.mark.long
 def test_a_model_that_hangs_is_started_anew_and_those_whose_time_is_up_behind_it_are_not_computed(
-    server: Server,
-    ask: Callable[..., RawResponse],
-) -> None:
+    server, ask
+):
     path = "/endpoints/troubled/invocations"
     wait_until(lambda: ask(path, trouble("ok")).status == 200, 60, "the model answers")
     variant = server.repository.select_variant("troubled")
@@ -355,11 +304,7 @@ def test_a_model_that_hangs_is_started_anew_and_those_whose_time_is_up_behind_it
     wait_until(lambda: ask(path, trouble("ok")).status == 200, 60, "the model answers again")
 
 
-def test_rows_are_captured_as_columns(
-    ask: Callable[..., RawResponse],
-    server: Server,
-    tmp_path: Path,
-) -> None:
+def test_rows_are_captured_as_columns(ask, server, tmp_path):
     response = ask("/endpoints/days/invocations", {"dataframe_records": [DAYS]})
     spool = server.capture.spool
     captured = read_spool(spool)
@@ -375,12 +320,7 @@ def test_rows_are_captured_as_columns(
 
 
 @pytest.mark.parametrize("model", ["days", "anything"])
-def test_keys_are_captured_also_of_a_model_without_a_signature(
-    ask: Callable[..., RawResponse],
-    server: Server,
-    tmp_path: Path,
-    model: str,
-) -> None:
+def test_keys_are_captured_also_of_a_model_without_a_signature(ask, server, tmp_path, model):
     record = {"customer_id": 7, **DAYS}
     response = ask(f"/endpoints/{model}/invocations", {"dataframe_records": [record]})
     assert b"customer_id" not in response.body
@@ -392,12 +332,9 @@ def test_keys_are_captured_also_of_a_model_without_a_signature(
 
 
 @pytest.mark.long
-def test_a_model_whose_package_is_missing_says_which_and_only_the_log_where(
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
+def test_a_model_whose_package_is_missing_says_which_and_only_the_log_where(tmp_path, capfd):
     (tmp_path / "MLmodel").write_text(
-        "flavors: {python_function: {loader_module: not_installed.at_all}}\n",
+        "flavors: {python_function: {loader_module: not_installed.at_all}}\n"
     )
     with pytest.raises(InvalidArtifact) as caught:
         PyfuncPredictor.load(read_served_artifact(tmp_path), 10.0)
@@ -407,13 +344,9 @@ def test_a_model_whose_package_is_missing_says_which_and_only_the_log_where(
 
 
 @pytest.mark.long
-def test_without_mlflow_the_error_names_the_missing_packages(
-    pyfunc_folders: dict[str, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_without_mlflow_the_error_names_the_missing_packages(pyfunc_folders, tmp_path, monkeypatch):
     (tmp_path / "pandas.py").write_text(
-        "raise ModuleNotFoundError(\"No module named 'pandas'\", name='pandas')\n",
+        "raise ModuleNotFoundError(\"No module named 'pandas'\", name='pandas')\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(InvalidArtifact, match=r"mlflow and pandas.*'pandas'.*pip install"):
@@ -422,28 +355,20 @@ def test_without_mlflow_the_error_names_the_missing_packages(
 
 @pytest.mark.long
 def test_an_endpoint_goes_from_onnx_to_a_pyfunc_and_back_and_is_not_ready_while_its_process_is_away(
-    pyfunc_folders: dict[str, Path],
-    model_folders: dict[str, Path],
-    serve_here: Any,
-    tmp_path: Path,
-) -> None:
+    pyfunc_folders, model_folders, serve_here, tmp_path
+):
     server = serve_here(servers.one_endpoint(model_folders["single"]))
     state_dir = tmp_path / "state-0"
     rows = json.dumps(
-        {
-            "dataframe_split": {
-                "columns": ["a", "b", "c"],
-                "data": [[1.0, 0.0, 0.0]],
-            }
-        },
+        {"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1.0, 0.0, 0.0]]}}
     ).encode()
 
-    def version() -> str:
+    def version():
         response = handling.ask(server, body=rows)
         assert response.status == 200, response.body
         return response.headers["X-Model-Version"]
 
-    def get(path: str) -> RawResponse:
+    def get(path):
         return handle(server, RawRequest("GET", path, {}, b""))
 
     assert version() == "1"
@@ -455,9 +380,7 @@ def test_an_endpoint_goes_from_onnx_to_a_pyfunc_and_back_and_is_not_ready_while_
         response = get(path)
         assert (response.status, "killed by SIGKILL" in message(response)) == (503, True)
     wait_until(
-        lambda: get("/ping").status == get("/v2/models/e/ready").status == 200,
-        60,
-        "the process",
+        lambda: get("/ping").status == get("/v2/models/e/ready").status == 200, 60, "the process"
     )
     side = psutil.Process(server.repository.select_variant("e").loaded.predictor.pid)
     assert is_alive(side)
@@ -468,20 +391,17 @@ def test_an_endpoint_goes_from_onnx_to_a_pyfunc_and_back_and_is_not_ready_while_
     assert not server.repository.has_pyfuncs
 
 
-def is_alive(process: psutil.Process) -> bool:
+def is_alive(process):
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
-def spin(running: Any) -> None:
+def spin(running):
     with contextlib.suppress(requests.ConnectionError):
         running.post(json=trouble("spin"))
 
 
 @pytest.mark.long
-def test_killing_a_worker_ends_its_side_process(
-    pyfunc_folders: dict[str, Path],
-    tmp_path: Path,
-) -> None:
+def test_killing_a_worker_ends_its_side_process(pyfunc_folders, tmp_path):
     with servers.gunicorn(tmp_path, servers.one_endpoint(pyfunc_folders["troubled"])) as running:
         response = running.post(json=trouble("pid"))
         assert response.status_code == 200
@@ -522,12 +442,12 @@ def _load_pyfunc(path):
 
 
 @pytest.fixture
-def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Server]:
+def traced(tmp_path, monkeypatch):
     """Serves an agent with traces, which are stored in the experiment `agents` of a
     tracking server.
     """
 
-    def serve(tracking_uri: str) -> Server:
+    def serve(tracking_uri):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
         monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "agents")
         server = open_server(state_dir)
@@ -537,11 +457,7 @@ def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], S
     write_pyfunc(tmp_path, "traced_agent", TRACED, streamable=True)
     (tmp_path / "serving_input_example.json").write_text('{"messages": ["an example"]}')
     state_dir = tmp_path / "state"
-    servers.want(
-        state_dir,
-        1,
-        {"agent": {"v": servers.variant(tmp_path)}},
-    )
+    servers.want(state_dir, 1, {"agent": {"v": servers.variant(tmp_path)}})
     limits = f"{{request_timeout_seconds: {TIMEOUT_SECONDS}}}"
     (state_dir / SPEC).write_text(f"name: agent\nvariants: {{v: {{model: x}}}}\nserver: {limits}")
     return serve
@@ -556,10 +472,8 @@ def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], S
     ),
 )
 def test_the_traces_of_a_model_name_its_answers_and_outlive_the_server(
-    traced: Callable[[str], Server],
-    tmp_path: Path,
-    new_database: Callable[[Path], str],
-) -> None:
+    traced, tmp_path, new_database
+):
     server = traced(new_database(tmp_path))
     predictions = []
     for body in (b'{"messages": ["whole"]}', b'{"messages": ["in parts"], "stream": true}'):
@@ -574,10 +488,7 @@ def test_the_traces_of_a_model_name_its_answers_and_outlive_the_server(
     assert {trace.info.tags["onnxserve.prediction_id"] for trace in traces} == set(predictions)
 
 
-def test_an_mlflow_that_is_away_keeps_no_answer_waiting(
-    traced: Callable[[str], Server],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_mlflow_that_is_away_keeps_no_answer_waiting(traced, monkeypatch):
     monkeypatch.setattr(side_process, "_END_SECONDS", 0.1)  # The trace cannot be sent.
     with contextlib.closing(traced("http://127.0.0.1:9")) as server:
         answer = handling.ask(server, body=b'{"messages": ["whole"]}')

@@ -3,15 +3,12 @@ outputs.
 """
 
 import json
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import psutil
 import pytest
 
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
-from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.models.pyfunc_model import PyfuncPredictor
 from tests.support import handling
 from tests.support.bodies import v2_tensor
@@ -39,28 +36,18 @@ def _load_pyfunc(path):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("names")
     signature = columns(name="string", wait="double")
     write_pyfunc(folder, "names_of_people", CODE, signature)
     state_dir = folder / "state"
-    with opened(
-        state_dir,
-        {"names": {"v": variant(folder)}},
-        ServerSpec(threads=2),
-    ) as server:
+    with opened(state_dir, {"names": {"v": variant(folder)}}, ServerSpec(threads=2)) as server:
         yield server
 
 
 @pytest.fixture
-def ask(server: Server) -> Callable[..., Any]:
-    def ask(
-        path: str,
-        document: Any,
-        kind: str = JSON,
-        status: int = 200,
-        method: str = "POST",
-    ) -> Any:
+def ask(server):
+    def ask(path, document, kind=JSON, status=200, method="POST"):
         response = handling.ask(server, path, method, document, content_type=kind)
         assert response.status == status, response.body
         if response.content_type == JSON:
@@ -70,35 +57,20 @@ def ask(server: Server) -> Callable[..., Any]:
     return ask
 
 
-def tensors(
-    *names: str | None,
-    wait: float = 0.0,
-    **more: Any,
-) -> dict[str, Any]:
+def tensors(*names, wait=0.0, **more):
     texts = v2_tensor("name", "BYTES", list(names))
     numbers = v2_tensor("wait", "FP64", [wait] * len(names))
     return {"inputs": [texts, numbers], **more}
 
 
-def test_the_first_answer_says_the_outputs(ask: Callable[..., Any]) -> None:
+def test_the_first_answer_says_the_outputs(ask):
     assert ask("/v2/models/names", b"", method="GET")["outputs"] == []
-    refused = ask(
-        "/v2/models/names/infer",
-        tensors("a", outputs=[{"name": "other"}]),
-        status=400,
-    )
+    refused = ask("/v2/models/names/infer", tensors("a", outputs=[{"name": "other"}]), status=400)
     assert refused == {"error": "output 'other' is unknown; the model's outputs are known, half"}
 
     answered = ask("/v2/models/names/infer", tensors("a", None, wait=0.01))
 
-    assert [
-        (
-            entry["name"],
-            entry["datatype"],
-            entry["data"],
-        )
-        for entry in answered["outputs"]
-    ] == [
+    assert [(entry["name"], entry["datatype"], entry["data"]) for entry in answered["outputs"]] == [
         ("known", "BOOL", [True, False]),
         ("half", "FP64", [0.005, 0.005]),
     ]
@@ -111,17 +83,12 @@ def test_the_first_answer_says_the_outputs(ask: Callable[..., Any]) -> None:
     assert [entry["name"] for entry in answer["outputs"]] == ["half"]
     odd = ask("/v2/models/names/infer", tensors("odd"), status=400)["error"]
     assert odd.startswith(
-        "the model returns 'strange', but its first request returned 'known', 'half'; send it to",
+        "the model returns 'strange', but its first request returned 'known', 'half'; send it to"
     )
 
 
-def test_a_missing_text_comes_to_the_model_as_none_whatever_the_protocol(
-    ask: Callable[..., Any],
-) -> None:
-    rows = [
-        {"name": "a", "wait": 0.0},
-        {"name": None, "wait": 0.0},
-    ]
+def test_a_missing_text_comes_to_the_model_as_none_whatever_the_protocol(ask):
+    rows = [{"name": "a", "wait": 0.0}, {"name": None, "wait": 0.0}]
     lines = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
     assert [
@@ -130,7 +97,7 @@ def test_a_missing_text_comes_to_the_model_as_none_whatever_the_protocol(
     assert ask("/invocations", {"dataframe_records": rows})["predictions"]["known"] == [True, False]
 
 
-def test_rows_with_missing_texts_are_captured(ask: Callable[..., Any], server: Server) -> None:
+def test_rows_with_missing_texts_are_captured(ask, server):
     ask("/invocations", {"dataframe_records": [{"name": None, "wait": 0.0}]})
     ask("/v2/models/names/infer", tensors(None))
 
@@ -141,12 +108,8 @@ def test_rows_with_missing_texts_are_captured(ask: Callable[..., Any], server: S
 
 
 @pytest.mark.parametrize("path", ["/v2/models/names/infer", "/invocations"])
-def test_waiting_for_the_model_counts_as_queue_time_and_not_as_compute_time(
-    ask: Callable[..., Any],
-    server: Server,
-    path: str,
-) -> None:
-    def seconds(kind: str) -> float:
+def test_waiting_for_the_model_counts_as_queue_time_and_not_as_compute_time(ask, server, path):
+    def seconds(kind):
         (stats,) = ask("/v2/models/names/stats", b"", method="GET")["model_stats"]
         return float(stats["inference_stats"][kind]["ns"]) / 1e9
 
@@ -158,12 +121,7 @@ def test_waiting_for_the_model_counts_as_queue_time_and_not_as_compute_time(
     row = tensors("a") if "infer" in path else {"dataframe_records": [{"name": "a", "wait": 0.0}]}
     with ThreadPoolExecutor(2) as pool:
         first = [
-            pool.submit(
-                ask,
-                "/v2/models/names/infer",
-                tensors("a", wait=1.5),
-            )
-            for _ in range(2)
+            pool.submit(ask, "/v2/models/names/infer", tensors("a", wait=1.5)) for _ in range(2)
         ]
         wait_until(lambda: process._turn._value == 0, what="as many requests as there are threads")
         ask(path, row)
@@ -173,10 +131,7 @@ def test_waiting_for_the_model_counts_as_queue_time_and_not_as_compute_time(
     assert seconds("compute_infer") - computed > 2.8
 
 
-def test_an_index_shows_a_dead_model_as_unavailable(
-    ask: Callable[..., Any],
-    server: Server,
-) -> None:
+def test_an_index_shows_a_dead_model_as_unavailable(ask, server):
     (ready,) = ask("/v2/repository/index", {})
     assert ready == {"name": "names", "version": "1", "state": "READY", "reason": ""}
 

@@ -8,10 +8,8 @@ import shutil
 import subprocess
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -41,25 +39,25 @@ from tests.support.waiting import wait_until
 LOAD = partial(load_warm, placement=Placement(), intra_op_num_threads=1)
 
 
-def version(repository: Repository, draw: float = 0.0) -> str:
+def version(repository, draw=0.0):
     """Return the version that answers this draw."""
     return repository.select_variant(None, draw=draw).loaded.version
 
 
-def versions(repository: Repository) -> set[str]:
+def versions(repository):
     return {version(repository, draw / 10) for draw in range(10)}
 
 
 @pytest.fixture
-def loads() -> list[Path]:
+def loads():
     return []
 
 
 @pytest.fixture
-def repository(tmp_path: Path, loads: list[Path]) -> Iterator[Repository]:
+def repository(tmp_path, loads):
     """Return a repository without its thread; a test calls `poll`."""
 
-    def load(folder: Path) -> Any:
+    def load(folder):
         loads.append(folder)
         return LOAD(folder)
 
@@ -72,13 +70,13 @@ Serve = Callable[..., WorkerState]
 
 
 @pytest.fixture
-def serve(tmp_path: Path, repository: Repository) -> Serve:
+def serve(tmp_path, repository):
     """Write wanted variants of the endpoint e,
     and return the worker's state of them.
     """
     generations = iter(range(1, 100))
 
-    def serve(**variants: dict[str, Any]) -> WorkerState:
+    def serve(**variants):
         servers.want(tmp_path, next(generations), {"e": variants})
         repository.poll()
         (state,) = read_workers(tmp_path)
@@ -87,7 +85,7 @@ def serve(tmp_path: Path, repository: Repository) -> Serve:
     return serve
 
 
-def test_before_anything_is_wanted_nothing_answers(repository: Repository) -> None:
+def test_before_anything_is_wanted_nothing_answers(repository):
     repository.poll()
     assert "no model is" in repository.not_ready_reason()
     with pytest.raises(NotReady):
@@ -95,11 +93,7 @@ def test_before_anything_is_wanted_nothing_answers(repository: Repository) -> No
 
 
 @pytest.mark.long
-def test_a_request_keeps_its_version_until_it_lets_go(
-    serve: Serve,
-    repository: Repository,
-    bias_folders: dict[str, Path],
-) -> None:
+def test_a_request_keeps_its_version_until_it_lets_go(serve, repository, bias_folders):
     serve(v=servers.variant(bias_folders["1"]))
     leased = repository.select_variant(None, draw=0.0)
     dropped = weakref.ref(leased.loaded)
@@ -113,19 +107,11 @@ def test_a_request_keeps_its_version_until_it_lets_go(
     assert dropped() is None
 
 
-def test_a_third_version_is_loaded_when_the_first_has_left(
-    serve: Serve,
-    repository: Repository,
-    bias_folders: dict[str, Path],
-    loads: list[Path],
-) -> None:
+def test_a_third_version_is_loaded_when_the_first_has_left(serve, repository, bias_folders, loads):
     serve(v=servers.variant(bias_folders["1"]))
     leased = [repository.select_variant(None, draw=0.0)]
     serve(v=servers.variant(bias_folders["2"], "2"))
-    third = threading.Thread(
-        target=serve,
-        kwargs={"v": servers.variant(bias_folders["3"], "3")},
-    )
+    third = threading.Thread(target=serve, kwargs={"v": servers.variant(bias_folders["3"], "3")})
     third.start()
     third.join(0.3)
     assert len(loads) == 2
@@ -136,16 +122,8 @@ def test_a_third_version_is_loaded_when_the_first_has_left(
     assert version(repository) == "3"
 
 
-def test_a_change_of_weights_or_aspects_loads_nothing(
-    serve: Serve,
-    repository: Repository,
-    bias_folders: dict[str, Path],
-    loads: list[Path],
-) -> None:
-    serve(
-        a=servers.variant(bias_folders["1"]),
-        b=servers.variant(bias_folders["2"], "2", weight=0),
-    )
+def test_a_change_of_weights_or_aspects_loads_nothing(serve, repository, bias_folders, loads):
+    serve(a=servers.variant(bias_folders["1"]), b=servers.variant(bias_folders["2"], "2", weight=0))
     before = repository.select_variant(None, draw=0.0).loaded
     serve(
         a=servers.variant(bias_folders["1"], weight=50),
@@ -159,20 +137,13 @@ def test_a_change_of_weights_or_aspects_loads_nothing(
 
 
 def test_a_version_that_moves_from_variant_to_variant_is_not_loaded_again(
-    serve: Serve,
-    repository: Repository,
-    bias_folders: dict[str, Path],
-    loads: list[Path],
-) -> None:
+    serve, repository, bias_folders, loads
+):
     old, new = (servers.variant(bias_folders[version], version) for version in "12")
     serve(champion=old, candidate=new | {"weight": 0})
     candidate = repository.table["e"].variants["candidate"].loaded
 
-    serve(
-        champion=new,
-        candidate=new | {"weight": 0},
-        watched=new | {"shadow": True},
-    )
+    serve(champion=new, candidate=new | {"weight": 0}, watched=new | {"shadow": True})
     assert {variant.loaded for variant in repository.table["e"].variants.values()} == {candidate}
     serve(champion=new)
     assert repository.select_variant(None, draw=0.0).loaded is candidate
@@ -181,17 +152,10 @@ def test_a_version_that_moves_from_variant_to_variant_is_not_loaded_again(
 
 @pytest.mark.long
 def test_endpoints_share_a_version_and_the_last_one_frees_it(
-    repository: Repository,
-    bias_folders: dict[str, Path],
-    loads: list[Path],
-    tmp_path: Path,
-) -> None:
+    repository, bias_folders, loads, tmp_path
+):
     variant = servers.variant(bias_folders["1"])
-    servers.want(
-        tmp_path,
-        1,
-        {"a": {"v": variant}, "b": {"v": variant}},
-    )
+    servers.want(tmp_path, 1, {"a": {"v": variant}, "b": {"v": variant}})
     repository.poll()
     shared = weakref.ref(repository.select_variant("a", draw=0.0).loaded)
     assert repository.select_variant("b", draw=0.0).loaded is shared()
@@ -200,21 +164,15 @@ def test_endpoints_share_a_version_and_the_last_one_frees_it(
     servers.want(tmp_path, 2, {"b": {"v": variant}})
     repository.poll()
     assert shared() is not None
-    servers.want(
-        tmp_path,
-        3,
-        {"b": {"v": servers.variant(bias_folders["2"], "2")}},
-    )
+    servers.want(tmp_path, 3, {"b": {"v": servers.variant(bias_folders["2"], "2")}})
     repository.poll()
     gc.collect()
     assert shared() is None
 
 
 def test_whoever_answers_knows_the_shadows_but_not_one_of_its_own_version(
-    serve: Serve,
-    repository: Repository,
-    bias_folders: dict[str, Path],
-) -> None:
+    serve, repository, bias_folders
+):
     old, new = (servers.variant(bias_folders[version], version, weight=50) for version in "12")
     serve(champion=old, candidate=new)
     assert all(not variant.shadows for variant in repository.table["e"].answering)
@@ -227,16 +185,9 @@ def test_whoever_answers_knows_the_shadows_but_not_one_of_its_own_version(
 
 
 def test_a_header_or_a_column_keeps_a_caller_only_where_there_is_a_choice(
-    repository: Repository,
-    bias_folders: dict[str, Path],
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    def serve(
-        generation: int,
-        sticky: dict[str, str],
-        *weights: int,
-    ) -> None:
+    repository, bias_folders, tmp_path, caplog
+):
+    def serve(generation, sticky, *weights):
         variants = {
             str(place): {
                 "model_uri": "m",
@@ -264,10 +215,7 @@ def test_a_header_or_a_column_keeps_a_caller_only_where_there_is_a_choice(
 
     serve(2, {"key": "a"}, 50, 50)
     leased = [repository.select_variant("e", draw=draw) for draw in (0.1, 0.9)]
-    assert [(variant.name, variant.key) for variant in leased] == [
-        ("1", "a"),
-        ("2", "a"),
-    ]
+    assert [(variant.name, variant.key) for variant in leased] == [("1", "a"), ("2", "a")]
     choices = [
         [repository.select_variant("e", draw=draw, key=key).name for key in "abcdefgh"]
         for draw in (0.1, 0.9)
@@ -282,11 +230,7 @@ def test_a_header_or_a_column_keeps_a_caller_only_where_there_is_a_choice(
     assert mentions(caplog.text, "e/1", "version 1", "'z'", "sticky")
 
 
-def test_a_variant_in_the_shadow_or_without_weight_never_answers(
-    serve: Serve,
-    repository: Repository,
-    bias_folders: dict[str, Path],
-) -> None:
+def test_a_variant_in_the_shadow_or_without_weight_never_answers(serve, repository, bias_folders):
     serve(
         a=servers.variant(bias_folders["1"], weight=0),
         b=servers.variant(bias_folders["2"], "2", weight=100, shadow=True),
@@ -295,19 +239,19 @@ def test_a_variant_in_the_shadow_or_without_weight_never_answers(
     assert versions(repository) == {"3"}
 
 
-def without_graph(folder: Path) -> None:
+def without_graph(folder):
     (folder / "model.onnx").unlink()
 
 
-def with_a_broken_graph(folder: Path) -> None:
+def with_a_broken_graph(folder):
     (folder / "model.onnx").write_bytes(b"no graph")
 
 
-def with_an_example_that_does_not_fit(folder: Path) -> None:
+def with_an_example_that_does_not_fit(folder):
     (folder / INPUT_EXAMPLE).write_text('{"inputs": [[1, 2]]}')
 
 
-def with_an_example_that_is_no_json(folder: Path) -> None:
+def with_an_example_that_is_no_json(folder):
     (folder / INPUT_EXAMPLE).write_text("{")
 
 
@@ -321,13 +265,8 @@ def with_an_example_that_is_no_json(folder: Path) -> None:
     ],
 )
 def test_a_failed_load_keeps_the_old_version_and_reports_its_error(
-    serve: Serve,
-    repository: Repository,
-    bias_folders: dict[str, Path],
-    tmp_path: Path,
-    spoil: Callable[[Path], None],
-    words: str,
-) -> None:
+    serve, repository, bias_folders, tmp_path, spoil, words
+):
     serve(v=servers.variant(bias_folders["1"]))
     spoil(servers.single_model(tmp_path / "spoilt"))
     state = serve(v=servers.variant(tmp_path / "spoilt", "2"))
@@ -341,11 +280,7 @@ def test_a_failed_load_keeps_the_old_version_and_reports_its_error(
     assert healed.endpoints["e"]["v"] == LoadedVariant(version="3")
 
 
-def test_exchanged_files_of_a_signed_version_are_not_loaded(
-    serve: Serve,
-    bias_folders: dict[str, Path],
-    tmp_path: Path,
-) -> None:
+def test_exchanged_files_of_a_signed_version_are_not_loaded(serve, bias_folders, tmp_path):
     folder = servers.single_model(tmp_path / "signed")
     signed = servers.variant(folder, digest=combine_hashes(hash_files(folder)))
     assert serve(v=signed).endpoints["e"]["v"].version == "1"
@@ -357,11 +292,7 @@ def test_exchanged_files_of_a_signed_version_are_not_loaded(
     assert "signature" in loaded["v"].error
 
 
-def test_a_first_version_that_fails_says_why_to_whoever_asks(
-    serve: Serve,
-    repository: Repository,
-    tmp_path: Path,
-) -> None:
+def test_a_first_version_that_fails_says_why_to_whoever_asks(serve, repository, tmp_path):
     state = serve(v=servers.variant(tmp_path / "nothing", "1"))
     assert state.endpoints["e"]["v"].version == ""
     assert "no MLmodel file" in repository.not_ready_reason()
@@ -369,25 +300,14 @@ def test_a_first_version_that_fails_says_why_to_whoever_asks(
         repository.select_variant("e", draw=0.0)
 
 
-def test_a_failing_new_variant_leaves_the_endpoint_ready(
-    serve: Serve,
-    repository: Repository,
-    bias_folders: dict[str, Path],
-    tmp_path: Path,
-) -> None:
-    serve(
-        a=servers.variant(bias_folders["1"]),
-        b=servers.variant(tmp_path / "nothing", "2"),
-    )
+def test_a_failing_new_variant_leaves_the_endpoint_ready(serve, repository, bias_folders, tmp_path):
+    serve(a=servers.variant(bias_folders["1"]), b=servers.variant(tmp_path / "nothing", "2"))
     assert repository.not_ready_reason() == ""
     assert versions(repository) == {"1"}
 
 
-def test_an_unexpected_error_is_logged_and_reported_without_details(
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    def load(folder: Path) -> Any:
+def test_an_unexpected_error_is_logged_and_reported_without_details(tmp_path, caplog):
+    def load(folder):
         raise MemoryError("secret")
 
     repository = Repository(tmp_path, load)
@@ -399,22 +319,18 @@ def test_an_unexpected_error_is_logged_and_reported_without_details(
     assert "secret" in caplog.text
 
 
-def test_an_example_warms_and_may_hold_nan(serve: Serve, tmp_path: Path) -> None:
+def test_an_example_warms_and_may_hold_nan(serve, tmp_path):
     folder = servers.single_model(tmp_path / "m")
     (folder / INPUT_EXAMPLE).write_text(
-        '{"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1, NaN, 3]]}}',
+        '{"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1, NaN, 3]]}}'
     )
     assert serve(v=servers.variant(folder)).endpoints["e"]["v"] == LoadedVariant(version="1")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"generation": "x"}', b"[]"])
 def test_a_wanted_file_that_cannot_be_read_changes_nothing(
-    serve: Serve,
-    repository: Repository,
-    bias_folders: dict[str, Path],
-    tmp_path: Path,
-    content: bytes,
-) -> None:
+    serve, repository, bias_folders, tmp_path, content
+):
     serve(v=servers.variant(bias_folders["1"]))
     (tmp_path / WANTED).write_bytes(content)
     repository.poll()
@@ -422,18 +338,10 @@ def test_a_wanted_file_that_cannot_be_read_changes_nothing(
     assert serve(v=servers.variant(bias_folders["2"], "2")).endpoints["e"]["v"].version == "2"
 
 
-def test_endpoints_come_and_go(
-    repository: Repository,
-    bias_folders: dict[str, Path],
-    tmp_path: Path,
-) -> None:
+def test_endpoints_come_and_go(repository, bias_folders, tmp_path):
     first = servers.variant(bias_folders["1"])
     second = servers.variant(bias_folders["2"], "2")
-    servers.want(
-        tmp_path,
-        1,
-        {"one": {"v": first}, "two": {"v": second}},
-    )
+    servers.want(tmp_path, 1, {"one": {"v": first}, "two": {"v": second}})
     repository.poll()
     assert [repository.select_variant(name).loaded.version for name in (None, "one", "two")] == [
         "1",
@@ -447,27 +355,22 @@ def test_endpoints_come_and_go(
         repository.select_variant("one", draw=0.0)
 
 
-def test_pyfuncs_of_new_endpoints_are_loaded_side_by_side(
-    tmp_path: Path,
-    bias_folders: dict[str, Path],
-) -> None:
+def test_pyfuncs_of_new_endpoints_are_loaded_side_by_side(tmp_path, bias_folders):
     folders = [tmp_path / name for name in "ab"]
     for folder in folders:
         folder.mkdir()
         (folder / "MLmodel").write_text(
-            "flavors: {python_function: {loader_module: mlflow.pyfunc.model}}",
+            "flavors: {python_function: {loader_module: mlflow.pyfunc.model}}"
         )
     both_load = threading.Barrier(2)
 
-    def load(folder: Path) -> Any:
+    def load(folder):
         both_load.wait(30)
         return LOAD(bias_folders["1"])
 
     repository = Repository(tmp_path, load)
     servers.want(
-        tmp_path,
-        1,
-        {folder.name: {"v": servers.variant(folder, "1")} for folder in folders},
+        tmp_path, 1, {folder.name: {"v": servers.variant(folder, "1")} for folder in folders}
     )
     repository.poll()
 
@@ -476,11 +379,8 @@ def test_pyfuncs_of_new_endpoints_are_loaded_side_by_side(
     repository.stop()
 
 
-def test_the_thread_follows_and_ends(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
-    repository = Repository(
-        tmp_path,
-        LOAD,
-    )
+def test_the_thread_follows_and_ends(tmp_path, bias_folders):
+    repository = Repository(tmp_path, LOAD)
     repository.start()
     servers.want(tmp_path, 1, servers.one_endpoint(bias_folders["1"]))
     wait_until(lambda: not repository.not_ready_reason() and len(read_workers(tmp_path)) == 1)
@@ -488,13 +388,10 @@ def test_the_thread_follows_and_ends(tmp_path: Path, bias_folders: dict[str, Pat
     assert read_workers(tmp_path) == []
 
 
-def test_waiting_for_the_start_ends_once_the_wanted_version_is_loaded(
-    tmp_path: Path,
-    bias_folders: dict[str, Path],
-) -> None:
+def test_waiting_for_the_start_ends_once_the_wanted_version_is_loaded(tmp_path, bias_folders):
     may_load = threading.Event()
 
-    def load(folder: Path) -> Any:
+    def load(folder):
         may_load.wait()
         return LOAD(folder)
 
@@ -511,16 +408,10 @@ def test_waiting_for_the_start_ends_once_the_wanted_version_is_loaded(
 
 
 @pytest.mark.parametrize("wanted", [None, "broken", '{"generation": 1, "endpoints": {}}'])
-def test_without_a_valid_wanted_state_the_start_is_not_waited_for(
-    tmp_path: Path,
-    wanted: str | None,
-) -> None:
+def test_without_a_valid_wanted_state_the_start_is_not_waited_for(tmp_path, wanted):
     if wanted is not None:
         (tmp_path / WANTED).write_text(wanted)
-    repository = Repository(
-        tmp_path,
-        LOAD,
-    )
+    repository = Repository(tmp_path, LOAD)
     repository.start()
     try:
         assert repository.wait_until_applied(30)
@@ -529,10 +420,8 @@ def test_without_a_valid_wanted_state_the_start_is_not_waited_for(
 
 
 def test_selecting_an_endpoint_without_a_version_raises_the_agents_error(
-    repository: Repository,
-    bias_folders: dict[str, Path],
-    tmp_path: Path,
-) -> None:
+    repository, bias_folders, tmp_path
+):
     endpoints = {
         "good": {"variants": {"v": servers.variant(bias_folders["1"])}},
         "bad": {"variants": {}, "errors": {"v": "models:/x/1: there is no registered model x"}},
@@ -544,18 +433,15 @@ def test_selecting_an_endpoint_without_a_version_raises_the_agents_error(
         repository.select_variant("bad", draw=0.0)
 
 
-def test_a_worker_that_dies_of_loading_leaves_word_of_it(
-    tmp_path: Path,
-    bias_folders: dict[str, Path],
-) -> None:
-    def load(folder: Path) -> Any:
+def test_a_worker_that_dies_of_loading_leaves_word_of_it(tmp_path, bias_folders):
+    def load(folder):
         other = subprocess.Popen(["true"])
         other.wait()
         write_state(tmp_path / LOADING / "1.json", LoadingState(pid=other.pid, folder=folder))
         assert take_load_deaths(tmp_path) == [folder]
         assert take_load_deaths(tmp_path) == []
         assert [file.name for file in (tmp_path / LOADING).glob("*.json")] == [
-            f"{os.getpid()}.json",
+            f"{os.getpid()}.json"
         ]
         return LOAD(folder)
 
@@ -566,11 +452,7 @@ def test_a_worker_that_dies_of_loading_leaves_word_of_it(
     assert list((tmp_path / LOADING).iterdir()) == []
 
 
-def test_a_worker_state_refused_by_a_full_disk_is_written_later(
-    tmp_path: Path,
-    repository: Repository,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_worker_state_refused_by_a_full_disk_is_written_later(tmp_path, repository, caplog):
     (tmp_path / "workers").mkdir()
     servers.want(tmp_path, 3, {})
     with files_of_at_most(10):
@@ -578,7 +460,7 @@ def test_a_worker_state_refused_by_a_full_disk_is_written_later(
         repository.poll()
     assert read_workers(tmp_path) == []
     assert {record.getMessage() for record in caplog.records} == {
-        "the state of this worker cannot be written: File too large",
+        "the state of this worker cannot be written: File too large"
     }
     repository.poll()
     assert [worker.generation for worker in read_workers(tmp_path)] == [3]

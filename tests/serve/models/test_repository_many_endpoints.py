@@ -3,9 +3,6 @@ affects only its endpoint.
 """
 
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 import requests
@@ -16,21 +13,21 @@ from mlflow_deploy_plugin.serve.models.loading import load_warm
 from mlflow_deploy_plugin.serve.models.repository import Repository
 from mlflow_deploy_plugin.serve.runtime.session import Placement
 from tests.support import servers
-from tests.support.serving import Served, servers_below
+from tests.support.serving import servers_below
 from tests.support.waiting import wait_until
 
 COUNT = 50
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def folders(tmp_path_factory):
     """Create different models: number n adds n."""
     root = tmp_path_factory.mktemp("many")
     return [servers.single_model(root / f"m{number}", float(number)) for number in range(COUNT)]
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory, folders: list[Path]) -> Iterator[Served]:
+def served(tmp_path_factory, folders):
     """Run two workers with all models,
     including a missing folder and a broken graph.
     """
@@ -40,12 +37,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, folders: list[Path]) -> Ite
     (broken / "MLmodel").write_text((folders[0] / "MLmodel").read_text())
     (broken / "model.onnx").write_bytes(b"not a graph")
     documents = [
-        json.dumps(
-            {
-                "name": folder.name,
-                "variants": {"v": {"model": str(folder)}},
-            }
-        )
+        json.dumps({"name": folder.name, "variants": {"v": {"model": str(folder)}}})
         for folder in (*folders, root / "missing", broken)
     ]
     spec = root / "spec.yaml"
@@ -54,23 +46,19 @@ def served(tmp_path_factory: pytest.TempPathFactory, folders: list[Path]) -> Ite
         yield start("--spec", str(spec), "-w", "2").wait_ready()
 
 
-def test_every_endpoint_answers_with_its_own_model(served: Served) -> None:
+def test_every_endpoint_answers_with_its_own_model(served):
     session = requests.Session()
     for number in range(COUNT):
         url = f"{served.url}/endpoints/m{number}/invocations"
-        answer = session.post(
-            url,
-            json={"inputs": [[1, 2, 3]]},
-            timeout=10,
-        )
+        answer = session.post(url, json={"inputs": [[1, 2, 3]]}, timeout=10)
         assert answer.json() == {"predictions": [[6.0 + number]]}
 
 
-def test_the_plain_routes_go_to_the_first(served: Served) -> None:
+def test_the_plain_routes_go_to_the_first(served):
     assert served.predict(1, 2, 3).json() == {"predictions": [[6.0]]}
 
 
-def test_broken_endpoints_report_their_error_and_the_others_are_served(served: Served) -> None:
+def test_broken_endpoints_report_their_error_and_the_others_are_served(served):
     index = requests.post(f"{served.url}/v2/repository/index", timeout=10).json()
     states = {entry["name"]: entry["state"] for entry in index}
     assert {name for name, state in states.items() if state != "READY"} == {"missing", "broken"}
@@ -86,30 +74,26 @@ def test_broken_endpoints_report_their_error_and_the_others_are_served(served: S
     assert "missing" in state.error
 
 
-def test_the_error_of_an_unknown_endpoint_lists_some_names(served: Served) -> None:
+def test_the_error_of_an_unknown_endpoint_lists_some_names(served):
     answer = requests.get(f"{served.url}/v2/models/nobody", timeout=10)
     assert answer.status_code == 404
     assert f"and {COUNT + 2 - 10} more" in answer.json()["error"]
 
 
-def test_a_change_of_one_endpoint_loads_and_reports_nothing_else(
-    tmp_path: Path,
-    folders: list[Path],
-) -> None:
+def test_a_change_of_one_endpoint_loads_and_reports_nothing_else(tmp_path, folders):
     loads: list[str] = []
     tables: list[int] = []
 
-    def load(folder: Path) -> Any:
+    def load(folder):
         loads.append(folder.name)
         return load_warm(folder, placement=Placement(), intra_op_num_threads=1)
 
-    def want(generation: int, names: list[str], changed: str) -> None:
+    def want(generation, names, changed):
         variants = {
             name: {
                 "v": servers.variant(
-                    tmp_path / "nothing" if name == "m3" else folders[int(name[1:])],
-                    "1",
-                ),
+                    tmp_path / "nothing" if name == "m3" else folders[int(name[1:])], "1"
+                )
             }
             for name in names
         }
@@ -126,10 +110,7 @@ def test_a_change_of_one_endpoint_loads_and_reports_nothing_else(
     tables.clear()
     want(2, names, "m5")
     # The failed load is repeated; m9 had the version that m5 has now.
-    assert loads == [
-        "nothing",
-        "m9",
-    ]
+    assert loads == ["nothing", "m9"]
     assert len(tables) == 3
     names = [names[-1], *names[:-1]]
     want(3, names, "m5")
@@ -137,10 +118,7 @@ def test_a_change_of_one_endpoint_loads_and_reports_nothing_else(
     repository.stop()
 
 
-def test_one_model_that_cannot_be_had_ends_a_server_that_has_no_other(
-    serve: Callable[..., Served],
-    tmp_path: Path,
-) -> None:
+def test_one_model_that_cannot_be_had_ends_a_server_that_has_no_other(serve, tmp_path):
     served = serve(str(tmp_path / "nothing"))
     wait_until(lambda: served.process.poll() is not None, 60, "the end")
     assert served.process.returncode == 1

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -84,23 +84,14 @@ Start = Callable[..., SideProcess]
 
 
 @pytest.fixture
-def new_process(tmp_path: Path) -> Iterator[Start]:
+def new_process(tmp_path):
     child = tmp_path / "child.py"
     child.write_text(CHILD)
     made: list[SideProcess] = []
 
-    def make(
-        how: str = "ready",
-        answer_seconds: float = 30.0,
-        python: Path = Path(sys.executable),
-        concurrency: int = 1,
-    ) -> SideProcess:
+    def make(how="ready", answer_seconds=30.0, python=Path(sys.executable), concurrency=1):
         made.append(
-            SideProcess(
-                [str(python), str(child), how],
-                answer_seconds,
-                concurrency=concurrency,
-            ),
+            SideProcess([str(python), str(child), how], answer_seconds, concurrency=concurrency)
         )
         return made[-1]
 
@@ -109,10 +100,10 @@ def new_process(tmp_path: Path) -> Iterator[Start]:
         process.close()
 
 
-def pid_of(process: SideProcess) -> int:
+def pid_of(process):
     """Wait until the process answers, and return its id."""
 
-    def ask() -> int:
+    def ask():
         try:
             return int(process.request(SideMessage("echo")).fields["pid"])
         except (
@@ -124,40 +115,28 @@ def pid_of(process: SideProcess) -> int:
     return int(wait_until(ask, what="the side process answers"))
 
 
-def test_it_answers_from_a_process_group_of_its_own(
-    new_process: Start,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_it_answers_from_a_process_group_of_its_own(new_process, monkeypatch):
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "/nowhere")
     process = new_process()
     ready = process.start()
     answer = process.request(SideMessage("echo"))
-    assert answer.fields == {
-        "pid": ready.fields["pid"],
-        "metrics": False,
-        "making_parts": 0,
-    }
+    assert answer.fields == {"pid": ready.fields["pid"], "metrics": False, "making_parts": 0}
     assert process.pid == ready.fields["pid"] == os.getpgid(ready.fields["pid"])
 
 
-def test_everybody_gets_the_answer_to_the_own_question(new_process: Start) -> None:
+def test_everybody_gets_the_answer_to_the_own_question(new_process):
     process = new_process()
     process.start()
 
-    def ask(number: int) -> bytes:
-        return process.request(
-            SideMessage(
-                "echo",
-                body=str(number).encode() * 1000,
-            )
-        ).body
+    def ask(number):
+        return process.request(SideMessage("echo", body=str(number).encode() * 1000)).body
 
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(ask, range(200)))
     assert answers == [str(number).encode() * 1000 for number in range(200)]
 
 
-def test_requests_are_answered_at_the_same_time_up_to_its_concurrency(new_process: Start) -> None:
+def test_requests_are_answered_at_the_same_time_up_to_its_concurrency(new_process):
     process = new_process(concurrency=3)
     process.start()
     with ThreadPoolExecutor(3) as pool:  # Each is answered only after all three are computed.
@@ -165,7 +144,7 @@ def test_requests_are_answered_at_the_same_time_up_to_its_concurrency(new_proces
     assert len(answers) == 3
 
 
-def test_one_request_that_hangs_is_given_up_and_the_process_goes_on(new_process: Start) -> None:
+def test_one_request_that_hangs_is_given_up_and_the_process_goes_on(new_process):
     process = new_process(answer_seconds=1.0, concurrency=2)
     first = process.start().fields["pid"]
     with ThreadPoolExecutor() as pool:
@@ -178,15 +157,14 @@ def test_one_request_that_hangs_is_given_up_and_the_process_goes_on(new_process:
 
 
 @pytest.mark.long
-def test_as_many_requests_that_hang_as_may_run_end_the_process(new_process: Start) -> None:
+def test_as_many_requests_that_hang_as_may_run_end_the_process(new_process):
     process = new_process(answer_seconds=1.0, concurrency=2)
     first = process.start().fields["pid"]
     with ThreadPoolExecutor() as pool:
         for message in ("within 1 s$", "restarted$"):
             hanging = pool.submit(process.request, SideMessage("hang"))
             with contextlib.suppress(
-                NotReady,
-                TooManyRequests,
+                NotReady, TooManyRequests
             ):  # The process may already be killed.
                 while not hanging.done():
                     assert process.request(SideMessage("echo")).fields["pid"] == first
@@ -195,7 +173,7 @@ def test_as_many_requests_that_hang_as_may_run_end_the_process(new_process: Star
     assert pid_of(process) != first
 
 
-def test_an_answer_may_come_in_parts(new_process: Start) -> None:
+def test_an_answer_may_come_in_parts(new_process):
     process = new_process()
     process.start()
     for _ in range(2):
@@ -203,9 +181,7 @@ def test_an_answer_may_come_in_parts(new_process: Start) -> None:
         assert [part.fields["number"] for part in parts] == [0, 1, 2]
 
 
-def test_an_abandoned_stream_frees_its_turn_and_its_parts_reach_no_other_request(
-    new_process: Start,
-) -> None:
+def test_an_abandoned_stream_frees_its_turn_and_its_parts_reach_no_other_request(new_process):
     process = new_process()
     first = process.start().fields["pid"]
     parts = process.stream(SideMessage("parts", {"parts": 1000}))
@@ -215,9 +191,7 @@ def test_an_abandoned_stream_frees_its_turn_and_its_parts_reach_no_other_request
     assert process.pid == first
 
 
-def test_the_next_request_begins_when_unwanted_parts_are_not_made_any_more(
-    new_process: Start,
-) -> None:
+def test_the_next_request_begins_when_unwanted_parts_are_not_made_any_more(new_process):
     process = new_process(concurrency=1)
     process.start()
     parts = process.stream(SideMessage("parts", {"parts": 1000, "pause": 0.3}))
@@ -226,9 +200,7 @@ def test_the_next_request_begins_when_unwanted_parts_are_not_made_any_more(
     assert process.request(SideMessage("echo")).fields["making_parts"] == 0
 
 
-def test_a_process_that_does_not_notice_an_abandoned_stream_is_ended(
-    new_process: Start,
-) -> None:
+def test_a_process_that_does_not_notice_an_abandoned_stream_is_ended(new_process):
     process = new_process(answer_seconds=0.5)
     first = process.start().fields["pid"]
     parts = process.stream(SideMessage("parts", {"parts": 2, "pause": 3600}))
@@ -237,7 +209,7 @@ def test_a_process_that_does_not_notice_an_abandoned_stream_is_ended(
     assert pid_of(process) != first
 
 
-def test_close_ends_the_process_and_its_children(new_process: Start) -> None:
+def test_close_ends_the_process_and_its_children(new_process):
     process = new_process()
     pid = process.start().fields["pid"]
     grandchild = process.request(SideMessage("child")).fields["pid"]
@@ -247,54 +219,37 @@ def test_close_ends_the_process_and_its_children(new_process: Start) -> None:
         process.request(SideMessage("echo"))
 
 
-def test_close_ends_one_that_is_still_loading(
-    new_process: Start,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_close_ends_one_that_is_still_loading(new_process, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     process = new_process("loading")
     loading = tmp_path / "loading"
     starting = threading.Thread(
-        target=pytest.raises,
-        args=(InvalidArtifact, process.start),
-        daemon=True,
+        target=pytest.raises, args=(InvalidArtifact, process.start), daemon=True
     )
     starting.start()
-    pid = int(
-        wait_until(
-            lambda: loading.exists() and loading.read_text(),
-            what="it loads",
-        )
-    )
+    pid = int(wait_until(lambda: loading.exists() and loading.read_text(), what="it loads"))
     process.close()
     wait_until(lambda: is_gone(pid), 10, "its end")
     starting.join()
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
-    [("failed", "the package 'x' is missing"), ("silent", "ended with status 3")],
+    ("how", "said"), [("failed", "the package 'x' is missing"), ("silent", "ended with status 3")]
 )
-def test_one_that_cannot_start_says_why(new_process: Start, how: str, said: str) -> None:
+def test_one_that_cannot_start_says_why(new_process, how, said):
     with pytest.raises(InvalidArtifact, match=said):
         new_process(how).start()
 
 
-def test_a_program_that_is_not_there_cannot_be_started() -> None:
+def test_a_program_that_is_not_there_cannot_be_started():
     with pytest.raises(InvalidArtifact, match="cannot be started"):
         SideProcess(["/nowhere/python"], 1.0).start()
 
 
 @pytest.mark.parametrize(
-    ("question", "how"),
-    [("exit", "ended with status 7"), ("nonsense", "was killed by SIGKILL")],
+    ("question", "how"), [("exit", "ended with status 7"), ("nonsense", "was killed by SIGKILL")]
 )
-def test_one_that_ends_over_a_question_is_started_anew(
-    new_process: Start,
-    question: str,
-    how: str,
-) -> None:
+def test_one_that_ends_over_a_question_is_started_anew(new_process, question, how):
     process = new_process()
     first = process.start().fields["pid"]
     with pytest.raises(NotReady, match=f"model {how}"):
@@ -302,7 +257,7 @@ def test_one_that_ends_over_a_question_is_started_anew(
     assert pid_of(process) != first
 
 
-def test_one_that_is_killed_is_started_anew(new_process: Start) -> None:
+def test_one_that_is_killed_is_started_anew(new_process):
     process = new_process()
     first = process.start().fields["pid"]
     os.kill(first, signal.SIGKILL)
@@ -311,10 +266,8 @@ def test_one_that_is_killed_is_started_anew(new_process: Start) -> None:
 
 
 def test_one_that_cannot_be_started_any_more_is_tried_again_after_a_pause_that_grows(
-    new_process: Start,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+    new_process, tmp_path, caplog
+):
     python = tmp_path / "python"
     away = tmp_path / "away"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
@@ -324,7 +277,7 @@ def test_one_that_cannot_be_started_any_more_is_tried_again_after_a_pause_that_g
     python.rename(away)
     os.kill(first, signal.SIGKILL)
 
-    def failures() -> list[float]:
+    def failures():
         return [
             record.created
             for record in caplog.records
@@ -337,7 +290,7 @@ def test_one_that_cannot_be_started_any_more_is_tried_again_after_a_pause_that_g
     assert pid_of(process) != first
 
 
-def test_one_that_hangs_is_killed_after_its_time_and_started_anew(new_process: Start) -> None:
+def test_one_that_hangs_is_killed_after_its_time_and_started_anew(new_process):
     process = new_process(answer_seconds=0.5)
     first = process.start().fields["pid"]
     with pytest.raises(DeadlineExceeded, match="within 0"):
@@ -346,12 +299,12 @@ def test_one_that_hangs_is_killed_after_its_time_and_started_anew(new_process: S
     assert pid_of(process) != first
 
 
-def test_questions_wait_for_each_other_but_not_for_ever(new_process: Start) -> None:
+def test_questions_wait_for_each_other_but_not_for_ever(new_process):
     process = new_process(answer_seconds=1.0)
     process.start()
     refused: list[type[Exception]] = []
 
-    def hang() -> None:
+    def hang():
         try:
             process.request(SideMessage("hang"))
         except (DeadlineExceeded, TooManyRequests, NotReady) as error:
@@ -366,7 +319,7 @@ def test_questions_wait_for_each_other_but_not_for_ever(new_process: Start) -> N
     assert len(refused) == 3
 
 
-def test_a_question_whose_time_is_up_before_its_turn_is_not_asked(new_process: Start) -> None:
+def test_a_question_whose_time_is_up_before_its_turn_is_not_asked(new_process):
     process = new_process(answer_seconds=20.0)
     process.start()
     with ThreadPoolExecutor() as pool:
@@ -378,7 +331,7 @@ def test_a_question_whose_time_is_up_before_its_turn_is_not_asked(new_process: S
         assert isinstance(hanging.exception(30), NotReady)
 
 
-def test_it_does_not_outlive_the_one_that_keeps_it(tmp_path: Path) -> None:
+def test_it_does_not_outlive_the_one_that_keeps_it(tmp_path):
     (tmp_path / "child.py").write_text(CHILD)
     keeper = tmp_path / "keeper.py"
     keeper.write_text(
@@ -386,12 +339,9 @@ def test_it_does_not_outlive_the_one_that_keeps_it(tmp_path: Path) -> None:
         "from mlflow_deploy_plugin.serve.models.side_process import SideProcess\n"
         f"process = SideProcess([sys.executable, {str(tmp_path / 'child.py')!r}, 'ready'], 5.0)\n"
         "print(process.start().fields['pid'], flush=True)\n"
-        "time.sleep(3600)\n",
+        "time.sleep(3600)\n"
     )
-    running = subprocess.Popen(
-        [sys.executable, str(keeper)],
-        stdout=subprocess.PIPE,
-    )
+    running = subprocess.Popen([sys.executable, str(keeper)], stdout=subprocess.PIPE)
     assert running.stdout is not None
     pid = int(running.stdout.readline())
     running.kill()
@@ -400,10 +350,7 @@ def test_it_does_not_outlive_the_one_that_keeps_it(tmp_path: Path) -> None:
     wait_until(lambda: is_gone(pid), what="the side process is gone")
 
 
-def test_a_request_that_is_too_large_is_refused_and_the_process_goes_on(
-    new_process: Start,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_request_that_is_too_large_is_refused_and_the_process_goes_on(new_process, monkeypatch):
     process = new_process()
     process.start()
     pid = pid_of(process)

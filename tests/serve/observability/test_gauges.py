@@ -4,8 +4,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -60,15 +58,13 @@ class FakeNvml(ModuleType):
 
 
 @pytest.fixture(autouse=True)
-def asked_anew() -> Iterator[None]:
+def asked_anew():
     gauges._nvml.cache_clear()
     yield
     gauges._nvml.cache_clear()
 
 
-def test_each_gpu_has_its_gauges_and_unknown_values_are_left_out(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_each_gpu_has_its_gauges_and_unknown_values_are_left_out(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
     families = text_string_to_metric_families(gpu_metrics_page().decode())
     values = {
@@ -90,29 +86,19 @@ def test_each_gpu_has_its_gauges_and_unknown_values_are_left_out(
 
 
 @pytest.mark.parametrize(
-    "module",
-    [None, FakeNvml(driver=False)],
-    ids=["not installed", "no driver"],
+    "module", [None, FakeNvml(driver=False)], ids=["not installed", "no driver"]
 )
-def test_without_nvml_there_is_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-    module: ModuleType | None,
-) -> None:
+def test_without_nvml_there_is_nothing(monkeypatch, module):
     monkeypatch.setitem(sys.modules, "pynvml", module)
     assert gpu_metrics_page() == b""
 
 
 REFUSED = RefusedVersion(
-    endpoint="e",
-    variant="v",
-    model='x"\n',
-    version="2",
-    cause="gate",
-    reason="not passed",
+    endpoint="e", variant="v", model='x"\n', version="2", cause="gate", reason="not passed"
 )
 
 
-def samples(state_dir: Path) -> dict[str, list[tuple[dict[str, str], float]]]:
+def samples(state_dir):
     families = text_string_to_metric_families(agent_metrics_page(state_dir).decode())
     return {
         family.name: [(sample.labels, sample.value) for sample in family.samples]
@@ -120,7 +106,7 @@ def samples(state_dir: Path) -> dict[str, list[tuple[dict[str, str], float]]]:
     }
 
 
-def test_the_agent_state_and_refused_versions_are_metrics(tmp_path: Path) -> None:
+def test_the_agent_state_and_refused_versions_are_metrics(tmp_path):
     shipping = ShippingState(complete_until=120.0)
     state = AgentState(
         pid=os.getpid(),
@@ -142,15 +128,13 @@ def test_the_agent_state_and_refused_versions_are_metrics(tmp_path: Path) -> Non
             (
                 {"endpoint": "e", "variant": "v", "model": 'x"\n', "version": "2", "cause": "gate"},
                 1.0,
-            ),
+            )
         ],
     }
 
 
 @pytest.mark.parametrize("is_there", [False, True])
-def test_an_agent_that_has_ended_is_down_and_an_absent_agent_has_no_metrics(
-    tmp_path: Path, is_there: bool
-) -> None:
+def test_an_agent_that_has_ended_is_down_and_an_absent_agent_has_no_metrics(tmp_path, is_there):
     if is_there:
         dead = subprocess.Popen(["true"])
         dead.wait()

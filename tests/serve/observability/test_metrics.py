@@ -27,7 +27,7 @@ REQUEST = ("e", "v", "m", "7", "v2", "200")
 GUIDE = Path(__file__).parents[3] / "docs" / "observe.md"
 
 
-def test_every_metric_stands_in_the_guide() -> None:
+def test_every_metric_stands_in_the_guide():
     declared = {
         metric.name for metric in vars(server_metrics).values() if isinstance(metric, Metric)
     }
@@ -37,20 +37,18 @@ def test_every_metric_stands_in_the_guide() -> None:
 
 
 @pytest.fixture
-def workers(tmp_path: Path) -> tuple[Metrics, Metrics]:
+def workers(tmp_path):
     """Return two workers' metrics in one folder."""
     return Metrics(tmp_path), Metrics(tmp_path)
 
 
-def samples(metrics: Metrics, name: str) -> dict[str, float]:
+def samples(metrics, name):
     """Return the page's samples with this name, by the text of their labels."""
     matches = re.findall(rf"^{name}(?:{{(.*)}})? (\S+)$", metrics.page().decode(), re.MULTILINE)
     return {labels: float(value) for labels, value in matches}
 
 
-def test_requests_of_all_workers_are_summed_by_their_labels(
-    workers: tuple[Metrics, Metrics],
-) -> None:
+def test_requests_of_all_workers_are_summed_by_their_labels(workers):
     for metrics in workers:
         metrics.count_request(REQUEST, 0.003)
         metrics.count_request((*REQUEST[:5], "400"), 0.2)
@@ -68,46 +66,30 @@ def test_requests_of_all_workers_are_summed_by_their_labels(
     ] == pytest.approx(0.006)
 
 
-def test_a_bound_belongs_to_its_bucket(workers: tuple[Metrics, Metrics]) -> None:
-    workers[0].count_batch(
-        ("e", "v", "m", "7"),
-        8,
-        0.0,
-        0.001,
-    )
+def test_a_bound_belongs_to_its_bucket(workers):
+    workers[0].count_batch(("e", "v", "m", "7"), 8, 0.0, 0.001)
     buckets = samples(workers[0], "onnxserve_batch_rows_bucket")
     assert buckets['endpoint="e",model="m",version="7",le="4.0"'] == 0
     assert buckets['endpoint="e",model="m",version="7",le="8.0"'] == 1
 
 
-def test_the_statistics_sum_up_all_workers_and_protocols(workers: tuple[Metrics, Metrics]) -> None:
+def test_the_statistics_sum_up_all_workers_and_protocols(workers):
     for metrics, protocol in zip(workers, ("v2", "invocations"), strict=True):
         metrics.count_request(("e", "v", "m", "7", protocol, "200"), 0.5)
         metrics.count_request(("e", "v", "m", "7", protocol, "404"), 0.25)
         metrics.count_batch(("e", "v", "m", "7"), 3, 0.125, 0.25)
-    workers[0].count_request(
-        ("", "", "", "", "v2", "404"),
-        1.0,
-    )
+    workers[0].count_request(("", "", "", "", "v2", "404"), 1.0)
     statistics = workers[1].statistics()
     assert all(0 <= time.time() - counted.last_request < 60 for counted in statistics.values())
     assert {
         labels: replace(counted, last_request=0.0) for labels, counted in statistics.items()
     } == {
-        ("e", "m", "7"): Statistics(
-            4,
-            2,
-            1.5,
-            6,
-            2,
-            0.25,
-            0.5,
-        ),
+        ("e", "m", "7"): Statistics(4, 2, 1.5, 6, 2, 0.25, 0.5),
         ("", "", ""): Statistics(1, 1, 1.0),
     }
 
 
-def test_predictions_are_counted_by_row_and_bounded(workers: tuple[Metrics, Metrics]) -> None:
+def test_predictions_are_counted_by_row_and_bounded(workers):
     for number in range(MAX_PREDICTIONS + 5):
         workers[0].count_prediction("7", f"label {number}", 2)
     workers[0].count_prediction("7", "label 0")
@@ -121,7 +103,7 @@ def test_predictions_are_counted_by_row_and_bounded(workers: tuple[Metrics, Metr
     assert counted['model_version="8",prediction="1"'] == 3
 
 
-def test_refused_and_captured_requests_are_counted(workers: tuple[Metrics, Metrics]) -> None:
+def test_refused_and_captured_requests_are_counted(workers):
     workers[0].count_refused("rate")
     workers[1].count_refused("rate")
     workers[1].count_capture("e", (5, 3, False))
@@ -129,7 +111,7 @@ def test_refused_and_captured_requests_are_counted(workers: tuple[Metrics, Metri
     workers[0].count_capture("e", (2, 0, None))
     workers[0].count_shadow_capture(True)
     assert samples(workers[0], "onnxserve_refused_requests_total") == {
-        'endpoint="",reason="rate"': 2,
+        'endpoint="",reason="rate"': 2
     }
     assert samples(workers[0], "onnxserve_capture_requests_total") == {
         'outcome="captured"': 2,
@@ -142,20 +124,14 @@ def test_refused_and_captured_requests_are_counted(workers: tuple[Metrics, Metri
     }
 
 
-def test_a_dead_workers_counts_remain(
-    workers: tuple[Metrics, Metrics],
-    tmp_path: Path,
-) -> None:
+def test_a_dead_workers_counts_remain(workers, tmp_path):
     workers[0].count_request(REQUEST, 0.1)
     (gauges,) = tmp_path.glob("gauges_*.db")  # Both workers are in this process.
     gauges.unlink()
     assert sum(samples(workers[1], "onnxserve_requests_total").values()) == 1
 
 
-def test_a_worker_goes_on_with_the_files_of_one_that_has_died(
-    workers: tuple[Metrics, Metrics],
-    tmp_path: Path,
-) -> None:
+def test_a_worker_goes_on_with_the_files_of_one_that_has_died(workers, tmp_path):
     for metrics in workers:
         metrics.count_refused("rate")
     files = {path.name for path in tmp_path.glob("*.db")}
@@ -164,13 +140,13 @@ def test_a_worker_goes_on_with_the_files_of_one_that_has_died(
     for _ in range(2):
         subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
     assert samples(workers[0], "onnxserve_refused_requests_total") == {
-        'endpoint="",reason="rate"': 4,
+        'endpoint="",reason="rate"': 4
     }
     added = {path.name for path in tmp_path.glob("*.db")} - files
     assert [name for name in added if not name.startswith("gauges")] == ["counts_2.db"]
 
 
-def test_the_page_can_be_read_and_names_no_process(workers: tuple[Metrics, Metrics]) -> None:
+def test_the_page_can_be_read_and_names_no_process(workers):
     for metrics in workers:
         metrics.count_request(REQUEST, 0.1)
         metrics.count_batch(("e", "v", "m", "7"), 3, 0.125, 0.25)
@@ -184,13 +160,10 @@ def test_the_page_can_be_read_and_names_no_process(workers: tuple[Metrics, Metri
     assert [sample.value for sample in families["onnxserve_unrecorded"].samples] == [0]
 
 
-def test_threads_lose_no_count(workers: tuple[Metrics, Metrics]) -> None:
-    def count() -> None:
+def test_threads_lose_no_count(workers):
+    def count():
         for number in range(2000):
-            workers[0].count_request(
-                (*REQUEST[:5], str(200 + number % 5)),
-                0.001,
-            )
+            workers[0].count_request((*REQUEST[:5], str(200 + number % 5)), 0.001)
 
     threads = [threading.Thread(target=count) for _ in range(4)]
     for thread in threads:
@@ -203,7 +176,7 @@ def test_threads_lose_no_count(workers: tuple[Metrics, Metrics]) -> None:
 SHADOW = ("e", "new", "m", "2")
 
 
-def test_shadows_are_counted_while_the_file_of_the_counters_grows(tmp_path: Path) -> None:
+def test_shadows_are_counted_while_the_file_of_the_counters_grows(tmp_path):
     metrics = Metrics(tmp_path)
     for number in range(200):
         metrics.count_shadow(("e", str(number), "m", "2"), "failed")
@@ -215,10 +188,7 @@ def test_shadows_are_counted_while_the_file_of_the_counters_grows(tmp_path: Path
     assert [sample.value for sample in failed] == [1.0] * 200
 
 
-def test_the_shadows_of_workers_are_added_up(
-    tmp_path: Path,
-    workers: tuple[Metrics, Metrics],
-) -> None:
+def test_the_shadows_of_workers_are_added_up(tmp_path, workers):
     agreement = Agreement(
         differences=np.array([0.0, 0.02, np.inf]),
         excess=np.array([0.0, 2.0, 0.0]),

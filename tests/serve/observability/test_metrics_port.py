@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,16 +34,10 @@ OK = ("flights", "champion", "flight-delay", "3", "v2", "200")
 
 
 @contextmanager
-def metrics_process(state_dir: Path) -> Iterator[tuple[str, int]]:
+def metrics_process(state_dir):
     """Yield the address of the process that serves the metrics of a state folder."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        command = [
-            sys.executable,
-            "-m",
-            MODULE,
-            str(state_dir),
-            str(listener.fileno()),
-        ]
+        command = [sys.executable, "-m", MODULE, str(state_dir), str(listener.fileno())]
         process = subprocess.Popen(command, pass_fds=[listener.fileno()])
         try:
             yield listener.getsockname()
@@ -53,7 +46,7 @@ def metrics_process(state_dir: Path) -> Iterator[tuple[str, int]]:
             process.wait(timeout=30)
 
 
-def exchange(address: tuple[str, int], request: bytes) -> bytes:
+def exchange(address, request):
     """Send a request, and return the response
     until the process closes the connection.
     """
@@ -62,17 +55,17 @@ def exchange(address: tuple[str, int], request: bytes) -> bytes:
         return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
-def get(address: tuple[str, int], path: str) -> bytes:
+def get(address, path):
     return exchange(address, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
 
 
-def requests_by_status(page: str) -> dict[str, float]:
+def requests_by_status(page):
     families = {family.name: family for family in text_string_to_metric_families(page)}
     samples = families["onnxserve_requests"].samples if "onnxserve_requests" in families else []
     return {sample.labels["status"]: sample.value for sample in samples}
 
 
-def test_the_port_sums_the_workers_and_has_nothing_else(tmp_path: Path) -> None:
+def test_the_port_sums_the_workers_and_has_nothing_else(tmp_path):
     make_metrics_folder(tmp_path)
     for worker in (Metrics(tmp_path / METRICS), Metrics(tmp_path / METRICS)):
         worker.count_request(OK, 0.1)
@@ -99,7 +92,7 @@ def test_the_port_sums_the_workers_and_has_nothing_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_idle_and_slow_connections_end_and_leave_the_port_to_prometheus(tmp_path: Path) -> None:
+def test_idle_and_slow_connections_end_and_leave_the_port_to_prometheus(tmp_path):
     with metrics_process(tmp_path) as address, ExitStack() as idle:
         assert get(address, "/")
         began = time.monotonic()
@@ -130,11 +123,7 @@ class Keyed:
 
 
 @pytest.fixture
-def keyed(
-    serve: Callable[..., Served],
-    model_folders: dict[str, Path],
-    free_port: int,
-) -> Keyed:
+def keyed(serve, model_folders, free_port):
     key = CliRunner().invoke(main, ["keys", "create", "tester"]).stdout.strip()
     options = [
         str(model_folders["stock"]),
@@ -151,12 +140,12 @@ def keyed(
     return keyed_server
 
 
-def counted(url: str) -> dict[str, float]:
+def counted(url):
     return requests_by_status(requests.get(url, timeout=30).text)
 
 
 @pytest.mark.long
-def test_prometheus_scrapes_a_server_with_keys_without_a_key(keyed: Keyed) -> None:
+def test_prometheus_scrapes_a_server_with_keys_without_a_key(keyed):
     server = keyed.server
     url = keyed.url
     before = counted(url)["200"]
@@ -184,10 +173,7 @@ def test_prometheus_scrapes_a_server_with_keys_without_a_key(keyed: Keyed) -> No
 
 @pytest.mark.long
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
-def test_the_query_of_keda_is_the_rate_of_the_endpoint_in_a_real_prometheus(
-    keyed: Keyed,
-    tmp_path: Path,
-) -> None:
+def test_the_query_of_keda_is_the_rate_of_the_endpoint_in_a_real_prometheus(keyed, tmp_path):
     address = f"127.0.0.1:{find_free_port()}"
     # The operator's.
     target = {
@@ -217,7 +203,7 @@ def test_the_query_of_keda_is_the_rate_of_the_endpoint_in_a_real_prometheus(
     ]
     query = scaled["spec"]["triggers"][0]["metadata"]["query"]
 
-    def rate() -> float:
+    def rate():
         keyed.predict()
         answer = requests.get(f"http://{address}/api/v1/query", {"query": query}, timeout=30).json()
         if answer["data"]["result"]:
@@ -226,10 +212,7 @@ def test_the_query_of_keda_is_the_rate_of_the_endpoint_in_a_real_prometheus(
 
     with (tmp_path / "log").open("wb") as log:
         prometheus = subprocess.Popen(
-            ["prometheus", *options],
-            cwd=tmp_path,
-            stdout=log,
-            stderr=log,
+            ["prometheus", *options], cwd=tmp_path, stdout=log, stderr=log
         )
     try:
         wait_until(lambda: _answers(f"http://{address}/-/ready"), 60, "Prometheus is ready")
@@ -239,7 +222,7 @@ def test_the_query_of_keda_is_the_rate_of_the_endpoint_in_a_real_prometheus(
         prometheus.wait(timeout=30)
 
 
-def _answers(url: str) -> bool:
+def _answers(url):
     try:
         return requests.get(url, timeout=5).ok
     except requests.ConnectionError:

@@ -1,17 +1,11 @@
 """Workers remember their last requests, and share them in files."""
 
-from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 
 import pytest
 
 from mlflow_deploy_plugin.core.errors import NotFound, SchemaMismatch
-from mlflow_deploy_plugin.serve.observability.recent_requests import (
-    Origin,
-    RecentRequest,
-    RecentRequests,
-)
+from mlflow_deploy_plugin.serve.observability.recent_requests import Origin, RecentRequests
 from tests.support.waiting import wait_until
 
 ANSWERED: Origin = 200, "e", "v", "1", "invocations"
@@ -21,22 +15,22 @@ KEY = "onnxserve_" + "k" * 43
 
 
 @contextmanager
-def opened(folder: Path, number: int = 0) -> Iterator[RecentRequests]:
+def opened(folder, number=0):
     with closing(RecentRequests(folder, number)) as recent:
         yield recent
 
 
 @pytest.fixture
-def worker(tmp_path: Path) -> Iterator[RecentRequests]:
+def worker(tmp_path):
     with opened(tmp_path) as recent:
         yield recent
 
 
-def statuses(requests: list[RecentRequest]) -> list[int]:
+def statuses(requests):
     return [origin[0] for origin, *_ in requests]
 
 
-def test_requests_are_read_with_the_newest_first(worker: RecentRequests) -> None:
+def test_requests_are_read_with_the_newest_first(worker):
     # A plan appends directly.
     worker.ring(ANSWERED).append((ANSWERED, 1_000_000, 0.001, 1, "p1", "", ""))
     worker.add(FAILED, 0.25, 0, "p2", SchemaMismatch("column 'a', row 0: 'far'"))
@@ -47,9 +41,7 @@ def test_requests_are_read_with_the_newest_first(worker: RecentRequests) -> None
     assert oldest == (ANSWERED, 1_000_000, 0.001, 1, "p1", "", "")
 
 
-def test_a_flood_of_one_status_neither_grows_nor_hides_other_requests(
-    worker: RecentRequests,
-) -> None:
+def test_a_flood_of_one_status_neither_grows_nor_hides_other_requests(worker):
     worker.add(ANSWERED, 0.001, 1, "p", None)
     for _ in range(10_000):
         worker.add(REFUSED, 0.001, 0, "", None)
@@ -58,9 +50,7 @@ def test_a_flood_of_one_status_neither_grows_nor_hides_other_requests(
     assert len(seen) < 100
 
 
-def test_a_message_may_quote_values_only_before_a_version_is_selected(
-    worker: RecentRequests,
-) -> None:
+def test_a_message_may_quote_values_only_before_a_version_is_selected(worker):
     worker.add(FAILED, 0.001, 0, "", SchemaMismatch("column 'a', row 0: 'far'"))
     worker.add(REFUSED, 0.001, 0, "", NotFound(f"endpoint '{KEY}' does not exist\n" + "x" * 1000))
     (*_, code, refused), (*_, withheld) = sorted(worker.read(), reverse=True)
@@ -71,10 +61,7 @@ def test_a_message_may_quote_values_only_before_a_version_is_selected(
     assert len(refused) <= 200
 
 
-def test_a_worker_reads_the_requests_of_another_worker(
-    worker: RecentRequests,
-    tmp_path: Path,
-) -> None:
+def test_a_worker_reads_the_requests_of_another_worker(worker, tmp_path):
     worker.add(ANSWERED, 0.001, 1, "p", None)
     worker.write()
     with opened(tmp_path, 1) as other:
@@ -85,7 +72,7 @@ def test_a_worker_reads_the_requests_of_another_worker(
         assert [prediction_id for *_, prediction_id, _, _ in other.read()] == ["q"]
 
 
-def test_a_worker_that_replaces_a_dead_worker_continues_with_its_requests(tmp_path: Path) -> None:
+def test_a_worker_that_replaces_a_dead_worker_continues_with_its_requests(tmp_path):
     with opened(tmp_path) as dead:
         for number in range(200):
             dead.add(ANSWERED, 0.001, 1, f"p{number}", None)
@@ -98,7 +85,7 @@ def test_a_worker_that_replaces_a_dead_worker_continues_with_its_requests(tmp_pa
         assert len(replacing.read()) == len(before)
 
 
-def test_a_worker_that_ends_writes_its_last_requests(tmp_path: Path) -> None:
+def test_a_worker_that_ends_writes_its_last_requests(tmp_path):
     (tmp_path / "metrics").mkdir()
     with opened(tmp_path / "metrics") as ending:
         ending.add(ANSWERED, 0.001, 1, "last", None)
@@ -106,19 +93,10 @@ def test_a_worker_that_ends_writes_its_last_requests(tmp_path: Path) -> None:
         assert [prediction_id for *_, prediction_id, _, _ in other.read()] == ["last"]
 
 
-def test_the_file_is_bounded_and_is_written_only_if_there_are_new_requests(
-    worker: RecentRequests,
-    tmp_path: Path,
-) -> None:
+def test_the_file_is_bounded_and_is_written_only_if_there_are_new_requests(worker, tmp_path):
     for endpoint in range(200):
         for _ in range(50):
-            worker.add(
-                (200, f"e{endpoint}", "v", "1", "invocations"),
-                0.001,
-                1,
-                "p" * 32,
-                None,
-            )
+            worker.add((200, f"e{endpoint}", "v", "1", "invocations"), 0.001, 1, "p" * 32, None)
     worker.write()
     file = tmp_path / "requests_0.json"
     assert file.stat().st_size < 300_000
@@ -127,15 +105,9 @@ def test_the_file_is_bounded_and_is_written_only_if_there_are_new_requests(
     assert not file.exists()
 
 
-def test_requests_to_a_deleted_endpoint_are_forgotten(worker: RecentRequests) -> None:
+def test_requests_to_a_deleted_endpoint_are_forgotten(worker):
     for endpoint in ("e", "f", ""):
-        worker.add(
-            (200, endpoint, "v", "1", "invocations"),
-            0.001,
-            1,
-            "p",
-            None,
-        )
+        worker.add((200, endpoint, "v", "1", "invocations"), 0.001, 1, "p", None)
     worker.follow(["e"])  # Endpoints are loaded one after the other: f was never served.
     worker.follow(["e", "f"])
     assert len(worker.read()) == 3
@@ -143,14 +115,14 @@ def test_requests_to_a_deleted_endpoint_are_forgotten(worker: RecentRequests) ->
     assert sorted(origin[1] for origin, *_ in worker.read()) == ["", "f"]
 
 
-def test_a_removed_folder_is_not_created_again(tmp_path: Path) -> None:
+def test_a_removed_folder_is_not_created_again(tmp_path):
     with opened(tmp_path / "removed") as worker:
         worker.add(ANSWERED, 0.001, 1, "p", None)
         worker.write()
     assert not (tmp_path / "removed").exists()
 
 
-def test_requests_are_written_by_a_thread(worker: RecentRequests, tmp_path: Path) -> None:
+def test_requests_are_written_by_a_thread(worker, tmp_path):
     worker.add(ANSWERED, 0.001, 1, "p", None)
     with opened(tmp_path, 1) as other:
         wait_until(lambda: other.read() == worker.read(), what="the file of the first worker")

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -12,7 +11,6 @@ from mlflow import MlflowClient
 from mlflow_deploy_plugin.serve.observability.tracing import tracing_is_on
 from tests.support.servers import gunicorn, one_endpoint
 from tests.support.services.collector import attributes, collector
-from tests.support.services.mlflow_server import MlflowServer
 from tests.support.waiting import wait_until
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -33,19 +31,12 @@ PARENT = "00f067aa0ba902b7"
         ({"OTEL_SDK_DISABLED": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://jaeger:4318"}, False),
     ],
 )
-def test_the_environment_switches_tracing_as_everywhere_in_opentelemetry(
-    environment: dict[str, str],
-    is_on: bool,
-) -> None:
+def test_the_environment_switches_tracing_as_everywhere_in_opentelemetry(environment, is_on):
     assert tracing_is_on(environment) is is_on
 
 
 @pytest.mark.long
-def test_a_request_is_a_span_below_its_callers(
-    tmp_path: Path,
-    bias_folders: dict[str, Path],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_request_is_a_span_below_its_callers(tmp_path, bias_folders, monkeypatch):
     with collector() as received:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.endpoint)
         monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
@@ -94,24 +85,18 @@ def test_a_request_is_a_span_below_its_callers(
 
 
 def test_a_collector_that_is_down_costs_no_request_and_does_not_hold_up_the_end(
-    tmp_path: Path,
-    bias_folders: dict[str, Path],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    tmp_path, bias_folders, monkeypatch
+):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     with gunicorn(tmp_path, one_endpoint(bias_folders["1"])) as running:
         assert [running.post(json={"inputs": [[1, 2, 3]]}).status_code for _ in range(20)] == [
-            200,
+            200
         ] * 20
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(9) == 0  # The exporter itself would try for 10 s.
 
 
-def test_the_last_spans_of_a_worker_are_sent_at_its_end(
-    tmp_path: Path,
-    bias_folders: dict[str, Path],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_last_spans_of_a_worker_are_sent_at_its_end(tmp_path, bias_folders, monkeypatch):
     with collector() as received:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.endpoint)
         monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "600000")
@@ -124,11 +109,8 @@ def test_the_last_spans_of_a_worker_are_sent_at_its_end(
 
 
 def test_mlflow_keeps_the_traces_as_those_of_an_experiment(
-    tmp_path: Path,
-    bias_folders: dict[str, Path],
-    mlflow_server: MlflowServer,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    tmp_path, bias_folders, mlflow_server, monkeypatch
+):
     client = MlflowClient(mlflow_server.url)
     experiment = client.create_experiment("traces of a server")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", mlflow_server.url)
@@ -147,7 +129,7 @@ def test_mlflow_keeps_the_traces_as_those_of_an_experiment(
     assert trace.info.status == "OK"
 
 
-def test_nothing_of_opentelemetry_is_imported_where_it_is_off() -> None:
+def test_nothing_of_opentelemetry_is_imported_where_it_is_off():
     code = (
         "import sys; import mlflow_deploy_plugin.serve.http.app;from "
         "mlflow_deploy_plugin.serve.observability.tracing import *;assert open_tracer() is None; "
@@ -157,11 +139,7 @@ def test_nothing_of_opentelemetry_is_imported_where_it_is_off() -> None:
         name: value for name, value in os.environ.items() if not name.startswith("OTEL_")
     }
     shown = subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert shown.stdout.strip() == "[]"
 
@@ -180,15 +158,12 @@ def _load_pyfunc(path):
 
 
 @pytest.mark.long
-def test_the_spans_of_an_agent_go_to_the_same_collector(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_spans_of_an_agent_go_to_the_same_collector(tmp_path, monkeypatch):
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "agent_with_spans.py").write_text(TRACED)
     flavor = "{python_function: {loader_module: agent_with_spans, code: code}}"
     (tmp_path / "MLmodel").write_text(
-        f"flavors: {flavor}\nmetadata: {{task: agent/v1/responses}}\n",
+        f"flavors: {flavor}\nmetadata: {{task: agent/v1/responses}}\n"
     )
     with collector() as received:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.endpoint)

@@ -1,7 +1,7 @@
 """The same models served by MLflow's scoring server and by ours."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,7 +48,7 @@ uneven (float[N,2] x) => (float[N,2] y, float[N] z) <int64[1] axis = {1}> {
 }
 
 
-def save_originals(root: Path) -> dict[str, tuple[Path, Path]]:
+def save_originals(root):
     """Return the folder that MLflow serves and the folder that we serve, by name.
 
     For scikit-learn, MLflow serves the original. For our ONNX models, both folders are
@@ -74,38 +74,26 @@ def save_originals(root: Path) -> dict[str, tuple[Path, Path]]:
             "distance": random.uniform(100, 3000, 200),
             "hour": random.integers(0, 24, 200),
             "holiday": random.integers(0, 2, 200).astype(bool),
-        },
+        }
     )
     late = (flights.hour + flights.holiday * 6 + (flights.carrier == "AA") * 4 > 14).map(
-        {True: "late", False: "on time"},
+        {True: "late", False: "on time"}
     )
     columns = make_column_transformer(
         (StandardScaler(), ["distance", "hour"]),
         (OneHotEncoder(handle_unknown="ignore"), ["carrier", "holiday"]),
     )
-    table = pd.DataFrame(
-        random.normal(size=(50, 3)),
-        columns=["a", "b", "c"],
-    )
+    table = pd.DataFrame(random.normal(size=(50, 3)), columns=["a", "b", "c"])
     target = table.a * 2 - table.b + 0.5 * table.c + 1
     gaps = table.mask(random.random(table.shape) < 0.2)
     matrix = table.to_numpy()
     originals = {
         "mixed": (make_pipeline(columns, LogisticRegression()).fit(flights, late), flights),
         "regressor": (LinearRegression().fit(table, target), table),
-        "gaps": (
-            make_pipeline(SimpleImputer(), LinearRegression()).fit(gaps, target),
-            gaps,
-        ),
-        "targets": (
-            LinearRegression().fit(matrix, np.column_stack([target, -target])),
-            matrix,
-        ),
+        "gaps": (make_pipeline(SimpleImputer(), LinearRegression()).fit(gaps, target), gaps),
+        "targets": (LinearRegression().fit(matrix, np.column_stack([target, -target])), matrix),
         "integers": (
-            LogisticRegression().fit(
-                matrix,
-                target.round().clip(-1, 1).astype(int),
-            ),
+            LogisticRegression().fit(matrix, target.round().clip(-1, 1).astype(int)),
             matrix,
         ),
         "booleans": (LogisticRegression().fit(matrix, target > 0), matrix),
@@ -128,78 +116,40 @@ def save_originals(root: Path) -> dict[str, tuple[Path, Path]]:
             pyfunc_predict_fn=predict,
         )
         mlflow_deploy_plugin.save_model(
-            model,
-            ours,
-            input_example=example,
-            pyfunc_predict_fn=predict,
+            model, ours, input_example=example, pyfunc_predict_fn=predict
         )
         folders[name] = theirs, ours
     tensors = {
-        "pair": (
-            PAIR,
-            {"a": np.ones((2, 2), np.float32), "b": np.ones(2, np.int64)},
-        ),
-        "image": (
-            IMAGE,
-            np.ones((2, 2, 2), np.float32),
-        ),
+        "pair": (PAIR, {"a": np.ones((2, 2), np.float32), "b": np.ones(2, np.int64)}),
+        "image": (IMAGE, np.ones((2, 2, 2), np.float32)),
     }
     for name, (graph, tensor) in tensors.items():
         mlflow_deploy_plugin.save_model(parse_graph(graph), root / name, input_example=tensor)
         folders[name] = root / name, root / name
     signatures = {
-        "tensor": ModelSignature(
-            Schema(
-                [
-                    TensorSpec(
-                        np.dtype("float32"),
-                        (-1, 2),
-                    )
-                ]
-            )
-        ),
-        "named": ModelSignature(
-            Schema(
-                [
-                    TensorSpec(
-                        np.dtype("float32"),
-                        (-1, 2),
-                        "x",
-                    )
-                ]
-            )
-        ),
-        "columns": infer_signature(
-            pd.DataFrame(
-                {
-                    "p": [1.5],
-                    "q": [2.5],
-                }
-            )
-        ),
+        "tensor": ModelSignature(Schema([TensorSpec(np.dtype("float32"), (-1, 2))])),
+        "named": ModelSignature(Schema([TensorSpec(np.dtype("float32"), (-1, 2), "x")])),
+        "columns": infer_signature(pd.DataFrame({"p": [1.5], "q": [2.5]})),
         "bare": None,
     }
     for kind, graph in STOCK.items():
         for form, signature in signatures.items():
             name = f"{kind}-{form}"
             mlflow.onnx.save_model(
-                parse_graph(graph),
-                root / name,
-                signature=signature,
-                pip_requirements=[],
+                parse_graph(graph), root / name, signature=signature, pip_requirements=[]
             )
             folders[name] = root / name, root / name
     return folders
 
 
 @pytest.fixture(scope="module")
-def scored_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
+def scored_folders(tmp_path_factory):
     """See `save_originals`."""
     return save_originals(tmp_path_factory.mktemp("scored"))
 
 
 @pytest.fixture(scope="module")
-def ask_mlflow(scored_folders: dict[str, tuple[Path, Path]]) -> Iterator[Ask]:
+def ask_mlflow(scored_folders):
     """Yield MLflow's scoring server, the application that `mlflow models serve` starts,
     on a real socket.
     """
@@ -211,16 +161,13 @@ def ask_mlflow(scored_folders: dict[str, tuple[Path, Path]]) -> Iterator[Ask]:
 
     with pytest.MonkeyPatch.context() as patch:
         # init() sets the variable; the fixture restores it.
-        patch.setenv(
-            "_MLFLOW_IS_IN_SERVING_ENVIRONMENT",
-            "false",
-        )
+        patch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "false")
         mounts: list[Any] = [
             Mount(f"/{name}", app=scoring_server.init(pyfunc.load_model(str(theirs))))
             for name, (theirs, _) in scored_folders.items()
         ]
         server = uvicorn.Server(
-            uvicorn.Config(Starlette(routes=mounts), port=0, log_level="critical"),
+            uvicorn.Config(Starlette(routes=mounts), port=0, log_level="critical")
         )
         thread = threading.Thread(target=server.run)
         thread.start()
@@ -232,24 +179,14 @@ def ask_mlflow(scored_folders: dict[str, tuple[Path, Path]]) -> Iterator[Ask]:
 
 
 @pytest.fixture(scope="module")
-def ask_ours(
-    scored_folders: dict[str, tuple[Path, Path]],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Ask]:
+def ask_ours(scored_folders, tmp_path_factory):
     """Yield our server, with one endpoint per model."""
     state_dir = tmp_path_factory.mktemp("ours") / "state"
     with opened(
-        state_dir,
-        {name: {"main": variant(ours)} for name, (_, ours) in scored_folders.items()},
+        state_dir, {name: {"main": variant(ours)} for name, (_, ours) in scored_folders.items()}
     ) as server:
 
-        def ask(
-            model: str,
-            method: str,
-            path: str,
-            content_type: str | None = None,
-            body: bytes = b"",
-        ) -> Answer:
+        def ask(model, method, path, content_type=None, body=b""):
             headers = {} if content_type is None else {"content-type": content_type}
             place = f"/endpoints/{model}{path}" if path == "/invocations" else path
             response = handle(server, RawRequest(method, place, headers, body))
@@ -258,19 +195,7 @@ def ask_ours(
         yield ask
 
 
-def ask_over_http(
-    url: str,
-    method: str,
-    path: str,
-    content_type: str | None = None,
-    body: bytes = b"",
-) -> Answer:
+def ask_over_http(url, method, path, content_type=None, body=b""):
     headers = {} if content_type is None else {"Content-Type": content_type}
-    response = requests.request(
-        method,
-        url + path,
-        headers=headers,
-        data=body,
-        timeout=30,
-    )
+    response = requests.request(method, url + path, headers=headers, data=body, timeout=30)
     return response.status_code, response.content

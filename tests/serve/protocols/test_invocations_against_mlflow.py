@@ -7,8 +7,6 @@ entry that no longer differs fails.
 """
 
 import json
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -31,7 +29,7 @@ DIFFERENT: dict[tuple[str, int, int], list[str]] = {
     ],
     ("JSON is UTF-8 (RFC 8259), and the header says so", 200, 400): ["UTF-16"],
     ("CSV may say whether it has a header (RFC 4180), as SageMaker's clients do", 415, 200): [
-        "CSV with a header parameter",
+        "CSV with a header parameter"
     ],
     ("rows without names are in the signature's order, as in TensorFlow Serving", 400, 200): [
         "split without columns",
@@ -85,10 +83,10 @@ DIFFERENT: dict[tuple[str, int, int], list[str]] = {
     ],
     ("nobody knows which of the two is meant", 200, 400): ["CSV with a column twice"],
     ("pandas makes the first column an index and shifts the others", 200, 400): [
-        "CSV with a row too long",
+        "CSV with a row too long"
     ],
     ("a space beside true is no other value, as beside a number", 400, 200): [
-        "CSV with spaces around true",
+        "CSV with spaces around true"
     ],
 }
 EXPECTED = {name: key[1:] for key, names in DIFFERENT.items() for name in names}
@@ -96,21 +94,11 @@ EXPECTED = {name: key[1:] for key, names in DIFFERENT.items() for name in names}
 
 @pytest.mark.parametrize(("name", "model", "body", "content_type"), CASES)
 @pytest.mark.filterwarnings("ignore")  # pandas, numpy and MLflow warn about the invalid inputs.
-def test_the_same_bytes_have_the_same_answer(
-    name: str,
-    model: str,
-    body: bytes,
-    content_type: str | None,
-    ask_mlflow: Callable[..., tuple[int, bytes]],
-    ask_ours: Callable[..., tuple[int, bytes]],
-) -> None:
+def test_the_same_bytes_have_the_same_answer(name, model, body, content_type, ask_mlflow, ask_ours):
     status, theirs = ask_mlflow(model, "POST", "/invocations", content_type, body)
     our_status, ours = ask_ours(model, "POST", "/invocations", content_type, body)
 
-    assert (status, our_status) == EXPECTED.get(name, (status, status)), (
-        theirs[:500],
-        ours[:500],
-    )
+    assert (status, our_status) == EXPECTED.get(name, (status, status)), (theirs[:500], ours[:500])
     if our_status != 200:
         assert json.loads(ours).keys() == {"error_code", "message"}
     if status == 400:
@@ -122,7 +110,7 @@ def test_the_same_bytes_have_the_same_answer(
         )
 
 
-def is_same(one: Any, other: Any) -> bool:
+def is_same(one, other):
     """Return True if two JSON values are equal: keys in any order, floats
     approximately, integers not as floats.
     """
@@ -135,7 +123,7 @@ def is_same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)
 
 
-def test_every_exception_is_a_case() -> None:
+def test_every_exception_is_a_case():
     names = [parameters.values[0] for parameters in CASES]
     assert len(set(names)) == len(names)
     assert EXPECTED.keys() <= set(names)
@@ -153,13 +141,7 @@ def test_every_exception_is_a_case() -> None:
         ("GET", "/invocation", False),
     ],
 )
-def test_other_routes_have_the_same_status(
-    method: str,
-    path: str,
-    is_same_body: bool,
-    ask_mlflow: Callable[..., tuple[int, bytes]],
-    ask_ours: Callable[..., tuple[int, bytes]],
-) -> None:
+def test_other_routes_have_the_same_status(method, path, is_same_body, ask_mlflow, ask_ours):
     status, theirs = ask_mlflow("regressor", method, path)
     our_status, ours = ask_ours("regressor", method, path)
     assert our_status == status

@@ -4,9 +4,8 @@ real server.
 
 import gzip
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,21 +13,13 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from mlflow_deploy_plugin.serve.http.responses import RawResponse
-from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.protocols import arrow
 from tests.support.bodies import arrow_stream
 from tests.support.handling import ask
 from tests.support.refusals import mentions
-from tests.support.servers import Serve, gunicorn, one_endpoint
+from tests.support.servers import gunicorn, one_endpoint
 
-TABLE = pa.table(
-    {
-        "a": [1.0, 4.0],
-        "b": [2.0, 5.0],
-        "c": [3.0, None],
-    }
-)
+TABLE = pa.table({"a": [1.0, 4.0], "b": [2.0, 5.0], "c": [3.0, None]})
 
 
 JSON_BODY = b'{"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1, 2, 3], [4, 5, null]]}}'
@@ -49,14 +40,11 @@ READ: dict[str, Callable[[bytes], list[Any]]] = {
 
 
 @pytest.fixture
-def server(
-    serve_here: Serve,
-    model_folders: dict[str, Path],
-) -> Server:
+def server(serve_here, model_folders):
     return serve_here(one_endpoint(model_folders["single"]))
 
 
-def check(response: RawResponse, form: str) -> None:
+def check(response, form):
     assert response.status == 200, response.body
     assert response.content_type == form
     assert {"X-Model-Version", "X-Prediction-Id", "X-Request-Id"} <= response.headers.keys()
@@ -67,7 +55,7 @@ def check(response: RawResponse, form: str) -> None:
 
 @pytest.mark.parametrize("path", ["/invocations", "/endpoints/e/invocations"])
 @pytest.mark.parametrize("given", BODIES)
-def test_a_body_is_answered_in_kind(server: Server, given: str, path: str) -> None:
+def test_a_body_is_answered_in_kind(server, given, path):
     bare = given.partition(";")[0]
     check(
         ask(server, path, body=BODIES[given], content_type=given),
@@ -77,7 +65,7 @@ def test_a_body_is_answered_in_kind(server: Server, given: str, path: str) -> No
 
 @pytest.mark.parametrize("given", BODIES)
 @pytest.mark.parametrize("wanted", READ)
-def test_accept_chooses_the_form_of_the_answer(server: Server, given: str, wanted: str) -> None:
+def test_accept_chooses_the_form_of_the_answer(server, given, wanted):
     check(
         ask(
             server,
@@ -101,10 +89,7 @@ def test_accept_chooses_the_form_of_the_answer(server: Server, given: str, wante
         "x" * 5000,
     ],
 )
-def test_an_accept_that_names_no_form_of_ours_is_answered_in_kind(
-    server: Server,
-    accept: str,
-) -> None:
+def test_an_accept_that_names_no_form_of_ours_is_answered_in_kind(server, accept):
     check(
         ask(server, body=BODIES[arrow.STREAM], content_type=arrow.STREAM, accept=accept),
         arrow.STREAM,
@@ -113,13 +98,9 @@ def test_an_accept_that_names_no_form_of_ours_is_answered_in_kind(
 
 
 @pytest.mark.parametrize(
-    "given",
-    ["application/xml", "application/vnd.apache.parquet", "application/x-npy"],
+    "given", ["application/xml", "application/vnd.apache.parquet", "application/x-npy"]
 )
-def test_an_unknown_content_type_is_refused_with_all_that_are_taken(
-    server: Server,
-    given: str,
-) -> None:
+def test_an_unknown_content_type_is_refused_with_all_that_are_taken(server, given):
     response = ask(server, body=b"<x/>", content_type=given)
     message = json.loads(response.body)["message"]
     assert response.status == 415
@@ -129,7 +110,7 @@ def test_an_unknown_content_type_is_refused_with_all_that_are_taken(
     )
 
 
-def test_errors_are_json_whatever_was_asked_for(server: Server) -> None:
+def test_errors_are_json_whatever_was_asked_for(server):
     body = arrow_stream(pa.table({"a": [1.0]}))
     response = ask(server, body=body, content_type=arrow.STREAM)
     assert response.status == 400
@@ -138,22 +119,16 @@ def test_errors_are_json_whatever_was_asked_for(server: Server) -> None:
 
 
 @pytest.fixture(scope="module")
-def running(
-    tmp_path_factory: pytest.TempPathFactory,
-    model_folders: dict[str, Path],
-) -> Iterator[Any]:
+def running(tmp_path_factory, model_folders):
     state_dir = tmp_path_factory.mktemp("state")
     with gunicorn(state_dir, one_endpoint(model_folders["single"])) as running:
         yield running
 
 
-def test_a_real_server_takes_compressed_tables_and_never_reaches_pandas(running: Any) -> None:
+def test_a_real_server_takes_compressed_tables_and_never_reaches_pandas(running):
     wide = pa.table({name: np.arange(20_000.0) for name in "abc"})
     headers = {"Content-Type": arrow.STREAM, "Content-Encoding": "gzip", "Accept-Encoding": "gzip"}
-    response = running.post(
-        data=gzip.compress(arrow_stream(wide), 1),
-        headers=headers,
-    )
+    response = running.post(data=gzip.compress(arrow_stream(wide), 1), headers=headers)
     assert (response.status_code, response.headers["Content-Type"]) == (200, arrow.STREAM), (
         response.text
     )
@@ -166,7 +141,7 @@ def test_a_real_server_takes_compressed_tables_and_never_reaches_pandas(running:
     assert not any("pandas" in path for path in libraries)
 
 
-def test_a_real_server_refuses_torn_tables_and_serves_on(running: Any) -> None:
+def test_a_real_server_refuses_torn_tables_and_serves_on(running):
     for media in (arrow.STREAM, arrow.FILE, "application/jsonl"):
         refused = running.post(data=b"torn" * 100, headers={"Content-Type": media})
         assert refused.status_code == 400

@@ -24,16 +24,8 @@ ROWS = st.lists(
 )
 
 
-@given(
-    rows=ROWS,
-    end=st.sampled_from([b"\n", b"\r\n", b"\n\n"]),
-    is_record=st.booleans(),
-)
-def test_lines_come_as_they_were(
-    rows: list[tuple[str, float]],
-    end: bytes,
-    is_record: bool,
-) -> None:
+@given(rows=ROWS, end=st.sampled_from([b"\n", b"\r\n", b"\n\n"]), is_record=st.booleans())
+def test_lines_come_as_they_were(rows, end, is_record):
     documents: list[Any] = [{"x": x, "c": c} if is_record else [c, x] for c, x in rows]
     body = end.join(json.dumps(document).encode() for document in documents)
     feeds = jsonlines.decode(body, PAIR)
@@ -41,15 +33,12 @@ def test_lines_come_as_they_were(
     assert feeds["x"].ravel().tolist() == [x for _, x in rows]
 
 
-def test_many_lines_are_one_batch_and_bare_values_go_into_the_only_column() -> None:
+def test_many_lines_are_one_batch_and_bare_values_go_into_the_only_column():
     body = b"\n".join(b"%d" % number for number in range(2500))
     assert jsonlines.decode(body, columns_schema(x="double"))["x"].ravel().tolist() == list(
         range(2500)
     )
-    assert jsonlines.decode(b"[1, 2]\n[3, 4]", TENSOR)["t"].tolist() == [
-        [1, 2],
-        [3, 4],
-    ]
+    assert jsonlines.decode(b"[1, 2]\n[3, 4]", TENSOR)["t"].tolist() == [[1, 2], [3, 4]]
 
 
 GOOD = b'{"c": "a", "x": 1}\n'
@@ -74,71 +63,41 @@ GOOD = b'{"c": "a", "x": 1}\n'
         (b"[" * 5000, ["line 1", "not valid JSON"]),
     ],
 )
-def test_an_error_names_its_line(body: bytes, words: list[str]) -> None:
+def test_an_error_names_its_line(body, words):
     with pytest.raises(InvalidRequest) as caught:
         jsonlines.decode(body, PAIR)
     for word in words:
         assert word in caught.value.message
 
 
-def test_lines_that_differ_in_shape_are_refused() -> None:
+def test_lines_that_differ_in_shape_are_refused():
     with pytest.raises(SchemaMismatch, match="lines 1 to"):
         jsonlines.decode(b"[1, 2]\n[3]", TENSOR)
     with pytest.raises(SchemaMismatch, match="different shapes"):
         jsonlines.decode(b"[1, 2]\n" * 1000 + b"[3]", TENSOR)
 
 
-def test_each_line_of_the_answer_is_one_prediction() -> None:
+def test_each_line_of_the_answer_is_one_prediction():
     assert jsonlines.encode(np.array([0.5, np.nan])) == b"0.5\nnull\n"
-    assert (
-        jsonlines.encode(
-            np.array(
-                [
-                    [1, 2],
-                    [3, 4],
-                ]
-            )
-        )
-        == b"[1,2]\n[3,4]\n"
-    )
+    assert jsonlines.encode(np.array([[1, 2], [3, 4]])) == b"[1,2]\n[3,4]\n"
     assert jsonlines.encode(np.array(["a\nb", "ü"], object)) == '"a\\nb"\n"ü"\n'.encode()
-    outputs = {
-        "label": np.array(["a", "b"], object),
-        "p": np.array([[0.5, 0.5], [1, 0]]),
-    }
+    outputs = {"label": np.array(["a", "b"], object), "p": np.array([[0.5, 0.5], [1, 0]])}
     assert (
         jsonlines.encode(outputs) == b'{"label":"a","p":[0.5,0.5]}\n{"label":"b","p":[1.0,0.0]}\n'
     )
     with pytest.raises(SchemaMismatch, match="value per row"):
-        jsonlines.encode(
-            {
-                "a": np.ones(2),
-                "b": np.ones(3),
-            }
-        )
+        jsonlines.encode({"a": np.ones(2), "b": np.ones(3)})
     with pytest.raises(SchemaMismatch, match="value per row"):
         jsonlines.encode(np.array(1.5))
 
 
 @pytest.mark.parametrize(
-    "dtype",
-    ["float16", "float32", "float64", "int8", "uint64", "bool", np.longlong, "U3", object],
+    "dtype", ["float16", "float32", "float64", "int8", "uint64", "bool", np.longlong, "U3", object]
 )
 @pytest.mark.parametrize(
-    "shape",
-    [
-        (1,),
-        (4,),
-        (3, 2),
-        (3, 1),
-        (2, 3, 4),
-        (0,),
-        (0, 3),
-        (3, 0),
-        (2, 0, 5),
-    ],
+    "shape", [(1,), (4,), (3, 2), (3, 1), (2, 3, 4), (0,), (0, 3), (3, 0), (2, 0, 5)]
 )
-def test_a_line_is_the_json_of_its_row(dtype: Any, shape: tuple[int, ...]) -> None:
+def test_a_line_is_the_json_of_its_row(dtype, shape):
     rows = np.random.default_rng(0).integers(0, 99, shape).astype(dtype)
     if rows.dtype.kind == "f" and rows.size:
         rows.flat[0] = np.nan

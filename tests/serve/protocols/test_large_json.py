@@ -23,42 +23,21 @@ SCHEMAS = {
     "doubles": compile_schema(
         tuple(Column(name, "double") for name in "abc"),
         (),
-        (
-            Input(
-                "X",
-                "float32",
-                (-1, 3),
-                ("a", "b", "c"),
-            ),
-        ),
+        (Input("X", "float32", (-1, 3), ("a", "b", "c")),),
     ),
     "both": compile_schema(
-        (
-            Column("a", "double"),
-            Column("b", "float"),
-            Column("c", "double", required=False),
-        ),
+        (Column("a", "double"), Column("b", "float"), Column("c", "double", required=False)),
         (),
-        (
-            Input("X", "float64", (-1, 2), ("c", "b")),
-            Input("a", "float32", (-1, 1), ("a",)),
-        ),
+        (Input("X", "float64", (-1, 2), ("c", "b")), Input("a", "float32", (-1, 1), ("a",))),
     ),
     "longs": columns_schema(a="long"),
     "matrix": tensor_schema("float32", -1, 3),
     "pairs": tensor_schema("float32", -1, 2),
     "image": tensor_schema("float64", -1, 2, 2, fed="float32"),
     "mixed": compile_schema(
-        (
-            Column("a", "long"),
-            Column("b", "double"),
-            Column("c", "integer"),
-        ),
+        (Column("a", "long"), Column("b", "double"), Column("c", "integer")),
         (),
-        (
-            Input("X", "float32", (-1, 2), ("a", "b")),
-            Input("c", "int32", (-1, 1), ("c",)),
-        ),
+        (Input("X", "float32", (-1, 2), ("a", "b")), Input("c", "int32", (-1, 1), ("c",))),
     ),
     "bytes": tensor_schema("uint8", -1, 2, 2),
     "named": tensor_schema("float32", -1, 3, name="a", graph_name="a"),
@@ -68,20 +47,7 @@ NUMBER = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False),
     st.integers(-9, 9),
     st.sampled_from(
-        [
-            None,
-            -1e308,
-            1e39,
-            20.0,
-            255,
-            3e9,
-            -0.0,
-            2**53,
-            2**53 + 1,
-            2**63,
-            2**64,
-            10**30,
-        ],
+        [None, -1e308, 1e39, 20.0, 255, 3e9, -0.0, 2**53, 2**53 + 1, 2**63, 2**64, 10**30]
     ),
 )
 ODD = st.one_of(
@@ -113,32 +79,15 @@ def bodies(draw: st.DrawFn) -> bytes:
         draw(st.permutations("abcd"))[:width] if draw(st.booleans()) else list("abcd"[:width])
     )
     if draw(st.integers(0, 4)) == 0:
-        columns[0] = draw(
-            st.sampled_from(
-                [
-                    "b",
-                    "[",
-                    "\n",
-                    "null",
-                    1,
-                    None,
-                ]
-            )
-        )
+        columns[0] = draw(st.sampled_from(["b", "[", "\n", "null", 1, None]))
     field = draw(
         st.sampled_from(
-            ["dataframe_split", "dataframe_split", "inputs", "instances", "dataframe_records"],
-        ),
+            ["dataframe_split", "dataframe_split", "inputs", "instances", "dataframe_records"]
+        )
     )
     value = {"columns": columns, "data": rows} if field == "dataframe_split" else rows
     if field in ("inputs", "instances") and draw(st.booleans()):
-        value = dict(
-            zip(
-                map(str, columns),
-                draw(st.sampled_from([rows, [rows]])),
-                strict=False,
-            )
-        )
+        value = dict(zip(map(str, columns), draw(st.sampled_from([rows, [rows]])), strict=False))
     if field == "dataframe_split" and draw(st.integers(0, 4)) == 0:
         value["index"] = draw(ODD)
     document = {field: value}
@@ -150,25 +99,18 @@ def bodies(draw: st.DrawFn) -> bytes:
     return body
 
 
-def outcome(ask: Any) -> Any:
+def outcome(ask):
     try:
         feeds = ask()
     except OnnxserveError as error:
         return type(error), error.message
-    return {
-        name: (
-            array.dtype.str,
-            array.shape,
-            array.tobytes(),
-        )
-        for name, array in feeds.items()
-    }
+    return {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in feeds.items()}
 
 
 @pytest.mark.long
 @given(st.sampled_from(sorted(SCHEMAS)), bodies())
 @settings(max_examples=1000)
-def test_the_fast_reader_agrees_with_the_exact_reader(name: str, body: bytes) -> None:
+def test_the_fast_reader_agrees_with_the_exact_reader(name, body):
     schema = SCHEMAS[name]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(large_json, "LARGE_BYTES", 0)
@@ -205,21 +147,12 @@ FIELD = st.one_of(
 @given(
     st.sampled_from(["doubles", "both", "longs", "mixed"]),
     st.permutations(["a", "b", "c", '"d"', "b"]),
-    st.lists(
-        st.lists(FIELD, min_size=3, max_size=4),
-        max_size=3,
-    ),
+    st.lists(st.lists(FIELD, min_size=3, max_size=4), max_size=3),
     st.sampled_from(["\n", "\r\n", "\r", "\n\n"]),
     st.booleans(),
 )
 @settings(max_examples=1000)
-def test_csv_is_read_as_the_exact_way_reads_it(
-    name: str,
-    header: list[str],
-    rows: list[list[str]],
-    end: str,
-    has_header: bool,
-) -> None:
+def test_csv_is_read_as_the_exact_way_reads_it(name, header, rows, end, has_header):
     lines = [header[: len(rows[0]) if rows else 3]] * has_header + rows
     body = end.join(map(",".join, lines)).encode("utf-8-sig" if len(rows) == 1 else "utf-8")
     with pytest.MonkeyPatch.context() as patch:
@@ -229,43 +162,21 @@ def test_csv_is_read_as_the_exact_way_reads_it(
 
 
 PLAIN: list[tuple[str, Any]] = [
-    (
-        "doubles",
-        {"dataframe_split": {"columns": ["c", "a", "b"], "data": [[1, 2.5, -3]] * 900}},
-    ),
+    ("doubles", {"dataframe_split": {"columns": ["c", "a", "b"], "data": [[1, 2.5, -3]] * 900}}),
     ("doubles", {"inputs": [[1, 2.5, -3]] * 1400}),
-    (
-        "both",
-        {"dataframe_split": {"data": [[1, 2.5, -3]] * 1400, "columns": ["a", "b", "c"]}},
-    ),
+    ("both", {"dataframe_split": {"data": [[1, 2.5, -3]] * 1400, "columns": ["a", "b", "c"]}}),
     ("matrix", {"instances": [[0.5, 2, 3]] * 1400}),
-    (
-        "image",
-        {"inputs": [[[0.5, 2], [3, 4]]] * 1400},
-    ),
-    (
-        "bytes",
-        {"instances": [[[0, 2], [3, 255]]] * 1400},
-    ),
-    (
-        "named",
-        {"inputs": {"a": [[0.5, None, 3]] * 1400}},
-    ),
-    (
-        "doubles",
-        {"inputs": {name: [1, 2.5, None] * 700 for name in "cab"}},
-    ),
+    ("image", {"inputs": [[[0.5, 2], [3, 4]]] * 1400}),
+    ("bytes", {"instances": [[[0, 2], [3, 255]]] * 1400}),
+    ("named", {"inputs": {"a": [[0.5, None, 3]] * 1400}}),
+    ("doubles", {"inputs": {name: [1, 2.5, None] * 700 for name in "cab"}}),
     (
         "mixed",
         {
             "dataframe_split": {
                 "columns": ["a", "b", "c"],
-                "data": [
-                    [1, None, -3],
-                    [2.0, 0.5, 4],
-                ]
-                * 900,
-            },
+                "data": [[1, None, -3], [2.0, 0.5, 4]] * 900,
+            }
         },
     ),
 ]
@@ -273,11 +184,7 @@ PLAIN: list[tuple[str, Any]] = [
 
 @pytest.mark.skipif(not find_spec("simdjson"), reason="simdjson is not installed")
 @pytest.mark.parametrize(("name", "document"), PLAIN)
-def test_plain_numbers_are_read_without_the_exact_way(
-    name: str,
-    document: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_plain_numbers_are_read_without_the_exact_way(name, document, monkeypatch):
     body = json.dumps(document).encode()
     expected = outcome(lambda: mlflow.decode_document(document, SCHEMAS[name]))
     monkeypatch.setattr(mlflow, "load_json", None)
@@ -287,10 +194,7 @@ def test_plain_numbers_are_read_without_the_exact_way(
 
 @pytest.mark.skipif(not find_spec("simdjson"), reason="simdjson is not installed")
 @pytest.mark.parametrize("rows", ["1,2.5,-3\n", "1,,-3\r\n", ",null,-0.5\n"])
-def test_plain_csv_is_read_without_the_exact_way(
-    rows: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_plain_csv_is_read_without_the_exact_way(rows, monkeypatch):
     expected = outcome(lambda: mlflow.read_csv(f"c,a,b\n{rows}".encode(), SCHEMAS["doubles"]))
     monkeypatch.setattr(mlflow, "_parse_csv_table", None)
     feeds = mlflow.read_csv(f"c,a,b\n{rows * 3000}".encode(), SCHEMAS["doubles"])
@@ -305,7 +209,7 @@ def test_plain_csv_is_read_without_the_exact_way(
         b'{"a":[0],"b":[-1e308],"c":[null]}',
     ],
 )
-def test_a_number_is_not_taken_for_a_null_in_a_name(named: bytes) -> None:
+def test_a_number_is_not_taken_for_a_null_in_a_name(named):
     body = b'{"inputs":' + named + b"}" + b" " * large_json.LARGE_BYTES
     assert large_json.read_large_feeds(body, SCHEMAS["doubles"]) is None
 
@@ -322,27 +226,22 @@ def test_a_number_is_not_taken_for_a_null_in_a_name(named: bytes) -> None:
         b'[[1,2]],"inputs":[[3,4]]',
     ],
 )
-def test_ragged_or_duplicated_rows_are_left_to_the_exact_reader(rows: bytes) -> None:
+def test_ragged_or_duplicated_rows_are_left_to_the_exact_reader(rows):
     body = b'{"inputs":' + rows + b"}" + b" " * large_json.LARGE_BYTES
     assert large_json.read_large_feeds(body, SCHEMAS["pairs"]) is None
 
 
-def test_a_small_body_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_body_is_not_looked_at(monkeypatch):
     monkeypatch.setattr(large_json, "simdjson", SimpleNamespace(Parser=pytest.fail))
     schema: Schema = SCHEMAS["doubles"]
     assert large_json.read_large_feeds(b'{"inputs": [[1, 2, 3]]}', schema) is None
     np.testing.assert_array_equal(
-        mlflow.decode(JSON, b'{"inputs": [[1, 2, 3]]}', schema)["X"],
-        [[1, 2, 3]],
+        mlflow.decode(JSON, b'{"inputs": [[1, 2, 3]]}', schema)["X"], [[1, 2, 3]]
     )
 
 
 @pytest.mark.parametrize(("name", "document"), PLAIN)
-def test_without_simdjson_a_large_body_is_read_alike(
-    name: str,
-    document: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_without_simdjson_a_large_body_is_read_alike(name, document, monkeypatch):
     monkeypatch.setattr(large_json, "simdjson", None)
     body = json.dumps(document).encode()
     body = body + b" " * max(0, large_json.LARGE_BYTES - len(body))

@@ -5,7 +5,6 @@ it.
 import json
 from importlib.util import find_spec
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,27 +14,13 @@ from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.serve.protocols import large_json, v2
-from mlflow_deploy_plugin.serve.runtime.artifact import (
-    Artifact,
-    read_artifact,
-)
+from mlflow_deploy_plugin.serve.runtime.artifact import read_artifact
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from tests.support.bodies import v2_tensor
 from tests.support.schemas import columns_schema, tensor_schema
 
 needs_simdjson = pytest.mark.skipif(not find_spec("simdjson"), reason="simdjson is not installed")
-DATATYPES = (
-    "FP64",
-    "FP32",
-    "FP16",
-    "INT64",
-    "INT32",
-    "INT8",
-    "UINT64",
-    "UINT8",
-    "BOOL",
-    "BYTES",
-)
+DATATYPES = ("FP64", "FP32", "FP16", "INT64", "INT32", "INT8", "UINT64", "UINT8", "BOOL", "BYTES")
 DTYPES = (
     "float64",
     "float32",
@@ -57,18 +42,7 @@ SCHEMAS: dict[str, Schema] = {
 }
 INTEGERS = st.one_of(
     st.integers(-9, 300),
-    st.sampled_from(
-        [
-            2**31,
-            2**53 + 1,
-            2**63 - 1,
-            2**63,
-            2**64 - 1,
-            2**64,
-            -(2**63),
-            10**30,
-        ]
-    ),
+    st.sampled_from([2**31, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1, 2**64, -(2**63), 10**30]),
 )
 FLOATS = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False),
@@ -87,11 +61,11 @@ ODD = st.one_of(
 
 
 @pytest.fixture(scope="module")
-def artifact(model_folders: dict[str, Path]) -> Artifact:
+def artifact(model_folders):
     return read_artifact(model_folders["single"])
 
 
-def elements(datatype: str) -> st.SearchStrategy[Any]:
+def elements(datatype):
     if datatype == "BYTES":
         return st.text(max_size=2)
     if datatype == "BOOL":
@@ -102,12 +76,7 @@ def elements(datatype: str) -> st.SearchStrategy[Any]:
 
 
 @st.composite
-def tensors(
-    draw: st.DrawFn,
-    name: str,
-    datatype: str,
-    width: int,
-) -> dict[str, Any]:
+def tensors(draw: st.DrawFn, name: str, datatype: str, width: int) -> dict[str, Any]:
     """Draw a tensor, sometimes with an unusual value."""
     rows = draw(st.integers(1, 3))
     data: Any = [[draw(elements(datatype)) for _ in range(width)] for _ in range(rows)]
@@ -118,17 +87,11 @@ def tensors(
     tensor: dict[str, Any] = v2_tensor(name, datatype, data, [rows, width])
     if draw(st.integers(0, 5)) == 0:
         tensor[draw(st.sampled_from(["name", "shape", "datatype", "data", "parameters"]))] = draw(
-            ODD,
+            ODD
         )
     if draw(st.integers(0, 5)) == 0:
         tensor["parameters"] = draw(
-            st.sampled_from(
-                [
-                    {"a": [1, [2]]},
-                    {"binary_data_size": 1},
-                    {"a": "["},
-                ]
-            ),
+            st.sampled_from([{"a": [1, [2]]}, {"binary_data_size": 1}, {"a": "["}])
         )
     if draw(st.integers(0, 8)) == 0:
         del tensor[draw(st.sampled_from(sorted(tensor)))]
@@ -138,57 +101,29 @@ def tensors(
 @st.composite
 def requests(draw: st.DrawFn) -> tuple[str, bytes]:
     kind = draw(st.sampled_from(sorted(SCHEMAS)))
-    columns = (
-        [
-            ("a", "FP64"),
-            ("b", "BYTES"),
-            ("c", "INT64"),
-        ]
-        if kind == "table"
-        else [("x", kind)]
-    )
+    columns = [("a", "FP64"), ("b", "BYTES"), ("c", "INT64")] if kind == "table" else [("x", kind)]
     inputs: Any = [
-        draw(
-            tensors(
-                name,
-                datatype,
-                1 if kind == "table" else 2,
-            )
-        )
-        for name, datatype in columns
+        draw(tensors(name, datatype, 1 if kind == "table" else 2)) for name, datatype in columns
     ]
     document: dict[str, Any] = {"inputs": inputs}
     for name in ("id", "outputs", "parameters", "inputs"):
         if draw(st.integers(0, 6)) == 0:
             document[name] = draw(
-                st.one_of(
-                    ODD,
-                    st.just([{"name": "y"}]),
-                    st.just({"binary_data_output": True}),
-                ),
+                st.one_of(ODD, st.just([{"name": "y"}]), st.just({"binary_data_output": True}))
             )
-    body = json.dumps(
-        document,
-        ensure_ascii=draw(st.booleans()),
-    ).encode(errors="surrogatepass")
+    body = json.dumps(document, ensure_ascii=draw(st.booleans())).encode(errors="surrogatepass")
     if draw(st.integers(0, 9)) == 0:
         body = body[:-1] + b"," + body[1:]  # the same keys twice
     return kind, body
 
 
-def outcome(body: bytes, artifact: Artifact, schema: Schema) -> Any:
+def outcome(body, artifact, schema):
     try:
         question = v2.decode({}, body, artifact, schema)
     except OnnxserveError as error:
         return type(error), error.message
     feeds = {
-        name: (
-            a.dtype.str,
-            a.shape,
-            a.tolist(),
-            a.tobytes(),
-        )
-        for name, a in question.feeds.items()
+        name: (a.dtype.str, a.shape, a.tolist(), a.tobytes()) for name, a in question.feeds.items()
     }
     if any(array.dtype.kind == "O" for array in question.feeds.values()):
         feeds = {name: entry[:3] for name, entry in feeds.items()}  # type: ignore[misc]
@@ -198,10 +133,7 @@ def outcome(body: bytes, artifact: Artifact, schema: Schema) -> Any:
 @pytest.mark.long
 @given(requests())
 @settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_the_fast_reader_agrees_with_the_exact_reader(
-    artifact: Artifact,
-    request_: tuple[str, bytes],
-) -> None:
+def test_the_fast_reader_agrees_with_the_exact_reader(artifact, request_):
     kind, body = request_
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(large_json, "LARGE_BYTES", 0)
@@ -212,29 +144,15 @@ def test_the_fast_reader_agrees_with_the_exact_reader(
 
 
 @needs_simdjson
-@pytest.mark.parametrize(
-    "datatype",
-    [name for name in DATATYPES if name not in ("BOOL", "BYTES")],
-)
+@pytest.mark.parametrize("datatype", [name for name in DATATYPES if name not in ("BOOL", "BYTES")])
 @pytest.mark.parametrize("is_flat", [True, False])
-def test_numbers_are_read_without_the_exact_way(
-    artifact: Artifact,
-    monkeypatch: pytest.MonkeyPatch,
-    datatype: str,
-    is_flat: bool,
-) -> None:
+def test_numbers_are_read_without_the_exact_way(artifact, monkeypatch, datatype, is_flat):
     whole: Any = np.arange(8000) % 100
     array = (whole / 4 if datatype.startswith("FP") else whole).reshape(-1, 2)
     data = (array.ravel() if is_flat else array).tolist()
     tensor = v2_tensor("x", datatype, data, array.shape)
     monkeypatch.setattr(v2, "json_object", None)
-    body = json.dumps(
-        {
-            "id": "mine",
-            "inputs": [tensor],
-            "parameters": {"note": [1]},
-        }
-    ).encode()
+    body = json.dumps({"id": "mine", "inputs": [tensor], "parameters": {"note": [1]}}).encode()
     question = v2.decode({}, body, artifact, SCHEMAS[datatype])
     assert question.id == "mine"
     assert question.parameters == {"note": [1]}
@@ -242,10 +160,7 @@ def test_numbers_are_read_without_the_exact_way(
 
 
 @needs_simdjson
-def test_a_table_with_texts_is_read_too(
-    artifact: Artifact,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_table_with_texts_is_read_too(artifact, monkeypatch):
     columns: dict[str, tuple[str, list[Any]]] = {
         "a": ("FP64", [0.5] * 4000),
         "b": ("BYTES", ["ü"] * 4000),

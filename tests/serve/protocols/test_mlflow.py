@@ -21,20 +21,13 @@ from tests.support.schemas import columns_schema, tensor_schema
 MIXED = columns_schema("?", s="string", d="double", n="long", b="boolean")
 TEXT = columns_schema("?", t="string")
 TENSOR = tensor_schema("float32", -1, 2)
-ROWS: list[list[Any]] = [
-    ["a", 1.5, 2, True],
-    [None, None, -3, False],
-]
+ROWS: list[list[Any]] = [["a", 1.5, 2, True], [None, None, -3, False]]
 NAMES = ["s", "d", "n", "b"]
 RECORDS = [dict(zip(NAMES, row, strict=True)) for row in ROWS]
 BY_COLUMN = dict(zip(NAMES, map(list, zip(*ROWS, strict=True)), strict=True))
 
 
-def decoded(
-    document: Any,
-    schema: Schema = MIXED,
-    content_type: str = "application/json",
-) -> dict[str, list[Any]]:
+def decoded(document, schema=MIXED, content_type="application/json"):
     body = document if isinstance(document, bytes) else json.dumps(document).encode()
     return {name: array.tolist() for name, array in decode(content_type, body, schema).items()}
 
@@ -49,7 +42,7 @@ def decoded(
             "dataframe_split": {
                 "columns": [*NAMES[::-1], "more"],
                 "data": [[*row[::-1], {}] for row in ROWS],
-            },
+            }
         },
         {"dataframe_records": RECORDS},
         {"instances": ROWS},
@@ -61,13 +54,10 @@ def decoded(
         {"inputs": ROWS, "params": None},
     ],
 )
-def test_every_form_of_a_table_gives_the_same_feeds(document: Any) -> None:
+def test_every_form_of_a_table_gives_the_same_feeds(document):
     feeds = decode("application/json", json.dumps(document).encode(), MIXED)
     assert feeds["s"].tolist() == [["a"], ["?"]]
-    np.testing.assert_array_equal(
-        feeds["d"],
-        [[1.5], [np.nan]],
-    )
+    np.testing.assert_array_equal(feeds["d"], [[1.5], [np.nan]])
     assert feeds["n"].tolist() == [[2], [-3]]
     assert feeds["b"].tolist() == [[True], [False]]
 
@@ -78,40 +68,20 @@ def test_every_form_of_a_table_gives_the_same_feeds(document: Any) -> None:
         {"instances": [[1, 2], [3, 4]]},
         {"inputs": [[1, 2], [3, 4]]},
         {"inputs": {"x": [[1, 2], [3, 4]]}},
-        {
-            "dataframe_split": {
-                "columns": [0, 1],
-                "data": [[1, 2], [3, 4]],
-            }
-        },
-        {
-            "dataframe_split": {
-                "columns": ["p", "q"],
-                "data": [[1, 2], [3, 4]],
-            }
-        },
-        {
-            "dataframe_records": [
-                {"p": 1, "q": 2},
-                {"p": 3, "q": 4},
-            ]
-        },
+        {"dataframe_split": {"columns": [0, 1], "data": [[1, 2], [3, 4]]}},
+        {"dataframe_split": {"columns": ["p", "q"], "data": [[1, 2], [3, 4]]}},
+        {"dataframe_records": [{"p": 1, "q": 2}, {"p": 3, "q": 4}]},
     ],
 )
-def test_every_form_of_a_tensor_gives_the_same_feeds(document: Any) -> None:
-    assert decoded(document, TENSOR) == {
-        "x": [
-            [1, 2],
-            [3, 4],
-        ]
-    }
+def test_every_form_of_a_tensor_gives_the_same_feeds(document):
+    assert decoded(document, TENSOR) == {"x": [[1, 2], [3, 4]]}
 
 
 @pytest.mark.parametrize(
     "content_type",
     ["application/json", "Application/JSON; charset=UTF-8", 'application/json;charset="utf8"'],
 )
-def test_json_in_utf8_is_taken_however_it_is_spelt(content_type: str) -> None:
+def test_json_in_utf8_is_taken_however_it_is_spelt(content_type):
     assert decoded({"instances": [[1, 2]]}, TENSOR, content_type) == {"x": [[1, 2]]}
 
 
@@ -119,19 +89,19 @@ def test_json_in_utf8_is_taken_however_it_is_spelt(content_type: str) -> None:
     "content_type",
     [None, "", "text/plain", "application/jsonx", "application/json; charset=utf-16", ";", "a/b/c"],
 )
-def test_another_content_type_is_refused(content_type: str | None) -> None:
+def test_another_content_type_is_refused(content_type):
     with pytest.raises(UnsupportedMediaType):
         decode(content_type, b"{}", MIXED)
 
 
-def test_the_bare_nan_of_mlflows_clients_is_a_missing_number() -> None:
+def test_the_bare_nan_of_mlflows_clients_is_a_missing_number():
     body = b'{"dataframe_split": {"columns": ["s", "d", "n", "b"], "data": [[NaN, NaN, 1, true]]}}'
     feeds = decode("application/json", body, MIXED)
     assert feeds["s"].tolist() == [["?"]]
     assert np.isnan(feeds["d"]).all()
 
 
-def test_an_invalid_text_is_refused_also_if_the_row_contains_a_bare_nan() -> None:
+def test_an_invalid_text_is_refused_also_if_the_row_contains_a_bare_nan():
     for missing in (b"null", b"NaN"):
         body = (
             b'{"dataframe_split": {"columns": ["s", "d", "n", "b"], "data": [["\\ud800", %b, '
@@ -150,18 +120,15 @@ def test_an_invalid_text_is_refused_also_if_the_row_contains_a_bare_nan() -> Non
         's,d,n,b\n"a", 1.5,2,true\n,nan,-3,false\n',
     ],
 )
-def test_csv_is_typed_by_the_signature(text: str) -> None:
+def test_csv_is_typed_by_the_signature(text):
     feeds = decode("text/csv; charset=utf-8", text.encode(), MIXED)
     assert feeds["s"].tolist() == [["a"], ["?"]]
-    np.testing.assert_array_equal(
-        feeds["d"],
-        [[1.5], [np.nan]],
-    )
+    np.testing.assert_array_equal(feeds["d"], [[1.5], [np.nan]])
     assert feeds["n"].tolist() == [[2], [-3]]
     assert feeds["b"].tolist() == [[True], [False]]
 
 
-def test_pandas_na_is_missing_where_a_number_is_expected_and_itself_in_a_text() -> None:
+def test_pandas_na_is_missing_where_a_number_is_expected_and_itself_in_a_text():
     feeds = decode("text/csv", b"s,d,n,b\nNA,NA,2,true\nnull,<NA>,2.0,0\n", MIXED)
     assert feeds["s"].tolist() == [["NA"], ["null"]]
     assert np.isnan(feeds["d"]).all()
@@ -169,20 +136,12 @@ def test_pandas_na_is_missing_where_a_number_is_expected_and_itself_in_a_text() 
     assert feeds["b"].tolist() == [[True], [False]]
 
 
-def test_csv_feeds_a_tensor_by_position() -> None:
-    assert decoded(b"p,q\n1,2\n3,4\n", TENSOR, "text/csv") == {
-        "x": [
-            [1, 2],
-            [3, 4],
-        ]
-    }
+def test_csv_feeds_a_tensor_by_position():
+    assert decoded(b"p,q\n1,2\n3,4\n", TENSOR, "text/csv") == {"x": [[1, 2], [3, 4]]}
 
 
-@pytest.mark.parametrize(
-    "field",
-    ["1_000", "x", "1,5", "0x10", "1e", "--1"],
-)
-def test_a_csv_field_that_cannot_be_parsed_is_named(field: str) -> None:
+@pytest.mark.parametrize("field", ["1_000", "x", "1,5", "0x10", "1e", "--1"])
+def test_a_csv_field_that_cannot_be_parsed_is_named(field):
     with pytest.raises((SchemaMismatch, InvalidRequest), match="row 0"):
         decode("text/csv", f"s,d,n,b\na,{field},1,true\n".encode(), MIXED)
 
@@ -190,44 +149,20 @@ def test_a_csv_field_that_cannot_be_parsed_is_named(field: str) -> None:
 @pytest.mark.parametrize(
     ("prediction", "answer"),
     [
-        (
-            np.array([1, 2], np.int64),
-            [1, 2],
-        ),
-        (
-            np.array([[0.5], [0.25]], np.float32),
-            [[0.5], [0.25]],
-        ),
-        (
-            np.array([np.nan, np.inf, -np.inf]),
-            [None, None, None],
-        ),
-        (
-            np.array(["a", 'b"'], dtype=object),
-            ["a", 'b"'],
-        ),
+        (np.array([1, 2], np.int64), [1, 2]),
+        (np.array([[0.5], [0.25]], np.float32), [[0.5], [0.25]]),
+        (np.array([np.nan, np.inf, -np.inf]), [None, None, None]),
+        (np.array(["a", 'b"'], dtype=object), ["a", 'b"']),
         (np.array([True, False]), [True, False]),
-        (
-            np.arange(6, dtype=np.float64).reshape(2, 3).T,
-            [[0, 3], [1, 4], [2, 5]],
-        ),
+        (np.arange(6, dtype=np.float64).reshape(2, 3).T, [[0, 3], [1, 4], [2, 5]]),
         (np.array([1.5], np.float16), [1.5]),
-        (
-            np.array([2**63], np.uint64),
-            [2**63],
-        ),
-        (
-            np.array([{1: 0.5}], dtype=object),
-            [{"1": 0.5}],
-        ),
-        (
-            {"a": np.array([1]), "b": np.array([[2.5]])},
-            {"a": [1], "b": [[2.5]]},
-        ),
+        (np.array([2**63], np.uint64), [2**63]),
+        (np.array([{1: 0.5}], dtype=object), [{"1": 0.5}]),
+        ({"a": np.array([1]), "b": np.array([[2.5]])}, {"a": [1], "b": [[2.5]]}),
     ],
 )
-def test_an_answer_is_valid_json_in_mlflows_form(prediction: Any, answer: Any) -> None:
-    def no_constant(name: str) -> None:
+def test_an_answer_is_valid_json_in_mlflows_form(prediction, answer):
+    def no_constant(name):
         raise AssertionError(name)
 
     assert json.loads(encode(prediction), parse_constant=no_constant) == {"predictions": answer}
@@ -238,7 +173,7 @@ def test_an_answer_is_valid_json_in_mlflows_form(prediction: Any, answer: Any) -
     st.sampled_from(["application/json", "text/csv"]),
 )
 @settings(max_examples=300)
-def test_any_bytes_are_read_or_refused_as_ours(body: bytes, content_type: str) -> None:
+def test_any_bytes_are_read_or_refused_as_ours(body, content_type):
     for schema in (MIXED, TENSOR):
         try:
             feeds = decode(content_type, body, schema)
@@ -247,41 +182,36 @@ def test_any_bytes_are_read_or_refused_as_ours(body: bytes, content_type: str) -
         assert feeds
 
 
-def test_the_error_of_a_bare_json_list_lists_the_accepted_fields() -> None:
+def test_the_error_of_a_bare_json_list_lists_the_accepted_fields():
     """SageMaker's containers accept CSV in this form."""
     with pytest.raises(InvalidRequest, match=r"dataframe_split, .*inputs"):
         decode("application/json", b"[[1, 2, 3]]", TENSOR)
 
 
 @pytest.mark.parametrize(
-    ("mark", "name"),
-    [(";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")],
+    ("mark", "name"), [(";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")]
 )
 @pytest.mark.parametrize(
-    "text",
-    ["s,d,n,b\nx,1 5,2,true\n", '\ufeff"s","d","n","b"\r\n"x",1 5,2,true\r\n', "s,d,n,b\n"],
+    "text", ["s,d,n,b\nx,1 5,2,true\n", '\ufeff"s","d","n","b"\r\n"x",1 5,2,true\r\n', "s,d,n,b\n"]
 )
-def test_another_separator_of_a_csv_is_named(mark: str, name: str, text: str) -> None:
+def test_another_separator_of_a_csv_is_named(mark, name, text):
     # As in some countries, 1,5 is a number.
     body = text.replace(",", mark).replace(" ", ",").encode()
     with refused(SchemaMismatch, name, "commas"):
         decode("text/csv", body, MIXED)
 
 
-def test_a_column_whose_name_has_another_separator_is_read() -> None:
+def test_a_column_whose_name_has_another_separator_is_read():
     schema = compile_schema(
-        (Column("a;b", "double"),),
-        (),
-        (Input("x", "float64", (-1, 1), ("a;b",)),),
+        (Column("a;b", "double"),), (), (Input("x", "float64", (-1, 1), ("a;b",)),)
     )
     assert decoded(b"a;b\n1\n", schema, "text/csv") == {"x": [[1.0]]}
 
 
 @pytest.mark.parametrize(
-    "parameter",
-    ["header=absent", "HEADER=absent; charset=utf-8", 'header="absent"'],
+    "parameter", ["header=absent", "HEADER=absent; charset=utf-8", 'header="absent"']
 )
-def test_csv_without_a_header_is_in_the_signatures_order(parameter: str) -> None:
+def test_csv_without_a_header_is_in_the_signatures_order(parameter):
     body = b"a,1.5,2,true\n,,-3,false\n"
     with_header = decode("text/csv; header=present", b"s,d,n,b\n" + body, MIXED)
     bare = decode(f"text/csv; {parameter}", body, MIXED)
@@ -294,7 +224,7 @@ def test_csv_without_a_header_is_in_the_signatures_order(parameter: str) -> None
 
 
 @pytest.mark.parametrize("body", [b"5.1,3.5\n6,3\n", b"0,0\n7,9\n", b"2,1\n", b"-1,0\n1,2\n"])
-def test_a_row_in_the_place_of_the_header_is_not_lost(body: bytes) -> None:
+def test_a_row_in_the_place_of_the_header_is_not_lost(body):
     """SageMaker's CSVSerializer omits the header, and does not declare that."""
     with pytest.raises(SchemaMismatch, match=r"CSV.*text/csv; header=absent.*0, 1"):
         decode("text/csv", body, TENSOR)
@@ -303,31 +233,20 @@ def test_a_row_in_the_place_of_the_header_is_not_lost(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("header", [b"0,1", b"1,2", b"p,1", b"p1,p2"])
-def test_numbers_that_count_the_columns_are_a_header(header: bytes) -> None:
+def test_numbers_that_count_the_columns_are_a_header(header):
     assert decode("text/csv", header + b"\n3,4\n", TENSOR)["x"].tolist() == [[3, 4]]
 
 
-def test_columns_may_have_numbers_as_their_names() -> None:
+def test_columns_may_have_numbers_as_their_names():
     numbered = Schema(
         (Column("10", "double"), Column("20", "double")),
         (),
-        (
-            Input(
-                "x",
-                "float32",
-                (-1, 2),
-                ("10", "20"),
-            ),
-        ),
+        (Input("x", "float32", (-1, 2), ("10", "20")),),
     )
     assert decode("text/csv", b"20,10\n3,4\n", numbered)["x"].tolist() == [[4, 3]]
 
 
-@pytest.mark.parametrize(
-    "rows",
-    [1, LARGE_BYTES],
-    ids=["small", "large"],
-)
+@pytest.mark.parametrize("rows", [1, LARGE_BYTES], ids=["small", "large"])
 @pytest.mark.parametrize("has_header", [True, False])
 @pytest.mark.parametrize(
     ("line", "values"),
@@ -345,28 +264,21 @@ def test_columns_may_have_numbers_as_their_names() -> None:
     ],
 )
 def test_a_quoted_blank_is_a_row_of_one_column_as_in_the_csv_files_of_batch(
-    line: str,
-    values: list[str],
-    has_header: bool,
-    rows: int,
-) -> None:
+    line, values, has_header, rows
+):
     body = ("t\n" * has_header + f"a\n{line}\nb\n" * rows).encode()
     content_type = "text/csv" if has_header else "text/csv; header=absent"
     assert decode(content_type, body, TEXT)["t"].ravel().tolist() == ["a", *values, "b"] * rows
     assert len(list(csv_records(io.BytesIO(body)))) == has_header + (2 + len(values)) * rows
 
 
-def test_a_quoted_blank_of_a_column_of_numbers_is_refused_and_not_left_out() -> None:
-    number = compile_schema(
-        (Column("d", "double"),),
-        (),
-        (Input("d", "double", (-1, 1), ("d",)),),
-    )
+def test_a_quoted_blank_of_a_column_of_numbers_is_refused_and_not_left_out():
+    number = compile_schema((Column("d", "double"),), (), (Input("d", "double", (-1, 1), ("d",)),))
     with pytest.raises(SchemaMismatch, match=r"'d'.*row 1"):
         decode("text/csv", b'd\n1\n" "\n2\n', number)
 
 
-def test_the_header_parameter_is_only_for_csv_and_is_present_or_absent() -> None:
+def test_the_header_parameter_is_only_for_csv_and_is_present_or_absent():
     with pytest.raises(UnsupportedMediaType, match="present or absent"):
         decode("text/csv; header=1", b"1", MIXED)
     with pytest.raises(UnsupportedMediaType, match="'header'"):

@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 from mlflow_deploy_plugin.serve import assembly
-from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.protocols import predict
 from mlflow_deploy_plugin.serve.protocols.predict import encode_record
 from mlflow_deploy_plugin.serve.protocols.protocol import InferResponse
@@ -19,39 +18,24 @@ from tests.support import servers
 from tests.support.handling import ask
 from tests.support.refusals import mentions
 from tests.support.schemas import bare_artifact
-from tests.support.servers import Serve
 
 RECORD = {"carrier": "AA", "distance": 0.0, "hour": 0, "late": False}
 SIGMOID_1 = pytest.approx(0.7310586, abs=1e-6)
 
 
-def post(
-    server: Server,
-    path: str,
-    body: Any,
-) -> tuple[int, Any]:
+def post(server, path, body):
     response = ask(server, path, body=body)
     return response.status, json.loads(response.body)
 
 
 @pytest.fixture
-def mixed(
-    serve_here: Serve,
-    model_folders: dict[str, Path],
-) -> Server:
+def mixed(serve_here, model_folders):
     return serve_here(servers.one_endpoint(model_folders["mixed"], "3"))
 
 
 @pytest.mark.parametrize("path", ["/predict", "/endpoints/e/predict"])
-@pytest.mark.parametrize(
-    "body",
-    [RECORD, {"features": ["AA", 0.0, 0, False]}],
-)
-def test_one_record_is_answered_with_its_probabilities(
-    mixed: Server,
-    body: Any,
-    path: str,
-) -> None:
+@pytest.mark.parametrize("body", [RECORD, {"features": ["AA", 0.0, 0, False]}])
+def test_one_record_is_answered_with_its_probabilities(mixed, body, path):
     status, document = post(mixed, path, body)
     probabilities = document.pop("probabilities")
     assert status == 200
@@ -61,7 +45,7 @@ def test_one_record_is_answered_with_its_probabilities(
 
 
 @pytest.mark.parametrize("form", ["instances", "inputs", "dataframe_records"])
-def test_many_records_are_sent_to_the_batch(mixed: Server, form: str) -> None:
+def test_many_records_are_sent_to_the_batch(mixed, form):
     status, document = post(mixed, "/predict", {form: [RECORD]})
     assert status == 400
     assert (
@@ -71,10 +55,8 @@ def test_many_records_are_sent_to_the_batch(mixed: Server, form: str) -> None:
 
 
 def test_a_model_whose_prediction_is_probabilities_also_answers_the_label(
-    serve_here: Serve,
-    model_folders: dict[str, Path],
-    tmp_path: Path,
-) -> None:
+    serve_here, model_folders, tmp_path
+):
     folder = Path(shutil.copytree(model_folders["mixed"], tmp_path / "probabilities"))
     document = yaml.safe_load((folder / "MLmodel").read_text())
     section = document["flavors"]["onnxserve"]
@@ -99,23 +81,17 @@ def test_a_model_whose_prediction_is_probabilities_also_answers_the_label(
         {"instances": [["AA", 0, 0, False]] * 2},
     ],
 )
-def test_a_batch_is_answered_row_by_row(mixed: Server, body: Any) -> None:
+def test_a_batch_is_answered_row_by_row(mixed, body):
     status, document = post(mixed, "/predict/batch", body)
     probabilities = document.pop("probabilities")
     assert status == 200
-    assert document == {
-        "predictions": ["yes"] * 2,
-        "count": 2,
-        "model": "m",
-        "model_version": "3",
-    }
+    assert document == {"predictions": ["yes"] * 2, "count": 2, "model": "m", "model_version": "3"}
     assert [row["yes"] for row in probabilities] == [SIGMOID_1, SIGMOID_1]
 
 
 def test_a_batch_with_too_many_probabilities_is_refused_with_the_number_of_rows_that_may_be_sent(
-    mixed: Server,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    mixed, monkeypatch
+):
     monkeypatch.setattr(predict, "_MOST_PROBABILITIES", 7)
 
     assert post(mixed, "/predict/batch", [RECORD] * 3)[0] == 200
@@ -134,40 +110,25 @@ def test_a_batch_with_too_many_probabilities_is_refused_with_the_number_of_rows_
 
 @pytest.mark.parametrize("max_batch_size", [1, 8])
 def test_rows_with_more_outputs_than_may_be_answered_are_refused_by_every_protocol(
-    serve_here: Serve,
-    model_folders: dict[str, Path],
-    monkeypatch: pytest.MonkeyPatch,
-    max_batch_size: int,
-) -> None:
+    serve_here, model_folders, monkeypatch, max_batch_size
+):
     monkeypatch.setattr(assembly, "_LEAST_VALUES", 1024)
     limits = {"max_body_bytes": 1024, "max_batch_size": max_batch_size}
     server = serve_here(servers.one_endpoint(model_folders["single"], "3"), limits)
 
     for path in ("/invocations", "/predict/batch"):
         assert post(server, path, {"instances": [[0, 0, 0]] * 1024})[0] == 200
-        status, document = post(
-            server,
-            path,
-            {"instances": [[0, 0, 0]] * 1025},
-        )
+        status, document = post(server, path, {"instances": [[0, 0, 0]] * 1025})
         assert status == 413
         assert document["error_code"] == "BAD_REQUEST"
         assert mentions(
-            document["message"],
-            "1025 rows",
-            "1025 values",
-            "1024",
-            "server.max_body_bytes",
+            document["message"], "1025 rows", "1025 values", "1024", "server.max_body_bytes"
         )
 
 
-def test_a_small_bound_on_bodies_bounds_no_answers(
-    serve_here: Serve,
-    model_folders: dict[str, Path],
-) -> None:
+def test_a_small_bound_on_bodies_bounds_no_answers(serve_here, model_folders):
     server = serve_here(
-        servers.one_endpoint(model_folders["single"], "3"),
-        {"max_body_bytes": 1024},
+        servers.one_endpoint(model_folders["single"], "3"), {"max_body_bytes": 1024}
     )
 
     assert post(server, "/invocations", {"instances": [[0, 0, 0]] * 1025})[0] == 200
@@ -179,20 +140,12 @@ def test_a_small_bound_on_bodies_bounds_no_answers(
         ("single", {"a": 1, "b": 2, "c": 3}, [6.0]),
         ("stock", {"features": [1, 2, 3]}, [6.5]),
         ("stock", {"X": [1, 2, 3]}, [6.5]),
-        (
-            "tensor",
-            {"features": [[1, 2], [3, 4]]},
-            {"doubled": [[2, 4], [6, 8]], "total": 10},
-        ),
+        ("tensor", {"features": [[1, 2], [3, 4]]}, {"doubled": [[2, 4], [6, 8]], "total": 10}),
     ],
 )
 def test_models_without_classes_answer_without_probabilities(
-    serve_here: Serve,
-    model_folders: dict[str, Path],
-    kind: str,
-    body: Any,
-    prediction: Any,
-) -> None:
+    serve_here, model_folders, kind, body, prediction
+):
     server = serve_here(servers.one_endpoint(model_folders[kind]))
     assert post(server, "/predict", body) == (
         200,
@@ -200,22 +153,15 @@ def test_models_without_classes_answer_without_probabilities(
     )
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    [np.longlong, np.uint64, np.int32, np.float16, np.bool_],
-)
-def test_a_number_of_any_type_is_one_record_s_prediction(dtype: type[np.generic]) -> None:
+@pytest.mark.parametrize("dtype", [np.longlong, np.uint64, np.int32, np.float16, np.bool_])
+def test_a_number_of_any_type_is_one_record_s_prediction(dtype):
     """ONNX Runtime's int64 outputs are numpy.longlong on Linux, whose scalars orjson
     does not accept.
     """
     artifact = bare_artifact(prediction=("label",))
     predictor = SimpleNamespace(artifact=artifact, schema=SimpleNamespace(has_rows=True))
     variant: Any = SimpleNamespace(
-        loaded=SimpleNamespace(predictor=predictor, model="m", version="1"),
+        loaded=SimpleNamespace(predictor=predictor, model="m", version="1")
     )
-    response = InferResponse(
-        "",
-        "",
-        {"label": np.array([1], dtype)},
-    )
+    response = InferResponse("", "", {"label": np.array([1], dtype)})
     assert json.loads(encode_record(variant, response).body)["prediction"] == 1

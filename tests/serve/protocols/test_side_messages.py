@@ -6,7 +6,6 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -22,17 +21,17 @@ Pair = tuple[socket.socket, socket.socket]
 
 
 @pytest.fixture
-def pair() -> Iterator[Pair]:
+def pair():
     end, other = socket.socketpair()
     with end, other:
         yield end, other
 
 
-def objects(*texts: str) -> np.ndarray:
+def objects(*texts):
     return np.array(texts, dtype=object)
 
 
-def test_a_message_survives_a_round_trip(pair: Pair) -> None:
+def test_a_message_survives_a_round_trip(pair):
     arrays = {
         "feeds": {
             "x": np.arange(6, dtype=np.float32).reshape(3, 2),
@@ -44,10 +43,7 @@ def test_a_message_survives_a_round_trip(pair: Pair) -> None:
             "big": np.array([2**63], dtype=np.uint64),
         },
     }
-    send_message(
-        pair[0],
-        SideMessage("ask", {"a": [1, None]}, arrays, b"\x00\xff"),
-    )
+    send_message(pair[0], SideMessage("ask", {"a": [1, None]}, arrays, b"\x00\xff"))
     got = receive_message(pair[1])
     assert got is not None
     assert got.kind == "ask"
@@ -61,14 +57,10 @@ def test_a_message_survives_a_round_trip(pair: Pair) -> None:
             assert got.arrays[group][name].shape == array.shape
 
 
-def test_a_large_message_crosses_a_small_buffer(pair: Pair) -> None:
+def test_a_large_message_crosses_a_small_buffer(pair):
     array = np.arange(1_000_000, dtype=np.int64)
     sender = threading.Thread(
-        target=send_message,
-        args=(
-            pair[0],
-            SideMessage("ask", arrays={"feeds": {"x": array}}),
-        ),
+        target=send_message, args=(pair[0], SideMessage("ask", arrays={"feeds": {"x": array}}))
     )
     sender.start()
     got = receive_message(pair[1], time.monotonic() + 30)
@@ -77,20 +69,11 @@ def test_a_large_message_crosses_a_small_buffer(pair: Pair) -> None:
     assert (got.arrays["feeds"]["x"] == array).all()
 
 
-def framed(head: bytes, rest: bytes = b"") -> bytes:
-    return (
-        struct.pack(
-            "<4sIQ",
-            b"OXP1",
-            len(head),
-            len(rest),
-        )
-        + head
-        + rest
-    )
+def framed(head, rest=b""):
+    return struct.pack("<4sIQ", b"OXP1", len(head), len(rest)) + head + rest
 
 
-def test_an_end_between_messages_is_none_and_one_within_is_broken(pair: Pair) -> None:
+def test_an_end_between_messages_is_none_and_one_within_is_broken(pair):
     send_message(pair[0], SideMessage("ask"))
     pair[0].sendall(b"OXP1\x05")
     pair[0].close()
@@ -112,26 +95,21 @@ def test_an_end_between_messages_is_none_and_one_within_is_broken(pair: Pair) ->
         framed(b'{"kind":"a","fields":{},"arrays":{"f":[["x","|O",[1],8]]}}', bytes(8)),
         framed(b'{"kind":"a","fields":{},"arrays":[]}'),
         framed(
-            b'{"kind":"a","fields":{},"arrays":{"f":[["x","str",[1000000000000000],2]]}}',
-            b"[]",
+            b'{"kind":"a","fields":{},"arrays":{"f":[["x","str",[1000000000000000],2]]}}', b"[]"
         ),
         framed(b'{"kind":"a","fields":{},"arrays":{"f":[["x","str",[1],100000]]}}', b"[" * 100_000),
     ],
 )
-def test_an_invalid_message_is_refused(pair: Pair, sent: bytes) -> None:
+def test_an_invalid_message_is_refused(pair, sent):
     pair[0].sendall(sent)
     with pytest.raises(MalformedMessage):
         receive_message(pair[1], time.monotonic() + 5)
 
 
-def test_silence_ends_at_the_deadline(pair: Pair) -> None:
+def test_silence_ends_at_the_deadline(pair):
     with pytest.raises(TimeoutError):
         receive_message(pair[1], time.monotonic() + 0.05)
     with pytest.raises(TimeoutError):
         receive_message(pair[1], time.monotonic() - 1)
     with pytest.raises(TimeoutError):
-        send_message(
-            pair[0],
-            SideMessage("ask", body=bytes(10_000_000)),
-            time.monotonic() + 0.05,
-        )
+        send_message(pair[0], SideMessage("ask", body=bytes(10_000_000)), time.monotonic() + 0.05)

@@ -2,7 +2,6 @@
 them, and never feeds them.
 """
 
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -12,7 +11,6 @@ from pyarrow import parquet
 
 from mlflow_deploy_plugin.serve.agent.ship import Shipper
 from mlflow_deploy_plugin.serve.http.plan import PlanTable
-from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.protocols import v2
 from mlflow_deploy_plugin.serve.protocols.examples import Example
@@ -23,76 +21,49 @@ from tests.support.bodies import arrow_stream, v2_tensor
 from tests.support.handling import handle
 from tests.support.inference_log import rows_of
 from tests.support.protocols import JSON_FORMS, protocol_paths
-from tests.support.servers import Serve
 
 LARGEST = 2**63 - 1
-ROWS: dict[str, list[Any]] = {
-    "a": [1.0, 4.0],
-    "b": [2.0, 5.0],
-    "c": [3.0, 6.0],
-}
+ROWS: dict[str, list[Any]] = {"a": [1.0, 4.0], "b": [2.0, 5.0], "c": [3.0, 6.0]}
 RECORDS = [dict(zip(ROWS, row, strict=True)) for row in zip(*ROWS.values(), strict=True)]
 ARROW = "application/vnd.apache.arrow.stream"
 
 
 @pytest.fixture
-def server(
-    serve_here: Serve,
-    model_folders: dict[str, Path],
-) -> Server:
+def server(serve_here, model_folders):
     kinds = ("single", "tensor", "stock")
     endpoints = {kind: {"v": servers.variant(model_folders[kind])} for kind in kinds}
     return serve_here(endpoints, keys=["customer_id", "is_new"])
 
 
-def as_json(path: str, document: Any) -> RawRequest:
+def as_json(path, document):
     return RawRequest("POST", path, {"content-type": "application/json"}, orjson.dumps(document))
 
 
-def as_table(keys: dict[str, Any]) -> RawRequest:
+def as_table(keys):
     return as_arrow(pa.table({**keys, **ROWS}))
 
 
-def array(rows: list[list[float]]) -> RawRequest:
+def array(rows):
     return as_arrow(pa.table({"": rows}))
 
 
-def as_arrow(table: pa.Table) -> RawRequest:
-    return RawRequest(
-        "POST",
-        "/invocations",
-        {"content-type": ARROW},
-        arrow_stream(table),
-    )
+def as_arrow(table):
+    return RawRequest("POST", "/invocations", {"content-type": ARROW}, arrow_stream(table))
 
 
-def with_key(
-    values: list[Any],
-    rows: list[dict[str, Any]] = RECORDS,
-) -> list[dict[str, Any]]:
+def with_key(values, rows=RECORDS):
     return [{"customer_id": value, **row} for value, row in zip(values, rows, strict=True)]
 
 
-SPLIT = {
-    "columns": ["a", "customer_id", "b", "c"],
-    "data": [[1, "x", 2, 3], [4, None, 5, 6]],
-}
+SPLIT = {"columns": ["a", "customer_id", "b", "c"], "data": [[1, "x", 2, 3], [4, None, 5, 6]]}
 V2 = [v2_tensor(name, "FP64", values) for name, values in ROWS.items()]
 TEXTS = v2_tensor("customer_id", "BYTES", ["x", "y"])
 IDS = v2_tensor("customer_id", "INT64", [7, 8], [2, 1])
 X = v2_tensor("X", "FP32", [1, 2, 3, 4, 5, 6], [2, 3])
-SCHEMA = compile_schema(
-    tuple(Column(name, "double") for name in ROWS),
-    (),
-    (),
-)
+SCHEMA = compile_schema(tuple(Column(name, "double") for name in ROWS), (), ())
 EXAMPLE = Example({"customer_id": [7, 8], **ROWS}, 2)
 DERIVED: list[tuple[str, RawRequest, list[Any]]] = [
-    (
-        f"{protocol.name} {path}",
-        as_json(path, form.example(SCHEMA, EXAMPLE)),
-        [7, 8],
-    )
+    (f"{protocol.name} {path}", as_json(path, form.example(SCHEMA, EXAMPLE)), [7, 8])
     for protocol, form in JSON_FORMS.items()
     if protocol is not v2.V2  # Its example has the datatypes of the model's columns.
     for path in protocol_paths(protocol, "single", "1", "v")
@@ -133,15 +104,9 @@ REQUESTS: list[tuple[str, RawRequest, list[Any]]] = [
 
 
 @pytest.mark.parametrize(
-    ("request_", "expected"),
-    [pytest.param(*case, id=name) for name, *case in REQUESTS],
+    ("request_", "expected"), [pytest.param(*case, id=name) for name, *case in REQUESTS]
 )
-def test_a_key_is_captured_next_to_the_inputs_and_not_fed(
-    tmp_path: Path,
-    server: Server,
-    request_: RawRequest,
-    expected: list[Any],
-) -> None:
+def test_a_key_is_captured_next_to_the_inputs_and_not_fed(tmp_path, server, request_, expected):
     answers = [handle(server, request_), PlanTable(server).answer(request_)]
     answered = [answer for answer in answers if answer is not None]
     assert [answer.status for answer in answered] == [200] * len(answered), answered[0].body
@@ -158,10 +123,9 @@ def test_a_key_is_captured_next_to_the_inputs_and_not_fed(
             row for row in rows if row["_prediction_id"] == answer.headers["X-Prediction-Id"]
         ]
         assert answer_rows
-        assert [row["output.y"] for row in answer_rows] == [
-            [6.0 + bias],
-            [15.0 + bias],
-        ][: len(answer_rows)]
+        assert [row["output.y"] for row in answer_rows] == [[6.0 + bias], [15.0 + bias]][
+            : len(answer_rows)
+        ]
         assert [row["customer_id"] for row in answer_rows if "customer_id" in row] == expected[
             : len(answer_rows)
         ]
@@ -171,40 +135,21 @@ def test_a_key_is_captured_next_to_the_inputs_and_not_fed(
 @pytest.mark.parametrize(
     ("path", "document", "part"),
     [
-        (
-            "/invocations",
-            {"instances": with_key([[1], [2]])},
-            "row 0",
-        ),
+        ("/invocations", {"instances": with_key([[1], [2]])}, "row 0"),
         ("/invocations", {"inputs": {"customer_id": [1], **ROWS}}, "2 rows"),
         (
             "/v2/models/single/infer",
-            {
-                "inputs": [
-                    X,
-                    v2_tensor("customer_id", "INT64", [1, 2, 3, 4], [2, 2]),
-                ]
-            },
+            {"inputs": [X, v2_tensor("customer_id", "INT64", [1, 2, 3, 4], [2, 2])]},
             "list",
         ),
         (
             "/v2/models/single/infer",
-            {
-                "inputs": [
-                    X,
-                    v2_tensor("customer", "INT64", [1, 2]),
-                ]
-            },
+            {"inputs": [X, v2_tensor("customer", "INT64", [1, 2])]},
             "'customer'",
         ),
     ],
 )
-def test_a_key_without_one_value_for_each_row_is_refused_by_its_name(
-    server: Server,
-    path: str,
-    document: Any,
-    part: str,
-) -> None:
+def test_a_key_without_one_value_for_each_row_is_refused_by_its_name(server, path, document, part):
     response = handle(server, as_json(path, document))
     assert response.status == 400
     message = orjson.loads(response.body).get("message") or orjson.loads(response.body)["error"]

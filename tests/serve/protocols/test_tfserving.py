@@ -2,27 +2,19 @@
 
 import base64
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.protocols.tfserving import decode_base64
 from tests.support import handling, servers
-from tests.support.servers import Serve
 
 RECORD = {"carrier": "AA", "distance": 100.5, "hour": 3, "late": True}
 
 
 @pytest.fixture
-def server(
-    serve_here: Serve,
-    model_folders: dict[str, Path],
-    bias_folders: dict[str, Path],
-) -> Server:
+def server(serve_here, model_folders, bias_folders):
     variant = servers.variant
     return serve_here(
         {
@@ -30,44 +22,24 @@ def server(
             "tensor": {"v": variant(model_folders["tensor"])},
             "single": {
                 "champion": variant(bias_folders["1"]),
-                "challenger": variant(
-                    bias_folders["2"],
-                    "2",
-                    weight=0,
-                    aspects={"alias": "next"},
-                ),
+                "challenger": variant(bias_folders["2"], "2", weight=0, aspects={"alias": "next"}),
             },
-        },
+        }
     )
 
 
-def ask(
-    server: Server,
-    path: str,
-    document: Any = None,
-    method: str = "POST",
-    **headers: str,
-) -> tuple[int, Any]:
+def ask(server, path, document=None, method="POST", **headers):
     body = b"" if document is None else document
     response = handling.ask(server, f"/v1/models/{path}", method, body, **headers)
     return response.status, json.loads(response.body)
 
 
-ROWS = [
-    [[1, 2], [3, 4]],
-    [[5, 6], [7, 8]],
-]
-DOUBLED = [
-    [[2, 4], [6, 8]],
-    [[10, 12], [14, 16]],
-]
+ROWS = [[[1, 2], [3, 4]], [[5, 6], [7, 8]]]
+DOUBLED = [[[2, 4], [6, 8]], [[10, 12], [14, 16]]]
 
 
-def test_rows_are_answered_row_by_row_and_columns_by_columns(server: Server) -> None:
-    rows = [
-        {"doubled": DOUBLED[0], "total": 10},
-        {"doubled": DOUBLED[1], "total": 26},
-    ]
+def test_rows_are_answered_row_by_row_and_columns_by_columns(server):
+    rows = [{"doubled": DOUBLED[0], "total": 10}, {"doubled": DOUBLED[1], "total": 26}]
     columns = {"doubled": DOUBLED, "total": [10, 26]}
     assert ask(server, "tensor:predict", {"instances": ROWS}) == (200, {"predictions": rows})
     assert ask(server, "tensor:predict", {"instances": [{"image": row} for row in ROWS]})[0] == 200
@@ -75,28 +47,20 @@ def test_rows_are_answered_row_by_row_and_columns_by_columns(server: Server) -> 
     assert ask(server, "tensor:predict", {"inputs": {"image": ROWS}}) == (200, {"outputs": columns})
 
 
-def test_one_output_has_no_name(server: Server) -> None:
+def test_one_output_has_no_name(server):
     assert ask(server, "single:predict", {"instances": [[1, 2, 3]]}) == (
         200,
         {"predictions": [[1006]]},
     )
     inputs = {"a": [1], "b": [2], "c": [3]}
-    assert ask(server, "single:predict", {"inputs": inputs}) == (
-        200,
-        {"outputs": [[1006]]},
-    )
+    assert ask(server, "single:predict", {"inputs": inputs}) == (200, {"outputs": [[1006]]})
 
 
-def test_text_comes_plain_or_in_base64(server: Server) -> None:
+def test_text_comes_plain_or_in_base64(server):
     status, plain = ask(
-        server,
-        "mixed:predict",
-        {"instances": [RECORD], "signature_name": "serving_default"},
+        server, "mixed:predict", {"instances": [RECORD], "signature_name": "serving_default"}
     )
-    coded = {
-        **RECORD,
-        "carrier": {"b64": base64.b64encode(b"AA").decode()},
-    }
+    coded = {**RECORD, "carrier": {"b64": base64.b64encode(b"AA").decode()}}
     assert status == 200
     assert plain["predictions"][0]["label"] == "yes"
     assert ask(server, "mixed:predict", {"instances": [coded]}) == (200, plain)
@@ -104,12 +68,11 @@ def test_text_comes_plain_or_in_base64(server: Server) -> None:
 
 @given(
     st.recursive(
-        st.text(),
-        lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=2), inner),
-    ),
+        st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=2), inner)
+    )
 )
-def test_base64_is_undone_wherever_it_stands(document: Any) -> None:
-    def coded(value: Any) -> Any:
+def test_base64_is_undone_wherever_it_stands(document):
+    def coded(value):
         if isinstance(value, str):
             return {"b64": base64.b64encode(value.encode("utf-8", "surrogatepass")).decode()}
         if isinstance(value, list):
@@ -121,7 +84,7 @@ def test_base64_is_undone_wherever_it_stands(document: Any) -> None:
 
 
 @pytest.mark.parametrize("chosen", ["/versions/2", "/labels/challenger", "/labels/next"])
-def test_a_version_is_chosen_by_number_or_label(server: Server, chosen: str) -> None:
+def test_a_version_is_chosen_by_number_or_label(server, chosen):
     assert ask(server, f"single{chosen}:predict", {"instances": [[1, 2, 3]]}) == (
         200,
         {"predictions": [[2006]]},
@@ -131,7 +94,7 @@ def test_a_version_is_chosen_by_number_or_label(server: Server, chosen: str) -> 
     assert [entry["version"] for entry in document["model_version_status"]] == ["2"]
 
 
-def test_the_status_lists_the_loaded_versions(server: Server) -> None:
+def test_the_status_lists_the_loaded_versions(server):
     entries = [
         {"version": v, "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
         for v in "12"
@@ -140,7 +103,7 @@ def test_the_status_lists_the_loaded_versions(server: Server) -> None:
     assert ask(server, "single", method="GET") == (200, {"model_version_status": entries, **kserve})
 
 
-def test_the_metadata_describe_the_inputs_and_outputs_of_predict(server: Server) -> None:
+def test_the_metadata_describe_the_inputs_and_outputs_of_predict(server):
     status, document = ask(server, "mixed/metadata", method="GET")
     signature = document["metadata"]["signature_def"]["signature_def"]["serving_default"]
     assert status == 200
@@ -154,10 +117,7 @@ def test_the_metadata_describe_the_inputs_and_outputs_of_predict(server: Server)
     assert signature["outputs"]["probabilities"] == {
         "dtype": "DT_FLOAT",
         "tensor_shape": {
-            "dim": [
-                {"size": "-1", "name": ""},
-                {"size": "2", "name": ""},
-            ],
+            "dim": [{"size": "-1", "name": ""}, {"size": "2", "name": ""}],
             "unknown_rank": False,
         },
         "name": "probabilities",
@@ -183,12 +143,7 @@ def test_the_metadata_describe_the_inputs_and_outputs_of_predict(server: Server)
         ("single:predict", None, 400, ["empty"]),
         ("single:predict", [1], 400, ["array", "object"]),
         ("single:predict", {}, 400, ["instances", "inputs"]),
-        (
-            "single:predict",
-            {"instances": [1], "inputs": [1]},
-            400,
-            ["either"],
-        ),
+        ("single:predict", {"instances": [1], "inputs": [1]}, 400, ["either"]),
         ("single:predict", {"instances": {"a": 1}}, 400, ["instances", "array"]),
         ("single:predict", {"inputs": 5}, 400, ["inputs", "number"]),
         ("single:predict", {"instances": []}, 400, ["no rows"]),
@@ -211,56 +166,20 @@ def test_the_metadata_describe_the_inputs_and_outputs_of_predict(server: Server)
             400,
             ["'distance'", "row 0"],
         ),
-        (
-            "mixed:predict",
-            {"instances": [{**RECORD, "carrier": {"b64": "%"}}]},
-            400,
-            ["base64"],
-        ),
-        (
-            "mixed:predict",
-            {"instances": [{**RECORD, "carrier": {"b64": "gA=="}}]},
-            400,
-            ["UTF-8"],
-        ),
-        (
-            "mixed:predict",
-            {"instances": [{**RECORD, "carrier": {"b64": 5}}]},
-            400,
-            ["base64"],
-        ),
-        (
-            "mixed:predict",
-            {"b64": "aGk="},
-            400,
-            ["instances", "inputs"],
-        ),
+        ("mixed:predict", {"instances": [{**RECORD, "carrier": {"b64": "%"}}]}, 400, ["base64"]),
+        ("mixed:predict", {"instances": [{**RECORD, "carrier": {"b64": "gA=="}}]}, 400, ["UTF-8"]),
+        ("mixed:predict", {"instances": [{**RECORD, "carrier": {"b64": 5}}]}, 400, ["base64"]),
+        ("mixed:predict", {"b64": "aGk="}, 400, ["instances", "inputs"]),
         (
             "tensor:predict",
-            {
-                "instances": [
-                    {"image": ROWS[0]},
-                    {"picture": ROWS[1]},
-                ]
-            },
+            {"instances": [{"image": ROWS[0]}, {"picture": ROWS[1]}]},
             400,
             ["row 1"],
         ),
-        (
-            "tensor:predict",
-            {"instances": [[1, 2], [3]]},
-            400,
-            ["ragged"],
-        ),
+        ("tensor:predict", {"instances": [[1, 2], [3]]}, 400, ["ragged"]),
     ],
 )
-def test_errors_have_the_form_of_tensorflow_serving(
-    server: Server,
-    path: str,
-    document: Any,
-    status: int,
-    words: list[str],
-) -> None:
+def test_errors_have_the_form_of_tensorflow_serving(server, path, document, status, words):
     answered, error = ask(server, path, document)
     assert answered == status
     assert error.keys() == {"error"}
@@ -268,14 +187,14 @@ def test_errors_have_the_form_of_tensorflow_serving(
         assert word in error["error"]
 
 
-def test_base64_in_a_deep_document_is_refused(server: Server) -> None:
+def test_base64_in_a_deep_document_is_refused(server):
     deep = b'{"instances": ' + b"[" * 900 + b'{"b64": ""}' + b"]" * 900 + b"}"
     status, document = ask(server, "mixed:predict", deep)
     assert status == 400
     assert "nested" in document["error"]
 
 
-def test_the_content_type_does_not_matter(server: Server) -> None:
+def test_the_content_type_does_not_matter(server):
     """TensorFlow's own examples send curl's default."""
     headers = {"content_type": "application/x-www-form-urlencoded"}
     assert ask(server, "single:predict", {"instances": [[1, 2, 3]]}, **headers)[0] == 200

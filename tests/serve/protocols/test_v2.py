@@ -3,18 +3,15 @@
 import json
 import struct
 import tracemalloc
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.serve.http.responses import RawResponse
-from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from tests.support.bodies import v2_tensor
 from tests.support.handling import handle
-from tests.support.servers import Serve, variant
+from tests.support.servers import variant
 
 X = v2_tensor("X", "FP32", [1, 2, 3, 4, 5, 6], [2, 3])
 Y = v2_tensor("y", "FP32", [6.0, 15.0], [2, 1])
@@ -23,20 +20,11 @@ HEADER_LENGTH = "inference-header-content-length"
 
 
 @pytest.fixture
-def server(
-    serve_here: Serve,
-    model_folders: dict[str, Path],
-) -> Server:
+def server(serve_here, model_folders):
     return serve_here({kind: {"v": variant(folder, "7")} for kind, folder in model_folders.items()})
 
 
-def ask(
-    server: Server,
-    document: Any,
-    model: str = "single",
-    binary: bytes | None = None,
-    **more: str,
-) -> RawResponse:
+def ask(server, document, model="single", binary=None, **more):
     body = document if isinstance(document, bytes) else json.dumps(document).encode()
     headers = {} if binary is None else {HEADER_LENGTH: str(len(body))}
     fields = {name.replace("_", "-"): value for name, value in more.items()}
@@ -46,28 +34,24 @@ def ask(
     )
 
 
-def outputs(response: RawResponse) -> list[dict[str, Any]]:
+def outputs(response):
     assert response.status == 200, response.body
     answered: list[dict[str, Any]] = json.loads(response.body)["outputs"]
     return answered
 
 
-def error(response: RawResponse) -> str:
+def error(response):
     assert response.status == 400, response.body
     document = json.loads(response.body)
     assert list(document) == ["error"]
     return str(document["error"])
 
 
-def column(
-    name: str,
-    datatype: str,
-    *values: Any,
-) -> dict[str, Any]:
+def column(name, datatype, *values):
     return v2_tensor(name, datatype, list(values))
 
 
-def columns(**changed: dict[str, Any] | None) -> dict[str, Any]:
+def columns(**changed):
     """Return a request to the mixed model, one row by columns."""
     tensors: dict[str, dict[str, Any] | None] = {
         "carrier": column("carrier", "BYTES", "AA"),
@@ -78,7 +62,7 @@ def columns(**changed: dict[str, Any] | None) -> dict[str, Any]:
     return {"inputs": [tensor for tensor in (tensors | changed).values() if tensor]}
 
 
-def test_tensors_are_answered_with_their_names_shapes_and_datatypes(server: Server) -> None:
+def test_tensors_are_answered_with_their_names_shapes_and_datatypes(server):
     response = ask(server, {"id": "mine", "inputs": [X]})
     assert response.status == 200
     assert response.content_type == "application/json"
@@ -92,7 +76,7 @@ def test_tensors_are_answered_with_their_names_shapes_and_datatypes(server: Serv
     assert response.headers["X-Prediction-Id"]
 
 
-def test_an_answer_without_an_id_of_its_own_has_that_of_the_request(server: Server) -> None:
+def test_an_answer_without_an_id_of_its_own_has_that_of_the_request(server):
     response = ask(server, {"inputs": [X]}, x_request_id="header")
     assert json.loads(response.body)["id"] == response.headers["X-Request-Id"] == "header"
     both = ask(server, {"id": "body", "inputs": [X]}, x_request_id="header")
@@ -112,33 +96,19 @@ def test_an_answer_without_an_id_of_its_own_has_that_of_the_request(server: Serv
         {"parameters": None},
     ],
 )
-def test_numbers_go_into_floating_point(server: Server, change: dict[str, Any]) -> None:
-    assert outputs(
-        ask(
-            server,
-            {
-                "inputs": [X | change],
-                "parameters": {"priority": 3},
-            },
-        )
-    ) == [Y]
+def test_numbers_go_into_floating_point(server, change):
+    assert outputs(ask(server, {"inputs": [X | change], "parameters": {"priority": 3}})) == [Y]
 
 
 @pytest.mark.parametrize("name", ["input-0", "predict", "input-1"])
-def test_the_only_tensor_of_a_request_may_have_the_name_that_tutorials_give_it(
-    server: Server,
-    name: str,
-) -> None:
+def test_the_only_tensor_of_a_request_may_have_the_name_that_tutorials_give_it(server, name):
     """The documentation and codecs of KServe, Seldon and MLServer use this name for the
     only input of any model.
     """
     assert outputs(ask(server, {"inputs": [X | {"name": name}]})) == [Y]
     assert outputs(ask(server, {"inputs": [binary(name, "FP32", [2, 3], 24)]}, binary=SIX)) == [Y]
     assert repr(name) in error(
-        ask(
-            server,
-            {"inputs": [X | {"name": name}, column("a", "FP32", 1, 2)]},
-        ),
+        ask(server, {"inputs": [X | {"name": name}, column("a", "FP32", 1, 2)]})
     )
     assert repr(name) in error(ask(server, {"inputs": [X | {"name": name}]}, "mixed"))
     assert repr(name) in error(ask(server, {"inputs": [column(name, "FP32", 1, 2)]}))
@@ -146,8 +116,8 @@ def test_the_only_tensor_of_a_request_may_have_the_name_that_tutorials_give_it(
     assert "[any, 2, 2]" in error(ask(server, {"inputs": [image]}, "tensor"))
 
 
-def test_texts_that_mlservers_base64_codec_has_encoded_are_read_as_texts(server: Server) -> None:
-    def carrier(text: str) -> dict[str, Any]:
+def test_texts_that_mlservers_base64_codec_has_encoded_are_read_as_texts(server):
+    def carrier(text):
         return column("carrier", "BYTES", text) | {"parameters": {"content_type": "base64"}}
 
     plain = outputs(ask(server, columns(), "mixed"))
@@ -155,7 +125,7 @@ def test_texts_that_mlservers_base64_codec_has_encoded_are_read_as_texts(server:
     assert "'carrier'" in error(ask(server, columns(carrier=carrier("/9j/")), "mixed"))
 
 
-def test_a_column_of_the_signature_is_a_tensor_too(server: Server) -> None:
+def test_a_column_of_the_signature_is_a_tensor_too(server):
     one_by_one = [
         v2_tensor("a", "INT32", [1, 4]),
         v2_tensor("b", "FP64", [[2], [5]], [2, 1]),
@@ -169,51 +139,26 @@ def test_a_column_of_the_signature_is_a_tensor_too(server: Server) -> None:
 
 
 @pytest.mark.parametrize("model", ["stock", "tensor"])
-def test_models_without_columns_take_the_graph_s_tensors(server: Server, model: str) -> None:
+def test_models_without_columns_take_the_graph_s_tensors(server, model):
     image = v2_tensor("image", "FP32", [1, 2, 3, 4], [1, 2, 2])
-    tensor, wanted = {
-        "stock": (X, [6.5, 15.5]),
-        "tensor": (image, [2.0, 4.0, 6.0, 8.0]),
-    }[model]
+    tensor, wanted = {"stock": (X, [6.5, 15.5]), "tensor": (image, [2.0, 4.0, 6.0, 8.0])}[model]
     assert outputs(ask(server, {"inputs": [tensor]}, model))[0]["data"] == wanted
 
 
-def test_null_is_a_missing_number_in_both_directions(server: Server) -> None:
-    assert outputs(
-        ask(
-            server,
-            {
-                "inputs": [
-                    X
-                    | {
-                        "data": [
-                            1,
-                            None,
-                            3,
-                            4,
-                            5,
-                            6,
-                        ]
-                    }
-                ]
-            },
-        )
-    )[0]["data"] == [
+def test_null_is_a_missing_number_in_both_directions(server):
+    assert outputs(ask(server, {"inputs": [X | {"data": [1, None, 3, 4, 5, 6]}]}))[0]["data"] == [
         None,
         15.0,
     ]
 
 
-def test_null_is_as_nothing_where_a_client_leaves_something_out(server: Server) -> None:
+def test_null_is_as_nothing_where_a_client_leaves_something_out(server):
     assert outputs(
-        ask(
-            server,
-            {"id": None, "parameters": None, "outputs": None, "inputs": [X]},
-        ),
+        ask(server, {"id": None, "parameters": None, "outputs": None, "inputs": [X]})
     ) == [Y]
 
 
-def test_a_surrogate_in_a_string_is_refused(server: Server) -> None:
+def test_a_surrogate_in_a_string_is_refused(server):
     document = columns(
         carrier=column("carrier", "BYTES", "\ud800"),
         distance=column("distance", "FP64", float("nan")),
@@ -221,7 +166,7 @@ def test_a_surrogate_in_a_string_is_refused(server: Server) -> None:
     assert error(ask(server, document, "mixed"))
 
 
-def test_only_the_outputs_asked_for_are_answered_in_their_order(server: Server) -> None:
+def test_only_the_outputs_asked_for_are_answered_in_their_order(server):
     document = {**columns(), "outputs": [{"name": "probabilities"}]}
     assert [output["name"] for output in outputs(ask(server, document, "mixed"))] == [
         "probabilities"
@@ -233,12 +178,7 @@ def test_only_the_outputs_asked_for_are_answered_in_their_order(server: Server) 
     ]
 
 
-def binary(
-    name: str,
-    datatype: str,
-    shape: list[int],
-    size: int,
-) -> dict[str, Any]:
+def binary(name, datatype, shape, size):
     return {
         "name": name,
         "shape": shape,
@@ -247,24 +187,14 @@ def binary(
     }
 
 
-def test_tensors_come_and_go_as_bytes_behind_the_json(server: Server) -> None:
+def test_tensors_come_and_go_as_bytes_behind_the_json(server):
     tensors = [
         binary("carrier", "BYTES", [2], 14),
         column("distance", "FP64", 0, 0),
         binary("hour", "INT16", [2, 1], 4),
         binary("late", "BOOL", [2], 2),
     ]
-    blob = (
-        struct.pack(
-            "<I2sI4s",
-            2,
-            b"AA",
-            4,
-            "ÄÖ".encode(),
-        )
-        + bytes(4)
-        + b"\x00\x01"
-    )
+    blob = struct.pack("<I2sI4s", 2, b"AA", 4, "ÄÖ".encode()) + bytes(4) + b"\x00\x01"
     document = {
         "inputs": tensors,
         "outputs": [{"name": "label", "parameters": {"binary_data": True}}],
@@ -279,16 +209,14 @@ def test_tensors_come_and_go_as_bytes_behind_the_json(server: Server) -> None:
     assert response.body[length:] == struct.pack("<I3sI3s", 3, b"yes", 3, b"yes")
 
 
-def test_all_outputs_are_bytes_where_the_request_wants_it_so(server: Server) -> None:
+def test_all_outputs_are_bytes_where_the_request_wants_it_so(server):
     document = {
         "inputs": [binary("X", "FP32", [2, 3], 24)],
         "parameters": {"binary_data_output": True},
     }
     response = ask(server, document, binary=SIX)
     assert response.body[int(response.headers["Inference-Header-Content-Length"]) :] == struct.pack(
-        "<2f",
-        6,
-        15,
+        "<2f", 6, 15
     )
     document["outputs"] = [{"name": "y", "parameters": {"binary_data": False}}]
     assert outputs(ask(server, document, binary=SIX)) == [Y]
@@ -296,80 +224,35 @@ def test_all_outputs_are_bytes_where_the_request_wants_it_so(server: Server) -> 
 
 BIG = 2**62
 TENSOR_CASES: list[tuple[str, dict[str, Any], list[str]]] = [
-    (
-        "too few elements",
-        {"data": [1, 2]},
-        ["'X'", "FP32", "[2, 3]", "2 elements", "6"],
-    ),
+    ("too few elements", {"data": [1, 2]}, ["'X'", "FP32", "[2, 3]", "2 elements", "6"]),
     ("too many elements", {"data": [1] * 7}, ["'X'", "7 elements", "6"]),
-    (
-        "a huge shape",
-        {"shape": [BIG, BIG]},
-        ["'X'", "6 elements", str(BIG * BIG)],
-    ),
+    ("a huge shape", {"shape": [BIG, BIG]}, ["'X'", "6 elements", str(BIG * BIG)]),
     ("a shape beyond 64 bits", {"shape": [2**64]}, ["'X'", "an array of sizes"]),
     ("a negative size", {"shape": [-1, 3]}, ["'X'", "an array of sizes"]),
     ("a fractional size", {"shape": [2.0, 3]}, ["'X'", "an array of sizes"]),
     ("a boolean size", {"shape": [True, 6]}, ["'X'", "an array of sizes"]),
     ("no shape", {"shape": None}, ["'X'", "null", "an array of sizes"]),
-    (
-        "an empty tensor of another width",
-        {"shape": [0, 2], "data": []},
-        ["no rows"],
-    ),
-    (
-        "rows without elements",
-        {"shape": [BIG, 0], "data": []},
-        ["'X'", "empty", "65536"],
-    ),
-    (
-        "elements without rows",
-        {"shape": [0, 2**62, 2**62], "data": []},
-        ["'X'", "empty", "65536"],
-    ),
+    ("an empty tensor of another width", {"shape": [0, 2], "data": []}, ["no rows"]),
+    ("rows without elements", {"shape": [BIG, 0], "data": []}, ["'X'", "empty", "65536"]),
+    ("elements without rows", {"shape": [0, 2**62, 2**62], "data": []}, ["'X'", "empty", "65536"]),
     ("a million dimensions", {"shape": [3] * 1_000_000}, ["'X'", "1000000 dimensions", "32"]),
     ("another rank", {"shape": [6]}, ["'X'", "[6]", "[any, 3]"]),
     ("another width", {"shape": [3, 2]}, ["'X'", "[3, 2]", "[any, 3]"]),
-    (
-        "ragged",
-        {"data": [[1, 2, 3], [4, 5]]},
-        ["'X'", "ragged", "[2, 3]"],
-    ),
+    ("ragged", {"data": [[1, 2, 3], [4, 5]]}, ["'X'", "ragged", "[2, 3]"]),
     (
         "nested too deeply",
-        {
-            "data": [
-                [[1], [2], [3]],
-                [[4], [5], [6]],
-            ]
-        },
+        {"data": [[[1], [2], [3]], [[4], [5], [6]]]},
         ["'X'", "element 0", "[1]"],
     ),
-    (
-        "nested otherwise",
-        {"data": [[1, 2], [3, 4], [5, 6]]},
-        ["'X'", "nested as its shape"],
-    ),
-    (
-        "partly nested",
-        {"data": [[1, 2, 3], 4, 5, 6]},
-        ["'X'", "nested as its shape"],
-    ),
+    ("nested otherwise", {"data": [[1, 2], [3, 4], [5, 6]]}, ["'X'", "nested as its shape"]),
+    ("partly nested", {"data": [[1, 2, 3], 4, 5, 6]}, ["'X'", "nested as its shape"]),
     (
         "a string among numbers",
         {"data": [1, 2, "far", 4, 5, 6]},
         ["'X'", "element 2", "'far'", "not FP32"],
     ),
-    (
-        "a boolean among numbers",
-        {"data": [1, True, 3, 4, 5, 6]},
-        ["element 1", "true"],
-    ),
-    (
-        "an object",
-        {"data": [1, 2, {}, 4, 5, 6]},
-        ["element 2"],
-    ),
+    ("a boolean among numbers", {"data": [1, True, 3, 4, 5, 6]}, ["element 1", "true"]),
+    ("an object", {"data": [1, 2, {}, 4, 5, 6]}, ["element 2"]),
     ("no array", {"data": 5}, ["'X'", "5", "an array"]),
     (
         "a fraction in integers",
@@ -408,16 +291,8 @@ TENSOR_CASES: list[tuple[str, dict[str, Any], list[str]]] = [
     ),
     ("an unknown datatype", {"datatype": "FP8"}, ["'X'", "'FP8'", "FP16", "BYTES"]),
     ("a datatype that is none", {"datatype": ["FP32"]}, ["'X'", "FP32"]),
-    (
-        "an unknown tensor",
-        {"name": "Z", "shape": [6]},
-        ["'Z'", "unknown", "X, a, b, c"],
-    ),
-    (
-        "a name with a surrogate",
-        {"name": "\ud800", "data": [float("nan")] * 6},
-        ["not valid JSON"],
-    ),
+    ("an unknown tensor", {"name": "Z", "shape": [6]}, ["'Z'", "unknown", "X, a, b, c"]),
+    ("a name with a surrogate", {"name": "\ud800", "data": [float("nan")] * 6}, ["not valid JSON"]),
     ("a name that is none", {"name": 5}, ["inputs[0]", "name"]),
     ("data and bytes", {"parameters": {"binary_data_size": 24}}, ["'X'", "either data or"]),
     (
@@ -440,57 +315,26 @@ OTHER_CASES: list[tuple[str, str, Any, list[str]]] = [
         ["'t0'", "unknown"],
     ),
     ("one tensor a thousand times", "single", {"inputs": [X] * 2000}, ["'X'", "repeated"]),
-    (
-        "thousands of nothing",
-        "single",
-        {"inputs": [{}] * 2000},
-        ["inputs[0]", "name"],
-    ),
+    ("thousands of nothing", "single", {"inputs": [{}] * 2000}, ["inputs[0]", "name"]),
     (
         "no data",
         "single",
-        {
-            "inputs": [
-                {
-                    "name": "X",
-                    "shape": [2, 3],
-                    "datatype": "FP32",
-                }
-            ]
-        },
+        {"inputs": [{"name": "X", "shape": [2, 3], "datatype": "FP32"}]},
         ["'X'", "data"],
     ),
     ("an array", "single", [1], ["array", "object"]),
     ("no JSON", "single", b"{", ["not valid JSON"]),
     ("no body", "single", b"", ["empty"]),
-    (
-        "an id that is none",
-        "single",
-        {"id": 5, "inputs": [X]},
-        ["id", "5"],
-    ),
+    ("an id that is none", "single", {"id": 5, "inputs": [X]}, ["id", "5"]),
     ("an id of two lines", "single", {"id": "a\nb", "inputs": [X]}, ["id"]),
-    (
-        "an unknown output",
-        "single",
-        {"inputs": [X], "outputs": [{"name": "z"}]},
-        ["'z'", "y"],
-    ),
+    ("an unknown output", "single", {"inputs": [X], "outputs": [{"name": "z"}]}, ["'z'", "y"]),
     (
         "an output twice",
         "single",
-        {
-            "inputs": [X],
-            "outputs": [{"name": "y"}, {"name": "y"}],
-        },
+        {"inputs": [X], "outputs": [{"name": "y"}, {"name": "y"}]},
         ["'y'", "repeated"],
     ),
-    (
-        "an output that is none",
-        "single",
-        {"inputs": [X], "outputs": ["y"]},
-        ["outputs[0]", "'y'"],
-    ),
+    ("an output that is none", "single", {"inputs": [X], "outputs": ["y"]}, ["outputs[0]", "'y'"]),
     (
         "outputs as an object",
         "single",
@@ -500,10 +344,7 @@ OTHER_CASES: list[tuple[str, str, Any, list[str]]] = [
     (
         "classification",
         "single",
-        {
-            "inputs": [X],
-            "outputs": [{"name": "y", "parameters": {"classification": 2}}],
-        },
+        {"inputs": [X], "outputs": [{"name": "y", "parameters": {"classification": 2}}]},
         ["'y'", "classification"],
     ),
     (
@@ -569,42 +410,22 @@ BINARY_CASES: list[tuple[str, dict[str, Any], bytes, list[str]]] = [
         SIX[:-1],
         ["'X'", "24", "23 bytes are left"],
     ),
-    (
-        "bytes that nobody names",
-        binary("X", "FP32", [2, 3], 24),
-        SIX + b"x",
-        ["25 bytes", "24"],
-    ),
+    ("bytes that nobody names", binary("X", "FP32", [2, 3], 24), SIX + b"x", ["25 bytes", "24"]),
     (
         "a size that is not the shape's",
         binary("X", "FP32", [2, 3], 20),
         SIX,
         ["'X'", "20 bytes", "24"],
     ),
-    (
-        "a negative size",
-        binary("X", "FP32", [2, 3], -24),
-        SIX,
-        ["'X'", "-24"],
-    ),
+    ("a negative size", binary("X", "FP32", [2, 3], -24), SIX, ["'X'", "-24"]),
     (
         "a huge shape",
         binary("X", "FP32", [BIG, BIG], 24),
         SIX,
         ["'X'", "24 bytes", str(4 * BIG * BIG)],
     ),
-    (
-        "a huge size",
-        binary("X", "FP32", [2, 3], 2**63),
-        SIX,
-        ["'X'", str(2**63)],
-    ),
-    (
-        "a boolean size",
-        binary("X", "FP32", [2, 3], True),
-        SIX,
-        ["'X'", "true"],
-    ),
+    ("a huge size", binary("X", "FP32", [2, 3], 2**63), SIX, ["'X'", str(2**63)]),
+    ("a boolean size", binary("X", "FP32", [2, 3], True), SIX, ["'X'", "true"]),
     (
         "a string cut off",
         binary("X", "BYTES", [1], 6),
@@ -617,37 +438,21 @@ BINARY_CASES: list[tuple[str, dict[str, Any], bytes, list[str]]] = [
         struct.pack("<IH", 0, 0),
         ["'X'", "within element 1"],
     ),
-    (
-        "a lying length",
-        binary("X", "BYTES", [1], 4),
-        b"\xff" * 4,
-        ["'X'", "within element 0"],
-    ),
+    ("a lying length", binary("X", "BYTES", [1], 4), b"\xff" * 4, ["'X'", "within element 0"]),
     (
         "not UTF-8",
         binary("X", "BYTES", [1], 5),
         struct.pack("<Is", 1, b"\xff"),
         ["'X'", "element 0", "UTF-8"],
     ),
-    (
-        "too few strings",
-        binary("X", "BYTES", [3], 4),
-        bytes(4),
-        ["'X'", "1 elements", "3"],
-    ),
+    ("too few strings", binary("X", "BYTES", [3], 4), bytes(4), ["'X'", "1 elements", "3"]),
 ]
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
-    [case[1:] for case in TENSOR_CASES],
-    ids=[case[0] for case in TENSOR_CASES],
+    ("change", "told"), [case[1:] for case in TENSOR_CASES], ids=[case[0] for case in TENSOR_CASES]
 )
-def test_a_wrong_tensor_is_named(
-    server: Server,
-    change: dict[str, Any],
-    told: list[str],
-) -> None:
+def test_a_wrong_tensor_is_named(server, change, told):
     message = error(ask(server, {"inputs": [X | change]}))
     assert [word for word in told if word not in message] == [], message
     assert len(message) < 1500
@@ -659,12 +464,7 @@ def test_a_wrong_tensor_is_named(
     [case[1:] for case in OTHER_CASES],
     ids=[case[0] for case in OTHER_CASES],
 )
-def test_a_wrong_request_is_refused(
-    server: Server,
-    model: str,
-    document: Any,
-    told: list[str],
-) -> None:
+def test_a_wrong_request_is_refused(server, model, document, told):
     message = error(ask(server, document, model))
     assert [word for word in told if word not in message] == [], message
 
@@ -674,54 +474,34 @@ def test_a_wrong_request_is_refused(
     [case[1:] for case in BINARY_CASES],
     ids=[case[0] for case in BINARY_CASES],
 )
-def test_wrong_bytes_are_refused(
-    server: Server,
-    tensor: dict[str, Any],
-    blob: bytes,
-    told: list[str],
-) -> None:
+def test_wrong_bytes_are_refused(server, tensor, blob, told):
     message = error(ask(server, {"inputs": [tensor]}, binary=blob))
     assert [word for word in told if word not in message] == [], message
 
 
-@pytest.mark.parametrize(
-    "given",
-    ["", "-1", "1e3", "99999", "²", "9" * 5000],
-)
-def test_a_wrong_length_of_the_json_is_refused(server: Server, given: str) -> None:
+@pytest.mark.parametrize("given", ["", "-1", "1e3", "99999", "²", "9" * 5000])
+def test_a_wrong_length_of_the_json_is_refused(server, given):
     message = error(ask(server, {"inputs": [X]}, inference_header_content_length=given))
     assert "Inference-Header-Content-Length" in message
 
 
-def test_curl_needs_no_content_type(server: Server) -> None:
+def test_curl_needs_no_content_type(server):
     assert (
         ask(server, {"inputs": [X]}, content_type="application/x-www-form-urlencoded").status == 200
     )
 
 
-def test_another_content_type_is_refused(server: Server) -> None:
+def test_another_content_type_is_refused(server):
     response = ask(server, {"inputs": [X]}, content_type="text/csv")
     assert response.status == 415
     assert "application/json" in json.loads(response.body)["error"]
 
 
-@pytest.mark.parametrize(
-    ("shape", "data"),
-    [([2**40], [1]), ([2**40, 0], []), ([2**20] * 32, [1])],
-)
-def test_a_shape_alone_takes_no_memory(
-    server: Server,
-    shape: list[int],
-    data: list[int],
-) -> None:
+@pytest.mark.parametrize(("shape", "data"), [([2**40], [1]), ([2**40, 0], []), ([2**20] * 32, [1])])
+def test_a_shape_alone_takes_no_memory(server, shape, data):
     tracemalloc.start()
     try:
-        error(
-            ask(
-                server,
-                {"inputs": [X | {"shape": shape, "data": data}]},
-            )
-        )
+        error(ask(server, {"inputs": [X | {"shape": shape, "data": data}]}))
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()

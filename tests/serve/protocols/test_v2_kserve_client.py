@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ PROGRAM = Path(__file__).parents[2] / "support" / "services" / "kserve_client.py
 
 
 @pytest.fixture(scope="module")
-def python() -> Path:
+def python():
     """Return the interpreter of an environment with kserve, which uv creates in seconds
     from cached packages.
     """
@@ -55,7 +54,7 @@ def python() -> Path:
             if not interpreter.exists():  # Another run may have created it.
                 pytest.skip(
                     f"kserve {KSERVE} cannot be installed: "
-                    f"{getattr(error, 'stderr', None) or error}",
+                    f"{getattr(error, 'stderr', None) or error}"
                 )
         finally:
             shutil.rmtree(making, ignore_errors=True)
@@ -63,44 +62,25 @@ def python() -> Path:
 
 
 @pytest.fixture(scope="module")
-def said(
-    python: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    model_folders: dict[str, Path],
-) -> Iterator[Any]:
+def said(python, tmp_path_factory, model_folders):
     """Return the results of the client, by protocol and call."""
     port = free_port()
-    arguments = [
-        str(model_folders["tensor"]),
-        "--name",
-        "images",
-        "-C",
-        f"server.grpc_port={port}",
-    ]
+    arguments = [str(model_folders["tensor"]), "--name", "images", "-C", f"server.grpc_port={port}"]
     with servers_below(tmp_path_factory.mktemp("kserve")) as start:
         url = start(*arguments).wait_ready().url
         command = [str(python), str(PROGRAM), url, f"127.0.0.1:{port}", "images"]
-        result = subprocess.run(
-            command,
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
         assert result.returncode == 0, result.stderr
         yield json.loads(result.stdout.splitlines()[-1])
 
 
 IMAGES = np.arange(8.0).reshape(2, 2, 2)
-OUTPUTS: dict[str, list[Any]] = {
-    "doubled": (2 * IMAGES).tolist(),
-    "total": [6.0, 22.0],
-}
+OUTPUTS: dict[str, list[Any]] = {"doubled": (2 * IMAGES).tolist(), "total": [6.0, 22.0]}
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("protocol", ["rest", "grpc"])
-def test_the_client_finds_server_and_model_ready(said: Any, protocol: str) -> None:
+def test_the_client_finds_server_and_model_ready(said, protocol):
     assert {name: said[protocol][name] for name in ("live", "ready", "model ready")} == {
         "live": True,
         "ready": True,
@@ -110,21 +90,20 @@ def test_the_client_finds_server_and_model_ready(said: Any, protocol: str) -> No
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("protocol", "form"),
-    [("rest", "json"), ("rest", "binary"), ("grpc", "binary")],
+    ("protocol", "form"), [("rest", "json"), ("rest", "binary"), ("grpc", "binary")]
 )
-def test_the_client_reads_the_answer(said: Any, protocol: str, form: str) -> None:
+def test_the_client_reads_the_answer(said, protocol, form):
     answer = said[protocol][form]
     assert answer["id"] == "mine"
     assert answer["model"] == "images"
     assert answer["outputs"] == OUTPUTS
 
 
-def test_the_client_shows_our_message(said: Any) -> None:
+def test_the_client_shows_our_message(said):
     assert mentions(said["rest"]["error"], "'nobody'", "'images'")
 
 
-def test_the_first_protocol_is_understood_too(said: Any) -> None:
+def test_the_first_protocol_is_understood_too(said):
     assert said["v1"] == {
         "live": True,
         "model ready": True,

@@ -7,14 +7,11 @@ may be empty or scalars. Some graphs have no input. The graphs do not have rows.
 
 import json
 from collections import Counter
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
-from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.protocols.v2 import HEADER_LENGTH
 from mlflow_deploy_plugin.serve.protocols.v2_tensors import (
@@ -24,8 +21,8 @@ from mlflow_deploy_plugin.serve.protocols.v2_tensors import (
     to_binary,
 )
 from tests.support.handling import handle
-from tests.support.onnx_nodes import Array, NodeCase, node_cases
-from tests.support.servers import Serve, variant
+from tests.support.onnx_nodes import node_cases
+from tests.support.servers import variant
 
 EVERY = 12
 """`make test` runs one case out of this number."""
@@ -39,11 +36,8 @@ EVERY = 12
     ],
 )
 def test_onnxs_own_node_cases_are_answered_as_onnx_runtime_answers_them(
-    tmp_path: Path,
-    serve_here: Serve,
-    every: int,
-    at_least: int,
-) -> None:
+    tmp_path, serve_here, every, at_least
+):
     cases = {f"n{place}": case for place, case in enumerate(node_cases(every))}
     folders = {name: saved(tmp_path / name, case) for name, case in cases.items()}
     server = serve_here({name: {"main": variant(folder)} for name, folder in folders.items()})
@@ -59,7 +53,7 @@ def test_onnxs_own_node_cases_are_answered_as_onnx_runtime_answers_them(
     assert counts["JSON"] == counts["binary"] == len(cases) >= at_least
 
 
-def saved(folder: Path, case: NodeCase) -> Path:
+def saved(folder, case):
     folder.mkdir()
     (folder / "model.onnx").write_bytes(case.graph)
     document = {"flavors": {"onnx": {"data": "model.onnx"}}, "mlflow_version": "3.17.2"}
@@ -67,28 +61,18 @@ def saved(folder: Path, case: NodeCase) -> Path:
     return folder
 
 
-def ask_in_json(server: Server, name: str, case: NodeCase) -> str:
+def ask_in_json(server, name, case):
     """Return the reason why the response is wrong; empty if it is correct."""
-    inputs = [
-        {
-            **head_of(key, array),
-            "data": plain(array),
-        }
-        for key, array in case.inputs.items()
-    ]
+    inputs = [{**head_of(key, array), "data": plain(array)} for key, array in case.inputs.items()]
     status, body, _ = ask(
-        server,
-        name,
-        json.dumps({"inputs": inputs}).encode(),
-        {"content-type": "application/json"},
+        server, name, json.dumps({"inputs": inputs}).encode(), {"content-type": "application/json"}
     )
     if status != 200:
         return body.decode()[:300]
     outputs = {entry["name"]: entry for entry in json.loads(body)["outputs"]}
     answers = {
         key: np.array(
-            [np.nan if value is None else value for value in entry["data"]],
-            case.outputs[key].dtype,
+            [np.nan if value is None else value for value in entry["data"]], case.outputs[key].dtype
         ).reshape(entry["shape"])
         for key, entry in outputs.items()
     }
@@ -98,24 +82,16 @@ def ask_in_json(server: Server, name: str, case: NodeCase) -> str:
     )
 
 
-def ask_in_bytes(server: Server, name: str, case: NodeCase) -> str:
+def ask_in_bytes(server, name, case):
     """Send the request with Triton's binary tensor data; see `ask_in_json`."""
     blobs = [to_binary(array) for array in case.inputs.values()]
     inputs = [
         {**head_of(key, array), "parameters": {"binary_data_size": len(blob)}}
         for (key, array), blob in zip(case.inputs.items(), blobs, strict=True)
     ]
-    head = json.dumps(
-        {
-            "inputs": inputs,
-            "parameters": {"binary_data_output": True},
-        }
-    ).encode()
+    head = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
     status, body, headers = ask(
-        server,
-        name,
-        b"".join([head, *blobs]),
-        {HEADER_LENGTH.lower(): str(len(head))},
+        server, name, b"".join([head, *blobs]), {HEADER_LENGTH.lower(): str(len(head))}
     )
     if status != 200:
         return body.decode()[:300]
@@ -125,39 +101,27 @@ def ask_in_bytes(server: Server, name: str, case: NodeCase) -> str:
     for entry in json.loads(body[:length])["outputs"]:
         size = entry["parameters"]["binary_data_size"]
         tensor = TensorHeader(entry["name"], tuple(entry["shape"]), entry["datatype"])
-        arrays[entry["name"]] = from_binary(
-            tensor,
-            memoryview(body)[start : start + size],
-        )
+        arrays[entry["name"]] = from_binary(tensor, memoryview(body)[start : start + size])
         start += size
     return difference(case.outputs, arrays)
 
 
-def ask(
-    server: Server,
-    name: str,
-    body: bytes,
-    headers: dict[str, str],
-) -> tuple[int, bytes, Any]:
+def ask(server, name, body, headers):
     response = handle(server, RawRequest("POST", f"/v2/models/{name}/infer", headers, body))
     return response.status, response.body, response.headers
 
 
-def head_of(name: str, array: Array) -> dict[str, Any]:
-    return {
-        "name": name,
-        "shape": list(array.shape),
-        "datatype": datatype_of(numpy_name(array)),
-    }
+def head_of(name, array):
+    return {"name": name, "shape": list(array.shape), "datatype": datatype_of(numpy_name(array))}
 
 
-def numpy_name(array: Array) -> str:
+def numpy_name(array):
     if array.dtype.kind in "OU":
         return "str"
     return array.dtype.name
 
 
-def plain(array: Array) -> list[Any]:
+def plain(array):
     """Return the elements in row-major order. NaN becomes null; infinity becomes
     Python's text.
     """
@@ -167,21 +131,14 @@ def plain(array: Array) -> list[Any]:
     ]
 
 
-def without_infinity(array: Array) -> Array:
+def without_infinity(array):
     if array.dtype.kind != "f":
         return array
     with np.errstate(invalid="ignore"):
-        return np.where(
-            np.isfinite(array),
-            array,
-            np.nan,
-        ).astype(array.dtype)
+        return np.where(np.isfinite(array), array, np.nan).astype(array.dtype)
 
 
-def difference(
-    want: dict[str, Array],
-    found: dict[str, Array],
-) -> str:
+def difference(want, found):
     if want.keys() != found.keys():
         return f"the outputs {list(found)} are not {list(want)}"
     for name, array in want.items():
@@ -189,17 +146,10 @@ def difference(
             return f"{name!r} has the shape {found[name].shape}, not {array.shape}"
         # The memory layout of an array determines the order of summation.
         if array.dtype.kind == "f":
-            is_same = np.allclose(
-                array,
-                found[name],
-                rtol=1e-5,
-                atol=1e-6,
-                equal_nan=True,
-            )
+            is_same = np.allclose(array, found[name], rtol=1e-5, atol=1e-6, equal_nan=True)
         else:
             is_same = np.array_equal(
-                array.astype(object) if array.dtype.kind == "U" else array,
-                found[name],
+                array.astype(object) if array.dtype.kind == "U" else array, found[name]
             )
         if not is_same:
             return f"{name!r} has other values"

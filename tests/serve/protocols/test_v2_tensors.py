@@ -17,9 +17,8 @@ from hypothesis.extra import numpy as hnp
 from mlflow_deploy_plugin.core.errors import InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.serve.protocols import v2
 from mlflow_deploy_plugin.serve.protocols.v2_tensors import TensorHeader, from_binary
-from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Input, Output, Tensor
-from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
+from mlflow_deploy_plugin.serve.runtime.artifact import Input, Output, Tensor
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import compile_schema
 from tests.support.bodies import v2_tensor
 from tests.support.schemas import bare_artifact
 
@@ -35,67 +34,44 @@ DTYPES = {
 SHAPES = hnp.array_shapes(min_dims=1, max_dims=4, max_side=4)
 
 
-def arrays(datatype: str, infinity: bool) -> st.SearchStrategy[Array]:
+def arrays(datatype, infinity):
     """Draw arrays of a datatype; JSON cannot represent infinity."""
     if datatype == "BYTES":
         return hnp.arrays(
-            object,
-            SHAPES,
-            elements=st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
+            object, SHAPES, elements=st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
         )
     elements = {"allow_infinity": infinity} if datatype.startswith("FP") else None
     return hnp.arrays(DTYPES[datatype], SHAPES, elements=elements)
 
 
-def same(
-    datatype: str,
-    shape: tuple[int, ...],
-) -> tuple[Artifact, Schema]:
+def same(datatype, shape):
     """Return a model that returns its input."""
     dtype = DTYPES[datatype]
     entry = Input("x", dtype, shape)
     output = Output("x", dtype, shape)
     artifact = bare_artifact("onnx", inputs=(entry,), outputs=(output,), prediction=("x",))
-    return artifact, compile_schema(
-        (),
-        (Tensor("x", dtype, shape),),
-        (entry,),
-    )
+    return artifact, compile_schema((), (Tensor("x", dtype, shape),), (entry,))
 
 
-def there_and_back(array: Array, datatype: str, is_binary: bool) -> Array:
+def there_and_back(array, datatype, is_binary):
     """Return the feeds that the identity model would receive if its response were the
     next request.
     """
     artifact, schema = same(datatype, (-1,) * array.ndim)
-    question = v2.V2Request(
-        "",
-        {},
-        (v2.RequestedOutput("x", is_binary),),
-        {},
-    )
+    question = v2.V2Request("", {}, (v2.RequestedOutput("x", is_binary),), {})
     body, headers = v2.encode(question, "e", "id", "1", {"x": array})
     length = int(headers.get("Inference-Header-Content-Length", len(body)))
     document: dict[str, Any] = json.loads(body[:length])
     request_json = json.dumps({"inputs": document["outputs"]}).encode()
     sent = {"inference-header-content-length": str(len(request_json))} if is_binary else {}
-    return v2.decode(
-        sent,
-        request_json + body[length:],
-        artifact,
-        schema,
-    ).feeds["x"]
+    return v2.decode(sent, request_json + body[length:], artifact, schema).feeds["x"]
 
 
 @pytest.mark.parametrize("is_binary", [False, True])
 @pytest.mark.parametrize("datatype", DTYPES)
 @given(data=st.data())
 @settings(max_examples=25)
-def test_answers_can_be_sent_back_with_the_same_values(
-    datatype: str,
-    is_binary: bool,
-    data: st.DataObject,
-) -> None:
+def test_answers_can_be_sent_back_with_the_same_values(datatype, is_binary, data):
     array = data.draw(arrays(datatype, infinity=is_binary))
     back = there_and_back(array, datatype, is_binary)
     assert back.dtype == array.dtype
@@ -103,7 +79,7 @@ def test_answers_can_be_sent_back_with_the_same_values(
     np.testing.assert_array_equal(back, array)
 
 
-def test_arrays_that_do_not_lie_in_row_major_order_are_answered_in_it() -> None:
+def test_arrays_that_do_not_lie_in_row_major_order_are_answered_in_it():
     turned = np.arange(6, dtype=np.float32).reshape(2, 3).T
     assert there_and_back(turned, "FP32", is_binary=True).tolist() == turned.tolist()
     assert there_and_back(turned, "FP32", is_binary=False).tolist() == turned.tolist()
@@ -117,20 +93,12 @@ JUNK = st.recursive(
     | st.text(max_size=4)
     | st.just("FP32"),
     lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(
-            st.text(max_size=4),
-            inner,
-            max_size=3,
-        )
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
     ),
     max_leaves=8,
 )
 TENSORS = st.fixed_dictionaries(
-    {
-        "name": st.just("x") | JUNK,
-        "shape": st.lists(st.integers(0, 4), max_size=3) | JUNK,
-    },
+    {"name": st.just("x") | JUNK, "shape": st.lists(st.integers(0, 4), max_size=3) | JUNK},
     optional={
         "datatype": st.sampled_from(list(DTYPES)) | JUNK,
         "data": st.lists(st.integers(0, 1), max_size=16) | JUNK,
@@ -147,10 +115,7 @@ TENSORS = st.fixed_dictionaries(
         optional={
             "id": JUNK,
             "parameters": st.fixed_dictionaries({"binary_data_output": JUNK}) | JUNK,
-            "outputs": st.lists(
-                st.fixed_dictionaries({"name": st.just("x") | JUNK}),
-                max_size=2,
-            )
+            "outputs": st.lists(st.fixed_dictionaries({"name": st.just("x") | JUNK}), max_size=2)
             | JUNK,
         },
     ),
@@ -158,53 +123,38 @@ TENSORS = st.fixed_dictionaries(
     has_bytes=st.booleans(),
 )
 @settings(max_examples=400)
-def test_any_request_is_read_or_refused(document: Any, blob: bytes, has_bytes: bool) -> None:
+def test_any_request_is_read_or_refused(document, blob, has_bytes):
     text = json.dumps(document).encode()
     headers = {"inference-header-content-length": str(len(text))} if has_bytes else {}
     with contextlib.suppress(InvalidRequest):
-        v2.decode(
-            headers,
-            text + blob * has_bytes,
-            *same("FP32", (-1, -1)),
-        )
+        v2.decode(headers, text + blob * has_bytes, *same("FP32", (-1, -1)))
 
 
-def test_an_output_without_a_datatype_is_not_offered() -> None:
+def test_an_output_without_a_datatype_is_not_offered():
     """scikit-learn's classifiers, as converted by default, return a mapping from class
     to probability.
     """
     artifact, schema = same("FP32", (-1,))
-    artifact = replace(
-        artifact,
-        outputs=(*artifact.outputs, Output("map", "map", ())),
-    )
+    artifact = replace(artifact, outputs=(*artifact.outputs, Output("map", "map", ())))
     tensor = v2_tensor("x", "FP32", [1])
     assert v2.decode({}, json.dumps({"inputs": [tensor]}).encode(), artifact, schema).outputs == (
         v2.RequestedOutput("x"),
     )
     assert [output["name"] for output in v2.model_metadata("e", ("1",), artifact)["outputs"]] == [
-        "x",
+        "x"
     ]
     with pytest.raises(SchemaMismatch, match="'map' is unknown"):
         v2.decode(
             {},
-            json.dumps(
-                {
-                    "inputs": [tensor],
-                    "outputs": [{"name": "map"}],
-                }
-            ).encode(),
+            json.dumps({"inputs": [tensor], "outputs": [{"name": "map"}]}).encode(),
             artifact,
             schema,
         )
 
 
-@given(
-    body=st.binary(max_size=200),
-    length=st.integers(0, 40),
-)
+@given(body=st.binary(max_size=200), length=st.integers(0, 40))
 @settings(max_examples=200)
-def test_any_bytes_are_strings_or_are_refused(body: bytes, length: int) -> None:
+def test_any_bytes_are_strings_or_are_refused(body, length):
 
     with contextlib.suppress(SchemaMismatch):
         assert from_binary(TensorHeader("x", (length,), "BYTES"), memoryview(body)).shape == (

@@ -1,9 +1,5 @@
 """The Open Inference Protocol V2 with Triton's own client and gunicorn."""
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
@@ -13,10 +9,7 @@ from tests.support.servers import gunicorn, variant
 
 
 @pytest.fixture(scope="module")
-def client(
-    tmp_path_factory: pytest.TempPathFactory,
-    model_folders: dict[str, Path],
-) -> Iterator[Any]:
+def client(tmp_path_factory, model_folders):
     state_dir = tmp_path_factory.mktemp("state")
     variants = {kind: {"v": variant(model_folders[kind], "7")} for kind in ("mixed", "tensor")}
     with gunicorn(state_dir, variants) as running:
@@ -25,13 +18,13 @@ def client(
         client.close()
 
 
-def tensor(name: str, array: Any, is_binary: bool) -> InferInput:
+def tensor(name, array, is_binary):
     input_tensor = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
     input_tensor.set_data_from_numpy(array, binary_data=is_binary)
     return input_tensor
 
 
-def test_the_client_finds_server_and_model_ready(client: Any) -> None:
+def test_the_client_finds_server_and_model_ready(client):
     assert client.is_server_live()
     assert client.is_server_ready()
     assert client.is_model_ready("mixed")
@@ -46,20 +39,12 @@ def test_the_client_finds_server_and_model_ready(client: Any) -> None:
     ]
     metadata = client.get_model_metadata("mixed")
     assert metadata["versions"] == ["7"]
-    assert metadata["inputs"][0] == {
-        "name": "carrier",
-        "datatype": "BYTES",
-        "shape": [-1, 1],
-    }
+    assert metadata["inputs"][0] == {"name": "carrier", "datatype": "BYTES", "shape": [-1, 1]}
 
 
 @pytest.mark.parametrize("asks_binary", [False, True, None])
 @pytest.mark.parametrize("is_binary", [False, True])
-def test_the_client_reads_the_outputs_it_requested(
-    client: Any,
-    is_binary: bool,
-    asks_binary: bool | None,
-) -> None:
+def test_the_client_reads_the_outputs_it_requested(client, is_binary, asks_binary):
     columns = {
         "carrier": np.array([["AA"], ["ÜÜ"]], dtype=object),
         "distance": np.zeros((2, 1)),
@@ -79,34 +64,21 @@ def test_the_client_reads_the_outputs_it_requested(
     assert [
         str(value, "utf-8") if isinstance(value, bytes) else value
         for value in result.as_numpy("label")
-    ] == [
-        "yes",
-        "no",
-    ]
+    ] == ["yes", "no"]
     probabilities = result.as_numpy("probabilities")
     assert probabilities.dtype == np.float32
     assert probabilities.shape == (2, 2)
-    np.testing.assert_allclose(
-        probabilities[:, 1],
-        [0.7310586, 0.5],
-        atol=1e-6,
-    )
+    np.testing.assert_allclose(probabilities[:, 1], [0.7310586, 0.5], atol=1e-6)
 
 
-def test_a_large_tensor_goes_both_ways_in_bytes(client: Any) -> None:
+def test_a_large_tensor_goes_both_ways_in_bytes(client):
     image = np.random.default_rng(0).normal(size=(10_000, 2, 2)).astype(np.float32)
     result = client.infer("tensor", [tensor("image", image, is_binary=True)])
     np.testing.assert_array_equal(result.as_numpy("doubled"), image * 2)
 
 
-def test_the_client_shows_our_message(client: Any) -> None:
+def test_the_client_shows_our_message(client):
     with pytest.raises(InferenceServerException, match=r"'image'.*\[any, 2, 2\]"):
-        client.infer(
-            "tensor",
-            [tensor("image", np.zeros((2, 2), np.float32), is_binary=True)],
-        )
+        client.infer("tensor", [tensor("image", np.zeros((2, 2), np.float32), is_binary=True)])
     with pytest.raises(InferenceServerException, match="'none'"):
-        client.infer(
-            "none",
-            [tensor("image", np.zeros((1, 2, 2), np.float32), is_binary=True)],
-        )
+        client.infer("none", [tensor("image", np.zeros((1, 2, 2), np.float32), is_binary=True)])

@@ -3,9 +3,6 @@ side processes.
 """
 
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,13 +13,13 @@ Answer = tuple[int, bytes]
 
 
 @pytest.fixture(scope="session")
-def pyfunc_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def pyfunc_folders(tmp_path_factory):
     """See `save_pyfuncs`."""
     return save_pyfuncs(tmp_path_factory.mktemp("pyfuncs"))
 
 
 @pytest.fixture(scope="session")
-def scorers(pyfunc_folders: dict[str, Path]) -> dict[str, Any]:
+def scorers(pyfunc_folders):
     """Return a `Scorer` per model."""
     from mlflow_deploy_plugin.serve.pyfunc.scorer import Scorer
 
@@ -30,8 +27,8 @@ def scorers(pyfunc_folders: dict[str, Path]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def ask_ours(scorers: dict[str, Any]) -> Callable[[str, str, bytes], Answer]:
-    def ask(model: str, content_type: str, body: bytes) -> Answer:
+def ask_ours(scorers):
+    def ask(model, content_type, body):
         try:
             return 200, scorers[model].invoke(content_type, body).body
         except OnnxserveError as refusal:
@@ -41,7 +38,7 @@ def ask_ours(scorers: dict[str, Any]) -> Callable[[str, str, bytes], Answer]:
 
 
 @pytest.fixture(scope="session")
-def ask_mlflow(pyfunc_folders: dict[str, Path]) -> Callable[[str, str, bytes], Answer]:
+def ask_mlflow(pyfunc_folders):
     """Return the application that `mlflow models serve` starts."""
     import warnings
 
@@ -54,23 +51,17 @@ def ask_mlflow(pyfunc_folders: dict[str, Path]) -> Callable[[str, str, bytes], A
 
     with pytest.MonkeyPatch.context() as patch:
         # init() changes it; the block restores it.
-        patch.setenv(
-            "_MLFLOW_IS_IN_SERVING_ENVIRONMENT",
-            "false",
-        )
+        patch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "false")
         clients = {
             name: TestClient(
-                scoring_server.init(pyfunc.load_model(str(folder))),
-                raise_server_exceptions=False,
+                scoring_server.init(pyfunc.load_model(str(folder))), raise_server_exceptions=False
             )
             for name, folder in pyfunc_folders.items()
         }
 
-    def ask(model: str, content_type: str, body: bytes) -> Answer:
+    def ask(model, content_type, body):
         response = clients[model].post(
-            "/invocations",
-            headers={"Content-Type": content_type},
-            content=body,
+            "/invocations", headers={"Content-Type": content_type}, content=body
         )
         return response.status_code, response.content
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from itertools import permutations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,18 +20,14 @@ from sklearn.ensemble import (
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, PoissonRegressor, Ridge
 from sklearn.neural_network import MLPRegressor
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.tree import DecisionTreeRegressor
 from xgboost import XGBClassifier
 
 import mlflow_deploy_plugin
 from mlflow_deploy_plugin.core.errors import InferenceError
-from mlflow_deploy_plugin.serve.runtime.additive import (
-    ADDITIVE_FILE,
-    AdditiveForm,
-    read_additive,
-)
+from mlflow_deploy_plugin.serve.runtime.additive import ADDITIVE_FILE, AdditiveForm, read_additive
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.wrap.convert.batch import Batch
@@ -43,7 +38,7 @@ EXPLAINED = 60
 
 
 @pytest.fixture(scope="module")
-def explainer() -> Any:
+def explainer():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NUMBA_DISABLE_JIT", "1")  # The compilation takes 20 s.
         from mlflow_deploy_plugin.serve.pyfunc import explainer
@@ -61,13 +56,7 @@ class Explained:
     form: AdditiveForm | None
 
 
-def explain(
-    explainer: Any,
-    original: Any,
-    rows: Any,
-    folder: Path,
-    count: int = EXPLAINED,
-) -> Explained:
+def explain(explainer, original, rows, folder, count=EXPLAINED):
     mlflow_deploy_plugin.save_model(original, folder, input_example=rows)
     model = OnnxModel.load(folder)
     feeds = Batch.read(rows[:count]).feeds(model.schema)
@@ -78,28 +67,26 @@ def explain(
     return Explained(contributions, matrix, model, read_additive(folder))
 
 
-def values_of_trees(original: Any, background: Array, rows: Array) -> Array:
+def values_of_trees(original, background, rows):
     """Return shap's values for the first rows of the original, [N, columns, sums]."""
     import shap
 
     explainer = shap.TreeExplainer(
-        original,
-        background.astype(float),
-        feature_perturbation="interventional",
+        original, background.astype(float), feature_perturbation="interventional"
     )
     values = explainer.shap_values(rows[:EXPLAINED], check_additivity=False)
     return np.reshape(values, (EXPLAINED, rows.shape[1], -1))
 
 
-def numbers() -> Array:
+def numbers():
     return np.random.default_rng(0).normal(size=(ROWS, 4)).astype("float32").astype(float)
 
 
-def is_high(rows: Array) -> Array:
+def is_high(rows):
     return (rows[:, 0] + rows[:, 1] * rows[:, 2] > 0).astype(int)
 
 
-def with_gaps(rows: Array) -> Array:
+def with_gaps(rows):
     gaps = np.random.default_rng(1).random(rows.shape) < 0.1
     return np.where(gaps, np.nan, rows)
 
@@ -115,12 +102,7 @@ def with_gaps(rows: Array) -> Array:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_trees_have_the_contributions_of_shap(
-    explainer: Any,
-    tmp_path: Path,
-    original: Any,
-    link: str,
-) -> None:
+def test_trees_have_the_contributions_of_shap(explainer, tmp_path, original, link):
     rows = numbers()
     original.fit(rows, is_high(rows))
     explained = explain(explainer, original, rows, tmp_path / "model")
@@ -139,7 +121,7 @@ def test_trees_have_the_contributions_of_shap(
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_missing_values_follow_the_trees(explainer: Any, tmp_path: Path, original: Any) -> None:
+def test_missing_values_follow_the_trees(explainer, tmp_path, original):
     rows = with_gaps(numbers())
     original.fit(rows, is_high(numbers()))
     explained = explain(explainer, original, rows, tmp_path / "model")
@@ -149,19 +131,10 @@ def test_missing_values_follow_the_trees(explainer: Any, tmp_path: Path, origina
 
 @pytest.mark.parametrize(
     ("original", "link"),
-    [
-        (LogisticRegression(), "logit"),
-        (Ridge(), "identity"),
-        (PoissonRegressor(), "log"),
-    ],
+    [(LogisticRegression(), "logit"), (Ridge(), "identity"), (PoissonRegressor(), "log")],
     ids=lambda value: type(value).__name__,
 )
-def test_linear_models_have_the_contributions_of_shap(
-    explainer: Any,
-    tmp_path: Path,
-    original: Any,
-    link: str,
-) -> None:
+def test_linear_models_have_the_contributions_of_shap(explainer, tmp_path, original, link):
     import shap
 
     rows = numbers()
@@ -184,11 +157,7 @@ def test_linear_models_have_the_contributions_of_shap(
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_the_scores_of_three_classes_are_explained(
-    explainer: Any,
-    tmp_path: Path,
-    original: Any,
-) -> None:
+def test_the_scores_of_three_classes_are_explained(explainer, tmp_path, original):
     """shap refuses or crashes for some of these originals, so the sums are checked."""
     rows = numbers()
     original.fit(rows, np.digitize(rows[:, 0], [-0.5, 0.5]))
@@ -198,18 +167,17 @@ def test_the_scores_of_three_classes_are_explained(
     powers = np.exp(scores)
     assert contributions.outputs == [0, 1, 2]
     assert powers / powers.sum(axis=1, keepdims=True) == pytest.approx(
-        original.predict_proba(rows[:EXPLAINED]),
-        abs=1e-6,
+        original.predict_proba(rows[:EXPLAINED]), abs=1e-6
     )
 
 
-def fares() -> pd.DataFrame:
+def fares():
     rng = np.random.default_rng(0)
     city = rng.choice(["Lyon", "Nice", "Paris", "Brest"], ROWS, p=[0.5, 0.3, 0.195, 0.005])
     return pd.DataFrame({"city": city, "km": rng.normal(size=ROWS), "age": rng.normal(size=ROWS)})
 
 
-def pipeline(predictor: Any) -> Pipeline:
+def pipeline(predictor):
     scaled = make_pipeline(SimpleImputer(), StandardScaler())
     encode = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
     columns = ColumnTransformer([("n", scaled, ["km", "age"]), ("c", encode, ["city"])])
@@ -225,11 +193,7 @@ def pipeline(predictor: Any) -> Pipeline:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_the_contributions_of_an_encoded_column_are_summed(
-    explainer: Any,
-    tmp_path: Path,
-    predictor: Any,
-) -> None:
+def test_the_contributions_of_an_encoded_column_are_summed(explainer, tmp_path, predictor):
     import shap
 
     rows = fares()
@@ -247,12 +211,11 @@ def test_the_contributions_of_an_encoded_column_are_summed(
     expected = [by_feature[:, 2:].sum(axis=1), by_feature[:, 0], by_feature[:, 1]]
     assert [feature.name for feature in explained.contributions.features] == ["city", "km", "age"]
     assert explained.contributions.values[:, :, 0] == pytest.approx(
-        np.stack(expected, axis=1),
-        abs=1e-6,
+        np.stack(expected, axis=1), abs=1e-6
     )
 
 
-def shops() -> pd.DataFrame:
+def shops():
     """Return rows with missing values, two columns of categories, and a number."""
     rng = np.random.default_rng(0)
     cities = pd.Categorical(rng.choice([*"abcdefgh"], ROWS))
@@ -261,7 +224,7 @@ def shops() -> pd.DataFrame:
     return rows.assign(rooms=pd.Categorical(rng.integers(5, 9, ROWS)))
 
 
-def shapley_values(score: Any, background: pd.DataFrame, row: pd.DataFrame) -> list[float]:
+def shapley_values(score, background, row):
     """Return the values of the columns by their definition: the mean change of the
     score over all orders of the columns.
     """
@@ -299,13 +262,7 @@ def shapley_values(score: Any, background: pd.DataFrame, row: pd.DataFrame) -> l
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_native_categories_have_exact_contributions(
-    explainer: Any,
-    tmp_path: Path,
-    original: Any,
-    score: Any,
-    count: int,
-) -> None:
+def test_native_categories_have_exact_contributions(explainer, tmp_path, original, score, count):
     rows = shops()
     is_even = rows["city"].isin([*"aceg"]) == rows["rooms"].isin([5, 7])
     original.fit(rows, (rows["km"].fillna(0) + 2 * is_even > 1).astype(int))
@@ -319,7 +276,7 @@ def test_native_categories_have_exact_contributions(
         assert values == pytest.approx(expected, abs=1e-6)
 
 
-def test_other_models_are_explained_by_permutations(explainer: Any, tmp_path: Path) -> None:
+def test_other_models_are_explained_by_permutations(explainer, tmp_path):
     rows = numbers()
     original = MLPRegressor(hidden_layer_sizes=(4,), max_iter=50).fit(rows, rows[:, 0])
     explained = explain(explainer, original, rows, tmp_path / "model", count=5)
@@ -328,7 +285,7 @@ def test_other_models_are_explained_by_permutations(explainer: Any, tmp_path: Pa
     assert explained.contributions.link == "identity"
 
 
-def small_forest() -> tuple[AdditiveForm, Array]:
+def small_forest():
     """Return the form of a forest, and its rows."""
     rows = np.resize(numbers(), (2_100, 4))
     form = additive_form(RandomForestRegressor(5, max_depth=4).fit(rows, is_high(rows)))
@@ -337,11 +294,7 @@ def small_forest() -> tuple[AdditiveForm, Array]:
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 2**20])
-def test_the_contributions_do_not_depend_on_the_number_of_rows(
-    explainer: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    kept_bytes: int,
-) -> None:
+def test_the_contributions_do_not_depend_on_the_number_of_rows(explainer, monkeypatch, kept_bytes):
     from mlflow_deploy_plugin.serve.pyfunc import exact
 
     monkeypatch.setattr(exact, "KEPT_BYTES", kept_bytes)
@@ -354,7 +307,7 @@ def test_the_contributions_do_not_depend_on_the_number_of_rows(
 
 
 @pytest.mark.parametrize("count", [1, 51])
-def test_no_tree_is_explained_after_the_deadline(explainer: Any, count: int) -> None:
+def test_no_tree_is_explained_after_the_deadline(explainer, count):
     from mlflow_deploy_plugin.serve.pyfunc import exact
 
     form, rows = small_forest()
@@ -362,7 +315,7 @@ def test_no_tree_is_explained_after_the_deadline(explainer: Any, count: int) -> 
         exact.ExactExplainer(form, rows[:30]).contributions(rows[:count], 4, deadline=0.0)
 
 
-def test_explainers_are_kept_by_model_and_background(explainer: Any) -> None:
+def test_explainers_are_kept_by_model_and_background(explainer):
     from mlflow_deploy_plugin.serve.pyfunc.exact import exact_explainer
 
     form, rows = small_forest()
@@ -371,7 +324,7 @@ def test_explainers_are_kept_by_model_and_background(explainer: Any) -> None:
     assert exact_explainer(form, rows[30:60].tobytes()) is not kept
 
 
-def precise() -> Array:
+def precise():
     """Return numbers of 64 bits, the last of which are times in seconds."""
     rows = np.random.default_rng(0).normal(size=(ROWS, 4))
     rows[:, 3] = 1.7e9 + np.round(rows[:, 3] * 100)
@@ -391,13 +344,8 @@ def precise() -> Array:
     ids=lambda value: type(value).__name__,
 )
 def test_contributions_add_up_to_the_prediction(
-    explainer: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    original: Any,
-    count: int,
-    kept_bytes: int,
-) -> None:
+    explainer, tmp_path, monkeypatch, original, count, kept_bytes
+):
     from mlflow_deploy_plugin.serve.pyfunc import exact
 
     monkeypatch.setattr(exact, "KEPT_BYTES", kept_bytes)
@@ -415,7 +363,7 @@ def test_contributions_add_up_to_the_prediction(
         assert sums[:, 0] == pytest.approx(original.predict(rows[:count]), rel=1e-6, abs=1e-4)
 
 
-def test_trees_of_forty_thousand_nodes_are_explained(explainer: Any) -> None:
+def test_trees_of_forty_thousand_nodes_are_explained(explainer):
     """shap counts the nodes of a tree with 16 bits."""
     from mlflow_deploy_plugin.serve.pyfunc.exact import ExactExplainer
 
@@ -428,7 +376,7 @@ def test_trees_of_forty_thousand_nodes_are_explained(explainer: Any) -> None:
     )
 
 
-def test_contributions_that_miss_the_prediction_are_refused(explainer: Any, tmp_path: Path) -> None:
+def test_contributions_that_miss_the_prediction_are_refused(explainer, tmp_path):
     rows = numbers()
     original = HistGradientBoostingRegressor(max_iter=10).fit(rows, rows[:, 0])
     folder = tmp_path / "model"

@@ -3,8 +3,6 @@ answers.
 """
 
 import os
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,24 +25,16 @@ FEW = "few (float[N,400] X) => (float[N,1] y) <int64[1] axis = {1}> { y = Reduce
 
 
 @pytest.fixture(scope="module")
-def explainer() -> Any:
+def explainer():
     with pytest.MonkeyPatch.context() as patch:
         # serve/pyfunc/__main__.py does the same and gives the reason.
-        patch.setenv(
-            "NUMBA_DISABLE_JIT",
-            "1",
-        )
+        patch.setenv("NUMBA_DISABLE_JIT", "1")
         from mlflow_deploy_plugin.serve.pyfunc import explainer
 
         return explainer
 
 
-def model(
-    folder: Path,
-    graph: str,
-    width: int = 2,
-    rows: list[list[float]] | None = None,
-) -> Path:
+def model(folder, graph, width=2, rows=None):
     signature = [tensor_column("float32", -1, width)]
     section = {
         "inputs": [graph_tensor("X", "float32", -1, width)],
@@ -52,39 +42,24 @@ def model(
         "prediction": ["y"],
     }
     return with_example(
-        write_model(folder, graph, signature, section),
-        {"inputs": rows or [[1.0] * width]},
+        write_model(folder, graph, signature, section), {"inputs": rows or [[1.0] * width]}
     )
 
 
-def question(
-    folder: Path,
-    row: list[float],
-    seconds: float = 60.0,
-    max_evals: int = 50,
-) -> SideMessage:
+def question(folder, row, seconds=60.0, max_evals=50):
     feeds = {"X": np.array([row], dtype=np.float32)}
     fields = {"folder": str(folder), "max_evals": max_evals, "seed": 0, "seconds": seconds}
     return SideMessage("explain", fields, {"feeds": feeds})
 
 
-def test_a_missing_value_is_a_value_of_its_own(explainer: Any, tmp_path: Path) -> None:
-    folder = model(
-        tmp_path / "m",
-        MISSING,
-        rows=[[1.0, float("nan")]],
-    )
-    answer = explainer.answer(
-        question(
-            folder,
-            [float("nan"), float("nan")],
-        )
-    )
+def test_a_missing_value_is_a_value_of_its_own(explainer, tmp_path):
+    folder = model(tmp_path / "m", MISSING, rows=[[1.0, float("nan")]])
+    answer = explainer.answer(question(folder, [float("nan"), float("nan")]))
     assert answer.arrays["explained"]["values"].tolist() == [[[8.0], [0.0]]]
     assert answer.arrays["explained"]["base_values"].tolist() == [10.0]
 
 
-def test_nearly_equal_numbers_are_distinguished(explainer: Any, tmp_path: Path) -> None:
+def test_nearly_equal_numbers_are_distinguished(explainer, tmp_path):
     """Numbers must be coded, because shap treats numbers as equal if their relative
     difference is below 1e-5.
     """
@@ -93,13 +68,13 @@ def test_nearly_equal_numbers_are_distinguished(explainer: Any, tmp_path: Path) 
     assert answer.arrays["explained"]["values"].tolist() == [[[1.0], [0.0]]]
 
 
-def test_a_question_gives_up_when_its_time_is_up(explainer: Any, tmp_path: Path) -> None:
+def test_a_question_gives_up_when_its_time_is_up(explainer, tmp_path):
     folder = model(tmp_path / "m", MISSING)
     with pytest.raises(DeadlineExceeded, match=r"explained within -1.*50"):
         explainer.answer(question(folder, [1.0, 2.0], seconds=-1.0))
 
 
-def test_a_wide_model_is_explained_against_fewer_rows(explainer: Any, tmp_path: Path) -> None:
+def test_a_wide_model_is_explained_against_fewer_rows(explainer, tmp_path):
     rows = np.random.default_rng(0).normal(size=(60, 400)).astype("float32").tolist()
     folder = model(tmp_path / "m", FEW, 400, rows)
     answer = explainer.answer(question(folder, [0.0] * 400, max_evals=801))
@@ -115,23 +90,15 @@ def test_a_wide_model_is_explained_against_fewer_rows(explainer: Any, tmp_path: 
     ],
 )
 def test_a_model_that_does_not_answer_a_few_numbers_a_row_is_refused(
-    explainer: Any,
-    tmp_path: Path,
-    graph: str,
-    width: int,
-    said: str,
-) -> None:
+    explainer, tmp_path, graph, width, said
+):
     folder = model(tmp_path / "m", graph, width, [[1.0] * width] * 3)
     with pytest.raises(InvalidRequest) as caught:
         explainer.answer(question(folder, [0.0] * width, max_evals=801))
     assert caught.value.message == said
 
 
-def test_an_invalid_or_unreadable_reference_is_an_error(
-    explainer: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_invalid_or_unreadable_reference_is_an_error(explainer, tmp_path, monkeypatch):
     folder = model(tmp_path / "m", MISSING)
     with_reference(folder, {"X": [[1.0], [2.0]]})
     (folder / "reference.parquet").write_text("no Parquet")
@@ -153,20 +120,14 @@ def test_an_invalid_or_unreadable_reference_is_an_error(
 
 
 def test_integers_and_booleans_that_the_reference_has_among_floats_are_explained(
-    explainer: Any,
-    tmp_path: Path,
-) -> None:
+    explainer, tmp_path
+):
     graph = (
         "mixed (float[N,2] X) => (float[N,1] y) <int64[1] axis = {1}> { y = ReduceSum(X, axis) }"
     )
-    signature = [
-        {"name": "minute", "type": "long"},
-        {"name": "weekend", "type": "boolean"},
-    ]
+    signature = [{"name": "minute", "type": "long"}, {"name": "weekend", "type": "boolean"}]
     section = {
-        "inputs": [
-            graph_tensor("X", "float32", -1, 2, columns=["minute", "weekend"]),
-        ],
+        "inputs": [graph_tensor("X", "float32", -1, 2, columns=["minute", "weekend"])],
         "outputs": [graph_tensor("y", "float32", -1, 1, role="values")],
         "prediction": ["y"],
     }

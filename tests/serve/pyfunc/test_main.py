@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,13 +12,10 @@ from mlflow_deploy_plugin.serve.pyfunc.__main__ import start_scorer
 from tests.support.refusals import mentions
 
 
-def test_a_pickle_that_another_version_wrote_is_refused_with_both_versions(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_pickle_that_another_version_wrote_is_refused_with_both_versions(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "environ", dict(os.environ))
     (tmp_path / "MLmodel").write_text(
-        "flavors: {python_function: {loader_module: mlflow.sklearn, model_path: model.pkl}}\n",
+        "flavors: {python_function: {loader_module: mlflow.sklearn, model_path: model.pkl}}\n"
     )
     (tmp_path / "requirements.txt").write_text("mlflow==2.9.2\nnumpy==0.1\n")
     (tmp_path / "model.pkl").write_bytes(b"cnumpy\nno_such_name\n.")
@@ -28,25 +24,22 @@ def test_a_pickle_that_another_version_wrote_is_refused_with_both_versions(
     message = str(refused.value)
     assert message.startswith("MLflow cannot load the model: AttributeError: ")
     assert message.endswith(
-        f"; install the versions it was logged with: numpy 0.1 ({np.__version__} is installed)",
+        f"; install the versions it was logged with: numpy 0.1 ({np.__version__} is installed)"
     )
     assert str(tmp_path) not in message
 
 
-def test_the_error_of_a_missing_package_names_how_to_install_it(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_error_of_a_missing_package_names_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "environ", dict(os.environ))
     (tmp_path / "MLmodel").write_text(
-        "flavors: {python_function: {loader_module: not_installed_here}}\n",
+        "flavors: {python_function: {loader_module: not_installed_here}}\n"
     )
     (tmp_path / "requirements.txt").write_text("mlflow==2.9.2\nnumpy==0.1\n")
     with pytest.raises(InvalidArtifact) as refused:
         start_scorer(tmp_path)
     message = str(refused.value)
     assert message.startswith(
-        "the model needs the Python module 'not_installed_here', which is not installed here (it ",
+        "the model needs the Python module 'not_installed_here', which is not installed here (it "
     )
     assert mentions(message, "numpy 0.1", np.__version__, "`pip install")
     assert mentions(message, "`mlflow.pyfunc.get_model_dependencies(MODEL_URI)`")
@@ -74,7 +67,7 @@ print(*(set(sys.modules) - before))
 """
 
 
-def test_side_process_imports_mlflow_and_few_own_modules() -> None:
+def test_side_process_imports_mlflow_and_few_own_modules():
     imported = set(subprocess.check_output([sys.executable, "-c", IMPORTED], text=True).split())
     own = {f"mlflow_deploy_plugin.{name}" for name in OWN_MODULES.split()}
     own.add("mlflow_deploy_plugin")

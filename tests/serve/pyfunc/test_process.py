@@ -5,10 +5,7 @@ worker.
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.metadata import version
-from pathlib import Path
-from typing import IO
 
 import pytest
 
@@ -71,17 +68,13 @@ answer_all(int(sys.argv[2]), "test", start)
 
 
 @pytest.fixture
-def connections() -> Iterator[tuple[socket.socket, socket.socket]]:
+def connections():
     ours, theirs = socket.socketpair()
     with ours, theirs:
         yield ours, theirs
 
 
-def start(
-    connections: tuple[socket.socket, socket.socket],
-    how: str,
-    log: int | IO[bytes] = subprocess.DEVNULL,
-) -> Child:
+def start(connections, how, log=subprocess.DEVNULL):
     theirs = connections[1]
     command = [sys.executable, "-c", CHILD, how, str(theirs.fileno())]
     child = Child(command, descriptors=[theirs.fileno()], stderr=log)
@@ -89,7 +82,7 @@ def start(
     return child
 
 
-def connect(control: socket.socket) -> socket.socket:
+def connect(control):
     """Return a connection for requests, whose other end was passed to the process."""
     ours, theirs = socket.socketpair()
     with theirs:
@@ -97,16 +90,14 @@ def connect(control: socket.socket) -> socket.socket:
     return ours
 
 
-def ask(connection: socket.socket, kind: str, **fields: int) -> SideMessage:
+def ask(connection, kind, **fields):
     send_message(connection, SideMessage(kind, fields))
     answer = receive_message(connection)
     assert answer is not None
     return answer
 
 
-def test_it_answers_refuses_and_ends_when_the_connection_is_closed(
-    connections: tuple[socket.socket, socket.socket],
-) -> None:
+def test_it_answers_refuses_and_ends_when_the_connection_is_closed(connections):
     child = start(connections, "works")
     control = connections[0]
     ready = receive_message(control)
@@ -137,9 +128,7 @@ def test_it_answers_refuses_and_ends_when_the_connection_is_closed(
     wait_until(lambda: child.wait(0) is not None, 60, "the end of the side process")
 
 
-def test_it_waits_for_a_thread_if_the_machine_allows_no_more(
-    connections: tuple[socket.socket, socket.socket],
-) -> None:
+def test_it_waits_for_a_thread_if_the_machine_allows_no_more(connections):
     child = start(connections, "has few threads")
     control = connections[0]
     assert receive_message(control) == SideMessage("ready")
@@ -154,13 +143,7 @@ def test_it_waits_for_a_thread_if_the_machine_allows_no_more(
     ("how", "said", "status"),
     [("has an end", "sends what waits\n", 0), ("hangs at its end", "", -9)],
 )
-def test_it_has_a_moment_to_end_when_the_worker_has_gone(
-    connections: tuple[socket.socket, socket.socket],
-    tmp_path: Path,
-    how: str,
-    said: str,
-    status: int,
-) -> None:
+def test_it_has_a_moment_to_end_when_the_worker_has_gone(connections, tmp_path, how, said, status):
     with (tmp_path / "log").open("wb") as log:
         child = start(connections, how, log)
     receive_message(connections[0])
@@ -169,11 +152,7 @@ def test_it_has_a_moment_to_end_when_the_worker_has_gone(
     assert (tmp_path / "log").read_text() == said
 
 
-def test_its_log_is_in_the_form_of_the_server_s(
-    connections: tuple[socket.socket, socket.socket],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_its_log_is_in_the_form_of_the_server_s(connections, tmp_path, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_LOG_FORMAT", "ecs")
     with (tmp_path / "log").open("wb") as log:
         child = start(connections, "works", log)
@@ -182,18 +161,12 @@ def test_its_log_is_in_the_form_of_the_server_s(
         ask(ours, "raise")
     connections[0].close()
     wait_until(lambda: child.wait(0) is not None, 60, "the end of the side process")
-    (line,) = map(
-        read_line,
-        (tmp_path / "log").read_text().splitlines(),
-    )
+    (line,) = map(read_line, (tmp_path / "log").read_text().splitlines())
     assert line["service.node.role"] == "test"
     assert line["error.type"] == "KeyError"
 
 
-def test_a_closed_connection_does_not_end_or_log_in_the_side_process(
-    connections: tuple[socket.socket, socket.socket],
-    tmp_path: Path,
-) -> None:
+def test_a_closed_connection_does_not_end_or_log_in_the_side_process(connections, tmp_path):
     with (tmp_path / "log").open("wb") as log:
         child = start(connections, "works", log)
     receive_message(connections[0])
@@ -206,9 +179,7 @@ def test_a_closed_connection_does_not_end_or_log_in_the_side_process(
     assert (tmp_path / "log").read_text() == ""
 
 
-def test_one_that_cannot_start_says_why_and_ends(
-    connections: tuple[socket.socket, socket.socket],
-) -> None:
+def test_one_that_cannot_start_says_why_and_ends(connections):
     child = start(connections, "fails")
     failed = receive_message(connections[0])
     assert failed is not None
@@ -217,7 +188,7 @@ def test_one_that_cannot_start_says_why_and_ends(
     assert child.wait(60) == 0
 
 
-def test_an_exception_is_named_in_one_line_without_paths() -> None:
+def test_an_exception_is_named_in_one_line_without_paths():
     assert mentions(
         error_summary(KeyError("no such\nthing in /usr/lib/python3/thing.py")),
         "KeyError",
@@ -226,25 +197,23 @@ def test_an_exception_is_named_in_one_line_without_paths() -> None:
     assert error_summary(MemoryError()) == "MemoryError"
 
 
-def test_the_text_that_mlflow_appends_is_removed() -> None:
+def test_the_text_that_mlflow_appends_is_removed():
     text = "Failed to predict data '[1]'. \nError: column missing\nInput: 1,2,3"
     assert clean_message(text) == "column missing"
 
 
-def test_a_long_message_is_cut() -> None:
+def test_a_long_message_is_cut():
     assert clean_message("x" * 10_000) == "x" * 499 + "…"
 
 
-def test_half_a_surrogate_pair_that_a_message_quotes_is_spelled() -> None:
+def test_half_a_surrogate_pair_that_a_message_quotes_is_spelled():
     assert clean_message("schema of 'a\ud800'") == "schema of 'a\\ud800'"
 
 
-def test_versions_are_compared_with_those_of_this_platform_as_pip_reads_them(
-    tmp_path: Path,
-) -> None:
+def test_versions_are_compared_with_those_of_this_platform_as_pip_reads_them(tmp_path):
     (tmp_path / "requirements.txt").write_bytes(
         b"# \xff\n-r more.txt\nmlflow==2.9\nnumpy<0.3,>=0.1\nno-such-thing\n"
-        b"other==1; python_version < '3'\n",
+        b"other==1; python_version < '3'\n"
     )
     assert version_differences(tmp_path) == {
         "numpy": f"numpy <0.3,>=0.1 ({version('numpy')} is installed)",

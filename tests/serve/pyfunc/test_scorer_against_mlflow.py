@@ -7,8 +7,6 @@ differs fails the test.
 
 import io
 import json
-from collections.abc import Callable
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -19,24 +17,15 @@ PARQUET = "application/vnd.apache.parquet"
 """The rows of a file, which `onnxserve predict` passes to a model in its process."""
 
 
-def split(
-    columns: list[str],
-    *rows: list[Any],
-    **more: Any,
-) -> bytes:
-    return json.dumps(
-        {
-            "dataframe_split": {"columns": columns, "data": rows},
-            **more,
-        }
-    ).encode()
+def split(columns, *rows, **more):
+    return json.dumps({"dataframe_split": {"columns": columns, "data": rows}, **more}).encode()
 
 
-def body(**document: Any) -> bytes:
+def body(**document):
     return json.dumps(document).encode()
 
 
-def parquet(**columns: list[Any]) -> bytes:
+def parquet(**columns):
     file = io.BytesIO()
     pd.DataFrame(columns).to_parquet(file)
     return file.getvalue()
@@ -45,71 +34,26 @@ def parquet(**columns: list[Any]) -> bytes:
 DAYS = ["when", "name"]
 BLOB = "AAECAw=="
 CASES: list[tuple[str, str, str, bytes]] = [
-    (
-        "dates",
-        "days",
-        JSON,
-        split(DAYS, ["2013-07-01T00:00:00", "ä"], ["2013-12-31", "b"]),
-    ),
-    (
-        "a param",
-        "days",
-        JSON,
-        split(DAYS, ["2013-07-01", "a"], params={"plus": 100}),
-    ),
-    (
-        "a param as text",
-        "days",
-        JSON,
-        split(DAYS, ["2013-07-01", "a"], params={"plus": "many"}),
-    ),
+    ("dates", "days", JSON, split(DAYS, ["2013-07-01T00:00:00", "ä"], ["2013-12-31", "b"])),
+    ("a param", "days", JSON, split(DAYS, ["2013-07-01", "a"], params={"plus": 100})),
+    ("a param as text", "days", JSON, split(DAYS, ["2013-07-01", "a"], params={"plus": "many"})),
     (
         "a param that the model does not know",
         "days",
         JSON,
         split(DAYS, ["2013-07-01", "a"], params={"minus": 1}),
     ),
-    (
-        "params that are a list",
-        "days",
-        JSON,
-        split(DAYS, ["2013-07-01", "a"], params=[1]),
-    ),
-    (
-        "records",
-        "days",
-        JSON,
-        body(dataframe_records=[{"when": "2013-07-01", "name": "a"}]),
-    ),
-    (
-        "inputs by column",
-        "days",
-        JSON,
-        body(inputs={"when": ["2013-07-01"], "name": ["a"]}),
-    ),
-    (
-        "instances",
-        "days",
-        JSON,
-        body(instances=[{"when": "2013-07-01", "name": "a"}]),
-    ),
+    ("params that are a list", "days", JSON, split(DAYS, ["2013-07-01", "a"], params=[1])),
+    ("records", "days", JSON, body(dataframe_records=[{"when": "2013-07-01", "name": "a"}])),
+    ("inputs by column", "days", JSON, body(inputs={"when": ["2013-07-01"], "name": ["a"]})),
+    ("instances", "days", JSON, body(instances=[{"when": "2013-07-01", "name": "a"}])),
     ("no date", "days", JSON, split(DAYS, ["yesterday", "a"])),
     ("a date of America", "days", JSON, split(DAYS, ["12/31/2013", "a"])),
     ("no date but null", "days", JSON, split(DAYS, [None, "a"])),
     ("a number for a date", "days", JSON, split(DAYS, [1372723200000, "a"])),
-    (
-        "dates in Parquet",
-        "days",
-        PARQUET,
-        parquet(when=[pd.Timestamp("2013-07-01")], name=["a"]),
-    ),
+    ("dates in Parquet", "days", PARQUET, parquet(when=[pd.Timestamp("2013-07-01")], name=["a"])),
     ("a missing column", "days", JSON, split(["when"], ["2013-07-01"])),
-    (
-        "an extra column",
-        "days",
-        JSON,
-        split([*DAYS, "more"], ["2013-07-01", "a", 1]),
-    ),
+    ("an extra column", "days", JSON, split([*DAYS, "more"], ["2013-07-01", "a", 1])),
     ("a number for a text", "days", JSON, split(DAYS, ["2013-07-01", 5])),
     ("dates in CSV", "days", CSV, b"when,name\n2013-07-01,a\n"),
     ("no date in CSV", "days", CSV, b"when,name\nyesterday,a\n"),
@@ -117,12 +61,7 @@ CASES: list[tuple[str, str, str, bytes]] = [
     ("broken JSON", "days", JSON, b"{"),
     ("no UTF-8", "days", JSON, b"\xff"),
     ("a list", "days", JSON, b"[]"),
-    (
-        "two forms",
-        "days",
-        JSON,
-        body(inputs=[1], instances=[1]),
-    ),
+    ("two forms", "days", JSON, body(inputs=[1], instances=[1])),
     ("no form", "days", JSON, body(data=[1])),
     ("empty", "days", JSON, b""),
     ("another content type", "days", "text/plain", b"x"),
@@ -134,156 +73,68 @@ CASES: list[tuple[str, str, str, bytes]] = [
         JSON + "; format=pandas-split",
         split(DAYS, ["2013-07-01", "a"]),
     ),
-    (
-        "columns of the signature",
-        "knn",
-        JSON,
-        split(["a", "b", "c"], [1, 2, 3], [-1.0, 2, 3]),
-    ),
-    (
-        "columns in another order",
-        "knn",
-        JSON,
-        split(["c", "b", "a"], [1, 2, 3]),
-    ),
-    (
-        "null for a number",
-        "knn",
-        JSON,
-        split(["a", "b", "c"], [1, None, 3]),
-    ),
+    ("columns of the signature", "knn", JSON, split(["a", "b", "c"], [1, 2, 3], [-1.0, 2, 3])),
+    ("columns in another order", "knn", JSON, split(["c", "b", "a"], [1, 2, 3])),
+    ("null for a number", "knn", JSON, split(["a", "b", "c"], [1, None, 3])),
     (
         "NaN for a number",
         "knn",
         JSON,
         b'{"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1, NaN, 3]]}}',
     ),
-    (
-        "a text for a number",
-        "knn",
-        JSON,
-        split(["a", "b", "c"], [1, "two", 3]),
-    ),
+    ("a text for a number", "knn", JSON, split(["a", "b", "c"], [1, "two", 3])),
     ("no rows", "knn", JSON, split(["a", "b", "c"])),
     ("a CSV", "knn", CSV, b"a,b,c\n1,2,3\n"),
     ("a CSV with a text", "knn", CSV, b"a,b,c\n1,two,3\n"),
     ("an empty CSV", "knn", CSV, b""),
     ("a CSV that is no UTF-8", "knn", CSV, b"a,b,c\n\xff,2,3\n"),
-    (
-        "data that is no list",
-        "knn",
-        JSON,
-        body(dataframe_split={"columns": ["a"], "data": 3}),
-    ),
+    ("data that is no list", "knn", JSON, body(dataframe_split={"columns": ["a"], "data": 3})),
     ("split that is a number", "knn", JSON, body(dataframe_split=3)),
     ("records that are numbers", "knn", JSON, body(dataframe_records=[1, 2])),
-    (
-        "no signature, a table",
-        "anything",
-        JSON,
-        split(["x", "y"], [1, "a"], [2.5, None]),
-    ),
+    ("no signature, a table", "anything", JSON, split(["x", "y"], [1, "a"], [2.5, None])),
     ("no signature, a list", "anything", JSON, body(inputs=[1, 2, 3])),
-    (
-        "no signature, a mapping",
-        "anything",
-        JSON,
-        body(inputs={"a": [1, 2], "b": [[1], [2]]}),
-    ),
+    ("no signature, a mapping", "anything", JSON, body(inputs={"a": [1, 2], "b": [[1], [2]]})),
     ("no signature, texts", "anything", JSON, body(instances=["a", "b"])),
     ("no signature, CSV", "anything", CSV, b"x,y\n1,a\n"),
-    (
-        "no signature, ragged",
-        "anything",
-        JSON,
-        body(instances=[[1], [1, 2]]),
-    ),
+    ("no signature, ragged", "anything", JSON, body(instances=[[1], [1, 2]])),
     (
         "no signature, chat messages",
         "anything",
         JSON,
         body(messages=[{"role": "user", "content": "hello"}]),
     ),
-    (
-        "Parquet",
-        "knn",
-        PARQUET,
-        parquet(a=[1.0], b=[2.0], c=[3.0]),
-    ),
+    ("Parquet", "knn", PARQUET, parquet(a=[1.0], b=[2.0], c=[3.0])),
     (
         "objects",
         "nested",
         JSON,
         body(
             dataframe_records=[
-                {
-                    "points": [1, 2.5],
-                    "place": {"name": "p", "height": 1},
-                    "tags": ["t"],
-                },
-            ],
+                {"points": [1, 2.5], "place": {"name": "p", "height": 1}, "tags": ["t"]}
+            ]
         ),
     ),
     (
         "an object that lacks a key",
         "nested",
         JSON,
-        body(
-            dataframe_records=[
-                {
-                    "points": [1],
-                    "place": {},
-                    "tags": [],
-                }
-            ]
-        ),
+        body(dataframe_records=[{"points": [1], "place": {}, "tags": []}]),
     ),
     (
         "an array of another type",
         "nested",
         JSON,
         body(
-            dataframe_records=[
-                {
-                    "points": ["a"],
-                    "place": {"name": "p", "height": 1},
-                    "tags": [],
-                }
-            ],
+            dataframe_records=[{"points": ["a"], "place": {"name": "p", "height": 1}, "tags": []}]
         ),
     ),
     ("base64", "bytes", JSON, split(["blob"], [BLOB])),
     ("no base64", "bytes", JSON, split(["blob"], ["%%"])),
-    (
-        "an optional column",
-        "bytes",
-        JSON,
-        split(["blob", "extra"], [BLOB, 1.5]),
-    ),
-    (
-        "named tensors",
-        "tensors",
-        JSON,
-        body(inputs={"a": [[1, 2], [3, 4]], "b": [1, 2]}),
-    ),
-    (
-        "a tensor missing",
-        "tensors",
-        JSON,
-        body(inputs={"a": [[1, 2]]}),
-    ),
-    (
-        "a tensor of another shape",
-        "tensors",
-        JSON,
-        body(inputs={"a": [[1, 2, 3]], "b": [1]}),
-    ),
-    (
-        "named tensors by row",
-        "tensors",
-        JSON,
-        body(instances=[{"a": [1, 2], "b": 3}]),
-    ),
+    ("an optional column", "bytes", JSON, split(["blob", "extra"], [BLOB, 1.5])),
+    ("named tensors", "tensors", JSON, body(inputs={"a": [[1, 2], [3, 4]], "b": [1, 2]})),
+    ("a tensor missing", "tensors", JSON, body(inputs={"a": [[1, 2]]})),
+    ("a tensor of another shape", "tensors", JSON, body(inputs={"a": [[1, 2, 3]], "b": [1]})),
+    ("named tensors by row", "tensors", JSON, body(instances=[{"a": [1, 2], "b": 3}])),
     ("a text out", "troubled", JSON, split(["do"], ["nothing"])),
     ("an exception", "troubled", JSON, split(["do"], ["raise"])),
 ]
@@ -300,20 +151,12 @@ EXPECTED = {name: key[1:] for key, names in DIFFERENT.items() for name in names}
 @pytest.mark.parametrize(("name", "model", "content_type", "content"), CASES)
 @pytest.mark.filterwarnings("ignore")  # pandas, numpy and MLflow warn about these inputs.
 def test_the_same_bytes_have_the_same_answer(
-    name: str,
-    model: str,
-    content_type: str,
-    content: bytes,
-    ask_mlflow: Callable[..., tuple[int, bytes]],
-    ask_ours: Callable[..., tuple[int, bytes]],
-) -> None:
+    name, model, content_type, content, ask_mlflow, ask_ours
+):
     status, theirs = ask_mlflow(model, content_type, content)
     our_status, ours = ask_ours(model, content_type, content)
 
-    assert (status, our_status) == EXPECTED.get(name, (status, status)), (
-        theirs[:300],
-        ours[:300],
-    )
+    assert (status, our_status) == EXPECTED.get(name, (status, status)), (theirs[:300], ours[:300])
     if our_status != 200:
         message = json.loads(ours)["message"]
         assert 0 < len(message) < 600
@@ -322,7 +165,7 @@ def test_the_same_bytes_have_the_same_answer(
         assert json.loads(ours) == json.loads(theirs, parse_constant=lambda word: None)
 
 
-def test_every_exception_is_a_case() -> None:
+def test_every_exception_is_a_case():
     names = [name for name, *_ in CASES]
     assert len(set(names)) == len(names)
     assert EXPECTED.keys() <= set(names)

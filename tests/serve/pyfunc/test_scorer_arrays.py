@@ -1,6 +1,4 @@
 import json
-from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,10 +12,8 @@ from mlflow.types.schema import Array, Map, Object, Property
 from scipy.sparse import coo_matrix, csr_matrix
 
 from mlflow_deploy_plugin.core.errors import InvalidRequest, SchemaMismatch
-from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage
 from mlflow_deploy_plugin.serve.pyfunc.scorer import (
     NotRepresentable,
-    Scorer,
     count_values,
     load_scorer,
     to_feeds,
@@ -33,11 +29,7 @@ from tests.support.schemas import bare_artifact
 JSON = "application/json"
 
 
-def saved_scorer(
-    folder: Path,
-    signature: ModelSignature,
-    predict: Callable[[Any], Any],
-) -> Scorer:
+def saved_scorer(folder, signature, predict):
     """Return the scorer of a model of Python that answers with `predict`."""
 
     class Model(PythonModel):
@@ -48,71 +40,32 @@ def saved_scorer(
     return load_scorer(folder)
 
 
-def invoke(scorer: Scorer, document: Any) -> SideMessage:
+def invoke(scorer, document):
     return scorer.invoke(JSON, json.dumps(document).encode())
 
 
 @pytest.mark.parametrize(
     ("prediction", "expected"),
     [
-        (
-            np.array([1, 2]),
-            {"prediction": [1, 2]},
-        ),
-        (
-            np.array([[1.5], [2.5]], dtype=np.float32),
-            {"prediction": [[1.5], [2.5]]},
-        ),
-        (
-            pd.Series(["a", "b"], name="label"),
-            {"prediction": ["a", "b"]},
-        ),
-        (
-            pd.Series([1, None], dtype="Int64"),
-            {"prediction": [1.0, None]},
-        ),
-        (
-            pd.Series([1, 2], dtype="Int64"),
-            {"prediction": [1, 2]},
-        ),
-        (
-            pd.Series([True, False], dtype="boolean"),
-            {"prediction": [True, False]},
-        ),
-        (
-            pd.Series(["a", "b"], dtype="category"),
-            {"prediction": ["a", "b"]},
-        ),
-        (
-            pd.DataFrame({"a": [1], 2: ["x"]}),
-            {"a": [1], "2": ["x"]},
-        ),
-        (
-            pd.DataFrame({"t": pd.to_datetime(["2013-07-01"])}),
-            {"t": ["2013-07-01T00:00:00"]},
-        ),
-        (
-            {"a": [1, 2], "b": [[1], [2]]},
-            {"a": [1, 2], "b": [[1], [2]]},
-        ),
-        (
-            [[1, 2], [3, 4]],
-            {"prediction": [[1, 2], [3, 4]]},
-        ),
+        (np.array([1, 2]), {"prediction": [1, 2]}),
+        (np.array([[1.5], [2.5]], dtype=np.float32), {"prediction": [[1.5], [2.5]]}),
+        (pd.Series(["a", "b"], name="label"), {"prediction": ["a", "b"]}),
+        (pd.Series([1, None], dtype="Int64"), {"prediction": [1.0, None]}),
+        (pd.Series([1, 2], dtype="Int64"), {"prediction": [1, 2]}),
+        (pd.Series([True, False], dtype="boolean"), {"prediction": [True, False]}),
+        (pd.Series(["a", "b"], dtype="category"), {"prediction": ["a", "b"]}),
+        (pd.DataFrame({"a": [1], 2: ["x"]}), {"a": [1], "2": ["x"]}),
+        (pd.DataFrame({"t": pd.to_datetime(["2013-07-01"])}), {"t": ["2013-07-01T00:00:00"]}),
+        ({"a": [1, 2], "b": [[1], [2]]}, {"a": [1, 2], "b": [[1], [2]]}),
+        ([[1, 2], [3, 4]], {"prediction": [[1, 2], [3, 4]]}),
         (["a"], {"prediction": ["a"]}),
         (3.5, {"prediction": [3.5]}),
         ("text", {"prediction": ["text"]}),
-        (
-            csr_matrix([[1, 0]]),
-            {"prediction": [[1, 0]]},
-        ),
-        (
-            np.array([1, 2], dtype=object),
-            {"prediction": [1, 2]},
-        ),
+        (csr_matrix([[1, 0]]), {"prediction": [[1, 0]]}),
+        (np.array([1, 2], dtype=object), {"prediction": [1, 2]}),
     ],
 )
-def test_predictions_become_named_outputs(prediction: Any, expected: dict[str, list[Any]]) -> None:
+def test_predictions_become_named_outputs(prediction, expected):
     outputs = {name: array.tolist() for name, array in to_outputs(prediction).items()}
     assert {
         name: [None if value != value else value for value in values]
@@ -132,12 +85,12 @@ def test_predictions_become_named_outputs(prediction: Any, expected: dict[str, l
         pd.DataFrame([[1, 2]], columns=["a", "a"]),
     ],
 )
-def test_predictions_that_do_not_fit_an_array_are_refused(prediction: Any) -> None:
+def test_predictions_that_do_not_fit_an_array_are_refused(prediction):
     with pytest.raises(NotRepresentable):
         to_outputs(prediction)
 
 
-def test_a_sparse_prediction_that_is_too_large_is_refused() -> None:
+def test_a_sparse_prediction_that_is_too_large_is_refused():
     with pytest.raises(NotRepresentable):
         to_outputs(coo_matrix(([1.0], ([0], [0])), shape=(2**40, 2**40)))
 
@@ -146,27 +99,15 @@ def test_a_sparse_prediction_that_is_too_large_is_refused() -> None:
     ("prediction", "count"),
     [
         (np.zeros((3, 4)), 12),
-        (
-            pd.DataFrame({"a": [1, 2], "b": ["x", "y"]}),
-            4,
-        ),
+        (pd.DataFrame({"a": [1, 2], "b": ["x", "y"]}), 4),
         (csr_matrix((1000, 1000)), 1_000_000),
-        (
-            {"a": np.zeros(3), "b": [1, 2]},
-            5,
-        ),
+        ({"a": np.zeros(3), "b": [1, 2]}, 5),
         ([[1, 2], [3, 4, 5]], 5),
         ([{"n": 1, "tags": ["u", "v"]}] * 2, 6),
         (["a text", "another"], 2),
-        (
-            pd.DataFrame({"id": [1, 2], "embedding": [np.zeros(768), [0.0] * 768]}),
-            2 + 2 * 768,
-        ),
+        (pd.DataFrame({"id": [1, 2], "embedding": [np.zeros(768), [0.0] * 768]}), 2 + 2 * 768),
         (pd.Series([[1, 2], [3]]), 3),
-        (
-            np.array([[1, 2], None], dtype=object),
-            3,
-        ),
+        (np.array([[1, 2], None], dtype=object), 3),
         ([1, [2, 3]], 3),
         ({"shape": [1, 2]}, 2),
         (SimpleNamespace(shape="round"), 1),
@@ -175,25 +116,21 @@ def test_a_sparse_prediction_that_is_too_large_is_refused() -> None:
         (None, 1),
     ],
 )
-def test_the_values_of_an_answer_are_counted_whatever_its_form(prediction: Any, count: int) -> None:
+def test_the_values_of_an_answer_are_counted_whatever_its_form(prediction, count):
     assert count_values(prediction) == count
 
 
-def test_a_missing_text_in_a_prediction_is_named_as_such() -> None:
+def test_a_missing_text_in_a_prediction_is_named_as_such():
     with pytest.raises(NotRepresentable, match="missing string"):
         to_outputs(pd.DataFrame({"name": ["a", None]}))
 
 
-def test_dates_may_be_missing_as_texts_may(pyfunc_folders: dict[str, Path]) -> None:
+def test_dates_may_be_missing_as_texts_may(pyfunc_folders):
     artifact = read_served_artifact(pyfunc_folders["days"])
     feeds = pyfunc_schema(artifact).from_columns(
-        {"when": [None, "2013-07-01"], "name": ["a", None]},
+        {"when": [None, "2013-07-01"], "name": ["a", None]}
     )
-    frame = to_model_input(
-        feeds,
-        artifact,
-        {"when": "when", "name": "name"},
-    )
+    frame = to_model_input(feeds, artifact, {"when": "when", "name": "name"})
     assert frame["when"].isna().tolist() == [True, False]
     assert frame["name"].isna().tolist() == [False, True]
     log_feeds = to_feeds(frame, artifact, {"when": "datetime", "name": "string"})
@@ -203,7 +140,7 @@ def test_dates_may_be_missing_as_texts_may(pyfunc_folders: dict[str, Path]) -> N
     }
 
 
-def test_columns_that_are_numbers_are_so_for_the_model(tmp_path: Path) -> None:
+def test_columns_that_are_numbers_are_so_for_the_model(tmp_path):
     """Check the signature of a DataFrame created from an array. MLflow rejects its
     strings.
     """
@@ -211,16 +148,11 @@ def test_columns_that_are_numbers_are_so_for_the_model(tmp_path: Path) -> None:
     rows = pd.DataFrame([[1.0, 2.0], [3.0, 4.0]])
     signature = infer_signature(rows, rows[0])
     scorer = saved_scorer(tmp_path / "sum", signature, lambda rows: rows[0] + rows[1])
-    answer = scorer.predict(
-        {
-            "0": np.array([1.0, 3.0]),
-            "1": np.array([2.0, 4.0]),
-        }
-    )
+    answer = scorer.predict({"0": np.array([1.0, 3.0]), "1": np.array([2.0, 4.0])})
     assert answer.arrays["outputs"]["prediction"].tolist() == [3.0, 7.0]
 
 
-def test_a_body_of_one_text_is_one_row_of_the_log(tmp_path: Path) -> None:
+def test_a_body_of_one_text_is_one_row_of_the_log(tmp_path):
     """Check an example like the input example of a language model."""
     signature = ModelSignature(Schema([ColSpec("string")]), Schema([ColSpec("string")]))
     scorer = saved_scorer(tmp_path / "upper", signature, lambda rows: rows[0].str.upper())
@@ -228,7 +160,7 @@ def test_a_body_of_one_text_is_one_row_of_the_log(tmp_path: Path) -> None:
     assert {name: array.tolist() for name, array in arrays["feeds"].items()} == {"0": ["good film"]}
 
 
-def test_the_log_keeps_arrays_of_arrays_of_several_lengths(tmp_path: Path) -> None:
+def test_the_log_keeps_arrays_of_arrays_of_several_lengths(tmp_path):
     paths = ColSpec(Array(Array(DataType.long)), "paths")
     signature = ModelSignature(Schema([paths]))
     scorer = saved_scorer(tmp_path / "counts", signature, lambda rows: rows["paths"].map(len))
@@ -237,46 +169,26 @@ def test_the_log_keeps_arrays_of_arrays_of_several_lengths(tmp_path: Path) -> No
     assert arrays["feeds"]["paths"].tolist() == ["[[1],[2,3]]", "[]"]
 
 
-POINT = {
-    "a": [3, 4],
-    "o": {"h": 2, "n": 1, "parts": [{"z": [5]}]},
-    "m": {"k": 6},
-}
+POINT = {"a": [3, 4], "o": {"h": 2, "n": 1, "parts": [{"z": [5]}]}, "m": {"k": 6}}
 """A row of whole numbers. The signature has a long for `n`, and doubles for all other
 numbers.
 """
 
 
 @pytest.fixture
-def doubles(tmp_path: Path) -> Scorer:
-    def texts(rows: Any) -> list[str]:
+def doubles(tmp_path):
+    def texts(rows):
         answers = []
         for row in rows.itertuples():
-            numbers = [
-                *row.a,
-                row.o["h"],
-                row.o["n"],
-                *row.o["parts"][0]["z"],
-                row.m["k"],
-            ]
+            numbers = [*row.a, row.o["h"], row.o["n"], *row.o["parts"][0]["z"], row.m["k"]]
             answers.append(" ".join(str(number) for number in numbers))
         return answers
 
     double = DataType.double
     long = DataType.long
     part = Object([Property("z", Array(double))])
-    whole = Object(
-        [
-            Property("h", double),
-            Property("n", long),
-            Property("parts", Array(part)),
-        ]
-    )
-    columns = [
-        ColSpec(Array(double), "a"),
-        ColSpec(whole, "o"),
-        ColSpec(Map(double), "m"),
-    ]
+    whole = Object([Property("h", double), Property("n", long), Property("parts", Array(part))])
+    columns = [ColSpec(Array(double), "a"), ColSpec(whole, "o"), ColSpec(Map(double), "m")]
     signature = ModelSignature(Schema(columns), Schema([ColSpec("string")]))
     return saved_scorer(tmp_path / "doubles", signature, texts)
 
@@ -289,27 +201,24 @@ def doubles(tmp_path: Path) -> Scorer:
             "dataframe_split": {
                 "columns": ["m", "a", "o"],
                 "data": [[POINT[name] for name in ("m", "a", "o")]],
-            },
+            }
         },
         {"inputs": POINT},
         {"inputs": [POINT]},
     ],
     ids=["records", "split", "one row", "a list of rows"],
 )
-def test_whole_numbers_are_doubles_in_nested_columns_of_doubles(
-    doubles: Scorer,
-    document: dict[str, Any],
-) -> None:
+def test_whole_numbers_are_doubles_in_nested_columns_of_doubles(doubles, document):
     (answer,) = json.loads(invoke(doubles, document).body)["predictions"]
     assert answer == "3.0 4.0 2.0 1 5.0 6.0"
 
 
-def test_whole_numbers_of_a_file_are_doubles_in_nested_columns_of_doubles(doubles: Scorer) -> None:
+def test_whole_numbers_of_a_file_are_doubles_in_nested_columns_of_doubles(doubles):
     table = pd.DataFrame([POINT | {"a": np.array([3, 4])}])
     assert doubles.outputs_of(table)["prediction"].tolist() == ["3.0 4.0 2.0 1 5.0 6.0"]
 
 
-def test_a_number_for_a_string_is_refused_also_with_a_nested_column(tmp_path: Path) -> None:
+def test_a_number_for_a_string_is_refused_also_with_a_nested_column(tmp_path):
     columns = [ColSpec(Array(DataType.long), "a"), ColSpec(DataType.string, "s")]
     scorer = saved_scorer(
         tmp_path / "texts",
@@ -325,73 +234,47 @@ def test_a_number_for_a_string_is_refused_also_with_a_nested_column(tmp_path: Pa
 
 
 @pytest.mark.parametrize("value", [True, "3", [3]])
-def test_other_values_are_still_refused_in_nested_columns_of_doubles(
-    doubles: Scorer,
-    value: Any,
-) -> None:
+def test_other_values_are_still_refused_in_nested_columns_of_doubles(doubles, value):
     document = {"dataframe_records": [POINT | {"m": {"k": value}}]}
     with pytest.raises(InvalidRequest):
         invoke(doubles, document)
 
 
 @pytest.fixture(scope="module")
-def flagged(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
+def flagged(tmp_path_factory):
     """A model with a boolean column that returns its values as texts."""
     folder = tmp_path_factory.mktemp("flagged") / "model"
     columns = [ColSpec(DataType.boolean, "late"), ColSpec(DataType.double, "distance")]
     return saved_scorer(
-        folder,
-        ModelSignature(Schema(columns)),
-        lambda rows: [str(value) for value in rows["late"]],
+        folder, ModelSignature(Schema(columns)), lambda rows: [str(value) for value in rows["late"]]
     )
 
 
 @pytest.mark.parametrize(
     "document",
     [
-        {
-            "dataframe_records": [
-                {"late": True, "distance": 1.0},
-                {"late": None, "distance": 1.0},
-            ]
-        },
-        {
-            "instances": [
-                {"late": True, "distance": 1.0},
-                {"late": None, "distance": 1.0},
-            ]
-        },
-        {
-            "dataframe_split": {
-                "columns": ["late", "distance"],
-                "data": [[True, 1.0], [None, 1.0]],
-            }
-        },
+        {"dataframe_records": [{"late": True, "distance": 1.0}, {"late": None, "distance": 1.0}]},
+        {"instances": [{"late": True, "distance": 1.0}, {"late": None, "distance": 1.0}]},
+        {"dataframe_split": {"columns": ["late", "distance"], "data": [[True, 1.0], [None, 1.0]]}},
         {"inputs": {"late": [True, None], "distance": [1.0, 1.0]}},
     ],
     ids=["records", "instances", "split", "columns"],
 )
-def test_null_in_a_boolean_column_is_refused_because_it_is_not_false(
-    flagged: Scorer,
-    document: dict[str, Any],
-) -> None:
+def test_null_in_a_boolean_column_is_refused_because_it_is_not_false(flagged, document):
     with pytest.raises(SchemaMismatch, match=r"'late'.*row 1.*null"):
         invoke(flagged, document)
 
 
-def test_true_and_false_in_a_boolean_column_are_read(flagged: Scorer) -> None:
+def test_true_and_false_in_a_boolean_column_are_read(flagged):
     document = {
-        "dataframe_split": {
-            "columns": ["late", "distance"],
-            "data": [[True, 1.0], [False, 1.0]],
-        },
+        "dataframe_split": {"columns": ["late", "distance"], "data": [[True, 1.0], [False, 1.0]]}
     }
     answer = json.loads(invoke(flagged, document).body)
     assert answer["predictions"] == ["True", "False"]
 
 
 @pytest.fixture
-def dated(tmp_path: Path) -> Scorer:
+def dated(tmp_path):
     class At(PythonModel):
         def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
             return [repr(params["at"])] * len(model_input)
@@ -400,10 +283,7 @@ def dated(tmp_path: Path) -> Scorer:
         Schema([ColSpec("long", "n")]),
         Schema([ColSpec("string")]),
         ParamSchema(
-            [
-                ParamSpec("at", "datetime", np.datetime64("2020-01-01")),
-                ParamSpec("n", "long", 1),
-            ],
+            [ParamSpec("at", "datetime", np.datetime64("2020-01-01")), ParamSpec("n", "long", 1)]
         ),
     )
     save_model(tmp_path / "dated", python_model=At(), signature=signature, pip_requirements=[])
@@ -411,18 +291,14 @@ def dated(tmp_path: Path) -> Scorer:
 
 
 @pytest.mark.parametrize(
-    "value",
-    ["now", "today", "NaT", "2024/01/02", "0001-01-01", "", 5, 1.5, True],
+    "value", ["now", "today", "NaT", "2024/01/02", "0001-01-01", "", 5, 1.5, True]
 )
-def test_a_datetime_param_that_is_not_a_date_is_refused(dated: Scorer, value: Any) -> None:
+def test_a_datetime_param_that_is_not_a_date_is_refused(dated, value):
     document = {"dataframe_records": [{"n": 1}], "params": {"at": value}}
     with pytest.raises(SchemaMismatch, match=r"param 'at' \(datetime\): .*is not an ISO 8601 date"):
         invoke(dated, document)
     with pytest.raises(SchemaMismatch, match=r"param 'at' \(datetime\): .*is not an ISO 8601 date"):
-        dated.predict(
-            {"n": np.array([1])},
-            parameters={"at": value},
-        )
+        dated.predict({"n": np.array([1])}, parameters={"at": value})
 
 
 @pytest.mark.parametrize(
@@ -436,13 +312,13 @@ def test_a_datetime_param_that_is_not_a_date_is_refused(dated: Scorer, value: An
         (None, "None"),
     ],
 )
-def test_a_datetime_param_is_read_like_a_column(dated: Scorer, value: Any, expected: str) -> None:
+def test_a_datetime_param_is_read_like_a_column(dated, value, expected):
     document = {"dataframe_records": [{"n": 1}], "params": {"at": value}}
     answer = invoke(dated, document).body
     assert json.loads(answer) == {"predictions": [expected]}
 
 
-def test_a_datetime_param_that_is_absent_has_its_default(dated: Scorer) -> None:
+def test_a_datetime_param_that_is_absent_has_its_default(dated):
     answer = invoke(dated, {"dataframe_records": [{"n": 1}]}).body
     assert json.loads(answer) == {"predictions": ["datetime.date(2020, 1, 1)"]}
 
@@ -458,14 +334,9 @@ def test_a_datetime_param_that_is_absent_has_its_default(dated: Scorer) -> None:
     ],
     ids=["a table", "inputs", "inputs of one row", "instances", "instances in another order"],
 )
-def test_the_log_keeps_rows_in_every_form_that_mlflow_reads(
-    pyfunc_folders: dict[str, Path],
-    data: Any,
-) -> None:
+def test_the_log_keeps_rows_in_every_form_that_mlflow_reads(pyfunc_folders, data):
     feeds = to_feeds(
-        data,
-        read_served_artifact(pyfunc_folders["days"]),
-        {"when": "datetime", "name": "string"},
+        data, read_served_artifact(pyfunc_folders["days"]), {"when": "datetime", "name": "string"}
     )
     assert {name: array.tolist() for name, array in feeds.items()} == {
         "when": ["2013-07-01T00:00:00"],
@@ -476,35 +347,16 @@ def test_the_log_keeps_rows_in_every_form_that_mlflow_reads(
 @pytest.mark.parametrize(
     ("tensors", "inputs"),
     [
-        (
-            {"title": str, "votes": "float32"},
-            {"title": ["a", "bcd"], "votes": [1, 2]},
-        ),
+        ({"title": str, "votes": "float32"}, {"title": ["a", "bcd"], "votes": [1, 2]}),
         ({"title": str}, {"title": ["a", "bcd"]}),
         ({None: str}, ["a", "bcd"]),
     ],
     ids=["several tensors", "one tensor", "a tensor without a name"],
 )
-def test_texts_of_tensors_can_be_passed_on(
-    tensors: dict[str | None, Any],
-    inputs: Any,
-    tmp_path: Path,
-) -> None:
+def test_texts_of_tensors_can_be_passed_on(tensors, inputs, tmp_path):
     """Check strings in object arrays: the worker supports no other strings."""
-    schema = Schema(
-        [
-            TensorSpec(
-                np.dtype(kind),
-                (-1,),
-                name,
-            )
-            for name, kind in tensors.items()
-        ]
-    )
-    signature = ModelSignature(
-        schema,
-        Schema([TensorSpec(np.dtype("float64"), (-1,))]),
-    )
+    schema = Schema([TensorSpec(np.dtype(kind), (-1,), name) for name, kind in tensors.items()])
+    signature = ModelSignature(schema, Schema([TensorSpec(np.dtype("float64"), (-1,))]))
     scorer = saved_scorer(tmp_path / "zeros", signature, lambda rows: np.zeros(2))
     answer = invoke(scorer, {"inputs": inputs})
     texts = next(iter(answer.arrays["feeds"].values()))
@@ -516,17 +368,14 @@ def test_texts_of_tensors_can_be_passed_on(
     ("cells", "expected"),
     [
         # MLflow reads `instances` like this.
-        (
-            [np.array("a", object), np.array("b", object)],
-            ["a", "b"],
-        ),
+        ([np.array("a", object), np.array("b", object)], ["a", "b"]),
         (["a", None], ["a", None]),
         (["a", 2], NotRepresentable),
         ([{"a": 1}, ["b"]], NotRepresentable),
     ],
     ids=["arrays of one text", "a missing text", "a number", "objects"],
 )
-def test_the_log_keeps_only_texts_of_tensors_of_objects(cells: list[Any], expected: Any) -> None:
+def test_the_log_keeps_only_texts_of_tensors_of_objects(cells, expected):
     tensors = (Tensor("title", "str", (-1,)),)
     inputs = (Input("title", "str", (-1,)),)
     artifact = bare_artifact("python_function", tensors=tensors, inputs=inputs)
@@ -539,22 +388,12 @@ def test_the_log_keeps_only_texts_of_tensors_of_objects(cells: list[Any], expect
 
 
 @pytest.mark.parametrize(
-    ("missing", "dtype"),
-    [
-        (None, np.float32),
-        (np.nan, np.float32),
-        (True, np.bool_),
-    ],
+    ("missing", "dtype"), [(None, np.float32), (np.nan, np.float32), (True, np.bool_)]
 )
-def test_a_missing_boolean_is_neither_true_nor_false_in_the_log(missing: Any, dtype: type) -> None:
+def test_a_missing_boolean_is_neither_true_nor_false_in_the_log(missing, dtype):
     artifact = bare_artifact("python_function", columns=(Column("late", "boolean", False),))
-    column = to_feeds(
-        pd.DataFrame({"late": [False, missing]}),
-        artifact,
-        {"late": "boolean"},
-    )["late"]
+    column = to_feeds(pd.DataFrame({"late": [False, missing]}), artifact, {"late": "boolean"})[
+        "late"
+    ]
     assert column.dtype == dtype
-    np.testing.assert_array_equal(
-        column,
-        np.array([False, missing], dtype=dtype),
-    )
+    np.testing.assert_array_equal(column, np.array([False, missing], dtype=dtype))

@@ -1,5 +1,3 @@
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,32 +7,15 @@ from hypothesis.extra import numpy as arrays
 from mlflow_deploy_plugin.serve.runtime.agreement import EXACT, LABELS, Tolerance, compare
 
 SHAPES = arrays.array_shapes(max_dims=3, max_side=4)
-FLOATS = arrays.arrays(
-    st.sampled_from([np.float16, np.float32, np.float64]),
-    SHAPES,
-)
+FLOATS = arrays.arrays(st.sampled_from([np.float16, np.float32, np.float64]), SHAPES)
 OBJECTS = st.sampled_from(["a", "b", None, float("nan")])
 TEXTS = arrays.arrays(np.dtype(object), SHAPES, elements=OBJECTS)
-INTEGERS = arrays.arrays(
-    st.sampled_from([np.int64, np.uint8]),
-    SHAPES,
-)
+INTEGERS = arrays.arrays(st.sampled_from([np.int64, np.uint8]), SHAPES)
 SHARES = st.sampled_from([0.0, 1e-6, 1e-2])
 KINDS = st.sampled_from(["f", "fiu", "fiub", ""])
-TOLERANCES = st.builds(
-    Tolerance,
-    SHARES,
-    SHARES,
-    SHARES,
-    st.booleans(),
-    st.booleans(),
-    KINDS,
-)
+TOLERANCES = st.builds(Tolerance, SHARES, SHARES, SHARES, st.booleans(), st.booleans(), KINDS)
 WITHOUT_SHARES_OF_EXPECTED_NUMBERS = st.builds(
-    Tolerance,
-    absolute=SHARES,
-    has_signed_zeros=st.booleans(),
-    numbers=KINDS,
+    Tolerance, absolute=SHARES, has_signed_zeros=st.booleans(), numbers=KINDS
 ) | st.builds(
     Tolerance,
     absolute=SHARES,
@@ -44,15 +25,11 @@ WITHOUT_SHARES_OF_EXPECTED_NUMBERS = st.builds(
     numbers=KINDS,
 )
 ORDINARY = st.floats(-1e6, 1e6).filter(lambda number: abs(number) > 1e-3)
-ROWS = arrays.arrays(
-    np.float64,
-    st.tuples(st.integers(1, 4), st.integers(1, 3)),
-    elements=ORDINARY,
-)
+ROWS = arrays.arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(1, 3)), elements=ORDINARY)
 
 
 @given(FLOATS | TEXTS | INTEGERS, TOLERANCES)
-def test_an_output_agrees_with_itself(output: Any, tolerance: Tolerance) -> None:
+def test_an_output_agrees_with_itself(output, tolerance):
     agreement = compare(output, output.copy(), tolerance)
     assert agreement.is_same
     assert agreement.largest == 0.0
@@ -61,16 +38,11 @@ def test_an_output_agrees_with_itself(output: Any, tolerance: Tolerance) -> None
 
 @given(st.data(), WITHOUT_SHARES_OF_EXPECTED_NUMBERS)
 def test_without_shares_of_the_expected_numbers_the_order_of_the_outputs_has_no_effect(
-    data: Any,
-    tolerance: Tolerance,
-) -> None:
+    data, tolerance
+):
     want = data.draw(FLOATS | TEXTS | INTEGERS)
     got = data.draw(
-        arrays.arrays(
-            want.dtype,
-            want.shape,
-            elements=OBJECTS if want.dtype == object else None,
-        ),
+        arrays.arrays(want.dtype, want.shape, elements=OBJECTS if want.dtype == object else None)
     )
     forth = compare(want, got, tolerance)
     back = compare(got, want, tolerance)
@@ -81,20 +53,9 @@ def test_without_shares_of_the_expected_numbers_the_order_of_the_outputs_has_no_
 @given(
     ROWS,
     st.data(),
-    st.sampled_from(
-        [
-            (1e-6, 0.0, 0.0),
-            (0.0, 1e-2, 0.0),
-            (0.0, 0.0, 1e-2),
-            (1e-3, 1e-4, 1e-5),
-        ]
-    ),
+    st.sampled_from([(1e-6, 0.0, 0.0), (0.0, 1e-2, 0.0), (0.0, 0.0, 1e-2), (1e-3, 1e-4, 1e-5)]),
 )
-def test_a_change_is_allowed_within_the_tolerance_and_not_beyond(
-    want: Any,
-    data: Any,
-    parts: tuple[float, float, float],
-) -> None:
+def test_a_change_is_allowed_within_the_tolerance_and_not_beyond(want, data, parts):
     row, column = data.draw(st.tuples(*[st.integers(0, size - 1) for size in want.shape]))
     allowed = parts[0] + parts[1] * abs(want[row, column]) + parts[2] * np.abs(want[row]).max()
     for factor in (0.9, -0.9, 1.1, -1.1):
@@ -106,18 +67,10 @@ def test_a_change_is_allowed_within_the_tolerance_and_not_beyond(
         assert agreement.is_same or agreement.worst == (row, column)
 
 
-@given(
-    ROWS,
-    TOLERANCES,
-    st.sampled_from([np.nan, np.inf, -np.inf]),
-    st.booleans(),
-)
+@given(ROWS, TOLERANCES, st.sampled_from([np.nan, np.inf, -np.inf]), st.booleans())
 def test_no_tolerance_allows_a_number_in_place_of_nan_or_infinity(
-    output: Any,
-    tolerance: Tolerance,
-    value: float,
-    is_expected: bool,
-) -> None:
+    output, tolerance, value, is_expected
+):
     other = output.copy()
     other[0, 0] = value
     want, got = (other, output) if is_expected else (output, other)
@@ -130,83 +83,17 @@ def test_no_tolerance_allows_a_number_in_place_of_nan_or_infinity(
 @pytest.mark.parametrize(
     ("want", "got", "tolerance", "differences", "same"),
     [
-        (
-            [0.0, 1.0],
-            [-0.0, 1.0],
-            EXACT,
-            [0.0, 0.0],
-            [True, True],
-        ),
-        (
-            [0.0, 1.0],
-            [-0.0, 1.0],
-            Tolerance(has_signed_zeros=True),
-            [0.0, 0.0],
-            [False, True],
-        ),
-        (
-            [np.inf, np.inf],
-            [np.inf, -np.inf],
-            Tolerance(1.0, 1.0),
-            [0.0, np.inf],
-            [True, False],
-        ),
-        (
-            [3, 5],
-            [3, 9],
-            EXACT,
-            [0.0, 1.0],
-            [True, False],
-        ),
-        (
-            [3, 5],
-            [3, 9],
-            Tolerance(numbers="fiu"),
-            [0.0, 4.0],
-            [True, False],
-        ),
-        (
-            [3, 5],
-            [3.0, 5.5],
-            Tolerance(0.5),
-            [0.0, 0.5],
-            [True, True],
-        ),
-        (
-            [2**60],
-            [2**60 + 1],
-            Tolerance(numbers="fiu"),
-            [0.0],
-            [False],
-        ),
-        (
-            [True, False],
-            [True, True],
-            Tolerance(1.0),
-            [0.0, 1.0],
-            [True, False],
-        ),
-        (
-            ["a", "b"],
-            ["a", "c"],
-            Tolerance(1.0),
-            [0.0, 1.0],
-            [True, False],
-        ),
-        (
-            [1.0, 2.0],
-            [1.0, 2.5],
-            LABELS,
-            [0.0, 1.0],
-            [True, False],
-        ),
-        (
-            [1, 2],
-            ["1", "2"],
-            EXACT,
-            [1.0, 1.0],
-            [False, False],
-        ),
+        ([0.0, 1.0], [-0.0, 1.0], EXACT, [0.0, 0.0], [True, True]),
+        ([0.0, 1.0], [-0.0, 1.0], Tolerance(has_signed_zeros=True), [0.0, 0.0], [False, True]),
+        ([np.inf, np.inf], [np.inf, -np.inf], Tolerance(1.0, 1.0), [0.0, np.inf], [True, False]),
+        ([3, 5], [3, 9], EXACT, [0.0, 1.0], [True, False]),
+        ([3, 5], [3, 9], Tolerance(numbers="fiu"), [0.0, 4.0], [True, False]),
+        ([3, 5], [3.0, 5.5], Tolerance(0.5), [0.0, 0.5], [True, True]),
+        ([2**60], [2**60 + 1], Tolerance(numbers="fiu"), [0.0], [False]),
+        ([True, False], [True, True], Tolerance(1.0), [0.0, 1.0], [True, False]),
+        (["a", "b"], ["a", "c"], Tolerance(1.0), [0.0, 1.0], [True, False]),
+        ([1.0, 2.0], [1.0, 2.5], LABELS, [0.0, 1.0], [True, False]),
+        ([1, 2], ["1", "2"], EXACT, [1.0, 1.0], [False, False]),
         (1.0, 1.5, EXACT, [0.5], [False]),
         (
             [[1.0], [2.0]],
@@ -215,35 +102,18 @@ def test_no_tolerance_allows_a_number_in_place_of_nan_or_infinity(
             [np.inf, np.inf],
             [False, False],
         ),
-        (
-            [],
-            [1.0, 2.0],
-            Tolerance(9.0),
-            [np.inf],
-            [False],
-        ),
+        ([], [1.0, 2.0], Tolerance(9.0), [np.inf], [False]),
     ],
 )
-def test_values_are_numbers_or_labels(
-    want: Any,
-    got: Any,
-    tolerance: Tolerance,
-    differences: Any,
-    same: Any,
-) -> None:
+def test_values_are_numbers_or_labels(want, got, tolerance, differences, same):
     agreement = compare(np.array(want), np.array(got), tolerance)
     assert agreement.differences.tolist() == differences
     assert agreement.same.tolist() == same
 
 
-def test_a_row_has_the_largest_difference_of_its_values() -> None:
+def test_a_row_has_the_largest_difference_of_its_values():
     want = np.zeros((2, 3))
-    got = np.array(
-        [
-            [0.0, 0.5, 0.1],
-            [0.0, 0.0, 0.25],
-        ]
-    )
+    got = np.array([[0.0, 0.5, 0.1], [0.0, 0.0, 0.25]])
     rows = compare(want, got, Tolerance(0.25)).by_row()
     assert rows.differences.tolist() == [0.5, 0.25]
     assert rows.excess.tolist() == [2.0, 1.0]
@@ -251,11 +121,7 @@ def test_a_row_has_the_largest_difference_of_its_values() -> None:
     assert compare(np.zeros((2, 0)), np.zeros((2, 0))).by_row().same.tolist() == [True, True]
 
 
-def test_a_tolerance_may_have_one_number_per_value_of_a_row() -> None:
+def test_a_tolerance_may_have_one_number_per_value_of_a_row():
     tolerance = Tolerance(absolute=np.array([1.0, 0.1]))
-    agreement = compare(
-        np.zeros((2, 2)),
-        np.full((2, 2), 0.5),
-        tolerance,
-    )
+    agreement = compare(np.zeros((2, 2)), np.full((2, 2), 0.5), tolerance)
     assert agreement.same.tolist() == [[True, False], [True, False]]

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import yaml
@@ -83,11 +82,7 @@ FIELDS: list[tuple[dict[str, object], str]] = [
     ({"type": "double", "name": None}, "a name has the type NoneType; a text is expected"),
     ({"type": "double", "name": "\ud800"}, "surrogates not allowed"),
     (
-        {
-            "type": "tensor",
-            "name": "\ud800",
-            "tensor-spec": {"dtype": "int8", "shape": [1]},
-        },
+        {"type": "tensor", "name": "\ud800", "tensor-spec": {"dtype": "int8", "shape": [1]}},
         "surrogates not allowed",
     ),
     (
@@ -99,20 +94,11 @@ FIELDS: list[tuple[dict[str, object], str]] = [
         "'' has the dtype 'datetime64",
     ),
     (
-        {
-            "type": "tensor",
-            "tensor-spec": {"dtype": "int8", "shape": [-1, -5]},
-        },
+        {"type": "tensor", "tensor-spec": {"dtype": "int8", "shape": [-1, -5]}},
         r"'' has the shape \(-1, -5\)",
     ),
-    (
-        {"type": "tensor", "tensor-spec": {"dtype": "int8", "shape": [10**30]}},
-        "'' has the shape",
-    ),
-    (
-        {"type": "tensor", "tensor-spec": {"dtype": "int8", "shape": [-1] * 100}},
-        "'' has the shape",
-    ),
+    ({"type": "tensor", "tensor-spec": {"dtype": "int8", "shape": [10**30]}}, "'' has the shape"),
+    ({"type": "tensor", "tensor-spec": {"dtype": "int8", "shape": [-1] * 100}}, "'' has the shape"),
     (
         {"type": "tensor", "tensor-spec": {"dtype": "int8", "shape": [True, 1.5]}},
         r"'' has the shape \(True, 1.5\)",
@@ -120,30 +106,16 @@ FIELDS: list[tuple[dict[str, object], str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("field", "words"),
-    FIELDS,
-    ids=[words for _, words in FIELDS],
-)
-def test_a_field_that_no_request_could_fill_is_refused(
-    tmp_path: Path,
-    field: dict[str, object],
-    words: str,
-) -> None:
+@pytest.mark.parametrize(("field", "words"), FIELDS, ids=[words for _, words in FIELDS])
+def test_a_field_that_no_request_could_fill_is_refused(tmp_path, field, words):
     with pytest.raises(InvalidArtifact, match=words):
         read_artifact(write_model(tmp_path, signature=[field]))
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
-    [case[1:] for case in BROKEN],
-    ids=[case[0] for case in BROKEN],
+    ("text", "words"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN]
 )
-def test_a_broken_mlmodel_file_is_refused_in_one_line(
-    tmp_path: Path,
-    text: str,
-    words: str,
-) -> None:
+def test_a_broken_mlmodel_file_is_refused_in_one_line(tmp_path, text, words):
     (tmp_path / "model.onnx").write_bytes(b"")
     (tmp_path / "MLmodel").write_text(text)
     with pytest.raises(InvalidArtifact, match=words) as caught:
@@ -151,7 +123,7 @@ def test_a_broken_mlmodel_file_is_refused_in_one_line(
     assert "\n" not in caught.value.message
 
 
-def test_a_link_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+def test_a_link_that_leads_out_of_the_folder_is_refused(tmp_path):
     folder = write_model(tmp_path / "model", SUM)
     os.rename(folder / "model.onnx", tmp_path / "elsewhere.onnx")
     os.symlink(tmp_path / "elsewhere.onnx", folder / "model.onnx")
@@ -160,14 +132,9 @@ def test_a_link_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reference", "words"),
-    [("../rows.parquet", "is outside"), ("gone.parquet", "is missing")],
+    ("reference", "words"), [("../rows.parquet", "is outside"), ("gone.parquet", "is missing")]
 )
-def test_a_reference_is_a_file_within_the_folder(
-    tmp_path: Path,
-    reference: str,
-    words: str,
-) -> None:
+def test_a_reference_is_a_file_within_the_folder(tmp_path, reference, words):
     (tmp_path / "rows.parquet").touch()
     artifact = read_artifact(write_model(tmp_path / "model"))
     assert artifact.reference_file is None
@@ -176,12 +143,12 @@ def test_a_reference_is_a_file_within_the_folder(
     assert replace(artifact, reference=MLMODEL).reference_file == tmp_path / "model" / MLMODEL
 
 
-def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(InvalidArtifact, match="no MLmodel file"):
         read_artifact(tmp_path / "nothing")
 
 
-def test_a_graph_with_inputs_needs_a_signature(tmp_path: Path) -> None:
+def test_a_graph_with_inputs_needs_a_signature(tmp_path):
     folder = write_classifier(tmp_path)
     document = yaml.safe_load((folder / MLMODEL).read_text())
     del document["signature"]

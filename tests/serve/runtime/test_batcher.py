@@ -9,11 +9,10 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,11 +50,7 @@ class Model:
         self.gate.set()
         self.begun: list[int] = []
 
-    def __call__(
-        self,
-        feeds: Feeds,
-        outputs: Sequence[str] | None = None,
-    ) -> dict[str, Array]:
+    def __call__(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
         self.begun.append(len(feeds["x"]))
         assert self.gate.wait(30)
         if (feeds["x"][:, 0] == -1).any():
@@ -64,12 +59,12 @@ class Model:
 
 
 @pytest.fixture
-def model() -> Model:
+def model():
     return Model()
 
 
 @pytest.fixture
-def pool() -> Any:
+def pool():
     with ThreadPoolExecutor(64) as pool:
         yield pool
 
@@ -78,17 +73,12 @@ Ask = Callable[..., Future[Any]]
 
 
 @pytest.fixture
-def ask(pool: ThreadPoolExecutor) -> Ask:
+def ask(pool):
     """Send a request in a new thread, and return when the request waits or is being
     computed.
     """
 
-    def ask(
-        batcher: Batcher,
-        x: Array,
-        deadline: float = float("inf"),
-        **more: Any,
-    ) -> Future[Any]:
+    def ask(batcher, x, deadline=float("inf"), **more):
         before = len(batcher._queue), batcher._is_led
         future = pool.submit(batcher.run, {"x": x}, deadline, **more)
         wait_until(
@@ -100,7 +90,7 @@ def ask(pool: ThreadPoolExecutor) -> Ask:
     return ask
 
 
-def hold(model: Model, ask: Ask, batcher: Batcher, **more: Any) -> Future[Any]:
+def hold(model, ask, batcher, **more):
     """Send a request of one row, and return while the model computes it."""
     model.gate.clear()
     before = len(model.begun)
@@ -109,19 +99,15 @@ def hold(model: Model, ask: Ask, batcher: Batcher, **more: Any) -> Future[Any]:
     return first
 
 
-def rows(number: int, value: float = 1.0, width: int = 2) -> Array:
+def rows(number, value=1.0, width=2):
     return np.full((number, width), value)
 
 
-def submitted(
-    batcher: Batcher,
-    x: Array,
-    deadline: float = float("inf"),
-) -> Future[Any]:
+def submitted(batcher, x, deadline=float("inf")):
     """Submit a request as an event loop does."""
     future: Future[Any] = Future()
 
-    def done(result: dict[str, Array] | BaseException) -> None:
+    def done(result):
         if isinstance(result, BaseException):
             future.set_exception(result)
         else:
@@ -134,12 +120,7 @@ def submitted(
 @settings(max_examples=25)
 @given(
     requests=st.lists(
-        st.tuples(
-            st.integers(1, 9),
-            st.integers(1, 3),
-            st.booleans(),
-            st.booleans(),
-        ),
+        st.tuples(st.integers(1, 9), st.integers(1, 3), st.booleans(), st.booleans()),
         min_size=1,
         max_size=40,
     ),
@@ -149,21 +130,14 @@ def submitted(
     pads=st.booleans(),
 )
 def test_any_mixture_of_requests_is_answered_as_if_each_were_alone(
-    requests: list[tuple[int, int, bool, bool]],
-    limit: int,
-    preferred: set[int],
-    delay: int,
-    pads: bool,
-) -> None:
+    requests, limit, preferred, delay, pads
+):
     policy = BatchPolicy(
-        limit,
-        tuple(size for size in preferred if size <= limit),
-        delay,
-        pads=pads,
+        limit, tuple(size for size in preferred if size <= limit), delay, pads=pads
     )
     batcher = Batcher(Model(), policy)
 
-    def one(number: int) -> tuple[Array, Array | str]:
+    def one(number):
         count, width, is_bad, is_submitted = requests[number]
         x = np.random.default_rng(number).random((count, width))
         x[0, 0] = -1 if is_bad else x[0, 0]
@@ -187,50 +161,27 @@ def test_any_mixture_of_requests_is_answered_as_if_each_were_alone(
     assert not batcher._is_led
 
 
-def test_requests_that_wait_for_a_busy_model_are_computed_together(model: Model, ask: Ask) -> None:
+def test_requests_that_wait_for_a_busy_model_are_computed_together(model, ask):
     batcher = Batcher(model, EIGHT)
     model.gate.clear()
     counted: list[tuple[int, float, float]] = []
     count = lambda *batch: counted.append(batch)  # noqa: E731
     futures = [ask(batcher, rows(1, 10.0), count=count)]
     wait_until(lambda: model.begun, what="the first run")
-    futures += [
-        ask(
-            batcher,
-            rows(2, float(number)),
-            count=count,
-        )
-        for number in range(5)
-    ]
+    futures += [ask(batcher, rows(2, float(number)), count=count) for number in range(5)]
     model.gate.set()
 
     answers = [future.result(30)["y"] for future in futures]
 
-    assert [answer[0, 0] for answer in answers] == [
-        20.0,
-        0.0,
-        2.0,
-        4.0,
-        6.0,
-        8.0,
-    ]
-    assert [len(answer) for answer in answers] == [
-        1,
-        2,
-        2,
-        2,
-        2,
-        2,
-    ]
+    assert [answer[0, 0] for answer in answers] == [20.0, 0.0, 2.0, 4.0, 6.0, 8.0]
+    assert [len(answer) for answer in answers] == [1, 2, 2, 2, 2, 2]
     assert model.begun == [1, 8, 2]
     assert [batch[0] for batch in counted] == [1, 8, 2]
     assert counted[1][1] > 0
     assert min(chain.from_iterable(times for _, *times in counted)) >= 0
 
 
-def test_a_slow_device_is_fed_by_many_requests_one_full_batch_at_a_time(
-    pool: ThreadPoolExecutor,
-) -> None:
+def test_a_slow_device_is_fed_by_many_requests_one_full_batch_at_a_time(pool):
     """The model is like a GPU: a run takes the same time for any number of rows, and
     parallel runs are not faster.
     """
@@ -239,10 +190,7 @@ def test_a_slow_device_is_fed_by_many_requests_one_full_batch_at_a_time(
     most = 0
     lock = threading.Lock()
 
-    def compute(
-        feeds: Feeds,
-        outputs: Sequence[str] | None = None,
-    ) -> dict[str, Array]:
+    def compute(feeds, outputs=None):
         nonlocal running, most
         with lock:
             begun.append(len(feeds["x"]))
@@ -254,13 +202,7 @@ def test_a_slow_device_is_fed_by_many_requests_one_full_batch_at_a_time(
         return {"y": feeds["x"] * 2}
 
     batcher = Batcher(compute, BatchPolicy(max_batch_size=32, max_queue_delay_microseconds=2000))
-    futures = [
-        pool.submit(
-            batcher.run,
-            {"x": rows(1, float(number))},
-        )
-        for number in range(640)
-    ]
+    futures = [pool.submit(batcher.run, {"x": rows(1, float(number))}) for number in range(640)]
 
     assert [future.result(30)["y"][0, 0] for future in futures] == [
         2.0 * number for number in range(640)
@@ -272,42 +214,19 @@ def test_a_slow_device_is_fed_by_many_requests_one_full_batch_at_a_time(
     assert most == 1
 
 
-def test_a_batch_is_filled_up_to_a_size_of_the_warm_up(model: Model, ask: Ask) -> None:
+def test_a_batch_is_filled_up_to_a_size_of_the_warm_up(model, ask):
     batcher = Batcher(model, replace(EIGHT, pads=True))
-    alone = {
-        number: batcher.run({"x": rows(number, 3.0)})["y"]
-        for number in (
-            1,
-            3,
-            5,
-            8,
-            9,
-            0,
-        )
-    }
+    alone = {number: batcher.run({"x": rows(number, 3.0)})["y"] for number in (1, 3, 5, 8, 9, 0)}
     assert {number: answer.tolist() for number, answer in alone.items()} == {
         number: rows(number, 6.0).tolist() for number in alone
     }
     # The requests above the limit and without rows run unchanged.
-    assert model.begun == [
-        1,
-        4,
-        8,
-        8,
-        9,
-        0,
-    ]
+    assert model.begun == [1, 4, 8, 8, 9, 0]
 
     model.gate.clear()
     futures = [ask(batcher, rows(1, 10.0))]
     wait_until(lambda: len(model.begun) == 7, what="the first run")
-    futures += [
-        ask(
-            batcher,
-            rows(number, float(number)),
-        )
-        for number in (2, 0, 3, 0)
-    ]
+    futures += [ask(batcher, rows(number, float(number))) for number in (2, 0, 3, 0)]
     model.gate.set()
     answers = [future.result(30)["y"] for future in futures]
     assert [len(answer) for answer in answers] == [1, 2, 0, 3, 0]
@@ -315,13 +234,13 @@ def test_a_batch_is_filled_up_to_a_size_of_the_warm_up(model: Model, ask: Ask) -
     assert model.begun[6:] == [1, 8]
 
 
-def test_a_padding_row_that_fails_is_a_row_of_the_request_itself(model: Model) -> None:
+def test_a_padding_row_that_fails_is_a_row_of_the_request_itself(model):
     batcher = Batcher(model, replace(EIGHT, pads=True))
     with pytest.raises(InferenceError, match="begins with -1"):
         batcher.run({"x": rows(3, -1.0)})
 
 
-def test_other_shapes_wait_for_their_own_batch(model: Model, ask: Ask) -> None:
+def test_other_shapes_wait_for_their_own_batch(model, ask):
     batcher = Batcher(model, EIGHT)
     futures = [hold(model, ask, batcher)]
     futures += [ask(batcher, rows(1, width=width)) for width in (2, 3, 2, 3)]
@@ -337,7 +256,7 @@ def test_other_shapes_wait_for_their_own_batch(model: Model, ask: Ask) -> None:
     assert model.begun == [1, 2, 2]
 
 
-def test_a_request_above_the_limit_runs_alone(model: Model, ask: Ask) -> None:
+def test_a_request_above_the_limit_runs_alone(model, ask):
     batcher = Batcher(model, EIGHT)
     futures = [hold(model, ask, batcher)]
     futures += [ask(batcher, rows(number)) for number in (1, 50, 1)]
@@ -347,21 +266,15 @@ def test_a_request_above_the_limit_runs_alone(model: Model, ask: Ask) -> None:
     assert model.begun == [1, 1, 50, 1]
 
 
-def test_an_idle_model_waits_for_company_until_the_batch_is_full(model: Model, ask: Ask) -> None:
+def test_an_idle_model_waits_for_company_until_the_batch_is_full(model, ask):
     batcher = Batcher(model, replace(EIGHT, max_queue_delay_microseconds=LONG_DELAY))
-    futures = [
-        ask(
-            batcher,
-            rows(2, float(number)),
-        )
-        for number in range(4)
-    ]
+    futures = [ask(batcher, rows(2, float(number))) for number in range(4)]
 
     assert [future.result(30)["y"][0, 0] for future in futures] == [0.0, 2.0, 4.0, 6.0]
     assert model.begun == [8]
 
 
-def test_a_preferred_size_is_computed_at_once_and_never_exceeded(model: Model, ask: Ask) -> None:
+def test_a_preferred_size_is_computed_at_once_and_never_exceeded(model, ask):
     batcher = Batcher(model, BatchPolicy(8, (4,), LONG_DELAY))
     futures = [ask(batcher, rows(2)) for _ in range(4)]
 
@@ -370,7 +283,7 @@ def test_a_preferred_size_is_computed_at_once_and_never_exceeded(model: Model, a
     assert model.begun == [4, 4]
 
 
-def test_the_delay_ends(model: Model) -> None:
+def test_the_delay_ends(model):
     batcher = Batcher(model, replace(EIGHT, max_queue_delay_microseconds=20_000))
     began = time.monotonic()
     batcher.run({"x": rows(1)})
@@ -379,13 +292,10 @@ def test_the_delay_ends(model: Model) -> None:
     assert model.begun == [1]
 
 
-def test_the_error_of_one_does_not_fail_its_neighbours(model: Model, ask: Ask) -> None:
+def test_the_error_of_one_does_not_fail_its_neighbours(model, ask):
     batcher = Batcher(model, EIGHT)
     first = hold(model, ask, batcher)
-    good = [
-        ask(batcher, rows(1, 3.0)),
-        ask(batcher, rows(1, 4.0)),
-    ]
+    good = [ask(batcher, rows(1, 3.0)), ask(batcher, rows(1, 4.0))]
     bad = ask(batcher, rows(1, -1.0))
     model.gate.set()
 
@@ -395,7 +305,7 @@ def test_the_error_of_one_does_not_fail_its_neighbours(model: Model, ask: Ask) -
     assert sorted(model.begun) == [1, 1, 1, 1, 3]
 
 
-def test_outputs_that_are_not_per_row_after_all_are_computed_alone(ask: Ask) -> None:
+def test_outputs_that_are_not_per_row_after_all_are_computed_alone(ask):
     model = Model(lambda x: x.sum(keepdims=True).reshape(1))
     batcher = Batcher(model, EIGHT)
     futures = [hold(model, ask, batcher)]
@@ -405,13 +315,10 @@ def test_outputs_that_are_not_per_row_after_all_are_computed_alone(ask: Ask) -> 
     assert [future.result(30)["y"].item() for future in futures] == [2.0, 4.0, 6.0]
 
 
-def test_a_full_queue_refuses_and_says_when_to_come_again(model: Model, ask: Ask) -> None:
+def test_a_full_queue_refuses_and_says_when_to_come_again(model, ask):
     batcher = Batcher(model, replace(EIGHT, max_queue_size=2))
     futures = [hold(model, ask, batcher)]
-    futures += [
-        ask(batcher, rows(1)),
-        ask(batcher, rows(1)),
-    ]
+    futures += [ask(batcher, rows(1)), ask(batcher, rows(1))]
 
     with pytest.raises(TooManyRequests, match="2 requests are already waiting") as refused:
         batcher.run({"x": rows(1)})
@@ -423,30 +330,14 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(model: Model, ask: Ask
     assert batcher.run({"x": rows(1)})
 
 
-def test_a_request_whose_time_is_up_is_not_computed(
-    model: Model,
-    ask: Ask,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_request_whose_time_is_up_is_not_computed(model, ask, monkeypatch):
     batcher = Batcher(model, EIGHT)
     first = hold(model, ask, batcher, deadline=time.perf_counter() + 60)
     clock = time.perf_counter
     # A request that is being computed is answered.
-    monkeypatch.setattr(
-        time,
-        "perf_counter",
-        lambda: clock() + 120,
-    )
-    late = ask(
-        batcher,
-        rows(1, 5.0),
-        deadline=time.perf_counter() + 0.05,
-    )
-    patient = ask(
-        batcher,
-        rows(1, 6.0),
-        deadline=time.perf_counter() + 30,
-    )
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + 120)
+    late = ask(batcher, rows(1, 5.0), deadline=time.perf_counter() + 0.05)
+    patient = ask(batcher, rows(1, 6.0), deadline=time.perf_counter() + 30)
 
     with pytest.raises(DeadlineExceeded, match="deadline passed"):
         late.result(30)
@@ -457,18 +348,15 @@ def test_a_request_whose_time_is_up_is_not_computed(
     assert model.begun == [1, 1]
 
 
-def test_a_deadline_in_the_past_is_refused_at_once(model: Model) -> None:
+def test_a_deadline_in_the_past_is_refused_at_once(model):
     batcher = Batcher(model, EIGHT)
     with pytest.raises(DeadlineExceeded):
-        batcher.run(
-            {"x": rows(1)},
-            deadline=time.perf_counter() - 1,
-        )
+        batcher.run({"x": rows(1)}, deadline=time.perf_counter() - 1)
     assert model.begun == []
     assert batcher.run({"x": rows(1)})["y"][0, 0] == 2.0
 
 
-def test_a_crash_of_the_model_reaches_every_waiting_request(ask: Ask) -> None:
+def test_a_crash_of_the_model_reaches_every_waiting_request(ask):
     model = Model(lambda x: raise_it(MemoryError()))
     batcher = Batcher(model, EIGHT)
     futures = [hold(model, ask, batcher)]
@@ -481,11 +369,8 @@ def test_a_crash_of_the_model_reaches_every_waiting_request(ask: Ask) -> None:
     assert not batcher._is_led
 
 
-def test_a_panic_is_answered_and_leaves_the_threads_of_the_batcher() -> None:
-    def compute(
-        feeds: Feeds,
-        outputs: Sequence[str] | None = None,
-    ) -> dict[str, Array]:
+def test_a_panic_is_answered_and_leaves_the_threads_of_the_batcher():
+    def compute(feeds, outputs=None):
         if (feeds["x"] == -1).any():
             raise Panic("a tokenizer")
         return {"y": feeds["x"]}
@@ -500,23 +385,14 @@ def test_a_panic_is_answered_and_leaves_the_threads_of_the_batcher() -> None:
     batcher.close()
 
 
-def test_sizes_to_warm_are_powers_of_two_the_largest_and_the_preferred() -> None:
+def test_sizes_to_warm_are_powers_of_two_the_largest_and_the_preferred():
     assert BatchPolicy(32).sizes == (1, 2, 4, 8, 16, 32)
-    assert BatchPolicy(20, (6, 12)).sizes == (
-        1,
-        2,
-        4,
-        6,
-        8,
-        12,
-        16,
-        20,
-    )
+    assert BatchPolicy(20, (6, 12)).sizes == (1, 2, 4, 6, 8, 12, 16, 20)
     assert BatchPolicy(1).sizes == (1,)
 
 
 @pytest.fixture
-def batcher(model: Model) -> Iterator[Batcher]:
+def batcher(model):
     batcher = Batcher(model, replace(EIGHT, max_queue_size=4))
     yield batcher
     model.gate.set()
@@ -527,7 +403,7 @@ def batcher(model: Model) -> Iterator[Batcher]:
     )
 
 
-def test_an_event_loop_is_not_held_and_gets_every_answer(model: Model, batcher: Batcher) -> None:
+def test_an_event_loop_is_not_held_and_gets_every_answer(model, batcher):
     model.gate.clear()
     futures = [submitted(batcher, rows(1, 1.0))]
     wait_until(lambda: model.begun, what="the first run")
@@ -535,13 +411,7 @@ def test_an_event_loop_is_not_held_and_gets_every_answer(model: Model, batcher: 
     refused = submitted(batcher, rows(1))
     model.gate.set()
 
-    assert [
-        future.result(30)["y"][0, 0]
-        for future in (
-            *futures[:2],
-            *futures[3:],
-        )
-    ] == [
+    assert [future.result(30)["y"][0, 0] for future in (*futures[:2], *futures[3:])] == [
         2.0,
         4.0,
         6.0,
@@ -555,10 +425,7 @@ def test_an_event_loop_is_not_held_and_gets_every_answer(model: Model, batcher: 
         submitted(batcher, rows(1, -1.0)).result(30)
 
 
-def test_a_submitted_request_whose_time_is_up_is_not_computed(
-    model: Model,
-    batcher: Batcher,
-) -> None:
+def test_a_submitted_request_whose_time_is_up_is_not_computed(model, batcher):
     model.gate.clear()
     first = submitted(batcher, rows(1))
     wait_until(lambda: model.begun, what="the first run")
@@ -571,18 +438,11 @@ def test_a_submitted_request_whose_time_is_up_is_not_computed(
     with pytest.raises(DeadlineExceeded):
         late.result(30)
     with pytest.raises(DeadlineExceeded):
-        submitted(
-            batcher,
-            rows(1),
-            deadline=time.perf_counter() - 1,
-        ).result(30)
+        submitted(batcher, rows(1), deadline=time.perf_counter() - 1).result(30)
     assert model.begun == [1, 1]
 
 
-def test_nothing_holds_a_request_that_is_answered_not_even_an_error(
-    model: Model,
-    batcher: Batcher,
-) -> None:
+def test_nothing_holds_a_request_that_is_answered_not_even_an_error(model, batcher):
     class Version:
         pass
 
@@ -593,12 +453,7 @@ def test_nothing_holds_a_request_that_is_answered_not_even_an_error(
             alive = weakref.ref(version)
             answered = threading.Event()
             done = lambda result, version=version, answered=answered: answered.set()  # noqa: E731
-            batcher.submit(
-                {"x": rows(1, value)},
-                float("inf"),
-                lambda *batch: None,
-                done,
-            )
+            batcher.submit({"x": rows(1, value)}, float("inf"), lambda *batch: None, done)
             assert answered.wait(30)
             del version, done
             wait_until(lambda: alive() is None, seconds=5, what="the end of the version")  # noqa: B023
@@ -606,10 +461,7 @@ def test_nothing_holds_a_request_that_is_answered_not_even_an_error(
         gc.enable()
 
 
-def test_requests_are_computed_again_once_the_machine_allows_threads_again(
-    batcher: Batcher,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_requests_are_computed_again_once_the_machine_allows_threads_again(batcher, monkeypatch):
     with monkeypatch.context() as scarce:
         scarce.setattr(
             threading.Thread,
@@ -622,11 +474,8 @@ def test_requests_are_computed_again_once_the_machine_allows_threads_again(
     assert submitted(batcher, rows(1)).result(30)["y"].tolist() == [[2.0, 2.0]]
 
 
-def test_inputs_of_different_lengths_are_for_the_graph_to_judge() -> None:
-    def compute(
-        feeds: Feeds,
-        outputs: Sequence[str] | None = None,
-    ) -> dict[str, Array]:
+def test_inputs_of_different_lengths_are_for_the_graph_to_judge():
+    def compute(feeds, outputs=None):
         raise InferenceError(str(sorted(len(array) for array in feeds.values())))
 
     batcher = Batcher(compute, EIGHT)
@@ -683,7 +532,7 @@ TWO_SIZES = (
 SCALAR = "scalar (float a, float[N] b) => (float[N] y) { y = Mul(a, b) }"
 
 
-def load(folder: Path, graph: str) -> OnnxModel:
+def load(folder, graph):
     return OnnxModel.load(write_model(folder / "model", graph))
 
 
@@ -726,11 +575,7 @@ def load(folder: Path, graph: str) -> OnnxModel:
         *("one_row", "doubled", "batch_of_one", "two_sizes", "scalar"),
     ],
 )
-def test_a_graph_says_why_its_rows_cannot_be_joined(
-    tmp_path: Path,
-    graph: str,
-    reason: str,
-) -> None:
+def test_a_graph_says_why_its_rows_cannot_be_joined(tmp_path, graph, reason):
     model = load(tmp_path, graph)
 
     explanation = unbatchable_reason(model, model.example_feeds())
@@ -739,9 +584,7 @@ def test_a_graph_says_why_its_rows_cannot_be_joined(
     assert bool(explanation) == bool(reason)
 
 
-def test_neighbours_beyond_the_type_of_the_numbers_are_tried_without_a_warning(
-    tmp_path: Path,
-) -> None:
+def test_neighbours_beyond_the_type_of_the_numbers_are_tried_without_a_warning(tmp_path):
     model = load(tmp_path, "half (float16[N,2] X) => (float16[N,2] y) { y = Identity(X) }")
 
     with warnings.catch_warnings():
@@ -749,11 +592,8 @@ def test_neighbours_beyond_the_type_of_the_numbers_are_tried_without_a_warning(
         assert unbatchable_reason(model, {"X": np.full((1, 2), 100, np.float16)}) == ""
 
 
-def test_a_row_is_repeated_in_every_input() -> None:
-    feeds = {
-        "x": np.array([[1.0, 2.0], [3.0, 4.0]]),
-        "s": np.array([["a"], ["b"]], dtype=object),
-    }
+def test_a_row_is_repeated_in_every_input():
+    feeds = {"x": np.array([[1.0, 2.0], [3.0, 4.0]]), "s": np.array([["a"], ["b"]], dtype=object)}
 
     assert repeat_row(feeds, 1)["x"].tolist() == [[3.0, 4.0]]
     assert repeat_row(feeds, 1, 3)["s"].tolist() == [["b"]] * 3

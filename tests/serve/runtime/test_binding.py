@@ -3,8 +3,6 @@ tests/gpu tests a GPU.
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -38,40 +36,24 @@ PLACEMENT = Placement(options=ProviderOptions(enable_cuda_graph=True))
 random = np.random.default_rng(0)
 
 
-def feeds(rows: int) -> dict[str, np.ndarray]:
-    return {
-        "x": random.random((rows, 4), dtype=np.float32),
-        "k": random.integers(-9, 9, rows),
-    }
+def feeds(rows):
+    return {"x": random.random((rows, 4), dtype=np.float32), "k": random.integers(-9, 9, rows)}
 
 
 @pytest.fixture
-def session(tmp_path: Path) -> Any:
+def session(tmp_path):
     (tmp_path / "two.onnx").write_bytes(parse_graph(GRAPH).SerializeToString())
     return open_session(tmp_path / "two.onnx")
 
 
-def test_the_answers_are_those_of_a_plain_run_in_any_order_of_shapes(session: Any) -> None:
+def test_the_answers_are_those_of_a_plain_run_in_any_order_of_shapes(session):
     bound = GraphSession(session, PLACEMENT)
     results = []
     for rows in (1, 8, 1, 3, 8, 0, 3):
         inputs = feeds(rows)
-        results.append(
-            (
-                bound.run(NAMES, inputs),
-                session.run(NAMES, inputs),
-            )
-        )
-        results.append(
-            (
-                bound.run(["total"], inputs),
-                session.run(["total"], inputs),
-            )
-        )
-    for (
-        computed,
-        plain,
-    ) in results:
+        results.append((bound.run(NAMES, inputs), session.run(NAMES, inputs)))
+        results.append((bound.run(["total"], inputs), session.run(["total"], inputs)))
+    for computed, plain in results:
         # Compare at the end, to detect that a later run has overwritten an earlier
         # answer.
         for array, expected in zip(computed, plain, strict=True):
@@ -79,77 +61,51 @@ def test_the_answers_are_those_of_a_plain_run_in_any_order_of_shapes(session: An
             np.testing.assert_array_equal(array, expected)
 
 
-def test_many_threads_do_not_read_each_others_buffers(session: Any) -> None:
+def test_many_threads_do_not_read_each_others_buffers(session):
     bound = GraphSession(session, PLACEMENT)
 
-    def ask(number: int) -> bool:
+    def ask(number):
         inputs = feeds(1 + number % 3)
-        return all(
-            map(
-                np.array_equal,
-                bound.run(NAMES, inputs),
-                session.run(NAMES, inputs),
-            )
-        )
+        return all(map(np.array_equal, bound.run(NAMES, inputs), session.run(NAMES, inputs)))
 
     with ThreadPoolExecutor(16) as pool:
         assert all(pool.map(ask, range(400)))
 
 
-def test_inputs_need_not_be_contiguous(session: Any) -> None:
+def test_inputs_need_not_be_contiguous(session):
     inputs: dict[str, np.ndarray] = {
-        "x": np.asfortranarray(
-            random.random(
-                (5, 4),
-                dtype=np.float32,
-            )
-        ),
+        "x": np.asfortranarray(random.random((5, 4), dtype=np.float32)),
         "k": np.arange(10)[::2],
     }
     np.testing.assert_array_equal(
-        GraphSession(session, PLACEMENT).run(["y"], inputs)[0],
-        session.run(["y"], inputs)[0],
+        GraphSession(session, PLACEMENT).run(["y"], inputs)[0], session.run(["y"], inputs)[0]
     )
 
 
-def test_shapes_above_the_limit_run_without_a_graph(session: Any) -> None:
+def test_shapes_above_the_limit_run_without_a_graph(session):
     bound = GraphSession(session, PLACEMENT)
     for rows in range(1, MAX_GRAPHS + 3):
         inputs = feeds(rows)
-        np.testing.assert_array_equal(
-            bound.run(["total"], inputs),
-            session.run(["total"], inputs),
-        )
+        np.testing.assert_array_equal(bound.run(["total"], inputs), session.run(["total"], inputs))
     assert len(bound._graphs) == MAX_GRAPHS
 
 
-def test_a_shape_whose_capture_failed_runs_without_a_graph(
-    session: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def fail(self: CudaGraph, feeds: Any) -> None:
+def test_a_shape_whose_capture_failed_runs_without_a_graph(session, monkeypatch):
+    def fail(self, feeds):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     bound = GraphSession(session, PLACEMENT)
     with monkeypatch.context() as patch:
         patch.setattr(CudaGraph, "run", fail)
         given = feeds(3)
-        np.testing.assert_array_equal(
-            bound.run(["y"], given)[0],
-            session.run(["y"], given)[0],
-        )
+        np.testing.assert_array_equal(bound.run(["y"], given)[0], session.run(["y"], given)[0])
     monkeypatch.setattr(CudaGraph, "__init__", fail)  # A second attempt is an error.
     given = feeds(3)
-    np.testing.assert_array_equal(
-        bound.run(["y"], given)[0],
-        session.run(["y"], given)[0],
-    )
+    np.testing.assert_array_equal(bound.run(["y"], given)[0], session.run(["y"], given)[0])
 
 
-def test_a_model_that_is_placed_so_runs_through_it(tmp_path: Path) -> None:
-    signature = [
-        tensor_column("float32", -1, 4, name="x"),
-    ]
+def test_a_model_that_is_placed_so_runs_through_it(tmp_path):
+    signature = [tensor_column("float32", -1, 4, name="x")]
     graph = "one (float[N,4] x) => (float[N,4] y) { y = Add(x, x) }"
     section = {
         "inputs": [graph_tensor("x", "float32", -1, 4)],
@@ -158,29 +114,26 @@ def test_a_model_that_is_placed_so_runs_through_it(tmp_path: Path) -> None:
     }
     model = OnnxModel.load(write_model(tmp_path / "model", graph, signature, section), PLACEMENT)
     x = random.random((2, 4), dtype=np.float32)
-    np.testing.assert_array_equal(
-        model.run({"x": x})["y"],
-        x + x,
-    )
+    np.testing.assert_array_equal(model.run({"x": x})["y"], x + x)
     model.try_out({"x": x}, 10)
     with pytest.raises(InferenceError, match="cannot compute"):
         model.run({"x": np.ones((2, 5), np.float32)})
 
 
-def test_texts_are_not_bound(tmp_path: Path) -> None:
+def test_texts_are_not_bound(tmp_path):
     (tmp_path / "text.onnx").write_bytes(
-        parse_graph("text (string[N] x) => (string[N] y) { y = Identity(x) }").SerializeToString(),
+        parse_graph("text (string[N] x) => (string[N] y) { y = Identity(x) }").SerializeToString()
     )
     assert not can_bind(open_session(tmp_path / "text.onnx"))
 
 
-def test_shapes_that_depend_on_the_data_are_not_bound(tmp_path: Path) -> None:
+def test_shapes_that_depend_on_the_data_are_not_bound(tmp_path):
     graph = parse_graph("one (float[N] x) => (int64[1,M] y) { y = NonZero(x) }")
     (tmp_path / "one.onnx").write_bytes(graph.SerializeToString())
     assert not can_bind(open_session(tmp_path / "one.onnx"))
 
 
-def test_without_cuda_the_memory_is_ordinary(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_cuda_the_memory_is_ordinary(monkeypatch):
     class Runtime:
         def cudaSetDevice(self, device_id: int) -> int:  # noqa: N802 - CUDA defines this name.
             return 100  # cudaErrorNoDevice

@@ -2,13 +2,11 @@
 cannot.
 """
 
-from typing import Any
-
 import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.core.errors import InvalidRequest
-from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Column, Input, Output
+from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input, Output
 from mlflow_deploy_plugin.serve.runtime.explained import (
     MAX_COLUMNS,
     explained_columns,
@@ -18,59 +16,38 @@ from mlflow_deploy_plugin.serve.runtime.explained import (
 from tests.support.schemas import bare_artifact
 
 
-def artifact(**fields: Any) -> Artifact:
+def artifact(**fields):
     return bare_artifact(**fields)
 
 
-def test_columns_are_features_in_the_order_of_the_signature() -> None:
+def test_columns_are_features_in_the_order_of_the_signature():
     model = artifact(
-        columns=(
-            Column("a", "double"),
-            Column("b", "double"),
-            Column("c", "double"),
-        ),
-        inputs=(
-            Input("x", "float32", (-1, 2), ("b", "a")),
-            Input("y", "float32", (-1,), ("c",)),
-        ),
+        columns=(Column("a", "double"), Column("b", "double"), Column("c", "double")),
+        inputs=(Input("x", "float32", (-1, 2), ("b", "a")), Input("y", "float32", (-1,), ("c",))),
     )
-    feeds = {
-        "x": np.array([[1.0, 2.0]]),
-        "y": np.array([3.0]),
-    }
+    feeds = {"x": np.array([[1.0, 2.0]]), "y": np.array([3.0])}
     assert {
         feature.name: feature.values(feeds).tolist() for feature in explained_features(model, feeds)
-    } == {
-        "a": [2.0],
-        "b": [1.0],
-        "c": [3.0],
-    }
+    } == {"a": [2.0], "b": [1.0], "c": [3.0]}
 
 
 @pytest.mark.parametrize(
-    ("names", "features"),
-    [
-        (("x",), ["0", "1"]),
-        (("x", "y"), ["x[0]", "x[1]", "y[0]", "y[1]"]),
-    ],
+    ("names", "features"), [(("x",), ["0", "1"]), (("x", "y"), ["x[0]", "x[1]", "y[0]", "y[1]"])]
 )
-def test_the_values_of_tensors_are_numbered(names: tuple[str, ...], features: list[str]) -> None:
+def test_the_values_of_tensors_are_numbered(names, features):
     model = artifact(inputs=tuple(Input(name, "float32", (-1, 2)) for name in names))
     feeds = {name: np.ones((1, 2)) for name in names}
     assert [feature.name for feature in explained_features(model, feeds)] == features
 
 
-@pytest.mark.parametrize(
-    "shape",
-    [(1,) * 3, (1, MAX_COLUMNS + 1)],
-)
-def test_images_and_very_wide_rows_are_refused(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("shape", [(1,) * 3, (1, MAX_COLUMNS + 1)])
+def test_images_and_very_wide_rows_are_refused(shape):
     model = artifact(inputs=(Input("x", "float32", ()),))
     with pytest.raises(InvalidRequest):
         explained_features(model, {"x": np.ones(shape)})
 
 
-def test_probabilities_are_explained_by_class_rather_than_scores() -> None:
+def test_probabilities_are_explained_by_class_rather_than_scores():
     scores = Output("s", "float32", (-1, 2), "scores")
     chances = Output("p", "float32", (-1, 2), "probabilities")
     model = artifact(outputs=(scores, chances), classes=("no", "yes"))
@@ -81,11 +58,8 @@ def test_probabilities_are_explained_by_class_rather_than_scores() -> None:
     assert numbers.tolist() == [[0.25, 0.75]]
 
 
-def test_labels_alone_cannot_be_explained() -> None:
+def test_labels_alone_cannot_be_explained():
     with pytest.raises(InvalidRequest, match="only labels"):
         explained_outputs(
-            artifact(
-                outputs=(Output("y", "str", (-1,), "label"),),
-                prediction=("y",),
-            ),
+            artifact(outputs=(Output("y", "str", (-1,), "label"),), prediction=("y",))
         )

@@ -2,15 +2,12 @@
 and row axes are detected.
 """
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 import pytest
 
 from mlflow_deploy_plugin.core.errors import InferenceError, SchemaMismatch
 from mlflow_deploy_plugin.serve.runtime.feeds import (
-    NarrowedFeeds,
     concatenate_feeds,
     narrowed_feeds,
     no_batch_dimension_reason,
@@ -24,12 +21,12 @@ from tests.support.models import graph_tensor, tensor_column, write_model
 from tests.support.refusals import mentions
 
 
-def narrowed(*values: float) -> NarrowedFeeds:
+def narrowed(*values):
     exact = np.array(values)
     return narrowed_feeds({"x": exact.astype(np.float32)}, {"@double": exact})
 
 
-def test_the_sent_arrays_are_joined_and_sliced_with_the_feeds() -> None:
+def test_the_sent_arrays_are_joined_and_sliced_with_the_feeds():
     joined = concatenate_feeds([narrowed(0.1, 0.2), narrowed(0.3)])
     assert joined["x"].dtype == np.float32
     assert sent_arrays(joined)["@double"].tolist() == [0.1, 0.2, 0.3]
@@ -38,18 +35,15 @@ def test_the_sent_arrays_are_joined_and_sliced_with_the_feeds() -> None:
     assert sent_arrays(part)["@double"].tolist() == [0.2, 0.3]
 
 
-def test_feeds_without_loss_are_their_own_sent_arrays() -> None:
+def test_feeds_without_loss_are_their_own_sent_arrays():
     plain = {"x": np.array([1.0, 2.0])}
     assert sent_arrays(plain) is plain
     assert type(concatenate_feeds([plain, narrowed(3.0)])) is dict
     assert type(slice_feeds(plain, slice(1))) is dict
 
 
-def test_one_row_is_repeated() -> None:
-    feeds = {
-        "x": np.array([[1, 2], [3, 4]]),
-        "s": np.array(["a", "b"], dtype=object),
-    }
+def test_one_row_is_repeated():
+    feeds = {"x": np.array([[1, 2], [3, 4]]), "s": np.array(["a", "b"], dtype=object)}
     assert {name: array.tolist() for name, array in repeat_row(feeds, 1, 2).items()} == {
         "x": [[3, 4], [3, 4]],
         "s": ["b", "b"],
@@ -57,17 +51,8 @@ def test_one_row_is_repeated() -> None:
     assert np.shares_memory(repeat_row(feeds, 1)["x"], feeds["x"])
 
 
-def test_the_longest_array_says_how_many_rows_there_are() -> None:
-    assert (
-        row_count(
-            {
-                "x": np.zeros((3, 2)),
-                "one": np.zeros(1),
-                "scalar": np.array(1.0),
-            }
-        )
-        == 3
-    )
+def test_the_longest_array_says_how_many_rows_there_are():
+    assert row_count({"x": np.zeros((3, 2)), "one": np.zeros(1), "scalar": np.array(1.0)}) == 3
     assert row_count({"scalar": np.array(1.0)}) == row_count({}) == 0
 
 
@@ -85,7 +70,7 @@ ZIPMAP = (
 )
 
 
-def load(folder: Path, graph: str) -> OnnxModel:
+def load(folder, graph):
     return OnnxModel.load(write_model(folder, graph))
 
 
@@ -132,11 +117,8 @@ def load(folder: Path, graph: str) -> OnnxModel:
     ],
 )
 def test_the_first_dimensions_are_rows_where_they_are_free_and_the_same(
-    tmp_path: Path,
-    graph: str,
-    has_rows: bool,
-    why: str,
-) -> None:
+    tmp_path, graph, has_rows, why
+):
     model = load(tmp_path, graph)
 
     assert model.schema.has_rows is has_rows
@@ -153,8 +135,8 @@ SUM = "g (float[N,K] a, float[N,K] b) => (float[N,K] y) { y = Add(a, b) }"
 
 
 def test_onnx_runtime_alone_decides_about_the_sizes_of_a_graph_that_was_not_converted_here(
-    tmp_path: Path,
-) -> None:
+    tmp_path,
+):
     """Exporters use the same name for all dimensions of unknown size."""
     folder = write_model(tmp_path / "ocr", OCR)
     graph = onnx.load(folder / "model.onnx")
@@ -173,28 +155,14 @@ def test_onnx_runtime_alone_decides_about_the_sizes_of_a_graph_that_was_not_conv
     b = np.ones((1, 1), np.float32)
     assert model.run(model.schema.from_columns({"a": a, "b": b}))["y"].tolist() == [[2.0] * 3] * 2
     assert (
-        model.run(
-            model.schema.from_columns(
-                {
-                    "a": a.tolist(),
-                    "b": [[1]],
-                }
-            )
-        )["y"].tolist()
+        model.run(model.schema.from_columns({"a": a.tolist(), "b": [[1]]}))["y"].tolist()
         == [[2.0] * 3] * 2
     )
     with pytest.raises(InferenceError, match="Attempting to broadcast"):
-        model.run(
-            model.schema.from_columns(
-                {
-                    "a": a,
-                    "b": np.ones((2, 2), np.float32),
-                }
-            )
-        )
+        model.run(model.schema.from_columns({"a": a, "b": np.ones((2, 2), np.float32)}))
 
 
-def test_every_dimension_of_one_name_has_one_size_and_others_have_any(tmp_path: Path) -> None:
+def test_every_dimension_of_one_name_has_one_size_and_others_have_any(tmp_path):
     fed = [graph_tensor(name, "float32", -1, -1, columns=[]) for name in ("a", "b")]
     answered = [graph_tensor("y", "float32", -1, -1, role="value")]
     section = {"framework": "torch", "inputs": fed, "outputs": answered, "prediction": ["y"]}
@@ -207,27 +175,13 @@ def test_every_dimension_of_one_name_has_one_size_and_others_have_any(tmp_path: 
     with pytest.raises(SchemaMismatch) as caught:
         model.schema.from_columns({"a": a, "b": b[:, :2]})
     assert mentions(caught.value.message, "'K'", "'a' has 3", "'b' has 2")
-    assert model.run(
-        model.schema.from_columns(
-            {
-                "a": a[:0],
-                "b": b,
-            }
-        )
-    )["y"].shape == (0, 4)
+    assert model.run(model.schema.from_columns({"a": a[:0], "b": b}))["y"].shape == (0, 4)
 
 
-def test_a_signature_of_another_rank_than_the_graph_is_for_the_graph_to_refuse(
-    tmp_path: Path,
-) -> None:
+def test_a_signature_of_another_rank_than_the_graph_is_for_the_graph_to_refuse(tmp_path):
     vectors = [tensor_column("float32", -1, name=name) for name in ("a", "b")]
     model = OnnxModel.load(write_model(tmp_path, COSINE, vectors))
-    feeds = model.schema.from_columns(
-        {
-            "a": np.ones(2, np.float32),
-            "b": np.ones(3, np.float32),
-        }
-    )
+    feeds = model.schema.from_columns({"a": np.ones(2, np.float32), "b": np.ones(3, np.float32)})
 
     with pytest.raises(InferenceError, match="Invalid rank"):
         model.run(feeds)

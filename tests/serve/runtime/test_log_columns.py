@@ -2,13 +2,10 @@
 
 from datetime import date
 from decimal import Decimal
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.log_columns import (
     as_key,
     as_text,
@@ -38,25 +35,14 @@ from tests.support.models import write_model
         (np.array([2.0**63, 0.0]), "int64", "float64"),
         (np.array([1e300, 0.0]), "float32", "float64"),
         # Integers remain integers if the column accepts any number.
-        (
-            np.array([1, 2], "int64"),
-            "float64",
-            "int64",
-        ),
+        (np.array([1, 2], "int64"), "float64", "int64"),
         (np.array([True, False]), "int64", "bool"),
         (np.array(["1", None], dtype=object), "int64", "object"),
         (np.array([1.0, 2.0]), "str", "float64"),
     ],
 )
-def test_numbers_come_in_the_signatures_type_where_none_is_lost(
-    values: Array,
-    wanted: str,
-    found: str,
-) -> None:
-    typed = cast_columns(
-        {"x": wanted, "gone": "int64"},
-        {"x": values, "other": values},
-    )
+def test_numbers_come_in_the_signatures_type_where_none_is_lost(values, wanted, found):
+    typed = cast_columns({"x": wanted, "gone": "int64"}, {"x": values, "other": values})
     assert str(typed["x"].dtype) == found
     assert np.array_equal(typed["x"], values.astype(found), equal_nan=found.startswith("float"))
     assert typed["other"] is values
@@ -81,25 +67,13 @@ def test_numbers_come_in_the_signatures_type_where_none_is_lost(
         ([0.1], "float32", "float64"),
         (np.array([2**53 + 1]), "float64", "int64"),
         (np.array([2**63 - 1]), "float64", "int64"),
-        (
-            np.array([2**64 - 1], np.uint64),
-            "float32",
-            "uint64",
-        ),
-        (
-            np.array([-(2**63), 2**53]),
-            "float64",
-            "float64",
-        ),
+        (np.array([2**64 - 1], np.uint64), "float32", "uint64"),
+        (np.array([-(2**63), 2**53]), "float64", "float64"),
         (np.array([True]), "int32", "int32"),
         (np.array(["7"], object), "int64", "object"),
     ],
 )
-def test_a_log_column_is_cast_to_the_signatures_type_if_no_value_changes(
-    values: Any,
-    wanted: str,
-    dtype: str,
-) -> None:
+def test_a_log_column_is_cast_to_the_signatures_type_if_no_value_changes(values, wanted, dtype):
     array = np.asarray(values)
     typed = cast_columns_losslessly({"x": wanted}, {"x": array})["x"]
     assert typed.dtype == dtype
@@ -111,30 +85,14 @@ SUM = (
 )
 
 
-def column(name: str, kind: str = "double") -> dict[str, Any]:
+def column(name, kind="double"):
     return {"name": name, "type": kind, "required": True}
 
 
-def test_rows_for_the_log_hold_the_columns_and_the_prediction(tmp_path: Path) -> None:
-    model = OnnxModel.load(
-        write_model(
-            tmp_path,
-            SUM,
-            [column("p"), column("q")],
-        )
-    )
-    feeds = model.schema.from_columns(
-        {
-            "p": [1, 2],
-            "q": [3, 4],
-        }
-    )
-    rows = to_log_columns(
-        model.schema,
-        model.artifact.prediction,
-        feeds,
-        model.run(feeds),
-    )
+def test_rows_for_the_log_hold_the_columns_and_the_prediction(tmp_path):
+    model = OnnxModel.load(write_model(tmp_path, SUM, [column("p"), column("q")]))
+    feeds = model.schema.from_columns({"p": [1, 2], "q": [3, 4]})
+    rows = to_log_columns(model.schema, model.artifact.prediction, feeds, model.run(feeds))
     assert {name: array.tolist() for name, array in rows.items()} == {
         "p": [1, 2],
         "q": [3, 4],
@@ -157,10 +115,6 @@ def test_rows_for_the_log_hold_the_columns_and_the_prediction(tmp_path: Path) ->
         (1e300, "1e+300", "1e+300"),
     ],
 )
-def test_values_are_texts_that_are_equal_where_the_values_are(
-    value: Any,
-    text: str | None,
-    key: str | None,
-) -> None:
+def test_values_are_texts_that_are_equal_where_the_values_are(value, text, key):
     assert as_text(value) == text
     assert as_key(value) == key

@@ -1,9 +1,6 @@
 """Tests of models from folders on disk: reading, binding, refusals and answers."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from resource import RUSAGE_THREAD, getrusage
-from typing import Any
 
 import numpy as np
 import onnx
@@ -42,82 +39,26 @@ RECURRENT = """g (float[N,L,1] x) => (float[1,N,1] h) <float[1,3,1] w = {1, 1, 1
 }"""
 
 
-def column(name: str, kind: str = "double") -> dict[str, Any]:
+def column(name, kind="double"):
     return {"name": name, "type": kind, "required": True}
 
 
 @pytest.mark.parametrize(
     ("graph", "signature", "data", "answer"),
     [
-        (
-            SUM,
-            [],
-            {"X": [[1, 2]]},
-            {"y": [3.0]},
-        ),
-        (
-            SUM,
-            [column("p"), column("q")],
-            {"q": [2], "p": [1]},
-            {"y": [3.0]},
-        ),
-        (
-            SUM,
-            [tensor_column("float64", -1, 2)],
-            {"anything": [[1, 2]]},
-            {"y": [3.0]},
-        ),
-        (
-            SUM,
-            [tensor_column("float32", -1, 2, name="X")],
-            {"X": [[1, 2]]},
-            {"y": [3.0]},
-        ),
-        (
-            TWO,
-            [],
-            {"b": [2], "a": [1]},
-            {"y": [-1.0], "n": [-2]},
-        ),
-        (
-            TWO,
-            [column("b", "long"), column("a")],
-            {"b": [2], "a": [1]},
-            {"y": [-1.0], "n": [-2]},
-        ),
-        (
-            TEXT,
-            [tensor_column("object", -1, 1)],
-            {"s": [["a"]]},
-            {"t": [["a"]]},
-        ),
-        (
-            TEXT,
-            [column("s", "string")],
-            {"s": ["a"]},
-            {"t": [["a"]]},
-        ),
-        (
-            ZIPMAP,
-            [],
-            {"p": [[0.25, 0.75]]},
-            {"probability": [{"no": 0.25, "yes": 0.75}]},
-        ),
-        (
-            FIXED,
-            [],
-            {"X": [[1, 2], [3, 4]]},
-            {"y": [[-1, -2], [-3, -4]]},
-        ),
+        (SUM, [], {"X": [[1, 2]]}, {"y": [3.0]}),
+        (SUM, [column("p"), column("q")], {"q": [2], "p": [1]}, {"y": [3.0]}),
+        (SUM, [tensor_column("float64", -1, 2)], {"anything": [[1, 2]]}, {"y": [3.0]}),
+        (SUM, [tensor_column("float32", -1, 2, name="X")], {"X": [[1, 2]]}, {"y": [3.0]}),
+        (TWO, [], {"b": [2], "a": [1]}, {"y": [-1.0], "n": [-2]}),
+        (TWO, [column("b", "long"), column("a")], {"b": [2], "a": [1]}, {"y": [-1.0], "n": [-2]}),
+        (TEXT, [tensor_column("object", -1, 1)], {"s": [["a"]]}, {"t": [["a"]]}),
+        (TEXT, [column("s", "string")], {"s": ["a"]}, {"t": [["a"]]}),
+        (ZIPMAP, [], {"p": [[0.25, 0.75]]}, {"probability": [{"no": 0.25, "yes": 0.75}]}),
+        (FIXED, [], {"X": [[1, 2], [3, 4]]}, {"y": [[-1, -2], [-3, -4]]}),
     ],
 )
-def test_a_stock_onnx_model_answers_by_its_graphs_names(
-    tmp_path: Path,
-    graph: str,
-    signature: list[Any],
-    data: dict[str, Any],
-    answer: dict[str, Any],
-) -> None:
+def test_a_stock_onnx_model_answers_by_its_graphs_names(tmp_path, graph, signature, data, answer):
     model = OnnxModel.load(write_model(tmp_path, graph, signature or None))
     outputs = model.run(model.schema.from_columns(data))
     assert {name: array.tolist() for name, array in outputs.items()} == answer
@@ -126,30 +67,10 @@ def test_a_stock_onnx_model_answers_by_its_graphs_names(
 @pytest.mark.parametrize(
     ("graph", "signature", "data", "prediction"),
     [
-        (
-            SUM,
-            [],
-            {"X": [[1, 2], [3, 4]]},
-            {"y": [3.0, 7.0]},
-        ),
-        (
-            SUM,
-            [column("a"), column("b")],
-            {"a": [1, 3], "b": [2, 4]},
-            [{"y": 3.0}, {"y": 7.0}],
-        ),
-        (
-            TWO,
-            [column("b", "long"), column("a")],
-            {"b": [2], "a": [1]},
-            [{"y": -1.0, "n": -2}],
-        ),
-        (
-            TEXT,
-            [column("s", "string")],
-            {"s": ["a"]},
-            [{"t": "a"}],
-        ),
+        (SUM, [], {"X": [[1, 2], [3, 4]]}, {"y": [3.0, 7.0]}),
+        (SUM, [column("a"), column("b")], {"a": [1, 3], "b": [2, 4]}, [{"y": 3.0}, {"y": 7.0}]),
+        (TWO, [column("b", "long"), column("a")], {"b": [2], "a": [1]}, [{"y": -1.0, "n": -2}]),
+        (TEXT, [column("s", "string")], {"s": ["a"]}, [{"t": "a"}]),
         (
             FIXED,
             [column("a"), column("b")],
@@ -159,12 +80,8 @@ def test_a_stock_onnx_model_answers_by_its_graphs_names(
     ],
 )
 def test_the_prediction_of_a_stock_onnx_model_is_that_of_mlflows_pyfunc(
-    tmp_path: Path,
-    graph: str,
-    signature: list[Any],
-    data: dict[str, Any],
-    prediction: Any,
-) -> None:
+    tmp_path, graph, signature, data, prediction
+):
     model = OnnxModel.load(write_model(tmp_path, graph, signature or None))
     answer = model.prediction(model.run(model.schema.from_columns(data)))
     assert prediction == (
@@ -174,66 +91,29 @@ def test_the_prediction_of_a_stock_onnx_model_is_that_of_mlflows_pyfunc(
     )
 
 
-def test_only_the_outputs_asked_for_are_computed(tmp_path: Path) -> None:
+def test_only_the_outputs_asked_for_are_computed(tmp_path):
     model = OnnxModel.load(write_model(tmp_path, TWO))
-    assert list(
-        model.run(
-            model.schema.from_columns(
-                {
-                    "a": [1],
-                    "b": [1],
-                }
-            ),
-            ["n"],
-        )
-    ) == ["n"]
+    assert list(model.run(model.schema.from_columns({"a": [1], "b": [1]}), ["n"])) == ["n"]
 
 
 @pytest.mark.parametrize("graph", [SUM, TWO, TEXT, FIXED])
-def test_a_row_of_zeros_fits_every_graph_with_a_free_or_fixed_batch(
-    tmp_path: Path,
-    graph: str,
-) -> None:
+def test_a_row_of_zeros_fits_every_graph_with_a_free_or_fixed_batch(tmp_path, graph):
     model = OnnxModel.load(write_model(tmp_path, graph))
     assert len(model.run(model.example_feeds())) >= 1
 
 
-def test_an_input_that_the_graph_refuses_is_in_the_error_and_writes_no_line(
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
+def test_an_input_that_the_graph_refuses_is_in_the_error_and_writes_no_line(tmp_path, capfd):
     graph = "g (string[N,1] s) => (float[N,1] y) { y = Cast<to = 1>(s) }"
-    model = OnnxModel.load(
-        write_model(
-            tmp_path,
-            graph,
-            [tensor_column("str", -1, 1)],
-        )
-    )
+    model = OnnxModel.load(write_model(tmp_path, graph, [tensor_column("str", -1, 1)]))
     for rows in (1, 100):
         with pytest.raises(InferenceError, match="running Cast node"):
-            model.run(
-                {
-                    "s": np.full(
-                        (rows, 1),
-                        "no number",
-                        dtype=object,
-                    )
-                }
-            )
+            model.run({"s": np.full((rows, 1), "no number", dtype=object)})
     # Otherwise callers could fill the log with lines in another format.
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize(
-    "shape",
-    [(0, 5, 1), (2, 0, 1)],
-    ids=["no rows", "no steps"],
-)
-def test_an_empty_input_is_refused_where_the_operator_would_end_the_process(
-    tmp_path: Path,
-    shape: tuple[int, ...],
-) -> None:
+@pytest.mark.parametrize("shape", [(0, 5, 1), (2, 0, 1)], ids=["no rows", "no steps"])
+def test_an_empty_input_is_refused_where_the_operator_would_end_the_process(tmp_path, shape):
     model = OnnxModel.load(write_model(tmp_path, RECURRENT))
 
     with pytest.raises(InferenceError, match=r"'x' .*GRU"):
@@ -241,7 +121,7 @@ def test_an_empty_input_is_refused_where_the_operator_would_end_the_process(
     assert model.run({"x": np.zeros((2, 5, 1), np.float32)})["h"].shape == (1, 2, 1)
 
 
-def test_an_error_of_the_graph_is_one_line(tmp_path: Path) -> None:
+def test_an_error_of_the_graph_is_one_line(tmp_path):
     model = OnnxModel.load(write_model(tmp_path, FIXED))
     with pytest.raises(InferenceError) as caught:
         model.run({"X": np.zeros((3, 2), np.float32)})
@@ -250,7 +130,7 @@ def test_an_error_of_the_graph_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", b"\x08\x0a"])
-def test_an_invalid_graph_file_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_an_invalid_graph_file_is_refused(tmp_path, content):
     folder = write_model(tmp_path, SUM)
     (folder / "model.onnx").write_bytes(content)
     with pytest.raises(InvalidArtifact, match=r"model\.onnx") as caught:
@@ -266,12 +146,7 @@ def test_an_invalid_graph_file_is_refused(tmp_path: Path, content: bytes) -> Non
     ],
     ids=["IR", "opset"],
 )
-def test_a_graph_that_is_too_new_is_refused_with_the_reason_first(
-    tmp_path: Path,
-    field: str,
-    value: int,
-    reason: str,
-) -> None:
+def test_a_graph_that_is_too_new_is_refused_with_the_reason_first(tmp_path, field, value, reason):
     folder = write_model(tmp_path, SUM)
     graph = onnx.load(folder / "model.onnx")
     if field == "opset":
@@ -284,13 +159,13 @@ def test_a_graph_that_is_too_new_is_refused_with_the_reason_first(
         OnnxModel.load(folder)
 
 
-def test_an_output_other_than_a_tensor_is_refused_with_the_operator_to_use(tmp_path: Path) -> None:
+def test_an_output_other_than_a_tensor_is_refused_with_the_operator_to_use(tmp_path):
     sequence = "g (float[N,2] x) => (seq(float[1,2]) s) { s = SplitToSequence<axis = 0>(x) }"
     with pytest.raises(InvalidArtifact, match=r"'s' .*seq\(.*ConcatFromSequence"):
         OnnxModel.load(write_model(tmp_path, sequence))
 
 
-def test_a_signature_that_does_not_fit_the_graph_is_refused(tmp_path: Path) -> None:
+def test_a_signature_that_does_not_fit_the_graph_is_refused(tmp_path):
     with pytest.raises(InvalidArtifact, match="signature's columns"):
         OnnxModel.load(write_model(tmp_path, TWO, [column("x")]))
 
@@ -304,22 +179,15 @@ COUNTED = """counted (float[N,1] x) => (float[N,1] rows) <float[1] zero = {0.0}>
 """The model answers each row with the number of rows in its run."""
 
 
-def test_a_large_table_is_computed_some_rows_at_a_time(tmp_path: Path) -> None:
+def test_a_large_table_is_computed_some_rows_at_a_time(tmp_path):
     section = {
         "inputs": [graph_tensor("x", "float32", -1, 1, columns=["x"])],
         "outputs": [graph_tensor("rows", "float32", -1, 1, role="prediction")],
     }
     rows = 2 * RUN_ROWS + 1
 
-    def together(state: str, section: dict[str, Any] | None) -> Any:
-        model = OnnxModel.load(
-            write_model(
-                tmp_path / state,
-                COUNTED,
-                [column("x")],
-                section,
-            )
-        )
+    def together(state, section):
+        model = OnnxModel.load(write_model(tmp_path / state, COUNTED, [column("x")], section))
         return model.run(model.schema.from_columns({"x": [1.0] * rows}))["rows"].ravel()
 
     proven = together("proven", section | {"parity": {"state": "proven"}})
@@ -343,11 +211,8 @@ MARKED = """g (float[N,1] x) => (float[N,1] y, float[N] onnxserve_refused_rows) 
 }"""
 
 
-@pytest.mark.parametrize(
-    "row",
-    [0, 1, RUN_ROWS + 1, 2 * RUN_ROWS],
-)
-def test_a_row_that_the_graph_marks_is_refused(tmp_path: Path, row: int) -> None:
+@pytest.mark.parametrize("row", [0, 1, RUN_ROWS + 1, 2 * RUN_ROWS])
+def test_a_row_that_the_graph_marks_is_refused(tmp_path, row):
     section = {
         "inputs": [graph_tensor("x", "float32", -1, 1, columns=["x"])],
         "outputs": [graph_tensor("y", "float32", -1, 1, role="values")],
@@ -391,20 +256,11 @@ FRAMES = """g (float[samples] x) => (float[frames,3] y)
     [
         (WIDE, [(4, 1), (5, 1)], "^the answer to 5 rows has 15 values, .* send at most 4 "),
         (FRAMES, [(20,), (21,)], "^the answer has more than 12 values, "),
-        (
-            FREE,
-            [(4, 3), (1, 12), (4, 4)],
-            "^the answer has more than 12 values, ",
-        ),
+        (FREE, [(4, 3), (1, 12), (4, 4)], "^the answer has more than 12 values, "),
         (FIXED_ROWS, [(2, 6), (2, 7)], "^the answer has more than 12 values, "),
     ],
 )
-def test_a_run_with_more_values_than_may_be_answered_is_refused(
-    tmp_path: Path,
-    graph: str,
-    shapes: list[tuple[int, ...]],
-    message: str,
-) -> None:
+def test_a_run_with_more_values_than_may_be_answered_is_refused(tmp_path, graph, shapes, message):
     model = OnnxModel.load(write_model(tmp_path, graph))
     model.limit_values(12)
 
@@ -416,20 +272,13 @@ def test_a_run_with_more_values_than_may_be_answered_is_refused(
         model.run(refused)
 
 
-def test_a_wrapped_array_model_refuses_too_many_rows_before_it_computes(tmp_path: Path) -> None:
+def test_a_wrapped_array_model_refuses_too_many_rows_before_it_computes(tmp_path):
     graph = "g (float[?,1] x) => (float[batch,3] y) <float[1,3] w = {1, 2, 3}> { y = MatMul(x, w) }"
     section = {
         "inputs": [graph_tensor("x", "float32", -1, 1)],
         "outputs": [graph_tensor("y", "float32", -1, 3, role="values")],
     }
-    model = OnnxModel.load(
-        write_model(
-            tmp_path,
-            graph,
-            [tensor_column("float32", -1, 1)],
-            section,
-        )
-    )
+    model = OnnxModel.load(write_model(tmp_path, graph, [tensor_column("float32", -1, 1)], section))
     model.limit_values(12)
 
     assert model.run({"x": np.ones((4, 1), np.float32)})["y"].size == 12
@@ -437,7 +286,7 @@ def test_a_wrapped_array_model_refuses_too_many_rows_before_it_computes(tmp_path
         model.run({"x": np.ones((5, 1), np.float32)})
 
 
-def test_rows_that_may_be_batched_may_have_as_many_values_each(tmp_path: Path) -> None:
+def test_rows_that_may_be_batched_may_have_as_many_values_each(tmp_path):
     model = OnnxModel.load(write_model(tmp_path, WIDE))
     model.limit_values(2, batch_rows=4)
 
@@ -446,7 +295,7 @@ def test_rows_that_may_be_batched_may_have_as_many_values_each(tmp_path: Path) -
         model.run({"x": np.ones((5, 1), np.float32)})
 
 
-def test_texts_count_as_the_memory_that_they_take(tmp_path: Path) -> None:
+def test_texts_count_as_the_memory_that_they_take(tmp_path):
     model = OnnxModel.load(write_model(tmp_path, TEXT))
     model.limit_values(8)
 
@@ -454,17 +303,12 @@ def test_texts_count_as_the_memory_that_they_take(tmp_path: Path) -> None:
         model.run({"s": np.array([["a"]] * 3, object)})
 
 
-def test_an_output_of_unknown_rank_is_limited_after_it_is_computed(tmp_path: Path) -> None:
+def test_an_output_of_unknown_rank_is_limited_after_it_is_computed(tmp_path):
     model = OnnxModel.load(write_model(tmp_path, UNKNOWN))
     model.limit_values(12)
 
-    def run(*size: int) -> Any:
-        return model.run(
-            {
-                "x": np.ones(1, np.float32),
-                "size": np.array(size),
-            }
-        )["y"]
+    def run(*size):
+        return model.run({"x": np.ones(1, np.float32), "size": np.array(size)})["y"]
 
     assert run(3, 4).size == 12
     with pytest.raises(BodyTooLarge, match="12 values"):
@@ -482,20 +326,15 @@ LAYER_PAGES = LAYER_BYTES // 4096
 
 
 @pytest.fixture
-def run_large(tmp_path: Path) -> Any:
+def run_large(tmp_path):
     """Return a run whose layer takes 64 MiB. The run returns the pages that the system
     gave to the process in the meantime.
     """
     model = OnnxModel.load(write_model(tmp_path, THICK))
     model.run({"x": np.ones((1, 1), np.float32)})  # ONNX Runtime keeps the memory of the first run.
-    feeds = {
-        "x": np.ones(
-            (LAYER_BYTES // 2**16, 1),
-            np.float32,
-        )
-    }
+    feeds = {"x": np.ones((LAYER_BYTES // 2**16, 1), np.float32)}
 
-    def run() -> int:
+    def run():
         before = getrusage(RUSAGE_THREAD).ru_minflt
         assert model.run(feeds)["y"][-1] == 16384
         return getrusage(RUSAGE_THREAD).ru_minflt - before
@@ -504,17 +343,17 @@ def run_large(tmp_path: Path) -> Any:
 
 
 @pytest.fixture
-def short_memory() -> Iterator[None]:
+def short_memory():
     limit_memory(1)
     yield
     limit_memory(None)
 
 
-def resident() -> int:
+def resident():
     return psutil.Process().memory_info().rss
 
 
-def test_the_memory_of_a_large_run_is_kept_for_the_next_one(run_large: Any) -> None:
+def test_the_memory_of_a_large_run_is_kept_for_the_next_one(run_large):
     before = resident()
     run_large()
     assert resident() > before + LAYER_BYTES / 2
@@ -522,16 +361,14 @@ def test_the_memory_of_a_large_run_is_kept_for_the_next_one(run_large: Any) -> N
     assert run_large() < LAYER_PAGES / 8
 
 
-def test_the_memory_of_a_large_run_is_given_back_when_no_other_follows(run_large: Any) -> None:
+def test_the_memory_of_a_large_run_is_given_back_when_no_other_follows(run_large):
     before = resident()
     run_large()
     wait_until(lambda: resident() < before + LAYER_BYTES / 4, seconds=20)
 
 
 @pytest.mark.usefixtures("short_memory")
-def test_the_memory_of_a_large_run_is_given_back_at_once_when_memory_is_short(
-    run_large: Any,
-) -> None:
+def test_the_memory_of_a_large_run_is_given_back_at_once_when_memory_is_short(run_large):
     before = resident()
     run_large()
     assert resident() < before + LAYER_BYTES / 4

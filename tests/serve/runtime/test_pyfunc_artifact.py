@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,8 +6,7 @@ import pytest
 import yaml
 
 from mlflow_deploy_plugin.core.errors import InvalidArtifact, SchemaMismatch
-from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Column, Input, Output, Tensor
-from mlflow_deploy_plugin.serve.runtime.feeds import Feeds
+from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input, Output, Tensor
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.serve.runtime.schemas.pyfunc_schema import pyfunc_schema
 from tests.support.models import tensor_column, write_model
@@ -16,12 +14,7 @@ from tests.support.models import tensor_column, write_model
 TENSOR = tensor_column("float32", -1, 2)
 
 
-def read(
-    folder: Path,
-    inputs: Any = None,
-    outputs: Any = None,
-    **more: Any,
-) -> Artifact:
+def read(folder, inputs=None, outputs=None, **more):
     document: dict[str, Any] = {
         "flavors": {"python_function": {"loader_module": "mlflow.sklearn"}},
         **more,
@@ -34,11 +27,11 @@ def read(
     return read_served_artifact(folder)
 
 
-def listed(feeds: Feeds) -> dict[str, list[Any]]:
+def listed(feeds):
     return {name: array.tolist() for name, array in feeds.items()}
 
 
-def test_columns_are_fed_by_their_names_dates_and_bytes_as_text(tmp_path: Path) -> None:
+def test_columns_are_fed_by_their_names_dates_and_bytes_as_text(tmp_path):
     kinds = {"when": "datetime", "blob": "binary", "x": "double"}
     artifact = read(
         tmp_path,
@@ -56,15 +49,7 @@ def test_columns_are_fed_by_their_names_dates_and_bytes_as_text(tmp_path: Path) 
         Column("x", "double"),
     )
     assert artifact.inputs[2] == Input("x", "float64", (-1,), ("x",))
-    feeds = pyfunc_schema(artifact).from_records(
-        [
-            {
-                "when": "2013-07-01",
-                "blob": "AA==",
-                "x": 1,
-            }
-        ]
-    )
+    feeds = pyfunc_schema(artifact).from_records([{"when": "2013-07-01", "blob": "AA==", "x": 1}])
     assert {name: array.tolist() for name, array in feeds.items()} == {
         "when": ["2013-07-01"],
         "blob": ["AA=="],
@@ -72,16 +57,9 @@ def test_columns_are_fed_by_their_names_dates_and_bytes_as_text(tmp_path: Path) 
     }
 
 
-def test_an_omitted_optional_column_has_no_feed(tmp_path: Path) -> None:
+def test_an_omitted_optional_column_has_no_feed(tmp_path):
     kinds = {"x": "double", "s": "string", "n": "long", "when": "datetime"}
-    fields = [
-        {
-            "name": name,
-            "type": kind,
-            "required": name == "x",
-        }
-        for name, kind in kinds.items()
-    ]
+    fields = [{"name": name, "type": kind, "required": name == "x"} for name, kind in kinds.items()]
     schema = pyfunc_schema(read(tmp_path, fields))
     bare = {"x": [1.0]}
     assert listed(schema.from_records([{"x": 1}])) == bare
@@ -98,48 +76,24 @@ def test_an_omitted_optional_column_has_no_feed(tmp_path: Path) -> None:
         schema.from_records([{"s": "a"}])
 
 
-def test_columns_without_names_are_numbered(tmp_path: Path) -> None:
+def test_columns_without_names_are_numbered(tmp_path):
     assert [
-        column.name
-        for column in read(
-            tmp_path,
-            [{"type": "long"}, {"type": "double"}],
-        ).columns
+        column.name for column in read(tmp_path, [{"type": "long"}, {"type": "double"}]).columns
     ] == ["0", "1"]
 
 
-def test_the_numbers_of_the_columns_of_an_array_are_their_names(tmp_path: Path) -> None:
-    fields = [
-        {
-            "name": number,
-            "type": "double",
-            "required": True,
-        }
-        for number in range(2)
-    ]
+def test_the_numbers_of_the_columns_of_an_array_are_their_names(tmp_path):
+    fields = [{"name": number, "type": "double", "required": True} for number in range(2)]
     schema = pyfunc_schema(read(tmp_path, fields))
-    assert listed(schema.from_records([{"0": 1, "1": 2}])) == {
-        "0": [1.0],
-        "1": [2.0],
-    }
+    assert listed(schema.from_records([{"0": 1, "1": 2}])) == {"0": [1.0], "1": [2.0]}
 
 
-def test_tensors_are_fed_by_their_names_or_as_input(tmp_path: Path) -> None:
+def test_tensors_are_fed_by_their_names_or_as_input(tmp_path):
     artifact = read(tmp_path, [TENSOR])
     assert artifact.tensors == (Tensor("", "float32", (-1, 2)),)
     assert list(pyfunc_schema(artifact).from_array([[1, 2]])) == ["input"]
-    named_artifact = read(
-        tmp_path,
-        [{**TENSOR, "name": "a"}, {**TENSOR, "name": "b"}],
-    )
-    assert list(
-        pyfunc_schema(named_artifact).from_columns(
-            {
-                "a": [[1, 2]],
-                "b": [[1, 2]],
-            }
-        )
-    ) == [
+    named_artifact = read(tmp_path, [{**TENSOR, "name": "a"}, {**TENSOR, "name": "b"}])
+    assert list(pyfunc_schema(named_artifact).from_columns({"a": [[1, 2]], "b": [[1, 2]]})) == [
         "a",
         "b",
     ]
@@ -156,13 +110,7 @@ def test_tensors_are_fed_by_their_names_or_as_input(tmp_path: Path) -> None:
             "the column 'o' has the type object",
         ),
         (
-            [
-                {
-                    "name": "t",
-                    **TENSOR,
-                    "tensor-spec": {"dtype": "complex64", "shape": [-1]},
-                }
-            ],
+            [{"name": "t", **TENSOR, "tensor-spec": {"dtype": "complex64", "shape": [-1]}}],
             {},
             "'t' is complex64",
         ),
@@ -170,11 +118,8 @@ def test_tensors_are_fed_by_their_names_or_as_input(tmp_path: Path) -> None:
     ],
 )
 def test_inputs_that_arrays_cannot_hold_are_refused_with_a_hint_at_invocations(
-    tmp_path: Path,
-    inputs: Any,
-    more: Any,
-    said: str,
-) -> None:
+    tmp_path, inputs, more, said
+):
     artifact = read(tmp_path, inputs, **more)
     schema = pyfunc_schema(artifact)
     for ask in (
@@ -188,13 +133,10 @@ def test_inputs_that_arrays_cannot_hold_are_refused_with_a_hint_at_invocations(
             ask()
 
 
-def test_the_log_has_columns_that_no_array_can_carry(tmp_path: Path) -> None:
+def test_the_log_has_columns_that_no_array_can_carry(tmp_path):
     items = {"type": "array", "items": {"type": "any"}}
     # A ResponsesAgent has this signature.
-    artifact = read(
-        tmp_path,
-        [{"name": "input", **items}, {"name": "text", "type": "any"}],
-    )
+    artifact = read(tmp_path, [{"name": "input", **items}, {"name": "text", "type": "any"}])
     assert [(column.name, column.type) for column in artifact.logged_columns] == [
         ("input", "string"),
         ("text", "string"),
@@ -206,30 +148,20 @@ def test_the_log_has_columns_that_no_array_can_carry(tmp_path: Path) -> None:
     [
         (None, []),
         ([TENSOR], [Output("prediction", "float32", (-1, 2))]),
-        (
-            [{"type": "string"}],
-            [Output("prediction", "str", (-1,))],
-        ),
+        ([{"type": "string"}], [Output("prediction", "str", (-1,))]),
         (
             [{"type": "long", "name": "n"}, {"type": "datetime", "name": "d"}],
-            [
-                Output("n", "int64", (-1,)),
-                Output("d", "str", (-1,)),
-            ],
+            [Output("n", "int64", (-1,)), Output("d", "str", (-1,))],
         ),
     ],
 )
-def test_outputs_follow_the_signature(
-    tmp_path: Path,
-    outputs: Any,
-    expected: list[Output],
-) -> None:
+def test_outputs_follow_the_signature(tmp_path, outputs, expected):
     artifact = read(tmp_path, [TENSOR], outputs)
     assert list(artifact.outputs) == expected
     assert artifact.prediction == tuple(output.name for output in expected)
 
 
-def test_a_model_with_an_onnx_form_is_read_as_that(tmp_path: Path) -> None:
+def test_a_model_with_an_onnx_form_is_read_as_that(tmp_path):
     folder = write_model(tmp_path / "onnx")
     document = yaml.safe_load((folder / "MLmodel").read_text())
     document["flavors"]["python_function"] = {"loader_module": "mlflow.onnx"}
@@ -246,7 +178,7 @@ def test_a_model_with_an_onnx_form_is_read_as_that(tmp_path: Path) -> None:
         "flavors: {python_function: {}}\nsignature: 3",
     ],
 )
-def test_an_invalid_model_file_is_refused(tmp_path: Path, text: str) -> None:
+def test_an_invalid_model_file_is_refused(tmp_path, text):
     (tmp_path / "MLmodel").write_text(text)
     with pytest.raises(InvalidArtifact):
         read_served_artifact(tmp_path)

@@ -4,7 +4,7 @@ import pytest
 from mlflow_deploy_plugin.core.errors import InferenceError, SchemaMismatch
 from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input, Refusals, Tensor
 from mlflow_deploy_plugin.serve.runtime.refusals import check_rows
-from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import compile_schema
 
 COLUMNS = (
     Column("distance", "double"),
@@ -14,23 +14,17 @@ COLUMNS = (
 )
 INPUTS = (
     Input("numbers", "float32", (-1, 3), ("distance", "hour", "wind")),
-    Input(
-        "carrier",
-        "str",
-        (-1, 1),
-        ("carrier",),
-        missing="?",
-    ),
+    Input("carrier", "str", (-1, 1), ("carrier",), missing="?"),
 )
 ROW = {"distance": 1400.0, "hour": 17, "wind": 3.5, "carrier": "UA"}
 
 
-def _schema(refusals: Refusals) -> Schema:
+def _schema(refusals):
     return compile_schema(COLUMNS, (), INPUTS, refusals=refusals)
 
 
 @pytest.mark.parametrize("missing", [None, float("nan")])
-def test_a_missing_number_is_refused_where_the_original_refuses_it(missing: float | None) -> None:
+def test_a_missing_number_is_refused_where_the_original_refuses_it(missing):
     schema = _schema(Refusals(missing=frozenset({"distance"})))
 
     assert np.isnan(schema.from_records([ROW, ROW | {"wind": missing}])["numbers"][1, 2])
@@ -38,59 +32,37 @@ def test_a_missing_number_is_refused_where_the_original_refuses_it(missing: floa
         schema.from_records([ROW, ROW | {"distance": missing}])
     with pytest.raises(SchemaMismatch, match=r"^column 'distance', row 0: null"):
         schema.from_columns(
-            {name: [value] for name, value in (ROW | {"distance": missing}).items()},
+            {name: [value] for name, value in (ROW | {"distance": missing}).items()}
         )
 
 
-def test_infinity_and_products_that_overflow_are_no_missing_numbers() -> None:
+def test_infinity_and_products_that_overflow_are_no_missing_numbers():
     schema = compile_schema(
-        COLUMNS[:1],
-        (),
-        (Input("x", "float64", (-1, 1), ("distance",)),),
-        refusals=_distance(),
+        COLUMNS[:1], (), (Input("x", "float64", (-1, 1), ("distance",)),), refusals=_distance()
     )
 
-    assert schema.from_columns(
-        {
-            "distance": [
-                1.7e308,
-                1.7e308,
-                np.inf,
-                -np.inf,
-            ]
-        }
-    )["x"].shape == (
+    assert schema.from_columns({"distance": [1.7e308, 1.7e308, np.inf, -np.inf]})["x"].shape == (
         4,
         1,
     )
 
 
 @pytest.mark.parametrize("number", [float("inf"), float("-inf")])
-def test_an_infinite_number_is_refused_where_the_original_refuses_it(number: float) -> None:
+def test_an_infinite_number_is_refused_where_the_original_refuses_it(number):
     schema = _schema(Refusals(infinite=frozenset({"distance"})))
 
     assert np.isnan(
-        schema.from_records([ROW | {"distance": None, "wind": number}])["numbers"][0, 0],
+        schema.from_records([ROW | {"distance": None, "wind": number}])["numbers"][0, 0]
     )
     with pytest.raises(SchemaMismatch, match=r"^column 'distance', row 1: infinite"):
         schema.from_records([ROW | {"distance": None}, ROW | {"distance": number}])
 
 
 @pytest.mark.parametrize(
-    ("number", "reason"),
-    [
-        (np.nan, "null or NaN"),
-        (np.inf, "infinite"),
-        (-np.inf, "infinite"),
-    ],
+    ("number", "reason"), [(np.nan, "null or NaN"), (np.inf, "infinite"), (-np.inf, "infinite")]
 )
-def test_a_number_that_is_refused_is_found_in_a_large_table(number: float, reason: str) -> None:
-    schema = _schema(
-        Refusals(
-            missing=frozenset({"distance"}),
-            infinite=frozenset({"distance"}),
-        )
-    )
+def test_a_number_that_is_refused_is_found_in_a_large_table(number, reason):
+    schema = _schema(Refusals(missing=frozenset({"distance"}), infinite=frozenset({"distance"})))
     table = {
         name: np.array([value] * 20_000, object if name == "carrier" else None)
         for name, value in ROW.items()
@@ -103,25 +75,14 @@ def test_a_number_that_is_refused_is_found_in_a_large_table(number: float, reaso
         schema.from_columns(table)
 
 
-def test_the_first_row_that_the_graph_marks_is_named_by_its_place_in_the_request() -> None:
+def test_the_first_row_that_the_graph_marks_is_named_by_its_place_in_the_request():
     check_rows(np.zeros(2), "the original refuses it", first_row=10)
     with pytest.raises(InferenceError, match=r"^row 12: "):
-        check_rows(
-            np.array([0.0, 0.0, np.nan, 1.0]),
-            "the original refuses it",
-            first_row=10,
-        )
+        check_rows(np.array([0.0, 0.0, np.nan, 1.0]), "the original refuses it", first_row=10)
 
 
-def test_an_unknown_category_is_refused_with_those_that_are_known() -> None:
-    schema = _schema(
-        Refusals(
-            categories={
-                "carrier": ("UA", "DL"),
-                "hour": (16, 17),
-            }
-        )
-    )
+def test_an_unknown_category_is_refused_with_those_that_are_known():
+    schema = _schema(Refusals(categories={"carrier": ("UA", "DL"), "hour": (16, 17)}))
 
     assert schema.from_records([ROW, ROW | {"carrier": None}])["carrier"].tolist() == [
         ["UA"],
@@ -133,77 +94,48 @@ def test_an_unknown_category_is_refused_with_those_that_are_known() -> None:
         schema.from_rows(list(ROW), [[1400.0, 18, 3.5, "UA"]])
 
 
-def test_numbers_that_an_encoder_of_texts_has_learned_are_not_compared() -> None:
-    digits = (
-        Input(
-            "hour",
-            "str",
-            (-1, 1),
-            ("hour",),
-        ),
-    )
+def test_numbers_that_an_encoder_of_texts_has_learned_are_not_compared():
+    digits = (Input("hour", "str", (-1, 1), ("hour",)),)
     schema = compile_schema(
-        COLUMNS[1:2],
-        (),
-        digits,
-        refusals=Refusals(categories={"hour": (16, 17)}),
+        COLUMNS[1:2], (), digits, refusals=Refusals(categories={"hour": (16, 17)})
     )
 
     assert len(schema.from_columns({"hour": [18]})["hour"]) == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "called"),
-    [("", "the tensor"), ("x", "tensor 'x'")],
-)
-def test_a_tensor_without_missing_numbers(name: str, called: str) -> None:
+@pytest.mark.parametrize(("name", "called"), [("", "the tensor"), ("x", "tensor 'x'")])
+def test_a_tensor_without_missing_numbers(name, called):
     refusals = Refusals(missing=frozenset({name}))
     inputs = (Input("x", "float32", (-1, 2)),)
-    schema = compile_schema(
-        (),
-        (Tensor(name, "float32", (-1, 2)),),
-        inputs,
-        refusals=refusals,
-    )
+    schema = compile_schema((), (Tensor(name, "float32", (-1, 2)),), inputs, refusals=refusals)
 
     for rows in ([[1, 2], [3, None]], np.array([[1, 2], [3, np.nan]], np.float32)):
         with pytest.raises(SchemaMismatch, match=f"^{called}, row 1: null"):
             schema.from_array(rows)
 
 
-@pytest.mark.parametrize(
-    ("number", "reason"),
-    [(np.nan, "null or NaN"), (np.inf, "infinite")],
-)
-def test_a_tensor_of_one_number_for_all_rows_has_no_row_to_name(number: float, reason: str) -> None:
+@pytest.mark.parametrize(("number", "reason"), [(np.nan, "null or NaN"), (np.inf, "infinite")])
+def test_a_tensor_of_one_number_for_all_rows_has_no_row_to_name(number, reason):
     names = frozenset({"threshold"})
     tensors = (Tensor("threshold", "float32", ()),)
     inputs = (Input("threshold", "float32", ()),)
-    schema = compile_schema(
-        (),
-        tensors,
-        inputs,
-        refusals=Refusals(missing=names, infinite=names),
-    )
+    schema = compile_schema((), tensors, inputs, refusals=Refusals(missing=names, infinite=names))
 
     with pytest.raises(SchemaMismatch, match=f"^tensor 'threshold': {reason}"):
         schema.from_columns({"threshold": np.array(number, np.float32)})
 
 
-def test_tensors_of_the_graph_are_checked_as_the_columns_that_they_hold() -> None:
+def test_tensors_of_the_graph_are_checked_as_the_columns_that_they_hold():
     tensors = _schema(_distance()).tensor_schema
 
     with pytest.raises(SchemaMismatch, match=r"^column 'distance', row 0: null"):
         tensors.from_columns(
             {
-                "numbers": np.array(
-                    [[np.nan, 17, 3.5]],
-                    np.float32,
-                ),
+                "numbers": np.array([[np.nan, 17, 3.5]], np.float32),
                 "carrier": np.array([["UA"]], object),
-            },
+            }
         )
 
 
-def _distance() -> Refusals:
+def _distance():
     return Refusals(missing=frozenset({"distance"}))

@@ -6,10 +6,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import onnx
@@ -68,7 +66,7 @@ ALL = ProviderOptions(
 )
 
 
-def test_onnx_runtime_sends_no_telemetry(tmp_path: Path) -> None:
+def test_onnx_runtime_sends_no_telemetry(tmp_path):
     code = (
         "from mlflow_deploy_plugin.serve.runtime.session import import_onnxruntime; "
         "import_onnxruntime()"
@@ -80,15 +78,10 @@ def test_onnx_runtime_sends_no_telemetry(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("given", "calls"),
-    [(None, 1), ("1", 1), ("0", 0)],
-)
+@pytest.mark.parametrize(("given", "calls"), [(None, 1), ("1", 1), ("0", 0)])
 def test_telemetry_is_also_disabled_if_another_package_imported_onnx_runtime(
-    given: str | None,
-    calls: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    given, calls, monkeypatch
+):
     called: list[bool] = []
     monkeypatch.setattr(onnxruntime, "disable_telemetry_events", lambda: called.append(True))
     monkeypatch.setenv("ORT_DISABLE_TELEMETRY", given or "")
@@ -127,12 +120,8 @@ def test_telemetry_is_also_disabled_if_another_package_imported_onnx_runtime(
     ],
 )
 def test_the_cores_are_those_that_the_cgroup_and_those_above_it_allow(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    own: str | None,
-    files: dict[str, str],
-    expected: int,
-) -> None:
+    tmp_path, monkeypatch, own, files, expected
+):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setattr(session, "_CGROUPS", tmp_path / "cgroup")
     monkeypatch.setattr(session, "_OWN_CGROUPS", tmp_path / "own")
@@ -144,53 +133,38 @@ def test_the_cores_are_those_that_the_cgroup_and_those_above_it_allow(
     assert available_cores() == expected
 
 
-def test_a_broken_graph_is_refused(tmp_path: Path) -> None:
+def test_a_broken_graph_is_refused(tmp_path):
     (tmp_path / "model.onnx").write_bytes(bytes(2_000_000))
     with pytest.raises(InvalidArtifact, match=r"cannot load model\.onnx"):
         open_session(tmp_path / "model.onnx")
 
 
-def external(location: str) -> onnx.TensorProto:
+def external(location):
     """Return a weight whose data is four bytes of another file."""
     tensor = onnx.TensorProto(
-        name="w",
-        data_type=onnx.TensorProto.FLOAT,
-        dims=[1],
-        data_location="EXTERNAL",
+        name="w", data_type=onnx.TensorProto.FLOAT, dims=[1], data_location="EXTERNAL"
     )
     for key, value in {"location": location, "offset": "0", "length": "4"}.items():
         tensor.external_data.add(key=key, value=value)
     return tensor
 
 
-def as_initializer(graph: onnx.GraphProto, weights: onnx.TensorProto) -> None:
+def as_initializer(graph, weights):
     graph.initializer.append(weights)
 
 
-def as_constant(graph: onnx.GraphProto, weights: onnx.TensorProto) -> None:
-    graph.node.insert(
-        0,
-        onnx.helper.make_node("Constant", [], ["w"], value=weights),
-    )
+def as_constant(graph, weights):
+    graph.node.insert(0, onnx.helper.make_node("Constant", [], ["w"], value=weights))
 
 
-def as_sparse_initializer(graph: onnx.GraphProto, weights: onnx.TensorProto) -> None:
-    place = onnx.helper.make_tensor(
-        "place",
-        onnx.TensorProto.INT64,
-        [1],
-        [0],
-    )
+def as_sparse_initializer(graph, weights):
+    place = onnx.helper.make_tensor("place", onnx.TensorProto.INT64, [1], [0])
     graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(weights, place, [1]))
 
 
 @pytest.mark.parametrize("location", ["../secret", "{folder}/secret", "*/_ORT_MEM_ADDR_/*"])
 @pytest.mark.parametrize("add", [as_initializer, as_constant, as_sparse_initializer])
-def test_a_graph_reads_no_file_outside_of_its_folder(
-    tmp_path: Path,
-    add: Callable[[onnx.GraphProto, onnx.TensorProto], None],
-    location: str,
-) -> None:
+def test_a_graph_reads_no_file_outside_of_its_folder(tmp_path, add, location):
     (tmp_path / "secret").write_bytes(b"1234")
     graph = parse_graph("g (float[N] x) => (float[N] y) { y = Add(x, w) }")
     add(graph.graph, external(location.format(folder=tmp_path)))
@@ -203,16 +177,11 @@ def test_a_graph_reads_no_file_outside_of_its_folder(
 @pytest.mark.parametrize("location", ["../secret", "{folder}/secret", "link", "*/_ORT_MEM_ADDR_/*"])
 @pytest.mark.parametrize("add", [as_initializer, as_constant, as_sparse_initializer])
 def test_the_weights_are_checked_before_an_old_openvino_build_reads_them(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    add: Callable[[onnx.GraphProto, onnx.TensorProto], None],
-    location: str,
-) -> None:
+    tmp_path, monkeypatch, add, location
+):
     monkeypatch.setattr(onnxruntime, "__version__", "1.24.1")
     monkeypatch.setattr(
-        onnxruntime,
-        "get_available_providers",
-        lambda: [OPENVINO, "CPUExecutionProvider"],
+        onnxruntime, "get_available_providers", lambda: [OPENVINO, "CPUExecutionProvider"]
     )
     (tmp_path / "secret").write_bytes(b"1234")
     (tmp_path / "model").mkdir()
@@ -225,8 +194,7 @@ def test_the_weights_are_checked_before_an_old_openvino_build_reads_them(
         if place == "weights":
             assert (
                 open_session(tmp_path / "model" / "model.onnx").run(
-                    None,
-                    {"x": np.ones(1, np.float32)},
+                    None, {"x": np.ones(1, np.float32)}
                 )[0]
                 == 1.0
             )
@@ -234,15 +202,15 @@ def test_the_weights_are_checked_before_an_old_openvino_build_reads_them(
         open_session(tmp_path / "model" / "model.onnx")
 
 
-def test_a_cpu_has_no_options_and_no_company() -> None:
+def test_a_cpu_has_no_options_and_no_company():
     assert Placement().providers == [("CPUExecutionProvider", {})]
 
 
-def test_unset_provider_options_are_left_to_onnx_runtime() -> None:
+def test_unset_provider_options_are_left_to_onnx_runtime():
     assert Placement("cuda").providers == [("CUDAExecutionProvider", {"device_id": "0"})]
 
 
-def test_cuda_gets_its_options_as_texts() -> None:
+def test_cuda_gets_its_options_as_texts():
     ((name, options),) = Placement("cuda", 3, ALL).providers
     assert name == "CUDAExecutionProvider"
     assert options == {
@@ -257,12 +225,12 @@ def test_cuda_gets_its_options_as_texts() -> None:
 
 
 @pytest.mark.parametrize("device", ["openvino", "tpu"])
-def test_an_unknown_device_is_refused(device: Any) -> None:
+def test_an_unknown_device_is_refused(device):
     with refused(InvalidConfig, f"{device!r} is not one of cpu, cuda"):
         Placement(device)
 
 
-def test_listed_providers_keep_their_order_and_get_their_options_as_texts() -> None:
+def test_listed_providers_keep_their_order_and_get_their_options_as_texts():
     listed: tuple[dict[str, dict[str, object]], ...] = (
         {"CUDAExecutionProvider": {"device_id": 1, "use_tf32": False}},
         {"CPUExecutionProvider": {}},
@@ -285,11 +253,7 @@ def test_listed_providers_keep_their_order_and_get_their_options_as_texts() -> N
         ),
     ],
 )
-def test_a_listed_provider_that_would_not_be_used_is_refused(
-    tmp_path: Path,
-    names: list[str],
-    mentioned: list[str],
-) -> None:
+def test_a_listed_provider_that_would_not_be_used_is_refused(tmp_path, names, mentioned):
     if {OPENVINO, *names} & {*onnxruntime.get_available_providers()} - {
         "AzureExecutionProvider",
         "CPUExecutionProvider",
@@ -297,30 +261,21 @@ def test_a_listed_provider_that_would_not_be_used_is_refused(
         pytest.skip("this is not ONNX Runtime's CPU build")
     onnx.save(adder(1), tmp_path / "model.onnx")
     with refused(DeviceUnavailable, "server.providers", *mentioned):
-        open_session(
-            tmp_path / "model.onnx",
-            Placement(listed=[{name: {}} for name in names]),
-        )
+        open_session(tmp_path / "model.onnx", Placement(listed=[{name: {}} for name in names]))
 
 
 @pytest.mark.parametrize(
     ("listed", "must_equal_cpu"),
     [
         ([{OPENVINO: {}}], True),
-        (
-            [{OPENVINO: {"device_type": "CPU", "precision": "FP32", "num_of_threads": 2}}],
-            True,
-        ),
+        ([{OPENVINO: {"device_type": "CPU", "precision": "FP32", "num_of_threads": 2}}], True),
         ([{OPENVINO: {"precision": "FP16"}}], False),
         ([{OPENVINO: {"device_type": "GPU"}}], False),
         ([{OPENVINO: {}}, {"CPUExecutionProvider": {}}], False),
         ([], False),
     ],
 )
-def test_openvino_must_equal_the_cpu_only_in_float32(
-    listed: list[Any],
-    must_equal_cpu: bool,
-) -> None:
+def test_openvino_must_equal_the_cpu_only_in_float32(listed, must_equal_cpu):
     assert Placement(listed=listed).must_equal_cpu is must_equal_cpu
 
 
@@ -328,15 +283,14 @@ TENSORRT = "TensorrtExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
 
 
-def runtime_with(loaded: list[str], computing: str) -> SimpleNamespace:
+def runtime_with(loaded, computing):
     """Return a GPU build of ONNX Runtime whose sessions load these providers, one of
     which computes the model.
     """
     node = SimpleNamespace(op_type="Add")
     part = SimpleNamespace(ep_name=computing, get_nodes=lambda: [node])
     opened = SimpleNamespace(
-        get_providers=lambda: loaded,
-        get_provider_graph_assignment_info=lambda: [part],
+        get_providers=lambda: loaded, get_provider_graph_assignment_info=lambda: [part]
     )
     return SimpleNamespace(
         __version__="1.31.1",
@@ -356,12 +310,8 @@ def runtime_with(loaded: list[str], computing: str) -> SimpleNamespace:
     ],
 )
 def test_only_cuda_next_to_tensorrt_may_compute_no_operator(
-    listed: list[str],
-    loaded: list[str],
-    computing: str,
-    unused: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    listed, loaded, computing, unused, monkeypatch
+):
     runtime = runtime_with(loaded, computing)
     monkeypatch.setattr(session, "import_onnxruntime", lambda: runtime)
     monkeypatch.setattr(session, "check_device_libraries", lambda *_: None)
@@ -375,19 +325,15 @@ def test_only_cuda_next_to_tensorrt_may_compute_no_operator(
 
 
 @pytest.mark.skipif(
-    "CUDAExecutionProvider" not in onnxruntime.get_available_providers(),
-    reason="no GPU build",
+    "CUDAExecutionProvider" not in onnxruntime.get_available_providers(), reason="no GPU build"
 )
-def test_this_gpu_build_knows_every_name() -> None:
+def test_this_gpu_build_knows_every_name():
     file = Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
     words = set(re.findall(rb"[a-z][a-z0-9_]+(?=\0)", file.read_bytes()))
     assert {name for name in CUDA if name.encode() not in words} == set()
 
 
-def test_a_runtime_that_answers_wrongly_is_refused(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_runtime_that_answers_wrongly_is_refused(tmp_path, monkeypatch):
     """An environment may have its own ONNX Runtime: the package does not require a
     version, but its extras do.
     """

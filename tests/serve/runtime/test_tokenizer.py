@@ -6,10 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from itertools import cycle
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -47,12 +44,12 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], TextTokenizer]:
+def saved(tmp_path_factory):
     """Return a function that saves a tokenizer of transformers after a call, and loads
     it as a server does.
     """
 
-    def save(original: Any, max_length: int = 32) -> TextTokenizer:
+    def save(original, max_length=32):
         file = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
         file.write_text(original.backend_tokenizer.to_str())
         return TextTokenizer(TokenizerSpec(file, INPUTS, max_length))
@@ -61,34 +58,26 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], TextToken
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
+def model(tmp_path_factory):
     return OnnxModel.load(text_model(tmp_path_factory.mktemp("texts") / "model"))
 
 
-def embed(model: OnnxModel, *rows: str) -> list[float]:
+def embed(model, *rows):
     return model.run(model.schema.from_columns({"text": list(rows)}))["embedding"][:, 0].tolist()
 
 
-def assert_equal_tokens(original: Any, tokenizer: TextTokenizer, rows: list[str]) -> None:
+def assert_equal_tokens(original, tokenizer, rows):
     want = original(
-        rows,
-        padding=True,
-        truncation=True,
-        return_tensors="np",
-        return_token_type_ids=True,
+        rows, padding=True, truncation=True, return_tensors="np", return_token_type_ids=True
     )
     got = tokenizer.feeds(rows)
     for name in INPUTS:
-        np.testing.assert_array_equal(
-            got[name],
-            want[name],
-            err_msg=repr(rows),
-        )
+        np.testing.assert_array_equal(got[name], want[name], err_msg=repr(rows))
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_any_text_has_the_tokens_of_the_original(language: str, side: str, saved: Any) -> None:
+def test_any_text_has_the_tokens_of_the_original(language, side, saved):
     pytest.importorskip("transformers")
     original = original_tokenizer(language, padding_side=side, truncation_side=side)
     original(["call"], padding=True, truncation=True)
@@ -96,7 +85,7 @@ def test_any_text_has_the_tokens_of_the_original(language: str, side: str, saved
 
     @settings(max_examples=100)
     @given(texts(), texts())
-    def check(first: str, second: str) -> None:
+    def check(first, second):
         assert_equal_tokens(original, tokenizer, [first, second])
 
     check()
@@ -104,7 +93,7 @@ def test_any_text_has_the_tokens_of_the_original(language: str, side: str, saved
 
 @pytest.mark.long
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_100000_hostile_texts_have_the_tokens_of_the_original(language: str, saved: Any) -> None:
+def test_100000_hostile_texts_have_the_tokens_of_the_original(language, saved):
     pytest.importorskip("transformers")
     original = original_tokenizer(language)
     original(["call"], padding=True, truncation=True)
@@ -137,7 +126,7 @@ normalizers change or remove.
 """
 
 
-def long_text(*parts: str, words: str = ALPHABETS[0]) -> str:
+def long_text(*parts, words=ALPHABETS[0]):
     """Return a text with places where it may be cut, and with hostile parts before, at
     and after these places.
     """
@@ -145,10 +134,7 @@ def long_text(*parts: str, words: str = ALPHABETS[0]) -> str:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_the_start_of_a_long_text_has_the_tokens_of_the_whole_text(
-    language: str,
-    saved: Any,
-) -> None:
+def test_the_start_of_a_long_text_has_the_tokens_of_the_whole_text(language, saved):
     pytest.importorskip("transformers")
     original = original_tokenizer(language, model_max_length=KEPT)
     original(["call"], padding=True, truncation=True)
@@ -160,14 +146,9 @@ def test_the_start_of_a_long_text_has_the_tokens_of_the_whole_text(
         st.sampled_from(["", " ", "    ", "x", "日本"]),
         st.sampled_from(ALPHABETS),
     )
-    def check(parts: list[str], start: str, words: str) -> None:
+    def check(parts, start, words):
         assert_equal_tokens(
-            original,
-            tokenizer,
-            [
-                start * 30 + long_text(*parts, words=words),
-                "".join(parts),
-            ],
+            original, tokenizer, [start * 30 + long_text(*parts, words=words), "".join(parts)]
         )
 
     check()
@@ -175,10 +156,7 @@ def test_the_start_of_a_long_text_has_the_tokens_of_the_whole_text(
 
 @pytest.mark.long
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_20000_long_hostile_texts_have_the_tokens_of_the_whole_text(
-    language: str,
-    saved: Any,
-) -> None:
+def test_20000_long_hostile_texts_have_the_tokens_of_the_whole_text(language, saved):
     pytest.importorskip("transformers")
     original = original_tokenizer(language, model_max_length=KEPT)
     original(["call"], padding=True, truncation=True)
@@ -194,34 +172,27 @@ def test_20000_long_hostile_texts_have_the_tokens_of_the_whole_text(
 
 
 @pytest.mark.parametrize("letter", "\uff9e\uff9f\u037a\ufc5e\ufc63\ufe70\ufe7e")
-def test_a_text_is_not_cut_at_a_letter_that_the_normalizer_removes(letter: str, saved: Any) -> None:
+def test_a_text_is_not_cut_at_a_letter_that_the_normalizer_removes(letter, saved):
     pytest.importorskip("transformers")
     original = original_tokenizer("Unigram", model_max_length=5)
     original.backend_tokenizer.normalizer = normalizers.Sequence(  # as in ALBERT
-        [
-            normalizers.NFKD(),
-            normalizers.StripAccents(),
-            normalizers.Replace(Regex(" {2,}"), " "),
-        ],
+        [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Replace(Regex(" {2,}"), " ")]
     )
     original(["call"], padding=True, truncation=True)
     assert_equal_tokens(original, saved(original, 5), [f"{'日' * 39} {letter} model"])
 
 
-def spent(tokenizer: TextTokenizer, text: str) -> int:
+def spent(tokenizer, text):
     """Return the number of characters of the text that are tokenized."""
     budget = TextBudget(10**9)
     tokenizer.feeding(lambda names, feeds, options: [feeds["input_ids"][:, 0]])(
-        [],
-        {"text": np.array([text])},
-        None,
-        budget,
+        [], {"text": np.array([text])}, None, budget
     )
     return 10**9 - budget.characters
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_only_the_start_of_a_long_text_is_tokenized(language: str, saved: Any) -> None:
+def test_only_the_start_of_a_long_text_is_tokenized(language, saved):
     pytest.importorskip("transformers")
     original = original_tokenizer(language)
     original(["call"], padding=True, truncation=True)
@@ -231,21 +202,21 @@ def test_only_the_start_of_a_long_text_is_tokenized(language: str, saved: Any) -
     assert spent(saved(original), "日本語" * 10_000) == 30_000  # There is no safe place to cut.
 
 
-def test_a_tokenizer_that_may_look_beyond_a_word_reads_the_whole_text(tmp_path: Path) -> None:
+def test_a_tokenizer_that_may_look_beyond_a_word_reads_the_whole_text(tmp_path):
     plain = Tokenizer.from_file(str(text_model(tmp_path / "model") / "tokenizer.json"))
     text = "the model " * 1000
 
-    def spent_after(change: Callable[[Any], object]) -> int:
+    def spent_after(change):
         tokenizer = Tokenizer.from_str(plain.to_str())
         change(tokenizer)
         tokenizer.save(str(tmp_path / "tokenizer.json"))
         return spent(TextTokenizer(TokenizerSpec(tmp_path / "tokenizer.json", INPUTS, 32)), text)
 
-    def split_by(pattern: str) -> Callable[[Any], object]:
+    def split_by(pattern):
         splitter = pre_tokenizers.Split(Regex(pattern), "isolated")
         return lambda tokenizer: setattr(tokenizer, "pre_tokenizer", splitter)
 
-    def normalize_by(normalizer: Any) -> Callable[[Any], object]:
+    def normalize_by(normalizer):
         return lambda tokenizer: setattr(tokenizer, "normalizer", normalizer)
 
     assert spent_after(lambda tokenizer: None) < 1000
@@ -253,9 +224,7 @@ def test_a_tokenizer_that_may_look_beyond_a_word_reads_the_whole_text(tmp_path: 
         lambda tokenizer: tokenizer.enable_truncation(32, direction="left"),
         lambda tokenizer: tokenizer.add_tokens(["the model"]),
         lambda tokenizer: setattr(
-            tokenizer,
-            "pre_tokenizer",
-            pre_tokenizers.Metaspace(split=False),
+            tokenizer, "pre_tokenizer", pre_tokenizers.Metaspace(split=False)
         ),
         lambda tokenizer: setattr(tokenizer, "pre_tokenizer", None),
         split_by("(the )+model$"),
@@ -266,9 +235,7 @@ def test_a_tokenizer_that_may_look_beyond_a_word_reads_the_whole_text(tmp_path: 
     assert [spent_after(change) for change in whole] == [len(text)] * len(whole)
 
 
-def test_a_request_with_too_many_characters_is_refused_before_they_are_tokenized(
-    model: OnnxModel,
-) -> None:
+def test_a_request_with_too_many_characters_is_refused_before_they_are_tokenized(model):
     feeds = model.schema.from_columns({"text": ["日本語" * 100] * 4})
     bounded = OnnxModel.load(model.artifact.folder)
     bounded.max_text_characters = 1199
@@ -278,7 +245,7 @@ def test_a_request_with_too_many_characters_is_refused_before_they_are_tokenized
     assert bounded.run(feeds)["embedding"].shape == (4, 1)
 
 
-def test_the_characters_of_all_pieces_of_a_table_count(model: OnnxModel) -> None:
+def test_the_characters_of_all_pieces_of_a_table_count(model):
     feeds = model.schema.from_columns({"text": ["model"] * 10_000})
     bounded = OnnxModel.load(model.artifact.folder)
     bounded.max_text_characters = 49_999
@@ -286,49 +253,43 @@ def test_the_characters_of_all_pieces_of_a_table_count(model: OnnxModel) -> None
         bounded.run(feeds)
 
 
-def test_texts_are_not_tokenized_after_the_deadline(model: OnnxModel) -> None:
+def test_texts_are_not_tokenized_after_the_deadline(model):
     with refused(DeadlineExceeded, "deadline"):
-        model.run(
-            model.schema.from_columns({"text": ["a", "b"]}),
-            deadline=time.perf_counter(),
-        )
+        model.run(model.schema.from_columns({"text": ["a", "b"]}), deadline=time.perf_counter())
 
 
-def test_shorter_texts_are_padded_with_the_pad_token(tmp_path: Path) -> None:
+def test_shorter_texts_are_padded_with_the_pad_token(tmp_path):
     file = text_model(tmp_path / "model") / "tokenizer.json"
     feeds = TextTokenizer(TokenizerSpec(file, INPUTS, 32)).feeds(["the model", ""])
     # [CLS] [SEP] [PAD] …
     assert feeds["input_ids"][1].tolist() == [0, 1] + [2] * (feeds["input_ids"].shape[1] - 2)
-    assert feeds["attention_mask"].sum(axis=1).tolist() == [
-        feeds["input_ids"].shape[1],
-        2,
-    ]
+    assert feeds["attention_mask"].sum(axis=1).tolist() == [feeds["input_ids"].shape[1], 2]
     assert feeds["input_ids"].dtype == np.int64
 
 
-def test_the_prompt_precedes_each_text(tmp_path: Path) -> None:
+def test_the_prompt_precedes_each_text(tmp_path):
     prompted = OnnxModel.load(text_model(tmp_path / "prompted", prefix="query: "))
     plain = OnnxModel.load(text_model(tmp_path / "plain"))
     assert embed(prompted, "the model") == embed(plain, "query: the model")
 
 
-def test_a_text_has_the_same_answer_among_other_texts(model: OnnxModel) -> None:
+def test_a_text_has_the_same_answer_among_other_texts(model):
     rows = [text[:200] for text in hostile_texts(400)]
     together = embed(model, *rows)
     assert together == [embed(model, text)[0] for text in rows]
 
 
-def test_texts_of_different_lengths_are_batched(model: OnnxModel) -> None:
+def test_texts_of_different_lengths_are_batched(model):
     feeds = model.schema.from_columns({"text": ["the model answers a request", "a"]})
     assert unbatchable_reason(model, feeds) == ""
 
 
-def test_many_characters_are_tokenized_in_parts(model: OnnxModel) -> None:
+def test_many_characters_are_tokenized_in_parts(model):
     rows = ["model " * 20_000, "a", "request " * 20_000]
     assert embed(model, *rows) == [embed(model, text)[0] for text in rows]
 
 
-def test_a_text_that_is_too_long_is_refused(tmp_path: Path) -> None:
+def test_a_text_that_is_too_long_is_refused(tmp_path):
     model = OnnxModel.load(text_model(tmp_path / "model", max_length=8, truncates=False))
     with refused(InferenceError, "tokens", "8", "truncation"):
         embed(model, "a", "one two three four five six seven eight nine")
@@ -338,7 +299,7 @@ def test_a_text_that_is_too_long_is_refused(tmp_path: Path) -> None:
         embed(model, "x" * 200_001)
 
 
-def test_a_text_without_tokens_is_refused_and_does_not_prevent_the_warm_up(tmp_path: Path) -> None:
+def test_a_text_without_tokens_is_refused_and_does_not_prevent_the_warm_up(tmp_path):
     folder = text_model(tmp_path / "model")
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     # as in GPT-2
@@ -349,7 +310,7 @@ def test_a_text_without_tokens_is_refused_and_does_not_prevent_the_warm_up(tmp_p
     model.try_out(model.example_feeds(), seconds=60)
 
 
-def test_a_text_on_which_the_tokenizer_panics_is_refused(tmp_path: Path) -> None:
+def test_a_text_on_which_the_tokenizer_panics_is_refused(tmp_path):
     model = OnnxModel.load(panicking_model(tmp_path / "model"))
     (alone,) = embed(model, "a text")
     with refused(InferenceError, repr(PANIC), "tokenized", "retry-limit-in-match over"):
@@ -357,17 +318,17 @@ def test_a_text_on_which_the_tokenizer_panics_is_refused(tmp_path: Path) -> None
     assert embed(model, "a text") == [alone]
 
 
-def test_half_of_a_surrogate_pair_is_refused(model: OnnxModel) -> None:
+def test_half_of_a_surrogate_pair_is_refused(model):
     with refused(InferenceError, "Unicode"):
         embed(model, "a", "\ud83d")
 
 
-def test_a_missing_text_is_refused(model: OnnxModel) -> None:
+def test_a_missing_text_is_refused(model):
     with refused(SchemaMismatch, "text", "null"):
         model.schema.from_columns({"text": ["a", None]})
 
 
-def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused(tmp_path):
     folder = text_model(tmp_path / "model")
     (folder / "tokenizer.json").write_text("{}")
     with refused(InvalidArtifact, "tokenizer.json"):
@@ -377,17 +338,14 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
         read_artifact(folder)
 
 
-def test_a_missing_library_is_named_with_its_extra(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_missing_library_is_named_with_its_extra(tmp_path, monkeypatch):
     folder = text_model(tmp_path / "model")
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with refused(NotInstalled, "tokenizers", "mlflow-onnxserve[text]"):
         OnnxModel.load(folder)
 
 
-def test_texts_are_answered_without_the_training_frameworks(tmp_path: Path) -> None:
+def test_texts_are_answered_without_the_training_frameworks(tmp_path):
     folder = text_model(tmp_path / "model")
     program = (
         "import sys\n"
@@ -400,10 +358,7 @@ def test_texts_are_answered_without_the_training_frameworks(tmp_path: Path) -> N
         "print(model.run(model.schema.from_columns({'text': ['']}))['embedding'].tolist())\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=False
     )
     # The mean of [CLS] and [SEP].
     assert (done.stdout.strip(), done.returncode) == ("[[0.5]]", 0), done.stderr

@@ -3,16 +3,12 @@ value.
 """
 
 import tracemalloc
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.core.errors import SchemaMismatch
-from mlflow_deploy_plugin.serve.runtime.artifact import ColumnType
-from mlflow_deploy_plugin.serve.runtime.feeds import Feeds
-from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from tests.support.schemas import columns_schema, tensor_schema
 
 
@@ -22,75 +18,27 @@ from tests.support.schemas import columns_schema, tensor_schema
         ("double", [1, 2.5], np.float64, [1.0, 2.5]),
         ("long", [1, 2.0], np.int64, [1, 2]),
         ("double", [1.0, None], np.float64, [1.0, np.nan]),
-        (
-            "double",
-            np.array([1, 2], np.int8),
-            np.float64,
-            [1.0, 2.0],
-        ),
-        (
-            "double",
-            np.array([1.5], object),
-            np.float64,
-            [1.5],
-        ),
+        ("double", np.array([1, 2], np.int8), np.float64, [1.0, 2.0]),
+        ("double", np.array([1.5], object), np.float64, [1.5]),
         ("double", [np.float32(0.5)], np.float64, [0.5]),
         ("float", [0.5, 10**10], np.float32, [0.5, 1e10]),
-        (
-            "float",
-            np.array([np.inf, np.nan]),
-            np.float32,
-            [np.inf, np.nan],
-        ),
-        (
-            "long",
-            [1, -(2**63)],
-            np.int64,
-            [1, -(2**63)],
-        ),
-        (
-            "long",
-            np.array([1], np.uint64),
-            np.int64,
-            [1],
-        ),
-        (
-            "integer",
-            [2**31 - 1],
-            np.int32,
-            [2**31 - 1],
-        ),
-        (
-            "integer",
-            np.array([7], np.int64),
-            np.int32,
-            [7],
-        ),
+        ("float", np.array([np.inf, np.nan]), np.float32, [np.inf, np.nan]),
+        ("long", [1, -(2**63)], np.int64, [1, -(2**63)]),
+        ("long", np.array([1], np.uint64), np.int64, [1]),
+        ("integer", [2**31 - 1], np.int32, [2**31 - 1]),
+        ("integer", np.array([7], np.int64), np.int32, [7]),
         ("boolean", [True, False], np.bool_, [True, False]),
         ("boolean", np.array([True]), np.bool_, [True]),
         ("string", ["a", ""], object, ["a", ""]),
-        (
-            "string",
-            np.array(["a", "bc"]),
-            object,
-            ["a", "bc"],
-        ),
+        ("string", np.array(["a", "bc"]), object, ["a", "bc"]),
         ("string", ("a",), object, ["a"]),
     ],
 )
-def test_a_column_accepts_the_values_that_mlflow_accepts(
-    kind: ColumnType,
-    values: Any,
-    dtype: Any,
-    typed: list[Any],
-) -> None:
+def test_a_column_accepts_the_values_that_mlflow_accepts(kind, values, dtype, typed):
     array = columns_schema(c=kind).from_columns({"c": values})["c"]
     assert array.dtype == dtype
     assert array.shape == (len(typed), 1)
-    np.testing.assert_array_equal(
-        array[:, 0],
-        np.array(typed, dtype=dtype),
-    )
+    np.testing.assert_array_equal(array[:, 0], np.array(typed, dtype=dtype))
 
 
 @pytest.mark.parametrize(
@@ -104,40 +52,20 @@ def test_a_column_accepts_the_values_that_mlflow_accepts(
         ("double", np.array(["1"]), ["row 0", "'1'"]),
         ("double", np.array(["2013-01-01"], "datetime64[D]"), ["row 0"]),
         ("float", [1.0, 1e300], ["row 1", "1e+300", "does not fit the type float"]),
-        (
-            "float",
-            np.array([1.0, -1e300]),
-            ["row 1", "-1e+300", "does not fit the type float"],
-        ),
+        ("float", np.array([1.0, -1e300]), ["row 1", "-1e+300", "does not fit the type float"]),
         ("long", [1, 2.5], ["row 1", "2.5", "an integer"]),
         ("long", [1.0, 2.0**63], ["row 1", "does not fit the type long"]),
         ("long", [None], ["row 0", "null"]),
         ("long", [float("nan")], ["row 0", "nan"]),
-        (
-            "long",
-            [1, 2**63],
-            ["row 1", str(2**63)],
-        ),
-        (
-            "long",
-            np.array([1, 2**63], np.uint64),
-            ["row 1", str(2**63)],
-        ),
+        ("long", [1, 2**63], ["row 1", str(2**63)]),
+        ("long", np.array([1, 2**63], np.uint64), ["row 1", str(2**63)]),
         (
             "long",
             np.array([1.0]),
             ["row 0", "1.0", "an integer is expected, and the whole column is float64"],
         ),
-        (
-            "integer",
-            [2**31],
-            ["row 0", str(2**31), "does not fit the type integer"],
-        ),
-        (
-            "integer",
-            np.array([0, -(2**31) - 1]),
-            ["row 1", str(-(2**31) - 1)],
-        ),
+        ("integer", [2**31], ["row 0", str(2**31), "does not fit the type integer"]),
+        ("integer", np.array([0, -(2**31) - 1]), ["row 1", str(-(2**31) - 1)]),
         ("boolean", [1], ["row 0", "1", "true or false"]),
         ("boolean", [None], ["row 0", "null"]),
         ("boolean", np.array([1]), ["row 0", "1"]),
@@ -152,35 +80,24 @@ def test_a_column_accepts_the_values_that_mlflow_accepts(
         ("double", [], ["no rows"]),
     ],
 )
-def test_a_column_that_does_not_fit_is_named_with_row_and_value(
-    kind: ColumnType,
-    values: Any,
-    words: list[str],
-) -> None:
+def test_a_column_that_does_not_fit_is_named_with_row_and_value(kind, values, words):
     with pytest.raises(SchemaMismatch) as caught:
         columns_schema(c=kind).from_columns({"c": values})
     for word in words:
         assert word in caught.value.message
 
 
-def test_null_and_nan_become_the_text_that_stands_for_a_missing_string() -> None:
+def test_null_and_nan_become_the_text_that_stands_for_a_missing_string():
     feeds = columns_schema("?", c="string").from_columns({"c": ["a", None, float("nan")]})
     assert feeds["c"][:, 0].tolist() == ["a", "?", "?"]
 
 
-def test_an_array_is_refused_as_a_string_even_if_missing_strings_have_a_default() -> None:
+def test_an_array_is_refused_as_a_string_even_if_missing_strings_have_a_default():
     with pytest.raises(SchemaMismatch, match=r"row 1: array\(\[1, 2\]\)"):
-        columns_schema("?", c="string").from_columns(
-            {
-                "c": [
-                    "a",
-                    np.array([1, 2]),
-                ]
-            }
-        )
+        columns_schema("?", c="string").from_columns({"c": ["a", np.array([1, 2])]})
 
 
-def test_a_value_of_any_depth_or_length_makes_a_short_message() -> None:
+def test_a_value_of_any_depth_or_length_makes_a_short_message():
     deep: list[Any] = []
     for _ in range(900):
         deep = [deep]
@@ -193,45 +110,22 @@ def test_a_value_of_any_depth_or_length_makes_a_short_message() -> None:
 @pytest.mark.parametrize(
     ("dtype", "values", "typed"),
     [
-        (
-            "float32",
-            [[1, 2], [3, 4]],
-            [[1, 2], [3, 4]],
-        ),
+        ("float32", [[1, 2], [3, 4]], [[1, 2], [3, 4]]),
         ("float32", [[1.5, None]], [[1.5, np.nan]]),
-        (
-            "float64",
-            [[2**64, 1.0]],
-            [[2.0**64, 1.0]],
-        ),
-        (
-            "float16",
-            np.ones((1, 2)),
-            [[1, 1]],
-        ),
+        ("float64", [[2**64, 1.0]], [[2.0**64, 1.0]]),
+        ("float16", np.ones((1, 2)), [[1, 1]]),
         ("int64", [[1, 2]], [[1, 2]]),
         ("uint8", [[255, 0]], [[255, 0]]),
-        (
-            "uint64",
-            [[2**64 - 1, 0]],
-            [[2**64 - 1, 0]],
-        ),
+        ("uint64", [[2**64 - 1, 0]], [[2**64 - 1, 0]]),
         ("bool", [[True, False]], [[True, False]]),
         ("str", [["a", ""]], [["a", ""]]),
-        (
-            "str",
-            np.array([["a", "bc"]]),
-            [["a", "bc"]],
-        ),
+        ("str", np.array([["a", "bc"]]), [["a", "bc"]]),
     ],
 )
-def test_a_tensor_takes_its_type(dtype: str, values: Any, typed: list[Any]) -> None:
+def test_a_tensor_takes_its_type(dtype, values, typed):
     feeds = tensor_schema(dtype, -1, 2).from_array(values)
     assert feeds["x"].dtype == (object if dtype == "str" else dtype)
-    np.testing.assert_array_equal(
-        feeds["x"],
-        np.array(typed, dtype=feeds["x"].dtype),
-    )
+    np.testing.assert_array_equal(feeds["x"], np.array(typed, dtype=feeds["x"].dtype))
 
 
 @pytest.mark.parametrize(
@@ -269,7 +163,7 @@ def test_a_tensor_takes_its_type(dtype: str, values: Any, typed: list[Any]) -> N
         ("str", [["a"], ["b", "c"]], "."),
     ],
 )
-def test_a_tensor_that_does_not_fit_is_refused(dtype: str, values: Any, words: str) -> None:
+def test_a_tensor_that_does_not_fit_is_refused(dtype, values, words):
     with pytest.raises(SchemaMismatch, match=words):
         tensor_schema(dtype, -1, 2).from_array(values)
 
@@ -282,8 +176,7 @@ def test_a_tensor_that_does_not_fit_is_refused(dtype: str, values: Any, words: s
             id="a long text among many numbers",
         ),
         pytest.param(
-            lambda s: s.from_array([[[["x" * 10**6]] + [1.0] * 10**6]]),
-            id="the same, deeper",
+            lambda s: s.from_array([[[["x" * 10**6]] + [1.0] * 10**6]]), id="the same, deeper"
         ),
         pytest.param(
             lambda s: s.from_records([{f"k{i}": 1} for i in range(50_000)]),
@@ -291,7 +184,7 @@ def test_a_tensor_that_does_not_fit_is_refused(dtype: str, values: Any, words: s
         ),
     ],
 )
-def test_a_small_body_for_a_tensor_takes_no_gigabytes(ask: Callable[[Schema], Feeds]) -> None:
+def test_a_small_body_for_a_tensor_takes_no_gigabytes(ask):
     tracemalloc.start()
     try:
         with pytest.raises(SchemaMismatch) as caught:

@@ -57,10 +57,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
         "row 0 is ['x', 1.0, 2]; a list of 4 values is expected",
     ),
     "columns of different lengths": (
-        partial(
-            PAIR.from_columns,
-            {"a": [1.0, 2.0], "b": [1.0]},
-        ),
+        partial(PAIR.from_columns, {"a": [1.0, 2.0], "b": [1.0]}),
         "column 'b' has 1 values, but column 'a' has 2",
     ),
     "a number that the type cannot hold": (
@@ -83,29 +80,16 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
         ),
     ),
     "a tensor of another shape": (
-        partial(
-            tensor_schema("float32", -1, 2).from_array,
-            np.ones((3, 3)),
-        ),
+        partial(tensor_schema("float32", -1, 2).from_array, np.ones((3, 3))),
         "the tensor has the shape [3, 3]; [any, 2] is expected",
     ),
     "columns for a tensor": (
-        partial(
-            tensor_schema("float32", -1, 2).from_columns,
-            {"a": [1.0], "b": [2.0]},
-        ),
+        partial(tensor_schema("float32", -1, 2).from_columns, {"a": [1.0], "b": [2.0]}),
         "the model takes one array, not a, b: send its rows as lists of values",
     ),
 }
 
 
-@pytest.mark.parametrize(
-    ("cause", "message"),
-    MESSAGES.values(),
-    ids=MESSAGES,
-)
-def test_a_refusal_names_the_mistake_and_the_correct_form(
-    cause: Callable[[], object],
-    message: str,
-) -> None:
+@pytest.mark.parametrize(("cause", "message"), MESSAGES.values(), ids=MESSAGES)
+def test_a_refusal_names_the_mistake_and_the_correct_form(cause, message):
     assert message_of(cause) == message

@@ -3,7 +3,6 @@ or masks.
 """
 
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,54 +28,19 @@ from mlflow_deploy_plugin.serve.spool.spool_reader import read_batches
 from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 from tests.support.handling import handle
 from tests.support.refusals import mentions
-from tests.support.servers import Serve, variant, want
+from tests.support.servers import variant, want
 from tests.support.waiting import wait_until
 
-COLUMNS = (
-    Column("name", "string"),
-    *(Column(name, "double") for name in "abc"),
-)
-INPUTS = (
-    Input("name", "str", (-1, 1), ("name",)),
-    Input("X", "float32", (-1, 3), ("a", "b", "c")),
-)
-MODEL = CapturedModel(
-    "m",
-    "7",
-    compile_schema(COLUMNS, (), INPUTS),
-    ("y",),
-    ("y", "p"),
-)
+COLUMNS = (Column("name", "string"), *(Column(name, "double") for name in "abc"))
+INPUTS = (Input("name", "str", (-1, 1), ("name",)), Input("X", "float32", (-1, 3), ("a", "b", "c")))
+MODEL = CapturedModel("m", "7", compile_schema(COLUMNS, (), INPUTS), ("y",), ("y", "p"))
 # a model without a signature
-SILENT = CapturedModel(
-    "m",
-    "1",
-    Schema((), (), ()),
-    ("output",),
-)
-TWO_ANSWERS = CapturedModel(
-    "m",
-    "1",
-    Schema((), (), ()),
-    ("y", "p"),
-    ("y", "p"),
-)
+SILENT = CapturedModel("m", "1", Schema((), (), ()), ("output",))
+TWO_ANSWERS = CapturedModel("m", "1", Schema((), (), ()), ("y", "p"), ("y", "p"))
 RECORD = RequestRecord("e", "v", "r", "p", 0, 0)
-OUTPUTS = {
-    "y": np.array([7.0, 8.0]),
-    "p": np.eye(2),
-}
-SENT: dict[str, list[Any]] = {
-    "name": ["x", "z"],
-    "a": [1, 2],
-    "b": [3, 4],
-    "c": [5, 6],
-}
-ROWS = {
-    **SENT,
-    "prediction": [7, 8],
-    "output.p": [[1, 0], [0, 1]],
-}
+OUTPUTS = {"y": np.array([7.0, 8.0]), "p": np.eye(2)}
+SENT: dict[str, list[Any]] = {"name": ["x", "z"], "a": [1, 2], "b": [3, 4], "c": [5, 6]}
+ROWS = {**SENT, "prediction": [7, 8], "output.p": [[1, 0], [0, 1]]}
 FEEDS = MODEL.schema.from_columns(SENT)
 
 
@@ -91,7 +55,7 @@ FEEDS = MODEL.schema.from_columns(SENT)
         ("output.y", "output.p", "name", "b"),
     ],
 )
-def test_dropped_columns_are_never_written(tmp_path: Path, drop: tuple[str, ...]) -> None:
+def test_dropped_columns_are_never_written(tmp_path, drop):
     writer = CaptureWriter(tmp_path)
     model = exclude_columns(MODEL, drop, ())
     assert writer.write(RECORD, model, FEEDS, OUTPUTS, 100)[-1]
@@ -103,17 +67,10 @@ def test_dropped_columns_are_never_written(tmp_path: Path, drop: tuple[str, ...]
     logged = []
     for batch in read_batches(segments(tmp_path)[0]).batches:
         columns = to_log_columns(
-            batch.model.schema,
-            batch.model.prediction,
-            batch.feeds,
-            batch.outputs,
+            batch.model.schema, batch.model.prediction, batch.feeds, batch.outputs
         )
         logged.append({name: array.tolist() for name, array in columns.items()})
-    assert logged == [
-        left,
-        ROWS,
-        {name: values[:1] for name, values in left.items()},
-    ]
+    assert logged == [left, ROWS, {name: values[:1] for name, values in left.items()}]
     if "name" in drop:
         # The request without exclusions contains the value.
         assert b'"x"' in segments(tmp_path)[0].read_bytes()
@@ -124,19 +81,9 @@ def test_dropped_columns_are_never_written(tmp_path: Path, drop: tuple[str, ...]
 
 
 @pytest.mark.parametrize(
-    "mask",
-    [
-        ("name",),
-        ("a", "c"),
-        ("a", "b", "c"),
-        ("prediction",),
-        ("output.p", "name"),
-    ],
+    "mask", [("name",), ("a", "c"), ("a", "b", "c"), ("prediction",), ("output.p", "name")]
 )
-def test_masked_columns_are_written_only_as_hashes(
-    tmp_path: Path,
-    mask: tuple[str, ...],
-) -> None:
+def test_masked_columns_are_written_only_as_hashes(tmp_path, mask):
     writer = CaptureWriter(tmp_path / "spool")
     model = exclude_columns(MODEL, ("b",) if "b" not in mask else (), mask)
     assert writer.write(RECORD, model, FEEDS, OUTPUTS, 100)[-1]
@@ -148,10 +95,7 @@ def test_masked_columns_are_written_only_as_hashes(
     left = {name: values for name, values in ROWS.items() if name not in ("b", *mask)}
     for batch, rows in zip(read_batches(segment).batches, (2, 1), strict=True):
         log_columns = to_log_columns(
-            batch.model.schema,
-            batch.model.prediction,
-            batch.feeds,
-            batch.outputs,
+            batch.model.schema, batch.model.prediction, batch.feeds, batch.outputs
         )
         assert {name: array.tolist() for name, array in log_columns.items()} == {
             n: v[:rows] for n, v in left.items()
@@ -162,9 +106,7 @@ def test_masked_columns_are_written_only_as_hashes(
     assert (b'"x"' in segment.read_bytes()) == ("name" not in mask)
 
 
-def test_the_prediction_of_a_model_that_does_not_name_its_outputs_is_all_of_them(
-    tmp_path: Path,
-) -> None:
+def test_the_prediction_of_a_model_that_does_not_name_its_outputs_is_all_of_them(tmp_path):
     writer = CaptureWriter(tmp_path / "spool")
     assert writer.write(RECORD, exclude_columns(SILENT, ("prediction",), ()), FEEDS, OUTPUTS, 100)[
         -1
@@ -180,7 +122,7 @@ def test_the_prediction_of_a_model_that_does_not_name_its_outputs_is_all_of_them
     }
 
 
-def test_the_same_choice_is_one_object() -> None:
+def test_the_same_choice_is_one_object():
     assert exclude_columns(MODEL, (), ()) is MODEL
     assert exclude_columns(MODEL, ("a",), ("b",)) is exclude_columns(MODEL, ("a",), ("b",))
 
@@ -215,42 +157,31 @@ def test_the_same_choice_is_one_object() -> None:
         ),
     ],
 )
-def test_an_unknown_column_is_refused_with_the_nearest_name(
-    model: CapturedModel,
-    drop: tuple[str, ...],
-    mask: tuple[str, ...],
-    message: str,
-) -> None:
+def test_an_unknown_column_is_refused_with_the_nearest_name(model, drop, mask, message):
     with pytest.raises(InvalidConfig) as refused:
         exclude_columns(model, drop, mask)
     assert message in refused.value.message
 
 
 @pytest.mark.parametrize("name", ["a", "X"])
-def test_a_key_that_is_an_input_is_refused(name: str) -> None:
+def test_a_key_that_is_an_input_is_refused(name):
     with pytest.raises(InvalidConfig) as refused:
         exclude_columns(MODEL, (), (), ("customer_id", name))
     assert f"capture.keys: {name!r}" in refused.value.message
 
 
-def test_a_key_may_be_dropped_or_masked() -> None:
+def test_a_key_may_be_dropped_or_masked():
     model = exclude_columns(MODEL, ("customer_id",), ("order_id",), ("customer_id", "order_id"))
     assert model.schema.names == MODEL.schema.names
     assert model.masked == {"customer_id": (), "order_id": (("order_id", None),)}
 
 
-def test_any_name_may_be_dropped_if_the_model_has_no_signature() -> None:
+def test_any_name_may_be_dropped_if_the_model_has_no_signature():
     assert exclude_columns(SILENT, ("anything",), ()).model == "m"
     tensors = Schema(
-        (),
-        (Tensor("image", "float32", (-1, 2)),),
-        (Input("image", "float32", (-1, 2)),),
+        (), (Tensor("image", "float32", (-1, 2)),), (Input("image", "float32", (-1, 2)),)
     )
-    model = exclude_columns(
-        CapturedModel("m", "1", tensors, ()),
-        ("image", "output.any"),
-        (),
-    )
+    model = exclude_columns(CapturedModel("m", "1", tensors, ()), ("image", "output.any"), ())
     assert not model.schema.inputs
     assert model.left_out == {"any"}
 
@@ -265,46 +196,21 @@ def test_any_name_may_be_dropped_if_the_model_has_no_signature() -> None:
         ((), ("output.p",), False),
     ],
 )
-def test_parts_of_all_outputs_are_not_kept_if_one_is_excluded(
-    drop: tuple[str, ...],
-    mask: tuple[str, ...],
-    is_kept: bool,
-) -> None:
+def test_parts_of_all_outputs_are_not_kept_if_one_is_excluded(drop, mask, is_kept):
     assert exclude_columns(MODEL, drop, mask).has_all_outputs is is_kept
     assert not exclude_columns(SILENT, drop, ("prediction",)).has_all_outputs
 
 
-def test_a_name_that_a_new_version_does_not_have_keeps_the_one_before(
-    serve_here: Serve,
-    bias_folders: dict[str, Path],
-) -> None:
-    server = serve_here(
-        {"e": {"e": variant(bias_folders["1"])}},
-        drop=["a"],
-    )
+def test_a_name_that_a_new_version_does_not_have_keeps_the_one_before(serve_here, bias_folders):
+    server = serve_here({"e": {"e": variant(bias_folders["1"])}}, drop=["a"])
     state_dir = server.repository.state_dir
-    body = orjson.dumps(
-        {
-            "dataframe_records": [
-                {
-                    "a": 1,
-                    "b": 2,
-                    "c": 3,
-                }
-            ]
-        }
-    )
+    body = orjson.dumps({"dataframe_records": [{"a": 1, "b": 2, "c": 3}]})
     request = RawRequest("POST", "/invocations", {"content-type": "application/json"}, body)
     assert handle(server, request).status == 200
-    want(
-        state_dir,
-        2,
-        {"e": {"e": variant(bias_folders["2"], version="2")}},
-        drop=["aa"],
-    )
+    want(state_dir, 2, {"e": {"e": variant(bias_folders["2"], version="2")}}, drop=["aa"])
     account = next((state_dir / "workers").glob("*.json"))
 
-    def told() -> str:
+    def told():
         state = read_state(account, WorkerState)
         if state and state.generation == 2:
             return state.endpoints["e"]["e"].error
@@ -317,21 +223,13 @@ def test_a_name_that_a_new_version_does_not_have_keeps_the_one_before(
     assert len(batch.offsets) == 2
 
 
-def test_a_version_is_not_served_if_the_mask_key_is_invalid(
-    serve_here: Serve,
-    bias_folders: dict[str, Path],
-) -> None:
+def test_a_version_is_not_served_if_the_mask_key_is_invalid(serve_here, bias_folders):
     server = serve_here({"e": {"e": variant(bias_folders["1"])}})
     state_dir = server.repository.state_dir
     (state_dir / MASK_KEY).write_text("none")
-    want(
-        state_dir,
-        2,
-        {"e": {"e": variant(bias_folders["2"], version="2")}},
-        mask=["a"],
-    )
+    want(state_dir, 2, {"e": {"e": variant(bias_folders["2"], version="2")}}, mask=["a"])
 
-    def told() -> str:
+    def told():
         state = read_state(worker_file(state_dir, os.getpid()), WorkerState)
         if state and state.generation == 2:
             return state.endpoints["e"]["e"].error

@@ -3,9 +3,7 @@ differ.
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from threading import Barrier
-from typing import Any
 
 import numpy as np
 import pytest
@@ -27,11 +25,7 @@ from mlflow_deploy_plugin.serve.spool.captured_model import ColumnMask
         (np.array(["é"], object), "é"),
     ],
 )
-def test_a_column_and_a_key_of_the_same_value_are_masked_alike(
-    tmp_path: Path,
-    column: Any,
-    key: Any,
-) -> None:
+def test_a_column_and_a_key_of_the_same_value_are_masked_alike(tmp_path, column, key):
     mask = ColumnMask(tmp_path / "mask.key")
     assert mask.hash_values({"a": key, "b": key}, frozenset("a")) == {
         "a": mask.hash_column(column)[0],
@@ -39,23 +33,20 @@ def test_a_column_and_a_key_of_the_same_value_are_masked_alike(
     }
 
 
-def test_missing_values_stay_missing_and_lists_are_masked_by_the_row(tmp_path: Path) -> None:
+def test_missing_values_stay_missing_and_lists_are_masked_by_the_row(tmp_path):
     mask = ColumnMask(tmp_path / "mask.key")
     assert mask.hash_column(np.array([np.nan], np.float32)) == [None]
     first, second, again = mask.hash_column(
-        np.array(
-            [[0.1, 2.0], [0.1, 3.0], [0.1, 2.0]],
-            np.float32,
-        ),
+        np.array([[0.1, 2.0], [0.1, 3.0], [0.1, 2.0]], np.float32)
     )
     assert first == again != second
 
 
-def test_workers_that_make_the_key_at_once_mask_alike(tmp_path: Path) -> None:
+def test_workers_that_make_the_key_at_once_mask_alike(tmp_path):
     workers = 8
     at_once = Barrier(workers)
 
-    def masked(_: int) -> Any:
+    def masked(_):
         mask = ColumnMask(tmp_path / "mask.key")
         at_once.wait()
         return mask.hash_values({"a": 1}, frozenset("a"))["a"]

@@ -16,12 +16,12 @@ ENTRIES = (
 )
 
 
-def test_feedback_comes_back_as_it_was_written() -> None:
+def test_feedback_comes_back_as_it_was_written():
     payload = encode_feedback("e", 1_000_000, ENTRIES)
     assert decode_feedback(payload, 40) == FeedbackFrame("e", 1_000_000, ENTRIES, 40)
 
 
 @pytest.mark.parametrize("payload", [b"", b"[", b"7", b"[1,2]", b'["e",1,[[1]]]'])
-def test_malformed_feedback_is_refused(payload: bytes) -> None:
+def test_malformed_feedback_is_refused(payload):
     with pytest.raises((ValueError, TypeError)):
         decode_feedback(payload, 0)

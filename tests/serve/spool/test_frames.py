@@ -3,7 +3,6 @@
 import fcntl
 import os
 import zlib
-from pathlib import Path
 
 import pytest
 
@@ -20,7 +19,7 @@ from mlflow_deploy_plugin.serve.spool.frames import (
 )
 
 
-def frame(payload: bytes) -> bytes:
+def frame(payload):
     return FRAME.pack(MAGIC, len(payload), zlib.crc32(payload)) + payload
 
 
@@ -28,7 +27,7 @@ REQUEST = frame(b"R" + b"x" * 20)
 FEEDBACK = frame(b"F[]")
 
 
-def test_frames_are_found_by_kind() -> None:
+def test_frames_are_found_by_kind():
     frames = find_frames(REQUEST + FEEDBACK + REQUEST, min_request_bytes=20)
     assert frames.requests.tolist() == [0, len(REQUEST) + len(FEEDBACK)]
     assert frames.feedback.tolist() == [len(REQUEST)]
@@ -37,15 +36,12 @@ def test_frames_are_found_by_kind() -> None:
     assert frames.malformed == 0
 
 
-def test_a_frame_that_is_too_short_for_its_kind_is_malformed() -> None:
+def test_a_frame_that_is_too_short_for_its_kind_is_malformed():
     assert find_frames(frame(b"") + frame(b"R") + REQUEST, min_request_bytes=20).malformed == 2
 
 
-@pytest.mark.parametrize(
-    "length",
-    [0, 3, FRAME.size, len(REQUEST) - 1],
-)
-def test_a_torn_frame_ends_the_segment(length: int) -> None:
+@pytest.mark.parametrize("length", [0, 3, FRAME.size, len(REQUEST) - 1])
+def test_a_torn_frame_ends_the_segment(length):
     frames = find_frames(REQUEST + REQUEST[:length], min_request_bytes=20)
     assert frames.requests.tolist() == [0]
     assert frames.end == len(REQUEST)
@@ -54,14 +50,14 @@ def test_a_torn_frame_ends_the_segment(length: int) -> None:
 
 
 @pytest.mark.parametrize("value", [b"xxxx", MAGIC])
-def test_damage_costs_only_the_damaged_frame(value: bytes) -> None:
+def test_damage_costs_only_the_damaged_frame(value):
     damaged = frame(b"R" + value + b"x" * 16)[:-1] + b"y"
     frames = find_frames(REQUEST + damaged + REQUEST, min_request_bytes=20)
     assert frames.requests.tolist() == [0, 2 * len(REQUEST)]
     assert frames.lost_bytes == len(REQUEST)
 
 
-def test_segments_are_listed_from_the_oldest_on(tmp_path: Path) -> None:
+def test_segments_are_listed_from_the_oldest_on(tmp_path):
     for age, name in ((3, "b"), (2, "a"), (1, "c")):
         (tmp_path / f"{name}.seg").write_bytes(REQUEST)
         os.utime(tmp_path / f"{name}.seg", (1000 - age, 1000 - age))
@@ -72,7 +68,7 @@ def test_segments_are_listed_from_the_oldest_on(tmp_path: Path) -> None:
     assert spool_bytes(tmp_path / "nowhere") == 0
 
 
-def test_a_segment_is_released_once_its_lock_is_gone(tmp_path: Path) -> None:
+def test_a_segment_is_released_once_its_lock_is_gone(tmp_path):
     segment = tmp_path / "a.seg"
     segment.write_bytes(b"")
     with segment.open("ab") as file:

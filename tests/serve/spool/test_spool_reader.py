@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +16,6 @@ from mlflow_deploy_plugin.serve.spool.codec import Feedback, RequestRecord
 from mlflow_deploy_plugin.serve.spool.frames import segments
 from mlflow_deploy_plugin.serve.spool.spool_reader import (
     CapturedBatch,
-    Utf8Array,
     read_batches,
     read_last_batches,
 )
@@ -28,20 +26,9 @@ HOUR = 3_600_000_000
 SCHEMA = Schema(
     (Column("s", "string"), Column("d", "double")),
     (),
-    (
-        Input("s", "str", (-1, 1), ("s",)),
-        Input("d", "float32", (-1, 1), ("d",)),
-    ),
+    (Input("s", "str", (-1, 1), ("s",)), Input("d", "float32", (-1, 1), ("d",))),
 )
-MODELS = [
-    CapturedModel(
-        "m",
-        str(version),
-        SCHEMA,
-        ("y",),
-    )
-    for version in range(2)
-]
+MODELS = [CapturedModel("m", str(version), SCHEMA, ("y",)) for version in range(2)]
 
 Request = dict[str, Any]
 REQUESTS = st.lists(
@@ -53,30 +40,23 @@ REQUESTS = st.lists(
             "id": st.text(max_size=5).filter(lambda text: text.isprintable()),
             "hour": st.integers(-2, 2),
             "width": st.integers(0, 2),
-            "words": st.lists(
-                st.sampled_from(["", "ü", 'a"b', None]),
-                min_size=9,
-                max_size=9,
-            ),
+            "words": st.lists(st.sampled_from(["", "ü", 'a"b', None]), min_size=9, max_size=9),
             "has_text": st.booleans(),
             "is_shadow": st.booleans(),
-        },
+        }
     ),
     max_size=12,
 )
 
 
-def write(writer: CaptureWriter, number: int, request: Request) -> None:
+def write(writer, number, request):
     rows = request["rows"]
     width = request["width"]
     moment = HOUR * request["hour"] + number
     feeds: dict[str, Any] = {"d": np.arange(rows, dtype=np.float32).reshape(rows, 1) + number}
     if request["has_text"]:
         # The first value determines the type.
-        words = np.array(
-            ["word", *request["words"]][: rows * 2],
-            dtype=object,
-        )
+        words = np.array(["word", *request["words"]][: rows * 2], dtype=object)
         feeds["s"] = words.reshape(rows, 2)
     outputs = {
         "y": np.full(rows, number, np.int64),
@@ -97,13 +77,13 @@ def write(writer: CaptureWriter, number: int, request: Request) -> None:
     assert writer.write(record, request["model"], feeds, outputs, 100)[-1]
 
 
-def strings(texts: Utf8Array) -> list[str]:
+def strings(texts):
     content = texts.content.tobytes()
     bounds = texts.bounds.tolist()
     return [content[begin:stop].decode() for begin, stop in pairwise(bounds)]
 
 
-def one_by_one(segment: Path, start: int) -> tuple[list[Any], int]:
+def one_by_one(segment, start):
     requests, end = read_segment(segment, start)
     return [
         (
@@ -128,7 +108,7 @@ def one_by_one(segment: Path, start: int) -> tuple[list[Any], int]:
     ], end
 
 
-def by_the_batch(segment: Path, start: int) -> tuple[list[Any], int]:
+def by_the_batch(segment, start):
     captured = read_batches(segment, start)
     requests = []
     for batch in captured.batches:
@@ -149,33 +129,21 @@ def by_the_batch(segment: Path, start: int) -> tuple[list[Any], int]:
                     int(batch.offsets[place]),
                     (batch.endpoint, batch.variant, request_id, prediction_id, *times, *outcome),
                     {
-                        name: (
-                            a[rows].shape,
-                            a.dtype,
-                            a[rows].tolist(),
-                        )
+                        name: (a[rows].shape, a.dtype, a[rows].tolist())
                         for name, a in batch.feeds.items()
                     },
                     {
-                        name: (
-                            a[rows].shape,
-                            a.dtype,
-                            a[rows].tolist(),
-                        )
+                        name: (a[rows].shape, a.dtype, a[rows].tolist())
                         for name, a in batch.outputs.items()
                     },
-                ),
+                )
             )
     return sorted(requests, key=lambda request: request[1]), captured.end
 
 
 @settings(max_examples=60)
 @given(REQUESTS, st.integers(0, 12))
-def test_batches_hold_the_same_rows_as_single_reads(
-    tmp_path_factory: pytest.TempPathFactory,
-    requests: list[Request],
-    shipped: int,
-) -> None:
+def test_batches_hold_the_same_rows_as_single_reads(tmp_path_factory, requests, shipped):
     spool = tmp_path_factory.mktemp("spool")
     writer = CaptureWriter(spool)
     start = 0
@@ -199,7 +167,7 @@ REQUEST = {
 }
 
 
-def test_a_tear_ends_both_at_the_same_place(tmp_path: Path) -> None:
+def test_a_tear_ends_both_at_the_same_place(tmp_path):
     writer = CaptureWriter(tmp_path / "spool")
     for number, name in enumerate(("a", "bcd", "ef")):
         write(writer, number, {**REQUEST, "id": name})
@@ -210,7 +178,7 @@ def test_a_tear_ends_both_at_the_same_place(tmp_path: Path) -> None:
         assert by_the_batch(torn, 0) == one_by_one(torn, 0)
 
 
-def test_a_damaged_frame_takes_no_other_with_it(tmp_path: Path) -> None:
+def test_a_damaged_frame_takes_no_other_with_it(tmp_path):
     writer = CaptureWriter(tmp_path)
     for number in range(20):
         write(writer, number, {**REQUEST, "id": "r"})
@@ -230,26 +198,19 @@ def test_a_damaged_frame_takes_no_other_with_it(tmp_path: Path) -> None:
     assert captured.end == len(content)
 
 
-def test_requests_that_are_alike_are_one_batch(tmp_path: Path) -> None:
+def test_requests_that_are_alike_are_one_batch(tmp_path):
     writer = CaptureWriter(tmp_path)
     for number in range(100):
         write(
             writer,
             number,
-            {
-                **REQUEST,
-                "id": "x" * (number % 3),
-                "endpoint": ("e", "f")[number % 2],
-            },
+            {**REQUEST, "id": "x" * (number % 3), "endpoint": ("e", "f")[number % 2]},
         )
     batches = read_batches(segments(tmp_path)[0]).batches
-    assert [(batch.endpoint, len(batch.offsets)) for batch in batches] == [
-        ("e", 50),
-        ("f", 50),
-    ]
+    assert [(batch.endpoint, len(batch.offsets)) for batch in batches] == [("e", 50), ("f", 50)]
 
 
-def test_a_request_without_its_layout_makes_no_sense(tmp_path: Path) -> None:
+def test_a_request_without_its_layout_makes_no_sense(tmp_path):
     writer = CaptureWriter(tmp_path)
     write(writer, 0, {**REQUEST, "id": "a"})
     (segment,) = segments(tmp_path)
@@ -276,10 +237,7 @@ class _TakenBackMeanwhile(io.BytesIO):
         return content
 
 
-def test_a_frame_that_was_taken_back_while_it_was_read_hides_none(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_frame_that_was_taken_back_while_it_was_read_hides_none(tmp_path, monkeypatch):
     writer = CaptureWriter(tmp_path)
     for number, name in enumerate(("first_", "second", "third_")):
         write(writer, number, {**REQUEST, "id": name})
@@ -295,27 +253,18 @@ def prediction_ids(batches: list[CapturedBatch]) -> list[str]:
     return list(chain.from_iterable(strings(batch.prediction_ids) for batch in batches))
 
 
-def test_the_last_requests_begin_at_a_frame_even_if_values_look_like_a_frame(
-    tmp_path: Path,
-) -> None:
+def test_the_last_requests_begin_at_a_frame_even_if_values_look_like_a_frame(tmp_path):
     writer = CaptureWriter(tmp_path)
     write(writer, 0, {**REQUEST, "id": "r"})
     (segment,) = segments(tmp_path)
     frames = segment.read_bytes()
-    sent = np.frombuffer(
-        frames + bytes(-len(frames) % 4),
-        np.float32,
-    ).reshape(1, -1)
+    sent = np.frombuffer(frames + bytes(-len(frames) % 4), np.float32).reshape(1, -1)
     for number in (1, 2):
         writer.write(
-            RequestRecord("e", "v", "r", f"p{number}", 1, 1),
-            MODELS[0],
-            {"d": sent},
-            {},
-            100,
+            RequestRecord("e", "v", "r", f"p{number}", 1, 1), MODELS[0], {"d": sent}, {}, 100
         )
     assert prediction_ids(read_batches(segment, segment.stat().st_size - sent.nbytes).batches) == [
-        "p0",
+        "p0"
     ]
     assert prediction_ids(read_last_batches(segment, segment.stat().st_size)) == ["p0", "p1", "p2"]
     for most_bytes in (0, sent.nbytes // 2, sent.nbytes):

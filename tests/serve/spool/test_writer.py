@@ -4,16 +4,14 @@ import errno
 import fcntl
 import os
 import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input
 from mlflow_deploy_plugin.serve.runtime.feeds import sent_arrays
 from mlflow_deploy_plugin.serve.runtime.log_columns import to_log_columns
-from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import compile_schema
 from mlflow_deploy_plugin.serve.spool import writer as capture
 from mlflow_deploy_plugin.serve.spool.captured_model import CapturedModel
 from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
@@ -25,7 +23,7 @@ from tests.support.spool import read_segment
 RECORD = RequestRecord("e", "v", "request", "prediction", 1_000_000, 2_000_000)
 
 
-def schema() -> Schema:
+def schema():
     columns = (
         Column("s", "string"),
         Column("d", "double"),
@@ -42,12 +40,7 @@ def schema() -> Schema:
 
 MODEL = CapturedModel("m", "7", schema(), ("y",))
 FEEDS = MODEL.schema.from_columns(
-    {
-        "s": ["a", 'ü"', None],
-        "d": [0.1, None, 2],
-        "n": [1, 2, 3],
-        "b": [True, False, True],
-    },
+    {"s": ["a", 'ü"', None], "d": [0.1, None, 2], "n": [1, 2, 3], "b": [True, False, True]}
 )
 OUTPUTS = {
     "y": np.array(["x", "", "z"], dtype=object),
@@ -57,12 +50,12 @@ OUTPUTS = {
 }
 
 
-def write_request(writer: CaptureWriter) -> bool:
+def write_request(writer):
     """Write a request of three rows, and return whether it is captured."""
     return writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1]
 
 
-def test_a_request_comes_back_as_it_was_written(tmp_path: Path) -> None:
+def test_a_request_comes_back_as_it_was_written(tmp_path):
     writer = CaptureWriter(tmp_path)
     assert write_request(writer)
     (segment,) = segments(tmp_path)
@@ -78,10 +71,7 @@ def test_a_request_comes_back_as_it_was_written(tmp_path: Path) -> None:
         np.testing.assert_array_equal(request.feeds[name], array)
     assert set(request.outputs) == {"y", "p"}
     rows = to_log_columns(
-        request.model.schema,
-        request.model.prediction,
-        request.feeds,
-        request.outputs,
+        request.model.schema, request.model.prediction, request.feeds, request.outputs
     )
     # The value is stored as sent; the graph receives 0.1 as 32-bit float.
     assert rows["d"][0] == 0.1
@@ -94,19 +84,13 @@ def test_a_request_comes_back_as_it_was_written(tmp_path: Path) -> None:
     }
 
 
-def test_only_the_first_rows_are_kept(tmp_path: Path) -> None:
+def test_only_the_first_rows_are_kept(tmp_path):
     CaptureWriter(tmp_path).write(RECORD, MODEL, FEEDS, OUTPUTS, 2)
     (request,), _ = read_segment(segments(tmp_path)[0])
-    assert {
-        len(array)
-        for array in (
-            *request.feeds.values(),
-            *request.outputs.values(),
-        )
-    } == {2}
+    assert {len(array) for array in (*request.feeds.values(), *request.outputs.values())} == {2}
 
 
-def test_requests_of_every_shape_come_back_as_they_were_written(tmp_path: Path) -> None:
+def test_requests_of_every_shape_come_back_as_they_were_written(tmp_path):
     writer = CaptureWriter(tmp_path)
     written = []
     for rows in (1, 3, 1, 2, 3):
@@ -132,7 +116,7 @@ def test_requests_of_every_shape_come_back_as_they_were_written(tmp_path: Path) 
         assert {name: array.tolist() for name, array in request.outputs.items()} == expected
 
 
-def test_reading_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_reading_goes_on_where_it_stopped(tmp_path):
     writer = CaptureWriter(tmp_path)
     other = CapturedModel("m", "8", MODEL.schema, ("y",))
     ends = [0]
@@ -148,7 +132,7 @@ def test_reading_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert len(set(offsets)) == 4
 
 
-def test_a_segment_torn_anywhere_gives_the_requests_before_the_tear(tmp_path: Path) -> None:
+def test_a_segment_torn_anywhere_gives_the_requests_before_the_tear(tmp_path):
     writer = CaptureWriter(tmp_path / "spool")
     ends = []
     for _ in range(3):
@@ -165,7 +149,7 @@ def test_a_segment_torn_anywhere_gives_the_requests_before_the_tear(tmp_path: Pa
         assert len(read_segment(torn, end)[0]) == 0
 
 
-def test_a_flipped_byte_ends_the_segment(tmp_path: Path) -> None:
+def test_a_flipped_byte_ends_the_segment(tmp_path):
     writer = CaptureWriter(tmp_path)
     for _ in range(2):
         write_request(writer)
@@ -176,7 +160,7 @@ def test_a_flipped_byte_ends_the_segment(tmp_path: Path) -> None:
     assert len(read_segment(segment)[0]) == 1
 
 
-def test_the_segment_is_locked_while_its_worker_has_it_and_free_after(tmp_path: Path) -> None:
+def test_the_segment_is_locked_while_its_worker_has_it_and_free_after(tmp_path):
     writer = CaptureWriter(tmp_path)
     write_request(writer)
     (segment,) = segments(tmp_path)
@@ -187,10 +171,7 @@ def test_the_segment_is_locked_while_its_worker_has_it_and_free_after(tmp_path: 
     assert len(segments(tmp_path)) == 2
 
 
-def test_a_full_segment_is_followed_by_another(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_full_segment_is_followed_by_another(tmp_path, monkeypatch):
     monkeypatch.setattr(capture, "MAX_SEGMENT_BYTES", 2000)
     writer = CaptureWriter(tmp_path)
     for _ in range(30):
@@ -201,10 +182,10 @@ def test_a_full_segment_is_followed_by_another(
     assert sum(not is_released(segment) for segment in paths) == 1
 
 
-def test_threads_write_whole_frames(tmp_path: Path) -> None:
+def test_threads_write_whole_frames(tmp_path):
     writer = CaptureWriter(tmp_path)
 
-    def write() -> None:
+    def write():
         for _ in range(50):
             write_request(writer)
 
@@ -216,10 +197,7 @@ def test_threads_write_whole_frames(tmp_path: Path) -> None:
     assert sum(len(read_segment(segment)[0]) for segment in segments(tmp_path)) == 400
 
 
-def test_a_full_disk_refuses_requests_and_keeps_the_complete_frames(
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_full_disk_refuses_requests_and_keeps_the_complete_frames(tmp_path, caplog):
     now = [0.0]
     writer = CaptureWriter(tmp_path, lambda: now[0])
     assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100) == (3, 3, True)
@@ -234,16 +212,15 @@ def test_a_full_disk_refuses_requests_and_keeps_the_complete_frames(
     assert len(read_segment(segment)[0]) == 2
 
 
-def test_a_spool_that_cannot_be_made_fails_no_request(tmp_path: Path) -> None:
+def test_a_spool_that_cannot_be_made_fails_no_request(tmp_path):
     (tmp_path / "spool").write_text("a file where the folder should be")
     assert write_request(CaptureWriter(tmp_path / "spool")) is False
 
 
 def test_a_segment_that_cannot_get_its_name_leaves_nothing_and_the_next_request_makes_another(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def refuse(*paths: Any) -> None:
+    tmp_path, monkeypatch
+):
+    def refuse(*paths):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     writer = CaptureWriter(tmp_path)
@@ -257,9 +234,7 @@ def test_a_segment_that_cannot_get_its_name_leaves_nothing_and_the_next_request_
     assert len(read_segment(segments(tmp_path)[0])[0]) == 1
 
 
-def test_requests_of_more_endpoints_than_are_planned_for_come_back_as_they_were_written(
-    tmp_path: Path,
-) -> None:
+def test_requests_of_more_endpoints_than_are_planned_for_come_back_as_they_were_written(tmp_path):
     writer = CaptureWriter(tmp_path)
     names = [f"e{number}" for number in range(300)]
     for name in names * 2:
@@ -268,7 +243,7 @@ def test_requests_of_more_endpoints_than_are_planned_for_come_back_as_they_were_
     assert [request.record.endpoint for request in read_segment(segment)[0]] == names * 2
 
 
-def test_another_process_sees_the_lock(tmp_path: Path) -> None:
+def test_another_process_sees_the_lock(tmp_path):
     writer = CaptureWriter(tmp_path)
     write_request(writer)
     (segment,) = segments(tmp_path)
@@ -276,27 +251,21 @@ def test_another_process_sees_the_lock(tmp_path: Path) -> None:
     if child == 0:  # Use only system calls, so that pytest's code does not run twice.
         code = 1
         try:
-            fcntl.flock(
-                os.open(segment, os.O_RDONLY),
-                fcntl.LOCK_EX | fcntl.LOCK_NB,
-            )
+            fcntl.flock(os.open(segment, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             code = 42
         os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
 
 
-def test_empty_text_and_no_rows_of_text_are_kept(tmp_path: Path) -> None:
+def test_empty_text_and_no_rows_of_text_are_kept(tmp_path):
     writer = CaptureWriter(tmp_path)
     outputs: dict[str, Any] = {"y": np.empty((3, 0), dtype=object)}
     assert writer.write(RECORD, MODEL, FEEDS, outputs, 100)[-1]
     assert len(read_segment(segments(tmp_path)[0])[0]) == 1
 
 
-def test_a_full_spool_takes_nothing_until_the_agent_has_shipped(
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_full_spool_takes_nothing_until_the_agent_has_shipped(tmp_path, caplog):
     now = [0.0]
     writer = CaptureWriter(tmp_path, lambda: now[0], max_bytes=1500)
     (tmp_path / "of another worker").write_bytes(bytes(1000))
@@ -308,7 +277,7 @@ def test_a_full_spool_takes_nothing_until_the_agent_has_shipped(
         (
             "requests are not captured: the spool has reached its limit of 1500 bytes; check that "
             "the agent ships it"
-        ),
+        )
     ]
     (segment,) = segments(tmp_path)
     assert is_released(segment)  # Otherwise, the agent could not remove it.
@@ -319,7 +288,7 @@ def test_a_full_spool_takes_nothing_until_the_agent_has_shipped(
     assert write_request(writer)
 
 
-def test_an_output_that_became_an_input_is_held_as_one(tmp_path: Path) -> None:
+def test_an_output_that_became_an_input_is_held_as_one(tmp_path):
     writer = CaptureWriter(tmp_path)
     a = np.ones((1, 1))
     b = np.zeros((1, 1))

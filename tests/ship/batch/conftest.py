@@ -1,6 +1,3 @@
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
@@ -12,16 +9,16 @@ from tests.support.models import mixed_model
 
 
 @pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory):
     return mixed_model(tmp_path_factory.mktemp("model") / "mixed")
 
 
-def plan_of(model: Path, source: Path, out: Path, **options: Any) -> BatchPlan:
+def plan_of(model, source, out, **options):
     """Return the plan of a batch in one process."""
     return BatchPlan(str(model), str(source), str(out), **{"workers": 1, **options})
 
 
-def flights(rows: int, seed: int = 0) -> pa.Table:
+def flights(rows, seed=0):
     """Return rows that the mixed model accepts, with an id and a time."""
     rng = np.random.default_rng(seed)
     return pa.table(
@@ -36,7 +33,7 @@ def flights(rows: int, seed: int = 0) -> pa.Table:
     )
 
 
-def labels(table: pa.Table) -> list[str]:
+def labels(table):
     """Return the answers of the mixed model."""
     columns = table.to_pydict()
     score = (
@@ -48,7 +45,7 @@ def labels(table: pa.Table) -> list[str]:
     return ["yes" if value > 0 else "no" for value in score]
 
 
-def write(table: pa.Table, path: Path) -> Path:
+def write(table, path):
     """Write rows in the format of the file extension."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlflow_deploy_plugin.core.errors import InvalidRequest, OnnxserveError
-from mlflow_deploy_plugin.core.tabular.row_files import FileFormat, format_of
+from mlflow_deploy_plugin.core.tabular.row_files import format_of
 from mlflow_deploy_plugin.ship.batch.part import Part, PartJob, PartResult, predict_part
 from tests.support.models import tensor_column, tensor_model, write_model
 from tests.support.tables import columns_of
@@ -24,7 +23,7 @@ Predict = Callable[..., PartResult]
 
 @pytest.fixture
 def predict(model: Path, tmp_path: Path) -> Predict:
-    def call(path: Path, name: str, **options: Any) -> PartResult:
+    def call(path, name, **options):
         source_format = format_of(str(path))
         made = format_of(name)
         assert source_format
@@ -35,7 +34,7 @@ def predict(model: Path, tmp_path: Path) -> Predict:
     return call
 
 
-def read(path: Path) -> dict[str, list[Any]]:
+def read(path):
     match path.suffix:
         case ".parquet":
             return pq.read_table(path).to_pydict()
@@ -47,9 +46,7 @@ def read(path: Path) -> dict[str, list[Any]]:
 
 @pytest.mark.parametrize("given", ["csv", "jsonl", "parquet"])
 @pytest.mark.parametrize("made", ["csv", "jsonl", "parquet"])
-def test_each_format_becomes_each_format(
-    predict: Predict, tmp_path: Path, given: FileFormat, made: FileFormat
-) -> None:
+def test_each_format_becomes_each_format(predict, tmp_path, given, made):
     rows = flights(2000)
 
     result = predict(write(rows, tmp_path / f"rows.{given}"), f"made.{made}", keep=("id",))
@@ -61,7 +58,7 @@ def test_each_format_becomes_each_format(
     assert [path.name for path in (tmp_path / "out").iterdir()] == [f"made.{made}"]
 
 
-def test_rows_keep_their_order_over_blocks_and_threads(predict: Predict, tmp_path: Path) -> None:
+def test_rows_keep_their_order_over_blocks_and_threads(predict, tmp_path):
     rows = flights(200_000)
 
     predict(write(rows, tmp_path / "rows.parquet"), "made.parquet", keep=("id", "ts"), threads=4)
@@ -72,9 +69,7 @@ def test_rows_keep_their_order_over_blocks_and_threads(predict: Predict, tmp_pat
     assert made["prediction"].to_pylist() == labels(rows)
 
 
-def test_kept_columns_of_a_csv_file_stay_as_they_are_written(
-    predict: Predict, tmp_path: Path
-) -> None:
+def test_kept_columns_of_a_csv_file_stay_as_they_are_written(predict, tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text(
         'id,carrier,distance,hour,late,note\n007,AA,1_0,5,true,"a ""b"",\nc"\n'.replace("1_0", "10")
@@ -89,7 +84,7 @@ def test_kept_columns_of_a_csv_file_stay_as_they_are_written(
     }
 
 
-def test_csv_is_read_by_the_rules_of_requests(predict: Predict, tmp_path: Path) -> None:
+def test_csv_is_read_by_the_rules_of_requests(predict, tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("carrier,distance,hour,late\nUA,NA,5.0,True\nUA,1e3,6,0\n")
 
@@ -98,9 +93,7 @@ def test_csv_is_read_by_the_rules_of_requests(predict: Predict, tmp_path: Path) 
     assert read(tmp_path / "out" / "made.csv") == {"prediction": ["no", "yes"]}
 
 
-def test_tensors_and_several_outputs_have_the_names_of_the_signature(
-    predict: Predict, tmp_path: Path
-) -> None:
+def test_tensors_and_several_outputs_have_the_names_of_the_signature(predict, tmp_path):
     image = pa.array([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 1.0]], pa.list_(pa.float32()))
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"id": [1, 2], "image": image}), path)
@@ -114,9 +107,7 @@ def test_tensors_and_several_outputs_have_the_names_of_the_signature(
     }
 
 
-def test_a_tensor_without_a_name_takes_the_columns_that_are_not_kept(
-    predict: Predict, tmp_path: Path
-) -> None:
+def test_a_tensor_without_a_name_takes_the_columns_that_are_not_kept(predict, tmp_path):
     signature = [tensor_column("float32", -1, 2)]
     graph = "double (float[N,2] x) => (float[N,2] y) { y = Add(x, x) }"
     path = tmp_path / "rows.csv"
@@ -132,9 +123,7 @@ def test_a_tensor_without_a_name_takes_the_columns_that_are_not_kept(
     }
 
 
-def test_texts_in_dictionaries_are_kept_and_refused_as_any_other(
-    predict: Predict, tmp_path: Path
-) -> None:
+def test_texts_in_dictionaries_are_kept_and_refused_as_any_other(predict, tmp_path):
     rows = flights(20_000).set_column(2, "carrier", pa.array([None, *["AA", "UA"] * 9_999, "AA"]))
     path = write(rows, tmp_path / "rows.parquet")
 
@@ -150,7 +139,7 @@ def test_texts_in_dictionaries_are_kept_and_refused_as_any_other(
     assert rejected["content"]["carrier"] is None
 
 
-def test_a_graph_with_a_batch_of_one_answers_row_by_row(predict: Predict, tmp_path: Path) -> None:
+def test_a_graph_with_a_batch_of_one_answers_row_by_row(predict, tmp_path):
     graph = "one (float[1,1] x) => (float[1,1] y) { y = Add(x, x) }"
     folder = write_model(
         tmp_path / "one", graph, [{"name": "x", "type": "float", "required": True}]
@@ -164,9 +153,7 @@ def test_a_graph_with_a_batch_of_one_answers_row_by_row(predict: Predict, tmp_pa
 
 
 @pytest.mark.parametrize("given", ["csv", "jsonl", "parquet"])
-def test_a_file_without_rows_becomes_one_with_the_columns(
-    predict: Predict, tmp_path: Path, given: FileFormat
-) -> None:
+def test_a_file_without_rows_becomes_one_with_the_columns(predict, tmp_path, given):
     rows = flights(0)
     path = tmp_path / f"rows.{given}"
     if given == "csv":
@@ -207,9 +194,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("given", ["csv", "jsonl"])
-def test_bad_rows_are_left_out_and_kept_with_their_reason(
-    predict: Predict, tmp_path: Path, given: FileFormat
-) -> None:
+def test_bad_rows_are_left_out_and_kept_with_their_reason(predict, tmp_path, given):
     path = tmp_path / f"rows.{given}"
     path.write_text(BAD[given])
 
@@ -231,9 +216,7 @@ def test_bad_rows_are_left_out_and_kept_with_their_reason(
 
 
 @pytest.mark.parametrize("given", ["csv", "jsonl"])
-def test_the_first_bad_row_ends_the_part_with_its_place(
-    predict: Predict, tmp_path: Path, given: FileFormat
-) -> None:
+def test_the_first_bad_row_ends_the_part_with_its_place(predict, tmp_path, given):
     path = tmp_path / f"rows.{given}"
     path.write_text(BAD[given])
 
@@ -250,9 +233,7 @@ def test_the_first_bad_row_ends_the_part_with_its_place(
         (5, "late", True, "column 'late' is null; true or false"),
     ],
 )
-def test_a_row_that_the_model_refuses_is_named(
-    predict: Predict, tmp_path: Path, place: int, column: str, value: int, message: str
-) -> None:
+def test_a_row_that_the_model_refuses_is_named(predict, tmp_path, place, column, value, message):
     values = pa.array([None if row == 77_777 else value for row in range(100_000)])
     path = write(flights(100_000).set_column(place, column, values), tmp_path / "rows.parquet")
 
@@ -293,9 +274,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_file_that_does_not_fit_is_refused_in_one_line(
-    predict: Predict, tmp_path: Path, mistake: str
-) -> None:
+def test_a_file_that_does_not_fit_is_refused_in_one_line(predict, tmp_path, mistake):
     change, options, message = MISTAKES[mistake]
     path = write(change(flights(10)), tmp_path / "rows.parquet")
 
@@ -315,9 +294,7 @@ HEADER = "id,carrier,distance,hour,late"
         ("rows.csv", b'id,"carrier,distance\n0,AA,1\n', "its header is not valid CSV: "),
     ],
 )
-def test_a_text_that_does_not_fit_is_refused_in_one_line(
-    predict: Predict, tmp_path: Path, name: str, content: bytes, message: str
-) -> None:
+def test_a_text_that_does_not_fit_is_refused_in_one_line(predict, tmp_path, name, content, message):
     path = tmp_path / name
     path.write_bytes(content)
 
@@ -335,9 +312,7 @@ def test_a_text_that_does_not_fit_is_refused_in_one_line(
         (b"1,A\xc5,1,1,true", 3),
     ],
 )
-def test_a_row_of_a_csv_file_that_cannot_be_read_is_left_out_alone(
-    predict: Predict, tmp_path: Path, bad: bytes, rows: int
-) -> None:
+def test_a_row_of_a_csv_file_that_cannot_be_read_is_left_out_alone(predict, tmp_path, bad, rows):
     path = tmp_path / "rows.csv"
     path.write_bytes(f"{HEADER}\n0,AA,1,1,true\n".encode() + bad + b"\n2,AA,1,1,true" * rows)
 
@@ -360,9 +335,7 @@ def test_a_row_of_a_csv_file_that_cannot_be_read_is_left_out_alone(
         b'{"carrier": "M\xfc", "distance": 1, "hour": 1, "late": true}',
     ],
 )
-def test_a_line_that_arrow_would_change_or_die_of_is_a_bad_row(
-    predict: Predict, tmp_path: Path, bad: bytes, number: int
-) -> None:
+def test_a_line_that_arrow_would_change_or_die_of_is_a_bad_row(predict, tmp_path, bad, number):
     lines = [b'{"carrier": "AA", "distance": 1, "hour": 1, "late": true}'] * 3
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + b"\n".join([*lines[:number], bad, *lines[number:]]))
@@ -373,7 +346,7 @@ def test_a_line_that_arrow_would_change_or_die_of_is_a_bad_row(
 
 
 @pytest.mark.parametrize("hour", ["2.5", "99999999999999999999", "1e30"])
-def test_value_not_a_whole_number_is_a_bad_row(predict: Predict, tmp_path: Path, hour: str) -> None:
+def test_value_not_a_whole_number_is_a_bad_row(predict, tmp_path, hour):
     path = tmp_path / "rows.csv"
     path.write_text(f"{HEADER}\n0,AA,1,1,true\n1,AA,1,{hour},true\n2,AA,1,1.0,true\n")
 
@@ -382,7 +355,7 @@ def test_value_not_a_whole_number_is_a_bad_row(predict: Predict, tmp_path: Path,
     assert "column 'hour' (long)" in (tmp_path / "out/_rejected/made.csv.jsonl").read_text()
 
 
-def test_a_damaged_file_is_named(predict: Predict, tmp_path: Path) -> None:
+def test_a_damaged_file_is_named(predict, tmp_path):
     path = write(flights(10), tmp_path / "rows.parquet")
     path.write_bytes(path.read_bytes()[:-20])
 
@@ -390,7 +363,7 @@ def test_a_damaged_file_is_named(predict: Predict, tmp_path: Path) -> None:
         predict(path, "made.parquet")
 
 
-def test_a_part_whose_end_is_damaged_leaves_no_output(predict: Predict, tmp_path: Path) -> None:
+def test_a_part_whose_end_is_damaged_leaves_no_output(predict, tmp_path):
     path = tmp_path / "rows.parquet"
     pq.write_table(flights(50_000), path, row_group_size=10_000, compression="none")
     content = bytearray(path.read_bytes())
@@ -404,9 +377,7 @@ def test_a_part_whose_end_is_damaged_leaves_no_output(predict: Predict, tmp_path
     assert list((tmp_path / "out").rglob("*.parquet")) == []
 
 
-def test_a_byte_that_the_checksum_of_its_page_does_not_know_ends_the_part(
-    predict: Predict, tmp_path: Path
-) -> None:
+def test_a_byte_that_the_checksum_of_its_page_does_not_know_ends_the_part(predict, tmp_path):
     path = tmp_path / "rows.parquet"
     pq.write_table(
         flights(1000), path, compression="none", use_dictionary=False, write_page_checksum=True
@@ -420,7 +391,7 @@ def test_a_byte_that_the_checksum_of_its_page_does_not_know_ends_the_part(
         predict(path, "made.parquet")
 
 
-def test_numbers_of_a_float_column_do_not_change(predict: Predict, tmp_path: Path) -> None:
+def test_numbers_of_a_float_column_do_not_change(predict, tmp_path):
     graph = "same (double[N,1] x) => (double[N,1] y) { y = Identity(x) }"
     folder = write_model(
         tmp_path / "same", graph, [{"name": "x", "type": "double", "required": True}]
@@ -435,9 +406,7 @@ def test_numbers_of_a_float_column_do_not_change(predict: Predict, tmp_path: Pat
 
 
 @pytest.mark.parametrize(("mark", "name"), [(";", "semicolons"), ("\t", "tabs")])
-def test_another_separator_of_a_csv_file_is_named(
-    predict: Predict, tmp_path: Path, mark: str, name: str
-) -> None:
+def test_another_separator_of_a_csv_file_is_named(predict, tmp_path, mark, name):
     path = tmp_path / "rows.csv"
     path.write_text("carrier,distance,hour,late\nUA,1,5,true\n".replace(",", mark))
     with pytest.raises(

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from threading import Barrier, BrokenBarrierError
-from typing import Any
 
 import boto3
 import mlflow
@@ -26,14 +25,13 @@ from mlflow.types import ColSpec, Schema
 
 from mlflow_deploy_plugin.core.errors import AlreadyExists, OnnxserveError
 from mlflow_deploy_plugin.core.tabular.row_files import unfinished_stem
-from mlflow_deploy_plugin.serve.inference_log.storage import LogLocation
 from mlflow_deploy_plugin.ship.batch import manifest
 from mlflow_deploy_plugin.ship.batch.run import BatchPlan, BatchProgress, run_batch
 from tests.support.models import mixed_model
 from tests.support.pyfuncs import Days
 from tests.support.refusals import mentions
 from tests.support.services.s3 import s3_server
-from tests.support.tracking import NewDatabase, tracking_at
+from tests.support.tracking import tracking_at
 from tests.support.waiting import free_port
 
 from .conftest import flights, labels, plan_of, write
@@ -41,20 +39,20 @@ from .conftest import flights, labels, plan_of, write
 COMMAND = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "batch"]
 
 
-def files(folder: Path) -> list[str]:
+def files(folder):
     return sorted(
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
     )
 
 
-def fill(folder: Path, parts: int, rows: int = 500) -> Path:
+def fill(folder, parts, rows=500):
     for part in range(parts):
         write(flights(rows, part), folder / f"day={part % 3}" / f"{part}.parquet")
     return folder
 
 
 @pytest.mark.long
-def test_a_folder_keeps_its_layout_and_ends_with_its_marker(model: Path, tmp_path: Path) -> None:
+def test_a_folder_keeps_its_layout_and_ends_with_its_marker(model, tmp_path):
     source = fill(tmp_path / "in", 4)
     (source / "_SUCCESS").touch()
     (source / ".part.crc").touch()
@@ -95,7 +93,7 @@ run_batch(BatchPlan(*sys.argv[1:], ("id",), workers=2), kill)
 
 
 @pytest.mark.long
-def test_a_batch_that_is_killed_goes_on_where_it_ended(model: Path, tmp_path: Path) -> None:
+def test_a_batch_that_is_killed_goes_on_where_it_ended(model, tmp_path):
     source = fill(tmp_path / "in", 40, rows=4000)
     out = tmp_path / "out"
     temporary = tmp_path / "tmp"
@@ -149,9 +147,7 @@ def test_a_batch_that_is_killed_goes_on_where_it_ended(model: Path, tmp_path: Pa
 
 
 @pytest.mark.long
-def test_another_model_or_input_is_refused_and_restart_begins_anew(
-    model: Path, tmp_path: Path
-) -> None:
+def test_another_model_or_input_is_refused_and_restart_begins_anew(model, tmp_path):
     source = fill(tmp_path / "in", 1)
     out = tmp_path / "out"
     plan = plan_of(model, source, out)
@@ -160,7 +156,7 @@ def test_another_model_or_input_is_refused_and_restart_begins_anew(
     other = mixed_model(tmp_path / "other")
     (other / "note.txt").write_text("of another training")
 
-    def refusal(**options: Any) -> str:
+    def refusal(**options):
         with pytest.raises(AlreadyExists) as refused:
             run_batch(BatchPlan(**{**vars(plan), **options}))
         assert "--restart" in refused.value.message
@@ -179,9 +175,7 @@ def test_another_model_or_input_is_refused_and_restart_begins_anew(
 
 
 @pytest.mark.long
-def test_a_bad_file_that_was_mended_is_predicted_by_the_same_command(
-    model: Path, tmp_path: Path
-) -> None:
+def test_a_bad_file_that_was_mended_is_predicted_by_the_same_command(model, tmp_path):
     source = fill(tmp_path / "in", 1)
     out = tmp_path / "out"
     bad = write(flights(10).drop_columns("late"), source / "bad.parquet")
@@ -199,7 +193,7 @@ def test_a_bad_file_that_was_mended_is_predicted_by_the_same_command(
 
 
 @pytest.mark.long
-def test_batch_that_wrote_no_rows_may_change_its_options(model: Path, tmp_path: Path) -> None:
+def test_batch_that_wrote_no_rows_may_change_its_options(model, tmp_path):
     source = fill(tmp_path / "in", 1)
     out = tmp_path / "out"
     with pytest.raises(OnnxserveError, match="--keep nothing: "):
@@ -210,7 +204,7 @@ def test_batch_that_wrote_no_rows_may_change_its_options(model: Path, tmp_path: 
     assert files(out) == ["_SUCCESS", "_batch.json", "day=0/0.parquet"]
 
 
-def test_folders_named_for_a_column_are_one(model: Path, tmp_path: Path) -> None:
+def test_folders_named_for_a_column_are_one(model, tmp_path):
     rows = flights(6)
     late = rows.set_column(rows.schema.get_field_index("hour"), "hour", pa.array([7] * 6))
     folder = (
@@ -244,7 +238,7 @@ def test_folders_named_for_a_column_are_one(model: Path, tmp_path: Path) -> None
         ]
 
 
-def test_a_compressed_file_is_read_as_the_file_within(model: Path, tmp_path: Path) -> None:
+def test_a_compressed_file_is_read_as_the_file_within(model, tmp_path):
     source = tmp_path / "in"
     out = tmp_path / "out"
     for number, (suffix, codec) in enumerate(
@@ -266,7 +260,7 @@ def test_a_compressed_file_is_read_as_the_file_within(model: Path, tmp_path: Pat
         assert written["prediction"] == labels(rows)
 
 
-def test_a_compressed_file_that_is_cut_off_leaves_no_output(model: Path, tmp_path: Path) -> None:
+def test_a_compressed_file_that_is_cut_off_leaves_no_output(model, tmp_path):
     source = tmp_path / "in"
     out = tmp_path / "out"
     source.mkdir()
@@ -280,7 +274,7 @@ def test_a_compressed_file_that_is_cut_off_leaves_no_output(model: Path, tmp_pat
 
 
 @pytest.mark.long
-def test_a_bad_file_ends_the_batch_or_is_left_out(model: Path, tmp_path: Path) -> None:
+def test_a_bad_file_ends_the_batch_or_is_left_out(model, tmp_path):
     source = fill(tmp_path / "in", 3)
     out = tmp_path / "out"
     write(flights(10).drop_columns("late"), source / "bad.parquet")
@@ -317,13 +311,8 @@ def test_a_bad_file_ends_the_batch_or_is_left_out(model: Path, tmp_path: Path) -
     ],
 )
 def test_mistakes_are_refused_before_a_row_is_read(
-    model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    input: str,
-    output: str,
-    message: str,
-) -> None:
+    model, tmp_path, monkeypatch, input, output, message
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     fill(tmp_path / "in", 1)
@@ -340,11 +329,11 @@ def test_mistakes_are_refused_before_a_row_is_read(
         run_batch(BatchPlan(str(model), input, output, output_format="parquet"))
 
 
-def test_a_file_that_changes_while_a_batch_runs_ends_it(model: Path, tmp_path: Path) -> None:
+def test_a_file_that_changes_while_a_batch_runs_ends_it(model, tmp_path):
     source = fill(tmp_path / "in", 2, rows=50_000)
     changed = source / "day=1" / "1.parquet"
 
-    def change(progress: BatchProgress) -> None:
+    def change(progress):
         if changed.stat().st_mtime > 1:
             write(flights(10), tmp_path / "new.parquet").replace(changed)
             os.utime(changed, (1, 1))
@@ -356,7 +345,7 @@ def test_a_file_that_changes_while_a_batch_runs_ends_it(model: Path, tmp_path: P
 
 
 @pytest.mark.long
-def test_an_unfinished_file_of_a_killed_process_is_deleted(model: Path, tmp_path: Path) -> None:
+def test_an_unfinished_file_of_a_killed_process_is_deleted(model, tmp_path):
     source = tmp_path / "in"
     out = tmp_path / "out"
     name = "rows.csv"
@@ -383,7 +372,7 @@ def test_an_unfinished_file_of_a_killed_process_is_deleted(model: Path, tmp_path
 
 
 @pytest.mark.long
-def test_the_marker_goes_while_a_part_is_missing(model: Path, tmp_path: Path) -> None:
+def test_the_marker_goes_while_a_part_is_missing(model, tmp_path):
     source = fill(tmp_path / "in", 2)
     out = tmp_path / "out"
     plan = plan_of(model, source, out)
@@ -401,9 +390,7 @@ def test_the_marker_goes_while_a_part_is_missing(model: Path, tmp_path: Path) ->
     "content", ["", "null", "[]", "{}", '{"parts": [], "model": {}}', '{"parts": {"x": 1}}']
 )
 @pytest.mark.parametrize("restart", [False, True])
-def test_a_damaged_manifest_is_one_line(
-    model: Path, tmp_path: Path, content: str, restart: bool
-) -> None:
+def test_a_damaged_manifest_is_one_line(model, tmp_path, content, restart):
     source = fill(tmp_path / "in", 1)
     out = tmp_path / "out"
     out.mkdir()
@@ -413,9 +400,7 @@ def test_a_damaged_manifest_is_one_line(
         run_batch(plan_of(model, source, out, restart=restart))
 
 
-def test_names_of_folders_may_hold_any_sign(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_names_of_folders_may_hold_any_sign(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(flights(10), Path("at 10:00 #1/t=10:00?/a%20b ü\n.parquet"))
 
@@ -424,12 +409,12 @@ def test_names_of_folders_may_hold_any_sign(
     assert "t=10:00?/a%20b ü\n.parquet" in files(Path("out:%41"))
 
 
-def test_two_batches_do_not_write_to_one_folder(model: Path, tmp_path: Path) -> None:
+def test_two_batches_do_not_write_to_one_folder(model, tmp_path):
     source = fill(tmp_path / "in", 2)
     plan = plan_of(model, source, tmp_path / "out")
     refused: list[str] = []
 
-    def again(progress: BatchProgress) -> None:
+    def again(progress):
         if not refused:
             with pytest.raises(AlreadyExists, match="is writing to") as error:
                 run_batch(plan)
@@ -442,9 +427,7 @@ def test_two_batches_do_not_write_to_one_folder(model: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.long
-def test_a_batch_from_bucket_to_bucket(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_batch_from_bucket_to_bucket(model, tmp_path, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "any")
     source = fill(tmp_path / "in", 3)
@@ -473,15 +456,15 @@ def test_a_batch_from_bucket_to_bucket(
 
 @pytest.mark.long
 def test_of_two_batches_that_begin_in_one_place_of_a_bucket_at_once_one_is_refused(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    model, tmp_path, monkeypatch
+):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "any")
     source = fill(tmp_path / "in", 1)
     seen = Barrier(2)
     look = manifest._list_files
 
-    def look_together(location: LogLocation) -> Any:
+    def look_together(location):
         files = look(location)
         if not location.is_local:  # Only the output is in the bucket.
             # Both processes have seen an empty location; later calls do not wait.
@@ -506,9 +489,7 @@ def test_of_two_batches_that_begin_in_one_place_of_a_bucket_at_once_one_is_refus
 
 
 @pytest.mark.long
-def test_a_version_of_any_flavor_is_recorded_as_a_run(
-    new_database: NewDatabase, tmp_path: Path
-) -> None:
+def test_a_version_of_any_flavor_is_recorded_as_a_run(new_database, tmp_path):
     signature = ModelSignature(
         Schema([ColSpec("datetime", "when"), ColSpec("string", "name")]),
         Schema([ColSpec("long", "day"), ColSpec("string", "name")]),
@@ -557,9 +538,7 @@ class Threads(mlflow.pyfunc.PythonModel):
 
 
 @pytest.mark.long
-def test_the_processes_of_a_pyfunc_leave_each_other_their_cores(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_processes_of_a_pyfunc_leave_each_other_their_cores(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS")
     signature = ModelSignature(
         Schema([ColSpec("long", "id")]), Schema([ColSpec("string", "threads")])
@@ -576,7 +555,7 @@ def test_the_processes_of_a_pyfunc_leave_each_other_their_cores(
 
 
 @pytest.mark.long
-def test_a_file_larger_than_the_memory_that_there_is(model: Path, tmp_path: Path) -> None:
+def test_a_file_larger_than_the_memory_that_there_is(model, tmp_path):
     limit = 700 * 2**20
     rows = write(flights(100_000), tmp_path / "block.csv").read_bytes()
     header, _, content = rows.partition(b"\n")

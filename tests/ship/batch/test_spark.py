@@ -6,11 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,9 +22,7 @@ from tests.support.waiting import free_port, wait_until
 from .conftest import flights, labels, plan_of, write
 
 
-def test_spark_connect_is_refused_in_one_line(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_spark_connect_is_refused_in_one_line(model, tmp_path, monkeypatch):
     write(flights(10), tmp_path / "in" / "a.parquet")
     monkeypatch.setenv("SPARK_REMOTE", "sc://spark:15002")
 
@@ -35,9 +31,7 @@ def test_spark_connect_is_refused_in_one_line(
 
 
 @pytest.fixture(scope="module", params=["local[4]", "standalone"])
-def session(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Any]:
+def session(request, tmp_path_factory):
     """Start a session in this process, or a session on a master with two workers of two
     cores.
     """
@@ -53,7 +47,7 @@ def session(
             environment = os.environ | {"SPARK_HOME": str(home), "PYSPARK_PYTHON": sys.executable}
             environment |= {"SPARK_LOCAL_IP": "127.0.0.1", "PYTHONPATH": os.getcwd()}
 
-            def start(name: str, *arguments: str) -> None:
+            def start(name, *arguments):
                 command = [
                     str(home / "bin" / "spark-class"),
                     f"org.apache.spark.deploy.{name}",
@@ -94,9 +88,7 @@ def session(
 
 
 @pytest.mark.long
-def test_a_batch_is_the_one_of_this_machine_to_the_byte(
-    session: Any, model: Path, tmp_path: Path
-) -> None:
+def test_a_batch_is_the_one_of_this_machine_to_the_byte(session, model, tmp_path):
     for number, name in enumerate(("a.csv", "day=1/b.parquet", "day=2/c.jsonl", "day=2/d.parquet")):
         write(flights(3000, number), tmp_path / "in" / name)
     plan = plan_of(model, tmp_path / "in", tmp_path / "local", keep=("id",))
@@ -122,7 +114,7 @@ def test_a_batch_is_the_one_of_this_machine_to_the_byte(
 
 
 @pytest.mark.long
-def test_a_bad_row_is_named_as_on_this_machine(session: Any, model: Path, tmp_path: Path) -> None:
+def test_a_bad_row_is_named_as_on_this_machine(session, model, tmp_path):
     write(flights(10), tmp_path / "in" / "a.parquet")
     (tmp_path / "in" / "b.csv").write_text("id,carrier,distance,hour,late\n0,AA,far,1,true\n")
 
@@ -131,9 +123,7 @@ def test_a_bad_row_is_named_as_on_this_machine(session: Any, model: Path, tmp_pa
 
 
 @pytest.mark.long
-def test_the_rows_of_a_frame_get_their_predictions(
-    session: Any, model: Path, tmp_path: Path
-) -> None:
+def test_the_rows_of_a_frame_get_their_predictions(session, model, tmp_path):
     rows = flights(5000)
     frame = session.read.parquet(str(write(rows, tmp_path / "a.parquet"))).repartition(4)
 
@@ -146,7 +136,7 @@ def test_the_rows_of_a_frame_get_their_predictions(
 
 
 @pytest.mark.long
-def test_outputs_of_a_frame_may_be_arrays(session: Any, tmp_path: Path) -> None:
+def test_outputs_of_a_frame_may_be_arrays(session, tmp_path):
     frame = session.createDataFrame([(1, [1.0, 2.0, 3.0, 4.0])], "id long, image array<float>")
 
     (row,) = predict_frame(frame, str(tensor_model(tmp_path / "tensor")), keep=["id"]).collect()
@@ -155,7 +145,7 @@ def test_outputs_of_a_frame_may_be_arrays(session: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_a_frame_that_does_not_fit_is_refused_before_spark_works(session: Any, model: Path) -> None:
+def test_a_frame_that_does_not_fit_is_refused_before_spark_works(session, model):
     frame = session.createDataFrame([(1, "AA")], "id long, carrier string")
 
     with pytest.raises(InvalidConfig, match="'distance', 'hour', 'late'"):

@@ -54,13 +54,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("options", "message"), OPTIONS.values(), ids=OPTIONS)
-def test_a_refusal_names_the_option_and_the_file(
-    options: dict[str, Any],
-    message: str,
-    model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_refusal_names_the_option_and_the_file(options, message, model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in ("in", "empty", "foreign", "short"):
         Path(folder).mkdir()

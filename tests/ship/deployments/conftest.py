@@ -2,31 +2,24 @@
 after the test.
 """
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
-import psutil
 import pytest
-from mlflow.deployments import BaseDeploymentClient
 
-from tests.support.deployments import Models, empty_home, save_models, working_in
+from tests.support.deployments import empty_home, save_models, working_in
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+def models(tmp_path_factory):
     return save_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture
-def client(tmp_path: Path) -> Iterator[BaseDeploymentClient]:
+def client(tmp_path):
     with empty_home(tmp_path) as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")
-def served(
-    tmp_path_factory: pytest.TempPathFactory, models: Models
-) -> Iterator[BaseDeploymentClient]:
+def served(tmp_path_factory, models):
     """Yield a client with the deployment `sum` of the model `once`, for tests that do
     not change it.
     """
@@ -36,6 +29,6 @@ def served(
 
 
 @pytest.fixture
-def processes(tmp_path: Path) -> Callable[[], list[psutil.Process]]:
+def processes(tmp_path):
     """Return the processes of this test's deployments."""
     return lambda: working_in(tmp_path)

@@ -3,7 +3,6 @@
 import inspect
 import json
 from pathlib import Path
-from typing import Any
 
 import mlflow.onnx
 import numpy as np
@@ -24,7 +23,7 @@ RECORDS = [{"a": 1, "b": 2}, {"b": 4.5, "a": 3}]
 FRAME = pd.DataFrame({"b": [2, 4.5], "a": [1, 3]})
 
 
-def test_plugin_has_the_interface_that_mlflow_expects() -> None:
+def test_plugin_has_the_interface_that_mlflow_expects():
     clients = [
         value
         for _, value in inspect.getmembers(plugin, inspect.isclass)
@@ -44,7 +43,7 @@ def test_plugin_has_the_interface_that_mlflow_expects() -> None:
     ]
 
 
-def test_a_target_that_is_not_there_says_which_are() -> None:
+def test_a_target_that_is_not_there_says_which_are():
     names = ("onnxserve", "onnxserve:/docker", "onnxserve:/kubernetes/NAMESPACE")
     with refused(MlflowException, *names, code="INVALID_PARAMETER_VALUE"):
         get_deploy_client("onnxserve://host")
@@ -68,9 +67,7 @@ def test_a_target_that_is_not_there_says_which_are() -> None:
     ],
     ids=lambda inputs: f"{type(inputs).__name__} {str(inputs)[:24]}",
 )
-def test_predictions_are_plain_values_whatever_the_form_of_the_input(
-    served: BaseDeploymentClient, inputs: Any
-) -> None:
+def test_predictions_are_plain_values_whatever_the_form_of_the_input(served, inputs):
     response = served.predict("sum", inputs)
 
     assert response["predictions"] == [{"y": 3.0}, {"y": 7.5}]
@@ -78,21 +75,16 @@ def test_predictions_are_plain_values_whatever_the_form_of_the_input(
     assert response.get_predictions()["y"].tolist() == [3.0, 7.5]
 
 
-def test_one_row_as_a_dict_is_one_prediction(served: BaseDeploymentClient) -> None:
+def test_one_row_as_a_dict_is_one_prediction(served):
     assert served.predict("sum", {"a": 1, "b": 2})["predictions"] == [{"y": 3.0}]
 
 
 @pytest.mark.parametrize(
     "document",
-    [
-        RECORDS,
-        {"a": {"0": 1, "1": 3}, "b": {"0": 2, "1": 4.5}},
-    ],
+    [RECORDS, {"a": {"0": 1, "1": 3}, "b": {"0": 2, "1": 4.5}}],
     ids=lambda document: str(document)[:40],
 )
-def test_a_frame_that_pandas_read_is_understood(
-    served: BaseDeploymentClient, tmp_path: Path, document: Any
-) -> None:
+def test_a_frame_that_pandas_read_is_understood(served, tmp_path, document):
     (tmp_path / "rows.json").write_text(json.dumps(document))
 
     frame = pd.read_json(tmp_path / "rows.json")
@@ -112,16 +104,12 @@ def test_a_frame_that_pandas_read_is_understood(
     ],
     ids=["missing", "mistyped", "empty", "text", "none", "object"],
 )
-def test_an_input_that_does_not_fit_is_refused_in_the_servers_words(
-    served: BaseDeploymentClient, inputs: Any, names: list[str]
-) -> None:
+def test_an_input_that_does_not_fit_is_refused_in_the_servers_words(served, inputs, names):
     with refused(MlflowException, *names, code="BAD_REQUEST"):
         served.predict("sum", inputs)
 
 
-def test_get_tells_everything_and_list_the_main_things(
-    served: BaseDeploymentClient, models: Any
-) -> None:
+def test_get_tells_everything_and_list_the_main_things(served, models):
     got = served.get_deployment("sum")
 
     assert json.loads(json.dumps(got))["state"] == "running"
@@ -184,9 +172,7 @@ def test_get_tells_everything_and_list_the_main_things(
         ),
     ],
 )
-def test_failed_deployment_call_is_an_mlflow_exception_with_its_code(
-    served: BaseDeploymentClient, call: Any, names: list[str], code: str
-) -> None:
+def test_failed_deployment_call_is_an_mlflow_exception_with_its_code(served, call, names, code):
     with refused(MlflowException, *names, code=code):
         call(served)
 
@@ -204,22 +190,20 @@ def test_failed_deployment_call_is_an_mlflow_exception_with_its_code(
         (lambda c: c.delete_endpoint("nope"), ["no endpoint 'nope'", "sum"]),
     ],
 )
-def test_deleting_a_name_that_does_not_exist_is_an_error(
-    served: BaseDeploymentClient, delete: Any, names: list[str]
-) -> None:
+def test_deleting_a_name_that_does_not_exist_is_an_error(served, delete, names):
     with refused(MlflowException, *names, code="RESOURCE_DOES_NOT_EXIST"):
         delete(served)
     assert served.get_deployment("sum")["state"] == "running"
 
 
-def test_a_series_is_sent_as_a_column() -> None:
+def test_a_series_is_sent_as_a_column():
     from mlflow_deploy_plugin.serve.client.rows import encode_json
 
     sent = json.loads(encode_json(pd.Series(["good day", None], name="text")))
     assert sent == {"dataframe_split": {"columns": ["text"], "data": [["good day"], [None]]}}
 
 
-def test_numbers_keep_all_their_digits(served: BaseDeploymentClient) -> None:
+def test_numbers_keep_all_their_digits(served):
     from mlflow_deploy_plugin.serve.client.rows import encode_json
 
     frame = pd.DataFrame({"a": [0.1234567890123456, np.nan], "s": ["x", None], "t": [True, False]})
@@ -229,9 +213,7 @@ def test_numbers_keep_all_their_digits(served: BaseDeploymentClient) -> None:
     assert data == [[0.1234567890123456, "x", True], [None, None, False]]
 
 
-def test_a_flavor_that_the_model_has_not_is_refused_before_anything_starts(
-    served: BaseDeploymentClient, models: Any
-) -> None:
+def test_a_flavor_that_the_model_has_not_is_refused_before_anything_starts(served, models):
     with refused(MlflowException, "'onnx'", "python_function", code="INVALID_PARAMETER_VALUE"):
         served.create_deployment("x", models.pyfunc, "onnx")
 
@@ -241,9 +223,7 @@ def test_a_flavor_that_the_model_has_not_is_refused_before_anything_starts(
 
 
 @pytest.mark.long
-def test_explanations_come_through_the_client_and_through_mlflows_own_command(
-    client: BaseDeploymentClient, tmp_path: Path
-) -> None:
+def test_explanations_come_through_the_client_and_through_mlflows_own_command(client, tmp_path):
     example = pd.DataFrame({"a": [0.0, 2.0], "b": [1.0, 3.0]})
     mlflow.onnx.save_model(
         weighted_sum(2.0),

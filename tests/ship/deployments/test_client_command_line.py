@@ -7,13 +7,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import mlflow.deployments.cli
 import pytest
 import requests
-from click.testing import CliRunner, Result
-from mlflow.deployments import BaseDeploymentClient
+from click.testing import CliRunner
 
 from tests.support.commands import said
 from tests.support.refusals import mentions
@@ -27,7 +25,7 @@ TYPED = ("-t", "onnxserve", "--name", "typed")
 COMMAND = [sys.executable, "-c", "from mlflow.deployments.cli import commands; commands()"]
 
 
-def typed(*arguments: str) -> subprocess.CompletedProcess[str]:
+def typed(*arguments):
     """Run the command in a new process, which ends before the processes that it has
     started.
     """
@@ -37,13 +35,7 @@ def typed(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.long
-def test_a_deployment_lives_through_its_commands(
-    client: BaseDeploymentClient,
-    models: Any,
-    free_port: int,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_deployment_lives_through_its_commands(client, models, free_port, tmp_path, monkeypatch):
     monkeypatch.chdir(Path(models.once).parent)
     created = typed("create", *TYPED, "-m", "once", "-C", f"server.port={free_port}")
     assert mentions(created.stdout, "typed", "created")
@@ -78,13 +70,7 @@ def test_a_deployment_lives_through_its_commands(
 
 @pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_create_that_is_cut_off_can_be_cleaned_up(
-    client: BaseDeploymentClient,
-    models: Any,
-    free_port: int,
-    tmp_path: Path,
-    number: signal.Signals,
-) -> None:
+def test_a_create_that_is_cut_off_can_be_cleaned_up(client, models, free_port, tmp_path, number):
     """Ctrl-C leaves no process or deployment. After a kill, the deployment is listed
     and can be deleted.
     """
@@ -105,14 +91,12 @@ def test_a_create_that_is_cut_off_can_be_cleaned_up(
     assert list((tmp_path / "home" / "deployments").glob("*")) == []
 
 
-def called(*arguments: str) -> Result:
+def called(*arguments):
     """Run the command in this process, which has already imported MLflow."""
     return CliRunner().invoke(mlflow.deployments.cli.commands, [*arguments])
 
 
-def test_a_mistake_is_one_line_on_stderr(
-    models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mistake_is_one_line_on_stderr(models, tmp_path, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
 
     refused = called(
@@ -122,9 +106,7 @@ def test_a_mistake_is_one_line_on_stderr(
     assert mentions(said(refused), "'server.prot'", "'server.port'")
 
 
-def test_an_address_that_mlflow_cannot_use_is_one_line_on_stderr(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_address_that_mlflow_cannot_use_is_one_line_on_stderr(tmp_path, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     with tracking_at("mlflow.example:5000"):
         refused = called("create", "-t", "onnxserve", "--name", "x", "-m", "models:/x/1")
@@ -135,7 +117,7 @@ def test_an_address_that_mlflow_cannot_use_is_one_line_on_stderr(
     assert refused.stderr.count("\n") == 1
 
 
-def test_the_help_is_printed() -> None:
+def test_the_help_is_printed():
     assert "TARGET URI" in called("help", "-t", "onnxserve").stdout
 
 
@@ -152,8 +134,8 @@ def test_the_help_is_printed() -> None:
     ],
 )
 def test_run_local_refuses_a_wrong_model_in_one_line_before_it_starts_anything(
-    client: BaseDeploymentClient, model: str, message: str
-) -> None:
+    client, model, message
+):
     refused = called("run-local", "-t", "onnxserve", "--name", "front", "-m", model)
 
     assert refused.exit_code == 1
@@ -164,9 +146,7 @@ def test_run_local_refuses_a_wrong_model_in_one_line_before_it_starts_anything(
 
 
 @pytest.mark.long
-def test_run_local_serves_in_the_foreground_until_it_is_interrupted(
-    models: Any, free_port: int, tmp_path: Path
-) -> None:
+def test_run_local_serves_in_the_foreground_until_it_is_interrupted(models, free_port, tmp_path):
     command = [*COMMAND, "run-local", "-t", "onnxserve", "--name", "front"]
     command += ["-m", models.once, "-C", f"server.port={free_port}"]
     with (tmp_path / "log").open("wb") as log:

@@ -18,7 +18,7 @@ COMMANDS = re.findall(
 
 
 @pytest.mark.parametrize("typed", COMMANDS)
-def test_every_command_of_the_help_can_be_typed(typed: str) -> None:
+def test_every_command_of_the_help_can_be_typed(typed):
     program, *arguments = shlex.split(typed)
     command: click.Command = PROGRAMS[program]
     context = click.Context(command)
@@ -32,7 +32,7 @@ def test_every_command_of_the_help_can_be_typed(typed: str) -> None:
     command.make_context(command.name, arguments)
 
 
-def test_the_help_has_every_field_and_how_files_are_read() -> None:
+def test_the_help_has_every_field_and_how_files_are_read():
     text = target_help()
 
     assert len(COMMANDS) > 14

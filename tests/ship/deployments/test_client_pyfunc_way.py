@@ -3,15 +3,12 @@ message suggests.
 """
 
 import re
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from mlflow.deployments import BaseDeploymentClient
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
@@ -19,7 +16,7 @@ from sklearn.preprocessing import FunctionTransformer
 import mlflow_deploy_plugin
 from mlflow_deploy_plugin.core.errors import ConversionError
 from tests.support.refusals import mentions
-from tests.support.tracking import NewDatabase, tracking_at
+from tests.support.tracking import tracking_at
 
 ROWS = pd.DataFrame(np.random.default_rng(0).normal(size=(40, 2)), columns=["a", "b"])
 NAMED = re.compile(
@@ -28,7 +25,7 @@ NAMED = re.compile(
 )
 
 
-def ordered() -> tuple[Any, Any, list[Any]]:
+def ordered():
     """Return a scikit-learn model that contains a Python function, rows, and its
     answers.
     """
@@ -38,7 +35,7 @@ def ordered() -> tuple[Any, Any, list[Any]]:
     return model, ROWS, model.predict(ROWS).tolist()
 
 
-def turning() -> tuple[Any, Any, list[Any]]:
+def turning():
     """Return a torch module with a Python `if` that depends on its values, rows, and
     its answers.
     """
@@ -56,11 +53,8 @@ def turning() -> tuple[Any, Any, list[Any]]:
 @pytest.mark.long
 @pytest.mark.parametrize("made", [ordered, turning])
 def test_a_model_that_is_not_converted_is_logged_and_deployed_as_its_refusal_says(
-    tmp_path: Path,
-    client: BaseDeploymentClient,
-    new_database: NewDatabase,
-    made: Callable[[], tuple[Any, Any, list[Any]]],
-) -> None:
+    tmp_path, client, new_database, made
+):
     model, example, answers = made()
     with tracking_at(new_database(tmp_path)):
         experiment = mlflow.create_experiment("e", artifact_location=str(tmp_path / "artifacts"))

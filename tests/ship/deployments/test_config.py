@@ -1,17 +1,14 @@
 """Tests of the user's configuration of an endpoint, and of the resulting spec."""
 
-from pathlib import Path
-
 import pytest
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
-from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.ship.deployments.config import configure
 from tests.support.refusals import refused
 
 
-def test_unknown_time_zone_is_refused_when_configured() -> None:
+def test_unknown_time_zone_is_refused_when_configured():
     spec = configure(
         new_endpoint("flights", "models:/X/1"), {"monitors.daily.time_zone": "Europe/Berlin"}
     )
@@ -23,13 +20,13 @@ def test_unknown_time_zone_is_refused_when_configured() -> None:
 
 
 @pytest.mark.parametrize("traffic", ["flights=100", {}, 7])
-def test_traffic_is_a_weight_of_each_name(traffic: object) -> None:
+def test_traffic_is_a_weight_of_each_name(traffic):
     with refused(InvalidConfig, "traffic", "-C traffic.NAME=WEIGHT"):
         configure(new_endpoint("flights", "models:/X/1"), {"traffic": traffic})
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "MLproject").write_text(
         "name: toy\nentry_points:\n  train: {command: python train.py}\n"
@@ -37,31 +34,31 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def with_project(project: str, **fields: str) -> EndpointSpec:
+def with_project(project, **fields):
     config = {"monitors.m.kind": "drift", "monitors.m.retrain.project": project}
     config |= {f"monitors.m.retrain.{name}": value for name, value in fields.items()}
     return configure(new_endpoint("flights", "models:/X/1"), config)
 
 
-def kept(spec: EndpointSpec) -> str:
+def kept(spec):
     retrain = spec.monitors["m"].retrain
     assert retrain is not None
     return retrain.project
 
 
-def test_a_folder_is_kept_by_its_whole_path(project: Path) -> None:
+def test_a_folder_is_kept_by_its_whole_path(project):
     (project / "below").mkdir()
     (project / "MLproject").rename(project / "below" / "MLproject")
     assert kept(with_project("below")) == str(project / "below")
     assert kept(with_project(".#below")) == str(project / "below")
 
 
-def test_a_repository_is_kept_as_it_is(project: Path) -> None:
+def test_a_repository_is_kept_as_it_is(project):
     for uri in ("https://git.example/x.git", "git@git.example:x.git#below"):
         assert kept(with_project(uri)) == uri
 
 
-def test_missing_or_broken_project_error_names_its_monitor(project: Path) -> None:
+def test_missing_or_broken_project_error_names_its_monitor(project):
     with refused(InvalidConfig, "monitors.m.retrain.project", f"{project}/elsewhere", "not exist"):
         with_project("elsewhere")
     with refused(InvalidConfig, "retrain.entry_point", "'trian'", "it has train"):
@@ -74,14 +71,14 @@ def test_missing_or_broken_project_error_names_its_monitor(project: Path) -> Non
         with_project(".")
 
 
-def test_unrelated_change_does_not_need_the_project(project: Path) -> None:
+def test_unrelated_change_does_not_need_the_project(project):
     spec = with_project(".")
     (project / "MLproject").unlink()
     changed = configure(spec, {"monitors.m.retrain.max_runs": "3", "monitors.m.every": "2d"})
     assert kept(changed) == str(project)
 
 
-def test_parameters_that_do_not_fit_the_entry_point_are_refused(project: Path) -> None:
+def test_parameters_that_do_not_fit_the_entry_point_are_refused(project):
     declared = "{max_iter: {type: float, default: 60}, data: path, city: string}"
     (project / "MLproject").write_text(
         f"entry_points: {{train: {{parameters: {declared}, command: python train.py}}}}"
@@ -96,5 +93,5 @@ def test_parameters_that_do_not_fit_the_entry_point_are_refused(project: Path) -
         configure(spec, {"monitors.m.retrain.parameters.town": "rome"})
 
 
-def test_a_project_that_declares_no_parameters_may_take_any(project: Path) -> None:
+def test_a_project_that_declares_no_parameters_may_take_any(project):
     assert kept(with_project(".", **{"parameters.max_iter": "9"})) == str(project)

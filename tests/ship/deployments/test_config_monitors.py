@@ -1,9 +1,5 @@
 """Tests that misspelled monitors are refused immediately with the correct name."""
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,8 +8,7 @@ from sklearn.linear_model import LogisticRegression
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
-from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
-from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments, open_deployments
+from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
 from tests.support.refusals import refused
 from tests.support.tracking import tracking_at
 
@@ -23,28 +18,26 @@ ROWS = pd.DataFrame(
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "late"
     onnxserve.save_model(LogisticRegression().fit(ROWS, ROWS.temp > 0), folder, input_example=ROWS)
     return folder
 
 
 @pytest.fixture
-def said() -> list[str]:
+def said():
     return []
 
 
 @pytest.fixture
-def deployments(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
-) -> Iterator[Deployments]:
+def deployments(tmp_path, monkeypatch, said):
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     with open_deployments(said.append) as opened:
         yield opened
 
 
 @pytest.fixture
-def flights(deployments: Deployments, model: Path) -> Deployments:
+def flights(deployments, model):
     """Return deployments with the endpoint `flights`,
     whose server was never started.
     """
@@ -52,7 +45,7 @@ def flights(deployments: Deployments, model: Path) -> Deployments:
     return deployments
 
 
-def add(deployments: Deployments, **fields: Any) -> MonitorSpec:
+def add(deployments, **fields):
     deployments.update_endpoint(
         "flights", {f"monitors.m.{name}": value for name, value in fields.items()}
     )
@@ -92,9 +85,7 @@ def add(deployments: Deployments, **fields: Any) -> MonitorSpec:
         ),
     ],
 )
-def test_a_monitor_that_could_never_judge_is_refused(
-    flights: Deployments, fields: dict[str, str], names: list[str]
-) -> None:
+def test_a_monitor_that_could_never_judge_is_refused(flights, fields, names):
     with refused(InvalidConfig, *names):
         add(flights, **fields)
 
@@ -110,15 +101,13 @@ def test_a_monitor_that_could_never_judge_is_refused(
         {"reference": "rolling:2d"},
     ],
 )
-def test_monitors_may_name_any_column_of_the_model(
-    flights: Deployments, fields: dict[str, str]
-) -> None:
+def test_monitors_may_name_any_column_of_the_model(flights, fields):
     add(flights, **fields)
 
 
 def test_a_dataset_without_the_models_answers_is_refused_with_the_columns_that_it_can_judge(
-    flights: Deployments, tmp_path: Path
-) -> None:
+    flights, tmp_path
+):
     ROWS.to_csv(tmp_path / "calm.csv", index=False)
 
     with refused(InvalidConfig, "columns=temp,wind,visib"):
@@ -129,9 +118,7 @@ def test_a_dataset_without_the_models_answers_is_refused_with_the_columns_that_i
     add(flights, reference=f"dataset:{tmp_path}/calm.csv", columns="temp,wind,visib")
 
 
-def test_a_dataset_is_kept_by_its_whole_path(
-    flights: Deployments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dataset_is_kept_by_its_whole_path(flights, tmp_path, monkeypatch):
     ROWS.to_parquet(tmp_path / "calm.parquet")
     monkeypatch.chdir(tmp_path)
 
@@ -141,8 +128,8 @@ def test_a_dataset_is_kept_by_its_whole_path(
 
 
 def test_column_names_are_accepted_unchecked_with_a_note_if_mlflow_is_down(
-    deployments: Deployments, free_port: int, said: list[str]
-) -> None:
+    deployments, free_port, said
+):
     deployments.store.add_endpoint("onnxserve", new_endpoint("flights", "models:/late/1"))
 
     with tracking_at(f"http://127.0.0.1:{free_port}"):

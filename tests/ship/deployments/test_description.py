@@ -2,10 +2,8 @@
 server.
 """
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -24,7 +22,7 @@ from mlflow_deploy_plugin.ship.deployments.description import describe, describe
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployment
 from tests.support.models import write_model
-from tests.support.tracking import NewDatabase, tracking_at
+from tests.support.tracking import tracking_at
 
 AT = datetime(2026, 11, 20, tzinfo=UTC)
 SPEC = add_variant(
@@ -36,7 +34,7 @@ LOADED = {
 }
 
 
-def refused(variant: str) -> RefusedVersion:
+def refused(variant):
     return RefusedVersion(
         endpoint="flights", variant=variant, model="X", version="2", cause="gate", reason="no"
     )
@@ -55,9 +53,7 @@ def refused(variant: str) -> RefusedVersion:
         ),
     ],
 )
-def test_a_version_that_is_refused_is_the_error_of_its_own_deployment(
-    refusals: tuple[RefusedVersion, ...], shown: dict[str, str]
-) -> None:
+def test_a_version_that_is_refused_is_the_error_of_its_own_deployment(refusals, shown):
     worker = WorkerState(pid=1, generation=1, endpoints=LOADED)
     seen = Observation("running", workers=(worker,), refused=refusals, registry_error="it is wrong")
 
@@ -68,7 +64,7 @@ def test_a_version_that_is_refused_is_the_error_of_its_own_deployment(
 
 
 @pytest.fixture
-def registry(tmp_path: Path, new_database: NewDatabase) -> Iterator[MlflowClient]:
+def registry(tmp_path, new_database):
     """Create a registry with two versions of `shop`. The alias `live` is at version 2,
     whose parity is `warned`.
     """
@@ -84,16 +80,14 @@ def registry(tmp_path: Path, new_database: NewDatabase) -> Iterator[MlflowClient
         yield client
 
 
-def described_pod(
-    wanted: WantedVariant | None, state: Any = "running", model: str = "models:/shop@live"
-) -> Any:
+def described_pod(wanted, state="running", model="models:/shop@live"):
     """Return the description of a deployment whose files exist only in a pod."""
     endpoint = Endpoint("shop", "onnxserve:/kubernetes/ml", new_endpoint("shop", model), AT, AT)
     served = None if wanted is None else WantedEndpoint(variants={"shop": wanted})
     return describe(Deployment("shop", endpoint, Observation(state, wanted=served)))
 
 
-def wanted_version(number: str, aspects: dict[str, str]) -> WantedVariant:
+def wanted_version(number, aspects):
     folder = Path("/only/in/the/pod")
     return WantedVariant(
         model_uri="models:/shop@live", model="shop", version=number, folder=folder, aspects=aspects
@@ -116,8 +110,8 @@ def wanted_version(number: str, aspects: dict[str, str]) -> WantedVariant:
     ids=["unseen", "unreported", "reported"],
 )
 def test_flavor_parity_and_run_are_shown_of_a_version_whose_files_only_a_pod_has(
-    registry: MlflowClient, wanted: WantedVariant | None, parity: str, digest: str
-) -> None:
+    registry, wanted, parity, digest
+):
     described = described_pod(wanted)
     shown = {key: described[key] for key in ("flavor", "parity", "run_id", "dataset_digest")}
     assert shown == {
@@ -128,7 +122,7 @@ def test_flavor_parity_and_run_are_shown_of_a_version_whose_files_only_a_pod_has
     }
 
 
-def test_details_of_unknown_or_stopped_deployments_are_empty(registry: MlflowClient) -> None:
+def test_details_of_unknown_or_stopped_deployments_are_empty(registry):
     unknown = described_pod(None, model="models:/gone/1")
     stopped = described_pod(None, "stopped")
     assert [
@@ -140,9 +134,7 @@ def test_details_of_unknown_or_stopped_deployments_are_empty(registry: MlflowCli
 @pytest.mark.parametrize(
     ("weights", "shares"), [((60, 0), (100.0, 0.0)), ((1, 2), (33.33, 66.67)), ((95, 5), (95, 5))]
 )
-def test_a_deployment_has_the_share_of_the_traffic_that_it_receives(
-    weights: tuple[int, int], shares: tuple[float, float]
-) -> None:
+def test_a_deployment_has_the_share_of_the_traffic_that_it_receives(weights, shares):
     variants = dict(zip(SPEC.variants, weights, strict=True))
     config = {f"variants.{name}.weight": weight for name, weight in variants.items()}
     endpoint = Endpoint("flights", "onnxserve", apply_config(SPEC, config), AT, AT)

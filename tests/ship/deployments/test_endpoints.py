@@ -4,19 +4,16 @@ while they serve, deleted.
 
 import json
 import os
-import socket
 import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
-from click.testing import CliRunner, Result
-from mlflow.deployments import BaseDeploymentClient
+from click.testing import CliRunner
 from mlflow.deployments.cli import commands
 from mlflow.exceptions import MlflowException
 
@@ -24,7 +21,7 @@ from mlflow_deploy_plugin.core.errors import DeploymentFailed
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.core.store.audit import AuditEvent, current_actor
+from mlflow_deploy_plugin.core.store.audit import current_actor
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.store import Endpoint
 from mlflow_deploy_plugin.core.store.tables import EndpointRow
@@ -40,16 +37,16 @@ ONCE = [{"y": 3.0}, {"y": 7.5}]
 TWICE = [{"y": 6.0}, {"y": 15.0}]
 
 
-def silently(line: str) -> None:
+def silently(line):
     """Ignore progress."""
 
 
-def events(endpoint: str) -> list[AuditEvent]:
+def events(endpoint):
     with open_deployments(silently) as deployments:
         return [*deployments.store.events(endpoint)]
 
 
-def answered(client: BaseDeploymentClient, count: int = 40) -> Counter[str]:
+def answered(client, count=40):
     """Return the number of requests to the endpoint e that each model answered."""
     url = client.get_endpoint("e")["url"]
     seen: Counter[str] = Counter()
@@ -66,8 +63,8 @@ def answered(client: BaseDeploymentClient, count: int = 40) -> Counter[str]:
 
 @pytest.mark.long
 def test_an_endpoint_lives_from_before_its_first_deployment_until_after_its_last(
-    client: BaseDeploymentClient, models: Any, free_port: int, tmp_path: Path
-) -> None:
+    client, models, free_port, tmp_path
+):
     created = client.create_endpoint(
         "e", {"server.port": str(free_port), "capture.fraction": "0.5"}
     )
@@ -114,9 +111,7 @@ def test_an_endpoint_lives_from_before_its_first_deployment_until_after_its_last
 
 
 @pytest.mark.parametrize("more", ["sampling: often\n", "server.port: 1\n"])
-def test_a_port_stays_that_of_an_endpoint_whose_spec_cannot_be_read(
-    client: BaseDeploymentClient, free_port: int, more: str
-) -> None:
+def test_a_port_stays_that_of_an_endpoint_whose_spec_cannot_be_read(client, free_port, more):
     client.create_endpoint("e", {"server.port": str(free_port)})
     with open_deployments(silently) as deployments, deployments.store.transaction() as session:
         row = session.get(EndpointRow, "e")
@@ -128,9 +123,7 @@ def test_a_port_stays_that_of_an_endpoint_whose_spec_cannot_be_read(
 
 
 @pytest.mark.parametrize("text", ["{", "server: 8080", "- e", "server: {port: soon}"])
-def test_a_spec_that_names_no_port_keeps_none(
-    client: BaseDeploymentClient, free_port: int, text: str
-) -> None:
+def test_a_spec_that_names_no_port_keeps_none(client, free_port, text):
     client.create_endpoint("e", {})
     with open_deployments(silently) as deployments, deployments.store.transaction() as session:
         row = session.get(EndpointRow, "e")
@@ -141,16 +134,14 @@ def test_a_spec_that_names_no_port_keeps_none(
 
 
 @pytest.mark.long
-def test_traffic_moves_without_a_restart_and_without_a_failed_request(
-    client: BaseDeploymentClient, models: Any
-) -> None:
+def test_traffic_moves_without_a_restart_and_without_a_failed_request(client, models):
     client.create_deployment("champion", models.once, config={"server.workers": 2}, endpoint="e")
     client.create_deployment("challenger", models.twice, endpoint="e")
     before = client.get_endpoint("e")
     codes: Counter[int] = Counter()
     moved = threading.Event()
 
-    def ask() -> None:
+    def ask():
         with requests.Session() as session:
             while not moved.wait(0.002):
                 codes[
@@ -203,7 +194,7 @@ def test_traffic_moves_without_a_restart_and_without_a_failed_request(
 
 
 @pytest.fixture(scope="module")
-def shared(served: BaseDeploymentClient, models: Any) -> BaseDeploymentClient:
+def shared(served, models):
     """The client of `served` with an endpoint e, which no test changes: of champion,
     challenger and a shadow.
     """
@@ -216,9 +207,7 @@ def shared(served: BaseDeploymentClient, models: Any) -> BaseDeploymentClient:
     return served
 
 
-def test_get_and_list_tell_the_traffic_and_every_deployment(
-    shared: BaseDeploymentClient, models: Any
-) -> None:
+def test_get_and_list_tell_the_traffic_and_every_deployment(shared, models):
     got = shared.get_endpoint("e")
 
     assert json.loads(json.dumps(got))["traffic"] == {"champion": 100, "challenger": 0}
@@ -300,18 +289,14 @@ def test_get_and_list_tell_the_traffic_and_every_deployment(
         ),
     ],
 )
-def test_failed_endpoint_call_is_an_mlflow_exception_with_its_code(
-    shared: BaseDeploymentClient, call: Any, names: list[str], code: str
-) -> None:
+def test_failed_endpoint_call_is_an_mlflow_exception_with_its_code(shared, call, names, code):
     with refused(MlflowException, *names, code=code):
         call(shared)
     assert shared.get_endpoint("e")["traffic"] == {"champion": 100, "challenger": 0}
 
 
-def test_mlflows_own_commands_work_on_endpoints_but_the_one_that_mlflow_breaks(
-    shared: BaseDeploymentClient,
-) -> None:
-    def typed(command: str, *arguments: str) -> Result:
+def test_mlflows_own_commands_work_on_endpoints_but_the_one_that_mlflow_breaks(shared):
+    def typed(command, *arguments):
         return CliRunner().invoke(commands, [command, "-t", "onnxserve", *arguments])
 
     assert "'name': 'e'" in typed("list-endpoints").stdout
@@ -340,7 +325,7 @@ def test_mlflows_own_commands_work_on_endpoints_but_the_one_that_mlflow_breaks(
     assert isinstance(typed("create-endpoint", "--endpoint", "x").exception, TypeError)
 
 
-def test_a_monitor_changes_nothing_of_the_server(served: BaseDeploymentClient) -> None:
+def test_a_monitor_changes_nothing_of_the_server(served):
     lines: list[str] = []
     with open_deployments(lines.append) as deployments:
         deployments.update_endpoint(
@@ -351,16 +336,14 @@ def test_a_monitor_changes_nothing_of_the_server(served: BaseDeploymentClient) -
     assert lines == []
 
 
-def test_an_empty_endpoint_says_how_a_deployment_is_added_by_its_own_target(
-    client: BaseDeploymentClient,
-) -> None:
+def test_an_empty_endpoint_says_how_a_deployment_is_added_by_its_own_target(client):
     with open_deployments(silently, parse_target("onnxserve:/docker")) as deployments:
         reason = deployments.create_endpoint("e", {}).observation.reason
 
     assert mentions(reason, "`mlflow deployments create -t onnxserve:/docker --endpoint e …`")
 
 
-def test_a_change_of_a_clusters_endpoint_waits_for_one_from_another_machine(tmp_path: Path) -> None:
+def test_a_change_of_a_clusters_endpoint_waits_for_one_from_another_machine(tmp_path):
     url = f"sqlite:///{tmp_path}/store.db"
     target = parse_target("onnxserve:/kubernetes/ml")
     messages: list[str] = []
@@ -372,7 +355,7 @@ def test_a_change_of_a_clusters_endpoint_waits_for_one_from_another_machine(tmp_
         )
         store.add_endpoint(str(target), new_endpoint("flights", "models:/flight-delay/1"))
 
-        def change() -> None:
+        def change():
             with there.lock("flights"):
                 done.append("there")
 
@@ -387,7 +370,7 @@ def test_a_change_of_a_clusters_endpoint_waits_for_one_from_another_machine(tmp_
     assert [line.split(" (")[0] for line in messages] == [f"flights: waiting for {current_actor()}"]
 
 
-def test_a_change_that_fails_after_another_machine_has_made_one_leaves_that(tmp_path: Path) -> None:
+def test_a_change_that_fails_after_another_machine_has_made_one_leaves_that(tmp_path):
     """A laptop sleeps during its change, whose lease is over when it wakes up."""
     before = new_endpoint("flights", "models:/flight-delay/1")
     mine, theirs = (
@@ -421,7 +404,7 @@ def test_a_change_that_fails_after_another_machine_has_made_one_leaves_that(tmp_
         assert applied == [mine]
 
 
-def is_open(connection: socket.socket) -> bool:
+def is_open(connection):
     """Return True if the other side has not closed the connection."""
     connection.setblocking(False)
     try:
@@ -432,9 +415,7 @@ def is_open(connection: socket.socket) -> bool:
     return False
 
 
-def test_endpoints_of_a_cluster_that_hangs_are_asked_at_the_same_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_endpoints_of_a_cluster_that_hangs_are_asked_at_the_same_time(tmp_path, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
     with silent_api(tmp_path) as (config, listener), open_deployments(silently) as deployments:
         monkeypatch.setenv("KUBECONFIG", str(config))

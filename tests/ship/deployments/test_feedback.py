@@ -3,11 +3,10 @@ tests/cli/test_predict_feedback.py tests the command.
 """
 
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.spec.document import apply_config, dump_spec, new_endpoint
@@ -17,12 +16,12 @@ from tests.support.inference_log import LogWriter
 from tests.support.refusals import mentions
 
 
-def feedback(*arguments: str, given: str | None = None) -> Result:
+def feedback(*arguments, given=None):
     return CliRunner().invoke(main, ["feedback", *arguments], input=given)
 
 
 @pytest.fixture
-def masked_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def masked_log(tmp_path, monkeypatch):
     """Create the log of an endpoint that is not in the store, with the masked column
     `carrier`, and a file of one label.
     """
@@ -41,9 +40,7 @@ def masked_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return log
 
 
-def test_keys_are_masked_by_the_spec_of_a_server_outside_deployments(
-    masked_log: Path, tmp_path: Path
-) -> None:
+def test_keys_are_masked_by_the_spec_of_a_server_outside_deployments(masked_log, tmp_path):
     folder = tmp_path / "home" / "serve" / "others-8080"
     folder.mkdir(parents=True)
     specs = [
@@ -62,7 +59,7 @@ def test_keys_are_masked_by_the_spec_of_a_server_outside_deployments(
     assert "UA" not in str(pq.ParquetFile(brought).read().to_pylist())
 
 
-def test_plain_keys_are_refused_for_a_masked_log_without_a_spec(masked_log: Path) -> None:
+def test_plain_keys_are_refused_for_a_masked_log_without_a_spec(masked_log):
     line = said(feedback("sums", "--file", "labels.csv", "--key", "carrier,flight"))
     assert line.startswith(
         "carrier looks masked in the log, and no spec of sums is on this machine"
@@ -71,9 +68,7 @@ def test_plain_keys_are_refused_for_a_masked_log_without_a_spec(masked_log: Path
     assert feedback("sums", "--file", "labels.csv", "--key", "flight").exit_code == 0
 
 
-def test_labels_are_stored_but_not_matched_without_duckdb(
-    masked_log: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_labels_are_stored_but_not_matched_without_duckdb(masked_log, monkeypatch):
     monkeypatch.setattr("mlflow_deploy_plugin.ship.deployments.feedback.find_spec", {}.get)
 
     ended = feedback("sums", "--file", "labels.csv", "--key", "flight")

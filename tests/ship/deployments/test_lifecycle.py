@@ -7,14 +7,11 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import requests
-from mlflow.deployments import BaseDeploymentClient
 from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.core.settings import load_settings
@@ -29,13 +26,11 @@ ONCE = [{"y": 3.0}, {"y": 7.5}]
 TWICE = [{"y": 6.0}, {"y": 15.0}]
 
 
-def answers(
-    client: BaseDeploymentClient, name: str | None = "d", endpoint: str | None = None
-) -> Any:
+def answers(client, name="d", endpoint=None):
     return client.predict(name, ROWS, endpoint=endpoint)["predictions"]
 
 
-def start(name: str) -> list[str]:
+def start(name):
     """Start the deployment as `onnxserve start NAME` does, and return the progress."""
     lines: list[str] = []
     settings = load_settings()
@@ -43,12 +38,12 @@ def start(name: str) -> list[str]:
     return lines
 
 
-def stop(name: str) -> None:
+def stop(name):
     settings = load_settings()
     Deployments(open_store(settings.store_url), settings, lambda line: None).stop(name)
 
 
-def left_behind(tmp_path: Path, client: BaseDeploymentClient) -> list[Any]:
+def left_behind(tmp_path, client):
     """Return the deployments, files and processes that a failed create should not have
     left.
     """
@@ -56,18 +51,18 @@ def left_behind(tmp_path: Path, client: BaseDeploymentClient) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(tmp_path_factory):
     return tmp_path_factory.mktemp("lifecycle")
 
 
 @pytest.fixture(scope="module")
-def opened(home: Path) -> Iterator[BaseDeploymentClient]:
+def opened(home):
     with empty_home(home) as client:
         yield client
 
 
 @pytest.fixture
-def deployed(opened: BaseDeploymentClient, models: Any) -> BaseDeploymentClient:
+def deployed(opened, models):
     """Return a client whose deployment `d` serves the model `once`, regardless of
     earlier tests.
     """
@@ -77,13 +72,11 @@ def deployed(opened: BaseDeploymentClient, models: Any) -> BaseDeploymentClient:
 
 
 @pytest.mark.long
-def test_where_another_program_takes_the_port_that_was_chosen_the_next_one_is(
-    client: BaseDeploymentClient, models: Any
-) -> None:
+def test_where_another_program_takes_the_port_that_was_chosen_the_next_one_is(client, models):
     settings = load_settings()
     taken: list[socket.socket] = []
 
-    def take(line: str) -> None:
+    def take(line):
         if not taken and (started := re.fullmatch(r"d: starting the server on port (\d+)", line)):
             taken.append(socket.create_server(("127.0.0.1", int(started[1]))))
 
@@ -96,9 +89,7 @@ def test_where_another_program_takes_the_port_that_was_chosen_the_next_one_is(
             listener.close()
 
 
-def test_a_column_that_the_model_lacks_cannot_be_masked_and_nothing_changes(
-    deployed: BaseDeploymentClient,
-) -> None:
+def test_a_column_that_the_model_lacks_cannot_be_masked_and_nothing_changes(deployed):
     with pytest.raises(MlflowException, match=r"capture\.mask"):
         deployed.update_deployment("d", config={"capture.mask": "no_such_column"})
 
@@ -111,12 +102,8 @@ def test_a_column_that_the_model_lacks_cannot_be_masked_and_nothing_changes(
 
 @pytest.mark.long
 def test_a_deployment_is_created_changed_while_it_serves_and_deleted(
-    client: BaseDeploymentClient,
-    models: Any,
-    free_port: int,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    client, models, free_port, tmp_path, capsys
+):
     created = client.create_deployment("d", models.once, config={"server.port": str(free_port)})
     assert created["name"] == "d"
     assert created["flavor"] == "onnx"
@@ -149,9 +136,7 @@ def test_a_deployment_is_created_changed_while_it_serves_and_deleted(
         requests.get(f"{created['url']}/ping", timeout=5)
 
 
-def test_a_killed_gunicorn_is_counted_and_missed_by_no_new_client(
-    deployed: BaseDeploymentClient,
-) -> None:
+def test_a_killed_gunicorn_is_counted_and_missed_by_no_new_client(deployed):
     before = deployed.get_deployment("d")
     worker = next(iter(before["workers"]))
     psutil.Process(psutil.Process(worker).ppid()).kill()
@@ -166,9 +151,7 @@ def test_a_killed_gunicorn_is_counted_and_missed_by_no_new_client(
 
 
 @pytest.mark.long
-def test_killed_server_is_reported_and_restarts_on_its_port(
-    deployed: BaseDeploymentClient, home: Path
-) -> None:
+def test_killed_server_is_reported_and_restarts_on_its_port(deployed, home):
     before = deployed.get_deployment("d")
     os.kill(before["pid"], signal.SIGKILL)
     psutil.wait_procs([p for p in working_in(home) if p.pid == before["pid"]], timeout=60)
@@ -192,8 +175,8 @@ def test_killed_server_is_reported_and_restarts_on_its_port(
 
 @pytest.mark.long
 def test_a_stopped_deployment_is_kept_with_its_port_and_update_brings_it_back(
-    deployed: BaseDeploymentClient, models: Any, home: Path
-) -> None:
+    deployed, models, home
+):
     url = deployed.get_deployment("d")["url"]
 
     stop("d")
@@ -228,9 +211,7 @@ def test_a_stopped_deployment_is_kept_with_its_port_and_update_brings_it_back(
 
 
 @pytest.mark.long
-def test_variants_share_a_server_and_get_traffic_by_their_weight(
-    client: BaseDeploymentClient, models: Any, tmp_path: Path
-) -> None:
+def test_variants_share_a_server_and_get_traffic_by_their_weight(client, models, tmp_path):
     first = client.create_deployment("champion", models.once, endpoint="e")
     second = client.create_deployment("candidate", models.twice, endpoint="e")
     assert first["endpoint"] == "e"
@@ -267,12 +248,10 @@ def test_variants_share_a_server_and_get_traffic_by_their_weight(
 
 
 @pytest.mark.long
-def test_of_those_who_create_one_name_at_once_one_wins(
-    client: BaseDeploymentClient, models: Any, processes: Callable[[], list[psutil.Process]]
-) -> None:
+def test_of_those_who_create_one_name_at_once_one_wins(client, models, processes):
     outcomes: list[str] = []
 
-    def create() -> None:
+    def create():
         try:
             outcomes.append(client.create_deployment("d", models.once)["state"])
         except MlflowException as error:
@@ -309,15 +288,8 @@ def test_of_those_who_create_one_name_at_once_one_wins(
     ],
 )
 def test_a_create_that_cannot_be_says_why_in_one_line_and_leaves_nothing(
-    client: BaseDeploymentClient,
-    models: Any,
-    tmp_path: Path,
-    processes: Callable[[], list[psutil.Process]],
-    model: str,
-    config: dict[str, str],
-    said: str,
-    code: str,
-) -> None:
+    client, models, tmp_path, processes, model, config, said, code
+):
     codes = {
         "parameter": "INVALID_PARAMETER_VALUE",
         "internal": "INTERNAL_ERROR",
@@ -335,17 +307,15 @@ def test_a_create_that_cannot_be_says_why_in_one_line_and_leaves_nothing(
     assert processes() == []
 
 
-def test_a_port_of_another_program_is_refused(
-    client: BaseDeploymentClient, models: Any, taken_port: int, tmp_path: Path
-) -> None:
+def test_a_port_of_another_program_is_refused(client, models, taken_port, tmp_path):
     with refused(MlflowException, f"port {taken_port}", "in use", code="INVALID_PARAMETER_VALUE"):
         client.create_deployment("d", models.once, config={"server.port": taken_port})
     assert left_behind(tmp_path, client) == []
 
 
 def test_unwritable_home_is_a_clear_error_and_leaves_no_deployment(
-    client: BaseDeploymentClient, models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    client, models, tmp_path, monkeypatch
+):
     (tmp_path / "file").touch()
     monkeypatch.setenv("ONNXSERVE_STORE_URI", f"sqlite:///{tmp_path}/elsewhere.db")
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "file" / "home"))
@@ -354,9 +324,7 @@ def test_unwritable_home_is_a_clear_error_and_leaves_no_deployment(
     assert client.list_deployments() == []
 
 
-def test_a_time_limit_ends_the_wait_and_cleans_up(
-    client: BaseDeploymentClient, models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_time_limit_ends_the_wait_and_cleans_up(client, models, tmp_path, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_READY_TIMEOUT_SECONDS", "0.2")
 
     with refused(
@@ -367,15 +335,13 @@ def test_a_time_limit_ends_the_wait_and_cleans_up(
     assert left_behind(tmp_path, client) == []
 
 
-def test_no_request_fails_while_the_model_is_changed(
-    deployed: BaseDeploymentClient, models: Any
-) -> None:
+def test_no_request_fails_while_the_model_is_changed(deployed, models):
     url = deployed.get_deployment("d")["url"]
     body = {"inputs": ROWS}
     seen: list[Any] = []
     changed = threading.Event()
 
-    def ask() -> None:
+    def ask():
         with requests.Session() as session:
             while not changed.wait(0.002):
                 answer = session.post(f"{url}/invocations", json=body, timeout=60)
@@ -399,8 +365,8 @@ def test_no_request_fails_while_the_model_is_changed(
 
 @pytest.mark.long
 def test_a_change_of_the_server_restarts_it_and_one_that_fails_does_not(
-    deployed: BaseDeploymentClient, free_port: int, taken_port: int
-) -> None:
+    deployed, free_port, taken_port
+):
     before = deployed.get_deployment("d")
 
     with refused(MlflowException, f"port {taken_port}", "in use", code="INVALID_PARAMETER_VALUE"):

@@ -4,10 +4,6 @@ started.
 `test_lifecycle_following.py` converts an endpoint whose server answers requests.
 """
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
-
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -18,7 +14,6 @@ from mlflow_deploy_plugin.core.errors import (
     DeploymentFailed,
     InvalidConfig,
     NotFound,
-    OnnxserveError,
 )
 from mlflow_deploy_plugin.core.registry import transitions
 from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG
@@ -26,16 +21,16 @@ from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, n
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.ship.deployments.backends.local import LocalBackend
 from mlflow_deploy_plugin.ship.deployments.endpoints import Endpoints
-from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments, open_deployments
+from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
 from tests.support.refusals import refused
-from tests.support.tracking import NewDatabase, tracking_at
+from tests.support.tracking import tracking_at
 
 STAGE = "models:/sum/Production"
 ALIAS = "models:/sum@champion"
 
 
 @pytest.fixture
-def registry(tmp_path: Path, new_database: NewDatabase) -> Iterator[MlflowClient]:
+def registry(tmp_path, new_database):
     """Create a registry with the versions 1 (Production), 2 (Staging) and 3 of the
     model `sum`.
     """
@@ -50,11 +45,11 @@ def registry(tmp_path: Path, new_database: NewDatabase) -> Iterator[MlflowClient
 
 
 @pytest.fixture
-def applied(monkeypatch: pytest.MonkeyPatch) -> list[EndpointSpec]:
+def applied(monkeypatch):
     """Return the specs that servers are to serve. No server is started."""
     specs: list[EndpointSpec] = []
 
-    def apply(_: LocalBackend, spec: EndpointSpec, progress: Callable[[str], None]) -> str:
+    def apply(_, spec, progress):
         specs.append(spec)
         return "http://127.0.0.1:1"
 
@@ -63,12 +58,7 @@ def applied(monkeypatch: pytest.MonkeyPatch) -> list[EndpointSpec]:
 
 
 @pytest.fixture
-def deployments(
-    registry: MlflowClient,
-    applied: list[EndpointSpec],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Deployments]:
+def deployments(registry, applied, tmp_path, monkeypatch):
     """Return deployments with the endpoint `sums`, whose deployment `main` follows
     Production.
     """
@@ -79,7 +69,7 @@ def deployments(
         yield opened
 
 
-def aliases(registry: MlflowClient) -> dict[str, str]:
+def aliases(registry):
     """Return the aliases. MLflow returns numbers from a database, and texts from a
     server.
     """
@@ -89,18 +79,18 @@ def aliases(registry: MlflowClient) -> dict[str, str]:
     }
 
 
-def models(deployments: Deployments) -> dict[str, str]:
+def models(deployments):
     stored = deployments.store.require_endpoint("sums")
     return {name: variant.model for name, variant in stored.spec.variants.items()}
 
 
-def change(deployments: Deployments, changed: Callable[[EndpointSpec], EndpointSpec]) -> None:
+def change(deployments, changed):
     deployments.store.replace_spec(changed(deployments.store.require_endpoint("sums").spec))
 
 
 def test_the_version_in_the_stage_gets_the_alias_and_the_deployment_follows_it(
-    deployments: Deployments, registry: MlflowClient, applied: list[EndpointSpec]
-) -> None:
+    deployments, registry, applied
+):
     (follower,) = deployments.follow_alias("sums", "champion", why="stages end")
 
     assert follower.deployment == "main"
@@ -121,7 +111,7 @@ def test_the_version_in_the_stage_gets_the_alias_and_the_deployment_follows_it(
     assert event.after == f"main {ALIAS} 100"
 
 
-def test_a_trial_changes_nothing(deployments: Deployments, registry: MlflowClient) -> None:
+def test_a_trial_changes_nothing(deployments, registry):
     (follower,) = deployments.follow_alias("sums", "champion", is_trial=True)
 
     assert follower.alias_uri == ALIAS
@@ -132,13 +122,9 @@ def test_a_trial_changes_nothing(deployments: Deployments, registry: MlflowClien
 
 @pytest.mark.parametrize("step", ["alias", "spec", "server"])
 def test_a_conversion_that_was_killed_before_a_step_is_completed_by_the_next_call(
-    step: str,
-    deployments: Deployments,
-    registry: MlflowClient,
-    applied: list[EndpointSpec],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def die(*_: object, **__: object) -> None:
+    step, deployments, registry, applied, monkeypatch
+):
+    def die(*_, **__):
         raise SystemError(step)  # Stands for a killed process.
 
     with monkeypatch.context() as patch:
@@ -149,7 +135,7 @@ def test_a_conversion_that_was_killed_before_a_step_is_completed_by_the_next_cal
                 patch.setattr(type(deployments.store), "replace_spec", die)
             case "server":
 
-                def die_without_restoring(*_: object) -> None:
+                def die_without_restoring(*_):
                     patch.setattr(type(deployments.store), "endpoint", lambda *_: None)
                     die()
 
@@ -165,10 +151,8 @@ def test_a_conversion_that_was_killed_before_a_step_is_completed_by_the_next_cal
     assert deployments.follow_alias("sums", "champion") == []
 
 
-def test_a_change_that_the_server_cannot_apply_is_restored(
-    deployments: Deployments, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> str:
+def test_a_change_that_the_server_cannot_apply_is_restored(deployments, monkeypatch):
+    def fail(*_):
         raise DeploymentFailed("sums: the server has ended")
 
     monkeypatch.setattr(LocalBackend, "apply", fail)
@@ -177,10 +161,8 @@ def test_a_change_that_the_server_cannot_apply_is_restored(
     assert models(deployments) == {"main": STAGE}
 
 
-def test_an_alias_that_the_gate_of_mlflow_refuses_changes_no_deployment(
-    deployments: Deployments, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
+def test_an_alias_that_the_gate_of_mlflow_refuses_changes_no_deployment(deployments, monkeypatch):
+    def refuse(*_):
         raise MlflowException(
             "version 1 of sum may not become @champion: no gate", error_code=PERMISSION_DENIED
         )
@@ -191,17 +173,13 @@ def test_an_alias_that_the_gate_of_mlflow_refuses_changes_no_deployment(
     assert models(deployments) == {"main": STAGE}
 
 
-def test_a_rolled_back_version_keeps_its_tag(
-    deployments: Deployments, registry: MlflowClient
-) -> None:
+def test_a_rolled_back_version_keeps_its_tag(deployments, registry):
     registry.set_model_version_tag("sum", "1", ROLLED_BACK_TAG, "sums: too slow")
     deployments.follow_alias("sums", "champion")
     assert ROLLED_BACK_TAG in registry.get_model_version("sum", "1").tags
 
 
-def test_a_deployment_of_several_gets_its_own_alias(
-    deployments: Deployments, registry: MlflowClient
-) -> None:
+def test_a_deployment_of_several_gets_its_own_alias(deployments, registry):
     change(deployments, lambda spec: add_variant(spec, "next", "models:/sum/Staging"))
     change(deployments, lambda spec: add_variant(spec, "pinned", "models:/sum/3"))
     with refused(
@@ -221,23 +199,23 @@ def test_a_deployment_of_several_gets_its_own_alias(
     assert aliases(registry) == {"champion": "1", "challenger": "2"}
 
 
-def _pin(deployments: Deployments, registry: MlflowClient) -> None:
+def _pin(deployments, registry):
     change(deployments, lambda spec: apply_config(spec, {"variants.main.model": "models:/sum/3"}))
 
 
-def _archive(deployments: Deployments, registry: MlflowClient) -> None:
+def _archive(deployments, registry):
     registry.transition_model_version_stage("sum", "1", "Archived")
 
 
-def _start_rollout(deployments: Deployments, registry: MlflowClient) -> None:
+def _start_rollout(deployments, registry):
     deployments.store.add_rollout("sums", {}, "stepping")
 
 
-def _give_alias_away(deployments: Deployments, registry: MlflowClient) -> None:
+def _give_alias_away(deployments, registry):
     registry.set_registered_model_alias("sum", "champion", "3")
 
 
-def _keep(deployments: Deployments, registry: MlflowClient) -> None:
+def _keep(deployments, registry):
     """Change nothing before the call."""
 
 
@@ -266,14 +244,8 @@ def _keep(deployments: Deployments, registry: MlflowClient) -> None:
     ],
 )
 def test_a_conversion_that_is_not_possible_is_refused_in_one_line(
-    before: Callable[[Deployments, MlflowClient], None],
-    arguments: tuple[Any, ...],
-    error: type[OnnxserveError],
-    names: list[str],
-    deployments: Deployments,
-    registry: MlflowClient,
-    applied: list[EndpointSpec],
-) -> None:
+    before, arguments, error, names, deployments, registry, applied
+):
     before(deployments, registry)
     earlier = models(deployments)
     with refused(error, *names) as raised:

@@ -2,29 +2,26 @@
 started from another shell.
 """
 
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import mlflow.onnx
 import mlflow.pyfunc
 import onnx
 import pytest
 from mlflow import MlflowClient
-from mlflow.deployments import BaseDeploymentClient
 
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from tests.support.refusals import mentions
-from tests.support.tracking import NewDatabase, tracking_at
+from tests.support.tracking import tracking_at
 from tests.support.traffic import Traffic
 from tests.support.waiting import wait_until
 
 
 @pytest.fixture
-def registry(tmp_path: Path, new_database: NewDatabase, models: Any) -> Iterator[MlflowClient]:
+def registry(tmp_path, new_database, models):
     """Create a registry with the model `sum`: version 1, in Production, returns a + b,
     and version 2 its double.
     """
@@ -46,11 +43,8 @@ def registry(tmp_path: Path, new_database: NewDatabase, models: Any) -> Iterator
 
 @pytest.mark.long
 def test_deployment_of_a_stage_follows_the_moves_of_its_versions(
-    client: BaseDeploymentClient,
-    registry: MlflowClient,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
+    client, registry, monkeypatch, tmp_path
+):
     monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.2")
     created = client.create_deployment("s", "models:/sum/Production")
     assert created["model"] == "sum"
@@ -83,8 +77,8 @@ def test_deployment_of_a_stage_follows_the_moves_of_its_versions(
 
 @pytest.mark.long
 def test_an_endpoint_that_followed_a_stage_follows_an_alias_without_a_failed_request(
-    client: BaseDeploymentClient, registry: MlflowClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    client, registry, monkeypatch
+):
     monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.2")
     created = client.create_deployment("s", "models:/sum/Production")
     traffic = Traffic(created["url"], width=2)
@@ -119,11 +113,8 @@ def test_an_endpoint_that_followed_a_stage_follows_an_alias_without_a_failed_req
 
 @pytest.mark.long
 def test_a_stage_that_moves_to_a_pyfunc_is_followed_once_that_is_allowed(
-    client: BaseDeploymentClient,
-    registry: MlflowClient,
-    models: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    client, registry, models, monkeypatch
+):
     def sum_in_python(model_input):  # type: ignore[no-untyped-def]  # MLflow would infer a signature from annotations.
         return model_input.sum(axis=1).to_numpy()
 

@@ -2,14 +2,11 @@
 protects.
 """
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
 import pytest
 from click.testing import CliRunner
 
 from mlflow_deploy_plugin.cli.commands import main
-from tests.support.accounts import People, people
+from tests.support.accounts import people
 from tests.support.refusals import mentions
 from tests.support.tracking import tracking_at
 
@@ -17,9 +14,7 @@ pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
-def server(
-    tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]
-) -> Iterator[People]:
+def server(tmp_path_factory, new_database):
     folder = tmp_path_factory.mktemp("protected")
     with people(folder, new_database, "alice", "bob") as server, server.logged_in("alice"):
         server.register("alice", "skip: []")  # The server signs the event.
@@ -27,14 +22,14 @@ def server(
         yield server
 
 
-def run(line: str) -> str:
+def run(line):
     """Run a command, and return the line of its error; empty after a success."""
     result = CliRunner().invoke(main, line.split())
     assert (result.exit_code == 0) is (result.stderr == ""), result.output
     return result.stderr.strip()
 
 
-def test_hold_is_released_by_its_holder_or_an_administrator(server: People) -> None:
+def test_hold_is_released_by_its_holder_or_an_administrator(server):
     hold = "endpoint hold flights --why case"
     for user in ("alice", "admin"):
         with server.logged_in("alice"):
@@ -46,9 +41,7 @@ def test_hold_is_released_by_its_holder_or_an_administrator(server: People) -> N
             assert run(f"{hold} --release") == ""
 
 
-def test_requirement_is_removed_only_by_an_administrator(
-    server: People, new_database: Callable[[Path], str], tmp_path: Path
-) -> None:
+def test_requirement_is_removed_only_by_an_administrator(server, new_database, tmp_path):
     update = "endpoint update flights -C require="
     removals = (update, f"{update}gate=passed", f"{update}gate=passed,signature=/b.pub")
     for removal in removals:

@@ -3,12 +3,10 @@ running server.
 """
 
 import os
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -22,13 +20,13 @@ from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.holds import hold
 from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
 from mlflow_deploy_plugin.ship.deployments.backends.served_state import lock_path
-from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments, open_deployments
+from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
 from tests.support.refusals import refused
 from tests.support.waiting import wait_until
 
 
 @pytest.fixture
-def deployments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployments]:
+def deployments(tmp_path, monkeypatch):
     """Return deployments with the endpoint `flights`,
     whose server was never started.
     """
@@ -39,9 +37,7 @@ def deployments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dep
 
 
 @pytest.mark.parametrize("name", ["../../stolen", "/../stolen", "a/b", "w" * 3000])
-def test_a_name_that_no_endpoint_has_touches_no_file(
-    deployments: Deployments, tmp_path: Path, name: str
-) -> None:
+def test_a_name_that_no_endpoint_has_touches_no_file(deployments, tmp_path, name):
     (tmp_path / "stolen.lock").touch()
 
     changes = (
@@ -68,18 +64,16 @@ def test_a_name_that_no_endpoint_has_touches_no_file(
         ({"traffic.flights": ""}, "traffic of 'flights': an integer from 0 to 100 is expected"),
     ],
 )
-def test_empty_model_or_traffic_is_refused(
-    deployments: Deployments, config: dict[str, Any], said: str
-) -> None:
+def test_empty_model_or_traffic_is_refused(deployments, config, said):
     with pytest.raises(InvalidConfig, match=said):
         deployments.update_endpoint("flights", config)
 
 
-def put_on_hold(deployments: Deployments, _: pytest.MonkeyPatch) -> None:
+def put_on_hold(deployments, _):
     hold(deployments.store, "flights", "case 7")
 
 
-def set_floor(_: Deployments, monkeypatch: pytest.MonkeyPatch) -> None:
+def set_floor(_, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_RETENTION_FLOOR_DAYS", "7")
 
 
@@ -91,11 +85,8 @@ def set_floor(_: Deployments, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_an_endpoint_whose_windows_must_be_kept_is_not_deleted(
-    deployments: Deployments,
-    monkeypatch: pytest.MonkeyPatch,
-    keep: Callable[[Deployments, pytest.MonkeyPatch], None],
-    reason: list[str],
-) -> None:
+    deployments, monkeypatch, keep, reason
+):
     monitors = Monitors(deployments.store)
     start = deployments.store.now()
     monitors.add("flights", "daily", start - timedelta(days=1), start)
@@ -109,9 +100,7 @@ def test_an_endpoint_whose_windows_must_be_kept_is_not_deleted(
     assert len(monitors.windows("flights")) == 1
 
 
-def test_windows_above_the_floor_do_not_keep_an_endpoint(
-    deployments: Deployments, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_windows_above_the_floor_do_not_keep_an_endpoint(deployments, monkeypatch):
     set_floor(deployments, monkeypatch)
     start = deployments.store.now() - timedelta(days=9)
     with closing(open_store(load_settings().store_url, lambda: start)) as earlier:
@@ -122,7 +111,7 @@ def test_windows_above_the_floor_do_not_keep_an_endpoint(
     assert deployments.store.names() == []
 
 
-def test_the_traffic_under_a_rollout_is_the_rollouts(deployments: Deployments) -> None:
+def test_the_traffic_under_a_rollout_is_the_rollouts(deployments):
     deployments.store.add_rollout("flights", {}, "stepping")
 
     for change in (
@@ -134,7 +123,7 @@ def test_the_traffic_under_a_rollout_is_the_rollouts(deployments: Deployments) -
             change()
 
 
-def _waits_for_a_lock() -> bool:
+def _waits_for_a_lock():
     """Return True if a thread of this process waits for a file lock (proc(5))."""
     waiting = (
         line.split() for line in Path("/proc/locks").read_text().splitlines() if " -> " in line
@@ -142,9 +131,7 @@ def _waits_for_a_lock() -> bool:
     return any(str(os.getpid()) in words for words in waiting)
 
 
-def test_a_change_of_traffic_that_waits_while_a_rollout_begins_is_refused(
-    deployments: Deployments,
-) -> None:
+def test_a_change_of_traffic_that_waits_while_a_rollout_begins_is_refused(deployments):
     with ThreadPoolExecutor() as pool:
         with locked(lock_path("flights", deployments.settings)):
             waiting = pool.submit(deployments.set_traffic, "flights", {"flights": 50})
@@ -157,9 +144,7 @@ def test_a_change_of_traffic_that_waits_while_a_rollout_begins_is_refused(
 
 
 @pytest.mark.parametrize("command", [("stop", "\udcff"), ("stop", "flights", "--why", "\udcff")])
-def test_invalid_utf8_is_refused_before_any_change(
-    deployments: Deployments, command: tuple[str, ...]
-) -> None:
+def test_invalid_utf8_is_refused_before_any_change(deployments, command):
     result = CliRunner().invoke(main, command)
 
     assert result.exit_code == 1

@@ -3,7 +3,6 @@ pandas reads it first.
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import mlflow.onnx
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from mlflow.deployments import BaseDeploymentClient
 from mlflow.deployments.cli import commands
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
@@ -26,7 +24,7 @@ COLUMNS = {"code": ["007", "1e3"], "date": ["2013-07-01", "7"]}
 
 
 @pytest.fixture(scope="module")
-def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BaseDeploymentClient]:
+def echo(tmp_path_factory):
     """Yield a client with the deployment `echo`, which returns its two text columns
     unchanged.
     """
@@ -58,9 +56,7 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BaseDeploymentCli
     ],
     ids=lambda document: str(document)[:32],
 )
-def test_texts_that_look_like_numbers_or_dates_stay_texts(
-    echo: BaseDeploymentClient, tmp_path: Path, document: Any
-) -> None:
+def test_texts_that_look_like_numbers_or_dates_stay_texts(echo, tmp_path, document):
     (tmp_path / "rows.json").write_text(json.dumps(document))
     typed = ["predict", "-t", "onnxserve", "--name", "echo", "-I", str(tmp_path / "rows.json")]
 
@@ -71,9 +67,7 @@ def test_texts_that_look_like_numbers_or_dates_stay_texts(
     assert CliRunner().invoke(commands, typed).stdout.startswith('{"predictions"')
 
 
-def test_the_file_of_another_command_is_not_read_in_its_stead(
-    echo: BaseDeploymentClient, tmp_path: Path
-) -> None:
+def test_the_file_of_another_command_is_not_read_in_its_stead(echo, tmp_path):
     """A request about some rows of a file is answered with only these rows."""
     (tmp_path / "rows.json").write_text(json.dumps(RECORDS))
     answered: list[Any] = []

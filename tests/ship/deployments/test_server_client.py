@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -49,11 +48,11 @@ class Scripted(ServerSession):
         return response
 
 
-def send(session: ServerSession, tries: int = 1) -> dict[str, Any]:
+def send(session, tries=1):
     return post(session, "http://here/invocations", b"{}", "application/json", 1.0, tries)[0]
 
 
-def test_an_answer_is_the_json_object_that_the_server_sends() -> None:
+def test_an_answer_is_the_json_object_that_the_server_sends():
     assert send(Scripted((200, b'{"predictions": [1]}'))) == {"predictions": [1]}
 
 
@@ -80,9 +79,7 @@ def test_an_answer_is_the_json_object_that_the_server_sends() -> None:
         ),
     ],
 )
-def test_a_refusal_is_the_error_of_its_status_in_the_words_of_the_server(
-    answer: tuple[int, bytes] | Exception, error: type[OnnxserveError], message: str
-) -> None:
+def test_a_refusal_is_the_error_of_its_status_in_the_words_of_the_server(answer, error, message):
     with pytest.raises(error) as raised:
         post(Scripted(answer), "http://here/invocations", b"{}", "application/json", 1.0)
     assert type(raised.value) is error
@@ -98,7 +95,7 @@ class Events(Scripted):
         return response
 
 
-def test_events_are_yielded_to_the_last_one() -> None:
+def test_events_are_yielded_to_the_last_one():
     session = Events((200, b'data: {"n": 1}\n\ndata: "two"\n\ndata: [DONE]\n\n'))
     assert list(post_for_events(session, "http://here/invocations", b"{}", 1.0)) == [
         {"n": 1},
@@ -106,7 +103,7 @@ def test_events_are_yielded_to_the_last_one() -> None:
     ]
 
 
-def test_an_event_with_an_error_is_raised() -> None:
+def test_an_event_with_an_error_is_raised():
     session = Events(
         (
             200,
@@ -119,14 +116,12 @@ def test_an_event_with_an_error_is_raised() -> None:
         next(events)
 
 
-def test_answer_without_events_error_names_the_method_to_call() -> None:
+def test_answer_without_events_error_names_the_method_to_call():
     with refused(InvalidRequest, "predict_stream", "predict"):
         list(post_for_events(Scripted((200, b"{}")), "http://here/invocations", b"{}", 1.0))
 
 
-def test_an_overloaded_server_is_tried_again_after_the_time_that_it_says(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_overloaded_server_is_tried_again_after_the_time_that_it_says(monkeypatch):
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     session = Scripted(
@@ -137,9 +132,7 @@ def test_an_overloaded_server_is_tried_again_after_the_time_that_it_says(
     assert pauses == [3, 0.2]
 
 
-def test_the_last_try_raises_and_another_refusal_is_not_tried_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_last_try_raises_and_another_refusal_is_not_tried_again(monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     busy = Scripted((429, b"{}"), (429, b"{}"))
     wrong = Scripted((400, b"{}"))
@@ -159,9 +152,7 @@ class AsksForAKey(BaseHTTPRequestHandler):
         self.wfile.write(b"figures")
 
 
-def test_the_key_of_a_server_is_that_of_the_workspace_of_the_settings(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_key_of_a_server_is_that_of_the_workspace_of_the_settings(tmp_path, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
     monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
     settings = load_settings()

@@ -2,21 +2,16 @@
 limit of the model's policy.
 """
 
-from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.errors import GateRefused, RegistryUnavailable
 from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, new_endpoint
-from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.store.audit import move_detail
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.core.store.store import Endpoint, Store
 from mlflow_deploy_plugin.ship.deployments.backends.targets import Observation
 from mlflow_deploy_plugin.ship.deployments.description import describe_endpoint
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
@@ -28,7 +23,7 @@ from mlflow_deploy_plugin.ship.deployments.unapproved import (
 )
 from tests.support.clocks import Clock
 from tests.support.refusals import mentions, refused
-from tests.support.tracking import NewDatabase, tracking_at
+from tests.support.tracking import tracking_at
 
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
 POLICY = "gated_aliases: [champion]\napprovals: {groups: [risk]}\n"
@@ -45,19 +40,19 @@ OTHERS = [
 
 
 @pytest.fixture
-def clock() -> Clock[datetime]:
+def clock():
     return Clock(NOW)
 
 
 @pytest.fixture
-def store(tmp_path: Path, clock: Clock[datetime]) -> Iterator[Store]:
+def store(tmp_path, clock):
     opened = open_store(f"sqlite:///{tmp_path}/store.db", clock)
     yield opened
     opened.close()
 
 
 @pytest.fixture
-def policy(tmp_path: Path, new_database: NewDatabase) -> Iterator[Callable[[str], None]]:
+def policy(tmp_path, new_database):
     """Return a function that sets the gate policy of the model credit, whose six
     versions are not approved.
     """
@@ -70,13 +65,13 @@ def policy(tmp_path: Path, new_database: NewDatabase) -> Iterator[Callable[[str]
 
 
 @contextmanager
-def mlflow_is_down() -> Iterator[None]:
+def mlflow_is_down():
     with tracking_at("http://127.0.0.1:9"), pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         yield
 
 
-def spec_of(variants: Mapping[str, int], name: str = "credit") -> EndpointSpec:
+def spec_of(variants, name="credit"):
     """Return the spec of an endpoint whose variants serve these models with these
     weights.
     """
@@ -89,7 +84,7 @@ def spec_of(variants: Mapping[str, int], name: str = "credit") -> EndpointSpec:
     return spec
 
 
-def stored(store: Store, variants: Mapping[str, int]) -> Endpoint:
+def stored(store, variants):
     """Store the endpoint or its change, like a deployment, and return it."""
     spec = spec_of(variants)
     before = store.endpoint("credit")
@@ -101,18 +96,14 @@ def stored(store: Store, variants: Mapping[str, int]) -> Endpoint:
 
 @pytest.mark.parametrize("model", OTHERS)
 @pytest.mark.parametrize("is_new", [True, False])
-def test_a_version_without_an_approval_gets_no_traffic(
-    model: str, is_new: bool, policy: Callable[[str], None], store: Store
-) -> None:
+def test_a_version_without_an_approval_gets_no_traffic(model, is_new, policy, store):
     policy(POLICY)
     before = None if is_new else stored(store, {CHAMPION: 100})
     with refused(GateRefused, model, "100 %", "'credit'", "permits no answers"):
         permitted_answers(store, before, spec_of({model: 100}))
 
 
-def test_a_model_without_approvals_and_a_gated_alias_are_not_limited(
-    policy: Callable[[str], None], store: Store
-) -> None:
+def test_a_model_without_approvals_and_a_gated_alias_are_not_limited(policy, store):
     for text, models in (
         ("gated_aliases: [champion]", OTHERS),
         (POLICY, [CHAMPION, "models:/credit/Production"]),
@@ -122,9 +113,7 @@ def test_a_model_without_approvals_and_a_gated_alias_are_not_limited(
             assert permitted_answers(store, None, spec_of({model: 100})) == ()
 
 
-def test_within_the_limit_a_version_answers_and_everybody_can_see_that(
-    policy: Callable[[str], None], store: Store
-) -> None:
+def test_within_the_limit_a_version_answers_and_everybody_can_see_that(policy, store):
     policy(LIMITED)
     stored(store, {CHAMPION: 100})
     command = "`onnxserve promote models:/credit/6 --to @champion --request`"
@@ -139,9 +128,7 @@ def test_within_the_limit_a_version_answers_and_everybody_can_see_that(
     assert [entry["model_uri"] for entry in event.detail["unapproved"]] == [SIX]
 
 
-def test_the_limit_counts_all_versions_and_the_time_since_the_first_percent(
-    policy: Callable[[str], None], store: Store, clock: Clock[datetime]
-) -> None:
+def test_the_limit_counts_all_versions_and_the_time_since_the_first_percent(policy, store, clock):
     policy(LIMITED)
     stored(store, {CHAMPION: 100})
     stored(store, {CHAMPION: 97, SIX: 3})
@@ -157,9 +144,7 @@ def test_the_limit_counts_all_versions_and_the_time_since_the_first_percent(
         stored(store, {CHAMPION: 99, SIX: 1})
 
 
-def test_the_order_of_changes_does_not_raise_the_limit(
-    policy: Callable[[str], None], store: Store
-) -> None:
+def test_the_order_of_changes_does_not_raise_the_limit(policy, store):
     policy(LIMITED)
     aliases = [f"models:/credit@a{number}" for number in range(3)]
     idle = dict.fromkeys(aliases, 0)
@@ -183,8 +168,8 @@ def test_the_order_of_changes_does_not_raise_the_limit(
     ],
 )
 def test_another_spelling_or_reference_does_not_begin_the_time_again(
-    first: str, second: str, policy: Callable[[str], None], store: Store, clock: Clock[datetime]
-) -> None:
+    first, second, policy, store, clock
+):
     policy(LIMITED)
     stored(store, {CHAMPION: 100})
     stored(store, {CHAMPION: 95, first: 5})
@@ -200,9 +185,7 @@ def test_another_spelling_or_reference_does_not_begin_the_time_again(
     ).unapproved  # Another version has a time of its own.
 
 
-def test_a_model_without_approvals_does_not_replace_one_that_needs_them(
-    policy: Callable[[str], None], store: Store, tmp_path: Path
-) -> None:
+def test_a_model_without_approvals_does_not_replace_one_that_needs_them(policy, store, tmp_path):
     policy(POLICY)
     MlflowClient().create_registered_model("credit-copy")
     before = stored(store, {CHAMPION: 100})
@@ -225,9 +208,7 @@ def test_a_model_without_approvals_does_not_replace_one_that_needs_them(
         assert require_rollout(model, [100], 60, ["credit-copy"]) == ""
 
 
-def test_every_other_change_and_a_rollback_stay_possible(
-    policy: Callable[[str], None], store: Store
-) -> None:
+def test_every_other_change_and_a_rollback_stay_possible(policy, store):
     before = stored(store, {SIX: 60, "models:/credit/5": 40})
     policy(POLICY)  # The endpoint is older than the policy.
     changed = apply_config(before.spec, {"server.workers": 2})
@@ -243,16 +224,14 @@ def test_every_other_change_and_a_rollback_stay_possible(
     assert permitted_answers(store, before, spec_of({SIX: 100}), restores=True) == ()
 
 
-def test_a_shadow_does_not_answer(policy: Callable[[str], None], store: Store) -> None:
+def test_a_shadow_does_not_answer(policy, store):
     policy(POLICY)
     before = stored(store, {CHAMPION: 100})
     spec = apply_config(add_variant(before.spec, "shadow", SIX), {"variants.shadow.shadow": True})
     assert permitted_answers(store, before, spec) == ()
 
 
-def test_without_mlflow_the_traffic_of_versions_that_answer_can_be_changed(
-    policy: Callable[[str], None], store: Store
-) -> None:
+def test_without_mlflow_the_traffic_of_versions_that_answer_can_be_changed(policy, store):
     policy(LIMITED)
     before = stored(store, {CHAMPION: 95, SIX: 5})
     with mlflow_is_down():
@@ -294,8 +273,8 @@ POLICY_TAG = {"tag": "onnxserve.gate.policy"}
     ],
 )
 def test_without_mlflow_a_standby_answers_unless_the_audit_trail_has_approvals(
-    events: list[dict[str, Any]], needs_mlflow: bool, store: Store, caplog: pytest.LogCaptureFixture
-) -> None:
+    events, needs_mlflow, store, caplog
+):
     before = store.add_endpoint("onnxserve", spec_of({"models:/credit/5": 100, SIX: 0}))
     for event in events:
         store.record(**event, model="credit")
@@ -315,9 +294,7 @@ def test_without_mlflow_a_standby_answers_unless_the_audit_trail_has_approvals(
                 assert mentions(caplog.text, "without MLflow, model credit requires no approvals")
 
 
-def test_a_version_that_was_promoted_meanwhile_answers_with_its_approval(
-    policy: Callable[[str], None], store: Store
-) -> None:
+def test_a_version_that_was_promoted_meanwhile_answers_with_its_approval(policy, store):
     policy(LIMITED)
     endpoint = stored(store, {CHAMPION: 95, SIX: 5})
     assert [answer.model_uri for answer in current_answers(store, endpoint)] == [SIX]
@@ -331,9 +308,7 @@ def test_a_version_that_was_promoted_meanwhile_answers_with_its_approval(
     ("steps", "minutes", "is_permitted"),
     [((1, 5), 30, True), ((1, 10, 50, 100), 5, False), ((5,), 61, False), ((100,), 43200, False)],
 )
-def test_a_rollout_without_an_approval_stays_within_the_limit(
-    steps: tuple[int, ...], minutes: int, is_permitted: bool, policy: Callable[[str], None]
-) -> None:
+def test_a_rollout_without_an_approval_stays_within_the_limit(steps, minutes, is_permitted, policy):
     policy(LIMITED)
     if is_permitted:
         assert mentions(

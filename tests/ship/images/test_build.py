@@ -13,7 +13,7 @@ from tests.core.registry.conftest import Store, built_store, store  # noqa: F401
 from tests.support.models import tensor_model
 
 
-def test_a_version_is_in_its_image_with_its_name_run_and_model(store: Store) -> None:  # noqa: F811
+def test_a_version_is_in_its_image_with_its_name_run_and_model(store):  # noqa: F811
     with planned_image("models:/tiny@live") as plan:
         assert plan.resolved.name == "tiny"
         assert plan.resolved.version == "2"
@@ -34,9 +34,7 @@ def test_a_version_is_in_its_image_with_its_name_run_and_model(store: Store) -> 
         assert default_endpoint_name(str(note.parent)) == "tiny"
 
 
-def test_a_folder_that_mlflow_downloaded_keeps_its_name_version_and_signature(
-    tmp_path: Path,
-) -> None:
+def test_a_folder_that_mlflow_downloaded_keeps_its_name_version_and_signature(tmp_path):
     folder = tensor_model(tmp_path / "m")
     (folder / BUNDLE).write_text("{}")
     (folder / REGISTERED_META).write_text("{model_name: tiny, model_version: '3'}")
@@ -49,7 +47,7 @@ def test_a_folder_that_mlflow_downloaded_keeps_its_name_version_and_signature(
     assert resolved.version == "3"
 
 
-def test_the_same_version_gives_the_same_image(store: Store) -> None:  # noqa: F811
+def test_the_same_version_gives_the_same_image(store):  # noqa: F811
     digests = []
     for _ in range(2):
         with planned_image("models:/tiny/1") as plan:
@@ -57,7 +55,7 @@ def test_the_same_version_gives_the_same_image(store: Store) -> None:  # noqa: F
     assert digests[0] == digests[1]
 
 
-def test_followed_model_is_named_in_the_image_and_not_fetched(store: Store) -> None:  # noqa: F811
+def test_followed_model_is_named_in_the_image_and_not_fetched(store):  # noqa: F811
     with planned_image(
         "models:/tiny@live", follow=True, device="cuda", server_image="registry/onnxserve:gpu"
     ) as plan:
@@ -72,7 +70,7 @@ def test_followed_model_is_named_in_the_image_and_not_fetched(store: Store) -> N
     assert not any(line.startswith("LABEL org.opencontainers.image.version") for line in lines)
 
 
-def test_another_base_is_another_server_image(tmp_path: Path) -> None:
+def test_another_base_is_another_server_image(tmp_path):
     model = str(tensor_model(tmp_path / "m"))
     names = set()
     servers: list[tuple[str | None, Device, str]] = [

@@ -12,26 +12,19 @@ import pytest
 
 from mlflow_deploy_plugin.core.errors import NotInstalled
 from mlflow_deploy_plugin.ship.images import context as module
-from mlflow_deploy_plugin.ship.images.context import (
-    PROJECT_FILES,
-    BuildContext,
-    model_context,
-    server_context,
-)
+from mlflow_deploy_plugin.ship.images.context import PROJECT_FILES, model_context, server_context
 from tests.support.models import tensor_model
 
 ROOT = Path(__file__).parents[3]
 
 
-def archived(context: BuildContext) -> bytes:
+def archived(context):
     stream = io.BytesIO()
     context.write(stream)
     return stream.getvalue()
 
 
-def test_equal_models_give_equal_bytes_whenever_and_however_they_were_written(
-    tmp_path: Path,
-) -> None:
+def test_equal_models_give_equal_bytes_whenever_and_however_they_were_written(tmp_path):
     first, second = (tensor_model(tmp_path / name) for name in ("a", "b"))
     os.utime(second / "MLmodel", (0, 0))
     (second / "MLmodel").chmod(0o600)
@@ -44,7 +37,7 @@ def test_equal_models_give_equal_bytes_whenever_and_however_they_were_written(
     assert model_context("onnxserve:cpu", second, {"k": "v"}, {}).digest != contexts[0].digest
 
 
-def test_the_files_lie_where_the_image_has_them_readable_for_everybody(tmp_path: Path) -> None:
+def test_the_files_lie_where_the_image_has_them_readable_for_everybody(tmp_path):
     context = model_context("base", tensor_model(tmp_path / "m"), {}, {})
     with tarfile.open(fileobj=io.BytesIO(archived(context))) as archive:
         entries = {entry.name: entry for entry in archive}
@@ -63,7 +56,7 @@ def test_the_files_lie_where_the_image_has_them_readable_for_everybody(tmp_path:
         ("two\nRUN lines", '"two RUN lines"'),
     ],
 )
-def test_registry_values_cannot_add_dockerfile_instructions(value: str, line: str) -> None:
+def test_registry_values_cannot_add_dockerfile_instructions(value, line):
     context = model_context("base", None, {"label": value}, {"ONNXSERVE_MODEL_URI": value})
     assert context.dockerfile.splitlines()[1:3] == [
         f"ENV ONNXSERVE_MODEL_URI={line}",
@@ -71,13 +64,13 @@ def test_registry_values_cannot_add_dockerfile_instructions(value: str, line: st
     ]
 
 
-def test_a_followed_model_is_not_in_the_image() -> None:
+def test_a_followed_model_is_not_in_the_image():
     context = model_context("base", None, {}, {})
     assert context.files == {}
     assert context.dockerfile == 'FROM base\nCMD ["serve"]\n'
 
 
-def test_wheel_contains_the_files_that_the_server_image_is_built_from() -> None:
+def test_wheel_contains_the_files_that_the_server_image_is_built_from():
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
     brought = "\n".join(setup["options.data_files"].values()).split()
@@ -90,9 +83,7 @@ def test_wheel_contains_the_files_that_the_server_image_is_built_from() -> None:
         assert name in listing
 
 
-def test_an_installation_without_them_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_installation_without_them_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_PACKAGE", tmp_path / "site-packages" / "mlflow_deploy_plugin")
     monkeypatch.setattr(
         module, "distribution", lambda name: type("Distribution", (), {"files": []})

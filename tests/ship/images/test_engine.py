@@ -4,8 +4,6 @@ import base64
 import os
 import signal
 import threading
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -18,15 +16,13 @@ from tests.support.waiting import wait_until
 REGISTRY = "123456789012.dkr.ecr.eu-central-1.amazonaws.com"
 
 
-def test_without_the_command_the_error_says_so(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_without_the_command_the_error_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(NotInstalled, match="docker command"):
         engine.image_fields("x")
 
 
-def command(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def command(folder, script, monkeypatch):
     """Put a script `docker` first on PATH, which prints the output of an engine."""
     (folder / "docker").write_text(f"#!/bin/sh\n{script}\n")
     (folder / "docker").chmod(0o755)
@@ -65,9 +61,7 @@ def command(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
         ("", "docker ended with status 1"),
     ],
 )
-def test_a_failed_build_ends_with_its_last_words(
-    words: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_build_ends_with_its_last_words(words, message, tmp_path, monkeypatch):
     (tmp_path / "words").write_text(words)
     command(tmp_path, f"cat > /dev/null; cat {tmp_path}/words; exit 1", monkeypatch)
     seen: list[str] = []
@@ -77,23 +71,19 @@ def test_a_failed_build_ends_with_its_last_words(
     assert seen == words.splitlines()
 
 
-def test_an_image_that_a_builder_keeps_to_itself_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_image_that_a_builder_keeps_to_itself_is_one_line(tmp_path, monkeypatch):
     # The script does not list any images.
     command(tmp_path, "[ $1 = build ] && cat > /dev/null; true", monkeypatch)
     with pytest.raises(BuildFailed, match=r"flights:3 .*BUILDX_BUILDER"):
         engine.build(BuildContext("FROM scratch\n", {}), "flights:3", lambda line: None)
 
 
-def follow(line: str) -> None:
+def follow(line):
     """Ignore a line of the output."""
 
 
 @pytest.mark.parametrize("report", [None, follow])
-def test_an_interrupted_command_does_not_continue(
-    report: Callable[[str], None] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_command_does_not_continue(report, tmp_path, monkeypatch):
     command(
         tmp_path,
         f"echo $$ > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; exec sleep 60",
@@ -101,7 +91,7 @@ def test_an_interrupted_command_does_not_continue(
     )
     main = threading.get_ident()
 
-    def interrupt() -> None:
+    def interrupt():
         wait_until((tmp_path / "pid").exists, 30, "the command runs")
         signal.pthread_kill(main, signal.SIGINT)
 
@@ -129,9 +119,7 @@ class _Ecr:
         monkeypatch.setattr(boto3, "client", lambda service, region_name: client)
 
 
-def test_ecr_gives_the_password_and_a_missing_repository_is_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ecr_gives_the_password_and_a_missing_repository_is_made(tmp_path, monkeypatch):
     digest = "sha256:" + "ab" * 32
     echo = f'echo "3: digest: {digest} size: 1"'
     script = f'echo "$@" >> {tmp_path}/log; [ $1 = login ] && cat >> {tmp_path}/log; {echo}'
@@ -154,7 +142,7 @@ def test_ecr_gives_the_password_and_a_missing_repository_is_made(
     ]
 
 
-def test_credentials_that_aws_refuses_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credentials_that_aws_refuses_are_one_line(monkeypatch):
     _Ecr(monkeypatch).stub.add_client_error(
         "get_authorization_token", "UnrecognizedClientException", "token invalid"
     )
@@ -162,9 +150,7 @@ def test_credentials_that_aws_refuses_are_one_line(monkeypatch: pytest.MonkeyPat
         engine.push_image(f"{REGISTRY}/flights:3", lambda line: None)
 
 
-def test_refused_push_is_an_error_that_names_the_image_and_the_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_refused_push_is_an_error_that_names_the_image_and_the_reason(tmp_path, monkeypatch):
     command(
         tmp_path, "echo denied: requested access to the resource is denied; exit 1", monkeypatch
     )

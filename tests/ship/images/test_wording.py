@@ -43,9 +43,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("options", "message"), OPTIONS.values(), ids=OPTIONS)
-def test_refusal_names_the_option_and_a_remedy(
-    options: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_refusal_names_the_option_and_a_remedy(options, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tensor_model(Path("model"))
     save_pyfuncs(tmp_path, ["days"])
@@ -54,7 +52,7 @@ def test_refusal_names_the_option_and_a_remedy(
     assert refusal.replace(f"{tmp_path}/", "") == message
 
 
-def test_rows_that_cannot_test_an_image_are_refused_with_the_reason(tmp_path: Path) -> None:
+def test_rows_that_cannot_test_an_image_are_refused_with_the_reason(tmp_path):
     folder = write_model(
         tmp_path / "sums", "sums (float[N] x, float[M] z) => (float[N] y) { y = Add(x, z) }"
     )

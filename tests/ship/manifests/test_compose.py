@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -14,20 +13,20 @@ import yaml
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.spec.document import load_specs, new_endpoint
 from mlflow_deploy_plugin.ship.manifests.formats import FORMATS
-from mlflow_deploy_plugin.ship.manifests.served import Document, Place
+from mlflow_deploy_plugin.ship.manifests.served import Place
 from tests.support.refusals import refused
 
 MODEL = "models:/flight-delay/Production"
 
 
-def rendered(config: dict[str, Any] | None = None, model: str = MODEL) -> tuple[Document, str]:
+def rendered(config=None, model=MODEL):
     """Return compose.yaml and the spec."""
     files = FORMATS["compose"](new_endpoint("flights", model, config), Place())
     return yaml.safe_load(files["compose.yaml"]), files["flights/spec.yaml"]
 
 
 @pytest.fixture(scope="module")
-def compose() -> None:
+def compose():
     """Skip the test if Docker Compose is not installed. An engine is not needed."""
     try:
         result = subprocess.run(["docker", "compose", "version"], capture_output=True, check=False)
@@ -54,7 +53,7 @@ FULL = {
 }
 
 
-def test_compose_config_has_the_settings_of_the_spec(compose: None, tmp_path: Path) -> None:
+def test_compose_config_has_the_settings_of_the_spec(compose, tmp_path):
     for path, text in FORMATS["compose"](
         new_endpoint("flights", "/srv/flights", FULL), Place()
     ).items():
@@ -96,7 +95,7 @@ def test_compose_config_has_the_settings_of_the_spec(compose: None, tmp_path: Pa
     assert service["healthcheck"]["test"][-1] == "https://127.0.0.1:8443"
 
 
-def test_a_service_has_no_rights_and_listens_on_loopback() -> None:
+def test_a_service_has_no_rights_and_listens_on_loopback():
     document, spec = rendered()
     service = document["services"]["flights"]
     assert service["read_only"]
@@ -109,9 +108,7 @@ def test_a_service_has_no_rights_and_listens_on_loopback() -> None:
     assert (served.server.host, served.server.insecure) == ("0.0.0.0", True)
 
 
-def test_a_project_of_another_workspace_has_a_name_of_its_own(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_project_of_another_workspace_has_a_name_of_its_own(monkeypatch):
     assert rendered()[0]["name"] == "flights"
     monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
     assert rendered()[0]["name"] == "team-a_flights"
@@ -121,7 +118,7 @@ def test_a_project_of_another_workspace_has_a_name_of_its_own(
     )
 
 
-def test_in_the_network_of_the_machine_it_listens_where_the_spec_says() -> None:
+def test_in_the_network_of_the_machine_it_listens_where_the_spec_says():
     document, spec = rendered({"container.network": "host"})
     assert document["services"]["flights"]["network_mode"] == "host"
     assert "ports" not in document["services"]["flights"]
@@ -133,8 +130,8 @@ def test_in_the_network_of_the_machine_it_listens_where_the_spec_says() -> None:
     assert elsewhere["services"]["flights"]["healthcheck"]["test"][-1] == "http://10.0.0.5:8080"
 
 
-def test_a_gpu_server_reserves_its_devices() -> None:
-    def devices(config: dict[str, str]) -> Document:
+def test_a_gpu_server_reserves_its_devices():
+    def devices(config):
         document, _ = rendered({"server.device": "cuda", **config})
         (reservation,) = document["services"]["flights"]["deploy"]["resources"]["reservations"][
             "devices"
@@ -148,9 +145,7 @@ def test_a_gpu_server_reserves_its_devices() -> None:
 @pytest.mark.parametrize(
     "config", [{}, FULL, {"container.network": "host"}, {"server.device": "cuda"}]
 )
-def test_a_project_is_of_the_schema_of_the_compose_specification(
-    config: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_project_is_of_the_schema_of_the_compose_specification(config, tmp_path):
     file = tmp_path / "compose.yaml"
     file.write_text(
         FORMATS["compose"](new_endpoint("flights", MODEL, config), Place())["compose.yaml"]
@@ -172,14 +167,12 @@ def test_a_project_is_of_the_schema_of_the_compose_specification(
         ("models/flights", {}, ["variants.flights.model", "absolute path", "'models/flights'"]),
     ],
 )
-def test_unsupported_spec_is_refused_in_one_line(
-    model: str, config: dict[str, str], names: list[str]
-) -> None:
+def test_unsupported_spec_is_refused_in_one_line(model, config, names):
     with refused(InvalidConfig, *names):
         rendered(config, model)
 
 
-def test_every_port_of_the_server_is_published() -> None:
+def test_every_port_of_the_server_is_published():
     spec = new_endpoint(
         "flights", "models:/f/1", {"server.grpc_port": "8001", "server.metrics_port": "9100"}
     )

@@ -8,10 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import jsonschema_rs  # schemathesis depends on this package.
 import kubernetes_validate
@@ -22,7 +20,6 @@ from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
-from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.version import __version__
 from mlflow_deploy_plugin.ship.manifests.formats import FORMATS
 from mlflow_deploy_plugin.ship.manifests.helm import values_schema
@@ -40,7 +37,7 @@ NEEDS_HELM = pytest.mark.skipif(
 PLACE = Place("ml", {"MLFLOW_TRACKING_URI": "http://mlflow:5000"})
 
 
-def helm(*arguments: str, values: Mapping[str, Any] | str) -> subprocess.CompletedProcess[str]:
+def helm(*arguments, values):
     text = values if isinstance(values, str) else dump_documents([dict(values)])
     command = ["helm", *arguments, "--namespace", "ml", "-f", "-"]
     environment = {
@@ -54,17 +51,17 @@ def helm(*arguments: str, values: Mapping[str, Any] | str) -> subprocess.Complet
     )
 
 
-def template(values: Mapping[str, Any] | str) -> list[Document]:
+def template(values):
     done = helm("template", "shipped", str(CHART), values=values)
     assert done.returncode == 0, done.stderr
     return sorted(filter(None, yaml.safe_load_all(done.stdout)), key=_identity)
 
 
-def _identity(document: Document) -> tuple[str, str]:
+def _identity(document):
     return document["kind"], document["metadata"]["name"]
 
 
-def with_parsed_spec(document: Document) -> Document:
+def with_parsed_spec(document):
     """Return the document with the parsed spec of a ConfigMap, because Helm sorts its
     keys.
     """
@@ -76,7 +73,7 @@ def with_parsed_spec(document: Document) -> Document:
     }
 
 
-def readable(spec: EndpointSpec) -> EndpointSpec:
+def readable(spec):
     """Return the spec without texts that YAML parsers read differently: a model `=`,
     control characters in Helm 3.
     """
@@ -93,7 +90,7 @@ def readable(spec: EndpointSpec) -> EndpointSpec:
 # Shrinking an example takes minutes.
 @settings(max_examples=10, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(st.lists(SPECS.map(readable), min_size=4, max_size=4, unique_by=lambda spec: spec.name))
-def test_chart_produces_the_rendered_kubernetes_manifests(specs: list[EndpointSpec]) -> None:
+def test_chart_produces_the_rendered_kubernetes_manifests(specs):
     wanted = list(chain.from_iterable(kubernetes_documents(spec, PLACE) for spec in specs))
     values: Document = {"endpoints": {}}
     for spec in specs:
@@ -151,7 +148,7 @@ TLS = {
         },
     ],
 )
-def test_so_it_does_for_every_way_to_ask_who_calls_and_for_gpus(config: dict[str, str]) -> None:
+def test_so_it_does_for_every_way_to_ask_who_calls_and_for_gpus(config):
     spec = new_endpoint("flights", "models:/x/Production", config)
     (values,) = FORMATS["helm"](spec, PLACE).values()
     wanted = sorted(kubernetes_documents(spec, PLACE), key=_identity)
@@ -161,7 +158,7 @@ def test_so_it_does_for_every_way_to_ask_who_calls_and_for_gpus(config: dict[str
 
 
 @NEEDS_HELM
-def test_defaults_hold_for_every_endpoint_that_does_not_say_otherwise() -> None:
+def test_defaults_hold_for_every_endpoint_that_does_not_say_otherwise():
     model = {"variants": {"champion": {"model": "models:/x/1"}}}
     values = {
         "defaults": {
@@ -183,7 +180,7 @@ def test_defaults_hold_for_every_endpoint_that_does_not_say_otherwise() -> None:
 
 
 @NEEDS_HELM
-def test_endpoints_of_two_workspaces_stand_in_one_release_and_controllers_are_of_one() -> None:
+def test_endpoints_of_two_workspaces_stand_in_one_release_and_controllers_are_of_one():
     values: Document = {"endpoints": {}}
     for name, place in (
         ("plain", Place("ml")),
@@ -221,7 +218,7 @@ WHOLE = {
 
 
 @NEEDS_HELM
-def test_the_whole_has_controllers_a_migration_before_them_and_monitors() -> None:
+def test_the_whole_has_controllers_a_migration_before_them_and_monitors():
     documents = {_identity(document): document for document in template(WHOLE)}
     for (kind, _), document in documents.items():
         if kind not in CUSTOM:
@@ -248,7 +245,7 @@ def test_the_whole_has_controllers_a_migration_before_them_and_monitors() -> Non
 
 
 @NEEDS_HELM
-def test_controller_selectors_match_only_the_pods_of_their_release() -> None:
+def test_controller_selectors_match_only_the_pods_of_their_release():
     documents = {
         kind: document["spec"]
         for document in template({"controller": WHOLE["controller"]})
@@ -269,8 +266,8 @@ def test_controller_selectors_match_only_the_pods_of_their_release() -> None:
 @NEEDS_HELM
 @pytest.mark.parametrize("account", ["", "judge"])
 def test_controllers_get_rights_in_the_namespaces_that_they_roll_out_to_and_no_token_otherwise(
-    account: str,
-) -> None:
+    account,
+):
     controller = {"enabled": True, "serviceAccount": account}
     documents = template({"controller": {**controller, "rollouts": ["ml", "web"]}})
     shipped = yaml.safe_load_all((CHART.parents[1] / "kubernetes" / "rollouts.yaml").read_text())
@@ -293,7 +290,7 @@ def test_controllers_get_rights_in_the_namespaces_that_they_roll_out_to_and_no_t
         kubernetes_validate.validate(document, "1.32", strict=True)
 
 
-def _account_of_controllers(documents: list[Document]) -> tuple[str | None, bool]:
+def _account_of_controllers(documents):
     (pod,) = (
         document["spec"]["template"]["spec"]
         for document in documents
@@ -331,9 +328,7 @@ def _account_of_controllers(documents: list[Document]) -> tuple[str | None, bool
         ),
     ],
 )
-def test_values_that_a_spec_could_not_have_are_refused(
-    endpoint: Document, names: list[str]
-) -> None:
+def test_values_that_a_spec_could_not_have_are_refused(endpoint, names):
     endpoint = {"variants": {"champion": {"model": "models:/x/1"}}, **endpoint}
     done = helm("template", "shipped", str(CHART), values={"endpoints": {"flights": endpoint}})
     assert done.returncode != 0
@@ -360,7 +355,7 @@ def test_values_that_a_spec_could_not_have_are_refused(
     ],
     ids=str,
 )
-def test_a_value_that_the_chart_needs_is_neither_taken_away_nor_bad(values: Document) -> None:
+def test_a_value_that_the_chart_needs_is_neither_taken_away_nor_bad(values):
     """Helm removes a default if its value is null, for example below a key that
     contains only comments.
     """
@@ -373,7 +368,7 @@ def test_a_value_that_the_chart_needs_is_neither_taken_away_nor_bad(values: Docu
 @pytest.mark.parametrize(
     "name", ["shipped-controller", "shipped-migration", "shipped-monitor-daily"]
 )
-def test_an_endpoint_with_the_name_of_an_object_of_the_release_is_refused(name: str) -> None:
+def test_an_endpoint_with_the_name_of_an_object_of_the_release_is_refused(name):
     endpoint = {"variants": {"champion": {"model": "models:/x/1"}}}
     monitors = {"daily": {"endpoint": name, "monitor": "drift", "schedule": "0 3 * * *"}}
     done = helm(
@@ -386,7 +381,7 @@ def test_an_endpoint_with_the_name_of_an_object_of_the_release_is_refused(name: 
 
 
 @NEEDS_HELM
-def test_a_monitor_whose_cronjob_kubernetes_would_refuse_for_its_name_is_refused() -> None:
+def test_a_monitor_whose_cronjob_kubernetes_would_refuse_for_its_name_is_refused():
     """Kubernetes would refuse the name only at the end of an upgrade, after the
     migration and half of the changes.
     """
@@ -397,12 +392,12 @@ def test_a_monitor_whose_cronjob_kubernetes_would_refuse_for_its_name_is_refused
     assert mentions(done.stderr, "monitors.flights-by-the-month-of-arrival", "CronJob", "52")
 
 
-def test_the_chart_is_of_this_version() -> None:
+def test_the_chart_is_of_this_version():
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert chart["version"] == chart["appVersion"] == __version__
 
 
-def test_the_examples_among_the_values_are_values_that_the_chart_takes() -> None:
+def test_the_examples_among_the_values_are_values_that_the_chart_takes():
     text = (CHART / "values.yaml").read_text()
     shown, count = re.subn(
         r"^(\w+): \{\}\n((?:#   .*\n)+)",
@@ -414,19 +409,19 @@ def test_the_examples_among_the_values_are_values_that_the_chart_takes() -> None
     jsonschema_rs.Draft7Validator(values_schema()).validate(yaml.safe_load(shown))
 
 
-def test_the_shipped_schema_is_made_of_the_fields_of_today() -> None:
+def test_the_shipped_schema_is_made_of_the_fields_of_today():
     schema = json.loads((CHART / "values.schema.json").read_text())
     assert schema == json.loads(json.dumps(values_schema())), (
         "python docs/make_reference.py writes it anew"
     )
 
 
-def test_every_definition_of_the_schema_is_used() -> None:
+def test_every_definition_of_the_schema_is_used():
     schema = values_schema()
     used = set(re.findall(r'"#/\$defs/(\w+)"', json.dumps(schema)))
     assert used == set(schema["$defs"])
 
 
-def test_name_that_kubernetes_refuses_is_refused() -> None:
+def test_name_that_kubernetes_refuses_is_refused():
     with refused(InvalidConfig, "'Flights_1'", "Service"):
         FORMATS["helm"](new_endpoint("Flights_1", "models:/x/1"), PLACE)

@@ -2,8 +2,6 @@
 and pods that Knative accepts.
 """
 
-from typing import Any
-
 import kubernetes_validate
 import pytest
 import yaml
@@ -13,7 +11,7 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.spec.document import load_specs, new_endpoint
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.ship.manifests.formats import FORMATS
-from mlflow_deploy_plugin.ship.manifests.served import Document, Place
+from mlflow_deploy_plugin.ship.manifests.served import Place
 from tests.ship.manifests.test_kubernetes_objects import SPECS
 from tests.support.refusals import refused
 
@@ -43,7 +41,7 @@ MODEL = {"modelFormat", "runtime", "protocolVersion", "storageUri"}
 REFUSED_BY_KNATIVE = {"lifecycle", "startupProbe"}
 
 
-def rendered(endpoint: EndpointSpec) -> tuple[Document, Document, Document]:
+def rendered(endpoint):
     """Return the ConfigMap, the ServingRuntime and the InferenceService."""
     (text,) = FORMATS["kserve"](endpoint, Place("ml")).values()
     config, runtime, service = yaml.safe_load_all(text)
@@ -55,13 +53,13 @@ def rendered(endpoint: EndpointSpec) -> tuple[Document, Document, Document]:
     return config, runtime, service
 
 
-def spec(variants: dict[str, Any], **parts: Any) -> EndpointSpec:
+def spec(variants, **parts):
     return EndpointSpec.model_validate({"name": "flights", "variants": variants, **parts})
 
 
 @settings(max_examples=30)
 @given(SPECS)
-def test_every_spec_gives_objects_with_the_fields_that_kserve_has(endpoint: EndpointSpec) -> None:
+def test_every_spec_gives_objects_with_the_fields_that_kserve_has(endpoint):
     if endpoint.kubernetes.host is not None:
         with refused(InvalidConfig, "kubernetes.host", "KServe"):
             rendered(endpoint)
@@ -90,7 +88,7 @@ def test_every_spec_gives_objects_with_the_fields_that_kserve_has(endpoint: Endp
     kubernetes_validate.validate(config, "1.32", strict=True)
 
 
-def test_a_followed_stage_is_in_the_spec_that_the_server_follows() -> None:
+def test_a_followed_stage_is_in_the_spec_that_the_server_follows():
     endpoint = new_endpoint(
         "flights", "models:/flight-delay/Production", {"kubernetes.replicas": "2"}
     )
@@ -104,7 +102,7 @@ def test_a_followed_stage_is_in_the_spec_that_the_server_follows() -> None:
     assert "storageUri" not in predictor["model"]
 
 
-def test_a_model_in_a_store_is_brought_by_kserve_and_a_second_one_is_its_canary() -> None:
+def test_a_model_in_a_store_is_brought_by_kserve_and_a_second_one_is_its_canary():
     champion = {"model": "s3://b/flights/3", "weight": 90}
     config, _, service = rendered(spec({"champion": champion}))
     assert service["spec"]["predictor"]["model"]["storageUri"] == "s3://b/flights/3"
@@ -131,7 +129,7 @@ def test_a_model_in_a_store_is_brought_by_kserve_and_a_second_one_is_its_canary(
         },
     ],
 )
-def test_traffic_that_kserve_cannot_split_is_split_by_the_server(parts: dict[str, Any]) -> None:
+def test_traffic_that_kserve_cannot_split_is_split_by_the_server(parts):
     endpoint = spec(**parts)
     config, _, service = rendered(endpoint)
     (served,) = load_specs(config["data"]["spec.yaml"])
@@ -139,9 +137,7 @@ def test_traffic_that_kserve_cannot_split_is_split_by_the_server(parts: dict[str
     assert "storageUri" not in service["spec"]["predictor"]["model"]
 
 
-def test_a_namespace_of_restricted_pod_security_admits_the_container_by_its_own_fields_alone() -> (
-    None
-):
+def test_a_namespace_of_restricted_pod_security_admits_the_container_by_its_own_fields_alone():
     _, runtime, _ = rendered(spec({"champion": {"model": "models:/flights/1"}}))
     (container,) = runtime["spec"]["containers"]
     assert container["securityContext"] == {
@@ -153,7 +149,7 @@ def test_a_namespace_of_restricted_pod_security_admits_the_container_by_its_own_
     }
 
 
-def test_without_auth_it_is_reached_from_within_the_cluster_alone() -> None:
+def test_without_auth_it_is_reached_from_within_the_cluster_alone():
     _, _, service = rendered(new_endpoint("flights", "models:/x/1"))
     assert service["metadata"]["labels"] == {"networking.kserve.io/visibility": "cluster-local"}
     _, _, service = rendered(new_endpoint("flights", "models:/x/1", {"server.api_keys": "true"}))

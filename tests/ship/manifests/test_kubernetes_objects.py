@@ -8,7 +8,6 @@ import subprocess
 import sys
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import kubernetes_validate
 import pytest
@@ -22,7 +21,7 @@ from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.serve.observability.metrics import Metrics
 from mlflow_deploy_plugin.ship.manifests.formats import FORMATS
 from mlflow_deploy_plugin.ship.manifests.kubernetes_objects import kubernetes_documents
-from mlflow_deploy_plugin.ship.manifests.served import Document, Place
+from mlflow_deploy_plugin.ship.manifests.served import Place
 from tests.support.refusals import refused
 
 PLACE = Place("ml")
@@ -31,18 +30,18 @@ SHIPPED = sorted((Path(__file__).parents[3] / "docker" / "kubernetes").glob("*.y
 CUSTOM = {"HTTPRoute", "PodMonitor", "ServiceMonitor"}
 
 
-def rendered(config: dict[str, Any] | None = None, place: Place = PLACE) -> dict[str, Document]:
+def rendered(config=None, place=PLACE):
     """Return the documents of an endpoint by kind, parsed from the printed text."""
     text = FORMATS["kubernetes"](new_endpoint("flights", MODEL, config), place)["flights.yaml"]
     return {document["kind"]: document for document in yaml.safe_load_all(text)}
 
 
-def container_of(documents: dict[str, Document]) -> Document:
+def container_of(documents):
     (container,) = documents["Deployment"]["spec"]["template"]["spec"]["containers"]
     return container  # type: ignore[no-any-return]
 
 
-def assert_restricted(pod: Document) -> None:
+def assert_restricted(pod):
     """Check that Pod Security `restricted` and OpenShift's SCC restricted-v2 admit the
     pod.
 
@@ -69,7 +68,7 @@ def assert_restricted(pod: Document) -> None:
     assert not pod["automountServiceAccountToken"]
 
 
-def names(pattern: str) -> st.SearchStrategy[str]:
+def names(pattern):
     return st.from_regex(pattern, fullmatch=True)
 
 
@@ -95,7 +94,7 @@ KUBERNETES = st.fixed_dictionaries(
 )
 
 
-def by_autoscaler_of_theirs(kubernetes: dict[str, Any]) -> dict[str, Any]:
+def by_autoscaler_of_theirs(kubernetes):
     return {**kubernetes, "replicas": 0, "max_replicas": None}
 
 
@@ -158,7 +157,7 @@ SPECS = specs()
 @pytest.mark.long
 @settings(max_examples=30)
 @given(SPECS)
-def test_every_spec_gives_objects_that_a_new_kubernetes_accepts(endpoint: EndpointSpec) -> None:
+def test_every_spec_gives_objects_that_a_new_kubernetes_accepts(endpoint):
     (text,) = FORMATS["kubernetes"](endpoint, PLACE).values()
     documents = list(yaml.safe_load_all(text))
     assert documents == kubernetes_documents(endpoint, PLACE)
@@ -179,7 +178,7 @@ def test_every_spec_gives_objects_that_a_new_kubernetes_accepts(endpoint: Endpoi
     assert served.variants == endpoint.variants
 
 
-def test_pods_roll_without_a_gap() -> None:
+def test_pods_roll_without_a_gap():
     documents = rendered()
     deployment = documents["Deployment"]["spec"]
     pod = deployment["template"]["spec"]
@@ -202,9 +201,7 @@ def test_pods_roll_without_a_gap() -> None:
     }
 
 
-def test_without_auth_only_pods_of_the_same_namespace_may_call_and_the_internet_needs_more() -> (
-    None
-):
+def test_without_auth_only_pods_of_the_same_namespace_may_call_and_the_internet_needs_more():
     documents = rendered()
     assert documents["NetworkPolicy"]["spec"]["ingress"][0]["from"] == [{"podSelector": {}}]
     # The network policy protects the server.
@@ -216,8 +213,8 @@ def test_without_auth_only_pods_of_the_same_namespace_may_call_and_the_internet_
     assert public["NetworkPolicy"]["spec"]["ingress"][0]["from"] == [{"namespaceSelector": {}}]
 
 
-def test_only_a_change_of_server_container_or_kubernetes_makes_new_pods() -> None:
-    def template(config: dict[str, str]) -> Document:
+def test_only_a_change_of_server_container_or_kubernetes_makes_new_pods():
+    def template(config):
         return rendered(config)["Deployment"]["spec"]["template"]  # type: ignore[no-any-return]
 
     same = template({})
@@ -235,7 +232,7 @@ def test_only_a_change_of_server_container_or_kubernetes_makes_new_pods() -> Non
         assert template(config) != same, config
 
 
-def test_resources_are_those_of_the_container_and_a_gpu_server_asks_for_gpus() -> None:
+def test_resources_are_those_of_the_container_and_a_gpu_server_asks_for_gpus():
     config = {
         "container.cpus": "1.5",
         "container.memory_bytes": str(1024**3),
@@ -247,7 +244,7 @@ def test_resources_are_those_of_the_container_and_a_gpu_server_asks_for_gpus() -
     assert container["image"] == "onnxserve:gpu"
 
 
-def test_variables_come_from_the_place_the_spec_and_from_secrets_the_nearer_wins() -> None:
+def test_variables_come_from_the_place_the_spec_and_from_secrets_the_nearer_wins():
     config = {
         "container.environment.A": "of $(C) $$spec",
         "container.environment.B": "b",
@@ -261,7 +258,7 @@ def test_variables_come_from_the_place_the_spec_and_from_secrets_the_nearer_wins
     ]
 
 
-def test_certificate_and_key_are_mounted_from_the_secrets_that_are_named() -> None:
+def test_certificate_and_key_are_mounted_from_the_secrets_that_are_named():
     documents = rendered(
         {
             "server.certfile": "own/tls.crt",
@@ -293,7 +290,7 @@ def test_certificate_and_key_are_mounted_from_the_secrets_that_are_named() -> No
     kubernetes_validate.validate(documents["Deployment"], "1.32", strict=True)
 
 
-def test_secret_files_are_mounted_as_a_folder_that_kubelet_updates_and_named_by_variables() -> None:
+def test_secret_files_are_mounted_as_a_folder_that_kubelet_updates_and_named_by_variables():
     documents = rendered({"container.secret_files.ONNXSERVE_KEYS_FILE": "callers/keys.json"})
     container = container_of(documents)
     pod = documents["Deployment"]["spec"]["template"]["spec"]
@@ -307,7 +304,7 @@ def test_secret_files_are_mounted_as_a_folder_that_kubelet_updates_and_named_by_
     assert {"name": "ONNXSERVE_KEYS_FILE", "value": path} in container["env"]
 
 
-def test_an_autoscaler_of_theirs_is_left_the_number_of_pods() -> None:
+def test_an_autoscaler_of_theirs_is_left_the_number_of_pods():
     documents = rendered({"kubernetes.replicas": "0"})
     assert "replicas" not in documents["Deployment"]["spec"]
     assert "HorizontalPodAutoscaler" not in documents
@@ -316,14 +313,12 @@ def test_an_autoscaler_of_theirs_is_left_the_number_of_pods() -> None:
 KEDA = {"kubernetes.max_replicas": "9", "kubernetes.requests_per_second": "50"}
 
 
-def rendered_for_keda(config: dict[str, Any]) -> dict[str, Document]:
+def rendered_for_keda(config):
     text = FORMATS["keda"](new_endpoint("flights", MODEL, config), PLACE)["flights.yaml"]
     return {document["kind"]: document for document in yaml.safe_load_all(text)}
 
 
-def test_keda_scales_between_replicas_and_max_replicas_by_the_requests_of_all_pods(
-    tmp_path: Path,
-) -> None:
+def test_keda_scales_between_replicas_and_max_replicas_by_the_requests_of_all_pods(tmp_path):
     documents = rendered_for_keda(KEDA)
     scaled = documents.pop("ScaledObject")
     (trigger,) = scaled["spec"].pop("triggers")
@@ -351,12 +346,12 @@ def test_keda_scales_between_replicas_and_max_replicas_by_the_requests_of_all_po
 
 
 @pytest.mark.parametrize("field", list(KEDA))
-def test_keda_is_refused_without_its_fields(field: str) -> None:
+def test_keda_is_refused_without_its_fields(field):
     with refused(InvalidConfig, "KEDA", f"-C {field}="):
         rendered_for_keda({name: value for name, value in KEDA.items() if name != field})
 
 
-def test_keda_is_asked_to_query_another_prometheus() -> None:
+def test_keda_is_asked_to_query_another_prometheus():
     url = "https://prometheus.example/tenant"
     (trigger,) = rendered_for_keda({**KEDA, "kubernetes.prometheus_url": url})["ScaledObject"][
         "spec"
@@ -365,7 +360,7 @@ def test_keda_is_asked_to_query_another_prometheus() -> None:
 
 
 @pytest.mark.parametrize("rate", ["0.001", "7", "1000000"])
-def test_the_threshold_of_keda_is_a_text_for_every_reader_of_yaml(rate: str) -> None:
+def test_the_threshold_of_keda_is_a_text_for_every_reader_of_yaml(rate):
     spec = new_endpoint("flights", MODEL, {**KEDA, "kubernetes.requests_per_second": rate})
     (line,) = [
         line
@@ -376,7 +371,7 @@ def test_the_threshold_of_keda_is_a_text_for_every_reader_of_yaml(rate: str) -> 
     assert line.split()[1] == f"'{float(rate)}'"
 
 
-def test_the_overlay_of_the_guide_changes_image_namespace_and_replicas(tmp_path: Path) -> None:
+def test_the_overlay_of_the_guide_changes_image_namespace_and_replicas(tmp_path):
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed (apt-get install kubernetes-client)")
     guide = (
@@ -397,9 +392,7 @@ def test_the_overlay_of_the_guide_changes_image_namespace_and_replicas(tmp_path:
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)
-def test_a_shipped_manifest_is_valid_and_its_pods_have_no_rights_and_no_variables_of_services(
-    file: Path,
-) -> None:
+def test_a_shipped_manifest_is_valid_and_its_pods_have_no_rights_and_no_variables_of_services(file):
     for document in yaml.safe_load_all(file.read_text()):
         kubernetes_validate.validate(document, "1.32", strict=True)
         spec = document.get("spec", {})
@@ -440,19 +433,17 @@ def test_a_shipped_manifest_is_valid_and_its_pods_have_no_rights_and_no_variable
         ),
     ],
 )
-def test_fields_that_do_not_fit_are_refused_in_one_line(
-    config: dict[str, str], names: list[str]
-) -> None:
+def test_fields_that_do_not_fit_are_refused_in_one_line(config, names):
     with refused(InvalidConfig, *names):
         rendered(config)
 
 
-def test_a_name_that_no_service_can_have_is_refused() -> None:
+def test_a_name_that_no_service_can_have_is_refused():
     with refused(InvalidConfig, "'Flights_1'", "Service"):
         kubernetes_documents(new_endpoint("Flights_1", MODEL), Place())
 
 
-def test_the_metrics_port_is_a_port_of_the_pod_the_service_and_the_network_policy() -> None:
+def test_the_metrics_port_is_a_port_of_the_pod_the_service_and_the_network_policy():
     documents = rendered({"server.metrics_port": "9100", "server.grpc_port": "8081"})
     port = {"name": "metrics", "protocol": "TCP"}
     assert {**port, "containerPort": 9100} in container_of(documents)["ports"]
@@ -466,8 +457,8 @@ def test_the_metrics_port_is_a_port_of_the_pod_the_service_and_the_network_polic
         rendered({"server.metrics_port": "8080"})
 
 
-def test_prometheus_gets_past_auth_and_certificates() -> None:
-    def scraped(config: dict[str, str]) -> Document:
+def test_prometheus_gets_past_auth_and_certificates():
+    def scraped(config):
         (endpoint,) = rendered(config)["ServiceMonitor"]["spec"]["endpoints"]
         return endpoint  # type: ignore[no-any-return]
 
@@ -495,12 +486,12 @@ def test_prometheus_gets_past_auth_and_certificates() -> None:
         rendered({**monitored, "kubernetes.service_monitor_key": "key"})
 
 
-def test_no_namespace_is_written_that_cannot_be() -> None:
+def test_no_namespace_is_written_that_cannot_be():
     with refused(InvalidConfig, "namespace", "'Bad Name'"):
         Place("Bad Name")
 
 
-def test_pods_of_a_helm_release_of_the_endpoints_name_are_not_taken_for_its_own() -> None:
+def test_pods_of_a_helm_release_of_the_endpoints_name_are_not_taken_for_its_own():
     documents = rendered({"kubernetes.service_monitor": "true"})
     label = "app.kubernetes.io/name"
     selectors = [

@@ -21,7 +21,7 @@ CONFIG = {
 }
 
 
-def test_served_spec_leaves_out_the_settings_of_its_surroundings() -> None:
+def test_served_spec_leaves_out_the_settings_of_its_surroundings():
     endpoint = new_endpoint("flights", "models:/flight-delay/3", CONFIG)
     (served,) = load_specs(dump_spec(served_spec(endpoint)))
     assert served.model_fields_set == {"api_version", "name", "variants", "server", "capture"}
@@ -34,7 +34,7 @@ def test_served_spec_leaves_out_the_settings_of_its_surroundings() -> None:
     )
 
 
-def test_outside_of_a_container_the_spec_says_who_may_call() -> None:
+def test_outside_of_a_container_the_spec_says_who_may_call():
     endpoint = new_endpoint("flights", "models:/flight-delay/3", CONFIG)
     assert not served_spec(endpoint, endpoint.server.host).server.insecure
     with_keys = new_endpoint(
@@ -43,7 +43,7 @@ def test_outside_of_a_container_the_spec_says_who_may_call() -> None:
     assert not served_spec(with_keys).server.insecure
 
 
-def test_folders_certificates_and_keys_are_files_of_this_machine() -> None:
+def test_folders_certificates_and_keys_are_files_of_this_machine():
     tls = {"server.certfile": "/etc/tls.pem", "server.keyfile": "/etc/tls.key"}
     assert local_files(new_endpoint("a", "file:///srv/a%20model", tls)) == [
         "/srv/a model",
@@ -57,7 +57,7 @@ def test_folders_certificates_and_keys_are_files_of_this_machine() -> None:
         local_files(new_endpoint("a", "/srv/a", {**tls, "server.keyfile": "tls.key"}))
 
 
-def test_documents_are_written_for_people() -> None:
+def test_documents_are_written_for_people():
     twice = {"a": "b"}
     text = dump_documents(
         [{"spec": "name: a\nvariants: {}\n", "one": twice, "two": twice}, {"later": 1}]
@@ -76,5 +76,5 @@ def test_documents_are_written_for_people() -> None:
 
 
 @given(st.text(st.characters(codec="utf-8")))
-def test_any_text_is_read_back_as_it_was(text: str) -> None:
+def test_any_text_is_read_back_as_it_was(text):
     assert yaml.safe_load(dump_documents([{"a": text}])) == {"a": text}

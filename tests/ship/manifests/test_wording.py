@@ -77,9 +77,7 @@ MODEL = "models:/x/1"
         ),
     ],
 )
-def test_the_message_of_a_refusal(
-    form: str, model: str, config: dict[str, str], message: str
-) -> None:
+def test_the_message_of_a_refusal(form, model, config, message):
     with pytest.raises(InvalidConfig) as refused:
         FORMATS[form](new_endpoint("flights", model, config), Place("ml"))
     assert str(refused.value) == message

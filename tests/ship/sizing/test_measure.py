@@ -6,8 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
 
 import psutil
 import pytest
@@ -20,7 +18,6 @@ from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
 from mlflow_deploy_plugin.serve.runtime.session import available_cores
 from mlflow_deploy_plugin.ship.sizing import measure
 from mlflow_deploy_plugin.ship.sizing.measure import highest_rate, measure_pod, request_bodies
-from mlflow_deploy_plugin.ship.sizing.plan import PodMeasurement
 from tests.support.models import columns, write_model
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.refusals import mentions, refused
@@ -30,19 +27,17 @@ from tests.support.waiting import is_gone, wait_until
 FAILS = "fails (float[N,1] x) => (float[N,1] y) <int64[1] far = {9}> { y = Gather(x, far) }"
 
 
-def pod_of(
-    folder: Path, p99: float = 0.2, say: Callable[[str], None] = print, workers: int = 1
-) -> PodMeasurement:
+def pod_of(folder, p99=0.2, say=print, workers=1):
     """Measure the pod for 10 requests/s."""
     spec = apply_config(new_endpoint("e", str(folder)), {"server.workers": workers})
     return measure_pod(spec, folder, request_bodies(folder, 1), 10.0, p99, say)
 
 
 @given(st.floats(0.01, 1e6), st.floats(0.1, 100))
-def test_the_highest_rate_is_found_within_five_percent(limit: float, first: float) -> None:
+def test_the_highest_rate_is_found_within_five_percent(limit, first):
     rates: list[float] = []
 
-    def holds(rate: float) -> bool:
+    def holds(rate):
         rates.append(rate)
         return rate <= limit
 
@@ -51,7 +46,7 @@ def test_the_highest_rate_is_found_within_five_percent(limit: float, first: floa
     assert len(rates) < 30
 
 
-def test_the_rows_of_the_example_are_sent_in_turn(tmp_path: Path) -> None:
+def test_the_rows_of_the_example_are_sent_in_turn(tmp_path):
     folder = single_model(tmp_path / "model")
     table = {"columns": ["a", "b", "c"], "data": [[1, 2, 3], [4, 5, 6]]}
     (folder / INPUT_EXAMPLE).write_text(json.dumps({"dataframe_split": table}))
@@ -62,7 +57,7 @@ def test_the_rows_of_the_example_are_sent_in_turn(tmp_path: Path) -> None:
     assert second == [4, 1, 4]
 
 
-def test_without_an_example_the_rows_are_random(tmp_path: Path) -> None:
+def test_without_an_example_the_rows_are_random(tmp_path):
     bodies = request_bodies(single_model(tmp_path / "columns"), rows=5)
     assert len(set(bodies)) == 64
     assert {name: len(values) for name, values in json.loads(bodies[0])["inputs"].items()} == {
@@ -76,7 +71,7 @@ def test_without_an_example_the_rows_are_random(tmp_path: Path) -> None:
 
 
 @pytest.mark.long  # MLflow saves the models
-def test_a_pyfunc_gets_rows_of_its_signature_or_its_example(tmp_path: Path) -> None:
+def test_a_pyfunc_gets_rows_of_its_signature_or_its_example(tmp_path):
     folders = save_pyfuncs(tmp_path, only=["troubled", "anything"])
     assert json.loads(request_bodies(folders["troubled"], rows=2)[0]) == {
         "inputs": {"do": ["a", "a"]}
@@ -87,30 +82,28 @@ def test_a_pyfunc_gets_rows_of_its_signature_or_its_example(tmp_path: Path) -> N
     assert request_bodies(folders["anything"], rows=1) == [b'{"instances": [1]}']
 
 
-def test_an_example_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+def test_an_example_that_does_not_fit_is_refused(tmp_path):
     folder = single_model(tmp_path / "model")
     (folder / INPUT_EXAMPLE).write_text('{"inputs": {"a": [1]}}')
     with refused(InvalidConfig, "b", "c", "input_example"):
         request_bodies(folder, rows=1)
 
 
-def test_a_pod_leaves_a_core_to_the_client(tmp_path: Path) -> None:
+def test_a_pod_leaves_a_core_to_the_client(tmp_path):
     cores = available_cores()
     with refused(InvalidConfig, f"server.workers={cores}", str(cores + 1), str(cores)):
         pod_of(single_model(tmp_path / "model"), workers=cores)
 
 
 @pytest.mark.long
-def test_a_model_that_fails_on_its_example_is_refused_with_its_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_that_fails_on_its_example_is_refused_with_its_answer(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "SECONDS", 0.5)
     with refused(InvalidConfig, "400", "input_example"):
         pod_of(write_model(tmp_path / "model", FAILS, columns(x="double")))
 
 
 @pytest.mark.long
-def test_a_server_that_does_not_start_is_reported_with_its_reason(tmp_path: Path) -> None:
+def test_a_server_that_does_not_start_is_reported_with_its_reason(tmp_path):
     folder = single_model(tmp_path / "model")
     bodies = request_bodies(folder, 1)
     (folder / "model.onnx").write_bytes(b"damaged")
@@ -120,7 +113,7 @@ def test_a_server_that_does_not_start_is_reported_with_its_reason(tmp_path: Path
 
 
 @pytest.mark.long
-def test_a_pod_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pod_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "SECONDS", 1.0)
     monkeypatch.setattr(measure, "STEADY_SECONDS", 2.0)
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
@@ -140,13 +133,13 @@ def test_a_pod_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.long
-def test_a_latency_that_no_rate_meets_is_refused_with_the_measured_latency(tmp_path: Path) -> None:
+def test_a_latency_that_no_rate_meets_is_refused_with_the_measured_latency(tmp_path):
     with refused(InvalidConfig, "--p99", "0.001ms", "onnxserve optimize"):
         pod_of(single_model(tmp_path / "model"), p99=1e-6)
 
 
 @pytest.mark.long
-def test_the_server_ends_with_a_killed_measurement(tmp_path: Path) -> None:
+def test_the_server_ends_with_a_killed_measurement(tmp_path):
     folder = single_model(tmp_path / "model")
     command = [
         sys.executable,

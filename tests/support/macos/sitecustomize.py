@@ -96,7 +96,7 @@ def _hide(owner: Any, name: str) -> None:
     def hiding(path: Any, *arguments: Any, **options: Any) -> Any:
         text = os.fspath(path) if isinstance(path, str | os.PathLike) else ""
         if str(text).startswith(_HIDDEN) and not sys._getframe(1).f_globals["__name__"].startswith(
-            "psutil",
+            "psutil"
         ):
             if name == "access":
                 return False
@@ -119,12 +119,7 @@ def _macos_library(name: str | None, mode: int) -> int:
     """Load the Linux library for a macOS library name, as torch and the boosters
     request their own libraries.
     """
-    return int(
-        _dlopen(
-            name.replace(".dylib", ".so") if isinstance(name, str) else name,
-            mode,
-        )
-    )
+    return int(_dlopen(name.replace(".dylib", ".so") if isinstance(name, str) else name, mode))
 
 
 def _macos_symbol(library: ctypes.CDLL, name: str) -> Any:
@@ -161,12 +156,8 @@ def _group(pid: int) -> int:
 
 os.killpg = posix.killpg = _macos_killpg
 _UNAME = os.uname_result(
-    ("Darwin", os.uname().nodename, "24.6.0", "Darwin Kernel Version 24.6.0", "arm64"),
+    ("Darwin", os.uname().nodename, "24.6.0", "Darwin Kernel Version 24.6.0", "arm64")
 )
 os.uname = posix.uname = lambda: _UNAME
-platform.mac_ver = lambda *_, **__: (
-    "15.6",
-    ("", "", ""),
-    "arm64",
-)
+platform.mac_ver = lambda *_, **__: ("15.6", ("", "", ""), "arm64")
 sys.platform = "darwin"

@@ -39,10 +39,7 @@ def receiver() -> Iterator[Receiver]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             if not state.is_broken:
-                state.got.setdefault(
-                    self.path.rstrip("/"),
-                    [],
-                ).append(body)
+                state.got.setdefault(self.path.rstrip("/"), []).append(body)
             self.send_response(500 if state.is_broken else 200)
             self.send_header("Content-Length", str(state.answer_bytes))
             self.end_headers()

@@ -18,8 +18,7 @@ from tests.support.waiting import wait_until
 
 Manifest = dict[str, Any]
 NEEDS_CLUSTER = pytest.mark.skipif(
-    not os.environ.get("KUBECONFIG"),
-    reason="no Kubernetes cluster is named by KUBECONFIG",
+    not os.environ.get("KUBECONFIG"), reason="no Kubernetes cluster is named by KUBECONFIG"
 )
 """The mark of a module whose tests need a cluster. Without the mark, they would build
 images before they skip.
@@ -27,18 +26,10 @@ images before they skip.
 _OLD = {"policy/v1": "policy/v1beta1", "autoscaling/v2": "autoscaling/v2beta2"}
 
 
-def _kubectl(
-    *arguments: str,
-    given: str | None = None,
-) -> subprocess.CompletedProcess[str]:
+def _kubectl(*arguments: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
     command = ["kubectl", "--request-timeout", "20s", *arguments]
     return subprocess.run(
-        command,
-        input=given,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
+        command, input=given, capture_output=True, text=True, timeout=180, check=False
     )
 
 
@@ -110,8 +101,7 @@ def own_namespace() -> Iterator[Cluster]:
     versions = _kubectl("api-versions")
     assert versions.returncode == 0, versions.stderr
     cluster = Cluster(
-        f"onnxserve-{uuid.uuid4().hex[:8]}",
-        "batch/v1beta1" in versions.stdout.split(),
+        f"onnxserve-{uuid.uuid4().hex[:8]}", "batch/v1beta1" in versions.stdout.split()
     )
     assert _kubectl("create", "namespace", cluster.namespace).returncode == 0
     try:

@@ -47,7 +47,7 @@ def collector() -> Iterator[Collector]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             state.take(
-                gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body,
+                gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
             )
             self.send_response(200)
             self.send_header("Content-Length", "0")

@@ -46,22 +46,10 @@ async def over_rest(url: str, name: str) -> dict[str, Any]:
             "live": await client.is_server_live(url),
             "ready": await client.is_server_ready(url),
             "model ready": await client.is_model_ready(url, name),
-            "json": told(
-                await client.infer(
-                    url,
-                    request(name, False),
-                    model_name=name,
-                )
-            ),
-            "binary": told(
-                await client.infer(
-                    url,
-                    request(name, True),
-                    model_name=name,
-                )
-            ),
+            "json": told(await client.infer(url, request(name, False), model_name=name)),
+            "binary": told(await client.infer(url, request(name, True), model_name=name)),
             "error": await error_of(
-                client.infer(url, request("nobody", False), model_name="nobody"),
+                client.infer(url, request("nobody", False), model_name="nobody")
             ),
         }
 
@@ -71,11 +59,7 @@ async def over_v1(url: str, name: str) -> Any:
         return {
             "live": await client.is_server_live(url),
             "model ready": await client.is_model_ready(url, name),
-            **await client.infer(
-                url,
-                {"instances": IMAGES.tolist()},
-                model_name=name,
-            ),
+            **await client.infer(url, {"instances": IMAGES.tolist()}, model_name=name),
         }
 
 

@@ -13,11 +13,7 @@ import mlflow.server
 from mlflow.cli import cli
 
 
-def run_here(
-    command: list[str],
-    extra_env: dict[str, str],
-    **_: Any,
-) -> None:
+def run_here(command: list[str], extra_env: dict[str, str], **_: Any) -> None:
     """Replace MLflow's function that starts `python … -m uvicorn …`."""
     os.environ.update(extra_env)
     module = command.index("-m") + 1

@@ -68,11 +68,7 @@ class MlflowServer:
         }
         with self.log.open("ab") as output:
             process = subprocess.Popen(
-                command,
-                env=environment,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
+                command, env=environment, stdout=output, stderr=output, start_new_session=True
             )
         self.process = process
         wait_until(

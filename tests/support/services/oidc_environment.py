@@ -40,12 +40,12 @@ def oidc_python() -> Path:
     if interpreter is None:
         pytest.skip(
             f"{PLUGIN} needs Python {' or '.join(_VERSIONS)}, which is not installed on this "
-            "machine",
+            "machine"
         )
     # Entry points are read from the metadata, which an editable installation copies
     # from setup.cfg.
     key = hashlib.sha256(
-        f"{interpreter} {_PACKAGES} {(ROOT / 'setup.cfg').read_text()}".encode(),
+        f"{interpreter} {_PACKAGES} {(ROOT / 'setup.cfg').read_text()}".encode()
     ).hexdigest()
     python = _ENVIRONMENT / "bin" / "python"
     complete = _FOLDER / "complete"
@@ -71,11 +71,7 @@ def _interpreter() -> str | None:
         environment = {**os.environ, "PYENV_VERSION": version}  # pyenv's shims read this variable.
         if shutil.which(command[0]) is not None:
             result = subprocess.run(
-                command,
-                env=environment,
-                capture_output=True,
-                text=True,
-                check=False,
+                command, env=environment, capture_output=True, text=True, check=False
             )
             if result.returncode == 0:
                 return result.stdout.strip()
@@ -104,10 +100,4 @@ def _install(interpreter: str, python: Path) -> None:
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

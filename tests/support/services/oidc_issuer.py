@@ -61,8 +61,7 @@ class OidcIssuer:
     client_secret: str = field(default_factory=lambda: secrets.token_hex(16))
     port: int = field(default_factory=free_port)
     _key: rsa.RSAPrivateKey = field(
-        default_factory=lambda: rsa.generate_private_key(65537, 2048),
-        repr=False,
+        default_factory=lambda: rsa.generate_private_key(65537, 2048), repr=False
     )
     _codes: dict[str, tuple[str, dict[str, str]]] = field(default_factory=dict)
     _server: BaseWSGIServer | None = None
@@ -110,12 +109,7 @@ class OidcIssuer:
             "groups": list(identity.groups),
             **claims,
         }
-        return jwt.encode(
-            content,
-            self._key,
-            algorithm="RS256",
-            headers={"kid": _KEY_ID},
-        )
+        return jwt.encode(content, self._key, algorithm="RS256", headers={"kid": _KEY_ID})
 
     def _app(self) -> Flask:
         app = Flask("issuer")
@@ -142,16 +136,7 @@ class OidcIssuer:
 
     def _keys(self) -> Response:
         key = json.loads(RSAAlgorithm.to_jwk(self._key.public_key()))
-        return jsonify(
-            keys=[
-                {
-                    **key,
-                    "kid": _KEY_ID,
-                    "use": "sig",
-                    "alg": "RS256",
-                }
-            ]
-        )
+        return jsonify(keys=[{**key, "kid": _KEY_ID, "use": "sig", "alg": "RS256"}])
 
     def _authorize(self) -> Any:
         """Show the login form. After the login, redirect to the client with a code that
@@ -166,16 +151,13 @@ class OidcIssuer:
             return "the client or its request is not supported", 400
         if request.method == "GET":
             return render_template_string(
-                _FORM,
-                users=self.users,
-                field=USER_FIELD,
-                button=LOGIN_BUTTON,
+                _FORM, users=self.users, field=USER_FIELD, button=LOGIN_BUTTON
             )
         code = secrets.token_urlsafe()
         self._codes[code] = request.form["user"], parameters
         return redirect(
             f"{parameters['redirect_uri']}?"
-            f"{urlencode({'code': code, 'state': parameters['state']})}",
+            f"{urlencode({'code': code, 'state': parameters['state']})}"
         )
 
     def _token(self) -> Any:
@@ -188,10 +170,7 @@ class OidcIssuer:
         )
         if client != (self.client_id, self.client_secret):
             return jsonify(error="invalid_client"), 401
-        user, parameters = self._codes.pop(
-            form.get("code", ""),
-            ("", {}),
-        )
+        user, parameters = self._codes.pop(form.get("code", ""), ("", {}))
         digest = hashlib.sha256(form.get("code_verifier", "").encode()).digest()
         challenge = base64.urlsafe_b64encode(digest).decode().rstrip("=")
         if (
@@ -201,10 +180,7 @@ class OidcIssuer:
         ):
             return jsonify(error="invalid_grant"), 400
         nonce = {"nonce": parameters["nonce"]} if "nonce" in parameters else {}
-        tokens = {
-            "access_token": self.token(user),
-            "id_token": self.token(user, **nonce),
-        }
+        tokens = {"access_token": self.token(user), "id_token": self.token(user, **nonce)}
         return jsonify(**tokens, token_type="Bearer", expires_in=_TOKEN_SECONDS)
 
     def _userinfo(self) -> Any:
@@ -212,10 +188,7 @@ class OidcIssuer:
         try:
             key = self._key.public_key()
             claims = jwt.decode(
-                (header and header.token) or "",
-                key,
-                algorithms=["RS256"],
-                audience=self.client_id,
+                (header and header.token) or "", key, algorithms=["RS256"], audience=self.client_id
             )
         except jwt.InvalidTokenError:
             return jsonify(error="invalid_token"), 401

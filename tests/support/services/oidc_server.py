@@ -43,11 +43,7 @@ class OidcServer:
     mlflow: MlflowServer = field(init=False)
 
     def __post_init__(self) -> None:
-        self.mlflow = MlflowServer(
-            self.folder,
-            app=self.app,
-            python=str(self.python),
-        )
+        self.mlflow = MlflowServer(self.folder, app=self.app, python=str(self.python))
         self.mlflow.variables = {
             "ONNXSERVE_HOME": str(self.folder / "home"),
             "ONNXSERVE_MLFLOW_APP": "oidc-auth",
@@ -95,34 +91,18 @@ class OidcServer:
         answer.raise_for_status()
         return str(answer.json()["token"])
 
-    def grant(
-        self,
-        admin: requests.Session,
-        user: str,
-        model: str,
-        permission: str,
-    ) -> None:
+    def grant(self, admin: requests.Session, user: str, model: str, permission: str) -> None:
         """Grant the user a permission on a registered model, such as READ, EDIT or
         MANAGE.
         """
         path = f"/api/2.0/mlflow/permissions/users/{USERS[user].email}/registered-models/{model}"
         admin.post(
-            f"{self.url}{path}",
-            json={"permission": permission},
-            timeout=_SECONDS,
+            f"{self.url}{path}", json={"permission": permission}, timeout=_SECONDS
         ).raise_for_status()
 
-    def grant_group(
-        self,
-        admin: requests.Session,
-        group: str,
-        model: str,
-        permission: str,
-    ) -> None:
+    def grant_group(self, admin: requests.Session, group: str, model: str, permission: str) -> None:
         """Grant a group a permission on a registered model."""
         path = f"/api/2.0/mlflow/permissions/groups/{group}/registered-models/{model}"
         admin.post(
-            f"{self.url}{path}",
-            json={"permission": permission},
-            timeout=_SECONDS,
+            f"{self.url}{path}", json={"permission": permission}, timeout=_SECONDS
         ).raise_for_status()

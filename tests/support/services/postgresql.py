@@ -52,10 +52,7 @@ class Postgresql:
 
 @contextmanager
 def postgresql_server(
-    host: str = "127.0.0.1",
-    port: int = 0,
-    user: str = "onnx",
-    password: str = "s3cr:t/@",
+    host: str = "127.0.0.1", port: int = 0, user: str = "onnx", password: str = "s3cr:t/@"
 ) -> Iterator[str]:
     """Yield the URL of an empty database whose user needs a password. Only networks of
     this machine may connect.
@@ -66,10 +63,7 @@ def postgresql_server(
 
 @contextmanager
 def running_postgresql(
-    host: str = "127.0.0.1",
-    port: int = 0,
-    user: str = "onnx",
-    password: str = "s3cr:t/@",
+    host: str = "127.0.0.1", port: int = 0, user: str = "onnx", password: str = "s3cr:t/@"
 ) -> Iterator[Postgresql]:
     """Yield a server like `postgresql_server`, for a test that stops it."""
     if not _PROGRAMS:
@@ -103,12 +97,7 @@ def running_postgresql(
             f"--pwfile={password_file}",
             "-N",
         ]
-        subprocess.run(
-            [*as_server, *initdb],
-            check=True,
-            capture_output=True,
-            cwd=folder,
-        )
+        subprocess.run([*as_server, *initdb], check=True, capture_output=True, cwd=folder)
         with (data / "pg_hba.conf").open("a") as rules:
             rules.write("host all all samenet scram-sha-256\n")
         control = [

@@ -40,12 +40,7 @@ class Proxy:
     ended: threading.Event = field(default_factory=threading.Event)
     rewrite: Callable[[bytes], bytes] = bytes
 
-    def turn(
-        self,
-        mood: str,
-        where: str = "",
-        status: int = 200,
-    ) -> None:
+    def turn(self, mood: str, where: str = "", status: int = 200) -> None:
         self.where = where
         self.status = status
         self.mood = mood
@@ -78,10 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
                 name: value for name, value in self.headers.items() if name.lower() != "host"
             }
             connection.request(
-                self.command,
-                self.path,
-                body,
-                {**headers, "Host": f"{proxy.host}:{proxy.port}"},
+                self.command, self.path, body, {**headers, "Host": f"{proxy.host}:{proxy.port}"}
             )
             answer = connection.getresponse()
             answer_headers = [
@@ -94,12 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             connection.close()
 
-    def _send(
-        self,
-        status: int,
-        headers: list[tuple[str, str]],
-        body: bytes,
-    ) -> None:
+    def _send(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         self.send_response(status)
         for name, value in headers:
             self.send_header(name, value)

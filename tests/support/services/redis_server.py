@@ -22,17 +22,7 @@ def redis_server(folder: Path) -> Iterator[str]:
         pytest.skip("no redis-server is installed: apt-get install redis-server")
     port = free_port()
     process = subprocess.Popen(
-        [
-            program,
-            "--port",
-            str(port),
-            "--bind",
-            "127.0.0.1",
-            "--save",
-            "",
-            "--dir",
-            str(folder),
-        ],
+        [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)],
         stdout=subprocess.DEVNULL,
     )
     try:

@@ -53,11 +53,7 @@ class _Handler(BaseHTTPRequestHandler):
         bucket = self.bucket
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         bucket.asked.append(
-            (
-                self.command,
-                self.path,
-                {name.lower(): value for name, value in self.headers.items()},
-            ),
+            (self.command, self.path, {name.lower(): value for name, value in self.headers.items()})
         )
         if bucket.is_down or (self.command in ("PUT", "POST") and bucket.refusals):
             status = 503 if bucket.is_down else bucket.refusals.pop(0)
@@ -71,8 +67,7 @@ class _Handler(BaseHTTPRequestHandler):
                 503: "SlowDown",
             }[status]
             self._send(
-                status,
-                f"<Error><Code>{code}</Code><Message>refused</Message></Error>".encode(),
+                status, f"<Error><Code>{code}</Code><Message>refused</Message></Error>".encode()
             )
             return
         parts = urlsplit(self.path)
@@ -80,24 +75,14 @@ class _Handler(BaseHTTPRequestHandler):
             name: values[0]
             for name, values in parse_qs(parts.query, keep_blank_values=True).items()
         }
-        getattr(self, f"_{self.command.lower()}")(
-            unquote(parts.path).lstrip("/"),
-            query,
-            body,
-        )
+        getattr(self, f"_{self.command.lower()}")(unquote(parts.path).lstrip("/"), query, body)
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _dispatch  # noqa: N815 - http.server requires these names.
 
-    def _put(
-        self,
-        key: str,
-        query: dict[str, str],
-        body: bytes,
-    ) -> None:
+    def _put(self, key: str, query: dict[str, str], body: bytes) -> None:
         if self.headers.get("If-None-Match") == "*" and key in self.bucket.objects:
             self._send(
-                412,
-                b"<Error><Code>PreconditionFailed</Code><Message>exists</Message></Error>",
+                412, b"<Error><Code>PreconditionFailed</Code><Message>exists</Message></Error>"
             )
             return
         if "uploadId" in query:
@@ -106,12 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.bucket.objects[key] = body
         self._send(200, b"", ETag=f'"{hashlib.sha256(body).hexdigest()}"')
 
-    def _post(
-        self,
-        key: str,
-        query: dict[str, str],
-        body: bytes,
-    ) -> None:
+    def _post(self, key: str, query: dict[str, str], body: bytes) -> None:
         if "uploads" in query:
             name = f"u{len(self.bucket.uploads)}"
             self.bucket.uploads[name] = {}
@@ -125,44 +105,24 @@ class _Handler(BaseHTTPRequestHandler):
         held = self.bucket.uploads.pop(query["uploadId"])
         self.bucket.objects[key] = b"".join(held[number] for number in numbers)
         self._send(
-            200,
-            b"<CompleteMultipartUploadResult><ETag>e</ETag></CompleteMultipartUploadResult>",
+            200, b"<CompleteMultipartUploadResult><ETag>e</ETag></CompleteMultipartUploadResult>"
         )
 
-    def _delete(
-        self,
-        key: str,
-        query: dict[str, str],
-        body: bytes,
-    ) -> None:
+    def _delete(self, key: str, query: dict[str, str], body: bytes) -> None:
         if "uploadId" in query:
             self.bucket.uploads.pop(query["uploadId"], None)
         else:
             self.bucket.objects.pop(key, None)
         self._send(204, b"")
 
-    def _head(
-        self,
-        key: str,
-        query: dict[str, str],
-        body: bytes,
-    ) -> None:
+    def _head(self, key: str, query: dict[str, str], body: bytes) -> None:
         content = self.bucket.objects.get(key)
         is_bucket = "/" not in key
         self._send(404 if content is None and not is_bucket else 200, content or b"")
 
-    def _get(
-        self,
-        key: str,
-        query: dict[str, str],
-        body: bytes,
-    ) -> None:
+    def _get(self, key: str, query: dict[str, str], body: bytes) -> None:
         if "list-type" in query:
-            self._list(
-                key,
-                query.get("prefix", ""),
-                query.get("delimiter", ""),
-            )
+            self._list(key, query.get("prefix", ""), query.get("delimiter", ""))
             return
         content = self.bucket.objects.get(key)
         if content is None:
@@ -171,13 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if wanted:
             start = int(wanted[1])
-            stop = (
-                min(
-                    int(wanted[2] or len(content)),
-                    len(content) - 1,
-                )
-                + 1
-            )
+            stop = min(int(wanted[2] or len(content)), len(content) - 1) + 1
             headers = {"Content-Range": f"bytes {start}-{stop - 1}/{len(content)}"}
             self._send(206, content[start:stop], **headers)
             return
@@ -196,7 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
                 continue
             moment = "2026-06-01T12:00:00.000Z"
             contents.append(
-                f"<Contents><Key>{escape(key)}</Key><Size>{len(content)}</Size><LastModified>{moment}</LastModified></Contents>",
+                f"<Contents><Key>{escape(key)}</Key><Size>{len(content)}</Size><LastModified>{moment}</LastModified></Contents>"
             )
         shown = [
             f"<CommonPrefixes><Prefix>{escape(folder)}</Prefix></CommonPrefixes>"
@@ -226,10 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
 def s3_server() -> Iterator[Bucket]:
     """Yield a server on a free port; `AWS_ENDPOINT_URL` must be set to its `url`."""
     bucket = Bucket()
-    server = ThreadingHTTPServer(
-        ("127.0.0.1", 0),
-        type("Handler", (_Handler,), {"bucket": bucket}),
-    )
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"bucket": bucket}))
     server.daemon_threads = True
     bucket.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -245,8 +196,7 @@ def s3_server() -> Iterator[Bucket]:
 NEEDS_S3 = [
     pytest.mark.s3,
     pytest.mark.skipif(
-        not os.environ.get("AWS_ENDPOINT_URL"),
-        reason="no S3 API is named by AWS_ENDPOINT_URL",
+        not os.environ.get("AWS_ENDPOINT_URL"), reason="no S3 API is named by AWS_ENDPOINT_URL"
     ),
 ]
 

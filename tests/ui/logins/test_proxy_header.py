@@ -2,7 +2,6 @@
 a caller.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,7 +26,7 @@ CAROL = {"X-Forwarded-User": "carol", "X-Forwarded-Groups": "risk, data"}
 
 
 @pytest.fixture
-def app() -> Flask:
+def app():
     """Return an app that reports its caller."""
     app = Flask(__name__)
     app.secret_key = "a key of sixteen bytes or more"
@@ -53,21 +52,12 @@ def app() -> Flask:
     return app
 
 
-def get(
-    app: Flask,
-    headers: dict[str, str],
-    address: str = PROXY,
-    path: str = "/",
-) -> Any:
-    return app.test_client().get(
-        path,
-        headers=headers,
-        environ_base={"REMOTE_ADDR": address},
-    )
+def get(app, headers, address=PROXY, path="/"):
+    return app.test_client().get(path, headers=headers, environ_base={"REMOTE_ADDR": address})
 
 
 @pytest.mark.parametrize("address", ["10.0.0.7", "10.1.255.255", "::1", "::ffff:10.0.0.7"])
-def test_a_listed_address_names_the_caller(app: Flask, address: str) -> None:
+def test_a_listed_address_names_the_caller(app, address):
     answer = get(app, CAROL, address).json
     assert (answer["actor"], answer["groups"], answer["is_administrator"]) == (
         "carol",
@@ -77,7 +67,7 @@ def test_a_listed_address_names_the_caller(app: Flask, address: str) -> None:
     assert answer["may_edit"]
 
 
-def test_a_member_of_an_administrators_group_is_an_administrator(app: Flask) -> None:
+def test_a_member_of_an_administrators_group_is_an_administrator(app):
     assert get(app, {**CAROL, "X-Forwarded-Groups": "data,owners"}).json["is_administrator"]
 
 
@@ -93,35 +83,27 @@ def test_a_member_of_an_administrators_group_is_an_administrator(app: Flask) -> 
         ("10.0.0.8", {"Authorization": "Bearer forged"}, ("10.0.0.8",)),
     ],
 )
-def test_all_other_requests_are_refused(
-    app: Flask,
-    address: str,
-    headers: dict[str, str],
-    named: tuple[str, ...],
-) -> None:
+def test_all_other_requests_are_refused(app, address, headers, named):
     answer = get(app, headers, address)
     assert answer.status_code == 401
     assert answer.json["error_code"] == "UNAUTHENTICATED"
     assert mentions(answer.json["message"], *named)
 
 
-def sent(text: str, encoding: str = "utf-8") -> str:
+def sent(text, encoding="utf-8"):
     """Return the text of a header with these bytes as WSGI passes it."""
     return text.encode(encoding).decode("latin-1")
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["andré", "Zoë", "mlà", "mlÅ", "李明", "Łucja"],
-)
-def test_a_name_is_read_as_utf_8(app: Flask, name: str) -> None:
+@pytest.mark.parametrize("name", ["andré", "Zoë", "mlà", "mlÅ", "李明", "Łucja"])
+def test_a_name_is_read_as_utf_8(app, name):
     headers = {"X-Forwarded-User": sent(name), "X-Forwarded-Groups": sent("Prüfer, été")}
     answer = get(app, headers).json
     assert answer["actor"] == name
     assert answer["groups"] == ["Prüfer", "été"]
 
 
-def test_a_name_that_is_not_utf_8_is_read_as_latin_1(app: Flask) -> None:
+def test_a_name_that_is_not_utf_8_is_read_as_latin_1(app):
     headers = {
         "X-Forwarded-User": sent("andré", "latin-1"),
         "X-Forwarded-Groups": sent("Prüfer", "latin-1"),
@@ -143,22 +125,18 @@ def test_a_name_that_is_not_utf_8_is_read_as_latin_1(app: Flask) -> None:
         ("\u200b", "visible"),
     ],
 )
-def test_confusable_user_name_is_refused(
-    app: Flask,
-    name: str,
-    named: str,
-) -> None:
+def test_confusable_user_name_is_refused(app, name, named):
     answer = get(app, {"X-Forwarded-User": sent(name)})
     assert answer.status_code == 401
     assert answer.json["error_code"] == "UNAUTHENTICATED"
     assert mentions(answer.json["message"], PROXY, "X-Forwarded-User", named)
 
 
-def test_a_health_check_needs_no_login(app: Flask) -> None:
+def test_a_health_check_needs_no_login(app):
     assert get(app, {}, "10.0.0.8", "/health").status_code == 200
 
 
-def test_a_job_of_the_server_calls_mlflow_with_a_token_of_the_caller(app: Flask) -> None:
+def test_a_job_of_the_server_calls_mlflow_with_a_token_of_the_caller(app):
     token = get(app, CAROL).json["token"]
     answer = get(app, {"Authorization": f"Bearer {token}"}, "127.0.0.1").json
     assert answer["actor"] == "carol"
@@ -171,7 +149,7 @@ API = "/api/2.0/mlflow"
 
 
 @pytest.fixture
-def with_editors() -> Flask:
+def with_editors():
     """Return an app with two editing groups that answers every path, and reports if the
     caller may edit a model.
     """
@@ -181,27 +159,16 @@ def with_editors() -> Flask:
     set_login(app, login)
     login.install(app, app)
 
-    @app.route(
-        "/<path:path>",
-        methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
-    )
+    @app.route("/<path:path>", methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"])
     def any_path(path: str) -> Any:
         return jsonify(may_edit=may_act_on(["X"]))
 
     return app
 
 
-def call(
-    app: Flask,
-    headers: dict[str, str],
-    method: str,
-    path: str,
-) -> Any:
+def call(app, headers, method, path):
     return app.test_client().open(
-        f"/ml{path}",
-        method=method,
-        headers=headers,
-        environ_base={"REMOTE_ADDR": PROXY},
+        f"/ml{path}", method=method, headers=headers, environ_base={"REMOTE_ADDR": PROXY}
     )
 
 
@@ -220,10 +187,8 @@ def call(
     ],
 )
 def test_with_edit_groups_only_their_members_and_administrators_may_change(
-    with_editors: Flask,
-    method: str,
-    path: str,
-) -> None:
+    with_editors, method, path
+):
     answer = call(with_editors, READER, method, path)
     assert answer.status_code == 403
     assert answer.json["error_code"] == "PERMISSION_DENIED"
@@ -245,17 +210,13 @@ def test_with_edit_groups_only_their_members_and_administrators_may_change(
         ("POST", "/onnxserve/requests"),
     ],
 )
-def test_with_edit_groups_other_callers_may_read_and_decide(
-    with_editors: Flask,
-    method: str,
-    path: str,
-) -> None:
+def test_with_edit_groups_other_callers_may_read_and_decide(with_editors, method, path):
     answer = call(with_editors, READER, method, path)
     assert (answer.status_code, answer.json["may_edit"]) == (200, False)
 
 
 @pytest.fixture
-def through_fastapi() -> Iterator[TestClient]:
+def through_fastapi():
     """Yield a client of an app with a route that FastAPI answers without Flask."""
     served = FastAPI()
     app = Flask(__name__)
@@ -281,15 +242,11 @@ def through_fastapi() -> Iterator[TestClient]:
         ([("X_Forwarded_User", "carol")], 401),
     ],
 )
-def test_routes_of_fastapi_need_one_name_too(
-    through_fastapi: TestClient,
-    headers: list[tuple[str, str]],
-    status: int,
-) -> None:
+def test_routes_of_fastapi_need_one_name_too(through_fastapi, headers, status):
     assert through_fastapi.get("/gateway", headers=headers).status_code == status
 
 
-def test_routes_of_fastapi_are_closed_to_readers_too() -> None:
+def test_routes_of_fastapi_are_closed_to_readers_too():
     served = FastAPI()
     app = Flask(__name__)
     app.secret_key = "a key of sixteen bytes or more"
@@ -306,12 +263,12 @@ def test_routes_of_fastapi_are_closed_to_readers_too() -> None:
     assert statuses == [403, 200]
 
 
-def test_edit_groups_without_a_header_of_groups_are_refused() -> None:
+def test_edit_groups_without_a_header_of_groups_are_refused():
     with refused(InvalidConfig, "ONNXSERVE_EDIT_GROUPS", "ONNXSERVE_GROUPS_HEADER"):
         ProxyHeader(Settings.model_validate({**EDITORS, "groups_header": ""}), "")
 
 
 @pytest.mark.parametrize("addresses", ["", "10.0.0.0/33", "proxy.example"])
-def test_addresses_that_cannot_be_used_are_refused(addresses: str) -> None:
+def test_addresses_that_cannot_be_used_are_refused(addresses):
     with refused(InvalidConfig, "ONNXSERVE_TRUSTED_PROXIES", addresses):
         ProxyHeader(Settings.model_validate({**SETTINGS, "trusted_proxies": addresses}), "")

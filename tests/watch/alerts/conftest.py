@@ -1,10 +1,7 @@
 """A store with a fake clock, and a web server that receives alerts."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,11 +9,8 @@ from mlflow_deploy_plugin.core.registry.runs import LoggedRun
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.watch.alerts.record import record_result
 from mlflow_deploy_plugin.watch.alerts.send import send_due
-from mlflow_deploy_plugin.watch.result import MonitorResult
-from tests.support.services.alert_receiver import Receiver
 from tests.support.services.alert_receiver import receiver as a_receiver
 
 
@@ -32,13 +26,13 @@ class Clock:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[Receiver]:
+def server():
     with a_receiver() as alert_receiver:
         yield alert_receiver
 
 
 @pytest.fixture
-def receiver(server: Receiver) -> Receiver:
+def receiver(server):
     server.is_broken = False
     server.answer_bytes = 0
     server.got.clear()
@@ -46,19 +40,19 @@ def receiver(server: Receiver) -> Receiver:
 
 
 @pytest.fixture
-def clock() -> Clock:
+def clock():
     return Clock()
 
 
 @pytest.fixture
-def store(tmp_path: Path, clock: Clock) -> Iterator[Store]:
+def store(tmp_path, clock):
     opened = open_store(f"sqlite:///{tmp_path / 'store.db'}", clock)
     yield opened
     opened.close()
 
 
 @pytest.fixture
-def settings(tmp_path: Path, receiver: Receiver) -> Settings:
+def settings(tmp_path, receiver):
     """Settings with two channels: /ops for all alerts, and /science for alerts with the
     tag `science`.
     """
@@ -68,7 +62,7 @@ def settings(tmp_path: Path, receiver: Receiver) -> Settings:
         f"  - {receiver.url('ops')}:\n"
         "    - tag: ops\n"
         f"  - {receiver.url('science')}:\n"
-        "    - tag: science\n",
+        "    - tag: science\n"
     )
     return Settings(home=tmp_path, alert_config=file)
 
@@ -79,15 +73,12 @@ OPS = MonitorSpec(alert=("ops",))
 
 
 @pytest.fixture
-def see(store: Store, settings: Settings) -> Callable[..., Any]:
+def see(store, settings):
     """Record a result, and send due alerts."""
 
-    def take(result: MonitorResult, spec: MonitorSpec = OPS, settings: Settings = settings) -> int:
+    def take(result, spec=OPS, settings=settings):
         record_result(
-            store,
-            settings,
-            replace(result, run=LoggedRun("abc", "onnxserve/flights", RUN)),
-            spec,
+            store, settings, replace(result, run=LoggedRun("abc", "onnxserve/flights", RUN)), spec
         )
         return send_due(store, settings)
 

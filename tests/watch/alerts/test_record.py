@@ -1,16 +1,13 @@
 """Alerts in the store: their start, worsening, continuation, end and content."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.store.alerts import Alerts
-from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.watch.alerts.record import (
     announce,
     announce_request,
@@ -23,17 +20,12 @@ from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, SeriesKey
 from tests.support.metrics_page import serving
 from tests.support.refusals import mentions
 from tests.support.results import result_of
-from tests.support.services.alert_receiver import Receiver
 from tests.support.tracking import tracking_at
 
-from .conftest import OPS, RUN, Clock
+from .conftest import OPS, RUN
 
 
-def test_alarm_repeats_when_half_as_bad_again_or_after_the_repeat_interval(
-    see: Callable[..., Any],
-    receiver: Receiver,
-    clock: Clock,
-) -> None:
+def test_alarm_repeats_when_half_as_bad_again_or_after_the_repeat_interval(see, receiver, clock):
     see(result_of(0, temperature=6.0))
     see(result_of(1, temperature=8.0))
     see(result_of(2, temperature=10.0))
@@ -46,12 +38,7 @@ def test_alarm_repeats_when_half_as_bad_again_or_after_the_repeat_interval(
 
 
 @pytest.mark.parametrize("undecided", ["not judged", "cannot tell"])
-def test_undecided_window_neither_starts_nor_ends_an_alarm(
-    see: Callable[..., Any],
-    receiver: Receiver,
-    store: Store,
-    undecided: str,
-) -> None:
+def test_undecided_window_neither_starts_nor_ends_an_alarm(see, receiver, store, undecided):
     see(result_of(0, state=undecided, reason="accuracy: 0.79"))
     assert Alerts(store).firing() == []
 
@@ -63,11 +50,7 @@ def test_undecided_window_neither_starts_nor_ends_an_alarm(
     assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Alarm", "Over"]
 
 
-def test_window_judged_again_or_older_is_not_announced(
-    see: Callable[..., Any],
-    receiver: Receiver,
-    store: Store,
-) -> None:
+def test_window_judged_again_or_older_is_not_announced(see, receiver, store):
     see(result_of(5, temperature=6.0))
     see(result_of(5, temperature=6.0))
     see(result_of(2, temperature=1.0))
@@ -77,18 +60,13 @@ def test_window_judged_again_or_older_is_not_announced(
     assert [alert.count for alert in Alerts(store).firing()] == [1]
 
 
-def test_failing_monitor_is_announced_until_it_works_again(
-    see: Callable[..., Any],
-    store: Store,
-    settings: Settings,
-    receiver: Receiver,
-) -> None:
+def test_failing_monitor_is_announced_until_it_works_again(see, store, settings, receiver):
     spec = EndpointSpec.model_validate(
         {
             "name": "flights",
             "variants": {"flights": {"model": "models:/m/1"}},
             "monitors": {"daily": {"alert": "ops"}},
-        },
+        }
     )
     store.add_endpoint("onnxserve", spec)
     for _ in range(3):
@@ -106,10 +84,8 @@ def test_failing_monitor_is_announced_until_it_works_again(
 
 
 def test_a_retraining_is_proposed_only_of_a_monitor_that_says_how_to_train(
-    store: Store,
-    settings: Settings,
-    receiver: Receiver,
-) -> None:
+    store, settings, receiver
+):
     trained = MonitorSpec.model_validate({"alert": "ops", "retrain": {"project": "."}})
     for monitor, spec in (("daily", trained), ("hourly", OPS)):
         record_result(store, settings, result_of(0, monitor=monitor, temperature=6.0), spec)
@@ -120,12 +96,7 @@ def test_a_retraining_is_proposed_only_of_a_monitor_that_says_how_to_train(
     assert message.count("onnxserve retrain") == 1
 
 
-def test_reminder_of_a_failing_monitor_has_the_same_next_command(
-    store: Store,
-    settings: Settings,
-    receiver: Receiver,
-    clock: Clock,
-) -> None:
+def test_reminder_of_a_failing_monitor_has_the_same_next_command(store, settings, receiver, clock):
     for _ in range(2):
         record_failure(store, settings, "flights", "daily", "MLflow does not answer")
         send_due(store, settings)
@@ -138,11 +109,7 @@ def test_reminder_of_a_failing_monitor_has_the_same_next_command(
     )
 
 
-def test_request_for_a_decision_is_announced_once(
-    store: Store,
-    settings: Settings,
-    receiver: Receiver,
-) -> None:
+def test_request_for_a_decision_is_announced_once(store, settings, receiver):
     for _ in range(2):
         announce(store, "flights", "daily", "version 7 waits", RUN)
         send_due(store, settings)
@@ -151,11 +118,7 @@ def test_request_for_a_decision_is_announced_once(
     assert "version 7 waits" in message["message"]
 
 
-def test_a_request_is_sent_once_to_every_channel(
-    store: Store,
-    settings: Settings,
-    receiver: Receiver,
-) -> None:
+def test_a_request_is_sent_once_to_every_channel(store, settings, receiver):
     text = "eva requests it: trained on more"
     step = "next: onnxserve request approve"
     announce_request(store, "flight-delay", text, RUN, step, {"model": "flight-delay"})
@@ -174,42 +137,24 @@ def test_a_request_is_sent_once_to_every_channel(
     assert len(receiver.titles("ops")) == 2
 
 
-def test_of_a_criterion_segment_and_value_are_named(
-    see: Callable[..., Any],
-    receiver: Receiver,
-) -> None:
+def test_of_a_criterion_segment_and_value_are_named(see, receiver):
     finding = Finding("accuracy", "criterion", "violated", "0.71 < 0.8", 0.71, 0.8, "carrier=AA")
     see(result_of(0, kind="performance", state="violated", findings=(finding,)))
 
     message = receiver.got["/ops"][0]["message"]
     assert mentions(
-        message,
-        "accuracy [carrier=AA]",
-        "criterion 0.71",
-        "threshold 0.8",
-        "0.71 < 0.8",
+        message, "accuracy [carrier=AA]", "criterion 0.71", "threshold 0.8", "0.71 < 0.8"
     )
 
 
-def test_message_describes_the_change_of_a_column_and_its_start(
-    see: Callable[..., Any],
-    receiver: Receiver,
-) -> None:
+def test_message_describes_the_change_of_a_column_and_its_start(see, receiver):
     change = "mean 3.2 → 8.9, higher"
     hour: dict[str, Any] = {
         "since": "2013-06-29T14:00:00+00:00",
         "since_end": "2013-06-29T15:00:00+00:00",
     }
     wind = Finding(
-        "wind",
-        "distribution",
-        "drift",
-        "far",
-        6.0,
-        3.0,
-        change=change,
-        in_a_row=3,
-        **hour,
+        "wind", "distribution", "drift", "far", 6.0, 3.0, change=change, in_a_row=3, **hour
     )
     gone = Finding("humid", "presence", "drift", "in the reference, not in the window", 1.0, 0.0)
 
@@ -225,10 +170,7 @@ def test_message_describes_the_change_of_a_column_and_its_start(
     assert mentions(message, "humid", "presence", gone.reason)
 
 
-def test_alarms_without_an_effect_are_one_line_of_the_message(
-    see: Callable[..., Any],
-    receiver: Receiver,
-) -> None:
+def test_alarms_without_an_effect_are_one_line_of_the_message(see, receiver):
     unused = replace(SHIFT, subject="depth", segment="", effect=0.0, effect_size=0.0)
     see(result_of(0, findings=(SHIFT, unused, replace(unused, subject="table"))))
 
@@ -253,10 +195,8 @@ SHIFT = Finding(
 
 
 def test_lasting_shift_is_announced_with_its_size_start_and_budget_until_it_ends(
-    see: Callable[..., Any],
-    receiver: Receiver,
-    store: Store,
-) -> None:
+    see, receiver, store
+):
     budget = {"false_alarms_per_year": 0.2}
     see(result_of(0, findings=(SHIFT,), figures=budget))
     see(result_of(1, findings=(SHIFT,), figures=budget))
@@ -267,25 +207,17 @@ def test_lasting_shift_is_announced_with_its_size_start_and_budget_until_it_ends
     message = receiver.got["/ops"][0]["message"]
     since = "since the window of 8 June 2013 (95 % interval: 5 to 10 June 2013, if it was a step)"
     assert mentions(
-        message,
-        "wind [carrier=AA]",
-        "shift",
-        SHIFT.change,
-        since,
-        SHIFT.reason,
-        "0.2 false alarms",
+        message, "wind [carrier=AA]", "shift", SHIFT.change, since, SHIFT.reason, "0.2 false alarms"
     )
 
 
-def test_jump_is_announced_with_the_false_alarm_budget(
-    see: Callable[..., Any], receiver: Receiver
-) -> None:
+def test_jump_is_announced_with_the_false_alarm_budget(see, receiver):
     see(
         result_of(
             0,
             findings=(replace(SHIFT, check="distribution"),),
             figures={"false_alarms_per_year": 0.5},
-        ),
+        )
     )
 
     assert mentions(
@@ -306,12 +238,7 @@ def test_jump_is_announced_with_the_false_alarm_budget(
     ],
     ids=["a budget", "no budget", "no reference", "no levels"],
 )
-def test_an_alarm_names_the_command_that_accepts_its_worst_column(
-    see: Callable[..., Any],
-    receiver: Receiver,
-    fields: dict[str, Any],
-    command: str,
-) -> None:
+def test_an_alarm_names_the_command_that_accepts_its_worst_column(see, receiver, fields, command):
     shift = replace(SHIFT, subject="air temp")
     gone = replace(SHIFT, subject="gone")  # Without levels, it has no baseline.
     acceptable: dict[str, Any] = {
@@ -326,39 +253,28 @@ def test_an_alarm_names_the_command_that_accepts_its_worst_column(
     assert step == f"next: onnxserve monitor list flights,{command} or {silence}"
 
 
-def test_second_shift_is_announced_as_worse(see: Callable[..., Any], receiver: Receiver) -> None:
+def test_second_shift_is_announced_as_worse(see, receiver):
     see(result_of(0, findings=(SHIFT,)))
     see(result_of(1, findings=(SHIFT, replace(SHIFT, subject="humid"))))
 
     assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Alarm", "Worse"]
 
 
-def test_message_stays_short(store: Store, settings: Settings, receiver: Receiver) -> None:
+def test_message_stays_short(store, settings, receiver):
     finding = Finding("x" * 100_000, "presence", "drift", "no such column\n" * 1000)
 
-    record_result(
-        store,
-        settings,
-        result_of(findings=(finding,), reason="because " * 1000),
-        OPS,
-    )
+    record_result(store, settings, result_of(findings=(finding,), reason="because " * 1000), OPS)
     send_due(store, settings)
 
     assert len(receiver.got["/ops"][0]["message"]) < 1500
 
 
 @pytest.mark.parametrize(
-    "files",
-    [{"/onnxserve/console.css": ""}, {}],
-    ids=["console", "mlflow alone"],
+    "files", [{"/onnxserve/console.css": ""}, {}], ids=["console", "mlflow alone"]
 )
 def test_a_message_leads_to_the_console_of_an_mlflow_that_has_it(
-    see: Callable[..., Any],
-    store: Store,
-    settings: Settings,
-    receiver: Receiver,
-    files: dict[str, str],
-) -> None:
+    see, store, settings, receiver, files
+):
     with serving(files) as url, tracking_at(url):
         see(result_of(0, temperature=6.0))
         record_failure(store, settings, "taxis", "daily", "no column 'y'")

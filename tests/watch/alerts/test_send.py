@@ -2,39 +2,22 @@
 that works again.
 """
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from typing import Any
-
-import pytest
 
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.store.alerts import Alerts, Silences
-from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.watch.alerts.record import record_result
 from mlflow_deploy_plugin.watch.alerts.send import send_due
 from tests.support.results import result_of
-from tests.support.services.alert_receiver import Receiver
 
-from .conftest import OPS, RUN, Clock
+from .conftest import OPS, RUN
 
 
-def test_alarm_is_announced_once_and_then_its_end(
-    see: Callable[..., Any],
-    receiver: Receiver,
-    store: Store,
-) -> None:
+def test_alarm_is_announced_once_and_then_its_end(see, receiver, store):
     for day, score in enumerate([1.0, 6.0, 6.1, 5.9, 1.0, 1.0]):
-        see(
-            result_of(
-                day,
-                temperature=score,
-                wind=4.0 if score > 3 else 0.1,
-                noise=0.2,
-            )
-        )
+        see(result_of(day, temperature=score, wind=4.0 if score > 3 else 0.1, noise=0.2))
 
     first, last = receiver.got["/ops"]
     assert first["title"] == "onnxserve: flights: Alarm: monitor daily"
@@ -50,7 +33,7 @@ def test_alarm_is_announced_once_and_then_its_end(
                 "next: onnxserve monitor list flights, or onnxserve alert silence flights "
                 "--monitor daily --for 2h"
             ),
-        ],
+        ]
     )
     assert last["title"] == "onnxserve: flights: Over: monitor daily"
     assert last["type"] == "success"
@@ -59,10 +42,8 @@ def test_alarm_is_announced_once_and_then_its_end(
 
 
 def test_the_news_of_an_endpoint_go_together_and_to_those_whose_tags_are_named(
-    store: Store,
-    settings: Settings,
-    receiver: Receiver,
-) -> None:
+    store, settings, receiver
+):
     science = MonitorSpec(alert=("science",))
     for monitor, spec in (("daily", OPS), ("hourly", OPS), ("weekly", science)):
         record_result(store, settings, result_of(0, monitor=monitor, temperature=6.0), spec)
@@ -77,12 +58,7 @@ def test_the_news_of_an_endpoint_go_together_and_to_those_whose_tags_are_named(
     assert receiver.titles("science") == ["onnxserve: flights: Alarm: monitor weekly"]
 
 
-def test_those_of_one_round_are_waited_for(
-    store: Store,
-    settings: Settings,
-    receiver: Receiver,
-    clock: Clock,
-) -> None:
+def test_those_of_one_round_are_waited_for(store, settings, receiver, clock):
     record_result(store, settings, result_of(0, temperature=6.0), OPS)
 
     assert send_due(store, settings, wait=timedelta(seconds=5)) == 0
@@ -91,13 +67,8 @@ def test_those_of_one_round_are_waited_for(
 
 
 def test_a_channel_that_fails_is_tried_again_after_pauses_that_grow(
-    see: Callable[..., Any],
-    store: Store,
-    settings: Settings,
-    receiver: Receiver,
-    clock: Clock,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+    see, store, settings, receiver, clock, caplog
+):
     receiver.is_broken = True
     assert see(result_of(0, temperature=6.0)) == 0
     assert send_due(store, settings) == 0
@@ -114,13 +85,7 @@ def test_a_channel_that_fails_is_tried_again_after_pauses_that_grow(
     assert receiver.titles("ops") == ["onnxserve: flights: Alarm: monitor daily"]
 
 
-def test_a_clock_that_goes_back_holds_up_nothing(
-    see: Callable[..., Any],
-    store: Store,
-    settings: Settings,
-    receiver: Receiver,
-    clock: Clock,
-) -> None:
+def test_a_clock_that_goes_back_holds_up_nothing(see, store, settings, receiver, clock):
     true_now = clock.now
     clock.pass_by(days=30)
     ahead = (clock.now - datetime(2013, 7, 2, tzinfo=UTC)).days
@@ -140,12 +105,8 @@ def test_a_clock_that_goes_back_holds_up_nothing(
 
 
 def test_alarm_that_ended_before_it_could_be_sent_is_not_sent(
-    see: Callable[..., Any],
-    store: Store,
-    settings: Settings,
-    receiver: Receiver,
-    clock: Clock,
-) -> None:
+    see, store, settings, receiver, clock
+):
     receiver.is_broken = True
     see(result_of(0, temperature=6.0))
     receiver.is_broken = False
@@ -156,13 +117,7 @@ def test_alarm_that_ended_before_it_could_be_sent_is_not_sent(
     assert receiver.got == {}
 
 
-def test_silence_holds_back_only_the_alarms_it_covers(
-    see: Callable[..., Any],
-    store: Store,
-    settings: Settings,
-    receiver: Receiver,
-    clock: Clock,
-) -> None:
+def test_silence_holds_back_only_the_alarms_it_covers(see, store, settings, receiver, clock):
     Silences(store).add("flights", "daily", timedelta(hours=2), "a known storm")
     see(result_of(0, temperature=6.0))
     see(result_of(0, monitor="hourly", temperature=6.0))
@@ -175,28 +130,16 @@ def test_silence_holds_back_only_the_alarms_it_covers(
     assert [event.why for event in store.events() if event.action == "silence"] == ["a known storm"]
 
 
-def test_alarms_are_stored_but_not_sent_without_a_configuration(
-    see: Callable[..., Any],
-    store: Store,
-) -> None:
+def test_alarms_are_stored_but_not_sent_without_a_configuration(see, store):
     assert see(result_of(0, temperature=6.0), settings=Settings()) == 0
     assert [alert.fingerprint for alert in Alerts(store).firing()] == ["flights/daily"]
 
 
-def test_two_that_tell_at_the_same_time_tell_once(
-    store: Store,
-    settings: Settings,
-    receiver: Receiver,
-) -> None:
+def test_two_that_tell_at_the_same_time_tell_once(store, settings, receiver):
     record_result(store, settings, result_of(0, temperature=6.0), OPS)
 
     with ThreadPoolExecutor(4) as pool:
-        sent = list(
-            pool.map(
-                lambda _: send_due(store, settings),
-                range(4),
-            )
-        )
+        sent = list(pool.map(lambda _: send_due(store, settings), range(4)))
 
     assert sum(sent) == 1
     assert len(receiver.titles("ops")) == 1

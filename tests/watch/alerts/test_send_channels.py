@@ -1,8 +1,6 @@
 """Messages to channels, without any secret in the log or the store."""
 
 import logging
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,25 +9,17 @@ from mlflow_deploy_plugin.core.registry.runs import LoggedRun
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.store.alerts import Alerts
-from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.watch.alerts.record import announce, record_failure, record_result
 from mlflow_deploy_plugin.watch.alerts.send import send_due
 from mlflow_deploy_plugin.watch.result import Finding
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, SeriesKey
 from tests.support.refusals import mentions
 from tests.support.results import result_of
-from tests.support.services.alert_receiver import Receiver
 
 from .conftest import RUN
 
 
-def test_no_secret_reaches_the_log_the_store_or_a_repr(
-    see: Callable[..., Any],
-    store: Store,
-    settings: Settings,
-    receiver: Receiver,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_no_secret_reaches_the_log_the_store_or_a_repr(see, store, settings, receiver, caplog):
     caplog.set_level(logging.DEBUG)
     receiver.is_broken = True
     see(result_of(0, temperature=6.0))
@@ -40,17 +30,8 @@ def test_no_secret_reaches_the_log_the_store_or_a_repr(
     assert "s3cret" not in repr(settings) + repr(Alerts(store).firing())
 
 
-@pytest.mark.parametrize(
-    ("answer_bytes", "taken"),
-    [(1_000_000, 1), (1_000_001, 0)],
-)
-def test_the_answer_of_a_channel_is_bounded(
-    see: Callable[..., Any],
-    receiver: Receiver,
-    caplog: pytest.LogCaptureFixture,
-    answer_bytes: int,
-    taken: int,
-) -> None:
+@pytest.mark.parametrize(("answer_bytes", "taken"), [(1_000_000, 1), (1_000_001, 0)])
+def test_the_answer_of_a_channel_is_bounded(see, receiver, caplog, answer_bytes, taken):
     receiver.answer_bytes = answer_bytes
     assert see(result_of(0, temperature=6.0)) == taken
     assert ("did not accept" in caplog.text) is (taken == 0)
@@ -66,13 +47,8 @@ def test_the_answer_of_a_channel_is_bounded(
     ],
 )
 def test_unusable_configuration_is_reported_without_quoting_it(
-    see: Callable[..., Any],
-    store: Store,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    text: str | None,
-    said: str,
-) -> None:
+    see, store, tmp_path, caplog, text, said
+):
     file = tmp_path / "broken.yaml"
     if text is not None:
         file.write_text(text)
@@ -82,7 +58,7 @@ def test_unusable_configuration_is_reported_without_quoting_it(
     send_due(store, Settings(alert_config=file))
     assert (
         caplog.text.replace(f"{file} ", "").count(
-            f"alerts cannot be sent: ONNXSERVE_ALERT_CONFIG: {said}",
+            f"alerts cannot be sent: ONNXSERVE_ALERT_CONFIG: {said}"
         )
         == 1
     )
@@ -90,11 +66,7 @@ def test_unusable_configuration_is_reported_without_quoting_it(
     assert len(Alerts(store).firing()) == 1
 
 
-def test_a_channel_that_takes_html_is_sent_the_names_as_text(
-    store: Store,
-    settings: Settings,
-    receiver: Receiver,
-) -> None:
+def test_a_channel_that_takes_html_is_sent_the_names_as_text(store, settings, receiver):
     assert settings.alert_config is not None
     settings.alert_config.write_text(f"urls:\n  - {receiver.url('html')}?format=html\n")
     finding = Finding("<img src=x>\n- wind", "unseen", "drift", "new is <b>", 6.0, 3.0)
@@ -109,23 +81,12 @@ def test_a_channel_that_takes_html_is_sent_the_names_as_text(
 
 
 @pytest.mark.parametrize("what", ["a finding", "a failure", "a message"])
-def test_caller_values_cannot_form_mentions_or_links_in_a_chat(
-    store: Store,
-    settings: Settings,
-    receiver: Receiver,
-    what: str,
-) -> None:
+def test_caller_values_cannot_form_mentions_or_links_in_a_chat(store, settings, receiver, what):
     value = (
         "@everyone <!channel> [the report](https://evil.example) <https://evil.example|the report>"
     )
     finding = Finding(
-        "carrier",
-        "unseen",
-        "drift",
-        f"new values as {value!r}",
-        6.0,
-        3.0,
-        segment=value,
+        "carrier", "unseen", "drift", f"new values as {value!r}", 6.0, 3.0, segment=value
     )
     acceptable: dict[str, Any] = {
         "figures": {"false_alarms_per_year": 1.0},
@@ -133,7 +94,7 @@ def test_caller_values_cannot_form_mentions_or_links_in_a_chat(
     }
     assert settings.alert_config is not None
     settings.alert_config.write_text(
-        f"urls:\n  - {receiver.url('chat').replace('json:', 'mmost:')}\n",
+        f"urls:\n  - {receiver.url('chat').replace('json:', 'mmost:')}\n"
     )
 
     match what:
@@ -149,11 +110,7 @@ def test_caller_values_cannot_form_mentions_or_links_in_a_chat(
             record_failure(store, settings, "flights", "hourly", f"no number: {value!r}")
         case _:
             announce(
-                store,
-                "flights",
-                "hourly",
-                f"no number: {value!r}",
-                f"{RUN}/artifacts/report.html",
+                store, "flights", "hourly", f"no number: {value!r}", f"{RUN}/artifacts/report.html"
             )
     send_due(store, settings)
 

@@ -3,8 +3,8 @@
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import chain
@@ -21,7 +21,6 @@ from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
-from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.watch.alerts.record import record_failure
 from mlflow_deploy_plugin.watch.controller.prometheus import StoreMetrics, start_metrics_server
 from tests.support.refusals import refused
@@ -34,13 +33,8 @@ DAY = timedelta(days=1)
 Read = Callable[[], dict[tuple[str, ...], float]]
 
 
-@pytest.fixture(
-    params=[
-        "sqlite",
-        pytest.param("postgresql", marks=pytest.mark.long),
-    ]
-)
-def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.long)])
+def store_url(request, tmp_path):
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'store.db'}"
     else:
@@ -49,7 +43,7 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
+def store(store_url):
     opened = open_store(store_url, lambda: NOW)
     monitors: dict[str, Any] = {
         name: {} for name in ("daily", "hourly", "hits", "new", "off", "broken")
@@ -65,12 +59,12 @@ def store(store_url: str) -> Iterator[Store]:
 
 
 @pytest.fixture
-def read(store: Store) -> Iterator[Read]:
+def read(store):
     """Return the current values of a metric by its labels."""
     port = free_port()
     server = start_metrics_server(store, port, "127.0.0.1")
 
-    def ask() -> dict[tuple[str, ...], float]:
+    def ask():
         text = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
         return {
             (
@@ -86,18 +80,10 @@ def read(store: Store) -> Iterator[Read]:
     server.server_close()
 
 
-def test_metrics_show_the_monitors_windows_and_alerts_in_the_store(
-    store: Store,
-    read: Read,
-) -> None:
+def test_metrics_show_the_monitors_windows_and_alerts_in_the_store(store, read):
     monitors = Monitors(store)
     for day, (verdict, share) in enumerate([("no drift", 0.0), ("drift", 0.4)]):
-        window = monitors.add(
-            "flights",
-            "daily",
-            FIRST + day * DAY,
-            FIRST + (day + 1) * DAY,
-        )
+        window = monitors.add("flights", "daily", FIRST + day * DAY, FIRST + (day + 1) * DAY)
         figures = {"share_of_drifted_columns": share, "rows": 75.0, "drift_score/x": 3.0}
         monitors.update(replace(window, state="judged", verdict=verdict, figures=figures))
     window = monitors.add("flights", "hourly", FIRST, FIRST + DAY)
@@ -145,10 +131,7 @@ def test_metrics_show_the_monitors_windows_and_alerts_in_the_store(
     assert read() == gauges
 
 
-def test_a_window_without_rows_and_one_that_waits_leave_the_last_drift_share(
-    store: Store,
-    read: Read,
-) -> None:
+def test_a_window_without_rows_and_one_that_waits_leave_the_last_drift_share(store, read):
     monitors = Monitors(store)
     shares: list[dict[str, float]] = [
         {"share_of_drifted_columns": 0.1},
@@ -156,12 +139,7 @@ def test_a_window_without_rows_and_one_that_waits_leave_the_last_drift_share(
         {},
     ]
     for day, figures in enumerate(shares):
-        window = monitors.add(
-            "flights",
-            "daily",
-            FIRST + day * DAY,
-            FIRST + (day + 1) * DAY,
-        )
+        window = monitors.add("flights", "daily", FIRST + day * DAY, FIRST + (day + 1) * DAY)
         monitors.update(replace(window, state="judged", verdict="not judged", figures=figures))
     monitors.add("flights", "daily", FIRST + 3 * DAY, FIRST + 4 * DAY)
 
@@ -175,16 +153,13 @@ def test_a_window_without_rows_and_one_that_waits_leave_the_last_drift_share(
     )
 
 
-def test_metrics_keep_their_last_values_and_show_that_the_store_is_down(
-    store: Store,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_metrics_keep_their_last_values_and_show_that_the_store_is_down(store, monkeypatch):
     go_on = threading.Event()
 
-    def down(**how: Any) -> AbstractContextManager[None]:
+    def down(**how):
         raise StoreUnavailable("the database is gone")
 
-    def silent(**how: Any) -> AbstractContextManager[None]:
+    def silent(**how):
         go_on.wait(60)
         raise StoreUnavailable("no answer")
 
@@ -192,7 +167,7 @@ def test_metrics_keep_their_last_values_and_show_that_the_store_is_down(
     calls = []
 
     @contextmanager
-    def slow(**how: Any) -> Iterator[Any]:
+    def slow(**how):
         calls.append(1)
         if len(calls) > 1:
             go_on.wait(60)
@@ -202,7 +177,7 @@ def test_metrics_keep_their_last_values_and_show_that_the_store_is_down(
     gauges = StoreMetrics(store, patience_seconds=0.1)
 
     # The store is up after its first answer, while other data is still being read.
-    def read_whole() -> dict:
+    def read_whole():
         read = values(gauges)
         if read["onnxserve_store_up"] and len(read) > 1:
             return read
@@ -222,37 +197,25 @@ def test_metrics_keep_their_last_values_and_show_that_the_store_is_down(
     go_on.clear()
     monkeypatch.setattr(store, "reading", slow)
     wait_until(
-        lambda: values(gauges) == read_at_first,
-        30,
-        "a store that answers and is slow is up",
+        lambda: values(gauges) == read_at_first, 30, "a store that answers and is slow is up"
     )
     go_on.set()
 
 
-def values(gauges: StoreMetrics) -> dict:
+def values(gauges):
     """Return the values by metric, or by metric and labels."""
     samples = list(chain.from_iterable(metric.samples for metric in gauges.collect()))
     return {
-        (
-            reading.name,
-            *reading.labels.values(),
-        )
-        if reading.labels
-        else reading.name: reading.value
+        (reading.name, *reading.labels.values()) if reading.labels else reading.name: reading.value
         for reading in samples
     }
 
 
 @pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
-def test_of_windows_nothing_but_an_index_is_read_for_the_counts(store: Store, read: Read) -> None:
+def test_of_windows_nothing_but_an_index_is_read_for_the_counts(store, read):
     statements: list[str] = []
 
-    def keep(
-        _connection: Any,
-        _cursor: Any,
-        statement: str,
-        *_: Any,
-    ) -> None:
+    def keep(_connection, _cursor, statement, *_):
         statements.append(statement)
 
     event.listen(Engine, "before_cursor_execute", keep)
@@ -268,15 +231,12 @@ def test_of_windows_nothing_but_an_index_is_read_for_the_counts(store: Store, re
     assert "TEMP B-TREE" not in plan
 
 
-def test_a_taken_port_is_one_clear_line(store: Store, taken_port: int) -> None:
+def test_a_taken_port_is_one_clear_line(store, taken_port):
     with refused(InvalidConfig, f"--metrics-port {taken_port}", "in use"):
         start_metrics_server(store, taken_port, "127.0.0.1")
 
 
-def test_clients_that_send_nothing_end_and_hold_no_more_than_a_few_threads(
-    store: Store,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_clients_that_send_nothing_end_and_hold_no_more_than_a_few_threads(store, monkeypatch):
     port = free_port()
     server = start_metrics_server(store, port, "127.0.0.1", request_seconds=0.5)
     try:
@@ -290,24 +250,14 @@ def test_clients_that_send_nothing_end_and_hold_no_more_than_a_few_threads(
         server.server_close()
 
 
-def test_guide_lists_exactly_the_served_metrics_and_rules_use_only_those(
-    store: Store,
-    read: Read,
-) -> None:
+def test_guide_lists_exactly_the_served_metrics_and_rules_use_only_those(store, read):
     root = Path(__file__).parents[3]
     documented = set(
-        re.findall(r"\| `(onnxserve_[a-z_]+)", (root / "docs" / "alerts.md").read_text()),
+        re.findall(r"\| `(onnxserve_[a-z_]+)", (root / "docs" / "alerts.md").read_text())
     )
     window = Monitors(store).add("flights", "daily", FIRST, FIRST + DAY)
     figures = {"share_of_drifted_columns": 0.5}
-    Monitors(store).update(
-        replace(
-            window,
-            state="judged",
-            verdict="drift",
-            figures=figures,
-        )
-    )
+    Monitors(store).update(replace(window, state="judged", verdict="drift", figures=figures))
     record_failure(store, Settings(), "flights", "daily", "MLflow does not answer")
 
     served = {labels[0] for labels in read()}

@@ -1,37 +1,30 @@
 """The alerts of the controller about MLflow's server."""
 
 import os
-from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import requests
 
 from mlflow_deploy_plugin.core.store.alerts import Alerts
 from mlflow_deploy_plugin.core.store.database import open_store, utc_now
-from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.watch.controller.service import announce_lateness
 from tests.support.clocks import Clock
 from tests.support.refusals import mentions
 from tests.support.services.mlflow_server import MlflowServer
-from tests.support.tracking import NewDatabase, tracking_at
+from tests.support.tracking import tracking_at
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
+def store(tmp_path):
     """A store four hours after the start of its server."""
     clock = Clock(utc_now() + timedelta(hours=4))
     with closing(open_store(f"sqlite:///{tmp_path}/store.db", clock)) as opened:
         yield opened
 
 
-def test_late_checkpoint_is_an_alert(
-    store: Store,
-    tmp_path: Path,
-    new_database: NewDatabase,
-) -> None:
+def test_late_checkpoint_is_an_alert(store, tmp_path, new_database):
     with tracking_at(new_database(tmp_path)):
         announce_lateness(store)
     assert Alerts(store).recent() == []

@@ -1,8 +1,6 @@
 """The wording of the controller's most visible messages."""
 
-from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 
@@ -25,7 +23,7 @@ from tests.support.rollouts import PLAN
 
 
 @pytest.fixture
-def deployments(tmp_path: Path) -> Deployments:
+def deployments(tmp_path):
     """Return the deployments of a store with the endpoint `flights`, its two monitors
     and its live rollout.
     """
@@ -104,20 +102,12 @@ def deployments(tmp_path: Path) -> Deployments:
             "--abort-on: p99>0.5x: this limit requires a faster candidate; use at least 1x",
         ),
         (
-            lambda _: next_fire(
-                "15 6 * * *",
-                "Berlin",
-                datetime(2026, 11, 22, tzinfo=UTC),
-            ),
+            lambda _: next_fire("15 6 * * *", "Berlin", datetime(2026, 11, 22, tzinfo=UTC)),
             "time_zone 'Berlin' is not known; a name like Europe/Berlin is expected",
         ),
     ],
 )
-def test_the_message_of_a_refusal(
-    deployments: Deployments,
-    cause: Callable[[Deployments], object],
-    message: str,
-) -> None:
+def test_the_message_of_a_refusal(deployments, cause, message):
     with pytest.raises(OnnxserveError) as refused:
         cause(deployments)
     assert str(refused.value) == message

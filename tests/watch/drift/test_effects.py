@@ -1,8 +1,6 @@
 """The effect of a column on the predictions of a version."""
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,13 +9,8 @@ import pytest
 from mlflow_deploy_plugin.core.errors import InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.serve.runtime.artifact import read_artifact
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
-from mlflow_deploy_plugin.watch.drift.effects import (
-    Effect,
-    check_unit,
-    measure_effect,
-    with_effect,
-)
-from mlflow_deploy_plugin.watch.result import Check, Finding
+from mlflow_deploy_plugin.watch.drift.effects import Effect, check_unit, measure_effect, with_effect
+from mlflow_deploy_plugin.watch.result import Finding
 from tests.support.classifiers import write_classifier, write_regressor
 from tests.support.models import graph_tensor, write_model
 from tests.support.refusals import mentions, refused
@@ -25,35 +18,35 @@ from tests.support.refusals import mentions, refused
 ROWS = 4_000
 
 
-def table(seed: int, **columns: Any) -> pa.Table:
+def table(seed, **columns):
     """Return rows with the independent columns a and b, unless `columns` has them."""
     rng = np.random.default_rng(seed)
     return pa.table({"a": rng.normal(size=ROWS), "b": rng.normal(size=ROWS), **columns})
 
 
-def normal(seed: int, mean: float = 0.0, deviation: float = 1.0) -> np.ndarray:
+def normal(seed, mean=0.0, deviation=1.0):
     return np.random.default_rng(seed).normal(mean, deviation, ROWS)
 
 
 @pytest.fixture(scope="module")
-def regressor(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
+def regressor(tmp_path_factory):
     """The model 2 a - b."""
     return OnnxModel.load(write_regressor(tmp_path_factory.mktemp("regressor")))
 
 
 @pytest.fixture(scope="module")
-def classifier(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
+def classifier(tmp_path_factory):
     """The probability of 1 is the sigmoid of 2 a - b."""
     return OnnxModel.load(write_classifier(tmp_path_factory.mktemp("classifier")))
 
 
-def effect_of(model: OnnxModel, window: pa.Table) -> Effect:
+def effect_of(model, window):
     effect = measure_effect(model, table(1), window, "a", ROWS)
     assert effect is not None
     return effect
 
 
-def test_effect_of_a_shift_is_its_part_of_the_mean_prediction(regressor: OnnxModel) -> None:
+def test_effect_of_a_shift_is_its_part_of_the_mean_prediction(regressor):
     window = table(2, a=normal(2, mean=1.5), b=normal(3, mean=7))
 
     effect = effect_of(regressor, window)
@@ -65,23 +58,21 @@ def test_effect_of_a_shift_is_its_part_of_the_mean_prediction(regressor: OnnxMod
     assert effect == effect_of(regressor, window)
 
 
-def test_effect_of_a_wider_spread_has_a_size_without_a_direction(regressor: OnnxModel) -> None:
+def test_effect_of_a_wider_spread_has_a_size_without_a_direction(regressor):
     effect = effect_of(regressor, table(2, a=normal(2, deviation=2)))
 
     assert effect.effect == pytest.approx(0, abs=0.15)
     assert effect.effect_size == pytest.approx(2 * np.sqrt(2 / np.pi), abs=0.1)
 
 
-def test_calm_column_has_no_effect_although_it_is_related_to_another(
-    regressor: OnnxModel,
-) -> None:
+def test_calm_column_has_no_effect_although_it_is_related_to_another(regressor):
     """Values in another order would change 2 a - 2 a, which is 0 in all rows."""
     a = normal(4)
 
     assert effect_of(regressor, table(4, a=a, b=2 * a)).effect_size < 0.15
 
 
-def test_effect_on_a_classifier_is_that_on_the_second_class(classifier: OnnxModel) -> None:
+def test_effect_on_a_classifier_is_that_on_the_second_class(classifier):
     effect = effect_of(classifier, table(2, a=normal(2, mean=1)))
 
     assert effect.effect_unit == "probability of 1"
@@ -89,9 +80,7 @@ def test_effect_on_a_classifier_is_that_on_the_second_class(classifier: OnnxMode
     assert effect.changed_classes == pytest.approx(0.32, abs=0.05)
 
 
-def test_effect_of_missing_values_is_that_of_the_rows_that_miss_them(
-    tmp_path: Path,
-) -> None:
+def test_effect_of_missing_values_is_that_of_the_rows_that_miss_them(tmp_path):
     """The model takes 5 for a missing value."""
     model = OnnxModel.load(
         write_classifier(
@@ -109,16 +98,14 @@ def test_effect_of_missing_values_is_that_of_the_rows_that_miss_them(
     assert all_missing.effect == pytest.approx(0.5, abs=0.03)
 
 
-def test_effect_of_a_new_category_is_that_of_its_rows(tmp_path: Path) -> None:
+def test_effect_of_a_new_category_is_that_of_its_rows(tmp_path):
     """The prediction is 10 for UA, and 0 for other carriers."""
     graph = """carriers (string[N,1] carrier) => (float[N,1] y) {
       y = ai.onnx.ml.LabelEncoder <keys_strings = ["UA"], values_floats = [10.0],
                                    default_float = 0.0> (carrier)
     }"""
     section = {
-        "inputs": [
-            graph_tensor("carrier", "str", -1, 1, columns=["carrier"]),
-        ],
+        "inputs": [graph_tensor("carrier", "str", -1, 1, columns=["carrier"])],
         "outputs": [graph_tensor("y", "float32", -1, 1, role="values")],
         "prediction": ["y"],
     }
@@ -147,14 +134,11 @@ def test_effect_of_a_new_category_is_that_of_its_rows(tmp_path: Path) -> None:
     ],
     ids=["without the column", "without rows", "texts", "lists", "without another column"],
 )
-def test_rows_that_the_model_cannot_predict_have_no_effect(
-    regressor: OnnxModel,
-    window: pa.Table,
-) -> None:
+def test_rows_that_the_model_cannot_predict_have_no_effect(regressor, window):
     assert measure_effect(regressor, table(1), window, "a", ROWS) is None
 
 
-def test_rows_without_a_predicted_number_leave_the_effect_unknown(regressor: OnnxModel) -> None:
+def test_rows_without_a_predicted_number_leave_the_effect_unknown(regressor):
     values = normal(2)
     values[:100] = np.nan
 
@@ -162,9 +146,7 @@ def test_rows_without_a_predicted_number_leave_the_effect_unknown(regressor: Onn
     assert measure_effect(regressor, table(1).slice(0, 0), table(2), "a", ROWS) is None
 
 
-def test_effect_on_several_predictions_is_that_on_the_one_that_changes_most(
-    tmp_path: Path,
-) -> None:
+def test_effect_on_several_predictions_is_that_on_the_one_that_changes_most(tmp_path):
     """The model returns a and b."""
     graph = "same (double[N,2] x) => (double[N,2] y) { y = Identity(x) }"
     section = {
@@ -181,7 +163,7 @@ def test_effect_on_several_predictions_is_that_on_the_one_that_changes_most(
     assert effect.effect == pytest.approx(3, abs=0.1)
 
 
-def drifted(check: Check = "distribution", change: str = "") -> Finding:
+def drifted(check="distribution", change=""):
     return Finding(
         "a",
         check,
@@ -196,7 +178,7 @@ def drifted(check: Check = "distribution", change: str = "") -> Finding:
     )
 
 
-def test_finding_with_a_small_effect_is_listed_without_an_alarm() -> None:
+def test_finding_with_a_small_effect_is_listed_without_an_alarm():
     effect = Effect(-0.01, 0.01, "probability of 1", 0.03)
 
     finding = with_effect(drifted(), effect, min_effect=0.02)
@@ -217,18 +199,14 @@ def test_finding_with_a_small_effect_is_listed_without_an_alarm() -> None:
         ("presence", 0.02, Effect(0.0, 0.0, "prediction")),
     ],
 )
-def test_finding_remains_an_alarm(
-    check: Check,
-    min_effect: float | None,
-    effect: Effect | None,
-) -> None:
+def test_finding_remains_an_alarm(check, min_effect, effect):
     finding = with_effect(drifted(check), effect, min_effect)
 
     assert finding.is_alarm
     assert finding.in_a_row == 2
 
 
-def test_history_has_the_effect_between_the_change_and_the_start() -> None:
+def test_history_has_the_effect_between_the_change_and_the_start():
     effect = Effect(3.1, 3.2, "prediction", 0.25)
 
     finding = with_effect(drifted(change="mean 1 → 2, higher"), effect, min_effect=None)
@@ -239,7 +217,7 @@ def test_history_has_the_effect_between_the_change_and_the_start() -> None:
     assert mentions(since, "1 April 2013")
 
 
-def test_effect_in_a_unit_that_the_model_does_not_have_is_refused(tmp_path: Path) -> None:
+def test_effect_in_a_unit_that_the_model_does_not_have_is_refused(tmp_path):
     classifier = read_artifact(write_classifier(tmp_path / "classifier"))
     regressor = read_artifact(write_regressor(tmp_path / "regressor"))
     undescribed = read_artifact(write_model(tmp_path / "undescribed"))

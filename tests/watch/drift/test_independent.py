@@ -9,20 +9,13 @@ import pytest
 from tests.watch.drift.test_verdict import reference_of, verdict_on
 
 
-def normal_rows(rng: np.random.Generator, rows: int) -> pa.Table:
+def normal_rows(rng, rows):
     return pa.table({"number": rng.normal(0, 1, rows), "name": rng.choice(["a", "b", "c"], rows)})
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("reference_rows", "rows"),
-    [
-        (150, 50),
-        (400, 400),
-        (2_000, 200),
-    ],
-)
-def test_few_calm_files_are_drift(reference_rows: int, rows: int) -> None:
+@pytest.mark.parametrize(("reference_rows", "rows"), [(150, 50), (400, 400), (2_000, 200)])
+def test_few_calm_files_are_drift(reference_rows, rows):
     rng = np.random.default_rng(0)
     states = []
     for _ in range(60):
@@ -35,13 +28,13 @@ def test_few_calm_files_are_drift(reference_rows: int, rows: int) -> None:
     assert states.count("not judged") == 0
 
 
-def short_texts(rng: np.random.Generator, rows: int, values: int) -> pa.Table:
+def short_texts(rng, rows, values):
     numbers = rng.integers(0, values, rows).tolist()
     return pa.table({"text": [f"{'ab' * (number % 7)} {number}" for number in numbers]})
 
 
 @pytest.mark.parametrize("values", [100, 343, 10**9])
-def test_new_texts_after_a_tiny_reference_are_no_drift(values: int) -> None:
+def test_new_texts_after_a_tiny_reference_are_no_drift(values):
     rng = np.random.default_rng(0)
     states = []
     for _ in range(20):
@@ -54,7 +47,7 @@ def test_new_texts_after_a_tiny_reference_are_no_drift(values: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "ab 7", "a much longer text {}", "7"])
-def test_other_texts_after_a_tiny_reference_are_drift(text: str) -> None:
+def test_other_texts_after_a_tiny_reference_are_drift(text):
     rng = np.random.default_rng(0)
     reference = reference_of(short_texts(rng, 50, 10**9), None)
     texts = [text.format(number) for number in range(300)]

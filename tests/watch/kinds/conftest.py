@@ -4,7 +4,7 @@ registry.
 
 import itertools
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.core.statedir.files import WANTED, write_state
 from mlflow_deploy_plugin.core.statedir.models import Wanted, WantedEndpoint, WantedVariant
 from mlflow_deploy_plugin.serve.inference_log.labels import LABELS, Label, labels_table
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
-from mlflow_deploy_plugin.watch.result import MonitorResult, WindowRequest
+from mlflow_deploy_plugin.watch.result import WindowRequest
 from tests.support.inference_log import ENDPOINT, MODEL, event_table
 from tests.support.models import graph_tensor
 
@@ -79,21 +79,14 @@ class EndpointWorld:
             (folder / "MLmodel").write_text(yaml.safe_dump(document))
             version = name.removeprefix("v")
             variants[name] = WantedVariant(
-                model_uri=f"models:/{MODEL}/{version}",
-                model=MODEL,
-                version=version,
-                folder=folder,
+                model_uri=f"models:/{MODEL}/{version}", model=MODEL, version=version, folder=folder
             )
         self.state_dir.mkdir(parents=True, exist_ok=True)
         wanted = Wanted(generation=1, endpoints={ENDPOINT: WantedEndpoint(variants=variants)})
         write_state(self.state_dir / WANTED, wanted)
 
     def answer(
-        self,
-        columns: Mapping[str, Any],
-        day: datetime = DAY,
-        version: str = "1",
-        folder: str = "",
+        self, columns: Mapping[str, Any], day: datetime = DAY, version: str = "1", folder: str = ""
     ) -> None:
         """Write rows, each as a separate request, over three hours. `columns` may
         contain log columns.
@@ -128,12 +121,7 @@ class EndpointWorld:
             below.mkdir(parents=True, exist_ok=True)
             pq.write_table(table.filter(pa.array(hours == hour)), below / f"{segment}.parquet")
 
-    def label(
-        self,
-        column: str,
-        labels: Mapping[Any, Any],
-        name: str = "labels",
-    ) -> None:
+    def label(self, column: str, labels: Mapping[Any, Any], name: str = "labels") -> None:
         """Write labels of the rows by the value of a key column."""
         received = int((DAY + timedelta(days=2)).timestamp() * 1_000_000)
         entries = [
@@ -156,16 +144,11 @@ class EndpointWorld:
 
 
 @pytest.fixture
-def endpoint(tmp_path: Path) -> EndpointWorld:
+def endpoint(tmp_path):
     return EndpointWorld(Settings(home=tmp_path))
 
 
-def finding(
-    judged: MonitorResult,
-    subject: str,
-    check: str | None = None,
-    segment: str = "",
-) -> Any:
+def finding(judged, subject, check=None, segment=""):
     """Return the one `Finding` of a subject."""
     matches = [
         entry
@@ -176,11 +159,7 @@ def finding(
     return matches[0]
 
 
-def classify(
-    rng: np.random.Generator,
-    keys: Sequence[int],
-    skill: float = 2.0,
-) -> tuple[dict[str, Any], dict[int, int]]:
+def classify(rng, keys, skill=2.0):
     """Return predictions of a calibrated binary classifier, and the truth; a small
     `skill` makes rows hard.
     """
@@ -188,10 +167,7 @@ def classify(
     truth = (rng.random(len(keys)) < chances).astype(int)
     columns = {
         "flight": np.array(keys),
-        "carrier": rng.choice(
-            ["UA", "AA", "DL"],
-            len(keys),
-        ).astype(object),
+        "carrier": rng.choice(["UA", "AA", "DL"], len(keys)).astype(object),
         "prediction": (chances >= 0.5).astype(np.int64),
         "output.probabilities": [[1 - chance, chance] for chance in chances],
     }

@@ -4,10 +4,8 @@ input.
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +27,7 @@ from mlflow_deploy_plugin.watch.sequential.evidence import (
 from tests.support.inference_log import ENDPOINT, event_table
 from tests.support.random_rows import normal_rows
 from tests.support.refusals import mentions
-from tests.watch.kinds.conftest import EndpointWorld, finding
+from tests.watch.kinds.conftest import finding
 
 from .conftest import CLASSIFIER, DAY
 
@@ -37,11 +35,7 @@ REFERENCE_DAYS = 40
 ROWS = 240
 
 
-def day(
-    seed: int,
-    rows: int = ROWS,
-    **others: Any,
-) -> dict[str, Any]:
+def day(seed, rows=ROWS, **others):
     """Return rows with a temperature that is shared by the day."""
     rng = np.random.default_rng(seed)
     temperature = rng.normal(rng.normal(0, 0.5), 1, rows)
@@ -55,68 +49,41 @@ def day(
     return {**columns, **others}
 
 
-def times(start: datetime, rows: int) -> list[datetime]:
+def times(start, rows):
     return [start + timedelta(seconds=86_400 * row // rows) for row in range(rows)]
 
 
 @pytest.fixture(scope="module")
-def reference() -> pa.Table:
+def reference():
     first = DAY - timedelta(days=REFERENCE_DAYS + 10)
     days = [
-        event_table(
-            {
-                "_event_time": times(first + timedelta(days=number), ROWS),
-                **day(number),
-            }
-        )
+        event_table({"_event_time": times(first + timedelta(days=number), ROWS), **day(number)})
         for number in range(REFERENCE_DAYS)
     ]
     return pa.concat_tables(days)
 
 
 @pytest.fixture
-def ask(
-    endpoint: EndpointWorld,
-    reference: pa.Table,
-) -> Callable[..., MonitorResult]:
+def ask(endpoint, reference):
     """Judge one day with these rows."""
     endpoint.serve(CLASSIFIER, reference)
 
-    def asked(
-        rows: dict[str, Any],
-        withheld: CaptureSpec | None = None,
-        accuracy: LevelSeries | None = None,
-        **spec: Any,
-    ) -> MonitorResult:
+    def asked(rows, withheld=None, accuracy=None, **spec):
         if len(next(iter(rows.values()))):
             endpoint.answer(rows)
         request = endpoint.ask(**{"min_rows": 100, **spec})
-        return drift.judge(
-            replace(
-                request,
-                capture=withheld or CaptureSpec(),
-                accuracy=accuracy,
-            )
-        )
+        return drift.judge(replace(request, capture=withheld or CaptureSpec(), accuracy=accuracy))
 
     return asked
 
 
-def states(judged: MonitorResult) -> dict[tuple[str, str], str]:
+def states(judged):
     return {(outcome.subject, outcome.check): outcome.state for outcome in judged.findings}
 
 
-def test_a_calm_day_is_none_and_a_shifted_one_is_with_rows_for_the_report(
-    ask: Callable[..., Any],
-    endpoint: EndpointWorld,
-) -> None:
+def test_a_calm_day_is_none_and_a_shifted_one_is_with_rows_for_the_report(ask, endpoint):
     calm = ask(day(100))
-    shifted = ask(
-        day(
-            101,
-            temp=np.random.default_rng(1).normal(6, 1, ROWS),
-        )
-    )
+    shifted = ask(day(101, temp=np.random.default_rng(1).normal(6, 1, ROWS)))
 
     assert calm.state == "no drift"
     assert calm.rows == ROWS
@@ -133,16 +100,11 @@ def test_a_calm_day_is_none_and_a_shifted_one_is_with_rows_for_the_report(
     assert profile_from_parquet(shifted.report.artifacts[SKETCHES]).rows == 2 * ROWS
 
 
-def test_a_day_with_an_alarm_has_the_level_of_the_column_and_then_the_accuracy_of_the_model(
-    ask: Callable[..., Any],
-) -> None:
+def test_a_day_with_an_alarm_has_the_level_of_the_column_and_then_the_accuracy_of_the_model(ask):
     accuracy = LevelSeries("accuracy, from labels", (DAY,), (0.8,))
 
     calm = ask(day(100), accuracy=accuracy)
-    shifted = ask(
-        day(101, temp=np.random.default_rng(1).normal(6, 1, ROWS)),
-        accuracy=accuracy,
-    )
+    shifted = ask(day(101, temp=np.random.default_rng(1).normal(6, 1, ROWS)), accuracy=accuracy)
 
     assert calm.report.levels == ()
     assert [series.title for series in shifted.report.levels] == [
@@ -151,31 +113,18 @@ def test_a_day_with_an_alarm_has_the_level_of_the_column_and_then_the_accuracy_o
     ]
 
 
-def test_only_the_named_columns_are_judged(ask: Callable[..., Any]) -> None:
-    judged = ask(
-        day(100, temp=np.full(ROWS, 50.0)),
-        columns=["noise", "carrier"],
-    )
+def test_only_the_named_columns_are_judged(ask):
+    judged = ask(day(100, temp=np.full(ROWS, 50.0)), columns=["noise", "carrier"])
 
     assert judged.state == "no drift"
     assert {outcome.subject for outcome in judged.findings} == {"noise", "carrier", RELATIONS}
 
 
-def test_a_column_is_named_with_its_parts(
-    ask: Callable[..., Any],
-    endpoint: EndpointWorld,
-    reference: pa.Table,
-) -> None:
+def test_a_column_is_named_with_its_parts(ask, endpoint, reference):
     embeddings = normal_rows(len(reference), 16)
-    endpoint.serve(
-        CLASSIFIER,
-        reference.append_column("embedding", pa.array(embeddings.tolist())),
-    )
+    endpoint.serve(CLASSIFIER, reference.append_column("embedding", pa.array(embeddings.tolist())))
 
-    judged = ask(
-        day(100, embedding=embeddings[:ROWS].tolist()),
-        columns=["embedding"],
-    )
+    judged = ask(day(100, embedding=embeddings[:ROWS].tolist()), columns=["embedding"])
 
     assert judged.state == "no drift"
     projections = {f"embedding.projection.{number}" for number in range(8)}
@@ -188,10 +137,7 @@ def test_a_column_is_named_with_its_parts(
 
 
 @pytest.mark.parametrize("segment", ["", "UA"])
-def test_a_change_of_only_the_relations_names_two_columns(
-    ask: Callable[..., Any],
-    segment: str,
-) -> None:
+def test_a_change_of_only_the_relations_names_two_columns(ask, segment):
     rows = day(100)
     centred = rows["temp"] - np.nanmean(rows["temp"])
     centred = np.where(np.isnan(centred), rows["noise"], centred)
@@ -216,19 +162,11 @@ def test_a_change_of_only_the_relations_names_two_columns(
     assert stored.keys() == {"temp", "noise", "carrier", "prediction"}
 
 
-def test_columns_withheld_from_the_log_are_not_judged_as_drift(
-    ask: Callable[..., Any],
-) -> None:
-    hashed = day(
-        102,
-        carrier=np.array([f"h{number:064x}" for number in range(ROWS)], dtype=object),
-    )
+def test_columns_withheld_from_the_log_are_not_judged_as_drift(ask):
+    hashed = day(102, carrier=np.array([f"h{number:064x}" for number in range(ROWS)], dtype=object))
     del hashed["temp"]
 
-    judged = ask(
-        hashed,
-        CaptureSpec(drop=("temp",), mask=("carrier",)),
-    )
+    judged = ask(hashed, CaptureSpec(drop=("temp",), mask=("carrier",)))
 
     assert judged.state == "no drift"
     assert mentions(finding(judged, "temp").reason, "capture.drop")
@@ -237,36 +175,26 @@ def test_columns_withheld_from_the_log_are_not_judged_as_drift(
     assert {left.name for left, _ in judged.report.pairs} == {"noise", "prediction"}
 
 
-def test_a_key_is_not_judged_though_each_row_has_another_one(
-    ask: Callable[..., Any],
-) -> None:
-    judged = ask(
-        day(100, customer_id=np.arange(ROWS)),
-        CaptureSpec(keys=("customer_id",)),
-    )
+def test_a_key_is_not_judged_though_each_row_has_another_one(ask):
+    judged = ask(day(100, customer_id=np.arange(ROWS)), CaptureSpec(keys=("customer_id",)))
 
     assert judged.state == "no drift"
     assert finding(judged, "customer_id").state == "not judged"
     assert "capture.keys" in finding(judged, "customer_id").reason
 
 
-def test_segments_of_hashes_are_no_segments_of_training_rows(ask: Callable[..., Any]) -> None:
+def test_segments_of_hashes_are_no_segments_of_training_rows(ask):
     hashed = day(
-        100,
-        carrier=np.array([f"{number % 2:032x}" for number in range(ROWS)], dtype=object),
+        100, carrier=np.array([f"{number % 2:032x}" for number in range(ROWS)], dtype=object)
     )
 
-    judged = ask(
-        hashed,
-        withheld=CaptureSpec(mask=("carrier",)),
-        segment_by=["carrier"],
-    )
+    judged = ask(hashed, withheld=CaptureSpec(mask=("carrier",)), segment_by=["carrier"])
 
     assert not any(outcome.segment for outcome in judged.findings)
     assert any(mentions(note, "segments", "carrier", "capture.mask") for note in judged.notes)
 
 
-def test_the_only_answer_is_withheld_under_either_name(ask: Callable[..., Any]) -> None:
+def test_the_only_answer_is_withheld_under_either_name(ask):
     rows = day(100)
     del rows["prediction"]
 
@@ -276,7 +204,7 @@ def test_the_only_answer_is_withheld_under_either_name(ask: Callable[..., Any]) 
     assert mentions(finding(judged, "prediction").reason, "capture.drop")
 
 
-def test_a_requirement_speaks_of_the_columns_that_the_log_holds(ask: Callable[..., Any]) -> None:
+def test_a_requirement_speaks_of_the_columns_that_the_log_holds(ask):
     rows = day(100)
     del rows["temp"]
     withheld = CaptureSpec(drop=("temp",), mask=("carrier",))
@@ -293,11 +221,8 @@ def test_a_requirement_speaks_of_the_columns_that_the_log_holds(ask: Callable[..
     assert required.state == "not judged"
 
 
-def test_window_with_all_columns_withheld_is_not_judged(ask: Callable[..., Any]) -> None:
-    judged = ask(
-        day(100),
-        withheld=CaptureSpec(mask=("temp", "carrier", "noise", "prediction")),
-    )
+def test_window_with_all_columns_withheld_is_not_judged(ask):
+    judged = ask(day(100), withheld=CaptureSpec(mask=("temp", "carrier", "noise", "prediction")))
 
     assert judged.state == "not judged"
     assert {outcome.state for outcome in judged.findings} == {"not judged"}
@@ -305,10 +230,7 @@ def test_window_with_all_columns_withheld_is_not_judged(ask: Callable[..., Any])
 
 
 @pytest.mark.parametrize("columns", [["prediction"], ["prediction", "output"]])
-def test_drift_of_predictions_alone_is_judged_by_their_columns(
-    ask: Callable[..., Any],
-    columns: list[str],
-) -> None:
+def test_drift_of_predictions_alone_is_judged_by_their_columns(ask, columns):
     warm = day(100, temp=np.full(ROWS, 50.0))
 
     assert ask(warm, columns=columns).state == "no drift"
@@ -317,7 +239,7 @@ def test_drift_of_predictions_alone_is_judged_by_their_columns(
     assert {outcome.subject for outcome in judged.findings} == {"prediction"}
 
 
-def test_segments_reveal_a_drift_hidden_in_all_rows(ask: Callable[..., Any]) -> None:
+def test_segments_reveal_a_drift_hidden_in_all_rows(ask):
     columns = day(100, rows=480)
     only = columns["carrier"] == "UA"
     columns["noise"][only] += 4
@@ -331,11 +253,7 @@ def test_segments_reveal_a_drift_hidden_in_all_rows(ask: Callable[..., Any]) -> 
 
 
 @pytest.mark.parametrize("left", [0, 7])
-def test_rows_of_a_segment_are_judged_whatever_its_size(
-    endpoint: EndpointWorld,
-    reference: pa.Table,
-    left: int,
-) -> None:
+def test_rows_of_a_segment_are_judged_whatever_its_size(endpoint, reference, left):
     endpoint.serve(CLASSIFIER, reference)
     past: list[JudgedWindow] = []
     results: list[MonitorResult] = []
@@ -358,9 +276,7 @@ def test_rows_of_a_segment_are_judged_whatever_its_size(
     assert not finding(last, "number of rows", "rows", "carrier=AA").is_alarm
 
 
-def test_quality_is_judged_by_the_reference_and_the_requirements(
-    ask: Callable[..., Any],
-) -> None:
+def test_quality_is_judged_by_the_reference_and_the_requirements(ask):
     temperature = normal_rows(ROWS, seed=5)
     temperature[:120] = np.nan
 
@@ -377,7 +293,7 @@ def test_quality_is_judged_by_the_reference_and_the_requirements(
 
     assert judged.state == "violated"
     assert judged.reason.startswith(
-        "missing(temp): 4.9% (the reference) → 50.0%, more; 50.00% of 240 rows",
+        "missing(temp): 4.9% (the reference) → 50.0%, more; 50.00% of 240 rows"
     )
     assert "; since 1 April 2013" in judged.reason
     assert finding(judged, "missing(temp)").value == 0.5
@@ -398,12 +314,7 @@ def test_quality_is_judged_by_the_reference_and_the_requirements(
         (0.1, "missing(temp)<=0.6", "kept"),
     ],
 )
-def test_the_share_of_a_sample_has_an_interval(
-    endpoint: EndpointWorld,
-    fraction: float,
-    required: str,
-    state: str,
-) -> None:
+def test_the_share_of_a_sample_has_an_interval(endpoint, fraction, required, state):
     temperature = np.zeros(ROWS)
     temperature[: ROWS // 2] = np.nan
     endpoint.serve(CLASSIFIER)
@@ -419,17 +330,11 @@ def test_the_share_of_a_sample_has_an_interval(
     assert ("a sample, " in criterion.reason) == (fraction < 1)
 
 
-def test_rows_of_one_request_of_a_sample_count_as_one(endpoint: EndpointWorld) -> None:
+def test_rows_of_one_request_of_a_sample_count_as_one(endpoint):
     temperature = np.zeros(ROWS)
     temperature[: ROWS // 2] = np.nan
     endpoint.serve(CLASSIFIER)
-    endpoint.answer(
-        day(
-            100,
-            temp=temperature,
-            _row=np.arange(ROWS, dtype=np.int32) % (ROWS // 4),
-        )
-    )
+    endpoint.answer(day(100, temp=temperature, _row=np.arange(ROWS, dtype=np.int32) % (ROWS // 4)))
     request = endpoint.ask(min_rows=100, require=["missing(temp)<=0.6"])
 
     judged = drift.judge(replace(request, capture=CaptureSpec(fraction=0.1)))
@@ -437,37 +342,29 @@ def test_rows_of_one_request_of_a_sample_count_as_one(endpoint: EndpointWorld) -
     assert judged.state == "cannot tell"
 
 
-def test_quality_requirements_on_rows_alone_need_no_reference(
-    endpoint: EndpointWorld,
-) -> None:
+def test_quality_requirements_on_rows_alone_need_no_reference(endpoint):
     endpoint.serve(CLASSIFIER)
     endpoint.answer(day(100))
 
-    judged = drift.judge(
-        endpoint.ask(min_rows=100, require=["missing<=0.2", "unseen<=0.1"]),
-    )
+    judged = drift.judge(endpoint.ask(min_rows=100, require=["missing<=0.2", "unseen<=0.1"]))
 
     assert finding(judged, "missing(temp)").state == "kept"
     assert finding(judged, "unseen").state == "not judged"
     assert "has no reference" in finding(judged, "unseen").reason
 
 
-def test_violated_column_shows_its_value_in_the_reference(
-    ask: Callable[..., Any],
-) -> None:
+def test_violated_column_shows_its_value_in_the_reference(ask):
     columns = day(100)
     columns["temp"][: ROWS // 2] = np.nan
     columns["carrier"][:60] = "ZZ"
     columns["noise"][:30] = 99.0
 
     judged = ask(
-        columns,
-        require=["missing<=0.2", "unseen<=0.1", "out_of_range<=0.1", "missing(noise)<=1"],
+        columns, require=["missing<=0.2", "unseen<=0.1", "out_of_range<=0.1", "missing(noise)<=1"]
     )
 
     assert re.fullmatch(
-        r"[45]\.\d% \(the reference\) → 5\d\.\d%, more",
-        finding(judged, "missing(temp)").change,
+        r"[45]\.\d% \(the reference\) → 5\d\.\d%, more", finding(judged, "missing(temp)").change
     )
     for subject, change, word in (
         ("unseen(carrier)", "→ 25.0%", "more"),
@@ -477,7 +374,7 @@ def test_violated_column_shows_its_value_in_the_reference(
         assert mentions(finding(judged, subject).change, "0.0%", change, word)
 
 
-def test_missing_column_is_drift(ask: Callable[..., Any]) -> None:
+def test_missing_column_is_drift(ask):
     columns = day(100)
     del columns["prediction"]
 
@@ -487,11 +384,8 @@ def test_missing_column_is_drift(ask: Callable[..., Any]) -> None:
     assert states(judged)["prediction", "presence"] == "drift"
 
 
-def test_column_of_another_type_is_drift(ask: Callable[..., Any]) -> None:
-    columns = day(
-        100,
-        prediction=np.array(["late"] * ROWS, dtype=object),
-    )
+def test_column_of_another_type_is_drift(ask):
+    columns = day(100, prediction=np.array(["late"] * ROWS, dtype=object))
 
     judged = ask(columns)
 
@@ -499,16 +393,14 @@ def test_column_of_another_type_is_drift(ask: Callable[..., Any]) -> None:
     assert states(judged)["prediction", "type"] == "drift"
 
 
-def test_columns_without_any_value_are_drift(ask: Callable[..., Any]) -> None:
-    judged = ask(
-        {name: [None] * ROWS for name in day(0)},
-    )
+def test_columns_without_any_value_are_drift(ask):
+    judged = ask({name: [None] * ROWS for name in day(0)})
 
     assert judged.state == "drift"
     assert states(judged)["prediction", "missing"] == "drift"
 
 
-def past_days(rows: str) -> list[JudgedWindow]:
+def past_days(rows):
     """Return the days before DAY, one letter each: `r` with 460 rows, `-` without rows,
     `!` without rows as an alarm.
     """
@@ -534,13 +426,7 @@ def past_days(rows: str) -> list[JudgedWindow]:
         ("------" + 30 * "r", None, 0, 1),
     ],
 )
-def test_a_day_without_rows_is_drift_where_rows_are_usual(
-    endpoint: EndpointWorld,
-    past: str,
-    season: str | None,
-    since: int,
-    in_a_row: int,
-) -> None:
+def test_a_day_without_rows_is_drift_where_rows_are_usual(endpoint, past, season, since, in_a_row):
     request = replace(endpoint.ask(season=season), past=past_days(past))
 
     judged = drift.judge(request)
@@ -563,12 +449,7 @@ def test_a_day_without_rows_is_drift_where_rows_are_usual(
         ("--rrrrr" * 4, {"season": "7d"}, "0 of 4 earlier windows, one per 7d"),
     ],
 )
-def test_a_day_without_rows_is_not_judged_where_this_may_be_usual(
-    endpoint: EndpointWorld,
-    past: str,
-    spec: dict[str, Any],
-    reason: str,
-) -> None:
+def test_a_day_without_rows_is_not_judged_where_this_may_be_usual(endpoint, past, spec, reason):
     request = replace(endpoint.ask(**spec), past=past_days(past))
 
     judged = drift.judge(request)
@@ -577,7 +458,7 @@ def test_a_day_without_rows_is_not_judged_where_this_may_be_usual(
     assert mentions(judged.reason, reason)
 
 
-def test_days_below_min_rows_show_that_rows_are_usual(endpoint: EndpointWorld) -> None:
+def test_days_below_min_rows_show_that_rows_are_usual(endpoint):
     past: list[JudgedWindow] = []
     for number in range(7):
         start = DAY - timedelta(days=7 - number)
@@ -591,7 +472,7 @@ def test_days_below_min_rows_show_that_rows_are_usual(endpoint: EndpointWorld) -
     assert finding(judged, "number of rows", "rows").change == "rows 20 → 0, fewer"
 
 
-def test_an_unreadable_file_may_have_the_rows_of_a_day(endpoint: EndpointWorld) -> None:
+def test_an_unreadable_file_may_have_the_rows_of_a_day(endpoint):
     folder = endpoint.log_folder / f"endpoint={ENDPOINT}" / "date=2013-04-01" / "hour=02"
     folder.mkdir(parents=True)
     (folder / "broken.parquet").write_bytes(b"PAR1 this is no Parquet PAR1")
@@ -602,10 +483,7 @@ def test_an_unreadable_file_may_have_the_rows_of_a_day(endpoint: EndpointWorld) 
 
 
 @pytest.mark.parametrize("rows", [0, 1])
-def test_no_row_and_one_row_are_not_judged(
-    ask: Callable[..., Any],
-    rows: int,
-) -> None:
+def test_no_row_and_one_row_are_not_judged(ask, rows):
     judged = ask(day(100, rows=rows))
 
     assert judged.state == "not judged"
@@ -615,22 +493,13 @@ def test_no_row_and_one_row_are_not_judged(
 
 
 @pytest.mark.parametrize(
-    "given",
-    ["training", "dataset:/nowhere.parquet", "window:2012-01-01/2012-02-01", "rolling:7d"],
+    "given", ["training", "dataset:/nowhere.parquet", "window:2012-01-01/2012-02-01", "rolling:7d"]
 )
-def test_without_a_reference_every_column_says_so(
-    endpoint: EndpointWorld,
-    given: str,
-) -> None:
+def test_without_a_reference_every_column_says_so(endpoint, given):
     endpoint.serve(CLASSIFIER)
     endpoint.answer(day(100))
 
-    judged = drift.judge(
-        endpoint.ask(
-            min_rows=100,
-            reference=given,
-        )
-    )
+    judged = drift.judge(endpoint.ask(min_rows=100, reference=given))
 
     assert judged.state == "not judged"
     assert judged.reason
@@ -638,10 +507,7 @@ def test_without_a_reference_every_column_says_so(
     assert "prediction" in {outcome.subject for outcome in judged.findings}
 
 
-def test_a_corrupt_file_of_the_log_is_passed_over_and_named(
-    ask: Callable[..., Any],
-    endpoint: EndpointWorld,
-) -> None:
+def test_a_corrupt_file_of_the_log_is_passed_over_and_named(ask, endpoint):
     ask(day(100))
     folder = endpoint.log_folder / f"endpoint={ENDPOINT}" / "date=2013-04-01" / "hour=02"
     (folder / "broken.parquet").write_bytes(b"PAR1 this is no Parquet PAR1")
@@ -654,12 +520,10 @@ def test_a_corrupt_file_of_the_log_is_passed_over_and_named(
 
 
 @pytest.mark.long
-def test_a_hundred_thousand_different_texts_are_judged(ask: Any) -> None:
+def test_a_hundred_thousand_different_texts_are_judged(ask):
     rows = 100_000
     columns = day(
-        100,
-        rows=rows,
-        carrier=np.array([f"carrier {row}" for row in range(rows)], dtype=object),
+        100, rows=rows, carrier=np.array([f"carrier {row}" for row in range(rows)], dtype=object)
     )
 
     judged = ask(columns, require=["unseen(carrier)<=0.1"])
@@ -669,28 +533,16 @@ def test_a_hundred_thousand_different_texts_are_judged(ask: Any) -> None:
 
 
 @pytest.mark.long
-def test_a_thousand_columns_are_judged(endpoint: Any) -> None:
+def test_a_thousand_columns_are_judged(endpoint):
     rng = np.random.default_rng(0)
     names = [f"x{number}" for number in range(1_000)]
     first = DAY - timedelta(days=60)
     rows = 50 * 50
     numbers = rng.normal(size=(rows, len(names)))
-    moments = [
-        first
-        + timedelta(
-            days=row // 50,
-            seconds=row % 50,
-        )
-        for row in range(rows)
-    ]
+    moments = [first + timedelta(days=row // 50, seconds=row % 50) for row in range(rows)]
     endpoint.serve(
         CLASSIFIER,
-        event_table(
-            {
-                "_event_time": moments,
-                **dict(zip(names, numbers.T, strict=True)),
-            }
-        ),
+        event_table({"_event_time": moments, **dict(zip(names, numbers.T, strict=True))}),
     )
     window = rng.normal(size=(100, len(names)))
     window[:, 7] += 5
@@ -703,14 +555,8 @@ def test_a_thousand_columns_are_judged(endpoint: Any) -> None:
     assert {outcome.subject for outcome in judged.findings} == {*names, RELATIONS}
 
 
-def test_rows_that_another_version_answered_are_left_out(
-    ask: Callable[..., Any],
-    endpoint: EndpointWorld,
-) -> None:
-    endpoint.answer(
-        day(100, rows=120, temp=np.full(120, 50.0)),
-        version="2",
-    )
+def test_rows_that_another_version_answered_are_left_out(ask, endpoint):
+    endpoint.answer(day(100, rows=120, temp=np.full(120, 50.0)), version="2")
 
     judged = ask(day(101))
 
@@ -719,16 +565,12 @@ def test_rows_that_another_version_answered_are_left_out(
     assert any(mentions(note, "120 rows", "flight-delay version 2") for note in judged.notes)
 
 
-def test_a_log_that_is_not_there_has_no_rows(endpoint: EndpointWorld) -> None:
+def test_a_log_that_is_not_there_has_no_rows(endpoint):
     assert mentions(drift.judge(endpoint.ask()).reason, "no rows")
     assert open_log(endpoint.settings.inference_log).endpoints() == []
 
 
-def test_of_a_large_window_the_report_shows_the_rows_of_some_hours(
-    ask: Callable[..., Any],
-    endpoint: EndpointWorld,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_of_a_large_window_the_report_shows_the_rows_of_some_hours(ask, endpoint, monkeypatch):
     monkeypatch.setattr(drift, "READ_ROWS", 80)
 
     judged = ask(day(100))
@@ -738,7 +580,7 @@ def test_of_a_large_window_the_report_shows_the_rows_of_some_hours(
 
 
 @pytest.mark.long
-def test_the_days_before_are_a_reference_by_segment_too(endpoint: Any) -> None:
+def test_the_days_before_are_a_reference_by_segment_too(endpoint):
     endpoint.serve(CLASSIFIER)
     for number in range(1, 41):
         endpoint.answer(day(number), DAY - timedelta(days=number))
@@ -748,11 +590,8 @@ def test_the_days_before_are_a_reference_by_segment_too(endpoint: Any) -> None:
 
     judged = drift.judge(
         endpoint.ask(
-            reference="rolling:20d",
-            segment_by=["carrier"],
-            min_rows=60,
-            columns=["temp", "noise"],
-        ),
+            reference="rolling:20d", segment_by=["carrier"], min_rows=60, columns=["temp", "noise"]
+        )
     )
 
     assert judged.state == "drift"

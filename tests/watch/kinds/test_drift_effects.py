@@ -1,9 +1,7 @@
 """Drift with the effect of each column on the predictions of a served version."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,19 +10,19 @@ import pytest
 
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
 from mlflow_deploy_plugin.watch.kinds import drift
-from mlflow_deploy_plugin.watch.result import MonitorResult, to_document
+from mlflow_deploy_plugin.watch.result import to_document
 from mlflow_deploy_plugin.watch.sequential.evidence import JudgedWindow
 from tests.support.classifiers import write_classifier
 from tests.support.inference_log import event_table
 from tests.support.refusals import mentions
 from tests.watch.conftest import serve
-from tests.watch.kinds.conftest import DAY, EndpointWorld, finding
+from tests.watch.kinds.conftest import DAY, finding
 
 ROWS = 240
 REFERENCE_DAYS = 40
 
 
-def day(seed: int, **shifts: float) -> dict[str, Any]:
+def day(seed, **shifts):
     """Return rows whose columns a and b have levels that are shared by the day."""
     rng = np.random.default_rng(seed)
     columns: dict[str, Any] = {}
@@ -37,7 +35,7 @@ def day(seed: int, **shifts: float) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def reference() -> pa.Table:
+def reference():
     first = DAY - timedelta(days=REFERENCE_DAYS)
     days = []
     for number in range(REFERENCE_DAYS):
@@ -48,25 +46,20 @@ def reference() -> pa.Table:
 
 
 @pytest.fixture
-def model(tmp_path: Path, reference: pa.Table) -> Path:
+def model(tmp_path, reference):
     """A version that predicts 1 with the probability sigmoid(2 a); b is ignored."""
     columns = {name: reference.column(name) for name in reference.column_names}
     return write_classifier(tmp_path / "model", (2.0, 0.0), reference=columns)
 
 
 @pytest.fixture
-def ask(endpoint: EndpointWorld, model: Path) -> Callable[..., MonitorResult]:
+def ask(endpoint, model):
     """Judge days with these rows by a monitor with a budget of alarms, and return the
     result of the last day.
     """
     serve(endpoint.state_dir, model)
 
-    def asked(
-        *days: dict[str, Any],
-        min_effect: float | None = 0.02,
-        capture: CaptureSpec | None = None,
-        **spec: Any,
-    ) -> MonitorResult:
+    def asked(*days, min_effect=0.02, capture=None, **spec):
         past: list[JudgedWindow] = []
         for number, rows in enumerate(days):
             start = DAY + timedelta(days=number)
@@ -85,9 +78,7 @@ def ask(endpoint: EndpointWorld, model: Path) -> Callable[..., MonitorResult]:
     return asked
 
 
-def test_drift_of_a_column_that_the_model_uses_is_an_alarm_with_its_effect(
-    ask: Callable[..., MonitorResult],
-) -> None:
+def test_drift_of_a_column_that_the_model_uses_is_an_alarm_with_its_effect(ask):
     judged = ask(day(100, a=3.0, b=9.0))
 
     assert judged.state == "drift"
@@ -101,9 +92,8 @@ def test_drift_of_a_column_that_the_model_uses_is_an_alarm_with_its_effect(
 
 @pytest.mark.parametrize("min_effect", [0.02, None])
 def test_lasting_shift_of_a_column_that_the_model_ignores_is_an_alarm_only_without_min_effect(
-    ask: Callable[..., MonitorResult],
-    min_effect: float | None,
-) -> None:
+    ask, min_effect
+):
     judged = ask(*(day(number, b=2.0) for number in range(100, 104)), min_effect=min_effect)
 
     shift = finding(judged, "b", "shift")
@@ -121,9 +111,7 @@ def test_lasting_shift_of_a_column_that_the_model_ignores_is_an_alarm_only_witho
     assert "probability of 1" in {entry["effect_unit"] for entry in document["findings"]}
 
 
-def test_reason_begins_with_the_column_of_the_largest_effect(
-    ask: Callable[..., MonitorResult],
-) -> None:
+def test_reason_begins_with_the_column_of_the_largest_effect(ask):
     days = [day(number, b=9.0) for number in range(100, 103)]
 
     judged = ask(*days, day(103, a=3.0, b=9.0), min_effect=None)
@@ -138,7 +126,7 @@ def test_reason_begins_with_the_column_of_the_largest_effect(
     assert charts == [*dict.fromkeys(alarm.key for alarm in alarms)]
 
 
-def test_effect_of_a_shift_is_the_mean_since_its_alarm(ask: Callable[..., MonitorResult]) -> None:
+def test_effect_of_a_shift_is_the_mean_since_its_alarm(ask):
     days = [day(number, a=2.0) for number in range(100, 106)]
     before = finding(ask(*days), "a", "shift")
 
@@ -151,7 +139,7 @@ def test_effect_of_a_shift_is_the_mean_since_its_alarm(ask: Callable[..., Monito
     assert mentions(shift.effect_text, "on average since the alarm", "in this window")
 
 
-def test_effect_in_a_segment_is_that_on_its_rows(ask: Callable[..., MonitorResult]) -> None:
+def test_effect_in_a_segment_is_that_on_its_rows(ask):
     rows = day(100)
     rows["a"] = np.where(rows["carrier"] == "UA", rows["a"] + 9, rows["a"])
 
@@ -162,7 +150,7 @@ def test_effect_in_a_segment_is_that_on_its_rows(ask: Callable[..., MonitorResul
     assert finding(judged, "a", "distribution").effect == pytest.approx(in_segment / 2, abs=0.1)
 
 
-def test_type_of_a_column_remains_an_alarm(ask: Callable[..., MonitorResult]) -> None:
+def test_type_of_a_column_remains_an_alarm(ask):
     judged = ask({**day(100), "b": np.array(["x"] * ROWS, object)})
 
     assert judged.state == "drift"
@@ -180,13 +168,8 @@ def test_type_of_a_column_remains_an_alarm(ask: Callable[..., MonitorResult]) ->
     ids=["masked", "dropped", "no probability", "no graph"],
 )
 def test_unknown_effects_leave_all_alarms_with_a_note(
-    ask: Callable[..., MonitorResult],
-    model: Path,
-    capture: CaptureSpec | None,
-    min_effect: float,
-    graph: bytes,
-    names: tuple[str, ...],
-) -> None:
+    ask, model, capture, min_effect, graph, names
+):
     if graph:
         (model / "model.onnx").write_bytes(graph)
 

@@ -4,9 +4,8 @@ be judged.
 
 import re
 import tracemalloc
-from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -18,23 +17,19 @@ from mlflow_deploy_plugin.watch.result import MonitorResult
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow, Outcome
 from tests.support.refusals import mentions
 from tests.support.results import past_of
-from tests.watch.kinds.conftest import EndpointWorld, classify, finding
+from tests.watch.kinds.conftest import classify, finding
 
 from .conftest import CLASSIFIER, DAY, REGRESSOR
 
-ACCURACY: dict[str, Any] = {
-    "kind": "performance",
-    "require": ["accuracy>=0.8"],
-    "min_rows": 100,
-}
+ACCURACY: dict[str, Any] = {"kind": "performance", "require": ["accuracy>=0.8"], "min_rows": 100}
 
 
-def judge_performance(endpoint: EndpointWorld, **changes: Any) -> MonitorResult:
+def judge_performance(endpoint, **changes):
     """Judge the window by `ACCURACY` with these fields changed."""
     return judge(endpoint.ask(**(ACCURACY | changes)))
 
 
-def answered(endpoint: EndpointWorld, rows: int) -> tuple[dict[str, Any], dict[int, int]]:
+def answered(endpoint, rows):
     """Serve a skilled classifier and write its answers; return them and the truth."""
     endpoint.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(rows), 8.0)
@@ -42,20 +37,8 @@ def answered(endpoint: EndpointWorld, rows: int) -> tuple[dict[str, Any], dict[i
     return columns, truth
 
 
-def flights(
-    endpoint: EndpointWorld,
-    rows: int = 600,
-    skill: float = 4.0,
-    labelled: int | None = None,
-    seed: int = 0,
-    day: datetime = DAY,
-    first: int = 0,
-) -> dict[int, int]:
-    columns, truth = classify(
-        np.random.default_rng(seed),
-        range(first, first + rows),
-        skill,
-    )
+def flights(endpoint, rows=600, skill=4.0, labelled=None, seed=0, day=DAY, first=0):
+    columns, truth = classify(np.random.default_rng(seed), range(first, first + rows), skill)
     endpoint.answer(columns, day)
     labels = {
         key: value for key, value in truth.items() if labelled is None or key - first < labelled
@@ -64,15 +47,8 @@ def flights(
     return labels
 
 
-@pytest.mark.parametrize(
-    ("skill", "state"),
-    [(8.0, "kept"), (1.0, "violated")],
-)
-def test_a_requirement_is_judged_on_labels_with_its_interval(
-    endpoint: EndpointWorld,
-    skill: float,
-    state: str,
-) -> None:
+@pytest.mark.parametrize(("skill", "state"), [(8.0, "kept"), (1.0, "violated")])
+def test_a_requirement_is_judged_on_labels_with_its_interval(endpoint, skill, state):
     endpoint.serve(CLASSIFIER)
     flights(endpoint, skill=skill)
 
@@ -102,13 +78,7 @@ def test_a_requirement_is_judged_on_labels_with_its_interval(
         (0.05, 1.0, {"independent_rows": True}, "violated"),
     ],
 )
-def test_noise_of_earlier_days_widens_the_interval(
-    endpoint: EndpointWorld,
-    noise: float,
-    skill: float,
-    changes: dict[str, Any],
-    state: str,
-) -> None:
+def test_noise_of_earlier_days_widens_the_interval(endpoint, noise, skill, changes, state):
     endpoint.serve(CLASSIFIER)
     flights(endpoint, skill=skill)
     past = [
@@ -132,10 +102,7 @@ def test_noise_of_earlier_days_widens_the_interval(
 
 
 @pytest.mark.parametrize("beyond", [0.01, -0.01])
-def test_bound_within_the_interval_gives_no_verdict(
-    endpoint: EndpointWorld,
-    beyond: float,
-) -> None:
+def test_bound_within_the_interval_gives_no_verdict(endpoint, beyond):
     endpoint.serve(CLASSIFIER)
     flights(endpoint, rows=200, skill=3.0)
     accuracy = judge_performance(endpoint).figures["accuracy"]
@@ -147,16 +114,11 @@ def test_bound_within_the_interval_gives_no_verdict(
     assert mentions(finding(judged, "accuracy").reason, "within the interval")
 
 
-def test_labels_of_one_class_leave_figures_unjudged_and_prevent_a_kept_verdict(
-    endpoint: EndpointWorld,
-) -> None:
+def test_labels_of_one_class_leave_figures_unjudged_and_prevent_a_kept_verdict(endpoint):
     _, truth = answered(endpoint, 300)
     endpoint.label("flight", dict.fromkeys(truth, 0))
 
-    result = judge_performance(
-        endpoint,
-        require=["accuracy>=0.1", "recall>=0.5", "roc_auc>=0.6"],
-    )
+    result = judge_performance(endpoint, require=["accuracy>=0.1", "recall>=0.5", "roc_auc>=0.6"])
 
     assert [(outcome.subject, outcome.state) for outcome in result.findings] == [
         ("accuracy", "kept"),
@@ -168,15 +130,7 @@ def test_labels_of_one_class_leave_figures_unjudged_and_prevent_a_kept_verdict(
     assert mentions(finding(result, "roc_auc").reason, "'0'", "roc_auc")
 
 
-def partly(
-    endpoint: EndpointWorld,
-    chance: Callable[..., Any],
-    skill: float = 8.0,
-    rows: int = 1_000,
-    seed: int = 0,
-    day: datetime = DAY,
-    first: int = 0,
-) -> None:
+def partly(endpoint, chance, skill=8.0, rows=1_000, seed=0, day=DAY, first=0):
     """Write partly labelled rows; `chance` is the probability of 1, for the predictions
     and for the truth.
     """
@@ -184,10 +138,7 @@ def partly(
     columns, truth = classify(rng, range(first, first + rows), skill)
     endpoint.answer(columns, day)
     probabilities = np.array(columns["output.probabilities"])[:, 1]
-    is_labelled = rng.random(rows) < chance(
-        probabilities,
-        np.array(list(truth.values())),
-    )
+    is_labelled = rng.random(rows) < chance(probabilities, np.array(list(truth.values())))
     labels = {
         key: value
         for (key, value), has_label in zip(truth.items(), is_labelled, strict=True)
@@ -196,9 +147,7 @@ def partly(
     endpoint.label("flight", labels, f"labels-{first}")
 
 
-def test_half_labelled_window_is_judged_and_the_unlabelled_rows_are_noted(
-    endpoint: EndpointWorld,
-) -> None:
+def test_half_labelled_window_is_judged_and_the_unlabelled_rows_are_noted(endpoint):
     endpoint.serve(CLASSIFIER)
     partly(endpoint, lambda said, true: 0.5, rows=600)
 
@@ -213,13 +162,7 @@ def test_half_labelled_window_is_judged_and_the_unlabelled_rows_are_noted(
     assert result.figures["labelled_share"] == rows / 600
 
 
-def half_labelled(
-    endpoint: EndpointWorld,
-    days_ago: int,
-    *,
-    is_worse: bool = False,
-    share: float = 0.5,
-) -> None:
+def half_labelled(endpoint, days_ago, *, is_worse=False, share=0.5):
     """Write a day whose labels are missing at random; 60 % of the labels of a worse
     model are guesses.
     """
@@ -238,9 +181,7 @@ def half_labelled(
     )
 
 
-def test_labels_that_contradict_the_model_are_bounds_until_the_monitor_declares_a_sample(
-    endpoint: EndpointWorld,
-) -> None:
+def test_labels_that_contradict_the_model_are_bounds_until_the_monitor_declares_a_sample(endpoint):
     endpoint.serve(CLASSIFIER)
     for days_ago in (4, 3, 2, 1, 0):
         half_labelled(endpoint, days_ago, is_worse=True)
@@ -263,14 +204,9 @@ def test_labels_that_contradict_the_model_are_bounds_until_the_monitor_declares_
 
 
 @pytest.mark.parametrize(
-    ("labels", "state"),
-    [(None, "cannot tell"), ("sampled", "violated"), ("late", "cannot tell")],
+    ("labels", "state"), [(None, "cannot tell"), ("sampled", "violated"), ("late", "cannot tell")]
 )
-def test_labels_of_an_unknown_origin_that_cannot_be_tested_violate_nothing(
-    endpoint: EndpointWorld,
-    labels: str | None,
-    state: str,
-) -> None:
+def test_labels_of_an_unknown_origin_that_cannot_be_tested_violate_nothing(endpoint, labels, state):
     endpoint.serve(REGRESSOR)
     errors = np.where(np.arange(1_000) % 5 == 0, 9.0, 1.0)
     endpoint.answer({"flight": np.arange(1_000), "prediction": np.zeros(1_000)})
@@ -283,9 +219,7 @@ def test_labels_of_an_unknown_origin_that_cannot_be_tested_violate_nothing(
     assert ("labelled rows may be complaints" in result.reason) == (labels is None)
 
 
-def test_complete_labels_do_not_show_that_half_of_the_labels_are_a_sample(
-    endpoint: EndpointWorld,
-) -> None:
+def test_complete_labels_do_not_show_that_half_of_the_labels_are_a_sample(endpoint):
     endpoint.serve(CLASSIFIER)
     for days_ago in (4, 3, 2, 1):
         half_labelled(endpoint, days_ago, share=1.0)
@@ -295,7 +229,7 @@ def test_complete_labels_do_not_show_that_half_of_the_labels_are_a_sample(
     assert judge_performance(endpoint, labels="sampled").state == "violated"
 
 
-def right_answers(said: Any, true: Any) -> Any:
+def right_answers(said, true):
     return np.where((said > 0.5) == true, 0.7, 0.4)
 
 
@@ -309,10 +243,8 @@ def right_answers(said: Any, true: Any) -> Any:
     ],
 )
 def test_labels_of_right_answers_do_not_keep_a_requirement_unless_they_are_declared_a_sample(
-    endpoint: EndpointWorld,
-    labels: str | None,
-    state: str,
-) -> None:
+    endpoint, labels, state
+):
     endpoint.serve(CLASSIFIER)
     partly(endpoint, right_answers, skill=0.5, rows=2_000, seed=2)
 
@@ -321,15 +253,9 @@ def test_labels_of_right_answers_do_not_keep_a_requirement_unless_they_are_decla
     assert result.state == state  # The accuracy is 0.60 on all rows, and 0.72 on labelled rows.
 
 
-def test_a_few_reports_bound_the_metrics_even_if_no_estimate_could_be_made(
-    endpoint: EndpointWorld,
-) -> None:
+def test_a_few_reports_bound_the_metrics_even_if_no_estimate_could_be_made(endpoint):
     endpoint.serve(CLASSIFIER)
-    partly(
-        endpoint,
-        lambda said, true: np.where((said > 0.5) != true, 0.5, 0.0),
-        skill=8.0,
-    )
+    partly(endpoint, lambda said, true: np.where((said > 0.5) != true, 0.5, 0.0), skill=8.0)
 
     judged = judge_performance(endpoint, require=["accuracy>=0.99", "f1>=0.5"], labels="reported")
 
@@ -344,15 +270,10 @@ def test_a_few_reports_bound_the_metrics_even_if_no_estimate_could_be_made(
     assert any(mentions(note, "reported", "bounds") for note in judged.notes)
 
 
-def test_reports_of_one_answer_bound_the_metrics_of_the_other_answer(
-    endpoint: EndpointWorld,
-) -> None:
+def test_reports_of_one_answer_bound_the_metrics_of_the_other_answer(endpoint):
     endpoint.serve(CLASSIFIER)
     # Positives that the model missed.
-    partly(
-        endpoint,
-        lambda said, true: (said < 0.5) & (true == 1),
-    )
+    partly(endpoint, lambda said, true: (said < 0.5) & (true == 1))
 
     judged = judge_performance(endpoint, require=["precision>=0.5"], labels="reported")
 
@@ -360,34 +281,21 @@ def test_reports_of_one_answer_bound_the_metrics_of_the_other_answer(
     assert mentions(judged.reason, "precision", "0 to 1", "worst case")
 
 
-def test_declared_sample_is_unweighted_and_a_difference_is_noted(
-    endpoint: EndpointWorld,
-) -> None:
+def test_declared_sample_is_unweighted_and_a_difference_is_noted(endpoint):
     endpoint.serve(CLASSIFIER)
-    partly(
-        endpoint,
-        lambda said, true: 0.1 + 0.8 * np.abs(2 * said - 1),
-        skill=2.0,
-    )
+    partly(endpoint, lambda said, true: 0.1 + 0.8 * np.abs(2 * said - 1), skill=2.0)
 
     judged = judge_performance(endpoint, labels="sampled")
 
     # The accuracy on all rows is 0.74.
-    assert judged.figures["accuracy"] == pytest.approx(
-        0.82,
-        abs=0.02,
-    )
+    assert judged.figures["accuracy"] == pytest.approx(0.82, abs=0.02)
     assert "effective_sample_size" not in judged.figures
     assert any(mentions(note, "labels: sampled", "differ", "score") for note in judged.notes)
 
 
-def test_labels_of_the_rows_that_the_model_is_sure_of_are_weighted(endpoint: EndpointWorld) -> None:
+def test_labels_of_the_rows_that_the_model_is_sure_of_are_weighted(endpoint):
     endpoint.serve(CLASSIFIER)
-    partly(
-        endpoint,
-        lambda said, true: 0.1 + 0.8 * np.abs(2 * said - 1),
-        skill=2.0,
-    )
+    partly(endpoint, lambda said, true: 0.1 + 0.8 * np.abs(2 * said - 1), skill=2.0)
 
     judged = judge_performance(endpoint, require=["accuracy>=0.85"])
 
@@ -400,15 +308,9 @@ def test_labels_of_the_rows_that_the_model_is_sure_of_are_weighted(endpoint: End
     assert any(mentions(note, "score", "are weighted") for note in judged.notes)
 
 
-def test_labels_missing_by_their_value_give_bounds_and_no_verdict(
-    endpoint: EndpointWorld,
-) -> None:
+def test_labels_missing_by_their_value_give_bounds_and_no_verdict(endpoint):
     endpoint.serve(CLASSIFIER)
-    partly(
-        endpoint,
-        lambda said, true: np.where(true == 1, 0.9, 0.2),
-        skill=2.0,
-    )
+    partly(endpoint, lambda said, true: np.where(true == 1, 0.9, 0.2), skill=2.0)
 
     judged = judge_performance(endpoint, require=["accuracy>=0.85", "roc_auc>=0.7"])
     near = judge_performance(endpoint, require=["accuracy>=0.1"])
@@ -423,33 +325,20 @@ def test_labels_missing_by_their_value_give_bounds_and_no_verdict(
 
 
 def test_labels_of_a_model_that_is_too_sure_are_held_against_it_as_complete_windows_correct_it(
-    endpoint: EndpointWorld,
-) -> None:
-    def too_sure(rows: int, seed: int) -> tuple[dict[str, Any], dict[int, int]]:
+    endpoint,
+):
+    def too_sure(rows, seed):
         columns, truth = classify(
-            np.random.default_rng(seed),
-            range(rows * seed, rows * seed + rows),
-            1.0,
+            np.random.default_rng(seed), range(rows * seed, rows * seed + rows), 1.0
         )
         odds = (
             np.array([entry[1] / entry[0] for entry in columns["output.probabilities"]]) * 1.5
         ) ** 3
-        columns["output.probabilities"] = [
-            [
-                1 / (1 + entry),
-                entry / (1 + entry),
-            ]
-            for entry in odds
-        ]
+        columns["output.probabilities"] = [[1 / (1 + entry), entry / (1 + entry)] for entry in odds]
         columns["prediction"] = (odds >= 1).astype(np.int64)
         return columns, truth
 
-    def label(
-        seed: int,
-        columns: dict[str, Any],
-        truth: dict[int, int],
-        chance: Any,
-    ) -> None:
+    def label(seed, columns, truth, chance):
         is_labelled = np.random.default_rng(seed).random(1_000) < chance
         endpoint.label(
             "flight",
@@ -465,12 +354,7 @@ def test_labels_of_a_model_that_is_too_sure_are_held_against_it_as_complete_wind
     columns, truth = too_sure(1_000, 9)
     endpoint.answer(columns)
     probabilities = np.array(columns["output.probabilities"])[:, 1]
-    label(
-        9,
-        columns,
-        truth,
-        0.3 + 0.6 * np.abs(2 * probabilities - 1),
-    )
+    label(9, columns, truth, 0.3 + 0.6 * np.abs(2 * probabilities - 1))
 
     alone = judge_performance(endpoint)
     for number in range(1, 6):
@@ -484,7 +368,7 @@ def test_labels_of_a_model_that_is_too_sure_are_held_against_it_as_complete_wind
     assert finding(beside, "accuracy").state == "violated"
 
 
-def test_labels_of_the_first_hours_alone_say_nothing_of_the_others(endpoint: EndpointWorld) -> None:
+def test_labels_of_the_first_hours_alone_say_nothing_of_the_others(endpoint):
     endpoint.serve(CLASSIFIER)
     flights(endpoint, labelled=300, skill=8.0)
 
@@ -496,7 +380,7 @@ def test_labels_of_the_first_hours_alone_say_nothing_of_the_others(endpoint: End
     assert any(mentions(note, "hardly") for note in judged.notes)
 
 
-def serve_after_four_days_with_mostly_positive_labels(endpoint: EndpointWorld) -> None:
+def serve_after_four_days_with_mostly_positive_labels(endpoint):
     endpoint.serve(CLASSIFIER)
     for number in range(1, 5):
         day = DAY - timedelta(days=number)
@@ -511,9 +395,7 @@ def serve_after_four_days_with_mostly_positive_labels(endpoint: EndpointWorld) -
     flights(endpoint, labelled=0)
 
 
-def test_earlier_windows_with_labels_missing_by_their_value_confirm_no_estimate(
-    endpoint: EndpointWorld,
-) -> None:
+def test_earlier_windows_with_labels_missing_by_their_value_confirm_no_estimate(endpoint):
     serve_after_four_days_with_mostly_positive_labels(endpoint)
 
     judged = judge_performance(endpoint)
@@ -522,15 +404,10 @@ def test_earlier_windows_with_labels_missing_by_their_value_confirm_no_estimate(
     assert any(mentions(note, "skipped", "differ: 4") for note in judged.notes)
 
 
-@pytest.mark.parametrize(
-    ("labels", "windows"),
-    [("sampled", 4), ("late", 0), ("reported", 0)],
-)
+@pytest.mark.parametrize(("labels", "windows"), [("sampled", 4), ("late", 0), ("reported", 0)])
 def test_an_estimate_is_confirmed_by_the_labels_of_a_declared_sample_and_not_by_reports(
-    endpoint: EndpointWorld,
-    labels: str,
-    windows: int,
-) -> None:
+    endpoint, labels, windows
+):
     serve_after_four_days_with_mostly_positive_labels(endpoint)
 
     judged = judge_performance(endpoint, labels=labels)
@@ -538,19 +415,14 @@ def test_an_estimate_is_confirmed_by_the_labels_of_a_declared_sample_and_not_by_
     assert judged.figures["estimated/windows"] == windows
 
 
-def test_numeric_answers_are_weighted_and_the_unverifiable_rest_is_noted(
-    endpoint: EndpointWorld,
-) -> None:
+def test_numeric_answers_are_weighted_and_the_unverifiable_rest_is_noted(endpoint):
     endpoint.serve(REGRESSOR)
     rng = np.random.default_rng(1)
     answers = rng.uniform(0, 10, 4_000)
     wanted = answers + rng.normal(0, 1 + answers)
     endpoint.answer({"flight": np.arange(4_000), "prediction": answers})
     is_labelled = rng.random(4_000) < 0.95 - answers / 12
-    endpoint.label(
-        "flight",
-        {key: float(wanted[key]) for key in np.flatnonzero(is_labelled)},
-    )
+    endpoint.label("flight", {key: float(wanted[key]) for key in np.flatnonzero(is_labelled)})
 
     judged = judge_performance(endpoint, require=["mae<=4"])
 
@@ -560,9 +432,7 @@ def test_numeric_answers_are_weighted_and_the_unverifiable_rest_is_noted(
     assert any(mentions(note, "without probabilities") for note in judged.notes)
 
 
-def test_before_the_labels_are_in_the_estimate_is_a_figure_and_decides_nothing(
-    endpoint: EndpointWorld,
-) -> None:
+def test_before_the_labels_are_in_the_estimate_is_a_figure_and_decides_nothing(endpoint):
     endpoint.serve(CLASSIFIER)
     flights(endpoint, skill=1.0, labelled=20)
 
@@ -574,7 +444,7 @@ def test_before_the_labels_are_in_the_estimate_is_a_figure_and_decides_nothing(
     assert any(mentions(note, "20 of 600 rows", "min_rows is 100") for note in judged.notes)
 
 
-def confirmed(endpoint: EndpointWorld, rows: int = 600, windows: int = 4) -> None:
+def confirmed(endpoint, rows=600, windows=4):
     """Write earlier windows with labels."""
     for number in range(1, windows + 1):
         flights(
@@ -587,9 +457,7 @@ def confirmed(endpoint: EndpointWorld, rows: int = 600, windows: int = 4) -> Non
         )
 
 
-def test_an_estimate_that_earlier_windows_confirm_decides_where_it_is_asked_to(
-    endpoint: EndpointWorld,
-) -> None:
+def test_an_estimate_that_earlier_windows_confirm_decides_where_it_is_asked_to(endpoint):
     endpoint.serve(CLASSIFIER)
     confirmed(endpoint)
     flights(endpoint, skill=0.5, labelled=0)
@@ -610,9 +478,7 @@ def test_an_estimate_that_earlier_windows_confirm_decides_where_it_is_asked_to(
     assert any("CBPE" in note for note in judged.notes)
 
 
-def test_windows_shorter_than_an_hour_are_confirmed_by_those_just_before_them(
-    endpoint: EndpointWorld,
-) -> None:
+def test_windows_shorter_than_an_hour_are_confirmed_by_those_just_before_them(endpoint):
     endpoint.serve(CLASSIFIER)
     flights(endpoint, 2_400, labelled=800)  # 200 in each quarter of three hours
 
@@ -621,9 +487,7 @@ def test_windows_shorter_than_an_hour_are_confirmed_by_those_just_before_them(
     assert judged.figures["estimated/windows"] == 4
 
 
-def test_estimate_is_informative_and_raises_no_alarm_by_default(
-    endpoint: EndpointWorld,
-) -> None:
+def test_estimate_is_informative_and_raises_no_alarm_by_default(endpoint):
     endpoint.serve(CLASSIFIER)
     confirmed(endpoint)
     flights(endpoint, skill=0.5, labelled=0)
@@ -639,10 +503,7 @@ def test_estimate_is_informative_and_raises_no_alarm_by_default(
 
 
 @pytest.mark.parametrize("estimate", ["informs", "decides"])
-def test_a_window_of_fewer_rows_than_min_rows_is_not_estimated(
-    endpoint: EndpointWorld,
-    estimate: str,
-) -> None:
+def test_a_window_of_fewer_rows_than_min_rows_is_not_estimated(endpoint, estimate):
     endpoint.serve(CLASSIFIER)
     confirmed(endpoint)
     flights(endpoint, rows=99, skill=0.5, labelled=0)
@@ -653,9 +514,7 @@ def test_a_window_of_fewer_rows_than_min_rows_is_not_estimated(
     assert result.reason == "accuracy: the window has 99 rows; min_rows is 100"
 
 
-def test_segments_are_estimated_where_their_own_rows_of_earlier_windows_confirm_it(
-    endpoint: EndpointWorld,
-) -> None:
+def test_segments_are_estimated_where_their_own_rows_of_earlier_windows_confirm_it(endpoint):
     endpoint.serve(CLASSIFIER)
     confirmed(endpoint)
     columns, _ = classify(np.random.default_rng(0), range(600), 8.0)
@@ -681,16 +540,11 @@ def test_segments_are_estimated_where_their_own_rows_of_earlier_windows_confirm_
     assert mentions(new.reason, "0 earlier windows")
 
 
-def test_too_many_classes_prevent_an_estimate_with_a_reason(
-    endpoint: EndpointWorld,
-) -> None:
+def test_too_many_classes_prevent_an_estimate_with_a_reason(endpoint):
     classes = list(range(12))
     endpoint.serve(CLASSIFIER | {"classes": classes})
     endpoint.answer(
-        {
-            "prediction": np.arange(240) % 12,
-            "output.probabilities": [[1 / 12] * 12] * 240,
-        },
+        {"prediction": np.arange(240) % 12, "output.probabilities": [[1 / 12] * 12] * 240}
     )
 
     judged = judge_performance(endpoint)
@@ -698,18 +552,11 @@ def test_too_many_classes_prevent_an_estimate_with_a_reason(
     assert mentions(finding(judged, "accuracy").reason, "at most 8 labels", "12")
 
 
-def test_numeric_answers_are_never_estimated_and_are_judged_by_labels(
-    endpoint: EndpointWorld,
-) -> None:
+def test_numeric_answers_are_never_estimated_and_are_judged_by_labels(endpoint):
     endpoint.serve(REGRESSOR)
     rng = np.random.default_rng(1)
     wanted = rng.normal(10, 3, 300)
-    endpoint.answer(
-        {
-            "flight": np.arange(300),
-            "prediction": wanted + rng.normal(0, 2, 300),
-        }
-    )
+    endpoint.answer({"flight": np.arange(300), "prediction": wanted + rng.normal(0, 2, 300)})
     require = ["rmse<=1", "r2>=0.2", "accuracy>=0.8"]
 
     before = judge_performance(endpoint, require=require)
@@ -727,9 +574,7 @@ def test_numeric_answers_are_never_estimated_and_are_judged_by_labels(
     assert after.figures["rmse"] == pytest.approx(2, rel=0.2)
 
 
-def test_segments_are_judged_apart_and_share_the_rate_of_false_alarms(
-    endpoint: EndpointWorld,
-) -> None:
+def test_segments_are_judged_apart_and_share_the_rate_of_false_alarms(endpoint):
     endpoint.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(900), 8.0)
     carriers = columns["carrier"]
@@ -753,16 +598,9 @@ def test_segments_are_judged_apart_and_share_the_rate_of_false_alarms(
     assert any(mentions(note, "segments", "'gate'") for note in judged.notes)
 
 
-def test_labels_and_answers_of_other_types_are_the_same_where_they_mean_the_same(
-    endpoint: EndpointWorld,
-) -> None:
+def test_labels_and_answers_of_other_types_are_the_same_where_they_mean_the_same(endpoint):
     endpoint.serve(CLASSIFIER | {"classes": [False, True]})
-    endpoint.answer(
-        {
-            "flight": np.arange(200),
-            "prediction": np.arange(200) % 2 == 0,
-        }
-    )
+    endpoint.answer({"flight": np.arange(200), "prediction": np.arange(200) % 2 == 0})
     endpoint.label(
         "flight",
         {
@@ -774,42 +612,23 @@ def test_labels_and_answers_of_other_types_are_the_same_where_they_mean_the_same
     assert judge_performance(endpoint).figures["accuracy"] == 1.0
 
 
-def test_text_is_compared_as_it_is_and_a_label_that_no_class_has_is_wrong(
-    endpoint: EndpointWorld,
-) -> None:
+def test_text_is_compared_as_it_is_and_a_label_that_no_class_has_is_wrong(endpoint):
     endpoint.serve(CLASSIFIER | {"classes": ["late", "on time"]})
     endpoint.answer(
-        {
-            "flight": np.arange(200),
-            "prediction": np.array(["late"] * 200, dtype=object),
-        },
+        {"flight": np.arange(200), "prediction": np.array(["late"] * 200, dtype=object)}
     )
-    endpoint.label(
-        "flight",
-        {key: "late" if key < 150 else "cancelled" for key in range(200)},
-    )
+    endpoint.label("flight", {key: "late" if key < 150 else "cancelled" for key in range(200)})
 
     assert judge_performance(endpoint).figures["accuracy"] == 0.75
 
 
 @pytest.mark.parametrize(
     ("names", "shown"),
-    [
-        ({0: "no", 1: "yes"}, "'no', 'yes'"),
-        ({0: 0, 1: 2}, "'0', '2'"),
-        ({0: 1, 1: 2}, "'1', '2'"),
-    ],
+    [({0: "no", 1: "yes"}, "'no', 'yes'"), ({0: 0, 1: 2}, "'0', '2'"), ({0: 1, 1: 2}, "'1', '2'")],
 )
-def test_labels_that_name_other_classes_than_the_model_are_not_judged(
-    endpoint: EndpointWorld,
-    names: dict[int, Any],
-    shown: str,
-) -> None:
+def test_labels_that_name_other_classes_than_the_model_are_not_judged(endpoint, names, shown):
     _, truth = answered(endpoint, 300)
-    endpoint.label(
-        "flight",
-        {key: names[value] for key, value in truth.items()},
-    )
+    endpoint.label("flight", {key: names[value] for key, value in truth.items()})
 
     result = judge_performance(endpoint)
 
@@ -820,17 +639,11 @@ def test_labels_that_name_other_classes_than_the_model_are_not_judged(
 
 
 @pytest.mark.parametrize("rows", [1, 4])
-def test_a_few_labels_of_another_alphabet_are_no_accuracy_of_0_either(
-    endpoint: EndpointWorld,
-    rows: int,
-) -> None:
+def test_a_few_labels_of_another_alphabet_are_no_accuracy_of_0_either(endpoint, rows):
     endpoint.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(rows), 8.0)
     endpoint.answer(columns)
-    endpoint.label(
-        "flight",
-        {key: ["no", "yes"][value] for key, value in truth.items()},
-    )
+    endpoint.label("flight", {key: ["no", "yes"][value] for key, value in truth.items()})
 
     result = judge_performance(endpoint, min_rows=1)
 
@@ -838,31 +651,17 @@ def test_a_few_labels_of_another_alphabet_are_no_accuracy_of_0_either(
     assert mentions(result.reason, "classes", "'0', '1'")
 
 
-def test_wrong_answers_of_a_model_with_unknown_classes_count_as_wrong(
-    endpoint: EndpointWorld,
-) -> None:
+def test_wrong_answers_of_a_model_with_unknown_classes_count_as_wrong(endpoint):
     endpoint.serve(CLASSIFIER | {"classes": []})
-    endpoint.answer(
-        {
-            "flight": np.arange(3),
-            "prediction": np.zeros(3, np.int64),
-        }
-    )
+    endpoint.answer({"flight": np.arange(3), "prediction": np.zeros(3, np.int64)})
     endpoint.label("flight", dict.fromkeys(range(3), 1))
 
     assert judge_performance(endpoint, min_rows=1).figures["accuracy"] == 0.0
 
 
-def test_text_labels_for_numeric_answers_are_noted(
-    endpoint: EndpointWorld,
-) -> None:
+def test_text_labels_for_numeric_answers_are_noted(endpoint):
     endpoint.serve(REGRESSOR)
-    endpoint.answer(
-        {
-            "flight": np.arange(200),
-            "prediction": np.arange(200.0),
-        }
-    )
+    endpoint.answer({"flight": np.arange(200), "prediction": np.arange(200.0)})
     endpoint.label("flight", dict.fromkeys(range(150), "late"))
 
     result = judge_performance(endpoint, require=["mae<=1"])
@@ -871,9 +670,7 @@ def test_text_labels_for_numeric_answers_are_noted(
     assert any(mentions(note, "150 labels") for note in result.notes)
 
 
-def test_a_single_label_of_an_unknown_class_keeps_nothing_from_being_estimated(
-    endpoint: EndpointWorld,
-) -> None:
+def test_a_single_label_of_an_unknown_class_keeps_nothing_from_being_estimated(endpoint):
     answered(endpoint, 300)
     endpoint.label("flight", {0: 2})
 
@@ -883,9 +680,7 @@ def test_a_single_label_of_an_unknown_class_keeps_nothing_from_being_estimated(
     assert mentions(result.notes[0], "1 of 300 rows", "min_rows is 100", "'2'")
 
 
-def test_unseen_class_counts_as_a_wrong_answer_and_is_noted(
-    endpoint: EndpointWorld,
-) -> None:
+def test_unseen_class_counts_as_a_wrong_answer_and_is_noted(endpoint):
     columns, truth = answered(endpoint, 400)
     endpoint.label("flight", truth | dict.fromkeys(range(40), 2))
 
@@ -902,16 +697,12 @@ def test_unseen_class_counts_as_a_wrong_answer_and_is_noted(
     assert note in judged.notes
 
 
-def test_earlier_windows_whose_labels_name_other_classes_confirm_no_estimate(
-    endpoint: EndpointWorld,
-) -> None:
+def test_earlier_windows_whose_labels_name_other_classes_confirm_no_estimate(endpoint):
     endpoint.serve(CLASSIFIER)
     for number in range(1, 5):
         day = DAY - timedelta(days=number)
         columns, truth = classify(
-            np.random.default_rng(number),
-            range(1000 * number, 1000 * number + 300),
-            8.0,
+            np.random.default_rng(number), range(1000 * number, 1000 * number + 300), 8.0
         )
         endpoint.answer(columns, day)
         endpoint.label(
@@ -926,9 +717,7 @@ def test_earlier_windows_whose_labels_name_other_classes_confirm_no_estimate(
     assert "0 earlier windows" in reason
 
 
-def test_thousands_of_different_labels_have_an_accuracy_and_no_mean_over_labels(
-    endpoint: EndpointWorld,
-) -> None:
+def test_thousands_of_different_labels_have_an_accuracy_and_no_mean_over_labels(endpoint):
     endpoint.serve(CLASSIFIER | {"classes": []})
     names = np.array([f"label {number}" for number in range(20_000)], dtype=object)
     endpoint.answer({"flight": np.arange(20_000), "prediction": names})
@@ -940,9 +729,7 @@ def test_thousands_of_different_labels_have_an_accuracy_and_no_mean_over_labels(
     assert mentions(finding(judged, "f1").reason, "200", "labels")
 
 
-def test_labels_that_a_caller_makes_up_for_each_row_count_as_wrong_and_take_no_room(
-    endpoint: EndpointWorld,
-) -> None:
+def test_labels_that_a_caller_makes_up_for_each_row_count_as_wrong_and_take_no_room(endpoint):
     endpoint.serve(CLASSIFIER)
     rows = 6000
     right = 2000
@@ -951,11 +738,10 @@ def test_labels_that_a_caller_makes_up_for_each_row_count_as_wrong_and_take_no_r
             "flight": np.arange(rows),
             "prediction": np.arange(rows) % 2,
             "output.probabilities": [[1.0, 0.0], [0.0, 1.0]] * (rows // 2),
-        },
+        }
     )
     endpoint.label(
-        "flight",
-        {row: row % 2 if row < right else f"made up {row}" for row in range(rows)},
+        "flight", {row: row % 2 if row < right else f"made up {row}" for row in range(rows)}
     )
     tracemalloc.start()
 
@@ -969,18 +755,11 @@ def test_labels_that_a_caller_makes_up_for_each_row_count_as_wrong_and_take_no_r
     assert mentions(finding(judged, "f1").reason, "200", "labels")
 
 
-def test_missing_rows_or_answer_columns_give_a_reason(
-    endpoint: EndpointWorld,
-) -> None:
+def test_missing_rows_or_answer_columns_give_a_reason(endpoint):
     endpoint.serve(CLASSIFIER)
     assert mentions(judge_performance(endpoint).reason, "no rows")
 
-    endpoint.answer(
-        {
-            "flight": np.arange(5),
-            "text": ["a"] * 5,
-        }
-    )
+    endpoint.answer({"flight": np.arange(5), "text": ["a"] * 5})
     result = judge_performance(endpoint)
     assert mentions(result.reason, "no column")
     assert result.version == "1"
@@ -995,11 +774,7 @@ def test_missing_rows_or_answer_columns_give_a_reason(
         ({"prediction": [[1.0, 2.0]] * 5}, "'prediction.0', 'prediction.1'"),
     ],
 )
-def test_of_several_answers_a_row_none_is_judged_and_all_are_named(
-    endpoint: EndpointWorld,
-    answers: dict[str, Any],
-    names: str,
-) -> None:
+def test_of_several_answers_a_row_none_is_judged_and_all_are_named(endpoint, answers, names):
     endpoint.answer({"flight": np.arange(5), **answers})
 
     judged = judge(endpoint.ask(kind="performance", require=["mae<=1"]))
@@ -1007,14 +782,9 @@ def test_of_several_answers_a_row_none_is_judged_and_all_are_named(
     assert mentions(judged.reason, "no column", names)
 
 
-def test_labelled_rows_with_a_non_numeric_answer_are_counted(endpoint: EndpointWorld) -> None:
+def test_labelled_rows_with_a_non_numeric_answer_are_counted(endpoint):
     endpoint.serve(REGRESSOR)
-    endpoint.answer(
-        {
-            "flight": np.arange(100),
-            "prediction": [np.nan, np.inf, None] + [1.0] * 97,
-        }
-    )
+    endpoint.answer({"flight": np.arange(100), "prediction": [np.nan, np.inf, None] + [1.0] * 97})
     endpoint.label("flight", dict.fromkeys(range(99), 1.5))
 
     judged = judge_performance(endpoint, require=["mae<=1"], min_rows=50)
@@ -1023,16 +793,10 @@ def test_labelled_rows_with_a_non_numeric_answer_are_counted(endpoint: EndpointW
     assert any(mentions(note, "3 labelled rows", "non-numeric") for note in judged.notes)
 
 
-def test_output_without_fractions_is_the_label_if_outputs_are_undescribed(
-    endpoint: EndpointWorld,
-) -> None:
+def test_output_without_fractions_is_the_label_if_outputs_are_undescribed(endpoint):
     answers = np.arange(200) % 2
     endpoint.answer(
-        {
-            "flight": np.arange(200),
-            "output.label": answers,
-            "output.chance": np.full(200, 0.6),
-        },
+        {"flight": np.arange(200), "output.label": answers, "output.chance": np.full(200, 0.6)}
     )
     endpoint.label("flight", dict(enumerate(answers.tolist())))
     endpoint.serve({})
@@ -1041,10 +805,7 @@ def test_output_without_fractions_is_the_label_if_outputs_are_undescribed(
 
 
 @pytest.mark.long
-def test_run_of_a_violated_window_reports_the_earlier_value_and_the_start(
-    endpoint: Any,
-    mlflow_store: Any,
-) -> None:
+def test_run_of_a_violated_window_reports_the_earlier_value_and_the_start(endpoint, mlflow_store):
     from mlflow_deploy_plugin.watch.run import run_monitor
 
     endpoint.serve(CLASSIFIER)
@@ -1065,23 +826,16 @@ def test_run_of_a_violated_window_reports_the_earlier_value_and_the_start(
     assert "since" not in results[2].reason
     last = results[4].findings[0]
     assert re.fullmatch(
-        r"0\.9\d+ \(the median of the 3 windows before\) → 0\.\d+, lower",
-        last.change,
+        r"0\.9\d+ \(the median of the 3 windows before\) → 0\.\d+, lower", last.change
     )
     assert last.since == "2013-04-04T00:00:00+00:00"
     assert last.in_a_row == 2
     assert mentions(
-        results[4].reason,
-        last.change,
-        "since the window of 4 April 2013",
-        "window 2",
-        last.reason,
+        results[4].reason, last.change, "since the window of 4 April 2013", "window 2", last.reason
     )
 
 
-def test_a_fall_within_the_requirement_is_drift_since_its_first_day(
-    endpoint: EndpointWorld,
-) -> None:
+def test_a_fall_within_the_requirement_is_drift_since_its_first_day(endpoint):
     endpoint.serve(CLASSIFIER)
     results: list[MonitorResult] = []
     for number in range(24):
@@ -1112,10 +866,7 @@ def test_a_fall_within_the_requirement_is_drift_since_its_first_day(
 
 
 @pytest.mark.parametrize("labelled", [0, 12])
-def test_reported_labels_are_followed_as_complaints(
-    endpoint: EndpointWorld,
-    labelled: int,
-) -> None:
+def test_reported_labels_are_followed_as_complaints(endpoint, labelled):
     endpoint.serve(CLASSIFIER)
     flights(endpoint, labelled=labelled)
 
@@ -1127,15 +878,10 @@ def test_reported_labels_are_followed_as_complaints(
     }
 
 
-@pytest.mark.parametrize(
-    ("labels", "is_known"),
-    [(None, True), ("sampled", True), ("late", False)],
-)
+@pytest.mark.parametrize(("labels", "is_known"), [(None, True), ("sampled", True), ("late", False)])
 def test_metrics_of_labelled_rows_are_followed_unless_late_labels_depend_on_their_value(
-    endpoint: EndpointWorld,
-    labels: str | None,
-    is_known: bool,
-) -> None:
+    endpoint, labels, is_known
+):
     endpoint.serve(CLASSIFIER)
     partly(endpoint, right_answers, skill=0.5, rows=2_000, seed=2)
 
@@ -1155,10 +901,7 @@ def test_metrics_of_labelled_rows_are_followed_unless_late_labels_depend_on_thei
     ],
     ids=str,
 )
-def test_answers_missing_from_the_log_are_derived_from_the_probabilities(
-    endpoint: EndpointWorld,
-    withheld: CaptureSpec,
-) -> None:
+def test_answers_missing_from_the_log_are_derived_from_the_probabilities(endpoint, withheld):
     endpoint.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(600), 8.0)
     answers = columns.pop("prediction")
@@ -1171,7 +914,7 @@ def test_answers_missing_from_the_log_are_derived_from_the_probabilities(
     assert judge(request).state == "kept"  # computed from the probabilities
 
 
-def test_hashes_are_no_answers(endpoint: EndpointWorld) -> None:
+def test_hashes_are_no_answers(endpoint):
     endpoint.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(300), 8.0)
     for name in ("prediction", "output.probabilities"):
@@ -1183,18 +926,16 @@ def test_hashes_are_no_answers(endpoint: EndpointWorld) -> None:
         replace(
             endpoint.ask(**ACCURACY),
             capture=CaptureSpec(mask=("prediction", "output.probabilities")),
-        ),
+        )
     )
 
     assert judged.state == "not judged"
     assert judged.reason.startswith(
-        "the log has no column with a single answer per row: capture.mask replaces",
+        "the log has no column with a single answer per row: capture.mask replaces"
     )
 
 
-def test_rows_declared_independent_are_counted_in_full(
-    endpoint: EndpointWorld,
-) -> None:
+def test_rows_declared_independent_are_counted_in_full(endpoint):
     endpoint.serve(CLASSIFIER)
     flights(endpoint, rows=2_000)
 

@@ -8,7 +8,6 @@ import pytest
 
 from mlflow_deploy_plugin.watch.kinds import drift, performance, service_level, shadow
 from mlflow_deploy_plugin.watch.result import MonitorResult, State
-from tests.watch.kinds.conftest import EndpointWorld
 
 from .conftest import CLASSIFIER, REGRESSOR
 
@@ -38,15 +37,9 @@ ODD: dict[str, dict[str, Any]] = {
         "prediction": np.full(ROWS, np.inf),
         "output.probabilities": [[np.inf, -np.inf]] * ROWS,
     },
-    "huge": {
-        "prediction": np.full(ROWS, 1e300),
-        "output.probabilities": [[1e300, 1e300]] * ROWS,
-    },
+    "huge": {"prediction": np.full(ROWS, 1e300), "output.probabilities": [[1e300, 1e300]] * ROWS},
     "vectors": {"prediction": CHANCES, "output.probabilities": [[0.1, 0.2, 0.7]] * ROWS},
-    "ragged": {
-        "prediction": [0] * ROWS,
-        "output.probabilities": [[0.5], [0.5, 0.5]] * (ROWS // 2),
-    },
+    "ragged": {"prediction": [0] * ROWS, "output.probabilities": [[0.5], [0.5, 0.5]] * (ROWS // 2)},
     "structures": {"prediction": [{"a": 1}] * ROWS},
     "bytes": {"prediction": [b"\xff"] * ROWS},
     "truth of every sort": {"prediction": [0, 1] * (ROWS // 2), "output.probabilities": CHANCES},
@@ -59,7 +52,7 @@ ODD: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("given", ODD)
-def test_odd_rows_are_an_outcome(endpoint: EndpointWorld, given: str) -> None:
+def test_odd_rows_are_an_outcome(endpoint, given):
     """Write labels of every type, and a shadow with equal answers."""
     columns = {
         "flight": np.arange(ROWS),
@@ -68,34 +61,16 @@ def test_odd_rows_are_an_outcome(endpoint: EndpointWorld, given: str) -> None:
     }
     endpoint.answer(columns | {"_shadow": [False] * ROWS})
     endpoint.answer(
-        columns | {"_shadow": [True] * ROWS, "_variant": ["candidate"] * ROWS},
-        version="2",
+        columns | {"_shadow": [True] * ROWS, "_variant": ["candidate"] * ROWS}, version="2"
     )
     endpoint.label(
-        "flight",
-        {
-            row: [
-                0,
-                1,
-                "late",
-                0.5,
-                1e300,
-                True,
-                None,
-            ][row % 7]
-            for row in range(ROWS)
-        },
+        "flight", {row: [0, 1, "late", 0.5, 1e300, True, None][row % 7] for row in range(ROWS)}
     )
     for meaning in (CLASSIFIER, REGRESSOR):
         endpoint.serve(meaning, v2=meaning)
         for kind, (judge, spec) in KINDS.items() if meaning is CLASSIFIER else LABELLED.items():
             judged = judge(
-                endpoint.ask(
-                    kind=kind,
-                    min_rows=20,
-                    segment_by=["flight", "prediction"],
-                    **spec,
-                ),
+                endpoint.ask(kind=kind, min_rows=20, segment_by=["flight", "prediction"], **spec)
             )
 
             assert judged.reason, kind

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.serve.inference_log.storage import FAILURES
-from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.kinds.service_level import judge
 from tests.support.refusals import mentions
-from tests.watch.kinds.conftest import EndpointWorld, finding
+from tests.watch.kinds.conftest import finding
 
 P99: dict[str, Any] = {
     "kind": "service_level",
@@ -19,12 +18,7 @@ P99: dict[str, Any] = {
 }
 
 
-def requests(
-    rng: Any,
-    count: int = 1_000,
-    slow: float = 0.002,
-    **others: Any,
-) -> dict[str, Array]:
+def requests(rng, count=1_000, slow=0.002, **others):
     latencies = rng.integers(2_000, 50_000, count)
     latencies[: int(slow * count)] = 900_000
     return {
@@ -37,18 +31,9 @@ def requests(
 
 @pytest.mark.parametrize(
     ("slow", "state"),
-    [
-        (0.002, "kept"),
-        (0.007, "cannot tell"),
-        (0.012, "cannot tell"),
-        (0.03, "violated"),
-    ],
+    [(0.002, "kept"), (0.007, "cannot tell"), (0.012, "cannot tell"), (0.03, "violated")],
 )
-def test_a_quantile_is_judged_by_the_share_of_slow_requests(
-    endpoint: EndpointWorld,
-    slow: float,
-    state: str,
-) -> None:
+def test_a_quantile_is_judged_by_the_share_of_slow_requests(endpoint, slow, state):
     endpoint.answer(requests(np.random.default_rng(0), slow=slow))
 
     judged = judge(endpoint.ask(**P99))
@@ -62,7 +47,7 @@ def test_a_quantile_is_judged_by_the_share_of_slow_requests(
     assert judged.figures["budget_left/p99"] == pytest.approx(1 - slow / 0.01)
 
 
-def test_with_a_budget_of_alarms_more_must_be_slow_for_a_violation(endpoint: EndpointWorld) -> None:
+def test_with_a_budget_of_alarms_more_must_be_slow_for_a_violation(endpoint):
     endpoint.answer(requests(np.random.default_rng(0), slow=0.02))
     request = endpoint.ask(**P99)
 
@@ -74,14 +59,11 @@ def test_with_a_budget_of_alarms_more_must_be_slow_for_a_violation(endpoint: End
     assert within.evidence.alarms == ()
 
 
-def test_error_rate_includes_failures_from_the_log(endpoint: EndpointWorld) -> None:
+def test_error_rate_includes_failures_from_the_log(endpoint):
     endpoint.answer(requests(np.random.default_rng(0)))
     without = judge(endpoint.ask(**P99))
     statuses = np.array([500] * 60 + [400] * 40, np.int16)
-    endpoint.answer(
-        {"_latency_us": np.full(100, 900_000), "_status": statuses},
-        folder=FAILURES,
-    )
+    endpoint.answer({"_latency_us": np.full(100, 900_000), "_status": statuses}, folder=FAILURES)
     after = judge(endpoint.ask(**(P99 | {"segment_by": ["_variant", "x"]})))
 
     assert finding(without, "error_rate").state == "kept"
@@ -95,14 +77,9 @@ def test_error_rate_includes_failures_from_the_log(endpoint: EndpointWorld) -> N
     assert finding(after, "error_rate", segment="_variant=champion").value == error_rate.value
 
 
-def test_failures_cannot_be_segmented_by_model_columns(
-    endpoint: EndpointWorld,
-) -> None:
+def test_failures_cannot_be_segmented_by_model_columns(endpoint):
     endpoint.answer(
-        requests(
-            np.random.default_rng(0),
-            carrier=np.array(["UA"] * 1_000, dtype=object),
-        ),
+        requests(np.random.default_rng(0), carrier=np.array(["UA"] * 1_000, dtype=object))
     )
 
     judged = judge(endpoint.ask(**(P99 | {"segment_by": ["carrier"]})))
@@ -114,7 +91,7 @@ def test_failures_cannot_be_segmented_by_model_columns(
     )
 
 
-def test_quantiles_are_those_of_all_requests(endpoint: EndpointWorld) -> None:
+def test_quantiles_are_those_of_all_requests(endpoint):
     columns = requests(np.random.default_rng(3), count=5_000)
     endpoint.answer(columns)
 
@@ -125,12 +102,9 @@ def test_quantiles_are_those_of_all_requests(endpoint: EndpointWorld) -> None:
         assert figures[name] == pytest.approx(exact, rel=0.01)
 
 
-def test_segments_are_judged_apart(endpoint: EndpointWorld) -> None:
+def test_segments_are_judged_apart(endpoint):
     columns = requests(np.random.default_rng(0), count=3_000, slow=0)
-    columns["carrier"] = np.array(
-        ["UA", "AA", None] * 1_000,
-        dtype=object,
-    )
+    columns["carrier"] = np.array(["UA", "AA", None] * 1_000, dtype=object)
     columns["_latency_us"][columns["carrier"] == "UA"] = 500_000
     endpoint.answer(columns)
 
@@ -141,13 +115,10 @@ def test_segments_are_judged_apart(endpoint: EndpointWorld) -> None:
     assert any(mentions(note, "segments", "'gate'") for note in judged.notes)
 
 
-def test_missing_or_few_requests_and_lone_failures_give_a_reason(endpoint: EndpointWorld) -> None:
+def test_missing_or_few_requests_and_lone_failures_give_a_reason(endpoint):
     assert mentions(judge(endpoint.ask(**P99)).reason, "no rows")
 
-    columns = {
-        "_latency_us": np.full(50, 900),
-        "_status": np.full(50, 500, np.int16),
-    }
+    columns = {"_latency_us": np.full(50, 900), "_status": np.full(50, 500, np.int16)}
     endpoint.answer(columns, folder=FAILURES)
     assert mentions(judge(endpoint.ask(**P99)).reason, "50 requests", "min_rows is 100")
 

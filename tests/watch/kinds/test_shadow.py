@@ -7,33 +7,21 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
-from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.kinds.shadow import judge
 from tests.support.models import graph_tensor
 from tests.support.refusals import mentions
-from tests.watch.kinds.conftest import EndpointWorld, finding
+from tests.watch.kinds.conftest import finding
 
 from .conftest import CLASSIFIER, REGRESSOR
 
-AGREE: dict[str, Any] = {
-    "kind": "shadow",
-    "require": ["disagreement<=0.05"],
-    "min_rows": 100,
-}
+AGREE: dict[str, Any] = {"kind": "shadow", "require": ["disagreement<=0.05"], "min_rows": 100}
 
 
-def ids(first: int, count: int) -> list[str]:
+def ids(first, count):
     return [f"id-{number}" for number in range(first, first + count)]
 
 
-def answer_both(
-    endpoint: EndpointWorld,
-    answers: Array,
-    others: Array,
-    variant: str = "candidate",
-    copies: int | None = None,
-    **columns: Any,
-) -> None:
+def answer_both(endpoint, answers, others, variant="candidate", copies=None, **columns):
     """Write answered rows, and shadow rows of version 2 for the first `copies` rows, in
     another order.
     """
@@ -44,7 +32,7 @@ def answer_both(
             "_shadow": np.zeros(rows, bool),
             "prediction": answers,
             **columns,
-        },
+        }
     )
     order = np.random.default_rng(9).permutation(rows if copies is None else copies)
     endpoint.answer(
@@ -58,25 +46,12 @@ def answer_both(
     )
 
 
-@pytest.mark.parametrize(
-    ("wrong", "state"),
-    [(10, "kept"), (100, "violated")],
-)
-def test_rows_are_laid_side_by_side_by_prediction_id_and_row(
-    endpoint: EndpointWorld,
-    wrong: int,
-    state: str,
-) -> None:
+@pytest.mark.parametrize(("wrong", "state"), [(10, "kept"), (100, "violated")])
+def test_rows_are_laid_side_by_side_by_prediction_id_and_row(endpoint, wrong, state):
     endpoint.serve(CLASSIFIER, v2=CLASSIFIER)
     answers = np.arange(600) % 2
     answer_both(
-        endpoint,
-        answers,
-        np.where(
-            np.arange(600) % (600 // wrong) == 0,
-            1 - answers,
-            answers,
-        ),
+        endpoint, answers, np.where(np.arange(600) % (600 // wrong) == 0, 1 - answers, answers)
     )
 
     judged = judge(endpoint.ask(**AGREE))
@@ -92,14 +67,10 @@ def test_rows_are_laid_side_by_side_by_prediction_id_and_row(
     )
 
 
-def test_numbers_agree_where_a_caller_would_not_notice(endpoint: EndpointWorld) -> None:
+def test_numbers_agree_where_a_caller_would_not_notice(endpoint):
     endpoint.serve(REGRESSOR, v2=REGRESSOR)
     numbers = np.random.default_rng(0).normal(100, 10, 400)
-    answer_both(
-        endpoint,
-        numbers,
-        numbers * np.where(np.arange(400) < 40, 1.02, 1.005),
-    )
+    answer_both(endpoint, numbers, numbers * np.where(np.arange(400) < 40, 1.02, 1.005))
 
     assert finding(judge(endpoint.ask(**AGREE)), "disagreement").value == 0.1
 
@@ -110,27 +81,18 @@ def test_numbers_agree_where_a_caller_would_not_notice(endpoint: EndpointWorld) 
     [(CLASSIFIER, "kept"), (REGRESSOR, "not judged"), (None, "not judged")],
     ids=["labels", "numbers", "a version that is gone"],
 )
-def test_hashes_of_labels_are_compared_and_those_of_numbers_are_not(
-    endpoint: EndpointWorld,
-    meaning: dict[str, Any] | None,
-    state: str,
-) -> None:
+def test_hashes_of_labels_are_compared_and_those_of_numbers_are_not(endpoint, meaning, state):
     if meaning is not None:
         endpoint.serve(meaning, v2=meaning)
     hashes = np.array([f"{row:032x}" for row in range(300)])
     answer_both(endpoint, hashes, hashes if meaning is CLASSIFIER else hashes[::-1])
 
-    judged = judge(
-        replace(
-            endpoint.ask(**AGREE),
-            capture=CaptureSpec(mask=("prediction",)),
-        )
-    )
+    judged = judge(replace(endpoint.ask(**AGREE), capture=CaptureSpec(mask=("prediction",))))
 
     assert judged.state == state
 
 
-def test_shadows_are_judged_apart_and_a_requirement_may_name_one(endpoint: EndpointWorld) -> None:
+def test_shadows_are_judged_apart_and_a_requirement_may_name_one(endpoint):
     endpoint.serve(CLASSIFIER, v2=CLASSIFIER)
     answers = np.arange(300) % 2
     answer_both(endpoint, answers, answers, "calm")
@@ -147,8 +109,8 @@ def test_shadows_are_judged_apart_and_a_requirement_may_name_one(endpoint: Endpo
     each = judge(endpoint.ask(**AGREE))
     required = judge(
         endpoint.ask(
-            **(AGREE | {"require": ["disagreement(calm)<=0.05", "disagreement(gone)<=0.1"]}),
-        ),
+            **(AGREE | {"require": ["disagreement(calm)<=0.05", "disagreement(gone)<=0.1"]})
+        )
     )
 
     assert finding(each, "disagreement(calm)").state == "kept"
@@ -158,7 +120,7 @@ def test_shadows_are_judged_apart_and_a_requirement_may_name_one(endpoint: Endpo
     assert "shadow 'gone' has computed no row" in finding(required, "disagreement(gone)").reason
 
 
-def test_segments_and_rows_without_a_copy(endpoint: EndpointWorld) -> None:
+def test_segments_and_rows_without_a_copy(endpoint):
     endpoint.serve(CLASSIFIER, v2=CLASSIFIER)
     answers = np.arange(600) % 2
     carriers = np.array(["UA", "AA"] * 300, dtype=object)
@@ -177,17 +139,11 @@ def test_segments_and_rows_without_a_copy(endpoint: EndpointWorld) -> None:
     assert judged.figures["copied_share/candidate"] == pytest.approx(400 / 600)
 
 
-def test_answers_that_cannot_be_compared_are_noted(endpoint: EndpointWorld) -> None:
-    other = REGRESSOR | {
-        "outputs": [graph_tensor("x", "float32", -1, 2, role="values")],
-    }
+def test_answers_that_cannot_be_compared_are_noted(endpoint):
+    other = REGRESSOR | {"outputs": [graph_tensor("x", "float32", -1, 2, role="values")]}
     endpoint.serve(REGRESSOR, v2=other | {"prediction": []})
     endpoint.answer(
-        {
-            "_prediction_id": ids(0, 200),
-            "_shadow": np.zeros(200, bool),
-            "prediction": np.ones(200),
-        },
+        {"_prediction_id": ids(0, 200), "_shadow": np.zeros(200, bool), "prediction": np.ones(200)}
     )
     columns = {
         "_prediction_id": ids(0, 200),
@@ -205,10 +161,7 @@ def test_answers_that_cannot_be_compared_are_noted(endpoint: EndpointWorld) -> N
     )
 
 
-def test_no_row_no_shadow_and_versions_that_are_gone(
-    endpoint: EndpointWorld,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_no_row_no_shadow_and_versions_that_are_gone(endpoint, monkeypatch):
     endpoint.serve(CLASSIFIER)
     assert mentions(judge(endpoint.ask(**AGREE)).reason, "no rows")
 
@@ -216,18 +169,11 @@ def test_no_row_no_shadow_and_versions_that_are_gone(
     assert mentions(judge(endpoint.ask(**AGREE)).reason, "no shadow")
 
 
-def test_of_many_rows_both_sides_keep_the_same_ones(
-    endpoint: EndpointWorld,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_of_many_rows_both_sides_keep_the_same_ones(endpoint, monkeypatch):
     monkeypatch.setattr("mlflow_deploy_plugin.watch.kinds.shadow.MAX_ROWS", 250)
     endpoint.serve(CLASSIFIER, v2=CLASSIFIER)
     answers = np.arange(1_000) % 2
-    answer_both(
-        endpoint,
-        answers,
-        np.where(np.arange(1_000) % 10 == 0, 1 - answers, answers),
-    )
+    answer_both(endpoint, answers, np.where(np.arange(1_000) % 10 == 0, 1 - answers, answers))
 
     judged = judge(endpoint.ask(**AGREE))
 

@@ -1,10 +1,7 @@
 """The check of a changed budget of alarms, and alarms that a user accepts."""
 
 import json
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from datetime import datetime, timedelta
-from pathlib import Path
 
 import pytest
 import yaml
@@ -16,7 +13,6 @@ from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.store.alerts import Alerts
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
-from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.watch.alerts.record import record_result
@@ -32,7 +28,7 @@ from tests.support.models import graph_tensor
 from tests.support.monitored_endpoint import CALM, DAY, capture, make_endpoint
 from tests.support.refusals import mentions, refused
 from tests.support.results import result_of
-from tests.support.tracking import NewDatabase, tracking_at
+from tests.support.tracking import tracking_at
 
 SINCE = (CALM + 2 * DAY).isoformat()
 SHIFTED = Evidence(
@@ -44,7 +40,7 @@ SHIFTED = Evidence(
 
 
 @pytest.fixture
-def deployments(tmp_path: Path) -> Iterator[Deployments]:
+def deployments(tmp_path):
     """An endpoint `flights` with a reference of 40 days and a monitor `daily`, 20 days
     later.
     """
@@ -55,35 +51,24 @@ def deployments(tmp_path: Path) -> Iterator[Deployments]:
     store.close()
 
 
-def configure(store: Store, fields: Mapping[str, object]) -> None:
+def configure(store, fields):
     store.replace_spec(apply_config(store.require_endpoint("flights").spec, fields))
 
 
-def judged(
-    store: Store,
-    start: datetime,
-    evidence: Evidence,
-    length: timedelta = DAY,
-) -> None:
+def judged(store, start, evidence, length=DAY):
     window = Monitors(store).add("flights", "daily", start, start + length)
     updated = replace(window, state="judged", verdict="drift", evidence=evidence.to_json())
     assert Monitors(store).update(updated) is not None
 
 
-def test_each_column_with_an_alarm_is_normal_since_its_shift_and_the_alert_ends(
-    deployments: Deployments,
-) -> None:
+def test_each_column_with_an_alarm_is_normal_since_its_shift_and_the_alert_ends(deployments):
     store = deployments.store
     monitors = Monitors(deployments.store)
     configure(store, {"alarms.false_per_year": 1})
     monitors.accept("flights", "daily", {"z": SINCE})
     judged(store, CALM + 9 * DAY, SHIFTED)
     # not a window of the schedule
-    judged(
-        store,
-        CALM + 9.5 * DAY,
-        Evidence("other", {SeriesKey("w", "level"): 1.0}, ("w",)),
-    )
+    judged(store, CALM + 9.5 * DAY, Evidence("other", {SeriesKey("w", "level"): 1.0}, ("w",)))
     record_result(store, deployments.settings, result_of(9, x=9.0), MonitorSpec())
 
     accepted = accept_alarms(deployments, "flights", "daily", "a new carrier")
@@ -104,25 +89,17 @@ def test_each_column_with_an_alarm_is_normal_since_its_shift_and_the_alert_ends(
     assert event.why == "a new carrier"
     assert event.detail["monitor"] == "daily"
     assert mentions(
-        event.detail["baseline"],
-        f"x since {SINCE}",
-        "y since 2013-07-10T00:00:00+00:00",
+        event.detail["baseline"], f"x since {SINCE}", "y since 2013-07-10T00:00:00+00:00"
     )
 
 
-def test_only_the_chosen_columns_are_accepted_and_the_alert_ends_with_the_last_of_them(
-    deployments: Deployments,
-) -> None:
+def test_only_the_chosen_columns_are_accepted_and_the_alert_ends_with_the_last_of_them(deployments):
     store = deployments.store
     monitors = Monitors(deployments.store)
     configure(store, {"alarms.false_per_year": 1})
     alarms = ("x", "carrier=AA/x", "y", "a/x")
     series = [SeriesKey(column, "level") for column in alarms]
-    judged(
-        store,
-        CALM + 9 * DAY,
-        Evidence("bins", dict.fromkeys(series, 9.0), alarms),
-    )
+    judged(store, CALM + 9 * DAY, Evidence("bins", dict.fromkeys(series, 9.0), alarms))
     record_result(store, deployments.settings, result_of(9, x=9.0), MonitorSpec())
     start = (CALM + 9 * DAY).isoformat()
 
@@ -151,9 +128,8 @@ def test_only_the_chosen_columns_are_accepted_and_the_alert_ends_with_the_last_o
 
 @pytest.mark.parametrize("column", ["weather", "xy", RELATIONS])
 def test_a_column_without_an_open_alarm_is_refused_with_the_columns_that_have_one(
-    deployments: Deployments,
-    column: str,
-) -> None:
+    deployments, column
+):
     configure(deployments.store, {"alarms.false_per_year": 1})
     judged(deployments.store, CALM + 9 * DAY, SHIFTED)
 
@@ -163,14 +139,10 @@ def test_a_column_without_an_open_alarm_is_refused_with_the_columns_that_have_on
     assert Monitors(deployments.store).state("flights", "daily").baseline == {}
 
 
-def test_the_alert_continues_while_a_requirement_is_violated(deployments: Deployments) -> None:
+def test_the_alert_continues_while_a_requirement_is_violated(deployments):
     store = deployments.store
     configure(store, {"alarms.false_per_year": 1})
-    judged(
-        store,
-        CALM + 9 * DAY,
-        replace(SHIFTED, alarms=("x", "y", "missing(x)")),
-    )
+    judged(store, CALM + 9 * DAY, replace(SHIFTED, alarms=("x", "y", "missing(x)")))
     record_result(store, deployments.settings, result_of(9, x=9.0), MonitorSpec())
 
     accepted = accept_alarms(deployments, "flights", "daily")
@@ -180,7 +152,7 @@ def test_the_alert_continues_while_a_requirement_is_violated(deployments: Deploy
     assert len(Alerts(store).firing()) == 1
 
 
-def test_an_accepted_window_does_not_count_as_a_consecutive_alarm(deployments: Deployments) -> None:
+def test_an_accepted_window_does_not_count_as_a_consecutive_alarm(deployments):
     store = deployments.store
     configure(store, {"alarms.false_per_year": 1})
     judged(store, CALM + 9 * DAY, SHIFTED)
@@ -194,11 +166,7 @@ def test_an_accepted_window_does_not_count_as_a_consecutive_alarm(deployments: D
 
 @pytest.mark.parametrize("segment", ["", "carrier=AA/"])
 @pytest.mark.parametrize("is_shift", [True, False])
-def test_relations_are_accepted_only_by_their_name(
-    deployments: Deployments,
-    segment: str,
-    is_shift: bool,
-) -> None:
+def test_relations_are_accepted_only_by_their_name(deployments, segment, is_shift):
     configure(deployments.store, {"alarms.false_per_year": 1})
     series = FigureSeries(segment.rstrip("/"), PROJECTIONS[3], "spread").series_key
     shifts = {series: SINCE} if is_shift else {}
@@ -209,16 +177,11 @@ def test_relations_are_accepted_only_by_their_name(
         accept_alarms(deployments, "flights", "daily")
     baseline = accept_alarms(deployments, "flights", "daily", columns=[RELATIONS]).baseline
 
-    assert baseline == {
-        segment + RELATIONS: SINCE if is_shift else (CALM + 9 * DAY).isoformat(),
-    }
+    assert baseline == {segment + RELATIONS: SINCE if is_shift else (CALM + 9 * DAY).isoformat()}
 
 
 @pytest.mark.parametrize("columns", [[], ["x"]])
-def test_an_accepted_column_leaves_the_alarm_of_the_relations_open(
-    deployments: Deployments,
-    columns: list[str],
-) -> None:
+def test_an_accepted_column_leaves_the_alarm_of_the_relations_open(deployments, columns):
     store = deployments.store
     configure(store, {"alarms.false_per_year": 1})
     series = [FigureSeries("", name, "spread").series_key for name in ("x", PROJECTIONS[0])]
@@ -226,10 +189,7 @@ def test_an_accepted_column_leaves_the_alarm_of_the_relations_open(
         store,
         CALM + 9 * DAY,
         Evidence(
-            "bins",
-            dict.fromkeys(series, 9.0),
-            ("x", RELATIONS),
-            dict.fromkeys(series, SINCE),
+            "bins", dict.fromkeys(series, 9.0), ("x", RELATIONS), dict.fromkeys(series, SINCE)
         ),
     )
     record_result(store, deployments.settings, result_of(9, x=9.0), MonitorSpec())
@@ -242,11 +202,7 @@ def test_an_accepted_column_leaves_the_alarm_of_the_relations_open(
 
 
 @pytest.mark.long
-def test_a_shift_starts_an_alert_until_it_is_accepted(
-    deployments: Deployments,
-    tmp_path: Path,
-    new_database: NewDatabase,
-) -> None:
+def test_a_shift_starts_an_alert_until_it_is_accepted(deployments, tmp_path, new_database):
     """Each day of the reference has 75 rows, so that 0.6 is five deviations of a day's
     mean: no jump of a window.
     """
@@ -309,12 +265,8 @@ def test_a_shift_starts_an_alert_until_it_is_accepted(
     ],
 )
 def test_impossible_acceptance_is_refused_with_the_remedy(
-    deployments: Deployments,
-    fields: Mapping[str, object],
-    evidence: Evidence,
-    error: type[Exception],
-    names: list[str],
-) -> None:
+    deployments, fields, evidence, error, names
+):
     configure(deployments.store, fields)
     judged(deployments.store, CALM + 9 * DAY, evidence)
 
@@ -323,9 +275,7 @@ def test_impossible_acceptance_is_refused_with_the_remedy(
     assert Monitors(deployments.store).state("flights", "daily").baseline == {}
 
 
-def test_a_reference_with_windows_that_will_be_judged_is_refused_with_the_last_end(
-    deployments: Deployments,
-) -> None:
+def test_a_reference_with_windows_that_will_be_judged_is_refused_with_the_last_end(deployments):
     reference = {"monitors.daily.reference": "window:2013-06-01/2013-07-22"}
 
     assert check_change(deployments, "flights", reference) == []  # without a budget
@@ -349,7 +299,7 @@ def test_a_reference_with_windows_that_will_be_judged_is_refused_with_the_last_e
 
 
 @pytest.fixture
-def served(deployments: Deployments, tmp_path: Path) -> None:
+def served(deployments, tmp_path):
     """Let the server serve the version that the model URI of the endpoint selects."""
     wanted = tmp_path / "home/deployments/flights/wanted.json"
     document = json.loads(wanted.read_text())
@@ -363,10 +313,8 @@ def served(deployments: Deployments, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("served")
 @pytest.mark.parametrize("role", ["values", "probabilities", "label"])
 def test_smallest_effect_in_a_unit_that_the_model_does_not_have_is_refused(
-    deployments: Deployments,
-    tmp_path: Path,
-    role: str,
-) -> None:
+    deployments, tmp_path, role
+):
     file = tmp_path / "model-of-flights/MLmodel"
     document = yaml.safe_load(file.read_text())
     output = graph_tensor("y", "float32", -1, 2, role=role)
@@ -382,9 +330,7 @@ def test_smallest_effect_in_a_unit_that_the_model_does_not_have_is_refused(
 
 
 @pytest.mark.usefixtures("served")
-def test_a_budget_that_the_reference_can_keep_has_nothing_to_state(
-    deployments: Deployments,
-) -> None:
+def test_a_budget_that_the_reference_can_keep_has_nothing_to_state(deployments):
     assert check_change(deployments, "flights", {"alarms.false_per_year": 1}) == []
 
 
@@ -400,11 +346,8 @@ def test_a_budget_that_the_reference_can_keep_has_nothing_to_state(
     ],
 )
 def test_a_reference_that_is_too_short_is_refused_but_a_rolling_one_grows(
-    deployments: Deployments,
-    tmp_path: Path,
-    fields: Mapping[str, object],
-    names: list[str],
-) -> None:
+    deployments, tmp_path, fields, names
+):
     for day in range(12):
         capture(tmp_path / "home", CALM + day * DAY)
     budget: dict[str, object] = {"alarms.false_per_year": 1}
@@ -412,20 +355,14 @@ def test_a_reference_that_is_too_short_is_refused_but_a_rolling_one_grows(
     with refused(InvalidConfig, "monitors.daily", *names):
         check_change(deployments, "flights", {**budget, **fields})
     (line,) = check_change(
-        deployments,
-        "flights",
-        budget | {"monitors.daily.reference": "rolling:2d"},
+        deployments, "flights", budget | {"monitors.daily.reference": "rolling:2d"}
     )
     assert mentions(line, "monitor daily", "first judgement", "rolling:2d")
 
 
-def test_a_reference_that_cannot_be_loaded_yet_is_checked_with_the_first_window(
-    deployments: Deployments,
-) -> None:
+def test_a_reference_that_cannot_be_loaded_yet_is_checked_with_the_first_window(deployments):
     (line,) = check_change(
-        deployments,
-        "flights",
-        {"alarms.false_per_year": 1, "monitors.other.every": "1h"},
+        deployments, "flights", {"alarms.false_per_year": 1, "monitors.other.every": "1h"}
     )[1:]
 
     assert mentions(line, "flights", "monitor other", "first judgement", "model-of-flights")

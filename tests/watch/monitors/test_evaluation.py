@@ -3,15 +3,12 @@
 import logging
 import math
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError, RegistryUnavailable
-from mlflow_deploy_plugin.core.processes.worker import Worker
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import apply_config
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
@@ -25,28 +22,18 @@ from mlflow_deploy_plugin.watch.monitors.evaluation import (
 from mlflow_deploy_plugin.watch.result import WindowRequest
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, SeriesKey
 from tests.support.ecs import read_line
-from tests.support.monitors import HOUR, NOON, MonitoredWorld
+from tests.support.monitors import HOUR, NOON
 from tests.support.raising import raise_it
 from tests.support.refusals import mentions, refused
 from tests.support.tracking import tracking_at
 from tests.support.waiting import free_port
 
 
-def test_unavailable_mlflow_is_reported_before_any_window_is_judged(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_unavailable_mlflow_is_reported_before_any_window_is_judged(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr("mlflow_deploy_plugin.watch.monitors.evaluation.count_rows", pytest.fail)
     window = parse_window("2013-07-01/1d")
-    question = WindowRequest(
-        "flights",
-        "daily",
-        MonitorSpec(),
-        window,
-        1,
-        Settings(home=tmp_path),
-    )
+    question = WindowRequest("flights", "daily", MonitorSpec(), window, 1, Settings(home=tmp_path))
 
     with (
         tracking_at(f"http://127.0.0.1:{free_port()}"),
@@ -59,13 +46,13 @@ SECONDS = 60.0
 
 
 @pytest.fixture(scope="module")
-def worker() -> Iterator[Worker]:
+def worker():
     new_worker = judging_worker()
     yield new_worker
     new_worker.end()
 
 
-def test_it_yields_to_servers_and_when_memory_is_short_it_is_ended_first(worker: Worker) -> None:
+def test_it_yields_to_servers_and_when_memory_is_short_it_is_ended_first(worker):
     pid = worker.call(os.getpid, seconds=SECONDS)
 
     assert int(Path(f"/proc/{pid}/oom_score_adj").read_text()) == 500
@@ -74,16 +61,13 @@ def test_it_yields_to_servers_and_when_memory_is_short_it_is_ended_first(worker:
         worker.call(bytearray, 2**62, seconds=SECONDS)
 
 
-def test_worker_preserves_the_type_of_a_temporary_error(worker: Worker) -> None:
+def test_worker_preserves_the_type_of_a_temporary_error(worker):
     with refused(RegistryUnavailable, "MLflow"):
         worker.call(raise_it, RegistryUnavailable("MLflow does not answer"), seconds=SECONDS)
 
 
 @pytest.mark.long
-def test_worker_logs_in_the_format_of_the_controller_without_retry_warnings(
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
+def test_worker_logs_in_the_format_of_the_controller_without_retry_warnings(monkeypatch, capfd):
     monkeypatch.setenv("ONNXSERVE_LOG_FORMAT", "ecs")
     new_worker = judging_worker()
     new_worker.call(
@@ -100,40 +84,29 @@ BUDGET = {"alarms.false_per_year": 3, "alarms.min_effect": 0.02}
 X_LEVEL = SeriesKey("x", "level")
 
 
-def asked(world: MonitoredWorld, window: Window, monitor: str = "hourly") -> WindowRequest:
+def asked(world, window, monitor="hourly"):
     """Return the request for a window with the budget and the earlier windows from the
     store.
     """
     spec = world.store.require_endpoint("flights").spec
     selected = SelectedMonitor("flights", monitor, spec.monitors[monitor], spec.capture)
     return request_from_store(
-        world.store,
-        world.settings,
-        selected,
-        window,
-        notes=["an agent is silent"],
+        world.store, world.settings, selected, window, notes=["an agent is silent"]
     )
 
 
-def judged(
-    world: MonitoredWorld,
-    number: float,
-    monitor: str = "hourly",
-    **fields: Any,
-) -> None:
+def judged(world, number, monitor="hourly", **fields):
     """Store a judged hour, counted from noon."""
     start = NOON + number * HOUR
     window = world.monitors.add("flights", monitor, start, start + HOUR)
     assert world.monitors.update(replace(window, state="judged", **fields))
 
 
-def evidence(level: float) -> dict[str, object]:
+def evidence(level):
     return Evidence("bins", {X_LEVEL: level}).to_json()
 
 
-def test_a_judgement_knows_its_share_of_the_budget_and_the_windows_before_it(
-    world: MonitoredWorld,
-) -> None:
+def test_a_judgement_knows_its_share_of_the_budget_and_the_windows_before_it(world):
     world.endpoint(hourly={}, other={})
     world.store.replace_spec(apply_config(world.store.require_endpoint("flights").spec, BUDGET))
     for number in (3, 2, 1):  # A backfill may judge windows in any order.
@@ -147,20 +120,14 @@ def test_a_judgement_knows_its_share_of_the_budget_and_the_windows_before_it(
     assert request.false_per_year == 1.5
     assert request.min_effect == 0.02
     past = [(earlier.start, earlier.evidence.levels) for earlier in request.past]
-    assert past == [
-        (NOON, {}),
-        (NOON + HOUR, {X_LEVEL: 1.5}),
-        (NOON + 2 * HOUR, {X_LEVEL: 2.0}),
-    ]
+    assert past == [(NOON, {}), (NOON + HOUR, {X_LEVEL: 1.5}), (NOON + 2 * HOUR, {X_LEVEL: 2.0})]
     assert request.baseline == {"x": NOON}
     assert request.follows_levels
     assert request.accuracy is None
     assert request.notes == ("an agent is silent",)
 
 
-def test_the_accuracy_over_the_same_time_is_that_of_labels_or_of_an_estimate(
-    world: MonitoredWorld,
-) -> None:
+def test_the_accuracy_over_the_same_time_is_that_of_labels_or_of_an_estimate(world):
     world.endpoint(hourly={}, hits={"kind": "performance", "require": "f1>=0.5,accuracy>=0.5"})
     judged(world, 0, monitor="hits", figures={"f1": 0.1})  # before the first window of `hourly`
     judged(world, 1, monitor="hits", figures={"f1": 0.9, "estimated/f1": 0.8})
@@ -184,9 +151,7 @@ def test_the_accuracy_over_the_same_time_is_that_of_labels_or_of_an_estimate(
     assert asked(world, last, "hits").accuracy is None
 
 
-def test_a_window_that_the_schedule_does_not_have_does_not_count_over_time(
-    world: MonitoredWorld,
-) -> None:
+def test_a_window_that_the_schedule_does_not_have_does_not_count_over_time(world):
     world.endpoint()
     judged(world, 0, evidence=evidence(0))
     window = Window(NOON + HOUR / 2, NOON + 3 * HOUR / 2)
@@ -198,20 +163,12 @@ def test_a_window_that_the_schedule_does_not_have_does_not_count_over_time(
     assert request.false_per_year == 1
 
 
-def test_windows_outside_the_schedule_have_a_history_without_levels(world: MonitoredWorld) -> None:
+def test_windows_outside_the_schedule_have_a_history_without_levels(world):
     world.endpoint()
     for number in (0, 0.5, 1):
-        judged(
-            world,
-            number,
-            verdict="drift",
-            evidence=evidence(1) | {"alarms": ["x"]},
-        )
+        judged(world, number, verdict="drift", evidence=evidence(1) | {"alarms": ["x"]})
 
-    request = asked(
-        world,
-        Window(NOON + 3 * HOUR / 2, NOON + 5 * HOUR / 2),
-    )
+    request = asked(world, Window(NOON + 3 * HOUR / 2, NOON + 5 * HOUR / 2))
     (before,) = request.past
 
     assert before.start == NOON + HOUR / 2
@@ -220,10 +177,9 @@ def test_windows_outside_the_schedule_have_a_history_without_levels(world: Monit
     assert not request.follows_levels
 
 
-def test_requirements_share_the_budget(world: MonitoredWorld) -> None:
+def test_requirements_share_the_budget(world):
     world.endpoint(
-        hits={"kind": "service_level", "require": "p99<=1"},
-        strict={"false_alarm_rate": 1e-5},
+        hits={"kind": "service_level", "require": "p99<=1"}, strict={"false_alarm_rate": 1e-5}
     )
     window = Window(NOON, NOON + HOUR)
 

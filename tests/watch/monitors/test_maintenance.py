@@ -2,10 +2,8 @@
 
 import glob
 import threading
-from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from sqlalchemy import select
@@ -25,12 +23,12 @@ from mlflow_deploy_plugin.watch.monitors.maintenance import (
 )
 from mlflow_deploy_plugin.watch.monitors.schedule import next_due_window
 from mlflow_deploy_plugin.watch.result import WindowRequest
-from tests.support.monitors import NOON, SECONDS, MonitoredWorld
+from tests.support.monitors import NOON, SECONDS
 from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
 
 
-def files(folder: Path) -> list[str]:
+def files(folder):
     """Return the files of the log. (`Path.rglob` raises if the maintenance removes a
     folder during the search.)
     """
@@ -38,14 +36,14 @@ def files(folder: Path) -> list[str]:
 
 
 @contextmanager
-def kept_up(world: MonitoredWorld) -> Iterator[None]:
+def kept_up(world):
     """Maintain the log repeatedly during the `with`."""
     lease = world.store.acquire_lease("upkeep", "the test", 15)
     over = threading.Event()
     assert lease is not None
     deployments = Deployments(world.store, world.settings, world.said.append)
 
-    def work() -> None:
+    def work():
         with LeaseKeeper(world.store, lease) as keeper:
             maintain_logs(deployments, keeper, over, every_seconds=0.1)
 
@@ -59,10 +57,7 @@ def kept_up(world: MonitoredWorld) -> Iterator[None]:
 
 
 @pytest.mark.long
-def test_the_many_files_of_an_hour_that_is_over_become_one(
-    world: MonitoredWorld,
-    tmp_path: Path,
-) -> None:
+def test_the_many_files_of_an_hour_that_is_over_become_one(world, tmp_path):
     hour = datetime(2026, 11, 1, 12, tzinfo=UTC)
     world.endpoint()
     for _ in range(5):
@@ -75,25 +70,16 @@ def test_the_many_files_of_an_hour_that_is_over_become_one(
 
 
 @pytest.mark.long
-def test_expired_alerts_are_deleted_from_the_store(world: MonitoredWorld) -> None:
+def test_expired_alerts_are_deleted_from_the_store(world):
     world.endpoint()
     alerts = Alerts(world.store)
     alerts.add_once(Alert("long over", "flights", "hourly", "resolved", NOON, NOON))
     world.now = NOON + timedelta(days=5)
-    alerts.add_once(
-        Alert(
-            "over",
-            "flights",
-            "hourly",
-            "resolved",
-            world.now,
-            world.now,
-        )
-    )
+    alerts.add_once(Alert("over", "flights", "hourly", "resolved", world.now, world.now))
     world.now += timedelta(days=6)
     world.settings = world.settings.model_copy(update={"monitor_retention_days": 7})
 
-    def kept() -> list[str]:
+    def kept():
         with world.store.reading() as session:
             return [*session.scalars(select(AlertRow.fingerprint))]
 
@@ -101,7 +87,7 @@ def test_expired_alerts_are_deleted_from_the_store(world: MonitoredWorld) -> Non
         wait_until(lambda: kept() == ["over"], SECONDS, "the old alert is gone")
 
 
-def test_windows_that_a_monitor_will_read_again_are_retained(world: MonitoredWorld) -> None:
+def test_windows_that_a_monitor_will_read_again_are_retained(world):
     world.endpoint(
         pinned={"reference": "window:2026-01-01/7d"},
         weekly={
@@ -115,10 +101,7 @@ def test_windows_that_a_monitor_will_read_again_are_retained(world: MonitoredWor
     monitors = world.monitors
     begun = NOON
     monitors.add(
-        "flights",
-        "retried",
-        begun - timedelta(days=40),
-        begun - timedelta(days=40, hours=-1),
+        "flights", "retried", begun - timedelta(days=40), begun - timedelta(days=40, hours=-1)
     )
     world.now = now = NOON + timedelta(days=60)
     for name in ("pinned", "retried"):
@@ -136,9 +119,7 @@ def test_windows_that_a_monitor_will_read_again_are_retained(world: MonitoredWor
     }
 
 
-def test_windows_waiting_for_labels_are_retained_with_those_to_catch_up(
-    world: MonitoredWorld,
-) -> None:
+def test_windows_waiting_for_labels_are_retained_with_those_to_catch_up(world):
     world.endpoint(
         truth={"kind": "performance", "require": "accuracy>=0.8", "labels_within": "7d"},
         once_a_year={"schedule": "0 0 1 1 *"},
@@ -151,8 +132,7 @@ def test_windows_waiting_for_labels_are_retained_with_those_to_catch_up(
     assert first is not None
 
     labels, yearly = sorted(
-        retained_windows(world.monitors, endpoint, now).windows,
-        key=lambda window: window.start,
+        retained_windows(world.monitors, endpoint, now).windows, key=lambda window: window.start
     )
 
     assert labels.start <= first.window.start == NOON
@@ -162,16 +142,9 @@ def test_windows_waiting_for_labels_are_retained_with_those_to_catch_up(
 
 @pytest.mark.long
 @pytest.mark.parametrize("first_hour", [0, 6])
-def test_the_bins_of_a_rolling_reference_stay_while_rows_go_for_their_age(
-    world: MonitoredWorld,
-    first_hour: int,
-) -> None:
+def test_the_bins_of_a_rolling_reference_stay_while_rows_go_for_their_age(world, first_hour):
     # These settings read five days.
-    spec = {
-        "every": "1d",
-        "reference": "rolling:1d",
-        "false_alarm_rate": "0.5",
-    }
+    spec = {"every": "1d", "reference": "rolling:1d", "false_alarm_rate": "0.5"}
     world.endpoint(daily=spec)
     endpoint = world.store.endpoint("flights")
     assert endpoint is not None
@@ -183,12 +156,7 @@ def test_the_bins_of_a_rolling_reference_stay_while_rows_go_for_their_age(
         window = Window(day, day + timedelta(days=1))
         day = world.now = window.end
         request = WindowRequest(
-            "flights",
-            "daily",
-            endpoint.spec.monitors["daily"],
-            window,
-            1,
-            world.settings,
+            "flights", "daily", endpoint.spec.monitors["daily"], window, 1, world.settings
         )
         if window.start >= NOON + timedelta(days=5):
             frozen.add(str(rolling_windows(request, "flight-delay", "1")[0].sampled))
@@ -202,37 +170,26 @@ def test_the_bins_of_a_rolling_reference_stay_while_rows_go_for_their_age(
 
 
 @pytest.mark.long
-def test_rows_older_than_the_retention_are_deleted_and_logged(
-    world: MonitoredWorld,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_rows_older_than_the_retention_are_deleted_and_logged(world, tmp_path, caplog):
     spec = apply_config(
-        new_endpoint("flights", "models:/flight-delay/1"),
-        {"capture.retention": "90d"},
+        new_endpoint("flights", "models:/flight-delay/1"), {"capture.retention": "90d"}
     )
     world.store.add_endpoint("onnxserve", spec)
-    world.rows(
-        world.now - timedelta(days=100),
-        world.now - timedelta(days=80),
-    )
+    world.rows(world.now - timedelta(days=100), world.now - timedelta(days=80))
     caplog.set_level("INFO")
 
     with kept_up(world):
         wait_until(lambda: len(files(tmp_path)) == 1, SECONDS, "one file is left")
         wait_until(
-            lambda: mentions(caplog.text, "capture.retention 90d", "deleted"),
-            SECONDS,
-            "it is said",
+            lambda: mentions(caplog.text, "capture.retention 90d", "deleted"), SECONDS, "it is said"
         )
     assert mentions(caplog.text, "flights", "1 files")
 
 
 @pytest.mark.long
-def test_rows_on_hold_are_retained(world: MonitoredWorld, tmp_path: Path) -> None:
+def test_rows_on_hold_are_retained(world, tmp_path):
     spec = apply_config(
-        new_endpoint("flights", "models:/flight-delay/1"),
-        {"capture.retention": "90d"},
+        new_endpoint("flights", "models:/flight-delay/1"), {"capture.retention": "90d"}
     )
     world.store.add_endpoint("onnxserve", spec)
     world.rows(world.now - timedelta(days=100))
@@ -242,7 +199,7 @@ def test_rows_on_hold_are_retained(world: MonitoredWorld, tmp_path: Path) -> Non
     Alerts(world.store).add_once(Alert("over", "other", "hourly", "resolved", old, old))
     world.settings = world.settings.model_copy(update={"monitor_retention_days": 7})
 
-    def alerts() -> list[str]:
+    def alerts():
         with world.store.reading() as session:
             return [*session.scalars(select(AlertRow.fingerprint))]
 

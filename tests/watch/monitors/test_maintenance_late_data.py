@@ -33,38 +33,18 @@ class Turned:
         world.endpoint(hits=HITS | monitor)
         times = [NOON + timedelta(seconds=second) for second in range(ROWS)]
         world.writer.write(
-            {"_event_time": times, "_prediction_id": [str(row) for row in range(ROWS)]},
+            {"_event_time": times, "_prediction_id": [str(row) for row in range(ROWS)]}
         )
         world.now = DUE
         deployments = Deployments(world.store, world.settings, world.said.append)
         self.runner = WindowRunner(
-            deployments,
-            Evaluator(world.answer),
-            world.said.append,
-            max_catch_up=1,
+            deployments, Evaluator(world.answer), world.said.append, max_catch_up=1
         )
 
-    def label(
-        self,
-        rows: Iterable[int],
-        label: str | float = "late",
-    ) -> None:
+    def label(self, rows: Iterable[int], label: str | float = "late") -> None:
         now = self.world.now
-        labels = [
-            Label(
-                str(row),
-                None,
-                None,
-                label,
-                int(now.timestamp() * 1e6),
-            )
-            for row in rows
-        ]
-        self.world.writer.label(
-            *labels,
-            day=f"{now:%F}",
-            name=uuid.uuid4().hex,
-        )
+        labels = [Label(str(row), None, None, label, int(now.timestamp() * 1e6)) for row in rows]
+        self.world.writer.label(*labels, day=f"{now:%F}", name=uuid.uuid4().hex)
 
     def judge(self) -> None:
         """Return all stored and due windows."""
@@ -91,13 +71,13 @@ class Turned:
 
 
 @pytest.fixture
-def turned(world: MonitoredWorld) -> Turned:
+def turned(world):
     return Turned(world)
 
 
 def test_a_window_is_judged_again_with_enough_labels_and_then_with_each_twentieth_of_its_rows(
-    turned: Turned,
-) -> None:
+    turned,
+):
     turned.label(range(9))
     turned.judge()
     assert turned.window.revision == 1
@@ -113,53 +93,35 @@ def test_a_window_is_judged_again_with_enough_labels_and_then_with_each_twentiet
     )
 
 
-@pytest.mark.parametrize(
-    ("labels", "is_enough"),
-    [(10_999, False), (11_000, True)],
-)
+@pytest.mark.parametrize(("labels", "is_enough"), [(10_999, False), (11_000, True)])
 def test_of_a_window_of_more_rows_than_are_looked_at_a_twentieth_of_these_is_enough(
-    world: MonitoredWorld,
-    labels: int,
-    is_enough: bool,
-) -> None:
+    world, labels, is_enough
+):
     world.endpoint(hits=HITS)
     wide = world.monitors.add("flights", "hits", NOON, NOON + HOUR)
     judged = replace(
-        wide,
-        rows=1_000_000,
-        figures={"labelled_rows": 10_000.0, "labelled_share": 0.5},
+        wide, rows=1_000_000, figures={"labelled_rows": 10_000.0, "labelled_share": 0.5}
     )
 
     assert is_material(labels, judged, world.spec(hits=HITS).monitors["hits"]) is is_enough
 
 
-def test_a_single_reported_label_is_enough(world: MonitoredWorld) -> None:
+def test_a_single_reported_label_is_enough(world):
     spec = {**HITS, "labels": "reported"}
     world.endpoint(hits=spec)
     added = world.monitors.add("flights", "hits", NOON, NOON + HOUR)
     judged = replace(added, rows=1_000, figures={"labelled_rows": 0.0, "labelled_share": 0.0})
 
     assert [
-        is_material(
-            labels,
-            judged,
-            world.spec(hits=spec).monitors["hits"],
-        )
-        for labels in (0, 1)
+        is_material(labels, judged, world.spec(hits=spec).monitors["hits"]) for labels in (0, 1)
     ] == [False, True]
 
 
-def test_files_that_hold_no_new_labels_are_counted_once(
-    turned: Turned,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_files_that_hold_no_new_labels_are_counted_once(turned, monkeypatch):
     turned.label(range(20))
     turned.judge()
     # Later labels replace earlier labels, so their number does not change.
-    turned.label(
-        range(20),
-        "another",
-    )
+    turned.label(range(20), "another")
     digest = turned.window.log_digest
 
     assert turned.look_again() == 1
@@ -169,17 +131,9 @@ def test_files_that_hold_no_new_labels_are_counted_once(
     assert turned.look_again() == 1
 
 
-def test_labels_are_looked_for_a_week_after_they_should_have_been_in(turned: Turned) -> None:
+def test_labels_are_looked_for_a_week_after_they_should_have_been_in(turned):
     turned.judge()
-    turned.world.now = (
-        NOON
-        + HOUR
-        + timedelta(
-            hours=2,
-            days=7,
-            minutes=-90,
-        )
-    )
+    turned.world.now = NOON + HOUR + timedelta(hours=2, days=7, minutes=-90)
     turned.label(range(10))
     assert turned.look_again() == 2
     turned.world.now += HOUR
@@ -189,7 +143,7 @@ def test_labels_are_looked_for_a_week_after_they_should_have_been_in(turned: Tur
     assert turned.look_again() == 2
 
 
-def test_labels_that_are_no_numbers_are_none_of_a_regressor(world: MonitoredWorld) -> None:
+def test_labels_that_are_no_numbers_are_none_of_a_regressor(world):
     turned = Turned(world, require="mae<=3")
     turned.judge()
     turned.label(range(20), "unknown")

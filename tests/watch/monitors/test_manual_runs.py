@@ -17,7 +17,6 @@ from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.statedir.files import AGENT, write_state
 from mlflow_deploy_plugin.core.statedir.models import AgentState
 from mlflow_deploy_plugin.core.store.alerts import Alerts
-from mlflow_deploy_plugin.core.store.monitor_tables import MonitorWindow
 from mlflow_deploy_plugin.serve.inference_log.storage import FAILURES
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
@@ -26,21 +25,20 @@ from mlflow_deploy_plugin.watch.monitors.evaluation import Evaluator
 from mlflow_deploy_plugin.watch.monitors.manual_runs import find_monitor
 from mlflow_deploy_plugin.watch.monitors.schedule import overviews
 from mlflow_deploy_plugin.watch.monitors.window_runner import WindowRunner
-from mlflow_deploy_plugin.watch.result import WindowRequest
 from tests.support.deployments import empty_home
 from tests.support.guides import page_reader
 from tests.support.inference_log import LogWriter
-from tests.support.monitors import HOUR, NOON, MonitoredWorld
+from tests.support.monitors import HOUR, NOON
 from tests.support.refusals import mentions, refused
-from tests.support.tracking import NewDatabase, tracking_at
+from tests.support.tracking import tracking_at
 from tests.support.waiting import wait_until
 
 
-def deployments(world: MonitoredWorld) -> Deployments:
+def deployments(world):
     return Deployments(world.store, world.settings, world.said.append)
 
 
-def left_by_a_server(world: MonitoredWorld, **fields: object) -> None:
+def left_by_a_server(world, **fields):
     """Write the state of `onnxserve serve` on this machine,
     which is not in the store.
     """
@@ -54,25 +52,19 @@ def left_by_a_server(world: MonitoredWorld, **fields: object) -> None:
     (folder / "spec.yaml").write_text(yaml.safe_dump(document))
 
 
-def captured_rows(world: MonitoredWorld) -> None:
+def captured_rows(world):
     """Write a segment of the server on this machine, which has no agent."""
     segment = world.settings.state_dir("flights") / "spool" / "a1.seg"
     segment.parent.mkdir(parents=True)
     segment.write_bytes(b"x" * 10)
 
 
-def run(
-    world: MonitoredWorld,
-    monitor: str | None = None,
-    window: Window | None = None,
-) -> MonitorWindow:
+def run(world, monitor=None, window=None):
     target = find_monitor(deployments(world), "flights", monitor)
     return manual_runs.run_window(deployments(world), target, window, world.answer)[0]
 
 
-def test_the_latest_whole_window_with_rows_is_judged_by_the_endpoints_own_monitor(
-    world: MonitoredWorld,
-) -> None:
+def test_the_latest_whole_window_with_rows_is_judged_by_the_endpoints_own_monitor(world):
     world.endpoint(hourly={"min_rows": 60})
     world.rows(NOON - 3 * HOUR, NOON)
     world.now = NOON + HOUR / 2
@@ -85,9 +77,7 @@ def test_the_latest_whole_window_with_rows_is_judged_by_the_endpoints_own_monito
     assert world.asked[-1].spec.min_rows == 60
 
 
-def test_the_latest_window_of_a_service_level_may_have_only_requests_that_failed(
-    world: MonitoredWorld,
-) -> None:
+def test_the_latest_window_of_a_service_level_may_have_only_requests_that_failed(world):
     world.endpoint(level={"kind": "service_level", "require": "error_rate<=1%"})
     world.rows(NOON - 3 * HOUR)
     LogWriter(Path(world.settings.inference_log) / FAILURES).write({"_event_time": [NOON] * 3})
@@ -96,26 +86,19 @@ def test_the_latest_window_of_a_service_level_may_have_only_requests_that_failed
     assert run(world, "level").start == NOON
 
 
-def test_a_kind_that_judges_no_columns_takes_none(world: MonitoredWorld) -> None:
+def test_a_kind_that_judges_no_columns_takes_none(world):
     world.endpoint(level={"kind": "service_level", "require": "error_rate<=1%"})
 
     with refused(InvalidConfig, "--exclude", "service_level"):
         find_monitor(deployments(world), "flights", "level").with_bounds(exclude=("x",))
 
 
-def test_a_window_that_was_judged_already_gets_a_further_revision(world: MonitoredWorld) -> None:
+def test_a_window_that_was_judged_already_gets_a_further_revision(world):
     world.endpoint()
     world.rows(NOON)
     world.now = NOON + 2 * HOUR
     begun = world.monitors.add("flights", "hourly", NOON, NOON + HOUR)
-    world.monitors.update(
-        replace(
-            begun,
-            state="judged",
-            verdict="drift",
-            run_id="of the schedule",
-        )
-    )
+    world.monitors.update(replace(begun, state="judged", verdict="drift", run_id="of the schedule"))
     world.monitors.update_state("flights", "hourly", made_up_to=NOON + HOUR)
 
     run(world)
@@ -130,45 +113,24 @@ def test_a_window_that_was_judged_already_gets_a_further_revision(world: Monitor
     assert (first.by_hand, second.by_hand) == (False, True)
 
 
-def test_an_endpoint_that_only_its_server_knows_is_judged_as_its_spec_says(
-    world: MonitoredWorld,
-) -> None:
+def test_an_endpoint_that_only_its_server_knows_is_judged_as_its_spec_says(world):
     left_by_a_server(
-        world,
-        capture={"mask": ["carrier"]},
-        monitors={"hourly": {"every": "1h", "min_rows": 7}},
+        world, capture={"mask": ["carrier"]}, monitors={"hourly": {"every": "1h", "min_rows": 7}}
     )
     world.rows(NOON, NOON + HOUR)
     world.now = NOON + 2 * HOUR
     monitor = find_monitor(deployments(world), "flights", None)
 
     run(world)
-    list(
-        manual_runs.backfill(
-            deployments(world),
-            monitor,
-            NOON,
-            NOON + HOUR,
-            world.answer,
-        )
-    )
+    list(manual_runs.backfill(deployments(world), monitor, NOON, NOON + HOUR, world.answer))
 
     assert [request.window.start for request in world.asked] == [NOON + HOUR, NOON]
     assert {
-        (
-            request.monitor,
-            request.spec.min_rows,
-            request.capture.mask,
-        )
-        for request in world.asked
-    } == {
-        ("hourly", 7, ("carrier",)),
-    }
+        (request.monitor, request.spec.min_rows, request.capture.mask) for request in world.asked
+    } == {("hourly", 7, ("carrier",))}
 
 
-def test_captured_rows_without_an_endpoint_are_judged_by_a_default_monitor(
-    world: MonitoredWorld,
-) -> None:
+def test_captured_rows_without_an_endpoint_are_judged_by_a_default_monitor(world):
     world.rows(NOON - 24 * HOUR)
 
     written = run(world, "nightly")
@@ -177,9 +139,7 @@ def test_captured_rows_without_an_endpoint_are_judged_by_a_default_monitor(
     assert written.end - written.start == timedelta(days=1)
 
 
-def test_a_stored_endpoint_without_monitors_has_the_default_one_and_none_of_another_name(
-    world: MonitoredWorld,
-) -> None:
+def test_a_stored_endpoint_without_monitors_has_the_default_one_and_none_of_another_name(world):
     world.store.add_endpoint("onnxserve", new_endpoint("flights", "m", {"server.port": 8080}))
 
     assert find_monitor(deployments(world), "flights", None).name == "drift"
@@ -187,9 +147,7 @@ def test_a_stored_endpoint_without_monitors_has_the_default_one_and_none_of_anot
         find_monitor(deployments(world), "flights", "drfit")
 
 
-def test_window_judged_with_temporary_bounds_is_not_stored(
-    world: MonitoredWorld,
-) -> None:
+def test_window_judged_with_temporary_bounds_is_not_stored(world):
     world.endpoint(hourly={"consecutive": 2})
     world.rows(NOON)
     world.now = NOON + 2 * HOUR
@@ -216,10 +174,7 @@ def test_window_judged_with_temporary_bounds_is_not_stored(
 
 
 @pytest.mark.parametrize("by", ["run", "backfill"])
-def test_of_a_window_that_is_judged_before_the_schedule_came_to_it_the_schedule_tells(
-    world: MonitoredWorld,
-    by: str,
-) -> None:
+def test_of_a_window_that_is_judged_before_the_schedule_came_to_it_the_schedule_tells(world, by):
     world.due()
     world.judge = lambda asked: "no drift"
     monitor = find_monitor(deployments(world), "flights", None)
@@ -228,15 +183,7 @@ def test_of_a_window_that_is_judged_before_the_schedule_came_to_it_the_schedule_
         if by == "run":
             run(world, window=Window(NOON, NOON + HOUR))
         else:
-            list(
-                manual_runs.backfill(
-                    deployments(world),
-                    monitor,
-                    NOON,
-                    NOON + HOUR,
-                    world.answer,
-                )
-            )
+            list(manual_runs.backfill(deployments(world), monitor, NOON, NOON + HOUR, world.answer))
     world.judge = lambda asked: "drift"
     world.start()
 
@@ -247,7 +194,7 @@ def test_of_a_window_that_is_judged_before_the_schedule_came_to_it_the_schedule_
     )
 
 
-def test_a_window_that_is_left_to_the_schedule_waits_for_its_rows(world: MonitoredWorld) -> None:
+def test_a_window_that_is_left_to_the_schedule_waits_for_its_rows(world):
     world.due()
     run(world)
     world.watermark(NOON + HOUR / 2)
@@ -264,13 +211,13 @@ def test_a_window_that_is_left_to_the_schedule_waits_for_its_rows(world: Monitor
 
 
 def test_a_window_that_was_begun_before_it_was_due_and_judged_after_is_judged_by_the_schedule(
-    world: MonitoredWorld,
-) -> None:
+    world,
+):
     world.endpoint(hourly={"grace": "30m"})
     world.rows(NOON)
     world.now = NOON + HOUR
 
-    def judge(asked: WindowRequest) -> str:
+    def judge(asked):
         world.now = NOON + 2 * HOUR
         return "drift"
 
@@ -281,31 +228,20 @@ def test_a_window_that_was_begun_before_it_was_due_and_judged_after_is_judged_by
     assert [window.revision for window in world.wait_for(2)] == [1, 2]
 
 
-def test_a_window_that_the_schedule_tries_again_stays_the_schedules(world: MonitoredWorld) -> None:
+def test_a_window_that_the_schedule_tries_again_stays_the_schedules(world):
     world.due()
-    waiting = replace(
-        world.monitors.add("flights", "hourly", NOON, NOON + HOUR),
-        attempts=1,
-    )
+    waiting = replace(world.monitors.add("flights", "hourly", NOON, NOON + HOUR), attempts=1)
     world.monitors.update(waiting)
     world.monitors.update_state("flights", "hourly", made_up_to=NOON + HOUR)
 
     run(world)
 
     assert [
-        (
-            window.revision,
-            window.state,
-            window.by_hand,
-        )
-        for window in world.monitors.windows()
-    ] == [
-        (1, "pending", False),
-        (2, "judged", True),
-    ]
+        (window.revision, window.state, window.by_hand) for window in world.monitors.windows()
+    ] == [(1, "pending", False), (2, "judged", True)]
 
 
-def test_a_window_that_the_schedule_has_judged_is_left_at_that(world: MonitoredWorld) -> None:
+def test_a_window_that_the_schedule_has_judged_is_left_at_that(world):
     world.due()
     world.start()
     world.wait_for(1)
@@ -314,16 +250,8 @@ def test_a_window_that_the_schedule_has_judged_is_left_at_that(world: MonitoredW
     run(world)
 
     assert [
-        (
-            window.revision,
-            window.state,
-            window.by_hand,
-        )
-        for window in world.monitors.windows()
-    ] == [
-        (1, "judged", False),
-        (2, "judged", True),
-    ]
+        (window.revision, window.state, window.by_hand) for window in world.monitors.windows()
+    ] == [(1, "judged", False), (2, "judged", True)]
 
 
 @pytest.mark.parametrize(
@@ -336,9 +264,8 @@ def test_a_window_that_the_schedule_has_judged_is_left_at_that(world: MonitoredW
     ids=["the schedule's", "one that begins with it", "one across it"],
 )
 def test_rows_that_come_late_make_no_further_revision_of_a_window_that_was_judged_by_hand(
-    world: MonitoredWorld,
-    window: Window,
-) -> None:
+    world, window
+):
     world.endpoint()
     world.rows(NOON, NOON + HOUR / 3)
     world.now = NOON + 2 * HOUR
@@ -357,18 +284,10 @@ def test_rows_that_come_late_make_no_further_revision_of_a_window_that_was_judge
     assert Alerts(world.store).firing() == []
 
 
-def test_a_window_that_somebody_was_killed_over_is_none_of_the_schedules(
-    world: MonitoredWorld,
-) -> None:
+def test_a_window_that_somebody_was_killed_over_is_none_of_the_schedules(world):
     world.endpoint()
     world.rows(NOON, NOON + HOUR / 4, NOON + HOUR)
-    odd = world.monitors.add(
-        "flights",
-        "hourly",
-        NOON + HOUR / 4,
-        NOON + HOUR / 2,
-        by_hand=True,
-    )
+    odd = world.monitors.add("flights", "hourly", NOON + HOUR / 4, NOON + HOUR / 2, by_hand=True)
     world.monitors.update(replace(odd, state="running"))
     world.now = NOON + 2 * HOUR + timedelta(minutes=30)
 
@@ -385,9 +304,7 @@ def test_a_window_that_somebody_was_killed_over_is_none_of_the_schedules(
     assert taken.state == "judged"
 
 
-def test_rows_that_are_not_shipped_yet_are_spoken_of_in_the_report(
-    world: MonitoredWorld,
-) -> None:
+def test_rows_that_are_not_shipped_yet_are_spoken_of_in_the_report(world):
     world.endpoint()
     world.rows(NOON)
     world.now = NOON + 2 * HOUR
@@ -400,10 +317,7 @@ def test_rows_that_are_not_shipped_yet_are_spoken_of_in_the_report(
     assert note in written.reason
 
 
-def test_a_log_that_cannot_be_opened_is_refused_before_the_wait_for_rows(
-    world: MonitoredWorld,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_log_that_cannot_be_opened_is_refused_before_the_wait_for_rows(world, monkeypatch):
     world.endpoint()
     settings = world.settings.model_copy(update={"log_uri": "gs://rows"})
     monitor = find_monitor(deployments(world), "flights", None)
@@ -411,16 +325,11 @@ def test_a_log_that_cannot_be_opened_is_refused_before_the_wait_for_rows(
 
     with refused(InvalidConfig, "ONNXSERVE_LOG_URI", "gs://rows"):
         manual_runs.run_window(
-            replace(deployments(world), settings=settings),
-            monitor,
-            None,
-            world.answer,
+            replace(deployments(world), settings=settings), monitor, None, world.answer
         )
 
 
-def test_missing_endpoint_monitor_or_rows_error_names_the_alternatives(
-    world: MonitoredWorld,
-) -> None:
+def test_missing_endpoint_monitor_or_rows_error_names_the_alternatives(world):
     world.endpoint(hourly={}, daily={"every": "1d"})
     world.rows(NOON)
     world.now = NOON + 2 * HOUR
@@ -432,14 +341,10 @@ def test_missing_endpoint_monitor_or_rows_error_names_the_alternatives(
     with refused(InvalidConfig, "--monitor daily | hourly"):
         run(world)
     with refused(NotFound, "no captured rows", "2026-11-20T12:00"):
-        run(
-            world,
-            "hourly",
-            Window(NOON.replace(year=2014), NOON.replace(year=2014) + HOUR),
-        )
+        run(world, "hourly", Window(NOON.replace(year=2014), NOON.replace(year=2014) + HOUR))
 
 
-def backfill(world: MonitoredWorld, again: bool = False) -> list[tuple[int, bool]]:
+def backfill(world, again=False):
     """Backfill the hour from NOON, and return the rows of its window, and if it was
     judged now.
     """
@@ -449,7 +354,7 @@ def backfill(world: MonitoredWorld, again: bool = False) -> list[tuple[int, bool
     return [(each.window.rows, each.is_judged_now) for each in windows]
 
 
-def test_backfill_repeats_windows_without_rows_when_rows_arrive(world: MonitoredWorld) -> None:
+def test_backfill_repeats_windows_without_rows_when_rows_arrive(world):
     world.endpoint()
 
     without_rows = [backfill(world), backfill(world)]
@@ -462,11 +367,7 @@ def test_backfill_repeats_windows_without_rows_when_rows_arrive(world: Monitored
 
 @pytest.mark.parametrize("server", ["here", "elsewhere"])
 @pytest.mark.parametrize("command", ["run", "backfill"])
-def test_manual_judgement_waits_for_captured_rows(
-    world: MonitoredWorld,
-    server: str,
-    command: str,
-) -> None:
+def test_manual_judgement_waits_for_captured_rows(world, server, command):
     world.endpoint()
     world.rows(NOON)
     world.now = NOON + 2 * HOUR
@@ -478,7 +379,7 @@ def test_manual_judgement_waits_for_captured_rows(
         (folder / "progress.json").write_text('{"agent": "one"}')
     world.watermark(NOON, written_at=world.now)
 
-    def ship(line: str) -> None:
+    def ship(line):
         """Write the captured rows as soon as the command says that it waits."""
         world.rows(NOON, rows=5)
         segment.unlink(missing_ok=True)
@@ -496,31 +397,25 @@ def test_manual_judgement_waits_for_captured_rows(
     assert judged.rows == 8
 
 
-def test_too_large_backfill_is_refused_with_the_latest_possible_end(
-    world: MonitoredWorld,
-) -> None:
+def test_too_large_backfill_is_refused_with_the_latest_possible_end(world):
     world.endpoint(seconds={"every": "1s"})
     monitor = find_monitor(deployments(world), "flights", None)
 
     with refused(InvalidConfig, "2,592,000 windows of 1s", "10,000", "--to 2026-11-20T14:46:40"):
         next(
             manual_runs.backfill(
-                deployments(world),
-                monitor,
-                NOON,
-                NOON + 24 * 30 * HOUR,
-                world.answer,
-            ),
+                deployments(world), monitor, NOON, NOON + 24 * 30 * HOUR, world.answer
+            )
         )
     assert world.monitors.windows() == []
 
 
-def test_failed_manual_run_is_not_retried(world: MonitoredWorld) -> None:
+def test_failed_manual_run_is_not_retried(world):
     world.endpoint()
     world.rows(NOON)
     world.now = NOON + 2 * HOUR
 
-    def judge(question: WindowRequest) -> str:
+    def judge(question):
         raise InvalidConfig("the reference is not there")
 
     world.judge = judge
@@ -531,17 +426,14 @@ def test_failed_manual_run_is_not_retried(world: MonitoredWorld) -> None:
     assert window.attempts == 1
 
 
-def test_run_due_stops_at_a_failed_window_until_it_is_judged(
-    world: MonitoredWorld,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def due() -> list[tuple[str, int]]:
+def test_run_due_stops_at_a_failed_window_until_it_is_judged(world, monkeypatch):
+    def due():
         world.said.clear()
         monitor = find_monitor(deployments(world), "flights", None)
         taken = manual_runs.run_due(deployments(world), monitor, world.said.append)
         return [(window.state, window.attempts) for window in taken]
 
-    def fails(asked: WindowRequest) -> str:
+    def fails(asked):
         raise OnnxserveError("the disk is full")
 
     monkeypatch.setattr(manual_runs, "judge_and_log", world.answer)
@@ -563,24 +455,19 @@ def test_run_due_stops_at_a_failed_window_until_it_is_judged(
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_ten_commands_lead_from_a_notebook_to_an_alert(
-    tmp_path: Path,
-    new_database: NewDatabase,
-) -> None:
+def test_ten_commands_lead_from_a_notebook_to_an_alert(tmp_path, new_database):
     uri = new_database(tmp_path)
     with empty_home(tmp_path):
         reader = page_reader(tmp_path, uri)
         _, served, watched, alerted = reader.run_page("ten-commands.md")
         files = reader.run("onnxserve drift run cancer --rows shifted.csv --reference training.csv")
         listed = reader.run(
-            "onnxserve monitor list cancer; mlflow deployments delete -t onnxserve --name cancer",
+            "onnxserve monitor list cancer; mlflow deployments delete -t onnxserve --name cancer"
         )
 
     assert mentions(served, "cancer version 1 has the alias @champion")
     assert re.search(
-        r"^cancer drift \S+: no drift\n  model cancer version 1, 228 rows$",
-        watched,
-        re.MULTILINE,
+        r"^cancer drift \S+: no drift\n  model cancer version 1, 228 rows$", watched, re.MULTILINE
     )
     assert mentions(watched, "228 of 228")
     assert re.search(r"^cancer, cancer version 1, \S+: drift$", alerted, re.MULTILINE), alerted
@@ -597,9 +484,7 @@ def test_ten_commands_lead_from_a_notebook_to_an_alert(
     with tracking_at(uri):
         experiment = mlflow.get_experiment_by_name("onnxserve/cancer")
         runs = mlflow.search_runs(
-            [experiment.experiment_id],
-            "tags.`onnxserve.tried` != ''",
-            output_format="list",
+            [experiment.experiment_id], "tags.`onnxserve.tried` != ''", output_format="list"
         )
         assert [
             file.path
@@ -609,7 +494,7 @@ def test_ten_commands_lead_from_a_notebook_to_an_alert(
         ]
 
 
-def test_spark_is_refused_for_kinds_that_it_does_not_sketch(world: MonitoredWorld) -> None:
+def test_spark_is_refused_for_kinds_that_it_does_not_sketch(world):
     world.endpoint(level={"kind": "service_level", "require": "error_rate<=1%"})
     monitor = find_monitor(deployments(world), "flights", "level")
 
@@ -617,7 +502,7 @@ def test_spark_is_refused_for_kinds_that_it_does_not_sketch(world: MonitoredWorl
         manual_runs.run_window(deployments(world), monitor, None, world.answer, "spark")
 
 
-def test_run_due_needs_an_endpoint_in_the_store(world: MonitoredWorld) -> None:
+def test_run_due_needs_an_endpoint_in_the_store(world):
     left_by_a_server(world)
     monitor = find_monitor(deployments(world), "flights", None)
 

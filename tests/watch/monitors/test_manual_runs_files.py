@@ -2,8 +2,6 @@
 --reference FILE`.
 """
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -23,63 +21,38 @@ from mlflow_deploy_plugin.watch.drift.sketches.relations import RELATIONS
 from mlflow_deploy_plugin.watch.kinds import drift
 from mlflow_deploy_plugin.watch.monitors.evaluation import judge_and_log
 from mlflow_deploy_plugin.watch.monitors.manual_runs import run_files
-from mlflow_deploy_plugin.watch.result import MonitorResult
 from tests.support.refusals import mentions, refused
-from tests.support.tracking import NewDatabase, tracking_at
+from tests.support.tracking import tracking_at
 
 _rng = np.random.default_rng(0)
 
 
 @pytest.fixture(autouse=True)
-def folder(
-    tmp_path: Path,
-    new_database: NewDatabase,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Path]:
+def folder(tmp_path, new_database, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     with tracking_at(new_database(tmp_path)):
         yield tmp_path
 
 
-def judged(
-    rows: pd.DataFrame,
-    reference: pd.DataFrame,
-    **bounds: float,
-) -> MonitorResult:
+def judged(rows, reference, **bounds):
     rows.to_parquet("rows.parquet")
     reference.to_csv("reference.csv", index=False)
     settings = load_settings()
     return run_files("mine", "rows.parquet", "reference.csv", settings, judge_and_log, **bounds)[1]
 
 
-def table(
-    count: int,
-    shift: float = 0.0,
-    start: str = "",
-) -> pd.DataFrame:
+def table(count, shift=0.0, start=""):
     frame = pd.DataFrame(
-        {
-            "x": _rng.normal(shift, 1, count),
-            "kind": _rng.choice(["a", "b"], count),
-        },
+        {"x": _rng.normal(shift, 1, count), "kind": _rng.choice(["a", "b"], count)}
     )
     if start:
-        return frame.assign(
-            at=pd.date_range(
-                start,
-                periods=count,
-                freq="10min",
-                tz="UTC",
-            )
-        )
+        return frame.assign(at=pd.date_range(start, periods=count, freq="10min", tz="UTC"))
     return frame
 
 
 @pytest.mark.long
-def test_rows_without_times_are_judged_as_independent_and_only_reported(
-    folder: Path,
-) -> None:
+def test_rows_without_times_are_judged_as_independent_and_only_reported(folder):
     calm = judged(table(300), table(2000))
     shifted = judged(table(300, 2.0), table(2000))
 
@@ -95,12 +68,8 @@ def test_rows_without_times_are_judged_as_independent_and_only_reported(
     assert not (folder / "home" / "inference_log").exists()
 
 
-def test_rows_with_times_are_one_window_compared_to_reference_windows() -> None:
-    answer = judged(
-        table(144, 3.0, "2024-03-01"),
-        table(144 * 40, 0.0, "2024-01-01"),
-        min_rows=100,
-    )
+def test_rows_with_times_are_one_window_compared_to_reference_windows():
+    answer = judged(table(144, 3.0, "2024-03-01"), table(144 * 40, 0.0, "2024-01-01"), min_rows=100)
 
     assert str(answer.window) == "2024-03-01/2024-03-02"
     assert answer.state == "drift"
@@ -108,22 +77,22 @@ def test_rows_with_times_are_one_window_compared_to_reference_windows() -> None:
     assert not any("independent" in note for note in answer.notes)
 
 
-def test_event_times_in_one_file_only_are_noted() -> None:
+def test_event_times_in_one_file_only_are_noted():
     answer = judged(table(300), table(2000, 0.0, "2024-01-01"))
 
     assert answer.notes[0].startswith(
-        "only one file (not the dataset rows.parquet) has event times",
+        "only one file (not the dataset rows.parquet) has event times"
     )
 
 
-def test_too_few_rows_are_not_judged() -> None:
+def test_too_few_rows_are_not_judged():
     answer = judged(table(29), table(2000))
 
     assert answer.state == "not judged"
     assert answer.reason == "the window has 29 rows; min_rows is 30"
 
 
-def test_sampling_of_a_large_file_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampling_of_a_large_file_is_noted(monkeypatch):
     monkeypatch.setattr("mlflow_deploy_plugin.watch.drift.references.rows.MAX_ROWS", 400)
 
     notes = judged(table(1000), table(300)).notes
@@ -139,50 +108,33 @@ def test_sampling_of_a_large_file_is_noted(monkeypatch: pytest.MonkeyPatch) -> N
         ("../mine", "reference.csv", InvalidConfig, "letters, digits"),
     ],
 )
-def test_invalid_files_or_names_are_refused(
-    folder: Path,
-    name: str,
-    rows: str,
-    error: type[Exception],
-    said: str,
-) -> None:
+def test_invalid_files_or_names_are_refused(folder, name, rows, error, said):
     (folder / "mine.txt").write_text("no table")
     table(40).to_csv("reference.csv", index=False)
     with pytest.raises(error, match=said):
         run_files(name, rows, "reference.csv", load_settings(), judge_and_log)
 
 
-def compared(rows: str, reference: str, **bounds: Any) -> MonitorResult:
+def compared(rows, reference, **bounds):
     """Return the verdict on a file without a report."""
-    return run_files(
-        "mine",
-        rows,
-        reference,
-        load_settings(),
-        drift.judge,
-        **bounds,
-    )[1]
+    return run_files("mine", rows, reference, load_settings(), drift.judge, **bounds)[1]
 
 
-def with_times(rows: pd.DataFrame) -> pd.DataFrame:
+def with_times(rows):
     """Return the rows with the two columns of times of the same rows."""
     return rows.assign(
-        signup_date=rows["at"].dt.tz_localize(None).dt.floor("D"),
-        seen_at=rows["at"],
+        signup_date=rows["at"].dt.tz_localize(None).dt.floor("D"), seen_at=rows["at"]
     ).drop(columns="at")
 
 
-def test_excluded_columns_are_not_the_event_times(folder: Path) -> None:
+def test_excluded_columns_are_not_the_event_times(folder):
     with_times(table(144, 3.0, "2024-03-01")).to_csv("rows.csv", index=False)
     with_times(table(144 * 40, 0.0, "2024-01-01")).to_parquet("reference.parquet")
 
     with refused(InvalidConfig, "rows.csv", "signup_date, seen_at", "_event_time", "--exclude"):
         compared("rows.csv", "reference.parquet", min_rows=100)
     without = compared(
-        "rows.csv",
-        "reference.parquet",
-        exclude=("signup_date", "seen_at"),
-        min_rows=100,
+        "rows.csv", "reference.parquet", exclude=("signup_date", "seen_at"), min_rows=100
     )
     in_time = compared("rows.csv", "reference.parquet", exclude=("signup_date",), min_rows=100)
 
@@ -195,7 +147,7 @@ def test_excluded_columns_are_not_the_event_times(folder: Path) -> None:
     assert reasons["signup_date"] == reasons["seen_at"] == "--exclude excludes it"
 
 
-def test_the_only_dates_are_named_as_the_event_times(folder: Path) -> None:
+def test_the_only_dates_are_named_as_the_event_times(folder):
     for name in ("rows", "reference"):
         births = pd.to_datetime("1950-01-01") + pd.to_timedelta(np.arange(1000) * 18, "D")
         table(1000).assign(birth_date=births).to_csv(f"{name}.csv", index=False)
@@ -210,7 +162,7 @@ def test_the_only_dates_are_named_as_the_event_times(folder: Path) -> None:
     )
 
 
-def written(name: str, columns: dict[str, Any]) -> list[str]:
+def written(name, columns):
     """Write the same rows as CSV and as Parquet, and return the names of the files."""
     table = pa.table(columns)
     pa_csv.write_csv(table, f"{name}.csv")
@@ -229,27 +181,19 @@ SAME_ROWS: dict[str, list[Any]] = {
     "texts of booleans": ["True", "False", "FALSE"],
     "0 and 1": [0, 1, 1],
     "texts of 0 and 1": ["0", "1"],
-    "whole numbers beyond 2**53": [
-        2**53 + 1,
-        2**53 + 3,
-        2**63 - 1,
-        None,
-    ],
+    "whole numbers beyond 2**53": [2**53 + 1, 2**53 + 3, 2**63 - 1, None],
     "whole numbers beyond 2**63": [2**64 - 1, 2**63 + 1],
     "fractions of which some are missing": [1.5, -0.25, None],
     "dates in another order": ["31.01.2024", "01/02/2024"],
 }
 
 
-def test_the_same_rows_differ_neither_as_csv_nor_as_parquet(folder: Path) -> None:
+def test_the_same_rows_differ_neither_as_csv_nor_as_parquet(folder):
     kinds = {"whole numbers beyond 2**63": pa.uint64()}
     csv, parquet = written(
         "same",
         {
-            name: pa.array(
-                (values * 200)[:400],
-                kinds.get(name),
-            )
+            name: pa.array((values * 200)[:400], kinds.get(name))
             for name, values in SAME_ROWS.items()
         },
     )
@@ -259,27 +203,11 @@ def test_the_same_rows_differ_neither_as_csv_nor_as_parquet(folder: Path) -> Non
         assert (
             verdict.state,
             [finding.subject for finding in verdict.findings if finding.is_alarm],
-        ) == (
-            "no drift",
-            [],
-        ), rows
+        ) == ("no drift", []), rows
 
 
 TEXTS = st.sampled_from(
-    [
-        "01234",
-        "1234",
-        "007",
-        "0",
-        "-12",
-        "1e5",
-        "NA",
-        "nan",
-        "Y",
-        "N",
-        "true",
-        "31.01.2024",
-    ],
+    ["01234", "1234", "007", "0", "-12", "1e5", "NA", "nan", "Y", "N", "true", "31.01.2024"]
 )
 KINDS = [
     TEXTS,
@@ -288,10 +216,7 @@ KINDS = [
     st.floats(allow_nan=False, width=32),
 ]
 SIDES = st.sampled_from(KINDS).flatmap(
-    lambda kind: st.tuples(
-        st.lists(kind, min_size=1),
-        st.lists(kind, min_size=1),
-    ),
+    lambda kind: st.tuples(st.lists(kind, min_size=1), st.lists(kind, min_size=1))
 )
 
 
@@ -299,16 +224,12 @@ SIDES = st.sampled_from(KINDS).flatmap(
 @settings(max_examples=40)
 @given(SIDES, st.booleans())
 def test_the_same_rows_as_csv_and_as_parquet_give_the_same_types_and_the_same_verdict(
-    sides: tuple[list[Any], list[Any]],
-    has_missing: bool,
-) -> None:
+    sides, has_missing
+):
     files = [
         written(
             name,
-            {
-                "x": [*values, *[None] * has_missing],
-                "n": list(range(len(values) + has_missing)),
-            },
+            {"x": [*values, *[None] * has_missing], "n": list(range(len(values) + has_missing))},
         )
         for name, values in zip(("rows", "reference"), sides, strict=True)
     ]
@@ -318,7 +239,7 @@ def test_the_same_rows_as_csv_and_as_parquet_give_the_same_types_and_the_same_ve
 
     for recent, other in ((rows_csv, reference), (rows, reference_csv)):
         assert [read.table.schema for read in load_datasets([recent, other])] == [
-            pq.read_schema(rows),
+            pq.read_schema(rows)
         ] * 2
         verdict = compared(recent, other, min_rows=1)
         assert verdict.state == expected.state
@@ -326,7 +247,7 @@ def test_the_same_rows_as_csv_and_as_parquet_give_the_same_types_and_the_same_ve
         assert verdict.findings == expected.findings
 
 
-def test_codes_that_lost_their_leading_zeros_are_drift_between_two_csv_files(folder: Path) -> None:
+def test_codes_that_lost_their_leading_zeros_are_drift_between_two_csv_files(folder):
     written("recent", {"zip": [int(code) for code in CODES] * 100})
     written("training", {"zip": CODES * 100})
 
@@ -339,11 +260,8 @@ def test_codes_that_lost_their_leading_zeros_are_drift_between_two_csv_files(fol
     assert intact.state == "no drift"
 
 
-def test_a_number_that_became_a_text_is_drift(folder: Path) -> None:
-    written(
-        "recent",
-        {"n": [*map(str, range(299)), "n/d"]},
-    )
+def test_a_number_that_became_a_text_is_drift(folder):
+    written("recent", {"n": [*map(str, range(299)), "n/d"]})
     written("training", {"n": list(range(300))})
 
     verdict = compared("recent.csv", "training.parquet")
@@ -359,20 +277,11 @@ def test_a_number_that_became_a_text_is_drift(folder: Path) -> None:
         ({"columns": ("calm",)}, "no drift", {"calm"}),
         ({"columns": ("calm", "wild")}, "drift", {"calm", "wild", RELATIONS}),
         ({"exclude": ("wild",)}, "no drift", {"calm", "id", RELATIONS}),
-        (
-            {"columns": ("calm", "wild"), "exclude": ("wild",)},
-            "no drift",
-            {"calm"},
-        ),
+        ({"columns": ("calm", "wild"), "exclude": ("wild",)}, "no drift", {"calm"}),
         ({"exclude": ("calm", "wild", "id")}, "not judged", set()),
     ],
 )
-def test_only_named_columns_are_judged_or_all_others(
-    folder: Path,
-    named: dict[str, Any],
-    state: str,
-    judged: set[str],
-) -> None:
+def test_only_named_columns_are_judged_or_all_others(folder, named, state, judged):
     # Other rows, from a generator that other tests use, are drift in 5 % of orders.
     rng = np.random.default_rng(0)
     for name, shift in (("recent", 3), ("training", 0)):
@@ -400,14 +309,14 @@ def test_only_named_columns_are_judged_or_all_others(
 
 
 @pytest.mark.parametrize("option", ["columns", "exclude"])
-def test_an_unknown_column_is_named_with_the_nearest_one(folder: Path, option: str) -> None:
+def test_an_unknown_column_is_named_with_the_nearest_one(folder, option):
     written("recent", {"temperature": [1.0] * 300})
 
     with refused(InvalidConfig, "'temprature'", "'temperature'"):
         compared("recent.csv", "recent.parquet", **{option: ("temprature",)})
 
 
-def test_the_rows_of_a_file_may_be_in_any_order() -> None:
+def test_the_rows_of_a_file_may_be_in_any_order():
     table(144 * 20, 0.0, "2024-02-01").to_parquet("reference.parquet")
     rows = table(144, 3.0, "2024-03-01")
     rows.to_parquet("ordered.parquet")

@@ -3,14 +3,12 @@ their order, and gaps.
 """
 
 import threading
-from contextlib import AbstractContextManager
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.core.processes.worker import ProcessEnded
@@ -19,16 +17,13 @@ from mlflow_deploy_plugin.core.store.tables import LeaseRow
 from mlflow_deploy_plugin.serve.inference_log.storage import FAILURES
 from mlflow_deploy_plugin.watch.monitors.evaluation import count_rows
 from mlflow_deploy_plugin.watch.monitors.scheduler import lease_name
-from mlflow_deploy_plugin.watch.result import WindowRequest
 from tests.support.inference_log import LogWriter
-from tests.support.monitors import DUE, HOUR, NOON, SECONDS, MonitoredWorld
+from tests.support.monitors import DUE, HOUR, NOON, SECONDS
 from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
 
 
-def test_a_window_is_judged_once_its_grace_has_passed_and_its_outcome_is_in_the_store(
-    world: MonitoredWorld,
-) -> None:
+def test_a_window_is_judged_once_its_grace_has_passed_and_its_outcome_is_in_the_store(world):
     world.endpoint()
     world.rows(NOON)
     world.now = NOON + HOUR + timedelta(minutes=4)
@@ -48,13 +43,11 @@ def test_a_window_is_judged_once_its_grace_has_passed_and_its_outcome_is_in_the_
     assert world.monitors.state("flights", "hourly").made_up_to == NOON + HOUR
     wait_until(lambda: world.said, SECONDS, "it is said")
     assert world.said == [
-        "flights: monitor hourly 2026-11-20T12:00:00/2026-11-20T13:00:00: no drift; run run-1",
+        "flights: monitor hourly 2026-11-20T12:00:00/2026-11-20T13:00:00: no drift; run run-1"
     ]
 
 
-def test_missed_windows_are_made_up_oldest_first_and_one_without_rows_costs_nothing(
-    world: MonitoredWorld,
-) -> None:
+def test_missed_windows_are_made_up_oldest_first_and_one_without_rows_costs_nothing(world):
     world.endpoint()
     world.rows(NOON, NOON + 2 * HOUR, NOON + 3 * HOUR)
     world.now = NOON + 5 * HOUR
@@ -77,9 +70,7 @@ def test_missed_windows_are_made_up_oldest_first_and_one_without_rows_costs_noth
     assert windows[1].run_id == ""
 
 
-def test_a_short_window_without_rows_in_an_hour_that_has_some_costs_no_run(
-    world: MonitoredWorld,
-) -> None:
+def test_a_short_window_without_rows_in_an_hour_that_has_some_costs_no_run(world):
     world.endpoint(short={"every": "10m"})
     world.rows(NOON)
     world.now = NOON + timedelta(minutes=27)
@@ -92,7 +83,7 @@ def test_a_short_window_without_rows_in_an_hour_that_has_some_costs_no_run(
     assert windows[1].run_id == ""
 
 
-def test_a_service_level_is_judged_where_every_request_failed(world: MonitoredWorld) -> None:
+def test_a_service_level_is_judged_where_every_request_failed(world):
     world.endpoint(level={"kind": "service_level", "require": "error_rate<=1%"})
     LogWriter(Path(world.settings.inference_log) / FAILURES).write({"_event_time": [NOON] * 3})
     world.now = NOON + timedelta(hours=1, minutes=7)
@@ -104,9 +95,7 @@ def test_a_service_level_is_judged_where_every_request_failed(world: MonitoredWo
     assert window.log_rows == 3
 
 
-def test_long_backlog_is_limited_to_the_newest_windows_and_notes_the_skipped_ones(
-    world: MonitoredWorld,
-) -> None:
+def test_long_backlog_is_limited_to_the_newest_windows_and_notes_the_skipped_ones(world):
     world.endpoint()
     world.now = NOON + 33 * HOUR
 
@@ -119,11 +108,11 @@ def test_long_backlog_is_limited_to_the_newest_windows_and_notes_the_skipped_one
     note = world.monitors.state("flights", "hourly").note
     assert note.startswith("29 windows from 2026-11-20T12:00 to 2026-11-21T17:00 were skipped")
     assert note.endswith(
-        "onnxserve monitor backfill flights hourly --from 2026-11-20T12:00 --to 2026-11-21T17:00",
+        "onnxserve monitor backfill flights hourly --from 2026-11-20T12:00 --to 2026-11-21T17:00"
     )
 
 
-def test_a_window_waits_for_the_slowest_agent(world: MonitoredWorld) -> None:
+def test_a_window_waits_for_the_slowest_agent(world):
     world.endpoint()
     world.rows(NOON)
     world.now = NOON + HOUR + timedelta(minutes=10)
@@ -139,9 +128,7 @@ def test_a_window_waits_for_the_slowest_agent(world: MonitoredWorld) -> None:
     world.wait_for(1)
 
 
-def test_an_agent_that_is_silent_for_an_hour_is_passed_over_with_a_note(
-    world: MonitoredWorld,
-) -> None:
+def test_an_agent_that_is_silent_for_an_hour_is_passed_over_with_a_note(world):
     world.endpoint()
     world.rows(NOON)
     world.watermark(NOON)
@@ -153,10 +140,8 @@ def test_an_agent_that_is_silent_for_an_hour_is_passed_over_with_a_note(
     assert mentions(window.reason, "agent one", "2026-11-20 12:00:00 UTC")
 
 
-def test_a_failing_monitor_is_tried_again_given_up_and_harms_no_other(
-    world: MonitoredWorld,
-) -> None:
-    def judge(asked: WindowRequest) -> str:
+def test_a_failing_monitor_is_tried_again_given_up_and_harms_no_other(world):
+    def judge(asked):
         if asked.monitor == "broken" and asked.window.start == NOON:
             raise OnnxserveError("the reference cannot be read")
         return "no drift"
@@ -185,10 +170,10 @@ def test_a_failing_monitor_is_tried_again_given_up_and_harms_no_other(
     assert world.wait_for(1, "broken")[-1].start == NOON + HOUR
 
 
-def test_where_mlflow_is_down_a_window_is_tried_until_it_is_back(world: MonitoredWorld) -> None:
+def test_where_mlflow_is_down_a_window_is_tried_until_it_is_back(world):
     is_down = True
 
-    def judge(asked: WindowRequest) -> str:
+    def judge(asked):
         if is_down:
             raise RegistryUnavailable("MLflow does not answer")
         return "drift"
@@ -207,10 +192,10 @@ def test_where_mlflow_is_down_a_window_is_tried_until_it_is_back(world: Monitore
     assert world.wait_for(1)[0].verdict == "drift"
 
 
-def test_a_monitor_that_takes_long_holds_up_no_other(world: MonitoredWorld) -> None:
+def test_a_monitor_that_takes_long_holds_up_no_other(world):
     may_end = threading.Event()
 
-    def judge(asked: WindowRequest) -> str:
+    def judge(asked):
         if asked.monitor == "slow":
             may_end.wait(SECONDS)
         return "no drift"
@@ -234,7 +219,7 @@ def test_a_monitor_that_takes_long_holds_up_no_other(world: MonitoredWorld) -> N
     world.wait_for(2, "slow")
 
 
-def test_rows_that_come_later_make_the_next_revision(world: MonitoredWorld) -> None:
+def test_rows_that_come_later_make_the_next_revision(world):
     world.due()
     world.start()
     world.wait_for(1)
@@ -251,7 +236,7 @@ def test_rows_that_come_later_make_the_next_revision(world: MonitoredWorld) -> N
     assert [request.revision for request in world.asked] == [1, 2]
 
 
-def test_files_that_change_without_new_rows_change_nothing(world: MonitoredWorld) -> None:
+def test_files_that_change_without_new_rows_change_nothing(world):
     world.due()
     world.start()
     (window,) = world.wait_for(1)
@@ -262,16 +247,11 @@ def test_files_that_change_without_new_rows_change_nothing(world: MonitoredWorld
 
     world.start()
 
-    wait_until(
-        lambda: world.monitors.windows()[0].log_digest != window.log_digest,
-        SECONDS,
-    )
+    wait_until(lambda: world.monitors.windows()[0].log_digest != window.log_digest, SECONDS)
     assert len(world.monitors.windows()) == 1
 
 
-def test_a_paused_monitor_is_left_alone_and_makes_up_for_it_afterwards(
-    world: MonitoredWorld,
-) -> None:
+def test_a_paused_monitor_is_left_alone_and_makes_up_for_it_afterwards(world):
     world.due(paused={}, other={})
     world.monitors.pause("flights", "paused")
     world.start()
@@ -283,19 +263,14 @@ def test_a_paused_monitor_is_left_alone_and_makes_up_for_it_afterwards(
     world.wait_for(1, "paused")
 
 
-def test_windows_of_a_monitor_that_is_taken_away_meanwhile_are_closed(
-    world: MonitoredWorld,
-) -> None:
-    def judge(asked: WindowRequest) -> str:
+def test_windows_of_a_monitor_that_is_taken_away_meanwhile_are_closed(world):
+    def judge(asked):
         raise OnnxserveError("not now")
 
     world.judge = judge
     world.due()
     world.start()
-    wait_until(
-        lambda: world.monitors.windows(states=("pending",)) and world.asked,
-        SECONDS,
-    )
+    wait_until(lambda: world.monitors.windows(states=("pending",)) and world.asked, SECONDS)
 
     world.store.replace_spec(world.spec(daily={"every": "1d"}))
 
@@ -303,7 +278,7 @@ def test_windows_of_a_monitor_that_is_taken_away_meanwhile_are_closed(
     assert mentions(window.reason, "monitor", "deleted")
 
 
-def test_a_monitor_that_is_changed_is_judged_as_it_stands_then(world: MonitoredWorld) -> None:
+def test_a_monitor_that_is_changed_is_judged_as_it_stands_then(world):
     world.endpoint()
     world.rows(NOON, NOON + HOUR)
     world.now = DUE
@@ -318,9 +293,7 @@ def test_a_monitor_that_is_changed_is_judged_as_it_stands_then(world: MonitoredW
     assert [window.end - window.start for window in windows] == [HOUR, HOUR / 2, HOUR / 2]
 
 
-def test_unknown_time_zone_is_logged_once_and_does_not_stop_other_monitors(
-    world: MonitoredWorld,
-) -> None:
+def test_unknown_time_zone_is_logged_once_and_does_not_stop_other_monitors(world):
     world.due(wrong={"schedule": "0 6 * * *", "time_zone": "Nowhere/Near"}, other={})
     world.start()
     world.wait_for(1, "other")
@@ -341,11 +314,8 @@ def test_unknown_time_zone_is_logged_once_and_does_not_stop_other_monitors(
     ids=["a little", "so far that windows were left out", "already when the endpoint was created"],
 )
 def test_where_the_clock_has_jumped_ahead_and_back_each_window_is_judged_in_its_time(
-    world: MonitoredWorld,
-    created_at: datetime,
-    ahead: datetime,
-    judged_too_early: int,
-) -> None:
+    world, created_at, ahead, judged_too_early
+):
     world.now = created_at
     world.endpoint()
     world.now = ahead  # The true time is half past 12.
@@ -366,10 +336,7 @@ def test_where_the_clock_has_jumped_ahead_and_back_each_window_is_judged_in_its_
 
 
 @pytest.mark.parametrize("undecided", ["not judged", "cannot tell"])
-def test_alert_fires_only_after_the_required_consecutive_alarms(
-    world: MonitoredWorld,
-    undecided: str,
-) -> None:
+def test_alert_fires_only_after_the_required_consecutive_alarms(world, undecided):
     verdicts = iter(["drift", "no drift", "drift", undecided, "drift"])
     world.judge = lambda asked: next(verdicts)
     world.endpoint(hourly={"consecutive": 2})
@@ -388,14 +355,14 @@ def test_alert_fires_only_after_the_required_consecutive_alarms(
     ]
 
 
-def test_unreadable_log_raises_an_alert_and_is_retried(world: MonitoredWorld) -> None:
+def test_unreadable_log_raises_an_alert_and_is_retried(world):
     world.due()
     marks = world.folder / "inference_log" / "_watermarks"
     marks.parent.mkdir(parents=True, exist_ok=True)
     marks.write_text("no folder")
     passed = 0.0
 
-    def monotonic() -> float:
+    def monotonic():
         nonlocal passed
         passed += 30  # Simulate the seconds between two rounds.
         return passed
@@ -408,9 +375,7 @@ def test_unreadable_log_raises_an_alert_and_is_retried(world: MonitoredWorld) ->
     world.wait_for(1)
 
 
-def test_obstacle_to_judging_is_noted_until_resolved_and_logged_each_time(
-    world: MonitoredWorld,
-) -> None:
+def test_obstacle_to_judging_is_noted_until_resolved_and_logged_each_time(world):
     world.due()
     marks = world.folder / "inference_log" / "_watermarks"
     marks.parent.mkdir(parents=True, exist_ok=True)
@@ -419,12 +384,12 @@ def test_obstacle_to_judging_is_noted_until_resolved_and_logged_each_time(
     marks.write_text("no folder")
     passed = 0.0
 
-    def monotonic() -> float:
+    def monotonic():
         nonlocal passed
         passed += 30  # Simulate the seconds between two rounds.
         return passed
 
-    def said() -> int:
+    def said():
         return sum("cannot be run" in line for line in world.said)
 
     world.start(monotonic=monotonic, lease_seconds=10_000)
@@ -439,9 +404,7 @@ def test_obstacle_to_judging_is_noted_until_resolved_and_logged_each_time(
     wait_until(lambda: said() == 2, SECONDS, "it is said again")
 
 
-def test_failed_search_for_late_rows_is_noted_and_does_not_stop_judging(
-    world: MonitoredWorld,
-) -> None:
+def test_failed_search_for_late_rows_is_noted_and_does_not_stop_judging(world):
     world.due()
     world.start()
     world.wait_for(1)
@@ -451,18 +414,18 @@ def test_failed_search_for_late_rows_is_noted_and_does_not_stop_judging(
     passed = 0.0
     reason = "a file of rows cannot be read"
 
-    def count(asked: WindowRequest) -> int:
+    def count(asked):
         counted.append(passed)
         if reason:
             raise OnnxserveError(reason)
         return count_rows(asked)
 
-    def monotonic() -> float:
+    def monotonic():
         nonlocal passed
         passed += 400  # Simulate the seconds between two rounds.
         return passed
 
-    def note() -> str:
+    def note():
         return world.monitors.state("flights", "hourly").note
 
     world.start(monotonic=monotonic, count=count, lease_seconds=1e7)
@@ -482,17 +445,10 @@ def test_failed_search_for_late_rows_is_noted_and_does_not_stop_judging(
 
 @pytest.mark.long
 def test_two_hundred_monitors_of_fifty_endpoints_are_judged_once_each_then_cost_no_more_than_one(
-    world: MonitoredWorld,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    world, monkeypatch
+):
     for number in range(50):
-        world.endpoint(
-            f"e{number}",
-            a={},
-            b={},
-            c={},
-            d={},
-        )
+        world.endpoint(f"e{number}", a={}, b={}, c={}, d={})
         world.rows(NOON, endpoint=f"e{number}")
     world.now = DUE
 
@@ -505,7 +461,7 @@ def test_two_hundred_monitors_of_fifty_endpoints_are_judged_once_each_then_cost_
     reading = world.store.reading
     call = 0
 
-    def counted() -> AbstractContextManager[Session]:
+    def counted():
         nonlocal call
         call += 1
         return reading()
@@ -516,7 +472,7 @@ def test_two_hundred_monitors_of_fifty_endpoints_are_judged_once_each_then_cost_
     assert call < 20 * looked()
 
 
-def test_two_schedulers_never_judge_a_window_twice(world: MonitoredWorld) -> None:
+def test_two_schedulers_never_judge_a_window_twice(world):
     world.endpoint(a={}, b={})
     world.rows(*[NOON + number * HOUR for number in range(6)])
     world.now = NOON + 7 * HOUR - timedelta(minutes=30)
@@ -535,7 +491,7 @@ def test_two_schedulers_never_judge_a_window_twice(world: MonitoredWorld) -> Non
     other.close()
 
 
-def test_window_begun_by_a_dead_controller_is_finished_by_the_next(world: MonitoredWorld) -> None:
+def test_window_begun_by_a_dead_controller_is_finished_by_the_next(world):
     world.due()
     begun = world.monitors.add("flights", "hourly", NOON, NOON + HOUR)
     world.monitors.update(replace(begun, state="running"))
@@ -550,9 +506,7 @@ def test_window_begun_by_a_dead_controller_is_finished_by_the_next(world: Monito
     assert window.attempts == 1
 
 
-def test_a_window_that_kills_one_controller_after_the_other_is_given_up(
-    world: MonitoredWorld,
-) -> None:
+def test_a_window_that_kills_one_controller_after_the_other_is_given_up(world):
     world.due()
     begun = world.monitors.add("flights", "hourly", NOON, NOON + HOUR)
     world.monitors.update(replace(begun, state="running", attempts=4))
@@ -565,8 +519,8 @@ def test_a_window_that_kills_one_controller_after_the_other_is_given_up(
     assert window.reason.startswith("the process that judged the window was killed")
 
 
-def test_verdict_found_under_a_lost_lease_is_not_stored(world: MonitoredWorld) -> None:
-    def judge(asked: WindowRequest) -> str:
+def test_verdict_found_under_a_lost_lease_is_not_stored(world):
+    def judge(asked):
         if len(world.asked) > 1:
             return "no drift"
         # Another process takes the lease after its full duration.
@@ -587,10 +541,10 @@ def test_verdict_found_under_a_lost_lease_is_not_stored(world: MonitoredWorld) -
     assert len(world.asked) == 2
 
 
-def test_a_scheduler_that_ends_leaves_its_window_to_the_next(world: MonitoredWorld) -> None:
+def test_a_scheduler_that_ends_leaves_its_window_to_the_next(world):
     may_end = threading.Event()
 
-    def judge(asked: WindowRequest) -> str:
+    def judge(asked):
         may_end.wait(SECONDS)
         raise ProcessEnded("it was ended with the controller")
 
@@ -611,7 +565,7 @@ def test_a_scheduler_that_ends_leaves_its_window_to_the_next(world: MonitoredWor
     assert world.wait_for(1)[0].verdict == "drift"
 
 
-def test_alert_is_resolved_when_its_monitor_is_removed(world: MonitoredWorld) -> None:
+def test_alert_is_resolved_when_its_monitor_is_removed(world):
     world.judge = lambda asked: "drift"
     world.due(hourly={}, other={"every": "30d"})
     world.start()

@@ -8,11 +8,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -24,7 +22,6 @@ from mlflow_deploy_plugin.core.store.monitor_tables import Monitors, MonitorWind
 from tests.support.monitored_endpoint import capture, make_endpoint
 from tests.support.refusals import mentions
 from tests.support.services.mlflow_server import MlflowServer
-from tests.support.tracking import NewDatabase
 from tests.support.waiting import wait_until
 
 SECONDS = 240.0
@@ -39,23 +36,11 @@ class Machine:
         self.folder = folder
         self.home = folder / "home"
         self.tracking_uri = tracking_uri
-        self.begin = (
-            datetime.now(UTC).replace(
-                minute=0,
-                second=0,
-                microsecond=0,
-            )
-            - 3 * HOUR
-        )
+        self.begin = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - 3 * HOUR
         self.store = open_store(Settings(home=self.home).store_url)
         self.controllers: list[subprocess.Popen[bytes]] = []
 
-    def endpoint(
-        self,
-        name: str,
-        hours: int = 1,
-        **more: str,
-    ) -> None:
+    def endpoint(self, name: str, hours: int = 1, **more: str) -> None:
         make_endpoint(self.home, name, "1h", self.begin, **more)
         for number in range(hours):
             capture(self.home, self.begin + number * HOUR, name=name)
@@ -77,11 +62,7 @@ class Machine:
         ]
         log = (self.folder / f"controller-{len(self.controllers)}.log").open("wb")
         controller = subprocess.Popen(
-            command,
-            env=environment,
-            stdout=log,
-            stderr=log,
-            cwd=self.folder,
+            command, env=environment, stdout=log, stderr=log, cwd=self.folder
         )
         self.controllers.append(controller)
         return controller
@@ -101,20 +82,13 @@ class Machine:
             window for window in Monitors(self.store).windows(endpoint) if window.state == state
         ]
 
-    def wait_for(
-        self,
-        endpoint: str,
-        count: int,
-        state: str = "judged",
-    ) -> list[MonitorWindow]:
+    def wait_for(self, endpoint: str, count: int, state: str = "judged") -> list[MonitorWindow]:
         def found() -> list[MonitorWindow]:
             windows = self.windows(endpoint, state)
             return windows if len(windows) >= count else []
 
         windows: list[MonitorWindow] = waited_for(
-            found,
-            SECONDS,
-            f"{count} windows of {endpoint} are {state}",
+            found, SECONDS, f"{count} windows of {endpoint} are {state}"
         )
         return windows
 
@@ -135,10 +109,7 @@ class Machine:
 
 
 @pytest.fixture
-def machine(
-    tmp_path: Path,
-    new_database: NewDatabase,
-) -> Iterator[Machine]:
+def machine(tmp_path, new_database):
     made = Machine(tmp_path, new_database(tmp_path))
     yield made
     made.kill()
@@ -147,12 +118,12 @@ def machine(
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_controller_killed_in_the_middle_of_a_judgement_is_replaced_and_mlflow_has_one_run(
-    machine: Machine,
-) -> None:
+    machine,
+):
     machine.endpoint("flights", hours=2)
     first = machine.start()
 
-    def run_is_begun() -> bool:
+    def run_is_begun():
         return bool(machine.runs("flights")) and bool(machine.windows("flights", "running"))
 
     waited_for(run_is_begun, SECONDS, "the run of a window is begun")
@@ -160,9 +131,7 @@ def test_a_controller_killed_in_the_middle_of_a_judgement_is_replaced_and_mlflow
     first.kill()
     first.wait()
     waited_for(
-        lambda: not any(map(is_alive, children)),
-        SECONDS,
-        "nobody goes on with what was begun",
+        lambda: not any(map(is_alive, children)), SECONDS, "nobody goes on with what was begun"
     )
     assert machine.windows("flights", "running")
 
@@ -176,7 +145,7 @@ def test_a_controller_killed_in_the_middle_of_a_judgement_is_replaced_and_mlflow
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_two_controllers_judge_each_window_once(machine: Machine) -> None:
+def test_two_controllers_judge_each_window_once(machine):
     machine.endpoint("flights", hours=2)
     machine.endpoint("trains", hours=2)
     first = machine.start()
@@ -194,9 +163,8 @@ def test_two_controllers_judge_each_window_once(machine: Machine) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_reporting_is_retried_while_mlflow_is_down_and_other_monitors_continue(
-    tmp_path: Path,
-    new_database: NewDatabase,
-) -> None:
+    tmp_path, new_database
+):
     new_database(tmp_path)
     server = MlflowServer(tmp_path)
     machine = Machine(tmp_path, server.url)
@@ -228,12 +196,12 @@ def test_reporting_is_retried_while_mlflow_is_down_and_other_monitors_continue(
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_a_judgement_whose_process_is_killed_is_made_again(machine: Machine) -> None:
+def test_a_judgement_whose_process_is_killed_is_made_again(machine):
     machine.endpoint("flights")
     controller = machine.start()
     waited_for(lambda: machine.windows("flights", "running"), SECONDS, "it is being judged")
 
-    def judging() -> list[psutil.Process]:
+    def judging():
         with suppress(psutil.NoSuchProcess):  # A process may have just ended.
             children = psutil.Process(controller.pid).children(recursive=True)
             return [
@@ -251,15 +219,11 @@ def test_a_judgement_whose_process_is_killed_is_made_again(machine: Machine) -> 
     assert windows[0].verdict == "no drift"
 
 
-def waited_for(
-    condition: Callable[[], Any],
-    seconds: float,
-    what: str,
-) -> Any:
+def waited_for(condition, seconds, what):
     """Wait as `wait_until`, with pauses that leave CPU time to the processes."""
     looked = 0.0
 
-    def slowly() -> Any:
+    def slowly():
         nonlocal looked
         if time.monotonic() - looked < _LOOK_SECONDS:
             return None
@@ -269,7 +233,7 @@ def waited_for(
     return wait_until(slowly, seconds, what)
 
 
-def is_alive(process: psutil.Process) -> bool:
+def is_alive(process):
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

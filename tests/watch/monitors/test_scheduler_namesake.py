@@ -20,8 +20,7 @@ from mlflow_deploy_plugin.watch.drift.sketches.hourly import window_versions
 from mlflow_deploy_plugin.watch.monitors import manual_runs
 from mlflow_deploy_plugin.watch.monitors.evaluation import endpoint_log
 from mlflow_deploy_plugin.watch.monitors.manual_runs import find_monitor
-from mlflow_deploy_plugin.watch.result import WindowRequest
-from tests.support.monitors import DUE, HOUR, NOON, SECONDS, MonitoredWorld
+from tests.support.monitors import DUE, HOUR, NOON, SECONDS
 from tests.support.refusals import mentions, refused
 from tests.support.waiting import wait_until
 
@@ -29,7 +28,7 @@ MINUTE = timedelta(minutes=1)
 
 
 @pytest.fixture
-def heir(world: MonitoredWorld) -> MonitoredWorld:
+def heir(world):
     """An endpoint created at 13:30 with rows at 13:40 and 14. A deleted endpoint of its
     name has rows at 11, 12, 13.
     """
@@ -45,10 +44,7 @@ def heir(world: MonitoredWorld) -> MonitoredWorld:
     return world
 
 
-def judged(
-    world: MonitoredWorld,
-    window: Window | None = None,
-) -> tuple[object, int]:
+def judged(world, window=None):
     deployments = Deployments(world.store, world.settings, world.said.append)
     monitor = find_monitor(deployments, "flights", None)
     written, _ = manual_runs.run_window(deployments, monitor, window, world.answer)
@@ -56,7 +52,7 @@ def judged(
 
 
 @pytest.mark.parametrize("is_compacted", [False, True])
-def test_its_monitors_see_its_own_rows_alone(heir: MonitoredWorld, is_compacted: bool) -> None:
+def test_its_monitors_see_its_own_rows_alone(heir, is_compacted):
     whole = open_log(heir.settings.inference_log)
     if is_compacted:
         assert compact(whole, "flights", heir.now + 10 * 24 * HOUR).written_files == 2
@@ -76,24 +72,21 @@ def test_its_monitors_see_its_own_rows_alone(heir: MonitoredWorld, is_compacted:
     assert stats.first == NOON + HOUR + 40 * MINUTE
 
 
-def test_sql_still_reads_the_rows_of_the_deleted_namesake(heir: MonitoredWorld) -> None:
+def test_sql_still_reads_the_rows_of_the_deleted_namesake(heir):
     with run_query(
-        open_log(heir.settings.inference_log),
-        Query(View("flights"), select="count(*) AS n"),
+        open_log(heir.settings.inference_log), Query(View("flights"), select="count(*) AS n")
     ) as answer:
         assert [batch.to_pylist() for batch in answer.batches] == [[{"n": 17}]]
 
 
-def test_the_first_endpoint_of_a_name_has_all_that_was_captured_under_it(
-    world: MonitoredWorld,
-) -> None:
+def test_the_first_endpoint_of_a_name_has_all_that_was_captured_under_it(world):
     world.rows(NOON)
     world.now = NOON + 2 * HOUR
     world.endpoint()
     assert judged(world) == (NOON, 3)
 
 
-def test_an_alarm_of_the_deleted_one_is_over(world: MonitoredWorld) -> None:
+def test_an_alarm_of_the_deleted_one_is_over(world):
     world.endpoint()
     record_failure(world.store, world.settings, "flights", "hourly", "MLflow does not answer")
     assert [alert.monitor for alert in Alerts(world.store).firing("flights")] == ["hourly"]
@@ -101,15 +94,12 @@ def test_an_alarm_of_the_deleted_one_is_over(world: MonitoredWorld) -> None:
     assert Alerts(world.store).firing("flights") == []
 
 
-def test_its_windows_and_alerts_wait_and_the_others_go_on(world: MonitoredWorld) -> None:
+def test_its_windows_and_alerts_wait_and_the_others_go_on(world):
     world.endpoint("flights")
     world.endpoint("taxis")
     world.rows(NOON, endpoint="taxis")
     begun = world.monitors.add("flights", "hourly", NOON, NOON + HOUR)
-    Alerts(world.store).change(
-        "f",
-        lambda _: Alert("f", "flights", "hourly", "firing", NOON, NOON),
-    )
+    Alerts(world.store).change("f", lambda _: Alert("f", "flights", "hourly", "firing", NOON, NOON))
     world.spoil("flights")
     world.now = DUE
 
@@ -119,23 +109,20 @@ def test_its_windows_and_alerts_wait_and_the_others_go_on(world: MonitoredWorld)
     assert judged.endpoint == "taxis"
     assert judged.verdict == "no drift"
     wait_until(
-        lambda: any(mentions(line, "'flights'", "cannot be read") for line in world.said),
-        SECONDS,
+        lambda: any(mentions(line, "'flights'", "cannot be read") for line in world.said), SECONDS
     )
     assert [entry.state for entry in world.monitors.windows("flights")] == [begun.state]
     assert [entry.endpoint for entry in Alerts(world.store).firing()] == ["flights"]
 
 
-def test_records_written_just_after_the_deletion_are_removed_too(
-    world: MonitoredWorld,
-) -> None:
+def test_records_written_just_after_the_deletion_are_removed_too(world):
     world.endpoint()
     world.rows(NOON)
     world.now = NOON + 2 * HOUR
 
     is_written = threading.Event()
 
-    def deleted_meanwhile(_: WindowRequest) -> str:
+    def deleted_meanwhile(_):
         world.store.remove_endpoint("flights")
         world.monitors.add("flights", "hourly", NOON + HOUR, NOON + 2 * HOUR)
         world.monitors.update_state("flights", "hourly", made_up_to=NOON + 2 * HOUR)

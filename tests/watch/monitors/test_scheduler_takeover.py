@@ -1,39 +1,22 @@
 """Windows that were judged by hand do not replace windows of the schedule."""
 
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from mlflow_deploy_plugin.core.store.alerts import Alerts
-from mlflow_deploy_plugin.core.store.monitor_tables import MonitorWindow
-from tests.support.monitors import DUE, HOUR, NOON, MonitoredWorld
+from tests.support.monitors import DUE, HOUR, NOON
 
 
-def judged_by_hand(world: MonitoredWorld, start: datetime, end: datetime) -> None:
+def judged_by_hand(world, start, end):
     window = world.monitors.add("flights", "hourly", start, end, by_hand=True)
-    world.monitors.update(
-        replace(
-            window,
-            state="judged",
-            verdict="drift",
-            log_rows=1000,
-        )
-    )
+    world.monitors.update(replace(window, state="judged", verdict="drift", log_rows=1000))
 
 
-def as_shown(windows: list[MonitorWindow]) -> list[tuple[datetime, timedelta, int]]:
-    return [
-        (
-            window.start,
-            window.end - window.start,
-            window.revision,
-        )
-        for window in windows
-    ]
+def as_shown(windows):
+    return [(window.start, window.end - window.start, window.revision) for window in windows]
 
 
-def test_a_shorter_window_that_begins_with_it_does_not_stand_for_the_schedules(
-    world: MonitoredWorld,
-) -> None:
+def test_a_shorter_window_that_begins_with_it_does_not_stand_for_the_schedules(world):
     world.endpoint()
     world.rows(NOON)
     judged_by_hand(world, NOON, NOON + HOUR / 2)
@@ -41,13 +24,10 @@ def test_a_shorter_window_that_begins_with_it_does_not_stand_for_the_schedules(
 
     world.start()
 
-    assert {
-        (NOON, HOUR / 2, 1),
-        (NOON, HOUR, 2),
-    } <= set(as_shown(world.wait_for(2)))
+    assert {(NOON, HOUR / 2, 1), (NOON, HOUR, 2)} <= set(as_shown(world.wait_for(2)))
 
 
-def test_a_window_that_was_judged_before_it_was_due_is_judged_again(world: MonitoredWorld) -> None:
+def test_a_window_that_was_judged_before_it_was_due_is_judged_again(world):
     world.endpoint(hourly={"grace": "30m"})
     world.rows(NOON)
     world.now = NOON + HOUR
@@ -57,16 +37,11 @@ def test_a_window_that_was_judged_before_it_was_due_is_judged_again(world: Monit
 
     world.start()
 
-    assert as_shown(world.wait_for(2)) == [
-        (NOON, HOUR, 1),
-        (NOON, HOUR, 2),
-    ]
+    assert as_shown(world.wait_for(2)) == [(NOON, HOUR, 1), (NOON, HOUR, 2)]
     assert [alert.monitor for alert in Alerts(world.store).firing()] == ["hourly"]
 
 
-def test_alarm_fires_although_later_windows_were_judged_by_hand(
-    world: MonitoredWorld,
-) -> None:
+def test_alarm_fires_although_later_windows_were_judged_by_hand(world):
     world.endpoint()
     world.rows(NOON)
     judged_by_hand(world, NOON + HOUR, NOON + 2 * HOUR)
@@ -80,7 +55,7 @@ def test_alarm_fires_although_later_windows_were_judged_by_hand(
     assert [alert.monitor for alert in Alerts(world.store).firing()] == ["hourly"]
 
 
-def test_rows_that_come_later_belong_to_the_window_that_holds_them(world: MonitoredWorld) -> None:
+def test_rows_that_come_later_belong_to_the_window_that_holds_them(world):
     world.due()
     over = world.start()
     world.wait_for(1)
@@ -93,10 +68,10 @@ def test_rows_that_come_later_belong_to_the_window_that_holds_them(world: Monito
     assert (NOON, HOUR, 3) in as_shown(world.wait_for(3))
 
 
-def test_monitor_removed_while_it_is_judged_fires_no_alert(world: MonitoredWorld) -> None:
+def test_monitor_removed_while_it_is_judged_fires_no_alert(world):
     world.due(hourly={}, other={"every": "30d"})
 
-    def judge(asked: object) -> str:
+    def judge(asked):
         world.store.replace_spec(world.spec(other={"every": "30d"}))
         return "drift"
 

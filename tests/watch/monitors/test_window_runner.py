@@ -4,8 +4,6 @@ and the count of consecutive alarms.
 
 import math
 from dataclasses import replace
-from datetime import datetime
-from typing import Any
 
 import pytest
 
@@ -17,19 +15,16 @@ from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.watch.kinds import drift
 from mlflow_deploy_plugin.watch.monitors.evaluation import Evaluator, count_rows
 from mlflow_deploy_plugin.watch.monitors.window_runner import Idle, WindowRunner, consecutive_alarms
-from mlflow_deploy_plugin.watch.result import MonitorResult, WindowRequest
 from mlflow_deploy_plugin.watch.sequential.evidence import ROWS_KEY, Evidence
-from tests.support.monitors import DUE, HOUR, NOON, MonitoredWorld
+from tests.support.monitors import DUE, HOUR, NOON
 
 
-def test_a_window_that_is_due_after_a_monitor_was_changed_is_cut_as_the_monitor_stands_then(
-    world: MonitoredWorld,
-) -> None:
+def test_a_window_that_is_due_after_a_monitor_was_changed_is_cut_as_the_monitor_stands_then(world):
     world.endpoint()
     world.rows(NOON)
     world.now = NOON + HOUR / 2
 
-    def clock() -> datetime:
+    def clock():
         """Return the time after the change, and make the change
         when the clock is read.
         """
@@ -41,9 +36,7 @@ def test_a_window_that_is_due_after_a_monitor_was_changed_is_cut_as_the_monitor_
     is_watched = False
     store = open_store(world.settings.store_url, clock)
     runner = WindowRunner(
-        Deployments(store, world.settings, world.said.append),
-        Evaluator(world.answer),
-        print,
+        Deployments(store, world.settings, world.said.append), Evaluator(world.answer), print
     )
     lease = store.acquire_lease("the test's", "the test", 60)
     assert lease is not None
@@ -57,10 +50,10 @@ def test_a_window_that_is_due_after_a_monitor_was_changed_is_cut_as_the_monitor_
     assert window.end - window.start == HOUR / 2
 
 
-def run_next(world: MonitoredWorld, hours: int = 1) -> list[Any]:
+def run_next(world, hours=1):
     """Return the outcomes of the next hours. The world's judge judges rows."""
 
-    def judge(request: WindowRequest) -> MonitorResult:
+    def judge(request):
         return world.answer(request) if count_rows(request) else drift.judge(request)
 
     deployments = Deployments(world.store, world.settings, world.said.append)
@@ -73,7 +66,7 @@ def run_next(world: MonitoredWorld, hours: int = 1) -> list[Any]:
     return outcomes
 
 
-def add_hours_with_rows(world: MonitoredWorld, hours: int) -> None:
+def add_hours_with_rows(world, hours):
     """Store judged hours before NOON."""
     evidence = Evidence("bins", {ROWS_KEY: math.log(460)}).to_json()
     for number in range(-hours, 0):
@@ -84,9 +77,7 @@ def add_hours_with_rows(world: MonitoredWorld, hours: int) -> None:
         )
 
 
-def test_hours_without_rows_are_one_alert_until_the_next_hour_with_rows(
-    world: MonitoredWorld,
-) -> None:
+def test_hours_without_rows_are_one_alert_until_the_next_hour_with_rows(world):
     world.endpoint(hourly={"retrain.project": "."})
     add_hours_with_rows(world, 7)
     world.rows(NOON + 2 * HOUR)
@@ -107,9 +98,7 @@ def test_hours_without_rows_are_one_alert_until_the_next_hour_with_rows(
     assert not any(action.startswith("retrain") for action in actions)
 
 
-def test_an_hour_without_rows_is_neither_judged_nor_reported_where_this_may_be_usual(
-    world: MonitoredWorld,
-) -> None:
+def test_an_hour_without_rows_is_neither_judged_nor_reported_where_this_may_be_usual(world):
     world.endpoint()
     add_hours_with_rows(world, 6)
     world.now = NOON + 2 * HOUR
@@ -137,7 +126,7 @@ def test_an_hour_without_rows_is_neither_judged_nor_reported_where_this_may_be_u
         ([], 0),
     ],
 )
-def test_alarms_are_counted_for_the_same_column(alarms: list[str], count: int) -> None:
+def test_alarms_are_counted_for_the_same_column(alarms, count):
     """Each text is the columns with an alarm in a window, one letter each."""
     windows = []
     for number, columns in enumerate(alarms):

@@ -1,18 +1,13 @@
 """An MLflow that the tests in this folder share."""
 
-from collections.abc import Iterator
-
 import pytest
 from mlflow import MlflowClient
 
-from tests.support.tracking import NewDatabase, tracking_at
+from tests.support.tracking import tracking_at
 
 
 @pytest.fixture(scope="module")
-def tracking(
-    tmp_path_factory: pytest.TempPathFactory,
-    new_database: NewDatabase,
-) -> Iterator[MlflowClient]:
+def tracking(tmp_path_factory, new_database):
     """Yield an MLflow for this module with one registered version; tests use different
     endpoint names.
     """
@@ -22,8 +17,6 @@ def tracking(
         client = MlflowClient()
         client.create_registered_model("flight-delay")
         client.create_model_version(
-            "flight-delay",
-            source=str(folder),
-            description="Trained on a Monday.",
+            "flight-delay", source=str(folder), description="Trained on a Monday."
         )
         yield client

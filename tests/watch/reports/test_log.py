@@ -29,24 +29,22 @@ from tests.support.tracking import tracking_at
 from tests.support.waiting import free_port
 
 
-def all_runs_of(client: Any, endpoint: Any) -> Any:
+def all_runs_of(client, endpoint):
     experiment = client.get_experiment_by_name(f"onnxserve/{endpoint}")
     if experiment:
         return client.search_runs([experiment.experiment_id])
     return []
 
 
-def runs_of(client: Any, endpoint: Any) -> Any:
+def runs_of(client, endpoint):
     """Return the runs of windows."""
     return [run for run in all_runs_of(client, endpoint) if "onnxserve.series" not in run.data.tags]
 
 
-def artifact(run_id: Any, name: Any) -> Any:
+def artifact(run_id, name):
     with TemporaryDirectory() as folder:
         file = mlflow.artifacts.download_artifacts(
-            run_id=run_id,
-            artifact_path=name,
-            dst_path=folder,
+            run_id=run_id, artifact_path=name, dst_path=folder
         )
         return Path(file).read_bytes()
 
@@ -80,9 +78,7 @@ log_result(pickle.load(sys.stdin.buffer), Files())
 """
 
 
-def test_the_run_has_the_files_the_metrics_at_the_windows_end_and_the_tags(
-    tracking: MlflowClient,
-) -> None:
+def test_the_run_has_the_files_the_metrics_at_the_windows_end_and_the_tags(tracking):
     result = result_of(endpoint="whole", temperature=6.5, noise=0.5, model_id="m-not-here")
 
     past = past_of(result_of(-1, temperature=0.5))
@@ -120,14 +116,11 @@ def test_the_run_has_the_files_the_metrics_at_the_windows_end_and_the_tags(
 
 
 def test_bounds_that_were_tried_have_runs_of_their_own_that_are_no_verdicts_of_the_monitor(
-    tracking: MlflowClient,
-) -> None:
+    tracking,
+):
     result = result_of(endpoint="tried", statistic=6.5)
     verdict_run = log_result(result, {})
-    tried_states: tuple[tuple[str, State], ...] = (
-        ("a=1", "no drift"),
-        ("a=2", "drift"),
-    )
+    tried_states: tuple[tuple[str, State], ...] = (("a=1", "no drift"), ("a=2", "drift"))
     tried = [replace(result, state=state, tried=bounds) for bounds, state in tried_states]
 
     runs = [log_result(entry, {}).run_id for entry in (*tried, *tried)]
@@ -146,9 +139,7 @@ def test_bounds_that_were_tried_have_runs_of_their_own_that_are_no_verdicts_of_t
     assert len(tracking.get_metric_history(series.info.run_id, "statistic")) == 1
 
 
-def test_an_endpoint_that_was_made_anew_leaves_the_runs_of_its_namesake_alone(
-    tracking: MlflowClient,
-) -> None:
+def test_an_endpoint_that_was_made_anew_leaves_the_runs_of_its_namesake_alone(tracking):
     result = result_of(endpoint="anew")
     unstored = log_result(result, {}).run_id
     first, second = (
@@ -162,9 +153,7 @@ def test_an_endpoint_that_was_made_anew_leaves_the_runs_of_its_namesake_alone(
     assert all("onnxserve.superseded_by" not in run.data.tags for run in runs_of(tracking, "anew"))
 
 
-def test_names_that_mlflow_refuses_are_logged_under_names_that_it_takes(
-    tracking: MlflowClient,
-) -> None:
+def test_names_that_mlflow_refuses_are_logged_under_names_that_it_takes(tracking):
     names = ["a/b%[x]", "..", "../../etc", "x" * 400, "ü mlaut", ""]
     scores: dict[str, Any] = dict.fromkeys(names, 1.0)
 
@@ -178,10 +167,8 @@ def test_names_that_mlflow_refuses_are_logged_under_names_that_it_takes(
     assert len(logged) == len(names)
 
 
-def test_the_version_leads_to_the_newest_report_and_keeps_its_own_description(
-    tracking: MlflowClient,
-) -> None:
-    def version() -> Any:
+def test_the_version_leads_to_the_newest_report_and_keeps_its_own_description(tracking):
+    def version():
         return tracking.get_model_version("flight-delay", "1")
 
     runs = [
@@ -202,13 +189,10 @@ def test_the_version_leads_to_the_newest_report_and_keeps_its_own_description(
     ]
 
 
-def test_names_with_dots_are_not_taken_for_one_another(tracking: MlflowClient) -> None:
+def test_names_with_dots_are_not_taken_for_one_another(tracking):
     number = tracking.create_model_version("flight-delay", source=".").version
     for endpoint, monitor in (("a", "b.c"), ("a.b", "c"), ("a", "b.c.window")):
-        log_result(
-            result_of(0, endpoint, monitor=monitor, version=str(number)),
-            {},
-        )
+        log_result(result_of(0, endpoint, monitor=monitor, version=str(number)), {})
 
     version = tracking.get_model_version("flight-delay", number)
     assert [
@@ -218,13 +202,13 @@ def test_names_with_dots_are_not_taken_for_one_another(tracking: MlflowClient) -
     assert sorted(rows) == ["| a, b.c", "| a, b.c.window", "| a.b, c"]
 
 
-def test_missing_or_unregistered_version_is_not_an_error(tracking: MlflowClient) -> None:
+def test_missing_or_unregistered_version_is_not_an_error(tracking):
     for version in ("77", ""):
         assert log_result(result_of(endpoint="gone", version=version), {}).run_id
     assert len(runs_of(tracking, "gone")) == 1
 
 
-def test_a_window_that_is_reported_again_overwrites_its_run(tracking: MlflowClient) -> None:
+def test_a_window_that_is_reported_again_overwrites_its_run(tracking):
     first = log_result(result_of(endpoint="again", temperature=9.0), {"report.html": "first"})
     second = log_result(result_of(endpoint="again", temperature=1.0), {"report.html": "second"})
     revised = log_result(result_of(endpoint="again", temperature=2.0, revision=2), {})
@@ -237,14 +221,11 @@ def test_a_window_that_is_reported_again_overwrites_its_run(tracking: MlflowClie
     assert artifact(first.run_id, "report.html") == b"second"
 
 
-def test_run_is_tagged_at_creation_so_an_abandoned_one_is_reused(
-    tracking: MlflowClient,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_run_is_tagged_at_creation_so_an_abandoned_one_is_reused(tracking, monkeypatch):
     result = result_of(endpoint="left")
     create = MlflowClient.create_run
 
-    def die_after(*arguments: Any, **named: Any) -> Any:
+    def die_after(*arguments, **named):
         create(*arguments, **named)
         raise KeyboardInterrupt
 
@@ -258,10 +239,7 @@ def test_run_is_tagged_at_creation_so_an_abandoned_one_is_reused(
     assert len(runs_of(tracking, "left")) == 1
 
 
-def test_duplicate_run_deleted_meanwhile_by_its_creator_is_not_an_error(
-    tracking: MlflowClient,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_duplicate_run_deleted_meanwhile_by_its_creator_is_not_an_error(tracking, monkeypatch):
     result = result_of(endpoint="two")
     log_batch = MlflowClient.log_batch
     first = log_result(result, {})
@@ -269,7 +247,7 @@ def test_duplicate_run_deleted_meanwhile_by_its_creator_is_not_an_error(
     tags = {name: value for name, value in run.data.tags.items() if name != "onnxserve.verdict"}
     tracking.create_run(run.info.experiment_id, tags=tags)
 
-    def deleted_before(client: Any, run_id: Any, **logged: Any) -> Any:
+    def deleted_before(client, run_id, **logged):
         if any(tag.key == "onnxserve.superseded_by" for tag in logged.get("tags", ())):
             client.delete_run(run_id)
         log_batch(client, run_id, **logged)
@@ -281,13 +259,11 @@ def test_duplicate_run_deleted_meanwhile_by_its_creator_is_not_an_error(
 
 
 @pytest.mark.long
-def test_a_killed_report_is_gone_on_with_in_the_same_run(tracking: MlflowClient) -> None:
+def test_a_killed_report_is_gone_on_with_in_the_same_run(tracking):
     result = result_of(endpoint="killed", temperature=9.0)
 
     child = subprocess.run(
-        [sys.executable, "-c", KILLED_IN_THE_MIDDLE],
-        input=pickle.dumps(result),
-        check=False,
+        [sys.executable, "-c", KILLED_IN_THE_MIDDLE], input=pickle.dumps(result), check=False
     )
     assert child.returncode == -signal.SIGKILL
     (left,) = runs_of(tracking, "killed")
@@ -305,13 +281,11 @@ def test_a_killed_report_is_gone_on_with_in_the_same_run(tracking: MlflowClient)
 
 
 @pytest.mark.long
-def test_several_that_report_a_window_at_the_same_time_end_in_one_run(
-    tracking: MlflowClient,
-) -> None:
+def test_several_that_report_a_window_at_the_same_time_end_in_one_run(tracking):
     result = result_of(endpoint="crowd", temperature=9.0)
     barrier = Barrier(4)
 
-    def report(_number: Any) -> Any:
+    def report(_number):
         barrier.wait(60)
         meet = [lambda: barrier.wait(60)]  # All threads meet once in the middle of a run.
         return log_result(result, Files(lambda: meet.pop()() if meet else None))
@@ -325,27 +299,18 @@ def test_several_that_report_a_window_at_the_same_time_end_in_one_run(
     assert counting[0].info.status == "FINISHED"
 
 
-def test_unavailable_mlflow_is_reported_and_the_begun_run_is_continued(
-    tracking: MlflowClient,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_unavailable_mlflow_is_reported_and_the_begun_run_is_continued(tracking, monkeypatch):
     result = result_of(endpoint="down")
 
-    def fail() -> Any:
+    def fail():
         raise ConnectionError("Connection refused")
 
     with refused(RegistryUnavailable, "endpoint down", "connection refused"):
         log_result(result, Files(fail))
     assert [run.info.status for run in runs_of(tracking, "down")] == ["FAILED"]
     run = log_result(result, {})
-    assert [
-        (
-            other.info.run_id,
-            other.info.status,
-        )
-        for other in runs_of(tracking, "down")
-    ] == [
-        (run.run_id, "FINISHED"),
+    assert [(other.info.run_id, other.info.status) for other in runs_of(tracking, "down")] == [
+        (run.run_id, "FINISHED")
     ]
 
     for variable in ("MAX_RETRIES", "BACKOFF_FACTOR", "TIMEOUT"):  # restored after the test
@@ -355,13 +320,10 @@ def test_unavailable_mlflow_is_reported_and_the_begun_run_is_continued(
         log_result(result, {})
 
 
-def test_unavailable_artifact_store_is_reported_as_an_outage(
-    tracking: MlflowClient,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def fail(*_arguments: Any) -> Any:
+def test_unavailable_artifact_store_is_reported_as_an_outage(tracking, monkeypatch):
+    def fail(*_arguments):
         raise S3UploadFailedError(
-            "Could not connect to the endpoint URL: http://s3.example/reports",
+            "Could not connect to the endpoint URL: http://s3.example/reports"
         )
 
     monkeypatch.setattr(MlflowClient, "log_artifacts", fail)
@@ -370,7 +332,7 @@ def test_unavailable_artifact_store_is_reported_as_an_outage(
         log_result(result_of(endpoint="artifacts"), {"a.txt": "a"})
 
 
-def test_each_endpoint_of_the_name_has_its_own_run_for_all_windows(tracking: MlflowClient) -> None:
+def test_each_endpoint_of_the_name_has_its_own_run_for_all_windows(tracking):
     for day, created in enumerate(("", "2026-11-20T11:00:00+00:00", "2026-11-20T12:00:00+00:00")):
         log_result(result_of(day, "namesake", endpoint_created=created), {})
 
@@ -381,7 +343,7 @@ def test_each_endpoint_of_the_name_has_its_own_run_for_all_windows(tracking: Mlf
     assert len(series) == 3
 
 
-def test_one_run_more_has_all_windows_of_a_monitor_over_time(tracking: MlflowClient) -> None:
+def test_one_run_more_has_all_windows_of_a_monitor_over_time(tracking):
     results = [
         result_of(day, "series", temperature=score) for day, score in enumerate([1.0, 2.0, 9.0])
     ]
@@ -402,7 +364,7 @@ def test_one_run_more_has_all_windows_of_a_monitor_over_time(tracking: MlflowCli
     assert series.info.status == "FINISHED"
 
 
-def test_criteria_are_charted_each_with_its_threshold(tracking: MlflowClient) -> None:
+def test_criteria_are_charted_each_with_its_threshold(tracking):
     findings = (
         Finding("accuracy", "criterion", "violated", "", 0.71, 0.8),
         Finding("accuracy", "criterion", "kept", "", 0.81, 0.8, "carrier=AA"),
@@ -410,12 +372,7 @@ def test_criteria_are_charted_each_with_its_threshold(tracking: MlflowClient) ->
     )
     result = result_of(endpoint="criteria", kind="performance", findings=findings, state="violated")
 
-    past = past_of(
-        result_of(
-            -1,
-            findings=(replace(findings[0], state="kept", value=0.84),),
-        )
-    )
+    past = past_of(result_of(-1, findings=(replace(findings[0], state="kept", value=0.84),)))
 
     run = log_result(result, build_report(result, past))
 
@@ -437,7 +394,7 @@ SCORES: dict[str, Any] = {
 }
 
 
-def test_no_column_is_lost_and_each_keeps_its_name_whatever_their_order_is() -> None:
+def test_no_column_is_lost_and_each_keeps_its_name_whatever_their_order_is():
     metrics = to_metrics(result_of(**SCORES))
     backwards = to_metrics(result_of(**dict(reversed(SCORES.items()))))
 

@@ -12,7 +12,7 @@ import pytest
 
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.watch.reports.trend import TrendLine, draw_trend, level_lines, trend_lines
-from mlflow_deploy_plugin.watch.result import Finding, MonitorResult, ReportData, State
+from mlflow_deploy_plugin.watch.result import Finding, ReportData, State
 from mlflow_deploy_plugin.watch.sequential.evidence import (
     Evidence,
     JudgedWindow,
@@ -29,14 +29,14 @@ DAY = timedelta(days=1)
 START = datetime(2013, 6, 30, tzinfo=UTC)
 
 
-def windows_of(*states: str, length: timedelta = DAY) -> list[JudgedWindow]:
+def windows_of(*states, length=DAY):
     return [
         JudgedWindow(START + length * number, state, Evidence())
         for number, state in enumerate(states)
     ]
 
 
-def score(*values: float | None, threshold: float = 3.0) -> TrendLine:
+def score(*values, threshold=3.0):
     """Return the line of the largest score, with a value per window."""
     beyond = [value is not None and value > threshold for value in values]
     states = ["drift" if is_drift else "no drift" for is_drift in beyond]
@@ -47,12 +47,9 @@ def score(*values: float | None, threshold: float = 3.0) -> TrendLine:
     )
 
 
-@pytest.mark.parametrize(
-    "length",
-    [timedelta(minutes=1), timedelta(days=1)],
-)
+@pytest.mark.parametrize("length", [timedelta(minutes=1), timedelta(days=1)])
 @pytest.mark.parametrize("count", [2, 3])
-def test_a_few_windows_have_an_axis_of_times(length: timedelta, count: int) -> None:
+def test_a_few_windows_have_an_axis_of_times(length, count):
     windows = windows_of(*["no drift"] * count, length=length)
     line = replace(score(*[1.0] * count), windows=windows)
 
@@ -61,60 +58,33 @@ def test_a_few_windows_have_an_axis_of_times(length: timedelta, count: int) -> N
         assert draw_trend([line], length)[0].png.startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(
-    ("value", "count"),
-    [(1.0, 2), (-123456.78, 3), (2e-7, 40)],
-)
-def test_nothing_of_a_picture_is_cut_off_at_its_edges(value: float, count: int) -> None:
-    line = score(
-        *(value + value * 1e-6 * day for day in range(count)),
-        threshold=value,
-    )
+@pytest.mark.parametrize(("value", "count"), [(1.0, 2), (-123456.78, 3), (2e-7, 40)])
+def test_nothing_of_a_picture_is_cut_off_at_its_edges(value, count):
+    line = score(*(value + value * 1e-6 * day for day in range(count)), threshold=value)
 
     (drawn,) = draw_trend([line], DAY)
 
     picture = matplotlib.image.imread(io.BytesIO(drawn.png))
     assert picture[1:-1, 1:-1, :3].min() < 0.5
     assert all(
-        edge.min() == 1.0
-        for edge in (
-            picture[0],
-            picture[-1],
-            picture[:, 0],
-            picture[:, -1],
-        )
+        edge.min() == 1.0 for edge in (picture[0], picture[-1], picture[:, 0], picture[:, -1])
     )
 
 
-def lines_of(
-    result: MonitorResult,
-    *past: MonitorResult,
-    **given: Any,
-) -> list[TrendLine]:
+def lines_of(result, *past, **given):
     return trend_lines(result, past_of(*past, result), **given)
 
 
-def test_each_column_that_is_named_has_a_line() -> None:
+def test_each_column_that_is_named_has_a_line():
     segment = Finding("temperature", "distribution", "drift", "", 5.0, 3.0, "carrier=AA")
     gone = Finding(
-        "wind",
-        "presence",
-        "drift",
-        "in the reference, not in the window",
-        1.0,
-        0.0,
-        change="gone",
+        "wind", "presence", "drift", "in the reference, not in the window", 1.0, 0.0, change="gone"
     )
     missing = Finding("humid", "distribution", "drift", "", 4.0, 3.0)
     worse = Finding("humid", "missing", "drift", "", 8.0, 3.0)
 
     drawn = lines_of(
-        result_of(
-            9,
-            temperature=9.0,
-            noise=1.0,
-            findings=(segment, gone, worse, missing),
-        ),
+        result_of(9, temperature=9.0, noise=1.0, findings=(segment, gone, worse, missing))
     )
 
     assert [(line.title, line.values, line.bounds) for line in drawn] == [
@@ -126,20 +96,14 @@ def test_each_column_that_is_named_has_a_line() -> None:
     ]
 
 
-def test_trend_has_a_line_per_requirement_and_per_drifted_column() -> None:
+def test_trend_has_a_line_per_requirement_and_per_drifted_column():
     f1 = Finding("f1", "criterion", "kept", "", 0.9, 0.5)
     of_segment = Finding("f1", "criterion", "violated", "", 0.3, 0.5, "carrier=AA")
     met = Finding("f1", "criterion", "kept", "", 0.9, 0.5, "carrier=UA")
     unknown = Finding("roc_auc", "criterion", "not judged", "", None, 0.5)
     column = Finding("wind", "missing", "drift", "", 8.0, 3.0)
 
-    drawn = lines_of(
-        result_of(
-            9,
-            kind="drift",
-            findings=(of_segment, column, f1, met, unknown),
-        ),
-    )
+    drawn = lines_of(result_of(9, kind="drift", findings=(of_segment, column, f1, met, unknown)))
 
     assert [(line.title, line.values, line.bounds) for line in drawn] == [
         ("f1 (carrier=AA)", [0.3], [0.5]),
@@ -148,7 +112,7 @@ def test_trend_has_a_line_per_requirement_and_per_drifted_column() -> None:
     ]
 
 
-def test_every_column_that_an_alert_names_has_a_line() -> None:
+def test_every_column_that_an_alert_names_has_a_line():
     scores: dict[str, Any] = {f"column_{number}": 9.0 - number / 10 for number in range(12)}
 
     drawn = lines_of(result_of(9, **scores))
@@ -158,13 +122,11 @@ def test_every_column_that_an_alert_names_has_a_line() -> None:
     ]
 
 
-def test_the_colour_of_a_window_is_the_state_of_its_own_requirement() -> None:
+def test_the_colour_of_a_window_is_the_state_of_its_own_requirement():
     states: list[State] = ["kept", "cannot tell", "violated"]
     results = [
         result_of(
-            day,
-            state="violated",
-            findings=(Finding("f1", "criterion", state, "", 0.6, 0.5),),
+            day, state="violated", findings=(Finding("f1", "criterion", state, "", 0.6, 0.5),)
         )
         for day, state in enumerate(states)
     ]
@@ -174,7 +136,7 @@ def test_the_colour_of_a_window_is_the_state_of_its_own_requirement() -> None:
     assert line.colours == ["#1a7f37", "#9a9a9a", "#cf222e"]
 
 
-def test_a_column_that_is_gone_has_a_line_from_when_it_was_there() -> None:
+def test_a_column_that_is_gone_has_a_line_from_when_it_was_there():
     gone = Finding("wind", "presence", "drift", "", 1.0, 0.0, change="gone")
     of_earlier_release = result_of(8, state="drift", evidence=Evidence(alarms=("wind",)))
     past = result_of(6, wind=5.0), result_of(7, state="not judged"), of_earlier_release
@@ -190,19 +152,16 @@ def test_a_column_that_is_gone_has_a_line_from_when_it_was_there() -> None:
     assert line.colours[3] == "#cf222e"
 
 
-def test_the_words_of_a_picture_tell_the_newest_value_that_there_is() -> None:
+def test_the_words_of_a_picture_tell_the_newest_value_that_there_is():
     single = replace(score(None, 6.5, None), title="a column of one value")
-    line = replace(
-        score(1.0, 6.5, None),
-        windows=windows_of("no drift", "drift", "not judged"),
-    )
+    line = replace(score(1.0, 6.5, None), windows=windows_of("no drift", "drift", "not judged"))
 
     (picture,) = draw_trend([line, single], DAY)
 
     assert picture.words == "largest score: newest 6.5, threshold 3, an alarm in 1 of 2 windows"
 
 
-def red_and_green(picture: bytes) -> tuple[int, int]:
+def red_and_green(picture):
     """Return the number of pixels with the colours of alarms and of windows without
     alarm.
     """
@@ -211,7 +170,7 @@ def red_and_green(picture: bytes) -> tuple[int, int]:
     return red, green
 
 
-def height_of_marks(picture: bytes, colour: tuple[int, int, int]) -> int:
+def height_of_marks(picture, colour):
     """Return the height of the part of the picture with marks of the colour, in
     pixels.
     """
@@ -225,7 +184,7 @@ USUAL = [1.0, 2.0] * 20
 
 @pytest.mark.parametrize("faulty", [440.0, -440.0, 4e20])
 @pytest.mark.parametrize("day", [0, 20, 39])
-def test_a_faulty_window_does_not_flatten_the_others(faulty: float, day: int) -> None:
+def test_a_faulty_window_does_not_flatten_the_others(faulty, day):
     calm, picture = (
         draw_trend([score(*values)], DAY)[0]
         for values in (USUAL, [*USUAL[:day], faulty, *USUAL[day + 1 :]])
@@ -235,7 +194,7 @@ def test_a_faulty_window_does_not_flatten_the_others(faulty: float, day: int) ->
     assert mentions(picture.words, "newest")
 
 
-def test_the_value_of_a_cut_window_is_written() -> None:
+def test_the_value_of_a_cut_window_is_written():
     pictures = {
         draw_trend([score(*USUAL, *values, *USUAL)], DAY)[0].png
         for values in ([440.0, -500.0], [441.0, -500.0], [440.0, -501.0], [440.0, 440.0])
@@ -244,78 +203,45 @@ def test_the_value_of_a_cut_window_is_written() -> None:
     assert len(pictures) == 4
 
 
-def test_lasting_alarms_are_not_cut() -> None:
+def test_lasting_alarms_are_not_cut():
     (picture,) = draw_trend([score(*USUAL, *[30.0, 60.0] * 4)], DAY)
 
     assert height_of_marks(picture.png, RED) > 100
 
 
-def shift(state: State = "drift") -> Finding:
+def shift(state="drift"):
     """Return the finding of a shift of `delay`."""
     return Finding("delay", "shift", state, "+2.3 deviations", 2.3 if state == "drift" else None)
 
 
-def level(
-    key: str,
-    values: list[float],
-    usual: float | None = 3.0,
-    has_onset: bool = False,
-) -> LevelSeries:
+def level(key, values, usual=3.0, has_onset=False):
     """Return a level on the days up to the tenth, with the usual level and a deviation
     of 0.5.
     """
     starts = [FIRST + day * DAY for day in range(11 - len(values), 11)]
-    onset = (
-        Onset(
-            starts[-4],
-            starts[-3],
-            starts[-6],
-            starts[-2],
-        )
-        if has_onset
-        else None
-    )
+    onset = Onset(starts[-4], starts[-3], starts[-6], starts[-2]) if has_onset else None
     return LevelSeries(
-        f"{key}, mean",
-        starts,
-        values,
-        [usual] * len(values) if usual else (),
-        0.5,
-        onset,
-        key,
+        f"{key}, mean", starts, values, [usual] * len(values) if usual else (), 0.5, onset, key
     )
 
 
-def levels_of(*levels: LevelSeries) -> tuple[MonitorResult, list[JudgedWindow]]:
+def levels_of(*levels):
     """Return the tenth day with these levels and a shift of `delay`, also in the two
     days before.
     """
-    findings = (
-        shift(),
-        Finding("wind", "distribution", "drift", "", 5.0, 3.0, "carrier=AA"),
-    )
+    findings = (shift(), Finding("wind", "distribution", "drift", "", 5.0, 3.0, "carrier=AA"))
     results = [
-        result_of(
-            day,
-            delay=1.0,
-            findings=(shift("drift" if day > 7 else "no drift"),),
-        )
+        result_of(day, delay=1.0, findings=(shift("drift" if day > 7 else "no drift"),))
         for day in range(10)
     ]
-    this = result_of(
-        10,
-        delay=1.0,
-        findings=findings,
-        report=ReportData(levels=levels),
-    )
+    this = result_of(10, delay=1.0, findings=findings, report=ReportData(levels=levels))
     return this, past_of(*results, this)
 
 
-def test_a_column_with_a_level_has_its_panel_instead_of_its_score() -> None:
+def test_a_column_with_a_level_has_its_panel_instead_of_its_score():
     delay = level("delay", [3.0] * 7 + [5.0] * 4, has_onset=True)
     result, windows = levels_of(
-        delay,
-        replace(level("", [0.8] * 11, None), title="accuracy, estimated"),
+        delay, replace(level("", [0.8] * 11, None), title="accuracy, estimated")
     )
 
     lines = level_lines(result, windows)
@@ -339,19 +265,16 @@ def test_a_column_with_a_level_has_its_panel_instead_of_its_score() -> None:
     assert min(red_and_green(pictures[0].png)) > 0
 
 
-def test_the_description_of_a_level_is_about_the_judged_window_and_not_about_a_later_one() -> None:
+def test_the_description_of_a_level_is_about_the_judged_window_and_not_about_a_later_one():
     result, windows = levels_of(level("delay", [3.0, 3.0, 5.0, 4.0]))
-    earlier = replace(
-        result,
-        window=Window(result.window.start - DAY, result.window.start),
-    )
+    earlier = replace(result, window=Window(result.window.start - DAY, result.window.start))
 
     (line,) = level_lines(earlier, windows)
 
     assert mentions(line.describe(), "newest 5")
 
 
-def test_a_level_of_a_segment_belongs_to_the_alarm_of_the_segment() -> None:
+def test_a_level_of_a_segment_belongs_to_the_alarm_of_the_segment():
     result, windows = levels_of(level("carrier=AA/wind", [3.0] * 11))
 
     lines = level_lines(result, windows)
@@ -361,32 +284,17 @@ def test_a_level_of_a_segment_belongs_to_the_alarm_of_the_segment() -> None:
     assert not any(title.startswith("wind (carrier=AA)") for title in titles)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["$a_{$", "price$\\frac$", "two\nlines", "", "x" * 5_000],
-)
-def test_a_column_of_any_name_has_a_picture(name: str) -> None:
-    result, windows = levels_of(
-        level(
-            name,
-            [3.0] * 7 + [5.0] * 4,
-            has_onset=True,
-        )
-    )
+@pytest.mark.parametrize("name", ["$a_{$", "price$\\frac$", "two\nlines", "", "x" * 5_000])
+def test_a_column_of_any_name_has_a_picture(name):
+    result, windows = levels_of(level(name, [3.0] * 7 + [5.0] * 4, has_onset=True))
 
     assert draw_trend(level_lines(result, windows), DAY)
 
 
 @pytest.mark.parametrize(
-    "values",
-    [
-        [1e308, -1e308, 1.0],
-        [1e308, 0.0],
-        [math.inf, 1.0, 2.0],
-        [5e-324, 0.0],
-    ],
+    "values", [[1e308, -1e308, 1.0], [1e308, 0.0], [math.inf, 1.0, 2.0], [5e-324, 0.0]]
 )
-def test_levels_of_any_size_have_a_picture(values: list[float]) -> None:
+def test_levels_of_any_size_have_a_picture(values):
     result, windows = levels_of(level("delay", values * 5))
 
     with warnings.catch_warnings():
@@ -394,43 +302,33 @@ def test_levels_of_any_size_have_a_picture(values: list[float]) -> None:
         assert draw_trend(level_lines(result, windows), DAY)
 
 
-def test_levels_are_drawn_over_the_last_sixty_windows() -> None:
+def test_levels_are_drawn_over_the_last_sixty_windows():
     result, windows = levels_of(level("delay", [3.0, math.nan] * 40))
 
     (line,) = level_lines(result, windows)
 
     assert {
-        len(series)
-        for series in (
-            line.series.starts,
-            line.series.values,
-            line.series.usual,
-        )
+        len(series) for series in (line.series.starts, line.series.values, line.series.usual)
     } == {60}
 
 
-def test_a_shift_without_a_level_has_no_score_that_could_be_compared_with_the_threshold() -> None:
+def test_a_shift_without_a_level_has_no_score_that_could_be_compared_with_the_threshold():
     drawn = lines_of(
-        result_of(10, findings=(replace(shift(), subject="relations between columns"),)),
+        result_of(10, findings=(replace(shift(), subject="relations between columns"),))
     )
 
     assert [line.title for line in drawn] == ["largest score of a column, in SD"]
 
 
-def test_a_line_with_a_single_value_has_no_panel() -> None:
-    result, windows = levels_of(
-        level(
-            "delay",
-            [math.nan] * 10 + [5.0],
-        )
-    )
+def test_a_line_with_a_single_value_has_no_panel():
+    result, windows = levels_of(level("delay", [math.nan] * 10 + [5.0]))
 
     drawn = draw_trend([*level_lines(result, windows), score(*[None] * 10, 6.5)], DAY)
 
     assert drawn == []
 
 
-def test_a_logarithmic_level_is_shown_as_its_number() -> None:
+def test_a_logarithmic_level_is_shown_as_its_number():
     rows = replace(level("number of rows", [math.log(400.0)] * 10), is_logarithmic=True)
     result, windows = levels_of(replace(rows, usual=[math.log(300.0)] * 10, deviation=0.0))
 

@@ -5,31 +5,25 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.watch.retraining.process import MARK, beat_until_ended, get_run
-from tests.support.tracking import NewDatabase, tracking_at
+from tests.support.tracking import tracking_at
 from tests.support.waiting import free_port, wait_until
 
 
 @pytest.fixture
-def run_id(
-    tmp_path: Path,
-    new_database: NewDatabase,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[str]:
+def run_id(tmp_path, new_database, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with tracking_at(new_database(tmp_path)):
         yield MlflowClient().create_run(MlflowClient().create_experiment("trainings")).info.run_id
 
 
 @contextmanager
-def training(run_id: str) -> Iterator["subprocess.Popen[bytes]"]:
+def training(run_id):
     """Start a process of the run that runs until it is ended."""
     command = [sys.executable, "-c", "import time; time.sleep(600)"]
     process = subprocess.Popen(command, env=os.environ | {MARK: run_id})
@@ -41,7 +35,7 @@ def training(run_id: str) -> Iterator["subprocess.Popen[bytes]"]:
 
 
 @contextmanager
-def beating(run_id: str, process: "subprocess.Popen[bytes]") -> Iterator[None]:
+def beating(run_id, process):
     thread = threading.Thread(target=beat_until_ended, args=(run_id, process, 0.02))
     thread.start()
     try:
@@ -51,14 +45,14 @@ def beating(run_id: str, process: "subprocess.Popen[bytes]") -> Iterator[None]:
         thread.join()
 
 
-def test_it_says_again_and_again_that_it_runs(run_id: str) -> None:
+def test_it_says_again_and_again_that_it_runs(run_id):
     with training(run_id) as process, beating(run_id, process):
         wait_until(lambda: get_run(run_id).alive_at is not None, 30, "it has said so")
         first = get_run(run_id).alive_at
         wait_until(lambda: get_run(run_id).alive_at != first, 30, "it has said so again")
 
 
-def test_it_ends_with_its_run(run_id: str) -> None:
+def test_it_ends_with_its_run(run_id):
     with training(run_id) as process, beating(run_id, process):
         wait_until(lambda: get_run(run_id).alive_at is not None, 30, "it has said so")
         assert process.poll() is None
@@ -67,7 +61,7 @@ def test_it_ends_with_its_run(run_id: str) -> None:
         assert process.returncode == -signal.SIGTERM
 
 
-def test_it_lives_on_while_mlflow_is_down(run_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_lives_on_while_mlflow_is_down(run_id, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with tracking_at(f"http://127.0.0.1:{free_port()}"):
         process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.2)"])

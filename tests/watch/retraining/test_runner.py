@@ -15,13 +15,12 @@ from mlflow_deploy_plugin.core.store.tables import RetrainingRow
 from mlflow_deploy_plugin.watch.retraining import process
 from tests.support.inference_log import ENDPOINT, MODEL
 from tests.support.refusals import mentions
-from tests.support.retraining import RetrainingWorld
 from tests.support.waiting import wait_until
 
 PATIENCE = 120.0
 
 
-def start_controller(world: RetrainingWorld) -> "subprocess.Popen[bytes]":
+def start_controller(world):
     command = [
         sys.executable,
         "-m",
@@ -31,22 +30,15 @@ def start_controller(world: RetrainingWorld) -> "subprocess.Popen[bytes]":
         "1",
     ]
     with (world.folder / "controller.log").open("ab") as log:
-        return subprocess.Popen(
-            command,
-            stdout=log,
-            stderr=log,
-            env=os.environ.copy(),
-        )
+        return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ.copy())
 
 
-def _has_come_to(world: RetrainingWorld, state: str) -> bool:
+def _has_come_to(world, state):
     return world.latest().state == state or not world.latest().is_live
 
 
 @pytest.mark.long
-def test_a_controller_that_is_killed_in_any_state_leaves_nothing_undone_and_nothing_doubled(
-    world: RetrainingWorld,
-) -> None:
+def test_a_controller_that_is_killed_in_any_state_leaves_nothing_undone_and_nothing_doubled(world):
     world.capture()
     spec = world.spec(parameters={"does": "wait"})
     assert world.retrain_on_result(spec) is not None
@@ -63,9 +55,7 @@ def test_a_controller_that_is_killed_in_any_state_leaves_nothing_undone_and_noth
             )
             if state == "running":
                 wait_until(
-                    lambda: process.is_alive(world.latest().run_id),
-                    PATIENCE,
-                    "the project runs",
+                    lambda: process.is_alive(world.latest().run_id), PATIENCE, "the project runs"
                 )
         finally:
             controller.send_signal(signal.SIGKILL)
@@ -89,16 +79,13 @@ def test_a_controller_that_is_killed_in_any_state_leaves_nothing_undone_and_noth
 
 
 @pytest.mark.parametrize("state", ["waiting", "running", "registered", "gated"])
-def test_a_retraining_whose_plan_cannot_be_read_ends_with_one_clear_line(
-    world: RetrainingWorld,
-    state: str,
-) -> None:
+def test_a_retraining_whose_plan_cannot_be_read_ends_with_one_clear_line(world, state):
     started = world.at(state)
     with world.deployments.store.transaction() as session:
         row = session.get(RetrainingRow, started.id)
         assert row is not None
         row.spec = {name: value for name, value in row.spec.items() if name != "project"} | {
-            "sampling": "often",
+            "sampling": "often"
         }
 
     ended = world.take()
@@ -110,20 +97,13 @@ def test_a_retraining_whose_plan_cannot_be_read_ends_with_one_clear_line(
     assert ended.state == "failed"
     assert ended.reason == f"{reason}: `onnxserve retrain run {ENDPOINT}` starts a new retraining"
     assert mentions(
-        world.said[-1],
-        ENDPOINT,
-        f"retraining {ended.id}",
-        MODEL,
-        "failed",
-        ended.reason,
+        world.said[-1], ENDPOINT, f"retraining {ended.id}", MODEL, "failed", ended.reason
     )
     assert next(world.deployments.store.events(ENDPOINT, newest_first=True)).action == "retrain.end"
     assert state == "waiting" or process.get_run(ended.run_id).status == "KILLED"
 
 
-def test_a_rollout_of_a_retraining_whose_plan_cannot_be_read_is_followed_to_its_end(
-    world: RetrainingWorld,
-) -> None:
+def test_a_rollout_of_a_retraining_whose_plan_cannot_be_read_is_followed_to_its_end(world):
     started = world.at("rolling_out", version="2")
     world.divide_traffic()
     (rollout,) = world.deployments.store.rollouts(ENDPOINT)
@@ -133,8 +113,7 @@ def test_a_rollout_of_a_retraining_whose_plan_cannot_be_read_is_followed_to_its_
         row.spec = {}
         row.rollout_id = rollout.id
     world.deployments.store.update_rollout(
-        replace(rollout, state="promoted", ended_at=world.deployments.store.now()),
-        None,
+        replace(rollout, state="promoted", ended_at=world.deployments.store.now()), None
     )
 
     assert world.take().state == "promoted"

@@ -5,8 +5,6 @@ project.
 from dataclasses import replace
 from datetime import timedelta
 from itertools import chain
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +15,6 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.core.store.alerts import Alerts
 from mlflow_deploy_plugin.core.store.database import utc_now
-from mlflow_deploy_plugin.core.store.retrainings import Retraining
 from mlflow_deploy_plugin.core.store.tables import EndpointRow, RetrainingFigures
 from mlflow_deploy_plugin.watch.retraining import process
 from mlflow_deploy_plugin.watch.retraining.plan import RetrainingContext
@@ -30,18 +27,17 @@ from mlflow_deploy_plugin.watch.retraining.trigger import request_retraining
 from tests.support.classifiers import labelled
 from tests.support.inference_log import ENDPOINT, MODEL
 from tests.support.refusals import mentions
-from tests.support.retraining import RetrainingWorld
 from tests.support.tracking import tracking_at
 from tests.support.waiting import free_port, wait_until
 
 
-def gated(world: RetrainingWorld, then: str, **figures: Any) -> Retraining:
+def gated(world, then, **figures):
     version = world.register()
     verdict = {"gate": "passed", "gate_reason": "all good", "against": "1", "gated_at": utc_now()}
     return world.at("gated", version, then, **verdict | figures)
 
 
-def told(world: RetrainingWorld) -> list[str]:
+def told(world):
     return list(
         chain.from_iterable(
             alert.detail["lines"] for alert in Alerts(world.deployments.store).recent()
@@ -49,7 +45,7 @@ def told(world: RetrainingWorld) -> list[str]:
     )
 
 
-def spoil(world: RetrainingWorld) -> None:
+def spoil(world):
     """Store a spec with fields of a newer version of onnxserve, which this version
     cannot read.
     """
@@ -60,16 +56,11 @@ def spoil(world: RetrainingWorld) -> None:
 
 
 @pytest.mark.long
-def test_a_version_is_judged_on_the_rows_held_out_and_proposed(world: RetrainingWorld) -> None:
+def test_a_version_is_judged_on_the_rows_held_out_and_proposed(world):
     MlflowClient().set_registered_model_tag(MODEL, GATE_POLICY_TAG, "skip: [robustness, budget]")
     rows = world.folder / "held_out.parquet"
     pq.write_table(pa.table(labelled(400, seed=3)), rows)
-    running = world.at(
-        "running",
-        dataset=str(rows),
-        target="label",
-        data_digest="5f2a",
-    )
+    running = world.at("running", dataset=str(rows), target="label", data_digest="5f2a")
     world.register(running.run_id)
     MlflowClient().set_terminated(running.run_id)
     proposed = world.until("proposed", "failed", "left")
@@ -88,9 +79,7 @@ def test_a_version_is_judged_on_the_rows_held_out_and_proposed(world: Retraining
     assert events[-3:] == ["retrain.start", "retrain.version", "retrain.end"]
 
 
-def test_a_version_waits_for_a_server_that_is_down_and_is_proposed_in_the_end(
-    world: RetrainingWorld,
-) -> None:
+def test_a_version_waits_for_a_server_that_is_down_and_is_proposed_in_the_end(world):
     gated(world, "rollout", gate="passed without an evaluation")
     (world.deployments.settings.deployments_path / ENDPOINT).mkdir(parents=True)
     waiting = world.take()
@@ -104,9 +93,7 @@ def test_a_version_waits_for_a_server_that_is_down_and_is_proposed_in_the_end(
     assert any(mentions(line, "version 2", "proposed") for line in told(world))
 
 
-def test_a_version_is_brought_by_the_controller_that_reaches_the_server(
-    world: RetrainingWorld,
-) -> None:
+def test_a_version_is_brought_by_the_controller_that_reaches_the_server(world):
     gated(world, "rollout")
     assert mentions(world.take().reason, "waiting", "cannot reach")
     start_rollouts_at(RetrainingContext(world.deployments, "controller@away"), "elsewhere")
@@ -116,23 +103,20 @@ def test_a_version_is_brought_by_the_controller_that_reaches_the_server(
     start_rollouts_at(RetrainingContext(world.deployments, "controller@away"), "elsewhere")
     assert "cannot reach" in world.latest().reason
     start_rollouts_at(
-        RetrainingContext(world.deployments, "controller@beside"),
-        world.deployments.place(ENDPOINT),
+        RetrainingContext(world.deployments, "controller@beside"), world.deployments.place(ENDPOINT)
     )
 
     assert mentions(world.latest().reason, "waiting", ENDPOINT, "the server is gone")
 
 
-def test_where_no_controller_reaches_the_server_the_version_is_proposed(
-    world: RetrainingWorld,
-) -> None:
+def test_where_no_controller_reaches_the_server_the_version_is_proposed(world):
     gated(world, "rollout")
     proposed = later(world, hours=2)
     assert proposed.state == "proposed"
     assert mentions(proposed.reason, "cannot reach", "no controller")
 
 
-def test_a_version_that_somebody_has_brought_already_is_done(world: RetrainingWorld) -> None:
+def test_a_version_that_somebody_has_brought_already_is_done(world):
     gated(world, "rollout")
     MlflowClient().set_registered_model_alias(MODEL, "champion", "2")
     promoted = world.take()
@@ -141,10 +125,7 @@ def test_a_version_that_somebody_has_brought_already_is_done(world: RetrainingWo
 
 
 @pytest.mark.parametrize("then", ["rollout", "propose"])
-def test_a_version_is_judged_again_where_another_has_come_into_service_meanwhile(
-    world: RetrainingWorld,
-    then: str,
-) -> None:
+def test_a_version_is_judged_again_where_another_has_come_into_service_meanwhile(world, then):
     gated(world, then)
     world.register()
     MlflowClient().set_registered_model_alias(MODEL, "champion", "3")
@@ -153,7 +134,7 @@ def test_a_version_is_judged_again_where_another_has_come_into_service_meanwhile
     assert mentions(again.reason, "version 3", "compared with 1")
 
 
-def test_an_endpoint_that_serves_another_model_by_now_is_left_alone(world: RetrainingWorld) -> None:
+def test_an_endpoint_that_serves_another_model_by_now_is_left_alone(world):
     gated(world, "rollout")
     world.serve_model("other")
     left = world.take()
@@ -161,9 +142,7 @@ def test_an_endpoint_that_serves_another_model_by_now_is_left_alone(world: Retra
     assert mentions(left.reason, f"'{ENDPOINT}'", "other", MODEL)
 
 
-def test_another_rollout_is_waited_for_also_while_it_divides_the_traffic(
-    world: RetrainingWorld,
-) -> None:
+def test_another_rollout_is_waited_for_also_while_it_divides_the_traffic(world):
     gated(world, "rollout")
     world.divide_traffic()
     waiting = world.take()
@@ -172,7 +151,7 @@ def test_another_rollout_is_waited_for_also_while_it_divides_the_traffic(
 
 
 @pytest.mark.parametrize("state", ["waiting", "running"])
-def test_the_endpoint_is_deleted_meanwhile(world: RetrainingWorld, state: str) -> None:
+def test_the_endpoint_is_deleted_meanwhile(world, state):
     begun = world.at(state)
     world.deployments.store.remove_endpoint(ENDPOINT)
     failed = world.take()
@@ -183,10 +162,7 @@ def test_the_endpoint_is_deleted_meanwhile(world: RetrainingWorld, state: str) -
 
 
 @pytest.mark.parametrize("state", ["waiting", "running", "registered", "gated"])
-def test_where_the_spec_of_the_endpoint_cannot_be_read_it_waits_and_says_so(
-    world: RetrainingWorld,
-    state: str,
-) -> None:
+def test_where_the_spec_of_the_endpoint_cannot_be_read_it_waits_and_says_so(world, state):
     world.at(state, "1" if state in ("registered", "gated") else "")
     spoil(world)
     waiting = world.take()
@@ -194,9 +170,7 @@ def test_where_the_spec_of_the_endpoint_cannot_be_read_it_waits_and_says_so(
     assert mentions(waiting.reason, f"'{ENDPOINT}'", "the store", "cannot be read")
 
 
-def test_a_training_of_an_endpoint_whose_spec_cannot_be_read_is_watched(
-    world: RetrainingWorld,
-) -> None:
+def test_a_training_of_an_endpoint_whose_spec_cannot_be_read_is_watched(world):
     long_ago = utc_now() - timedelta(days=1)
     world.at("running", started_at=long_ago)
     spoil(world)
@@ -206,11 +180,7 @@ def test_a_training_of_an_endpoint_whose_spec_cannot_be_read_is_watched(
 
 
 @pytest.mark.parametrize("state", ["waiting", "running", "registered"])
-def test_while_mlflow_is_down_it_waits_and_says_so(
-    world: RetrainingWorld,
-    monkeypatch: pytest.MonkeyPatch,
-    state: str,
-) -> None:
+def test_while_mlflow_is_down_it_waits_and_says_so(world, monkeypatch, state):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     world.at(state, "1" if state == "registered" else "")
     with tracking_at(f"http://127.0.0.1:{free_port()}"):
@@ -219,9 +189,7 @@ def test_while_mlflow_is_down_it_waits_and_says_so(
     assert mentions(waiting.reason, "connection refused")
 
 
-def test_a_run_beyond_its_time_is_not_begun_again_where_mlflow_did_not_hear_of_its_end(
-    world: RetrainingWorld,
-) -> None:
+def test_a_run_beyond_its_time_is_not_begun_again_where_mlflow_did_not_hear_of_its_end(world):
     long_ago = utc_now() - timedelta(days=1)
     world.at("running", started_at=long_ago)
     failed = world.take()
@@ -232,16 +200,14 @@ def test_a_run_beyond_its_time_is_not_begun_again_where_mlflow_did_not_hear_of_i
 ELSEWHERE = {"host": "another 1a2b3c4d"}
 
 
-def later(world: RetrainingWorld, **time: float) -> Retraining:
+def later(world, **time):
     world.ahead = timedelta(**time)
     taken = world.take()
     world.ahead = timedelta()
     return taken
 
 
-def test_a_training_on_another_machine_is_waited_for_while_it_says_that_it_runs(
-    world: RetrainingWorld,
-) -> None:
+def test_a_training_on_another_machine_is_waited_for_while_it_says_that_it_runs(world):
     running = world.at("running", **ELSEWHERE)
     process.write_heartbeat(running.run_id, utc_now() + timedelta(minutes=30))
     waiting = later(world, minutes=31)
@@ -254,10 +220,7 @@ def test_a_training_on_another_machine_is_waited_for_while_it_says_that_it_runs(
 
 
 @pytest.mark.parametrize("says", ["it runs", "nothing ever"])
-def test_a_training_whose_machine_has_gone_is_begun_again_at_once(
-    world: RetrainingWorld,
-    says: str,
-) -> None:
+def test_a_training_whose_machine_has_gone_is_begun_again_at_once(world, says):
     running = world.at("running", **ELSEWHERE)
     if says == "it runs":
         process.write_heartbeat(running.run_id, utc_now())
@@ -271,15 +234,13 @@ def test_a_training_whose_machine_has_gone_is_begun_again_at_once(
     assert MlflowClient().get_run(running.run_id).info.status == "KILLED"
 
 
-def test_training_failed_on_another_machine_names_the_place_of_its_log(
-    world: RetrainingWorld,
-) -> None:
+def test_training_failed_on_another_machine_names_the_place_of_its_log(world):
     running = world.at("running", **ELSEWHERE)
     MlflowClient().set_terminated(running.run_id, "FAILED")
     assert mentions(world.take().reason, "failed", "another 1a2b3c4d")
 
 
-def test_of_two_versions_the_newest_is_the_candidate(world: RetrainingWorld) -> None:
+def test_of_two_versions_the_newest_is_the_candidate(world):
     running = world.at("running")
     for _ in range(2):
         world.register(running.run_id)
@@ -288,7 +249,7 @@ def test_of_two_versions_the_newest_is_the_candidate(world: RetrainingWorld) -> 
     assert world.latest().version == "3"
 
 
-def test_a_version_that_a_nested_run_has_registered_is_found(world: RetrainingWorld) -> None:
+def test_a_version_that_a_nested_run_has_registered_is_found(world):
     running = world.at("running")
     experiment = MlflowClient().get_run(running.run_id).info.experiment_id
     nested = MlflowClient().create_run(experiment, tags={"mlflow.parentRunId": running.run_id})
@@ -298,9 +259,7 @@ def test_a_version_that_a_nested_run_has_registered_is_found(world: RetrainingWo
     assert world.latest().version == "2"
 
 
-def test_the_last_line_of_a_log_of_any_length_is_found_and_secrets_are_left_out(
-    tmp_path: Path,
-) -> None:
+def test_the_last_line_of_a_log_of_any_length_is_found_and_secrets_are_left_out(tmp_path):
     line = "Error: git clone https://{}git.example/x.git has failed"
     with (tmp_path / process.LOG).open("wb") as log:
         log.write(b"chatter\n" * 1000)
@@ -310,9 +269,7 @@ def test_the_last_line_of_a_log_of_any_length_is_found_and_secrets_are_left_out(
     assert process.last_line(tmp_path) == line.format("")
 
 
-def test_missing_project_is_reported_before_any_training(
-    world: RetrainingWorld,
-) -> None:
+def test_missing_project_is_reported_before_any_training(world):
     world.monitor()
     world.at("waiting")
     (world.project / "MLproject").rename(world.project / "MLproject.yaml")
@@ -324,7 +281,7 @@ def test_missing_project_is_reported_before_any_training(
     assert any("has no MLproject" in line for line in told(world))
 
 
-def test_a_step_that_fails_unexpectedly_again_and_again_ends_it(world: RetrainingWorld) -> None:
+def test_a_step_that_fails_unexpectedly_again_and_again_ends_it(world):
     broken = replace(world.at("running"), state="of a newer version")
     runner = RetrainingRunner(world.context, retry_seconds=0)
     for attempt in range(MAX_DEFECTS):

@@ -13,17 +13,16 @@ from mlflow_deploy_plugin.core.store.alerts import Alerts
 from mlflow_deploy_plugin.watch.retraining import process
 from tests.support.inference_log import ENDPOINT, MODEL
 from tests.support.refusals import mentions
-from tests.support.retraining import RetrainingWorld
 from tests.support.waiting import wait_until
 
 
-def begin(world: RetrainingWorld, does: str = "better", **fields: object) -> None:
+def begin(world, does="better", **fields):
     world.capture()
     spec = world.spec(parameters={"does": does}, **fields)
     assert world.retrain_on_result(spec) is not None
 
 
-def story(world: RetrainingWorld) -> list[str]:
+def story(world):
     events = [
         *world.deployments.store.events(ENDPOINT),
         *world.deployments.store.events(None, MODEL),
@@ -34,14 +33,12 @@ def story(world: RetrainingWorld) -> list[str]:
     return list(
         dict.fromkeys(
             action for action in actions.values() if action.startswith(("retrain", "gate"))
-        ),
+        )
     )
 
 
 @pytest.mark.long
-def test_an_alarm_becomes_a_version_that_is_proposed_and_every_link_is_written_down(
-    world: RetrainingWorld,
-) -> None:
+def test_an_alarm_becomes_a_version_that_is_proposed_and_every_link_is_written_down(world):
     begin(world)
     proposed = world.until("proposed", "failed", "left")
     assert proposed.state == "proposed", proposed.reason
@@ -76,7 +73,7 @@ def test_an_alarm_becomes_a_version_that_is_proposed_and_every_link_is_written_d
 
 
 @pytest.mark.long
-def test_a_version_that_is_worse_on_the_newest_rows_is_left(world: RetrainingWorld) -> None:
+def test_a_version_that_is_worse_on_the_newest_rows_is_left(world):
     begin(world, "worse")
     left = world.until("proposed", "failed", "left")
     assert left.state == "left"
@@ -85,9 +82,7 @@ def test_a_version_that_is_worse_on_the_newest_rows_is_left(world: RetrainingWor
 
 
 @pytest.mark.long
-def test_a_run_that_fails_is_not_begun_again_and_its_last_line_is_the_reason(
-    world: RetrainingWorld,
-) -> None:
+def test_a_run_that_fails_is_not_begun_again_and_its_last_line_is_the_reason(world):
     begin(world, "fail")
     failed = world.until("failed")
     assert mentions(failed.reason, "failed", "the data make no sense")
@@ -95,17 +90,17 @@ def test_a_run_that_fails_is_not_begun_again_and_its_last_line_is_the_reason(
 
 
 @pytest.mark.long
-def test_a_run_that_registers_nothing_has_failed(world: RetrainingWorld) -> None:
+def test_a_run_that_registers_nothing_has_failed(world):
     begin(world, "nothing")
     assert mentions(world.until("failed").reason, "no version", MODEL, "`mlflow.start_run()`")
 
 
-def _is_gone(run_id: str) -> bool:
+def _is_gone(run_id):
     return not process.is_alive(run_id)
 
 
 @pytest.mark.long
-def test_a_run_that_is_killed_is_begun_once_more(world: RetrainingWorld) -> None:
+def test_a_run_that_is_killed_is_begun_once_more(world):
     begin(world, "hang")
     killed = []
     for _ in range(2):
@@ -113,8 +108,7 @@ def test_a_run_that_is_killed_is_begun_once_more(world: RetrainingWorld) -> None
         wait_until(lambda: said(world), 90, "the project runs")
         family = [psutil.Process(pid) for pid in process._processes(run_id)]
         for member in sorted(
-            family,
-            key=psutil.Process.create_time,
+            family, key=psutil.Process.create_time
         ):  # Parents first: they would report a failure.
             member.kill()
         wait_until(partial(_is_gone, run_id), 30, "it is gone")
@@ -128,7 +122,7 @@ def test_a_run_that_is_killed_is_begun_once_more(world: RetrainingWorld) -> None
 
 
 @pytest.mark.long
-def test_a_run_that_takes_too_long_is_ended_with_all_its_processes(world: RetrainingWorld) -> None:
+def test_a_run_that_takes_too_long_is_ended_with_all_its_processes(world):
     begin(world, "hang", timeout="8s")
     run_id = world.until("running").run_id
     wait_until(lambda: said(world), 90, "the project runs")
@@ -141,9 +135,7 @@ def test_a_run_that_takes_too_long_is_ended_with_all_its_processes(world: Retrai
 
 
 @pytest.mark.long
-def test_a_training_ends_by_itself_where_its_run_is_ended_from_another_machine(
-    world: RetrainingWorld,
-) -> None:
+def test_a_training_ends_by_itself_where_its_run_is_ended_from_another_machine(world):
     begin(world, "hang")
     run_id = world.until("running").run_id
     wait_until(
@@ -155,10 +147,10 @@ def test_a_training_ends_by_itself_where_its_run_is_ended_from_another_machine(
     wait_until(lambda: not process.is_alive(run_id), 60, "it has ended")
 
 
-def said(world: RetrainingWorld) -> bool:
+def said(world):
     log = world.context.folder(world.latest()) / process.LOG
     return log.is_file() and mentions(log.read_text(), "data.parquet", "full")
 
 
-def run_experiment(run_id: str) -> str:
+def run_experiment(run_id):
     return str(MlflowClient().get_run(run_id).info.experiment_id)

@@ -7,11 +7,8 @@ import json
 import os
 import subprocess
 from collections import Counter
-from collections.abc import Collection, Mapping
 from dataclasses import replace
-from datetime import datetime, timedelta
-from pathlib import Path
-from random import Random
+from datetime import timedelta
 from typing import Any
 
 import mlflow
@@ -28,20 +25,14 @@ from mlflow.entities import LoggedModelOutput
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.core.spec.monitors import SampleSpec
-from mlflow_deploy_plugin.core.store.retrainings import Retraining
 from mlflow_deploy_plugin.core.store.tables import RetrainingFigures
-from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog, open_log
+from mlflow_deploy_plugin.serve.inference_log.log_reader import open_log
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.ship.deployments.config import configure
 from mlflow_deploy_plugin.watch.retraining import training
-from mlflow_deploy_plugin.watch.retraining.plan import (
-    RetrainingState,
-    plan_for,
-    plan_of,
-)
+from mlflow_deploy_plugin.watch.retraining.plan import RetrainingState, plan_for, plan_of
 from mlflow_deploy_plugin.watch.retraining.process import MARK
 from mlflow_deploy_plugin.watch.retraining.training import (
-    TrainingData,
     collect_training_data,
     end_training,
     select_rows,
@@ -50,31 +41,28 @@ from mlflow_deploy_plugin.watch.retraining.trigger import request_retraining
 from tests.support.classifiers import labelled
 from tests.support.inference_log import ENDPOINT, MODEL
 from tests.support.refusals import mentions, refused
-from tests.support.retraining import DAY, RetrainingWorld, written
+from tests.support.retraining import DAY, written
 
 
 @pytest.fixture(autouse=True)
-def quick_gate(world: RetrainingWorld) -> None:
+def quick_gate(world):
     MlflowClient().set_registered_model_tag(MODEL, GATE_POLICY_TAG, "skip: [robustness, budget]")
 
 
 @pytest.fixture(autouse=True)
-def next_one_is_not_blocked(world: RetrainingWorld) -> Any:
+def next_one_is_not_blocked(world):
     yield
     world.monitor()
     assert request_retraining(world.deployments, ENDPOINT, why="the next").state == "waiting"
 
 
-def held_out(world: RetrainingWorld, **columns: Any) -> Path:
+def held_out(world, **columns):
     file = world.folder / "held_out.parquet"
-    pq.write_table(
-        pa.table({**labelled(400, seed=3), **columns}),
-        file,
-    )
+    pq.write_table(pa.table({**labelled(400, seed=3), **columns}), file)
     return file
 
 
-def trained(world: RetrainingWorld, model: str, rows: Path) -> Retraining:
+def trained(world, model, rows):
     """Return the end of a retraining whose project has registered this model."""
     running = world.at("running", dataset=str(rows), target="label")
     world.register(running.run_id, model)
@@ -82,7 +70,7 @@ def trained(world: RetrainingWorld, model: str, rows: Path) -> Retraining:
     return world.until("proposed", "left", "failed")
 
 
-def history(world: RetrainingWorld) -> tuple[str, str]:
+def history(world):
     """Return the outcome in the last event, and its reason."""
     last = next(world.deployments.store.events(ENDPOINT, newest_first=True))
     assert last.action == "retrain.end"
@@ -90,7 +78,7 @@ def history(world: RetrainingWorld) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1])
-def test_no_or_few_labelled_rows(world: RetrainingWorld, share: float) -> None:
+def test_no_or_few_labelled_rows(world, share):
     world.capture(share_labelled=share)
     assert world.retrain_on_result() is not None
     failed = world.take()
@@ -100,7 +88,7 @@ def test_no_or_few_labelled_rows(world: RetrainingWorld, share: float) -> None:
 
 
 @pytest.mark.long
-def test_half_of_the_labels_missing_leaves_the_others_to_learn(world: RetrainingWorld) -> None:
+def test_half_of_the_labels_missing_leaves_the_others_to_learn(world):
     world.capture(share_labelled=0.5)
     assert world.retrain_on_result(world.spec(parameters={"does": "nothing"}))
     running = world.take()
@@ -110,22 +98,15 @@ def test_half_of_the_labels_missing_leaves_the_others_to_learn(world: Retraining
     assert mentions(failed.reason, "no version", MODEL, "`mlflow.start_run()`")
 
 
-def test_labels_of_one_class_teach_nothing(world: RetrainingWorld) -> None:
-    world.capture(
-        change=lambda rows: {
-            **rows,
-            "label": np.ones_like(rows["label"]),
-        }
-    )
+def test_labels_of_one_class_teach_nothing(world):
+    world.capture(change=lambda rows: {**rows, "label": np.ones_like(rows["label"])})
     assert world.retrain_on_result() is not None
     failed = world.take()
     assert history(world) == ("failed", failed.reason)
     assert mentions(failed.reason, "600 labels", "2026-06-02", "'1'")
 
 
-def test_version_that_cannot_be_compared_is_proposed_and_not_rolled_out(
-    world: RetrainingWorld,
-) -> None:
+def test_version_that_cannot_be_compared_is_proposed_and_not_rolled_out(world):
     running = world.at("running", then="rollout")
     world.register(running.run_id)
     MlflowClient().set_terminated(running.run_id)
@@ -134,14 +115,9 @@ def test_version_that_cannot_be_compared_is_proposed_and_not_rolled_out(
     assert mentions(proposed.reason, "lack a column")
 
 
-def test_a_process_that_the_project_has_left_behind_holds_nothing_up(
-    world: RetrainingWorld,
-) -> None:
+def test_a_process_that_the_project_has_left_behind_holds_nothing_up(world):
     running = world.at("running")
-    left_behind = subprocess.Popen(
-        ["sleep", "600"],
-        env=os.environ | {MARK: running.run_id},
-    )
+    left_behind = subprocess.Popen(["sleep", "600"], env=os.environ | {MARK: running.run_id})
     try:
         version = world.register(running.run_id)
         MlflowClient().set_terminated(running.run_id)
@@ -154,7 +130,7 @@ def test_a_process_that_the_project_has_left_behind_holds_nothing_up(
     world.until("proposed")
 
 
-def test_a_model_that_was_logged_and_not_registered(world: RetrainingWorld) -> None:
+def test_a_model_that_was_logged_and_not_registered(world):
     running = world.at("running")
     client = MlflowClient()
     model = client.create_logged_model(client.get_run(running.run_id).info.experiment_id)
@@ -164,27 +140,22 @@ def test_a_model_that_was_logged_and_not_registered(world: RetrainingWorld) -> N
     assert history(world) == ("failed", failed.reason)
     assert failed.reason.endswith(
         "it logged a model, but its project must register the model under the name in "
-        "`registered_model`",
+        "`registered_model`"
     )
 
 
 @pytest.mark.long
-def test_a_version_of_another_signature(world: RetrainingWorld) -> None:
+def test_a_version_of_another_signature(world):
     left = trained(world, "other columns", held_out(world, c=np.zeros(400)))
     assert history(world) == ("left", left.reason)
     assert mentions(left.reason, "gate", "signature", "c (double) added")
 
 
-def log(world: RetrainingWorld) -> InferenceLog:
+def log(world):
     return open_log(world.deployments.settings.inference_log)
 
 
-def collected_rows(
-    world: RetrainingWorld,
-    mode: str = "incremental",
-    types: Mapping[str, str] | None = None,
-    withheld: Collection[str] = (),
-) -> TrainingData:
+def collected_rows(world, mode="incremental", types=None, withheld=()):
     """Return the data of a training for the window `DAY`."""
     retrain = world.spec(mode=mode).retrain
     assert retrain is not None
@@ -192,9 +163,7 @@ def collected_rows(
     return collect_training_data(log(world), plan, world.folder / "window", types or {}, withheld)
 
 
-def test_incremental_learns_the_window_and_holds_its_newest_rows_out(
-    world: RetrainingWorld,
-) -> None:
+def test_incremental_learns_the_window_and_holds_its_newest_rows_out(world):
     world.capture()
     world.capture(start=DAY.start - timedelta(days=1), seed=2)
     collected = collected_rows(world)
@@ -208,12 +177,12 @@ def test_incremental_learns_the_window_and_holds_its_newest_rows_out(
     assert collected.rows + collected.held_out_rows == 600
     assert 0.15 < collected.held_out_rows / 600 < 0.25
     assert max(learned.column("_event_time").to_pylist()) < min(
-        held_out.column("_event_time").to_pylist(),
+        held_out.column("_event_time").to_pylist()
     )
     assert set(held_out.column(collected.target).to_pylist()) == {0.0, 1.0}
 
 
-def test_full_learns_everything_before_the_window_too(world: RetrainingWorld) -> None:
+def test_full_learns_everything_before_the_window_too(world):
     world.capture()
     world.capture(start=DAY.start - timedelta(days=1), seed=2)
     world.capture(start=DAY.end, seed=3)
@@ -224,15 +193,13 @@ def test_full_learns_everything_before_the_window_too(world: RetrainingWorld) ->
     assert max(times) < DAY.end
 
 
-def test_rows_without_a_label_are_left_out(world: RetrainingWorld) -> None:
+def test_rows_without_a_label_are_left_out(world):
     world.capture(share_labelled=0.5)
     collected = collected_rows(world)
     assert collected.rows + collected.held_out_rows == 300
 
 
-def test_a_masked_column_is_not_learned_and_rows_without_it_judge_no_version(
-    world: RetrainingWorld,
-) -> None:
+def test_a_masked_column_is_not_learned_and_rows_without_it_judge_no_version(world):
     world.capture()
     collected = collected_rows(world, types={"a": "double", "b": "double"}, withheld=["b"])
     assert written(collected.data).column_names == ["a", "_event_time", "_label", "_label_number"]
@@ -240,9 +207,7 @@ def test_a_masked_column_is_not_learned_and_rows_without_it_judge_no_version(
     assert collected.rows == 600
 
 
-def test_rows_without_an_optional_column_are_held_out_to_judge_a_version(
-    world: RetrainingWorld,
-) -> None:
+def test_rows_without_an_optional_column_are_held_out_to_judge_a_version(world):
     """The column is optional in a pyfunc, so the log may lack it."""
     world.capture()
 
@@ -251,7 +216,7 @@ def test_rows_without_an_optional_column_are_held_out_to_judge_a_version(
     assert collected.held_out is not None
 
 
-def training_with(world: RetrainingWorld, field: str) -> Retraining:
+def training_with(world, field):
     """Return a training that started with this field of the endpoint set to `b`, and
     that was ended.
     """
@@ -266,47 +231,39 @@ def training_with(world: RetrainingWorld, field: str) -> Retraining:
     return running
 
 
-def test_columns_withheld_from_training_by_capture_are_named(world: RetrainingWorld) -> None:
+def test_columns_withheld_from_training_by_capture_are_named(world):
     training_with(world, "capture.mask")
     (last,) = (
         event for event in world.deployments.store.events(ENDPOINT) if event.action == "retrain.run"
     )
     assert last.why.endswith(
-        ", without b: capture.drop or capture.mask removes the values from the log",
+        ", without b: capture.drop or capture.mask removes the values from the log"
     )
 
 
-def test_a_key_is_not_learned(world: RetrainingWorld) -> None:
+def test_a_key_is_not_learned(world):
     running = training_with(world, "capture.keys")
     (data,) = world.context.folder(running).rglob("data.parquet")
     assert "b" not in written(data).column_names
 
 
-def test_too_few_labels_are_refused(world: RetrainingWorld) -> None:
+def test_too_few_labels_are_refused(world):
     world.capture(rows=48)
     with refused(InvalidConfig, "48 labelled rows", "100"):
         collected_rows(world)
 
 
-def test_the_project_is_given_the_signatures_types(world: RetrainingWorld) -> None:
-    world.capture(
-        change=lambda rows: {
-            **rows,
-            "a": np.round(rows["a"]).astype(np.float32),
-        }
-    )
+def test_the_project_is_given_the_signatures_types(world):
+    world.capture(change=lambda rows: {**rows, "a": np.round(rows["a"]).astype(np.float32)})
     types = {"a": "long", "b": "double"}
     collected = collected_rows(world, types=types)
     schema = written(collected.data).schema
     assert {name: str(schema.field(name).type) for name in types} == {"a": "int64", "b": "double"}
 
 
-def test_newest_rows_with_one_answer_alone_are_no_judges(world: RetrainingWorld) -> None:
-    def newest_alike(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {
-            **rows,
-            "label": np.where(np.arange(600) < 400, rows["label"], 1),
-        }
+def test_newest_rows_with_one_answer_alone_are_no_judges(world):
+    def newest_alike(rows):
+        return {**rows, "label": np.where(np.arange(600) < 400, rows["label"], 1)}
 
     world.capture(change=newest_alike)
     collected = collected_rows(world)
@@ -314,22 +271,14 @@ def test_newest_rows_with_one_answer_alone_are_no_judges(world: RetrainingWorld)
     assert collected.rows == 600
 
 
-def test_the_rows_of_a_failed_training_stay_until_the_next_has_ended(
-    world: RetrainingWorld,
-) -> None:
+def test_the_rows_of_a_failed_training_stay_until_the_next_has_ended(world):
     outcomes: list[tuple[RetrainingState, set[str]]] = [
         ("failed", {"1-1", "1-2"}),
         ("failed", {"2-1", "2-2"}),
         ("left", set()),
     ]
     for state, remaining in outcomes:
-        retraining = world.retrainings.add(
-            ENDPOINT,
-            "accuracy",
-            MODEL,
-            {"why": "a test"},
-            {},
-        )
+        retraining = world.retrainings.add(ENDPOINT, "accuracy", MODEL, {"why": "a test"}, {})
         # The first attempt was killed.
         attempts = [
             replace(retraining, figures=RetrainingFigures(attempt=number)) for number in (1, 2)
@@ -345,34 +294,31 @@ def test_the_rows_of_a_failed_training_stay_until_the_next_has_ended(
         assert len(list(home.rglob("log.txt"))) == 2 * retraining.id
 
 
-def sampled(world: RetrainingWorld, folder: str = "material", **sample: Any) -> TrainingData:
+def sampled(world, folder="material", **sample):
     """Return the data of an incremental training with this sample of the rows before
     the window.
     """
-    retrain = world.spec(
-        mode="incremental",
-        sample={"recent": "3d", **sample},
-    ).retrain
+    retrain = world.spec(mode="incremental", sample={"recent": "3d", **sample}).retrain
     assert retrain is not None
     plan = plan_for(retrain, ENDPOINT, MODEL, "1", "1d", DAY, "ada")
     return collect_training_data(log(world), plan, world.folder / folder, {})
 
 
-def times_of(data: TrainingData) -> list[Any]:
+def times_of(data):
     return [
         time for time in written(data.data).column("_event_time").to_pylist() if time < DAY.start
     ]
 
 
-def values_before_the_window(data: TrainingData) -> Counter[float]:
+def values_before_the_window(data):
     rows = written(data.data)
     return Counter(
-        rows.filter(pc.less(rows.column("_event_time"), DAY.start)).column("b").to_pylist(),
+        rows.filter(pc.less(rows.column("_event_time"), DAY.start)).column("b").to_pylist()
     )
 
 
 @pytest.fixture
-def four_days(world: RetrainingWorld) -> RetrainingWorld:
+def four_days(world):
     """600 labelled rows on the day of the window and on each of the three days before
     it; `b` is an integer.
     """
@@ -381,27 +327,19 @@ def four_days(world: RetrainingWorld) -> RetrainingWorld:
         world.capture(
             start=start,
             seed=days + 1,
-            change=lambda rows: {
-                **rows,
-                "b": np.abs(np.round(2 * rows["b"])),
-            },
+            change=lambda rows: {**rows, "b": np.abs(np.round(2 * rows["b"]))},
         )
     return world
 
 
-def test_a_sample_adds_a_share_of_the_recent_rows_and_leaves_the_window_as_it_is(
-    four_days: RetrainingWorld,
-) -> None:
+def test_a_sample_adds_a_share_of_the_recent_rows_and_leaves_the_window_as_it_is(four_days):
     plain = collected_rows(four_days)
 
     data = sampled(four_days, fraction=0.2)
 
     older = times_of(data)
     # The last 3 days before the end of the window.
-    assert data.sample == {
-        "rows": 1200,
-        "selected": len(older),
-    }
+    assert data.sample == {"rows": 1200, "selected": len(older)}
     assert 0.15 < len(older) / 1200 < 0.25
     assert min(older) >= DAY.end - timedelta(days=3)
     assert data.rows == plain.rows + len(older)
@@ -410,29 +348,20 @@ def test_a_sample_adds_a_share_of_the_recent_rows_and_leaves_the_window_as_it_is
     assert written(data.held_out) == written(plain.held_out)
 
 
-def test_the_same_log_gives_the_same_rows_and_a_late_row_changes_no_other_row(
-    four_days: RetrainingWorld,
-) -> None:
+def test_the_same_log_gives_the_same_rows_and_a_late_row_changes_no_other_row(four_days):
     first = sampled(four_days, "first", fraction=0.2, weight="1d")
     assert sampled(four_days, "again", fraction=0.2, weight="1d").digest == first.digest
 
-    four_days.capture(
-        rows=60,
-        start=DAY.start - timedelta(hours=30),
-        seed=9,
-    )
+    four_days.capture(rows=60, start=DAY.start - timedelta(hours=30), seed=9)
 
     later = sampled(four_days, "later", fraction=0.2, weight="1d")
     assert later.sample["rows"] == first.sample["rows"] + 60
     assert set(written(first.data).column("a").to_pylist()) <= set(
-        written(later.data).column("a").to_pylist(),
+        written(later.data).column("a").to_pylist()
     )
 
 
-def test_the_fraction_is_taken_of_the_rows_that_fit_in_memory(
-    four_days: RetrainingWorld,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_fraction_is_taken_of_the_rows_that_fit_in_memory(four_days, monkeypatch):
     monkeypatch.setattr(training, "MAX_ROWS", 400)
 
     data = sampled(four_days, fraction=0.2)
@@ -441,9 +370,7 @@ def test_the_fraction_is_taken_of_the_rows_that_fit_in_memory(
     assert 0.1 < data.sample["selected"] / 400 < 0.3
 
 
-def test_a_stratified_sample_has_the_exact_share_of_each_value_and_at_least_one_row(
-    four_days: RetrainingWorld,
-) -> None:
+def test_a_stratified_sample_has_the_exact_share_of_each_value_and_at_least_one_row(four_days):
     data = sampled(four_days, fraction=0.05, stratify="b")
 
     counts, selected = (
@@ -454,17 +381,13 @@ def test_a_stratified_sample_has_the_exact_share_of_each_value_and_at_least_one_
     assert sum(selected.values()) == data.sample["selected"] == len(times_of(data))
 
 
-def test_a_stratum_keeps_a_row_although_its_rows_are_thousands_of_half_lives_old(
-    four_days: RetrainingWorld,
-) -> None:
+def test_a_stratum_keeps_a_row_although_its_rows_are_thousands_of_half_lives_old(four_days):
     data = sampled(four_days, fraction=0.1, stratify="_label", weight="10s")
 
     assert data.sample["selected"] == 2
 
 
-def test_window_longer_than_the_period_leaves_no_sample_before_it(
-    four_days: RetrainingWorld,
-) -> None:
+def test_window_longer_than_the_period_leaves_no_sample_before_it(four_days):
     retrain = four_days.spec(mode="incremental", sample={"recent": "2d"}).retrain
     assert retrain is not None
     week = Window(DAY.end - timedelta(days=7), DAY.end)
@@ -482,50 +405,26 @@ def test_window_longer_than_the_period_leaves_no_sample_before_it(
 
 @pytest.mark.parametrize(
     ("column", "names"),
-    [
-        ("a", ("'a'", "1,200 values", "200")),
-        ("_labl", ("'_labl'", "missing", "or _label")),
-    ],
+    [("a", ("'a'", "1,200 values", "200")), ("_labl", ("'_labl'", "missing", "or _label"))],
 )
-def test_a_column_that_cannot_be_stratified_is_refused(
-    four_days: RetrainingWorld,
-    column: str,
-    names: tuple[str, ...],
-) -> None:
+def test_a_column_that_cannot_be_stratified_is_refused(four_days, column, names):
     with refused(InvalidConfig, "retrain.sample.stratify", *names):
         sampled(four_days, stratify=column)
 
 
-def test_rows_that_were_masked_before_the_window_are_refused_with_the_remedy(
-    world: RetrainingWorld,
-) -> None:
+def test_rows_that_were_masked_before_the_window_are_refused_with_the_remedy(world):
     world.capture()
     hashes = np.array([f"{number:016x}" for number in range(600)])
-    world.capture(
-        start=DAY.start - timedelta(days=1),
-        change=lambda rows: {**rows, "b": hashes},
-    )
+    world.capture(start=DAY.start - timedelta(days=1), change=lambda rows: {**rows, "b": hashes})
     with refused(
-        InvalidConfig,
-        "Field b",
-        "string",
-        "double",
-        "2026-06-01",
-        "retrain.sample.recent",
+        InvalidConfig, "Field b", "string", "double", "2026-06-01", "retrain.sample.recent"
     ):
         sampled(world)
 
 
-def rows_before(
-    until: datetime,
-    hours: list[int],
-    **columns: Any,
-) -> pa.Table:
+def rows_before(until, hours, **columns):
     """Return a row of the log for each age in hours."""
-    times = pa.array(
-        [until - timedelta(hours=age) for age in hours],
-        pa.timestamp("us", tz="UTC"),
-    )
+    times = pa.array([until - timedelta(hours=age) for age in hours], pa.timestamp("us", tz="UTC"))
     identity = {
         "_segment": ["s"] * len(hours),
         "_offset": list(range(len(hours))),
@@ -539,7 +438,7 @@ def rows_before(
     [([1.0, 2.0], "list"), (b"\xff\xfe", "binary")],
     ids=["a list", "bytes that are not a text"],
 )
-def test_lists_and_bytes_cannot_be_stratified(value: Any, kind: str) -> None:
+def test_lists_and_bytes_cannot_be_stratified(value, kind):
     rows = rows_before(DAY.end, [1], image=[value])
     with refused(InvalidConfig, "'image'", kind):
         select_rows(rows, SampleSpec(recent="3d", stratify="image"), DAY.end)
@@ -547,51 +446,29 @@ def test_lists_and_bytes_cannot_be_stratified(value: Any, kind: str) -> None:
 
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 1.0])
 @pytest.mark.parametrize("age", [0, 24, 48])
-def test_a_row_is_selected_with_the_fraction_halved_per_half_life(
-    fraction: float,
-    age: int,
-) -> None:
+def test_a_row_is_selected_with_the_fraction_halved_per_half_life(fraction, age):
     count = 20_000
     probability = fraction / 2 ** (age / 24)
     rows = rows_before(DAY.end, [age] * count, value=["x"] * count)
 
-    plain = select_rows(
-        rows,
-        SampleSpec(recent="3d", fraction=fraction, weight="1d"),
-        DAY.end,
-    )
+    plain = select_rows(rows, SampleSpec(recent="3d", fraction=fraction, weight="1d"), DAY.end)
     strata = select_rows(
-        rows,
-        SampleSpec(recent="3d", fraction=fraction, weight="1d", stratify="value"),
-        DAY.end,
+        rows, SampleSpec(recent="3d", fraction=fraction, weight="1d", stratify="value"), DAY.end
     )
 
     assert len(plain) == pytest.approx(
-        count * probability,
-        abs=4 * (count * probability * (1 - probability)) ** 0.5,
+        count * probability, abs=4 * (count * probability * (1 - probability)) ** 0.5
     )
     assert len(strata) == count * probability
 
 
 @given(
-    st.lists(
-        st.sampled_from(["a", "b", None]),
-        min_size=1,
-        max_size=60,
-    ),
+    st.lists(st.sampled_from(["a", "b", None]), min_size=1, max_size=60),
     st.floats(0.01, 1),
     st.randoms(),
 )
-def test_a_selection_depends_on_the_rows_and_not_on_their_order(
-    values: list[str | None],
-    fraction: float,
-    random: Random,
-) -> None:
-    rows = rows_before(
-        DAY.end,
-        [1] * len(values),
-        value=pa.array(values, pa.string()),
-    )
+def test_a_selection_depends_on_the_rows_and_not_on_their_order(values, fraction, random):
+    rows = rows_before(DAY.end, [1] * len(values), value=pa.array(values, pa.string()))
     order = random.sample(range(len(values)), len(values))
     sample = SampleSpec(recent="3d", fraction=fraction, stratify="value")
 
@@ -599,21 +476,16 @@ def test_a_selection_depends_on_the_rows_and_not_on_their_order(
     reordered = select_rows(rows.take(order), sample, DAY.end)
 
     assert sorted(selected.column("_offset").to_pylist()) == sorted(
-        reordered.column("_offset").to_pylist(),
+        reordered.column("_offset").to_pylist()
     )
     counts = Counter(selected.column("value").to_pylist())
     for value, count in Counter(values).items():
         assert counts[value] >= 1
         # The share is rounded up.
-        assert counts[value] - count * fraction == pytest.approx(
-            0.5,
-            abs=0.5 + 1e-9,
-        )
+        assert counts[value] - count * fraction == pytest.approx(0.5, abs=0.5 + 1e-9)
 
 
-def test_the_selection_is_recorded_with_the_run_and_in_the_audit_trail(
-    four_days: RetrainingWorld,
-) -> None:
+def test_the_selection_is_recorded_with_the_run_and_in_the_audit_trail(four_days):
     fields: dict[str, Any] = {"recent": "3d", "fraction": 0.2, "stratify": "_label"}
     four_days.monitor(**{"mode": "incremental", "parameters.does": "nothing"})
     four_days.monitor(**{f"sample.{name}": value for name, value in fields.items()})
@@ -625,7 +497,7 @@ def test_the_selection_is_recorded_with_the_run_and_in_the_audit_trail(
     four_days.context.fail(four_days.latest(), "the test ends here")
     fields["weight"] = None
     record = json.loads(
-        mlflow.artifacts.load_text(f"runs:/{running.run_id}/retraining/sample.json"),
+        mlflow.artifacts.load_text(f"runs:/{running.run_id}/retraining/sample.json")
     )
     assert record["sample"] == fields
     assert record["window"] == str(DAY)
@@ -640,17 +512,12 @@ def test_the_selection_is_recorded_with_the_run_and_in_the_audit_trail(
     assert mentions(event.why, f"{record['selected']:,} of 1,200")
 
 
-def test_a_full_training_by_hand_uses_all_rows_although_the_monitor_has_a_sample(
-    four_days: RetrainingWorld,
-) -> None:
+def test_a_full_training_by_hand_uses_all_rows_although_the_monitor_has_a_sample(four_days):
     four_days.monitor(**{"mode": "incremental", "sample.recent": "3d"})
     requested = request_retraining(four_days.deployments, ENDPOINT, mode="full", window=DAY)
 
     data = collect_training_data(
-        log(four_days),
-        plan_of(requested),
-        four_days.folder / "material",
-        {},
+        log(four_days), plan_of(requested), four_days.folder / "material", {}
     )
 
     assert data.rows + data.held_out_rows == 2400

@@ -2,7 +2,7 @@
 and requests to judge them.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ DAY_US = 86_400_000_000
 Change = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def rows_of(day: int) -> dict[str, Any]:
+def rows_of(day):
     """Return the rows of a day: the levels of days have standard deviations of 0.5 and
     0.05.
     """
@@ -38,24 +38,12 @@ def rows_of(day: int) -> dict[str, Any]:
     share = 0.5 + rng.normal(0, 0.05)
     return {
         "temp": rng.normal(rng.normal(10, 0.5), 1, ROWS),
-        "delay": np.where(
-            rng.random(ROWS) < 0.1,
-            np.nan,
-            rng.normal(rng.normal(0, 0.5), 1, ROWS),
-        ),
-        "carrier": np.where(
-            rng.random(ROWS) < share,
-            "UA",
-            rng.choice(["AA", "DL"], ROWS),
-        ),
+        "delay": np.where(rng.random(ROWS) < 0.1, np.nan, rng.normal(rng.normal(0, 0.5), 1, ROWS)),
+        "carrier": np.where(rng.random(ROWS) < share, "UA", rng.choice(["AA", "DL"], ROWS)),
     }
 
 
-def reference_of(
-    days: int = REFERENCE_DAYS,
-    length_us: int = DAY_US,
-    left_out: Collection[int] = (),
-) -> DriftReference:
+def reference_of(days=REFERENCE_DAYS, length_us=DAY_US, left_out=()):
     """Return the reference of the first `days`, except those that are `left_out`."""
     included = [day for day in range(days) if day not in left_out]
     table = pa.concat_tables([pa.table(rows_of(day)) for day in included])
@@ -65,15 +53,12 @@ def reference_of(
     times += (FIRST - EPOCH) // timedelta(microseconds=1)
     bins, _ = freeze_table(table, (), "the rows")
     return DriftReference(
-        bins,
-        bins_digest(bins),
-        cut_pieces(bins, table, times, int(times[0]), length_us),
-        table,
+        bins, bins_digest(bins), cut_pieces(bins, table, times, int(times[0]), length_us), table
     )
 
 
 @pytest.fixture(scope="session")
-def reference() -> DriftReference:
+def reference():
     return reference_of()
 
 
@@ -94,12 +79,7 @@ class Stream:
     of the windows before.
     """
 
-    def __init__(
-        self,
-        reference: DriftReference,
-        days_per_window: int = 1,
-        **spec: Any,
-    ) -> None:
+    def __init__(self, reference: DriftReference, days_per_window: int = 1, **spec: Any) -> None:
         self.reference = reference
         self._days_per_window = days_per_window
         self._spec = MonitorSpec(**{"min_rows": 30, **spec})
@@ -131,13 +111,7 @@ class Stream:
             }
             window = Window(start, start + timedelta(days=self._days_per_window))
             request = WindowRequest(
-                "flights",
-                "daily",
-                self._spec,
-                window,
-                1,
-                load_settings(),
-                **context,
+                "flights", "daily", self._spec, window, 1, load_settings(), **context
             )
             profile = sketch_batches(self.reference.bins, [rows])
             judged = WindowComparison(request, ("m", "1"), self.reference, "", profile, {}, (), {})
@@ -145,16 +119,12 @@ class Stream:
             shifts = judged.shifts(window_verdict)
             evidence = replace(window_verdict.evidence, shifts=shifts.starts)
             verdict = Judged(
-                shifts.findings,
-                window_verdict.findings,
-                evidence,
-                shifts.notes,
-                shifts.charts,
+                shifts.findings, window_verdict.findings, evidence, shifts.notes, shifts.charts
             )
             self.past.append(JudgedWindow(start, "no drift", evidence))
         return verdict
 
 
 @pytest.fixture
-def stream(reference: DriftReference) -> Stream:
+def stream(reference):
     return Stream(reference)

@@ -5,14 +5,13 @@ with known parameters.
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.sequential.baseline import RunningBaseline, remove_cycle
 
 _SERIES = 2_000
 _WINDOWS = 91
 
 
-def _levels(correlation: float, season: int) -> Array:
+def _levels(correlation, season):
     """Return the levels of many series without the cycle that they have in common,
     [windows, series].
     """
@@ -27,12 +26,11 @@ def _levels(correlation: float, season: int) -> Array:
 @pytest.mark.parametrize("season", [1, 7])
 @pytest.mark.parametrize("correlation", [0.3, 0.8])
 def test_the_correlation_is_estimated_without_bias_although_the_cycle_is_estimated_too(
-    correlation: float,
-    season: int,
-) -> None:
+    correlation, season
+):
     baseline = RunningBaseline(_levels(correlation, season), season, np.zeros(_SERIES))
     assert baseline.correlation.mean() == pytest.approx(correlation, abs=0.02)
 
 
-def test_the_cycle_is_removed() -> None:
+def test_the_cycle_is_removed():
     assert np.abs(_levels(0.3, 7)).max() < 6

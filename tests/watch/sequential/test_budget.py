@@ -4,15 +4,13 @@ its own alarms.
 
 import re
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
-from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference, cut_pieces
+from mlflow_deploy_plugin.watch.drift.references.windows import cut_pieces
 from mlflow_deploy_plugin.watch.sequential import budget
 from mlflow_deploy_plugin.watch.sequential.levels import FigureSeries, ReferenceLevels
 from tests.support.random_rows import normal_rows
@@ -20,7 +18,7 @@ from tests.support.refusals import mentions, refused
 from tests.watch.sequential.conftest import DAY_US, reference_of
 
 
-def levels(values: Array, length_us: int = DAY_US) -> ReferenceLevels:
+def levels(values, length_us=DAY_US):
     return ReferenceLevels(
         starts_us=np.arange(len(values)) * length_us,
         length_us=length_us,
@@ -32,15 +30,11 @@ def levels(values: Array, length_us: int = DAY_US) -> ReferenceLevels:
     )
 
 
-def statements(
-    values: Array,
-    per_year: float = 1.0,
-    **spec: Any,
-) -> list[str]:
+def statements(values, per_year=1.0, **spec):
     return [*budget.unkept(levels(values), MonitorSpec(**spec), per_year)]
 
 
-def correlated(windows: int, correlation: float) -> Array:
+def correlated(windows, correlation):
     rng = np.random.default_rng(0)
     values = np.zeros(windows)
     for day in range(1, windows):
@@ -48,23 +42,23 @@ def correlated(windows: int, correlation: float) -> Array:
     return values
 
 
-def test_a_good_reference_keeps_the_budget(reference: DriftReference) -> None:
+def test_a_good_reference_keeps_the_budget(reference):
     assert budget.check_budget(reference, MonitorSpec(), 1.0) == []
 
 
-def test_a_budget_with_many_open_alarms_is_a_warning(reference: DriftReference) -> None:
+def test_a_budget_with_many_open_alarms_is_a_warning(reference):
     (warning,) = budget.check_budget(reference, MonitorSpec(), 16.0)
     assert mentions(warning, "16", "44%", "at most 9.1")
     assert budget.check_budget(reference, MonitorSpec(), 9.1) == []
 
 
-def test_reference_of_ten_days_is_refused_with_a_remedy() -> None:
+def test_reference_of_ten_days_is_refused_with_a_remedy():
     with pytest.raises(InvalidConfig) as refusal:
         budget.check_budget(reference_of(10), MonitorSpec(), 1.0)
     assert mentions(refusal.value.message, "false_per_year", "20 windows", "10", "every=12h")
 
 
-def test_windows_of_two_rows_are_refused(reference: DriftReference) -> None:
+def test_windows_of_two_rows_are_refused(reference):
     births = np.repeat(np.arange(500) * DAY_US, 2)
     rows = reference.sample.slice(0, len(births))
     pieces = cut_pieces(reference.bins, rows, births, 0, DAY_US)
@@ -77,15 +71,9 @@ def test_windows_of_two_rows_are_refused(reference: DriftReference) -> None:
     ("source", "remedy"),
     [("training", "event_time="), ("dataset:rows.csv", "the column _event_time")],
 )
-def test_a_reference_without_event_times_is_refused_with_the_way_to_set_them(
-    source: str,
-    remedy: str,
-) -> None:
+def test_a_reference_without_event_times_is_refused_with_the_way_to_set_them(source, remedy):
     timed = reference_of(40)
-    untimed = replace(
-        timed,
-        pieces=cut_pieces(timed.bins, timed.sample, None, 0, DAY_US),
-    )
+    untimed = replace(timed, pieces=cut_pieces(timed.bins, timed.sample, None, 0, DAY_US))
 
     with pytest.raises(InvalidConfig) as refusal:
         budget.check_budget(untimed, MonitorSpec(reference=source), 1.0)
@@ -94,7 +82,7 @@ def test_a_reference_without_event_times_is_refused_with_the_way_to_set_them(
     assert "longer" not in refusal.value.message
 
 
-def test_the_proposed_windows_are_enough() -> None:
+def test_the_proposed_windows_are_enough():
     with pytest.raises(InvalidConfig) as refusal:
         budget.check_budget(reference_of(43, 7 * DAY_US), MonitorSpec(every="7d"), 1.0)
     assert mentions(refusal.value.message, "every=2d")
@@ -103,7 +91,7 @@ def test_the_proposed_windows_are_enough() -> None:
     ].startswith("a share")
 
 
-def test_a_season_longer_than_half_of_the_reference_is_refused(reference: DriftReference) -> None:
+def test_a_season_longer_than_half_of_the_reference_is_refused(reference):
     with pytest.raises(InvalidConfig) as refusal:
         budget.check_budget(reference, MonitorSpec(season="60d"), 1.0)
     assert mentions(refusal.value.message, "season 60d", "30d")
@@ -111,29 +99,20 @@ def test_a_season_longer_than_half_of_the_reference_is_refused(reference: DriftR
 
 @pytest.mark.parametrize(
     ("length_us", "windows", "season"),
-    [
-        (DAY_US, 90, 7),
-        (DAY_US, 15, 1),
-        (DAY_US // 24, 2000, 168),
-        (7 * DAY_US, 90, 1),
-    ],
+    [(DAY_US, 90, 7), (DAY_US, 15, 1), (DAY_US // 24, 2000, 168), (7 * DAY_US, 90, 1)],
 )
-def test_the_cycle_of_a_week_is_removed_if_the_reference_has_three(
-    length_us: int,
-    windows: int,
-    season: int,
-) -> None:
+def test_the_cycle_of_a_week_is_removed_if_the_reference_has_three(length_us, windows, season):
     assert budget.season_windows(MonitorSpec(), windows, length_us) == season
 
 
 @pytest.mark.parametrize("per_year", [2.0, 4.0])
-def test_few_windows_are_named_with_the_length_needed(per_year: float) -> None:
+def test_few_windows_are_named_with_the_length_needed(per_year):
     (statement,) = statements(normal_rows(30), per_year)
     assert mentions(statement, "30 windows", "40d", "every=12h")
     assert "smallest" not in statement
 
 
-def test_the_proposed_budget_can_be_kept() -> None:
+def test_the_proposed_budget_can_be_kept():
     steps = np.repeat([0, 0, 0, 0, 0, 9, 0, 9, 0, 9], 30) + normal_rows(300)
     (statement,) = statements(steps)
     proposed = re.search(r"smallest\D*([\d.]+)", statement)
@@ -141,7 +120,7 @@ def test_the_proposed_budget_can_be_kept() -> None:
     assert statements(steps, float(proposed[1])) == []
 
 
-def test_a_high_correlation_and_a_walk_are_named_with_a_rolling_reference() -> None:
+def test_a_high_correlation_and_a_walk_are_named_with_a_rolling_reference():
     assert any(
         mentions(line, "temp/level", "rolling:7d") for line in statements(correlated(400, 0.97))
     )
@@ -149,7 +128,7 @@ def test_a_high_correlation_and_a_walk_are_named_with_a_rolling_reference() -> N
     assert any(mentions(line, "correlation", "rolling:7d") for line in statements(walk))
 
 
-def test_the_parts_of_a_budget_add_up() -> None:
+def test_the_parts_of_a_budget_add_up():
     spec = MonitorSpec(every="1d")
     lasting = budget.LASTING_SHARE / spec.windows_per_year
     assert lasting + budget.single_window_rate(spec, 1.0) == pytest.approx(1 / 365.25)

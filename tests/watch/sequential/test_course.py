@@ -2,9 +2,7 @@
 and columns with an accepted baseline.
 """
 
-from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,48 +10,33 @@ import pytest
 
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.serve.inference_log.windows import microseconds
-from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import sketch_batches
 from mlflow_deploy_plugin.watch.drift.verdict import judge_profile
 from mlflow_deploy_plugin.watch.sequential.evidence import ROWS_KEY, SeriesKey
 from mlflow_deploy_plugin.watch.sequential.levels import ROWS as NUMBER_OF_ROWS
-from tests.watch.sequential.conftest import (
-    FIRST,
-    REFERENCE_DAYS,
-    ROWS,
-    Change,
-    Judged,
-    Stream,
-    rows_of,
-)
+from tests.watch.sequential.conftest import FIRST, REFERENCE_DAYS, ROWS, Stream, rows_of
 
 CALM = 10
 
 
-def alarms(judged: Judged) -> set[tuple[str, str]]:
+def alarms(judged):
     return {(finding.subject, finding.check) for finding in judged.alone if finding.is_alarm}
 
 
-def first(rows: dict[str, Any], count: int) -> dict[str, Any]:
+def first(rows, count):
     return {name: values[:count] for name, values in rows.items()}
 
 
-def twice(rows: dict[str, Any]) -> dict[str, Any]:
+def twice(rows):
     return {name: np.concatenate([values, values]) for name, values in rows.items()}
 
 
 @pytest.mark.parametrize(
-    ("change", "direction"),
-    [
-        (lambda rows: first(rows, ROWS // 2), "fewer"),
-        (twice, "more"),
-    ],
+    ("change", "direction"), [(lambda rows: first(rows, ROWS // 2), "fewer"), (twice, "more")]
 )
 def test_half_of_the_rows_and_every_row_twice_are_found_on_their_first_day(
-    stream: Stream,
-    change: Change,
-    direction: str,
-) -> None:
+    stream, change, direction
+):
     calm = stream.judge(range(CALM))
     judged = stream.judge([CALM], change)
 
@@ -65,7 +48,7 @@ def test_half_of_the_rows_and_every_row_twice_are_found_on_their_first_day(
     assert found.change.endswith(direction)
 
 
-def test_rows_are_judged_and_kept_below_min_rows(reference: DriftReference) -> None:
+def test_rows_are_judged_and_kept_below_min_rows(reference):
     stream = Stream(reference, min_rows=ROWS + 1)
     calm = stream.judge(range(CALM))
     judged = stream.judge([CALM], lambda rows: first(rows, ROWS // 10))
@@ -77,7 +60,7 @@ def test_rows_are_judged_and_kept_below_min_rows(reference: DriftReference) -> N
     assert alarms(judged) == {(NUMBER_OF_ROWS, "rows")}
 
 
-def test_windows_below_min_rows_say_nothing_about_an_open_shift(reference: DriftReference) -> None:
+def test_windows_below_min_rows_say_nothing_about_an_open_shift(reference):
     stream = Stream(reference)
     found = stream.judge(range(12), lambda rows: {**rows, "temp": rows["temp"] + 1})
     later = stream.judge(range(12, 40), lambda rows: first(rows, 29))
@@ -88,7 +71,7 @@ def test_windows_below_min_rows_say_nothing_about_an_open_shift(reference: Drift
     )
 
 
-def test_a_reference_that_is_a_sample_of_the_traffic_has_other_rows(stream: Stream) -> None:
+def test_a_reference_that_is_a_sample_of_the_traffic_has_other_rows(stream):
     stream.judge(range(CALM), twice)
     judged = stream.judge([CALM], twice)
 
@@ -98,30 +81,27 @@ def test_a_reference_that_is_a_sample_of_the_traffic_has_other_rows(stream: Stre
     )
 
 
-def with_sentinels(rows: dict[str, Any]) -> dict[str, Any]:
+def with_sentinels(rows):
     return {**rows, "temp": np.where(np.arange(ROWS) % 10 == 0, -999.0, rows["temp"])}
 
 
-def stuck(rows: dict[str, Any]) -> dict[str, Any]:
+def stuck(rows):
     is_stuck = np.arange(ROWS) % 2 == 0
     return {**rows, "temp": np.where(is_stuck, rows["temp"][0], rows["temp"])}
 
 
 @pytest.mark.parametrize("change", [with_sentinels, stuck])
-def test_sentinels_and_a_sensor_that_repeats_its_value_are_found(
-    stream: Stream,
-    change: Callable[[dict[str, Any]], dict[str, Any]],
-) -> None:
+def test_sentinels_and_a_sensor_that_repeats_its_value_are_found(stream, change):
     stream.judge(range(CALM))
 
     assert "temp" in {subject for subject, _ in alarms(stream.judge([CALM], change))}
 
 
-def test_every_check_of_an_accepted_column_continues(stream: Stream) -> None:
-    def warmer(rows: dict[str, Any]) -> dict[str, Any]:
+def test_every_check_of_an_accepted_column_continues(stream):
+    def warmer(rows):
         return {**rows, "temp": rows["temp"] + 3}
 
-    def all_null(rows: dict[str, Any]) -> dict[str, Any]:
+    def all_null(rows):
         return {**rows, "temp": np.full(ROWS, np.nan)}
 
     accepted = {"temp": FIRST + timedelta(days=REFERENCE_DAYS + 5)}
@@ -133,7 +113,7 @@ def test_every_check_of_an_accepted_column_continues(stream: Stream) -> None:
     assert ("temp", "missing") in alarms(empty)
 
 
-def test_distances_are_shown_in_their_unit(reference: DriftReference) -> None:
+def test_distances_are_shown_in_their_unit(reference):
     window = sketch_batches(reference.bins, [pa.table(rows_of(REFERENCE_DAYS))])
     start_us = microseconds(FIRST + timedelta(days=REFERENCE_DAYS))
     verdict = judge_profile(reference, window, start_us, MonitorSpec(min_rows=30))

@@ -3,7 +3,6 @@
 import json
 import math
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -21,16 +20,10 @@ EVIDENCE = Evidence(
 )
 
 
-def test_it_is_read_as_it_was_stored_without_unknown_levels() -> None:
-    unknown = {
-        SeriesKey("y", "spread"): math.nan,
-        SeriesKey("z", "level"): math.inf,
-    }
+def test_it_is_read_as_it_was_stored_without_unknown_levels():
+    unknown = {SeriesKey("y", "spread"): math.nan, SeriesKey("z", "level"): math.inf}
     levels = {**EVIDENCE.levels, **unknown}
-    outcomes = {
-        **EVIDENCE.outcomes,
-        "y": Outcome("distribution", "no drift", math.nan, math.inf),
-    }
+    outcomes = {**EVIDENCE.outcomes, "y": Outcome("distribution", "no drift", math.nan, math.inf)}
     stored = json.loads(json.dumps(replace(EVIDENCE, levels=levels, outcomes=outcomes).to_json()))
 
     assert stored["levels"] == {"x/level": 2.5, "carrier=A/A/x/spread": 0.5}
@@ -50,12 +43,12 @@ def test_it_is_read_as_it_was_stored_without_unknown_levels() -> None:
         {"shifts": {"x/level": "last week"}},
     ],
 )
-def test_content_that_cannot_be_read_is_empty(wrong: dict[str, Any]) -> None:
+def test_content_that_cannot_be_read_is_empty(wrong):
     assert Evidence.from_json({}) == Evidence()
     assert Evidence.from_json(EVIDENCE.to_json() | wrong) == Evidence()
 
 
-def test_windows_of_earlier_releases_have_no_outcomes() -> None:
+def test_windows_of_earlier_releases_have_no_outcomes():
     stored = {name: part for name, part in EVIDENCE.to_json().items() if name != "outcomes"}
 
     assert Evidence.from_json(stored) == replace(EVIDENCE, outcomes={})

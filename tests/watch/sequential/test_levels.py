@@ -16,9 +16,7 @@ from mlflow_deploy_plugin.watch.sequential.levels import (
 from tests.watch.sequential.conftest import DAY_US, REFERENCE_DAYS, ROWS, reference_of, rows_of
 
 
-def test_figures_describe_level_spread_missing_and_frequent_values(
-    reference: DriftReference,
-) -> None:
+def test_figures_describe_level_spread_missing_and_frequent_values(reference):
     rows = rows_of(500)
     window = sketch_batches(reference.bins, [pa.table(rows)])
     figures = {
@@ -38,7 +36,7 @@ def test_figures_describe_level_spread_missing_and_frequent_values(
     assert figures["number of rows/rows"] == pytest.approx(np.log(ROWS))
 
 
-def test_the_square_of_the_largest_mean_is_finite(reference: DriftReference) -> None:
+def test_the_square_of_the_largest_mean_is_finite(reference):
     rows = rows_of(500)
     rows["temp"][0] = 1.7e308
     window = sketch_batches(reference.bins, [pa.table(rows)])
@@ -48,7 +46,7 @@ def test_the_square_of_the_largest_mean_is_finite(reference: DriftReference) -> 
     assert 1e6 < mean < 1e12
 
 
-def test_the_reference_has_a_figure_per_window(reference: DriftReference) -> None:
+def test_the_reference_has_a_figure_per_window(reference):
     levels = reference_levels(reference, ["temp"], {"carrier=UA": reference})
     assert len(levels.starts_us) == REFERENCE_DAYS
     assert {series.key for series in levels.series} == {"temp", "carrier=UA/temp"}
@@ -56,7 +54,7 @@ def test_the_reference_has_a_figure_per_window(reference: DriftReference) -> Non
     assert of_temp.std() == pytest.approx(0.5, abs=0.15)
 
 
-def test_all_hours_of_a_long_reference_are_known_and_compared_with_the_others() -> None:
+def test_all_hours_of_a_long_reference_are_known_and_compared_with_the_others():
     levels = reference_levels(reference_of(30, DAY_US // 24), ["temp"], {})
 
     assert len(levels.starts_us) == 30 * 24
@@ -65,10 +63,7 @@ def test_all_hours_of_a_long_reference_are_known_and_compared_with_the_others() 
 
 
 @pytest.mark.parametrize(("outlier", "expected"), [(0.0, 0.5), (20.0, 20.0)])
-def test_a_row_of_a_heavy_tailed_column_adds_more_variance_to_its_spread(
-    outlier: float,
-    expected: float,
-) -> None:
+def test_a_row_of_a_heavy_tailed_column_adds_more_variance_to_its_spread(outlier, expected):
     rng = np.random.default_rng(0)
     size = 40 * 100
     rows = rng.normal(size=size) + outlier * (rng.random(size) < 0.01)
@@ -85,10 +80,8 @@ def test_a_row_of_a_heavy_tailed_column_adds_more_variance_to_its_spread(
 
 @pytest.mark.parametrize(("share_stuck", "is_usual"), [(0.0, True), (0.3, False)])
 def test_repeated_values_raise_the_mode_and_a_level_in_the_tail_does_not(
-    reference: DriftReference,
-    share_stuck: float,
-    is_usual: bool,
-) -> None:
+    reference, share_stuck, is_usual
+):
     rows = rows_of(501)
     stuck = np.arange(ROWS) < share_stuck * ROWS
     rows["temp"] = np.where(stuck, rows["temp"][0], rows["temp"] + 2.5)

@@ -64,14 +64,14 @@ class Days:
                 self.judge({name: value}, false_per_year=None)
 
 
-def share_of_days(share: float, count: int, rows: int = ROWS, seed: int = 0) -> Sequence[float]:
+def share_of_days(share, count, rows=ROWS, seed=0):
     drawn: Sequence[float] = (
         np.random.default_rng(seed).binomial(rows, share, count) / rows
     ).tolist()
     return drawn
 
 
-def days_until_found(days: Days, values: Sequence[float], name: str = "accuracy") -> int:
+def days_until_found(days, values, name="accuracy"):
     """Return the number of days until the first finding; 0 without a finding."""
     for day, value in enumerate(values, start=1):
         if days.judge({name: value})[1]:
@@ -80,7 +80,7 @@ def days_until_found(days: Days, values: Sequence[float], name: str = "accuracy"
 
 
 @pytest.mark.parametrize("before", [20, 45, 99])
-def test_a_lasting_fall_of_the_accuracy_is_found_within_three_days(before: int) -> None:
+def test_a_lasting_fall_of_the_accuracy_is_found_within_three_days(before):
     days = Days()
     days.judge_calm(before, accuracy=0.81)
 
@@ -102,7 +102,7 @@ def test_a_lasting_fall_of_the_accuracy_is_found_within_three_days(before: int) 
     assert evidence.shifts == {SeriesKey("accuracy", "metric"): start.isoformat()}
 
 
-def test_a_shift_does_not_become_usual() -> None:
+def test_a_shift_does_not_become_usual():
     days = Days()
     days.judge_calm(40, accuracy=0.81)
     days_until_found(days, share_of_days(0.62, 60, seed=1))
@@ -112,7 +112,7 @@ def test_a_shift_does_not_become_usual() -> None:
     assert [finding.since for finding in findings] == [(FIRST + 40 * DAY).isoformat()]
 
 
-def test_a_fall_ends_after_the_return() -> None:
+def test_a_fall_ends_after_the_return():
     days = Days()
     days.judge_calm(40, accuracy=0.81)
     days_until_found(days, share_of_days(0.62, 10, seed=1))
@@ -125,25 +125,16 @@ def test_a_fall_ends_after_the_return() -> None:
 
 @pytest.mark.parametrize(
     ("name", "before", "after", "is_found"),
-    [
-        ("accuracy", 0.81, 0.95, False),
-        ("brier", 0.2, 0.4, True),
-        ("brier", 0.4, 0.2, False),
-    ],
+    [("accuracy", 0.81, 0.95, False), ("brier", 0.2, 0.4, True), ("brier", 0.4, 0.2, False)],
 )
-def test_only_a_change_for_the_worse_is_a_shift(
-    name: str,
-    before: float,
-    after: float,
-    is_found: bool,
-) -> None:
+def test_only_a_change_for_the_worse_is_a_shift(name, before, after, is_found):
     days = Days()
     days.judge_calm(40, **{name: before})
 
     assert bool(days_until_found(days, share_of_days(after, 5, seed=1), name)) is is_found
 
 
-def test_more_complaints_are_found() -> None:
+def test_more_complaints_are_found():
     days = Days(labels="reported")
     rng = np.random.default_rng(0)
     for count in rng.poisson(2, 40):
@@ -157,16 +148,11 @@ def test_more_complaints_are_found() -> None:
 
 @pytest.mark.parametrize(
     ("before", "context"),
-    [
-        (19, {}),
-        (40, {"false_per_year": None}),
-        (40, {"follows_levels": False}),
-    ],
+    [(19, {}), (40, {"false_per_year": None}), (40, {"follows_levels": False})],
 )
 def test_metrics_are_followed_with_a_budget_and_twenty_earlier_windows_of_the_schedule(
-    before: int,
-    context: dict[str, Any],
-) -> None:
+    before, context
+):
     days = Days()
     days.judge_calm(before, accuracy=0.81)
 
@@ -177,7 +163,7 @@ def test_metrics_are_followed_with_a_budget_and_twenty_earlier_windows_of_the_sc
     assert evidence.levels == {SeriesKey("accuracy", "metric"): 0.3, SeriesKey("", "rows"): ROWS}
 
 
-def test_windows_with_other_metrics_or_labels_are_not_compared() -> None:
+def test_windows_with_other_metrics_or_labels_are_not_compared():
     days = Days()
     days.judge_calm(40, accuracy=0.81)
 
@@ -186,7 +172,7 @@ def test_windows_with_other_metrics_or_labels_are_not_compared() -> None:
     assert not days_until_found(days, [0.3] * 4)
 
 
-def test_an_accepted_level_is_usual() -> None:
+def test_an_accepted_level_is_usual():
     days = Days()
     days.judge_calm(40, accuracy=0.81)
     days_until_found(days, share_of_days(0.62, 5, seed=1))
@@ -196,7 +182,7 @@ def test_an_accepted_level_is_usual() -> None:
     assert findings == []
 
 
-def test_few_rows_make_a_metric_less_certain() -> None:
+def test_few_rows_make_a_metric_less_certain():
     few = Days()
     many = Days()
     for days in (few, many):
@@ -218,12 +204,7 @@ def test_few_rows_make_a_metric_less_certain() -> None:
         (0.0, 0.0, 0.15, {("accuracy", "drift")}),
     ],
 )
-def test_changed_labels_are_not_a_worse_model(
-    late: float,
-    redefined: float,
-    worse: float,
-    found: set[tuple[str, str]],
-) -> None:
+def test_changed_labels_are_not_a_worse_model(late, redefined, worse, found):
     """Labels of 1 come later each day; some labels of 1 become 0; answers are worse."""
     rng = np.random.default_rng(0)
     days = Days()
@@ -254,7 +235,7 @@ def test_changed_labels_are_not_a_worse_model(
 
 
 @pytest.mark.long
-def test_the_budget_is_kept() -> None:
+def test_the_budget_is_kept():
     alarms = 0
     for seed in range(3):
         days = Days()

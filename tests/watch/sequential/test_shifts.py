@@ -4,7 +4,6 @@ store and the report receive.
 
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,11 +21,11 @@ from tests.watch.sequential.conftest import (
 )
 
 
-def warmer(rows: dict[str, Any]) -> dict[str, Any]:
+def warmer(rows):
     return {**rows, "temp": rows["temp"] + 1.5}
 
 
-def test_calm_days_have_levels_but_no_findings(stream: Stream) -> None:
+def test_calm_days_have_levels_but_no_findings(stream):
     verdict = stream.judge(range(30))
     assert verdict.findings == ()
     assert verdict.evidence.levels[SeriesKey("temp", "level")] == pytest.approx(10, abs=1.5)
@@ -37,7 +36,7 @@ def test_calm_days_have_levels_but_no_findings(stream: Stream) -> None:
     } <= verdict.evidence.levels.keys()
 
 
-def test_a_shift_names_the_column_the_direction_the_size_and_its_start(stream: Stream) -> None:
+def test_a_shift_names_the_column_the_direction_the_size_and_its_start(stream):
     stream.judge(range(20))
     verdict = stream.judge(range(20, 32), warmer)
     finding = verdict.findings[0]
@@ -62,15 +61,11 @@ def test_a_shift_names_the_column_the_direction_the_size_and_its_start(stream: S
 
 
 @pytest.mark.parametrize("first_shifted", [150, 151, 152])
-def test_a_shift_on_any_day_of_a_window_is_in_the_interval(first_shifted: int) -> None:
+def test_a_shift_on_any_day_of_a_window_is_in_the_interval(first_shifted):
     stream = Stream(reference_of(180, 3 * DAY_US), days_per_window=3, every="3d")
     stream.judge(range(120, 150, 3))
 
-    finding = stream.judge(
-        range(150, 162, 3),
-        warmer,
-        changed_from=first_shifted,
-    ).findings[0]
+    finding = stream.judge(range(150, 162, 3), warmer, changed_from=first_shifted).findings[0]
 
     shifted = FIRST + timedelta(days=REFERENCE_DAYS + first_shifted)
     earliest, latest = map(datetime.fromisoformat, finding.since_range or ())
@@ -80,7 +75,7 @@ def test_a_shift_on_any_day_of_a_window_is_in_the_interval(first_shifted: int) -
     assert end - start == timedelta(days=3)
 
 
-def test_the_interval_of_a_shift_includes_days_without_a_window_before_it(stream: Stream) -> None:
+def test_the_interval_of_a_shift_includes_days_without_a_window_before_it(stream):
     stream.judge(range(20))
 
     finding = stream.judge(range(25, 35), warmer).findings[0]
@@ -89,7 +84,7 @@ def test_the_interval_of_a_shift_includes_days_without_a_window_before_it(stream
     assert finding.since_range[0] <= (FIRST + timedelta(days=REFERENCE_DAYS + 20)).isoformat()
 
 
-def test_judged_windows_between_windows_of_the_reference_are_drawn_in_the_order_of_time() -> None:
+def test_judged_windows_between_windows_of_the_reference_are_drawn_in_the_order_of_time():
     days = [*range(21, 51, 3)]
     stream = Stream(reference_of(left_out=days))
 
@@ -104,14 +99,11 @@ def test_judged_windows_between_windows_of_the_reference_are_drawn_in_the_order_
     assert np.mean(judged) - np.mean(unjudged) == pytest.approx(1.5, abs=0.5)
 
 
-def test_a_judged_window_early_in_a_long_reference_is_in_the_chart() -> None:
+def test_a_judged_window_early_in_a_long_reference_is_in_the_chart():
     days = [*range(21, 51, 3)]
     stream = Stream(reference_of(150, left_out=days))
 
-    chart = stream.judge(
-        [day - REFERENCE_DAYS for day in days],
-        warmer,
-    ).charts[0]
+    chart = stream.judge([day - REFERENCE_DAYS for day in days], warmer).charts[0]
 
     assert [*chart.starts] == [FIRST + timedelta(days=day) for day in range(60)]
 
@@ -122,52 +114,30 @@ def test_a_judged_window_early_in_a_long_reference_is_in_the_chart() -> None:
         (
             lambda rows: {
                 **rows,
-                "carrier": np.where(
-                    np.arange(80) % 4 == 0,
-                    "DL",
-                    rows["carrier"],
-                ),
+                "carrier": np.where(np.arange(80) % 4 == 0, "DL", rows["carrier"]),
             },
             "carrier",
             "UA",
             "share of 'UA'",
         ),
         (
-            lambda rows: {
-                **rows,
-                "delay": np.where(np.arange(80) % 5 == 0, np.nan, rows["delay"]),
-            },
+            lambda rows: {**rows, "delay": np.where(np.arange(80) % 5 == 0, np.nan, rows["delay"])},
             "delay",
             "missing",
             "share of missing values",
         ),
         (
-            lambda rows: {
-                **rows,
-                "temp": np.where(np.arange(80) % 20 == 0, np.nan, rows["temp"]),
-            },
+            lambda rows: {**rows, "temp": np.where(np.arange(80) % 20 == 0, np.nan, rows["temp"])},
             "temp",
             "missing",
             "share of missing values",
         ),
-        (
-            lambda rows: {
-                **rows,
-                "temp": 10 + 2 * (rows["temp"] - 10),
-            },
-            "temp",
-            "wider",
-            "deviation",
-        ),
+        (lambda rows: {**rows, "temp": 10 + 2 * (rows["temp"] - 10)}, "temp", "wider", "deviation"),
     ],
 )
 def test_shares_missing_values_and_spreads_are_followed_too(
-    stream: Stream,
-    change: Any,
-    subject: str,
-    words: str,
-    measure: str,
-) -> None:
+    stream, change, subject, words, measure
+):
     stream.judge(range(10))
     finding = stream.judge(range(10, 35), change).findings[0]
     assert finding.subject == subject
@@ -175,41 +145,34 @@ def test_shares_missing_values_and_spreads_are_followed_too(
     assert finding.measure == measure
 
 
-def test_without_a_budget_there_is_only_evidence(stream: Stream) -> None:
+def test_without_a_budget_there_is_only_evidence(stream):
     verdict = stream.judge(range(30), warmer, per_year=None)
     assert not verdict.findings
     assert verdict.evidence.levels
 
 
-def test_windows_of_another_reference_do_not_count(stream: Stream) -> None:
+def test_windows_of_another_reference_do_not_count(stream):
     stream.judge(range(30), warmer)
     stream.past = [
-        replace(
-            window,
-            evidence=replace(window.evidence, basis="other"),
-        )
-        for window in stream.past
+        replace(window, evidence=replace(window.evidence, basis="other")) for window in stream.past
     ]
     assert not stream.judge([30], warmer).findings
 
 
-def test_an_accepted_column_has_a_new_baseline(stream: Stream) -> None:
+def test_an_accepted_column_has_a_new_baseline(stream):
     since = FIRST + timedelta(days=REFERENCE_DAYS)
     assert not stream.judge(range(30), warmer, baseline={"temp": since}).findings
 
 
-def test_a_short_reference_is_named_next_to_the_verdict() -> None:
+def test_a_short_reference_is_named_next_to_the_verdict():
     verdict = Stream(reference_of(10)).judge(range(3))
     assert not verdict.findings
     assert mentions(verdict.notes[0], "false_per_year", "20", "10")
 
 
 @pytest.mark.parametrize(("has_default_budget", "is_alarm"), [(True, True), (False, False)])
-def test_a_short_reference_replaces_the_default_budget_by_a_rate(
-    has_default_budget: bool,
-    is_alarm: bool,
-) -> None:
-    def slightly_warmer(rows: dict[str, Any]) -> dict[str, Any]:
+def test_a_short_reference_replaces_the_default_budget_by_a_rate(has_default_budget, is_alarm):
+    def slightly_warmer(rows):
         return {**rows, "temp": rows["temp"] + 2.5}
 
     stream = Stream(reference_of(10))
@@ -219,8 +182,8 @@ def test_a_short_reference_replaces_the_default_budget_by_a_rate(
     assert ("0.05 of the windows" in judged.notes[0]) == has_default_budget
 
 
-def test_season_shows_the_moving_mean(monkeypatch: pytest.MonkeyPatch) -> None:
-    def seasonal(day: int) -> dict[str, Any]:
+def test_season_shows_the_moving_mean(monkeypatch):
+    def seasonal(day):
         rows = rows_of(day)
         return {**rows, "temp": rows["temp"] + 8 * np.sin(2 * np.pi * day / 365)}
 
@@ -233,8 +196,8 @@ def test_season_shows_the_moving_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     assert mentions(finding.change, "mean", "higher", "share out of range")
 
 
-def test_three_alarms_of_single_windows_are_named(stream: Stream) -> None:
-    def empty(rows: dict[str, Any]) -> dict[str, Any]:
+def test_three_alarms_of_single_windows_are_named(stream):
+    def empty(rows):
         return {
             **rows,
             "temp": np.where(np.arange(len(rows["temp"])) % 3, np.nan, 1) * rows["temp"],
@@ -252,11 +215,7 @@ def test_three_alarms_of_single_windows_are_named(stream: Stream) -> None:
 
 
 @pytest.mark.parametrize(("windows", "is_named"), [(39, False), (60, True)])
-def test_moving_columns_are_noted_from_forty_windows(
-    stream: Stream,
-    windows: int,
-    is_named: bool,
-) -> None:
+def test_moving_columns_are_noted_from_forty_windows(stream, windows, is_named):
     verdict = stream.judge(range(windows), warmer)
 
     assert any(mentions(note, "open shift", "temp", "accept") for note in verdict.notes) is is_named

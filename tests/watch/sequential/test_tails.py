@@ -5,14 +5,13 @@ monitor share what is known about their tails.
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.sequential.tails import Tails
 
 FIGURES = 30
 KINDS = ["level"] * FIGURES
 
 
-def innovations(freedom: float = 0, windows: int = 90) -> Array:
+def innovations(freedom=0, windows=90):
     """Return innovations with a variance of 1 and normal tails, or Student's."""
     rng = np.random.default_rng(0)
     if not freedom:
@@ -20,17 +19,17 @@ def innovations(freedom: float = 0, windows: int = 90) -> Array:
     return rng.standard_t(freedom, (windows, FIGURES)) * np.sqrt(1 - 2 / freedom)
 
 
-def limits(values: Array, p_value: float) -> Array:
+def limits(values, p_value):
     return Tails(values, 1, KINDS).limits(np.full(FIGURES, p_value))
 
 
-def test_limits_of_normal_figures_are_near_the_quantiles() -> None:
+def test_limits_of_normal_figures_are_near_the_quantiles():
     # 3.09 for a known deviation, a little more for one that is estimated
     assert np.median(limits(innovations(), 1e-3)) == pytest.approx(3.2, abs=0.2)
     assert np.median(limits(innovations(), 1e-5)) == pytest.approx(4.6, abs=0.4)
 
 
-def test_heavy_tails_have_a_limit_that_single_windows_rarely_exceed() -> None:
+def test_heavy_tails_have_a_limit_that_single_windows_rarely_exceed():
     heavy = limits(innovations(3), 1e-4)
 
     assert np.median(heavy) > 8
@@ -38,11 +37,11 @@ def test_heavy_tails_have_a_limit_that_single_windows_rarely_exceed() -> None:
     assert 0 < (later > heavy).mean() < 1.5e-4
 
 
-def test_a_smaller_reference_has_higher_limits() -> None:
+def test_a_smaller_reference_has_higher_limits():
     assert (limits(innovations(windows=20), 1e-4) > limits(innovations(), 1e-4)).all()
 
 
-def test_figures_that_were_constant_do_not_have_a_limit_of_nothing() -> None:
+def test_figures_that_were_constant_do_not_have_a_limit_of_nothing():
     values = innovations()
     values[:, 0] = 0
 
@@ -50,7 +49,7 @@ def test_figures_that_were_constant_do_not_have_a_limit_of_nothing() -> None:
 
 
 @pytest.mark.parametrize("p_value", [1e-2, 1e-4, 1e-6])
-def test_the_limit_has_the_stated_probability(p_value: float) -> None:
+def test_the_limit_has_the_stated_probability(p_value):
     tails = Tails(innovations(5), 7, KINDS)
 
     at_limit = tails.p_values(tails.limits(np.full(FIGURES, p_value)))
@@ -58,7 +57,7 @@ def test_the_limit_has_the_stated_probability(p_value: float) -> None:
     assert at_limit == pytest.approx(np.full(FIGURES, p_value), rel=0.1)
 
 
-def test_the_tails_of_another_kind_do_not_raise_a_limit() -> None:
+def test_the_tails_of_another_kind_do_not_raise_a_limit():
     mixed = innovations()
     mixed[:, 15:] = innovations(3)[:, 15:]
     kinds = ["level"] * 15 + ["outside"] * 15
@@ -70,9 +69,7 @@ def test_the_tails_of_another_kind_do_not_raise_a_limit() -> None:
 
 
 @pytest.mark.parametrize(("freedom", "limit"), [(0, 4.4), (3, 28)])
-def test_quiet_shares_out_of_range_have_the_tails_of_the_levels(
-    freedom: float, limit: float
-) -> None:
+def test_quiet_shares_out_of_range_have_the_tails_of_the_levels(freedom, limit):
     mixed = innovations(freedom)
     mixed[:, 15:] = 0
     kinds = ["level"] * 15 + ["outside"] * 15
@@ -83,14 +80,9 @@ def test_quiet_shares_out_of_range_have_the_tails_of_the_levels(
 
 
 @pytest.mark.parametrize(
-    ("share", "is_regular", "limit"),
-    [(0.4, False, 0.6), (0.8, False, 0.75), (0.4, True, 0.05)],
+    ("share", "is_regular", "limit"), [(0.4, False, 0.6), (0.8, False, 0.75), (0.4, True, 0.05)]
 )
-def test_quiet_shares_have_a_limit_beyond_bursts_of_others(
-    share: float,
-    is_regular: bool,
-    limit: float,
-) -> None:
+def test_quiet_shares_have_a_limit_beyond_bursts_of_others(share, is_regular, limit):
     values = innovations() if is_regular else np.zeros((90, FIGURES))
     if not is_regular:
         values[::30, 0] = 5

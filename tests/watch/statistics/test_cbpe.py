@@ -20,12 +20,7 @@ from mlflow_deploy_plugin.watch.statistics.metrics import (
 from tests.support.refusals import mentions
 
 
-def window(
-    seed: int,
-    classes: int = 2,
-    rows: int = 10_000,
-    overconfident: float = 1.0,
-) -> tuple[LabelledWindow, np.ndarray]:
+def window(seed, classes=2, rows=10_000, overconfident=1.0):
     """Return a window whose truth is drawn by its chances; the model's probabilities
     are sharper by a power.
     """
@@ -41,7 +36,7 @@ def window(
     ), chances
 
 
-def real(one: LabelledWindow) -> dict[str, float]:
+def real(one):
     measured = classification_metrics(one.truth, one.answers, CLASSIFICATION, Sampling(0.95))
     return {
         name: figure.value
@@ -51,9 +46,7 @@ def real(one: LabelledWindow) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_calibrated_probabilities_give_the_expected_metrics(
-    classes: int,
-) -> None:
+def test_calibrated_probabilities_give_the_expected_metrics(classes):
     labelled, chances = window(0, classes)
 
     truth = real(labelled)
@@ -62,14 +55,8 @@ def test_calibrated_probabilities_give_the_expected_metrics(
     assert len(truth) == len(CLASSIFICATION)
 
 
-@pytest.mark.parametrize(
-    ("classes", "too_much"),
-    [(2, 0.14), (3, 0.21)],
-)
-def test_probabilities_that_say_too_much_are_corrected_by_earlier_windows(
-    classes: int,
-    too_much: float,
-) -> None:
+@pytest.mark.parametrize(("classes", "too_much"), [(2, 0.14), (3, 0.21)])
+def test_probabilities_that_say_too_much_are_corrected_by_earlier_windows(classes, too_much):
     judged, _ = window(0, classes, overconfident=3.0)
     earlier = [window(seed, classes, overconfident=3.0)[0] for seed in (1, 2, 3)]
 
@@ -87,7 +74,7 @@ def test_probabilities_that_say_too_much_are_corrected_by_earlier_windows(
     assert checked.errors["accuracy"].half_width(0.95) < 0.04
 
 
-def test_probabilities_that_are_right_are_left_as_they_are() -> None:
+def test_probabilities_that_are_right_are_left_as_they_are():
     judged, _ = window(0, rows=2_000)
     earlier = [window(seed, rows=300)[0] for seed in (1, 2, 3)]
 
@@ -97,7 +84,7 @@ def test_probabilities_that_are_right_are_left_as_they_are() -> None:
     assert not result.is_corrected
 
 
-def test_fewer_than_three_windows_give_a_figure_that_decides_nothing() -> None:
+def test_fewer_than_three_windows_give_a_figure_that_decides_nothing():
     judged, _ = window(0, rows=500)
 
     result = estimate(judged.answers, [window(1, rows=500)[0]])
@@ -107,33 +94,22 @@ def test_fewer_than_three_windows_give_a_figure_that_decides_nothing() -> None:
     assert mentions(str(result.measure("accuracy", 500, 0.95)), "1 earlier windows")
 
 
-def test_answers_without_probabilities_have_no_estimate() -> None:
-    silent = ClassPredictions(
-        np.zeros(10, np.int64),
-        None,
-        ("a", "b"),
-    )
+def test_answers_without_probabilities_have_no_estimate():
+    silent = ClassPredictions(np.zeros(10, np.int64), None, ("a", "b"))
 
     assert "returns no class probabilities" in str(estimate(silent, []))
 
 
-def test_figures_that_cannot_be_expected_say_why() -> None:
-    answers = ClassPredictions(
-        np.zeros(10, np.int64),
-        np.tile([0.9, 0.1], (10, 1)),
-        ("no", "yes"),
-    )
+def test_figures_that_cannot_be_expected_say_why():
+    answers = ClassPredictions(np.zeros(10, np.int64), np.tile([0.9, 0.1], (10, 1)), ("no", "yes"))
 
-    metrics = expected_metrics(
-        answers,
-        np.tile([1.0, 0.0], (10, 1)),
-    )
+    metrics = expected_metrics(answers, np.tile([1.0, 0.0], (10, 1)))
 
     assert metrics["precision"] == Refused("no row was predicted as 'yes'")
     assert metrics["roc_auc"] == Refused("all rows are expected to have the same label")
 
 
-def moved(rng: np.random.Generator, rows: int, spread: float) -> LabelledWindow:
+def moved(rng, rows, spread):
     """Return a window whose chances deviate from the model's probabilities by a common
     draw.
     """
@@ -143,28 +119,15 @@ def moved(rng: np.random.Generator, rows: int, spread: float) -> LabelledWindow:
     )
     both = np.stack([1 - predicted, predicted], axis=1)
     truth = (rng.random(rows) < chances).astype(np.int64)
-    return LabelledWindow(
-        truth,
-        ClassPredictions(both.argmax(axis=1), both, ("0", "1")),
-    )
+    return LabelledWindow(truth, ClassPredictions(both.argmax(axis=1), both, ("0", "1")))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("rows", "windows", "spread"),
-    [
-        (1, 8, 0.0),
-        (100, 8, 0.0),
-        (100, 3, 0.5),
-        (1_000, 8, 0.5),
-        (1_000, 3, 0.0),
-    ],
+    [(1, 8, 0.0), (100, 8, 0.0), (100, 3, 0.5), (1_000, 8, 0.5), (1_000, 3, 0.0)],
 )
-def test_interval_covers_the_true_figure_at_the_promised_rate(
-    rows: int,
-    windows: int,
-    spread: float,
-) -> None:
+def test_interval_covers_the_true_figure_at_the_promised_rate(rows, windows, spread):
     rng = np.random.default_rng([rows, windows])
     held = []
     for seed in range(80):
@@ -185,36 +148,23 @@ def test_interval_covers_the_true_figure_at_the_promised_rate(
     assert sum(held) >= 70
 
 
-def test_the_interval_is_wider_of_fewer_rows_and_where_fewer_windows_confirm_it() -> None:
+def test_the_interval_is_wider_of_fewer_rows_and_where_fewer_windows_confirm_it():
     rng = np.random.default_rng(0)
     earlier = [moved(rng, 500, 0.3) for _ in range(8)]
 
-    def width(rows: int, windows: int) -> float:
-        result = estimate(
-            moved(rng, rows, 0.3).answers,
-            earlier[:windows],
-            ["accuracy"],
-        )
+    def width(rows, windows):
+        result = estimate(moved(rng, rows, 0.3).answers, earlier[:windows], ["accuracy"])
         assert isinstance(result, CbpeEstimate)
         return result.errors["accuracy"].half_width(0.95)
 
     assert width(20, 8) > 1.5 * width(100, 8) > 1.5 * width(500, 8) > 0
     assert width(500, 3) > width(500, 8)
     # The uncertainty is at least that of the earlier windows.
-    assert width(50_000, 8) == pytest.approx(
-        width(500, 8),
-        rel=0.1,
-    )
+    assert width(50_000, 8) == pytest.approx(width(500, 8), rel=0.1)
 
 
-@pytest.mark.parametrize(
-    ("kind", "fits"),
-    [("fits", True), ("worse", False), ("better", False)],
-)
-def test_labels_fit_if_classes_and_right_answers_are_as_probable_as_the_model_says(
-    kind: str,
-    fits: bool,
-) -> None:
+@pytest.mark.parametrize(("kind", "fits"), [("fits", True), ("worse", False), ("better", False)])
+def test_labels_fit_if_classes_and_right_answers_are_as_probable_as_the_model_says(kind, fits):
     labelled, _ = window(0, rows=500)
     changed = {
         "fits": labelled.truth,

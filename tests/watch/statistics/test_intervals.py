@@ -7,7 +7,6 @@ import pytest
 from scipy.special import expit
 from scipy.stats import binom, norm
 
-from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.watch.statistics.intervals import (
     RESAMPLES,
     MetricInterval,
@@ -24,61 +23,43 @@ from mlflow_deploy_plugin.watch.statistics.metrics import (
 )
 
 
-def is_held(one: MetricInterval | Refused, truth: float) -> bool:
+def is_held(one, truth):
     assert isinstance(one, MetricInterval)
     return one.low <= truth <= one.high
 
 
-def test_many_rows_are_resampled_without_drawing_each() -> None:
+def test_many_rows_are_resampled_without_drawing_each():
     rng = np.random.default_rng(6)
     truth = rng.normal(size=60_000)
-    interval = regression_metrics(
-        truth,
-        np.zeros(60_000),
-        ["rmse"],
-        Sampling(0.95),
-    )["rmse"]
+    interval = regression_metrics(truth, np.zeros(60_000), ["rmse"], Sampling(0.95))["rmse"]
 
     assert isinstance(interval, MetricInterval)
     assert interval.high - interval.low == pytest.approx(2 * 1.96 / np.sqrt(2 * 60_000), rel=0.2)
     assert RESAMPLES >= 200
 
 
-def test_a_perfect_order_of_few_rows_is_not_certain() -> None:
+def test_a_perfect_order_of_few_rows_is_not_certain():
     is_positive = np.arange(20) >= 10
-    interval = auc_interval(
-        is_positive[:, None],
-        np.arange(20.0)[:, None],
-        Sampling(0.95),
-    )
+    interval = auc_interval(is_positive[:, None], np.arange(20.0)[:, None], Sampling(0.95))
 
     assert interval.value == 1.0
     assert interval.high == pytest.approx(1.0)
     assert interval.low == pytest.approx(wilson_interval("", 10, 10, 0.95).low)
 
 
-@pytest.mark.parametrize(
-    ("share", "rows"),
-    [(0.01, 200), (0.01, 2_000), (0.2, 200)],
-)
-def test_a_share_is_missed_as_rarely_as_a_budget_of_alarms_permits(share: float, rows: int) -> None:
+@pytest.mark.parametrize(("share", "rows"), [(0.01, 200), (0.01, 2_000), (0.2, 200)])
+def test_a_share_is_missed_as_rarely_as_a_budget_of_alarms_permits(share, rows):
     """The budget permits one miss in 1,800 windows. Wilson's interval would miss 1 % of
     200 rows 8 times as often.
     """
     hits = np.arange(rows + 1)
     rate = 1 / 1_800
-    missed = [
-        not is_held(
-            wilson_interval("", float(hit), rows, 1 - rate),
-            share,
-        )
-        for hit in hits
-    ]
+    missed = [not is_held(wilson_interval("", float(hit), rows, 1 - rate), share) for hit in hits]
 
     assert float(binom.pmf(hits, rows, share)[missed].sum()) <= rate
 
 
-def test_days_with_noise_violate_a_requirement_within_the_budget() -> None:
+def test_days_with_noise_violate_a_requirement_within_the_budget():
     """In 10 years, intervals of the rows violate it 40 times."""
     rng = np.random.default_rng(0)
     confidence = 1 - 0.125 / 365
@@ -102,12 +83,7 @@ def test_days_with_noise_violate_a_requirement_within_the_budget() -> None:
         (0.0, [0.66] * 30, 0.66, True),
     ],
 )
-def test_noise_hides_no_crash_and_no_lasting_fall(
-    noise: float,
-    before: list[float],
-    value: float,
-    is_violated: bool,
-) -> None:
+def test_noise_hides_no_crash_and_no_lasting_fall(noise, before, value, is_violated):
     rng = np.random.default_rng(0)
     calm = rng.binomial(460, expit(1.45 + noise * rng.normal(size=45))) / 460
     interval = wilson_interval("accuracy", 460 * value, 460, 0.9997)
@@ -118,26 +94,18 @@ def test_noise_hides_no_crash_and_no_lasting_fall(
     assert interval.high < 0.75
 
 
-def test_percentiles_beyond_the_resamples_are_extrapolated() -> None:
+def test_percentiles_beyond_the_resamples_are_extrapolated():
     counts = np.array([800.0, 200.0])
     rows = 1_000
     interval = bootstrap_counts_interval(
-        "",
-        counts,
-        lambda shares: shares[..., 0],
-        rows,
-        Sampling(1 - 1e-4),
+        "", counts, lambda shares: shares[..., 0], rows, Sampling(1 - 1e-4)
     )
 
     half = norm.isf(0.5e-4) * np.sqrt(0.8 * 0.2 / rows)
     assert (interval.high - interval.low) / 2 == pytest.approx(half, rel=0.1)
 
 
-def together(
-    rng: np.random.Generator,
-    stretches: int,
-    rows: int = 20,
-) -> np.ndarray:
+def together(rng, stretches, rows=20):
     """Return [N]: the common effect of the rows in each stretch, with variance 1."""
     return np.repeat(rng.normal(size=stretches), rows)
 
@@ -145,11 +113,7 @@ def together(
 NAMES = ("accuracy", "recall", "f1", "roc_auc", "brier")
 
 
-def answered(
-    rng: np.random.Generator,
-    stretches: int,
-    dependence: float,
-) -> tuple[np.ndarray, ClassPredictions]:
+def answered(rng, stretches, dependence) -> tuple[np.ndarray, ClassPredictions]:
     """Return rows with errors that are correlated within stretches: the stretch shifts
     the chances of the truth, which the model does not predict.
     """
@@ -161,15 +125,8 @@ def answered(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("dependence", "before", "least"),
-    [(0.0, 0.85, 0.9), (3.0, 0.0, 0.85)],
-)
-def test_intervals_hold_the_truth_also_where_rows_are_wrong_together(
-    dependence: float,
-    before: float,
-    least: float,
-) -> None:
+@pytest.mark.parametrize(("dependence", "before", "least"), [(0.0, 0.85, 0.9), (3.0, 0.0, 0.85)])
+def test_intervals_hold_the_truth_also_where_rows_are_wrong_together(dependence, before, least):
     rng = np.random.default_rng(0)
     windows = 60
     times = np.arange(600.0)
@@ -180,7 +137,7 @@ def test_intervals_hold_the_truth_also_where_rows_are_wrong_together(
         if isinstance(interval, MetricInterval)
     }
 
-    def held(sampling: Sampling) -> dict[str, float]:
+    def held(sampling):
         draws = np.random.default_rng(1)
         samples = [
             classification_metrics(*answered(draws, 30, dependence), NAMES, sampling)
@@ -200,18 +157,15 @@ def test_intervals_hold_the_truth_also_where_rows_are_wrong_together(
         assert np.mean([alone["accuracy"], alone["brier"]]) < 0.75
 
 
-def test_rows_that_are_wrong_together_are_worth_fewer() -> None:
+def test_rows_that_are_wrong_together_are_worth_fewer():
     rng = np.random.default_rng(3)
     errors = together(rng, 40) + 0.3 * rng.normal(size=800)
     shuffled = rng.permutation(800)
 
-    def rmse(times: np.ndarray | None) -> MetricInterval:
-        interval = regression_metrics(
-            errors,
-            np.zeros(800),
-            ["rmse"],
-            Sampling(0.95, times),
-        )["rmse"]
+    def rmse(times):
+        interval = regression_metrics(errors, np.zeros(800), ["rmse"], Sampling(0.95, times))[
+            "rmse"
+        ]
         assert isinstance(interval, MetricInterval)
         return interval
 
@@ -223,25 +177,16 @@ def test_rows_that_are_wrong_together_are_worth_fewer() -> None:
     )
 
 
-def test_a_model_that_breaks_within_a_window_is_not_taken_for_one_that_varies() -> None:
+def test_a_model_that_breaks_within_a_window_is_not_taken_for_one_that_varies():
     """28 days of 900 rows, each day with its own error rate: 0.78 are correct, and 0.44
     from the tenth day on.
     """
     rng = np.random.default_rng(0)
     is_found = []
     for _ in range(40):
-        daily = np.where(
-            np.arange(28) < 9,
-            0.78,
-            0.44,
-        ) + rng.normal(0, 0.08, 28)
+        daily = np.where(np.arange(28) < 9, 0.78, 0.44) + rng.normal(0, 0.08, 28)
         hits = rng.random(28 * 900) < np.repeat(daily, 900)
         is_found.append(
-            share_interval(
-                "accuracy",
-                hits,
-                Sampling(0.95, np.arange(28 * 900)),
-            ).high
-            < 0.75,
+            share_interval("accuracy", hits, Sampling(0.95, np.arange(28 * 900))).high < 0.75
         )
     assert np.mean(is_found) > 0.9

@@ -3,14 +3,10 @@
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.watch.statistics.intervals import (
-    Dependence,
-    dependence,
-)
+from mlflow_deploy_plugin.watch.statistics.intervals import Dependence, dependence
 
 
-def autoregressive(coefficient: float, count: int, seed: int = 0) -> Array:
+def autoregressive(coefficient, count, seed=0):
     noise = np.random.default_rng(seed).normal(size=count + 100)
     series = np.zeros(count + 100)
     for position in range(1, len(series)):
@@ -18,15 +14,10 @@ def autoregressive(coefficient: float, count: int, seed: int = 0) -> Array:
     return series[100:]
 
 
-def test_dependence_measures_the_correlation_of_a_series() -> None:
+def test_dependence_measures_the_correlation_of_a_series():
     independent = [dependence(autoregressive(0, 400, seed)) for seed in range(10)]
     dependent = [dependence(autoregressive(0.6, 400, seed)) for seed in range(10)]
-    cycle = dependence(
-        np.tile(
-            [0.0, 0, 0, 0, 0, 1, 1],
-            20,
-        )
-    )
+    cycle = dependence(np.tile([0.0, 0, 0, 0, 0, 1, 1], 20))
 
     assert np.median([estimate.block_length for estimate in independent]) < 4
     assert np.median([estimate.correlation_time for estimate in independent]) == pytest.approx(

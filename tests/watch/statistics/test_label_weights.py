@@ -2,20 +2,14 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.statistics.cbpe import LabelledWindow, labels_fit
 from mlflow_deploy_plugin.watch.statistics.intervals import MetricInterval, Sampling
-from mlflow_deploy_plugin.watch.statistics.label_weights import (
-    LabelWeights,
-    weigh_labels,
-    weighted_metrics,
-)
+from mlflow_deploy_plugin.watch.statistics.label_weights import weigh_labels, weighted_metrics
 from mlflow_deploy_plugin.watch.statistics.metrics import (
     CLASSIFICATION,
     ClassPredictions,
@@ -29,37 +23,33 @@ ALL = np.ones(ROWS, bool)
 Scheme = Callable[[np.random.Generator, ClassPredictions, np.ndarray], np.ndarray]
 
 
-def at_random(rng: Any, answers: ClassPredictions, truth: Array) -> Array:
+def at_random(rng, answers, truth):
     """Label every second row."""
     return np.full(len(truth), 0.5)
 
 
-def classes_of(predictions: Predictions) -> ClassPredictions:
+def classes_of(predictions):
     assert predictions.classified is not None
     return predictions.classified
 
 
-def by_score(rng: Any, answers: ClassPredictions, truth: Array) -> Array:
+def by_score(rng, answers, truth):
     """Label nearly all rows with confident predictions, and hardly any other row."""
     assert answers.probabilities is not None
     return 0.05 + 0.9 * np.abs(2 * answers.probabilities[:, 1] - 1)
 
 
-def by_age(rng: Any, answers: ClassPredictions, truth: Array) -> Array:
+def by_age(rng, answers, truth):
     """Label older rows more often."""
     return np.linspace(0.9, 0.2, len(truth))
 
 
-def by_truth(rng: Any, answers: ClassPredictions, truth: Array) -> Array:
+def by_truth(rng, answers, truth):
     """Label 9 of 10 rows of one class, 2 of 10 of the other."""
     return np.where(truth == 1, 0.9, 0.2)
 
 
-def answers_of(
-    rng: np.random.Generator,
-    rows: int = ROWS,
-    skill: float = 2.0,
-) -> tuple[ClassPredictions, np.ndarray]:
+def answers_of(rng, rows=ROWS, skill=2.0):
     """Return predictions of a calibrated model, and the truth."""
     chances = 1 / (1 + np.exp(-skill * rng.normal(size=rows)))
     probabilities = np.stack([1 - chances, chances], axis=1)
@@ -68,30 +58,21 @@ def answers_of(
     ).astype(np.int64)
 
 
-def table_of(rng: np.random.Generator, rows: int = ROWS) -> pa.Table:
+def table_of(rng, rows=ROWS):
     times = [START + timedelta(seconds=row) for row in range(rows)]
-    return pa.table(
-        {
-            "_event_time": times,
-            "carrier": rng.choice(["UA", "AA", "DL"], rows),
-        }
-    )
+    return pa.table({"_event_time": times, "carrier": rng.choice(["UA", "AA", "DL"], rows)})
 
 
-def drawn(seed: int, scheme: Scheme) -> tuple[LabelWeights, Predictions, np.ndarray]:
+def drawn(seed, scheme):
     """Return a partly labelled window, and the truth of all rows."""
     rng = np.random.default_rng(seed)
     answers, truth = answers_of(rng)
-    labels = np.where(
-        rng.random(ROWS) < scheme(rng, answers, truth),
-        truth,
-        -1,
-    )
+    labels = np.where(rng.random(ROWS) < scheme(rng, answers, truth), truth, -1)
     predictions = Predictions(answers, None, labels)
     return weigh_labels(table_of(rng), predictions, ["carrier"], 0.05), predictions, truth
 
 
-def accuracy_of(labelled: LabelWeights, predictions: Predictions) -> MetricInterval:
+def accuracy_of(labelled, predictions):
     interval = weighted_metrics(predictions, labelled, ALL, ["accuracy"], Sampling(0.95))[
         "accuracy"
     ]
@@ -99,7 +80,7 @@ def accuracy_of(labelled: LabelWeights, predictions: Predictions) -> MetricInter
     return interval
 
 
-def test_labels_missing_at_random_are_reported_as_differing_at_the_stated_rate_only() -> None:
+def test_labels_missing_at_random_are_reported_as_differing_at_the_stated_rate_only():
     comparisons = [drawn(seed, at_random)[0] for seed in range(150)]
 
     assert comparisons[0].compared == ("score", "answer", "carrier", "event time")
@@ -108,10 +89,9 @@ def test_labels_missing_at_random_are_reported_as_differing_at_the_stated_rate_o
 
 
 @pytest.mark.parametrize(
-    ("scheme", "differing"),
-    [(by_score, "score"), (by_age, "event time"), (by_truth, "score")],
+    ("scheme", "differing"), [(by_score, "score"), (by_age, "event time"), (by_truth, "score")]
 )
-def test_columns_in_which_labelled_rows_differ_are_named(scheme: Scheme, differing: str) -> None:
+def test_columns_in_which_labelled_rows_differ_are_named(scheme, differing):
     labelled, _, _ = drawn(0, scheme)
 
     assert differing in labelled.differing
@@ -120,7 +100,7 @@ def test_columns_in_which_labelled_rows_differ_are_named(scheme: Scheme, differi
 
 
 @pytest.mark.long
-def test_weights_correct_for_labels_missing_by_score() -> None:
+def test_weights_correct_for_labels_missing_by_score():
     plain = []
     weighted = []
     for seed in range(100):
@@ -141,14 +121,13 @@ def test_weights_correct_for_labels_missing_by_score() -> None:
     assert sum(weighted) >= 93
 
 
-def test_labels_missing_by_their_value_are_doubted_and_leave_worst_case_bounds() -> None:
+def test_labels_missing_by_their_value_are_doubted_and_leave_worst_case_bounds():
     seen = []
     held = []
     for seed in range(60):
         labelled, predictions, truth = drawn(seed, by_truth)
         window = LabelledWindow(
-            predictions.truth[labelled.rows],
-            classes_of(predictions).take(labelled.rows),
+            predictions.truth[labelled.rows], classes_of(predictions).take(labelled.rows)
         )
         seen.append(labelled.is_selected and not labels_fit(window, [], 0.95))
         interval = accuracy_of(labelled.at_worst, predictions)
@@ -156,7 +135,7 @@ def test_labels_missing_by_their_value_are_doubted_and_leave_worst_case_bounds()
         held.append(
             interval.low
             <= float((truth == classes_of(predictions).predicted).mean())
-            <= interval.high,
+            <= interval.high
         )
 
     assert all(seen)
@@ -164,21 +143,20 @@ def test_labels_missing_by_their_value_are_doubted_and_leave_worst_case_bounds()
 
 
 @pytest.mark.long
-def test_labels_that_are_missing_by_the_score_fit_the_probabilities() -> None:
+def test_labels_that_are_missing_by_the_score_fit_the_probabilities():
     departing = 0
     for seed in range(100):
         labelled, predictions, _ = drawn(seed, by_score)
         window = LabelledWindow(
-            predictions.truth[labelled.rows],
-            classes_of(predictions).take(labelled.rows),
+            predictions.truth[labelled.rows], classes_of(predictions).take(labelled.rows)
         )
         departing += not labels_fit(window, [], 0.95)
 
     assert departing <= 11  # 5 are expected
 
 
-def test_wrong_probabilities_are_corrected_by_earlier_windows_before_comparing_labels() -> None:
-    def window(seed: int) -> LabelledWindow:
+def test_wrong_probabilities_are_corrected_by_earlier_windows_before_comparing_labels():
+    def window(seed):
         answers, truth = answers_of(np.random.default_rng(seed))
         assert answers.probabilities is not None
         sharper = answers.probabilities**3 / (answers.probabilities**3).sum(axis=1, keepdims=True)
@@ -191,7 +169,7 @@ def test_wrong_probabilities_are_corrected_by_earlier_windows_before_comparing_l
     assert labels_fit(window(0), earlier, 0.95)
 
 
-def test_rows_that_are_like_no_labelled_one_may_have_any_label() -> None:
+def test_rows_that_are_like_no_labelled_one_may_have_any_label():
     rng = np.random.default_rng(0)
     answers, truth = answers_of(rng)
     table = table_of(rng)
@@ -209,20 +187,11 @@ def test_rows_that_are_like_no_labelled_one_may_have_any_label() -> None:
     assert interval.high - interval.low < is_new.mean() + 0.1
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["precision", "recall", "f1", "log_loss", "brier", "accuracy"],
-)
-def test_no_labels_of_the_unknown_rows_bring_a_figure_beyond_its_bounds(name: str) -> None:
+@pytest.mark.parametrize("name", ["precision", "recall", "f1", "log_loss", "brier", "accuracy"])
+def test_no_labels_of_the_unknown_rows_bring_a_figure_beyond_its_bounds(name):
     rng = np.random.default_rng(3)
     labelled, predictions, truth = drawn(1, by_truth)
-    bounds = weighted_metrics(
-        predictions,
-        labelled.at_worst,
-        ALL,
-        [name],
-        Sampling(0.95),
-    )[name]
+    bounds = weighted_metrics(predictions, labelled.at_worst, ALL, [name], Sampling(0.95))[name]
     assert isinstance(bounds, MetricInterval)
 
     for share in (0.0, 0.1, 0.5, 0.9, 1.0):
@@ -234,23 +203,17 @@ def test_no_labels_of_the_unknown_rows_bring_a_figure_beyond_its_bounds(name: st
         assert bounds.low < interval.value < bounds.high
 
 
-def test_weighted_figures_are_those_of_rows_that_stand_so_often() -> None:
+def test_weighted_figures_are_those_of_rows_that_stand_so_often():
     rng = np.random.default_rng(0)
     answers, truth = answers_of(rng, 400)
     times = rng.integers(1, 4, 400)
     often = np.repeat(np.arange(400), times)
 
     weighted = classification_metrics(
-        truth,
-        answers,
-        CLASSIFICATION,
-        Sampling(0.95, weights=times.astype(float)),
+        truth, answers, CLASSIFICATION, Sampling(0.95, weights=times.astype(float))
     )
     repeated = classification_metrics(
-        truth[often],
-        answers.take(often),
-        CLASSIFICATION,
-        Sampling(0.95),
+        truth[often], answers.take(often), CLASSIFICATION, Sampling(0.95)
     )
 
     for name in CLASSIFICATION:
@@ -264,7 +227,7 @@ def test_weighted_figures_are_those_of_rows_that_stand_so_often() -> None:
         assert interval.high - interval.low > other.high - other.low
 
 
-def test_complete_or_absent_labels_are_not_compared() -> None:
+def test_complete_or_absent_labels_are_not_compared():
     rng = np.random.default_rng(0)
     answers, truth = answers_of(rng)
     table = table_of(rng)

@@ -17,28 +17,22 @@ from mlflow_deploy_plugin.watch.statistics.metrics import (
 )
 
 
-def answers_to(
-    truth: np.ndarray,
-    classes: int,
-    rng: np.random.Generator,
-) -> ClassPredictions:
+def answers_to(truth, classes, rng):
     scores = rng.normal(size=(len(truth), classes)) + 1.5 * (truth[:, None] == np.arange(classes))
     probabilities = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
     return ClassPredictions(
-        probabilities.argmax(axis=1),
-        probabilities,
-        tuple(map(str, range(classes))),
+        probabilities.argmax(axis=1), probabilities, tuple(map(str, range(classes)))
     )
 
 
-def value(measured: object) -> float:
+def value(measured):
     assert isinstance(measured, MetricInterval), measured
     assert measured.low <= measured.value <= measured.high
     return measured.value
 
 
 @pytest.mark.parametrize("classes", [2, 4])
-def test_the_figures_of_a_classifier_are_those_of_scikit_learn(classes: int) -> None:
+def test_the_figures_of_a_classifier_are_those_of_scikit_learn(classes):
     rng = np.random.default_rng(3)
     truth = rng.integers(0, classes, 700)
     answers = answers_to(truth, classes, rng)
@@ -48,16 +42,16 @@ def test_the_figures_of_a_classifier_are_those_of_scikit_learn(classes: int) -> 
     chances = answers.probabilities
     assert chances is not None
     assert value(figures["accuracy"]) == pytest.approx(
-        metrics.accuracy_score(truth, answers.predicted),
+        metrics.accuracy_score(truth, answers.predicted)
     )
     assert value(figures["f1"]) == pytest.approx(
-        metrics.f1_score(truth, answers.predicted, **average),
+        metrics.f1_score(truth, answers.predicted, **average)
     )
     assert value(figures["precision"]) == pytest.approx(
-        metrics.precision_score(truth, answers.predicted, **average),
+        metrics.precision_score(truth, answers.predicted, **average)
     )
     assert value(figures["recall"]) == pytest.approx(
-        metrics.recall_score(truth, answers.predicted, **average),
+        metrics.recall_score(truth, answers.predicted, **average)
     )
     assert value(figures["log_loss"]) == pytest.approx(metrics.log_loss(truth, chances))
     auc = (
@@ -68,11 +62,11 @@ def test_the_figures_of_a_classifier_are_those_of_scikit_learn(classes: int) -> 
     assert value(figures["roc_auc"]) == pytest.approx(auc)
     if classes == 2:
         assert value(figures["brier"]) == pytest.approx(
-            metrics.brier_score_loss(truth, chances[:, 1]),
+            metrics.brier_score_loss(truth, chances[:, 1])
         )
 
 
-def test_the_figures_of_a_regressor_are_those_of_scikit_learn() -> None:
+def test_the_figures_of_a_regressor_are_those_of_scikit_learn():
     rng = np.random.default_rng(4)
     truth = rng.normal(5, 2, 500)
     predicted = truth + rng.normal(0, 1, 500)
@@ -83,24 +77,19 @@ def test_the_figures_of_a_regressor_are_those_of_scikit_learn() -> None:
         metrics.root_mean_squared_error(truth, predicted)
     )
     assert value(figures["mape"]) == pytest.approx(
-        metrics.mean_absolute_percentage_error(truth, predicted),
+        metrics.mean_absolute_percentage_error(truth, predicted)
     )
     assert value(figures["r2"]) == pytest.approx(metrics.r2_score(truth, predicted))
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["accuracy", "f1", "recall", "roc_auc", "log_loss", "rmse"],
-)
-def test_an_interval_of_nine_tenths_holds_the_figure_of_the_whole_in_nine_of_ten_samples(
-    name: str,
-) -> None:
+@pytest.mark.parametrize("name", ["accuracy", "f1", "recall", "roc_auc", "log_loss", "rmse"])
+def test_an_interval_of_nine_tenths_holds_the_figure_of_the_whole_in_nine_of_ten_samples(name):
     rng = np.random.default_rng(5)
     truth = rng.integers(0, 2, 50_000)
     answers = answers_to(truth, 2, rng)
     numbers = rng.normal(size=50_000)
 
-    def figure(rows: np.ndarray) -> MetricInterval:
+    def figure(rows):
         if name == "rmse":
             interval = regression_metrics(
                 numbers[rows], np.zeros(len(rows)), [name], Sampling(0.9)
@@ -120,18 +109,13 @@ def test_an_interval_of_nine_tenths_holds_the_figure_of_the_whole_in_nine_of_ten
     assert 0.82 <= held <= 0.97
 
 
-def test_a_figure_that_the_rows_cannot_give_says_why() -> None:
+def test_a_figure_that_the_rows_cannot_give_says_why():
     ones = np.ones(50, dtype=np.int64)
     answers = ClassPredictions(
-        np.zeros(50, dtype=np.int64),
-        np.tile([0.8, 0.2], (50, 1)),
-        ("no", "yes"),
+        np.zeros(50, dtype=np.int64), np.tile([0.8, 0.2], (50, 1)), ("no", "yes")
     )
     figures = classification_metrics(
-        ones,
-        answers,
-        ["roc_auc", "precision", "recall"],
-        Sampling(0.95),
+        ones, answers, ["roc_auc", "precision", "recall"], Sampling(0.95)
     )
 
     assert figures["roc_auc"] == Refused("all labels are 'yes'; roc_auc needs two different labels")
@@ -142,21 +126,11 @@ def test_a_figure_that_the_rows_cannot_give_says_why() -> None:
     ] == Refused("no label is 'yes'")
     silent = ClassPredictions(answers.predicted, None, answers.classes)
     assert classification_metrics(ones, silent, ["log_loss"], Sampling(0.95)) == {
-        "log_loss": Refused("the model returns no class probabilities"),
+        "log_loss": Refused("the model returns no class probabilities")
     }
     assert "needs two" in str(
-        regression_metrics(
-            np.ones(9),
-            np.ones(9),
-            ["r2"],
-            Sampling(0.95),
-        )["r2"],
+        regression_metrics(np.ones(9), np.ones(9), ["r2"], Sampling(0.95))["r2"]
     )
     assert "too large to square" in str(
-        regression_metrics(
-            np.full(9, 1e200),
-            np.ones(9),
-            ["rmse"],
-            Sampling(0.95),
-        )["rmse"],
+        regression_metrics(np.full(9, 1e200), np.ones(9), ["rmse"], Sampling(0.95))["rmse"]
     )

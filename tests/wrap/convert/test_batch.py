@@ -1,7 +1,5 @@
 from datetime import date
 from decimal import Decimal
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,20 +7,13 @@ import pyarrow as pa
 import pytest
 from mlflow.models import ModelSignature, infer_signature
 from mlflow.types import ColSpec, Schema, TensorSpec
-from sklearn.pipeline import Pipeline
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig, SchemaMismatch
-from mlflow_deploy_plugin.serve.runtime.artifact import Column, ColumnType, Input
+from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input
 from mlflow_deploy_plugin.serve.runtime.feeds import sent_arrays
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import compile_schema
-from mlflow_deploy_plugin.wrap.convert.batch import (
-    Batch,
-    ModelInput,
-    as_pandas,
-    column_values,
-    columns_of,
-)
+from mlflow_deploy_plugin.wrap.convert.batch import Batch, as_pandas, column_values, columns_of
 from tests.support.refusals import mentions
 
 
@@ -39,7 +30,7 @@ from tests.support.refusals import mentions
         (pd.Series([True, None], dtype=object), [True, None], "boolean"),
     ],
 )
-def test_a_column_has_one_of_mlflows_types(values: Any, found: list[Any], column_type: str) -> None:
+def test_a_column_has_one_of_mlflows_types(values, found, column_type):
     read = [
         None if isinstance(value, float) and np.isnan(value) else value
         for value in column_values(values).tolist()
@@ -48,18 +39,18 @@ def test_a_column_has_one_of_mlflows_types(values: Any, found: list[Any], column
     assert columns_of(pd.DataFrame({"a": values}))[0].type == column_type
 
 
-def test_a_column_of_times_is_refused_by_its_name() -> None:
+def test_a_column_of_times_is_refused_by_its_name():
     with pytest.raises(ConversionError, match=r"'when' .*datetime64"):
         columns_of(pd.DataFrame({"when": pd.date_range("2026-01-01", periods=2)}))
 
 
-def test_the_error_of_an_object_column_names_the_type_of_its_values() -> None:
+def test_the_error_of_an_object_column_names_the_type_of_its_values():
     with pytest.raises(ConversionError, match=r"'when' .*object .*date"):
         columns_of(pd.DataFrame({"when": [None, date(2026, 1, 1)]}))
 
 
 @pytest.mark.parametrize("dtype", [object, pd.ArrowDtype(pa.decimal128(5, 2))], ids=str)
-def test_decimals_of_a_database_are_numbers(dtype: Any) -> None:
+def test_decimals_of_a_database_are_numbers(dtype):
     table = pd.DataFrame(
         {"price": pd.Series([Decimal("1.5"), None], dtype=dtype), "city": ["a", None]}
     )
@@ -71,7 +62,7 @@ def test_decimals_of_a_database_are_numbers(dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("data", [pd.DataFrame({"a": range(5)}), {"a": np.arange(5)}])
-def test_chunks_of_a_batch_are_the_batch_again(data: ModelInput) -> None:
+def test_chunks_of_a_batch_are_the_batch_again(data):
     parts = list(Batch(data).chunks(2))
     assert [len(part) for part in parts] == [2, 2, 1]
     assert np.asarray(Batch.joined(parts).data["a"]).tolist() == list(range(5))
@@ -97,9 +88,7 @@ FRAMES = {
 @pytest.mark.parametrize("column_type", ["double", "float"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES.keys())
-def test_a_frame_is_read_as_its_columns_one_by_one(
-    frame: pd.DataFrame, dtype: str, column_type: ColumnType
-) -> None:
+def test_a_frame_is_read_as_its_columns_one_by_one(frame, dtype, column_type):
     columns = tuple(Column(name, column_type) for name in "abc")
     schema = compile_schema(columns, (), (Input("X", dtype, (-1, 3), ("a", "b", "c")),))
 
@@ -120,14 +109,14 @@ def test_a_frame_is_read_as_its_columns_one_by_one(
         (pd.DataFrame([[1.0, 1e300, 1.0]], columns=["a", "b", "c"]), "column 'b'"),
     ],
 )
-def test_a_frame_that_does_not_fit_is_refused(frame: pd.DataFrame, message: str) -> None:
+def test_a_frame_that_does_not_fit_is_refused(frame, message):
     columns = tuple(Column(name, "double") for name in "abc")
     schema = compile_schema(columns, (), (Input("X", "float32", (-1, 3), ("a", "b", "c")),))
     with pytest.raises(SchemaMismatch, match=message):
         Batch(frame).feeds(schema)
 
 
-def test_digest_follows_the_values() -> None:
+def test_digest_follows_the_values():
     table = pd.DataFrame({"a": [1.0, 2.0], "city": ["rome", None]})
 
     assert Batch(table).digest() == Batch(table.copy()).digest()
@@ -135,9 +124,7 @@ def test_digest_follows_the_values() -> None:
     assert Batch({"x": np.ones(2)}).digest() != Batch({"x": np.zeros(2)}).digest()
 
 
-def test_given_signature_decides_order_and_types(
-    model: Pipeline, table: pd.DataFrame, tmp_path: Path
-) -> None:
+def test_given_signature_decides_order_and_types(model, table, tmp_path):
     signature = infer_signature(table.astype(np.float32), model.predict(table))
 
     onnxserve.save_model(
@@ -152,9 +139,7 @@ def test_given_signature_decides_order_and_types(
     ]
 
 
-def test_the_signature_that_mlflow_infers_from_an_array_is_taken(
-    model: Pipeline, table: pd.DataFrame, tmp_path: Path
-) -> None:
+def test_the_signature_that_mlflow_infers_from_an_array_is_taken(model, table, tmp_path):
     rows = table.to_numpy()
     model.fit(rows, model.predict(table))
     signature = infer_signature(rows, model.predict(rows))
@@ -168,28 +153,24 @@ def test_the_signature_that_mlflow_infers_from_an_array_is_taken(
 
 
 @pytest.mark.parametrize("name", ["prediction", "output.label", "_row"])
-def test_a_column_whose_name_the_log_needs_is_refused(
-    name: str, model: Pipeline, table: pd.DataFrame, tmp_path: Path
-) -> None:
+def test_a_column_whose_name_the_log_needs_is_refused(name, model, table, tmp_path):
     example = table.rename(columns={table.columns[0]: name})
     with pytest.raises(ConversionError, match=f"name '{name}' is"):
         onnxserve.save_model(model, tmp_path / "model", input_example=example)
 
 
 @pytest.mark.parametrize("value", [np.nan, None])
-def test_an_example_without_any_value_is_refused(
-    value: Any, model: Pipeline, table: pd.DataFrame, tmp_path: Path
-) -> None:
+def test_an_example_without_any_value_is_refused(value, model, table, tmp_path):
     example = pd.DataFrame(value, index=range(3), columns=table.columns)
     with pytest.raises(InvalidConfig, match="input_example contains only missing values"):
         onnxserve.save_model(model, tmp_path / "model", input_example=example)
 
 
-def _columns(**types: str) -> ModelSignature:
+def _columns(**types):
     return ModelSignature(Schema([ColSpec(kind, name) for name, kind in types.items()]))
 
 
-def _tensor(dtype: str, *shape: int, name: str | None = None) -> ModelSignature:
+def _tensor(dtype, *shape, name=None):
     return ModelSignature(Schema([TensorSpec(np.dtype(dtype), shape, name)]))
 
 
@@ -244,16 +225,14 @@ TENSOR = {"": np.ones((4, 3), np.float32)}
         ),
     ],
 )
-def test_a_signature_that_contradicts_the_example_is_refused_in_one_line(
-    data: ModelInput, signature: ModelSignature, message: str
-) -> None:
+def test_a_signature_that_contradicts_the_example_is_refused_in_one_line(data, signature, message):
     with pytest.raises(InvalidConfig) as caught:
         Batch(data).cast_to_signature(signature)
     assert str(caught.value).startswith(f"signature: {message}")
     assert "\n" not in str(caught.value)
 
 
-def test_a_signature_may_be_wider_than_the_example() -> None:
+def test_a_signature_may_be_wider_than_the_example():
     rows = pd.DataFrame({"a": [1, 2], "b": ["x", "y"]})
     assert (
         Batch(rows).cast_to_signature(_columns(a="double", b="string")).data["a"].dtype
@@ -262,9 +241,7 @@ def test_a_signature_may_be_wider_than_the_example() -> None:
     assert Batch(TENSOR).cast_to_signature(_tensor("float64", -1, -1)).data is TENSOR
 
 
-def test_a_signature_whose_outputs_the_model_contradicts_is_refused(
-    model: Pipeline, table: pd.DataFrame, tmp_path: Path
-) -> None:
+def test_a_signature_whose_outputs_the_model_contradicts_is_refused(model, table, tmp_path):
     numbers = infer_signature(table, pd.DataFrame({"delay": [0.5]}))
     with pytest.raises(InvalidConfig) as caught:
         onnxserve.save_model(model, tmp_path / "model", input_example=table, signature=numbers)

@@ -1,5 +1,3 @@
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -34,7 +32,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(("role", "want", "got", "excess"), CASES.values(), ids=CASES.keys())
-def test_error_is_measured_in_tolerances(role: Any, want: Any, got: Any, excess: Any) -> None:
+def test_error_is_measured_in_tolerances(role, want, got, excess):
     agreement = compare(
         np.array(want), np.array(got), parity_tolerance(role, np.array(want), spread=0.0)
     )
@@ -42,7 +40,7 @@ def test_error_is_measured_in_tolerances(role: Any, want: Any, got: Any, excess:
     np.testing.assert_allclose(agreement.by_row().excess, excess, rtol=1e-6)
 
 
-def test_values_near_zero_are_measured_on_the_spread() -> None:
+def test_values_near_zero_are_measured_on_the_spread():
     want = np.array([0.0])
 
     agreement = compare(want, np.array([1e-3]), parity_tolerance("values", want, spread=10.0))
@@ -51,7 +49,7 @@ def test_values_near_zero_are_measured_on_the_spread() -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_relative_errors_are_shares_of_the_original() -> None:
+def test_relative_errors_are_shares_of_the_original():
     want = np.array([[100.0, 2.0], [np.nan, 5.0]])
     got = np.array([[101.0, 2.5], [3.0, 5.0]])
 
@@ -65,14 +63,14 @@ def test_relative_errors_are_shares_of_the_original() -> None:
     assert relative_errors(compare(labels, labels[::-1]), labels).tolist() == [1.0, 1.0]
 
 
-def test_margin_is_the_lead_of_the_best_label() -> None:
+def test_margin_is_the_lead_of_the_best_label():
     np.testing.assert_allclose(
         top_margins(np.array([[0.2, 0.5, 0.3], [0.4, 0.4, 0.2]])), [0.2, 0.0]
     )
     np.testing.assert_allclose(top_margins(np.array([-0.3, 0.1])), [0.3, 0.1])
 
 
-def test_spread_is_that_of_each_value_of_a_row() -> None:
+def test_spread_is_that_of_each_value_of_a_row():
     answers = np.c_[np.arange(100.0), np.arange(100.0) / 10, np.full(100, 7.0)]
 
     by_value = answer_spread(answers)
@@ -82,31 +80,31 @@ def test_spread_is_that_of_each_value_of_a_row() -> None:
     assert by_value[2] == pytest.approx(np.std(answers) / 1000)
 
 
-def test_spread_of_few_rows_is_that_of_all_their_values() -> None:
+def test_spread_of_few_rows_is_that_of_all_their_values():
     assert answer_spread(np.array([[1.0, 3.0]])) == 1.0
     assert answer_spread(np.array([np.nan, np.inf])) == 0.0
     assert answer_spread(np.array(["a", "b"])) == 0.0
 
 
-def test_a_row_on_an_edge_is_unstable_and_a_row_away_from_it_is_stable() -> None:
+def test_a_row_on_an_edge_is_unstable_and_a_row_away_from_it_is_stable():
     table = pd.DataFrame({"a": [0.5, 0.6, 0.5], "b": [1.0, 1.0, -1.0], "text": ["x", "y", "z"]})
 
-    def answers_otherwise(moved: Any, origin: Any) -> Any:
+    def answers_otherwise(moved, origin):
         return (moved.data.a > 0.5).to_numpy() != (table.a.to_numpy() > 0.5)[origin]
 
     assert changes_within_one_step(Batch(table), answers_otherwise).tolist() == [True, False, True]
 
 
-def test_matrix_is_moved_column_by_column() -> None:
+def test_matrix_is_moved_column_by_column():
     matrix = {"": np.array([[0.5, 2.0], [0.7, 2.0]])}
 
-    def answers_otherwise(moved: Any, origin: Any) -> Any:
+    def answers_otherwise(moved, origin):
         return (moved.data[""][:, 0] > 0.5) != (matrix[""][:, 0] > 0.5)[origin]
 
     assert changes_within_one_step(Batch(matrix), answers_otherwise).tolist() == [True, False]
 
 
-def test_rows_without_fractions_are_never_unstable() -> None:
+def test_rows_without_fractions_are_never_unstable():
     table = pd.DataFrame({"n": [1, 2]})
 
     assert changes_within_one_step(
@@ -114,10 +112,10 @@ def test_rows_without_fractions_are_never_unstable() -> None:
     ).tolist() == [False, False]
 
 
-def test_column_of_nullable_floats_is_moved_too() -> None:
+def test_column_of_nullable_floats_is_moved_too():
     table = pd.DataFrame({"a": pd.array([0.5, 0.6, None], dtype="Float64")})
 
-    def answers_otherwise(moved: Any, origin: Any) -> Any:
+    def answers_otherwise(moved, origin):
         assert moved.data.a.dtype == "Float64"
         return (moved.data.a > 0.5).fillna(False).to_numpy(bool) != (table.a > 0.5).fillna(
             False
@@ -126,10 +124,10 @@ def test_column_of_nullable_floats_is_moved_too() -> None:
     assert changes_within_one_step(Batch(table), answers_otherwise).tolist() == [True, False, False]
 
 
-def test_small_integers_next_to_a_sentinel_are_not_moved() -> None:
+def test_small_integers_next_to_a_sentinel_are_not_moved():
     table = pd.DataFrame({"age": [3, 4, 5, 6, 999_999_999]})
 
-    def answers_otherwise(moved: Any, origin: Any) -> Any:
+    def answers_otherwise(moved, origin):
         return moved.data.age.to_numpy() % 2 != table.age.to_numpy()[origin] % 2
 
     assert not changes_within_one_step(Batch(table), answers_otherwise).any()
@@ -161,13 +159,11 @@ def test_small_integers_next_to_a_sentinel_are_not_moved() -> None:
         ),
     ],
 )
-def test_large_integers_are_moved_by_whole_steps_within_their_type(
-    dtype: str, values: Any, down: Any, up: Any
-) -> None:
+def test_large_integers_are_moved_by_whole_steps_within_their_type(dtype, values, down, up):
     table = pd.DataFrame({"id": pd.Series(values, dtype=dtype)})
     tried: list[int | None] = []
 
-    def answers_otherwise(moved: Any, origin: Any) -> Any:
+    def answers_otherwise(moved, origin):
         assert moved.data.id.dtype == table.id.dtype
         tried.extend(None if pd.isna(value) else int(value) for value in moved.data.id)
         return np.zeros(len(origin), bool)
@@ -178,19 +174,19 @@ def test_large_integers_are_moved_by_whole_steps_within_their_type(
 
 
 @pytest.mark.parametrize("dtype", ["Int64", "Float64", "int64[pyarrow]"])
-def test_a_column_whose_values_are_all_missing_is_not_moved(dtype: str) -> None:
+def test_a_column_whose_values_are_all_missing_is_not_moved(dtype):
     table = pd.DataFrame({"id": pd.Series([None, None], dtype=dtype)})
 
-    def answers_otherwise(moved: Any, origin: Any) -> Any:
+    def answers_otherwise(moved, origin):
         return moved.data.id.notna().to_numpy()
 
     assert not changes_within_one_step(Batch(table), answers_otherwise).any()
 
 
-def test_wide_rows_are_moved_a_few_columns_at_a_time() -> None:
+def test_wide_rows_are_moved_a_few_columns_at_a_time():
     sizes = []
 
-    def answers_otherwise(moved: Any, origin: Any) -> Any:
+    def answers_otherwise(moved, origin):
         sizes.append(len(origin))
         return moved.data[""][:, -1] > 1
 

@@ -1,7 +1,6 @@
 """The error of a failed conversion names the unsupported part and the alternative."""
 
 import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -161,9 +160,7 @@ CASES = {
 
 @pytest.mark.long
 @pytest.mark.parametrize(("model", "data", "words"), CASES.values(), ids=CASES)
-def test_the_step_and_its_option_are_named_and_the_way_that_is_left(
-    model: Any, data: Any, words: Any, tmp_path: Path
-) -> None:
+def test_the_step_and_its_option_are_named_and_the_way_that_is_left(model, data, words, tmp_path):
     fitted = model.fit(data, TARGET if data is not TEXTS else [0, 1] * 30)
 
     with pytest.raises(ModelError) as refused:
@@ -177,7 +174,7 @@ def test_the_step_and_its_option_are_named_and_the_way_that_is_left(
     assert "at most" not in message
 
 
-def test_a_failing_converter_is_explained_with_its_error() -> None:
+def test_a_failing_converter_is_explained_with_its_error():
     reason = explain_failure(KeyError("leaf_weights"), LogisticRegression())
 
     assert reason.endswith("its converter does not support this variant (KeyError: 'leaf_weights')")
@@ -192,16 +189,14 @@ def test_a_failing_converter_is_explained_with_its_error() -> None:
         (AgglomerativeClustering().fit(NUMBERS), "mlflow.pyfunc.log_model(python_model=…)"),
     ],
 )
-def test_an_object_of_another_framework_has_a_way_too(
-    model: Any, called: str, tmp_path: Path
-) -> None:
+def test_an_object_of_another_framework_has_a_way_too(model, called, tmp_path):
     with pytest.raises(ConversionError) as refused:
         save_model(model, tmp_path / "model", input_example=NUMBERS)
 
     assert called in refused.value.message
 
 
-def test_an_onnx_file_gets_no_hint_at_an_alternative(tmp_path: Path) -> None:
+def test_an_onnx_file_gets_no_hint_at_an_alternative(tmp_path):
     error = ConversionError("it is no graph")
     assert with_alternative(error, tmp_path / "model.onnx") is error
 
@@ -270,14 +265,12 @@ def test_an_onnx_file_gets_no_hint_at_an_alternative(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_converters_words_are_put_plainly(said: str, plainly: str) -> None:
+def test_a_converters_words_are_put_plainly(said, plainly):
     assert plain_reason(said).startswith(plainly)
     assert "://" not in plain_reason(said)
 
 
-def test_a_framework_that_is_too_old_for_its_converter_is_named(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_framework_that_is_too_old_for_its_converter_is_named(monkeypatch):
     pytest.importorskip("torch")
     monkeypatch.delitem(sys.modules, "mlflow_deploy_plugin.wrap.convert.torch", raising=False)
     monkeypatch.setitem(sys.modules, "torch.export", ModuleType("torch.export"))
@@ -286,6 +279,6 @@ def test_a_framework_that_is_too_old_for_its_converter_is_named(
         converter_for(model)
 
 
-def test_a_converter_without_a_word_is_named_by_its_error() -> None:
+def test_a_converter_without_a_word_is_named_by_its_error():
     message = explain_failure(NotImplementedError(), LinearRegression())
     assert mentions(message, "LinearRegression", "NotImplementedError")

@@ -5,10 +5,8 @@ metadata.
 import logging
 import re
 import sys
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -37,7 +35,7 @@ class PanicException(BaseException):
 
 
 @pytest.fixture
-def score_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def score_card(tmp_path, monkeypatch):
     """Add the example's distribution to the path, and two converters that cannot be
     imported or fail.
     """
@@ -62,9 +60,7 @@ def score_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]
         sys.modules.pop(name, None)
 
 
-def test_a_registered_converter_is_found_and_its_graph_is_proven(
-    score_card: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_registered_converter_is_found_and_its_graph_is_proven(score_card, caplog):
     with caplog.at_level(logging.ERROR):
         wrapped = wrap(score_card, ROWS)
 
@@ -76,13 +72,13 @@ def test_a_registered_converter_is_found_and_its_graph_is_proven(
     ]
 
 
-def test_a_converter_that_fails_is_named(score_card: Any) -> None:
+def test_a_converter_that_fails_is_named(score_card):
     unlucky = type("Unlucky", (), {"panics": False})()
     with pytest.raises(ConversionError, match=r"unlucky \(score-cards 1\.0\).*'weights'"):
         wrap(unlucky, ROWS)
 
 
-def test_a_converter_that_panics_leaves_the_model_without_an_onnx_form(score_card: Any) -> None:
+def test_a_converter_that_panics_leaves_the_model_without_an_onnx_form(score_card):
     unlucky = type("Unlucky", (), {"panics": True})()
     with pytest.raises(
         ConversionError, match=r"Unlucky cannot be converted to ONNX: .*a regular expression failed"
@@ -90,9 +86,7 @@ def test_a_converter_that_panics_leaves_the_model_without_an_onnx_form(score_car
         wrap(unlucky, ROWS)
 
 
-def test_an_original_that_panics_for_the_example_is_an_error(
-    score_card: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_original_that_panics_for_the_example_is_an_error(score_card, monkeypatch):
     monkeypatch.setattr(
         type(score_card),
         "predict",
@@ -105,15 +99,13 @@ def test_an_original_that_panics_for_the_example_is_an_error(
         wrap(score_card, ROWS)
 
 
-def test_a_converter_whose_graph_answers_otherwise_is_refused(
-    score_card: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_converter_whose_graph_answers_otherwise_is_refused(score_card, monkeypatch):
     monkeypatch.setattr(type(score_card), "predict", lambda self, rows: rows["age"].to_numpy())
     with pytest.raises(Exception, match="does not match the original"):
         wrap(score_card, ROWS)
 
 
-def test_a_forecaster_that_inherits_from_scikit_learn_is_none_of_its_models() -> None:
+def test_a_forecaster_that_inherits_from_scikit_learn_is_none_of_its_models():
     class Arima(BaseEstimator):  # type: ignore[misc]
         __module__ = "pmdarima.arima"
 

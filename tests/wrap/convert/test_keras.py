@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.support.refusals import mentions
@@ -33,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 layers = keras.layers
 
 
-def _floats(*shape: int) -> np.ndarray:
+def _floats(*shape):
     return np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)
 
 
@@ -66,11 +65,11 @@ class NamedSubclassed(keras.Model):
         return self.head(left) + right
 
 
-def _sequential(shape: tuple[int | None, ...], *parts: Any, dtype: str = "float32") -> Any:
+def _sequential(shape, *parts, dtype="float32"):
     return keras.Sequential([keras.Input(shape, dtype=dtype), *parts])
 
 
-def _two_inputs() -> Any:
+def _two_inputs():
     left = keras.Input((4,), name="left")
     right = keras.Input((3,), name="right")
     both = layers.Concatenate()([layers.Dense(5, activation="relu")(left), right])
@@ -79,13 +78,13 @@ def _two_inputs() -> Any:
     )
 
 
-def _normalised() -> Any:
+def _normalised():
     scaled = layers.Normalization()
     scaled.adapt(_floats(50, 4) * 7 + 3)
     return _sequential((4,), scaled, layers.Dense(2))
 
 
-def _masked() -> Any:
+def _masked():
     return _sequential(
         (6,),
         layers.Embedding(20, 4, mask_zero=True),
@@ -113,7 +112,7 @@ CASES: dict[str, tuple[Callable[[], Any], Any]] = {
         for case in CASES
     ],
 )
-def test_a_model_is_served_as_onnx_and_answers_every_batch_size(case: str, tmp_path: Path) -> None:
+def test_a_model_is_served_as_onnx_and_answers_every_batch_size(case, tmp_path):
     make, example = CASES[case]
     keras.utils.set_random_seed(0)
     net = make()
@@ -154,7 +153,7 @@ class OfAMapping(keras.Model):
         return self.head(rows["left"])
 
 
-def _of_mappings() -> Any:
+def _of_mappings():
     inputs = {"right": keras.Input((3,), name="right"), "left": keras.Input((4,), name="left")}
     return keras.Model(
         inputs,
@@ -173,7 +172,7 @@ MAPPINGS = {
 
 @pytest.mark.long
 @pytest.mark.parametrize("case", MAPPINGS)
-def test_a_mapping_is_taken_as_the_model_takes_it(case: str) -> None:
+def test_a_mapping_is_taken_as_the_model_takes_it(case):
     make, example = MAPPINGS[case]
     net = make()
     wanted = net(example)
@@ -185,7 +184,7 @@ def test_a_mapping_is_taken_as_the_model_takes_it(case: str) -> None:
 
 
 @pytest.mark.long
-def test_outputs_of_one_name_are_all_answered() -> None:
+def test_outputs_of_one_name_are_all_answered():
     steps = keras.Input((5, 3))
     net = keras.Model(steps, layers.GRU(4, return_sequences=True, return_state=True)(steps))
 
@@ -196,7 +195,7 @@ def test_outputs_of_one_name_are_all_answered() -> None:
 
 
 @pytest.mark.long
-def test_sizes_that_the_model_leaves_free_are_free() -> None:
+def test_sizes_that_the_model_leaves_free_are_free():
     tokens = keras.Input((None, 8))
     attended = layers.LayerNormalization()(tokens + layers.MultiHeadAttention(2, 4)(tokens, tokens))
 
@@ -208,7 +207,7 @@ def test_sizes_that_the_model_leaves_free_are_free() -> None:
 
 
 @pytest.mark.long
-def test_a_file_of_keras_is_a_model(tmp_path: Path) -> None:
+def test_a_file_of_keras_is_a_model(tmp_path):
     _two_inputs().save(tmp_path / "net.keras")
 
     wrapped = wrap(load_file(tmp_path / "net.keras"), [_floats(20, 4), _floats(20, 3)])
@@ -217,7 +216,7 @@ def test_a_file_of_keras_is_a_model(tmp_path: Path) -> None:
     assert [entry.name for entry in wrapped.converted.inputs] == ["left", "right"]
 
 
-def test_unknown_inputs_are_named() -> None:
+def test_unknown_inputs_are_named():
     with pytest.raises(InvalidConfig, match=r"\['left', 'middle'\].*\['left', 'right'\]"):
         wrap(_two_inputs(), {"left": _floats(4, 4), "middle": _floats(4, 3)})
 
@@ -229,16 +228,14 @@ def test_unknown_inputs_are_named() -> None:
         (_floats(4, 4), "predict_proba", "has only predict"),
     ],
 )
-def test_a_missing_example_or_predict_function_is_refused(
-    example: Any, function: Any, said: str
-) -> None:
+def test_a_missing_example_or_predict_function_is_refused(example, function, said):
     with pytest.raises(InvalidConfig, match=said):
         wrap(_normalised(), example, WrapOptions(predict_fn=function))
 
 
 @pytest.mark.long
 @pytest.mark.skipif(find_spec("tensorflow") is not None, reason="TensorFlow is installed")
-def test_a_missing_keras_backend_names_the_extra_to_install(tmp_path: Path) -> None:
+def test_a_missing_keras_backend_names_the_extra_to_install(tmp_path):
     code = (
         "import sys; from mlflow_deploy_plugin.wrap.convert.converters import load_file; "
         "load_file(sys.argv[1])"

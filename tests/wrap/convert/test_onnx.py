@@ -1,6 +1,3 @@
-from pathlib import Path
-from typing import Any
-
 import mlflow
 import numpy as np
 import onnx
@@ -25,7 +22,7 @@ from tests.support.random_rows import normal_rows
 
 
 @pytest.fixture
-def proto() -> onnx.ModelProto:
+def proto():
     """A graph that maps [N, 3] to the sum [N] and the double [N, 3]."""
     graph = helper.make_graph(
         [
@@ -46,9 +43,7 @@ def proto() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
-def test_ready_model_is_saved_without_an_example_and_left_as_it_was(
-    proto: onnx.ModelProto, tmp_path: Path
-) -> None:
+def test_ready_model_is_saved_without_an_example_and_left_as_it_was(proto, tmp_path):
     before = proto.SerializeToString()
 
     save_model(proto, tmp_path / "model")
@@ -65,8 +60,8 @@ def test_ready_model_is_saved_without_an_example_and_left_as_it_was(
 
 @pytest.mark.parametrize("operator", ["LSTM", "GRU"])
 def test_an_empty_tensor_of_the_graph_s_own_is_refused_where_it_would_end_the_process(
-    operator: str, tmp_path: Path
-) -> None:
+    operator, tmp_path
+):
     """A graph in which the rows [N, 2, 3] with a positive first number are the batch of
     a recurrent layer.
     """
@@ -96,7 +91,7 @@ float[1,{size},1] r = {{{",".join(["1"] * size)}}},
         model.run({"x": -rows})
 
 
-def test_a_recurrence_of_a_request_s_own_steps_stays_as_it_is(tmp_path: Path) -> None:
+def test_a_recurrence_of_a_request_s_own_steps_stays_as_it_is(tmp_path):
     weights = ",".join(["1"] * 9)
     graph = parse_graph(
         f"""g (float[n,t,3] x) => (float[t,1,n,1] y)
@@ -106,9 +101,7 @@ def test_a_recurrence_of_a_request_s_own_steps_stays_as_it_is(tmp_path: Path) ->
     assert [node.op_type for node in wrap(graph).converted.proto.graph.node] == ["Transpose", "GRU"]
 
 
-def test_file_with_external_weights_is_saved_whole_and_twice(
-    proto: onnx.ModelProto, tmp_path: Path
-) -> None:
+def test_file_with_external_weights_is_saved_whole_and_twice(proto, tmp_path):
     file = tmp_path / "sums.onnx"
     onnx.save(proto, str(file), save_as_external_data=True, location="sums.data", size_threshold=0)
 
@@ -121,8 +114,8 @@ def test_file_with_external_weights_is_saved_whole_and_twice(
 
 @pytest.mark.parametrize("shape", [[], [1]])
 def test_output_of_the_whole_batch_is_answered_and_left_out_of_the_reference(
-    proto: onnx.ModelProto, tmp_path: Path, shape: list[int]
-) -> None:
+    proto, tmp_path, shape
+):
     proto.graph.node.append(
         helper.make_node("ReduceMean", ["total"], ["mean"], keepdims=len(shape))
     )
@@ -138,9 +131,7 @@ def test_output_of_the_whole_batch_is_answered_and_left_out_of_the_reference(
 
 
 @pytest.mark.parametrize("labels", [["no", "yes"], [0, 1]])
-def test_a_classifier_whose_probabilities_are_maps_is_served_with_their_matrix(
-    labels: list[Any], tmp_path: Path
-) -> None:
+def test_a_classifier_whose_probabilities_are_maps_is_served_with_their_matrix(labels, tmp_path):
     table = pd.DataFrame({"a": [0.0, 1.0, 2.0, 3.0], "b": [1.0, 0.0, 1.0, 0.0]})
     original = LogisticRegression().fit(table.to_numpy(), np.take(labels, [0, 0, 1, 1]))
     proto = to_onnx(original, table.to_numpy(np.float32)[:1])  # The default has a ZipMap.
@@ -156,7 +147,7 @@ def test_a_classifier_whose_probabilities_are_maps_is_served_with_their_matrix(
     )
 
 
-def test_a_classifier_of_several_targets_is_served_with_a_matrix_a_target(tmp_path: Path) -> None:
+def test_a_classifier_of_several_targets_is_served_with_a_matrix_a_target(tmp_path):
     rows = normal_rows(90, 3).astype(np.float32)
     targets = np.stack([rows[:, 0] > 0, np.digitize(rows[:, 1], [-0.5, 0.5])], axis=1).astype(int)
     original = MultiOutputClassifier(LogisticRegression()).fit(rows, targets)
@@ -200,7 +191,7 @@ SEQUENCES = {
 
 
 @pytest.mark.parametrize("graph", SEQUENCES.values(), ids=SEQUENCES)
-def test_a_sequence_of_fixed_length_becomes_its_tensors(graph: str, tmp_path: Path) -> None:
+def test_a_sequence_of_fixed_length_becomes_its_tensors(graph, tmp_path):
     proto = parse_graph(graph)
     rows = np.arange(
         proto.graph.input[0].type.tensor_type.shape.dim[1].dim_value * 4, dtype=np.float32
@@ -220,7 +211,7 @@ def test_a_sequence_of_fixed_length_becomes_its_tensors(graph: str, tmp_path: Pa
         np.testing.assert_array_equal(answer, part)
 
 
-def test_a_sequence_whose_length_depends_on_the_input_is_refused() -> None:
+def test_a_sequence_whose_length_depends_on_the_input_is_refused():
     for length in (
         "s = SplitToSequence<axis = 0>(x)",
         "k = Shape(x) \n s = SplitToSequence<axis = 0>(x, k)",
@@ -230,7 +221,7 @@ def test_a_sequence_whose_length_depends_on_the_input_is_refused() -> None:
 
 
 @pytest.mark.parametrize("left_out", ["type", "shape"])
-def test_an_output_is_declared_as_onnx_runtime_finds_it(left_out: str) -> None:
+def test_an_output_is_declared_as_onnx_runtime_finds_it(left_out):
     proto = parse_graph(
         "g (float[N,2] x) => (float[N,2] y, float[N,2] z) { y = Neg(x) \n"
         ' z = ai.onnx.ml.Normalizer<norm = "L1">(x) }'
@@ -248,7 +239,7 @@ def test_an_output_is_declared_as_onnx_runtime_finds_it(left_out: str) -> None:
     ] * 2
 
 
-def test_an_unsupported_input_is_named_also_if_an_output_has_no_shape() -> None:
+def test_an_unsupported_input_is_named_also_if_an_output_has_no_shape():
     proto = parse_graph(
         "g (bfloat16[N,2] x, int64[K] k) => (float[N,M] y) { z = Cast<to = 1>(x) \n"
         " y = Reshape(z, k) }"
@@ -266,9 +257,7 @@ def test_an_unsupported_input_is_named_also_if_an_output_has_no_shape() -> None:
         ("shape", "does not declare the shape of its input 'x': add it"),
     ],
 )
-def test_a_graph_that_cannot_be_asked_is_refused(
-    part: str, message: str, proto: onnx.ModelProto
-) -> None:
+def test_a_graph_that_cannot_be_asked_is_refused(part, message, proto):
     if part == "input":
         proto = parse_graph("g () => (float[2] y) { y = Constant<value_floats = [1.0, 2.0]>() }")
     elif part == "output":
@@ -279,7 +268,7 @@ def test_a_graph_that_cannot_be_asked_is_refused(
         wrap(proto)
 
 
-def test_a_graph_that_was_exported_in_training_mode_is_refused() -> None:
+def test_a_graph_that_was_exported_in_training_mode_is_refused():
     graph = parse_graph(
         "g (float[N,2] x) => (float[N,2] y) <float[2] o = {1, 1}, float[2] z = {0, 0}> "
         "{ y, mean, variance = BatchNormalization<training_mode = 1>(x, o, z, z, o) }"
@@ -288,9 +277,7 @@ def test_a_graph_that_was_exported_in_training_mode_is_refused() -> None:
         wrap(graph)
 
 
-def test_the_columns_of_a_signature_feed_a_graph_without_an_example(
-    proto: onnx.ModelProto, tmp_path: Path
-) -> None:
+def test_the_columns_of_a_signature_feed_a_graph_without_an_example(proto, tmp_path):
     columns = ModelSignature(Schema([ColSpec("double", name) for name in "abc"]))
 
     save_model(proto, tmp_path / "model", signature=columns)
@@ -303,7 +290,7 @@ def test_the_columns_of_a_signature_feed_a_graph_without_an_example(
         wrap(proto, None, WrapOptions(signature=ModelSignature(Schema([ColSpec("double", "d")]))))
 
 
-def test_a_graph_of_trees_and_mappings_alone_needs_no_opset_of_its_own() -> None:
+def test_a_graph_of_trees_and_mappings_alone_needs_no_opset_of_its_own():
     made = parse_graph("g (float[N,2] p) => (float[N,2] q) { q = Identity(p) }")
     made.graph.node[0].CopyFrom(
         helper.make_node(
@@ -318,7 +305,7 @@ def test_a_graph_of_trees_and_mappings_alone_needs_no_opset_of_its_own() -> None
     assert [output.shape for output in converted.outputs] == [(-1, 2)]
 
 
-def test_table_is_bound_by_position_to_the_only_input(proto: onnx.ModelProto) -> None:
+def test_table_is_bound_by_position_to_the_only_input(proto):
     wrapped = wrap(proto, pd.DataFrame({"a": [1.0], "b": [2.0], "c": [3.0]}))
 
     assert wrapped.converted.inputs[0].columns == ("a", "b", "c")
@@ -326,19 +313,19 @@ def test_table_is_bound_by_position_to_the_only_input(proto: onnx.ModelProto) ->
     assert wrapped.reference.column("output.total").to_pylist() == [6]
 
 
-def test_table_of_another_width_is_refused(proto: onnx.ModelProto) -> None:
+def test_table_of_another_width_is_refused(proto):
     with pytest.raises(InvalidConfig, match=r"\['a'\] .*\['x'\]"):
         wrap(proto, pd.DataFrame({"a": [1.0]}))
 
 
-def test_an_invalid_model_file_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_model_file_is_refused(tmp_path):
     (tmp_path / "model.onnx").write_text("not a model")
 
     with pytest.raises(ConversionError, match="valid ONNX model"):
         wrap(tmp_path / "model.onnx")
 
 
-def test_mappings_without_classes_are_refused() -> None:
+def test_mappings_without_classes_are_refused():
     node = helper.make_node("ZipMap", ["x"], ["y"], domain="ai.onnx.ml")
     graph = helper.make_graph(
         [node], "g", [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [None, 2])], []
@@ -365,8 +352,8 @@ WHOLE = {
 
 @pytest.mark.parametrize(("graph", "example", "answer"), WHOLE.values(), ids=WHOLE)
 def test_a_graph_without_rows_keeps_its_whole_example_and_no_reference(
-    graph: Any, example: Any, answer: Any, tmp_path: Path
-) -> None:
+    graph, example, answer, tmp_path
+):
     arrays = {name: np.array(values, np.float32) for name, values in example.items()}
 
     save_model(parse_graph(graph), tmp_path / "model", input_example=arrays)
@@ -380,7 +367,7 @@ def test_a_graph_without_rows_keeps_its_whole_example_and_no_reference(
     np.testing.assert_array_equal(predictions, np.array(answer, np.float32))
 
 
-def test_a_graph_without_rows_has_no_reference_data() -> None:
+def test_a_graph_without_rows_has_no_reference_data():
     with pytest.raises(InvalidConfig, match=r"reference_data:.*batch dimension.*7"):
         wrap(
             parse_graph(WHOLE["a fixed size"][0]),
@@ -389,9 +376,7 @@ def test_a_graph_without_rows_has_no_reference_data() -> None:
         )
 
 
-def test_sizes_that_the_graph_leaves_free_stay_free_whatever_the_example_has(
-    tmp_path: Path,
-) -> None:
+def test_sizes_that_the_graph_leaves_free_stay_free_whatever_the_example_has(tmp_path):
     save_model(
         parse_graph("g (float[N,T] x) => (float[N,T] y) { y = Neg(x) }"),
         tmp_path / "model",
@@ -404,7 +389,7 @@ def test_sizes_that_the_graph_leaves_free_stay_free_whatever_the_example_has(
     ]
 
 
-def test_texts_of_one_dimension_feed_a_graph_as_objects_and_as_numpys_own(tmp_path: Path) -> None:
+def test_texts_of_one_dimension_feed_a_graph_as_objects_and_as_numpys_own(tmp_path):
     texts = np.array(["a", "bc"])
 
     for number, example in enumerate((texts, texts.astype(object), None)):

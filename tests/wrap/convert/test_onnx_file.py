@@ -2,9 +2,6 @@
 loaded and served.
 """
 
-from collections.abc import Callable
-from pathlib import Path
-
 import mlflow
 import numpy as np
 import onnx
@@ -17,13 +14,12 @@ from mlflow_deploy_plugin.serve.runtime.artifact import read_artifact
 from mlflow_deploy_plugin.wrap.convert import onnx_file
 from mlflow_deploy_plugin.wrap.flavor.save import load_model, save_model
 from tests.support.random_rows import normal_rows
-from tests.support.serving import Served
 
 ROWS = 300
 WIDTH = 7
 
 
-def lookup(tables: list[onnx.TensorProto], width: int) -> onnx.ModelProto:
+def lookup(tables, width):
     """Return a graph that sums row `id` of all tables."""
     names = [table.name for table in tables]
     nodes = [helper.make_node("Gather", [name, "id"], [f"row {name}"]) for name in names]
@@ -35,7 +31,7 @@ def lookup(tables: list[onnx.TensorProto], width: int) -> onnx.ModelProto:
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> tuple[onnx.ModelProto, np.ndarray]:
+def small(monkeypatch):
     """A model that is too large for one file, since the limit is set to one kilobyte
     here, and its table.
     """
@@ -47,9 +43,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> tuple[onnx.ModelProto, np.ndarray]
     ), table
 
 
-def test_large_weights_are_stored_in_their_own_file_and_give_the_same_answers(
-    small: tuple[onnx.ModelProto, np.ndarray], tmp_path: Path
-) -> None:
+def test_large_weights_are_stored_in_their_own_file_and_give_the_same_answers(small, tmp_path):
     model, table = small
     for name in ("first", "again"):  # The original keeps its weights.
         save_model(model, tmp_path / name, input_example={"id": np.arange(5)})
@@ -64,9 +58,7 @@ def test_large_weights_are_stored_in_their_own_file_and_give_the_same_answers(
     onnx.checker.check_model(mlflow.onnx.load_model(str(folder)))
 
 
-def test_an_altered_weight_is_found_when_it_is_loaded(
-    small: tuple[onnx.ModelProto, np.ndarray], tmp_path: Path
-) -> None:
+def test_an_altered_weight_is_found_when_it_is_loaded(small, tmp_path):
     save_model(small[0], tmp_path / "model")
     data = tmp_path / "model" / "model.onnx.data"
     content = bytearray(data.read_bytes())
@@ -79,9 +71,7 @@ def test_an_altered_weight_is_found_when_it_is_loaded(
         load_model(str(tmp_path / "model"))
 
 
-def test_a_large_graph_is_checked_without_its_weights(
-    small: tuple[onnx.ModelProto, np.ndarray], tmp_path: Path
-) -> None:
+def test_a_large_graph_is_checked_without_its_weights(small, tmp_path):
     model, _ = small
     model.graph.node[0].op_type = "NoSuchOperator"
     with pytest.raises(ConversionError, match="NoSuchOperator"):
@@ -89,9 +79,7 @@ def test_a_large_graph_is_checked_without_its_weights(
 
 
 @pytest.mark.long
-def test_a_model_of_more_than_two_gigabytes_is_saved_verified_and_served(
-    tmp_path: Path, serve: Callable[..., Served]
-) -> None:
+def test_a_model_of_more_than_two_gigabytes_is_saved_verified_and_served(tmp_path, serve):
     """Check a real model of 2.2 GB. Its file is sparse: the tables contain zeros except
     for one value each.
     """

@@ -1,6 +1,5 @@
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
@@ -22,7 +21,7 @@ from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def _data() -> pd.DataFrame:
+def _data():
     random = np.random.default_rng(0)
     table = pd.DataFrame(random.normal(size=(200, 3)), columns=list("abc"))
     table["city"] = random.choice(["oslo", "rome"], 200)
@@ -61,7 +60,7 @@ MODELS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_linear_predictor_with_its_link_is_proven(name: str, tmp_path: Path) -> None:
+def test_a_linear_predictor_with_its_link_is_proven(name, tmp_path):
     results = MODELS[name]()
 
     save_model(results, tmp_path / "model", input_example=ROWS)
@@ -74,7 +73,7 @@ def test_a_linear_predictor_with_its_link_is_proven(name: str, tmp_path: Path) -
     np.testing.assert_allclose(np.asarray(predictions), np.asarray(wanted), rtol=1e-9)
 
 
-def test_an_array_is_read_in_the_order_of_the_parameters() -> None:
+def test_an_array_is_read_in_the_order_of_the_parameters():
     wrapped = wrap(
         sm.OLS(DATA.value, sm.add_constant(ROWS)).fit(), sm.add_constant(ROWS.to_numpy())
     )
@@ -104,30 +103,30 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_unsupported_results_are_refused_with_mlflows_flavor(name: str, tmp_path: Path) -> None:
+def test_unsupported_results_are_refused_with_mlflows_flavor(name, tmp_path):
     make, reason = REFUSED[name]
     with pytest.raises(ConversionError, match=rf"{reason}.* mlflow.statsmodels.log_model"):
         save_model(make(), tmp_path / "model", input_example=DATA)
 
 
-def test_a_formula_reads_its_own_columns_of_a_table_with_texts() -> None:
+def test_a_formula_reads_its_own_columns_of_a_table_with_texts():
     wrapped = wrap(MODELS["OLS by interactions"](), DATA)
 
     assert wrapped.signature.inputs.input_names() == ["a", "b", "c"]
     assert wrapped.report.state == "proven"
 
 
-def test_a_formula_needs_a_table() -> None:
+def test_a_formula_needs_a_table():
     with pytest.raises(InvalidConfig, match=r"formula.*table"):
         wrap(smf.ols("value ~ a", DATA).fit(), ROWS.to_numpy())
 
 
-def test_an_example_that_the_results_refuse_is_a_config_error() -> None:
+def test_an_example_that_the_results_refuse_is_a_config_error():
     with pytest.raises(InvalidConfig, match=r"input_example: .*not aligned"):
         wrap(sm.OLS(DATA.value, ROWS).fit(), ROWS.assign(further=1.0))
 
 
-def test_refused_results_are_logged_with_mlflows_own_flavor(tracking: Path) -> None:
+def test_refused_results_are_logged_with_mlflows_own_flavor(tracking):
     results = REFUSED["categories"][0]()
 
     info = log_model(results, name="model", input_example=DATA, pip_requirements=["statsmodels"])

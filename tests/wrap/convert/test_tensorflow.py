@@ -3,7 +3,6 @@ tensorflow-cpu tf2onnx` first.
 """
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -38,7 +37,7 @@ class Linear(tf.Module):
         return {"sum": tf.reduce_sum(rows, 1), "scores": rows @ self.weights + self.shift}
 
 
-def _saved(tmp_path: Path) -> Path:
+def _saved(tmp_path):
     tf.saved_model.save(Linear(), str(tmp_path / "saved"))
     return tmp_path / "saved"
 
@@ -47,7 +46,7 @@ def _saved(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "example", [ROWS, pd.DataFrame(ROWS, columns=list("abcd"))], ids=["array", "table"]
 )
-def test_a_module_is_proven_as_itself_and_saved(form: str, example: Any, tmp_path: Path) -> None:
+def test_a_module_is_proven_as_itself_and_saved(form, example, tmp_path):
     model: Any = Linear() if form == "module" else _saved(tmp_path)
 
     wrapped = wrap(
@@ -59,12 +58,12 @@ def test_a_module_is_proven_as_itself_and_saved(form: str, example: Any, tmp_pat
     assert wrapped.converted.inputs[0].shape == (-1, 4)
 
 
-def test_a_function_takes_arrays_by_name_and_free_sizes() -> None:
+def test_a_function_takes_arrays_by_name_and_free_sizes():
     @tf.function
     def scaled(text: Any, factor: Any) -> Any:
         return tf.cast(text, tf.float32) * factor
 
-    def data(length: int) -> dict[str, np.ndarray]:
+    def data(length):
         return {
             "text": np.arange(20 * length).reshape(20, length),
             "factor": np.ones((20, 1), np.float32),
@@ -78,7 +77,7 @@ def test_a_function_takes_arrays_by_name_and_free_sizes() -> None:
     }
 
 
-def test_an_operation_without_an_operator_is_named() -> None:
+def test_an_operation_without_an_operator_is_named():
     @tf.function
     def cleaned(texts: Any) -> Any:
         return tf.strings.length(tf.strings.regex_replace(texts, "[0-9]+", "#"))
@@ -87,6 +86,6 @@ def test_an_operation_without_an_operator_is_named() -> None:
         wrap(cleaned, np.array(["a1", "b22"] * 5, dtype=object))
 
 
-def test_a_missing_input_is_named(tmp_path: Path) -> None:
+def test_a_missing_input_is_named(tmp_path):
     with pytest.raises(InvalidConfig, match="'rows' is missing"):
         wrap(load_file(_saved(tmp_path)), {"columns": ROWS})

@@ -1,5 +1,4 @@
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlflow
@@ -30,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # The exporter warns about fu
 
 
 @pytest.fixture(autouse=True)
-def seed() -> None:
+def seed():
     torch.manual_seed(0)
 
 
@@ -100,7 +99,7 @@ class Branching(torch.nn.Module):
         return x if x.sum() > 0 else -x
 
 
-def _mlp() -> Any:
+def _mlp():
     return torch.nn.Sequential(
         torch.nn.Linear(4, 8),
         torch.nn.BatchNorm1d(8),
@@ -110,7 +109,7 @@ def _mlp() -> Any:
     )
 
 
-def _cnn() -> Any:
+def _cnn():
     return torch.nn.Sequential(
         torch.nn.Conv2d(1, 4, 3),
         torch.nn.ReLU(),
@@ -124,8 +123,8 @@ SHAPES = {"mlp": (_mlp, (4,)), "cnn": (_cnn, (1, 8, 8)), "lstm": (Recurrent, (5,
 
 
 @pytest.mark.long
-def test_a_compiled_module_is_not_compiled_for_the_proof() -> None:
-    def refuse(graph: Any, inputs: Any) -> Any:
+def test_a_compiled_module_is_not_compiled_for_the_proof():
+    def refuse(graph, inputs):
         raise AssertionError("compiled")
 
     net: Any = torch.compile(torch.nn.Linear(2, 1), backend=refuse)
@@ -135,9 +134,7 @@ def test_a_compiled_module_is_not_compiled_for_the_proof() -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize(("make", "shape"), SHAPES.values(), ids=SHAPES.keys())
-def test_module_answers_every_batch_size_after_an_example_of_one_row(
-    make: Any, shape: Any, tmp_path: Path
-) -> None:
+def test_module_answers_every_batch_size_after_an_example_of_one_row(make, shape, tmp_path):
     torch.manual_seed(0)
     module = make()
     random = np.random.default_rng(0)
@@ -166,9 +163,7 @@ def test_module_answers_every_batch_size_after_an_example_of_one_row(
     ],
     ids=["a tuple in forward's order", "a mapping in any order"],
 )
-def test_several_inputs_and_outputs_keep_names_and_shapes(
-    example: tuple[Any, ...] | dict[str, Any],
-) -> None:
+def test_several_inputs_and_outputs_keep_names_and_shapes(example):
     wrapped = wrap(TwoInputs(), example)
 
     assert wrapped.report.state == "proven"
@@ -180,7 +175,7 @@ def test_several_inputs_and_outputs_keep_names_and_shapes(
 
 
 @pytest.mark.long
-def test_nested_outputs_are_named_by_their_way() -> None:
+def test_nested_outputs_are_named_by_their_way():
     wrapped = wrap(Nested(), torch.randn(4, 3))
 
     assert wrapped.converted.prediction == ("output_0", "output_1_0", "output_1_1.inner")
@@ -193,7 +188,7 @@ class Located(NamedTuple):
 
 
 @pytest.mark.long
-def test_the_fields_of_a_named_tuple_are_outputs() -> None:
+def test_the_fields_of_a_named_tuple_are_outputs():
     class Locating(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> Located:
             return Located(x.mean(1), x.std(1))
@@ -205,7 +200,7 @@ def test_the_fields_of_a_named_tuple_are_outputs() -> None:
 
 
 @pytest.mark.long
-def test_the_fields_of_a_dataclass_are_outputs() -> None:
+def test_the_fields_of_a_dataclass_are_outputs():
     wrapped = wrap(Estimating(), torch.randn(4, 3))
 
     assert wrapped.converted.prediction == ("mean", "spread")
@@ -213,7 +208,7 @@ def test_the_fields_of_a_dataclass_are_outputs() -> None:
 
 
 @pytest.mark.long
-def test_a_size_that_the_forward_fixes_is_named() -> None:
+def test_a_size_that_the_forward_fixes_is_named():
     class Steps(torch.nn.Module):
         def forward(self, steps: torch.Tensor) -> torch.Tensor:
             return torch.stack([steps[:, step] * step for step in range(steps.shape[1])]).sum(0)
@@ -227,8 +222,8 @@ def test_a_size_that_the_forward_fixes_is_named() -> None:
 
 
 @pytest.mark.long
-def test_attention_answers_rows_of_any_mask_and_length(tmp_path: Path) -> None:
-    def drawn(rows: int, length: int) -> dict[str, Any]:
+def test_attention_answers_rows_of_any_mask_and_length(tmp_path):
+    def drawn(rows, length):
         random = np.random.default_rng(length)
         return {
             "states": random.normal(size=(rows, length, 8)).astype(np.float32),
@@ -247,7 +242,7 @@ def test_attention_answers_rows_of_any_mask_and_length(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_attention_of_an_exported_program_answers_rows_of_any_mask() -> None:
+def test_attention_of_an_exported_program_answers_rows_of_any_mask():
     batch = {
         "states": np.ones((6, 5, 8), np.float32),
         "allowed": np.tril(np.ones((6, 5), np.int64), -1),
@@ -261,7 +256,7 @@ def test_attention_of_an_exported_program_answers_rows_of_any_mask() -> None:
 
 
 @pytest.mark.long
-def test_table_becomes_one_input() -> None:
+def test_table_becomes_one_input():
     table = pd.DataFrame(normal_rows(20, 4), columns=list("abcd"))
 
     wrapped = wrap(_mlp(), table)
@@ -271,7 +266,7 @@ def test_table_becomes_one_input() -> None:
 
 
 @pytest.mark.long
-def test_a_graph_that_mlflow_has_traced_is_converted_as_it_is(tmp_path: Path) -> None:
+def test_a_graph_that_mlflow_has_traced_is_converted_as_it_is(tmp_path):
     """Check MLflow's default format `pt2`: the loaded model has no `eval` and keeps the
     mode in which it was traced.
     """
@@ -296,13 +291,13 @@ def test_a_graph_that_mlflow_has_traced_is_converted_as_it_is(tmp_path: Path) ->
 
 
 @pytest.mark.long
-def test_answer_without_a_batch_is_refused() -> None:
+def test_answer_without_a_batch_is_refused():
     with pytest.raises(ConversionError, match="first dimension"):
         wrap(NoBatch(), torch.randn(4, 3))
 
 
 @pytest.mark.long
-def test_a_module_that_drops_the_row_axis_of_one_row_is_refused() -> None:
+def test_a_module_that_drops_the_row_axis_of_one_row_is_refused():
     class Squeezed(torch.nn.Linear):
         def forward(self, rows: torch.Tensor) -> torch.Tensor:
             return super().forward(rows).squeeze()
@@ -311,7 +306,7 @@ def test_a_module_that_drops_the_row_axis_of_one_row_is_refused() -> None:
         wrap(Squeezed(4, 1), np.ones((8, 4), np.float32))
 
 
-def test_bfloat16_is_refused_with_the_way_to_float32() -> None:
+def test_bfloat16_is_refused_with_the_way_to_float32():
     net = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Flatten()).bfloat16()
 
     with pytest.raises(ConversionError, match=r"returns bfloat16.*model\.float\(\)"):
@@ -320,13 +315,13 @@ def test_bfloat16_is_refused_with_the_way_to_float32() -> None:
         wrap(torch.nn.Linear(2, 1).bfloat16(), torch.ones(8, 2, dtype=torch.bfloat16))
 
 
-def test_a_forward_that_decides_by_values_is_pointed_to_torch_where() -> None:
+def test_a_forward_that_decides_by_values_is_pointed_to_torch_where():
     with pytest.raises(ConversionError, match=r"Branching .*torch\.where"):
         wrap(Branching(), torch.randn(4, 3))
 
 
 @pytest.mark.long
-def test_an_output_has_the_name_of_a_step_and_none_of_an_input() -> None:
+def test_an_output_has_the_name_of_a_step_and_none_of_an_input():
     class Named(torch.nn.Module):
         def __init__(self, name: str) -> None:
             super().__init__()
@@ -347,12 +342,12 @@ def test_an_output_has_the_name_of_a_step_and_none_of_an_input() -> None:
         wrap(Named("x"), rows)
 
 
-def test_unknown_input_is_named() -> None:
+def test_unknown_input_is_named():
     with pytest.raises(InvalidConfig, match=r"'image'.* ids, dense"):
         wrap(TwoInputs(), {"image": np.ones((2, 3), np.float32)})
 
 
-def test_an_output_without_an_onnx_type_is_refused_with_a_workaround() -> None:
+def test_an_output_without_an_onnx_type_is_refused_with_a_workaround():
     class DynamicCache:
         pass
 
@@ -371,7 +366,7 @@ def test_an_output_without_an_onnx_type_is_refused_with_a_workaround() -> None:
         (np.float32(2), "the array"),
     ],
 )
-def test_a_tensor_without_dimensions_is_named(example: Any, named: str) -> None:
+def test_a_tensor_without_dimensions_is_named(example, named):
     class Scaled(torch.nn.Module):  # type: ignore[misc]
         def forward(self, left: Any, right: Any = 1) -> Any:
             return left * right
@@ -382,7 +377,7 @@ def test_a_tensor_without_dimensions_is_named(example: Any, named: str) -> None:
         wrap(Scaled(), example)
 
 
-def test_a_message_has_the_class_name_of_the_model_that_a_module_stands_for() -> None:
+def test_a_message_has_the_class_name_of_the_model_that_a_module_stands_for():
     class Inner(torch.nn.Module):  # type: ignore[misc]
         stands_for = "TextClassificationPipeline"
 
@@ -393,13 +388,13 @@ def test_a_message_has_the_class_name_of_the_model_that_a_module_stands_for() ->
         wrap(Inner(), np.ones((3, 2), np.float32))
 
 
-def test_an_example_of_the_wrong_shape_is_a_config_error() -> None:
+def test_an_example_of_the_wrong_shape_is_a_config_error():
     with pytest.raises(InvalidConfig, match=r"input_example: .*RuntimeError"):
         wrap(_mlp(), torch.randn(4, 5))
 
 
 @pytest.mark.long
-def test_mode_of_every_layer_is_left_as_it_was() -> None:
+def test_mode_of_every_layer_is_left_as_it_was():
     module = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3)).train()
     module[1].eval()  # The layer is frozen, as in fine-tuning.
 
@@ -419,7 +414,7 @@ class Tokens(torch.nn.Module):
         return {"tokens": states, "text": states.mean(1)}
 
 
-def _texts(rows: int, length: int) -> dict[str, np.ndarray]:
+def _texts(rows, length):
     random = np.random.default_rng(length)
     return {
         "ids": random.integers(0, 30, (rows, length)),
@@ -428,7 +423,7 @@ def _texts(rows: int, length: int) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.long
-def test_sizes_that_differ_between_the_data_are_free(tmp_path: Path) -> None:
+def test_sizes_that_differ_between_the_data_are_free(tmp_path):
     module = Tokens().eval()
 
     save_model(module, tmp_path / "model", input_example=_texts(20, 7), parity_data=_texts(9, 12))
@@ -465,9 +460,7 @@ class Fields(torch.nn.Module):
 @pytest.mark.long
 @pytest.mark.parametrize("program", ["module", "exported", "traced"])
 @pytest.mark.parametrize("unknown", [30, -1, -30])
-def test_ids_that_an_embedding_does_not_have_are_refused_with_their_row(
-    program: str, unknown: int, tmp_path: Path
-) -> None:
+def test_ids_that_an_embedding_does_not_have_are_refused_with_their_row(program, unknown, tmp_path):
     module: Any = torch.nn.Sequential(torch.nn.Embedding(30, 8), torch.nn.Flatten())
     ids = np.random.default_rng(0).integers(0, 30, (20, 7))
     if program == "exported":
@@ -485,9 +478,7 @@ def test_ids_that_an_embedding_does_not_have_are_refused_with_their_row(
 
 @pytest.mark.long
 @pytest.mark.parametrize("padding", [None, 0])
-def test_ids_that_a_bag_of_embeddings_does_not_have_are_refused_with_their_row(
-    padding: int | None, tmp_path: Path
-) -> None:
+def test_ids_that_a_bag_of_embeddings_does_not_have_are_refused_with_their_row(padding, tmp_path):
     bag = torch.nn.EmbeddingBag(30, 8, mode="sum", padding_idx=padding)
     ids = np.random.default_rng(0).integers(0, 30, (20, 7))
     save_model(bag, tmp_path / "model", input_example=ids)
@@ -500,7 +491,7 @@ def test_ids_that_a_bag_of_embeddings_does_not_have_are_refused_with_their_row(
 
 @pytest.mark.long
 @pytest.mark.parametrize("program", ["module", "traced"])
-def test_ids_are_checked_where_the_embedding_reads_them(program: str, tmp_path: Path) -> None:
+def test_ids_are_checked_where_the_embedding_reads_them(program, tmp_path):
     fields = np.random.default_rng(0).integers(0, 10, (20, 3))
     module = (
         Fields() if program == "module" else torch.jit.trace(Fields(), torch.from_numpy(fields))
@@ -514,7 +505,7 @@ def test_ids_are_checked_where_the_embedding_reads_them(program: str, tmp_path: 
 
 
 @pytest.mark.long
-def test_free_sizes_do_not_depend_on_earlier_wraps() -> None:
+def test_free_sizes_do_not_depend_on_earlier_wraps():
     wrap(Tokens().eval(), _texts(20, 7))
 
     wrapped = wrap(Tokens().eval(), _texts(20, 7), WrapOptions(parity_data=_texts(9, 12)))
@@ -523,7 +514,7 @@ def test_free_sizes_do_not_depend_on_earlier_wraps() -> None:
 
 
 @pytest.mark.long
-def test_a_signature_declares_free_sizes() -> None:
+def test_a_signature_declares_free_sizes():
     images = normal_rows(4, 3, 12, 10).astype(np.float32)
     module = torch.nn.Sequential(
         torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
@@ -536,7 +527,7 @@ def test_a_signature_declares_free_sizes() -> None:
     assert wrapped.report.sources["other sizes"] > 0
 
 
-def test_data_of_another_rank_is_a_config_error() -> None:
+def test_data_of_another_rank_is_a_config_error():
     with pytest.raises(InvalidConfig, match=r"ids.*\[9\].*\[20, 7\]"):
         wrap(
             Tokens(),
@@ -558,7 +549,7 @@ class Steps(torch.nn.Module):
     ("form", "is_file"),
     [("traced", False), ("traced", True), ("scripted", True), ("exported", True)],
 )
-def test_a_program_is_converted_whatever_made_it(form: str, is_file: bool, tmp_path: Path) -> None:
+def test_a_program_is_converted_whatever_made_it(form, is_file, tmp_path):
     """Check all origins of a program, except for the scripted and exported programs
     that other tests wrap directly.
     """
@@ -580,7 +571,7 @@ def test_a_program_is_converted_whatever_made_it(form: str, is_file: bool, tmp_p
     assert wrapped.converted.inputs[0].shape == (-1, 5, 4)
 
 
-def test_control_flow_of_a_scripted_module_stays() -> None:
+def test_control_flow_of_a_scripted_module_stays():
     rows = torch.randn(20, 6, 3).numpy()
 
     wrapped = wrap(torch.jit.script(Steps()), rows, WrapOptions(parity_data=rows[:, :4]))
@@ -590,14 +581,14 @@ def test_control_flow_of_a_scripted_module_stays() -> None:
 
 
 @pytest.mark.long
-def test_a_program_for_one_size_of_batches_is_refused() -> None:
+def test_a_program_for_one_size_of_batches_is_refused():
     rows = torch.randn(4, 5, 4)
 
     with pytest.raises(ConversionError, match=r"\[4, 5, 4\].*first dimension"):
         wrap(torch.export.export(Recurrent().eval(), (rows,)), rows.numpy())
 
 
-def test_a_file_without_a_program_is_refused(tmp_path: Path) -> None:
+def test_a_file_without_a_program_is_refused(tmp_path):
     path = tmp_path / "weights.pt"
     torch.save(Recurrent().state_dict(), path)
 
@@ -625,9 +616,7 @@ class Chosen(torch.nn.Module):
     ("name", "value", "said"),
     [("kind", 4, "row 1: 'kind' accepts the ids 0 to 3"), ("length", 0, "Out of range value")],
 )
-def test_positions_and_classes_that_the_module_refuses_are_refused(
-    name: str, value: int, said: str, tmp_path: Path
-) -> None:
+def test_positions_and_classes_that_the_module_refuses_are_refused(name, value, said, tmp_path):
     random = np.random.default_rng(0)
     example = {
         "states": random.normal(size=(8, 5)),
@@ -648,7 +637,7 @@ def test_positions_and_classes_that_the_module_refuses_are_refused(
 
 
 @pytest.mark.long
-def test_tensors_far_outside_are_proven_too(tmp_path: Path) -> None:
+def test_tensors_far_outside_are_proven_too(tmp_path):
     class Overflowing(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             if torch.onnx.is_in_onnx_export():
@@ -670,7 +659,7 @@ def test_tensors_far_outside_are_proven_too(tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("number", range(4))
-def test_a_net_is_proven_where_its_own_32_bit_sums_cancel(number: int) -> None:
+def test_a_net_is_proven_where_its_own_32_bit_sums_cancel(number):
     torch.manual_seed(number)
     net = torch.nn.Sequential(torch.nn.Linear(20, 8), torch.nn.ReLU(), torch.nn.Linear(8, 20))
     weights = [parameter.clone() for parameter in net.parameters()]
@@ -680,7 +669,7 @@ def test_a_net_is_proven_where_its_own_32_bit_sums_cancel(number: int) -> None:
 
 
 @pytest.mark.long
-def test_a_net_of_16_bit_floats_is_proven_by_their_digits() -> None:
+def test_a_net_of_16_bit_floats_is_proven_by_their_digits():
     net = torch.nn.Sequential(
         torch.nn.Linear(6, 32), torch.nn.ReLU(), torch.nn.Linear(32, 3)
     ).half()
@@ -689,7 +678,7 @@ def test_a_net_of_16_bit_floats_is_proven_by_their_digits() -> None:
 
 
 @pytest.mark.long
-def test_answers_that_depend_on_the_other_rows_do_not_count_as_rounding() -> None:
+def test_answers_that_depend_on_the_other_rows_do_not_count_as_rounding():
     class Centred(torch.nn.Module):
         def forward(self, rows: torch.Tensor) -> torch.Tensor:
             return rows - rows.mean(0, keepdim=True)
@@ -699,15 +688,13 @@ def test_answers_that_depend_on_the_other_rows_do_not_count_as_rounding() -> Non
 
 
 @pytest.mark.long
-def test_random_answers_are_named_as_such() -> None:
+def test_random_answers_are_named_as_such():
     with pytest.raises(ConversionError, match="predictions are random"):
         wrap(Dropped(), np.ones((5, 3), np.float32))
 
 
 @pytest.mark.long
-def test_an_operation_without_an_operator_is_named_and_prints_no_output(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
+def test_an_operation_without_an_operator_is_named_and_prints_no_output(capfd):
     class Values(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.linalg.svdvals(x)
@@ -726,7 +713,7 @@ class Optional(torch.nn.Module):
 
 
 @pytest.mark.long
-def test_a_parameter_that_is_left_out_keeps_its_default() -> None:
+def test_a_parameter_that_is_left_out_keeps_its_default():
     rows = torch.randn(20, 3)
 
     wrapped = wrap(Optional(), {"x": rows, "shift": rows * 2})
@@ -743,7 +730,7 @@ class Named(torch.nn.Module):
 
 @pytest.mark.long
 @pytest.mark.parametrize("names", [["x"], ["shift", "x"], []])
-def test_a_parameter_that_is_given_by_its_name_alone_is_an_input(names: list[str]) -> None:
+def test_a_parameter_that_is_given_by_its_name_alone_is_an_input(names):
     rows = torch.randn(20, 3)
 
     wrapped = wrap(Named(), dict.fromkeys(names, rows) if names else rows)

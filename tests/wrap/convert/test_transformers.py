@@ -5,7 +5,6 @@ SentenceTransformer.
 import json
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
@@ -34,7 +33,6 @@ from sentence_transformers.sentence_transformer.modules import (
 
 from mlflow_deploy_plugin.core.errors import ConversionError, InferenceError, InvalidConfig
 from mlflow_deploy_plugin.serve.runtime.batcher import unbatchable_reason
-from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.wrap.convert.transformers import forms, read_batch
 from mlflow_deploy_plugin.wrap.flavor.save import load_model, save_model
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
@@ -124,7 +122,7 @@ NETS: dict[str, tuple[str, Callable[[], Any]]] = {
 }
 
 
-def classifier(net: str = "BERT", **options: Any) -> Any:
+def classifier(net="BERT", **options):
     torch.manual_seed(0)
     kind, make = NETS[net]
     return transformers.pipeline(
@@ -135,7 +133,7 @@ def classifier(net: str = "BERT", **options: Any) -> Any:
     )
 
 
-def encoder(folder: Path, *modules: Any, pooling: str = "mean", **options: Any) -> Any:
+def encoder(folder, *modules, pooling="mean", **options):
     """Return a SentenceTransformer with BERT, a pooling, and more modules."""
     torch.manual_seed(0)
     transformers.BertModel(transformers.BertConfig(**SMALL)).save_pretrained(folder)
@@ -147,12 +145,12 @@ def encoder(folder: Path, *modules: Any, pooling: str = "mean", **options: Any) 
     )
 
 
-def embed(model: OnnxModel, texts: list[str]) -> Any:
+def embed(model, texts):
     return model.run(model.schema.from_columns({"text": texts}))["embedding"]
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_a_classifier_answers_as_its_pipeline(net: str, tmp_path: Path) -> None:
+def test_a_classifier_answers_as_its_pipeline(net, tmp_path):
     pipeline = classifier(net)
     save_model(pipeline, tmp_path / "model", input_example=TEXTS)
     report = json.loads((tmp_path / "model" / "parity.json").read_text())
@@ -169,7 +167,7 @@ def test_a_classifier_answers_as_its_pipeline(net: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(outputs["probabilities"], want, atol=1e-6)
 
 
-def test_a_pyfunc_returns_labels_or_probabilities(tmp_path: Path) -> None:
+def test_a_pyfunc_returns_labels_or_probabilities(tmp_path):
     pipeline = classifier()
     save_model(pipeline, tmp_path / "labels", input_example=TEXTS)
     save_model(
@@ -189,7 +187,7 @@ def test_a_pyfunc_returns_labels_or_probabilities(tmp_path: Path) -> None:
     assert scores.metadata.signature.inputs.input_names() == ["review"]
 
 
-def test_several_labels_and_a_single_score_have_their_own_outputs() -> None:
+def test_several_labels_and_a_single_score_have_their_own_outputs():
     several = classifier()
     several.model.config.problem_type = "multi_label_classification"
     outputs = {output.name: output.role for output in wrap(several, TEXTS).converted.outputs}
@@ -210,7 +208,7 @@ def test_several_labels_and_a_single_score_have_their_own_outputs() -> None:
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "max"])
-def test_an_embedding_includes_pooling_and_later_modules(pooling: str, tmp_path: Path) -> None:
+def test_an_embedding_includes_pooling_and_later_modules(pooling, tmp_path):
     original = encoder(tmp_path / "net", Dense(16, 8), Normalize(), pooling=pooling)
     save_model(original, tmp_path / "model", input_example=TEXTS)
     texts = list(hostile_texts(60))
@@ -230,9 +228,7 @@ def test_an_embedding_includes_pooling_and_later_modules(pooling: str, tmp_path:
     ],
     ids=["prompt", "truncated", "lower case"],
 )
-def test_an_embedding_follows_the_options_of_its_encoder(
-    options: dict[str, Any], tmp_path: Path
-) -> None:
+def test_an_embedding_follows_the_options_of_its_encoder(options, tmp_path):
     original = encoder(tmp_path / "net", **options)
     original.max_seq_length = 12
     save_model(original, tmp_path / "model", input_example=TEXTS)
@@ -246,7 +242,7 @@ def test_an_embedding_follows_the_options_of_its_encoder(
     )
 
 
-def test_a_batch_of_different_lengths_has_the_answers_of_single_texts(tmp_path: Path) -> None:
+def test_a_batch_of_different_lengths_has_the_answers_of_single_texts(tmp_path):
     original = encoder(tmp_path / "net")
     save_model(original, tmp_path / "model", input_example=TEXTS)
     model = load_model(str(tmp_path / "model"))
@@ -256,9 +252,7 @@ def test_a_batch_of_different_lengths_has_the_answers_of_single_texts(tmp_path: 
 
 
 @pytest.mark.parametrize("net", ["BERT", "RoBERTa", "GPT-2"])
-def test_a_classifier_with_padding_on_the_left_answers_as_its_pipeline(
-    net: str, tmp_path: Path
-) -> None:
+def test_a_classifier_with_padding_on_the_left_answers_as_its_pipeline(net, tmp_path):
     pipeline = classifier(net)
     pipeline.tokenizer.padding_side = "left"
     save_model(pipeline, tmp_path / "model", input_example=TEXTS)
@@ -286,9 +280,7 @@ class LastPosition(torch.nn.Module):  # type: ignore[misc]
 @pytest.mark.parametrize(
     "case", ["BERT", "decoder", "decoder without special tokens", "last position"]
 )
-def test_an_encoder_with_padding_on_the_left_answers_as_for_a_single_text(
-    case: str, tmp_path: Path
-) -> None:
+def test_an_encoder_with_padding_on_the_left_answers_as_for_a_single_text(case, tmp_path):
     torch.manual_seed(0)
     if case == "BERT":
         net = transformers.BertModel(transformers.BertConfig(**SMALL))
@@ -313,7 +305,7 @@ def test_an_encoder_with_padding_on_the_left_answers_as_for_a_single_text(
     np.testing.assert_allclose(embed(load_model(str(tmp_path / "model")), TEXTS), want, atol=1e-5)
 
 
-def without_special_tokens(tokenizer: Any) -> Any:
+def without_special_tokens(tokenizer):
     """Return the tokenizer without its post-processor, so that an empty text has no
     tokens.
     """
@@ -327,9 +319,7 @@ def without_special_tokens(tokenizer: Any) -> Any:
     )
 
 
-def test_a_text_without_tokens_is_refused_by_the_example_and_does_not_prevent_the_proof(
-    tmp_path: Path,
-) -> None:
+def test_a_text_without_tokens_is_refused_by_the_example_and_does_not_prevent_the_proof(tmp_path):
     pipeline = classifier()
     pipeline.tokenizer = without_special_tokens(pipeline.tokenizer)
     with refused(InvalidConfig, "input_example", "''", "no tokens"):
@@ -340,9 +330,7 @@ def test_a_text_without_tokens_is_refused_by_the_example_and_does_not_prevent_th
 
 
 @pytest.mark.parametrize("net", ["BERT", "GPT-2"])
-def test_a_model_whose_examples_have_one_token_answers_longer_texts(
-    net: str, tmp_path: Path
-) -> None:
+def test_a_model_whose_examples_have_one_token_answers_longer_texts(net, tmp_path):
     pipeline = classifier(net)
     vocabulary = {"<pad>": 0, "<unk>": 1, "good": 2, "bad": 3}
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -360,7 +348,7 @@ def test_a_model_whose_examples_have_one_token_answers_longer_texts(
     assert got == [answer["label"] for answer in pipeline(texts)]
 
 
-def test_a_text_that_the_pipeline_does_not_truncate_is_refused(tmp_path: Path) -> None:
+def test_a_text_that_the_pipeline_does_not_truncate_is_refused(tmp_path):
     pipeline = classifier(truncation=False)
     long = "model " * 60
     save_model(pipeline, tmp_path / "model", input_example=TEXTS)
@@ -371,7 +359,7 @@ def test_a_text_that_the_pipeline_does_not_truncate_is_refused(tmp_path: Path) -
         model.run(model.schema.from_columns({"text": [long]}))
 
 
-def test_positions_before_the_first_token_shorten_the_longest_text(tmp_path: Path) -> None:
+def test_positions_before_the_first_token_shorten_the_longest_text(tmp_path):
     """RoBERTa numbers its positions from `pad_token_id + 1`. On a GPU, a larger number
     is not an error.
     """
@@ -390,9 +378,7 @@ def test_positions_before_the_first_token_shorten_the_longest_text(tmp_path: Pat
         model.run(model.schema.from_columns({"text": [lengths[38]]}))
 
 
-def test_a_model_without_a_supported_tokenizer_or_task_is_refused_with_a_remedy(
-    tmp_path: Path,
-) -> None:
+def test_a_model_without_a_supported_tokenizer_or_task_is_refused_with_a_remedy(tmp_path):
     convert = partial(_convert, texts=TEXTS)
     plain = classifier()
     features = transformers.pipeline(
@@ -431,7 +417,7 @@ def test_a_model_without_a_supported_tokenizer_or_task_is_refused_with_a_remedy(
         convert(prompted)
 
 
-def test_other_data_than_texts_is_refused(tmp_path: Path) -> None:
+def test_other_data_than_texts_is_refused(tmp_path):
     for data in ([1, 2], [("a", "b")], pd.DataFrame({"a": ["x"], "b": ["y"]}), [None]):
         with refused(InvalidConfig, "input_example", "texts"):
             read_batch(classifier(), data)
@@ -439,6 +425,6 @@ def test_other_data_than_texts_is_refused(tmp_path: Path) -> None:
         forms(encoder(tmp_path / "net"), read_batch(None, TEXTS), "predict_proba", {})
 
 
-def _convert(model: Any, texts: Any) -> None:
+def _convert(model, texts):
     for form in forms(model, read_batch(model, texts), "predict", {}):
         form()

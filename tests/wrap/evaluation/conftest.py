@@ -2,22 +2,17 @@
 and a tracking store for each test.
 """
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from mlflow import MlflowClient
 
 from tests.promote.gate.conftest import folders, registry
-from tests.support.tracking import NewDatabase, tracking_at
+from tests.support.tracking import tracking_at
 
 __all__ = ["folders", "new_tracking", "registry"]
 
 
 @pytest.fixture
-def new_tracking(
-    tmp_path: Path, new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[MlflowClient]:
+def new_tracking(tmp_path, new_database, monkeypatch):
     monkeypatch.chdir(tmp_path)  # MLflow puts artifacts of a database store here.
     with tracking_at(new_database(tmp_path)):
         yield MlflowClient()

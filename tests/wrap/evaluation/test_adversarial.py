@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import mlflow
 import numpy as np
 import pytest
-from mlflow import MlflowClient
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.core.errors import InvalidConfig, Refused
@@ -30,7 +29,7 @@ STRENGTHS = {"fgsm": [0.05, 0.2], "pgd": [0.05, 0.2], "noise": [0.2]}
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def folders(tmp_path_factory):
     """`original` has MLflow's own flavor; `onnx` is its ONNX form; `naming` names the
     original; `of_other` names a model that is not a torch module.
     """
@@ -50,15 +49,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return paths
 
 
-def measured(model: Path, **options: Any) -> Any:
+def measured(model, **options):
     data = {"picture": PICTURES, "label": LABELS}
     return onnxserve.robustness(str(model), data, "label", strengths=STRENGTHS, **options)
 
 
 @pytest.mark.long
-def test_a_version_that_names_its_original_is_attacked_by_its_gradients(
-    folders: dict[str, Path],
-) -> None:
+def test_a_version_that_names_its_original_is_attacked_by_its_gradients(folders):
     report = measured(folders["naming"])
     losses = {(point.disturbance, point.strength): point.loss for point in report.points}
     assert report.clean > 0.7
@@ -69,9 +66,7 @@ def test_a_version_that_names_its_original_is_attacked_by_its_gradients(
 
 
 @pytest.mark.long
-def test_a_wrapped_version_is_attacked_with_the_gradients_of_its_original(
-    folders: dict[str, Path], new_tracking: MlflowClient
-) -> None:
+def test_a_wrapped_version_is_attacked_with_the_gradients_of_its_original(folders, new_tracking):
     new_tracking.create_registered_model("net")
     new_tracking.create_model_version("net", folders["onnx"].as_uri())
     new_tracking.set_model_version_tag(
@@ -85,8 +80,8 @@ def test_a_wrapped_version_is_attacked_with_the_gradients_of_its_original(
 
 @pytest.mark.long
 def test_an_optimized_version_is_attacked_by_the_original_of_its_base(
-    folders: dict[str, Path], new_tracking: MlflowClient, tmp_path: Path
-) -> None:
+    folders, new_tracking, tmp_path
+):
     new_tracking.create_registered_model("net")
     for name in ("original", "onnx"):
         new_tracking.create_model_version("net", folders[name].as_uri())
@@ -124,9 +119,7 @@ class Trap(torch.nn.Module):  # type: ignore[misc, name-defined]
 
 
 @pytest.mark.long
-def test_the_code_of_an_original_is_not_run_unless_it_or_an_attack_is_named(
-    folders: dict[str, Path], tmp_path: Path
-) -> None:
+def test_the_code_of_an_original_is_not_run_unless_it_or_an_attack_is_named(folders, tmp_path):
     Trap.made = tmp_path / "made"
     trap = tmp_path / "trap"
     naming = tmp_path / "naming"
@@ -145,16 +138,14 @@ def test_the_code_of_an_original_is_not_run_unless_it_or_an_attack_is_named(
     assert Trap.made.exists()
 
 
-def test_a_version_that_is_its_own_original_is_attacked_as_pyfunc(folders: dict[str, Path]) -> None:
+def test_a_version_that_is_its_own_original_is_attacked_as_pyfunc(folders):
     report = measured(folders["original"])
     losses = {(point.disturbance, point.strength): point.loss for point in report.points}
     assert report.cannot == {}
     assert (losses["fgsm", 0.2] or 0.0) > 0.2
 
 
-def test_an_original_that_is_missing_or_unfit_is_a_reason_and_no_error(
-    folders: dict[str, Path],
-) -> None:
+def test_an_original_that_is_missing_or_unfit_is_a_reason_and_no_error(folders):
     none = measured(folders["onnx"]).cannot
     assert none["fgsm"] == none["pgd"]
     assert none["pgd"].startswith(
@@ -171,9 +162,7 @@ def test_an_original_that_is_missing_or_unfit_is_a_reason_and_no_error(
         )
 
 
-def test_an_original_that_cannot_be_loaded_is_a_reason_and_no_error(
-    folders: dict[str, Path], tmp_path: Path
-) -> None:
+def test_an_original_that_cannot_be_loaded_is_a_reason_and_no_error(folders, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(folders["original"], broken)
     (broken / "data" / "model.pth").write_bytes(b"")
@@ -181,9 +170,7 @@ def test_an_original_that_cannot_be_loaded_is_a_reason_and_no_error(
     assert cannot.startswith("the torch original cannot be loaded: ")
 
 
-def test_code_execution_is_refused_to_an_original(
-    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_code_execution_is_refused_to_an_original(folders, monkeypatch):
     monkeypatch.setenv(MODEL_CODE, "false")
     original = str(folders["original"])
     cannot = measured(folders["onnx"], original=original).cannot["pgd"]
@@ -191,9 +178,7 @@ def test_code_execution_is_refused_to_an_original(
 
 
 @pytest.mark.parametrize("attack", [fgsm, pgd])
-def test_no_value_moves_by_more_than_the_strength_or_leaves_the_range(
-    attack: Any, folders: dict[str, Path]
-) -> None:
+def test_no_value_moves_by_more_than_the_strength_or_leaves_the_range(attack, folders):
     rows = {"": PICTURES}
     artifact = read_served_artifact(folders["onnx"])
     gradient = torch_gradient(
@@ -207,7 +192,7 @@ def test_no_value_moves_by_more_than_the_strength_or_leaves_the_range(
     assert attacked.dtype == np.float32
 
 
-def test_rows_that_the_original_cannot_take_are_a_reason(folders: dict[str, Path]) -> None:
+def test_rows_that_the_original_cannot_take_are_a_reason(folders):
     artifact = read_served_artifact(folders["onnx"])
     refused = torch_gradient(
         resolve(str(folders["onnx"])),

@@ -1,7 +1,5 @@
 """The agreement of a smaller or faster form with its base."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -20,15 +18,13 @@ ROWS = labelled(500, seed=3)
 INPUTS = {name: ROWS[name] for name in ("a", "b")}
 
 
-def loaded(folder: Path) -> LoadedOnnx:
+def loaded(folder):
     version = load_version(folder)
     assert isinstance(version, LoadedOnnx)
     return version
 
 
-def test_a_classifier_is_compared_by_its_labels_and_the_figures_of_its_probabilities(
-    tmp_path: Path,
-) -> None:
+def test_a_classifier_is_compared_by_its_labels_and_the_figures_of_its_probabilities(tmp_path):
     base, form = (
         loaded(write_classifier(tmp_path / n, w))
         for n, w in (("base", (2.0, -1.0)), ("form", (2.0, -0.8)))
@@ -45,7 +41,7 @@ def test_a_classifier_is_compared_by_its_labels_and_the_figures_of_its_probabili
     assert same.loss == 0.0
 
 
-def test_numbers_are_compared_by_their_difference_as_a_share_of_the_spread(tmp_path: Path) -> None:
+def test_numbers_are_compared_by_their_difference_as_a_share_of_the_spread(tmp_path):
     base, form = (
         loaded(write_regressor(tmp_path / n, w))
         for n, w in (("base", (2.0, -1.0)), ("form", (2.2, -1.1)))
@@ -62,7 +58,7 @@ def test_numbers_are_compared_by_their_difference_as_a_share_of_the_spread(tmp_p
     )
 
 
-def test_a_form_that_answers_no_numbers_loses_everything(tmp_path: Path) -> None:
+def test_a_form_that_answers_no_numbers_loses_everything(tmp_path):
     base, form = (
         loaded(write_regressor(tmp_path / n, w))
         for n, w in (("base", (2.0, -1.0)), ("form", (float("nan"), 1)))
@@ -71,14 +67,14 @@ def test_a_form_that_answers_no_numbers_loses_everything(tmp_path: Path) -> None
     assert compare_with_base(base, form, INPUTS, ROWS["value"]).loss == float("inf")
 
 
-def test_a_form_with_other_outputs_is_none(tmp_path: Path) -> None:
+def test_a_form_with_other_outputs_is_none(tmp_path):
     base = loaded(write_regressor(tmp_path / "base"))
     form = loaded(write_classifier(tmp_path / "form"))
     with pytest.raises(InvalidConfig, match="an output 'y'"):
         compare_with_base(base, form, INPUTS)
 
 
-def test_outputs_may_differ_by_the_rounding_of_the_largest_number_of_their_row() -> None:
+def test_outputs_may_differ_by_the_rounding_of_the_largest_number_of_their_row():
     served = {
         "label": np.array(["a", "b"], object),
         "scores": np.array([[1e6, 1e-3], [1.0, np.nan]], np.float32),

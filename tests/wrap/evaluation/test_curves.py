@@ -1,18 +1,12 @@
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
-
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from mlflow import MlflowClient
 from sklearn.linear_model import LogisticRegression
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotInstalled
 from mlflow_deploy_plugin.core.registry.runs import LoggedRun
-from mlflow_deploy_plugin.wrap.evaluation.curves import RobustnessPoint
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_regressor
 from tests.support.models import graph_tensor, tensor_column, write_model
 from tests.support.refusals import mentions
@@ -21,11 +15,11 @@ from tests.support.tracking import DEFAULT_EXPERIMENT
 ROWS = labelled(400)
 
 
-def values(points: Iterable[RobustnessPoint]) -> list[float]:
+def values(points):
     return [point.value for point in points if point.value is not None]
 
 
-def losses(points: Iterable[RobustnessPoint]) -> dict[str, float]:
+def losses(points):
     """Return the largest loss of each disturbance."""
     largest: dict[str, float] = {}
     for point in points:
@@ -34,11 +28,11 @@ def losses(points: Iterable[RobustnessPoint]) -> dict[str, float]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     return write_classifier(tmp_path_factory.mktemp("models") / "model")
 
 
-def test_the_metric_falls_with_the_strength(folder: Path) -> None:
+def test_the_metric_falls_with_the_strength(folder):
     strengths = {"noise": [0.1, 3.0], "swap": [], "scale": [10.0]}
     report = onnxserve.robustness(str(folder), ROWS, "label", metric="roc_auc", strengths=strengths)
     curves = {name: values(points) for name, points in report.curves()}
@@ -52,8 +46,8 @@ def test_the_metric_falls_with_the_strength(folder: Path) -> None:
     assert report.cannot == {}
 
 
-def test_the_same_seed_gives_the_same_report_whatever_else_is_measured(folder: Path) -> None:
-    def measured(seed: int, **strengths: list[float]) -> Any:
+def test_the_same_seed_gives_the_same_report_whatever_else_is_measured(folder):
+    def measured(seed, **strengths):
         report = onnxserve.robustness(
             str(folder), ROWS, "label", strengths=strengths, max_rows=200, seed=seed
         )
@@ -64,7 +58,7 @@ def test_the_same_seed_gives_the_same_report_whatever_else_is_measured(folder: P
     )
 
 
-def test_estimated_gradients_find_worse_rows_than_noise_of_the_same_size(folder: Path) -> None:
+def test_estimated_gradients_find_worse_rows_than_noise_of_the_same_size(folder):
     report = onnxserve.robustness(
         str(folder), ROWS, "label", strengths={"noise": [0.3], "spsa": [0.3]}
     )
@@ -72,7 +66,7 @@ def test_estimated_gradients_find_worse_rows_than_noise_of_the_same_size(folder:
     assert largest["spsa"] > 3 * max(largest["noise"], 0.01)
 
 
-def test_errors_of_numbers_lose_a_share(tmp_path: Path) -> None:
+def test_errors_of_numbers_lose_a_share(tmp_path):
     folder = write_regressor(tmp_path / "model")
     report = onnxserve.robustness(
         str(folder), pd.DataFrame(ROWS), "value", strengths={"noise": [0.5]}
@@ -83,7 +77,7 @@ def test_errors_of_numbers_lose_a_share(tmp_path: Path) -> None:
     assert 0.2 < losses([point])["noise"] < 1.0
 
 
-def test_by_default_all_is_measured_that_fits_and_the_rest_says_why(folder: Path) -> None:
+def test_by_default_all_is_measured_that_fits_and_the_rest_says_why(folder):
     report = onnxserve.robustness(str(folder), ROWS, "label")
     assert [name for name, _ in report.curves()] == ["noise", "missing", "swap", "scale"]
     assert mentions(report.cannot["typos"], "no text inputs")
@@ -94,7 +88,7 @@ def test_by_default_all_is_measured_that_fits_and_the_rest_says_why(folder: Path
     assert missing[-1].no_number == pytest.approx(0.75, abs=0.1)
 
 
-def test_values_are_taken_away_only_where_the_model_takes_missing_ones(tmp_path: Path) -> None:
+def test_values_are_taken_away_only_where_the_model_takes_missing_ones(tmp_path):
     folder = write_classifier(tmp_path / "model", types=("long", "double"))
     rows = {**ROWS, "a": np.round(ROWS["a"] * 10).astype(int)}
     report = onnxserve.robustness(str(folder), rows, "label", strengths={"missing": [0.5]})
@@ -104,7 +98,7 @@ def test_values_are_taken_away_only_where_the_model_takes_missing_ones(tmp_path:
     assert report.points[0].no_number == pytest.approx(0.5, abs=0.05)
 
 
-def test_refused_rows_are_a_point_without_a_value(tmp_path: Path) -> None:
+def test_refused_rows_are_a_point_without_a_value(tmp_path):
     folder = write_classifier(tmp_path / "model", types=("long", "long"))
     rows = {**ROWS, **{name: np.round(ROWS[name] * 10).astype(int) for name in COLUMNS}}
     report = onnxserve.robustness(
@@ -147,13 +141,7 @@ def test_refused_rows_are_a_point_without_a_value(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_an_invalid_option_is_refused_in_one_line(
-    change: dict[str, Any],
-    message: str,
-    folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_invalid_option_is_refused_in_one_line(change, message, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     other = write_classifier(tmp_path / "other")
     (other / "MLmodel").write_text(
@@ -177,7 +165,7 @@ def test_an_invalid_option_is_refused_in_one_line(
         )
 
 
-def test_a_model_without_numbers_is_measured_by_its_texts(tmp_path: Path) -> None:
+def test_a_model_without_numbers_is_measured_by_its_texts(tmp_path):
     graph = """g (string[N] t) => (int64[N] label) {
         label = ai.onnx.ml.LabelEncoder <keys_strings = ["yes", "no"], \
 values_int64s = [1, 0]> (t) }"""
@@ -198,8 +186,8 @@ values_int64s = [1, 0]> (t) }"""
 
 
 def test_the_run_of_the_version_gets_metrics_by_strength_and_pictures(
-    folder: Path, tmp_path: Path, new_tracking: MlflowClient
-) -> None:
+    folder, tmp_path, new_tracking
+):
     run = new_tracking.create_run(DEFAULT_EXPERIMENT)
     model = write_classifier(tmp_path / "model")
     (model / "MLmodel").write_text((model / "MLmodel").read_text().replace("r-1", run.info.run_id))
@@ -223,9 +211,7 @@ def test_the_run_of_the_version_gets_metrics_by_strength_and_pictures(
 
 
 @pytest.mark.long
-def test_a_model_that_no_run_logged_gets_one_run_for_its_evaluations(
-    tmp_path: Path, new_tracking: MlflowClient
-) -> None:
+def test_a_model_that_no_run_logged_gets_one_run_for_its_evaluations(tmp_path, new_tracking):
     table = pd.DataFrame({name: ROWS[name] for name in COLUMNS})
     model = LogisticRegression().fit(table, ROWS["label"])
     info = onnxserve.log_model(
@@ -247,18 +233,18 @@ def test_a_model_that_no_run_logged_gets_one_run_for_its_evaluations(
     assert "robustness/noise" in {metric.key for metric in metrics or []}
 
 
-def test_wide_rows_are_fewer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wide_rows_are_fewer(folder, monkeypatch):
     monkeypatch.setattr("mlflow_deploy_plugin.wrap.evaluation.curves._MAX_VALUES", 100)
     assert onnxserve.robustness(str(folder), ROWS, "label", strengths={"noise": 0.1}).rows == 50
 
 
-def test_pictures_need_matplotlib(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_need_matplotlib(folder, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(NotInstalled, match=r"matplotlib: .*'mlflow-onnxserve\[monitoring\]'"):
         onnxserve.robustness(str(folder), ROWS, "label", log=True)
 
 
-def test_columns_of_a_file_become_the_only_tensor_of_a_model(tmp_path: Path) -> None:
+def test_columns_of_a_file_become_the_only_tensor_of_a_model(tmp_path):
     graph = "g (float[N,2] x) => (float[N,1] y) <float[2,1] w = {2.0, -1.0}> { y = MatMul(x, w) }"
     model = write_model(tmp_path / "m", graph, [tensor_column("float32", -1, 2)])
     rows = {name: ROWS[name] for name in (*COLUMNS, "value")}

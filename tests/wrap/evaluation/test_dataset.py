@@ -1,6 +1,5 @@
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -8,12 +7,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, RegistryUnavailable
 from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE
-from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Column, Tensor, read_artifact
+from mlflow_deploy_plugin.serve.runtime.artifact import Column, Tensor, read_artifact
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.wrap.evaluation.dataset import (
     cast_to_signature,
@@ -30,15 +28,15 @@ from tests.support.tracking import DEFAULT_EXPERIMENT
 
 
 @pytest.fixture
-def artifact(tmp_path: Path) -> Artifact:
+def artifact(tmp_path):
     return read_artifact(write_classifier(tmp_path / "model"))
 
 
-def load(dataset: Any, artifact: Artifact, target: str = "y", max_rows: int = 50_000) -> Any:
+def load(dataset, artifact, target="y", max_rows=50_000):
     return load_dataset(str(dataset), target, artifact, seed=7, max_rows=max_rows)
 
 
-def test_a_csv_is_read_as_pandas_does(tmp_path: Path, artifact: Artifact) -> None:
+def test_a_csv_is_read_as_pandas_does(tmp_path, artifact):
     (tmp_path / "d.csv").write_text("a,city,y\n1.5,rome,late\n,,on time\n3,oslo,\n")
     dataset = load(tmp_path / "d.csv", artifact)
     assert dataset.truth.tolist() == ["late", "on time"]  # A row without a known truth is skipped.
@@ -48,7 +46,7 @@ def test_a_csv_is_read_as_pandas_does(tmp_path: Path, artifact: Artifact) -> Non
     assert "y" not in dataset.rows
 
 
-def test_the_codes_of_a_csv_have_the_signatures_type(tmp_path: Path, artifact: Artifact) -> None:
+def test_the_codes_of_a_csv_have_the_signatures_type(tmp_path, artifact):
     (tmp_path / "d.csv").write_text("zip,y\n01234,1\n90210,2\nNA,3\n")
     artifact = replace(artifact, columns=(Column("zip", "string", True),))
     assert load(tmp_path / "d.csv", artifact).rows["zip"].tolist() == ["01234", "90210", "NA"]
@@ -56,7 +54,7 @@ def test_the_codes_of_a_csv_have_the_signatures_type(tmp_path: Path, artifact: A
     assert load(tmp_path / "d.csv", artifact).rows["zip"].tolist() == ["1234", "90210"]
 
 
-def test_parquet_with_categories_and_lists_is_read(tmp_path: Path, artifact: Artifact) -> None:
+def test_parquet_with_categories_and_lists_is_read(tmp_path, artifact):
     table = pd.DataFrame(
         {"c": pd.Categorical(["x", "y", None]), "v": [[1.0, 2.0]] * 3, "y": [1, 0, 1]}
     )
@@ -68,8 +66,8 @@ def test_parquet_with_categories_and_lists_is_read(tmp_path: Path, artifact: Art
 
 
 def test_arrays_by_name_are_read_and_objects_that_only_pickle_could_read_are_not(
-    tmp_path: Path, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, artifact, monkeypatch
+):
     np.savez(
         tmp_path / "d.npz",
         a=np.ones((3, 2, 2)),
@@ -94,9 +92,7 @@ def test_arrays_by_name_are_read_and_objects_that_only_pickle_could_read_are_not
         load(tmp_path / "bomb.npz", artifact)
 
 
-def test_data_with_an_unclear_number_of_rows_is_refused_by_name(
-    tmp_path: Path, artifact: Artifact
-) -> None:
+def test_data_with_an_unclear_number_of_rows_is_refused_by_name(tmp_path, artifact):
     np.savez(tmp_path / "number.npz", a=5)
     with pytest.raises(InvalidConfig, match=r"number\.npz.*a \[\]"):
         load(tmp_path / "number.npz", artifact)
@@ -104,7 +100,7 @@ def test_data_with_an_unclear_number_of_rows_is_refused_by_name(
         frame_rows(pd.DataFrame({"a": [[1.0, 2.0], [3.0]]}))
 
 
-def test_columns_of_numbers_become_the_only_tensor_of_that_width(artifact: Artifact) -> None:
+def test_columns_of_numbers_become_the_only_tensor_of_that_width(artifact):
     tensor = replace(artifact, columns=(), tensors=(Tensor("", "float32", (-1, 2)),))
     rows = {"b": np.arange(3), "a": np.ones(3)}
     assert cast_to_signature(tensor, rows)[""].tolist() == [[0, 1], [1, 1], [2, 1]]
@@ -113,7 +109,7 @@ def test_columns_of_numbers_become_the_only_tensor_of_that_width(artifact: Artif
         own_columns(tensor, {**rows, "c": np.ones(3)})
 
 
-def test_the_seed_chooses_the_rows(tmp_path: Path, artifact: Artifact) -> None:
+def test_the_seed_chooses_the_rows(tmp_path, artifact):
     file = write_rows(tmp_path / "d.parquet", labelled(200))
     first, again = (load(file, artifact, "label", max_rows=30) for _ in range(2))
     assert len(first.truth) == 30
@@ -137,22 +133,20 @@ def test_the_seed_chooses_the_rows(tmp_path: Path, artifact: Artifact) -> None:
         ("d.csv", "a,y\n1,\n", "has no row with a known 'y'"),
     ],
 )
-def test_a_dataset_that_cannot_be_used_is_named(
-    name: str, content: str | None, message: str, tmp_path: Path, artifact: Artifact
-) -> None:
+def test_a_dataset_that_cannot_be_used_is_named(name, content, message, tmp_path, artifact):
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(InvalidConfig, match=message):
         load(tmp_path / name, artifact)
 
 
-def test_a_column_of_the_model_cannot_be_the_target(tmp_path: Path, artifact: Artifact) -> None:
+def test_a_column_of_the_model_cannot_be_the_target(tmp_path, artifact):
     (tmp_path / "d.csv").write_text("a,b,y\n1,2,3\n")
     with pytest.raises(InvalidConfig, match="target 'a'"):
         load(tmp_path / "d.csv", artifact, "a")
 
 
-def test_a_reference_is_without_the_models_own_answers(tmp_path: Path) -> None:
+def test_a_reference_is_without_the_models_own_answers(tmp_path):
     rows = {**labelled(50), "prediction": [1] * 50, "output.p": [0.5] * 50}
     artifact = read_artifact(write_classifier(tmp_path / "model", reference=rows))
     reference = reference_rows(artifact, 20, 7)
@@ -164,9 +158,7 @@ def test_a_reference_is_without_the_models_own_answers(tmp_path: Path) -> None:
         load("reference", artifact, "prediction")
 
 
-def test_integers_and_booleans_have_the_types_of_the_signature_in_a_float_graph(
-    tmp_path: Path,
-) -> None:
+def test_integers_and_booleans_have_the_types_of_the_signature_in_a_float_graph(tmp_path):
     rows = {name: np.array(values, "float32") for name, values in labelled(50).items()}
     rows["value"] = np.arange(50) % 2 * np.float32(1)
     rows["label"] = np.full(50, np.nan, "float32")
@@ -189,7 +181,7 @@ def test_integers_and_booleans_have_the_types_of_the_signature_in_a_float_graph(
     assert again["value"].tolist() == [0, 1] * 25
 
 
-def test_logged_rows_come_in_the_signatures_types(tmp_path: Path, artifact: Artifact) -> None:
+def test_logged_rows_come_in_the_signatures_types(tmp_path, artifact):
     kinds: dict[str, Any] = {"hour": "long", "rain": "boolean", "temp": "double", "gust": "float"}
     artifact = replace(
         artifact, columns=tuple(Column(name, kind, True) for name, kind in kinds.items())
@@ -201,18 +193,14 @@ def test_logged_rows_come_in_the_signatures_types(tmp_path: Path, artifact: Arti
     assert dataset.rows["hour"].tolist() == [1, 0, 1]
 
 
-def test_tensors_come_in_the_signatures_types_also_the_one_without_a_name(
-    tmp_path: Path, artifact: Artifact
-) -> None:
+def test_tensors_come_in_the_signatures_types_also_the_one_without_a_name(tmp_path, artifact):
     file = write_rows(tmp_path / "log.parquet", {"image": [[0.0, 1.0], [2.0, 3.0]], "y": [1, 0]})
     for name in ("image", ""):
         tensors = replace(artifact, columns=(), tensors=(Tensor(name, "float32", (-1, 2)),))
         assert load(file, tensors).rows["image"].dtype == np.float32
 
 
-def test_logged_rows_of_one_tensor_without_a_name_are_its_values_alone(
-    tmp_path: Path, artifact: Artifact
-) -> None:
+def test_logged_rows_of_one_tensor_without_a_name_are_its_values_alone(tmp_path, artifact):
     # the layout of tensors in the log
     image = pa.FixedSizeListArray.from_arrays(pa.array([0.0, 1.0, 2.0, 3.0]), 2)
     logged = {
@@ -228,15 +216,13 @@ def test_logged_rows_of_one_tensor_without_a_name_are_its_values_alone(
     assert dataset.rows["input"].shape == (2, 2)
 
 
-def test_a_model_without_a_reference_has_no_sample(artifact: Artifact) -> None:
+def test_a_model_without_a_reference_has_no_sample(artifact):
     assert reference_rows(artifact, 20, 7) is None
     with pytest.raises(InvalidConfig, match="no reference"):
         load("reference", artifact)
 
 
-def test_datasets_and_artifacts_of_runs_are_fetched(
-    tmp_path: Path, artifact: Artifact, registry: MlflowClient
-) -> None:
+def test_datasets_and_artifacts_of_runs_are_fetched(tmp_path, artifact, registry):
     file = write_rows(tmp_path / "holdout.parquet", labelled(60))
     with mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT) as run:
         mlflow.log_artifact(str(file), "data")
@@ -256,9 +242,7 @@ def test_datasets_and_artifacts_of_runs_are_fetched(
         load(f"runs:/{run_id}/none.csv", artifact, "label")
 
 
-def test_a_dataset_whose_source_is_code_is_not_loaded(
-    artifact: Artifact, registry: MlflowClient
-) -> None:
+def test_a_dataset_whose_source_is_code_is_not_loaded(artifact, registry):
     with mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT) as run:
         pass
     script = Dataset(
@@ -272,9 +256,7 @@ def test_a_dataset_whose_source_is_code_is_not_loaded(
         load(f"dataset:/{run.info.run_id}", artifact, "label")
 
 
-def test_a_store_that_is_down_says_nothing_of_the_version(
-    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_that_is_down_says_nothing_of_the_version(artifact, monkeypatch):
     monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "http://127.0.0.1:1")
     for name, value in {
         "MAX_ATTEMPTS": "1",
@@ -288,9 +270,7 @@ def test_a_store_that_is_down_says_nothing_of_the_version(
         load("ftps://host/d.csv", artifact)
 
 
-def test_the_truth_may_hold_several_values_a_row_where_all_are_known(
-    artifact: Artifact, tmp_path: Path
-) -> None:
+def test_the_truth_may_hold_several_values_a_row_where_all_are_known(artifact, tmp_path):
     rows = labelled(3)
     file = write_rows(
         tmp_path / "many.parquet", {**rows, "y": [[1.0, 2.0], [3.0, float("nan")], [5.0, 6.0]]}
@@ -301,9 +281,7 @@ def test_the_truth_may_hold_several_values_a_row_where_all_are_known(
         load(file, artifact)
 
 
-def test_a_file_that_would_not_fit_into_memory_is_not_read(
-    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_would_not_fit_into_memory_is_not_read(artifact, tmp_path, monkeypatch):
     file = write_rows(tmp_path / "large.parquet", {"y": [1.0] * 50, "lists": [[0.0] * 20] * 50})
     monkeypatch.setattr("mlflow_deploy_plugin.core.tabular.streams._MAX_VALUES", 1000)
     with pytest.raises(InvalidConfig, match=r"large\.parquet.*1,050 values.*1,000"):
@@ -313,9 +291,7 @@ def test_a_file_that_would_not_fit_into_memory_is_not_read(
 @pytest.mark.parametrize(
     "values", [["x" * 1000] * 500, [["x" * 100] * 10] * 500], ids=["texts", "lists of texts"]
 )
-def test_a_text_counts_in_every_row_that_has_it(
-    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: list[object]
-) -> None:
+def test_a_text_counts_in_every_row_that_has_it(artifact, tmp_path, monkeypatch, values):
     file = write_rows(tmp_path / "bomb.parquet", {"text": values})
     assert list(read_rows(file, "b", artifact)["text"][0]) == list(values[0])  # type: ignore[call-overload]
     monkeypatch.setattr("mlflow_deploy_plugin.core.tabular.streams.MAX_BYTES", 400_000)
@@ -323,9 +299,7 @@ def test_a_text_counts_in_every_row_that_has_it(
         read_rows(file, "b", artifact)
 
 
-def test_known_rows_are_the_example_otherwise_the_reference_otherwise_random(
-    tmp_path: Path,
-) -> None:
+def test_known_rows_are_the_example_otherwise_the_reference_otherwise_random(tmp_path):
     mixed = OnnxModel.load(mixed_model(tmp_path / "mixed"))
     made_up = known_rows(mixed.artifact, mixed.schema, 3)
     kinds = {name: (values.shape, values.dtype.kind) for name, values in made_up.items()}
@@ -350,8 +324,8 @@ def test_known_rows_are_the_example_otherwise_the_reference_otherwise_random(
 
 
 def test_known_rows_have_the_types_of_the_signature_although_the_graph_stacks_booleans_with_floats(
-    tmp_path: Path,
-) -> None:
+    tmp_path,
+):
     graph = "stacked (double[N,2] X) => (double[N,2] y) { y = Identity(X) }"
     stacked = [graph_tensor("X", "float64", -1, 2, columns=["late", "distance"])]
     outputs = [graph_tensor("y", "float64", -1, 2, role="values")]

@@ -15,13 +15,11 @@ from mlflow_deploy_plugin.wrap.evaluation.disturbances import (
 
 
 @pytest.fixture
-def rng() -> np.random.Generator:
+def rng():
     return np.random.default_rng(0)
 
 
-def test_noise_is_a_share_of_the_standard_deviation_and_keeps_the_types(
-    rng: np.random.Generator,
-) -> None:
+def test_noise_is_a_share_of_the_standard_deviation_and_keeps_the_types(rng):
     rows = {
         "wide": rng.normal(0, 100, 5000),
         "narrow": rng.normal(0, 1, 5000).astype(np.float32),
@@ -40,7 +38,7 @@ def test_noise_is_a_share_of_the_standard_deviation_and_keeps_the_types(
     assert disturbed["flag"] is rows["flag"]
 
 
-def test_missing_values_are_nan_in_numbers_and_none_elsewhere(rng: np.random.Generator) -> None:
+def test_missing_values_are_nan_in_numbers_and_none_elsewhere(rng):
     rows = {
         "x": np.ones(5000),
         "n": np.ones(5000, dtype=int),
@@ -52,9 +50,7 @@ def test_missing_values_are_nan_in_numbers_and_none_elsewhere(rng: np.random.Gen
         assert np.mean([value is None for value in disturbed[name]]) == pytest.approx(0.2, abs=0.03)
 
 
-def test_values_out_of_range_lie_beyond_both_ends_and_within_the_type(
-    rng: np.random.Generator,
-) -> None:
+def test_values_out_of_range_lie_beyond_both_ends_and_within_the_type(rng):
     rows: dict[str, Any] = {
         "x": np.linspace(0, 1, 5000),
         "n": np.array([-(2**31), 2**31 - 1] * 2500, dtype=np.int32),
@@ -70,7 +66,7 @@ def test_values_out_of_range_lie_beyond_both_ends_and_within_the_type(
     assert np.isnan(disturbed["empty"]).all()
 
 
-def test_swaps_move_a_share_of_each_column_and_keep_its_values(rng: np.random.Generator) -> None:
+def test_swaps_move_a_share_of_each_column_and_keep_its_values(rng):
     rows = {
         "x": np.arange(5000.0),
         "table": np.arange(10_000).reshape(5000, 2),
@@ -83,9 +79,7 @@ def test_swaps_move_a_share_of_each_column_and_keep_its_values(rng: np.random.Ge
     assert disturbed["picture"] is rows["picture"]
 
 
-def test_typos_change_a_share_of_the_characters_and_keep_other_values(
-    rng: np.random.Generator,
-) -> None:
+def test_typos_change_a_share_of_the_characters_and_keep_other_values(rng):
     rows = {
         "t": np.array(
             ["the quick brown fox jumps over the lazy dog"] * 200 + [None, 7], dtype=object
@@ -97,14 +91,12 @@ def test_typos_change_a_share_of_the_characters_and_keep_other_values(
     assert all(abs(len(text) - 43) < 10 for text in disturbed[:-2])
 
 
-def test_unseen_texts_replace_a_share(rng: np.random.Generator) -> None:
+def test_unseen_texts_replace_a_share(rng):
     ((_, disturbed),) = DISTURB["unseen"]({"t": np.array(["x"] * 5000, dtype=object)}, 0.2, rng)
     assert (disturbed["t"] == "(never seen)").mean() == pytest.approx(0.2, abs=0.03)
 
 
-def test_each_column_of_numbers_is_scaled_by_itself_within_its_type(
-    rng: np.random.Generator,
-) -> None:
+def test_each_column_of_numbers_is_scaled_by_itself_within_its_type(rng):
     rows: dict[str, Any] = {
         "x": np.ones(3),
         "n": np.full(3, 100, dtype=np.int8),
@@ -119,7 +111,7 @@ def test_each_column_of_numbers_is_scaled_by_itself_within_its_type(
     assert disturbed["table[1]"]["table"].tolist() == [[1, 10]] * 3
 
 
-def test_pictures_get_brighter_and_darker_within_their_range(rng: np.random.Generator) -> None:
+def test_pictures_get_brighter_and_darker_within_their_range(rng):
     pictures = rng.integers(0, 256, (20, 8, 8)).astype(np.uint8)
     disturbed = dict(DISTURB["brightness"]({"x": pictures}, 0.5, rng))
     assert disturbed["brighter"]["x"].mean() > pictures.mean() > disturbed["darker"]["x"].mean()
@@ -129,9 +121,7 @@ def test_pictures_get_brighter_and_darker_within_their_range(rng: np.random.Gene
 @pytest.mark.parametrize(
     "shape", [(40, 10, 10), (40, 3, 10, 10), (40, 10, 10, 3), (40, 2, 2, 10, 10)]
 )
-def test_a_box_of_each_picture_is_covered_in_all_its_channels(
-    shape: tuple[int, ...], rng: np.random.Generator
-) -> None:
+def test_a_box_of_each_picture_is_covered_in_all_its_channels(shape, rng):
     pictures = rng.normal(size=shape)
     ((_, disturbed),) = DISTURB["occlusion"]({"x": pictures}, 0.25, rng)
     assert (disturbed["x"] != pictures).mean() == pytest.approx(0.25)
@@ -147,6 +137,6 @@ def test_a_box_of_each_picture_is_covered_in_all_its_channels(
         ({"x": np.ones((3, 4, 4))}, {"unseen", "typos", "missing", "swap"}),
     ],
 )
-def test_disturbances_that_do_not_fit_the_rows_give_a_reason(rows: Any, unfit: set[str]) -> None:
+def test_disturbances_that_do_not_fit_the_rows_give_a_reason(rows, unfit):
     names = ("noise", "missing", "swap", "scale", "unseen", "typos", "brightness", "occlusion")
     assert {name for name in names if unfit_reason(name, rows)} == unfit

@@ -1,12 +1,10 @@
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from mlflow import MlflowClient
 from sklearn.inspection import permutation_importance
 from sklearn.linear_model import LinearRegression
 
@@ -28,12 +26,12 @@ REFERENCE = {name: labelled(80, seed=5)[name] for name in COLUMNS}
 
 
 @pytest.fixture(scope="module")
-def regressor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def regressor(tmp_path_factory):
     """Return the answer 2 a - b."""
     return write_regressor(tmp_path_factory.mktemp("models") / "model", reference=REFERENCE)
 
 
-def test_contributions_of_a_sum_are_its_terms(regressor: Path, tmp_path: Path) -> None:
+def test_contributions_of_a_sum_are_its_terms(regressor, tmp_path):
     explanation = onnxserve.explain(str(regressor), ROWS, max_rows=20, seed=3)
     assert explanation.columns == ("a", "b")
     assert explanation.values.shape == (20, 2, 1)
@@ -53,7 +51,7 @@ def test_contributions_of_a_sum_are_its_terms(regressor: Path, tmp_path: Path) -
     )
 
 
-def test_the_same_seed_gives_the_same_explanation(regressor: Path) -> None:
+def test_the_same_seed_gives_the_same_explanation(regressor):
     first, again, other = (
         onnxserve.explain(str(regressor), ROWS, "value", max_rows=5, seed=s) for s in (1, 1, 2)
     )
@@ -61,7 +59,7 @@ def test_the_same_seed_gives_the_same_explanation(regressor: Path) -> None:
     assert first.values.tolist() == again.values.tolist()
 
 
-def test_with_labels_columns_are_permuted_as_by_scikit_learn(regressor: Path) -> None:
+def test_with_labels_columns_are_permuted_as_by_scikit_learn(regressor):
     explanation = onnxserve.explain(str(regressor), pd.DataFrame(ROWS), "value", max_rows=2)
     table = pd.DataFrame({name: ROWS[name] for name in COLUMNS})
     model = LinearRegression(fit_intercept=False).fit(table, 2 * table["a"] - table["b"])
@@ -79,7 +77,7 @@ def test_with_labels_columns_are_permuted_as_by_scikit_learn(regressor: Path) ->
     assert explanation.table()[0] == ("column", "mean |SHAP|", "rmse lost if permuted")
 
 
-def test_a_model_without_rows_of_its_own_is_explained_against_the_data(tmp_path: Path) -> None:
+def test_a_model_without_rows_of_its_own_is_explained_against_the_data(tmp_path):
     folder = write_classifier(tmp_path / "model")
     explanation = onnxserve.explain(str(folder), ROWS, "label", metric="roc_auc", max_rows=30)
     assert mentions(explanation.background, "30 rows", "data")
@@ -88,7 +86,7 @@ def test_a_model_without_rows_of_its_own_is_explained_against_the_data(tmp_path:
     assert explanation.importance[0].permutation == pytest.approx(0.4, abs=0.15)
 
 
-def test_columns_of_a_tensor_are_numbered(tmp_path: Path) -> None:
+def test_columns_of_a_tensor_are_numbered(tmp_path):
     graph = "g (float[N,2] x) => (float[N,1] y) <float[2,1] w = {2.0, -1.0}> { y = MatMul(x, w) }"
     model = write_model(tmp_path / "m", graph, [tensor_column("float32", -1, 2)])
     rows = {"x": np.stack([ROWS["a"], ROWS["b"]], axis=1), "value": ROWS["value"]}
@@ -97,9 +95,7 @@ def test_columns_of_a_tensor_are_numbered(tmp_path: Path) -> None:
     assert explanation.importance[0].permutation > explanation.importance[1].permutation > 0.1  # type: ignore[operator]
 
 
-def test_the_run_of_the_version_gets_pictures_and_contributions(
-    regressor: Path, tmp_path: Path, new_tracking: MlflowClient
-) -> None:
+def test_the_run_of_the_version_gets_pictures_and_contributions(regressor, tmp_path, new_tracking):
     run_id = new_tracking.create_run(DEFAULT_EXPERIMENT).info.run_id
     folder = write_classifier(tmp_path / "model", reference=REFERENCE)
     (folder / "MLmodel").write_text((folder / "MLmodel").read_text().replace("r-1", run_id))
@@ -114,7 +110,7 @@ def test_the_run_of_the_version_gets_pictures_and_contributions(
     assert mlflow.artifacts.load_dict(f"runs:/{run_id}/explain/explain.json")["rows"] == 6
 
 
-def test_texts_and_missing_values_are_drawn(tmp_path: Path) -> None:
+def test_texts_and_missing_values_are_drawn(tmp_path):
     graph = """g (string[N,1] t, double[N,1] x) => (double[N,1] y) {
         n = ai.onnx.ml.LabelEncoder <keys_strings = ["yes", "no"], values_floats = [1.0, 0.0]> (t)
         d = Cast <to = 11> (n)
@@ -142,7 +138,7 @@ def test_texts_and_missing_values_are_drawn(tmp_path: Path) -> None:
         ]
 
 
-def test_rows_that_are_answered_by_no_number_are_left_out(regressor: Path) -> None:
+def test_rows_that_are_answered_by_no_number_are_left_out(regressor):
     rows = {name: values[:10].copy() for name, values in ROWS.items()}
     rows["a"][[2, 5]] = np.nan
     explanation = onnxserve.explain(str(regressor), rows)
@@ -181,9 +177,7 @@ def test_rows_that_are_answered_by_no_number_are_left_out(regressor: Path) -> No
         ),
     ],
 )
-def test_an_invalid_option_is_refused_with_a_reason(
-    change: dict[str, Any], kind: Any, message: str, regressor: Path
-) -> None:
+def test_an_invalid_option_is_refused_with_a_reason(change, kind, message, regressor):
     arguments = {"data": ROWS, **change}
     with pytest.raises(kind, match=message):
         onnxserve.explain(
@@ -191,7 +185,7 @@ def test_an_invalid_option_is_refused_with_a_reason(
         )
 
 
-def test_a_model_that_cannot_be_explained_gives_a_reason(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_explained_gives_a_reason(tmp_path):
     mlflow.pyfunc.save_model(tmp_path / "pyfunc", loader_module="json", pip_requirements=[])
     with pytest.raises(InvalidArtifact, match="no ONNX form"):
         onnxserve.explain(str(tmp_path / "pyfunc"), ROWS)
@@ -205,9 +199,7 @@ def test_a_model_that_cannot_be_explained_gives_a_reason(tmp_path: Path) -> None
         onnxserve.explain(str(tmp_path / "m"), {"x": np.ones((4, 2, 2)), "z": np.ones(4)})
 
 
-def test_shap_and_matplotlib_are_asked_for_by_their_extras(
-    regressor: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shap_and_matplotlib_are_asked_for_by_their_extras(regressor, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(NotInstalled, match=r"shap: .*'mlflow-onnxserve\[explain\]'"):
         onnxserve.explain(str(regressor), ROWS)

@@ -1,16 +1,12 @@
 import tracemalloc
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 from sklearn import metrics
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName
-from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.evaluation.metrics import (
-    MetricComparison,
     default_metric,
     paired_bootstrap,
     weighted_metric,
@@ -20,9 +16,7 @@ from mlflow_deploy_plugin.wrap.evaluation.model import ModelPredictions
 ROWS = 300
 
 
-def classifier(
-    classes: Any, seed: int = 0, certainty: float = 1.0
-) -> tuple[Array, ModelPredictions]:
+def classifier(classes, seed=0, certainty=1.0):
     """Return truth and answers that are mostly correct; scores have ties."""
     rng = np.random.default_rng(seed)
     truth = rng.choice(classes, ROWS)
@@ -36,13 +30,13 @@ def classifier(
     )
 
 
-def regressor(seed: int = 0, noise: float = 1.0) -> tuple[Array, ModelPredictions]:
+def regressor(seed=0, noise=1.0):
     rng = np.random.default_rng(seed)
     truth = rng.normal(size=ROWS)
     return truth, ModelPredictions(truth + rng.normal(size=ROWS) * noise, False)
 
 
-def of_sklearn(metric: MetricName, truth: Array, answers: ModelPredictions, weights: Array) -> Any:
+def of_sklearn(metric, truth, answers, weights):
     labels = np.unique(truth)
     probabilities = answers.probabilities
     several = len(labels) > 2
@@ -72,9 +66,7 @@ def of_sklearn(metric: MetricName, truth: Array, answers: ModelPredictions, weig
 @pytest.mark.parametrize("metric", ["accuracy", "f1", "log_loss", "roc_auc"])
 @pytest.mark.parametrize("classes", [[0, 1], ["late", "on time"], [1, 2, 5]])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_a_classifiers_metric_is_scikit_learns(
-    metric: MetricName, classes: list[Any], weighted: bool
-) -> None:
+def test_a_classifiers_metric_is_scikit_learns(metric, classes, weighted):
     truth, answers = classifier(classes)
     weights = (
         np.random.default_rng(1).integers(0, 4, ROWS).astype(float) if weighted else np.ones(ROWS)
@@ -85,7 +77,7 @@ def test_a_classifiers_metric_is_scikit_learns(
 
 
 @pytest.mark.parametrize("metric", ["rmse", "mae"])
-def test_a_regressors_metric_is_scikit_learns(metric: MetricName) -> None:
+def test_a_regressors_metric_is_scikit_learns(metric):
     truth, answers = regressor()
     weights = np.random.default_rng(1).integers(0, 4, ROWS).astype(float)
     assert weighted_metric(metric, truth, answers)(weights) == pytest.approx(
@@ -94,7 +86,7 @@ def test_a_regressors_metric_is_scikit_learns(metric: MetricName) -> None:
 
 
 @pytest.mark.parametrize("metric", ["log_loss", "roc_auc"])
-def test_probabilities_that_are_no_numbers_have_no_metric(metric: MetricName) -> None:
+def test_probabilities_that_are_no_numbers_have_no_metric(metric):
     truth, answers = classifier([0, 1])
     assert answers.probabilities is not None
     # NaN would be sorted as the highest score.
@@ -103,7 +95,7 @@ def test_probabilities_that_are_no_numbers_have_no_metric(metric: MetricName) ->
     assert np.isnan(weighted_metric(metric, truth, broken)(np.ones(ROWS)))
 
 
-def test_the_default_metric_depends_on_the_kind_of_answer() -> None:
+def test_the_default_metric_depends_on_the_kind_of_answer():
     assert default_metric(*classifier([0, 1])) == "accuracy"
     assert default_metric(*regressor()) == "rmse"
 
@@ -150,26 +142,17 @@ def test_the_default_metric_depends_on_the_kind_of_answer() -> None:
         ),
     ],
 )
-def test_a_metric_that_does_not_fit_is_refused_with_the_reason(
-    metric: MetricName, truth: Any, answers: Any, message: str
-) -> None:
+def test_a_metric_that_does_not_fit_is_refused_with_the_reason(metric, truth, answers, message):
     with pytest.raises(InvalidConfig, match=message):
         weighted_metric(metric, truth, answers)
 
 
-def compared(
-    metric: MetricName,
-    truth: Array,
-    candidate: ModelPredictions,
-    current: ModelPredictions,
-    seed: int = 0,
-    resamples: int = 300,
-) -> MetricComparison:
+def compared(metric, truth, candidate, current, seed=0, resamples=300):
     pair = weighted_metric(metric, truth, candidate), weighted_metric(metric, truth, current)
     return paired_bootstrap(metric, *pair, len(truth), 0.95, resamples, seed)
 
 
-def test_equal_answers_differ_by_nothing() -> None:
+def test_equal_answers_differ_by_nothing():
     truth, answers = classifier([0, 1])
     same = compared("roc_auc", truth, answers, answers)
     assert same.difference == 0
@@ -177,7 +160,7 @@ def test_equal_answers_differ_by_nothing() -> None:
     assert same.high == 0
 
 
-def test_the_same_seed_gives_the_same_bounds() -> None:
+def test_the_same_seed_gives_the_same_bounds():
     truth, answers = classifier([0, 1])
     _, other = classifier([0, 1], certainty=0.8)
     assert compared("accuracy", truth, answers, other) == compared(
@@ -188,7 +171,7 @@ def test_the_same_seed_gives_the_same_bounds() -> None:
     )
 
 
-def test_a_smaller_error_is_better_and_counts_as_a_share() -> None:
+def test_a_smaller_error_is_better_and_counts_as_a_share():
     truth, current = regressor(noise=1.0)
     halved = ModelPredictions(truth + (current.prediction - truth) / 2, False)
     comparison = compared("rmse", truth, halved, current)
@@ -197,7 +180,7 @@ def test_a_smaller_error_is_better_and_counts_as_a_share() -> None:
     assert compared("rmse", truth, current, halved).difference == pytest.approx(-1.0)
 
 
-def test_the_lower_bound_is_missed_about_as_often_as_was_asked_for() -> None:
+def test_the_lower_bound_is_missed_about_as_often_as_was_asked_for():
     """Two models are equal on average, so the lower bound is above 0 in about 5 % of
     200 samples.
     """
@@ -212,7 +195,7 @@ def test_the_lower_bound_is_missed_about_as_often_as_was_asked_for() -> None:
     assert 2 <= missed <= 22
 
 
-def test_scores_of_classes_are_the_label_of_the_highest() -> None:
+def test_scores_of_classes_are_the_label_of_the_highest():
     truth = np.array([0.0, 2.0, 1.0, 1.0])
     scores = np.eye(3)[[0, 2, 1, 0]] * 9 - 4
     answers = ModelPredictions(scores, False)
@@ -228,12 +211,12 @@ def test_scores_of_classes_are_the_label_of_the_highest() -> None:
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "f1"])
-def test_nan_never_counts_as_a_hit_even_if_the_target_is_nan(metric: MetricName) -> None:
+def test_nan_never_counts_as_a_hit_even_if_the_target_is_nan(metric):
     truth = np.array([0.0, 1.0, 2.0, np.nan])
     assert weighted_metric(metric, truth, ModelPredictions(truth, True))(np.ones(4)) == 0.75
 
 
-def test_f1_of_as_many_labels_as_rows_takes_the_memory_of_the_rows() -> None:
+def test_f1_of_as_many_labels_as_rows_takes_the_memory_of_the_rows():
     truth = np.array([f"made up {row}" for row in range(5000)])
     tracemalloc.start()
     f1 = weighted_metric(

@@ -2,7 +2,6 @@ import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -21,7 +20,7 @@ from tests.support.models import graph_tensor, tensor_column, write_model
 ROWS = labelled(12_000)
 
 
-def test_a_classifier_of_our_flavor_gives_labels_and_probabilities(tmp_path: Path) -> None:
+def test_a_classifier_of_our_flavor_gives_labels_and_probabilities(tmp_path):
     # predicted in several chunks
     answers = load_version(write_classifier(tmp_path / "model")).predict(ROWS)
     assert answers.is_label
@@ -31,13 +30,13 @@ def test_a_classifier_of_our_flavor_gives_labels_and_probabilities(tmp_path: Pat
     assert answers.classes == (0, 1)
 
 
-def test_a_regressor_gives_a_number_a_row(tmp_path: Path) -> None:
+def test_a_regressor_gives_a_number_a_row(tmp_path):
     answers = load_version(write_regressor(tmp_path / "model")).predict(ROWS)
     assert not answers.is_label
     assert answers.prediction.tolist() == pytest.approx((2 * ROWS["a"] - ROWS["b"]).tolist())
 
 
-def test_the_stock_onnx_flavor_is_read_by_its_types(tmp_path: Path) -> None:
+def test_the_stock_onnx_flavor_is_read_by_its_types(tmp_path):
     graph = """g (float[N,1] x) => (int64[N] y, float[N,2] p) <int64[1] last = {1}> {
         p = Concat <axis = 1> (x, x)
         s = Squeeze(x, last)
@@ -50,7 +49,7 @@ def test_the_stock_onnx_flavor_is_read_by_its_types(tmp_path: Path) -> None:
     assert answers.probabilities.shape == (3, 2)
 
 
-def test_texts_of_a_ready_graph_are_labels(tmp_path: Path) -> None:
+def test_texts_of_a_ready_graph_are_labels(tmp_path):
     graph = "g (string[N,2] s) => (string[N,2] t) { t = Identity(s) }"
     section = {
         "inputs": [{"name": "s", "dtype": "str", "shape": [-1, 2]}],
@@ -66,7 +65,7 @@ def test_texts_of_a_ready_graph_are_labels(tmp_path: Path) -> None:
     assert predictions.prediction.tolist() == [["no", "yes"]]
 
 
-def test_a_model_without_an_onnx_form_predicts_with_mlflow(tmp_path: Path) -> None:
+def test_a_model_without_an_onnx_form_predicts_with_mlflow(tmp_path):
     table = pd.DataFrame({name: ROWS[name][:500] for name in COLUMNS})
     model = LogisticRegression().fit(table, ROWS["label"][:500])
     mlflow.sklearn.save_model(
@@ -87,19 +86,17 @@ def test_a_model_without_an_onnx_form_predicts_with_mlflow(tmp_path: Path) -> No
         loaded.predict({"a": ROWS["a"][:2], "b": np.array(["x", "y"], dtype=object)})
 
 
-def test_rows_that_have_nothing_of_the_model_are_refused(tmp_path: Path) -> None:
+def test_rows_that_have_nothing_of_the_model_are_refused(tmp_path):
     with pytest.raises(SchemaMismatch, match=r"none of the model's columns a, b"):
         load_version(write_classifier(tmp_path / "model")).predict({"z": np.zeros(3)})
 
 
-def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(InvalidArtifact):
         load_version(tmp_path)
 
 
-def test_a_model_whose_own_code_hangs_is_given_up_and_not_asked_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_whose_own_code_hangs_is_given_up_and_not_asked_again(tmp_path, monkeypatch):
     class Hanging(mlflow.pyfunc.PythonModel):
         def predict(self, context: Any, model_input: Any) -> list[Any]:
             if len(model_input) > 1:
@@ -120,7 +117,7 @@ def test_a_model_whose_own_code_hangs_is_given_up_and_not_asked_again(
     ("shape", "size"),
     [((10, 3), 5_000), ((10, 3, 224, 224), 26), ((10, 3000, 3000), 1), ((0,), 5_000)],
 )
-def test_pictures_are_computed_few_at_once(shape: tuple[int, ...], size: int) -> None:
+def test_pictures_are_computed_few_at_once(shape, size):
     assert chunk_rows({"x": np.broadcast_to(np.float32(0), shape)}) == size
 
 
@@ -134,8 +131,8 @@ with downloaded_version(resolve(sys.argv[1])):
 
 
 def test_the_copy_of_a_version_that_a_killed_command_has_left_goes_with_the_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, monkeypatch
+):
     model = write_classifier(tmp_path / "model")
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))

@@ -2,8 +2,6 @@
 example.
 """
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,24 +12,24 @@ from tests.support.random_rows import normal_rows
 
 
 @pytest.fixture(scope="session")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mixed(tmp_path_factory):
     return mixed_model(tmp_path_factory.mktemp("mixed") / "flight-delay")
 
 
 @pytest.fixture(scope="session")
-def tensor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tensor(tmp_path_factory):
     return tensor_model(tmp_path_factory.mktemp("tensor") / "images")
 
 
 @pytest.fixture(scope="session")
-def forest_rows() -> pd.DataFrame:
+def forest_rows():
     random = np.random.default_rng(0)
     carriers = random.choice(["UA", "AA", "DL"], 200)
     return pd.DataFrame({"carrier": carriers, "distance": random.normal(1000, 300, 200)})
 
 
 @pytest.fixture(scope="session")
-def forest(tmp_path_factory: pytest.TempPathFactory, forest_rows: pd.DataFrame) -> Path:
+def forest(tmp_path_factory, forest_rows):
     from sklearn.compose import make_column_transformer
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.pipeline import make_pipeline
@@ -48,7 +46,7 @@ def forest(tmp_path_factory: pytest.TempPathFactory, forest_rows: pd.DataFrame) 
 
 
 @pytest.fixture(scope="session")
-def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def network(tmp_path_factory):
     """Return a model of an unnamed array, with an input example."""
     from sklearn.neural_network import MLPClassifier
 

@@ -5,9 +5,7 @@ as the served model.
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
@@ -25,9 +23,7 @@ needs_builder = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def program(
-    forest: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Path, list[str]]]:
+def program(forest, tmp_path_factory):
     """A built program, and the messages of its build. Its folder is deleted, because it
     has 160 MB.
     """
@@ -40,9 +36,7 @@ def program(
 
 @needs_builder
 @pytest.mark.long
-def test_a_program_has_its_size_and_start_time_and_no_training_data(
-    program: tuple[Path, list[str]],
-) -> None:
+def test_a_program_has_its_size_and_start_time_and_no_training_data(program):
     folder, messages = program
     assert os.access(folder / "predict", os.X_OK)
     assert any("MB" in message and "started" in message for message in messages)
@@ -56,9 +50,7 @@ def test_a_program_has_its_size_and_start_time_and_no_training_data(
 
 @needs_builder
 @pytest.mark.long
-def test_program_serves_its_page_without_network_until_its_window_is_closed(
-    program: tuple[Path, list[str]], tmp_path: Path
-) -> None:
+def test_program_serves_its_page_without_network_until_its_window_is_closed(program, tmp_path):
     folder, _ = program
     browser = tmp_path / "chromium"
     write_browser(browser)
@@ -74,23 +66,21 @@ def test_program_serves_its_page_without_network_until_its_window_is_closed(
 
 
 @needs_builder
-def test_an_existing_program_is_not_overwritten(forest: Path, tmp_path: Path) -> None:
+def test_an_existing_program_is_not_overwritten(forest, tmp_path):
     (tmp_path / "dist").mkdir()
     with refused(AlreadyExists, "dist"):
         onnxserve.export(str(forest), "desktop", tmp_path / "dist")
 
 
 @needs_builder
-def test_a_version_without_an_onnx_form_has_no_program(tmp_path: Path) -> None:
+def test_a_version_without_an_onnx_form_has_no_program(tmp_path):
     pyfunc = next(iter(save_pyfuncs(tmp_path).values()))
     with refused(ConversionError, "onnxserve wrap"):
         onnxserve.export(str(pyfunc), "desktop", tmp_path / "dist")
     assert not (tmp_path / "dist").exists()
 
 
-def test_missing_builder_is_named(
-    forest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_builder_is_named(forest, tmp_path, monkeypatch):
     monkeypatch.setattr(desktop, "find_spec", lambda name: None)
     with refused(NotInstalled, "PyInstaller"):
         onnxserve.export(str(forest), "desktop", tmp_path / "program")

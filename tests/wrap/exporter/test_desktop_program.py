@@ -6,8 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +22,7 @@ CODE = (
 
 
 @pytest.fixture
-def program(mixed: Path, tmp_path: Path) -> Path:
+def program(mixed, tmp_path):
     """The files of a program, next to its libraries."""
     shutil.copytree(mixed, tmp_path / MODEL)
     (tmp_path / FACTS).write_text(json.dumps({"name": "flight-delay", "version": "3"}))
@@ -32,13 +30,13 @@ def program(mixed: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def keep_signal() -> Iterator[None]:
+def keep_signal():
     handler = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, handler)
 
 
-def test_check_starts_server_and_writes_outputs(mixed: Path, program: Path) -> None:
+def test_check_starts_server_and_writes_outputs(mixed, program):
     rows = {
         "carrier": np.array(["AA", "UA"], object),
         "distance": np.array([1.0, -1e6]),
@@ -53,7 +51,7 @@ def test_check_starts_server_and_writes_outputs(mixed: Path, program: Path) -> N
     np.testing.assert_equal(outputs, model.run(model.schema.from_columns(rows)))
 
 
-def test_window_shows_page_of_version(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_window_shows_page_of_version(program, monkeypatch):
     write_browser(program / "chromium")
     monkeypatch.setenv("PATH", str(program))
     main(program, [])
@@ -61,7 +59,7 @@ def test_window_shows_page_of_version(program: Path, monkeypatch: pytest.MonkeyP
     assert mentions(page, "flight-delay", "carrier")
 
 
-def test_without_window_standard_browser_opens_until_sigterm(program: Path, tmp_path: Path) -> None:
+def test_without_window_standard_browser_opens_until_sigterm(program, tmp_path):
     # BROWSER is the standard browser of the module webbrowser.
     command = ["env", f"BROWSER={tmp_path / 'none'}", "PATH=/none", sys.executable, "-c", CODE]
     with subprocess.Popen([*command, str(program)], stdout=subprocess.PIPE, text=True) as process:
@@ -73,7 +71,7 @@ def test_without_window_standard_browser_opens_until_sigterm(program: Path, tmp_
 
 
 @pytest.mark.parametrize("arguments", [["-m", "module"], ["--port", "none"]])
-def test_other_arguments_are_refused(arguments: list[str], program: Path) -> None:
+def test_other_arguments_are_refused(arguments, program):
     with pytest.raises(SystemExit) as raised:
         main(program, arguments)
     assert mentions(str(raised.value), "port")

@@ -6,7 +6,6 @@ import os
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -40,12 +39,10 @@ from mlflow_deploy_plugin.wrap.exporter.runner import METADATA_KEY, Model
 from mlflow_deploy_plugin.wrap.flavor.save import load_model, save_model
 from tests.support.models import tensor_column, write_model
 from tests.support.pyfuncs import save_pyfuncs
-from tests.support.tracking import NewDatabase, tracking_at
+from tests.support.tracking import tracking_at
 
 
-def test_booleans_and_integers_that_the_graph_stacks_with_floats_keep_their_types(
-    tmp_path: Path,
-) -> None:
+def test_booleans_and_integers_that_the_graph_stacks_with_floats_keep_their_types(tmp_path):
     random = np.random.default_rng(0)
     rows = pd.DataFrame(
         {
@@ -71,9 +68,7 @@ def test_booleans_and_integers_that_the_graph_stacks_with_floats_keep_their_type
         ("bundle", "b", "network"),
     ],
 )
-def test_a_version_is_exported_and_proven(
-    form: Any, name: str, model: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_a_version_is_exported_and_proven(form, name, model, tmp_path, request):
     folder = request.getfixturevalue(model)
     exported = onnxserve.export(str(folder), form, tmp_path / name)
 
@@ -84,9 +79,7 @@ def test_a_version_is_exported_and_proven(
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_the_exported_graph_describes_its_columns_classes_and_parity(
-    forest: Path, tmp_path: Path
-) -> None:
+def test_the_exported_graph_describes_its_columns_classes_and_parity(forest, tmp_path):
     onnxserve.export(str(forest), "onnx", tmp_path / "forest.onnx")
 
     graph = onnx.load(str(tmp_path / "forest.onnx"))
@@ -105,9 +98,7 @@ def test_the_exported_graph_describes_its_columns_classes_and_parity(
     assert inputs == [entry["name"] for entry in metadata["inputs"]]
 
 
-def test_a_registered_version_keeps_its_number(
-    mixed: Path, tmp_path: Path, new_database: NewDatabase
-) -> None:
+def test_a_registered_version_keeps_its_number(mixed, tmp_path, new_database):
     with tracking_at(new_database(tmp_path)):
         client = MlflowClient()
         client.create_registered_model("Flight Delay")
@@ -127,9 +118,7 @@ def test_a_registered_version_keeps_its_number(
 
 
 @pytest.mark.parametrize("name", ["m.onnx", "m.ort"])
-def test_the_runner_answers_frames_as_the_original(
-    name: str, forest: Path, forest_rows: pd.DataFrame, tmp_path: Path
-) -> None:
+def test_the_runner_answers_frames_as_the_original(name, forest, forest_rows, tmp_path):
     form: Any = name.partition(".")[2]
     onnxserve.export(str(forest), form, tmp_path / name, rows=forest_rows)
     served = load_model(str(forest))
@@ -144,7 +133,7 @@ def test_the_runner_answers_frames_as_the_original(
         np.testing.assert_array_equal(outputs[output], want)
 
 
-def test_a_bundle_may_be_one_file(mixed: Path, tmp_path: Path) -> None:
+def test_a_bundle_may_be_one_file(mixed, tmp_path):
     exported = onnxserve.export(str(mixed), "bundle", tmp_path / "m.zip")
     with zipfile.ZipFile(exported.path) as archive:
         assert {"model.onnx", "predict.py", "README.md", "examples/predict.cpp"} <= set(
@@ -153,8 +142,8 @@ def test_a_bundle_may_be_one_file(mixed: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_of_two_exports_to_one_path_the_second_is_refused(mixed: Path, tmp_path: Path) -> None:
-    def export(_: int) -> str:
+def test_of_two_exports_to_one_path_the_second_is_refused(mixed, tmp_path):
+    def export(_):
         try:
             return str(onnxserve.export(str(mixed), "bundle", tmp_path / "b").path)
         except AlreadyExists:
@@ -173,9 +162,7 @@ def test_of_two_exports_to_one_path_the_second_is_refused(mixed: Path, tmp_path:
     ]
 
 
-def test_rows_of_a_file_are_the_rows_of_the_proof(
-    forest: Path, forest_rows: pd.DataFrame, tmp_path: Path
-) -> None:
+def test_rows_of_a_file_are_the_rows_of_the_proof(forest, forest_rows, tmp_path):
     forest_rows.to_csv(tmp_path / "rows.csv", index=False)
     assert (
         onnxserve.export(str(forest), "onnx", tmp_path / "m.onnx", rows=tmp_path / "rows.csv").rows
@@ -184,7 +171,7 @@ def test_rows_of_a_file_are_the_rows_of_the_proof(
 
 
 @pytest.mark.long
-def test_the_runner_refuses_the_rows_that_a_step_refuses(tmp_path: Path) -> None:
+def test_the_runner_refuses_the_rows_that_a_step_refuses(tmp_path):
     rows = np.random.default_rng(0).lognormal(size=(60, 2))
     model = make_pipeline(FunctionTransformer(np.log1p), LogisticRegression()).fit(
         rows, rows[:, 0] > 1
@@ -209,7 +196,7 @@ def test_the_runner_refuses_the_rows_that_a_step_refuses(tmp_path: Path) -> None
             served.run(served.schema.from_array(np.array([[1.0, -5.0]])))
 
 
-def test_a_graph_without_rows_is_proven_on_its_one_request(tmp_path: Path) -> None:
+def test_a_graph_without_rows_is_proven_on_its_one_request(tmp_path):
     signature = [tensor_column("float32", 2, 3)]
     graph = "fixed (float[2,3] x) => (float[2,3] y) { y = Abs(x) }"
     folder = write_model(tmp_path / "fixed", graph, signature)
@@ -218,15 +205,13 @@ def test_a_graph_without_rows_is_proven_on_its_one_request(tmp_path: Path) -> No
     assert orjson.loads((exported.path / "example.json").read_bytes())["x"]["dims"] == [2, 3]
 
 
-def test_an_export_that_never_answers_is_refused(
-    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_export_that_never_answers_is_refused(mixed, tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "_PROOF_SECONDS", 0.01)
     with pytest.raises(ParityError, match=r"within 0\.01 s"):
         onnxserve.export(str(mixed), "onnx", tmp_path / "m.onnx")
 
 
-def test_a_model_that_draws_random_numbers_is_refused_and_leaves_no_file(tmp_path: Path) -> None:
+def test_a_model_that_draws_random_numbers_is_refused_and_leaves_no_file(tmp_path):
     graph = "noise (float[N,2] x) => (float[N,2] y) { n = RandomNormalLike(x)  y = Add(x, n) }"
     folder = write_model(tmp_path / "noise", graph)
     with pytest.raises(ParityError, match=r"'y', row 0:.*564 of 564"):
@@ -236,8 +221,8 @@ def test_a_model_that_draws_random_numbers_is_refused_and_leaves_no_file(tmp_pat
 
 @pytest.mark.parametrize(("share", "is_kept"), [(2e-6, True), (1e-4, False)])
 def test_a_small_score_may_be_rounded_like_the_large_scores_of_its_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, is_kept: bool
-) -> None:
+    tmp_path, monkeypatch, share, is_kept
+):
     folder = write_model(
         tmp_path / "scores", "scores (float[N,2] x) => (float[N,2] y) { y = Identity(x) }"
     )
@@ -265,9 +250,7 @@ Model.outputs = outputs
         onnxserve.export(str(folder), "ort", tmp_path / "m.ort", rows=rows)
 
 
-def test_an_export_that_does_not_run_is_refused(
-    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_export_that_does_not_run_is_refused(mixed, tmp_path, monkeypatch):
     broken = tmp_path / "runner.py"
     broken.write_text("import mlflow_deploy_plugin\n")
     monkeypatch.setattr(exporting, "RUNNER", broken)
@@ -275,15 +258,13 @@ def test_an_export_that_does_not_run_is_refused(
         onnxserve.export(str(mixed), "onnx", tmp_path / "m.onnx")
 
 
-def test_a_graph_that_one_file_cannot_hold_is_refused(
-    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_graph_that_one_file_cannot_hold_is_refused(mixed, tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "_LARGEST_PROTOBUF", 100)
     with pytest.raises(ConversionError, match=r"flight-delay .*gigabytes"):
         onnxserve.export(str(mixed), "onnx", tmp_path / "m.onnx")
 
 
-def test_weights_in_a_file_of_their_own_are_in_the_export(tmp_path: Path) -> None:
+def test_weights_in_a_file_of_their_own_are_in_the_export(tmp_path):
     graph = "heavy (float[N,2] x) => (float[N,2] y) <float[2] w = {0.5, 0.5}> { y = Mul(x, w) }"
     folder = write_model(tmp_path / "heavy", graph)
     loaded = onnx.load(str(folder / "model.onnx"))
@@ -305,7 +286,7 @@ def test_weights_in_a_file_of_their_own_are_in_the_export(tmp_path: Path) -> Non
     assert Model(exported.path).predict(np.ones((1, 2))).tolist() == [[0.5, 0.5]]
 
 
-def test_mistakes_are_refused_before_anything_is_written(mixed: Path, tmp_path: Path) -> None:
+def test_mistakes_are_refused_before_anything_is_written(mixed, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "m.onnx").write_text("mine")
@@ -379,6 +360,6 @@ def test_mistakes_are_refused_before_anything_is_written(mixed: Path, tmp_path: 
     assert (out / "m.onnx").read_text() == "mine"
 
 
-def test_the_metadata_has_one_name_here_and_in_the_runner() -> None:
+def test_the_metadata_has_one_name_here_and_in_the_runner():
     assert exporting.METADATA_KEY == METADATA_KEY
     assert FORMATS == ("onnx", "ort", "wheel", "bundle", "conda", "tflite", "desktop")

@@ -11,10 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import orjson
-import pandas as pd
 import pytest
 from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.wrap.exporter.package import wheel_version
@@ -23,13 +21,13 @@ from tests.support.guides import ROOT
 
 
 @pytest.fixture(scope="module")
-def wheel(forest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheel(forest, tmp_path_factory):
     return onnxserve.export(
         str(forest), "wheel", tmp_path_factory.mktemp("dist"), name="Flight-Delay"
     ).path
 
 
-def test_pip_reads_the_name_the_version_and_the_requirements(wheel: Path) -> None:
+def test_pip_reads_the_name_the_version_and_the_requirements(wheel):
     assert wheel.name.startswith("flight_delay-0+")
     with zipfile.ZipFile(wheel) as archive:
         (folder,) = {name.partition("/")[0] for name in archive.namelist() if ".dist-info/" in name}
@@ -47,12 +45,12 @@ def test_pip_reads_the_name_the_version_and_the_requirements(wheel: Path) -> Non
         assert recorded == {name for name in archive.namelist() if not name.endswith("/")}
 
 
-def test_the_same_version_gives_the_same_bytes(wheel: Path, forest: Path, tmp_path: Path) -> None:
+def test_the_same_version_gives_the_same_bytes(wheel, forest, tmp_path):
     again = onnxserve.export(str(forest), "wheel", tmp_path / "again.whl", name="flight_delay")
     assert again.path.read_bytes() == wheel.read_bytes()
 
 
-def _asked_for() -> dict[str, SpecifierSet]:
+def _asked_for():
     """Return the requirements of the package's extra `cpu`."""
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
@@ -74,14 +72,12 @@ def _asked_for() -> dict[str, SpecifierSet]:
         ("?", "0+unknown"),
     ],
 )
-def test_any_version_of_a_model_has_a_form_that_pip_takes(version: str, expected: str) -> None:
+def test_any_version_of_a_model_has_a_form_that_pip_takes(version, expected):
     assert wheel_version(version) == expected
 
 
 @pytest.mark.install
-def test_a_fresh_environment_answers_as_the_served_model(
-    wheel: Path, forest: Path, forest_rows: pd.DataFrame, tmp_path: Path
-) -> None:
+def test_a_fresh_environment_answers_as_the_served_model(wheel, forest, forest_rows, tmp_path):
     uv = Path(sys.prefix, "bin", "uv")
     subprocess.run([uv, "venv", "-q", "--python", sys.executable, tmp_path / "env"], check=True)
     python = tmp_path / "env" / "bin" / "python"
@@ -115,7 +111,7 @@ def test_a_fresh_environment_answers_as_the_served_model(
     ]
 
 
-def test_a_model_name_with_code_in_it_is_never_run(mixed: Path, tmp_path: Path) -> None:
+def test_a_model_name_with_code_in_it_is_never_run(mixed, tmp_path):
     name = 'a""";raise SystemExit(7);"""\\'
     folder = shutil.copytree(mixed, tmp_path / name)
     wheel = onnxserve.export(str(folder), "wheel", tmp_path, name="harmless").path

@@ -36,14 +36,14 @@ ROW = {"f": [np.nan], "d": [-1e300], "l": [2**53], "i": [-7], "b": [True], "s": 
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kinds")
     signature = columns(f="float", d="double", l="long", i="integer", b="boolean", s="string")
     model = write_model(folder / "kinds", GRAPH, signature)
     return onnxserve.export(str(model), "bundle", folder / "bundle", rows=ROW).path
 
 
-def test_a_bundle_says_how_it_is_used(bundle: Path) -> None:
+def test_a_bundle_says_how_it_is_used(bundle):
     page = (bundle / "README.md").read_text()
     assert page.splitlines()[0].removeprefix("# ").split(", ") == ["kinds", "version m-1"]
     assert mentions(
@@ -61,7 +61,7 @@ def test_a_bundle_says_how_it_is_used(bundle: Path) -> None:
     assert example["s"] == {"type": "string", "dims": [1, 1], "data": [TEXT]}
 
 
-def test_wheels_of_a_folder_are_in_the_bundle(mixed: Path, tmp_path: Path) -> None:
+def test_wheels_of_a_folder_are_in_the_bundle(mixed, tmp_path):
     (tmp_path / "wheels").mkdir()
     (tmp_path / "wheels" / "numpy-2.4-py3-none-any.whl").write_bytes(b"wheel")
 
@@ -73,13 +73,11 @@ def test_wheels_of_a_folder_are_in_the_bundle(mixed: Path, tmp_path: Path) -> No
 
 
 @pytest.fixture(scope="module")
-def conda(mixed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def conda(mixed, tmp_path_factory):
     return onnxserve.export(str(mixed), "conda", tmp_path_factory.mktemp("conda") / "flights").path
 
 
-def test_a_conda_export_has_an_environment_with_the_exact_versions_of_the_check(
-    conda: Path,
-) -> None:
+def test_a_conda_export_has_an_environment_with_the_exact_versions_of_the_check(conda):
     """A file of `conda env create` has a name, channels, packages for conda, and at
     most one list for pip.
     """
@@ -100,12 +98,12 @@ def test_a_conda_export_has_an_environment_with_the_exact_versions_of_the_check(
     )
 
 
-def freeze() -> list[Requirement]:
+def freeze():
     return [Requirement(f"{name}=={version(name)}") for name in ("onnxruntime", "numpy")]
 
 
 @pytest.mark.long
-def test_the_environment_of_a_conda_export_runs_it(conda: Path, tmp_path: Path) -> None:
+def test_the_environment_of_a_conda_export_runs_it(conda, tmp_path):
     """Create the environment with micromamba, or only its part for pip in an
     environment of `venv`.
     """
@@ -142,15 +140,15 @@ def test_the_environment_of_a_conda_export_runs_it(conda: Path, tmp_path: Path) 
 
 
 def test_wheels_that_cannot_be_fetched_are_an_error_and_leave_no_bundle(
-    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    mixed, tmp_path, monkeypatch
+):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(ConversionError, match=r"onnxruntime and numpy.*--wheels"):
         onnxserve.export(str(mixed), "bundle", tmp_path / "b", download_wheels=True)
     assert not (tmp_path / "b").exists()
 
 
-def test_an_input_that_the_examples_cannot_write_is_refused(tmp_path: Path) -> None:
+def test_an_input_that_the_examples_cannot_write_is_refused(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"")
     described: dict[str, Any] = {
         "name": "m",
@@ -170,7 +168,7 @@ def test_an_input_that_the_examples_cannot_write_is_refused(tmp_path: Path) -> N
         )
 
 
-def test_the_example_in_cpp_answers_its_row(bundle: Path, tmp_path: Path) -> None:
+def test_the_example_in_cpp_answers_its_row(bundle, tmp_path):
     """Skip without `ONNXRUNTIME`, an unpacked release of ONNX Runtime: package indexes
     do not contain its headers.
     """
@@ -208,7 +206,7 @@ def test_the_example_in_cpp_answers_its_row(bundle: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.install
-def test_the_example_in_javascript_answers_its_row(bundle: Path, tmp_path: Path) -> None:
+def test_the_example_in_javascript_answers_its_row(bundle, tmp_path):
     if not shutil.which("npm"):
         pytest.skip("needs node and npm")
     folder = tmp_path / "a bundle"
@@ -234,9 +232,7 @@ def test_the_example_in_javascript_answers_its_row(bundle: Path, tmp_path: Path)
 
 
 @pytest.mark.install
-def test_fetched_wheels_are_enough_for_a_machine_without_network(
-    mixed: Path, tmp_path: Path
-) -> None:
+def test_fetched_wheels_are_enough_for_a_machine_without_network(mixed, tmp_path):
     made = onnxserve.export(str(mixed), "bundle", tmp_path / "b", download_wheels=True).path
     uv = Path(sys.prefix, "bin", "uv")
     subprocess.run([uv, "venv", "-q", "--python", sys.executable, tmp_path / "env"], check=True)

@@ -6,8 +6,6 @@ import json
 import runpy
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,12 +22,12 @@ FRAME = pd.DataFrame(
 
 
 @pytest.fixture(scope="module")
-def bundle(mixed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(mixed, tmp_path_factory):
     return onnxserve.export(str(mixed), "bundle", tmp_path_factory.mktemp("bundle") / "b").path
 
 
 @pytest.fixture(scope="module")
-def model(bundle: Path) -> Model:
+def model(bundle):
     return Model(bundle / "model.onnx")
 
 
@@ -46,12 +44,12 @@ def model(bundle: Path) -> Model:
     ],
     ids=["frame", "arrays", "lists", "records", "array", "rows", "whole numbers as floats"],
 )
-def test_rows_of_every_kind_are_answered_alike(model: Model, rows: Any) -> None:
+def test_rows_of_every_kind_are_answered_alike(model, rows):
     assert model.predict(rows).tolist() == ["yes", "no"]
     assert model.outputs(rows)["probabilities"].shape == (2, 2)
 
 
-def test_a_model_knows_itself(model: Model) -> None:
+def test_a_model_knows_itself(model):
     assert model.name == "flight-delay"
     assert model.version == "m-1"
     assert model.classes == ["no", "yes"]
@@ -83,27 +81,25 @@ def test_a_model_knows_itself(model: Model) -> None:
         ({"late": [1, 0]}, "column 'late', row 0: 1; expected a value of the type boolean"),
     ],
 )
-def test_a_value_that_does_not_fit_is_named(
-    model: Model, change: dict[str, Any], message: str
-) -> None:
+def test_a_value_that_does_not_fit_is_named(model, change, message):
     with pytest.raises(ValueError) as refused:  # noqa: PT011 - The test compares the complete message.
         model.predict({**FRAME.to_dict("list"), **change})
     assert str(refused.value) == message
 
 
-def test_a_missing_column_is_named(model: Model) -> None:
+def test_a_missing_column_is_named(model):
     with pytest.raises(ValueError, match=r"'hour' is missing.*'carrier', 'distance', 'hour'"):
         model.predict(FRAME.drop(columns="hour"))
     with pytest.raises(ValueError, match=r"\[2, 3\].*\[rows, 4\]"):
         model.predict(FRAME.to_numpy()[:, :3])
 
 
-def test_a_missing_number_is_nan_and_other_columns_are_not_read(model: Model) -> None:
+def test_a_missing_number_is_nan_and_other_columns_are_not_read(model):
     rows = FRAME.assign(distance=[np.nan, 1.0], extra=["a", "b"])
     assert np.isnan(model.outputs(rows)["probabilities"][0]).all()
 
 
-def test_tensors_are_taken_as_they_are(tensor: Path, tmp_path: Path) -> None:
+def test_tensors_are_taken_as_they_are(tensor, tmp_path):
     model = Model(onnxserve.export(str(tensor), "onnx", tmp_path / "m.onnx").path)
     images = np.arange(8.0).reshape(2, 2, 2)
 
@@ -115,22 +111,20 @@ def test_tensors_are_taken_as_they_are(tensor: Path, tmp_path: Path) -> None:
         model.predict({"mask": images, "picture": images})
 
 
-def test_a_frame_is_a_matrix_where_the_model_takes_one(network: Path, tmp_path: Path) -> None:
+def test_a_frame_is_a_matrix_where_the_model_takes_one(network, tmp_path):
     model = Model(onnxserve.export(str(network), "onnx", tmp_path / "m.onnx").path)
     rows = normal_rows(4, 6, seed=1).astype(np.float32)
     np.testing.assert_array_equal(model.predict(pd.DataFrame(rows)), model.predict(rows))
 
 
-def test_a_file_that_was_not_exported_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_was_not_exported_is_refused(tmp_path):
     (tmp_path / "m.onnx").write_bytes(parse_graph(IDENTITY).SerializeToString())
     with pytest.raises(ValueError, match="`onnxserve export`"):
         Model(tmp_path / "m.onnx")
 
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.json"])
-def test_its_command_predicts_a_file_without_our_package(
-    bundle: Path, tmp_path: Path, name: str
-) -> None:
+def test_its_command_predicts_a_file_without_our_package(bundle, tmp_path, name):
     rows = tmp_path / name
     FRAME.to_csv(rows, index=False) if name.endswith("csv") else FRAME.to_json(
         rows, orient="records"
@@ -140,9 +134,7 @@ def test_its_command_predicts_a_file_without_our_package(
     assert [json.loads(line)["label"] for line in ran.stdout.splitlines()] == ["yes", "no"]
 
 
-def test_the_command_reads_csv_files_of_spreadsheets_and_pandas(
-    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_reads_csv_files_of_spreadsheets_and_pandas(bundle, tmp_path, capsys):
     rows = tmp_path / "rows.csv"
     rows.write_bytes(
         "\ufeffcarrier,distance,hour,late\r\nUA,1400,17.0,TRUE\r\nAA,-4000,9,0\r\n".encode()
@@ -189,9 +181,7 @@ def test_the_command_reads_csv_files_of_spreadsheets_and_pandas(
         ),
     ],
 )
-def test_the_command_reports_an_error_in_one_line(
-    bundle: Path, tmp_path: Path, name: str, text: str | bytes | None, message: str
-) -> None:
+def test_the_command_reports_an_error_in_one_line(bundle, tmp_path, name, text, message):
     file = tmp_path / name
     if text is not None:
         file.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -200,11 +190,11 @@ def test_the_command_reports_an_error_in_one_line(
     assert str(ended.value).startswith(f"Error: {message.format(file=file)}")
 
 
-def _run_command(bundle: Path, *files: Path) -> None:
+def _run_command(bundle, *files):
     runpy.run_path(str(bundle / "predict.py"))["main"]([str(file) for file in files])
 
 
-def test_its_command_may_be_read_in_part(bundle: Path, tmp_path: Path) -> None:
+def test_its_command_may_be_read_in_part(bundle, tmp_path):
     rows = tmp_path / "rows.csv"
     pd.concat([FRAME] * 5000).to_csv(rows, index=False)
     command = f"{sys.executable} -I {bundle}/predict.py {rows} | head -n 1"
@@ -213,6 +203,6 @@ def test_its_command_may_be_read_in_part(bundle: Path, tmp_path: Path) -> None:
     assert ran.stderr == ""
 
 
-def test_its_command_says_how_it_is_used(bundle: Path) -> None:
+def test_its_command_says_how_it_is_used(bundle):
     with pytest.raises(SystemExit, match=r"ROWS\.csv or ROWS\.json"):
         _run_command(bundle)

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,8 +37,8 @@ PAGE = Path(__file__).parents[3] / "docs" / "export.md"
     ],
 )
 def test_trees_and_texts_are_refused_before_anything_is_installed(
-    model: str, reason: str, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    model, reason, mixed, tmp_path, monkeypatch
+):
     from sklearn.tree import DecisionTreeRegressor
 
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
@@ -57,8 +56,8 @@ def test_trees_and_texts_are_refused_before_anything_is_installed(
 
 @pytest.mark.long
 def test_without_a_network_the_export_fails_in_one_line_and_leaves_no_files(
-    tensor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tensor, tmp_path, monkeypatch
+):
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
@@ -71,7 +70,7 @@ def test_without_a_network_the_export_fails_in_one_line_and_leaves_no_files(
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+def environment(tmp_path_factory):
     """Install the converter in two threads over the remains of a killed process; return
     the progress messages.
     """
@@ -86,7 +85,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]
         yield messages
 
 
-def _killed_while_installing() -> None:
+def _killed_while_installing():
     code = (
         "from mlflow_deploy_plugin.wrap.exporter.tflite import converter_python; "
         "converter_python(print)"
@@ -103,7 +102,7 @@ def _killed_while_installing() -> None:
 
 
 @pytest.mark.install
-def test_two_first_exports_install_one_environment(environment: list[str]) -> None:
+def test_two_first_exports_install_one_environment(environment):
     assert len(environment) == 1
     folder = Path(environment[0].rpartition(" ")[2])
     assert list(folder.parent.iterdir()) == [folder]
@@ -111,7 +110,7 @@ def test_two_first_exports_install_one_environment(environment: list[str]) -> No
 
 @pytest.mark.install
 @pytest.mark.usefixtures("environment")
-def test_the_example_of_the_page_answers_as_the_served_model(tmp_path: Path) -> None:
+def test_the_example_of_the_page_answers_as_the_served_model(tmp_path):
     torch = pytest.importorskip("torch")
     from projects.digits_cnn.fitting import DigitsCNN
 
@@ -153,7 +152,7 @@ def test_the_example_of_the_page_answers_as_the_served_model(tmp_path: Path) -> 
         ),
     ],
 )
-def test_names_and_types_are_those_of_the_graph(graph: str, tmp_path: Path) -> None:
+def test_names_and_types_are_those_of_the_graph(graph, tmp_path):
     name = graph.partition(" ")[0]
     model = write_model(tmp_path / name, graph)
     messages: list[str] = []
@@ -174,7 +173,7 @@ def test_names_and_types_are_those_of_the_graph(graph: str, tmp_path: Path) -> N
         "scaled (float[N,3] x, float[1] by) => (float[N,3] y) { y = Mul(x, by) }",
     ],
 )
-def test_a_graph_without_a_row_axis_is_run_on_the_whole_input(graph: str, tmp_path: Path) -> None:
+def test_a_graph_without_a_row_axis_is_run_on_the_whole_input(graph, tmp_path):
     messages: list[str] = []
     onnxserve.export(
         str(write_model(tmp_path / "m", graph)),
@@ -187,7 +186,7 @@ def test_a_graph_without_a_row_axis_is_run_on_the_whole_input(graph: str, tmp_pa
 
 @pytest.mark.install
 @pytest.mark.usefixtures("environment")
-def test_an_operator_that_the_converter_lacks_is_named(tmp_path: Path) -> None:
+def test_an_operator_that_the_converter_lacks_is_named(tmp_path):
     counts = (
         'max_gram_length=1, max_skip_count=0, min_gram_length=1, mode="TF", ngram_counts=[0], '
         "ngram_indexes=[0, 1]"
@@ -206,7 +205,7 @@ def test_an_operator_that_the_converter_lacks_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.install
 @pytest.mark.usefixtures("environment")
-def test_output_of_another_layout_is_refused(tmp_path: Path) -> None:
+def test_output_of_another_layout_is_refused(tmp_path):
     graph = (
         "conv (float[N,2,8,8] image) => (float[N,3,8,8] map) <float[3,2,1,1] w = "
         "{1,2,3,4,5,6}> {map = Conv(image, w)}"

@@ -4,7 +4,6 @@ import warnings
 import zipfile
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,6 @@ from mlflow_deploy_plugin.core.errors import InvalidArtifact
 from mlflow_deploy_plugin.serve.runtime.additive import (
     ADDITIVE_FILE,
     FEATURES_FILE,
-    AdditiveForm,
     FeatureReader,
     read_additive,
 )
@@ -45,20 +43,20 @@ ROWS = normal_rows(300, 3)
 CLASSES = np.digitize(ROWS[:, 0] + ROWS[:, 1], [-0.5, 0.5])
 
 
-def saved(folder: Path, original: Any, example: Any = ROWS) -> Path:
+def saved(folder, original, example=ROWS):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         mlflow_deploy_plugin.save_model(original, folder / "model", input_example=example)
     return folder / "model"
 
 
-def additive(folder: Path) -> AdditiveForm:
+def additive(folder):
     form = read_additive(folder)
     assert form is not None
     return form
 
 
-def test_the_sums_are_the_scores_of_the_original(tmp_path: Path) -> None:
+def test_the_sums_are_the_scores_of_the_original(tmp_path):
     original = GradientBoostingClassifier(n_estimators=5).fit(ROWS, CLASSES > 1)
     form = additive(saved(tmp_path, original))
     rows = form.read_features(ROWS[:20])
@@ -66,7 +64,7 @@ def test_the_sums_are_the_scores_of_the_original(tmp_path: Path) -> None:
     assert form.predictions(form.sums(rows)) == pytest.approx(original.predict_proba(ROWS[:20]))
 
 
-def of_categories() -> tuple[HistGradientBoostingClassifier, pd.DataFrame]:
+def of_categories():
     """Return a model of a column of categories and a column of numbers, and its
     rows.
     """
@@ -77,7 +75,7 @@ def of_categories() -> tuple[HistGradientBoostingClassifier, pd.DataFrame]:
     return original.fit(table, kinds % 3 + ROWS[:, 0] > 1), table
 
 
-def test_the_sums_of_categories_are_the_scores_of_the_original() -> None:
+def test_the_sums_of_categories_are_the_scores_of_the_original():
     original, table = of_categories()
     form = additive_form(original)
     assert form is not None
@@ -89,16 +87,14 @@ def test_the_sums_of_categories_are_the_scores_of_the_original() -> None:
     assert sums[:, 0] == pytest.approx(original.decision_function(rows))
 
 
-def test_categories_have_no_form_if_their_tables_cannot_be_kept(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_categories_have_no_form_if_their_tables_cannot_be_kept(monkeypatch):
     """shap cannot replace the tables: it compares features only with thresholds."""
     original, _ = of_categories()
     monkeypatch.setattr(additive_forms, "KEPT_BYTES", 0)
     assert additive_form(original) is None
 
 
-def test_the_files_are_among_those_whose_digests_are_checked(tmp_path: Path) -> None:
+def test_the_files_are_among_those_whose_digests_are_checked(tmp_path):
     original = make_pipeline(StandardScaler(), LinearRegression()).fit(ROWS, ROWS[:, 0])
     folder = saved(tmp_path, original)
     assert {ADDITIVE_FILE, FEATURES_FILE} <= OnnxModel.load(folder).artifact.digests.keys()
@@ -108,7 +104,7 @@ def test_the_files_are_among_those_whose_digests_are_checked(tmp_path: Path) -> 
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Path:
+def tree(tmp_path):
     """Return the folder of a model of a tree with seven nodes."""
     return saved(tmp_path, DecisionTreeRegressor(max_depth=2).fit(ROWS, ROWS[:, 0]))
 
@@ -126,9 +122,7 @@ def tree(tmp_path: Path) -> Path:
         ("link", (), "cube"),
     ],
 )
-def test_a_form_that_is_not_a_sum_of_trees_is_refused(
-    tree: Path, name: str, position: tuple[int, ...], value: object
-) -> None:
+def test_a_form_that_is_not_a_sum_of_trees_is_refused(tree, name, position, value):
     form = additive(tree)
     array: Any = np.array(getattr(form, name))
     array[position] = value
@@ -137,7 +131,7 @@ def test_a_form_that_is_not_a_sum_of_trees_is_refused(
         read_additive(tree)
 
 
-def test_arrays_that_the_graph_cannot_need_are_not_read(tree: Path) -> None:
+def test_arrays_that_the_graph_cannot_need_are_not_read(tree):
     large = replace(additive(tree), members=np.zeros((9_000, 9_000), bool)).to_bytes()
     (tree / ADDITIVE_FILE).write_bytes(large)
     assert len(large) < 100_000
@@ -145,7 +139,7 @@ def test_arrays_that_the_graph_cannot_need_are_not_read(tree: Path) -> None:
         read_additive(tree)
 
 
-def test_an_archive_of_unbounded_compression_is_not_read(tree: Path) -> None:
+def test_an_archive_of_unbounded_compression_is_not_read(tree):
     form = additive(tree)
     with zipfile.ZipFile(tree / ADDITIVE_FILE, "w", zipfile.ZIP_BZIP2) as archive:
         archive.writestr("members.npy", form.members.tobytes())
@@ -153,7 +147,7 @@ def test_an_archive_of_unbounded_compression_is_not_read(tree: Path) -> None:
         read_additive(tree)
 
 
-def test_a_damaged_form_is_refused_or_read(tree: Path) -> None:
+def test_a_damaged_form_is_refused_or_read(tree):
     content = (tree / ADDITIVE_FILE).read_bytes()
     for position in range(0, len(content), 9):
         damaged = content[:position] + b"X" + content[position + 1 :]
@@ -162,20 +156,18 @@ def test_a_damaged_form_is_refused_or_read(tree: Path) -> None:
             read_additive(tree)
 
 
-def test_a_feature_made_from_several_columns_has_no_exact_contribution(tmp_path: Path) -> None:
+def test_a_feature_made_from_several_columns_has_no_exact_contribution(tmp_path):
     original = make_pipeline(PCA(2), LinearRegression()).fit(ROWS, ROWS[:, 0])
     assert read_additive(saved(tmp_path, original)) is None
 
 
-def test_one_vs_rest_is_not_a_sum(tmp_path: Path) -> None:
+def test_one_vs_rest_is_not_a_sum(tmp_path):
     original = OneVsRestClassifier(LogisticRegression()).fit(ROWS, CLASSES)
     assert read_additive(saved(tmp_path, original)) is None
 
 
 @pytest.mark.parametrize(("shift", "is_saved"), [(0.0, True), (0.01, False)])
-def test_only_sums_with_the_predictions_of_the_graph_are_saved(
-    tmp_path: Path, shift: float, is_saved: bool
-) -> None:
+def test_only_sums_with_the_predictions_of_the_graph_are_saved(tmp_path, shift, is_saved):
     original = LinearRegression().fit(ROWS, ROWS[:, 0])
     form = additive(saved(tmp_path, original))
     shifted = AdditiveParts(replace(form, base=form.base + shift), None)
@@ -185,7 +177,7 @@ def test_only_sums_with_the_predictions_of_the_graph_are_saved(
     assert (ADDITIVE_FILE in files) == is_saved
 
 
-def test_features_are_read_by_the_names_of_the_inputs(tmp_path: Path) -> None:
+def test_features_are_read_by_the_names_of_the_inputs(tmp_path):
     table = pd.DataFrame(ROWS, columns=["a", "b", "c"])
     scaled = make_column_transformer((StandardScaler(), ["a", "c"]), remainder="passthrough")
     original = make_pipeline(scaled, LinearRegression()).fit(table, table["c"])
@@ -197,7 +189,7 @@ def test_features_are_read_by_the_names_of_the_inputs(tmp_path: Path) -> None:
     np.testing.assert_array_equal(reader.read(reverse), reader.read(feeds))
 
 
-def test_features_of_a_pipeline_belong_to_its_columns(tmp_path: Path) -> None:
+def test_features_of_a_pipeline_belong_to_its_columns(tmp_path):
     original = make_pipeline(StandardScaler(), GradientBoostingRegressor(n_estimators=3))
     original.fit(ROWS, ROWS[:, 2])
     assert additive(saved(tmp_path, original)).columns.tolist() == [0, 1, 2]

@@ -1,7 +1,6 @@
 """Rows from files as model input, and rows generated from a signature."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from mlflow_deploy_plugin.wrap.flavor.example_rows import (
 TABLE = pd.DataFrame({"a": [1.5, None], "b": ["x", "2013-07-01"]})
 
 
-def _write(path: Path) -> None:
+def _write(path):
     records = [{"a": 1.5, "b": "x"}, {"a": None, "b": "2013-07-01"}]
     match path.name.partition("-")[0]:
         case "rows.csv":
@@ -54,7 +53,7 @@ def _write(path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["rows.csv", "rows.parquet", "rows.jsonl", "records.json", "columns.json", "split.json"]
 )
-def test_every_format_gives_the_same_table(name: str, tmp_path: Path) -> None:
+def test_every_format_gives_the_same_table(name, tmp_path):
     _write(tmp_path / name)
     table = read_rows(tmp_path / name)
     assert table["a"].to_list()[0] == 1.5
@@ -62,7 +61,7 @@ def test_every_format_gives_the_same_table(name: str, tmp_path: Path) -> None:
     assert table["b"].to_list() == ["x", "2013-07-01"]
 
 
-def test_inputs_of_json_are_arrays(tmp_path: Path) -> None:
+def test_inputs_of_json_are_arrays(tmp_path):
     (tmp_path / "images.json").write_text('{"inputs": [[[1, 2]], [[3, 4]]]}')
     assert np.asarray(read_rows(tmp_path / "images.json")).shape == (2, 1, 2)
 
@@ -84,9 +83,7 @@ def test_inputs_of_json_are_arrays(tmp_path: Path) -> None:
         ("gone.csv", None, "the file .*gone.csv cannot be read: No such file or directory"),
     ],
 )
-def test_a_file_without_rows_is_refused_in_one_line(
-    name: str, content: str | None, message: str, tmp_path: Path
-) -> None:
+def test_a_file_without_rows_is_refused_in_one_line(name, content, message, tmp_path):
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(InvalidConfig, match=message) as caught:
@@ -94,11 +91,11 @@ def test_a_file_without_rows_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def _tensors(*specs: TensorSpec) -> ModelSignature:
+def _tensors(*specs):
     return ModelSignature(Schema(list(specs)))
 
 
-def test_columns_become_the_tensors_of_the_signature() -> None:
+def test_columns_become_the_tensors_of_the_signature():
     rows = pd.DataFrame({"ids": [[1, 2], [3, 4]], "mask": [1, 0], "other": ["x", "y"]})
     signature = _tensors(
         TensorSpec(np.dtype("int64"), (-1, 2), "ids"),
@@ -128,21 +125,19 @@ def test_columns_become_the_tensors_of_the_signature() -> None:
         ("inputs.json", '{"inputs": ["good", "bad"]}'),
     ],
 )
-def test_a_column_of_texts_fits_a_single_string_without_a_name(
-    name: str, content: str, tmp_path: Path
-) -> None:
+def test_a_column_of_texts_fits_a_single_string_without_a_name(name, content, tmp_path):
     (tmp_path / name).write_text(content)
     rows = fit_to_signature(read_rows(tmp_path / name), ModelSignature(Schema([ColSpec("string")])))
     assert np.asarray(rows).tolist() == ["good", "bad"]
 
 
-def test_a_table_of_several_columns_does_not_fit_a_single_string_without_a_name() -> None:
+def test_a_table_of_several_columns_does_not_fit_a_single_string_without_a_name():
     message = "the rows have the columns 'a', 'b', .* keep only the column of texts"
     with pytest.raises(InvalidConfig, match=message):
         fit_to_signature(TABLE, ModelSignature(Schema([ColSpec("string")])))
 
 
-def test_made_up_rows_use_learned_categories_and_thresholds() -> None:
+def test_made_up_rows_use_learned_categories_and_thresholds():
     learned = pd.DataFrame({"city": ["rome", "oslo"] * 50, "size": np.linspace(100, 900, 100)})
     steps = make_column_transformer((OneHotEncoder(), ["city"]), remainder="passthrough")
     model = make_pipeline(steps, DecisionTreeClassifier(max_depth=3)).fit(
@@ -164,15 +159,13 @@ def test_made_up_rows_use_learned_categories_and_thresholds() -> None:
         (TensorSpec(np.dtype("int64"), (-1, 5)), "int64", (16, 5)),
     ],
 )
-def test_made_up_tensors_have_the_shape_of_the_signature(
-    spec: TensorSpec, dtype: str, shape: tuple[int, ...]
-) -> None:
+def test_made_up_tensors_have_the_shape_of_the_signature(spec, dtype, shape):
     rows: Any = made_up_rows(_tensors(spec), None)
     assert rows.dtype.name == dtype
     assert rows.shape == shape
 
 
-def test_an_array_is_read_as_older_versions_of_mlflow_have_saved_it(tmp_path: Path) -> None:
+def test_an_array_is_read_as_older_versions_of_mlflow_have_saved_it(tmp_path):
     (tmp_path / "input_example.json").write_text('{"inputs": [[0.5, null], [1.5, 2.5]]}')
     mlmodel = Model(
         signature=ModelSignature(Schema([TensorSpec(np.dtype(np.float32), (-1, 2))])),
@@ -189,9 +182,7 @@ def test_an_array_is_read_as_older_versions_of_mlflow_have_saved_it(tmp_path: Pa
     np.testing.assert_array_equal(example, [[0.5, np.nan], [1.5, 2.5]])
 
 
-def test_tensors_are_read_by_name_as_older_versions_of_mlflow_have_saved_them(
-    tmp_path: Path,
-) -> None:
+def test_tensors_are_read_by_name_as_older_versions_of_mlflow_have_saved_them(tmp_path):
     (tmp_path / "input_example.json").write_text('{"inputs": {"a": [[0.5], [1.5]], "b": [1, 2]}}')
     tensors = [
         TensorSpec(np.dtype(np.float32), (-1, 1), "a"),

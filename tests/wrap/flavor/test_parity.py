@@ -1,6 +1,5 @@
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from sklearn.neural_network import MLPClassifier
 
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.wrap.convert.batch import Batch
-from mlflow_deploy_plugin.wrap.convert.converted import BoundaryValues, OriginalModel
+from mlflow_deploy_plugin.wrap.convert.converted import BoundaryValues
 from mlflow_deploy_plugin.wrap.convert.sklearn.conversion import forms
 from mlflow_deploy_plugin.wrap.flavor.parity import (
     ParityReport,
@@ -31,43 +30,39 @@ Saved = tuple[OnnxModel, Any]
 
 
 @pytest.fixture(scope="module")
-def table() -> pd.DataFrame:
+def table():
     return pd.DataFrame(normal_rows(50, 2), columns=["a", "b"])
 
 
-def _saved(model: Any, table: Any, folder: Any) -> Saved:
+def _saved(model, table, folder):
     converted = forms(model, table, "predict", {})[0]()
     signature = Batch(table).signature(model.predict(table))
     write_mlmodel(folder, Model(signature=signature), converted, "predict", {})
     return OnnxModel.load(folder), converted
 
 
-def _proof(
-    saved: Saved, *groups: RowGroup, original: OriginalModel | None = None, at_least: int = 1
-) -> ParityReport:
+def _proof(saved, *groups, original=None, at_least=1):
     model, converted = saved
     original = original or converted.original
     assert original is not None
     return prove_parity(model, converted, original, ask_original(original, groups), at_least)
 
 
-def _example(table: pd.DataFrame) -> RowGroup:
+def _example(table):
     return RowGroup("example", Batch(table), generated=False)
 
 
 @pytest.fixture
-def regressor(table: pd.DataFrame, tmp_path: Path) -> Saved:
+def regressor(table, tmp_path):
     return _saved(LinearRegression().fit(table, table.a * 3), table, tmp_path)
 
 
 @pytest.fixture
-def classifier(table: pd.DataFrame, tmp_path: Path) -> Saved:
+def classifier(table, tmp_path):
     return _saved(LogisticRegression().fit(table, table.a > 0), table, tmp_path)
 
 
-def test_faithful_model_is_proven_in_batches_of_one_two_and_many(
-    regressor: Saved, table: pd.DataFrame
-) -> None:
+def test_faithful_model_is_proven_in_batches_of_one_two_and_many(regressor, table):
     report = _proof(regressor, _example(table))
 
     assert report.state == "proven"
@@ -95,9 +90,7 @@ two_ways (float[N,2] X) => (float[N,1] prediction) {
     ("few", "many", "state"), [(3, 3, "proven"), (3, 4, "warned"), (4, 3, "warned")]
 )
 @pytest.mark.parametrize("rows", [3, 50])
-def test_all_rows_are_proven_in_both_ways_of_a_graph(
-    rows: int, few: int, many: int, state: str, table: pd.DataFrame, tmp_path: Path
-) -> None:
+def test_all_rows_are_proven_in_both_ways_of_a_graph(rows, few, many, state, table, tmp_path):
     text = _TWO_WAYS.replace("FEW", f"{few}.0").replace("MANY", f"{many}.0")
     plain = forms(LinearRegression().fit(table, table[["a"]] * 3), table, "predict", {})[0]()
     converted = replace(plain, proto=onnx.parser.parse_model(text), many_rows=10)
@@ -116,9 +109,7 @@ def test_all_rows_are_proven_in_both_ways_of_a_graph(
     assert report.rows == rows
 
 
-def test_wrong_rows_are_counted_and_shown_worst_first(
-    regressor: Saved, table: pd.DataFrame
-) -> None:
+def test_wrong_rows_are_counted_and_shown_worst_first(regressor, table):
     report = _proof(
         regressor,
         _example(table),
@@ -139,10 +130,10 @@ def test_wrong_rows_are_counted_and_shown_worst_first(
     assert all(line.startswith("  example  prediction  ") and "a=" in line for line in lines[2:7])
 
 
-def test_label_without_a_margin_is_a_tie(classifier: Saved, table: pd.DataFrame) -> None:
+def test_label_without_a_margin_is_a_tie(classifier, table):
     model, converted = classifier
 
-    def undecided(batch: Any) -> dict[str, Any]:
+    def undecided(batch):
         count = len(batch)
         return {"label": np.zeros(count, bool), "probabilities": np.full((count, 2), 0.5)}
 
@@ -161,7 +152,7 @@ def test_label_without_a_margin_is_a_tie(classifier: Saved, table: pd.DataFrame)
     assert decided.beyond_tolerance == label.ties
 
 
-def test_another_shape_is_a_problem_that_names_both(regressor: Saved, table: pd.DataFrame) -> None:
+def test_another_shape_is_a_problem_that_names_both(regressor, table):
     report = _proof(
         regressor, _example(table), original=lambda batch: {"prediction": np.zeros((len(batch), 2))}
     )
@@ -170,10 +161,8 @@ def test_another_shape_is_a_problem_that_names_both(regressor: Saved, table: pd.
     assert "(50, 2)" in parity_error(report).message
 
 
-def test_blocks_that_the_original_refuses_are_found_and_dropped(
-    regressor: Saved, table: pd.DataFrame
-) -> None:
-    def picky(batch: Any) -> Any:
+def test_blocks_that_the_original_refuses_are_found_and_dropped(regressor, table):
+    def picky(batch):
         if (batch.a > 100).any():
             raise ValueError("too much")
         return regressor[1].original(batch)
@@ -185,10 +174,8 @@ def test_blocks_that_the_original_refuses_are_found_and_dropped(
     assert report.sources == {"unseen": 8}
 
 
-def test_a_row_that_the_original_refuses_takes_few_others_along(
-    regressor: Saved, table: pd.DataFrame
-) -> None:
-    def picky(batch: Any) -> Any:
+def test_a_row_that_the_original_refuses_takes_few_others_along(regressor, table):
+    def picky(batch):
         if (batch.a > 100).any():
             raise ValueError("too much")
         return regressor[1].original(batch)
@@ -204,11 +191,11 @@ def test_a_row_that_the_original_refuses_takes_few_others_along(
     ("smallest", "refused", "most_calls"), [(0.0, 64, 65), (63.0, 1, 20), (200.0, 0, 1)]
 )
 def test_blocks_that_the_original_refuses_take_few_calls(
-    regressor: Saved, table: pd.DataFrame, smallest: float, refused: int, most_calls: int
-) -> None:
+    regressor, table, smallest, refused, most_calls
+):
     calls = []
 
-    def picky(batch: Any) -> Any:
+    def picky(batch):
         calls.append(len(batch))
         if (batch.a >= smallest).any():
             raise ValueError("too much")
@@ -222,10 +209,8 @@ def test_blocks_that_the_original_refuses_take_few_calls(
     assert len(calls) <= most_calls
 
 
-def test_columns_of_which_the_original_refuses_every_missing_value_are_known(
-    regressor: Saved, table: pd.DataFrame
-) -> None:
-    def picky(batch: Any) -> Any:
+def test_columns_of_which_the_original_refuses_every_missing_value_are_known(regressor, table):
+    def picky(batch):
         if batch.a.isna().any() or (batch.b.isna() & (batch.a > 0)).any():
             raise ValueError("missing")
         return regressor[1].original(batch.fillna(0))
@@ -243,9 +228,9 @@ def test_columns_of_which_the_original_refuses_every_missing_value_are_known(
 
 
 def test_columns_of_which_the_original_refuses_infinity_are_known_and_its_answers_not_compared(
-    regressor: Saved, table: pd.DataFrame
-) -> None:
-    def picky(batch: Any) -> Any:
+    regressor, table
+):
+    def picky(batch):
         if np.isinf(batch.a).any():
             raise ValueError("infinite")
         return {"prediction": np.zeros(len(batch))}
@@ -262,7 +247,7 @@ def test_columns_of_which_the_original_refuses_infinity_are_known_and_its_answer
     assert refusals_of(report, BoundaryValues()) == {"infinite": ["a"]}
 
 
-def test_categories_count_only_if_all_of_them_are_known_and_accepted() -> None:
+def test_categories_count_only_if_all_of_them_are_known_and_accepted():
     learned: Any = {
         "c": ("x", None, "y"),
         "k": (1.0, 2.0, np.nan),
@@ -280,12 +265,10 @@ def test_categories_count_only_if_all_of_them_are_known_and_accepted() -> None:
     assert refusals_of(unclear, BoundaryValues(categories=learned)) == {}
 
 
-def test_small_values_are_compared_on_their_own_spread_despite_large_ones(
-    table: pd.DataFrame, tmp_path: Path
-) -> None:
+def test_small_values_are_compared_on_their_own_spread_despite_large_ones(table, tmp_path):
     saved = _saved(LinearRegression().fit(table, np.c_[table.a * 1e6, table.b]), table, tmp_path)
 
-    def another(batch: Any) -> dict[str, Any]:
+    def another(batch):
         return {"prediction": saved[1].original(batch)["prediction"] * [1, 1.5]}
 
     many = RowGroup("ranges", Batch(pd.concat([table] * 4, ignore_index=True)))
@@ -295,7 +278,7 @@ def test_small_values_are_compared_on_their_own_spread_despite_large_ones(
     assert report.outputs[0].beyond_tolerance > 150
 
 
-def test_scores_that_are_all_small_are_no_ties(classifier: Saved, table: pd.DataFrame) -> None:
+def test_scores_that_are_all_small_are_no_ties(classifier, table):
     model, converted = classifier
     scored = replace(
         converted, outputs=converted.outputs[:1], margin=lambda batch: batch["a"].to_numpy() * 1e-6
@@ -310,13 +293,11 @@ def test_scores_that_are_all_small_are_no_ties(classifier: Saved, table: pd.Data
     assert report.outputs[0].beyond_tolerance > 40
 
 
-def test_of_several_labels_a_row_each_has_a_margin_of_its_own(
-    table: pd.DataFrame, tmp_path: Path
-) -> None:
+def test_of_several_labels_a_row_each_has_a_margin_of_its_own(table, tmp_path):
     both = np.c_[table.a > 0, table.b > 0].astype(np.int64)
     saved = _saved(MLPClassifier((3,), max_iter=5).fit(table, both), table, tmp_path)
 
-    def sure_of_both(batch: Any) -> dict[str, Any]:
+    def sure_of_both(batch):
         answers = saved[1].original(batch)
         return {
             "label": 1 - answers["label"],
@@ -328,8 +309,8 @@ def test_of_several_labels_a_row_each_has_a_margin_of_its_own(
     assert report.outputs[0].ties == 0
 
 
-def test_too_few_rows_prove_nothing(regressor: Saved, table: pd.DataFrame) -> None:
-    def picky(batch: Any) -> Any:
+def test_too_few_rows_prove_nothing(regressor, table):
+    def picky(batch):
         if (batch.a > 100).any():
             raise ValueError("too much")
         return regressor[1].original(batch)
@@ -341,7 +322,7 @@ def test_too_few_rows_prove_nothing(regressor: Saved, table: pd.DataFrame) -> No
     assert "only 50 rows" in parity_error(report).message
 
 
-def test_metrics_have_names_that_mlflow_takes(classifier: Saved, table: pd.DataFrame) -> None:
+def test_metrics_have_names_that_mlflow_takes(classifier, table):
     metrics = _proof(classifier, _example(table)).metrics()
 
     assert metrics["onnxserve.parity.rows"] == 50
@@ -349,7 +330,7 @@ def test_metrics_have_names_that_mlflow_takes(classifier: Saved, table: pd.DataF
     assert "onnxserve.parity.probabilities.max_relative_error" in metrics
 
 
-def test_infinite_error_is_still_json(regressor: Saved, table: pd.DataFrame) -> None:
+def test_infinite_error_is_still_json(regressor, table):
     report = _proof(
         regressor,
         _example(table),

@@ -1,5 +1,4 @@
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +11,7 @@ from tests.support.random_rows import normal_rows
 
 
 @pytest.fixture
-def table() -> pd.DataFrame:
+def table():
     return pd.DataFrame(
         {
             "city": ["rome", "oslo", "lima", "rome"],
@@ -23,15 +22,13 @@ def table() -> pd.DataFrame:
     )
 
 
-def _by_source(
-    example: Any, edges: Any = None, parity_data: Any = None, **known: Any
-) -> dict[str, Any]:
+def _by_source(example, edges=None, parity_data=None, **known):
     boundary_values = BoundaryValues(edges=edges or {}, **known)
     further = None if parity_data is None else Batch(parity_data)
     return {group.source: group for group in parity_rows(Batch(example), further, boundary_values)}
 
 
-def test_few_rows_become_a_thousand_and_more(table: pd.DataFrame) -> None:
+def test_few_rows_become_a_thousand_and_more(table):
     counts: Counter[str] = Counter()
     for group in parity_rows(Batch(table), None, BoundaryValues()):
         counts[group.source] += len(group.batch)
@@ -40,14 +37,14 @@ def test_few_rows_become_a_thousand_and_more(table: pd.DataFrame) -> None:
     assert counts["example"] == 4
 
 
-def test_parity_data_counts_as_given(table: pd.DataFrame) -> None:
+def test_parity_data_counts_as_given(table):
     groups = _by_source(table, parity_data=table.head(2))
 
     assert not groups["parity_data"].generated
     assert len(groups["parity_data"].batch) == 2
 
 
-def test_generated_rows_keep_columns_types_and_ranges(table: pd.DataFrame) -> None:
+def test_generated_rows_keep_columns_types_and_ranges(table):
     rows = _by_source(table)["ranges"].batch.data
 
     assert rows.dtypes.to_dict() == table.dtypes.to_dict()
@@ -56,7 +53,7 @@ def test_generated_rows_keep_columns_types_and_ranges(table: pd.DataFrame) -> No
     assert rows.temperature.nunique() <= 4  # Columns with few distinct numbers are codes.
 
 
-def test_numbers_are_drawn_around_the_only_one() -> None:
+def test_numbers_are_drawn_around_the_only_one():
     rows = _by_source(pd.DataFrame({"a": [20.0], "b": [-0.5], "gap": [np.inf], "city": ["rome"]}))[
         "ranges"
     ].batch.data
@@ -73,7 +70,7 @@ def test_numbers_are_drawn_around_the_only_one() -> None:
     assert all(len(np.unique(part)) > 1000 for part in drawn)
 
 
-def test_numbers_are_drawn_between_the_observed() -> None:
+def test_numbers_are_drawn_between_the_observed():
     random = np.random.default_rng(0)
     example = pd.DataFrame({"a": random.normal(size=100), "n": np.arange(100)})
 
@@ -84,9 +81,7 @@ def test_numbers_are_drawn_between_the_observed() -> None:
     assert rows.n.dtype == np.int64
 
 
-def test_threshold_rows_are_on_and_one_step_around_the_edge_in_both_precisions(
-    table: pd.DataFrame,
-) -> None:
+def test_threshold_rows_are_on_and_one_step_around_the_edge_in_both_precisions(table):
     edge = 0.1
 
     rows = _by_source(table, {"temperature": np.array([edge])})["thresholds"]
@@ -104,7 +99,7 @@ def test_threshold_rows_are_on_and_one_step_around_the_edge_in_both_precisions(
     assert not rows.may_tie
 
 
-def test_numbers_far_outside_of_their_range_come_alone_and_together(table: pd.DataFrame) -> None:
+def test_numbers_far_outside_of_their_range_come_alone_and_together(table):
     groups = _by_source(table)
 
     alone = groups["far"].batch.data
@@ -117,9 +112,7 @@ def test_numbers_far_outside_of_their_range_come_alone_and_together(table: pd.Da
     assert together.hour.dtype == np.int64
 
 
-def test_numbers_that_people_use_for_a_missing_value_come_alone_and_together(
-    table: pd.DataFrame,
-) -> None:
+def test_numbers_that_people_use_for_a_missing_value_come_alone_and_together(table):
     groups = _by_source(table)
     near = _by_source(table, farthest=1e9)
 
@@ -132,7 +125,7 @@ def test_numbers_that_people_use_for_a_missing_value_come_alone_and_together(
     assert near["sentinels"].batch.data.temperature.abs().max() == 1e9
 
 
-def test_learned_rows_come_as_they_are_and_by_halves(table: pd.DataFrame) -> None:
+def test_learned_rows_come_as_they_are_and_by_halves(table):
     learned = {"temperature": np.array([2.0, 4.0]), "hour": np.array([2.0, 4.0])}
 
     groups = _by_source(table, rows=(learned,))
@@ -142,7 +135,7 @@ def test_learned_rows_come_as_they_are_and_by_halves(table: pd.DataFrame) -> Non
     assert (groups["halfway"].may_tie, groups["learned"].may_tie) == (True, False)
 
 
-def test_rows_include_all_categories_and_values_that_look_like_them(table: pd.DataFrame) -> None:
+def test_rows_include_all_categories_and_values_that_look_like_them(table):
     numbers = _by_source(table, categories={"temperature": (1.5, np.nan)})
     texts = _by_source(table, categories={"city": ("rome", "łódź")})
     assert set(texts["categories"].batch.data.city) == {"rome", "łódź"}
@@ -151,7 +144,7 @@ def test_rows_include_all_categories_and_values_that_look_like_them(table: pd.Da
 
 
 @pytest.mark.long
-def test_categories_of_a_wide_table_come_in_one_group_of_each_kind_and_in_few_rows() -> None:
+def test_categories_of_a_wide_table_come_in_one_group_of_each_kind_and_in_few_rows():
     wide = pd.DataFrame({f"c{number}": ["a", "b"] for number in range(400)})
     boundaries = BoundaryValues(
         categories=dict.fromkeys(wide.columns, tuple(f"k{n}" for n in range(50)))
@@ -178,9 +171,7 @@ def test_categories_of_a_wide_table_come_in_one_group_of_each_kind_and_in_few_ro
             assert not set(rows[name]) & {"a", "b"}
 
 
-def test_texts_are_made_of_the_vocabulary_and_of_characters_that_may_join_a_word(
-    table: pd.DataFrame,
-) -> None:
+def test_texts_are_made_of_the_vocabulary_and_of_characters_that_may_join_a_word(table):
     rows = _by_source(table, texts={"city": ("wärm", "kind")})["vocabulary"]
 
     texts = set(rows.batch.data.city)
@@ -191,13 +182,13 @@ def test_texts_are_made_of_the_vocabulary_and_of_characters_that_may_join_a_word
     assert any("kindé" in text for text in texts)
 
 
-def test_integers_stand_on_both_sides_of_a_threshold(table: pd.DataFrame) -> None:
+def test_integers_stand_on_both_sides_of_a_threshold(table):
     rows = _by_source(table, {"hour": np.array([7.5])})["thresholds"].batch.data
 
     assert {7, 8} <= set(rows.hour)
 
 
-def test_each_column_that_can_is_missing_and_each_text_unseen(table: pd.DataFrame) -> None:
+def test_each_column_that_can_is_missing_and_each_text_unseen(table):
     groups = _by_source(table)
 
     missing = groups["missing"]
@@ -211,14 +202,14 @@ def test_each_column_that_can_is_missing_and_each_text_unseen(table: pd.DataFram
     assert (groups["unseen"].batch.data.city == "never seen").sum() == groups["unseen"].block
 
 
-def test_same_seed_gives_the_same_rows(table: pd.DataFrame) -> None:
+def test_same_seed_gives_the_same_rows(table):
     first = _by_source(table)["ranges"].batch.data
     second = _by_source(table)["ranges"].batch.data
 
     pd.testing.assert_frame_equal(first, second)
 
 
-def test_matrix_keeps_its_dtype() -> None:
+def test_matrix_keeps_its_dtype():
     example = {"": normal_rows(30, 3).astype(np.float32)}
 
     for group in parity_rows(Batch(example), None, BoundaryValues(edges={"1": np.array([0.5])})):
@@ -226,7 +217,7 @@ def test_matrix_keeps_its_dtype() -> None:
         assert group.batch.data[""].shape[1] == 3
 
 
-def test_tensors_are_drawn_within_their_range() -> None:
+def test_tensors_are_drawn_within_their_range():
     example = {"ids": np.array([[1, 5], [3, 9]]), "image": np.ones((2, 4, 4), np.float32)}
 
     groups = [
@@ -244,7 +235,7 @@ def test_tensors_are_drawn_within_their_range() -> None:
 
 
 @pytest.mark.parametrize("largest", [np.inf, 1.5e308])
-def test_numbers_that_span_more_than_a_float_are_drawn_all_the_same(largest: Any) -> None:
+def test_numbers_that_span_more_than_a_float_are_drawn_all_the_same(largest):
     example = pd.DataFrame({"a": [-largest, largest, *np.linspace(0, 1, 50)]})
 
     rows = _by_source(example)["ranges"].batch.data
@@ -255,7 +246,7 @@ def test_numbers_that_span_more_than_a_float_are_drawn_all_the_same(largest: Any
     assert len(tensors["x"]) > 0
 
 
-def test_thresholds_without_a_number_are_left_out() -> None:
+def test_thresholds_without_a_number_are_left_out():
     example = pd.DataFrame({"a": np.arange(50.0), "n": pd.array([None, *range(49)], dtype="Int64")})
 
     rows = _by_source(example, {"a": np.array([5.5, np.inf]), "n": np.array([5.5, np.inf])})[
@@ -267,7 +258,7 @@ def test_thresholds_without_a_number_are_left_out() -> None:
 
 
 @pytest.mark.long
-def test_rows_with_gaps_are_bounded_in_wide_tables() -> None:
+def test_rows_with_gaps_are_bounded_in_wide_tables():
     example = pd.DataFrame(normal_rows(20, 1500)).rename(columns=str)
 
     group = _by_source(example)["missing"]
@@ -278,13 +269,13 @@ def test_rows_with_gaps_are_bounded_in_wide_tables() -> None:
     assert gaps.any().sum() == len(group.columns) > 50  # Some columns change, one at a time.
 
 
-def test_uint64_tensors_are_drawn_in_their_range() -> None:
+def test_uint64_tensors_are_drawn_in_their_range():
     example = {"x": np.array([[[0, 2**63 + 5]]], dtype=np.uint64)}
 
     assert _by_source(example)["ranges"].batch.data["x"].dtype == np.uint64
 
 
-def test_a_generator_that_raises_an_error_is_left_out_and_named(table: pd.DataFrame) -> None:
+def test_a_generator_that_raises_an_error_is_left_out_and_named(table):
     broken = BoundaryValues(texts={"city": ()}, edges={"temperature": np.array([1.0])})
     left_out: dict[str, str] = {}
 
@@ -295,7 +286,7 @@ def test_a_generator_that_raises_an_error_is_left_out_and_named(table: pd.DataFr
     assert "vocabulary" not in sources
 
 
-def test_a_column_of_categories_has_another_one_in_rows_of_its_own(table: pd.DataFrame) -> None:
+def test_a_column_of_categories_has_another_one_in_rows_of_its_own(table):
     typed = table.assign(half=0.5).astype(dict.fromkeys(("city", "hour", "half"), "category"))
 
     groups = [

@@ -2,7 +2,6 @@
 
 import re
 import sys
-from pathlib import Path
 
 import mlflow
 import orjson
@@ -35,9 +34,7 @@ INTEGER_DISTANCE = re.sub("<Output>.*</Output>", "", DELAY, flags=re.DOTALL).rep
 
 @pytest.mark.long
 @needs_java
-def test_a_pmml_file_is_registered_and_answers_over_http_as_the_file(
-    tracking: Path, tmp_path: Path
-) -> None:
+def test_a_pmml_file_is_registered_and_answers_over_http_as_the_file(tracking, tmp_path):
     # MLflow reads paths as URIs.
     path = write_pmml(tmp_path).rename(tmp_path / "delay #1 %20.pmml")
     made = onnxserve.wrap_model(str(path), register="delay", data=ROWS)
@@ -101,9 +98,7 @@ def test_a_pmml_file_is_registered_and_answers_over_http_as_the_file(
         "entity-expansion",
     ],
 )
-def test_a_file_that_cannot_be_evaluated_is_refused_in_one_line(
-    old: str, new: str, names: list[str], tmp_path: Path
-) -> None:
+def test_a_file_that_cannot_be_evaluated_is_refused_in_one_line(old, new, names, tmp_path):
     path = write_pmml(tmp_path, DELAY.replace(old, new))
     with refused(InvalidArtifact, str(path), *names) as refusal:
         read_pmml(path, None)
@@ -113,7 +108,7 @@ def test_a_file_that_cannot_be_evaluated_is_refused_in_one_line(
 @pytest.mark.long
 @needs_java
 @pytest.mark.parametrize("name", ["distance", "None"])
-def test_an_integer_may_be_missing_and_a_field_may_have_any_name(name: str, tmp_path: Path) -> None:
+def test_an_integer_may_be_missing_and_a_field_may_have_any_name(name, tmp_path):
     path = write_pmml(tmp_path, INTEGER_DISTANCE.replace('"distance"', f'"{name}"'))
     rows = ROWS.rename(columns={"distance": name})
     rows[name] = [100, None]
@@ -128,7 +123,7 @@ def test_an_integer_may_be_missing_and_a_field_may_have_any_name(name: str, tmp_
 
 @pytest.mark.long
 @needs_java
-def test_rows_that_the_file_refuses_are_named(tmp_path: Path) -> None:
+def test_rows_that_the_file_refuses_are_named(tmp_path):
     path = write_pmml(tmp_path)
     with refused(InvalidArtifact, str(path), "row 1", "carrier", "ZZ"):
         read_pmml(path, ROWS.assign(carrier=["UA", "ZZ"]))
@@ -136,13 +131,13 @@ def test_rows_that_the_file_refuses_are_named(tmp_path: Path) -> None:
         read_pmml(path, ROWS.drop(columns="distance"))
 
 
-def test_without_java_the_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_java_the_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with refused(NotInstalled, "Java", "default-jre-headless"):
         onnxserve.wrap_model(str(write_pmml(tmp_path)), register="delay", data=ROWS)
 
 
-def test_without_the_extra_the_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_the_command_is_named(monkeypatch):
     monkeypatch.setattr(sys, "path", [])  # No package is installed.
     for name in [name for name in sys.modules if name.startswith("jpmml_evaluator")]:
         monkeypatch.delitem(sys.modules, name)

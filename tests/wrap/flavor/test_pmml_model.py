@@ -1,7 +1,5 @@
 """A PMML model answers each row independently, with the types of the file's fields."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,7 +15,7 @@ INTEGER = DELAY.replace(HOURS, "").replace(
 
 @pytest.mark.long
 @needs_java
-def test_a_row_with_a_missing_value_does_not_change_the_types_of_others(tmp_path: Path) -> None:
+def test_a_row_with_a_missing_value_does_not_change_the_types_of_others(tmp_path):
     from mlflow_deploy_plugin.wrap.flavor.pmml_model import PmmlModel
 
     model = PmmlModel(str(write_pmml(tmp_path, INTEGER)))

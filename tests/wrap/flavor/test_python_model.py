@@ -47,7 +47,7 @@ class Longest(torch.nn.Module):
         return {"product": left * right, "sum": left.sum(1)}
 
 
-def _served(model: Any, example: Any) -> tuple[Any, str]:
+def _served(model, example):
     """Return the answers of the logged version,
     and the reason why it has no ONNX form.
     """
@@ -61,7 +61,7 @@ def _served(model: Any, example: Any) -> tuple[Any, str]:
 
 @pytest.mark.long
 @pytest.mark.parametrize("form", ["two inputs", "two outputs"])
-def test_a_module_answers_named_arrays(form: str, tracking: Path) -> None:
+def test_a_module_answers_named_arrays(form, tracking):
     example = {"left": ROWS, "right": ROWS * 3} if form == "two inputs" else ROWS
 
     answer, reason = _served(Longest(), example)
@@ -74,7 +74,7 @@ def test_a_module_answers_named_arrays(form: str, tracking: Path) -> None:
     assert "branches on tensor values" in reason
 
 
-def test_the_nodes_and_edges_of_a_graph_are_no_rows(tracking: Path) -> None:
+def test_the_nodes_and_edges_of_a_graph_are_no_rows(tracking):
     class Neighbours(torch.nn.Module):
         def forward(self, nodes: Any, edges: Any) -> Any:
             return torch.zeros_like(nodes).index_add(0, edges[1], nodes[edges[0]])
@@ -86,7 +86,7 @@ def test_the_nodes_and_edges_of_a_graph_are_no_rows(tracking: Path) -> None:
 
 
 @pytest.mark.long
-def test_a_tensor_as_example_keeps_signature_and_example(tracking: Path) -> None:
+def test_a_tensor_as_example_keeps_signature_and_example(tracking):
     class Repeated(Longest):
         def forward(self, left: Any) -> Any:  # type: ignore[override]
             return super().forward(left)["product"]
@@ -114,16 +114,14 @@ class Decoder(torch.nn.Module):
 
 
 @pytest.mark.parametrize("example", [ROWS, {"tokens": ROWS}], ids=["array", "named"])
-def test_outputs_other_than_tensors_are_left_out_of_the_answer(
-    example: Any, tracking: Path
-) -> None:
+def test_outputs_other_than_tensors_are_left_out_of_the_answer(example, tracking):
     answer, reason = _served(Decoder(), example)
 
     np.testing.assert_allclose(answer, ROWS * 2)
     assert reason.startswith("the module's forward returns a Cache, which is not a tensor")
 
 
-def test_sizes_that_differ_between_the_data_are_free(tracking: Path) -> None:
+def test_sizes_that_differ_between_the_data_are_free(tracking):
     example = {"tokens": ROWS}
     longer = {"tokens": np.tile(ROWS, 3)}
 
@@ -137,7 +135,7 @@ def test_sizes_that_differ_between_the_data_are_free(tracking: Path) -> None:
     ]
 
 
-def test_answers_with_another_number_of_dimensions_have_no_signature(tracking: Path) -> None:
+def test_answers_with_another_number_of_dimensions_have_no_signature(tracking):
     class Squeezed(Decoder):
         def forward(self, *, tokens: Any) -> Any:
             return {
@@ -159,7 +157,7 @@ def test_answers_with_another_number_of_dimensions_have_no_signature(tracking: P
 
 
 @pytest.mark.long
-def test_a_program_for_one_size_of_batches_is_served_as_it_is(tracking: Path) -> None:
+def test_a_program_for_one_size_of_batches_is_served_as_it_is(tracking):
     program = torch.export.export(torch.nn.Linear(3, 2), (torch.from_numpy(ROWS[:4]),))
 
     answer, reason = _served(program, ROWS[:4])
@@ -175,7 +173,7 @@ class Sorted(torch.nn.Module):
         return torch.linalg.svdvals(x.unsqueeze(1)), x.sum(1)
 
 
-def test_a_scripted_module_is_packed_by_torch(tracking: Path) -> None:
+def test_a_scripted_module_is_packed_by_torch(tracking):
     answer, reason = _served(torch.jit.script(Sorted()), ROWS)
 
     np.testing.assert_allclose(answer["output_0"][:, 0], np.linalg.norm(ROWS, axis=1), rtol=1e-4)
@@ -184,7 +182,7 @@ def test_a_scripted_module_is_packed_by_torch(tracking: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("form", ["array", "table", "two outputs"])
-def test_a_keras_model_is_logged_with_its_signature(form: str, tracking: Path) -> None:
+def test_a_keras_model_is_logged_with_its_signature(form, tracking):
     """Check Keras: MLflow's flavor cannot save an input example, supports no tables,
     and returns one array.
     """
@@ -205,20 +203,20 @@ def test_a_keras_model_is_logged_with_its_signature(form: str, tracking: Path) -
     assert "svd" in reason
 
 
-def test_all_else_is_left_to_the_flavor_of_its_library() -> None:
+def test_all_else_is_left_to_the_flavor_of_its_library():
     assert net_options("pytorch", torch.nn.Linear(3, 2), ROWS) is None
     assert net_options("sentence_transformers", torch.nn.Linear(3, 2), ["texts"]) is None
     assert net_options("prophet", pd.Series([1]), ROWS) is None
 
 
-def test_a_model_that_answers_no_table_of_categories_is_left_to_its_own_flavor() -> None:
+def test_a_model_that_answers_no_table_of_categories_is_left_to_its_own_flavor():
     table = pd.DataFrame({"a": pd.Categorical(["x", "y"])})
 
     assert typed_columns_options(torch.nn.Linear(1, 1), "predict", table) is None
     assert typed_columns_options(torch.nn.Linear(1, 1), "predict", ROWS) is None
 
 
-def _plans(kind: str) -> pd.DataFrame:
+def _plans(kind):
     """Return a table whose text column is missing in its first five rows, and has
     missing values below.
     """
@@ -247,9 +245,7 @@ KINDS = (
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_text_column_keeps_its_type_if_its_first_rows_are_missing(
-    kind: str, tracking: Path
-) -> None:
+def test_a_text_column_keeps_its_type_if_its_first_rows_are_missing(kind, tracking):
     table = _plans(kind)
     encode = make_pipeline(FunctionTransformer(lambda rows: rows[["plan"]].copy()), OneHotEncoder())
     model = make_pipeline(encode, LogisticRegression(C=100)).fit(
@@ -296,9 +292,7 @@ class HourOfDay:
         ("Europe/London", [7, 7, 13, 0, 2, 1, 1, 9]),  # Its winter has the hours of UTC.
     ],
 )
-def test_dates_are_answered_in_the_zone_of_the_example(
-    zone: str, hours: list[int], tracking: Path
-) -> None:
+def test_dates_are_answered_in_the_zone_of_the_example(zone, hours, tracking):
     when = pd.date_range("2024-01-01", periods=20, freq="7h", tz=zone)
     info = onnxserve.log_model(
         HourOfDay(), name="model", input_example=pd.DataFrame({"when": when})
@@ -320,9 +314,7 @@ def test_dates_are_answered_in_the_zone_of_the_example(
 
 
 @pytest.mark.long
-def test_a_server_answers_a_null_in_the_same_way_next_to_other_rows(
-    tracking: Path, tmp_path: Path
-) -> None:
+def test_a_server_answers_a_null_in_the_same_way_next_to_other_rows(tracking, tmp_path):
     table = _plans("texts")[["plan"]]
     copied = FunctionTransformer(lambda rows: rows.copy())
     model = make_pipeline(copied, OneHotEncoder(handle_unknown="ignore"), LogisticRegression(C=100))
@@ -353,8 +345,8 @@ class RefusesFiveRows:
 
 @pytest.mark.long
 def test_columns_that_a_signature_cannot_describe_and_a_model_without_a_signature_are_reported(
-    tracking: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+    tracking, caplog
+):
     columns = {"plan": [1, "gold"] * 10, "late": [True, None] * 10, "photo": [b"png", None] * 10}
     table = pd.DataFrame(
         {name: pd.Series(values, dtype=object) for name, values in columns.items()}
@@ -391,7 +383,7 @@ class CountsGaps:
 
 
 @pytest.mark.long
-def test_a_whole_number_of_an_object_column_with_gaps_may_be_missing(tracking: Path) -> None:
+def test_a_whole_number_of_an_object_column_with_gaps_may_be_missing(tracking):
     table = pd.DataFrame({"a": pd.Series([1, None, 2], dtype=object)})
 
     info = onnxserve.log_model(CountsGaps(), name="model", input_example=table)
@@ -416,9 +408,7 @@ class AnswersNothing(BaseEstimator):  # type: ignore[misc]
 
 @pytest.mark.long
 @pytest.mark.parametrize("column", [{"a": [1.0, 2.0]}, {"kind": pd.Categorical(["x", "y"])}])
-def test_a_model_whose_predict_returns_none_is_logged(
-    column: Any, tracking: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_model_whose_predict_returns_none_is_logged(column, tracking, caplog):
     table = pd.DataFrame(column)
     info = onnxserve.log_model(AnswersNothing().fit(table), name="model", input_example=table)
 
@@ -440,9 +430,7 @@ class ReadsCategories:
 
 
 @pytest.mark.long
-def test_a_model_of_categories_is_asked_and_reported_once(
-    tracking: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_model_of_categories_is_asked_and_reported_once(tracking, caplog):
     table = pd.DataFrame(
         {"kind": pd.Categorical(["x", "y"] * 10), "plan": pd.Series([1, "gold"] * 10, dtype=object)}
     )
@@ -457,7 +445,7 @@ def test_a_model_of_categories_is_asked_and_reported_once(
 
 
 @pytest.mark.long
-def test_probabilities_without_an_onnx_form_are_served_as_pyfunc(tracking: Path) -> None:
+def test_probabilities_without_an_onnx_form_are_served_as_pyfunc(tracking):
     rows = normal_rows(40, 2)
     table = pd.DataFrame(rows, columns=["a", "b"])
     several = RandomForestClassifier(3, random_state=0).fit(table, (rows > 0).astype(int))

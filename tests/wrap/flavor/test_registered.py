@@ -18,7 +18,7 @@ from sklearn.compose import ColumnTransformer
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder
 
 import mlflow_deploy_plugin as onnxserve
@@ -31,7 +31,6 @@ from mlflow_deploy_plugin.core.errors import (
 from mlflow_deploy_plugin.serve.protocols import v2
 from mlflow_deploy_plugin.serve.runtime.artifact import read_artifact
 from tests.support.models import parse_graph
-from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.proxy import proxy_to
 from tests.support.tracking import tracking_at
 
@@ -40,7 +39,7 @@ _REQUIREMENTS: dict[str, Any] = {"pip_requirements": ["scikit-learn"]}
 
 
 @pytest.fixture(scope="module")
-def old(tracking: Path, model: Pipeline, table: pd.DataFrame) -> str:
+def old(tracking, model, table):
     """A version from mlflow.sklearn in Production, with the alias `champion` and all of
     MLflow's metadata.
     """
@@ -74,7 +73,7 @@ def old(tracking: Path, model: Pipeline, table: pd.DataFrame) -> str:
 
 
 @pytest.mark.long
-def test_the_next_version_is_onnx_and_answers_as_the_old_one(old: str, table: pd.DataFrame) -> None:
+def test_the_next_version_is_onnx_and_answers_as_the_old_one(old, table):
     before = mlflow.pyfunc.load_model(old).predict(table)
 
     made = onnxserve.wrap_model("models:/old/Production")
@@ -93,7 +92,7 @@ def test_the_next_version_is_onnx_and_answers_as_the_old_one(old: str, table: pd
 
 
 @pytest.mark.long
-def test_the_next_version_keeps_the_metadata_of_the_old_one(old: str) -> None:
+def test_the_next_version_keeps_the_metadata_of_the_old_one(old):
     client = mlflow.MlflowClient()
     made = onnxserve.wrap_model(old)
 
@@ -123,7 +122,7 @@ def test_the_next_version_keeps_the_metadata_of_the_old_one(old: str) -> None:
     assert provenance["dataset_name"] == "training"
 
 
-def test_aliases_stages_and_the_run_stay_as_they_were(old: str) -> None:
+def test_aliases_stages_and_the_run_stay_as_they_were(old):
     client = mlflow.MlflowClient()
     ended = client.get_run(client.get_model_version("old", "1").run_id).info.end_time
 
@@ -136,12 +135,8 @@ def test_aliases_stages_and_the_run_stay_as_they_were(old: str) -> None:
 
 @pytest.mark.long
 def test_before_mlflow_3_the_next_version_is_saved_in_the_run_of_the_old_one(
-    mlflow_server: MlflowServer,
-    model: Pipeline,
-    table: pd.DataFrame,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    mlflow_server, model, table, tmp_path, monkeypatch
+):
     monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)  # It is in the store of this module.
     mlflow.sklearn.save_model(
         model, tmp_path / "model", input_example=table.head(3), **_REQUIREMENTS
@@ -183,9 +178,7 @@ def test_before_mlflow_3_the_next_version_is_saved_in_the_run_of_the_old_one(
         )
 
 
-def test_a_dry_run_registers_nothing_and_data_brings_real_rows(
-    old: str, table: pd.DataFrame
-) -> None:
+def test_a_dry_run_registers_nothing_and_data_brings_real_rows(old, table):
     lines: list[str] = []
     versions = len(mlflow.MlflowClient().search_model_versions("name='old'"))
 
@@ -201,9 +194,7 @@ def test_a_dry_run_registers_nothing_and_data_brings_real_rows(
 
 
 @pytest.mark.parametrize("form", ["no example", "an example", "a table"])
-def test_the_next_version_of_a_graph_takes_the_graphs_own_types(
-    form: str, tracking: Path, table: pd.DataFrame
-) -> None:
+def test_the_next_version_of_a_graph_takes_the_graphs_own_types(form, tracking, table):
     numbers = table.to_numpy(np.float32)
     examples = {"no example": None, "an example": numbers, "a table": table}
     graph = parse_graph("g (float[N,3] x) => (float[N,3] y) { y = Add(x, x) }")
@@ -223,8 +214,8 @@ def test_the_next_version_of_a_graph_takes_the_graphs_own_types(
 
 
 def test_without_an_example_the_rows_are_made_up_from_the_signature_and_not_kept(
-    tracking: Path, model: Pipeline, table: pd.DataFrame
-) -> None:
+    tracking, model, table
+):
     signature = mlflow.models.infer_signature(table, model.predict(table))
     mlflow.sklearn.log_model(
         model, name="model", registered_model_name="signed", signature=signature, **_REQUIREMENTS
@@ -241,9 +232,7 @@ def test_without_an_example_the_rows_are_made_up_from_the_signature_and_not_kept
     assert (artifact.reference, "dataset_digest" in artifact.provenance) == (None, False)
 
 
-def test_a_file_is_loaded_with_consent_only(
-    tracking: Path, model: Pipeline, table: pd.DataFrame, tmp_path: Path
-) -> None:
+def test_a_file_is_loaded_with_consent_only(tracking, model, table, tmp_path):
     joblib.dump(model, tmp_path / "updown.joblib")
     file = str(tmp_path / "updown.joblib")
     with pytest.raises(CodeRefused, match=r"updown\.joblib .*--allow-pickle"):
@@ -260,9 +249,7 @@ def test_a_file_is_loaded_with_consent_only(
     ] == ["a", "b", "c"]
 
 
-def test_a_runs_model_and_a_folder_need_a_name(
-    old: str, model: Pipeline, table: pd.DataFrame, tmp_path: Path
-) -> None:
+def test_a_runs_model_and_a_folder_need_a_name(old, model, table, tmp_path):
     mlflow.sklearn.save_model(model, tmp_path / "saved", input_example=table, **_REQUIREMENTS)
     with pytest.raises(InvalidConfig, match="'a/b'"):
         onnxserve.wrap_model("models:/nobody/1", register="a/b")
@@ -281,11 +268,11 @@ class Doubled(mlflow.pyfunc.PythonModel):
         return model_input * 2
 
 
-def add_mean(rows: Any) -> Any:
+def add_mean(rows):
     return rows + rows.mean()
 
 
-def _save(kind: str, folder: Path, model: Pipeline, table: pd.DataFrame) -> None:
+def _save(kind, folder, model, table):
     """Save a model that cannot be wrapped."""
     match kind:
         case "python":
@@ -398,22 +385,15 @@ def _save(kind: str, folder: Path, model: Pipeline, table: pd.DataFrame) -> None
     ],
 )
 def test_a_model_that_cannot_be_wrapped_is_refused_in_one_line(
-    kind: str,
-    error: type[Exception],
-    message: str,
-    model: Pipeline,
-    table: pd.DataFrame,
-    tmp_path: Path,
-) -> None:
+    kind, error, message, model, table, tmp_path
+):
     _save(kind, tmp_path / "saved", model, table)
     with pytest.raises(error, match=message) as caught:
         onnxserve.wrap_model(str(tmp_path / "saved"), dry_run=True)
     assert "\n" not in str(caught.value)
 
 
-def test_a_type_that_no_graph_takes_is_refused_without_an_example_too(
-    model: Pipeline, tmp_path: Path
-) -> None:
+def test_a_type_that_no_graph_takes_is_refused_without_an_example_too(model, tmp_path):
     dates = ModelSignature(Schema([ColSpec("datetime", "when")]))
     mlflow.sklearn.save_model(model, tmp_path / "saved", signature=dates, **_REQUIREMENTS)
     refused = (
@@ -425,7 +405,7 @@ def test_a_type_that_no_graph_takes_is_refused_without_an_example_too(
 
 
 @pytest.fixture(scope="module")
-def staff() -> pd.DataFrame:
+def staff():
     random = np.random.default_rng(0)
     return pd.DataFrame(
         {
@@ -439,9 +419,7 @@ def staff() -> pd.DataFrame:
 
 @pytest.mark.parametrize("read", [["salary", "team"], ["salary"]], ids=" and ".join)
 @pytest.mark.parametrize("event_time", [None, "hired"])
-def test_a_column_that_no_step_reads_is_left_out(
-    event_time: str | None, read: list[str], tracking: Path, staff: pd.DataFrame
-) -> None:
+def test_a_column_that_no_step_reads_is_left_out(event_time, read, tracking, staff):
     steps = [("numbers", SimpleImputer(), ["salary"])]
     if "team" in read:
         steps.append(("texts", OneHotEncoder(), ["team"]))
@@ -477,9 +455,7 @@ def test_a_column_that_no_step_reads_is_left_out(
     assert answers[0] == answers[1]
 
 
-def test_named_columns_are_dropped_although_the_signature_has_them(
-    staff: pd.DataFrame, tmp_path: Path
-) -> None:
+def test_named_columns_are_dropped_although_the_signature_has_them(staff, tmp_path):
     model = LogisticRegression().fit(staff[["salary"]], staff.salary > 0)
     signature = ModelSignature(Schema([ColSpec("datetime", "hired"), ColSpec("double", "salary")]))
     mlflow.sklearn.save_model(model, tmp_path / "saved", signature=signature, **_REQUIREMENTS)
@@ -489,9 +465,7 @@ def test_named_columns_are_dropped_although_the_signature_has_them(
     assert [entry.columns for entry in made.inputs] == [("salary",)]
 
 
-def test_another_version_of_the_framework_that_loads_is_a_warning(
-    model: Pipeline, table: pd.DataFrame, tmp_path: Path
-) -> None:
+def test_another_version_of_the_framework_that_loads_is_a_warning(model, table, tmp_path):
     mlflow.sklearn.save_model(
         model,
         tmp_path / "saved",
@@ -506,9 +480,7 @@ def test_another_version_of_the_framework_that_loads_is_a_warning(
 @pytest.mark.parametrize(
     "rows", [None, pd.DataFrame({"review": ["good parcel", "bad parcel"]})], ids=["none", "table"]
 )
-def test_a_model_of_texts_without_a_name_is_wrapped_with_a_table_or_without_rows(
-    rows: pd.DataFrame | None, tmp_path: Path
-) -> None:
+def test_a_model_of_texts_without_a_name_is_wrapped_with_a_table_or_without_rows(rows, tmp_path):
     texts = ["good parcel", "bad parcel", "good", "bad"]
     words = make_pipeline(CountVectorizer(), LogisticRegression()).fit(
         texts, ["up", "down", "up", "down"]
@@ -519,15 +491,15 @@ def test_a_model_of_texts_without_a_name_is_wrapped_with_a_table_or_without_rows
     assert made.report.state == "proven"
 
 
-def _boosted(table: pd.DataFrame) -> Any:
+def _boosted(table):
     xgboost = pytest.importorskip("xgboost")
     return xgboost.XGBRegressor(n_estimators=2).fit(table, table.a)
 
 
 @pytest.mark.parametrize(("name", "default"), [("output_margin", True), ("iteration_range", "0")])
 def test_params_that_change_a_prediction_are_refused_with_their_name(
-    name: str, default: Any, table: pd.DataFrame, tmp_path: Path
-) -> None:
+    name, default, table, tmp_path
+):
     spec = ParamSpec(name, "boolean" if default is True else "string", default)
     signature = ModelSignature(
         mlflow.models.infer_signature(table).inputs, params=ParamSchema([spec])
@@ -543,8 +515,8 @@ def test_params_that_change_a_prediction_are_refused_with_their_name(
 
 @pytest.mark.parametrize("flavor", ["sklearn", "xgboost"])
 def test_params_that_mlflow_does_not_use_are_left_out_with_a_warning(
-    flavor: str, model: Pipeline, table: pd.DataFrame, tmp_path: Path
-) -> None:
+    flavor, model, table, tmp_path
+):
     specs = [ParamSpec("threshold", "double", 0.9)]
     if flavor == "xgboost":
         specs.append(ParamSpec("output_margin", "boolean", False))
@@ -561,9 +533,7 @@ def test_params_that_mlflow_does_not_use_are_left_out_with_a_warning(
     assert any("threshold=0.9" in note for note in made.warnings)
 
 
-def test_an_mlmodel_with_an_empty_section_for_pyfunc_is_wrapped(
-    table: pd.DataFrame, tmp_path: Path
-) -> None:
+def test_an_mlmodel_with_an_empty_section_for_pyfunc_is_wrapped(table, tmp_path):
     mlflow.xgboost.save_model(_boosted(table), tmp_path / "saved", pip_requirements=["xgboost"])
     _set_pyfunc_section(tmp_path / "saved", None)
     assert (
@@ -572,25 +542,21 @@ def test_an_mlmodel_with_an_empty_section_for_pyfunc_is_wrapped(
     )
 
 
-def test_a_model_config_other_than_a_mapping_is_refused(
-    table: pd.DataFrame, tmp_path: Path
-) -> None:
+def test_a_model_config_other_than_a_mapping_is_refused(table, tmp_path):
     mlflow.xgboost.save_model(_boosted(table), tmp_path / "saved", pip_requirements=["xgboost"])
     _set_pyfunc_section(tmp_path / "saved", {"loader_module": "mlflow.xgboost", "config": "fast"})
     with pytest.raises(InvalidArtifact, match="the model_config 'fast' is not a mapping"):
         onnxserve.wrap_model(str(tmp_path / "saved"), data=table, dry_run=True)
 
 
-def _set_pyfunc_section(folder: Path, section: dict[str, str] | None) -> None:
+def _set_pyfunc_section(folder, section):
     document = yaml.safe_load((folder / "MLmodel").read_text())
     document["flavors"]["python_function"] = section
     (folder / "MLmodel").write_text(yaml.safe_dump(document))
 
 
 @pytest.mark.long
-def test_a_param_of_a_module_is_refused_unless_it_is_the_default(
-    table: pd.DataFrame, tmp_path: Path
-) -> None:
+def test_a_param_of_a_module_is_refused_unless_it_is_the_default(table, tmp_path):
     torch = pytest.importorskip("torch")
 
     class Scaled(torch.nn.Module):  # type: ignore[misc, name-defined]
@@ -616,9 +582,7 @@ def test_a_param_of_a_module_is_refused_unless_it_is_the_default(
 
 
 @pytest.mark.long
-def test_a_param_of_a_traced_module_is_refused_with_its_name(
-    table: pd.DataFrame, tmp_path: Path
-) -> None:
+def test_a_param_of_a_traced_module_is_refused_with_its_name(table, tmp_path):
     """A traced module does not tell its parameters."""
     torch = pytest.importorskip("torch")
     rows = table.to_numpy(np.float32)
@@ -634,9 +598,7 @@ def test_a_param_of_a_traced_module_is_refused_with_its_name(
 
 
 @pytest.mark.long
-def test_a_param_with_several_numbers_is_refused_unless_it_is_the_default(
-    table: pd.DataFrame, tmp_path: Path
-) -> None:
+def test_a_param_with_several_numbers_is_refused_unless_it_is_the_default(table, tmp_path):
     torch = pytest.importorskip("torch")
 
     class Weighted(torch.nn.Module):  # type: ignore[misc, name-defined]

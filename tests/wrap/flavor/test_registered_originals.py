@@ -2,7 +2,6 @@
 
 import pickle
 import sys
-from pathlib import Path
 
 import mlflow
 import pandas as pd
@@ -47,13 +46,8 @@ from mlflow_deploy_plugin.wrap.flavor.registered import load_file, load_folder
     ],
 )
 def test_an_invalid_model_file_is_refused_in_one_line(
-    name: str,
-    content: bytes | None,
-    error: type[Exception],
-    message: str,
-    table: pd.DataFrame,
-    tmp_path: Path,
-) -> None:
+    name, content, error, message, table, tmp_path
+):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(error, match=message) as caught:
@@ -61,9 +55,7 @@ def test_an_invalid_model_file_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_pickle_of_another_version_is_loaded_with_a_warning(
-    model: Pipeline, tmp_path: Path
-) -> None:
+def test_a_pickle_of_another_version_is_loaded_with_a_warning(model, tmp_path):
     old = pickle.dumps(model).replace(sklearn.__version__.encode(), b"1.0.2")
     (tmp_path / "old.pkl").write_bytes(old)
     loaded = load_file(tmp_path / "old.pkl", allow_pickle=True)
@@ -74,7 +66,7 @@ def test_a_pickle_of_another_version_is_loaded_with_a_warning(
 
 
 @pytest.mark.long
-def test_the_flavor_of_the_folder_loads_its_model(model: Pipeline, tmp_path: Path) -> None:
+def test_the_flavor_of_the_folder_loads_its_model(model, tmp_path):
     options = {"pip_requirements": ["scikit-learn"], "pyfunc_predict_fn": "predict_proba"}
     mlflow.sklearn.save_model(model, tmp_path / "saved", **options)
     loaded = load_folder(tmp_path / "saved", "it")
@@ -88,7 +80,7 @@ class Rule:
         return rows.sum(axis=1)
 
 
-def test_a_model_of_no_framework_is_not_asked_for_rows(tmp_path: Path) -> None:
+def test_a_model_of_no_framework_is_not_asked_for_rows(tmp_path):
     options = {"pip_requirements": ["scikit-learn"], "serialization_format": "cloudpickle"}
     mlflow.sklearn.save_model(Rule(), tmp_path / "saved", **options)
 
@@ -96,7 +88,7 @@ def test_a_model_of_no_framework_is_not_asked_for_rows(tmp_path: Path) -> None:
         load_folder(tmp_path / "saved", "it")
 
 
-def test_a_model_of_a_flavor_without_a_converter_is_not_loaded(tmp_path: Path) -> None:
+def test_a_model_of_a_flavor_without_a_converter_is_not_loaded(tmp_path):
     mlmodel = mlflow.models.Model(
         flavors={
             "python_function": {"loader_module": "mlflow.spark", "data": "sparkml"},
@@ -114,8 +106,8 @@ def test_a_model_of_a_flavor_without_a_converter_is_not_loaded(tmp_path: Path) -
 
 
 def test_a_framework_that_is_not_installed_is_named_with_the_command_that_installs_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, monkeypatch
+):
     for name in ("xgboost", "xgboost.sklearn"):
         monkeypatch.setitem(sys.modules, name, None)
     (tmp_path / "model.pkl").write_bytes(b"cxgboost.sklearn\nXGBRegressor\n.")

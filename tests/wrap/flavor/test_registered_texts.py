@@ -3,7 +3,6 @@ version, and its rows.
 """
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
@@ -27,7 +26,6 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.core.errors import ConversionError, InvalidArtifact
 from mlflow_deploy_plugin.wrap.flavor.example_rows import read_rows
-from mlflow_deploy_plugin.wrap.flavor.registered import WrappedVersion
 from tests.support.refusals import refused
 from tests.support.texts import original_tokenizer
 
@@ -57,13 +55,13 @@ TEXT = Schema([ColSpec("string")])
 
 
 @pytest.fixture(autouse=True)
-def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+def _offline(monkeypatch):
     # MLflow asks the hub for a license.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
 @pytest.fixture(scope="module")
-def classifier() -> Any:
+def classifier():
     torch.manual_seed(0)
     net = transformers.BertForSequenceClassification(transformers.BertConfig(**SMALL)).eval()
     return transformers.pipeline(
@@ -72,7 +70,7 @@ def classifier() -> Any:
 
 
 @pytest.fixture
-def encoder(tmp_path: Path) -> Any:
+def encoder(tmp_path):
     torch.manual_seed(0)
     transformers.BertModel(transformers.BertConfig(**SMALL)).save_pretrained(tmp_path / "net")
     original_tokenizer("WordPiece").save_pretrained(tmp_path / "net")
@@ -81,28 +79,28 @@ def encoder(tmp_path: Path) -> Any:
     return sentence_transformers.SentenceTransformer(modules=modules, device="cpu", prompts=prompts)
 
 
-def params(**defaults: Any) -> ModelSignature:
+def params(**defaults):
     types = {bool: "boolean", int: "long", str: "string"}
     specs = [ParamSpec(name, types[type(value)], value) for name, value in defaults.items()]
     return ModelSignature(TEXT, params=ParamSchema(specs))
 
 
-def saved_classifier(model: Any, folder: Path, **options: Any) -> Path:
+def saved_classifier(model, folder, **options):
     mlflow.transformers.save_model(model, folder, **REQUIREMENTS, **options)
     return folder
 
 
-def saved_encoder(model: Any, folder: Path, **options: Any) -> Path:
+def saved_encoder(model, folder, **options):
     mlflow.sentence_transformers.save_model(model, folder, **REQUIREMENTS, **options)
     return folder
 
 
-def wrapped(folder: Path, **options: Any) -> tuple[WrappedVersion, Any]:
+def wrapped(folder, **options):
     made = onnxserve.wrap_model(str(folder), "texts", data=TEXTS, **options)
     return made, mlflow.pyfunc.load_model(f"models:/texts/{made.version}")
 
 
-def labels(folder: Path) -> list[str]:
+def labels(folder):
     """Return the labels of MLflow's own pyfunc."""
     answers: list[str] = mlflow.pyfunc.load_model(str(folder)).predict(TEXTS)["label"].tolist()
     return answers
@@ -123,8 +121,8 @@ def labels(folder: Path) -> list[str]:
     ids=["model_config", "params before model_config", "without truncation", "padding", "top_k=1"],
 )
 def test_a_classifier_is_asked_with_the_settings_of_its_version(
-    options: dict[str, Any], classifier: Any, tracking: Path, tmp_path: Path
-) -> None:
+    options, classifier, tracking, tmp_path
+):
     folder = saved_classifier(
         classifier, tmp_path / "saved", **{"signature": ModelSignature(TEXT), **options}
     )
@@ -141,9 +139,7 @@ def test_a_classifier_is_asked_with_the_settings_of_its_version(
         assert labels(folder) == [names[0] for names in answers]
 
 
-def test_the_settings_of_a_version_change_its_labels(
-    classifier: Any, tracking: Path, tmp_path: Path
-) -> None:
+def test_the_settings_of_a_version_change_its_labels(classifier, tracking, tmp_path):
     plain = saved_classifier(classifier, tmp_path / "plain", signature=ModelSignature(TEXT))
     short = {"truncation": True, "max_length": 4}
     configured = saved_classifier(
@@ -156,9 +152,7 @@ def test_the_settings_of_a_version_change_its_labels(
     ]
 
 
-def test_the_older_file_of_settings_replaces_the_model_config(
-    classifier: Any, tracking: Path, tmp_path: Path
-) -> None:
+def test_the_older_file_of_settings_replaces_the_model_config(classifier, tracking, tmp_path):
     options = {"truncation": True, "max_length": 20}
     folder = saved_classifier(
         classifier, tmp_path / "saved", signature=ModelSignature(TEXT), model_config=options
@@ -174,17 +168,15 @@ def test_the_older_file_of_settings_replaces_the_model_config(
 
 @pytest.mark.parametrize("content", [b"{", b"[4]", b"\xff"])
 def test_an_older_file_of_settings_that_is_damaged_is_refused(
-    content: bytes, classifier: Any, tracking: Path, tmp_path: Path
-) -> None:
+    content, classifier, tracking, tmp_path
+):
     folder = saved_classifier(classifier, tmp_path / "saved", signature=ModelSignature(TEXT))
     (folder / "components" / "inference_config.txt").write_bytes(content)
     with refused(InvalidArtifact, "inference_config.txt"):
         onnxserve.wrap_model(str(folder), data=TEXTS, dry_run=True)
 
 
-def test_the_function_that_is_applied_to_the_logits_is_a_setting(
-    classifier: Any, tracking: Path, tmp_path: Path
-) -> None:
+def test_the_function_that_is_applied_to_the_logits_is_a_setting(classifier, tracking, tmp_path):
     config = {"function_to_apply": "sigmoid"}
     folder = saved_classifier(
         classifier, tmp_path / "saved", signature=ModelSignature(TEXT), model_config=config
@@ -195,9 +187,9 @@ def test_the_function_that_is_applied_to_the_logits_is_a_setting(
 
 
 def test_a_setting_that_a_graph_cannot_contain_is_refused_with_its_name(
-    classifier: Any, encoder: Any, tracking: Path, tmp_path: Path
-) -> None:
-    def refuse(folder: Path, *words: str) -> None:
+    classifier, encoder, tracking, tmp_path
+):
+    def refuse(folder, *words):
         with refused(ConversionError, *words, "can be served as pyfunc"):
             onnxserve.wrap_model(str(folder), data=TEXTS, dry_run=True)
 
@@ -240,9 +232,7 @@ def test_a_setting_that_a_graph_cannot_contain_is_refused_with_its_name(
     ],
     ids=["normalized", "truncated and normalized", "truncated", "named prompt", "prompt"],
 )
-def test_an_encoder_is_asked_with_the_defaults_of_its_params(
-    asked: dict[str, Any], encoder: Any, tracking: Path, tmp_path: Path
-) -> None:
+def test_an_encoder_is_asked_with_the_defaults_of_its_params(asked, encoder, tracking, tmp_path):
     want = encoder.encode(TEXTS, **asked)
     assert want.shape != (4, 16) or np.abs(want - encoder.encode(TEXTS)).max() > 0.01
     folder = saved_encoder(encoder, tmp_path / "saved", signature=params(**asked))
@@ -262,9 +252,7 @@ def test_an_encoder_is_asked_with_the_defaults_of_its_params(
 
 
 @pytest.mark.parametrize("name", ["texts.csv", "nothing"])
-def test_a_version_whose_only_input_has_no_name_takes_a_column_of_texts(
-    name: str, classifier: Any, tmp_path: Path
-) -> None:
+def test_a_version_whose_only_input_has_no_name_takes_a_column_of_texts(name, classifier, tmp_path):
     options = {"signature": ModelSignature(TEXT), "model_config": {"truncation": True}}
     folder = saved_classifier(classifier, tmp_path / "saved", **options)
     pd.DataFrame({"review": TEXTS}).to_csv(tmp_path / "texts.csv", index=False)

@@ -22,7 +22,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder
 
 import mlflow_deploy_plugin as onnxserve
@@ -39,7 +39,7 @@ from tests.support.models import parse_graph
 from tests.support.refusals import mentions
 
 
-def test_parity_shows_on_run_model_and_version(logged: ModelInfo) -> None:
+def test_parity_shows_on_run_model_and_version(logged):
     client = mlflow.MlflowClient()
     run = client.get_run(logged.run_id)
 
@@ -51,7 +51,7 @@ def test_parity_shows_on_run_model_and_version(logged: ModelInfo) -> None:
     assert run.data.metrics["onnxserve.parity.probabilities.max_absolute_error"] < 1e-4
 
 
-def test_signature_and_example_come_from_the_data(folder: Path) -> None:
+def test_signature_and_example_come_from_the_data(folder):
     model = Model.load(folder)
     example = json.loads((folder / "serving_input_example.json").read_text())
 
@@ -64,7 +64,7 @@ def test_signature_and_example_come_from_the_data(folder: Path) -> None:
     assert len(example["dataframe_split"]["data"]) == 5
 
 
-def test_provenance_names_commit_dataset_and_environment(folder: Path, logged: ModelInfo) -> None:
+def test_provenance_names_commit_dataset_and_environment(folder, logged):
     provenance = read_artifact(folder).provenance
     dataset = mlflow.get_run(logged.run_id).inputs.dataset_inputs[0].dataset
 
@@ -78,9 +78,7 @@ def test_provenance_names_commit_dataset_and_environment(folder: Path, logged: M
     )
 
 
-def test_stock_onnx_flavor_loads_the_same_model(
-    logged: ModelInfo, model: Pipeline, table: pd.DataFrame
-) -> None:
+def test_stock_onnx_flavor_loads_the_same_model(logged, model, table):
     proto = mlflow.onnx.load_model(logged.model_uri)
 
     session = onnxruntime.InferenceSession(proto.SerializeToString())
@@ -89,7 +87,7 @@ def test_stock_onnx_flavor_loads_the_same_model(
 
 
 @pytest.mark.long
-def test_mlflow_loads_versions_without_onnxserve(logged: ModelInfo, table: pd.DataFrame) -> None:
+def test_mlflow_loads_versions_without_onnxserve(logged, table):
     mixture = GaussianMixture(2, random_state=0).fit(table)
     pyfunc = onnxserve.log_model(
         mixture, name="model", input_example=table, pyfunc_predict_fn="predict_proba"
@@ -112,9 +110,7 @@ print(model.predict(model.input_example).shape)
     assert loaded.stdout.splitlines() == ["['label', 'probabilities']", "(5, 2)"]
 
 
-def test_load_model_gives_the_ready_model(
-    logged: ModelInfo, model: Pipeline, table: pd.DataFrame
-) -> None:
+def test_load_model_gives_the_ready_model(logged, model, table):
     loaded = onnxserve.load_model("models:/updown/1")
 
     answers = loaded.run(
@@ -123,7 +119,7 @@ def test_load_model_gives_the_ready_model(
     np.testing.assert_allclose(answers["probabilities"], model.predict_proba(table), atol=1e-6)
 
 
-def test_probabilities_as_prediction(model: Pipeline, table: pd.DataFrame, tmp_path: Path) -> None:
+def test_probabilities_as_prediction(model, table, tmp_path):
     onnxserve.save_model(
         model, tmp_path / "model", input_example=table, pyfunc_predict_fn="predict_proba"
     )
@@ -133,16 +129,14 @@ def test_probabilities_as_prediction(model: Pipeline, table: pd.DataFrame, tmp_p
 
 
 @pytest.fixture(scope="module")
-def unfaithful(table: pd.DataFrame) -> Any:
+def unfaithful(table):
     """A model that selects the first of several neighbours at equal distance; its graph
     selects another neighbour.
     """
     return KNeighborsClassifier(3).fit(table.round(), (table.a * table.b > 0).astype(int))
 
 
-def test_unfaithful_model_leaves_nothing_in_mlflow(
-    tracking: Path, unfaithful: Any, table: pd.DataFrame
-) -> None:
+def test_unfaithful_model_leaves_nothing_in_mlflow(tracking, unfaithful, table):
     before = len(mlflow.search_logged_models(output_format="list"))
 
     with mlflow.start_run(), pytest.raises(ParityError, match=r"mlflow\.sklearn\.log_model"):
@@ -158,9 +152,7 @@ def test_unfaithful_model_leaves_nothing_in_mlflow(
     assert mlflow.MlflowClient().search_registered_models("name = 'lossy'") == []
 
 
-def test_unfaithful_model_is_logged_as_warned_on_request(
-    tracking: Path, unfaithful: Any, table: pd.DataFrame, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unfaithful_model_is_logged_as_warned_on_request(tracking, unfaithful, table, caplog):
     with mlflow.start_run():
         info = onnxserve.log_model(
             unfaithful,
@@ -177,9 +169,7 @@ def test_unfaithful_model_is_logged_as_warned_on_request(
 
 
 @pytest.mark.long
-def test_saved_and_exported_models_refuse_the_rows_that_the_original_refuses(
-    tmp_path: Path,
-) -> None:
+def test_saved_and_exported_models_refuse_the_rows_that_the_original_refuses(tmp_path):
     random = np.random.default_rng(0)
     carriers = random.choice(["AA", "DL", "UA"], 200)
     hours = random.integers(5, 9, 200)
@@ -212,9 +202,7 @@ def test_saved_and_exported_models_refuse_the_rows_that_the_original_refuses(
                 refusing.predict(changed)
 
 
-def test_without_a_run_the_model_itself_carries_the_parity(
-    tracking: Path, model: Pipeline, table: pd.DataFrame
-) -> None:
+def test_without_a_run_the_model_itself_carries_the_parity(tracking, model, table):
     info = onnxserve.log_model(model, name="model", input_example=table)
 
     assert (
@@ -222,17 +210,17 @@ def test_without_a_run_the_model_itself_carries_the_parity(
     )
 
 
-def ranked(numbers: pd.DataFrame) -> pd.DataFrame:
+def ranked(numbers):
     return numbers.rank(axis=1)
 
 
-def with_month(table: pd.DataFrame) -> pd.DataFrame:
+def with_month(table):
     return table.assign(day=table.day.dt.month)
 
 
 def test_a_model_without_an_onnx_form_is_logged_by_mlflows_own_flavor_and_says_why(
-    tracking: Path, table: pd.DataFrame, caplog: pytest.LogCaptureFixture
-) -> None:
+    tracking, table, caplog
+):
     pipeline = make_pipeline(FunctionTransformer(ranked), LinearRegression()).fit(table, table.a)
 
     with mlflow.start_run() as run:
@@ -269,12 +257,8 @@ def test_a_model_without_an_onnx_form_is_logged_by_mlflows_own_flavor_and_says_w
 
 
 def test_a_model_that_answers_otherwise_as_onnx_is_logged_as_it_is(
-    tracking: Path,
-    unfaithful: Any,
-    table: pd.DataFrame,
-    caplog: pytest.LogCaptureFixture,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    tracking, unfaithful, table, caplog, capsys
+):
     info = log(unfaithful, table)
 
     *_, outcome = capsys.readouterr().err.splitlines()
@@ -286,7 +270,7 @@ def test_a_model_that_answers_otherwise_as_onnx_is_logged_as_it_is(
     np.testing.assert_array_equal(predictions_of(info, table), unfaithful.predict(table))
 
 
-def log(model: Any, example: Any, **options: Any) -> ModelInfo:
+def log(model, example, **options):
     """Log a model without the time that MLflow takes to infer its requirements."""
     return onnxserve.log_model(
         model, name="model", input_example=example, pip_requirements=[], **options
@@ -297,16 +281,16 @@ def predictions_of(info: ModelInfo, rows: Any) -> Any:
     return mlflow.pyfunc.load_model(info.model_uri).predict(rows)
 
 
-def fallback_of(info: ModelInfo) -> str:
+def fallback_of(info):
     """Return the reason for which a model has no ONNX form."""
     return mlflow.MlflowClient().get_logged_model(info.model_id).tags["onnxserve.fallback"]
 
 
-def squared_error(wanted: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def squared_error(wanted, found):
     return found - wanted, np.ones_like(wanted)
 
 
-def lgbm(kind: str, **options: Any) -> Any:
+def lgbm(kind, **options):
     options = {"objective": "cross_entropy_lambda", **options}
     return getattr(lightgbm, f"LGBM{kind}")(n_estimators=3, n_jobs=1, verbose=-1, **options)
 
@@ -319,8 +303,8 @@ def lgbm(kind: str, **options: Any) -> Any:
     ],
 )
 def test_a_booster_without_an_onnx_form_is_logged_by_its_own_flavor(
-    flavor: str, booster: Any, tracking: Path, table: pd.DataFrame
-) -> None:
+    flavor, booster, tracking, table
+):
     booster.fit(table, table.a)
 
     info = log(booster, table)
@@ -332,8 +316,8 @@ def test_a_booster_without_an_onnx_form_is_logged_by_its_own_flavor(
 
 @pytest.mark.parametrize("predict_fn", get_args(PredictFunction))
 def test_a_model_of_categories_without_an_onnx_form_takes_them_as_texts(
-    predict_fn: PredictFunction, tracking: Path, table: pd.DataFrame
-) -> None:
+    predict_fn, tracking, table
+):
     cities = table.assign(city=pd.Categorical(np.resize(["Łódź", "rome", "oslo"], len(table))))
     booster = lgbm("Classifier").fit(cities, table.a > table.b)
 
@@ -344,9 +328,7 @@ def test_a_model_of_categories_without_an_onnx_form_takes_them_as_texts(
     np.testing.assert_allclose(predictions, getattr(booster, predict_fn)(cities))
 
 
-def test_a_category_that_a_model_refuses_is_refused_without_an_onnx_form_too(
-    tracking: Path, table: pd.DataFrame
-) -> None:
+def test_a_category_that_a_model_refuses_is_refused_without_an_onnx_form_too(tracking, table):
     cities = table.assign(city=pd.Categorical(np.resize(["lima", "rome", "oslo"], len(table))))
     options: dict[str, Any] = {
         "objective": "binary:hinge",
@@ -367,9 +349,7 @@ def test_a_category_that_a_model_refuses_is_refused_without_an_onnx_form_too(
         loaded.predict(texts)
 
 
-def test_probabilities_stay_probabilities_without_an_onnx_form(
-    tracking: Path, table: pd.DataFrame
-) -> None:
+def test_probabilities_stay_probabilities_without_an_onnx_form(tracking, table):
     labels = table.a > table.a.median()
     models: list[Any] = [
         make_pipeline(FunctionTransformer(ranked), LogisticRegression()),
@@ -385,7 +365,7 @@ def test_probabilities_stay_probabilities_without_an_onnx_form(
         assert info.signature.outputs.inputs[0].shape == (-1, 2)
 
 
-def test_a_model_that_reads_dates_is_logged_as_pyfunc(tracking: Path, table: pd.DataFrame) -> None:
+def test_a_model_that_reads_dates_is_logged_as_pyfunc(tracking, table):
     dated = table.assign(
         day=pd.Timestamp("2013-01-01") + pd.to_timedelta(np.arange(len(table)), unit="D")
     )
@@ -400,9 +380,7 @@ def test_a_model_that_reads_dates_is_logged_as_pyfunc(tracking: Path, table: pd.
     np.testing.assert_allclose(predictions_of(info, dated), pipeline.predict(dated))
 
 
-def test_a_model_with_a_column_that_is_called_as_an_answer_is_logged_as_pyfunc(
-    tracking: Path, table: pd.DataFrame
-) -> None:
+def test_a_model_with_a_column_that_is_called_as_an_answer_is_logged_as_pyfunc(tracking, table):
     stacked = table.rename(columns={"a": "prediction"})
     pipeline = LinearRegression().fit(stacked, table.a)
 
@@ -413,11 +391,11 @@ def test_a_model_with_a_column_that_is_called_as_an_answer_is_logged_as_pyfunc(
     np.testing.assert_allclose(predictions_of(info, stacked), pipeline.predict(stacked))
 
 
-def with_seconds(table: pd.DataFrame) -> pd.DataFrame:
+def with_seconds(table):
     return table.assign(took=table.took.dt.total_seconds())
 
 
-def test_a_model_of_durations_takes_them_as_texts(tracking: Path, table: pd.DataFrame) -> None:
+def test_a_model_of_durations_takes_them_as_texts(tracking, table):
     timed = table.assign(took=pd.to_timedelta(np.arange(len(table)), unit="s"))
     pipeline = make_pipeline(FunctionTransformer(with_seconds), LinearRegression()).fit(
         timed, table.a
@@ -429,9 +407,7 @@ def test_a_model_of_durations_takes_them_as_texts(tracking: Path, table: pd.Data
     np.testing.assert_allclose(predictions, pipeline.predict(timed))
 
 
-def test_a_model_whose_example_mlflow_cannot_save_is_logged_without_it(
-    tracking: Path, table: pd.DataFrame, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_model_whose_example_mlflow_cannot_save_is_logged_without_it(tracking, table, caplog):
     prices: Any = [Fraction(number) for number in range(len(table))]
     fractions = table.assign(price=prices)
     regression = LinearRegression().fit(fractions, table.a)
@@ -443,9 +419,7 @@ def test_a_model_whose_example_mlflow_cannot_save_is_logged_without_it(
     np.testing.assert_allclose(predictions, regression.predict(fractions))
 
 
-def test_an_unknown_fallback_and_a_model_without_a_flavor_are_refused(
-    tracking: Path, table: pd.DataFrame
-) -> None:
+def test_an_unknown_fallback_and_a_model_without_a_flavor_are_refused(tracking, table):
     with pytest.raises(InvalidConfig, match=r"fallback: 'pickle'.*pyfunc, error"):
         onnxserve.log_model({}, name="model", fallback="pickle")  # type: ignore[arg-type]
     for function in get_args(PredictFunction):
@@ -470,9 +444,7 @@ class YearAhead:
         return [0.0] * 12
 
 
-def test_a_model_of_an_unknown_library_is_logged_as_pyfunc_if_it_answers_rows(
-    tracking: Path, table: pd.DataFrame
-) -> None:
+def test_a_model_of_an_unknown_library_is_logged_as_pyfunc_if_it_answers_rows(tracking, table):
     info = log(Interval(), table)
 
     reason = fallback_of(info)
@@ -521,9 +493,7 @@ class Panicking(WithoutFit):
     [WithoutFit(), WithoutTags(), WithoutParams(), WithoutCopies(), Panicking()],
     ids=lambda model: type(model).__name__,
 )
-def test_any_error_of_a_check_is_a_reason_for_pyfunc(
-    model: WithoutFit, tracking: Path, table: pd.DataFrame
-) -> None:
+def test_any_error_of_a_check_is_a_reason_for_pyfunc(model, tracking, table):
     info = log(model, table)
 
     assert type(model).__name__ in fallback_of(info)
@@ -531,9 +501,7 @@ def test_any_error_of_a_check_is_a_reason_for_pyfunc(
 
 
 @pytest.mark.long
-def test_a_model_is_explained_where_it_is_logged(
-    tracking: Path, model: Pipeline, table: pd.DataFrame, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_model_is_explained_where_it_is_logged(tracking, model, table, caplog):
     with mlflow.start_run() as run:
         onnxserve.log_model(model, name="model", input_example=table, explain=True)
     names = [
@@ -545,8 +513,8 @@ def test_a_model_is_explained_where_it_is_logged(
 
 
 def test_a_model_that_cannot_be_explained_is_logged_and_says_why(
-    tracking: Path, unfaithful: Any, table: pd.DataFrame, caplog: pytest.LogCaptureFixture
-) -> None:
+    tracking, unfaithful, table, caplog
+):
     numbers = table.select_dtypes("number").fillna(0).to_numpy(dtype=np.float32)[:, :1]
     pictures = np.repeat(numbers, 8, axis=1).reshape(-1, 1, 2, 4)[:50]
     graph = parse_graph("g (float[N,1,2,4] x) => (float[N,1,2,4] y) { y = Identity(x) }")
@@ -561,7 +529,7 @@ def test_a_model_that_cannot_be_explained_is_logged_and_says_why(
         onnxserve.log_model(graph, name="model", explain=True)
 
 
-def dataset_inputs(run: Any) -> list[tuple[str, str]]:
+def dataset_inputs(run):
     return [
         (entry.dataset.name, entry.dataset.digest)
         for entry in mlflow.get_run(run.info.run_id).inputs.dataset_inputs
@@ -570,8 +538,8 @@ def dataset_inputs(run: Any) -> list[tuple[str, str]]:
 
 @pytest.mark.long
 def test_the_data_becomes_an_input_of_the_run_once_with_the_digest_of_the_provenance(
-    tracking: Path, model: Pipeline, table: pd.DataFrame, capsys: pytest.CaptureFixture[str]
-) -> None:
+    tracking, model, table, capsys
+):
     with mlflow.start_run() as run:
         info = onnxserve.log_model(model, name="model", input_example=table)
         onnxserve.log_model(model, name="model", input_example=table)
@@ -598,15 +566,13 @@ def test_the_data_becomes_an_input_of_the_run_once_with_the_digest_of_the_proven
     assert re.search(r"model .*proven on \d,\d{3} rows", lines[3])
 
 
-def test_data_that_the_run_has_as_an_input_is_not_logged_again(logged: ModelInfo) -> None:
+def test_data_that_the_run_has_as_an_input_is_not_logged_again(logged):
     inputs = mlflow.get_run(logged.run_id).inputs.dataset_inputs
 
     assert [entry.dataset.name for entry in inputs] == ["training"]
 
 
-def test_the_data_of_a_model_without_an_onnx_form_becomes_an_input_too(
-    tracking: Path, table: pd.DataFrame
-) -> None:
+def test_the_data_of_a_model_without_an_onnx_form_becomes_an_input_too(tracking, table):
     booster = xgboost.XGBClassifier(objective="binary:hinge", n_estimators=3, n_jobs=1).fit(
         table, table.a > 0
     )
@@ -619,11 +585,8 @@ def test_the_data_of_a_model_without_an_onnx_form_becomes_an_input_too(
 
 @pytest.mark.parametrize("code_paths", [None, [__file__]])
 def test_the_notice_of_a_model_that_needs_modules_of_the_user_names_code_paths(
-    code_paths: list[str] | None,
-    tracking: Path,
-    table: pd.DataFrame,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+    code_paths, tracking, table, caplog
+):
     model = make_pipeline(FunctionTransformer(ranked), LogisticRegression()).fit(table, table.a > 0)
 
     log(model, table, code_paths=code_paths)

@@ -22,11 +22,10 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.wrap.flavor.save import _load_pyfunc
 from tests.support.waiting import answers, wait_until
-from tests.wrap.conftest import Matrix, Weather
 
 
 @pytest.fixture(scope="module")
-def classifier(weather: Weather, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
+def classifier(weather, tmp_path_factory):
     """Return the original, its folder, and rows."""
     table, labels = weather
     table = table.drop(columns="temperature")
@@ -41,7 +40,7 @@ def classifier(weather: Weather, tmp_path_factory: pytest.TempPathFactory) -> tu
 
 
 @pytest.fixture(scope="module")
-def regressor(matrix: Matrix, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
+def regressor(matrix, tmp_path_factory):
     """A model with two targets, trained on an array."""
     rows, target = matrix
     model = LinearRegression().fit(rows, np.column_stack([target, -target]))
@@ -64,7 +63,7 @@ FRAMES = {
 
 
 @pytest.mark.parametrize("change", FRAMES.values(), ids=FRAMES.keys())
-def test_table_is_answered_by_the_labels_of_the_original(change: Any, classifier: Any) -> None:
+def test_table_is_answered_by_the_labels_of_the_original(change, classifier):
     model, folder, table = classifier
     table = change(table)
 
@@ -74,7 +73,7 @@ def test_table_is_answered_by_the_labels_of_the_original(change: Any, classifier
     assert predictions.tolist() == model.predict(table).tolist()
 
 
-def test_mapping_and_records_are_answered_alike(classifier: Any) -> None:
+def test_mapping_and_records_are_answered_alike(classifier):
     model, folder, table = classifier
     loaded = mlflow.pyfunc.load_model(str(folder))
 
@@ -82,7 +81,7 @@ def test_mapping_and_records_are_answered_alike(classifier: Any) -> None:
     assert loaded.predict(table.to_dict("records")).tolist() == model.predict(table).tolist()
 
 
-def test_missing_column_is_named(classifier: Any) -> None:
+def test_missing_column_is_named(classifier):
     _, folder, table = classifier
 
     with pytest.raises(Exception, match="city"):
@@ -92,7 +91,7 @@ def test_missing_column_is_named(classifier: Any) -> None:
 @pytest.mark.parametrize(
     "change", [lambda rows: rows, pd.DataFrame], ids=["array", "table without names"]
 )
-def test_several_targets_keep_their_shape(change: Any, regressor: Any) -> None:
+def test_several_targets_keep_their_shape(change, regressor):
     model, folder, rows = regressor
 
     predictions = mlflow.pyfunc.load_model(str(folder)).predict(change(rows))
@@ -102,8 +101,8 @@ def test_several_targets_keep_their_shape(change: Any, regressor: Any) -> None:
 
 
 def test_inputs_that_mlflow_does_not_convert_are_predicted_without_its_checks(
-    classifier: Any, regressor: Any
-) -> None:
+    classifier, regressor
+):
     """Check inputs that MLflow does not convert to tensors: lists, 64-bit integers and
     categories.
     """
@@ -114,7 +113,7 @@ def test_inputs_that_mlflow_does_not_convert_are_predicted_without_its_checks(
     assert _load_pyfunc(str(regressor[1])).predict(regressor[2].tolist()).shape == (3, 2)
 
 
-def test_model_config_sets_threads_and_device(regressor: Any) -> None:
+def test_model_config_sets_threads_and_device(regressor):
     _, folder, rows = regressor
 
     loaded = mlflow.pyfunc.load_model(
@@ -127,7 +126,7 @@ def test_model_config_sets_threads_and_device(regressor: Any) -> None:
 
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
-def test_torch_answers_arrays_for_arrays_and_tables_for_tables(tmp_path: Path) -> None:
+def test_torch_answers_arrays_for_arrays_and_tables_for_tables(tmp_path):
     torch: Any = pytest.importorskip("torch")
     module = torch.nn.Linear(2, 1)
     table = pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0]}, index=[7, 9])
@@ -144,7 +143,7 @@ def test_torch_answers_arrays_for_arrays_and_tables_for_tables(tmp_path: Path) -
 
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
-def test_several_outputs_are_a_mapping_of_arrays(tmp_path: Path) -> None:
+def test_several_outputs_are_a_mapping_of_arrays(tmp_path):
     torch: Any = pytest.importorskip("torch")
 
     class Two(torch.nn.Module):  # type: ignore[misc]
@@ -169,9 +168,7 @@ FORMS: dict[str, Callable[[list[str]], Any]] = {
 
 @pytest.mark.long
 @pytest.mark.parametrize("example", FORMS.values(), ids=FORMS.keys())
-def test_texts_are_answered_in_the_form_in_which_the_model_was_wrapped(
-    example: Any, tmp_path: Path
-) -> None:
+def test_texts_are_answered_in_the_form_in_which_the_model_was_wrapped(example, tmp_path):
     model = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(TEXTS * 5, [1, 0, 1, 0] * 5)
     onnxserve.save_model(model, tmp_path / "model", input_example=example(TEXTS * 5))
 
@@ -184,9 +181,7 @@ def test_texts_are_answered_in_the_form_in_which_the_model_was_wrapped(
 
 @pytest.mark.long
 @pytest.mark.parametrize("form", ["an array", "an array of objects"])
-def test_texts_without_a_name_are_wrapped_with_mlflows_own_signature_of_them(
-    form: str, tmp_path: Path
-) -> None:
+def test_texts_without_a_name_are_wrapped_with_mlflows_own_signature_of_them(form, tmp_path):
     model = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(TEXTS * 5, [1, 0, 1, 0] * 5)
     texts = FORMS[form](TEXTS * 5)
     signature = infer_signature(texts, model.predict(texts))
@@ -200,7 +195,7 @@ def test_texts_without_a_name_are_wrapped_with_mlflows_own_signature_of_them(
 
 
 @pytest.mark.long
-def test_mlflow_models_serve_answers(classifier: Any, free_port: int, tmp_path: Path) -> None:
+def test_mlflow_models_serve_answers(classifier, free_port, tmp_path):
     model, folder, table = classifier
     command = [
         sys.executable,

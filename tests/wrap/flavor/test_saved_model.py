@@ -2,15 +2,13 @@ import json
 import platform
 import subprocess
 from importlib.metadata import Distribution, version
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
-import pytest
 import yaml
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
 import mlflow_deploy_plugin as onnxserve
@@ -23,7 +21,7 @@ from mlflow_deploy_plugin.wrap.flavor.saved_model import (
 )
 
 
-def test_parity_stands_in_the_folder(folder: Path) -> None:
+def test_parity_stands_in_the_folder(folder):
     report = json.loads((folder / "parity.json").read_text())
 
     assert report["state"] == "proven"
@@ -36,7 +34,7 @@ def test_parity_stands_in_the_folder(folder: Path) -> None:
     assert read_artifact(folder).parity["rows"] == report["rows"]
 
 
-def test_flavors_and_requirements(folder: Path) -> None:
+def test_flavors_and_requirements(folder):
     document = yaml.safe_load((folder / "MLmodel").read_text())
     requirements = (folder / "requirements.txt").read_text().split()
 
@@ -48,7 +46,7 @@ def test_flavors_and_requirements(folder: Path) -> None:
     assert not any(line.startswith("scikit-learn") for line in requirements)
 
 
-def test_the_conda_environment_has_exact_versions(folder: Path) -> None:
+def test_the_conda_environment_has_exact_versions(folder):
     environment = yaml.safe_load((folder / "conda.yaml").read_text())
     python, pip, last = environment["dependencies"]
 
@@ -60,9 +58,7 @@ def test_the_conda_environment_has_exact_versions(folder: Path) -> None:
     assert [line for line in last["pip"] if "==" not in line] == ["requests"]
 
 
-def test_the_requirement_names_the_commit_of_a_package_that_came_from_a_repository(
-    tmp_path: Path,
-) -> None:
+def test_the_requirement_names_the_commit_of_a_package_that_came_from_a_repository(tmp_path):
     origin = {
         "url": "https://git.example/onnxserve",
         "vcs_info": {"vcs": "git", "commit_id": "523f1835"},
@@ -74,9 +70,7 @@ def test_the_requirement_names_the_commit_of_a_package_that_came_from_a_reposito
     assert requirement == "mlflow-onnxserve[cpu] @ git+https://git.example/onnxserve@523f1835"
 
 
-def test_reference_holds_inputs_predictions_and_times(
-    folder: Path, model: Pipeline, table: pd.DataFrame
-) -> None:
+def test_reference_holds_inputs_predictions_and_times(folder, model, table):
     artifact = read_artifact(folder)
     assert artifact.reference is not None
     reference = pq.read_table(folder / artifact.reference)
@@ -102,7 +96,7 @@ def test_reference_holds_inputs_predictions_and_times(
     }
 
 
-def test_the_lock_lists_installed_packages_sorted_by_name() -> None:
+def test_the_lock_lists_installed_packages_sorted_by_name():
     lines = environment_lock().splitlines()
 
     names = [line.partition("==")[0].lower().replace("_", "-") for line in lines]
@@ -111,9 +105,7 @@ def test_the_lock_lists_installed_packages_sorted_by_name() -> None:
     assert names == sorted(names)
 
 
-def test_the_lock_includes_packages_that_are_installed_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_lock_includes_packages_that_are_installed_later(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     assert "late==1.0" not in environment_lock().splitlines()
 
@@ -123,9 +115,7 @@ def test_the_lock_includes_packages_that_are_installed_later(
     assert "late==1.0" in environment_lock().splitlines()
 
 
-def test_commit_and_uncommitted_changes_are_recorded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_commit_and_uncommitted_changes_are_recorded(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
     (tmp_path / "train.py").write_text("1")
@@ -140,9 +130,7 @@ def test_commit_and_uncommitted_changes_are_recorded(
     assert (clean["git_dirty"], dirty["git_dirty"]) == (False, True)
 
 
-def test_without_git_the_provenance_has_no_commit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_git_the_provenance_has_no_commit(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     section = provenance_section(Batch(pd.DataFrame({"a": [1]})), "x==1\n")
 
@@ -150,7 +138,7 @@ def test_without_git_the_provenance_has_no_commit(
     assert section["dataset_name"] == "reference"
 
 
-def test_the_categories_of_texts_are_in_the_folder_if_they_fit_into_a_list(tmp_path: Path) -> None:
+def test_the_categories_of_texts_are_in_the_folder_if_they_fit_into_a_list(tmp_path):
     table = pd.DataFrame(
         {"city": ["rome", "oslo"] * 200, "id": [f"id{number}" for number in range(400)]}
     )

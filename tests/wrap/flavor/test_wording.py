@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +20,7 @@ LINE = Ridge().fit(TABLE, TARGET)
 GRAPH = parse_graph("g (float[N,2] x) => (float[N,2] y) { y = Identity(x) }")
 
 
-def _save(model: Any, example: Any = None, **options: Any) -> None:
+def _save(model, example=None, **options):
     onnxserve.save_model(model, "model", input_example=example, **options)
 
 
@@ -86,8 +85,6 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
 
 
 @pytest.mark.parametrize(("cause", "message"), MESSAGES.values(), ids=MESSAGES)
-def test_a_refusal_names_the_model_and_a_remedy(
-    cause: Callable[[], object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_refusal_names_the_model_and_a_remedy(cause, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert message_of(cause) == message

@@ -1,5 +1,4 @@
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,7 @@ from mlflow_deploy_plugin.wrap.flavor import saved_model
 from mlflow_deploy_plugin.wrap.flavor.wrap import WrapOptions, wrap
 
 
-def test_a_table_of_arrow_is_read_as_one_of_pandas(
-    line: LinearRegression, timed: pd.DataFrame
-) -> None:
+def test_a_table_of_arrow_is_read_as_one_of_pandas(line, timed):
     """A table with the same conversion method as polars."""
     table: Any = pa.Table.from_pandas(timed)
 
@@ -46,15 +43,13 @@ def test_a_table_of_arrow_is_read_as_one_of_pandas(
         ({"event_time": ["x"] * 300}, "event_time: "),
     ],
 )
-def test_wrong_argument_is_named(
-    arguments: dict[str, Any], message: str, model: Pipeline, table: pd.DataFrame, tmp_path: Path
-) -> None:
+def test_wrong_argument_is_named(arguments, message, model, table, tmp_path):
     with pytest.raises(InvalidConfig, match=message):
         onnxserve.save_model(model, tmp_path / "model", input_example=table, **arguments)
 
 
 @pytest.fixture(scope="module")
-def timed() -> pd.DataFrame:
+def timed():
     random = np.random.default_rng(0)
     timed = pd.DataFrame(random.normal(size=(400, 2)), columns=["a", "b"])
     return timed.assign(
@@ -63,13 +58,11 @@ def timed() -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def line(timed: pd.DataFrame) -> LinearRegression:
+def line(timed):
     return LinearRegression().fit(timed[["a", "b"]], timed.a + timed.b)
 
 
-def test_times_of_a_column_are_kept_in_utc_and_are_no_input(
-    line: LinearRegression, timed: pd.DataFrame
-) -> None:
+def test_times_of_a_column_are_kept_in_utc_and_are_no_input(line, timed):
     wrapped = wrap(line, timed, WrapOptions(event_time="when"))
 
     assert wrapped.reference is not None
@@ -77,7 +70,7 @@ def test_times_of_a_column_are_kept_in_utc_and_are_no_input(
     assert wrapped.reference["_event_time"][0].as_py().isoformat() == "2013-01-01T05:00:00+00:00"
 
 
-def test_reference_data_of_its_own(line: LinearRegression, timed: pd.DataFrame) -> None:
+def test_reference_data_of_its_own(line, timed):
     wrapped = wrap(
         line, timed[["a", "b"]].head(50), WrapOptions(reference_data=timed, event_time="when")
     )
@@ -87,9 +80,7 @@ def test_reference_data_of_its_own(line: LinearRegression, timed: pd.DataFrame) 
     assert len(wrapped.example) == 5
 
 
-def test_large_data_is_sampled_in_order(
-    line: LinearRegression, timed: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_data_is_sampled_in_order(line, timed, monkeypatch):
     monkeypatch.setattr(saved_model, "MAX_REFERENCE_ROWS", 100)
 
     sample = wrap(line, timed, WrapOptions(event_time="when")).reference
@@ -101,7 +92,7 @@ def test_large_data_is_sampled_in_order(
     assert times[-1] > timed.when.iloc[200]
 
 
-def test_large_tensors_are_bounded_by_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_tensors_are_bounded_by_their_numbers(monkeypatch):
     monkeypatch.setattr(saved_model, "MAX_REFERENCE_VALUES", 160)
     random = np.random.default_rng(0)
     rows = random.normal(size=(50, 4))
@@ -113,7 +104,7 @@ def test_large_tensors_are_bounded_by_their_numbers(monkeypatch: pytest.MonkeyPa
     assert sample.num_rows == 40
 
 
-def test_missing_time_is_refused(line: LinearRegression, timed: pd.DataFrame) -> None:
+def test_missing_time_is_refused(line, timed):
     with pytest.raises(InvalidConfig, match=r"event_time .*missing values"):
         wrap(
             line,
@@ -122,17 +113,17 @@ def test_missing_time_is_refused(line: LinearRegression, timed: pd.DataFrame) ->
         )
 
 
-def test_numbers_are_no_times(line: LinearRegression, timed: pd.DataFrame) -> None:
+def test_numbers_are_no_times(line, timed):
     with pytest.raises(InvalidConfig, match=r"event_time: 1380000000 .*pandas\.to_datetime"):
         wrap(line, timed[["a", "b"]], WrapOptions(event_time=1_380_000_000 + np.arange(400)))
 
 
-def test_times_without_rows_are_refused(line: LinearRegression) -> None:
+def test_times_without_rows_are_refused(line):
     with pytest.raises(InvalidConfig, match=r"event_time: .*no rows"):
         wrap(line, None, WrapOptions(event_time=["2013-01-01"]))
 
 
-def test_wide_answers_are_kept_without_a_python_object_for_each_number() -> None:
+def test_wide_answers_are_kept_without_a_python_object_for_each_number():
     column = nested_lists(pa.array(np.arange(24, dtype=np.float32)), (4, 3, 2))
 
     assert column.to_pylist()[1] == [[6.0, 7.0], [8.0, 9.0], [10.0, 11.0]]
@@ -143,16 +134,14 @@ def test_wide_answers_are_kept_without_a_python_object_for_each_number() -> None
     "example",
     [{"a": 1.0, "b": 2.0}, [{"a": 1.0, "b": 2.0}], pd.DataFrame({"a": [1.0], "b": [2.0]})],
 )
-def test_one_row_is_an_example(example: Any, line: LinearRegression) -> None:
+def test_one_row_is_an_example(example, line):
     wrapped = wrap(line, example)
     assert wrapped.report.state == "proven"
     assert list(wrapped.example) == ["a", "b"]
 
 
 @pytest.mark.parametrize("steps", [[1, 2], [("first", 1)], "ab"])
-def test_a_steps_attribute_outside_a_pipeline_is_ignored(
-    steps: Any, line: LinearRegression
-) -> None:
+def test_a_steps_attribute_outside_a_pipeline_is_ignored(steps, line):
     class Stepwise(LinearRegression):  # type: ignore[misc]
         pass
 
@@ -166,9 +155,7 @@ def test_a_steps_attribute_outside_a_pipeline_is_ignored(
 
 
 @pytest.mark.long
-def test_the_original_is_asked_once_however_many_forms_are_tried(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_original_is_asked_once_however_many_forms_are_tried(monkeypatch):
     table = pd.DataFrame(np.random.default_rng(0).lognormal(size=(300, 2)), columns=["a", "b"])
     model = make_pipeline(
         SplineTransformer(extrapolation="error"), RandomForestClassifier(5, random_state=0)
@@ -177,7 +164,7 @@ def test_the_original_is_asked_once_however_many_forms_are_tried(
     refused: Counter[bytes] = Counter()
     predict = Pipeline.predict
 
-    def counted(pipeline: Pipeline, rows: pd.DataFrame) -> Any:
+    def counted(pipeline, rows):
         try:
             return predict(pipeline, rows)
         except ValueError:

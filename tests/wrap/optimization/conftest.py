@@ -2,21 +2,16 @@
 by a run.
 """
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.wrap.optimization import measure
 from tests.support.networks import write_network
-from tests.support.tracking import DEFAULT_EXPERIMENT, NewDatabase, tracking_at
+from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 
 
 @pytest.fixture
-def registry(
-    tmp_path: Path, new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[MlflowClient]:
+def registry(tmp_path, new_database, monkeypatch):
     monkeypatch.setattr(measure, "ROUND_SECONDS", 0.0005)  # These tests do not depend on speed.
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)  # MLflow stores the artifacts of a database's experiments here.

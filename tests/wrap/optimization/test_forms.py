@@ -31,7 +31,7 @@ target_nodeids = [1, 2],
 )
 
 
-def answers(graph: onnx.ModelProto, rows: np.ndarray = ROWS) -> tuple[np.ndarray, np.ndarray]:
+def answers(graph, rows=ROWS):
     session = onnxruntime.InferenceSession(
         graph.SerializeToString(), providers=["CPUExecutionProvider"]
     )
@@ -50,8 +50,8 @@ def answers(graph: onnx.ModelProto, rows: np.ndarray = ROWS) -> tuple[np.ndarray
     ids=["dynamic", "static", "a scale for each tensor", "fp16"],
 )
 def test_a_form_is_smaller_with_the_same_inputs_and_outputs_and_nearly_the_same_answers(
-    make: Form, most_bytes: float
-) -> None:
+    make, most_bytes
+):
     base = network()
     before = base.SerializeToString()
     form = make(base)
@@ -69,7 +69,7 @@ def test_a_form_is_smaller_with_the_same_inputs_and_outputs_and_nearly_the_same_
 
 
 @pytest.mark.parametrize("hidden", [(8, 8), (16, 8)], ids=["square", "two towers"])
-def test_layers_that_share_their_weights_are_quantized_alike(hidden: tuple[int, int]) -> None:
+def test_layers_that_share_their_weights_are_quantized_alike(hidden):
     random = np.random.default_rng(0)
     width, size = hidden
     graph = parse_graph(
@@ -97,7 +97,7 @@ def test_layers_that_share_their_weights_are_quantized_alike(hidden: tuple[int, 
 
 
 @pytest.mark.parametrize("mask", ["-inf", "-3.4e38", "-1e9"])
-def test_a_mask_of_attention_leaves_the_scale_of_the_scores(mask: str) -> None:
+def test_a_mask_of_attention_leaves_the_scale_of_the_scores(mask):
     random = np.random.default_rng(0)
     graph = parse_graph(
         f"""masked (float[N,4,8] x, bool[N,4,8] hidden) => (float[N,4,8] y)
@@ -127,7 +127,7 @@ def test_a_mask_of_attention_leaves_the_scale_of_the_scores(mask: str) -> None:
     np.testing.assert_allclose(quantized, wanted, atol=0.1)
 
 
-def test_numbers_that_overflow_16_bits_stay_in_32() -> None:
+def test_numbers_that_overflow_16_bits_stay_in_32():
     graph = network(gain=1e6)
     form = forms.half_precision(graph, FEEDS)
     onnx.checker.check_model(form)
@@ -139,7 +139,7 @@ def test_numbers_that_overflow_16_bits_stay_in_32() -> None:
     assert TensorProto.FLOAT16 in kinds.values()
 
 
-def test_a_graph_of_16_bits_has_nothing_to_halve() -> None:
+def test_a_graph_of_16_bits_has_nothing_to_halve():
     graph = parse_graph("half (float16[N,2] x) => (float16[N,2] y) { y = MatMul (x, weights) }")
     graph.graph.initializer.append(numpy_helper.from_array(np.eye(2, dtype=np.float16), "weights"))
 
@@ -164,15 +164,13 @@ def test_a_graph_of_16_bits_has_nothing_to_halve() -> None:
         ),
     ],
 )
-def test_trees_have_no_such_form_and_the_reason_names_their_operator(
-    make: Form, reason: str
-) -> None:
+def test_trees_have_no_such_form_and_the_reason_names_their_operator(make, reason):
     with pytest.raises(ConversionError) as refused:
         make(TREE)
     assert refused.value.message.startswith(reason)
 
 
-def test_a_graph_that_cannot_be_loaded_is_refused_with_the_reason_of_the_runtime() -> None:
+def test_a_graph_that_cannot_be_loaded_is_refused_with_the_reason_of_the_runtime():
     graph = network()
     graph.graph.node[0].op_type = "Gemmm"
     with pytest.raises(ConversionError, match=r"cannot load.*Gemmm"):

@@ -9,7 +9,6 @@ import onnx
 import pyarrow.parquet as pq
 import pytest
 import xgboost
-from mlflow import MlflowClient
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig, ParityError
@@ -22,9 +21,7 @@ from tests.support.refusals import mentions
 
 
 @pytest.mark.long
-def test_the_form_becomes_a_version_with_the_lineage_of_its_base(
-    registry: MlflowClient, tmp_path: Path
-) -> None:
+def test_the_form_becomes_a_version_with_the_lineage_of_its_base(registry, tmp_path):
     done = onnxserve.optimize("models:/net/1", int8="static", max_loss=0.05)
 
     assert done.chosen == "int8 static"
@@ -56,15 +53,13 @@ def test_the_form_becomes_a_version_with_the_lineage_of_its_base(
     assert json.loads((folder / "parity.json").read_text())["parity_of_base"]["state"] == "proven"
 
 
-def test_a_loss_beyond_the_limit_is_refused_and_registers_no_version(
-    registry: MlflowClient,
-) -> None:
+def test_a_loss_beyond_the_limit_is_refused_and_registers_no_version(registry):
     with pytest.raises(ParityError, match=r"^int8 dynamic.*0\.\d+ \(labels\).*limit of 0: \d"):
         onnxserve.optimize("models:/net/1", int8="dynamic", max_loss=0)
     assert len(registry.search_model_versions("name='net'")) == 1
 
 
-def test_labels_measure_the_loss_by_their_metric(registry: MlflowClient, tmp_path: Path) -> None:
+def test_labels_measure_the_loss_by_their_metric(registry, tmp_path):
     data = write_labelled(tmp_path / "test.parquet", share_wrong=0.1)
     done = onnxserve.optimize(
         "models:/net/1", fp16=True, data=str(data), target="label", register="half"
@@ -81,9 +76,7 @@ def test_labels_measure_the_loss_by_their_metric(registry: MlflowClient, tmp_pat
 
 
 @pytest.mark.long
-def test_without_data_the_dataset_of_the_gate_policy_is_taken(
-    registry: MlflowClient, tmp_path: Path
-) -> None:
+def test_without_data_the_dataset_of_the_gate_policy_is_taken(registry, tmp_path):
     data = write_labelled(tmp_path / "test.parquet")
     policy = json.dumps({"evaluation": {"dataset": str(data), "target": "label"}})
     registry.set_registered_model_tag("net", "onnxserve.gate.policy", policy)
@@ -99,7 +92,7 @@ def test_without_data_the_dataset_of_the_gate_policy_is_taken(
 
 
 @pytest.mark.long
-def test_the_gate_fails_an_optimized_version_that_lost_too_much(registry: MlflowClient) -> None:
+def test_the_gate_fails_an_optimized_version_that_lost_too_much(registry):
     policy = json.dumps({"evaluation": {"margin": 0.001}})
     registry.set_registered_model_tag("net", "onnxserve.gate.policy", policy)
     onnxserve.optimize("models:/net/1", int8="dynamic", max_loss=1)
@@ -108,10 +101,8 @@ def test_the_gate_fails_an_optimized_version_that_lost_too_much(registry: Mlflow
     assert mentions(gated.verdict.checks[0].reason, "the margin 0.001", "models:/net/1")
 
 
-def test_a_form_that_the_runtime_cannot_load_is_tried_in_another_process(
-    registry: MlflowClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def half_precision(graph: onnx.ModelProto, rows: object) -> onnx.ModelProto:
+def test_a_form_that_the_runtime_cannot_load_is_tried_in_another_process(registry, monkeypatch):
+    def half_precision(graph, rows):
         broken = onnx.ModelProto()
         broken.CopyFrom(graph)
         broken.graph.node[0].op_type = "Gemmm"
@@ -124,17 +115,15 @@ def test_a_form_that_the_runtime_cannot_load_is_tried_in_another_process(
         onnxserve.optimize("models:/net/1", fp16=True)
 
 
-def test_a_form_that_runs_too_long_is_refused_for_its_time(
-    registry: MlflowClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_form_that_runs_too_long_is_refused_for_its_time(registry, monkeypatch):
     monkeypatch.setattr("mlflow_deploy_plugin.wrap.optimization.optimizer._TRIAL_SECONDS", 0)
     with pytest.raises(ConversionError, match=r"form fp16 .*0 s"):
         onnxserve.optimize("models:/net/1", fp16=True)
 
 
 def test_boosted_trees_that_have_no_16_bit_form_are_refused_with_the_reason_and_the_way_round(
-    registry: MlflowClient, tmp_path: Path
-) -> None:
+    registry, tmp_path
+):
     rows = normal_rows(300, 3)
     booster = xgboost.XGBClassifier(n_estimators=40, n_jobs=1).fit(rows, rows[:, 0] > 0)
     onnxserve.save_model(booster, tmp_path / "trees", input_example=rows)
@@ -147,9 +136,7 @@ def test_boosted_trees_that_have_no_16_bit_form_are_refused_with_the_reason_and_
 
 
 @pytest.mark.long
-def test_a_bias_that_the_quantizer_cannot_scale_by_channel_is_scaled_by_tensor(
-    registry: MlflowClient, tmp_path: Path
-) -> None:
+def test_a_bias_that_the_quantizer_cannot_scale_by_channel_is_scaled_by_tensor(registry, tmp_path):
     graph = network()
     for weight in graph.graph.initializer:  # skl2onnx writes biases with the shape [1, n].
         if weight.name.startswith("b"):
@@ -185,8 +172,8 @@ def test_a_bias_that_the_quantizer_cannot_scale_by_channel_is_scaled_by_tensor(
     ],
 )
 def test_an_invalid_option_gets_a_one_line_error_with_the_correct_form(
-    registry: MlflowClient, tmp_path: Path, options: dict, message: str
-) -> None:
+    registry, tmp_path, options, message
+):
     write_labelled(tmp_path / "few.parquet", rows=20)
     with pytest.raises(InvalidConfig) as refused:
         onnxserve.optimize("models:/net/1", **options)
@@ -195,8 +182,8 @@ def test_an_invalid_option_gets_a_one_line_error_with_the_correct_form(
 
 @pytest.mark.long
 def test_a_form_of_a_form_a_folder_without_a_name_and_a_graph_without_rows_are_refused(
-    registry: MlflowClient, tmp_path: Path
-) -> None:
+    registry, tmp_path
+):
     onnxserve.optimize("models:/net/1", fp16=True)
     with pytest.raises(InvalidConfig, match=r"models:/net/2 .*models:/net/1"):
         onnxserve.optimize("models:/net/2", int8="dynamic")
@@ -212,9 +199,7 @@ def test_a_form_of_a_form_a_folder_without_a_name_and_a_graph_without_rows_are_r
 
 
 @pytest.mark.long
-def test_a_stock_model_with_external_weights_keeps_its_flavor(
-    registry: MlflowClient, tmp_path: Path
-) -> None:
+def test_a_stock_model_with_external_weights_keeps_its_flavor(registry, tmp_path):
     folder = write_model(
         tmp_path / "stock", "two (float[N,16] x) => (float[N,16] y) { y = Identity(x) }"
     )

@@ -11,11 +11,11 @@ from tests.support.networks import write_network
 
 
 @pytest.fixture(autouse=True)
-def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def in_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_operators_share_the_time_of_a_run(tmp_path: Path) -> None:
+def test_operators_share_the_time_of_a_run(tmp_path):
     done = profile(str(write_network(tmp_path / "net", rows=50)), rows=500)
     assert sum(entry.share for entry in done.operators) == pytest.approx(1)
     assert {entry.operator for entry in done.operators} >= {"Softmax", "ArgMax"}
@@ -24,7 +24,7 @@ def test_operators_share_the_time_of_a_run(tmp_path: Path) -> None:
     assert sum(event["name"] == "model_run" for event in events) == done.runs
 
 
-def test_rows_come_from_file_or_reference_or_are_zeros(tmp_path: Path) -> None:
+def test_rows_come_from_file_or_reference_or_are_zeros(tmp_path):
     folder = write_network(tmp_path / "net", rows=0)
     assert profile(str(folder), rows=3).rows == 3
     with pytest.raises(InvalidConfig, match=r"nix\.parquet does not exist"):

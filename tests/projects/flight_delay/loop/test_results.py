@@ -1,7 +1,5 @@
 """Tests of the results of a replay with a few flights."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,7 +18,7 @@ from projects.flight_delay.loop.results import (
 
 
 @pytest.fixture
-def played() -> pd.DataFrame:
+def played():
     """Return five flights per day from May to July. Version 1 predicts `on time`;
     version 2, from July, is correct.
     """
@@ -36,36 +34,28 @@ def played() -> pd.DataFrame:
             "prediction": delayed & is_july,
             "still": False,
             "version": np.where(is_july, "2", "1"),
-        },
+        }
     )
 
 
-def window(monitor: str, start: str, end: str, verdict: str) -> JudgedWindow:
+def window(monitor, start, end, verdict):
     return JudgedWindow(
-        monitor,
-        pd.Timestamp(start, tz="UTC"),
-        pd.Timestamp(end, tz="UTC"),
-        verdict,
-        "why",
+        monitor, pd.Timestamp(start, tz="UTC"), pd.Timestamp(end, tz="UTC"), verdict, "why"
     )
 
 
-def test_accuracy_by_month_is_given_with_and_without_the_loop(played: pd.DataFrame) -> None:
+def test_accuracy_by_month_is_given_with_and_without_the_loop(played):
     table = accuracy_by_month(played).set_index("month")
     assert table["accuracy_with_loop"].tolist() == [0.8, 0.8, 1.0]
     assert table["accuracy_without"].tolist() == [0.8, 0.8, 0.8]
     assert table["versions"].tolist() == ["1", "1", "2"]
     assert served_version_changes(played) == [
-        ServedVersionChange(pd.Timestamp("2013-07-01 09:00", tz="UTC"), "2"),
+        ServedVersionChange(pd.Timestamp("2013-07-01 09:00", tz="UTC"), "2")
     ]
     assert "injected" not in table
 
 
-def test_injected_drift_is_labelled_in_both_tables_and_in_the_plot(
-    played: pd.DataFrame,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_injected_drift_is_labelled_in_both_tables_and_in_the_plot(played, tmp_path, monkeypatch):
     injection = parse_injection("concept:7")
     assert injection is not None
     assert accuracy_by_month(played, injection)["injected"].tolist() == ["", "", "concept"]
@@ -77,8 +67,7 @@ def test_injected_drift_is_labelled_in_both_tables_and_in_the_plot(
     assert "injected" not in verdicts(weeks)
     texts = []
     monkeypatch.setattr(
-        "matplotlib.figure.Figure.suptitle",
-        lambda figure, text: texts.append(text),
+        "matplotlib.figure.Figure.suptitle", lambda figure, text: texts.append(text)
     )
     draw_plot(
         accuracy_by_month(played, injection),
@@ -88,10 +77,7 @@ def test_injected_drift_is_labelled_in_both_tables_and_in_the_plot(
         injection,
     )
     draw_plot(
-        accuracy_by_month(played),
-        weeks,
-        served_version_changes(played),
-        tmp_path / "plot.png",
+        accuracy_by_month(played), weeks, served_version_changes(played), tmp_path / "plot.png"
     )
     assert texts == [
         "Flights of 2013, accuracy by month, with INJECTED drift",
@@ -100,7 +86,7 @@ def test_injected_drift_is_labelled_in_both_tables_and_in_the_plot(
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
 
-def test_a_concept_is_turned_from_its_month_on_alone(played: pd.DataFrame) -> None:
+def test_a_concept_is_turned_from_its_month_on_alone(played):
     injection = parse_injection("concept:7")
     assert injection is not None
     is_july = played[DAY].dt.month == 7
@@ -108,7 +94,7 @@ def test_a_concept_is_turned_from_its_month_on_alone(played: pd.DataFrame) -> No
 
 
 @pytest.mark.parametrize("text", ["concept", "concept:13", "fog:3", "celsius:x", ":7"])
-def test_invalid_injection_error_lists_the_kinds(text: str) -> None:
+def test_invalid_injection_error_lists_the_kinds(text):
     with pytest.raises(InvalidConfig, match=r"KIND:MONTH .*celsius, concept"):
         parse_injection(text)
     assert parse_injection("") is None

@@ -1,7 +1,6 @@
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
 
 import pytest
 
@@ -30,12 +29,7 @@ from tests.support.refusals import mentions
         ("no-original", "any", "passed"),
     ],
 )
-def test_the_policy_says_how_much_has_to_be_known(
-    state: str,
-    wanted: Literal["proven", "warned", "any"],
-    verdict: str,
-    tmp_path: Path,
-) -> None:
+def test_the_policy_says_how_much_has_to_be_known(state, wanted, verdict, tmp_path):
     artifact = read_artifact(write_classifier(tmp_path / "model", parity=state))
     result = check_parity(artifact, GatePolicy(parity=wanted))
     assert result.state == verdict
@@ -43,7 +37,7 @@ def test_the_policy_says_how_much_has_to_be_known(
     assert mentions(result.reason, "the policy") == (verdict == "failed")
 
 
-def test_parity_is_skipped_for_a_version_without_an_onnx_form(tmp_path: Path) -> None:
+def test_parity_is_skipped_for_a_version_without_an_onnx_form(tmp_path):
     (tmp_path / "MLmodel").write_text("flavors: {python_function: {loader_module: json}}")
     result = check_parity(read_served_artifact(tmp_path), GatePolicy())
     assert result.state == "skipped"
@@ -58,11 +52,7 @@ SERVED = Artifact(
     mlflow_version="",
     model_id="",
     run_id="",
-    columns=(
-        Column("a", "long"),
-        Column("b", "double"),
-        Column("c", "string", required=False),
-    ),
+    columns=(Column("a", "long"), Column("b", "double"), Column("c", "string", required=False)),
     outputs=(
         Output("label", "int64", (-1,), "label"),
         Output("p", "float32", (-1, 2), "probabilities"),
@@ -73,7 +63,7 @@ SERVED = Artifact(
 A, B, C = SERVED.columns
 
 
-def columns(*given: Column) -> Artifact:
+def columns(*given):
     return replace(SERVED, columns=given)
 
 
@@ -100,11 +90,7 @@ def columns(*given: Column) -> Artifact:
         ),
         (columns(B, A, C), "passed", "another order, which affects rows without names"),
         (
-            replace(
-                SERVED,
-                columns=(),
-                tensors=(Tensor("", "float32", (-1, 3)),),
-            ),
+            replace(SERVED, columns=(), tensors=(Tensor("", "float32", (-1, 3)),)),
             "failed",
             "from columns to tensors",
         ),
@@ -121,21 +107,19 @@ def columns(*given: Column) -> Artifact:
         (replace(SERVED, undescribed="objects"), "skipped", "the new version has no signature"),
     ],
 )
-def test_signature_change_fails_only_if_it_breaks_callers(
-    candidate: Any, state: str, said: str
-) -> None:
+def test_signature_change_fails_only_if_it_breaks_callers(candidate, state, said):
     result = check_signature(candidate, SERVED, NAME)
     assert result.state == state
     assert re.search(said, result.reason), result.reason
 
 
-def test_signature_check_is_skipped_if_the_served_version_has_none() -> None:
+def test_signature_check_is_skipped_if_the_served_version_has_none():
     result = check_signature(SERVED, replace(SERVED, undescribed="objects"), NAME)
     assert result.state == "skipped"
     assert result.reason.startswith(f"{NAME} has no signature")
 
 
-def tensors(*given: Tensor) -> Artifact:
+def tensors(*given):
     return replace(SERVED, columns=(), tensors=given)
 
 
@@ -150,42 +134,25 @@ def tensors(*given: Tensor) -> Artifact:
         (Tensor("picture", "float32", (-1, 8, 8)), "failed"),
     ],
 )
-def test_tensors_are_compared_by_name_type_and_shape(new: Any, state: str) -> None:
+def test_tensors_are_compared_by_name_type_and_shape(new, state):
     assert (
-        check_signature(
-            tensors(new),
-            tensors(Tensor("image", "float32", (-1, 8, 8))),
-            NAME,
-        ).state
+        check_signature(tensors(new), tensors(Tensor("image", "float32", (-1, 8, 8))), NAME).state
         == state
     )
 
 
-def test_every_change_is_in_the_table() -> None:
+def test_every_change_is_in_the_table():
     result = check_signature(columns(A, Column("d", "long")), SERVED, NAME)
     assert result.table is not None
-    lines = {
-        (
-            line[0],
-            line[1],
-            line[4],
-        )
-        for line in result.table.lines
-    }
-    assert lines == {
-        ("removed", "b", ""),
-        ("removed", "c", ""),
-        ("added", "d", "breaks callers"),
-    }
+    lines = {(line[0], line[1], line[4]) for line in result.table.lines}
+    assert lines == {("removed", "b", ""), ("removed", "c", ""), ("added", "d", "breaks callers")}
     assert result.figures == {"changes": 3, "breaking": 1}
 
 
-def test_changes_stand_in_the_order_of_the_columns() -> None:
+def test_changes_stand_in_the_order_of_the_columns():
     letters = tuple("hgfedcba")
     result = check_signature(
-        columns(A),
-        columns(A, *(Column(name, "double") for name in letters)),
-        NAME,
+        columns(A), columns(A, *(Column(name, "double") for name in letters)), NAME
     )
     assert result.table is not None
     assert tuple(line[1] for line in result.table.lines) == letters

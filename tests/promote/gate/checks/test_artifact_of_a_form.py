@@ -1,8 +1,5 @@
 """Tests of the parity of an optimized version: the parity of its base and the loss."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 import yaml
 
@@ -10,7 +7,6 @@ from mlflow_deploy_plugin.core.registry.policy import EvaluationPolicy, GatePoli
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.promote.gate.checks.artifact import check_agreement
 from mlflow_deploy_plugin.promote.gate.run import judge
-from mlflow_deploy_plugin.promote.gate.verdict import CheckResult
 from mlflow_deploy_plugin.wrap.evaluation.agreement import graph_digest
 from mlflow_deploy_plugin.wrap.evaluation.dataset import LabelledRows
 from mlflow_deploy_plugin.wrap.evaluation.model import LoadedOnnx, load_version
@@ -22,7 +18,7 @@ INPUTS = {name: ROWS[name] for name in ("a", "b")}
 POLICY = GatePolicy(skip=("evaluation", "robustness", "budget"))
 
 
-def loaded(folder: Path) -> LoadedOnnx:
+def loaded(folder):
     version = load_version(folder)
     assert isinstance(version, LoadedOnnx)
     return version
@@ -31,33 +27,16 @@ def loaded(folder: Path) -> LoadedOnnx:
 @pytest.mark.parametrize(
     ("weights", "parity", "with_labels", "state", "names"),
     [
-        (
-            (4.0, -2.0),
-            "proven",
-            False,
-            "passed",
-            ["models:/toy/1", "proven", "1,000 rows"],
-        ),
+        ((4.0, -2.0), "proven", False, "passed", ["models:/toy/1", "proven", "1,000 rows"]),
         ((4.0, -2.0), "proven", True, "passed", ["accuracy"]),
         ((1.0, 2.0), "proven", False, "failed", ["an evaluation dataset"]),
         ((1.0, 2.0), "proven", True, "failed", ["accuracy", "the margin 0.01", "models:/toy/1"]),
-        (
-            (4.0, -2.0),
-            "warned",
-            False,
-            "failed",
-            ["models:/toy/1", "the ONNX form", "warned"],
-        ),
+        ((4.0, -2.0), "warned", False, "failed", ["models:/toy/1", "the ONNX form", "warned"]),
     ],
 )
 def test_it_passes_if_its_base_does_and_it_loses_no_more_than_the_margin(
-    tmp_path: Path,
-    weights: tuple[float, ...],
-    parity: str,
-    with_labels: bool,
-    state: str,
-    names: list[str],
-) -> None:
+    tmp_path, weights, parity, with_labels, state, names
+):
     base = loaded(write_classifier(tmp_path / "base", parity=parity))
     form = loaded(optimized(write_classifier(tmp_path / "form", weights, parity="warned"), base))
     rows = LabelledRows(INPUTS, ROWS["label"]) if with_labels else None
@@ -66,7 +45,7 @@ def test_it_passes_if_its_base_does_and_it_loses_no_more_than_the_margin(
     assert mentions(result.reason, *names)
 
 
-def test_form_without_rows_to_compare_fails(tmp_path: Path) -> None:
+def test_form_without_rows_to_compare_fails(tmp_path):
     base = loaded(write_classifier(tmp_path / "base"))
     form = loaded(optimized(write_classifier(tmp_path / "form"), base))
     result = check_agreement(form, base, POLICY, None, None)
@@ -74,7 +53,7 @@ def test_form_without_rows_to_compare_fails(tmp_path: Path) -> None:
     assert mentions(result.reason, "no rows", "models:/toy/1", "dataset")
 
 
-def optimized(folder: Path, base: LoadedOnnx, where: str = "models:/toy/1") -> Path:
+def optimized(folder, base, where="models:/toy/1"):
     """Write into the MLmodel file of a folder that the folder is a form of the base."""
     document = yaml.safe_load((folder / "MLmodel").read_text())
     document["flavors"]["onnxserve"]["optimization"] = {
@@ -86,14 +65,10 @@ def optimized(folder: Path, base: LoadedOnnx, where: str = "models:/toy/1") -> P
 
 
 @pytest.fixture
-def parity_of(
-    registry: object,
-    folders: dict[str, Path],
-    tmp_path: Path,
-) -> Callable[..., CheckResult]:
+def parity_of(registry, folders, tmp_path):
     """Return the parity check of a form of `toy` 1 from a complete run of the gate."""
 
-    def check(where: str, base: str = "good", policy: GatePolicy = POLICY) -> CheckResult:
+    def check(where, base="good", policy=POLICY):
         folder = write_classifier(tmp_path / "form", (4.0, -2.0), parity="warned")
         candidate = resolve(str(optimized(folder, loaded(folders[base]), where)))
         return judge(candidate, None, policy, "a test").checks[0]
@@ -101,16 +76,13 @@ def parity_of(
     return check
 
 
-def test_the_gate_fetches_the_base_from_the_registry(parity_of: Callable[..., CheckResult]) -> None:
+def test_the_gate_fetches_the_base_from_the_registry(parity_of):
     result = parity_of("models:/toy/1")
     assert result.state == "passed", result.reason
     assert result.figures["rows"] == 400  # The rows are from the reference of the base.
 
 
-def test_the_loss_is_measured_on_the_dataset_of_the_policy(
-    parity_of: Callable[..., CheckResult],
-    folders: dict[str, Path],
-) -> None:
+def test_the_loss_is_measured_on_the_dataset_of_the_policy(parity_of, folders):
     evaluation = EvaluationPolicy(dataset=str(folders["holdout"]), target="label", resamples=200)
     judged = GatePolicy(evaluation=evaluation, skip=("robustness", "budget"))
     assert "accuracy 0." in parity_of("models:/toy/1", policy=judged).reason
@@ -124,12 +96,7 @@ def test_the_loss_is_measured_on_the_dataset_of_the_policy(
         ("/etc", "good", ["/etc", "compared", "MLflow"]),
     ],
 )
-def test_a_base_that_is_not_the_one_or_not_there_fails(
-    parity_of: Callable[..., CheckResult],
-    where: str,
-    base: str,
-    names: list[str],
-) -> None:
+def test_a_base_that_is_not_the_one_or_not_there_fails(parity_of, where, base, names):
     result = parity_of(where, base)
     assert result.state == "failed"
     assert mentions(result.reason, *names)

@@ -2,18 +2,14 @@
 which 400 have a label.
 """
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.registry.policy import ALL_PERMISSIONS, Permissions, parse_policy
-from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel
 from mlflow_deploy_plugin.promote.gate.run import judge
-from mlflow_deploy_plugin.promote.gate.verdict import CheckResult
 from mlflow_deploy_plugin.serve.inference_log.labels import Label
 from tests.support.classifiers import COLUMNS, labelled
 from tests.support.inference_log import LogWriter, write_answers
@@ -24,47 +20,20 @@ ROWS = labelled(600)
 
 
 @pytest.fixture
-def judged(
-    folders: dict[str, Path],
-    registry: Any,
-    version: Callable[[str], ResolvedModel],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Callable[..., CheckResult | None]:
+def judged(folders, registry, version, monkeypatch):
     """Return the result of the check for a version and fields of `backtest`; None if
     the check does not run.
     """
     root = Path.cwd() / "log"
     monkeypatch.setenv("ONNXSERVE_LOG_URI", str(root))
     writer = LogWriter(root)
-    write_answers(
-        writer,
-        folders["good"],
-        {name: ROWS[name] for name in COLUMNS},
-        DAY,
-    )
-    writer.label(
-        *(
-            Label(
-                f"1-{row}",
-                None,
-                None,
-                int(ROWS["label"][row]),
-                1,
-            )
-            for row in range(400)
-        )
-    )
+    write_answers(writer, folders["good"], {name: ROWS[name] for name in COLUMNS}, DAY)
+    writer.label(*(Label(f"1-{row}", None, None, int(ROWS["label"][row]), 1) for row in range(400)))
 
-    def run(
-        name: str,
-        allowed: Permissions = ALL_PERMISSIONS,
-        skip: str = "",
-        **fields: object,
-    ) -> CheckResult | None:
+    def run(name, allowed=ALL_PERMISSIONS, skip="", **fields):
         fields = {"window": "9999d"} | fields
         policy = parse_policy(
-            f"skip: [signature, evaluation, robustness, budget{skip}]\nbacktest: {fields}",
-            "it",
+            f"skip: [signature, evaluation, robustness, budget{skip}]\nbacktest: {fields}", "it"
         )
         verdict = judge(version(name), None, policy, "a test", allowed=allowed)
         return {check.name: check for check in verdict.checks}.get("backtest")
@@ -72,7 +41,7 @@ def judged(
     return run
 
 
-def test_a_version_with_the_same_answers_passes(judged: Callable[..., CheckResult]) -> None:
+def test_a_version_with_the_same_answers_passes(judged):
     check = judged("equal", endpoint="flights", max_disagreement=0)
 
     assert check.state == "passed"
@@ -84,19 +53,19 @@ def test_a_version_with_the_same_answers_passes(judged: Callable[..., CheckResul
     assert check.figures["margin"] == 0.01
 
 
-def test_a_version_that_is_worse_on_labelled_rows_fails(judged: Callable[..., CheckResult]) -> None:
+def test_a_version_that_is_worse_on_labelled_rows_fails(judged):
     check = judged("worse", endpoint="flights")
     assert check.state == "failed"
     assert mentions(check.reason, "worse", "the margin of 0.01", "accuracy")
 
 
-def test_too_many_other_answers_fail(judged: Callable[..., CheckResult]) -> None:
+def test_too_many_other_answers_fail(judged):
     check = judged("worse", endpoint="flights", max_disagreement=0.2)
     assert check.state == "failed"
     assert mentions(check.reason, "differ", "20.00%")
 
 
-def test_the_number_of_rows_is_limited(judged: Callable[..., CheckResult]) -> None:
+def test_the_number_of_rows_is_limited(judged):
     assert judged("equal", endpoint="flights", max_rows=150).figures["rows"] == 150
 
 
@@ -108,35 +77,25 @@ def test_the_number_of_rows_is_limited(judged: Callable[..., CheckResult]) -> No
         ({"endpoint": "fligths"}, ["fligths", "flights"]),
     ],
 )
-def test_too_few_rows_skip_the_check(
-    judged: Callable[..., CheckResult],
-    fields: dict[str, str],
-    names: list[str],
-) -> None:
+def test_too_few_rows_skip_the_check(judged, fields, names):
     check = judged("worse", **{"endpoint": "flights", **fields})
     assert check.state == "skipped"
     assert mentions(check.reason, *names)
 
 
-def test_it_runs_only_if_the_policy_names_an_endpoint(
-    judged: Callable[..., CheckResult | None],
-) -> None:
+def test_it_runs_only_if_the_policy_names_an_endpoint(judged):
     assert judged("equal") is None
     check = judged("worse", skip=", backtest", endpoint="flights")
     assert check is not None
     assert check.state == "skipped"
 
 
-def test_a_server_with_accounts_does_not_read_the_log(judged: Callable[..., CheckResult]) -> None:
+def test_a_server_with_accounts_does_not_read_the_log(judged):
     with refused(InvalidConfig, "flights", "onnxserve gate MODEL"):
         judged("equal", Permissions(files=False), endpoint="flights")
 
 
-def test_a_log_that_cannot_be_reached_fails(
-    judged: Callable[..., CheckResult],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
+def test_a_log_that_cannot_be_reached_fails(judged, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("ONNXSERVE_LOG_URI", str(tmp_path / "file"))
     check = judged("equal", endpoint="flights")

@@ -1,8 +1,5 @@
 import os
 import resource
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,11 +16,7 @@ from tests.support.classifiers import COLUMNS, labelled, write_classifier
 from tests.support.refusals import mentions, refused
 
 
-def cost(
-    row_ms: float = 1.0,
-    batch_ms: float = 10.0,
-    memory_mb: float = 100.0,
-) -> MeasuredCost:
+def cost(row_ms=1.0, batch_ms=10.0, memory_mb=100.0):
     rounds = range(1, 4)  # The load of the machine grows in each round.
     return MeasuredCost(
         memory_mb * 1e6,
@@ -52,17 +45,14 @@ def cost(
     ],
 )
 def test_costs_may_exceed_those_of_the_served_version_only_up_to_the_ratio(
-    candidate: Any,
-    policy: dict[str, Any],
-    state: str,
-    names: list[str],
-) -> None:
+    candidate, policy, state, names
+):
     result = check_budget(candidate, cost(), BudgetPolicy(**policy), "models:/m/1")
     assert result.state == state
     assert mentions(result.reason, *names)
 
 
-def test_with_nothing_served_only_absolute_bounds_count() -> None:
+def test_with_nothing_served_only_absolute_bounds_count():
     result = check_budget(cost(row_ms=500), None, BudgetPolicy())
     assert result.state == "passed"
     assert "ratio" not in " ".join(result.figures)
@@ -70,15 +60,12 @@ def test_with_nothing_served_only_absolute_bounds_count() -> None:
 
 
 @pytest.fixture
-def many_open_files() -> Iterator[None]:
+def many_open_files():
     """Open files so that the next file numbers are above 1,023, as in a server with a
     thousand connections.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(
-        resource.RLIMIT_NOFILE,
-        (max(soft, min(hard, 2048)), hard),
-    )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 2048)), hard))
     opened: list[int] = []
     try:
         while not opened or opened[-1] < 1024:
@@ -91,7 +78,7 @@ def many_open_files() -> Iterator[None]:
 
 
 @pytest.mark.long
-def test_two_versions_are_measured_in_turns(tmp_path: Path) -> None:
+def test_two_versions_are_measured_in_turns(tmp_path):
     small = write_classifier(tmp_path / "small")
     slow = write_classifier(
         tmp_path / "slow",
@@ -109,21 +96,14 @@ def test_two_versions_are_measured_in_turns(tmp_path: Path) -> None:
     assert costly.memory - plain.memory > 10e6  # The model has 32 MB of random numbers.
 
 
-def test_a_model_that_cannot_answer_says_why(tmp_path: Path) -> None:
+def test_a_model_that_cannot_answer_says_why(tmp_path):
     folder = write_classifier(tmp_path / "model")
     with refused(InferenceError, "measured", "column 'b'"):
-        measure_costs(
-            [folder],
-            {"a": np.zeros(3)},
-            8,
-            rounds=1,
-        )
+        measure_costs([folder], {"a": np.zeros(3)}, 8, rounds=1)
 
 
 @pytest.mark.usefixtures("many_open_files")
-def test_a_model_is_measured_by_a_process_with_more_than_a_thousand_open_files(
-    tmp_path: Path,
-) -> None:
+def test_a_model_is_measured_by_a_process_with_more_than_a_thousand_open_files(tmp_path):
     folder = write_classifier(tmp_path / "model")
     rows = {name: values for name, values in labelled(3).items() if name in COLUMNS}
     (cost,) = measure_costs([folder], rows, 8, rounds=1)

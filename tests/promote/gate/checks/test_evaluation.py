@@ -1,5 +1,3 @@
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -16,14 +14,14 @@ TRUTH = np.random.default_rng(0).integers(0, 2, ROWS)
 NAME = "models:/m/1"
 
 
-def wrong_in(count: int) -> ModelPredictions:
+def wrong_in(count):
     """Return answers that are wrong for the first `count` labels."""
     answers = TRUTH.copy()
     answers[:count] = 1 - answers[:count]
     return ModelPredictions(answers, True)
 
 
-def policy(**fields: Any) -> EvaluationPolicy:
+def policy(**fields):
     return EvaluationPolicy(dataset="d.csv", target="y", **fields)
 
 
@@ -42,19 +40,8 @@ def policy(**fields: Any) -> EvaluationPolicy:
         ),
     ],
 )
-def test_it_may_not_be_worse_by_more_than_the_margin(
-    wrong: int,
-    state: str,
-    names: list[str],
-) -> None:
-    result = check_evaluation(
-        TRUTH,
-        wrong_in(wrong),
-        wrong_in(100),
-        policy(),
-        7,
-        NAME,
-    )
+def test_it_may_not_be_worse_by_more_than_the_margin(wrong, state, names):
+    result = check_evaluation(TRUTH, wrong_in(wrong), wrong_in(100), policy(), 7, NAME)
     assert result.state == state
     assert mentions(result.reason, *names)
     assert result.figures["accuracy_candidate"] == pytest.approx(1 - wrong / ROWS)
@@ -66,52 +53,27 @@ def test_it_may_not_be_worse_by_more_than_the_margin(
     )
 
 
-def test_a_wider_margin_lets_it_pass() -> None:
+def test_a_wider_margin_lets_it_pass():
     assert (
-        check_evaluation(
-            TRUTH,
-            wrong_in(200),
-            wrong_in(100),
-            policy(margin=0.15),
-            seed=7,
-        ).state
+        check_evaluation(TRUTH, wrong_in(200), wrong_in(100), policy(margin=0.15), seed=7).state
         == "passed"
     )
 
 
-def test_the_floor_holds_whatever_is_served() -> None:
-    result = check_evaluation(
-        TRUTH,
-        wrong_in(300),
-        None,
-        policy(at_least=0.8),
-        seed=7,
-    )
+def test_the_floor_holds_whatever_is_served():
+    result = check_evaluation(TRUTH, wrong_in(300), None, policy(at_least=0.8), seed=7)
     assert result.state == "failed"
     assert mentions(result.reason, "accuracy 0.7000", "0.8", "the policy")
     assert (
-        check_evaluation(
-            TRUTH,
-            wrong_in(300),
-            wrong_in(400),
-            policy(at_least=0.8),
-            seed=7,
-        ).state
+        check_evaluation(TRUTH, wrong_in(300), wrong_in(400), policy(at_least=0.8), seed=7).state
         == "failed"
     )
     assert (
-        check_evaluation(
-            TRUTH,
-            wrong_in(100),
-            None,
-            policy(at_least=0.8),
-            seed=7,
-        ).state
-        == "passed"
+        check_evaluation(TRUTH, wrong_in(100), None, policy(at_least=0.8), seed=7).state == "passed"
     )
 
 
-def test_few_rows_prove_nothing() -> None:
+def test_few_rows_prove_nothing():
     result = check_evaluation(
         TRUTH[:50],
         ModelPredictions(TRUTH[:50], True),
@@ -123,59 +85,38 @@ def test_few_rows_prove_nothing() -> None:
     assert mentions(result.reason, "50 rows", "100")
 
 
-def test_the_margin_of_an_error_is_a_share() -> None:
+def test_the_margin_of_an_error_is_a_share():
     values = TRUTH + np.random.default_rng(1).normal(size=ROWS)
     served = ModelPredictions(values - 1.0, False)
     near = ModelPredictions(values - 1.005, False)
     assert check_evaluation(values, near, served, policy(), seed=7).state == "passed"
     result = check_evaluation(
-        values,
-        ModelPredictions(values - 1.5, False),
-        served,
-        policy(),
-        7,
-        NAME,
+        values, ModelPredictions(values - 1.5, False), served, policy(), 7, NAME
     )
     assert result.state == "failed"
     assert mentions(result.reason, "rmse", "1.5000", "1.0000", "models:/m/1", "50.0%")
 
 
-def test_answers_that_are_no_numbers_fail() -> None:
+def test_answers_that_are_no_numbers_fail():
     result = check_evaluation(
-        TRUTH.astype(float),
-        ModelPredictions(np.full(ROWS, np.nan), False),
-        None,
-        policy(),
-        seed=7,
+        TRUTH.astype(float), ModelPredictions(np.full(ROWS, np.nan), False), None, policy(), seed=7
     )
     assert result.state == "failed"
     assert mentions(result.reason, "rmse", "nan")
 
 
-def test_a_metric_of_probabilities_asks_for_them() -> None:
+def test_a_metric_of_probabilities_asks_for_them():
     with refused(InvalidConfig, "roc_auc", "probabilities"):
         check_evaluation(TRUTH, wrong_in(1), None, policy(metric="roc_auc"), seed=7)
 
 
-def test_served_answers_of_another_kind_cannot_be_compared_with() -> None:
+def test_served_answers_of_another_kind_cannot_be_compared_with():
     result = check_evaluation(
-        TRUTH,
-        wrong_in(1),
-        ModelPredictions(TRUTH.astype(float), False),
-        policy(),
-        7,
-        NAME,
+        TRUTH, wrong_in(1), ModelPredictions(TRUTH.astype(float), False), policy(), 7, NAME
     )
     assert result.state == "failed"
     assert mentions(result.reason, "models:/m/1", "comparison", "accuracy", "labels")
     numbers = TRUTH.astype(float)
     broken = ModelPredictions(np.full(ROWS, np.nan), False)
-    result = check_evaluation(
-        numbers,
-        ModelPredictions(numbers, False),
-        broken,
-        policy(),
-        7,
-        NAME,
-    )
+    result = check_evaluation(numbers, ModelPredictions(numbers, False), broken, policy(), 7, NAME)
     assert mentions(result.reason, "models:/m/1", "comparison", "rmse", "nan")

@@ -1,10 +1,7 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.core.registry.policy import RobustnessPolicy
-from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName
 from mlflow_deploy_plugin.promote.gate.checks.robustness import check_robustness
 from mlflow_deploy_plugin.wrap.evaluation.model import load_version
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_regressor
@@ -14,7 +11,7 @@ ROWS = labelled(500)
 INPUT = {name: ROWS[name] for name in COLUMNS}
 
 
-def test_a_smooth_model_holds(tmp_path: Path) -> None:
+def test_a_smooth_model_holds(tmp_path):
     model = load_version(write_classifier(tmp_path / "model"))
     result = check_robustness(model, INPUT, RobustnessPolicy(), seed=7)
     assert result.state == "passed"
@@ -24,14 +21,11 @@ def test_a_smooth_model_holds(tmp_path: Path) -> None:
     assert result == check_robustness(model, INPUT, RobustnessPolicy(), seed=7)
 
 
-def test_the_table_tells_which_columns_matter(tmp_path: Path) -> None:
+def test_the_table_tells_which_columns_matter(tmp_path):
     model = load_version(
         write_classifier(
-            tmp_path / "model",
-            (3.0, 0.5, 0.0),
-            columns=("a", "b", "c"),
-            types=("double",) * 3,
-        ),
+            tmp_path / "model", (3.0, 0.5, 0.0), columns=("a", "b", "c"), types=("double",) * 3
+        )
     )
     rows = {**INPUT, "c": ROWS["value"]}
     table = check_robustness(model, rows, RobustnessPolicy(noise=0.3), seed=7).table
@@ -47,7 +41,7 @@ def test_the_table_tells_which_columns_matter(tmp_path: Path) -> None:
     assert "noise in c" not in changed
 
 
-def test_a_model_that_hangs_on_a_hair_fails_with_the_share_of_flips(tmp_path: Path) -> None:
+def test_a_model_that_hangs_on_a_hair_fails_with_the_share_of_flips(tmp_path):
     """The model returns the fraction of the input times a thousand, so that small noise
     changes its answer.
     """
@@ -64,7 +58,7 @@ def test_a_model_that_hangs_on_a_hair_fails_with_the_share_of_flips(tmp_path: Pa
     assert result.figures["noise_flips"] == pytest.approx(0.5, abs=0.1)
 
 
-def test_the_loss_of_the_metric_is_judged_where_there_are_labels(tmp_path: Path) -> None:
+def test_the_loss_of_the_metric_is_judged_where_there_are_labels(tmp_path):
     model = load_version(write_classifier(tmp_path / "model"))
     lenient = RobustnessPolicy(noise=3.0, max_flips=1.0)
     result = check_robustness(model, INPUT, lenient, seed=7, truth=ROWS["label"])
@@ -74,7 +68,7 @@ def test_the_loss_of_the_metric_is_judged_where_there_are_labels(tmp_path: Path)
     assert check_robustness(model, INPUT, lenient, seed=7).state == "passed"
 
 
-def test_numbers_have_moved_when_they_did_by_a_quarter_of_their_spread(tmp_path: Path) -> None:
+def test_numbers_have_moved_when_they_did_by_a_quarter_of_their_spread(tmp_path):
     model = load_version(write_regressor(tmp_path / "model"))
     assert (
         check_robustness(model, INPUT, RobustnessPolicy(noise=0.05), seed=7).figures["noise_flips"]
@@ -86,9 +80,7 @@ def test_numbers_have_moved_when_they_did_by_a_quarter_of_their_spread(tmp_path:
     )
 
 
-def test_missing_values_without_an_answer_are_reported_and_fail_a_strict_policy(
-    tmp_path: Path,
-) -> None:
+def test_missing_values_without_an_answer_are_reported_and_fail_a_strict_policy(tmp_path):
     model = load_version(write_regressor(tmp_path / "model"))
     lenient = check_robustness(model, INPUT, RobustnessPolicy(), seed=7)
     assert lenient.state == "passed"
@@ -98,28 +90,20 @@ def test_missing_values_without_an_answer_are_reported_and_fail_a_strict_policy(
     assert mentions(strict.reason, "missing values", "not numbers")
 
 
-def test_refused_missing_values_are_reported_and_fail_a_strict_policy(tmp_path: Path) -> None:
+def test_refused_missing_values_are_reported_and_fail_a_strict_policy(tmp_path):
     model = load_version(write_classifier(tmp_path / "model", types=("long", "long")))
     rows = {name: np.arange(100) for name in COLUMNS}
     lenient = check_robustness(model, rows, RobustnessPolicy(max_flips=1.0), seed=7)
     assert lenient.state == "passed"
     assert lenient.figures["missing_refused"] == 1
     assert lenient.notes[0].startswith("missing values are refused: column 'a' (long), row ")
-    strict = check_robustness(
-        model,
-        rows,
-        RobustnessPolicy(max_flips=1.0, refusals="fail"),
-        seed=7,
-    )
+    strict = check_robustness(model, rows, RobustnessPolicy(max_flips=1.0, refusals="fail"), seed=7)
     assert strict.state == "failed"
     assert strict.reason == lenient.notes[0]
 
 
 @pytest.mark.parametrize("metric", ["rmse", "mae"])
-def test_a_regressor_that_hardly_errs_is_not_failed_for_its_small_error(
-    tmp_path: Path,
-    metric: MetricName,
-) -> None:
+def test_a_regressor_that_hardly_errs_is_not_failed_for_its_small_error(tmp_path, metric):
     model = load_version(write_regressor(tmp_path / "model"))
     truth = model.predict(INPUT).prediction + np.random.default_rng(0).normal(size=500) * 1e-6
     result = check_robustness(model, INPUT, RobustnessPolicy(), 7, truth, metric)
@@ -127,26 +111,14 @@ def test_a_regressor_that_hardly_errs_is_not_failed_for_its_small_error(
     assert 0.01 < result.figures["noise_loss"] < 0.05
 
 
-def test_noise_flips_fail_only_if_worse_than_those_of_the_served_version(
-    tmp_path: Path,
-) -> None:
+def test_noise_flips_fail_only_if_worse_than_those_of_the_served_version(tmp_path):
     model = load_version(write_classifier(tmp_path / "model"))
     better = load_version(write_classifier(tmp_path / "other", (1.0, 0.0)))
-    rows = {
-        "a": np.sort(INPUT["a"]) / 1e3,
-        "b": INPUT["b"] / 1e3 * 0,
-    }
+    rows = {"a": np.sort(INPUT["a"]) / 1e3, "b": INPUT["b"] / 1e3 * 0}
     strict = RobustnessPolicy(noise=0.5)
     alone = check_robustness(model, rows, strict, 7)
     assert alone.state == "failed"
-    same = check_robustness(
-        model,
-        rows,
-        strict,
-        7,
-        current=(model, rows),
-        against="models:/m/1",
-    )
+    same = check_robustness(model, rows, strict, 7, current=(model, rows), against="models:/m/1")
     assert same.state == "passed"
     assert same.figures["noise_flips_current"] == same.figures["noise_flips"]
     assert mentions(same.notes[-1], "models:/m/1")

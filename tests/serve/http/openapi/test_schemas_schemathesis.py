@@ -3,16 +3,13 @@
 import importlib.util
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.support.waiting import EXPLAINER_SECONDS
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("schemathesis") is None,
-    reason="schemathesis is not installed",
+    importlib.util.find_spec("schemathesis") is None, reason="schemathesis is not installed"
 )
 
 CHECKS = [
@@ -38,12 +35,7 @@ schemathesis(sys.argv[1:])
         pytest.param("examples,coverage,fuzzing", 20, marks=pytest.mark.long),
     ],
 )
-def test_the_server_answers_as_its_document_says(
-    pages_server: Any,
-    tmp_path: Path,
-    phases: str,
-    examples: int,
-) -> None:
+def test_the_server_answers_as_its_document_says(pages_server, tmp_path, phases, examples):
     """A table by the plain routes and its own routes, a tensor by its own routes, with
     the same requests in every run.
 
@@ -64,12 +56,7 @@ def test_the_server_answers_as_its_document_says(
         ),
     ]
     run = subprocess.run(
-        command,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False
     )
     assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
     assert " 0 failed" not in run.stdout

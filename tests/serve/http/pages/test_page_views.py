@@ -6,7 +6,6 @@ import csv
 import io
 import struct
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -24,39 +23,30 @@ pytestmark = NEEDS_CHROMIUM
 PHONE = {"width": 360, "height": 740}
 
 
-def png(path: Path, rows: list[bytes], width: int) -> Path:
+def png(path, rows, width):
     """Return an 8-bit grey picture with these rows."""
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
+    def chunk(kind, data):
         return (
             struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         )
 
-    head = struct.pack(
-        ">IIBBBBB",
-        width,
-        len(rows),
-        8,
-        0,
-        0,
-        0,
-        0,
-    )
+    head = struct.pack(">IIBBBBB", width, len(rows), 8, 0, 0, 0, 0)
     pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
     path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b""),
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
     )
     return path
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def browser():
     with chromium() as running:
         yield running
 
 
 @pytest.fixture
-def page(browser: Any, pages_server: Any) -> Iterator[Any]:
+def page(browser, pages_server):
     """Yield a tab. Afterwards, check that its console is empty and that it has sent
     requests only to the server.
     """
@@ -73,15 +63,12 @@ def page(browser: Any, pages_server: Any) -> Iterator[Any]:
     )
     tab.on("pageerror", lambda error: complaints.append(str(error)))
 
-    def dismiss(dialog: Any) -> None:
+    def dismiss(dialog):
         complaints.append(f"dialog: {dialog.message}")
         dialog.dismiss()
 
     tab.on("dialog", dismiss)
-    tab.on(
-        "request",
-        lambda request: hosts.add(urlparse(request.url).netloc),
-    )
+    tab.on("request", lambda request: hosts.add(urlparse(request.url).netloc))
     yield tab
     context.close()
     # Chromium logs a response with a 4xx status.
@@ -93,7 +80,7 @@ def press_predict(page: Any) -> None:
     page.get_by_role("button", name="Predict").click()
 
 
-def single_answer(page: Any) -> str:
+def single_answer(page):
     """Wait for the answer to one row, and return it."""
     value = page.locator(".single .value")
     value.wait_for()
@@ -101,7 +88,7 @@ def single_answer(page: Any) -> str:
 
 
 @pytest.mark.long
-def test_the_form_is_filled_with_the_example_and_answered_with_probabilities(page: Any) -> None:
+def test_the_form_is_filled_with_the_example_and_answered_with_probabilities(page):
     page.goto("/")
     assert page.get_by_label("carrier").input_value() == "AA"
     assert page.get_by_label("distance").input_value() == "1400.5"
@@ -119,7 +106,7 @@ def test_the_form_is_filled_with_the_example_and_answered_with_probabilities(pag
 
 
 @pytest.mark.long
-def test_text_has_a_line_and_category_a_list(page: Any) -> None:
+def test_text_has_a_line_and_category_a_list(page):
     page.goto("/endpoints/flights")
     assert page.get_by_label("carrier").evaluate("field => field.tagName") == "INPUT"
     words = page.locator("#by-form .meaning").all_inner_texts()
@@ -136,7 +123,7 @@ def test_text_has_a_line_and_category_a_list(page: Any) -> None:
 
 
 @pytest.mark.long
-def test_a_nan_probability_is_not_drawn_as_zero(page: Any) -> None:
+def test_a_nan_probability_is_not_drawn_as_zero(page):
     page.goto("/endpoints/flights")
     page.get_by_label("distance").fill("")
     press_predict(page)
@@ -145,7 +132,7 @@ def test_a_nan_probability_is_not_drawn_as_zero(page: Any) -> None:
 
 
 @pytest.mark.long
-def test_the_keyboard_alone_asks_and_is_answered(page: Any) -> None:
+def test_the_keyboard_alone_asks_and_is_answered(page):
     page.goto("/endpoints/flights")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
@@ -160,12 +147,10 @@ def test_the_keyboard_alone_asks_and_is_answered(page: Any) -> None:
 
 
 @pytest.mark.long
-def test_waiting_for_a_response_shows_a_status_and_keeps_the_focus_on_the_button(
-    page: Any,
-) -> None:
+def test_waiting_for_a_response_shows_a_status_and_keeps_the_focus_on_the_button(page):
     held: list[Any] = []
 
-    def hold(route: Any) -> None:
+    def hold(route):
         held.append(route)
 
     page.route("**/predict/batch", hold)
@@ -182,7 +167,7 @@ def test_waiting_for_a_response_shows_a_status_and_keeps_the_focus_on_the_button
 
 
 @pytest.mark.long
-def test_a_server_error_is_shown_at_the_field_that_it_names(page: Any) -> None:
+def test_a_server_error_is_shown_at_the_field_that_it_names(page):
     page.goto("/endpoints/flights")
     page.get_by_label("hour").fill("7.5")
     press_predict(page)
@@ -206,7 +191,7 @@ def test_a_server_error_is_shown_at_the_field_that_it_names(page: Any) -> None:
 
 
 @pytest.mark.long
-def test_three_pasted_rows_of_csv_are_answered_and_downloaded(page: Any) -> None:
+def test_three_pasted_rows_of_csv_are_answered_and_downloaded(page):
     page.goto("/endpoints/flights")
     page.get_by_label("Paste or upload").check()
     rows = "carrier,distance,hour,late\nAA,100,7,true\nUA,-9000,8,false\nUA,10,9,1\n"
@@ -234,7 +219,7 @@ def test_three_pasted_rows_of_csv_are_answered_and_downloaded(page: Any) -> None
         '{"instances": [["AA", 1, 1, true]]}',
     ],
 )
-def test_pasted_json_is_answered_in_every_form(page: Any, body: str) -> None:
+def test_pasted_json_is_answered_in_every_form(page, body):
     page.goto("/endpoints/flights")
     page.get_by_label("Paste or upload").check()
     page.locator("#pasted").fill(body)
@@ -243,7 +228,7 @@ def test_pasted_json_is_answered_in_every_form(page: Any, body: str) -> None:
 
 
 @pytest.mark.long
-def test_an_uploaded_file_is_asked(page: Any, tmp_path: Path) -> None:
+def test_an_uploaded_file_is_asked(page, tmp_path):
     file = tmp_path / "rows.json"
     file.write_text('[["AA", 1, 1, true], ["UA", -9000, 1, false]]')
     page.goto("/endpoints/flights")
@@ -256,16 +241,8 @@ def test_an_uploaded_file_is_asked(page: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("bright", "label"),
-    [("top", "0"), ("bottom", "1")],
-)
-def test_a_picture_is_resized_scaled_and_answered(
-    page: Any,
-    tmp_path: Path,
-    bright: str,
-    label: str,
-) -> None:
+@pytest.mark.parametrize(("bright", "label"), [("top", "0"), ("bottom", "1")])
+def test_a_picture_is_resized_scaled_and_answered(page, tmp_path, bright, label):
     light = [b"\xff" * 20] * 10
     dark = [b"\x00" * 20] * 10
     picture = png(tmp_path / "half.png", light + dark if bright == "top" else dark + light, 20)
@@ -281,17 +258,14 @@ def test_a_picture_is_resized_scaled_and_answered(
     assert len(sent[0]) == 1
     assert len(sent[0][0]) == 8
     assert len(sent[0][0][0]) == 8
-    assert (
-        sent[0][0][0][0],
-        sent[0][0][7][7],
-    ) == ((1, 0) if bright == "top" else (0, 1))
+    assert (sent[0][0][0][0], sent[0][0][7][7]) == ((1, 0) if bright == "top" else (0, 1))
     assert single_answer(page) == label
     page.get_by_role("button", name="Use the numbers instead").click()
     assert page.locator("#field-0").is_visible()
 
 
 @pytest.mark.long
-def test_a_file_that_cannot_be_read_as_an_image_is_an_error(page: Any, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_as_an_image_is_an_error(page, tmp_path):
     file = tmp_path / "none.png"
     file.write_text("no picture")
     page.goto("/endpoints/digits")
@@ -300,7 +274,7 @@ def test_a_file_that_cannot_be_read_as_an_image_is_an_error(page: Any, tmp_path:
 
 
 @pytest.mark.long
-def test_names_and_answers_that_are_html_stay_text(page: Any) -> None:
+def test_names_and_answers_that_are_html_stay_text(page):
     page.goto("/endpoints/hostile")
     assert page.locator("label[for=field-0]").inner_text() == HOSTILE
     assert page.locator("label[for=field-1]").inner_text() == QUOTED
@@ -316,7 +290,7 @@ def test_names_and_answers_that_are_html_stay_text(page: Any) -> None:
 
 
 @pytest.mark.long
-def test_a_tensor_is_asked_as_nested_lists_and_its_outputs_are_columns(page: Any) -> None:
+def test_a_tensor_is_asked_as_nested_lists_and_its_outputs_are_columns(page):
     page.goto("/endpoints/tensor")
     page.locator("#field-0").fill("[[[1, 2], [3, 4]]]")
     press_predict(page)
@@ -352,15 +326,10 @@ def test_a_tensor_is_asked_as_nested_lists_and_its_outputs_are_columns(page: Any
         ("no JSON", "The server answered 200"),
     ],
 )
-def test_whatever_a_model_of_python_answers_is_shown_as_text(
-    page: Any,
-    body: str,
-    shown: str,
-) -> None:
+def test_whatever_a_model_of_python_answers_is_shown_as_text(page, body, shown):
     media = "text/event-stream" if body.startswith("data: ") else "application/json"
     page.route(
-        "**/predict/batch",
-        lambda route: route.fulfill(status=200, body=body, content_type=media),
+        "**/predict/batch", lambda route: route.fulfill(status=200, body=body, content_type=media)
     )
     page.goto("/endpoints/flights")
     press_predict(page)
@@ -370,17 +339,17 @@ def test_whatever_a_model_of_python_answers_is_shown_as_text(
 
 
 @pytest.mark.long
-def test_the_parts_of_an_answer_are_shown_when_they_come(page: Any) -> None:
+def test_the_parts_of_an_answer_are_shown_when_they_come(page):
     page.add_init_script(
         """const { readable, writable } = new TransformStream();
         window.fetch = async () => new Response(readable, \
 { headers: { "Content-Type": "text/event-stream" } });
         const bytes = (code) => code.charCodeAt(0);
         window.send = (text) => void (window.writer ??= writable.getWriter())\
-.write(Uint8Array.from(text, bytes));""",
+.write(Uint8Array.from(text, bytes));"""
     )
 
-    def send(data: bytes) -> None:
+    def send(data):
         page.evaluate("text => send(text)", data.decode("latin-1"))
 
     event = 'data: {"delta": "né"}\n\n'.encode()
@@ -398,7 +367,7 @@ def test_the_parts_of_an_answer_are_shown_when_they_come(page: Any) -> None:
 
 
 @pytest.mark.long
-def test_another_endpoint_is_chosen(page: Any) -> None:
+def test_another_endpoint_is_chosen(page):
     page.goto("/")
     page.get_by_label("Endpoint").select_option("digits")
     page.get_by_role("button", name="Show").click()
@@ -410,9 +379,7 @@ def test_another_endpoint_is_chosen(page: Any) -> None:
 
 
 @pytest.mark.long
-def test_the_arrow_keys_go_through_the_list_of_endpoints_without_leaving_the_page(
-    page: Any,
-) -> None:
+def test_the_arrow_keys_go_through_the_list_of_endpoints_without_leaving_the_page(page):
     page.goto("/endpoints/flights")
     page.get_by_label("Endpoint").focus()
     for _ in range(2):
@@ -426,13 +393,13 @@ def test_the_arrow_keys_go_through_the_list_of_endpoints_without_leaving_the_pag
 
 
 @pytest.mark.long
-def test_the_docs_are_read_and_their_code_is_copied(page: Any, pages_server: Any) -> None:
+def test_the_docs_are_read_and_their_code_is_copied(page, pages_server):
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.goto("/docs")
     page.locator(".copy").first.click()
     page.get_by_text("Copied").wait_for()
     assert page.evaluate("navigator.clipboard.readText()").startswith(
-        f"curl {pages_server.url}/endpoints/flights/",
+        f"curl {pages_server.url}/endpoints/flights/"
     )
     page.get_by_text("/v2/models/flights/infer", exact=True).click()
     assert page.get_by_text("Body: application/octet-stream").first.is_visible()
@@ -450,7 +417,7 @@ def test_the_docs_are_read_and_their_code_is_copied(page: Any, pages_server: Any
         "/endpoints/hostile/docs",
     ],
 )
-def test_no_page_is_wider_than_a_phone(page: Any, path: str) -> None:
+def test_no_page_is_wider_than_a_phone(page, path):
     page.set_viewport_size(PHONE)
     page.goto(path)
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
@@ -462,7 +429,7 @@ def test_no_page_is_wider_than_a_phone(page: Any, path: str) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("size", [PHONE, {"width": 1280, "height": 300}])
-def test_answer_comes_into_view(page: Any, size: Any) -> None:
+def test_answer_comes_into_view(page, size):
     page.set_viewport_size(size)
     page.goto("/endpoints/flights")
     page.get_by_label("late").select_option("true")
@@ -472,7 +439,7 @@ def test_answer_comes_into_view(page: Any, size: Any) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("path", ["/", "/docs", "/endpoints/digits", "/endpoints/nope"])
-def test_a_page_breaks_no_rule_of_accessibility(page: Any, path: str) -> None:
+def test_a_page_breaks_no_rule_of_accessibility(page, path):
     page.goto(path)
     assert accessibility_findings(page) == []
     if page.get_by_role("button", name="Predict").count():
@@ -482,12 +449,8 @@ def test_a_page_breaks_no_rule_of_accessibility(page: Any, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/endpoints/nope", "/pages/try.js"])
-def test_every_page_allows_no_foreign_script(pages_server: Any, path: str) -> None:
-    answer = requests.get(
-        pages_server.url + path,
-        headers={"Accept": "text/html, */*"},
-        timeout=10,
-    )
+def test_every_page_allows_no_foreign_script(pages_server, path):
+    answer = requests.get(pages_server.url + path, headers={"Accept": "text/html, */*"}, timeout=10)
     assert answer.status_code == (404 if path.endswith("nope") else 200)
     assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
     assert "unsafe" not in answer.headers["Content-Security-Policy"]
@@ -495,7 +458,7 @@ def test_every_page_allows_no_foreign_script(pages_server: Any, path: str) -> No
     assert answer.headers["Cache-Control"] == "no-store"
 
 
-def table(page: Any) -> list[list[str]]:
+def table(page):
     """Return the texts of the answer's cells, row by row."""
     rows = page.locator("#answer tbody tr").all()
     return [[cell.inner_text() for cell in row.locator("> td").all()] for row in rows]

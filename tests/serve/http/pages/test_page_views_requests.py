@@ -5,9 +5,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -20,7 +18,6 @@ from mlflow_deploy_plugin.core.statedir.models import KeyEntry
 from mlflow_deploy_plugin.serve.http.app import ServerApp
 from mlflow_deploy_plugin.serve.http.plan import PlanTable
 from mlflow_deploy_plugin.serve.http.streaming import stream_predictions
-from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.spool.captured_model import MASK_KEY, ColumnMask
 from mlflow_deploy_plugin.serve.spool.frames import MAGIC
@@ -31,7 +28,7 @@ from tests.support.browser import NEEDS_CHROMIUM, accessibility_findings, chromi
 from tests.support.handling import JSON, ask, ask_wsgi, handle
 from tests.support.keys import write_keys
 from tests.support.refusals import mentions
-from tests.support.servers import Running, Serve, gunicorn, ping, variant, want, write_spec
+from tests.support.servers import gunicorn, ping, variant, want, write_spec
 from tests.support.waiting import wait_until
 
 FLIGHT = {"carrier": "AA", "distance": 1400.5, "hour": 7, "late": False}
@@ -39,52 +36,27 @@ NAMED = {"host": "127.0.0.1:8080"}
 
 
 @pytest.fixture
-def flights(model_folders: dict[str, Path]) -> dict[str, Any]:
+def flights(model_folders):
     return {"flights": {"v": variant(model_folders["mixed"], "7")}}
 
 
-def flight(
-    path: str = "/invocations",
-    rows: int = 1,
-    **changed: Any,
-) -> RawRequest:
+def flight(path="/invocations", rows=1, **changed):
     body = json.dumps({"dataframe_records": [{**FLIGHT, **changed}] * rows}).encode()
     return RawRequest("POST", path, JSON, body)
 
 
-def shown(
-    server: Server,
-    path: str = "/requests",
-    **headers: str,
-) -> list[dict[str, Any]]:
-    response = ask(
-        server,
-        path,
-        "GET",
-        b"",
-        **{**NAMED, "accept": "*/*", **headers},
-    )
+def shown(server, path="/requests", **headers):
+    response = ask(server, path, "GET", b"", **{**NAMED, "accept": "*/*", **headers})
     assert response.status == 200, response.body
     rows: list[dict[str, Any]] = json.loads(response.body)["requests"]
     return rows
 
 
-def page(
-    server: Server,
-    path: str = "/requests",
-    query: str = "",
-    **headers: str,
-) -> str:
+def page(server, path="/requests", query="", **headers):
     fields = {name.replace("_", "-"): value for name, value in headers.items()}
     response = handle(
         server,
-        RawRequest(
-            "GET",
-            path,
-            {**NAMED, "accept": "text/html", **fields},
-            b"",
-            query=query,
-        ),
+        RawRequest("GET", path, {**NAMED, "accept": "text/html", **fields}, b"", query=query),
     )
     assert response.status == 200
     assert response.content_type.partition(";")[0] == "text/html"
@@ -92,10 +64,7 @@ def page(
     return response.body.decode()
 
 
-def test_a_prediction_is_shown_with_its_first_row(
-    serve_here: Serve,
-    flights: dict[str, Any],
-) -> None:
+def test_a_prediction_is_shown_with_its_first_row(serve_here, flights):
     server = serve_here(flights)
     before = time.time()
     answered = handle(server, flight(rows=3))
@@ -107,47 +76,26 @@ def test_a_prediction_is_shown_with_its_first_row(
     assert row["version"] == "7"
     assert row["protocol"] == "invocations"
     assert row["rows"] == 3
-    assert row["values"] == {
-        "carrier": "AA",
-        "distance": "1400.5",
-        "hour": "7",
-        "late": "false",
-    }
+    assert row["values"] == {"carrier": "AA", "distance": "1400.5", "hour": "7", "late": "false"}
     assert row["predictions"]["prediction"] == "yes"
     probabilities = row["predictions"]["output.probabilities"].split(", ")
     assert [f"{float(number):.6g}" for number in probabilities] == probabilities
     assert 0 < row["milliseconds"] < (time.time() - before) * 1000
     for text in (page(server), page(server, "/endpoints/flights/requests")):
         assert mentions(
-            text,
-            "200",
-            "1400.5",
-            "invocations",
-            f"onnxserve replay {row['prediction_id']}",
+            text, "200", "1400.5", "invocations", f"onnxserve replay {row['prediction_id']}"
         )
 
 
-def found(
-    server: Server,
-    find: str,
-    path: str = "/requests",
-    **headers: str,
-) -> list[dict[str, Any]]:
+def found(server, find, path="/requests", **headers):
     request = RawRequest(
-        "GET",
-        path,
-        {**NAMED, "accept": "*/*", **headers},
-        b"",
-        query=urlencode({"find": find}),
+        "GET", path, {**NAMED, "accept": "*/*", **headers}, b"", query=urlencode({"find": find})
     )
     rows: list[dict[str, Any]] = json.loads(handle(server, request).body)["requests"]
     return rows
 
 
-def test_a_request_has_its_business_ids_and_event_time_and_is_found_by_them(
-    serve_here: Serve,
-    flights: dict[str, Any],
-) -> None:
+def test_a_request_has_its_business_ids_and_event_time_and_is_found_by_them(serve_here, flights):
     server = serve_here(flights, keys=["ticket"])
     handle(server, flight(ticket="006"))
     dated = flight(rows=2, ticket="007")
@@ -174,9 +122,8 @@ def test_a_request_has_its_business_ids_and_event_time_and_is_found_by_them(
 
 
 def test_a_masked_business_id_is_found_only_by_its_hash_and_strangers_find_nothing(
-    serve_here: Serve,
-    flights: dict[str, Any],
-) -> None:
+    serve_here, flights
+):
     server = serve_here(flights, keys=["ticket"], mask=["ticket"])
     handle(server, flight(ticket="secret"))
     (row,) = shown(server)
@@ -190,26 +137,17 @@ def test_a_masked_business_id_is_found_only_by_its_hash_and_strangers_find_nothi
     assert "<form" not in page(server, **stranger)
 
 
-def test_a_plan_remembers_the_same_as_the_general_path(
-    serve_here: Serve,
-    flights: dict[str, Any],
-) -> None:
+def test_a_plan_remembers_the_same_as_the_general_path(serve_here, flights):
     server = serve_here(flights)
     handle(server, flight())
     assert PlanTable(server).answer(flight()) is not None
     planned, general = (
-        {
-            **row,
-            "time": "",
-            "milliseconds": 0,
-            "prediction_id": "",
-        }
-        for row in shown(server)
+        {**row, "time": "", "milliseconds": 0, "prediction_id": ""} for row in shown(server)
     )
     assert planned == general
 
 
-def test_requests_of_every_kind_are_shown(serve_here: Serve, flights: dict[str, Any]) -> None:
+def test_requests_of_every_kind_are_shown(serve_here, flights):
     server = serve_here(flights)
     lines = b"\n".join([json.dumps(FLIGHT).encode()] * 2)
     request = RawRequest("POST", "/invocations", {"content-type": "application/jsonl"}, b"")
@@ -241,7 +179,7 @@ def test_requests_of_every_kind_are_shown(serve_here: Serve, flights: dict[str, 
     assert mentions(unknown["message"], "'none'", "'flights'")
 
 
-def test_a_failure_is_shown_with_its_message(serve_here: Serve, flights: dict[str, Any]) -> None:
+def test_a_failure_is_shown_with_its_message(serve_here, flights):
     server = serve_here(flights)
     assert handle(server, flight(distance="far")).status == 400
     (row,) = shown(server)
@@ -253,14 +191,9 @@ def test_a_failure_is_shown_with_its_message(serve_here: Serve, flights: dict[st
 
 
 @pytest.mark.parametrize(
-    "excluded",
-    [{"drop": ["carrier", "output.probabilities"]}, {"mask": ["carrier"]}],
+    "excluded", [{"drop": ["carrier", "output.probabilities"]}, {"mask": ["carrier"]}]
 )
-def test_columns_that_are_not_captured_are_not_shown(
-    serve_here: Serve,
-    flights: dict[str, Any],
-    excluded: dict[str, list[str]],
-) -> None:
+def test_columns_that_are_not_captured_are_not_shown(serve_here, flights, excluded):
     server = serve_here(flights, **excluded)
     handle(server, flight(carrier="secret-1"))
     handle(server, flight(distance="secret-2"))
@@ -290,10 +223,7 @@ def test_columns_that_are_not_captured_are_not_shown(
     assert not any(b"secret" in file.read_bytes() for file in files)
 
 
-def test_requests_that_are_not_sampled_are_shown_without_values(
-    serve_here: Serve,
-    flights: dict[str, Any],
-) -> None:
+def test_requests_that_are_not_sampled_are_shown_without_values(serve_here, flights):
     server = serve_here(flights, fraction=0.0)
     handle(server, flight())
     handle(server, flight(distance="far"))
@@ -307,28 +237,18 @@ def test_requests_that_are_not_sampled_are_shown_without_values(
     assert "onnxserve replay" not in page(server)
 
 
-def test_a_prediction_without_rows_does_not_hide_other_requests(
-    serve_here: Serve,
-    tmp_path: Path,
-) -> None:
+def test_a_prediction_without_rows_does_not_hide_other_requests(serve_here, tmp_path):
     server = serve_here({"digits": {"v": variant(page_models.digits_model(tmp_path / "digits"))}})
     for rows in (0, 1):
         entry = v2_tensor("image", "FP32", [0.5] * 64 * rows, [rows, 1, 8, 8])
-        assert (
-            ask(
-                server,
-                "/v2/models/digits/infer",
-                body={"inputs": [entry]},
-            ).status
-            == 200
-        )
+        assert ask(server, "/v2/models/digits/infer", body={"inputs": [entry]}).status == 200
     filled, empty = shown(server)
     assert list(filled["values"]) == ["image"]
     assert empty["values"] == {}
     assert empty["rows"] is None
 
 
-def test_a_damaged_spool_costs_only_the_values(serve_here: Serve, flights: dict[str, Any]) -> None:
+def test_a_damaged_spool_costs_only_the_values(serve_here, flights):
     server = serve_here(flights)
     spool = server.repository.state_dir / SPOOL
     handle(server, flight())
@@ -350,10 +270,7 @@ def test_a_damaged_spool_costs_only_the_values(serve_here: Serve, flights: dict[
         assert [(row["status"], row["values"]) for row in shown(server)] == [(200, {})]
 
 
-def test_the_page_of_many_workers_reads_a_bounded_part_of_the_spool(
-    serve_here: Serve,
-    flights: dict[str, Any],
-) -> None:
+def test_the_page_of_many_workers_reads_a_bounded_part_of_the_spool(serve_here, flights):
     server = serve_here(flights, {"workers": 64})
     spool = server.repository.state_dir / SPOOL
     spool.mkdir(exist_ok=True)
@@ -366,44 +283,24 @@ def test_the_page_of_many_workers_reads_a_bounded_part_of_the_spool(
     assert time.process_time() - began < 1
 
 
-def test_long_values_and_tensors_are_cut(
-    serve_here: Serve,
-    model_folders: dict[str, Path],
-    tmp_path: Path,
-) -> None:
+def test_long_values_and_tensors_are_cut(serve_here, model_folders, tmp_path):
     digits = page_models.digits_model(tmp_path / "digits")
     server = serve_here(
-        {
-            "flights": {"v": variant(model_folders["mixed"])},
-            "digits": {"v": variant(digits)},
-        },
+        {"flights": {"v": variant(model_folders["mixed"])}, "digits": {"v": variant(digits)}}
     )
     handle(server, flight(carrier="x" * 10_000))
-    ask(
-        server,
-        "/endpoints/digits/invocations",
-        body={"inputs": [[[[0.5] * 8] * 8]]},
-    )
+    ask(server, "/endpoints/digits/invocations", body={"inputs": [[[[0.5] * 8] * 8]]})
     picture, text = shown(server)
     assert picture["values"] == {"image": ", ".join(["0.5"] * 8) + ", …"}
     assert 100 < len(text["values"]["carrier"]) < 1000
 
 
-def test_requests_are_filtered_by_status_even_if_others_are_more_frequent(
-    serve_here: Serve,
-    flights: dict[str, Any],
-) -> None:
+def test_requests_are_filtered_by_status_even_if_others_are_more_frequent(serve_here, flights):
     server = serve_here(flights)
     handle(server, flight(distance="far"))
     for _ in range(150):
         handle(server, flight())
-    queried = RawRequest(
-        "GET",
-        "/requests",
-        {**NAMED, "accept": "*/*"},
-        b"",
-        query="status=4xx",
-    )
+    queried = RawRequest("GET", "/requests", {**NAMED, "accept": "*/*"}, b"", query="status=4xx")
     for query, seen in (
         ("4xx", {400}),
         ("400", {400}),
@@ -419,29 +316,19 @@ def test_requests_are_filtered_by_status_even_if_others_are_more_frequent(
     assert b"<script>" not in handle(server, queried).body
 
 
-def test_hostile_names_values_and_paths_stay_text(serve_here: Serve, tmp_path: Path) -> None:
+def test_hostile_names_values_and_paths_stay_text(serve_here, tmp_path):
     # A spec rejects such a name; wanted.json does not.
-    name = page_models.HOSTILE.replace(
-        "/",
-        "-",
-    )
+    name = page_models.HOSTILE.replace("/", "-")
     hostile = {"v": variant(page_models.hostile_model(tmp_path / "hostile"))}
     server = serve_here({"e": hostile, name: hostile})
     columns = [page_models.HOSTILE, page_models.QUOTED]
     body = json.dumps(
-        {
-            "dataframe_split": {
-                "columns": columns,
-                "data": [[1.5, 2.0], [1.0, 2.0]],
-            }
-        },
+        {"dataframe_split": {"columns": columns, "data": [[1.5, 2.0], [1.0, 2.0]]}}
     ).encode()
     assert ask(server, f"/endpoints/{name}/invocations", body=body).status == 200
     assert (
         ask(
-            server,
-            f"/endpoints/{name}/invocations",
-            body=body.replace(b"1.5", b'"<img src=x>"'),
+            server, f"/endpoints/{name}/invocations", body=body.replace(b"1.5", b'"<img src=x>"')
         ).status
         == 400
     )
@@ -464,58 +351,30 @@ def test_hostile_names_values_and_paths_stay_text(serve_here: Serve, tmp_path: P
         ({}, {"sec_fetch_site": "cross-site"}),
     ],
 )
-def test_strangers_see_neither_values_nor_ids_nor_paths(
-    serve_here: Serve,
-    flights: dict[str, Any],
-    settings: dict[str, Any],
-    headers: dict[str, str],
-) -> None:
+def test_strangers_see_neither_values_nor_ids_nor_paths(serve_here, flights, settings, headers):
     server = serve_here(flights, settings)
     answered = handle(server, flight(carrier="secret"))
     handle(server, flight(distance="secret"))
     ask(server, "/secret", "GET")
     ask(server, "/endpoints/secret/invocations")
     assert [
-        (
-            row["status"],
-            row["version"],
-            row["message"],
-        )
-        for row in shown(server, **headers)
-    ] == [
-        (404, "", ""),
-        (404, "", ""),
-        (400, "7", ""),
-        (200, "7", ""),
-    ]
+        (row["status"], row["version"], row["message"]) for row in shown(server, **headers)
+    ] == [(404, "", ""), (404, "", ""), (400, "7", ""), (200, "7", "")]
     text = page(server, **headers)
     assert "secret" not in text
     assert answered.headers["X-Prediction-Id"] not in text
 
 
-def test_a_key_needs_the_scope_read_and_sees_only_its_endpoints(
-    serve_here: Serve,
-    model_folders: dict[str, Path],
-) -> None:
+def test_a_key_needs_the_scope_read_and_sees_only_its_endpoints(serve_here, model_folders):
     folder = model_folders["mixed"]
     server = serve_here(
-        {
-            "flights": {"v": variant(folder)},
-            "other": {"v": variant(folder)},
-        },
-        {"api_keys": True},
+        {"flights": {"v": variant(folder)}, "other": {"v": variant(folder)}}, {"api_keys": True}
     )
     both = KeyEntry(name="both", scopes=("infer", "read"))
-    keys = {
-        "both": both,
-        "infer": KeyEntry(name="infer", scopes=("infer",)),
-    }
+    keys = {"both": both, "infer": KeyEntry(name="infer", scopes=("infer",))}
     write_keys(
         server.repository.state_dir,
-        {
-            **keys,
-            "one": both.model_copy(update={"endpoints": ("flights",)}),
-        },
+        {**keys, "one": both.model_copy(update={"endpoints": ("flights",)})},
     )
     for key, path in (
         ("both", "/invocations"),
@@ -526,7 +385,7 @@ def test_a_key_needs_the_scope_read_and_sees_only_its_endpoints(
         request.headers = {**request.headers, "authorization": f"Bearer {key}"}
         handle(server, request)
 
-    def status(path: str, key: str = "") -> int:
+    def status(path, key=""):
         sent = {"authorization": f"Bearer {key}"} if key else {}
         return ask(server, path, "GET", b"", host="anything.example", **sent).status
 
@@ -548,24 +407,18 @@ def test_a_key_needs_the_scope_read_and_sees_only_its_endpoints(
     assert [row["status"] for row in everything].count(401) == 3
 
 
-def test_an_endpoint_that_does_not_exist_has_no_page(
-    serve_here: Serve,
-    flights: dict[str, Any],
-) -> None:
+def test_an_endpoint_that_does_not_exist_has_no_page(serve_here, flights):
     response = ask(serve_here(flights), "/endpoints/none/requests", "GET", b"", **NAMED)
     assert response.status == 404
     assert mentions(json.loads(response.body)["message"], "'none'")
 
 
-def test_the_wsgi_application_has_the_page(serve_here: Serve, flights: dict[str, Any]) -> None:
+def test_the_wsgi_application_has_the_page(serve_here, flights):
     app = ServerApp(serve_here(flights))
     request = flight()
     assert ask_wsgi(app, "POST", request.path, {**JSON, **NAMED}, request.body)[0] == 200
     status, headers, html = ask_wsgi(
-        app,
-        "GET",
-        "/requests?status=200",
-        {**NAMED, "accept": "text/html"},
+        app, "GET", "/requests?status=200", {**NAMED, "accept": "text/html"}
     )
     assert status == 200
     assert headers["content-type"].partition(";")[0] == "text/html"
@@ -573,10 +426,7 @@ def test_the_wsgi_application_has_the_page(serve_here: Serve, flights: dict[str,
 
 
 @pytest.fixture(scope="module")
-def two_workers(
-    tmp_path_factory: pytest.TempPathFactory,
-    model_folders: dict[str, Path],
-) -> Iterator[Running]:
+def two_workers(tmp_path_factory, model_folders):
     root = tmp_path_factory.mktemp("two-workers")
     hostile = page_models.hostile_model(root / "hostile")
     folders = {"flights": model_folders["mixed"], "hostile": hostile}
@@ -587,12 +437,12 @@ def two_workers(
         yield server
 
 
-def wait_until_shared(server: Running, number: int, endpoint: str) -> None:
+def wait_until_shared(server, number, endpoint):
     """Wait until the workers have written so many requests to this endpoint to their
     files.
     """
 
-    def is_shared() -> bool:
+    def is_shared():
         files = (server.state_dir / METRICS).glob("requests_*.json")
         rows = chain.from_iterable(json.loads(file.read_bytes()) for file in files)
         return sum(origin[1] == endpoint for origin, *_ in rows) >= number
@@ -600,15 +450,13 @@ def wait_until_shared(server: Running, number: int, endpoint: str) -> None:
     wait_until(is_shared, what="the files of the workers")
 
 
-def shown_ids(server: Running, path: str) -> set[str]:
+def shown_ids(server, path):
     rows = server.get(path).json()["requests"]
     return {row["prediction_id"] for row in rows if row["values"]}
 
 
 @pytest.mark.long
-def test_every_worker_shows_the_requests_of_both_and_they_survive_a_worker(
-    two_workers: Running,
-) -> None:
+def test_every_worker_shows_the_requests_of_both_and_they_survive_a_worker(two_workers):
     sent = set()
     for number in range(16):
         answered = two_workers.post(json={"dataframe_records": [{**FLIGHT, "hour": number}]})
@@ -625,7 +473,7 @@ def test_every_worker_shows_the_requests_of_both_and_they_survive_a_worker(
 @pytest.mark.long
 @NEEDS_CHROMIUM[0]
 @NEEDS_CHROMIUM[1]
-def test_the_page_is_readable_and_opens_a_request(two_workers: Running) -> None:
+def test_the_page_is_readable_and_opens_a_request(two_workers):
     columns = [page_models.HOSTILE, page_models.QUOTED]
     body = {"dataframe_split": {"columns": columns, "data": [[1.5, 2.0]]}}
     two_workers.post("/endpoints/hostile/invocations", json={})
@@ -661,9 +509,8 @@ def test_the_page_is_readable_and_opens_a_request(two_workers: Running) -> None:
 @NEEDS_CHROMIUM[0]
 @NEEDS_CHROMIUM[1]
 def test_a_business_id_that_is_typed_into_the_form_of_a_table_or_a_tensor_finds_the_request(
-    tmp_path: Path,
-    model_folders: dict[str, Path],
-) -> None:
+    tmp_path, model_folders
+):
     folders = {
         "flights": model_folders["mixed"],
         "digits": page_models.digits_model(tmp_path / "digits"),

@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,15 +34,12 @@ PING = b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST /invocations HTTP/1.1\r\n" + HOST + JSON
 
 
-def post(body: bytes = BODY, head: bytes = POST) -> bytes:
+def post(body=BODY, head=POST):
     return head + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
 
 @pytest.fixture(scope="module")
-def running(
-    tmp_path_factory: pytest.TempPathFactory,
-    bias_folders: dict[str, Path],
-) -> Iterator[Any]:
+def running(tmp_path_factory, bias_folders):
     state_dir = tmp_path_factory.mktemp("fast")
     with gunicorn(
         state_dir,
@@ -57,12 +54,12 @@ Connect = Callable[..., socket.socket]
 
 
 @pytest.fixture
-def connect(running: Any) -> Iterator[Connect]:
+def connect(running):
     """Open connections and send bytes. At the end, check that the server answers."""
     address = running.address
     with contextlib.ExitStack() as opened:
 
-        def connect(sent: bytes = b"") -> socket.socket:
+        def connect(sent=b""):
             connection = opened.enter_context(socket.create_connection(address, timeout=20))
             connection.sendall(sent)
             return connection
@@ -73,10 +70,7 @@ def connect(running: Any) -> Iterator[Connect]:
             assert read_answer(last)[2] == ANSWER
 
 
-def read_answer(
-    connection: socket.socket,
-    has_body: bool = True,
-) -> tuple[int, dict[str, str], Any]:
+def read_answer(connection, has_body=True):
     """Return the status, headers and document of the next response, without reading a
     byte of a later response.
     """
@@ -99,26 +93,25 @@ def read_answer(
     return int(line.split()[1]), headers, json.loads(body) if body.strip() else body
 
 
-def is_closed(connection: socket.socket) -> bool:
+def is_closed(connection):
     """Check that the server does not send anything more."""
     return connection.recv(1) == b""
 
 
-def test_requests_on_one_connection_are_answered_in_their_order(connect: Connect) -> None:
+def test_requests_on_one_connection_are_answered_in_their_order(connect):
     connection = connect()
     bodies = [
         json.dumps({"inputs": [[float(n), 0, 0]] * (1 + 500 * (n % 2))}).encode() for n in range(40)
     ]
     threading.Thread(
-        target=connection.sendall,
-        args=(b"".join(post(body) + PING for body in bodies),),
+        target=connection.sendall, args=(b"".join(post(body) + PING for body in bodies),)
     ).start()
     for n in range(40):
         assert read_answer(connection)[2]["predictions"][0] == [1000.0 + n]
         assert read_answer(connection)[0] == 200
 
 
-def test_the_head_of_the_request_before_is_never_that_of_another(connect: Connect) -> None:
+def test_the_head_of_the_request_before_is_never_that_of_another(connect):
     connection = connect()
     longer = b'{"inputs": [[1, 2, 33]]}'
     other = POST + b"X-Request-Id: other\r\n"
@@ -136,14 +129,11 @@ def test_the_head_of_the_request_before_is_never_that_of_another(connect: Connec
     assert read_answer(connection)[1]["x-request-id"] == "other"
     connection.sendall(post()[:-1])  # the same head, and an incomplete body
     connection.sendall(post()[-1:] + PING)
-    assert [
-        read_answer(connection)[2],
-        read_answer(connection)[0],
-    ] == [ANSWER, 200]
+    assert [read_answer(connection)[2], read_answer(connection)[0]] == [ANSWER, 200]
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 60])
-def test_a_request_may_come_in_pieces(connect: Connect, size: int) -> None:
+def test_a_request_may_come_in_pieces(connect, size):
     connection = connect()
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     chunked = (
@@ -175,11 +165,7 @@ def test_a_request_may_come_in_pieces(connect: Connect, size: int) -> None:
         (b"GET /ping HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", "keep-alive"),
     ],
 )
-def test_a_connection_lives_as_long_as_the_client_wants(
-    connect: Connect,
-    request_: bytes,
-    connection_header: str,
-) -> None:
+def test_a_connection_lives_as_long_as_the_client_wants(connect, request_, connection_header):
     connection = connect(request_)
     status, headers, _ = read_answer(connection)
     assert status == 200
@@ -191,7 +177,7 @@ def test_a_connection_lives_as_long_as_the_client_wants(
         assert read_answer(connection)[0] == 200
 
 
-def test_head_is_get_without_the_body(connect: Connect) -> None:
+def test_head_is_get_without_the_body(connect):
     connection = connect(b"HEAD /health HTTP/1.1\r\nHost: x\r\n\r\n" + PING)
     status, headers, _ = read_answer(connection, has_body=False)
     assert status == 200
@@ -199,7 +185,7 @@ def test_head_is_get_without_the_body(connect: Connect) -> None:
     assert read_answer(connection)[0] == 200
 
 
-def test_a_waiting_client_gets_a_100_continue(connect: Connect) -> None:
+def test_a_waiting_client_gets_a_100_continue(connect):
     connection = connect(POST + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(BODY))
     assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
     connection.sendall(BODY + PING)
@@ -207,7 +193,7 @@ def test_a_waiting_client_gets_a_100_continue(connect: Connect) -> None:
     assert read_answer(connection)[0] == 200
 
 
-def test_a_waiting_client_learns_at_once_that_its_body_is_too_large(connect: Connect) -> None:
+def test_a_waiting_client_learns_at_once_that_its_body_is_too_large(connect):
     connection = connect(POST + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % (LIMIT + 1))
     status, headers, document = read_answer(connection)
     assert status == 413
@@ -217,7 +203,7 @@ def test_a_waiting_client_learns_at_once_that_its_body_is_too_large(connect: Con
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_client_that_sends_too_much_gets_to_read_why(connect: Connect, chunked: bool) -> None:
+def test_a_client_that_sends_too_much_gets_to_read_why(connect, chunked):
     connection = connect()
     body = b"x" * (20 * LIMIT)
     framing = (
@@ -231,18 +217,18 @@ def test_a_client_that_sends_too_much_gets_to_read_why(connect: Connect, chunked
     assert is_closed(connection)
 
 
-def test_a_body_of_the_largest_size_is_taken(connect: Connect) -> None:
+def test_a_body_of_the_largest_size_is_taken(connect):
     connection = connect()
     body = BODY + b" " * (LIMIT - len(BODY))
     connection.sendall(post(body))
     assert read_answer(connection)[2] == ANSWER
     connection.sendall(
-        POST + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % LIMIT + body + b"\r\n0\r\n\r\n",
+        POST + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % LIMIT + body + b"\r\n0\r\n\r\n"
     )
     assert read_answer(connection)[2] == ANSWER
 
 
-def test_many_tiny_chunks_do_not_hold_others_up(connect: Connect) -> None:
+def test_many_tiny_chunks_do_not_hold_others_up(connect):
     connection = connect()
     other = connect()
     body = BODY + b" " * 50_000
@@ -333,10 +319,8 @@ OTHERWISE = {
     ],
 )
 def test_ambiguous_or_oversized_requests_are_refused_and_close_the_connection(
-    connect: Connect,
-    status: int,
-    sent: bytes,
-) -> None:
+    connect, status, sent
+):
     connection = connect(PING + sent)
     assert read_answer(connection)[0] == 200
     got, headers, document = read_answer(connection)
@@ -347,7 +331,7 @@ def test_ambiguous_or_oversized_requests_are_refused_and_close_the_connection(
     assert is_closed(connection)
 
 
-def test_options_are_answered_without_a_body(connect: Connect) -> None:
+def test_options_are_answered_without_a_body(connect):
     connection = connect(b"OPTIONS /ping HTTP/1.1\r\nHost: x\r\n\r\n" + PING)
     status, headers, _ = read_answer(connection, has_body=False)
     assert status == 204
@@ -357,10 +341,7 @@ def test_options_are_answered_without_a_body(connect: Connect) -> None:
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "TRACE", "PATCH", "BREW"])
-def test_a_method_that_a_route_does_not_take_keeps_the_connection(
-    connect: Connect,
-    method: str,
-) -> None:
+def test_a_method_that_a_route_does_not_take_keeps_the_connection(connect, method):
     connection = connect(b"%s /invocations HTTP/1.1\r\nHost: x\r\n\r\n" % method.encode() + PING)
     status, headers, _ = read_answer(connection)
     assert status == 405
@@ -377,7 +358,7 @@ LATE = {
 }
 
 
-def test_a_request_that_does_not_come_has_its_time(connect: Connect) -> None:
+def test_a_request_that_does_not_come_has_its_time(connect):
     """The cases run at the same time, because each takes seconds."""
     connections = {sent: connect() for sent in LATE}
     for sent, connection in connections.items():
@@ -388,7 +369,7 @@ def test_a_request_that_does_not_come_has_its_time(connect: Connect) -> None:
         assert is_closed(connection)
 
 
-def test_a_request_that_trickles_in_has_its_time_too(connect: Connect) -> None:
+def test_a_request_that_trickles_in_has_its_time_too(connect):
     connection = connect(PING)
     assert read_answer(connection)[0] == 200
     began = time.monotonic()
@@ -402,14 +383,14 @@ def test_a_request_that_trickles_in_has_its_time_too(connect: Connect) -> None:
     assert 1.5 < time.monotonic() - began < 15
 
 
-def test_a_client_that_sends_no_more_is_still_answered(connect: Connect) -> None:
+def test_a_client_that_sends_no_more_is_still_answered(connect):
     connection = connect(post() + PING + post())
     connection.shutdown(socket.SHUT_WR)
     assert [read_answer(connection)[0] for _ in range(3)] == [200, 200, 200]
     assert is_closed(connection)
 
 
-def test_a_stream_behind_a_request_is_read_to_its_end(connect: Connect) -> None:
+def test_a_stream_behind_a_request_is_read_to_its_end(connect):
     connection = connect()
     line = b"[1, 2, 3" + b" " * 1000 + b"]\n"
     head = POST.replace(b"json", b"jsonl") + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -426,7 +407,7 @@ def test_a_stream_behind_a_request_is_read_to_its_end(connect: Connect) -> None:
     assert answer.count(b"[1006.0]\n") == 3000
 
 
-def test_a_client_that_sends_no_more_after_many_small_chunks_is_answered(connect: Connect) -> None:
+def test_a_client_that_sends_no_more_after_many_small_chunks_is_answered(connect):
     """The end arrives while the chunks are read, a thousand steps at a time."""
     connection = connect()
     chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in BODY + b" " * 3000)
@@ -437,15 +418,11 @@ def test_a_client_that_sends_no_more_after_many_small_chunks_is_answered(connect
 
 
 @pytest.fixture
-def app(serve_here: Any, bias_folders: Any) -> WorkerApp:
+def app(serve_here, bias_folders):
     return WorkerApp(serve_here(one_endpoint(bias_folders["1"])), may_be_inline=True, threads=1)
 
 
-def talk(
-    app: WorkerApp,
-    act: Callable[[HttpConnection], None],
-    answers: int,
-) -> list[bytes]:
+def talk(app, act, answers):
     """Return the bytes that a connection without a socket has written after this number
     of writes.
     """
@@ -456,11 +433,9 @@ def talk(
     transport.is_closing.return_value = False
     transport.get_write_buffer_size.return_value = 0
 
-    async def run() -> None:
+    async def run():
         connection = HttpConnection(
-            SimpleNamespace(app=app),
-            SimpleNamespace(connections=set()),
-            {},
+            SimpleNamespace(app=app), SimpleNamespace(connections=set()), {}
         )
         connection.connection_made(transport)
         act(connection)
@@ -472,10 +447,10 @@ def talk(
     return written
 
 
-def test_a_body_sent_after_an_unread_100_is_not_parsed_as_a_request(app: WorkerApp) -> None:
-    def act(connection: HttpConnection) -> None:
+def test_a_body_sent_after_an_unread_100_is_not_parsed_as_a_request(app):
+    def act(connection):
         connection.data_received(
-            POST + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(PING),
+            POST + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(PING)
         )
         connection.pause_writing()
         connection.resume_writing()
@@ -486,37 +461,21 @@ def test_a_body_sent_after_an_unread_100_is_not_parsed_as_a_request(app: WorkerA
     assert answer.startswith(b"HTTP/1.1 400")
 
 
-def test_a_request_whose_thread_lacks_memory_is_answered(
-    app: WorkerApp,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def fail(*asked: Any) -> None:
+def test_a_request_whose_thread_lacks_memory_is_answered(app, monkeypatch):
+    def fail(*asked):
         raise MemoryError
 
     monkeypatch.setattr(app, "handle", fail)
-    (answer,) = talk(
-        app,
-        lambda connection: connection.data_received(post()),
-        1,
-    )
+    (answer,) = talk(app, lambda connection: connection.data_received(post()), 1)
     assert answer.startswith(b"HTTP/1.1 503")
 
 
-def test_a_machine_without_a_further_thread_answers_by_those_that_are_there(
-    app: WorkerApp,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_machine_without_a_further_thread_answers_by_those_that_are_there(app, monkeypatch):
     monkeypatch.setattr(
-        threading.Thread,
-        "start",
-        lambda thread: raise_it(RuntimeError("can't start new thread")),
+        threading.Thread, "start", lambda thread: raise_it(RuntimeError("can't start new thread"))
     )
 
-    (answer,) = talk(
-        app,
-        lambda connection: connection.data_received(post()),
-        1,
-    )
+    (answer,) = talk(app, lambda connection: connection.data_received(post()), 1)
     assert answer.startswith(b"HTTP/1.1 200")
 
     stream = (
@@ -528,7 +487,7 @@ def test_a_machine_without_a_further_thread_answers_by_those_that_are_there(
     assert b"Retry-After: 1\r\n" in answer
 
 
-def test_a_truncated_body_gets_an_error_with_the_bytes_received(connect: Connect) -> None:
+def test_a_truncated_body_gets_an_error_with_the_bytes_received(connect):
     connection = connect(POST + b"Content-Length: 9\r\n\r\n{")
     connection.shutdown(socket.SHUT_WR)
     status, _, document = read_answer(connection)
@@ -537,13 +496,10 @@ def test_a_truncated_body_gets_an_error_with_the_bytes_received(connect: Connect
     assert is_closed(connection)
 
 
-def test_a_client_that_takes_no_answers_is_let_go_and_nothing_piles_up(
-    running: Any,
-    connect: Connect,
-) -> None:
+def test_a_client_that_takes_no_answers_is_let_go_and_nothing_piles_up(running, connect):
     (worker,) = read_workers(running.state_dir)
 
-    def resident() -> int:
+    def resident():
         return int(Path(f"/proc/{worker.pid}/statm").read_text().split()[1]) * 4096
 
     before = resident()
@@ -557,7 +513,7 @@ def test_a_client_that_takes_no_answers_is_let_go_and_nothing_piles_up(
     assert sent < 50_000_000
     assert resident() - before < 50_000_000
 
-    def is_reset() -> bool:
+    def is_reset():
         try:
             return connection.send(b"x") < 0
         except TimeoutError:
@@ -568,7 +524,7 @@ def test_a_client_that_takes_no_answers_is_let_go_and_nothing_piles_up(
     wait_until(is_reset, what="the end of the connection")
 
 
-def test_a_large_body_does_not_hold_up_small_requests(connect: Connect) -> None:
+def test_a_large_body_does_not_hold_up_small_requests(connect):
     """The longest gap between two responses to a neighbour is shorter than the time of
     the large requests.
     """
@@ -577,7 +533,7 @@ def test_a_large_body_does_not_hold_up_small_requests(connect: Connect) -> None:
     body = json.dumps({"inputs": [[1, 2, 3]] * 9000}).encode()
     stop = threading.Event()
 
-    def ask() -> None:
+    def ask():
         while not stop.is_set():
             large.sendall(post(body))
             assert read_answer(large)[0] == 200
@@ -594,11 +550,9 @@ def test_a_large_body_does_not_hold_up_small_requests(connect: Connect) -> None:
 
 
 @pytest.mark.long
-def test_a_worker_that_hangs_is_replaced(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
+def test_a_worker_that_hangs_is_replaced(tmp_path, bias_folders):
     with gunicorn(
-        tmp_path,
-        one_endpoint(bias_folders["1"]),
-        ServerSpec(request_timeout_seconds=1),
+        tmp_path, one_endpoint(bias_folders["1"]), ServerSpec(request_timeout_seconds=1)
     ) as running:
         (worker,) = read_workers(tmp_path)
         os.kill(worker.pid, signal.SIGSTOP)
@@ -610,7 +564,7 @@ def test_a_worker_that_hangs_is_replaced(tmp_path: Path, bias_folders: dict[str,
         assert response.json() == ANSWER
 
 
-def test_the_dates_of_answers_are_those_of_http(connect: Connect) -> None:
+def test_the_dates_of_answers_are_those_of_http(connect):
     connection = connect(PING)
     date = read_answer(connection)[1]["date"]
     assert re.fullmatch(r"\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT", date)

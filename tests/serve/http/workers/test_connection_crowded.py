@@ -8,8 +8,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
@@ -38,55 +37,37 @@ Connect = Callable[..., socket.socket]
 
 
 @pytest.fixture
-def connect(tmp_path: Path, bias_folders: dict[str, Path]) -> Iterator[Connect]:
+def connect(tmp_path, bias_folders):
     """Open a connection to a worker, and send bytes."""
     with open_connections(tmp_path, bias_folders, ServerSpec()) as connected:
         yield connected
 
 
 @pytest.fixture
-def connect_tls(
-    tmp_path: Path,
-    bias_folders: dict[str, Path],
-    certificate: tuple[Path, Path],
-) -> Iterator[Connect]:
+def connect_tls(tmp_path, bias_folders, certificate):
     """Open a TLS connection to a worker, and send bytes."""
     cert, key = map(str, certificate)
     with open_connections(
-        tmp_path,
-        bias_folders,
-        ServerSpec(certfile=cert, keyfile=key),
+        tmp_path, bias_folders, ServerSpec(certfile=cert, keyfile=key)
     ) as connected:
         yield connected
 
 
 @contextlib.contextmanager
-def open_connections(
-    tmp_path: Path,
-    bias_folders: dict[str, Path],
-    spec: ServerSpec,
-) -> Iterator[Connect]:
+def open_connections(tmp_path, bias_folders, spec):
     tls = ssl.create_default_context(cafile=spec.certfile) if spec.certfile else None
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(
-        resource.RLIMIT_NOFILE,
-        (min(hard, max(soft, 4 * PLACES)), hard),
-    )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4 * PLACES)), hard))
     long = variant(write_model(tmp_path / "model", LONG))
     with (
         gunicorn(
-            tmp_path,
-            {
-                "e": {"v": variant(bias_folders["1"])},
-                "long": {"v": long},
-            },
-            spec,
+            tmp_path, {"e": {"v": variant(bias_folders["1"])}, "long": {"v": long}}, spec
         ) as running,
         contextlib.ExitStack() as opened,
     ):
         address = running.address
 
-        def connected(sent: bytes = b"") -> socket.socket:
+        def connected(sent=b""):
             connection = socket.create_connection(address, timeout=SECONDS)
             if tls is not None:
                 connection = tls.wrap_socket(connection, server_hostname=address[0])
@@ -99,13 +80,13 @@ def open_connections(
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def asks(connection: socket.socket) -> bool:
+def asks(connection):
     connection.sendall(PING)
     return is_answered(connection)
 
 
 @pytest.mark.long
-def test_a_thousand_silent_clients_do_not_keep_others_out(connect: Connect) -> None:
+def test_a_thousand_silent_clients_do_not_keep_others_out(connect):
     silent = [connect() for _ in range(PLACES + 50)]
     connection = connect()
     began = time.monotonic()
@@ -121,7 +102,7 @@ def test_a_thousand_silent_clients_do_not_keep_others_out(connect: Connect) -> N
 
 
 @pytest.mark.long
-def test_clients_who_go_on_asking_are_not_the_ones_to_go(connect: Connect) -> None:
+def test_clients_who_go_on_asking_are_not_the_ones_to_go(connect):
     asking = [connect(PING) for _ in range(20)]
     assert all(is_answered(connection) for connection in asking)
     for number in range(PLACES + 200):
@@ -131,16 +112,12 @@ def test_clients_who_go_on_asking_are_not_the_ones_to_go(connect: Connect) -> No
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "begun",
-    [HALF_A_HEAD, HALF_A_BODY],
-    ids=["heads", "bodies"],
-)
-def test_requests_that_come_too_slowly_give_way(connect: Connect, begun: bytes) -> None:
+@pytest.mark.parametrize("begun", [HALF_A_HEAD, HALF_A_BODY], ids=["heads", "bodies"])
+def test_requests_that_come_too_slowly_give_way(connect, begun):
     slow = [connect(begun) for _ in range(PLACES)]
     stop = threading.Event()
 
-    def trickle() -> None:
+    def trickle():
         while not stop.wait(0.3):
             for connection in slow:
                 with contextlib.suppress(OSError):
@@ -159,10 +136,10 @@ def test_requests_that_come_too_slowly_give_way(connect: Connect, begun: bytes) 
 
 
 @pytest.mark.long
-def test_an_upload_that_gets_on_does_not_give_way(connect: Connect) -> None:
+def test_an_upload_that_gets_on_does_not_give_way(connect):
     body = b" " * 400_000
     upload = connect(
-        b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body),
+        b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
     )
     for start in range(0, len(body), 4000):
         upload.sendall(body[start : start + 4000])
@@ -171,7 +148,7 @@ def test_an_upload_that_gets_on_does_not_give_way(connect: Connect) -> None:
     wait_until(lambda: upload.recv(12) == b"HTTP/1.1 415", what="its answer")
 
 
-def ask_long(connection: socket.socket, more: bytes = b"") -> None:
+def ask_long(connection, more=b""):
     """Request 32 MiB, and wait for the first byte of the response."""
     body = b'{"inputs": {"x": [[1]]}}'
     head = (
@@ -182,7 +159,7 @@ def ask_long(connection: socket.socket, more: bytes = b"") -> None:
     assert connection.recv(1) == b"H"
 
 
-def received(connection: socket.socket) -> int:
+def received(connection):
     """Return the number of bytes until the connection ends or the long text is
     complete.
     """
@@ -194,20 +171,16 @@ def received(connection: socket.socket) -> int:
 
 
 @pytest.mark.long
-def test_clients_that_do_not_take_their_answers_hold_neither_threads_nor_the_memory(
-    connect: Connect,
-) -> None:
+def test_clients_that_do_not_take_their_answers_hold_neither_threads_nor_the_memory(connect):
     check_answers_that_wait(connect)
 
 
 @pytest.mark.long
-def test_clients_that_do_not_take_their_answers_over_tls_do_not_hold_the_memory(
-    connect_tls: Connect,
-) -> None:
+def test_clients_that_do_not_take_their_answers_over_tls_do_not_hold_the_memory(connect_tls):
     check_answers_that_wait(connect_tls)
 
 
-def check_answers_that_wait(connect: Connect) -> None:
+def check_answers_that_wait(connect):
     """At most the responses of eight clients wait: 256 MiB."""
     slow = [connect() for _ in range(12)]
     for connection in slow:
@@ -216,7 +189,7 @@ def check_answers_that_wait(connect: Connect) -> None:
     assert received(slow[0]) < LONG_BYTES < received(slow[-1])
 
 
-def take(connection: socket.socket, size: int) -> int:
+def take(connection, size):
     """Read this number of bytes, or fewer if the connection ends; return the number."""
     count = 0
     with contextlib.suppress(ConnectionError):
@@ -226,23 +199,19 @@ def take(connection: socket.socket, size: int) -> int:
 
 
 @pytest.mark.long
-def test_clients_that_take_their_answers_are_held_for_no_more_than_is_left(
-    connect: Connect,
-) -> None:
+def test_clients_that_take_their_answers_are_held_for_no_more_than_is_left(connect):
     clients = [connect() for _ in range(12)]
     first = LONG_BYTES // 2
     for connection in clients:
         ask_long(connection)
         assert take(connection, first) == first
     assert [take(connection, LONG_BYTES - first) for connection in clients] == [
-        LONG_BYTES - first,
+        LONG_BYTES - first
     ] * 12
 
 
 @pytest.mark.long
-def test_an_answer_that_was_taken_late_is_whole_and_the_next_request_is_answered(
-    connect: Connect,
-) -> None:
+def test_an_answer_that_was_taken_late_is_whole_and_the_next_request_is_answered(connect):
     connection = connect()
     ask_long(connection, more=PING)
     got = b""

@@ -11,7 +11,6 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -47,11 +46,7 @@ class Both:
     app: ServerApp
 
     def ask(
-        self,
-        method: str,
-        path: str,
-        headers: dict[str, str],
-        body: bytes = b"",
+        self, method: str, path: str, headers: dict[str, str], body: bytes = b""
     ) -> list[Answer]:
         """Return the responses of both for an unchanged path."""
         host, _, port = self.running.url.removeprefix("http://").partition(":")
@@ -84,17 +79,8 @@ class Both:
 
 
 @pytest.fixture(scope="module")
-def both(
-    tmp_path_factory: pytest.TempPathFactory,
-    bias_folders: dict[str, Path],
-) -> Iterator[Both]:
-    endpoints = {
-        name: {"v": variant(bias_folders[v], v)}
-        for name, v in (
-            ("e", "1"),
-            ("f", "2"),
-        )
-    }
+def both(tmp_path_factory, bias_folders):
+    endpoints = {name: {"v": variant(bias_folders[v], v)} for name, v in (("e", "1"), ("f", "2"))}
     endpoints["odd"] = {"v": variant(bias_folders["3"], "3\r\n\r\nHTTP/1.1 200 OK", model=ODD)}
     with (
         gunicorn(tmp_path_factory.mktemp("fast"), endpoints) as running,
@@ -193,13 +179,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("method", "path", "headers", "body"), CASES)
-def test_the_worker_and_the_wsgi_application_answer_the_same(
-    both: Both,
-    method: str,
-    path: str,
-    headers: dict[str, str],
-    body: bytes,
-) -> None:
+def test_the_worker_and_the_wsgi_application_answer_the_same(both, method, path, headers, body):
     fast, wsgi = both.ask(method, path, headers, body)
     for answered in (fast, wsgi):  # These headers differ between responses.
         if "x-prediction-id" in answered[1]:
@@ -210,7 +190,7 @@ def test_the_worker_and_the_wsgi_application_answer_the_same(
     assert fast[0] < 500
 
 
-def test_the_methods_of_a_path_are_in_the_allow_header(both: Both) -> None:
+def test_the_methods_of_a_path_are_in_the_allow_header(both):
     for path, allowed in (("/ping", "GET, HEAD, OPTIONS"), ("/v2/models/e/infer", "POST, OPTIONS")):
         assert both.ask("OPTIONS", path, {}) == [(204, {"allow": allowed}, b"")] * 2
         for status, headers, _ in both.ask("DELETE", path, {}):
@@ -219,18 +199,15 @@ def test_the_methods_of_a_path_are_in_the_allow_header(both: Both) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v2/models/a%0Ab/ready", "/v2//health", "/v2/../ping"])
-def test_an_odd_path_is_refused_in_the_form_of_its_protocol(both: Both, path: str) -> None:
+def test_an_odd_path_is_refused_in_the_form_of_its_protocol(both, path):
     for status, _, body in both.ask("GET", path, {}):
         assert status == 400
         assert list(json.loads(body)) == ["error"]
 
 
-def test_a_name_with_line_ends_begins_neither_a_header_nor_a_metric(both: Both) -> None:
+def test_a_name_with_line_ends_begins_neither_a_header_nor_a_metric(both):
     for status, headers, _ in both.ask(
-        "POST",
-        "/endpoints/odd/invocations",
-        {"Content-Type": JSON},
-        ROW,
+        "POST", "/endpoints/odd/invocations", {"Content-Type": JSON}, ROW
     ):
         assert status == 200
         assert headers["x-model-name"] == "Fl%C3%BCge%0D%0AX-Evil: yes"
@@ -249,12 +226,7 @@ class Load:
     are stopped.
     """
 
-    def __init__(
-        self,
-        url: str,
-        clients: int = 6,
-        pause: float = 0.005,
-    ) -> None:
+    def __init__(self, url: str, clients: int = 6, pause: float = 0.005) -> None:
         self.statuses: list[int] = []
         self._pause = pause
         self.broken: list[str] = []
@@ -277,11 +249,7 @@ class Load:
         wait_until(lambda: len(self.statuses) >= enough, what="answers")
 
     def _ask(self) -> None:
-        connection = http.client.HTTPConnection(
-            self._host,
-            int(self._port),
-            timeout=60,
-        )
+        connection = http.client.HTTPConnection(self._host, int(self._port), timeout=60)
         while not self._stop.wait(self._pause):
             try:
                 connection.request("POST", "/invocations", ROW, {"Content-Type": JSON})
@@ -294,22 +262,18 @@ class Load:
         connection.close()
 
 
-def has_ended(pid: int) -> bool:
+def has_ended(pid):
     return not Path(f"/proc/{pid}").exists()
 
 
-def other_workers(state_dir: Path, than: set[int]) -> set[int]:
+def other_workers(state_dir, than):
     return {worker.pid for worker in read_workers(state_dir)} - than
 
 
 @pytest.fixture
-def load(tmp_path: Path, bias_folders: dict[str, Path]) -> Iterator[Load]:
+def load(tmp_path, bias_folders):
     """Yield the load on a server with two workers, whose state folder is `tmp_path`."""
-    with gunicorn(
-        tmp_path,
-        one_endpoint(bias_folders["1"]),
-        ServerSpec(workers=2),
-    ) as running:
+    with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), ServerSpec(workers=2)) as running:
         wait_until(lambda: len(read_workers(tmp_path)) == 2)
         with Load(running.url) as load:
             load.wait_for(50)
@@ -317,7 +281,7 @@ def load(tmp_path: Path, bias_folders: dict[str, Path]) -> Iterator[Load]:
 
 
 @pytest.mark.long
-def test_a_worker_ended_by_sigterm_under_load_fails_no_request(load: Load, tmp_path: Path) -> None:
+def test_a_worker_ended_by_sigterm_under_load_fails_no_request(load, tmp_path):
     for _ in range(2):
         before = other_workers(tmp_path, set())
         ended = min(before)
@@ -330,10 +294,7 @@ def test_a_worker_ended_by_sigterm_under_load_fails_no_request(load: Load, tmp_p
 
 
 @pytest.mark.long
-def test_killing_a_worker_breaks_only_the_requests_it_was_answering(
-    load: Load,
-    tmp_path: Path,
-) -> None:
+def test_killing_a_worker_breaks_only_the_requests_it_was_answering(load, tmp_path):
     before = other_workers(tmp_path, set())
     os.kill(min(before), signal.SIGKILL)
     wait_until(lambda: other_workers(tmp_path, before), what="its successor")
@@ -344,9 +305,8 @@ def test_killing_a_worker_breaks_only_the_requests_it_was_answering(
 
 @pytest.mark.long
 def test_the_only_worker_is_replaced_by_one_that_is_heard_when_it_has_loaded(
-    tmp_path: Path,
-    bias_folders: dict[str, Path],
-) -> None:
+    tmp_path, bias_folders
+):
     # Loading takes a while.
     variants = {f"v{n}": variant(bias_folders["1"], str(n)) for n in range(1, 60)}
     with gunicorn(tmp_path, {"e": variants}) as running:
@@ -354,7 +314,7 @@ def test_the_only_worker_is_replaced_by_one_that_is_heard_when_it_has_loaded(
         os.kill(killed, signal.SIGKILL)
         statuses = set()
 
-        def is_replaced() -> bool:
+        def is_replaced():
             # The worker may not be replaced yet.
             with contextlib.suppress(requests.ConnectionError):
                 statuses.add(running.get("/ping").status_code)
@@ -365,11 +325,7 @@ def test_the_only_worker_is_replaced_by_one_that_is_heard_when_it_has_loaded(
 
 
 @pytest.fixture(scope="module")
-def encrypted(
-    tmp_path_factory: pytest.TempPathFactory,
-    bias_folders: dict[str, Path],
-    certificate: tuple[Path, Path],
-) -> Iterator[Any]:
+def encrypted(tmp_path_factory, bias_folders, certificate):
     """Yield a TLS server; its `trusted` is the certificate."""
     state_dir = tmp_path_factory.mktemp("encrypted")
     cert, key = certificate
@@ -378,7 +334,7 @@ def encrypted(
         yield running
 
 
-def test_tls_is_spoken_with_the_spec_s_certificate(encrypted: Any) -> None:
+def test_tls_is_spoken_with_the_spec_s_certificate(encrypted):
     with requests.Session() as session:
         for body in (ROW, b'{"inputs": [' + b"[1, 2, 3]," * 20_000 + b"[1, 2, 3]]}"):
             response = session.post(
@@ -391,8 +347,7 @@ def test_tls_is_spoken_with_the_spec_s_certificate(encrypted: Any) -> None:
             assert response.json()["predictions"][-1] == [1006.0]
     address = encrypted.address
     with socket.create_connection(
-        address,
-        timeout=10,
+        address, timeout=10
     ) as plain:  # A client without TLS does no harm.
         plain.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
         with contextlib.suppress(OSError):
@@ -407,7 +362,7 @@ def test_tls_is_spoken_with_the_spec_s_certificate(encrypted: Any) -> None:
     assert "Traceback" not in encrypted.log.read_text()
 
 
-def test_unfinished_tls_handshakes_do_not_delay_other_clients(encrypted: Any) -> None:
+def test_unfinished_tls_handshakes_do_not_delay_other_clients(encrypted):
     """No thread waits for them, so that other clients are answered before their time
     limit.
     """
@@ -428,18 +383,14 @@ def test_unfinished_tls_handshakes_do_not_delay_other_clients(encrypted: Any) ->
 
 @pytest.mark.long
 def test_a_handshake_that_sigterm_meets_half_way_is_finished_and_its_request_answered(
-    tmp_path: Path,
-    bias_folders: dict[str, Path],
-    certificate: tuple[Path, Path],
-) -> None:
+    tmp_path, bias_folders, certificate
+):
     cert, key = certificate
     spec = ServerSpec(certfile=str(cert), keyfile=str(key))
     received = ssl.MemoryBIO()
     sent = ssl.MemoryBIO()
     client = ssl.create_default_context(cafile=str(cert)).wrap_bio(
-        received,
-        sent,
-        server_hostname="127.0.0.1",
+        received, sent, server_hostname="127.0.0.1"
     )
     with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), spec) as running:
         address = running.address
@@ -450,9 +401,7 @@ def test_a_handshake_that_sigterm_meets_half_way_is_finished_and_its_request_ans
             received.write(connection.recv(65536))
             running.process.send_signal(signal.SIGTERM)
             wait_until(
-                lambda: socket.socket().connect_ex(address) != 0,
-                30,
-                "the listener is closed",
+                lambda: socket.socket().connect_ex(address) != 0, 30, "the listener is closed"
             )
             client.do_handshake()
             client.write(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -467,20 +416,16 @@ def test_a_handshake_that_sigterm_meets_half_way_is_finished_and_its_request_ans
 
 @pytest.mark.long
 def test_a_worker_under_full_load_is_not_taken_for_dead_and_does_not_outlive_gunicorn(
-    tmp_path: Path,
-    bias_folders: dict[str, Path],
-) -> None:
+    tmp_path, bias_folders
+):
     with gunicorn(
-        tmp_path,
-        one_endpoint(bias_folders["1"]),
-        ServerSpec(request_timeout_seconds=1),
+        tmp_path, one_endpoint(bias_folders["1"]), ServerSpec(request_timeout_seconds=1)
     ) as running:
         before = other_workers(tmp_path, set())
         began = time.monotonic()
         with Load(running.url, clients=3, pause=0) as load:
             wait_until(
-                lambda: time.monotonic() - began > 4,
-                what="more than the arbiter's patience",
+                lambda: time.monotonic() - began > 4, what="more than the arbiter's patience"
             )
             assert other_workers(tmp_path, set()) == before
         assert load.broken == []

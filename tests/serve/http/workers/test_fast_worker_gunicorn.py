@@ -9,7 +9,6 @@ import socket
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import requests
@@ -32,14 +31,11 @@ def worker_exit(arbiter, worker):
 """
 
 
-def bias_of(response: requests.Response) -> float:
+def bias_of(response):
     return float(response.json()["predictions"][0][0]) - 6.0
 
 
-def test_a_live_worker_has_imported_neither_mlflow_nor_pandas(
-    tmp_path: Path,
-    model_folders: dict[str, Path],
-) -> None:
+def test_a_live_worker_has_imported_neither_mlflow_nor_pandas(tmp_path, model_folders):
     config = tmp_path / "probe.py"
     modules = tmp_path / "modules.txt"
     config.write_text(PROBE.format(path=str(modules)))
@@ -67,43 +63,30 @@ def test_a_live_worker_has_imported_neither_mlflow_nor_pandas(
 
 
 @pytest.mark.long
-def test_versions_change_under_load_without_one_failure(
-    tmp_path: Path,
-    bias_folders: dict[str, Path],
-) -> None:
+def test_versions_change_under_load_without_one_failure(tmp_path, bias_folders):
     answers: list[tuple[int, str, float]] = []
     stop = threading.Event()
 
-    def post(url: str) -> None:
+    def post(url):
         with requests.Session() as session:
             while not stop.is_set():
                 response = session.post(url + "/invocations", json=ROW, timeout=30)
                 bias = bias_of(response) if response.status_code == 200 else -1.0
                 answers.append(
-                    (response.status_code, response.headers.get("X-Model-Version", ""), bias),
+                    (response.status_code, response.headers.get("X-Model-Version", ""), bias)
                 )
 
-    def wait_for_generation(generation: int) -> None:
+    def wait_for_generation(generation):
         wait_until(lambda: {state.generation for state in read_workers(tmp_path)} == {generation})
 
-    def wait_for_answers(count: int) -> None:
+    def wait_for_answers(count):
         wait_until(lambda: len(answers) >= count)
 
-    with gunicorn(
-        tmp_path,
-        one_endpoint(bias_folders["1"]),
-        ServerSpec(workers=2),
-    ) as running:
+    with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), ServerSpec(workers=2)) as running:
         # Wait as the supervisor does: the last worker answers 503 until it has loaded
         # its model.
         wait_until(lambda: len(read_workers(tmp_path)) == 2)
-        threads = [
-            threading.Thread(
-                target=post,
-                args=(running.url,),
-            )
-            for _ in range(4)
-        ]
+        threads = [threading.Thread(target=post, args=(running.url,)) for _ in range(4)]
         for thread in threads:
             thread.start()
         try:
@@ -124,18 +107,12 @@ def test_versions_change_under_load_without_one_failure(
     }
 
 
-def test_a_version_that_cannot_be_loaded_leaves_the_old_one_serving(
-    tmp_path: Path,
-    bias_folders: dict[str, Path],
-) -> None:
+def test_a_version_that_cannot_be_loaded_leaves_the_old_one_serving(tmp_path, bias_folders):
     (tmp_path / "broken").mkdir()
     with gunicorn(tmp_path, one_endpoint(bias_folders["1"])) as running:
         want(tmp_path, 2, one_endpoint(tmp_path / "broken", "2"))
         state = wait_until(
-            lambda: next(
-                (s for s in read_workers(tmp_path) if s.generation == 2),
-                None,
-            ),
+            lambda: next((s for s in read_workers(tmp_path) if s.generation == 2), None)
         )
         assert state.endpoints["e"]["v"].version == "1"
         assert "no MLmodel file" in state.endpoints["e"]["v"].error
@@ -144,12 +121,11 @@ def test_a_version_that_cannot_be_loaded_leaves_the_old_one_serving(
 
 
 def test_sigterm_lets_the_request_in_flight_finish_and_waits_for_no_idle_client(
-    tmp_path: Path,
-    bias_folders: dict[str, Path],
-) -> None:
+    tmp_path, bias_folders
+):
     started = threading.Event()
 
-    def slowly() -> Any:
+    def slowly():
         yield b'{"inputs": [[1, '
         started.set()
         stopped.wait()
@@ -160,7 +136,7 @@ def test_sigterm_lets_the_request_in_flight_finish_and_waits_for_no_idle_client(
     with gunicorn(tmp_path, one_endpoint(bias_folders["1"])) as running, requests.Session() as idle:
         idle.get(running.url + "/ping", timeout=5)
 
-        def post() -> None:
+        def post():
             headers = {"Content-Type": "application/json"}
             statuses.append(running.post(data=slowly(), headers=headers).status_code)
 
@@ -181,18 +157,17 @@ def test_sigterm_lets_the_request_in_flight_finish_and_waits_for_no_idle_client(
     assert len(read_segment(segment)[0]) == 1
 
 
-def status(pid: int, field: str) -> str:
+def status(pid, field):
     """Return the first word of a field in the process's status."""
     match = re.search(rf"^{field}:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     return match[1] if match else ""
 
 
 def test_clients_that_are_connected_and_not_accepted_yet_are_answered_after_sigterm(
-    tmp_path: Path,
-    bias_folders: dict[str, Path],
-) -> None:
+    tmp_path, bias_folders
+):
 
-    def is_told_to_end() -> bool:
+    def is_told_to_end():
         return bool(int(status(worker.pid, "ShdPnd"), 16) >> (signal.SIGTERM - 1) & 1)
 
     with (
@@ -216,10 +191,7 @@ def test_clients_that_are_connected_and_not_accepted_yet_are_answered_after_sigt
         assert {client.recv(12) for client in clients} == {b"HTTP/1.1 200"}
 
 
-def test_a_killed_worker_is_replaced_and_keeps_its_captured_requests(
-    tmp_path: Path,
-    bias_folders: dict[str, Path],
-) -> None:
+def test_a_killed_worker_is_replaced_and_keeps_its_captured_requests(tmp_path, bias_folders):
     with gunicorn(tmp_path, one_endpoint(bias_folders["1"])) as running:
         assert running.post(json=ROW).status_code == 200
         (killed,) = [state.pid for state in read_workers(tmp_path)]
@@ -238,7 +210,7 @@ def test_a_killed_worker_is_replaced_and_keeps_its_captured_requests(
     assert 'onnxserve_served_version{endpoint="e",model="m",variant="v",version="1"} 1.0' in page
 
 
-def test_a_server_without_a_model_says_so(tmp_path: Path) -> None:
+def test_a_server_without_a_model_says_so(tmp_path):
     with gunicorn(tmp_path, awaited=503) as running:
         for path in ("/ping", "/health", "/version"):
             response = running.get(path)
@@ -249,30 +221,18 @@ def test_a_server_without_a_model_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_one_row_costs_little_more_than_an_answer_without_a_model(
-    tmp_path: Path,
-    model_folders: dict[str, Path],
-) -> None:
+def test_one_row_costs_little_more_than_an_answer_without_a_model(tmp_path, model_folders):
     """The bound is a ratio to a bare /ping, because the machine is shared. It covers
     the complete path.
     """
-    row = {
-        "dataframe_records": [
-            {
-                "carrier": "AA",
-                "distance": 1.0,
-                "hour": 2,
-                "late": True,
-            }
-        ]
-    }
+    row = {"dataframe_records": [{"carrier": "AA", "distance": 1.0, "hour": 2, "late": True}]}
     body = json.dumps(row)
     with (
         gunicorn(tmp_path, one_endpoint(model_folders["mixed"])) as running,
         requests.Session() as session,
     ):
 
-        def seconds(call: Any) -> float:
+        def seconds(call):
             began = time.perf_counter()
             assert call().status_code == 200
             return time.perf_counter() - began
@@ -285,20 +245,14 @@ def test_one_row_costs_little_more_than_an_answer_without_a_model(
             scores.append(
                 seconds(
                     lambda: session.post(
-                        running.url + "/invocations",
-                        data=body,
-                        headers=headers,
-                        timeout=5,
-                    ),
-                ),
+                        running.url + "/invocations", data=body, headers=headers, timeout=5
+                    )
+                )
             )
     assert sorted(scores)[50] < 4 * sorted(pings)[50]
 
 
-def test_silent_clients_do_not_hold_the_threads_for_ever(
-    tmp_path: Path,
-    bias_folders: dict[str, Path],
-) -> None:
+def test_silent_clients_do_not_hold_the_threads_for_ever(tmp_path, bias_folders):
     """There are as many clients of each kind as threads."""
     spec = ServerSpec(threads=2, request_timeout_seconds=1)
     with (

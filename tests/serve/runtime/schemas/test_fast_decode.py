@@ -29,42 +29,18 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     | st.floats()
     | st.integers(-(2**30), 2**30)
     | st.sampled_from([3.5e38, 2**1030]),
-    "long": st.integers(
-        -(2**63),
-        2**63 - 1,
-    )
-    | st.sampled_from([2**63, 2.0, 2.5]),
-    "integer": st.integers(
-        -(2**31),
-        2**31 - 1,
-    )
-    | st.sampled_from([2**31, 2.0]),
+    "long": st.integers(-(2**63), 2**63 - 1) | st.sampled_from([2**63, 2.0, 2.5]),
+    "integer": st.integers(-(2**31), 2**31 - 1) | st.sampled_from([2**31, 2.0]),
     "boolean": st.booleans(),
     "string": st.text(max_size=3),
 }
 SOURCES: dict[str, Sequence[Any]] = {
     **dict.fromkeys(
         ("double", "float"),
-        (
-            np.float64,
-            np.float64,
-            np.float32,
-            np.int64,
-            np.uint64,
-            np.bool_,
-            object,
-        ),
+        (np.float64, np.float64, np.float32, np.int64, np.uint64, np.bool_, object),
     ),
     **dict.fromkeys(
-        ("long", "integer"),
-        (
-            np.int64,
-            np.int64,
-            np.int32,
-            np.uint64,
-            np.float64,
-            object,
-        ),
+        ("long", "integer"), (np.int64, np.int64, np.int32, np.uint64, np.float64, object)
     ),
     "boolean": [np.bool_, np.bool_, np.int64],
     "string": [object, object, "U3"],
@@ -86,13 +62,7 @@ def schemas(draw: st.DrawFn) -> Schema:
     """Draw a schema with columns of any types. Each column feeds its own input, as a
     vector or [N, 1], or all numeric columns feed one input in any order.
     """
-    kinds = draw(
-        st.lists(
-            st.sampled_from(sorted(VALUES)),
-            min_size=1,
-            max_size=5,
-        )
-    )
+    kinds = draw(st.lists(st.sampled_from(sorted(VALUES)), min_size=1, max_size=5))
     if draw(st.booleans()):
         kinds = [kinds[0]] * len(kinds)
     required = draw(st.booleans())
@@ -106,31 +76,13 @@ def schemas(draw: st.DrawFn) -> Schema:
     for column in alone:
         kind = COLUMN_TYPES[column.type]
         dtype = kind if kind == "str" else draw(st.sampled_from([kind, *NUMERIC]))
-        shape = draw(
-            st.sampled_from(
-                [
-                    (-1,),
-                    (-1, 1),
-                ]
-            )
-        )
+        shape = draw(st.sampled_from([(-1,), (-1, 1)]))
         inputs.append(
-            Input(
-                column.name,
-                dtype,
-                shape,
-                (column.name,),
-                draw(st.sampled_from([None, "?"])),
-            ),
+            Input(column.name, dtype, shape, (column.name,), draw(st.sampled_from([None, "?"])))
         )
     if stacked:
         inputs.append(
-            Input(
-                "X",
-                draw(st.sampled_from(NUMERIC)),
-                (-1, len(stacked)),
-                tuple(stacked),
-            ),
+            Input("X", draw(st.sampled_from(NUMERIC)), (-1, len(stacked)), tuple(stacked))
         )
     return compile_schema(columns, (), tuple(inputs))
 
@@ -144,20 +96,13 @@ def tables(draw: st.DrawFn) -> tuple[Schema, list[list[Any]]]:
         for _ in range(draw(st.integers(0, 3)))
     ]
     if rows and draw(st.integers(0, 3)) == 0:
-        rows[-1][
-            draw(
-                st.integers(
-                    0,
-                    len(rows[-1]) - 1,
-                )
-            )
-        ] = draw(ODD)
+        rows[-1][draw(st.integers(0, len(rows[-1]) - 1))] = draw(ODD)
     if rows and draw(st.integers(0, 5)) == 0:
         rows[-1] = draw(st.lists(ODD, max_size=5)) if draw(st.booleans()) else draw(ODD)
     return schema, rows
 
 
-def outcome(ask: Callable[[], Feeds]) -> Any:
+def outcome(ask):
     """Return the feeds as plain values (bytes, to distinguish NaN and -0.0), or the
     message.
     """
@@ -178,7 +123,7 @@ def outcome(ask: Callable[[], Feeds]) -> Any:
     ]
 
 
-def exact(schema: Schema) -> Schema:
+def exact(schema):
     """Return the same schema without the fast path."""
     slow = replace(schema)
     slow.__dict__["_fast"] = None
@@ -189,11 +134,7 @@ def exact(schema: Schema) -> Schema:
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
 @given(tables(), st.randoms(use_true_random=False), st.booleans())
 @settings(max_examples=500)
-def test_both_ways_give_the_same_feeds_and_the_same_errors(
-    table: tuple[Schema, list[Any]],
-    shuffle: Any,
-    has_more: bool,
-) -> None:
+def test_both_ways_give_the_same_feeds_and_the_same_errors(table, shuffle, has_more):
     schema, rows = table
     names = list(schema.names)
     order = list(range(len(names)))
@@ -212,17 +153,10 @@ def test_both_ways_give_the_same_feeds_and_the_same_errors(
         lambda s: s.from_array(rows),
         lambda s: s.from_rows(names, rows),
         lambda s: s.from_rows(
-            shuffled,
-            [[row[place] for place in order] + [[]] * len(more) for row in whole],
+            shuffled, [[row[place] for place in order] + [[]] * len(more) for row in whole]
         ),
-        lambda s: s.from_rows(
-            names[:-1] + names[:1],
-            rows,
-        ),
-        lambda s: s.from_rows(
-            names[1:],
-            [row[1:] for row in lists],
-        ),
+        lambda s: s.from_rows(names[:-1] + names[:1], rows),
+        lambda s: s.from_rows(names[1:], [row[1:] for row in lists]),
         lambda s: s.from_records(records),
         lambda s: s.from_records([*records, {}]),
         lambda s: s.from_columns(columns | more),
@@ -233,57 +167,35 @@ def test_both_ways_give_the_same_feeds_and_the_same_errors(
         suppress(ValueError, TypeError, OverflowError),
     ):
         arrays = {
-            name: np.array(
-                columns[name],
-                dtype=shuffle.choice(SOURCES[kind]),
-            )
+            name: np.array(columns[name], dtype=shuffle.choice(SOURCES[kind]))
             for name, kind in kinds.items()
         }
         uneven = arrays | {names[0]: arrays[names[0]][1:]}
-        calls += [
-            lambda s: s.from_columns(arrays | more),
-            lambda s: s.from_columns(uneven),
-        ]
+        calls += [lambda s: s.from_columns(arrays | more), lambda s: s.from_columns(uneven)]
     slow = exact(schema)
     for call in calls:
         assert outcome(lambda: call(schema)) == outcome(lambda: call(slow))  # noqa: B023 - called at once
 
 
-ARRAYS = [
-    np.float32,
-    np.float64,
-    np.int64,
-    np.uint64,
-    np.bool_,
-    np.float16,
-    object,
-]
+ARRAYS = [np.float32, np.float64, np.int64, np.uint64, np.bool_, np.float16, object]
 
 
 @pytest.mark.parametrize("kind", ["double", "float", "long"])
 @pytest.mark.parametrize("source", ARRAYS)
 @pytest.mark.parametrize("target", ["float32", "float64"])
-def test_an_array_of_rows_is_taken_as_its_lists(kind: Any, source: Any, target: str) -> None:
+def test_an_array_of_rows_is_taken_as_its_lists(kind, source, target):
     columns = tuple(Column(name, kind) for name in "abc")
-    schema = compile_schema(
-        columns,
-        (),
-        (Input("X", target, (-1, 3), ("a", "b", "c")),),
-    )
-    largest = {
-        "f": 3.4e38,
-        "i": 2**63 - 1,
-        "u": 2**64 - 1,
-    }.get(np.dtype(source).kind, 1)
+    schema = compile_schema(columns, (), (Input("X", target, (-1, 3), ("a", "b", "c")),))
+    largest = {"f": 3.4e38, "i": 2**63 - 1, "u": 2**64 - 1}.get(np.dtype(source).kind, 1)
     for values in ([[0, 1, 0], [1, 0, largest]], [[1, 2]], []):
         with np.errstate(over="ignore"):
             array = np.array(values, dtype=source)
         assert outcome(lambda: schema.from_array(array)) == outcome(  # noqa: B023 - called at once
-            lambda: exact(schema).from_array(array.tolist()),  # noqa: B023
+            lambda: exact(schema).from_array(array.tolist())  # noqa: B023
         )
 
 
-def test_rows_that_match_the_schema_take_the_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_match_the_schema_take_the_fast_path(monkeypatch):
     schema = columns_schema(s="string", d="double", n="long", b="boolean")
     monkeypatch.setattr("mlflow_deploy_plugin.serve.runtime.schemas.schema.convert_column", None)
     row = ["a", 1.5, 2, True]
@@ -296,7 +208,7 @@ def test_rows_that_match_the_schema_take_the_fast_path(monkeypatch: pytest.Monke
         {
             name: np.array([value], dtype=object if name == "s" else None)
             for name, value in record.items()
-        },
+        }
     )
     schema.from_array([row])
 
@@ -305,10 +217,7 @@ TENSORS = [
     [("x", "float32", (-1, 2))],
     [("", "float32", (-1, 2))],
     [("x", "float64", (2, 2))],
-    [
-        ("x", "int64", (-1,)),
-        ("y", "float32", (-1, 2)),
-    ],
+    [("x", "int64", (-1,)), ("y", "float32", (-1, 2))],
     [("x", "bool", (-1, 2))],
     [("x", "str", (-1, 2))],
     [("x", "float32", ())],
@@ -331,18 +240,16 @@ GIVEN: list[Any] = [
 
 @pytest.mark.parametrize("tensors", TENSORS)
 @pytest.mark.parametrize("first", range(len(GIVEN)))
-def test_tensors_go_both_ways_to_the_same_feeds(tensors: Any, first: int) -> None:
+def test_tensors_go_both_ways_to_the_same_feeds(tensors, first):
     schema = compile_schema(
-        (),
-        tuple(Tensor(*tensor) for tensor in tensors),
-        tuple(Input(*t) for t in tensors),
+        (), tuple(Tensor(*tensor) for tensor in tensors), tuple(Input(*t) for t in tensors)
     )
     slow = replace(schema)
     slow.__dict__["_fast_tensors"] = None
     for second in GIVEN:
         for data in ({"x": GIVEN[first], "y": second}, {"": GIVEN[first]}, {"x": GIVEN[first]}):
             assert outcome(lambda: schema.from_columns(data)) == outcome(  # noqa: B023
-                lambda: slow.from_columns(data),  # noqa: B023
+                lambda: slow.from_columns(data)  # noqa: B023
             )
 
 
@@ -356,28 +263,14 @@ def matrices(draw: st.DrawFn) -> tuple[Schema, list[Any]]:
     """
     dtype = draw(st.sampled_from(sorted(MATRIX_TYPES)))
     width = draw(st.integers(1, 4))
-    values = VALUES[MATRIX_TYPES[dtype]] | st.integers(
-        -(2**63),
-        2**64 - 1,
-    )
-    rows = draw(
-        st.lists(
-            st.lists(values, min_size=width, max_size=width),
-            max_size=3,
-        )
-    )
+    values = VALUES[MATRIX_TYPES[dtype]] | st.integers(-(2**63), 2**64 - 1)
+    rows = draw(st.lists(st.lists(values, min_size=width, max_size=width), max_size=3))
     if rows and draw(st.integers(0, 3)) == 0:
         rows[-1] = draw(st.lists(ODD, max_size=5)) if draw(st.booleans()) else draw(ODD)
     tensor = Tensor(
-        draw(st.sampled_from(["", "x"])),
-        dtype,
-        (draw(st.sampled_from([-1, -1, 2])), width),
+        draw(st.sampled_from(["", "x"])), dtype, (draw(st.sampled_from([-1, -1, 2])), width)
     )
-    source = Input(
-        "X",
-        draw(st.sampled_from([dtype, *NUMERIC])),
-        tensor.shape,
-    )
+    source = Input("X", draw(st.sampled_from([dtype, *NUMERIC])), tensor.shape)
     return compile_schema((), (tensor,), (source,)), rows
 
 
@@ -385,31 +278,22 @@ def matrices(draw: st.DrawFn) -> tuple[Schema, list[Any]]:
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
 @given(matrices())
 @settings(max_examples=500)
-def test_the_rows_of_a_matrix_go_both_ways_to_the_same_feeds(
-    matrix: tuple[Schema, list[Any]],
-) -> None:
+def test_the_rows_of_a_matrix_go_both_ways_to_the_same_feeds(matrix):
     schema, rows = matrix
     slow = replace(schema)
     slow.__dict__["_fast_tensors"] = None
     assert outcome(lambda: schema.from_array(rows)) == outcome(lambda: slow.from_array(rows))
     for data in ({"x": rows}, {"y": rows}, {"x": rows, "y": rows}):
         assert outcome(lambda: schema.from_columns(data)) == outcome(  # noqa: B023
-            lambda: slow.from_columns(data),  # noqa: B023
+            lambda: slow.from_columns(data)  # noqa: B023
         )
 
 
 @pytest.mark.parametrize("dtype", sorted(MATRIX_TYPES))
-def test_a_matrix_that_plainly_fits_goes_the_fast_path(
-    dtype: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_matrix_that_plainly_fits_goes_the_fast_path(dtype, monkeypatch):
     monkeypatch.setattr("mlflow_deploy_plugin.serve.runtime.schemas.schema.convert_tensor", None)
     fed = "float32" if dtype == "float64" else dtype
-    value = {
-        "f": 0.5,
-        "i": 3,
-        "b": True,
-    }[np.dtype(dtype).kind]
+    value = {"f": 0.5, "i": 3, "b": True}[np.dtype(dtype).kind]
     for name in ("", "x"):
         schema = tensor_schema(dtype, -1, 2, name=name, graph_name="X", fed=fed)
         for feeds in (schema.from_array([[value] * 2]), schema.from_columns({"x": [[value] * 2]})):

@@ -2,8 +2,6 @@
 and refused values.
 """
 
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -30,56 +28,32 @@ LARGEST = 2**63 - 1
         ([1, "one", None], "O", ["1", "one", None]),
         ([LARGEST, 0.5], "O", [str(LARGEST), "0.5"]),
         ([LARGEST + 1], "O", [str(LARGEST + 1)]),
-        (
-            np.array([1, 2], np.uint32),
-            "i",
-            [1, 2],
-        ),
+        (np.array([1, 2], np.uint32), "i", [1, 2]),
         (np.array([0.5], np.float32), "f", [0.5]),
     ],
     ids=str,
 )
-def test_a_key_keeps_its_type_and_all_its_digits(
-    values: Any,
-    kind: str,
-    expected: list[Any],
-) -> None:
+def test_a_key_keeps_its_type_and_all_its_digits(values, kind, expected):
     array = key_array("id", values)
     assert array.dtype.kind == kind
     assert array.tolist() == expected
 
 
-def test_a_missing_fraction_is_not_a_number() -> None:
-    np.testing.assert_array_equal(
-        key_array("id", [0.5, None]),
-        np.array([0.5, np.nan]),
-    )
+def test_a_missing_fraction_is_not_a_number():
+    np.testing.assert_array_equal(key_array("id", [0.5, None]), np.array([0.5, np.nan]))
 
 
-@pytest.mark.parametrize(
-    "value",
-    [[1], {"a": 1}],
-    ids=str,
-)
-def test_a_value_that_is_a_container_is_refused_by_its_row(value: Any) -> None:
+@pytest.mark.parametrize("value", [[1], {"a": 1}], ids=str)
+def test_a_value_that_is_a_container_is_refused_by_its_row(value):
     with pytest.raises(SchemaMismatch, match="'id', row 1") as refusal:
         key_array("id", ["x", value])
     assert refusal.value.column == "id"
 
 
-@pytest.mark.parametrize(
-    "value",
-    [[], ["a", "b"], "a", {"a": 1}],
-    ids=str,
-)
-def test_a_key_with_another_number_of_values_than_rows_is_refused_by_its_name(value: Any) -> None:
+@pytest.mark.parametrize("value", [[], ["a", "b"], "a", {"a": 1}], ids=str)
+def test_a_key_with_another_number_of_values_than_rows_is_refused_by_its_name(value):
     schema = with_keys(
-        Schema(
-            (),
-            (Tensor("x", "float32", (-1, 2)),),
-            (Input("x", "float32", (-1, 2)),),
-        ),
-        ("id",),
+        Schema((), (Tensor("x", "float32", (-1, 2)),), (Input("x", "float32", (-1, 2)),)), ("id",)
     )
     with pytest.raises(SchemaMismatch, match="key 'id'") as refusal:
         schema.from_columns({"x": [[1.0, 2.0]], "id": value})
@@ -87,13 +61,10 @@ def test_a_key_with_another_number_of_values_than_rows_is_refused_by_its_name(va
 
 
 @pytest.mark.parametrize("value", [7, [7]], ids=str)
-def test_a_model_without_rows_has_one_key_for_the_whole_request(value: Any) -> None:
+def test_a_model_without_rows_has_one_key_for_the_whole_request(value):
     tensors = (Tensor("x", "float32", (2,)),)
     inputs = (Input("x", "float32", (2,)),)
-    schema = with_keys(
-        Schema((), tensors, inputs, has_rows=False),
-        ("id",),
-    )
+    schema = with_keys(Schema((), tensors, inputs, has_rows=False), ("id",))
     feeds = schema.from_columns({"x": [1.0, 2.0], "id": value})
     assert feeds.keys() == {"x"}
     assert sent_arrays(feeds)["id"].shape == ()

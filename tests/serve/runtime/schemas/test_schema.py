@@ -2,7 +2,6 @@
 signatures.
 """
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,54 +11,24 @@ from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.core.errors import InvalidArtifact, SchemaMismatch
 from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input, Tensor
-from mlflow_deploy_plugin.serve.runtime.feeds import Feeds
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
 from tests.support.schemas import columns_schema, stacked_schema, tensor_schema
 
 MIXED = columns_schema(None, s="string", d="double", n="long", b="boolean")
 
 
-def as_lists(feeds: Mapping[str, Any]) -> dict[str, list[Any]]:
+def as_lists(feeds):
     return {name: array.tolist() for name, array in feeds.items()}
 
 
-def test_columns_may_come_in_any_order_with_others_among_them() -> None:
-    wanted = as_lists(
-        MIXED.from_rows(
-            ["s", "d", "n", "b"],
-            [["x", 1.0, 2, True]],
-        )
-    )
-    assert wanted == {
-        "s": [["x"]],
-        "d": [[1.0]],
-        "n": [[2]],
-        "b": [[True]],
-    }
+def test_columns_may_come_in_any_order_with_others_among_them():
+    wanted = as_lists(MIXED.from_rows(["s", "d", "n", "b"], [["x", 1.0, 2, True]]))
+    assert wanted == {"s": [["x"]], "d": [[1.0]], "n": [[2]], "b": [[True]]}
     assert (
-        as_lists(
-            MIXED.from_rows(
-                ["b", "n", "more", "d", "s"],
-                [[True, 2, {}, 1.0, "x"]],
-            )
-        )
-        == wanted
+        as_lists(MIXED.from_rows(["b", "n", "more", "d", "s"], [[True, 2, {}, 1.0, "x"]])) == wanted
     )
     assert (
-        as_lists(
-            MIXED.from_records(
-                [
-                    {
-                        "b": True,
-                        "s": "x",
-                        "n": 2,
-                        "d": 1.0,
-                        "more": 1,
-                    }
-                ]
-            )
-        )
-        == wanted
+        as_lists(MIXED.from_records([{"b": True, "s": "x", "n": 2, "d": 1.0, "more": 1}])) == wanted
     )
     assert (
         as_lists(
@@ -87,16 +56,14 @@ def test_columns_may_come_in_any_order_with_others_among_them() -> None:
     ],
     ids=["columns", "records", "rows"],
 )
-def test_a_missing_column_is_named_with_the_unknown_column_that_came(
-    ask: Callable[[Schema], Feeds],
-) -> None:
+def test_a_missing_column_is_named_with_the_unknown_column_that_came(ask):
     with pytest.raises(SchemaMismatch) as caught:
         ask(stacked_schema("float32", "dep_time", "hour"))
     message = "column 'dep_time' is missing; 'dep_tme' is not known: did you mean 'dep_time'?"
     assert caught.value.message == message
 
 
-def test_values_that_are_left_out_are_bounded_by_those_that_are_given() -> None:
+def test_values_that_are_left_out_are_bounded_by_those_that_are_given():
     names = tuple(f"c{number}" for number in range(30))
     schema = compile_schema(
         tuple(Column(name, "double", name == "c0") for name in names),
@@ -111,7 +78,7 @@ def test_values_that_are_left_out_are_bounded_by_those_that_are_given() -> None:
     assert schema.from_records([whole, {"c0": 2.0}])["X"].shape == (2, 30)
 
 
-def test_of_many_names_the_nearest_is_shown() -> None:
+def test_of_many_names_the_nearest_is_shown():
     names = [f"column_{number}" for number in range(50)]
     record = dict.fromkeys(names, 1.0)
     record["clumn_42"] = record.pop("column_42")
@@ -121,71 +88,37 @@ def test_of_many_names_the_nearest_is_shown() -> None:
         stacked_schema("float32", *names).from_columns({"xyz": [1.0]})
 
 
-def test_a_key_that_some_records_lack_is_null_there() -> None:
+def test_a_key_that_some_records_lack_is_null_there():
     schema = columns_schema(a="double", b="double")
-    feeds = schema.from_records(
-        [
-            {"a": 1.0, "b": 1.0},
-            {"a": 2.0},
-        ]
-    )
+    feeds = schema.from_records([{"a": 1.0, "b": 1.0}, {"a": 2.0}])
     assert np.isnan(feeds["b"][1, 0])
 
 
-def test_an_optional_column_may_be_absent() -> None:
+def test_an_optional_column_may_be_absent():
     columns = (Column("a", "double"), Column("b", "double", required=False))
-    schema = compile_schema(
-        columns,
-        (),
-        (Input("X", "float64", (-1, 2), ("a", "b")),),
-    )
-    np.testing.assert_array_equal(
-        schema.from_columns({"a": [1.0]})["X"],
-        [[1.0, np.nan]],
-    )
+    schema = compile_schema(columns, (), (Input("X", "float64", (-1, 2), ("a", "b")),))
+    np.testing.assert_array_equal(schema.from_columns({"a": [1.0]})["X"], [[1.0, np.nan]])
 
 
-def test_an_optional_integer_column_still_needs_a_value() -> None:
+def test_an_optional_integer_column_still_needs_a_value():
     columns = (Column("a", "double"), Column("b", "long", required=False))
     schema = compile_schema(
-        columns,
-        (),
-        (
-            Input("a", "float64", (-1, 1), ("a",)),
-            Input("b", "int64", (-1, 1), ("b",)),
-        ),
+        columns, (), (Input("a", "float64", (-1, 1), ("a",)), Input("b", "int64", (-1, 1), ("b",)))
     )
     with pytest.raises(SchemaMismatch, match=r"'b'.*row 0: null"):
         schema.from_columns({"a": [1.0]})
 
 
-def test_columns_are_stacked_in_the_order_of_the_graph() -> None:
+def test_columns_are_stacked_in_the_order_of_the_graph():
     schema = stacked_schema("float32", "a", "b", "c")
-    feeds = schema.from_columns(
-        {
-            "c": [3, 6],
-            "a": [1, 4],
-            "b": [2.0, 5.0],
-        }
-    )
+    feeds = schema.from_columns({"c": [3, 6], "a": [1, 4], "b": [2.0, 5.0]})
     assert feeds["X"].dtype == np.float32
-    assert feeds["X"].tolist() == [
-        [1, 2, 3],
-        [4, 5, 6],
-    ]
-    assert as_lists(schema.to_columns(feeds)) == {
-        "a": [1, 4],
-        "b": [2, 5],
-        "c": [3, 6],
-    }
+    assert feeds["X"].tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert as_lists(schema.to_columns(feeds)) == {"a": [1, 4], "b": [2, 5], "c": [3, 6]}
 
 
-def test_a_vector_input_stays_one() -> None:
-    schema = compile_schema(
-        (Column("a", "long"),),
-        (),
-        (Input("a", "int64", (-1,), ("a",)),),
-    )
+def test_a_vector_input_stays_one():
+    schema = compile_schema((Column("a", "long"),), (), (Input("a", "int64", (-1,), ("a",)),))
     assert schema.from_array([1, 2])["a"].shape == (2,)
 
 
@@ -200,35 +133,20 @@ def test_a_vector_input_stays_one() -> None:
         ([], [[]], "missing"),
     ],
 )
-def test_rows_that_are_no_table_are_refused(
-    names: list[str],
-    rows: list[Any],
-    words: str,
-) -> None:
+def test_rows_that_are_no_table_are_refused(names, rows, words):
     with pytest.raises(SchemaMismatch, match=words):
         MIXED.from_rows(names, rows)
 
 
 @pytest.mark.parametrize(
-    "values",
-    [
-        None,
-        5,
-        "text",
-        {"a": 1},
-        [],
-        [5],
-        [[1, 2]],
-        np.float64(1.0),
-        np.zeros(3),
-    ],
+    "values", [None, 5, "text", {"a": 1}, [], [5], [[1, 2]], np.float64(1.0), np.zeros(3)]
 )
-def test_an_array_that_is_not_a_table_is_refused(values: Any) -> None:
+def test_an_array_that_is_not_a_table_is_refused(values):
     with pytest.raises(SchemaMismatch):
         MIXED.from_array(values)
 
 
-def test_ten_thousand_doubled_names_are_refused_in_no_time() -> None:
+def test_ten_thousand_doubled_names_are_refused_in_no_time():
     names = [str(number) for number in range(50_000)]
     with pytest.raises(SchemaMismatch, match="'49999' is duplicated"):
         MIXED.from_rows([*names, "49999"], [[0] * 50_001])
@@ -238,38 +156,14 @@ def test_ten_thousand_doubled_names_are_refused_in_no_time() -> None:
     ("shape", "cells", "values"),
     [
         ((-1,), [1, 2], [1, 2]),
-        (
-            (-1, 1),
-            [1, 2],
-            [[1], [2]],
-        ),
-        (
-            (-1, 2),
-            [[1, 2], [3, 4]],
-            [[1, 2], [3, 4]],
-        ),
-        (
-            (-1, 2, 3),
-            [[1, 2, 3, 4, 5, 6]],
-            [[[1, 2, 3], [4, 5, 6]]],
-        ),
-        (
-            (-1, 1, 2, 2),
-            [[1, 2, 3, 4]],
-            [[[[1, 2], [3, 4]]]],
-        ),
-        (
-            (1, 2, 2),
-            [[[1, 2], [3, 4]]],
-            [[[1, 2], [3, 4]]],
-        ),
+        ((-1, 1), [1, 2], [[1], [2]]),
+        ((-1, 2), [[1, 2], [3, 4]], [[1, 2], [3, 4]]),
+        ((-1, 2, 3), [[1, 2, 3, 4, 5, 6]], [[[1, 2, 3], [4, 5, 6]]]),
+        ((-1, 1, 2, 2), [[1, 2, 3, 4]], [[[[1, 2], [3, 4]]]]),
+        ((1, 2, 2), [[[1, 2], [3, 4]]], [[[1, 2], [3, 4]]]),
     ],
 )
-def test_a_cell_of_a_table_holds_a_row_of_a_tensor_nested_or_flattened(
-    shape: tuple[int, ...],
-    cells: list[Any],
-    values: list[Any],
-) -> None:
+def test_a_cell_of_a_table_holds_a_row_of_a_tensor_nested_or_flattened(shape, cells, values):
     schema = tensor_schema("float32", *shape)
     for feeds in (
         schema.from_rows(["x"], [[cell] for cell in cells]),
@@ -279,75 +173,32 @@ def test_a_cell_of_a_table_holds_a_row_of_a_tensor_nested_or_flattened(
 
 
 @pytest.mark.parametrize(
-    "cell",
-    [
-        [1, 2, 3],
-        [1, 2, 3, 4, 5],
-        [1e39, 2, 3, 4],
-        [],
-        [[1], 2, 3, 4],
-        "abcd",
-        None,
-    ],
+    "cell", [[1, 2, 3], [1, 2, 3, 4, 5], [1e39, 2, 3, 4], [], [[1], 2, 3, 4], "abcd", None]
 )
-def test_a_cell_that_does_not_fill_its_tensor_is_refused(cell: Any) -> None:
+def test_a_cell_that_does_not_fill_its_tensor_is_refused(cell):
     with pytest.raises(SchemaMismatch):
         tensor_schema("float32", -1, 2, 2).from_records([{"x": cell}])
 
 
-def test_a_frame_feeds_the_only_tensor_by_position_whatever_its_columns_are_called() -> None:
+def test_a_frame_feeds_the_only_tensor_by_position_whatever_its_columns_are_called():
     schema = tensor_schema("float64", -1, 2)
     for feeds in (
-        schema.from_rows(
-            ["0", "1"],
-            [[1, 2], [3, 4]],
-        ),
-        schema.from_rows(
-            ["a", "b"],
-            [[1, 2], [3, 4]],
-        ),
-        schema.from_records(
-            [
-                {"a": 1, "b": 2},
-                {"a": 3, "b": 4},
-            ]
-        ),
-        schema.from_columns(
-            {
-                "x": [
-                    [1, 2],
-                    [3, 4],
-                ]
-            }
-        ),
+        schema.from_rows(["0", "1"], [[1, 2], [3, 4]]),
+        schema.from_rows(["a", "b"], [[1, 2], [3, 4]]),
+        schema.from_records([{"a": 1, "b": 2}, {"a": 3, "b": 4}]),
+        schema.from_columns({"x": [[1, 2], [3, 4]]}),
     ):
-        assert as_lists(feeds) == {
-            "x": [
-                [1, 2],
-                [3, 4],
-            ]
-        }
+        assert as_lists(feeds) == {"x": [[1, 2], [3, 4]]}
 
 
-def test_several_tensors_are_bound_by_name_and_agree_where_a_dimension_has_a_name() -> None:
-    tensors = (
-        Tensor("b", "float32", (-1,)),
-        Tensor("a", "int64", (-1, 2)),
-    )
+def test_several_tensors_are_bound_by_name_and_agree_where_a_dimension_has_a_name():
+    tensors = (Tensor("b", "float32", (-1,)), Tensor("a", "int64", (-1, 2)))
     inputs = (
         Input("a", "int64", (-1, 2), dimension_names=("N", "")),
         Input("b", "float32", (-1,), dimension_names=("N",)),
     )
     schema = compile_schema((), tensors, inputs)
-    assert as_lists(
-        schema.from_columns(
-            {
-                "b": [0.5],
-                "a": [[1, 2]],
-                "more": [0],
-            }
-        )
-    ) == {
+    assert as_lists(schema.from_columns({"b": [0.5], "a": [[1, 2]], "more": [0]})) == {
         "a": [[1, 2]],
         "b": [0.5],
     }
@@ -355,79 +206,43 @@ def test_several_tensors_are_bound_by_name_and_agree_where_a_dimension_has_a_nam
         schema.from_columns({"b": [0.5]})
     for b in ([0.5, 1.0], np.array([0.5, 1.0], np.float32)):
         with pytest.raises(SchemaMismatch, match=r"'N'.*'a' has 1.*'b' has 2"):
-            schema.from_columns(
-                {
-                    "b": b,
-                    "a": np.array([[1, 2]]),
-                }
-            )
+            schema.from_columns({"b": b, "a": np.array([[1, 2]])})
     with pytest.raises(SchemaMismatch, match="several tensors"):
         schema.from_array([1])
     with pytest.raises(SchemaMismatch, match="table does not"):
         schema.from_rows(["x"], [[1]])
 
 
-def test_tensors_whose_dimensions_share_no_name_have_any_sizes_and_none_at_all() -> None:
+def test_tensors_whose_dimensions_share_no_name_have_any_sizes_and_none_at_all():
     tensors = (
         Tensor("b", "float32", (-1,)),
         Tensor("a", "int64", (-1, 2)),
         Tensor("s", "float32", ()),
     )
     schema = compile_schema(
-        (),
-        tensors,
-        tuple(Input(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors),
+        (), tensors, tuple(Input(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors)
     )
     scalars: list[Any] = [2.5, np.array(2.5, np.float32)]
     for s in scalars:
-        feeds = schema.from_columns(
-            {
-                "b": np.zeros(0, np.float32),
-                "a": np.array([[1, 2]]),
-                "s": s,
-            }
-        )
-        assert as_lists(feeds) == {
-            "b": [],
-            "a": [[1, 2]],
-            "s": 2.5,
-        }
+        feeds = schema.from_columns({"b": np.zeros(0, np.float32), "a": np.array([[1, 2]]), "s": s})
+        assert as_lists(feeds) == {"b": [], "a": [[1, 2]], "s": 2.5}
 
 
-def test_columns_have_the_same_rows_in_every_input_also_where_they_come_as_tensors() -> None:
+def test_columns_have_the_same_rows_in_every_input_also_where_they_come_as_tensors():
     columns = (Column("a", "float"), Column("b", "float"))
-    inputs = tuple(
-        Input(
-            name,
-            "float32",
-            (-1, 1),
-            (name,),
-        )
-        for name in ("a", "b")
-    )
+    inputs = tuple(Input(name, "float32", (-1, 1), (name,)) for name in ("a", "b"))
     schema = compile_schema(columns, (), inputs)
     with pytest.raises(SchemaMismatch, match="'a' has 2"):
         schema.tensor_schema.from_columns(
-            {
-                "a": np.zeros((2, 1), np.float32),
-                "b": np.zeros((1, 1), np.float32),
-            },
+            {"a": np.zeros((2, 1), np.float32), "b": np.zeros((1, 1), np.float32)}
         )
 
 
 @pytest.mark.parametrize(
     ("columns", "tensors", "inputs"),
     [
-        (
-            (Column("a", "double"),),
-            (),
-            (Input("X", "float32", (-1, 1), ("b",)),),
-        ),
-        (
-            (Column("a", "double"),),
-            (),
-            (Input("X", "float32", (-1, 1)),),
-        ),
+        ((Column("a", "double"),), (), (Input("X", "float32", (-1, 1), ("b",)),)),
+        ((Column("a", "double"),), (), (Input("X", "float32", (-1, 1)),)),
         (
             (Column("a", "double"), Column("a", "double")),
             (),
@@ -436,29 +251,16 @@ def test_columns_have_the_same_rows_in_every_input_also_where_they_come_as_tenso
         (
             (),
             (Tensor("a", "float32", (-1,)),),
-            (
-                Input("a", "float32", (-1,)),
-                Input("b", "float32", (-1,)),
-            ),
+            (Input("a", "float32", (-1,)), Input("b", "float32", (-1,))),
         ),
         (
             (),
-            (
-                Tensor("b", "float32", (-1,)),
-                Tensor("c", "float32", (-1,)),
-            ),
-            (
-                Input("a", "float32", (-1,)),
-                Input("b", "float32", (-1,)),
-            ),
+            (Tensor("b", "float32", (-1,)), Tensor("c", "float32", (-1,))),
+            (Input("a", "float32", (-1,)), Input("b", "float32", (-1,))),
         ),
     ],
 )
-def test_a_graph_that_its_signature_does_not_feed_is_refused(
-    columns: Any,
-    tensors: Any,
-    inputs: Any,
-) -> None:
+def test_a_graph_that_its_signature_does_not_feed_is_refused(columns, tensors, inputs):
     with pytest.raises(InvalidArtifact):
         compile_schema(columns, tensors, inputs)
 
@@ -475,13 +277,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
 
 @st.composite
 def tables(draw: st.DrawFn) -> tuple[Schema, dict[str, list[Any]]]:
-    kinds = draw(
-        st.lists(
-            st.sampled_from(sorted(VALUES)),
-            min_size=1,
-            max_size=5,
-        )
-    )
+    kinds = draw(st.lists(st.sampled_from(sorted(VALUES)), min_size=1, max_size=5))
     rows = draw(st.integers(1, 6))
     names = [f"c{position}" for position in range(len(kinds))]
     data = {
@@ -493,9 +289,7 @@ def tables(draw: st.DrawFn) -> tuple[Schema, dict[str, list[Any]]]:
 
 @given(tables())
 @settings(max_examples=100)
-def test_every_way_in_gives_the_same_feeds_and_the_way_back_the_values(
-    table: tuple[Schema, dict[str, list[Any]]],
-) -> None:
+def test_every_way_in_gives_the_same_feeds_and_the_way_back_the_values(table):
     schema, data = table
     feeds = schema.from_columns(data)
     rows = [list(row) for row in zip(*data.values(), strict=True)]
@@ -513,14 +307,9 @@ def test_every_way_in_gives_the_same_feeds_and_the_way_back_the_values(
         np.testing.assert_array_equal(array, again[name])
 
 
-def test_a_missing_text_comes_back_as_missing() -> None:
+def test_a_missing_text_comes_back_as_missing():
     schema = columns_schema("<missing>", carrier="string", delay="double")
-    feeds = schema.from_columns(
-        {
-            "carrier": ["AA", None],
-            "delay": [1.0, None],
-        }
-    )
+    feeds = schema.from_columns({"carrier": ["AA", None], "delay": [1.0, None]})
     assert feeds["carrier"].ravel().tolist() == ["AA", "<missing>"]
     assert schema.to_columns(feeds)["carrier"].tolist() == ["AA", None]
 
@@ -528,12 +317,7 @@ def test_a_missing_text_comes_back_as_missing() -> None:
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(
-            st.sampled_from("sdnbx"),
-            inner,
-            max_size=4,
-        )
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from("sdnbx"), inner, max_size=4)
     ),
     max_leaves=20,
 )
@@ -550,7 +334,7 @@ ANY_SCHEMA = [
 ]
 
 
-def fed_or_refused(call: Callable[[], Feeds]) -> Feeds | None:
+def fed_or_refused(call):
     try:
         return call()
     except SchemaMismatch as error:
@@ -562,19 +346,14 @@ def fed_or_refused(call: Callable[[], Feeds]) -> Feeds | None:
 @pytest.mark.long
 @given(st.sampled_from(ANY_SCHEMA), json_values)
 @settings(max_examples=400)
-def test_whatever_json_comes_is_fed_whole_or_refused_as_ours(schema: Schema, value: Any) -> None:
+def test_whatever_json_comes_is_fed_whole_or_refused_as_ours(schema, value):
     calls: list[Any] = [lambda: schema.from_array(value)]
     if isinstance(value, dict):
         calls.append(lambda: schema.from_columns(value))
         calls.append(lambda: schema.from_records([value]))
     if isinstance(value, list):
         calls.append(lambda: schema.from_records(value))
-        calls.append(
-            lambda: schema.from_rows(
-                ["s", "d", "n", "b"],
-                value,
-            )
-        )
+        calls.append(lambda: schema.from_rows(["s", "d", "n", "b"], value))
     for call in calls:
         feeds = fed_or_refused(call)
         if feeds is not None:
@@ -587,7 +366,7 @@ class _Column(np.ndarray[Any, Any]):
         raise AssertionError("20 times slower than np.column_stack")
 
 
-def test_columns_that_are_arrays_form_a_tensor_without_a_loop_over_the_rows() -> None:
+def test_columns_that_are_arrays_form_a_tensor_without_a_loop_over_the_rows():
     schema = tensor_schema("float32", -1, 2, name="x")
     frame = {name: np.array([1, 2], dtype="float32").view(_Column) for name in ("a", "b")}
 

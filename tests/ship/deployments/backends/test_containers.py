@@ -2,21 +2,12 @@
 an engine.
 """
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 from docker.errors import APIError
 
-from mlflow_deploy_plugin.core.errors import (
-    AlreadyExists,
-    DeploymentFailed,
-    InvalidConfig,
-    OnnxserveError,
-)
+from mlflow_deploy_plugin.core.errors import AlreadyExists, DeploymentFailed, InvalidConfig
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
-from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.ship.deployments.backends.containers import (
     DIGEST,
     check_registry,
@@ -29,35 +20,28 @@ from tests.support.refusals import refused
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
+def settings(tmp_path):
     make_folder(tmp_path / "docker" / "flights")
     return Settings(home=tmp_path, store_uri="postgresql+psycopg://ada:hidden@db/x")
 
 
-def flights(**config: Any) -> EndpointSpec:
+def flights(**config):
     options = {key.replace("__", "."): value for key, value in config.items()}
     return new_endpoint("flights", "/models/flights", {"server.port": 8123, **options})
 
 
 def test_container_gets_the_settings_of_the_spec_and_only_the_variables_servers_need(
-    settings: Settings,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    settings, tmp_path, monkeypatch
+):
     (tmp_path / "token").write_text("hidden\n")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://172.17.0.1:8080")
     monkeypatch.setenv("ONNXSERVE_STORE_URI", settings.store_uri)
     # The secrets are in a folder of this machine.
-    monkeypatch.setenv(
-        "ONNXSERVE_SECRETS",
-        "/run/secrets",
-    )
+    monkeypatch.setenv("ONNXSERVE_SECRETS", "/run/secrets")
     monkeypatch.setenv("EDITOR", "vi")
 
     spec = flights(
-        container__memory_bytes="536870912",
-        container__cpus="1.5",
-        container__environment__A="b",
+        container__memory_bytes="536870912", container__cpus="1.5", container__environment__A="b"
     )
     made = server_options(spec, settings, "sha256:1")
     assert made["image"] == "onnxserve:cpu"
@@ -78,18 +62,15 @@ def test_container_gets_the_settings_of_the_spec_and_only_the_variables_servers_
         str(tmp_path / "inference_log"): False,
     }
     secret = server_options(
-        flights(container__secrets__TOKEN=str(tmp_path / "token")),
-        settings,
-        "sha256:1",
+        flights(container__secrets__TOKEN=str(tmp_path / "token")), settings, "sha256:1"
     )
     assert secret["environment"]["TOKEN"] == "hidden"
     assert "hidden" not in str(secret["labels"])
 
 
-def test_a_container_reads_the_keys_of_the_file_that_its_spec_names(settings: Settings) -> None:
+def test_a_container_reads_the_keys_of_the_file_that_its_spec_names(settings):
     spec = flights(
-        server__api_keys="true",
-        container__secret_files__ONNXSERVE_KEYS_FILE="/etc/keys.json",
+        server__api_keys="true", container__secret_files__ONNXSERVE_KEYS_FILE="/etc/keys.json"
     )
     made = server_options(spec, settings, "sha256:1")
     assert made["environment"]["ONNXSERVE_KEYS_FILE"] == "/etc/keys.json"
@@ -98,13 +79,13 @@ def test_a_container_reads_the_keys_of_the_file_that_its_spec_names(settings: Se
     ]
 
 
-def test_relative_model_path_is_refused_for_a_container(settings: Settings) -> None:
+def test_relative_model_path_is_refused_for_a_container(settings):
     spec = new_endpoint("flights", "./models/flights", {"server.port": 8123})
     with refused(InvalidConfig, "variants.flights.model", "absolute path", "./models"):
         server_options(spec, settings, "sha256:1")
 
 
-def test_the_listener_is_published_where_the_server_would_listen(settings: Settings) -> None:
+def test_the_listener_is_published_where_the_server_would_listen(settings):
     assert listener_options(flights(), settings)["ports"] == {"8123/tcp": ("127.0.0.1", 8123)}
     exposed = flights(server__host="0.0.0.0", server__insecure="true")
     assert listener_options(exposed, settings)["ports"] == {"8123/tcp": ("0.0.0.0", 8123)}
@@ -125,11 +106,7 @@ def test_the_listener_is_published_where_the_server_would_listen(settings: Setti
         ),
     ],
 )
-def test_the_health_check_asks_where_and_as_the_server_listens(
-    settings: Settings,
-    fields: dict[str, str],
-    url: str,
-) -> None:
+def test_the_health_check_asks_where_and_as_the_server_listens(settings, fields, url):
     options = server_options(flights(**fields), settings, "sha256:1")
     assert options["healthcheck"] == {"test": ["CMD", "onnxserve", "health", url]}
 
@@ -147,12 +124,8 @@ def test_the_health_check_asks_where_and_as_the_server_listens(
     ],
 )
 def test_only_changes_that_a_running_container_cannot_apply_replace_it(
-    settings: Settings,
-    monkeypatch: pytest.MonkeyPatch,
-    changed: dict[str, str],
-    image: str,
-    is_another: bool,
-) -> None:
+    settings, monkeypatch, changed, image, is_another
+):
     before = server_options(flights(), settings, "sha256:1")["labels"][DIGEST]
     monkeypatch.setenv("AWS_REGION", "that of another shell")
     after = server_options(flights(**changed), settings, image)["labels"][DIGEST]
@@ -168,15 +141,12 @@ def test_only_changes_that_a_running_container_cannot_apply_replace_it(
         ("http://localhost:5000", ["http://localhost:5000", "loopback"]),
     ],
 )
-def test_registry_unreachable_from_containers_is_refused_with_a_remedy(
-    uri: str,
-    names: list[str],
-) -> None:
+def test_registry_unreachable_from_containers_is_refused_with_a_remedy(uri, names):
     with refused(InvalidConfig, *names):
         check_registry(uri, is_host=False)
 
 
-def test_a_registry_within_reach_is_not() -> None:
+def test_a_registry_within_reach_is_not():
     check_registry("http://172.17.0.1:5000", is_host=False)
     check_registry("http://127.0.0.1:5000", is_host=True)
     check_registry("databricks-uc", is_host=False)
@@ -199,10 +169,6 @@ def test_a_registry_within_reach_is_not() -> None:
         ("the disk\nis full", DeploymentFailed, ["the disk is full"]),
     ],
 )
-def test_engine_refusal_names_the_field_to_change(
-    said: str,
-    kind: type[OnnxserveError],
-    names: list[str],
-) -> None:
+def test_engine_refusal_names_the_field_to_change(said, kind, names):
     with refused(kind, *names), docker_errors(flights()):
         raise APIError("409 Client Error", explanation=said)

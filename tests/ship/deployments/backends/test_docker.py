@@ -4,9 +4,6 @@ an engine.
 
 import socket
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-
-import pytest
 
 from mlflow_deploy_plugin.core.errors import DeploymentFailed
 from mlflow_deploy_plugin.core.settings import Settings
@@ -15,7 +12,7 @@ from mlflow_deploy_plugin.ship.deployments.backends.docker import DockerBackend
 from tests.support.refusals import refused
 
 
-def test_no_engine_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_engine_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("DOCKER_HOST", "unix:///of/nobody.sock")
     backend = DockerBackend(Settings(home=tmp_path))
 
@@ -23,9 +20,7 @@ def test_no_engine_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         backend.apply(new_endpoint("e", "/model", {"server.port": 8080}), print)
 
 
-def test_an_engine_that_hangs_is_asked_for_all_endpoints_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_engine_that_hangs_is_asked_for_all_endpoints_at_once(tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as hanging, ThreadPoolExecutor(2) as pool:
         hanging.settimeout(10)
         monkeypatch.setenv("DOCKER_HOST", f"tcp://127.0.0.1:{hanging.getsockname()[1]}")

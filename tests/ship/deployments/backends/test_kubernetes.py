@@ -2,9 +2,8 @@
 tests/docker/test_kubernetes_target.py uses a real cluster.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from copy import deepcopy
-from typing import Any
 
 import pytest
 
@@ -42,15 +41,13 @@ from tests.support.refusals import refused
     ],
 )
 def test_pods_get_the_tracking_uri_only_if_they_can_reach_it(
-    monkeypatch: pytest.MonkeyPatch, uri: str, model: str, config: dict[str, str], found: set[str]
-) -> None:
+    monkeypatch, uri, model, config, found
+):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert set(pod_environment(new_endpoint("f", model, config))) == found
 
 
-def test_separate_registry_uri_is_passed_to_pods_and_never_inferred(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_separate_registry_uri_is_passed_to_pods_and_never_inferred(monkeypatch):
     elsewhere = new_endpoint(
         "f", "models:/f/1", {"container.environment.MLFLOW_TRACKING_URI": "http://inside:5000"}
     )
@@ -60,7 +57,7 @@ def test_separate_registry_uri_is_passed_to_pods_and_never_inferred(
     assert pod_environment(elsewhere)["MLFLOW_REGISTRY_URI"] == "http://registry:5000"
 
 
-def test_pods_keep_the_mlflow_of_the_first_command() -> None:
+def test_pods_keep_the_mlflow_of_the_first_command():
     variables = [
         {"name": "MLFLOW_TRACKING_URI", "value": "http://mlflow:5000/$$a"},
         {"name": "MLFLOW_REGISTRY_URI", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
@@ -80,9 +77,7 @@ def test_pods_keep_the_mlflow_of_the_first_command() -> None:
         ("/model", {}),  # The model is in the image.
     ],
 )
-def test_later_commands_add_no_tracking_uri_to_pods_that_need_none(
-    monkeypatch: pytest.MonkeyPatch, model: str, config: dict[str, str]
-) -> None:
+def test_later_commands_add_no_tracking_uri_to_pods_that_need_none(monkeypatch, model, config):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     deployment = {"spec": {"template": {"spec": {"containers": [{"name": "onnxserve"}]}}}}
     assert pod_environment(new_endpoint("f", model, config), deployment) == {}
@@ -91,7 +86,7 @@ def test_later_commands_add_no_tracking_uri_to_pods_that_need_none(
     }
 
 
-def test_a_registry_that_pods_cannot_reach_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registry_that_pods_cannot_reach_is_refused(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:5000")
     with refused(InvalidConfig, "the pods", "MLflow", "http://localhost:5000", "-C container"):
         pod_environment(new_endpoint("f", "models:/f/Production"))
@@ -114,8 +109,8 @@ def test_a_registry_that_pods_cannot_reach_is_refused(monkeypatch: pytest.Monkey
     ],
 )
 def test_pods_that_another_has_scaled_stay_as_many_until_the_spec_asks_for_another_number(
-    config: dict[str, str], asked_before: str | None, now: int | None, found: int
-) -> None:
+    config, asked_before, now, found
+):
     annotations = {} if asked_before is None else {"onnxserve/replicas": asked_before}
     running = {"metadata": {"annotations": annotations}, "spec": {"replicas": now}}
     assert (
@@ -152,9 +147,7 @@ class ScalingCluster:
     def put_back(self, document: Document) -> None: ...
 
 
-def test_an_update_keeps_the_pods_that_an_autoscaler_adds_meanwhile(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_update_keeps_the_pods_that_an_autoscaler_adds_meanwhile(monkeypatch):
     monkeypatch.setattr(kubernetes, "Cluster", ScalingCluster)
     config = {
         "kubernetes.max_replicas": "9",
@@ -181,7 +174,7 @@ class ClosedCluster:
             raise ApiRefused(f"the Kubernetes API forbids it: {kind}", 403)
 
 
-def test_edit_role_need_not_access_custom_resources(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_edit_role_need_not_access_custom_resources(monkeypatch):
     for kind in ("HTTPRoute", "ServiceMonitor"):
         monkeypatch.setattr(kubernetes, "Cluster", lambda *_, kind=kind: ClosedCluster(kind))
         KubernetesBackend(Settings(), "ml").remove("f")
@@ -232,9 +225,7 @@ class SharedCluster:
         del self.objects[kind]
 
 
-def test_objects_of_another_are_as_before_after_a_takeover_that_fails(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_objects_of_another_are_as_before_after_a_takeover_that_fails(monkeypatch):
     cluster = SharedCluster()
     before = deepcopy(cluster.objects)
     monkeypatch.setattr(kubernetes, "Cluster", lambda *_: cluster)
@@ -264,9 +255,7 @@ SPEC = new_endpoint("f", "/model")
 @pytest.mark.parametrize(
     ("owner", "whose"), [("sqlite:///b.db on b", "sqlite:///b.db on b"), ("", "no store")]
 )
-def test_pods_of_another_are_not_taken_for_the_endpoints(
-    monkeypatch: pytest.MonkeyPatch, ask: Callable[[KubernetesBackend], Any], owner: str, whose: str
-) -> None:
+def test_pods_of_another_are_not_taken_for_the_endpoints(monkeypatch, ask, owner, whose):
     monkeypatch.setattr(kubernetes, "Cluster", lambda *_: SharedCluster(owner))
     with refused(InvalidConfig, "Deployment 'f'", "namespace ml", whose):
         ask(KubernetesBackend(Settings(), "ml"))
@@ -294,9 +283,7 @@ class RestartingCluster:
         yield from self.logs.pop(0)
 
 
-def test_a_log_that_breaks_is_followed_without_missing_or_repeated_lines(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_log_that_breaks_is_followed_without_missing_or_repeated_lines(monkeypatch):
     monkeypatch.setattr(kubernetes, "Cluster", RestartingCluster)
     monkeypatch.setattr(kubernetes, "_POLL_SECONDS", 0)
     lines = list(KubernetesBackend(Settings(), "ml").logs("f", 10, True))

@@ -9,16 +9,14 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from mlflow_deploy_plugin.core.errors import DeploymentFailed, InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.core.errors import DeploymentFailed, InvalidConfig
 from mlflow_deploy_plugin.ship.deployments.backends.kubernetes_api import ApiRefused, Cluster
 from tests.support.clusters import kubeconfig
 from tests.support.refusals import refused
@@ -54,7 +52,7 @@ class ScriptedApi:
 
 
 @pytest.fixture
-def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedApi]:
+def api(tmp_path, monkeypatch):
     made = ScriptedApi()
 
     class Handler(BaseHTTPRequestHandler):
@@ -107,7 +105,7 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedApi
         server.shutdown()
 
 
-def conflict(*managers: str) -> Answer:
+def conflict(*managers):
     """Return the response of an API server in which other managers own fields of an
     applied document.
     """
@@ -131,15 +129,13 @@ def conflict(*managers: str) -> Answer:
         ("DELETE", lambda cluster: cluster.delete("Service", "flights")),
     ],
 )
-def test_busy_or_broken_api_is_asked_again(
-    api: ScriptedApi, method: str, call: Callable[[Cluster], object]
-) -> None:
+def test_busy_or_broken_api_is_asked_again(api, method, call):
     api.script = [(429, {}), (500, {}), (CUT, {}), (503, {}), (200, SERVICE)]
     call(Cluster("ml"))
     assert [line.split()[0] for line in api.asked] == [method] * 5
 
 
-def test_the_newest_version_that_the_cluster_has_is_used(api: ScriptedApi) -> None:
+def test_the_newest_version_that_the_cluster_has_is_used(api):
     cluster = Cluster("ml")
     cluster.apply(
         {"kind": "PodDisruptionBudget", "apiVersion": "policy/v1", "metadata": {"name": "f"}}
@@ -150,7 +146,7 @@ def test_the_newest_version_that_the_cluster_has_is_used(api: ScriptedApi) -> No
         cluster.apply({"kind": "ServiceMonitor", "metadata": {"name": "f"}})
 
 
-def test_fields_of_ours_are_taken_back_and_those_of_others_only_by_force(api: ScriptedApi) -> None:
+def test_fields_of_ours_are_taken_back_and_those_of_others_only_by_force(api):
     cluster = Cluster("ml")
     for owners in (["onnxserve"], ["onnxserve", "before-first-apply"]):
         api.script = [conflict(*owners), (200, {})]
@@ -163,7 +159,7 @@ def test_fields_of_ours_are_taken_back_and_those_of_others_only_by_force(api: Sc
         cluster.apply(SERVICE)
 
 
-def test_object_is_restored_without_the_fields_of_the_cluster(api: ScriptedApi) -> None:
+def test_object_is_restored_without_the_fields_of_the_cluster(api):
     metadata = {"name": "flights", "uid": "1", "resourceVersion": "7", "labels": {"app": "f"}}
     api.script = [(200, {**SERVICE, "metadata": metadata, "spec": {}, "ours": False, "status": {}})]
     Cluster("ml").put_back(
@@ -180,7 +176,7 @@ def test_object_is_restored_without_the_fields_of_the_cluster(api: ScriptedApi) 
     }
 
 
-def test_an_object_that_changes_meanwhile_is_applied_again(api: ScriptedApi) -> None:
+def test_an_object_that_changes_meanwhile_is_applied_again(api):
     api.script = [(409, {"message": "the object has been modified"})] * 2
     Cluster("ml").apply(SERVICE)
     assert len(api.asked) == 3
@@ -209,15 +205,13 @@ def test_an_object_that_changes_meanwhile_is_applied_again(api: ScriptedApi) -> 
         ((422, {"message": "spec.ports: Required value"}), DeploymentFailed, ["422", "spec.ports"]),
     ],
 )
-def test_a_refusal_is_one_line(
-    api: ScriptedApi, answer: Answer, kind: type[OnnxserveError], names: list[str]
-) -> None:
+def test_a_refusal_is_one_line(api, answer, kind, names):
     api.script = [answer]
     with refused(kind, *names):
         Cluster("ml").apply(SERVICE)
 
 
-def test_a_namespace_is_known_by_its_uid(api: ScriptedApi) -> None:
+def test_a_namespace_is_known_by_its_uid(api):
     api.script = [
         (200, {"metadata": {"uid": "f1"}}),
         (403, {"message": 'namespaces "ml" is forbidden'}),
@@ -228,13 +222,13 @@ def test_a_namespace_is_known_by_its_uid(api: ScriptedApi) -> None:
     assert api.asked == ["GET /api/v1/namespaces/ml"] * 2
 
 
-def test_the_context_that_a_setting_names_is_used(api: ScriptedApi) -> None:
+def test_the_context_that_a_setting_names_is_used(api):
     assert Cluster("ml", "x").get("Service", "flights") == {}
     with refused(InvalidConfig, "ONNXSERVE_KUBE_CONTEXT", "'y'", "contexts are x"):
         Cluster("ml", "y")
 
 
-def test_missing_object_is_none_and_deleting_it_is_not_an_error(api: ScriptedApi) -> None:
+def test_missing_object_is_none_and_deleting_it_is_not_an_error(api):
     api.script = [(404, {"message": "not found"})] * 2
     cluster = Cluster("ml")
     assert cluster.get("Service", "flights") is None
@@ -244,9 +238,7 @@ def test_missing_object_is_none_and_deleting_it_is_not_an_error(api: ScriptedApi
 @pytest.mark.parametrize(
     ("content", "context"), [(None, None), ("current-context: none\n", None), ("", "elsewhere")]
 )
-def test_missing_cluster_error_names_the_kubeconfig(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, context: str | None
-) -> None:
+def test_missing_cluster_error_names_the_kubeconfig(tmp_path, monkeypatch, content, context):
     if content is not None:
         (tmp_path / "config").write_text(content)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
@@ -254,21 +246,19 @@ def test_missing_cluster_error_names_the_kubeconfig(
         Cluster("ml", context)
 
 
-def test_a_character_that_two_frames_of_a_command_share_is_read_whole(api: ScriptedApi) -> None:
+def test_a_character_that_two_frames_of_a_command_share_is_read_whole(api):
     text = "möglich".encode()
     api.frames = [STDOUT + text[:2], STDOUT + text[2:], STATUS + b'{"status": "Success"}']
     assert Cluster("ml").execute("flights-1", ["cat", "note"]) == "möglich"
 
 
-def test_a_command_whose_connection_is_cut_has_not_run(api: ScriptedApi) -> None:
+def test_a_command_whose_connection_is_cut_has_not_run(api):
     api.frames = [STDOUT + b"half"]
     with refused(ApiRefused, "pod flights-1", "lost"):
         Cluster("ml").execute("flights-1", ["cat", "note"])
 
 
-def test_a_command_that_may_not_be_run_is_refused_in_the_words_of_the_api_server(
-    api: ScriptedApi,
-) -> None:
+def test_a_command_that_may_not_be_run_is_refused_in_the_words_of_the_api_server(api):
     message = 'pods "flights-1" is forbidden: User "u" cannot create resource "pods/exec"'
     api.script = [(403, {"message": message})]
     with refused(ApiRefused, "forbids", message) as raised:
@@ -276,9 +266,7 @@ def test_a_command_that_may_not_be_run_is_refused_in_the_words_of_the_api_server
     assert (raised.value.status, raised.value.may_pass) == (403, False)
 
 
-def test_an_api_server_that_is_not_there_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_api_server_that_is_not_there_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path, "http://127.0.0.1:9")))
     with refused(ApiRefused, "Kubernetes API", "http://127.0.0.1:9", "does not answer") as raised:
         Cluster("ml").get("Service", "flights")
@@ -286,8 +274,8 @@ def test_an_api_server_that_is_not_there_is_one_line(
 
 
 def test_a_key_of_the_configuration_is_in_one_file_for_all_who_read_it_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, monkeypatch
+):
     file = kubeconfig(tmp_path, "https://127.0.0.1:1")
     config = yaml.safe_load(file.read_text())
     config["users"][0]["user"] = {"client-key-data": base64.b64encode(os.urandom(32)).decode()}
@@ -295,7 +283,7 @@ def test_a_key_of_the_configuration_is_in_one_file_for_all_who_read_it_at_once(
     (tmp_path / "keys").mkdir()
     made = tempfile.mkstemp
 
-    def slowly(*args: Any, **options: Any) -> tuple[int, str]:
+    def slowly(*args, **options):
         time.sleep(0.05)  # A pause as on a slow disk lets other threads run first.
         return made(*args, **options)
 

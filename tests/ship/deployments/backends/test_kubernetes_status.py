@@ -1,7 +1,5 @@
 """Tests of the one-line descriptions of the states of Deployments and pods."""
 
-from typing import Any
-
 import pytest
 
 from mlflow_deploy_plugin.ship.deployments.backends.kubernetes_status import (
@@ -41,13 +39,11 @@ DEPLOYMENT = {"metadata": {"generation": 2}, "spec": {"replicas": 3}}
         ),
     ],
 )
-def test_a_rollout_is_over_when_every_pod_is_new_and_ready(
-    status: dict[str, int], pending: str
-) -> None:
+def test_a_rollout_is_over_when_every_pod_is_new_and_ready(status, pending):
     assert pending_rollout({**DEPLOYMENT, "status": status}) == pending
 
 
-def pod(condition: dict[str, Any] | None = None, **status: Any) -> dict[str, Any]:
+def pod(condition=None, **status):
     container = {"name": "onnxserve", "ready": False, "restartCount": 0, **status}
     return {
         "metadata": {"name": "f-1"},
@@ -124,18 +120,16 @@ ENDED = {"terminated": {"reason": "Error", "exitCode": 1}}
         ),
     ],
 )
-def test_pod_trouble_gives_a_reason_and_whether_waiting_helps(
-    found: dict[str, Any], trouble: PodTrouble | None
-) -> None:
+def test_pod_trouble_gives_a_reason_and_whether_waiting_helps(found, trouble):
     assert pod_trouble(found) == trouble
 
 
-def test_a_pod_whose_node_is_lost_is_not_ready_whatever_its_container_was() -> None:
+def test_a_pod_whose_node_is_lost_is_not_ready_whatever_its_container_was():
     assert is_ready(pod({"type": "Ready", "status": "True"}, ready=True))
     assert not is_ready(pod({"type": "Ready", "status": "False"}, ready=True))
 
 
-def test_full_quota_is_reported_at_once() -> None:
+def test_full_quota_is_reported_at_once():
     message = (
         'pods "f-1" is forbidden: exceeded quota: few, requested: pods=1, used: pods=3, '
         "limited: pods=3"
@@ -150,7 +144,7 @@ def test_full_quota_is_reported_at_once() -> None:
     assert quota_trouble({"type": "Available", "status": "True"}) is None
 
 
-def test_a_quota_that_ending_pods_fill_is_waited_for_until_the_cluster_tries_again() -> None:
+def test_a_quota_that_ending_pods_fill_is_waited_for_until_the_cluster_tries_again():
     refused = RefusedPods(since=100.0)
     assert not refused.is_final(is_ending=True, now=142.0)
     # The cluster has retried at 141, and retries next at 182.
@@ -158,5 +152,5 @@ def test_a_quota_that_ending_pods_fill_is_waited_for_until_the_cluster_tries_aga
     assert refused.is_final(is_ending=False, now=195.0)
 
 
-def test_a_quota_that_no_ending_pod_fills_is_not_waited_for() -> None:
+def test_a_quota_that_no_ending_pod_fills_is_not_waited_for():
     assert RefusedPods(since=100.0).is_final(is_ending=False, now=100.0)

@@ -1,7 +1,5 @@
 """Tests of the choice of ports: free, taken and reserved ports."""
 
-from pathlib import Path
-
 import psutil
 import pytest
 
@@ -19,16 +17,14 @@ from mlflow_deploy_plugin.ship.deployments.backends.local import (
 from tests.support.refusals import refused
 
 
-def test_a_port_is_free_until_somebody_listens(free_port: int, taken_port: int) -> None:
+def test_a_port_is_free_until_somebody_listens(free_port, taken_port):
     assert is_port_free("127.0.0.1", free_port)
     assert not is_port_free("127.0.0.1", taken_port)
     with refused(InvalidConfig, f"port {taken_port}", "127.0.0.1", "in use"):
         check_port("127.0.0.1", taken_port)
 
 
-def test_the_first_port_is_chosen_that_is_free_and_not_kept_for_another(
-    free_port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_first_port_is_chosen_that_is_free_and_not_kept_for_another(free_port, monkeypatch):
     assert local.FIRST_PORT == 8080
     monkeypatch.setattr(local, "FIRST_PORT", free_port)
 
@@ -38,12 +34,12 @@ def test_the_first_port_is_chosen_that_is_free_and_not_kept_for_another(
         choose_port("127.0.0.1", range(free_port, 65536))
 
 
-def test_address_of_another_machine_is_refused(free_port: int) -> None:
+def test_address_of_another_machine_is_refused(free_port):
     with refused(InvalidConfig, f"192.0.2.1:{free_port}"):
         is_port_free("192.0.2.1", free_port)
 
 
-def test_fields_of_a_container_are_refused_where_there_is_none(tmp_path: Path) -> None:
+def test_fields_of_a_container_are_refused_where_there_is_none(tmp_path):
     with refused(InvalidConfig, "container.…", "-t onnxserve:/docker"):
         LocalBackend(Settings(home=tmp_path)).apply(
             apply_config(new_endpoint("e", "one"), {"container.cpus": "2"}), print
@@ -51,8 +47,8 @@ def test_fields_of_a_container_are_refused_where_there_is_none(tmp_path: Path) -
 
 
 def test_a_server_without_its_process_id_is_starting_and_no_other_process_is_looked_at(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, monkeypatch
+):
     """Listing all processes once per endpoint would take minutes for thousands of
     endpoints.
     """
@@ -69,7 +65,7 @@ def test_a_server_without_its_process_id_is_starting_and_no_other_process_is_loo
     assert gone.state == "failed"
 
 
-def test_the_metrics_of_a_server_that_was_killed_go_with_it(tmp_path: Path) -> None:
+def test_the_metrics_of_a_server_that_was_killed_go_with_it(tmp_path):
     settings = Settings(home=tmp_path / "home")
     in_shared_memory = tmp_path / "metrics"
     in_shared_memory.mkdir()
@@ -81,15 +77,13 @@ def test_the_metrics_of_a_server_that_was_killed_go_with_it(tmp_path: Path) -> N
     assert not in_shared_memory.exists()
 
 
-def test_a_log_that_is_emptied_is_followed_from_its_new_begin(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_log_that_is_emptied_is_followed_from_its_new_begin(tmp_path, monkeypatch):
     settings = Settings(home=tmp_path)
     log = settings.state_dir("e") / LOG
     log.parent.mkdir(parents=True)
     log.write_text("the first of three lines\n")
 
-    def is_running(*_: object) -> bool:
+    def is_running(*_):
         """During the first read of the log, the server writes into it. Then the log is
         truncated.
         """

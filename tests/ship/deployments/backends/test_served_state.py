@@ -3,15 +3,12 @@ with a spec.
 """
 
 import os
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from mlflow_deploy_plugin.core.errors import DeploymentFailed
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, new_endpoint
-from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.statedir import files
 from mlflow_deploy_plugin.core.statedir.files import WANTED, worker_file, write_state
 from mlflow_deploy_plugin.core.statedir.models import (
@@ -34,17 +31,12 @@ SPEC = add_variant(new_endpoint("e", "one", variant="a"), "b", "two")
 
 
 @pytest.fixture
-def say(tmp_path: Path) -> Callable[..., None]:
+def say(tmp_path):
     """Write the state of agent and worker. Generation 2 is wanted, and by default the
     worker has applied it.
     """
 
-    def write(
-        spec: EndpointSpec = SPEC,
-        generation: int = 2,
-        pid: int | None = None,
-        **loaded: LoadedVariant,
-    ) -> None:
+    def write(spec=SPEC, generation=2, pid=None, **loaded):
         variants = {
             name: WantedVariant(
                 model_uri=v.model, model="m", version="1", folder=tmp_path, weight=v.weight
@@ -64,9 +56,7 @@ def say(tmp_path: Path) -> Callable[..., None]:
     return write
 
 
-def test_fully_loaded_endpoint_has_no_pending_work(
-    tmp_path: Path, say: Callable[..., None]
-) -> None:
+def test_fully_loaded_endpoint_has_no_pending_work(tmp_path, say):
     say(a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
 
     report = compare_applied(SPEC, read_served_state(tmp_path))
@@ -75,13 +65,11 @@ def test_fully_loaded_endpoint_has_no_pending_work(
     assert [worker.pid for worker in read_served_state(tmp_path).workers] == [os.getpid()]
 
 
-def test_an_empty_folder_waits_for_the_models(tmp_path: Path) -> None:
+def test_an_empty_folder_waits_for_the_models(tmp_path):
     assert compare_applied(SPEC, read_served_state(tmp_path)).pending == "fetching one, two"
 
 
-def test_a_server_is_observed_without_reading_its_spec(
-    tmp_path: Path, say: Callable[..., None]
-) -> None:
+def test_a_server_is_observed_without_reading_its_spec(tmp_path, say):
     say(a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
     (tmp_path / files.SPEC).write_bytes(b"\xff")
     server = ServerState(
@@ -103,9 +91,7 @@ def test_a_server_is_observed_without_reading_its_spec(
         ({"server.workers": 2}, "loading the model, 1 of 2 workers have it"),
     ],
 )
-def test_a_changed_spec_is_waited_for(
-    tmp_path: Path, say: Callable[..., None], wanted: dict[str, object], pending: str
-) -> None:
+def test_a_changed_spec_is_waited_for(tmp_path, say, wanted, pending):
     say(a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
 
     assert (
@@ -113,7 +99,7 @@ def test_a_changed_spec_is_waited_for(
     )
 
 
-def test_a_worker_behind_or_dead_does_not_count(tmp_path: Path, say: Callable[..., None]) -> None:
+def test_a_worker_behind_or_dead_does_not_count(tmp_path, say):
     say(generation=1, a=LoadedVariant(version="1"))
     # The id is above the kernel's largest process id.
     say(pid=2**22 + 1, a=LoadedVariant(version="1"))
@@ -124,9 +110,7 @@ def test_a_worker_behind_or_dead_does_not_count(tmp_path: Path, say: Callable[..
     assert [worker.pid for worker in read_served_state(tmp_path).workers] == [os.getpid()]
 
 
-def test_change_that_loads_no_model_is_not_called_loading(
-    tmp_path: Path, say: Callable[..., None]
-) -> None:
+def test_change_that_loads_no_model_is_not_called_loading(tmp_path, say):
     say(generation=1, a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
 
     pending = compare_applied(SPEC, read_served_state(tmp_path)).pending
@@ -134,9 +118,7 @@ def test_change_that_loads_no_model_is_not_called_loading(
     assert "loading" not in pending
 
 
-def test_a_variant_that_cannot_be_loaded_is_silent_only_where_traffic_would_miss_it(
-    tmp_path: Path, say: Callable[..., None]
-) -> None:
+def test_a_variant_that_cannot_be_loaded_is_silent_only_where_traffic_would_miss_it(tmp_path, say):
     say(a=LoadedVariant(error="broken"), b=LoadedVariant(error="too"))
 
     report = compare_applied(SPEC, read_served_state(tmp_path))
@@ -145,7 +127,7 @@ def test_a_variant_that_cannot_be_loaded_is_silent_only_where_traffic_would_miss
     assert report.missing == ("a",)
 
 
-def test_pending_work_is_reported_on_change_and_times_out() -> None:
+def test_pending_work_is_reported_on_change_and_times_out():
     steps = iter(["one", "one", "two", ""])
     messages = list[str]()
     wait_while_pending("e", lambda: next(steps), 60, messages.append, poll_seconds=0)

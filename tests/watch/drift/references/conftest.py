@@ -1,18 +1,14 @@
 """A model with a training sample, an inference log, and requests for references."""
 
-from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
-from mlflow_deploy_plugin.serve.inference_log.windows import Window, parse_window
+from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
 from mlflow_deploy_plugin.watch.drift.references.load import load_reference
-from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.watch.result import WindowRequest
 from tests.support.inference_log import ENDPOINT, MODEL, LogWriter
 from tests.watch.conftest import FIRST_DAY, day_of_rows, reference_of_days, serve, write_model
@@ -22,25 +18,20 @@ ROWS = 60
 DAY = parse_window("2013-02-01/2013-02-02")
 
 
-def some_days() -> list[dict[str, Any]]:
+def some_days():
     rng = np.random.default_rng(0)
     return [
-        day_of_rows(
-            rng,
-            FIRST_DAY + timedelta(days=number),
-            rows=ROWS,
-        )
-        for number in range(DAYS)
+        day_of_rows(rng, FIRST_DAY + timedelta(days=number), rows=ROWS) for number in range(DAYS)
     ]
 
 
 @pytest.fixture
-def days() -> list[dict[str, Any]]:
+def days():
     return some_days()
 
 
 @pytest.fixture(scope="module")
-def captured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def captured(tmp_path_factory):
     """A log with the days, all answered by version 1."""
     folder = tmp_path_factory.mktemp("captured")
     for number, day in enumerate(some_days()):  # four hours per day, since each hour is a file
@@ -53,11 +44,7 @@ def captured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def question_of(
-    tmp_path: Path,
-    captured: Path,
-    days: list[dict[str, Any]],
-) -> Callable[..., Any]:
+def question_of(tmp_path, captured, days):
     """Return requests for windows. Version 1 is served,
     with the days as its reference.
     """
@@ -65,12 +52,7 @@ def question_of(
     state_dir = settings.deployments_path / ENDPOINT
     serve(state_dir, write_model(tmp_path / "models" / "1", reference_of_days(days), "m-1"))
 
-    def request(
-        reference: str = "training",
-        window: Window = DAY,
-        columns: tuple[Any, ...] = (),
-        every: str = "1d",
-    ) -> WindowRequest:
+    def request(reference="training", window=DAY, columns=(), every="1d"):
         spec = MonitorSpec(reference=reference, columns=columns, every=every)
         return WindowRequest(ENDPOINT, "drift", spec, window, 1, settings)
 
@@ -78,22 +60,16 @@ def question_of(
 
 
 @pytest.fixture
-def ask(question_of: Callable[..., Any]) -> Callable[..., Any]:
+def ask(question_of):
     """Load the reference of a monitor."""
 
-    def ask(
-        reference: str = "training",
-        window: Window = DAY,
-        version: str = "1",
-        columns: tuple[Any, ...] = (),
-        every: str = "1d",
-    ) -> DriftReference | None:
+    def ask(reference="training", window=DAY, version="1", columns=(), every="1d"):
         return load_reference(question_of(reference, window, columns, every), MODEL, version)
 
     return ask
 
 
-def window_rows(reference: DriftReference, window: str) -> int:
+def window_rows(reference, window):
     return reference.pieces.windows[
         reference.pieces.window_starts_us.index(parse_window(window).start_us)
     ].rows

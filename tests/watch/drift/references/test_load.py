@@ -2,10 +2,8 @@
 judged window.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,9 +30,7 @@ from tests.watch.drift.sketches.test_sketch import assert_same
 from .conftest import DAYS, ROWS, window_rows
 
 
-def test_a_training_sample_is_cut_into_windows_of_the_judged_ones_length_and_phase(
-    ask: Callable[..., Any],
-) -> None:
+def test_a_training_sample_is_cut_into_windows_of_the_judged_ones_length_and_phase(ask):
     reference = ask()
 
     assert [block.rows for block in reference.pieces.windows] == [ROWS] * DAYS
@@ -47,11 +43,7 @@ def test_a_training_sample_is_cut_into_windows_of_the_judged_ones_length_and_pha
     assert shifted.bins_key == reference.bins_key
 
 
-def test_windows_that_follow_each_other_share_the_pieces_of_the_same_rows(
-    ask: Callable[..., Any],
-    days: list[dict[str, Any]],
-    tmp_path: Path,
-) -> None:
+def test_windows_that_follow_each_other_share_the_pieces_of_the_same_rows(ask, days, tmp_path):
     path = tmp_path / "calm.parquet"
     pq.write_table(reference_of_days(days), path)
     first, second = (
@@ -66,11 +58,7 @@ def test_windows_that_follow_each_other_share_the_pieces_of_the_same_rows(
     assert ask(f"dataset:{path}").pieces.total.rows == (DAYS - 1) * ROWS
 
 
-def test_a_reference_without_times_has_a_total_and_says_so(
-    ask: Callable[..., Any],
-    days: list[dict[str, Any]],
-    tmp_path: Path,
-) -> None:
+def test_a_reference_without_times_has_a_total_and_says_so(ask, days, tmp_path):
     table = reference_of_days(days).drop_columns(["_event_time"])
     pq.write_table(table, tmp_path / "models" / "1" / "reference.parquet")
 
@@ -82,7 +70,7 @@ def test_a_reference_without_times_has_a_total_and_says_so(
     assert "no event times" in reference.notes[0]
 
 
-def test_only_the_named_columns_are_compared(ask: Callable[..., Any]) -> None:
+def test_only_the_named_columns_are_compared(ask):
     reference = ask(columns=("carrier", "gone"))
 
     assert list(reference.bins) == ["carrier"]
@@ -97,30 +85,17 @@ def test_only_the_named_columns_are_compared(ask: Callable[..., Any]) -> None:
     [
         ("window:2013-01-03/2013-01-09", "2013-01-11/1d"),
         # The window does not consist of whole hours, so rows are read.
-        (
-            "window:2013-01-03T00:30/2013-01-09T00:30",
-            "2013-01-11T00:30/90m",
-        ),
+        ("window:2013-01-03T00:30/2013-01-09T00:30", "2013-01-11T00:30/90m"),
         ("rolling:2d", "2013-01-11/1d"),
         ("training", "2013-01-11/1d"),
     ],
 )
-def test_a_segment_of_a_reference_is_of_all_of_its_rows(
-    ask: Callable[..., Any],
-    question_of: Callable[..., Any],
-    reference: str,
-    judged: str,
-) -> None:
+def test_a_segment_of_a_reference_is_of_all_of_its_rows(ask, question_of, reference, judged):
     window = parse_window(judged)
     whole = ask(reference, window=window)
 
     parts = load_segment_references(
-        question_of(reference, window),
-        MODEL,
-        "1",
-        whole,
-        "carrier",
-        ["UA", "AA", "DL", "none"],
+        question_of(reference, window), MODEL, "1", whole, "carrier", ["UA", "AA", "DL", "none"]
     )
 
     for place in range(len(whole.pieces.windows)):
@@ -131,7 +106,7 @@ def test_a_segment_of_a_reference_is_of_all_of_its_rows(
     assert parts[3].pieces.total.rows == 0
 
 
-def test_a_pinned_window_of_the_log_is_a_reference(ask: Callable[..., Any]) -> None:
+def test_a_pinned_window_of_the_log_is_a_reference(ask):
     reference = ask("window:2013-01-03/2013-01-09")
 
     assert [block.rows for block in reference.pieces.windows] == [ROWS] * 6
@@ -147,25 +122,16 @@ def test_a_pinned_window_of_the_log_is_a_reference(ask: Callable[..., Any]) -> N
         "prediction",
     }
     uneven = ask(
-        "window:2013-01-03T00:30/2013-01-08T00:30",
-        window=parse_window("2013-02-01T00:30/90m"),
+        "window:2013-01-03T00:30/2013-01-08T00:30", window=parse_window("2013-02-01T00:30/90m")
     )
     assert uneven.pieces.total.rows == sum(block.rows for block in uneven.pieces.windows)
     assert uneven.pieces.grid.window_steps == 1
 
 
-def test_values_found_in_one_captured_window_only_count_as_new_there(
-    ask: Callable[..., Any],
-    captured: Path,
-) -> None:
+def test_values_found_in_one_captured_window_only_count_as_new_there(ask, captured):
     rng = np.random.default_rng(1)
     days = [
-        day_of_rows(
-            rng,
-            FIRST_DAY + timedelta(days=80 + number),
-            rows=ROWS,
-        )
-        for number in range(3)
+        day_of_rows(rng, FIRST_DAY + timedelta(days=80 + number), rows=ROWS) for number in range(3)
     ]
     days[0]["carrier"][:5] = "ZZ"
     for day in days:
@@ -179,19 +145,14 @@ def test_values_found_in_one_captured_window_only_count_as_new_there(
     assert sum(block.columns["noise"].below + block.columns["noise"].above for block in blocks) >= 2
 
 
-def test_a_version_that_was_not_there_yet_is_compared_with_those_that_were(
-    ask: Callable[..., Any],
-) -> None:
+def test_a_version_that_was_not_there_yet_is_compared_with_those_that_were(ask):
     reference = ask("window:2013-01-03/2013-01-09", version="2")
 
     assert reference.pieces.total.rows == 6 * ROWS
     assert mentions(reference.notes[0], "version 2", "has no rows")
 
 
-def test_a_rolling_reference_is_the_same_window_so_long_ago_and_the_pairs_before_it(
-    ask: Callable[..., Any],
-    captured: Path,
-) -> None:
+def test_a_rolling_reference_is_the_same_window_so_long_ago_and_the_pairs_before_it(ask, captured):
     pieces = ask("rolling:2d", window=parse_window("2013-01-11/1d")).pieces
 
     assert [block.rows for block in pieces.windows] == [ROWS] * 10
@@ -204,7 +165,7 @@ def test_a_rolling_reference_is_the_same_window_so_long_ago_and_the_pairs_before
     assert list(captured.glob("_sketches/samples/**/*.parquet"))
 
 
-def test_an_hour_is_compared_with_the_same_hour_so_long_ago(ask: Callable[..., Any]) -> None:
+def test_an_hour_is_compared_with_the_same_hour_so_long_ago(ask):
     reference = ask("rolling:1d", window=parse_window("2013-01-11T05:00/1h"))
 
     starts = reference.pieces.window_starts_us
@@ -213,19 +174,12 @@ def test_an_hour_is_compared_with_the_same_hour_so_long_ago(ask: Callable[..., A
     assert reference.pieces.others.rows == window_rows(reference, "2013-01-10T05:00/1h")
     assert mentions(reference.notes[0], "1d before", "2013-01-10T05:00:00/2013-01-10T06:00:00")
     gone = ask("rolling:1d", window=parse_window("2013-01-11T15:00/1h"))
-    assert (
-        gone.pieces.others.rows,
-        len(gone.pieces.windows) > 0,
-    ) == (0, True)
+    assert (gone.pieces.others.rows, len(gone.pieces.windows) > 0) == (0, True)
 
 
-def test_no_span_leaves_the_calendar(question_of: Callable[..., Any]) -> None:
+def test_no_span_leaves_the_calendar(question_of):
     window = Window(FIRST_DAY, FIRST_DAY + timedelta(days=30))
-    spec: dict[str, Any] = {
-        "every": "30d",
-        "reference": "rolling:30d",
-        "false_alarm_rate": 0.002,
-    }
+    spec: dict[str, Any] = {"every": "30d", "reference": "rolling:30d", "false_alarm_rate": 0.002}
     question = replace(question_of(window=window), spec=MonitorSpec(**spec))
 
     with refused(NotFound, "no rows of 'flights' were captured"):
@@ -233,9 +187,7 @@ def test_no_span_leaves_the_calendar(question_of: Callable[..., Any]) -> None:
     assert rolling_span(timedelta(3660), timedelta(3660), 1e-300) < timedelta(50_000)
 
 
-def test_a_log_that_is_younger_than_the_lag_has_no_window_to_compare_with(
-    ask: Callable[..., Any],
-) -> None:
+def test_a_log_that_is_younger_than_the_lag_has_no_window_to_compare_with(ask):
     window = parse_window("2013-01-09T05:00/10m")
 
     pieces = ask("rolling:60d", window=window).pieces
@@ -258,11 +210,7 @@ def test_a_log_that_is_younger_than_the_lag_has_no_window_to_compare_with(
         ("rolling:7d", ["'flights'", "before 2012-02-01"]),
     ],
 )
-def test_a_past_without_rows_is_a_clear_error(
-    ask: Callable[..., Any],
-    reference: str,
-    names: list[str],
-) -> None:
+def test_a_past_without_rows_is_a_clear_error(ask, reference, names):
     with refused(NotFound, *names):
         ask(reference, window=parse_window("2012-02-01/1d"))
 
@@ -274,10 +222,6 @@ def test_a_past_without_rows_is_a_clear_error(
         ("rolling:2d", ["no window", "1 day, 12:00:00", "2d", "a multiple"]),
     ],
 )
-def test_a_window_by_hand_of_another_length_may_have_none_so_long_before_it(
-    ask: Callable[..., Any],
-    reference: str,
-    names: list[str],
-) -> None:
+def test_a_window_by_hand_of_another_length_may_have_none_so_long_before_it(ask, reference, names):
     with refused(InvalidConfig, *names):
         ask(reference, window=parse_window("2013-01-11/36h"))

@@ -4,10 +4,7 @@ without event times.
 
 import json
 import shutil
-from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
@@ -31,10 +28,7 @@ from tests.watch.drift.sketches.test_sketch import assert_same
 from .conftest import DAY, DAYS, ROWS
 
 
-def test_model_without_a_reference_is_a_clear_error(
-    ask: Callable[..., Any],
-    tmp_path: Path,
-) -> None:
+def test_model_without_a_reference_is_a_clear_error(ask, tmp_path):
     serve(
         tmp_path / "home" / "deployments" / ENDPOINT,
         write_model(tmp_path / "models" / "2", None),
@@ -46,15 +40,9 @@ def test_model_without_a_reference_is_a_clear_error(
 
 
 @pytest.mark.parametrize(
-    ("bound", "size"),
-    [("_MAX_VALUES", "4,320 values"), ("MAX_BYTES", "more than 1,000")],
+    ("bound", "size"), [("_MAX_VALUES", "4,320 values"), ("MAX_BYTES", "more than 1,000")]
 )
-def test_a_reference_that_would_not_fit_into_memory_is_not_read(
-    ask: Callable[..., Any],
-    monkeypatch: pytest.MonkeyPatch,
-    bound: str,
-    size: str,
-) -> None:
+def test_a_reference_that_would_not_fit_into_memory_is_not_read(ask, monkeypatch, bound, size):
     monkeypatch.setattr(f"mlflow_deploy_plugin.core.tabular.streams.{bound}", 1000)
 
     with refused(InvalidArtifact, "'reference.parquet'", size):
@@ -63,10 +51,8 @@ def test_a_reference_that_would_not_fit_into_memory_is_not_read(
 
 @pytest.mark.parametrize("is_folder", [False, True])
 def test_a_dataset_of_lists_that_would_not_fit_into_memory_is_not_read(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    is_folder: bool,
-) -> None:
+    tmp_path, monkeypatch, is_folder
+):
     monkeypatch.setattr("mlflow_deploy_plugin.core.tabular.streams._MAX_VALUES", 1000)
     for part in range(2):
         table = pa.table({"x": [[0.0] * 499] * 3})
@@ -76,7 +62,7 @@ def test_a_dataset_of_lists_that_would_not_fit_into_memory_is_not_read(
         load_datasets([str(tmp_path if is_folder else tmp_path / "0.parquet")])
 
 
-def test_a_version_that_is_not_served_is_downloaded_once(world: Any) -> None:
+def test_a_version_that_is_not_served_is_downloaded_once(world):
     shutil.rmtree(world.state_dir)
     request = WindowRequest(ENDPOINT, "drift", MonitorSpec(), DAY, 1, world.settings)
     first = load_reference(request, MODEL, "1")
@@ -95,16 +81,10 @@ def test_a_version_that_is_not_served_is_downloaded_once(world: Any) -> None:
 
 @pytest.mark.parametrize("column", ["_event_time", "when"])
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
-def test_a_dataset_is_a_reference(
-    ask: Callable[..., Any],
-    days: list[dict[str, Any]],
-    tmp_path: Path,
-    suffix: str,
-    column: str,
-) -> None:
+def test_a_dataset_is_a_reference(ask, days, tmp_path, suffix, column):
     table = reference_of_days(days)
     table = table.rename_columns(
-        [column if name == "_event_time" else name for name in table.column_names],
+        [column if name == "_event_time" else name for name in table.column_names]
     )
     path = tmp_path / f"calm.{suffix}"
     (pq.write_table if suffix == "parquet" else pa_csv.write_csv)(table, path)
@@ -123,12 +103,7 @@ def test_a_dataset_is_a_reference(
 
 
 @pytest.mark.parametrize("zone", [None, "UTC"])
-def test_the_times_of_a_dataset_may_be_nanoseconds_as_pandas_writes_them(
-    ask: Callable[..., Any],
-    days: list[dict[str, Any]],
-    tmp_path: Path,
-    zone: str | None,
-) -> None:
+def test_the_times_of_a_dataset_may_be_nanoseconds_as_pandas_writes_them(ask, days, tmp_path, zone):
     table = reference_of_days(days)
     nanoseconds = table["_event_time"].cast(pa.int64()).to_numpy() * 1000 + 1
     times = pa.array(nanoseconds, pa.timestamp("ns", tz=zone))
@@ -138,17 +113,12 @@ def test_the_times_of_a_dataset_may_be_nanoseconds_as_pandas_writes_them(
     )
 
     assert [block.rows for block in ask(f"dataset:{tmp_path / 'calm.parquet'}").pieces.windows] == [
-        ROWS,
+        ROWS
     ] * DAYS
 
 
 @pytest.mark.parametrize("form", ["%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"])
-def test_the_times_of_a_dataset_may_be_texts(
-    ask: Callable[..., Any],
-    days: list[dict[str, Any]],
-    tmp_path: Path,
-    form: str,
-) -> None:
+def test_the_times_of_a_dataset_may_be_texts(ask, days, tmp_path, form):
     table = reference_of_days(days)
     texts = pa.array([time.strftime(form) for time in table["_event_time"].to_pylist()])
     pq.write_table(
@@ -157,7 +127,7 @@ def test_the_times_of_a_dataset_may_be_texts(
     )
 
     assert [block.rows for block in ask(f"dataset:{tmp_path / 'calm.parquet'}").pieces.windows] == [
-        ROWS,
+        ROWS
     ] * DAYS
 
 
@@ -166,40 +136,14 @@ def test_the_times_of_a_dataset_may_be_texts(
     [
         (None, NotFound, ["does not exist"]),
         (b"no parquet", InvalidConfig, ["cannot be read"]),
-        (
-            pa.table({"a": pa.array([], pa.int64())}),
-            InvalidConfig,
-            ["no rows"],
-        ),
-        (
-            pa.table({"a": [FIRST_DAY], "b": [FIRST_DAY]}),
-            InvalidConfig,
-            ["time columns", "(a, b)"],
-        ),
-        (
-            pa.table({"_event_time": [FIRST_DAY, None]}),
-            InvalidConfig,
-            ["1 rows", "_event_time"],
-        ),
-        (
-            pa.table({"_event_time": [1372636800]}),
-            InvalidConfig,
-            ["_event_time", "int64"],
-        ),
-        (
-            pa.table({"_event_time": ["31.07.2013"]}),
-            InvalidConfig,
-            ["'31.07.2013'", "a timestamp"],
-        ),
+        (pa.table({"a": pa.array([], pa.int64())}), InvalidConfig, ["no rows"]),
+        (pa.table({"a": [FIRST_DAY], "b": [FIRST_DAY]}), InvalidConfig, ["time columns", "(a, b)"]),
+        (pa.table({"_event_time": [FIRST_DAY, None]}), InvalidConfig, ["1 rows", "_event_time"]),
+        (pa.table({"_event_time": [1372636800]}), InvalidConfig, ["_event_time", "int64"]),
+        (pa.table({"_event_time": ["31.07.2013"]}), InvalidConfig, ["'31.07.2013'", "a timestamp"]),
     ],
 )
-def test_a_dataset_that_is_none_is_a_clear_error(
-    ask: Callable[..., Any],
-    tmp_path: Path,
-    content: bytes | pa.Table | None,
-    error: type[Exception],
-    names: list[str],
-) -> None:
+def test_a_dataset_that_is_none_is_a_clear_error(ask, tmp_path, content, error, names):
     path = tmp_path / "data.parquet"
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -211,11 +155,7 @@ def test_a_dataset_that_is_none_is_a_clear_error(
 
 
 @pytest.mark.parametrize("name", ["a", "_event_time"])
-def test_a_dataset_with_two_columns_of_one_name_is_a_clear_error(
-    ask: Callable[..., Any],
-    tmp_path: Path,
-    name: str,
-) -> None:
+def test_a_dataset_with_two_columns_of_one_name_is_a_clear_error(ask, tmp_path, name):
     path = tmp_path / "data.csv"
     path.write_text(f"{name},{name}\n2013-01-01T00:00:00,2013-01-01T00:00:00\n")
 
@@ -235,46 +175,32 @@ def test_a_dataset_with_two_columns_of_one_name_is_a_clear_error(
     ],
 )
 def test_a_csv_reference_has_the_types_of_the_signature_otherwise_those_of_the_log(
-    tmp_path: Path,
-    signature: str,
-    logged: list[Any] | None,
-    kind: str,
-) -> None:
+    tmp_path, signature, logged, kind
+):
     settings = Settings(home=tmp_path / "home", log_uri=str(tmp_path / "log"))
     columns = {} if logged is None else {"zip": logged}
     LogWriter(tmp_path / "log").write(
-        {
-            "_event_time": [datetime(2013, 2, 1, 9, tzinfo=UTC)],
-            "y": [1],
-            **columns,
-        },
+        {"_event_time": [datetime(2013, 2, 1, 9, tzinfo=UTC)], "y": [1], **columns}
     )
     folder = write_model(tmp_path / "model", None)
     if signature:
         document = yaml.safe_load((folder / "MLmodel").read_text())
         inputs = json.dumps([{"type": signature, "name": "zip", "required": True}])
         (folder / "MLmodel").write_text(
-            yaml.safe_dump({**document, "signature": {"inputs": inputs, "outputs": None}}),
+            yaml.safe_dump({**document, "signature": {"inputs": inputs, "outputs": None}})
         )
     serve(settings.state_dir(ENDPOINT), folder)
     (tmp_path / "calm.csv").write_text("zip,y\n1234,1\n90210,0\n,1\n")
     spec = MonitorSpec(reference=f"dataset:{tmp_path / 'calm.csv'}")
 
-    reference = load_reference(
-        WindowRequest(ENDPOINT, "drift", spec, DAY, 1, settings),
-        MODEL,
-        "1",
-    )
+    reference = load_reference(WindowRequest(ENDPOINT, "drift", spec, DAY, 1, settings), MODEL, "1")
 
     types = {name: reference.bins[name].arrow_type for name in without_projections(reference.bins)}
     assert types == {"zip": kind, "y": "int64"}
     assert reference.pieces.total.columns["zip"].missing == 1
 
 
-def test_a_folder_of_csv_files_has_the_type_that_fits_all_of_them(
-    ask: Callable[..., Any],
-    tmp_path: Path,
-) -> None:
+def test_a_folder_of_csv_files_has_the_type_that_fits_all_of_them(ask, tmp_path):
     (tmp_path / "data" / "_hidden").mkdir(parents=True)
     (tmp_path / "data" / "a.csv").write_text("zip,n\n1234,1\n")
     (tmp_path / "data" / "b.csv").write_text("n,zip\n2.5,01234\n")
@@ -282,8 +208,5 @@ def test_a_folder_of_csv_files_has_the_type_that_fits_all_of_them(
 
     (rows,) = load_datasets([str(tmp_path / "data")])
 
-    assert rows.table.to_pydict() == {
-        "zip": ["1234", "01234"],
-        "n": [1.0, 2.5],
-    }
+    assert rows.table.to_pydict() == {"zip": ["1234", "01234"], "n": [1.0, 2.5]}
     assert dataset_columns(str(tmp_path / "data")) == ("zip", "n")

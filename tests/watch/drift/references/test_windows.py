@@ -2,10 +2,7 @@
 rest of a reference.
 """
 
-from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +23,7 @@ from tests.support.inference_log import event_table
 from tests.watch.conftest import FIRST_DAY, reference_of_days
 
 
-def test_steps_are_contiguous_and_make_the_blocks(ask: Callable[..., Any]) -> None:
+def test_steps_are_contiguous_and_make_the_blocks(ask):
     reference = ask(window=parse_window("2013-02-01T06:00/12h"))
 
     assert reference.pieces.grid.step_us == HOUR_US
@@ -41,11 +38,7 @@ def test_steps_are_contiguous_and_make_the_blocks(ask: Callable[..., Any]) -> No
     assert sum(step.rows for step in reference.pieces.steps) == reference.pieces.total.rows
 
 
-def test_values_found_in_one_block_only_count_as_new_there(
-    ask: Callable[..., Any],
-    days: list[dict[str, Any]],
-    tmp_path: Path,
-) -> None:
+def test_values_found_in_one_block_only_count_as_new_there(ask, days, tmp_path):
     days[3]["carrier"][:5] = "ZZ"
     days[4]["temperature"][0] = 99.0
     pq.write_table(reference_of_days(days), tmp_path / "models" / "1" / "reference.parquet")
@@ -58,7 +51,7 @@ def test_values_found_in_one_block_only_count_as_new_there(
     assert sum(block.columns["carrier"].unseen for block in ask().pieces.windows) == 5
 
 
-def test_of_more_windows_than_are_kept_pairs_are(ask: Callable[..., Any]) -> None:
+def test_of_more_windows_than_are_kept_pairs_are(ask):
     pieces = ask("rolling:4d", window=parse_window("2013-01-11T05:00/10m")).pieces
 
     later, earlier = pieces.pairs()
@@ -69,18 +62,11 @@ def test_of_more_windows_than_are_kept_pairs_are(ask: Callable[..., Any]) -> Non
 
 
 @pytest.mark.parametrize("lag", [1, 24, 168, 5000])
-def test_as_many_pairs_are_kept_as_the_smallest_rate_needs(lag: int) -> None:
+def test_as_many_pairs_are_kept_as_the_smallest_rate_needs(lag):
     length = timedelta(hours=1)
     span = rolling_span(lag * length, length, SMALLEST_ROLLING_RATE)
 
-    over = window_grid(
-        {},
-        0,
-        HOUR_US,
-        -(span // length) * HOUR_US,
-        -1,
-        lag,
-    )
+    over = window_grid({}, 0, HOUR_US, -(span // length) * HOUR_US, -1, lag)
 
     selected = over.choose(over.windows)
     assert (
@@ -90,11 +76,7 @@ def test_as_many_pairs_are_kept_as_the_smallest_rate_needs(lag: int) -> None:
     )
 
 
-def test_bins_and_pieces_hold_any_number_of_windows(
-    ask: Callable[..., Any],
-    days: list[dict[str, Any]],
-    tmp_path: Path,
-) -> None:
+def test_bins_and_pieces_hold_any_number_of_windows(ask, days, tmp_path):
     times = [FIRST_DAY + timedelta(days=40 * number) for number in range(900)]
     pq.write_table(
         event_table({"_event_time": times, "x": np.arange(900.0)}),
@@ -115,11 +97,10 @@ FOUR_DAYS = {
 }
 
 
-def test_a_day_is_measured_against_the_others() -> None:
+def test_a_day_is_measured_against_the_others():
     times = np.repeat(np.arange(4) * DAY_US, 2)
     table = pa.table(FOUR_DAYS).append_column(
-        "_event_time",
-        pa.array(times, pa.timestamp("us", tz="UTC")),
+        "_event_time", pa.array(times, pa.timestamp("us", tz="UTC"))
     )
     bins = {name: freeze_bins(feature) for name, feature in read_columns(table)[0].items()}
     pieces = cut_pieces(bins, table, times, 0, DAY_US)

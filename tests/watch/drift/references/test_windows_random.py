@@ -4,20 +4,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mlflow_deploy_plugin.watch.drift.references.windows import (
-    RANDOM_WINDOWS,
-    DriftReference,
-    with_random_windows,
-)
+from mlflow_deploy_plugin.watch.drift.references.windows import RANDOM_WINDOWS, with_random_windows
 from tests.watch.drift.test_verdict import reference_of
 
 
-def independent_reference(rows: int) -> DriftReference:
+def independent_reference(rows):
     table = pa.table(
-        {
-            "number": np.arange(float(rows)),
-            "name": [f"id-{row}" for row in range(rows)],
-        }
+        {"number": np.arange(float(rows)), "name": [f"id-{row}" for row in range(rows)]}
     )
     return reference_of(table, None)
 
@@ -33,10 +26,8 @@ def independent_reference(rows: int) -> DriftReference:
     ],
 )
 def test_windows_have_as_many_rows_as_the_judged_window_if_possible(
-    reference_rows: int,
-    rows: int,
-    window_rows: int,
-) -> None:
+    reference_rows, rows, window_rows
+):
     reference = independent_reference(reference_rows)
 
     pieces = with_random_windows(reference, rows).pieces
@@ -46,7 +37,7 @@ def test_windows_have_as_many_rows_as_the_judged_window_if_possible(
     assert pieces.total is reference.pieces.total
 
 
-def test_values_are_new_if_no_other_row_of_the_reference_has_them() -> None:
+def test_values_are_new_if_no_other_row_of_the_reference_has_them():
     windows = with_random_windows(independent_reference(800), 100).pieces.windows
 
     assert [window.columns["name"].unseen for window in windows] == [100] * RANDOM_WINDOWS
@@ -57,7 +48,7 @@ def test_values_are_new_if_no_other_row_of_the_reference_has_them() -> None:
     assert 0 < np.count_nonzero(outside) < RANDOM_WINDOWS / 2
 
 
-def test_a_reference_always_gets_the_same_windows() -> None:
+def test_a_reference_always_gets_the_same_windows():
     first, second = (with_random_windows(independent_reference(800), 100) for _ in range(2))
 
     means = [

@@ -1,69 +1,54 @@
 """Bins that are frozen on the reference, and distances over them."""
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.watch.drift.sketches.bins import (
-    Bins,
-    CategoryBins,
-    OrderedBins,
-    freeze_bins,
-)
+from mlflow_deploy_plugin.watch.drift.sketches.bins import CategoryBins, OrderedBins, freeze_bins
 from mlflow_deploy_plugin.watch.drift.sketches.columns import ColumnValues
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import encode_columns
 
 RNG = np.random.default_rng(0)
 
 
-def numbers(values: Array | list[Any]) -> ColumnValues:
+def numbers(values):
     return ColumnValues("x", "number", np.asarray(values, dtype=np.float64))
 
 
-def texts(values: list[Any]) -> ColumnValues:
+def texts(values):
     return ColumnValues("x", "category", np.array(values, dtype=object))
 
 
-def codes_of(bins: Bins, feature: ColumnValues) -> Array:
+def codes_of(bins, feature):
     kind = pa.float64() if feature.kind == "number" else pa.string()
-    return encode_columns(
-        {"x": bins},
-        pa.table({"x": pa.array(feature.values, kind)}),
-    )["x"]
+    return encode_columns({"x": bins}, pa.table({"x": pa.array(feature.values, kind)}))["x"]
 
 
-def distance(reference: ColumnValues, current: ColumnValues) -> float:
+def distance(reference, current):
     bins = freeze_bins(reference)
     left, right = (
-        np.bincount(
-            codes_of(bins, feature),
-            minlength=bins.size + 1,
-        )[:-1].astype(float)
+        np.bincount(codes_of(bins, feature), minlength=bins.size + 1)[:-1].astype(float)
         for feature in (reference, current)
     )
     return float(bins.distance(left, right))
 
 
-def frozen_texts(values: list[str]) -> CategoryBins:
+def frozen_texts(values):
     bins = freeze_bins(texts(values))
     assert isinstance(bins, CategoryBins)
     return bins
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.5, 2.0, 8.0])
-def test_the_distance_of_numbers_is_the_way_they_moved_in_standard_deviations(shift: float) -> None:
+def test_the_distance_of_numbers_is_the_way_they_moved_in_standard_deviations(shift):
     values = RNG.normal(10, 3, 20_000)
 
     assert distance(numbers(values), numbers(values + 3 * shift)) == pytest.approx(
-        shift,
-        abs=0.06 + 0.02 * shift,
+        shift, abs=0.06 + 0.02 * shift
     )
 
 
-def test_one_sentinel_among_the_values_has_a_bounded_weight() -> None:
+def test_one_sentinel_among_the_values_has_a_bounded_weight():
     values = RNG.normal(size=10_000)
     with_sentinel = np.append(values[1:], -1e300)
 
@@ -71,7 +56,7 @@ def test_one_sentinel_among_the_values_has_a_bounded_weight() -> None:
     assert distance(numbers(with_sentinel), numbers(values + 1)) == pytest.approx(1, abs=0.05)
 
 
-def test_categories_that_the_reference_lacks_fall_in_with_the_rare_ones() -> None:
+def test_categories_that_the_reference_lacks_fall_in_with_the_rare_ones():
     reference = texts([f"id{number}" for number in range(1000, 6000)])
     fresh = texts([f"is{number}" for number in range(1000, 6000)])
 
@@ -84,16 +69,12 @@ def test_categories_that_the_reference_lacks_fall_in_with_the_rare_ones() -> Non
     [
         (["id1234"] * 5000, 0.9),
         ([""] * 5000, 1.0),
-        (
-            [f"id{number}" for number in range(10**9, 10**9 + 5000)],
-            1.0,
-        ),
+        ([f"id{number}" for number in range(10**9, 10**9 + 5000)], 1.0),
     ],
 )
 def test_ids_and_free_texts_are_far_from_one_value_from_no_text_and_from_texts_of_another_length(
-    values: list[str],
-    least: float,
-) -> None:
+    values, least
+):
     reference = texts([f"id{number}" for number in range(1000, 6000)])
 
     assert distance(reference, texts(values)) >= least - 0.02
@@ -112,19 +93,16 @@ def test_ids_and_free_texts_are_far_from_one_value_from_no_text_and_from_texts_o
         [5e-324, 0.0, 1.0],
     ],
 )
-def test_numbers_without_a_spread_are_compared_by_value(values: list[Any]) -> None:
+def test_numbers_without_a_spread_are_compared_by_value(values):
     bins = freeze_bins(numbers(values))
 
-    codes = codes_of(
-        bins,
-        numbers([*values, 7.0, np.inf, np.nan]),
-    )
+    codes = codes_of(bins, numbers([*values, 7.0, np.inf, np.nan]))
     assert isinstance(bins, CategoryBins) or np.isfinite(bins.positions).all()
     assert codes[-1] == bins.size
     assert ((codes >= 0) & (codes <= bins.size)).all()
 
 
-def test_the_bins_do_not_depend_on_the_order_of_the_rows() -> None:
+def test_the_bins_do_not_depend_on_the_order_of_the_rows():
     values = [f"c{number % 70}" for number in range(700)]
     shuffled = list(RNG.permutation(values))
 
@@ -132,7 +110,7 @@ def test_the_bins_do_not_depend_on_the_order_of_the_rows() -> None:
     assert isinstance(freeze_bins(numbers(np.arange(1000))), OrderedBins)
 
 
-def test_a_side_without_values_has_no_distance() -> None:
+def test_a_side_without_values_has_no_distance():
     bins = freeze_bins(numbers(np.arange(100)))
 
     empty = np.zeros(bins.size)
@@ -156,20 +134,12 @@ def test_a_side_without_values_has_no_distance() -> None:
         "a sentinel",
     ],
 )
-def test_a_number_is_in_the_bin_that_a_binary_search_finds(reference: Array | list[Any]) -> None:
+def test_a_number_is_in_the_bin_that_a_binary_search_finds(reference):
     bins = freeze_bins(numbers(reference), "double")
     assert isinstance(bins, OrderedBins)
-    beside = [
-        np.nextafter(bins.edges, -np.inf),
-        bins.edges,
-        np.nextafter(bins.edges, np.inf),
-    ]
+    beside = [np.nextafter(bins.edges, -np.inf), bins.edges, np.nextafter(bins.edges, np.inf)]
     values = np.concatenate(
-        [
-            *beside,
-            np.asarray(reference),
-            [0.0, -0.0, 1e308, -1e308, np.inf, -np.inf],
-        ],
+        [*beside, np.asarray(reference), [0.0, -0.0, 1e308, -1e308, np.inf, -np.inf]]
     )
 
     assert (
@@ -178,21 +148,13 @@ def test_a_number_is_in_the_bin_that_a_binary_search_finds(reference: Array | li
 
 
 @pytest.mark.filterwarnings("error")
-def test_range_beyond_a_float_is_binned_without_a_warning() -> None:
-    values = np.array(
-        [
-            -1.7e308,
-            1.7e308,
-            np.inf,
-            *np.zeros(5),
-            np.nan,
-        ]
-    )
+def test_range_beyond_a_float_is_binned_without_a_warning():
+    values = np.array([-1.7e308, 1.7e308, np.inf, *np.zeros(5), np.nan])
 
     assert isinstance(freeze_bins(ColumnValues("x", "number", values)), CategoryBins)
 
 
-def test_bins_describe_the_reference_values() -> None:
+def test_bins_describe_the_reference_values():
     bins = freeze_bins(numbers([*range(1000), np.nan]), "int64")
     assert bins.kind == "number"
     assert bins.minimum == 0
@@ -205,15 +167,9 @@ def test_bins_describe_the_reference_values() -> None:
     assert len(categories.known) == 5000
 
 
-def test_of_many_categories_those_are_frequent_that_are_it_by_more_than_chance() -> None:
+def test_of_many_categories_those_are_frequent_that_are_it_by_more_than_chance():
     alike, few = (list(RNG.integers(1000, 1000 + count, 9000).astype(str)) for count in (500, 100))
 
     assert len(frozen_texts(few).codes) == 100
     assert frozen_texts(alike).codes == {}
-    assert frozen_texts(
-        [
-            *alike,
-            *["a"] * 200,
-            *["b"] * 100,
-        ]
-    ).codes == {"a": 0, "b": 1}
+    assert frozen_texts([*alike, *["a"] * 200, *["b"] * 100]).codes == {"a": 0, "b": 1}

@@ -3,7 +3,6 @@
 import datetime
 import decimal
 from itertools import product
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,59 +18,29 @@ from mlflow_deploy_plugin.watch.drift.sketches.columns import (
 @pytest.mark.parametrize(
     ("column", "kind", "values"),
     [
-        (
-            pa.array([1, None, 3], pa.int64()),
-            "number",
-            [1.0, np.nan, 3.0],
-        ),
-        (
-            pa.array([1, 2], pa.uint8()),
-            "number",
-            [1.0, 2.0],
-        ),
-        (
-            pa.array([2**63 + 1], pa.uint64()),
-            "number",
-            [float(2**63)],
-        ),
-        (
-            pa.array([0.5, np.nan, None], pa.float32()),
-            "number",
-            [0.5, np.nan, np.nan],
-        ),
+        (pa.array([1, None, 3], pa.int64()), "number", [1.0, np.nan, 3.0]),
+        (pa.array([1, 2], pa.uint8()), "number", [1.0, 2.0]),
+        (pa.array([2**63 + 1], pa.uint64()), "number", [float(2**63)]),
+        (pa.array([0.5, np.nan, None], pa.float32()), "number", [0.5, np.nan, np.nan]),
         (pa.array([decimal.Decimal("1.25")]), "number", [1.25]),
-        (
-            pa.array([True, None, False]),
-            "category",
-            ["true", None, "false"],
-        ),
+        (pa.array([True, None, False]), "category", ["true", None, "false"]),
         (pa.array(["a", None]), "category", ["a", None]),
-        (
-            pa.array(["a", "b", "a"]).dictionary_encode(),
-            "category",
-            ["a", "b", "a"],
-        ),
+        (pa.array(["a", "b", "a"]).dictionary_encode(), "category", ["a", "b", "a"]),
         (pa.nulls(2), "category", [None, None]),
     ],
 )
-def test_a_column_becomes_a_feature(column: Any, kind: str, values: list[Any]) -> None:
+def test_a_column_becomes_a_feature(column, kind, values):
     features, notes = read_columns(pa.table({"x": column}))
 
     assert features["x"].kind == kind
     assert notes == []
     np.testing.assert_array_equal(
-        features["x"].values,
-        np.array(values, dtype=features["x"].values.dtype),
+        features["x"].values, np.array(values, dtype=features["x"].values.dtype)
     )
 
 
-def test_a_tensor_becomes_the_mean_the_spread_and_eight_projections_of_each_row() -> None:
-    nested = pa.array(
-        [
-            [[1.0, 3.0], [5.0, 7.0]],
-            [[2.0, 2.0], [2.0, 2.0]],
-        ]
-    )
+def test_a_tensor_becomes_the_mean_the_spread_and_eight_projections_of_each_row():
+    nested = pa.array([[[1.0, 3.0], [5.0, 7.0]], [[2.0, 2.0], [2.0, 2.0]]])
     long = pa.array([list(range(9)), []])
 
     features, _ = read_columns(pa.table({"image": nested, "tokens": long}))
@@ -81,67 +50,31 @@ def test_a_tensor_becomes_the_mean_the_spread_and_eight_projections_of_each_row(
         f"{name}.{figure}" for name, figure in product(("image", "tokens"), figures)
     ]
     np.testing.assert_allclose(features["image.mean"].values, [4, 2])
-    np.testing.assert_allclose(
-        features["image.std"].values,
-        [np.sqrt(5), 0],
-    )
+    np.testing.assert_allclose(features["image.std"].values, [np.sqrt(5), 0])
     np.testing.assert_array_equal(features["tokens.mean"].values, [4, np.nan])
     for number in range(
-        8,
+        8
         # The deviations of the first image, -3, -1, 1 and 3, each with a sign, over the
         # root of four.
     ):
-        assert features[f"image.projection.{number}"].values[0] in (
-            -4,
-            -3,
-            -2,
-            -1,
-            0,
-            1,
-            2,
-            3,
-            4,
-        )
+        assert features[f"image.projection.{number}"].values[0] in (-4, -3, -2, -1, 0, 1, 2, 3, 4)
         assert features[f"image.projection.{number}"].values[1] == 0
         assert np.isnan(features[f"tokens.projection.{number}"].values[1])
 
 
-def test_a_short_vector_becomes_its_components() -> None:
+def test_a_short_vector_becomes_its_components():
     features, _ = read_columns(
-        pa.table(
-            {
-                "p": pa.array(
-                    [
-                        [0.25, 0.75],
-                        [1.0],
-                        [],
-                        None,
-                        [None, 0.5],
-                    ]
-                )
-            }
-        ),
+        pa.table({"p": pa.array([[0.25, 0.75], [1.0], [], None, [None, 0.5]])})
     )
 
     assert list(features) == ["p.0", "p.1"]
-    np.testing.assert_array_equal(
-        features["p.0"].values,
-        [0.25, 1, np.nan, np.nan, np.nan],
-    )
-    np.testing.assert_array_equal(
-        features["p.1"].values,
-        [0.75, np.nan, np.nan, np.nan, 0.5],
-    )
+    np.testing.assert_array_equal(features["p.0"].values, [0.25, 1, np.nan, np.nan, np.nan])
+    np.testing.assert_array_equal(features["p.1"].values, [0.75, np.nan, np.nan, np.nan, 0.5])
 
 
-def test_the_logs_own_columns_and_times_are_no_features() -> None:
+def test_the_logs_own_columns_and_times_are_no_features():
     table = pa.table(
-        {
-            "_row": [1],
-            "when": [datetime.datetime(2013, 1, 1)],
-            "words": [["a"]],
-            "x": [1.0],
-        },
+        {"_row": [1], "when": [datetime.datetime(2013, 1, 1)], "words": [["a"]], "x": [1.0]}
     )
 
     features, notes = read_columns(table)
@@ -153,28 +86,15 @@ def test_the_logs_own_columns_and_times_are_no_features() -> None:
     ]
 
 
-def test_features_are_paired_by_name() -> None:
+def test_features_are_paired_by_name():
     number = ColumnValues("x", "number", np.array([1.0, np.nan]))
-    text = ColumnValues(
-        "x",
-        "category",
-        np.array(["1", "b"], dtype=object),
-    )
+    text = ColumnValues("x", "category", np.array(["1", "b"], dtype=object))
 
     assert pair_columns({"x": number, "gone": number}, {"x": text, "new": text}) == [(number, text)]
 
 
-def test_booleans_compared_with_numbers_become_numbers() -> None:
-    reference, _ = read_columns(
-        pa.table(
-            {
-                "flag": pa.array(
-                    [1.0, 0.0, 1.0],
-                    pa.float32(),
-                )
-            }
-        )
-    )
+def test_booleans_compared_with_numbers_become_numbers():
+    reference, _ = read_columns(pa.table({"flag": pa.array([1.0, 0.0, 1.0], pa.float32())}))
     current, _ = read_columns(pa.table({"flag": [True, None, False]}))
 
     ((left, right),) = pair_columns(reference, current)

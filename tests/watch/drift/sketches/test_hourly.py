@@ -20,7 +20,7 @@ import pytest
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.processes.spark import spark_session
 from mlflow_deploy_plugin.serve.inference_log.log_reader import InferenceLog, open_log
-from mlflow_deploy_plugin.serve.inference_log.windows import Window, parse_window
+from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
 from mlflow_deploy_plugin.watch.drift.references.load import freeze_table
 from mlflow_deploy_plugin.watch.drift.sketches.bins import bins_digest
 from mlflow_deploy_plugin.watch.drift.sketches.hourly import (
@@ -30,8 +30,8 @@ from mlflow_deploy_plugin.watch.drift.sketches.hourly import (
     window_profile,
     window_versions,
 )
-from mlflow_deploy_plugin.watch.drift.sketches.sketch import Profile, sketch_batches
-from tests.support.inference_log import ENDPOINT, MODEL, LogWriter, event_table
+from mlflow_deploy_plugin.watch.drift.sketches.sketch import sketch_batches
+from tests.support.inference_log import ENDPOINT, MODEL, event_table
 from tests.support.services.s3 import s3_server
 from tests.watch.conftest import FIRST_DAY, day_of_rows
 
@@ -45,7 +45,7 @@ CUT = parse_window("2013-01-01T05:20/2013-01-03T07:40")
 
 
 @pytest.fixture
-def days() -> Days:
+def days():
     rng = np.random.default_rng(0)
     days = [day_of_rows(rng, FIRST_DAY + timedelta(days=number)) for number in range(DAYS)]
     for number, day in enumerate(days):  # five hours per day, since each hour is a file
@@ -57,58 +57,39 @@ def days() -> Days:
 
 
 @pytest.fixture
-def log(writer: LogWriter, days: Days) -> InferenceLog:
+def log(writer, days):
     for number, day in enumerate(days):
         writer.write(day, segment=f"s{number}")
     return open_log(str(writer.root))
 
 
 @pytest.fixture
-def bins(days: Days) -> Bins:
+def bins(days):
     return freeze_table(event_table(days[0]), (), "the reference")[0]
 
 
-def profile(
-    log: InferenceLog,
-    bins: Bins,
-    window: Window = MONTH,
-    version: str = "1",
-) -> Profile:
+def profile(log, bins, window=MONTH, version="1"):
     return window_profile(
-        SketchStore(log, ENDPOINT, bins, bins_digest(bins)),
-        MODEL,
-        version,
-        window,
+        SketchStore(log, ENDPOINT, bins, bins_digest(bins)), MODEL, version, window
     )
 
 
-def expected(
-    bins: Bins,
-    days: Days,
-    window: Window = MONTH,
-) -> Profile:
+def expected(bins, days, window=MONTH):
     table = pa.concat_tables([event_table(day) for day in days])
     times = table.column("_event_time").cast(pa.int64()).to_numpy()
     return sketch_batches(
-        bins,
-        [table.filter(pa.array((times >= window.start_us) & (times < window.end_us)))],
+        bins, [table.filter(pa.array((times >= window.start_us) & (times < window.end_us)))]
     )
 
 
-def stored(log: InferenceLog) -> list[Path]:
+def stored(log):
     return sorted(Path(log.location.root).glob("_sketches/*/endpoint=flights/date=*/hours.parquet"))
 
 
 @pytest.mark.parametrize(
-    "window",
-    [MONTH, CUT, parse_window("2013-01-02T03:10/10m"), parse_window("2014-01-01/1d")],
+    "window", [MONTH, CUT, parse_window("2013-01-02T03:10/10m"), parse_window("2014-01-01/1d")]
 )
-def test_the_profile_of_a_window_is_that_of_its_rows_however_hours_are_cut(
-    log: InferenceLog,
-    bins: Bins,
-    days: Days,
-    window: Window,
-) -> None:
+def test_the_profile_of_a_window_is_that_of_its_rows_however_hours_are_cut(log, bins, days, window):
     made = profile(log, bins, window)
 
     assert_same(made, expected(bins, days, window)) if made.rows else None
@@ -116,11 +97,7 @@ def test_the_profile_of_a_window_is_that_of_its_rows_however_hours_are_cut(
     assert_same(profile(log, bins, window), made)  # Stored profiles are used.
 
 
-def test_stored_sketches_are_used_instead_of_the_rows(
-    log: InferenceLog,
-    bins: Bins,
-    days: Days,
-) -> None:
+def test_stored_sketches_are_used_instead_of_the_rows(log, bins, days):
     first = profile(log, bins)
     assert len(stored(log)) == DAYS
 
@@ -132,18 +109,9 @@ def test_stored_sketches_are_used_instead_of_the_rows(
     assert not log.unreadable
 
 
-def test_late_rows_and_compaction_are_noticed(
-    log: InferenceLog,
-    bins: Bins,
-    days: Days,
-    writer: LogWriter,
-) -> None:
+def test_late_rows_and_compaction_are_noticed(log, bins, days, writer):
     profile(log, bins)
-    late = day_of_rows(
-        np.random.default_rng(9),
-        FIRST_DAY + timedelta(days=1),
-        rows=7,
-    )
+    late = day_of_rows(np.random.default_rng(9), FIRST_DAY + timedelta(days=1), rows=7)
 
     writer.write(late, segment="late")
     assert_same(profile(log, bins), expected(bins, [*days, late]))
@@ -154,22 +122,11 @@ def test_late_rows_and_compaction_are_noticed(
     assert_same(profile(log, bins), expected(bins, [*days, late]))
 
 
-def test_stored_profiles_that_make_no_sense_are_made_anew(
-    log: InferenceLog,
-    bins: Bins,
-    days: Days,
-) -> None:
+def test_stored_profiles_that_make_no_sense_are_made_anew(log, bins, days):
     profile(log, bins)
     other = io.BytesIO()
-    pq.write_table(
-        pa.table({"x": [1]}).replace_schema_metadata({"onnxserve": "[1]"}),
-        other,
-    )
-    broken = [
-        other.getvalue(),
-        b"no parquet",
-        stored(log)[2].read_bytes()[:-40],
-    ]
+    pq.write_table(pa.table({"x": [1]}).replace_schema_metadata({"onnxserve": "[1]"}), other)
+    broken = [other.getvalue(), b"no parquet", stored(log)[2].read_bytes()[:-40]]
     for path, content in zip(stored(log), broken, strict=True):
         path.write_bytes(content)
 
@@ -177,11 +134,7 @@ def test_stored_profiles_that_make_no_sense_are_made_anew(
     assert all(path.stat().st_size > 1000 for path in stored(log))
 
 
-def test_a_file_that_cannot_be_read_is_named_each_time_until_it_can_be(
-    log: InferenceLog,
-    bins: Bins,
-    days: Days,
-) -> None:
+def test_a_file_that_cannot_be_read_is_named_each_time_until_it_can_be(log, bins, days):
     path = next(Path(log.location.root).glob("endpoint=*/date=2013-01-02/hour=*/*.parquet"))
     content = path.read_bytes()
     path.write_bytes(b"x" * len(content))
@@ -192,28 +145,16 @@ def test_a_file_that_cannot_be_read_is_named_each_time_until_it_can_be(
     assert list(again.unreadable) == [str(path)]
 
     path.write_bytes(content)
-    assert_same(
-        profile(open_log(log.location.shown), bins),
-        expected(bins, days),
-    )
+    assert_same(profile(open_log(log.location.shown), bins), expected(bins, days))
 
 
-def test_a_log_whose_sketches_cannot_be_written_is_sketched_all_the_same(
-    log: InferenceLog,
-    bins: Bins,
-    days: Days,
-) -> None:
+def test_a_log_whose_sketches_cannot_be_written_is_sketched_all_the_same(log, bins, days):
     (Path(log.location.root) / "_sketches").write_text("a file where the folder would be")
 
     assert_same(profile(log, bins), expected(bins, days))
 
 
-def test_a_log_in_a_bucket_keeps_its_profiles_there(
-    log: InferenceLog,
-    bins: Bins,
-    days: Days,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_log_in_a_bucket_keeps_its_profiles_there(log, bins, days, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "x")
     with s3_server() as bucket:
@@ -231,18 +172,9 @@ def test_a_log_in_a_bucket_keeps_its_profiles_there(
         assert len(bucket.asked) < 20
 
 
-def test_two_that_sketch_at_once_do_no_harm(
-    log: InferenceLog,
-    bins: Bins,
-    days: Days,
-) -> None:
+def test_two_that_sketch_at_once_do_no_harm(log, bins, days):
     with ThreadPoolExecutor(4) as pool:
-        made = list(
-            pool.map(
-                lambda _: profile(open_log(log.location.shown), bins),
-                range(8),
-            )
-        )
+        made = list(pool.map(lambda _: profile(open_log(log.location.shown), bins), range(8)))
 
     for result in [*made, profile(log, bins)]:
         assert_same(result, expected(bins, days))
@@ -251,50 +183,25 @@ def test_two_that_sketch_at_once_do_no_harm(
     assert len(list(Path(log.location.root).glob("_sketches/**/*"))) == len(stored(log)) * 2 + 2
 
 
-def test_versions_are_kept_apart_and_counted(
-    log: InferenceLog,
-    bins: Bins,
-    days: Days,
-    writer: LogWriter,
-) -> None:
-    writer.write(
-        day_of_rows(np.random.default_rng(9), FIRST_DAY, rows=11),
-        version="2",
-    )
+def test_versions_are_kept_apart_and_counted(log, bins, days, writer):
+    writer.write(day_of_rows(np.random.default_rng(9), FIRST_DAY, rows=11), version="2")
 
     assert profile(log, bins, version="2").rows == 11
     assert_same(profile(log, bins), expected(bins, days))
     assert profile(log, bins, version="").rows == 371
     assert profile(log, bins, version="3").rows == 0
-    assert window_versions(log, ENDPOINT, MONTH) == {
-        (MODEL, "1"): 360,
-        (MODEL, "2"): 11,
-    }
+    assert window_versions(log, ENDPOINT, MONTH) == {(MODEL, "1"): 360, (MODEL, "2"): 11}
 
 
-def test_a_row_that_stands_in_the_log_twice_counts_once(
-    log: InferenceLog,
-    bins: Bins,
-    days: Days,
-    writer: LogWriter,
-) -> None:
+def test_a_row_that_stands_in_the_log_twice_counts_once(log, bins, days, writer):
     writer.write(days[1], segment="s1", suffix="-again")
 
     assert_same(profile(log, bins), expected(bins, days))
 
 
-def test_hours_come_in_order_with_their_own_profiles(
-    log: InferenceLog,
-    bins: Bins,
-    days: Days,
-) -> None:
+def test_hours_come_in_order_with_their_own_profiles(log, bins, days):
     hours = list(
-        hour_profiles(
-            SketchStore(log, ENDPOINT, bins, bins_digest(bins)),
-            MODEL,
-            "1",
-            CUT,
-        ),
+        hour_profiles(SketchStore(log, ENDPOINT, bins, bins_digest(bins)), MODEL, "1", CUT)
     )
 
     starts = [start for start, _ in hours]
@@ -306,7 +213,7 @@ def test_hours_come_in_order_with_their_own_profiles(
 
 
 @pytest.fixture
-def session() -> Any:
+def session():
     pytest.importorskip("pyspark")
     session = spark_session("local[2]")
     yield session
@@ -314,16 +221,9 @@ def session() -> Any:
 
 
 @pytest.mark.long
-def test_spark_gives_the_same_numbers(session: Any, writer: Any) -> None:
+def test_spark_gives_the_same_numbers(session, writer):
     rng = np.random.default_rng(0)
-    days = [
-        day_of_rows(
-            rng,
-            FIRST_DAY + timedelta(days=number),
-            rows=200,
-        )
-        for number in range(3)
-    ]
+    days = [day_of_rows(rng, FIRST_DAY + timedelta(days=number), rows=200) for number in range(3)]
     for day in days:
         writer.write(day)
     bins = freeze_table(event_table(days[0]), (), "the reference")[0]

@@ -2,9 +2,6 @@
 whose correlation changed.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -21,8 +18,7 @@ from mlflow_deploy_plugin.watch.drift.sketches.relations import (
     without_projections,
 )
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import encode_columns, sketch_batches
-from mlflow_deploy_plugin.watch.drift.verdict import DriftVerdict, judge_profile
-from mlflow_deploy_plugin.watch.result import Finding
+from mlflow_deploy_plugin.watch.drift.verdict import judge_profile
 from tests.support.refusals import mentions
 
 DAY = 86_400_000_000
@@ -30,11 +26,7 @@ DAYS = 30
 ROWS = 200
 
 
-def rows(
-    seed: int,
-    count: int = ROWS,
-    **others: Any,
-) -> pa.Table:
+def rows(seed, count=ROWS, **others):
     """Return rows in which the humidity, the delay and the carrier follow the
     temperature.
     """
@@ -43,72 +35,44 @@ def rows(
     columns = {
         "temp": temp,
         "humid": -0.8 * temp + 0.6 * rng.normal(size=count),
-        "delay": np.where(
-            rng.random(count) < 0.1,
-            np.nan,
-            temp + 0.3 * rng.normal(size=count),
-        ),
-        "carrier": np.where(
-            temp + rng.normal(size=count) > 0,
-            "AA",
-            "UA",
-        ),
+        "delay": np.where(rng.random(count) < 0.1, np.nan, temp + 0.3 * rng.normal(size=count)),
+        "carrier": np.where(temp + rng.normal(size=count) > 0, "AA", "UA"),
         "noise": rng.normal(size=count),
     }
     return pa.table(columns | others)
 
 
-def in_another_order(table: pa.Table, *names: str) -> pa.Table:
+def in_another_order(table, *names):
     order = np.random.default_rng(1).permutation(len(table))
     for name in names:
         table = table.set_column(
-            table.column_names.index(name),
-            name,
-            table.column(name).take(pa.array(order)),
+            table.column_names.index(name), name, table.column(name).take(pa.array(order))
         )
     return table
 
 
 @pytest.fixture(scope="module")
-def days() -> DriftReference:
+def days():
     table = rows(0, DAYS * ROWS)
     bins, _ = freeze_table(table, (), "the rows")
-    pieces = cut_pieces(
-        bins,
-        table,
-        np.repeat(np.arange(DAYS) * DAY, ROWS),
-        0,
-        DAY,
-    )
+    pieces = cut_pieces(bins, table, np.repeat(np.arange(DAYS) * DAY, ROWS), 0, DAY)
     return DriftReference(bins, bins_digest(bins), pieces, table)
 
 
-def verdict_on(table: pa.Table, reference: DriftReference, **spec: Any) -> DriftVerdict:
+def verdict_on(table, reference, **spec):
     profile = sketch_batches(reference.bins, [table])
-    return judge_profile(
-        reference,
-        profile,
-        100 * DAY,
-        MonitorSpec(min_rows=30, **spec),
-        None,
-    )
+    return judge_profile(reference, profile, 100 * DAY, MonitorSpec(min_rows=30, **spec), None)
 
 
-def about_relations(verdict: DriftVerdict) -> list[Finding]:
+def about_relations(verdict):
     return [finding for finding in verdict.findings if finding.subject == RELATIONS]
 
 
-def test_a_change_of_only_the_relations_is_one_finding(days: DriftReference) -> None:
+def test_a_change_of_only_the_relations_is_one_finding(days):
     calm = verdict_on(rows(1), days)
     changed = verdict_on(in_another_order(rows(1), "temp"), days)
 
-    assert [
-        (
-            verdict.state,
-            len(about_relations(verdict)),
-        )
-        for verdict in (calm, changed)
-    ] == [
+    assert [(verdict.state, len(about_relations(verdict))) for verdict in (calm, changed)] == [
         ("no drift", 1),
         ("drift", 1),
     ]
@@ -118,32 +82,23 @@ def test_a_change_of_only_the_relations_is_one_finding(days: DriftReference) -> 
     assert not any(name.partition("/")[2] in PROJECTIONS for name in changed.figures)
 
 
-def test_the_rows_of_a_changed_column_are_no_alarm_about_relations(days: DriftReference) -> None:
+def test_the_rows_of_a_changed_column_are_no_alarm_about_relations(days):
     (relations,) = about_relations(
-        verdict_on(
-            rows(1, temp=np.random.default_rng(2).normal(0, 5, ROWS)),
-            days,
-        ),
+        verdict_on(rows(1, temp=np.random.default_rng(2).normal(0, 5, ROWS)), days)
     )
 
     assert relations.state == "no drift"
     assert mentions(relations.reason, "temp")
 
 
-def test_a_column_with_the_name_of_the_relations_keeps_its_own_finding() -> None:
-    def named(seed: int, count: int) -> pa.Table:
+def test_a_column_with_the_name_of_the_relations_keeps_its_own_finding():
+    def named(seed, count):
         values = pa.array(np.random.default_rng(seed + 20).normal(size=count))
         return rows(seed, count).append_column(RELATIONS, values)
 
     table = named(0, DAYS * ROWS)
     bins, _ = freeze_table(table, (), "the rows")
-    pieces = cut_pieces(
-        bins,
-        table,
-        np.repeat(np.arange(DAYS) * DAY, ROWS),
-        0,
-        DAY,
-    )
+    pieces = cut_pieces(bins, table, np.repeat(np.arange(DAYS) * DAY, ROWS), 0, DAY)
     reference = DriftReference(bins, bins_digest(bins), pieces, table)
 
     verdict = verdict_on(in_another_order(named(1, ROWS), "temp"), reference)
@@ -152,20 +107,15 @@ def test_a_column_with_the_name_of_the_relations_keeps_its_own_finding() -> None
     assert states == ["drift", "no drift"]
 
 
-def test_relations_are_not_judged_without_one_of_their_columns(days: DriftReference) -> None:
-    (relations,) = about_relations(
-        verdict_on(
-            rows(1).drop_columns(["temp"]),
-            days,
-        )
-    )
+def test_relations_are_not_judged_without_one_of_their_columns(days):
+    (relations,) = about_relations(verdict_on(rows(1).drop_columns(["temp"]), days))
 
     assert relations.state == "not judged"
     assert mentions(relations.reason, "temp")
 
 
 @pytest.mark.long
-def test_independent_rows_are_judged_too(days: DriftReference) -> None:
+def test_independent_rows_are_judged_too(days):
     verdicts = [
         verdict_on(table, days, independent_rows=True)
         for table in (rows(1), in_another_order(rows(1), "temp"))
@@ -184,18 +134,11 @@ def test_independent_rows_are_judged_too(days: DriftReference) -> None:
         (("temp", "noise"), ("noise",), set()),
     ],
 )
-def test_the_judged_columns_participate_if_there_are_two(
-    columns: tuple[str, ...],
-    left_out: tuple[str, ...],
-    included: set[str],
-) -> None:
+def test_the_judged_columns_participate_if_there_are_two(columns, left_out, included):
     bins, _ = freeze_table(rows(0), columns, "the rows", left_out)
 
     assert relation_tables(bins).keys() == included
-    assert bins.keys() == {
-        *without_projections(bins),
-        *(PROJECTIONS if included else ()),
-    }
+    assert bins.keys() == {*without_projections(bins), *(PROJECTIONS if included else ())}
 
 
 @pytest.mark.parametrize(
@@ -203,44 +146,31 @@ def test_the_judged_columns_participate_if_there_are_two(
     [
         lambda table: [table.select(table.column_names[::-1])],
         lambda table: table.to_batches(max_chunksize=7),
-        lambda table: [
-            table.set_column(
-                3,
-                "carrier",
-                table.column("carrier").dictionary_encode(),
-            )
-        ],
+        lambda table: [table.set_column(3, "carrier", table.column("carrier").dictionary_encode())],
     ],
     ids=["columns in another order", "small batches", "dictionary"],
 )
-def test_projections_depend_only_on_the_values_of_a_row(
-    days: DriftReference,
-    rearranged: Callable[[pa.Table], list[Any]],
-) -> None:
+def test_projections_depend_only_on_the_values_of_a_row(days, rearranged):
     table = rows(3)
 
     once = sketch_batches(days.bins, [table])
     again = sketch_batches(days.bins, rearranged(table))
 
     for name in PROJECTIONS:
-        np.testing.assert_array_equal(
-            once.columns[name].counts,
-            again.columns[name].counts,
-        )
+        np.testing.assert_array_equal(once.columns[name].counts, again.columns[name].counts)
 
 
-def test_a_sentinel_and_a_missing_value_have_a_limited_contribution(days: DriftReference) -> None:
+def test_a_sentinel_and_a_missing_value_have_a_limited_contribution(days):
     table = relation_tables(days.bins)["temp"]
-    far, limit, missing = encode_columns(
-        days.bins,
-        pa.table({"temp": [-9999.0, -5.0, None]}),
-    )["temp"]
+    far, limit, missing = encode_columns(days.bins, pa.table({"temp": [-9999.0, -5.0, None]}))[
+        "temp"
+    ]
 
     assert table[far].tolist() == table[limit].tolist()
     assert not table[missing].any()
 
 
-def test_columns_without_variation_do_not_participate() -> None:
+def test_columns_without_variation_do_not_participate():
     constant = {
         "one": np.ones(ROWS),
         "nothing": pa.nulls(ROWS, pa.float64()),
@@ -248,15 +178,7 @@ def test_columns_without_variation_do_not_participate() -> None:
     }
 
     bins, _ = freeze_table(
-        pa.table(
-            constant
-            | {
-                "x": np.arange(ROWS),
-                "y": np.arange(ROWS)[::-1],
-            }
-        ),
-        (),
-        "the rows",
+        pa.table(constant | {"x": np.arange(ROWS), "y": np.arange(ROWS)[::-1]}), (), "the rows"
     )
 
     assert not {"one", "nothing"} & relation_tables(bins).keys()
@@ -270,22 +192,17 @@ def test_columns_without_variation_do_not_participate() -> None:
         ("carrier", ("temp", "carrier", "UA", "-0.56", "+0.00")),
     ],
 )
-def test_the_two_columns_whose_correlation_changed_most_are_named(
-    days: DriftReference,
-    changed: str,
-    names: tuple[str, ...],
-) -> None:
+def test_the_two_columns_whose_correlation_changed_most_are_named(days, changed, names):
     window = in_another_order(rows(5, 2000), changed)
 
     change = correlation_change(
-        days.bins,
-        *(encode_columns(days.bins, table) for table in (days.sample, window)),
+        days.bins, *(encode_columns(days.bins, table) for table in (days.sample, window))
     )
 
     assert mentions(change, "correlation", *names)
 
 
-def test_a_few_rows_have_no_correlation(days: DriftReference) -> None:
+def test_a_few_rows_have_no_correlation(days):
     codes = [encode_columns(days.bins, table) for table in (days.sample, rows(5, 20))]
 
     assert correlation_change(days.bins, *codes) == ""

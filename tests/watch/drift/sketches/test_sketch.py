@@ -26,13 +26,7 @@ from mlflow_deploy_plugin.watch.drift.sketches.hourly import (
     profile_from_parquet,
     profile_to_parquet,
 )
-from mlflow_deploy_plugin.watch.drift.sketches.sketch import (
-    ColumnSketch,
-    Profile,
-    merge,
-    sketch_batches,
-    sketch_groups,
-)
+from mlflow_deploy_plugin.watch.drift.sketches.sketch import merge, sketch_batches, sketch_groups
 
 EXACT = (
     "kind",
@@ -49,7 +43,7 @@ EXACT = (
 )
 
 
-def freeze(table: pa.Table) -> dict[str, Any]:
+def freeze(table):
     features, _ = read_columns(table)
     types = {name: str(table.schema.field(name).type) for name in table.column_names}
     return {
@@ -57,51 +51,28 @@ def freeze(table: pa.Table) -> dict[str, Any]:
     }
 
 
-def sketch(reference: dict[str, Any], *batches: Any) -> Profile:
-    return sketch_batches(
-        freeze(pa.table(reference)),
-        [pa.table(batch) for batch in batches],
-    )
+def sketch(reference, *batches):
+    return sketch_batches(freeze(pa.table(reference)), [pa.table(batch) for batch in batches])
 
 
-def assert_same(left: Profile, right: Profile) -> None:
+def assert_same(left, right):
     assert left.rows == right.rows
     assert set(left.columns) == set(right.columns)
     for name, column in left.columns.items():
         assert_same_column(column, right.columns[name])
 
 
-def assert_same_column(left: ColumnSketch, right: ColumnSketch) -> None:
+def assert_same_column(left, right):
     assert [getattr(left, name) for name in EXACT] == [getattr(right, name) for name in EXACT]
     np.testing.assert_array_equal(left.counts, right.counts)
-    np.testing.assert_array_equal(
-        [left.minimum, left.maximum],
-        [right.minimum, right.maximum],
-    )
-    np.testing.assert_allclose(
-        [left.mean, left.m2],
-        [right.mean, right.m2],
-        rtol=1e-9,
-        atol=1e-9,
-    )
+    np.testing.assert_array_equal([left.minimum, left.maximum], [right.minimum, right.maximum])
+    np.testing.assert_allclose([left.mean, left.m2], [right.mean, right.m2], rtol=1e-9, atol=1e-9)
 
 
-def test_numbers_are_counted_over_the_references_bins_and_beyond_its_range() -> None:
-    values = np.array(
-        [
-            -5.0,
-            0.5,
-            1.5,
-            40.0,
-            np.nan,
-            np.inf,
-        ]
-    )
+def test_numbers_are_counted_over_the_references_bins_and_beyond_its_range():
+    values = np.array([-5.0, 0.5, 1.5, 40.0, np.nan, np.inf])
 
-    column = sketch(
-        {"x": np.linspace(0, 10, 1000)},
-        {"x": values},
-    ).columns["x"]
+    column = sketch({"x": np.linspace(0, 10, 1000)}, {"x": values}).columns["x"]
 
     assert column.kind == "number"
     assert column.arrow_type == "double"
@@ -118,13 +89,10 @@ def test_numbers_are_counted_over_the_references_bins_and_beyond_its_range() -> 
     assert column.deviation == pytest.approx(np.std(values[:4]))
 
 
-def test_categories_that_the_reference_lacks_are_counted_on_their_own() -> None:
+def test_categories_that_the_reference_lacks_are_counted_on_their_own():
     rows = {"carrier": ["UA", "ZZ", None, "ZZ", "YY"]}
 
-    column = sketch(
-        {"carrier": ["UA", "AA", "UA"]},
-        rows,
-    ).columns["carrier"]
+    column = sketch({"carrier": ["UA", "AA", "UA"]}, rows).columns["carrier"]
 
     assert column.unseen == 3
     assert column.unseen_values == {"ZZ": 2, "YY": 1}
@@ -132,23 +100,17 @@ def test_categories_that_the_reference_lacks_are_counted_on_their_own() -> None:
     assert column.counts.tolist() == [1, 0, 3, 1]  # UA, AA, all others, missing
 
 
-def test_a_rare_category_of_the_reference_is_not_unseen() -> None:
+def test_a_rare_category_of_the_reference_is_not_unseen():
     names = [f"id{number}" for number in range(5000)]
 
-    column = sketch(
-        {"id": names},
-        {"id": [*names[-10:], "new"]},
-    ).columns["id"]
+    column = sketch({"id": names}, {"id": [*names[-10:], "new"]}).columns["id"]
 
     assert column.unseen == 1
     assert column.unseen_values == {"new": 1}
 
 
-def test_numbers_without_a_spread_know_their_values() -> None:
-    column = sketch(
-        {"x": [1.0] * 9 + [2.0]},
-        {"x": [1.0, 2.0, 3.5, None]},
-    ).columns["x"]
+def test_numbers_without_a_spread_know_their_values():
+    column = sketch({"x": [1.0] * 9 + [2.0]}, {"x": [1.0, 2.0, 3.5, None]}).columns["x"]
 
     assert column.kind == "number"
     assert column.unseen == 1
@@ -159,19 +121,13 @@ def test_numbers_without_a_spread_know_their_values() -> None:
 @pytest.mark.parametrize(
     ("values", "arrow_type"),
     [
-        (
-            pa.array([datetime.datetime(2013, 1, 1), None]),
-            "timestamp[us]",
-        ),
+        (pa.array([datetime.datetime(2013, 1, 1), None]), "timestamp[us]"),
         (pa.array([b"a", None]), "binary"),
         (pa.array([["a"], None]), "list<item: string>"),
         (pa.array([{"a": 1}, None]), "struct<a: int64>"),
     ],
 )
-def test_a_column_that_cannot_be_judged_is_there_with_its_type(
-    values: Any,
-    arrow_type: str,
-) -> None:
+def test_a_column_that_cannot_be_judged_is_there_with_its_type(values, arrow_type):
     column = sketch({"x": values}, {"x": values}).columns["x"]
 
     assert column.kind == "other"
@@ -183,24 +139,15 @@ def test_a_column_that_cannot_be_judged_is_there_with_its_type(
 @pytest.mark.parametrize(
     ("values", "kind"),
     [
-        (
-            pa.array([decimal.Decimal("1.25"), decimal.Decimal("2.50"), None]),
-            "number",
-        ),
-        (
-            pa.array([1, 250, None], pa.uint8()),
-            "number",
-        ),
+        (pa.array([decimal.Decimal("1.25"), decimal.Decimal("2.50"), None]), "number"),
+        (pa.array([1, 250, None], pa.uint8()), "number"),
         (pa.array([True, False, None]), "category"),
         (pa.array(["a", "b", None]).dictionary_encode(), "category"),
         (pa.array([1.5, 2.5, None]).dictionary_encode(), "number"),
-        (
-            pa.array(["a", "b", None], pa.large_string()),
-            "category",
-        ),
+        (pa.array(["a", "b", None], pa.large_string()), "category"),
     ],
 )
-def test_a_column_of_any_type_that_has_a_distance_is_counted(values: Any, kind: str) -> None:
+def test_a_column_of_any_type_that_has_a_distance_is_counted(values, kind):
     column = sketch({"x": values}, {"x": values}).columns["x"]
 
     assert column.kind == kind
@@ -209,11 +156,8 @@ def test_a_column_of_any_type_that_has_a_distance_is_counted(values: Any, kind: 
     assert column.counts.sum() == 3
 
 
-def test_new_and_vanished_columns_are_seen() -> None:
-    profile = sketch(
-        {"x": [1.0, 2.0], "gone": ["a", "b"]},
-        {"x": [1.0], "new": ["a"]},
-    )
+def test_new_and_vanished_columns_are_seen():
+    profile = sketch({"x": [1.0, 2.0], "gone": ["a", "b"]}, {"x": [1.0], "new": ["a"]})
 
     assert set(profile.columns) == {"x", "new"}
     assert [profile.columns[name].expected_type for name in ("new", "x")] == ["", "double"]
@@ -223,16 +167,9 @@ def test_new_and_vanished_columns_are_seen() -> None:
 
 @pytest.mark.parametrize(
     ("reference", "values", "arrow_type"),
-    [
-        ([1.0, 2.0, 3.0], ["a", "b", None], "string"),
-        (["a", "b"], [1, 2, None], "int64"),
-    ],
+    [([1.0, 2.0, 3.0], ["a", "b", None], "string"), (["a", "b"], [1, 2, None], "int64")],
 )
-def test_a_column_of_another_kind_than_the_reference_is_marked(
-    reference: list[Any],
-    values: list[Any],
-    arrow_type: str,
-) -> None:
+def test_a_column_of_another_kind_than_the_reference_is_marked(reference, values, arrow_type):
     column = sketch({"x": reference}, {"x": values}).columns["x"]
 
     assert column.kind == "other"
@@ -241,26 +178,19 @@ def test_a_column_of_another_kind_than_the_reference_is_marked(
     assert column.arrow_type == arrow_type != column.expected_type
 
 
-def test_an_empty_column_fits_every_reference_and_an_empty_reference_fits_every_column() -> None:
+def test_an_empty_column_fits_every_reference_and_an_empty_reference_fits_every_column():
     nulls = pa.nulls(3)
 
     assert sketch({"x": [1.0, 2.0, 3.0]}, {"x": nulls}).columns["x"].missing == 3
-    column = sketch(
-        {"x": nulls},
-        {"x": ["a", "b", None]},
-    ).columns["x"]
+    column = sketch({"x": nulls}, {"x": ["a", "b", None]}).columns["x"]
     assert column.unseen == 2
     assert column.mistyped == 0
     assert column.counts.tolist() == [2, 1]
 
 
-def test_types_that_differ_from_file_to_file_are_all_named() -> None:
+def test_types_that_differ_from_file_to_file_are_all_named():
     column = sketch(
-        {"x": [1.0, 2.0, 3.0]},
-        {"x": [1.0]},
-        {"x": [1]},
-        {"x": pa.nulls(1)},
-        {"x": ["a"]},
+        {"x": [1.0, 2.0, 3.0]}, {"x": [1.0]}, {"x": [1]}, {"x": pa.nulls(1)}, {"x": ["a"]}
     ).columns["x"]
 
     assert column.kind == "number"
@@ -270,16 +200,11 @@ def test_types_that_differ_from_file_to_file_are_all_named() -> None:
     assert column.mistyped == 1
 
 
-def test_a_vector_stays_a_vector_whatever_rows_a_batch_has() -> None:
-    reference = {
-        "p": [[0.25, 0.75]] * 5,
-        "image": [list(range(9))] * 5,
-    }
+def test_a_vector_stays_a_vector_whatever_rows_a_batch_has():
+    reference = {"p": [[0.25, 0.75]] * 5, "image": [list(range(9))] * 5}
 
     profile = sketch(
-        reference,
-        {"p": [[1.0]], "image": [[1, 2]]},
-        {"p": [[], None], "image": [None, []]},
+        reference, {"p": [[1.0]], "image": [[1, 2]]}, {"p": [[], None], "image": [None, []]}
     )
 
     projections = {f"image.projection.{number}" for number in range(8)}
@@ -288,11 +213,10 @@ def test_a_vector_stays_a_vector_whatever_rows_a_batch_has() -> None:
     assert profile.columns["image.mean"].mean == 1.5
 
 
-def test_a_hundred_thousand_texts_and_a_thousand_columns_are_sketched() -> None:
+def test_a_hundred_thousand_texts_and_a_thousand_columns_are_sketched():
     texts = [f"id{number}" for number in range(100_000)]
     column = sketch(
-        {"id": texts},
-        {"id": [*texts, *(f"new{number}" for number in range(1000))]},
+        {"id": texts}, {"id": [*texts, *(f"new{number}" for number in range(1000))]}
     ).columns["id"]
     assert column.unseen == 1000
     assert len(column.unseen_values) == 20
@@ -301,25 +225,15 @@ def test_a_hundred_thousand_texts_and_a_thousand_columns_are_sketched() -> None:
     assert len(sketch(wide, wide).columns) == 1000
 
 
-def test_groups_of_rows_are_sketched_as_each_of_them_alone() -> None:
+def test_groups_of_rows_are_sketched_as_each_of_them_alone():
     rng = np.random.default_rng(0)
     table = pa.table(
         {
             "x": rng.normal(size=500),
-            "c": rng.choice(
-                np.array(["a", "b", "new", None], dtype=object),
-                500,
-            ),
-        },
+            "c": rng.choice(np.array(["a", "b", "new", None], dtype=object), 500),
+        }
     )
-    bins = freeze(
-        pa.table(
-            {
-                "x": rng.normal(size=100),
-                "c": ["a", "b"] * 50,
-            }
-        )
-    )
+    bins = freeze(pa.table({"x": rng.normal(size=100), "c": ["a", "b"] * 50}))
     groups = rng.integers(0, 4, 500)
 
     for group, profile in enumerate(sketch_groups(bins, table, groups, 5)):
@@ -334,25 +248,17 @@ def test_groups_of_rows_are_sketched_as_each_of_them_alone() -> None:
         )
 
 
-def test_no_rows_make_an_empty_profile() -> None:
+def test_no_rows_make_an_empty_profile():
     assert merge([]).rows == 0
     assert merge([]).columns == {}
     assert sketch({"x": [1.0, 2.0]}, {"x": pa.array([], pa.float64())}).columns["x"].rows == 0
 
 
-@pytest.mark.parametrize(
-    "reference",
-    [[1.0] * 9, [1.0, 2.0, 3.0], pa.nulls(3)],
-)
-def test_a_file_without_any_value_says_nothing_of_the_kind(
-    reference: list[float] | pa.NullArray,
-) -> None:
-    column = sketch(
-        {"x": reference},
-        {"x": pa.nulls(2)},
-        {"x": [1.0]},
-        {"x": pa.nulls(1)},
-    ).columns["x"]
+@pytest.mark.parametrize("reference", [[1.0] * 9, [1.0, 2.0, 3.0], pa.nulls(3)])
+def test_a_file_without_any_value_says_nothing_of_the_kind(reference):
+    column = sketch({"x": reference}, {"x": pa.nulls(2)}, {"x": [1.0]}, {"x": pa.nulls(1)}).columns[
+        "x"
+    ]
 
     assert column.kind == "number"
     assert column.arrow_type == "double"
@@ -362,21 +268,11 @@ def test_a_file_without_any_value_says_nothing_of_the_kind(
 
 VALUES = {
     "number": (
-        st.one_of(
-            st.none(),
-            st.floats(-100, 100),
-            st.sampled_from([math.nan, math.inf, 1e9]),
-        ),
+        st.one_of(st.none(), st.floats(-100, 100), st.sampled_from([math.nan, math.inf, 1e9])),
         pa.float64(),
     ),
-    "text": (
-        st.one_of(st.none(), st.sampled_from(["a", "b", "c", "new", "x" * 100])),
-        pa.string(),
-    ),
-    "flag": (
-        st.one_of(st.none(), st.booleans()),
-        pa.bool_(),
-    ),
+    "text": (st.one_of(st.none(), st.sampled_from(["a", "b", "c", "new", "x" * 100])), pa.string()),
+    "flag": (st.one_of(st.none(), st.booleans()), pa.bool_()),
 }
 REFERENCE = {
     "number": np.linspace(-50, 50, 300),
@@ -393,64 +289,38 @@ def tables(draw: Callable[..., Any]) -> pa.Table:
     columns = {}
     for name in draw(st.lists(st.sampled_from(sorted(VALUES)), unique=True, min_size=1)):
         strategy, kind = VALUES[name]
-        values = pa.array(
-            draw(st.lists(strategy, min_size=rows, max_size=rows)),
-            kind,
-        )
+        values = pa.array(draw(st.lists(strategy, min_size=rows, max_size=rows)), kind)
         columns[name] = pc.cast(values, pa.string()) if draw(st.booleans()) else values
     return pa.table(columns)
 
 
 @settings(max_examples=25)
-@given(
-    st.lists(tables(), min_size=1, max_size=4),
-    st.randoms(use_true_random=False),
-)
-def test_merging_is_associative_and_commutative_and_batches_make_no_difference(
-    parts: list[pa.Table],
-    random: Any,
-) -> None:
+@given(st.lists(tables(), min_size=1, max_size=4), st.randoms(use_true_random=False))
+def test_merging_is_associative_and_commutative_and_batches_make_no_difference(parts, random):
     profiles = [sketch_batches(BINS, [part]) for part in parts]
     together = merge(profiles)
 
     shuffled = random.sample(profiles, len(profiles))
     assert_same(merge(shuffled), together)
     cut = random.randint(0, len(shuffled))
-    assert_same(
-        merge([merge(shuffled[:cut]), merge(shuffled[cut:])]),
-        together,
-    )
-    batches = [
-        part.slice(first, 3)
-        for part in parts
-        for first in range(
-            0,
-            max(len(part), 1),
-            3,
-        )
-    ]
+    assert_same(merge([merge(shuffled[:cut]), merge(shuffled[cut:])]), together)
+    batches = [part.slice(first, 3) for part in parts for first in range(0, max(len(part), 1), 3)]
     assert_same(sketch_batches(BINS, batches), together)
     assert_same(profile_from_parquet(profile_to_parquet(together)), together)
 
 
-def test_equal_bins_have_one_key() -> None:
+def test_equal_bins_have_one_key():
     other = freeze(pa.table(dict(reversed(REFERENCE.items()))))
 
     assert bins_digest(BINS) == bins_digest(other)
     assert bins_digest(BINS) != bins_digest(
-        freeze(pa.table(REFERENCE | {"number": np.linspace(-50, 51, 300)})),
+        freeze(pa.table(REFERENCE | {"number": np.linspace(-50, 51, 300)}))
     )
 
 
-def test_bins_of_the_same_values_have_another_key_if_other_lengths_are_frequent() -> None:
+def test_bins_of_the_same_values_have_another_key_if_other_lengths_are_frequent():
     items = ["i" * length for length in range(1, 301)]
-    short, long = (
-        freeze(pa.table({"item": items + some}))
-        for some in (
-            items[:150],
-            items[150:],
-        )
-    )
+    short, long = (freeze(pa.table({"item": items + some})) for some in (items[:150], items[150:]))
 
     assert short["item"].codes == long["item"].codes == {}
     assert bins_digest(short) != bins_digest(long)
@@ -459,31 +329,15 @@ def test_bins_of_the_same_values_have_another_key_if_other_lengths_are_frequent(
 SENT = [True, False, None, True]
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [pa.float32(), pa.float64(), pa.int64(), pa.bool_()],
-)
-@pytest.mark.parametrize(
-    "given",
-    [pa.float32(), pa.float64(), pa.int64(), pa.bool_()],
-)
-def test_a_boolean_is_the_same_in_every_type_that_a_log_has_had_it_in(
-    kind: pa.DataType,
-    given: pa.DataType,
-) -> None:
+@pytest.mark.parametrize("kind", [pa.float32(), pa.float64(), pa.int64(), pa.bool_()])
+@pytest.mark.parametrize("given", [pa.float32(), pa.float64(), pa.int64(), pa.bool_()])
+def test_a_boolean_is_the_same_in_every_type_that_a_log_has_had_it_in(kind, given):
     as_numbers = [None if value is None else int(value) for value in SENT]
     sides = [
-        pa.array(
-            SENT if dtype == pa.bool_() else as_numbers,
-            dtype,
-        )
-        for dtype in (kind, given)
+        pa.array(SENT if dtype == pa.bool_() else as_numbers, dtype) for dtype in (kind, given)
     ]
 
-    column = sketch(
-        {"flag": sides[0]},
-        {"flag": sides[1]},
-    ).columns["flag"]
+    column = sketch({"flag": sides[0]}, {"flag": sides[1]}).columns["flag"]
 
     assert (column.kind, column.mistyped, column.unseen, column.missing) == (
         "category" if kind == pa.bool_() else "number",
@@ -495,33 +349,17 @@ def test_a_boolean_is_the_same_in_every_type_that_a_log_has_had_it_in(
     assert column.arrow_type == str(given)
 
 
-def test_number_other_than_zero_or_one_is_mistyped_for_a_boolean_column() -> None:
+def test_number_other_than_zero_or_one_is_mistyped_for_a_boolean_column():
     assert sketch({"flag": [True, False]}, {"flag": [1.0, 2.0]}).columns["flag"].mistyped == 2
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [pa.float32(), pa.float64()],
-)
-@pytest.mark.parametrize(
-    "given",
-    [pa.float32(), pa.float64()],
-)
-@pytest.mark.parametrize(
-    "values",
-    [[0.1, 0.3], [0.1, 0.7, 0.3, 0.2], [123456789, 3]],
-)
-def test_a_number_is_itself_whether_it_was_kept_in_32_or_64_bits(
-    kind: pa.DataType,
-    given: pa.DataType,
-    values: list[Any],
-) -> None:
+@pytest.mark.parametrize("kind", [pa.float32(), pa.float64()])
+@pytest.mark.parametrize("given", [pa.float32(), pa.float64()])
+@pytest.mark.parametrize("values", [[0.1, 0.3], [0.1, 0.7, 0.3, 0.2], [123456789, 3]])
+def test_a_number_is_itself_whether_it_was_kept_in_32_or_64_bits(kind, given, values):
     sides = [pa.array(np.array(values, dtype.to_pandas_dtype())) for dtype in (kind, given)]
 
-    column = sketch(
-        {"x": sides[0]},
-        {"x": sides[1]},
-    ).columns["x"]
+    column = sketch({"x": sides[0]}, {"x": sides[1]}).columns["x"]
 
     assert column.below == 0
     assert column.above == 0
@@ -529,16 +367,15 @@ def test_a_number_is_itself_whether_it_was_kept_in_32_or_64_bits(
     assert column.mistyped == 0
 
 
-def test_whole_number_matches_its_rounded_reference_value() -> None:
+def test_whole_number_matches_its_rounded_reference_value():
     column = sketch(
-        {"id": pa.array([123456789.0, 3.0], pa.float32())},
-        {"id": [123456789, 3]},
+        {"id": pa.array([123456789.0, 3.0], pa.float32())}, {"id": [123456789, 3]}
     ).columns["id"]
 
     assert column.unseen == 0
     assert column.counts.tolist() == [1, 1, 0, 0]
 
 
-def test_both_zeros_are_one_value_and_hashes_are_the_same_in_every_process() -> None:
+def test_both_zeros_are_one_value_and_hashes_are_the_same_in_every_process():
     assert hash_numbers(np.array([0.0])) == hash_numbers(np.array([-0.0]))
     assert hash_texts(["flights"])[0] == 2708606575706552584

@@ -3,7 +3,6 @@ estimators, natively, and in pipelines.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import catboost
@@ -51,33 +50,33 @@ OF_KINDS = ((TEXT == "high") ^ (MANY.codes % 3 == 0)).astype(int)
 ZEROS = FULL.round()
 
 
-def xgb(kind: str = "Classifier", **options: Any) -> Any:
+def xgb(kind="Classifier", **options):
     return getattr(xgboost, f"XGB{kind}")(n_estimators=8, n_jobs=1, **options)
 
 
-def lgbm(kind: str = "Classifier", **options: Any) -> Any:
+def lgbm(kind="Classifier", **options):
     return getattr(lightgbm, f"LGBM{kind}")(
         **{"n_estimators": 8, "n_jobs": 1, "verbose": -1, **options}
     )
 
 
-def cat(kind: str = "Classifier", **options: Any) -> Any:
+def cat(kind="Classifier", **options):
     return getattr(catboost, f"CatBoost{kind}")(
         iterations=8, depth=4, thread_count=1, verbose=0, allow_writing_files=False, **options
     )
 
 
-def native_xgboost(target: Any, **options: Any) -> xgboost.Booster:
+def native_xgboost(target, **options):
     return xgboost.train({"nthread": 1, **options}, xgboost.DMatrix(FULL, target), 8)
 
 
-def native_lightgbm(target: Any, **options: Any) -> lightgbm.Booster:
+def native_lightgbm(target, **options):
     return lightgbm.train(
         {"num_threads": 1, "verbose": -1, **options}, lightgbm.Dataset(FULL, target), 8
     )
 
 
-def stopped_early(model: Any, **options: Any) -> Any:
+def stopped_early(model, **options):
     held_out = [(FULL[HALF:], TWO[HALF:])]
     return model.set_params(n_estimators=200).fit(
         FULL[:HALF], TWO[:HALF], eval_set=held_out, **options
@@ -236,7 +235,7 @@ PROVEN: dict[str, tuple[Fit, pd.DataFrame]] = {
 
 
 @pytest.mark.parametrize("case", PROVEN.values(), ids=PROVEN.keys())
-def test_a_booster_is_proven(case: tuple[Fit, pd.DataFrame]) -> None:
+def test_a_booster_is_proven(case):
     fit, example = case
     report = wrap(fit(), example).report
     assert report.state == "proven"
@@ -280,9 +279,7 @@ REFUSED: dict[str, tuple[Fit, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED.keys())
-def test_an_unsupported_booster_gives_a_reason_and_an_alternative(
-    case: tuple[Fit, str], tmp_path: Path
-) -> None:
+def test_an_unsupported_booster_gives_a_reason_and_an_alternative(case, tmp_path):
     fit, reason = case
     rows = {"of the example": CITIES, "ASCII": ACCENTS, "neither": HALVES, "not numbers": CODES}
     example = next((rows[word] for word in rows if word in reason), FULL)
@@ -290,7 +287,7 @@ def test_an_unsupported_booster_gives_a_reason_and_an_alternative(
         save_model(fit(), tmp_path / "model", input_example=example)
 
 
-def test_a_saved_booster_names_its_library_and_predicts_classes(tmp_path: Path) -> None:
+def test_a_saved_booster_names_its_library_and_predicts_classes(tmp_path):
     model = lgbm().fit(GAPS, TEXT)
     save_model(model, tmp_path / "model", input_example=GAPS)
     loaded = OnnxModel.load(tmp_path / "model")
@@ -320,7 +317,7 @@ UNSEEN = [
 
 
 @pytest.fixture(scope="module")
-def of_categories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, OnnxModel]]:
+def of_categories(tmp_path_factory):
     """Boosters of two string columns and of an integer column,
     each with its saved form.
     """
@@ -341,8 +338,8 @@ def of_categories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[A
 @pytest.mark.parametrize("library", ["xgboost", "native xgboost"])
 @pytest.mark.parametrize(("column", "unseen"), UNSEEN)
 def test_a_category_that_xgboost_has_not_learned_is_refused_with_its_row_and_column(
-    library: str, column: str, unseen: Any, of_categories: Any
-) -> None:
+    library, column, unseen, of_categories
+):
     """Check unknown categories, including a value before the last known category, for
     which XGBoost 3.2 is wrong.
     """
@@ -355,8 +352,8 @@ def test_a_category_that_xgboost_has_not_learned_is_refused_with_its_row_and_col
 
 @pytest.mark.parametrize(("column", "unseen"), UNSEEN)
 def test_a_category_that_lightgbm_has_not_learned_is_answered_as_by_itself(
-    column: str, unseen: Any, of_categories: Any
-) -> None:
+    column, unseen, of_categories
+):
     model, saved = of_categories["lightgbm"]
     columns = {**KNOWN, column: [KNOWN[column][0], unseen]}
     categories = {name: pd.Categorical(values) for name, values in columns.items() if name != "a"}
@@ -368,7 +365,7 @@ def test_a_category_that_lightgbm_has_not_learned_is_answered_as_by_itself(
     )
 
 
-def test_a_missing_category_is_answered_as_by_xgboost_itself(of_categories: Any) -> None:
+def test_a_missing_category_is_answered_as_by_xgboost_itself(of_categories):
     model, saved = of_categories["xgboost"]
     columns: dict[str, Any] = {**KNOWN, "kind": ["low", None]}
     rows = pd.DataFrame(columns).assign(
@@ -381,14 +378,14 @@ def test_a_missing_category_is_answered_as_by_xgboost_itself(of_categories: Any)
     np.testing.assert_allclose(probabilities, model.predict_proba(rows), rtol=1e-5)
 
 
-def test_the_thresholds_of_a_booster_are_boundary_values() -> None:
+def test_the_thresholds_of_a_booster_are_boundary_values():
     model = xgb("Regressor", max_depth=1).fit(FULL[["a"]], SCORE)
     edges = boundary_values_of(model, ["a"]).edges["a"]
     thresholds = model.get_booster().trees_to_dataframe()["Split"].dropna().astype(np.float32)
     assert {*thresholds} <= {*edges.astype(np.float32)}
 
 
-def test_trees_that_differ_in_their_leaves_alone_are_written_once() -> None:
+def test_trees_that_differ_in_their_leaves_alone_are_written_once():
     model = cat("Regressor", loss_function="MultiRMSE").fit(FULL, TARGETS)
     [node] = [
         candidate
@@ -401,7 +398,7 @@ def test_trees_that_differ_in_their_leaves_alone_are_written_once() -> None:
     assert len(lists["target_nodeids"]) == 3 * 8 * 2**4
 
 
-def test_xgboost_after_a_sparse_matrix_names_the_cause_and_the_correction() -> None:
+def test_xgboost_after_a_sparse_matrix_names_the_cause_and_the_correction():
     random = np.random.default_rng(0)
     table = pd.DataFrame(
         {"letter": random.choice(["a", "b", "c"], 200), "size": random.normal(size=200)}

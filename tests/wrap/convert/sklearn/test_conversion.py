@@ -1,6 +1,4 @@
 import re
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -40,7 +38,6 @@ from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig, Par
 from mlflow_deploy_plugin.wrap.flavor.save import load_model, save_model
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 from tests.support.weather import weather_columns
-from tests.wrap.conftest import Matrix, Weather
 
 MIXED = {
     "linear": lambda: make_pipeline(weather_columns(), LogisticRegression()),
@@ -73,7 +70,7 @@ MIXED = {
 
 @pytest.mark.long
 @pytest.mark.parametrize("make", MIXED.values(), ids=MIXED.keys())
-def test_mixed_table_is_proven(make: Any, weather: Weather) -> None:
+def test_mixed_table_is_proven(make, weather):
     table, labels = weather
 
     wrapped = wrap(make().fit(table, labels), table)
@@ -87,7 +84,7 @@ def test_mixed_table_is_proven(make: Any, weather: Weather) -> None:
     assert wrapped.converted.classes == ("late", "on time")
 
 
-def test_rows_that_the_original_refuses_are_dropped_and_counted(weather: Weather) -> None:
+def test_rows_that_the_original_refuses_are_dropped_and_counted(weather):
     table, labels = weather
     strict = make_column_transformer((OneHotEncoder(), ["city"]), (StandardScaler(), ["hour"]))
 
@@ -127,7 +124,7 @@ NUMERIC = {
 @pytest.mark.parametrize(
     "make", [NUMERIC["forest"], NUMERIC["no probabilities"]], ids=["forest", "no probabilities"]
 )
-def test_labels_keep_their_type(make: Any, labels: Any, matrix: Matrix) -> None:
+def test_labels_keep_their_type(make, labels, matrix):
     rows, target = matrix
     wanted = (target > 3).astype(int).astype(labels)
 
@@ -141,7 +138,7 @@ def test_labels_keep_their_type(make: Any, labels: Any, matrix: Matrix) -> None:
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("make", NUMERIC.values(), ids=NUMERIC.keys())
-def test_classifier_of_numbers_is_proven(make: Any, matrix: Matrix) -> None:
+def test_classifier_of_numbers_is_proven(make, matrix):
     rows, target = matrix
 
     wrapped = wrap(make().fit(rows, target > 3), rows)
@@ -165,7 +162,7 @@ REGRESSORS = {
 
 
 @pytest.mark.parametrize(("make", "targets", "shape"), REGRESSORS.values(), ids=REGRESSORS.keys())
-def test_regressor_keeps_its_shape(make: Any, targets: Any, shape: Any, matrix: Matrix) -> None:
+def test_regressor_keeps_its_shape(make, targets, shape, matrix):
     rows, target = matrix
     wanted = np.column_stack([target * (n + 1) for n in range(targets)]) if targets else target
 
@@ -178,7 +175,7 @@ def test_regressor_keeps_its_shape(make: Any, targets: Any, shape: Any, matrix: 
 @pytest.mark.parametrize(
     "make", [lambda: KMeans(3, n_init=1), lambda: IsolationForest(n_estimators=5)]
 )
-def test_models_without_target_answer_labels(make: Callable[..., Any], matrix: Matrix) -> None:
+def test_models_without_target_answer_labels(make, matrix):
     rows, _ = matrix
 
     wrapped = wrap(make().fit(rows), rows)
@@ -189,7 +186,7 @@ def test_models_without_target_answer_labels(make: Callable[..., Any], matrix: M
 
 
 @pytest.mark.long
-def test_labels_that_the_graph_has_otherwise_are_refused(matrix: Matrix) -> None:
+def test_labels_that_the_graph_has_otherwise_are_refused(matrix):
     rows, target = matrix
     # Many neighbours have the same distance.
     model = KNeighborsClassifier(3).fit(rows.round(-2), (target > 0).astype(int))
@@ -202,7 +199,7 @@ def test_labels_that_the_graph_has_otherwise_are_refused(matrix: Matrix) -> None
     assert 'parity="warn"' in refused.value.message
 
 
-def test_an_error_shows_the_root_cause_of_the_converter(matrix: Matrix) -> None:
+def test_an_error_shows_the_root_cause_of_the_converter(matrix):
     rows, target = matrix
     labels = np.where(target > 0, np.uint64(2**63), np.uint64(0))
 
@@ -213,7 +210,7 @@ def test_an_error_shows_the_root_cause_of_the_converter(matrix: Matrix) -> None:
 @pytest.mark.parametrize(
     "model", [RandomForestClassifier(), make_pipeline(StandardScaler(), Ridge())]
 )
-def test_an_unfitted_model_is_refused(model: Any, matrix: Matrix) -> None:
+def test_an_unfitted_model_is_refused(model, matrix):
     with pytest.raises(InvalidConfig, match="not fitted"):
         wrap(model, matrix[0])
 
@@ -227,16 +224,14 @@ class Mean(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         return np.full(len(rows), self.learned)
 
 
-def test_an_estimator_that_predicts_counts_as_fitted_whatever_its_attributes_are(
-    matrix: Matrix,
-) -> None:
+def test_an_estimator_that_predicts_counts_as_fitted_whatever_its_attributes_are(matrix):
     with pytest.raises(ConversionError, match=r"no converter .*\S+Mean"):
         wrap(Mean().fit(*matrix), matrix[0])
     with pytest.raises(InvalidConfig, match=r"Mean .*not fitted"):
         wrap(Mean(), matrix[0])
 
 
-def test_an_example_that_the_model_refuses_is_a_config_error(matrix: Matrix) -> None:
+def test_an_example_that_the_model_refuses_is_a_config_error(matrix):
     rows, target = matrix
 
     with pytest.raises(InvalidConfig, match=r"input_example:.*ValueError:.*3 features"):
@@ -255,9 +250,7 @@ def test_an_example_that_the_model_refuses_is_a_config_error(matrix: Matrix) -> 
     ],
     ids=["empty", "doubled", "vector"],
 )
-def test_example_without_a_meaning_is_refused(
-    change: Callable[..., Any], message: str, matrix: Matrix
-) -> None:
+def test_example_without_a_meaning_is_refused(change, message, matrix):
     rows, target = matrix
 
     with pytest.raises(InvalidConfig, match=message):
@@ -273,13 +266,13 @@ def test_example_without_a_meaning_is_refused(
         (CountVectorizer(analyzer=list), [["a", "b"], ["c"]], "rows have different lengths"),
     ],
 )
-def test_rows_that_cannot_be_tables_are_refused(step: Any, rows: list[Any], message: str) -> None:
+def test_rows_that_cannot_be_tables_are_refused(step, rows, message):
     model = make_pipeline(step, LogisticRegression()).fit(rows, [0, 1])
     with pytest.raises(InvalidConfig, match=message):
         wrap(model, rows)
 
 
-def test_integers_that_pandas_has_as_categories_are_encoded(weather: Weather) -> None:
+def test_integers_that_pandas_has_as_categories_are_encoded(weather):
     table, labels = weather
     table = table.astype({"code": "category"})
     columns = make_column_transformer(
@@ -292,7 +285,7 @@ def test_integers_that_pandas_has_as_categories_are_encoded(weather: Weather) ->
     )
 
 
-def test_column_that_no_graph_can_take_is_named(weather: Weather) -> None:
+def test_column_that_no_graph_can_take_is_named(weather):
     table, labels = weather
     model = make_pipeline(weather_columns(), LogisticRegression()).fit(table, labels)
 
@@ -300,7 +293,7 @@ def test_column_that_no_graph_can_take_is_named(weather: Weather) -> None:
         wrap(model, table.assign(when=pd.Timestamp("2013-01-01")))
 
 
-def test_numbers_in_an_array_of_objects_are_numbers(matrix: Matrix) -> None:
+def test_numbers_in_an_array_of_objects_are_numbers(matrix):
     rows, target = matrix
     mixed = pd.DataFrame({0: rows[:, 0], 1: rows[:, 1] > 0, 2: [None, *rows[1:, 2]]}, dtype=object)
 
@@ -310,7 +303,7 @@ def test_numbers_in_an_array_of_objects_are_numbers(matrix: Matrix) -> None:
     assert wrapped.converted.inputs[0].dtype != "str"
 
 
-def test_sparse_rows_are_read_as_dense_ones(matrix: Matrix) -> None:
+def test_sparse_rows_are_read_as_dense_ones(matrix):
     rows, target = matrix
     table = pd.DataFrame({"a": rows[:, 0], "b": pd.arrays.SparseArray(np.maximum(rows[:, 1], 0))})
 
@@ -324,9 +317,7 @@ def test_sparse_rows_are_read_as_dense_ones(matrix: Matrix) -> None:
 @pytest.mark.parametrize(
     "example", [csr_matrix((3, 0)), coo_array([1.0, 2.0])], ids=["no columns", "one dimension"]
 )
-def test_sparse_values_that_are_no_rows_of_columns_are_refused(
-    example: Any, matrix: Matrix
-) -> None:
+def test_sparse_values_that_are_no_rows_of_columns_are_refused(example, matrix):
     rows, target = matrix
     with pytest.raises(InvalidConfig):
         wrap(Ridge().fit(rows, target), example)
@@ -350,9 +341,7 @@ WORDS = ["hello world", "foo bar baz"] * 50
         pytest.param(pd.Series(WORDS, name="text"), id="a series"),
     ],
 )
-def test_texts_of_one_dimension_are_one_column_wherever_rows_are_given(
-    texts: Any, tmp_path: Path
-) -> None:
+def test_texts_of_one_dimension_are_one_column_wherever_rows_are_given(texts, tmp_path):
     model = make_pipeline(TfidfVectorizer(token_pattern="[a-zA-Z]+"), LogisticRegression()).fit(
         WORDS, [0, 1] * 50
     )
@@ -369,7 +358,7 @@ def test_texts_of_one_dimension_are_one_column_wherever_rows_are_given(
 
 
 @pytest.mark.parametrize("dtype", ["U1", object])
-def test_a_matrix_of_texts_answers_arrays_of_its_own_kind(dtype: Any, tmp_path: Path) -> None:
+def test_a_matrix_of_texts_answers_arrays_of_its_own_kind(dtype, tmp_path):
     matrix = np.array([["a", "b"], ["c", "d"]] * 30, dtype=dtype)
     model = make_pipeline(OneHotEncoder(handle_unknown="ignore"), LogisticRegression()).fit(
         matrix, [0, 1] * 30

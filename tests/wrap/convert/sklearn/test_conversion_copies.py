@@ -20,7 +20,7 @@ NAMES = ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("second", [False, True])
-def test_the_weights_of_a_column_transformer_are_kept(second: bool) -> None:
+def test_the_weights_of_a_column_transformer_are_kept(second):
     table = pd.DataFrame(normal_rows(100, 3), columns=NAMES)
     weighted = ColumnTransformer(
         [("scaled", StandardScaler(), [0, 1]), ("as it is", "passthrough", [2])],
@@ -35,7 +35,7 @@ def test_the_weights_of_a_column_transformer_are_kept(second: bool) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("is_within", [False, True], ids=["alone", "within another estimator"])
 @pytest.mark.parametrize("as_table", [True, False], ids=["by names", "by positions"])
-def test_two_column_transformers_in_turn_are_proven(as_table: bool, is_within: bool) -> None:
+def test_two_column_transformers_in_turn_are_proven(as_table, is_within):
     random = np.random.default_rng(0)
     table = pd.DataFrame(random.normal(size=(300, 3)), columns=NAMES)
     table = table.assign(
@@ -68,7 +68,7 @@ def test_two_column_transformers_in_turn_are_proven(as_table: bool, is_within: b
     assert is_proven(model, table)
 
 
-def test_a_column_transformer_within_another_hands_on_texts_and_numbers() -> None:
+def test_a_column_transformer_within_another_hands_on_texts_and_numbers():
     random = np.random.default_rng(0)
     table = pd.DataFrame(
         {"a": random.normal(size=300), "city": random.choice(["oslo", "rome"], 300)}
@@ -84,7 +84,7 @@ def test_a_column_transformer_within_another_hands_on_texts_and_numbers() -> Non
     assert is_proven(model, table)
 
 
-def test_a_single_column_that_is_passed_on_is_proven() -> None:
+def test_a_single_column_that_is_passed_on_is_proven():
     table = pd.DataFrame(normal_rows(100, 3), columns=NAMES)
     model = make_pipeline(make_column_transformer(("passthrough", ["b"])), Ridge())
 
@@ -111,7 +111,7 @@ class SamplingPipeline(Pipeline):  # type: ignore[misc]
 @pytest.mark.parametrize("kind", [Pipeline, SamplingPipeline])
 @pytest.mark.parametrize("steps", [[], [("scale", StandardScaler())]], ids=["first", "second"])
 @pytest.mark.parametrize("predictor", [LinearRegression(), RandomForestClassifier(5)])
-def test_a_sampler_in_a_pipeline_is_left_out(kind: Any, steps: Any, predictor: Any) -> None:
+def test_a_sampler_in_a_pipeline_is_left_out(kind, steps, predictor):
     rows = normal_rows(100, 2)
     model = kind([*steps, ("sample", Sampler()), ("predict", predictor)])
 
@@ -145,7 +145,7 @@ class BalancedBagging(BaggingClassifier):  # type: ignore[misc]
     ],
     ids=["forest", "bagging"],
 )
-def test_an_ensemble_of_imbalanced_learn_answers_as_its_ancestor(model: Any) -> None:
+def test_an_ensemble_of_imbalanced_learn_answers_as_its_ancestor(model):
     rows = normal_rows(100, 2)
 
     assert is_proven(model.fit(rows, rows[:, 0] > 0), rows)

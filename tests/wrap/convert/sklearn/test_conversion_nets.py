@@ -1,4 +1,4 @@
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # The exporter warns about fu
 ROWS = normal_rows(60, 4).astype(np.float32)
 
 
-def classifier(skorch: Any) -> tuple[Any, Any]:
+def classifier(skorch):
     net = torch.nn.Sequential(torch.nn.Linear(4, 3))
     model = skorch.NeuralNetClassifier(
         net, criterion=torch.nn.CrossEntropyLoss, verbose=0, max_epochs=2
@@ -25,18 +25,18 @@ def classifier(skorch: Any) -> tuple[Any, Any]:
     return make_pipeline(StandardScaler(), model), np.digitize(ROWS[:, 0], [-0.5, 0.5])
 
 
-def binary_classifier(skorch: Any) -> tuple[Any, Any]:
+def binary_classifier(skorch):
     net = torch.nn.Sequential(torch.nn.Linear(4, 1), torch.nn.Flatten(0))
     model = skorch.NeuralNetBinaryClassifier(net, verbose=0, max_epochs=2, threshold=0.4)
     return model, (ROWS[:, 0] > 0).astype(np.float32)
 
 
-def regressor(skorch: Any) -> tuple[Any, Any]:
+def regressor(skorch):
     return skorch.NeuralNetRegressor(torch.nn.Linear(4, 1), verbose=0, max_epochs=2), ROWS[:, :1]
 
 
 @pytest.mark.parametrize("make", [classifier, binary_classifier, regressor])
-def test_a_net_of_skorch_answers_as_the_estimator(make: Any) -> None:
+def test_a_net_of_skorch_answers_as_the_estimator(make):
     torch.manual_seed(0)
     model, target = make(pytest.importorskip("skorch"))
     model.fit(ROWS, target)
@@ -48,7 +48,7 @@ def test_a_net_of_skorch_answers_as_the_estimator(make: Any) -> None:
     assert [output.name for output in wrapped.converted.outputs] == answers
 
 
-def test_tabnet_answers_as_the_estimator() -> None:
+def test_tabnet_answers_as_the_estimator():
     tabnet = pytest.importorskip("pytorch_tabnet.tab_model")
     model = tabnet.TabNetRegressor(n_d=4, n_a=4, n_steps=1, verbose=0, device_name="cpu")
     model.fit(ROWS, ROWS[:, :1], max_epochs=1)

@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import (
 )
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 from tests.support.weather import weather_columns
-from tests.wrap.conftest import Matrix, Weather, is_proven
+from tests.wrap.conftest import is_proven
 
 NAMES = ["a", "b", "c"]
 
@@ -39,11 +39,11 @@ NAMES = ["a", "b", "c"]
         (np.array([0, 2]), ["a", "c"]),
     ],
 )
-def test_columns_are_names_however_they_were_given(columns: Any, names: list[str]) -> None:
+def test_columns_are_names_however_they_were_given(columns, names):
     assert column_names(columns, NAMES) == names
 
 
-def test_a_pipeline_is_looked_into() -> None:
+def test_a_pipeline_is_looked_into():
     table = pd.DataFrame({"a": [1.0, 2.0, 3.0], "c": ["x", "y", "x"]})
     columns = make_column_transformer((OneHotEncoder(), ["c"]), (StandardScaler(), ["a"]))
     model = make_pipeline(columns, LogisticRegression()).fit(table, [0, 1, 0])
@@ -57,7 +57,7 @@ def test_a_pipeline_is_looked_into() -> None:
     )
 
 
-def test_a_transformer_that_was_fitted_on_an_array_reads_a_table() -> None:
+def test_a_transformer_that_was_fitted_on_an_array_reads_a_table():
     table = pd.DataFrame({"a": np.linspace(0, 1, 60), "c": [1, 2, 3] * 20})
     columns = make_column_transformer(
         (OneHotEncoder(handle_unknown="ignore"), [1]), (StandardScaler(), [0])
@@ -68,7 +68,7 @@ def test_a_transformer_that_was_fitted_on_an_array_reads_a_table() -> None:
 
 
 @pytest.mark.parametrize("frozen", ["a scaler", "a ColumnTransformer", "its steps"])
-def test_a_frozen_step_is_its_estimator(frozen: str) -> None:
+def test_a_frozen_step_is_its_estimator(frozen):
     table = pd.DataFrame({"a": np.linspace(0, 1, 60), "c": ["x", "y", "z"] * 20})
     scaler = StandardScaler().fit(table[["a"]])
     encoder = OneHotEncoder(handle_unknown="ignore").fit(table[["c"]])
@@ -88,7 +88,7 @@ def test_a_frozen_step_is_its_estimator(frozen: str) -> None:
     assert is_proven(model, rows)
 
 
-def test_the_trees_of_an_ensemble_and_the_best_of_a_search_are_found() -> None:
+def test_the_trees_of_an_ensemble_and_the_best_of_a_search_are_found():
     rows = np.arange(20.0).reshape(10, 2)
     boosting = GradientBoostingRegressor(n_estimators=3).fit(rows, rows[:, 0])
     assert sum(hasattr(part, "tree_") for part in sub_estimators(boosting)) == 3
@@ -98,9 +98,7 @@ def test_the_trees_of_an_ensemble_and_the_best_of_a_search_are_found() -> None:
 
 @pytest.mark.parametrize("members", [["a", "b", "c"], ["a", "drop", "c"]])
 @pytest.mark.parametrize("weights", [[1, 2, 3], np.array([1, 2, 3])], ids=["a list", "an array"])
-def test_the_weights_of_a_vote_are_those_of_its_members(
-    weights: Any, members: list[str], matrix: Matrix
-) -> None:
+def test_the_weights_of_a_vote_are_those_of_its_members(weights, members, matrix):
     rows, target = matrix
     estimators = {
         "a": Ridge(),
@@ -117,7 +115,7 @@ def test_the_weights_of_a_vote_are_those_of_its_members(
 
 @pytest.mark.long
 @pytest.mark.parametrize("impute", [True, False], ids=["imputed", "a category of its own"])
-def test_missing_texts_are_answered_as_the_original_does(impute: bool, weather: Weather) -> None:
+def test_missing_texts_are_answered_as_the_original_does(impute, weather):
     table, labels = weather
     table = table.copy()
     table.loc[::7, "city"] = np.nan
@@ -143,7 +141,7 @@ class CountedPipeline(Pipeline):
 
 
 @pytest.mark.long
-def test_the_original_is_asked_less_often_than_the_table_has_columns() -> None:
+def test_the_original_is_asked_less_often_than_the_table_has_columns():
     random = np.random.default_rng(0)
     table = pd.DataFrame({f"c{number}": random.choice(["a", "b", "c"], 60) for number in range(80)})
     steps = [("encode", OneHotEncoder(handle_unknown="ignore")), ("predict", LogisticRegression())]
@@ -155,7 +153,7 @@ def test_the_original_is_asked_less_often_than_the_table_has_columns() -> None:
     assert CountedPipeline.calls < table.shape[1]
 
 
-def test_used_columns_are_inputs_with_any_name(weather: Weather) -> None:
+def test_used_columns_are_inputs_with_any_name(weather):
     table, labels = weather
     table = table.rename(columns={"city": "where (from/to)", "humidity": "label"})
     columns = make_column_transformer(
@@ -170,7 +168,7 @@ def test_used_columns_are_inputs_with_any_name(weather: Weather) -> None:
     assert set(wrapped.converted.unread) == set(table.columns) - used
 
 
-def test_pandas_categories_and_nullable_numbers_are_read(weather: Weather) -> None:
+def test_pandas_categories_and_nullable_numbers_are_read(weather):
     table, labels = weather
     table = table.astype(
         {"city": "category", "hour": "Int64", "humidity": "Float64", "weekend": "boolean"}

@@ -3,7 +3,6 @@ operator, with equal answers.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import catboost
@@ -32,16 +31,16 @@ GAPPY = np.where(np.isnan(GAPS[:, 0]), 1.5, SCORE)
 THREE = np.digitize(SCORE, [-0.5, 0.5])
 
 
-def xgb(kind: str = "Regressor", **options: Any) -> Any:
+def xgb(kind="Regressor", **options):
     return getattr(xgboost, f"XGB{kind}")(n_estimators=MIN_TREES, n_jobs=1, **options)
 
 
-def lgbm(kind: str = "Regressor", **options: Any) -> Any:
+def lgbm(kind="Regressor", **options):
     options = {"num_leaves": 12, "max_depth": 6, "n_estimators": MIN_TREES} | options
     return getattr(lightgbm, f"LGBM{kind}")(n_jobs=1, verbose=-1, **options)
 
 
-def cat(kind: str = "Regressor", **options: Any) -> Any:
+def cat(kind="Regressor", **options):
     options = {"depth": 4, "iterations": MIN_TREES} | options
     return getattr(catboost, f"CatBoost{kind}")(
         thread_count=1, verbose=0, allow_writing_files=False, **options
@@ -99,7 +98,7 @@ BY_LEVELS: dict[str, Case] = {
 
 
 @pytest.mark.parametrize("case", BY_LEVELS.values(), ids=BY_LEVELS.keys())
-def test_many_rows_and_few_are_proven(case: Case) -> None:
+def test_many_rows_and_few_are_proven(case):
     fit, example = case
     wrapped = wrap(fit(), example)
     assert wrapped.report.state == "proven"
@@ -126,7 +125,7 @@ TREES_ALONE: dict[str, Case] = {
 
 
 @pytest.mark.parametrize("case", TREES_ALONE.values(), ids=TREES_ALONE.keys())
-def test_trees_that_levels_would_slow_down_stay_one_operator(case: Case) -> None:
+def test_trees_that_levels_would_slow_down_stay_one_operator(case):
     fit, example = case
     operators = [node.op_type for node in wrap(fit(), example).converted.proto.graph.node]
     assert "TreeEnsembleRegressor" in operators
@@ -134,7 +133,7 @@ def test_trees_that_levels_would_slow_down_stay_one_operator(case: Case) -> None
 
 
 @pytest.mark.parametrize("rows", [1, MANY_ROWS - 1, MANY_ROWS, 8192, 8193, 20_001])
-def test_any_number_of_rows_is_answered_in_order(rows: int, tmp_path: Path) -> None:
+def test_any_number_of_rows_is_answered_in_order(rows, tmp_path):
     model = xgb("Classifier", max_depth=3).fit(GAPS, THREE)
     save_model(model, tmp_path / "model", input_example=GAPS)
     loaded = OnnxModel.load(tmp_path / "model")

@@ -1,6 +1,5 @@
 """The saved model refuses the rows that a step of the original refuses."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,11 +38,11 @@ IS_LARGE = (TABLE.a + TABLE.b > 2).astype(int)
 ASKED = [-999.0, -5.0, -1.0, 0.0, 2.0]
 
 
-def _of_a(transformer: Any) -> Any:
+def _of_a(transformer):
     return make_column_transformer((transformer, ["a"]), remainder="passthrough")
 
 
-def _before(last: Any) -> Any:
+def _before(last):
     return make_pipeline(FunctionTransformer(np.log1p), last)
 
 
@@ -108,7 +107,7 @@ MODELS: dict[str, Any] = {
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # The original raises numpy's warnings.
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-def test_each_row_is_refused_that_the_original_refuses(model: Any, tmp_path: Path) -> None:
+def test_each_row_is_refused_that_the_original_refuses(model, tmp_path):
     first = model[0] if isinstance(model, Pipeline) else model
     data = TABLE if hasattr(first, "transformers") else TABLE.to_numpy()
     model.fit(data, IS_LARGE)
@@ -132,7 +131,7 @@ def test_each_row_is_refused_that_the_original_refuses(model: Any, tmp_path: Pat
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_product_that_32_bits_do_not_hold_is_refused(dtype: Any, tmp_path: Path) -> None:
+def test_a_product_that_32_bits_do_not_hold_is_refused(dtype, tmp_path):
     rows = TABLE.to_numpy(dtype)
     save_model(
         make_pipeline(PolynomialFeatures(), Ridge()).fit(rows, IS_LARGE),
@@ -145,7 +144,7 @@ def test_a_product_that_32_bits_do_not_hold_is_refused(dtype: Any, tmp_path: Pat
         served.run(served.schema.from_array(np.array([[1, 1], [1, 1e30]], dtype)))
 
 
-def test_the_reason_names_the_step(tmp_path: Path) -> None:
+def test_the_reason_names_the_step(tmp_path):
     save_model(
         MODELS["log1p, linear"].fit(TABLE, IS_LARGE), tmp_path / "model", input_example=TABLE
     )
@@ -162,7 +161,7 @@ def test_the_reason_names_the_step(tmp_path: Path) -> None:
         served.run(feeds, ["label"])
 
 
-def test_steps_that_compute_finite_numbers_mark_no_rows() -> None:
+def test_steps_that_compute_finite_numbers_mark_no_rows():
     halved = make_pipeline(
         StandardScaler(), FunctionTransformer(lambda x: x / 2), LogisticRegression()
     )

@@ -41,7 +41,7 @@ MODELS: dict[str, Any] = {
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", MODELS)
-def test_many_rows_are_answered_in_their_order(name: str, tmp_path: Any) -> None:
+def test_many_rows_are_answered_in_their_order(name, tmp_path):
     model = MODELS[name]
     save_model(model, tmp_path / "model", input_example=ROWS)
     loaded = OnnxModel.load(tmp_path / "model")
@@ -63,14 +63,14 @@ def test_many_rows_are_answered_in_their_order(name: str, tmp_path: Any) -> None
             )
 
 
-def test_both_orders_are_proven() -> None:
+def test_both_orders_are_proven():
     report = wrap(MODELS["forest"], GAPS).report
     assert report.state == "proven"
     assert report.doubts == (False, 0, 0, False)
     assert {MANY_ROWS - 1, MANY_ROWS} & {*report.batch_sizes}
 
 
-def test_a_small_forest_stays_one_operator() -> None:
+def test_a_small_forest_stays_one_operator():
     operators = {
         node.op_type
         for node in wrap(RandomForestRegressor(5).fit(ROWS, SCORE), ROWS).converted.proto.graph.node
@@ -79,14 +79,14 @@ def test_a_small_forest_stays_one_operator() -> None:
 
 
 @pytest.mark.long
-def test_trees_without_splits_stay_one_operator() -> None:
+def test_trees_without_splits_stay_one_operator():
     constant = GradientBoostingRegressor(n_estimators=4096).fit(ROWS[:20], np.ones(20))
     assert "ScatterND" not in {
         node.op_type for node in wrap(constant, ROWS).converted.proto.graph.node
     }
 
 
-def test_the_key_of_one_column_takes_few_comparisons() -> None:
+def test_the_key_of_one_column_takes_few_comparisons():
     """Each comparison takes nine bytes per row: with 4,000 comparisons, 100,000 rows
     would need gigabytes.
     """

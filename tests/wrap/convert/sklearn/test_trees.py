@@ -1,6 +1,4 @@
 from itertools import chain
-from pathlib import Path
-from typing import Any
 
 import lightgbm
 import numpy as np
@@ -36,7 +34,7 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.boundary_values import boundary_v
 from mlflow_deploy_plugin.wrap.flavor.save import save_model
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 from tests.support.random_rows import normal_rows
-from tests.wrap.conftest import Matrix, is_proven
+from tests.wrap.conftest import is_proven
 
 BEFORE = {
     "nothing": lambda: "passthrough",
@@ -49,12 +47,12 @@ BEFORE = {
 }
 
 
-def _saved(model: Any, example: Any, folder: Any) -> OnnxModel:
+def _saved(model, example, folder):
     save_model(model, folder / "model", input_example=example)
     return OnnxModel.load(folder / "model")
 
 
-def _rows_that_only_64_bits_tell_apart(threshold: float) -> np.ndarray:
+def _rows_that_only_64_bits_tell_apart(threshold):
     single = float(np.float32(threshold))
     around = [threshold, single, threshold / 2 + single / 2]
     return np.array(
@@ -76,9 +74,7 @@ def _rows_that_only_64_bits_tell_apart(threshold: float) -> np.ndarray:
     ],
     ids=["boosting", "tree"],
 )
-def test_trees_decide_on_the_same_bits(
-    trees: Any, before: Any, matrix: Matrix, tmp_path: Path
-) -> None:
+def test_trees_decide_on_the_same_bits(trees, before, matrix, tmp_path):
     rows, target = matrix
     table = pd.DataFrame(rows[:300, :2], columns=["a", "b"])
     first = before()
@@ -100,7 +96,7 @@ def test_trees_decide_on_the_same_bits(
     np.testing.assert_allclose(got, model.predict(samples[["a", "b"]]), rtol=1e-5, atol=1e-5)
 
 
-def test_a_tree_that_splits_on_missing_values_is_proven_behind_a_scaler(matrix: Matrix) -> None:
+def test_a_tree_that_splits_on_missing_values_is_proven_behind_a_scaler(matrix):
     rows, target = matrix
     table = pd.DataFrame(rows[:400, :2], columns=["a", "b"])
     gone = np.random.default_rng(0).random(400) < 0.3
@@ -115,7 +111,7 @@ def test_a_tree_that_splits_on_missing_values_is_proven_behind_a_scaler(matrix: 
 
 @pytest.mark.long
 @pytest.mark.parametrize("classes", [2, 3])
-def test_boosted_classes_are_proven_under_a_calibration(classes: int, matrix: Matrix) -> None:
+def test_boosted_classes_are_proven_under_a_calibration(classes, matrix):
     rows, target = matrix
     labels = np.array(["a", "b", "c"])[np.digitize(target, [0, 15][: classes - 1])]
     boosted = HistGradientBoostingClassifier(max_iter=5)
@@ -128,15 +124,15 @@ def test_boosted_classes_are_proven_under_a_calibration(classes: int, matrix: Ma
 
 @pytest.mark.parametrize("trees", [HistGradientBoostingClassifier, HistGradientBoostingRegressor])
 def test_boosted_trees_are_converted_with_integers_where_protobuf_7_refuses_booleans(
-    trees: Any, matrix: Matrix, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    trees, matrix, monkeypatch
+):
     """Check the graph's attributes with any protobuf version: protobuf 6 silently
     converts booleans to integers.
     """
     rows, target = matrix
     booleans: list[str] = []
 
-    def make_node(*arguments: Any, **attributes: Any) -> Any:
+    def make_node(*arguments, **attributes):
         lists = {name: value for name, value in attributes.items() if isinstance(value, list)}
         booleans.extend(
             name for name, value in lists.items() if any(isinstance(item, bool) for item in value)
@@ -151,7 +147,7 @@ def test_boosted_trees_are_converted_with_integers_where_protobuf_7_refuses_bool
     assert wrapped.report.state == "proven"
 
 
-def test_missing_values_go_their_way_in_each_tree_of_an_isolation_forest(matrix: Matrix) -> None:
+def test_missing_values_go_their_way_in_each_tree_of_an_isolation_forest(matrix):
     rows, _ = matrix
     wrapped = wrap(IsolationForest(n_estimators=12, random_state=0).fit(rows[:200]), rows[:200])
 
@@ -162,9 +158,7 @@ def test_missing_values_go_their_way_in_each_tree_of_an_isolation_forest(matrix:
 @pytest.mark.parametrize(
     "given", [{}, {"contamination": 0.2}, {"contamination": 0.5}, {"max_features": 0.5}]
 )
-def test_an_isolation_forest_is_one_operator_and_keeps_rows_at_its_offset(
-    matrix: Matrix, given: dict[str, Any]
-) -> None:
+def test_an_isolation_forest_is_one_operator_and_keeps_rows_at_its_offset(matrix, given):
     """Check a row whose score equals the offset, which is not an outlier."""
     rows = matrix[0][:101]
     wrapped = wrap(IsolationForest(n_estimators=50, random_state=0, **given).fit(rows), rows)
@@ -176,9 +170,7 @@ def test_an_isolation_forest_is_one_operator_and_keeps_rows_at_its_offset(
     assert len(wrapped.converted.proto.graph.node) < 20
 
 
-def test_boosting_by_histograms_is_asked_on_one_thread(
-    matrix: Matrix, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_boosting_by_histograms_is_asked_on_one_thread(matrix, monkeypatch):
     rows, labels = matrix
     model = make_pipeline(StandardScaler(), HistGradientBoostingClassifier(max_iter=3)).fit(
         rows, labels > 0
@@ -186,7 +178,7 @@ def test_boosting_by_histograms_is_asked_on_one_thread(
     threads = set()
     decide = HistGradientBoostingClassifier._raw_predict
 
-    def recorded(self: Any, *given: Any, **named: Any) -> Any:
+    def recorded(self, *given, **named):
         threads.add(_openmp_effective_n_threads())
         return decide(self, *given, **named)
 
@@ -200,20 +192,20 @@ def test_boosting_by_histograms_is_asked_on_one_thread(
 @pytest.mark.parametrize(
     "model", [DecisionTreeClassifier(random_state=0), RandomForestClassifier(10, random_state=0)]
 )
-def test_trees_of_several_targets_are_proven_at_their_thresholds(model: Any) -> None:
+def test_trees_of_several_targets_are_proven_at_their_thresholds(model):
     rows = normal_rows(200, 4)
     targets = np.stack([rows[:, 0] > 0, rows[:, 1] + rows[:, 2] > 0], axis=1).astype(int)
 
     assert is_proven(model.fit(rows, targets), rows)
 
 
-def test_stumps_of_true_and_false_are_proven() -> None:
+def test_stumps_of_true_and_false_are_proven():
     rows = normal_rows(200, 2)
 
     assert is_proven(AdaBoostClassifier(n_estimators=3).fit(rows, rows[:, 0] > 0), rows)
 
 
-def test_calibrated_trees_are_proven_as_without_calibration() -> None:
+def test_calibrated_trees_are_proven_as_without_calibration():
     rows = normal_rows(300, 2)
     stumps = CalibratedClassifierCV(AdaBoostClassifier(n_estimators=3), cv=2).fit(
         rows, rows[:, 0] > 0
@@ -227,7 +219,7 @@ def test_calibrated_trees_are_proven_as_without_calibration() -> None:
     assert is_proven(tree, rows)
 
 
-def test_stumps_that_differ_in_their_thresholds_alone_are_proven() -> None:
+def test_stumps_that_differ_in_their_thresholds_alone_are_proven():
     rows = normal_rows(200, 2)
     labels = (np.abs(rows[:, 0]) + rows[:, 1] > 1).astype(int)
     model = AdaBoostClassifier(n_estimators=12, random_state=0).fit(rows, labels)
@@ -236,7 +228,7 @@ def test_stumps_that_differ_in_their_thresholds_alone_are_proven() -> None:
 
 
 @pytest.mark.long
-def test_histograms_with_categories_of_texts_and_codes_are_proven() -> None:
+def test_histograms_with_categories_of_texts_and_codes_are_proven():
     random = np.random.default_rng(0)
     table = pd.DataFrame(
         {
@@ -257,7 +249,7 @@ def test_histograms_with_categories_of_texts_and_codes_are_proven() -> None:
         assert is_proven(fitted, table)
 
 
-def _numbers_and_kinds() -> tuple[pd.DataFrame, np.ndarray]:
+def _numbers_and_kinds():
     random = np.random.default_rng(0)
     table = pd.DataFrame(random.normal(size=(400, 4)), columns=list("abcd"))
     table["kind"] = pd.Categorical(random.choice([f"gate {number}" for number in range(40)], 400))
@@ -267,13 +259,13 @@ def _numbers_and_kinds() -> tuple[pd.DataFrame, np.ndarray]:
     ).to_numpy() + table.kind.cat.codes.to_numpy() % 3 + random.normal(size=400) / 9
 
 
-def _scaled_as_a_table() -> Any:
+def _scaled_as_a_table():
     scaled = [("scaled", StandardScaler(), ["a", "b"])]
     return ColumnTransformer(scaled, remainder="passthrough").set_output(transform="pandas")
 
 
 @pytest.mark.long
-def test_numbers_keep_all_digits_in_a_table_with_categories() -> None:
+def test_numbers_keep_all_digits_in_a_table_with_categories():
     """Check a table of numbers and strings, which skl2onnx would join to strings with
     eight digits.
     """
@@ -288,7 +280,7 @@ def test_numbers_keep_all_digits_in_a_table_with_categories() -> None:
         assert is_proven(pipeline, table)
 
 
-def test_a_split_between_missing_and_all_categories_is_proven() -> None:
+def test_a_split_between_missing_and_all_categories_is_proven():
     table = pd.DataFrame(
         {"city": pd.Categorical(["rome", "oslo", None] * 100), "size": np.arange(300.0) % 7}
     )
@@ -299,7 +291,7 @@ def test_a_split_between_missing_and_all_categories_is_proven() -> None:
     assert is_proven(model, table)
 
 
-def test_histograms_with_categories_in_a_matrix_are_proven() -> None:
+def test_histograms_with_categories_in_a_matrix_are_proven():
     random = np.random.default_rng(0)
     rows = np.column_stack(
         [random.normal(size=300), random.integers(0, 12, 300) * 1.5, random.normal(size=300)]
@@ -313,7 +305,7 @@ def test_histograms_with_categories_in_a_matrix_are_proven() -> None:
 
 
 @pytest.mark.timeout(60)
-def test_a_split_between_missing_and_present_in_a_mixed_table_is_proven(matrix: Matrix) -> None:
+def test_a_split_between_missing_and_present_in_a_mixed_table_is_proven(matrix):
     """Check an infinite threshold, for which skl2onnx would search a 64-bit float
     forever.
     """

@@ -1,5 +1,3 @@
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,10 +11,10 @@ from xgboost import XGBClassifier
 
 from mlflow_deploy_plugin.core.errors import ConversionError
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
-from tests.wrap.conftest import Weather, is_proven
+from tests.wrap.conftest import is_proven
 
 
-def test_a_number_next_to_a_category_is_another_category() -> None:
+def test_a_number_next_to_a_category_is_another_category():
     random = np.random.default_rng(0)
     table = pd.DataFrame({"a": random.choice([0.1, 0.2, 0.7], 200)})
     target = table.a * 3 + random.normal(size=200) * 0.01
@@ -30,7 +28,7 @@ def test_a_number_next_to_a_category_is_another_category() -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_target_encoder_is_proven_for_two_and_more_classes(classes: int, weather: Weather) -> None:
+def test_target_encoder_is_proven_for_two_and_more_classes(classes, weather):
     table, _ = weather
     labels = np.array(["x", "y", "z"])[(table.hour + (table.city == "rome")) % classes]
     model = make_pipeline(TargetEncoder(random_state=0), LogisticRegression()).fit(
@@ -49,7 +47,7 @@ def test_target_encoder_is_proven_for_two_and_more_classes(classes: int, weather
     ],
     ids=["texts", "texts and fractions", "scaled"],
 )
-def test_encoders_keep_64_bits_before_trees(columns: list[str], steps: list[Any]) -> None:
+def test_encoders_keep_64_bits_before_trees(columns, steps):
     random = np.random.default_rng(0)
     codes = random.integers(0, 400, 1500)
     table = pd.DataFrame(
@@ -81,7 +79,7 @@ ONE_HOT = {
 
 @pytest.mark.long
 @pytest.mark.parametrize("options", ONE_HOT.values(), ids=ONE_HOT.keys())
-def test_one_hot_encoder_is_proven_with_every_option(options: Any) -> None:
+def test_one_hot_encoder_is_proven_with_every_option(options):
     """Check strings, fractions, integers and booleans with gaps, and unseen categories
     if the encoder accepts them.
     """
@@ -113,7 +111,7 @@ ENCODERS = [
 
 @pytest.mark.parametrize("encoder", ENCODERS, ids=["one-hot", "ordinal"])
 @pytest.mark.parametrize("missing", [None, np.nan], ids=["None", "NaN"])
-def test_texts_that_are_objects_are_missing_as_in_the_example(missing: Any, encoder: Any) -> None:
+def test_texts_that_are_objects_are_missing_as_in_the_example(missing, encoder):
     """Check object columns as in pandas 2: the encoder distinguishes None and NaN."""
     values = np.random.default_rng(0).choice(np.array(["x", "y", missing], dtype=object), 400)
     table = pd.DataFrame({"gaps": pd.Series(values, dtype=object)})
@@ -125,9 +123,7 @@ def test_texts_that_are_objects_are_missing_as_in_the_example(missing: Any, enco
 
 
 @pytest.mark.parametrize("code", [np.nan, -2], ids=["NaN", "a code of its own"])
-def test_missing_text_becomes_the_ordinal_that_the_encoder_gives_it(
-    code: Any, weather: Weather
-) -> None:
+def test_missing_text_becomes_the_ordinal_that_the_encoder_gives_it(code, weather):
     table, labels = weather
     table = table[["city", "hour"]].copy()
     table.loc[::7, "city"] = np.nan
@@ -144,7 +140,7 @@ def test_missing_text_becomes_the_ordinal_that_the_encoder_gives_it(
     assert wrapped.report.refused_by_original == {}
 
 
-def test_gaps_are_marked_by_the_imputer_s_indicator(weather: Weather) -> None:
+def test_gaps_are_marked_by_the_imputer_s_indicator(weather):
     table, labels = weather
     numbers = table[["temperature", "humidity"]]
     model = make_pipeline(SimpleImputer(add_indicator=True), LogisticRegression()).fit(
@@ -154,7 +150,7 @@ def test_gaps_are_marked_by_the_imputer_s_indicator(weather: Weather) -> None:
     assert is_proven(model, numbers)
 
 
-def test_ordinals_of_infrequent_categories_are_refused() -> None:
+def test_ordinals_of_infrequent_categories_are_refused():
     table = pd.DataFrame({"kind": ["a", "b", "c", "a"] * 5})
     model = make_pipeline(OrdinalEncoder(min_frequency=6), Ridge()).fit(table, np.arange(20))
     with pytest.raises(ConversionError, match=r"OrdinalEncoder .*infrequent"):

@@ -173,13 +173,13 @@ CASES = [
 
 
 @pytest.mark.parametrize(("model", "labels"), CASES)
-def test_a_classifier_around_others_is_proven(model: Any, labels: Any) -> None:
+def test_a_classifier_around_others_is_proven(model, labels):
     assert is_proven(model.fit(ROWS, labels), ROWS)
 
 
 @pytest.mark.parametrize("method", ["sigmoid", "isotonic"])
 @pytest.mark.parametrize("within", [LogisticRegression(), GaussianNB()], ids=["linear", "another"])
-def test_calibrations_that_have_not_seen_all_classes_are_proven(within: Any, method: str) -> None:
+def test_calibrations_that_have_not_seen_all_classes_are_proven(within, method):
     two = np.flatnonzero(THREE != 1)
     all_rows = np.arange(len(THREE))
     model = CalibratedClassifierCV(
@@ -201,7 +201,7 @@ def test_calibrations_that_have_not_seen_all_classes_are_proven(within: Any, met
     ],
     ids=lambda model: type(model).__name__,
 )
-def test_linear_parts_are_as_few_nodes_for_ten_classes_as_for_three(model: Any) -> None:
+def test_linear_parts_are_as_few_nodes_for_ten_classes_as_for_three(model):
     ten = np.digitize(VALUES, np.quantile(VALUES, np.arange(1, 10) / 10))
 
     few, many = (
@@ -215,7 +215,7 @@ def test_linear_parts_are_as_few_nodes_for_ten_classes_as_for_three(model: Any) 
 @pytest.mark.parametrize(
     "last", [LogisticRegression(), DecisionTreeClassifier(max_depth=3), LinearSVC()], ids=str
 )
-def test_each_of_several_targets_has_a_pipeline(last: Any, kind: type) -> None:
+def test_each_of_several_targets_has_a_pipeline(last, kind):
     first = make_column_transformer((StandardScaler(), ["a", "b"]), remainder="passthrough")
     labels: Any = np.column_stack([THREE, ROWS.c > 0]).astype(int).astype(kind)
     model = MultiOutputClassifier(make_pipeline(first, last)).fit(ROWS, labels)
@@ -223,7 +223,7 @@ def test_each_of_several_targets_has_a_pipeline(last: Any, kind: type) -> None:
     assert is_proven(model, ROWS)
 
 
-def test_regressions_of_several_targets_have_a_pipeline_each() -> None:
+def test_regressions_of_several_targets_have_a_pipeline_each():
     model = MultiOutputRegressor(make_pipeline(StandardScaler(), SVR())).fit(
         ROWS, np.column_stack([VALUES, -VALUES])
     )
@@ -234,7 +234,7 @@ def test_regressions_of_several_targets_have_a_pipeline_each() -> None:
 @pytest.mark.parametrize(
     "within", [LinearRegression(), LinearSVR(), Ridge(fit_intercept=False)], ids=str
 )
-def test_linear_regressions_of_several_targets_are_one_product(within: Any) -> None:
+def test_linear_regressions_of_several_targets_are_one_product(within):
     targets = np.column_stack([VALUES, -VALUES, ROWS.c])
 
     wrapped = wrap(
@@ -262,7 +262,7 @@ def test_linear_regressions_of_several_targets_are_one_product(within: Any) -> N
     ],
     ids=str,
 )
-def test_a_transformed_target_is_turned_back(transformer: Any) -> None:
+def test_a_transformed_target_is_turned_back(transformer):
     model = TransformedTargetRegressor(Ridge(), transformer=transformer).fit(
         ROWS, np.exp(VALUES / 10)
     )
@@ -271,7 +271,7 @@ def test_a_transformed_target_is_turned_back(transformer: Any) -> None:
 
 
 @pytest.mark.long
-def test_members_of_a_stack_pick_columns_of_their_own() -> None:
+def test_members_of_a_stack_pick_columns_of_their_own():
     table = ROWS.assign(city=np.where(ROWS.c > 0, "rome", "oslo"))
     scaled = make_pipeline(make_column_transformer((StandardScaler(), ["a", "b"])), LinearSVC())
     encoded = make_pipeline(
@@ -291,14 +291,14 @@ def test_members_of_a_stack_pick_columns_of_their_own() -> None:
 @pytest.mark.parametrize(
     "within", [None, DecisionTreeRegressor(max_depth=3)], ids=["linear", "trees"]
 )
-def test_gaps_are_filled_in_turn(within: Any) -> None:
+def test_gaps_are_filled_in_turn(within):
     gapped = ROWS.mask(np.random.default_rng(1).random(ROWS.shape) < 0.1)
     imputer = IterativeImputer(within, max_iter=3, random_state=0, add_indicator=True)
 
     assert is_proven(make_pipeline(imputer, Ridge()).fit(gapped, VALUES), gapped)
 
 
-def test_a_target_of_a_function_and_several_ones_are_turned_back() -> None:
+def test_a_target_of_a_function_and_several_ones_are_turned_back():
     several = np.column_stack([VALUES, VALUES**2])
     for model in (
         TransformedTargetRegressor(
@@ -322,7 +322,7 @@ def test_a_target_of_a_function_and_several_ones_are_turned_back() -> None:
         (OneVsOneClassifier(SVC(kernel="precomputed")), "a precomputed kernel"),
     ],
 )
-def test_an_inner_estimator_without_a_graph_is_named(model: Any, words: str) -> None:
+def test_an_inner_estimator_without_a_graph_is_named(model, words):
     target = VALUES if isinstance(model, TransformedTargetRegressor) else THREE
     rows = ROWS if isinstance(model, TransformedTargetRegressor) else ROWS @ ROWS.T
 
@@ -331,7 +331,7 @@ def test_an_inner_estimator_without_a_graph_is_named(model: Any, words: str) -> 
 
 
 @pytest.mark.long
-def test_texts_are_read_by_the_vectorizer_within() -> None:
+def test_texts_are_read_by_the_vectorizer_within():
     texts = [
         " ".join(np.random.default_rng(seed).choice(["good", "bad", "warm", "cold"], 4))
         for seed in range(150)
@@ -343,9 +343,7 @@ def test_texts_are_read_by_the_vectorizer_within() -> None:
 
 
 @pytest.mark.long
-def test_texts_and_numbers_are_read_by_the_pipeline_within(
-    weather: tuple[pd.DataFrame, pd.Series],
-) -> None:
+def test_texts_and_numbers_are_read_by_the_pipeline_within(weather):
     table, labels = weather
     first = labels == labels.iloc[0]
     for within in (LogisticRegression(), HistGradientBoostingClassifier(max_iter=5)):

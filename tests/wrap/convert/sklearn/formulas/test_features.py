@@ -48,7 +48,7 @@ from sklearn.random_projection import SparseRandomProjection
 from mlflow_deploy_plugin.core.errors import ConversionError
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 from tests.support.random_rows import normal_rows
-from tests.wrap.conftest import Matrix, is_proven
+from tests.wrap.conftest import is_proven
 
 ROWS = np.random.default_rng(0).uniform(0.1, 1, size=(150, 4))
 VALUES = 2 * ROWS[:, 0] + ROWS[:, 1]
@@ -115,11 +115,11 @@ CASES = [
 
 
 @pytest.mark.parametrize("step", CASES)
-def test_a_transformer_is_proven(step: Any) -> None:
+def test_a_transformer_is_proven(step):
     assert is_proven(make_pipeline(step, Ridge()).fit(ROWS, VALUES), ROWS)
 
 
-def test_products_of_many_columns_are_few_nodes() -> None:
+def test_products_of_many_columns_are_few_nodes():
     rows = normal_rows(60, 10)
     model = make_pipeline(PolynomialFeatures(2), Ridge()).fit(rows, rows[:, 0])
 
@@ -128,7 +128,7 @@ def test_products_of_many_columns_are_few_nodes() -> None:
 
 @pytest.mark.parametrize("knots", ["uniform", "quantile"])
 @pytest.mark.parametrize("extrapolation", ["constant", "linear"])
-def test_splines_of_few_distinct_numbers_are_proven(extrapolation: str, knots: str) -> None:
+def test_splines_of_few_distinct_numbers_are_proven(extrapolation, knots):
     codes = np.random.default_rng(2).integers(0, 2, len(ROWS)) / 10
     constant = np.full(len(ROWS), 3.0)
     rows = np.column_stack([ROWS[:, 0], codes, constant])
@@ -138,7 +138,7 @@ def test_splines_of_few_distinct_numbers_are_proven(extrapolation: str, knots: s
 
 
 @pytest.mark.parametrize("extrapolation", ["constant", "linear", "continue", "periodic", "error"])
-def test_splines_of_a_missing_value_are_zeros(extrapolation: str) -> None:
+def test_splines_of_a_missing_value_are_zeros(extrapolation):
     rows = np.where(np.random.default_rng(1).random(ROWS.shape) < 0.1, np.nan, ROWS)
     step = SplineTransformer(handle_missing="zeros", extrapolation=extrapolation)
 
@@ -146,14 +146,14 @@ def test_splines_of_a_missing_value_are_zeros(extrapolation: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_an_embedding_has_the_leaves_of_trees(dtype: type[np.generic]) -> None:
+def test_an_embedding_has_the_leaves_of_trees(dtype):
     embedding = RandomTreesEmbedding(10, max_depth=4, sparse_output=False, random_state=0)
     model = make_pipeline(StandardScaler(), embedding, LogisticRegression())
 
     assert is_proven(model.fit(ROWS.astype(dtype), VALUES > 1), ROWS.astype(dtype))
 
 
-def test_columns_made_by_a_step_can_be_selected_by_the_next_one() -> None:
+def test_columns_made_by_a_step_can_be_selected_by_the_next_one():
     table = pd.DataFrame(ROWS, columns=list("abcd")).assign(
         city=np.where(ROWS[:, 0] > 0.5, "rome", "oslo")
     )
@@ -175,7 +175,7 @@ def test_columns_made_by_a_step_can_be_selected_by_the_next_one() -> None:
 
 
 @pytest.mark.parametrize("solver", ["svd", "eigen"])
-def test_a_discriminant_before_a_classifier_makes_columns(solver: str) -> None:
+def test_a_discriminant_before_a_classifier_makes_columns(solver):
     model = make_pipeline(
         LinearDiscriminantAnalysis(n_components=1, solver=solver), LogisticRegression()
     )
@@ -184,7 +184,7 @@ def test_a_discriminant_before_a_classifier_makes_columns(solver: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
-def test_a_threshold_is_compared_in_the_precision_of_the_rows(dtype: type[np.generic]) -> None:
+def test_a_threshold_is_compared_in_the_precision_of_the_rows(dtype):
     rows = (
         (np.random.default_rng(0).integers(0, 10, size=(150, 4)) / 10)
         .astype(np.float32)
@@ -200,8 +200,8 @@ def test_a_threshold_is_compared_in_the_precision_of_the_rows(dtype: type[np.gen
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
 @pytest.mark.parametrize("distribution", ["uniform", "normal"])
 def test_equal_quantiles_missing_values_and_a_constant_column_have_their_shares(
-    distribution: str, dtype: type[np.generic]
-) -> None:
+    distribution, dtype
+):
     rows = np.random.default_rng(0).integers(1000, 1006, size=(150, 4)).astype(dtype)
     rows[:, 3] = 7
     if dtype is not np.int64:
@@ -215,7 +215,7 @@ def test_equal_quantiles_missing_values_and_a_constant_column_have_their_shares(
     assert is_proven(model.fit(rows, VALUES), rows)
 
 
-def test_an_elimination_predicts_by_its_own_estimator() -> None:
+def test_an_elimination_predicts_by_its_own_estimator():
     assert is_proven(RFE(Ridge(), n_features_to_select=2).fit(ROWS, VALUES), ROWS)
 
 
@@ -232,15 +232,13 @@ def test_an_elimination_predicts_by_its_own_estimator() -> None:
         ),
     ],
 )
-def test_an_option_without_a_form_is_named(step: Any, words: str) -> None:
+def test_an_option_without_a_form_is_named(step, words):
     with pytest.raises(ConversionError, match=words):
         wrap(make_pipeline(step, Ridge()).fit(ROWS, VALUES), ROWS)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_scaled_numbers_of_either_precision_are_proven_before_boosting(
-    dtype: Any, matrix: Matrix
-) -> None:
+def test_scaled_numbers_of_either_precision_are_proven_before_boosting(dtype, matrix):
     rows, target = matrix
     table = pd.DataFrame(rows[:300].astype(dtype), columns=list("abcde"))
 
@@ -256,7 +254,7 @@ def test_scaled_numbers_of_either_precision_are_proven_before_boosting(
 
 
 @pytest.mark.parametrize("method", ["yeo-johnson", "box-cox"])
-def test_powers_are_computed_in_64_bits_where_32_overflow(method: str, matrix: Matrix) -> None:
+def test_powers_are_computed_in_64_bits_where_32_overflow(method, matrix):
     rows, target = matrix
     table = pd.DataFrame(np.abs(rows[:300, :2]) ** 0.2 + 0.1, columns=["a", "b"])
 

@@ -3,7 +3,6 @@ the unsupported option.
 """
 
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -114,12 +113,12 @@ CASES = [
 
 
 @pytest.mark.parametrize(("model", "target"), CASES)
-def test_models_that_compare_rows_with_learned_rows_are_proven(model: Any, target: Any) -> None:
+def test_models_that_compare_rows_with_learned_rows_are_proven(model, target):
     assert is_proven(model.fit(ROWS, target), ROWS)
 
 
 @pytest.mark.parametrize("model", [SVR(kernel="linear", C=100), NuSVR(kernel="poly", C=100)])
-def test_a_machine_whose_sums_need_64_bits_is_proven(model: Any) -> None:
+def test_a_machine_whose_sums_need_64_bits_is_proven(model):
     noise = normal_rows(len(VALUES), seed=2)
 
     report = wrap(model.fit(ROWS, VALUES + noise), ROWS).report
@@ -139,7 +138,7 @@ def test_a_machine_whose_sums_need_64_bits_is_proven(model: Any) -> None:
 @pytest.mark.parametrize(
     "labels", [VALUES > 0, np.digitize(VALUES, [-2, -1, 0, 1]).astype(str)], ids=["two", "five"]
 )
-def test_a_machine_votes_in_64_bits_as_the_original(model: Any, labels: Any) -> None:
+def test_a_machine_votes_in_64_bits_as_the_original(model, labels):
     in_64_bits = forms(model.fit(ROWS, labels), {"": ROWS}, "predict", {})[-1]().proto
 
     session = InferenceSession(in_64_bits.SerializeToString())
@@ -151,13 +150,13 @@ def test_a_machine_votes_in_64_bits_as_the_original(model: Any, labels: Any) -> 
 
 
 @pytest.mark.parametrize("options", [{}, {"add_indicator": True}])
-def test_gaps_are_filled_from_the_nearest_rows(options: dict[str, Any]) -> None:
+def test_gaps_are_filled_from_the_nearest_rows(options):
     model = make_pipeline(KNNImputer(n_neighbors=3, **options), Ridge()).fit(GAPS, VALUES)
 
     assert is_proven(model, GAPS)
 
 
-def test_many_long_rows_are_compared_by_their_products(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_long_rows_are_compared_by_their_products(monkeypatch):
     monkeypatch.setattr(neighbours, "_MAX_DIFFERENCES", 100)
 
     assert is_proven(KNeighborsRegressor().fit(ROWS, VALUES), ROWS)
@@ -182,12 +181,12 @@ def test_many_long_rows_are_compared_by_their_products(monkeypatch: pytest.Monke
         (make_pipeline(Isomap(n_neighbors=None, radius=9.0), Ridge()), "Isomap with a radius"),
     ],
 )
-def test_an_option_without_a_form_is_named(model: Any, words: str) -> None:
+def test_an_option_without_a_form_is_named(model, words):
     with pytest.raises(ConversionError, match=words):
         wrap(model.fit(ROWS, THREE), ROWS)
 
 
-def test_neighbours_of_several_labels_are_refused() -> None:
+def test_neighbours_of_several_labels_are_refused():
     with pytest.raises(ConversionError, match=r"KNeighborsClassifier .*targets"):
         wrap(KNeighborsClassifier().fit(ROWS, np.column_stack([THREE, THREE])), ROWS)
 
@@ -196,7 +195,7 @@ def test_neighbours_of_several_labels_are_refused() -> None:
 @pytest.mark.parametrize(
     "model", [OneClassSVM(nu=0.1), make_pipeline(Nystroem(n_components=20), LogisticRegression())]
 )
-def test_rows_learned_from_texts_are_proven(model: Any) -> None:
+def test_rows_learned_from_texts_are_proven(model):
     texts = [
         f"{size} {animal}"
         for size, animal in product(("a red", "one blue", "two old"), ("fox", "hen", "dog"))
@@ -206,7 +205,7 @@ def test_rows_learned_from_texts_are_proven(model: Any) -> None:
     assert is_proven(fitted, texts)
 
 
-def test_too_many_rows_learned_from_texts_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_rows_learned_from_texts_are_refused(monkeypatch):
     monkeypatch.setattr(neighbours, "_MAX_DENSE", 1)
     rows = csr_array(np.eye(4))
 
@@ -231,9 +230,7 @@ CLUSTERS = [
 
 
 @pytest.mark.parametrize("model", CLUSTERS, ids=str)
-def test_a_row_far_from_all_centres_has_the_cluster_of_the_original(
-    model: Any, tmp_path: Path
-) -> None:
+def test_a_row_far_from_all_centres_has_the_cluster_of_the_original(model, tmp_path):
     pipeline = make_pipeline(StandardScaler(), model).fit(CENTRES)
     rows = np.concatenate([CENTRES[:30]] * len(SENTINELS))
     rows[:, 0] = np.repeat(SENTINELS, 30)
@@ -257,7 +254,7 @@ def test_a_row_far_from_all_centres_has_the_cluster_of_the_original(
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_a_version_states_how_far_distances_are_proven(model: Any, limit: str | None) -> None:
+def test_a_version_states_how_far_distances_are_proven(model, limit):
     pipeline = make_pipeline(StandardScaler(), model).fit(CENTRES, CENTRES[:, 0])
 
     figures = wrap(pipeline, CENTRES).report.figures()
@@ -267,9 +264,7 @@ def test_a_version_states_how_far_distances_are_proven(model: Any, limit: str | 
     assert limit is None or mentions(str(figures["limit"]), limit)
 
 
-def test_a_graph_with_the_square_of_a_row_in_32_bits_is_not_proven(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_graph_with_the_square_of_a_row_in_32_bits_is_not_proven(monkeypatch):
     """Check the generated rows with the graph that skl2onnx makes of KMeans."""
     model = KMeans(3, n_init=1, random_state=0).fit(CENTRES)
     monkeypatch.delitem(neighbours.FORMULAS, KMeans)

@@ -5,7 +5,6 @@ option.
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 from sklearn.covariance import EllipticEnvelope
 from sklearn.cross_decomposition import PLSCanonical, PLSRegression
@@ -73,20 +72,18 @@ CASES = [
 
 
 @pytest.mark.parametrize(("model", "target"), CASES)
-def test_a_predictor_is_proven(model: Any, target: Any) -> None:
+def test_a_predictor_is_proven(model, target):
     assert is_proven(model.fit(ROWS, target), ROWS)
 
 
 @pytest.mark.parametrize("out_of_bounds", ["clip", "nan"])
-def test_steps_are_proven_inside_and_outside(out_of_bounds: Any) -> None:
+def test_steps_are_proven_inside_and_outside(out_of_bounds):
     model = IsotonicRegression(out_of_bounds=out_of_bounds).fit(ROWS[:, :1], VALUES)
 
     assert is_proven(model, ROWS[:, :1])
 
 
-def test_a_baseline_of_a_table_with_texts_is_proven(
-    weather: tuple[pd.DataFrame, pd.Series],
-) -> None:
+def test_a_baseline_of_a_table_with_texts_is_proven(weather):
     table, labels = weather
 
     assert is_proven(DummyClassifier().fit(table, labels), table)
@@ -106,6 +103,6 @@ def test_a_baseline_of_a_table_with_texts_is_proven(
         ),
     ],
 )
-def test_an_option_without_a_form_is_named(model: Any, words: str) -> None:
+def test_an_option_without_a_form_is_named(model, words):
     with pytest.raises(ConversionError, match=words):
         wrap(model.fit(ROWS, THREE), ROWS)

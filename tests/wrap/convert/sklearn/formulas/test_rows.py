@@ -46,7 +46,7 @@ WITHIN: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("within", WITHIN.values(), ids=WITHIN)
-def test_an_estimator_within_answers_as_it_does_alone(within: Any) -> None:
+def test_an_estimator_within_answers_as_it_does_alone(within):
     model = (
         OneVsRestClassifier(within)
         if not hasattr(within, "threshold")
@@ -60,7 +60,7 @@ def test_an_estimator_within_answers_as_it_does_alone(within: Any) -> None:
         assert is_proven(model.fit(ROWS, THREE), ROWS)
 
 
-def test_a_value_that_is_used_twice_is_computed_once_in_the_graph() -> None:
+def test_a_value_that_is_used_twice_is_computed_once_in_the_graph():
     model = OneVsRestClassifier(DecisionTreeClassifier(max_depth=3)).fit(ROWS, THREE)
 
     nodes = [node.op_type for node in wrap(model, ROWS).converted.proto.graph.node]
@@ -69,7 +69,7 @@ def test_a_value_that_is_used_twice_is_computed_once_in_the_graph() -> None:
 
 
 @pytest.mark.long
-def test_steps_that_learned_the_same_are_in_the_graph_once() -> None:
+def test_steps_that_learned_the_same_are_in_the_graph_once():
     pipeline = make_pipeline(StandardScaler(), FunctionTransformer(np.exp), LogisticRegression())
     three, ten = (
         OneVsRestClassifier(pipeline).fit(ROWS, np.digitize(SUM, edges))
@@ -81,7 +81,7 @@ def test_steps_that_learned_the_same_are_in_the_graph_once() -> None:
     assert sum(node.op_type == "Div" for node in many) == sum(node.op_type == "Div" for node in few)
 
 
-def test_scores_that_a_converter_lacks_are_named() -> None:
+def test_scores_that_a_converter_lacks_are_named():
     model = OneVsRestClassifier(AdaBoostClassifier(n_estimators=2)).fit(ROWS, THREE)
     lacking = OneVsRestClassifier(NearestCentroid()).fit(ROWS, THREE)
 

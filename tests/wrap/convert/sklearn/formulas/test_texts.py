@@ -1,8 +1,6 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +16,7 @@ from mlflow_deploy_plugin.wrap.flavor.save import save_model
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 
 
-def _saved(model: Any, example: Any, folder: Any) -> OnnxModel:
+def _saved(model, example, folder):
     save_model(model, folder / "model", input_example=example)
     return OnnxModel.load(folder / "model")
 
@@ -82,7 +80,7 @@ VECTORIZERS = {
 
 @pytest.mark.long
 @pytest.mark.parametrize("make", VECTORIZERS.values(), ids=VECTORIZERS.keys())
-def test_texts_are_taken_apart_as_python_does_it(make: Any, tmp_path: Path) -> None:
+def test_texts_are_taken_apart_as_python_does_it(make, tmp_path):
     random = np.random.default_rng(0)
     texts = [" ".join(random.choice(WORDS, random.integers(1, 5))) for _ in range(150)]
     model = make_pipeline(make(), LogisticRegression()).fit(
@@ -102,7 +100,7 @@ def test_texts_are_taken_apart_as_python_does_it(make: Any, tmp_path: Path) -> N
 
 
 @pytest.mark.long
-def test_one_long_text_and_one_long_word_do_not_fill_the_memory(tmp_path: Path) -> None:
+def test_one_long_text_and_one_long_word_do_not_fill_the_memory(tmp_path):
     """Limit memory: a table of all texts as words or characters, padded to the longest
     text, would take 12 GB.
     """
@@ -134,7 +132,7 @@ for texts in (["good wärm " * 5000], ["ok_1 good"] * 999 + ["good wärm " * 500
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["pairs", "characters", "hashed"])
-def test_a_long_text_among_many_takes_no_more_memory_than_alone(name: str, tmp_path: Path) -> None:
+def test_a_long_text_among_many_takes_no_more_memory_than_alone(name, tmp_path):
     """Limit memory: a table of all rows, padded to the longest row, would take several
     GB.
     """
@@ -159,7 +157,7 @@ def test_a_long_text_among_many_takes_no_more_memory_than_alone(name: str, tmp_p
     assert of_one == pytest.approx(model.predict_proba(["good wärm " * 5000])[0], abs=1e-5)
 
 
-def test_each_text_is_answered_in_its_place_in_blocks_and_row_by_row(tmp_path: Path) -> None:
+def test_each_text_is_answered_in_its_place_in_blocks_and_row_by_row(tmp_path):
     texts = [" ".join(WORDS[:n]) for n in range(1, 7)] * 20
     labels = ["ok_1" in text for text in texts]
     model = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(texts, labels)
@@ -173,12 +171,12 @@ def test_each_text_is_answered_in_its_place_in_blocks_and_row_by_row(tmp_path: P
             np.testing.assert_allclose(probabilities, model.predict_proba(inputs), atol=1e-5)
 
 
-def stemmed(text: str) -> list[str]:
+def stemmed(text):
     """A tokenizer whose rule does not affect the words in the example."""
     return [token.removesuffix("s") for token in text.split()]
 
 
-def without_stop_words(text: str) -> list[str]:
+def without_stop_words(text):
     return [token for token in text.split() if token not in ("the", "and")]
 
 
@@ -220,7 +218,7 @@ def without_stop_words(text: str) -> list[str]:
         (HashingVectorizer(n_features=8, token_pattern=r"\b[a-z]+\b"), "\\b around a class other"),
     ],
 )
-def test_an_unsupported_tokenizer_option_is_refused_by_name(vectorizer: Any, obstacle: str) -> None:
+def test_an_unsupported_tokenizer_option_is_refused_by_name(vectorizer, obstacle):
     texts = ["a good bc", "bc bad", "good a"] * 4
     model = make_pipeline(vectorizer, LogisticRegression()).fit(texts, [True, False, True] * 4)
 
@@ -229,7 +227,7 @@ def test_an_unsupported_tokenizer_option_is_refused_by_name(vectorizer: Any, obs
 
 
 @pytest.mark.parametrize("in_table", [False, True], ids=["alone", "as a column"])
-def test_texts_are_read_without_the_machine_s_locale(in_table: bool) -> None:
+def test_texts_are_read_without_the_machine_s_locale(in_table):
     random = np.random.default_rng(0)
     texts = [" ".join(random.choice(["alpha", "beta", "gamma"], 4)) for _ in range(200)]
     labels = ["alpha" in text for text in texts]

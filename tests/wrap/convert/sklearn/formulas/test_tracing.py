@@ -22,7 +22,7 @@ from tests.support.random_rows import normal_rows
 ROWS = normal_rows(200, 3)
 
 
-def ratios(rows: np.ndarray) -> Any:
+def ratios(rows):
     """A typical function of a user, which adds new columns to the old columns."""
     positive = np.abs(rows) + 0.5
     return np.column_stack(
@@ -60,7 +60,7 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
-def test_a_function_of_numpy_functions_is_proven(function: Callable[[Any], Any]) -> None:
+def test_a_function_of_numpy_functions_is_proven(function):
     model = make_pipeline(FunctionTransformer(function), Ridge()).fit(ROWS, ROWS[:, 0])
 
     assert wrap(model, ROWS).report.state == "proven"
@@ -88,9 +88,7 @@ REFUSED: list[tuple[Callable[[Any], Any], str]] = [
 
 
 @pytest.mark.parametrize(("function", "words"), REFUSED)
-def test_an_operation_that_no_graph_can_follow_is_named(
-    function: Callable[[Any], Any], words: str
-) -> None:
+def test_an_operation_that_no_graph_can_follow_is_named(function, words):
     with pytest.raises(NotImplementedError, match=re.escape(words)):
         function(Traced(Subgraph(Scope("refused")), "x", np.ones((SAMPLE_ROWS, 3))))
 
@@ -105,9 +103,7 @@ def test_an_operation_that_no_graph_can_follow_is_named(
         (lambda x: np.ones((200, 2)), "a Python function that does not return computed columns"),
     ],
 )
-def test_a_user_s_function_without_a_graph_is_named_with_its_step(
-    function: Callable[[Any], Any], words: str
-) -> None:
+def test_a_user_s_function_without_a_graph_is_named_with_its_step(function, words):
     table = pd.DataFrame(ROWS, columns=["a", "b", "c"])
     model = make_pipeline(FunctionTransformer(function), Ridge()).fit(table, ROWS[:, 0])
 

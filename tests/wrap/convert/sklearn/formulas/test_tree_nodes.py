@@ -44,7 +44,7 @@ MEMBERS = (LinearSVC(), GaussianNB(), HistGradientBoostingClassifier(max_iter=2)
 
 
 @pytest.mark.parametrize("member", MEMBERS, ids=lambda member: type(member).__name__)
-def test_members_of_all_kinds_vote_for_texts(member: Any) -> None:
+def test_members_of_all_kinds_vote_for_texts(member):
     assert (
         wrap(AdaBoostClassifier(member, n_estimators=3).fit(ROWS, SIDES[:, 0]), ROWS).report.state
         == "proven"
@@ -52,7 +52,7 @@ def test_members_of_all_kinds_vote_for_texts(member: Any) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-def test_trees_are_proven_as_one_operator(model: Any) -> None:
+def test_trees_are_proven_as_one_operator(model):
     wrapped = wrap(model, ROWS)
 
     assert wrapped.report.state == "proven"

@@ -151,7 +151,7 @@ class Ridge2(Ridge):  # type: ignore[misc]
         make_pipeline(Turned(), LogisticRegression(max_iter=1000)),
     ],
 )
-def test_an_affine_estimator_is_proven(model: Any) -> None:
+def test_an_affine_estimator_is_proven(model):
     target = (
         TARGET > 0
         if isinstance(getattr(model, "_final_estimator", None), LogisticRegression)
@@ -160,30 +160,30 @@ def test_an_affine_estimator_is_proven(model: Any) -> None:
     assert is_proven(model.fit(TABLE, target), TABLE)
 
 
-def test_a_matrix_has_columns_without_names() -> None:
+def test_a_matrix_has_columns_without_names():
     model = make_pipeline(Centred(), Ridge()).fit(TABLE.to_numpy(), TARGET)
     assert is_proven(model, TABLE.to_numpy())
 
 
-def test_a_small_weight_keeps_its_digits_with_a_large_intercept() -> None:
+def test_a_small_weight_keeps_its_digits_with_a_large_intercept():
     step: Any = affine.stand_in(Timed().fit(TABLE), list("abcd"))
     times = np.full((1, 4), 1.6e9 + 1e5)
     np.testing.assert_allclose(step.transform(times), 0.1, rtol=1e-6)
 
 
 @pytest.mark.parametrize("step", [CentredByRequest(), Capped(), Marked(), FilledIn()], ids=str)
-def test_another_one_has_no_converter(step: Any) -> None:
+def test_another_one_has_no_converter(step):
     with pytest.raises(ConversionError, match=f"no converter .*{type(step).__name__}"):
         wrap(make_pipeline(step, LinearRegression()).fit(TABLE, TARGET), TABLE)
 
 
 @pytest.mark.parametrize("model", [Surcharged(), RuleOfThumb()], ids=str)
-def test_a_predictor_with_a_rule_or_without_weights_has_no_converter(model: Any) -> None:
+def test_a_predictor_with_a_rule_or_without_weights_has_no_converter(model):
     with pytest.raises(ConversionError, match=f"no converter .*{type(model).__name__}"):
         wrap(model.fit(TABLE, TARGET), TABLE)
 
 
-def test_a_step_that_replaces_texts_has_no_converter() -> None:
+def test_a_step_that_replaces_texts_has_no_converter():
     texts = pd.DataFrame({"city": ["rome", "oslo", "lima"] * 100})
     rename = FunctionTransformer(lambda table: table.replace("Roma", "rome"))
     model = make_pipeline(rename, OneHotEncoder(handle_unknown="ignore"), LinearRegression()).fit(

@@ -11,7 +11,7 @@ from tests.wrap.conftest import is_proven
 
 
 @pytest.fixture(scope="module")
-def table() -> pd.DataFrame:
+def table():
     """Columns of numbers, of strings with gaps, and of integer categories."""
     random = np.random.default_rng(0)
     table = pd.DataFrame(
@@ -27,14 +27,12 @@ def table() -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def delayed(table: pd.DataFrame) -> pd.Series:
+def delayed(table):
     return (table.distance + (table.city == "oslo") + 0.2 * (table.zip == 20) > 0.9).astype(int)
 
 
 @pytest.mark.long
-def test_a_vectorizer_of_a_table_is_one_unless_it_reads_dates(
-    table: pd.DataFrame, delayed: pd.Series
-) -> None:
+def test_a_vectorizer_of_a_table_is_one_unless_it_reads_dates(table, delayed):
     model = make_pipeline(skrub.TableVectorizer(), HistGradientBoostingClassifier(max_iter=10)).fit(
         table, delayed
     )
