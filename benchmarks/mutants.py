@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 PACKAGE = "mlflow_deploy_plugin"
 SECONDS = 400
@@ -39,7 +40,7 @@ PAIRS = [
     (ast.Add, ast.Sub),
     (ast.Mult, ast.FloorDiv),
 ]
-OPPOSITES = dict(PAIRS) | {second: first for first, second in PAIRS}
+OPPOSITES: dict[type[ast.AST], Any] = dict(PAIRS) | {second: first for first, second in PAIRS}
 
 
 @dataclass(frozen=True)
