@@ -174,8 +174,9 @@ def _verify(
         text = published.checkpoint if published else ""
         if checkpoint_file:
             text = read_text(checkpoint_file, "the file of --checkpoint")
-        place = str(checkpoint_file or "in MLflow")
-        checkpoint = load_checkpoint(text, keys, place) if text else None
+        checkpoint = None
+        if text:
+            checkpoint = load_checkpoint(text, keys, str(checkpoint_file or "in MLflow"))
         state = verify_trail(store, model, keys, checkpoint)
         late = lateness(checkpoint, store) if state.signed else ""
     checked_at = f"of {checkpoint.at:%Y-%m-%d %H:%M}Z" if checkpoint else "none"

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 _DEPLOYMENT_HEAD = (
     "NAME",
+    "TARGET",
     "MODEL",
     "VERSION",
     "TRAFFIC",
@@ -282,15 +283,10 @@ def list_(output: str) -> None:
         show_json(endpoints)
         return
     table: list[tuple[str, ...]] = [_DEPLOYMENT_HEAD]
-    targets = ["TARGET"]
     for described in endpoints:
-        for row in _deployment_rows(described, monitors[described["name"]]):
-            table.append(row)
-            targets.append(described["target"])
-    if set(targets[1:]) - {"onnxserve"}:
-        table = [
-            (name, target, *cells) for (name, *cells), target in zip(table, targets, strict=True)
-        ]
+        table += _deployment_rows(described, monitors[described["name"]])
+    if all(described["target"] == "onnxserve" for described in endpoints):
+        table = [(name, *cells) for name, _, *cells in table]
     show_table(output, endpoints, table, f"there are no deployments: run `{_CREATE}`")
     for described in endpoints:
         for name, deployment in described["deployments"].items():
@@ -425,6 +421,7 @@ def _deployment_rows(
     for name, deployment in endpoint["deployments"].items():
         yield (
             _name(endpoint, name),
+            endpoint["target"],
             deployment["model_uri"],
             deployment["version"] or "-",
             _share(deployment),
@@ -432,7 +429,7 @@ def _deployment_rows(
             *server,
         )
     if not endpoint["deployments"]:
-        yield (endpoint["name"], "-", "-", "-", endpoint["state"], *server)
+        yield (endpoint["name"], endpoint["target"], "-", "-", "-", endpoint["state"], *server)
 
 
 def _share(deployment: Mapping[str, Any]) -> str:

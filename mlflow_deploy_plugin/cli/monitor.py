@@ -650,9 +650,8 @@ def _show_result(
         lines.append(f"  {result.reason}")
     findings = [finding for finding in result.findings if finding.reason != result.reason]
     shown = findings[:_SHOWN_FINDINGS]
-    rows = align_columns([*map(_finding_row, shown)]) if shown else []
     is_headed = False
-    for finding, row in zip(shown, rows, strict=True):
+    for finding, row in zip(shown, align_columns([*map(_finding_row, shown)]), strict=True):
         if finding.has_no_effect and not is_headed:
             lines.append(f"  drift {NO_EFFECT}:")
         is_headed = finding.has_no_effect
@@ -663,9 +662,8 @@ def _show_result(
     if hidden:
         plural = "" if hidden == 1 else "s"
         lines.append(f"  and {hidden} more finding{plural}, in the report")
-    lines += [f"  note: {note}" for note in result.notes]
-    run = result.run
-    report = run.url or f"run {run.run_id} in experiment {run.experiment}"
+    lines += map("  note: {}".format, result.notes)
+    report = result.run.url or f"run {result.run.run_id} in experiment {result.run.experiment}"
     lines.append(f"  report: {report}")
     show_result(output, document, lines)
     if exit_code:

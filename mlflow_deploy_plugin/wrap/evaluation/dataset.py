@@ -160,27 +160,19 @@ def cast_to_signature(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
     files, the log and other versions may have other types. Numeric columns for a single
     tensor are stacked into the tensor.
     """
-    rows = _stack_columns(artifact, rows)
+    columns = list(rows.values())
+    if len(artifact.tensors) == 1 and len(columns) > 1:
+        tensor = artifact.tensors[0]
+        is_matrix = len(tensor.shape) == 2 and tensor.shape[1] in (-1, len(columns))
+        are_numbers = all(values.ndim == 1 and values.dtype.kind in "biuf" for values in columns)
+        if is_matrix and are_numbers and tensor.name not in rows:
+            # The columns are in the order of the file.
+            rows = {tensor.name: np.stack(columns, axis=1)}
     dtypes = _column_dtypes(artifact)
     for tensor in artifact.tensors:  # The type of an unnamed tensor applies to all columns.
         names = [tensor.name] if tensor.name else rows
         dtypes |= dict.fromkeys(names, tensor.dtype)
     return cast_columns(dtypes, rows)
-
-
-def _stack_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
-    """Return the single tensor [N, C] of the model if the rows have C numeric columns
-    instead, in the order of the file. Other rows are unchanged.
-    """
-    if len(artifact.tensors) != 1 or len(rows) < 2:
-        return rows
-    tensor = artifact.tensors[0]
-    if tensor.name in rows or len(tensor.shape) != 2 or tensor.shape[1] not in (-1, len(rows)):
-        return rows
-    columns = list(rows.values())
-    if not all(values.ndim == 1 and values.dtype.kind in "biuf" for values in columns):
-        return rows
-    return {tensor.name: np.stack(columns, axis=1)}
 
 
 def _column_dtypes(artifact: Artifact) -> dict[str, str]:
@@ -228,9 +220,25 @@ def read_rows(path: Path, data_name: str, artifact: Artifact) -> NamedArrays:
                 f"the dataset {data_name} ends in {ending!r}; supported are .csv, .parquet and .npz"
             )
         if ending == ".npz":
-            return _read_arrays(path, data_name)
-        dtypes = _column_dtypes(artifact)
-        types = {name: pa.type_for_alias(dtype) for name, dtype in dtypes.items()}
+            try:
+                with zipfile.ZipFile(path) as file:
+                    if sum(entry.file_size for entry in file.infolist()) > MAX_BYTES:
+                        raise InvalidConfig(
+                            f"the dataset {data_name} contains more than {MAX_BYTES:,} bytes; use "
+                            "a sample"
+                        )
+                with np.load(path, allow_pickle=False) as arrays:
+                    rows = dict(arrays)
+                for name, array in rows.items():
+                    if array.dtype.kind == "U":
+                        rows[name] = array.astype(object)
+            # Arrays of objects, which need pickle, raise a ValueError.
+            except (zipfile.BadZipFile, ValueError, EOFError) as error:
+                raise InvalidConfig(
+                    f"the dataset {data_name} cannot be read: {one_line(error)}"
+                ) from None
+            return _check_lengths(rows, f"the dataset {data_name}")
+        types = {name: pa.type_for_alias(dtype) for name, dtype in _column_dtypes(artifact).items()}
         table = read_table(path, types)
     except FileNotFoundError:
         raise InvalidConfig(f"the dataset {data_name} does not exist") from None
@@ -300,27 +308,6 @@ def _check_lengths(rows: NamedArrays, data_name: str) -> NamedArrays:
             f"{data_name} needs non-empty arrays of equal length; its arrays are {shapes[:300]}"
         )
     return rows
-
-
-def _read_arrays(path: Path, data_name: str) -> NamedArrays:
-    """Return the arrays of a .npz file, with texts as objects. Raises InvalidConfig if
-    it cannot be read, is too large, or has arrays of different lengths.
-    """
-    try:
-        with zipfile.ZipFile(path) as file:
-            if sum(entry.file_size for entry in file.infolist()) > MAX_BYTES:
-                raise InvalidConfig(
-                    f"the dataset {data_name} contains more than {MAX_BYTES:,} bytes; use a sample"
-                )
-        with np.load(path, allow_pickle=False) as arrays:
-            rows = dict(arrays)
-        for name, array in rows.items():
-            if array.dtype.kind == "U":
-                rows[name] = array.astype(object)
-    # Arrays of objects, which need pickle, raise a ValueError.
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:
-        raise InvalidConfig(f"the dataset {data_name} cannot be read: {one_line(error)}") from None
-    return _check_lengths(rows, f"the dataset {data_name}")
 
 
 def read_dataset(dataset: str, artifact: Artifact) -> NamedArrays:

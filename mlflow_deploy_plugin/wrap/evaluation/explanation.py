@@ -417,7 +417,7 @@ def contributions(
         background_feeds = background.feeds
         kind = background.source
     except InvalidArtifact:  # The model has no background rows.
-        background_feeds = {name: array[:most_rows] for name, array in feeds.items()}
+        background_feeds = {name: feeds[name][:most_rows] for name in feeds}
         kind = "data"
     features = explained_features(model.artifact, feeds)
     least = 2 * len(features) + 1

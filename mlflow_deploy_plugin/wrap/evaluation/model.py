@@ -211,7 +211,26 @@ class _LoadedPyfunc:
             """Return the prediction, or the first output of a mapping. Objects that are
             numbers become numbers.
             """
-            prediction = self._model.predict(self._model_input(rows))
+            import pandas as pd  # The import takes half a second, and only this class needs it.
+
+            # The input is a mapping of tensors, a single tensor, or a DataFrame.
+            tensors = self.artifact.tensors
+            types = {column.name: column.type for column in self.artifact.columns}
+            model_input: Any
+            if tensors or (not types and any(values.ndim > 1 for values in rows.values())):
+                model_input = {tensor.name: rows[tensor.name] for tensor in tensors if tensor.name}
+                if not model_input:
+                    model_input = next(iter(rows.values()))
+            else:
+                columns = {
+                    name: values for name, values in rows.items() if not types or name in types
+                }
+                for name, values in columns.items():
+                    # MLflow rejects 64-bit integers in float columns.
+                    if types.get(name) in ("double", "float") and values.dtype.kind in "iu":
+                        columns[name] = values.astype(np.float64)
+                model_input = pd.DataFrame(columns)
+            prediction = self._model.predict(model_input)
             if isinstance(prediction, Mapping):
                 prediction = next(iter(prediction.values()))
             array = np.asarray(prediction)
@@ -222,22 +241,6 @@ class _LoadedPyfunc:
 
         array = self._in_time(first_array, "the model cannot compute this input")
         return ModelPredictions(_flat(array), is_label=array.dtype.kind in "OUib")
-
-    def _model_input(self, rows: Arrays) -> Any:
-        """Return the rows as a mapping of tensors, a single tensor, or a DataFrame."""
-        import pandas as pd  # The import takes half a second, and only this class needs it.
-
-        tensors = self.artifact.tensors
-        types = {column.name: column.type for column in self.artifact.columns}
-        if tensors or (not types and any(values.ndim > 1 for values in rows.values())):
-            arrays = {tensor.name: rows[tensor.name] for tensor in tensors if tensor.name}
-            return arrays or next(iter(rows.values()))
-        inputs = {name: values for name, values in rows.items() if not types or name in types}
-        for name, values in inputs.items():
-            # MLflow rejects 64-bit integers in float columns.
-            if types.get(name) in ("double", "float") and values.dtype.kind in "iu":
-                inputs[name] = values.astype(np.float64)
-        return pd.DataFrame(inputs)
 
     def _in_time(self, work: Callable[[], Any], failure: str) -> Any:
         """Run the model's code in a thread with a timeout. A model that timed out is

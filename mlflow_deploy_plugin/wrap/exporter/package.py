@@ -230,24 +230,34 @@ def write_bundle(
                 f"pip cannot download onnxruntime and numpy: {error.message}; use a folder of "
                 "wheels (--wheels)"
             ) from None
-    document = {name: _json_tensor(name, array) for name, array in example.items()}
-    (folder / "example.json").write_text(json.dumps(document, indent=1))
+    (folder / "example.json").write_text(
+        json.dumps({name: _json_tensor(name, array) for name, array in example.items()}, indent=1)
+    )
     texts = _template_texts(graph, described, example)
     if has_environment:
         name = re.sub(r"[^\w.-]", "-", f"{described['name']}-{described['version']}")
-        versions = [f"onnxruntime=={import_onnxruntime().__version__}", f"numpy=={np.__version__}"]
-        tools = [f"pip={pip.version}" for pip in distributions(name="pip")]
         content = {
             "name": name,
             "channels": ["conda-forge"],
-            "dependencies": [f"python={platform.python_version()}", *tools, {"pip": versions}],
+            "dependencies": [
+                f"python={platform.python_version()}",
+                *(f"pip={pip.version}" for pip in distributions(name="pip")),
+                {
+                    "pip": [
+                        f"onnxruntime=={import_onnxruntime().__version__}",
+                        f"numpy=={np.__version__}",
+                    ]
+                },
+            ],
         }
         (folder / "environment.yml").write_text(yaml.safe_dump(content, sort_keys=False))
         texts["install"] = f"conda env create -f environment.yml\nconda activate {name}"
     else:
-        offline = ["--no-index --find-links wheels"] if has_wheels else []
-        requirements = [f"'{requirement}'" for requirement in REQUIREMENTS]
-        texts["install"] = " ".join(["pip install", *offline, *requirements])
+        words = ["pip install"]
+        if has_wheels:
+            words.append("--no-index --find-links wheels")
+        words += [f"'{requirement}'" for requirement in REQUIREMENTS]
+        texts["install"] = " ".join(words)
     for template in sorted(_TEMPLATES.iterdir()):
         directory = folder if template.suffix == ".md" else folder / "examples"
         (directory / template.name).write_text(Template(template.read_text()).substitute(texts))

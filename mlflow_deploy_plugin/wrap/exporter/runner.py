@@ -122,7 +122,21 @@ class Model:
         value.
         """
         kinds = {column["name"]: column["type"] for column in self._described["columns"]}
-        return {name: _parsed(text, kinds[name]) for name, text in row.items() if name in kinds}
+        parsed: dict[str, str | float | bool | None] = {}
+        for name, text in row.items():
+            if name not in kinds:
+                continue
+            # A string that is not a value of the column's type is kept.
+            parsed[name] = text or None
+            if text and kinds[name] == "boolean":
+                parsed[name] = _BOOLEANS.get(text.lower(), text)
+            elif text and kinds[name] != "string":
+                with contextlib.suppress(ValueError):
+                    parsed[name] = float(text)
+                if kinds[name] in ("integer", "long"):
+                    with contextlib.suppress(ValueError):
+                        parsed[name] = int(text)
+        return parsed
 
     def _tensor_feeds(self, data: Mapping[str, Any]) -> Arrays:
         """Return the inputs of the graph for tensors by name. Raises ValueError if a
@@ -254,23 +268,6 @@ def _dtype(name: str) -> npt.DTypeLike:
 
 def _quoted(entries: list[dict[str, Any]]) -> str:
     return ", ".join(repr(entry["name"]) for entry in entries)
-
-
-def _parsed(text: str | None, kind: str) -> str | float | bool | None:
-    """Parse a string in a CSV file, or return the string if it is not a value of the
-    column's type.
-    """
-    if not text:
-        return None
-    if kind == "boolean":
-        return _BOOLEANS.get(text.lower(), text)
-    if kind != "string":
-        if kind in ("integer", "long"):
-            with contextlib.suppress(ValueError):
-                return int(text)
-        with contextlib.suppress(ValueError):
-            return float(text)
-    return text
 
 
 def _column(column: dict[str, Any], values: Any, missing: str | None) -> Array:

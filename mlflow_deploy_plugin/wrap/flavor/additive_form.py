@@ -67,18 +67,19 @@ def with_additive_files(
             draft = runnable.artifact.folder / FEATURES_FILE
             draft.write_bytes(files[FEATURES_FILE])
             session = open_session(draft)
-        sampled = rows.take(sample_positions(len(rows), _ROWS, 0))
-        feeds = sampled.feeds(runnable.schema)
+        feeds = rows.take(sample_positions(len(rows), _ROWS, 0)).feeds(runnable.schema)
         reader = FeatureReader(parts.form, runnable.artifact.inputs, session)
-        columns = _columns_of_features(
-            reader, runnable, feeds, converted.boundary_values.categories
+        form = replace(
+            parts.form,
+            columns=_columns_of_features(
+                reader, runnable, feeds, converted.boundary_values.categories
+            ),
         )
-        form = replace(parts.form, columns=columns)
         if form.is_linear:
             read_positions = np.flatnonzero(form.slopes.any(axis=1))
         else:
             read_positions = np.unique(form.feature[form.left >= 0])
-        is_proven = bool((columns[read_positions] >= 0).all())
+        is_proven = bool((form.columns[read_positions] >= 0).all())
         if is_proven:
             # The form must predict the numbers that the graph predicts.
             numbers = explained_numbers(runnable, feeds)[1]

@@ -160,7 +160,17 @@ class ParityReport:
         """Return the report for JSON, without empty entries. Infinite errors are
         strings.
         """
-        return asdict(self, dict_factory=_json_entries)
+
+        def to_entries(fields: list[tuple[str, object]]) -> dict[str, object]:
+            entries: dict[str, object] = {}
+            for name, value in fields:
+                if isinstance(value, float) and not np.isfinite(value):
+                    entries[name] = str(value)
+                elif value not in ("", [], {}):
+                    entries[name] = value
+            return entries
+
+        return asdict(self, dict_factory=to_entries)
 
     def figures(self) -> dict[str, object]:
         """Return a subset of the report for the MLmodel file."""
@@ -185,19 +195,6 @@ class ParityReport:
                 figures[f"{prefix}.max_absolute_error"] = output.max_absolute_error
                 figures[f"{prefix}.max_relative_error"] = output.max_relative_error
         return figures
-
-
-def _json_entries(fields: list[tuple[str, object]]) -> dict[str, object]:
-    """Return the fields of a dataclass that are not empty, with infinite numbers as
-    strings.
-    """
-    entries: dict[str, object] = {}
-    for name, value in fields:
-        if isinstance(value, float) and not np.isfinite(value):
-            entries[name] = str(value)
-        elif value not in ("", [], {}):
-            entries[name] = value
-    return entries
 
 
 @dataclass(frozen=True)
@@ -556,20 +553,22 @@ def refusals_of(report: ParityReport, boundary_values: BoundaryValues) -> dict[s
     # The columns are not to blame if the original also refuses rows without a change.
     if any(report.refused_by_original.get(source) for source in ("ranges", "observed")):
         return {}
-    refused = {source: set(names) for source, names in report.refused_columns.items()}
-    unseen = refused.get("unseen", set()) | refused.get("near categories", set())
+    refused = report.refused_columns
+    unseen = {*refused.get("unseen", ()), *refused.get("near categories", ())}
     categories = {}
-    for name in sorted(unseen - refused.get("categories", set())):
+    for name in sorted(unseen.difference(refused.get("categories", ()))):
         learned = boundary_values.categories.get(name, ())
         if len(learned) >= MAX_VALUES:  # The list may be incomplete.
             continue
         # NaN differs from itself.
         present = [_plain(value) for value in learned if value is not None and value == value]
-        numbers = [number for number in present if not isinstance(number, str)]
         # The graph cannot represent other numbers exactly.
         are_codes = all(
-            isinstance(code, int | float) and abs(code) <= _EXACT_INTEGERS and code == int(code)
-            for code in numbers
+            isinstance(code, str)
+            or (
+                isinstance(code, int | float) and abs(code) <= _EXACT_INTEGERS and code == int(code)
+            )
+            for code in present
         )
         if present and are_codes:
             categories[name] = list(dict.fromkeys(present))

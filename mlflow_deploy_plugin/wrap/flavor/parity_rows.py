@@ -282,7 +282,16 @@ class _TableRows:
         """
         names = self.fitting_columns(_is_number, _FAR_COLUMN_ROWS)
         if names:
-            table = self.change_one_column(dict.fromkeys(names, _FAR_COLUMN_ROWS), _multiply_by_far)
+
+            def multiply(column: pd.Series, _: pd.Series) -> pd.Series:
+                # The first rows contain multiples of the column's largest number.
+                reach = _reach(column)
+                factors = np.resize(np.array(_FAR), len(column))
+                values = np.clip(np.nan_to_num(_as_floats(column)), -reach, reach)
+                is_first = np.arange(len(column)) < len(_FAR)
+                return _as_series(factors * np.where(is_first, reach, values), column.dtype)
+
+            table = self.change_one_column(dict.fromkeys(names, _FAR_COLUMN_ROWS), multiply)
             yield RowGroup("far", Batch(table))
             yield RowGroup("far together", Batch(self.far_together()), alone=True)
 
@@ -557,17 +566,6 @@ _SPOILING: tuple[Callable[[str], str], ...] = (
     lambda word: word[:1],
     lambda word: f"日{word}",
 )
-
-
-def _multiply_by_far(column: pd.Series, _: pd.Series) -> pd.Series:
-    """Multiply the column's largest number (in the first rows) or the row's number (in
-    later rows) by `_FAR`.
-    """
-    reach = _reach(column)
-    factors = np.resize(np.array(_FAR), len(column))
-    values = np.clip(np.nan_to_num(_as_floats(column)), -reach, reach)
-    is_first = np.arange(len(column)) < len(_FAR)
-    return _as_series(factors * np.where(is_first, reach, values), column.dtype)
 
 
 def _reach(series: pd.Series) -> float:

@@ -107,8 +107,10 @@ def log_as_pyfunc(
         *inspect.signature(module.save_model).parameters,
         *inspect.signature(Model.log).parameters,
     ]
-    tag = error.message[:MAX_TAG_LENGTH]
-    options = {**options, "tags": {**options["tags"], FALLBACK_TAG: tag}}
+    options = {
+        **options,
+        "tags": {**options["tags"], FALLBACK_TAG: error.message[:MAX_TAG_LENGTH]},
+    }
     arguments |= {
         name: value for name, value in options.items() if value is not None or name not in arguments
     }
@@ -118,7 +120,7 @@ def log_as_pyfunc(
         module, **{name: value for name, value in arguments.items() if name in accepted or value}
     )
     if info.run_id:
-        mlflow.MlflowClient().set_tag(info.run_id, FALLBACK_TAG, tag)
+        mlflow.MlflowClient().set_tag(info.run_id, FALLBACK_TAG, options["tags"][FALLBACK_TAG])
     if info.signature is None or info.signature.inputs is None:
         _logger.warning(
             "The model is logged without a signature, so its columns have no types, and the "
@@ -464,8 +466,9 @@ def net_options(
         requirements.append(f"{package}=={version}")
     # The framework's flavor can log a module or a Keras model (whose class is `Model`)
     # with one input and one output.
-    class_names = {kind.__name__ for kind in type(model).__mro__}
-    fits_flavor = not class_names.isdisjoint({"Module", "Model"}) and len(example.answers) == 1
+    fits_flavor = any(kind.__name__ in ("Module", "Model") for kind in type(model).__mro__)
+    if len(example.answers) != 1:
+        fits_flavor = False
     if not example.rows.is_table and "" not in example.rows.tensors:
         fits_flavor = False
     if framework == "torch" and "output" not in example.answers:  # A dict has names.

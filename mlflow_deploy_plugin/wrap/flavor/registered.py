@@ -555,21 +555,23 @@ def _log_next_version(
     )
     if origin.run_id and model_id and origin.logged is not None:
         # MLflow has already copied some metrics.
-        copied = client.get_logged_model(model_id).metrics or ()
-        present = {(metric.key, metric.timestamp, metric.step) for metric in copied}
+        present = {
+            (metric.key, metric.timestamp, metric.step)
+            for metric in client.get_logged_model(model_id).metrics or ()
+        }
         missing = [
             Metric(
-                old.key,
-                old.value,
-                old.timestamp,
-                old.step,
+                metric.key,
+                metric.value,
+                metric.timestamp,
+                metric.step,
                 model_id=model_id,
-                dataset_name=old.dataset_name,
-                dataset_digest=old.dataset_digest,
+                dataset_name=metric.dataset_name,
+                dataset_digest=metric.dataset_digest,
                 run_id=origin.run_id,
             )
-            for old in origin.logged.metrics or ()
-            if (old.key, old.timestamp, old.step) not in present
+            for metric in origin.logged.metrics or ()
+            if (metric.key, metric.timestamp, metric.step) not in present
         ]
         if missing:
             client.log_batch(origin.run_id, metrics=missing)

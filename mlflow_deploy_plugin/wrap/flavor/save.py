@@ -406,9 +406,27 @@ class PyfuncModel:
         """Predict for a DataFrame, array, mapping, or list of rows or records. Raises
         SchemaMismatch for other data.
         """
-        prediction = self._model.prediction(
-            self._model.run(self._feeds(data), self._model.artifact.prediction)
-        )
+        schema = self._model.schema
+        feeds: Feeds
+        if isinstance(data, pd.DataFrame):
+            table = data
+            if len(schema.columns) == data.shape[1] == 1:  # MLflow has checked the column's name.
+                table = data.set_axis(list(schema.names), axis=1)
+            if schema.columns or len(schema.tensors) > 1:
+                feeds = Batch(table).feeds(schema)
+            else:
+                feeds = schema.from_array(table.to_numpy())
+        elif isinstance(data, Mapping):
+            columns = dict(data)
+            for name, values in data.items():
+                if not isinstance(values, np.ndarray | list | tuple):
+                    columns[name] = np.asarray(values)
+            feeds = schema.from_columns(columns)
+        elif isinstance(data, list) and data and isinstance(data[0], Mapping):
+            feeds = schema.from_records(data)
+        else:
+            feeds = schema.from_array(data)
+        prediction = self._model.prediction(self._model.run(feeds, self._model.artifact.prediction))
         framework = self._model.artifact.framework
         if not isinstance(data, pd.DataFrame) or framework not in _ANSWER_TABLES:
             return prediction
@@ -417,27 +435,6 @@ class PyfuncModel:
         if framework == "statsmodels" and prediction.ndim == 1:
             return pd.Series(prediction, index=data.index)
         return pd.DataFrame(prediction, index=data.index)
-
-    def _feeds(self, data: ModelData) -> Feeds:
-        """Return the input tensors of the graph. Raises SchemaMismatch for data that do
-        not match the model.
-        """
-        schema = self._model.schema
-        if isinstance(data, pd.DataFrame):
-            if len(schema.columns) == data.shape[1] == 1:  # MLflow has checked the column's name.
-                data = data.set_axis(list(schema.names), axis=1)
-            if schema.columns or len(schema.tensors) > 1:
-                return Batch(data).feeds(schema)
-            return schema.from_array(data.to_numpy())
-        if isinstance(data, Mapping):
-            columns = dict(data)
-            for name, values in data.items():
-                if not isinstance(values, np.ndarray | list | tuple):
-                    columns[name] = np.asarray(values)
-            return schema.from_columns(columns)
-        if isinstance(data, list) and data and isinstance(data[0], Mapping):
-            return schema.from_records(data)
-        return schema.from_array(data)
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, object] | None = None) -> PyfuncModel:

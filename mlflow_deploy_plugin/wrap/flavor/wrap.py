@@ -383,7 +383,16 @@ class _FormTrials:
         best: OnnxForm | None = None
         first_failure: ModelError | None = None
         axes = self.rows.free_axes()
-        makers = self.converter.forms(self.model, self._example(), self.predict_fn, axes)
+        example: ModelInput | None = None
+        inputs = None
+        if self.rows.signature is not None and is_onnx(self.model):
+            inputs = self.rows.signature.inputs
+        if self.rows.example is not None:
+            example = self.rows.example.data
+        # The signature may name the columns of an ONNX model without an example.
+        elif inputs is not None and not inputs.is_tensor_spec() and inputs.has_input_names():
+            example = pd.DataFrame(columns=inputs.input_names())
+        makers = self.converter.forms(self.model, example, self.predict_fn, axes)
         for position, make in enumerate(makers):
             form = self._try(folder / str(position), make)
             if isinstance(form, ModelError):
@@ -399,19 +408,6 @@ class _FormTrials:
         if first_failure is None:
             raise ConversionError(f"{type(self.model).__name__} has no ONNX form")
         raise ConversionError(first_failure.message)
-
-    def _example(self) -> ModelInput | None:
-        """Return the example for the converter. For an ONNX model without an example,
-        the signature may name the columns.
-        """
-        if self.rows.example is not None:
-            return self.rows.example.data
-        inputs = self.rows.signature.inputs if self.rows.signature is not None else None
-        if inputs is None or not is_onnx(self.model):
-            return None
-        if inputs.is_tensor_spec() or not inputs.has_input_names():
-            return None
-        return pd.DataFrame(columns=inputs.input_names())
 
     def _try(self, draft: Path, make: Callable[[], ConvertedModel]) -> OnnxForm | ModelError:
         """Return the form, or the reason why it cannot be made or loaded. `draft` is

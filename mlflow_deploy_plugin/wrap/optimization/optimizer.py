@@ -419,11 +419,6 @@ def _log_form(base: LoadedOnnx, resolved: ResolvedModel, draft: _Draft, done: Op
         **figures,
     }
     state = "warned" if base.artifact.parity_state != "no-original" else "no-original"
-    form_tags = {
-        tags.OPTIMIZED_FROM_TAG: resolved.source,
-        tags.OPTIMIZED_WITH_TAG: done.chosen,
-        PARITY_TAG: state,
-    }
     with registry_errors(f"the form of {resolved.source}"):
         run_id = resolved.aspects.get("run_id", "")
         has_run = False
@@ -431,19 +426,26 @@ def _log_form(base: LoadedOnnx, resolved: ResolvedModel, draft: _Draft, done: Op
             with suppress(MlflowException):  # The run may be deleted, or on another server.
                 has_run = client.get_run(run_id).info.lifecycle_stage == "active"
         if not has_run:
-            experiment = get_or_create_experiment(client, f"onnxserve/{resolved.name}")
-            new_run = client.create_run(experiment, run_name=f"optimize {resolved.name}")
-            run_id = str(new_run.info.run_id)
-        inherited = {}
+            run = client.create_run(
+                get_or_create_experiment(client, f"onnxserve/{resolved.name}"),
+                run_name=f"optimize {resolved.name}",
+            )
+            run_id = str(run.info.run_id)
+        form_tags = {}
         if resolved.version.isdigit():
             base_tags = client.get_model_version(resolved.name, resolved.version).tags
-            inherited = {key: base_tags[key] for key in _LINEAGE if key in base_tags}
+            form_tags = {key: base_tags[key] for key in _LINEAGE if key in base_tags}
+        form_tags |= {
+            tags.OPTIMIZED_FROM_TAG: resolved.source,
+            tags.OPTIMIZED_WITH_TAG: done.chosen,
+            PARITY_TAG: state,
+        }
         info = log_flavor(
             saved_form,
             "model",
             run_id=run_id,
             registered_model_name=done.model,
-            tags=inherited | form_tags,
+            tags=form_tags,
             base=base.artifact.folder,
             graph=draft.graph,
             record=record,

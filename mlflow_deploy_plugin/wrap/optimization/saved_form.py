@@ -57,12 +57,12 @@ def save_model(
     section |= {"data": ONNX_FILE, "optimization": dict(record or {})}
     if artifact.flavor == FLAVOR:
         # The base's digests of the files that were copied.
-        copied = {
+        section["digests"] = {
             name: digest
             for name, digest in section.get("digests", {}).items()
             if (folder / name).is_file()
         }
-        section["digests"] = copied | digests
+        section["digests"] |= digests
         section["parity"] = dict(parity or {})
         proof = {
             **section["parity"],
