@@ -313,20 +313,19 @@ class _Console:
         who = access.caller()
         try:
             access.require_own_form(who.user)
-            store = self._store
             endpoint = request.form.get("endpoint", "")
-            if endpoint and access.hidden_endpoints(store, [endpoint]):
+            if endpoint and access.hidden_endpoints(self._store, [endpoint]):
                 raise no_endpoint(endpoint)
-            arguments, description, models = parse_form(request.form, store)
+            arguments, description, models = parse_form(request.form, self._store)
             if arguments["action"] in DECISIONS:
-                reason = decide(store, arguments).reason
+                reason = decide(self._store, arguments).reason
                 explanation = f" {reason}." if reason else ""
                 flash(f"Done: {description}.{explanation}")
                 return make_response(redirect(self._here(), 303))
             if not access.may_act_on(models):
-                names = " and ".join(models) or "unregistered models"
                 raise ScopeMissing(
-                    f"you may not {description}: this needs the permission to edit {names}"
+                    f"you may not {description}: this needs the permission to edit "
+                    f"{' and '.join(models) or 'unregistered models'}"
                 )
             # The job sends credentials to these URLs, so the Host header is used only
             # if it is allowed. A URL in the settings is the only one.
@@ -338,9 +337,12 @@ class _Console:
                 # The address is empty for a Unix socket, where gunicorn sets
                 # SERVER_NAME from Host.
                 if request.remote_addr:
-                    host = str(request.environ.get("SERVER_NAME"))
-                    port = int(request.environ.get("SERVER_PORT") or 0)
-                    addresses.append(reachable_url(host, port))
+                    addresses.append(
+                        reachable_url(
+                            str(request.environ.get("SERVER_NAME")),
+                            int(request.environ.get("SERVER_PORT") or 0),
+                        )
+                    )
                 if access.is_host_allowed():
                     addresses.append(request.host_url.rstrip("/"))
                 servers = [f"{address}{self._prefix}" for address in dict.fromkeys(addresses)]
