@@ -285,17 +285,21 @@ def _started(spec: EndpointSpec, batch_size: int, requests: Sequence[bytes]) -> 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = int(free.getsockname()[1])
     spec = apply_config(spec, {"server.port": port, "server.max_batch_size": batch_size})
-    count = spec.server.workers * (spec.server.intra_op_num_threads or 1)
-    cores = sorted(os.sched_getaffinity(0))[: count + 1]
+    cores = sorted(os.sched_getaffinity(0))
+    # The client has a core of its own, the last.
+    del cores[spec.server.workers * (spec.server.intra_op_num_threads or 1) + 1 :]
     with temporary_folder("onnxserve-size-") as state_dir, (state_dir / LOG).open("wb") as log:
         (state_dir / SPEC).write_text(dump_spec(spec))
-        # The captured rows must not be added to the user's inference log.
-        home = {"ONNXSERVE_HOME": str(state_dir / "home"), "ONNXSERVE_LOG_URI": ""}
         server = subprocess.Popen(
             supervisor.command(state_dir),
             stdout=log,
             stderr=log,
-            env={**os.environ, **home},
+            # The captured rows must not be added to the user's inference log.
+            env={
+                **os.environ,
+                "ONNXSERVE_HOME": str(state_dir / "home"),
+                "ONNXSERVE_LOG_URI": "",
+            },
             preexec_fn=partial(die_with_parent, signal.SIGTERM, os.getpid()),  # noqa: PLW1509 - only a system call
             process_group=0,
         )
