@@ -123,10 +123,16 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
         adapter.allow_page(f"{base}{path}", method)
     for asset in _STATIC.iterdir():
         adapter.allow_page(f"{base}/{asset.name}", "GET")
+
+    def add_headers(response: Response) -> Response:
+        response.headers.update(_HEADERS)
+        response.headers.setdefault("Content-Security-Policy", _CONTENT_POLICY)
+        return response
+
     pages.before_request(_enter_workspace)
     pages.add_app_template_filter(shown)
     pages.register_error_handler(OnnxserveError, _answer_error)
-    pages.after_request(_add_headers)
+    pages.after_request(add_headers)
     app.register_blueprint(pages)
     serve = app.view_functions[_INDEX_VIEW]
 
@@ -186,12 +192,6 @@ def _answer_error(error: OnnxserveError) -> Response:
     if request.path.endswith(_JSON_PATHS):
         return access.refusal(error.error_code, error.message, error.http_status)
     return make_response(error.message, error.http_status, _TEXT)
-
-
-def _add_headers(response: Response) -> Response:
-    response.headers.update(_HEADERS)
-    response.headers.setdefault("Content-Security-Policy", _CONTENT_POLICY)
-    return response
 
 
 @cache  # The cache ensures that several apps of a process wrap MLflow's method only once.
