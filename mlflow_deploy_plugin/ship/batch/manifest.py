@@ -243,16 +243,21 @@ class BatchOutput:
                 obsolete |= {SUCCESS} & files
             self._remove(obsolete)
             if not previous or previous["parts"] != manifest["parts"]:
-                content = orjson.dumps(manifest, option=orjson.OPT_INDENT_2)
-                write_file(self._location, MANIFEST, content, is_new=not previous)
+                write_file(
+                    self._location,
+                    MANIFEST,
+                    orjson.dumps(manifest, option=orjson.OPT_INDENT_2),
+                    is_new=not previous,
+                )
         except FileExistsError:
             raise AlreadyExists(
                 f"--output {self.uri}: another batch has just started to write to it; specify "
                 "another folder, or retry when that batch has ended"
             ) from None
         except (OSError, pa.ArrowException) as error:
-            reason = one_line(error, 300)
-            raise OnnxserveError(f"--output {self.uri} cannot be used: {reason}") from None
+            raise OnnxserveError(
+                f"--output {self.uri} cannot be used: {one_line(error, 300)}"
+            ) from None
         except (ValueError, KeyError, TypeError, AttributeError):
             raise OnnxserveError(
                 f"--output {self.uri}: its {MANIFEST} is damaged; specify another folder"

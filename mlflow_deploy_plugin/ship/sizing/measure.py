@@ -124,27 +124,28 @@ def measure_pod(
     machine has too few cores, and DeploymentFailed if the server did not start or has
     ended.
     """
-    workers = spec.server.workers
     threads = spec.server.intra_op_num_threads or 1
     if sys.platform != "linux":
         raise InvalidConfig(
             "sizing pins processes to cores, which needs Linux: use a Linux machine or container"
         )
     # The pod and its client need cores of their own.
-    if workers * threads >= available_cores():
+    if spec.server.workers * threads >= available_cores():
         raise InvalidConfig(
-            f"server.workers={workers} with {threads} threads each, and a client, need "
-            f"{workers * threads + 1} cores, but this machine has {available_cores()}: use another "
-            "machine"
+            f"server.workers={spec.server.workers} with {threads} threads each, and a client, need "
+            f"{spec.server.workers * threads + 1} cores, but this machine has {available_cores()}: "
+            "use another machine"
         )
-    fields = {
-        **dict.fromkeys(_OF_CALLERS, ""),
-        "server.host": "127.0.0.1",
-        f"variants.{spec.name}.model": str(folder),
-        "server.intra_op_num_threads": threads,
-    }
-    spec = apply_config(spec, fields)
-    requests = [post("/invocations", body) for body in bodies]
+    spec = apply_config(
+        spec,
+        {
+            **dict.fromkeys(_OF_CALLERS, ""),
+            "server.host": "127.0.0.1",
+            f"variants.{spec.name}.model": str(folder),
+            "server.intra_op_num_threads": threads,
+        },
+    )
+    requests = list(map(partial(post, "/invocations"), bodies))
     sizes: Sequence[int] = _BATCH_SIZES
     if spec.server.max_batch_size:
         sizes = [spec.server.max_batch_size]
@@ -154,9 +155,10 @@ def measure_pod(
         if tried == size:
             continue
         first_rate = 0.0
-        if best is not None:
-            gain = _GAIN if tried > size else 1 / _GAIN
-            first_rate = best.rate * gain
+        if best is not None and tried > size:
+            first_rate = best.rate * _GAIN
+        elif best is not None:
+            first_rate = best.rate * (1 / _GAIN)
         with _started(spec, tried, requests) as pod:
             load = pod.highest_load(p99, first_rate, progress)
         if best is None or load.holds(p99):
@@ -170,7 +172,7 @@ def measure_pod(
     # A higher rate has met `p99`, so a higher latency comes from other processes.
     load.require(math.inf)
     return PodMeasurement(
-        workers,
+        spec.server.workers,
         threads,
         size,
         best,
