@@ -40,6 +40,7 @@ from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.promote.rollouts.rollback import rollback_target
+from mlflow_deploy_plugin.ship.deployments.config import traffic_weights
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments, rollout_traffic_refusal
 from mlflow_deploy_plugin.ship.deployments.server_metrics import MetricsByServer
@@ -160,14 +161,11 @@ def parse_form(form: Mapping[str, str], store: Store) -> ParsedForm:
         description = f"roll {endpoint.name} back"
         if action == "traffic":
             weights = {}
-            for name, variant in endpoint.spec.variants.items():
-                if variant.shadow:
-                    continue
+            for name in traffic_weights(endpoint.spec):
                 weight = form.get(f"{_WEIGHT}{name}", "").strip()
                 if not weight.isdecimal() or int(weight) > _MAX_WEIGHT:
-                    shown = repr(weight or "empty")
                     raise InvalidConfig(
-                        f"the weight of {name} is {shown}; a whole number from 0 to "
+                        f"the weight of {name} is {weight or 'empty'!r}; a whole number from 0 to "
                         f"{_MAX_WEIGHT} is expected"
                     )
                 weights[name] = int(weight)
@@ -192,10 +190,9 @@ def parse_form(form: Mapping[str, str], store: Store) -> ParsedForm:
         description = f"run the gate for version {version} of {model}"
         models = [model]
         if action != "gate":  # Only the gate needs no stage or alias.
-            to = str(transitions.parse_stage_or_alias(form.get("to", "")))
-            arguments["to"] = to
+            arguments["to"] = str(transitions.parse_stage_or_alias(form.get("to", "")))
             what = "promote" if action == "promote" else f"{action} the promotion of"
-            description = f"{what} version {version} of {model} to {to}"
+            description = f"{what} version {version} of {model} to {arguments['to']}"
     else:
         raise InvalidConfig(
             f"there is no action {action!r}; the actions are {', '.join((*_ACTIONS, *DECISIONS))}"

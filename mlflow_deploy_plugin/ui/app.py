@@ -123,10 +123,16 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
         adapter.allow_page(f"{base}{path}", method)
     for asset in _STATIC.iterdir():
         adapter.allow_page(f"{base}/{asset.name}", "GET")
+
+    def add_headers(response: Response) -> Response:
+        response.headers.update(_HEADERS)
+        response.headers.setdefault("Content-Security-Policy", _CONTENT_POLICY)
+        return response
+
     pages.before_request(_enter_workspace)
     pages.add_app_template_filter(shown)
     pages.register_error_handler(OnnxserveError, _answer_error)
-    pages.after_request(_add_headers)
+    pages.after_request(add_headers)
     app.register_blueprint(pages)
     serve = app.view_functions[_INDEX_VIEW]
 
@@ -186,12 +192,6 @@ def _answer_error(error: OnnxserveError) -> Response:
     if request.path.endswith(_JSON_PATHS):
         return access.refusal(error.error_code, error.message, error.http_status)
     return make_response(error.message, error.http_status, _TEXT)
-
-
-def _add_headers(response: Response) -> Response:
-    response.headers.update(_HEADERS)
-    response.headers.setdefault("Content-Security-Policy", _CONTENT_POLICY)
-    return response
 
 
 @cache  # The cache ensures that several apps of a process wrap MLflow's method only once.
@@ -313,20 +313,19 @@ class _Console:
         who = access.caller()
         try:
             access.require_own_form(who.user)
-            store = self._store
             endpoint = request.form.get("endpoint", "")
-            if endpoint and access.hidden_endpoints(store, [endpoint]):
+            if endpoint and access.hidden_endpoints(self._store, [endpoint]):
                 raise no_endpoint(endpoint)
-            arguments, description, models = parse_form(request.form, store)
+            arguments, description, models = parse_form(request.form, self._store)
             if arguments["action"] in DECISIONS:
-                reason = decide(store, arguments).reason
+                reason = decide(self._store, arguments).reason
                 explanation = f" {reason}." if reason else ""
                 flash(f"Done: {description}.{explanation}")
                 return make_response(redirect(self._here(), 303))
             if not access.may_act_on(models):
-                names = " and ".join(models) or "unregistered models"
                 raise ScopeMissing(
-                    f"you may not {description}: this needs the permission to edit {names}"
+                    f"you may not {description}: this needs the permission to edit "
+                    f"{' and '.join(models) or 'unregistered models'}"
                 )
             # The job sends credentials to these URLs, so the Host header is used only
             # if it is allowed. A URL in the settings is the only one.
@@ -338,9 +337,12 @@ class _Console:
                 # The address is empty for a Unix socket, where gunicorn sets
                 # SERVER_NAME from Host.
                 if request.remote_addr:
-                    host = str(request.environ.get("SERVER_NAME"))
-                    port = int(request.environ.get("SERVER_PORT") or 0)
-                    addresses.append(reachable_url(host, port))
+                    addresses.append(
+                        reachable_url(
+                            str(request.environ.get("SERVER_NAME")),
+                            int(request.environ.get("SERVER_PORT") or 0),
+                        )
+                    )
                 if access.is_host_allowed():
                     addresses.append(request.host_url.rstrip("/"))
                 servers = [f"{address}{self._prefix}" for address in dict.fromkeys(addresses)]

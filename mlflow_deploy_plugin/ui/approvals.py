@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.core.errors import GateRefused, InvalidConfig
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.registry.policy import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.core.registry.transitions import parse_stage_or_alias
-from mlflow_deploy_plugin.core.settings import Settings, load_settings
+from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.promote.gate import approvals
@@ -151,8 +151,8 @@ def decide(store: Store, arguments: Json) -> RequestRow:
             )
     who = _person(model)
     if action == "decline":
-        declined = approvals.decline(store, policy, subject, who, why)
-        return RequestRow.model_validate(declined.model_dump())
+        entry = approvals.decline(store, policy, subject, who, why)
+        return RequestRow.model_validate(entry.model_dump())
     if action == "approve":
         pending = approvals.open_request(store, subject)
         if (
@@ -164,14 +164,7 @@ def decide(store: Store, arguments: Json) -> RequestRow:
                 f"the gate report {pending.report} was changed after the run of the gate; run the "
                 "gate again"
             )
-        entry, _ = approvals.approve(
-            store,
-            policy,
-            subject,
-            who,
-            arguments["report"],
-            why,
-        )
+        entry = approvals.approve(store, policy, subject, who, arguments["report"], why)[0]
         return _request_row(store, entry)
     entry, is_new = approvals.request_promotion(store, policy, subject, who, why)
     if is_new:
@@ -204,26 +197,23 @@ def _announce(store: Store, entry: PromotionRequest, count: int) -> None:
     except Exception:  # noqa: BLE001 - The alert channels must not prevent a request.
         _log.exception("not announced: the request for %s", entry)
         return
+
+    def send() -> None:
+        """Send the recorded message until a channel accepts it. A failure is logged."""
+        try:
+            send_until_accepted(
+                store, settings, entry.model, partial(approvals.request_is_over, store)
+            )
+        except ModuleNotFoundError as missing:
+            command = "pip install 'mlflow-onnxserve[monitoring]'"
+            _log.error(
+                "not sent by this server: the request for %s, because it needs %s: %s",
+                entry,
+                missing.name,
+                command,
+            )
+        except Exception:  # noqa: BLE001 - No caller waits for this thread.
+            _log.exception("not sent by this server: the request for %s", entry)
+
     if settings.alert_config is not None:
-        threading.Thread(
-            target=_send,
-            args=(store, settings, entry),
-            name="onnxserve-request",
-            daemon=True,
-        ).start()
-
-
-def _send(store: Store, settings: Settings, entry: PromotionRequest) -> None:
-    """Send the recorded message until a channel accepts it. A failure is logged."""
-    try:
-        send_until_accepted(store, settings, entry.model, partial(approvals.request_is_over, store))
-    except ModuleNotFoundError as missing:
-        command = "pip install 'mlflow-onnxserve[monitoring]'"
-        _log.error(
-            "not sent by this server: the request for %s, because it needs %s: %s",
-            entry,
-            missing.name,
-            command,
-        )
-    except Exception:  # noqa: BLE001 - No caller waits for this thread.
-        _log.exception("not sent by this server: the request for %s", entry)
+        threading.Thread(target=send, name="onnxserve-request", daemon=True).start()

@@ -193,25 +193,26 @@ class AuditTrail:
         place = (active_workspace(), kind, model)
         context = copy_context()  # It contains the workspace.
         future: Future[None] = Future()
+
+        def run_queue(queue: _Queue) -> None:
+            """Run the work of the queue until it is empty."""
+            while queue:
+                first, run = queue[0]
+                if first.set_running_or_notify_cancel():
+                    try:
+                        run()
+                        first.set_result(None)
+                    except Exception as error:  # noqa: BLE001 - The caller of the future has it.
+                        first.set_exception(error)
+                with self._lock:
+                    queue.popleft()
+                    if not queue:
+                        del self._queues[place]
+
         with self._lock:
             queue = self._queues.setdefault(place, deque())
             queue.append((future, lambda: context.run(work)))
             if len(queue) == 1:
                 name = f"onnxserve-audit-{kind}"
-                threading.Thread(target=self._run_queue, args=(place, queue), name=name).start()
+                threading.Thread(target=run_queue, args=(queue,), name=name).start()
         return future
-
-    def _run_queue(self, place: tuple[str, str, str], queue: _Queue) -> None:
-        """Run the work of the queue until it is empty."""
-        while queue:
-            future, work = queue[0]
-            if future.set_running_or_notify_cancel():
-                try:
-                    work()
-                    future.set_result(None)
-                except Exception as error:  # noqa: BLE001 - The caller of the future has it.
-                    future.set_exception(error)
-            with self._lock:
-                queue.popleft()
-                if not queue:
-                    del self._queues[place]

@@ -176,11 +176,46 @@ class ChangeFeed:
         self._thread: threading.Thread | None = None
 
     def install(self, served: "Flask | FastAPI", path: str) -> None:
-        """Prepare the app that contains the view of `path`. A WSGI server would need a
-        thread for each open stream.
+        """Prepare the app that contains the view of `path`, so that streams replace the
+        answers of `subscribe`. A WSGI server would need a thread for each open stream.
         """
-        if not isinstance(served, Flask):
-            served.add_middleware(self._enclose, path=path)
+        if isinstance(served, Flask):
+            return
+        from starlette.responses import StreamingResponse  # A WSGI server does not need Starlette.
+
+        def enclose(app: "ASGIApp") -> "ASGIApp":
+            async def enclosing(scope: "Scope", receive: "Receive", send: "Send") -> None:
+                """Call the app. If its view has subscribed the client, send the stream
+                instead of the answer, and unsubscribe afterwards.
+                """
+                if scope["type"] != "http" or scope["path"] != path:
+                    await app(scope, receive, send)
+                    return
+                subscribed: list[_Subscription] = []
+                _subscribed.set(subscribed)
+
+                async def send_unless_subscribed(message: "Message") -> None:
+                    if not subscribed:
+                        await send(message)
+
+                try:
+                    await app(scope, receive, send_unless_subscribed)
+                    if subscribed:
+                        response = StreamingResponse(
+                            self._events(subscribed[0]),
+                            200,
+                            _HEADERS,
+                            "text/event-stream",
+                        )
+                        async with asyncio.timeout(2 * _STREAM_SECONDS):  # The client may not read.
+                            await response(scope, receive, send)
+                finally:
+                    with self._lock:
+                        self._open.difference_update(subscribed)
+
+            return enclosing
+
+        served.add_middleware(enclose)
 
     def subscribe(self, store: Store) -> Response:
         """Register the URIs of the current request, whose answer the middleware then
@@ -236,43 +271,6 @@ class ChangeFeed:
                 )
                 self._thread.start()
         return jsonify()
-
-    def _enclose(self, app: "ASGIApp", path: str) -> "ASGIApp":
-        """Return `app`, except that the answers of `subscribe` at `path` are replaced
-        with streams.
-        """
-        from starlette.responses import StreamingResponse  # A WSGI server does not need Starlette.
-
-        async def enclosing(scope: "Scope", receive: "Receive", send: "Send") -> None:
-            """Call the app. If its view has subscribed the client, send the stream
-            instead of the answer, and unsubscribe afterwards.
-            """
-            if scope["type"] != "http" or scope["path"] != path:
-                await app(scope, receive, send)
-                return
-            subscribed: list[_Subscription] = []
-            _subscribed.set(subscribed)
-
-            async def send_unless_subscribed(message: "Message") -> None:
-                if not subscribed:
-                    await send(message)
-
-            try:
-                await app(scope, receive, send_unless_subscribed)
-                if subscribed:
-                    response = StreamingResponse(
-                        self._events(subscribed[0]),
-                        200,
-                        _HEADERS,
-                        "text/event-stream",
-                    )
-                    async with asyncio.timeout(2 * _STREAM_SECONDS):  # The client may not read.
-                        await response(scope, receive, send)
-            finally:
-                with self._lock:
-                    self._open.difference_update(subscribed)
-
-        return enclosing
 
     async def _events(self, subscription: _Subscription) -> AsyncIterator[bytes]:
         """Yield the events of a subscription until the server stops, the registry is

@@ -7,7 +7,7 @@ classes of the stylesheet, because inline styles are not allowed.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -58,6 +58,10 @@ class Series:
     colour: int = 0
     is_thin: bool = False
     label: str = ""
+
+    def scaled(self, factor: float) -> "Series":
+        values = [None if value is None else factor * value for value in self.values]
+        return replace(self, values=values)
 
 
 @dataclass(frozen=True)

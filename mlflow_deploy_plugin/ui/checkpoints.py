@@ -59,35 +59,35 @@ def log_checkpoints(store: Store) -> threading.Event:
     until the returned event is set.
     """
     ended = threading.Event()
+
+    def repeat() -> None:
+        """Log a checkpoint per hour while this worker has the lease. After a failure,
+        the next attempt follows after a pause.
+        """
+        lease = None
+        due = 0.0
+        wait = _FIRST_SECONDS
+        while not ended.wait(wait):
+            wait = _PAUSE_SECONDS
+            try:
+                lease = lease and store.renew_lease(lease)
+                lease = lease or store.acquire_lease(
+                    "audit checkpoint", current_actor(), 2 * _PAUSE_SECONDS
+                )
+                if lease and time.monotonic() >= due:
+                    log_checkpoint(store)
+                    due = time.monotonic() + _EVERY_SECONDS
+            except Exception:  # noqa: BLE001 - The next attempt may succeed.
+                _log.exception("no checkpoint of the audit trail was logged")
+
     if store.keys is not None:
         threading.Thread(
             target=copy_context().run,  # The context contains the workspace.
-            args=(_repeat, store, ended),
+            args=(repeat,),
             name="onnxserve-checkpoints",
             daemon=True,
         ).start()
     return ended
-
-
-def _repeat(store: Store, ended: threading.Event) -> None:
-    """Log a checkpoint per hour while this worker has the lease. After a failure, the
-    next attempt follows after a pause.
-    """
-    lease = None
-    due = 0.0
-    wait = _FIRST_SECONDS
-    while not ended.wait(wait):
-        wait = _PAUSE_SECONDS
-        try:
-            lease = lease and store.renew_lease(lease)
-            lease = lease or store.acquire_lease(
-                "audit checkpoint", current_actor(), 2 * _PAUSE_SECONDS
-            )
-            if lease and time.monotonic() >= due:
-                log_checkpoint(store)
-                due = time.monotonic() + _EVERY_SECONDS
-        except Exception:  # noqa: BLE001 - The next attempt may succeed.
-            _log.exception("no checkpoint of the audit trail was logged")
 
 
 def log_checkpoint(store: Store) -> None:
@@ -103,8 +103,9 @@ def log_checkpoint(store: Store) -> None:
         write_file(locate_log(place, _SETTING), name, content.encode(), is_new=True)
     tracking = handlers._get_tracking_store()
     number = get_or_create_experiment(tracking, EXPERIMENT)
-    now = get_current_time_millis()
-    run = tracking.create_run(number, "onnxserve", now, tags=[], run_name=name)
+    run = tracking.create_run(
+        number, "onnxserve", get_current_time_millis(), tags=[], run_name=name
+    )
     signature = store.keys.sign(_PURPOSE, run.info.run_id)
     tracking.set_tag(run.info.run_id, RunTag(_TAG, f"{store.keys.key_id} {signature}"))
     repository, root = mlflow_stores.artifact_store(run.info.artifact_uri)

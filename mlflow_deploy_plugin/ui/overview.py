@@ -430,8 +430,9 @@ def _endpoint_card(
             # A silent server may later report an earlier version.
             rollback = Rollback(is_possible=bool(silent))
         except InvalidConfig as error:
-            blocker = "" if silent else error.message
-            rollback = Rollback(is_possible=True, blocker=blocker)
+            rollback = Rollback(is_possible=True)
+            if not silent:
+                rollback = Rollback(is_possible=True, blocker=error.message)
     reason = (
         observed.observation.reason
         or "; ".join(observed.observation.errors.values())
@@ -443,9 +444,10 @@ def _endpoint_card(
         reason = "; ".join(silent) or reason or observed.observation.shipping_error
         if silent and len(silent) == len(metrics):
             serving = EndpointState("silent", reason)
+        elif reason:
+            serving = EndpointState("degraded", reason)
         else:
-            word = "degraded" if reason else "healthy"
-            serving = EndpointState(word, reason)
+            serving = EndpointState("healthy")
     return EndpointCard(
         name=spec.name,
         serving=serving,
@@ -544,19 +546,18 @@ def _model_card(name: str, followers: _Followers) -> ModelCard:
     holders: dict[StageOrAlias, frozenset[str]] = {}
     for place in places:
         if place.alias:
-            numbers = [number for alias, number in model.aliases.items() if alias == place.alias]
+            numbers = {model.aliases.get(place.alias)} - {None}
         else:
-            numbers = [entry.version for entry in entries if entry.current_stage == place.stage]
+            numbers = {entry.version for entry in entries if entry.current_stage == place.stage}
         holders[place] = frozenset(map(str, numbers))
     gated = policy.gated_places if policy is not None else ()
-    has_account = bool(access.caller().user)
     return ModelCard(
         name,
         may_act,
         versions=tuple(_version_rows(model, entries, applied, holders, followers)),
         gated=tuple(map(str, gated)),
         error=error,
-        no_gate=error or actions.gate_blocker(applied, has_account),
+        no_gate=error or actions.gate_blocker(applied, bool(access.caller().user)),
     )
 
 

@@ -9,7 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from itertools import chain
@@ -153,25 +153,21 @@ def traffic_charts(
         if not isinstance(intervals, Refused)
     }
     end, notice = _newest_figures(histories, span, now)
-    axis = _time_axis(endpoint, readable, span, end.timestamp())
-    slots = _Slots(endpoint, readable, axis)
+    slots = _Slots(endpoint, readable, _time_axis(endpoint, readable, span, end.timestamp()))
     empty = f"no requests in the {SPANS[span]}" if any(readable.values()) else "no figures yet"
-    draw = partial(line_chart, axis=ago_axis(end, axis.seconds), empty=empty)
+    draw = partial(line_chart, axis=ago_axis(end, slots.axis.seconds), empty=empty)
     latencies = slots.lines(_LATENCIES)
     seconds = chain.from_iterable(line.values for line in latencies)
     unit: Unit = "s"
     if max(filter(None, seconds), default=0.0) < 1:
         unit = "ms"
-        for number, line in enumerate(latencies):
-            values = [None if value is None else 1000 * value for value in line.values]
-            latencies[number] = replace(line, values=values)
-    charts = (
+        latencies = [line.scaled(1000) for line in latencies]
+    return (
         draw(f"{endpoint}-requests", "Requests", "/s", series=slots.requests()),
         draw(f"{endpoint}-latency", "Latency", unit, series=latencies),
         draw(f"{endpoint}-errors", "Failures", "%", series=slots.lines(_FAILURES)),
         draw(f"{endpoint}-rows", "Rows and labels", "/min", series=slots.rows_and_labels()),
-    )
-    return charts, notice
+    ), notice
 
 
 def _newest_figures(
@@ -200,8 +196,9 @@ def _newest_figures(
     late = now.timestamp() - newest
     if late > _LATE_SECONDS[span]:
         last = datetime.fromtimestamp(newest, UTC)
-        cause = "the server or its agent does not run"
-        return now, f"No figures since {last:%Y-%m-%d %H:%M:%S} UTC: {cause}"
+        return now, (
+            f"No figures since {last:%Y-%m-%d %H:%M:%S} UTC: the server or its agent does not run"
+        )
     if late < -_CLOCK_SECONDS:
         notice = f"The server's clock is {duration(-late)} ahead of this machine's clock"
     # End the charts at the oldest of the servers' newest figures, because the servers'
@@ -264,11 +261,7 @@ def _time_axis(endpoint: str, histories: _Histories, span: Span, end: float) -> 
     intervals = [*chain.from_iterable(histories.values())]
     busy = []
     for interval in intervals:
-        has_requests = any(
-            counters.requests > 0
-            for (name, *_), counters in interval.counters.items()
-            if name == endpoint
-        )
+        has_requests = any(counters.requests > 0 for _, counters in interval.of_endpoint(endpoint))
         if has_requests or interval.labels > 0:
             busy.append(interval)
     begin = min((item.at - item.seconds for item in busy or intervals), default=end - most)
@@ -297,29 +290,31 @@ class _Slots:
             for interval in intervals:
                 for slot in axis.overlapped(interval):
                     self._intervals[slot][server].append(interval)
-                    self._count(slot, interval)
+                    counted = self._counted[slot]
+                    for version, counters in interval.of_endpoint(endpoint):
+                        counted[version] = counted[version].plus(counters)
+                        self._requests[version] += counters.requests
         by_requests = sorted(
             self._requests,
             key=lambda key: (-self._requests[key], key),
         )
         ordered = sorted(by_requests[:COLOURS], key=_legend_sort_key)
-        if len({model for model, _ in ordered}) == 1:
+        if len({key[0] for key in ordered}) == 1:
             by_name = {f"version {key[1]}": key for key in ordered}
         else:
             by_name = {" ".join(key): key for key in ordered}
         self._versions = [*enumerate(by_name.items())]
 
-    def _count(self, slot: int, interval: CountedInterval) -> None:
-        """Add the interval to the counts of the slot and to the requests."""
-        counted = self._counted[slot]
-        for (endpoint, _, model, version), counters in interval.counters.items():
-            if endpoint == self._endpoint:
-                counted[model, version] = counted[model, version].plus(counters)
-                self._requests[model, version] += counters.requests
-
     def requests(self) -> list[Series]:
+        def count(key: _Version, interval: CountedInterval) -> float:
+            return sum(
+                counters.requests
+                for version, counters in interval.of_endpoint(self._endpoint)
+                if version == key
+            )
+
         return [
-            Series(name, self._rates(partial(self._requests_of, version)), colour)
+            Series(name, self._rates(partial(count, version)), colour)
             for colour, (name, version) in self._versions
         ]
 
@@ -338,13 +333,6 @@ class _Slots:
         rows = self._rates(lambda interval: 60 * interval.rows.get(self._endpoint, 0.0))
         labels = self._rates(lambda interval: 60 * interval.labels)
         return [Series("rows answered", rows), Series("labels received", labels, 1)]
-
-    def _requests_of(self, key: _Version, interval: CountedInterval) -> float:
-        return sum(
-            counters.requests
-            for (endpoint, _, model, version), counters in interval.counters.items()
-            if endpoint == self._endpoint and (model, version) == key
-        )
 
     def _rates(
         self,
@@ -377,19 +365,7 @@ def rollout_picture(rollout: Rollout, now: datetime) -> RolloutPicture:
         0.0,
     )
     axis = since_axis(rollout.created_at, until)
-    axis_seconds = (axis.end - axis.begin).total_seconds()
     version = rollout.spec.get("version", "?")
-    before = rollout.spec.get("before_version", "?")
-    chart = line_chart(
-        f"{rollout.endpoint}-evidence",
-        f"Evidence against version {version}",
-        "%",
-        axis,
-        _evidence_series(rollout.figures, until, axis_seconds),
-        limit=100.0,
-        is_growing=True,
-        empty="not judged yet",
-    )
     steps = []
     done = math.inf if rollout.state == "promoted" else rollout.step
     for index, share in enumerate(rollout.spec.get("steps", ())):
@@ -403,19 +379,27 @@ def rollout_picture(rollout: Rollout, now: datetime) -> RolloutPicture:
     counts = []
     if not rollout.reason:  # The reason contains the number of requests.
         answered = rollout.figures.get("candidate", {}).get("requests", 0)
-        needed = rollout.spec.get("min_requests", 0)
         counts.append(
-            f"The candidate has answered {answered:,.0f} of {needed:,} required requests in this "
-            "step"
+            f"The candidate has answered {answered:,.0f} of "
+            f"{rollout.spec.get('min_requests', 0):,} required requests in this step"
         )
     for text, criterion in rollout.figures.get("criteria", {}).items():
         counts.append(f"{text}: {criterion.get('figures', '')}")
     return RolloutPicture(
-        title=f"Rollout from version {before} to {version}",
+        title=f"Rollout from version {rollout.spec.get('before_version', '?')} to {version}",
         state=rollout.state,
         reason=rollout.reason,
         steps=tuple(steps),
-        chart=chart,
+        chart=line_chart(
+            f"{rollout.endpoint}-evidence",
+            f"Evidence against version {version}",
+            "%",
+            axis,
+            _evidence_series(rollout.figures, until, (axis.end - axis.begin).total_seconds()),
+            limit=100.0,
+            is_growing=True,
+            empty="not judged yet",
+        ),
         counts=tuple(counts),
     )
 

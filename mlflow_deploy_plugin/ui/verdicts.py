@@ -8,6 +8,7 @@ report, but does not repeat the checks.
 """
 
 import hashlib
+from itertools import starmap
 
 from pydantic import ValidationError
 
@@ -43,7 +44,6 @@ def record_verdict(trail: AuditTrail) -> None:
         )
     with mlflow_stores.known_to_mlflow():
         registered, entry = mlflow_stores.model_and_version(record.model, record.version)
-    version = str(entry.version)
     who = access.caller()
     policy = policy_from_tags(record.model, registered.tags)
     if policy is not None:
@@ -54,7 +54,7 @@ def record_verdict(trail: AuditTrail) -> None:
         report = moves.console_page("/report", model=record.model, run=record.run_id)
     else:
         report = f"{record.run_id}/{tags.GATE_REPORT_FILE}"
-    made = {"version": version, "report": report}
+    made = {"version": str(entry.version), "report": report}
     if policy is None and record.policy_digest != GatePolicy().digest:
         # The verdict must not count for a policy that names judges later.
         made["policy_digest"] = ""
@@ -66,8 +66,9 @@ def record_verdict(trail: AuditTrail) -> None:
     # A repeated verdict would replace a later failure.
     recorded = {record.run_id, record.report_digest} - {""}
     for event in trail.store().events(model=record.model, actions=("gate",)):
-        earlier = (event.detail.get("run_id"), event.detail.get("report_digest"))
-        if event.version == record.version and not recorded.isdisjoint(earlier):
+        if event.version != record.version:
+            continue
+        if not recorded.isdisjoint(map(event.detail.get, ("run_id", "report_digest"))):
             raise GateRefused(
                 f"the verdict on {record.model} version {record.version} with this report is "
                 f"recorded already; run the gate again"
@@ -82,10 +83,8 @@ def record_verdict(trail: AuditTrail) -> None:
         address=who.address,
         **machine,
     )
-    for key, value in record.tags_after(entry.tags).items():
-        mlflow_stores.registry().set_model_version_tag(
-            record.model, version, ModelVersionTag(key, value)
-        )
+    for tag in starmap(ModelVersionTag, record.tags_after(entry.tags).items()):
+        mlflow_stores.registry().set_model_version_tag(record.model, record.version, tag)
     trail.notify_agents(record.model)
 
 

@@ -218,13 +218,12 @@ def read_record(model_uri: str) -> VersionRecord:
             f"{model_uri} is not a registered version; use models:/NAME/VERSION or "
             "models:/NAME@ALIAS"
         )
-    client = registry_client()
-    return record_of(resolved.name, resolved.version, client, _fetch_file)
 
+    def fetch_file(folder_uri: str, to: Path, name: str) -> Path:
+        refuse_folder(folder_uri)
+        return fetch(f"{folder_uri}/{name}", to, name)
 
-def _fetch_file(folder_uri: str, to: Path, name: str) -> Path:
-    refuse_folder(folder_uri)
-    return fetch(f"{folder_uri}/{name}", to, name)
+    return record_of(resolved.name, resolved.version, registry_client(), fetch_file)
 
 
 def record_of(name: str, version: str, client: Any, fetch_file: FetchFile) -> VersionRecord:

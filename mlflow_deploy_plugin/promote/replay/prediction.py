@@ -209,10 +209,11 @@ def replay_prediction(
             output_column(names, name, array): array for name, array in computed.outputs.items()
         }
         answers = traffic.without_masked(computed.artifact, table)
-        captured = arrays_of(answers, filter(is_prediction, answers.column_names))
         outputs = [
             OutputComparison.of(name, array, by_column.get(name))
-            for name, array in captured.items()
+            for name, array in arrays_of(
+                answers, filter(is_prediction, answers.column_names)
+            ).items()
         ]
         return Replay(
             endpoint=traffic.endpoint,

@@ -76,10 +76,13 @@ def list_parts(
         raise OnnxserveError(f"--input {input} cannot be reached: {one_line(error, 300)}") from None
     inputs = [(input, root.base_name, root)]
     if root.type != fs.FileType.File:
-        names = sorted(name for name in files if not re.search(r"(^|/)[_.]", name))
-        if not names:
+        inputs = [
+            (f"{input.rstrip('/')}/{name}", name, files[name])
+            for name in sorted(files)
+            if not re.search(r"(^|/)[_.]", name)
+        ]
+        if not inputs:
             raise InvalidConfig(f"--input {input}: the folder has no files")
-        inputs = [(f"{input.rstrip('/')}/{name}", name, files[name]) for name in names]
     for uri, name, entry in inputs:
         plain = name
         if compression_of(name):
@@ -90,9 +93,8 @@ def list_parts(
                 f"--input {input}: the name of {name} does not have one of the formats "
                 f"{', '.join(_SUFFIXES)}; set --input-format"
             )
-        output_kind = output_format or kind
         stem = _without_suffix(plain) if format_of(plain) else plain
-        output = stem + _SUFFIXES[output_kind]
+        output = stem + _SUFFIXES[output_format or kind]
         if output in parts:
             raise InvalidConfig(
                 f"--input {input}: {parts[output].name} and {name} would both become {output}"
@@ -102,7 +104,7 @@ def list_parts(
             uri=uri,
             output=output,
             input_format=kind,
-            output_format=output_kind,
+            output_format=output_format or kind,
             size=entry.size,
             state=state_of(entry),
         )
@@ -241,16 +243,21 @@ class BatchOutput:
                 obsolete |= {SUCCESS} & files
             self._remove(obsolete)
             if not previous or previous["parts"] != manifest["parts"]:
-                content = orjson.dumps(manifest, option=orjson.OPT_INDENT_2)
-                write_file(self._location, MANIFEST, content, is_new=not previous)
+                write_file(
+                    self._location,
+                    MANIFEST,
+                    orjson.dumps(manifest, option=orjson.OPT_INDENT_2),
+                    is_new=not previous,
+                )
         except FileExistsError:
             raise AlreadyExists(
                 f"--output {self.uri}: another batch has just started to write to it; specify "
                 "another folder, or retry when that batch has ended"
             ) from None
         except (OSError, pa.ArrowException) as error:
-            reason = one_line(error, 300)
-            raise OnnxserveError(f"--output {self.uri} cannot be used: {reason}") from None
+            raise OnnxserveError(
+                f"--output {self.uri} cannot be used: {one_line(error, 300)}"
+            ) from None
         except (ValueError, KeyError, TypeError, AttributeError):
             raise OnnxserveError(
                 f"--output {self.uri}: its {MANIFEST} is damaged; specify another folder"

@@ -15,7 +15,6 @@ import orjson
 import pyarrow as pa
 
 from mlflow_deploy_plugin.core.errors import BodyTooLarge, InvalidConfig, InvalidRequest, NotReady
-from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.serve.inference_log.label_files import BadRow, LabelEntry
 from mlflow_deploy_plugin.serve.inference_log.labels import (
     EndpointLabels,
@@ -142,18 +141,35 @@ def label_sink(deployments: Deployments, log: InferenceLog, endpoint: str) -> La
     no URL, so its labels are written to the log.
     """
     stored = deployments.store.endpoint(endpoint)
-    if stored is None:
-        masking = _masking_without_spec(deployments.settings, log, endpoint)
-        return LabelSink(log, endpoint, url="", masking=masking)
-    key = deployments.settings.state_dir(endpoint) / MASK_KEY
-    capture = stored.spec.capture
-    return LabelSink(
-        log,
-        endpoint,
-        url=deployments.get_endpoint(endpoint).observation.url,
-        masking=LabelMasking(frozenset(capture.mask), key if key.exists() else None),
-        keys=capture.keys,
-    )
+    if stored is not None:
+        key = deployments.settings.state_dir(endpoint) / MASK_KEY
+        return LabelSink(
+            log,
+            endpoint,
+            url=deployments.get_endpoint(endpoint).observation.url,
+            masking=LabelMasking(
+                frozenset(stored.spec.capture.mask), key if key.exists() else None
+            ),
+            keys=stored.spec.capture.keys,
+        )
+    # The specs of servers on this machine show which columns are masked. If there are
+    # no specs, a column is masked if its logged values look like masks.
+    specs = left_specs(endpoint, deployments.settings)
+    columns = frozenset(chain.from_iterable(spec.capture.mask for _, spec in specs))
+    key_files = [folder / MASK_KEY for folder, _ in specs]
+    keys = {key.read_bytes(): key for key in key_files if key.exists()}
+    masking = LabelMasking(columns, next(iter(keys.values()), None))
+    if not specs:
+        refusal = (
+            f"looks masked in the log, and no spec of {endpoint} is on this machine: send these "
+            "labels through its server (--url), or by prediction id"
+        )
+        masking = LabelMasking(_columns_that_look_masked(log, endpoint), None, refusal)
+    elif len(keys) > 1:
+        files = " and ".join(sorted(map(str, keys.values())))
+        refusal = f"is masked in the log, and several keys are possible: {files}"
+        masking = LabelMasking(columns, None, refusal)
+    return LabelSink(log, endpoint, url="", masking=masking)
 
 
 def import_labels(
@@ -222,29 +238,6 @@ def check_key_columns(
             if any(is_type(kind) for is_type in _NUMBER_TYPES):
                 numbers.add(name)
     return frozenset(numbers)
-
-
-def _masking_without_spec(settings: Settings, log: InferenceLog, endpoint: str) -> LabelMasking:
-    """Return the masking of an endpoint outside the store, from the specs of servers on
-    this machine.
-
-    If there are no specs, a column is masked if its logged values look like masks.
-    """
-    specs = left_specs(endpoint, settings)
-    if not specs:
-        refusal = (
-            f"looks masked in the log, and no spec of {endpoint} is on this machine: send these "
-            "labels through its server (--url), or by prediction id"
-        )
-        return LabelMasking(_columns_that_look_masked(log, endpoint), None, refusal)
-    columns = frozenset(chain.from_iterable(spec.capture.mask for _, spec in specs))
-    key_files = [folder / MASK_KEY for folder, _ in specs]
-    keys = {key.read_bytes(): key for key in key_files if key.exists()}
-    if len(keys) > 1:
-        files = " and ".join(sorted(map(str, keys.values())))
-        refusal = f"is masked in the log, and several keys are possible: {files}"
-        return LabelMasking(columns, None, refusal)
-    return LabelMasking(columns, next(iter(keys.values()), None))
 
 
 def _columns_that_look_masked(log: InferenceLog, endpoint: str) -> frozenset[str]:

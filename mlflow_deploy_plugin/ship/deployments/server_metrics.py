@@ -14,7 +14,7 @@ use the same rules:
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -177,6 +177,12 @@ class CountedInterval:
     counters: Mapping[_Version, VersionCounters] = field(default_factory=dict)
     rows: Mapping[str, float] = field(default_factory=dict)
     labels: float = 0
+
+    def of_endpoint(self, endpoint: str) -> Iterator[tuple[tuple[str, str], VersionCounters]]:
+        """Yield (model, version) and the counts of each variant of an endpoint."""
+        for (name, _, model, version), counters in self.counters.items():
+            if name == endpoint:
+                yield (model, version), counters
 
     @staticmethod
     def of(document: Json, bounds: Sequence[float]) -> "CountedInterval":

@@ -99,17 +99,22 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         },
     }
     document = partial(make_document, spec.name, place)
-    documents = [
-        document("v1", "ConfigMap", data={SPEC_FILE: dump_spec(spec_of_pod(models.served))}),
-        document("serving.kserve.io/v1alpha1", "ServingRuntime", spec=runtime),
-        document(
-            "serving.kserve.io/v1beta1",
-            "InferenceService",
-            visibility,
-            spec={"predictor": predictor},
-        ),
-    ]
-    return {f"{spec.name}.kserve.yaml": dump_documents(documents)}
+    return {
+        f"{spec.name}.kserve.yaml": dump_documents(
+            [
+                document(
+                    "v1", "ConfigMap", data={SPEC_FILE: dump_spec(spec_of_pod(models.served))}
+                ),
+                document("serving.kserve.io/v1alpha1", "ServingRuntime", spec=runtime),
+                document(
+                    "serving.kserve.io/v1beta1",
+                    "InferenceService",
+                    visibility,
+                    spec={"predictor": predictor},
+                ),
+            ]
+        )
+    }
 
 
 class _Models(NamedTuple):

@@ -92,10 +92,17 @@ class _Client:
         self, port: int, requests: Sequence[bytes], times: Times
     ) -> tuple[Times, str]:
         """Send the requests and wait for the answers. Return as `open_loop`."""
+
+        def receive(connection: _Connection, answer: bytes) -> None:
+            self.latencies.append(_clock() - connection.due)
+            self._idle.append(connection)
+            if not answer.startswith(b"HTTP/1.1 200"):
+                self._wrong.append(answer)
+
         loop = asyncio.get_running_loop()
         for _ in range(_CONNECTIONS):
             _, connection = await loop.create_connection(
-                lambda: _Connection(self._receive), "127.0.0.1", port
+                lambda: _Connection(receive), "127.0.0.1", port
             )
             self._idle.append(connection)
         connections = [*self._idle]
@@ -109,12 +116,6 @@ class _Client:
         for connection in connections:
             connection.transport.close()
         return np.array(self.latencies), error
-
-    def _receive(self, connection: _Connection, answer: bytes) -> None:
-        self.latencies.append(_clock() - connection.due)
-        self._idle.append(connection)
-        if not answer.startswith(b"HTTP/1.1 200"):
-            self._wrong.append(answer)
 
     async def send(self, requests: Sequence[bytes], due: Sequence[float]) -> None:
         """Send a request at each time, or as soon as a connection is idle."""

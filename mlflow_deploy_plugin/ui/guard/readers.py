@@ -202,8 +202,9 @@ def _model_tag(trail: AuditTrail, message: Any) -> RegistryChange | None:
                 if recorded_files(trail, model.name, version, place):
                     continue
                 with suppress(NotFound):
-                    files = files_digest(model.name, version, gates)
-                    adopted.append(served_entry(version, str(place), files))
+                    adopted.append(
+                        served_entry(version, str(place), files_digest(model.name, version, gates))
+                    )
         if adopted:
             detail[SERVED] = adopted
     return RegistryChange(

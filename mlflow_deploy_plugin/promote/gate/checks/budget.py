@@ -190,13 +190,15 @@ def measure_costs(
         # The versions load concurrently, because this step only measures the memory of
         # each process.
         with ThreadPoolExecutor(len(folders)) as threads:
-            loading = [
-                threads.submit(
-                    _call, worker, _START_TIMEOUT_SECONDS, _load_measured, folder, sample, batch
+            memory = list(
+                threads.map(
+                    lambda worker, folder: _call(
+                        worker, _START_TIMEOUT_SECONDS, _load_measured, folder, sample, batch
+                    ),
+                    workers,
+                    folders,
                 )
-                for worker, folder in zip(workers, folders, strict=True)
-            ]
-        memory = [future.result() for future in loading]
+            )
         measured = []
         for _ in range(rounds):
             times = [_call(worker, _ROUND_TIMEOUT_SECONDS, _measure_round) for worker in workers]
@@ -204,8 +206,10 @@ def measure_costs(
     finally:
         for worker in workers:
             worker.end()
-    by_version = zip(memory, zip(*measured, strict=True), strict=True)
-    return [MeasuredCost(growth, *zip(*times, strict=True)) for growth, times in by_version]
+    return [
+        MeasuredCost(growth, *zip(*times, strict=True))
+        for growth, times in zip(memory, zip(*measured, strict=True), strict=True)
+    ]
 
 
 def median_ratio(ours: Sequence[Array], theirs: Sequence[Array]) -> float:

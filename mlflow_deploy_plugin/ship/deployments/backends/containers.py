@@ -87,23 +87,26 @@ def server_options(spec: EndpointSpec, settings: Settings, image_id: str) -> Doc
     Raises InvalidConfig if a required file is missing, or the container cannot reach
     the registry.
     """
-    container = spec.container
-    is_host = container.network == "host"
+    is_host = spec.container.network == "host"
     for field in ("grpc_port", "metrics_port"):
         if getattr(spec.server, field) is not None and not is_host:
             raise InvalidConfig(f"server.{field} of a container needs -C container.network=host")
-    secrets = {}
-    for name, path in container.secrets.items():
+    variables = {**spec.container.environment, **spec.container.secret_files}
+    for name, path in spec.container.secrets.items():
         field = f"container.secrets.{name}"
         if not path.startswith(("/", "~")):  # The next command may have another working directory.
             raise InvalidConfig(
                 f"{field}: an absolute path is expected, or one from ~ (got {path!r})"
             )
-        secrets[name] = read_text(absolute_path(path), f"{field}: the file").rstrip("\n")
-    variables = {**container.environment, **container.secret_files, **secrets}
+        variables[name] = read_text(absolute_path(path), f"{field}: the file").rstrip("\n")
     options = _fixed_options(spec, settings)
-    server_fields = spec.server.model_dump(mode="json")
-    parts = [image_id, options, variables, server_fields, container.restart]
+    parts = [
+        image_id,
+        options,
+        variables,
+        spec.server.model_dump(mode="json"),
+        spec.container.restart,
+    ]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     folder = home_folder(spec.name, settings)
     inherited = server_environment(folder, settings)

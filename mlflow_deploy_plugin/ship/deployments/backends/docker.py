@@ -256,17 +256,16 @@ class DockerBackend(MachineBackend):
         If the listener has the address of the spec, the new server takes over its
         socket. Otherwise, the old server is stopped first.
         """
-        name = spec.name
         address = options["labels"][ADDRESS]
-        self._check_names(name)  # Stop nothing if a name belongs to another container.
-        running = [item for item in (server, self._listener(name)) if _is_running(item)]
+        self._check_names(spec.name)  # Stop nothing if a name belongs to another container.
+        running = [item for item in (server, self._listener(spec.name)) if _is_running(item)]
         used_addresses = {item.labels.get(ADDRESS, "").partition("@")[0] for item in running}
         if address.partition("@")[0] not in used_addresses:
             # Check before any container is stopped.
             check_port(spec.server.host, spec.server.port or 0)
         takes_over = len(running) == 2 and running[1].labels[ADDRESS] == address
-        slot = self._slot(name)
-        folder = home_folder(name, self.settings) / (slot or "1")
+        slot = self._slot(spec.name)
+        folder = home_folder(spec.name, self.settings) / (slot or "1")
         if takes_over:
             # The new server has a new slot with a copy of the state.
             earlier = folder
@@ -282,11 +281,11 @@ class DockerBackend(MachineBackend):
             _prepare_state(folder)
         files.write_atomically(folder / files.SPEC, dump_spec(spec).encode())
         self._start_listener(spec)
-        progress(f"{name}: starting a container of {options['image']}")
+        progress(f"{spec.name}: starting a container of {options['image']}")
         try:
             started = self._engine.containers.create(
                 **{**options, "labels": {**options["labels"], SLOT: folder.name}},
-                name=f"{server_name(name)}.{folder.name}",
+                name=f"{server_name(spec.name)}.{folder.name}",
                 command=["serve", "--spec", str(folder / files.SPEC), "--state-dir", str(folder)],
             )
             try:
@@ -302,16 +301,16 @@ class DockerBackend(MachineBackend):
             if takes_over:
                 shutil.rmtree(folder, ignore_errors=True)
             else:
-                self._remove_listener(name)  # Free the port.
+                self._remove_listener(spec.name)  # Free the port.
             raise
         # Make the folder the state folder of the endpoint in one step.
-        link = self.settings.state_dir(name)
+        link = self.settings.state_dir(spec.name)
         link.parent.mkdir(parents=True, exist_ok=True)
-        temporary = link.with_name(f".{name}.link")
+        temporary = link.with_name(f".{spec.name}.link")
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(folder)
         temporary.replace(link)
-        self._settle(name)
+        self._settle(spec.name)
 
     def _remove_listener(self, name: str) -> None:
         if (listener := self._listener(name)) is not None:

@@ -178,20 +178,19 @@ class KubernetesBackend:
         states_before = {
             name: state for name, state in self._read_pods(pods).items() if state is not None
         }
-        kubernetes = spec.kubernetes
         if (
             running is not None
-            and not kubernetes.is_autoscaled
+            and not spec.kubernetes.is_autoscaled
             and self._delete("HorizontalPodAutoscaler", spec.name)
         ):
             # No autoscaler sets the number of pods now.
-            change: Document = {"spec": {"replicas": kubernetes.replicas}}
+            change: Document = {"spec": {"replicas": spec.kubernetes.replicas}}
             self._cluster.merge("Deployment", spec.name, change)
         for document in documents:
             applied = document
             if document["kind"] == "Deployment":
                 applied = self._with_pod_count(spec, document, progress)
-            self._cluster.apply(applied, kubernetes.force_conflicts)
+            self._cluster.apply(applied, spec.kubernetes.force_conflicts)
         kinds = {document["kind"] for document in documents}
         for kind in _OPTIONAL:
             if kind not in kinds:
@@ -199,10 +198,11 @@ class KubernetesBackend:
         progress(f"{spec.name}: applied to namespace {self.namespace}")
         # Change an annotation of the pods to a digest of the spec in the ConfigMap.
         # kubelet then reads the ConfigMap now, not in 90 s.
-        (served_spec,) = (
-            document["data"][SPEC] for document in documents if document["kind"] == "ConfigMap"
+        (digest,) = (
+            hashlib.sha256(document["data"][SPEC].encode()).hexdigest()[:16]
+            for document in documents
+            if document["kind"] == "ConfigMap"
         )
-        digest = hashlib.sha256(served_spec.encode()).hexdigest()[:16]
         change = {"metadata": {"annotations": {_SPEC_DIGEST: digest}}}
         for pod in pods:
             # The pod may be gone, or the user may not change it.
@@ -397,8 +397,27 @@ class KubernetesBackend:
         if not follow:
             return
         new_lines: _LogQueue = queue.Queue(_LOG_QUEUE)
+
+        def queue_log(pod: str) -> None:
+            """Queue the new lines of a pod's log and, at its end, None or the error."""
+            last_stamp = ""
+            since_seconds = 1
+            try:
+                while self._cluster.get("Pod", pod) is not None:
+                    begun = time.monotonic()
+                    for line in self._cluster.follow_log(pod, since_seconds):
+                        stamp, _, text = line.partition(" ")
+                        if stamp > last_stamp:  # After a reconnect, skip repeated lines.
+                            last_stamp = stamp
+                            new_lines.put(f"{pod}: {text}")
+                    since_seconds = int(time.monotonic() - begun) + 5
+                    time.sleep(_POLL_SECONDS)
+                new_lines.put(None)
+            except errors.DeploymentFailed as error:
+                new_lines.put(error)
+
         for pod in pod_names:
-            threading.Thread(target=self._queue_log, args=(pod, new_lines), daemon=True).start()
+            threading.Thread(target=queue_log, args=(pod,), daemon=True).start()
         open_logs = len(pod_names)
         while open_logs:
             line = new_lines.get()
@@ -408,26 +427,6 @@ class KubernetesBackend:
                 open_logs -= 1
             else:
                 yield line
-
-    def _queue_log(self, pod: str, new_lines: "_LogQueue") -> None:
-        """Put the new lines of a pod's log into a queue. When the log ends, put None or
-        the error into it.
-        """
-        last_stamp = ""
-        since_seconds = 1
-        try:
-            while self._cluster.get("Pod", pod) is not None:
-                begun = time.monotonic()
-                for line in self._cluster.follow_log(pod, since_seconds):
-                    stamp, _, text = line.partition(" ")
-                    if stamp > last_stamp:  # After a reconnect, skip repeated lines.
-                        last_stamp = stamp
-                        new_lines.put(f"{pod}: {text}")
-                since_seconds = int(time.monotonic() - begun) + 5
-                time.sleep(_POLL_SECONDS)
-            new_lines.put(None)
-        except errors.DeploymentFailed as error:
-            new_lines.put(error)
 
     @contextmanager
     def reached(self, spec: EndpointSpec) -> Iterator[str]:

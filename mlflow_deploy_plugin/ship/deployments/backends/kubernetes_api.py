@@ -332,8 +332,29 @@ class Cluster:
     def forwarded(self, pod: str, port: int) -> Iterator[str]:
         """Yield a local address whose connections are forwarded to a port of a pod."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            arguments = (listener, pod, port)
-            accepting = threading.Thread(target=self._forward, args=arguments, daemon=True)
+
+            def forward() -> None:
+                """Forward each connection, until the listener is shut down."""
+                with suppress(OSError):
+                    while True:
+                        connection, _ = listener.accept()
+                        # Use one client per stream, because a client that opens a
+                        # stream cannot send other requests meanwhile.
+                        api = kubernetes.client.CoreV1Api(
+                            kubernetes.client.ApiClient(self._configuration)
+                        )
+                        connect = api.connect_get_namespaced_pod_portforward
+                        try:
+                            opened = portforward(connect, pod, self.namespace, ports=str(port))
+                            remote = opened.socket(port)
+                        except ApiException:
+                            connection.close()  # The caller detects the closed connection.
+                            continue
+                        remote.setblocking(True)
+                        for source, sink in ((connection, remote), (remote, connection)):
+                            threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
+
+            accepting = threading.Thread(target=forward, daemon=True)
             accepting.start()
             try:
                 yield f"127.0.0.1:{listener.getsockname()[1]}"
@@ -341,27 +362,6 @@ class Cluster:
                 with suppress(OSError):
                     listener.shutdown(socket.SHUT_RDWR)  # This ends the thread.
         accepting.join()
-
-    def _forward(self, listener: socket.socket, pod: str, port: int) -> None:
-        """Forward each connection of the listener to a port of a pod, until the
-        listener is shut down.
-        """
-        with suppress(OSError):
-            while True:
-                connection, _ = listener.accept()
-                # Use one client per stream, because a client that opens a stream cannot
-                # send other requests meanwhile.
-                api = kubernetes.client.CoreV1Api(kubernetes.client.ApiClient(self._configuration))
-                connect = api.connect_get_namespaced_pod_portforward
-                try:
-                    opened = portforward(connect, pod, self.namespace, ports=str(port))
-                    remote = opened.socket(port)
-                except ApiException:
-                    connection.close()  # The caller detects the closed connection.
-                    continue
-                remote.setblocking(True)
-                for source, sink in ((connection, remote), (remote, connection)):
-                    threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
 
     def _known_versions(self) -> set[str]:
         # With cached_property, Python 3.11 would block all clusters of the process

@@ -179,11 +179,19 @@ def _session(state_dir: Path, session_id: int) -> list[int]:
     """
     _reap(session_id)
     folder = state_dir.resolve()
-    return [
-        *_processes(
-            lambda process: os.getsid(process.pid) == session_id and _has_folder(process, folder)
-        )
-    ]
+
+    def is_member(process: psutil.Process) -> bool:
+        if os.getsid(process.pid) != session_id:
+            return False
+        try:
+            return Path(process.cwd()) == folder
+        except (FileNotFoundError, psutil.ZombieProcess):
+            # Linux removes the working directory of an ending process before its
+            # sockets are closed, and reports a zombie while threads are still ending,
+            # so the port may still be in use.
+            return bool(process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1)
+
+    return [*_processes(is_member)]
 
 
 def _processes(is_match: Callable[[psutil.Process], bool]) -> Iterator[int]:
@@ -191,20 +199,6 @@ def _processes(is_match: Callable[[psutil.Process], bool]) -> Iterator[int]:
         with suppress(psutil.Error, OSError):  # The process has ended, or belongs to another user.
             if is_match(process):
                 yield process.pid
-
-
-def _has_folder(process: psutil.Process, folder: Path) -> bool:
-    """Return True if the folder is the working directory of the process, or if the
-    process is ending.
-
-    Linux removes the working directory of an ending process before its sockets are
-    closed, and reports a zombie while threads are still ending, so the port may still
-    be in use.
-    """
-    try:
-        return Path(process.cwd()) == folder
-    except (FileNotFoundError, psutil.ZombieProcess):
-        return bool(process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1)
 
 
 def _reap(pid: int) -> None:
