@@ -125,12 +125,24 @@ class FastDecoder:
         groups = []
         for kind, positions in positions_by_type.items():
             names = [columns[position].name for position in positions]
-            dtype = numpy_dtype(COLUMN_TYPES[kind])
-            groups.append(_Group(kind, names, _picker(positions), _ACCEPTED[kind], dtype))
+            groups.append(
+                _Group(
+                    kind,
+                    names,
+                    _picker(positions),
+                    _ACCEPTED[kind],
+                    numpy_dtype(COLUMN_TYPES[kind]),
+                )
+            )
         first = groups[0]
-        is_matrix = [entry.columns for entry in inputs] == [order] and len(inputs[0].shape) == 2
         self._matrix: _MatrixDecoder | None = None
-        if is_matrix and len(groups) == 1 and first.column_type != "string":
+        # All columns, of one numeric or boolean type, are the only input, a matrix.
+        if (
+            [entry.columns for entry in inputs] == [order]
+            and len(inputs[0].shape) == 2
+            and len(groups) == 1
+            and first.column_type != "string"
+        ):
             block = blocks[0].name if blocks else ""
             self._matrix = _MatrixDecoder(first, len(order), inputs[0], block)
         decoder = self._matrix or _ColumnDecoder(groups, inputs, blocks)
