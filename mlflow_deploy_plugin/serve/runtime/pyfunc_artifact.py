@@ -40,7 +40,6 @@ def read_served_artifact(folder: Path) -> Artifact:
         flavors: Any = document.get("flavors") or ()
         if PYTHON_FUNCTION in flavors and not {FLAVOR, "onnx"} & set(flavors):
             signature = document.get("signature") or {}
-            section = flavors[PYTHON_FUNCTION]
             columns, tensors, undescribed = _read_inputs(
                 signature, bool(document.get("is_signature_from_type_hint"))
             )
@@ -75,10 +74,12 @@ def read_served_artifact(folder: Path) -> Artifact:
                 inputs=(*column_inputs(columns), *tensor_inputs),
                 outputs=outputs,
                 prediction=tuple(output.name for output in outputs),
-                framework=str(section.get("loader_module", "")).removeprefix("mlflow."),
+                framework=str(flavors[PYTHON_FUNCTION].get("loader_module", "")).removeprefix(
+                    "mlflow."
+                ),
                 undescribed=undescribed,
                 task=str((document.get("metadata") or {}).get("task") or ""),
-                is_streamable=section.get("streamable") is True,
+                is_streamable=flavors[PYTHON_FUNCTION].get("streamable") is True,
                 logged_columns=logged_columns,
             )
     except MALFORMED as error:
