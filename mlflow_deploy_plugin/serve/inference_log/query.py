@@ -155,9 +155,8 @@ def run_query(log: InferenceLog, query: Query) -> Iterator[QueryResult]:
             fields = []
             for field in reader.schema:
                 kind = field.type
-                if (
-                    pa.types.is_timestamp(kind) and kind.tz
-                ):  # DuckDB's is Etc/UTC, the log's is UTC.
+                # DuckDB's time zone is Etc/UTC, the log's is UTC.
+                if pa.types.is_timestamp(kind) and kind.tz:
                     kind = pa.timestamp(kind.unit, "UTC")
                 fields.append((field.name, kind))
             result_schema = pa.schema(fields)

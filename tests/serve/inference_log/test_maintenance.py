@@ -234,7 +234,7 @@ def test_compacted_sources_stay_within_group_bytes(
     log: InferenceLog,
     writer: LogWriter,
     monkeypatch: pytest.MonkeyPatch,
-):
+) -> None:
     sizes = {}
     for number in range(6):
         segment = writer.write(hour(10, start=10 * number), segment=f"part-{number}")

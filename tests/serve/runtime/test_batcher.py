@@ -756,7 +756,7 @@ def test_tolerance_of_a_batched_row_is_per_output(
     monkeypatch: pytest.MonkeyPatch,
     weight: str,
     reason: str,
-):
+) -> None:
     model = load(tmp_path, TOTAL_AND_HINT.replace("WEIGHT", weight))
     compute = model.run
     runs = count()
