@@ -356,54 +356,40 @@ class IdempotentRun:
         """
         # Only the command may print to stdout.
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        from mlflow.exceptions import MlflowException
+
         client = registry_client()
         with registry_errors(self.what), no_request_timeout:
             for _ in range(_MAX_ATTEMPTS):
-                run_id = self._try_log(client, name, tags, log_content)
-                if run_id is not None:
-                    return logged_run(client, run_id)
+                run_tags = {**tags, **self.identity}
+                run, is_new = self._find_or_create(client, name, run_tags)
+                # A process deletes only a run that it created and that is not the
+                # primary.
+                if is_new and self._primary(client, run) != run.info.run_id:
+                    client.delete_run(run.info.run_id)
+                    run, is_new = self._find_or_create(client, name, run_tags)
+                run_id = str(run.info.run_id)
+                try:
+                    before = run.data.tags.get(_TIMES, "0")
+                    times = int(before) if before.isdigit() else 0
+                    tag_run(client, run_id, {**run_tags, _TIMES: str(times + 1)})
+                    log_content(client, run_id, times)
+                    primary = self._primary(client, run)
+                    if primary == run_id:
+                        self._finish(client, run)
+                    elif is_new:
+                        client.delete_run(run_id)
+                    else:
+                        tag_run(client, run_id, {SUPERSEDED: primary})
+                except Exception as error:
+                    with suppress(MlflowException):
+                        if isinstance(error, MlflowException) and _is_deleted(client, run_id):
+                            continue  # Another process has deleted the run.
+                        if not project_run_id():
+                            client.set_terminated(run_id, "FAILED")
+                    raise
+                return logged_run(client, primary)
             raise RegistryUnavailable(f"{self.what}: other processes keep deleting its run")
-
-    def _try_log(
-        self,
-        client: "MlflowClient",
-        name: str,
-        tags: Mapping[str, str],
-        log_content: "LogContent",
-    ) -> str | None:
-        """Return the id of the complete primary run, or None if another process deleted
-        the run.
-
-        A process deletes only a run that it created and that is not the primary.
-        """
-        from mlflow.exceptions import MlflowException
-
-        run_tags = {**tags, **self.identity}
-        run, is_new = self._find_or_create(client, name, run_tags)
-        if is_new and self._primary(client, run) != run.info.run_id:
-            client.delete_run(run.info.run_id)
-            run, is_new = self._find_or_create(client, name, run_tags)
-        run_id = str(run.info.run_id)
-        try:
-            before = run.data.tags.get(_TIMES, "0")
-            times = int(before) if before.isdigit() else 0
-            tag_run(client, run_id, {**run_tags, _TIMES: str(times + 1)})
-            log_content(client, run_id, times)
-            primary = self._primary(client, run)
-            if primary == run_id:
-                self._finish(client, run)
-            elif is_new:
-                client.delete_run(run_id)
-            else:
-                tag_run(client, run_id, {SUPERSEDED: primary})
-            return primary
-        except Exception as error:
-            with suppress(MlflowException):
-                if isinstance(error, MlflowException) and _is_deleted(client, run_id):
-                    return None
-                if not project_run_id():
-                    client.set_terminated(run_id, "FAILED")
-            raise
 
     def _find_or_create(
         self,

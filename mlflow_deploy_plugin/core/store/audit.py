@@ -204,20 +204,19 @@ def _describe_differences(spec: EndpointSpec, other: EndpointSpec) -> str:
     changed = spec.monitors.keys() ^ other.monitors.keys()
     texts = []
     for name, variant in spec.variants.items():
-        model = f"{variant.model} "
         compared = other.variants.get(name)
-        # The model is only listed if it differs.
-        if compared is not None and compared.model == variant.model:
-            if _share(compared) == _share(variant):
-                continue
-            model = ""
-        texts.append(f"{name} {model}{_share(variant)}")
+        if compared is None or compared.model != variant.model:
+            texts.append(f"{name} {variant.model} {_share(variant)}")
+        elif _share(compared) != _share(variant):
+            texts.append(f"{name} {_share(variant)}")
     monitors = spec_document(spec).get("monitors", {})
     for name in sorted(changed & spec.monitors.keys()):
         monitor_fields = dict(_flat(monitors[name]))
         kind = monitor_fields.pop("kind", spec.monitors[name].kind)
-        entries = [f"{field} {value}" for field, value in monitor_fields.items()]
-        texts.append(" ".join([f"monitor {name} {kind}", *entries]))
+        texts.append(
+            f"monitor {name} {kind}"
+            + "".join(f" {field} {value}" for field, value in monitor_fields.items())
+        )
     fields = _other_fields(spec, changed)
     other_fields = _other_fields(other, changed)
     for name in sorted({*fields, *other_fields}):

@@ -354,16 +354,23 @@ class Monitors:
         The last revision of the judged `window` (start and end) records that its alarms
         of these columns are accepted. If all its alarms are, no alarm is consecutive.
         """
-        texts = (f"{key} since {since}" for key, since in baseline.items())
-        detail = {"monitor": monitor, "baseline": ", ".join(texts)}
+        detail = {
+            "monitor": monitor,
+            "baseline": ", ".join(f"{key} since {since}" for key, since in baseline.items()),
+        }
         with self._row(endpoint, monitor) as (session, row):
             row.baseline = {**row.baseline, **baseline}
             if window is not None:
                 start, end = window
-                of = {"endpoint": endpoint, "monitor": monitor, "start": start, "end": end}
-                revisions = select(MonitorWindowRow).filter_by(**of, state="judged")
-                newest_first = revisions.order_by(MonitorWindowRow.id.desc())
-                judged = session.scalars(newest_first.limit(1)).one()
+                newest_revision = (
+                    select(MonitorWindowRow)
+                    .filter_by(
+                        endpoint=endpoint, monitor=monitor, start=start, end=end, state="judged"
+                    )
+                    .order_by(MonitorWindowRow.id.desc())
+                    .limit(1)
+                )
+                judged = session.scalars(newest_revision).one()
                 accepted = dict.fromkeys([*judged.evidence.get("accepted", ()), *baseline])
                 judged.evidence = {**judged.evidence, "accepted": [*accepted]}
                 if {*judged.evidence["alarms"]} <= {*accepted}:

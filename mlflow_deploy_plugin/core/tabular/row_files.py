@@ -191,8 +191,31 @@ def value_writer(
         header: list[str] = []
         yield lambda rows: file.write(_csv_lines(map(named, rows), header))
     else:
-        with _parquet_of_values(file) as write_rows:
-            yield lambda rows: write_rows([named(row) for row in rows])
+        import pyarrow as pa  # Imported here, because only Parquet needs pyarrow.
+        import pyarrow.parquet as pq
+
+        # The rows wait in a temporary file until all column types are known.
+        with tempfile.TemporaryFile() as waiting:
+            schemas: list[pa.Schema] = []
+
+            def write(rows: list[object]) -> None:
+                table = pa.Table.from_pylist([named(row) for row in rows])
+                schemas.append(table.schema)
+                with pa.ipc.new_stream(waiting, table.schema) as stream:
+                    stream.write_table(table)
+
+            yield write
+            try:
+                schema = pa.unify_schemas(schemas, promote_options="permissive")
+                waiting.seek(0)
+                with pq.ParquetWriter(file, schema) as parquet:
+                    for _ in schemas:
+                        parts = [schema.empty_table(), pa.ipc.open_stream(waiting).read_all()]
+                        parquet.write_table(pa.concat_tables(parts, promote_options="permissive"))
+            except pa.ArrowException as error:
+                raise InvalidRequest(
+                    f"predictions cannot be written as Parquet: {str(error).splitlines()[0]}",
+                ) from None
 
 
 @contextmanager
@@ -294,37 +317,6 @@ def _csv_lines(
             )
         lines.writerow(cells.values())
     return text.getvalue().encode()
-
-
-@contextmanager
-def _parquet_of_values(file: IO[bytes]) -> Iterator[Callable[[list[Mapping[str, object]]], None]]:
-    """Yield a function that writes rows. Rows are buffered in a temporary file until
-    all column types are known.
-    """
-    import pyarrow as pa  # Imported here, because only Parquet needs pyarrow.
-    import pyarrow.parquet as pq
-
-    with tempfile.TemporaryFile() as waiting:
-        schemas: list[pa.Schema] = []
-
-        def write(rows: list[Mapping[str, object]]) -> None:
-            table = pa.Table.from_pylist(rows)
-            schemas.append(table.schema)
-            with pa.ipc.new_stream(waiting, table.schema) as stream:
-                stream.write_table(table)
-
-        yield write
-        try:
-            schema = pa.unify_schemas(schemas, promote_options="permissive")
-            waiting.seek(0)
-            with pq.ParquetWriter(file, schema) as parquet:
-                for _ in schemas:
-                    parts = [schema.empty_table(), pa.ipc.open_stream(waiting).read_all()]
-                    parquet.write_table(pa.concat_tables(parts, promote_options="permissive"))
-        except pa.ArrowException as error:
-            raise InvalidRequest(
-                f"predictions cannot be written as Parquet: {str(error).splitlines()[0]}",
-            ) from None
 
 
 def _json_objects(batch: "pa.RecordBatch") -> list[bytes]:

@@ -305,7 +305,7 @@ class RowStream:
         A block that Arrow cannot read is read record by record, to find its invalid
         rows.
         """
-        fields = pa.schema([self.schema.field(name) for name in columns])
+        fields = pa.schema(list(map(self.schema.field, columns)))
         first = 0
         for lines in self._json_lines():
             numbers = range(first, first + len(lines))
@@ -338,8 +338,9 @@ class RowStream:
                         parts.append(pa.Table.from_pylist([_parse_record(line, fields)], fields))
                         row_numbers.append(number)
                     except (pa.ArrowException, ValueError, TypeError) as error:
-                        shown = line.decode(errors="replace")
-                        bad.append(RejectedRow(number, first_line(error), shown))
+                        bad.append(
+                            RejectedRow(number, first_line(error), line.decode(errors="replace"))
+                        )
                 table = pa.concat_tables(parts).combine_chunks()
                 block = RowBlock(table, row_numbers, tuple(bad), self._file.tell())
             yield block

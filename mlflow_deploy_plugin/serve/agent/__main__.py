@@ -182,9 +182,14 @@ def _run(
         server = load_stored_specs((state_dir / SPEC).read_text())[0].server
         key_fetchers = []
         if server.api_keys:
-            source = settings.keys_file or settings.store_url
-            pause = min(settings.poll_seconds, _MOST_KEY_SECONDS)
-            key_fetchers.append(api_key_fetcher(state_dir, source, pause, stop))
+            key_fetchers.append(
+                api_key_fetcher(
+                    state_dir,
+                    settings.keys_file or settings.store_url,
+                    min(settings.poll_seconds, _MOST_KEY_SECONDS),
+                    stop,
+                )
+            )
         if server.jwt_issuer:
             key_fetchers.append(issuer_key_fetcher(state_dir, server.jwt_issuer, stop))
         # If callers authenticate, their commands are written to the audit trail. A

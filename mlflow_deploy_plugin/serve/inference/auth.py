@@ -196,7 +196,22 @@ class Authenticator:
         sent = _short(authorization)
         entry = cache.get(sent)
         if entry is None:
-            key = _sent_key(authorization)
+            scheme, _, credentials = authorization.partition(" ")
+            match scheme.lower():
+                case "bearer":
+                    key = credentials.strip().encode("utf-8", "surrogateescape")
+                case "basic":
+                    try:
+                        password = base64.b64decode(credentials.strip(), validate=True)
+                    except (binascii.Error, ValueError):
+                        raise Unauthenticated(
+                            f"the Basic password in Authorization cannot be read; {_HOW}"
+                        ) from None
+                    key = password.partition(b":")[2]
+                case "":
+                    raise Unauthenticated(f"this server requires a key; {_HOW}")
+                case _:  # The header may be a key: omit it.
+                    raise Unauthenticated(f"Authorization is neither Bearer nor Basic; {_HOW}")
             entry = self._keys.get(hashlib.sha256(key).hexdigest())
             if entry is None and self._issuer is not None and key.count(b".") == 2:
                 entry = _token_entry(self._verify(key), self._issuer)
@@ -360,24 +375,3 @@ def _short(authorization: str) -> str | bytes:
     if len(authorization) <= _MAX_KNOWN_CHARACTERS:
         return authorization
     return hashlib.sha256(authorization.encode("utf-8", "surrogateescape")).digest()
-
-
-def _sent_key(authorization: str) -> bytes:
-    """Return the key or token in the header. Raises Unauthenticated if there is
-    none.
-    """
-    kind, _, sent = authorization.partition(" ")
-    match kind.lower():
-        case "bearer":
-            return sent.strip().encode("utf-8", "surrogateescape")
-        case "basic":
-            try:
-                return base64.b64decode(sent.strip(), validate=True).partition(b":")[2]
-            except (binascii.Error, ValueError):
-                raise Unauthenticated(
-                    f"the Basic password in Authorization cannot be read; {_HOW}"
-                ) from None
-        case "":
-            raise Unauthenticated(f"this server requires a key; {_HOW}")
-    # The header may be a key: omit it.
-    raise Unauthenticated(f"Authorization is neither Bearer nor Basic; {_HOW}")

@@ -286,8 +286,14 @@ def infer(
             reply = context.build_reply(decoded, variant, inferred)
             outputs = inferred.outputs
             if server.tracer:
-                marks = ("decode", began), ("infer", decoded_at), ("encode", inferred_at)
-                server.tracer.phases([*marks, ("", time.perf_counter())])
+                server.tracer.phases(
+                    [
+                        ("decode", began),
+                        ("infer", decoded_at),
+                        ("encode", inferred_at),
+                        ("", time.perf_counter()),
+                    ]
+                )
         except BaseException as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
             pass_exit(error)
             reply = context.fail(error)

@@ -376,8 +376,10 @@ def _names(rows: pa.Table, key_sets: Iterable[Sequence[str]]) -> Iterator[pa.Arr
                 encoded = encoded.dictionary_encode()
             values = encoded.dictionary
             # to_pylist would convert a float32 0.1 to 0.10000000149011612.
-            is_float = pa.types.is_floating(values.type)
-            plain = values.to_numpy(zero_copy_only=False) if is_float else values.to_pylist()
+            if pa.types.is_floating(values.type):
+                plain = values.to_numpy(zero_copy_only=False)
+            else:
+                plain = values.to_pylist()
             texts = pa.array(
                 [json.dumps(as_key(value), ensure_ascii=False) for value in plain],
                 pa.string(),

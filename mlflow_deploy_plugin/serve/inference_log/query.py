@@ -125,55 +125,50 @@ def run_query(log: InferenceLog, query: Query) -> Iterator[QueryResult]:
                 },
             )
         ) as connection,
-        _interrupted_at_its_end(connection.interrupt) as thread,
+        ThreadPoolExecutor(1) as thread,
     ):
-        run = _Run(schema, connection.interrupt, thread)
-
-        def start() -> pa.RecordBatchReader:
-            """Register the rows as the table `log`, and start the statement."""
-            connection.execute("SET TimeZone = 'UTC'")
-            connection.execute("SET lock_configuration = true")
-            columns, scans = _plan(connection, query, schema)
-            tables = view_tables(log, query.view, columns)
-            rows = run.read(
-                chain.from_iterable(conform(table, schema).to_batches() for table in tables),
-            )
-            stream = pa.RecordBatchReader.from_batches(schema, rows)
-            # A stream can be read only once, so a statement with several scans reads a
-            # copy.
-            if scans > 1:
-                connection.register("_passing", stream)
-                connection.execute("CREATE TEMP TABLE log AS FROM _passing")
-            else:
-                connection.register("log", stream)
-            return connection.sql(query.sql()).to_arrow_reader(_BATCH_ROWS)
-
-        reader = run.call(start)
-        fields = []
-        for field in reader.schema:
-            kind = field.type
-            if pa.types.is_timestamp(kind) and kind.tz:  # DuckDB's is Etc/UTC, the log's is UTC.
-                kind = pa.timestamp(kind.unit, "UTC")
-            fields.append((field.name, kind))
-        result_schema = pa.schema(fields)
-        batches = (batch.cast(result_schema) for batch in run.results(reader))
-        yield QueryResult(result_schema, batches)
-
-
-@contextmanager
-def _interrupted_at_its_end(interrupt: Callable[[], None]) -> Iterator[Executor]:
-    """Yield a thread. On exit, interrupt the thread's work until it is idle: DuckDB
-    drops an interruption between two statements and would complete the next statement.
-    """
-    with ThreadPoolExecutor(1) as thread:
         # Start the thread now, because Ctrl-C during a start loses the thread.
         thread.submit(bool).result()
         try:
-            yield thread
+            run = _Run(schema, connection.interrupt, thread)
+
+            def start() -> pa.RecordBatchReader:
+                """Register the rows as the table `log`, and start the statement."""
+                connection.execute("SET TimeZone = 'UTC'")
+                connection.execute("SET lock_configuration = true")
+                columns, scans = _plan(connection, query, schema)
+                tables = view_tables(log, query.view, columns)
+                rows = run.read(
+                    chain.from_iterable(conform(table, schema).to_batches() for table in tables),
+                )
+                stream = pa.RecordBatchReader.from_batches(schema, rows)
+                # A stream can be read only once, so a statement with several scans
+                # reads a copy.
+                if scans > 1:
+                    connection.register("_passing", stream)
+                    connection.execute("CREATE TEMP TABLE log AS FROM _passing")
+                else:
+                    connection.register("log", stream)
+                return connection.sql(query.sql()).to_arrow_reader(_BATCH_ROWS)
+
+            reader = run.call(start)
+            fields = []
+            for field in reader.schema:
+                kind = field.type
+                # DuckDB's time zone is Etc/UTC, the log's is UTC.
+                if pa.types.is_timestamp(kind) and kind.tz:
+                    kind = pa.timestamp(kind.unit, "UTC")
+                fields.append((field.name, kind))
+            result_schema = pa.schema(fields)
+            yield QueryResult(
+                result_schema, (batch.cast(result_schema) for batch in run.results(reader))
+            )
         finally:
+            # Interrupt the thread's work until it is idle: DuckDB drops an interruption
+            # between two statements and would complete the next statement.
             last = thread.submit(bool)
             while not wait([last], 0.05).done:
-                interrupt()
+                connection.interrupt()
 
 
 class _Run:

@@ -184,8 +184,9 @@ def load_warm(
             feeds = mlflow.decode(JSON, (folder / INPUT_EXAMPLE).read_bytes(), model.schema)
             model.try_out(feeds, timeout_seconds)
             if placement.must_equal_cpu and not has_random_nodes(model.artifact.onnx_file):
-                session = open_session(model.artifact.onnx_file)
-                on_cpu = OnnxModel(model.artifact, session, ON_CPU).run(feeds)
+                on_cpu = OnnxModel(
+                    model.artifact, open_session(model.artifact.onnx_file), ON_CPU
+                ).run(feeds)
                 different = [
                     name
                     for name, array in model.run(feeds).items()

@@ -111,7 +111,11 @@ def table_feeds(
     `limit` values, and SchemaMismatch if they do not fit the signature.
     """
     names_read = names_read or select_columns(table.schema, schema)
-    _check_value_count(table.num_rows, len(names_read), limit)
+    if table.num_rows * max(1, len(names_read)) > limit:
+        raise BodyTooLarge(
+            f"the table has {table.num_rows} rows of {len(names_read)} columns; this server's "
+            f"limit is {limit} values"
+        )
     batches = table.to_batches()
     if len(batches) == 1:
         (batch,) = batches
@@ -443,10 +447,3 @@ def _flatbuffers_table(data: memoryview, table: int, position: int) -> int:
     if field:
         return field + int(_U32.unpack_from(data, field)[0])
     return 0
-
-
-def _check_value_count(rows: int, columns: int, limit: int) -> None:
-    if rows * max(1, columns) > limit:
-        raise BodyTooLarge(
-            f"the table has {rows} rows of {columns} columns; this server's limit is {limit} values"
-        )

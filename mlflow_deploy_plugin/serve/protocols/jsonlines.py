@@ -64,12 +64,48 @@ class LineReader:
         yield from self.read(bytes(self._unfinished))
 
     def read(self, text: bytes) -> Iterator[Feeds]:
-        """Yield the feeds of the lines in a text that consists of complete lines."""
+        """Yield the feeds of the lines in a text that consists of complete lines.
+
+        Raises InvalidRequest if a line has another JSON type than the first line, and
+        SchemaMismatch if a line does not fit the signature; the error names the first
+        wrong line.
+        """
         lines = self._parse_lines(text)
         while chunk := list(islice(lines, _CHUNK)):
             _, first_document = chunk[0]
             self._json_type = self._json_type or json_type(first_document)
-            yield _feeds(chunk, self._json_type, self._schema)
+            required = set()
+            if self._json_type == "object":
+                required = {column.name for column in self._schema.columns if column.required}
+            for number, document in chunk:
+                if isinstance(document, dict) != (self._json_type == "object"):
+                    raise InvalidRequest(
+                        f"line {number} is a JSON {json_type(document)}; the first line is a JSON "
+                        f"{self._json_type}",
+                    )
+                if (
+                    required
+                    and not required <= document.keys()
+                    and (missing := self._schema.missing_columns(document))
+                ):
+                    raise SchemaMismatch(f"line {number}: {missing.message}", column=missing.column)
+            try:
+                feeds = _read([document for _, document in chunk], self._json_type, self._schema)
+            except SchemaMismatch as error:
+                # Find the first line that does not fit the signature.
+                for number, document in chunk:
+                    try:
+                        _read([document], self._json_type, self._schema)
+                    except SchemaMismatch as line_error:
+                        fault = line_error.message.replace(", row 0", "", 1)
+                        raise SchemaMismatch(
+                            f"line {number}: {fault}", column=line_error.column
+                        ) from None
+                # Each line fits the signature by itself.
+                raise SchemaMismatch(
+                    f"lines {chunk[0][0]} to {chunk[-1][0]}: {error.message}", column=error.column
+                ) from None
+            yield feeds
 
     def _parse_lines(self, text: bytes) -> Iterator[_Line]:
         """Yield the number and the document of each line that is not blank."""
@@ -132,41 +168,6 @@ def encode(prediction: Array | dict[str, Array]) -> bytes:
     begin = (prediction.ndim - 1) * b"["
     rows = dump_json(prediction)[1:-1]
     return rows.replace(end + b"," + begin, end + b"\n" + begin) + b"\n"
-
-
-def _feeds(chunk: list[_Line], kind: str, schema: Schema) -> Feeds:
-    """Return the feeds of lines whose documents have the JSON type `kind`. Raises
-    InvalidRequest for another JSON type, and SchemaMismatch if a line does not fit the
-    signature; the error names the first wrong line.
-    """
-    if kind == "object":
-        required = {column.name for column in schema.columns if column.required}
-    else:
-        required = set()
-    for number, document in chunk:
-        if isinstance(document, dict) != (kind == "object"):
-            raise InvalidRequest(
-                f"line {number} is a JSON {json_type(document)}; the first line is a JSON {kind}",
-            )
-        if (
-            required
-            and not required <= document.keys()
-            and (missing := schema.missing_columns(document))
-        ):
-            raise SchemaMismatch(f"line {number}: {missing.message}", column=missing.column)
-    try:
-        return _read([document for _, document in chunk], kind, schema)
-    except SchemaMismatch as error:
-        for number, document in chunk:
-            try:
-                _read([document], kind, schema)
-            except SchemaMismatch as line_error:
-                fault = line_error.message.replace(", row 0", "", 1)
-                message = f"line {number}: {fault}"
-                raise SchemaMismatch(message, column=line_error.column) from None
-        # Each line fits the signature by itself.
-        numbers = f"lines {chunk[0][0]} to {chunk[-1][0]}"
-        raise SchemaMismatch(f"{numbers}: {error.message}", column=error.column) from None
 
 
 def _read(documents: list[Any], kind: str, schema: Schema) -> Feeds:

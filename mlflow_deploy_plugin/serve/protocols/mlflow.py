@@ -223,8 +223,9 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
             differ in length, or there are no rows.
     """
     if len(body) > MOST_COLUMNS:  # Refuse too many lines or columns before parsing them.
-        returns = body.count(b"\r") - body.count(b"\r\n") if b"\r" in body else 0
-        line_count = body.count(b"\n") + returns
+        line_count = body.count(b"\n")
+        if b"\r" in body:
+            line_count += body.count(b"\r") - body.count(b"\r\n")
         if line_count > MOST_LINES:
             raise InvalidRequest(
                 f"the CSV has {line_count} lines; at most {MOST_LINES} are allowed: send fewer "

@@ -68,8 +68,9 @@ class ExactExplainer:
             part = slice(start, start + most_rows)
             rows = features[part]
             if form.is_linear:
-                distances = rows - self.background.mean(axis=0)
-                of_features = form.slopes.T[:, :, np.newaxis] * distances.T
+                of_features = (
+                    form.slopes.T[:, :, np.newaxis] * (rows - self.background.mean(axis=0)).T
+                )
             elif self._tables:
                 by_feature = np.ascontiguousarray(rows.T)
                 of_features = np.zeros((len(form.base), *by_feature.shape))

@@ -245,7 +245,14 @@ def _parse_artifact(
     InvalidArtifact if an entry is not valid.
     """
     content: Mapping[str, Any] = {key: value for key, value in section.items() if value}
-    inputs = tuple(map(_read_input, content.get("inputs", ())))
+    inputs = tuple(
+        Input(
+            *_read_array(entry, entry),
+            tuple(map(checked_name, entry.get("columns") or ())),
+            entry.get("missing"),
+        )
+        for entry in content.get("inputs", ())
+    )
     columns, tensors = _read_signature(document.get("signature"), inputs)
     refused: Mapping[str, Any] = content.get("refused", {})
     refused_categories = refused.get("categories") or {}
@@ -299,12 +306,6 @@ def read_origin(document: Mapping[str, Any]) -> Origin:
         "model_id": str(document.get("model_id") or document.get("model_uuid") or ""),
         "run_id": str(document.get("run_id") or ""),
     }
-
-
-def _read_input(entry: Mapping[str, Any]) -> Input:
-    name, dtype, shape = _read_array(entry, entry)
-    columns = tuple(map(checked_name, entry.get("columns") or ()))
-    return Input(name, dtype, shape, columns, entry.get("missing"))
 
 
 def _read_tokenizer(folder: Path, entry: dict[str, Any] | None) -> TokenizerSpec | None:

@@ -37,10 +37,9 @@ def read_served_artifact(folder: Path) -> Artifact:
     """
     document = read_mlmodel(folder)
     try:
-        flavors = document.get("flavors") or ()
+        flavors: Any = document.get("flavors") or ()
         if PYTHON_FUNCTION in flavors and not {FLAVOR, "onnx"} & set(flavors):
             signature = document.get("signature") or {}
-            section = document["flavors"][PYTHON_FUNCTION]
             columns, tensors, undescribed = _read_inputs(
                 signature, bool(document.get("is_signature_from_type_hint"))
             )
@@ -49,11 +48,17 @@ def read_served_artifact(folder: Path) -> Artifact:
             if undescribed:
                 logged_columns = columns
                 columns = ()
-            inputs = list(column_inputs(columns))
-            for tensor in tensors:
-                shape = tensor.shape
-                name = tensor.name or _ONLY_INPUT
-                inputs.append(Input(name, tensor.dtype, shape, (), None, row_symbols(shape)))
+            tensor_inputs = [
+                Input(
+                    tensor.name or _ONLY_INPUT,
+                    tensor.dtype,
+                    tensor.shape,
+                    (),
+                    None,
+                    row_symbols(tensor.shape),
+                )
+                for tensor in tensors
+            ]
             # Without outputs in the signature, the first answer shows the outputs.
             fields = json.loads(signature.get("outputs") or "[]")
             if len(fields) == 1:
@@ -66,13 +71,15 @@ def read_served_artifact(folder: Path) -> Artifact:
                 **artifact.read_origin(document),
                 columns=columns,
                 tensors=tensors,
-                inputs=tuple(inputs),
+                inputs=(*column_inputs(columns), *tensor_inputs),
                 outputs=outputs,
                 prediction=tuple(output.name for output in outputs),
-                framework=str(section.get("loader_module", "")).removeprefix("mlflow."),
+                framework=str(flavors[PYTHON_FUNCTION].get("loader_module", "")).removeprefix(
+                    "mlflow."
+                ),
                 undescribed=undescribed,
                 task=str((document.get("metadata") or {}).get("task") or ""),
-                is_streamable=section.get("streamable") is True,
+                is_streamable=flavors[PYTHON_FUNCTION].get("streamable") is True,
                 logged_columns=logged_columns,
             )
     except MALFORMED as error:

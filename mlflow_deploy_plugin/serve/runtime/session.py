@@ -251,14 +251,14 @@ def open_session(
             f"the model does not run with {placement} ({names[0]}): {reason}"
         ) from None
     loaded = session.get_providers()
-    is_loaded = {*names} <= {*loaded}
-    on_cpu = operators_of(session, _CPU) if is_loaded and _CPU not in names else ()
-    if on_cpu:
-        raise DeviceUnavailable(
-            f"the model does not run with {placement}: {names[0]} cannot compute "
-            f"{', '.join(sorted(on_cpu)[:5])}; use --device cpu, or for a server -C "
-            f"server.providers={','.join(names)},{_CPU}"
-        )
+    if {*names} <= {*loaded} and _CPU not in names:
+        on_cpu = operators_of(session, _CPU)
+        if on_cpu:
+            raise DeviceUnavailable(
+                f"the model does not run with {placement}: {names[0]} cannot compute "
+                f"{', '.join(sorted(on_cpu)[:5])}; use --device cpu, or for a server -C "
+                f"server.providers={','.join(names)},{_CPU}"
+            )
     used = [
         name
         for name in loaded

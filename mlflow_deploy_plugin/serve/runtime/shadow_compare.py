@@ -34,8 +34,10 @@ def compare_outputs(
     shadow_rows = row_count(shadow_outputs)
     if rows != shadow_rows:
         raise InferenceError(f"the shadow returned {shadow_rows} rows for a request of {rows} rows")
-    pairs = _pair_outputs(answering, outputs, shadow, shadow_outputs)
-    agreements = [compare(left, right, _TOLERANCE).by_row() for left, right in pairs]
+    agreements = [
+        compare(left, right, _TOLERANCE).by_row()
+        for left, right in _pair_outputs(answering, outputs, shadow, shadow_outputs)
+    ]
     deciding = agreements
     labels = _find_labels(answering, outputs, rows)
     shadow_labels = _find_labels(shadow, shadow_outputs, rows)

@@ -22,7 +22,6 @@ from mlflow_deploy_plugin.serve.spool.captured_model import (
     encode_model,
 )
 from mlflow_deploy_plugin.serve.spool.codec import (
-    EncodingPlan,
     Feedback,
     RequestEncoder,
     RequestRecord,
@@ -97,7 +96,26 @@ class CaptureWriter:
         try:
             plan, pieces = self._encoder.encode(record, model, feeds, outputs, max_rows)
             with self._lock:
-                self._append(plan, pieces)
+                # Far from the limit, the size of the request is not needed.
+                is_roomy = 2 * self._size < MAX_SEGMENT_BYTES
+                if self._file < 0 or self._is_full or not is_roomy or self.clock() >= self._look_at:
+                    self._make_room(sum(map(len, pieces)))
+                # A segment has each model and each layout before the first request
+                # that refers to it.
+                if plan.segment != self._segment:
+                    offset = self._layouts.get((plan.model, plan.layout))
+                    if offset is None:
+                        if plan.model not in self._models:
+                            self._models[plan.model] = self._write_frame(
+                                MODEL_KIND + encode_model(plan.model)
+                            )
+                        offset = self._write_frame(
+                            REFERRING.pack(LAYOUT_KIND, self._models[plan.model]) + plan.layout,
+                        )
+                        self._layouts[plan.model, plan.layout] = offset
+                    plan.segment = self._segment
+                    plan.reference = REFERRING.pack(REQUEST_KIND, offset)
+                self._write_frame(b"".join((plan.reference, *pieces)))
         except Exception as error:
             now = self.clock()
             if now >= self._quiet_until:
@@ -139,29 +157,6 @@ class CaptureWriter:
         """Release the segment. The next write starts a new segment."""
         with self._lock:
             self._close()
-
-    def _append(self, plan: EncodingPlan, pieces: list[bytes]) -> None:
-        """Append a request. If its segment does not have the plan's model or layout,
-        append these first. Raises OSError if the spool or the disk is full.
-        """
-        # Far from the limit, the size of the request is not needed.
-        is_roomy = 2 * self._size < MAX_SEGMENT_BYTES
-        if self._file < 0 or self._is_full or not is_roomy or self.clock() >= self._look_at:
-            self._make_room(sum(map(len, pieces)))
-        if plan.segment != self._segment:
-            model = plan.model
-            layout = plan.layout
-            offset = self._layouts.get((model, layout))
-            if offset is None:
-                if model not in self._models:
-                    self._models[model] = self._write_frame(MODEL_KIND + encode_model(model))
-                offset = self._write_frame(
-                    REFERRING.pack(LAYOUT_KIND, self._models[model]) + layout,
-                )
-                self._layouts[model, layout] = offset
-            plan.segment = self._segment
-            plan.reference = REFERRING.pack(REQUEST_KIND, offset)
-        self._write_frame(b"".join((plan.reference, *pieces)))
 
     def _make_room(self, size: int) -> None:
         """Open a segment with space for `size` bytes if needed. Raises OSError if the

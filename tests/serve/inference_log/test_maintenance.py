@@ -178,6 +178,21 @@ def test_large_files_are_left_alone_and_small_ones_do_not_become_too_large(
     assert compact(log, "flights", LATER) == MaintenanceResult()
 
 
+def test_compacted_sources_stay_within_group_bytes(log, writer, monkeypatch):
+    sizes = {}
+    for number in range(6):
+        segment = writer.write(hour(10, start=10 * number), segment=f"part-{number}")
+        sizes[segment] = (writer.root / FOLDER / f"{segment}-0.parquet").stat().st_size
+    limit = int(2.5 * max(sizes.values()))
+    monkeypatch.setattr(maintenance, "GROUP_BYTES", limit)
+
+    assert compact(log, "flights", LATER).compacted_files == 6
+
+    groups = [set(pq.read_table(file)["_segment"].to_pylist()) for file in files(writer)]
+    assert [len(group) for group in groups] == [2, 2, 2]
+    assert max(sum(sizes[segment] for segment in group) for group in groups) <= limit
+
+
 def test_labels_of_a_day_become_one_file_and_mean_the_same(log, writer):
     writer.write({**hour(3), "_prediction_id": ["p"] * 3})
     for number in range(6):

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, count
 from typing import Any
 
 import numpy as np
@@ -514,6 +514,14 @@ hinted (float[N,2] X) => (float[N,2] y) <int64[1] axis = {0}, float[1] weight = 
   hint = Mul(mean, weight)
   y = Add(X, hint)
 }"""
+TOTAL_AND_HINT = """
+total_and_hint (float[N,2] X) => (float[N,1] total, float[N,2] y)
+<int64[1] columns = {1}, int64[1] rows = {0}, float[1] weight = {WEIGHT}> {
+  total = ReduceSum(X, columns)
+  mean = ReduceMean(X, rows)
+  hint = Mul(mean, weight)
+  y = Add(X, hint)
+}"""
 QUANTIZED = """
 quantized (float[N,2] X) => (float[N,2] y) {
   whole, scale, zero = DynamicQuantizeLinear(X)
@@ -582,6 +590,27 @@ def test_a_graph_says_why_its_rows_cannot_be_joined(tmp_path, graph, reason):
 
     assert explanation.startswith(reason)
     assert bool(explanation) == bool(reason)
+
+
+@pytest.mark.parametrize(
+    ("weight", "reason"),
+    [("0", ""), ("0.000001", "its output 'y' depends on the other rows of the batch")],
+)
+def test_tolerance_of_a_batched_row_is_per_output(tmp_path, monkeypatch, weight, reason):
+    model = load(tmp_path, TOTAL_AND_HINT.replace("WEIGHT", weight))
+    compute = model.run
+    runs = count()
+
+    def run(feeds):
+        """Sum `total` in another order in every second run."""
+        outputs = compute(feeds)
+        if next(runs) % 2:
+            outputs["total"] = np.nextafter(outputs["total"], np.float32(np.inf))
+        return outputs
+
+    monkeypatch.setattr(model, "run", run)
+
+    assert unbatchable_reason(model, {"X": np.array([[1, 2], [3, 4]], np.float32)}) == reason
 
 
 def test_neighbours_beyond_the_type_of_the_numbers_are_tried_without_a_warning(tmp_path):
