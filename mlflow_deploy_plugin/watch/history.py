@@ -21,6 +21,7 @@ from mlflow_deploy_plugin.watch.result import (
     UNDECIDED,
     Finding,
     WindowRequest,
+    describe_change,
     format_number,
     same_phase,
 )
@@ -103,15 +104,9 @@ def _with_change(request: WindowRequest, finding: Finding) -> Finding:
     source = "the window before"
     if len(before) > 1:
         source = f"the median of the {len(before)} {phase or 'windows'} before"
-    then = format_number(usual)
-    now = format_number(finding.value)
-    if then == now:
-        direction = "unchanged"
-    elif finding.value > usual:
-        direction = "higher"
-    else:
-        direction = "lower"
-    return replace(finding, change=f"{then} ({source}) → {now}, {direction}")
+    direction = "higher" if finding.value > usual else "lower"
+    change = describe_change(format_number(usual), source, format_number(finding.value), direction)
+    return replace(finding, change=change)
 
 
 def earlier_values(request: WindowRequest, key: str, until: datetime) -> dict[int, float]:

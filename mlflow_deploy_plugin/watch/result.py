@@ -265,6 +265,15 @@ def _signed(number: float) -> str:
     return sign + format_number(number, digits=2)
 
 
+def describe_change(before: str, source: str, now: str, direction: str) -> str:
+    """Return a change such as `3.2 (the reference) → 8.9, higher`. Values with the same
+    text are unchanged.
+    """
+    if before == now:
+        direction = "unchanged"
+    return f"{before} ({source}) → {now}, {direction}"
+
+
 def format_number(number: float, digits: int = 4) -> str:
     """Return a whole number with separators, and any other number with this number of
     significant digits, without an exponent below 1e15.

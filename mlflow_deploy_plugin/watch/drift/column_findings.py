@@ -308,23 +308,27 @@ def judge_columns(
                 continue
             segments_of_relations.add(column.group.segment)
         columns.append(column)
-    causes: dict[str, str] = {}
-    for column in columns:
-        if column.is_drifted and not column.is_relation:
-            causes.setdefault(column.group.segment, column.name)
-    own = list(without_projections(groups[0].columns))
     drifted = [column for column in columns if column.is_drifted and not column.is_relation]
-    of_all_rows = sum(not column.group.segment for column in drifted)
-    figures = {"share_of_drifted_columns": of_all_rows / max(len(own), 1)}
+    causes: dict[str, str] = {}
+    for column in drifted:
+        causes.setdefault(column.group.segment, column.name)
+    figures = {
+        "share_of_drifted_columns": sum(not column.group.segment for column in drifted)
+        / max(len([*without_projections(groups[0].columns)]), 1)
+    }
     findings: list[Finding] = []
     for column in columns:
         comparison = column.comparison(start_us, season_us)
         figures |= column.metrics(comparison)
-        cause = causes.get(column.group.segment) if column.is_relation else None
         for finding in column.findings(comparison):
-            if cause is not None and finding.state == "drift":
-                reason = f"{finding.reason}; the change of {cause} also changes sums of columns"
-                finding = replace(finding, state="no drift", reason=reason, change="")
+            if column.is_relation and finding.state == "drift" and column.group.segment in causes:
+                finding = replace(
+                    finding,
+                    state="no drift",
+                    reason=f"{finding.reason}; the change of {causes[column.group.segment]} also "
+                    "changes sums of columns",
+                    change="",
+                )
             findings.append(finding)
     return [*findings, *rows_findings(tests)], figures
 

@@ -65,6 +65,7 @@ from mlflow_deploy_plugin.watch.result import (
     State,
     WindowRequest,
     describe_alarms,
+    describe_change,
     shown_order,
 )
 from mlflow_deploy_plugin.watch.segments import (
@@ -665,20 +666,17 @@ def _measure_shares(
     """Return a finding about the share of each column, the largest share first.
     `effective_n` is the number of independent draws that the rows are worth.
     """
-    profile = compared.profile
     # All intervals of all requirements together have this confidence.
-    spec = compared.request.spec
-    rate = spec.window_rate
+    rate = compared.request.spec.window_rate
     if compared.request.false_per_year:
-        rate = single_window_rate(spec, compared.request.false_per_year)
-    confidence = bonferroni_confidence(rate, len(spec.requirements) * len(columns))
+        rate = single_window_rate(compared.request.spec, compared.request.false_per_year)
+    confidence = bonferroni_confidence(rate, len(compared.request.spec.requirements) * len(columns))
+    rows = compared.profile.rows
     measured = []
     for name in columns:
-        share = _share(requirement.name, profile, profile.columns.get(name))
-        interval = wilson_interval(
-            name, share * profile.rows, profile.rows, confidence, effective_n
-        )
-        text = f"{share:.2%} of {profile.rows:,} rows"
+        share = _share(requirement.name, compared.profile, compared.profile.columns.get(name))
+        interval = wilson_interval(name, share * rows, rows, confidence, effective_n)
+        text = f"{share:.2%} of {rows:,} rows"
         if math.isfinite(effective_n):
             text += (
                 f", a sample, {interval.low:.2%} to {interval.high:.2%} of all (Wilson, confidence "
@@ -690,28 +688,24 @@ def _measure_shares(
             others = compared.reference.pieces.others
             if others.rows and name in others.columns:
                 before = _share(requirement.name, others, others.columns[name])
-                first = f"{before:.1%}"
-                last = f"{share:.1%}"
-                if first == last:
-                    direction = "unchanged"
-                elif share > before:
-                    direction = "more"
-                else:
-                    direction = "fewer"
-                change = f"{first} (the reference) → {last}, {direction}"
-        item = Finding(
-            name,
-            check="criterion",
-            state=criterion_state(
-                requirement.holds(interval.low), requirement.holds(interval.high)
-            ),
-            reason=text,
-            value=share,
-            threshold=requirement.value,
-            change=change,
-            measure="share of rows",
+                direction = "more" if share > before else "fewer"
+                change = describe_change(
+                    f"{before:.1%}", "the reference", f"{share:.1%}", direction
+                )
+        measured.append(
+            Finding(
+                name,
+                check="criterion",
+                state=criterion_state(
+                    requirement.holds(interval.low), requirement.holds(interval.high)
+                ),
+                reason=text,
+                value=share,
+                threshold=requirement.value,
+                change=change,
+                measure="share of rows",
+            )
         )
-        measured.append(item)
     return sorted(measured, key=lambda item: (-(item.value or 0.0), item.subject))
 
 

@@ -543,9 +543,11 @@ def _estimate_window(window: _Window) -> _Estimates | Refused:
         return Refused(
             "the model returns numbers, and their errors cannot be estimated without labels",
         )
-    outputs = window.artifact.outputs if window.artifact else ()
-    has_probabilities = any(output.role == "probabilities" for output in outputs)
-    if window.artifact and has_probabilities and classified.probabilities is None:
+    if (
+        window.artifact
+        and classified.probabilities is None
+        and any(output.role == "probabilities" for output in window.artifact.outputs)
+    ):
         return Refused(
             "the class probabilities, which an estimate needs, are not available: they are read "
             "from the log for at most 8 labels, and the model has "

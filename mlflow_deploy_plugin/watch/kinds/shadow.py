@@ -227,15 +227,18 @@ def _read_captured(request: WindowRequest) -> _CapturedRows:
     ids are kept for answers and shadows, by the hash of the id.
     """
     # The sample has the columns that the comparison and the segments need.
-    prefixes = (OWN_PREFIX, PREDICTION, OUTPUT_PREFIX)
     sample = _SampledRows()
     for batch in request.log.batches(request.endpoint, request.window, left_out=[TRIED]):
-        needed = [
-            name
-            for name in batch.column_names
-            if name in request.spec.segment_by or name.startswith(prefixes)
-        ]
-        sample.add(batch.select(needed))
+        sample.add(
+            batch.select(
+                [
+                    name
+                    for name in batch.column_names
+                    if name in request.spec.segment_by
+                    or name.startswith((OWN_PREFIX, PREDICTION, OUTPUT_PREFIX))
+                ]
+            )
+        )
     notes = list(unreadable_notes(request.log))
     if sample.limit < _LARGEST_HASH:
         notes.append(
@@ -251,8 +254,10 @@ def _read_captured(request: WindowRequest) -> _CapturedRows:
         return _CapturedRows(None, {}, notes)
     computed = table.filter(is_shadow)
     variants = computed.column("_variant")
-    names = sorted(pc.unique(variants.drop_null()).to_pylist())
-    by_variant = {name: computed.filter(pc.equal(variants, name)) for name in names}
+    by_variant = {
+        name: computed.filter(pc.equal(variants, name))
+        for name in sorted(pc.unique(variants.drop_null()).to_pylist())
+    }
     return _CapturedRows(answered, by_variant, notes)
 
 

@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.spec.parts import AlarmsSpec, EndpointSpec
 from mlflow_deploy_plugin.core.spec.types import EPOCH, length_of
 from mlflow_deploy_plugin.core.store.alerts import Alerts
-from mlflow_deploy_plugin.core.store.monitor_tables import MonitorKey, Monitors
+from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
 from mlflow_deploy_plugin.core.store.store import Endpoint
 from mlflow_deploy_plugin.serve.inference_log.windows import (
     microseconds,
@@ -155,42 +155,46 @@ def accept_alarms(
     InvalidConfig if the monitor has no reference or the endpoint has no budget, and
     OnnxserveError while a window is being judged.
     """
-    store = deployments.store
-    endpoint = store.require_endpoint(name).spec
+    endpoint = deployments.store.require_endpoint(name).spec
     spec = endpoint.monitor(monitor)
     length = length_of(spec.every)
-    update = f"onnxserve endpoint update {endpoint.name} -C"
     if spec.kind != "drift":
         raise InvalidConfig(
             f"monitor {monitor!r} of kind {spec.kind} has no reference and no baseline: "
-            f"`{update} monitors.{monitor}.require=…` changes its requirements",
+            f"`onnxserve endpoint update {endpoint.name} -C monitors.{monitor}.require=…` changes "
+            "its requirements",
         )
     if endpoint.budget_share(spec) is None:
         raise InvalidConfig(
             f"monitor {monitor!r} has a false_alarm_rate instead of a budget of alarms: "
-            f"`{update} alarms.false_per_year=1` sets a budget",
+            f"`onnxserve endpoint update {endpoint.name} -C alarms.false_per_year=1` sets a budget",
         )
-    with hold_lease(store, name, monitor):  # A judgement that has begun would open the alert again.
+    # A judgement that has begun would open the alert again.
+    with hold_lease(deployments.store, name, monitor):
         start = EPOCH
         evidence = Evidence()
-        for row in reversed(Monitors(store).judged_windows((name, monitor), length, "evidence")):
+        for row in reversed(
+            Monitors(deployments.store).judged_windows((name, monitor), length, "evidence")
+        ):
             if not evidence.levels:  # Use the newest window with levels.
                 start = row.start
                 evidence = Evidence.from_json(row.evidence)
-        baseline = _accepted_columns(evidence, start, columns, (name, monitor))
+        baseline = _accepted_columns(evidence, start, columns, name, monitor)
         accepted = AcceptedAlarms(
             baseline,
             length,
             tuple(key for key in evidence.open_alarms if key not in baseline),
         )
-        actor = Monitors(store).accept(name, monitor, baseline, why, (start, start + length))
+        actor = Monitors(deployments.store).accept(
+            name, monitor, baseline, why, (start, start + length)
+        )
         if not accepted.still_open:
             line = f"{actor} accepted the alarms: {', '.join(accepted.describe())}"
             if why:
                 line += f": {why}"
-            for alert in Alerts(store).firing(name):
+            for alert in Alerts(deployments.store).firing(name):
                 if alert.fingerprint == f"{name}/{monitor}":
-                    end_alert(store, alert, line)
+                    end_alert(deployments.store, alert, line)
     return accepted
 
 
@@ -198,12 +202,12 @@ def _accepted_columns(
     evidence: Evidence,
     start: datetime,
     columns: Collection[str],
-    key: MonitorKey,
+    name: str,
+    monitor: str,
 ) -> dict[str, str]:
     """Return the start of the new baseline of each of the `columns`, by default of all
     columns except the relations. Raises NotFound if a column has no open alarm.
     """
-    name, monitor = key
     # Each column with an open alarm has the start of its shift: the last shift if
     # several figures of a column have shifted.
     judged = {series.column for series in evidence.levels}
@@ -213,7 +217,7 @@ def _accepted_columns(
     alarms = {key: since for key, since in alarms.items() if key not in evidence.accepted}
     where = f"monitor {monitor!r} of endpoint {name!r}"
     if alarms and columns:
-        selected: dict[str, str] = {}
+        baseline: dict[str, str] = {}
         for column in columns:
             with_segment = re.compile(f"([^/]*=.*/)?{re.escape(column)}", re.DOTALL)
             matching = {key: since for key, since in alarms.items() if with_segment.fullmatch(key)}
@@ -222,8 +226,8 @@ def _accepted_columns(
                     f"{where} has no open alarm of a column {column!r}; the columns with an open "
                     f"alarm are {join_names(sorted(alarms), column)}",
                 )
-            selected |= matching
-        return selected
+            baseline |= matching
+        return baseline
     baseline = {
         column: since for column, since in alarms.items() if column.rpartition("/")[2] != RELATIONS
     }

@@ -149,11 +149,16 @@ def request_from_store(
     notes: Sequence[str] = (),
 ) -> WindowRequest:
     """Return the request for a window with its past and the monitor's share of the
-    budget of alarms.
+    endpoint's budget of alarms, and with the accepted baseline and the accuracy of a
+    window of the schedule.
+
+    A window outside the schedule does not follow the levels of the past windows. With a
+    budget, the notes say so; they also say that requirements share the budget.
     """
+    monitors = Monitors(store)
     endpoint = store.endpoint(monitor.endpoint)
     request = window_request(monitor, window, settings, endpoint, revision, notes)
-    stored = Monitors(store).judged_windows(
+    stored = monitors.judged_windows(
         (request.endpoint, request.monitor),
         request.window.length,
         "verdict",
@@ -161,37 +166,23 @@ def request_from_store(
         until=request.window.start,
         aligned_to=request.window.start,
     )
-    past = [
-        JudgedWindow(row.start, row.verdict, Evidence.from_json(row.evidence)) for row in stored
-    ]
-    request = replace(request, past=past)
+    request = replace(
+        request,
+        past=[
+            JudgedWindow(row.start, row.verdict, Evidence.from_json(row.evidence)) for row in stored
+        ],
+    )
     # The budget would replace the monitor's own rate.
     if endpoint is None or monitor.has_own_rate:
         return request
-    return _with_budget(request, endpoint, Monitors(store))
-
-
-def _with_budget(
-    request: WindowRequest,
-    endpoint: Endpoint,
-    monitors: Monitors,
-) -> WindowRequest:
-    """Return the request with the monitor's share of the endpoint's budget of alarms,
-    and with the accepted baseline and the accuracy of a window of the schedule.
-
-    A window outside the schedule does not follow the levels of the past windows. With a
-    budget, the notes say so; they also say that requirements share the budget.
-    """
-    window = request.window
-    spec = request.spec
-    budget = endpoint.spec.budget_share(spec)
+    budget = endpoint.spec.budget_share(monitor.spec)
     request = replace(
         request,
         false_per_year=budget,
         has_default_budget=endpoint.spec.alarms.false_per_year is None,
         min_effect=endpoint.spec.alarms.min_effect,
     )
-    scheduled = window_at(window.start_us, spec.every)
+    scheduled = window_at(window.start_us, monitor.spec.every)
     if window != scheduled:
         request = replace(request, follows_levels=False)
         if budget is None:
@@ -206,7 +197,7 @@ def _with_budget(
         request,
         baseline={column: datetime.fromisoformat(start) for column, start in starts.items()},
     )
-    if spec.kind == "drift":
+    if monitor.spec.kind == "drift":
         since = request.past[0].start if request.past else window.start
         return replace(request, accuracy=_accuracy(endpoint, monitors, since, window.end))
     if budget is None:

@@ -130,8 +130,10 @@ def add_revisions(
     endpoint = deployments.store.endpoint(name)
     if endpoint is None or monitor not in endpoint.spec.monitors:
         return []
-    spec = endpoint.spec.monitors[monitor]
-    since = now - revision_period(spec)
+    selected = SelectedMonitor(
+        name, monitor, endpoint.spec.monitors[monitor], endpoint.spec.capture
+    )
+    since = now - revision_period(selected.spec)
     # The newest revisions of windows that may still get late rows or labels.
     revisions = {
         (row.start, row.end): row
@@ -142,19 +144,23 @@ def add_revisions(
         for row in revisions.values()
         if row.state == "judged" and row.revision < MAX_REVISIONS and since <= row.end <= now
     ]
-    if spec.kind == "performance":
+    if selected.spec.kind == "performance":
         candidates = candidates[-_MOST_LABELLED:]
-    log = evaluation.endpoint_log(deployments.settings, endpoint)
-    changed = []
-    for row, digest in zip(candidates, files_digests(log, candidates, spec), strict=True):
-        if digest != row.log_digest:
-            request = window_request(
-                SelectedMonitor(name, monitor, spec, endpoint.spec.capture),
-                Window(row.start, row.end),
-                deployments.settings,
-                endpoint,
-            )
-            changed.append(_ChangedWindow(row, digest, request))
+    changed = [
+        _ChangedWindow(
+            row,
+            digest,
+            window_request(selected, Window(row.start, row.end), deployments.settings, endpoint),
+        )
+        for row, digest in zip(
+            candidates,
+            files_digests(
+                evaluation.endpoint_log(deployments.settings, endpoint), candidates, selected.spec
+            ),
+            strict=True,
+        )
+        if digest != row.log_digest
+    ]
     late = _find_late_data(evaluator, changed, now)
     for item in changed:
         if item.stored.id not in late:

@@ -57,20 +57,19 @@ def draw_columns(result: MonitorResult, pairs: Sequence[ColumnPair], most: int) 
     """
     # If names are equal, use the first pair.
     by_name = {pair[0].name: pair for pair in reversed(pairs)}
-    subjects = dict.fromkeys(
-        finding.subject
+    judged = {
+        finding.subject: by_name[finding.subject]
         for finding in result.findings
-        if finding.state != "not judged" and not finding.segment
-    )
-    judged = [by_name[name] for name in subjects if name in by_name]
+        if finding.state != "not judged" and not finding.segment and finding.subject in by_name
+    }
     if not judged:
         return EvidentlyReport(notes=("no column has a score and rows to draw",))
-    if min(len(side.values) for side in judged[0]) < _MIN_ROWS:
+    if min(len(side.values) for side in next(iter(judged.values()))) < _MIN_ROWS:
         return EvidentlyReport(notes=(f"charts need at least {_MIN_ROWS} rows",))
     notes = []
     empty = [
         window.name
-        for reference, window in judged
+        for reference, window in judged.values()
         if pd.isna(reference.values).all() or pd.isna(window.values).all()
     ]
     if empty:
@@ -78,7 +77,7 @@ def draw_columns(result: MonitorResult, pairs: Sequence[ColumnPair], most: int) 
             "charts omit columns without a value in the window or in the reference: "
             f"{join_names(empty)}",
         )
-    filled = [pair for pair in judged if pair[0].name not in empty]
+    filled = [pair for pair in judged.values() if pair[0].name not in empty]
     columns = filled[:most]
     if not columns:
         return EvidentlyReport(notes=tuple(notes))

@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -206,8 +205,10 @@ class LevelLine:
 
     def draw_background(self, panel: "Axes") -> None:
         """Draw the usual band, and the start of the shift's first window with the
-        interval.
+        interval. The axis of a logarithm shows its numbers.
         """
+        if self.series.is_logarithmic:
+            panel.yaxis.set_major_formatter(lambda value, _: self.show(value))
         if len(self.series.usual):
             panel.fill_between(
                 _to_days(self.starts),
@@ -357,8 +358,6 @@ def draw_trend(
         panel.xaxis.set_major_formatter(ConciseDateFormatter(locator))
         for axis in (panel.xaxis, panel.yaxis):
             axis.get_offset_text().set_fontsize(LABEL_POINTS)
-        if isinstance(line, LevelLine) and line.series.is_logarithmic:
-            panel.yaxis.set_major_formatter(partial(_show_tick, line))
         panel.set_xlim(*limits)
         file = io.BytesIO()
         figure.savefig(file)
@@ -424,7 +423,3 @@ def _cut_axis(values: Array, bounds: Array) -> tuple[float, float]:
     near = [*known[np.abs(known - most.mean()) <= farthest], *most]
     edge = _EDGE * np.ptp(near)
     return min(near) - edge, max(near) + edge
-
-
-def _show_tick(line: LevelLine, value: float, _: int) -> str:
-    return line.show(value)

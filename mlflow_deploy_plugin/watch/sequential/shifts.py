@@ -227,7 +227,6 @@ def _charts(course: Course, drifted: Collection[str]) -> Iterator[LevelSeries]:
     in_time = sorted(range(len(course.starts)), key=course.starts.__getitem__)
     end = max(in_time.index(len(in_time) - 1) + 1, _SHOWN_WINDOWS)
     windows = in_time[max(end - _SHOWN_WINDOWS, 0) : end]
-    tracking = course.tracking
     charted: dict[int, Shift | None] = {shift.series: shift for shift in shown_shifts(course)}
     first_figures: dict[str, int] = {}
     for index, series in enumerate(course.series):
@@ -237,16 +236,16 @@ def _charts(course: Course, drifted: Collection[str]) -> Iterator[LevelSeries]:
     for key in drifted:
         if key in first_figures and key not in shifted:
             charted[first_figures[key]] = None
-    for column, shift in charted.items():
-        series = course.series[column]
-        values = course.windows.values[:, column]
-        usual = values - tracking.levels[:, column] + tracking.baseline.mean[column]
+    for index, shift in charted.items():
+        series = course.series[index]
+        values = course.windows.values[:, index]
+        usual = values - course.tracking.levels[:, index] + course.tracking.baseline.mean[index]
         yield LevelSeries(
             title=f"{series.key}, {figure_name(series, course.reference.bins).text}",
-            starts=[course.starts[index] for index in windows],
+            starts=[*map(course.starts.__getitem__, windows)],
             values=values[windows].tolist(),
             usual=usual[windows].tolist(),
-            deviation=float(tracking.baseline.deviation[column]),
+            deviation=float(course.tracking.baseline.deviation[index]),
             onset=_onset(course, shift) if shift is not None else None,
             key=series.key,
             is_logarithmic=series.figure in LOGARITHMIC,

@@ -92,8 +92,7 @@ def read_predictions(
     columns contain hashes, which are not used as answers.
     """
     hashed = [name for name in table.column_names if name in with_both_names(masked, artifact)]
-    table = table.drop_columns(hashed)
-    columns = _Columns(table, artifact)
+    columns = _Columns(table.drop_columns(hashed), artifact)
     classes = artifact.classes if artifact else ()
     labels = columns.labels()
     probabilities = columns.probabilities()
@@ -101,22 +100,25 @@ def read_predictions(
         indices = np.nan_to_num(probabilities, nan=-1.0).argmax(axis=1)
         labels = pa.array(np.array(classes, dtype=object)[indices].tolist())
     if labels is not None:
-        return _classified(table, labels, probabilities, classes)
+        return _classified(columns.table, labels, probabilities, classes)
     numbers = columns.numbers()
     if numbers is None:
-        prefixes = (f"{PREDICTION}.", OUTPUT_PREFIX)
-        answers = [name for name in table.column_names if name.startswith(prefixes)]
+        answers = [
+            name
+            for name in columns.table.column_names
+            if name.startswith((f"{PREDICTION}.", OUTPUT_PREFIX))
+        ]
         reason = "the log has no column with a single answer per row"
         if hashed:
             reason += f": capture.mask replaces {', '.join(hashed)} with hashes"
         elif answers:
             reason += f": it has {quote_names(answers)}"
         return Refused(reason)
-    truth = as_numbers(table, LABEL_NUMBER)
+    truth = as_numbers(columns.table, LABEL_NUMBER)
     unusable = 0
-    if LABEL in table.column_names:
-        unusable = len(table) - table.column(LABEL).null_count - int(np.isfinite(truth).sum())
-        unusable = max(unusable, 0)
+    if LABEL in columns.table.column_names:
+        unusable = len(table) - columns.table.column(LABEL).null_count
+        unusable = max(unusable - int(np.isfinite(truth).sum()), 0)
     return Predictions(None, numbers, truth, unusable)
 
 
@@ -124,7 +126,7 @@ class _Columns:
     """The answer columns of a table, by role."""
 
     def __init__(self, table: pa.Table, artifact: Artifact | None) -> None:
-        self._table = table
+        self.table = table
         self._outputs = artifact.outputs if artifact else ()
         self._prediction = artifact.prediction if artifact else ()
         self._classes = artifact.classes if artifact else ()
@@ -138,7 +140,7 @@ class _Columns:
             if output.role != "label":
                 continue
             base = self._base(output)
-            name = base if base in self._table.column_names else f"{base}.0"
+            name = base if base in self.table.column_names else f"{base}.0"
             column = self._named(name)
             if column is not None:
                 if _may_be_label(column.type) or pa.types.is_floating(column.type):
@@ -146,10 +148,10 @@ class _Columns:
                 return None
         if any(output.role == "probabilities" for output in self._outputs) and self._classes:
             return None
-        if PREDICTION in self._table.column_names or self._outputs:
+        if PREDICTION in self.table.column_names or self._outputs:
             names = [PREDICTION]
         else:  # If outputs are not described, the output without fractions is the label.
-            names = [name for name in self._table.column_names if name.startswith(OUTPUT_PREFIX)]
+            names = [name for name in self.table.column_names if name.startswith(OUTPUT_PREFIX)]
         columns = []
         for name in names:
             column = self._named(name)
@@ -179,7 +181,7 @@ class _Columns:
         with one number per row; None if there is none, or several.
         """
         if self._named(PREDICTION) is not None:
-            return as_numbers(self._table, PREDICTION)
+            return as_numbers(self.table, PREDICTION)
         parts_by_output = [self._parts(self._base(output)) for output in self._outputs]
         columns = [parts[0] for parts in parts_by_output if len(parts) == 1]
         return columns[0] if len(columns) == 1 else None
@@ -188,29 +190,27 @@ class _Columns:
         """Return the name of the output's column, or of its columns without their
         positions.
         """
-        is_prediction = (
-            self._prediction == (output.name,) and PREDICTION in self._table.column_names
-        )
+        is_prediction = self._prediction == (output.name,) and PREDICTION in self.table.column_names
         if is_prediction:
             return PREDICTION
         return OUTPUT_PREFIX + output.name
 
     def _named(self, name: str) -> pa.Array | None:
         """Return the decoded column; None if the table does not have it."""
-        if name in self._table.column_names:
-            return decoded(self._table.column(name)).combine_chunks()
+        if name in self.table.column_names:
+            return decoded(self.table.column(name)).combine_chunks()
         return None
 
     def _parts(self, base: str) -> list[Array]:
         """Return the columns of the vector `base` in order, or the column `base` itself
         if it is not a vector.
         """
-        if base in self._table.column_names:
-            return [as_numbers(self._table, base)]
+        if base in self.table.column_names:
+            return [as_numbers(self.table, base)]
         pattern = re.compile(re.escape(base) + r"\.(\d+)$")
-        matches = filter(None, map(pattern.match, self._table.column_names))
+        matches = filter(None, map(pattern.match, self.table.column_names))
         positions = sorted(int(match[1]) for match in matches)
-        return [as_numbers(self._table, f"{base}.{position}") for position in positions]
+        return [as_numbers(self.table, f"{base}.{position}") for position in positions]
 
 
 def _classified(

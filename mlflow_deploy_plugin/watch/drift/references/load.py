@@ -38,7 +38,7 @@ from mlflow_deploy_plugin.serve.inference_log.windows import (
     microseconds,
     parse_window,
 )
-from mlflow_deploy_plugin.serve.runtime.feeds import Array, sample_positions
+from mlflow_deploy_plugin.serve.runtime.feeds import sample_positions
 from mlflow_deploy_plugin.watch.drift.references.rows import (
     SEED,
     ReferenceRows,
@@ -153,32 +153,38 @@ class LogReference:
             self.span.end_us - 1,
             lag_windows,
         )
-        edges = (grid.start_us, grid.step_us, self.span.start_us, self.span.end_us)
-        if any(time % HOUR_US for time in edges):
-            pieces = sketch_pieces(bins, self._batches(segment), grid)
+        if any(
+            time % HOUR_US
+            for time in (grid.start_us, grid.step_us, self.span.start_us, self.span.end_us)
+        ):
+            tables = coalesce_batches(self.rows(self.span))
+            if segment:
+                tables = (table.filter(is_segment(table, *segment)) for table in tables)
+            pieces = sketch_pieces(
+                bins,
+                (
+                    (table, microseconds_of(table.column(EVENT_TIME)))
+                    for table in tables
+                    if len(table)
+                ),
+                grid,
+            )
         else:
             sketches = hourly.SketchStore(self.log, self.endpoint, bins, bins_key, segment=segment)
             hours = hourly.hour_profiles(sketches, self.model, self.version, self.span)
             pieces = assemble_pieces(grid, ((microseconds(start), part) for start, part in hours))
         if not len(sample):
             return pieces
-        windows = correct_for_rest(bins, pieces.windows, pieces.window_starts_us, length_us, sample)
-        pieces = replace(pieces, windows=windows)
+        pieces = replace(
+            pieces,
+            windows=correct_for_rest(
+                bins, pieces.windows, pieces.window_starts_us, length_us, sample
+            ),
+        )
         if pieces.lagged is None:
             return pieces
         (lagged,) = pieces.windows_at([window.start_us - lag_windows * length_us])
         return replace(pieces, lagged=lagged)
-
-    def _batches(
-        self,
-        segment: tuple[str, str] | None,
-    ) -> Iterator[tuple[pa.Table, Array]]:
-        """Yield rows of the span with their event times."""
-        for table in coalesce_batches(self.rows(self.span)):
-            if segment:
-                table = table.filter(is_segment(table, *segment))
-            if len(table):
-                yield table, microseconds_of(table.column(EVENT_TIME))
 
 
 def pinned_window(

@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -286,21 +288,24 @@ def _read_dataset(uri: str) -> _Dataset:
     with dataset_path(uri) as path:
         files = csv_files(path)
         if files:
-            narrow = chain.from_iterable(csv_tables(file, most_columns=1) for file in files)
-            count = sum(map(len, narrow))
+            # One column is enough to count the rows.
+            count = sum(
+                len(rows)
+                for rows in chain.from_iterable(map(partial(csv_tables, most_columns=1), files))
+            )
             positions = sample_positions(count, MAX_ROWS, SEED)
             samples = []
             first = 0
             for rows in chain.from_iterable(map(csv_tables, files)):
-                start, stop = np.searchsorted(positions, [first, first + len(rows)])
-                samples.append(rows.take(pa.array(positions[start:stop] - first)))
+                drawn = slice(*np.searchsorted(positions, [first, first + len(rows)]))
+                samples.append(rows.take(pa.array(positions[drawn] - first)))
                 first += len(rows)
             table = pa.concat_tables(samples, promote_options="default")
         else:
             data = open_parquet(path)
             count = data.count_rows()
             require_few_values(
-                [fragment.metadata for fragment in data.get_fragments()],
+                [*map(attrgetter("metadata"), data.get_fragments())],
                 min(MAX_ROWS / max(count, 1), 1),
             )
             if count > MAX_ROWS:

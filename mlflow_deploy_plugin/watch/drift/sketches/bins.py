@@ -248,10 +248,13 @@ def freeze_bins(reference: ColumnValues, arrow_type: str = "") -> Bins:
     if len(finite):
         low, high = map(float, np.quantile(finite, [0.005, 0.995]))
     if not low < high or max(-low, high) > _WIDEST or len(distinct(finite)) <= 2:
-        hashes = distinct(np.sort(hash_numbers(values)))
-        codes = _frequent_codes(values.tolist())
-        return CategoryBins(codes, "number", hashes, *limits, arrow_type)
-    scale = float(np.std(np.clip(finite, low, high)))
+        return CategoryBins(
+            _frequent_codes(values.tolist()),
+            "number",
+            distinct(np.sort(hash_numbers(values))),
+            *limits,
+            arrow_type,
+        )
     # The middle 99 % of the numbers are from `low` to `high`.
     reach = _RANGES_BEYOND * (high - low)
     lowest = low - reach
@@ -262,8 +265,12 @@ def freeze_bins(reference: ColumnValues, arrow_type: str = "") -> Bins:
         inner = distinct(np.quantile(clipped, np.linspace(0, 1, _GRID)))
     below = np.linspace(lowest, inner[0], _BEYOND + 1)[:-1]
     above = np.linspace(inner[-1], highest, _BEYOND + 1)[1:]
-    positions = distinct(np.concatenate([below, inner, above]))
-    return OrderedBins(positions, scale, *limits, arrow_type)
+    return OrderedBins(
+        distinct(np.concatenate([below, inner, above])),
+        float(np.std(np.clip(finite, low, high))),
+        *limits,
+        arrow_type,
+    )
 
 
 def _freeze_texts(values: Array, arrow_type: str) -> CategoryBins:
