@@ -9,6 +9,7 @@ as -999 test whether the estimator is affine.
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -52,22 +53,12 @@ def stand_in(
             return None
         if is_predictor and (is_classifier(part) or not hasattr(part, "coef_")):
             return None
-        method = "predict" if is_predictor else "transform"
         names = None if isinstance(columns, int) else columns
         width = columns if isinstance(columns, int) else len(columns)
         count = getattr(part, "n_features_in_", width) or len(np.ravel(getattr(part, "coef_", ())))
         if not 0 < count <= _MOST_COLUMNS:
             return None
-        names = getattr(part, "feature_names_in_", names)
-
-        def call(rows: Array) -> Array:
-            """Return the outputs for rows [N, k], or for a table if there are names."""
-            table = rows if names is None else pd.DataFrame(rows, columns=names)
-            answer = np.asarray(getattr(part, method)(table))
-            if answer.dtype.kind != "f" or len(answer) != len(rows):
-                raise TypeError(f"answers of the type {answer.dtype} and the shape {answer.shape}")
-            return answer.astype(float)
-
+        call = partial(_answers, part, getattr(part, "feature_names_in_", names))
         intercept, *slopes = call(np.vstack([np.zeros(count), np.eye(count) * _FAR]))
         weights = (np.array(slopes) - intercept) / _FAR
         if not _is_affine(call, weights, intercept):
@@ -84,6 +75,16 @@ def stand_in(
             return Pipeline([("select", Selection(reads)), ("sum", regression)])
         return _step(weights, intercept, type(part).__name__)
     return None
+
+
+def _answers(part: Estimator, names: list[str] | None, rows: Array) -> Array:
+    """Return the outputs for rows [N, k], which become a table if there are names."""
+    table = rows if names is None else pd.DataFrame(rows, columns=names)
+    method = "predict" if hasattr(part, "predict") else "transform"
+    answer = np.asarray(getattr(part, method)(table))
+    if answer.dtype.kind != "f" or len(answer) != len(rows):
+        raise TypeError(f"answers of the type {answer.dtype} and the shape {answer.shape}")
+    return answer.astype(float)
 
 
 def _is_affine(call: Callable[[Array], Array], weights: Array, intercept: Array) -> bool:
