@@ -314,24 +314,24 @@ class Batch:
         if signature is None or signature.inputs is None:
             return self
         if not isinstance(self.data, pd.DataFrame):
-            tensors = self.data
-            inputs = signature.inputs
             # A single tensor may be unnamed.
-            names = [spec.name for spec in inputs.inputs if spec.name]
-            if not set(names) <= set(tensors):
-                what = "tensors" if inputs.is_tensor_spec() else "columns"
-                if list(tensors) == [""]:
+            names = [spec.name for spec in signature.inputs.inputs if spec.name]
+            if not set(names) <= set(self.data):
+                what = "tensors" if signature.inputs.is_tensor_spec() else "columns"
+                if list(self.data) == [""]:
                     described = "one unnamed tensor"
                 else:
-                    described = f"the tensors {sorted(tensors)}"
+                    described = f"the tensors {sorted(self.data)}"
                 raise InvalidConfig(
                     f"signature: it has the {what} {names}, and the example has {described}"
                 )
-            if inputs.is_tensor_spec():
-                for spec in inputs.inputs:
-                    array = tensors[spec.name] if spec.name else next(iter(tensors.values()))
-                    sizes = zip(spec.shape[1:], array.shape[1:], strict=False)
-                    has_other_sizes = any(declared not in (-1, size) for declared, size in sizes)
+            if signature.inputs.is_tensor_spec():
+                for spec in signature.inputs.inputs:
+                    array = self.data[spec.name] if spec.name else next(iter(self.data.values()))
+                    has_other_sizes = any(
+                        declared not in (-1, size)
+                        for declared, size in zip(spec.shape[1:], array.shape[1:], strict=False)
+                    )
                     has_other_kind = (spec.type.kind in "OUS") != (array.dtype.kind in "OUST")
                     has_fractions = spec.type.kind in "iub" and array.dtype.kind == "f"
                     difference = ""

@@ -193,9 +193,9 @@ def bind_graph(
         check_graph(proto)
     except Exception as error:  # noqa: BLE001 - protobuf and the checker raise errors of many classes.
         raise ConversionError(f"not a valid ONNX model: {one_line(error, 300)}") from None
-    for kind, values in (("inputs", proto.graph.input), ("outputs", proto.graph.output)):
-        if not values:
-            raise ConversionError(f"the graph has no {kind}, so it cannot be served")
+    for kind in ("input", "output"):
+        if not getattr(proto.graph, kind):
+            raise ConversionError(f"the graph has no {kind}s, so it cannot be served")
     inputs = [Input(value.name, *served_type(value, original)) for value in fed_inputs(proto.graph)]
     names = [entry.name for entry in inputs]
     if isinstance(batch, pd.DataFrame):
@@ -212,15 +212,19 @@ def bind_graph(
         for position, entry in enumerate(inputs):
             read = (entry.name,) if entry.name in columns else columns
             inputs[position] = replace(entry, columns=read)
-    elif batch is not None and set(batch) != set(names):
-        is_unnamed = set(batch) == {""} and len(names) == 1
-        if not is_unnamed:
-            raise InvalidConfig(
-                f"input_example: its tensors {sorted(batch)} are not the graph's inputs "
-                f"{sorted(names)}"
-            )
-    served = [value for value in proto.graph.output if value.name != REFUSED_ROWS]
-    outputs = tuple(Output(value.name, *served_type(value, original)) for value in served)
+    elif (
+        batch is not None
+        and set(batch) != set(names)
+        and (set(batch) != {""} or len(names) != 1)  # A single tensor may be unnamed.
+    ):
+        raise InvalidConfig(
+            f"input_example: its tensors {sorted(batch)} are not the graph's inputs {sorted(names)}"
+        )
+    outputs = tuple(
+        Output(value.name, *served_type(value, original))
+        for value in proto.graph.output
+        if value.name != REFUSED_ROWS
+    )
     return ConvertedModel(
         proto=proto,
         inputs=tuple(inputs),

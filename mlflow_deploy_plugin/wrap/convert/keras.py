@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -67,8 +66,7 @@ def forms(
     """
     example = converted.require_example(batch, predict_fn, "a Keras model", "predict")
     names = _names(model, example)
-    unnamed_axes = dynamic_axes.get("", ())
-    varied = {name: tuple(dynamic_axes.get(name, unnamed_axes)) for name in names}
+    varied = {name: tuple(dynamic_axes.get(name, dynamic_axes.get("", ()))) for name in names}
     declared = {}
     for (name, axes), tensor in zip(varied.items(), _inputs(model), strict=False):
         declared[name] = tuple(
@@ -82,15 +80,20 @@ def forms(
     backend = keras.backend.backend()
     if backend not in ("torch", "tensorflow", "jax"):
         raise ConversionError(f"the Keras backend {backend} has no ONNX exporter")
-    legacy_options = (False, True) if backend == "torch" else (False,)
-    return [
-        partial(_export, model, example, names, axes, legacy)
-        for legacy, axes in product(legacy_options, free_axes)
-    ]
+    exports: Forms = [partial(_export, model, example, names, axes) for axes in free_axes]
+    if backend == "torch":
+        exports += [
+            partial(_export, model, example, names, axes, legacy=True) for axes in free_axes
+        ]
+    return exports
 
 
 def _export(
-    model: keras.Model, batch: ModelInput, names: list[str], axes: DynamicAxes, legacy: bool
+    model: keras.Model,
+    batch: ModelInput,
+    names: list[str],
+    axes: DynamicAxes,
+    legacy: bool = False,
 ) -> ConvertedModel:
     """Return the graph from the exporter of the backend.
 
@@ -141,7 +144,20 @@ def _export(
             f"{type(model).__name__} cannot be converted to ONNX: {reason}"
         ) from error
     bound = converted.bind_graph(proto, batch, "keras", str(keras.__version__), original)
-    return replace(bound, move_weights=partial(_move_weights, model))
+
+    @contextmanager
+    def move_weights(random: np.random.Generator) -> Iterator[None]:
+        """Move each weight up or down at random by some rounding steps, and restore the
+        weights on exit.
+        """
+        weights = model.get_weights()
+        try:
+            model.set_weights([moved_by_roundings(weight, random) for weight in weights])
+            yield
+        finally:
+            model.set_weights(weights)
+
+    return replace(bound, move_weights=move_weights)
 
 
 def _call_in_order(
@@ -150,19 +166,6 @@ def _call_in_order(
     """Return the outputs of the model for tensors in the order of `names`."""
     answers = _call(model, dict(zip(names, tensors, strict=True)))
     return tuple(answers.values())
-
-
-@contextmanager
-def _move_weights(model: keras.Model, random: np.random.Generator) -> Iterator[None]:
-    """Move each weight up or down at random by some rounding steps, and restore the
-    weights on exit.
-    """
-    weights = model.get_weights()
-    try:
-        model.set_weights([moved_by_roundings(weight, random) for weight in weights])
-        yield
-    finally:
-        model.set_weights(weights)
 
 
 def _by_jax(

@@ -74,10 +74,9 @@ def _read(model: TrainedModel, batch: ModelInput | None) -> ConvertedModel:
         raise ConversionError(f"not a valid ONNX model: {one_line(error, 300)}") from None
     # ONNX Runtime 1.31 updates the statistics of a BatchNormalization in training mode.
     for node in proto.graph.node:
-        is_training = any(
+        if node.op_type == "BatchNormalization" and any(
             attribute.name == "training_mode" and attribute.i for attribute in node.attribute
-        )
-        if node.op_type == "BatchNormalization" and is_training:
+        ):
             raise ConversionError(
                 f"the graph's BatchNormalization {node.output[0]!r} is in training mode, so "
                 "predictions depend on other rows and earlier requests; export the model in "
@@ -91,9 +90,9 @@ def _read(model: TrainedModel, batch: ModelInput | None) -> ConvertedModel:
                 raise ConversionError(
                     f"not a valid ONNX model: the ZipMap node {node.name!r} has no classes"
                 )
-            labels = helper.get_attribute_value(node.attribute[0])
             classes[node.output[0]] = tuple(
-                label.decode() if isinstance(label, bytes) else label for label in labels
+                label.decode() if isinstance(label, bytes) else label
+                for label in helper.get_attribute_value(node.attribute[0])
             )
             node.CopyFrom(helper.make_node("Identity", node.input, node.output))
     if classes and not any(opset.domain in ("", "ai.onnx") for opset in proto.opset_import):
@@ -101,8 +100,11 @@ def _read(model: TrainedModel, batch: ModelInput | None) -> ConvertedModel:
         proto.opset_import.append(helper.make_opsetid("", _OLDEST_OPSET))
     for value in proto.graph.output:
         if value.name in classes:
-            shape = [None, len(classes[value.name])]
-            value.CopyFrom(helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, shape))
+            value.CopyFrom(
+                helper.make_tensor_value_info(
+                    value.name, onnx.TensorProto.FLOAT, [None, len(classes[value.name])]
+                )
+            )
     _replace_sequences(proto)
     _declare_outputs(proto)
     bound = converted.bind_graph(
@@ -110,13 +112,15 @@ def _read(model: TrainedModel, batch: ModelInput | None) -> ConvertedModel:
     )
     if len(classes) != 1 or len(bound.outputs) != 2:
         return bound
-    [(probabilities, labels)] = classes.items()
+    [probabilities] = classes
     outputs = []
     for output in bound.outputs:
         role: Role = "probabilities" if output.name == probabilities else "label"
         outputs.append(replace(output, role=role))
     label = next(output.name for output in outputs if output.role == "label")
-    return replace(bound, outputs=tuple(outputs), prediction=(label,), classes=labels)
+    return replace(
+        bound, outputs=tuple(outputs), prediction=(label,), classes=classes[probabilities]
+    )
 
 
 def _replace_sequences(proto: ModelProto) -> None:

@@ -6,7 +6,7 @@ time series are not.
 """
 
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import reduce
 from itertools import chain
 from typing import Any
 
@@ -65,54 +65,59 @@ def forms(
     `require_example`.
     """
     example = converted.require_example(batch, predict_fn, "a model of statsmodels", "predict")
-    return [partial(_convert, model, example)]
 
+    def form() -> ConvertedModel:
+        """Return the graph of the results. Raises InvalidConfig if the example does not
+        match the formula or the parameters, and ConversionError if the model is not
+        supported.
+        """
+        kind = type(model.model).__name__
+        if not type(model.model).__module__.startswith("statsmodels."):
+            link_name = ""  # A user's class may compute something else.
+        elif kind == "GLM":
+            link_name = type(model.model.family.link).__name__
+        elif kind in _LINEAR:
+            link_name = "Identity"
+        else:
+            link_name = _DISCRETE.get(kind, "")
+        if not link_name:
+            raise ConversionError(
+                f"{kind} cannot be converted to ONNX: only models with a linear predictor and a "
+                f"link are supported: {', '.join([*_LINEAR, 'GLM', *_DISCRETE])}"
+            )
+        if link_name not in _INVERSE_LINKS:
+            raise ConversionError(
+                f"GLM cannot be converted to ONNX: its link {link_name} is not supported in ONNX"
+            )
+        original = original_model(model)
+        if isinstance(example, pd.DataFrame):
+            names = [*map(str, example)]
+        elif _has_formula(model):
+            raise InvalidConfig(
+                "input_example: the model has a formula; pass a table with its columns"
+            )
+        else:
+            names = [""] * example[""].shape[-1]
+        # The call checks the columns.
+        converted.call_original(original, Batch(example).take(slice(0, 1)).data)
+        graph = Subgraph(Scope("statsmodels"))
+        weights = np.asarray(model.params, dtype=np.float64)
+        rows: TracedArray = Traced(graph, "columns", np.ones((SAMPLE_ROWS, len(names))))
+        if _has_formula(model):
+            linear = _formula(model.model, weights, rows, names)
+        else:
+            linear = rows @ weights
+        answer = _INVERSE_LINKS[link_name](linear)
+        graph.node("Identity", [answer.name], "prediction")
+        body = graph.finish({"columns": _doubles(rows)}, {"prediction": _doubles(answer)})
+        proto = helper.make_model(
+            body, opset_imports=[helper.make_opsetid("", OPSETS[""])], ir_version=10
+        )
+        return converted.bind_graph(
+            proto, example, "statsmodels", str(statsmodels.__version__), original
+        )
 
-def _convert(results: TrainedModel, batch: ModelInput) -> ConvertedModel:
-    """Return the graph of the results. Raises InvalidConfig if the batch does not match
-    the formula or the parameters, and ConversionError if the model is not supported.
-    """
-    kind = type(results.model).__name__
-    if not type(results.model).__module__.startswith("statsmodels."):
-        link_name = ""  # A user's class may compute something else.
-    elif kind == "GLM":
-        link_name = type(results.model.family.link).__name__
-    elif kind in _LINEAR:
-        link_name = "Identity"
-    else:
-        link_name = _DISCRETE.get(kind, "")
-    if not link_name:
-        raise ConversionError(
-            f"{kind} cannot be converted to ONNX: only models with a linear predictor and a link "
-            f"are supported: {', '.join([*_LINEAR, 'GLM', *_DISCRETE])}"
-        )
-    if link_name not in _INVERSE_LINKS:
-        raise ConversionError(
-            f"GLM cannot be converted to ONNX: its link {link_name} is not supported in ONNX"
-        )
-    original = original_model(results)
-    if isinstance(batch, pd.DataFrame):
-        names = [*map(str, batch)]
-    elif _has_formula(results):
-        raise InvalidConfig("input_example: the model has a formula; pass a table with its columns")
-    else:
-        names = [""] * batch[""].shape[-1]
-    # The call checks the columns.
-    converted.call_original(original, Batch(batch).take(slice(0, 1)).data)
-    graph = Subgraph(Scope("statsmodels"))
-    weights = np.asarray(results.params, dtype=np.float64)
-    rows: TracedArray = Traced(graph, "columns", np.ones((SAMPLE_ROWS, len(names))))
-    if _has_formula(results):
-        linear = _formula(results.model, weights, rows, names)
-    else:
-        linear = rows @ weights
-    answer = _INVERSE_LINKS[link_name](linear)
-    graph.node("Identity", [answer.name], "prediction")
-    body = graph.finish({"columns": _doubles(rows)}, {"prediction": _doubles(answer)})
-    proto = helper.make_model(
-        body, opset_imports=[helper.make_opsetid("", OPSETS[""])], ir_version=10
-    )
-    return converted.bind_graph(proto, batch, "statsmodels", str(statsmodels.__version__), original)
+    return [form]
 
 
 def _doubles(array: TracedArray) -> tuple[int, list[Any]]:

@@ -7,7 +7,6 @@ inputs into constants.
 import inspect
 import logging
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import numpy as np
 import onnx
@@ -44,37 +43,38 @@ def forms(
     Raises InvalidConfig without an example or for `predict_proba`.
     """
     example = converted.require_example(batch, predict_fn, "a TensorFlow model", "signature")
-    return [partial(_export, model, example, dynamic_axes)]
 
+    def form() -> ConvertedModel:
+        """Return the graph with the free axes of the signature or, if it declares none,
+        with those of the data.
+        """
+        specs = _specs(model)
+        arrays = _arrays(specs, example)
+        original = original_model(model)
+        outputs = list(converted.call_original(original, example))
+        unnamed_axes = dynamic_axes.get("", ())
+        free_axes = {}
+        for name in arrays:
+            spec = specs[name]
+            if spec is None or spec.shape.rank is None:  # The signature declares no shape.
+                free_axes[name] = tuple(dynamic_axes.get(name, unnamed_axes))
+            else:
+                free_axes[name] = tuple(
+                    axis for axis, size in enumerate(spec.shape) if axis and size is None
+                )
 
-def _export(model: TrainedModel, batch: ModelInput, dynamic_axes: DynamicAxes) -> ConvertedModel:
-    """Return the graph with the free axes of the signature or, if it declares none,
-    with those of the data.
-    """
-    specs = _specs(model)
-    arrays = _arrays(specs, batch)
-    original = original_model(model)
-    outputs = list(converted.call_original(original, batch))
-    unnamed_axes = dynamic_axes.get("", ())
-    free_axes = {}
-    for name in arrays:
-        spec = specs[name]
-        if spec is None or spec.shape.rank is None:  # The signature declares no shape.
-            free_axes[name] = tuple(dynamic_axes.get(name, unnamed_axes))
+        def function(*tensors: tf.Tensor) -> list[tf.Tensor]:
+            answers = _call(model, dict(zip(arrays, tensors, strict=True)))
+            return list(answers.values())
+
+        if getattr(model, "signatures", None):
+            display_name = "the SavedModel"
         else:
-            sizes = enumerate(spec.shape)
-            free_axes[name] = tuple(axis for axis, size in sizes if axis and size is None)
+            display_name = type(model).__name__
+        proto = export(function, arrays, outputs, free_axes, display_name)
+        return converted.bind_graph(proto, example, "tensorflow", str(tf.__version__), original)
 
-    def function(*tensors: tf.Tensor) -> list[tf.Tensor]:
-        answers = _call(model, dict(zip(arrays, tensors, strict=True)))
-        return list(answers.values())
-
-    if getattr(model, "signatures", None):
-        display_name = "the SavedModel"
-    else:
-        display_name = type(model).__name__
-    proto = export(function, arrays, outputs, free_axes, display_name)
-    return converted.bind_graph(proto, batch, "tensorflow", str(tf.__version__), original)
+    return [form]
 
 
 def export(
@@ -102,17 +102,20 @@ def export(
             "'mlflow-onnxserve[tensorflow]'"
         ) from None
     logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
-    specs = []
-    for position, (name, array) in enumerate(arrays.items()):
+    specs: list[tf.TensorSpec] = []
+    for name, array in arrays.items():
         sizes: list[int | None] = [None, *array.shape[1:]]
         for axis in axes[name]:
             sizes[axis] = None
         dtype = tf.string if array.dtype.kind in "OU" else array.dtype
-        specs.append(tf.TensorSpec(sizes, dtype, name=f"x{position}"))
+        specs.append(tf.TensorSpec(sizes, dtype, name=f"x{len(specs)}"))
     traced = tf.function(function)
     try:
-        captures = traced.get_concrete_function(*specs).graph.captures
-        proto, _ = tf2onnx.convert.from_function(traced, specs, opset=_OPSET)
+        captured = {
+            inner.name: outer
+            for outer, inner in traced.get_concrete_function(*specs).graph.captures
+        }
+        proto = tf2onnx.convert.from_function(traced, specs, opset=_OPSET)[0]
         # The checker finds unsupported operations, which remain in the graph.
         onnx.checker.check_model(proto)
     except Exception as error:
@@ -120,10 +123,10 @@ def export(
             f"{display_name} cannot be converted to ONNX: {plain_reason(str(error))}"
         ) from error
     # The variables of the model are inputs of the graph, and become constants.
-    captured = {inner.name: outer for outer, inner in captures}
     for value in [value for value in proto.graph.input if value.name in captured]:
-        constant = onnx.numpy_helper.from_array(captured[value.name].numpy(), value.name)
-        proto.graph.initializer.append(constant)
+        proto.graph.initializer.append(
+            onnx.numpy_helper.from_array(captured[value.name].numpy(), value.name)
+        )
         proto.graph.input.remove(value)
     return converted.rename_values(proto, list(arrays), outputs)
 

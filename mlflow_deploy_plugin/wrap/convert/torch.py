@@ -86,29 +86,29 @@ def forms(
             f"{type(model).__name__} reads strings in Python; ONNX supports only the tensors "
             "after its tokenizer"
         )
-    return [partial(_export, model, example, dynamic_axes)]
 
+    def form() -> ConvertedModel:
+        """Return the graph of the module, with marks for ids outside an embedding."""
+        module = getattr(model, "_orig_mod", model)  # torch.compile would recompile per batch size.
+        parameters = _parameters(module)
+        if isinstance(example, pd.DataFrame) or set(example) == {""}:
+            names = [next(iter(parameters), "input")]
+        else:
+            for name in example:
+                if name not in parameters:
+                    raise InvalidConfig(
+                        f"input_example: {type(module).__name__}.forward has no parameter "
+                        f"{name!r}; it has {', '.join(parameters)}; a graph needs one array per "
+                        "parameter, not a mapping or list"
+                    )
+            names = [name for name in parameters if name in example]
+        original = original_model(module, of_tensors=True)
+        with _eval_mode(module):
+            proto = _mark_unknown_ids(export(module, example, names, dynamic_axes, original))
+        bound = converted.bind_graph(proto, example, "torch", str(torch.__version__), original)
+        return replace(bound, move_weights=partial(move_weights, module))
 
-def _export(model: TrainedModel, batch: ModelInput, dynamic_axes: DynamicAxes) -> ConvertedModel:
-    """Return the graph of the module. It marks rows with ids outside an embedding."""
-    module = getattr(model, "_orig_mod", model)  # torch.compile would recompile per batch size.
-    parameters = _parameters(module)
-    if isinstance(batch, pd.DataFrame) or set(batch) == {""}:
-        names = [next(iter(parameters), "input")]
-    else:
-        for name in batch:
-            if name not in parameters:
-                raise InvalidConfig(
-                    f"input_example: {type(module).__name__}.forward has no parameter {name!r}; "
-                    f"it has {', '.join(parameters)}; a graph needs one array per parameter, not a "
-                    "mapping or list"
-                )
-        names = [name for name in parameters if name in batch]
-    original = original_model(module, of_tensors=True)
-    with _eval_mode(module):
-        proto = _mark_unknown_ids(export(module, batch, names, dynamic_axes, original))
-    bound = converted.bind_graph(proto, batch, "torch", str(torch.__version__), original)
-    return replace(bound, move_weights=partial(move_weights, module))
+    return [form]
 
 
 @contextmanager
@@ -178,14 +178,12 @@ def export(
     proto = _to_onnx(model, _tensors(traced, names, model), names, list(answers), axes, legacy)
     if any(dynamic_axes.values()) and isinstance(traced, dict):
         with suppress(InvalidConfig):  # The model may not accept this size.
-            # Each free axis is repeated to one more entry.
-            longer_batch = dict(traced)
+            # The first entry of each free axis is repeated at its end.
+            longer = dict(traced)
             for name, free_axes in dynamic_axes.items():
                 for axis in free_axes:
-                    indices = np.arange(longer_batch[name].shape[axis] + 1)
-                    longer_batch[name] = longer_batch[name].take(indices, axis, mode="wrap")
-            longer = converted.call_original(original, longer_batch)
-            _free_sizes(proto.graph, answers, longer)
+                    longer[name] = np.append(longer[name], longer[name].take([0], axis), axis)
+            _free_sizes(proto.graph, answers, converted.call_original(original, longer))
     return proto
 
 
@@ -250,7 +248,7 @@ def _find_embeddings(graph: GraphProto) -> dict[int, _Embedding]:
     """Return the embeddings whose ids have a first dimension of rows, by the position
     of their node.
     """
-    values = {value.name: value.type.tensor_type for value in (*graph.input, *graph.value_info)}
+    values = {entry.name: entry.type.tensor_type for entry in (*graph.input, *graph.value_info)}
     batch = graph.input[0].type.tensor_type.shape.dim[:1]
     sizes = {entry.name: entry.dims[0] for entry in graph.initializer if entry.dims}
     makers = converted.makers_of(graph)
@@ -358,8 +356,9 @@ def _to_onnx(
             if legacy or isinstance(model, torch.jit.ScriptModule):
                 traced_axes = {}
                 for name in names:
-                    free_axes = {axis: f"{name}_{axis}" for axis in dynamic_axes.get(name, ())}
-                    traced_axes[name] = {0: "batch", **free_axes}
+                    traced_axes[name] = {0: "batch"}
+                    for axis in dynamic_axes.get(name, ()):
+                        traced_axes[name][axis] = f"{name}_{axis}"
                 buffer = io.BytesIO()
                 torch.onnx.export(
                     model,
@@ -371,8 +370,7 @@ def _to_onnx(
                     verbose=False,
                     dynamo=False,
                 )
-                traced = onnx.load_from_string(buffer.getvalue())
-                return onnx.shape_inference.infer_shapes(traced)
+                return onnx.shape_inference.infer_shapes(onnx.load_from_string(buffer.getvalue()))
             options: dict[str, object] = {}
             if not isinstance(model, ExportedProgram):
                 options = _program_options(model, arguments, names, dynamic_axes)
@@ -394,16 +392,17 @@ def _to_onnx(
     except Exception as error:
         # The exporter's error may have its cause in the user's `forward`.
         cause = error.__cause__ or error
-        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-        reason = plain_reason(lines[0]) if lines else type(error).__name__
+        line = next(filter(None, map(str.strip, str(cause).splitlines())), "")
+        reason = plain_reason(line) if line else type(error).__name__
         fixed = _FIXED_SIZE.search(str(cause))
         if fixed:
             reason = (
                 f"its forward fixes a size that varies in the data ({fixed['size']} of "
                 f"{fixed['place']})"
             )
-        exceptions = (cause, cause.__cause__)
-        if any(isinstance(entry, GuardOnDataDependentSymNode) for entry in exceptions):
+        if any(
+            isinstance(entry, GuardOnDataDependentSymNode) for entry in (cause, cause.__cause__)
+        ):
             reason = f"its forward branches on tensor values; use torch.where instead ({reason})"
         raise ConversionError(
             f"{_shown_name(model)} cannot be converted to ONNX: {reason}"
@@ -447,13 +446,6 @@ def attention(
     return op.Where(op.Cast(has_allowed, to=ir.DataType.BOOL), answer, zero)
 
 
-def _log_sigmoid(values: Any) -> Any:
-    """Translate the logarithm of the sigmoid; the exporter's translation is -inf below
-    -88 (torch 2.13).
-    """
-    return op.Neg(op.Softplus(op.Neg(values)))
-
-
 def _one_hot(ids: Any, num_classes: int) -> Any:
     """Translate `one_hot`, which refuses invalid ids; the exporter's translation
     returns zeros (torch 2.13).
@@ -476,7 +468,8 @@ def _gather(values: Any, dim: int, index: Any, sparse_grad: bool = False) -> Any
 
 _TRANSLATIONS = {
     torch.ops.aten.scaled_dot_product_attention.default: attention,
-    torch.ops.aten.log_sigmoid.default: _log_sigmoid,
+    # The exporter's translation is -inf below -88 (torch 2.13).
+    torch.ops.aten.log_sigmoid.default: lambda values: op.Neg(op.Softplus(op.Neg(values))),
     torch.ops.aten.one_hot.default: _one_hot,
     torch.ops.aten.gather.default: _gather,
 }

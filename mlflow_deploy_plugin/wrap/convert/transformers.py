@@ -142,9 +142,8 @@ def asked_with(model: TrainedModel, settings: Settings, predict_fn: str) -> Trai
         try:
             preprocess, _, postprocess = model._sanitize_parameters(**options)
         except Exception as error:
-            described = ", ".join(f"{name}={value!r}" for name, value in options.items())
             raise ConversionError(
-                f"its pipeline refuses the arguments {described}: {one_line(error)}"
+                f"its pipeline refuses the arguments {_described(options)}: {one_line(error)}"
             ) from error
         model._preprocess_params |= preprocess
         model._postprocess_params |= postprocess
@@ -167,10 +166,9 @@ def asked_with(model: TrainedModel, settings: Settings, predict_fn: str) -> Trai
         model.default_prompt_name = "asked"
     elif prompt_name is not None:
         if prompt_name not in model.prompts:
-            prompts = ", ".join(map(repr, model.prompts)) or "none"
             raise ConversionError(
                 f"it is asked with prompt_name={prompt_name!r}, which is not one of its prompts "
-                f"({prompts})"
+                f"({', '.join(map(repr, model.prompts)) or 'none'})"
             )
         model.default_prompt_name = prompt_name
     if size is not None:
@@ -180,6 +178,10 @@ def asked_with(model: TrainedModel, settings: Settings, predict_fn: str) -> Trai
             model.append(_Truncation(model.truncate_dim))
         model.append(Normalize())
     return model
+
+
+def _described(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in options.items())
 
 
 class _Truncation(torch.nn.Module):  # type: ignore[misc]
@@ -319,22 +321,22 @@ def _convert(
     # The last call set the tokenizer's truncation.
     longest = None if net.tokenizer.backend_tokenizer.truncation else spec.max_length
     net.names = list(spec.graph_inputs)
-    proto = _export(net, tokens)
     package = type(model).__module__.partition(".")[0]
     bound = converted.bind_graph(
-        proto,
+        _export(net, tokens),
         batch=None,
         framework=package,
         framework_version=version(package.replace("_", "-")),
         original=_original_model(net, longest),
     )
     roles: dict[str, Role] = {"label": "label", "probabilities": "probabilities"}
-    outputs = [replace(entry, role=roles.get(entry.name, "values")) for entry in bound.outputs]
     prediction = net.output if predict_fn == "predict_proba" else bound.outputs[0].name
     return replace(
         bound,
         inputs=(Input(column, dtype="str", shape=(-1,), columns=(column,)),),
-        outputs=tuple(outputs),
+        outputs=tuple(
+            replace(entry, role=roles.get(entry.name, "values")) for entry in bound.outputs
+        ),
         prediction=(prediction,),
         classes=net.labels,
         boundary_values=converted.BoundaryValues(texts={column: tuple(_HOSTILE)}),
@@ -406,8 +408,7 @@ def _saved_tokenizer(
     Raises ConversionError if the saved tokenizer does not return the same arrays as the
     original for hostile texts.
     """
-    tokenizer = model.tokenizer
-    if tokenizer.pad_token is None:
+    if model.tokenizer.pad_token is None:
         raise ConversionError(
             "it has no padding token: set tokenizer.pad_token and model.config.pad_token_id"
         )
@@ -419,7 +420,7 @@ def _saved_tokenizer(
                 f"its tokenizer returns {name!r}, which is not supported: {', '.join(_ARRAYS)} are"
             )
     names = [name for name in _ARRAYS if name in returned]
-    content = tokenizer.backend_tokenizer.to_str()
+    content = model.tokenizer.backend_tokenizer.to_str()
     spec = TokenizerSpec(
         file=Path(_FILE), graph_inputs=names, max_length=_max_tokens(model), prefix=model.prefix
     )
@@ -427,11 +428,10 @@ def _saved_tokenizer(
         (folder / _FILE).write_text(content, encoding="utf-8")
         saved = TextTokenizer(replace(spec, file=folder / _FILE))
     random = np.random.default_rng(0)
-    words = [*_HOSTILE, *texts]
+    words = np.array([*_HOSTILE, *texts], dtype=object)
     for _ in range(_HOSTILE_TEXTS):
         positions = random.integers(0, len(words), random.integers(1, 5))
-        text = "".join(words[index] for index in positions)
-        _compare_tokens(model, saved, text, texts[0], names)
+        _compare_tokens(model, saved, "".join(words[positions]), texts[0], names)
     return spec, content
 
 
@@ -472,8 +472,7 @@ def _compare_tokens(
         name for name in names if not np.array_equal(feeds[name], np.asarray(tokens[name]))
     ]
     if differing:
-        options = ", ".join(f"{option}={value!r}" for option, value in model.options.items())
-        shown_options = f" ({options})" if options else ""
+        shown_options = f" ({_described(model.options)})" if model.options else ""
         raise ConversionError(
             f"{_FILE} yields other {differing[0]} for {short_repr(text)}: the model calls its "
             f"tokenizer with an option that this file does not contain{shown_options}"

@@ -130,8 +130,7 @@ def _as_arrays(sums: Boosting) -> AdditiveForm | None:
     """
     trees, owners = merge_trees(sums)
     nodes = max((len(tree.left) for tree in trees), default=0)
-    targets = len(sums.base)
-    if len(trees) * nodes * targets > _MOST_VALUES:
+    if len(trees) * nodes * len(sums.base) > _MOST_VALUES:
         return None
 
     def padded(name: str, dtype: type, fill: object) -> Array:
@@ -144,10 +143,11 @@ def _as_arrays(sums: Boosting) -> AdditiveForm | None:
     threshold = padded("threshold", np.float64, 0.0)
     if sums.mode == "BRANCH_LT":
         # With the largest number below a threshold t, x < t becomes x <= t.
-        kind = np.float32 if sums.has_single_rows else np.float64
-        threshold = np.nextafter(threshold.astype(kind), kind(-np.inf)).astype(np.float64)
+        if sums.has_single_rows:
+            threshold = threshold.astype(np.float32)
+        threshold = np.nextafter(threshold, -np.inf, dtype=threshold.dtype).astype(np.float64)
     membership, members = _memberships(trees, nodes)
-    value = np.zeros((len(trees), nodes, targets))
+    value = np.zeros((len(trees), nodes, len(sums.base)))
     for part, target, owner in zip(sums.trees, sums.targets, owners, strict=True):
         value[owner, : len(part.value), target] += np.where(part.left < 0, part.value, 0.0)
     return AdditiveForm(
@@ -159,7 +159,7 @@ def _as_arrays(sums: Boosting) -> AdditiveForm | None:
         right=np.where(left < 0, -1, padded("right", np.int32, -1)),
         missing_left=padded("default_left", np.bool_, False),
         value=value,
-        slopes=sums.lines.reshape(-1, targets),
+        slopes=sums.lines.reshape(-1, len(sums.base)),
         base=np.asarray(sums.base, np.float64),
         columns=np.empty(0, np.int64),
         link=_SHAP_LINKS[sums.link],

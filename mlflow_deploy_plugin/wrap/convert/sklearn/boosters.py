@@ -95,8 +95,11 @@ def _read_xgboost(model: Estimator) -> Boosting:
     outer = learner["gradient_booster"]
     # DART before 3.4 nests the model, and has the weights beside it.
     document: dict[str, Any] = outer.get("gbtree", outer).get("model")
-    weights = outer.get("weight_drop") or document.get("weight_drop")
-    document["weight_drop"] = weights or [1.0] * len(document.get("trees", ()))
+    document["weight_drop"] = (
+        outer.get("weight_drop")
+        or document.get("weight_drop")
+        or [1.0] * len(document.get("trees", ()))
+    )
     document["objective"] = learner["objective"]["name"]
     link = _XGBOOST_LINKS.get(document["objective"])
     if link is None:
@@ -108,9 +111,11 @@ def _read_xgboost(model: Estimator) -> Boosting:
     margin = _base_margin(booster, rounds, trees)
     if link == "Sigmoid" and len(margin) > 1 and hasattr(model, "classes_"):
         raise NotImplementedError("several labels per row")
-    columns = enumerate(document.get("cats", {}).get("enc", []))
-    encoded = {position: entry for position, entry in columns if entry["values"]}
-    names = getattr(model, "category_names", ())
+    encoded = {
+        position: entry
+        for position, entry in enumerate(document.get("cats", {}).get("enc", []))
+        if entry["values"]
+    }
     return Boosting(
         trees=[entry.tree for entry in trees],
         targets=[entry.target for entry in trees],
@@ -120,7 +125,7 @@ def _read_xgboost(model: Estimator) -> Boosting:
         is_single=True,
         has_single_rows=True,
         missing=np.nan if is_native else float(model.missing),
-        categories=tuple(_xgboost_categories(entry, names) for entry in encoded.values()),
+        categories=tuple(_xgboost_categories(entry, model) for entry in encoded.values()),
         category_columns=tuple(encoded),
         # The slopes [features, targets] of gblinear. The last row is the bias.
         lines=np.reshape(document.get("weights", []), (-1, len(margin)))[:-1],
@@ -205,15 +210,14 @@ def _xgboost_trees(document: Document, rounds: int) -> Iterator[_TargetTree]:
             yield _TargetTree(replace(tree, value=value), target, position)
 
 
-def _xgboost_categories(
-    encoded: Document, examples: Sequence[tuple[str, ...]]
-) -> tuple[str | int, ...]:
+def _xgboost_categories(encoded: Document, model: Estimator) -> tuple[str | int, ...]:
     """Return the categories of a column. XGBoost 3.2 stores as many bytes as the joined
     strings have characters, so that non-ASCII strings are read from the example.
 
     Args:
         encoded: the categories in the JSON of XGBoost.
-        examples: the categories of each column of the example.
+        model: the estimator, which may have the categories of each column of the
+            example.
     """
     if "offsets" not in encoded:
         return tuple(encoded["values"])  # integer categories
@@ -223,6 +227,7 @@ def _xgboost_categories(
         return tuple(map(bytes.decode, slices))
     if len(set(slices)) < len(slices):
         raise NotImplementedError("non-ASCII categories that XGBoost itself mixes up")
+    examples: Sequence[tuple[str, ...]] = getattr(model, "category_names", ())
     for names in examples:
         if len(names) == len(slices) and "".join(names).encode().startswith(stored):
             return names
@@ -368,14 +373,14 @@ class _LightgbmTree:
         right = self.add(node["right_child"])
         threshold = node["threshold"]
         if abs(threshold) <= _LIGHTGBM_ZERO:  # LightGBM reads numbers near 0 as 0.
-            below_zero = float(np.nextafter(-_LIGHTGBM_ZERO, -np.inf))
-            threshold = _LIGHTGBM_ZERO if threshold >= 0 else below_zero
+            threshold = _LIGHTGBM_ZERO if zero_goes_left else _LIGHTGBM_BELOW_ZERO
         self.rows[position] = Node(node["split_feature"], threshold, left, right, default_left)
         return position
 
 
 _LIGHTGBM_ZERO = float(np.float32(1e-35))
 """LightGBM's kZeroThreshold."""
+_LIGHTGBM_BELOW_ZERO = float(np.nextafter(-_LIGHTGBM_ZERO, -np.inf))
 _LIGHTGBM_LINKS = {
     **dict.fromkeys(
         (

@@ -163,13 +163,41 @@ def _collect(estimator: Estimator, left_out: dict[str, str]) -> _Collected:
     of its input columns. Errors are added to `left_out`.
     """
     estimator = best_estimator(estimator)
-    if not isinstance(estimator, Pipeline):
-        return _try_to_read(estimator, left_out, partial(_collect_parts, estimator, left_out))
-    collected = _collect(estimator.steps[-1][1], left_out)
-    for _, step in reversed(estimator.steps[:-1]):
-        collected = _try_to_read(step, left_out, partial(_trace_back, step, collected))
-        collected.add(_collect(step, left_out))
-    return collected
+    if isinstance(estimator, Pipeline):
+        collected = _collect(estimator.steps[-1][1], left_out)
+        for _, step in reversed(estimator.steps[:-1]):
+            collected = _try_to_read(step, left_out, partial(_trace_back, step, collected))
+            collected.add(_collect(step, left_out))
+        return collected
+
+    def read() -> _Collected:
+        collected = _Collected([*_of_trees(estimator)])
+        for kind, edges_of in _EDGES.items():
+            if isinstance(estimator, kind):
+                for position, edges in enumerate(edges_of(estimator)):
+                    if len(edges):
+                        collected.values.append(("edges", position, np.asarray(edges, float)))
+        collected.values += _entries("categories", enumerate(getattr(estimator, "categories_", ())))
+        if isinstance(estimator, CountVectorizer):
+            collected.values.append(("texts", 0, estimator.vocabulary_))
+        for name in _ROWS:
+            rows = getattr(estimator, name, None)
+            is_matrix_of_floats = (
+                isinstance(rows, np.ndarray)
+                and rows.ndim == 2
+                and rows.dtype.kind == "f"
+                and len(rows) > 0
+            )
+            if is_matrix_of_floats:
+                collected.rows.append(dict(enumerate(_sample_evenly(rows).T)))
+        for part, positions in _nested_estimators(estimator):
+            part_values = _collect(part, left_out)
+            if positions is not None:
+                part_values = part_values.moved_to(positions)
+            collected.add(part_values)
+        return collected
+
+    return _try_to_read(estimator, left_out, read)
 
 
 def _try_to_read(
@@ -183,37 +211,6 @@ def _try_to_read(
     except Exception as error:  # noqa: BLE001 - estimators may raise any error.
         left_out[f"boundary values of {type(step).__name__}"] = one_line(error)
         return _Collected()
-
-
-def _collect_parts(estimator: Estimator, left_out: dict[str, str]) -> _Collected:
-    """Return the boundary values of an estimator that is not a pipeline, and of the
-    estimators in it. Errors of the latter are added to `left_out`.
-    """
-    collected = _Collected([*_of_trees(estimator)])
-    for kind, edges_of in _EDGES.items():
-        if isinstance(estimator, kind):
-            for position, edges in enumerate(edges_of(estimator)):
-                if len(edges):
-                    collected.values.append(("edges", position, np.asarray(edges, float)))
-    collected.values += _entries("categories", enumerate(getattr(estimator, "categories_", ())))
-    if isinstance(estimator, CountVectorizer):
-        collected.values.append(("texts", 0, estimator.vocabulary_))
-    for name in _ROWS:
-        rows = getattr(estimator, name, None)
-        is_matrix_of_floats = (
-            isinstance(rows, np.ndarray)
-            and rows.ndim == 2
-            and rows.dtype.kind == "f"
-            and len(rows) > 0
-        )
-        if is_matrix_of_floats:
-            collected.rows.append(dict(enumerate(_sample_evenly(rows).T)))
-    for part, positions in _nested_estimators(estimator):
-        part_values = _collect(part, left_out)
-        if positions is not None:
-            part_values = part_values.moved_to(positions)
-        collected.add(part_values)
-    return collected
 
 
 def _nested_estimators(estimator: Estimator) -> Iterator[tuple[Estimator, Iterable[int] | None]]:

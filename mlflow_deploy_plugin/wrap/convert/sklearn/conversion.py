@@ -424,8 +424,7 @@ def _converted_graph(
     copy = deepcopy(fitted)
     for encoder in encoders(copy):
         for column, categories in enumerate(getattr(encoder, "categories_", ())):
-            are_bools = len(categories) and all(isinstance(entry, bool) for entry in categories)
-            if categories.dtype.kind == "b" or are_bools:
+            if categories.dtype.kind == "b" or {*map(type, categories)} == {bool}:
                 encoder.categories_[column] = categories.astype(np.int64)
             elif categories.dtype.kind == "O":
                 encoder.categories_[column] = np.where(pd.isna(categories), MISSING, categories)

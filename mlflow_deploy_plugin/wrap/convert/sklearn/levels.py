@@ -211,12 +211,24 @@ class _Block:
             if _is_compared(depth, level):
                 step = self._selected_step(level, steps, comparisons)
             else:
-                step = self._looked_up_step(level, position, columns)
+                # Each row's node is looked up: first the column and the threshold of
+                # its split, then their comparison.
+                node = self.graph.cast(position, TensorProto.INT32)
+                index = self.graph.node(
+                    "GatherElements", [columns.indices[level].astype(np.int32), node], axis=1
+                )
+                values = self.graph.node("GatherElements", [columns.name, index], axis=0)
+                threshold = self.graph.node(
+                    "GatherElements", [self.levels.threshold[level], node], axis=1
+                )
+                holds = self.graph.node(self.levels.comparison, [values, threshold])
+                step = self.graph.cast(holds, TensorProto.UINT8)
             steps.append(step)
             number = self.graph.cast(step, kind)
             if position:
-                doubled = self.graph.node("Add", [position, position])
-                position = self.graph.node("Add", [doubled, number])
+                position = self.graph.node(
+                    "Add", [self.graph.node("Add", [position, position]), number]
+                )
             else:
                 position = number
         return self.graph.cast(position, TensorProto.INT32)
@@ -239,19 +251,6 @@ class _Block:
             choices = [self.graph.node("Where", [condition, odd, even]) for odd, even in pairs]
         [selected] = choices
         return selected
-
-    def _looked_up_step(self, level: Array, position: str, columns: _Columns) -> str:
-        """Add the step of a level in which each row's node is looked up: first the
-        column and the threshold of its split, then their comparison.
-        """
-        node = self.graph.cast(position, TensorProto.INT32)
-        indices = columns.indices[level].astype(np.int32)
-        index = self.graph.node("GatherElements", [indices, node], axis=1)
-        values = self.graph.node("GatherElements", [columns.name, index], axis=0)
-        thresholds = self.levels.threshold[level]
-        threshold = self.graph.node("GatherElements", [thresholds, node], axis=1)
-        holds = self.graph.node(self.levels.comparison, [values, threshold])
-        return self.graph.cast(holds, TensorProto.UINT8)
 
     def sum_leaves(self, leaf: str) -> str:
         """Add the sums of the rows' leaves, [rows, targets], per group and then in

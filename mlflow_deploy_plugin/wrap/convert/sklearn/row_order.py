@@ -152,24 +152,24 @@ class _Nodes:
 
 def _read_nodes(attributes: _Attributes) -> _Nodes:
     """Return the nodes that the attributes of a tree operator describe."""
-    tensor = attributes.get("nodes_values_as_tensor")
-    if tensor is None:
-        threshold = np.array(attributes["nodes_values"])
+    if "nodes_values_as_tensor" in attributes:
+        threshold = numpy_helper.to_array(attributes["nodes_values_as_tensor"])
     else:
-        threshold = numpy_helper.to_array(tensor)
+        threshold = np.array(attributes["nodes_values"])
     is_inner = np.array(attributes["nodes_modes"]) != b"LEAF"
     number = np.array(attributes["nodes_nodeids"])
     # Numbers are unique only within a tree; with this offset, they are unique.
     offset = np.array(attributes["nodes_treeids"]) * (number.max() + 1)
     children = [
-        offset + np.array(attributes[name]) for name in ("nodes_truenodeids", "nodes_falsenodeids")
+        offset + np.array(attributes["nodes_truenodeids"]),
+        offset + np.array(attributes["nodes_falsenodeids"]),
     ]
     # The estimated share of the rows that reach a node is halved per level.
     numbers = offset + number
     order = np.argsort(numbers)
     shares = np.zeros(len(numbers))
-    child_numbers = np.concatenate([side[is_inner] for side in children])
-    level_numbers = np.setdiff1d(numbers, child_numbers)  # the roots
+    # The roots are nobody's children.
+    level_numbers = np.setdiff1d(numbers, np.concatenate([side[is_inner] for side in children]))
     for level in range(_KEY_BITS):
         nodes = order[np.searchsorted(numbers, level_numbers, sorter=order)]
         nodes = nodes[is_inner[nodes]]

@@ -485,21 +485,21 @@ def histogram_boosting(estimator: Estimator) -> Boosting:
             words = predictor.raw_left_cat_bitsets[nodes["bitset_idx"][node]]
             codes = [code for code in range(256) if words[code // 32] >> code % 32 & 1]
             members[int(node)] = codes or [_NO_CODE]  # Only missing values go left.
-        tree = Tree(
-            feature=columns[nodes["feature_idx"]],
-            threshold=nodes["num_threshold"],
-            left=np.where(nodes["is_leaf"] == 1, _LEAF, nodes["left"].astype(np.int64)),
-            right=nodes["right"],
-            default_left=nodes["missing_go_to_left"],
-            value=nodes["value"],
-            members=members,
+        trees.append(
+            Tree(
+                feature=columns[nodes["feature_idx"]],
+                threshold=nodes["num_threshold"],
+                left=np.where(nodes["is_leaf"] == 1, _LEAF, nodes["left"].astype(np.int64)),
+                right=nodes["right"],
+                default_left=nodes["missing_go_to_left"],
+                value=nodes["value"],
+                members=members,
+            )
         )
-        trees.append(tree)
     width = int(estimator.n_trees_per_iteration_)
-    targets = [index % width for index in range(len(trees))]
     return Boosting(
         trees=trees,
-        targets=targets,
+        targets=(np.arange(len(trees)) % width).tolist(),
         base=np.ravel(estimator._baseline_prediction),
         mode="BRANCH_LEQ",
         link=LINKS[name],

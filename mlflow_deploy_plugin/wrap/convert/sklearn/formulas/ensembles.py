@@ -74,19 +74,16 @@ def calibrated(model: CalibratedClassifierCV, rows: Rows) -> Decision:
             elif method == "predict_proba":
                 answer = np.log(answer + 1e-12)  # scikit-learn adds 1e-12 for probabilities of 0.
             answers.append(softmax(answer * part.calibrators[0].beta_))
-        mean = sum(answers[1:], answers[0]) / float(len(parts))
+        return largest(sum(answers[1:], answers[0]) / float(len(parts)))
+    # Each calibrator reads one score.
+    scores = _scores(estimators, rows, method)
+    calibrators = list(chain.from_iterable(part.calibrators for part in parts))
+    if parts[0].method == "isotonic":
+        likely = isotonic(calibrators, scores)
     else:
-        # Each calibrator reads one score.
-        scores = _scores(estimators, rows, method)
-        calibrators = list(chain.from_iterable(part.calibrators for part in parts))
-        if parts[0].method == "isotonic":
-            likely = isotonic(calibrators, scores)
-        else:
-            slopes = np.array([line.a_ for line in calibrators])
-            shifts = [line.b_ for line in calibrators]
-            likely = logistic(-(slopes * scores + shifts))
-        mean = _mean_of_folds(model, likely)
-    return largest(mean)
+        slopes = np.array([line.a_ for line in calibrators])
+        likely = logistic(-(slopes * scores + [line.b_ for line in calibrators]))
+    return largest(_mean_of_folds(model, likely))
 
 
 def _mean_of_folds(model: CalibratedClassifierCV, likely: TracedArray) -> TracedArray:

@@ -428,7 +428,7 @@ def locally_linear(model: LocallyLinearEmbedding, rows: Rows) -> TracedArray:
     """Return the weighted sum of the neighbours' embeddings, with the weights that
     reconstruct the row.
     """
-    _, neighbours = _neighbours_of(model, rows.matrix)
+    neighbours = _neighbours_of(model, rows.matrix)[1]
     count = model.n_neighbors
     away = take(model.nbrs_._fit_X, neighbours) - rows.matrix[:, None, :]
     gram_rows = [(away * away[:, n : n + 1, :]).sum(axis=2) for n in range(count)]
