@@ -14,16 +14,6 @@ INTEGERS = arrays.arrays(st.sampled_from([np.int64, np.uint8]), SHAPES)
 SHARES = st.sampled_from([0.0, 1e-6, 1e-2])
 KINDS = st.sampled_from(["f", "fiu", "fiub", ""])
 TOLERANCES = st.builds(Tolerance, SHARES, SHARES, SHARES, st.booleans(), st.booleans(), KINDS)
-WITHOUT_SHARES_OF_EXPECTED_NUMBERS = st.builds(
-    Tolerance, absolute=SHARES, has_signed_zeros=st.booleans(), numbers=KINDS
-) | st.builds(
-    Tolerance,
-    absolute=SHARES,
-    relative=SHARES,
-    is_symmetric=st.just(True),
-    has_signed_zeros=st.booleans(),
-    numbers=KINDS,
-)
 ORDINARY = st.floats(-1e6, 1e6).filter(lambda number: abs(number) > 1e-3)
 ROWS = arrays.arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(1, 3)), elements=ORDINARY)
 
@@ -34,20 +24,6 @@ def test_an_output_agrees_with_itself(output, tolerance):
     assert agreement.is_same
     assert agreement.largest == 0.0
     assert agreement.differing_rows == 0
-
-
-@given(st.data(), WITHOUT_SHARES_OF_EXPECTED_NUMBERS)
-def test_without_shares_of_the_expected_numbers_the_order_of_the_outputs_has_no_effect(
-    data, tolerance
-):
-    want = data.draw(FLOATS | TEXTS | INTEGERS)
-    got = data.draw(
-        arrays.arrays(want.dtype, want.shape, elements=OBJECTS if want.dtype == object else None)
-    )
-    forth = compare(want, got, tolerance)
-    back = compare(got, want, tolerance)
-    np.testing.assert_array_equal(forth.differences, back.differences)
-    np.testing.assert_array_equal(forth.excess, back.excess)
 
 
 @given(
@@ -88,9 +64,15 @@ def test_no_tolerance_allows_a_number_in_place_of_nan_or_infinity(
         ([np.inf, np.inf], [np.inf, -np.inf], Tolerance(1.0, 1.0), [0.0, np.inf], [True, False]),
         ([3, 5], [3, 9], EXACT, [0.0, 1.0], [True, False]),
         ([3, 5], [3, 9], Tolerance(numbers="fiu"), [0.0, 4.0], [True, False]),
+        (
+            [100.0, 102.0],
+            [102.0, 100.0],
+            Tolerance(relative=0.0197, is_symmetric=True),
+            [2.0, 2.0],
+            [True, True],
+        ),
         ([3, 5], [3.0, 5.5], Tolerance(0.5), [0.0, 0.5], [True, True]),
         ([2**60], [2**60 + 1], Tolerance(numbers="fiu"), [0.0], [False]),
-        ([True, False], [True, True], Tolerance(1.0), [0.0, 1.0], [True, False]),
         (["a", "b"], ["a", "c"], Tolerance(1.0), [0.0, 1.0], [True, False]),
         ([1.0, 2.0], [1.0, 2.5], LABELS, [0.0, 1.0], [True, False]),
         ([1, 2], ["1", "2"], EXACT, [1.0, 1.0], [False, False]),

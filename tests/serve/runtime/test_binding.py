@@ -120,17 +120,17 @@ def test_a_model_that_is_placed_so_runs_through_it(tmp_path):
         model.run({"x": np.ones((2, 5), np.float32)})
 
 
-def test_texts_are_not_bound(tmp_path):
-    (tmp_path / "text.onnx").write_bytes(
-        parse_graph("text (string[N] x) => (string[N] y) { y = Identity(x) }").SerializeToString()
-    )
-    assert not can_bind(open_session(tmp_path / "text.onnx"))
-
-
-def test_shapes_that_depend_on_the_data_are_not_bound(tmp_path):
-    graph = parse_graph("one (float[N] x) => (int64[1,M] y) { y = NonZero(x) }")
-    (tmp_path / "one.onnx").write_bytes(graph.SerializeToString())
-    assert not can_bind(open_session(tmp_path / "one.onnx"))
+@pytest.mark.parametrize(
+    "graph",
+    [
+        "text (string[N] x) => (string[N] y) { y = Identity(x) }",
+        "one (float[N] x) => (int64[1,M] y) { y = NonZero(x) }",
+    ],
+    ids=["texts", "shapes from data"],
+)
+def test_some_graphs_cannot_be_bound(tmp_path, graph):
+    (tmp_path / "model.onnx").write_bytes(parse_graph(graph).SerializeToString())
+    assert not can_bind(open_session(tmp_path / "model.onnx"))
 
 
 def test_without_cuda_the_memory_is_ordinary(monkeypatch):

@@ -49,11 +49,8 @@ def column(name, kind="double"):
         (SUM, [], {"X": [[1, 2]]}, {"y": [3.0]}),
         (SUM, [column("p"), column("q")], {"q": [2], "p": [1]}, {"y": [3.0]}),
         (SUM, [tensor_column("float64", -1, 2)], {"anything": [[1, 2]]}, {"y": [3.0]}),
-        (SUM, [tensor_column("float32", -1, 2, name="X")], {"X": [[1, 2]]}, {"y": [3.0]}),
         (TWO, [], {"b": [2], "a": [1]}, {"y": [-1.0], "n": [-2]}),
-        (TWO, [column("b", "long"), column("a")], {"b": [2], "a": [1]}, {"y": [-1.0], "n": [-2]}),
         (TEXT, [tensor_column("object", -1, 1)], {"s": [["a"]]}, {"t": [["a"]]}),
-        (TEXT, [column("s", "string")], {"s": ["a"]}, {"t": [["a"]]}),
         (ZIPMAP, [], {"p": [[0.25, 0.75]]}, {"probability": [{"no": 0.25, "yes": 0.75}]}),
         (FIXED, [], {"X": [[1, 2], [3, 4]]}, {"y": [[-1, -2], [-3, -4]]}),
     ],
@@ -96,18 +93,13 @@ def test_only_the_outputs_asked_for_are_computed(tmp_path):
     assert list(model.run(model.schema.from_columns({"a": [1], "b": [1]}), ["n"])) == ["n"]
 
 
-@pytest.mark.parametrize("graph", [SUM, TWO, TEXT, FIXED])
-def test_a_row_of_zeros_fits_every_graph_with_a_free_or_fixed_batch(tmp_path, graph):
-    model = OnnxModel.load(write_model(tmp_path, graph))
-    assert len(model.run(model.example_feeds())) >= 1
-
-
 def test_an_input_that_the_graph_refuses_is_in_the_error_and_writes_no_line(tmp_path, capfd):
     graph = "g (string[N,1] s) => (float[N,1] y) { y = Cast<to = 1>(s) }"
     model = OnnxModel.load(write_model(tmp_path, graph, [tensor_column("str", -1, 1)]))
     for rows in (1, 100):
-        with pytest.raises(InferenceError, match="running Cast node"):
+        with pytest.raises(InferenceError, match="running Cast node") as caught:
             model.run({"s": np.full((rows, 1), "no number", dtype=object)})
+        assert "\n" not in caught.value.message
     # Otherwise callers could fill the log with lines in another format.
     assert capfd.readouterr().err == ""
 
@@ -121,14 +113,6 @@ def test_an_empty_input_is_refused_where_the_operator_would_end_the_process(tmp_
     assert model.run({"x": np.zeros((2, 5, 1), np.float32)})["h"].shape == (1, 2, 1)
 
 
-def test_an_error_of_the_graph_is_one_line(tmp_path):
-    model = OnnxModel.load(write_model(tmp_path, FIXED))
-    with pytest.raises(InferenceError) as caught:
-        model.run({"X": np.zeros((3, 2), np.float32)})
-    assert "X" in caught.value.message
-    assert "\n" not in caught.value.message
-
-
 @pytest.mark.parametrize("content", [b"", b"not a model", b"\x08\x0a"])
 def test_an_invalid_graph_file_is_refused(tmp_path, content):
     folder = write_model(tmp_path, SUM)
@@ -138,24 +122,13 @@ def test_an_invalid_graph_file_is_refused(tmp_path, content):
     assert str(tmp_path) not in caught.value.message
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "reason"),
-    [
-        ("ir_version", 99, "Unsupported model IR version: 99"),
-        ("opset", 99, "ONNX Runtime only \\*guarantees\\* support"),
-    ],
-    ids=["IR", "opset"],
-)
-def test_a_graph_that_is_too_new_is_refused_with_the_reason_first(tmp_path, field, value, reason):
+def test_a_graph_that_is_too_new_is_refused_with_the_reason_first(tmp_path):
     folder = write_model(tmp_path, SUM)
     graph = onnx.load(folder / "model.onnx")
-    if field == "opset":
-        graph.opset_import[0].version = value
-    else:
-        graph.ir_version = value
+    graph.opset_import[0].version = 99
     (folder / "model.onnx").write_bytes(graph.SerializeToString())
 
-    with pytest.raises(InvalidArtifact, match=rf"model\.onnx: {reason}"):
+    with pytest.raises(InvalidArtifact, match=r"model\.onnx: ONNX Runtime only"):
         OnnxModel.load(folder)
 
 
@@ -179,28 +152,28 @@ COUNTED = """counted (float[N,1] x) => (float[N,1] rows) <float[1] zero = {0.0}>
 """The model answers each row with the number of rows in its run."""
 
 
-def test_a_large_table_is_computed_some_rows_at_a_time(tmp_path):
+@pytest.mark.parametrize(
+    ("state", "most", "runs"),
+    [
+        ("proven", RUN_ROWS, [1, 2 * RUN_ROWS]),
+        ("no-original", 2 * RUN_ROWS + 1, [2 * RUN_ROWS + 1]),
+        ("warned", 2 * RUN_ROWS + 1, [2 * RUN_ROWS + 1]),
+        ("", 2 * RUN_ROWS + 1, [2 * RUN_ROWS + 1]),
+    ],
+)
+def test_a_large_table_is_computed_some_rows_at_a_time(tmp_path, state, most, runs):
+    """The rows of a graph without a proof may be related."""
     section = {
         "inputs": [graph_tensor("x", "float32", -1, 1, columns=["x"])],
         "outputs": [graph_tensor("rows", "float32", -1, 1, role="prediction")],
+        "parity": {"state": state},
     }
-    rows = 2 * RUN_ROWS + 1
-
-    def together(state, section):
-        model = OnnxModel.load(write_model(tmp_path / state, COUNTED, [column("x")], section))
-        return model.run(model.schema.from_columns({"x": [1.0] * rows}))["rows"].ravel()
-
-    proven = together("proven", section | {"parity": {"state": "proven"}})
-    assert np.unique_counts(proven).counts.tolist() == [1, 2 * RUN_ROWS]
-    assert proven.max() == RUN_ROWS
-    for state, unproven in (
-        ("stock", None),
-        ("no-original", section | {"parity": {"state": "no-original"}}),
-        ("warned", section | {"parity": {"state": "warned"}}),
-    ):
-        assert together(state, unproven).tolist() == [rows] * rows, (
-            "the rows of any graph may be related"
-        )
+    model = OnnxModel.load(
+        write_model(tmp_path, COUNTED, [column("x")], section if state else None)
+    )
+    rows = model.run(model.schema.from_columns({"x": [1.0] * (2 * RUN_ROWS + 1)}))["rows"]
+    assert np.unique_counts(rows).counts.tolist() == runs
+    assert rows.max() == most
 
 
 MARKED = """g (float[N,1] x) => (float[N,1] y, float[N] onnxserve_refused_rows) \

@@ -62,6 +62,23 @@ def model(tmp_path_factory):
     return OnnxModel.load(text_model(tmp_path_factory.mktemp("texts") / "model"))
 
 
+@pytest.fixture
+def pair(saved):
+    """Return a function that returns a tokenizer of transformers, and how a server
+    loads it.
+    """
+    pytest.importorskip("transformers")
+
+    def make(language, max_length=32, normalizer=None, **options):
+        original = original_tokenizer(language, model_max_length=max_length, **options)
+        if normalizer:
+            original.backend_tokenizer.normalizer = normalizer
+        original(["call"], padding=True, truncation=True)
+        return original, saved(original, max_length)
+
+    return make
+
+
 def embed(model, *rows):
     return model.run(model.schema.from_columns({"text": list(rows)}))["embedding"][:, 0].tolist()
 
@@ -77,11 +94,8 @@ def assert_equal_tokens(original, tokenizer, rows):
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_any_text_has_the_tokens_of_the_original(language, side, saved):
-    pytest.importorskip("transformers")
-    original = original_tokenizer(language, padding_side=side, truncation_side=side)
-    original(["call"], padding=True, truncation=True)
-    tokenizer = saved(original)
+def test_any_text_has_the_tokens_of_the_original(language, side, pair):
+    original, tokenizer = pair(language, padding_side=side, truncation_side=side)
 
     @settings(max_examples=100)
     @given(texts(), texts())
@@ -89,19 +103,6 @@ def test_any_text_has_the_tokens_of_the_original(language, side, saved):
         assert_equal_tokens(original, tokenizer, [first, second])
 
     check()
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("language", LANGUAGES)
-def test_100000_hostile_texts_have_the_tokens_of_the_original(language, saved):
-    pytest.importorskip("transformers")
-    original = original_tokenizer(language)
-    original(["call"], padding=True, truncation=True)
-    tokenizer = saved(original)
-    rows = list(hostile_texts(100_000))
-    assert len(set(rows)) > 90_000
-    for start in range(0, len(rows), 500):
-        assert_equal_tokens(original, tokenizer, rows[start : start + 500])
 
 
 KEPT = 6
@@ -134,11 +135,8 @@ def long_text(*parts, words=ALPHABETS[0]):
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_the_start_of_a_long_text_has_the_tokens_of_the_whole_text(language, saved):
-    pytest.importorskip("transformers")
-    original = original_tokenizer(language, model_max_length=KEPT)
-    original(["call"], padding=True, truncation=True)
-    tokenizer = saved(original, KEPT)
+def test_the_start_of_a_long_text_has_the_tokens_of_the_whole_text(language, pair):
+    original, tokenizer = pair(language, KEPT)
 
     @settings(max_examples=200)
     @given(
@@ -155,31 +153,24 @@ def test_the_start_of_a_long_text_has_the_tokens_of_the_whole_text(language, sav
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("is_long", [False, True], ids=["short", "long"])
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_20000_long_hostile_texts_have_the_tokens_of_the_whole_text(language, saved):
-    pytest.importorskip("transformers")
-    original = original_tokenizer(language, model_max_length=KEPT)
-    original(["call"], padding=True, truncation=True)
-    tokenizer = saved(original, KEPT)
-    parts = list(hostile_texts(60_000, seed=1))
-    starts = range(0, len(parts), 3)
-    rows = [
-        long_text(*parts[start : start + 3], words=words)
-        for start, words in zip(starts, cycle(ALPHABETS), strict=False)
-    ]
+def test_hostile_texts_have_the_original_tokens(language, is_long, pair):
+    original, tokenizer = pair(language, *[KEPT] * is_long)
+    rows = list(hostile_texts(60_000, seed=is_long))
+    if is_long:
+        parts = zip(rows[::3], rows[1::3], rows[2::3], cycle(ALPHABETS), strict=False)
+        rows = [long_text(*three, words=words) for *three, words in parts]
     for start in range(0, len(rows), 500):
         assert_equal_tokens(original, tokenizer, rows[start : start + 500])
 
 
 @pytest.mark.parametrize("letter", "\uff9e\uff9f\u037a\ufc5e\ufc63\ufe70\ufe7e")
-def test_a_text_is_not_cut_at_a_letter_that_the_normalizer_removes(letter, saved):
-    pytest.importorskip("transformers")
-    original = original_tokenizer("Unigram", model_max_length=5)
-    original.backend_tokenizer.normalizer = normalizers.Sequence(  # as in ALBERT
+def test_a_text_is_not_cut_at_a_letter_that_the_normalizer_removes(letter, pair):
+    normalizer = normalizers.Sequence(  # as in ALBERT
         [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Replace(Regex(" {2,}"), " ")]
     )
-    original(["call"], padding=True, truncation=True)
-    assert_equal_tokens(original, saved(original, 5), [f"{'日' * 39} {letter} model"])
+    assert_equal_tokens(*pair("Unigram", 5, normalizer), [f"{'日' * 39} {letter} model"])
 
 
 def spent(tokenizer, text):
@@ -192,14 +183,11 @@ def spent(tokenizer, text):
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_only_the_start_of_a_long_text_is_tokenized(language, saved):
-    pytest.importorskip("transformers")
-    original = original_tokenizer(language)
-    original(["call"], padding=True, truncation=True)
-    assert spent(saved(original), "the model " * 10_000) < 1000
-    assert spent(saved(original), "модель отвечает " * 10_000) < 1000
-    assert spent(saved(original), "한국 모델 " * 10_000) < 1000
-    assert spent(saved(original), "日本語" * 10_000) == 30_000  # There is no safe place to cut.
+def test_only_the_start_of_a_long_text_is_tokenized(language, pair):
+    _, tokenizer = pair(language)
+    for words in ("the model ", "модель отвечает ", "한국 모델 "):
+        assert spent(tokenizer, words * 10_000) < 1000
+    assert spent(tokenizer, "日本語" * 10_000) == 30_000  # There is no safe place to cut.
 
 
 def test_a_tokenizer_that_may_look_beyond_a_word_reads_the_whole_text(tmp_path):
@@ -235,22 +223,19 @@ def test_a_tokenizer_that_may_look_beyond_a_word_reads_the_whole_text(tmp_path):
     assert [spent_after(change) for change in whole] == [len(text)] * len(whole)
 
 
-def test_a_request_with_too_many_characters_is_refused_before_they_are_tokenized(model):
-    feeds = model.schema.from_columns({"text": ["日本語" * 100] * 4})
+@pytest.mark.parametrize(
+    ("rows", "characters"), [(["日本語" * 100] * 4, 1200), (["model"] * 10_000, 50_000)]
+)
+def test_a_request_with_too_many_characters_is_refused_before_they_are_tokenized(
+    model, rows, characters
+):
+    feeds = model.schema.from_columns({"text": rows})
     bounded = OnnxModel.load(model.artifact.folder)
-    bounded.max_text_characters = 1199
+    bounded.max_text_characters = characters - 1
     with refused(BodyTooLarge, "max_text_characters"):
         bounded.run(feeds)
-    bounded.max_text_characters = 1200
-    assert bounded.run(feeds)["embedding"].shape == (4, 1)
-
-
-def test_the_characters_of_all_pieces_of_a_table_count(model):
-    feeds = model.schema.from_columns({"text": ["model"] * 10_000})
-    bounded = OnnxModel.load(model.artifact.folder)
-    bounded.max_text_characters = 49_999
-    with refused(BodyTooLarge, "max_text_characters"):
-        bounded.run(feeds)
+    bounded.max_text_characters = characters
+    assert len(bounded.run(feeds)["embedding"]) == len(rows)
 
 
 def test_texts_are_not_tokenized_after_the_deadline(model):

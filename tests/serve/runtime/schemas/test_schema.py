@@ -22,29 +22,16 @@ def as_lists(feeds):
 
 
 def test_columns_may_come_in_any_order_with_others_among_them():
-    wanted = as_lists(MIXED.from_rows(["s", "d", "n", "b"], [["x", 1.0, 2, True]]))
-    assert wanted == {"s": [["x"]], "d": [[1.0]], "n": [[2]], "b": [[True]]}
-    assert (
-        as_lists(MIXED.from_rows(["b", "n", "more", "d", "s"], [[True, 2, {}, 1.0, "x"]])) == wanted
-    )
-    assert (
-        as_lists(MIXED.from_records([{"b": True, "s": "x", "n": 2, "d": 1.0, "more": 1}])) == wanted
-    )
-    assert (
-        as_lists(
-            MIXED.from_columns(
-                {
-                    "n": [2],
-                    "d": [1],
-                    "s": ["x"],
-                    "b": [True],
-                    "more": 1,  # type: ignore[dict-item]
-                }
-            )
-        )
-        == wanted
-    )
-    assert as_lists(MIXED.from_array([["x", 1.0, 2, True]])) == wanted
+    record = {"b": True, "more": {}, "n": 2, "d": 1.0, "s": "x"}
+    columns: dict[str, Any] = {name: [value] for name, value in record.items()}
+    for feeds in (
+        MIXED.from_rows(["s", "d", "n", "b"], [["x", 1.0, 2, True]]),
+        MIXED.from_rows(list(record), [list(record.values())]),
+        MIXED.from_records([record]),
+        MIXED.from_columns(columns | {"more": 1}),
+        MIXED.from_array([["x", 1.0, 2, True]]),
+    ):
+        assert as_lists(feeds) == {"s": [["x"]], "d": [[1.0]], "n": [[2]], "b": [[True]]}
 
 
 @pytest.mark.parametrize(
@@ -57,10 +44,21 @@ def test_columns_may_come_in_any_order_with_others_among_them():
     ids=["columns", "records", "rows"],
 )
 def test_a_missing_column_is_named_with_the_unknown_column_that_came(ask):
-    with pytest.raises(SchemaMismatch) as caught:
+    with pytest.raises(SchemaMismatch, match=r"'dep_time' is missing; 'dep_tme' .*'dep_time'"):
         ask(stacked_schema("float32", "dep_time", "hour"))
-    message = "column 'dep_time' is missing; 'dep_tme' is not known: did you mean 'dep_time'?"
-    assert caught.value.message == message
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"a": [1.0, 2.0], "b": [1.0]}, "'b' has 1 .*'a' has 2"),
+        ({"a": [1.0, 1e300], "b": [1.0, 2.0]}, "'a', row 1: 1e\\+300"),
+    ],
+    ids=["lengths", "range"],
+)
+def test_columns_that_form_no_input_are_refused_by_name(columns, words):
+    with pytest.raises(SchemaMismatch, match=words):
+        stacked_schema("float32", "a", "b").from_columns(columns)
 
 
 def test_values_that_are_left_out_are_bounded_by_those_that_are_given():
@@ -138,9 +136,7 @@ def test_rows_that_are_no_table_are_refused(names, rows, words):
         MIXED.from_rows(names, rows)
 
 
-@pytest.mark.parametrize(
-    "values", [None, 5, "text", {"a": 1}, [], [5], [[1, 2]], np.float64(1.0), np.zeros(3)]
-)
+@pytest.mark.parametrize("values", [None, 5, "text", [], [5], np.float64(1.0), np.zeros(3)])
 def test_an_array_that_is_not_a_table_is_refused(values):
     with pytest.raises(SchemaMismatch):
         MIXED.from_array(values)
@@ -239,30 +235,22 @@ def test_columns_have_the_same_rows_in_every_input_also_where_they_come_as_tenso
 
 
 @pytest.mark.parametrize(
-    ("columns", "tensors", "inputs"),
+    ("columns", "tensors", "fed"),
     [
-        ((Column("a", "double"),), (), (Input("X", "float32", (-1, 1), ("b",)),)),
-        ((Column("a", "double"),), (), (Input("X", "float32", (-1, 1)),)),
-        (
-            (Column("a", "double"), Column("a", "double")),
-            (),
-            (Input("X", "float32", (-1, 1), ("a",)),),
-        ),
-        (
-            (),
-            (Tensor("a", "float32", (-1,)),),
-            (Input("a", "float32", (-1,)), Input("b", "float32", (-1,))),
-        ),
-        (
-            (),
-            (Tensor("b", "float32", (-1,)), Tensor("c", "float32", (-1,))),
-            (Input("a", "float32", (-1,)), Input("b", "float32", (-1,))),
-        ),
+        (["a"], [], {"X": ("b",)}),
+        (["a"], [], {"X": ()}),
+        (["a", "a"], [], {"X": ("a",)}),
+        ([], ["a"], {"a": (), "b": ()}),
+        ([], ["b", "c"], {"a": (), "b": ()}),
     ],
 )
-def test_a_graph_that_its_signature_does_not_feed_is_refused(columns, tensors, inputs):
+def test_a_graph_that_its_signature_does_not_feed_is_refused(columns, tensors, fed):
     with pytest.raises(InvalidArtifact):
-        compile_schema(columns, tensors, inputs)
+        compile_schema(
+            tuple(Column(name, "double") for name in columns),
+            tuple(Tensor(name, "float32", (-1,)) for name in tensors),
+            tuple(Input(name, "float32", (-1, 1), names) for name, names in fed.items()),
+        )
 
 
 VALUES: dict[str, st.SearchStrategy[Any]] = {
@@ -312,53 +300,6 @@ def test_a_missing_text_comes_back_as_missing():
     feeds = schema.from_columns({"carrier": ["AA", None], "delay": [1.0, None]})
     assert feeds["carrier"].ravel().tolist() == ["AA", "<missing>"]
     assert schema.to_columns(feeds)["carrier"].tolist() == ["AA", None]
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from("sdnbx"), inner, max_size=4)
-    ),
-    max_leaves=20,
-)
-
-
-ANY_SCHEMA = [
-    MIXED,
-    columns_schema("?", s="string"),
-    stacked_schema("float32", "s", "d"),
-    tensor_schema("float32", -1, 2),
-    tensor_schema("int64", -1),
-    tensor_schema("str", -1, -1, name="s"),
-    tensor_schema("bool", -1, 1, 2, name="b"),
-]
-
-
-def fed_or_refused(call):
-    try:
-        return call()
-    except SchemaMismatch as error:
-        if 0 < len(error.message) < 500:
-            return None
-        return pytest.fail(error.message)
-
-
-@pytest.mark.long
-@given(st.sampled_from(ANY_SCHEMA), json_values)
-@settings(max_examples=400)
-def test_whatever_json_comes_is_fed_whole_or_refused_as_ours(schema, value):
-    calls: list[Any] = [lambda: schema.from_array(value)]
-    if isinstance(value, dict):
-        calls.append(lambda: schema.from_columns(value))
-        calls.append(lambda: schema.from_records([value]))
-    if isinstance(value, list):
-        calls.append(lambda: schema.from_records(value))
-        calls.append(lambda: schema.from_rows(["s", "d", "n", "b"], value))
-    for call in calls:
-        feeds = fed_or_refused(call)
-        if feeds is not None:
-            assert set(feeds) == {entry.name for entry in schema.inputs}
-            assert len({len(array) for array in feeds.values()}) == 1
 
 
 class _Column(np.ndarray[Any, Any]):
