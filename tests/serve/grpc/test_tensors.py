@@ -20,21 +20,19 @@ from tests.support.schemas import bare_artifact
 
 FIELDS = {
     "BOOL": "bool_contents",
-    "INT8": "int_contents",
-    "INT16": "int_contents",
-    "INT32": "int_contents",
+    **{f"INT{bits}": "int_contents" for bits in (8, 16, 32)},
     "INT64": "int64_contents",
-    "UINT8": "uint_contents",
-    "UINT16": "uint_contents",
-    "UINT32": "uint_contents",
+    **{f"UINT{bits}": "uint_contents" for bits in (8, 16, 32)},
     "UINT64": "uint64_contents",
     "FP32": "fp32_contents",
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
 DTYPES = {
-    name: np.dtype(name.lower().replace("fp", "float")) for name in FIELDS if name != "BYTES"
-} | {"FP16": np.dtype(np.float16), "BYTES": np.dtype(object)}
+    name: np.dtype(name.lower().replace("fp", "float"))
+    for name in (*FIELDS, "FP16")
+    if name != "BYTES"
+} | {"BYTES": np.dtype(object)}
 SHAPES = arrays.array_shapes(min_dims=2, max_dims=3, max_side=4)
 TEXT = st.text(alphabet=st.characters(codec="utf-8"), max_size=12)
 
@@ -133,6 +131,38 @@ def test_a_typed_value_beyond_its_datatype_is_named(datatype, value, words):
         decode(request_of(array, datatype, is_raw=False), artifact, schema)
 
 
+ONE = np.array([[1.0, 2.0]], np.float32)
+SHARED = {"shared_memory_region": {"string_param": "r"}}
+
+
+def part(**contents):
+    """Return an input of one row, with these contents."""
+    return {"name": "x", "datatype": "FP32", "shape": [1, 2], "contents": contents}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"inputs": [part()]}, "no contents"),
+        ({"inputs": [part(fp64_contents=[1.0] * 2)]}, "fp32_contents"),
+        ({"inputs": [part(fp32_contents=[1.0] * 3)]}, "3 elements"),
+        ({"inputs": [part(fp32_contents=[1.0] * 2) | {"datatype": "FP16"}]}, "raw_input_contents"),
+        ({"inputs": [part()], "raw_input_contents": [b"", b""]}, "2 raw_input_contents for 1"),
+        (
+            {"inputs": [part(fp32_contents=[1.0])], "raw_input_contents": [bytes(8)]},
+            "both contents and raw_input_contents",
+        ),
+        ({"outputs": [{"name": "half"}]}, "'half'"),
+        ({"outputs": [{"name": "y"}] * 2}, "repeated"),
+        ({"outputs": [{"name": "y", "parameters": SHARED}]}, "shared_memory_region"),
+    ],
+)
+def test_a_request_that_contradicts_itself_is_refused(fields, words):
+    request = {"inputs": [part(fp32_contents=[1.0, 2.0])], **fields}
+    with pytest.raises(InvalidRequest, match=words):
+        decode(messages.ModelInferRequest(**request), *model_of(ONE))
+
+
 @pytest.mark.parametrize("datatype", ["FP32", "FP64", "BOOL"])
 def test_unknown_fields_around_typed_values_are_ignored(datatype):
     array = np.array([[1, 0], [0, 1]], DTYPES[datatype])
@@ -165,29 +195,27 @@ def test_a_message_of_too_many_fields_is_refused_whatever_stands_first(first):
 
 
 def test_a_typed_text_with_invalid_utf_8_is_named():
-    artifact, schema = model_of(np.array([["a", "b"]], dtype=object))
-    request = request_of(np.array([["a", "b"]], dtype=object), "BYTES", is_raw=False)
+    texts = np.array([["a", "b"]], dtype=object)
+    request = request_of(texts, "BYTES", is_raw=False)
     request.inputs[0].contents.bytes_contents[1] = b"\xff"
     with pytest.raises(InvalidRequest, match=r"element 1 .*UTF-8"):
-        decode(request, artifact, schema)
+        decode(request, *model_of(texts))
 
 
 def test_empty_contents_with_raw_bytes_are_ignored_as_mlservers_client_sends_them():
-    array = np.array([[1.0, 2.0]], np.float32)
-    request = request_of(array, "FP32", is_raw=True)
+    request = request_of(ONE, "FP32", is_raw=True)
     request.inputs[0].contents.SetInParent()
     assert request.inputs[0].HasField("contents")
-    np.testing.assert_array_equal(decode(request, *model_of(array)).feeds["x"], array)
+    np.testing.assert_array_equal(decode(request, *model_of(ONE)).feeds["x"], ONE)
 
 
 def test_an_input_in_shared_memory_is_named_even_if_other_inputs_have_bytes():
     """Triton's client then sends bytes only for the other inputs."""
-    array = np.ones((1, 2), np.float32)
-    request = request_of(array, "FP32", is_raw=True)
+    request = request_of(ONE, "FP32", is_raw=True)
     shared = request.inputs.add(name="shared", datatype="FP32", shape=[1, 2])
     shared.parameters["shared_memory_region"].string_param = "region"
     with pytest.raises(InvalidRequest, match=r"'shared'.*shared_memory_region"):
-        decode(request, *model_of(array))
+        decode(request, *model_of(ONE))
 
 
 @pytest.mark.parametrize("is_raw", [True, False])

@@ -20,24 +20,12 @@ from tests.support.bodies import v2_tensor
 from tests.support.schemas import columns_schema, tensor_schema
 
 needs_simdjson = pytest.mark.skipif(not find_spec("simdjson"), reason="simdjson is not installed")
-DATATYPES = ("FP64", "FP32", "FP16", "INT64", "INT32", "INT8", "UINT64", "UINT8", "BOOL", "BYTES")
-DTYPES = (
-    "float64",
-    "float32",
-    "float16",
-    "int64",
-    "int32",
-    "int8",
-    "uint64",
-    "uint8",
-    "bool",
-    "str",
-)
+DATATYPES = {
+    name: name.lower().replace("fp", "float")
+    for name in ("FP64", "FP32", "FP16", "INT64", "INT32", "INT8", "UINT64", "UINT8", "BOOL")
+} | {"BYTES": "str"}
 SCHEMAS: dict[str, Schema] = {
-    **{
-        datatype: tensor_schema(dtype, -1, 2, name="x")
-        for datatype, dtype in zip(DATATYPES, DTYPES, strict=True)
-    },
+    **{datatype: tensor_schema(dtype, -1, 2, name="x") for datatype, dtype in DATATYPES.items()},
     "table": columns_schema(a="double", b="string", c="long"),
 }
 INTEGERS = st.one_of(
@@ -144,7 +132,7 @@ def test_the_fast_reader_agrees_with_the_exact_reader(artifact, request_):
 
 
 @needs_simdjson
-@pytest.mark.parametrize("datatype", [name for name in DATATYPES if name not in ("BOOL", "BYTES")])
+@pytest.mark.parametrize("datatype", [*DATATYPES][:8])
 @pytest.mark.parametrize("is_flat", [True, False])
 def test_numbers_are_read_without_the_exact_way(artifact, monkeypatch, datatype, is_flat):
     whole: Any = np.arange(8000) % 100
@@ -161,15 +149,13 @@ def test_numbers_are_read_without_the_exact_way(artifact, monkeypatch, datatype,
 
 @needs_simdjson
 def test_a_table_with_texts_is_read_too(artifact, monkeypatch):
-    columns: dict[str, tuple[str, list[Any]]] = {
-        "a": ("FP64", [0.5] * 4000),
-        "b": ("BYTES", ["ü"] * 4000),
-        "c": ("INT64", [7] * 4000),
-    }
-    inputs = [v2_tensor(name, datatype, data, [4000]) for name, (datatype, data) in columns.items()]
+    columns = {"a": ("FP64", 0.5), "b": ("BYTES", "ü"), "c": ("INT64", 7)}
+    inputs = [
+        v2_tensor(name, datatype, [value] * 4000, [4000])
+        for name, (datatype, value) in columns.items()
+    ]
     monkeypatch.setattr(v2, "json_object", None)
     body = json.dumps({"inputs": inputs}, ensure_ascii=False).encode()
     feeds = v2.decode({}, body, artifact, SCHEMAS["table"]).feeds
-    assert [feeds[name].ravel().tolist() for name in "abc"] == [
-        data for _, data in columns.values()
-    ]
+    for name, (_, value) in columns.items():
+        assert feeds[name].ravel().tolist() == [value] * 4000
