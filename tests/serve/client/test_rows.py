@@ -2,8 +2,6 @@
 responses.
 """
 
-import subprocess
-import sys
 from decimal import Decimal
 from types import MappingProxyType
 
@@ -37,23 +35,14 @@ def test_an_output_of_any_dtype_and_shape_comes_back_as_it_was(array):
 
     decoded = decode_predictions(ARROW, answer)
 
-    assert isinstance(decoded, dict)
     assert decoded["y"].dtype == array.dtype
     # [N, 1] is a plain column.
     np.testing.assert_array_equal(decoded["y"].reshape(array.shape), array)
 
 
-def test_one_output_is_a_bare_array_and_texts_are_objects():
-    decoded = decode_predictions(ARROW, arrow.encode(ARROW, np.array(["a", "b"], object)))
-    assert isinstance(decoded, np.ndarray)
-    assert decoded.tolist() == ["a", "b"]
-
-
 @pytest.mark.parametrize(
     ("predictions", "expected"),
     [
-        ([1, 2], np.array([1, 2])),
-        ([[1.5, 2.0]], np.array([[1.5, 2.0]])),
         ([[1, 2.0], [None, 0.5]], np.array([[1.0, 2.0], [np.nan, 0.5]])),
         ([True, None], np.array([True, None], object)),
         (
@@ -74,22 +63,11 @@ def test_predictions_in_json_become_arrays(predictions, expected):
 
 def test_a_missing_value_in_a_frame_is_missing_at_the_server():
     frame = pd.DataFrame({"a": [1.0, np.nan], "b": ["x", None]})
-    schema = columns_schema("", a="double", b="string")
-
-    body, _, _ = encode_rows(frame)
-    feeds = arrow.decode(body, schema, 10_000)
+    feeds = arrow.decode(encode_rows(frame)[0], columns_schema("", a="double", b="string"), 10_000)
 
     np.testing.assert_equal(feeds["a"], np.array([[1.0], [np.nan]]))
     assert feeds["b"].tolist() == [["x"], [""]]
     assert orjson.loads(encode_json(frame))["dataframe_split"]["data"] == [[1.0, "x"], [None, None]]
-
-
-def test_tensors_are_encoded_in_a_process_that_has_imported_nothing_else():
-    code = (
-        "from mlflow_deploy_plugin.serve.client.rows import encode_tensors; encode_tensors({'x': "
-        "[1.0]}, None)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 FRAME = pd.DataFrame([[1.5, np.nan], [2.0, 3.0], [4.0, 5.0]], columns=["a", "b"])

@@ -12,9 +12,10 @@ from tritonclient.grpc import InferInput, service_pb2
 from mlflow_deploy_plugin.core.errors import InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.serve.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.serve.grpc.tensors import MAX_FIELDS, decode, encode, read_message
-from mlflow_deploy_plugin.serve.runtime.artifact import Input, Output, Tensor
+from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input, Output, Tensor
 from mlflow_deploy_plugin.serve.runtime.feeds import sent_arrays
 from mlflow_deploy_plugin.serve.runtime.schemas.keyed_schema import with_keys
+from mlflow_deploy_plugin.serve.runtime.schemas.pyfunc_schema import FrameSchema
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from tests.support.schemas import bare_artifact
 
@@ -235,3 +236,16 @@ def test_a_key_is_a_further_tensor(is_raw):
     assert sent_arrays(feeds)["customer_id"].tolist() == [7, 8]
     with pytest.raises(SchemaMismatch, match="customer_id"):
         decode(request, artifact, schema)
+
+
+@pytest.mark.parametrize("is_raw", [True, False])
+def test_bytes_of_a_column_of_bytes_become_base64(is_raw):
+    columns = (Column("x", "string", is_binary=True),)
+    schema = FrameSchema(columns, (), (Input("x", "str", (-1,), ("x",)),))
+    request = messages.ModelInferRequest()
+    tensor = request.inputs.add(name="x", datatype="BYTES", shape=[1])
+    if is_raw:
+        request.raw_input_contents.append(b"\x03\0\0\0\xff\xd8\xff")
+    else:
+        tensor.contents.bytes_contents.append(b"\xff\xd8\xff")
+    assert decode(request, bare_artifact(), schema).feeds["x"].tolist() == ["/9j/"]

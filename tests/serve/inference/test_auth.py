@@ -105,38 +105,37 @@ def test_long_user_names_with_a_key_take_no_memory(auth):
 
 
 @pytest.mark.parametrize(
-    ("headers", "message"),
+    "headers",
     [
-        ({}, "this server requires a key; send Authorization: Bearer KEY"),
-        (bearer("Ops"), "is unknown, expired or revoked"),
-        (bearer(""), "is unknown, expired or revoked"),
-        (bearer("\udcff"), "is unknown, expired or revoked"),
-        (basic("ops"), "is unknown, expired or revoked"),
-        ({"authorization": "Basic ?"}, "the Basic password in Authorization cannot be read"),
-        ({"authorization": "Digest ops"}, "Authorization is neither Bearer nor Basic"),
-        ({"authorization": "onnxserve_ops"}, "Authorization is neither Bearer nor Basic"),
+        {},
+        bearer("Ops"),
+        bearer(""),
+        bearer("\udcff"),
+        basic("ops"),
+        {"authorization": "Basic ?"},
+        {"authorization": "Digest ops"},
+        {"authorization": "onnxserve_ops"},
     ],
+    ids=repr,
 )
-def test_a_request_without_a_key_learns_how_to_send_one(auth, headers, message):
-    with pytest.raises(Unauthenticated) as refused:
+def test_a_request_without_a_key_learns_how_to_send_one(auth, headers):
+    with pytest.raises(Unauthenticated, match="onnxserve keys create") as refused:
         auth.require(headers, "read")
-    assert message in refused.value.message
-    assert "onnxserve keys create" in refused.value.message
     assert "ops" not in refused.value.message, "a part of what may be a key"
 
 
 @pytest.mark.parametrize(
-    ("key", "scope", "endpoint", "message"),
+    ("key", "scope", "endpoint"),
     [
-        ("ops", "infer", "flights", "the key 'ops' is for admin, read; this needs infer"),
-        ("shop", "read", "flights", "the key 'shop' is for infer; this needs read"),
-        ("shop", "infer", "taxis", "the key 'shop' is for flights; this is about endpoint 'taxis'"),
-        ("shop", "infer", None, "the key 'shop' is for flights; this is about the whole server"),
+        ("ops", "infer", "flights"),
+        ("shop", "read", "flights"),
+        ("shop", "infer", "taxis"),
+        ("shop", "infer", None),
     ],
 )
-def test_a_key_for_something_else_is_refused(auth, key, scope, endpoint, message):
-    with pytest.raises(ScopeMissing, match=message):
-        auth.require(bearer(key), scope, endpoint)  # type: ignore[arg-type]
+def test_a_key_for_something_else_is_refused(auth, key, scope, endpoint):
+    with pytest.raises(ScopeMissing, match=f"'{key}'"):
+        auth.require(bearer(key), scope, endpoint)
 
 
 def holds(auth, key, endpoint="flights"):
@@ -147,24 +146,27 @@ def holds(auth, key, endpoint="flights"):
     return True
 
 
-def test_a_certificate_is_required_with_the_key_or_instead_of_it(tmp_path):
+@pytest.mark.parametrize(
+    ("key", "certificate", "missing"),
+    [("shop", "", "client certificate"), ("", "laptop", "key"), ("", "", "client certificate")],
+)
+def test_a_key_and_a_certificate_are_both_required(tmp_path, key, certificate, missing):
     write_keys(tmp_path, {"shop": KeyEntry(name="shop", scopes=("infer",))})
     make_local_key(tmp_path)
-    both = Authenticator(tmp_path, WITH_CERTIFICATES.model_copy(update={"api_keys": True}))
-    assert both.require(bearer("shop"), "infer", certificate="laptop").name == "shop"
-    for headers, certificate in ((bearer("shop"), ""), ({}, "laptop"), ({}, "")):
-        with pytest.raises(
-            Unauthenticated,
-            match="requires a key" if certificate else "requires a client certificate",
-        ):
-            both.require(headers, "infer", certificate=certificate)
-    assert both.require(bearer((tmp_path / LOCAL_KEY).read_text()), "admin").name == "this machine"
+    auth = Authenticator(tmp_path, WITH_CERTIFICATES.model_copy(update={"api_keys": True}))
+    assert auth.require(bearer("shop"), "infer", certificate="laptop").name == "shop"
+    local = (tmp_path / LOCAL_KEY).read_text()
+    assert auth.require(bearer(local), "admin").name == "this machine"
+    with pytest.raises(Unauthenticated, match=f"requires a {missing}"):
+        auth.require(bearer(key) if key else {}, "infer", certificate=certificate)
 
-    alone = Authenticator(tmp_path, WITH_CERTIFICATES)
-    assert alone.require({}, "admin", certificate="laptop").name == "laptop"
-    assert alone.require({}, "infer", certificate="laptop").counted_as == "a certificate"
+
+def test_a_certificate_replaces_the_key(tmp_path):
+    auth = Authenticator(tmp_path, WITH_CERTIFICATES)
+    entry = auth.require({}, "admin", certificate="laptop")
+    assert (entry.name, entry.counted_as) == ("laptop", "a certificate")
     with pytest.raises(Unauthenticated, match="client certificate"):
-        alone.require(bearer("nobody"), "infer")
+        auth.require(bearer("nobody"), "infer")
 
 
 def test_an_expired_key_holds_no_more(auth, clock):
@@ -234,51 +236,39 @@ def test_a_token_allows_the_actions_in_its_scope(of_issuer):
     for _ in range(2):  # The key is verified once and then cached.
         # No key has this name.
         assert of_issuer.require(sent, "infer", "flights").name == "shop@login.example"
-    with pytest.raises(ScopeMissing, match=r"'shop@login\.example' .*infer.*read"):
-        of_issuer.require(sent, "read")
     limited = bearer(token(scope=None, scp=["infer"], onnxserve_endpoints=["flights"]))
     assert of_issuer.require(limited, "infer", "flights").endpoints == ("flights",)
-    with pytest.raises(ScopeMissing, match="'taxis'"):
-        of_issuer.require(limited, "infer", "taxis")
-    with pytest.raises(ScopeMissing, match=r"nothing here.*infer"):
-        of_issuer.require(bearer(token(scope="openid")), "infer")
-    with pytest.raises(ScopeMissing, match="this needs infer"):
-        of_issuer.require(bearer(token(onnxserve_endpoints=[])), "infer", "flights")
+
+
+@pytest.mark.parametrize(
+    ("claims", "scope", "endpoint", "words"),
+    [
+        ({}, "read", None, r"'shop@login\.example' .*infer.*read"),
+        ({"onnxserve_endpoints": ["flights"]}, "infer", "taxis", "'taxis'"),
+        ({"scope": "openid"}, "infer", None, "nothing here.*infer"),
+        ({"onnxserve_endpoints": []}, "infer", "flights", "this needs infer"),
+    ],
+)
+def test_a_token_for_something_else_is_refused(of_issuer, claims, scope, endpoint, words):
+    with pytest.raises(ScopeMissing, match=words):
+        of_issuer.require(bearer(token(**claims)), scope, endpoint)
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"exp": 1}, "the token is not valid: signature has expired"),
-        ({"aud": "others"}, "the token is not valid: audience doesn't match"),
-        ({"iss": "https://elsewhere"}, "the token is not valid: invalid issuer"),
-        ({"exp": None}, 'the token is not valid: token is missing the "exp" claim'),
-        ({"kid": "sunday"}, "https://login.example has no key 'sunday'"),
-        (
-            {"key": generate_private_key(SECP256R1())},
-            "the token is not valid: signature verification failed",
-        ),
-        (
-            {"key": "x" * 64, "algorithm": "HS256"},
-            "the token is not valid: the specified alg value is not allowed",
-        ),
-        (
-            {"key": None, "algorithm": "none"},
-            "the token is not valid: the specified alg value is not allowed",
-        ),
-        (
-            {"key": ed25519.Ed25519PrivateKey.generate(), "algorithm": "EdDSA"},
-            "is not valid: its key is of another kind$",
-        ),
-        (
-            {"key": rsa.generate_private_key(65537, 2048), "algorithm": "RS256"},
-            "is not valid: its key is of another kind$",
-        ),
-        ({"scope": 7}, "claims scope and onnxserve_endpoints are not lists of names"),
-        (
-            {"onnxserve_endpoints": "flights"},
-            "claims scope and onnxserve_endpoints are not lists of names",
-        ),
+        ({"exp": 1}, "expired"),
+        ({"aud": "others"}, "audience"),
+        ({"iss": "https://elsewhere"}, "issuer"),
+        ({"exp": None}, '"exp"'),
+        ({"kid": "sunday"}, "'sunday'"),
+        ({"key": generate_private_key(SECP256R1())}, "signature verification failed"),
+        ({"key": "x" * 64, "algorithm": "HS256"}, "alg value is not allowed"),
+        ({"key": None, "algorithm": "none"}, "alg value is not allowed"),
+        ({"key": ed25519.Ed25519PrivateKey.generate(), "algorithm": "EdDSA"}, "another kind"),
+        ({"key": rsa.generate_private_key(65537, 2048), "algorithm": "RS256"}, "another kind"),
+        ({"scope": 7}, "not lists of names"),
+        ({"onnxserve_endpoints": "flights"}, "not lists of names"),
     ],
 )
 def test_a_token_that_does_not_hold_is_refused_with_the_reason(of_issuer, changed, message):
