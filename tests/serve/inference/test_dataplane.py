@@ -68,10 +68,10 @@ def sample(server, name, **labels):
     return sum(float(line.rsplit(" ", 1)[1]) for line in series)
 
 
-def test_by_default_a_cpu_batches_nothing(serve):
+def test_by_default_a_cpu_neither_batches_nor_caches(serve):
     server = serve()
     assert server.repository.select_variant("e").loaded.batcher is None
-    assert ask(server).status == 200
+    assert "X-Cache" not in ask(server).headers
     assert sample(server, "onnxserve_batch_rows_count", endpoint="e") == 1
 
 
@@ -232,9 +232,8 @@ def test_an_answer_from_the_cache_is_captured_and_counted_as_any_other(serve):
     assert len({answer.headers["X-Prediction-Id"] for answer in answers}) == 3
     assert sample(server, "onnxserve_requests_total", endpoint="e", status="200") == 3
     assert sample(server, "onnxserve_batch_rows_count", endpoint="e") == 1
-    captured = read_spool(server.capture.spool)
-    assert [request.outputs["y"].tolist() for request in captured] == [[[1006.0]]] * 3
-    assert "X-Cache" not in ask(serve()).headers
+    outputs = [request.outputs["y"].tolist() for request in read_spool(server.capture.spool)]
+    assert outputs == [[[1006.0]]] * 3
 
 
 def test_two_folders_of_one_name_do_not_answer_for_each_other(serve_here, bias_folders, tmp_path):
@@ -262,15 +261,13 @@ def test_random_answers_are_not_cached(serve_here, tmp_path):
 def test_limits_answer_429_with_retry_after_and_leave_other_views_alone(serve):
     server = serve(rate_limit="2/minute", rate_limit_header="X-API-Key")
 
-    answers = [ask(server, x_api_key="k") for _ in range(3)]
+    answers = [ask(server, x_api_key=key) for key in ("k", "k", "k", "other")]
 
-    assert [answer.status for answer in answers] == [200, 200, 429]
+    assert [answer.status for answer in answers] == [200, 200, 429, 200]
     assert orjson.loads(answers[2].body)["error_code"] == "REQUEST_LIMIT_EXCEEDED"
     assert 1 <= int(answers[2].headers["Retry-After"]) <= 60
-    assert ask(server, x_api_key="other").status == 200
     for path in ("/ping", "/health", "/metrics"):
-        for _ in range(5):
-            assert handling.ask(server, path, "GET", x_api_key="k").status == 200
+        assert handling.ask(server, path, "GET", x_api_key="k").status == 200
     assert sample(server, "onnxserve_refused_requests_total", reason="rate") == 1
 
 

@@ -1,9 +1,8 @@
 """The same models served by MLflow's scoring server and by ours."""
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import requests
@@ -14,8 +13,6 @@ from tests.support.models import parse_graph
 from tests.support.servers import opened, variant
 from tests.support.waiting import wait_until
 
-Answer = tuple[int, bytes]
-Ask = Callable[..., Answer]
 
 PAIR = """
 pair (float[N,2] a, int64[N] b) => (float[N,2] scaled, int64[N] more) \
@@ -104,9 +101,7 @@ def save_originals(root):
     for name, (model, example) in originals.items():
         theirs = root / name / "theirs"
         ours = root / name / "ours"
-        predict: Literal["predict", "predict_proba"] = (
-            "predict_proba" if name == "probabilities" else "predict"
-        )
+        predict: Any = "predict_proba" if name == "probabilities" else "predict"
         mlflow.sklearn.save_model(
             model,
             theirs,

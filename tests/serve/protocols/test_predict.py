@@ -48,10 +48,7 @@ def test_one_record_is_answered_with_its_probabilities(mixed, body, path):
 def test_many_records_are_sent_to_the_batch(mixed, form):
     status, document = post(mixed, "/predict", {form: [RECORD]})
     assert status == 400
-    assert (
-        document["message"]
-        == f"/predict accepts one record; send {form} to /predict/batch or /invocations"
-    )
+    assert mentions(document["message"], form, "/predict/batch")
 
 
 def test_a_model_whose_prediction_is_probabilities_also_answers_the_label(
@@ -59,10 +56,7 @@ def test_a_model_whose_prediction_is_probabilities_also_answers_the_label(
 ):
     folder = Path(shutil.copytree(model_folders["mixed"], tmp_path / "probabilities"))
     document = yaml.safe_load((folder / "MLmodel").read_text())
-    section = document["flavors"]["onnxserve"]
-    section["prediction"] = [
-        output["name"] for output in section["outputs"] if output["role"] == "probabilities"
-    ]
+    document["flavors"]["onnxserve"]["prediction"] = ["probabilities"]
     (folder / "MLmodel").write_text(yaml.safe_dump(document))
     server = serve_here(servers.one_endpoint(folder, "3"))
 
@@ -95,16 +89,9 @@ def test_a_batch_with_too_many_probabilities_is_refused_with_the_number_of_rows_
     monkeypatch.setattr(predict, "_MOST_PROBABILITIES", 7)
 
     assert post(mixed, "/predict/batch", [RECORD] * 3)[0] == 200
-    assert post(mixed, "/predict/batch", [RECORD] * 4) == (
-        413,
-        {
-            "error_code": "BAD_REQUEST",
-            "message": (
-                "the request has 4 rows, and the response would name the probabilities of 2 "
-                "classes per row: send at most 3 rows, or use the protocol V2"
-            ),
-        },
-    )
+    status, document = post(mixed, "/predict/batch", [RECORD] * 4)
+    assert (status, document["error_code"]) == (413, "BAD_REQUEST")
+    assert mentions(document["message"], "4 rows", "2 classes", "at most 3 rows")
     assert post(mixed, "/invocations", {"dataframe_records": [RECORD] * 4})[0] == 200
 
 
@@ -119,11 +106,8 @@ def test_rows_with_more_outputs_than_may_be_answered_are_refused_by_every_protoc
     for path in ("/invocations", "/predict/batch"):
         assert post(server, path, {"instances": [[0, 0, 0]] * 1024})[0] == 200
         status, document = post(server, path, {"instances": [[0, 0, 0]] * 1025})
-        assert status == 413
-        assert document["error_code"] == "BAD_REQUEST"
-        assert mentions(
-            document["message"], "1025 rows", "1025 values", "1024", "server.max_body_bytes"
-        )
+        assert (status, document["error_code"]) == (413, "BAD_REQUEST")
+        assert mentions(document["message"], "1025 rows", "1024", "server.max_body_bytes")
 
 
 def test_a_small_bound_on_bodies_bounds_no_answers(serve_here, model_folders):
@@ -158,10 +142,10 @@ def test_a_number_of_any_type_is_one_record_s_prediction(dtype):
     """ONNX Runtime's int64 outputs are numpy.longlong on Linux, whose scalars orjson
     does not accept.
     """
-    artifact = bare_artifact(prediction=("label",))
-    predictor = SimpleNamespace(artifact=artifact, schema=SimpleNamespace(has_rows=True))
-    variant: Any = SimpleNamespace(
-        loaded=SimpleNamespace(predictor=predictor, model="m", version="1")
+    predictor = SimpleNamespace(
+        artifact=bare_artifact(prediction=("label",)), schema=SimpleNamespace(has_rows=True)
     )
+    loaded = SimpleNamespace(predictor=predictor, model="m", version="1")
+    variant: Any = SimpleNamespace(loaded=loaded)
     response = InferResponse("", "", {"label": np.array([1], dtype)})
     assert json.loads(encode_record(variant, response).body)["prediction"] == 1

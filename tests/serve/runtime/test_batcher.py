@@ -12,7 +12,6 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -163,48 +162,37 @@ def test_any_mixture_of_requests_is_answered_as_if_each_were_alone(
 
 def test_requests_that_wait_for_a_busy_model_are_computed_together(model, ask):
     batcher = Batcher(model, EIGHT)
-    model.gate.clear()
     counted: list[tuple[int, float, float]] = []
     count = lambda *batch: counted.append(batch)  # noqa: E731
-    futures = [ask(batcher, rows(1, 10.0), count=count)]
-    wait_until(lambda: model.begun, what="the first run")
+    futures = [hold(model, ask, batcher, count=count)]
     futures += [ask(batcher, rows(2, float(number)), count=count) for number in range(5)]
     model.gate.set()
 
     answers = [future.result(30)["y"] for future in futures]
 
-    assert [answer[0, 0] for answer in answers] == [20.0, 0.0, 2.0, 4.0, 6.0, 8.0]
+    assert [answer[0, 0] for answer in answers] == [2.0, 0.0, 2.0, 4.0, 6.0, 8.0]
     assert [len(answer) for answer in answers] == [1, 2, 2, 2, 2, 2]
     assert model.begun == [1, 8, 2]
-    assert [batch[0] for batch in counted] == [1, 8, 2]
-    assert counted[1][1] > 0
-    assert min(chain.from_iterable(times for _, *times in counted)) >= 0
+    sizes, waits, seconds = zip(*counted, strict=True)
+    assert list(sizes) == [1, 8, 2]
+    assert waits[1] > 0
+    assert min(waits + seconds) >= 0
 
 
 def test_a_batch_is_filled_up_to_a_size_of_the_warm_up(model, ask):
     batcher = Batcher(model, replace(EIGHT, pads=True))
-    alone = {number: batcher.run({"x": rows(number, 3.0)})["y"] for number in (1, 3, 5, 8, 9, 0)}
-    assert {number: answer.tolist() for number, answer in alone.items()} == {
-        number: rows(number, 6.0).tolist() for number in alone
-    }
+    for number in (1, 3, 5, 8, 9, 0):
+        answer = batcher.run({"x": rows(number, 3.0)})["y"]
+        np.testing.assert_array_equal(answer, rows(number, 6.0))
     # The requests above the limit and without rows run unchanged.
     assert model.begun == [1, 4, 8, 8, 9, 0]
 
-    model.gate.clear()
-    futures = [ask(batcher, rows(1, 10.0))]
-    wait_until(lambda: len(model.begun) == 7, what="the first run")
+    futures = [hold(model, ask, batcher)]
     futures += [ask(batcher, rows(number, float(number))) for number in (2, 0, 3, 0)]
     model.gate.set()
-    answers = [future.result(30)["y"] for future in futures]
-    assert [len(answer) for answer in answers] == [1, 2, 0, 3, 0]
-    assert [answer[0, 0] for answer in answers if len(answer)] == [20.0, 4.0, 6.0]
+    for future, number in zip(futures, (1, 2, 0, 3, 0), strict=True):
+        np.testing.assert_array_equal(future.result(30)["y"], rows(number, number * 2.0))
     assert model.begun[6:] == [1, 8]
-
-
-def test_a_padding_row_that_fails_is_a_row_of_the_request_itself(model):
-    batcher = Batcher(model, replace(EIGHT, pads=True))
-    with pytest.raises(InferenceError, match="begins with -1"):
-        batcher.run({"x": rows(3, -1.0)})
 
 
 def test_other_shapes_wait_for_their_own_batch(model, ask):
@@ -213,24 +201,9 @@ def test_other_shapes_wait_for_their_own_batch(model, ask):
     futures += [ask(batcher, rows(1, width=width)) for width in (2, 3, 2, 3)]
     model.gate.set()
 
-    assert [future.result(30)["y"].shape for future in futures] == [
-        (1, 2),
-        (1, 2),
-        (1, 3),
-        (1, 2),
-        (1, 3),
-    ]
+    widths = [future.result(30)["y"].shape[1] for future in futures]
+    assert widths == [2, 2, 3, 2, 3]
     assert model.begun == [1, 2, 2]
-
-
-def test_a_request_above_the_limit_runs_alone(model, ask):
-    batcher = Batcher(model, EIGHT)
-    futures = [hold(model, ask, batcher)]
-    futures += [ask(batcher, rows(number)) for number in (1, 50, 1)]
-    model.gate.set()
-
-    assert [len(future.result(30)["y"]) for future in futures] == [1, 1, 50, 1]
-    assert model.begun == [1, 1, 50, 1]
 
 
 def test_an_idle_model_waits_for_company_until_the_batch_is_full(model, ask):
@@ -321,19 +294,6 @@ def test_a_deadline_in_the_past_is_refused_at_once(model):
         batcher.run({"x": rows(1)}, deadline=time.perf_counter() - 1)
     assert model.begun == []
     assert batcher.run({"x": rows(1)})["y"][0, 0] == 2.0
-
-
-def test_a_crash_of_the_model_reaches_every_waiting_request(ask):
-    model = Model(lambda x: raise_it(MemoryError()))
-    batcher = Batcher(model, EIGHT)
-    futures = [hold(model, ask, batcher)]
-    futures += [ask(batcher, rows(1)) for _ in range(3)]
-    model.gate.set()
-
-    for future in futures:
-        with pytest.raises(MemoryError):
-            future.result(30)
-    assert not batcher._is_led
 
 
 def test_a_panic_is_answered_and_leaves_the_threads_of_the_batcher():
@@ -438,11 +398,11 @@ def test_inputs_of_different_lengths_are_for_the_graph_to_judge():
 
     batcher = Batcher(compute, EIGHT)
     feeds = {"x": rows(1), "z": rows(2)}
-    with pytest.raises(InferenceError, match=r"\[1, 2\]"):
-        batcher.run(feeds)
     future: Future[Any] = Future()
     batcher.submit(feeds, float("inf"), lambda *batch: None, future.set_result)
     assert future.result(30).message == "[1, 2]"
+    with pytest.raises(InferenceError, match=r"\[1, 2\]"):
+        batcher.run(feeds)
     batcher.close()
 
 
