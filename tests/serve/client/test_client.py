@@ -32,7 +32,6 @@ from mlflow_deploy_plugin.core.errors import (
 )
 from mlflow_deploy_plugin.serve.client.client import AsyncClient, Client, Prediction, RetryPolicy
 from tests.support.models import mixed_model
-from tests.support.refusals import mentions
 from tests.support.waiting import free_port as find_free_port
 from tests.support.waiting import wait_until
 
@@ -89,9 +88,8 @@ def test_an_array_is_the_models_tensor_and_several_outputs_come_by_their_names(s
 
     prediction = Client(served("images")).predict(images)
 
-    assert isinstance(prediction.values, dict)
-    np.testing.assert_array_equal(prediction.values["doubled"], 2 * images, strict=True)
-    assert prediction.values["total"].tolist() == [6.0, 22.0]
+    expected = {"doubled": 2 * images, "total": np.array([6.0, 22.0], np.float32)}
+    np.testing.assert_equal(prediction.values, expected)
     with pytest.raises(TypeError, match="doubled, total"):
         np.asarray(prediction)
 
@@ -109,15 +107,6 @@ def test_a_graph_answers_the_outputs_that_predict_leaves_out(flights, served):
     assert every["label"].tolist() == ["yes", "no"]
     np.testing.assert_equal(subset, {"probabilities": every["probabilities"]})
     assert image.values["total"].tolist() == [4.0]
-
-
-def test_a_refusal_carries_the_message_the_status_and_the_id_of_the_request(flights):
-    with pytest.raises(InvalidRequest) as refused:
-        flights.predict(FRAME.rename(columns={"distance": "distnce"}), request_id="r-2")
-
-    assert mentions(refused.value.message, "'distance' is missing", "'distnce'", "mean 'distance'?")
-    assert refused.value.status == 400
-    assert refused.value.request_id == "r-2"
 
 
 @pytest.mark.parametrize(

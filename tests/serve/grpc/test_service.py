@@ -6,7 +6,6 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from tritonclient.grpc import InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
 from mlflow_deploy_plugin.serve.grpc.service import with_deadline
@@ -39,35 +38,6 @@ def test_server_and_models_tell_of_themselves(client):
         "datatype": "BYTES",
         "shape": ["-1", "1"],
     }
-
-
-def test_columns_go_in_and_named_outputs_come_back(client):
-    columns = {
-        "carrier": np.array([["AA"], ["ÜÜ"]], dtype=object),
-        "distance": np.zeros((2, 1)),
-        "hour": np.zeros((2, 1), np.int32),
-        "late": np.zeros((2, 1), np.bool_),
-    }
-    inputs = [tensor(name, array) for name, array in columns.items()]
-    wanted = [InferRequestedOutput("probabilities"), InferRequestedOutput("label")]
-    result = client.infer("mixed", inputs, "7", outputs=wanted, parameters={"note": "any"})
-    assert [output.name for output in result.get_response().outputs] == ["probabilities", "label"]
-    assert list(result.as_numpy("label")) == [b"yes", b"no"]
-    np.testing.assert_allclose(result.as_numpy("probabilities")[:, 1], [0.7310586, 0.5], atol=1e-6)
-
-
-def test_a_call_is_on_the_page_of_requests(called):
-    with called.stub() as stub:
-        _, call = stub.ModelInfer.with_call(
-            message("tensor", contents={"fp32_contents": [1, 2, 3, 4]})
-        )
-    prediction_id = dict(call.trailing_metadata())["x-prediction-id"]
-    rows = called.http.get("/endpoints/tensor/requests").json()["requests"]
-    (row,) = (row for row in rows if row["prediction_id"] == prediction_id)
-    assert row["protocol"] == "grpc"
-    assert row["status"] == 200
-    assert row["version"] == "7"
-    assert row["rows"] == 1
 
 
 def test_typed_contents_are_answered_in_kind(called):

@@ -9,12 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from tritonclient.grpc import InferInput, service_pb2
 
-from mlflow_deploy_plugin.core.errors import InvalidRequest, SchemaMismatch
+from mlflow_deploy_plugin.core.errors import InvalidRequest
 from mlflow_deploy_plugin.serve.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.serve.grpc.tensors import MAX_FIELDS, decode, encode, read_message
 from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input, Output, Tensor
-from mlflow_deploy_plugin.serve.runtime.feeds import sent_arrays
-from mlflow_deploy_plugin.serve.runtime.schemas.keyed_schema import with_keys
 from mlflow_deploy_plugin.serve.runtime.schemas.pyfunc_schema import FrameSchema
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from tests.support.schemas import bare_artifact
@@ -217,25 +215,6 @@ def test_an_input_in_shared_memory_is_named_even_if_other_inputs_have_bytes():
     shared.parameters["shared_memory_region"].string_param = "region"
     with pytest.raises(InvalidRequest, match=r"'shared'.*shared_memory_region"):
         decode(request, *model_of(ONE))
-
-
-@pytest.mark.parametrize("is_raw", [True, False])
-def test_a_key_is_a_further_tensor(is_raw):
-    ids = np.array([7, 8])
-    rows = np.array([[1.0], [2.0]], np.float32)
-    artifact, schema = model_of(rows)
-    request = messages.ModelInferRequest(model_name="e")
-    for name, datatype, array in (("customer_id", "INT64", ids), ("x", "FP32", rows)):
-        tensor = request.inputs.add(name=name, datatype=datatype, shape=array.shape)
-        if is_raw:
-            request.raw_input_contents.append(array.tobytes())
-        else:
-            getattr(tensor.contents, FIELDS[datatype]).extend(array.ravel().tolist())
-    feeds = decode(request, artifact, with_keys(schema, ("customer_id",))).feeds
-    assert feeds.keys() == {"x"}
-    assert sent_arrays(feeds)["customer_id"].tolist() == [7, 8]
-    with pytest.raises(SchemaMismatch, match="customer_id"):
-        decode(request, artifact, schema)
 
 
 @pytest.mark.parametrize("is_raw", [True, False])

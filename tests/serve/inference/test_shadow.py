@@ -1,13 +1,11 @@
 """Shadows are compared, captured and bounded, and never delay a response."""
 
 import errno
-import math
 import os
 import threading
-from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -182,34 +180,23 @@ def test_a_shadow_whose_rows_depend_on_each_other_sees_each_request_alone(serve,
     assert shadowed(server, "rows", agreement="same") == 50
 
 
-@dataclass
 class Slow:
-    """A version that waits for an event before it computes."""
+    """A version that waits for an event before it computes, and refuses 13."""
 
-    model: Predictor
-    go_on: threading.Event
-    runs: int = 0
-    queue_seconds: float = 0.0
-    unavailable_reason: str = ""
+    def __init__(self, model: Predictor) -> None:
+        self.model = model
+        self.go_on = threading.Event()
+        self.runs = 0
 
-    def __post_init__(self) -> None:
-        self.artifact = self.model.artifact
-        self.schema = self.model.schema
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
 
-    def run(
-        self, feeds: Feeds, outputs: Sequence[str] | None = None, deadline: float = math.inf
-    ) -> dict[str, Array]:
+    def run(self, feeds: Feeds, *others: Any) -> dict[str, Array]:
         self.runs += 1
         self.go_on.wait(60)
-        return self.model.run(feeds, outputs, deadline)
-
-    def prediction(
-        self, outputs: Mapping[str, Array], of_table: bool = False
-    ) -> Array | dict[str, Array]:
-        return self.model.prediction(outputs)
-
-    def limit_values(self, most: int, batch_rows: int = 1) -> None:
-        self.model.limit_values(most, batch_rows)
+        if (feeds["X"] == 13).any():
+            raise InferenceError("13 is refused")
+        return self.model.run(feeds, *others)
 
 
 @pytest.fixture
@@ -218,7 +205,7 @@ def slow(serve, bias_folders):
     server = serve(bias_folders["1"], bias_folders["2"])
     variant = server.repository.select_variant("e")
     (shadow,) = variant.shadows
-    predictor = Slow(shadow.loaded.predictor, threading.Event())
+    predictor = Slow(shadow.loaded.predictor)
     shadow = replace(shadow, loaded=replace(shadow.loaded, predictor=predictor))
     yield server, replace(variant, shadows=(shadow,)), predictor
     predictor.go_on.set()
@@ -274,17 +261,8 @@ def test_copies_are_dropped_and_counted_if_no_thread_can_start(slow, shadows, mo
     compared(server, 1)
 
 
-def test_copy_that_fails_does_not_affect_others(slow, shadows, tmp_path, monkeypatch):
+def test_copy_that_fails_does_not_affect_others(slow, shadows, tmp_path):
     server, variant, predictor = slow
-    model = predictor.model
-
-    class Picky:
-        def run(self, feeds: Feeds, *others: Any) -> dict[str, Array]:
-            if (feeds["X"] == 13).any():
-                raise InferenceError("13 is refused")
-            return model.run(feeds, *others)
-
-    monkeypatch.setattr(predictor, "model", Picky())
     opened = shadows()
     offer(opened, variant, [0])
     wait_until(lambda: predictor.runs == 1, what="the first run")

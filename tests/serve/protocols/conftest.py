@@ -13,7 +13,6 @@ from tests.support.models import parse_graph
 from tests.support.servers import opened, variant
 from tests.support.waiting import wait_until
 
-
 PAIR = """
 pair (float[N,2] a, int64[N] b) => (float[N,2] scaled, int64[N] more) \
 <float[1] two = {2.0}, int64[1] one = {1}> {

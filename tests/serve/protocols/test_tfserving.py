@@ -35,16 +35,21 @@ def ask(server, path, document=None, method="POST", **headers):
 
 
 ROWS = [[[1, 2], [3, 4]], [[5, 6], [7, 8]]]
-DOUBLED = [[[2, 4], [6, 8]], [[10, 12], [14, 16]]]
+BY_COLUMN = {"doubled": [[[2, 4], [6, 8]], [[10, 12], [14, 16]]], "total": [10, 26]}
+BY_ROW = [dict(zip(BY_COLUMN, row, strict=True)) for row in zip(*BY_COLUMN.values(), strict=True)]
 
 
-def test_rows_are_answered_row_by_row_and_columns_by_columns(server):
-    rows = [{"doubled": DOUBLED[0], "total": 10}, {"doubled": DOUBLED[1], "total": 26}]
-    columns = {"doubled": DOUBLED, "total": [10, 26]}
-    assert ask(server, "tensor:predict", {"instances": ROWS}) == (200, {"predictions": rows})
-    assert ask(server, "tensor:predict", {"instances": [{"image": row} for row in ROWS]})[0] == 200
-    assert ask(server, "tensor:predict", {"inputs": ROWS}) == (200, {"outputs": columns})
-    assert ask(server, "tensor:predict", {"inputs": {"image": ROWS}}) == (200, {"outputs": columns})
+@pytest.mark.parametrize(
+    ("document", "answer"),
+    [
+        ({"instances": ROWS}, {"predictions": BY_ROW}),
+        ({"instances": [{"image": row} for row in ROWS]}, {"predictions": BY_ROW}),
+        ({"inputs": ROWS}, {"outputs": BY_COLUMN}),
+        ({"inputs": {"image": ROWS}}, {"outputs": BY_COLUMN}),
+    ],
+)
+def test_rows_are_answered_row_by_row_and_columns_by_columns(server, document, answer):
+    assert ask(server, "tensor:predict", document) == (200, answer)
 
 
 @pytest.mark.parametrize(
@@ -88,12 +93,9 @@ def test_base64_is_undone_wherever_it_stands(document):
 
 @pytest.mark.parametrize("chosen", ["/versions/2", "/labels/challenger", "/labels/next"])
 def test_a_version_is_chosen_by_number_or_label(server, chosen):
-    assert ask(server, f"single{chosen}:predict", {"instances": [[1, 2, 3]]}) == (
-        200,
-        {"predictions": [[2006]]},
-    )
-    status, document = ask(server, f"single{chosen}", method="GET")
-    assert status == 200
+    predicted = ask(server, f"single{chosen}:predict", {"instances": [[1, 2, 3]]})
+    assert predicted == (200, {"predictions": [[2006]]})
+    _, document = ask(server, f"single{chosen}", method="GET")
     assert [entry["version"] for entry in document["model_version_status"]] == ["2"]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.serve.messages import RawRequest
+from mlflow_deploy_plugin.serve.protocols import large_json
 from tests.support.bodies import v2_tensor
 from tests.support.handling import handle
 from tests.support.servers import opened, variant
@@ -19,10 +20,16 @@ SIX = np.arange(1, 7, dtype="<f4").tobytes()
 HEADER_LENGTH = "inference-header-content-length"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory, model_folders):
+@pytest.fixture(scope="module", params=[large_json.LARGE_BYTES, 0], ids=["exact", "fast"])
+def server(request, tmp_path_factory, model_folders):
+    """A server that reads requests by the exact reader, or as large ones."""
     variants = {kind: {"v": variant(folder, "7")} for kind, folder in model_folders.items()}
-    with opened(tmp_path_factory.mktemp("v2") / "state", variants) as server:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        opened(tmp_path_factory.mktemp("v2") / "state", variants) as server,
+    ):
+        patch.setattr(large_json, "LARGE_BYTES", request.param)
+        patch.setattr(large_json, "_COLUMN_BYTES", 1)
         yield server
 
 

@@ -46,19 +46,22 @@ def session(tmp_path):
     return open_session(tmp_path / "two.onnx")
 
 
+def assert_equal(bound, session, inputs, *names):
+    plain = session.run(names, inputs)
+    for array, expected in zip(bound.run(names, inputs), plain, strict=True):
+        np.testing.assert_array_equal(array, expected, strict=True)
+
+
 def test_the_answers_are_those_of_a_plain_run_in_any_order_of_shapes(session):
     bound = GraphSession(session, PLACEMENT)
     results = []
     for rows in (1, 8, 1, 3, 8, 0, 3):
         inputs = feeds(rows)
-        results.append((bound.run(NAMES, inputs), session.run(NAMES, inputs)))
-        results.append((bound.run(["total"], inputs), session.run(["total"], inputs)))
-    for computed, plain in results:
-        # Compare at the end, to detect that a later run has overwritten an earlier
-        # answer.
-        for array, expected in zip(computed, plain, strict=True):
-            assert array.dtype == expected.dtype
-            np.testing.assert_array_equal(array, expected)
+        for names in (NAMES, ["total"]):
+            results += zip(bound.run(names, inputs), session.run(names, inputs), strict=True)
+    # Compare at the end, to detect that a later run has overwritten an earlier answer.
+    for array, expected in results:
+        np.testing.assert_array_equal(array, expected, strict=True)
 
 
 def test_many_threads_do_not_read_each_others_buffers(session):
@@ -73,20 +76,15 @@ def test_many_threads_do_not_read_each_others_buffers(session):
 
 
 def test_inputs_need_not_be_contiguous(session):
-    inputs: dict[str, np.ndarray] = {
-        "x": np.asfortranarray(random.random((5, 4), dtype=np.float32)),
-        "k": np.arange(10)[::2],
-    }
-    np.testing.assert_array_equal(
-        GraphSession(session, PLACEMENT).run(["y"], inputs)[0], session.run(["y"], inputs)[0]
-    )
+    x = np.asfortranarray(random.random((5, 4), dtype=np.float32))
+    inputs = {"x": x, "k": np.arange(10)[::2]}
+    assert_equal(GraphSession(session, PLACEMENT), session, inputs, "y")
 
 
 def test_shapes_above_the_limit_run_without_a_graph(session):
     bound = GraphSession(session, PLACEMENT)
     for rows in range(1, MAX_GRAPHS + 3):
-        inputs = feeds(rows)
-        np.testing.assert_array_equal(bound.run(["total"], inputs), session.run(["total"], inputs))
+        assert_equal(bound, session, feeds(rows), "total")
     assert len(bound._graphs) == MAX_GRAPHS
 
 
@@ -97,11 +95,9 @@ def test_a_shape_whose_capture_failed_runs_without_a_graph(session, monkeypatch)
     bound = GraphSession(session, PLACEMENT)
     with monkeypatch.context() as patch:
         patch.setattr(CudaGraph, "run", fail)
-        given = feeds(3)
-        np.testing.assert_array_equal(bound.run(["y"], given)[0], session.run(["y"], given)[0])
+        assert_equal(bound, session, feeds(3), "y")
     monkeypatch.setattr(CudaGraph, "__init__", fail)  # A second attempt is an error.
-    given = feeds(3)
-    np.testing.assert_array_equal(bound.run(["y"], given)[0], session.run(["y"], given)[0])
+    assert_equal(bound, session, feeds(3), "y")
 
 
 def test_a_model_that_is_placed_so_runs_through_it(tmp_path):

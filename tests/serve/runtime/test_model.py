@@ -234,7 +234,7 @@ WRAPPED = {
     ("graph", "section", "limits", "fitting", "refused"),
     [
         (
-            "g (float[?,1] x) => (float[batch,3] y) <float[1,3] w = {1, 2, 3}> { y = MatMul(x, w) }",
+            WIDE.replace("N,1", "?,1").replace("N,3", "batch,3"),
             WRAPPED,
             (12,),
             (4, 1),
