@@ -69,7 +69,7 @@ def flights(served):
     ],
     ids=["frame", "arrow", "arrays", "lists", "series", "records", "rows", "a form of MLflow's"],
 )
-def test_rows_of_every_kind_get_the_same_prediction(flights, rows):
+def test_all_kinds_of_rows_get_equal_predictions(flights, rows):
     prediction = flights.predict(rows, request_id="r-1")
 
     assert values_of(prediction) == ["yes", "no"]
@@ -83,7 +83,7 @@ def test_one_record_is_one_row(flights):
     assert values_of(flights.predict(FRAME.iloc[0].to_dict())) == ["yes"]
 
 
-def test_an_array_is_the_models_tensor_and_several_outputs_come_by_their_names(served):
+def test_array_gets_outputs_by_name(served):
     images = np.arange(8, dtype=np.float32).reshape(2, 2, 2)
 
     prediction = Client(served("images")).predict(images)
@@ -94,11 +94,11 @@ def test_an_array_is_the_models_tensor_and_several_outputs_come_by_their_names(s
         np.asarray(prediction)
 
 
-def test_columns_without_names_are_known_by_their_position(flights):
+def test_columns_without_names_are_positional(flights):
     assert values_of(flights.predict(FRAME.set_axis(range(4), axis=1))) == ["yes", "no"]
 
 
-def test_a_graph_answers_the_outputs_that_predict_leaves_out(flights, served):
+def test_infer_answers_all_outputs(flights, served):
     every = flights.infer(COLUMNS).values
     subset = flights.infer(COLUMNS, ["probabilities"]).values
     image = Client(served("images"), "images").infer({"image": np.ones((1, 2, 2), np.float32)})
@@ -117,7 +117,7 @@ def test_a_graph_answers_the_outputs_that_predict_leaves_out(flights, served):
         ([{"a": object()}], "the input cannot be sent as JSON"),
     ],
 )
-def test_rows_that_cannot_be_sent_are_refused_before_anybody_is_asked(rows, message):
+def test_unsendable_rows_are_refused(rows, message):
     with pytest.raises(InvalidRequest) as refused:
         Client("http://127.0.0.1:1").predict(rows)
     assert refused.value.message.startswith(message)
@@ -128,7 +128,7 @@ def test_rows_that_cannot_be_sent_are_refused_before_anybody_is_asked(rows, mess
     ("labels", "taken"),
     [(["yes", "no"], 2), (FRAME["late"], 2), ({1: None}, 1), ("yes", 1), (np.float32(0.5), 1)],
 )
-def test_labels_are_sent_to_the_prediction_that_they_are_of(flights, labels, taken):
+def test_labels_reach_their_prediction(flights, labels, taken):
     def accepted():
         page = requests.get(f"{flights.url}/metrics", timeout=10).text
         counted = re.findall(r'feedback_labels_total\{.*outcome="accepted".*\} (.+)', page)
@@ -142,17 +142,17 @@ def test_labels_are_sent_to_the_prediction_that_they_are_of(flights, labels, tak
     assert flights.feedback(prediction.id, labels) == taken
 
 
-def test_a_prediction_without_an_id_takes_no_labels(flights):
+def test_prediction_without_id_takes_no_labels(flights):
     with pytest.raises(InvalidRequest, match="X-Prediction-Id"):
         flights.feedback(Prediction(np.ones(1)), [1])
 
 
-def test_a_dtype_without_a_datatype_is_refused(flights):
+def test_dtype_without_datatype_is_refused(flights):
     with pytest.raises(InvalidRequest, match="complex128"):
         flights.infer({"x": np.ones(1, complex)})
 
 
-def test_metadata_and_readiness_are_those_of_the_endpoint(flights, served):
+def test_metadata_and_readiness_are_per_endpoint(flights, served):
     images = Client(served("images"), "images")
     other = Client(served("images"), "other")
     absent = Client(f"http://127.0.0.1:{find_free_port()}", retries=FAST)
@@ -166,7 +166,7 @@ def test_metadata_and_readiness_are_those_of_the_endpoint(flights, served):
         absent.predict([[1]])
 
 
-def test_the_name_of_the_endpoint_is_asked_for_where_a_key_may_not_read_the_index(scripted):
+def test_hidden_index_needs_the_endpoint_name(scripted):
     server = scripted((403, {}, b'{"message": "the key shop is for infer"}', 0))
     with pytest.raises(ScopeMissing, match="the key shop is for infer") as refused:
         Client(server.url).infer({"x": np.zeros((1, 1), np.float32)})
@@ -188,7 +188,7 @@ def test_an_explanation_has_arrays(scripted):
 
 
 @pytest.mark.parametrize("only_json", [False, True])
-def test_a_server_that_knows_no_arrow_is_asked_in_json_from_then_on(scripted, only_json):
+def test_server_without_arrow_is_asked_in_json(scripted, only_json):
     server = scripted(*[(415, {}, b'{"detail": "no"}', 0.0)] * (not only_json), OK)
     client = Client(server.url, only_json=only_json)
 
@@ -201,7 +201,7 @@ def test_a_server_that_knows_no_arrow_is_asked_in_json_from_then_on(scripted, on
     assert orjson.loads(server.asked[-1][2]) == {"inputs": [[1.0, 1.0]]}
 
 
-def test_a_call_says_when_its_rows_happened_and_who_asks(scripted):
+def test_call_sends_event_time_and_headers(scripted):
     server = scripted(OK)
     client = Client(server.url, headers={"Authorization": "Bearer x"})
 
@@ -222,7 +222,7 @@ def test_a_call_says_when_its_rows_happened_and_who_asks(scripted):
     ],
     ids=["dates", "mixed types", "objects"],
 )
-def test_rows_without_an_arrow_column_type_are_sent_as_json(scripted, column, values):
+def test_rows_without_arrow_type_are_json(scripted, column, values):
     server = scripted(OK)
     Client(server.url).predict(pd.DataFrame({"a": column}))
     assert orjson.loads(server.asked[0][2]) == {
@@ -230,21 +230,21 @@ def test_rows_without_an_arrow_column_type_are_sent_as_json(scripted, column, va
     }
 
 
-def test_tensors_of_several_lengths_are_sent_as_json(scripted):
+def test_tensors_of_several_lengths_are_json(scripted):
     server = scripted(OK)
     Client(server.url).predict({"a": np.ones(2), "b": np.ones(1)})
     assert orjson.loads(server.asked[0][2]) == {"inputs": {"a": [1.0, 1.0], "b": [1.0]}}
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_busy_server_is_asked_again(scripted, status):
+def test_busy_server_is_asked_again(scripted, status):
     server = scripted((status, {}, b"{}", 0.0), (status, {"Retry-After": "0"}, b"{}", 0.0), OK)
 
     assert values_of(Client(server.url, retries=FAST).predict([[1]])) == [1.5]
     assert len(server.asked) == 3
 
 
-def test_the_last_attempt_raises_the_servers_error(scripted):
+def test_last_attempt_raises_the_server_error(scripted):
     server = scripted((429, {"Retry-After": "0"}, b'{"message": "at most 5 a second"}', 0.0))
 
     with pytest.raises(TooManyRequests, match="5 a second"):
@@ -252,7 +252,7 @@ def test_the_last_attempt_raises_the_servers_error(scripted):
     assert len(server.asked) == 4
 
 
-def test_a_retry_after_beyond_the_timeout_is_not_waited_for(scripted):
+def test_retry_after_beyond_the_timeout_is_raised(scripted):
     server = scripted((503, {"Retry-After": "60"}, b'{"error": "loading"}', 0.0))
 
     with pytest.raises(NotReady, match="loading") as refused:
@@ -263,7 +263,7 @@ def test_a_retry_after_beyond_the_timeout_is_not_waited_for(scripted):
 
 
 @pytest.mark.parametrize("status", [500, 502, 301])
-def test_a_request_that_may_have_been_computed_is_not_sent_again(scripted, status):
+def test_computed_request_is_not_repeated(scripted, status):
     server = scripted((status, {}, b"<html>", 0.0))
 
     with pytest.raises(OnnxserveError, match=f"status {status}.*no JSON") as refused:
@@ -272,7 +272,7 @@ def test_a_request_that_may_have_been_computed_is_not_sent_again(scripted, statu
     assert len(server.asked) == 1
 
 
-def test_a_server_that_does_not_answer_in_time_is_not_asked_again(scripted):
+def test_timed_out_request_is_not_repeated(scripted):
     server = scripted((*OK[:3], 60.0))
 
     with pytest.raises(DeadlineExceeded, match=r"http://.*/invocations within 0\.2 s"):
@@ -284,7 +284,7 @@ def test_a_server_that_does_not_answer_in_time_is_not_asked_again(scripted):
 @pytest.mark.parametrize(
     ("status", "error"), [(401, Unauthenticated), (403, ScopeMissing), (404, NotFound)]
 )
-def test_a_refusal_is_the_error_of_its_status(scripted, status, error):
+def test_refusal_is_the_error_of_its_status(scripted, status, error):
     server = scripted((status, {"X-Request-Id": "r-9"}, b'{"error": "no"}', 0.0))
     with pytest.raises(error, match="no") as refused:
         Client(server.url).predict([[1]])
@@ -303,7 +303,7 @@ def test_a_refusal_is_the_error_of_its_status(scripted, status, error):
     ],
     ids=["predict", "infer", "explain", "metadata", "index"],
 )
-def test_an_answer_in_another_form_is_an_error_of_this_package(scripted, ask):
+def test_answer_of_unknown_form_is_an_error(scripted, ask):
     kinds = {
         "text/html": b"<html>",
         "application/json": b"[[1]]",
@@ -324,7 +324,7 @@ def test_an_answer_in_another_form_is_an_error_of_this_package(scripted, ask):
 
 
 @pytest.mark.parametrize("request_id", ["a\nb", "→"])
-def test_an_id_that_no_header_can_have_is_refused(flights, request_id):
+def test_invalid_request_id_is_refused(flights, request_id):
     with pytest.raises(InvalidRequest, match="cannot be sent"):
         flights.predict([{"carrier": "AA"}], request_id=request_id)
 
@@ -332,12 +332,12 @@ def test_an_id_that_no_header_can_have_is_refused(flights, request_id):
 @pytest.mark.parametrize(
     "url", ["localhost:8123", "ftp://x", "http://", "", "http://[x", "http://x:99999"]
 )
-def test_a_url_has_a_scheme_and_a_host(url):
+def test_invalid_url_is_refused(url):
     with pytest.raises(InvalidConfig, match="http://HOST:PORT is expected"):
         Client(url)
 
 
-def test_pauses_double_up_to_a_bound_and_follow_retry_after():
+def test_pauses_double_and_follow_retry_after():
     policy = RetryPolicy(first_pause_seconds=1, max_pause_seconds=5)
     generator = random.Random(1)
 
@@ -356,7 +356,7 @@ def test_threads_share_a_client(flights):
     assert answers == [["yes", "no"]] * 40
 
 
-def test_asyncio_asks_many_at_once(served):
+def test_asyncio_client_asks_concurrently(served):
     async def ask():
         async with AsyncClient(served("flights"), timeout_seconds=20) as client:
             assert await client.ready()
@@ -372,7 +372,7 @@ def test_asyncio_asks_many_at_once(served):
 
 
 @pytest.mark.long
-def test_a_client_outlives_the_server_that_it_has_a_connection_to(serve, tmp_path, free_port):
+def test_client_survives_a_server_restart(serve, tmp_path, free_port):
     model = mixed_model(tmp_path / "flights")
     arguments = (str(model), "-p", str(free_port))
     with Client(f"http://127.0.0.1:{free_port}") as client:
@@ -385,7 +385,7 @@ def test_a_client_outlives_the_server_that_it_has_a_connection_to(serve, tmp_pat
             client.predict(FRAME)
 
 
-def test_a_client_imports_neither_mlflow_nor_pandas():
+def test_client_imports_neither_mlflow_nor_pandas():
     heavy = "{'mlflow', 'pandas', 'flask', 'pyarrow'}"
     code = (
         f"import sys, mlflow_deploy_plugin.serve.client.client; print({heavy} & set(sys.modules))"

@@ -55,7 +55,7 @@ def holds_grpcio(pid):
     return "cygrpc" in Path(f"/proc/{pid}/maps").read_text()
 
 
-def test_a_worker_without_the_port_has_not_imported_grpcio(tmp_path, endpoints):
+def test_worker_without_the_port_has_no_grpcio(tmp_path, endpoints):
     with calling(tmp_path, endpoints, grpc_port=None) as called:
         assert not holds_grpcio(worker_pids(called)[0])
 
@@ -81,7 +81,7 @@ def test_two_workers_share_the_port(tmp_path, endpoints):
 
 @pytest.mark.long
 @pytest.mark.parametrize("worker_class", ["fast", "gthread"])
-def test_a_call_in_flight_is_answered_when_the_server_ends(tmp_path, endpoints, worker_class):
+def test_call_in_flight_is_answered_at_shutdown(tmp_path, endpoints, worker_class):
     """The model waits 1.5 s for a partial batch; a second call on the connection shows
     that the first has arrived.
     """
@@ -98,7 +98,7 @@ def test_a_call_in_flight_is_answered_when_the_server_ends(tmp_path, endpoints, 
         assert called.http.process.wait(20) == 0
 
 
-def test_idle_streams_and_connections_do_not_delay_the_end(tmp_path, endpoints):
+def test_idle_streams_do_not_delay_shutdown(tmp_path, endpoints):
     answered = threading.Event()
     serving = calling(tmp_path, endpoints, graceful_timeout_seconds=60)
     with serving as called, called.client() as client:
@@ -110,7 +110,7 @@ def test_idle_streams_and_connections_do_not_delay_the_end(tmp_path, endpoints):
         client.stop_stream(cancel_requests=True)
 
 
-def test_calls_are_answered_by_the_threads_that_there_are(serve_here, endpoints, monkeypatch):
+def test_calls_are_answered_without_new_threads(serve_here, endpoints, monkeypatch):
     start = threading.Thread.start
 
     def start_no_other_of_ours(thread):
@@ -127,7 +127,7 @@ def test_calls_are_answered_by_the_threads_that_there_are(serve_here, endpoints,
     end(listener)
 
 
-def test_who_watches_the_health_hears_how_it_is_and_of_the_end(tmp_path, endpoints):
+def test_health_watchers_hear_of_shutdown(tmp_path, endpoints):
     unknown = b"\x08\x03"
     serving = b"\x08\x01"
     not_serving = b"\x08\x02"
@@ -148,7 +148,7 @@ def test_who_watches_the_health_hears_how_it_is_and_of_the_end(tmp_path, endpoin
         assert called.http.process.wait(30) == 0
 
 
-def test_watchers_that_leave_give_their_places_back(tmp_path, endpoints):
+def test_cancelled_watchers_free_their_places(tmp_path, endpoints):
     with calling(tmp_path, endpoints) as called, grpc.insecure_channel(called.address) as channel:
         watch = channel.unary_stream("/grpc.health.v1.Health/Watch")
 
@@ -169,7 +169,7 @@ def test_watchers_that_leave_give_their_places_back(tmp_path, endpoints):
         wait_until(has_room, 10, "a place is free")
 
 
-def test_a_client_that_hears_nothing_does_not_delay_the_end(tmp_path, endpoints):
+def test_stopped_client_does_not_delay_shutdown(tmp_path, endpoints):
     code = "import grpc, os, signal, sys; channel = grpc.insecure_channel(sys.argv[1]);"
     code += "grpc.channel_ready_future(channel).result(60); os.kill(os.getpid(), signal.SIGSTOP)"
     with calling(tmp_path, endpoints, graceful_timeout_seconds=60) as called:
@@ -200,7 +200,7 @@ def test_messages_beyond_the_limit_are_refused(tmp_path, endpoints):
         assert stub.ModelInfer(CALL).outputs
 
 
-def test_the_port_speaks_tls_where_the_server_does(serve_here, endpoints, tmp_path):
+def test_port_uses_the_tls_of_the_server(serve_here, endpoints, tmp_path):
     files = {name: str(tmp_path / f"{name}.pem") for name in ("certfile", "keyfile")}
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
     command += " -subj /CN=localhost -addext subjectAltName=DNS:localhost"
@@ -215,7 +215,7 @@ def test_the_port_speaks_tls_where_the_server_does(serve_here, endpoints, tmp_pa
     end(listener)
 
 
-def test_a_call_of_any_method_has_its_line_in_the_log(serve_here, endpoints, caplog):
+def test_calls_of_all_methods_are_logged(serve_here, endpoints, caplog):
     listener, port = listening(serve_here(endpoints), logs_requests=True)
     unload = service_pb2.RepositoryModelUnloadRequest(model_name="tensor")
     with caplog.at_level("INFO"), grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -231,7 +231,7 @@ def test_a_call_of_any_method_has_its_line_in_the_log(serve_here, endpoints, cap
     ]
 
 
-def test_a_missing_certificate_is_a_config_error(serve_here, endpoints, tmp_path):
+def test_missing_certificate_is_a_config_error(serve_here, endpoints, tmp_path):
     missing = str(tmp_path / "none.pem")
     with pytest.raises(InvalidConfig, match="No such file"):
         listening(serve_here(endpoints), certfile=missing, keyfile=missing)

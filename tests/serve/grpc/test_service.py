@@ -24,7 +24,7 @@ def ask_tensor(client, **more):
     return client.infer("tensor", [tensor("image", IMAGE)], **more)
 
 
-def test_server_and_models_tell_of_themselves(client):
+def test_server_and_models_have_metadata(client):
     assert (client.is_server_live(), client.is_server_ready()) == (True, True)
     targets = ("mixed", ""), ("mixed", "7"), ("mixed", "8"), ("none", "")
     assert [client.is_model_ready(*target) for target in targets] == [True, True, False, False]
@@ -50,7 +50,7 @@ def test_typed_contents_are_answered_in_kind(called):
     ]
 
 
-def test_every_answer_says_who_gave_it(called):
+def test_answer_names_its_model_and_request(called):
     request = message("tensor", raw_input_contents=[IMAGE.tobytes()], id="from the body")
     with called.stub() as stub:
         answer, call = stub.ModelInfer.with_call(request, metadata=[("x-request-id", "mine")])
@@ -65,7 +65,7 @@ def test_every_answer_says_who_gave_it(called):
     assert dict(refused.value.trailing_metadata())["x-model-version"] == "7"
 
 
-def test_many_calls_at_once_get_their_own_answers(called):
+def test_concurrent_calls_get_their_own_answers(called):
     with called.stub() as stub:
         calls = [
             stub.ModelInfer.future(
@@ -79,7 +79,7 @@ def test_many_calls_at_once_get_their_own_answers(called):
             assert answer.raw_output_contents[0] == ((IMAGE + number) * 2).tobytes()
 
 
-def test_a_stream_is_answered_in_order_and_outlives_an_error(client):
+def test_stream_is_answered_in_order_despite_an_error(client):
     """Triton marks each final response: github.com/triton-inference-server/server,
     docs/user_guide/decoupled_models.md.
     """
@@ -117,7 +117,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("fields", "code"), REFUSED.values(), ids=REFUSED)
-def test_an_invalid_call_gets_its_error_and_the_next_call_is_answered(called, fields, code):
+def test_invalid_call_gets_its_status(called, fields, code):
     raw = {"raw_input_contents": [IMAGE.tobytes()]}
     with called.stub() as stub:
         with pytest.raises(grpc.RpcError) as refused:
@@ -136,7 +136,7 @@ def test_an_invalid_call_gets_its_error_and_the_next_call_is_answered(called, fi
         ("Guess", "UNIMPLEMENTED"),
     ],
 )
-def test_bytes_that_are_no_message_are_refused(called, method, code):
+def test_bytes_without_message_form_are_refused(called, method, code):
     with (
         grpc.insecure_channel(called.address) as channel,
         pytest.raises(grpc.RpcError) as refused,
@@ -145,7 +145,7 @@ def test_bytes_that_are_no_message_are_refused(called, method, code):
     assert refused.value.code().name == code
 
 
-def test_a_call_without_a_message_is_refused(called):
+def test_call_without_message_is_refused(called):
     with (
         grpc.insecure_channel(called.address) as channel,
         pytest.raises(grpc.RpcError, match="no message") as refused,
@@ -154,7 +154,7 @@ def test_a_call_without_a_message_is_refused(called):
     assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_a_timeout_that_has_passed_is_answered_without_computing(client):
+def test_passed_timeout_exceeds_the_deadline(client):
     with pytest.raises(InferenceServerException) as refused:
         ask_tensor(client, timeout=1)
     assert refused.value.status() == "StatusCode.DEADLINE_EXCEEDED"
@@ -174,11 +174,11 @@ def test_a_timeout_that_has_passed_is_answered_without_computing(client):
         ({"timeout": -1}, 1.0, -1),
     ],
 )
-def test_the_deadline_of_a_call_is_a_timeout_unless_that_is_shorter(said, seconds_left, timeout):
+def test_deadline_of_a_call_is_its_timeout(said, seconds_left, timeout):
     assert with_deadline(said, seconds_left).get("timeout") == timeout
 
 
-def test_grpc_s_own_health_check_is_answered(called):
+def test_standard_health_check_is_answered(called):
     with grpc.insecure_channel(called.address) as channel:
         check = channel.unary_unary("/grpc.health.v1.Health/Check")
         assert check(b"") == check(b"\x0a\x1einference.GRPCInferenceService") == b"\x08\x01"
@@ -187,7 +187,7 @@ def test_grpc_s_own_health_check_is_answered(called):
         assert refused.value.code() == grpc.StatusCode.NOT_FOUND
 
 
-def test_the_client_reads_the_repository_index_statistics_and_config(client):
+def test_client_reads_index_statistics_and_config(client):
     ask_tensor(client)
     index = client.get_model_repository_index().models
     assert {("tensor", "7", "READY"), ("mixed", "7", "READY")} <= {

@@ -92,7 +92,7 @@ def test_a_key_has_its_own_limit(keyed):
         "/grpc.health.v1.Health/Watch",
     ],
 )
-def test_strangers_who_send_nothing_keep_no_caller_out(keyed, path):
+def test_silent_strangers_block_no_caller(keyed, path):
     is_over = threading.Event()
 
     def nothing():
@@ -114,7 +114,7 @@ def test_strangers_who_send_nothing_keep_no_caller_out(keyed, path):
 @pytest.mark.parametrize(
     "path", ["/inference.GRPCInferenceService/ServerLive", "/grpc.health.v1.Health/Check"]
 )
-def test_all_health_checks_that_come_at_once_are_answered(keyed, path):
+def test_concurrent_health_checks_are_answered(keyed, path):
     with grpc.insecure_channel(keyed.address) as channel:
         check = channel.unary_unary(path)
         assert [call.code() for call in [check.future(b"", timeout=20) for _ in range(60)]] == [

@@ -44,7 +44,7 @@ def test_a_call_is_open_until_it_ends():
     calls.drain()
 
 
-def test_one_stream_too_many_is_refused_until_another_ends():
+def test_stream_beyond_the_bound_is_refused():
     calls = OpenCalls(1, 60.0)
     with (
         calls.stream(Call()),
@@ -56,7 +56,7 @@ def test_one_stream_too_many_is_refused_until_another_ends():
         calls.drain()
 
 
-def test_a_drained_server_cancels_idle_streams_and_takes_no_more_messages():
+def test_drained_server_cancels_idle_streams():
     calls = OpenCalls(1, 60.0)
     call = Call()
     waits = threading.Event()
@@ -78,7 +78,7 @@ def test_a_drained_server_cancels_idle_streams_and_takes_no_more_messages():
     assert list(calls.receive_each(Call(), iter([b"third"]))) == []
 
 
-def test_a_message_that_does_not_arrive_ends_its_call():
+def test_missing_message_ends_its_call():
     now = [0.0]
     calls = OpenCalls(1, 5.0, clock=lambda: now[0])
     call = Call()

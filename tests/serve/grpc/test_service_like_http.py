@@ -41,7 +41,7 @@ def limited(tmp_path_factory, model_folders):
         yield called
 
 
-def test_a_caller_has_its_rate_over_both_together(limited):
+def test_rate_is_shared_with_http(limited):
     one = [("x-key", "one")]
     with limited.stub() as stub:
         for _ in range(3):
@@ -58,7 +58,7 @@ def test_a_caller_has_its_rate_over_both_together(limited):
     assert post(limited, "one").status_code == 429
 
 
-def test_requests_in_flight_are_bounded_over_both_together(limited):
+def test_concurrency_is_shared_with_http(limited):
     """Concurrent requests wait until a batch is full, which takes longer than sending
     them.
     """
@@ -74,9 +74,7 @@ def test_requests_in_flight_are_bounded_over_both_together(limited):
 
 
 @pytest.mark.long
-def test_answers_are_kept_captured_and_traced_as_those_of_http(
-    tmp_path, model_folders, monkeypatch
-):
+def test_answers_are_cached_captured_and_traced(tmp_path, model_folders, monkeypatch):
     metadata = [
         ("traceparent", f"00-{TRACE}-{PARENT}-01"),
         ("x-request-id", "mine"),

@@ -32,7 +32,7 @@ def test_endpoints_are_unloaded_loaded_and_added(serve, model_folders):
 
 
 @pytest.mark.long
-def test_a_server_that_may_not_be_changed_says_so(serve, model_folders):
+def test_unload_needs_explicit_control(serve, model_folders):
     port = free_port()
     serve(
         str(model_folders["single"]), "--name", "first", "-C", f"server.grpc_port={port}"

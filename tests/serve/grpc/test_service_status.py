@@ -23,11 +23,11 @@ from mlflow_deploy_plugin.serve.grpc.service import address_of, code_of, metadat
         (errors.DeviceUnavailable, "INTERNAL"),
     ],
 )
-def test_every_error_has_its_code(error, code):
+def test_errors_have_their_codes(error, code):
     assert code_of(error("what was wrong")).name == code
 
 
-def test_metadata_is_in_lower_case_and_visible_ascii():
+def test_metadata_is_lower_case_ascii():
     metadata = metadata_of(
         {"X-Model-Name": "Flüge 100%", "Retry-After": "1", "traceparent": "00-a-b-01"}
     )
@@ -47,5 +47,5 @@ def test_metadata_is_in_lower_case_and_visible_ascii():
         ("unix:", ""),
     ],
 )
-def test_the_peer_s_address_is_read(peer, address):
+def test_peer_address_is_parsed(peer, address):
     assert address_of(peer) == address

@@ -79,7 +79,7 @@ def request_of(array, datatype, is_raw):
 
 @settings(max_examples=150)
 @given(st.data(), st.sampled_from(sorted(DTYPES)), st.booleans())
-def test_tensors_survive_a_round_trip(data, datatype, is_raw):
+def test_tensors_round_trip(data, datatype, is_raw):
     is_raw = is_raw or datatype == "FP16"
     array = data.draw(elements(datatype))
     artifact, schema = model_of(array)
@@ -106,7 +106,7 @@ def test_tensors_survive_a_round_trip(data, datatype, is_raw):
     st.sampled_from(sorted(DTYPES)),
     st.lists(st.integers(-2, 2**62), max_size=4),
 )
-def test_no_message_brings_anything_but_our_errors(noise, datatype, shape):
+def test_random_message_is_decoded_or_refused(noise, datatype, shape):
     artifact, schema = model_of(np.zeros((1, 2), DTYPES[datatype]))
     request = messages.ModelInferRequest(
         inputs=[{"name": "x", "datatype": datatype, "shape": shape}], raw_input_contents=[noise]
@@ -123,7 +123,7 @@ def test_no_message_brings_anything_but_our_errors(noise, datatype, shape):
         ("UINT8", 256, "UINT8"),
     ],
 )
-def test_a_typed_value_beyond_its_datatype_is_named(datatype, value, words):
+def test_value_beyond_its_datatype_is_named(datatype, value, words):
     array = np.array([[1, value]])
     artifact, schema = model_of(array.astype(DTYPES[datatype]))
     with pytest.raises(InvalidRequest, match=f"element 1 .*{value}.*{words}"):
@@ -156,7 +156,7 @@ def part(**contents):
         ({"outputs": [{"name": "y", "parameters": SHARED}]}, "shared_memory_region"),
     ],
 )
-def test_a_request_that_contradicts_itself_is_refused(fields, words):
+def test_contradictory_request_is_refused(fields, words):
     request = {"inputs": [part(fp32_contents=[1.0, 2.0])], **fields}
     with pytest.raises(InvalidRequest, match=words):
         decode(messages.ModelInferRequest(**request), *model_of(ONE))
@@ -186,14 +186,14 @@ def test_unknown_fields_around_typed_values_are_ignored(datatype):
     ],
     ids=["nothing", "varint", "64 bits", "bytes", "group", "32 bits"],
 )
-def test_a_message_of_too_many_fields_is_refused_whatever_stands_first(first):
+def test_message_with_too_many_fields_is_refused(first):
     empty_input = b"\x2a\x00"
     assert len(read_message(messages.ModelInferRequest, first + 3 * empty_input).inputs) == 3
     with pytest.raises(InvalidRequest, match="100000 inputs"):
         read_message(messages.ModelInferRequest, first + (MAX_FIELDS + 1) * empty_input)
 
 
-def test_a_typed_text_with_invalid_utf_8_is_named():
+def test_text_with_invalid_utf8_is_named():
     texts = np.array([["a", "b"]], dtype=object)
     request = request_of(texts, "BYTES", is_raw=False)
     request.inputs[0].contents.bytes_contents[1] = b"\xff"
@@ -201,14 +201,14 @@ def test_a_typed_text_with_invalid_utf_8_is_named():
         decode(request, *model_of(texts))
 
 
-def test_empty_contents_with_raw_bytes_are_ignored_as_mlservers_client_sends_them():
+def test_empty_contents_beside_bytes_are_ignored():
     request = request_of(ONE, "FP32", is_raw=True)
     request.inputs[0].contents.SetInParent()
     assert request.inputs[0].HasField("contents")
     np.testing.assert_array_equal(decode(request, *model_of(ONE)).feeds["x"], ONE)
 
 
-def test_an_input_in_shared_memory_is_named_even_if_other_inputs_have_bytes():
+def test_input_in_shared_memory_is_refused():
     """Triton's client then sends bytes only for the other inputs."""
     request = request_of(ONE, "FP32", is_raw=True)
     shared = request.inputs.add(name="shared", datatype="FP32", shape=[1, 2])
@@ -218,7 +218,7 @@ def test_an_input_in_shared_memory_is_named_even_if_other_inputs_have_bytes():
 
 
 @pytest.mark.parametrize("is_raw", [True, False])
-def test_bytes_of_a_column_of_bytes_become_base64(is_raw):
+def test_binary_column_becomes_base64(is_raw):
     columns = (Column("x", "string", is_binary=True),)
     schema = FrameSchema(columns, (), (Input("x", "str", (-1,), ("x",)),))
     request = messages.ModelInferRequest()

@@ -45,7 +45,7 @@ def auth(tmp_path, clock, uptime):
     return Authenticator(tmp_path, WITH_KEYS, clock=clock, monotonic=uptime)
 
 
-def test_the_first_requests_of_two_threads_both_know_the_keys(auth, monkeypatch):
+def test_first_concurrent_requests_know_the_keys(auth, monkeypatch):
     read = auth._read_keys
     barrier = threading.Barrier(3)
     go_on = threading.Event()
@@ -63,7 +63,7 @@ def test_the_first_requests_of_two_threads_both_know_the_keys(auth, monkeypatch)
         assert [caller.result().name for caller in callers] == ["ops", "ops"]
 
 
-def test_keys_that_cannot_be_read_leave_those_of_before(auth, uptime, tmp_path, caplog):
+def test_unreadable_keys_keep_the_previous_ones(auth, uptime, tmp_path, caplog):
     assert auth.require(bearer("ops"), "read").name == "ops"
     (tmp_path / KEYS).write_text('{"keys": ')
     for _ in range(2):
@@ -72,7 +72,7 @@ def test_keys_that_cannot_be_read_leave_those_of_before(auth, uptime, tmp_path, 
     assert ["cannot be read" in record.getMessage() for record in caplog.records] == [True]
 
 
-def test_keys_that_cannot_be_read_keep_no_other_file_from_being_read(auth, tmp_path):
+def test_unreadable_keys_do_not_disable_the_local_key(auth, tmp_path):
     (tmp_path / KEYS).write_text('{"keys": ')
     make_local_key(tmp_path)
     assert auth.require(bearer((tmp_path / LOCAL_KEY).read_text()), "admin").name == "this machine"
@@ -90,11 +90,11 @@ def basic(text):
     "headers",
     [bearer("ops"), {"authorization": "bearer  ops "}, basic("anybody:ops"), basic(":ops")],
 )
-def test_a_key_comes_as_bearer_or_as_a_password(auth, headers):
+def test_key_may_be_bearer_or_password(auth, headers):
     assert auth.require(headers, "read").name == "ops"
 
 
-def test_long_user_names_with_a_key_take_no_memory(auth):
+def test_long_user_names_take_no_memory(auth):
     auth.require(bearer("ops"), "read")
     tracemalloc.start()
     for number in range(500):
@@ -118,7 +118,7 @@ def test_long_user_names_with_a_key_take_no_memory(auth):
     ],
     ids=repr,
 )
-def test_a_request_without_a_key_learns_how_to_send_one(auth, headers):
+def test_request_without_a_key_is_refused(auth, headers):
     with pytest.raises(Unauthenticated, match="onnxserve keys create") as refused:
         auth.require(headers, "read")
     assert "ops" not in refused.value.message, "a part of what may be a key"
@@ -133,7 +133,7 @@ def test_a_request_without_a_key_learns_how_to_send_one(auth, headers):
         ("shop", "infer", None),
     ],
 )
-def test_a_key_for_something_else_is_refused(auth, key, scope, endpoint):
+def test_key_of_another_scope_is_refused(auth, key, scope, endpoint):
     with pytest.raises(ScopeMissing, match=f"'{key}'"):
         auth.require(bearer(key), scope, endpoint)
 
@@ -150,7 +150,7 @@ def holds(auth, key, endpoint="flights"):
     ("key", "certificate", "missing"),
     [("shop", "", "client certificate"), ("", "laptop", "key"), ("", "", "client certificate")],
 )
-def test_a_key_and_a_certificate_are_both_required(tmp_path, key, certificate, missing):
+def test_key_and_certificate_are_both_required(tmp_path, key, certificate, missing):
     write_keys(tmp_path, {"shop": KeyEntry(name="shop", scopes=("infer",))})
     make_local_key(tmp_path)
     auth = Authenticator(tmp_path, WITH_CERTIFICATES.model_copy(update={"api_keys": True}))
@@ -161,7 +161,7 @@ def test_a_key_and_a_certificate_are_both_required(tmp_path, key, certificate, m
         auth.require(bearer(key) if key else {}, "infer", certificate=certificate)
 
 
-def test_a_certificate_replaces_the_key(tmp_path):
+def test_certificate_replaces_the_key(tmp_path):
     auth = Authenticator(tmp_path, WITH_CERTIFICATES)
     entry = auth.require({}, "admin", certificate="laptop")
     assert (entry.name, entry.counted_as) == ("laptop", "a certificate")
@@ -169,23 +169,21 @@ def test_a_certificate_replaces_the_key(tmp_path):
         auth.require(bearer("nobody"), "infer")
 
 
-def test_an_expired_key_holds_no_more(auth, clock):
+def test_expired_key_is_refused(auth, clock):
     assert holds(auth, "shop")
     clock.now += 60
     with pytest.raises(Unauthenticated, match=r"'shop' .*expired"):
         auth.require(bearer("shop"), "infer", "flights")
 
 
-def test_new_keys_are_seen_within_a_second_and_revoked_ones_are_gone(auth, uptime, tmp_path):
+def test_key_changes_are_seen_within_a_second(auth, uptime, tmp_path):
     assert (holds(auth, "shop"), holds(auth, "new")) == (True, False)
     write_keys(tmp_path, {"new": KeyEntry(name="new", scopes=("infer",))})
     uptime.now += 1
     assert (holds(auth, "shop"), holds(auth, "new")) == (False, True)
 
 
-def test_a_revoked_key_is_gone_within_a_second_though_the_clock_was_set_back(
-    auth, clock, uptime, tmp_path
-):
+def test_revocation_survives_a_clock_set_back(auth, clock, uptime, tmp_path):
     assert holds(auth, "shop")
     clock.now -= 3600
     write_keys(tmp_path, {})
@@ -193,7 +191,7 @@ def test_a_revoked_key_is_gone_within_a_second_though_the_clock_was_set_back(
     assert not holds(auth, "shop")
 
 
-def test_without_a_keys_file_only_readers_of_the_folder_are_allowed(tmp_path):
+def test_only_the_local_key_works_without_keys(tmp_path):
     assert not holds(Authenticator(tmp_path, WITH_KEYS), "shop")
     make_local_key(tmp_path)
     key = tmp_path / "local.key"
@@ -231,7 +229,7 @@ def token(key=SIGNING, kid="monday", algorithm="ES256", **claims):
     )
 
 
-def test_a_token_allows_the_actions_in_its_scope(of_issuer):
+def test_token_allows_its_scope(of_issuer):
     sent = bearer(token())
     for _ in range(2):  # The key is verified once and then cached.
         # No key has this name.
@@ -249,7 +247,7 @@ def test_a_token_allows_the_actions_in_its_scope(of_issuer):
         ({"onnxserve_endpoints": []}, "infer", "flights", "this needs infer"),
     ],
 )
-def test_a_token_for_something_else_is_refused(of_issuer, claims, scope, endpoint, words):
+def test_token_of_another_scope_is_refused(of_issuer, claims, scope, endpoint, words):
     with pytest.raises(ScopeMissing, match=words):
         of_issuer.require(bearer(token(**claims)), scope, endpoint)
 
@@ -271,7 +269,7 @@ def test_a_token_for_something_else_is_refused(of_issuer, claims, scope, endpoin
         ({"onnxserve_endpoints": "flights"}, "not lists of names"),
     ],
 )
-def test_a_token_that_does_not_hold_is_refused_with_the_reason(of_issuer, changed, message):
+def test_invalid_claim_or_signature_is_refused(of_issuer, changed, message):
     with pytest.raises(Unauthenticated, match=message):
         of_issuer.require(bearer(token(**changed)), "infer")
 
@@ -282,24 +280,24 @@ def test_a_token_that_does_not_hold_is_refused_with_the_reason(of_issuer, change
     [10**400, -(10**400), math.nan, math.inf, -math.inf, True, False, "soon", "9" * 400, [], {}],
     ids=repr,
 )
-def test_a_token_whose_time_is_not_a_number_of_seconds_is_refused(of_issuer, claim, seconds):
+def test_token_without_numeric_times_is_refused(of_issuer, claim, seconds):
     with pytest.raises(Unauthenticated, match="not valid"):
         of_issuer.require(bearer(token(**{claim: seconds})), "infer")
 
 
-def test_a_token_may_give_its_times_with_fractions(of_issuer):
+def test_token_times_may_have_fractions(of_issuer):
     now = time.time()
     entry = of_issuer.require(bearer(token(exp=now + 60.5, nbf=now - 0.5, iat=now - 0.5)), "infer")
     assert entry.expires_at == now + 90.5
 
 
 @pytest.mark.parametrize("sent", ["a.b.c", "..", "é.é.é", "eyJhbGciOiJFUzI1NiJ9.e30.x"])
-def test_an_invalid_token_is_refused(of_issuer, sent):
+def test_malformed_token_is_refused(of_issuer, sent):
     with pytest.raises(Unauthenticated):
         of_issuer.require(bearer(sent), "infer")
 
 
-def test_a_token_expires_though_it_is_remembered(tmp_path, of_issuer, clock):
+def test_cached_token_expires(tmp_path, of_issuer, clock):
     clock.now = time.time()
     auth = Authenticator(tmp_path, WITH_TOKENS, clock=clock)
     sent = bearer(token())
@@ -309,7 +307,7 @@ def test_a_token_expires_though_it_is_remembered(tmp_path, of_issuer, clock):
         auth.require(sent, "infer")
 
 
-def test_before_the_keys_of_the_issuer_are_fetched_callers_get_not_ready(tmp_path):
+def test_callers_wait_for_issuer_keys(tmp_path):
     with pytest.raises(
         NotReady, match="not been fetched"
     ):  # Its client may retry with the same token.

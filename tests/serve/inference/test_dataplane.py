@@ -68,14 +68,14 @@ def sample(server, name, **labels):
     return sum(float(line.rsplit(" ", 1)[1]) for line in series)
 
 
-def test_by_default_a_cpu_neither_batches_nor_caches(serve):
+def test_cpu_neither_batches_nor_caches_by_default(serve):
     server = serve()
     assert server.repository.select_variant("e").loaded.batcher is None
     assert "X-Cache" not in ask(server).headers
     assert sample(server, "onnxserve_batch_rows_count", endpoint="e") == 1
 
 
-def test_many_callers_are_joined_and_each_has_its_own_answer(serve):
+def test_batched_callers_get_their_own_answers(serve):
     server = serve(max_batch_size=16, max_queue_delay_microseconds=20_000)
 
     def one(number):
@@ -92,7 +92,7 @@ def test_many_callers_are_joined_and_each_has_its_own_answer(serve):
 
 
 @pytest.mark.parametrize("batching", [{}, {"max_batch_size": 8}], ids=["alone", "batched"])
-def test_a_request_that_comes_too_late_is_answered_with_504_and_not_computed(serve, batching):
+def test_late_request_is_not_computed(serve, batching):
     server = serve(default_timeout_microseconds=1_000_000, **batching)
     runs = sample(server, "onnxserve_batch_rows_count", endpoint="e")
 
@@ -103,7 +103,7 @@ def test_a_request_that_comes_too_late_is_answered_with_504_and_not_computed(ser
     assert infer(server).outputs["y"].tolist() == [[1003.0]]
 
 
-def test_a_caller_may_ask_for_less_time_over_v2(serve):
+def test_v2_request_may_shorten_its_timeout(serve):
     server = serve(max_batch_size=8)
     late = ask(server, v2(timeout=1), "/v2/models/e/infer")
     assert (late.status, "deadline passed" in orjson.loads(late.body)["error"]) == (504, True)
@@ -112,13 +112,13 @@ def test_a_caller_may_ask_for_less_time_over_v2(serve):
 
 
 @pytest.mark.parametrize("timeout", [-1, 1.5, "soon", True, [1]])
-def test_a_timeout_that_is_none_is_the_callers_mistake(serve, timeout):
+def test_invalid_timeout_is_refused(serve, timeout):
     server = serve()
     with pytest.raises(InvalidRequest, match="number of microseconds"):
         infer(server, parameters={"timeout": timeout})
 
 
-def test_only_a_refused_row_is_not_captured_again_for_a_repeated_request(serve):
+def test_repeated_refusal_is_captured_once(serve):
     server = serve(max_batch_size=8)
     assert ask(server, {"dataframe_records": [{"a": "x"}]}, x_onnxserve_repeated="1").status == 400
     assert ask(server, v2(timeout=1), "/v2/models/e/infer", x_onnxserve_repeated="1").status == 504
@@ -127,7 +127,7 @@ def test_only_a_refused_row_is_not_captured_again_for_a_repeated_request(serve):
 
 
 @pytest.mark.parametrize("batch", [1, 8])
-def test_a_captured_failure_has_its_id_time_and_a_bounded_reason(serve, batch):
+def test_captured_failure_has_id_time_and_reason(serve, batch):
     server = serve(max_batch_size=batch)
     headers = {"x_request_id": "bad", "x_event_time": "2013-07-01T12:30:00Z"}
     name = "a" * 100_000
@@ -185,7 +185,7 @@ LINES = {"content_type": "application/jsonl"}
         ("/invocations", {}, b"{", None),
     ],
 )
-def test_a_failure_keeps_its_code_its_message_and_the_column(
+def test_captured_failure_has_code_message_and_column(
     serve_here, model_folders, path, headers, body, column
 ):
     server = serve_here({"e": {"e": variant(model_folders["mixed"])}})
@@ -201,9 +201,7 @@ def test_a_failure_keeps_its_code_its_message_and_the_column(
 @pytest.mark.parametrize(
     "hidden", [{"drop": ["carrier"]}, {"mask": ["carrier"]}, {"mask": ["prediction", "carrier"]}]
 )
-def test_where_columns_are_hidden_a_failure_keeps_its_code_and_its_column_without_any_value(
-    serve_here, model_folders, hidden
-):
+def test_captured_failure_has_no_hidden_value(serve_here, model_folders, hidden):
     server = serve_here({"e": {"e": variant(model_folders["mixed"])}}, **hidden)
     bodies: list[tuple[Any, dict[str, str], str | None]] = [
         ({"dataframe_records": [{**FLIGHT, "carrier": 4711_4711_4711}]}, {}, "carrier"),
@@ -222,7 +220,7 @@ def test_where_columns_are_hidden_a_failure_keeps_its_code_and_its_column_withou
     assert not any(value in captured for value in (b"471147114711", b"far away", b"secret"))
 
 
-def test_an_answer_from_the_cache_is_captured_and_counted_as_any_other(serve):
+def test_cached_answer_is_captured_and_counted(serve):
     server = serve(response_cache_bytes=1_000_000)
 
     answers = [ask(server), ask(server), ask(server, v2(), "/v2/models/e/infer")]
@@ -236,7 +234,7 @@ def test_an_answer_from_the_cache_is_captured_and_counted_as_any_other(serve):
     assert outputs == [[[1006.0]]] * 3
 
 
-def test_two_folders_of_one_name_do_not_answer_for_each_other(serve_here, bias_folders, tmp_path):
+def test_cache_distinguishes_folders_of_one_name(serve_here, bias_folders, tmp_path):
     endpoints = {}
     for name, number in ("a1", "b2"):
         folder = shutil.copytree(bias_folders[number], tmp_path / name / "model")
@@ -258,7 +256,7 @@ def test_random_answers_are_not_cached(serve_here, tmp_path):
     assert "X-Cache" not in answers[1].headers
 
 
-def test_limits_answer_429_with_retry_after_and_leave_other_views_alone(serve):
+def test_rate_limit_answers_429_only_for_predictions(serve):
     server = serve(rate_limit="2/minute", rate_limit_header="X-API-Key")
 
     answers = [ask(server, x_api_key=key) for key in ("k", "k", "k", "other")]
@@ -271,7 +269,7 @@ def test_limits_answer_429_with_retry_after_and_leave_other_views_alone(serve):
     assert sample(server, "onnxserve_refused_requests_total", reason="rate") == 1
 
 
-def test_requests_in_flight_are_limited_and_counted_back_whatever_becomes_of_them(serve):
+def test_failed_requests_leave_the_concurrency_limit(serve):
     server = serve(max_concurrent_requests=1)
     for _ in range(3):
         assert ask(server, {"nonsense": 1}).status == 400
@@ -284,7 +282,7 @@ def test_requests_in_flight_are_limited_and_counted_back_whatever_becomes_of_the
     assert ask(server).status == 200
 
 
-def test_a_version_that_is_swapped_out_finishes_its_requests(serve, bias_folders, tmp_path):
+def test_replaced_version_finishes_its_requests(serve, bias_folders, tmp_path):
     server = serve(max_batch_size=4)
     stop = threading.Event()
     answers: list[tuple[str, Any]] = []
@@ -337,7 +335,7 @@ def ask_later(server, path, body, **headers):
 
 
 @pytest.mark.parametrize(("path", "body"), BODIES)
-def test_an_event_loop_gets_the_answer_that_a_thread_gets(serve, path, body):
+def test_event_loop_and_thread_answers_are_equal(serve, path, body):
     server = serve(max_batch_size=8, max_concurrent_requests=1)
 
     ask_later(server, path, body)
@@ -352,9 +350,7 @@ def test_an_event_loop_gets_the_answer_that_a_thread_gets(serve, path, body):
     assert sample(server, "onnxserve_requests_total", status=str(plain.status)) == 3
 
 
-def test_an_answer_that_finds_no_memory_for_its_compressed_form_holds_up_no_other(
-    serve, monkeypatch
-):
+def test_compression_without_memory_answers_503(serve, monkeypatch):
     monkeypatch.setitem(encodings._ENCODERS, "gzip", lambda body: raise_it(MemoryError()))
     server = serve(max_batch_size=8)
     large = {"dataframe_records": [ROW] * 3000}
@@ -374,21 +370,19 @@ def test_an_answer_that_finds_no_memory_for_its_compressed_form_holds_up_no_othe
         ({"max_batch_size": 8, "response_cache_bytes": 10_000}, "/predict", {}),
     ],
 )
-def test_requests_that_cannot_be_batched_are_not_answered_on_the_event_loop(
-    serve, fields, path, headers
-):
+def test_unbatchable_requests_leave_the_event_loop(serve, fields, path, headers):
     assert ask_later(serve(**fields), path, ROW, **headers) is None
 
 
 @pytest.mark.redis
-def test_an_event_loop_does_not_wait_for_redis(serve, redis_url, monkeypatch):
+def test_event_loop_does_not_wait_for_redis(serve, redis_url, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_REDIS_URL", redis_url)
     server = serve(max_batch_size=8, rate_limit="2/minute", response_cache_bytes=0)
     assert ask_later(server, "/predict", ROW) is None
     assert [ask(server, ROW, "/predict").status for _ in range(3)] == [200, 200, 429]
 
 
-def test_an_event_loop_is_limited_as_threads_are(serve):
+def test_event_loop_is_rate_limited(serve):
     server = serve(max_batch_size=8, rate_limit="1/minute")
     answers = [ask_later(server, "/predict", ROW) for _ in range(2)]
     assert [answer.status for answer in answers if answer] == [200, 429]
@@ -396,7 +390,7 @@ def test_an_event_loop_is_limited_as_threads_are(serve):
     assert int(answers[1].headers["Retry-After"]) >= 1
 
 
-def test_the_threads_of_a_batcher_end_with_its_version(serve, bias_folders, tmp_path):
+def test_batcher_threads_end_with_their_version(serve, bias_folders, tmp_path):
     server = serve(max_batch_size=8)
     assert ask_later(server, "/predict", ROW)
     batcher = server.repository.select_variant("e").loaded.batcher

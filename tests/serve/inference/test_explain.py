@@ -111,7 +111,7 @@ def split(columns):
     return {"dataframe_split": {"columns": list(columns), "data": rows}}
 
 
-def test_the_contributions_of_a_linear_model_are_its_weights_times_the_distance_from_the_mean(
+def test_linear_contributions_are_exact(
     server,
 ):
     rows = np.array([[1.0, 2.0, 3.0], [-4.0, 0.5, 0.0]], dtype="float32")
@@ -140,7 +140,7 @@ def test_the_contributions_of_a_linear_model_are_its_weights_times_the_distance_
     assert answer.headers["X-Model-Version"] == "1"
 
 
-def test_the_log_odds_of_trees_are_explained_exactly(server):
+def test_tree_contributions_are_exact(server):
     rows = TREE_ROWS[:4]
     answer = explain(server, "trees", rows.tolist())
     assert answer.status_code == 200, answer.text
@@ -151,7 +151,7 @@ def test_the_log_odds_of_trees_are_explained_exactly(server):
     assert told == {"outputs": [1], "method": "tree", "link": "logit", "max_evals": None}
 
 
-def test_kserves_client_asks_by_its_own_path(server):
+def test_kserve_path_is_answered(server):
     rows = {"instances": [[1.0, 2.0, 3.0]]}
     answers = [
         explain(server, "linear", json=rows, path=path)
@@ -162,7 +162,7 @@ def test_kserves_client_asks_by_its_own_path(server):
     assert list(answers[2].json()) == ["error"]
 
 
-def test_columns_of_all_types_share_out_the_probability_of_each_class(server, tmp_path):
+def test_contributions_sum_to_class_probabilities(server, tmp_path):
     rows = rows_of_flights(3, 7)
     document = explain(server, "", json=split(rows), path="/explain").json()
 
@@ -178,7 +178,7 @@ def test_columns_of_all_types_share_out_the_probability_of_each_class(server, tm
     np.testing.assert_allclose(values[:, :, 0], -values[:, :, 1], atol=1e-6)
 
 
-def test_an_explanation_is_reproducible_and_independent_of_the_other_rows(server):
+def test_explanation_is_reproducible_for_each_row(server):
     rows = rows_of_flights(3, 9)
     alone = {name: column[1:2] for name, column in rows.items()}
 
@@ -193,7 +193,7 @@ def test_an_explanation_is_reproducible_and_independent_of_the_other_rows(server
     assert other.json()["max_evals"] == 9
 
 
-def test_several_numbers_a_row_are_explained_each_and_an_example_is_background_enough(server):
+def test_several_outputs_are_explained_by_an_example(server):
     document = explain(server, "wide", [[2.0, 2.0, 3.0]] * MOST_ROWS).json()
 
     assert document["outputs"] == [0, 1, 2]
@@ -204,7 +204,7 @@ def test_several_numbers_a_row_are_explained_each_and_an_example_is_background_e
     assert document["base_values"] == [[2.0, 4.0, 6.0]] * MOST_ROWS
 
 
-def test_a_caller_is_explained_by_the_variant_that_predicts_for_him(server):
+def test_sticky_caller_is_explained_by_its_variant(server):
     seen = set()
     for caller in range(8):
         rows = [[float(caller), 0.0, 0.0]]
@@ -217,7 +217,7 @@ def test_a_caller_is_explained_by_the_variant_that_predicts_for_him(server):
 
 
 @pytest.mark.parametrize("version", ["0", "1"])
-def test_the_version_that_gave_a_prediction_can_be_named(server, version):
+def test_explained_version_can_be_chosen(server, version):
     answer = explain(server, "sticky", [[1.0, 0.0, 0.0]], params={"version": version})
     assert answer.headers["X-Model-Version"] == version
 
@@ -236,15 +236,13 @@ def test_the_version_that_gave_a_prediction_can_be_named(server, version):
         ("sticky", [[1, 2, 3]], {"version": "7"}, 404, "'7'"),
     ],
 )
-def test_a_request_that_cannot_be_explained_gets_a_reason(
-    server, endpoint, rows, params, status, said
-):
+def test_unexplainable_request_is_refused(server, endpoint, rows, params, status, said):
     answer = explain(server, endpoint, rows, params=params)
     assert answer.status_code == status
     assert said in answer.json()["message"]
 
 
-def test_the_workers_stay_light_and_the_request_is_counted_by_its_own_name(server):
+def test_explanation_is_counted_and_computed_aside(server):
     assert explain(server, "linear", [[1, 2, 3]]).status_code == 200
 
     labels = ('endpoint="linear"', 'protocol="explain"', 'status="200"')

@@ -43,7 +43,7 @@ def clock():
     return Clock(1000.0)
 
 
-def test_one_request_too_many_is_refused_until_another_has_left():
+def test_request_beyond_concurrency_is_refused():
     refused: list[str] = []
     two = RequestLimits(max_concurrent_requests=2, count_refused=refused.append)
     two.acquire()
@@ -60,7 +60,7 @@ def test_one_request_too_many_is_refused_until_another_has_left():
     two.acquire()
 
 
-def test_requests_in_flight_are_never_more_than_the_limit():
+def test_threads_never_exceed_concurrency():
     five = RequestLimits(max_concurrent_requests=5)
     inside: list[int] = []
     counts = []
@@ -80,7 +80,7 @@ def test_requests_in_flight_are_never_more_than_the_limit():
         five.acquire()
 
 
-def test_each_caller_has_the_rate_for_itself(clock):
+def test_each_caller_has_its_own_rate(clock):
     refused: list[str] = []
     limited = RequestLimits(rate="3/minute", count_refused=refused.append, **memory(3, 60, clock))
     for _ in range(3):
@@ -107,9 +107,7 @@ def test_each_caller_has_the_rate_for_itself(clock):
         ("no:address", "no:other", False),
     ],
 )
-def test_a_caller_has_one_rate_for_all_addresses_of_its_ipv6_network(
-    clock, first, second, is_one_caller
-):
+def test_ipv6_network_is_one_caller(clock, first, second, is_one_caller):
     limited = RequestLimits(rate="1/minute", **memory(1, 60, clock))
     limited.check_rates(sent(first), None)
 
@@ -118,7 +116,7 @@ def test_a_caller_has_one_rate_for_all_addresses_of_its_ipv6_network(
 
 
 @pytest.mark.parametrize("start", [0.0, 1000.0, 1019.5, 1059.9])
-def test_a_caller_that_waits_for_the_returned_seconds_may_ask_again(clock, start):
+def test_caller_may_ask_after_retry_after(clock, start):
     clock.now = start
     rate = MemoryRateLimiter(10, 60, clock)
     for _ in range(100):
@@ -129,7 +127,7 @@ def test_a_caller_that_waits_for_the_returned_seconds_may_ask_again(clock, start
         clock.now += 0.7
 
 
-def test_a_refused_request_is_let_go_once_it_is_answered(clock):
+def test_refused_request_is_released(clock):
     limited = RequestLimits(rate="1/minute", **memory(0, 60, clock))
 
     class Headers(dict[str, str]): ...
@@ -143,7 +141,7 @@ def test_a_refused_request_is_let_go_once_it_is_answered(clock):
     assert headers() is None
 
 
-def test_over_time_the_rate_passes_and_no_minute_has_twice_as_much(clock):
+def test_no_minute_has_twice_the_rate(clock):
     rate = MemoryRateLimiter(100, 60, clock)
     passed = []
     for _ in range(3000):
@@ -156,7 +154,7 @@ def test_over_time_the_rate_passes_and_no_minute_has_twice_as_much(clock):
     assert 400 <= len(passed) <= 600
 
 
-def test_a_header_names_the_caller_where_it_is_sent(clock):
+def test_header_identifies_the_caller(clock):
     limited = RequestLimits(rate="1/minute", rate_header="x-api-key", **memory(1, 60, clock))
     limited.check_rates(sent("192.0.2.1", "one"), None)
     limited.check_rates(sent("192.0.2.1", "two"), None)
@@ -167,7 +165,7 @@ def test_a_header_names_the_caller_where_it_is_sent(clock):
             limited.check_rates(sent("192.0.2.1", key), None)
 
 
-def test_a_key_has_limits_of_its_own_and_the_shorter_one_costs_no_quota(clock):
+def test_key_has_its_own_limits(clock):
     refused: list[str] = []
     amounts = {"2/second": (2, 1), "3/day": (3, 86400)}
     of_keys = RequestLimits(
@@ -191,9 +189,7 @@ def test_a_key_has_limits_of_its_own_and_the_shorter_one_costs_no_quota(clock):
     assert not of_keys.has_rate
 
 
-def test_clients_without_number_take_bounded_memory_and_one_that_goes_on_asking_is_not_forgotten(
-    clock, monkeypatch
-):
+def test_idle_clients_are_evicted_first(clock, monkeypatch):
     monkeypatch.setattr(limits, "MAX_CLIENTS", 100)
     rate = MemoryRateLimiter(1000, 60, clock)
     shared = share(FixedWindow(), "1000/minute", clock)
@@ -210,7 +206,7 @@ def test_clients_without_number_take_bounded_memory_and_one_that_goes_on_asking_
     ("text", "amount", "period"),
     [("100/minute", 100, 60), ("5 per 10 seconds", 5, 10), ("7/day", 7, 86400)],
 )
-def test_a_rate_is_read_in_the_words_of_the_limits_library(text, amount, period):
+def test_rate_is_parsed(text, amount, period):
     rate = open_rate_limiter(text, None)
     assert isinstance(rate, MemoryRateLimiter)
     assert rate.amount == amount
@@ -242,7 +238,7 @@ def share(redis, rate, clock):
     return SharedRateLimiter(parse(rate), redis, clock)
 
 
-def test_a_busy_client_is_counted_ahead_and_never_beyond_its_rate(clock):
+def test_busy_client_reserves_within_its_rate(clock):
     redis = FixedWindow()
     workers = [share(redis, "5000/minute", clock) for _ in range(3)]
     passed = 0
@@ -255,7 +251,7 @@ def test_a_busy_client_is_counted_ahead_and_never_beyond_its_rate(clock):
     assert len(redis.asked) < 30_000 / 20
 
 
-def test_a_slow_client_loses_nothing_to_reservations(clock):
+def test_slow_client_uses_its_whole_rate(clock):
     redis = FixedWindow()
     limiter = share(redis, "1000/hour", clock)
     answers = []
@@ -268,7 +264,7 @@ def test_a_slow_client_loses_nothing_to_reservations(clock):
 
 
 @pytest.mark.parametrize(("burst", "pause"), [(5, 0.2), (12, 0.7), (40, 2.3)])
-def test_a_client_that_comes_in_bursts_within_its_rate_is_never_refused(clock, burst, pause):
+def test_bursts_within_the_rate_are_admitted(clock, burst, pause):
     redis = FixedWindow()
     workers = [share(redis, "2000/minute", clock) for _ in range(2)]
     sent = 0
@@ -282,7 +278,7 @@ def test_a_client_that_comes_in_bursts_within_its_rate_is_never_refused(clock, b
     assert sent <= redis.counted <= sent + 2 * 20
 
 
-def test_a_client_above_its_rate_does_not_keep_redis_busy(clock):
+def test_refused_client_asks_redis_rarely(clock):
     redis = FixedWindow()
     limiter = share(redis, "1/minute", clock)
     assert limiter(b"a") is None
@@ -295,7 +291,7 @@ def test_a_client_above_its_rate_does_not_keep_redis_busy(clock):
     assert len(redis.asked) <= 1 + 1000 * 0.001 / 0.1 + 1
 
 
-def test_a_limiter_does_not_wait_while_a_reservation_or_a_refusal_holds(clock):
+def test_reservation_and_refusal_need_no_redis(clock):
     redis = FixedWindow()
     limiter = share(redis, "300/minute", clock)
     waits = []
@@ -312,7 +308,7 @@ def test_a_limiter_does_not_wait_while_a_reservation_or_a_refusal_holds(clock):
     assert not limiter.may_wait(b"a")
 
 
-def test_limits_may_wait_where_one_of_their_limiters_does(clock):
+def test_limits_wait_if_a_limiter_does(clock):
     limiter = share(FixedWindow(), "300/minute", clock)
     limits = RequestLimits(
         rate="9/second",
@@ -324,7 +320,7 @@ def test_limits_may_wait_where_one_of_their_limiters_does(clock):
 
 
 @pytest.mark.redis
-def test_threads_of_several_workers_never_pass_more_than_the_rate(redis_url):
+def test_worker_threads_never_exceed_the_rate(redis_url):
     workers = [open_rate_limiter("2000/day", RedisRates(redis_url)) for _ in range(2)]
 
     def ask(worker):
@@ -337,7 +333,7 @@ def test_threads_of_several_workers_never_pass_more_than_the_rate(redis_url):
 
 
 @pytest.mark.redis
-def test_keys_share_their_limits_over_redis_within_a_workspace(redis_url, monkeypatch):
+def test_key_limits_are_shared_within_a_workspace(redis_url, monkeypatch):
     shop = KeyEntry(name="shop", scopes=("infer",), limits=("2/day",))
     for workspace in ("team-a", "team-b", ""):
         monkeypatch.setenv("MLFLOW_WORKSPACE", workspace)
@@ -360,7 +356,7 @@ def test_workers_share_a_rate_over_redis(redis_url):
     assert workers[0](b"another caller") is None
 
 
-def test_while_redis_is_away_everybody_passes_and_the_log_says_so(caplog, monkeypatch):
+def test_rate_limits_are_off_without_redis(caplog, monkeypatch):
     # Otherwise the thread that pings Redis would log in later tests that Redis is down.
     monkeypatch.setattr("redis.Redis.ping", lambda client: True)
     redis = RedisRates(f"redis://:secret@127.0.0.1:{free_port()}/0")

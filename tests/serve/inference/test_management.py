@@ -31,7 +31,7 @@ def server(tmp_path_factory, model_folders):
         yield server
 
 
-def test_the_index_has_every_version_and_why_there_is_none(server):
+def test_index_lists_versions_and_failures(server):
     wait_until(lambda: "broken" in server.repository.table, what="the last endpoint")
     ready = [
         {"name": name, "version": version, "state": "READY", "reason": ""}
@@ -45,12 +45,12 @@ def test_the_index_has_every_version_and_why_there_is_none(server):
 
 
 @pytest.mark.parametrize(("body", "ready"), [(b"", False), (b'{"ready":null}', False)])
-def test_an_index_request_may_be_empty(body, ready):
+def test_index_request_may_be_empty(body, ready):
     assert management.decode_index(body) is ready
     assert management.decode_index(b'{"ready": true}')
 
 
-def test_a_load_may_define_the_endpoint():
+def test_load_may_define_the_endpoint():
     assert management.endpoint_to_load("e", management.decode_parameters(b"")) is None
     by_uri = management.endpoint_to_load("e", {"model_uri": "models:/m/3"})
     assert by_uri is not None
@@ -69,24 +69,24 @@ def test_a_load_may_define_the_endpoint():
         "\x00",
     ],
 )
-def test_an_invalid_endpoint_config_is_refused_in_one_line(config):
+def test_invalid_endpoint_config_is_refused(config):
     with pytest.raises(InvalidConfig) as caught:
         management.endpoint_to_load("e", {"config": config})
     assert "\n" not in caught.value.message
 
 
-def test_tritons_own_configuration_is_refused_by_its_name():
+def test_triton_configuration_is_refused_by_name():
     with pytest.raises(InvalidConfig, match=r"ModelConfig.*name: Field"):
         management.endpoint_to_load("e", {"config": '{"backend": "onnxruntime"}'})
 
 
-def test_an_unload_accepts_the_parameters_of_tritons_client():
+def test_unload_accepts_triton_parameters():
     management.check_unload_parameters({"unload_dependents": False})
     with pytest.raises(InvalidRequest, match=r"'x' .*unload"):
         management.check_unload_parameters({"x": 1})
 
 
-def test_statistics_are_those_of_each_version_in_memory(server):
+def test_statistics_are_per_loaded_version(server):
     counts = {"requests": 5, "failures": 1, "rows": 40, "batches": 2}
     seconds = {"request_seconds": 0.5, "queue_seconds": 0.1, "compute_seconds": 0.2}
     counted = {
@@ -109,7 +109,7 @@ def test_statistics_are_those_of_each_version_in_memory(server):
             management.model_statistics(server, endpoint, version)
 
 
-def test_the_configuration_has_the_batch_in_its_dims_unless_requests_are_joined(server):
+def test_unbatched_configuration_has_batch_dims(server):
     config = management.triton_config(
         server.repository.select_variant("mixed"), ("7",), ServerSpec(workers=3)
     )
@@ -135,7 +135,7 @@ def test_the_configuration_has_the_batch_in_its_dims_unless_requests_are_joined(
     assert config["version_policy"] == {"specific": {"versions": [7]}}
 
 
-def test_where_requests_are_joined_the_batch_is_left_out(server):
+def test_batched_configuration_has_no_batch_dims(server):
     variant = server.repository.select_variant("mixed")
     policy = BatchPolicy(8, (4,), 100, max_queue_size=16)
     batcher = Batcher(variant.loaded.predictor.run, policy)
@@ -152,7 +152,7 @@ def test_where_requests_are_joined_the_batch_is_left_out(server):
     }
 
 
-def test_versions_without_numbers_have_no_policy_that_names_them(server):
+def test_version_policy_without_numbers_is_latest(server):
     versions = server.repository.versions("two")
     config = management.triton_config(
         server.repository.select_variant("two", "m-2"), versions, ServerSpec()

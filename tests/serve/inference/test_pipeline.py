@@ -33,20 +33,20 @@ def captured(server, tmp_path):
 @pytest.mark.parametrize(
     "given", ["0001-01-01T00:00:00+14:00", "0999-01-01T00:00:00Z", "9999-12-31T23:59:59-14:00"]
 )
-def test_an_event_time_that_the_inference_log_cannot_hold_is_refused(server, given):
+def test_event_time_out_of_range_is_refused(server, given):
     response = ask(server, x_event_time=given)
     assert response.status == 400
     assert "X-Event-Time" in json.loads(response.body)["message"]
 
 
-def test_an_answer_says_which_version_gave_it(server):
+def test_answer_names_its_version(server):
     response = ask(server, x_request_id="mine")
     assert response.status == 200
     assert response.headers.pop("X-Prediction-Id")
     assert response.headers == {"X-Request-Id": "mine", "X-Model-Name": "m", "X-Model-Version": "1"}
 
 
-def test_a_refused_request_says_which_version_refused_it(server):
+def test_refusal_names_its_version(server):
     response = ask(server, body=b"{}")
     assert response.status == 400
     assert {"X-Request-Id", "X-Model-Name", "X-Model-Version"} == set(response.headers)
@@ -59,7 +59,7 @@ def test_a_refused_request_says_which_version_refused_it(server):
         MemoryError(),
     ],
 )
-def test_want_of_memory_is_not_the_fault_of_the_request(server, scarce, monkeypatch):
+def test_lack_of_memory_answers_503(server, scarce, monkeypatch):
     monkeypatch.setattr(orjson, "loads", Mock(side_effect=scarce))
     response = ask(server)
     assert response.status == 503
@@ -70,13 +70,13 @@ def test_want_of_memory_is_not_the_fault_of_the_request(server, scarce, monkeypa
 
 
 @pytest.mark.parametrize("given", ["", "a" * 129, "a b", "a\nb", "ü"])
-def test_a_request_id_unfit_to_be_sent_back_is_replaced(server, given):
+def test_invalid_request_id_is_replaced(server, given):
     made = ask(server, x_request_id=given).headers["X-Request-Id"]
     assert made != given
     assert len(made) == 32
 
 
-def test_requests_are_captured_with_their_ids_and_times(server, tmp_path):
+def test_requests_are_captured_with_ids_and_times(server, tmp_path):
     first = ask(server, x_request_id="mine", x_event_time="2013-07-01T08:30:00.5-04:00")
     second = ask(server, "/endpoints/f/invocations", x_request_id="mine")
     assert json.loads(second.body) == {"predictions": [[2006.0]]}
@@ -103,16 +103,14 @@ def test_requests_are_captured_with_their_ids_and_times(server, tmp_path):
         (0.5, 20, 80),
     ],
 )
-def test_a_fraction_of_the_requests_is_captured(
-    serve_here, bias_folders, tmp_path, fraction, low, high
-):
+def test_fraction_of_requests_is_captured(serve_here, bias_folders, tmp_path, fraction, low, high):
     server = serve_here(one_endpoint(bias_folders["1"]), fraction=fraction)
     for _ in range(100):
         assert ask(server).status == 200
     assert low <= len(captured(server, tmp_path)) <= high
 
 
-def test_an_unexpected_error_is_logged_and_answered_without_details(server, monkeypatch, caplog):
+def test_unexpected_error_is_answered_without_details(server, monkeypatch, caplog):
     broken = Mock(side_effect=RuntimeError("secret"))
     monkeypatch.setattr(type(server.dataplane), "infer", broken)
     response = ask(server)
@@ -123,9 +121,7 @@ def test_an_unexpected_error_is_logged_and_answered_without_details(server, monk
     assert response.headers["X-Request-Id"] in caplog.text
 
 
-def test_a_loaded_version_is_asked_by_its_number_whatever_its_weight(
-    serve_here, bias_folders, tmp_path
-):
+def test_any_loaded_version_is_asked_by_number(serve_here, bias_folders, tmp_path):
     variants = {
         "champion": variant(bias_folders["1"]),
         "idle": variant(bias_folders["2"], "2", weight=0),
@@ -146,9 +142,7 @@ def test_a_loaded_version_is_asked_by_its_number_whatever_its_weight(
     assert [name for name in names if name != "shadow"] == ["champion", "idle"]
 
 
-def test_lines_with_more_values_than_may_be_answered_at_once_are_answered_in_smaller_pieces(
-    serve_here, model_folders, monkeypatch
-):
+def test_json_lines_are_answered_in_pieces(serve_here, model_folders, monkeypatch):
     monkeypatch.setattr(assembly, "_LEAST_VALUES", 1024)
     server = serve_here(one_endpoint(model_folders["mixed"]), {"max_body_bytes": 1024})
     request = RawRequest("POST", "/invocations", {"content-type": "application/jsonl"}, b"")
@@ -161,7 +155,7 @@ def test_lines_with_more_values_than_may_be_answered_at_once_are_answered_in_sma
     assert b"".join(reply.pieces) == b'"yes"\n"no"\n' * 1000
 
 
-def test_a_stream_that_fails_is_counted_and_captured_as_any_failure(server, tmp_path):
+def test_failed_stream_is_counted_and_captured(server, tmp_path):
     body = OpaqueBody("application/json", b'{"stream": true}', is_streamed=True)
     streamed = Protocol("invocations", lambda *_: DecodedRequest({}, Mock(), body=body))
     server.dataplane.stream = Mock(  # type: ignore[method-assign]
@@ -183,9 +177,7 @@ def test_a_stream_that_fails_is_counted_and_captured_as_any_failure(server, tmp_
         ([ClientDisconnected("gone")], []),  # The caller does not wait for a response.
     ],
 )
-def test_of_json_lines_a_piece_that_fails_is_captured_as_any_failure(
-    server, tmp_path, pieces, expected
-):
+def test_failed_piece_of_json_lines_is_captured(server, tmp_path, pieces, expected):
     def sent():
         for piece in pieces:
             if isinstance(piece, ClientDisconnected):

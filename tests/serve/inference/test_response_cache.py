@@ -29,7 +29,7 @@ def texts(*values):
     return np.array(values, dtype=object)
 
 
-def test_the_key_tells_everything_that_the_answer_depends_on():
+def test_key_depends_on_version_and_feeds():
     x = np.arange(4.0)
     every_feeds: list[dict[str, Any]] = [
         {"x": x},
@@ -56,11 +56,11 @@ def test_the_key_tells_everything_that_the_answer_depends_on():
     ],
     ids=["order", "strides"],
 )
-def test_the_key_ignores_order_and_layout(feeds, same):
+def test_key_ignores_order_and_layout(feeds, same):
     assert request_digest(VERSION, feeds) == request_digest(VERSION, same)
 
 
-def test_a_question_without_bytes_has_no_key():
+def test_feeds_without_bytes_have_no_key():
     assert request_digest(VERSION, {"x": texts("\ud800")}) is None
     assert request_digest(VERSION, {"x": np.array([{"a": 1}], dtype=object)}) is None
 
@@ -80,7 +80,7 @@ def test_cached_responses_are_read_only_copies():
     assert cache.get(b"k")
 
 
-def test_an_answer_is_kept_for_its_time():
+def test_answer_expires():
     clock = Clock(0.0)
     cache = MemoryCache(100_000, 60, clock)
     cache.put(b"k", {"y": np.zeros(1)})
@@ -91,7 +91,7 @@ def test_an_answer_is_kept_for_its_time():
     assert cache._bytes == 0
 
 
-def test_the_least_recently_used_goes_first_and_the_bound_holds():
+def test_least_recently_used_is_evicted_first():
     cache = MemoryCache(10_000, 60)
     for key in (b"0", b"1", b"2"):
         cache.put(key, {"y": np.zeros(250)})
@@ -106,7 +106,7 @@ def test_the_least_recently_used_goes_first_and_the_bound_holds():
 
 
 @pytest.mark.parametrize("array", [np.zeros(5000), texts({"a": 1})], ids=["large", "maps"])
-def test_some_answers_are_not_kept(array):
+def test_large_answers_and_maps_are_not_cached(array):
     cache = MemoryCache(10_000, 60)
     cache.put(b"k", {"y": array})
     assert cache.get(b"k") is None
@@ -122,7 +122,7 @@ def test_some_answers_are_not_kept(array):
         max_size=3,
     )
 )
-def test_numbers_come_back_as_they_were_packed(outputs):
+def test_numbers_round_trip(outputs):
     again = decode_outputs(encode_outputs(outputs) or b"")
     assert again is not None
     assert list(again) == list(outputs)
@@ -130,7 +130,7 @@ def test_numbers_come_back_as_they_were_packed(outputs):
         np.testing.assert_array_equal(again[name], array, strict=True)
 
 
-def test_texts_come_back_as_they_were_packed():
+def test_texts_round_trip():
     label = texts("ä", "").reshape(2, 1)
     again = decode_outputs(encode_outputs({"label": label}) or b"")
     assert again is not None
@@ -138,7 +138,7 @@ def test_texts_come_back_as_they_were_packed():
 
 
 @given(st.binary(max_size=60))
-def test_foreign_bytes_are_no_answer(content):
+def test_random_bytes_are_no_answer(content):
     assert not decode_outputs(content)
 
 
@@ -153,11 +153,11 @@ def test_foreign_bytes_are_no_answer(content):
         b"[1]",
     ],
 )
-def test_bytes_that_ask_for_objects_or_lie_about_a_shape_are_no_answer(layout):
+def test_hostile_layout_is_no_answer(layout):
     assert decode_outputs(len(layout).to_bytes(4, "little") + layout + bytes(8)) is None
 
 
-def test_no_bytes_no_cache():
+def test_cache_of_no_bytes_is_none():
     assert open_cache(0, 60, "redis://127.0.0.1:1/0") is None
     assert isinstance(open_cache(1, 60, ""), MemoryCache)
 
@@ -179,13 +179,13 @@ def test_workers_share_answers_over_redis(redis_url):
 
 
 @pytest.mark.redis
-def test_a_foreign_value_in_redis_is_ignored(redis_url):
+def test_foreign_value_in_redis_is_ignored(redis_url):
     cache = RedisCache(redis_url, 10_000, 60, print)
     cache._client.set(b"onnxserve:answer:foreign", b"\x80\x04cos\nsystem\n")
     assert cache.get(b"foreign") is None
 
 
-def test_without_redis_the_cache_misses_and_raises_no_error(caplog, monkeypatch):
+def test_cache_misses_without_redis(caplog, monkeypatch):
     # Otherwise the thread that pings Redis would log in later tests that Redis is down.
     monkeypatch.setattr("redis.Redis.ping", lambda client: True)
     cache = RedisCache(f"redis://:secret@127.0.0.1:{free_port()}/0", 10_000, 60, lambda: None)

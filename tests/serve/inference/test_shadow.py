@@ -88,7 +88,7 @@ def captured(place, variant):
     return [request for request in requests if request.record.variant == variant]
 
 
-def test_an_answer_is_compared_with_the_shadows_answer(serve, bias_folders):
+def test_answer_is_compared_with_the_shadow(serve, bias_folders):
     server = serve(bias_folders["1"], bias_folders["2"])
     response = predict(server, [1, 2, 3], [4, 5, 6])
     assert orjson.loads(response.body) == {"predictions": [[1006.0], [1015.0]]}
@@ -101,7 +101,7 @@ def test_an_answer_is_compared_with_the_shadows_answer(serve, bias_folders):
     assert b"onnxserve_shadow_rows_total{" in server.metrics.page()
 
 
-def test_the_shadows_rows_are_captured_under_the_ids_of_the_answer(serve, bias_folders):
+def test_shadow_rows_have_the_ids_of_the_answer(serve, bias_folders):
     server = serve(bias_folders["1"], bias_folders["2"], max_rows_per_request=1)
     response = predict(server, [1, 2, 3], [4, 5, 6])
     compared(server, 1)
@@ -117,7 +117,7 @@ def test_the_shadows_rows_are_captured_under_the_ids_of_the_answer(serve, bias_f
 
 
 @pytest.mark.parametrize("order", ["abc", "cba"], ids=["same schema", "converted feeds"])
-def test_the_shadows_rows_have_the_keys_of_the_request(serve, bias_folders, tmp_path, order):
+def test_shadow_rows_have_the_keys_of_the_request(serve, bias_folders, tmp_path, order):
     section = {
         "inputs": [graph_tensor("X", "float32", -1, 3, columns=[*order])],
         "outputs": [graph_tensor("y", "float32", -1, 1, role="values")],
@@ -134,7 +134,7 @@ def test_the_shadows_rows_have_the_keys_of_the_request(serve, bias_folders, tmp_
         assert sent(request) == {name: [value] for name, value in record.items()}
 
 
-def test_a_request_that_is_not_captured_has_no_shadow_row(serve, bias_folders):
+def test_uncaptured_request_has_no_shadow_row(serve, bias_folders):
     server = serve(bias_folders["1"], bias_folders["2"], fraction=0.5)
     for _ in range(30):
         predict(server, [1, 2, 3])
@@ -144,7 +144,7 @@ def test_a_request_that_is_not_captured_has_no_shadow_row(serve, bias_folders):
     assert 0 < len(shadows) < 30
 
 
-def test_a_shadow_that_refuses_the_input_has_failed(serve, bias_folders, model_folders, caplog):
+def test_refusing_shadow_counts_as_failed(serve, bias_folders, model_folders, caplog):
     server = serve(bias_folders["1"], model_folders["mixed"])
     assert predict(server, [1, 2, 3]).status == 200
     wait_until(lambda: shadowed(server, "requests", outcome="failed") == 1, what="the failure")
@@ -154,7 +154,7 @@ def test_a_shadow_that_refuses_the_input_has_failed(serve, bias_folders, model_f
     assert record.exc_info is None
 
 
-def test_batched_requests_are_each_compared_with_their_own_answer(serve, bias_folders, tmp_path):
+def test_batched_requests_are_compared_with_their_answers(serve, bias_folders, tmp_path):
     same = servers.single_model(tmp_path / "same", 1000.0)
     server = serve(bias_folders["1"], same, {"max_batch_size": 16})
     with ThreadPoolExecutor(8) as pool:
@@ -165,7 +165,7 @@ def test_batched_requests_are_each_compared_with_their_own_answer(serve, bias_fo
 
 
 @pytest.mark.parametrize("most", [1, 16])
-def test_a_shadow_whose_rows_depend_on_each_other_sees_each_request_alone(serve, tmp_path, most):
+def test_unbatchable_shadow_sees_each_request_alone(serve, tmp_path, most):
     mean = "mean (float[N,1] X) => (float[N,1] y) { m = ReduceMean(X) y = Sub(X, m) }"
     same = "same (float[N,1] X) => (float[N,1] y) { y = Sub(X, X) }"
     signature = columns(a="double")
@@ -239,7 +239,7 @@ def ids(tmp_path):
 
 
 @pytest.mark.parametrize("bound", [{"max_copies": 3}, {"max_bytes": 3 * 16}])
-def test_copies_beyond_the_queue_bound_are_dropped_and_counted(slow, shadows, tmp_path, bound):
+def test_copies_beyond_the_bound_are_dropped(slow, shadows, tmp_path, bound):
     server, variant, predictor = slow
     offer(shadows(**bound), variant, range(10))
     assert shadowed(server, "requests", outcome="dropped") == 7
@@ -248,7 +248,7 @@ def test_copies_beyond_the_queue_bound_are_dropped_and_counted(slow, shadows, tm
     assert ids(tmp_path) == [0, 1, 2]  # The newest copies are dropped.
 
 
-def test_copies_are_dropped_and_counted_if_no_thread_can_start(slow, shadows, monkeypatch):
+def test_copies_are_dropped_without_a_thread(slow, shadows, monkeypatch):
     server, variant, predictor = slow
     opened = shadows()
     predictor.go_on.set()
@@ -261,7 +261,7 @@ def test_copies_are_dropped_and_counted_if_no_thread_can_start(slow, shadows, mo
     compared(server, 1)
 
 
-def test_copy_that_fails_does_not_affect_others(slow, shadows, tmp_path):
+def test_failed_copy_does_not_affect_others(slow, shadows, tmp_path):
     server, variant, predictor = slow
     opened = shadows()
     offer(opened, variant, [0])
@@ -275,7 +275,7 @@ def test_copy_that_fails_does_not_affect_others(slow, shadows, tmp_path):
     assert ids(tmp_path) == [0, 10, 11, 12, 14, 15, 16, 17, 18, 19]
 
 
-def test_a_shadow_that_does_not_come_back_delays_neither_an_answer_nor_the_end(slow, shadows):
+def test_hanging_shadow_delays_nothing(slow, shadows):
     server, variant, predictor = slow
     opened = shadows(max_copies=50)
     offer(opened, variant, [0])
@@ -286,7 +286,7 @@ def test_a_shadow_that_does_not_come_back_delays_neither_an_answer_nor_the_end(s
     assert not predictor.go_on.is_set()
 
 
-def test_copies_are_computed_at_a_lower_priority(serve, bias_folders):
+def test_copies_have_a_lower_priority(serve, bias_folders):
     server = serve(bias_folders["1"], bias_folders["2"])
     predict(server, [1, 2, 3])
     compared(server, 1)
@@ -296,7 +296,7 @@ def test_copies_are_computed_at_a_lower_priority(serve, bias_folders):
     assert os.getpriority(os.PRIO_PROCESS, thread.native_id) > os.getpriority(os.PRIO_PROCESS, 0)
 
 
-def test_copies_are_computed_where_the_system_lowers_no_priority(slow, shadows, monkeypatch):
+def test_copies_are_computed_without_lower_priority(slow, shadows, monkeypatch):
     server, variant, predictor = slow
     error = PermissionError(errno.EPERM, "Operation not permitted")  # systemd may do this
     monkeypatch.setattr(os, "nice", lambda increment: raise_it(error))
@@ -305,21 +305,19 @@ def test_copies_are_computed_where_the_system_lowers_no_priority(slow, shadows, 
     compared(server, 1)
 
 
-def test_a_server_without_a_shadow_starts_no_thread(serve_here, bias_folders):
+def test_server_without_shadow_starts_no_thread(serve_here, bias_folders):
     server = serve_here({"e": {"main": servers.variant(bias_folders["1"])}})
     predict(server, [1, 2, 3])
     assert server.shadows._thread is None
 
 
-def test_a_version_that_is_asked_for_by_its_number_is_not_answered_by_its_shadow(
-    serve_here, bias_folders
-):
+def test_chosen_version_is_not_its_shadow(serve_here, bias_folders):
     main, two = (servers.variant(bias_folders[version], version, weight=50) for version in "12")
     server = serve_here({"e": {"watched": two | {"shadow": True}, "main": main, "new": two}})
     assert server.repository.select_variant("e", "2").name == "new"
 
 
-def test_a_batch_that_an_event_loop_has_not_waited_for_is_compared(serve, bias_folders):
+def test_event_loop_requests_are_compared(serve, bias_folders):
     server = serve(bias_folders["1"], bias_folders["2"], {"max_batch_size": 16})
     answers: SimpleQueue[RawResponse] = SimpleQueue()
     request = RawRequest("POST", "/invocations", JSON, ROW)
@@ -329,7 +327,7 @@ def test_a_batch_that_an_event_loop_has_not_waited_for_is_compared(serve, bias_f
     compared(server, 20)
 
 
-def test_endpoints_that_share_their_versions_are_counted_apart(serve_here, bias_folders):
+def test_endpoints_with_shared_versions_are_counted_apart(serve_here, bias_folders):
     variants = {
         "main": servers.variant(bias_folders["1"]),
         "new": servers.variant(bias_folders["2"], "2", shadow=True),
@@ -342,7 +340,7 @@ def test_endpoints_that_share_their_versions_are_counted_apart(serve_here, bias_
 
 
 @pytest.mark.long
-def test_a_pyfunc_shadows_another_by_the_body_that_each_reads_itself(serve, tmp_path):
+def test_pyfunc_shadows_a_pyfunc(serve, tmp_path):
     folder = save_pyfuncs(tmp_path)["days"]
     server = serve(folder, folder)
     wait_until(lambda: not server.repository.not_ready_reason(), 60, "the side processes")

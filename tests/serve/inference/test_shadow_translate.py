@@ -31,7 +31,7 @@ APART = compile_schema(
 DATA: dict[str, list[Any]] = {"name": ["a", None], "hour": [7, 8], "distance": [0.5, float("nan")]}
 
 
-def test_columns_find_their_inputs_and_types_again():
+def test_columns_are_translated_by_name():
     feeds = translate_feeds(STACKED.from_columns(DATA), STACKED, APART)
     assert {name: (array.dtype.kind, array.shape) for name, array in feeds.items()} == {
         "h": ("i", (2, 1)),
@@ -43,12 +43,12 @@ def test_columns_find_their_inputs_and_types_again():
     assert feeds["n"].tolist() == [["a"], ["?"]]
 
 
-def test_the_same_schema_takes_the_same_arrays():
+def test_equal_schema_takes_the_same_arrays():
     feeds = STACKED.from_columns(DATA)
     assert translate_feeds(feeds, STACKED, STACKED) is feeds
 
 
-def test_a_column_that_was_not_read_is_missing():
+def test_unread_column_is_missing():
     wider = compile_schema(
         (*COLUMNS, Column("more", "double")), (), (Input("m", "float64", (-1, 1), ("more",)),)
     )

@@ -64,7 +64,7 @@ ROWS = st.lists(
 
 @pytest.mark.parametrize("media", arrow.MEDIA_TYPES)
 @given(rows=ROWS, is_dictionary=st.booleans(), chunk=st.integers(1, 20))
-def test_a_table_comes_as_it_was(media, rows, is_dictionary, chunk):
+def test_table_is_decoded_exactly(media, rows, is_dictionary, chunk):
     columns = [list(values) for values in zip(*rows, strict=True)]
     texts = pa.array(columns[0], pa.large_string())
     arrays = [texts.dictionary_encode() if is_dictionary else texts, *columns[1:]]
@@ -100,7 +100,7 @@ def test_dates_are_texts_as_in_json(kind, text, media):
     assert read(table, DATES, media)["x"].tolist() == [None, text]
 
 
-def test_a_time_that_is_none_is_missing_as_null_is():
+def test_not_a_time_is_null():
     """numpy's NaT is a number in Arrow's data; pandas writes null."""
     none = pa.array(np.array(["NaT"], "M8[us]").view(np.int64))
     assert read({"x": none.cast(pa.timestamp("us"))}, DATES)["x"].tolist() == [None]
@@ -108,7 +108,7 @@ def test_a_time_that_is_none_is_missing_as_null_is():
 
 @pytest.mark.parametrize("number", [2**63 - 1, 1 - 2**63, 2**62])
 @pytest.mark.parametrize("unit", ["s", "ns"])
-def test_a_time_beyond_all_years_does_no_harm(number, unit):
+def test_time_beyond_all_years_is_decoded(number, unit):
     column = pa.array([number]).cast(pa.timestamp(unit))
     assert len(read({"x": column}, columns_schema(x="string"))["x"]) == 1
 
@@ -120,7 +120,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_every_number_goes_into_a_floating_point_column_and_null_is_nan(kind):
+def test_numbers_become_doubles_and_null_nan(kind):
     feeds = read({"x": pa.array([1, None, 3], kind)}, columns_schema(x="double"))
     np.testing.assert_array_equal(feeds["x"].ravel(), [1.0, np.nan, 3.0])
 
@@ -129,7 +129,7 @@ def test_every_number_goes_into_a_floating_point_column_and_null_is_nan(kind):
 @pytest.mark.parametrize("wanted", ["double", "float", "long"])
 @pytest.mark.parametrize("has_null", [False, True])
 @pytest.mark.parametrize("fed", ["float32", "float64"])
-def test_numbers_of_one_type_come_as_in_batches_or_are_refused_alike(kind, wanted, has_null, fed):
+def test_one_batch_equals_several_batches(kind, wanted, has_null, fed):
     """One batch may be read as a matrix, several batches never are."""
     largest = 3.4e38 if kind in (pa.float32(), pa.float64()) else 100
     values = {"a": [1, largest, 3], "b": [4, None if has_null else 5, 0]}
@@ -155,7 +155,7 @@ def test_numbers_of_one_type_come_as_in_batches_or_are_refused_alike(kind, wante
         ("long", 0, [str(2**53 + 1), "7"]),
     ],
 )
-def test_a_decimal_is_the_nearest_number_or_exact_if_it_is_whole(kind, scale, values):
+def test_decimal_is_the_nearest_number(kind, scale, values):
     decimals = [value and Decimal(value) for value in values]
     feeds = read({"x": pa.array(decimals, pa.decimal128(38, scale))}, columns_schema(x=kind))
     exact = [float(value or "nan") if scale else int(value) for value in values]
@@ -163,7 +163,7 @@ def test_a_decimal_is_the_nearest_number_or_exact_if_it_is_whole(kind, scale, va
 
 
 @pytest.mark.parametrize("compression", [None, "zstd", "lz4"])
-def test_columns_are_stacked_by_name_into_one_input(compression):
+def test_columns_are_stacked_by_name(compression):
     values = np.random.default_rng(0).normal(size=(1000, 30))
     columns = {f"f{place}": values[:, place] for place in reversed(range(30))}
     table = pa.table({**columns, "more": ["x"] * 1000})
@@ -171,21 +171,21 @@ def test_columns_are_stacked_by_name_into_one_input(compression):
     np.testing.assert_array_equal(feeds["X"], values.astype(np.float32), strict=True)
 
 
-def test_a_missing_string_becomes_the_models_default_and_null_columns_become_nan():
+def test_null_columns_and_strings_have_defaults():
     columns = {"c": pa.array(["a", None]).dictionary_encode(), "x": pa.nulls(2)}
     feeds = read(columns, columns_schema("?", c="string", x="double"))
     assert feeds["c"].ravel().tolist() == ["a", "?"]
     assert np.isnan(feeds["x"]).all()
 
 
-def test_views_of_strings_are_read():
+def test_string_views_are_read():
     texts = ["a", "a text that does not fit into a view", "ü"]
     views = pa.array(texts, pa.string_view())
     for column in (views, pa.DictionaryArray.from_arrays(pa.array([0, 1, 2], pa.uint32()), views)):
         assert read({"c": column}, columns_schema(c="string"))["c"].ravel().tolist() == texts
 
 
-def test_views_that_share_a_text_are_counted_before_it_is_read_for_each():
+def test_shared_string_views_are_limited():
     """The text is not UTF-8, which would be the error if it were read."""
     data = b"\xff" * 1000
     views = np.zeros((LIMIT // 1000 + 2, 4), "<i4")
@@ -199,14 +199,14 @@ def test_views_that_share_a_text_are_counted_before_it_is_read_for_each():
 
 
 @pytest.mark.parametrize(("offsets", "data"), [([0, 4, 2, 4], b"abcd"), ([0, 2, 4], b"ab\xffd")])
-def test_strings_whose_buffers_contradict_each_other_are_refused(offsets, data):
+def test_contradictory_string_buffers_are_refused(offsets, data):
     buffers = [None, pa.py_buffer(np.array(offsets, "<i4")), pa.py_buffer(data)]
     column = pa.Array.from_buffers(pa.string(), len(offsets) - 1, buffers)
     with pytest.raises(InvalidRequest, match="not valid"):
         arrow.table_feeds(pa.table({"c": column}), columns_schema(c="string"), LIMIT)
 
 
-def test_lists_of_nulls_take_no_more_values_than_they_may():
+def test_lists_of_nulls_are_limited():
     column = pa.FixedSizeListArray.from_arrays(pa.nulls(LIMIT + 2), LIMIT // 2 + 1)
     with pytest.raises(InvalidRequest, match=f"{LIMIT + 2} values.* {LIMIT}"):
         read({"x": column}, tensor_schema("float32", -1, -1))
@@ -240,7 +240,7 @@ REFUSED: list[tuple[str, pa.Array, ColumnType, str]] = [
 @pytest.mark.parametrize(
     ("array", "kind", "words"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED]
 )
-def test_a_mismatched_column_is_refused_by_name(array, kind, words):
+def test_mismatched_column_is_named(array, kind, words):
     with pytest.raises(SchemaMismatch, match=words):
         read({"x": array}, columns_schema(x=kind))
 
@@ -249,7 +249,7 @@ def test_a_mismatched_column_is_refused_by_name(array, kind, words):
     ("names", "words"),
     [(["y", "z"], "'x' is missing; 'y'"), (["x", "x"], "'x' is duplicated")],
 )
-def test_a_missing_and_a_doubled_column_are_named(names, words):
+def test_missing_and_doubled_columns_are_named(names, words):
     with pytest.raises(SchemaMismatch, match=words):
         read(pa.table([[1.0], [2.0]], names=names), columns_schema(x="double"))
 
@@ -270,7 +270,7 @@ FLAT = pa.FixedSizeListArray.from_arrays(pa.array(VALUES), 4)
         ({str(place): VALUES[place::4] for place in range(4)}, (3, 4)),
     ],
 )
-def test_a_tensor_is_a_column_of_lists_or_all_columns(media, columns, shape):
+def test_tensor_is_a_list_column_or_all_columns(media, columns, shape):
     feeds = read(columns, tensor_schema("float32", -1, *shape[1:]), media)
     np.testing.assert_array_equal(feeds["x"], VALUES.reshape(shape))
 
@@ -278,7 +278,7 @@ def test_a_tensor_is_a_column_of_lists_or_all_columns(media, columns, shape):
 @pytest.mark.parametrize(
     ("kind", "lists"), [("double", [[1.0, 2.0], [4.0, 5.0]]), ("string", [["a", "b"]])]
 )
-def test_a_column_without_a_name_holds_the_columns_in_the_order_of_the_signature(kind, lists):
+def test_unnamed_column_holds_rows_in_signature_order(kind, lists):
     feeds = read({"": lists}, columns_schema(y=kind, x=kind))
     assert np.column_stack([feeds["y"], feeds["x"]]).tolist() == lists
 
@@ -286,7 +286,7 @@ def test_a_column_without_a_name_holds_the_columns_in_the_order_of_the_signature
 @pytest.mark.parametrize(
     "column", [[1.0, 2.0], [[1.0], [2.0]], [[1.0] * 3], [[[1.0, 2.0]]], [["a", "b"]], [None]]
 )
-def test_a_column_without_a_name_that_does_not_fit_the_columns_is_refused(column):
+def test_unfitting_unnamed_column_is_refused(column):
     with pytest.raises(SchemaMismatch):
         read({"": column}, columns_schema(y="double", x="double"))
 
@@ -294,12 +294,12 @@ def test_a_column_without_a_name_that_does_not_fit_the_columns_is_refused(column
 @pytest.mark.parametrize(
     "column", [[[1.0], [1.0, 2.0]], [[1.0] * 3] * 2, [None, [1.0, 2.0]], [["a", "b"]]]
 )
-def test_lists_that_are_no_tensor_are_refused(column):
+def test_lists_without_tensor_form_are_refused(column):
     with pytest.raises(SchemaMismatch):
         read({"x": column}, tensor_schema("float32", -1, 2))
 
 
-def test_a_null_in_a_list_of_numbers_is_nan():
+def test_null_in_a_list_is_nan():
     feeds = read({"x": [[1.0, None], [1.0, 2.0]]}, tensor_schema("float32", -1, 2))
     np.testing.assert_array_equal(feeds["x"], [[1.0, np.nan], [1.0, 2.0]])
 
@@ -333,11 +333,11 @@ def objects(*values):
     ],
     ids=["column", "lists", "nested lists", "two", "one output", "records", "maps"],
 )
-def test_a_prediction_is_a_table_in_kind(media, outputs, columns):
+def test_prediction_is_encoded_as_table(media, outputs, columns):
     assert READERS[media](arrow.encode(media, outputs)).to_pydict() == columns
 
 
-def test_outputs_of_other_lengths_than_the_rows_are_no_table():
+def test_outputs_of_different_lengths_are_refused():
     with pytest.raises(SchemaMismatch, match="value per row"):
         arrow.encode(arrow.STREAM, {"a": np.ones(2), "b": np.array(1.0)})
 
@@ -348,7 +348,7 @@ WIDE = pa.table({"f0": np.zeros(100_000), "f1": np.zeros(100_000)})
 @pytest.mark.parametrize("media", arrow.MEDIA_TYPES)
 @settings(max_examples=200)
 @given(data=st.data())
-def test_a_bent_body_is_read_or_refused_and_nothing_else(media, data):
+def test_damaged_body_is_read_or_refused(media, data):
     table = pa.table(
         {
             "carrier": pa.array(["a", "b", None]).dictionary_encode(),
@@ -379,13 +379,13 @@ def refusal(media, body):
 @pytest.mark.parametrize(
     "body", [b"", b"x", b"PAR1", b"ARROW1\0\0", b"\xff\xff\xff\xff", bytes(1000)]
 )
-def test_an_invalid_table_is_refused(media, body):
+def test_invalid_table_is_refused(media, body):
     with pytest.raises(InvalidRequest):
         arrow.decode(body, MIXED, LIMIT)
 
 
 @pytest.mark.parametrize("compression", ["zstd", "lz4"])
-def test_a_table_that_grows_beyond_the_limit_is_refused_before_it_is_read(compression):
+def test_decompressed_table_is_limited(compression):
     body = arrow_stream(WIDE, compression)
     assert len(body) < 100_000
     before = pa.total_allocated_bytes()
@@ -395,7 +395,7 @@ def test_a_table_that_grows_beyond_the_limit_is_refused_before_it_is_read(compre
     assert arrow.decode(body, stacked(2), 2_000_000)["X"].shape == (100_000, 2)
 
 
-def test_rows_without_bytes_are_counted():
+def test_rows_of_nulls_are_limited():
     """A column of nulls does not need memory in the body, regardless of the number of
     rows.
     """
@@ -405,7 +405,7 @@ def test_rows_without_bytes_are_counted():
 
 
 @pytest.mark.parametrize("media", [arrow.STREAM, arrow.FILE])
-def test_a_word_that_stands_for_every_row_counts_in_every_row(media):
+def test_dictionary_word_counts_in_every_row(media):
     word = pa.DictionaryArray.from_arrays(
         pa.array(np.zeros(10_000, np.int32)), pa.array(["x" * 10_000])
     )
@@ -413,7 +413,7 @@ def test_a_word_that_stands_for_every_row_counts_in_every_row(media):
         read({"c": word}, columns_schema(c="string"), media)
 
 
-def test_a_large_dictionary_is_read_once_for_all_batches():
+def test_large_dictionary_is_read_once():
     words = pa.array([f"word {number}" for number in range(50_000)])
     column = pa.DictionaryArray.from_arrays(pa.array(np.arange(3000, dtype=np.int32)), words)
     table = pa.Table.from_batches(
@@ -425,7 +425,7 @@ def test_a_large_dictionary_is_read_once_for_all_batches():
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.string_view()], ids=str)
-def test_batches_with_dictionaries_of_their_own_are_read_by_them(kind):
+def test_batches_may_have_their_own_dictionaries(kind):
     texts = [[f"batch {number}", "x" * (number % 7)] for number in range(50)]
     places = pa.array([1, 0], pa.int32())
     batches = [
@@ -436,13 +436,13 @@ def test_batches_with_dictionaries_of_their_own_are_read_by_them(kind):
     assert feeds["c"].reshape(-1, 2)[:, ::-1].tolist() == texts
 
 
-def test_batches_without_an_end_are_refused():
+def test_too_many_batches_are_refused():
     table = pa.Table.from_batches([pa.record_batch({"x": [1.0]})] * 10_001)
     with pytest.raises(BodyTooLarge, match="batches"):
         read(table, columns_schema(x="double"))
 
 
-def test_dictionaries_in_pieces_are_refused():
+def test_dictionary_deltas_are_refused():
     sink = pa.BufferOutputStream()
     pieces = [
         pa.record_batch({"c": pa.array(texts).dictionary_encode()}) for texts in (["a"], ["a", "b"])
@@ -456,7 +456,7 @@ def test_dictionaries_in_pieces_are_refused():
 
 
 @pytest.mark.parametrize("media", [arrow.STREAM, arrow.FILE])
-def test_an_optional_text_column_is_filled_with_its_default(media):
+def test_absent_text_column_has_its_default(media):
     columns = (Column("hour", "long"), Column("carrier", "string", required=False))
     inputs = (
         Input("hour", "int64", (-1, 1), ("hour",)),
@@ -467,7 +467,7 @@ def test_an_optional_text_column_is_filled_with_its_default(media):
 
 
 @pytest.mark.parametrize("media", [arrow.STREAM, arrow.FILE])
-def test_texts_for_a_tensor_of_texts_are_read_as_they_are(media):
+def test_texts_feed_a_text_tensor(media):
     words = pa.array(["a", "b"] * 500).dictionary_encode()
     for column in (words, pa.array([["a"], ["b"]] * 500)):
         feeds = read({"y": column}, tensor_schema("str", -1, 1), media)
@@ -475,13 +475,13 @@ def test_texts_for_a_tensor_of_texts_are_read_as_they_are(media):
 
 
 @pytest.mark.long
-def test_a_hundred_thousand_columns_are_refused():
+def test_too_many_columns_are_refused():
     columns = {str(number): [1.0] for number in range(100_001)}
     with pytest.raises(BodyTooLarge, match="100001 columns"):
         read(columns, columns_schema(x="double"), limit=100_000_000)
 
 
-def test_the_type_of_a_column_is_not_held_after_its_request():
+def test_column_types_are_released():
     kind = pa.list_(pa.field("a name as long as a body", pa.float32()))
     check_type(kind, "float32", takes_lists=True)
     held = weakref.ref(kind)

@@ -86,7 +86,7 @@ EXPECTED = {name: key[1:] for key, names in DIFFERENT.items() for name in names}
 
 @pytest.mark.parametrize(("name", "model", "body", "content_type"), CASES)
 @pytest.mark.filterwarnings("ignore")  # pandas, numpy and MLflow warn about the invalid inputs.
-def test_the_same_bytes_have_the_same_answer(name, model, body, content_type, ask_mlflow, ask_ours):
+def test_bodies_are_answered_as_by_mlflow(name, model, body, content_type, ask_mlflow, ask_ours):
     status, theirs = ask_mlflow(model, "POST", "/invocations", content_type, body)
     our_status, ours = ask_ours(model, "POST", "/invocations", content_type, body)
 
@@ -115,7 +115,7 @@ def is_same(one, other):
     return type(one) is type(other) and bool(one == other)
 
 
-def test_every_exception_is_a_case():
+def test_all_differences_are_cases():
     names = [parameters.values[0] for parameters in CASES]
     assert len(set(names)) == len(names)
     assert EXPECTED.keys() <= set(names)
@@ -133,7 +133,7 @@ def test_every_exception_is_a_case():
         ("GET", "/invocation", False),
     ],
 )
-def test_other_routes_have_the_same_status(method, path, is_same_body, ask_mlflow, ask_ours):
+def test_other_routes_have_mlflow_status(method, path, is_same_body, ask_mlflow, ask_ours):
     status, theirs = ask_mlflow("regressor", method, path)
     our_status, ours = ask_ours("regressor", method, path)
     assert our_status == status

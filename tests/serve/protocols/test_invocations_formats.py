@@ -57,7 +57,7 @@ def check(response, form):
 
 @pytest.mark.parametrize("path", ["/invocations", "/endpoints/e/invocations"])
 @pytest.mark.parametrize("given", BODIES)
-def test_a_body_is_answered_in_kind(server, given, path):
+def test_body_is_answered_in_kind(server, given, path):
     bare = given.partition(";")[0]
     check(
         ask(server, path, body=BODIES[given], content_type=given),
@@ -67,7 +67,7 @@ def test_a_body_is_answered_in_kind(server, given, path):
 
 @pytest.mark.parametrize("given", BODIES)
 @pytest.mark.parametrize("wanted", READ)
-def test_accept_chooses_the_form_of_the_answer(server, given, wanted):
+def test_accept_chooses_the_format(server, given, wanted):
     accept = f"text/html, {wanted};q=0.9, */*;q=0.1"
     check(ask(server, body=BODIES[given], content_type=given, accept=accept), wanted)
 
@@ -84,7 +84,7 @@ def test_accept_chooses_the_form_of_the_answer(server, given, wanted):
         "x" * 5000,
     ],
 )
-def test_an_accept_that_names_no_form_of_ours_is_answered_in_kind(server, accept):
+def test_unknown_accept_is_answered_in_kind(server, accept):
     for form in (arrow.STREAM, "application/json"):
         check(ask(server, body=BODIES[form], content_type=form, accept=accept), form)
 
@@ -92,14 +92,14 @@ def test_an_accept_that_names_no_form_of_ours_is_answered_in_kind(server, accept
 @pytest.mark.parametrize(
     "given", ["application/xml", "application/vnd.apache.parquet", "application/x-npy"]
 )
-def test_an_unknown_content_type_is_refused_with_all_that_are_taken(server, given):
+def test_unknown_content_type_is_refused(server, given):
     response = ask(server, body=b"<x/>", content_type=given)
     assert response.status == 415
     taken = ("application/json", "text/csv", arrow.STREAM, "application/jsonl")
     assert mentions(json.loads(response.body)["message"], *taken)
 
 
-def test_errors_are_json_whatever_was_asked_for(server):
+def test_errors_are_always_json(server):
     body = arrow_stream(pa.table({"a": [1.0]}))
     response = ask(server, body=body, content_type=arrow.STREAM)
     assert response.status == 400
@@ -114,7 +114,7 @@ def running(tmp_path_factory, model_folders):
         yield running
 
 
-def test_a_real_server_takes_compressed_tables_and_never_reaches_pandas(running):
+def test_compressed_tables_need_no_pandas(running):
     wide = pa.table({name: np.arange(20_000.0) for name in "abc"})
     headers = {"Content-Type": arrow.STREAM, "Content-Encoding": "gzip", "Accept-Encoding": "gzip"}
     response = running.post(data=gzip.compress(arrow_stream(wide), 1), headers=headers)
@@ -128,7 +128,7 @@ def test_a_real_server_takes_compressed_tables_and_never_reaches_pandas(running)
     assert "pandas" not in libraries
 
 
-def test_a_real_server_refuses_torn_tables_and_serves_on(running):
+def test_torn_tables_are_refused(running):
     for media in (arrow.STREAM, arrow.FILE, "application/jsonl"):
         refused = running.post(data=b"torn" * 100, headers={"Content-Type": media})
         assert refused.status_code == 400

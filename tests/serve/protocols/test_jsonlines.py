@@ -25,7 +25,7 @@ ROWS = st.lists(
 
 
 @given(rows=ROWS, end=st.sampled_from([b"\n", b"\r\n", b"\n\n"]), is_record=st.booleans())
-def test_lines_come_as_they_were(rows, end, is_record):
+def test_lines_are_decoded_exactly(rows, end, is_record):
     documents: list[Any] = [{"x": x, "c": c} if is_record else [c, x] for c, x in rows]
     body = end.join(json.dumps(document).encode() for document in documents)
     feeds = jsonlines.decode(body, PAIR)
@@ -33,7 +33,7 @@ def test_lines_come_as_they_were(rows, end, is_record):
     assert feeds["x"].ravel().tolist() == [x for _, x in rows]
 
 
-def test_many_lines_are_one_batch_and_bare_values_go_into_the_only_column():
+def test_bare_values_feed_the_only_column():
     body = b"\n".join(b"%d" % number for number in range(2500))
     assert jsonlines.decode(body, columns_schema(x="double"))["x"].ravel().tolist() == list(
         range(2500)
@@ -63,7 +63,7 @@ GOOD = b'{"c": "a", "x": 1}\n'
         (b"[" * 5000, r"line 1.*not valid JSON"),
     ],
 )
-def test_an_error_names_its_line(body, words):
+def test_error_names_its_line(body, words):
     with pytest.raises(InvalidRequest, match=words):
         jsonlines.decode(body, PAIR)
 
@@ -72,7 +72,7 @@ def test_an_error_names_its_line(body, words):
     ("body", "words"),
     [(b"[1, 2]\n[3]", "lines 1 to"), (b"[1, 2]\n" * 1000 + b"[3]", "different shapes")],
 )
-def test_lines_that_differ_in_shape_are_refused(body, words):
+def test_lines_of_different_shapes_are_refused(body, words):
     with pytest.raises(SchemaMismatch, match=words):
         jsonlines.decode(body, TENSOR)
 
@@ -92,12 +92,12 @@ LABELS = np.array(["a", "b"], object)
         ),
     ],
 )
-def test_each_line_of_the_answer_is_one_prediction(prediction, lines):
+def test_prediction_is_one_line_per_row(prediction, lines):
     assert jsonlines.encode(prediction) == lines.encode()
 
 
 @pytest.mark.parametrize("prediction", [{"a": np.ones(2), "b": np.ones(3)}, np.array(1.5)])
-def test_an_answer_without_rows_has_no_lines(prediction):
+def test_prediction_without_rows_is_refused(prediction):
     with pytest.raises(SchemaMismatch, match="value per row"):
         jsonlines.encode(prediction)
 
@@ -108,7 +108,7 @@ def test_an_answer_without_rows_has_no_lines(prediction):
 @pytest.mark.parametrize(
     "shape", [(1,), (4,), (3, 2), (3, 1), (2, 3, 4), (0,), (0, 3), (3, 0), (2, 0, 5)]
 )
-def test_a_line_is_the_json_of_its_row(dtype, shape):
+def test_line_is_the_json_of_its_row(dtype, shape):
     rows = np.random.default_rng(0).integers(0, 99, shape).astype(dtype)
     if rows.dtype.kind == "f" and rows.size:
         rows.flat[0] = np.nan

@@ -110,7 +110,7 @@ def outcome(ask):
 @pytest.mark.long
 @given(st.sampled_from(sorted(SCHEMAS)), bodies())
 @settings(max_examples=1000)
-def test_the_fast_reader_agrees_with_the_exact_reader(name, body):
+def test_fast_reader_equals_exact_reader(name, body):
     schema = SCHEMAS[name]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(large_json, "LARGE_BYTES", 0)
@@ -152,7 +152,7 @@ FIELD = st.one_of(
     st.booleans(),
 )
 @settings(max_examples=1000)
-def test_csv_is_read_as_the_exact_way_reads_it(name, header, rows, end, has_header):
+def test_fast_csv_reader_equals_exact_reader(name, header, rows, end, has_header):
     lines = [header[: len(rows[0]) if rows else 3]] * has_header + rows
     body = end.join(map(",".join, lines)).encode("utf-8-sig" if len(rows) == 1 else "utf-8")
     with pytest.MonkeyPatch.context() as patch:
@@ -193,7 +193,7 @@ PLAIN: list[tuple[str, Any]] = [
     ],
 )
 @pytest.mark.parametrize(("name", "document"), PLAIN)
-def test_plain_numbers_are_read_without_the_exact_way(name, document, has_simdjson, monkeypatch):
+def test_plain_numbers_take_the_fast_reader(name, document, has_simdjson, monkeypatch):
     body = json.dumps(document).encode().ljust(large_json.LARGE_BYTES)
     expected = outcome(lambda: mlflow.decode_document(document, SCHEMAS[name]))
     if has_simdjson:
@@ -206,7 +206,7 @@ def test_plain_numbers_are_read_without_the_exact_way(name, document, has_simdjs
 
 @pytest.mark.skipif(not find_spec("simdjson"), reason="simdjson is not installed")
 @pytest.mark.parametrize("rows", ["1,2.5,-3\n", "1,,-3\r\n", ",null,-0.5\n"])
-def test_plain_csv_is_read_without_the_exact_way(rows, monkeypatch):
+def test_plain_csv_takes_the_fast_reader(rows, monkeypatch):
     expected = outcome(lambda: mlflow.read_csv(f"c,a,b\n{rows}".encode(), SCHEMAS["doubles"]))
     monkeypatch.setattr(mlflow, "_parse_csv_table", None)
     feeds = mlflow.read_csv(f"c,a,b\n{rows * 3000}".encode(), SCHEMAS["doubles"])
@@ -228,12 +228,12 @@ def test_plain_csv_is_read_without_the_exact_way(rows, monkeypatch):
         ("pairs", b'[[1,2]],"inputs":[[3,4]]'),
     ],
 )
-def test_ambiguous_bodies_are_left_to_the_exact_reader(name, value):
+def test_ambiguous_bodies_take_the_exact_reader(name, value):
     body = (b'{"inputs":' + value + b"}").ljust(large_json.LARGE_BYTES)
     assert large_json.read_large_feeds(body, SCHEMAS[name]) is None
 
 
-def test_a_small_body_is_not_looked_at(monkeypatch):
+def test_small_body_takes_the_exact_reader(monkeypatch):
     monkeypatch.setattr(large_json, "simdjson", SimpleNamespace(Parser=pytest.fail))
     feeds = mlflow.decode(JSON, b'{"inputs": [[1, 2, 3]]}', SCHEMAS["doubles"])
     np.testing.assert_array_equal(feeds["X"], [[1, 2, 3]])

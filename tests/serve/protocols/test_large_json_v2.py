@@ -49,7 +49,7 @@ def outcome(body, artifact, schema):
 
 @pytest.mark.parametrize("datatype", DATATYPES)
 @pytest.mark.parametrize("value", EXTREMES, ids=repr)
-def test_the_fast_reader_agrees_with_the_exact_reader(artifact, monkeypatch, datatype, value):
+def test_fast_reader_equals_exact_reader(artifact, monkeypatch, datatype, value):
     """test_v2.py sends its requests to both readers."""
     for data in ([value, 1, 0, 1], [[value, 1], [0, 1]], [[0, 1], [1, value]]):
         tensor = v2_tensor("x", datatype, data, [2, 2])
@@ -64,7 +64,7 @@ def test_the_fast_reader_agrees_with_the_exact_reader(artifact, monkeypatch, dat
 @needs_simdjson
 @pytest.mark.parametrize("datatype", [*DATATYPES][:8])
 @pytest.mark.parametrize("is_flat", [True, False])
-def test_numbers_are_read_without_the_exact_way(artifact, monkeypatch, datatype, is_flat):
+def test_numbers_take_the_fast_reader(artifact, monkeypatch, datatype, is_flat):
     whole: Any = np.arange(8000) % 100
     array = (whole / 4 if datatype.startswith("FP") else whole).reshape(-1, 2)
     data = (array.ravel() if is_flat else array).tolist()
@@ -78,7 +78,7 @@ def test_numbers_are_read_without_the_exact_way(artifact, monkeypatch, datatype,
 
 
 @needs_simdjson
-def test_a_table_with_texts_is_read_too(artifact, monkeypatch):
+def test_table_with_texts_takes_the_fast_reader(artifact, monkeypatch):
     columns = {"a": ("FP64", 0.5), "b": ("BYTES", "ü"), "c": ("INT64", 7)}
     inputs = [
         v2_tensor(name, datatype, [value] * 4000, [4000])

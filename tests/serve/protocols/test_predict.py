@@ -35,7 +35,7 @@ def mixed(serve_here, model_folders):
 
 @pytest.mark.parametrize("path", ["/predict", "/endpoints/e/predict"])
 @pytest.mark.parametrize("body", [RECORD, {"features": ["AA", 0.0, 0, False]}])
-def test_one_record_is_answered_with_its_probabilities(mixed, body, path):
+def test_record_is_answered_with_probabilities(mixed, body, path):
     status, document = post(mixed, path, body)
     probabilities = document.pop("probabilities")
     assert status == 200
@@ -45,15 +45,13 @@ def test_one_record_is_answered_with_its_probabilities(mixed, body, path):
 
 
 @pytest.mark.parametrize("form", ["instances", "inputs", "dataframe_records"])
-def test_many_records_are_sent_to_the_batch(mixed, form):
+def test_many_records_are_referred_to_the_batch(mixed, form):
     status, document = post(mixed, "/predict", {form: [RECORD]})
     assert status == 400
     assert mentions(document["message"], form, "/predict/batch")
 
 
-def test_a_model_whose_prediction_is_probabilities_also_answers_the_label(
-    serve_here, model_folders, tmp_path
-):
+def test_model_of_probabilities_also_answers_the_label(serve_here, model_folders, tmp_path):
     folder = Path(shutil.copytree(model_folders["mixed"], tmp_path / "probabilities"))
     document = yaml.safe_load((folder / "MLmodel").read_text())
     document["flavors"]["onnxserve"]["prediction"] = ["probabilities"]
@@ -75,7 +73,7 @@ def test_a_model_whose_prediction_is_probabilities_also_answers_the_label(
         {"instances": [["AA", 0, 0, False]] * 2},
     ],
 )
-def test_a_batch_is_answered_row_by_row(mixed, body):
+def test_batch_is_answered_row_by_row(mixed, body):
     status, document = post(mixed, "/predict/batch", body)
     probabilities = document.pop("probabilities")
     assert status == 200
@@ -83,9 +81,7 @@ def test_a_batch_is_answered_row_by_row(mixed, body):
     assert [row["yes"] for row in probabilities] == [SIGMOID_1, SIGMOID_1]
 
 
-def test_a_batch_with_too_many_probabilities_is_refused_with_the_number_of_rows_that_may_be_sent(
-    mixed, monkeypatch
-):
+def test_too_many_probabilities_are_refused(mixed, monkeypatch):
     monkeypatch.setattr(predict, "_MOST_PROBABILITIES", 7)
 
     assert post(mixed, "/predict/batch", [RECORD] * 3)[0] == 200
@@ -96,9 +92,7 @@ def test_a_batch_with_too_many_probabilities_is_refused_with_the_number_of_rows_
 
 
 @pytest.mark.parametrize("max_batch_size", [1, 8])
-def test_rows_with_more_outputs_than_may_be_answered_are_refused_by_every_protocol(
-    serve_here, model_folders, monkeypatch, max_batch_size
-):
+def test_too_many_outputs_are_refused(serve_here, model_folders, monkeypatch, max_batch_size):
     monkeypatch.setattr(assembly, "_LEAST_VALUES", 1024)
     limits = {"max_body_bytes": 1024, "max_batch_size": max_batch_size}
     server = serve_here(servers.one_endpoint(model_folders["single"], "3"), limits)
@@ -110,7 +104,7 @@ def test_rows_with_more_outputs_than_may_be_answered_are_refused_by_every_protoc
         assert mentions(document["message"], "1025 rows", "1024", "server.max_body_bytes")
 
 
-def test_a_small_bound_on_bodies_bounds_no_answers(serve_here, model_folders):
+def test_small_body_limit_does_not_limit_answers(serve_here, model_folders):
     server = serve_here(
         servers.one_endpoint(model_folders["single"], "3"), {"max_body_bytes": 1024}
     )
@@ -127,7 +121,7 @@ def test_a_small_bound_on_bodies_bounds_no_answers(serve_here, model_folders):
         ("tensor", {"features": [[1, 2], [3, 4]]}, {"doubled": [[2, 4], [6, 8]], "total": 10}),
     ],
 )
-def test_models_without_classes_answer_without_probabilities(
+def test_model_without_classes_has_no_probabilities(
     serve_here, model_folders, kind, body, prediction
 ):
     server = serve_here(servers.one_endpoint(model_folders[kind]))
@@ -138,7 +132,7 @@ def test_models_without_classes_answer_without_probabilities(
 
 
 @pytest.mark.parametrize("dtype", [np.longlong, np.uint64, np.int32, np.float16, np.bool_])
-def test_a_number_of_any_type_is_one_record_s_prediction(dtype):
+def test_prediction_may_have_any_number_type(dtype):
     """ONNX Runtime's int64 outputs are numpy.longlong on Linux, whose scalars orjson
     does not accept.
     """

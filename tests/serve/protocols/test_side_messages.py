@@ -29,7 +29,7 @@ def objects(*texts):
     return np.array(texts, dtype=object)
 
 
-def test_a_message_survives_a_round_trip(pair):
+def test_message_round_trips(pair):
     arrays = {
         "feeds": {
             "x": np.arange(6, dtype=np.float32).reshape(3, 2),
@@ -51,7 +51,7 @@ def test_a_message_survives_a_round_trip(pair):
             np.testing.assert_array_equal(got.arrays[group][name], array, strict=True)
 
 
-def test_a_large_message_crosses_a_small_buffer(pair):
+def test_large_message_crosses_a_small_buffer(pair):
     array = np.arange(1_000_000, dtype=np.int64)
     sender = threading.Thread(
         target=send_message, args=(pair[0], SideMessage("ask", arrays={"feeds": {"x": array}}))
@@ -67,7 +67,7 @@ def framed(head, rest=b""):
     return struct.pack("<4sIQ", b"OXP1", len(head), len(rest)) + head + rest
 
 
-def test_an_end_between_messages_is_none_and_one_within_is_broken(pair):
+def test_end_within_a_message_is_an_error(pair):
     send_message(pair[0], SideMessage("ask"))
     pair[0].sendall(b"OXP1\x05")
     pair[0].close()
@@ -94,7 +94,7 @@ def test_an_end_between_messages_is_none_and_one_within_is_broken(pair):
         framed(b'{"kind":"a","fields":{},"arrays":{"f":[["x","str",[1],100000]]}}', b"[" * 100_000),
     ],
 )
-def test_an_invalid_message_is_refused(pair, sent):
+def test_invalid_message_is_refused(pair, sent):
     pair[0].sendall(sent)
     with pytest.raises(MalformedMessage):
         receive_message(pair[1], time.monotonic() + 5)

@@ -95,7 +95,7 @@ REQUESTS: list[tuple[str, RawRequest, list[Any]]] = [
 @pytest.mark.parametrize(
     ("request_", "expected"), [pytest.param(*case, id=name) for name, *case in REQUESTS]
 )
-def test_a_key_is_captured_next_to_the_inputs_and_not_fed(tmp_path, server, request_, expected):
+def test_key_is_captured_and_not_fed(tmp_path, server, request_, expected):
     answers = [handle(server, request_), PlanTable(server).answer(request_)]
     answered = [answer for answer in answers if answer is not None]
     assert [answer.status for answer in answered] == [200] * len(answered), answered[0].body
@@ -133,7 +133,7 @@ def test_a_key_is_captured_next_to_the_inputs_and_not_fed(tmp_path, server, requ
         ),
     ],
 )
-def test_a_key_without_one_value_for_each_row_is_refused_by_its_name(server, path, document, part):
+def test_key_without_one_value_per_row_is_refused(server, path, document, part):
     response = handle(server, as_json(path, document))
     assert response.status == 400
     message = orjson.loads(response.body).get("message") or orjson.loads(response.body)["error"]

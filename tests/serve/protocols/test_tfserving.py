@@ -48,7 +48,7 @@ BY_ROW = [dict(zip(BY_COLUMN, row, strict=True)) for row in zip(*BY_COLUMN.value
         ({"inputs": {"image": ROWS}}, {"outputs": BY_COLUMN}),
     ],
 )
-def test_rows_are_answered_row_by_row_and_columns_by_columns(server, document, answer):
+def test_rows_and_columns_are_answered_in_kind(server, document, answer):
     assert ask(server, "tensor:predict", document) == (200, answer)
 
 
@@ -64,7 +64,7 @@ def test_one_output_has_no_name(server, document, answer):
     assert ask(server, "single:predict", document) == (200, answer)
 
 
-def test_text_comes_plain_or_in_base64(server):
+def test_text_may_be_plain_or_base64(server):
     status, plain = ask(
         server, "mixed:predict", {"instances": [RECORD], "signature_name": "serving_default"}
     )
@@ -79,7 +79,7 @@ def test_text_comes_plain_or_in_base64(server):
         st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=2), inner)
     )
 )
-def test_base64_is_undone_wherever_it_stands(document):
+def test_base64_is_decoded_at_any_depth(document):
     def coded(value):
         if isinstance(value, str):
             return {"b64": base64.b64encode(value.encode("utf-8", "surrogatepass")).decode()}
@@ -92,14 +92,14 @@ def test_base64_is_undone_wherever_it_stands(document):
 
 
 @pytest.mark.parametrize("chosen", ["/versions/2", "/labels/challenger", "/labels/next"])
-def test_a_version_is_chosen_by_number_or_label(server, chosen):
+def test_version_is_chosen_by_number_or_label(server, chosen):
     predicted = ask(server, f"single{chosen}:predict", {"instances": [[1, 2, 3]]})
     assert predicted == (200, {"predictions": [[2006]]})
     _, document = ask(server, f"single{chosen}", method="GET")
     assert [entry["version"] for entry in document["model_version_status"]] == ["2"]
 
 
-def test_the_status_lists_the_loaded_versions(server):
+def test_status_lists_the_loaded_versions(server):
     entries = [
         {"version": v, "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
         for v in "12"
@@ -108,7 +108,7 @@ def test_the_status_lists_the_loaded_versions(server):
     assert ask(server, "single", method="GET") == (200, {"model_version_status": entries, **kserve})
 
 
-def test_the_metadata_describe_the_inputs_and_outputs_of_predict(server):
+def test_metadata_describe_inputs_and_outputs(server):
     status, document = ask(server, "mixed/metadata", method="GET")
     signature = document["metadata"]["signature_def"]["signature_def"]["serving_default"]
     assert status == 200
@@ -164,7 +164,7 @@ def test_the_metadata_describe_the_inputs_and_outputs_of_predict(server):
         ),
     ],
 )
-def test_errors_have_the_form_of_tensorflow_serving(server, path, document, status, words):
+def test_errors_have_tensorflow_form(server, path, document, status, words):
     answered, error = ask(server, path, document)
     assert answered == status
     assert error.keys() == {"error"}
@@ -178,7 +178,7 @@ def test_base64_in_a_deep_document_is_refused(server):
     assert "nested" in document["error"]
 
 
-def test_the_content_type_does_not_matter(server):
+def test_content_type_is_ignored(server):
     """TensorFlow's own examples send curl's default."""
     headers = {"content_type": "application/x-www-form-urlencoded"}
     assert ask(server, "single:predict", {"instances": [[1, 2, 3]]}, **headers)[0] == 200

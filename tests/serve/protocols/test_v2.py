@@ -71,7 +71,7 @@ def columns(**changed):
     return {"inputs": [tensor for tensor in (tensors | changed).values() if tensor]}
 
 
-def test_tensors_are_answered_with_their_names_shapes_and_datatypes(server):
+def test_answer_has_names_shapes_and_datatypes(server):
     response = ask(server, {"id": "mine", "inputs": [X]})
     assert response.status == 200
     assert response.content_type == "application/json"
@@ -85,7 +85,7 @@ def test_tensors_are_answered_with_their_names_shapes_and_datatypes(server):
     assert response.headers["X-Prediction-Id"]
 
 
-def test_an_answer_without_an_id_of_its_own_has_that_of_the_request(server):
+def test_answer_has_the_id_of_its_request(server):
     response = ask(server, {"inputs": [X]}, x_request_id="header")
     assert json.loads(response.body)["id"] == response.headers["X-Request-Id"] == "header"
     both = ask(server, {"id": "body", "inputs": [X]}, x_request_id="header")
@@ -103,7 +103,7 @@ def test_an_answer_without_an_id_of_its_own_has_that_of_the_request(server):
         {"parameters": None},
     ],
 )
-def test_numbers_go_into_floating_point(server, change):
+def test_numbers_of_any_datatype_become_floats(server, change):
     assert outputs(ask(server, {"inputs": [X | change], "parameters": {"priority": 3}})) == [Y]
 
 
@@ -114,7 +114,7 @@ any model so.
 
 
 @pytest.mark.parametrize("name", TUTORIALS)
-def test_the_only_tensor_of_a_request_may_have_the_name_that_tutorials_give_it(server, name):
+def test_only_tensor_may_have_a_tutorial_name(server, name):
     assert outputs(ask(server, {"inputs": [X | {"name": name}]})) == [Y]
     assert outputs(ask(server, {"inputs": [binary(name, "FP32", [2, 3], 24)]}, binary=SIX)) == [Y]
 
@@ -128,11 +128,11 @@ def test_the_only_tensor_of_a_request_may_have_the_name_that_tutorials_give_it(s
         ("tensor", v2_tensor("predict", "FP32", [1, 2, 3, 4], [1, 4]), [], "[any, 2, 2]"),
     ],
 )
-def test_a_name_of_tutorials_is_refused_where_it_is_ambiguous(server, model, tensor, others, told):
+def test_ambiguous_tutorial_name_is_refused(server, model, tensor, others, told):
     assert told in error(ask(server, {"inputs": [tensor, *others]}, model))
 
 
-def test_texts_that_mlservers_base64_codec_has_encoded_are_read_as_texts(server):
+def test_base64_content_type_is_decoded(server):
     def carrier(text):
         return column("carrier", "BYTES", text) | {"parameters": {"content_type": "base64"}}
 
@@ -141,7 +141,7 @@ def test_texts_that_mlservers_base64_codec_has_encoded_are_read_as_texts(server)
     assert "'carrier'" in error(ask(server, columns(carrier=carrier("/9j/")), "mixed"))
 
 
-def test_a_column_of_the_signature_is_a_tensor_too(server):
+def test_signature_columns_are_tensors(server):
     one_by_one = [
         v2_tensor("a", "INT32", [1, 4]),
         v2_tensor("b", "FP64", [[2], [5]], [2, 1]),
@@ -161,21 +161,21 @@ def test_a_column_of_the_signature_is_a_tensor_too(server):
         ("tensor", v2_tensor("image", "FP32", [1, 2, 3, 4], [1, 2, 2]), [2.0, 4.0, 6.0, 8.0]),
     ],
 )
-def test_models_without_columns_take_the_graph_s_tensors(server, model, tensor, answer):
+def test_models_without_columns_take_graph_tensors(server, model, tensor, answer):
     assert outputs(ask(server, {"inputs": [tensor]}, model))[0]["data"] == answer
 
 
-def test_null_is_a_missing_number_in_both_directions(server):
+def test_null_is_a_missing_number(server):
     (answer,) = outputs(ask(server, {"inputs": [X | {"data": [1, None, 3, 4, 5, 6]}]}))
     assert answer["data"] == [None, 15.0]
 
 
-def test_null_is_as_nothing_where_a_client_leaves_something_out(server):
+def test_null_fields_are_ignored(server):
     nothing = dict.fromkeys(["id", "parameters", "outputs"])
     assert outputs(ask(server, {**nothing, "inputs": [X]})) == [Y]
 
 
-def test_a_surrogate_in_a_string_is_refused(server):
+def test_surrogate_in_a_string_is_refused(server):
     document = columns(
         carrier=column("carrier", "BYTES", "\ud800"),
         distance=column("distance", "FP64", float("nan")),
@@ -184,7 +184,7 @@ def test_a_surrogate_in_a_string_is_refused(server):
 
 
 @pytest.mark.parametrize("names", [["probabilities"], ["probabilities", "label"]])
-def test_only_the_outputs_asked_for_are_answered_in_their_order(server, names):
+def test_requested_outputs_are_answered_in_order(server, names):
     document = {**columns(), "outputs": [{"name": name} for name in names]}
     assert [output["name"] for output in outputs(ask(server, document, "mixed"))] == names
 
@@ -198,7 +198,7 @@ def binary(name, datatype, shape, size):
     }
 
 
-def test_tensors_come_and_go_as_bytes_behind_the_json(server):
+def test_tensors_may_be_bytes_after_the_json(server):
     tensors = [
         binary("carrier", "BYTES", [2], 14),
         column("distance", "FP64", 0, 0),
@@ -218,7 +218,7 @@ def test_tensors_come_and_go_as_bytes_behind_the_json(server):
     assert response.body[length:] == struct.pack("<I3sI3s", 3, b"yes", 3, b"yes")
 
 
-def test_all_outputs_are_bytes_where_the_request_wants_it_so(server):
+def test_request_may_want_all_outputs_as_bytes(server):
     document = {
         "inputs": [binary("X", "FP32", [2, 3], 24)],
         "parameters": {"binary_data_output": True},
@@ -416,7 +416,7 @@ BINARY_CASES: list[tuple[str, dict[str, Any], bytes, str]] = [
 @pytest.mark.parametrize(
     ("change", "told"), [case[1:] for case in TENSOR_CASES], ids=[case[0] for case in TENSOR_CASES]
 )
-def test_a_wrong_tensor_is_named(server, change, told):
+def test_wrong_tensor_is_named(server, change, told):
     message = error(ask(server, {"inputs": [X | change]}))
     assert told in message
     assert len(message) < 1500
@@ -428,7 +428,7 @@ def test_a_wrong_tensor_is_named(server, change, told):
     [case[1:] for case in OTHER_CASES],
     ids=[case[0] for case in OTHER_CASES],
 )
-def test_a_wrong_request_is_refused(server, model, document, told):
+def test_wrong_request_is_refused(server, model, document, told):
     message = error(ask(server, document, model))
     assert told in message
 
@@ -444,7 +444,7 @@ def test_wrong_bytes_are_refused(server, tensor, blob, told):
 
 
 @pytest.mark.parametrize("given", ["", "-1", "1e3", "99999", "²", "9" * 5000])
-def test_a_wrong_length_of_the_json_is_refused(server, given):
+def test_wrong_json_length_is_refused(server, given):
     message = error(ask(server, {"inputs": [X]}, inference_header_content_length=given))
     assert "Inference-Header-Content-Length" in message
 
@@ -452,12 +452,12 @@ def test_a_wrong_length_of_the_json_is_refused(server, given):
 @pytest.mark.parametrize(
     ("given", "status"), [("application/x-www-form-urlencoded", 200), ("text/csv", 415)]
 )
-def test_curl_needs_no_content_type(server, given, status):
+def test_content_type_of_curl_is_accepted(server, given, status):
     assert ask(server, {"inputs": [X]}, content_type=given).status == status
 
 
 @pytest.mark.parametrize(("shape", "data"), [([2**40], [1]), ([2**40, 0], []), ([2**20] * 32, [1])])
-def test_a_shape_alone_takes_no_memory(server, shape, data):
+def test_huge_shape_takes_no_memory(server, shape, data):
     tracemalloc.start()
     try:
         error(ask(server, {"inputs": [X | {"shape": shape, "data": data}]}))

@@ -29,9 +29,7 @@ EVERY = 12
         pytest.param(1, 1_300, id="all", marks=pytest.mark.long),
     ],
 )
-def test_onnxs_own_node_cases_are_answered_as_onnx_runtime_answers_them(
-    tmp_path, serve_here, every, at_least
-):
+def test_onnx_node_cases_equal_onnx_runtime(tmp_path, serve_here, every, at_least):
     cases = {f"n{place}": case for place, case in enumerate(node_cases(every))}
     folders = {name: saved(tmp_path / name, case) for name, case in cases.items()}
     server = serve_here({name: {"main": variant(folder)} for name, folder in folders.items()})

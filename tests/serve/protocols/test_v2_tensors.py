@@ -71,19 +71,19 @@ def there_and_back(array, datatype, is_binary):
 @pytest.mark.parametrize("datatype", DTYPES)
 @given(data=st.data())
 @settings(max_examples=25)
-def test_answers_can_be_sent_back_with_the_same_values(datatype, is_binary, data):
+def test_answers_round_trip(datatype, is_binary, data):
     array = data.draw(arrays(datatype, infinity=is_binary))
     back = there_and_back(array, datatype, is_binary)
     np.testing.assert_array_equal(back, array, strict=True)
 
 
 @pytest.mark.parametrize("is_binary", [False, True])
-def test_arrays_that_do_not_lie_in_row_major_order_are_answered_in_it(is_binary):
+def test_column_major_array_is_answered_in_row_order(is_binary):
     turned = np.arange(6, dtype=np.float32).reshape(2, 3).T
     assert there_and_back(turned, "FP32", is_binary).tolist() == turned.tolist()
 
 
-def test_an_output_without_a_datatype_is_not_offered():
+def test_output_without_datatype_is_not_offered():
     """scikit-learn's classifiers, as converted by default, return a mapping from class
     to probability.
     """
@@ -101,7 +101,7 @@ def test_an_output_without_a_datatype_is_not_offered():
 
 @given(body=st.binary(max_size=200), length=st.integers(0, 40))
 @settings(max_examples=200)
-def test_any_bytes_are_strings_or_are_refused(body, length):
+def test_random_bytes_are_strings_or_refused(body, length):
 
     with contextlib.suppress(SchemaMismatch):
         assert from_binary(TensorHeader("x", (length,), "BYTES"), memoryview(body)).shape == (

@@ -24,7 +24,7 @@ def tensor(name, array, is_binary):
     return input_tensor
 
 
-def test_the_client_finds_server_and_model_ready(client):
+def test_client_finds_server_and_model_ready(client):
     assert client.is_server_live()
     assert client.is_server_ready()
     ready = [("mixed", ""), ("mixed", "7"), ("mixed", "8"), ("none", "")]
@@ -38,7 +38,7 @@ def test_the_client_finds_server_and_model_ready(client):
 
 @pytest.mark.parametrize("asks_binary", [False, True, None])
 @pytest.mark.parametrize("is_binary", [False, True])
-def test_the_client_reads_the_outputs_it_requested(client, is_binary, asks_binary):
+def test_client_reads_its_requested_outputs(client, is_binary, asks_binary):
     columns = {
         "carrier": np.array([["AA"], ["ÜÜ"]], dtype=object),
         "distance": np.zeros((2, 1)),
@@ -61,7 +61,7 @@ def test_the_client_reads_the_outputs_it_requested(client, is_binary, asks_binar
     np.testing.assert_allclose(result.as_numpy("probabilities"), chances, atol=1e-6, strict=True)
 
 
-def test_a_large_tensor_goes_both_ways_in_bytes(client):
+def test_large_tensor_round_trips_in_bytes(client):
     image = np.random.default_rng(0).normal(size=(10_000, 2, 2)).astype(np.float32)
     result = client.infer("tensor", [tensor("image", image, is_binary=True)])
     np.testing.assert_array_equal(result.as_numpy("doubled"), image * 2)

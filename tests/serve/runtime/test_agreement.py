@@ -19,7 +19,7 @@ ROWS = arrays.arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(1, 3))
 
 
 @given(FLOATS | TEXTS | INTEGERS, TOLERANCES)
-def test_an_output_agrees_with_itself(output, tolerance):
+def test_output_agrees_with_itself(output, tolerance):
     agreement = compare(output, output.copy(), tolerance)
     assert agreement.is_same
     assert agreement.largest == 0.0
@@ -31,7 +31,7 @@ def test_an_output_agrees_with_itself(output, tolerance):
     st.data(),
     st.sampled_from([(1e-6, 0.0, 0.0), (0.0, 1e-2, 0.0), (0.0, 0.0, 1e-2), (1e-3, 1e-4, 1e-5)]),
 )
-def test_a_change_is_allowed_within_the_tolerance_and_not_beyond(want, data, parts):
+def test_change_is_allowed_within_tolerance(want, data, parts):
     row, column = data.draw(st.tuples(*[st.integers(0, size - 1) for size in want.shape]))
     allowed = parts[0] + parts[1] * abs(want[row, column]) + parts[2] * np.abs(want[row]).max()
     for factor in (0.9, -0.9, 1.1, -1.1):
@@ -44,9 +44,7 @@ def test_a_change_is_allowed_within_the_tolerance_and_not_beyond(want, data, par
 
 
 @given(ROWS, TOLERANCES, st.sampled_from([np.nan, np.inf, -np.inf]), st.booleans())
-def test_no_tolerance_allows_a_number_in_place_of_nan_or_infinity(
-    output, tolerance, value, is_expected
-):
+def test_number_differs_from_nan_and_infinity(output, tolerance, value, is_expected):
     other = output.copy()
     other[0, 0] = value
     want, got = (other, output) if is_expected else (output, other)
@@ -93,7 +91,7 @@ def test_values_are_numbers_or_labels(want, got, tolerance, differences, same):
     assert agreement.same.tolist() == same
 
 
-def test_a_row_has_the_largest_difference_of_its_values():
+def test_row_has_its_largest_difference():
     want = np.zeros((2, 3))
     got = np.array([[0.0, 0.5, 0.1], [0.0, 0.0, 0.25]])
     rows = compare(want, got, Tolerance(0.25)).by_row()
@@ -103,7 +101,7 @@ def test_a_row_has_the_largest_difference_of_its_values():
     assert compare(np.zeros((2, 0)), np.zeros((2, 0))).by_row().same.tolist() == [True, True]
 
 
-def test_a_tolerance_may_have_one_number_per_value_of_a_row():
+def test_tolerance_may_differ_per_column():
     tolerance = Tolerance(absolute=np.array([1.0, 0.1]))
     agreement = compare(np.zeros((2, 2)), np.full((2, 2), 0.5), tolerance)
     assert agreement.same.tolist() == [[True, False], [True, False]]

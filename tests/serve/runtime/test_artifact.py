@@ -91,7 +91,7 @@ FIELDS: list[tuple[dict[str, object], str]] = [
 
 
 @pytest.mark.parametrize(("field", "words"), FIELDS, ids=[words for _, words in FIELDS])
-def test_a_field_that_no_request_could_fill_is_refused(tmp_path, field, words):
+def test_unusable_signature_field_is_refused(tmp_path, field, words):
     with pytest.raises(InvalidArtifact, match=words):
         read_artifact(write_model(tmp_path, signature=[field]))
 
@@ -99,7 +99,7 @@ def test_a_field_that_no_request_could_fill_is_refused(tmp_path, field, words):
 @pytest.mark.parametrize(
     ("text", "words"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN]
 )
-def test_a_broken_mlmodel_file_is_refused_in_one_line(tmp_path, text, words):
+def test_broken_mlmodel_is_refused_in_one_line(tmp_path, text, words):
     (tmp_path / "model.onnx").write_bytes(b"")
     (tmp_path / "MLmodel").write_text(text)
     with pytest.raises(InvalidArtifact, match=words) as caught:
@@ -107,7 +107,7 @@ def test_a_broken_mlmodel_file_is_refused_in_one_line(tmp_path, text, words):
     assert "\n" not in caught.value.message
 
 
-def test_a_link_that_leads_out_of_the_folder_is_refused(tmp_path):
+def test_link_out_of_the_folder_is_refused(tmp_path):
     folder = write_model(tmp_path / "model", SUM)
     os.rename(folder / "model.onnx", tmp_path / "elsewhere.onnx")
     os.symlink(tmp_path / "elsewhere.onnx", folder / "model.onnx")
@@ -118,7 +118,7 @@ def test_a_link_that_leads_out_of_the_folder_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("reference", "words"), [("../rows.parquet", "is outside"), ("gone.parquet", "is missing")]
 )
-def test_a_reference_is_a_file_within_the_folder(tmp_path, reference, words):
+def test_reference_is_a_file_in_the_folder(tmp_path, reference, words):
     (tmp_path / "rows.parquet").touch()
     artifact = read_artifact(write_model(tmp_path / "model"))
     assert artifact.reference_file is None
@@ -127,12 +127,12 @@ def test_a_reference_is_a_file_within_the_folder(tmp_path, reference, words):
     assert replace(artifact, reference=MLMODEL).reference_file == tmp_path / "model" / MLMODEL
 
 
-def test_a_folder_without_a_model_is_refused(tmp_path):
+def test_folder_without_model_is_refused(tmp_path):
     with pytest.raises(InvalidArtifact, match="no MLmodel file"):
         read_artifact(tmp_path / "nothing")
 
 
-def test_a_graph_with_inputs_needs_a_signature(tmp_path):
+def test_graph_with_inputs_needs_a_signature(tmp_path):
     folder = write_classifier(tmp_path)
     document = yaml.safe_load((folder / MLMODEL).read_text())
     del document["signature"]

@@ -128,9 +128,7 @@ def submitted(batcher, x, deadline=float("inf")):
     delay=st.sampled_from([0, 200, 2000]),
     pads=st.booleans(),
 )
-def test_any_mixture_of_requests_is_answered_as_if_each_were_alone(
-    requests, limit, preferred, delay, pads
-):
+def test_mixed_requests_are_answered_as_if_alone(requests, limit, preferred, delay, pads):
     policy = BatchPolicy(
         limit, tuple(size for size in preferred if size <= limit), delay, pads=pads
     )
@@ -160,7 +158,7 @@ def test_any_mixture_of_requests_is_answered_as_if_each_were_alone(
     assert not batcher._is_led
 
 
-def test_requests_that_wait_for_a_busy_model_are_computed_together(model, ask):
+def test_waiting_requests_are_batched(model, ask):
     batcher = Batcher(model, EIGHT)
     counted: list[tuple[int, float, float]] = []
     count = lambda *batch: counted.append(batch)  # noqa: E731
@@ -179,7 +177,7 @@ def test_requests_that_wait_for_a_busy_model_are_computed_together(model, ask):
     assert min(waits + seconds) >= 0
 
 
-def test_a_batch_is_filled_up_to_a_size_of_the_warm_up(model, ask):
+def test_batches_are_padded_to_warm_sizes(model, ask):
     batcher = Batcher(model, replace(EIGHT, pads=True))
     for number in (1, 3, 5, 8, 9, 0):
         answer = batcher.run({"x": rows(number, 3.0)})["y"]
@@ -195,7 +193,7 @@ def test_a_batch_is_filled_up_to_a_size_of_the_warm_up(model, ask):
     assert model.begun[6:] == [1, 8]
 
 
-def test_other_shapes_wait_for_their_own_batch(model, ask):
+def test_other_shapes_have_their_own_batch(model, ask):
     batcher = Batcher(model, EIGHT)
     futures = [hold(model, ask, batcher)]
     futures += [ask(batcher, rows(1, width=width)) for width in (2, 3, 2, 3)]
@@ -206,7 +204,7 @@ def test_other_shapes_wait_for_their_own_batch(model, ask):
     assert model.begun == [1, 2, 2]
 
 
-def test_an_idle_model_waits_for_company_until_the_batch_is_full(model, ask):
+def test_idle_model_waits_for_a_full_batch(model, ask):
     batcher = Batcher(model, replace(EIGHT, max_queue_delay_microseconds=LONG_DELAY))
     futures = [ask(batcher, rows(2, float(number))) for number in range(4)]
 
@@ -214,7 +212,7 @@ def test_an_idle_model_waits_for_company_until_the_batch_is_full(model, ask):
     assert model.begun == [8]
 
 
-def test_a_preferred_size_is_computed_at_once_and_never_exceeded(model, ask):
+def test_preferred_size_is_computed_at_once(model, ask):
     batcher = Batcher(model, BatchPolicy(8, (4,), LONG_DELAY))
     futures = [ask(batcher, rows(2)) for _ in range(4)]
 
@@ -223,7 +221,7 @@ def test_a_preferred_size_is_computed_at_once_and_never_exceeded(model, ask):
     assert model.begun == [4, 4]
 
 
-def test_the_delay_ends(model):
+def test_partial_batch_waits_for_the_delay(model):
     batcher = Batcher(model, replace(EIGHT, max_queue_delay_microseconds=20_000))
     began = time.monotonic()
     batcher.run({"x": rows(1)})
@@ -232,7 +230,7 @@ def test_the_delay_ends(model):
     assert model.begun == [1]
 
 
-def test_the_error_of_one_does_not_fail_its_neighbours(model, ask):
+def test_error_fails_only_its_own_request(model, ask):
     batcher = Batcher(model, EIGHT)
     first = hold(model, ask, batcher)
     good = [ask(batcher, rows(1, 3.0)), ask(batcher, rows(1, 4.0))]
@@ -245,7 +243,7 @@ def test_the_error_of_one_does_not_fail_its_neighbours(model, ask):
     assert sorted(model.begun) == [1, 1, 1, 1, 3]
 
 
-def test_outputs_that_are_not_per_row_after_all_are_computed_alone(ask):
+def test_outputs_without_rows_are_computed_alone(ask):
     model = Model(lambda x: x.sum(keepdims=True).reshape(1))
     batcher = Batcher(model, EIGHT)
     futures = [hold(model, ask, batcher)]
@@ -255,7 +253,7 @@ def test_outputs_that_are_not_per_row_after_all_are_computed_alone(ask):
     assert [future.result(30)["y"].item() for future in futures] == [2.0, 4.0, 6.0]
 
 
-def test_a_full_queue_refuses_and_says_when_to_come_again(model, ask):
+def test_full_queue_refuses_with_retry_after(model, ask):
     batcher = Batcher(model, replace(EIGHT, max_queue_size=2))
     futures = [hold(model, ask, batcher)]
     futures += [ask(batcher, rows(1)), ask(batcher, rows(1))]
@@ -270,7 +268,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(model, ask):
     assert batcher.run({"x": rows(1)})
 
 
-def test_a_request_whose_time_is_up_is_not_computed(model, ask, monkeypatch):
+def test_expired_request_is_not_computed(model, ask, monkeypatch):
     batcher = Batcher(model, EIGHT)
     first = hold(model, ask, batcher, deadline=time.perf_counter() + 60)
     clock = time.perf_counter
@@ -288,7 +286,7 @@ def test_a_request_whose_time_is_up_is_not_computed(model, ask, monkeypatch):
     assert model.begun == [1, 1]
 
 
-def test_a_deadline_in_the_past_is_refused_at_once(model):
+def test_past_deadline_is_refused_at_once(model):
     batcher = Batcher(model, EIGHT)
     with pytest.raises(DeadlineExceeded):
         batcher.run({"x": rows(1)}, deadline=time.perf_counter() - 1)
@@ -296,7 +294,7 @@ def test_a_deadline_in_the_past_is_refused_at_once(model):
     assert batcher.run({"x": rows(1)})["y"][0, 0] == 2.0
 
 
-def test_a_panic_is_answered_and_leaves_the_threads_of_the_batcher():
+def test_threads_survive_a_panic():
     def compute(feeds, outputs=None):
         if (feeds["x"] == -1).any():
             raise Panic("a tokenizer")
@@ -312,7 +310,7 @@ def test_a_panic_is_answered_and_leaves_the_threads_of_the_batcher():
     batcher.close()
 
 
-def test_sizes_to_warm_are_powers_of_two_the_largest_and_the_preferred():
+def test_warm_sizes_are_powers_of_two_and_preferred():
     assert BatchPolicy(32).sizes == (1, 2, 4, 8, 16, 32)
     assert BatchPolicy(20, (6, 12)).sizes == (1, 2, 4, 6, 8, 12, 16, 20)
     assert BatchPolicy(1).sizes == (1,)
@@ -343,7 +341,7 @@ def test_submitted_requests_beyond_the_queue_are_refused(model, batcher):
         refused.result(30)
 
 
-def test_a_submitted_request_whose_time_is_up_is_not_computed(model, batcher):
+def test_expired_submitted_request_is_not_computed(model, batcher):
     model.gate.clear()
     first = submitted(batcher, rows(1))
     wait_until(lambda: model.begun, what="the first run")
@@ -360,7 +358,7 @@ def test_a_submitted_request_whose_time_is_up_is_not_computed(model, batcher):
     assert model.begun == [1, 1]
 
 
-def test_nothing_holds_a_request_that_is_answered_not_even_an_error(model, batcher):
+def test_answered_request_is_released(model, batcher):
     class Version:
         pass
 
@@ -379,7 +377,7 @@ def test_nothing_holds_a_request_that_is_answered_not_even_an_error(model, batch
         gc.enable()
 
 
-def test_requests_are_computed_again_once_the_machine_allows_threads_again(batcher, monkeypatch):
+def test_batcher_recovers_when_threads_start_again(batcher, monkeypatch):
     with monkeypatch.context() as scarce:
         scarce.setattr(
             threading.Thread,
@@ -392,7 +390,7 @@ def test_requests_are_computed_again_once_the_machine_allows_threads_again(batch
     assert submitted(batcher, rows(1)).result(30)["y"].tolist() == [[2.0, 2.0]]
 
 
-def test_inputs_of_different_lengths_are_for_the_graph_to_judge():
+def test_inputs_of_different_lengths_reach_the_graph():
     def compute(feeds, outputs=None):
         raise InferenceError(str(sorted(len(array) for array in feeds.values())))
 
@@ -454,7 +452,7 @@ def load(folder, graph):
     ],
     ids=lambda text: text.strip().partition(" ")[0],
 )
-def test_a_graph_says_why_its_rows_cannot_be_joined(tmp_path, graph, reason):
+def test_unbatchable_graph_has_a_reason(tmp_path, graph, reason):
     model = load(tmp_path, graph)
 
     explanation = unbatchable_reason(model, model.example_feeds())
@@ -463,7 +461,7 @@ def test_a_graph_says_why_its_rows_cannot_be_joined(tmp_path, graph, reason):
     assert bool(explanation) == bool(reason)
 
 
-def test_neighbours_beyond_the_type_of_the_numbers_are_tried_without_a_warning(tmp_path):
+def test_float16_is_probed_without_warnings(tmp_path):
     model = load(tmp_path, "half (float16[N,2] X) => (float16[N,2] y) { y = Identity(X) }")
 
     with warnings.catch_warnings():

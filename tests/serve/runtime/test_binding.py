@@ -52,7 +52,7 @@ def assert_equal(bound, session, inputs, *names):
         np.testing.assert_array_equal(array, expected, strict=True)
 
 
-def test_the_answers_are_those_of_a_plain_run_in_any_order_of_shapes(session):
+def test_graph_runs_equal_plain_runs(session):
     bound = GraphSession(session, PLACEMENT)
     results = []
     for rows in (1, 8, 1, 3, 8, 0, 3):
@@ -64,7 +64,7 @@ def test_the_answers_are_those_of_a_plain_run_in_any_order_of_shapes(session):
         np.testing.assert_array_equal(array, expected, strict=True)
 
 
-def test_many_threads_do_not_read_each_others_buffers(session):
+def test_threads_do_not_share_buffers(session):
     bound = GraphSession(session, PLACEMENT)
 
     def ask(number):
@@ -75,20 +75,20 @@ def test_many_threads_do_not_read_each_others_buffers(session):
         assert all(pool.map(ask, range(400)))
 
 
-def test_inputs_need_not_be_contiguous(session):
+def test_inputs_may_be_strided(session):
     x = np.asfortranarray(random.random((5, 4), dtype=np.float32))
     inputs = {"x": x, "k": np.arange(10)[::2]}
     assert_equal(GraphSession(session, PLACEMENT), session, inputs, "y")
 
 
-def test_shapes_above_the_limit_run_without_a_graph(session):
+def test_shapes_above_the_limit_have_no_graph(session):
     bound = GraphSession(session, PLACEMENT)
     for rows in range(1, MAX_GRAPHS + 3):
         assert_equal(bound, session, feeds(rows), "total")
     assert len(bound._graphs) == MAX_GRAPHS
 
 
-def test_a_shape_whose_capture_failed_runs_without_a_graph(session, monkeypatch):
+def test_failed_capture_runs_without_a_graph(session, monkeypatch):
     def fail(self, feeds):
         raise RuntimeError("operation not permitted when stream is capturing")
 
@@ -100,7 +100,7 @@ def test_a_shape_whose_capture_failed_runs_without_a_graph(session, monkeypatch)
     assert_equal(bound, session, feeds(3), "y")
 
 
-def test_a_model_that_is_placed_so_runs_through_it(tmp_path):
+def test_model_runs_through_graphs(tmp_path):
     signature = [tensor_column("float32", -1, 4, name="x")]
     graph = "one (float[N,4] x) => (float[N,4] y) { y = Add(x, x) }"
     section = {
@@ -124,12 +124,12 @@ def test_a_model_that_is_placed_so_runs_through_it(tmp_path):
     ],
     ids=["texts", "shapes from data"],
 )
-def test_some_graphs_cannot_be_bound(tmp_path, graph):
+def test_texts_and_data_dependent_shapes_are_not_bound(tmp_path, graph):
     (tmp_path / "model.onnx").write_bytes(parse_graph(graph).SerializeToString())
     assert not can_bind(open_session(tmp_path / "model.onnx"))
 
 
-def test_without_cuda_the_memory_is_ordinary(monkeypatch):
+def test_memory_without_cuda_is_ordinary(monkeypatch):
     class Runtime:
         def cudaSetDevice(self, device_id: int) -> int:  # noqa: N802 - CUDA defines this name.
             return 100  # cudaErrorNoDevice

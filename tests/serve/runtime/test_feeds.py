@@ -26,7 +26,7 @@ def narrowed(*values):
     return narrowed_feeds({"x": exact.astype(np.float32)}, {"@double": exact})
 
 
-def test_the_sent_arrays_are_joined_and_sliced_with_the_feeds():
+def test_sent_arrays_are_joined_and_sliced():
     joined = concatenate_feeds([narrowed(0.1, 0.2), narrowed(0.3)])
     assert joined["x"].dtype == np.float32
     assert sent_arrays(joined)["@double"].tolist() == [0.1, 0.2, 0.3]
@@ -35,7 +35,7 @@ def test_the_sent_arrays_are_joined_and_sliced_with_the_feeds():
     assert sent_arrays(part)["@double"].tolist() == [0.2, 0.3]
 
 
-def test_feeds_without_loss_are_their_own_sent_arrays():
+def test_exact_feeds_are_their_sent_arrays():
     plain = {"x": np.array([1.0, 2.0])}
     assert sent_arrays(plain) is plain
     assert type(concatenate_feeds([plain, narrowed(3.0)])) is dict
@@ -51,7 +51,7 @@ def test_one_row_is_repeated():
     assert np.shares_memory(repeat_row(feeds, 1)["x"], feeds["x"])
 
 
-def test_the_longest_array_says_how_many_rows_there_are():
+def test_longest_array_is_the_row_count():
     assert row_count({"x": np.zeros((3, 2)), "one": np.zeros(1), "scalar": np.array(1.0)}) == 3
     assert row_count({"scalar": np.array(1.0)}) == row_count({}) == 0
 
@@ -116,9 +116,7 @@ def load(folder, graph):
         ),
     ],
 )
-def test_the_first_dimensions_are_rows_where_they_are_free_and_the_same(
-    tmp_path, graph, has_rows, why
-):
+def test_equal_free_first_dimensions_are_rows(tmp_path, graph, has_rows, why):
     model = load(tmp_path, graph)
 
     assert model.schema.has_rows is has_rows
@@ -134,7 +132,7 @@ OCR = (
 SUM = "g (float[N,K] a, float[N,K] b) => (float[N,K] y) { y = Add(a, b) }"
 
 
-def test_exporters_use_one_name_for_all_unknown_sizes(tmp_path):
+def test_unknown_sizes_of_one_name_may_differ(tmp_path):
     """Only ONNX Runtime checks the sizes of a graph that was not converted here."""
     folder = write_model(tmp_path, OCR)
     graph = onnx.load(folder / "model.onnx")
@@ -149,7 +147,7 @@ def test_exporters_use_one_name_for_all_unknown_sizes(tmp_path):
     assert model.schema.has_rows
 
 
-def test_a_stock_graph_may_broadcast_dimensions_of_one_name(tmp_path):
+def test_stock_graph_may_broadcast(tmp_path):
     model = load(tmp_path, SUM)
     a = np.ones((2, 3), np.float32)
     for b in (np.ones((1, 1), np.float32), [[1]]):
@@ -159,7 +157,7 @@ def test_a_stock_graph_may_broadcast_dimensions_of_one_name(tmp_path):
         model.run(model.schema.from_columns({"a": a, "b": np.ones((2, 2), np.float32)}))
 
 
-def test_every_dimension_of_one_name_has_one_size_and_others_have_any(tmp_path):
+def test_dimensions_of_one_name_have_one_size(tmp_path):
     tensors = [tensor_column("float32", -1, -1, name=name) for name in "ab"]
     section = {
         "framework": "torch",

@@ -37,7 +37,7 @@ from tests.support.models import write_model
         (np.array([1.0, 2.0]), "str", "float64"),
     ],
 )
-def test_numbers_come_in_the_signatures_type_where_none_is_lost(values, wanted, found):
+def test_numbers_are_cast_if_none_is_lost(values, wanted, found):
     typed = cast_columns({"x": wanted, "gone": "int64"}, {"x": values, "other": values})
     assert str(typed["x"].dtype) == found
     assert np.array_equal(typed["x"], values.astype(found), equal_nan=found.startswith("float"))
@@ -65,7 +65,7 @@ def test_numbers_come_in_the_signatures_type_where_none_is_lost(values, wanted, 
         (np.array(["7"], object), "int64", "object"),
     ],
 )
-def test_a_log_column_is_cast_to_the_signatures_type_if_no_value_changes(values, wanted, dtype):
+def test_column_is_cast_if_no_value_changes(values, wanted, dtype):
     array = np.asarray(values)
     typed = cast_columns_losslessly({"x": wanted}, {"x": array})["x"]
     assert typed.dtype == dtype
@@ -81,7 +81,7 @@ def column(name, kind="double"):
     return {"name": name, "type": kind, "required": True}
 
 
-def test_rows_for_the_log_hold_the_columns_and_the_prediction(tmp_path):
+def test_log_rows_have_columns_and_prediction(tmp_path):
     model = OnnxModel.load(write_model(tmp_path, SUM, [column("p"), column("q")]))
     feeds = model.schema.from_columns({"p": [1, 2], "q": [3, 4]})
     rows = to_log_columns(model.schema, model.artifact.prediction, feeds, model.run(feeds))
@@ -107,6 +107,6 @@ def test_rows_for_the_log_hold_the_columns_and_the_prediction(tmp_path):
         (1e300, "1e+300", "1e+300"),
     ],
 )
-def test_values_are_texts_that_are_equal_where_the_values_are(value, text, key):
+def test_equal_values_have_equal_texts(value, text, key):
     assert as_text(value) == text
     assert as_key(value) == key

@@ -54,7 +54,7 @@ def column(name, kind="double"):
         (FIXED, [], {"X": [[1, 2], [3, 4]]}, {"y": [[-1, -2], [-3, -4]]}),
     ],
 )
-def test_a_stock_onnx_model_answers_by_its_graphs_names(tmp_path, graph, signature, data, answer):
+def test_stock_model_answers_by_graph_names(tmp_path, graph, signature, data, answer):
     model = OnnxModel.load(write_model(tmp_path, graph, signature or None))
     outputs = model.run(model.schema.from_columns(data))
     assert {name: array.tolist() for name, array in outputs.items()} == answer
@@ -75,9 +75,7 @@ def test_a_stock_onnx_model_answers_by_its_graphs_names(tmp_path, graph, signatu
         ),
     ],
 )
-def test_the_prediction_of_a_stock_onnx_model_is_that_of_mlflows_pyfunc(
-    tmp_path, graph, signature, data, prediction
-):
+def test_stock_prediction_has_the_form_of_mlflow(tmp_path, graph, signature, data, prediction):
     model = OnnxModel.load(write_model(tmp_path, graph, signature or None))
     answer = model.prediction(model.run(model.schema.from_columns(data)))
     assert prediction == (
@@ -87,7 +85,7 @@ def test_the_prediction_of_a_stock_onnx_model_is_that_of_mlflows_pyfunc(
     )
 
 
-def test_an_input_that_the_graph_refuses_is_in_the_error_and_writes_no_line(tmp_path, capfd):
+def test_graph_error_is_raised_and_not_printed(tmp_path, capfd):
     graph = "g (string[N,1] s) => (float[N,1] y) { y = Cast<to = 1>(s) }"
     model = OnnxModel.load(write_model(tmp_path, graph, [tensor_column("str", -1, 1)]))
     for rows in (1, 100):
@@ -99,7 +97,7 @@ def test_an_input_that_the_graph_refuses_is_in_the_error_and_writes_no_line(tmp_
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 1), (2, 0, 1)], ids=["no rows", "no steps"])
-def test_an_empty_input_is_refused_where_the_operator_would_end_the_process(tmp_path, shape):
+def test_empty_input_that_would_crash_is_refused(tmp_path, shape):
     model = OnnxModel.load(write_model(tmp_path, RECURRENT))
 
     with pytest.raises(InferenceError, match=r"'x' .*GRU"):
@@ -108,7 +106,7 @@ def test_an_empty_input_is_refused_where_the_operator_would_end_the_process(tmp_
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", b"\x08\x0a"])
-def test_an_invalid_graph_file_is_refused(tmp_path, content):
+def test_invalid_graph_file_is_refused(tmp_path, content):
     folder = write_model(tmp_path, SUM)
     (folder / "model.onnx").write_bytes(content)
     with pytest.raises(InvalidArtifact, match=r"model\.onnx") as caught:
@@ -116,7 +114,7 @@ def test_an_invalid_graph_file_is_refused(tmp_path, content):
     assert str(tmp_path) not in caught.value.message
 
 
-def test_an_output_other_than_a_tensor_is_refused_with_the_operator_to_use(tmp_path):
+def test_sequence_output_is_refused_with_advice(tmp_path):
     sequence = "g (float[N,2] x) => (seq(float[1,2]) s) { s = SplitToSequence<axis = 0>(x) }"
     with pytest.raises(InvalidArtifact, match=r"'s' .*seq\(.*ConcatFromSequence"):
         OnnxModel.load(write_model(tmp_path, sequence))
@@ -140,7 +138,7 @@ COUNTED = """counted (float[N,1] x) => (float[N,1] rows) <float[1] zero = {0.0}>
         ("", 2 * RUN_ROWS + 1, [2 * RUN_ROWS + 1]),
     ],
 )
-def test_a_large_table_is_computed_some_rows_at_a_time(tmp_path, state, most, runs):
+def test_large_table_is_computed_in_parts_if_proven(tmp_path, state, most, runs):
     """The rows of a graph without a proof may be related."""
     section = {
         "inputs": [graph_tensor("x", "float32", -1, 1, columns=["x"])],
@@ -164,7 +162,7 @@ MARKED = """g (float[N,1] x) => (float[N,1] y, float[N] onnxserve_refused_rows) 
 
 
 @pytest.mark.parametrize("row", [0, 1, RUN_ROWS + 1, 2 * RUN_ROWS])
-def test_a_row_that_the_graph_marks_is_refused(tmp_path, row):
+def test_marked_row_is_refused(tmp_path, row):
     section = {
         "inputs": [graph_tensor("x", "float32", -1, 1, columns=["x"])],
         "outputs": [graph_tensor("y", "float32", -1, 1, role="values")],
@@ -212,7 +210,7 @@ FRAMES = """g (float[samples] x) => (float[frames,3] y)
         (FIXED_ROWS, [(2, 6), (2, 7)], "^the answer has more than 12 values, "),
     ],
 )
-def test_a_run_with_more_values_than_may_be_answered_is_refused(tmp_path, graph, shapes, message):
+def test_too_many_output_values_are_refused(tmp_path, graph, shapes, message):
     model = OnnxModel.load(write_model(tmp_path, graph))
     model.limit_values(12)
 
@@ -244,7 +242,7 @@ WRAPPED = {
     ],
     ids=["wrapped", "batched"],
 )
-def test_too_many_rows_are_refused_before_they_are_computed(
+def test_too_many_rows_are_refused_before_computing(
     tmp_path, graph, section, limits, fitting, refused
 ):
     signature = [tensor_column("float32", -1, 1)]
@@ -256,7 +254,7 @@ def test_too_many_rows_are_refused_before_they_are_computed(
         model.run({"x": np.ones(refused, np.float32)})
 
 
-def test_texts_count_as_the_memory_that_they_take(tmp_path):
+def test_texts_count_by_their_memory(tmp_path):
     model = OnnxModel.load(write_model(tmp_path, TEXT))
     model.limit_values(8)
 
@@ -264,7 +262,7 @@ def test_texts_count_as_the_memory_that_they_take(tmp_path):
         model.run({"s": np.array([["a"]] * 3, object)})
 
 
-def test_an_output_of_unknown_rank_is_limited_after_it_is_computed(tmp_path):
+def test_output_of_unknown_rank_is_limited(tmp_path):
     model = OnnxModel.load(write_model(tmp_path, UNKNOWN))
     model.limit_values(12)
     x = np.ones(1, np.float32)
@@ -312,7 +310,7 @@ def resident():
     return psutil.Process().memory_info().rss
 
 
-def test_the_memory_of_a_large_run_is_kept_for_the_next_one(run_large):
+def test_memory_is_kept_for_the_next_run(run_large):
     before = resident()
     run_large()
     assert resident() > before + LAYER_BYTES / 2
@@ -320,14 +318,14 @@ def test_the_memory_of_a_large_run_is_kept_for_the_next_one(run_large):
     assert run_large() < LAYER_PAGES / 8
 
 
-def test_the_memory_of_a_large_run_is_given_back_when_no_other_follows(run_large):
+def test_memory_is_released_when_idle(run_large):
     before = resident()
     run_large()
     wait_until(lambda: resident() < before + LAYER_BYTES / 4, seconds=20)
 
 
 @pytest.mark.usefixtures("short_memory")
-def test_the_memory_of_a_large_run_is_given_back_at_once_when_memory_is_short(run_large):
+def test_scarce_memory_is_released_at_once(run_large):
     before = resident()
     run_large()
     assert resident() < before + LAYER_BYTES / 4

@@ -31,7 +31,7 @@ def listed(feeds):
     return {name: array.tolist() for name, array in feeds.items()}
 
 
-def test_columns_are_fed_by_their_names_dates_and_bytes_as_text(tmp_path):
+def test_dates_and_bytes_are_fed_as_text(tmp_path):
     kinds = {"when": "datetime", "blob": "binary", "x": "double"}
     artifact = read(
         tmp_path,
@@ -53,7 +53,7 @@ def test_columns_are_fed_by_their_names_dates_and_bytes_as_text(tmp_path):
     assert listed(feeds) == {"when": ["2013-07-01"], "blob": ["AA=="], "x": [1.0]}
 
 
-def test_an_omitted_optional_column_has_no_feed(tmp_path):
+def test_omitted_optional_column_has_no_feed(tmp_path):
     kinds = {"x": "double", "s": "string", "n": "long", "when": "datetime"}
     fields = [{"name": name, "type": kind, "required": name == "x"} for name, kind in kinds.items()]
     schema = pyfunc_schema(read(tmp_path, fields))
@@ -76,7 +76,7 @@ def test_columns_without_names_are_numbered(tmp_path, names):
     assert listed(schema.from_records([{"0": 1, "1": 2}])) == {"0": [1.0], "1": [2.0]}
 
 
-def test_tensors_are_fed_by_their_names_or_as_input(tmp_path):
+def test_tensors_are_fed_by_name_or_as_input(tmp_path):
     artifact = read(tmp_path, [TENSOR])
     assert artifact.tensors == (Tensor("", "float32", (-1, 2)),)
     assert list(pyfunc_schema(artifact).from_array([[1, 2]])) == ["input"]
@@ -104,9 +104,7 @@ def test_tensors_are_fed_by_their_names_or_as_input(tmp_path):
         ([{"type": "string"}], {"is_signature_from_type_hint": True}, "takes Python objects"),
     ],
 )
-def test_inputs_that_arrays_cannot_hold_are_refused_with_a_hint_at_invocations(
-    tmp_path, inputs, more, said
-):
+def test_inputs_without_array_form_are_refused(tmp_path, inputs, more, said):
     artifact = read(tmp_path, inputs, **more)
     schema = pyfunc_schema(artifact)
     for ask in (
@@ -120,7 +118,7 @@ def test_inputs_that_arrays_cannot_hold_are_refused_with_a_hint_at_invocations(
             ask()
 
 
-def test_the_log_has_columns_that_no_array_can_carry(tmp_path):
+def test_columns_without_array_form_are_logged(tmp_path):
     items = {"type": "array", "items": {"type": "any"}}
     # A ResponsesAgent has this signature.
     artifact = read(tmp_path, [{"name": "input", **items}, {"name": "text", "type": "any"}])
@@ -148,7 +146,7 @@ def test_outputs_follow_the_signature(tmp_path, outputs, expected):
     assert artifact.prediction == tuple(output.name for output in expected)
 
 
-def test_a_model_with_an_onnx_form_is_read_as_that(tmp_path):
+def test_onnx_flavor_is_preferred(tmp_path):
     folder = write_model(tmp_path / "onnx")
     document = yaml.safe_load((folder / "MLmodel").read_text())
     document["flavors"]["python_function"] = {"loader_module": "mlflow.onnx"}
@@ -165,7 +163,7 @@ def test_a_model_with_an_onnx_form_is_read_as_that(tmp_path):
         "flavors: {python_function: {}}\nsignature: 3",
     ],
 )
-def test_an_invalid_model_file_is_refused(tmp_path, text):
+def test_invalid_mlmodel_is_refused(tmp_path, text):
     (tmp_path / "MLmodel").write_text(text)
     with pytest.raises(InvalidArtifact):
         read_served_artifact(tmp_path)

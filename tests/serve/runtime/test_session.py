@@ -52,9 +52,7 @@ def test_onnx_runtime_sends_no_telemetry(tmp_path):
 
 
 @pytest.mark.parametrize(("given", "calls"), [(None, 1), ("1", 1), ("0", 0)])
-def test_telemetry_is_also_disabled_if_another_package_imported_onnx_runtime(
-    given, calls, monkeypatch
-):
+def test_telemetry_of_an_imported_runtime_is_disabled(given, calls, monkeypatch):
     called: list[bool] = []
     monkeypatch.setattr(onnxruntime, "disable_telemetry_events", lambda: called.append(True))
     monkeypatch.setenv("ORT_DISABLE_TELEMETRY", given or "")
@@ -89,9 +87,7 @@ def test_telemetry_is_also_disabled_if_another_package_imported_onnx_runtime(
         (None, {}, 8),
     ],
 )
-def test_the_cores_are_those_that_the_cgroup_and_those_above_it_allow(
-    tmp_path, monkeypatch, own, files, expected
-):
+def test_cores_are_limited_by_all_cgroups(tmp_path, monkeypatch, own, files, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setattr(session, "_CGROUPS", tmp_path / "cgroup")
     monkeypatch.setattr(session, "_OWN_CGROUPS", tmp_path / "own")
@@ -143,7 +139,7 @@ def file(tmp_path):
 
 @pytest.mark.parametrize("location", ["../secret", "{folder}/secret", "*/_ORT_MEM_ADDR_/*"])
 @pytest.mark.parametrize("form", FORMS)
-def test_a_graph_reads_no_file_outside_of_its_folder(tmp_path, file, form, location):
+def test_weights_outside_of_the_folder_are_refused(tmp_path, file, form, location):
     weight = external(location.format(folder=tmp_path))
     file.write_bytes(adding(parse_graph(PLUS), form, weight))
     with pytest.raises(InvalidArtifact, match="cannot load"):
@@ -152,9 +148,7 @@ def test_a_graph_reads_no_file_outside_of_its_folder(tmp_path, file, form, locat
 
 @pytest.mark.parametrize("location", ["../secret", "{folder}/secret", "link", "*/_ORT_MEM_ADDR_/*"])
 @pytest.mark.parametrize("form", FORMS)
-def test_the_weights_are_checked_before_an_old_openvino_build_reads_them(
-    tmp_path, file, monkeypatch, form, location
-):
+def test_weights_are_checked_before_old_openvino(tmp_path, file, monkeypatch, form, location):
     monkeypatch.setattr(onnxruntime, "__version__", "1.24.1")
     monkeypatch.setattr(
         onnxruntime, "get_available_providers", lambda: [OPENVINO, "CPUExecutionProvider"]
@@ -208,7 +202,7 @@ def test_providers_get_their_options_as_texts(placement, providers):
 
 
 @pytest.mark.parametrize("device", ["openvino", "tpu"])
-def test_an_unknown_device_is_refused(device):
+def test_unknown_device_is_refused(device):
     with refused(InvalidConfig, f"{device!r} is not one of cpu, cuda"):
         Placement(device)
 
@@ -224,7 +218,7 @@ def test_an_unknown_device_is_refused(device):
         ),
     ],
 )
-def test_a_listed_provider_that_would_not_be_used_is_refused(tmp_path, names, mentioned):
+def test_unusable_provider_is_refused(tmp_path, names, mentioned):
     if {OPENVINO, *names} & {*onnxruntime.get_available_providers()} - {
         "AzureExecutionProvider",
         "CPUExecutionProvider",
@@ -246,7 +240,7 @@ def test_a_listed_provider_that_would_not_be_used_is_refused(tmp_path, names, me
         ([], False),
     ],
 )
-def test_openvino_must_equal_the_cpu_only_in_float32(listed, must_equal_cpu):
+def test_openvino_must_equal_the_cpu_in_float32(listed, must_equal_cpu):
     assert Placement(listed=listed).must_equal_cpu is must_equal_cpu
 
 
@@ -280,9 +274,7 @@ def runtime_with(loaded, computing):
         ([CUDA_PROVIDER, OPENVINO], [CUDA_PROVIDER, OPENVINO], OPENVINO, CUDA_PROVIDER),
     ],
 )
-def test_only_cuda_next_to_tensorrt_may_compute_no_operator(
-    listed, loaded, computing, unused, monkeypatch
-):
+def test_only_cuda_after_tensorrt_may_be_idle(listed, loaded, computing, unused, monkeypatch):
     runtime = runtime_with(loaded, computing)
     monkeypatch.setattr(session, "import_onnxruntime", lambda: runtime)
     monkeypatch.setattr(session, "check_device_libraries", lambda *_: None)
@@ -295,7 +287,7 @@ def test_only_cuda_next_to_tensorrt_may_compute_no_operator(
         assert open_session(Path("model.onnx"), placement).get_providers() == loaded
 
 
-def test_a_runtime_that_answers_wrongly_is_refused(tmp_path, monkeypatch):
+def test_faulty_runtime_version_is_refused(tmp_path, monkeypatch):
     """An environment may have its own ONNX Runtime: the package does not require a
     version, but its extras do.
     """

@@ -94,7 +94,7 @@ def assert_equal_tokens(original, tokenizer, rows):
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_any_text_has_the_tokens_of_the_original(language, side, pair):
+def test_texts_have_the_original_tokens(language, side, pair):
     original, tokenizer = pair(language, padding_side=side, truncation_side=side)
 
     @settings(max_examples=100)
@@ -135,7 +135,7 @@ def long_text(*parts, words=ALPHABETS[0]):
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_the_start_of_a_long_text_has_the_tokens_of_the_whole_text(language, pair):
+def test_start_of_a_long_text_has_equal_tokens(language, pair):
     original, tokenizer = pair(language, KEPT)
 
     @settings(max_examples=200)
@@ -166,7 +166,7 @@ def test_hostile_texts_have_the_original_tokens(language, is_long, pair):
 
 
 @pytest.mark.parametrize("letter", "\uff9e\uff9f\u037a\ufc5e\ufc63\ufe70\ufe7e")
-def test_a_text_is_not_cut_at_a_letter_that_the_normalizer_removes(letter, pair):
+def test_text_is_not_cut_at_a_removed_letter(letter, pair):
     normalizer = normalizers.Sequence(  # as in ALBERT
         [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Replace(Regex(" {2,}"), " ")]
     )
@@ -183,14 +183,14 @@ def spent(tokenizer, text):
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_only_the_start_of_a_long_text_is_tokenized(language, pair):
+def test_only_the_start_of_a_text_is_tokenized(language, pair):
     _, tokenizer = pair(language)
     for words in ("the model ", "модель отвечает ", "한국 모델 "):
         assert spent(tokenizer, words * 10_000) < 1000
     assert spent(tokenizer, "日本語" * 10_000) == 30_000  # There is no safe place to cut.
 
 
-def test_a_tokenizer_that_may_look_beyond_a_word_reads_the_whole_text(tmp_path):
+def test_tokenizer_of_several_words_reads_everything(tmp_path):
     plain = Tokenizer.from_file(str(text_model(tmp_path / "model") / "tokenizer.json"))
     text = "the model " * 1000
 
@@ -226,9 +226,7 @@ def test_a_tokenizer_that_may_look_beyond_a_word_reads_the_whole_text(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "characters"), [(["日本語" * 100] * 4, 1200), (["model"] * 10_000, 50_000)]
 )
-def test_a_request_with_too_many_characters_is_refused_before_they_are_tokenized(
-    model, rows, characters
-):
+def test_too_many_characters_are_refused(model, rows, characters):
     feeds = model.schema.from_columns({"text": rows})
     bounded = OnnxModel.load(model.artifact.folder)
     bounded.max_text_characters = characters - 1
@@ -238,12 +236,12 @@ def test_a_request_with_too_many_characters_is_refused_before_they_are_tokenized
     assert len(bounded.run(feeds)["embedding"]) == len(rows)
 
 
-def test_texts_are_not_tokenized_after_the_deadline(model):
+def test_expired_texts_are_not_tokenized(model):
     with refused(DeadlineExceeded, "deadline"):
         model.run(model.schema.from_columns({"text": ["a", "b"]}), deadline=time.perf_counter())
 
 
-def test_shorter_texts_are_padded_with_the_pad_token(tmp_path):
+def test_shorter_texts_are_padded(tmp_path):
     file = text_model(tmp_path / "model") / "tokenizer.json"
     feeds = TextTokenizer(TokenizerSpec(file, INPUTS, 32)).feeds(["the model", ""])
     # [CLS] [SEP] [PAD] …
@@ -258,7 +256,7 @@ def test_the_prompt_precedes_each_text(tmp_path):
     assert embed(prompted, "the model") == embed(plain, "query: the model")
 
 
-def test_a_text_has_the_same_answer_among_other_texts(model):
+def test_neighbours_do_not_change_an_answer(model):
     rows = [text[:200] for text in hostile_texts(400)]
     together = embed(model, *rows)
     assert together == [embed(model, text)[0] for text in rows]
@@ -269,12 +267,12 @@ def test_texts_of_different_lengths_are_batched(model):
     assert unbatchable_reason(model, feeds) == ""
 
 
-def test_many_characters_are_tokenized_in_parts(model):
+def test_long_tables_are_tokenized_in_parts(model):
     rows = ["model " * 20_000, "a", "request " * 20_000]
     assert embed(model, *rows) == [embed(model, text)[0] for text in rows]
 
 
-def test_a_text_that_is_too_long_is_refused(tmp_path):
+def test_too_long_text_is_refused(tmp_path):
     model = OnnxModel.load(text_model(tmp_path / "model", max_length=8, truncates=False))
     with refused(InferenceError, "tokens", "8", "truncation"):
         embed(model, "a", "one two three four five six seven eight nine")
@@ -284,7 +282,7 @@ def test_a_text_that_is_too_long_is_refused(tmp_path):
         embed(model, "x" * 200_001)
 
 
-def test_a_text_without_tokens_is_refused_and_does_not_prevent_the_warm_up(tmp_path):
+def test_text_without_tokens_is_refused(tmp_path):
     folder = text_model(tmp_path / "model")
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     # as in GPT-2
@@ -295,7 +293,7 @@ def test_a_text_without_tokens_is_refused_and_does_not_prevent_the_warm_up(tmp_p
     model.try_out(model.example_feeds(), seconds=60)
 
 
-def test_a_text_on_which_the_tokenizer_panics_is_refused(tmp_path):
+def test_tokenizer_panic_is_refused(tmp_path):
     model = OnnxModel.load(panicking_model(tmp_path / "model"))
     (alone,) = embed(model, "a text")
     with refused(InferenceError, repr(PANIC), "tokenized", "retry-limit-in-match over"):
@@ -303,17 +301,17 @@ def test_a_text_on_which_the_tokenizer_panics_is_refused(tmp_path):
     assert embed(model, "a text") == [alone]
 
 
-def test_half_of_a_surrogate_pair_is_refused(model):
+def test_half_a_surrogate_pair_is_refused(model):
     with refused(InferenceError, "Unicode"):
         embed(model, "a", "\ud83d")
 
 
-def test_a_missing_text_is_refused(model):
+def test_missing_text_is_refused(model):
     with refused(SchemaMismatch, "text", "null"):
         model.schema.from_columns({"text": ["a", None]})
 
 
-def test_a_damaged_file_is_refused(tmp_path):
+def test_damaged_tokenizer_file_is_refused(tmp_path):
     folder = text_model(tmp_path / "model")
     (folder / "tokenizer.json").write_text("{}")
     with refused(InvalidArtifact, "tokenizer.json"):
@@ -323,14 +321,14 @@ def test_a_damaged_file_is_refused(tmp_path):
         read_artifact(folder)
 
 
-def test_a_missing_library_is_named_with_its_extra(tmp_path, monkeypatch):
+def test_missing_library_is_named_with_its_extra(tmp_path, monkeypatch):
     folder = text_model(tmp_path / "model")
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with refused(NotInstalled, "tokenizers", "mlflow-onnxserve[text]"):
         OnnxModel.load(folder)
 
 
-def test_texts_are_answered_without_the_training_frameworks(tmp_path):
+def test_texts_need_no_training_framework(tmp_path):
     folder = text_model(tmp_path / "model")
     program = (
         "import sys\n"

@@ -30,7 +30,7 @@ from tests.support.schemas import columns_schema, tensor_schema
         ("string", np.array(["a", "bc"]), object, ["a", "bc"]),
     ],
 )
-def test_a_column_accepts_the_values_that_mlflow_accepts(kind, values, dtype, typed):
+def test_column_accepts_fitting_values(kind, values, dtype, typed):
     array = columns_schema(c=kind).from_columns({"c": values})["c"]
     assert array.dtype == dtype
     assert array.shape == (len(typed), 1)
@@ -72,23 +72,23 @@ def test_a_column_accepts_the_values_that_mlflow_accepts(kind, values, dtype, ty
         ("double", [], "no rows"),
     ],
 )
-def test_a_column_that_does_not_fit_is_named_with_row_and_value(kind, values, words):
+def test_unfitting_value_is_named_with_its_row(kind, values, words):
     with pytest.raises(SchemaMismatch) as caught:
         columns_schema(c=kind).from_columns({"c": values})
     assert words in caught.value.message
 
 
-def test_null_and_nan_become_the_text_that_stands_for_a_missing_string():
+def test_missing_string_becomes_its_default():
     feeds = columns_schema("?", c="string").from_columns({"c": ["a", None, float("nan")]})
     assert feeds["c"][:, 0].tolist() == ["a", "?", "?"]
 
 
-def test_an_array_is_refused_as_a_string_even_if_missing_strings_have_a_default():
+def test_array_is_no_missing_string():
     with pytest.raises(SchemaMismatch, match=r"row 1: array\(\[1, 2\]\)"):
         columns_schema("?", c="string").from_columns({"c": ["a", np.array([1, 2])]})
 
 
-def test_a_value_of_any_depth_or_length_makes_a_short_message():
+def test_huge_value_makes_a_short_message():
     deep: list[Any] = []
     for _ in range(900):
         deep = [deep]
@@ -113,7 +113,7 @@ def test_a_value_of_any_depth_or_length_makes_a_short_message():
         ("str", np.array([["a", "bc"]]), [["a", "bc"]]),
     ],
 )
-def test_a_tensor_takes_its_type(dtype, values, typed):
+def test_tensor_is_cast_to_its_type(dtype, values, typed):
     feeds = tensor_schema(dtype, -1, 2).from_array(values)
     assert feeds["x"].dtype == (object if dtype == "str" else dtype)
     np.testing.assert_array_equal(feeds["x"], np.array(typed, dtype=feeds["x"].dtype))
@@ -146,7 +146,7 @@ def test_a_tensor_takes_its_type(dtype, values, typed):
         ("str", [["a"], ["b", "c"]], "."),
     ],
 )
-def test_a_tensor_that_does_not_fit_is_refused(dtype, values, words):
+def test_unfitting_tensor_is_refused(dtype, values, words):
     with pytest.raises(SchemaMismatch, match=words):
         tensor_schema(dtype, -1, 2).from_array(values)
 
@@ -167,7 +167,7 @@ def test_a_tensor_that_does_not_fit_is_refused(dtype, values, words):
         ),
     ],
 )
-def test_a_small_body_for_a_tensor_takes_no_gigabytes(ask):
+def test_small_body_takes_little_memory(ask):
     tracemalloc.start()
     try:
         with pytest.raises(SchemaMismatch) as caught:

@@ -134,7 +134,7 @@ def exact(schema):
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
 @given(tables(), st.randoms(use_true_random=False), st.booleans())
 @settings(max_examples=500)
-def test_both_ways_give_the_same_feeds_and_the_same_errors(table, shuffle, has_more):
+def test_fast_and_exact_feeds_and_errors_are_equal(table, shuffle, has_more):
     schema, rows = table
     names = list(schema.names)
     order = list(range(len(names)))
@@ -183,7 +183,7 @@ ARRAYS = [np.float32, np.float64, np.int64, np.uint64, np.bool_, np.float16, obj
 @pytest.mark.parametrize("kind", ["double", "float", "long"])
 @pytest.mark.parametrize("source", ARRAYS)
 @pytest.mark.parametrize("target", ["float32", "float64"])
-def test_an_array_of_rows_is_taken_as_its_lists(kind, source, target):
+def test_array_feeds_equal_those_of_its_lists(kind, source, target):
     columns = tuple(Column(name, kind) for name in "abc")
     schema = compile_schema(columns, (), (Input("X", target, (-1, 3), ("a", "b", "c")),))
     largest = {"f": 3.4e38, "i": 2**63 - 1, "u": 2**64 - 1}.get(np.dtype(source).kind, 1)
@@ -195,7 +195,7 @@ def test_an_array_of_rows_is_taken_as_its_lists(kind, source, target):
         )
 
 
-def test_rows_that_match_the_schema_take_the_fast_path(monkeypatch):
+def test_fitting_rows_take_the_fast_path(monkeypatch):
     schema = columns_schema(s="string", d="double", n="long", b="boolean")
     monkeypatch.setattr("mlflow_deploy_plugin.serve.runtime.schemas.schema.convert_column", None)
     row = ["a", 1.5, 2, True]
@@ -242,7 +242,7 @@ GIVEN: list[Any] = [
 
 @pytest.mark.parametrize("tensors", TENSORS)
 @pytest.mark.parametrize("first", range(len(GIVEN)))
-def test_tensors_go_both_ways_to_the_same_feeds(tensors, first):
+def test_fast_and_exact_tensors_are_equal(tensors, first):
     schema = compile_schema(
         (), tuple(Tensor(*tensor) for tensor in tensors), tuple(Input(*t) for t in tensors)
     )
@@ -260,7 +260,7 @@ MATRIX_TYPES = {COLUMN_TYPES[kind]: kind for kind in VALUES if kind != "string"}
 
 
 @pytest.mark.parametrize("dtype", sorted(MATRIX_TYPES))
-def test_a_matrix_that_plainly_fits_goes_the_fast_path(dtype, monkeypatch):
+def test_fitting_matrix_takes_the_fast_path(dtype, monkeypatch):
     monkeypatch.setattr("mlflow_deploy_plugin.serve.runtime.schemas.schema.convert_tensor", None)
     fed = "float32" if dtype == "float64" else dtype
     value = {"f": 0.5, "i": 3, "b": True}[np.dtype(dtype).kind]

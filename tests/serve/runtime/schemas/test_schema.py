@@ -21,7 +21,7 @@ def as_lists(feeds):
     return {name: array.tolist() for name, array in feeds.items()}
 
 
-def test_columns_may_come_in_any_order_with_others_among_them():
+def test_columns_come_in_any_order_among_others():
     record = {"b": True, "more": {}, "n": 2, "d": 1.0, "s": "x"}
     columns: dict[str, Any] = {name: [value] for name, value in record.items()}
     for feeds in (
@@ -43,7 +43,7 @@ def test_columns_may_come_in_any_order_with_others_among_them():
     ],
     ids=["columns", "records", "rows"],
 )
-def test_a_missing_column_is_named_with_the_unknown_column_that_came(ask):
+def test_missing_column_is_named_with_similar_name(ask):
     with pytest.raises(SchemaMismatch, match=r"'dep_time' is missing; 'dep_tme' .*'dep_time'"):
         ask(stacked_schema("float32", "dep_time", "hour"))
 
@@ -56,12 +56,12 @@ def test_a_missing_column_is_named_with_the_unknown_column_that_came(ask):
     ],
     ids=["lengths", "range"],
 )
-def test_columns_that_form_no_input_are_refused_by_name(columns, words):
+def test_unfitting_column_is_named(columns, words):
     with pytest.raises(SchemaMismatch, match=words):
         stacked_schema("float32", "a", "b").from_columns(columns)
 
 
-def test_values_that_are_left_out_are_bounded_by_those_that_are_given():
+def test_missing_values_are_bounded():
     names = tuple(f"c{number}" for number in range(30))
     columns = tuple(Column(name, "double", name == "c0") for name in names)
     schema = compile_schema(columns, (), (Input("X", "float32", (-1, 30), names),))
@@ -73,19 +73,19 @@ def test_values_that_are_left_out_are_bounded_by_those_that_are_given():
     assert schema.from_records([whole, {"c0": 2.0}])["X"].shape == (2, 30)
 
 
-def test_a_key_that_some_records_lack_is_null_there():
+def test_missing_key_of_a_record_is_null():
     schema = columns_schema(a="double", b="double")
     feeds = schema.from_records([{"a": 1.0, "b": 1.0}, {"a": 2.0}])
     assert np.isnan(feeds["b"][1, 0])
 
 
-def test_an_optional_column_may_be_absent():
+def test_optional_column_may_be_absent():
     columns = (Column("a", "double"), Column("b", "double", required=False))
     schema = compile_schema(columns, (), (Input("X", "float64", (-1, 2), ("a", "b")),))
     np.testing.assert_array_equal(schema.from_columns({"a": [1.0]})["X"], [[1.0, np.nan]])
 
 
-def test_an_optional_integer_column_still_needs_a_value():
+def test_optional_integer_column_needs_a_value():
     columns = (Column("a", "double"), Column("b", "long", required=False))
     schema = compile_schema(
         columns, (), (Input("a", "float64", (-1, 1), ("a",)), Input("b", "int64", (-1, 1), ("b",)))
@@ -94,7 +94,7 @@ def test_an_optional_integer_column_still_needs_a_value():
         schema.from_columns({"a": [1.0]})
 
 
-def test_columns_are_stacked_in_the_order_of_the_graph():
+def test_columns_are_stacked_in_graph_order():
     schema = stacked_schema("float32", "a", "b", "c")
     feeds = schema.from_columns({"c": [3, 6], "a": [1, 4], "b": [2.0, 5.0]})
     assert feeds["X"].dtype == np.float32
@@ -102,7 +102,7 @@ def test_columns_are_stacked_in_the_order_of_the_graph():
     assert as_lists(schema.to_columns(feeds)) == {"a": [1, 4], "b": [2, 5], "c": [3, 6]}
 
 
-def test_a_vector_input_stays_one():
+def test_vector_input_stays_a_vector():
     schema = compile_schema((Column("a", "long"),), (), (Input("a", "int64", (-1,), ("a",)),))
     assert schema.from_array([1, 2])["a"].shape == (2,)
 
@@ -118,13 +118,13 @@ def test_a_vector_input_stays_one():
         ([], [[]], "missing"),
     ],
 )
-def test_rows_that_are_no_table_are_refused(names, rows, words):
+def test_rows_without_table_form_are_refused(names, rows, words):
     with pytest.raises(SchemaMismatch, match=words):
         MIXED.from_rows(names, rows)
 
 
 @pytest.mark.parametrize("values", [None, 5, "text", [], [5], np.float64(1.0), np.zeros(3)])
-def test_an_array_that_is_not_a_table_is_refused(values):
+def test_array_without_table_form_is_refused(values):
     with pytest.raises(SchemaMismatch):
         MIXED.from_array(values)
 
@@ -140,7 +140,7 @@ def test_an_array_that_is_not_a_table_is_refused(values):
         ((1, 2, 2), [[[1, 2], [3, 4]]], [[[1, 2], [3, 4]]]),
     ],
 )
-def test_a_cell_of_a_table_holds_a_row_of_a_tensor_nested_or_flattened(shape, cells, values):
+def test_cell_holds_a_nested_or_flat_tensor_row(shape, cells, values):
     schema = tensor_schema("float32", *shape)
     for feeds in (
         schema.from_rows(["x"], [[cell] for cell in cells]),
@@ -152,12 +152,12 @@ def test_a_cell_of_a_table_holds_a_row_of_a_tensor_nested_or_flattened(shape, ce
 @pytest.mark.parametrize(
     "cell", [[1, 2, 3], [1, 2, 3, 4, 5], [1e39, 2, 3, 4], [], [[1], 2, 3, 4], "abcd", None]
 )
-def test_a_cell_that_does_not_fill_its_tensor_is_refused(cell):
+def test_cell_of_another_size_is_refused(cell):
     with pytest.raises(SchemaMismatch):
         tensor_schema("float32", -1, 2, 2).from_records([{"x": cell}])
 
 
-def test_a_frame_feeds_the_only_tensor_by_position_whatever_its_columns_are_called():
+def test_frame_feeds_the_only_tensor_by_position():
     schema = tensor_schema("float64", -1, 2)
     rows = [[1, 2], [3, 4]]
     for feeds in (
@@ -179,7 +179,7 @@ PAIR = compile_schema(
 )
 
 
-def test_several_tensors_are_bound_by_name():
+def test_tensors_are_bound_by_name():
     feeds = PAIR.from_columns({"b": [0.5], "a": [[1, 2]], "more": [0]})
     assert as_lists(feeds) == {"a": [[1, 2]], "b": [0.5]}
 
@@ -193,19 +193,19 @@ def test_several_tensors_are_bound_by_name():
         (lambda: PAIR.from_rows(["x"], [[1]]), "table does not"),
     ],
 )
-def test_several_tensors_that_do_not_fit_are_refused(ask, words):
+def test_unfitting_tensors_are_refused(ask, words):
     with pytest.raises(SchemaMismatch, match=words):
         ask()
 
 
-def test_arrays_agree_where_a_dimension_has_a_name():
+def test_arrays_of_one_named_dimension_agree():
     arrays = {"a": np.array([[1, 2]]), "b": np.array([0.5, 1.0], np.float32)}
     with pytest.raises(SchemaMismatch, match=r"'N'.*'a' has 1.*'b' has 2"):
         PAIR.from_columns(arrays)
 
 
 @pytest.mark.parametrize("scalar", [2.5, np.array(2.5, np.float32)], ids=["number", "array"])
-def test_tensors_whose_dimensions_share_no_name_have_any_sizes_and_none_at_all(scalar):
+def test_unnamed_dimensions_have_any_size(scalar):
     kinds = (("b", "float32", (-1,)), ("a", "int64", (-1, 2)), ("s", "float32", ()))
     schema = compile_schema(
         (), tuple(Tensor(*kind) for kind in kinds), tuple(Input(*kind) for kind in kinds)
@@ -214,7 +214,7 @@ def test_tensors_whose_dimensions_share_no_name_have_any_sizes_and_none_at_all(s
     assert as_lists(schema.from_columns(data)) == {"b": [], "a": [[1, 2]], "s": 2.5}
 
 
-def test_columns_have_the_same_rows_in_every_input_also_where_they_come_as_tensors():
+def test_columns_as_tensors_have_equal_rows():
     columns = (Column("a", "float"), Column("b", "float"))
     inputs = tuple(Input(name, "float32", (-1, 1), (name,)) for name in ("a", "b"))
     schema = compile_schema(columns, (), inputs)
@@ -234,7 +234,7 @@ def test_columns_have_the_same_rows_in_every_input_also_where_they_come_as_tenso
         ([], ["b", "c"], {"a": (), "b": ()}),
     ],
 )
-def test_a_graph_that_its_signature_does_not_feed_is_refused(columns, tensors, fed):
+def test_signature_that_does_not_feed_the_graph_is_refused(columns, tensors, fed):
     with pytest.raises(InvalidArtifact):
         compile_schema(
             tuple(Column(name, "double") for name in columns),
@@ -267,7 +267,7 @@ def tables(draw: st.DrawFn) -> tuple[Schema, dict[str, list[Any]]]:
 
 @given(tables())
 @settings(max_examples=100)
-def test_every_way_in_gives_the_same_feeds_and_the_way_back_the_values(table):
+def test_all_forms_give_equal_feeds_and_round_trip(table):
     schema, data = table
     feeds = schema.from_columns(data)
     rows = [list(row) for row in zip(*data.values(), strict=True)]
@@ -285,7 +285,7 @@ def test_every_way_in_gives_the_same_feeds_and_the_way_back_the_values(table):
         np.testing.assert_array_equal(array, again[name])
 
 
-def test_a_missing_text_comes_back_as_missing():
+def test_missing_text_round_trips():
     schema = columns_schema("<missing>", carrier="string", delay="double")
     feeds = schema.from_columns({"carrier": ["AA", None], "delay": [1.0, None]})
     assert feeds["carrier"].ravel().tolist() == ["AA", "<missing>"]
