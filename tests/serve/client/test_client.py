@@ -59,6 +59,7 @@ def flights(served):
     "rows",
     [
         FRAME,
+        FRAME.set_axis(range(4), axis=1),
         pa.Table.from_pandas(FRAME),
         COLUMNS,
         {name: FRAME[name].tolist() for name in FRAME},
@@ -67,7 +68,17 @@ def flights(served):
         FRAME.to_numpy().tolist(),
         {"dataframe_split": {"columns": list(FRAME), "data": FRAME.to_numpy().tolist()}},
     ],
-    ids=["frame", "arrow", "arrays", "lists", "series", "records", "rows", "a form of MLflow's"],
+    ids=[
+        "frame",
+        "positions",
+        "arrow",
+        "arrays",
+        "lists",
+        "series",
+        "records",
+        "rows",
+        "a form of MLflow's",
+    ],
 )
 def test_all_kinds_of_rows_get_equal_predictions(flights, rows):
     prediction = flights.predict(rows, request_id="r-1")
@@ -92,10 +103,6 @@ def test_array_gets_outputs_by_name(served):
     np.testing.assert_equal(prediction.values, expected)
     with pytest.raises(TypeError, match="doubled, total"):
         np.asarray(prediction)
-
-
-def test_columns_without_names_are_positional(flights):
-    assert values_of(flights.predict(FRAME.set_axis(range(4), axis=1))) == ["yes", "no"]
 
 
 def test_infer_answers_all_outputs(flights, served):

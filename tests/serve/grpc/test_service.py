@@ -1,15 +1,27 @@
 """The Open Inference Protocol V2 over gRPC with Triton's own client and gunicorn."""
 
+import json
 import queue
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from mlflow_deploy_plugin.serve.grpc.service import with_deadline
+from mlflow_deploy_plugin.core import errors
+from mlflow_deploy_plugin.serve.grpc.service import (
+    OpenCalls,
+    address_of,
+    code_of,
+    metadata_of,
+    with_deadline,
+)
 from tests.serve.grpc.conftest import message, tensor
+from tests.support.waiting import free_port, wait_until
 
 IMAGE = np.array([[[1.5, 2.0], [3.0, 4.0]]], np.float32)
 
@@ -201,3 +213,168 @@ def test_client_reads_index_statistics_and_config(client):
     assert config.input[0].name == "image"
     assert list(config.input[0].dims) == [-1, 2, 2]
     assert list(config.version_policy.specific.versions) == [7]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.InvalidRequest, "INVALID_ARGUMENT"),
+        (errors.SchemaMismatch, "INVALID_ARGUMENT"),
+        (errors.InferenceError, "INVALID_ARGUMENT"),
+        (errors.UnsupportedMediaType, "INVALID_ARGUMENT"),
+        (errors.HeadersTooLarge, "INVALID_ARGUMENT"),
+        (errors.BodyTooLarge, "RESOURCE_EXHAUSTED"),
+        (errors.TooManyRequests, "RESOURCE_EXHAUSTED"),
+        (errors.DeadlineExceeded, "DEADLINE_EXCEEDED"),
+        (errors.NotFound, "NOT_FOUND"),
+        (errors.AlreadyExists, "ALREADY_EXISTS"),
+        (errors.NotReady, "UNAVAILABLE"),
+        (errors.DeviceUnavailable, "INTERNAL"),
+    ],
+)
+def test_errors_have_their_codes(error, code):
+    assert code_of(error("what was wrong")).name == code
+
+
+def test_metadata_is_lower_case_ascii():
+    metadata = metadata_of(
+        {"X-Model-Name": "Flüge 100%", "Retry-After": "1", "traceparent": "00-a-b-01"}
+    )
+    assert metadata == [
+        ("x-model-name", "Fl%C3%BCge 100%25"),
+        ("retry-after", "1"),
+        ("traceparent", "00-a-b-01"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"),
+    [
+        ("ipv4:127.0.0.1:5001", "127.0.0.1"),
+        ("ipv6:%5B::1%5D:5001", "::1"),
+        ("ipv6:[fe80::2]:80", "fe80::2"),
+        ("unix:", ""),
+    ],
+)
+def test_peer_address_is_parsed(peer, address):
+    assert address_of(peer) == address
+
+
+class Call:
+    """A call with the interface of grpcio's context; `abort` raises, as in grpcio."""
+
+    def __init__(self) -> None:
+        self.callbacks: list[Callable[[], None]] = []
+        self.cancelled = threading.Event()
+
+    def add_callback(self, callback: Callable[[], None]) -> bool:
+        self.callbacks.append(callback)
+        return True
+
+    def abort(self, code: grpc.StatusCode, details: str) -> None:
+        raise RuntimeError(f"{code.name}: {details}")
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+
+    def end(self) -> None:
+        for callback in self.callbacks:
+            callback()
+
+
+def test_a_call_is_open_until_it_ends():
+    calls = OpenCalls(1, 60.0)
+    call = Call()
+    assert calls.receive_one(call, iter([b"message"])) == b"message"
+    assert calls.open == 1
+    call.end()
+    assert calls.open == 0
+    calls.drain()
+
+
+def test_stream_beyond_the_bound_is_refused():
+    calls = OpenCalls(1, 60.0)
+    with (
+        calls.stream(Call()),
+        pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED: 1 streams"),
+        calls.stream(Call()),
+    ):
+        pass
+    with calls.stream(Call()):
+        calls.drain()
+
+
+def test_drained_server_cancels_idle_streams():
+    calls = OpenCalls(1, 60.0)
+    call = Call()
+    waits = threading.Event()
+
+    def bodies():
+        yield b"first"
+        waits.set()
+        call.cancelled.wait(60)
+        yield b"second"
+
+    received: list[bytes] = []
+    reader = threading.Thread(target=lambda: received.extend(calls.receive_each(call, bodies())))
+    reader.start()
+    assert waits.wait(60)
+    calls.drain()
+    reader.join(60)
+    assert received == [b"first", b"second"]
+    assert calls.draining.is_set()
+    assert list(calls.receive_each(Call(), iter([b"third"]))) == []
+
+
+def test_missing_message_ends_its_call():
+    now = [0.0]
+    calls = OpenCalls(1, 5.0, clock=lambda: now[0])
+    call = Call()
+
+    def bodies():
+        call.cancelled.wait(60)
+        yield from ()
+
+    reader = threading.Thread(target=lambda: calls.receive_one(call, bodies()))
+    reader.start()
+    wait_until(lambda: calls.open == 1)
+    now[0] = 6.0
+    assert call.cancelled.wait(60)
+    reader.join(60)
+    calls.drain()
+
+
+def states(client):
+    return {model.name: model.state for model in client.get_model_repository_index().models}
+
+
+@pytest.mark.long
+def test_endpoints_are_unloaded_loaded_and_added(serve, model_folders):
+    port = free_port()
+    options = ["-C", f"server.grpc_port={port}", "-C", "server.model_control_mode=explicit"]
+    serve(str(model_folders["single"]), "--name", "first", *options).wait_ready()
+    with InferenceServerClient(f"127.0.0.1:{port}") as client:
+        client.unload_model("first")
+        assert (states(client), client.is_model_ready("first")) == ({"first": "UNAVAILABLE"}, False)
+        client.load_model("first")
+        added = {"name": "second", "variants": {"v": {"model": str(model_folders["tensor"])}}}
+        client.load_model("second", config=json.dumps(added))
+        assert states(client) == {"first": "READY", "second": "READY"}
+        assert client.get_model_config("second").config.input[0].name == "image"
+        with pytest.raises(InferenceServerException, match=r"'file:1/model\.onnx'") as refused:
+            client.load_model("second", config="{}", files={"file:1/model.onnx": b"\xff"})
+        assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"
+
+
+@pytest.mark.long
+def test_unload_needs_explicit_control(serve, model_folders):
+    port = free_port()
+    serve(
+        str(model_folders["single"]), "--name", "first", "-C", f"server.grpc_port={port}"
+    ).wait_ready()
+    with (
+        InferenceServerClient(f"127.0.0.1:{port}") as client,
+        pytest.raises(InferenceServerException, match="model_control_mode") as refused,
+    ):
+        client.unload_model("first")
+    assert refused.value.status() in ("StatusCode.PERMISSION_DENIED", "StatusCode.INVALID_ARGUMENT")

@@ -30,11 +30,6 @@ sum (float[N,2] x) => (float[N,1] y, int64[N] n) <int64[1] axis = {1}> {
 
 STOCK = {
     "stock": SUM,
-    "one": "one (float[N,2] x) => (float[N,1] y) <int64[1] axis = {1}> { y = ReduceSum(x, axis) }",
-    "flat": (
-        "flat (float[N,2] x) => (float[N] y) <int64[1] axis = {1}> { y = ReduceSum<keepdims=0>(x, "
-        "axis) }"
-    ),
     "wide": "wide (float[N,2] x) => (float[N,2] y) { y = Neg(x) }",
     "uneven": """
 uneven (float[N,2] x) => (float[N,2] y, float[N] z) <int64[1] axis = {1}> {

@@ -212,34 +212,31 @@ def test_lists_of_nulls_are_limited():
         read({"x": column}, tensor_schema("float32", -1, -1))
 
 
-REFUSED: list[tuple[str, pa.Array, ColumnType, str]] = [
-    ("null in integers", pa.array([1, None]), "long", "row 1: null"),
-    ("null in booleans", pa.array([True, None]), "boolean", "null in row 1"),
-    ("null in a dictionary", pa.array(["a", None]).dictionary_encode(), "string", "row 1: null"),
-    (
-        "null in a dictionary of booleans",
+REFUSED: dict[str, tuple[pa.Array, ColumnType, str]] = {
+    "null in integers": (pa.array([1, None]), "long", "row 1: null"),
+    "null in booleans": (pa.array([True, None]), "boolean", "null in row 1"),
+    "null in a dictionary": (pa.array(["a", None]).dictionary_encode(), "string", "row 1: null"),
+    "null in a dictionary of booleans": (
         pa.DictionaryArray.from_arrays(pa.array([0, None]), pa.array([True])),
         "boolean",
         "null in row 1",
     ),
-    ("nothing but nulls", pa.nulls(2), "long", "row 0: null"),
-    ("strings for numbers", pa.array(["1", "2"]), "double", "'x'.*numbers"),
-    ("numbers for strings", pa.array([1, 2]), "string", "'x'.*string"),
-    ("fractions for integers", pa.array([1.0, 2.5]), "long", "'x'.*integer"),
-    ("too large for an integer", pa.array([1, 2**40]), "integer", f"row 1.*{2**40}"),
-    ("decimals as strings", pa.array([1]).cast(pa.decimal128(25, 2)), "string", "decimal128"),
-    ("half a decimal", pa.array(["0.5"]).cast(pa.decimal128(5, 1)), "long", "'x'.*0.5"),
-    ("times", pa.array([1, 2], pa.timestamp("ns")), "long", "'x'.*timestamp"),
-    ("bytes", pa.array([b"a", b"b"]), "string", "'x'.*binary"),
-    ("lists", pa.array([[1.0], [2.0]]), "double", "'x'.*lists"),
-    ("structs", pa.array([{"a": 1}, {"a": 2}]), "double", "'x'.*struct"),
-    ("no rows", pa.array([], pa.float64()), "double", "no rows"),
-]
+    "nothing but nulls": (pa.nulls(2), "long", "row 0: null"),
+    "strings for numbers": (pa.array(["1", "2"]), "double", "'x'.*numbers"),
+    "numbers for strings": (pa.array([1, 2]), "string", "'x'.*string"),
+    "fractions for integers": (pa.array([1.0, 2.5]), "long", "'x'.*integer"),
+    "too large for an integer": (pa.array([1, 2**40]), "integer", f"row 1.*{2**40}"),
+    "decimals as strings": (pa.array([1]).cast(pa.decimal128(25, 2)), "string", "decimal128"),
+    "half a decimal": (pa.array(["0.5"]).cast(pa.decimal128(5, 1)), "long", "'x'.*0.5"),
+    "times": (pa.array([1, 2], pa.timestamp("ns")), "long", "'x'.*timestamp"),
+    "bytes": (pa.array([b"a", b"b"]), "string", "'x'.*binary"),
+    "lists": (pa.array([[1.0], [2.0]]), "double", "'x'.*lists"),
+    "structs": (pa.array([{"a": 1}, {"a": 2}]), "double", "'x'.*struct"),
+    "no rows": (pa.array([], pa.float64()), "double", "no rows"),
+}
 
 
-@pytest.mark.parametrize(
-    ("array", "kind", "words"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED]
-)
+@pytest.mark.parametrize(("array", "kind", "words"), REFUSED.values(), ids=REFUSED)
 def test_mismatched_column_is_named(array, kind, words):
     with pytest.raises(SchemaMismatch, match=words):
         read({"x": array}, columns_schema(x=kind))
@@ -357,22 +354,17 @@ def test_damaged_body_is_read_or_refused(media, data):
             "late": [True, False, True],
         }
     )
-    body = bytearray(
-        arrow_stream(table, "zstd") if media == arrow.STREAM else WRITERS[media](table)
-    )
+    whole = arrow_stream(table, "zstd") if media == arrow.STREAM else WRITERS[media](table)
+    body = bytearray(whole)
     for _ in range(data.draw(st.integers(1, 3))):
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
-    cut = data.draw(st.integers(0, 30))
-    error = refusal(media, bytes(body[: len(body) - cut]))
-    assert error is None or (error.http_status in (400, 413) and "\n" not in error.message)
-
-
-def refusal(media, body):
+    fault: OnnxserveError = InvalidRequest("")
     try:
-        arrow.decode(body, MIXED, LIMIT)
+        arrow.decode(bytes(body[: len(body) - data.draw(st.integers(0, 30))]), MIXED, LIMIT)
     except OnnxserveError as error:
-        return error
-    return None
+        fault = error
+    assert fault.http_status in (400, 413)
+    assert "\n" not in fault.message
 
 
 @pytest.mark.parametrize("media", arrow.MEDIA_TYPES)
@@ -416,12 +408,11 @@ def test_dictionary_word_counts_in_every_row(media):
 def test_large_dictionary_is_read_once():
     words = pa.array([f"word {number}" for number in range(50_000)])
     column = pa.DictionaryArray.from_arrays(pa.array(np.arange(3000, dtype=np.int32)), words)
-    table = pa.Table.from_batches(
-        [pa.record_batch({"c": column.slice(start, 1)}) for start in range(3000)]
-    )
-    began = time.perf_counter()
-    assert read(table, columns_schema(c="string"))["c"][-1] == ["word 2999"]
-    assert time.perf_counter() - began < 10  # Reading it 3,000 times would take a minute.
+    batches = [pa.record_batch({"c": column.slice(start, 1)}) for start in range(3000)]
+    began = time.process_time()
+    feeds = read(pa.Table.from_batches(batches), columns_schema(c="string"))
+    assert feeds["c"][-1] == ["word 2999"]
+    assert time.process_time() - began < 10  # Reading it 3,000 times would take a minute.
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.string_view()], ids=str)
@@ -453,17 +444,6 @@ def test_dictionary_deltas_are_refused():
             writer.write_batch(piece)
     with pytest.raises(InvalidRequest, match="deltas"):
         arrow.decode(sink.getvalue().to_pybytes(), columns_schema(c="string"), LIMIT)
-
-
-@pytest.mark.parametrize("media", [arrow.STREAM, arrow.FILE])
-def test_absent_text_column_has_its_default(media):
-    columns = (Column("hour", "long"), Column("carrier", "string", required=False))
-    inputs = (
-        Input("hour", "int64", (-1, 1), ("hour",)),
-        Input("carrier", "str", (-1, 1), ("carrier",), "?"),
-    )
-    feeds = read({"hour": [1]}, compile_schema(columns, (), inputs), media)
-    assert feeds["carrier"].tolist() == [["?"]]
 
 
 @pytest.mark.parametrize("media", [arrow.STREAM, arrow.FILE])

@@ -13,12 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError
-from mlflow_deploy_plugin.serve.protocols import large_json, mlflow
+from mlflow_deploy_plugin.serve.protocols import large_json, mlflow, v2
 from mlflow_deploy_plugin.serve.protocols.content import JSON, load_json
-from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input
-from mlflow_deploy_plugin.serve.runtime.schemas.schema import compile_schema
+from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input, read_artifact
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
+from tests.support.bodies import v2_tensor
 from tests.support.schemas import columns_schema, tensor_schema
 
+needs_simdjson = pytest.mark.skipif(not find_spec("simdjson"), reason="simdjson is not installed")
 SCHEMAS = {
     "doubles": compile_schema(
         tuple(Column(name, "double") for name in "abc"),
@@ -186,10 +188,7 @@ PLAIN: list[tuple[str, Any]] = [
     "has_simdjson",
     [
         False,
-        pytest.param(
-            True,
-            marks=pytest.mark.skipif(not find_spec("simdjson"), reason="simdjson is not installed"),
-        ),
+        pytest.param(True, marks=needs_simdjson),
     ],
 )
 @pytest.mark.parametrize(("name", "document"), PLAIN)
@@ -204,7 +203,7 @@ def test_plain_numbers_take_the_fast_reader(name, document, has_simdjson, monkey
     assert outcome(lambda: mlflow.decode(JSON, body, SCHEMAS[name])) == expected
 
 
-@pytest.mark.skipif(not find_spec("simdjson"), reason="simdjson is not installed")
+@needs_simdjson
 @pytest.mark.parametrize("rows", ["1,2.5,-3\n", "1,,-3\r\n", ",null,-0.5\n"])
 def test_plain_csv_takes_the_fast_reader(rows, monkeypatch):
     expected = outcome(lambda: mlflow.read_csv(f"c,a,b\n{rows}".encode(), SCHEMAS["doubles"]))
@@ -237,3 +236,77 @@ def test_small_body_takes_the_exact_reader(monkeypatch):
     monkeypatch.setattr(large_json, "simdjson", SimpleNamespace(Parser=pytest.fail))
     feeds = mlflow.decode(JSON, b'{"inputs": [[1, 2, 3]]}', SCHEMAS["doubles"])
     np.testing.assert_array_equal(feeds["X"], [[1, 2, 3]])
+
+
+DATATYPES = {
+    name: name.lower().replace("fp", "float")
+    for name in ("FP64", "FP32", "FP16", "INT64", "INT32", "INT8", "UINT64", "UINT8", "BOOL")
+} | {"BYTES": "str"}
+V2_SCHEMAS: dict[str, Schema] = {
+    **{datatype: tensor_schema(dtype, -1, 2, name="x") for datatype, dtype in DATATYPES.items()},
+    "table": columns_schema(a="double", b="string", c="long"),
+}
+
+
+EXTREMES: list[Any] = [
+    *(-9, 127, 128, 300, 2**31, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1, 2**64, -(2**63), 10**30),
+    *(-0.0, 1.0, 0.1, 65504.0, 65520.0, 3.4e38, 1e39, 1e308),
+    *(None, True, "", "ü", "[", [], [1.0], {}, [[1]]),
+]
+
+
+@pytest.fixture(scope="module")
+def artifact(model_folders):
+    return read_artifact(model_folders["single"])
+
+
+def v2_outcome(body, artifact, schema):
+    try:
+        array = v2.decode({}, body, artifact, schema).feeds["x"]
+    except OnnxserveError as error:
+        return type(error), error.message
+    return array.dtype, array.shape, repr(array.tolist())
+
+
+@pytest.mark.parametrize("datatype", DATATYPES)
+@pytest.mark.parametrize("value", EXTREMES, ids=repr)
+def test_fast_v2_reader_equals_exact_reader(artifact, monkeypatch, datatype, value):
+    """test_v2.py sends its requests to both readers."""
+    for data in ([value, 1, 0, 1], [[value, 1], [0, 1]], [[0, 1], [1, value]]):
+        tensor = v2_tensor("x", datatype, data, [2, 2])
+        body = json.dumps({"inputs": [tensor]}, ensure_ascii=False).encode(errors="surrogatepass")
+        with monkeypatch.context() as patch:
+            patch.setattr(large_json, "LARGE_BYTES", 0)
+            patch.setattr(large_json, "_COLUMN_BYTES", 1)
+            quick = v2_outcome(body, artifact, V2_SCHEMAS[datatype])
+        assert quick == v2_outcome(body, artifact, V2_SCHEMAS[datatype])
+
+
+@needs_simdjson
+@pytest.mark.parametrize("datatype", [*DATATYPES][:8])
+@pytest.mark.parametrize("is_flat", [True, False])
+def test_v2_numbers_take_the_fast_reader(artifact, monkeypatch, datatype, is_flat):
+    whole: Any = np.arange(8000) % 100
+    array = (whole / 4 if datatype.startswith("FP") else whole).reshape(-1, 2)
+    data = (array.ravel() if is_flat else array).tolist()
+    tensor = v2_tensor("x", datatype, data, array.shape)
+    monkeypatch.setattr(v2, "json_object", None)
+    body = json.dumps({"id": "mine", "inputs": [tensor], "parameters": {"note": [1]}}).encode()
+    question = v2.decode({}, body, artifact, V2_SCHEMAS[datatype])
+    assert question.id == "mine"
+    assert question.parameters == {"note": [1]}
+    np.testing.assert_array_equal(question.feeds["x"], array)
+
+
+@needs_simdjson
+def test_v2_texts_take_the_fast_reader(artifact, monkeypatch):
+    columns = {"a": ("FP64", 0.5), "b": ("BYTES", "ü"), "c": ("INT64", 7)}
+    inputs = [
+        v2_tensor(name, datatype, [value] * 4000, [4000])
+        for name, (datatype, value) in columns.items()
+    ]
+    monkeypatch.setattr(v2, "json_object", None)
+    body = json.dumps({"inputs": inputs}, ensure_ascii=False).encode()
+    feeds = v2.decode({}, body, artifact, V2_SCHEMAS["table"]).feeds
+    for name, (_, value) in columns.items():
+        assert feeds[name].ravel().tolist() == [value] * 4000

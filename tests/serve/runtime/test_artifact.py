@@ -18,53 +18,46 @@ SUM = (
 )
 
 
-BROKEN: list[tuple[str, str, str]] = [
-    ("no yaml", "a: [", "cannot be read"),
-    ("no mapping", "5", "not a mapping"),
-    ("another flavor", "flavors: {sklearn: {}}", "flavors sklearn"),
-    ("no data", "flavors: {onnx: {}}", "KeyError: 'data'"),
-    (
-        "a file that is not there",
+BROKEN = {
+    "no yaml": ("a: [", "cannot be read"),
+    "no mapping": ("5", "not a mapping"),
+    "another flavor": ("flavors: {sklearn: {}}", "flavors sklearn"),
+    "no data": ("flavors: {onnx: {}}", "KeyError: 'data'"),
+    "a file that is not there": (
         "flavors: {onnx: {data: other.onnx}}",
         "file 'other.onnx' is missing",
     ),
-    ("a file outside", "flavors: {onnx: {data: ../model.onnx}}", "outside"),
-    ("an absolute file", "flavors: {onnx: {data: /etc/hostname}}", "outside"),
-    (
-        "a signature that is no JSON",
+    "a file outside": ("flavors: {onnx: {data: ../model.onnx}}", "outside"),
+    "an absolute file": ("flavors: {onnx: {data: /etc/hostname}}", "outside"),
+    "a signature that is no JSON": (
         "flavors: {onnx: {data: model.onnx}}\nsignature: {inputs: '['}",
         "JSONDecodeError",
     ),
-    (
-        "a signature of brackets",
+    "a signature of brackets": (
         f"flavors: {{onnx: {{data: model.onnx}}}}\nsignature: {{inputs: '{'[' * 100_000}'}}",
         "RecursionError",
     ),
-    (
-        "a name that no file can have",
+    "a name that no file can have": (
         f"flavors: {{onnx: {{data: {'x' * 500}}}}}",
         "the model's file 'xxx",
     ),
-    ("flavors that are a list", "flavors: [onnx]", "flavors is .* a mapping is expected"),
-    (
-        "parity that is a text",
+    "flavors that are a list": ("flavors: [onnx]", "flavors is .* a mapping is expected"),
+    "parity that is a text": (
         "flavors: {onnxserve: {data: model.onnx, parity: proven}}",
         "cannot be understood",
     ),
-    (
-        "categories that are lists",
+    "categories that are lists": (
         "flavors: {onnxserve: {data: model.onnx, refused: {categories: {a: [[1]]}}}}",
         "cannot be understood",
     ),
-    (
-        "a column of a type that ONNX lacks",
+    "a column of a type that ONNX lacks": (
         (
             'flavors: {onnx: {data: model.onnx}}\nsignature: {inputs: \'[{"name": "t", '
             '"type": "datetime"}]\'}'
         ),
         "'t' has the type 'datetime'",
     ),
-]
+}
 
 
 FIELDS: list[tuple[dict[str, object], str]] = [
@@ -96,9 +89,7 @@ def test_unusable_signature_field_is_refused(tmp_path, field, words):
         read_artifact(write_model(tmp_path, signature=[field]))
 
 
-@pytest.mark.parametrize(
-    ("text", "words"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN]
-)
+@pytest.mark.parametrize(("text", "words"), BROKEN.values(), ids=BROKEN)
 def test_broken_mlmodel_is_refused_in_one_line(tmp_path, text, words):
     (tmp_path / "model.onnx").write_bytes(b"")
     (tmp_path / "MLmodel").write_text(text)
