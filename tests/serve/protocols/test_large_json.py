@@ -4,13 +4,12 @@ to it.
 
 import json
 from importlib.util import find_spec
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.serve.protocols import large_json, mlflow, v2
@@ -45,60 +44,6 @@ SCHEMAS = {
     "named": tensor_schema("float32", -1, 3, name="a", graph_name="a"),
     "whole": tensor_schema("int64", -1, 3),
 }
-NUMBER = st.one_of(
-    st.floats(allow_nan=False, allow_infinity=False),
-    st.integers(-9, 9),
-    st.sampled_from(
-        [None, -1e308, 1e39, 20.0, 255, 3e9, -0.0, 2**53, 2**53 + 1, 2**63, 2**64, 10**30]
-    ),
-)
-ODD = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.text(max_size=2),
-    st.just([]),
-    st.just([1.0]),
-    st.just({}),
-    st.just([[1]]),
-)
-
-
-@st.composite
-def bodies(draw: st.DrawFn) -> bytes:
-    """Draw a table or an image, sometimes with an unusual value."""
-    width = draw(st.integers(2, 4))
-    if draw(st.integers(0, 3)):
-        rows: Any = [[draw(NUMBER) for _ in range(width)] for _ in range(draw(st.integers(0, 3)))]
-    else:
-        rows = [
-            [[draw(NUMBER) for _ in range(2)] for _ in range(2)]
-            for _ in range(draw(st.integers(0, 2)))
-        ]
-    if rows and draw(st.integers(0, 2)) == 0:
-        place = draw(st.integers(0, len(rows[-1]) - 1))
-        rows[-1][place : place + draw(st.integers(0, 1))] = [draw(ODD)] * draw(st.integers(0, 2))
-    columns: list[Any] = (
-        draw(st.permutations("abcd"))[:width] if draw(st.booleans()) else list("abcd"[:width])
-    )
-    if draw(st.integers(0, 4)) == 0:
-        columns[0] = draw(st.sampled_from(["b", "[", "\n", "null", 1, None]))
-    field = draw(
-        st.sampled_from(
-            ["dataframe_split", "dataframe_split", "inputs", "instances", "dataframe_records"]
-        )
-    )
-    value = {"columns": columns, "data": rows} if field == "dataframe_split" else rows
-    if field in ("inputs", "instances") and draw(st.booleans()):
-        value = dict(zip(map(str, columns), draw(st.sampled_from([rows, [rows]])), strict=False))
-    if field == "dataframe_split" and draw(st.integers(0, 4)) == 0:
-        value["index"] = draw(ODD)
-    document = {field: value}
-    if draw(st.integers(0, 4)) == 0:
-        document["params"] = draw(ODD)
-    body = json.dumps(document).encode()
-    if draw(st.integers(0, 4)) == 0:
-        body = body[:-1] + b"," + body[1:]  # the same key twice
-    return body
 
 
 def outcome(ask):
@@ -109,16 +54,39 @@ def outcome(ask):
     return {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in feeds.items()}
 
 
-@pytest.mark.long
-@given(st.sampled_from(sorted(SCHEMAS)), bodies())
-@settings(max_examples=1000)
-def test_fast_reader_equals_exact_reader(name, body):
+EXTREMES: list[Any] = [
+    *(-9, 0, 20.0, 127, 128, 255, 300, 2**31, 3e9, 2**53, 2**53 + 1, 2**63 - 1, 2**63),
+    *(2**64 - 1, 2**64, -(2**63), 10**30, -0.0, 0.1, 65504.0, 65520.0, 3.4e38, 1e39, -1e308),
+    *(None, True, "", "ü", "[", [], [1.0], {}, [[1]]),
+]
+
+
+def documents(value):
+    """Yield tables and images with this value, in every form."""
+    for rows in ([[value, 1, 2], [3, 4.5, value]], [[1, value]], [[[value, 1], [2, 3]]], [value]):
+        for columns in ("abc", "cab", "abd", "bbc", ["a", "[", None], ["null", "\n", 1]):
+            yield {"dataframe_split": {"columns": [*columns], "data": rows}}
+        yield {"dataframe_split": {"data": rows}}
+        yield {"dataframe_split": {"columns": [*"abc"], "data": rows, "index": value}}
+        for field in ("inputs", "instances", "dataframe_records"):
+            yield {field: rows}
+            yield {field: rows, "params": value}
+            yield {field: dict(zip("cab", rows * 3, strict=False))}
+            yield {field: {"a": rows}}
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+@pytest.mark.parametrize("value", EXTREMES, ids=repr)
+def test_fast_reader_equals_exact_reader(name, value, monkeypatch):
+    monkeypatch.setattr(large_json, "LARGE_BYTES", 0)
+    monkeypatch.setattr(large_json, "_COLUMN_BYTES", 1)
     schema = SCHEMAS[name]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(large_json, "LARGE_BYTES", 0)
-        patch.setattr(large_json, "_COLUMN_BYTES", 1)
-        quick = outcome(lambda: mlflow.decode(JSON, body, schema))
-    assert quick == outcome(lambda: mlflow.decode_document(load_json(body), schema))
+    for document in documents(value):
+        body = json.dumps(document).encode()
+        for sent in (body, body[:-1] + b"," + body[1:]):  # once with each key twice
+            quick = outcome(lambda: mlflow.decode(JSON, sent, schema))  # noqa: B023
+            exact = outcome(lambda: mlflow.decode_document(load_json(sent), schema))  # noqa: B023
+            assert quick == exact, sent
 
 
 ODD_FIELDS = [
@@ -139,28 +107,27 @@ ODD_FIELDS = [
     '"1"',
     '"',
 ]
-FIELD = st.one_of(
-    NUMBER.filter(lambda number: number is not None).map(str),
-    st.sampled_from(["", "-0 ", " 2\t", "\r1", "1\r", *ODD_FIELDS]),
-)
 
 
-@pytest.mark.long
-@given(
-    st.sampled_from(["doubles", "both", "longs", "mixed"]),
-    st.permutations(["a", "b", "c", '"d"', "b"]),
-    st.lists(st.lists(FIELD, min_size=3, max_size=4), max_size=3),
-    st.sampled_from(["\n", "\r\n", "\r", "\n\n"]),
-    st.booleans(),
-)
-@settings(max_examples=1000)
-def test_fast_csv_reader_equals_exact_reader(name, header, rows, end, has_header):
-    lines = [header[: len(rows[0]) if rows else 3]] * has_header + rows
-    body = end.join(map(",".join, lines)).encode("utf-8-sig" if len(rows) == 1 else "utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(large_json, "LARGE_BYTES", 0)
-        quick = outcome(lambda: mlflow.read_csv(body, SCHEMAS[name], has_header))
-    assert quick == outcome(lambda: mlflow.read_csv(body, SCHEMAS[name], has_header))
+FIELDS = [
+    *ODD_FIELDS,
+    *("", "-0 ", " 2\t", "\r1", "1\r"),
+    *(str(value) for value in EXTREMES if isinstance(value, int | float)),
+]
+
+
+@pytest.mark.parametrize("name", ["doubles", "both", "longs", "mixed"])
+@pytest.mark.parametrize("field", FIELDS, ids=repr)
+def test_fast_csv_reader_equals_exact_reader(name, field, monkeypatch):
+    headers = ("a,b,c", "c,a,b", 'a,b,"d"', "a,b,b", "b,a", "\ufeffa,b,c", "")
+    rows = (f"{field},1,2", f"1,2,{field}", f"1,{field}", f"1,2,3,{field}")
+    for header, row, end in product(headers, rows, ("\n", "\r\n", "\r", "\n\n")):
+        body = end.join([header, "1,2,3", row] if header else ["1,2,3", row]).encode()
+        with monkeypatch.context() as patch:
+            patch.setattr(large_json, "LARGE_BYTES", 0)
+            quick = outcome(lambda: mlflow.read_csv(body, SCHEMAS[name], bool(header)))  # noqa: B023
+        exact = outcome(lambda: mlflow.read_csv(body, SCHEMAS[name], bool(header)))  # noqa: B023
+        assert quick == exact, body
 
 
 PLAIN: list[tuple[str, Any]] = [
@@ -246,13 +213,6 @@ V2_SCHEMAS: dict[str, Schema] = {
     **{datatype: tensor_schema(dtype, -1, 2, name="x") for datatype, dtype in DATATYPES.items()},
     "table": columns_schema(a="double", b="string", c="long"),
 }
-
-
-EXTREMES: list[Any] = [
-    *(-9, 127, 128, 300, 2**31, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1, 2**64, -(2**63), 10**30),
-    *(-0.0, 1.0, 0.1, 65504.0, 65520.0, 3.4e38, 1e39, 1e308),
-    *(None, True, "", "ü", "[", [], [1.0], {}, [[1]]),
-]
 
 
 @pytest.fixture(scope="module")
