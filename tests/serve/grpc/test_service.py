@@ -364,17 +364,3 @@ def test_endpoints_are_unloaded_loaded_and_added(serve, model_folders):
         with pytest.raises(InferenceServerException, match=r"'file:1/model\.onnx'") as refused:
             client.load_model("second", config="{}", files={"file:1/model.onnx": b"\xff"})
         assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"
-
-
-@pytest.mark.long
-def test_unload_needs_explicit_control(serve, model_folders):
-    port = free_port()
-    serve(
-        str(model_folders["single"]), "--name", "first", "-C", f"server.grpc_port={port}"
-    ).wait_ready()
-    with (
-        InferenceServerClient(f"127.0.0.1:{port}") as client,
-        pytest.raises(InferenceServerException, match="model_control_mode") as refused,
-    ):
-        client.unload_model("first")
-    assert refused.value.status() in ("StatusCode.PERMISSION_DENIED", "StatusCode.INVALID_ARGUMENT")

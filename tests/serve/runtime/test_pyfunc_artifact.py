@@ -33,24 +33,19 @@ def listed(feeds):
 
 def test_dates_and_bytes_are_fed_as_text(tmp_path):
     kinds = {"when": "datetime", "blob": "binary", "x": "double"}
-    artifact = read(
-        tmp_path,
-        [{"name": name, "type": kind} for name, kind in kinds.items()],
-        run_id="r",
-        model_id="m",
-    )
-    assert artifact.flavor == "python_function"
-    assert artifact.run_id == "r"
-    assert artifact.model_id == "m"
-    assert artifact.framework == "sklearn"
+    fields = [{"name": name, "type": kind} for name, kind in kinds.items()]
+    artifact = read(tmp_path, fields, run_id="r", model_id="m")
+    told = (artifact.flavor, artifact.run_id, artifact.model_id, artifact.framework)
+    assert told == ("python_function", "r", "m", "sklearn")
     assert artifact.columns == (
         Column("when", "string", is_date=True),
         Column("blob", "string", is_binary=True),
         Column("x", "double"),
     )
     assert artifact.inputs[2] == Input("x", "float64", (-1,), ("x",))
-    feeds = pyfunc_schema(artifact).from_records([{"when": "2013-07-01", "blob": "AA==", "x": 1}])
-    assert listed(feeds) == {"when": ["2013-07-01"], "blob": ["AA=="], "x": [1.0]}
+    row = {"when": "2013-07-01", "blob": "AA==", "x": 1.0}
+    feeds = pyfunc_schema(artifact).from_records([row])
+    assert listed(feeds) == {name: [value] for name, value in row.items()}
 
 
 def test_omitted_optional_column_has_no_feed(tmp_path):
