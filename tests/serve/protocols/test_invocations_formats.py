@@ -126,12 +126,3 @@ def test_compressed_tables_need_no_pandas(running):
     libraries = "\n".join(mapped.path for worker in workers for mapped in worker.memory_maps())
     assert "pyarrow" in libraries
     assert "pandas" not in libraries
-
-
-def test_torn_tables_are_refused(running):
-    for media in (arrow.STREAM, arrow.FILE, "application/jsonl"):
-        refused = running.post(data=b"torn" * 100, headers={"Content-Type": media})
-        assert refused.status_code == 400
-        assert refused.json()["error_code"] == "BAD_REQUEST"
-    assert running.post(json={"inputs": [[1, 2, 3]]}).json() == {"predictions": [[6.0]]}
-    assert "Traceback" not in running.log.read_text()

@@ -28,9 +28,11 @@ def post(server, path, body):
     return response.status, json.loads(response.body)
 
 
-@pytest.fixture
-def mixed(serve_here, model_folders):
-    return serve_here(servers.one_endpoint(model_folders["mixed"], "3"))
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory, model_folders):
+    endpoint = servers.one_endpoint(model_folders["mixed"], "3")
+    with servers.opened(tmp_path_factory.mktemp("mixed") / "state", endpoint) as server:
+        yield server
 
 
 @pytest.mark.parametrize("path", ["/predict", "/endpoints/e/predict"])

@@ -59,9 +59,3 @@ def test_client_reads_its_requested_outputs(client, is_binary, asks_binary):
     assert labels in (["yes", "no"], [b"yes", b"no"])
     chances = np.array([[0.2689414, 0.7310586], [0.5, 0.5]], np.float32)
     np.testing.assert_allclose(result.as_numpy("probabilities"), chances, atol=1e-6, strict=True)
-
-
-def test_large_tensor_round_trips_in_bytes(client):
-    image = np.random.default_rng(0).normal(size=(10_000, 2, 2)).astype(np.float32)
-    result = client.infer("tensor", [tensor("image", image, is_binary=True)])
-    np.testing.assert_array_equal(result.as_numpy("doubled"), image * 2)

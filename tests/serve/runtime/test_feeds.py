@@ -3,7 +3,6 @@ and row axes are detected.
 """
 
 import numpy as np
-import onnx
 import pytest
 
 from mlflow_deploy_plugin.core.errors import InferenceError, SchemaMismatch
@@ -125,26 +124,7 @@ def test_equal_free_first_dimensions_are_rows(tmp_path, graph, has_rows, why):
     assert bool(reason) == bool(why)
 
 
-OCR = (
-    "g (float[A,3,B,C] x) => (float[A] y) <int64[3] axes = {1, 2, 3}> { y = "
-    "ReduceSum<keepdims=0>(x, axes) }"
-)
 SUM = "g (float[N,K] a, float[N,K] b) => (float[N,K] y) { y = Add(a, b) }"
-
-
-def test_unknown_sizes_of_one_name_may_differ(tmp_path):
-    """Only ONNX Runtime checks the sizes of a graph that was not converted here."""
-    folder = write_model(tmp_path, OCR)
-    graph = onnx.load(folder / "model.onnx")
-    for value in (*graph.graph.input, *graph.graph.output):
-        for dimension in value.type.tensor_type.shape.dim:
-            if dimension.dim_param:
-                dimension.dim_param = "?"
-    onnx.save(graph, folder / "model.onnx")
-    model = OnnxModel.load(folder)
-    image = np.ones((2, 3, 48, 192), np.float32)
-    assert model.run(model.schema.from_array(image))["y"].tolist() == [3 * 48 * 192] * 2
-    assert model.schema.has_rows
 
 
 def test_stock_graph_may_broadcast(tmp_path):

@@ -99,18 +99,14 @@ def test_cores_are_limited_by_all_cgroups(tmp_path, monkeypatch, own, files, exp
     assert available_cores() == expected
 
 
-def external(location):
-    """Return a weight whose data is four bytes of another file."""
-    tensor = onnx.TensorProto(
+def write_graph(file, form, location):
+    """Write a graph whose weight, as one of `FORMS`, is four bytes of another file."""
+    weight = onnx.TensorProto(
         name="w", data_type=onnx.TensorProto.FLOAT, dims=[1], data_location="EXTERNAL"
     )
     for key, value in {"location": location, "offset": "0", "length": "4"}.items():
-        tensor.external_data.add(key=key, value=value)
-    return tensor
-
-
-def adding(graph, form, weight):
-    """Return the bytes of a graph with a weight as one of `FORMS`."""
+        weight.external_data.add(key=key, value=value)
+    graph = parse_graph("g (float[N] x) => (float[N] y) { y = Add(x, w) }")
     if form == "initializer":
         graph.graph.initializer.append(weight)
     elif form == "constant":
@@ -120,11 +116,10 @@ def adding(graph, form, weight):
         place = onnx.helper.make_tensor("place", onnx.TensorProto.INT64, [1], [0])
         sparse = onnx.helper.make_sparse_tensor(weight, place, [1])
         graph.graph.sparse_initializer.append(sparse)
-    return graph.SerializeToString()
+    file.write_bytes(graph.SerializeToString())
 
 
 FORMS = ("initializer", "constant", "sparse")
-PLUS = "g (float[N] x) => (float[N] y) { y = Add(x, w) }"
 
 
 @pytest.fixture
@@ -140,8 +135,7 @@ def file(tmp_path):
 @pytest.mark.parametrize("location", ["../secret", "{folder}/secret", "*/_ORT_MEM_ADDR_/*"])
 @pytest.mark.parametrize("form", FORMS)
 def test_weights_outside_of_the_folder_are_refused(tmp_path, file, form, location):
-    weight = external(location.format(folder=tmp_path))
-    file.write_bytes(adding(parse_graph(PLUS), form, weight))
+    write_graph(file, form, location.format(folder=tmp_path))
     with pytest.raises(InvalidArtifact, match="cannot load"):
         open_session(file)
 
@@ -153,10 +147,9 @@ def test_weights_are_checked_before_old_openvino(tmp_path, file, monkeypatch, fo
     monkeypatch.setattr(
         onnxruntime, "get_available_providers", lambda: [OPENVINO, "CPUExecutionProvider"]
     )
-    file.write_bytes(adding(parse_graph(PLUS), form, external("weights")))
+    write_graph(file, form, "weights")
     assert open_session(file).run(None, {"x": np.ones(1, np.float32)})[0] == 1.0
-    weight = external(location.format(folder=tmp_path))
-    file.write_bytes(adding(parse_graph(PLUS), form, weight))
+    write_graph(file, form, location.format(folder=tmp_path))
     with refused(InvalidArtifact, "model.onnx", "weights"):
         open_session(file)
 
