@@ -20,7 +20,7 @@ SCOPES: tuple[Scope, ...] = ("infer", "read", "admin")
 def keyed(tmp_path_factory, model_folders):
     """A server whose callers need a key; each key is the name of its scope."""
     folder = tmp_path_factory.mktemp("keyed")
-    keys = {scope: KeyEntry(name=scope, scopes=(scope,)) for scope in SCOPES}
+    keys: dict[str, KeyEntry] = {scope: KeyEntry(name=scope, scopes=(scope,)) for scope in SCOPES}
     once = KeyEntry(name="once", scopes=("infer",), limits=("1/hour",))
     write_keys(folder, {**keys, "once": once})
     endpoints = {"tensor": {"v": variant(model_folders["tensor"], "7")}}

@@ -87,10 +87,8 @@ def test_unload_accepts_triton_parameters():
 
 
 def test_statistics_are_per_loaded_version(server):
-    counts = {"requests": 5, "failures": 1, "rows": 40, "batches": 2}
-    seconds = {"request_seconds": 0.5, "queue_seconds": 0.1, "compute_seconds": 0.2}
     counted = {
-        ("two", "m", "1"): Statistics(last_request=1.5, **counts, **seconds),
+        ("two", "m", "1"): Statistics(5, 1, 0.5, 40, 2, 0.1, 0.2, 1.5),
         ("two", "m", "gone"): Statistics(requests=1),
     }
     server = replace(server, metrics=SimpleNamespace(statistics=lambda: counted))  # type: ignore[arg-type]

@@ -237,7 +237,7 @@ def test_all_forms_give_equal_feeds_and_round_trip():
         "boolean": [True, False, True],
         "string": ["a", None, ""],
     }
-    schema = columns_schema("<missing>", **{kind: kind for kind in kinds})
+    schema = columns_schema("<missing>", **{kind: kind for kind in kinds})  # type: ignore[arg-type]
     rows = [list(row) for row in zip(*kinds.values(), strict=True)]
     records = [{"more": {}, **dict(zip(kinds, row, strict=True))} for row in rows]
     feeds = schema.from_columns(kinds)
@@ -247,7 +247,7 @@ def test_all_forms_give_equal_feeds_and_round_trip():
         schema.from_rows([*kinds], rows),
         schema.from_rows([*[*kinds][::-1], "more"], [[*row[::-1], {}] for row in rows]),
         schema.from_records(records),
-        schema.from_columns({"more": 1, **dict(reversed(kinds.items()))}),
+        schema.from_columns(dict(reversed([*kinds.items(), ("more", [])]))),
         schema.from_array(rows),
         schema.from_columns(back),
     ):
