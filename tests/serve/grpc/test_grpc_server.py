@@ -187,6 +187,22 @@ def test_stopped_client_does_not_delay_shutdown(tmp_path, endpoints):
             client.wait()
 
 
+def test_silent_calls_are_cancelled(serve_here, endpoints):
+    listener, port = listening(serve_here(endpoints), request_timeout_seconds=1)
+    ended = threading.Event()
+
+    def silent():
+        ended.wait(60)
+        yield from ()
+
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        infer = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
+        waiting = [infer.future(silent()) for _ in range(40)]
+        assert {call.exception(30).code() for call in waiting} == {grpc.StatusCode.CANCELLED}
+        ended.set()
+    end(listener)
+
+
 def test_messages_beyond_the_limit_are_refused(tmp_path, endpoints):
     with calling(tmp_path, endpoints, max_body_bytes=100_000) as called, called.stub() as stub:
         for size, code in ((100_000, "INVALID_ARGUMENT"), (200_000, "RESOURCE_EXHAUSTED")):

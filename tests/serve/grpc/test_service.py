@@ -119,6 +119,23 @@ def test_stream_is_answered_in_order_despite_an_error(client):
         np.testing.assert_array_equal(result.as_numpy("doubled"), (IMAGE + number) * 2)
 
 
+def test_streams_beyond_the_bound_are_refused(called):
+    call = message("tensor", raw_input_contents=[IMAGE.tobytes()])
+    ended = threading.Event()
+
+    def held():
+        yield call
+        ended.wait(60)
+
+    with called.stub() as stub:
+        streams = [stub.ModelStreamInfer(held()) for _ in range(32)]
+        assert all(next(stream).infer_response.outputs for stream in streams)
+        with pytest.raises(grpc.RpcError, match="RESOURCE_EXHAUSTED"):
+            next(stub.ModelStreamInfer(iter([call])))
+        ended.set()
+        assert all(list(stream) == [] for stream in streams)
+
+
 REFUSED = {
     "an endpoint that is not there": ({"endpoint": "none"}, "NOT_FOUND"),
     "a version that is not there": ({"model_version": "8"}, "NOT_FOUND"),

@@ -138,7 +138,7 @@ def long_text(*parts, words=ALPHABETS[0]):
 def test_start_of_a_long_text_has_equal_tokens(language, pair):
     original, tokenizer = pair(language, KEPT)
 
-    @settings(max_examples=200)
+    @settings(max_examples=100)
     @given(
         st.lists(texts(), min_size=4, max_size=12),
         st.sampled_from(["", " ", "    ", "x", "日本"]),
