@@ -3,7 +3,6 @@ clean shutdown.
 """
 
 import shutil
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from queue import SimpleQueue
@@ -280,35 +279,6 @@ def test_failed_requests_leave_the_concurrency_limit(serve):
     assert refused.headers["Retry-After"] == "1"
     server.limits.release()
     assert ask(server).status == 200
-
-
-def test_replaced_version_finishes_its_requests(serve, bias_folders, tmp_path):
-    server = serve(max_batch_size=4)
-    stop = threading.Event()
-    answers: list[tuple[str, Any]] = []
-
-    def client():
-        while not stop.is_set():
-            response = ask(server)
-            assert response.status == 200, response.body
-            predictions = orjson.loads(response.body)["predictions"]
-            answers.append((response.headers["X-Model-Version"], predictions))
-
-    with ThreadPoolExecutor(8) as pool:
-        clients = [pool.submit(client) for _ in range(8)]
-        try:
-            wait_until(lambda: answers, what="version 1")
-            for version in "234":
-                endpoint = {"e": {"e": variant(bias_folders[version], version)}}
-                want(tmp_path / "state-0", int(version), endpoint)
-                wait_until(lambda: answers[-1][0] == version, what=f"version {version}")  # noqa: B023
-        finally:
-            stop.set()
-        for ended in clients:
-            ended.result(30)
-
-    assert {version for version, _ in answers} == {"1", "2", "3", "4"}
-    assert all(predictions == [[1000.0 * int(version) + 6]] for version, predictions in answers)
 
 
 BODIES = [

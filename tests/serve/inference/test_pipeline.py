@@ -7,12 +7,10 @@ from unittest.mock import Mock
 import orjson
 import pytest
 
-from mlflow_deploy_plugin.core.errors import ClientDisconnected, InferenceError
+from mlflow_deploy_plugin.core.errors import ClientDisconnected
 from mlflow_deploy_plugin.serve import assembly
-from mlflow_deploy_plugin.serve.inference.pipeline import BrokenResponse, infer, infer_lines
+from mlflow_deploy_plugin.serve.inference.pipeline import BrokenResponse, infer_lines
 from mlflow_deploy_plugin.serve.messages import RawRequest
-from mlflow_deploy_plugin.serve.protocols.protocol import DecodedRequest, Protocol
-from mlflow_deploy_plugin.serve.runtime.model import OpaqueBody
 from tests.support.handling import V2_ROW, ask
 from tests.support.servers import one_endpoint, variant
 from tests.support.spool import read_spool
@@ -153,19 +151,6 @@ def test_json_lines_are_answered_in_pieces(serve_here, model_folders, monkeypatc
     assert reply.status == 200, reply.body
     assert reply.pieces is not None
     assert b"".join(reply.pieces) == b'"yes"\n"no"\n' * 1000
-
-
-def test_failed_stream_is_counted_and_captured(server, tmp_path):
-    body = OpaqueBody("application/json", b'{"stream": true}', is_streamed=True)
-    streamed = Protocol("invocations", lambda *_: DecodedRequest({}, Mock(), body=body))
-    server.dataplane.stream = Mock(  # type: ignore[method-assign]
-        return_value=iter(Mock(side_effect=InferenceError("no such tool")), None)
-    )
-    reply = infer(server, RawRequest("POST", "/invocations", {}, b""), streamed)
-    assert reply.status == 400
-    assert reply.pieces is None
-    assert b'status="400"' in server.metrics.page()
-    assert [request.record.status for request in captured(server, tmp_path)] == [400]
 
 
 @pytest.mark.parametrize(

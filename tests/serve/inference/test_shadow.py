@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.serve.runtime.schemas.schema import compile_schema
 from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
 from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 from tests.support import servers
-from tests.support.handling import JSON, ROW, ask
+from tests.support.handling import JSON, ask
 from tests.support.models import columns, graph_tensor, write_model
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.raising import raise_it
@@ -156,11 +156,24 @@ def test_refusing_shadow_counts_as_failed(serve, bias_folders, model_folders, ca
     assert record.exc_info is None
 
 
-def test_batched_requests_are_compared_with_their_answers(serve, bias_folders, tmp_path):
+@pytest.mark.parametrize("is_async", [False, True])
+def test_batched_requests_are_compared_with_their_answers(serve, bias_folders, tmp_path, is_async):
     same = servers.single_model(tmp_path / "same", 1000.0)
     server = serve(bias_folders["1"], same, {"max_batch_size": 16})
+    answers: SimpleQueue[RawResponse] = SimpleQueue()
+
+    def one(number):
+        body = orjson.dumps({"inputs": [[number, 0, 0], [0, number, 1]]})
+        if not is_async:
+            answers.put(ask(server, body=body))
+            return
+        request = RawRequest("POST", "/invocations", JSON, body)
+        assert handle_request_async(server, request, answers.put)
+
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda number: predict(server, [number, 0, 0], [0, number, 1]), range(100)))
+        list(pool.map(one, range(100)))
+    variants = {answers.get(timeout=60).headers["X-Model-Variant"] for _ in range(100)}
+    assert variants == {"main"}
     compared(server, 100)
     assert shadowed(server, "rows", agreement="same") == 200
     assert answers_by_id(server, "new") == answers_by_id(server, "main")
@@ -317,16 +330,6 @@ def test_chosen_version_is_not_its_shadow(serve_here, bias_folders):
     main, two = (servers.variant(bias_folders[version], version, weight=50) for version in "12")
     server = serve_here({"e": {"watched": two | {"shadow": True}, "main": main, "new": two}})
     assert server.repository.select_variant("e", "2").name == "new"
-
-
-def test_event_loop_requests_are_compared(serve, bias_folders):
-    server = serve(bias_folders["1"], bias_folders["2"], {"max_batch_size": 16})
-    answers: SimpleQueue[RawResponse] = SimpleQueue()
-    request = RawRequest("POST", "/invocations", JSON, ROW)
-    for _ in range(20):
-        assert handle_request_async(server, request, answers.put)
-    assert {answers.get(timeout=60).headers["X-Model-Variant"] for _ in range(20)} == {"main"}
-    compared(server, 20)
 
 
 def test_endpoints_with_shared_versions_are_counted_apart(serve_here, bias_folders):

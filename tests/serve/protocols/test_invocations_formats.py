@@ -2,13 +2,11 @@
 real server.
 """
 
-import gzip
 import json
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pytest
 
@@ -16,7 +14,7 @@ from mlflow_deploy_plugin.serve.protocols import arrow
 from tests.support.bodies import arrow_stream
 from tests.support.handling import ask
 from tests.support.refusals import mentions
-from tests.support.servers import gunicorn, one_endpoint, opened
+from tests.support.servers import one_endpoint, opened
 
 TABLE = pa.table({"a": [1.0, 4.0], "b": [2.0, 5.0], "c": [3.0, None]})
 
@@ -105,24 +103,3 @@ def test_errors_are_always_json(server):
     assert response.status == 400
     assert response.content_type == "application/json"
     assert mentions(json.loads(response.body)["message"], "'b', 'c'")
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory, model_folders):
-    state_dir = tmp_path_factory.mktemp("state")
-    with gunicorn(state_dir, one_endpoint(model_folders["single"])) as running:
-        yield running
-
-
-def test_compressed_tables_need_no_pandas(running):
-    wide = pa.table({name: np.arange(20_000.0) for name in "abc"})
-    headers = {"Content-Type": arrow.STREAM, "Content-Encoding": "gzip", "Accept-Encoding": "gzip"}
-    response = running.post(data=gzip.compress(arrow_stream(wide), 1), headers=headers)
-    assert response.status_code == 200, response.text
-    assert response.headers["Content-Type"] == arrow.STREAM
-    assert response.headers["Content-Encoding"] == "gzip"
-    assert READ[arrow.STREAM](response.content) == [3.0 * row for row in range(20_000)]
-    workers = psutil.Process(running.process.pid).children(recursive=True)
-    libraries = "\n".join(mapped.path for worker in workers for mapped in worker.memory_maps())
-    assert "pyarrow" in libraries
-    assert "pandas" not in libraries
