@@ -43,28 +43,13 @@ def abc(*values: Any) -> dict[str, Any]:
 GOOD = split(["a", "b", "c"], *ABC)
 FORMS = [
     case("split", "mixed", split(NAMES, *ROWS)),
-    case("split with an index", "mixed", split(NAMES, *ROWS, index=[7, 8, 9])),
-    case("split with an index of texts", "mixed", split(NAMES, *ROWS, index=["x", "y", "z"])),
-    case("split with an index too short", "mixed", split(NAMES, *ROWS, index=[7])),
-    case("split with a null index", "mixed", split(NAMES, *ROWS, index=None)),
-    case("split with another key", "mixed", split(NAMES, *ROWS, dtypes=[])),
     case("split without columns", "mixed", {"dataframe_split": {"data": ROWS}}),
-    case("split without columns, numbers", "targets", {"dataframe_split": {"data": ABC}}),
-    case("split without data", "mixed", {"dataframe_split": {"columns": NAMES}}),
-    case("split that is a list", "mixed", {"dataframe_split": ROWS}),
-    case("split with numbers for names", "targets", split([0, 1, 2], *ABC)),
     case(
         "split with data that is an object",
         "mixed",
         {"dataframe_split": {"columns": NAMES, "data": BY_COLUMN}},
     ),
-    case("split without rows", "mixed", split(NAMES)),
     case("records", "mixed", {"dataframe_records": RECORDS}),
-    case("records without rows", "mixed", {"dataframe_records": []}),
-    case("records that are an object", "mixed", {"dataframe_records": BY_COLUMN}),
-    case("records with a number", "mixed", {"dataframe_records": [*RECORDS, 1]}),
-    case("records that are null", "mixed", {"dataframe_records": None}),
-    case("records that are lists", "regressor", {"dataframe_records": ABC}),
     case(
         "records that lack different columns",
         "mixed",
@@ -72,109 +57,36 @@ FORMS = [
     ),
     case("instances of records", "mixed", {"instances": RECORDS}),
     case("instances of rows", "mixed", {"instances": ROWS}),
-    case("instances of rows for floats", "regressor", {"instances": ABC}),
-    case("instances of rows for a tensor", "targets", {"instances": ABC}),
-    case("instances without rows", "targets", {"instances": []}),
-    case("instances that are a number", "targets", {"instances": 1}),
-    case("instances by column", "mixed", {"instances": BY_COLUMN}),
     case("inputs by column", "mixed", {"inputs": BY_COLUMN}),
     case("inputs of rows", "mixed", {"inputs": ROWS}),
-    case("inputs of rows for floats", "regressor", {"inputs": ABC}),
     case("inputs of records", "mixed", {"inputs": RECORDS}),
-    case("inputs of rows for a tensor", "targets", {"inputs": ABC}),
     case("inputs by any name for a tensor without one", "targets", {"inputs": {"x": ABC}}),
-    case("inputs of one row by scalars", "regressor", {"inputs": {"a": 1.0, "b": 2.0, "c": 3.0}}),
-    case("inputs that are a text", "targets", {"inputs": "abc"}),
-    case("inputs that are null", "targets", {"inputs": None}),
-    case("inputs of one record", "mixed", {"inputs": RECORDS[0]}),
-    case(
-        "inputs by column of different lengths",
-        "regressor",
-        {"inputs": {"a": [1.0], "b": [1.0, 2.0], "c": [1.0]}},
-    ),
     case(
         "params that no model declares",
         "mixed",
         split(NAMES, *ROWS) | {"params": {"temperature": 1}},
     ),
-    case("params that are null", "mixed", split(NAMES, *ROWS) | {"params": None}),
     case("params that are a list", "mixed", split(NAMES, *ROWS) | {"params": [1]}),
-    case("an unknown key beside", "mixed", split(NAMES, *ROWS) | {"comment": "x"}),
-    case(
-        "signature_name beside", "targets", {"instances": ABC, "signature_name": "serving_default"}
-    ),
     case("two forms", "mixed", split(NAMES, *ROWS) | {"instances": ROWS}),
     case("no form", "mixed", {"data": ROWS}),
     case("an empty object", "mixed", {}),
-    case("a list", "mixed", ROWS),
-    case("a number", "mixed", 5),
-    case("null", "mixed", None),
     case("a form twice", "targets", b'{"inputs": [[9, 9, 9]], "inputs": [[1.0, 2.0, 3.0]]}'),
-    case("form of MLflow 1", "mixed", {"columns": NAMES, "data": ROWS}),
-    case("messages of a chat", "mixed", {"messages": [{"role": "user", "content": "hello"}]}),
 ]
 BODIES = [
-    case("an empty body", "mixed", b""),
-    case("blank body", "mixed", b" \n"),
-    case("broken JSON", "mixed", b'{"inputs": ['),
-    case("JSON with a comma too many", "mixed", b'{"inputs": [[1,2,3],]}'),
-    case("bytes that are no UTF-8", "mixed", b'{"inputs": "\xff"}'),
     case("a byte order mark", "targets", b"\xef\xbb\xbf" + json.dumps({"inputs": ABC}).encode()),
-    case(
-        "spaces around", "targets", b" \n" + json.dumps({"inputs": ABC}, indent=3).encode() + b"\n"
-    ),
     case("UTF-16", "targets", json.dumps({"inputs": ABC}).encode("utf-16")),
     case("no content type", "mixed", split(NAMES, *ROWS), None),
-    case("an empty content type", "mixed", split(NAMES, *ROWS), ""),
-    case("charset UTF-8", "mixed", split(NAMES, *ROWS), "application/json; charset=UTF-8"),
-    case(
-        "charset utf-8 without a space",
-        "mixed",
-        split(NAMES, *ROWS),
-        "application/json;charset=utf-8",
-    ),
     case("charset utf8", "mixed", split(NAMES, *ROWS), "application/json; charset=utf8"),
     case("charset in quotes", "mixed", split(NAMES, *ROWS), 'application/json; charset="utf-8"'),
-    case("charset latin-1", "mixed", split(NAMES, *ROWS), "application/json; charset=latin-1"),
-    case("charset in upper case", "mixed", split(NAMES, *ROWS), "application/json; CHARSET=utf-8"),
-    case(
-        "another parameter", "mixed", split(NAMES, *ROWS), "application/json; format=pandas-split"
-    ),
     case("a semicolon at the end", "mixed", split(NAMES, *ROWS), "application/json;"),
     case("upper case", "mixed", split(NAMES, *ROWS), "Application/JSON"),
-    case("application/x-json", "mixed", split(NAMES, *ROWS), "application/x-json"),
-    case(
-        "application/json-patch+json", "mixed", split(NAMES, *ROWS), "application/json-patch+json"
-    ),
-    case("text/plain", "mixed", split(NAMES, *ROWS), "text/plain"),
-    case("text/csv of JSON", "mixed", split(NAMES, *ROWS), CSV),
-    case("JSON of CSV", "mixed", CSV_ROWS.encode(), JSON),
-    case("CSV in upper case", "mixed", CSV_ROWS.encode(), "TEXT/CSV"),
-    case("CSV in latin-1", "mixed", CSV_ROWS.encode("latin-1"), "text/csv; charset=iso-8859-1"),
     case("Parquet", "mixed", b"PAR1", "application/vnd.apache.parquet"),
 ]
 COLUMNS = [
     case("columns in another order", "mixed", split(NAMES[::-1], *[row[::-1] for row in ROWS])),
     case("a column too many", "mixed", split([*NAMES, "more"], *[[*row, {}] for row in ROWS])),
-    case("a column missing", "mixed", split(NAMES[1:], *[row[1:] for row in ROWS])),
-    case("a column missing by name", "regressor", {"inputs": {"a": [1.0], "b": [1.0]}}),
     case("a column twice", "regressor", split(["a", "b", "c", "a"], [1.0, 2.0, 3.0, 4.0])),
-    case(
-        "a key twice in a record",
-        "regressor",
-        b'{"dataframe_records": [{"a":1.0,"b":1.0,"c":1.0,"a":2.0}]}',
-    ),
-    case("a column in other letters", "regressor", split(["A", "b", "c"], *ABC)),
-    case("a column with a space", "regressor", split(["a ", "b", "c"], *ABC)),
-    case("a row too short", "regressor", split(["a", "b", "c"], [1.0, 2.0])),
     case("a row too long", "regressor", split(["a", "b", "c"], [1.0, 2.0, 3.0, 4.0])),
-    case("rows of different lengths", "regressor", split(["a", "b", "c"], ABC[0], [1.0, 2.0])),
-    case("rows that are no lists", "regressor", split(["a", "b", "c"], 1.0, 2.0)),  # type: ignore[arg-type]
-    case(
-        "a table too wide for a tensor",
-        "targets",
-        split(["p", "q", "r", "s"], [1.0, 2.0, 3.0, 4.0]),
-    ),
     case("a table for a tensor", "targets", split(["p", "q", "r"], *ABC)),
     case(
         "records for a tensor", "targets", {"dataframe_records": [{"p": 1.0, "q": 2.0, "r": 3.0}]}
@@ -186,160 +98,70 @@ COLUMNS = [
     ),
 ]
 VALUES = [
-    case("integers in a double column", "regressor", abc(1, 2, 3)),
-    case(
-        "integers in a double column by column",
-        "regressor",
-        {"inputs": {"a": [1], "b": [2], "c": [3]}},
-    ),
-    case("integers in a double tensor", "targets", {"inputs": [[1, 2, 3]]}),
     case("a whole float in a long column", "mixed", mixed(hour=20.0)),
     case("a fraction in a long column", "mixed", mixed(hour=20.7)),
     case("a boolean in a double column", "regressor", abc(True, 2.0, 3.0)),
-    case("a boolean in a long column", "mixed", mixed(hour=True)),
     case("a number in a boolean column", "mixed", mixed(holiday=1)),
     case("a text in a boolean column", "mixed", mixed(holiday="false")),
-    case("a text in a double column", "regressor", abc("x", 2.0, 3.0)),
     case("a number as text in a double column", "regressor", abc("1.0", 2.0, 3.0)),
-    case("a number as text in a long column", "mixed", mixed(hour="20")),
     case("a number in a text column", "mixed", mixed(carrier=5)),
-    case("numbers in a text column", "mixed", split(NAMES, [1, 900.5, 20, True])),
-    case("a list in a double column", "regressor", abc([1.0], 2.0, 3.0)),
-    case("an object in a double column", "regressor", abc({"v": 1.0}, 2.0, 3.0)),
-    case("a list in a text column", "mixed", mixed(carrier=["AA"])),
-    case("null in a text column", "mixed", mixed(carrier=None)),
-    case("null in a double column", "regressor", abc(None, 2.0, 3.0)),
-    case("null in a long column", "mixed", mixed(hour=None)),
     case("null in a boolean column", "mixed", mixed(holiday=None)),
     case("null in a tensor", "targets", {"inputs": [[None, 2.0, 3.0]]}),
-    case("NaN in a double column", "regressor", abc(float("nan"), 2.0, 3.0)),
-    case("infinity in a double column", "regressor", abc(float("inf"), 2.0, 3.0)),
     case(
         "a number as large as doubles go",
         "regressor",
         b'{"inputs": {"a": [1e999], "b": [1.0], "c": [1.0]}}',
     ),
     case("an integer beyond 64 bits in a long column", "mixed", mixed(hour=2**63)),
-    case("an integer beyond 64 bits in a double column", "regressor", abc(2**64, 2.0, 3.0)),
-    case("an integer of 30 digits in a double column", "regressor", abc(10**30, 2.0, 3.0)),
     case("an integer at the end of 64 bits", "mixed", mixed(hour=2**63 - 1)),
     case("unicode in a text column", "mixed", mixed(carrier="東京 ✈ \u0000")),
-    case("half a surrogate pair in a text column", "mixed", mixed(carrier="\ud800")),
-    case("an empty text", "mixed", mixed(carrier="")),
-    case("null where the model fills gaps", "gaps", abc(None, 2.0, 3.0)),
-    case(
-        "null by column where the model fills gaps",
-        "gaps",
-        {"inputs": {"a": [None], "b": [2.0], "c": [3.0]}},
-    ),
-    case(
-        "null in instances where the model fills gaps",
-        "gaps",
-        {"instances": [{"a": None, "b": 2.0, "c": 3.0}]},
-    ),
-    case("NaN where the model fills gaps", "gaps", abc(float("nan"), 2.0, 3.0)),
     case(
         "a record without a value where the model fills gaps",
         "gaps",
         {"dataframe_records": [{"a": 1.0, "b": 1.0, "c": 1.0}, {"a": 2.0}]},
     ),
-    case("a column missing where the model fills gaps", "gaps", split(["a", "b"], [1.0, 2.0])),
-    case("only nulls where the model fills gaps", "gaps", abc(None, None, None)),
-    case(
-        "an integer and a fraction in a double column",
-        "regressor",
-        split(["a", "b", "c"], [1, 2.0, 3], [1.5, 2, 3]),
-    ),
-    case(
-        "whole floats in every form", "mixed", {"inputs": BY_COLUMN | {"hour": [20.0, 2.0, 23.0]}}
-    ),
-    case("whole floats in instances", "mixed", {"instances": [RECORDS[0] | {"hour": 20.0}]}),
-    case("numbers for booleans by column", "mixed", {"inputs": BY_COLUMN | {"holiday": [1, 0, 0]}}),
     case(
         "a scalar beside columns",
         "regressor",
         {"inputs": {"a": 1.0, "b": [1.0, 2.0], "c": [1.0, 2.0]}},
     ),
-    case("an instance of one record", "mixed", {"instances": RECORDS[0]}),
-    case("no columns by name", "mixed", {"inputs": {}}),
-    case("columns without rows", "regressor", {"inputs": {"a": [], "b": [], "c": []}}),
 ]
 ANSWERS = [
     case("labels of integers", "integers", {"inputs": ABC}),
     case("labels of booleans", "booleans", {"inputs": ABC}),
     case("probabilities", "probabilities", {"inputs": ABC}),
     case("one row", "regressor", split(["a", "b", "c"], ABC[0])),
-    case("a thousand rows", "targets", {"inputs": ABC * 500}),
 ]
 TENSORS = [
     case("a tensor", "image", {"inputs": [[[1.5, 2.0], [3.0, 4.0]]]}),
-    case("a tensor as instances", "image", {"instances": [[[1.5, 2.0], [3.0, 4.0]]]}),
     case("a tensor by its name", "image", {"inputs": {"x": [[[1.5, 2.0], [3.0, 4.0]]]}}),
-    case("a tensor of integers", "image", {"inputs": [[[1, 2], [3, 4]]]}),
     case("a tensor of texts", "image", {"inputs": [[["1", "2"], ["3", "4"]]]}),
     case("a tensor of booleans", "image", {"inputs": [[[True, False], [True, True]]]}),
-    case("a tensor of too few dimensions", "image", {"inputs": [[1.5, 2.0], [3.0, 4.0]]}),
-    case("a tensor of too many dimensions", "image", {"inputs": [[[[1.5, 2.0], [3.0, 4.0]]]]}),
-    case("a tensor too wide", "image", {"inputs": [[[1.5, 2.0, 3.0], [3.0, 4.0, 5.0]]]}),
-    case("a ragged tensor", "image", {"inputs": [[[1.5, 2.0], [3.0]]]}),
     case("a number beyond 32 bits in a tensor", "image", {"inputs": [[[1e39, 2.0], [3.0, 4.0]]]}),
-    case(
-        "a tensor flattened in a table",
-        "image",
-        {"dataframe_split": {"columns": ["x"], "data": [[[1.0, 2.0, 3.0, 4.0]]]}},
-    ),
     case("two tensors", "pair", {"inputs": {"a": [[1.0, 2.0]], "b": [3]}}),
     case(
         "two tensors as instances",
         "pair",
         {"instances": [{"a": [1.0, 2.0], "b": 3}, {"a": [4.0, 5.0], "b": 6}]},
     ),
-    case(
-        "two tensors and one too many", "pair", {"inputs": {"a": [[1.0, 2.0]], "b": [3], "c": [1]}}
-    ),
-    case("two tensors, one missing", "pair", {"inputs": {"a": [[1.0, 2.0]]}}),
     case("two tensors in a list", "pair", {"inputs": [[1.0, 2.0]]}),
-    case("two tensors of different batches", "pair", {"inputs": {"a": [[1.0, 2.0]], "b": [3, 4]}}),
-    case("two tensors in a table", "pair", {"dataframe_records": [{"a": [1.0, 2.0], "b": 3}]}),
     case(
         "a tensor in a table",
         "image",
         {"dataframe_split": {"columns": ["x"], "data": [[[[1.0, 2.0], [3.0, 4.0]]]]}},
     ),
-    case("a tensor flattened too short", "image", {"dataframe_records": [{"x": [1.0, 2.0, 3.0]}]}),
-    case("a whole float in an integer tensor", "pair", {"inputs": {"a": [[1.0, 2.0]], "b": [3.0]}}),
-    case(
-        "two tensors in a split table", "pair", split(["b", "a"], [3, [1.0, 2.0]], [4, [5.0, 6.0]])
-    ),
     case("a fraction in an integer tensor", "pair", {"inputs": {"a": [[1.0, 2.0]], "b": [3.7]}}),
-    case(
-        "an integer beyond an integer tensor", "pair", {"inputs": {"a": [[1.0, 2.0]], "b": [2**64]}}
-    ),
     case("stock, a tensor", "stock-tensor", {"inputs": [[1.0, 2.0], [3.0, 4.0]]}),
-    case("stock, a tensor as a table", "stock-tensor", split(["p", "q"], [1.0, 2.0], [3.0, 4.0])),
     case("stock, a named tensor", "stock-named", {"inputs": {"x": [[1.0, 2.0]]}}),
     case("stock, a named tensor without its name", "stock-named", {"inputs": [[1.0, 2.0]]}),
-    case(
-        "stock, a named tensor in a table",
-        "stock-named",
-        {"dataframe_records": [{"x": [1.0, 2.0]}]},
-    ),
-    case("stock, a table too wide", "stock-tensor", split(["p", "q", "r"], [1.0, 2.0, 3.0])),
     case("stock, CSV", "stock-columns", b"p,q\n1.0,2.0\n3.0,4.0\n", CSV),
-    case("stock, columns by name", "stock-columns", {"inputs": {"p": [1.0, 3.0], "q": [2.0, 4.0]}}),
     case("stock, columns", "stock-columns", split(["q", "p"], [1.0, 2.0], [3.0, 4.0])),
     case("stock, records", "stock-columns", {"dataframe_records": [{"p": 1.0, "q": 2.0}]}),
     case("stock without a signature, inputs", "stock-bare", {"inputs": [[1.0, 2.0]]}),
     case(
         "stock without a signature, inputs by name", "stock-bare", {"inputs": {"x": [[1.0, 2.0]]}}
     ),
-    case("stock without a signature, instances", "stock-bare", {"instances": [[1.0, 2.0]]}),
     case("stock without a signature, a table", "stock-bare", split(["p", "q"], [1.0, 2.0])),
-    case(
-        "stock without a signature, records",
-        "stock-bare",
-        {"dataframe_records": [{"p": 1.0, "q": 2.0}]},
-    ),
     case("stock without a signature, CSV", "stock-bare", b"p,q\n1.0,2.0\n3.0,4.0\n", CSV),
     case(
         "stock without a signature, a table in escaped letters",
@@ -349,8 +171,7 @@ TENSORS = [
     *(
         case(f"stock, {what}", f"{kind}-columns", split(["p", "q"], [1.0, 2.0], [3.0, 4.0]))
         for kind, what in (
-            ("one", "one value a row"),
-            ("flat", "one number a row"),
+            ("stock", "one value a row"),
             ("wide", "several values a row"),
         )
     ),
@@ -361,16 +182,14 @@ TENSORS = [
             split(["p", "q"], [1.0, 2.0], [3.0, 4.0]),
         )
         for kind, what in (
-            ("one", "one value a row"),
-            ("flat", "one number a row"),
+            ("stock", "one value a row"),
             ("wide", "several values a row"),
         )
     ),
     *(
         case(f"stock, {what} of a tensor", f"{kind}-tensor", {"inputs": [[1.0, 2.0], [3.0, 4.0]]})
         for kind, what in (
-            ("one", "one value a row"),
-            ("flat", "one number a row"),
+            ("stock", "one value a row"),
             ("wide", "several values a row"),
         )
     ),

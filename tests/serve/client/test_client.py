@@ -3,11 +3,10 @@ closed or not onnxserve.
 """
 
 import asyncio
-import json
 import random
+import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -31,9 +30,8 @@ from mlflow_deploy_plugin.core.errors import (
     TooManyRequests,
     Unauthenticated,
 )
-from mlflow_deploy_plugin.serve.client.client import AsyncClient, Client, RetryPolicy
+from mlflow_deploy_plugin.serve.client.client import AsyncClient, Client, Prediction, RetryPolicy
 from tests.support.models import mixed_model
-from tests.support.refusals import mentions
 from tests.support.waiting import free_port as find_free_port
 from tests.support.waiting import wait_until
 
@@ -61,6 +59,7 @@ def flights(served):
     "rows",
     [
         FRAME,
+        FRAME.set_axis(range(4), axis=1),
         pa.Table.from_pandas(FRAME),
         COLUMNS,
         {name: FRAME[name].tolist() for name in FRAME},
@@ -69,79 +68,63 @@ def flights(served):
         FRAME.to_numpy().tolist(),
         {"dataframe_split": {"columns": list(FRAME), "data": FRAME.to_numpy().tolist()}},
     ],
-    ids=["frame", "arrow", "arrays", "lists", "series", "records", "rows", "a form of MLflow's"],
+    ids=[
+        "frame",
+        "positions",
+        "arrow",
+        "arrays",
+        "lists",
+        "series",
+        "records",
+        "rows",
+        "a form of MLflow's",
+    ],
 )
-def test_rows_of_every_kind_get_the_same_prediction(flights, rows):
+def test_all_kinds_of_rows_get_equal_predictions(flights, rows):
     prediction = flights.predict(rows, request_id="r-1")
 
     assert values_of(prediction) == ["yes", "no"]
     assert len(prediction) == 2
     assert len(prediction.id) == 32
-    assert prediction.model == "mixed"
-    assert prediction.version == "m-1"
-    assert prediction.request_id == "r-1"
+    told = (prediction.model, prediction.version, prediction.request_id)
+    assert told == ("mixed", "m-1", "r-1")
 
 
 def test_one_record_is_one_row(flights):
     assert values_of(flights.predict(FRAME.iloc[0].to_dict())) == ["yes"]
 
 
-def test_an_array_is_the_models_tensor_and_several_outputs_come_by_their_names(served):
+def test_array_gets_outputs_by_name(served):
     images = np.arange(8, dtype=np.float32).reshape(2, 2, 2)
 
     prediction = Client(served("images")).predict(images)
 
-    assert isinstance(prediction.values, dict)
-    np.testing.assert_array_equal(prediction.values["doubled"], 2 * images, strict=True)
-    assert prediction.values["total"].tolist() == [6.0, 22.0]
+    expected = {"doubled": 2 * images, "total": np.array([6.0, 22.0], np.float32)}
+    np.testing.assert_equal(prediction.values, expected)
     with pytest.raises(TypeError, match="doubled, total"):
         np.asarray(prediction)
 
 
-def test_columns_without_names_are_known_by_their_position(flights):
-    assert values_of(flights.predict(FRAME.set_axis(range(4), axis=1))) == ["yes", "no"]
+def test_infer_answers_all_outputs(flights, served):
+    every = flights.infer(COLUMNS).values
+    subset = flights.infer(COLUMNS, ["probabilities"]).values
+    image = Client(served("images"), "images").infer({"image": np.ones((1, 2, 2), np.float32)})
 
-
-def test_a_graph_answers_the_outputs_that_predict_leaves_out(flights, served):
-    every = flights.infer(COLUMNS)
-    subset = flights.infer(COLUMNS, ["probabilities"])
-
-    assert isinstance(every.values, dict)
-    assert every.values["label"].tolist() == ["yes", "no"]
-    assert list(every.values) == ["label", "probabilities"]
-    np.testing.assert_array_equal(
-        np.asarray(subset.values["probabilities"]), every.values["probabilities"]
-    )
-    image = np.ones((1, 2, 2), np.float32)
-    assert Client(served("images"), "images").infer({"image": image}).values["total"].tolist() == [
-        4.0
-    ]
-
-
-def test_a_refusal_carries_the_message_the_status_and_the_id_of_the_request(flights):
-    with pytest.raises(InvalidRequest) as refused:
-        flights.predict(FRAME.rename(columns={"distance": "distnce"}), request_id="r-2")
-
-    assert mentions(refused.value.message, "'distance' is missing", "'distnce'", "mean 'distance'?")
-    assert refused.value.status == 400
-    assert refused.value.request_id == "r-2"
+    assert list(every) == ["label", "probabilities"]
+    assert every["label"].tolist() == ["yes", "no"]
+    np.testing.assert_equal(subset, {"probabilities": every["probabilities"]})
+    assert image.values["total"].tolist() == [4.0]
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (
-            object(),
-            (
-                "cannot predict on object: pass a DataFrame, an array, a dict of columns, or a "
-                "list of rows"
-            ),
-        ),
-        (pa.chunked_array([[1, 2]]), "cannot predict on ChunkedArray: pass a DataFrame, "),
-        ([{"a": object()}], "the input cannot be sent as JSON: "),
+        (object(), "cannot predict on object"),
+        (pa.chunked_array([[1, 2]]), "cannot predict on ChunkedArray"),
+        ([{"a": object()}], "the input cannot be sent as JSON"),
     ],
 )
-def test_rows_that_cannot_be_sent_are_refused_before_anybody_is_asked(rows, message):
+def test_unsendable_rows_are_refused(rows, message):
     with pytest.raises(InvalidRequest) as refused:
         Client("http://127.0.0.1:1").predict(rows)
     assert refused.value.message.startswith(message)
@@ -152,15 +135,11 @@ def test_rows_that_cannot_be_sent_are_refused_before_anybody_is_asked(rows, mess
     ("labels", "taken"),
     [(["yes", "no"], 2), (FRAME["late"], 2), ({1: None}, 1), ("yes", 1), (np.float32(0.5), 1)],
 )
-def test_labels_are_sent_to_the_prediction_that_they_are_of(flights, labels, taken):
+def test_labels_reach_their_prediction(flights, labels, taken):
     def accepted():
         page = requests.get(f"{flights.url}/metrics", timeout=10).text
-        lines = [
-            line
-            for line in page.splitlines()
-            if line.startswith("onnxserve_feedback_labels_total{")
-        ]
-        return sum(float(line.rpartition(" ")[2]) for line in lines if 'outcome="accepted"' in line)
+        counted = re.findall(r'feedback_labels_total\{.*outcome="accepted".*\} (.+)', page)
+        return sum(map(float, counted))
 
     prediction = flights.predict(FRAME)
     before = accepted()
@@ -170,35 +149,36 @@ def test_labels_are_sent_to_the_prediction_that_they_are_of(flights, labels, tak
     assert flights.feedback(prediction.id, labels) == taken
 
 
-def test_metadata_and_readiness_are_those_of_the_endpoint(flights, served):
+def test_prediction_without_id_takes_no_labels(flights):
+    with pytest.raises(InvalidRequest, match="X-Prediction-Id"):
+        flights.feedback(Prediction(np.ones(1)), [1])
+
+
+def test_dtype_without_datatype_is_refused(flights):
+    with pytest.raises(InvalidRequest, match="complex128"):
+        flights.infer({"x": np.ones(1, complex)})
+
+
+def test_metadata_and_readiness_are_per_endpoint(flights, served):
+    images = Client(served("images"), "images")
+    other = Client(served("images"), "other")
+    absent = Client(f"http://127.0.0.1:{find_free_port()}", retries=FAST)
     assert flights.metadata()["name"] == "flights"
-    assert [entry["name"] for entry in Client(served("images"), "images").metadata()["inputs"]] == [
-        "image"
-    ]
-    assert flights.ready()
-    assert Client(served("images"), "images").ready()
-    assert not Client(served("images"), "other").ready()
-    assert not Client(f"http://127.0.0.1:{find_free_port()}").ready()
+    assert [entry["name"] for entry in images.metadata()["inputs"]] == ["image"]
+    ready = [client.ready() for client in (flights, images, other, absent)]
+    assert ready == [True, True, False, False]
     with pytest.raises(NotFound, match="'other'"):
-        Client(served("images"), "other").predict(np.ones((1, 2, 2)))
+        other.predict(np.ones((1, 2, 2)))
+    with pytest.raises(NotReady, match=r"http://127\.0\.0\.1"):
+        absent.predict([[1]])
 
 
-def test_the_name_of_the_endpoint_is_asked_for_where_a_key_may_not_read_the_index(scripted):
-    message = {
-        "error_code": "PERMISSION_DENIED",
-        "message": "the key 'shop' is for infer; this needs read",
-    }
-    server = scripted((403, {}, json.dumps(message).encode(), 0))
-    with Client(server.url) as client, pytest.raises(ScopeMissing) as refused:
-        client.infer({"x": np.zeros((1, 1), np.float32)})
-    assert refused.value.message == str(refused.value)
-    assert mentions(refused.value.message, "Client(URL, NAME)", message["message"])
+def test_hidden_index_needs_the_endpoint_name(scripted):
+    server = scripted((403, {}, b'{"message": "the key shop is for infer"}', 0))
+    with pytest.raises(ScopeMissing, match="the key shop is for infer") as refused:
+        Client(server.url).infer({"x": np.zeros((1, 1), np.float32)})
+    assert "Client(URL, NAME)" in refused.value.message
     assert refused.value.status == 403
-
-
-def test_a_model_that_is_not_explained_says_why(flights):
-    with pytest.raises(InvalidRequest, match="reference"):  # The model has no background.
-        flights.explain(FRAME, max_evals=100, seed=1)
 
 
 def test_an_explanation_has_arrays(scripted):
@@ -209,27 +189,26 @@ def test_an_explanation_has_arrays(scripted):
 
     assert explanation["values"].shape == (1, 1)
     assert explanation["columns"] == ["a"]
-    (path, _, body) = server.asked[0]
+    ((path, _, body),) = server.asked
     assert path == "/endpoints/e/explain"
     assert orjson.loads(body) == {"inputs": [[1.0]], "params": {"seed": 3, "version": "7"}}
 
 
-def test_a_server_that_knows_no_arrow_is_asked_in_json_from_then_on(scripted):
-    server = scripted((415, {}, b'{"detail": "no"}', 0.0), OK)
-    client = Client(server.url)
+@pytest.mark.parametrize("only_json", [False, True])
+def test_server_without_arrow_is_asked_in_json(scripted, only_json):
+    server = scripted(*[(415, {}, b'{"detail": "no"}', 0.0)] * (not only_json), OK)
+    client = Client(server.url, only_json=only_json)
 
     assert values_of(client.predict(FRAME)) == [1.5]
     assert values_of(client.predict(np.ones((1, 2)))) == [1.5]
 
-    assert [headers["Content-Type"] for _, headers, _ in server.asked] == [
-        "application/vnd.apache.arrow.stream",
-        "application/json",
-        "application/json",
-    ]
-    assert orjson.loads(server.asked[2][2]) == {"inputs": [[1.0, 1.0]]}
+    kinds = [headers["Content-Type"] for _, headers, _ in server.asked]
+    arrow = "application/vnd.apache.arrow.stream"
+    assert kinds == [arrow] * (not only_json) + ["application/json"] * 2
+    assert orjson.loads(server.asked[-1][2]) == {"inputs": [[1.0, 1.0]]}
 
 
-def test_a_call_says_when_its_rows_happened_and_who_asks(scripted):
+def test_call_sends_event_time_and_headers(scripted):
     server = scripted(OK)
     client = Client(server.url, headers={"Authorization": "Bearer x"})
 
@@ -242,45 +221,37 @@ def test_a_call_says_when_its_rows_happened_and_who_asks(scripted):
 
 
 @pytest.mark.parametrize(
-    ("rows", "document"),
+    ("column", "values"),
     [
-        (
-            pd.DataFrame({"a": pd.to_datetime(["2013-07-01"])}),
-            {"dataframe_split": {"columns": ["a"], "data": [[DAY]]}},
-        ),
-        (
-            pd.DataFrame({"a": [1, "x"]}),
-            {"dataframe_split": {"columns": ["a"], "data": [[1], ["x"]]}},
-        ),
-        (
-            pd.DataFrame({"a": [{"b": 1}]}),
-            {"dataframe_split": {"columns": ["a"], "data": [[{"b": 1}]]}},
-        ),
-        ({"a": np.ones(2), "b": np.ones(1)}, {"inputs": {"a": [1.0, 1.0], "b": [1.0]}}),
+        (pd.to_datetime(["2013-07-01"]), [DAY]),
+        ([1, "x"], [1, "x"]),
+        ([{"b": 1}], [{"b": 1}]),
     ],
-    ids=["dates", "mixed types", "objects", "tensors of several lengths"],
+    ids=["dates", "mixed types", "objects"],
 )
-def test_rows_without_an_arrow_column_type_are_sent_as_json(scripted, rows, document):
+def test_rows_without_arrow_type_are_json(scripted, column, values):
     server = scripted(OK)
-    Client(server.url).predict(rows)
-    assert orjson.loads(server.asked[0][2]) == document
+    Client(server.url).predict(pd.DataFrame({"a": column}))
+    assert orjson.loads(server.asked[0][2]) == {
+        "dataframe_split": {"columns": ["a"], "data": [[value] for value in values]}
+    }
 
 
-def test_only_json_makes_the_client_send_json(scripted):
+def test_tensors_of_several_lengths_are_json(scripted):
     server = scripted(OK)
-    Client(server.url, only_json=True).predict(np.ones((1, 1)))
-    assert server.asked[0][1]["Content-Type"] == "application/json"
+    Client(server.url).predict({"a": np.ones(2), "b": np.ones(1)})
+    assert orjson.loads(server.asked[0][2]) == {"inputs": {"a": [1.0, 1.0], "b": [1.0]}}
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_busy_server_is_asked_again(scripted, status):
+def test_busy_server_is_asked_again(scripted, status):
     server = scripted((status, {}, b"{}", 0.0), (status, {"Retry-After": "0"}, b"{}", 0.0), OK)
 
     assert values_of(Client(server.url, retries=FAST).predict([[1]])) == [1.5]
     assert len(server.asked) == 3
 
 
-def test_the_last_attempt_raises_the_servers_error(scripted):
+def test_last_attempt_raises_the_server_error(scripted):
     server = scripted((429, {"Retry-After": "0"}, b'{"message": "at most 5 a second"}', 0.0))
 
     with pytest.raises(TooManyRequests, match="5 a second"):
@@ -288,20 +259,18 @@ def test_the_last_attempt_raises_the_servers_error(scripted):
     assert len(server.asked) == 4
 
 
-def test_a_retry_after_beyond_the_timeout_is_not_waited_for(scripted):
+def test_retry_after_beyond_the_timeout_is_raised(scripted):
     server = scripted((503, {"Retry-After": "60"}, b'{"error": "loading"}', 0.0))
-    begun = time.monotonic()
 
     with pytest.raises(NotReady, match="loading") as refused:
         Client(server.url, timeout_seconds=50).predict([[1]])
 
-    assert time.monotonic() - begun < 25
     assert refused.value.retry_after == 60
     assert len(server.asked) == 1
 
 
 @pytest.mark.parametrize("status", [500, 502, 301])
-def test_a_request_that_may_have_been_computed_is_not_sent_again(scripted, status):
+def test_computed_request_is_not_repeated(scripted, status):
     server = scripted((status, {}, b"<html>", 0.0))
 
     with pytest.raises(OnnxserveError, match=f"status {status}.*no JSON") as refused:
@@ -310,7 +279,7 @@ def test_a_request_that_may_have_been_computed_is_not_sent_again(scripted, statu
     assert len(server.asked) == 1
 
 
-def test_a_server_that_does_not_answer_in_time_is_not_asked_again(scripted):
+def test_timed_out_request_is_not_repeated(scripted):
     server = scripted((*OK[:3], 60.0))
 
     with pytest.raises(DeadlineExceeded, match=r"http://.*/invocations within 0\.2 s"):
@@ -322,7 +291,7 @@ def test_a_server_that_does_not_answer_in_time_is_not_asked_again(scripted):
 @pytest.mark.parametrize(
     ("status", "error"), [(401, Unauthenticated), (403, ScopeMissing), (404, NotFound)]
 )
-def test_a_refusal_is_the_error_of_its_status(scripted, status, error):
+def test_refusal_is_the_error_of_its_status(scripted, status, error):
     server = scripted((status, {"X-Request-Id": "r-9"}, b'{"error": "no"}', 0.0))
     with pytest.raises(error, match="no") as refused:
         Client(server.url).predict([[1]])
@@ -341,7 +310,7 @@ def test_a_refusal_is_the_error_of_its_status(scripted, status, error):
     ],
     ids=["predict", "infer", "explain", "metadata", "index"],
 )
-def test_an_answer_in_another_form_is_an_error_of_this_package(scripted, ask):
+def test_answer_of_unknown_form_is_an_error(scripted, ask):
     kinds = {
         "text/html": b"<html>",
         "application/json": b"[[1]]",
@@ -362,27 +331,20 @@ def test_an_answer_in_another_form_is_an_error_of_this_package(scripted, ask):
 
 
 @pytest.mark.parametrize("request_id", ["a\nb", "→"])
-def test_an_id_that_no_header_can_have_is_refused(flights, request_id):
+def test_invalid_request_id_is_refused(flights, request_id):
     with pytest.raises(InvalidRequest, match="cannot be sent"):
         flights.predict([{"carrier": "AA"}], request_id=request_id)
-
-
-def test_an_unreachable_server_is_not_ready_after_all_retries():
-    client = Client(f"http://127.0.0.1:{find_free_port()}", retries=FAST)
-
-    with pytest.raises(NotReady, match=r"http://127\.0\.0\.1"):
-        client.predict([[1]])
 
 
 @pytest.mark.parametrize(
     "url", ["localhost:8123", "ftp://x", "http://", "", "http://[x", "http://x:99999"]
 )
-def test_a_url_has_a_scheme_and_a_host(url):
+def test_invalid_url_is_refused(url):
     with pytest.raises(InvalidConfig, match="http://HOST:PORT is expected"):
         Client(url)
 
 
-def test_pauses_double_up_to_a_bound_and_follow_retry_after():
+def test_pauses_double_and_follow_retry_after():
     policy = RetryPolicy(first_pause_seconds=1, max_pause_seconds=5)
     generator = random.Random(1)
 
@@ -401,7 +363,7 @@ def test_threads_share_a_client(flights):
     assert answers == [["yes", "no"]] * 40
 
 
-def test_asyncio_asks_many_at_once(served):
+def test_asyncio_client_asks_concurrently(served):
     async def ask():
         async with AsyncClient(served("flights"), timeout_seconds=20) as client:
             assert await client.ready()
@@ -417,7 +379,7 @@ def test_asyncio_asks_many_at_once(served):
 
 
 @pytest.mark.long
-def test_a_client_outlives_the_server_that_it_has_a_connection_to(serve, tmp_path, free_port):
+def test_client_survives_a_server_restart(serve, tmp_path, free_port):
     model = mixed_model(tmp_path / "flights")
     arguments = (str(model), "-p", str(free_port))
     with Client(f"http://127.0.0.1:{free_port}") as client:
@@ -430,7 +392,7 @@ def test_a_client_outlives_the_server_that_it_has_a_connection_to(serve, tmp_pat
             client.predict(FRAME)
 
 
-def test_a_client_imports_neither_mlflow_nor_pandas():
+def test_client_imports_neither_mlflow_nor_pandas():
     heavy = "{'mlflow', 'pandas', 'flask', 'pyarrow'}"
     code = (
         f"import sys, mlflow_deploy_plugin.serve.client.client; print({heavy} & set(sys.modules))"

@@ -51,7 +51,7 @@ def kind_of(field):
     return ("repeated " if field.is_repeated else "") + (descriptor.name if descriptor else _NAMES[field.type])
 
 
-def test_the_module_matches_the_proto_file():
+def test_module_matches_the_proto_file():
     file = inference_pb2.DESCRIPTOR
     entries = set(chain.from_iterable(made(name, message) for name, message in file.message_types_by_name.items()))
     enums = file.enum_types_by_name.items()
@@ -59,7 +59,7 @@ def test_the_module_matches_the_proto_file():
     assert entries == set(written(PROTO.read_text()))
 
 
-def test_names_numbers_and_types_are_those_of_triton_s_client():
+def test_fields_match_those_of_triton():
     compared = 0
     for name, message in inference_pb2.DESCRIPTOR.message_types_by_name.items():
         standard = getattr(service_pb2, name, None) or getattr(model_config_pb2, name, None)

@@ -9,32 +9,29 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from tritonclient.grpc import InferInput, service_pb2
 
-from mlflow_deploy_plugin.core.errors import InvalidRequest, SchemaMismatch
+from mlflow_deploy_plugin.core.errors import InvalidRequest
 from mlflow_deploy_plugin.serve.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.serve.grpc.tensors import MAX_FIELDS, decode, encode, read_message
-from mlflow_deploy_plugin.serve.runtime.artifact import Input, Output, Tensor
-from mlflow_deploy_plugin.serve.runtime.feeds import sent_arrays
-from mlflow_deploy_plugin.serve.runtime.schemas.keyed_schema import with_keys
+from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input, Output, Tensor
+from mlflow_deploy_plugin.serve.runtime.schemas.pyfunc_schema import FrameSchema
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from tests.support.schemas import bare_artifact
 
 FIELDS = {
     "BOOL": "bool_contents",
-    "INT8": "int_contents",
-    "INT16": "int_contents",
-    "INT32": "int_contents",
+    **{f"INT{bits}": "int_contents" for bits in (8, 16, 32)},
     "INT64": "int64_contents",
-    "UINT8": "uint_contents",
-    "UINT16": "uint_contents",
-    "UINT32": "uint_contents",
+    **{f"UINT{bits}": "uint_contents" for bits in (8, 16, 32)},
     "UINT64": "uint64_contents",
     "FP32": "fp32_contents",
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
 DTYPES = {
-    name: np.dtype(name.lower().replace("fp", "float")) for name in FIELDS if name != "BYTES"
-} | {"FP16": np.dtype(np.float16), "BYTES": np.dtype(object)}
+    name: np.dtype(name.lower().replace("fp", "float"))
+    for name in (*FIELDS, "FP16")
+    if name != "BYTES"
+} | {"BYTES": np.dtype(object)}
 SHAPES = arrays.array_shapes(min_dims=2, max_dims=3, max_side=4)
 TEXT = st.text(alphabet=st.characters(codec="utf-8"), max_size=12)
 
@@ -82,7 +79,7 @@ def request_of(array, datatype, is_raw):
 
 @settings(max_examples=150)
 @given(st.data(), st.sampled_from(sorted(DTYPES)), st.booleans())
-def test_tensors_survive_a_round_trip(data, datatype, is_raw):
+def test_tensors_round_trip(data, datatype, is_raw):
     is_raw = is_raw or datatype == "FP16"
     array = data.draw(elements(datatype))
     artifact, schema = model_of(array)
@@ -109,7 +106,7 @@ def test_tensors_survive_a_round_trip(data, datatype, is_raw):
     st.sampled_from(sorted(DTYPES)),
     st.lists(st.integers(-2, 2**62), max_size=4),
 )
-def test_no_message_brings_anything_but_our_errors(noise, datatype, shape):
+def test_random_message_is_decoded_or_refused(noise, datatype, shape):
     artifact, schema = model_of(np.zeros((1, 2), DTYPES[datatype]))
     request = messages.ModelInferRequest(
         inputs=[{"name": "x", "datatype": datatype, "shape": shape}], raw_input_contents=[noise]
@@ -126,11 +123,43 @@ def test_no_message_brings_anything_but_our_errors(noise, datatype, shape):
         ("UINT8", 256, "UINT8"),
     ],
 )
-def test_a_typed_value_beyond_its_datatype_is_named(datatype, value, words):
+def test_value_beyond_its_datatype_is_named(datatype, value, words):
     array = np.array([[1, value]])
     artifact, schema = model_of(array.astype(DTYPES[datatype]))
     with pytest.raises(InvalidRequest, match=f"element 1 .*{value}.*{words}"):
         decode(request_of(array, datatype, is_raw=False), artifact, schema)
+
+
+ONE = np.array([[1.0, 2.0]], np.float32)
+SHARED = {"shared_memory_region": {"string_param": "r"}}
+
+
+def part(**contents):
+    """Return an input of one row, with these contents."""
+    return {"name": "x", "datatype": "FP32", "shape": [1, 2], "contents": contents}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"inputs": [part()]}, "no contents"),
+        ({"inputs": [part(fp64_contents=[1.0] * 2)]}, "fp32_contents"),
+        ({"inputs": [part(fp32_contents=[1.0] * 3)]}, "3 elements"),
+        ({"inputs": [part(fp32_contents=[1.0] * 2) | {"datatype": "FP16"}]}, "raw_input_contents"),
+        ({"inputs": [part()], "raw_input_contents": [b"", b""]}, "2 raw_input_contents for 1"),
+        (
+            {"inputs": [part(fp32_contents=[1.0])], "raw_input_contents": [bytes(8)]},
+            "both contents and raw_input_contents",
+        ),
+        ({"outputs": [{"name": "half"}]}, "'half'"),
+        ({"outputs": [{"name": "y"}] * 2}, "repeated"),
+        ({"outputs": [{"name": "y", "parameters": SHARED}]}, "shared_memory_region"),
+    ],
+)
+def test_contradictory_request_is_refused(fields, words):
+    request = {"inputs": [part(fp32_contents=[1.0, 2.0])], **fields}
+    with pytest.raises(InvalidRequest, match=words):
+        decode(messages.ModelInferRequest(**request), *model_of(ONE))
 
 
 @pytest.mark.parametrize("datatype", ["FP32", "FP64", "BOOL"])
@@ -157,53 +186,45 @@ def test_unknown_fields_around_typed_values_are_ignored(datatype):
     ],
     ids=["nothing", "varint", "64 bits", "bytes", "group", "32 bits"],
 )
-def test_a_message_of_too_many_fields_is_refused_whatever_stands_first(first):
+def test_message_with_too_many_fields_is_refused(first):
     empty_input = b"\x2a\x00"
     assert len(read_message(messages.ModelInferRequest, first + 3 * empty_input).inputs) == 3
     with pytest.raises(InvalidRequest, match="100000 inputs"):
         read_message(messages.ModelInferRequest, first + (MAX_FIELDS + 1) * empty_input)
 
 
-def test_a_typed_text_with_invalid_utf_8_is_named():
-    artifact, schema = model_of(np.array([["a", "b"]], dtype=object))
-    request = request_of(np.array([["a", "b"]], dtype=object), "BYTES", is_raw=False)
+def test_text_with_invalid_utf8_is_named():
+    texts = np.array([["a", "b"]], dtype=object)
+    request = request_of(texts, "BYTES", is_raw=False)
     request.inputs[0].contents.bytes_contents[1] = b"\xff"
     with pytest.raises(InvalidRequest, match=r"element 1 .*UTF-8"):
-        decode(request, artifact, schema)
+        decode(request, *model_of(texts))
 
 
-def test_empty_contents_with_raw_bytes_are_ignored_as_mlservers_client_sends_them():
-    array = np.array([[1.0, 2.0]], np.float32)
-    request = request_of(array, "FP32", is_raw=True)
+def test_empty_contents_beside_bytes_are_ignored():
+    request = request_of(ONE, "FP32", is_raw=True)
     request.inputs[0].contents.SetInParent()
     assert request.inputs[0].HasField("contents")
-    np.testing.assert_array_equal(decode(request, *model_of(array)).feeds["x"], array)
+    np.testing.assert_array_equal(decode(request, *model_of(ONE)).feeds["x"], ONE)
 
 
-def test_an_input_in_shared_memory_is_named_even_if_other_inputs_have_bytes():
+def test_input_in_shared_memory_is_refused():
     """Triton's client then sends bytes only for the other inputs."""
-    array = np.ones((1, 2), np.float32)
-    request = request_of(array, "FP32", is_raw=True)
+    request = request_of(ONE, "FP32", is_raw=True)
     shared = request.inputs.add(name="shared", datatype="FP32", shape=[1, 2])
     shared.parameters["shared_memory_region"].string_param = "region"
     with pytest.raises(InvalidRequest, match=r"'shared'.*shared_memory_region"):
-        decode(request, *model_of(array))
+        decode(request, *model_of(ONE))
 
 
 @pytest.mark.parametrize("is_raw", [True, False])
-def test_a_key_is_a_further_tensor(is_raw):
-    ids = np.array([7, 8])
-    rows = np.array([[1.0], [2.0]], np.float32)
-    artifact, schema = model_of(rows)
-    request = messages.ModelInferRequest(model_name="e")
-    for name, datatype, array in (("customer_id", "INT64", ids), ("x", "FP32", rows)):
-        tensor = request.inputs.add(name=name, datatype=datatype, shape=array.shape)
-        if is_raw:
-            request.raw_input_contents.append(array.tobytes())
-        else:
-            getattr(tensor.contents, FIELDS[datatype]).extend(array.ravel().tolist())
-    feeds = decode(request, artifact, with_keys(schema, ("customer_id",))).feeds
-    assert feeds.keys() == {"x"}
-    assert sent_arrays(feeds)["customer_id"].tolist() == [7, 8]
-    with pytest.raises(SchemaMismatch, match="customer_id"):
-        decode(request, artifact, schema)
+def test_binary_column_becomes_base64(is_raw):
+    columns = (Column("x", "string", is_binary=True),)
+    schema = FrameSchema(columns, (), (Input("x", "str", (-1,), ("x",)),))
+    request = messages.ModelInferRequest()
+    tensor = request.inputs.add(name="x", datatype="BYTES", shape=[1])
+    if is_raw:
+        request.raw_input_contents.append(b"\x03\0\0\0\xff\xd8\xff")
+    else:
+        tensor.contents.bytes_contents.append(b"\xff\xd8\xff")
+    assert decode(request, bare_artifact(), schema).feeds["x"].tolist() == ["/9j/"]

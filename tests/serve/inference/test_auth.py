@@ -45,7 +45,7 @@ def auth(tmp_path, clock, uptime):
     return Authenticator(tmp_path, WITH_KEYS, clock=clock, monotonic=uptime)
 
 
-def test_the_first_requests_of_two_threads_both_know_the_keys(auth, monkeypatch):
+def test_first_concurrent_requests_know_the_keys(auth, monkeypatch):
     read = auth._read_keys
     barrier = threading.Barrier(3)
     go_on = threading.Event()
@@ -63,7 +63,7 @@ def test_the_first_requests_of_two_threads_both_know_the_keys(auth, monkeypatch)
         assert [caller.result().name for caller in callers] == ["ops", "ops"]
 
 
-def test_keys_that_cannot_be_read_leave_those_of_before(auth, uptime, tmp_path, caplog):
+def test_unreadable_keys_keep_the_previous_ones(auth, uptime, tmp_path, caplog):
     assert auth.require(bearer("ops"), "read").name == "ops"
     (tmp_path / KEYS).write_text('{"keys": ')
     for _ in range(2):
@@ -72,7 +72,7 @@ def test_keys_that_cannot_be_read_leave_those_of_before(auth, uptime, tmp_path, 
     assert ["cannot be read" in record.getMessage() for record in caplog.records] == [True]
 
 
-def test_keys_that_cannot_be_read_keep_no_other_file_from_being_read(auth, tmp_path):
+def test_unreadable_keys_do_not_disable_the_local_key(auth, tmp_path):
     (tmp_path / KEYS).write_text('{"keys": ')
     make_local_key(tmp_path)
     assert auth.require(bearer((tmp_path / LOCAL_KEY).read_text()), "admin").name == "this machine"
@@ -90,11 +90,11 @@ def basic(text):
     "headers",
     [bearer("ops"), {"authorization": "bearer  ops "}, basic("anybody:ops"), basic(":ops")],
 )
-def test_a_key_comes_as_bearer_or_as_a_password(auth, headers):
+def test_key_may_be_bearer_or_password(auth, headers):
     assert auth.require(headers, "read").name == "ops"
 
 
-def test_long_user_names_with_a_key_take_no_memory(auth):
+def test_long_user_names_take_no_memory(auth):
     auth.require(bearer("ops"), "read")
     tracemalloc.start()
     for number in range(500):
@@ -105,38 +105,37 @@ def test_long_user_names_with_a_key_take_no_memory(auth):
 
 
 @pytest.mark.parametrize(
-    ("headers", "message"),
+    "headers",
     [
-        ({}, "this server requires a key; send Authorization: Bearer KEY"),
-        (bearer("Ops"), "is unknown, expired or revoked"),
-        (bearer(""), "is unknown, expired or revoked"),
-        (bearer("\udcff"), "is unknown, expired or revoked"),
-        (basic("ops"), "is unknown, expired or revoked"),
-        ({"authorization": "Basic ?"}, "the Basic password in Authorization cannot be read"),
-        ({"authorization": "Digest ops"}, "Authorization is neither Bearer nor Basic"),
-        ({"authorization": "onnxserve_ops"}, "Authorization is neither Bearer nor Basic"),
+        {},
+        bearer("Ops"),
+        bearer(""),
+        bearer("\udcff"),
+        basic("ops"),
+        {"authorization": "Basic ?"},
+        {"authorization": "Digest ops"},
+        {"authorization": "onnxserve_ops"},
     ],
+    ids=repr,
 )
-def test_a_request_without_a_key_learns_how_to_send_one(auth, headers, message):
-    with pytest.raises(Unauthenticated) as refused:
+def test_request_without_a_key_is_refused(auth, headers):
+    with pytest.raises(Unauthenticated, match="onnxserve keys create") as refused:
         auth.require(headers, "read")
-    assert message in refused.value.message
-    assert "onnxserve keys create" in refused.value.message
     assert "ops" not in refused.value.message, "a part of what may be a key"
 
 
 @pytest.mark.parametrize(
-    ("key", "scope", "endpoint", "message"),
+    ("key", "scope", "endpoint"),
     [
-        ("ops", "infer", "flights", "the key 'ops' is for admin, read; this needs infer"),
-        ("shop", "read", "flights", "the key 'shop' is for infer; this needs read"),
-        ("shop", "infer", "taxis", "the key 'shop' is for flights; this is about endpoint 'taxis'"),
-        ("shop", "infer", None, "the key 'shop' is for flights; this is about the whole server"),
+        ("ops", "infer", "flights"),
+        ("shop", "read", "flights"),
+        ("shop", "infer", "taxis"),
+        ("shop", "infer", None),
     ],
 )
-def test_a_key_for_something_else_is_refused(auth, key, scope, endpoint, message):
-    with pytest.raises(ScopeMissing, match=message):
-        auth.require(bearer(key), scope, endpoint)  # type: ignore[arg-type]
+def test_key_of_another_scope_is_refused(auth, key, scope, endpoint):
+    with pytest.raises(ScopeMissing, match=f"'{key}'"):
+        auth.require(bearer(key), scope, endpoint)
 
 
 def holds(auth, key, endpoint="flights"):
@@ -147,43 +146,44 @@ def holds(auth, key, endpoint="flights"):
     return True
 
 
-def test_a_certificate_is_required_with_the_key_or_instead_of_it(tmp_path):
+@pytest.mark.parametrize(
+    ("key", "certificate", "missing"),
+    [("shop", "", "client certificate"), ("", "laptop", "key"), ("", "", "client certificate")],
+)
+def test_key_and_certificate_are_both_required(tmp_path, key, certificate, missing):
     write_keys(tmp_path, {"shop": KeyEntry(name="shop", scopes=("infer",))})
     make_local_key(tmp_path)
-    both = Authenticator(tmp_path, WITH_CERTIFICATES.model_copy(update={"api_keys": True}))
-    assert both.require(bearer("shop"), "infer", certificate="laptop").name == "shop"
-    for headers, certificate in ((bearer("shop"), ""), ({}, "laptop"), ({}, "")):
-        with pytest.raises(
-            Unauthenticated,
-            match="requires a key" if certificate else "requires a client certificate",
-        ):
-            both.require(headers, "infer", certificate=certificate)
-    assert both.require(bearer((tmp_path / LOCAL_KEY).read_text()), "admin").name == "this machine"
+    auth = Authenticator(tmp_path, WITH_CERTIFICATES.model_copy(update={"api_keys": True}))
+    assert auth.require(bearer("shop"), "infer", certificate="laptop").name == "shop"
+    local = (tmp_path / LOCAL_KEY).read_text()
+    assert auth.require(bearer(local), "admin").name == "this machine"
+    with pytest.raises(Unauthenticated, match=f"requires a {missing}"):
+        auth.require(bearer(key) if key else {}, "infer", certificate=certificate)
 
-    alone = Authenticator(tmp_path, WITH_CERTIFICATES)
-    assert alone.require({}, "admin", certificate="laptop").name == "laptop"
-    assert alone.require({}, "infer", certificate="laptop").counted_as == "a certificate"
+
+def test_certificate_replaces_the_key(tmp_path):
+    auth = Authenticator(tmp_path, WITH_CERTIFICATES)
+    entry = auth.require({}, "admin", certificate="laptop")
+    assert (entry.name, entry.counted_as) == ("laptop", "a certificate")
     with pytest.raises(Unauthenticated, match="client certificate"):
-        alone.require(bearer("nobody"), "infer")
+        auth.require(bearer("nobody"), "infer")
 
 
-def test_an_expired_key_holds_no_more(auth, clock):
+def test_expired_key_is_refused(auth, clock):
     assert holds(auth, "shop")
     clock.now += 60
     with pytest.raises(Unauthenticated, match=r"'shop' .*expired"):
         auth.require(bearer("shop"), "infer", "flights")
 
 
-def test_new_keys_are_seen_within_a_second_and_revoked_ones_are_gone(auth, uptime, tmp_path):
+def test_key_changes_are_seen_within_a_second(auth, uptime, tmp_path):
     assert (holds(auth, "shop"), holds(auth, "new")) == (True, False)
     write_keys(tmp_path, {"new": KeyEntry(name="new", scopes=("infer",))})
     uptime.now += 1
     assert (holds(auth, "shop"), holds(auth, "new")) == (False, True)
 
 
-def test_a_revoked_key_is_gone_within_a_second_though_the_clock_was_set_back(
-    auth, clock, uptime, tmp_path
-):
+def test_revocation_survives_a_clock_set_back(auth, clock, uptime, tmp_path):
     assert holds(auth, "shop")
     clock.now -= 3600
     write_keys(tmp_path, {})
@@ -191,7 +191,7 @@ def test_a_revoked_key_is_gone_within_a_second_though_the_clock_was_set_back(
     assert not holds(auth, "shop")
 
 
-def test_without_a_keys_file_only_readers_of_the_folder_are_allowed(tmp_path):
+def test_only_the_local_key_works_without_keys(tmp_path):
     assert not holds(Authenticator(tmp_path, WITH_KEYS), "shop")
     make_local_key(tmp_path)
     key = tmp_path / "local.key"
@@ -229,59 +229,47 @@ def token(key=SIGNING, kid="monday", algorithm="ES256", **claims):
     )
 
 
-def test_a_token_allows_the_actions_in_its_scope(of_issuer):
+def test_token_allows_its_scope(of_issuer):
     sent = bearer(token())
     for _ in range(2):  # The key is verified once and then cached.
         # No key has this name.
         assert of_issuer.require(sent, "infer", "flights").name == "shop@login.example"
-    with pytest.raises(ScopeMissing, match=r"'shop@login\.example' .*infer.*read"):
-        of_issuer.require(sent, "read")
     limited = bearer(token(scope=None, scp=["infer"], onnxserve_endpoints=["flights"]))
     assert of_issuer.require(limited, "infer", "flights").endpoints == ("flights",)
-    with pytest.raises(ScopeMissing, match="'taxis'"):
-        of_issuer.require(limited, "infer", "taxis")
-    with pytest.raises(ScopeMissing, match=r"nothing here.*infer"):
-        of_issuer.require(bearer(token(scope="openid")), "infer")
-    with pytest.raises(ScopeMissing, match="this needs infer"):
-        of_issuer.require(bearer(token(onnxserve_endpoints=[])), "infer", "flights")
+
+
+@pytest.mark.parametrize(
+    ("claims", "scope", "endpoint", "words"),
+    [
+        ({}, "read", None, r"'shop@login\.example' .*infer.*read"),
+        ({"onnxserve_endpoints": ["flights"]}, "infer", "taxis", "'taxis'"),
+        ({"scope": "openid"}, "infer", None, "nothing here.*infer"),
+        ({"onnxserve_endpoints": []}, "infer", "flights", "this needs infer"),
+    ],
+)
+def test_token_of_another_scope_is_refused(of_issuer, claims, scope, endpoint, words):
+    with pytest.raises(ScopeMissing, match=words):
+        of_issuer.require(bearer(token(**claims)), scope, endpoint)
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"exp": 1}, "the token is not valid: signature has expired"),
-        ({"aud": "others"}, "the token is not valid: audience doesn't match"),
-        ({"iss": "https://elsewhere"}, "the token is not valid: invalid issuer"),
-        ({"exp": None}, 'the token is not valid: token is missing the "exp" claim'),
-        ({"kid": "sunday"}, "https://login.example has no key 'sunday'"),
-        (
-            {"key": generate_private_key(SECP256R1())},
-            "the token is not valid: signature verification failed",
-        ),
-        (
-            {"key": "x" * 64, "algorithm": "HS256"},
-            "the token is not valid: the specified alg value is not allowed",
-        ),
-        (
-            {"key": None, "algorithm": "none"},
-            "the token is not valid: the specified alg value is not allowed",
-        ),
-        (
-            {"key": ed25519.Ed25519PrivateKey.generate(), "algorithm": "EdDSA"},
-            "is not valid: its key is of another kind$",
-        ),
-        (
-            {"key": rsa.generate_private_key(65537, 2048), "algorithm": "RS256"},
-            "is not valid: its key is of another kind$",
-        ),
-        ({"scope": 7}, "claims scope and onnxserve_endpoints are not lists of names"),
-        (
-            {"onnxserve_endpoints": "flights"},
-            "claims scope and onnxserve_endpoints are not lists of names",
-        ),
+        ({"exp": 1}, "expired"),
+        ({"aud": "others"}, "audience"),
+        ({"iss": "https://elsewhere"}, "issuer"),
+        ({"exp": None}, '"exp"'),
+        ({"kid": "sunday"}, "'sunday'"),
+        ({"key": generate_private_key(SECP256R1())}, "signature verification failed"),
+        ({"key": "x" * 64, "algorithm": "HS256"}, "alg value is not allowed"),
+        ({"key": None, "algorithm": "none"}, "alg value is not allowed"),
+        ({"key": ed25519.Ed25519PrivateKey.generate(), "algorithm": "EdDSA"}, "another kind"),
+        ({"key": rsa.generate_private_key(65537, 2048), "algorithm": "RS256"}, "another kind"),
+        ({"scope": 7}, "not lists of names"),
+        ({"onnxserve_endpoints": "flights"}, "not lists of names"),
     ],
 )
-def test_a_token_that_does_not_hold_is_refused_with_the_reason(of_issuer, changed, message):
+def test_invalid_claim_or_signature_is_refused(of_issuer, changed, message):
     with pytest.raises(Unauthenticated, match=message):
         of_issuer.require(bearer(token(**changed)), "infer")
 
@@ -292,24 +280,24 @@ def test_a_token_that_does_not_hold_is_refused_with_the_reason(of_issuer, change
     [10**400, -(10**400), math.nan, math.inf, -math.inf, True, False, "soon", "9" * 400, [], {}],
     ids=repr,
 )
-def test_a_token_whose_time_is_not_a_number_of_seconds_is_refused(of_issuer, claim, seconds):
+def test_token_without_numeric_times_is_refused(of_issuer, claim, seconds):
     with pytest.raises(Unauthenticated, match="not valid"):
         of_issuer.require(bearer(token(**{claim: seconds})), "infer")
 
 
-def test_a_token_may_give_its_times_with_fractions(of_issuer):
+def test_token_times_may_have_fractions(of_issuer):
     now = time.time()
     entry = of_issuer.require(bearer(token(exp=now + 60.5, nbf=now - 0.5, iat=now - 0.5)), "infer")
     assert entry.expires_at == now + 90.5
 
 
 @pytest.mark.parametrize("sent", ["a.b.c", "..", "é.é.é", "eyJhbGciOiJFUzI1NiJ9.e30.x"])
-def test_an_invalid_token_is_refused(of_issuer, sent):
+def test_malformed_token_is_refused(of_issuer, sent):
     with pytest.raises(Unauthenticated):
         of_issuer.require(bearer(sent), "infer")
 
 
-def test_a_token_expires_though_it_is_remembered(tmp_path, of_issuer, clock):
+def test_cached_token_expires(tmp_path, of_issuer, clock):
     clock.now = time.time()
     auth = Authenticator(tmp_path, WITH_TOKENS, clock=clock)
     sent = bearer(token())
@@ -319,7 +307,7 @@ def test_a_token_expires_though_it_is_remembered(tmp_path, of_issuer, clock):
         auth.require(sent, "infer")
 
 
-def test_before_the_keys_of_the_issuer_are_fetched_callers_get_not_ready(tmp_path):
+def test_callers_wait_for_issuer_keys(tmp_path):
     with pytest.raises(
         NotReady, match="not been fetched"
     ):  # Its client may retry with the same token.

@@ -14,14 +14,14 @@ from tests.support.waiting import wait_until
 
 
 @pytest.mark.parametrize("url", ["http://h:secret", "redis://:secret@h:port/0", "h:6379:secret"])
-def test_a_url_that_is_none_is_refused_without_being_repeated(url):
+def test_invalid_url_is_refused_and_not_repeated(url):
     for opening in (lambda: RedisRates(url), lambda: open_cache(1000, 60, url)):
         with pytest.raises(InvalidConfig, match="ONNXSERVE_REDIS_URL") as error:
             opening()
         assert "secret" not in error.value.message
 
 
-def test_an_outage_is_asked_about_by_a_thread_and_by_no_request(caplog):
+def test_outage_is_probed_by_a_thread(caplog):
     thread_names = queue.SimpleQueue[str]()
     answers = queue.SimpleQueue[bool]()
     counted = list[int]()
@@ -49,7 +49,7 @@ def test_an_outage_is_asked_about_by_a_thread_and_by_no_request(caplog):
     assert errors == {"Redis does not answer (OSError): nothing happens"}
 
 
-def test_one_slow_answer_keeps_requests_away_until_redis_answers_and_two_for_the_pause():
+def test_repeated_failure_keeps_the_circuit_open():
     probes = queue.SimpleQueue[None]()
     circuit = CircuitBreaker(
         "nothing happens", lambda: probes.put(None), lambda: None, pause_seconds=60
@@ -64,7 +64,7 @@ def test_one_slow_answer_keeps_requests_away_until_redis_answers_and_two_for_the
         probes.get(timeout=0.05)
 
 
-def test_where_no_thread_can_begin_the_next_request_asks(monkeypatch):
+def test_circuit_stays_closed_without_a_thread(monkeypatch):
     def refuse(thread):
         raise RuntimeError("can't start new thread")
 

@@ -3,7 +3,6 @@ clean shutdown.
 """
 
 import shutil
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from queue import SimpleQueue
@@ -24,6 +23,7 @@ from mlflow_deploy_plugin.serve.spool.spool_reader import read_batches
 from tests.support import handling
 from tests.support.bodies import v2_tensor
 from tests.support.models import write_model
+from tests.support.raising import raise_it
 from tests.support.servers import variant, want
 from tests.support.spool import read_spool
 from tests.support.waiting import wait_until
@@ -67,34 +67,31 @@ def sample(server, name, **labels):
     return sum(float(line.rsplit(" ", 1)[1]) for line in series)
 
 
-def test_by_default_a_cpu_batches_nothing(serve):
+def test_cpu_neither_batches_nor_caches_by_default(serve):
     server = serve()
     assert server.repository.select_variant("e").loaded.batcher is None
-    assert ask(server).status == 200
+    assert "X-Cache" not in ask(server).headers
     assert sample(server, "onnxserve_batch_rows_count", endpoint="e") == 1
 
 
-def test_many_callers_are_joined_and_each_has_its_own_answer(serve):
+def test_batched_callers_get_their_own_answers(serve):
     server = serve(max_batch_size=16, max_queue_delay_microseconds=20_000)
-    assert server.repository.select_variant("e").loaded.batcher is not None
 
     def one(number):
-        return orjson.loads(ask(server, {"dataframe_records": [{**ROW, "a": float(number)}]}).body)
+        answer = ask(server, {"dataframe_records": [{**ROW, "a": float(number)}]})
+        return orjson.loads(answer.body)["predictions"]
 
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(one, range(200)))
 
-    assert [answer["predictions"] for answer in answers] == [
-        [[1005.0 + number]] for number in range(200)
-    ]
+    assert answers == [[[1005.0 + number]] for number in range(200)]
     assert sample(server, "onnxserve_batch_rows_sum", endpoint="e") == 200
     assert sample(server, "onnxserve_batch_rows_count", endpoint="e") < 150
-    captured = read_spool(server.capture.spool)
-    assert len(captured) == 200
+    assert len(read_spool(server.capture.spool)) == 200
 
 
 @pytest.mark.parametrize("batching", [{}, {"max_batch_size": 8}], ids=["alone", "batched"])
-def test_a_request_that_comes_too_late_is_answered_with_504_and_not_computed(serve, batching):
+def test_late_request_is_not_computed(serve, batching):
     server = serve(default_timeout_microseconds=1_000_000, **batching)
     runs = sample(server, "onnxserve_batch_rows_count", endpoint="e")
 
@@ -105,7 +102,7 @@ def test_a_request_that_comes_too_late_is_answered_with_504_and_not_computed(ser
     assert infer(server).outputs["y"].tolist() == [[1003.0]]
 
 
-def test_a_caller_may_ask_for_less_time_over_v2(serve):
+def test_v2_request_may_shorten_its_timeout(serve):
     server = serve(max_batch_size=8)
     late = ask(server, v2(timeout=1), "/v2/models/e/infer")
     assert (late.status, "deadline passed" in orjson.loads(late.body)["error"]) == (504, True)
@@ -114,47 +111,38 @@ def test_a_caller_may_ask_for_less_time_over_v2(serve):
 
 
 @pytest.mark.parametrize("timeout", [-1, 1.5, "soon", True, [1]])
-def test_a_timeout_that_is_none_is_the_callers_mistake(serve, timeout):
+def test_invalid_timeout_is_refused(serve, timeout):
     server = serve()
     with pytest.raises(InvalidRequest, match="number of microseconds"):
         infer(server, parameters={"timeout": timeout})
 
 
-@pytest.mark.parametrize("batch", [1, 8])
-def test_a_request_that_a_version_refuses_is_captured_as_a_failure(serve, batch):
-    server = serve(max_batch_size=batch)
-    headers = {"x_request_id": "bad", "x_event_time": "2013-07-01T12:30:00Z"}
-    assert ask(server, {"dataframe_records": [{"a": "x"}]}, **headers).status == 400
-    assert ask(server).status == 200
-    segment = segments(server.capture.spool)[0]
-    failed, answered = sorted(read_batches(segment).batches, key=lambda one: not one.is_failed)
-    assert (failed.is_failed, failed.rows, failed.statuses.tolist(), failed.feeds) == (
-        True,
-        1,
-        [400],
-        {},
-    )
-    assert (answered.is_failed, answered.statuses.tolist()) == (False, [200])
-    assert bytes(failed.request_ids.content) == b"bad"
-    assert failed.event_times.tolist() == [1_372_681_800_000_000]
-    assert sample(server, "onnxserve_capture_rows_total", outcome="answered") == 1
-
-
-def test_only_a_refused_row_is_not_captured_again_for_a_repeated_request(serve):
+def test_repeated_refusal_is_captured_once(serve):
     server = serve(max_batch_size=8)
     assert ask(server, {"dataframe_records": [{"a": "x"}]}, x_onnxserve_repeated="1").status == 400
     assert ask(server, v2(timeout=1), "/v2/models/e/infer", x_onnxserve_repeated="1").status == 504
-    (failed,) = [
-        batch
-        for batch in read_batches(segments(server.capture.spool)[0]).batches
-        if batch.is_failed
-    ]
+    (failed,) = failures(server)
     assert failed.statuses.tolist() == [504]
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_captured_failure_has_id_time_and_reason(serve, batch):
+    server = serve(max_batch_size=batch)
+    headers = {"x_request_id": "bad", "x_event_time": "2013-07-01T12:30:00Z"}
+    name = "a" * 100_000
+    document = {"dataframe_split": {"columns": [name, name], "data": [[1, 2]]}}
+    assert ask(server, document, **headers).status == 400
+    (failed,) = failures(server)
+    assert (failed.rows, failed.statuses.tolist(), failed.feeds) == (1, [400], {})
+    assert bytes(failed.request_ids.content) == b"bad"
+    assert failed.event_times.tolist() == [1_372_681_800_000_000]
+    (reason,) = reasons(server)
+    assert reason["_column"] == name[:100]
+    assert len(reason["_message"]) == 500
 
 
 FLIGHT = {"carrier": "AA", "distance": 7.5, "hour": 3, "late": True}
 CSV = {"content_type": "text/csv"}
-JSON_LINES = {"content_type": "application/jsonl"}
 
 
 def infer_inputs(**values):
@@ -163,45 +151,40 @@ def infer_inputs(**values):
     return {"inputs": [v2_tensor(n, kinds[n], [row[n]]) for n in row]}
 
 
+def failures(server):
+    """Return the captured batches of refused requests, oldest first."""
+    batches = chain.from_iterable(
+        read_batches(path).batches for path in segments(server.capture.spool)
+    )
+    return [batch for batch in batches if batch.is_failed]
+
+
 def reasons(server):
     """Return the captured texts of each failure, oldest first."""
-    batches = list(
-        chain.from_iterable(read_batches(path).batches for path in segments(server.capture.spool))
-    )
-    failed: list[tuple[Any, int]] = []
-    for batch in batches:
-        if batch.is_failed:
-            failed += [(batch.outputs, row) for row in range(len(batch.offsets))]
-    return [{name: texts[row] for name, texts in outputs.items()} for outputs, row in failed]
+    return [
+        {name: texts[row] for name, texts in batch.outputs.items()}
+        for batch in failures(server)
+        for row in range(len(batch.offsets))
+    ]
+
+
+LINES = {"content_type": "application/jsonl"}
 
 
 @pytest.mark.parametrize(
     ("path", "headers", "body", "column"),
     [
-        ("/invocations", {}, {"dataframe_records": [{**FLIGHT, "hour": "x"}]}, "hour"),
-        (
-            "/invocations",
-            {},
-            b'{"inputs": {"carrier": ["AA"], "distance": [1], "hour": [1e300], "late": [true]}}',
-            "hour",
-        ),
+        ("/invocations", {}, {"instances": [{**FLIGHT, "hour": "x"}]}, "hour"),
         ("/invocations", {}, {"dataframe_split": {"columns": ["hour"], "data": [[1]]}}, "carrier"),
-        (
-            "/invocations",
-            {},
-            {"inputs": {**{name: [value] for name, value in FLIGHT.items()}, "late": 1}},
-            "late",
-        ),
         ("/invocations", CSV, b"carrier,distance,hour,late\nAA,7.5,x,true\n", "hour"),
-        ("/invocations", JSON_LINES, orjson.dumps({**FLIGHT, "distance": "x"}), "distance"),
-        ("/invocations", JSON_LINES, b'{"carrier": "AA"}', "distance"),
+        ("/invocations", LINES, orjson.dumps({**FLIGHT, "distance": "x"}), "distance"),
+        ("/invocations", LINES, b'{"carrier": "AA"}', "distance"),
         ("/v2/models/e/infer", {}, infer_inputs(hour="x"), "hour"),
         ("/v2/models/e/infer", {}, {"inputs": infer_inputs()["inputs"][:3]}, "late"),
-        ("/v1/models/e:predict", {}, {"instances": [{**FLIGHT, "carrier": 5}]}, "carrier"),
         ("/invocations", {}, b"{", None),
     ],
 )
-def test_a_failure_keeps_its_code_its_message_and_the_column(
+def test_captured_failure_has_code_message_and_column(
     serve_here, model_folders, path, headers, body, column
 ):
     server = serve_here({"e": {"e": variant(model_folders["mixed"])}})
@@ -217,47 +200,26 @@ def test_a_failure_keeps_its_code_its_message_and_the_column(
 @pytest.mark.parametrize(
     "hidden", [{"drop": ["carrier"]}, {"mask": ["carrier"]}, {"mask": ["prediction", "carrier"]}]
 )
-def test_where_columns_are_hidden_a_failure_keeps_its_code_and_its_column_without_any_value(
-    serve_here, model_folders, hidden
-):
+def test_captured_failure_has_no_hidden_value(serve_here, model_folders, hidden):
     server = serve_here({"e": {"e": variant(model_folders["mixed"])}}, **hidden)
-    documents = (
-        {"dataframe_records": [{**FLIGHT, "carrier": 4711_4711_4711}]},
-        {"dataframe_records": [{**FLIGHT, "distance": "far away"}]},
-        {"dataframe_records": [["secret"]]},
-        {"dataframe_split": {"columns": [*FLIGHT], "data": [["secret"]]}},
-        {"dataframe_split": {"columns": ["secret", "secret"], "data": [[1, 2]]}},
-    )
-    for document in documents:
-        assert ask(server, document).status == 400
-    assert ask(server, b"secret,7.5\nAA,8\n", **CSV).status == 400
-    failures = reasons(server)
-    assert [reason["_column"] for reason in failures] == [
-        "carrier",
-        "distance",
-        None,
-        None,
-        None,
-        "carrier",
+    bodies: list[tuple[Any, dict[str, str], str | None]] = [
+        ({"dataframe_records": [{**FLIGHT, "carrier": 4711_4711_4711}]}, {}, "carrier"),
+        ({"dataframe_records": [{**FLIGHT, "distance": "far away"}]}, {}, "distance"),
+        ({"dataframe_records": [["secret"]]}, {}, None),
+        ({"dataframe_split": {"columns": [*FLIGHT], "data": [["secret"]]}}, {}, None),
+        ({"dataframe_split": {"columns": ["secret", "secret"], "data": [[1, 2]]}}, {}, None),
+        (b"secret,7.5\nAA,8\n", CSV, "carrier"),
     ]
-    assert {(reason["_error_code"], reason["_message"]) for reason in failures} == {
-        ("BAD_REQUEST", None)
-    }
+    for body, headers, _ in bodies:
+        assert ask(server, body, **headers).status == 400
+    assert reasons(server) == [
+        {"_error_code": "BAD_REQUEST", "_message": None, "_column": column} for *_, column in bodies
+    ]
     captured = b"".join(path.read_bytes() for path in segments(server.capture.spool))
     assert not any(value in captured for value in (b"471147114711", b"far away", b"secret"))
 
 
-def test_a_captured_reason_is_bounded(serve):
-    server = serve()
-    name = "a" * 100_000
-    document = {"dataframe_split": {"columns": [name, name], "data": [[1, 2]]}}
-    assert ask(server, document).status == 400
-    (reason,) = reasons(server)
-    assert reason["_column"] == name[:100]
-    assert len(reason["_message"]) == 500
-
-
-def test_an_answer_from_the_cache_is_captured_and_counted_as_any_other(serve):
+def test_cached_answer_is_captured_and_counted(serve):
     server = serve(response_cache_bytes=1_000_000)
 
     answers = [ask(server), ask(server), ask(server, v2(), "/v2/models/e/infer")]
@@ -267,47 +229,21 @@ def test_an_answer_from_the_cache_is_captured_and_counted_as_any_other(serve):
     assert len({answer.headers["X-Prediction-Id"] for answer in answers}) == 3
     assert sample(server, "onnxserve_requests_total", endpoint="e", status="200") == 3
     assert sample(server, "onnxserve_batch_rows_count", endpoint="e") == 1
-    captured = read_spool(server.capture.spool)
-    assert [request.outputs["y"].tolist() for request in captured] == [[[1006.0]]] * 3
-    assert "X-Cache" not in ask(serve()).headers
+    outputs = [request.outputs["y"].tolist() for request in read_spool(server.capture.spool)]
+    assert outputs == [[[1006.0]]] * 3
 
 
-def test_a_new_version_has_nothing_in_the_cache(serve_here, bias_folders):
-    folders = {name: variant(bias_folders[name], name) for name in ("1", "2")}
-    server = serve_here({"e": folders}, {"response_cache_bytes": 1_000_000})
-    for version, path in ((v, f"/v2/models/e/versions/{v}/infer") for v in ("1", "2")):
-        first = ask(server, v2(), path)
-        second = ask(server, v2(), path)
-        assert orjson.loads(second.body)["outputs"][0]["data"] == [1000.0 * int(version) + 6]
-        assert [answer.headers["X-Cache"] for answer in (first, second)] == ["miss", "hit"]
-
-
-def test_two_models_of_one_name_and_number_do_not_answer_for_each_other(serve_here, bias_folders):
-    # versions of two registries or workspaces, both without a run
-    endpoints = {
-        name: {name: variant(bias_folders[folder], "1")}
-        for name, folder in (("a", "1"), ("b", "2"))
-    }
+def test_cache_distinguishes_folders_of_one_name(serve_here, bias_folders, tmp_path):
+    endpoints = {}
+    for name, number in ("a1", "b2"):
+        folder = shutil.copytree(bias_folders[number], tmp_path / name / "model")
+        endpoints[name] = {name: variant(folder, "unknown")}
     server = serve_here(endpoints, {"response_cache_bytes": 1_000_000})
-    answers = [ask(server, v2(), f"/v2/models/{name}/infer") for name in endpoints]
-    assert [orjson.loads(answer.body)["outputs"][0]["data"] for answer in answers] == [
-        [1006.0],
-        [2006.0],
-    ]
-
-
-def test_two_folders_of_one_name_do_not_answer_for_each_other(serve_here, bias_folders, tmp_path):
-    copies = {
-        name: shutil.copytree(bias_folders[number], tmp_path / name / "model")
-        for name, number in ("a1", "b2")
-    }
-    endpoints = {name: {name: variant(folder, "unknown")} for name, folder in copies.items()}
-    server = serve_here(endpoints, {"response_cache_bytes": 1_000_000})
-    answers = [ask(server, v2(), f"/v2/models/{name}/infer") for name in endpoints]
-    assert [orjson.loads(answer.body)["outputs"][0]["data"] for answer in answers] == [
-        [1006.0],
-        [2006.0],
-    ]
+    for name, answer in (("a", 1006.0), ("b", 2006.0)):
+        for found in ("miss", "hit"):
+            response = ask(server, v2(), f"/v2/models/{name}/infer")
+            assert orjson.loads(response.body)["outputs"][0]["data"] == [answer]
+            assert response.headers["X-Cache"] == found
 
 
 def test_random_answers_are_not_cached(serve_here, tmp_path):
@@ -319,22 +255,20 @@ def test_random_answers_are_not_cached(serve_here, tmp_path):
     assert "X-Cache" not in answers[1].headers
 
 
-def test_limits_answer_429_with_retry_after_and_leave_other_views_alone(serve):
+def test_rate_limit_answers_429_only_for_predictions(serve):
     server = serve(rate_limit="2/minute", rate_limit_header="X-API-Key")
 
-    answers = [ask(server, x_api_key="k") for _ in range(3)]
+    answers = [ask(server, x_api_key=key) for key in ("k", "k", "k", "other")]
 
-    assert [answer.status for answer in answers] == [200, 200, 429]
+    assert [answer.status for answer in answers] == [200, 200, 429, 200]
     assert orjson.loads(answers[2].body)["error_code"] == "REQUEST_LIMIT_EXCEEDED"
     assert 1 <= int(answers[2].headers["Retry-After"]) <= 60
-    assert ask(server, x_api_key="other").status == 200
     for path in ("/ping", "/health", "/metrics"):
-        for _ in range(5):
-            assert handling.ask(server, path, "GET", x_api_key="k").status == 200
+        assert handling.ask(server, path, "GET", x_api_key="k").status == 200
     assert sample(server, "onnxserve_refused_requests_total", reason="rate") == 1
 
 
-def test_requests_in_flight_are_limited_and_counted_back_whatever_becomes_of_them(serve):
+def test_failed_requests_leave_the_concurrency_limit(serve):
     server = serve(max_concurrent_requests=1)
     for _ in range(3):
         assert ask(server, {"nonsense": 1}).status == 400
@@ -347,53 +281,13 @@ def test_requests_in_flight_are_limited_and_counted_back_whatever_becomes_of_the
     assert ask(server).status == 200
 
 
-def test_a_version_that_is_swapped_out_finishes_its_requests(serve, bias_folders, tmp_path):
-    server = serve(max_batch_size=4)
-    stop = threading.Event()
-    answers: list[tuple[str, Any]] = []
-
-    def client():
-        while not stop.is_set():
-            response = ask(server)
-            assert response.status == 200, response.body
-            answers.append(
-                (response.headers["X-Model-Version"], orjson.loads(response.body)["predictions"])
-            )
-
-    threads = [threading.Thread(target=client) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    try:
-        wait_until(lambda: answers, what="version 1")
-        for generation, version in enumerate("234", 2):
-            want(
-                tmp_path / "state-0",
-                generation,
-                {"e": {"e": variant(bias_folders[version], version)}},
-            )
-            wait_until(lambda: answers and answers[-1][0] == version, what=f"version {version}")  # noqa: B023
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join(30)
-
-    assert {version for version, _ in answers} == {"1", "2", "3", "4"}
-    assert all(predictions == [[1000.0 * int(version) + 6]] for version, predictions in answers)
-    assert not any(thread.is_alive() for thread in threads)
-
-
 BODIES = [
     ("/invocations", {"dataframe_records": [ROW]}),
-    (
-        "/endpoints/e/invocations",
-        {"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1.0, 2.0, 3.0]] * 3}},
-    ),
+    ("/endpoints/e/invocations", {"inputs": [[1.0, 2.0, 3.0]] * 3}),
     ("/predict", ROW),
-    ("/v2/models/e/infer", v2(2)),
     ("/v2/models/e/versions/1/infer", v2(1, timeout=60_000_000)),
     ("/v2/models/e/infer", v2(1, timeout=-5)),
     ("/invocations", {"nonsense": 1}),
-    ("/predict", {"a": "x"}),
 ]
 
 
@@ -411,60 +305,54 @@ def ask_later(server, path, body, **headers):
 
 
 @pytest.mark.parametrize(("path", "body"), BODIES)
-def test_an_event_loop_gets_the_answer_that_a_thread_gets(serve, path, body):
+def test_event_loop_and_thread_answers_are_equal(serve, path, body):
     server = serve(max_batch_size=8, max_concurrent_requests=1)
 
-    later = [ask_later(server, path, body) for _ in range(2)][1]
+    ask_later(server, path, body)
+    later = ask_later(server, path, body)
     plain = ask(server, body, path, x_request_id="r")
 
     assert later is not None
-    assert later.status == plain.status
-    assert later.body == plain.body
-    assert later.content_type == plain.content_type
-    ids = {"X-Prediction-Id"}
-    assert {k: v for k, v in later.headers.items() if k not in ids} == {
-        k: v for k, v in plain.headers.items() if k not in ids
-    }
+    for answer in (later, plain):
+        answer.headers.pop("X-Prediction-Id", "")
+    for part in ("status", "body", "content_type", "headers"):
+        assert getattr(later, part) == getattr(plain, part)
     assert sample(server, "onnxserve_requests_total", status=str(plain.status)) == 3
 
 
-def test_an_answer_that_finds_no_memory_for_its_compressed_form_holds_up_no_other(
-    serve, monkeypatch
-):
-    def fail(body):
-        raise MemoryError
-
-    monkeypatch.setitem(encodings._ENCODERS, "gzip", fail)
+def test_compression_without_memory_answers_503(serve, monkeypatch):
+    monkeypatch.setitem(encodings._ENCODERS, "gzip", lambda body: raise_it(MemoryError()))
     server = serve(max_batch_size=8)
     large = {"dataframe_records": [ROW] * 3000}
-    for _ in range(3):  # Two threads deliver responses.
-        answer = ask_later(server, "/invocations", large, **{"accept-encoding": "gzip"})
-        assert answer is not None
-        assert answer.status == 503
-    answer = ask_later(server, "/invocations", large)
-    assert answer is not None
-    assert answer.status == 200
+    forms = ["gzip"] * 3 + [""]  # Two threads deliver responses.
+    answers = [ask_later(server, "/invocations", large, **{"accept-encoding": f}) for f in forms]
+    assert [answer and answer.status for answer in answers] == [503, 503, 503, 200]
 
 
-def test_requests_that_cannot_be_batched_are_not_answered_on_the_event_loop(serve):
-    assert ask_later(serve(), "/invocations", {"dataframe_records": [ROW]}) is None
-    server = serve(max_batch_size=8)
-    assert ask_later(server, "/ping", {}) is None
-    assert ask_later(server, "/endpoints/none/invocations", {}) is None
-    assert ask_later(server, "/v2/models/e/versions/9/infer", v2()) is None
-    assert ask_later(server, "/invocations", {}, **{"content-encoding": "gzip"}) is None
-    assert ask_later(serve(max_batch_size=8, response_cache_bytes=10_000), "/predict", ROW) is None
+@pytest.mark.parametrize(
+    ("fields", "path", "headers"),
+    [
+        ({}, "/invocations", {}),
+        ({"max_batch_size": 8}, "/ping", {}),
+        ({"max_batch_size": 8}, "/endpoints/none/invocations", {}),
+        ({"max_batch_size": 8}, "/v2/models/e/versions/9/infer", {}),
+        ({"max_batch_size": 8}, "/invocations", {"content-encoding": "gzip"}),
+        ({"max_batch_size": 8, "response_cache_bytes": 10_000}, "/predict", {}),
+    ],
+)
+def test_unbatchable_requests_leave_the_event_loop(serve, fields, path, headers):
+    assert ask_later(serve(**fields), path, ROW, **headers) is None
 
 
 @pytest.mark.redis
-def test_an_event_loop_does_not_wait_for_redis(serve, redis_url, monkeypatch):
+def test_event_loop_does_not_wait_for_redis(serve, redis_url, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_REDIS_URL", redis_url)
     server = serve(max_batch_size=8, rate_limit="2/minute", response_cache_bytes=0)
     assert ask_later(server, "/predict", ROW) is None
     assert [ask(server, ROW, "/predict").status for _ in range(3)] == [200, 200, 429]
 
 
-def test_an_event_loop_is_limited_as_threads_are(serve):
+def test_event_loop_is_rate_limited(serve):
     server = serve(max_batch_size=8, rate_limit="1/minute")
     answers = [ask_later(server, "/predict", ROW) for _ in range(2)]
     assert [answer.status for answer in answers if answer] == [200, 429]
@@ -472,7 +360,7 @@ def test_an_event_loop_is_limited_as_threads_are(serve):
     assert int(answers[1].headers["Retry-After"]) >= 1
 
 
-def test_the_threads_of_a_batcher_end_with_its_version(serve, bias_folders, tmp_path):
+def test_batcher_threads_end_with_their_version(serve, bias_folders, tmp_path):
     server = serve(max_batch_size=8)
     assert ask_later(server, "/predict", ROW)
     batcher = server.repository.select_variant("e").loaded.batcher

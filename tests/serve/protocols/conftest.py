@@ -1,9 +1,8 @@
 """The same models served by MLflow's scoring server and by ours."""
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import requests
@@ -13,9 +12,6 @@ from tests.support.handling import handle
 from tests.support.models import parse_graph
 from tests.support.servers import opened, variant
 from tests.support.waiting import wait_until
-
-Answer = tuple[int, bytes]
-Ask = Callable[..., Answer]
 
 PAIR = """
 pair (float[N,2] a, int64[N] b) => (float[N,2] scaled, int64[N] more) \
@@ -34,11 +30,6 @@ sum (float[N,2] x) => (float[N,1] y, int64[N] n) <int64[1] axis = {1}> {
 
 STOCK = {
     "stock": SUM,
-    "one": "one (float[N,2] x) => (float[N,1] y) <int64[1] axis = {1}> { y = ReduceSum(x, axis) }",
-    "flat": (
-        "flat (float[N,2] x) => (float[N] y) <int64[1] axis = {1}> { y = ReduceSum<keepdims=0>(x, "
-        "axis) }"
-    ),
     "wide": "wide (float[N,2] x) => (float[N,2] y) { y = Neg(x) }",
     "uneven": """
 uneven (float[N,2] x) => (float[N,2] y, float[N] z) <int64[1] axis = {1}> {
@@ -104,9 +95,7 @@ def save_originals(root):
     for name, (model, example) in originals.items():
         theirs = root / name / "theirs"
         ours = root / name / "ours"
-        predict: Literal["predict", "predict_proba"] = (
-            "predict_proba" if name == "probabilities" else "predict"
-        )
+        predict: Any = "predict_proba" if name == "probabilities" else "predict"
         mlflow.sklearn.save_model(
             model,
             theirs,

@@ -22,10 +22,8 @@ DIFFERENT: dict[tuple[str, int, int], list[str]] = {
     ): [
         "charset utf8",
         "charset in quotes",
-        "charset in upper case",
         "a semicolon at the end",
         "upper case",
-        "CSV in upper case",
     ],
     ("JSON is UTF-8 (RFC 8259), and the header says so", 200, 400): ["UTF-16"],
     ("CSV may say whether it has a header (RFC 4180), as SageMaker's clients do", 415, 200): [
@@ -34,9 +32,7 @@ DIFFERENT: dict[tuple[str, int, int], list[str]] = {
     ("rows without names are in the signature's order, as in TensorFlow Serving", 400, 200): [
         "split without columns",
         "instances of rows",
-        "instances of rows for floats",
         "inputs of rows",
-        "inputs of rows for floats",
     ],
     ("the only tensor may be called anything, and be given in every form", 400, 200): [
         "inputs by any name for a tensor without one",
@@ -55,17 +51,13 @@ DIFFERENT: dict[tuple[str, int, int], list[str]] = {
     ],
     ("it makes true of anything but 0, the text 'false' too, and false of null", 200, 400): [
         "a number in a boolean column",
-        "numbers for booleans by column",
         "a text in a boolean column",
         "null in a boolean column",
     ],
     ("a boolean is no number, a text neither, and a number no text", 200, 400): [
         "a boolean in a double column",
-        "a boolean in a long column",
         "a number as text in a double column",
-        "a number as text in a long column",
         "a number in a text column",
-        "numbers in a text column",
         "a tensor of texts",
         "a tensor of booleans",
     ],
@@ -94,7 +86,7 @@ EXPECTED = {name: key[1:] for key, names in DIFFERENT.items() for name in names}
 
 @pytest.mark.parametrize(("name", "model", "body", "content_type"), CASES)
 @pytest.mark.filterwarnings("ignore")  # pandas, numpy and MLflow warn about the invalid inputs.
-def test_the_same_bytes_have_the_same_answer(name, model, body, content_type, ask_mlflow, ask_ours):
+def test_bodies_are_answered_as_by_mlflow(name, model, body, content_type, ask_mlflow, ask_ours):
     status, theirs = ask_mlflow(model, "POST", "/invocations", content_type, body)
     our_status, ours = ask_ours(model, "POST", "/invocations", content_type, body)
 
@@ -123,7 +115,7 @@ def is_same(one, other):
     return type(one) is type(other) and bool(one == other)
 
 
-def test_every_exception_is_a_case():
+def test_all_differences_are_cases():
     names = [parameters.values[0] for parameters in CASES]
     assert len(set(names)) == len(names)
     assert EXPECTED.keys() <= set(names)
@@ -141,7 +133,7 @@ def test_every_exception_is_a_case():
         ("GET", "/invocation", False),
     ],
 )
-def test_other_routes_have_the_same_status(method, path, is_same_body, ask_mlflow, ask_ours):
+def test_other_routes_have_mlflow_status(method, path, is_same_body, ask_mlflow, ask_ours):
     status, theirs = ask_mlflow("regressor", method, path)
     our_status, ours = ask_ours("regressor", method, path)
     assert our_status == status

@@ -4,21 +4,22 @@ to it.
 
 import json
 from importlib.util import find_spec
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError
-from mlflow_deploy_plugin.serve.protocols import large_json, mlflow
+from mlflow_deploy_plugin.serve.protocols import large_json, mlflow, v2
 from mlflow_deploy_plugin.serve.protocols.content import JSON, load_json
-from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input
+from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input, read_artifact
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
+from tests.support.bodies import v2_tensor
 from tests.support.schemas import columns_schema, tensor_schema
 
+needs_simdjson = pytest.mark.skipif(not find_spec("simdjson"), reason="simdjson is not installed")
 SCHEMAS = {
     "doubles": compile_schema(
         tuple(Column(name, "double") for name in "abc"),
@@ -43,60 +44,6 @@ SCHEMAS = {
     "named": tensor_schema("float32", -1, 3, name="a", graph_name="a"),
     "whole": tensor_schema("int64", -1, 3),
 }
-NUMBER = st.one_of(
-    st.floats(allow_nan=False, allow_infinity=False),
-    st.integers(-9, 9),
-    st.sampled_from(
-        [None, -1e308, 1e39, 20.0, 255, 3e9, -0.0, 2**53, 2**53 + 1, 2**63, 2**64, 10**30]
-    ),
-)
-ODD = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.text(max_size=2),
-    st.just([]),
-    st.just([1.0]),
-    st.just({}),
-    st.just([[1]]),
-)
-
-
-@st.composite
-def bodies(draw: st.DrawFn) -> bytes:
-    """Draw a table or an image, sometimes with an unusual value."""
-    width = draw(st.integers(2, 4))
-    if draw(st.integers(0, 3)):
-        rows: Any = [[draw(NUMBER) for _ in range(width)] for _ in range(draw(st.integers(0, 3)))]
-    else:
-        rows = [
-            [[draw(NUMBER) for _ in range(2)] for _ in range(2)]
-            for _ in range(draw(st.integers(0, 2)))
-        ]
-    if rows and draw(st.integers(0, 2)) == 0:
-        place = draw(st.integers(0, len(rows[-1]) - 1))
-        rows[-1][place : place + draw(st.integers(0, 1))] = [draw(ODD)] * draw(st.integers(0, 2))
-    columns: list[Any] = (
-        draw(st.permutations("abcd"))[:width] if draw(st.booleans()) else list("abcd"[:width])
-    )
-    if draw(st.integers(0, 4)) == 0:
-        columns[0] = draw(st.sampled_from(["b", "[", "\n", "null", 1, None]))
-    field = draw(
-        st.sampled_from(
-            ["dataframe_split", "dataframe_split", "inputs", "instances", "dataframe_records"]
-        )
-    )
-    value = {"columns": columns, "data": rows} if field == "dataframe_split" else rows
-    if field in ("inputs", "instances") and draw(st.booleans()):
-        value = dict(zip(map(str, columns), draw(st.sampled_from([rows, [rows]])), strict=False))
-    if field == "dataframe_split" and draw(st.integers(0, 4)) == 0:
-        value["index"] = draw(ODD)
-    document = {field: value}
-    if draw(st.integers(0, 4)) == 0:
-        document["params"] = draw(ODD)
-    body = json.dumps(document).encode()
-    if draw(st.integers(0, 4)) == 0:
-        body = body[:-1] + b"," + body[1:]  # the same key twice
-    return body
 
 
 def outcome(ask):
@@ -107,16 +54,39 @@ def outcome(ask):
     return {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in feeds.items()}
 
 
-@pytest.mark.long
-@given(st.sampled_from(sorted(SCHEMAS)), bodies())
-@settings(max_examples=1000)
-def test_the_fast_reader_agrees_with_the_exact_reader(name, body):
+EXTREMES: list[Any] = [
+    *(-9, 0, 20.0, 127, 128, 255, 300, 2**31, 3e9, 2**53, 2**53 + 1, 2**63 - 1, 2**63),
+    *(2**64 - 1, 2**64, -(2**63), 10**30, -0.0, 0.1, 65504.0, 65520.0, 3.4e38, 1e39, -1e308),
+    *(None, True, "", "ü", "[", [], [1.0], {}, [[1]]),
+]
+
+
+def documents(value):
+    """Yield tables and images with this value, in every form."""
+    for rows in ([[value, 1, 2], [3, 4.5, value]], [[1, value]], [[[value, 1], [2, 3]]], [value]):
+        for columns in ("abc", "cab", "abd", "bbc", ["a", "[", None], ["null", "\n", 1]):
+            yield {"dataframe_split": {"columns": [*columns], "data": rows}}
+        yield {"dataframe_split": {"data": rows}}
+        yield {"dataframe_split": {"columns": [*"abc"], "data": rows, "index": value}}
+        for field in ("inputs", "instances", "dataframe_records"):
+            yield {field: rows}
+            yield {field: rows, "params": value}
+            yield {field: dict(zip("cab", rows * 3, strict=False))}
+            yield {field: {"a": rows}}
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+@pytest.mark.parametrize("value", EXTREMES, ids=repr)
+def test_fast_reader_equals_exact_reader(name, value, monkeypatch):
+    monkeypatch.setattr(large_json, "LARGE_BYTES", 0)
+    monkeypatch.setattr(large_json, "_COLUMN_BYTES", 1)
     schema = SCHEMAS[name]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(large_json, "LARGE_BYTES", 0)
-        patch.setattr(large_json, "_COLUMN_BYTES", 1)
-        quick = outcome(lambda: mlflow.decode(JSON, body, schema))
-    assert quick == outcome(lambda: mlflow.decode_document(load_json(body), schema))
+    for document in documents(value):
+        body = json.dumps(document).encode()
+        for sent in (body, body[:-1] + b"," + body[1:]):  # once with each key twice
+            quick = outcome(lambda: mlflow.decode(JSON, sent, schema))  # noqa: B023
+            exact = outcome(lambda: mlflow.decode_document(load_json(sent), schema))  # noqa: B023
+            assert quick == exact, sent
 
 
 ODD_FIELDS = [
@@ -137,28 +107,27 @@ ODD_FIELDS = [
     '"1"',
     '"',
 ]
-FIELD = st.one_of(
-    NUMBER.filter(lambda number: number is not None).map(str),
-    st.sampled_from(["", "-0 ", " 2\t", "\r1", "1\r", *ODD_FIELDS]),
-)
 
 
-@pytest.mark.long
-@given(
-    st.sampled_from(["doubles", "both", "longs", "mixed"]),
-    st.permutations(["a", "b", "c", '"d"', "b"]),
-    st.lists(st.lists(FIELD, min_size=3, max_size=4), max_size=3),
-    st.sampled_from(["\n", "\r\n", "\r", "\n\n"]),
-    st.booleans(),
-)
-@settings(max_examples=1000)
-def test_csv_is_read_as_the_exact_way_reads_it(name, header, rows, end, has_header):
-    lines = [header[: len(rows[0]) if rows else 3]] * has_header + rows
-    body = end.join(map(",".join, lines)).encode("utf-8-sig" if len(rows) == 1 else "utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(large_json, "LARGE_BYTES", 0)
-        quick = outcome(lambda: mlflow.read_csv(body, SCHEMAS[name], has_header))
-    assert quick == outcome(lambda: mlflow.read_csv(body, SCHEMAS[name], has_header))
+FIELDS = [
+    *ODD_FIELDS,
+    *("", "-0 ", " 2\t", "\r1", "1\r"),
+    *(str(value) for value in EXTREMES if isinstance(value, int | float)),
+]
+
+
+@pytest.mark.parametrize("name", ["doubles", "both", "longs", "mixed"])
+@pytest.mark.parametrize("field", FIELDS, ids=repr)
+def test_fast_csv_reader_equals_exact_reader(name, field, monkeypatch):
+    headers = ("a,b,c", "c,a,b", 'a,b,"d"', "a,b,b", "b,a", "\ufeffa,b,c", "")
+    rows = (f"{field},1,2", f"1,2,{field}", f"1,{field}", f"1,2,3,{field}")
+    for header, row, end in product(headers, rows, ("\n", "\r\n", "\r", "\n\n")):
+        body = end.join([header, "1,2,3", row] if header else ["1,2,3", row]).encode()
+        with monkeypatch.context() as patch:
+            patch.setattr(large_json, "LARGE_BYTES", 0)
+            quick = outcome(lambda: mlflow.read_csv(body, SCHEMAS[name], bool(header)))  # noqa: B023
+        exact = outcome(lambda: mlflow.read_csv(body, SCHEMAS[name], bool(header)))  # noqa: B023
+        assert quick == exact, body
 
 
 PLAIN: list[tuple[str, Any]] = [
@@ -182,19 +151,28 @@ PLAIN: list[tuple[str, Any]] = [
 ]
 
 
-@pytest.mark.skipif(not find_spec("simdjson"), reason="simdjson is not installed")
+@pytest.mark.parametrize(
+    "has_simdjson",
+    [
+        False,
+        pytest.param(True, marks=needs_simdjson),
+    ],
+)
 @pytest.mark.parametrize(("name", "document"), PLAIN)
-def test_plain_numbers_are_read_without_the_exact_way(name, document, monkeypatch):
-    body = json.dumps(document).encode()
+def test_plain_numbers_take_the_fast_reader(name, document, has_simdjson, monkeypatch):
+    body = json.dumps(document).encode().ljust(large_json.LARGE_BYTES)
     expected = outcome(lambda: mlflow.decode_document(document, SCHEMAS[name]))
-    monkeypatch.setattr(mlflow, "load_json", None)
-    body = body + b" " * max(0, large_json.LARGE_BYTES - len(body))
+    if has_simdjson:
+        monkeypatch.setattr(mlflow, "load_json", None)
+    else:
+        monkeypatch.setattr(large_json, "simdjson", None)
+        assert large_json.read_large_feeds(body, SCHEMAS[name]) is None
     assert outcome(lambda: mlflow.decode(JSON, body, SCHEMAS[name])) == expected
 
 
-@pytest.mark.skipif(not find_spec("simdjson"), reason="simdjson is not installed")
+@needs_simdjson
 @pytest.mark.parametrize("rows", ["1,2.5,-3\n", "1,,-3\r\n", ",null,-0.5\n"])
-def test_plain_csv_is_read_without_the_exact_way(rows, monkeypatch):
+def test_plain_csv_takes_the_fast_reader(rows, monkeypatch):
     expected = outcome(lambda: mlflow.read_csv(f"c,a,b\n{rows}".encode(), SCHEMAS["doubles"]))
     monkeypatch.setattr(mlflow, "_parse_csv_table", None)
     feeds = mlflow.read_csv(f"c,a,b\n{rows * 3000}".encode(), SCHEMAS["doubles"])
@@ -202,49 +180,93 @@ def test_plain_csv_is_read_without_the_exact_way(rows, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "named",
+    ("name", "value"),
     [
-        b'{"a":[0],"b":[-1e308],"c":[2],"null":[4]}',
-        b'{"a":[0],"b":[-1e308],"c":[2],"-1e308":[null]}',
-        b'{"a":[0],"b":[-1e308],"c":[null]}',
+        ("doubles", b'{"a":[0],"b":[-1e308],"c":[2],"null":[4]}'),
+        ("doubles", b'{"a":[0],"b":[-1e308],"c":[2],"-1e308":[null]}'),
+        ("doubles", b'{"a":[0],"b":[-1e308],"c":[null]}'),
+        ("pairs", b"[[1,[2]],[3,4]]"),
+        ("pairs", b"[[[1],2],[3,4]]"),
+        ("pairs", b"[[],[1,2,3,4]]"),
+        ("pairs", b"[[1],[2,3]]"),
+        ("pairs", b"[[1,2],[3],[4,5,6]]"),
+        ("pairs", b"[1,[2]]"),
+        ("pairs", b'[[1,2]],"inputs":[[3,4]]'),
     ],
 )
-def test_a_number_is_not_taken_for_a_null_in_a_name(named):
-    body = b'{"inputs":' + named + b"}" + b" " * large_json.LARGE_BYTES
-    assert large_json.read_large_feeds(body, SCHEMAS["doubles"]) is None
-
-
-@pytest.mark.parametrize(
-    "rows",
-    [
-        b"[[1,[2]],[3,4]]",
-        b"[[[1],2],[3,4]]",
-        b"[[],[1,2,3,4]]",
-        b"[[1],[2,3]]",
-        b"[[1,2],[3],[4,5,6]]",
-        b"[1,[2]]",
-        b'[[1,2]],"inputs":[[3,4]]',
-    ],
-)
-def test_ragged_or_duplicated_rows_are_left_to_the_exact_reader(rows):
-    body = b'{"inputs":' + rows + b"}" + b" " * large_json.LARGE_BYTES
-    assert large_json.read_large_feeds(body, SCHEMAS["pairs"]) is None
-
-
-def test_a_small_body_is_not_looked_at(monkeypatch):
-    monkeypatch.setattr(large_json, "simdjson", SimpleNamespace(Parser=pytest.fail))
-    schema: Schema = SCHEMAS["doubles"]
-    assert large_json.read_large_feeds(b'{"inputs": [[1, 2, 3]]}', schema) is None
-    np.testing.assert_array_equal(
-        mlflow.decode(JSON, b'{"inputs": [[1, 2, 3]]}', schema)["X"], [[1, 2, 3]]
-    )
-
-
-@pytest.mark.parametrize(("name", "document"), PLAIN)
-def test_without_simdjson_a_large_body_is_read_alike(name, document, monkeypatch):
-    monkeypatch.setattr(large_json, "simdjson", None)
-    body = json.dumps(document).encode()
-    body = body + b" " * max(0, large_json.LARGE_BYTES - len(body))
+def test_ambiguous_bodies_take_the_exact_reader(name, value):
+    body = (b'{"inputs":' + value + b"}").ljust(large_json.LARGE_BYTES)
     assert large_json.read_large_feeds(body, SCHEMAS[name]) is None
-    expected = outcome(lambda: mlflow.decode_document(document, SCHEMAS[name]))
-    assert outcome(lambda: mlflow.decode(JSON, body, SCHEMAS[name])) == expected
+
+
+def test_small_body_takes_the_exact_reader(monkeypatch):
+    monkeypatch.setattr(large_json, "simdjson", SimpleNamespace(Parser=pytest.fail))
+    feeds = mlflow.decode(JSON, b'{"inputs": [[1, 2, 3]]}', SCHEMAS["doubles"])
+    np.testing.assert_array_equal(feeds["X"], [[1, 2, 3]])
+
+
+DATATYPES = {
+    name: name.lower().replace("fp", "float")
+    for name in ("FP64", "FP32", "FP16", "INT64", "INT32", "INT8", "UINT64", "UINT8", "BOOL")
+} | {"BYTES": "str"}
+V2_SCHEMAS: dict[str, Schema] = {
+    **{datatype: tensor_schema(dtype, -1, 2, name="x") for datatype, dtype in DATATYPES.items()},
+    "table": columns_schema(a="double", b="string", c="long"),
+}
+
+
+@pytest.fixture(scope="module")
+def artifact(model_folders):
+    return read_artifact(model_folders["single"])
+
+
+def v2_outcome(body, artifact, schema):
+    try:
+        array = v2.decode({}, body, artifact, schema).feeds["x"]
+    except OnnxserveError as error:
+        return type(error), error.message
+    return array.dtype, array.shape, repr(array.tolist())
+
+
+@pytest.mark.parametrize("datatype", DATATYPES)
+@pytest.mark.parametrize("value", EXTREMES, ids=repr)
+def test_fast_v2_reader_equals_exact_reader(artifact, monkeypatch, datatype, value):
+    """test_v2.py sends its requests to both readers."""
+    for data in ([value, 1, 0, 1], [[value, 1], [0, 1]], [[0, 1], [1, value]]):
+        tensor = v2_tensor("x", datatype, data, [2, 2])
+        body = json.dumps({"inputs": [tensor]}, ensure_ascii=False).encode(errors="surrogatepass")
+        with monkeypatch.context() as patch:
+            patch.setattr(large_json, "LARGE_BYTES", 0)
+            patch.setattr(large_json, "_COLUMN_BYTES", 1)
+            quick = v2_outcome(body, artifact, V2_SCHEMAS[datatype])
+        assert quick == v2_outcome(body, artifact, V2_SCHEMAS[datatype])
+
+
+@needs_simdjson
+@pytest.mark.parametrize("datatype", [*DATATYPES][:8])
+@pytest.mark.parametrize("is_flat", [True, False])
+def test_v2_numbers_take_the_fast_reader(artifact, monkeypatch, datatype, is_flat):
+    whole: Any = np.arange(8000) % 100
+    array = (whole / 4 if datatype.startswith("FP") else whole).reshape(-1, 2)
+    data = (array.ravel() if is_flat else array).tolist()
+    tensor = v2_tensor("x", datatype, data, array.shape)
+    monkeypatch.setattr(v2, "json_object", None)
+    body = json.dumps({"id": "mine", "inputs": [tensor], "parameters": {"note": [1]}}).encode()
+    question = v2.decode({}, body, artifact, V2_SCHEMAS[datatype])
+    assert question.id == "mine"
+    assert question.parameters == {"note": [1]}
+    np.testing.assert_array_equal(question.feeds["x"], array)
+
+
+@needs_simdjson
+def test_v2_texts_take_the_fast_reader(artifact, monkeypatch):
+    columns = {"a": ("FP64", 0.5), "b": ("BYTES", "ü"), "c": ("INT64", 7)}
+    inputs = [
+        v2_tensor(name, datatype, [value] * 4000, [4000])
+        for name, (datatype, value) in columns.items()
+    ]
+    monkeypatch.setattr(v2, "json_object", None)
+    body = json.dumps({"inputs": inputs}, ensure_ascii=False).encode()
+    feeds = v2.decode({}, body, artifact, V2_SCHEMAS["table"]).feeds
+    for name, (_, value) in columns.items():
+        assert feeds[name].ravel().tolist() == [value] * 4000

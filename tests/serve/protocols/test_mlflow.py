@@ -27,6 +27,14 @@ RECORDS = [dict(zip(NAMES, row, strict=True)) for row in ROWS]
 BY_COLUMN = dict(zip(NAMES, map(list, zip(*ROWS, strict=True)), strict=True))
 
 
+FED = {"s": [["a"], ["?"]], "d": [[1.5], [np.nan]], "n": [[2], [-3]], "b": [[True], [False]]}
+
+
+def assert_fed(feeds, expected=FED):
+    for name, values in expected.items():
+        np.testing.assert_equal(feeds[name].tolist(), values)
+
+
 def decoded(document, schema=MIXED, content_type="application/json"):
     body = document if isinstance(document, bytes) else json.dumps(document).encode()
     return {name: array.tolist() for name, array in decode(content_type, body, schema).items()}
@@ -54,12 +62,9 @@ def decoded(document, schema=MIXED, content_type="application/json"):
         {"inputs": ROWS, "params": None},
     ],
 )
-def test_every_form_of_a_table_gives_the_same_feeds(document):
+def test_all_table_forms_give_equal_feeds(document):
     feeds = decode("application/json", json.dumps(document).encode(), MIXED)
-    assert feeds["s"].tolist() == [["a"], ["?"]]
-    np.testing.assert_array_equal(feeds["d"], [[1.5], [np.nan]])
-    assert feeds["n"].tolist() == [[2], [-3]]
-    assert feeds["b"].tolist() == [[True], [False]]
+    assert_fed(feeds)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +78,7 @@ def test_every_form_of_a_table_gives_the_same_feeds(document):
         {"dataframe_records": [{"p": 1, "q": 2}, {"p": 3, "q": 4}]},
     ],
 )
-def test_every_form_of_a_tensor_gives_the_same_feeds(document):
+def test_all_tensor_forms_give_equal_feeds(document):
     assert decoded(document, TENSOR) == {"x": [[1, 2], [3, 4]]}
 
 
@@ -81,7 +86,7 @@ def test_every_form_of_a_tensor_gives_the_same_feeds(document):
     "content_type",
     ["application/json", "Application/JSON; charset=UTF-8", 'application/json;charset="utf8"'],
 )
-def test_json_in_utf8_is_taken_however_it_is_spelt(content_type):
+def test_spellings_of_json_content_types_are_accepted(content_type):
     assert decoded({"instances": [[1, 2]]}, TENSOR, content_type) == {"x": [[1, 2]]}
 
 
@@ -89,26 +94,21 @@ def test_json_in_utf8_is_taken_however_it_is_spelt(content_type):
     "content_type",
     [None, "", "text/plain", "application/jsonx", "application/json; charset=utf-16", ";", "a/b/c"],
 )
-def test_another_content_type_is_refused(content_type):
+def test_other_content_type_is_refused(content_type):
     with pytest.raises(UnsupportedMediaType):
         decode(content_type, b"{}", MIXED)
 
 
-def test_the_bare_nan_of_mlflows_clients_is_a_missing_number():
-    body = b'{"dataframe_split": {"columns": ["s", "d", "n", "b"], "data": [[NaN, NaN, 1, true]]}}'
-    feeds = decode("application/json", body, MIXED)
-    assert feeds["s"].tolist() == [["?"]]
-    assert np.isnan(feeds["d"]).all()
+def test_bare_nan_is_a_missing_number():
+    feeds = decode("application/json", b'{"instances": [[NaN, NaN, 1, true]]}', MIXED)
+    assert_fed(feeds, {"s": [["?"]], "d": [[np.nan]]})
 
 
-def test_an_invalid_text_is_refused_also_if_the_row_contains_a_bare_nan():
-    for missing in (b"null", b"NaN"):
-        body = (
-            b'{"dataframe_split": {"columns": ["s", "d", "n", "b"], "data": [["\\ud800", %b, '
-            b"1, true]]}}"
-        ) % missing
-        with pytest.raises(InvalidRequest, match="not valid JSON"):
-            decode("application/json", body, MIXED)
+@pytest.mark.parametrize("missing", ["null", "NaN"])
+def test_surrogate_beside_nan_is_refused(missing):
+    body = b'{"instances": [["\\ud800", MISSING, 1, true]]}'.replace(b"MISSING", missing.encode())
+    with pytest.raises(InvalidRequest, match="not valid JSON"):
+        decoded(body)
 
 
 @pytest.mark.parametrize(
@@ -122,26 +122,17 @@ def test_an_invalid_text_is_refused_also_if_the_row_contains_a_bare_nan():
 )
 def test_csv_is_typed_by_the_signature(text):
     feeds = decode("text/csv; charset=utf-8", text.encode(), MIXED)
-    assert feeds["s"].tolist() == [["a"], ["?"]]
-    np.testing.assert_array_equal(feeds["d"], [[1.5], [np.nan]])
-    assert feeds["n"].tolist() == [[2], [-3]]
-    assert feeds["b"].tolist() == [[True], [False]]
+    assert_fed(feeds)
 
 
-def test_pandas_na_is_missing_where_a_number_is_expected_and_itself_in_a_text():
+def test_na_in_csv_is_missing_except_in_texts():
     feeds = decode("text/csv", b"s,d,n,b\nNA,NA,2,true\nnull,<NA>,2.0,0\n", MIXED)
-    assert feeds["s"].tolist() == [["NA"], ["null"]]
-    assert np.isnan(feeds["d"]).all()
-    assert feeds["n"].tolist() == [[2], [2]]
+    assert_fed(feeds, {"s": [["NA"], ["null"]], "d": [[np.nan]] * 2, "n": [[2]] * 2})
     assert feeds["b"].tolist() == [[True], [False]]
-
-
-def test_csv_feeds_a_tensor_by_position():
-    assert decoded(b"p,q\n1,2\n3,4\n", TENSOR, "text/csv") == {"x": [[1, 2], [3, 4]]}
 
 
 @pytest.mark.parametrize("field", ["1_000", "x", "1,5", "0x10", "1e", "--1"])
-def test_a_csv_field_that_cannot_be_parsed_is_named(field):
+def test_invalid_csv_number_is_named(field):
     with pytest.raises((SchemaMismatch, InvalidRequest), match="row 0"):
         decode("text/csv", f"s,d,n,b\na,{field},1,true\n".encode(), MIXED)
 
@@ -149,19 +140,16 @@ def test_a_csv_field_that_cannot_be_parsed_is_named(field):
 @pytest.mark.parametrize(
     ("prediction", "answer"),
     [
-        (np.array([1, 2], np.int64), [1, 2]),
         (np.array([[0.5], [0.25]], np.float32), [[0.5], [0.25]]),
         (np.array([np.nan, np.inf, -np.inf]), [None, None, None]),
         (np.array(["a", 'b"'], dtype=object), ["a", 'b"']),
-        (np.array([True, False]), [True, False]),
         (np.arange(6, dtype=np.float64).reshape(2, 3).T, [[0, 3], [1, 4], [2, 5]]),
-        (np.array([1.5], np.float16), [1.5]),
         (np.array([2**63], np.uint64), [2**63]),
         (np.array([{1: 0.5}], dtype=object), [{"1": 0.5}]),
         ({"a": np.array([1]), "b": np.array([[2.5]])}, {"a": [1], "b": [[2.5]]}),
     ],
 )
-def test_an_answer_is_valid_json_in_mlflows_form(prediction, answer):
+def test_prediction_is_valid_json(prediction, answer):
     def no_constant(name):
         raise AssertionError(name)
 
@@ -173,7 +161,7 @@ def test_an_answer_is_valid_json_in_mlflows_form(prediction, answer):
     st.sampled_from(["application/json", "text/csv"]),
 )
 @settings(max_examples=300)
-def test_any_bytes_are_read_or_refused_as_ours(body, content_type):
+def test_random_bytes_are_read_or_refused(body, content_type):
     for schema in (MIXED, TENSOR):
         try:
             feeds = decode(content_type, body, schema)
@@ -182,7 +170,7 @@ def test_any_bytes_are_read_or_refused_as_ours(body, content_type):
         assert feeds
 
 
-def test_the_error_of_a_bare_json_list_lists_the_accepted_fields():
+def test_bare_list_is_refused_with_the_fields():
     """SageMaker's containers accept CSV in this form."""
     with pytest.raises(InvalidRequest, match=r"dataframe_split, .*inputs"):
         decode("application/json", b"[[1, 2, 3]]", TENSOR)
@@ -194,14 +182,14 @@ def test_the_error_of_a_bare_json_list_lists_the_accepted_fields():
 @pytest.mark.parametrize(
     "text", ["s,d,n,b\nx,1 5,2,true\n", '\ufeff"s","d","n","b"\r\n"x",1 5,2,true\r\n', "s,d,n,b\n"]
 )
-def test_another_separator_of_a_csv_is_named(mark, name, text):
+def test_other_csv_separator_is_named(mark, name, text):
     # As in some countries, 1,5 is a number.
     body = text.replace(",", mark).replace(" ", ",").encode()
     with refused(SchemaMismatch, name, "commas"):
         decode("text/csv", body, MIXED)
 
 
-def test_a_column_whose_name_has_another_separator_is_read():
+def test_column_name_may_have_a_semicolon():
     schema = compile_schema(
         (Column("a;b", "double"),), (), (Input("x", "float64", (-1, 1), ("a;b",)),)
     )
@@ -211,20 +199,13 @@ def test_a_column_whose_name_has_another_separator_is_read():
 @pytest.mark.parametrize(
     "parameter", ["header=absent", "HEADER=absent; charset=utf-8", 'header="absent"']
 )
-def test_csv_without_a_header_is_in_the_signatures_order(parameter):
-    body = b"a,1.5,2,true\n,,-3,false\n"
-    with_header = decode("text/csv; header=present", b"s,d,n,b\n" + body, MIXED)
-    bare = decode(f"text/csv; {parameter}", body, MIXED)
-    assert bare["s"].tolist() == with_header["s"].tolist() == [["a"], ["?"]]
-    np.testing.assert_array_equal(bare["d"], with_header["d"])
-    assert decode("text/csv; header=absent", b"1,2\n3,4\n", TENSOR)["x"].tolist() == [
-        [1, 2],
-        [3, 4],
-    ]
+def test_csv_without_header_has_signature_order(parameter):
+    assert_fed(decode(f"text/csv; {parameter}", b"a,1.5,2,true\n,,-3,false\n", MIXED))
+    assert decoded(b"1,2\n3,4\n", TENSOR, f"text/csv; {parameter}") == {"x": [[1, 2], [3, 4]]}
 
 
 @pytest.mark.parametrize("body", [b"5.1,3.5\n6,3\n", b"0,0\n7,9\n", b"2,1\n", b"-1,0\n1,2\n"])
-def test_a_row_in_the_place_of_the_header_is_not_lost(body):
+def test_row_in_place_of_the_header_is_refused(body):
     """SageMaker's CSVSerializer omits the header, and does not declare that."""
     with pytest.raises(SchemaMismatch, match=r"CSV.*text/csv; header=absent.*0, 1"):
         decode("text/csv", body, TENSOR)
@@ -233,11 +214,11 @@ def test_a_row_in_the_place_of_the_header_is_not_lost(body):
 
 
 @pytest.mark.parametrize("header", [b"0,1", b"1,2", b"p,1", b"p1,p2"])
-def test_numbers_that_count_the_columns_are_a_header(header):
+def test_counting_numbers_are_a_header(header):
     assert decode("text/csv", header + b"\n3,4\n", TENSOR)["x"].tolist() == [[3, 4]]
 
 
-def test_columns_may_have_numbers_as_their_names():
+def test_column_names_may_be_numbers():
     numbered = Schema(
         (Column("10", "double"), Column("20", "double")),
         (),
@@ -263,22 +244,20 @@ def test_columns_may_have_numbers_as_their_names():
         ("\t", []),
     ],
 )
-def test_a_quoted_blank_is_a_row_of_one_column_as_in_the_csv_files_of_batch(
-    line, values, has_header, rows
-):
+def test_quoted_blank_line_is_a_row(line, values, has_header, rows):
     body = ("t\n" * has_header + f"a\n{line}\nb\n" * rows).encode()
     content_type = "text/csv" if has_header else "text/csv; header=absent"
     assert decode(content_type, body, TEXT)["t"].ravel().tolist() == ["a", *values, "b"] * rows
     assert len(list(csv_records(io.BytesIO(body)))) == has_header + (2 + len(values)) * rows
 
 
-def test_a_quoted_blank_of_a_column_of_numbers_is_refused_and_not_left_out():
+def test_quoted_blank_is_no_number():
     number = compile_schema((Column("d", "double"),), (), (Input("d", "double", (-1, 1), ("d",)),))
     with pytest.raises(SchemaMismatch, match=r"'d'.*row 1"):
         decode("text/csv", b'd\n1\n" "\n2\n', number)
 
 
-def test_the_header_parameter_is_only_for_csv_and_is_present_or_absent():
+def test_header_parameter_is_checked():
     with pytest.raises(UnsupportedMediaType, match="present or absent"):
         decode("text/csv; header=1", b"1", MIXED)
     with pytest.raises(UnsupportedMediaType, match="'header'"):

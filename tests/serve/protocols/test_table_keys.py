@@ -70,16 +70,12 @@ DERIVED: list[tuple[str, RawRequest, list[Any]]] = [
 ]
 REQUESTS: list[tuple[str, RawRequest, list[Any]]] = [
     *DERIVED,
-    ("records", as_json("/invocations", {"dataframe_records": with_key([7, 8])}), [7, 8],),
     ("records with a gap",
      as_json("/invocations", {"dataframe_records": with_key([LARGEST, None])},), [LARGEST, None]),
     ("split", as_json("/invocations", {"dataframe_split": SPLIT}), ["x", None]),
     ("columns",
      as_json("/invocations", {"inputs": {"customer_id": [0.5, None], **ROWS}},), [0.5, None]),
-    ("instances", as_json("/invocations", {"instances": with_key([True, None])}), [True, None],),
-    ("several types", as_json("/invocations", {"instances": with_key([1, "one"])}), ["1", "one"],),
     ("no key", as_json("/invocations", {"instances": RECORDS}), []),
-    ("rows", as_json("/invocations", {"inputs": [[1, 2, 3], [4, 5, 6]]}), [],),
     ("CSV", RawRequest("POST", "/invocations", {"content-type": "text/csv"},
                        b"customer_id,a,b,c\n007,1,2,3\n,4,5,6\n"), ["007", None]),
     ("JSON Lines", RawRequest("POST", "/invocations", {"content-type": "application/jsonl"},
@@ -90,13 +86,6 @@ REQUESTS: list[tuple[str, RawRequest, list[Any]]] = [
     ("Arrow without names", array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), [],),
     ("V2 by columns", as_json("/v2/models/single/infer", {"inputs": [*V2, TEXTS]}), ["x", "y"],),
     ("V2 by input", as_json("/v2/models/single/infer", {"inputs": [IDS, X]}), [7, 8],),
-    ("tfserving columns",
-     as_json("/v1/models/single:predict", {"inputs": {"customer_id": [7, 8], **ROWS}},), [7, 8]),
-    ("predict/batch", as_json("/predict/batch", with_key([7, 8])), [7, 8],),
-    ("tensor, records",
-     as_json("/endpoints/stock/invocations", {"dataframe_records": with_key([7, 8])},), [7, 8]),
-    ("tensor, split",
-     as_json("/endpoints/stock/invocations", {"dataframe_split": SPLIT}), ["x", None]),
     ("tensor, CSV", RawRequest("POST", "/endpoints/stock/invocations", {"content-type": "text/csv"},
                                b"customer_id,a,b,c\n007,1,2,3\n,4,5,6\n"), ["007", None]),
     ("tensor, V2", as_json("/v2/models/stock/infer", {"inputs": [X, IDS]}), [7, 8],),
@@ -106,30 +95,25 @@ REQUESTS: list[tuple[str, RawRequest, list[Any]]] = [
 @pytest.mark.parametrize(
     ("request_", "expected"), [pytest.param(*case, id=name) for name, *case in REQUESTS]
 )
-def test_a_key_is_captured_next_to_the_inputs_and_not_fed(tmp_path, server, request_, expected):
+def test_key_is_captured_and_not_fed(tmp_path, server, request_, expected):
     answers = [handle(server, request_), PlanTable(server).answer(request_)]
     answered = [answer for answer in answers if answer is not None]
     assert [answer.status for answer in answered] == [200] * len(answered), answered[0].body
 
     server.capture.close()
     Shipper(server.capture.spool, str(tmp_path / "log")).ship()
-    tables = [
-        parquet.ParquetFile(file).read() for file in sorted((tmp_path / "log").rglob("*.parquet"))
-    ]
-    rows = rows_of(tables)
+    files = sorted((tmp_path / "log").rglob("*.parquet"))
+    rows = rows_of([parquet.ParquetFile(file).read() for file in files])
+    assert not any("is_new" in row for row in rows)
     bias = 0.5 if "stock" in request_.path else 0.0
     for answer in answered:
-        answer_rows = [
-            row for row in rows if row["_prediction_id"] == answer.headers["X-Prediction-Id"]
-        ]
-        assert answer_rows
-        assert [row["output.y"] for row in answer_rows] == [[6.0 + bias], [15.0 + bias]][
-            : len(answer_rows)
-        ]
-        assert [row["customer_id"] for row in answer_rows if "customer_id" in row] == expected[
-            : len(answer_rows)
-        ]
-    assert not any("is_new" in row for row in rows)
+        prediction = answer.headers["X-Prediction-Id"]
+        own = [row for row in rows if row["_prediction_id"] == prediction]
+        assert own
+        outputs = [[6.0 + bias], [15.0 + bias]][: len(own)]
+        assert [row["output.y"] for row in own] == outputs
+        keys = [row["customer_id"] for row in own if "customer_id" in row]
+        assert keys == expected[: len(own)]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +133,7 @@ def test_a_key_is_captured_next_to_the_inputs_and_not_fed(tmp_path, server, requ
         ),
     ],
 )
-def test_a_key_without_one_value_for_each_row_is_refused_by_its_name(server, path, document, part):
+def test_key_without_one_value_per_row_is_refused(server, path, document, part):
     response = handle(server, as_json(path, document))
     assert response.status == 400
     message = orjson.loads(response.body).get("message") or orjson.loads(response.body)["error"]

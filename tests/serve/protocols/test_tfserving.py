@@ -13,19 +13,19 @@ from tests.support import handling, servers
 RECORD = {"carrier": "AA", "distance": 100.5, "hour": 3, "late": True}
 
 
-@pytest.fixture
-def server(serve_here, model_folders, bias_folders):
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, model_folders, bias_folders):
     variant = servers.variant
-    return serve_here(
-        {
-            "mixed": {"v": variant(model_folders["mixed"], "7")},
-            "tensor": {"v": variant(model_folders["tensor"])},
-            "single": {
-                "champion": variant(bias_folders["1"]),
-                "challenger": variant(bias_folders["2"], "2", weight=0, aspects={"alias": "next"}),
-            },
-        }
-    )
+    endpoints = {
+        "mixed": {"v": variant(model_folders["mixed"], "7")},
+        "tensor": {"v": variant(model_folders["tensor"])},
+        "single": {
+            "champion": variant(bias_folders["1"]),
+            "challenger": variant(bias_folders["2"], "2", weight=0, aspects={"alias": "next"}),
+        },
+    }
+    with servers.opened(tmp_path_factory.mktemp("tfserving") / "state", endpoints) as server:
+        yield server
 
 
 def ask(server, path, document=None, method="POST", **headers):
@@ -35,28 +35,36 @@ def ask(server, path, document=None, method="POST", **headers):
 
 
 ROWS = [[[1, 2], [3, 4]], [[5, 6], [7, 8]]]
-DOUBLED = [[[2, 4], [6, 8]], [[10, 12], [14, 16]]]
+BY_COLUMN = {"doubled": [[[2, 4], [6, 8]], [[10, 12], [14, 16]]], "total": [10, 26]}
+BY_ROW = [dict(zip(BY_COLUMN, row, strict=True)) for row in zip(*BY_COLUMN.values(), strict=True)]
 
 
-def test_rows_are_answered_row_by_row_and_columns_by_columns(server):
-    rows = [{"doubled": DOUBLED[0], "total": 10}, {"doubled": DOUBLED[1], "total": 26}]
-    columns = {"doubled": DOUBLED, "total": [10, 26]}
-    assert ask(server, "tensor:predict", {"instances": ROWS}) == (200, {"predictions": rows})
-    assert ask(server, "tensor:predict", {"instances": [{"image": row} for row in ROWS]})[0] == 200
-    assert ask(server, "tensor:predict", {"inputs": ROWS}) == (200, {"outputs": columns})
-    assert ask(server, "tensor:predict", {"inputs": {"image": ROWS}}) == (200, {"outputs": columns})
+@pytest.mark.parametrize(
+    ("document", "answer"),
+    [
+        ({"instances": ROWS}, {"predictions": BY_ROW}),
+        ({"instances": [{"image": row} for row in ROWS]}, {"predictions": BY_ROW}),
+        ({"inputs": ROWS}, {"outputs": BY_COLUMN}),
+        ({"inputs": {"image": ROWS}}, {"outputs": BY_COLUMN}),
+    ],
+)
+def test_rows_and_columns_are_answered_in_kind(server, document, answer):
+    assert ask(server, "tensor:predict", document) == (200, answer)
 
 
-def test_one_output_has_no_name(server):
-    assert ask(server, "single:predict", {"instances": [[1, 2, 3]]}) == (
-        200,
-        {"predictions": [[1006]]},
-    )
-    inputs = {"a": [1], "b": [2], "c": [3]}
-    assert ask(server, "single:predict", {"inputs": inputs}) == (200, {"outputs": [[1006]]})
+@pytest.mark.parametrize(
+    ("document", "answer"),
+    [
+        ({"instances": [[1, 2, 3]]}, {"predictions": [[1006]]}),
+        ({"inputs": {"a": [1], "b": [2], "c": [3]}}, {"outputs": [[1006]]}),
+    ],
+    ids=["rows", "columns"],
+)
+def test_one_output_has_no_name(server, document, answer):
+    assert ask(server, "single:predict", document) == (200, answer)
 
 
-def test_text_comes_plain_or_in_base64(server):
+def test_text_may_be_plain_or_base64(server):
     status, plain = ask(
         server, "mixed:predict", {"instances": [RECORD], "signature_name": "serving_default"}
     )
@@ -71,7 +79,7 @@ def test_text_comes_plain_or_in_base64(server):
         st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=2), inner)
     )
 )
-def test_base64_is_undone_wherever_it_stands(document):
+def test_base64_is_decoded_at_any_depth(document):
     def coded(value):
         if isinstance(value, str):
             return {"b64": base64.b64encode(value.encode("utf-8", "surrogatepass")).decode()}
@@ -84,17 +92,14 @@ def test_base64_is_undone_wherever_it_stands(document):
 
 
 @pytest.mark.parametrize("chosen", ["/versions/2", "/labels/challenger", "/labels/next"])
-def test_a_version_is_chosen_by_number_or_label(server, chosen):
-    assert ask(server, f"single{chosen}:predict", {"instances": [[1, 2, 3]]}) == (
-        200,
-        {"predictions": [[2006]]},
-    )
-    status, document = ask(server, f"single{chosen}", method="GET")
-    assert status == 200
+def test_version_is_chosen_by_number_or_label(server, chosen):
+    predicted = ask(server, f"single{chosen}:predict", {"instances": [[1, 2, 3]]})
+    assert predicted == (200, {"predictions": [[2006]]})
+    _, document = ask(server, f"single{chosen}", method="GET")
     assert [entry["version"] for entry in document["model_version_status"]] == ["2"]
 
 
-def test_the_status_lists_the_loaded_versions(server):
+def test_status_lists_the_loaded_versions(server):
     entries = [
         {"version": v, "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
         for v in "12"
@@ -103,7 +108,7 @@ def test_the_status_lists_the_loaded_versions(server):
     assert ask(server, "single", method="GET") == (200, {"model_version_status": entries, **kserve})
 
 
-def test_the_metadata_describe_the_inputs_and_outputs_of_predict(server):
+def test_metadata_describe_inputs_and_outputs(server):
     status, document = ask(server, "mixed/metadata", method="GET")
     signature = document["metadata"]["signature_def"]["signature_def"]["serving_default"]
     assert status == 200
@@ -114,77 +119,56 @@ def test_the_metadata_describe_the_inputs_and_outputs_of_predict(server):
         "hour": "DT_INT64",
         "late": "DT_BOOL",
     }
+    sizes = [{"size": "-1", "name": ""}, {"size": "2", "name": ""}]
     assert signature["outputs"]["probabilities"] == {
         "dtype": "DT_FLOAT",
-        "tensor_shape": {
-            "dim": [{"size": "-1", "name": ""}, {"size": "2", "name": ""}],
-            "unknown_rank": False,
-        },
+        "tensor_shape": {"dim": sizes, "unknown_rank": False},
         "name": "probabilities",
     }
     assert signature["method_name"] == "tensorflow/serving/predict"
-    tensor = ask(server, "tensor/metadata", method="GET")[1]["metadata"]["signature_def"][
-        "signature_def"
-    ]
-    assert [
-        d["size"] for d in tensor["serving_default"]["inputs"]["image"]["tensor_shape"]["dim"]
-    ] == ["-1", "2", "2"]
 
 
 @pytest.mark.parametrize(
     ("path", "document", "status", "words"),
     [
-        ("none:predict", {"instances": [1]}, 404, ["'none'"]),
-        ("single/versions/9:predict", {"instances": [1]}, 404, ["'9'"]),
-        ("single/labels/stable:predict", {"instances": [1]}, 404, ["'stable'", "champion"]),
-        ("none/labels/stable:predict", {"instances": [1]}, 404, ["'none'"]),
-        ("single:classify", {"examples": []}, 404, ["/v1/models/single:predict"]),
-        ("single:regress", {"examples": []}, 404, ["/v1/models/single:predict"]),
-        ("single:predict", None, 400, ["empty"]),
-        ("single:predict", [1], 400, ["array", "object"]),
-        ("single:predict", {}, 400, ["instances", "inputs"]),
-        ("single:predict", {"instances": [1], "inputs": [1]}, 400, ["either"]),
-        ("single:predict", {"instances": {"a": 1}}, 400, ["instances", "array"]),
-        ("single:predict", {"inputs": 5}, 400, ["inputs", "number"]),
-        ("single:predict", {"instances": []}, 400, ["no rows"]),
-        ("single:predict", {"instances": [[1, 2]]}, 400, ["row 0"]),
+        ("none:predict", {"instances": [1]}, 404, "'none'"),
+        ("single/versions/9:predict", {"instances": [1]}, 404, "'9'"),
+        ("single/labels/stable:predict", {"instances": [1]}, 404, "'stable'"),
+        ("single:classify", {"examples": []}, 404, "/v1/models/single:predict"),
+        ("single:predict", None, 400, "empty"),
+        ("single:predict", [1], 400, "array"),
+        ("single:predict", {}, 400, "instances"),
+        ("single:predict", {"instances": [1], "inputs": [1]}, 400, "either"),
+        ("single:predict", {"instances": {"a": 1}}, 400, "instances"),
+        ("single:predict", {"inputs": 5}, 400, "inputs"),
         (
             "single:predict",
             {"instances": [[1, 2, 3]], "signature_name": "other"},
             400,
-            ["'other'", "serving_default"],
-        ),
-        (
-            "single:predict",
-            {"instances": [[1, 2, 3]], "signature_name": 4},
-            400,
-            ["serving_default"],
+            "'other'",
         ),
         (
             "mixed:predict",
             {"instances": [{**RECORD, "distance": "far"}]},
             400,
-            ["'distance'", "row 0"],
+            "'distance'",
         ),
-        ("mixed:predict", {"instances": [{**RECORD, "carrier": {"b64": "%"}}]}, 400, ["base64"]),
-        ("mixed:predict", {"instances": [{**RECORD, "carrier": {"b64": "gA=="}}]}, 400, ["UTF-8"]),
-        ("mixed:predict", {"instances": [{**RECORD, "carrier": {"b64": 5}}]}, 400, ["base64"]),
-        ("mixed:predict", {"b64": "aGk="}, 400, ["instances", "inputs"]),
+        ("mixed:predict", {"instances": [{**RECORD, "carrier": {"b64": "%"}}]}, 400, "base64"),
+        ("mixed:predict", {"instances": [{**RECORD, "carrier": {"b64": "gA=="}}]}, 400, "UTF-8"),
+        ("mixed:predict", {"b64": "aGk="}, 400, "instances"),
         (
             "tensor:predict",
             {"instances": [{"image": ROWS[0]}, {"picture": ROWS[1]}]},
             400,
-            ["row 1"],
+            "row 1",
         ),
-        ("tensor:predict", {"instances": [[1, 2], [3]]}, 400, ["ragged"]),
     ],
 )
-def test_errors_have_the_form_of_tensorflow_serving(server, path, document, status, words):
+def test_errors_have_tensorflow_form(server, path, document, status, words):
     answered, error = ask(server, path, document)
     assert answered == status
     assert error.keys() == {"error"}
-    for word in words:
-        assert word in error["error"]
+    assert words in error["error"]
 
 
 def test_base64_in_a_deep_document_is_refused(server):
@@ -194,7 +178,7 @@ def test_base64_in_a_deep_document_is_refused(server):
     assert "nested" in document["error"]
 
 
-def test_the_content_type_does_not_matter(server):
+def test_content_type_is_ignored(server):
     """TensorFlow's own examples send curl's default."""
     headers = {"content_type": "application/x-www-form-urlencoded"}
     assert ask(server, "single:predict", {"instances": [[1, 2, 3]]}, **headers)[0] == 200

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mlflow_deploy_plugin.core.errors import InvalidRequest, SchemaMismatch
+from mlflow_deploy_plugin.core.errors import SchemaMismatch
 from mlflow_deploy_plugin.serve.protocols import v2
 from mlflow_deploy_plugin.serve.protocols.v2_tensors import TensorHeader, from_binary
 from mlflow_deploy_plugin.serve.runtime.artifact import Input, Output, Tensor
@@ -31,7 +31,7 @@ DTYPES = {
     **{f"FP{bits}": f"float{bits}" for bits in (16, 32, 64)},
     "BYTES": "str",
 }
-SHAPES = hnp.array_shapes(min_dims=1, max_dims=4, max_side=4)
+SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, max_side=4)
 
 
 def arrays(datatype, infinity):
@@ -71,90 +71,37 @@ def there_and_back(array, datatype, is_binary):
 @pytest.mark.parametrize("datatype", DTYPES)
 @given(data=st.data())
 @settings(max_examples=25)
-def test_answers_can_be_sent_back_with_the_same_values(datatype, is_binary, data):
+def test_answers_round_trip(datatype, is_binary, data):
     array = data.draw(arrays(datatype, infinity=is_binary))
     back = there_and_back(array, datatype, is_binary)
-    assert back.dtype == array.dtype
-    assert back.shape == array.shape
-    np.testing.assert_array_equal(back, array)
+    np.testing.assert_array_equal(back, array, strict=True)
 
 
-def test_arrays_that_do_not_lie_in_row_major_order_are_answered_in_it():
+@pytest.mark.parametrize("is_binary", [False, True])
+def test_column_major_array_is_answered_in_row_order(is_binary):
     turned = np.arange(6, dtype=np.float32).reshape(2, 3).T
-    assert there_and_back(turned, "FP32", is_binary=True).tolist() == turned.tolist()
-    assert there_and_back(turned, "FP32", is_binary=False).tolist() == turned.tolist()
+    assert there_and_back(turned, "FP32", is_binary).tolist() == turned.tolist()
 
 
-JUNK = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-3, 2**64)
-    | st.floats()
-    | st.text(max_size=4)
-    | st.just("FP32"),
-    lambda inner: (
-        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
-    ),
-    max_leaves=8,
-)
-TENSORS = st.fixed_dictionaries(
-    {"name": st.just("x") | JUNK, "shape": st.lists(st.integers(0, 4), max_size=3) | JUNK},
-    optional={
-        "datatype": st.sampled_from(list(DTYPES)) | JUNK,
-        "data": st.lists(st.integers(0, 1), max_size=16) | JUNK,
-        "parameters": st.fixed_dictionaries({"binary_data_size": st.integers(-1, 40) | JUNK})
-        | JUNK,
-    },
-)
-
-
-@pytest.mark.long
-@given(
-    document=st.fixed_dictionaries(
-        {"inputs": st.lists(TENSORS, max_size=2) | JUNK},
-        optional={
-            "id": JUNK,
-            "parameters": st.fixed_dictionaries({"binary_data_output": JUNK}) | JUNK,
-            "outputs": st.lists(st.fixed_dictionaries({"name": st.just("x") | JUNK}), max_size=2)
-            | JUNK,
-        },
-    ),
-    blob=st.binary(max_size=40),
-    has_bytes=st.booleans(),
-)
-@settings(max_examples=400)
-def test_any_request_is_read_or_refused(document, blob, has_bytes):
-    text = json.dumps(document).encode()
-    headers = {"inference-header-content-length": str(len(text))} if has_bytes else {}
-    with contextlib.suppress(InvalidRequest):
-        v2.decode(headers, text + blob * has_bytes, *same("FP32", (-1, -1)))
-
-
-def test_an_output_without_a_datatype_is_not_offered():
+def test_output_without_datatype_is_not_offered():
     """scikit-learn's classifiers, as converted by default, return a mapping from class
     to probability.
     """
     artifact, schema = same("FP32", (-1,))
     artifact = replace(artifact, outputs=(*artifact.outputs, Output("map", "map", ())))
-    tensor = v2_tensor("x", "FP32", [1])
-    assert v2.decode({}, json.dumps({"inputs": [tensor]}).encode(), artifact, schema).outputs == (
-        v2.RequestedOutput("x"),
-    )
-    assert [output["name"] for output in v2.model_metadata("e", ("1",), artifact)["outputs"]] == [
-        "x"
-    ]
+    inputs = [v2_tensor("x", "FP32", [1])]
+    question = v2.decode({}, json.dumps({"inputs": inputs}).encode(), artifact, schema)
+    assert question.outputs == (v2.RequestedOutput("x"),)
+    described = v2.model_metadata("e", ("1",), artifact)["outputs"]
+    assert [output["name"] for output in described] == ["x"]
+    document = {"inputs": inputs, "outputs": [{"name": "map"}]}
     with pytest.raises(SchemaMismatch, match="'map' is unknown"):
-        v2.decode(
-            {},
-            json.dumps({"inputs": [tensor], "outputs": [{"name": "map"}]}).encode(),
-            artifact,
-            schema,
-        )
+        v2.decode({}, json.dumps(document).encode(), artifact, schema)
 
 
 @given(body=st.binary(max_size=200), length=st.integers(0, 40))
 @settings(max_examples=200)
-def test_any_bytes_are_strings_or_are_refused(body, length):
+def test_random_bytes_are_strings_or_refused(body, length):
 
     with contextlib.suppress(SchemaMismatch):
         assert from_binary(TensorHeader("x", (length,), "BYTES"), memoryview(body)).shape == (

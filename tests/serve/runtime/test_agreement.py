@@ -14,40 +14,16 @@ INTEGERS = arrays.arrays(st.sampled_from([np.int64, np.uint8]), SHAPES)
 SHARES = st.sampled_from([0.0, 1e-6, 1e-2])
 KINDS = st.sampled_from(["f", "fiu", "fiub", ""])
 TOLERANCES = st.builds(Tolerance, SHARES, SHARES, SHARES, st.booleans(), st.booleans(), KINDS)
-WITHOUT_SHARES_OF_EXPECTED_NUMBERS = st.builds(
-    Tolerance, absolute=SHARES, has_signed_zeros=st.booleans(), numbers=KINDS
-) | st.builds(
-    Tolerance,
-    absolute=SHARES,
-    relative=SHARES,
-    is_symmetric=st.just(True),
-    has_signed_zeros=st.booleans(),
-    numbers=KINDS,
-)
 ORDINARY = st.floats(-1e6, 1e6).filter(lambda number: abs(number) > 1e-3)
 ROWS = arrays.arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(1, 3)), elements=ORDINARY)
 
 
 @given(FLOATS | TEXTS | INTEGERS, TOLERANCES)
-def test_an_output_agrees_with_itself(output, tolerance):
+def test_output_agrees_with_itself(output, tolerance):
     agreement = compare(output, output.copy(), tolerance)
     assert agreement.is_same
     assert agreement.largest == 0.0
     assert agreement.differing_rows == 0
-
-
-@given(st.data(), WITHOUT_SHARES_OF_EXPECTED_NUMBERS)
-def test_without_shares_of_the_expected_numbers_the_order_of_the_outputs_has_no_effect(
-    data, tolerance
-):
-    want = data.draw(FLOATS | TEXTS | INTEGERS)
-    got = data.draw(
-        arrays.arrays(want.dtype, want.shape, elements=OBJECTS if want.dtype == object else None)
-    )
-    forth = compare(want, got, tolerance)
-    back = compare(got, want, tolerance)
-    np.testing.assert_array_equal(forth.differences, back.differences)
-    np.testing.assert_array_equal(forth.excess, back.excess)
 
 
 @given(
@@ -55,7 +31,7 @@ def test_without_shares_of_the_expected_numbers_the_order_of_the_outputs_has_no_
     st.data(),
     st.sampled_from([(1e-6, 0.0, 0.0), (0.0, 1e-2, 0.0), (0.0, 0.0, 1e-2), (1e-3, 1e-4, 1e-5)]),
 )
-def test_a_change_is_allowed_within_the_tolerance_and_not_beyond(want, data, parts):
+def test_change_is_allowed_within_tolerance(want, data, parts):
     row, column = data.draw(st.tuples(*[st.integers(0, size - 1) for size in want.shape]))
     allowed = parts[0] + parts[1] * abs(want[row, column]) + parts[2] * np.abs(want[row]).max()
     for factor in (0.9, -0.9, 1.1, -1.1):
@@ -68,9 +44,7 @@ def test_a_change_is_allowed_within_the_tolerance_and_not_beyond(want, data, par
 
 
 @given(ROWS, TOLERANCES, st.sampled_from([np.nan, np.inf, -np.inf]), st.booleans())
-def test_no_tolerance_allows_a_number_in_place_of_nan_or_infinity(
-    output, tolerance, value, is_expected
-):
+def test_number_differs_from_nan_and_infinity(output, tolerance, value, is_expected):
     other = output.copy()
     other[0, 0] = value
     want, got = (other, output) if is_expected else (output, other)
@@ -88,9 +62,15 @@ def test_no_tolerance_allows_a_number_in_place_of_nan_or_infinity(
         ([np.inf, np.inf], [np.inf, -np.inf], Tolerance(1.0, 1.0), [0.0, np.inf], [True, False]),
         ([3, 5], [3, 9], EXACT, [0.0, 1.0], [True, False]),
         ([3, 5], [3, 9], Tolerance(numbers="fiu"), [0.0, 4.0], [True, False]),
+        (
+            [100.0, 102.0],
+            [102.0, 100.0],
+            Tolerance(relative=0.0197, is_symmetric=True),
+            [2.0, 2.0],
+            [True, True],
+        ),
         ([3, 5], [3.0, 5.5], Tolerance(0.5), [0.0, 0.5], [True, True]),
         ([2**60], [2**60 + 1], Tolerance(numbers="fiu"), [0.0], [False]),
-        ([True, False], [True, True], Tolerance(1.0), [0.0, 1.0], [True, False]),
         (["a", "b"], ["a", "c"], Tolerance(1.0), [0.0, 1.0], [True, False]),
         ([1.0, 2.0], [1.0, 2.5], LABELS, [0.0, 1.0], [True, False]),
         ([1, 2], ["1", "2"], EXACT, [1.0, 1.0], [False, False]),
@@ -111,7 +91,7 @@ def test_values_are_numbers_or_labels(want, got, tolerance, differences, same):
     assert agreement.same.tolist() == same
 
 
-def test_a_row_has_the_largest_difference_of_its_values():
+def test_row_has_its_largest_difference():
     want = np.zeros((2, 3))
     got = np.array([[0.0, 0.5, 0.1], [0.0, 0.0, 0.25]])
     rows = compare(want, got, Tolerance(0.25)).by_row()
@@ -121,7 +101,7 @@ def test_a_row_has_the_largest_difference_of_its_values():
     assert compare(np.zeros((2, 0)), np.zeros((2, 0))).by_row().same.tolist() == [True, True]
 
 
-def test_a_tolerance_may_have_one_number_per_value_of_a_row():
+def test_tolerance_may_differ_per_column():
     tolerance = Tolerance(absolute=np.array([1.0, 0.1]))
     agreement = compare(np.zeros((2, 2)), np.full((2, 2), 0.5), tolerance)
     assert agreement.same.tolist() == [[True, False], [True, False]]

@@ -46,22 +46,25 @@ def session(tmp_path):
     return open_session(tmp_path / "two.onnx")
 
 
-def test_the_answers_are_those_of_a_plain_run_in_any_order_of_shapes(session):
+def assert_equal(bound, session, inputs, *names):
+    plain = session.run(names, inputs)
+    for array, expected in zip(bound.run(names, inputs), plain, strict=True):
+        np.testing.assert_array_equal(array, expected, strict=True)
+
+
+def test_graph_runs_equal_plain_runs(session):
     bound = GraphSession(session, PLACEMENT)
-    results = []
+    results: list[tuple[np.ndarray, ...]] = []
     for rows in (1, 8, 1, 3, 8, 0, 3):
         inputs = feeds(rows)
-        results.append((bound.run(NAMES, inputs), session.run(NAMES, inputs)))
-        results.append((bound.run(["total"], inputs), session.run(["total"], inputs)))
-    for computed, plain in results:
-        # Compare at the end, to detect that a later run has overwritten an earlier
-        # answer.
-        for array, expected in zip(computed, plain, strict=True):
-            assert array.dtype == expected.dtype
-            np.testing.assert_array_equal(array, expected)
+        for names in (NAMES, ["total"]):
+            results += zip(bound.run(names, inputs), session.run(names, inputs), strict=True)
+    # Compare at the end, to detect that a later run has overwritten an earlier answer.
+    for array, expected in results:
+        np.testing.assert_array_equal(array, expected, strict=True)
 
 
-def test_many_threads_do_not_read_each_others_buffers(session):
+def test_threads_do_not_share_buffers(session):
     bound = GraphSession(session, PLACEMENT)
 
     def ask(number):
@@ -72,39 +75,32 @@ def test_many_threads_do_not_read_each_others_buffers(session):
         assert all(pool.map(ask, range(400)))
 
 
-def test_inputs_need_not_be_contiguous(session):
-    inputs: dict[str, np.ndarray] = {
-        "x": np.asfortranarray(random.random((5, 4), dtype=np.float32)),
-        "k": np.arange(10)[::2],
-    }
-    np.testing.assert_array_equal(
-        GraphSession(session, PLACEMENT).run(["y"], inputs)[0], session.run(["y"], inputs)[0]
-    )
+def test_inputs_may_be_strided(session):
+    x = np.asfortranarray(random.random((5, 4), dtype=np.float32))
+    inputs = {"x": x, "k": np.arange(10)[::2]}
+    assert_equal(GraphSession(session, PLACEMENT), session, inputs, "y")
 
 
-def test_shapes_above_the_limit_run_without_a_graph(session):
+def test_shapes_above_the_limit_have_no_graph(session):
     bound = GraphSession(session, PLACEMENT)
     for rows in range(1, MAX_GRAPHS + 3):
-        inputs = feeds(rows)
-        np.testing.assert_array_equal(bound.run(["total"], inputs), session.run(["total"], inputs))
+        assert_equal(bound, session, feeds(rows), "total")
     assert len(bound._graphs) == MAX_GRAPHS
 
 
-def test_a_shape_whose_capture_failed_runs_without_a_graph(session, monkeypatch):
+def test_failed_capture_runs_without_a_graph(session, monkeypatch):
     def fail(self, feeds):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     bound = GraphSession(session, PLACEMENT)
     with monkeypatch.context() as patch:
         patch.setattr(CudaGraph, "run", fail)
-        given = feeds(3)
-        np.testing.assert_array_equal(bound.run(["y"], given)[0], session.run(["y"], given)[0])
+        assert_equal(bound, session, feeds(3), "y")
     monkeypatch.setattr(CudaGraph, "__init__", fail)  # A second attempt is an error.
-    given = feeds(3)
-    np.testing.assert_array_equal(bound.run(["y"], given)[0], session.run(["y"], given)[0])
+    assert_equal(bound, session, feeds(3), "y")
 
 
-def test_a_model_that_is_placed_so_runs_through_it(tmp_path):
+def test_model_runs_through_graphs(tmp_path):
     signature = [tensor_column("float32", -1, 4, name="x")]
     graph = "one (float[N,4] x) => (float[N,4] y) { y = Add(x, x) }"
     section = {
@@ -120,20 +116,20 @@ def test_a_model_that_is_placed_so_runs_through_it(tmp_path):
         model.run({"x": np.ones((2, 5), np.float32)})
 
 
-def test_texts_are_not_bound(tmp_path):
-    (tmp_path / "text.onnx").write_bytes(
-        parse_graph("text (string[N] x) => (string[N] y) { y = Identity(x) }").SerializeToString()
-    )
-    assert not can_bind(open_session(tmp_path / "text.onnx"))
+@pytest.mark.parametrize(
+    "graph",
+    [
+        "text (string[N] x) => (string[N] y) { y = Identity(x) }",
+        "one (float[N] x) => (int64[1,M] y) { y = NonZero(x) }",
+    ],
+    ids=["texts", "shapes from data"],
+)
+def test_texts_and_data_dependent_shapes_are_not_bound(tmp_path, graph):
+    (tmp_path / "model.onnx").write_bytes(parse_graph(graph).SerializeToString())
+    assert not can_bind(open_session(tmp_path / "model.onnx"))
 
 
-def test_shapes_that_depend_on_the_data_are_not_bound(tmp_path):
-    graph = parse_graph("one (float[N] x) => (int64[1,M] y) { y = NonZero(x) }")
-    (tmp_path / "one.onnx").write_bytes(graph.SerializeToString())
-    assert not can_bind(open_session(tmp_path / "one.onnx"))
-
-
-def test_without_cuda_the_memory_is_ordinary(monkeypatch):
+def test_memory_without_cuda_is_ordinary(monkeypatch):
     class Runtime:
         def cudaSetDevice(self, device_id: int) -> int:  # noqa: N802 - CUDA defines this name.
             return 100  # cudaErrorNoDevice

@@ -20,7 +20,7 @@ def artifact(**fields):
     return bare_artifact(**fields)
 
 
-def test_columns_are_features_in_the_order_of_the_signature():
+def test_columns_are_features():
     model = artifact(
         columns=(Column("a", "double"), Column("b", "double"), Column("c", "double")),
         inputs=(Input("x", "float32", (-1, 2), ("b", "a")), Input("y", "float32", (-1,), ("c",))),
@@ -34,20 +34,20 @@ def test_columns_are_features_in_the_order_of_the_signature():
 @pytest.mark.parametrize(
     ("names", "features"), [(("x",), ["0", "1"]), (("x", "y"), ["x[0]", "x[1]", "y[0]", "y[1]"])]
 )
-def test_the_values_of_tensors_are_numbered(names, features):
+def test_tensor_values_are_numbered(names, features):
     model = artifact(inputs=tuple(Input(name, "float32", (-1, 2)) for name in names))
     feeds = {name: np.ones((1, 2)) for name in names}
     assert [feature.name for feature in explained_features(model, feeds)] == features
 
 
 @pytest.mark.parametrize("shape", [(1,) * 3, (1, MAX_COLUMNS + 1)])
-def test_images_and_very_wide_rows_are_refused(shape):
+def test_images_and_wide_rows_are_refused(shape):
     model = artifact(inputs=(Input("x", "float32", ()),))
     with pytest.raises(InvalidRequest):
         explained_features(model, {"x": np.ones(shape)})
 
 
-def test_probabilities_are_explained_by_class_rather_than_scores():
+def test_probabilities_are_explained_by_class():
     scores = Output("s", "float32", (-1, 2), "scores")
     chances = Output("p", "float32", (-1, 2), "probabilities")
     model = artifact(outputs=(scores, chances), classes=("no", "yes"))

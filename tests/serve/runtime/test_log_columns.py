@@ -21,15 +21,11 @@ from tests.support.models import write_model
     ("values", "wanted", "found"),
     [
         (np.array([1.0, 895.0], "float32"), "int64", "int64"),  # The graph accepts integers.
-        (np.array([1, 0], "int32"), "int64", "int64"),
         (np.array([1, 0], "int64"), "int32", "int32"),  # A CSV file contains integers.
-        (np.array([1.0, 0.0], "float32"), "bool", "bool"),
         (np.array([1, 0], "int64"), "bool", "bool"),
         (np.array([0.5, np.nan], "float32"), "float64", "float64"),
-        (np.array([0.5, np.inf], "float64"), "float32", "float32"),
         # Values that would lose precision remain unchanged, and are refused by name.
         (np.array([1.5, 2.0], "float32"), "int64", "float32"),
-        (np.array([1.0, np.nan], "float32"), "int64", "float32"),
         (np.array([2, 0], "int64"), "bool", "int64"),
         (np.array([2**40, 0], "int64"), "int32", "int64"),
         (np.array([2.0**63, 0.0]), "int64", "float64"),
@@ -41,7 +37,7 @@ from tests.support.models import write_model
         (np.array([1.0, 2.0]), "str", "float64"),
     ],
 )
-def test_numbers_come_in_the_signatures_type_where_none_is_lost(values, wanted, found):
+def test_numbers_are_cast_if_none_is_lost(values, wanted, found):
     typed = cast_columns({"x": wanted, "gone": "int64"}, {"x": values, "other": values})
     assert str(typed["x"].dtype) == found
     assert np.array_equal(typed["x"], values.astype(found), equal_nan=found.startswith("float"))
@@ -53,11 +49,8 @@ def test_numbers_come_in_the_signatures_type_where_none_is_lost(values, wanted, 
     [
         ([1.0, 0.0], "bool", "bool"),
         ([1.0, 2.0], "bool", "float64"),
-        ([1.0, np.nan], "bool", "float64"),
         ([7.0, -7.0], "int64", "int64"),
-        ([7.5], "int64", "float64"),
         ([np.nan], "int64", "float64"),
-        ([np.inf], "int32", "float64"),
         ([-(2.0**63)], "int64", "int64"),
         ([2.0**63], "int64", "float64"),
         ([2.0**31 - 1], "int32", "int32"),
@@ -65,7 +58,6 @@ def test_numbers_come_in_the_signatures_type_where_none_is_lost(values, wanted, 
         (np.array([2.0**31], np.float32), "int32", "float32"),
         ([0.5, np.nan, np.inf], "float32", "float32"),
         ([0.1], "float32", "float64"),
-        (np.array([2**53 + 1]), "float64", "int64"),
         (np.array([2**63 - 1]), "float64", "int64"),
         (np.array([2**64 - 1], np.uint64), "float32", "uint64"),
         (np.array([-(2**63), 2**53]), "float64", "float64"),
@@ -73,7 +65,7 @@ def test_numbers_come_in_the_signatures_type_where_none_is_lost(values, wanted, 
         (np.array(["7"], object), "int64", "object"),
     ],
 )
-def test_a_log_column_is_cast_to_the_signatures_type_if_no_value_changes(values, wanted, dtype):
+def test_column_is_cast_if_no_value_changes(values, wanted, dtype):
     array = np.asarray(values)
     typed = cast_columns_losslessly({"x": wanted}, {"x": array})["x"]
     assert typed.dtype == dtype
@@ -89,7 +81,7 @@ def column(name, kind="double"):
     return {"name": name, "type": kind, "required": True}
 
 
-def test_rows_for_the_log_hold_the_columns_and_the_prediction(tmp_path):
+def test_log_rows_have_columns_and_prediction(tmp_path):
     model = OnnxModel.load(write_model(tmp_path, SUM, [column("p"), column("q")]))
     feeds = model.schema.from_columns({"p": [1, 2], "q": [3, 4]})
     rows = to_log_columns(model.schema, model.artifact.prediction, feeds, model.run(feeds))
@@ -115,6 +107,6 @@ def test_rows_for_the_log_hold_the_columns_and_the_prediction(tmp_path):
         (1e300, "1e+300", "1e+300"),
     ],
 )
-def test_values_are_texts_that_are_equal_where_the_values_are(value, text, key):
+def test_equal_values_have_equal_texts(value, text, key):
     assert as_text(value) == text
     assert as_key(value) == key

@@ -16,53 +16,53 @@ INPUTS = (
     Input("numbers", "float32", (-1, 3), ("distance", "hour", "wind")),
     Input("carrier", "str", (-1, 1), ("carrier",), missing="?"),
 )
+DISTANCE = frozenset({"distance"})
 ROW = {"distance": 1400.0, "hour": 17, "wind": 3.5, "carrier": "UA"}
 
 
-def _schema(refusals):
-    return compile_schema(COLUMNS, (), INPUTS, refusals=refusals)
+def _schema(**refusals):
+    return compile_schema(COLUMNS, (), INPUTS, refusals=Refusals(**refusals))
+
+
+def _refused(schema, start, **changed):
+    """Expect that the second of two records is refused, by a message that starts so."""
+    with pytest.raises(SchemaMismatch, match=f"^{start}"):
+        schema.from_records([ROW, ROW | changed])
 
 
 @pytest.mark.parametrize("missing", [None, float("nan")])
-def test_a_missing_number_is_refused_where_the_original_refuses_it(missing):
-    schema = _schema(Refusals(missing=frozenset({"distance"})))
+def test_missing_number_is_refused(missing):
+    schema = _schema(missing=DISTANCE)
 
-    assert np.isnan(schema.from_records([ROW, ROW | {"wind": missing}])["numbers"][1, 2])
-    with pytest.raises(SchemaMismatch, match=r"^column 'distance', row 1: null"):
-        schema.from_records([ROW, ROW | {"distance": missing}])
-    with pytest.raises(SchemaMismatch, match=r"^column 'distance', row 0: null"):
-        schema.from_columns(
-            {name: [value] for name, value in (ROW | {"distance": missing}).items()}
-        )
+    assert np.isnan(schema.from_records([ROW | {"wind": missing}])["numbers"][0, 2])
+    _refused(schema, "column 'distance', row 1: null", distance=missing)
 
 
-def test_infinity_and_products_that_overflow_are_no_missing_numbers():
+def test_infinity_is_not_missing():
     schema = compile_schema(
-        COLUMNS[:1], (), (Input("x", "float64", (-1, 1), ("distance",)),), refusals=_distance()
+        COLUMNS[:1],
+        (),
+        (Input("x", "float64", (-1, 1), ("distance",)),),
+        refusals=Refusals(missing=DISTANCE),
     )
 
-    assert schema.from_columns({"distance": [1.7e308, 1.7e308, np.inf, -np.inf]})["x"].shape == (
-        4,
-        1,
-    )
+    assert len(schema.from_columns({"distance": [1.7e308, 1.7e308, np.inf, -np.inf]})["x"]) == 4
 
 
 @pytest.mark.parametrize("number", [float("inf"), float("-inf")])
-def test_an_infinite_number_is_refused_where_the_original_refuses_it(number):
-    schema = _schema(Refusals(infinite=frozenset({"distance"})))
+def test_infinite_number_is_refused(number):
+    schema = _schema(infinite=DISTANCE)
 
-    assert np.isnan(
-        schema.from_records([ROW | {"distance": None, "wind": number}])["numbers"][0, 0]
-    )
-    with pytest.raises(SchemaMismatch, match=r"^column 'distance', row 1: infinite"):
-        schema.from_records([ROW | {"distance": None}, ROW | {"distance": number}])
+    feeds = schema.from_records([ROW | {"distance": None, "wind": number}])
+    assert np.isnan(feeds["numbers"][0, 0])
+    _refused(schema, "column 'distance', row 1: infinite", distance=number)
 
 
 @pytest.mark.parametrize(
     ("number", "reason"), [(np.nan, "null or NaN"), (np.inf, "infinite"), (-np.inf, "infinite")]
 )
-def test_a_number_that_is_refused_is_found_in_a_large_table(number, reason):
-    schema = _schema(Refusals(missing=frozenset({"distance"}), infinite=frozenset({"distance"})))
+def test_refused_number_is_found_in_a_large_table(number, reason):
+    schema = _schema(missing=DISTANCE, infinite=DISTANCE)
     table = {
         name: np.array([value] * 20_000, object if name == "carrier" else None)
         for name, value in ROW.items()
@@ -75,26 +75,21 @@ def test_a_number_that_is_refused_is_found_in_a_large_table(number, reason):
         schema.from_columns(table)
 
 
-def test_the_first_row_that_the_graph_marks_is_named_by_its_place_in_the_request():
+def test_first_marked_row_is_named():
     check_rows(np.zeros(2), "the original refuses it", first_row=10)
     with pytest.raises(InferenceError, match=r"^row 12: "):
         check_rows(np.array([0.0, 0.0, np.nan, 1.0]), "the original refuses it", first_row=10)
 
 
-def test_an_unknown_category_is_refused_with_those_that_are_known():
-    schema = _schema(Refusals(categories={"carrier": ("UA", "DL"), "hour": (16, 17)}))
+def test_unknown_category_is_refused():
+    schema = _schema(categories={"carrier": ("UA", "DL"), "hour": (16, 17)})
 
-    assert schema.from_records([ROW, ROW | {"carrier": None}])["carrier"].tolist() == [
-        ["UA"],
-        ["?"],
-    ]
-    with pytest.raises(SchemaMismatch, match=r"^column 'carrier', row 1:.*'XX'.*DL, UA, null$"):
-        schema.from_records([ROW, ROW | {"carrier": "XX"}])
-    with pytest.raises(SchemaMismatch, match=r"^column 'hour', row 0:.*18 .*16, 17$"):
-        schema.from_rows(list(ROW), [[1400.0, 18, 3.5, "UA"]])
+    assert schema.from_records([ROW | {"carrier": None}])["carrier"].tolist() == [["?"]]
+    _refused(schema, "column 'carrier', row 1:.*'XX'.*DL, UA, null$", carrier="XX")
+    _refused(schema, "column 'hour', row 1:.*18 .*16, 17$", hour=18)
 
 
-def test_numbers_that_an_encoder_of_texts_has_learned_are_not_compared():
+def test_categories_of_a_text_encoder_are_not_compared():
     digits = (Input("hour", "str", (-1, 1), ("hour",)),)
     schema = compile_schema(
         COLUMNS[1:2], (), digits, refusals=Refusals(categories={"hour": (16, 17)})
@@ -104,7 +99,7 @@ def test_numbers_that_an_encoder_of_texts_has_learned_are_not_compared():
 
 
 @pytest.mark.parametrize(("name", "called"), [("", "the tensor"), ("x", "tensor 'x'")])
-def test_a_tensor_without_missing_numbers(name, called):
+def test_missing_number_of_a_tensor_is_refused(name, called):
     refusals = Refusals(missing=frozenset({name}))
     inputs = (Input("x", "float32", (-1, 2)),)
     schema = compile_schema((), (Tensor(name, "float32", (-1, 2)),), inputs, refusals=refusals)
@@ -115,7 +110,7 @@ def test_a_tensor_without_missing_numbers(name, called):
 
 
 @pytest.mark.parametrize(("number", "reason"), [(np.nan, "null or NaN"), (np.inf, "infinite")])
-def test_a_tensor_of_one_number_for_all_rows_has_no_row_to_name(number, reason):
+def test_scalar_is_refused_without_a_row(number, reason):
     names = frozenset({"threshold"})
     tensors = (Tensor("threshold", "float32", ()),)
     inputs = (Input("threshold", "float32", ()),)
@@ -125,8 +120,8 @@ def test_a_tensor_of_one_number_for_all_rows_has_no_row_to_name(number, reason):
         schema.from_columns({"threshold": np.array(number, np.float32)})
 
 
-def test_tensors_of_the_graph_are_checked_as_the_columns_that_they_hold():
-    tensors = _schema(_distance()).tensor_schema
+def test_stacked_tensors_are_checked_by_column():
+    tensors = _schema(missing=DISTANCE).tensor_schema
 
     with pytest.raises(SchemaMismatch, match=r"^column 'distance', row 0: null"):
         tensors.from_columns(
@@ -135,7 +130,3 @@ def test_tensors_of_the_graph_are_checked_as_the_columns_that_they_hold():
                 "carrier": np.array([["UA"]], object),
             }
         )
-
-
-def _distance():
-    return Refusals(missing=frozenset({"distance"}))

@@ -62,6 +62,23 @@ def model(tmp_path_factory):
     return OnnxModel.load(text_model(tmp_path_factory.mktemp("texts") / "model"))
 
 
+@pytest.fixture
+def pair(saved):
+    """Return a function that returns a tokenizer of transformers, and how a server
+    loads it.
+    """
+    pytest.importorskip("transformers")
+
+    def make(language, max_length=32, normalizer=None, **options):
+        original = original_tokenizer(language, model_max_length=max_length, **options)
+        if normalizer:
+            original.backend_tokenizer.normalizer = normalizer
+        original(["call"], padding=True, truncation=True)
+        return original, saved(original, max_length)
+
+    return make
+
+
 def embed(model, *rows):
     return model.run(model.schema.from_columns({"text": list(rows)}))["embedding"][:, 0].tolist()
 
@@ -77,11 +94,8 @@ def assert_equal_tokens(original, tokenizer, rows):
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_any_text_has_the_tokens_of_the_original(language, side, saved):
-    pytest.importorskip("transformers")
-    original = original_tokenizer(language, padding_side=side, truncation_side=side)
-    original(["call"], padding=True, truncation=True)
-    tokenizer = saved(original)
+def test_texts_have_the_original_tokens(language, side, pair):
+    original, tokenizer = pair(language, padding_side=side, truncation_side=side)
 
     @settings(max_examples=100)
     @given(texts(), texts())
@@ -89,19 +103,6 @@ def test_any_text_has_the_tokens_of_the_original(language, side, saved):
         assert_equal_tokens(original, tokenizer, [first, second])
 
     check()
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("language", LANGUAGES)
-def test_100000_hostile_texts_have_the_tokens_of_the_original(language, saved):
-    pytest.importorskip("transformers")
-    original = original_tokenizer(language)
-    original(["call"], padding=True, truncation=True)
-    tokenizer = saved(original)
-    rows = list(hostile_texts(100_000))
-    assert len(set(rows)) > 90_000
-    for start in range(0, len(rows), 500):
-        assert_equal_tokens(original, tokenizer, rows[start : start + 500])
 
 
 KEPT = 6
@@ -134,13 +135,10 @@ def long_text(*parts, words=ALPHABETS[0]):
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_the_start_of_a_long_text_has_the_tokens_of_the_whole_text(language, saved):
-    pytest.importorskip("transformers")
-    original = original_tokenizer(language, model_max_length=KEPT)
-    original(["call"], padding=True, truncation=True)
-    tokenizer = saved(original, KEPT)
+def test_start_of_a_long_text_has_equal_tokens(language, pair):
+    original, tokenizer = pair(language, KEPT)
 
-    @settings(max_examples=200)
+    @settings(max_examples=100)
     @given(
         st.lists(texts(), min_size=4, max_size=12),
         st.sampled_from(["", " ", "    ", "x", "日本"]),
@@ -155,31 +153,25 @@ def test_the_start_of_a_long_text_has_the_tokens_of_the_whole_text(language, sav
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("is_long", [False, True], ids=["short", "long"])
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_20000_long_hostile_texts_have_the_tokens_of_the_whole_text(language, saved):
-    pytest.importorskip("transformers")
-    original = original_tokenizer(language, model_max_length=KEPT)
-    original(["call"], padding=True, truncation=True)
-    tokenizer = saved(original, KEPT)
-    parts = list(hostile_texts(60_000, seed=1))
-    starts = range(0, len(parts), 3)
-    rows = [
-        long_text(*parts[start : start + 3], words=words)
-        for start, words in zip(starts, cycle(ALPHABETS), strict=False)
-    ]
+def test_hostile_texts_have_the_original_tokens(language, is_long, pair):
+    original, tokenizer = pair(language, *[KEPT] * is_long)
+    rows = list(hostile_texts(60_000, seed=is_long))
+    if is_long:
+        parts = zip(rows[::3], rows[1::3], rows[2::3], cycle(ALPHABETS), strict=False)
+        rows = [long_text(*three, words=words) for *three, words in parts]
     for start in range(0, len(rows), 500):
         assert_equal_tokens(original, tokenizer, rows[start : start + 500])
 
 
 @pytest.mark.parametrize("letter", "\uff9e\uff9f\u037a\ufc5e\ufc63\ufe70\ufe7e")
-def test_a_text_is_not_cut_at_a_letter_that_the_normalizer_removes(letter, saved):
-    pytest.importorskip("transformers")
-    original = original_tokenizer("Unigram", model_max_length=5)
-    original.backend_tokenizer.normalizer = normalizers.Sequence(  # as in ALBERT
+def test_text_is_not_cut_at_a_removed_letter(letter, pair):
+    normalizer = normalizers.Sequence(  # as in ALBERT
         [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Replace(Regex(" {2,}"), " ")]
     )
-    original(["call"], padding=True, truncation=True)
-    assert_equal_tokens(original, saved(original, 5), [f"{'日' * 39} {letter} model"])
+    original, tokenizer = pair("Unigram", 5, normalizer)
+    assert_equal_tokens(original, tokenizer, [f"{'日' * 39} {letter} model"])
 
 
 def spent(tokenizer, text):
@@ -192,17 +184,14 @@ def spent(tokenizer, text):
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_only_the_start_of_a_long_text_is_tokenized(language, saved):
-    pytest.importorskip("transformers")
-    original = original_tokenizer(language)
-    original(["call"], padding=True, truncation=True)
-    assert spent(saved(original), "the model " * 10_000) < 1000
-    assert spent(saved(original), "модель отвечает " * 10_000) < 1000
-    assert spent(saved(original), "한국 모델 " * 10_000) < 1000
-    assert spent(saved(original), "日本語" * 10_000) == 30_000  # There is no safe place to cut.
+def test_only_the_start_of_a_text_is_tokenized(language, pair):
+    _, tokenizer = pair(language)
+    for words in ("the model ", "модель отвечает ", "한국 모델 "):
+        assert spent(tokenizer, words * 10_000) < 1000
+    assert spent(tokenizer, "日本語" * 10_000) == 30_000  # There is no safe place to cut.
 
 
-def test_a_tokenizer_that_may_look_beyond_a_word_reads_the_whole_text(tmp_path):
+def test_tokenizer_of_several_words_reads_everything(tmp_path):
     plain = Tokenizer.from_file(str(text_model(tmp_path / "model") / "tokenizer.json"))
     text = "the model " * 1000
 
@@ -235,30 +224,25 @@ def test_a_tokenizer_that_may_look_beyond_a_word_reads_the_whole_text(tmp_path):
     assert [spent_after(change) for change in whole] == [len(text)] * len(whole)
 
 
-def test_a_request_with_too_many_characters_is_refused_before_they_are_tokenized(model):
-    feeds = model.schema.from_columns({"text": ["日本語" * 100] * 4})
+@pytest.mark.parametrize(
+    ("rows", "characters"), [(["日本語" * 100] * 4, 1200), (["model"] * 10_000, 50_000)]
+)
+def test_too_many_characters_are_refused(model, rows, characters):
+    feeds = model.schema.from_columns({"text": rows})
     bounded = OnnxModel.load(model.artifact.folder)
-    bounded.max_text_characters = 1199
+    bounded.max_text_characters = characters - 1
     with refused(BodyTooLarge, "max_text_characters"):
         bounded.run(feeds)
-    bounded.max_text_characters = 1200
-    assert bounded.run(feeds)["embedding"].shape == (4, 1)
+    bounded.max_text_characters = characters
+    assert len(bounded.run(feeds)["embedding"]) == len(rows)
 
 
-def test_the_characters_of_all_pieces_of_a_table_count(model):
-    feeds = model.schema.from_columns({"text": ["model"] * 10_000})
-    bounded = OnnxModel.load(model.artifact.folder)
-    bounded.max_text_characters = 49_999
-    with refused(BodyTooLarge, "max_text_characters"):
-        bounded.run(feeds)
-
-
-def test_texts_are_not_tokenized_after_the_deadline(model):
+def test_expired_texts_are_not_tokenized(model):
     with refused(DeadlineExceeded, "deadline"):
         model.run(model.schema.from_columns({"text": ["a", "b"]}), deadline=time.perf_counter())
 
 
-def test_shorter_texts_are_padded_with_the_pad_token(tmp_path):
+def test_shorter_texts_are_padded(tmp_path):
     file = text_model(tmp_path / "model") / "tokenizer.json"
     feeds = TextTokenizer(TokenizerSpec(file, INPUTS, 32)).feeds(["the model", ""])
     # [CLS] [SEP] [PAD] …
@@ -273,7 +257,7 @@ def test_the_prompt_precedes_each_text(tmp_path):
     assert embed(prompted, "the model") == embed(plain, "query: the model")
 
 
-def test_a_text_has_the_same_answer_among_other_texts(model):
+def test_neighbours_do_not_change_an_answer(model):
     rows = [text[:200] for text in hostile_texts(400)]
     together = embed(model, *rows)
     assert together == [embed(model, text)[0] for text in rows]
@@ -284,12 +268,12 @@ def test_texts_of_different_lengths_are_batched(model):
     assert unbatchable_reason(model, feeds) == ""
 
 
-def test_many_characters_are_tokenized_in_parts(model):
+def test_long_tables_are_tokenized_in_parts(model):
     rows = ["model " * 20_000, "a", "request " * 20_000]
     assert embed(model, *rows) == [embed(model, text)[0] for text in rows]
 
 
-def test_a_text_that_is_too_long_is_refused(tmp_path):
+def test_too_long_text_is_refused(tmp_path):
     model = OnnxModel.load(text_model(tmp_path / "model", max_length=8, truncates=False))
     with refused(InferenceError, "tokens", "8", "truncation"):
         embed(model, "a", "one two three four five six seven eight nine")
@@ -299,7 +283,7 @@ def test_a_text_that_is_too_long_is_refused(tmp_path):
         embed(model, "x" * 200_001)
 
 
-def test_a_text_without_tokens_is_refused_and_does_not_prevent_the_warm_up(tmp_path):
+def test_text_without_tokens_is_refused(tmp_path):
     folder = text_model(tmp_path / "model")
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     # as in GPT-2
@@ -310,7 +294,7 @@ def test_a_text_without_tokens_is_refused_and_does_not_prevent_the_warm_up(tmp_p
     model.try_out(model.example_feeds(), seconds=60)
 
 
-def test_a_text_on_which_the_tokenizer_panics_is_refused(tmp_path):
+def test_tokenizer_panic_is_refused(tmp_path):
     model = OnnxModel.load(panicking_model(tmp_path / "model"))
     (alone,) = embed(model, "a text")
     with refused(InferenceError, repr(PANIC), "tokenized", "retry-limit-in-match over"):
@@ -318,17 +302,17 @@ def test_a_text_on_which_the_tokenizer_panics_is_refused(tmp_path):
     assert embed(model, "a text") == [alone]
 
 
-def test_half_of_a_surrogate_pair_is_refused(model):
+def test_half_a_surrogate_pair_is_refused(model):
     with refused(InferenceError, "Unicode"):
         embed(model, "a", "\ud83d")
 
 
-def test_a_missing_text_is_refused(model):
+def test_missing_text_is_refused(model):
     with refused(SchemaMismatch, "text", "null"):
         model.schema.from_columns({"text": ["a", None]})
 
 
-def test_a_damaged_file_is_refused(tmp_path):
+def test_damaged_tokenizer_file_is_refused(tmp_path):
     folder = text_model(tmp_path / "model")
     (folder / "tokenizer.json").write_text("{}")
     with refused(InvalidArtifact, "tokenizer.json"):
@@ -338,14 +322,14 @@ def test_a_damaged_file_is_refused(tmp_path):
         read_artifact(folder)
 
 
-def test_a_missing_library_is_named_with_its_extra(tmp_path, monkeypatch):
+def test_missing_library_is_named_with_its_extra(tmp_path, monkeypatch):
     folder = text_model(tmp_path / "model")
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with refused(NotInstalled, "tokenizers", "mlflow-onnxserve[text]"):
         OnnxModel.load(folder)
 
 
-def test_texts_are_answered_without_the_training_frameworks(tmp_path):
+def test_texts_need_no_training_framework(tmp_path):
     folder = text_model(tmp_path / "model")
     program = (
         "import sys\n"

@@ -33,25 +33,25 @@ LARGEST = 2**63 - 1
     ],
     ids=str,
 )
-def test_a_key_keeps_its_type_and_all_its_digits(values, kind, expected):
+def test_key_keeps_its_type_and_digits(values, kind, expected):
     array = key_array("id", values)
     assert array.dtype.kind == kind
     assert array.tolist() == expected
 
 
-def test_a_missing_fraction_is_not_a_number():
+def test_missing_fraction_is_nan():
     np.testing.assert_array_equal(key_array("id", [0.5, None]), np.array([0.5, np.nan]))
 
 
 @pytest.mark.parametrize("value", [[1], {"a": 1}], ids=str)
-def test_a_value_that_is_a_container_is_refused_by_its_row(value):
+def test_container_as_key_is_refused(value):
     with pytest.raises(SchemaMismatch, match="'id', row 1") as refusal:
         key_array("id", ["x", value])
     assert refusal.value.column == "id"
 
 
 @pytest.mark.parametrize("value", [[], ["a", "b"], "a", {"a": 1}], ids=str)
-def test_a_key_with_another_number_of_values_than_rows_is_refused_by_its_name(value):
+def test_key_of_another_length_is_refused(value):
     schema = with_keys(
         Schema((), (Tensor("x", "float32", (-1, 2)),), (Input("x", "float32", (-1, 2)),)), ("id",)
     )
@@ -61,7 +61,7 @@ def test_a_key_with_another_number_of_values_than_rows_is_refused_by_its_name(va
 
 
 @pytest.mark.parametrize("value", [7, [7]], ids=str)
-def test_a_model_without_rows_has_one_key_for_the_whole_request(value):
+def test_model_without_rows_has_one_key(value):
     tensors = (Tensor("x", "float32", (2,)),)
     inputs = (Input("x", "float32", (2,)),)
     schema = with_keys(Schema((), tensors, inputs, has_rows=False), ("id",))

@@ -6,12 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.core.errors import InvalidArtifact, SchemaMismatch
 from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input, Tensor
-from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
+from mlflow_deploy_plugin.serve.runtime.schemas.schema import compile_schema
 from tests.support.schemas import columns_schema, stacked_schema, tensor_schema
 
 MIXED = columns_schema(None, s="string", d="double", n="long", b="boolean")
@@ -19,32 +17,6 @@ MIXED = columns_schema(None, s="string", d="double", n="long", b="boolean")
 
 def as_lists(feeds):
     return {name: array.tolist() for name, array in feeds.items()}
-
-
-def test_columns_may_come_in_any_order_with_others_among_them():
-    wanted = as_lists(MIXED.from_rows(["s", "d", "n", "b"], [["x", 1.0, 2, True]]))
-    assert wanted == {"s": [["x"]], "d": [[1.0]], "n": [[2]], "b": [[True]]}
-    assert (
-        as_lists(MIXED.from_rows(["b", "n", "more", "d", "s"], [[True, 2, {}, 1.0, "x"]])) == wanted
-    )
-    assert (
-        as_lists(MIXED.from_records([{"b": True, "s": "x", "n": 2, "d": 1.0, "more": 1}])) == wanted
-    )
-    assert (
-        as_lists(
-            MIXED.from_columns(
-                {
-                    "n": [2],
-                    "d": [1],
-                    "s": ["x"],
-                    "b": [True],
-                    "more": 1,  # type: ignore[dict-item]
-                }
-            )
-        )
-        == wanted
-    )
-    assert as_lists(MIXED.from_array([["x", 1.0, 2, True]])) == wanted
 
 
 @pytest.mark.parametrize(
@@ -56,20 +28,28 @@ def test_columns_may_come_in_any_order_with_others_among_them():
     ],
     ids=["columns", "records", "rows"],
 )
-def test_a_missing_column_is_named_with_the_unknown_column_that_came(ask):
-    with pytest.raises(SchemaMismatch) as caught:
+def test_missing_column_is_named_with_similar_name(ask):
+    with pytest.raises(SchemaMismatch, match=r"'dep_time' is missing; 'dep_tme' .*'dep_time'"):
         ask(stacked_schema("float32", "dep_time", "hour"))
-    message = "column 'dep_time' is missing; 'dep_tme' is not known: did you mean 'dep_time'?"
-    assert caught.value.message == message
 
 
-def test_values_that_are_left_out_are_bounded_by_those_that_are_given():
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"a": [1.0, 2.0], "b": [1.0]}, "'b' has 1 .*'a' has 2"),
+        ({"a": [1.0, 1e300], "b": [1.0, 2.0]}, "'a', row 1: 1e\\+300"),
+    ],
+    ids=["lengths", "range"],
+)
+def test_unfitting_column_is_named(columns, words):
+    with pytest.raises(SchemaMismatch, match=words):
+        stacked_schema("float32", "a", "b").from_columns(columns)
+
+
+def test_missing_values_are_bounded():
     names = tuple(f"c{number}" for number in range(30))
-    schema = compile_schema(
-        tuple(Column(name, "double", name == "c0") for name in names),
-        (),
-        (Input("X", "float32", (-1, 30), names),),
-    )
+    columns = tuple(Column(name, "double", name == "c0") for name in names)
+    schema = compile_schema(columns, (), (Input("X", "float32", (-1, 30), names),))
     whole = dict.fromkeys(names, 1.0)
     with pytest.raises(SchemaMismatch, match=r"values .*missing"):
         schema.from_records([whole, *[{}] * 400_000])
@@ -78,29 +58,19 @@ def test_values_that_are_left_out_are_bounded_by_those_that_are_given():
     assert schema.from_records([whole, {"c0": 2.0}])["X"].shape == (2, 30)
 
 
-def test_of_many_names_the_nearest_is_shown():
-    names = [f"column_{number}" for number in range(50)]
-    record = dict.fromkeys(names, 1.0)
-    record["clumn_42"] = record.pop("column_42")
-    with pytest.raises(SchemaMismatch, match=r"'clumn_42' .*'column_42'"):
-        stacked_schema("float32", *names).from_records([record])
-    with pytest.raises(SchemaMismatch, match=r"'column_0',.*40 more.*'xyz'"):
-        stacked_schema("float32", *names).from_columns({"xyz": [1.0]})
-
-
-def test_a_key_that_some_records_lack_is_null_there():
+def test_missing_key_of_a_record_is_null():
     schema = columns_schema(a="double", b="double")
     feeds = schema.from_records([{"a": 1.0, "b": 1.0}, {"a": 2.0}])
     assert np.isnan(feeds["b"][1, 0])
 
 
-def test_an_optional_column_may_be_absent():
+def test_optional_column_may_be_absent():
     columns = (Column("a", "double"), Column("b", "double", required=False))
     schema = compile_schema(columns, (), (Input("X", "float64", (-1, 2), ("a", "b")),))
     np.testing.assert_array_equal(schema.from_columns({"a": [1.0]})["X"], [[1.0, np.nan]])
 
 
-def test_an_optional_integer_column_still_needs_a_value():
+def test_optional_integer_column_needs_a_value():
     columns = (Column("a", "double"), Column("b", "long", required=False))
     schema = compile_schema(
         columns, (), (Input("a", "float64", (-1, 1), ("a",)), Input("b", "int64", (-1, 1), ("b",)))
@@ -109,7 +79,7 @@ def test_an_optional_integer_column_still_needs_a_value():
         schema.from_columns({"a": [1.0]})
 
 
-def test_columns_are_stacked_in_the_order_of_the_graph():
+def test_columns_are_stacked_in_graph_order():
     schema = stacked_schema("float32", "a", "b", "c")
     feeds = schema.from_columns({"c": [3, 6], "a": [1, 4], "b": [2.0, 5.0]})
     assert feeds["X"].dtype == np.float32
@@ -117,7 +87,7 @@ def test_columns_are_stacked_in_the_order_of_the_graph():
     assert as_lists(schema.to_columns(feeds)) == {"a": [1, 4], "b": [2, 5], "c": [3, 6]}
 
 
-def test_a_vector_input_stays_one():
+def test_vector_input_stays_a_vector():
     schema = compile_schema((Column("a", "long"),), (), (Input("a", "int64", (-1,), ("a",)),))
     assert schema.from_array([1, 2])["a"].shape == (2,)
 
@@ -133,23 +103,15 @@ def test_a_vector_input_stays_one():
         ([], [[]], "missing"),
     ],
 )
-def test_rows_that_are_no_table_are_refused(names, rows, words):
+def test_rows_without_table_form_are_refused(names, rows, words):
     with pytest.raises(SchemaMismatch, match=words):
         MIXED.from_rows(names, rows)
 
 
-@pytest.mark.parametrize(
-    "values", [None, 5, "text", {"a": 1}, [], [5], [[1, 2]], np.float64(1.0), np.zeros(3)]
-)
-def test_an_array_that_is_not_a_table_is_refused(values):
+@pytest.mark.parametrize("values", [None, 5, "text", [], [5], np.float64(1.0), np.zeros(3)])
+def test_array_without_table_form_is_refused(values):
     with pytest.raises(SchemaMismatch):
         MIXED.from_array(values)
-
-
-def test_ten_thousand_doubled_names_are_refused_in_no_time():
-    names = [str(number) for number in range(50_000)]
-    with pytest.raises(SchemaMismatch, match="'49999' is duplicated"):
-        MIXED.from_rows([*names, "49999"], [[0] * 50_001])
 
 
 @pytest.mark.parametrize(
@@ -163,7 +125,7 @@ def test_ten_thousand_doubled_names_are_refused_in_no_time():
         ((1, 2, 2), [[[1, 2], [3, 4]]], [[[1, 2], [3, 4]]]),
     ],
 )
-def test_a_cell_of_a_table_holds_a_row_of_a_tensor_nested_or_flattened(shape, cells, values):
+def test_cell_holds_a_nested_or_flat_tensor_row(shape, cells, values):
     schema = tensor_schema("float32", *shape)
     for feeds in (
         schema.from_rows(["x"], [[cell] for cell in cells]),
@@ -175,60 +137,69 @@ def test_a_cell_of_a_table_holds_a_row_of_a_tensor_nested_or_flattened(shape, ce
 @pytest.mark.parametrize(
     "cell", [[1, 2, 3], [1, 2, 3, 4, 5], [1e39, 2, 3, 4], [], [[1], 2, 3, 4], "abcd", None]
 )
-def test_a_cell_that_does_not_fill_its_tensor_is_refused(cell):
+def test_cell_of_another_size_is_refused(cell):
     with pytest.raises(SchemaMismatch):
         tensor_schema("float32", -1, 2, 2).from_records([{"x": cell}])
 
 
-def test_a_frame_feeds_the_only_tensor_by_position_whatever_its_columns_are_called():
+def test_frame_feeds_the_only_tensor_by_position():
     schema = tensor_schema("float64", -1, 2)
+    rows = [[1, 2], [3, 4]]
     for feeds in (
-        schema.from_rows(["0", "1"], [[1, 2], [3, 4]]),
-        schema.from_rows(["a", "b"], [[1, 2], [3, 4]]),
-        schema.from_records([{"a": 1, "b": 2}, {"a": 3, "b": 4}]),
-        schema.from_columns({"x": [[1, 2], [3, 4]]}),
+        schema.from_rows(["0", "1"], rows),
+        schema.from_rows(["a", "b"], rows),
+        schema.from_records([{"a": a, "b": b} for a, b in rows]),
+        schema.from_columns({"x": rows}),
     ):
-        assert as_lists(feeds) == {"x": [[1, 2], [3, 4]]}
+        assert as_lists(feeds) == {"x": rows}
 
 
-def test_several_tensors_are_bound_by_name_and_agree_where_a_dimension_has_a_name():
-    tensors = (Tensor("b", "float32", (-1,)), Tensor("a", "int64", (-1, 2)))
-    inputs = (
+PAIR = compile_schema(
+    (),
+    (Tensor("b", "float32", (-1,)), Tensor("a", "int64", (-1, 2))),
+    (
         Input("a", "int64", (-1, 2), dimension_names=("N", "")),
         Input("b", "float32", (-1,), dimension_names=("N",)),
-    )
-    schema = compile_schema((), tensors, inputs)
-    assert as_lists(schema.from_columns({"b": [0.5], "a": [[1, 2]], "more": [0]})) == {
-        "a": [[1, 2]],
-        "b": [0.5],
-    }
-    with pytest.raises(SchemaMismatch, match="'a' is missing"):
-        schema.from_columns({"b": [0.5]})
-    for b in ([0.5, 1.0], np.array([0.5, 1.0], np.float32)):
-        with pytest.raises(SchemaMismatch, match=r"'N'.*'a' has 1.*'b' has 2"):
-            schema.from_columns({"b": b, "a": np.array([[1, 2]])})
-    with pytest.raises(SchemaMismatch, match="several tensors"):
-        schema.from_array([1])
-    with pytest.raises(SchemaMismatch, match="table does not"):
-        schema.from_rows(["x"], [[1]])
+    ),
+)
 
 
-def test_tensors_whose_dimensions_share_no_name_have_any_sizes_and_none_at_all():
-    tensors = (
-        Tensor("b", "float32", (-1,)),
-        Tensor("a", "int64", (-1, 2)),
-        Tensor("s", "float32", ()),
-    )
+def test_tensors_are_bound_by_name():
+    feeds = PAIR.from_columns({"b": [0.5], "a": [[1, 2]], "more": [0]})
+    assert as_lists(feeds) == {"a": [[1, 2]], "b": [0.5]}
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        (lambda: PAIR.from_columns({"b": [0.5]}), "'a' is missing"),
+        (lambda: PAIR.from_columns({"b": [0.5, 1], "a": [[1, 2]]}), r"'N'.*'a' has 1.*'b' has 2"),
+        (lambda: PAIR.from_array([1]), "several tensors"),
+        (lambda: PAIR.from_rows(["x"], [[1]]), "table does not"),
+    ],
+)
+def test_unfitting_tensors_are_refused(ask, words):
+    with pytest.raises(SchemaMismatch, match=words):
+        ask()
+
+
+def test_arrays_of_one_named_dimension_agree():
+    arrays = {"a": np.array([[1, 2]]), "b": np.array([0.5, 1.0], np.float32)}
+    with pytest.raises(SchemaMismatch, match=r"'N'.*'a' has 1.*'b' has 2"):
+        PAIR.from_columns(arrays)
+
+
+@pytest.mark.parametrize("scalar", [2.5, np.array(2.5, np.float32)], ids=["number", "array"])
+def test_unnamed_dimensions_have_any_size(scalar):
+    kinds = (("b", "float32", (-1,)), ("a", "int64", (-1, 2)), ("s", "float32", ()))
     schema = compile_schema(
-        (), tensors, tuple(Input(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors)
+        (), tuple(Tensor(*kind) for kind in kinds), tuple(Input(*kind) for kind in kinds)
     )
-    scalars: list[Any] = [2.5, np.array(2.5, np.float32)]
-    for s in scalars:
-        feeds = schema.from_columns({"b": np.zeros(0, np.float32), "a": np.array([[1, 2]]), "s": s})
-        assert as_lists(feeds) == {"b": [], "a": [[1, 2]], "s": 2.5}
+    data = {"b": np.zeros(0, np.float32), "a": np.array([[1, 2]]), "s": scalar}
+    assert as_lists(schema.from_columns(data)) == {"b": [], "a": [[1, 2]], "s": 2.5}
 
 
-def test_columns_have_the_same_rows_in_every_input_also_where_they_come_as_tensors():
+def test_columns_as_tensors_have_equal_rows():
     columns = (Column("a", "float"), Column("b", "float"))
     inputs = tuple(Input(name, "float32", (-1, 1), (name,)) for name in ("a", "b"))
     schema = compile_schema(columns, (), inputs)
@@ -239,137 +210,45 @@ def test_columns_have_the_same_rows_in_every_input_also_where_they_come_as_tenso
 
 
 @pytest.mark.parametrize(
-    ("columns", "tensors", "inputs"),
+    ("columns", "tensors", "fed"),
     [
-        ((Column("a", "double"),), (), (Input("X", "float32", (-1, 1), ("b",)),)),
-        ((Column("a", "double"),), (), (Input("X", "float32", (-1, 1)),)),
-        (
-            (Column("a", "double"), Column("a", "double")),
-            (),
-            (Input("X", "float32", (-1, 1), ("a",)),),
-        ),
-        (
-            (),
-            (Tensor("a", "float32", (-1,)),),
-            (Input("a", "float32", (-1,)), Input("b", "float32", (-1,))),
-        ),
-        (
-            (),
-            (Tensor("b", "float32", (-1,)), Tensor("c", "float32", (-1,))),
-            (Input("a", "float32", (-1,)), Input("b", "float32", (-1,))),
-        ),
+        (["a"], [], {"X": ("b",)}),
+        (["a"], [], {"X": ()}),
+        (["a", "a"], [], {"X": ("a",)}),
+        ([], ["a"], {"a": (), "b": ()}),
+        ([], ["b", "c"], {"a": (), "b": ()}),
     ],
 )
-def test_a_graph_that_its_signature_does_not_feed_is_refused(columns, tensors, inputs):
+def test_signature_that_does_not_feed_the_graph_is_refused(columns, tensors, fed):
     with pytest.raises(InvalidArtifact):
-        compile_schema(columns, tensors, inputs)
+        compile_schema(
+            tuple(Column(name, "double") for name in columns),
+            tuple(Tensor(name, "float32", (-1,)) for name in tensors),
+            tuple(Input(name, "float32", (-1, 1), names) for name, names in fed.items()),
+        )
 
 
-VALUES: dict[str, st.SearchStrategy[Any]] = {
-    "double": st.floats() | st.integers(-(2**53), 2**53) | st.none(),
-    "float": st.floats(width=32) | st.integers(-(2**24), 2**24) | st.none(),
-    "long": st.integers(-(2**63), 2**63 - 1),
-    "integer": st.integers(-(2**31), 2**31 - 1),
-    "boolean": st.booleans(),
-    "string": st.text(max_size=5) | st.none(),
-}
-
-
-@st.composite
-def tables(draw: st.DrawFn) -> tuple[Schema, dict[str, list[Any]]]:
-    kinds = draw(st.lists(st.sampled_from(sorted(VALUES)), min_size=1, max_size=5))
-    rows = draw(st.integers(1, 6))
-    names = [f"c{position}" for position in range(len(kinds))]
-    data = {
-        name: draw(st.lists(VALUES[kind], min_size=rows, max_size=rows))
-        for name, kind in zip(names, kinds, strict=True)
+def test_all_forms_give_equal_feeds_and_round_trip():
+    kinds: dict[str, Any] = {
+        "double": [1.5, None, 2**53],
+        "float": [0.5, -0.0, float("inf")],
+        "long": [2**63 - 1, -(2**63), 0],
+        "integer": [2**31 - 1, -(2**31), 0],
+        "boolean": [True, False, True],
+        "string": ["a", None, ""],
     }
-    return columns_schema("<missing>", **dict(zip(names, kinds, strict=True))), data  # type: ignore[arg-type]
-
-
-@given(tables())
-@settings(max_examples=100)
-def test_every_way_in_gives_the_same_feeds_and_the_way_back_the_values(table):
-    schema, data = table
-    feeds = schema.from_columns(data)
-    rows = [list(row) for row in zip(*data.values(), strict=True)]
-    records = [dict(zip(data, row, strict=True)) for row in rows]
-    for other in (
-        schema.from_rows(list(data), rows),
-        schema.from_records(records),
-        schema.from_array(rows),
-    ):
-        for name, array in feeds.items():
-            np.testing.assert_array_equal(array, other[name])
+    schema = columns_schema("<missing>", **{kind: kind for kind in kinds})  # type: ignore[arg-type]
+    rows = [list(row) for row in zip(*kinds.values(), strict=True)]
+    records = [{"more": {}, **dict(zip(kinds, row, strict=True))} for row in rows]
+    feeds = schema.from_columns(kinds)
     back = schema.to_columns(feeds)
-    again = schema.from_columns(back)
-    for name, array in feeds.items():
-        np.testing.assert_array_equal(array, again[name])
-
-
-def test_a_missing_text_comes_back_as_missing():
-    schema = columns_schema("<missing>", carrier="string", delay="double")
-    feeds = schema.from_columns({"carrier": ["AA", None], "delay": [1.0, None]})
-    assert feeds["carrier"].ravel().tolist() == ["AA", "<missing>"]
-    assert schema.to_columns(feeds)["carrier"].tolist() == ["AA", None]
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from("sdnbx"), inner, max_size=4)
-    ),
-    max_leaves=20,
-)
-
-
-ANY_SCHEMA = [
-    MIXED,
-    columns_schema("?", s="string"),
-    stacked_schema("float32", "s", "d"),
-    tensor_schema("float32", -1, 2),
-    tensor_schema("int64", -1),
-    tensor_schema("str", -1, -1, name="s"),
-    tensor_schema("bool", -1, 1, 2, name="b"),
-]
-
-
-def fed_or_refused(call):
-    try:
-        return call()
-    except SchemaMismatch as error:
-        if 0 < len(error.message) < 500:
-            return None
-        return pytest.fail(error.message)
-
-
-@pytest.mark.long
-@given(st.sampled_from(ANY_SCHEMA), json_values)
-@settings(max_examples=400)
-def test_whatever_json_comes_is_fed_whole_or_refused_as_ours(schema, value):
-    calls: list[Any] = [lambda: schema.from_array(value)]
-    if isinstance(value, dict):
-        calls.append(lambda: schema.from_columns(value))
-        calls.append(lambda: schema.from_records([value]))
-    if isinstance(value, list):
-        calls.append(lambda: schema.from_records(value))
-        calls.append(lambda: schema.from_rows(["s", "d", "n", "b"], value))
-    for call in calls:
-        feeds = fed_or_refused(call)
-        if feeds is not None:
-            assert set(feeds) == {entry.name for entry in schema.inputs}
-            assert len({len(array) for array in feeds.values()}) == 1
-
-
-class _Column(np.ndarray[Any, Any]):
-    def __iter__(self) -> Any:
-        raise AssertionError("20 times slower than np.column_stack")
-
-
-def test_columns_that_are_arrays_form_a_tensor_without_a_loop_over_the_rows():
-    schema = tensor_schema("float32", -1, 2, name="x")
-    frame = {name: np.array([1, 2], dtype="float32").view(_Column) for name in ("a", "b")}
-
-    feeds = schema.from_frame(frame)
-
-    assert feeds["x"].tolist() == [[1.0, 1.0], [2.0, 2.0]]
+    assert back["string"].tolist() == kinds["string"]
+    for other in (
+        schema.from_rows([*kinds], rows),
+        schema.from_rows([*[*kinds][::-1], "more"], [[*row[::-1], {}] for row in rows]),
+        schema.from_records(records),
+        schema.from_columns(dict(reversed([*kinds.items(), ("more", [])]))),
+        schema.from_array(rows),
+        schema.from_columns(back),
+    ):
+        np.testing.assert_equal(dict(other), dict(feeds))
