@@ -4,7 +4,7 @@ that the server must send.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Headers = Mapping[str, str]
 
@@ -68,7 +68,6 @@ class Case:
     """A bad request, which is sent to every route of `on`.
 
     Attributes:
-        bound: the entry of `bounds.BOUNDS` that refuses the request.
         sent: a function that returns the bytes for a route.
         status: the expected status.
         words: texts that the message must contain.
@@ -78,37 +77,49 @@ class Case:
     """
 
     name: str
-    bound: str
     sent: Callable[[Route], bytes]
-    status: int
-    on: tuple[Route, ...]
-    words: tuple[str, ...] = ()
-    closes: bool = False
-    form: Literal["route", "any"] = "route"
-
-
-@dataclass(frozen=True)
-class BodyCase:
-    """A bad body, with its headers, which is sent to every route of `on`; the
-    connection remains open.
-
-    Attributes:
-        body: a function that returns the bytes for a route.
-        headers: added to or replacing the route's headers; an empty header is left out.
-    """
-
-    name: str
-    bound: str
-    body: Callable[[Route], bytes]
     on: tuple[Route, ...]
     status: int = 400
     words: tuple[str, ...] = ()
-    headers: Headers = field(default_factory=dict)
     closes: bool = False
     form: Literal["route", "any"] = "route"
 
-    def sent(self, route: Route) -> bytes:
-        return route.request(self.body(route), self.headers)
+
+def body_case(
+    name: str,
+    body: Callable[[Route], bytes],
+    on: tuple[Route, ...],
+    status: int = 400,
+    words: tuple[str, ...] = (),
+    headers: Headers | None = None,
+) -> Case:
+    """Return the case of a bad body.
+
+    Args:
+        body: a function that returns the bytes for a route.
+        headers: added to or replacing the route's headers; an empty header is left out.
+    """
+    return Case(name, lambda route: route.request(body(route), headers), on, status, words)
 
 
-AnyCase = Case | BodyCase
+def always(body: bytes) -> Callable[[Route], bytes]:
+    return lambda route: body
+
+
+def body_cases(
+    on: tuple[Route, ...],
+    bodies: Mapping[str, Any],
+    status: int = 400,
+    words: tuple[str, ...] = (),
+    headers: Headers | None = None,
+) -> list[Case]:
+    """Return the cases of bad bodies, which are bytes or functions of the route.
+
+    A tuple of a body and texts adds texts that the message must contain.
+    """
+    cases = []
+    for name, given in bodies.items():
+        body, *more = given if isinstance(given, tuple) else (given,)
+        build = body if callable(body) else always(body)
+        cases.append(body_case(name, build, on, status, (*words, *more), headers))
+    return cases

@@ -17,10 +17,6 @@ PING = b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"
 ROW = b'{"carrier":"AA","distance":100.5,"hour":3,"late":true}'
 _LAST = b"GET /v2/health/live HTTP/1.1\r\nHost: last\r\nConnection: close\r\n\r\n"
 _LAST_ANSWER = b'{"live":true}'
-_PAUSE_SECONDS = 0.003
-"""The pause between two segments, in which the server reads the first segment
-separately.
-"""
 _MOST_CUTS = 16
 _LINE = re.compile(rb"HTTP/1\.[01] (\d{3}) ")
 _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n", re.IGNORECASE)
@@ -54,11 +50,12 @@ class Raw:
         return [*places[:4], *places[4::step]]
 
 
-def exchanged(
-    port: int, pieces: Sequence[bytes], pause: float = _PAUSE_SECONDS
-) -> tuple[tuple[int, ...], bool]:
+def exchanged(port: int, pieces: Sequence[bytes], pause: float) -> tuple[tuple[int, ...], bool]:
     """Return the statuses for these segments, and True if the last request was
     answered.
+
+    Args:
+        pause: the seconds after a segment, in which the server reads it separately.
     """
     answered = b""
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS) as connection:
@@ -150,10 +147,8 @@ _TAKEN = {
     "an extension without a name": _size(_SIZE + b";"),
     "an extension with a tab": _size(_SIZE + b";a\tb"),
     "an extension of 900 bytes": _size(_SIZE + b";" + b"a" * 900),
-    "an extension of the last chunk": _chunks(_ONE + b"0;x=y\r\n\r\n"),
     "a trailer": _trailer(b"X: y\r\n"),
     "a hundred trailers": _trailer(b"X: y\r\n" * 100),
-    "a trailer beyond ASCII": _trailer(b"X: \xe4\r\n"),
     "trailers that would say who asks": _trailer(b"Host: y\r\nAuthorization: y\r\n"),
     "chunks of a GET": _chunks(_ONE + _END).replace(b"POST /predict", b"GET /ping"),
     "a body of a GET": _sized().replace(b"POST /predict", b"GET /ping"),
@@ -173,8 +168,6 @@ _TAKEN = {
     "an upgrade to HTTP/2": _get(
         b"/ping", b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AA"
     ),
-    "an upgrade to a websocket": _get(b"/ping", b"Connection: Upgrade", b"Upgrade: websocket"),
-    "an option of the connection that nobody knows": _get(b"/ping", b"Connection: closed"),
     "100-continue": _sized(ROW, b"Expect: 100-Continue"),
     "100-continue before chunks": _chunks(_ONE + _END, b"Expect: 100-continue"),
     "100-continue without a body": _get(b"/ping", b"Expect: 100-continue"),
@@ -186,14 +179,10 @@ _CLOSED = {
     "close": _get(b"/ping", b"Connection: close"),
     "close among others": _get(b"/ping", b"Connection: Keep-Alive, Close"),
     "close in a second field": _get(b"/ping", b"Connection: keep-alive", b"Connection: close"),
-    "close, and more behind it": _get(b"/ping", b"Connection: close") + PING,
 }
 _SEVERAL: dict[str, tuple[bytes, tuple[int, ...]]] = {
     "three requests": (PING + _sized() + PING, (200, 200, 200)),
     "an empty line between": (PING + b"\r\n" + PING, (200, 200)),
-    "an empty line behind a body": (_sized() + b"\r\n" + PING, (200, 200)),
-    "an empty line behind chunks": (_chunks(_ONE + _END) + b"\r\n" + PING, (200, 200)),
-    "behind what is not there": (_get(b"/nowhere") + PING, (404, 200)),
     "behind a body that is not there": (
         _sized().replace(b"/predict", b"/nowhere") + PING,
         (404, 200),
@@ -206,7 +195,6 @@ _SEVERAL: dict[str, tuple[bytes, tuple[int, ...]]] = {
     "behind a method that is not taken": (PING.replace(b"GET", b"DELETE") + PING, (405, 200)),
     "behind the methods": (PING.replace(b"GET", b"OPTIONS") + PING, (204, 200)),
     "half an escape": (_get(b"/ping%4") + PING, (404, 200)),
-    "a backslash": (_get(b"/\\ping") + PING, (404, 200)),
     "a method of twenty letters": (PING.replace(b"GET", b"G" * 20) + PING, (405, 200)),
 }
 _CUT: dict[str, tuple[bytes, tuple[int, ...]]] = {
@@ -247,12 +235,24 @@ _CUT: dict[str, tuple[bytes, tuple[int, ...]]] = {
         )
     },
 }
+TARGETS = [
+    _get(target)
+    for target in _each(
+        b"http://x/ping|https://y/ping|x:80|ping|?ping|/ping#a|/a/../ping|/%2e%2e/ping|/ping%00"
+        b"|/ping%0d%0aX:%20y|/%2fping|//ping|/ping?\x01|/ping?\xe4|/ping?\x00|/ping\x00|/ping\x7f"
+        b"|/p\xefng|/pi\rng"
+    )
+]
+HOSTS = [
+    PING.replace(b"Host: x", field)
+    for field in _each(b"A: b| Host: x|Host: x, y|Host: a@b|Host: x:port|Host: x/y")
+]
 _REFUSED = {
     **{
         f"the line {line.decode('latin-1')!r}": _head(line)
         for line in [
             *_each(
-                b"get /ping HTTP/1.1|Get /ping HTTP/1.1|G#T /ping HTTP/1.1|GE /ping HTTP/1.1"
+                b"hello|get /ping HTTP/1.1|Get /ping HTTP/1.1|G#T /ping HTTP/1.1|GE /ping HTTP/1.1"
                 b"|CONNECT x:443 HTTP/1.1|OPTIONS * HTTP/1.1|GET /ping|GET  HTTP/1.1|"
                 b"GET /ping HTTP/1.2"
                 b"|GET /ping HTTP/2.0|GET /ping HTTP/0.9|GET /ping HTTP/1.10|GET /ping http/1.1"
@@ -266,12 +266,8 @@ _REFUSED = {
         ]
     },
     **{
-        f"the target {target.decode('latin-1')!r}": _get(target) + PING
-        for target in _each(
-            b"http://x/ping|https://y/ping|x:80|ping|?ping|/ping#a|/a/../ping|/%2e%2e/ping|/ping%00"
-            b"|/ping%0d%0aX:%20y|/%2fping|//ping|/ping?\x01|/ping?\xe4|/ping?\x00|/ping\x00|/ping\x7f"
-            b"|/p\xefng|/pi\rng"
-        )
+        f"the target or host in {sent.decode('latin-1')!r}": sent + PING
+        for sent in [*TARGETS, *HOSTS]
     },
     **{
         f"the field {field.decode('latin-1')!r}": _get(b"/ping", field) + PING
@@ -280,10 +276,6 @@ _REFUSED = {
             b"A\x01: b|A(: b"
             b"|A: \x00|A: \x01|A: \x7f|A:\x0bb|A: b\x0b|A: \x0cb|A: b\rC: d|A: b\nC: d|A: b\r|\n"
         )
-    },
-    **{
-        f"the field {field.decode()!r} in place of Host": PING.replace(b"Host: x", field) + PING
-        for field in _each(b"A: b| Host: x|Host: x, y|Host: a@b|Host: x:port|Host: x/y")
     },
     **{
         f"Content-Length: {length.decode('latin-1')!r}": _length(b"Content-Length: " + length)

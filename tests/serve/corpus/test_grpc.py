@@ -53,7 +53,7 @@ def refusal(channel, method, body):
 
 
 @pytest.mark.parametrize("noise", NOISE)
-def test_noise_is_refused_by_every_method_and_the_good_call_answered(called, noise):
+def test_bad_message_is_refused_by_every_method(called, noise):
     channel, _ = called
     for method in METHODS:
         code, details = refusal(channel, method, NOISE[noise])
@@ -70,5 +70,5 @@ def test_noise_is_refused_by_every_method_and_the_good_call_answered(called, noi
     "path",
     ["/x/y", "/inference.GRPCInferenceService/None", "/inference.GRPCInferenceService/../ping"],
 )
-def test_methods_that_are_not_there_are_unimplemented(called, path):
+def test_unknown_method_is_unimplemented(called, path):
     assert refusal(called[0], path, GOOD)[0] == "UNIMPLEMENTED"

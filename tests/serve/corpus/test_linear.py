@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.serve.grpc import tensors
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from tests.serve.corpus import hostile
 from tests.serve.corpus.case import Route
-from tests.serve.corpus.routes import ARROW, POSTS, dump
+from tests.serve.corpus.routes import ARROW, POSTS
 from tests.support.handling import handle
 
 SMALL = 40_000
@@ -37,17 +37,10 @@ _ROUTES = [
     next(route for route in POSTS if route.reads == "records"),
     next(route for route in POSTS if route.path.endswith("/load")),
     Route("POST", "/feedback", "feedback", headers=_JSON),
-    Route(
-        "POST",
-        "/endpoints/single/invocations",
-        "invocations",
-        dump({"inputs": [[1, 2, 3]]}),
-        headers=_JSON,
-    ),
+    Route("POST", "/endpoints/single/invocations", "invocations", b'{"inputs":[]}', headers=_JSON),
     Route("POST", "/endpoints/single/invocations", "csv", headers={"Content-Type": "text/csv"}),
     Route("POST", "/endpoints/tensor/invocations", "csv", headers={"Content-Type": "text/csv"}),
     Route("POST", "/endpoints/tensor/invocations", "arrow", headers=dict(ARROW.headers)),
-    Route("POST", "/v2/models/tensor/infer", "v2", dump({"inputs": []})),
 ]
 """One route per language, and routes whose model uses other readers: only numbers, or
 tensors.
@@ -114,7 +107,7 @@ def grows_with(work, small, large):
 
 @pytest.mark.long
 @pytest.mark.parametrize("route", _ROUTES, ids=lambda route: f"{route.path} {route.reads}")
-def test_the_time_of_hostile_bodies_is_linear_in_their_bytes(server, route):
+def test_time_of_hostile_bodies_is_linear(server, route):
     headers = {name.lower(): value for name, value in route.headers.items()}
     statuses = set()
 
@@ -140,18 +133,10 @@ _CALLS: dict[str, Callable[[int], Any]] = {
     "parameters": lambda count: _ModelInferRequest(
         parameters={f"k{number}": {"bool_param": True} for number in range(count)}
     ),
-    "parameters of a tensor": lambda count: _ModelInferRequest(
-        inputs=[
-            {**_TENSOR, "parameters": {f"k{number}": {"int64_param": 1} for number in range(count)}}
-        ]
-    ),
     "outputs": lambda count: _ModelInferRequest(
         outputs=[{"name": f"o{number}"} for number in range(count)]
     ),
     "sizes": lambda count: _ModelInferRequest(inputs=[{**_TENSOR, "shape": [1] * count}]),
-    "values": lambda count: _ModelInferRequest(
-        inputs=[{**_TENSOR, "shape": [count], "contents": {"fp64_contents": [0.5] * count}}]
-    ),
     "texts": lambda count: _ModelInferRequest(
         inputs=[
             {
@@ -166,7 +151,7 @@ _CALLS: dict[str, Callable[[int], Any]] = {
 
 
 @pytest.mark.parametrize("shape", _CALLS)
-def test_the_time_of_hostile_calls_is_linear_in_their_bytes(server, shape):
+def test_time_of_hostile_calls_is_linear(server, shape):
     predictor = server.repository.select_variant("flights").loaded.predictor
 
     def ask(body):
