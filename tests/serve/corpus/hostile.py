@@ -46,8 +46,6 @@ VALUES: dict[str, Fill] = {
     "one key again and again": _repeated(b'"k":[1]', b"{", b"}"),
     "numbers": _repeated(b"1.5"),
     "texts": _repeated(b'"a"'),
-    "rows of three and one of two": _repeated(b"[1.5,2,3]", after=b",[1,2]]"),
-    "rows of four values": _repeated(b'["AA",1.5,3,true]'),
     "rows of four values and a wrong one": _repeated(
         b'["AA",1.5,3,true]', after=b',["AA",1,1.5,7]]'
     ),
@@ -92,31 +90,22 @@ _V2: dict[str, Fill] = {
     "tensors of one name": _repeated(b'{"name":"t",%s}' % _TENSOR, b'{"inputs":[', b"]}"),
     "parameters": _keys(_DISTANCE + b'}],"parameters":{', b"}}"),
     "parameters of a tensor": _keys(_DISTANCE + b',"parameters":{', b"}}]}"),
-    "keys of a tensor": _keys(_DISTANCE + b",", b"}]}"),
     "keys of the request": _keys(_DISTANCE + b"}],"),
     "outputs": _numbered(lambda n: b'{"name":"o%d"}' % n, _DISTANCE + b'}],"outputs":[', b"]}"),
-    "outputs of one name": _repeated(b'{"name":"label"}', _DISTANCE + b'}],"outputs":[', b"]}"),
     "sizes": _repeated(
         b"1", b'{"inputs":[{"name":"distance","datatype":"FP64","data":[1],"shape":[', b"]}]}"
     ),
     "an id": lambda size: b'{"id":"%s",' % (b"a" * size) + _DISTANCE[1:] + b"}]}",
     "numbers as FP64": _data(b"FP64", "numbers"),
-    "texts as BYTES": _data(b"BYTES", "texts"),
     "pictures as FP32": _data(b"FP32", "pictures and a ragged one"),
-    "empty rows as FP64": _data(b"FP64", "empty rows"),
     "depth as BYTES": _data(b"BYTES", "depth after depth"),
     "digits as INT64": _data(b"INT64", "a number of digits"),
-    "keys as BYTES": _data(b"BYTES", "keys"),
 }
 
 _LINES: dict[str, Fill] = {
     "blank lines": lambda size: b"\n" * size,
     "empty objects": _lines(b"{}"),
-    "empty arrays": _lines(b"[]"),
     "records and a wrong one": _lines(_RECORD, after=b'\n{"carrier":5}'),
-    "records with a wrong value at the end": _lines(
-        _RECORD, after=b"\n" + dump({**RECORD, "hour": "x"})
-    ),
     "records with keys of their own": _numbered(
         lambda n: _RECORD[:-1] + b',"k%d":1}' % n, b"", b"", b"\n"
     ),
@@ -128,13 +117,10 @@ _LINES: dict[str, Fill] = {
 _HEADER = b"carrier,distance,hour,late\n"
 _CSV: dict[str, Fill] = {
     "blank lines": lambda size: b"\n" * size,
-    "blank lines below a header": lambda size: _HEADER + b"\n" * size,
     "lines of three commas": lambda size: _HEADER + b",,,\n" * (size // 4),
     "columns": _numbered(lambda number: b"c%d" % number, b"", b"\n1"),
-    "columns of no name in two lines": lambda size: b"," * (size // 2) + b"\n" + b"," * (size // 2),
     "rows": _lines(b"AA,1.5,3,true", _HEADER),
     "rows and a wrong one": _lines(b"AA,1.5,3,true", _HEADER, b"\nAA,x,3,true"),
-    "rows that have NA": _lines(b"AA,NA,3,true", _HEADER),
     "a field in quotes": lambda size: _HEADER + b'"%s"' % (b'""' * (size // 2)),
     "an open quote": lambda size: _HEADER + b'"' + b"\n" * size,
     "a number of digits": lambda size: _HEADER + b"AA,1,%s,true" % (b"7" * size),

@@ -143,50 +143,32 @@ _TAKEN = {
     "a last size of zeros": _chunks(_ONE + b"0000\r\n\r\n"),
     "an extension": _size(_SIZE + b";a=b"),
     "an extension in quotes": _size(_SIZE + b';a="b c"'),
-    "an extension behind a space": _size(_SIZE + b" ;a"),
-    "an extension without a name": _size(_SIZE + b";"),
-    "an extension with a tab": _size(_SIZE + b";a\tb"),
     "an extension of 900 bytes": _size(_SIZE + b";" + b"a" * 900),
     "a trailer": _trailer(b"X: y\r\n"),
     "a hundred trailers": _trailer(b"X: y\r\n" * 100),
-    "trailers that would say who asks": _trailer(b"Host: y\r\nAuthorization: y\r\n"),
     "chunks of a GET": _chunks(_ONE + _END).replace(b"POST /predict", b"GET /ping"),
     "a body of a GET": _sized().replace(b"POST /predict", b"GET /ping"),
     "an empty line before it": b"\r\n" + PING,
     "escapes in the path": _get(b"/%70ing"),
-    "half an escape in the query": _get(b"/ping?%zz"),
     "a line of 8,190 bytes": _get(b"/ping?" + b"a" * 8171),
     "a field of 8,190 bytes": _get(b"/ping", b"A: " + b"a" * 8187),
     "a hundred fields": _get(b"/ping", *[b"A: b"] * 99),
-    "fields of 116,000 bytes": _get(b"/ping", *[b"A: " + b"a" * 4000] * 29),
     "an empty host": PING.replace(b" x", b""),
-    "a tab in a value": _get(b"/ping", b"A: a\tb"),
     "a value beyond ASCII": _get(b"/ping", b"A: \x85\xa0\xe4"),
     "a length with an underscore in its name": _get(
         b"/ping", b"Content_Length: 5", b"Transfer_Encoding: chunked"
     ),
-    "an upgrade to HTTP/2": _get(
-        b"/ping", b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AA"
-    ),
     "100-continue": _sized(ROW, b"Expect: 100-Continue"),
     "100-continue before chunks": _chunks(_ONE + _END, b"Expect: 100-continue"),
-    "100-continue without a body": _get(b"/ping", b"Expect: 100-continue"),
     "HTTP/1.0 that goes on": b"GET /ping HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
 }
 _CLOSED = {
     "HTTP/1.0": b"GET /ping HTTP/1.0\r\n\r\n",
-    "HTTP/1.0 that waits": _sized(ROW, b"Expect: 100-continue").replace(b"HTTP/1.1", b"HTTP/1.0"),
     "close": _get(b"/ping", b"Connection: close"),
     "close among others": _get(b"/ping", b"Connection: Keep-Alive, Close"),
-    "close in a second field": _get(b"/ping", b"Connection: keep-alive", b"Connection: close"),
 }
 _SEVERAL: dict[str, tuple[bytes, tuple[int, ...]]] = {
     "three requests": (PING + _sized() + PING, (200, 200, 200)),
-    "an empty line between": (PING + b"\r\n" + PING, (200, 200)),
-    "behind a body that is not there": (
-        _sized().replace(b"/predict", b"/nowhere") + PING,
-        (404, 200),
-    ),
     "behind chunks that are not there": (
         _chunks(_ONE + _END).replace(b"/predict", b"/nowhere") + PING,
         (404, 200),
@@ -194,7 +176,6 @@ _SEVERAL: dict[str, tuple[bytes, tuple[int, ...]]] = {
     "behind a bad document": (_sized(b"{") + PING, (400, 200)),
     "behind a method that is not taken": (PING.replace(b"GET", b"DELETE") + PING, (405, 200)),
     "behind the methods": (PING.replace(b"GET", b"OPTIONS") + PING, (204, 200)),
-    "half an escape": (_get(b"/ping%4") + PING, (404, 200)),
     "a method of twenty letters": (PING.replace(b"GET", b"G" * 20) + PING, (405, 200)),
 }
 _CUT: dict[str, tuple[bytes, tuple[int, ...]]] = {
@@ -204,25 +185,14 @@ _CUT: dict[str, tuple[bytes, tuple[int, ...]]] = {
         _post(b"x" * _LARGE, b"Content-Length: %d" % _LARGE) + PING,
         (413,),
     ),
-    "a chunk that is too large": (
-        _chunks(b"%x\r\n%s\r\n%s" % (_LARGE, b"x" * _LARGE, _END)) + PING,
-        (413,),
-    ),
     "a chunk that says so": (_chunks(b"f" * 15 + b"\r\nabc\r\n" + _END), (413,)),
     "a body that says so": (_post(b"x", b"Content-Length: " + b"9" * 18), (413,)),
     "an expectation": (_sized(ROW, b"Expect: miracles") + PING, (417,)),
-    "an expectation in HTTP/1.0": (
-        _sized(ROW, b"Expect: m").replace(b"HTTP/1.1", b"HTTP/1.0") + PING,
-        (417,),
-    ),
     "two expectations": (_sized(ROW, b"Expect: 100-continue", b"Expect: 100-continue"), (417,)),
-    "an empty expectation": (_sized(ROW, b"Expect:"), (417,)),
     "a line of 8,191 bytes": (_get(b"/ping?" + b"a" * 8172), (414,)),
     "a field of 8,191 bytes": (_get(b"/ping", b"A: " + b"a" * 8188), (431,)),
     "a hundred and one fields": (_get(b"/ping", *[b"A: b"] * 100), (431,)),
     "a hundred and one fields with an underscore": (_get(b"/ping", *[b"A_: b"] * 100), (431,)),
-    "a field of 20,000 bytes": (_get(b"/ping", b"A: " + b"a" * 20_000), (431,)),
-    "fields of 320,000 bytes": (_get(b"/ping", *[b"A: " + b"a" * 4000] * 80), (431,)),
     **{
         f"Transfer-Encoding: {coding.decode()!r}": (
             _length(b"Transfer-Encoding: " + coding),

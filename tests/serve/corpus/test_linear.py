@@ -129,7 +129,6 @@ _CALLS: dict[str, Callable[[int], Any]] = {
         inputs=[{**_TENSOR, "name": f"t{number}"} for number in range(count)],
         raw_input_contents=[b"12345678"] * count,
     ),
-    "empty tensors": lambda count: _ModelInferRequest(inputs=[{}] * count * 10),
     "parameters": lambda count: _ModelInferRequest(
         parameters={f"k{number}": {"bool_param": True} for number in range(count)}
     ),
@@ -137,16 +136,6 @@ _CALLS: dict[str, Callable[[int], Any]] = {
         outputs=[{"name": f"o{number}"} for number in range(count)]
     ),
     "sizes": lambda count: _ModelInferRequest(inputs=[{**_TENSOR, "shape": [1] * count}]),
-    "texts": lambda count: _ModelInferRequest(
-        inputs=[
-            {
-                "name": "carrier",
-                "datatype": "BYTES",
-                "shape": [count],
-                "contents": {"bytes_contents": [b"AA"] * count},
-            }
-        ]
-    ),
 }
 
 
