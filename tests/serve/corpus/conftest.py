@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.files import read_workers
 from mlflow_deploy_plugin.serve.assembly import open_server
 from tests.serve.corpus.routes import MAX_BODY_BYTES, VERTEX, VERTEX_HEALTH
-from tests.serve.corpus.wire import Wire, Wsgi
+from tests.serve.corpus.wire import Wire
 from tests.support.servers import gunicorn, variant, want, write_spec
 from tests.support.waiting import wait_until
 
@@ -64,11 +64,6 @@ def server(tmp_path_factory, model_folders):
         yield server
     finally:
         server.close()
-
-
-@pytest.fixture(scope="session")
-def wsgi(server):
-    return Wsgi(server)
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,8 @@ and other requests answered.
 
 import pytest
 
-from tests.serve.corpus import bodies, heads, raw, tables, values
-from tests.serve.corpus.case import Case
-from tests.serve.corpus.routes import ALL, PAGES
+from tests.serve.corpus import bodies, heads, tables, values
+from tests.serve.corpus.routes import ALL
 
 CASES = [*heads.CASES, *bodies.CASES, *values.CASES, *tables.CASES]
 
@@ -29,14 +28,3 @@ def test_every_route_answers_its_valid_request(tried):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_bad_request_is_refused_on_every_route(tried, case):
     assert failures(lambda route: tried.wire.check(case, route), case.on) == []
-
-
-@pytest.mark.parametrize("case", heads.CASES, ids=lambda case: case.name)
-def test_bad_request_is_refused_by_wsgi(wsgi, case):
-    assert failures(lambda route: wsgi.check(case, route), case.on) == []
-
-
-@pytest.mark.parametrize("sent", [*raw.TARGETS, *raw.HOSTS])
-def test_bad_target_or_host_is_refused_by_wsgi(wsgi, sent):
-    case = Case("", lambda route: sent, (), closes=True)
-    wsgi.check(case, PAGES["/ping"])

@@ -9,10 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import IO, Any
 
-from mlflow_deploy_plugin.serve.http.app import ServerApp
-from mlflow_deploy_plugin.serve.inference.server import Server
 from tests.serve.corpus.case import Case, Route
-from tests.support.handling import ask_wsgi
 
 PATIENCE_SECONDS = 8.0
 """Seconds after which an answer counts as missing."""
@@ -92,38 +89,6 @@ class Wire:
                 check_right(route, read_answer(stream))
         if closes:
             self.check_good(route)
-
-
-class Wsgi:
-    """The WSGI application of a server in this process.
-
-    The request is split without validation, as by a WSGI server that accepts
-    everything.
-    """
-
-    def __init__(self, server: Server) -> None:
-        self._app = ServerApp(server)
-        self._secrets = (*_SECRETS, str(server.repository.state_dir).encode())
-
-    def check(self, case: Case, route: Route) -> None:
-        """Check that the case is refused as expected, and that a valid request is
-        answered after it.
-        """
-        check_refusal(case, route, self._ask(case.sent(route)), self._secrets)
-        check_right(route, self._ask(route.request()))
-
-    def _ask(self, sent: bytes) -> Answer:
-        head, _, body = sent.partition(b"\r\n\r\n")
-        line, *fields = head.decode("latin-1").split("\r\n")
-        method, target, _ = line.split(" ")
-        headers = {}
-        for field in fields:
-            name, _, value = field.partition(":")
-            headers[name] = value.strip(" ")
-        if "Transfer-Encoding" in headers:  # in a single chunk
-            size, _, rest = body.partition(b"\r\n")
-            body = rest[: int(size, 16)]
-        return Answer(*ask_wsgi(self._app, method, target, headers, body))
 
 
 def check_right(route: Route, answer: Answer | None) -> None:

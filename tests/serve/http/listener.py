@@ -42,7 +42,7 @@ class Listener:
         await talk(self)
         for client in self._clients:
             client.close()
-        await until(lambda: not self.app.streams and not self.connections)
+        await until(lambda: self.tick(1) and not self.app.streams and not self.connections)
         server.close()
 
     async def connect(self, sent: bytes) -> socket.socket:

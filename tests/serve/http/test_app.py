@@ -17,6 +17,7 @@ from tests.support.handling import ROW, ask_wsgi, wsgi_environ
 from tests.support.keys import write_keys
 from tests.support.servers import one_endpoint
 
+LIMIT = 10_000
 PATIENCE_SECONDS = 1.0
 JSON = {"host": "localhost", "content-type": "application/json"}
 
@@ -90,3 +91,23 @@ def test_body_shorter_than_length_is_refused(serve_here, bias_folders):
     assert status == 400
     assert json.loads(body)["error_code"] == "BAD_REQUEST"
     assert str(len(ROW)) in json.loads(body)["message"]
+
+
+REFUSED = {
+    "no host": ("/ping", {"host": ""}, b"", 400),
+    "a path in the host": ("/ping", {"host": "x/y"}, b"", 400),
+    "a body of a byte too many": ("/invocations", {}, bytes(LIMIT + 1), 413),
+    "chunks beyond the limit": ("/invocations", {"content-length": ""}, bytes(LIMIT + 1), 413),
+    "a declared terabyte": ("/invocations", {"content-length": "9" * 12}, b"", 413),
+    "a way up": ("/a/../ping", {}, b"", 400),
+    "a line feed": ("/ping%0a", {}, b"", 400),
+}
+
+
+@pytest.mark.parametrize(("path", "headers", "body", "status"), REFUSED.values(), ids=REFUSED)
+def test_hostile_request_is_refused(serve_here, bias_folders, path, headers, body, status):
+    app = ServerApp(serve_here(one_endpoint(bias_folders["1"]), {"max_body_bytes": LIMIT}))
+    fields = {**JSON, "content-length": str(len(body)), **headers}
+    sent = {name: value for name, value in fields.items() if value}
+    assert ask_wsgi(app, "POST", path, sent, body)[0] == status
+    assert ask_wsgi(app, "POST", "/invocations", JSON, ROW)[0] == 200

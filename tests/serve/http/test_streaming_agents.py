@@ -67,7 +67,7 @@ def events(running, path, body):
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
 
 
-def test_responses_agent_takes_tools(running):
+def test_responses_agent_accepts_tools(running):
     tool = {"type": "function", "name": "weather", "parameters": {"type": "object"}, "strict": True}
     answer = running.post(RESPONSES, json={"input": USER, "tools": [tool]}).json()
     assert answer["output"][0]["content"][0]["text"] == "weather"

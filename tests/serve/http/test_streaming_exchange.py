@@ -3,6 +3,7 @@ test sets.
 """
 
 import asyncio
+import json
 import math
 import re
 import socket
@@ -130,6 +131,19 @@ def test_client_that_reads_slowly_gets_whole_answer(app):
     play(app, talk)
 
 
+def test_stream_may_last_longer_than_a_request(app):
+    async def talk(opened):
+        client = await opened.connect(HEAD)
+        for _ in range(3):
+            await opened.send(client, chunk(LINE))
+            await opened.read(client, chunk(ANSWER))
+            opened.tick(6)  # of 10 seconds
+        await opened.send(client, chunk())
+        assert await opened.read(client, LAST) == LAST
+
+    play(app, talk)
+
+
 def test_time_of_model_does_not_count_against_client(serve_here, bias_folders):
     slow = {"max_batch_size": 64, "max_queue_delay_microseconds": 1_000_000}
     app = worker_app(serve_here(one_endpoint(bias_folders["1"]), slow))
@@ -154,7 +168,10 @@ def test_client_sends_on_after_answer_breaks_off(app):
         sending = asyncio.create_task(opened.send(client, chunk(b" " * 3_000_000)))
         await asyncio.sleep(0.3)  # No response shows how far the server has read.
         content = await opened.read(client)
-        assert b"line 30001" in content.splitlines()[-2]
+        error = json.loads(content.splitlines()[-2])
+        assert error["error_code"] == "BAD_REQUEST"
+        assert "line 30001" in error["message"]
+        assert not content.endswith(LAST)
         await sending
 
     play(app, talk)

@@ -8,16 +8,12 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
 
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.files import read_workers
-from mlflow_deploy_plugin.serve.http.workers.connection import HttpConnection
-from mlflow_deploy_plugin.serve.http.workers.worker_app import WorkerApp
+from tests.serve.http.listener import play, until, worker_app
 from tests.support.raising import raise_it
 from tests.support.servers import gunicorn, one_endpoint
 from tests.support.waiting import wait_until
@@ -146,24 +142,36 @@ def test_waiting_client_with_large_body_is_refused(connect):
     assert is_closed(connection)
 
 
-LATE = {
-    b"GET /ping HT": 408,
-    b"GET /ping HTTP/1.1\r\nHost:": 408,
-    POST + b"Content-Length: 9\r\n\r\n{": 408,
-    POST + b"Transfer-Encoding: chunked\r\n\r\n3\r\n{": 408,
-    b"": 0,
-}
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"GET /ping HT",
+        b"GET /ping HTTP/1.1\r\nHost:",
+        POST + b"Content-Length: 99\r\n\r\n{",
+        POST + b"Transfer-Encoding: chunked\r\n\r\nfff\r\n{",
+    ],
+)
+def test_slow_request_times_out(app, begun):
+    async def talk(opened):
+        client = await opened.connect(begun)
+        for _ in range(2):
+            await until(lambda: opened.connections)
+            await opened.send(client, b"a")
+            await asyncio.sleep(0.01)
+            opened.tick(6)  # of 10 seconds
+        assert (await opened.read(client)).startswith(b"HTTP/1.1 408 ")
+
+    play(app, talk)
 
 
-def test_incomplete_request_times_out(connect):
-    """The cases run at the same time, because each takes seconds."""
-    connections = {sent: connect() for sent in LATE}
-    for sent, connection in connections.items():
-        connection.sendall(sent)
-    for sent, connection in connections.items():
-        if LATE[sent]:
-            assert read_answer(connection)[0] == LATE[sent]
-        assert is_closed(connection)
+def test_idle_client_is_disconnected(app):
+    async def talk(opened):
+        client = await opened.connect(b"")
+        await until(lambda: opened.connections)
+        opened.tick(11)
+        assert await opened.read(client) == b""
+
+    play(app, talk)
 
 
 def test_half_closed_client_is_answered(connect):
@@ -202,102 +210,77 @@ def test_half_closed_client_with_small_chunks_is_answered(connect):
 
 @pytest.fixture
 def app(serve_here, bias_folders):
-    return WorkerApp(serve_here(one_endpoint(bias_folders["1"])), may_be_inline=True, threads=1)
+    return worker_app(serve_here(one_endpoint(bias_folders["1"])))
 
 
-def talk(app, act, answers):
-    """Return the bytes that a connection without a socket has written after this number
-    of writes.
-    """
-    written: list[bytes] = []
-    transport: Any = MagicMock()
-    transport.write = written.append
-    transport.get_extra_info.return_value = None
-    transport.is_closing.return_value = False
-    transport.get_write_buffer_size.return_value = 0
+def answer_of(app, sent):
+    """Return the answer to a client that sends no more."""
+    answers = []
 
-    async def run():
-        connection = HttpConnection(
-            SimpleNamespace(app=app), SimpleNamespace(connections=set()), {}
-        )
-        connection.connection_made(transport)
-        act(connection)
-        async with asyncio.timeout(20):
-            while len(written) < answers:
-                await asyncio.sleep(0.01)
+    async def talk(opened):
+        client = await opened.connect(sent)
+        client.shutdown(socket.SHUT_WR)
+        answers.append(await opened.read(client, b"}"))
 
-    asyncio.run(run())
-    return written
+    play(app, talk)
+    return answers[0]
 
 
 def test_body_after_unread_100_is_not_parsed_as_request(app):
-    def act(connection):
-        connection.data_received(
-            POST + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(PING)
-        )
+    async def talk(opened):
+        head = POST + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(PING)
+        client = await opened.connect(head)
+        assert await opened.read(client, b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        (connection,) = opened.connections
         connection.pause_writing()
         connection.resume_writing()
-        connection.data_received(PING)
+        await opened.send(client, PING)
+        assert (await opened.read(client, b"}")).startswith(b"HTTP/1.1 400")
 
-    interim, answer = talk(app, act, 2)
-    assert interim == b"HTTP/1.1 100 Continue\r\n\r\n"
-    assert answer.startswith(b"HTTP/1.1 400")
+    play(app, talk)
 
 
 def test_memory_error_is_answered_with_503(app, monkeypatch):
-    def fail(*asked):
-        raise MemoryError
-
-    monkeypatch.setattr(app, "handle", fail)
-    (answer,) = talk(app, lambda connection: connection.data_received(post()), 1)
-    assert answer.startswith(b"HTTP/1.1 503")
+    monkeypatch.setattr(app, "handle", lambda *asked: raise_it(MemoryError()))
+    assert answer_of(app, post()).startswith(b"HTTP/1.1 503")
 
 
 def test_request_is_answered_when_no_thread_can_start(app, monkeypatch):
     monkeypatch.setattr(
         threading.Thread, "start", lambda thread: raise_it(RuntimeError("can't start new thread"))
     )
-
-    (answer,) = talk(app, lambda connection: connection.data_received(post()), 1)
-    assert answer.startswith(b"HTTP/1.1 200")
-
-    stream = (
-        POST.replace(b"application/json", b"application/jsonl")
-        + b"Transfer-Encoding: chunked\r\n\r\n"
-    )
-    (answer,) = talk(app, lambda connection: connection.data_received(stream), 1)
+    assert answer_of(app, post()).startswith(b"HTTP/1.1 200")
+    stream = POST.replace(b"json", b"jsonl") + b"Transfer-Encoding: chunked\r\n\r\n"
+    answer = answer_of(app, stream)
     assert answer.startswith(b"HTTP/1.1 503")
     assert b"Retry-After: 1\r\n" in answer
 
 
-def test_truncated_body_is_refused(connect):
-    connection = connect(POST + b"Content-Length: 9\r\n\r\n{")
-    connection.shutdown(socket.SHUT_WR)
-    status, _, document = read_answer(connection)
-    assert status == 400
-    assert document["message"] == "only 1 of the 9 bytes of the body arrived in time"
-    assert is_closed(connection)
+def test_truncated_body_is_refused(app):
+    answer = answer_of(app, POST + b"Content-Length: 9\r\n\r\n{")
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"only 1 of the 9 bytes" in answer
 
 
-def test_client_that_reads_nothing_is_disconnected(connect):
-    connection = connect()
-    connection.settimeout(0.5)
-    body = json.dumps({"inputs": [[1, 2, 3]] * 5000}).encode()
-    sent = 0
-    with contextlib.suppress(TimeoutError):
-        while True:
-            sent += connection.send(post(body))
-    assert sent < 50_000_000
+def test_client_that_reads_nothing_is_disconnected(app):
+    request = post(json.dumps({"inputs": [[1, 2, 3]] * 5000}).encode())
+    sent: list[int] = []
 
-    def is_reset():
-        try:
-            return connection.send(b"x") < 0
-        except TimeoutError:
-            return False
-        except OSError:
-            return True
+    async def talk(opened):
+        client = await opened.connect(b"")
 
-    wait_until(is_reset, what="the end of the connection")
+        async def flood():
+            while True:
+                await opened.send(client, request)
+                sent.append(len(request))
+
+        flooding = asyncio.create_task(flood())
+        await until(lambda: sent and opened.tick(0.2) and not opened.connections)
+        with pytest.raises(ConnectionError):
+            await flooding
+
+    play(app, talk)
+    assert sum(sent) < 10_000_000
 
 
 @pytest.mark.long
