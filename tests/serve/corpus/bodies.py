@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import zlib
 from collections.abc import Callable
 
 import zstandard
@@ -54,9 +53,7 @@ ENCODINGS = [
         POSTS,
         {
             "gzip that is none": (b"not compressed", "gzip"),
-            "half a gzip body": (lambda route: _gzip(route)[:-9], "gzip"),
             "gzip with a wrong sum": lambda route: _gzip(route)[:-8] + bytes(8),
-            "zlib in place of gzip": (lambda route: zlib.compress(_good(route)), "gzip"),
             "ten thousand gzip members": (gzip.compress(b"") * 10_001, "members"),
         },
         headers={"Content-Encoding": "gzip"},
@@ -64,9 +61,6 @@ ENCODINGS = [
     *body_cases(
         POSTS,
         {
-            "zstd that is none": b"not compressed",
-            "half a zstd body": lambda route: _zstd(_good(route))[:-3],
-            "bytes behind a zstd frame": lambda route: _zstd(_good(route)) + b"x",
             "a zstd window of 128 MiB": lambda route: _zstd(_good(route), 27, False),
         },
         words=("zstd",),
@@ -94,20 +88,14 @@ ENCODINGS = [
 _NESTED = (b"[" * 100_000, b"]" * 100_000)
 _DOCUMENTS = {
     "a document that breaks off": b'{"inputs": [1, ',
-    "a comma too many": b'{"inputs": [1,],}',
     "bytes that are no UTF-8": b'{"inputs": "\xff"}',
-    "UTF-16": '{"inputs": [1]}'.encode("utf-16"),
-    "half a surrogate pair in bytes": b'{"inputs": ["\xed\xa0\x80"]}',
     "half a surrogate pair in escapes": b'{"inputs": ["\\ud800"]}',
-    "a control character in a text": b'{"inputs": ["\x01"]}',
-    "a leading zero": b'{"inputs": [007]}',
     "a number that overflows": b'{"inputs": [1e999]}',
     "a NUL behind the document": b"{}\x00",
 }
 _DEEP = {
     "a hundred thousand arrays": b"".join(_NESTED),
     "a hundred thousand objects": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
-    "a hundred thousand openings": _NESTED[0],
 }
 _DEEP_NAN = {
     "a hundred thousand arrays around NaN": b"NaN".join(_NESTED),

@@ -12,7 +12,6 @@ from tests.serve.corpus.routes import (
     MAX_BODY_BYTES,
     ONE_A_FORM,
     POSTS,
-    RECORDS,
     TREE_WIDE,
     reading,
 )
@@ -39,11 +38,6 @@ def _at(change: Callable[[str], str]) -> Build:
     )
 
 
-def _event_time(route: Route) -> bytes:
-    """Return a request whose event time is empty."""
-    return route.request().replace(b"\r\n", b"\r\nX-Event-Time:\r\n", 1)
-
-
 def _chunk(route: Route) -> bytes:
     """Return a request with a single chunk above the limit."""
     head = route.request(b"", {"Transfer-Encoding": "chunked"}, length=-1)
@@ -55,10 +49,7 @@ NOT_FOUND = [
     for name, change in {
         "a path that goes on": lambda path: f"{path}/nowhere",
         "escapes of escapes": lambda path: f"/%252e%252e{path}",
-        "a backslash": lambda path: f"/%5c..%5c..{path}",
         "escapes that are no UTF-8": lambda path: f"/%ff%fe{path}",
-        "half an escape": lambda path: f"/%{path[1:]}%",
-        "a file that is there": lambda path: "/mlflow_deploy_plugin/core/errors.py",
         "a path of seven thousand characters": lambda path: f"/{'a' * 7000}{path}",
     }.items()
 ]
@@ -129,7 +120,6 @@ CASES: list[Case] = [
     *UNKNOWN,
     *METHODS,
     FOREIGN,
-    Case("an empty event time", _event_time, RECORDS, words=("X-Event-Time", "RFC 3339")),
     *SIZES,
     body_case(
         "a request within a body",  # a smuggling attempt

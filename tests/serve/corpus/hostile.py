@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from tests.serve.corpus.bodies import FIELDS as FIELDS
 from tests.serve.corpus.case import Route
-from tests.serve.corpus.routes import RECORD, dump, table
+from tests.serve.corpus.routes import RECORD, dump
 from tests.support.bodies import arrow_stream
 
 Fill = Callable[[int], bytes]
@@ -42,13 +42,9 @@ def _lines(piece: bytes, before: bytes = b"", after: bytes = b"") -> Fill:
 _RECORD = dump(RECORD)
 VALUES: dict[str, Fill] = {
     "keys": _keys(),
-    "keys with escapes": _numbered(lambda number: b'"\\u0041%d":1' % number, b"{", b"}"),
     "one key again and again": _repeated(b'"k":[1]', b"{", b"}"),
     "numbers": _repeated(b"1.5"),
     "texts": _repeated(b'"a"'),
-    "rows of four values and a wrong one": _repeated(
-        b'["AA",1.5,3,true]', after=b',["AA",1,1.5,7]]'
-    ),
     "empty rows": _repeated(b"[]"),
     "empty objects": _repeated(b"{}"),
     "records": _repeated(_RECORD),
@@ -67,7 +63,6 @@ VALUES: dict[str, Fill] = {
 _SPLITS: dict[str, Fill] = {
     "columns": _numbered(lambda number: b'"c%d"' % number, b'{"columns":[', b'],"data":[[1]]}'),
     "columns of one name": _repeated(b'"c"', b'{"columns":[', b'],"data":[[1]]}'),
-    "an index": _repeated(b"1", b'{"columns":["a","b","c"],"data":[[1,2,3]],"index":[', b"]}"),
     "rows of a table": _repeated(b"[1,2,3]", b'{"columns":["a","b","x"],"data":[', b"]}"),
     "keys of a table": _keys(b'{"columns":["a","b","c"],"data":[[1,2,3]],'),
 }
@@ -90,7 +85,6 @@ _V2: dict[str, Fill] = {
     "tensors of one name": _repeated(b'{"name":"t",%s}' % _TENSOR, b'{"inputs":[', b"]}"),
     "parameters": _keys(_DISTANCE + b'}],"parameters":{', b"}}"),
     "parameters of a tensor": _keys(_DISTANCE + b',"parameters":{', b"}}]}"),
-    "keys of the request": _keys(_DISTANCE + b"}],"),
     "outputs": _numbered(lambda n: b'{"name":"o%d"}' % n, _DISTANCE + b'}],"outputs":[', b"]}"),
     "sizes": _repeated(
         b"1", b'{"inputs":[{"name":"distance","datatype":"FP64","data":[1],"shape":[', b"]}]}"
@@ -98,7 +92,6 @@ _V2: dict[str, Fill] = {
     "an id": lambda size: b'{"id":"%s",' % (b"a" * size) + _DISTANCE[1:] + b"}]}",
     "numbers as FP64": _data(b"FP64", "numbers"),
     "pictures as FP32": _data(b"FP32", "pictures and a ragged one"),
-    "depth as BYTES": _data(b"BYTES", "depth after depth"),
     "digits as INT64": _data(b"INT64", "a number of digits"),
 }
 
@@ -110,14 +103,12 @@ _LINES: dict[str, Fill] = {
         lambda n: _RECORD[:-1] + b',"k%d":1}' % n, b"", b"", b"\n"
     ),
     "keys in a line": _keys(),
-    "a text in a line": lambda size: b'"%s"' % (b"a" * size),
     "depth in lines": _lines(b"[" * 900 + b"]" * 900),
 }
 
 _HEADER = b"carrier,distance,hour,late\n"
 _CSV: dict[str, Fill] = {
     "blank lines": lambda size: b"\n" * size,
-    "lines of three commas": lambda size: _HEADER + b",,,\n" * (size // 4),
     "columns": _numbered(lambda number: b"c%d" % number, b"", b"\n1"),
     "rows": _lines(b"AA,1.5,3,true", _HEADER),
     "rows and a wrong one": _lines(b"AA,1.5,3,true", _HEADER, b"\nAA,x,3,true"),
@@ -148,7 +139,6 @@ def _rows(size: int) -> bytes:
 _ARROW: dict[str, Fill] = {
     "columns": _columns,
     "columns of one name": lambda size: _columns(size, "distance"),
-    "batches": lambda size: arrow_stream(pa.concat_tables([table([RECORD])] * (size // 400))),
     "rows": _rows,
 }
 _FEEDBACK: dict[str, Fill] = {
@@ -156,9 +146,7 @@ _FEEDBACK: dict[str, Fill] = {
         lambda number: b'{"prediction_id":"%d","label":1}' % number, b'{"feedback":[', b"]}"
     ),
     "keys": _keys(),
-    "keys of an entry": _keys(b'{"feedback":[{', b"}]}"),
     "keys of a key": _keys(b'{"label":1,"key":{', b"}}"),
-    "keys beside feedback": _keys(b'{"feedback":[],'),
     "unknown columns": _numbered(
         lambda number: b'{"key":{"hour":%d},"label":1}' % number,
         b'{"feedback":[',

@@ -21,10 +21,10 @@ def failures(check, routes):
     return errors
 
 
-def test_every_route_answers_its_valid_request(tried):
-    assert failures(tried.wire.check_good, ALL) == []
+def test_every_route_answers_its_valid_request(wire):
+    assert failures(wire.check_good, ALL) == []
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_bad_request_is_refused_on_every_route(tried, case):
-    assert failures(lambda route: tried.wire.check(case, route), case.on) == []
+def test_bad_request_is_refused_on_every_route(wire, case):
+    assert failures(lambda route: wire.check(case, route), case.on) == []

@@ -13,9 +13,6 @@ from typing import Any
 import orjson
 import pytest
 
-from mlflow_deploy_plugin.core.errors import OnnxserveError
-from mlflow_deploy_plugin.serve.grpc import inference_pb2 as messages
-from mlflow_deploy_plugin.serve.grpc import tensors
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from tests.serve.corpus import hostile
 from tests.serve.corpus.case import Route
@@ -120,34 +117,3 @@ def test_time_of_hostile_bodies_is_linear(server, route):
             superlinear[name] = grown
     assert superlinear == {}
     assert statuses <= {200, 202, 400, 413, 415}
-
-
-_TENSOR = {"name": "distance", "datatype": "FP64", "shape": [1]}
-_ModelInferRequest: Any = messages.ModelInferRequest  # Protobuf accepts dictionaries for messages.
-_CALLS: dict[str, Callable[[int], Any]] = {
-    "tensors": lambda count: _ModelInferRequest(
-        inputs=[{**_TENSOR, "name": f"t{number}"} for number in range(count)],
-        raw_input_contents=[b"12345678"] * count,
-    ),
-    "parameters": lambda count: _ModelInferRequest(
-        parameters={f"k{number}": {"bool_param": True} for number in range(count)}
-    ),
-    "outputs": lambda count: _ModelInferRequest(
-        outputs=[{"name": f"o{number}"} for number in range(count)]
-    ),
-    "sizes": lambda count: _ModelInferRequest(inputs=[{**_TENSOR, "shape": [1] * count}]),
-}
-
-
-@pytest.mark.parametrize("shape", _CALLS)
-def test_time_of_hostile_calls_is_linear(server, shape):
-    predictor = server.repository.select_variant("flights").loaded.predictor
-
-    def ask(body):
-        with suppress(OnnxserveError):
-            message = tensors.read_message(messages.ModelInferRequest, body)
-            tensors.decode(message, predictor.artifact, predictor.schema)
-
-    # Both sizes are above the threshold for counting fields.
-    small, large = (_CALLS[shape](count).SerializeToString() for count in (10_000, 100_000))
-    assert grows_with(ask, small, large) == ""

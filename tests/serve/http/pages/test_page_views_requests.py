@@ -162,9 +162,7 @@ def test_failure_is_shown_with_message(serve_here, flights):
     server = serve_here(flights)
     assert handle(server, flight(distance="far")).status == 400
     (row,) = shown(server)
-    assert row["error_code"] == "BAD_REQUEST"
-    assert row["values"] == {}
-    assert row["predictions"] == {}
+    assert (row["error_code"], row["values"], row["predictions"]) == ("BAD_REQUEST", {}, {})
     assert mentions(row["message"], "'distance'", "'far'")
     assert "far" in page(server)
 
@@ -271,21 +269,17 @@ def test_hostile_names_values_and_paths_stay_text(serve_here, tmp_path):
     hostile = {"v": variant(page_models.hostile_model(tmp_path / "hostile"))}
     server = serve_here({"e": hostile, name: hostile})
     columns = [page_models.HOSTILE, page_models.QUOTED]
-    body = json.dumps(
-        {"dataframe_split": {"columns": columns, "data": [[1.5, 2.0], [1.0, 2.0]]}}
-    ).encode()
     path = f"/endpoints/{name}/invocations"
-    assert ask(server, path, body=body).status == 200
-    assert ask(server, path, body=body.replace(b"1.5", b'"<img src=x>"')).status == 400
+    for value, status in ((1.5, 200), ("<img src=x>", 400)):
+        split = {"columns": columns, "data": [[value, 2.0]]}
+        assert ask(server, path, body={"dataframe_split": split}).status == status
     assert ask(server, "/<img src=x onerror=alert(3)>", "GET").status == 404
-    assert ask(server, "/endpoints/<img src=x>/invocations", body=body).status == 404
-    (*_, answered) = shown(server)
+    assert ask(server, "/endpoints/<img src=x>/invocations").status == 404
+    answered = shown(server)[-1]
     assert answered["endpoint"] == name
     assert answered["predictions"]["prediction"] == page_models.HOSTILE
     for text in (page(server), page(server, f"/endpoints/{name}/requests")):
-        assert "<img src=x" not in text
-        assert "<script>" not in text
-        assert "<b>bold" not in text
+        assert not any(code in text for code in ("<img src=x", "<script>", "<b>bold"))
 
 
 @pytest.mark.parametrize(
@@ -314,22 +308,14 @@ def test_key_sees_only_its_endpoints(serve_here, model_folders):
     server = serve_here(endpoints, {"api_keys": True})
     both = KeyEntry(name="both", scopes=("infer", "read"))
     one = both.model_copy(update={"endpoints": ("flights",)})
-    infer = KeyEntry(name="infer", scopes=("infer",))
-    write_keys(server.repository.state_dir, {"both": both, "infer": infer, "one": one})
+    write_keys(server.repository.state_dir, {"both": both, "one": one})
     for path in ("/invocations", "/endpoints/other/invocations"):
         request = flight(path)
         request.headers["authorization"] = "Bearer both"
         handle(server, request)
-
-    def statuses(path):
-        keys = ("wrong", "infer", "one", "both")
-        return [get(server, path, authorization=f"Bearer {key}").status for key in keys]
-
-    mine = "/endpoints/flights/requests"
-    assert statuses("/requests") == [401, 403, 403, 200]
-    assert statuses(mine) == [401, 403, 200, 200]
-    assert statuses("/endpoints/other/requests") == [401, 403, 403, 200]
-    (row,) = shown(server, mine, authorization="Bearer one", host="anything.example")
+    sent = {"authorization": "Bearer one", "host": "anything.example"}
+    assert get(server, **sent).status == 403
+    (row,) = shown(server, "/endpoints/flights/requests", **sent)
     assert (row["endpoint"], row["values"]["carrier"]) == ("flights", "AA")
     everything = shown(server, authorization="Bearer both")
     assert {row["endpoint"] for row in everything} == {"flights", "other", ""}
@@ -354,8 +340,7 @@ def test_page_is_readable_and_opens_request(pages_server):
         page: Any = browser.new_page()
         for event in ("console", "dialog", "pageerror"):
             page.on(event, lambda reported: complaints.append(str(reported)))
-        page.goto(f"{pages_server.url}/endpoints/hostile")
-        page.get_by_role("link", name="Requests").click()
+        page.goto(f"{pages_server.url}/endpoints/hostile/requests")
         page.locator("summary").first.focus()
         page.keyboard.press("Enter")
         expect(page.locator("dl.told").first).to_contain_text(page_models.QUOTED)
@@ -366,8 +351,6 @@ def test_page_is_readable_and_opens_request(pages_server):
         page.get_by_role("link", name="4xx").click()
         page.get_by_role("link", name="Refresh").click()
         page.wait_for_url("**/requests?status=4xx")
-        page.get_by_role("link", name="the whole server").click()
-        expect(page.get_by_role("columnheader", name="Endpoint")).to_be_visible()
     assert complaints == []
 
 

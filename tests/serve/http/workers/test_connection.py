@@ -117,29 +117,12 @@ def test_same_head_is_read_anew_for_each_request(connect):
     assert [read_answer(connection)[2], read_answer(connection)[0]] == [ANSWER, 200]
 
 
-def test_head_request_is_answered_without_body(connect):
-    connection = connect(b"HEAD /health HTTP/1.1\r\nHost: x\r\n\r\n" + PING)
-    status, headers, _ = read_answer(connection, has_body=False)
-    assert status == 200
-    assert headers["content-length"] == str(len('{"status":"ok"}'))
-    assert read_answer(connection)[0] == 200
-
-
 def test_waiting_client_receives_100_continue(connect):
     connection = connect(POST + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(BODY))
     assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
     connection.sendall(BODY + PING)
     assert read_answer(connection)[2] == ANSWER
     assert read_answer(connection)[0] == 200
-
-
-def test_waiting_client_with_large_body_is_refused(connect):
-    connection = connect(POST + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % (LIMIT + 1))
-    status, headers, document = read_answer(connection)
-    assert status == 413
-    assert headers["connection"] == "close"
-    assert str(LIMIT) in document["message"]
-    assert is_closed(connection)
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,6 @@ def test_worker_imports_neither_mlflow_nor_pandas(tmp_path, model_folders):
             running.post(data="a,b,c\n1,2,3", headers={"Content-Type": "text/csv"}).status_code
             == 200
         )
-        pid = read_workers(tmp_path)[0].pid
-        resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
     roots = {name.partition(".")[0] for name in modules.read_text().split()}
     assert {"onnxruntime", "orjson", "flask", "uvloop"} <= roots
     assert not roots & {
@@ -55,7 +53,6 @@ def test_worker_imports_neither_mlflow_nor_pandas(tmp_path, model_folders):
         "onnx",
         "evidently",
     }
-    assert resident < 150e6
 
 
 @pytest.mark.long
