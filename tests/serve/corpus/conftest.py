@@ -7,7 +7,6 @@ import pytest
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.files import read_workers
 from tests.serve.corpus.routes import MAX_BODY_BYTES, VERTEX, VERTEX_HEALTH
-from tests.serve.corpus.wire import Wire
 from tests.support.servers import gunicorn, opened, variant
 
 SPEC = ServerSpec(max_body_bytes=MAX_BODY_BYTES, request_timeout_seconds=3, threads=12)
@@ -31,15 +30,14 @@ def server(tmp_path_factory, endpoints):
 
 
 @pytest.fixture(scope="session")
-def wire(tmp_path_factory, model_folders, endpoints):
-    """Yield a server. At the end, check that the same worker still runs and that its
-    log has no traceback.
+def port(tmp_path_factory, endpoints):
+    """Yield the port of a server. At the end, check that the same worker still runs and
+    that its log has no traceback.
     """
     state_dir = tmp_path_factory.mktemp("state")
-    secrets = [str(state_dir).encode(), str(model_folders["mixed"].parent).encode()]
-    with gunicorn(state_dir, endpoints, SPEC, environment=_VERTEX) as running:
+    with gunicorn(state_dir, endpoints, SPEC) as running:
         before = {state.pid for state in read_workers(state_dir)}
-        yield Wire(running.address[1], secrets)
+        yield running.address[1]
         log = running.log.read_text()
         assert {state.pid for state in read_workers(state_dir)} == before, log
         assert "Traceback" not in log

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tests.serve.corpus.routes import MAX_BODY_BYTES
-from tests.serve.corpus.wire import PATIENCE_SECONDS
 
 PING = b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"
 ROW = b'{"carrier":"AA","distance":100.5,"hour":3,"late":true}'
@@ -58,7 +57,7 @@ def exchanged(port: int, pieces: Sequence[bytes], pause: float) -> tuple[tuple[i
         pause: the seconds after a segment, in which the server reads it separately.
     """
     answered = b""
-    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=8) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with contextlib.suppress(ConnectionError):
             for piece in pieces:

@@ -22,20 +22,20 @@ def failures(port, jobs, pause):
         return [wrong for wrong in pool.map(check, jobs) if wrong]
 
 
-def test_hostile_bytes_leave_earlier_answer_intact(wire):
+def test_hostile_bytes_leave_earlier_answer_intact(port):
     jobs = [(case, [PING + case.sent], (200, *case.statuses)) for case in raw.CASES]
-    assert failures(wire.port, jobs, 0) == []
+    assert failures(port, jobs, 0) == []
 
 
 @pytest.mark.long
-def test_hostile_bytes_are_read_alike_at_every_cut(wire):
+def test_hostile_bytes_are_read_alike_at_every_cut(port):
     cuts = [(case, cut) for case in raw.CASES for cut in case.cuts]
     cuts.sort(key=lambda job: job[1])  # Few streams are then read at the same time.
     jobs = [(case, [case.sent[:cut], case.sent[cut:]], case.statuses) for case, cut in cuts]
-    assert failures(wire.port, jobs, 0.003) == []
+    assert failures(port, jobs, 0.003) == []
 
 
-def test_hostile_bytes_are_read_alike_one_by_one(wire):
+def test_hostile_bytes_are_read_alike_one_by_one(port):
     cases = [case for case in raw.CASES if len(case.sent) < 250][::3]
     jobs = [(case, [b"%c" % byte for byte in case.sent], case.statuses) for case in cases]
-    assert failures(wire.port, jobs, 0.0002) == []
+    assert failures(port, jobs, 0.0002) == []
