@@ -82,7 +82,6 @@ _V2: dict[str, Fill] = {
     "tensors": _numbered(
         lambda number: b'{"name":"t%d",%s}' % (number, _TENSOR), b'{"inputs":[', b"]}"
     ),
-    "tensors of one name": _repeated(b'{"name":"t",%s}' % _TENSOR, b'{"inputs":[', b"]}"),
     "parameters": _keys(_DISTANCE + b'}],"parameters":{', b"}}"),
     "parameters of a tensor": _keys(_DISTANCE + b',"parameters":{', b"}}]}"),
     "outputs": _numbered(lambda n: b'{"name":"o%d"}' % n, _DISTANCE + b'}],"outputs":[', b"]}"),
@@ -91,7 +90,6 @@ _V2: dict[str, Fill] = {
     ),
     "an id": lambda size: b'{"id":"%s",' % (b"a" * size) + _DISTANCE[1:] + b"}]}",
     "numbers as FP64": _data(b"FP64", "numbers"),
-    "pictures as FP32": _data(b"FP32", "pictures and a ragged one"),
     "digits as INT64": _data(b"INT64", "a number of digits"),
 }
 
@@ -115,14 +113,12 @@ _CSV: dict[str, Fill] = {
     "a field in quotes": lambda size: _HEADER + b'"%s"' % (b'""' * (size // 2)),
     "an open quote": lambda size: _HEADER + b'"' + b"\n" * size,
     "a number of digits": lambda size: _HEADER + b"AA,1,%s,true" % (b"7" * size),
-    "carriage returns": lambda size: _HEADER + b"\r" * size,
 }
 
 
-def _columns(size: int, name: str = "c{}") -> bytes:
-    arrays = [pa.array([1.0])] * (size // 50)
-    names = [name.format(number) for number in range(len(arrays))]
-    return arrow_stream(pa.Table.from_arrays(arrays, names=names))
+def _columns(size: int) -> bytes:
+    numbers = range(size // 50)
+    return arrow_stream(pa.table({f"c{number}": [1.0] for number in numbers}))
 
 
 def _rows(size: int) -> bytes:
@@ -138,7 +134,6 @@ def _rows(size: int) -> bytes:
 
 _ARROW: dict[str, Fill] = {
     "columns": _columns,
-    "columns of one name": lambda size: _columns(size, "distance"),
     "rows": _rows,
 }
 _FEEDBACK: dict[str, Fill] = {

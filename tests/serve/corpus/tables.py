@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tests.serve.corpus.case import Case, always, body_case, body_cases
-from tests.serve.corpus.routes import BINARY, IMAGE, MAX_BODY_BYTES, RECORD, dump, reading, table
+from tests.serve.corpus.case import Case, body_cases
+from tests.serve.corpus.routes import MAX_BODY_BYTES, RECORD, dump, reading, table
 from tests.support.bodies import arrow_file, arrow_stream
 
 _HEADER = b"carrier,distance,hour,late\n"
@@ -96,37 +96,6 @@ ARROW = [
     ),
 ]
 
-_SIZE = "Inference-Header-Content-Length"
-
-
-def _binary(
-    size: Any = IMAGE.nbytes, data: bytes = IMAGE.tobytes(), **changes: Any
-) -> tuple[bytes, str]:
-    """Return an infer request whose tensor follows the JSON, and the JSON's length."""
-    entry = {
-        "name": "image",
-        "shape": [1, 2, 2],
-        "datatype": "FP32",
-        "parameters": {"binary_data_size": size},
-    }
-    head = dump({"inputs": [{**entry, **changes}]})
-    return head + data, str(len(head))
-
-
-_BINARIES: dict[str, tuple[bytes, str]] = {
-    "a length of the JSON of nothing": (BINARY.good, "0"),
-    "a length of the JSON that cuts it": (BINARY.good, "20"),
-    "no length of the JSON": (BINARY.good, ""),
-    "more bytes than the tensor says": _binary(data=IMAGE.tobytes() + b"x"),
-    "a size of 65 bits": _binary(2**64),
-    "a shape that overflows": _binary(shape=[2**62, 2, 2]),
-    "a text of four gigabytes": _binary(4, b"\xff" * 4, datatype="BYTES", shape=[1]),
-}
-BINARIES = [
-    body_case(name, always(body), (BINARY,), headers={_SIZE: length})
-    for name, (body, length) in _BINARIES.items()
-]
-
 
 def _parameters(**parameters: Any) -> bytes:
     return dump({"parameters": parameters})
@@ -169,4 +138,4 @@ REPOSITORY = [
     ),
 ]
 
-CASES = [*CSV, *LINES, *ARROW, *BINARIES, *REPOSITORY]
+CASES = [*CSV, *LINES, *ARROW, *REPOSITORY]

@@ -3,13 +3,11 @@
 import json
 import re
 import secrets
-import socket
 from dataclasses import replace
 
 import pytest
 from flask import Blueprint
 
-from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.models import KeyEntry, Scope
 from mlflow_deploy_plugin.serve.http.app import ServerApp
 from mlflow_deploy_plugin.serve.http.plan import PlanTable
@@ -17,11 +15,12 @@ from mlflow_deploy_plugin.serve.http.routes import ROUTES, expand_path
 from mlflow_deploy_plugin.serve.inference.pipeline import failure
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.spool.frames import segments
+from tests.serve.http.listener import play, worker_app
 from tests.support.handling import ROW, V2_ROW, ask, handle
 from tests.support.keys import write_keys
 from tests.support.models import write_model
 from tests.support.refusals import mentions
-from tests.support.servers import gunicorn, one_endpoint, variant, want
+from tests.support.servers import one_endpoint, variant, want
 
 SCOPES: tuple[Scope, ...] = ("infer", "read", "admin")
 PUBLIC = {"/ping", "/health", "/v2/health/live", "/v2/health/ready"}
@@ -227,34 +226,46 @@ def test_key_in_path_or_id_is_not_recorded(server, uses_plan, caplog):
 
 
 @pytest.fixture
-def running(tmp_path, bias_folders):
-    write_scopes(tmp_path)
-    spec = ServerSpec.model_validate(SETTINGS)
-    with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), spec) as running:
-        yield running
+def app(server):
+    return worker_app(server)
 
 
-def test_worker_checks_keys_before_bodies(running):
+@pytest.mark.parametrize(
+    ("key", "kind", "status"),
+    [
+        ("infer", b"json", b"200"),
+        ("wrong", b"json", b"401"),
+        ("read", b"json", b"403"),
+        ("infer", b"jsonl", b"200"),
+        ("wrong", b"jsonl", b"401"),
+    ],
+)
+def test_worker_checks_keys(app, key, kind, status):
+    async def talk(opened):
+        head = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/%b\r\n" % kind
+        head += b"Authorization: Bearer %b\r\n" % key.encode()
+        body = ROW if kind == b"json" else b"[1, 2, 3]\n"
+        chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+        client = await opened.connect(head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks)
+        assert (await opened.read(client, at_least=20))[9:12] == status
+
+    play(app, talk)
+
+
+def test_body_of_stranger_is_not_awaited(app):
     """Otherwise the bodies of strangers could use the memory limit of a worker's
     bodies.
     """
 
-    def status(key, body=ROW, kind="application/json"):
-        headers = {"Content-Type": kind, "Authorization": f"Bearer {key}"}
-        return running.post(data=body, headers=headers).status_code
-
-    assert [status(key) for key in ("infer", "wrong", "read")] == [200, 401, 403]
-    for key, expected in (("infer", 200), ("wrong", 401)):
-        assert status(key, iter([b"[1, 2, 3]\n"]), "application/jsonl") == expected  # streamed
-    assert running.get("/", auth=("me", "read")).status_code == 200
-    assert running.get("/ping").status_code == 200
-    with socket.create_connection(running.address, timeout=20) as connection:
-        connection.sendall(
+    async def talk(opened):
+        client = await opened.connect(
             b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n["
         )
-        answer = connection.makefile("rb").read()
-    assert answer.startswith(b"HTTP/1.1 401 ")
-    assert b"\r\nConnection: close\r\n" in answer
+        answer = await opened.read(client, b"}")
+        assert answer.startswith(b"HTTP/1.1 401 ")
+        assert b"\r\nConnection: close\r\n" in answer
+
+    play(app, talk)
 
 
 def test_request_with_failed_plan_counts_once(serve_here, tmp_path):
