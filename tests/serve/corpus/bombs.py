@@ -2,22 +2,13 @@
 reading each body may take.
 """
 
-import io
 import resource
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
-
-import numpy as np
-import pyarrow as pa
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError
-from mlflow_deploy_plugin.serve.grpc import inference_pb2 as messages
-from mlflow_deploy_plugin.serve.grpc import tensors
 from mlflow_deploy_plugin.serve.protocols import (
-    arrow,
     feedback,
     jsonlines,
     mlflow,
@@ -33,8 +24,6 @@ LIMIT = 16 * 1024 * 1024
 
 CSV = "text/csv"
 LINES = "application/jsonl"
-GRPC = "application/grpc"
-_ARTIFACT: Any = SimpleNamespace(outputs=())
 
 
 @dataclass(frozen=True)
@@ -52,41 +41,6 @@ class Bomb:
 
 
 DOUBLE: ColumnType = "double"
-
-
-def _stream(
-    batches: Callable[[], list[Any]], compression: str | None = "zstd"
-) -> Callable[[], bytes]:
-    def body() -> bytes:
-        sink = io.BytesIO()
-        written = batches()
-        options = pa.ipc.IpcWriteOptions(compression=compression)
-        with pa.ipc.new_stream(sink, written[0].schema, options=options) as writer:
-            for batch in written:
-                writer.write_batch(batch)
-        return sink.getvalue()
-
-    return body
-
-
-def _word(rows: int, characters: int) -> Any:
-    words = pa.array(["x" * characters])
-    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), words)
-
-
-def _batches_of_words(count: int, rows: int, characters: int) -> Callable[[], list[Any]]:
-    return lambda: [pa.record_batch({"x": _word(rows, characters)})] * count
-
-
-def _views(count: int) -> list[Any]:
-    """Batches whose texts all refer to the same piece of one buffer."""
-    data = b"x" * 60_000
-    views = np.zeros((250, 4), "<i4")
-    views[:, 0] = len(data)
-    views[:, 1] = int.from_bytes(b"xxxx", "little")
-    buffers = [None, pa.py_buffer(views.tobytes()), pa.py_buffer(data)]
-    column = pa.Array.from_buffers(pa.string_view(), len(views), buffers)
-    return [pa.record_batch({"x": column})] * count
 
 
 def _filled(
@@ -111,21 +65,7 @@ _INPUTS = b'{"inputs":['
 _INSTANCES = b'{"instances":['
 
 
-def _called(**fields: Any) -> Callable[[], bytes]:
-    return lambda: messages.ModelInferRequest(**fields).SerializeToString() * 8_000_000
-
-
 BOMBS: dict[str, Bomb] = {
-    "Arrow: buffers that unpack": Bomb(
-        arrow.STREAM, NUMBER, _stream(lambda: [pa.record_batch({"x": np.zeros(30_000_000)})])
-    ),
-    "Arrow: a text in every row of many batches": Bomb(
-        arrow.STREAM, TEXT, _stream(_batches_of_words(900, 160, 100_000))
-    ),
-    "Arrow: views of one text": Bomb(arrow.STREAM, TEXT, _stream(lambda: _views(230), None)),
-    "Arrow: nulls": Bomb(
-        arrow.STREAM, NUMBER, _stream(lambda: [pa.record_batch({"x": pa.nulls(2_000_000_000)})])
-    ),
     "JSON: three million empty objects": Bomb(
         JSON, NUMBER, lambda: _INSTANCES + b"{}," * 3_000_000 + b"{}]}"
     ),
@@ -145,7 +85,6 @@ BOMBS: dict[str, Bomb] = {
         CSV, NUMBER, lambda: b'"\n"' + b"," * 1_000_000 + b"\n1", 128
     ),
     "CSV: fields": Bomb(CSV, NUMBER, lambda: b"x,y\n" + b"10,12\n" * 900_000, JSON_MIB),
-    "gRPC: empty tensors": Bomb(GRPC, NUMBER, _called(inputs=[{}])),
 }
 
 
@@ -154,13 +93,7 @@ def read(bomb: Bomb, body: bytes) -> None:
     Raises:
         OnnxserveError: the body is refused.
     """
-    if bomb.media in arrow.MEDIA_TYPES:
-        arrow.decode(body, bomb.schema, LIMIT)
-    elif bomb.media == GRPC:
-        tensors.decode(
-            tensors.read_message(messages.ModelInferRequest, body), _ARTIFACT, bomb.schema
-        )
-    elif bomb.media == LINES:
+    if bomb.media == LINES:
         jsonlines.decode(body, bomb.schema)
     elif bomb.media == "tf":
         tfserving.decode(body, bomb.schema)

@@ -34,7 +34,7 @@ def read_ours(segments):
     try:
         for segment in segments:
             data += segment
-            before = None
+            before: object = None
             while before != (head, data):
                 before = (head, data)
                 if head is None:

@@ -333,6 +333,7 @@ def test_new_version_has_plan_at_once(serve_here, bias_folders):
 
     def version():
         response = plans.answer(post("/invocations", {"inputs": [[0, 0, 0]]}))
+        assert response is not None
         served = response.headers["X-Model-Version"]
         assert response.body == b'{"predictions":[[%s000.0]]}' % served.encode()
         return served

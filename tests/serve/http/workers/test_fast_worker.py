@@ -36,7 +36,8 @@ OF_THE_CONNECTION = {"date", "server", "connection", "keep-alive"}
 
 
 def ask_worker(running, method, path, headers, body):
-    connection = http.client.HTTPConnection(*running.address, timeout=30)
+    host, port = running.address
+    connection = http.client.HTTPConnection(host, port, timeout=30)
     with contextlib.closing(connection):
         connection.request(method, path, body, headers)
         response = connection.getresponse()
