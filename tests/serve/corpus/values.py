@@ -4,9 +4,11 @@ shapes.
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from tests.serve.corpus.case import Route, body_cases
+from mlflow_deploy_plugin.serve.messages import RawRequest
+from tests.serve.corpus.case import Case, Route, body_cases
 from tests.serve.corpus.routes import COLUMNS, LANGUAGES, RECORD, RECORDS, dump, reading, tensor
 
 Build = Callable[[Route], bytes]
@@ -179,11 +181,26 @@ MLFLOW = body_cases(
         ),
     },
 )
-EVENT_TIMES = body_cases(
-    RECORDS,
-    {"an event of yesterday": lambda route: route.good},
-    words=("X-Event-Time", "RFC 3339"),
-    headers={"X-Event-Time": "yesterday"},
-)
+
+
+def _event(moment: str) -> Callable[[Route], RawRequest]:
+    def sent(route: Route) -> RawRequest:
+        request = route.request()
+        return replace(request, headers={**request.headers, "x-event-time": moment})
+
+    return sent
+
+
+EVENT_TIMES = [
+    Case(f"an event of {moment!r}", _event(moment), RECORDS, words=("X-Event-Time",))
+    for moment in (
+        "",
+        "yesterday",
+        "2013-07-01T12:30:00",
+        "9999-99-99T00:00:00Z",
+        "1699-12-31T00:00:00Z",
+        "2100-01-01T00:00:00Z",
+    )
+]
 
 CASES = [*TYPES, *COLUMN_CASES, *V2_CASES, *SHAPES, *TF_CASES, *MLFLOW, *EVENT_TIMES]

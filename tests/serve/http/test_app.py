@@ -99,6 +99,7 @@ REFUSED = {
     "a body of a byte too many": ("/invocations", {}, bytes(LIMIT + 1), 413),
     "chunks beyond the limit": ("/invocations", {"content-length": ""}, bytes(LIMIT + 1), 413),
     "a declared terabyte": ("/invocations", {"content-length": "9" * 12}, b"", 413),
+    "a large V2 body": ("/v2/models/e/infer", {}, bytes(LIMIT + 1), 413),
     "a way up": ("/a/../ping", {}, b"", 400),
     "a line feed": ("/ping%0a", {}, b"", 400),
 }
@@ -109,5 +110,7 @@ def test_hostile_request_is_refused(serve_here, bias_folders, path, headers, bod
     app = ServerApp(serve_here(one_endpoint(bias_folders["1"]), {"max_body_bytes": LIMIT}))
     fields = {**JSON, "content-length": str(len(body)), **headers}
     sent = {name: value for name, value in fields.items() if value}
-    assert ask_wsgi(app, "POST", path, sent, body)[0] == status
+    refused, _, content = ask_wsgi(app, "POST", path, sent, body)
+    assert refused == status
+    assert ("error_code" in json.loads(content)) == (not path.startswith("/v2"))
     assert ask_wsgi(app, "POST", "/invocations", JSON, ROW)[0] == 200
