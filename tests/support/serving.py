@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -66,14 +65,6 @@ class Served:
         code = self.process.wait(timeout=40)
         wait_until(lambda: not self.members(), 40, "no process is left")
         return code
-
-
-def is_answered(connection: socket.socket) -> bool:
-    """Check that a GET of /ping receives a response with a head and a body."""
-    answer = b""
-    while not answer.endswith(b"\r\n\r\n\n") and (piece := connection.recv(4096)):
-        answer += piece
-    return answer.startswith(b"HTTP/1.1 200")
 
 
 def _session(process: psutil.Process) -> int:

@@ -4,7 +4,10 @@ that the server must send.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any
+
+from mlflow_deploy_plugin.serve.http.parser import decode_path
+from mlflow_deploy_plugin.serve.messages import RawRequest
 
 Headers = Mapping[str, str]
 
@@ -42,25 +45,20 @@ class Route:
         self,
         body: bytes | None = None,
         headers: Headers | None = None,
-        method: str | None = None,
-        path: str | None = None,
-        length: int | None = None,
-    ) -> bytes:
-        """Return a request to this route as bytes. By default, all parts are valid.
+        method: str = "",
+        path: str = "",
+    ) -> RawRequest:
+        """Return a request to this route. By default, all parts are valid.
 
         Args:
             headers: added to or replacing the route's headers; an empty header is left
                 out.
-            length: the Content-Length; None for the correct length, -1 to omit the
-                header.
+            path: another target, with escapes.
         """
-        body = self.good if body is None else body
         fields = {"Host": "x", **self.headers, **(headers or {})}
-        if length != -1 and (body or length is not None or (method or self.method) == "POST"):
-            fields["Content-Length"] = str(len(body) if length is None else length)
-        lines = [f"{method or self.method} {path or self.path} HTTP/1.1"]
-        lines += [f"{name}: {value}" for name, value in fields.items() if value]
-        return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
+        sent = {name.lower(): value for name, value in fields.items() if value}
+        content = self.good if body is None else body
+        return RawRequest(method or self.method, decode_path(path or self.path), sent, content)
 
 
 @dataclass(frozen=True)
@@ -68,47 +66,56 @@ class Case:
     """A bad request, which is sent to every route of `on`.
 
     Attributes:
-        bound: the entry of `bounds.BOUNDS` that refuses the request.
-        sent: a function that returns the bytes for a route.
+        sent: a function that returns the request for a route.
         status: the expected status.
         words: texts that the message must contain.
-        closes: True if the connection closes, because the beginning of the next request
-            is unknown.
-        form: the form of the error; "any" for another path than the route's.
+        has_any_form: True if the error may have the form of another protocol, because
+            the path is another one.
     """
 
     name: str
-    bound: str
-    sent: Callable[[Route], bytes]
-    status: int
-    on: tuple[Route, ...]
-    words: tuple[str, ...] = ()
-    closes: bool = False
-    form: Literal["route", "any"] = "route"
-
-
-@dataclass(frozen=True)
-class BodyCase:
-    """A bad body, with its headers, which is sent to every route of `on`; the
-    connection remains open.
-
-    Attributes:
-        body: a function that returns the bytes for a route.
-        headers: added to or replacing the route's headers; an empty header is left out.
-    """
-
-    name: str
-    bound: str
-    body: Callable[[Route], bytes]
+    sent: Callable[[Route], RawRequest]
     on: tuple[Route, ...]
     status: int = 400
     words: tuple[str, ...] = ()
-    headers: Headers = field(default_factory=dict)
-    closes: bool = False
-    form: Literal["route", "any"] = "route"
-
-    def sent(self, route: Route) -> bytes:
-        return route.request(self.body(route), self.headers)
+    has_any_form: bool = False
 
 
-AnyCase = Case | BodyCase
+def body_case(
+    name: str,
+    body: Callable[[Route], bytes],
+    on: tuple[Route, ...],
+    status: int = 400,
+    words: tuple[str, ...] = (),
+    headers: Headers | None = None,
+) -> Case:
+    """Return the case of a bad body.
+
+    Args:
+        body: a function that returns the bytes for a route.
+        headers: added to or replacing the route's headers; an empty header is left out.
+    """
+    return Case(name, lambda route: route.request(body(route), headers), on, status, words)
+
+
+def always(body: bytes) -> Callable[[Route], bytes]:
+    return lambda route: body
+
+
+def body_cases(
+    on: tuple[Route, ...],
+    bodies: Mapping[str, Any],
+    status: int = 400,
+    words: tuple[str, ...] = (),
+    headers: Headers | None = None,
+) -> list[Case]:
+    """Return the cases of bad bodies, which are bytes or functions of the route.
+
+    A tuple of a body and texts adds texts that the message must contain.
+    """
+    cases = []
+    for name, given in bodies.items():
+        body, *more = given if isinstance(given, tuple) else (given,)
+        build = body if callable(body) else always(body)
+        cases.append(body_case(name, build, on, status, (*words, *more), headers))
+    return cases

@@ -11,16 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tests.serve.corpus.routes import MAX_BODY_BYTES
-from tests.serve.corpus.wire import PATIENCE_SECONDS
 
 PING = b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"
 ROW = b'{"carrier":"AA","distance":100.5,"hour":3,"late":true}'
 _LAST = b"GET /v2/health/live HTTP/1.1\r\nHost: last\r\nConnection: close\r\n\r\n"
 _LAST_ANSWER = b'{"live":true}'
-_PAUSE_SECONDS = 0.003
-"""The pause between two segments, in which the server reads the first segment
-separately.
-"""
 _MOST_CUTS = 16
 _LINE = re.compile(rb"HTTP/1\.[01] (\d{3}) ")
 _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n", re.IGNORECASE)
@@ -54,14 +49,15 @@ class Raw:
         return [*places[:4], *places[4::step]]
 
 
-def exchanged(
-    port: int, pieces: Sequence[bytes], pause: float = _PAUSE_SECONDS
-) -> tuple[tuple[int, ...], bool]:
+def exchanged(port: int, pieces: Sequence[bytes], pause: float) -> tuple[tuple[int, ...], bool]:
     """Return the statuses for these segments, and True if the last request was
     answered.
+
+    Args:
+        pause: the seconds after a segment, in which the server reads it separately.
     """
     answered = b""
-    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=8) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with contextlib.suppress(ConnectionError):
             for piece in pieces:
@@ -143,70 +139,37 @@ _TAKEN = {
         b"5\r\n" + ROW[:5] + b"\r\n%X\r\n" % len(ROW[5:]) + ROW[5:] + b"\r\n" + _END
     ),
     "a size with zeros before it": _size(b"0" * 10 + _SIZE),
-    "a last size of zeros": _chunks(_ONE + b"0000\r\n\r\n"),
     "an extension": _size(_SIZE + b";a=b"),
     "an extension in quotes": _size(_SIZE + b';a="b c"'),
-    "an extension behind a space": _size(_SIZE + b" ;a"),
-    "an extension without a name": _size(_SIZE + b";"),
-    "an extension with a tab": _size(_SIZE + b";a\tb"),
     "an extension of 900 bytes": _size(_SIZE + b";" + b"a" * 900),
-    "an extension of the last chunk": _chunks(_ONE + b"0;x=y\r\n\r\n"),
     "a trailer": _trailer(b"X: y\r\n"),
     "a hundred trailers": _trailer(b"X: y\r\n" * 100),
-    "a trailer beyond ASCII": _trailer(b"X: \xe4\r\n"),
-    "trailers that would say who asks": _trailer(b"Host: y\r\nAuthorization: y\r\n"),
     "chunks of a GET": _chunks(_ONE + _END).replace(b"POST /predict", b"GET /ping"),
     "a body of a GET": _sized().replace(b"POST /predict", b"GET /ping"),
     "an empty line before it": b"\r\n" + PING,
     "escapes in the path": _get(b"/%70ing"),
-    "half an escape in the query": _get(b"/ping?%zz"),
     "a line of 8,190 bytes": _get(b"/ping?" + b"a" * 8171),
     "a field of 8,190 bytes": _get(b"/ping", b"A: " + b"a" * 8187),
     "a hundred fields": _get(b"/ping", *[b"A: b"] * 99),
-    "fields of 116,000 bytes": _get(b"/ping", *[b"A: " + b"a" * 4000] * 29),
     "an empty host": PING.replace(b" x", b""),
-    "a tab in a value": _get(b"/ping", b"A: a\tb"),
     "a value beyond ASCII": _get(b"/ping", b"A: \x85\xa0\xe4"),
     "a length with an underscore in its name": _get(
         b"/ping", b"Content_Length: 5", b"Transfer_Encoding: chunked"
     ),
-    "an upgrade to HTTP/2": _get(
-        b"/ping", b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AA"
-    ),
-    "an upgrade to a websocket": _get(b"/ping", b"Connection: Upgrade", b"Upgrade: websocket"),
-    "an option of the connection that nobody knows": _get(b"/ping", b"Connection: closed"),
     "100-continue": _sized(ROW, b"Expect: 100-Continue"),
-    "100-continue before chunks": _chunks(_ONE + _END, b"Expect: 100-continue"),
-    "100-continue without a body": _get(b"/ping", b"Expect: 100-continue"),
     "HTTP/1.0 that goes on": b"GET /ping HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
 }
 _CLOSED = {
     "HTTP/1.0": b"GET /ping HTTP/1.0\r\n\r\n",
-    "HTTP/1.0 that waits": _sized(ROW, b"Expect: 100-continue").replace(b"HTTP/1.1", b"HTTP/1.0"),
     "close": _get(b"/ping", b"Connection: close"),
-    "close among others": _get(b"/ping", b"Connection: Keep-Alive, Close"),
-    "close in a second field": _get(b"/ping", b"Connection: keep-alive", b"Connection: close"),
-    "close, and more behind it": _get(b"/ping", b"Connection: close") + PING,
 }
 _SEVERAL: dict[str, tuple[bytes, tuple[int, ...]]] = {
     "three requests": (PING + _sized() + PING, (200, 200, 200)),
-    "an empty line between": (PING + b"\r\n" + PING, (200, 200)),
-    "an empty line behind a body": (_sized() + b"\r\n" + PING, (200, 200)),
-    "an empty line behind chunks": (_chunks(_ONE + _END) + b"\r\n" + PING, (200, 200)),
-    "behind what is not there": (_get(b"/nowhere") + PING, (404, 200)),
-    "behind a body that is not there": (
-        _sized().replace(b"/predict", b"/nowhere") + PING,
-        (404, 200),
-    ),
     "behind chunks that are not there": (
         _chunks(_ONE + _END).replace(b"/predict", b"/nowhere") + PING,
         (404, 200),
     ),
-    "behind a bad document": (_sized(b"{") + PING, (400, 200)),
     "behind a method that is not taken": (PING.replace(b"GET", b"DELETE") + PING, (405, 200)),
-    "behind the methods": (PING.replace(b"GET", b"OPTIONS") + PING, (204, 200)),
-    "half an escape": (_get(b"/ping%4") + PING, (404, 200)),
-    "a backslash": (_get(b"/\\ping") + PING, (404, 200)),
     "a method of twenty letters": (PING.replace(b"GET", b"G" * 20) + PING, (405, 200)),
 }
 _CUT: dict[str, tuple[bytes, tuple[int, ...]]] = {
@@ -216,25 +179,16 @@ _CUT: dict[str, tuple[bytes, tuple[int, ...]]] = {
         _post(b"x" * _LARGE, b"Content-Length: %d" % _LARGE) + PING,
         (413,),
     ),
-    "a chunk that is too large": (
-        _chunks(b"%x\r\n%s\r\n%s" % (_LARGE, b"x" * _LARGE, _END)) + PING,
+    "a chunk that says so": (_chunks(b"f" * 15 + b"\r\nabc\r\n" + _END), (413,)),
+    "a large body that waits": (
+        _post(b"", b"Expect: 100-continue", b"Content-Length: %d" % _LARGE),
         (413,),
     ),
-    "a chunk that says so": (_chunks(b"f" * 15 + b"\r\nabc\r\n" + _END), (413,)),
     "a body that says so": (_post(b"x", b"Content-Length: " + b"9" * 18), (413,)),
     "an expectation": (_sized(ROW, b"Expect: miracles") + PING, (417,)),
-    "an expectation in HTTP/1.0": (
-        _sized(ROW, b"Expect: m").replace(b"HTTP/1.1", b"HTTP/1.0") + PING,
-        (417,),
-    ),
-    "two expectations": (_sized(ROW, b"Expect: 100-continue", b"Expect: 100-continue"), (417,)),
-    "an empty expectation": (_sized(ROW, b"Expect:"), (417,)),
     "a line of 8,191 bytes": (_get(b"/ping?" + b"a" * 8172), (414,)),
     "a field of 8,191 bytes": (_get(b"/ping", b"A: " + b"a" * 8188), (431,)),
     "a hundred and one fields": (_get(b"/ping", *[b"A: b"] * 100), (431,)),
-    "a hundred and one fields with an underscore": (_get(b"/ping", *[b"A_: b"] * 100), (431,)),
-    "a field of 20,000 bytes": (_get(b"/ping", b"A: " + b"a" * 20_000), (431,)),
-    "fields of 320,000 bytes": (_get(b"/ping", *[b"A: " + b"a" * 4000] * 80), (431,)),
     **{
         f"Transfer-Encoding: {coding.decode()!r}": (
             _length(b"Transfer-Encoding: " + coding),
@@ -247,12 +201,24 @@ _CUT: dict[str, tuple[bytes, tuple[int, ...]]] = {
         )
     },
 }
+TARGETS = [
+    _get(target)
+    for target in _each(
+        b"http://x/ping|https://y/ping|x:80|ping|?ping|/ping#a|/a/../ping|/%2e%2e/ping|/ping%00"
+        b"|/ping%0d%0aX:%20y|/%2fping|//ping|/ping?\x01|/ping?\xe4|/ping?\x00|/ping\x00|/ping\x7f"
+        b"|/p\xefng|/pi\rng"
+    )
+]
+HOSTS = [
+    PING.replace(b"Host: x", field)
+    for field in _each(b"A: b| Host: x|Host: x, y|Host: a@b|Host: x:port|Host: x/y")
+]
 _REFUSED = {
     **{
         f"the line {line.decode('latin-1')!r}": _head(line)
         for line in [
             *_each(
-                b"get /ping HTTP/1.1|Get /ping HTTP/1.1|G#T /ping HTTP/1.1|GE /ping HTTP/1.1"
+                b"hello|get /ping HTTP/1.1|Get /ping HTTP/1.1|G#T /ping HTTP/1.1|GE /ping HTTP/1.1"
                 b"|CONNECT x:443 HTTP/1.1|OPTIONS * HTTP/1.1|GET /ping|GET  HTTP/1.1|"
                 b"GET /ping HTTP/1.2"
                 b"|GET /ping HTTP/2.0|GET /ping HTTP/0.9|GET /ping HTTP/1.10|GET /ping http/1.1"
@@ -266,12 +232,8 @@ _REFUSED = {
         ]
     },
     **{
-        f"the target {target.decode('latin-1')!r}": _get(target) + PING
-        for target in _each(
-            b"http://x/ping|https://y/ping|x:80|ping|?ping|/ping#a|/a/../ping|/%2e%2e/ping|/ping%00"
-            b"|/ping%0d%0aX:%20y|/%2fping|//ping|/ping?\x01|/ping?\xe4|/ping?\x00|/ping\x00|/ping\x7f"
-            b"|/p\xefng|/pi\rng"
-        )
+        f"the target or host in {sent.decode('latin-1')!r}": sent + PING
+        for sent in [*TARGETS, *HOSTS]
     },
     **{
         f"the field {field.decode('latin-1')!r}": _get(b"/ping", field) + PING
@@ -280,10 +242,6 @@ _REFUSED = {
             b"A\x01: b|A(: b"
             b"|A: \x00|A: \x01|A: \x7f|A:\x0bb|A: b\x0b|A: \x0cb|A: b\rC: d|A: b\nC: d|A: b\r|\n"
         )
-    },
-    **{
-        f"the field {field.decode()!r} in place of Host": PING.replace(b"Host: x", field) + PING
-        for field in _each(b"A: b| Host: x|Host: x, y|Host: a@b|Host: x:port|Host: x/y")
     },
     **{
         f"Content-Length: {length.decode('latin-1')!r}": _length(b"Content-Length: " + length)
@@ -333,9 +291,7 @@ _REFUSED = {
         ]
     },
     "a last chunk that ends with LF": _chunks(_ONE + b"0\n\r\n") + PING,
-    "chunks without a trailer's end": _chunks(_ONE + b"0\r\nX\r\n") + PING,
     "bad chunks of a bad path": _chunks(b"zz\r\n").replace(b"/predict", b"//predict"),
-    "bad chunks of a GET": _chunks(b"zz\r\n\r\n").replace(b"POST /predict", b"GET /ping"),
     "bad chunks of a stream": _post(b"zz\r\n", _CHUNKED, path=b"/invocations", kind=b"jsonl"),
     "a bad trailer of a stream": _post(
         _ONE + b"0\r\nX\r\n\r\n", _CHUNKED, path=b"/invocations", kind=b"jsonl"

@@ -142,36 +142,21 @@ BINARY = _route(
 )
 CSV_TEXT = b"carrier,distance,hour,late\nAA,100.5,3,true\n"
 
-INVOCATIONS = _flights("/invocations", "invocations", YES)
-LINES = _flights("/invocations", "jsonl", b'"yes"\n')
-PREDICT = _flights("/predict", "predict", b'{"prediction":"yes",')
-SCORE = _flights("/score", "azure", b'["yes"]')
-VERTEX_PREDICT = _flights(VERTEX, "instances", YES)
-INFER = _flights("/v2/models/flights/infer", "v2", b'"data":["yes"]')
-TF_PREDICT = _flights("/v1/models/flights:predict", "tfserving", b'{"predictions":[{"label":"yes",')
-
-
-_WRITTEN = (
-    INVOCATIONS,
-    _flights("/invocations", "dataframe_records", YES),
-    _flights("/invocations", "instances", YES),
-    _flights("/invocations", "inputs", YES),
-    LINES,
-    PREDICT,
-    _flights("/predict/batch", "records", b'{"predictions":["yes"],'),
-    SCORE,
-    VERTEX_PREDICT,
-    INFER,
-    TF_PREDICT,
-    _flights("/v1/models/flights/labels/v:predict", "tf columns", b'{"outputs":{"label":["yes"],'),
-)
-_DERIVED = [
+_DERIVED = tuple(
     _flights(path, protocol.name, b"yes")
     for protocol in JSON_FORMS
     for path in protocol_paths(protocol, "flights", "1", "v")
-]
-_NAMES = {route.name for route in _WRITTEN}
-RECORDS = _WRITTEN + tuple(route for route in _DERIVED if route.name not in _NAMES)
+)
+RECORDS = (
+    *_DERIVED,
+    _flights("/invocations", "dataframe_records", YES),
+    _flights("/invocations", "instances", YES),
+    _flights("/invocations", "inputs", YES),
+    _flights("/invocations", "jsonl", b'"yes"\n'),
+    _flights("/predict/batch", "records", b'{"predictions":["yes"],'),
+    _flights(VERTEX, "instances", YES),
+    _flights("/v1/models/flights/labels/v:predict", "tf columns", b'{"outputs":{"label":["yes"],'),
+)
 """The routes that accept a table of flights in JSON."""
 
 ARROW = _route("/invocations", "arrow", arrow_stream(table([RECORD])), b"yes")
@@ -197,24 +182,15 @@ TENSORS = (
     ),
 )
 _NOBODY = b"this server does not allow requests to"
-_KNOWN = {"Host": "localhost"}
-INDEX = _route("/v2/repository/index", "index", b"{}", b'"name":"flights"')
 ADMIN = (
-    INDEX,
-    _route(
-        "/v2/repository/models/other/load", "parameters", b"", _NOBODY, status=400, headers=_KNOWN
-    ),
-    _route(
-        "/v2/repository/models/flights/unload",
-        "parameters",
-        b"",
-        _NOBODY,
-        status=400,
-        headers=_KNOWN,
+    _route("/v2/repository/index", "index", b"{}", b'"name":"flights"'),
+    *(
+        _route(path, "parameters", b"", _NOBODY, status=400, headers={"Host": "localhost"})
+        for path in ("/v2/repository/models/other/load", "/v2/repository/models/flights/unload")
     ),
 )
-PAGES = {
-    path: Route("GET", path, right=right)
+READS = tuple(
+    Route("GET", path, right=right)
     for path, right in {
         "/docs": b"<html",
         "/openapi.json": b'"openapi":',
@@ -242,16 +218,9 @@ PAGES = {
         "/v1/models/flights/metadata": b"signature_def",
         "/": b"<html",
     }.items()
-}
-READS = tuple(PAGES.values())
-PREDICTIONS = RECORDS + TABLES + TENSORS
-POSTS = PREDICTIONS + ADMIN
-ALL = POSTS + READS
-ONE_A_FORM = (
-    *(INVOCATIONS, PREDICT, INFER, TF_PREDICT, INDEX),
-    *(PAGES[path] for path in ("/docs", "/health", "/v2/health/live")),
 )
-"""Routes for decisions before the path is read: one route per protocol, and pages."""
+POSTS = RECORDS + TABLES + TENSORS + ADMIN
+ALL = POSTS + READS
 TREE_WIDE = tuple({route.path: route for route in ALL}.values())
 """Each path once."""
 

@@ -1,46 +1,69 @@
-"""The corpus over real sockets and with the WSGI application: bad requests are refused,
-and other requests answered.
+"""Bad requests to every route are refused in the form of its protocol, and valid
+requests are answered after them.
 """
+
+import json
 
 import pytest
 
-from tests.serve.corpus import heads
-from tests.serve.corpus.bounds import OF_THE_CONNECTION
-from tests.serve.corpus.cases import CASES
+from tests.serve.corpus import bodies, paths, tables, values
 from tests.serve.corpus.routes import ALL
-from tests.serve.corpus.wire import Refused
+from tests.serve.http.listener import worker_app
+
+CASES = [*paths.CASES, *bodies.CASES, *values.CASES, *tables.CASES]
+_SECRETS = (
+    "Traceback",
+    'File "',
+    "site-packages",
+    "/python3",
+    ".py",
+    "mlflow_deploy_plugin",
+    "onnxserve-",
+)
+"""Texts that must not be in the answer to a bad request, unless the request contains
+them.
+"""
+_CODES = {404: ("ENDPOINT_NOT_FOUND", "RESOURCE_DOES_NOT_EXIST")}
+"""MLflow's error code by status; other statuses have BAD_REQUEST."""
 
 
-def failures(check, routes):
-    """Return the failures by route."""
-    errors = []
-    for route in routes:
-        try:
-            check(route)
-        except Refused as error:
-            errors.append(f"{route.name}: {error}")
-    return errors
+@pytest.fixture(scope="module")
+def app(server):
+    """Return the worker's application, with its plans."""
+    return worker_app(server)
 
 
-def test_every_route_gives_its_right_answer(tried, wsgi):
-    assert failures(tried.wire.check_good, ALL) == []
-    assert failures(wsgi.check_good, ALL) == []
+def check_valid(app, route):
+    answer = app.handle(route.request())
+    assert answer.status == route.status, (route.name, answer)
+    assert route.right in answer.body, (route.name, answer)
+
+
+@pytest.mark.parametrize("route", ALL, ids=lambda route: route.name)
+def test_valid_request_is_answered(app, route):
+    check_valid(app, route)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_bad_request_is_refused_and_the_good_one_after_it_answered(tried, case):
-    assert failures(lambda route: tried.wire.check(case, route), case.on) == []
-
-
-@pytest.mark.parametrize("case", heads.PIPELINED, ids=lambda case: case.name)
-def test_a_bad_request_behind_a_good_one_does_not_touch_its_answer(tried, case):
-    assert failures(lambda route: tried.wire.check(case, route, comes_first=True), case.on) == []
-
-
-@pytest.mark.parametrize(
-    "case",
-    [case for case in CASES if case.bound not in OF_THE_CONNECTION],
-    ids=lambda case: case.name,
-)
-def test_the_wsgi_application_refuses_a_bad_request_alike(wsgi, case):
-    assert failures(lambda route: wsgi.check(case, route), case.on) == []
+def test_bad_request_is_refused_on_every_route(app, caplog, case):
+    for route in case.on:
+        request = case.sent(route)
+        answer = app.handle(request)
+        shown = (route.name, answer)
+        assert answer.status == case.status, shown
+        document = json.loads(answer.body)
+        forms = [{"error"} if route.has_short_errors else {"error_code", "message"}]
+        if case.has_any_form:
+            forms = [{"error"}, {"error_code", "message"}]
+        assert document.keys() in forms, shown
+        expected = (None, *_CODES.get(answer.status, ("BAD_REQUEST",)))
+        assert document.get("error_code") in expected, shown
+        message = str(document.get("message", document.get("error")))
+        assert 8 < len(message) < 3000, shown
+        assert "\n" not in message, shown
+        assert [word for word in case.words if word not in message] == [], shown
+        sent = str((request.path, request.headers, request.body))
+        secrets = (*_SECRETS, str(app.server.repository.state_dir))
+        assert not [text for text in secrets if text in message and text not in sent], shown
+        check_valid(app, route)
+    assert not [record for record in caplog.records if record.exc_info]

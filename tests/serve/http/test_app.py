@@ -17,6 +17,7 @@ from tests.support.handling import ROW, ask_wsgi, wsgi_environ
 from tests.support.keys import write_keys
 from tests.support.servers import one_endpoint
 
+LIMIT = 10_000
 PATIENCE_SECONDS = 1.0
 JSON = {"host": "localhost", "content-type": "application/json"}
 
@@ -27,26 +28,15 @@ class SlowBody(io.BytesIO):
         return super().read(size)
 
 
-def test_the_timeout_of_a_request_excludes_the_time_its_body_takes_to_arrive(
-    serve_here, bias_folders
-):
+def test_timeout_excludes_arrival_of_body(serve_here, bias_folders):
     server = serve_here(one_endpoint(bias_folders["1"]))
     inputs = [v2_tensor(name, "FP64", [1.0]) for name in ("a", "b", "c")]
     body = json.dumps(
         {"inputs": inputs, "parameters": {"timeout": int(PATIENCE_SECONDS * 1e6)}}
     ).encode()
-    response = (
-        ServerApp(server)
-        .test_client()
-        .post(
-            "/v2/models/e/infer",
-            input_stream=SlowBody(body),
-            content_length=len(body),
-            content_type="application/json",
-            environ_overrides={"RAW_URI": "/v2/models/e/infer"},
-        )
-    )
-    assert response.status_code == 200, response.text
+    environ = wsgi_environ("POST", "/v2/models/e/infer", JSON, SlowBody(body))
+    environ["CONTENT_LENGTH"] = str(len(body))
+    assert run_wsgi_app(ServerApp(server), environ)[1].startswith("200")
 
 
 @pytest.mark.parametrize(
@@ -56,7 +46,7 @@ def test_the_timeout_of_a_request_excludes_the_time_its_body_takes_to_arrive(
         ({"certfile": "/c.pem", "keyfile": "/k.pem"}, "https://flights:1/where"),
     ],
 )
-def test_a_view_of_others_knows_by_which_address_it_was_asked(serve_here, bias_folders, spec, url):
+def test_blueprint_view_knows_its_url(serve_here, bias_folders, spec, url):
     app = ServerApp(serve_here(one_endpoint(bias_folders["1"]), spec))
     app.add_url_rule("/where", view_func=lambda: request.url)
     answer = app.handle(RawRequest("GET", "/where", {"host": "flights:1"}, b""))
@@ -70,7 +60,7 @@ class UnreadableBody(io.BytesIO):
         raise TimeoutError
 
 
-def test_the_body_of_a_stranger_is_not_read(serve_here, bias_folders):
+def test_body_of_stranger_is_not_read(serve_here, bias_folders):
     server = serve_here(one_endpoint(bias_folders["1"]), {"api_keys": True})
     write_keys(server.repository.state_dir, {"k": KeyEntry(name="k", scopes=("infer",))})
     app = ServerApp(server)
@@ -82,7 +72,7 @@ def test_the_body_of_a_stranger_is_not_read(serve_here, bias_folders):
             assert run_wsgi_app(app, environ)[1].startswith(status)
 
 
-def test_a_caller_is_named_by_the_certificate_of_its_connection(serve_here, bias_folders):
+def test_caller_is_named_by_certificate(serve_here, bias_folders):
     files = {"certfile": "/c.pem", "keyfile": "/k.pem", "ca_certs": "/ca.pem"}
     app = ServerApp(serve_here(one_endpoint(bias_folders["1"]), files))
 
@@ -94,10 +84,33 @@ def test_a_caller_is_named_by_the_certificate_of_its_connection(serve_here, bias
         assert run_wsgi_app(app, environ)[1].startswith(str(status))
 
 
-def test_a_body_that_ends_before_its_length_is_refused(serve_here, bias_folders):
+def test_body_shorter_than_length_is_refused(serve_here, bias_folders):
     app = ServerApp(serve_here(one_endpoint(bias_folders["1"])))
     headers = {**JSON, "content-length": str(len(ROW) + 1)}
     status, _, body = ask_wsgi(app, "POST", "/invocations", headers, ROW)
     assert status == 400
     assert json.loads(body)["error_code"] == "BAD_REQUEST"
     assert str(len(ROW)) in json.loads(body)["message"]
+
+
+REFUSED = {
+    "no host": ("/ping", {"host": ""}, b"", 400),
+    "a path in the host": ("/ping", {"host": "x/y"}, b"", 400),
+    "a body of a byte too many": ("/invocations", {}, bytes(LIMIT + 1), 413),
+    "chunks beyond the limit": ("/invocations", {"content-length": ""}, bytes(LIMIT + 1), 413),
+    "a declared terabyte": ("/invocations", {"content-length": "9" * 12}, b"", 413),
+    "a large V2 body": ("/v2/models/e/infer", {}, bytes(LIMIT + 1), 413),
+    "a way up": ("/a/../ping", {}, b"", 400),
+    "a line feed": ("/ping%0a", {}, b"", 400),
+}
+
+
+@pytest.mark.parametrize(("path", "headers", "body", "status"), REFUSED.values(), ids=REFUSED)
+def test_hostile_request_is_refused(serve_here, bias_folders, path, headers, body, status):
+    app = ServerApp(serve_here(one_endpoint(bias_folders["1"]), {"max_body_bytes": LIMIT}))
+    fields = {**JSON, "content-length": str(len(body)), **headers}
+    sent = {name: value for name, value in fields.items() if value}
+    refused, _, content = ask_wsgi(app, "POST", path, sent, body)
+    assert refused == status
+    assert ("error_code" in json.loads(content)) == (not path.startswith("/v2"))
+    assert ask_wsgi(app, "POST", "/invocations", JSON, ROW)[0] == 200

@@ -76,31 +76,21 @@ def running(tmp_path_factory, distribution, bias_folders):
         yield running
 
 
-def test_a_blueprint_of_another_distribution_is_reached(running):
+def test_blueprint_of_other_distribution_is_served(running, distribution):
     response = running.get("/airports/ewr?detail=long")
     assert response.json() == {"code": "EWR", "detail": "long", "served": {"e": ["1"]}}
-    assert running.get("/airports/ewr").json()["detail"] == "short"
-
-
-def test_its_methods_are_flask_s(running):
     refused = running.post("/airports/ewr", json={})
     assert refused.status_code == 405
     assert refused.headers["Allow"] == "GET, HEAD, OPTIONS"
-    head = requests.head(running.url + "/airports/ewr", timeout=30)
-    got = running.get("/airports/ewr")
-    assert head.status_code == 200
-    assert head.content == b""
-    assert head.headers["Content-Length"] == str(len(got.content))
-
-
-def test_a_view_may_send_a_file(running, distribution):
-    response = running.get("/file")
-    assert response.status_code == 200
-    assert response.text == (distribution / "flights_pages.py").read_text()
+    head = requests.head(running.url + "/file", timeout=30)
+    assert (head.status_code, head.content) == (200, b"")
+    code = (distribution / "flights_pages.py").read_text()
+    assert running.get("/file").text == code
+    assert head.headers["Content-Length"] == str(len(code.encode()))
 
 
 @pytest.mark.parametrize("view", ["broken", "panics", "leaves"])
-def test_a_view_that_fails_is_answered_without_its_reason(running, view):
+def test_failing_view_hides_its_reason(running, view):
     response = running.get(f"/{view}")
     assert response.status_code == 500
     assert response.json()["error_code"] == "INTERNAL_ERROR"
@@ -109,16 +99,16 @@ def test_a_view_that_fails_is_answered_without_its_reason(running, view):
 
 
 @pytest.mark.parametrize("status", [404, 405, 410])
-def test_an_error_of_a_view_keeps_its_own_message(running, status):
+def test_error_of_view_keeps_its_message(running, status):
     refused = running.get(f"/aborts/{status}")
     assert (refused.status_code, "its own words" in refused.text) == (status, True)
 
 
-def test_a_blueprint_that_cannot_be_loaded_does_not_stop_predictions(running):
+def test_broken_blueprint_is_skipped(running):
     assert running.post(json={"inputs": [[1, 2, 3]]}).json() == {"predictions": [[1006.0]]}
     assert mentions(running.log.read_text(), "blueprint", "no_such_module:x", "cannot be used")
 
 
-def test_our_own_routes_stay_ours(running):
+def test_own_routes_take_precedence(running):
     assert running.get("/v2/models/e/versions/1").json()["name"] == "e"
     assert running.get("/ping").text == "\n"

@@ -8,6 +8,7 @@ import json
 import tracemalloc
 import zlib
 from collections.abc import Callable
+from itertools import product
 
 import pytest
 import zstandard
@@ -53,30 +54,33 @@ def undo(body, encoding, limit=LIMIT):
 
 @pytest.mark.parametrize("encoding", COMPRESS)
 @given(body=st.binary(max_size=10_000))
-def test_a_compressed_body_comes_back_as_it_was(encoding, body):
+def test_compressed_body_is_decoded(encoding, body):
     assert undo(COMPRESS[encoding](body), encoding) == body
 
 
-def test_a_body_without_an_encoding_is_the_same_object():
+def test_plain_body_is_not_copied():
     request = RawRequest("POST", "/invocations", {}, b"x")
     assert decode_body(request, LIMIT) is request
 
 
 @given(parts=st.lists(st.binary(max_size=1000), min_size=1, max_size=5))
-def test_the_members_of_a_gzip_body_are_one_body(parts):
+def test_gzip_members_are_one_body(parts):
     assert undo(b"".join(map(gzip.compress, parts)), "gzip") == b"".join(parts)
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "deflate", "zstd", " zstd "])
-def test_the_limit_holds_to_the_byte(encoding):
+FORMATS = pytest.mark.parametrize("encoding", ["gzip", "deflate", "zstd", " zstd "])
+
+
+@FORMATS
+def test_limit_holds_to_the_byte(encoding):
     assert undo(COMPRESS[encoding](b"x" * LIMIT), encoding) == b"x" * LIMIT
     with pytest.raises(BodyTooLarge, match="1000000 bytes"):
         undo(COMPRESS[encoding](b"x" * (LIMIT + 1)), encoding)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("encoding", ["gzip", "deflate", "zstd", " zstd "])
-def test_a_bomb_costs_no_more_memory_than_the_limit(encoding):
+@FORMATS
+def test_memory_of_bomb_is_bounded(encoding):
     bomb = COMPRESS[encoding](bytes(300_000_000))
     tracemalloc.start()
     with pytest.raises(BodyTooLarge):
@@ -86,48 +90,41 @@ def test_a_bomb_costs_no_more_memory_than_the_limit(encoding):
     assert peak < 5 * LIMIT
 
 
-def test_a_frame_that_declares_a_petabyte_is_not_believed():
+def test_declared_size_is_not_believed():
     frame = b"\x28\xb5\x2f\xfd\xe0" + (2**50).to_bytes(8, "little") + b"\x01\x00\x00"
     with pytest.raises(BodyTooLarge):
         undo(frame, "zstd")
 
 
-def test_a_body_of_empty_members_is_refused_soon():
-    with pytest.raises(InvalidRequest, match="members"):
-        undo(gzip.compress(b"") * 100_000, "gzip")
-
-
-@pytest.mark.parametrize("encoding", ["gzip", "deflate", "zstd", " zstd "])
+@FORMATS
 @given(cut=st.integers(1, 60), flipped=st.integers(0, 40))
-def test_a_torn_body_is_refused_in_one_line(encoding, cut, flipped):
+def test_torn_body_is_refused(encoding, cut, flipped):
     whole = COMPRESS[encoding](b"0123456789" * 20)
-    torn = whole[: max(1, len(whole) - cut)]
     bent = bytearray(whole)
     bent[flipped % len(bent)] ^= 0x55
     with pytest.raises(InvalidRequest):
-        undo(torn, encoding)
+        undo(whole[: max(1, len(whole) - cut)], encoding)
     with contextlib.suppress(InvalidRequest):  # A changed header field may be ignored.
         undo(bytes(bent), encoding)
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "deflate", "zstd"])
-@pytest.mark.parametrize("body", [b"{}", b"\x1f\x8b", b"\x28\xb5\x2f\xfd", bytes(30)])
-def test_a_body_that_is_not_compressed_at_all_is_refused(encoding, body):
-    with pytest.raises(InvalidRequest, match=encoding):
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [
+        *product(["gzip", "deflate", "zstd"], [b"{}", b"\x1f\x8b", b"\x28\xb5\x2f\xfd", bytes(30)]),
+        ("gzip", gzip.compress(b"x") + b"junk"),
+        ("gzip", gzip.compress(b"") * 100_000),
+        ("deflate", zlib.compress(b"x") * 2),
+        ("zstd", zstandard.compress(b"x") + b"junk"),
+    ],
+)
+def test_malformed_body_is_refused(encoding, body):
+    with pytest.raises(InvalidRequest):
         undo(body, encoding)
 
 
-def test_trailing_data_after_a_compressed_body_is_refused():
-    with pytest.raises(InvalidRequest):
-        undo(gzip.compress(b"x") + b"junk", "gzip")
-    with pytest.raises(InvalidRequest):
-        undo(zlib.compress(b"x") * 2, "deflate")
-    with pytest.raises(InvalidRequest):
-        undo(zstandard.compress(b"x") + b"junk", "zstd")
-
-
 @pytest.mark.parametrize("encoding", ["br", "gzip, gzip", "gzip,zstd", "x" * 1000])
-def test_an_unknown_encoding_is_refused_with_those_that_are_known(encoding):
+def test_unknown_encoding_is_refused(encoding):
     with pytest.raises(UnsupportedMediaType, match="gzip, deflate, zstd"):
         undo(b"x", encoding)
 
@@ -146,9 +143,7 @@ def compressed(accepted, response=None):
     ("accepted", "expected"),
     [
         (None, None),
-        ("", None),
         ("gzip", "gzip"),
-        ("gzip, deflate", "gzip"),
         ("gzip, deflate, br, zstd", "zstd"),
         ("zstd;q=0.5, gzip", "gzip"),
         ("gzip;q=0, zstd;q=0", None),
@@ -158,11 +153,10 @@ def compressed(accepted, response=None):
         ("gzip;q=much", None),
         ("gzip;q=nan", None),
         ("br", None),
-        ("GZIP", "gzip"),
         (",;,;q=", None),
     ],
 )
-def test_an_answer_is_compressed_as_the_caller_asks(accepted, expected):
+def test_answer_has_accepted_encoding(accepted, expected):
     response = compressed(accepted)
     assert response.headers.get("Content-Encoding") == expected
     assert response.headers["Vary"] == "Accept-Encoding"
@@ -174,37 +168,18 @@ def test_an_answer_is_compressed_as_the_caller_asks(accepted, expected):
     assert undone[expected](response.body) == LARGE
 
 
-def test_small_answers_and_those_that_are_compressed_already_stay_as_they_are():
+def test_small_or_compressed_answer_is_unchanged():
     small = RawResponse(200, b"x" * (COMPRESSED_FROM_BYTES - 1))
     picture = RawResponse(200, LARGE, "image/png")
     assert compressed("gzip", small) is small
     assert compressed("gzip", picture) is picture
 
 
-@pytest.fixture
-def server(serve_here, model_folders):
-    return serve_here(one_endpoint(model_folders["single"]))
-
-
-@pytest.mark.parametrize("path", ["/invocations", "/endpoints/e/invocations", "/predict/batch"])
-def test_every_route_takes_a_compressed_body(server, path):
-    plain = b'{"instances": [[1, 2, 3]]}'
-    response = ask(server, path, body=gzip.compress(plain), content_encoding="gzip")
-    assert response.status == 200
-    assert json.loads(response.body)["predictions"] == [[6.0]]
-
-
-def test_a_bomb_is_answered_with_413_and_a_foreign_encoding_with_415(server):
-    bomb = ask(server, body=gzip.compress(bytes(20_000_000)), content_encoding="gzip")
-    foreign = ask(server, "/v2/models/e/infer", body=b"x", content_encoding="br")
-    assert bomb.status == 413
-    assert json.loads(bomb.body)["error_code"] == "BAD_REQUEST"
-    assert (foreign.status, "gzip" in json.loads(foreign.body)["error"]) == (415, True)
-    assert ask(server).status == 200
-
-
-def test_a_large_answer_of_a_server_is_compressed(server):
-    rows = {"inputs": [[1, 2, 3]] * 5000}
-    response = ask(server, body=rows, accept_encoding="gzip")
+def test_server_decodes_and_encodes_bodies(serve_here, model_folders):
+    server = serve_here(one_endpoint(model_folders["single"]))
+    rows = b'{"instances": [' + b"[1, 2, 3]," * 5000 + b"[1, 2, 3]]}"
+    response = ask(
+        server, body=gzip.compress(rows), content_encoding="gzip", accept_encoding="gzip"
+    )
     assert response.headers["Content-Encoding"] == "gzip"
-    assert json.loads(zlib.decompress(response.body, 31))["predictions"] == [[6.0]] * 5000
+    assert json.loads(gzip.decompress(response.body))["predictions"] == [[6.0]] * 5001

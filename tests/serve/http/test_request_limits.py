@@ -28,13 +28,13 @@ from tests.support.guides import ROOT
         ("open connections", [request_limits.MAX_CONNECTIONS]),
     ],
 )
-def test_the_page_states_the_limit(row, numbers):
+def test_docs_state_the_limit(row, numbers):
     page = (ROOT / "docs" / "server-settings.md").read_text()
     (limit,) = re.findall(rf"^\| {row}[^|]*\|([^|]*)\|", page, re.MULTILINE)
     assert [int(number) for number in re.findall(r"\d+", limit)] == numbers
 
 
-def test_gunicorn_gets_the_limits_of_a_head():
+def test_gunicorn_has_limits_of_head():
     command = gunicorn_command(Path("/s"), ServerSpec(), 7)
     options = (
         "--limit-request-line",

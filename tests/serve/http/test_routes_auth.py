@@ -3,14 +3,11 @@
 import json
 import re
 import secrets
-import socket
 from dataclasses import replace
 
 import pytest
-import requests
 from flask import Blueprint
 
-from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.models import KeyEntry, Scope
 from mlflow_deploy_plugin.serve.http.app import ServerApp
 from mlflow_deploy_plugin.serve.http.plan import PlanTable
@@ -18,11 +15,12 @@ from mlflow_deploy_plugin.serve.http.routes import ROUTES, expand_path
 from mlflow_deploy_plugin.serve.inference.pipeline import failure
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.spool.frames import segments
+from tests.serve.http.listener import play, worker_app
 from tests.support.handling import ROW, V2_ROW, ask, handle
 from tests.support.keys import write_keys
 from tests.support.models import write_model
 from tests.support.refusals import mentions
-from tests.support.servers import gunicorn, one_endpoint, variant, want
+from tests.support.servers import one_endpoint, variant, want
 
 SCOPES: tuple[Scope, ...] = ("infer", "read", "admin")
 PUBLIC = {"/ping", "/health", "/v2/health/live", "/v2/health/ready"}
@@ -36,7 +34,7 @@ def write_scopes(state_dir):
     entries: dict[str, KeyEntry] = {
         scope: KeyEntry(name=scope, scopes=(scope,)) for scope in SCOPES
     }
-    entries["thrice"] = KeyEntry(name="thrice", scopes=("infer", "read"), limits=("3/hour",))
+    entries["only-e"] = KeyEntry(name="only-e", scopes=("read",), endpoints=("e",))
     entries["only-f"] = KeyEntry(name="only-f", scopes=("infer", "read"), endpoints=("f",))
     write_keys(state_dir, entries)
 
@@ -66,7 +64,7 @@ def need_of(path, method):
 @pytest.mark.parametrize(
     ("path", "method", "declared"), [(route.path, route.method, route.need) for route in ROUTES]
 )
-def test_every_route_needs_its_scope(server, path, method, declared):
+def test_route_requires_its_scope(server, path, method, declared):
     assert (declared or "") == need_of(path, method)
     plain = path.partition("[")[0] + path.partition("]")[2]  # without the optional parts
     address = plain.replace("/NAME", "/e")
@@ -85,7 +83,7 @@ def test_every_route_needs_its_scope(server, path, method, declared):
 
 
 @pytest.mark.parametrize("key", ["", "wrong", "only-e", "nothing"])
-def test_a_refusal_is_the_same_for_names_that_are_served_and_names_that_are_not(server, key):
+def test_refusal_does_not_reveal_served_names(server, key):
     """A caller without permission cannot find names by guessing,
     in any path or body.
     """
@@ -115,35 +113,25 @@ def test_a_refusal_is_the_same_for_names_that_are_served_and_names_that_are_not(
 
 
 @pytest.mark.parametrize(
-    ("path", "method", "status"),
+    ("key", "path", "method", "status"),
     [
-        ("/endpoints/f/invocations", "POST", 200),
-        ("/endpoints/e/invocations", "POST", 403),
-        ("/invocations", "POST", 403),  # e is the default endpoint.
-        ("/v2/models/f", "GET", 200),
-        ("/v2/models/e", "GET", 403),
-        ("/endpoints/f", "GET", 200),
-        ("/metrics", "GET", 403),
+        ("only-f", "/endpoints/f/invocations", "POST", 200),
+        ("only-f", "/endpoints/e/invocations", "POST", 403),
+        ("only-f", "/invocations", "POST", 403),  # e is the default endpoint.
+        ("only-f", "/v2/models/f", "GET", 200),
+        ("only-f", "/v2/models/e", "GET", 403),
+        ("only-f", "/endpoints/f", "GET", 200),
+        ("only-f", "/metrics", "GET", 403),
+        ("only-e", "/openapi.json", "GET", 403),  # It would reveal the inputs of f.
+        ("only-e", "/endpoints/e/openapi.json", "GET", 200),
     ],
 )
-def test_a_key_may_hold_for_one_endpoint(server, path, method, status):
-    assert ask(server, path, method, authorization="Bearer only-f").status == status
-
-
-def test_a_key_for_the_default_endpoint_does_not_reveal_the_inputs_of_others(server):
-    write_keys(
-        server.repository.state_dir,
-        {"only-e": KeyEntry(name="only-e", scopes=("read",), endpoints=("e",))},
-    )
-
-    assert ask(server, "/openapi.json", "GET", authorization="Bearer only-e").status == 403
-    assert (
-        ask(server, "/endpoints/e/openapi.json", "GET", authorization="Bearer only-e").status == 200
-    )
+def test_key_is_limited_to_its_endpoint(server, key, path, method, status):
+    assert ask(server, path, method, authorization=f"Bearer {key}").status == status
 
 
 @pytest.mark.parametrize("path", ["/endpoints/f", "/endpoints/f/docs"])
-def test_a_page_tells_a_key_for_one_endpoint_the_name_of_no_other(server, path):
+def test_page_does_not_reveal_other_endpoints(server, path):
     def offered(key):
         page = ask(server, path, "GET", authorization=f"Bearer {key}").body.decode()
         return re.findall(r"<option value=\"(\w+)\"", page)
@@ -152,7 +140,7 @@ def test_a_page_tells_a_key_for_one_endpoint_the_name_of_no_other(server, path):
     assert offered("only-f") == []
 
 
-def test_a_health_check_tells_a_stranger_no_reason(server, tmp_path):
+def test_health_check_hides_reason_from_strangers(server, tmp_path):
     want(server.repository.state_dir, 2, {"g": {"v": variant(tmp_path, "1")}})
     server.repository.poll()
     response = ask(server, "/ping", "GET", authorization="Bearer infer")
@@ -162,7 +150,7 @@ def test_a_health_check_tells_a_stranger_no_reason(server, tmp_path):
     assert b"the server cannot predict now; send a key to get the reason" in response.body
 
 
-def test_a_caller_without_a_key_is_asked_for_one(server):
+def test_missing_key_is_asked_for(server):
     answer = ask(server)
     assert answer.headers["WWW-Authenticate"].split(", ") == [
         'Basic realm="onnxserve"',
@@ -172,7 +160,7 @@ def test_a_caller_without_a_key_is_asked_for_one(server):
 
 
 @pytest.mark.parametrize(("method", "need"), [("GET", "read"), ("POST", "admin")])
-def test_views_of_other_packages_need_read_or_for_changes_admin_scope(server, method, need):
+def test_blueprint_views_require_scope(server, method, need):
     blueprint = Blueprint("flights", __name__)
     blueprint.add_url_rule("/flights", "flights", lambda: "seen", methods=[method])
     app = ServerApp(server)
@@ -185,19 +173,16 @@ def test_views_of_other_packages_need_read_or_for_changes_admin_scope(server, me
         assert response.status == (200 if scope == need else 403), scope
 
 
-def test_the_log_names_the_key_and_never_its_text(server, caplog):
-    write_keys(
-        server.repository.state_dir,
-        {"secret-text": KeyEntry(name="shop", scopes=("infer", "read"))},
-    )
+def test_log_names_key_without_its_text(server, caplog):
+    keys = {"secret-text": KeyEntry(name="shop", scopes=("infer",))}
+    write_keys(server.repository.state_dir, keys)
     observed = replace(server, logs_requests=True)
     with caplog.at_level("INFO"):
-        for path, method in (("/invocations", "POST"), ("/metrics", "GET")):
-            assert ask(observed, path, method, authorization="Bearer secret-text").status == 200
-        ask(observed, authorization="Bearer wrong")
+        assert ask(observed, authorization="Bearer secret-text").status == 200
+        assert ask(observed, authorization="Bearer wrong").status == 401
     logged = [record for record in caplog.records if hasattr(record, "url.path")]
-    assert [getattr(record, "user.name", "") for record in logged] == ["shop", "shop", ""]
-    assert [", key shop" in record.getMessage() for record in logged] == [True, True, False]
+    assert [getattr(record, "user.name", "") for record in logged] == ["shop", ""]
+    assert [", key shop" in record.getMessage() for record in logged] == [True, False]
     assert "secret-text" not in caplog.text
 
 
@@ -206,42 +191,32 @@ KEY = "onnxserve_" + secrets.token_urlsafe(32)
 
 
 @pytest.mark.parametrize("uses_plan", [False, True])
-def test_a_key_in_a_path_or_an_id_is_in_no_log_line_and_in_no_captured_row(
-    server, uses_plan, caplog
-):
-    """Callers sometimes put the key into these headers."""
+def test_key_in_path_or_id_is_not_recorded(server, uses_plan, caplog):
+    """Callers sometimes put the key into these fields."""
     write_keys(server.repository.state_dir, {KEY: KeyEntry(name="shop", scopes=("infer", "read"))})
-    with_id = json.dumps({**json.loads(V2_ROW), "id": KEY}).encode()
     plans = PlanTable(server)
     observed = replace(server, logs_requests=True)
 
-    def new_id(path, identity="", body=ROW):
+    def new_id(path="/invocations", identity="mine", body=ROW):
         headers = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
-        if identity:
-            headers["x-request-id"] = identity
-        request = RawRequest("POST", path, headers, body)
+        request = RawRequest("POST", path, {**headers, "x-request-id": identity}, body)
         response = plans.answer(request) if uses_plan else handle(observed, request)
-        if response is None:
-            return ""
-        return response.headers.get("X-Request-Id", "")
+        return response.headers.get("X-Request-Id") if response else ""
 
     with caplog.at_level("INFO"):
-        new = [new_id("/invocations", KEY), new_id("/invocations", f"id={KEY};1")]
-        new.append(new_id("/v2/models/e/infer", body=with_id))
-        new_id("/invocations", body=json.dumps({"dataframe_records": [{"x": KEY}]}).encode())
-        new_id(
-            "/invocations",
-            body=json.dumps(
-                {"dataframe_split": {"columns": [KEY, KEY], "data": [[1, 2]]}}
-            ).encode(),
-        )
+        new = [new_id(identity=KEY), new_id(identity=f"id={KEY};1")]
+        with_id = json.dumps({**json.loads(V2_ROW), "id": KEY}).encode()
+        new.append(new_id("/v2/models/e/infer", "", with_id))
+        new_id(body=json.dumps({"dataframe_records": [{"x": KEY}]}).encode())
+        split = {"columns": [KEY, KEY], "data": [[1, 2]]}
+        new_id(body=json.dumps({"dataframe_split": split}).encode())
         for path in (
             f"/{KEY}",
             f"/endpoints/{KEY}/invocations",
             f"/v2/models/e/versions/{KEY}",
             "/a" * 240 + KEY,
         ):
-            new_id(path, "mine")
+            new_id(path)
         failure(RawRequest("POST", "/a" * 90 + KEY, {}, b""), RuntimeError())
 
     captured = b"".join(segment.read_bytes() for segment in segments(server.capture.spool))
@@ -251,64 +226,49 @@ def test_a_key_in_a_path_or_an_id_is_in_no_log_line_and_in_no_captured_row(
 
 
 @pytest.fixture
-def url(tmp_path, bias_folders):
-    spec = ServerSpec.model_validate(SETTINGS)
-    write_scopes(tmp_path)
-    with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), spec) as running:
-        yield running.url
+def app(server):
+    return worker_app(server)
 
 
-def test_a_worker_asks_for_keys_and_waits_for_no_body_of_a_stranger(url):
+@pytest.mark.parametrize(
+    ("key", "kind", "status"),
+    [
+        ("infer", b"json", b"200"),
+        ("wrong", b"json", b"401"),
+        ("read", b"json", b"403"),
+        ("infer", b"jsonl", b"200"),
+        ("wrong", b"jsonl", b"401"),
+    ],
+)
+def test_worker_checks_keys(app, key, kind, status):
+    async def talk(opened):
+        head = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/%b\r\n" % kind
+        head += b"Authorization: Bearer %b\r\n" % key.encode()
+        body = ROW if kind == b"json" else b"[1, 2, 3]\n"
+        chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+        client = await opened.connect(head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks)
+        assert (await opened.read(client, at_least=20))[9:12] == status
+
+    play(app, talk)
+
+
+def test_body_of_stranger_is_not_awaited(app):
     """Otherwise the bodies of strangers could use the memory limit of a worker's
     bodies.
     """
-    headers = {"Content-Type": "application/json", "Authorization": "Bearer infer"}
 
-    def status(headers, body=ROW):
-        return requests.post(f"{url}/invocations", body, headers=headers, timeout=10).status_code
-
-    assert [status(headers) for _ in range(3)] == [200, 200, 200]
-    assert status({**headers, "Authorization": "Bearer wrong"}) == 401
-    assert status({**headers, "Authorization": "Bearer read"}) == 403
-    lines = {**headers, "Content-Type": "application/jsonl"}
-    assert status(lines, iter([b"[1, 2, 3]\n"])) == 200  # streamed
-    assert status({**lines, "Authorization": "Bearer wrong"}, iter([b"[1, 2, 3]\n"])) == 401
-    assert requests.get(f"{url}/", auth=("me", "read"), timeout=10).status_code == 200
-    assert requests.get(f"{url}/ping", timeout=10).status_code == 200
-    host, _, port = url.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
-        connection.sendall(
+    async def talk(opened):
+        client = await opened.connect(
             b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n["
         )
-        answer = connection.makefile("rb").read()
-    assert answer.startswith(b"HTTP/1.1 401 ")
-    assert b"\r\nConnection: close\r\n" in answer
-    assert b"send Authorization: Bearer KEY" in answer
+        answer = await opened.read(client, b"}")
+        assert answer.startswith(b"HTTP/1.1 401 ")
+        assert b"\r\nConnection: close\r\n" in answer
+
+    play(app, talk)
 
 
-def test_a_worker_counts_requests_by_key_and_refuses_those_above_its_limit(url):
-    headers = {"Content-Type": "application/json", "Authorization": "Bearer thrice"}
-    answers = [
-        requests.post(f"{url}/invocations", ROW, headers=headers, timeout=10) for _ in range(4)
-    ]
-
-    assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
-    assert mentions(answers[-1].json()["message"], "'thrice'", "3/hour")
-    # The limit ends with the hour of the worker.
-    assert 0 < int(answers[-1].headers["Retry-After"]) <= 3600
-    headers["Authorization"] = "Bearer infer"
-    for body in (
-        ROW,
-        b"no JSON",
-    ):  # The plan decodes the first body, and the general path the second body.
-        requests.post(f"{url}/invocations", body, headers=headers, timeout=10)
-    page = requests.get(f"{url}/metrics", auth=("", "read"), timeout=10).text
-    counted = dict(re.findall(r'onnxserve_key_requests_total{key="([^"]*)"} (\d+)', page))
-    assert counted == {"thrice": "4", "infer": "2", "read": "1"}
-    assert 'onnxserve_refused_requests_total{endpoint="",reason="key"} 1' in page
-
-
-def test_a_request_whose_plan_fails_counts_once_against_the_limits_of_its_key(serve_here, tmp_path):
+def test_request_with_failed_plan_counts_once(serve_here, tmp_path):
     pick = (
         "pick (int64[N] X) => (float[N] Y) { table = Constant<value = float[2] {10.0, 20.0}> () Y "
         "= Gather(table, X) }"
@@ -321,12 +281,15 @@ def test_a_request_whose_plan_fails_counts_once_against_the_limits_of_its_key(se
     )
     plans = PlanTable(server)
 
-    def status(inputs):
+    def ask_for(inputs):
         headers = {"content-type": "application/json", "authorization": "Bearer k"}
         request = RawRequest("POST", "/invocations", headers, b'{"inputs": %b}' % inputs)
-        return (plans.answer(request) or handle(server, request)).status
+        return plans.answer(request) or handle(server, request)
 
-    assert [status(b"[0]"), status(b"[7]"), status(b"[1]"), status(b"[1]")] == [200, 400, 200, 429]
-    assert (
-        b'onnxserve_refused_requests_total{endpoint="",reason="key"} 1.0' in server.metrics.page()
-    )
+    answers = [ask_for(inputs) for inputs in (b"[0]", b"[7]", b"[1]", b"[1]")]
+    assert [answer.status for answer in answers] == [200, 400, 200, 429]
+    assert mentions(json.loads(answers[-1].body)["message"], "'k'", "3/minute")
+    assert 0 < int(answers[-1].headers["Retry-After"]) <= 60
+    page = server.metrics.page()
+    assert b'onnxserve_key_requests_total{key="k"} 4.0' in page
+    assert b'onnxserve_refused_requests_total{endpoint="",reason="key"} 1.0' in page

@@ -1,220 +1,353 @@
-"""JSON Lines that are answered while they arrive."""
+"""JSON Lines that are answered as they arrive, on a loop whose time the test sets."""
 
-import contextlib
+import asyncio
 import json
+import math
+import re
 import socket
-import time
-from collections.abc import Callable
+import struct
+import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import requests
 
-from mlflow_deploy_plugin.core.spec.parts import ServerSpec
-from tests.support.servers import gunicorn, one_endpoint
-from tests.support.waiting import wait_until
+from mlflow_deploy_plugin.serve.http.parser import CHUNKED, BodyParser
+from mlflow_deploy_plugin.serve.http.request_limits import ConnectionLimits
+from mlflow_deploy_plugin.serve.http.responses import RawResponse
+from mlflow_deploy_plugin.serve.http.streaming import StreamedExchange
+from mlflow_deploy_plugin.serve.http.workers.worker_app import InlinePolicy
+from mlflow_deploy_plugin.serve.messages import RawRequest
+from tests.serve.http.listener import is_readable, play, until, worker_app
+from tests.support.models import columns, graph_tensor, write_model
+from tests.support.raising import Panic
+from tests.support.servers import one_endpoint
+from tests.support.texts import PANIC, panicking_model
 
-LIMIT = 1_000_000
-LINE = b"[1, 2, %d]\n"
-HEAD = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/jsonl\r\n"
-CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory, bias_folders):
-    state_dir = tmp_path_factory.mktemp("state")
-    spec = ServerSpec(max_body_bytes=LIMIT, request_timeout_seconds=3)
-    with gunicorn(state_dir, one_endpoint(bias_folders["1"]), spec) as running:
-        yield running
-        assert "Traceback" not in running.log.read_text()
-
-
-Post = Callable[..., requests.Response]
-
-
-@pytest.fixture
-def post(running):
-    def post(body, path="/invocations", **headers):
-        return running.post(
-            path, data=body, headers={"Content-Type": "application/jsonl", **headers}, timeout=60
-        )
-
-    return post
-
-
-@pytest.fixture
-def connect(running):
-    """Open connections. At the end, check that the server still answers."""
-    address = running.address
-    with contextlib.ExitStack() as opened:
-        yield lambda: opened.enter_context(socket.create_connection(address, timeout=30))
-        with socket.create_connection(address, timeout=30) as last:
-            last.sendall(CHUNKED + chunk(LINE % 3) + chunk())
-            assert (
-                read_all(last, b"0\r\n\r\n").partition(b"\r\n\r\n")[2]
-                == chunk(b"[1006.0]\n") + chunk()
-            )
+LINE = b"[1, 2, 3]\n"
+ANSWER = b"[1006.0]\n"
+FIELDS = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/jsonl\r\n"
+CODING = b"Transfer-Encoding: chunked\r\n\r\n"
+HEAD = FIELDS + CODING
+PING = b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"
+LIMIT = 100_000
+LIMITS = {"max_body_bytes": LIMIT, "max_concurrent_requests": 1}
+"""One request at a time, so that a request that is not released is detected."""
+LAST = b"0\r\n\r\n"
 
 
 def chunk(piece=b""):
     return b"%X\r\n%b\r\n" % (len(piece), piece)
 
 
-def read_all(connection, end=b""):
-    """Return the received bytes up to these bytes, or until the connection ends."""
-    content = b""
-    while not (end and content.endswith(end)) and (piece := connection.recv(65536)):
-        content += piece
-    return content
+@pytest.fixture
+def app(serve_here, bias_folders):
+    return worker_app(serve_here(one_endpoint(bias_folders["1"]), LIMITS))
 
 
-def test_a_body_without_a_declared_length_is_answered_line_by_line(post):
-    pieces = (LINE % number for number in range(2500))
-    response = post(pieces, **{"X-Request-Id": "mine"})
-    assert response.status_code == 200, response.text
-    assert [json.loads(line) for line in response.content.splitlines()] == [
-        [1003.0 + n] for n in range(2500)
-    ]
-    headers = response.headers
-    assert headers["Transfer-Encoding"] == "chunked"
-    assert headers["Content-Type"] == "application/jsonl"
-    assert headers["X-Request-Id"] == "mine"
-    assert headers["X-Model-Name"] == "m"
-    assert headers["X-Model-Version"] == "1"
+def counted(app, name):
+    page = app.server.metrics.page().decode()
+    matches = re.findall(rf"^{name}{{(.*)}} (\S+)$", page, re.MULTILINE)
+    return {labels: float(value) for labels, value in matches}
 
 
-def test_a_client_that_sends_no_more_after_many_small_chunks_is_answered(connect):
-    connection = connect()
-    connection.sendall(
-        CHUNKED + b"".join(chunk(b"%c" % byte) for byte in LINE % 3 * 1000) + chunk()
-    )
-    connection.shutdown(socket.SHUT_WR)
-    assert read_all(connection).count(b"1006.0") == 1000
+def test_lines_are_answered_as_they_arrive(app):
+    async def talk(opened):
+        client = await opened.connect(FIELDS + b"X-Request-Id: mine\r\n" + CODING)
+        for number in range(3):
+            await opened.send(client, chunk(b"[1, 2, %d]\n" % number))
+            answer = await opened.read(client, b"]\n\r\n")
+            assert answer.endswith(chunk(b"[%.1f]\n" % (1003 + number)))
+            if number == 0:
+                head, *fields = answer.partition(b"\r\n\r\n")[0].split(b"\r\n")
+        await opened.send(client, chunk() + PING)
+        assert b"HTTP/1.1 200 OK" in await opened.read(client, b"\r\n\r\n\n")
+        assert head == b"HTTP/1.1 200 OK"
+        assert {
+            b"Transfer-Encoding: chunked",
+            b"Content-Type: application/jsonl",
+            b"X-Request-Id: mine",
+            b"X-Model-Name: m",
+            b"X-Model-Version: 1",
+        } <= {*fields}
+
+    play(app, talk)
 
 
-def test_a_stream_larger_than_the_limit_is_accepted_if_each_line_is_within_it(post):
+def test_limit_holds_for_each_line(app):
     line = b"[1, 2, 3" + b" " * 20 + b"]\n"  # The response is below the limit.
     body = line * (2 * LIMIT // len(line))
-    response = post(body, "/endpoints/e/invocations")
-    assert response.status_code == 200
-    assert response.content == b"[1006.0]\n" * body.count(b"\n")
-    refused = post(b"[1, 2, " + b" " * LIMIT + b"3]\n" + body)
-    assert refused.status_code == 413
-    assert "line 1 is" in refused.json()["message"]
 
+    async def talk(opened):
+        client = await opened.connect(FIELDS + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        assert (await opened.read(client, LAST)).count(ANSWER) == body.count(b"\n")
+        client = await opened.connect(HEAD + chunk(b"[1, 2, " + b" " * LIMIT + b"3]\n"))
+        refused = await opened.read(client, b"}")
+        assert refused.startswith(b"HTTP/1.1 413 ")
+        assert b"line 1 is" in refused
 
-def test_an_answer_comes_before_the_body_has_ended(connect):
-    connection = connect()
-    connection.sendall(CHUNKED)
-    for number in range(3):
-        connection.sendall(chunk(LINE % number))
-        assert read_all(connection, b"]\n\r\n").endswith(chunk(b"[%.1f]\n" % (1003 + number)))
-    connection.sendall(chunk() + b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert b"HTTP/1.1 200 OK" in read_all(connection, b"\r\n\r\n\n")
+    play(app, talk)
 
 
 @pytest.mark.parametrize(
-    ("lines", "status", "words"),
-    [
-        (b"", 400, "no rows"),
-        (b"{", 400, "line 1: it is not valid JSON"),
-        (b'["far", 2, 3]\n', 400, "line 1: column 'a'"),
-    ],
+    ("lines", "words"), [(b"", b"no rows"), (b'["far", 2, 3]\n', b"line 1: column 'a'")]
 )
-def test_an_error_in_the_first_line_is_an_ordinary_error(post, lines, status, words):
-    response = post(iter([lines] if lines else []))
-    assert response.status_code == status
-    assert words in response.json()["message"]
+def test_error_in_first_line_is_an_ordinary_error(app, lines, words):
+    async def talk(opened):
+        client = await opened.connect(HEAD + (chunk(lines) if lines else b"") + chunk())
+        answer = await opened.read(client, b"}")
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert words in answer
+
+    play(app, talk)
 
 
-def test_a_later_error_is_the_last_line_of_an_unfinished_response(connect):
-    connection = connect()
-    good = LINE % 3 * 20_000
-    connection.sendall(CHUNKED + chunk(good) + chunk(b"[1, 2]\n") + chunk())
-    content = read_all(connection)
-    head, _, body = content.partition(b"\r\n\r\n")
-    assert b"200 OK" in head
-    assert not body.endswith(chunk())
-    last = json.loads(body.strip().splitlines()[-1])
-    assert last["error_code"] == "BAD_REQUEST"
-    assert "line 20001" in last["message"]
+def test_client_that_reads_after_sending_is_answered(app):
+    async def talk(opened):
+        client = await opened.connect(HEAD + chunk(LINE * 1000) * 80 + chunk())
+        content = await opened.read(client, LAST)
+        assert content.replace(b"\r\n", b"").count(b"1006.0") > 79_000
+
+    play(app, talk)
 
 
-def test_a_client_that_falls_silent_or_leaves_holds_nothing(connect):
-    silent = connect()
-    silent.sendall(CHUNKED + chunk(LINE % 3))
-    for _ in range(6):  # more than the limit
-        leaver = connect()
-        leaver.sendall(CHUNKED + chunk(LINE % 3 * 1000))
-        leaver.close()
-    content = read_all(silent)
-    assert b"408" in content or b"in time" in content
-    assert not content.endswith(chunk())
+def test_stream_beyond_most_streams_is_refused(serve_here, bias_folders):
+    app = worker_app(serve_here(one_endpoint(bias_folders["1"])))
+
+    async def talk(opened):
+        streams = []
+        for _ in range(4):
+            streams.append(await opened.connect(HEAD + chunk(LINE)))
+            assert b"200 OK" in await opened.read(streams[-1], ANSWER + b"\r\n")
+        refused = await opened.read(await opened.connect(HEAD + chunk(LINE)), b"}")
+        assert refused.startswith(b"HTTP/1.1 429 ")
+        assert b"Retry-After: 1\r\n" in refused
+        for stream in streams:
+            await opened.send(stream, chunk())
+            assert await opened.read(stream, LAST) == LAST
+        client = await opened.connect(HEAD + chunk(LINE) + chunk())
+        assert b"200 OK" in await opened.read(client, LAST)
+
+    play(app, talk)
 
 
-def test_a_stream_may_last_longer_than_the_time_for_a_request(connect):
-    connection = connect()
-    connection.sendall(CHUNKED)
-    until = time.monotonic() + 5
-    pieces = 0
-    while time.monotonic() < until:
-        connection.sendall(chunk(LINE % 3 * 6600))
-        pieces += 1
-        time.sleep(0.4)
-    connection.sendall(chunk())
-    # Some numbers are split between chunks.
-    assert read_all(connection, chunk()).count(b"006.0") > 6599 * pieces
-
-
-@pytest.mark.long
-def test_the_model_has_all_the_time_between_two_pieces(tmp_path, bias_folders):
-    slow: Any = {
-        "max_batch_size": 64,
-        "max_queue_delay_microseconds": 4_000_000,
-        "request_timeout_seconds": 2,
-    }
-    with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), ServerSpec(**slow)) as running:
-        line = b"[1, 2, 3" + b" " * 60_000 + b"]\n"
-        response = running.post(
-            "/invocations",
-            data=iter([line, line, line]),
-            headers={"Content-Type": "application/jsonl"},
-            timeout=60,
-        )
-        assert response.content == b"[1006.0]\n" * 3
-
-
-def test_a_client_that_does_not_read_until_it_has_sent_is_answered(connect):
-    connection = connect()
-    body = LINE % 3 * 80_000
-    connection.sendall(
-        CHUNKED
-        + b"".join(chunk(body[start : start + 65_500]) for start in range(0, len(body), 65_500))
+def exchange_of(body, written, ended):
+    """Return an exchange without a connection."""
+    transport: Any = SimpleNamespace(get_write_buffer_size=int, is_closing=bool)
+    loop = asyncio.get_running_loop()
+    return StreamedExchange(
+        body, transport, LIMIT, written.append, lambda response: None, ended.append, loop
     )
-    connection.sendall(chunk())
-    content = read_all(connection, b"\r\n0\r\n\r\n")
-    assert content.count(b"[1006.0]\n") + content.count(b"\r\n") >= 80_000
 
 
-@pytest.mark.long
-def test_there_are_as_many_streams_as_may_be(connect, post):
-    open_streams: list[socket.socket] = []
+def test_last_lines_are_answered_whenever_thread_looks(app):
+    """The thread may check at any time; here, the loop has read the end of the body but
+    not passed on its lines.
+    """
+    body: Any = BodyParser(CHUNKED, LIMIT)
+    written: list[bytes] = []
+    ended: list[RawResponse | bool] = []
 
-    def open_stream():
-        """Try to open a stream, because the streams of closed clients may not have
-        ended yet.
-        """
-        stream = connect()
-        stream.sendall(CHUNKED + chunk(LINE % 3))
-        is_open = b"200 OK" in read_all(stream, b"\n")
-        open_streams.extend([stream] * is_open)
-        return len(open_streams) == 4
+    async def talk():
+        exchange = exchange_of(body, written, ended)
+        request = RawRequest("POST", "/invocations", {"content-type": "application/jsonl"}, b"")
+        thread = threading.Thread(target=exchange.run, args=(app.server, request))
+        take = body.take
 
-    wait_until(open_stream)
-    refused = post(iter([LINE % 3]))
-    assert refused.status_code == 429
-    assert refused.headers["Retry-After"] == "1"
-    for stream in open_streams:
-        stream.sendall(chunk())  # before the server's time limit
-        assert read_all(stream, chunk()).endswith(chunk())
-    wait_until(lambda: post(iter([LINE % 3])).status_code == 200)
+        def interrupted():
+            thread.start()
+            thread.join(0.5)
+            return take()
+
+        body.take = interrupted
+        exchange.receive(chunk(LINE) + chunk())
+        await until(lambda: ended)
+        thread.join()
+
+    asyncio.run(talk())
+    assert written == [ANSWER]
+    assert ended == [True]
+
+
+@pytest.mark.parametrize("error", [Panic("a regular expression"), SystemExit(1)])
+def test_unexpected_error_aborts_stream(error):
+    ended: list[Any] = []
+
+    def pieces():
+        yield b""
+        raise error
+
+    async def talk():
+        exchange = exchange_of(BodyParser(0, 0), [], ended)
+        with pytest.raises(type(error)):
+            await asyncio.to_thread(exchange.send, RawResponse(200, b""), pieces())
+        await until(lambda: ended)
+
+    asyncio.run(talk())
+    assert ended == [False]
+
+
+@pytest.mark.parametrize("lines", [9_000, 30_000], ids=["within the limit", "beyond the limit"])
+def test_client_that_reads_nothing_is_disconnected(app, lines):
+    async def talk(opened):
+        client = await opened.connect(HEAD + chunk(LINE * lines))
+        await until(lambda: sum(counted(app, "onnxserve_batch_rows_sum").values()) > 4_000)
+        await opened.send(client, chunk())
+        await until(lambda: opened.tick(1) and not opened.connections)
+
+    play(app, talk)
+
+
+def test_client_that_reads_slowly_gets_whole_answer(app):
+    async def talk(opened):
+        client = await opened.connect(HEAD + chunk(LINE * 8_000) + chunk())
+        content = await opened.read(client, at_least=12_000)
+        await until(lambda: not app.streams)
+        content += await opened.read(client, at_least=12_000)
+        opened.tick(11)
+        content += await opened.read(client, LAST)
+        assert len(re.findall(rb"1006\.0", content)) == 8_000
+
+    play(app, talk)
+
+
+def test_stream_may_last_longer_than_a_request(app):
+    async def talk(opened):
+        client = await opened.connect(HEAD)
+        for _ in range(3):
+            await opened.send(client, chunk(LINE))
+            await opened.read(client, chunk(ANSWER))
+            opened.tick(6)  # of 10 seconds
+        await opened.send(client, chunk())
+        assert await opened.read(client, LAST) == LAST
+
+    play(app, talk)
+
+
+def test_time_of_model_does_not_count_against_client(serve_here, bias_folders):
+    slow = {"max_batch_size": 64, "max_queue_delay_microseconds": 1_000_000}
+    app = worker_app(serve_here(one_endpoint(bias_folders["1"]), slow))
+
+    async def talk(opened):
+        client = await opened.connect(HEAD + chunk(LINE))
+        await until(lambda: app.streams)
+        opened.tick(11)
+        await opened.read(client, chunk(ANSWER))
+        await until(lambda: opened.tick(1) and is_readable(client))
+        assert b"in time" in await opened.read(client)
+
+    play(app, talk)
+
+
+def test_client_sends_on_after_answer_breaks_off(app):
+    """Reading was paused for the thread, which does not read any more."""
+
+    async def talk(opened):
+        client = await opened.connect(HEAD + chunk(LINE * 30_000 + b"[1]\n"))
+        await until(lambda: is_readable(client))
+        sending = asyncio.create_task(opened.send(client, chunk(b" " * 3_000_000)))
+        await asyncio.sleep(0.3)  # No response shows how far the server has read.
+        content = await opened.read(client)
+        error = json.loads(content.splitlines()[-2])
+        assert error["error_code"] == "BAD_REQUEST"
+        assert "line 30001" in error["message"]
+        assert not content.endswith(LAST)
+        await sending
+
+    play(app, talk)
+
+
+def test_abandoned_stream_counts_as_499_and_is_released(app):
+    async def talk(opened):
+        client = await opened.connect(HEAD + chunk(LINE))
+        await opened.read(client, ANSWER + b"\r\n")
+        await asyncio.sleep(0.1)  # The thread probably waits for the next line.
+        # a reset
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        await until(lambda: not app.streams)
+        client = await opened.connect(HEAD + chunk(LINE) + chunk())
+        assert b" 200 OK" in await opened.read(client, LAST)
+
+    play(app, talk)
+    labels = " ".join(counted(app, "onnxserve_requests_total"))
+    assert set(re.findall('status="([0-9]+)"', labels)) == {"499", "200"}
+
+
+def test_predicted_labels_of_stream_are_counted(serve_here, model_folders):
+    app = worker_app(serve_here(one_endpoint(model_folders["mixed"], "7")))
+
+    async def talk(opened):
+        line = b'{"carrier": "AA", "distance": 5000, "hour": 7, "late": true}\n'
+        client = await opened.connect(HEAD + chunk(line * 1_500) + chunk())
+        assert b'"yes"' in await opened.read(client, LAST)
+
+    play(app, talk)
+    assert counted(app, "ml_predictions_total")['model_version="7",prediction="yes"'] == 1_500
+
+
+def test_piece_without_answer_does_not_end_stream(serve_here, tmp_path):
+    """An empty chunk would end the response."""
+    graph = """
+    positive (float[N,1] X) => (float[M] y) <float[1] zero = {0.0}> {
+      is_positive = Greater(X, zero)
+      flags = Squeeze(is_positive)
+      values = Flatten<axis=0>(X)
+      kept = Compress<axis=1>(values, flags)
+      y = Squeeze(kept)
+    }"""
+    section = {
+        "inputs": [graph_tensor("X", "float32", -1, 1, columns=["a"])],
+        "outputs": [graph_tensor("y", "float32", -1, role="values")],
+        "prediction": ["y"],
+    }
+    folder = write_model(tmp_path / "positive", graph, columns(a="double"), section)
+
+    async def talk(opened):
+        lines = b"[0]\n[0]\n" * 500 + b"[1]\n[2]\n"
+        client = await opened.connect(HEAD + chunk(lines) + chunk())
+        assert (await opened.read(client, LAST)).endswith(chunk(b"1.0\n2.0\n") + LAST)
+
+    play(worker_app(serve_here(one_endpoint(folder))), talk)
+
+
+def test_stream_that_panics_is_aborted_and_released(serve_here, tmp_path):
+    app = worker_app(serve_here(one_endpoint(panicking_model(tmp_path / "model")), LIMITS))
+    good = b'{"text": "a"}\n' * 1_000
+
+    async def talk(opened):
+        bad = b'{"text": "%b"}\n' % PANIC.encode()
+        client = await opened.connect(HEAD + chunk(good) + chunk(bad) + chunk())
+        answer = await opened.read(client)
+        assert answer.count(b"]\n") == 1_000
+        assert b"retry-limit-in-match" in answer
+        assert not answer.endswith(LAST)
+        client = await opened.connect(HEAD + chunk(good) + chunk())
+        assert (await opened.read(client, LAST)).count(b"]\n") == 1_000
+
+    play(app, talk)
+
+
+def test_client_being_answered_is_not_evicted(app):
+    answering = threading.Event()
+    app.inline_policy = InlinePolicy(lambda _: False)
+    app.limits = ConnectionLimits(request_seconds=10.0, connections=1)
+    app.pool.submit(answering.wait)  # the only thread
+
+    async def talk(opened):
+        head = FIELDS.replace(b"jsonl", b"json") + b"Content-Length: 22\r\n\r\n"
+        first = await opened.connect(head + b'{"inputs":[[1, 2, 3]]}')
+        await until(lambda: [each.idle_since for each in opened.connections] == [math.inf])
+        second = await opened.connect(b"")
+        refused = await opened.read(second)
+        second.close()
+        assert refused.startswith(b"HTTP/1.1 503")
+        assert b"Retry-After: 1\r\n" in refused
+        answering.set()
+        assert (await opened.read(first, b"}")).startswith(b"HTTP/1.1 200")
+        await until(lambda: len(opened.connections) == 1)
+        third = await opened.connect(PING)
+        assert (await opened.read(third, b"\n\n")).startswith(b"HTTP/1.1 200")
+        assert await opened.read(first) == b""
+
+    play(app, talk)

@@ -28,7 +28,7 @@ def check(**headers):
 
 
 @pytest.mark.parametrize("host", OURS.split())
-def test_a_program_that_asks_for_a_name_of_the_server_may(host):
+def test_name_of_server_is_accepted(host):
     check(host=host)
     check(host=host, content_type="application/json; charset=utf-8")
     check(host=host, content_type="application/json", origin=f"http://{host}")
@@ -36,7 +36,7 @@ def test_a_program_that_asks_for_a_name_of_the_server_may(host):
 
 
 @pytest.mark.parametrize("host", FOREIGN.split())
-def test_a_name_that_leads_here_for_the_moment_may_not(host):
+def test_rebound_name_is_refused(host):
     with pytest.raises(CallerRefused, match=r"server\.allowed_hosts"):
         check(host=host, origin=f"http://{host}")
 
@@ -53,7 +53,7 @@ def test_a_name_that_leads_here_for_the_moment_may_not(host):
         "localhost:8080",
     ],
 )
-def test_a_page_of_elsewhere_may_not(origin):
+def test_foreign_origin_is_refused(origin):
     with pytest.raises(CallerRefused, match="may not change"):
         check(host="localhost:8080", origin=origin)
 
@@ -62,6 +62,6 @@ def test_a_page_of_elsewhere_may_not(origin):
     "kind",
     ["text/plain", "multipart/form-data; boundary=x", "application/x-www-form-urlencoded", ""],
 )
-def test_content_types_that_browsers_send_without_a_preflight_are_refused(kind):
+def test_content_type_without_preflight_is_refused(kind):
     with pytest.raises(UnsupportedMediaType):
         check(host="localhost", content_type=kind)

@@ -35,7 +35,7 @@ schemathesis(sys.argv[1:])
         pytest.param("examples,coverage,fuzzing", 20, marks=pytest.mark.long),
     ],
 )
-def test_the_server_answers_as_its_document_says(pages_server, tmp_path, phases, examples):
+def test_server_conforms_to_its_document(pages_server, tmp_path, phases, examples):
     """A table by the plain routes and its own routes, a tensor by its own routes, with
     the same requests in every run.
 

@@ -4,14 +4,13 @@ hostile models.
 
 import csv
 import io
-import struct
-import zlib
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 import pytest
 import requests
+from PIL import Image
 from playwright.sync_api import expect
 
 from mlflow_deploy_plugin.core.column_names import TRIED_ID
@@ -21,22 +20,6 @@ from tests.support.refusals import mentions
 
 pytestmark = NEEDS_CHROMIUM
 PHONE = {"width": 360, "height": 740}
-
-
-def png(path, rows, width):
-    """Return an 8-bit grey picture with these rows."""
-
-    def chunk(kind, data):
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    head = struct.pack(">IIBBBBB", width, len(rows), 8, 0, 0, 0, 0)
-    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-    )
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -55,18 +38,17 @@ def page(browser, pages_server):
     tab.set_default_timeout(20_000)
     complaints: list[str] = []
     hosts: set[str] = set()
-    tab.on(
-        "console",
-        lambda message: (
-            complaints.append(message.text) if message.type in ("error", "warning") else None
-        ),
-    )
-    tab.on("pageerror", lambda error: complaints.append(str(error)))
+
+    def log(message):
+        if message.type in ("error", "warning"):
+            complaints.append(message.text)
 
     def dismiss(dialog):
         complaints.append(f"dialog: {dialog.message}")
         dialog.dismiss()
 
+    tab.on("console", log)
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
     tab.on("dialog", dismiss)
     tab.on("request", lambda request: hosts.add(urlparse(request.url).netloc))
     yield tab
@@ -88,7 +70,7 @@ def single_answer(page):
 
 
 @pytest.mark.long
-def test_the_form_is_filled_with_the_example_and_answered_with_probabilities(page):
+def test_form_shows_example_and_probabilities(page):
     page.goto("/")
     assert page.get_by_label("carrier").input_value() == "AA"
     assert page.get_by_label("distance").input_value() == "1400.5"
@@ -106,7 +88,7 @@ def test_the_form_is_filled_with_the_example_and_answered_with_probabilities(pag
 
 
 @pytest.mark.long
-def test_text_has_a_line_and_category_a_list(page):
+def test_text_has_input_and_category_list(page):
     page.goto("/endpoints/flights")
     assert page.get_by_label("carrier").evaluate("field => field.tagName") == "INPUT"
     words = page.locator("#by-form .meaning").all_inner_texts()
@@ -123,7 +105,7 @@ def test_text_has_a_line_and_category_a_list(page):
 
 
 @pytest.mark.long
-def test_a_nan_probability_is_not_drawn_as_zero(page):
+def test_nan_probability_has_no_number(page):
     page.goto("/endpoints/flights")
     page.get_by_label("distance").fill("")
     press_predict(page)
@@ -132,7 +114,7 @@ def test_a_nan_probability_is_not_drawn_as_zero(page):
 
 
 @pytest.mark.long
-def test_the_keyboard_alone_asks_and_is_answered(page):
+def test_keyboard_alone_predicts(page):
     page.goto("/endpoints/flights")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
@@ -147,7 +129,7 @@ def test_the_keyboard_alone_asks_and_is_answered(page):
 
 
 @pytest.mark.long
-def test_waiting_for_a_response_shows_a_status_and_keeps_the_focus_on_the_button(page):
+def test_waiting_shows_status_and_keeps_focus(page):
     held: list[Any] = []
 
     def hold(route):
@@ -167,7 +149,7 @@ def test_waiting_for_a_response_shows_a_status_and_keeps_the_focus_on_the_button
 
 
 @pytest.mark.long
-def test_a_server_error_is_shown_at_the_field_that_it_names(page):
+def test_error_is_shown_at_its_field(page):
     page.goto("/endpoints/flights")
     page.get_by_label("hour").fill("7.5")
     press_predict(page)
@@ -177,13 +159,9 @@ def test_a_server_error_is_shown_at_the_field_that_it_names(page):
     assert page.get_by_role("alert").inner_text() == error.inner_text()
     assert page.locator("[aria-invalid=true]").count() == 1
     assert page.evaluate("document.activeElement.id") == "field-2"
-    page.get_by_label("distance").fill("1,5")
     page.get_by_label("hour").fill("soon")
     press_predict(page)
-    expected = ["a number is expected", "a whole number is expected"]
-    expect(page.locator(".error:visible")).to_have_text(expected)
-    assert page.evaluate("document.activeElement.id") == "field-1"
-    page.get_by_label("distance").fill("12")
+    expect(page.locator(".error:visible")).to_have_text(["a whole number is expected"])
     page.get_by_label("hour").fill("7")
     press_predict(page)
     single_answer(page)
@@ -191,11 +169,13 @@ def test_a_server_error_is_shown_at_the_field_that_it_names(page):
 
 
 @pytest.mark.long
-def test_three_pasted_rows_of_csv_are_answered_and_downloaded(page):
+def test_uploaded_csv_is_answered_and_downloaded(page, tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text("carrier,distance,hour,late\nAA,100,7,true\nUA,-9000,8,false\nUA,10,9,1\n")
     page.goto("/endpoints/flights")
     page.get_by_label("Paste or upload").check()
-    rows = "carrier,distance,hour,late\nAA,100,7,true\nUA,-9000,8,false\nUA,10,9,1\n"
-    page.locator("#pasted").fill(rows)
+    page.locator("#file").set_input_files(file)
+    page.get_by_text("rows.csv").wait_for()
     press_predict(page)
     page.locator("#answer tbody tr").nth(2).wait_for()
     assert [line[1] for line in table(page)] == ["yes", "no", "yes"]
@@ -212,14 +192,10 @@ def test_three_pasted_rows_of_csv_are_answered_and_downloaded(page):
     "body",
     [
         '[{"carrier": "AA", "distance": 1, "hour": 1, "late": true}]',
-        (
-            '{"dataframe_split": {"columns": ["late", "hour", "distance", "carrier"], '
-            '"data": [[true, 1, 1, "AA"]]}}'
-        ),
         '{"instances": [["AA", 1, 1, true]]}',
     ],
 )
-def test_pasted_json_is_answered_in_every_form(page, body):
+def test_pasted_json_is_answered(page, body):
     page.goto("/endpoints/flights")
     page.get_by_label("Paste or upload").check()
     page.locator("#pasted").fill(body)
@@ -228,44 +204,25 @@ def test_pasted_json_is_answered_in_every_form(page, body):
 
 
 @pytest.mark.long
-def test_an_uploaded_file_is_asked(page, tmp_path):
-    file = tmp_path / "rows.json"
-    file.write_text('[["AA", 1, 1, true], ["UA", -9000, 1, false]]')
-    page.goto("/endpoints/flights")
-    page.get_by_label("Paste or upload").check()
-    page.locator("#file").set_input_files(file)
-    page.get_by_text("rows.json").wait_for()
-    press_predict(page)
-    page.locator("#answer tbody tr").nth(1).wait_for()
-    assert [line[1] for line in table(page)] == ["yes", "no"]
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(("bright", "label"), [("top", "0"), ("bottom", "1")])
-def test_a_picture_is_resized_scaled_and_answered(page, tmp_path, bright, label):
-    light = [b"\xff" * 20] * 10
-    dark = [b"\x00" * 20] * 10
-    picture = png(tmp_path / "half.png", light + dark if bright == "top" else dark + light, 20)
+def test_picture_is_resized_and_scaled(page, tmp_path):
+    picture = tmp_path / "half.png"
+    Image.frombytes("L", (20, 20), b"\xff" * 200 + b"\x00" * 200).save(picture)
     page.goto("/endpoints/digits")
-    assert "8 × 8" in page.locator(".picture").inner_text()
     assert "0–255 is scaled to 0–1" in page.locator(".picture").inner_text()
     page.locator("#field-0-picture").set_input_files(picture)
     page.get_by_text("half.png is sent instead of the numbers").wait_for()
     with page.expect_request("**/predict/batch") as request_info:
         press_predict(page)
-    sent = request_info.value.post_data_json["inputs"]
-    assert len(sent) == 1
-    assert len(sent[0]) == 1
-    assert len(sent[0][0]) == 8
-    assert len(sent[0][0][0]) == 8
-    assert (sent[0][0][0][0], sent[0][0][7][7]) == ((1, 0) if bright == "top" else (0, 1))
-    assert single_answer(page) == label
+    (((*rows,),),) = request_info.value.post_data_json["inputs"]
+    assert rows[0] == [1] * 8
+    assert rows[7] == [0] * 8
+    assert single_answer(page) == "0"
     page.get_by_role("button", name="Use the numbers instead").click()
     assert page.locator("#field-0").is_visible()
 
 
 @pytest.mark.long
-def test_a_file_that_cannot_be_read_as_an_image_is_an_error(page, tmp_path):
+def test_unreadable_image_is_an_error(page, tmp_path):
     file = tmp_path / "none.png"
     file.write_text("no picture")
     page.goto("/endpoints/digits")
@@ -274,7 +231,7 @@ def test_a_file_that_cannot_be_read_as_an_image_is_an_error(page, tmp_path):
 
 
 @pytest.mark.long
-def test_names_and_answers_that_are_html_stay_text(page):
+def test_html_in_names_and_answers_stays_text(page):
     page.goto("/endpoints/hostile")
     assert page.locator("label[for=field-0]").inner_text() == HOSTILE
     assert page.locator("label[for=field-1]").inner_text() == QUOTED
@@ -290,7 +247,7 @@ def test_names_and_answers_that_are_html_stay_text(page):
 
 
 @pytest.mark.long
-def test_a_tensor_is_asked_as_nested_lists_and_its_outputs_are_columns(page):
+def test_tensor_is_sent_as_nested_lists(page):
     page.goto("/endpoints/tensor")
     page.locator("#field-0").fill("[[[1, 2], [3, 4]]]")
     press_predict(page)
@@ -306,27 +263,19 @@ def test_a_tensor_is_asked_as_nested_lists_and_its_outputs_are_columns(page):
     ("body", "shown"),
     [
         ('{"predictions": "<i>text</i>"}', "<i>text</i>"),
-        ('{"predictions": null}', "null"),
-        ('{"predictions": {"a": 1}}', "1"),
         ('{"predictions": [[0.123456789]]}', "0.1234568"),
         ('{"predictions": [{"a": 1, "b": "<i>x</i>"}, {"a": 2, "b": null}]}', "<i>x</i>"),
         ('{"predictions": []}', "Row"),
-        ('{"id": null, "choices": [{"text": "<i>hi</i>"}]}', "<i>hi</i>"),
         ('"<i>bare</i>"', "<i>bare</i>"),
         ('data: {"delta": "<i>a</i>"}\n\ndata: {"delta": "b"}\n\ndata: [DONE]\n\n', "<i>a</i>"),
         (
             'data: "a"\n\ndata: {"error": {"code": 503, "message": "gone"}}\n\ndata: [DONE]\n\n',
             "gone",
         ),
-        (
-            'data: {"delta": "a"}\n\ndata: {"error": {"message": "gone"}}\n\ndata: [DONE]\n\n',
-            "gone",
-        ),
-        ("data: [DONE]\n\n", "Row"),
         ("no JSON", "The server answered 200"),
     ],
 )
-def test_whatever_a_model_of_python_answers_is_shown_as_text(page, body, shown):
+def test_any_python_answer_is_shown_as_text(page, body, shown):
     media = "text/event-stream" if body.startswith("data: ") else "application/json"
     page.route(
         "**/predict/batch", lambda route: route.fulfill(status=200, body=body, content_type=media)
@@ -339,7 +288,7 @@ def test_whatever_a_model_of_python_answers_is_shown_as_text(page, body, shown):
 
 
 @pytest.mark.long
-def test_the_parts_of_an_answer_are_shown_when_they_come(page):
+def test_parts_are_shown_as_they_arrive(page):
     page.add_init_script(
         """const { readable, writable } = new TransformStream();
         window.fetch = async () => new Response(readable, \
@@ -367,19 +316,7 @@ def test_the_parts_of_an_answer_are_shown_when_they_come(page):
 
 
 @pytest.mark.long
-def test_another_endpoint_is_chosen(page):
-    page.goto("/")
-    page.get_by_label("Endpoint").select_option("digits")
-    page.get_by_role("button", name="Show").click()
-    page.wait_for_url("**/endpoints/digits")
-    page.get_by_role("link", name="Docs").click()
-    page.get_by_label("Endpoint").select_option("flights")
-    page.get_by_role("button", name="Show").click()
-    page.wait_for_url("**/endpoints/flights/docs")
-
-
-@pytest.mark.long
-def test_the_arrow_keys_go_through_the_list_of_endpoints_without_leaving_the_page(page):
+def test_arrow_keys_select_endpoint_without_leaving(page):
     page.goto("/endpoints/flights")
     page.get_by_label("Endpoint").focus()
     for _ in range(2):
@@ -393,7 +330,7 @@ def test_the_arrow_keys_go_through_the_list_of_endpoints_without_leaving_the_pag
 
 
 @pytest.mark.long
-def test_the_docs_are_read_and_their_code_is_copied(page, pages_server):
+def test_code_of_docs_is_copied(page, pages_server):
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.goto("/docs")
     page.locator(".copy").first.click()
@@ -411,25 +348,27 @@ def test_the_docs_are_read_and_their_code_is_copied(page, pages_server):
     [
         "/",
         "/docs",
-        f"/endpoints/{'x' * 60}",
+        "/endpoints/nope",
         "/endpoints/digits",
         "/endpoints/hostile",
         "/endpoints/hostile/docs",
     ],
 )
-def test_no_page_is_wider_than_a_phone(page, path):
-    page.set_viewport_size(PHONE)
+def test_page_is_accessible_and_fits_phone(page, path):
     page.goto(path)
-    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-    if page.get_by_role("button", name="Predict").count():
-        press_predict(page)
-        page.locator("#told-headers").wait_for()
+    button = page.get_by_role("button", name="Predict")
+    for is_answered in (False, True)[: 1 + button.count()]:
+        if is_answered:
+            button.click()
+            page.locator("#told-headers").wait_for()
+        assert accessibility_findings(page) == []
+        page.set_viewport_size(PHONE)
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("size", [PHONE, {"width": 1280, "height": 300}])
-def test_answer_comes_into_view(page, size):
+def test_answer_is_scrolled_into_view(page, size):
     page.set_viewport_size(size)
     page.goto("/endpoints/flights")
     page.get_by_label("late").select_option("true")
@@ -437,19 +376,8 @@ def test_answer_comes_into_view(page, size):
     expect(page.locator(".single .value")).to_be_in_viewport()
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("path", ["/", "/docs", "/endpoints/digits", "/endpoints/nope"])
-def test_a_page_breaks_no_rule_of_accessibility(page, path):
-    page.goto(path)
-    assert accessibility_findings(page) == []
-    if page.get_by_role("button", name="Predict").count():
-        press_predict(page)
-        page.locator("#told-headers").wait_for()
-        assert accessibility_findings(page) == []
-
-
 @pytest.mark.parametrize("path", ["/", "/docs", "/endpoints/nope", "/pages/try.js"])
-def test_every_page_allows_no_foreign_script(pages_server, path):
+def test_pages_forbid_foreign_scripts(pages_server, path):
     answer = requests.get(pages_server.url + path, headers={"Accept": "text/html, */*"}, timeout=10)
     assert answer.status_code == (404 if path.endswith("nope") else 200)
     assert "default-src 'self'" in answer.headers["Content-Security-Policy"]

@@ -1,223 +1,127 @@
-"""More clients than connections: idle connections are closed for clients that send
-requests.
+"""More clients than connections, and more answers than memory: the client that waits
+longest gives way.
 """
 
+import asyncio
 import contextlib
-import resource
-import socket
-import ssl
-import threading
-import time
-from collections.abc import Callable
 
 import pytest
 
-from mlflow_deploy_plugin.core.spec.parts import ServerSpec
-from tests.support.models import write_model
-from tests.support.servers import gunicorn, variant
-from tests.support.serving import is_answered
-from tests.support.waiting import wait_until
+from mlflow_deploy_plugin.serve.http import request_limits
+from mlflow_deploy_plugin.serve.http.request_limits import ConnectionLimits
+from tests.serve.http.listener import is_readable, play, until, worker_app
+from tests.support.servers import one_endpoint
 
-PLACES = 1000
-"""gunicorn's --worker-connections."""
+PLACES = 10
 PING = b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"
+PONG = b"\r\n\r\n\n"
+POST = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 HALF_A_HEAD = PING[:20]
-HALF_A_BODY = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n{"
-LONG_BYTES = 16 * 2**21
-LONG = "\n".join(f"t{n + 1} = StringConcat(t{n}, t{n})" for n in range(21))
-LONG = (
-    f'long (float[N,1] x) => (string[M] y) <string[1] t0 = {{"0123456789abcdef"}}> {{\n{LONG}\n'
-    "y = Identity(t21) }"
-)
-"""A graph that answers every request with a text of 32 MiB."""
-SECONDS = 20.0
-"""A third of the time limit for receiving a request."""
-
-Connect = Callable[..., socket.socket]
+HALF_A_BODY = POST + b"Content-Length: 100000\r\n\r\n{"
+BODY = b'{"inputs": [' + b"[1, 2, 3]," * 20_000 + b"[1, 2, 3]]}"
+LARGE = POST + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
+ANSWER = b'{"predictions":[' + b"[1006.0]," * 20_000 + b"[1006.0]]}"
 
 
 @pytest.fixture
-def connect(tmp_path, bias_folders):
-    """Open a connection to a worker, and send bytes."""
-    with open_connections(tmp_path, bias_folders, ServerSpec()) as connected:
-        yield connected
+def app(serve_here, bias_folders):
+    app = worker_app(serve_here(one_endpoint(bias_folders["1"])))
+    app.limits = ConnectionLimits(60.0, connections=PLACES)
+    return app
 
 
-@pytest.fixture
-def connect_tls(tmp_path, bias_folders, certificate):
-    """Open a TLS connection to a worker, and send bytes."""
-    cert, key = map(str, certificate)
-    with open_connections(
-        tmp_path, bias_folders, ServerSpec(certfile=cert, keyfile=key)
-    ) as connected:
-        yield connected
+async def asks(opened, client):
+    """Check that the client is answered now."""
+    opened.app.now = asyncio.get_running_loop().time()
+    await opened.send(client, PING)
+    answer = await opened.read(client, PONG)
+    return answer.startswith(b"HTTP/1.1 200 ")
 
 
-@contextlib.contextmanager
-def open_connections(tmp_path, bias_folders, spec):
-    tls = ssl.create_default_context(cafile=spec.certfile) if spec.certfile else None
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4 * PLACES)), hard))
-    long = variant(write_model(tmp_path / "model", LONG))
-    with (
-        gunicorn(
-            tmp_path, {"e": {"v": variant(bias_folders["1"])}, "long": {"v": long}}, spec
-        ) as running,
-        contextlib.ExitStack() as opened,
-    ):
-        address = running.address
+def test_longest_idle_client_is_evicted(app):
+    async def talk(opened):
+        first = await opened.connect(b"")
+        await asyncio.sleep(0.05)  # the loop's resolution is a millisecond
+        silent = [await opened.connect(b"") for _ in range(PLACES - 1)]
+        await until(lambda: len(opened.connections) == PLACES)
+        assert await asks(opened, await opened.connect(b""))
+        assert await opened.read(first) == b""
+        assert await asks(opened, silent[-1])
 
-        def connected(sent=b""):
-            connection = socket.create_connection(address, timeout=SECONDS)
-            if tls is not None:
-                connection = tls.wrap_socket(connection, server_hostname=address[0])
-            opened.enter_context(connection)
-            connection.sendall(sent)
-            return connection
-
-        yield connected
-        assert "Traceback" not in running.log.read_text()
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    play(app, talk)
 
 
-def asks(connection):
-    connection.sendall(PING)
-    return is_answered(connection)
+def test_active_clients_are_not_evicted(app):
+    async def talk(opened):
+        asking = [await opened.connect(b"") for _ in range(PLACES // 2)]
+        for _ in range(3 * PLACES):
+            for client in asking:
+                assert await asks(opened, client)
+            await opened.connect(b"")
+
+    play(app, talk)
 
 
-@pytest.mark.long
-def test_a_thousand_silent_clients_do_not_keep_others_out(connect):
-    silent = [connect() for _ in range(PLACES + 50)]
-    connection = connect()
-    began = time.monotonic()
-    for _ in range(50):
-        assert asks(connection)
-        assert asks(connect())
-    assert time.monotonic() - began < SECONDS
-    silent[0].settimeout(SECONDS)
-    assert silent[0].recv(1) == b""  # It was closed first.
-    silent[-1].setblocking(False)
-    with pytest.raises(BlockingIOError):
-        silent[-1].recv(1)
-
-
-@pytest.mark.long
-def test_clients_who_go_on_asking_are_not_the_ones_to_go(connect):
-    asking = [connect(PING) for _ in range(20)]
-    assert all(is_answered(connection) for connection in asking)
-    for number in range(PLACES + 200):
-        connect()
-        if number % 100 == 0:
-            assert [asks(connection) for connection in asking] == [True] * 20, number
-
-
-@pytest.mark.long
 @pytest.mark.parametrize("begun", [HALF_A_HEAD, HALF_A_BODY], ids=["heads", "bodies"])
-def test_requests_that_come_too_slowly_give_way(connect, begun):
-    slow = [connect(begun) for _ in range(PLACES)]
-    stop = threading.Event()
+def test_slow_requests_are_evicted(app, begun):
+    async def talk(opened):
+        app.now -= 5
+        slow = [await opened.connect(begun) for _ in range(PLACES)]
+        await until(lambda: len(opened.connections) == PLACES)
+        for _ in range(3):
+            assert await asks(opened, await opened.connect(b""))
+        evicted = [await opened.read(client) for client in slow if is_readable(client)]
+        assert [answer[:12] for answer in evicted] == [b"HTTP/1.1 408"] * 3
 
-    def trickle():
-        while not stop.wait(0.3):
-            for connection in slow:
-                with contextlib.suppress(OSError):
-                    connection.send(b"a")
-
-    thread = threading.Thread(target=trickle)
-    thread.start()
-    try:
-        began = time.monotonic()
-        clients = [connect(PING) for _ in range(20)]
-        assert all(is_answered(client) for client in clients)
-        assert time.monotonic() - began < SECONDS
-    finally:
-        stop.set()
-        thread.join()
+    play(app, talk)
 
 
-@pytest.mark.long
-def test_an_upload_that_gets_on_does_not_give_way(connect):
-    body = b" " * 400_000
-    upload = connect(
-        b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
-    )
-    for start in range(0, len(body), 4000):
-        upload.sendall(body[start : start + 4000])
-        for _ in range(20):
-            connect()
-    wait_until(lambda: upload.recv(12) == b"HTTP/1.1 415", what="its answer")
+def test_active_upload_is_not_evicted(app):
+    async def talk(opened):
+        upload = await opened.connect(POST + b"Content-Length: 200000\r\n\r\n")
+        await opened.send(upload, b" " * 100_000)
+        for _ in range(3 * PLACES):
+            await opened.connect(b"")
+        await opened.send(upload, b" " * 100_000)
+        assert (await opened.read(upload, b"}")).startswith(b"HTTP/1.1 400 ")
+
+    play(app, talk)
 
 
-def ask_long(connection, more=b""):
-    """Request 32 MiB, and wait for the first byte of the response."""
-    body = b'{"inputs": {"x": [[1]]}}'
-    head = (
-        b"POST /endpoints/long/invocations HTTP/1.1\r\nHost: x\r\n"
-        b"Content-Type: application/json\r\n"
-    )
-    connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body + more)
-    assert connection.recv(1) == b"H"
+def test_oldest_unread_answer_is_aborted(app, monkeypatch):
+    monkeypatch.setattr(request_limits, "MAX_UNSENT_BYTES", 5 * len(ANSWER))
+
+    async def talk(opened):
+        clients = [await opened.connect(LARGE) for _ in range(PLACES - 1)]
+        await until(lambda: len(opened.connections) < PLACES - 1)
+        assert await asks(opened, await opened.connect(b""))
+        assert (await opened.read(clients[-1], b"]]}")).endswith(ANSWER)
+        with contextlib.suppress(ConnectionError):
+            assert not (await opened.read(clients[0])).endswith(ANSWER)
+
+    play(app, talk)
 
 
-def received(connection):
-    """Return the number of bytes until the connection ends or the long text is
-    complete.
-    """
-    count = 0
-    with contextlib.suppress(ConnectionError):
-        while count <= LONG_BYTES and (piece := connection.recv(2**20)):
-            count += len(piece)
-    return count
+def test_half_read_answers_count_by_the_rest(app, monkeypatch):
+    monkeypatch.setattr(request_limits, "MAX_UNSENT_BYTES", 6 * len(ANSWER))
+
+    async def talk(opened):
+        clients = []
+        for _ in range(PLACES):
+            client = await opened.connect(LARGE)
+            clients.append((client, await opened.read(client, at_least=len(ANSWER) * 2 // 3)))
+        for client, begun in clients:
+            assert (begun + await opened.read(client, b"]]}")).endswith(ANSWER)
+
+    play(app, talk)
 
 
-@pytest.mark.long
-def test_clients_that_do_not_take_their_answers_hold_neither_threads_nor_the_memory(connect):
-    check_answers_that_wait(connect)
+def test_request_behind_unread_answer_is_answered(app):
+    async def talk(opened):
+        client = await opened.connect(LARGE + PING)
+        await until(lambda: app.blocked_connections)
+        content = await opened.read(client, PONG)
+        assert ANSWER in content
+        assert content.count(b"HTTP/1.1 200 OK") == 2
 
-
-@pytest.mark.long
-def test_clients_that_do_not_take_their_answers_over_tls_do_not_hold_the_memory(connect_tls):
-    check_answers_that_wait(connect_tls)
-
-
-def check_answers_that_wait(connect):
-    """At most the responses of eight clients wait: 256 MiB."""
-    slow = [connect() for _ in range(12)]
-    for connection in slow:
-        ask_long(connection)
-    assert asks(connect())
-    assert received(slow[0]) < LONG_BYTES < received(slow[-1])
-
-
-def take(connection, size):
-    """Read this number of bytes, or fewer if the connection ends; return the number."""
-    count = 0
-    with contextlib.suppress(ConnectionError):
-        while count < size and (piece := connection.recv(min(2**20, size - count))):
-            count += len(piece)
-    return count
-
-
-@pytest.mark.long
-def test_clients_that_take_their_answers_are_held_for_no_more_than_is_left(connect):
-    clients = [connect() for _ in range(12)]
-    first = LONG_BYTES // 2
-    for connection in clients:
-        ask_long(connection)
-        assert take(connection, first) == first
-    assert [take(connection, LONG_BYTES - first) for connection in clients] == [
-        LONG_BYTES - first
-    ] * 12
-
-
-@pytest.mark.long
-def test_an_answer_that_was_taken_late_is_whole_and_the_next_request_is_answered(connect):
-    connection = connect()
-    ask_long(connection, more=PING)
-    got = b""
-    while not got.endswith(b"\r\n\r\n\n"):
-        piece = connection.recv(2**20)
-        assert piece
-        got = got[-1000:] + piece
-    assert b"0123456789abcdef" in got[:2000]
-    assert b"HTTP/1.1 200 OK" in got[-1000:]
+    play(app, talk)

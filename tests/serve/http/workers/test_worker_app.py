@@ -2,25 +2,21 @@
 the requests answered on it.
 """
 
-import asyncio
 import math
 import threading
 import time
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from mlflow_deploy_plugin.serve.http.request_limits import ConnectionLimits
 from mlflow_deploy_plugin.serve.http.responses import RawResponse
-from mlflow_deploy_plugin.serve.http.workers.connection import HttpConnection
 from mlflow_deploy_plugin.serve.http.workers.worker_app import (
     INLINE_SECONDS,
     InlinePolicy,
-    WorkerApp,
 )
 from mlflow_deploy_plugin.serve.messages import RawRequest
+from tests.serve.http.listener import play, until, worker_app
 from tests.support.servers import one_endpoint, variant
 from tests.support.texts import PANIC, panicking_model
 from tests.support.waiting import wait_until
@@ -28,97 +24,70 @@ from tests.support.waiting import wait_until
 HEAD = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 
 
-async def listen(app):
-    """Return a listener of the application, and its connections."""
-    state: Any = SimpleNamespace(connections=set())
-    config = SimpleNamespace(app=app)
-    server = await asyncio.get_running_loop().create_server(
-        lambda: HttpConnection(config, state, {}), "127.0.0.1", 0
-    )
-    return server, state.connections
+@pytest.fixture
+def app(serve_here, bias_folders):
+    return worker_app(serve_here(one_endpoint(bias_folders["1"])))
 
 
-def test_bodies_of_all_connections_together_are_bounded(serve_here, bias_folders):
-    app = WorkerApp(serve_here(one_endpoint(bias_folders["1"])), may_be_inline=True, threads=1)
+def sized(body, path=b"/invocations"):
+    """Return the head of a request with this body."""
+    return HEAD.replace(b"/invocations", path) + b"Content-Length: %d\r\n\r\n" % len(body)
+
+
+def test_bodies_of_all_connections_are_bounded(app):
     app.limits = ConnectionLimits(60.0, body_bytes=100_000)
+    body = b'{"inputs": [[1, 2, 3]]}' + b" " * 70_000
 
-    async def talk():
-        server, _ = await listen(app)
-        address = server.sockets[0].getsockname()
-        first, second = [await asyncio.open_connection(*address) for _ in range(2)]
-        body = b'{"inputs": [[1, 2, 3]]}' + b" " * 70_000
-        first[1].write(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body[:-1])
-        while app.buffered_bytes < len(body) - 1:
-            await asyncio.sleep(0.01)
-        second[1].write(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body[:-1])
-        refused = await second[0].readuntil(b"\r\n\r\n")
+    async def talk(opened):
+        first = await opened.connect(sized(body) + body[:-1])
+        await until(lambda: app.buffered_bytes == len(body) - 1)
+        second = await opened.connect(sized(body) + body[:40_000])
+        refused = await opened.read(second)
         assert refused.startswith(b"HTTP/1.1 503 ")
         assert b"Retry-After: 1\r\n" in refused
-        first[1].write(body[-1:])
-        assert (await first[0].readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
-        for _, writer in (first, second):
-            writer.close()
-        server.close()
+        await opened.send(first, body[-1:])
+        assert (await opened.read(first, b"}")).startswith(b"HTTP/1.1 200 ")
 
-    asyncio.run(asyncio.wait_for(talk(), 30))
+    play(app, talk)
     assert app.buffered_bytes == 0
 
 
 @pytest.mark.parametrize("padding", [0, 100_000])
-def test_a_panicking_tokenizer_gets_a_400_and_its_body_is_released(serve_here, tmp_path, padding):
-    app = WorkerApp(
-        serve_here(one_endpoint(panicking_model(tmp_path / "model"))), may_be_inline=True, threads=1
-    )
+def test_body_of_panicking_tokenizer_is_released(serve_here, tmp_path, padding):
+    app = worker_app(serve_here(one_endpoint(panicking_model(tmp_path / "model"))))
     app.limits = ConnectionLimits(60.0, body_bytes=150_000)
 
-    async def talk():
-        server, _ = await listen(app)
+    async def talk(opened):
         for text, status in ((PANIC, b"400"), (PANIC, b"400"), ("a text", b"200")):
             body = b'{"inputs": ["%b"]}' % text.encode() + b" " * padding
-            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-            writer.write(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body[:20])
-            await writer.drain()
-            writer.write(body[20:])
-            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 " + status)
+            client = await opened.connect(sized(body) + body[:20])
+            await opened.send(client, body[20:])
+            assert (await opened.read(client, b"}")).startswith(b"HTTP/1.1 " + status)
             assert app.buffered_bytes == 0
-            writer.close()
-        server.close()
 
-    asyncio.run(asyncio.wait_for(talk(), 60))
+    play(app, talk)
 
 
 @pytest.mark.parametrize("padding", [0, 100_000])
-def test_the_wait_for_a_thread_counts_towards_the_deadline(serve_here, bias_folders, padding):
-    app = WorkerApp(serve_here(one_endpoint(bias_folders["1"])), may_be_inline=True, threads=1)
+def test_wait_for_thread_counts_towards_deadline(app, padding):
     tensor = b'{"name": "X", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}'
     body = b'{"inputs": [%b], "parameters": {"timeout": 200000}}' % tensor + b" " * padding
-    head = HEAD.replace(
-        b"/invocations", b"/v2/models/e/infer"
-    ) + b"Content-Length: %d\r\n\r\n" % len(body)
+    is_over = threading.Event()
+    app.pool.submit(is_over.wait)  # the only thread
 
-    async def talk():
-        is_over = threading.Event()
-        server, connections = await listen(app)
-        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-        app.pool.submit(is_over.wait)
-        writer.write(head + body)
-        while not any(connection.idle_since == math.inf for connection in connections):
-            await asyncio.sleep(0.01)
+    async def talk(opened):
+        client = await opened.connect(sized(body, b"/v2/models/e/infer") + body)
+        await until(lambda: any(each.idle_since == math.inf for each in opened.connections))
         arrived = time.perf_counter()
-        while time.perf_counter() < arrived + 0.2:
-            await asyncio.sleep(0.01)
+        await until(lambda: time.perf_counter() > arrived + 0.2)
         is_over.set()
-        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 504 ")
-        writer.close()
-        server.close()
+        assert (await opened.read(client, b"}")).startswith(b"HTTP/1.1 504 ")
 
-    asyncio.run(asyncio.wait_for(talk(), 30))
+    play(app, talk)
 
 
 @pytest.mark.long
-def test_a_pyfunc_does_not_keep_other_models_from_running_inline(
-    serve_here, bias_folders, tmp_path
-):
+def test_other_models_run_inline_beside_pyfunc(serve_here, bias_folders, tmp_path):
     (tmp_path / "agent_beside.py").write_text(
         "class A:\n  def predict(self, data): return [1]\n_load_pyfunc = lambda path: A()"
     )
@@ -126,7 +95,7 @@ def test_a_pyfunc_does_not_keep_other_models_from_running_inline(
         "flavors: {python_function: {loader_module: agent_beside, code: .}}"
     )
     variants = {"e": {"v": variant(bias_folders["1"])}, "agent": {"v": variant(tmp_path, "1")}}
-    app = WorkerApp(serve_here(variants), may_be_inline=True, threads=1)
+    app = worker_app(serve_here(variants))
     wait_until(lambda: not app.server.repository.not_ready_reason(), 60, "the side process")
     body = b'{"inputs": [[1, 2, 3]]}'
     quick, agents = (
@@ -166,26 +135,27 @@ def of_size(size, path="/invocations", **headers):
     return RawRequest("POST", path, {"content-type": "application/json", **headers}, b"x" * size)
 
 
-def test_requests_of_unknown_duration_stay_off_the_loop(policy):
+def test_quick_requests_of_one_class_run_inline(policy):
     assert not policy.is_quick(SMALL)
     took(policy, SMALL, QUICK)
     assert policy.is_quick(SMALL)
-    assert not policy.is_quick(of_size(1000))
-    assert not policy.is_quick(of_size(100, "/predict"))
-    assert not policy.is_quick(
-        RawRequest("POST", "/invocations", {"content-type": "text/csv"}, b"x" * 100)
+    others = (
+        of_size(1000),
+        of_size(100, "/predict"),
+        RawRequest("POST", "/invocations", {"content-type": "text/csv"}, b"x" * 100),
     )
+    assert not any(policy.is_quick(other) for other in others)
 
 
-def test_liveness_never_waits_for_a_thread(policy):
+def test_liveness_always_runs_inline(policy):
     assert policy.is_quick(RawRequest("GET", "/ping", {}, b""))
     assert not policy.is_quick(of_size(60_000, "/ping", **{"content-encoding": "gzip"}))
 
 
-def test_one_slow_answer_is_the_machine_and_several_are_the_model(policy):
+def test_several_slow_answers_leave_the_loop(policy):
     took(policy, SMALL, QUICK)
     took(policy, SMALL, SLOW)
-    assert policy.is_quick(SMALL)
+    assert policy.is_quick(SMALL)  # A single slow answer may be due to the machine.
     for _ in range(3):
         took(policy, SMALL, SLOW)
     assert not policy.is_quick(SMALL)
@@ -194,12 +164,7 @@ def test_one_slow_answer_is_the_machine_and_several_are_the_model(policy):
     assert policy.is_quick(SMALL)
 
 
-def test_refusals_do_not_count_as_quick_answers(policy):
-    took(policy, SMALL, QUICK, status=400)
-    assert not policy.is_quick(SMALL)
-
-
-def test_a_failure_that_takes_long_leaves_the_loop(policy):
+def test_slow_failures_leave_the_loop(policy):
     took(policy, SMALL, QUICK)
     for _ in range(4):
         took(policy, SMALL, SLOW, status=500, predicts=False)
@@ -207,34 +172,27 @@ def test_a_failure_that_takes_long_leaves_the_loop(policy):
 
 
 @pytest.mark.parametrize(
-    "path", ["/score", "/v1/models/flights/labels/champion:predict", "/what/vertex/named"]
+    ("request_", "outcome"),
+    [
+        (SMALL, {"status": 400}),
+        (of_size(100, "/v2/repository/models/trial/load"), {"predicts": False}),
+        (of_size(100_000), {}),
+        (of_size(100, **{"content-encoding": "gzip"}), {}),
+    ],
+    ids=["refused", "no prediction", "large", "compressed"],
 )
-def test_a_prediction_is_known_by_its_answer_wherever_it_was_asked_for(policy, path):
-    took(policy, of_size(100, path), QUICK)
-    assert policy.is_quick(of_size(100, path))
-
-
-def test_requests_other_than_predictions_stay_off_the_loop(policy):
-    load = of_size(100, "/v2/repository/models/trial/load")
-    took(policy, load, QUICK, predicts=False)
-    assert not policy.is_quick(load)
-
-
-@pytest.mark.parametrize(
-    "request_", [of_size(100_000), of_size(100, **{"content-encoding": "gzip"})]
-)
-def test_large_and_packed_requests_stay_off_the_loop(policy, request_):
-    took(policy, request_, QUICK)
+def test_request_is_not_run_inline(policy, request_, outcome):
+    took(policy, request_, QUICK, **outcome)
     assert not policy.is_quick(request_)
 
 
-def test_predictions_that_wait_stay_off_the_loop():
+def test_predictions_that_wait_are_not_run_inline():
     policy = InlinePolicy(lambda _: False)
     took(policy, SMALL, QUICK)
     assert not policy.is_quick(SMALL)
 
 
-def test_the_remembered_durations_are_bounded(policy):
+def test_remembered_durations_are_bounded(policy):
     for number in range(10_000):
         took(policy, of_size(100, path=f"/v2/models/{number}/infer"), QUICK)
     assert len(policy._seconds) <= 4096
