@@ -1,9 +1,7 @@
 """Folders of tiny models, a Redis, and servers within this process."""
 
 import itertools
-from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +10,7 @@ from tests.support.models import mixed_model, tensor_model
 from tests.support.servers import opened, single_model, stock_model
 from tests.support.services.redis_server import redis_server
 
-MAKERS: dict[str, Callable[[Path], Path]] = {
+MAKERS = {
     "mixed": mixed_model,
     "single": single_model,
     "tensor": tensor_model,
@@ -34,6 +32,15 @@ def bias_folders(tmp_path_factory):
     return {
         str(version): single_model(root / str(version), 1000.0 * version) for version in range(1, 5)
     }
+
+
+@pytest.fixture(scope="session")
+def pyfunc_folders(tmp_path_factory):
+    """See `save_pyfuncs`."""
+    # The module imports MLflow, which takes a second.
+    from tests.support.pyfuncs import save_pyfuncs
+
+    return save_pyfuncs(tmp_path_factory.mktemp("pyfuncs"))
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ from mlflow_deploy_plugin.core.statedir.files import SPEC
 from mlflow_deploy_plugin.serve.assembly import open_server, read_server_spec
 from mlflow_deploy_plugin.serve.inference.pipeline import may_wait_for_limits
 from mlflow_deploy_plugin.serve.messages import RawRequest
-from mlflow_deploy_plugin.serve.protocols.content import dump_json
 from tests.support.bodies import v2_tensor
 from tests.support.handling import ask
 from tests.support.servers import one_endpoint
@@ -20,17 +19,17 @@ ENDPOINT = (
 )
 
 
-def test_without_a_spec_the_defaults_hold(tmp_path):
+def test_missing_spec_has_the_defaults(tmp_path):
     assert read_server_spec(tmp_path) == ServerSpec()
 
 
-def test_the_first_of_several_endpoints_has_the_server(tmp_path):
+def test_first_endpoint_defines_the_server(tmp_path):
     documents = ENDPOINT.format(name="a", threads=3), ENDPOINT.format(name="b", threads=3)
     (tmp_path / SPEC).write_text("---\n".join(documents))
     assert read_server_spec(tmp_path).threads == 3
 
 
-def test_a_malformed_spec_is_refused(tmp_path):
+def test_malformed_spec_is_refused(tmp_path):
     (tmp_path / SPEC).write_text("name: [")
     with pytest.raises(InvalidConfig):
         read_server_spec(tmp_path)
@@ -46,9 +45,7 @@ def test_a_malformed_spec_is_refused(tmp_path):
         ("{max_concurrent_requests: 1}", False),
     ],
 )
-def test_no_loop_waits_for_a_redis_that_a_limit_may_ask(
-    tmp_path, redis_url, monkeypatch, settings, may_wait
-):
+def test_event_loop_never_waits_for_redis(tmp_path, redis_url, monkeypatch, settings, may_wait):
     """Not even the first request of a key waits, although its limits are not known
     before.
     """
@@ -60,22 +57,22 @@ def test_no_loop_waits_for_a_redis_that_a_limit_may_ask(
         assert may_wait_for_limits(server, RawRequest("POST", "/invocations", {}, b"")) is expected
 
 
-def test_closing_a_server_removes_its_worker_file_and_models(tmp_path):
+def test_closing_removes_file_and_models(tmp_path):
     server = open_server(tmp_path)
     server.close()
     assert not list((tmp_path / "workers").glob("*.json"))
     assert server.repository.table == {}
 
 
-def test_the_characters_of_a_request_to_a_text_model_are_limited(serve_here, tmp_path):
+def test_characters_of_texts_are_limited(serve_here, tmp_path):
     pytest.importorskip("tokenizers")
     from tests.support.texts import text_model
 
     server = serve_here(one_endpoint(text_model(tmp_path / "model")), {"max_text_characters": 1000})
     # Only the starts count.
-    assert ask(server, body=dump_json({"inputs": ["the model " * 10_000] * 3})).status == 200
-    refused = ask(server, body=dump_json({"inputs": ["日本語" * 200] * 2}))
+    assert ask(server, body={"inputs": ["the model " * 10_000] * 3}).status == 200
+    refused = ask(server, body={"inputs": ["日本語" * 200] * 2})
     assert refused.status == 413
     assert "max_text_characters" in json.loads(refused.body)["message"]
     late = {"inputs": [v2_tensor("text", "BYTES", ["a"])], "parameters": {"timeout": 1}}
-    assert ask(server, "/v2/models/e/infer", body=dump_json(late)).status == 504
+    assert ask(server, "/v2/models/e/infer", body=late).status == 504

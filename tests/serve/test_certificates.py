@@ -3,13 +3,11 @@ that the tests create.
 """
 
 import os
-import re
 import shutil
 import ssl
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -55,13 +53,12 @@ class Client:
     url: str
     authority: Authority
 
-    def post(
-        self, body: Any = ROW, certificate: tuple[str, str] | None = None, **headers: str
-    ) -> requests.Response:
+    def post(self, body=ROW, certificate=None, **headers):
+        fields = {name.replace("_", "-"): value for name, value in headers.items()}
         return requests.post(
             f"{self.url}/invocations",
             body,
-            headers=JSON | {name.replace("_", "-"): value for name, value in headers.items()},
+            headers=JSON | fields,
             cert=certificate,
             verify=self.authority.certificate,
             timeout=20,
@@ -76,28 +73,24 @@ def client(tmp_path, bias_folders, ours, settings):
         yield Client(running.url, ours)
 
 
-def test_a_caller_needs_a_certificate_of_the_named_authority(client, ours, foreign, tmp_path):
+def test_caller_needs_a_trusted_certificate(client, ours, foreign, tmp_path):
     refused = client.post()
     assert refused.status_code == 401
     assert mentions(refused.json()["message"], "client certificate", "authorities")
-    lines: dict[str, Any] = {"content_type": "application/jsonl"}
+    lines = {"content_type": "application/jsonl"}
     assert client.post(iter([b"[1, 2, 3]\n"]), **lines).status_code == 401
     assert client.post(authorization="Bearer wrong").status_code == 401
 
     shop = ours.issue("shop")
-    assert [client.post(certificate=shop).status_code for _ in range(3)] == [200, 200, 200]
+    assert client.post(certificate=shop).status_code == 200
     assert client.post(iter([b"[1, 2, 3]\n"]), shop, **lines).status_code == 200  # streamed
     with pytest.raises(requests.RequestException):  # TLS closes the connection.
         client.post(certificate=foreign.issue("shop"))
 
-    page = requests.get(
-        f"{client.url}/metrics", cert=shop, verify=ours.certificate, timeout=20
-    ).text
-    assert dict(re.findall(r'onnxserve_key_requests_total{key="([^"]*)"} (\d+)', page)) == {
-        "a certificate": "5"
-    }
-    local = (tmp_path / LOCAL_KEY).read_text()
+    page = requests.get(f"{client.url}/metrics", cert=shop, verify=ours.certificate, timeout=20)
+    assert 'onnxserve_key_requests_total{key="a certificate"} 3' in page.text
     # the commands of this machine
+    local = (tmp_path / LOCAL_KEY).read_text()
     assert client.post(authorization=f"Bearer {local}").status_code == 200
 
 
@@ -109,11 +102,8 @@ def replace_files(settings, by):
         os.replace(new, settings[name])
 
 
-def test_new_connections_take_the_certificates_that_lie_in_the_files_now(
-    client, ours, foreign, settings, tmp_path
-):
+def test_new_connections_use_replaced_certificates(client, ours, foreign, settings, tmp_path):
     shop = ours.issue("shop")
-    of_foreign = foreign.issue("shop")
     certfile, keyfile = foreign.issue("server")
     replace_files(settings, {"certfile": certfile})
     # The key still belongs to the previous certificate.
@@ -124,99 +114,66 @@ def test_new_connections_take_the_certificates_that_lie_in_the_files_now(
     with pytest.raises(requests.RequestException):
         client.post(certificate=shop)
     client.authority = foreign
-    assert client.post(certificate=of_foreign).status_code == 200
+    assert client.post(certificate=foreign.issue("shop")).status_code == 200
     with pytest.raises(requests.RequestException):
         client.post(certificate=shop)
 
 
 @pytest.mark.long
-def test_a_server_with_client_certificates_starts_and_answers_its_own_machine(
-    serve, bias_folders, ours, settings
-):
-    options = list(
-        chain.from_iterable(("-C", f"server.{name}={value}") for name, value in settings.items())
+def test_server_with_client_certificates_starts(serve, bias_folders, ours, settings):
+    options = chain.from_iterable(
+        ("-C", f"server.{name}={value}") for name, value in settings.items()
     )
-    served = serve(
-        str(bias_folders["1"]), "--name", "e", "--host", "127.0.0.1", *options
-    ).wait_ready()
-    assert (
-        requests.get(f"{served.url}/ping", verify=ours.certificate, timeout=20).status_code == 200
-    )
+    served = serve(str(bias_folders["1"]), "--host", "127.0.0.1", *options).wait_ready()
+    pinged = requests.get(f"{served.url}/ping", verify=ours.certificate, timeout=20)
+    assert pinged.status_code == 200
 
 
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        (
-            {"keyfile": "other.key"},
-            "TLS cannot use .*server.pem with .*other.key and .*ca.pem: key values mismatch",
-        ),
-        (
-            {"certfile": "server.key"},
-            "a certificate and a key without a password in PEM are expected",
-        ),
+        ({"keyfile": "other.key"}, "server.pem with .*other.key and .*ca.pem: key values mismatch"),
+        ({"certfile": "server.key"}, "a certificate and a key without a password"),
         ({"ca_certs": "server.key"}, "no certificate or crl found"),
-        ({"certfile": "gone.pem"}, "TLS cannot read .*gone.pem: No such file or directory"),
+        ({"certfile": "gone.pem"}, "gone.pem: No such file or directory"),
     ],
 )
-def test_a_server_does_not_start_with_files_that_do_not_go_together(
-    ours, tmp_path, changed, reason
-):
+def test_mismatched_certificate_files_stop_the_start(ours, tmp_path, changed, reason):
     (certfile, keyfile), _ = ours.issue("server"), ours.issue("other")
     files = {"certfile": certfile, "keyfile": keyfile, "ca_certs": ours.certificate}
-    write_spec(
-        tmp_path,
-        "e",
-        ServerSpec.model_validate(files | {k: str(ours.folder / v) for k, v in changed.items()}),
-    )
+    files |= {name: str(ours.folder / value) for name, value in changed.items()}
+    write_spec(tmp_path, "e", ServerSpec.model_validate(files))
     with pytest.raises(InvalidConfig, match=reason):
         supervise(tmp_path, follow=False, announce=print)
 
 
-def test_grpc_needs_one_too_and_takes_replaced_files(
-    serve_here, bias_folders, ours, foreign, settings
-):
+def served_by_grpc(port, authority, caller=None):
+    """Return the models that a caller sees, with or without a certificate."""
+    files = authority.issue(caller)[::-1] if caller else ()
+    credentials = grpc.ssl_channel_credentials(
+        Path(authority.certificate).read_bytes(), *(Path(file).read_bytes() for file in files)
+    )
+    with grpc.secure_channel(f"localhost:{port}", credentials) as channel:
+        service = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        answer = service.RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=60)
+        return [model.name for model in answer.models]
+
+
+def test_grpc_requires_and_reloads_certificates(serve_here, bias_folders, ours, foreign, settings):
     server = serve_here(one_endpoint(bias_folders["1"]), settings)
-    spec = ServerSpec.model_validate({"host": "localhost", "grpc_port": free_port(), **settings})
+    port = free_port()
+    spec = ServerSpec.model_validate({"host": "localhost", "grpc_port": port, **settings})
     listener = GrpcServer(replace(server, spec=spec))
-    root, (certificate, key) = Path(ours.certificate).read_bytes(), ours.issue("shop")
-    mutual = grpc.ssl_channel_credentials(
-        root, Path(key).read_bytes(), Path(certificate).read_bytes()
-    )
-    index = service_pb2.RepositoryIndexRequest()
-    with grpc.secure_channel(f"localhost:{spec.grpc_port}", mutual) as channel:
-        answer = service_pb2_grpc.GRPCInferenceServiceStub(channel).RepositoryIndex(
-            index, timeout=20
-        )
-        assert [model.name for model in answer.models] == ["e"]
-    with grpc.secure_channel(
-        f"localhost:{spec.grpc_port}", grpc.ssl_channel_credentials(root)
-    ) as channel:
-        with pytest.raises(grpc.RpcError) as refused:
-            service_pb2_grpc.GRPCInferenceServiceStub(channel).RepositoryIndex(index, timeout=60)
-        assert refused.value.code().name == "UNAVAILABLE"
-    replace_files(
-        settings, {"certfile": foreign.issue("server")[0], "ca_certs": foreign.certificate}
-    )
-    with grpc.secure_channel(
-        f"localhost:{spec.grpc_port}", mutual
-    ) as channel:  # The key is still the previous key.
-        assert (
-            service_pb2_grpc.GRPCInferenceServiceStub(channel)
-            .RepositoryIndex(index, timeout=20)
-            .models
-        )
-    replace_files(settings, {"keyfile": str(foreign.folder / "server.key")})
-    root, (certificate, key) = Path(foreign.certificate).read_bytes(), foreign.issue("shop")
-    mutual = grpc.ssl_channel_credentials(
-        root, Path(key).read_bytes(), Path(certificate).read_bytes()
-    )
-    with grpc.secure_channel(f"localhost:{spec.grpc_port}", mutual) as channel:
-        assert (
-            service_pb2_grpc.GRPCInferenceServiceStub(channel)
-            .RepositoryIndex(index, timeout=20)
-            .models
-        )
+    assert served_by_grpc(port, ours, "shop") == ["e"]
+    with pytest.raises(grpc.RpcError) as refused:
+        served_by_grpc(port, ours)
+    assert refused.value.code().name == "UNAVAILABLE"
+    certfile, keyfile = foreign.issue("server")
+    replace_files(settings, {"certfile": certfile, "ca_certs": foreign.certificate})
+    # The key is still the previous key.
+    assert served_by_grpc(port, ours, "shop") == ["e"]
+    replace_files(settings, {"keyfile": keyfile})
+    assert served_by_grpc(port, foreign, "shop") == ["e"]
     listener.drain()
     listener.wait()
 
@@ -232,10 +189,10 @@ def test_grpc_needs_one_too_and_takes_replaced_files(
         ({"subject": ((("commonName", 200 * "n"),),)}, 100 * "n"),
     ],
 )
-def test_a_caller_has_the_name_of_its_certificate(certificate, name):
+def test_certificate_names_its_caller(certificate, name):
     assert certificate_name(certificate) == name
 
 
-def test_client_certificates_are_about_https():
+def test_client_certificates_need_https():
     with pytest.raises(ValueError, match=r"ca_certs.*certfile and keyfile"):
         ServerSpec(ca_certs=ssl.get_default_verify_paths().openssl_cafile)

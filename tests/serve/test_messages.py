@@ -5,13 +5,13 @@ import os
 from mlflow_deploy_plugin.serve.messages import new_id
 
 
-def test_identifiers_are_hexadecimal_and_never_repeat():
+def test_identifiers_never_repeat():
     ids = [new_id() for _ in range(1000)]
     assert len(set(ids)) == 1000
     assert all(len(id_) == 32 and int(id_, 16) >= 0 for id_ in ids)
 
 
-def test_a_forked_process_has_others():
+def test_forked_process_has_other_identifiers():
     new_id()  # Some ids are prepared, and would exist in both processes.
     reading, writing = os.pipe()
     child = os.fork()

@@ -2,37 +2,33 @@
 least one test.
 """
 
-import errno
 import os
 import re
 import signal
 import socket
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 
 import psutil
 import pytest
 import requests
 
-from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig
+from mlflow_deploy_plugin.core.errors import InvalidConfig
+from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.files import (
     AGENT,
     SERVER,
     WANTED,
-    claim_state_dir,
     read_state,
     read_workers,
 )
 from mlflow_deploy_plugin.core.statedir.models import AgentState, ServerState
+from mlflow_deploy_plugin.serve.supervisor import check_exposure, open_listener, reserve_grpc_port
 from tests.support.disk import read_only
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.refusals import mentions
-from tests.support.serving import Served, servers_below
-from tests.support.waiting import wait_until
-
-Start = Callable[..., Served]
+from tests.support.serving import servers_below
+from tests.support.waiting import free_port, wait_until
 
 
 @pytest.fixture
@@ -79,9 +75,7 @@ def check_end(served, number):
 
 
 @pytest.mark.long
-def test_requests_that_hold_every_thread_hold_the_end_back_for_the_graceful_timeout_and_no_longer(
-    serve, tmp_path
-):
+def test_hanging_requests_delay_the_end(serve, tmp_path):
     model = save_pyfuncs(tmp_path, ["troubled"])["troubled"]
     running = serve(str(model), "-C", "server.graceful_timeout_seconds=2").wait_ready()
     hanging = {"dataframe_split": {"columns": ["do"], "data": [["hang"]]}}
@@ -110,7 +104,7 @@ def connections_to(port):
 
 
 @pytest.mark.long
-def test_a_supervisor_that_is_killed_takes_its_children_along_and_another_one_ends_by_sighup(start):
+def test_killed_supervisor_ends_its_children(start):
     running = start("state", "-w", "2").wait_ready()
     assert len(running.members()) == 5
     assert running.end(signal.SIGKILL) == -signal.SIGKILL
@@ -119,7 +113,7 @@ def test_a_supervisor_that_is_killed_takes_its_children_along_and_another_one_en
 
 @pytest.mark.long
 @pytest.mark.parametrize("is_abstract", [True, False])
-def test_systemd_receives_only_ready_and_stopping(start, tmp_path, monkeypatch, is_abstract):
+def test_systemd_is_notified(start, tmp_path, monkeypatch, is_abstract):
     address = f"@{tmp_path.name}" if is_abstract else f"{tmp_path}/user@1.s"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(f"\0{address[1:]}" if is_abstract else address)
@@ -135,7 +129,7 @@ def test_systemd_receives_only_ready_and_stopping(start, tmp_path, monkeypatch, 
             systemd.recv(100)
 
 
-def test_a_killed_agent_is_started_anew_while_serving_goes_on(running):
+def test_killed_agent_is_restarted(running):
     before = agent_pid(running)
     os.kill(before, signal.SIGKILL)
 
@@ -151,7 +145,7 @@ def test_a_killed_agent_is_started_anew_while_serving_goes_on(running):
 
 
 @pytest.mark.long
-def test_an_agent_that_cannot_be_started_is_started_later_while_serving_goes_on(start):
+def test_unstartable_agent_is_started_later(start):
     running = start("state").wait_ready()
     before = agent_pid(running)
     supervisor = psutil.Process(running.process.pid)
@@ -173,7 +167,7 @@ def worker_restarts(served):
     return float(re.findall(r"^onnxserve_worker_restarts_total (\S+)$", page, re.MULTILINE)[0])
 
 
-def test_a_killed_worker_is_replaced_and_counted(running):
+def test_killed_worker_is_replaced(running):
     (worker,) = psutil.Process(gunicorn_pid(running)).children()
     assert worker_restarts(running) == 0
     worker.kill()
@@ -186,7 +180,7 @@ def test_a_killed_worker_is_replaced_and_counted(running):
     assert worker_restarts(running) == 1
 
 
-def test_a_worker_that_starts_after_wanted_json_was_deleted_answers(running):
+def test_worker_starts_without_wanted_file(running):
     (running.state_dir / WANTED).unlink()
     for worker in psutil.Process(gunicorn_pid(running)).children():
         worker.kill()
@@ -204,18 +198,15 @@ def workers(served):
 
 
 @pytest.mark.long
-def test_a_killed_gunicorn_is_started_anew_and_new_clients_wait_for_it(start):
+def test_clients_wait_for_a_restarted_gunicorn(start):
     running = start("state", "-w", "2").wait_ready()
     master = gunicorn_pid(running)
     old = workers(running)
     for worker in old:
         os.kill(worker, signal.SIGSTOP)  # An orphan that ignores signals must be killed.
     os.kill(master, signal.SIGKILL)
-    noticed = wait_until(
-        lambda: (state := server_state(running)).restarts == 1 and state,
-        what="the death is noticed",
-    )
-    assert noticed.phase == "starting"
+    wait_until(lambda: server_state(running).restarts == 1, what="the death is noticed")
+    assert server_state(running).phase == "starting"
     with ThreadPoolExecutor(8) as clients:
         # All clients connect while no process accepts.
         assert all(clients.map(lambda _: answers(running), range(32)))
@@ -224,14 +215,11 @@ def test_a_killed_gunicorn_is_started_anew_and_new_clients_wait_for_it(start):
     wait_until(lambda: server_state(running).phase == "serving", what="the server")
     assert len(workers(running) - old) == 2
     assert mentions(running.log.read_text(), "gunicorn", "killed by SIGKILL", "it is restarted")
-    assert running.end() == 0
-    assert not list((running.state_dir / "spool").iterdir())
+    check_end(running, signal.SIGTERM)
 
 
 @pytest.mark.long
-def test_a_gunicorn_killed_after_the_first_answer_and_before_all_workers_are_ready_is_restarted(
-    start,
-):
+def test_gunicorn_killed_during_the_start_is_restarted(start):
     running = start("state", "-w", "2")
     master = wait_until(lambda: next(iter(masters(running)), None), 60, "gunicorn")
     held = wait_until(lambda: next(iter(master.children()), None), 60, "its first worker")
@@ -243,13 +231,10 @@ def test_a_gunicorn_killed_after_the_first_answer_and_before_all_workers_are_rea
     assert answers(running.wait_ready())
     assert server_state(running).restarts == 1
     assert not held.is_running()
-    assert running.end() == 0
 
 
 @pytest.mark.long
-def test_on_a_disk_that_has_become_read_only_a_killed_gunicorn_comes_back_and_the_end_is_in_order(
-    start,
-):
+def test_gunicorn_restarts_on_a_read_only_disk(start):
     running = start("state").wait_ready()
     (worker,) = workers(running)
     logged = running.log.read_text()
@@ -265,7 +250,7 @@ def test_on_a_disk_that_has_become_read_only_a_killed_gunicorn_comes_back_and_th
 
 
 @pytest.mark.long
-def test_a_gunicorn_that_does_not_come_back_ends_everything_with_the_reason(start):
+def test_repeated_gunicorn_failure_ends_the_server(start):
     running = start("state").wait_ready()
     # No worker of the next gunicorn can start.
     (running.state_dir / "spec.yaml").write_text("no spec")
@@ -278,17 +263,7 @@ def test_a_gunicorn_that_does_not_come_back_ends_everything_with_the_reason(star
 
 
 @pytest.mark.long
-def test_the_server_exits_when_gunicorn_is_ended(start):
-    running = start("state").wait_ready()
-    os.kill(gunicorn_pid(running), signal.SIGTERM)
-    assert running.process.wait(timeout=40) == 1
-    assert running.end() == 1
-    assert mentions(running.log.read_text(), "gunicorn", "status 0", "while serving")
-    assert not (running.state_dir / SERVER).exists()
-
-
-@pytest.mark.long
-def test_sigterm_between_a_death_and_the_next_start_ends_in_order(start):
+def test_sigterm_before_a_restart_ends_the_server(start):
     running = start("state").wait_ready()
     (worker,) = workers(running)
     os.kill(worker, signal.SIGSTOP)
@@ -299,7 +274,7 @@ def test_sigterm_between_a_death_and_the_next_start_ends_in_order(start):
 
 
 @pytest.mark.long
-def test_the_workers_of_a_gunicorn_that_dies_at_the_end_end_before_the_agent(start):
+def test_workers_of_a_dead_gunicorn_end_first(start):
     running = start("state").wait_ready()
     assert answers(running)
     master = psutil.Process(gunicorn_pid(running))
@@ -312,31 +287,14 @@ def test_the_workers_of_a_gunicorn_that_dies_at_the_end_end_before_the_agent(sta
     assert not list((running.state_dir / "spool").iterdir())
 
 
-def test_a_state_folder_belongs_to_one_server(running, start):
+def test_state_folder_belongs_to_one_server(running, start):
     second = start(str(running.state_dir))
     assert second.process.wait(timeout=30) == 1
     assert mentions(second.log.read_text(), "Error:", str(running.state_dir), "already")
     assert answers(running)
 
 
-@pytest.mark.long
-def test_servers_without_a_port_find_one_each(running, start):
-    other = start("state").wait_ready()
-    assert other.url != running.url
-    check_end(other, signal.SIGTERM)
-    assert answers(running)
-
-
-@pytest.mark.long
-def test_a_port_is_free_again_at_once(start, free_port):
-    port = str(free_port)  # Servers of other tests use the first ports from 8080.
-    check_end(start("state", "-p", port).wait_ready(), signal.SIGTERM)
-    again = start("state", "-p", port).wait_ready()
-    assert again.url.endswith(f":{port}")
-    check_end(again, signal.SIGINT)
-
-
-def test_an_agent_that_crashes_repeatedly_ends_the_server_with_its_error(start, monkeypatch):
+def test_crashing_agent_ends_the_server(start, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "soon")
     running = start("state")
     assert running.process.wait(timeout=30) == 1
@@ -344,32 +302,93 @@ def test_an_agent_that_crashes_repeatedly_ends_the_server_with_its_error(start, 
     assert not (running.state_dir / "workers").exists(), "gunicorn has ended before it may fork"
 
 
-@pytest.mark.long
-def test_an_agent_that_is_killed_three_times_before_it_is_ready_ends_the_start(start):
-    running = start("state")
-    supervisor = psutil.Process(running.process.pid)
+def test_used_port_is_refused():
+    with open_listener("127.0.0.1", None) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(InvalidConfig, match=f"port {port} .*--port"):
+            open_listener("127.0.0.1", port)
 
-    def has_ended():
-        with suppress(psutil.Error):
-            for child in supervisor.children():
-                if "mlflow_deploy_plugin.serve.agent" in child.cmdline():
-                    child.kill()
-        return running.process.poll() is not None
 
-    wait_until(has_ended, 60, "the end of the server")
-    assert running.process.returncode == 1
-    assert mentions(running.log.read_text(), "the agent", "killed by SIGKILL", "repeatedly")
+def test_first_free_port_is_taken():
+    address = "127.77.0.1"  # Other tests' servers use 127.0.0.1.
+    with open_listener(address, None) as first, open_listener(address, None) as second:
+        assert 8080 <= first.getsockname()[1] < second.getsockname()[1]
 
 
 @pytest.mark.parametrize(
-    "number", [errno.ENOSPC, errno.EAGAIN], ids=["full disk", "no more processes"]
+    ("host", "reason"),
+    [
+        ("192.0.2.1", "Cannot assign"),
+        ("no.such.host.invalid", "(not known|failure in name resolution)"),
+    ],
 )
-def test_a_system_error_in_the_state_folder_is_reported_in_one_line(tmp_path, number):
-    reason = os.strerror(number)
-    with (
-        pytest.raises(InvalidConfig, match=rf"state folder {tmp_path}: {reason}$"),
-        claim_state_dir(tmp_path),
-    ):
-        raise OSError(number, reason)
-    with claim_state_dir(tmp_path), pytest.raises(AlreadyExists), claim_state_dir(tmp_path):
+def test_foreign_host_is_refused(host, reason):
+    with pytest.raises(InvalidConfig, match=f"{re.escape(host)}:8080: .*{reason}"):
+        open_listener(host, 8080)
+
+
+def test_ipv6_is_supported():
+    if not socket.has_ipv6:
+        pytest.skip("no IPv6 in this Python")
+    try:
+        listener = open_listener("::1", None)
+    except InvalidConfig:
+        pytest.skip("no IPv6 on this machine")
+    with listener:
+        assert listener.family == socket.AF_INET6
+
+
+def test_missing_grpc_port_reserves_nothing():
+    with reserve_grpc_port(ServerSpec()):
         pass
+
+
+def test_reserved_port_is_shared_by_workers():
+    spec = ServerSpec(grpc_port=free_port())
+    assert spec.grpc_port is not None
+    with reserve_grpc_port(spec):
+        with pytest.raises(InvalidConfig, match="is in use"):
+            open_listener(spec.host, spec.grpc_port)
+        for _ in range(2):
+            with socket.socket() as worker:
+                worker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                worker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                worker.bind((spec.host, spec.grpc_port))
+                worker.listen()
+                with socket.create_connection((spec.host, spec.grpc_port), timeout=5):
+                    pass
+    open_listener(spec.host, spec.grpc_port).close()
+
+
+@pytest.mark.parametrize("field", ["server.grpc_port", "server.metrics_port"])
+def test_used_port_stops_the_start(serve, model_folders, field):
+    with socket.socket() as taken:
+        # Otherwise a gRPC server would share it silently.
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        refused = serve(str(model_folders["stock"]), "-C", f"{field}={port}")
+        assert refused.process.wait(60) == 1
+    lines = refused.log.read_text().splitlines()
+    assert lines == [
+        f"Error: port {port} on 127.0.0.1 is in use; set another port with -C {field}=…"
+    ]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "::1", "[::1]", "localhost"])
+def test_local_server_needs_no_keys(host):
+    messages: list[str] = []
+    check_exposure(ServerSpec(host=host), messages.append)
+    assert messages == []
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "models.example"])
+def test_public_server_needs_keys(host):
+    messages: list[str] = []
+    with pytest.raises(InvalidConfig, match=r"-C server\.api_keys=true .*--insecure"):
+        check_exposure(ServerSpec(host=host), messages.append)
+    check_exposure(ServerSpec(host=host, api_keys=True), messages.append)
+    assert messages == []
+    check_exposure(ServerSpec(host=host, insecure=True), messages.append)
+    assert messages == [f"insecure: everybody who can connect to {host} may use this server"]

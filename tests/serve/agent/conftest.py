@@ -23,6 +23,12 @@ def case(tmp_path, make_model):
 
 
 @pytest.fixture
+def follower(case):
+    """Return a follower that makes version 1 served."""
+    return case.serving("1")
+
+
+@pytest.fixture
 def writer(tmp_path):
     writer = CaptureWriter(tmp_path / "spool")
     yield writer

@@ -2,46 +2,56 @@
 gate.
 """
 
+import mlflow.onnx
 import pytest
+from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.errors import GateRefused, SignatureRefused
-from tests.support.fake_registry import STAGE
+from mlflow_deploy_plugin.core.statedir.files import SPEC
+from mlflow_deploy_plugin.serve.agent.fetch import MlflowRegistry, ModelCache
+from mlflow_deploy_plugin.serve.agent.follow import Follower
+from mlflow_deploy_plugin.serve.agent.resolver import PollPolicy, VersionResolver
+from tests.support.clocks import Clock
+from tests.support.fake_registry import STAGE, AtOnce
+from tests.support.models import adder
 from tests.support.refusals import mentions
+from tests.support.tracking import tracking_at
 
 
-def test_a_version_without_its_gate_is_not_served_until_the_tag_appears(case):
+def refused(state):
+    return [(refusal.variant, refusal.version, refusal.cause) for refusal in state.refused]
+
+
+def check_is_served(case, follower, version):
+    state = follower.round()
+    assert case.versions == {"v1": version}
+    assert state.error == ""
+    assert state.refused == ()
+
+
+def test_version_without_its_gate_is_refused(case):
     case.require_gate(STAGE)
     case.world.versions[STAGE] = "1"
     case.world.gates["1"] = "forced"
     follower = case.follower()
     follower.round()
     for gate in ("", "failed"):
-        case.world.versions[STAGE] = "2"
         case.world.gates |= {"2": gate} if gate else {}
-        case.now += 2
+        case.move("2")
         state = follower.round()
         assert case.versions == {"v1": "1"}
         assert case.world.fetched == ["1"]
-        assert mentions(state.error, STAGE, "version 2", "is not served")
-        assert state.error.endswith(
-            "but this endpoint requires gate=passed; version 1 is still served"
-        )
-        assert [(refusal.variant, refusal.version, refusal.cause) for refusal in state.refused] == [
-            ("v1", "2", "gate")
-        ]
+        assert mentions(state.error, STAGE, "version 2", "gate=passed", "version 1 is still served")
+        assert refused(state) == [("v1", "2", "gate")]
         assert case.world.failures[-1] == ("models:/tiny/2", state.refused[0].reason)
     case.world.gates["2"] = "passed"
     case.now += 2
-    state = follower.round()
-    assert case.versions == {"v1": "2"}
-    assert state.error == ""
-    assert state.refused == ()
+    check_is_served(case, follower, "2")
     assert case.world.failures[-1] == ("models:/tiny/2", "")
 
 
 @pytest.mark.parametrize("uri", [STAGE, "models:/tiny/2"])
-def test_a_version_with_other_files_than_the_judged_ones_is_fetched_once_and_not_served(case, uri):
-    follower = case.serving("1")
+def test_files_other_than_judged_are_refused(case, follower, uri):
     case.require_gate(uri)
     case.world.versions[uri] = "2"
     case.world.gates["2"] = "passed"
@@ -51,45 +61,21 @@ def test_a_version_with_other_files_than_the_judged_ones_is_fetched_once_and_not
         state = follower.round()
     assert case.versions == {"v1": "1"}
     assert case.world.fetched == ["1", "2"]
-    assert [(refusal.version, refusal.cause) for refusal in state.refused] == [("2", "gate")]
-    assert "onnxserve gate" in state.error
+    assert refused(state) == [("v1", "2", "gate")]
     del case.world.judged["2"]  # The version gets a new verdict.
     case.now += 2
-    state = follower.round()
-    assert case.versions == {"v1": "2"}
-    assert state.error == ""
-    assert state.refused == ()
+    check_is_served(case, follower, "2")
 
 
-def test_an_endpoint_without_the_requirement_serves_files_that_were_not_judged(case):
+def test_unjudged_files_are_served_without_a_requirement(case):
     case.world.gates["1"] = "passed"
     case.world.judged["1"] = "others"
     assert case.serving("1").round().error == ""
     assert case.versions == {"v1": "1"}
 
 
-def test_a_pinned_version_without_its_gate_is_refused_at_the_start_in_one_line(case):
-    case.require_gate("models:/tiny/7")
-    case.world.versions["models:/tiny/7"] = "7"
-    state = case.follower().round()
-    assert state.fatal
-    assert mentions(state.error, "models:/tiny/7", "version 7", "gate=passed")
-
-
-def test_a_served_version_survives_a_restart_without_a_gate_verdict(case):
-    case.require_gate(STAGE)
-    case.world.versions[STAGE] = "1"
-    case.world.gates["1"] = "passed"
-    case.follower().round()
-    case.world.gates.clear()
-    case.world.versions[STAGE] = "1"
-    state = case.follower().round()
-    assert (state.fatal, state.error, case.versions) == (False, "", {"v1": "1"})
-
-
 @pytest.mark.parametrize("is_restarted", [False, True])
-def test_a_demand_that_comes_later_takes_nothing_away(case, is_restarted):
-    follower = case.serving("1")
+def test_new_requirement_keeps_the_served_version(case, follower, is_restarted):
     case.require_gate(STAGE)
     follower = case.follower() if is_restarted else follower
     state = follower.round()
@@ -99,46 +85,32 @@ def test_a_demand_that_comes_later_takes_nothing_away(case, is_restarted):
     assert case.versions == {"v1": "1"}
 
 
-def test_a_version_without_its_approvals_is_not_served_from_a_gated_stage(case):
-    follower = case.serving("1")
-    case.world.unapproved.add("2")
-    case.move("2")
-    state = follower.round()
-    assert case.versions == {"v1": "1"}
-    assert [(refusal.version, refusal.cause) for refusal in state.refused] == [("2", "gate")]
-    assert mentions(
-        state.error, "version 2", "no record of approved files", "version 1 is still served"
-    )
-    case.world.unapproved.clear()
-    case.now += 61
-    state = follower.round()
-    assert case.versions == {"v1": "2"}
-    assert state.error == ""
-    assert state.refused == ()
-
-
 @pytest.mark.parametrize(
-    ("error_class", "cause"), [(GateRefused, "gate"), (SignatureRefused, "signature")]
+    ("error", "cause"),
+    [
+        (None, "gate"),
+        (GateRefused("its files differ"), "gate"),
+        (SignatureRefused("its files differ"), "signature"),
+    ],
+    ids=["no approval", "other files than approved", "other files than signed"],
 )
-def test_other_files_than_the_approved_or_signed_ones_are_not_served_until_they_are_back(
-    case, error_class, cause
-):
-    follower = case.serving("1")
-    case.world.unusable["2"] = error_class("its files differ from the files that were approved")
+def test_unapproved_version_is_refused_until_corrected(case, follower, error, cause):
+    if error is None:
+        case.world.unapproved.add("2")
+    else:
+        case.world.unusable["2"] = error
     case.move("2")
     state = follower.round()
     assert case.versions == {"v1": "1"}
-    assert [refusal.cause for refusal in state.refused] == [cause]
-    assert mentions(state.error, "version 2", "differ", "version 1 is still served")
-    del case.world.unusable["2"]
+    assert refused(state) == [("v1", "2", cause)]
+    assert mentions(state.error, "version 2", "version 1 is still served")
+    case.world.unapproved.clear()
+    case.world.unusable.clear()
     case.now += 61
-    state = follower.round()
-    assert case.versions == {"v1": "2"}
-    assert state.error == ""
-    assert state.refused == ()
+    check_is_served(case, follower, "2")
 
 
-def test_a_signed_version_has_its_own_name_and_a_digest_for_workers(case):
+def test_signed_version_must_match_its_name(case):
     case.require("{signature: /a.pub, name: true}", STAGE)
     case.world.versions[STAGE] = "1"
     follower = case.follower()
@@ -150,3 +122,35 @@ def test_a_signed_version_has_its_own_name_and_a_digest_for_workers(case):
     assert case.versions == {"v1": "1"}
     assert state.refused[0].cause == "signature"
     assert mentions(state.error, "version 2", "signed as models:/tiny/1")
+
+
+@pytest.fixture(scope="module")
+def logged(mlflow_server):
+    """Return the URI of a model on a plain MLflow server."""
+    with tracking_at(mlflow_server.url):
+        yield mlflow.onnx.log_model(adder(1.0), name="model").model_uri
+
+
+@pytest.mark.parametrize(
+    ("policy", "place", "error"),
+    [
+        ("approvals: {}", "@champion", "requires approvals for @champion"),
+        ("{approvals: {}, gated_aliases: ['@Champion']}", "@champion", "requires approvals"),
+        ("approvals: [", "@champion", "policy"),
+        ("approvals: {}", "/1", ""),
+        ("gated_aliases: [champion]", "@champion", ""),
+    ],
+)
+def test_plain_server_has_no_approved_versions(logged, tmp_path, policy, place, error):
+    model = tmp_path.name
+    (tmp_path / SPEC).write_text(f"name: e\nvariants: {{v1: {{model: 'models:/{model}{place}'}}}}")
+    clock = Clock(0.0)
+    registry = MlflowRegistry(ModelCache(tmp_path / "cache", tmp_path))
+    resolver = VersionResolver(registry, AtOnce(), AtOnce(), PollPolicy(2.0, True, clock))
+    mlflow.register_model(logged, model)
+    MlflowClient().set_registered_model_alias(model, "champion", "1")
+    MlflowClient().set_registered_model_tag(model, "onnxserve.gate.policy", policy)
+    state = Follower(tmp_path, resolver, clock).round()
+    assert state.fatal is bool(error)
+    assert len(state.error.splitlines()) == state.fatal
+    assert mentions(state.error, error)

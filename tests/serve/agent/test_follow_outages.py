@@ -5,7 +5,8 @@ restarted.
 import itertools
 import time
 from pathlib import Path
-from threading import Event, Thread
+from threading import Thread
+from unittest.mock import Mock
 
 import pytest
 
@@ -21,7 +22,6 @@ from mlflow_deploy_plugin.core.statedir.files import (
     ANSWERS,
     COMMANDS,
     FOLLOWED,
-    KEYS,
     SPEC,
     WANTED,
     read_state,
@@ -31,17 +31,14 @@ from mlflow_deploy_plugin.core.statedir.models import (
     AgentState,
     Command,
     CommandAnswer,
-    KeyEntry,
-    ValidKeys,
 )
-from mlflow_deploy_plugin.serve.agent.keys import api_key_fetcher
+from mlflow_deploy_plugin.serve.agent.keys import KeyFetcher
 from tests.support.fake_registry import STAGE, Later
 from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
 
 
-def test_an_outage_is_reported_keeps_the_version_and_backs_off_the_polls(case):
-    follower = case.serving("1")
+def test_outage_keeps_the_version_and_slows_polls(case, follower):
     case.world.versions[STAGE] = RegistryUnavailable("MLflow is down")
     polls = []
     for _ in range(1200):
@@ -63,8 +60,7 @@ def test_an_outage_is_reported_keeps_the_version_and_backs_off_the_polls(case):
 
 
 @pytest.mark.parametrize("error", [NotFound("no model"), RegistryRefused("no permission")])
-def test_errors_that_a_user_can_fix_do_not_slow_down_polling(case, error):
-    follower = case.serving("1")
+def test_user_errors_do_not_slow_polls(case, follower, error):
     case.world.versions[STAGE] = error
     before = len(case.world.resolved)
     for _ in range(600):
@@ -78,7 +74,7 @@ def test_errors_that_a_user_can_fix_do_not_slow_down_polling(case, error):
 @pytest.mark.parametrize(
     "error", [NotFound("no such model"), RegistryUnavailable("MLflow is down")]
 )
-def test_at_a_first_start_nothing_to_serve_is_fatal(case, error):
+def test_nothing_to_serve_at_the_start_is_fatal(case, error):
     case.spec(STAGE, "models:/tiny/3")
     case.world.versions = {STAGE: error, "models:/tiny/3": "3"}
     state = case.follower().round()
@@ -88,10 +84,8 @@ def test_at_a_first_start_nothing_to_serve_is_fatal(case, error):
     assert case.wanted.generation == 0
 
 
-def test_a_restart_during_an_outage_keeps_the_served_version(case):
-    case.spec(STAGE)
-    case.world.versions[STAGE] = "1"
-    case.follower().round()
+def test_restart_during_an_outage_keeps_the_version(case):
+    case.serving("1")
     case.world.versions[STAGE] = RegistryUnavailable("MLflow is down")
     state = case.follower().round()
     assert (state.fatal, state.error) == (False, "MLflow is down")
@@ -105,8 +99,7 @@ def test_a_restart_during_an_outage_keeps_the_served_version(case):
     ids=["gone", "damaged", "unreadable"],
 )
 @pytest.mark.parametrize("name", [WANTED, AGENT, FOLLOWED])
-def test_a_state_file_that_is_lost_is_written_again_in_the_next_round(case, name, lose):
-    follower = case.serving("1")
+def test_lost_state_file_is_written_again(case, follower, name, lose):
     file = case.state_dir / name
     content = file.read_bytes()
     lose(file)
@@ -114,80 +107,57 @@ def test_a_state_file_that_is_lost_is_written_again_in_the_next_round(case, name
     assert file.read_bytes() == content
 
 
-def test_keys_that_are_lost_are_written_again_while_their_source_is_away(case, tmp_path):
-    source = tmp_path / "mounted.json"
-    file = case.state_dir / KEYS
-    source.write_text(
-        ValidKeys(keys={"0" * 64: KeyEntry(name="shop", scopes=("infer",))}).model_dump_json()
-    )
-    stop = Event()
-    fetcher = api_key_fetcher(case.state_dir, source, 3600, stop)
-    fetcher.start()
-    wait_until(file.exists, what="the keys")
-    source.unlink()
-    file.unlink()
-    follower = case.serving("1")
+def test_lost_keys_are_written_again(follower):
+    fetcher = Mock(spec=KeyFetcher, fetched_at=1.0)
     follower.key_fetchers = [fetcher]
     follower.round()
-    stop.set()
-    assert read_state(file, ValidKeys) == ValidKeys(
-        keys={"0" * 64: KeyEntry(name="shop", scopes=("infer",))}
-    )
+    fetcher.assert_file.assert_called_once_with()
 
 
-def test_after_a_restart_with_another_model_the_old_one_does_not_count(case):
-    case.spec(STAGE)
-    case.world.versions[STAGE] = "1"
-    case.follower().round()
+def test_restart_with_another_model_forgets_the_version(case):
+    case.serving("1")
     case.spec("models:/other/Production")
     case.world.versions["models:/other/Production"] = NotFound("no model other")
     assert case.follower().round().fatal
 
 
-def test_failed_fetches_are_reported_and_retried_and_do_not_delay_other_versions(case):
-    follower = case.serving("1")
+def test_failed_fetches_are_retried_with_backoff(case, follower):
     case.world.versions[STAGE] = "2"
     case.world.unusable["2"] = NotFound("the files are gone")
     for _ in range(100):
         case.now += 1
         state = follower.round()
-    assert mentions(
-        state.error, STAGE, "version 2", "cannot be fetched", "the files are gone", "version 1"
-    )
+    assert mentions(state.error, STAGE, "version 2", "the files are gone", "version 1")
     assert state.refused[0].cause == "fetch"
     assert case.world.failures == [("models:/tiny/2", "the files are gone")]
     assert 4 <= case.world.fetched.count("2") <= 8
-    case.world.versions[STAGE] = "3"
-    case.now += 2.1
-    assert follower.round().error == ""
-    assert case.versions == {"v1": "3"}
-
-    case.world.versions[STAGE] = "2"
     case.world.unusable.clear()
-    case.now += 2.1
-    assert follower.round().error == ""
-    assert case.versions == {"v1": "2"}
+    for version in "32":  # Another version is not delayed.
+        case.world.versions[STAGE] = version
+        case.now += 2.1
+        assert follower.round().error == ""
+        assert case.versions == {"v1": version}
     assert case.world.failures[1:] == [("models:/tiny/2", "")]
 
 
-def test_a_failure_is_reported_once_the_registry_is_reachable_again(case):
+def test_failure_is_reported_once(case):
     case.world.unusable["2"] = InvalidArtifact("no onnx here")
     follower = case.serving("1")
-    case.world.versions[STAGE] = "2"
     case.world.is_deaf = True
-    case.now += 2
+    case.move("2")
     follower.round()
     case.world.is_deaf = False
-    case.now += 5
-    follower.round()
+    for _ in range(3):
+        case.now += 5
+        assert mentions(follower.round().error, STAGE, "version 2", "no onnx here", "version 1")
     assert case.world.failures == [("models:/tiny/2", "no onnx here")]
+    assert case.world.fetched == ["1", "2"]
+    assert case.versions == {"v1": "1"}
 
 
-def test_weights_change_while_the_registry_hangs_and_lookups_are_not_repeated(case):
+def test_weights_change_while_the_registry_hangs(case):
     looks = Later()
-    case.spec(STAGE)
-    case.world.versions[STAGE] = "1"
-    case.follower().round()
+    case.serving("1")
     follower = case.follower(looks=looks)
     looks.go_on_once_asked()
     follower.round()
@@ -202,9 +172,7 @@ def test_weights_change_while_the_registry_hangs_and_lookups_are_not_repeated(ca
     assert case.wanted.endpoints["e"].variants["v1"].weight == 7
 
 
-def test_at_a_first_start_an_endpoint_whose_model_does_not_come_keeps_no_other_from_being_served(
-    case, monkeypatch
-):
+def test_missing_model_delays_no_other_endpoint(case, monkeypatch):
     monkeypatch.setattr("mlflow_deploy_plugin.serve.agent.follow._FIRST_POLL_SECONDS", 0.1)
     fetches = Later()
     (case.state_dir / SPEC).write_text(
@@ -216,24 +184,20 @@ def test_at_a_first_start_an_endpoint_whose_model_does_not_come_keeps_no_other_f
     case.world.versions = {f"models:/tiny/{version}": version for version in "12"}
     follower = case.follower(fetches=fetches)
 
-    def bring_the_second():
+    def fetch_the_second():
         wait_until(lambda: len(fetches.waiting) == 2)
-        slow = fetches.waiting[:1]
-        fetches.waiting = fetches.waiting[1:]
+        del fetches.waiting[0]
         fetches.go_on()
-        fetches.waiting = slow
 
-    bringing = Thread(target=bring_the_second)
-    bringing.start()
+    fetching = Thread(target=fetch_the_second)
+    fetching.start()
     assert not follower.round().fatal
-    bringing.join()
-    assert {name: list(endpoint.variants) for name, endpoint in case.wanted.endpoints.items()} == {
-        "e1": [],
-        "e2": ["v"],
-    }
+    fetching.join()
+    assert [list(endpoint.variants) for endpoint in case.wanted.endpoints.values()] == [[], ["v"]]
 
 
-def test_at_a_first_start_a_download_that_stalls_is_fatal(case):
+def test_stalled_first_download_is_fatal(case, monkeypatch):
+    monkeypatch.setattr("mlflow_deploy_plugin.serve.agent.follow._FIRST_POLL_SECONDS", 0.1)
     fetches = Later()
     case.spec(STAGE)
     case.world.versions[STAGE] = "1"
@@ -251,7 +215,7 @@ def test_at_a_first_start_a_download_that_stalls_is_fatal(case):
     assert mentions(state.error, "version 1", "cannot be fetched", "stalls", "0 bytes")
 
 
-def test_a_fetch_that_hangs_is_left_alone_when_the_reference_moves_back(case):
+def test_hanging_fetch_is_abandoned_after_a_move(case):
     fetches = Later()
     case.spec(STAGE)
     case.world.versions[STAGE] = "1"
@@ -268,32 +232,24 @@ def test_a_fetch_that_hangs_is_left_alone_when_the_reference_moves_back(case):
     assert case.wanted.generation == 1
 
 
-def test_the_error_of_an_endpoint_without_a_version_hides_the_registry_address(case):
+NO_MODEL = NotFound("there is no registered model x, in MLflow at http://db:5000")
+
+
+def test_error_without_a_version_hides_the_address(case):
     documents = [
-        f"name: {name}\nvariants: {{v: {{model: 'models:/{name}/1'}}}}\n"
-        for name in ("good", "bad")
+        f"name: {name}\nvariants: {{v: {{model: 'models:/{name}/1'}}}}\n" for name in ("good", "x")
     ]
     (case.state_dir / SPEC).write_text("---\n".join(documents))
-    case.world.versions = {
-        "models:/good/1": "1",
-        "models:/bad/1": NotFound(
-            "there is no registered model bad; registered are good, in MLflow at http://db:5000"
-        ),
-    }
+    case.world.versions = {"models:/good/1": "1", "models:/x/1": NO_MODEL}
     case.follower().round()
-    assert case.wanted.endpoints["bad"].errors == {
-        "v": "models:/bad/1: there is no registered model bad; registered are good"
-    }
+    assert case.wanted.endpoints["x"].errors == {"v": "models:/x/1: there is no registered model x"}
 
 
-def test_the_error_of_loading_an_unknown_model_hides_the_registry_address(case):
+def test_error_of_a_load_hides_the_address(case):
     (case.state_dir / SPEC).write_text(
         f"name: e\nvariants: {{v1: {{model: '{STAGE}'}}}}\nserver: {{model_control_mode: explicit}}"
     )
-    case.world.versions = {
-        STAGE: "1",
-        "models:/x/1": NotFound("there is no registered model x, in MLflow at http://db"),
-    }
+    case.world.versions = {STAGE: "1", "models:/x/1": NO_MODEL}
     follower = case.follower()
     follower.round()
     added = new_endpoint("n", "models:/x/1")
@@ -302,13 +258,12 @@ def test_the_error_of_loading_an_unknown_model_hides_the_registry_address(case):
     for _ in range(2):
         follower.round()
     answer = read_state(case.state_dir / ANSWERS / "1.json", CommandAnswer)
-    assert answer == CommandAnswer(
-        error="models:/x/1: there is no registered model x", kind="NotFound"
-    )
+    message = "models:/x/1: there is no registered model x"
+    assert answer == CommandAnswer(error=message, kind="NotFound")
     assert list(case.wanted.endpoints) == ["e"]
 
 
-def test_an_error_reported_before_a_restart_is_withdrawn_once_it_is_resolved(case):
+def test_resolved_error_is_withdrawn_after_a_restart(case):
     case.require_gate(STAGE)
     case.world.versions[STAGE] = "1"
     case.world.gates["1"] = "passed"

@@ -1,6 +1,3 @@
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 
 from mlflow_deploy_plugin.core.statedir.files import WANTED, write_state
@@ -12,7 +9,6 @@ from mlflow_deploy_plugin.serve.agent.followed import (
     restore_checkpoint,
 )
 
-MakeModel = Callable[..., Path]
 STAGE = ModelRef("models:/x/Production", "gate=passed", "/etc/release.pem", True)
 
 
@@ -20,44 +16,29 @@ def version(number, folder, **fields):
     return FetchedVersion(**{"model": "x", "version": number, "folder": folder, **fields})
 
 
-def test_the_version_and_the_one_before_are_found_again(make_model, tmp_path):
-    new = version(
-        "2", make_model(tmp_path / "2"), aspects={"stage": "Production"}, source="models:/x/2"
-    )
-    old = version(
-        "1",
-        make_model(tmp_path / "1"),
-        identity="models:/x/1",
-        source="models:/x/1",
-        runs_code=True,
-    )
+def test_current_and_previous_version_are_restored(make_model, tmp_path):
+    new = version("2", make_model(tmp_path / "2"), aspects={"stage": "Production"}, source="s2")
+    old = version("1", make_model(tmp_path / "1"), identity="i", source="s1", runs_code=True)
     checkpoint(tmp_path, {STAGE: FollowedModel(new, old), ModelRef("models:/y@a"): FollowedModel()})
     assert restore_checkpoint(tmp_path) == {STAGE: FollowedModel(new, old)}
 
 
-def test_a_version_that_is_gone_gives_way_to_the_one_before(make_model, tmp_path):
+def test_missing_version_is_replaced_by_the_previous(make_model, tmp_path):
     old = version("1", make_model(tmp_path / "1"))
     checkpoint(tmp_path, {STAGE: FollowedModel(version("2", tmp_path / "gone"), old)})
     assert restore_checkpoint(tmp_path) == {STAGE: FollowedModel(old)}
 
 
-def test_without_a_checkpoint_the_wanted_state_is_restored(make_model, tmp_path):
+def test_wanted_state_is_the_fallback(make_model, tmp_path):
     whole = make_model(tmp_path / "whole")
     variants = {
-        name: {
-            "model_uri": f"models:/{name}/1",
-            "model": name,
-            "version": "1",
-            "folder": str(folder),
-        }
-        for name, folder in (("whole", whole), ("gone", tmp_path / "gone"))
+        name: {"model_uri": name, "model": name, "version": "1", "folder": str(tmp_path / name)}
+        for name in ("whole", "gone")
     }
-    write_state(
-        tmp_path / WANTED,
-        Wanted.model_validate({"generation": 3, "endpoints": {"e": {"variants": variants}}}),
-    )
+    wanted = {"generation": 3, "endpoints": {"e": {"variants": variants}}}
+    write_state(tmp_path / WANTED, Wanted.model_validate(wanted))
     assert restore_checkpoint(tmp_path) == {
-        ModelRef("models:/whole/1"): FollowedModel(version("1", whole, model="whole"))
+        ModelRef("whole"): FollowedModel(version("1", whole, model="whole"))
     }
 
 
@@ -70,5 +51,5 @@ def test_without_a_checkpoint_the_wanted_state_is_restored(make_model, tmp_path)
         ("models:/", False),
     ],
 )
-def test_a_stage_an_alias_and_a_tag_are_followed(uri, is_followed):
+def test_stage_alias_and_tag_are_followed(uri, is_followed):
     assert ModelRef(uri).is_followed is is_followed

@@ -21,7 +21,7 @@ def finish(command, environment):
 
 
 @pytest.mark.long
-def test_an_agent_that_fails_ends_although_the_registry_does_not_answer(tmp_path):
+def test_failing_agent_ends_with_a_silent_registry(tmp_path):
     (tmp_path / SPEC).write_text(SPEC_TEXT)
     (tmp_path / "counters").mkdir()
     (tmp_path / "counters" / "counts_1.db").write_bytes(b"torn!")
@@ -39,7 +39,7 @@ def test_an_agent_that_fails_ends_although_the_registry_does_not_answer(tmp_path
     assert "will be restarted" in ended.stderr
 
 
-def test_an_agent_whose_disk_is_full_says_so_in_a_line(tmp_path):
+def test_full_disk_is_reported_in_one_line(tmp_path):
     (tmp_path / SPEC).write_text(SPEC_TEXT)
     environment = os.environ | {
         "ONNXSERVE_CACHE": str(tmp_path / "cache"),
@@ -54,9 +54,7 @@ def test_an_agent_whose_disk_is_full_says_so_in_a_line(tmp_path):
 
 
 @pytest.mark.long
-def test_an_agent_asks_the_registry_and_ships_without_pandas_and_then_collects_garbage_as_usual(
-    tmp_path, writer, new_database
-):
+def test_agent_ships_without_pandas(tmp_path, writer, new_database):
     (tmp_path / SPEC).write_text(SPEC_TEXT)
     write(writer, "r-1", ["AA"])
     writer.close()

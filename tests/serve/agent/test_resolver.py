@@ -1,9 +1,6 @@
 """`VersionResolver`: polls of the registry and fetches, which never block."""
 
 import itertools
-from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Any
 
 import pytest
 
@@ -13,6 +10,7 @@ from mlflow_deploy_plugin.core.spec.document import load_specs
 from mlflow_deploy_plugin.serve.agent.followed import FollowedModel, ModelRef
 from mlflow_deploy_plugin.serve.agent.resolver import PollPolicy, PyfuncPolicy
 from tests.support.fake_registry import STAGE, AtOnce, Later
+from tests.support.refusals import mentions
 
 SPEC = """
 name: e
@@ -29,13 +27,21 @@ variants:
 
 
 @pytest.mark.parametrize(("failures", "seconds"), [(0, 2), (1, 4), (3, 16), (4, 30), (99, 30)])
-def test_the_registry_is_polled_less_often_the_longer_it_is_down(failures, seconds):
+def test_polls_back_off_during_an_outage(failures, seconds):
     policy = PollPolicy(2.0, True, lambda: 0.0, uniform=lambda low, high: (low + high) / 2)
     assert policy.due_at(failures) == seconds
 
 
-def test_a_poll_seldom_asked_for_is_not_made_more_often_by_failures():
+def test_failures_never_shorten_a_long_interval():
     assert PollPolicy(60.0, True, lambda: 0.0, uniform=lambda low, high: 1.0).due_at(5) == 60
+
+
+def resolving(case, versions, **executors):
+    """Return a resolver of these URIs, which have these versions in the registry."""
+    resolver = case.follower(**executors).resolver
+    resolver.models = {ModelRef(uri): FollowedModel() for uri in versions}
+    case.world.versions |= versions
+    return resolver
 
 
 def moved_during_a_poll(case):
@@ -43,34 +49,26 @@ def moved_during_a_poll(case):
     has version 2.
     """
     polls = Later()
-    resolver = case.follower(looks=polls).resolver
-    resolver.models = {ModelRef(STAGE): FollowedModel()}
-    case.world.versions[STAGE] = "1"
+    resolver = resolving(case, {STAGE: "1"}, looks=polls)
     resolver.advance()
     polls.go_on()
     case.world.versions[STAGE] = "2"
     return polls, resolver
 
 
-def test_a_poll_that_is_asked_for_while_another_is_under_way_comes_after_it(case):
+def test_poll_requested_during_a_poll_follows_it(case):
     polls, resolver = moved_during_a_poll(case)
     resolver.poll_now()
     resolver.advance()  # This call processes the poll from before the move.
     resolver.advance()
     polls.go_on()
     resolver.advance()
-
-    version = resolver.models[ModelRef(STAGE)].version
-    assert version is not None
-    assert version.version == "2"
+    assert resolver.models[ModelRef(STAGE)].version.version == "2"
 
 
-def test_a_version_is_fetched_once_for_all_references_to_it(case):
+def test_version_is_fetched_once_for_all_references(case):
     fetches = Later()
-    resolver = case.follower(fetches=fetches).resolver
-    pinned = ModelRef("models:/tiny/1")
-    resolver.models = {ModelRef(STAGE): FollowedModel(), pinned: FollowedModel()}
-    case.world.versions |= {STAGE: "1", pinned.uri: "1"}
+    resolver = resolving(case, {STAGE: "1", "models:/tiny/1": "1"}, fetches=fetches)
     resolver.advance()
     assert len(resolver.pending()) == 1
     fetches.go_on()
@@ -79,23 +77,22 @@ def test_a_version_is_fetched_once_for_all_references_to_it(case):
     assert all(model.is_settled and model.version for model in resolver.models.values())
 
 
-def test_a_version_is_fetched_for_each_key_that_must_have_signed_it(case):
+def test_version_is_fetched_per_signing_key(case):
     resolver = case.follower().resolver
     uri = "models:/tiny/1"
     refs = [ModelRef(uri), ModelRef(uri, trusted_file="/a.pub"), ModelRef(uri, "", "/b.pub")]
     resolver.models = {ref: FollowedModel() for ref in refs}
     case.world.versions[uri] = "1"
-    while resolver.pending() or not all(model.is_settled for model in resolver.models.values()):
+    for _ in range(3):
         resolver.advance()
+    assert not resolver.pending()
     assert case.world.trusted == ["", "/a.pub", "/b.pub"]
 
 
-def test_a_fetch_that_ends_during_a_poll_is_used_after_the_poll(case):
+def test_fetch_ending_during_a_poll_is_used(case):
     polls = Later()
     fetches = Later()
-    resolver = case.follower(looks=polls, fetches=fetches).resolver
-    resolver.models = {ModelRef(STAGE): FollowedModel()}
-    case.world.versions[STAGE] = "1"
+    resolver = resolving(case, {STAGE: "1"}, looks=polls, fetches=fetches)
     resolver.advance()
     polls.go_on()
     resolver.advance()  # The fetch starts.
@@ -112,12 +109,14 @@ def test_a_fetch_that_ends_during_a_poll_is_used_after_the_poll(case):
     assert resolver.models[ModelRef(STAGE)].version is not None
 
 
-def test_fetches_that_take_long_leave_their_turns_to_others(case):
+def test_long_fetches_release_their_turns(case):
     fetches = Later()
-    resolver = case.follower(fetches=fetches).resolver
-    refs = [ModelRef(f"models:/tiny/{version}") for version in "1234"]
-    resolver.models = {ref: FollowedModel() for ref in refs}
-    case.world.versions = {ref.uri: ref.uri[-1] for ref in refs}
+    versions = {f"models:/tiny/{version}": version for version in "1234"}
+    resolver = resolving(case, versions, fetches=fetches)
+
+    def fetched():
+        return [bool(model.version) for model in resolver.models.values()]
+
     resolver.advance()
     long = fetches.waiting[:]
     assert len(long) == 2
@@ -131,20 +130,18 @@ def test_fetches_that_take_long_leave_their_turns_to_others(case):
     fetches.waiting = fetches.waiting[2:]
     fetches.go_on()
     resolver.advance()
-    assert [bool(resolver.models[ref].version) for ref in refs] == [False, False, True, True]
+    assert fetched() == [False, False, True, True]
 
     fetches.waiting = long
     fetches.go_on()
     resolver.advance()
-    assert all(model.is_settled and model.version for model in resolver.models.values())
+    assert all(fetched())
 
 
-def test_a_stalled_download_is_an_error_until_more_bytes_arrive(case):
+def test_stalled_download_is_an_error_until_it_continues(case):
     fetches = Later()
-    resolver = case.follower(fetches=fetches).resolver
-    model = FollowedModel()
-    resolver.models = {ModelRef(STAGE): model}
-    case.world.versions[STAGE] = "1"
+    resolver = resolving(case, {STAGE: "1"}, fetches=fetches)
+    model = resolver.models[ModelRef(STAGE)]
 
     def after(seconds, received):
         case.now = case.now + seconds
@@ -153,14 +150,11 @@ def test_a_stalled_download_is_an_error_until_more_bytes_arrive(case):
         return model.message(STAGE)
 
     assert after(0, 0) == after(500, 1000) == after(590, 1000) == ""
-    reason = (
-        f"{STAGE}: version 1 cannot be fetched: the download stalls: 1,000 bytes of its files have "
-        "arrived, and none in"
-    )
-    assert after(20, 1000) == after(20, 1000) == f"{reason} ten minutes"
+    for _ in range(2):
+        assert mentions(after(20, 1000), STAGE, "version 1", "1,000 bytes", "ten minutes")
     assert len(fetches.waiting) == 1
     assert after(20, 2000) == ""
-    assert reason.replace("1,000", "2,000") in after(600, 2000)
+    assert "2,000 bytes" in after(600, 2000)
     assert model.is_settled
     fetches.go_on()
     assert after(0, 2000) == ""
@@ -170,16 +164,14 @@ def test_a_stalled_download_is_an_error_until_more_bytes_arrive(case):
 class EndsBetweenTwoLooks(AtOnce):
     """An executor whose futures are done from the second check on."""
 
-    def submit(
-        self, function: Callable[..., Any], /, *arguments: Any, **named: Any
-    ) -> "Future[Any]":
+    def submit(self, function, /, *arguments, **named):
         future = super().submit(function, *arguments, **named)
         looks = itertools.count()
         future.done = lambda: next(looks) > 0  # type: ignore[method-assign]
         return future
 
 
-def test_a_fetch_that_ends_while_results_are_taken_is_not_lost(case):
+def test_fetch_ending_between_two_checks_is_used(case):
     case.world.versions[STAGE] = "1"
     case.spec(STAGE)
     state = case.follower(fetches=EndsBetweenTwoLooks()).round()
@@ -187,28 +179,23 @@ def test_a_fetch_that_ends_while_results_are_taken_is_not_lost(case):
     assert case.world.fetched == ["1"]
 
 
-def test_a_rejected_version_is_tried_again_when_somebody_asks(case):
-    resolver = case.follower().resolver
-    ref = ModelRef(STAGE)
-    resolver.models = {ref: FollowedModel()}
-    case.world.versions[STAGE] = "1"
+def test_rejected_version_is_retried_on_request(case):
     case.world.unusable["1"] = InvalidArtifact("no onnx here")
+    resolver = resolving(case, {STAGE: "1"})
     resolver.advance()
-    rejection = resolver.models[ref].rejection
-    assert rejection is not None
-    assert rejection.cause == "artifact"
-    assert rejection.reason == "no onnx here"
+    rejection = resolver.models[ModelRef(STAGE)].rejection
+    assert (rejection.cause, rejection.reason) == ("artifact", "no onnx here")
 
     del case.world.unusable["1"]
-    resolver.models[ref].retry_now()
+    resolver.models[ModelRef(STAGE)].retry_now()
     resolver.advance()
-    assert resolver.models[ref].rejection is None
+    assert resolver.models[ModelRef(STAGE)].rejection is None
 
 
 @pytest.mark.parametrize(
     ("uri", "is_followed"), [("models:/x/3", False), ("models:/y@champion", True)]
 )
-def test_a_fixed_version_and_an_allowed_reference_may_run_code(uri, is_followed):
+def test_fixed_or_allowed_reference_may_run_code(uri, is_followed):
     PyfuncPolicy(load_specs(SPEC)).check(uri, is_followed)
 
 
@@ -221,7 +208,7 @@ def test_a_fixed_version_and_an_allowed_reference_may_run_code(uri, is_followed)
         ("models:/loaded-over-http/1", False, "which can be allowed only in the server's spec"),
     ],
 )
-def test_others_may_not(uri, is_followed, said):
+def test_other_references_may_not_run_code(uri, is_followed, said):
     with pytest.raises(InvalidArtifact, match=said):
         PyfuncPolicy(load_specs(SPEC)).check(uri, is_followed)
 
@@ -230,8 +217,7 @@ def resolved(version):
     return ResolvedModel(STAGE, "tiny", version, f"models:/tiny/{version}", followed=True)
 
 
-def test_a_version_of_the_change_feed_is_fetched_without_a_poll(case):
-    follower = case.serving("1")
+def test_version_of_the_feed_needs_no_poll(case, follower):
     polls = case.world.calls
 
     follower.resolver.take_feed(frozenset({STAGE}), {STAGE: resolved("2")})
@@ -241,8 +227,7 @@ def test_a_version_of_the_change_feed_is_fetched_without_a_poll(case):
     assert case.world.calls == polls
 
 
-def test_a_covered_reference_is_polled_hourly_until_the_feed_is_cut(case):
-    follower = case.serving("1")
+def test_covered_reference_is_polled_hourly(case, follower):
     follower.feed.covered = frozenset({STAGE})
     follower.resolver.take_feed(follower.feed.covered, {STAGE: resolved("1")})
     follower.round()
@@ -261,8 +246,7 @@ def test_a_covered_reference_is_polled_hourly_until_the_feed_is_cut(case):
     assert case.world.calls == polls + 1
 
 
-def test_the_agent_finds_the_reason_itself_why_a_reference_selects_no_version(case):
-    follower = case.serving("1")
+def test_reason_of_an_empty_reference_is_polled(case, follower):
     case.world.versions[STAGE] = NotFound("there is no version in Production")
 
     follower.resolver.take_feed(frozenset({STAGE}), {STAGE: None})
@@ -271,25 +255,20 @@ def test_the_agent_finds_the_reason_itself_why_a_reference_selects_no_version(ca
     assert case.versions == {"v1": "1"}
 
 
-def test_a_version_that_arrives_during_a_poll_leads_to_another_poll(case):
+def test_version_arriving_during_a_poll_repeats_it(case):
     polls, resolver = moved_during_a_poll(case)
     resolver.take_feed(frozenset({STAGE}), {STAGE: resolved("2")})
     for _ in range(3):
         resolver.advance()
         polls.go_on()
-
     assert case.world.calls == 2
-    version = resolver.models[ModelRef(STAGE)].version
-    assert version is not None
-    assert version.version == "2"
+    assert resolver.models[ModelRef(STAGE)].version.version == "2"
 
 
-def test_a_new_reference_to_a_covered_model_is_polled_as_often_as_without_the_feed(case):
+def test_uncovered_reference_is_polled_as_usual(case):
     """The feed covers the new reference only after its first event."""
-    resolver = case.follower().resolver
     new = "models:/tiny/Staging"
-    resolver.models = {ref: FollowedModel() for ref in (ModelRef(STAGE), ModelRef(new))}
-    case.world.versions |= {STAGE: "1", new: "1"}
+    resolver = resolving(case, {STAGE: "1", new: "1"})
     resolver.covered = frozenset({STAGE})
     resolver.advance()
     resolver.advance()

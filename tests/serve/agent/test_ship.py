@@ -9,16 +9,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.core.column_names import TRIED_ID
+from mlflow_deploy_plugin.serve.agent.ship import Shipper
 from mlflow_deploy_plugin.serve.inference_log.log_reader import open_log
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_window
 from mlflow_deploy_plugin.serve.runtime.artifact import Input, Tensor
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.serve.spool.captured_model import CapturedModel, exclude_columns
 from mlflow_deploy_plugin.serve.spool.codec import Feedback, RequestRecord
+from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
+from tests.support.clocks import Clock
 from tests.support.shipping import HOUR, IMAGES, NOON, TABULAR, files, rows, write
 
+DAY = parse_window("2026-06-01/1d")
 
-def test_captured_rows_come_out_under_the_signatures_names(writer, shipper, tmp_path):
+
+def test_rows_have_the_names_of_the_signature(writer, shipper, tmp_path):
     write(writer, "a", ["AA", "UA"])
     write(writer, f"{TRIED_ID}a", ["AA"])
     assert shipper.ship() == 3
@@ -55,7 +60,7 @@ def test_captured_rows_come_out_under_the_signatures_names(writer, shipper, tmp_
     assert schema.field("output.probabilities").type == pa.list_(pa.float32())
 
 
-def test_labels_are_shipped_by_endpoint_and_the_day_they_came_in(writer, shipper, tmp_path):
+def test_labels_are_partitioned_by_received_day(writer, shipper, tmp_path):
     writer.write_feedback(
         "flights", NOON, [Feedback("p-a", 0, None, True), Feedback("p-a", 1, None, "late")]
     )
@@ -80,7 +85,7 @@ def test_labels_are_shipped_by_endpoint_and_the_day_they_came_in(writer, shipper
     assert len({(row["_segment"], row["_offset"]) for row in labels}) == 3
 
 
-def test_requests_without_an_answer_are_a_log_of_their_own(writer, shipper, tmp_path):
+def test_failed_requests_have_their_own_log(writer, shipper, tmp_path):
     write(writer, "a", ["AA"])
     for status in (400, 504):
         record = RequestRecord("flights", "champion", "r", f"p{status}", NOON, NOON, 70, status)
@@ -89,43 +94,34 @@ def test_requests_without_an_answer_are_a_log_of_their_own(writer, shipper, tmp_
         writer.write(record, exclude_columns(TABULAR, ("prediction",), ()), {}, texts, 1)
     assert shipper.ship() == 3
     log = open_log(str(tmp_path / "log"))
-    window = parse_window("2026-06-01/1d")
-    assert [len(table) for table in log.batches("flights", window)] == [1]
-    (failed,) = log.failures.batches("flights", window)
-    read = ("_status", "_version", "_latency_us", "_error_code", "_message", "_column")
-    assert [tuple(row[name] for name in read) for row in failed.to_pylist()] == [
-        (400, "3", 70, "BAD_REQUEST", None, "c400"),
-        (504, "3", 70, "BAD_REQUEST", None, "c504"),
+    assert [len(table) for table in log.batches("flights", DAY)] == [1]
+    (failed,) = log.failures.batches("flights", DAY)
+    read = ["_status", "_version", "_latency_us", "_error_code", "_message", "_column"]
+    assert [list(row.values()) for row in failed.select(read).to_pylist()] == [
+        [400, "3", 70, "BAD_REQUEST", None, "c400"],
+        [504, "3", 70, "BAD_REQUEST", None, "c504"],
     ]
     assert "carrier" not in failed.column_names
     assert shipper.progress.totals.shipped == {"flights": 1}
 
 
-def test_masked_columns_are_equal_hashes_in_rows_and_in_keys_of_labels(writer, shipper, tmp_path):
+def test_masked_values_have_equal_hashes(writer, shipper, tmp_path):
     masked = exclude_columns(TABULAR, (), ("carrier", "prediction"))
     record = RequestRecord("flights", "champion", "r", "p", NOON, NOON)
     feeds = {"c": np.array([["AA"], [None], ["AA"]], dtype=object), "d": np.zeros((3, 1))}
     assert writer.write(record, masked, feeds, {"label": np.array([1.0, 2.0, 1.0])}, 100)[-1]
-    writer.write_feedback(
-        "flights", NOON, [Feedback(None, None, {"carrier": "AA", "distance": 0}, 1)], ("carrier",)
-    )
+    label = Feedback(None, None, {"carrier": "AA", "distance": 0}, 1)
+    writer.write_feedback("flights", NOON, [label], ("carrier",))
     assert shipper.ship() == 3
-    log_rows = rows(tmp_path)
-    key = next(json.loads(row["_key"]) for row in log_rows if "_key" in row)
-    logged = [row for row in log_rows if "_key" not in row]
-    assert [row["carrier"] for row in logged] == [key["carrier"], None, key["carrier"]]
+    *logged, key_row = sorted(rows(tmp_path), key=lambda row: "_key" in row)
+    mask = bytes.fromhex((tmp_path / "mask.key").read_text())
+    hashed = hashlib.blake2b(b"AA", key=mask, digest_size=16).hexdigest()
+    assert json.loads(key_row["_key"]) == {"carrier": hashed, "distance": "0"}
+    assert [row["carrier"] for row in logged] == [hashed, None, hashed]
     assert logged[0]["prediction"] == logged[2]["prediction"] != logged[1]["prediction"]
-    assert key["distance"] == "0"
-    secret = tmp_path / "mask.key"
-    assert secret.stat().st_mode & 0o777 == 0o600
-    assert len(bytes.fromhex(secret.read_text())) == 32
-    expected = hashlib.blake2b(
-        b"AA", key=bytes.fromhex(secret.read_text()), digest_size=16
-    ).hexdigest()
-    assert key["carrier"] == expected
 
 
-def test_rows_are_partitioned_by_endpoint_and_the_hour_of_event_time(writer, shipper, tmp_path):
+def test_rows_are_partitioned_by_event_hour(writer, shipper, tmp_path):
     for number, hours in enumerate((0, 0, 1, 13)):
         write(writer, str(number), ["AA"], NOON + hours * HOUR)
     shipper.ship()
@@ -137,43 +133,109 @@ def test_rows_are_partitioned_by_endpoint_and_the_hour_of_event_time(writer, shi
     ]
 
 
-def test_a_scalar_input_gets_no_column(writer, shipper, tmp_path):
-    tensors = (Tensor("x", "float32", (-1,)), Tensor("threshold", "float32", ()))
-    schema = Schema(
-        (), tensors, tuple(Input(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors)
-    )
-    record = RequestRecord("e", "v", "r", "p", NOON, NOON)
-    feeds = {"threshold": np.array(0.5, np.float32), "x": np.array([1, 2], np.float32)}
-    assert writer.write(
-        record, CapturedModel("m", "1", schema, ("y",)), feeds, {"y": feeds["x"]}, 100
-    )[-1]
+def test_scalar_input_has_no_column(writer, shipper, tmp_path):
+    inputs = (Input("x", "float32", (-1,)), Input("threshold", "float32", ()))
+    tensors = tuple(Tensor(part.name, part.dtype, part.shape) for part in inputs)
+    model = CapturedModel("m", "1", Schema((), tensors, inputs), ("y",))
+    x = np.array([1, 2], np.float32)
+    feeds = {"threshold": np.array(0.5, np.float32), "x": x}
+    assert writer.write(RequestRecord("e", "v", "r", "p", 0, 0), model, feeds, {"y": x}, 100)[-1]
     assert shipper.ship() == 2
-    assert [(row["x"], row["prediction"], "threshold" in row) for row in rows(tmp_path)] == [
-        (1.0, 1.0, False),
-        (2.0, 2.0, False),
+    logged = rows(tmp_path)
+    assert [(row["x"], row["prediction"]) for row in logged] == [(1.0, 1.0), (2.0, 2.0)]
+    assert "threshold" not in logged[0]
+
+
+def test_tensors_of_several_lengths_are_lists(writer, shipper, tmp_path):
+    for length in (1, 3):
+        record = RequestRecord("cnn", "cnn", "r", "p", NOON, NOON)
+        image = np.arange(length * 2, dtype=np.float32).reshape(1, length, 2)
+        assert writer.write(record, IMAGES, {"image": image}, {"p": np.zeros(1, np.int64)}, 100)[-1]
+    assert shipper.ship() == 2
+    assert [(row["image"], row["prediction"]) for row in rows(tmp_path)] == [
+        ([[0.0, 1.0]], 0),
+        ([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]], 0),
     ]
 
 
-def test_tensors_of_different_lengths_become_nested_lists(writer, shipper, tmp_path):
-    for number, length in enumerate((1, 3)):
-        record = RequestRecord("cnn", "cnn", str(number), f"p-{number}", NOON, NOON)
-        image = np.arange(2 * length * 2, dtype=np.float32).reshape(2, length, 2)
-        assert writer.write(record, IMAGES, {"image": image}, {"p": np.zeros(2, np.int64)}, 100)[-1]
-    assert shipper.ship() == 4
-    log_rows = rows(tmp_path)
-    assert [row["image"] for row in log_rows] == [
-        [[0.0, 1.0]],
-        [[2.0, 3.0]],
-        [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]],
-        [[6.0, 7.0], [8.0, 9.0], [10.0, 11.0]],
-    ]
-    assert [row["prediction"] for row in log_rows] == [0, 0, 0, 0]
+def test_only_new_rows_are_shipped(writer, shipper, tmp_path):
+    write(writer, "a", ["AA"])
+    assert shipper.ship() == 1
+    assert shipper.ship() == 0
+    write(writer, "b", ["UA"])
+    again = Shipper(tmp_path / "spool", str(tmp_path / "log"))
+    assert again.ship() == 1
+    assert len(list((tmp_path / "spool").glob("*.seg"))) == 1
+
+    write(writer, "c", ["DL"])
+    writer.close()
+    assert again.ship() == 1
+    assert not list((tmp_path / "spool").iterdir())
+    assert sorted(row["_request_id"] for row in rows(tmp_path)) == ["a", "b", "c"]
 
 
-def test_requests_that_are_alike_make_one_file_whatever_came_between(writer, shipper, tmp_path):
-    for number in range(30):
-        write(writer, f"r{number}", ["AA"] * (1 + number % 3))
-    assert shipper.ship() == 60
-    assert len(files(tmp_path)) == 1
-    row_ids = {(row["_request_id"], row["_row"]) for row in rows(tmp_path)}
-    assert row_ids == {(f"r{number}", row) for number in range(30) for row in range(1 + number % 3)}
+def test_complete_until_follows_a_clock_set_back(tmp_path):
+    clock = Clock(0.0)
+    day = 86400.0
+    shipper = Shipper(tmp_path / "spool", str(tmp_path / "log"), now=clock)
+    times = []
+    for clock.now in (day, 3 * day, day + 60):
+        shipper.round()
+        times.append(shipper.state.complete_until)
+    assert times == [day, 3 * day, day + 60]
+
+
+def test_log_that_was_never_writable_is_behind(tmp_path):
+    clock = Clock(86400.0)
+    (tmp_path / "log").touch()
+    shipper = Shipper(tmp_path / "spool", str(tmp_path / "log"), clock, clock)
+    write(CaptureWriter(tmp_path / "spool"), "a", ["AA"])
+    clock.now += 60
+    shipper.ship()
+    assert shipper.state.error
+    assert shipper.state.complete_until == 86400.0
+
+
+def test_growing_segment_is_shipped_after_ten_seconds(writer, patient, clock):
+    shipped = []
+    for second in range(0, 14, 2):
+        clock.now = float(second)
+        write(writer, str(second), ["AA"])
+        shipped.append(patient.round())
+    assert shipped == [0, 0, 0, 0, 0, 6, 0]
+
+
+def test_idle_or_released_segment_is_shipped_in_time(writer, patient):
+    for _ in range(2):
+        write(writer, "a", ["AA"])
+        assert [patient.round() for _ in range(3)] == [0, 1, 0]
+    write(writer, "b", ["AA"])
+    writer.close()
+    assert patient.round() == 1
+
+
+def test_unwritable_log_is_retried_with_backoff(patient, clock, tmp_path, caplog):
+    caplog.set_level("INFO")
+    (tmp_path / "log").touch()
+    for name in "ab":
+        writer = CaptureWriter(tmp_path / "spool")
+        write(writer, name, ["AA"])
+        writer.close()
+    failed = []
+    for second in range(60):
+        clock.now = float(second)
+        before = patient._retry_at
+        assert patient.round() == 0
+        if patient._retry_at != before:
+            failed.append(second)
+    assert failed == [0, 2, 6, 14, 30]
+    assert patient.state.error.startswith(
+        f"the inference log {tmp_path / 'log'} cannot be written: "
+    )
+    assert len(caplog.records) == 1
+
+    (tmp_path / "log").unlink()
+    clock.now = 60.0
+    assert patient.round() == 2
+    assert patient.state.error == ""
+    assert caplog.messages[1:] == ["the inference log can be written again"]

@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.serve.inference_log.label_files import (
     read_label_file,
 )
 from mlflow_deploy_plugin.serve.spool.codec import Feedback
-from tests.support.refusals import mentions
+from tests.support.refusals import mentions, refused
 
 KEY = LabelColumns(key=("flight", "day"), label="late")
 
@@ -52,7 +52,7 @@ def test_csv_by_key_columns():
     assert good(rows) == [Feedback(None, None, {"flight": "7", "day": "July, the 1st"}, "1")]
 
 
-def test_csv_knows_the_numbers_of_the_log_however_they_are_written():
+def test_csv_keys_are_numbers_like_the_log():
     columns = LabelColumns(key=("flight", "name"), label="late", numbers=frozenset({"flight"}))
     rows = read("csv", "flight,name,late\n7.0,7.0,1\n.50,x,1\n8,y,1\n1.2.3,z,1\n", columns)
     assert [entry.key["flight"] for entry in good(rows) if entry.key] == [7.0, 0.5, "8", "1.2.3"]
@@ -61,19 +61,15 @@ def test_csv_knows_the_numbers_of_the_log_however_they_are_written():
 
 def test_parquet_of_bytes_decimals_and_lists():
     ids = pa.array([b"a", b"\xff", b"c"])
-    rows = read(
-        "parquet",
-        parquet(prediction_id=ids, label=[Decimal("1.10"), Decimal("2.0"), Decimal("100")]),
-    )
+    label = [Decimal("1.10"), Decimal("2.0"), Decimal("100")]
+    rows = read("parquet", parquet(prediction_id=ids, label=label))
     assert good(rows) == [Feedback("a", None, None, "1.1"), Feedback("c", None, None, "100")]
     assert list(bad(rows)) == ["row 1 (from 0)"]
-    lists = read("parquet", parquet(prediction_id=["a"], label=[[1]]))
-    assert bad(lists) == {
-        "row 0 (from 0)": "label is [1]; a text, a number, true, false or null is expected"
-    }
+    lists = bad(read("parquet", parquet(prediction_id=["a"], label=[[1]])))
+    assert lists["row 0 (from 0)"].startswith("label is [1]")
 
 
-def test_jsonl_accepts_post_feedback_bodies_and_columns():
+def test_jsonl_accepts_feedback_bodies_and_columns():
     lines = (
         '{"prediction_id": "a", "row": 1, "label": 2.5}\n{"key": {"flight": 7}, "label": null}\n'
     )
@@ -87,7 +83,7 @@ def test_jsonl_accepts_post_feedback_bodies_and_columns():
     ]
 
 
-def test_parquet_keeps_types_and_days_become_text():
+def test_parquet_keeps_types():
     content = parquet(
         flight=[7, 8], day=[date(2013, 7, 1)] * 2, late=[True, None], unused=[[1], [2]]
     )
@@ -98,20 +94,15 @@ def test_parquet_keeps_types_and_days_become_text():
     assert bad(rows) == {"row 1 (from 0)": "its 'late' is empty"}
 
 
-def test_numbers_that_are_none_are_missing_in_parquet_as_nulls_are():
+def test_nan_is_missing_in_parquet():
     nan = float("nan")
-    infinity = float("inf")
-    content = parquet(
-        prediction_id=["a", "b", "c"], row=[nan, 1.0, nan], label=[1.0, nan, infinity]
-    )
-
-    rows = read("parquet", content)
-
+    label = [1.0, nan, float("inf")]
+    rows = read("parquet", parquet(prediction_id=["a", "b", "c"], row=[nan, 1.0, nan], label=label))
     assert good(rows) == [Feedback("a", None, None, 1.0), Feedback("c", None, None, "inf")]
     assert bad(rows) == {"row 1 (from 0)": "its 'label' is empty"}
 
 
-def test_bad_rows_are_named_with_their_line_and_why_and_the_others_are_taken():
+def test_bad_rows_are_named_with_their_line():
     lines = [
         b"prediction_id,row,label",
         b"a,0,1",
@@ -147,7 +138,7 @@ def test_bad_rows_are_named_with_their_line_and_why_and_the_others_are_taken():
     }
 
 
-def test_a_quotation_mark_that_is_not_closed_costs_its_own_label_only():
+def test_unclosed_quote_affects_one_label():
     rows = read("csv", 'prediction_id,label\na,1\nb,"1\nc,1\nd,1\n')
 
     assert [feedback.prediction_id for feedback in good(rows)] == ["a", "c", "d"]
@@ -169,7 +160,7 @@ def test_bad_lines_of_json_are_named():
     assert mentions(bad(rows)["line 4"], "no label", "null")
 
 
-def test_many_rows_are_read_in_order_and_none_is_lost():
+def test_many_rows_are_read_in_order():
     text = "prediction_id,label\n" + "".join(
         f"p{number},{number if number % 100 else ''}\n" for number in range(3500)
     )
@@ -181,38 +172,28 @@ def test_many_rows_are_read_in_order_and_none_is_lost():
 
 
 @pytest.mark.parametrize(
-    ("kind", "content", "columns", "message"),
+    ("kind", "content", "columns", "names"),
     [
-        ("csv", "", LabelColumns(), "labels is empty"),
+        ("csv", "", LabelColumns(), ["empty"]),
         (
             "csv",
             "a,b\n1,2\n",
             LabelColumns(),
-            "has no column 'prediction_id'; it has a, b; see --id-column or --key",
+            ["'prediction_id'", "a, b", "--id-column", "--key"],
         ),
-        (
-            "csv",
-            "prediction_id,label,label\np,0,1\n",
-            LabelColumns(),
-            "labels has two columns 'label'",
-        ),
-        ("csv", "flight,late\n1,2\n", KEY, "has no column 'day'; it has flight, late; see --key"),
-        (
-            "csv",
-            "flight,day\n1,2\n",
-            KEY,
-            "has no column 'late'; it has flight, day; see --label-column",
-        ),
-        ("parquet", b"PAR1", LabelColumns(), "labels cannot be read as Parquet"),
-        ("parquet", parquet(a=[1]), LabelColumns(), "has no column 'prediction_id'"),
+        ("csv", "prediction_id,label,label\np,0,1\n", LabelColumns(), ["two columns 'label'"]),
+        ("csv", "flight,late\n1,2\n", KEY, ["'day'", "flight, late", "--key"]),
+        ("csv", "flight,day\n1,2\n", KEY, ["'late'", "flight, day", "--label-column"]),
+        ("parquet", b"PAR1", LabelColumns(), ["Parquet"]),
+        ("parquet", parquet(a=[1]), LabelColumns(), ["'prediction_id'"]),
         (
             "parquet",
             parquet(prediction_id=["a"], label=pa.array([2**62], pa.timestamp("us"))),
             LabelColumns(),
-            "labels cannot be read as Parquet: date value out of range",
+            ["Parquet", "date value out of range"],
         ),
     ],
 )
-def test_a_file_without_such_columns_is_refused(kind, content, columns, message):
-    with pytest.raises(InvalidConfig, match=message):
+def test_file_without_the_columns_is_refused(kind, content, columns, names):
+    with refused(InvalidConfig, "labels", *names):
         read(kind, content, columns)

@@ -3,13 +3,13 @@
 import sys
 import tempfile
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from mlflow_deploy_plugin.core.errors import NotInstalled, OnnxserveError
+from mlflow_deploy_plugin.serve.inference_log import labels as module
 from mlflow_deploy_plugin.serve.inference_log.labels import (
     SCHEMA,
     Label,
@@ -27,7 +27,7 @@ from tests.support.inference_log import rows_of
 RECEIVED = 1_372_636_800_000_000
 
 
-def test_a_key_is_written_in_one_way():
+def test_key_has_one_canonical_form():
     assert canonical_key({"b": 1.0, "a": np.float32(0.1)}) == canonical_key({"a": "0.1", "b": 1})
     assert canonical_key({"a": float("nan")}) == canonical_key({"a": None}) == '{"a":null}'
 
@@ -45,11 +45,11 @@ def test_a_key_is_written_in_one_way():
         ([1], None),
     ],
 )
-def test_a_label_is_a_number_where_it_can_be_one(label, number):
+def test_number_of_a_label(label, number):
     assert as_number(label) == number
 
 
-def test_a_label_names_a_prediction_or_a_key():
+def test_labels_table_holds_ids_and_keys():
     table = labels_table(
         [
             Label("p", 3, None, True, RECEIVED, "s", 7),
@@ -57,17 +57,15 @@ def test_a_label_names_a_prediction_or_a_key():
         ]
     )
     assert table.schema == SCHEMA
-    first, second = table.to_pylist()
-    assert first["_prediction_id"] == "p"
-    assert first["_row"] == 3
-    assert first["_label"] == "true"
-    assert first["_label_number"] == 1.0
-    assert second["_key"] == '{"day":"mon","flight":"7"}'
-    assert second["_label"] is None
-    assert first["_received_time"] == datetime(2013, 7, 1, tzinfo=UTC)
+    read = ["_prediction_id", "_row", "_key", "_label", "_label_number", "_received_time"]
+    moment = datetime(2013, 7, 1, tzinfo=UTC)
+    assert [list(row.values()) for row in table.select(read).to_pylist()] == [
+        ["p", 3, None, "true", 1.0, moment],
+        [None, None, '{"day":"mon","flight":"7"}', None, None, moment],
+    ]
 
 
-def test_labels_that_are_written_without_a_server_are_read_back(log):
+def test_labels_written_directly_are_read_back(log):
     table = labels_table([Label("p", None, None, 1, RECEIVED)])
     write_labels(log.location, "flights", "2013-07-01", table)
     assert pa.concat_tables(read_labels(log.location, "flights", {})).equals(table)
@@ -98,43 +96,17 @@ def by_key(label, at=0, **key):
 
 def labels(log):
     """Return the labels of the rows by their `x`."""
-    rows = log.labelled("flights", WINDOW)
-    assert rows is not None
-    return rows.table.sort_by("x").column("_label").to_pylist()
+    return log.labelled("flights", WINDOW).table.sort_by("x").column("_label").to_pylist()
 
 
-def test_labels_that_the_caller_has_are_not_read_again(log, writer):
+def test_cached_labels_are_not_read_again(log, writer):
     writer.write(request(1))
     writer.label(by_id("late", 0))
     cached_labels = log.labels("flights")
     assert cached_labels.count == 1
     writer.label(by_id("on time", 0, at=1), name="newer")
-
     rows = log.labelled("flights", WINDOW, labels=cached_labels)
-
-    assert rows is not None
     assert rows.table.column("_label").to_pylist() == ["late"]
-
-
-def test_a_label_is_a_text_and_where_it_can_be_a_number(log, writer):
-    writer.write(request(7))
-    values = [1, 2.5, "late", True, "7", "false"]
-    writer.label(*(by_id(label, row) for row, label in enumerate(values)))
-
-    rows = log.labelled("flights", WINDOW)
-
-    assert rows is not None
-    table = rows.table.sort_by("x")
-    assert table.column("_label").to_pylist() == ["1", "2.5", "late", "true", "7", "false", None]
-    assert table.column("_label_number").to_pylist() == [1, 2.5, None, 1, 7, 0, None]
-
-
-def test_a_label_without_a_row_is_of_every_row_and_a_later_one_of_a_row_wins_over_it(log, writer):
-    writer.write(request(3))
-    writer.label(by_id("all", at=0), by_id("one", row=1, at=1))
-    assert labels(log) == ["all", "one", "all"]
-    writer.label(by_id("all again", at=2), name="later")
-    assert labels(log) == ["all again"] * 3
 
 
 @pytest.mark.parametrize(
@@ -147,7 +119,7 @@ def test_a_label_without_a_row_is_of_every_row_and_a_later_one_of_a_row_wins_ove
     ],
 )
 @pytest.mark.parametrize("said", [5, 5.0, "5"])
-def test_a_key_means_the_same_row_whatever_type_its_values_have(log, writer, column, said):
+def test_key_matches_values_of_every_type(log, writer, column, said):
     writer.write(request(2, flight=column, tail=['N"1', None]))
     writer.label(by_key("yes", flight=said, tail='N"1'))
 
@@ -164,27 +136,22 @@ TRUTHS = [
 
 @pytest.mark.parametrize("column", TRUTHS)
 @pytest.mark.parametrize("said", [True, "true", "True", "TRUE", 1, 1.0, "1"])
-def test_a_boolean_key_means_the_same_row_in_every_spelling(log, writer, column, said):
+def test_boolean_key_matches_every_spelling(log, writer, column, said):
     writer.write(request(2, is_late=column))
     writer.label(by_key("yes", is_late=said))
     assert labels(log) == ["yes", None]
 
 
 @pytest.mark.parametrize("number", [123456789, 2**62 + 1])
-def test_an_integer_key_joins_rows_of_a_log_that_has_older_ones_in_another_type(
-    log, writer, number
-):
+def test_integer_key_matches_columns_of_several_types(log, writer, number):
     writer.write({**request(1, key=pa.array([7], pa.float32())), "x": [0.0]})
     writer.write({**request(1, key=pa.array([number])), "x": [1.0]})
     writer.label(by_key("new", key=number), by_key("old", key=7))
-
-    tables = list(view_tables(log, View("flights"), ["x", "_label"]))
-
-    by_row = {row["x"]: row["_label"] for row in rows_of(tables)}
-    assert by_row == {0.0: "old", 1.0: "new"}
+    tables = view_tables(log, View("flights"), ["x", "_label"])
+    assert {row["x"]: row["_label"] for row in rows_of(tables)} == {0.0: "old", 1.0: "new"}
 
 
-JOINED: dict[str, tuple[dict[str, Any], list[Label], list[Any]]] = {
+JOINED = {
     "small fractions, dates and missing values": (
         request(
             3,
@@ -212,6 +179,16 @@ JOINED: dict[str, tuple[dict[str, Any], list[Label], list[Any]]] = {
         [by_key("key", at=1, flight=5), by_id("id", at=0)],
         ["key", "id"],
     ),
+    "all rows, and a later one of one row": (
+        request(3),
+        [by_id("all", at=0), by_id("one", row=1, at=1)],
+        ["all", "one", "all"],
+    ),
+    "one row, and a later one of all rows": (
+        request(2),
+        [by_id("one", row=1, at=1), by_id("all", at=2)],
+        ["all", "all"],
+    ),
     "one without a value takes the earlier one back": (
         request(2),
         [by_id("yes", at=0), by_id(None, row=0, at=1)],
@@ -229,23 +206,25 @@ JOINED: dict[str, tuple[dict[str, Any], list[Label], list[Any]]] = {
 }
 
 
+@pytest.mark.parametrize("held_rows", [1, 500_000])
 @pytest.mark.parametrize(("rows", "given", "expected"), JOINED.values(), ids=JOINED)
-def test_a_label_joins_the_rows_that_it_means(log, writer, rows, given, expected):
+def test_label_joins_its_rows(log, writer, monkeypatch, rows, given, expected, held_rows):
+    monkeypatch.setattr(module, "_BATCH_ROWS", held_rows)
     writer.write(rows)
-    writer.label(*given)
+    for number, label in enumerate(given):
+        writer.label(label, name=f"f{number}")
+        writer.label(label, name=f"again-{number}")
     assert labels(log) == expected
 
 
-def test_a_prediction_id_that_looks_like_a_key_does_not_match_by_key(log, writer):
+def test_prediction_id_like_a_key_is_distinguished(log, writer):
     writer.write(request(1, flight=[5]))
     writer.label(by_key("key", flight=5), Label('{"flight":"5"}', None, None, "id", NEXT + 1))
     assert labels(log) == ["key"]
     assert log_stats(log, "flights").labels == LabelCounts(rows=1, names=2, unmatched=1)
 
 
-def test_a_label_may_come_in_another_year_and_one_of_before_the_prediction_counts_by_key_only(
-    log, writer
-):
+def test_earlier_label_counts_only_by_key(log, writer):
     writer.write(request(2, flight=[5, 6]))
     early = -90 * 86_400_000_000
     writer.label(by_key("known before", at=early, flight=5), day="2013-04-03")
@@ -254,7 +233,7 @@ def test_a_label_may_come_in_another_year_and_one_of_before_the_prediction_count
     assert labels(log) == ["known before", "years later"]
 
 
-def test_rows_without_any_label_and_windows_without_rows(log, writer):
+def test_rows_or_windows_without_labels(log, writer):
     assert log.labelled("flights", WINDOW) is None
     writer.write(request(2))
     assert labels(log) == [None, None]
@@ -262,7 +241,7 @@ def test_rows_without_any_label_and_windows_without_rows(log, writer):
     assert labels(log) == [None, None]
 
 
-def test_a_broken_file_of_labels_is_passed_over_and_named(log, writer):
+def test_malformed_label_file_is_named(log, writer):
     writer.write(request(1))
     writer.label(by_id("yes"))
     bad = writer.root / "_labels/endpoint=flights/date=2013-07-02/bad.parquet"
@@ -272,9 +251,7 @@ def test_a_broken_file_of_labels_is_passed_over_and_named(log, writer):
     assert list(log.unreadable) == [str(bad)]
 
 
-def test_an_index_of_labels_that_finds_no_room_is_an_error_of_one_line(
-    log, writer, tmp_path, monkeypatch
-):
+def test_full_disk_of_the_index_is_an_error(log, writer, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     writer.write(request(1))
     writer.label(by_id("one"))
@@ -282,23 +259,20 @@ def test_an_index_of_labels_that_finds_no_room_is_an_error_of_one_line(
         labels(log)
 
 
-def test_labels_in_a_log_hours_later_are_found_after_their_rows_were_sampled(log, writer):
-    times = [DAY + timedelta(seconds=second) for second in range(300)]
+def test_labels_match_sampled_rows(log, writer):
+    count = 300
     writer.write(
         {
-            "_event_time": times,
-            "_prediction_id": [f"p{row}" for row in range(300)],
-            "_row": [0] * 300,
-            "_offset": pa.array(range(300), pa.int64()),
+            "_event_time": [DAY + timedelta(seconds=second) for second in range(count)],
+            "_prediction_id": [f"p{row}" for row in range(count)],
+            "_row": [0] * count,
+            "_offset": pa.array(range(count), pa.int64()),
         }
     )
-    writer.label(*(Label(f"p{row}", 0, None, row, NEXT) for row in range(300)))
-
-    rows = log.labelled("flights", WINDOW, max_rows=50)
-
-    assert rows is not None
-    ids = rows.table.column("_prediction_id").to_pylist()
-    assert [f"p{label}" for label in rows.table.column("_label").to_pylist()] == ids
+    writer.label(*(Label(f"p{row}", 0, None, row, NEXT) for row in range(count)))
+    table = log.labelled("flights", WINDOW, max_rows=50).table
+    ids = table.column("_prediction_id").to_pylist()
+    assert [f"p{label}" for label in table.column("_label").to_pylist()] == ids
 
 
 @pytest.mark.parametrize(
@@ -306,29 +280,14 @@ def test_labels_in_a_log_hours_later_are_found_after_their_rows_were_sampled(log
     [pa.array([[0.5], [0.25]]), pa.array([[["a"]], [["b"]]]), pa.array([{"a": 1}, {"a": 2}])],
     ids=["list", "lists", "struct"],
 )
-def test_a_key_of_a_column_without_single_values_names_no_row_and_spoils_no_other_label(
-    log, writer, column
-):
+def test_list_column_matches_no_key(log, writer, column):
     writer.write(request(2, column=column))
     writer.label(by_key("nobody's", column=1, at=1), by_id("late", row=0))
     assert labels(log) == ["late", None]
     assert log_stats(log, "flights").labels.unmatched == 1
 
 
-def test_labels_of_many_kinds_of_keys_are_joined_and_counted(log, writer):
-    columns = {f"c{place}": [place, place + 1] for place in range(30)}
-    writer.write(request(2, **columns))
-    writer.label(*(by_key("nobody's", **{name: -1}) for name in columns), name="first")
-    writer.label(
-        by_key("late", c3=3), by_key("early", c29=30), by_id("by row", row=0, at=1), name="second"
-    )
-    assert labels(log) == ["by row", "early"]
-    assert log_stats(log, "flights").labels == LabelCounts(rows=2, names=33, unmatched=30)
-
-
-def test_only_the_64_most_frequent_sets_of_key_columns_name_rows_since_callers_can_send_thousands(
-    log, writer
-):
+def test_only_frequent_key_columns_are_joined(log, writer):
     columns = {f"c{place}": [place, place + 1] for place in range(66)}
     writer.write(request(2, **columns))
     writer.label(*(by_key("nobody's", **{name: -1}) for name in [*columns][1:65]), name="a")
@@ -337,17 +296,7 @@ def test_only_the_64_most_frequent_sets_of_key_columns_name_rows_since_callers_c
     assert labels(log) == ["by id", "known too"]
 
 
-def test_sets_of_key_columns_that_a_caller_makes_up_shut_out_no_others(log, writer):
-    writer.write(request(1, flight=[7]))
-    for file in range(10):
-        made_up = (by_key("nobody's", **{f"made-up-{file}-{place}": 1}) for place in range(40))
-        writer.label(
-            *made_up, by_key("another's", flight=8), by_key("late", flight=7), name=str(file)
-        )
-    assert labels(log) == ["late"]
-
-
-def test_columns_whose_names_look_like_a_part_of_a_key_are_distinguished(log, writer):
+def test_column_names_like_keys_are_distinguished(log, writer):
     writer.write(request(2, **{"a": [1, 2], "a:null": [3, 4], 'b":null': [5, 6]}))
     writer.label(by_key("first", **{"a:null": 3}), by_key("second", a=2), name="one")
     assert labels(log) == ["first", "second"]

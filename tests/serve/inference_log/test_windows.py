@@ -45,12 +45,12 @@ def test_a_window_is_read_in_utc(text, start, end):
         ("0001-01-01T00:00+10:00/1d", "is not within the years 1 to 9999"),
     ],
 )
-def test_an_invalid_window_is_refused_by_name(text, message):
+def test_invalid_window_is_refused(text, message):
     with pytest.raises(InvalidConfig, match=message):
         parse_window(text)
 
 
-def test_windows_are_counted_from_1970_so_that_days_begin_at_midnight():
+def test_days_begin_at_midnight():
     window = window_at(microseconds(JULY + timedelta(hours=23, minutes=59)), "1d")
 
     assert str(window) == "2013-07-01/2013-07-02"
@@ -60,7 +60,7 @@ def test_windows_are_counted_from_1970_so_that_days_begin_at_midnight():
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 
 
-def test_a_duration_is_of_the_wall_clock_and_a_time_is_of_the_events():
+def test_durations_are_received_and_times_are_events():
     span = parse_time_range("2h", "30m", NOW)
     assert span.received_from == NOW - timedelta(hours=2)
     assert span.received_until == NOW - timedelta(minutes=30)
@@ -73,12 +73,12 @@ def test_a_duration_is_of_the_wall_clock_and_a_time_is_of_the_events():
     assert parse_time_range("2013-07-01", "1h", NOW).received_until == NOW - timedelta(hours=1)
 
 
-def test_without_bounds_the_time_range_is_unlimited():
+def test_unbounded_time_range_is_unlimited():
     assert parse_time_range(None, None, NOW).window is None
     assert parse_time_range(None, None, NOW).received_us is None
 
 
-def test_files_that_were_written_before_hold_nothing_that_was_received_since():
+def test_files_older_than_the_range_are_skipped():
     span = parse_time_range("1h", None, NOW)
     assert span.may_have_rows(NOW - timedelta(minutes=30))
     assert not span.may_have_rows(NOW - timedelta(days=1))
@@ -99,6 +99,6 @@ def test_files_that_were_written_before_hold_nothing_that_was_received_since():
         ("2013-07-01/never", None, "'never' is not a time"),
     ],
 )
-def test_an_impossible_time_range_is_refused_in_one_line(since, until, message):
+def test_impossible_time_range_is_refused(since, until, message):
     with pytest.raises(InvalidConfig, match=message):
         parse_time_range(since, until, NOW)

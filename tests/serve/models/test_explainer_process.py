@@ -76,7 +76,7 @@ def ask(explainer, seed=0):
     return dict(explainer.explain(Path("/model"), FEEDS, 70, seed).fields)
 
 
-def test_nothing_runs_until_it_is_asked_and_one_process_answers_all(explainer):
+def test_process_starts_on_demand_and_is_shared(explainer):
     client = explainer()
     assert client.pid is None
     with ThreadPoolExecutor(4) as pool:
@@ -86,7 +86,7 @@ def test_nothing_runs_until_it_is_asked_and_one_process_answers_all(explainer):
     assert answers[0]["max_evals"] == 70
 
 
-def test_an_idle_explainer_ends_and_restarts_on_demand(explainer):
+def test_idle_explainer_restarts_on_demand(explainer):
     client = explainer(idle_seconds=0.2)
     first = ask(client)["pid"]
     assert isinstance(first, int)
@@ -94,20 +94,20 @@ def test_an_idle_explainer_ends_and_restarts_on_demand(explainer):
     assert ask(client)["pid"] != first
 
 
-def test_more_than_may_wait_are_refused_at_once(explainer):
+def test_surplus_questions_are_refused(explainer):
     client = explainer(most_waiting=2)
     ask(client)
     with ThreadPoolExecutor(2) as pool:
         hanging = [pool.submit(ask, client, HANGS) for _ in range(2)]
         wait_until(lambda: client._active == 2, 60, "two that wait")
-        with pytest.raises(TooManyRequests, match="limit of 2") as caught:
+        with pytest.raises(TooManyRequests) as caught:
             ask(client)
         assert caught.value.retry_after == 1
         client.close()
         assert {type(future.exception(60)) for future in hanging} == {NotReady}
 
 
-def test_a_process_that_ends_over_a_question_is_started_anew(explainer):
+def test_crashed_process_is_restarted(explainer):
     client = explainer()
     with pytest.raises(NotReady, match="this explainer"):
         ask(client, CRASHES)
@@ -121,7 +121,7 @@ def test_a_process_that_ends_over_a_question_is_started_anew(explainer):
     wait_until(answers, 60, "the next process")
 
 
-def test_one_that_ends_before_it_is_ready_and_after_its_time_is_started_anew(explainer):
+def test_late_process_is_restarted(explainer):
     client = explainer("late", answer_seconds=1.0)
 
     def answers():
@@ -134,7 +134,7 @@ def test_one_that_ends_before_it_is_ready_and_after_its_time_is_started_anew(exp
     wait_until(answers, 60, "the next process")
 
 
-def test_an_explainer_that_does_not_start_is_not_ready(explainer):
+def test_explainer_without_a_process_is_not_ready(explainer):
     with pytest.raises(NotReady, match="is being started"):
         ask(explainer("never", answer_seconds=0.3))
     broken = explainer("failed")
@@ -143,7 +143,7 @@ def test_an_explainer_that_does_not_start_is_not_ready(explainer):
             ask(broken)
 
 
-def test_waiting_too_long_for_a_busy_explainer_raises_deadline_exceeded(explainer):
+def test_waiting_for_a_busy_explainer_is_limited(explainer):
     client = explainer(answer_seconds=20.0)
     ask(client)
     client._timeout_seconds = 0.2  # The process runs, so that only the wait is short.
@@ -160,7 +160,7 @@ def test_waiting_too_long_for_a_busy_explainer_raises_deadline_exceeded(explaine
         assert isinstance(hanging.exception(60), NotReady)
 
 
-def test_without_shap_the_error_names_the_package_to_install(explainer, monkeypatch):
+def test_missing_shap_names_the_package(explainer, monkeypatch):
     monkeypatch.setitem(sys.modules, "shap", None)  # Python treats None as a missing module.
     with pytest.raises(NotInstalled, match=r"pip install 'mlflow-onnxserve\[explain\]'") as caught:
         ask(explainer())

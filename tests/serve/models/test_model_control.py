@@ -46,29 +46,29 @@ def answering(state_dir, error):
     """Run an agent that answers each command immediately and once."""
     agent_lives(state_dir)
     stop = threading.Event()
-    answered: set[str] = set()
+    answered = set()
 
     def work():
         while not stop.wait(0.01):
             for file in command_files(state_dir):
-                if file.name not in answered and (command := read_state(file, Command)) is not None:
+                command = read_state(file, Command)
+                if command is not None and file.name not in answered:
                     answered.add(file.name)
                     write_state(state_dir / ANSWERS / file.name, command_answer(error(command)))
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(work)
+        try:
+            yield
+        finally:
+            stop.set()
 
 
 def left_over(state_dir):
     return [*command_files(state_dir), *(state_dir / ANSWERS).glob("*")]
 
 
-def test_a_command_is_done_when_it_is_answered_and_its_files_are_gone(tmp_path):
+def test_answered_command_leaves_no_files(tmp_path):
     taken: list[tuple[str, str]] = []
     with answering(tmp_path, lambda command: taken.append((command.action, command.endpoint))):
         commands(tmp_path).load("e")
@@ -85,7 +85,7 @@ def test_a_command_is_done_when_it_is_answered_and_its_files_are_gone(tmp_path):
         (OnnxserveError("something"), OnnxserveError),
     ],
 )
-def test_an_agents_error_is_raised_as_its_own_class(tmp_path, error, raised):
+def test_error_of_the_agent_keeps_its_class(tmp_path, error, raised):
     with (
         answering(tmp_path, lambda command: error),
         pytest.raises(raised, match=error.message) as caught,
@@ -94,26 +94,26 @@ def test_an_agents_error_is_raised_as_its_own_class(tmp_path, error, raised):
     assert caught.type is raised
 
 
-def test_without_an_agent_a_command_fails_quickly_and_is_withdrawn(tmp_path):
+def test_missing_agent_fails_quickly(tmp_path):
     with pytest.raises(NotReady, match=r"agent .*not running"):
         commands(tmp_path).load("e")
     assert not left_over(tmp_path)
 
 
-def test_an_agent_that_takes_too_long_is_not_waited_for(tmp_path):
+def test_slow_agent_exceeds_the_deadline(tmp_path):
     agent_lives(tmp_path)
     with pytest.raises(DeadlineExceeded, match=r"'e' .*0 s"):
         commands(tmp_path, patience=0.2).unload("e")
     assert not left_over(tmp_path)
 
 
-def test_without_explicit_control_the_agent_gets_no_command(tmp_path):
+def test_commands_need_explicit_control(tmp_path):
     with pytest.raises(InvalidConfig, match=r"-C server\.model_control_mode=explicit"):
         ModelControl(tmp_path, "none", 1).load("e")
     assert not (tmp_path / COMMANDS).exists()
 
 
-def test_an_endpoint_that_is_too_large_for_a_command_is_refused_at_once(tmp_path):
+def test_oversized_endpoint_is_refused(tmp_path):
     agent_lives(tmp_path)
     variants = {"main": VariantSpec(model="models:/m/1")}
     large = EndpointSpec(
@@ -124,7 +124,7 @@ def test_an_endpoint_that_is_too_large_for_a_command_is_refused_at_once(tmp_path
     assert not left_over(tmp_path)
 
 
-def test_a_worker_keeps_threads_for_predictions(tmp_path):
+def test_waiting_commands_per_worker_are_limited(tmp_path):
     agent_lives(tmp_path)
     some = commands(tmp_path, most_waiting=1)
     with ThreadPoolExecutor() as pool:
@@ -137,7 +137,7 @@ def test_a_worker_keeps_threads_for_predictions(tmp_path):
         waiting.result(30)
 
 
-def test_the_commands_of_all_workers_are_bounded(tmp_path):
+def test_waiting_commands_in_total_are_limited(tmp_path):
     agent_lives(tmp_path)
     for number in range(MAX_WAITING):
         write_state(
@@ -148,7 +148,7 @@ def test_the_commands_of_all_workers_are_bounded(tmp_path):
         commands(tmp_path).load("e")
 
 
-def test_a_command_that_cannot_be_written_is_not_ready(tmp_path):
+def test_unwritable_command_is_not_ready(tmp_path):
     (tmp_path / COMMANDS).write_text("a file where the folder should be")
     with pytest.raises(NotReady, match="cannot be written"):
         commands(tmp_path).load("e")

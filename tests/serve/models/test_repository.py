@@ -3,12 +3,12 @@ next version fails.
 """
 
 import gc
+import itertools
 import os
 import shutil
 import subprocess
 import threading
 import weakref
-from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -26,7 +26,6 @@ from mlflow_deploy_plugin.core.statedir.models import (
     LoadedVariant,
     LoadingState,
     Wanted,
-    WorkerState,
 )
 from mlflow_deploy_plugin.serve.models.loading import load_warm
 from mlflow_deploy_plugin.serve.models.repository import Repository
@@ -34,7 +33,6 @@ from mlflow_deploy_plugin.serve.runtime.session import Placement
 from tests.support import servers
 from tests.support.disk import files_of_at_most
 from tests.support.refusals import mentions
-from tests.support.waiting import wait_until
 
 LOAD = partial(load_warm, placement=Placement(), intra_op_num_threads=1)
 
@@ -66,9 +64,6 @@ def repository(tmp_path, loads):
     repository.stop()
 
 
-Serve = Callable[..., WorkerState]
-
-
 @pytest.fixture
 def serve(tmp_path, repository):
     """Write wanted variants of the endpoint e,
@@ -85,7 +80,7 @@ def serve(tmp_path, repository):
     return serve
 
 
-def test_before_anything_is_wanted_nothing_answers(repository):
+def test_nothing_wanted_is_not_ready(repository):
     repository.poll()
     assert "no model is" in repository.not_ready_reason()
     with pytest.raises(NotReady):
@@ -93,7 +88,7 @@ def test_before_anything_is_wanted_nothing_answers(repository):
 
 
 @pytest.mark.long
-def test_a_request_keeps_its_version_until_it_lets_go(serve, repository, bias_folders):
+def test_request_keeps_its_version(serve, repository, bias_folders):
     serve(v=servers.variant(bias_folders["1"]))
     leased = repository.select_variant(None, draw=0.0)
     dropped = weakref.ref(leased.loaded)
@@ -107,22 +102,20 @@ def test_a_request_keeps_its_version_until_it_lets_go(serve, repository, bias_fo
     assert dropped() is None
 
 
-def test_a_third_version_is_loaded_when_the_first_has_left(serve, repository, bias_folders, loads):
+def test_third_version_waits_for_the_first(serve, repository, bias_folders, loads):
     serve(v=servers.variant(bias_folders["1"]))
     leased = [repository.select_variant(None, draw=0.0)]
     serve(v=servers.variant(bias_folders["2"], "2"))
     third = threading.Thread(target=serve, kwargs={"v": servers.variant(bias_folders["3"], "3")})
     third.start()
     third.join(0.3)
-    assert len(loads) == 2
-    assert version(repository) == "2"
+    assert (len(loads), version(repository)) == (2, "2")
     leased.clear()
     third.join(20)
-    assert len(loads) == 3
-    assert version(repository) == "3"
+    assert (len(loads), version(repository)) == (3, "3")
 
 
-def test_a_change_of_weights_or_aspects_loads_nothing(serve, repository, bias_folders, loads):
+def test_changed_weights_load_nothing(serve, repository, bias_folders, loads):
     serve(a=servers.variant(bias_folders["1"]), b=servers.variant(bias_folders["2"], "2", weight=0))
     before = repository.select_variant(None, draw=0.0).loaded
     serve(
@@ -136,32 +129,26 @@ def test_a_change_of_weights_or_aspects_loads_nothing(serve, repository, bias_fo
     assert versions(repository) == {"1"}
 
 
-def test_a_version_that_moves_from_variant_to_variant_is_not_loaded_again(
-    serve, repository, bias_folders, loads
-):
+def test_version_moving_between_variants_is_kept(serve, repository, bias_folders, loads):
     old, new = (servers.variant(bias_folders[version], version) for version in "12")
     serve(champion=old, candidate=new | {"weight": 0})
     candidate = repository.table["e"].variants["candidate"].loaded
 
     serve(champion=new, candidate=new | {"weight": 0}, watched=new | {"shadow": True})
     assert {variant.loaded for variant in repository.table["e"].variants.values()} == {candidate}
-    serve(champion=new)
-    assert repository.select_variant(None, draw=0.0).loaded is candidate
     assert len(loads) == 2
 
 
 @pytest.mark.long
-def test_endpoints_share_a_version_and_the_last_one_frees_it(
-    repository, bias_folders, loads, tmp_path
-):
-    variant = servers.variant(bias_folders["1"])
-    servers.want(tmp_path, 1, {"a": {"v": variant}, "b": {"v": variant}})
+def test_endpoints_share_a_version(repository, bias_folders, loads, tmp_path):
+    first = servers.variant(bias_folders["1"])
+    servers.want(tmp_path, 1, {"a": {"v": first}, "b": {"v": first}})
     repository.poll()
-    shared = weakref.ref(repository.select_variant("a", draw=0.0).loaded)
-    assert repository.select_variant("b", draw=0.0).loaded is shared()
+    shared = weakref.ref(repository.select_variant("a").loaded)
+    assert repository.select_variant("b").loaded is shared()
     assert len(loads) == 1
 
-    servers.want(tmp_path, 2, {"b": {"v": variant}})
+    servers.want(tmp_path, 2, {"b": {"v": first}})
     repository.poll()
     assert shared() is not None
     servers.want(tmp_path, 3, {"b": {"v": servers.variant(bias_folders["2"], "2")}})
@@ -170,9 +157,7 @@ def test_endpoints_share_a_version_and_the_last_one_frees_it(
     assert shared() is None
 
 
-def test_whoever_answers_knows_the_shadows_but_not_one_of_its_own_version(
-    serve, repository, bias_folders
-):
+def test_shadows_exclude_the_same_version(serve, repository, bias_folders):
     old, new = (servers.variant(bias_folders[version], version, weight=50) for version in "12")
     serve(champion=old, candidate=new)
     assert all(not variant.shadows for variant in repository.table["e"].answering)
@@ -184,53 +169,41 @@ def test_whoever_answers_knows_the_shadows_but_not_one_of_its_own_version(
     assert shadows == {"champion": ["watched"], "candidate": []}
 
 
-def test_a_header_or_a_column_keeps_a_caller_only_where_there_is_a_choice(
-    repository, bias_folders, tmp_path, caplog
-):
-    def serve(generation, sticky, *weights):
+def test_sticky_callers_keep_their_variant(repository, bias_folders, tmp_path, caplog):
+    generations = itertools.count(1)
+
+    def serve(sticky, *weights):
         variants = {
-            str(place): {
-                "model_uri": "m",
-                "model": "m",
-                "version": str(place),
-                "folder": bias_folders[str(place)],
-            }
-            | {"weight": weight}
+            str(place): servers.variant(bias_folders[str(place)], str(place), weight=weight)
             for place, weight in enumerate(weights, 1)
         }
         endpoints = {"e": {"variants": variants, "sticky": sticky}}
-        write_state(
-            tmp_path / WANTED,
-            Wanted.model_validate({"generation": generation, "endpoints": endpoints}),
-        )
+        wanted = {"generation": next(generations), "endpoints": endpoints}
+        write_state(tmp_path / WANTED, Wanted.model_validate(wanted))
         repository.poll()
 
-    serve(1, {"header": "X-User-Id"}, 50, 50)
-    names = {
-        repository.select_variant("e", draw=draw / 10, headers={"x-user-id": "ann"}).name
-        for draw in range(10)
-    }
-    assert len(names) == 1
-    assert {repository.select_variant("e", draw=draw / 10).name for draw in range(10)} == {"1", "2"}
+    def names(**caller):
+        return {repository.select_variant("e", draw=draw, **caller).name for draw in (0.1, 0.9)}
 
-    serve(2, {"key": "a"}, 50, 50)
+    serve({"header": "X-User-Id"}, 50, 50)
+    assert len(names(headers={"x-user-id": "ann"})) == 1
+    assert names() == {"1", "2"}
+
+    serve({"key": "a"}, 50, 50)
     leased = [repository.select_variant("e", draw=draw) for draw in (0.1, 0.9)]
     assert [(variant.name, variant.key) for variant in leased] == [("1", "a"), ("2", "a")]
-    choices = [
-        [repository.select_variant("e", draw=draw, key=key).name for key in "abcdefgh"]
-        for draw in (0.1, 0.9)
-    ]
-    assert choices[0] == choices[1]
-    assert set(choices[0]) == {"1", "2"}
+    choices = [names(key=key) for key in "abcdefgh"]
+    assert {len(choice) for choice in choices} == {1}
+    assert set().union(*choices) == {"1", "2"}
 
-    serve(3, {"key": "a"}, 100, 0)
+    serve({"key": "a"}, 100, 0)
     assert repository.select_variant("e", draw=0.9).key is None
     assert "sticky variants" not in caplog.text
-    serve(4, {"key": "z"}, 50, 50)
+    serve({"key": "z"}, 50, 50)
     assert mentions(caplog.text, "e/1", "version 1", "'z'", "sticky")
 
 
-def test_a_variant_in_the_shadow_or_without_weight_never_answers(serve, repository, bias_folders):
+def test_shadow_or_zero_weight_never_answers(serve, repository, bias_folders):
     serve(
         a=servers.variant(bias_folders["1"], weight=0),
         b=servers.variant(bias_folders["2"], "2", weight=100, shadow=True),
@@ -239,40 +212,27 @@ def test_a_variant_in_the_shadow_or_without_weight_never_answers(serve, reposito
     assert versions(repository) == {"3"}
 
 
-def without_graph(folder):
-    (folder / "model.onnx").unlink()
-
-
-def with_a_broken_graph(folder):
-    (folder / "model.onnx").write_bytes(b"no graph")
-
-
-def with_an_example_that_does_not_fit(folder):
-    (folder / INPUT_EXAMPLE).write_text('{"inputs": [[1, 2]]}')
-
-
-def with_an_example_that_is_no_json(folder):
-    (folder / INPUT_EXAMPLE).write_text("{")
-
-
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("file", "content", "words"),
     [
-        (without_graph, "file 'model.onnx' is missing"),
-        (with_a_broken_graph, "cannot load model.onnx"),
-        (with_an_example_that_does_not_fit, "cannot answer its own example"),
-        (with_an_example_that_is_no_json, "not valid JSON"),
+        ("model.onnx", None, "file 'model.onnx' is missing"),
+        ("model.onnx", "no graph", "cannot load model.onnx"),
+        (INPUT_EXAMPLE, '{"inputs": [[1, 2]]}', "cannot answer its own example"),
+        (INPUT_EXAMPLE, "{", "not valid JSON"),
     ],
 )
-def test_a_failed_load_keeps_the_old_version_and_reports_its_error(
-    serve, repository, bias_folders, tmp_path, spoil, words
+def test_failed_load_keeps_the_old_version(
+    serve, repository, bias_folders, tmp_path, file, content, words
 ):
     serve(v=servers.variant(bias_folders["1"]))
-    spoil(servers.single_model(tmp_path / "spoilt"))
-    state = serve(v=servers.variant(tmp_path / "spoilt", "2"))
+    folder = servers.single_model(tmp_path / "spoilt")
+    if content is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_text(content)
+    state = serve(v=servers.variant(folder, "2"))
     loaded = state.endpoints["e"]["v"]
-    assert state.generation == 2
-    assert loaded.version == "1"
+    assert (state.generation, loaded.version) == (2, "1")
     assert words in loaded.error
     assert repository.not_ready_reason() == ""
     assert version(repository) == "1"
@@ -280,7 +240,7 @@ def test_a_failed_load_keeps_the_old_version_and_reports_its_error(
     assert healed.endpoints["e"]["v"] == LoadedVariant(version="3")
 
 
-def test_exchanged_files_of_a_signed_version_are_not_loaded(serve, bias_folders, tmp_path):
+def test_exchanged_signed_files_are_refused(serve, bias_folders, tmp_path):
     folder = servers.single_model(tmp_path / "signed")
     signed = servers.variant(folder, digest=combine_hashes(hash_files(folder)))
     assert serve(v=signed).endpoints["e"]["v"].version == "1"
@@ -292,7 +252,7 @@ def test_exchanged_files_of_a_signed_version_are_not_loaded(serve, bias_folders,
     assert "signature" in loaded["v"].error
 
 
-def test_a_first_version_that_fails_says_why_to_whoever_asks(serve, repository, tmp_path):
+def test_failed_first_version_is_not_ready(serve, repository, tmp_path):
     state = serve(v=servers.variant(tmp_path / "nothing", "1"))
     assert state.endpoints["e"]["v"].version == ""
     assert "no MLmodel file" in repository.not_ready_reason()
@@ -300,13 +260,13 @@ def test_a_first_version_that_fails_says_why_to_whoever_asks(serve, repository, 
         repository.select_variant("e", draw=0.0)
 
 
-def test_a_failing_new_variant_leaves_the_endpoint_ready(serve, repository, bias_folders, tmp_path):
+def test_failed_new_variant_leaves_the_endpoint_ready(serve, repository, bias_folders, tmp_path):
     serve(a=servers.variant(bias_folders["1"]), b=servers.variant(tmp_path / "nothing", "2"))
     assert repository.not_ready_reason() == ""
     assert versions(repository) == {"1"}
 
 
-def test_an_unexpected_error_is_logged_and_reported_without_details(tmp_path, caplog):
+def test_unexpected_error_hides_its_details(tmp_path, caplog):
     def load(folder):
         raise MemoryError("secret")
 
@@ -319,7 +279,7 @@ def test_an_unexpected_error_is_logged_and_reported_without_details(tmp_path, ca
     assert "secret" in caplog.text
 
 
-def test_an_example_warms_and_may_hold_nan(serve, tmp_path):
+def test_example_may_hold_nan(serve, tmp_path):
     folder = servers.single_model(tmp_path / "m")
     (folder / INPUT_EXAMPLE).write_text(
         '{"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1, NaN, 3]]}}'
@@ -328,9 +288,7 @@ def test_an_example_warms_and_may_hold_nan(serve, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"generation": "x"}', b"[]"])
-def test_a_wanted_file_that_cannot_be_read_changes_nothing(
-    serve, repository, bias_folders, tmp_path, content
-):
+def test_unreadable_wanted_file_changes_nothing(serve, repository, bias_folders, tmp_path, content):
     serve(v=servers.variant(bias_folders["1"]))
     (tmp_path / WANTED).write_bytes(content)
     repository.poll()
@@ -339,23 +297,20 @@ def test_a_wanted_file_that_cannot_be_read_changes_nothing(
 
 
 def test_endpoints_come_and_go(repository, bias_folders, tmp_path):
-    first = servers.variant(bias_folders["1"])
-    second = servers.variant(bias_folders["2"], "2")
-    servers.want(tmp_path, 1, {"one": {"v": first}, "two": {"v": second}})
+    first = {"v": servers.variant(bias_folders["1"])}
+    second = {"v": servers.variant(bias_folders["2"], "2")}
+    servers.want(tmp_path, 1, {"one": first, "two": second})
     repository.poll()
-    assert [repository.select_variant(name).loaded.version for name in (None, "one", "two")] == [
-        "1",
-        "1",
-        "2",
-    ]
-    servers.want(tmp_path, 2, {"two": {"v": second}})
+    served = [repository.select_variant(name).loaded.version for name in (None, "one", "two")]
+    assert served == ["1", "1", "2"]
+    servers.want(tmp_path, 2, {"two": second})
     repository.poll()
     assert version(repository) == "2"
     with pytest.raises(NotFound, match=r"'one' .*'two'"):
-        repository.select_variant("one", draw=0.0)
+        repository.select_variant("one")
 
 
-def test_pyfuncs_of_new_endpoints_are_loaded_side_by_side(tmp_path, bias_folders):
+def test_pyfuncs_are_loaded_concurrently(tmp_path, bias_folders):
     folders = [tmp_path / name for name in "ab"]
     for folder in folders:
         folder.mkdir()
@@ -379,16 +334,7 @@ def test_pyfuncs_of_new_endpoints_are_loaded_side_by_side(tmp_path, bias_folders
     repository.stop()
 
 
-def test_the_thread_follows_and_ends(tmp_path, bias_folders):
-    repository = Repository(tmp_path, LOAD)
-    repository.start()
-    servers.want(tmp_path, 1, servers.one_endpoint(bias_folders["1"]))
-    wait_until(lambda: not repository.not_ready_reason() and len(read_workers(tmp_path)) == 1)
-    repository.stop()
-    assert read_workers(tmp_path) == []
-
-
-def test_waiting_for_the_start_ends_once_the_wanted_version_is_loaded(tmp_path, bias_folders):
+def test_start_waits_for_the_wanted_version(tmp_path, bias_folders):
     may_load = threading.Event()
 
     def load(folder):
@@ -408,7 +354,7 @@ def test_waiting_for_the_start_ends_once_the_wanted_version_is_loaded(tmp_path, 
 
 
 @pytest.mark.parametrize("wanted", [None, "broken", '{"generation": 1, "endpoints": {}}'])
-def test_without_a_valid_wanted_state_the_start_is_not_waited_for(tmp_path, wanted):
+def test_start_without_a_wanted_state_continues(tmp_path, wanted):
     if wanted is not None:
         (tmp_path / WANTED).write_text(wanted)
     repository = Repository(tmp_path, LOAD)
@@ -419,9 +365,7 @@ def test_without_a_valid_wanted_state_the_start_is_not_waited_for(tmp_path, want
         repository.stop()
 
 
-def test_selecting_an_endpoint_without_a_version_raises_the_agents_error(
-    repository, bias_folders, tmp_path
-):
+def test_endpoint_without_a_version_raises_its_error(repository, bias_folders, tmp_path):
     endpoints = {
         "good": {"variants": {"v": servers.variant(bias_folders["1"])}},
         "bad": {"variants": {}, "errors": {"v": "models:/x/1: there is no registered model x"}},
@@ -433,16 +377,15 @@ def test_selecting_an_endpoint_without_a_version_raises_the_agents_error(
         repository.select_variant("bad", draw=0.0)
 
 
-def test_a_worker_that_dies_of_loading_leaves_word_of_it(tmp_path, bias_folders):
+def test_dead_worker_reports_its_load(tmp_path, bias_folders):
     def load(folder):
         other = subprocess.Popen(["true"])
         other.wait()
         write_state(tmp_path / LOADING / "1.json", LoadingState(pid=other.pid, folder=folder))
         assert take_load_deaths(tmp_path) == [folder]
         assert take_load_deaths(tmp_path) == []
-        assert [file.name for file in (tmp_path / LOADING).glob("*.json")] == [
-            f"{os.getpid()}.json"
-        ]
+        left = [file.name for file in (tmp_path / LOADING).glob("*.json")]
+        assert left == [f"{os.getpid()}.json"]
         return LOAD(folder)
 
     repository = Repository(tmp_path, load)
@@ -452,7 +395,7 @@ def test_a_worker_that_dies_of_loading_leaves_word_of_it(tmp_path, bias_folders)
     assert list((tmp_path / LOADING).iterdir()) == []
 
 
-def test_a_worker_state_refused_by_a_full_disk_is_written_later(tmp_path, repository, caplog):
+def test_refused_worker_state_is_written_later(tmp_path, repository, caplog):
     (tmp_path / "workers").mkdir()
     servers.want(tmp_path, 3, {})
     with files_of_at_most(10):

@@ -25,33 +25,33 @@ class FakeNvml(ModuleType):
     NVMLError = NVMLError
     NVML_TEMPERATURE_GPU = 0
 
-    def __init__(self, driver: bool = True) -> None:
+    def __init__(self, driver=True):
         super().__init__("pynvml")
         self.driver = driver
 
-    def nvmlInit(self) -> None:
+    def nvmlInit(self):
         if not self.driver:
             raise NVMLError("NVML Shared Library Not Found")
 
-    def nvmlDeviceGetCount(self) -> int:
+    def nvmlDeviceGetCount(self):
         return 2
 
-    def nvmlDeviceGetHandleByIndex(self, number: int) -> int:
+    def nvmlDeviceGetHandleByIndex(self, number):
         return number
 
-    def nvmlDeviceGetUUID(self, gpu: int) -> str:
+    def nvmlDeviceGetUUID(self, gpu):
         return f"GPU-{gpu}"
 
-    def nvmlDeviceGetMemoryInfo(self, gpu: int) -> SimpleNamespace:
+    def nvmlDeviceGetMemoryInfo(self, gpu):
         return SimpleNamespace(used=2**30 * (gpu + 1), total=2**34)
 
-    def nvmlDeviceGetUtilizationRates(self, gpu: int) -> SimpleNamespace:
+    def nvmlDeviceGetUtilizationRates(self, gpu):
         return SimpleNamespace(gpu=75)
 
-    def nvmlDeviceGetTemperature(self, gpu: int, sensor: int) -> int:
+    def nvmlDeviceGetTemperature(self, gpu, sensor):
         return 61
 
-    def nvmlDeviceGetPowerUsage(self, gpu: int) -> int:
+    def nvmlDeviceGetPowerUsage(self, gpu):
         if gpu:
             raise NVMLError("Not Supported")
         return 250_500
@@ -64,7 +64,7 @@ def asked_anew():
     gauges._nvml.cache_clear()
 
 
-def test_each_gpu_has_its_gauges_and_unknown_values_are_left_out(monkeypatch):
+def test_known_gpu_values_are_gauges(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
     families = text_string_to_metric_families(gpu_metrics_page().decode())
     values = {
@@ -88,7 +88,7 @@ def test_each_gpu_has_its_gauges_and_unknown_values_are_left_out(monkeypatch):
 @pytest.mark.parametrize(
     "module", [None, FakeNvml(driver=False)], ids=["not installed", "no driver"]
 )
-def test_without_nvml_there_is_nothing(monkeypatch, module):
+def test_missing_nvml_has_no_gauges(monkeypatch, module):
     monkeypatch.setitem(sys.modules, "pynvml", module)
     assert gpu_metrics_page() == b""
 
@@ -106,7 +106,7 @@ def samples(state_dir):
     }
 
 
-def test_the_agent_state_and_refused_versions_are_metrics(tmp_path):
+def test_agent_state_is_metrics(tmp_path):
     shipping = ShippingState(complete_until=120.0)
     state = AgentState(
         pid=os.getpid(),
@@ -134,7 +134,7 @@ def test_the_agent_state_and_refused_versions_are_metrics(tmp_path):
 
 
 @pytest.mark.parametrize("is_there", [False, True])
-def test_an_agent_that_has_ended_is_down_and_an_absent_agent_has_no_metrics(tmp_path, is_there):
+def test_ended_agent_is_down(tmp_path, is_there):
     if is_there:
         dead = subprocess.Popen(["true"])
         dead.wait()

@@ -5,12 +5,12 @@ from contextlib import closing, contextmanager
 import pytest
 
 from mlflow_deploy_plugin.core.errors import NotFound, SchemaMismatch
-from mlflow_deploy_plugin.serve.observability.recent_requests import Origin, RecentRequests
+from mlflow_deploy_plugin.serve.observability.recent_requests import RecentRequests
 from tests.support.waiting import wait_until
 
-ANSWERED: Origin = 200, "e", "v", "1", "invocations"
-FAILED: Origin = 400, "e", "v", "1", "invocations"
-REFUSED: Origin = 404, "", "", "", "invocations"
+ANSWERED = 200, "e", "v", "1", "invocations"
+FAILED = 400, "e", "v", "1", "invocations"
+REFUSED = 404, "", "", "", "invocations"
 KEY = "onnxserve_" + "k" * 43
 
 
@@ -30,7 +30,7 @@ def statuses(requests):
     return [origin[0] for origin, *_ in requests]
 
 
-def test_requests_are_read_with_the_newest_first(worker):
+def test_newest_request_is_first(worker):
     # A plan appends directly.
     worker.ring(ANSWERED).append((ANSWERED, 1_000_000, 0.001, 1, "p1", "", ""))
     worker.add(FAILED, 0.25, 0, "p2", SchemaMismatch("column 'a', row 0: 'far'"))
@@ -41,7 +41,7 @@ def test_requests_are_read_with_the_newest_first(worker):
     assert oldest == (ANSWERED, 1_000_000, 0.001, 1, "p1", "", "")
 
 
-def test_a_flood_of_one_status_neither_grows_nor_hides_other_requests(worker):
+def test_flood_of_one_status_is_bounded(worker):
     worker.add(ANSWERED, 0.001, 1, "p", None)
     for _ in range(10_000):
         worker.add(REFUSED, 0.001, 0, "", None)
@@ -50,7 +50,7 @@ def test_a_flood_of_one_status_neither_grows_nor_hides_other_requests(worker):
     assert len(seen) < 100
 
 
-def test_a_message_may_quote_values_only_before_a_version_is_selected(worker):
+def test_message_before_selection_may_quote_values(worker):
     worker.add(FAILED, 0.001, 0, "", SchemaMismatch("column 'a', row 0: 'far'"))
     worker.add(REFUSED, 0.001, 0, "", NotFound(f"endpoint '{KEY}' does not exist\n" + "x" * 1000))
     (*_, code, refused), (*_, withheld) = sorted(worker.read(), reverse=True)
@@ -61,7 +61,7 @@ def test_a_message_may_quote_values_only_before_a_version_is_selected(worker):
     assert len(refused) <= 200
 
 
-def test_a_worker_reads_the_requests_of_another_worker(worker, tmp_path):
+def test_requests_of_other_workers_are_read(worker, tmp_path):
     worker.add(ANSWERED, 0.001, 1, "p", None)
     worker.write()
     with opened(tmp_path, 1) as other:
@@ -72,7 +72,7 @@ def test_a_worker_reads_the_requests_of_another_worker(worker, tmp_path):
         assert [prediction_id for *_, prediction_id, _, _ in other.read()] == ["q"]
 
 
-def test_a_worker_that_replaces_a_dead_worker_continues_with_its_requests(tmp_path):
+def test_replacing_worker_keeps_the_requests(tmp_path):
     with opened(tmp_path) as dead:
         for number in range(200):
             dead.add(ANSWERED, 0.001, 1, f"p{number}", None)
@@ -85,7 +85,7 @@ def test_a_worker_that_replaces_a_dead_worker_continues_with_its_requests(tmp_pa
         assert len(replacing.read()) == len(before)
 
 
-def test_a_worker_that_ends_writes_its_last_requests(tmp_path):
+def test_last_requests_are_written_at_the_end(tmp_path):
     (tmp_path / "metrics").mkdir()
     with opened(tmp_path / "metrics") as ending:
         ending.add(ANSWERED, 0.001, 1, "last", None)
@@ -93,7 +93,7 @@ def test_a_worker_that_ends_writes_its_last_requests(tmp_path):
         assert [prediction_id for *_, prediction_id, _, _ in other.read()] == ["last"]
 
 
-def test_the_file_is_bounded_and_is_written_only_if_there_are_new_requests(worker, tmp_path):
+def test_file_is_bounded_and_written_on_change(worker, tmp_path):
     for endpoint in range(200):
         for _ in range(50):
             worker.add((200, f"e{endpoint}", "v", "1", "invocations"), 0.001, 1, "p" * 32, None)
@@ -105,7 +105,7 @@ def test_the_file_is_bounded_and_is_written_only_if_there_are_new_requests(worke
     assert not file.exists()
 
 
-def test_requests_to_a_deleted_endpoint_are_forgotten(worker):
+def test_requests_to_deleted_endpoints_are_forgotten(worker):
     for endpoint in ("e", "f", ""):
         worker.add((200, endpoint, "v", "1", "invocations"), 0.001, 1, "p", None)
     worker.follow(["e"])  # Endpoints are loaded one after the other: f was never served.
@@ -115,14 +115,14 @@ def test_requests_to_a_deleted_endpoint_are_forgotten(worker):
     assert sorted(origin[1] for origin, *_ in worker.read()) == ["", "f"]
 
 
-def test_a_removed_folder_is_not_created_again(tmp_path):
+def test_removed_folder_is_not_recreated(tmp_path):
     with opened(tmp_path / "removed") as worker:
         worker.add(ANSWERED, 0.001, 1, "p", None)
         worker.write()
     assert not (tmp_path / "removed").exists()
 
 
-def test_requests_are_written_by_a_thread(worker, tmp_path):
+def test_thread_writes_requests(worker, tmp_path):
     worker.add(ANSWERED, 0.001, 1, "p", None)
     with opened(tmp_path, 1) as other:
         wait_until(lambda: other.read() == worker.read(), what="the file of the first worker")

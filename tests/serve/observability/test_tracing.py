@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.serve.observability.tracing import tracing_is_on
+from tests.support.models import write_pyfunc
 from tests.support.servers import gunicorn, one_endpoint
 from tests.support.services.collector import attributes, collector
 from tests.support.waiting import wait_until
@@ -31,12 +31,12 @@ PARENT = "00f067aa0ba902b7"
         ({"OTEL_SDK_DISABLED": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://jaeger:4318"}, False),
     ],
 )
-def test_the_environment_switches_tracing_as_everywhere_in_opentelemetry(environment, is_on):
+def test_environment_switches_tracing(environment, is_on):
     assert tracing_is_on(environment) is is_on
 
 
 @pytest.mark.long
-def test_a_request_is_a_span_below_its_callers(tmp_path, bias_folders, monkeypatch):
+def test_request_is_a_child_span(tmp_path, bias_folders, monkeypatch):
     with collector() as received:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.endpoint)
         monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
@@ -53,8 +53,7 @@ def test_a_request_is_a_span_below_its_callers(tmp_path, bias_folders, monkeypat
                 what="the spans",
             )
     (span,) = received.named(name)
-    assert span.trace_id.hex() == TRACE
-    assert span.parent_span_id.hex() == PARENT
+    assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE, PARENT)
     assert answer.headers["traceparent"] == f"00-{TRACE}-{span.span_id.hex()}-01"
     assert attributes(span) == {
         "http.request.method": "POST",
@@ -67,26 +66,18 @@ def test_a_request_is_a_span_below_its_callers(tmp_path, bias_folders, monkeypat
         "onnxserve.prediction_id": answer.headers["X-Prediction-Id"],
     }
     parts = [part for part in received.spans if part.parent_span_id == span.span_id]
-    assert [part.name for part in sorted(parts, key=lambda part: part.start_time_unix_nano)] == [
-        "decode",
-        "infer",
-        "encode",
-    ]
-    assert all(
-        span.start_time_unix_nano - 1_000_000
-        <= part.start_time_unix_nano
-        <= part.end_time_unix_nano
-        for part in parts
-    )
+    parts.sort(key=lambda part: part.start_time_unix_nano)
+    assert [part.name for part in parts] == ["decode", "infer", "encode"]
+    for part in parts:
+        assert span.start_time_unix_nano - 1_000_000 <= part.start_time_unix_nano
+        assert part.start_time_unix_nano <= part.end_time_unix_nano
     (other,) = received.named("POST /invocations")
     assert attributes(other)["http.response.status_code"] == refused.status_code == 400
     assert other.trace_id.hex() != TRACE
     assert received.services == {"onnxserve"}
 
 
-def test_a_collector_that_is_down_costs_no_request_and_does_not_hold_up_the_end(
-    tmp_path, bias_folders, monkeypatch
-):
+def test_unreachable_collector_costs_nothing(tmp_path, bias_folders, monkeypatch):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     with gunicorn(tmp_path, one_endpoint(bias_folders["1"])) as running:
         assert [running.post(json={"inputs": [[1, 2, 3]]}).status_code for _ in range(20)] == [
@@ -96,7 +87,7 @@ def test_a_collector_that_is_down_costs_no_request_and_does_not_hold_up_the_end(
         assert running.process.wait(9) == 0  # The exporter itself would try for 10 s.
 
 
-def test_the_last_spans_of_a_worker_are_sent_at_its_end(tmp_path, bias_folders, monkeypatch):
+def test_last_spans_are_sent(tmp_path, bias_folders, monkeypatch):
     with collector() as received:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.endpoint)
         monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "600000")
@@ -108,28 +99,7 @@ def test_the_last_spans_of_a_worker_are_sent_at_its_end(tmp_path, bias_folders, 
     assert "shutdown" not in log
 
 
-def test_mlflow_keeps_the_traces_as_those_of_an_experiment(
-    tmp_path, bias_folders, mlflow_server, monkeypatch
-):
-    client = MlflowClient(mlflow_server.url)
-    experiment = client.create_experiment("traces of a server")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", mlflow_server.url)
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", f"x-mlflow-experiment-id={experiment}")
-    with gunicorn(tmp_path, one_endpoint(bias_folders["1"])) as running:
-        answer = running.post(json={"inputs": [[1, 2, 3]]})
-    trace = client.get_trace("tr-" + answer.headers["traceparent"].split("-")[1])
-    (span,) = (span for span in trace.data.spans if span.name == "POST /invocations")
-    assert span.attributes["onnxserve.prediction_id"] == answer.headers["X-Prediction-Id"]
-    assert {part.name for part in trace.data.spans if part.parent_id == span.span_id} == {
-        "decode",
-        "infer",
-        "encode",
-    }
-    assert trace.info.experiment_id == experiment
-    assert trace.info.status == "OK"
-
-
-def test_nothing_of_opentelemetry_is_imported_where_it_is_off():
+def test_disabled_tracing_imports_nothing():
     code = (
         "import sys; import mlflow_deploy_plugin.serve.http.app;from "
         "mlflow_deploy_plugin.serve.observability.tracing import *;assert open_tracer() is None; "
@@ -158,13 +128,8 @@ def _load_pyfunc(path):
 
 
 @pytest.mark.long
-def test_the_spans_of_an_agent_go_to_the_same_collector(tmp_path, monkeypatch):
-    (tmp_path / "code").mkdir()
-    (tmp_path / "code" / "agent_with_spans.py").write_text(TRACED)
-    flavor = "{python_function: {loader_module: agent_with_spans, code: code}}"
-    (tmp_path / "MLmodel").write_text(
-        f"flavors: {flavor}\nmetadata: {{task: agent/v1/responses}}\n"
-    )
+def test_spans_of_an_agent_are_collected(tmp_path, monkeypatch):
+    write_pyfunc(tmp_path, "agent_with_spans", TRACED)
     with collector() as received:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.endpoint)
         monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")

@@ -7,15 +7,6 @@ import json
 import pytest
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError
-from tests.support.pyfuncs import save_pyfuncs
-
-Answer = tuple[int, bytes]
-
-
-@pytest.fixture(scope="session")
-def pyfunc_folders(tmp_path_factory):
-    """See `save_pyfuncs`."""
-    return save_pyfuncs(tmp_path_factory.mktemp("pyfuncs"))
 
 
 @pytest.fixture(scope="session")

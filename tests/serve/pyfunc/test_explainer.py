@@ -52,7 +52,7 @@ def question(folder, row, seconds=60.0, max_evals=50):
     return SideMessage("explain", fields, {"feeds": feeds})
 
 
-def test_a_missing_value_is_a_value_of_its_own(explainer, tmp_path):
+def test_missing_value_has_its_own_contribution(explainer, tmp_path):
     folder = model(tmp_path / "m", MISSING, rows=[[1.0, float("nan")]])
     answer = explainer.answer(question(folder, [float("nan"), float("nan")]))
     assert answer.arrays["explained"]["values"].tolist() == [[[8.0], [0.0]]]
@@ -68,13 +68,13 @@ def test_nearly_equal_numbers_are_distinguished(explainer, tmp_path):
     assert answer.arrays["explained"]["values"].tolist() == [[[1.0], [0.0]]]
 
 
-def test_a_question_gives_up_when_its_time_is_up(explainer, tmp_path):
+def test_late_question_is_abandoned(explainer, tmp_path):
     folder = model(tmp_path / "m", MISSING)
     with pytest.raises(DeadlineExceeded, match=r"explained within -1.*50"):
         explainer.answer(question(folder, [1.0, 2.0], seconds=-1.0))
 
 
-def test_a_wide_model_is_explained_against_fewer_rows(explainer, tmp_path):
+def test_wide_model_uses_fewer_rows(explainer, tmp_path):
     rows = np.random.default_rng(0).normal(size=(60, 400)).astype("float32").tolist()
     folder = model(tmp_path / "m", FEW, 400, rows)
     answer = explainer.answer(question(folder, [0.0] * 400, max_evals=801))
@@ -89,39 +89,32 @@ def test_a_wide_model_is_explained_against_fewer_rows(explainer, tmp_path):
         (FIRST, 400, "the model returns 400 numbers per row; at most 100 can be explained"),
     ],
 )
-def test_a_model_that_does_not_answer_a_few_numbers_a_row_is_refused(
-    explainer, tmp_path, graph, width, said
-):
+def test_unexplainable_outputs_are_refused(explainer, tmp_path, graph, width, said):
     folder = model(tmp_path / "m", graph, width, [[1.0] * width] * 3)
     with pytest.raises(InvalidRequest) as caught:
         explainer.answer(question(folder, [0.0] * width, max_evals=801))
     assert caught.value.message == said
 
 
-def test_an_invalid_or_unreadable_reference_is_an_error(explainer, tmp_path, monkeypatch):
+def test_invalid_reference_is_refused(explainer, tmp_path, monkeypatch):
     folder = model(tmp_path / "m", MISSING)
-    with_reference(folder, {"X": [[1.0], [2.0]]})
-    (folder / "reference.parquet").write_text("no Parquet")
-    with pytest.raises(InvalidRequest, match="cannot be read"):
-        explainer.answer(question(folder, [1.0, 2.0]))
+    ask = question(folder, [1.0, 2.0])
     with_reference(folder, {"X": [[1.0], [2.0]]})
     with pytest.raises(InvalidRequest, match="example rows are invalid"):
-        explainer.answer(question(folder, [1.0, 2.0]))
+        explainer.answer(ask)
+    (folder / "reference.parquet").write_text("no Parquet")
+    with pytest.raises(InvalidRequest, match="cannot be read"):
+        explainer.answer(ask)
     with_reference(folder, {"X": [[1.0, 2.0], [3.0, 4.0]]})
     with monkeypatch.context() as patched:
         patched.setattr("mlflow_deploy_plugin.core.tabular.streams._MAX_VALUES", 3)
         with pytest.raises(InvalidRequest, match=r"4 values.* 3"):
-            explainer.answer(question(folder, [1.0, 2.0]))
-    assert explainer.answer(question(folder, [1.0, 2.0])).fields["background"] == {
-        "source": "reference",
-        "rows": 2,
-    }
+            explainer.answer(ask)
+    assert explainer.answer(ask).fields["background"] == {"source": "reference", "rows": 2}
     assert os.environ.get("NUMBA_DISABLE_JIT") is None
 
 
-def test_integers_and_booleans_that_the_reference_has_among_floats_are_explained(
-    explainer, tmp_path
-):
+def test_integers_in_float_columns_are_explained(explainer, tmp_path):
     graph = (
         "mixed (float[N,2] X) => (float[N,1] y) <int64[1] axis = {1}> { y = ReduceSum(X, axis) }"
     )
@@ -132,10 +125,9 @@ def test_integers_and_booleans_that_the_reference_has_among_floats_are_explained
         "prediction": ["y"],
     }
     folder = write_model(tmp_path / "m", graph, signature, section)
-    reference = {
-        "minute": pa.array([10, 30], pa.float32()),
-        "weekend": pa.array([0, 1], pa.float32()),
-    }
-    with_reference(folder, reference)
+    values = {"minute": [10, 30], "weekend": [0, 1]}
+    with_reference(
+        folder, {name: pa.array(column, pa.float32()) for name, column in values.items()}
+    )
     answer = explainer.answer(question(folder, [21.0, 1.0]))
     assert answer.arrays["explained"]["values"].round(4).tolist() == [[[1.0], [0.5]]]

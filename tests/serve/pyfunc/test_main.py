@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.serve.pyfunc.__main__ import start_scorer
 from tests.support.refusals import mentions
 
 
-def test_a_pickle_that_another_version_wrote_is_refused_with_both_versions(tmp_path, monkeypatch):
+def test_foreign_pickle_names_both_versions(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "environ", dict(os.environ))
     (tmp_path / "MLmodel").write_text(
         "flavors: {python_function: {loader_module: mlflow.sklearn, model_path: model.pkl}}\n"
@@ -29,7 +29,7 @@ def test_a_pickle_that_another_version_wrote_is_refused_with_both_versions(tmp_p
     assert str(tmp_path) not in message
 
 
-def test_the_error_of_a_missing_package_names_how_to_install_it(tmp_path, monkeypatch):
+def test_missing_package_names_the_installation(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "environ", dict(os.environ))
     (tmp_path / "MLmodel").write_text(
         "flavors: {python_function: {loader_module: not_installed_here}}\n"
@@ -67,7 +67,7 @@ print(*(set(sys.modules) - before))
 """
 
 
-def test_side_process_imports_mlflow_and_few_own_modules():
+def test_imports_are_limited():
     imported = set(subprocess.check_output([sys.executable, "-c", IMPORTED], text=True).split())
     own = {f"mlflow_deploy_plugin.{name}" for name in OWN_MODULES.split()}
     own.add("mlflow_deploy_plugin")

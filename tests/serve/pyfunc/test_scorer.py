@@ -6,8 +6,6 @@ import io
 import json
 import logging
 import re
-from collections.abc import Callable
-from typing import Any
 
 import mlflow
 import numpy as np
@@ -30,7 +28,6 @@ from tests.support.refusals import mentions
 from tests.support.tables import columns_of
 
 JSON = "application/json"
-Rows = list[dict[str, Any]]
 
 
 def records(*rows):
@@ -43,6 +40,17 @@ def invoke(scorer, document):
 
 def values(arrays):
     return {name: array.tolist() for name, array in arrays.items()}
+
+
+def saved_sklearn(folder, model, example, labels):
+    mlflow.sklearn.save_model(
+        model,
+        folder,
+        signature=mlflow.models.infer_signature(example, np.array(labels)),
+        serialization_format="cloudpickle",
+        pip_requirements=[],
+    )
+    return Scorer.load(folder)
 
 
 @pytest.fixture(scope="module")
@@ -58,30 +66,21 @@ def towns(tmp_path_factory):
 
     imputer = SimpleImputer(missing_values=None, strategy="constant", fill_value="Rom")
     cases = {
-        "none": (make_column_transformer((encoder(), ["city"])), None),
-        "nan": (make_column_transformer((encoder(), ["city"])), np.nan),
-        "imputed": (make_column_transformer((make_pipeline(imputer, encoder()), ["city"])), None),
+        "none": (encoder(), None),
+        "nan": (encoder(), np.nan),
+        "imputed": (make_pipeline(imputer, encoder()), None),
     }
+    example = pd.DataFrame({"city": ["Bern"], "land": ["CH"]})
     scorers = {}
-    for name, (encoders, missing) in cases.items():
-        table = pd.DataFrame(
-            {"city": ["Bern", "Bern", "Rom", missing, missing], "land": ["CH"] * 5}, dtype=object
-        )
+    for name, (encoded, missing) in cases.items():
+        cities = ["Bern", "Bern", "Rom", missing, missing]
+        table = pd.DataFrame({"city": cities, "land": ["CH"] * 5}, dtype=object)
         labels = ["north", "north", "south"] + ["south" if name == "imputed" else "none"] * 2
-        model = make_pipeline(encoders, DecisionTreeClassifier(random_state=0)).fit(table, labels)
+        tree = DecisionTreeClassifier(random_state=0)
+        model = make_pipeline(make_column_transformer((encoded, ["city"])), tree).fit(table, labels)
         folder = tmp_path_factory.mktemp("towns") / name
-        signature = mlflow.models.infer_signature(
-            pd.DataFrame({"city": ["Bern"], "land": ["CH"]}), np.array(["north"])
-        )
-        mlflow.sklearn.save_model(
-            model,
-            folder,
-            signature=signature,
-            serialization_format="cloudpickle",
-            pip_requirements=[],
-        )
+        scorers[name] = saved_sklearn(folder, model, example, ["north"])
         assert mlflow.pyfunc.load_model(str(folder)).predict(table).tolist() == labels
-        scorers[name] = Scorer.load(folder)
     return scorers
 
 
@@ -97,7 +96,7 @@ def answer(arrays):
     return SideMessage("answer", arrays={"outputs": arrays})
 
 
-ROUTES: dict[str, Callable[[Any, Rows], SideMessage]] = {
+ROUTES = {
     "records": lambda scorer, rows: scorer.invoke(JSON, records(*rows)),
     "inputs by row": lambda scorer, rows: invoke(scorer, {"inputs": rows}),
     "instances": lambda scorer, rows: invoke(scorer, {"instances": rows}),
@@ -111,20 +110,15 @@ ROUTES: dict[str, Callable[[Any, Rows], SideMessage]] = {
 """The ways to pass rows of strings to a model, with its answer as named arrays."""
 
 
-def test_a_body_is_kept_as_the_signatures_columns(scorers):
-    arrays = (
-        scorers["days"].invoke(JSON, records({"when": "2013-07-01", "name": "a", "more": 3})).arrays
-    )
+def test_body_is_logged_as_signature_columns(scorers):
+    body = records({"when": "2013-07-01", "name": "a", "more": 3})
+    arrays = scorers["days"].invoke(JSON, body).arrays
     assert values(arrays["feeds"]) == {"when": ["2013-07-01T00:00:00"], "name": ["a"]}
     assert values(arrays["outputs"]) == {"day": [183], "name": ["A"]}
-    assert values(scorers["bytes"].invoke(JSON, records({"blob": "AAE="})).arrays["feeds"]) == {
-        "blob": ["AAE="]
-    }
-    body = b'{"inputs": {"a": [[1, 2]], "b": [3]}}'
-    assert values(scorers["tensors"].invoke(JSON, body).arrays["feeds"]) == {
-        "a": [[1.0, 2.0]],
-        "b": [3],
-    }
+    feeds = scorers["bytes"].invoke(JSON, records({"blob": "AAE="})).arrays["feeds"]
+    assert values(feeds) == {"blob": ["AAE="]}
+    feeds = invoke(scorers["tensors"], {"inputs": {"a": [[1, 2]], "b": [3]}}).arrays["feeds"]
+    assert values(feeds) == {"a": [[1.0, 2.0]], "b": [3]}
 
 
 LARGEST = 2**63 - 1
@@ -152,56 +146,41 @@ SPLIT = {
         ("tensors", JSON, b'{"inputs": {"a": [[1, 2]], "b": [3], "id": [7]}}', [7]),
     ],
 )
-def test_a_key_is_kept_and_the_model_does_not_see_it(scorers, model, content_type, body, expected):
+def test_key_is_kept_from_the_model(scorers, model, content_type, body, expected):
     answer = scorers[model].invoke(content_type, body, keys=["id", "other"])
     assert values(answer.arrays["keys"]) == {"id": expected}
     assert "id" not in values(answer.arrays["feeds"])
     assert b'"id"' not in answer.body
 
 
-def test_a_key_that_holds_a_list_is_refused(scorers):
+def test_list_as_a_key_is_refused(scorers):
     with pytest.raises(SchemaMismatch, match="'id', row 0"):
         scorers["days"].invoke(JSON, records({"id": [1], **DAY}), keys=["id"])
 
 
-def test_dates_in_csv_are_read_as_in_json(scorers):
-    as_json = scorers["days"].invoke(JSON, records({"when": "2013-07-02", "name": "a"}))
-    as_csv = scorers["days"].invoke("text/csv; charset=utf-8", b"when,name\n2013-07-02,a\n")
-    assert as_csv.body == as_json.body
-    assert values(as_csv.arrays["feeds"]) == {"when": ["2013-07-02T00:00:00"], "name": ["a"]}
-    with pytest.raises(InvalidRequest, match=r"'when' \(datetime\), row 0: 'yesterday'.*8601"):
-        scorers["days"].invoke("text/csv", b"when,name\nyesterday,a\n")
-
-
-def test_a_number_is_refused_as_a_date(scorers):
-    """Check dates as numbers: `DataFrame.to_json()` writes milliseconds, which MLflow
-    reads as nanoseconds (1970).
-    """
-    table = pd.DataFrame({"when": pd.to_datetime(["2013-07-02"]), "name": ["a"]})
-    expected = scorers["days"].invoke(JSON, records({"when": "2013-07-02", "name": "a"})).body
-    split = '{"dataframe_split": %s}'
-    as_iso = table.to_json(orient="split", date_format="iso")
-    in_milliseconds = table.assign(when=table["when"].astype("datetime64[ms]").astype("int64"))
-
-    assert scorers["days"].invoke(JSON, (split % as_iso).encode()).body == expected
-    with pytest.raises(InvalidRequest, match=r"'when'.*row 0: 1372723200000.*date_format='iso'"):
-        scorers["days"].invoke(JSON, (split % in_milliseconds.to_json(orient="split")).encode())
-    for number in (1372723200000, 20130702, 2013):
-        with pytest.raises(InvalidRequest, match=rf"'when'.*row 0: {number} "):
-            scorers["days"].invoke(JSON, b'{"inputs": {"when": [%d], "name": ["a"]}}' % number)
+@pytest.mark.parametrize("number", [1372723200000, 20130702, 2013])
+def test_number_is_refused_as_a_date(scorers, number):
+    """`DataFrame.to_json()` writes milliseconds, which MLflow reads as nanoseconds."""
+    for document in (
+        {"inputs": {"when": [number], "name": ["a"]}},
+        {"dataframe_split": {"columns": ["when", "name"], "data": [[number, "a"]]}},
+    ):
+        with pytest.raises(InvalidRequest, match=rf"'when'.*row 0: {number} .*date_format='iso'"):
+            invoke(scorers["days"], document)
 
 
 @pytest.mark.parametrize("ask", ROUTES.values(), ids=ROUTES.keys())
-def test_each_date_of_a_column_is_read_by_itself(ask, scorers):
+def test_dates_are_parsed_separately(ask, scorers):
     texts = [
         "2024-01-02T04:00:00",
         "2024-01-03T04:00:00.500000",
         "2024-01-04T00:30+01:00",
         "2024-01-05",
         "20240106T04Z",
+        "2024-01-07T01:00:00.000Z",
     ]
     rows = [{"when": text, "name": "a"} for text in texts]
-    days = [3, 4, 4, 6, 7]
+    days = [3, 4, 4, 6, 7, 8]
     assert ask(scorers["days"], rows).arrays["outputs"]["day"].tolist() == days
     assert [ask(scorers["days"], [row]).arrays["outputs"]["day"].item() for row in rows] == days
 
@@ -221,37 +200,22 @@ NO_DATES = [
 
 @pytest.mark.parametrize("ask", ROUTES.values(), ids=ROUTES.keys())
 @pytest.mark.parametrize("text", NO_DATES)
-def test_a_text_that_is_not_a_date_in_iso_8601_is_refused_with_its_row(text, ask, scorers):
+def test_text_that_is_no_date_is_refused(text, ask, scorers):
     for row, first in enumerate([[], [{"when": "2024-01-13", "name": "a"}]]):
         with pytest.raises(SchemaMismatch, match=rf"'when'.*row {row}: '{text}'.*8601"):
             ask(scorers["days"], [*first, {"when": text, "name": "a"}])
 
 
-def test_dates_are_read_of_a_list_of_rows(scorers):
-    answer = invoke(scorers["days"], {"inputs": [{"when": "2013-07-02", "name": "a"}]})
-    assert answer.body == b'{"predictions": [{"day": 184, "name": "A"}]}'
-
-
 @pytest.mark.parametrize("text", ["0001-01-01", "9999-12-31T00:00:00"])
-def test_a_date_that_mlflow_has_no_nanoseconds_for_names_its_column(scorers, text):
+def test_date_beyond_nanoseconds_names_its_column(scorers, text):
     expected = rf"'when' \(datetime\), row 0: '{text}' .* from 1678 to 2261"
     with pytest.raises(InvalidRequest, match=expected):
         scorers["days"].invoke(JSON, records({"when": text, "name": "a"}))
 
 
-def test_a_date_of_javascript_is_read_in_utc(scorers):
-    arrays = (
-        scorers["days"]
-        .invoke(JSON, records({"when": "2013-07-02T01:00:00.000Z", "name": "a"}))
-        .arrays
-    )
-    assert values(arrays["feeds"])["when"] == ["2013-07-02T01:00:00"]
-    assert values(arrays["outputs"])["day"] == [184]
-
-
 @pytest.mark.parametrize("ask", ROUTES.values(), ids=ROUTES.keys())
 @pytest.mark.parametrize("model", ["none", "nan", "imputed"])
-def test_a_missing_text_is_the_one_that_the_encoder_has_learned(model, ask, towns):
+def test_missing_text_matches_the_encoder(model, ask, towns):
     """Check that other rows of a request do not change None and NaN, which
     scikit-learn's encoders distinguish.
     """
@@ -263,14 +227,13 @@ def test_a_missing_text_is_the_one_that_the_encoder_has_learned(model, ask, town
 
 
 @pytest.mark.parametrize("ask", ROUTES.values(), ids=ROUTES.keys())
-def test_a_missing_text_is_none_and_a_missing_date_nat_for_a_python_model(ask, scorers):
+def test_python_model_receives_none_and_nat(ask, scorers):
     rows = [{"text": None, "when": "2024-01-02"}, {"text": "none", "when": None}]
-    outputs = values(ask(scorers["gaps"], rows).arrays["outputs"])
-    assert outputs == {"text": ["None", "'none'"], "when": ["2024-01-02 00:00:00", "NaT"]}
-    assert values(ask(scorers["gaps"], rows[:1]).arrays["outputs"]) == {
-        "text": ["None"],
-        "when": ["2024-01-02 00:00:00"],
-    }
+    texts = ["None", "'none'"]
+    dates = ["2024-01-02 00:00:00", "NaT"]
+    for count in (1, 2):
+        outputs = values(ask(scorers["gaps"], rows[:count]).arrays["outputs"])
+        assert outputs == {"text": texts[:count], "when": dates[:count]}
 
 
 @pytest.mark.parametrize(
@@ -281,18 +244,12 @@ def test_a_missing_text_is_none_and_a_missing_date_nat_for_a_python_model(ask, s
         {"feature_names_in_": None, "missing_values": None},
     ],
 )
-def test_an_estimator_may_have_any_value_in_the_attributes_of_an_encoder(fields, tmp_path):
+def test_estimator_with_encoder_attributes_is_served(fields, tmp_path):
     table = pd.DataFrame({"city": ["Bern", "Rom"]}, dtype=object)
     model = make_pipeline(OrdinalEncoder(), DecisionTreeClassifier()).fit(table, ["north", "south"])
     vars(model).update(fields)
-    mlflow.sklearn.save_model(
-        model,
-        tmp_path / "model",
-        signature=mlflow.models.infer_signature(table, np.array(["north"])),
-        serialization_format="cloudpickle",
-        pip_requirements=[],
-    )
-    answer = Scorer.load(tmp_path / "model").invoke(JSON, records({"city": "Rom"}))
+    scorer = saved_sklearn(tmp_path / "model", model, table, ["north"])
+    answer = scorer.invoke(JSON, records({"city": "Rom"}))
     assert answer.arrays["outputs"]["prediction"].tolist() == ["south"]
 
 
@@ -312,7 +269,7 @@ GOOD = {
     "string": "a",
     "binary": "AAE=",
 }
-FORMS: dict[str, Callable[[list[Any]], Any]] = {
+FORMS = {
     "split": lambda column: {
         "dataframe_split": {"columns": ["x"], "data": [[value] for value in column]}
     },
@@ -323,17 +280,16 @@ FORMS: dict[str, Callable[[list[Any]], Any]] = {
 }
 
 
+def saved_typed(folder, columns):
+    signature = ModelSignature(Schema(columns))
+    mlflow.pyfunc.save_model(folder, python_model=Typed(), signature=signature, pip_requirements=[])
+    return Scorer.load(folder)
+
+
 @pytest.fixture(scope="module")
 def typed(tmp_path_factory):
     root = tmp_path_factory.mktemp("typed")
-    for kind in GOOD:
-        mlflow.pyfunc.save_model(
-            root / kind,
-            python_model=Typed(),
-            signature=ModelSignature(Schema([ColSpec(kind, "x")])),
-            pip_requirements=[],
-        )
-    return {kind: Scorer.load(root / kind) for kind in GOOD}
+    return {kind: saved_typed(root / kind, [ColSpec(kind, "x")]) for kind in GOOD}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -358,13 +314,14 @@ def typed(tmp_path_factory):
         ("boolean", 1),
         ("boolean", None),
         ("string", 3.5),
+        ("string", 10**30),
         ("string", True),
         ("string", ["a"]),
         ("binary", 3),
         ("binary", "%%"),
     ],
 )
-def test_a_value_of_another_type_is_refused_in_json(typed, kind, value, form):
+def test_value_of_another_type_is_refused(typed, kind, value, form):
     with pytest.raises(SchemaMismatch, match=r"^column 'x'.* row 1: ") as refusal:
         invoke(typed[kind], FORMS[form]([GOOD[kind], value]))
     assert refusal.value.column == "x"
@@ -385,33 +342,29 @@ def test_a_value_of_another_type_is_refused_in_json(typed, kind, value, form):
         ("binary", None, "None"),
     ],
 )
-def test_a_value_of_the_columns_type_is_kept_in_json(typed, kind, value, expected, form):
+def test_value_of_the_type_is_kept(typed, kind, value, expected, form):
     answer = invoke(typed[kind], FORMS[form]([GOOD[kind], value]))
     assert answer.arrays["outputs"]["prediction"].tolist()[1] == expected
 
 
 @pytest.mark.parametrize("form", ["instances", "inputs", "dataframe_split"])
-def test_a_fraction_is_refused_by_position(tmp_path, form):
-    mlflow.pyfunc.save_model(
-        tmp_path / "model",
-        python_model=Typed(),
-        signature=ModelSignature(Schema([ColSpec("integer"), ColSpec("integer")])),
-        pip_requirements=[],
-    )
+def test_fraction_is_refused_by_position(tmp_path, form):
+    columns = [ColSpec("integer"), ColSpec("integer")]
+    scorer = saved_typed(tmp_path / "model", columns)
     rows = [[1, 2], [1, 3.5]]
     content = {"data": rows} if form == "dataframe_split" else rows
     with pytest.raises(SchemaMismatch, match=r"column '1' \(integer\), row 1: 3.5;"):
-        invoke(Scorer.load(tmp_path / "model"), {form: content})
+        invoke(scorer, {form: content})
 
 
 @pytest.mark.parametrize(("kind", "value"), [("integer", 2**31), ("float", 1e39)])
-def test_a_number_beyond_32_bits_is_refused_in_csv(typed, kind, value):
+def test_number_beyond_32_bits_is_refused(typed, kind, value):
     with pytest.raises(SchemaMismatch, match=f"'x', row 1: .* does not fit the type {kind}"):
         typed[kind].invoke("text/csv", f"x\n1\n{value}\n".encode())
 
 
 @pytest.mark.parametrize("name", ["when", "text"])
-def test_a_date_or_a_text_that_stands_twice_is_refused_by_name(scorers, name):
+def test_duplicated_column_is_refused(scorers, name):
     split = {"columns": ["when", "text", name], "data": [["2024-01-02", "a", None]]}
     with pytest.raises(SchemaMismatch, match=f"'{name}'"):
         invoke(scorers["gaps"], {"dataframe_split": split})
@@ -424,46 +377,38 @@ def test_categories_of_parquet_are_texts(scorers):
     assert json.loads(answer.body)["predictions"] == ["north", "none"]
 
 
-def test_a_missing_column_is_named_without_the_data(scorers):
+def test_missing_column_hides_the_data(scorers):
     with pytest.raises(InvalidRequest) as refusal:
         scorers["days"].invoke(JSON, records({"name": "a secret"}))
     assert mentions(refusal.value.message, "['when']")
 
 
-def test_objects_and_arrays_of_a_body_are_kept_as_json(scorers):
+def test_objects_are_logged_as_json(scorers):
     row = {"points": [1.5, 2.0], "place": {"name": "Ö", "height": 2}, "tags": ["u", "v"]}
-    changes = {"points": [], "place": {"name": "x", "height": 3}}
+    other = {"points": [], "place": {"name": "x", "height": 3}, "tags": []}
 
-    arrays = (
-        scorers["nested"]
-        .invoke(JSON, records(row, row | {"tags": []}, row | changes | {"tags": ["w"]}))
-        .arrays
-    )
+    arrays = scorers["nested"].invoke(JSON, records(row, other)).arrays
 
     assert values(arrays["feeds"]) == {
-        "points": ["[1.5,2.0]", "[1.5,2.0]", "[]"],
-        "place": ['{"name":"Ö","height":2}', '{"name":"Ö","height":2}', '{"name":"x","height":3}'],
-        "tags": ['["u","v"]', "[]", '["w"]'],
+        "points": ["[1.5,2.0]", "[]"],
+        "place": ['{"name":"Ö","height":2}', '{"name":"x","height":3}'],
+        "tags": ['["u","v"]', "[]"],
     }
     assert values(arrays["texts"]) == {
         "prediction": [
             '{"sum":3.5,"name":"Ö","tags":["u","v"]}',
-            '{"sum":3.5,"name":"Ö","tags":[]}',
-            '{"sum":0,"name":"x","tags":["w"]}',
+            '{"sum":0,"name":"x","tags":[]}',
         ]
     }
 
 
-def test_a_mapping_of_objects_and_arrays_is_one_row_as_mlflow_takes_it(scorers):
+def test_mapping_of_objects_is_one_row(scorers):
     row = {"points": [1.5, 2.0, 3.0], "place": {"name": "x", "height": 2}, "tags": ["u", "v"]}
-
-    arrays = invoke(scorers["nested"], {"inputs": row}).arrays
-
-    assert values(arrays["feeds"])["tags"] == ['["u","v"]']
-    assert values(arrays["texts"]) == {"prediction": ['{"sum":6.5,"name":"x","tags":["u","v"]}']}
+    texts = invoke(scorers["nested"], {"inputs": row}).arrays["texts"]
+    assert values(texts) == {"prediction": ['{"sum":6.5,"name":"x","tags":["u","v"]}']}
 
 
-def test_an_answer_with_named_outputs_is_kept_by_their_names():
+def test_named_outputs_keep_their_names():
     chat = {"id": "a", "choices": [{"message": {"content": "hi"}}], "created": 5}
     table = pd.DataFrame({"score": [0.5, 1.0], "why": [["x"], []]})
 
@@ -480,13 +425,13 @@ def test_an_answer_with_named_outputs_is_kept_by_their_names():
         to_texts([[1]], 1, ["score", "why"])
 
 
-def test_integers_above_64_bits_are_logged_as_json(scorers):
+def test_large_integers_are_logged_as_json(scorers):
     answer = scorers["troubled"].invoke(JSON, records({"do": "count"}))
     assert json.loads(answer.body) == {"predictions": [{"n": 2**70}]}
     assert values(answer.arrays["texts"]) == {"prediction": [f'{{"n":{2**70}}}']}
 
 
-def test_inputs_that_cannot_be_captured_are_logged_once(scorers, caplog):
+def test_uncaptured_inputs_are_logged_once(scorers, caplog):
     scorers["anything"]._has_warned = False
     with caplog.at_level(logging.WARNING, "mlflow_deploy_plugin.serve.pyfunc"):
         for _ in range(2):
@@ -496,19 +441,12 @@ def test_inputs_that_cannot_be_captured_are_logged_once(scorers, caplog):
     assert len([record for record in caplog.records if "not captured" in record.message]) == 1
 
 
-def test_named_arrays_come_back_for_named_arrays(scorers):
-    feeds = {
-        "when": np.array(["2013-07-01T02:00:00+02:00"], dtype=object),
-        "name": np.array(["a"], dtype=object),
-    }
-    assert values(scorers["days"].predict(feeds).arrays["outputs"]) == {"day": [183], "name": ["A"]}
+def test_bytes_in_named_arrays_are_decoded(scorers):
     blobs = {"blob": np.array(["AAEC", ""], dtype=object)}
     assert values(scorers["bytes"].predict(blobs).arrays["outputs"]) == {"prediction": [3, 0]}
-    rows = {name: np.array([5.0, -5.0]) for name in "abc"}
-    assert values(scorers["knn"].predict(rows).arrays["outputs"]) == {"prediction": ["up", "down"]}
 
 
-def test_the_warm_up_says_the_outputs(scorers):
+def test_warm_up_returns_the_outputs(scorers):
     answered = scorers["knn"].warm_up()
     assert {name: (array.dtype, array.shape) for name, array in answered.items()} == {
         "prediction": (object, (0,))
@@ -517,45 +455,22 @@ def test_the_warm_up_says_the_outputs(scorers):
 
 
 @pytest.mark.parametrize(
-    ("model", "feeds", "error", "said"),
+    ("model", "feeds", "error", "cause"),
     [
-        (
-            "bytes",
-            {"blob": ["%"]},
-            SchemaMismatch,
-            "column 'blob' (binary), row 0: '%' is not base64",
-        ),
-        (
-            "troubled",
-            {"do": ["raise"]},
-            InferenceError,
-            "the model cannot compute this input: KeyError: 'no such thing",
-        ),
-        (
-            "troubled",
-            {"do": ["panic"]},
-            InferenceError,
-            "the model cannot compute this input: Panic: a regular",
-        ),
-        (
-            "troubled",
-            {"do": ["point"]},
-            InferenceError,
-            "the answer cannot be represented as named arrays (",
-        ),
+        ("bytes", {"blob": ["%"]}, SchemaMismatch, "'blob' (binary), row 0: '%' is not base64"),
+        ("troubled", {"do": ["raise"]}, InferenceError, "KeyError: 'no such thing"),
+        ("troubled", {"do": ["panic"]}, InferenceError, "Panic: a regular"),
+        ("troubled", {"do": ["point"]}, InferenceError, "as named arrays ("),
     ],
 )
-def test_a_refusal_names_the_cause(scorers, model, feeds, error, said):
-    with pytest.raises(error) as caught:
-        scorers[model].predict(
-            {name: np.array(texts, dtype=object) for name, texts in feeds.items()}
-        )
+def test_refusal_names_the_cause(scorers, model, feeds, error, cause):
+    with pytest.raises(error, match=re.escape(cause)) as caught:
+        scorers[model].predict({name: np.array(texts, object) for name, texts in feeds.items()})
     assert type(caught.value) is error
-    assert said in caught.value.message
     assert "/usr" not in caught.value.message
 
 
-def test_an_answer_that_json_cannot_hold_is_the_models_fault(scorers):
+def test_answer_without_json_is_an_inference_error(scorers):
     with pytest.raises(InferenceError, match="JSON: TypeError"):
         scorers["troubled"].invoke(JSON, records({"do": "point"}))
 
@@ -565,46 +480,26 @@ def test_an_answer_that_json_cannot_hold_is_the_models_fault(scorers):
     [
         ([4, 5], 0, "4"),
         ([None, 2.5], 1, "2.5"),
-        ([True, False], 0, "true"),
-        (["Bern", 5], 1, "5"),
         (["Bern", None, True], 2, "true"),
         (["Bern", {"q": 1}], 1, "{'q': 1}"),
     ],
 )
-def test_a_number_in_a_column_of_strings_is_named_with_its_column_and_row(towns, rows, row, value):
-    body = records(*({"city": city, "land": "CH"} for city in rows))
-    with pytest.raises(SchemaMismatch) as refusal:
-        towns["none"].invoke(JSON, body)
-    assert (
-        refusal.value.message == f"column 'city' (string), row {row}: {value}; a string is expected"
-    )
-    assert refusal.value.column == "city"
-    with pytest.raises(
-        SchemaMismatch,
-        match=rf"column 'city' \(string\), row {row}: {re.escape(value)}; a string is expected",
-    ):
-        towns["none"].outputs_of(
-            pd.DataFrame({"city": rows, "land": "CH"}).convert_dtypes(convert_string=False)
-        )
-
-
-def test_an_integer_above_64_bits_is_refused_as_a_string(towns):
-    with pytest.raises(
-        SchemaMismatch, match=rf"column 'city' \(string\), row 0: {10**30}; a string is expected"
-    ):
-        towns["none"].invoke(JSON, records({"city": 10**30, "land": "CH"}))
+def test_non_string_is_named_with_its_row(towns, rows, row, value):
+    message = rf"column 'city' \(string\), row {row}: {re.escape(value)}; a string is expected$"
+    with pytest.raises(SchemaMismatch, match=message):
+        towns["none"].invoke(JSON, records(*({"city": city, "land": "CH"} for city in rows)))
+    table = pd.DataFrame({"city": rows, "land": "CH"}).convert_dtypes(convert_string=False)
+    with pytest.raises(SchemaMismatch, match=message):
+        towns["none"].outputs_of(table)
 
 
 @pytest.mark.parametrize(
     ("mark", "name"), [(";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")]
 )
-def test_another_separator_of_a_csv_is_named(towns, mark, name):
+def test_separator_other_than_comma_is_named(towns, mark, name):
     body = "city,land\r\nBern,CH\r\n"
     assert json.loads(towns["none"].invoke("text/csv", body.encode()).body) == {
         "predictions": ["north"]
     }
-    with pytest.raises(
-        SchemaMismatch,
-        match=f"the CSV separates its columns with {name}: separate them with commas",
-    ):
+    with pytest.raises(SchemaMismatch, match=f"with {name}: .* commas"):
         towns["none"].invoke("text/csv", body.replace(",", mark).encode())

