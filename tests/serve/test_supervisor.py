@@ -263,6 +263,15 @@ def test_repeated_gunicorn_failure_ends_the_server(start):
 
 
 @pytest.mark.long
+def test_ended_gunicorn_ends_the_server(start):
+    running = start("state").wait_ready()
+    os.kill(gunicorn_pid(running), signal.SIGTERM)
+    assert running.process.wait(timeout=40) == 1
+    assert running.end() == 1
+    assert mentions(running.log.read_text(), "gunicorn", "status 0", "while serving")
+
+
+@pytest.mark.long
 def test_sigterm_before_a_restart_ends_the_server(start):
     running = start("state").wait_ready()
     (worker,) = workers(running)
@@ -292,6 +301,15 @@ def test_state_folder_belongs_to_one_server(running, start):
     assert second.process.wait(timeout=30) == 1
     assert mentions(second.log.read_text(), "Error:", str(running.state_dir), "already")
     assert answers(running)
+
+
+@pytest.mark.long
+def test_port_is_free_again_at_once(start, free_port):
+    port = str(free_port)  # Servers of other tests use the first ports from 8080.
+    check_end(start("state", "-p", port).wait_ready(), signal.SIGTERM)
+    again = start("state", "-p", port).wait_ready()
+    assert again.url.endswith(f":{port}")
+    check_end(again, signal.SIGINT)
 
 
 def test_crashing_agent_ends_the_server(start, monkeypatch):
