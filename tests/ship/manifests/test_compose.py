@@ -53,21 +53,13 @@ FULL = {
 }
 
 
-def test_compose_config_has_the_settings_of_the_spec(compose, tmp_path):
+def test_compose_config_has_the_spec_settings(compose, tmp_path):
     for path, text in FORMATS["compose"](
         new_endpoint("flights", "/srv/flights", FULL), Place()
     ).items():
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text(text)
-    command = [
-        "docker",
-        "compose",
-        "-f",
-        str(tmp_path / "compose.yaml"),
-        "config",
-        "--format",
-        "json",
-    ]
+    command = f"docker compose -f {tmp_path}/compose.yaml config --format json".split()
     project = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     service = project["services"]["flights"]
     assert service["environment"]["A"].replace("$$", "$") == FULL["container.environment.A"]
@@ -95,20 +87,20 @@ def test_compose_config_has_the_settings_of_the_spec(compose, tmp_path):
     assert service["healthcheck"]["test"][-1] == "https://127.0.0.1:8443"
 
 
-def test_a_service_has_no_rights_and_listens_on_loopback():
-    document, spec = rendered()
+def test_service_has_no_rights_and_listens_on_loopback():
+    document, spec = rendered({"server.grpc_port": "8001", "server.metrics_port": "9100"})
     service = document["services"]["flights"]
     assert service["read_only"]
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
-    assert service["ports"] == ["127.0.0.1:8080:8080"]
+    assert service["ports"] == [f"127.0.0.1:{port}:{port}" for port in (8080, 8001, 9100)]
     assert service["stop_grace_period"] == "70s"
     (served,) = load_specs(spec)
     # Only the loopback interface reaches the container.
     assert (served.server.host, served.server.insecure) == ("0.0.0.0", True)
 
 
-def test_a_project_of_another_workspace_has_a_name_of_its_own(monkeypatch):
+def test_project_name_includes_the_workspace(monkeypatch):
     assert rendered()[0]["name"] == "flights"
     monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
     assert rendered()[0]["name"] == "team-a_flights"
@@ -118,7 +110,7 @@ def test_a_project_of_another_workspace_has_a_name_of_its_own(monkeypatch):
     )
 
 
-def test_in_the_network_of_the_machine_it_listens_where_the_spec_says():
+def test_host_network_listens_where_the_spec_sets():
     document, spec = rendered({"container.network": "host"})
     assert document["services"]["flights"]["network_mode"] == "host"
     assert "ports" not in document["services"]["flights"]
@@ -130,7 +122,7 @@ def test_in_the_network_of_the_machine_it_listens_where_the_spec_says():
     assert elsewhere["services"]["flights"]["healthcheck"]["test"][-1] == "http://10.0.0.5:8080"
 
 
-def test_a_gpu_server_reserves_its_devices():
+def test_gpu_server_reserves_its_devices():
     def devices(config):
         document, _ = rendered({"server.device": "cuda", **config})
         (reservation,) = document["services"]["flights"]["deploy"]["resources"]["reservations"][
@@ -142,16 +134,19 @@ def test_a_gpu_server_reserves_its_devices():
     assert devices({"server.device_ids": "1,3", "server.workers": "2"})["device_ids"] == ["1", "3"]
 
 
-@pytest.mark.parametrize(
-    "config", [{}, FULL, {"container.network": "host"}, {"server.device": "cuda"}]
-)
-def test_a_project_is_of_the_schema_of_the_compose_specification(config, tmp_path):
-    file = tmp_path / "compose.yaml"
-    file.write_text(
-        FORMATS["compose"](new_endpoint("flights", MODEL, config), Place())["compose.yaml"]
-    )
+def test_projects_match_the_compose_schema(tmp_path):
+    configs: list[dict[str, str]] = [
+        {},
+        FULL,
+        {"container.network": "host"},
+        {"server.device": "cuda"},
+    ]
+    files = [tmp_path / f"{number}.yaml" for number in range(len(configs))]
+    for file, config in zip(files, configs, strict=True):
+        document, _ = rendered(config)
+        file.write_text(yaml.safe_dump(document))
     program = str(Path(sys.executable).with_name("check-jsonschema"))
-    check = [program, "--builtin-schema", "vendor.compose-spec", str(file)]
+    check = [program, "--builtin-schema", "vendor.compose-spec", *map(str, files)]
     checked = subprocess.run(check, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout
 
@@ -167,16 +162,6 @@ def test_a_project_is_of_the_schema_of_the_compose_specification(config, tmp_pat
         ("models/flights", {}, ["variants.flights.model", "absolute path", "'models/flights'"]),
     ],
 )
-def test_unsupported_spec_is_refused_in_one_line(model, config, names):
+def test_unsupported_spec_is_refused(model, config, names):
     with refused(InvalidConfig, *names):
         rendered(config, model)
-
-
-def test_every_port_of_the_server_is_published():
-    spec = new_endpoint(
-        "flights", "models:/f/1", {"server.grpc_port": "8001", "server.metrics_port": "9100"}
-    )
-    services = yaml.safe_load(FORMATS["compose"](spec, Place())["compose.yaml"])["services"]
-    assert services["flights"]["ports"] == [
-        f"127.0.0.1:{port}:{port}" for port in (8080, 8001, 9100)
-    ]

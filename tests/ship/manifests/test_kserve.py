@@ -59,7 +59,7 @@ def spec(variants, **parts):
 
 @settings(max_examples=30)
 @given(SPECS)
-def test_every_spec_gives_objects_with_the_fields_that_kserve_has(endpoint):
+def test_objects_have_only_fields_of_kserve(endpoint):
     if endpoint.kubernetes.host is not None:
         with refused(InvalidConfig, "kubernetes.host", "KServe"):
             rendered(endpoint)
@@ -88,7 +88,7 @@ def test_every_spec_gives_objects_with_the_fields_that_kserve_has(endpoint):
     kubernetes_validate.validate(config, "1.32", strict=True)
 
 
-def test_a_followed_stage_is_in_the_spec_that_the_server_follows():
+def test_followed_stage_is_in_the_served_spec():
     endpoint = new_endpoint(
         "flights", "models:/flight-delay/Production", {"kubernetes.replicas": "2"}
     )
@@ -102,7 +102,7 @@ def test_a_followed_stage_is_in_the_spec_that_the_server_follows():
     assert "storageUri" not in predictor["model"]
 
 
-def test_a_model_in_a_store_is_brought_by_kserve_and_a_second_one_is_its_canary():
+def test_second_stored_model_is_a_canary():
     champion = {"model": "s3://b/flights/3", "weight": 90}
     config, _, service = rendered(spec({"champion": champion}))
     assert service["spec"]["predictor"]["model"]["storageUri"] == "s3://b/flights/3"
@@ -129,7 +129,7 @@ def test_a_model_in_a_store_is_brought_by_kserve_and_a_second_one_is_its_canary(
         },
     ],
 )
-def test_traffic_that_kserve_cannot_split_is_split_by_the_server(parts):
+def test_server_splits_traffic_that_kserve_cannot(parts):
     endpoint = spec(**parts)
     config, _, service = rendered(endpoint)
     (served,) = load_specs(config["data"]["spec.yaml"])
@@ -137,7 +137,7 @@ def test_traffic_that_kserve_cannot_split_is_split_by_the_server(parts):
     assert "storageUri" not in service["spec"]["predictor"]["model"]
 
 
-def test_a_namespace_of_restricted_pod_security_admits_the_container_by_its_own_fields_alone():
+def test_container_meets_restricted_pod_security():
     _, runtime, _ = rendered(spec({"champion": {"model": "models:/flights/1"}}))
     (container,) = runtime["spec"]["containers"]
     assert container["securityContext"] == {
@@ -149,7 +149,7 @@ def test_a_namespace_of_restricted_pod_security_admits_the_container_by_its_own_
     }
 
 
-def test_without_auth_it_is_reached_from_within_the_cluster_alone():
+def test_service_without_auth_is_cluster_local():
     _, _, service = rendered(new_endpoint("flights", "models:/x/1"))
     assert service["metadata"]["labels"] == {"networking.kserve.io/visibility": "cluster-local"}
     _, _, service = rendered(new_endpoint("flights", "models:/x/1", {"server.api_keys": "true"}))
