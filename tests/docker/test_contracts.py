@@ -6,11 +6,9 @@ import tarfile
 from contextlib import ExitStack
 
 import pytest
-from mlflow.version import VERSION as MLFLOW_VERSION
 
 from mlflow_deploy_plugin.core.registry.model_uri import REGISTERED_META
-from mlflow_deploy_plugin.ship.images.build import build_image, planned_image
-from tests.docker.conftest import HARDENED, run_docker, send
+from tests.docker.conftest import HARDENED, send
 
 # tests/serve/test_cloud.py tests the same without containers
 pytestmark = [pytest.mark.docker, pytest.mark.long]
@@ -32,16 +30,6 @@ def registered(model_folder, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def baked(image, registered):
-    """Return an image with that version."""
-    tag = f"{image}-baked"
-    with planned_image(str(registered), server_image=image) as plan:
-        build_image(plan, tag, print)
-    yield tag
-    run_docker("rmi", "-f", tag, check=False)
-
-
 @pytest.fixture
 def run(docker, start):
     """Start a container without any rights, wait until it is healthy, and yield it with
@@ -59,21 +47,6 @@ def run(docker, start):
             return container, f"http://{address}"
 
         yield started
-
-
-def test_mlflow_contract(baked, run):
-    """Check mlflow/pyfunc/scoring_server: /ping and /health, /version, and the four
-    forms of /invocations, on 8080.
-    """
-    _, url = run(baked, command=[])
-    assert [send(f"{url}/{route}").status for route in ("ping", "health")] == [200, 200]
-    assert send(f"{url}/version").body == MLFLOW_VERSION
-    answer = send(f"{url}/invocations", {"inputs": ROWS})
-    assert answer.body == {"predictions": {"y": DOUBLED}}
-    assert answer.headers["X-Model-Name"] == "times"
-    assert answer.headers["X-Model-Version"] == "3"
-    assert send(f"{url}/invocations", {"instances": ROWS}).status == 200
-    assert send(f"{url}/invocations", {"rows": ROWS}).status == 400
 
 
 def test_sagemaker_contract_for_unpacked_model(image, registered, run, tmp_path):

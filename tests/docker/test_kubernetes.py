@@ -8,12 +8,10 @@ for the cluster.
 from pathlib import Path
 
 import pytest
-import requests
 import yaml
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
-from mlflow_deploy_plugin.promote.rollouts.leadership import STORE_LEASE
 from tests.support.services.cluster import NEEDS_CLUSTER, own_namespace
 from tests.support.services.s3 import NEEDS_S3
 from tests.support.waiting import wait_until
@@ -68,45 +66,3 @@ def test_cronjob_judges_due_windows_once(two_days, cluster, controller_image):
 
     assert cluster.job("again", manifest) == "Complete", cluster.logs("again")
     assert cluster.logs("again") == ["flights: monitor daily: no window is due"]
-
-
-def test_second_controller_takes_over_after_a_kill(two_days, cluster, controller_image):
-    manifest, around = shipped("controller.yaml", controller_image)
-    for document in (manifest, *around):
-        cluster.apply(document)
-    name = manifest["metadata"]["name"]
-    cluster.kubectl("rollout", "status", f"deployment/{name}", f"--timeout={SECONDS}s")
-    wait_until(
-        lambda: cluster.items("pdb")[0]["status"]["expectedPods"] == 2,
-        30,
-        "its budget is that of both",
-    )
-
-    wait_until(
-        lambda: two_days.verdicts("daily") == ["no drift", "drift"], SECONDS, "both days are judged"
-    )
-    for pod in cluster.items("pod"):
-        gauges = requests.get(f"http://{pod['status']['podIP']}:9464/metrics", timeout=30).text
-        assert 'onnxserve_drift_share{endpoint="flights",monitor="daily"} 1.0' in gauges
-
-    before = leader(two_days)
-    pods = {pod["metadata"]["name"] for pod in cluster.items("pod")}
-    assert before in pods
-    cluster.kubectl("delete", "pod", before, "--grace-period=0", "--force")
-    wait_until(lambda: leader(two_days) not in ("", before), 60, "another controller has the lease")
-    (other,) = pods - {before}
-    add = ["onnxserve", "monitor", "add", "flights", "later", "--require", "missing<=10%"]
-    cluster.kubectl("exec", other, "--", *add)
-    wait_until(
-        lambda: two_days.verdicts("later") == ["kept", "drift"],
-        SECONDS,
-        "the other controller judges",
-    )
-
-
-def leader(two_days):
-    """Return the pod that has the lease."""
-    lease = two_days.store.lease(STORE_LEASE)
-    if lease is not None and lease.is_current:
-        return lease.holder.split("@")[1].split(" ")[0]
-    return ""

@@ -11,7 +11,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from mlflow_deploy_plugin.cli.commands import main
-from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.statedir.models import (
     LoadedVariant,
     WantedEndpoint,
@@ -60,10 +60,6 @@ def test_bom_of_version(registry, tmp_path):
     assert facts["onnxserve:git_commit"] == "c0ffee1"
     assert facts["mlflow:tag:onnxserve.gate"] == "passed without an evaluation"
     assert facts["mlflow:tag:team"] == "blue"
-
-
-def test_bom_of_version_has_datasets_and_packages(registry):
-    document = bom_of("models:/toy/1")
     assert {part["bom-ref"]: part.get("scope") for part in document["components"]} == {
         "dataset:flights@digest1": None,
         "pkg:pypi/mlflow-onnxserve@0.1.0": "required",
@@ -73,11 +69,10 @@ def test_bom_of_version_has_datasets_and_packages(registry):
     }
     (depends,) = [entry["dependsOn"] for entry in document["dependencies"] if "dependsOn" in entry]
     assert len(depends) == len(document["components"])
-    card = document["metadata"]["component"]["modelCard"]
-    parameters = card["modelParameters"]
+    parameters = model["modelCard"]["modelParameters"]
     assert parameters["datasets"] == [{"ref": "dataset:flights@digest1"}]
     assert [json.loads(side["format"])["name"] for side in parameters["inputs"]] == ["a", "b"]
-    metrics = card["quantitativeAnalysis"]["performanceMetrics"]
+    metrics = model["modelCard"]["quantitativeAnalysis"]["performanceMetrics"]
     assert {"type": "accuracy", "value": "0.91"} in metrics
 
 
@@ -105,7 +100,7 @@ def test_bom_requirements_that_are_not_packages(registry, tmp_path):
 
 
 def test_bom_of_endpoint_has_loaded_versions(registry, store):
-    spec = apply_config(new_endpoint("flights", "models:/toy@champion"), {})
+    spec = new_endpoint("flights", "models:/toy@champion")
     wanted = {
         name: WantedVariant(model_uri=uri, model="toy", version="2", folder=Path("any"))
         for name, uri in (("flights", "models:/toy@champion"), ("other", "models:/toy/2"))

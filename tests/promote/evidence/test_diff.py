@@ -93,10 +93,6 @@ def test_a_negated_error_and_a_d2_score_are_better_if_they_are_higher(registry):
     ]
 
 
-def test_a_value_that_is_true_or_false_has_no_difference():
-    assert DiffRow("code", "uncommitted changes", False, True, True).difference is None
-
-
 def test_a_gate_that_fails_after_one_that_passed_is_worse(registry):
     for number, state in (("1", "passed"), ("2", "failed")):
         for name, value in (("", state), (".digest", "a digest")):
@@ -214,16 +210,3 @@ def test_versions_of_two_models_are_refused(registry):
     registry.copy_model_version("models:/toy/1", "copies")
     with refused(InvalidConfig, "toy", "copies"):
         diff_versions("models:/toy/1", "models:/copies/1")
-
-
-@pytest.mark.parametrize("section", ["5", "{parity: [1]}", "{outputs: [1]}", "{provenance: 3}"])
-def test_a_section_of_another_type_is_a_note(registry, section):
-    Path("2", "MLmodel").write_text(f"flavors: {{onnxserve: {section}}}")
-    diff = diff_versions("models:/toy/1", "models:/toy/2")
-    assert any(
-        note.startswith("models:/toy/2, model: the MLmodel file cannot be understood")
-        for note in diff.notes
-    )
-    assert changed(diff, "metrics")["accuracy"] == (0.91, 0.92)
-    assert isinstance(diff.predictions, Refused)
-    assert "cannot be understood: flavors.onnxserve" in diff.predictions.reason

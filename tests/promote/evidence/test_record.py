@@ -161,21 +161,3 @@ def test_only_a_registered_version_has_a_record(registry, monkeypatch):
         read_record("models:/toy/9")
     with tracking_at(f"http://127.0.0.1:{free_port()}"), refused(RegistryUnavailable, "toy"):
         read_record("models:/toy/1")
-
-
-@pytest.mark.long
-def test_a_server_has_pages_and_its_missing_files_are_named(mlflow_server, tmp_path, monkeypatch):
-    import mlflow
-
-    monkeypatch.chdir(tmp_path)
-    with tracking_at(mlflow_server.url):
-        with mlflow.start_run() as run:
-            logged = mlflow.onnx.log_model(
-                parse_graph(NESTED), name="model", registered_model_name="paged"
-            )
-        record = read_record(f"models:/paged/{logged.registered_model_version}")
-    assert record.url == f"{mlflow_server.url}/#/models/paged/versions/{record.version}"
-    assert record.run is not None
-    assert record.run.run_id == run.info.run_id
-    assert record.graph["operator If"] == 1
-    assert set(record.missing) == {"environment", "gate"}

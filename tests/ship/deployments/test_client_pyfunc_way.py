@@ -52,9 +52,7 @@ def turning():
 
 @pytest.mark.long
 @pytest.mark.parametrize("made", [ordered, turning])
-def test_a_model_that_is_not_converted_is_logged_and_deployed_as_its_refusal_says(
-    tmp_path, client, new_database, made
-):
+def test_fallback_of_the_conversion_error_is_deployable(tmp_path, client, new_database, made):
     model, example, answers = made()
     with tracking_at(new_database(tmp_path)):
         experiment = mlflow.create_experiment("e", artifact_location=str(tmp_path / "artifacts"))

@@ -14,7 +14,6 @@ from mlflow import MlflowClient
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
-from tests.support.refusals import mentions
 from tests.support.tracking import tracking_at
 from tests.support.traffic import Traffic
 from tests.support.waiting import wait_until
@@ -42,9 +41,7 @@ def registry(tmp_path, new_database, models):
 
 
 @pytest.mark.long
-def test_deployment_of_a_stage_follows_the_moves_of_its_versions(
-    client, registry, monkeypatch, tmp_path
-):
+def test_deployment_follows_its_stage(client, registry, monkeypatch, tmp_path):
     monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.2")
     created = client.create_deployment("s", "models:/sum/Production")
     assert created["model"] == "sum"
@@ -76,9 +73,7 @@ def test_deployment_of_a_stage_follows_the_moves_of_its_versions(
 
 
 @pytest.mark.long
-def test_an_endpoint_that_followed_a_stage_follows_an_alias_without_a_failed_request(
-    client, registry, monkeypatch
-):
+def test_conversion_to_alias_fails_no_request(client, registry, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.2")
     created = client.create_deployment("s", "models:/sum/Production")
     traffic = Traffic(created["url"], width=2)
@@ -109,43 +104,3 @@ def test_an_endpoint_that_followed_a_stage_follows_an_alias_without_a_failed_req
     assert before == "1"
     assert set(traffic.answers) == {("1", 200), ("2", 200)}  # No request failed.
     assert log.count("loaded sum 1") == 1  # The conversion loaded no version.
-
-
-@pytest.mark.long
-def test_a_stage_that_moves_to_a_pyfunc_is_followed_once_that_is_allowed(
-    client, registry, models, monkeypatch
-):
-    def sum_in_python(model_input):  # type: ignore[no-untyped-def]  # MLflow would infer a signature from annotations.
-        return model_input.sum(axis=1).to_numpy()
-
-    monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.2")
-    client.create_deployment("s", "models:/sum/Production")
-    experiment = mlflow.get_experiment_by_name("sums")
-    with mlflow.start_run(experiment_id=experiment.experiment_id):
-        mlflow.pyfunc.log_model(
-            name="model",
-            python_model=sum_in_python,
-            registered_model_name="sum",
-            signature=mlflow.models.get_model_info(models.once).signature,
-            pip_requirements=[],
-        )
-    registry.transition_model_version_stage("sum", "3", "Production")
-    refused = wait_until(
-        lambda: (got := client.get_deployment("s"))["error"] and got,
-        seconds=60,
-        what="the pyfunc is refused",
-    )
-    assert mentions(refused["error"], "-C variants.s.allow_pyfunc=true")
-    assert refused["state"] == "running"
-    assert refused["version"] == "1"
-    assert refused["flavor"] == "onnx"
-
-    client.update_deployment("s", flavor="python_function")
-    moved = wait_until(
-        lambda: (got := client.get_deployment("s"))["version"] == "3" and got,
-        60,
-        "the pyfunc is served",
-    )
-    assert moved["error"] == ""
-    assert moved["flavor"] == "python_function"
-    assert client.predict("s", {"a": [1.0], "b": [2.0]})["predictions"] == [3.0]
