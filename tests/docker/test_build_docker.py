@@ -4,8 +4,6 @@ and failures.
 
 import json
 import re
-import shutil
-import subprocess
 
 import pytest
 from click.testing import CliRunner
@@ -13,11 +11,10 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.ship.images.engine import image_fields
-from tests.docker.conftest import HARDENED, ROOT, send
+from tests.docker.conftest import HARDENED
 from tests.docker.test_image import ROWS, log_version
 from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
-from tests.support.workflows import Workflow
 
 pytestmark = [
     pytest.mark.docker,
@@ -82,63 +79,6 @@ def test_incomplete_settings_for_followed_model_are_refused(image, docker, varia
     ended = docker("run", "--rm", *followed, *variables, image, check=False)
     assert ended.returncode == 1
     assert mentions(ended.stderr, *names)
-
-
-@pytest.fixture
-def registry(tmp_path, free_port):
-    """Run a registry of images on this machine, from Debian's package."""
-    program = shutil.which("docker-registry")
-    if program is None:
-        pytest.skip("no registry is installed (apt-get install docker-registry)")
-    config = {
-        "version": "0.1",
-        "storage": {"filesystem": {"rootdirectory": str(tmp_path / "registry")}},
-    }
-    (tmp_path / "config.yml").write_text(
-        json.dumps(config | {"http": {"addr": f"127.0.0.1:{free_port}"}})
-    )
-    with (tmp_path / "registry.log").open("w") as log:
-        process = subprocess.Popen(
-            [program, "serve", tmp_path / "config.yml"], stdout=log, stderr=log
-        )
-    try:
-        wait_until(
-            lambda: _answers(f"http://127.0.0.1:{free_port}/v2/"), what="the registry answers"
-        )
-        yield f"127.0.0.1:{free_port}"
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def _answers(url):
-    try:
-        return send(url).status == 200
-    except OSError:
-        return False
-
-
-def test_model_workflow_pushes_the_image(image, registry, tracking_uri, times, docker, tmp_path):
-    version = log_version(times, 2)
-    name = f"{registry}/ml/times"
-    inputs = {
-        "model": "times",
-        "mlflow-tracking-uri": tracking_uri,
-        "image": name,
-        "server-image": image,
-    }
-    (tmp_path / "requirements.txt").write_text("mlflow-onnxserve[cpu]\n")
-    workflow = Workflow(ROOT / ".github/workflows/model.yaml", tmp_path, inputs)
-    workflow.assume("version", version=version)
-    try:
-        installed, pushed = workflow.run("image")
-    finally:
-        docker("rmi", "-f", f"{name}:{version}", check=False)
-    assert (installed.status, pushed.status) == (0, 0), pushed.output
-    assert send(f"http://{registry}/v2/ml/times/tags/list").body == {
-        "name": "ml/times",
-        "tags": [version],
-    }
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,9 @@ image under load, failures.
 """
 
 import json
-import os
-import signal
 import socket
 import uuid
 from contextlib import suppress
-from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -21,7 +18,7 @@ from mlflow_deploy_plugin.ship.deployments.lifecycle import open_deployments
 from tests.docker.conftest import load, run_docker
 from tests.support.deployments import save_models
 from tests.support.refusals import mentions
-from tests.support.waiting import free_port, wait_until
+from tests.support.waiting import free_port
 
 ROW = {"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2]]}}
 
@@ -167,22 +164,6 @@ def test_failed_update_keeps_the_container(client, flights, home):
     assert container(flights)["Id"] == before
     assert ours(home) == [flights, f"{flights}-listener"]
     assert list(answers) == [str(b'{"predictions":[{"y":3.0}]}')]
-
-
-@pytest.mark.long
-def test_killed_processes_are_restarted(client, flights):
-    for name in (flights, f"{flights}-listener"):
-        os.kill(container(name)["State"]["Pid"], signal.SIGKILL)
-        wait_until(partial(restarts, name), seconds=60)
-
-    def answers():
-        with suppress(MlflowException):
-            return client.get_deployment(flights)["state"] == "running" and predictions(
-                client, flights
-            ) == [{"y": 3.0}]
-        return False
-
-    wait_until(answers, seconds=60)
 
 
 def test_killed_container_is_reported_and_restartable(client, flights):

@@ -77,7 +77,7 @@ def test_bom_of_version(registry, tmp_path):
 
 
 @pytest.mark.parametrize("licence", ["our own", "MIT OR Apache-2.0"])
-def test_bom_of_version_without_records(registry, licence):
+def test_bom_without_records(registry, licence):
     registry.set_registered_model_tag("toy", "license", licence)
     registry.set_model_version_tag("toy", "3", "page", "https://ada:secret@example.com")
     document = bom_of("models:/toy/3")
@@ -87,7 +87,7 @@ def test_bom_of_version_without_records(registry, licence):
     assert "secret" not in json.dumps(document)
 
 
-def test_bom_requirements_that_are_not_packages(registry, tmp_path):
+def test_bom_ignores_requirements_that_are_no_packages(registry, tmp_path):
     lines = "--extra-index-url https://ada:secret@example.com\nPy_Arrow >= 3\nnumpy==2.0 ; os_name"
     (tmp_path / "1" / "requirements.txt").write_text(lines)
     document = bom_of("models:/toy/1")
@@ -99,7 +99,7 @@ def test_bom_requirements_that_are_not_packages(registry, tmp_path):
     }
 
 
-def test_bom_of_endpoint_has_loaded_versions(registry, store):
+def test_bom_of_endpoint_lists_loaded_versions(registry, store):
     spec = new_endpoint("flights", "models:/toy@champion")
     wanted = {
         name: WantedVariant(model_uri=uri, model="toy", version="2", folder=Path("any"))
@@ -131,7 +131,7 @@ def test_bom_of_endpoint_has_loaded_versions(registry, store):
     assert "components" not in stopped
 
 
-def test_bom_is_refused(registry, tmp_path):
+def test_invalid_bom_arguments_are_refused(registry, tmp_path):
     def refusal(*arguments):
         return said(CliRunner().invoke(main, ["audit", "bom", *arguments]))
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import pytest
-import requests
 from click.testing import CliRunner
 from mlflow import MlflowClient
 from sklearn.linear_model import LogisticRegression
@@ -209,32 +208,7 @@ def registry(tmp_path, new_database, monkeypatch):
 
 
 @pytest.mark.long
-def test_every_statement_links_to_a_run_a_tag_or_an_event_that_exists(recorded):
-    client = MlflowClient(recorded.url)
-    tags = client.get_model_version("toy", "1").tags
-    trail = requests.get(
-        f"{recorded.url}/onnxserve/history.jsonl?model=toy", timeout=30
-    ).text.splitlines()
-    events = {f"{event['action']} {event['at']}" for event in map(json.loads, trail)}
-    pages = {}
-    for section, statement in statements(recorded.card):
-        pages[statement.url] = section
-        if statement.kind == "run":
-            run_id, _, file = statement.source.partition("/")
-            assert run_id in statement.url
-            folder = file.rpartition("/")[0] or None
-            assert not file or file in {
-                entry.path for entry in client.list_artifacts(run_id, folder)
-            }, statement
-        elif statement.kind == "registry":
-            assert statement.source == "models:/toy/1"
-        else:
-            assert statement.source in (tags if statement.kind == "tag" else events), statement
-    assert {requests.get(page, timeout=30).status_code for page in pages} == {200}
-
-
-@pytest.mark.long
-def test_the_sections_have_the_recorded_values(recorded):
+def test_sections_have_the_recorded_values(recorded):
     card = recorded.card
     assert {group: [*getattr(card, group)] for group in SECTIONS} == SECTIONS
     assert card.name == "toy"
@@ -266,7 +240,7 @@ def test_the_sections_have_the_recorded_values(recorded):
     assert mentions(texts(card, "monitors"), "2 no drift", "1 drift", "2013-07-03")
 
 
-def test_the_verdict_of_the_served_version_is_next_to_the_verdict(registry):
+def test_gate_section_includes_the_served_version(registry):
     registry.register("pair")
     registry.client.create_model_version("pair", (registry.folder / "model").as_uri())
     registry.client.set_registered_model_alias("pair", "champion", "1")
@@ -283,7 +257,7 @@ def test_the_verdict_of_the_served_version_is_next_to_the_verdict(registry):
     assert "served" not in texts(make_card("models:/pair/1", registry.store), "gate")
 
 
-def test_text_from_users_is_not_markup(registry, tmp_path):
+def test_user_text_is_escaped(registry, tmp_path):
     name = "<img src=x onerror=alert(1)>"
     image = "<script>alert(2)</script>"
     registry.register(name)
@@ -301,7 +275,7 @@ def test_text_from_users_is_not_markup(registry, tmp_path):
     assert "secret" not in page.texts + (tmp_path / "out" / "model_card.json").read_text()
 
 
-def test_measurements_of_another_version_in_the_same_run_are_left_out(registry):
+def test_measurements_of_another_version_are_left_out(registry):
     run_id = registry.client.create_run(DEFAULT_EXPERIMENT).info.run_id
     registry.register("shared", run_id)
     report = {
@@ -323,7 +297,7 @@ def test_measurements_of_another_version_in_the_same_run_are_left_out(registry):
     assert mentions(texts(copied, "explanations"), "7 predictions")
 
 
-def test_a_record_that_cannot_be_understood_is_a_statement(registry):
+def test_unreadable_record_is_a_statement(registry):
     run_id = registry.client.create_run(DEFAULT_EXPERIMENT).info.run_id
     registry.register("broken", run_id)
     registry.client.log_text(
@@ -336,19 +310,7 @@ def test_a_record_that_cannot_be_understood_is_a_statement(registry):
         assert mentions(texts(card, section), section, "cannot be understood")
 
 
-def test_a_policy_that_is_not_valid_is_a_statement_before_the_checks_of_the_gate(registry):
-    registry.register("odd")
-    registry.client.set_registered_model_tag(
-        "odd", "onnxserve.gate.policy", "approvals: {counts: 1}"
-    )
-    for name, value in (("", "passed"), (".digest", "a digest")):
-        registry.client.set_model_version_tag("odd", "1", f"onnxserve.gate{name}", value)
-    verdict, policy, *_ = texts(make_card("models:/odd/1", registry.store), "gate").splitlines()
-    assert mentions(verdict, "models:/odd/1 is passed")
-    assert mentions(policy, "policy", "onnxserve.gate.policy of model odd", "approvals.counts")
-
-
-def test_events_of_a_deleted_version_with_the_same_number_are_left_out(registry):
+def test_events_of_a_deleted_namesake_are_left_out(registry):
     registry.store.record("approve", model="again", version="1", after="@champion", actor="ada")
     registry.register("again")
     registry.store.record("approve", model="again", version="2", after="@champion", actor="ada")
@@ -357,7 +319,7 @@ def test_events_of_a_deleted_version_with_the_same_number_are_left_out(registry)
     assert (mentions(approvals, "bob"), mentions(approvals, "ada")) == (True, False)
 
 
-def test_tampered_events_vouch_for_nothing_on_the_card(registry):
+def test_tampered_events_are_marked_unsigned(registry):
     registry.register("toy")
     with store_of_server(str(registry.store._engine.url), registry.folder) as server:
         server.record("adopt", actor="ada", model="toy")
@@ -375,7 +337,7 @@ def test_tampered_events_vouch_for_nothing_on_the_card(registry):
     assert (len(lines), sum(unsigned)) == (6, 3)
 
 
-def test_the_command_writes_the_page_and_the_document(registry):
+def test_command_writes_page_and_document(registry):
     registry.register("toy")
     before = datetime.now(UTC)
     done = CliRunner().invoke(main, ["audit", "card", "models:/toy/1"])
@@ -402,7 +364,7 @@ def test_the_command_writes_the_page_and_the_document(registry):
         (["models:/toy/1", "--folder", "model/MLmodel/below"], ["model/MLmodel/below"]),
     ],
 )
-def test_a_mistake_is_one_line_and_writes_no_file(registry, arguments, names):
+def test_invalid_arguments_write_no_file(registry, arguments, names):
     registry.register("toy")
     assert mentions(said(CliRunner().invoke(main, ["audit", "card", *arguments])), *names)
     assert not [*registry.folder.rglob("model_card.*")]

@@ -187,7 +187,7 @@ def test_dossier_of_signatures(quarter, tmp_path, made):
     assert mentions(event, "ada", "sign", "toy version 2")
 
 
-def test_dossier_verifies_signatures_with_the_required_key(quarter, tmp_path, made):
+def test_dossier_verifies_signatures_with_required_key(quarter, tmp_path, made):
     keys = write_key(tmp_path)
     write_classifier(tmp_path / "2", (1.0, 2.0))
     sign_version("models:/toy/2", Signer(str(keys.key)))
@@ -251,7 +251,7 @@ def test_dossier_of_alarms(quarter, made):
     assert alarm.url == f"{MLFLOW}/now"
 
 
-def test_dossier_of_event_has_one_place(quarter, made):
+def test_each_event_is_in_one_section(quarter, made):
     dossier = made()
     sources = [
         entry.source
@@ -365,7 +365,7 @@ def test_dossier_lists_tampered_events_as_unsigned(quarter, tmp_path, clock, mad
     assert not mentions(texts(later, "versions"), "version 9")
 
 
-def test_dossier_shows_an_adopted_trail_in_later_periods(quarter, tmp_path, clock, made):
+def test_adopted_trail_is_shown_in_later_periods(quarter, tmp_path, clock, made):
     def later():
         period = Window(QUARTER + DAY, PERIOD.end)
         return texts(made(period), "trail_state")
@@ -407,7 +407,7 @@ def events_at(url):
 
 
 @pytest.mark.long
-def test_dossier_verify_of_a_server_and_its_links(console, tmp_path):
+def test_dossier_of_a_server_is_valid_and_linked(console, tmp_path):
     with closing(open_store(Settings(home=tmp_path / "home").store_url)) as store:
         spec = new_endpoint("flights", "models:/toy@champion")
         store.add_endpoint("onnxserve", spec)

@@ -67,7 +67,7 @@ def mlflow_at(monkeypatch):
         server.shutdown()
 
 
-def test_the_requests_are_read_with_the_credentials_of_mlflow(mlflow_at, monkeypatch):
+def test_requests_are_read_with_mlflow_credentials(mlflow_at, monkeypatch):
     monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
     mlflow_at.body = json.dumps([REQUEST | {"a_field_of_a_newer_server": 1}])
     (listed,) = listed_requests("flights")
@@ -76,7 +76,7 @@ def test_the_requests_are_read_with_the_credentials_of_mlflow(mlflow_at, monkeyp
     assert mlflow_at.login.startswith("Basic ")
 
 
-def test_a_decision_is_sent_as_json(mlflow_at):
+def test_decision_is_sent_as_json(mlflow_at):
     mlflow_at.body = json.dumps(REQUEST)
     assert (
         send_decision("approve", "flights", "3", "@champion", "fine", "ab12").requested_by == "eva"
@@ -103,7 +103,7 @@ def test_a_decision_is_sent_as_json(mlflow_at):
         (503, "TEMPORARILY_UNAVAILABLE", OnnxserveError),
     ],
 )
-def test_an_error_of_the_server_is_raised_with_its_message(mlflow_at, status, code, error):
+def test_server_error_is_raised_with_its_message(mlflow_at, status, code, error):
     mlflow_at.status = status
     mlflow_at.body = json.dumps({"error_code": code, "message": "so it is"})
     with pytest.raises(error) as raised:
@@ -136,7 +136,7 @@ def test_an_error_of_the_server_is_raised_with_its_message(mlflow_at, status, co
         (502, "text/html", "<h1>Bad gateway</h1>", RegistryUnavailable, ["502"]),
     ],
 )
-def test_another_answer_is_an_error_with_a_remedy(mlflow_at, status, kind, body, error, names):
+def test_unexpected_answer_is_an_error_with_remedy(mlflow_at, status, kind, body, error, names):
     mlflow_at.status = status
     mlflow_at.kind = kind
     mlflow_at.body = body

@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.promote.gate.recording import PATH, VerdictRecord, wri
 from tests.support.tracking import tracking_at
 
 
-def test_a_proxy_that_refuses_the_unknown_path_does_not_lose_the_verdict(tmp_path, monkeypatch):
+def test_verdict_is_tagged_if_a_proxy_refuses_the_path(tmp_path, monkeypatch):
     set_tags: dict[str, str] = {}
 
     class Handler(BaseHTTPRequestHandler):

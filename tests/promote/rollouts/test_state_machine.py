@@ -40,7 +40,7 @@ def first_step():
     return decide(PLAN, Progress(), seen(0), 0).progress
 
 
-def test_the_candidate_is_put_in_before_it_gets_traffic():
+def test_candidate_is_loaded_before_it_gets_traffic():
     begun = decide(PLAN, Progress(), seen(None), 0)
     loading = decide(PLAN, begun.progress, seen(0, versions={"champion": "6", "candidate": "7"}), 1)
     loaded = decide(PLAN, loading.progress, seen(0), 1)
@@ -56,7 +56,7 @@ def test_the_candidate_is_put_in_before_it_gets_traffic():
     assert step_weights(PLAN, 0) == {"champion": 90, "candidate": 10}
 
 
-def test_a_step_ends_when_its_time_is_over_and_enough_was_answered(first_step):
+def test_step_ends_after_time_and_requests(first_step):
     enough = numbers(counted(1500), counted(50), counted(0, same=50))
 
     early = decide(PLAN, first_step, seen(10, counters=enough), 59)
@@ -70,7 +70,7 @@ def test_a_step_ends_when_its_time_is_over_and_enough_was_answered(first_step):
     assert over.progress.elapsed == 0
 
 
-def test_a_step_waits_for_its_requests_however_long_it_lasts(first_step):
+def test_step_waits_for_its_requests(first_step):
     few = numbers(counted(1500), counted(49), counted(0, same=80))
     uncompared = numbers(counted(1500), counted(50), counted(0, same=9))
 
@@ -83,7 +83,7 @@ def test_a_step_waits_for_its_requests_however_long_it_lasts(first_step):
     assert comparing.action == "wait"
 
 
-def test_after_the_last_step_comes_the_promotion_and_then_the_main_deployment_alone(first_step):
+def test_last_step_leads_to_promotion(first_step):
     last = replace(first_step, step=1, elapsed=59)
     over = decide(PLAN, last, seen(100, counters=numbers(counted(1000), counted(50))), 1)
     waiting = decide(PLAN, over.progress, seen(100), 1)
@@ -101,7 +101,7 @@ def test_after_the_last_step_comes_the_promotion_and_then_the_main_deployment_al
     assert served.then.reason == "version 7 is served instead of 6"
 
 
-def test_another_model_is_not_taken_for_promoted_because_its_version_has_the_same_number():
+def test_same_number_of_another_model_is_not_promoted():
     plan = replace(PLAN, kind="pinned", before_uri="models:/W/7", before_version="7", selector="7")
     promoting = Progress("promoting", 1)
     served = seen(100, versions=dict.fromkeys(variants(100), "7"))
@@ -112,7 +112,7 @@ def test_another_model_is_not_taken_for_promoted_because_its_version_has_the_sam
     assert decide(plan, promoting, replace(served, variants=after), 1).action == "finish"
 
 
-def test_a_candidate_that_fails_goes_back_with_the_figures(first_step):
+def test_failing_candidate_is_rolled_back(first_step):
     bad = decide(
         PLAN, first_step, seen(10, counters=numbers(counted(1500), counted(60, errors=15))), 1
     )
@@ -127,7 +127,7 @@ def test_a_candidate_that_fails_goes_back_with_the_figures(first_step):
     assert bad.then.state == "rolled_back"
 
 
-def test_a_candidate_that_disagrees_goes_back(first_step):
+def test_disagreeing_candidate_is_rolled_back(first_step):
     bad = decide(
         PLAN,
         first_step,
@@ -150,14 +150,14 @@ def test_too_few_requests_are_not_judged(first_step):
     assert few.progress.state == "stepping"
 
 
-def test_traffic_that_is_not_as_it_should_be_is_set_again(first_step):
+def test_wrong_traffic_is_set_again(first_step):
     again = decide(PLAN, first_step, seen(0), 1)
 
     assert again.action == "set_traffic"
     assert again.progress.elapsed == 0
 
 
-def test_no_step_begins_or_ends_while_one_of_the_servers_cannot_be_read(first_step):
+def test_unreadable_server_delays_steps(first_step):
     silent = "flights-b: no answer within 5 s"
     enough = numbers(counted(1500), counted(50), counted(0, same=50))
     bad = numbers(counted(1500), counted(60, errors=15))
@@ -173,7 +173,7 @@ def test_no_step_begins_or_ends_while_one_of_the_servers_cannot_be_read(first_st
     assert proven.action == "roll_back"
 
 
-def test_time_passes_only_while_the_server_is_watched(first_step):
+def test_time_stops_while_the_server_is_down(first_step):
     silent = decide(
         PLAN, first_step, seen(10, counters={}, state="failed", reason="the server is gone"), 3600
     )
@@ -188,7 +188,7 @@ def test_time_passes_only_while_the_server_is_watched(first_step):
     assert stopped.progress.elapsed == 0
 
 
-def test_a_paused_step_lasts_and_is_still_judged(first_step):
+def test_paused_step_is_still_judged(first_step):
     held = paused(first_step, "paused by ada@laptop")
     assert held is not None
 
@@ -243,7 +243,7 @@ def test_a_paused_step_lasts_and_is_still_judged(first_step):
         ),
     ],
 )
-def test_outside_change_rolls_the_rollout_back(first_step, fields, said):
+def test_outside_change_rolls_back(first_step, fields, said):
     turned = decide(PLAN, first_step, seen(10, **fields), 1)
 
     assert turned.action == "roll_back"
@@ -251,13 +251,13 @@ def test_outside_change_rolls_the_rollout_back(first_step, fields, said):
 
 
 @pytest.mark.parametrize("progress", [Progress(), Progress("stepping", 1), Progress("paused", 0)])
-def test_outside_promotion_of_the_candidate_finishes_the_rollout_as_promoted(progress):
+def test_outside_promotion_finishes_the_rollout(progress):
     reached = decide(PLAN, progress, seen(10, versions=dict.fromkeys(variants(10), "7")), 1)
 
     assert (reached.action, reached.then and reached.then.state) == ("finish", "promoted")
 
 
-def test_a_pinned_model_that_somebody_else_changes_to_its_version_is_waited_for(first_step):
+def test_outside_change_to_the_target_is_promoted(first_step):
     plan = replace(PLAN, kind="pinned", selector="")
     changed = variants(10)["champion"].model_copy(update={"model": plan.to_uri})
     moved = seen(10, variants=variants(10) | {"champion": changed})
@@ -268,7 +268,7 @@ def test_a_pinned_model_that_somebody_else_changes_to_its_version_is_waited_for(
     assert waiting.progress.state == "promoting"
 
 
-def test_a_rollout_may_have_no_shadow():
+def test_rollout_without_shadow():
     plan = replace(PLAN, shadow="", abort_on="error_rate>1%")
     alone = {name: variant for name, variant in variants(10).items() if name != "candidate-shadow"}
     begun = decide(plan, Progress(), seen(0), 0).progress
@@ -276,7 +276,7 @@ def test_a_rollout_may_have_no_shadow():
     assert decide(plan, begun, seen(10, variants=alone), 1).action == "wait"
 
 
-def test_an_endpoint_that_was_deleted_leaves_nothing_to_do(first_step):
+def test_deleted_endpoint_abandons_the_rollout(first_step):
     gone = decide(PLAN, first_step, None, 1)
     without_main = decide(
         PLAN, first_step, seen(10, variants={"candidate": variants(10)["candidate"]}), 1
@@ -290,7 +290,7 @@ def test_an_endpoint_that_was_deleted_leaves_nothing_to_do(first_step):
     )
 
 
-def test_a_rollback_is_done_until_it_succeeds_and_keeps_its_reason(first_step):
+def test_rollback_is_repeated_until_it_succeeds(first_step):
     turned = aborted(first_step, "aborted by ada@laptop")
     assert turned is not None
 
@@ -304,7 +304,7 @@ def test_a_rollback_is_done_until_it_succeeds_and_keeps_its_reason(first_step):
         assert again.then == replace(turned, state="rolled_back")
 
 
-def test_timeout_of_loading_or_promoting_rolls_back():
+def test_timeout_rolls_back():
     unloaded = decide(PLAN, Progress(), seen(None), START_SECONDS + 1)
     promoting = Progress("promoting", 1, PROMOTE_SECONDS)
     unserved = decide(PLAN, promoting, seen(100, errors={"champion": "no consent"}), 1)
@@ -333,7 +333,7 @@ def test_version_refused_by_the_agent_rolls_back_at_once():
         ("promote", "the promotion was refused: no such file"),
     ],
 )
-def test_an_action_that_cannot_be_done_is_taken_back(first_step, action, reason):
+def test_permanent_failure_rolls_back(first_step, action, reason):
     after = after_failure(PLAN, first_step, action, "no such file", is_transient=False)
 
     assert after.state == "rolling_back"
@@ -351,9 +351,7 @@ def test_an_action_that_cannot_be_done_is_taken_back(first_step, action, reason)
         ("finish", False),
     ],
 )
-def test_an_action_that_may_do_better_is_tried_again_and_the_reason_is_kept(
-    first_step, action, is_transient
-):
+def test_transient_failure_is_retried(first_step, action, is_transient):
     begun = replace(first_step, reason="too slow")
 
     after = after_failure(PLAN, begun, action, "no such file", is_transient)
@@ -362,7 +360,7 @@ def test_an_action_that_may_do_better_is_tried_again_and_the_reason_is_kept(
     assert after_success(after) == begun
 
 
-def test_traffic_that_cannot_be_set_again_and_again_is_taken_back(first_step):
+def test_repeated_traffic_failures_roll_back(first_step):
     progress = first_step
     tries = 0
     while progress.state == "stepping":
@@ -373,7 +371,7 @@ def test_traffic_that_cannot_be_set_again_and_again_is_taken_back(first_step):
     assert mentions(progress.reason, "traffic", "no answer")
 
 
-def test_a_rollout_is_aborted_once(first_step):
+def test_rollout_is_aborted_once(first_step):
     ended = aborted(first_step, "aborted by ada@laptop")
 
     assert ended is not None
@@ -383,7 +381,7 @@ def test_a_rollout_is_aborted_once(first_step):
     assert aborted(replace(ended, state="rolled_back"), "again") is None
 
 
-def test_stored_progress_is_enough_to_continue_a_rollout(first_step):
+def test_rollout_continues_from_stored_progress(first_step):
     looked = decide(
         PLAN,
         first_step,
@@ -418,7 +416,7 @@ def test_stored_progress_is_enough_to_continue_a_rollout(first_step):
         ("stepping", {"elapsed": 9.0}, None),
     ],
 )
-def test_the_trail_has_each_step_pause_and_end(first_step, state, fields, event):
+def test_audit_event_for_step_pause_and_end(first_step, state, fields, event):
     now = datetime(2026, 11, 21, tzinfo=UTC)
     later = datetime(2026, 11, 22, tzinfo=UTC)
     row = Rollout(1, PLAN.endpoint, PLAN.to_json(), state, 0, now, {}, "", now, now)
@@ -430,7 +428,7 @@ def test_the_trail_has_each_step_pause_and_end(first_step, state, fields, event)
     assert with_progress(row, progress, later).step_at == (later if event else now)
 
 
-def test_the_evidence_of_all_looks_is_kept_in_bounded_space(first_step):
+def test_evidence_trace_is_bounded(first_step):
     begun_at = datetime(2026, 11, 21, tzinfo=UTC)
     row = Rollout(
         1, PLAN.endpoint, PLAN.to_json(), "stepping", 0, begun_at, {}, "", begun_at, begun_at

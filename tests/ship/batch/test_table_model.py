@@ -44,19 +44,6 @@ def test_refused_rows_are_isolated_and_order_is_kept(model):
     assert tables["prediction"].to_pylist() == [labels(rows)[row] for row in answered_rows]
 
 
-def test_only_the_row_of_a_tokenizer_panic_is_refused(tmp_path):
-    pytest.importorskip("tokenizers")
-    from tests.support.texts import PANIC, panicking_model
-
-    table = load_table_model(panicking_model(tmp_path / "model"))
-    block = RowBlock(pa.table({"text": ["a", PANIC, "b"]}), range(3))
-
-    pieces = list(predict_block(table, block))
-
-    assert [piece.number for piece in pieces if isinstance(piece, RejectedRow)] == [1]
-    assert sum(piece.num_rows for piece in pieces if isinstance(piece, pa.Table)) == 2
-
-
 def test_mostly_bad_rows_need_few_retries(model, monkeypatch):
     table = load_table_model(model)
     tried = []

@@ -41,38 +41,6 @@ def registry(tmp_path, new_database, models):
 
 
 @pytest.mark.long
-def test_deployment_follows_its_stage(client, registry, monkeypatch, tmp_path):
-    monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.2")
-    created = client.create_deployment("s", "models:/sum/Production")
-    assert created["model"] == "sum"
-    assert created["version"] == "1"
-    assert created["stage"] == "Production"
-
-    registry.transition_model_version_stage("sum", "2", "Production")
-    moved = wait_until(
-        lambda: (got := client.get_deployment("s"))["version"] == "2" and got,
-        seconds=60,
-        what="version 2 is served",
-    )
-    assert moved["stage"] == "Production"
-    assert list(moved["workers"].values()) == ["sum 2"]
-    assert client.predict("s", [[1, 2]])["predictions"] == [{"y": 6.0}]
-
-    settings = load_settings()
-    deployments = Deployments(open_store(settings.store_url), settings, lambda line: None)
-    deployments.stop("s")
-    # Another shell may have another tracking URI.
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/another.db")
-    registry.transition_model_version_stage("sum", "2", "Archived")
-    registry.transition_model_version_stage("sum", "1", "Production")
-    deployments.start("s")
-    wait_until(
-        lambda: client.get_deployment("s")["version"] == "1", seconds=60, what="version 1 is served"
-    )
-    assert client.get_deployment("s")["error"] == ""
-
-
-@pytest.mark.long
 def test_conversion_to_alias_fails_no_request(client, registry, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.2")
     created = client.create_deployment("s", "models:/sum/Production")

@@ -12,9 +12,11 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.spec.document import dump_spec, load_specs, new_endpoint
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
@@ -268,17 +270,13 @@ def test_certificate_and_key_are_mounted_from_secrets():
     )
     (served,) = load_specs(documents["ConfigMap"]["data"]["spec.yaml"])
     pod = documents["Deployment"]["spec"]["template"]["spec"]
-    (folder,) = (
-        entry["mountPath"]
-        for entry in container_of(documents)["volumeMounts"]
-        if entry["name"] == "tls"
-    )
-    (volume,) = (
-        entry["projected"]["sources"] for entry in pod["volumes"] if entry["name"] == "tls"
-    )
+    mounts = {
+        entry["name"]: entry["mountPath"] for entry in container_of(documents)["volumeMounts"]
+    }
+    (volume,) = (entry["projected"] for entry in pod["volumes"] if entry["name"] == "tls")
     mounted = {
-        f"{folder}/{item['path']}": f"{source['secret']['name']}/{item['key']}"
-        for source in volume
+        f"{mounts['tls']}/{item['path']}": f"{source['secret']['name']}/{item['key']}"
+        for source in volume["sources"]
         for item in source["secret"]["items"]
     }
     server = served.server
@@ -287,7 +285,6 @@ def test_certificate_and_key_are_mounted_from_secrets():
         "own/tls.key",
         "callers/ca.crt",
     ]
-    kubernetes_validate.validate(documents["Deployment"], "1.32", strict=True)
 
 
 def test_secret_files_are_mounted_as_folder():
@@ -376,9 +373,13 @@ def test_shipped_manifest_is_valid_and_restricted(file):
         kubernetes_validate.validate(document, "1.32", strict=True)
         spec = document.get("spec", {})
         if "template" in (workload := spec.get("jobTemplate", {}).get("spec", spec)):
+            pod = workload["template"]["spec"]
             # A Service "onnxserve" would set ONNXSERVE_PORT.
-            assert workload["template"]["spec"]["enableServiceLinks"] is False
-            assert_restricted(workload["template"]["spec"])
+            assert pod["enableServiceLinks"] is False
+            assert_restricted(pod)
+            (container,) = pod["containers"]
+            help_page = CliRunner().invoke(main, [*container["args"], "--help"])
+            assert help_page.exit_code == 0
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def policy(**fields):
         ),
     ],
 )
-def test_it_may_not_be_worse_by_more_than_the_margin(wrong, state, names):
+def test_loss_is_limited_by_the_margin(wrong, state, names):
     result = check_evaluation(TRUTH, wrong_in(wrong), wrong_in(100), policy(), 7, NAME)
     assert result.state == state
     assert mentions(result.reason, *names)
@@ -53,14 +53,14 @@ def test_it_may_not_be_worse_by_more_than_the_margin(wrong, state, names):
     )
 
 
-def test_a_wider_margin_lets_it_pass():
+def test_wider_margin_passes():
     assert (
         check_evaluation(TRUTH, wrong_in(200), wrong_in(100), policy(margin=0.15), seed=7).state
         == "passed"
     )
 
 
-def test_the_floor_holds_whatever_is_served():
+def test_floor_holds_with_any_served_version():
     result = check_evaluation(TRUTH, wrong_in(300), None, policy(at_least=0.8), seed=7)
     assert result.state == "failed"
     assert mentions(result.reason, "accuracy 0.7000", "0.8", "the policy")
@@ -73,7 +73,7 @@ def test_the_floor_holds_whatever_is_served():
     )
 
 
-def test_few_rows_prove_nothing():
+def test_too_few_rows_fail():
     result = check_evaluation(
         TRUTH[:50],
         ModelPredictions(TRUTH[:50], True),
@@ -85,7 +85,7 @@ def test_few_rows_prove_nothing():
     assert mentions(result.reason, "50 rows", "100")
 
 
-def test_the_margin_of_an_error_is_a_share():
+def test_margin_of_an_error_is_relative():
     values = TRUTH + np.random.default_rng(1).normal(size=ROWS)
     served = ModelPredictions(values - 1.0, False)
     near = ModelPredictions(values - 1.005, False)
@@ -97,7 +97,7 @@ def test_the_margin_of_an_error_is_a_share():
     assert mentions(result.reason, "rmse", "1.5000", "1.0000", "models:/m/1", "50.0%")
 
 
-def test_answers_that_are_no_numbers_fail():
+def test_nan_answers_fail():
     result = check_evaluation(
         TRUTH.astype(float), ModelPredictions(np.full(ROWS, np.nan), False), None, policy(), seed=7
     )
@@ -105,12 +105,12 @@ def test_answers_that_are_no_numbers_fail():
     assert mentions(result.reason, "rmse", "nan")
 
 
-def test_a_metric_of_probabilities_asks_for_them():
+def test_probability_metric_needs_probabilities():
     with refused(InvalidConfig, "roc_auc", "probabilities"):
         check_evaluation(TRUTH, wrong_in(1), None, policy(metric="roc_auc"), seed=7)
 
 
-def test_served_answers_of_another_kind_cannot_be_compared_with():
+def test_incomparable_served_answers_fail():
     result = check_evaluation(
         TRUTH, wrong_in(1), ModelPredictions(TRUTH.astype(float), False), policy(), 7, NAME
     )

@@ -28,6 +28,7 @@ from mlflow_deploy_plugin.ship.deployments.backends.served_state import (
 from tests.support.refusals import mentions, refused
 
 SPEC = add_variant(new_endpoint("e", "one", variant="a"), "b", "two")
+LOADED = dict.fromkeys("ab", LoadedVariant(version="1"))
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def say(tmp_path):
 
 
 def test_fully_loaded_endpoint_has_no_pending_work(tmp_path, say):
-    say(a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
+    say(**LOADED)
 
     report = compare_applied(SPEC, read_served_state(tmp_path))
 
@@ -70,7 +71,7 @@ def test_empty_folder_waits_for_models(tmp_path):
 
 
 def test_server_is_observed_without_reading_its_spec(tmp_path, say):
-    say(a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
+    say(**LOADED)
     (tmp_path / files.SPEC).write_bytes(b"\xff")
     server = ServerState(
         pid=os.getpid(), host="127.0.0.1", port=8080, started_at=0.0, phase="serving"
@@ -92,7 +93,7 @@ def test_server_is_observed_without_reading_its_spec(tmp_path, say):
     ],
 )
 def test_changed_spec_is_pending(tmp_path, say, wanted, pending):
-    say(a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
+    say(**LOADED)
 
     assert (
         compare_applied(apply_config(SPEC, wanted), read_served_state(tmp_path)).pending == pending
@@ -111,7 +112,7 @@ def test_dead_or_outdated_worker_does_not_count(tmp_path, say):
 
 
 def test_change_without_new_model_is_not_loading(tmp_path, say):
-    say(generation=1, a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
+    say(generation=1, **LOADED)
 
     pending = compare_applied(SPEC, read_served_state(tmp_path)).pending
     assert mentions(pending, "the change", "0 of 1 workers")
