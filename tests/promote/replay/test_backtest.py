@@ -28,7 +28,6 @@ from tests.support.models import (
     columns,
     graph_tensor,
     mixed_model,
-    tensor_model,
     write_model,
 )
 from tests.support.refusals import mentions, refused
@@ -220,7 +219,7 @@ def test_each_served_version_compares_with_its_answers(traffic, writer, served, 
     )
 
 
-def test_texts_and_tensors_are_replayed(traffic, writer, tmp_path):
+def test_texts_are_replayed(traffic, writer, tmp_path):
     rng = np.random.default_rng(0)
     carriers = rng.choice(["AA", "UA"], 50).astype(object)
     mixed = {
@@ -236,14 +235,6 @@ def test_texts_and_tensors_are_replayed(traffic, writer, tmp_path):
     assert report.disagreement == 0
     assert report.labelled_rows == 2
     assert comparison(report).metric == "accuracy"
-
-    other = LogWriter(tmp_path / "tensors")
-    folder = tensor_model(tmp_path / "tensor")
-    write_answers(other, folder, {"image": rng.normal(size=(50, 2, 2)).astype(np.float32)}, DAY)
-    report = replayed(replace(traffic, log=open_log(str(other.root))), folder)
-    assert report.rows == 50
-    assert report.disagreement == 0
-    assert report.max_difference == 0
 
 
 def test_labels_without_a_number_are_ignored(traffic, served, writer):

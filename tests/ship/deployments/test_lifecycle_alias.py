@@ -1,7 +1,7 @@
 """Tests of the conversion of an endpoint from a stage to an alias. No server is
 started.
 
-`test_lifecycle_following.py` converts an endpoint whose server answers requests.
+tests/cli/test_promote_stages_removed.py moves an endpoint that answers requests.
 """
 
 import pytest
