@@ -17,22 +17,10 @@ from sklearn.linear_model import LogisticRegression
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.cli.commands import main
-from mlflow_deploy_plugin.core.registry.model_files import version_digest
-from mlflow_deploy_plugin.core.registry.policy import choose_policy
-from mlflow_deploy_plugin.core.registry.transitions import parse_stage_or_alias
 from mlflow_deploy_plugin.core.settings import Settings
-from mlflow_deploy_plugin.core.store.audit_keys import read_key_file
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.promote.evidence.card import VersionCard, make_card
-from mlflow_deploy_plugin.promote.gate.approvals import (
-    Person,
-    approve,
-    promotion_requests,
-    request_promotion,
-    subject_of,
-)
-from mlflow_deploy_plugin.promote.gate.promotion import promote
+from mlflow_deploy_plugin.promote.evidence.card import make_card
 from mlflow_deploy_plugin.promote.gate.run import run_gate
 from mlflow_deploy_plugin.watch.result import Finding, State
 from tests.support.audit_trail import store_of_server
@@ -40,7 +28,6 @@ from tests.support.classifiers import COLUMNS, labelled, write_classifier, write
 from tests.support.commands import said
 from tests.support.refusals import mentions
 from tests.support.results import result_of
-from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 
 SECTIONS = {
@@ -53,7 +40,7 @@ SECTIONS = {
         "segments",
         "explanations",
     ],
-    "considerations": ["approvals", "deployments", "monitors"],
+    "considerations": ["monitors"],
 }
 
 BARE = {
@@ -61,17 +48,6 @@ BARE = {
     "quantitative_analysis": ["parity"],
     "considerations": [],
 }
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """The card of a version with all records, its URL of MLflow, and the run that
-    logged the version.
-    """
-
-    card: VersionCard
-    url: str
-    run_id: str
 
 
 @dataclass(frozen=True)
@@ -114,88 +90,6 @@ def texts(card, section):
     return "\n".join(statement.text for name, statement in statements(card) if name == section)
 
 
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory, new_database):
-    """Log, judge, approve, promote, disturb, explain and monitor a version of the model
-    `toy`.
-    """
-    from mlflow_deploy_plugin.watch.reports.log import build_report, log_result
-
-    folder = tmp_path_factory.mktemp("card")
-    home = Settings(home=folder / "home")
-    new_database(folder)
-    server = MlflowServer(folder, app="onnxserve", variables={"ONNXSERVE_HOME": str(home.home)})
-    server.start()
-    holdout = str(write_rows(folder / "holdout.parquet", labelled(600, seed=3)))
-    # Only events that are signed with the server's key are approvals.
-    key_file = home.audit_key_path
-    assert key_file is not None
-    store = open_store(home.store_url, keys=read_key_file(key_file))
-    try:
-        with tracking_at(server.url):
-            client = MlflowClient()
-            rows = pd.DataFrame(labelled(400))
-            policy = (
-                "gated_aliases: [champion]\n"
-                "approvals: {count: 1}\n"
-                f"evaluation: {{dataset: {holdout}, target: label}}"
-            )
-            client.create_registered_model(
-                "toy", {"onnxserve.gate.policy": policy}, "Predicts toys."
-            )
-            with mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT) as run:
-                mlflow.log_param("C", 1.0)
-                mlflow.log_metric("accuracy", 0.875)
-                mlflow.log_input(mlflow.data.from_pandas(rows, name="flights"))
-                model = LogisticRegression().fit(rows[[*COLUMNS]], rows["label"])
-                dated = rows[[*COLUMNS]].assign(
-                    day=pd.date_range("2013-01-01", "2013-12-31", len(rows))
-                )
-                onnxserve.log_model(
-                    model,
-                    "model",
-                    registered_model_name="toy",
-                    input_example=dated,
-                    event_time="day",
-                )
-            client.set_model_version_tag("toy", "1", "onnxserve.parent", "models:/toy/0")
-            onnxserve.robustness(
-                "models:/toy/1", holdout, "label", strengths={"noise": [0.1, 1]}, log=True
-            )
-            onnxserve.explain("models:/toy/1", holdout, max_rows=10, log=True)
-            run_gate("toy", "1", store=store)
-            champion = parse_stage_or_alias("@champion")
-            gate_policy = choose_policy("toy", None).policy
-            files = version_digest("models:/toy/1")
-            subject = subject_of(client.get_model_version("toy", "1"), champion, files, gate_policy)
-            request_promotion(
-                store, gate_policy, subject, Person("eva", frozenset(), True), "needed"
-            )
-            (request,) = promotion_requests(store, "toy")
-            approve(
-                store,
-                gate_policy,
-                subject,
-                Person("ada", frozenset(), True),
-                request.report_digest,
-                "well done",
-            )
-            promote("toy", "1", "@champion", store=store, actor="eva")
-            states: list[State] = ["drift", "no drift", "no drift"]
-            for day, state in enumerate(states):
-                finding = Finding(
-                    "a", "distribution", state, "the mean moved", 4.5, 3.0, "carrier=AA"
-                )
-                window = result_of(day, "toys", (finding,), model="toy", version="1", state=state)
-                log_result(window, build_report(window))
-            other = result_of(9, "toys", model="another", version="1", state="drift")
-            log_result(other, build_report(other))
-            yield Recorded(make_card("models:/toy@champion", store), server.url, run.info.run_id)
-    finally:
-        store.close()
-        server.kill()
-
-
 @pytest.fixture
 def registry(tmp_path, new_database, monkeypatch):
     monkeypatch.chdir(tmp_path)  # MLflow writes artifacts here.
@@ -208,22 +102,52 @@ def registry(tmp_path, new_database, monkeypatch):
 
 
 @pytest.mark.long
-def test_sections_have_the_recorded_values(recorded):
-    card = recorded.card
+def test_sections_have_the_recorded_values(registry):
+    """Log, judge, disturb, explain and monitor a version."""
+    from mlflow_deploy_plugin.watch.reports.log import build_report, log_result
+
+    holdout = str(write_rows(registry.folder / "holdout.parquet", labelled(600, seed=3)))
+    rows = pd.DataFrame(labelled(400))
+    policy = f"evaluation: {{dataset: {holdout}, target: label}}"
+    registry.client.create_registered_model(
+        "toy", {"onnxserve.gate.policy": policy}, "Predicts toys."
+    )
+    with mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT) as run:
+        mlflow.log_param("C", 1.0)
+        mlflow.log_metric("accuracy", 0.875)
+        mlflow.log_input(mlflow.data.from_pandas(rows, name="flights"))
+        model = LogisticRegression().fit(rows[[*COLUMNS]], rows["label"])
+        days = pd.date_range("2013-01-01", "2013-12-31", len(rows))
+        onnxserve.log_model(
+            model,
+            "model",
+            registered_model_name="toy",
+            input_example=rows[[*COLUMNS]].assign(day=days),
+            event_time="day",
+        )
+    registry.client.set_model_version_tag("toy", "1", "onnxserve.parent", "models:/toy/0")
+    onnxserve.robustness("models:/toy/1", holdout, "label", strengths={"noise": [0.1, 1]}, log=True)
+    onnxserve.explain("models:/toy/1", holdout, max_rows=10, log=True)
+    run_gate("toy", "1", store=registry.store)
+    states: list[State] = ["drift", "no drift", "no drift"]
+    for day, state in enumerate(states):
+        finding = Finding("a", "distribution", state, "the mean moved", 4.5, 3.0, "carrier=AA")
+        window = result_of(day, "toys", (finding,), model="toy", version="1", state=state)
+        log_result(window, build_report(window))
+    other = result_of(9, "toys", model="another", version="1", state="drift")
+    log_result(other, build_report(other))
+
+    card = make_card("models:/toy/1", registry.store)
     assert {group: [*getattr(card, group)] for group in SECTIONS} == SECTIONS
     assert card.name == "toy"
     assert card.version == "1"
     assert mentions(texts(card, "purpose"), "Predicts toys")
-    assert mentions(texts(card, "origin"), "models:/toy/0", "C 1.0")
     assert mentions(
-        texts(card, "origin"), "registered by anonymous@127.0.0.1", "LogisticRegression of sklearn"
+        texts(card, "origin"), "models:/toy/0", "C 1.0", "LogisticRegression of sklearn"
     )
-    datasets = MlflowClient(recorded.url).get_run(recorded.run_id).inputs.dataset_inputs
-    for entry in datasets:
-        assert mentions(
-            texts(card, "data"),
-            f"{entry.dataset.name} has the digest {entry.dataset.digest} and 400 rows",
-        )
+    for entry in registry.client.get_run(run.info.run_id).inputs.dataset_inputs:
+        digest = f"{entry.dataset.name} has the digest {entry.dataset.digest} and 400 rows"
+        assert mentions(texts(card, "data"), digest)
     assert mentions(texts(card, "data"), "400 rows, from 2013-01-01 to 2013-12-31")
     assert mentions(
         texts(card, "signature"), *(f"{name} (double)" for name in COLUMNS), "int64 [-1]"
@@ -235,8 +159,6 @@ def test_sections_have_the_recorded_values(recorded):
     assert mentions(texts(card, "robustness"), "noise", "1.0", "600 rows")
     assert mentions(texts(card, "segments"), "carrier=AA", "no drift", "toys")
     assert mentions(texts(card, "explanations"), "10 predictions", *COLUMNS)
-    assert mentions(texts(card, "approvals"), "eva", "ada", "request", "approve", "well done")
-    assert mentions(texts(card, "deployments"), "promote", "version 1 in @champion")
     assert mentions(texts(card, "monitors"), "2 no drift", "1 drift", "2013-07-03")
 
 

@@ -39,6 +39,14 @@ PREDICTOR = {
 }
 MODEL = {"modelFormat", "runtime", "protocolVersion", "storageUri"}
 REFUSED_BY_KNATIVE = {"lifecycle", "startupProbe"}
+RESTRICTED = {
+    "runAsNonRoot": True,
+    "seccompProfile": {"type": "RuntimeDefault"},
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+"""What Pod Security `restricted` requires of a container whose pod KServe makes."""
 
 
 def rendered(endpoint):
@@ -77,6 +85,7 @@ def test_objects_have_only_fields_of_kserve(endpoint):
     (container,) = runtime["spec"]["containers"]
     assert container["name"] == "kserve-container"
     assert not container.keys() & REFUSED_BY_KNATIVE
+    assert container["securityContext"] == RESTRICTED
     # There is one port, without a name.
     assert [port.keys() for port in container["ports"]] == [{"containerPort", "protocol"}]
     pod = {name: runtime["spec"][name] for name in ("containers", "volumes")}
@@ -135,18 +144,6 @@ def test_server_splits_traffic_that_kserve_cannot(parts):
     (served,) = load_specs(config["data"]["spec.yaml"])
     assert served.variants == endpoint.variants
     assert "storageUri" not in service["spec"]["predictor"]["model"]
-
-
-def test_container_meets_restricted_pod_security():
-    _, runtime, _ = rendered(spec({"champion": {"model": "models:/flights/1"}}))
-    (container,) = runtime["spec"]["containers"]
-    assert container["securityContext"] == {
-        "runAsNonRoot": True,
-        "seccompProfile": {"type": "RuntimeDefault"},
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    }
 
 
 def test_service_without_auth_is_cluster_local():

@@ -4,7 +4,6 @@ import shlex
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
@@ -79,14 +78,6 @@ def test_too_high_rate_names_the_highest_rate():
     assert plan(rate=140 * MOST_PODS).pods == MOST_PODS
     with refused(InvalidConfig, "--rate", "70,000", "server.workers"):
         plan(rate=140 * MOST_PODS + 1)
-
-
-@given(rates, rates)
-def test_pods_grow_with_the_rate(one, other):
-    pod = replace(POD, highest=replace(HIGHEST, rate=1e6))
-    fewer, more = (plan(pod, rate) for rate in sorted([one, other]))
-    assert fewer.pods <= more.pods
-    assert more.pods * 0.7e6 >= max(one, other) * (1 - 1e-9)
 
 
 def test_load_with_errors_or_slow_answers_fails():
