@@ -3,10 +3,7 @@ and without onnxserve.
 """
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -25,6 +22,7 @@ from mlflow_deploy_plugin.promote.gate.approval_client import (
     listed_requests,
     send_decision,
 )
+from tests.promote.gate.conftest import answering
 from tests.support.refusals import mentions
 from tests.support.tracking import tracking_at
 
@@ -41,30 +39,16 @@ def mlflow_at(monkeypatch):
         status=200, body="[]", kind="application/json", path="", sent=None, login=""
     )
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            served.path = self.path
-            served.login = self.headers.get("Authorization", "")
-            length = int(self.headers.get("Content-Length") or 0)
-            served.sent = json.loads(self.rfile.read(length)) if length else None
-            self.send_response(served.status)
-            self.send_header("Content-Type", served.kind)
-            self.end_headers()
-            self.wfile.write(served.body.encode())
-
-        def do_POST(self) -> None:
-            self.do_GET()
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
+    def answer(request, body):
+        served.path = request.path
+        served.login = request.headers.get("Authorization", "")
+        served.sent = json.loads(body) if body else None
+        return served.status, served.kind, served.body
 
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "eva")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        with tracking_at(f"http://127.0.0.1:{server.server_port}/ml"):
-            yield served
-        server.shutdown()
+    with answering(answer) as url, tracking_at(f"{url}/ml"):
+        yield served
 
 
 def test_requests_are_read_with_mlflow_credentials(mlflow_at, monkeypatch):
