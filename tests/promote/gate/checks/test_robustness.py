@@ -11,14 +11,18 @@ ROWS = labelled(500)
 INPUT = {name: ROWS[name] for name in COLUMNS}
 
 
+def checked(model, rows=INPUT, **fields):
+    return check_robustness(model, rows, RobustnessPolicy(**fields), seed=7)
+
+
 def test_smooth_model_passes(tmp_path):
     model = load_version(write_classifier(tmp_path / "model"))
-    result = check_robustness(model, INPUT, RobustnessPolicy(), seed=7)
+    result = checked(model)
     assert result.state == "passed"
     assert 0 < result.figures["noise_flips"] < 0.1
     assert result.figures["out_of_range_flips"] > result.figures["noise_flips"]
     assert "noise_loss" not in result.figures
-    assert result == check_robustness(model, INPUT, RobustnessPolicy(), seed=7)
+    assert result == checked(model)
 
 
 def test_table_has_the_sensitive_columns(tmp_path):
@@ -28,7 +32,7 @@ def test_table_has_the_sensitive_columns(tmp_path):
         )
     )
     rows = {**INPUT, "c": ROWS["value"]}
-    table = check_robustness(model, rows, RobustnessPolicy(noise=0.3), seed=7).table
+    table = checked(model, rows, noise=0.3).table
     assert table is not None
     assert [line[0] for line in table.lines[:4]] == [
         "noise",
@@ -52,7 +56,7 @@ def test_unstable_model_fails_with_share_of_flips(tmp_path):
         h = Constant <value = double[1] {0.5}> ()
         z = Sub(r, h)"""
     model = load_version(write_classifier(tmp_path / "model", extra=extra))
-    result = check_robustness(model, INPUT, RobustnessPolicy(), seed=7)
+    result = checked(model)
     assert result.state == "failed"
     assert mentions(result.reason, "noise of 5%", "10.0%")
     assert result.figures["noise_flips"] == pytest.approx(0.5, abs=0.1)
@@ -70,22 +74,16 @@ def test_metric_loss_is_judged_with_labels(tmp_path):
 
 def test_flip_of_a_number_is_a_quarter_spread(tmp_path):
     model = load_version(write_regressor(tmp_path / "model"))
-    assert (
-        check_robustness(model, INPUT, RobustnessPolicy(noise=0.05), seed=7).figures["noise_flips"]
-        == 0
-    )
-    assert (
-        check_robustness(model, INPUT, RobustnessPolicy(noise=0.5), seed=7).figures["noise_flips"]
-        > 0.5
-    )
+    assert checked(model, noise=0.05).figures["noise_flips"] == 0
+    assert checked(model, noise=0.5).figures["noise_flips"] > 0.5
 
 
 def test_unanswered_missing_values_fail_only_strict_policy(tmp_path):
     model = load_version(write_regressor(tmp_path / "model"))
-    lenient = check_robustness(model, INPUT, RobustnessPolicy(), seed=7)
+    lenient = checked(model)
     assert lenient.state == "passed"
     assert lenient.figures["missing_no_answer"] == pytest.approx(0.2, abs=0.05)
-    strict = check_robustness(model, INPUT, RobustnessPolicy(refusals="fail"), seed=7)
+    strict = checked(model, refusals="fail")
     assert strict.state == "failed"
     assert mentions(strict.reason, "missing values", "not numbers")
 
@@ -93,11 +91,11 @@ def test_unanswered_missing_values_fail_only_strict_policy(tmp_path):
 def test_refused_missing_values_fail_only_strict_policy(tmp_path):
     model = load_version(write_classifier(tmp_path / "model", types=("long", "long")))
     rows = {name: np.arange(100) for name in COLUMNS}
-    lenient = check_robustness(model, rows, RobustnessPolicy(max_flips=1.0), seed=7)
+    lenient = checked(model, rows, max_flips=1.0)
     assert lenient.state == "passed"
     assert lenient.figures["missing_refused"] == 1
     assert lenient.notes[0].startswith("missing values are refused: column 'a' (long), row ")
-    strict = check_robustness(model, rows, RobustnessPolicy(max_flips=1.0, refusals="fail"), seed=7)
+    strict = checked(model, rows, max_flips=1.0, refusals="fail")
     assert strict.state == "failed"
     assert strict.reason == lenient.notes[0]
 
