@@ -14,6 +14,7 @@ from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.store.database import open_store, utc_now
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
+from mlflow_deploy_plugin.promote.rollouts import controller as controllers
 from mlflow_deploy_plugin.promote.rollouts.commands import command_rollout
 from mlflow_deploy_plugin.promote.rollouts.controller import (
     RolloutActions,
@@ -356,7 +357,8 @@ def test_unreadable_plan_can_be_aborted(store, tmp_path, run):
     assert next(store.events("other", newest_first=True)).action == "rollout.end"
 
 
-def test_lease_of_unreachable_place_is_released(store, tmp_path):
+def test_lease_of_unreachable_place_is_released(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(controllers, "_PLACES_SECONDS", 0.05)
     store.add_endpoint("onnxserve", new_endpoint("flights", "models:/flight-delay/1"))
     here = Deployments(store, Settings(home=tmp_path), print)
     folder = here.settings.deployments_path / "flights"

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from mlflow_deploy_plugin.core.errors import DeploymentFailed, InvalidConfig
+from mlflow_deploy_plugin.ship.deployments.backends import kubernetes_api
 from mlflow_deploy_plugin.ship.deployments.backends.kubernetes_api import ApiRefused, Cluster
 from tests.support.clusters import kubeconfig
 from tests.support.refusals import refused
@@ -96,6 +97,8 @@ def api(tmp_path, monkeypatch):
         def log_message(self, *_: object) -> None:
             pass
 
+    at_once = kubernetes_api._RETRIES.new(backoff_factor=0)
+    monkeypatch.setattr(kubernetes_api, "_RETRIES", at_once)
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         monkeypatch.setenv(
