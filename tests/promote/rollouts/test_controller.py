@@ -41,7 +41,7 @@ from tests.support.waiting import wait_until
 
 PLACE = "here"
 LEASE = rollouts_lease_name(PLACE)
-QUICK = replace(PLAN, every=0.3, min_requests=1)
+QUICK = replace(PLAN, every=0.05, min_requests=1)
 SECONDS = 30.0
 
 
@@ -112,6 +112,12 @@ def begin(store, plan=QUICK):
 
 def end_of(store, begun):
     return next(rollout for rollout in store.rollouts(begun.endpoint) if rollout.id == begun.id)
+
+
+@pytest.fixture(autouse=True)
+def _look_often(monkeypatch):
+    monkeypatch.setattr(controllers, "_MIN_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(controllers, "_MAX_PAUSE_SECONDS", 0.05)
 
 
 def wait_for_end(store, begun):
