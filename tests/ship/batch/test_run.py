@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.core.tabular.row_files import unfinished_stem
 from mlflow_deploy_plugin.ship.batch import manifest
 from mlflow_deploy_plugin.ship.batch.run import BatchPlan, BatchProgress, run_batch
 from tests.support.models import mixed_model
-from tests.support.pyfuncs import Days
+from tests.support.pyfuncs import save_pyfuncs
 from tests.support.refusals import mentions
 from tests.support.services.s3 import s3_server
 from tests.support.tracking import tracking_at
@@ -458,46 +458,35 @@ def test_simultaneous_batch_in_one_bucket_is_refused(model, tmp_path, bucket, mo
 
 @pytest.mark.long
 def test_batch_of_a_pyfunc_is_recorded_as_run(new_database, tmp_path):
-    signature = ModelSignature(
-        Schema([ColSpec("datetime", "when"), ColSpec("string", "name")]),
-        Schema([ColSpec("long", "day"), ColSpec("string", "name")]),
-    )
+    source = tmp_path / "rows.csv"
+    source.write_text("id,when,name\n1,2026-02-01,a\n2,2026-01-02T03:04:05,b\n")
+    folder = save_pyfuncs(tmp_path, ["days"])["days"]
     with tracking_at(new_database(tmp_path)):
-        mlflow.pyfunc.log_model(
-            name="m",
-            python_model=Days(),
-            signature=signature,
-            registered_model_name="days",
-            pip_requirements=[],
-        )
-        (tmp_path / "rows.csv").write_text(
-            "id,when,name\n1,2026-02-01,a\n2,2026-01-02T03:04:05,b\n"
-        )
-
+        client = MlflowClient()
+        client.create_registered_model("days")
+        client.create_model_version("days", folder.as_uri())
+        out = str(tmp_path / "out")
         result = run_batch(
             BatchPlan(
                 "models:/days/1",
-                str(tmp_path / "rows.csv"),
-                str(tmp_path / "out"),
+                str(source),
+                out,
                 ("id",),
                 output_format="jsonl",
                 experiment="batches",
             )
         )
-
-        lines = (tmp_path / "out" / "rows.jsonl").read_text().splitlines()
-        assert list(map(json.loads, lines)) == [
-            {"id": "1", "day": 32, "name": "A"},
-            {"id": "2", "day": 2, "name": "B"},
-        ]
         assert result.run is not None
-        run = MlflowClient().get_run(result.run.run_id)
+        run = client.get_run(result.run.run_id)
+    lines = (tmp_path / "out" / "rows.jsonl").read_text().splitlines()
+    assert list(map(json.loads, lines)) == [
+        {"id": "1", "day": 33, "name": "A"},
+        {"id": "2", "day": 3, "name": "B"},
+    ]
     assert run.data.metrics["rows"] == 2
     assert run.data.params["model"] == "models:/days/1"
     assert run.data.tags["onnxserve.batch.version"] == "1"
-    assert run.inputs.dataset_inputs[0].dataset.source == json.dumps(
-        {"uri": str(tmp_path / "rows.csv")}
-    )
+    assert run.inputs.dataset_inputs[0].dataset.source == json.dumps({"uri": str(source)})
 
 
 class Threads(mlflow.pyfunc.PythonModel):
