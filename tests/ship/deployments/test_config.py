@@ -4,7 +4,7 @@ import pytest
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
-from mlflow_deploy_plugin.ship.deployments.config import configure
+from mlflow_deploy_plugin.ship.deployments.config import apply_flavor, configure
 from tests.support.refusals import refused
 
 
@@ -23,6 +23,14 @@ def test_unknown_time_zone_is_refused_when_configured():
 def test_invalid_traffic_is_refused(traffic):
     with refused(InvalidConfig, "traffic", "-C traffic.NAME=WEIGHT"):
         configure(new_endpoint("flights", "models:/X/1"), {"traffic": traffic})
+
+
+@pytest.mark.parametrize(("flavor", "is_allowed"), [("python_function", True), ("onnx", False)])
+def test_flavor_of_a_followed_model_permits_pyfuncs(flavor, is_allowed):
+    assert apply_flavor("s", None, flavor, {"server.threads": 2}) == {
+        "variants.s.allow_pyfunc": is_allowed,
+        "server.threads": 2,
+    }
 
 
 @pytest.fixture
