@@ -6,12 +6,14 @@ import json
 import os
 import socket
 import subprocess
-import time
+import threading
 import urllib.error
 import urllib.request
 import uuid
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from tests.support.models import parse_graph
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.postgresql import postgresql_server
 from tests.support.tracking import tracking_at
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 BASE_IMAGE = "python:3.11-slim-bookworm"  # the base image of docker/Dockerfile
@@ -162,13 +165,15 @@ class Container:
     def run(self, *command: str) -> str:
         return run_docker("exec", self.name, *command).stdout
 
-    def wait_healthy(self, seconds: float = 60) -> None:
+    def wait_healthy(self) -> None:
         """Wait for the image's own HEALTHCHECK."""
-        deadline = time.monotonic() + seconds
-        while (state := self.state)["Health"]["Status"] != "healthy":
+
+        def is_healthy() -> bool:
+            state = self.state
             assert state["Running"], f"the container ended:\n{self.logs}"
-            assert time.monotonic() < deadline, f"not healthy: {state['Health']}\n{self.logs}"
-            time.sleep(0.2)
+            return bool(state["Health"]["Status"] == "healthy")
+
+        wait_until(is_healthy, 60, "the container is healthy")
 
     def ask(self, rows: list[list[float]]) -> Answer:
         address = run_docker("port", self.name, "8080/tcp").stdout.split()[0]
@@ -284,3 +289,38 @@ def two_days(gateway, new_database, serve, tmp_path):
         two_captured_days(server, store_url, serve) as made,
     ):
         yield made
+
+
+@contextmanager
+def load(url, document):
+    """Send a document with four clients without pauses, two of them on connections that
+    they keep. Yield the bodies of the responses.
+    """
+    answers: Counter[str] = Counter()
+    is_over = threading.Event()
+    body = json.dumps(document).encode()
+
+    def ask(keeps):
+        connection = HTTPConnection(url.removeprefix("http://"), timeout=20)
+        while not is_over.is_set():
+            try:
+                connection.request(
+                    "POST", "/invocations", body, {"Content-Type": "application/json"}
+                )
+                answers[str(connection.getresponse().read())] += 1
+            except (OSError, HTTPException) as error:
+                answers[repr(error)] += 1
+                connection.close()
+            if not keeps:
+                connection.close()
+
+    threads = [threading.Thread(target=ask, args=(keeps,)) for keeps in (True, False, True, False)]
+    for thread in threads:
+        thread.start()
+    try:
+        wait_until(lambda: answers, what="the first answer")
+        yield answers
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join()

@@ -16,7 +16,7 @@ def volumes(service):
     return {target: source for source, target in mounts if not source.startswith((".", "/"))}
 
 
-def test_in_compose_the_key_is_in_a_volume_of_mlflow_only():
+def test_only_mlflow_has_the_audit_key_in_compose():
     document = yaml.safe_load((DOCKER / "compose.yaml").read_text())
     services = document["services"]
     file = PurePosixPath(services["mlflow"]["environment"][SETTING])

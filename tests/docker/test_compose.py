@@ -24,9 +24,7 @@ def write(folder, endpoint):
         os.replace(folder / f"{path}.new", folder / path)  # git replaces files in this way
 
 
-def test_a_rendered_project_answers_with_its_secrets_and_follows_its_spec(
-    image, model_folder, tmp_path, free_port
-):
+def test_rendered_project_serves_and_follows_its_spec(image, model_folder, tmp_path, free_port):
     if run_docker("compose", "version", check=False).returncode:
         pytest.skip("docker has no plugin compose")
     tmp_path.chmod(0o755)

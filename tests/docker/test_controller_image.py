@@ -2,13 +2,10 @@
 captured rows of a real server.
 """
 
-import re
-
 import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.store.monitor_tables import Monitors
-from tests.support.captured_days import BEGIN, DAY
 from tests.support.services.s3 import NEEDS_S3
 
 pytestmark = [
@@ -69,23 +66,3 @@ def test_due_windows_are_judged_once(two_days, command):
         )
         run = MlflowClient(two_days.mlflow.url).get_run(window.run_id)
         assert run.data.tags["onnxserve.window.start"] == window.start.isoformat()
-
-
-def test_one_window_is_judged_for_drift(two_days, command):
-    window = f"{BEGIN + DAY:%F}/1d"
-    done = command(
-        "drift", "run", "flights", "--monitor", "daily", "--window", window, **two_days.settings
-    )
-
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"^flights.* drift", done.stdout), done.stdout
-
-
-def test_a_store_that_does_not_answer_is_one_line_without_its_password(command):
-    url = "postgresql+psycopg://onnx:s3cret@127.0.0.1:9/x"
-    for arguments in (["monitor", "run-due", "flights"], ["controller"]):
-        done = command(*arguments, ONNXSERVE_STORE_URI=url)
-        assert done.returncode == 1
-        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-        assert "connection failed" in done.stderr
-        assert "s3cret" not in done.stderr

@@ -39,9 +39,7 @@ def cluster(gateway, model_image, controller_image):
         yield made
 
 
-def test_the_whole_comes_up_and_a_change_of_weights_needs_no_new_pods(
-    cluster, model_image, controller_image
-):
+def test_chart_runs_and_new_weights_keep_the_pods(cluster, model_image, controller_image):
     def documents(variants):
         pod = {"image": model_image, "cpus": 0.5, "memory_bytes": 512 * 1024**2}
         endpoint = {"variants": variants, "container": pod, "kubernetes": {"replicas": 2}}

@@ -14,11 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import requests
-from mlflow import MlflowClient
 from mlflow.models import infer_signature
 
-from mlflow_deploy_plugin.ship.images.engine import image_sbom
-from tests.support.refusals import mentions
 from tests.support.tracking import DEFAULT_EXPERIMENT
 from tests.support.waiting import wait_until
 
@@ -52,13 +49,13 @@ def log_version(times, factor):
     return str(info.registered_model_version)
 
 
-def test_a_hardened_container_answers(hardened):
+def test_hardened_container_answers(hardened):
     answer = hardened.ask(ROWS)
     assert answer.status == 200
     assert answer.body["predictions"]["y"] == [[2.0, 4.0], [6.0, 8.0]]
 
 
-def test_its_processes_run_without_root_and_cannot_write_the_image(hardened):
+def test_processes_have_no_root_and_no_write_access(hardened):
     assert hardened.run("id", "-u").strip() == "10001"
     assert (
         hardened.run("sh", "-c", "touch /opt/onnxserve/x 2>&1 || true")
@@ -68,22 +65,13 @@ def test_its_processes_run_without_root_and_cannot_write_the_image(hardened):
     assert hardened.run("sh", "-c", "grep CapEff /proc/1/status").split()[1].strip("0") == ""
 
 
-def test_bad_input_is_refused_and_the_next_request_served(hardened):
-    refused = hardened.ask([[1.0, 2.0, 3.0]])
-    assert refused.status == 400
-    assert set(refused.body) == {"error_code", "message"}
-    assert hardened.ask(ROWS).status == 200
-
-
-def test_answered_requests_are_captured_in_the_inference_log(hardened):
+def test_requests_are_captured(hardened):
     hardened.ask(ROWS)
-    deadline = time.monotonic() + 30
-    while not hardened.run("find", "/var/lib/onnxserve/", "-name", "*.parquet"):
-        assert time.monotonic() < deadline, hardened.logs
-        time.sleep(0.2)
+    find = ("find", "/var/lib/onnxserve/", "-name", "*.parquet")
+    wait_until(lambda: hardened.run(*find), 30, "the rows are in the log")
 
 
-def test_installed_are_the_tested_versions(hardened):
+def test_installed_versions_are_the_tested_ones(hardened):
     listed = (
         "import importlib.metadata as m, json; print(json.dumps([[d.name, d.version] for d in "
         "m.distributions()]))"
@@ -109,15 +97,7 @@ def test_installed_are_the_tested_versions(hardened):
     assert not left_out & set(installed)
 
 
-def test_its_code_is_compiled_when_the_image_is_built(hardened):
-    compiled = (
-        "from mlflow_deploy_plugin.core import settings as s; import os; "
-        "print(os.path.exists(s.__cached__))"
-    )
-    assert hardened.run("python", "-c", compiled).strip() == "True"
-
-
-def test_sigterm_ends_it_in_good_order(image, start, docker, model_folder):
+def test_sigterm_shuts_down_cleanly(image, start, docker, model_folder):
     with start(
         image, "-v", f"{model_folder}:/model:ro", command=["serve", "/model", "--insecure"]
     ) as container:
@@ -128,68 +108,7 @@ def test_sigterm_ends_it_in_good_order(image, start, docker, model_folder):
         assert container.state["ExitCode"] == 0, container.logs
 
 
-def test_a_spec_is_served_where_the_environment_says_and_the_health_check_asks_there(
-    image, start, model_folder, tmp_path
-):
-    spec = tmp_path / "spec.yaml"
-    spec.write_text("{apiVersion: onnxserve/v1, name: doubled, variants: {only: {model: /model}}}")
-    mounts = ["-v", f"{model_folder}:/model:ro", "-v", f"{spec}:/spec.yaml:ro"]
-    with start(
-        image,
-        *mounts,
-        "-e",
-        "ONNXSERVE_PORT=9000",
-        command=["serve", "--spec", "/spec.yaml", "--insecure"],
-    ) as container:
-        # the worker answers shortly before the supervisor logs the address
-        container.wait_healthy()
-        wait_until(lambda: "http://127.0.0.1:9000" in container.logs, what="the address in the log")
-
-
-def test_a_device_that_is_not_there_is_refused_in_one_line(image, docker, model_folder):
-    mount = f"{model_folder}:/model:ro"
-    ended = docker(
-        "run", "--rm", "-v", mount, image, "serve", "/model", "--device", "cuda", check=False
-    )
-    assert ended.returncode == 1
-    assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
-    assert mentions(ended.stderr, "--device cuda", "GPU build")
-
-
-def test_a_command_that_the_image_does_not_hold_says_so_in_one_line(image, docker):
-    ended = docker("run", "--rm", image, "drift", "run", "flights", check=False)
-    assert ended.returncode == 1
-    assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
-    assert "not installed" in ended.stderr
-
-
-@pytest.mark.long
-def test_a_promotion_is_served_within_five_seconds(image, start, tracking_uri, times):
-    first = log_version(times, 2)
-    second = log_version(times, 3)
-    registry = MlflowClient(tracking_uri)
-    registry.transition_model_version_stage("times", first, "Production")
-    options = ["--read-only", "--tmpfs", "/tmp", "--tmpfs", "/var/lib/onnxserve"]
-    options += ["-e", "ONNXSERVE_POLL_SECONDS=1"]  # This MLflow server has no change feed.
-    follow = ["serve", "models:/times/Production", "--insecure"]
-    with start(
-        image, *options, "-e", f"MLFLOW_TRACKING_URI={tracking_uri}", command=follow
-    ) as container:
-        container.wait_healthy()
-        assert container.ask(ROWS).headers["X-Model-Version"] == first
-        registry.transition_model_version_stage(
-            "times", second, "Production", archive_existing_versions=True
-        )
-        promoted = time.monotonic()
-        while (answer := container.ask(ROWS)).headers["X-Model-Version"] == first:
-            assert answer.status == 200
-            assert time.monotonic() - promoted < 5, container.logs
-            time.sleep(0.05)
-        assert answer.headers["X-Model-Version"] == second
-        assert answer.status == 200
-
-
-def test_it_is_small_and_holds_nothing_that_installs_or_gives_rights(image, docker):
+def test_image_is_small_without_installers_or_setuid(image, docker):
     assert int(docker("image", "inspect", "-f", "{{.Size}}", image).stdout) <= 310e6
     look = (
         "find / -xdev -perm /6000 -type f; command -v apt apt-get dpkg-deb perl pip su; dpkg "
@@ -200,21 +119,7 @@ def test_it_is_small_and_holds_nothing_that_installs_or_gives_rights(image, dock
     )
 
 
-def test_its_bill_of_materials_names_python_and_debian_packages(image):
-    listed = {
-        component["purl"].partition("@")[0]
-        for component in json.loads(image_sbom(image))["components"]
-    }
-    assert {
-        "pkg:pypi/numpy",
-        "pkg:pypi/onnxruntime",
-        "pkg:pypi/mlflow-onnxserve",
-        "pkg:deb/debian/libc6",
-    } <= listed
-    assert not {"pkg:deb/debian/perl-base", "pkg:deb/debian/apt", "pkg:pypi/pip"} & listed
-
-
-def test_every_protocol_works_without_the_removed_packages(image, start, docker, model_folder):
+def test_every_protocol_works_without_removed_packages(image, start, docker, model_folder):
     """Check that Arrow and gRPC work, and that the modules for a token, a trace and a
     shared limit can be imported.
     """
@@ -243,24 +148,12 @@ def test_every_protocol_works_without_the_removed_packages(image, start, docker,
         with grpc.insecure_channel(rpc) as channel:
             ready = channel.unary_unary("/inference.GRPCInferenceService/ServerReady")
             assert ready(b"", timeout=30) == b"\x08\x01"
-        run.run(
-            "python",
-            "-c",
-            "import numpy.fft, numpy.ma, numpy.polynomial, numpy.random, numpy.testing",
+        modules = (
+            "import numpy.fft, numpy.ma, numpy.polynomial, numpy.random, numpy.testing\n"
+            "import sys, tokenizers\n"
+            "assert 'huggingface_hub' not in sys.modules\n"
+            "import jwt, cryptography.hazmat.primitives.asymmetric.rsa, redis, pyarrow.dataset\n"
+            "import opentelemetry.exporter.otlp.proto.http.trace_exporter, boto3\n"
+            "boto3.client('s3')"
         )
-        run.run(
-            "python", "-c", "import sys, tokenizers; assert 'huggingface_hub' not in sys.modules"
-        )
-        run.run(
-            "python",
-            "-c",
-            "import jwt, cryptography.hazmat.primitives.asymmetric.rsa, redis, pyarrow.dataset",
-        )
-        run.run(
-            "python",
-            "-c",
-            (
-                "import opentelemetry.exporter.otlp.proto.http.trace_exporter, boto3; "
-                "boto3.client('s3')"
-            ),
-        )
+        run.run("python", "-c", modules)

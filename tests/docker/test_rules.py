@@ -20,7 +20,7 @@ CASES = sorted(Path(__file__).parent.glob("rules.*test.yaml"))
 
 @pytest.mark.long
 @pytest.mark.parametrize(("job", "files"), [("check", [RULES]), ("test", CASES)])
-def test_promtool_reads_the_rules_and_each_fires_when_it_should(job, files):
+def test_promtool_accepts_and_tests_the_rules(job, files):
     if shutil.which("promtool") is None:
         pytest.skip("promtool is not installed (apt-get install prometheus)")
     command = ["promtool", job, "rules", *map(str, files)]
@@ -28,7 +28,7 @@ def test_promtool_reads_the_rules_and_each_fires_when_it_should(job, files):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_each_rule_is_tried_firing_and_not():
+def test_each_rule_is_tested_firing_and_silent():
     rules = {rule["alert"] for rule in _alerts()}
     tests = list(chain.from_iterable(yaml.safe_load(file.read_text())["tests"] for file in CASES))
     cases = chain.from_iterable(test["alert_rule_test"] for test in tests)
@@ -36,11 +36,11 @@ def test_each_rule_is_tried_firing_and_not():
     assert tried == {(rule, fires) for rule, fires in product(rules, (True, False))}
 
 
-def test_the_rules_ask_for_metrics_that_the_package_has():
+def test_rules_use_existing_metrics():
     assert undeclared_metrics(" ".join(rule["expr"] for rule in _rules())) == set()
 
 
-def test_the_runbook_has_an_entry_for_each_alert_and_no_other():
+def test_runbook_has_exactly_the_alerts():
     alerts = {rule["alert"]: rule["annotations"]["runbook_url"] for rule in _alerts()}
     assert alerts == {alert: f"docs/runbook.md#{alert.lower()}" for alert in alerts}
     entries = (ROOT / "docs" / "runbook.md").read_text().split("\n### ")[1:]

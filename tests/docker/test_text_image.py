@@ -11,7 +11,7 @@ from tests.support.texts import text_model
 pytestmark = pytest.mark.docker
 
 
-def test_the_image_answers_texts_without_a_training_framework(image, start, tmp_path):
+def test_texts_are_answered_without_training_framework(image, start, tmp_path):
     folder = text_model(tmp_path / "model")
     folder.chmod(0o755)
     with start(

@@ -10,14 +10,12 @@ import sys
 
 import pytest
 
-from mlflow_deploy_plugin.core.errors import BuildFailed
 from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE
 from mlflow_deploy_plugin.ship.images.engine import image_fields
-from mlflow_deploy_plugin.ship.images.trial import try_image
 from tests.docker.conftest import run_docker
 from tests.docker.test_build_docker import invoke
 from tests.support.models import mixed_model, write_model
-from tests.support.refusals import mentions, refused
+from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.docker
@@ -51,9 +49,7 @@ def derived(image, docker, tmp_path):
     docker("rmi", "-f", name, check=False)
 
 
-def test_an_image_passes_on_the_rows_of_its_example_or_on_random_rows(
-    image, tag, model_folder, tmp_path
-):
+def test_image_passes_on_example_or_random_rows(image, tag, model_folder, tmp_path):
     mixed = mixed_model(tmp_path / "mixed")
     rows = {
         "columns": ["carrier", "distance", "hour", "late"],
@@ -63,84 +59,31 @@ def test_an_image_passes_on_the_rows_of_its_example_or_on_random_rows(
     for folder, tried in ((model_folder, "10 random rows"), (mixed, "2 example rows")):
         done = invoke(folder, "-n", tag, "--server-image", image, "--test")
         assert done.exit_code == 0, done.output
-        assert mentions(
-            done.stdout.splitlines()[-1],
-            tag,
-            tried,
-            folder.name,
-            "difference 0",
-            "memory",
-            "on disk",
-        )
+        assert mentions(done.stdout.splitlines()[-1], tag, tried, "difference 0")
 
 
-def test_an_image_whose_server_answers_differently_is_kept_but_not_pushed(
-    derived, model_folder, tmp_path
-):
-    write_model(
-        tmp_path / "other",
-        "times (float[N,2] x) => (float[N,2] y) <float[1] f = {3.0}> { y = Mul(x, f) }",
-    )
+def test_image_with_other_answers_is_not_pushed(derived, model_folder, tmp_path):
+    graph = "times (float[N,2] x) => (float[N,2] y) <float[1] f = {3.0}> { y = Mul(x, f) }"
+    write_model(tmp_path / "other", graph)
     server = derived("exec onnxserve serve /srv/other --insecure")
     name = "127.0.0.1:9/trial:1"
     done = invoke(model_folder, "-n", name, "--server-image", server, "--test", "--push")
     fields = image_fields(name)
     run_docker("rmi", "-f", name, check=False)
     assert done.exit_code == 1
-    assert mentions(
-        done.stderr.splitlines()[-1], name, "failed its test", "output 'y', row 0", "10 of 10 rows"
-    )
+    assert mentions(done.stderr.splitlines()[-1], name, "failed its test", "10 of 10 rows")
     assert fields is not None
-
-
-@pytest.mark.parametrize(
-    ("command", "names"),
-    [
-        ("sleep 600", ("not ready within 2 s",)),
-        (
-            "touch /opt/ml/cache && exec onnxserve serve",
-            ("status 1", "/opt/ml/cache", "Read-only file system"),
-        ),
-        ("sleep 1; echo the license is missing; exit 3", ("status 3", "the license is missing")),
-    ],
-)
-def test_a_server_that_does_not_start_is_named_with_its_last_line(
-    command, names, derived, tag, model_folder
-):
-    assert invoke(model_folder, "-n", tag, "--server-image", derived(command)).exit_code == 0
-    with refused(BuildFailed, tag, *names):
-        try_image(tag, model_folder, seconds=2)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_container_ends_with_a_test_that_is_interrupted(
-    number, derived, tag, model_folder, docker
-):
-    command = [
-        "build-docker",
-        str(model_folder),
-        "-n",
-        tag,
-        "--server-image",
-        derived("sleep 600"),
-        "--test",
-    ]
+def test_interrupted_test_removes_its_container(number, derived, tag, model_folder, docker):
+    server = derived("sleep 600")
+    command = f"build-docker {model_folder} -n {tag} --server-image {server} --test".split()
     process = subprocess.Popen(
         [sys.executable, "-m", "mlflow_deploy_plugin.cli", *command], process_group=0
     )
-    wait_until(
-        lambda: docker("ps", "-q", "--filter", f"ancestor={tag}").stdout, 60, "the container runs"
-    )
+    running = ("ps", "-q", "--filter", f"ancestor={tag}")
+    wait_until(lambda: docker(*running).stdout, 60, "the container runs")
     os.kill(process.pid, number)
     assert process.wait(60) == -signal.SIGINT
-
-
-def test_a_gpu_image_needs_a_gpu_for_its_test(image, tag, model_folder, docker):
-    if not docker(
-        "run", "--rm", "--gpus", "all", "--entrypoint", "true", image, check=False
-    ).returncode:
-        pytest.skip("this engine has a GPU")
-    done = invoke(model_folder, "-n", tag, "--server-image", image, "--gpu", "--test")
-    assert done.exit_code == 1
-    assert mentions(done.stderr.splitlines()[-1], tag, "failed its test", "gpu")

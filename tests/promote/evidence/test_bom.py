@@ -11,7 +11,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from mlflow_deploy_plugin.cli.commands import main
-from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
+from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.statedir.models import (
     LoadedVariant,
     WantedEndpoint,
@@ -60,10 +60,6 @@ def test_bom_of_version(registry, tmp_path):
     assert facts["onnxserve:git_commit"] == "c0ffee1"
     assert facts["mlflow:tag:onnxserve.gate"] == "passed without an evaluation"
     assert facts["mlflow:tag:team"] == "blue"
-
-
-def test_bom_of_version_has_datasets_and_packages(registry):
-    document = bom_of("models:/toy/1")
     assert {part["bom-ref"]: part.get("scope") for part in document["components"]} == {
         "dataset:flights@digest1": None,
         "pkg:pypi/mlflow-onnxserve@0.1.0": "required",
@@ -73,16 +69,15 @@ def test_bom_of_version_has_datasets_and_packages(registry):
     }
     (depends,) = [entry["dependsOn"] for entry in document["dependencies"] if "dependsOn" in entry]
     assert len(depends) == len(document["components"])
-    card = document["metadata"]["component"]["modelCard"]
-    parameters = card["modelParameters"]
+    parameters = model["modelCard"]["modelParameters"]
     assert parameters["datasets"] == [{"ref": "dataset:flights@digest1"}]
     assert [json.loads(side["format"])["name"] for side in parameters["inputs"]] == ["a", "b"]
-    metrics = card["quantitativeAnalysis"]["performanceMetrics"]
+    metrics = model["modelCard"]["quantitativeAnalysis"]["performanceMetrics"]
     assert {"type": "accuracy", "value": "0.91"} in metrics
 
 
 @pytest.mark.parametrize("licence", ["our own", "MIT OR Apache-2.0"])
-def test_bom_of_version_without_records(registry, licence):
+def test_bom_without_records(registry, licence):
     registry.set_registered_model_tag("toy", "license", licence)
     registry.set_model_version_tag("toy", "3", "page", "https://ada:secret@example.com")
     document = bom_of("models:/toy/3")
@@ -92,7 +87,7 @@ def test_bom_of_version_without_records(registry, licence):
     assert "secret" not in json.dumps(document)
 
 
-def test_bom_requirements_that_are_not_packages(registry, tmp_path):
+def test_bom_ignores_requirements_that_are_no_packages(registry, tmp_path):
     lines = "--extra-index-url https://ada:secret@example.com\nPy_Arrow >= 3\nnumpy==2.0 ; os_name"
     (tmp_path / "1" / "requirements.txt").write_text(lines)
     document = bom_of("models:/toy/1")
@@ -104,8 +99,8 @@ def test_bom_requirements_that_are_not_packages(registry, tmp_path):
     }
 
 
-def test_bom_of_endpoint_has_loaded_versions(registry, store):
-    spec = apply_config(new_endpoint("flights", "models:/toy@champion"), {})
+def test_bom_of_endpoint_lists_loaded_versions(registry, store):
+    spec = new_endpoint("flights", "models:/toy@champion")
     wanted = {
         name: WantedVariant(model_uri=uri, model="toy", version="2", folder=Path("any"))
         for name, uri in (("flights", "models:/toy@champion"), ("other", "models:/toy/2"))
@@ -136,7 +131,7 @@ def test_bom_of_endpoint_has_loaded_versions(registry, store):
     assert "components" not in stopped
 
 
-def test_bom_is_refused(registry, tmp_path):
+def test_invalid_bom_arguments_are_refused(registry, tmp_path):
     def refusal(*arguments):
         return said(CliRunner().invoke(main, ["audit", "bom", *arguments]))
 

@@ -57,7 +57,7 @@ def clock():
 def trail(registry, tmp_path, clock):
     """A store with the endpoint `flights`, which follows @champion of `toy`."""
     with closing(open_store(Settings(home=tmp_path / "home").store_url, clock)) as store:
-        spec = apply_config(new_endpoint("flights", "models:/toy@champion"), {})
+        spec = new_endpoint("flights", "models:/toy@champion")
         store.add_endpoint("onnxserve", spec)
         yield store
 
@@ -76,20 +76,21 @@ def texts(dossier, section):
 
 
 @pytest.mark.parametrize(
-    ("text", "start", "end"),
+    ("text", "days"),
     [
-        ("2026-Q1", (2026, 1, 1), (2026, 4, 1)),
-        ("2026-Q4", (2026, 10, 1), (2027, 1, 1)),
-        ("2026-11", (2026, 11, 1), (2026, 12, 1)),
-        ("2026-12", (2026, 12, 1), (2027, 1, 1)),
-        ("2026", (2026, 1, 1), (2027, 1, 1)),
-        ("2026-11-03/2026-11-05", (2026, 11, 3), (2026, 11, 5)),
-        ("2026-11-03/2d", (2026, 11, 3), (2026, 11, 5)),
+        ("2026-Q1", "2026-01-01/2026-04-01"),
+        ("2026-Q4", "2026-10-01/2027-01-01"),
+        ("2026-11", "2026-11-01/2026-12-01"),
+        ("2026-12", "2026-12-01/2027-01-01"),
+        ("2026", "2026-01-01/2027-01-01"),
+        ("2026-11-03/2026-11-05", "2026-11-03/2026-11-05"),
+        ("2026-11-03/2d", "2026-11-03/2026-11-05"),
     ],
 )
-def test_dossier_period(text, start: tuple[int, int, int], end: tuple[int, int, int]):
+def test_dossier_period(text, days):
     period = parse_period(text, datetime(2026, 12, 31, tzinfo=UTC))
-    assert period == Window(datetime(*start, tzinfo=UTC), datetime(*end, tzinfo=UTC))
+    start, end = (datetime.fromisoformat(f"{day}T00:00+00:00") for day in days.split("/"))
+    assert period == Window(start, end)
 
 
 @pytest.mark.parametrize(
@@ -125,8 +126,18 @@ def quarter(trail, clock):
     return trail
 
 
-def test_dossier_of_decisions(quarter, tmp_path):
-    dossier = make_dossier(quarter, "flights", PERIOD, str(tmp_path / "log"))
+@pytest.fixture
+def made(quarter, tmp_path):
+    """Return a function that makes the dossier of a period."""
+
+    def make(period=PERIOD, log=tmp_path / "log"):
+        return make_dossier(quarter, "flights", period, str(log))
+
+    return make
+
+
+def test_dossier_of_decisions(made):
+    dossier = made()
     assert mentions(texts(dossier, "versions"), "models:/toy@champion 100", "toy was version 1")
     promotions = texts(dossier, "promotions").splitlines()
     earlier, request, approval, promotion = promotions
@@ -144,14 +155,14 @@ def test_dossier_of_decisions(quarter, tmp_path):
     assert not mentions(everything, "@other")
 
 
-def test_dossier_of_requests(quarter, tmp_path):
+def test_dossier_of_requests(tmp_path, made):
     writer = LogWriter(tmp_path / "log")
     for day, version in ((-1, "9"), (0, "1"), (1, "1"), (2, "2"), (92, "9")):
         moments = [QUARTER + day * DAY + timedelta(seconds=row) for row in range(3)]
         writer.write({"_event_time": moments}, version=version)
     failed = {"_event_time": [QUARTER] * 2, "_row": [0, 0], "_error_code": ["BAD_REQUEST", "X"]}
     LogWriter(tmp_path / "log" / "_failed").write({**failed, "_offset": [0, 1]})
-    dossier = make_dossier(quarter, "flights", PERIOD, str(writer.root))
+    dossier = made()
     served = texts(dossier, "versions")
     assert mentions(served, "flight-delay version 1 answered from 2013-10-01 00:00 to 2013-10-02")
     assert mentions(served, "flight-delay version 2 answered from 2013-10-03 00:00")
@@ -164,38 +175,28 @@ def test_dossier_of_requests(quarter, tmp_path):
     assert mentions(texts(dossier, "signatures"), "flight-delay version 1 has no signature")
 
 
-def test_dossier_of_signatures(quarter, tmp_path):
-    bundle = tmp_path / "2" / "model.sig"
-    bundle.write_text("{}")
-    quarter.record("sign", actor="ada", model="toy", version="2")
-    period = Window(QUARTER, PERIOD.end + DAY)
-    dossier = make_dossier(quarter, "flights", period, str(tmp_path / "log"))
-    unsigned, signed, deleted, event = texts(dossier, "signatures").splitlines()
-    assert mentions(unsigned, "toy version 1 has no signature", "model.sig")
-    assert mentions(signed, "toy version 2", hashlib.sha256(b"{}").hexdigest())
-    assert mentions(deleted, "toy version 3 has no signature")
-    assert mentions(event, "ada", "sign", "toy version 2")
-
-
-def test_dossier_verifies_signatures_with_the_required_key(quarter, tmp_path):
+def test_dossier_verifies_signatures_with_required_key(quarter, tmp_path, made):
     keys = write_key(tmp_path)
     write_classifier(tmp_path / "2", (1.0, 2.0))
     sign_version("models:/toy/2", Signer(str(keys.key)))
+    quarter.record("sign", actor="ada", model="toy", version="2")
     spec = quarter.require_endpoint("flights").spec
     quarter.replace_spec(apply_config(spec, {"require": f"signature={keys.public}"}))
     period = Window(QUARTER, PERIOD.end + DAY)
 
     def signatures():
-        dossier = make_dossier(quarter, "flights", period, str(tmp_path / "log"))
-        return texts(dossier, "signatures").splitlines()
+        return texts(made(period), "signatures").splitlines()
 
-    unsigned, signed, _ = signatures()
+    unsigned, signed, deleted, event = signatures()
     assert mentions(unsigned, "toy version 1 has no signature", "model.sig")
     assert mentions(signed, "toy version 2 has a valid signature", str(keys.public))
+    assert mentions(deleted, "toy version 3 has no signature")
+    assert mentions(event, "ada", "sign", "toy version 2")
     (tmp_path / "2" / "added").write_text("")
     assert mentions(signatures()[1], "toy version 2 has no valid signature", str(keys.public))
     keys.public.unlink()
-    assert mentions(signatures()[1], "toy version 2 has the signature")
+    digest = hashlib.sha256((tmp_path / "2" / "model.sig").read_bytes()).hexdigest()
+    assert mentions(signatures()[1], "toy version 2 has the signature", digest)
 
 
 def judge(store, day, verdict, *alarms):
@@ -214,13 +215,13 @@ def judge(store, day, verdict, *alarms):
     Monitors(store).update(judged)
 
 
-def test_dossier_of_verdicts(quarter, tmp_path):
+def test_dossier_of_verdicts(quarter, made):
     judge(quarter, 0, "drift", "x")
     judge(quarter, 1, "no drift")
     judge(quarter, 2, "")
     judge(quarter, 92, "drift", "x")
     Monitors(quarter).add("flights", "hourly", QUARTER + 3 * DAY, QUARTER + 4 * DAY)
-    dossier = make_dossier(quarter, "flights", PERIOD, str(tmp_path / "log"))
+    dossier = made()
     counts, drift, failure, hourly = statements(dossier)["verdicts"]
     assert mentions(counts.text, "daily", "1 drift", "1 no drift", "1 failed")
     assert counts.url == f"{MLFLOW}/r2/artifacts/report.html"
@@ -230,19 +231,19 @@ def test_dossier_of_verdicts(quarter, tmp_path):
     assert mentions(hourly.text, "hourly", "1 pending")
 
 
-def test_dossier_of_alarms(quarter, tmp_path):
+def test_dossier_of_alarms(quarter, made):
     for name, at in (("before", QUARTER - DAY), ("now", QUARTER), ("later", PERIOD.end)):
         detail = {"lines": [f"it drifts {name}"], "link": f"{MLFLOW}/{name}"}
         alert = Alert(name, "flights", "daily", "firing", at, at, detail=detail)
         Alerts(quarter).add_once(alert)
-    dossier = make_dossier(quarter, "flights", PERIOD, str(tmp_path / "log"))
+    dossier = made()
     (alarm,) = statements(dossier)["alarms"]
     assert mentions(alarm.text, "daily", "firing", "it drifts now")
     assert alarm.url == f"{MLFLOW}/now"
 
 
-def test_dossier_of_event_has_one_place(quarter, tmp_path):
-    dossier = make_dossier(quarter, "flights", PERIOD, str(tmp_path / "log"))
+def test_each_event_is_in_one_section(quarter, made):
+    dossier = made()
     sources = [
         entry.source
         for section, entries in statements(dossier).items()
@@ -256,37 +257,37 @@ def test_dossier_of_event_has_one_place(quarter, tmp_path):
     assert all(event.action in named for event in events if event.action != "gate")
 
 
-def test_dossier_of_unreadable_log(quarter, tmp_path):
+def test_dossier_of_unreadable_log(tmp_path, made):
     (tmp_path / "log").mkdir()
     (tmp_path / "log" / "endpoint=flights").write_text("not a folder")
     for log in (str(tmp_path / "log"), "ftp://example.com/log"):
-        dossier = make_dossier(quarter, "flights", PERIOD, log)
+        dossier = made(log=log)
         assert mentions(texts(dossier, "requests"), "cannot be read", log)
     hour = tmp_path / "rows" / "endpoint=flights" / "date=2013-10-01" / "hour=00"
     hour.mkdir(parents=True)
     (hour / "torn.parquet").write_text("PAR1")
-    dossier = make_dossier(quarter, "flights", PERIOD, str(tmp_path / "rows"))
+    dossier = made(log=tmp_path / "rows")
     assert mentions(texts(dossier, "requests"), "torn.parquet", "0 answered requests")
 
 
-def test_dossier_of_period_without_events(quarter, tmp_path):
+def test_dossier_of_period_without_events(made):
     period = parse_period("2013-11", PERIOD.end)
-    dossier = make_dossier(quarter, "flights", period, str(tmp_path / "log"))
+    dossier = made(period)
     place = statements(dossier)["versions"][1]
     assert mentions(place.text, "@champion of toy was version 2")
     assert place.source.startswith("promote 2013-10-02")
     assert mentions(texts(dossier, "promotions"), "approve", "2013-10-02")
     assert mentions(texts(dossier, "trail_state"), "0 events")
     before = parse_period("2012", PERIOD.end)
-    assert set(statements(make_dossier(quarter, "flights", before, str(tmp_path)))) == {
+    assert set(statements(made(before))) == {
         "requests",
         "trail_state",
     }
 
 
-def test_dossier_of_deleted_endpoint(quarter, tmp_path):
+def test_dossier_of_deleted_endpoint(quarter, made):
     quarter.remove_endpoint("flights")
-    dossier = make_dossier(quarter, "flights", PERIOD, str(tmp_path / "log"))
+    dossier = made()
     assert mentions(texts(dossier, "promotions"), "approve")
 
 
@@ -324,24 +325,24 @@ def test_dossier_is_refused(quarter, tmp_path):
         assert (result.exit_code, mentions(result.stderr, period)) == (2, True)
 
 
-def test_dossier_of_changed_trail(quarter, tmp_path):
-    intact = texts(make_dossier(quarter, "flights", PERIOD, str(tmp_path / "log")), "trail_state")
+def test_dossier_of_changed_trail(quarter, made):
+    intact = texts(made(), "trail_state")
     assert mentions(intact, "the endpoints is unsigned", "toy is unsigned")
     with quarter.transaction() as session:
         session.execute(update(AuditRow).where(AuditRow.action == "approve").values(actor="eve"))
-    changed = texts(make_dossier(quarter, "flights", PERIOD, str(tmp_path / "log")), "trail_state")
+    changed = texts(made(), "trail_state")
     assert mentions(changed, "the endpoints is unsigned", "toy is changed")
     assert len(changed.splitlines()) > len(intact.splitlines())
 
 
-def test_dossier_lists_tampered_events_as_unsigned(quarter, tmp_path, clock):
+def test_dossier_lists_tampered_events_as_unsigned(quarter, tmp_path, clock, made):
     clock.now = QUARTER + 2 * DAY
     moved = {"moved": {"place": "@champion", "before": "2"}}
     with store_of_server(str(quarter._engine.url), tmp_path, clock) as server:
         server.record("approve", actor="eva", model="toy", version="3")
         for action, version in (("approve", "3"), ("alias", "9")):
             quarter.record(action, actor="forged", model="toy", version=version, detail=moved)
-    dossier = make_dossier(quarter, "flights", PERIOD, str(tmp_path / "log"))
+    dossier = made()
     unsigned = texts(dossier, "unsigned_events").splitlines()
     assert [mentions(line, "forged", "not signed by MLflow's server") for line in unsigned] == [
         True,
@@ -350,15 +351,15 @@ def test_dossier_lists_tampered_events_as_unsigned(quarter, tmp_path, clock):
     assert not mentions(texts(dossier, "promotions"), "forged")
     assert mentions(texts(dossier, "trail_state"), "2 are not signed", "the store itself")
     clock.now += DAY
-    later = make_dossier(quarter, "flights", Window(clock.now, PERIOD.end), str(tmp_path / "log"))
+    later = made(Window(clock.now, PERIOD.end))
     assert mentions(texts(later, "versions"), "@champion of toy was version 2")
     assert not mentions(texts(later, "versions"), "version 9")
 
 
-def test_dossier_shows_an_adopted_trail_in_later_periods(quarter, tmp_path, clock):
+def test_adopted_trail_is_shown_in_later_periods(quarter, tmp_path, clock, made):
     def later():
         period = Window(QUARTER + DAY, PERIOD.end)
-        return texts(make_dossier(quarter, "flights", period, str(tmp_path / "log")), "trail_state")
+        return texts(made(period), "trail_state")
 
     clock.now = QUARTER
     with store_of_server(str(quarter._engine.url), tmp_path, clock) as server:
@@ -397,9 +398,9 @@ def events_at(url):
 
 
 @pytest.mark.long
-def test_dossier_verify_of_a_server_and_its_links(console, tmp_path):
+def test_dossier_of_a_server_is_valid_and_linked(console, tmp_path):
     with closing(open_store(Settings(home=tmp_path / "home").store_url)) as store:
-        spec = apply_config(new_endpoint("flights", "models:/toy@champion"), {})
+        spec = new_endpoint("flights", "models:/toy@champion")
         store.add_endpoint("onnxserve", spec)
         promote("toy", "1", "@champion", store=store, actor="eva")
         period = parse_period(f"{store.now():%Y}", store.now())

@@ -61,7 +61,7 @@ def change(folder, change):
     (folder / "dossier.json").write_text(json.dumps(document))
 
 
-def test_dossier_verify_needs_no_server(folder):
+def test_verification_needs_no_server(folder):
     files = ["--keys", f"{folder}/public.pem", "--checkpoint", f"{folder}/checkpoint.json"]
     checked = verify(folder, *files)
     assert (checked.exit_code, len(checked.stdout.splitlines())) == (0, 1)
@@ -71,7 +71,7 @@ def test_dossier_verify_needs_no_server(folder):
     assert mentions(with_own_keys.stdout, "in the dossier", "--keys FILE", "checkpoint: none")
 
 
-def test_dossier_quotes_reasons_and_separates_unsigned_events(folder):
+def test_reasons_are_quoted_and_unsigned_events_separate(folder):
     document = json.loads((folder / "dossier.json").read_text())
     promotions = [entry["text"] for entry in document["decisions"]["promotions"]]
     (unsigned,) = document["record"]["unsigned_events"]
@@ -108,7 +108,7 @@ def forge_period(document):
         (lambda document: document["proof"].update(signed_by=""), ["not signed"]),
     ],
 )
-def test_dossier_verify_finds_forgeries(folder, forge, faults):
+def test_forgeries_are_found(folder, forge, faults):
     change(folder, forge)
     checked = verify(folder)
     assert checked.exit_code == 1
@@ -116,14 +116,14 @@ def test_dossier_verify_finds_forgeries(folder, forge, faults):
     assert checked.stderr.count("\n") == 1
 
 
-def test_dossier_verify_refuses_other_keys(folder):
+def test_other_keys_are_refused(folder):
     (folder / "other.pem").write_text(read_key_file(folder / "other.key").public_pem())
     checked = verify(folder, "--keys", f"{folder}/other.pem")
     assert checked.exit_code == 1
     assert mentions(checked.stdout, "the dossier has no valid signature", "event 2")
 
 
-def test_dossier_verify_compares_a_checkpoint(folder, store):
+def test_checkpoint_detects_removed_events(folder, store):
     with store.transaction() as session:
         session.execute(delete(AuditRow).where(AuditRow.action.in_(["decline", "approve"])))
     shutil.rmtree(folder / "audit.record")
@@ -134,6 +134,6 @@ def test_dossier_verify_compares_a_checkpoint(folder, store):
     assert (checked.exit_code, mentions(checked.stdout, "event 4 was removed")) == (1, True)
 
 
-def test_dossier_verify_refuses_another_file(folder):
+def test_other_file_is_refused(folder):
     (folder / "dossier.json").write_text("{}")
     assert mentions(said(verify(folder)), "dossier.json")

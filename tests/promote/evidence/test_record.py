@@ -25,7 +25,7 @@ NESTED = """nested (bool c, float[N,1] x) => (float[N,1] y) {
 }"""
 
 
-def test_the_record_has_the_facts_of_the_registry_the_run_the_files_and_the_gate(registry):
+def test_record_of_a_complete_version(registry):
     record = read_record("models:/toy@champion")
     assert record.uri == "models:/toy/1"
     assert record.tags["team"] == "blue"
@@ -65,7 +65,7 @@ def test_missing_parts_are_named(registry):
     assert set(third.missing) == {"model", "requirements", "environment", "graph", "run", "gate"}
 
 
-def test_a_copy_has_the_run_and_the_gate_of_its_original(registry):
+def test_copy_has_run_and_gate_of_its_original(registry):
     copied = registry.copy_model_version("models:/toy/1", "copies")
     again = registry.copy_model_version("models:/copies/1", "copies")
     # MLflow's server with the gate does so.
@@ -82,7 +82,7 @@ def test_a_copy_has_the_run_and_the_gate_of_its_original(registry):
         assert len(record.gate.checks) == 5
 
 
-def test_a_copy_of_a_deleted_version_keeps_its_own_run(registry):
+def test_copy_of_a_deleted_version_keeps_its_run(registry):
     registry.copy_model_version("models:/toy/2", "copies")
     registry.delete_model_version("toy", "2")
     record = read_record("models:/copies/1")
@@ -92,7 +92,7 @@ def test_a_copy_of_a_deleted_version_keeps_its_own_run(registry):
     assert set(record.missing) == {"original", "gate"}
 
 
-def test_a_record_names_the_version_that_the_gate_report_is_about(registry):
+def test_gate_report_names_its_version(registry):
     tags = registry.get_model_version("toy", "1").tags
     for key, value in tags.items():
         registry.set_model_version_tag("toy", "2", key, value)
@@ -114,14 +114,14 @@ def test_a_record_names_the_version_that_the_gate_report_is_about(registry):
         ("requirements.txt", "\udcff", "requirements"),
     ],
 )
-def test_a_damaged_file_is_a_missing_part(registry, file, content, part):
+def test_damaged_file_is_a_missing_part(registry, file, content, part):
     Path("2", file).write_bytes(content.encode(errors="surrogateescape"))
     record = read_record("models:/toy/2")
     assert part in record.missing
     assert record.run is not None
 
 
-def test_a_gate_report_that_was_changed_by_hand_is_a_missing_part(registry):
+def test_invalid_gate_report_is_a_missing_part(registry):
     gate = read_record("models:/toy/1").gate
     assert gate is not None
     registry.log_text(
@@ -133,7 +133,7 @@ def test_a_gate_report_that_was_changed_by_hand_is_a_missing_part(registry):
     assert set(record.missing) == {"gate report"}
 
 
-def test_the_graph_includes_subgraphs_and_external_weights(registry, tmp_path):
+def test_graph_includes_subgraphs_and_external_weights(registry, tmp_path):
     folder = write_model(tmp_path / "nested", NESTED)
     graph = parse_graph(NESTED)
     graph.graph.initializer.append(
@@ -153,7 +153,7 @@ def test_the_graph_includes_subgraphs_and_external_weights(registry, tmp_path):
     }
 
 
-def test_only_a_registered_version_has_a_record(registry, monkeypatch):
+def test_unregistered_version_is_refused(registry, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with refused(InvalidConfig, "1"):
         read_record("1")
@@ -161,21 +161,3 @@ def test_only_a_registered_version_has_a_record(registry, monkeypatch):
         read_record("models:/toy/9")
     with tracking_at(f"http://127.0.0.1:{free_port()}"), refused(RegistryUnavailable, "toy"):
         read_record("models:/toy/1")
-
-
-@pytest.mark.long
-def test_a_server_has_pages_and_its_missing_files_are_named(mlflow_server, tmp_path, monkeypatch):
-    import mlflow
-
-    monkeypatch.chdir(tmp_path)
-    with tracking_at(mlflow_server.url):
-        with mlflow.start_run() as run:
-            logged = mlflow.onnx.log_model(
-                parse_graph(NESTED), name="model", registered_model_name="paged"
-            )
-        record = read_record(f"models:/paged/{logged.registered_model_version}")
-    assert record.url == f"{mlflow_server.url}/#/models/paged/versions/{record.version}"
-    assert record.run is not None
-    assert record.run.run_id == run.info.run_id
-    assert record.graph["operator If"] == 1
-    assert set(record.missing) == {"environment", "gate"}

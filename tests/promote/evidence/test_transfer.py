@@ -6,9 +6,6 @@ import hashlib
 import itertools
 import json
 import os
-import signal
-import subprocess
-import sys
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +21,6 @@ from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.database import open_store
 from tests.support.classifiers import COLUMNS, labelled, write_classifier
 from tests.support.commands import said
-from tests.support.keypairs import write_key
 from tests.support.refusals import mentions
 from tests.support.services.basic_auth import basic_auth_server, password
 from tests.support.services.mlflow_server import MlflowServer
@@ -195,18 +191,7 @@ def check_copied_once(source, target, model, folder):
     return version
 
 
-def test_a_signature_is_copied_with_its_version(target, model, tmp_path):
-    keys = write_key(tmp_path)
-    assert run_command(f"sign models:/{model}/1 --key {keys.key}").exit_code == 0
-    assert promote(model, target).exit_code == 0
-    with tracking_at(target.server.url):
-        verified = run_command(f"verify models:/{model}/1 --key {keys.public}")
-    assert verified.exit_code == 0, verified.output
-
-
-def test_a_version_is_copied_with_its_evidence_and_promoted_by_the_gate_of_the_target(
-    source, target, model, tmp_path
-):
+def test_version_is_copied_with_evidence_and_promoted(source, target, model, tmp_path):
     result = promote(model, target, "-o json")
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
@@ -240,7 +225,7 @@ def test_a_version_is_copied_with_its_evidence_and_promoted_by_the_gate_of_the_t
     assert reports == ["source_gate/gate.json", "source_gate/gate_report.html"]
 
 
-def test_both_audit_trails_name_the_other_registry(source, target, model):
+def test_audit_trails_name_the_other_registry(source, target, model):
     assert promote(model, target).exit_code == 0
     copied, promoted = source.events(model, "copy", "promote")
     assert copied.version == "1"
@@ -255,9 +240,7 @@ def test_both_audit_trails_name_the_other_registry(source, target, model):
     assert came.detail["source_version"] == "1"
 
 
-def test_the_store_of_a_target_without_a_setting_is_a_separate_one_on_this_machine(
-    source, target, model, monkeypatch
-):
+def test_target_without_store_setting_has_a_local_store(source, target, model, monkeypatch):
     monkeypatch.delenv("TARGET_ONNXSERVE_STORE_URI")
     assert promote(model, target).exit_code == 0
     assert [event.action for event in source.events(model, "copy", "promote")] == [
@@ -271,9 +254,7 @@ def test_the_store_of_a_target_without_a_setting_is_a_separate_one_on_this_machi
         assert [event.action for event in store.events(model=model)] == ["copy", "gate", "promote"]
 
 
-def test_a_target_that_dies_after_any_request_gets_one_run_and_one_version(
-    source, target, model, tmp_path
-):
+def test_target_outage_at_any_request_copies_once(source, target, model, tmp_path):
     with proxy_to(target.server.host, target.server.port) as proxy:
         proxy.most = 0
         command = f"promote models:/{model}/1 --to @champion --to-registry {proxy.url}"
@@ -291,28 +272,7 @@ def test_a_target_that_dies_after_any_request_gets_one_run_and_one_version(
     check_copied_once(source, target, model, tmp_path)
 
 
-def test_a_command_that_is_killed_at_any_step_gets_one_run_and_one_version(
-    source, target, model, tmp_path
-):
-    code = "from mlflow_deploy_plugin.cli.commands import main; main()"
-    command = [sys.executable, "-c", code, *f"promote models:/{model}/1 --to @champion".split()]
-    command += ["--to-registry", target.server.url]
-    for step in itertools.count(1):
-        with subprocess.Popen(
-            command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-        ) as process:
-            assert process.stderr is not None
-            lines = list(itertools.islice(process.stderr, step))
-            if len(lines) < step:
-                break
-            os.kill(process.pid, signal.SIGKILL)
-    assert process.returncode == 0
-    check_copied_once(source, target, model, tmp_path)
-
-
-def test_the_target_never_receives_the_credentials_of_the_source(
-    source, target, model, tmp_path, monkeypatch
-):
+def test_credentials_of_the_source_are_not_sent(source, target, model, tmp_path, monkeypatch):
     (tmp_path / ".mlflow").mkdir()
     (tmp_path / ".mlflow/credentials").write_text(
         "[mlflow]\nmlflow_tracking_username = f\nmlflow_tracking_password = g\n"
@@ -346,7 +306,7 @@ def test_the_target_never_receives_the_credentials_of_the_source(
         ("1 --to-model a/b", ["a/b"]),
     ],
 )
-def test_a_transfer_that_cannot_start_is_one_line(source, model, options, names):
+def test_invalid_transfer_is_refused(source, model, options, names):
     result = run_command(f"promote models:/{model}/{options} --to @champion".format(model=model))
     assert mentions(said(result), *(name.format(model=model) for name in names)), result.stderr
     assert len(source.versions(model)) == 1
@@ -356,9 +316,7 @@ def test_a_transfer_that_cannot_start_is_one_line(source, model, options, names)
 @pytest.mark.parametrize(
     ("status", "answer"), [(200, "<html>"), (404, "<html>"), (401, "no"), (403, "no")]
 )
-def test_a_target_that_is_not_mlflow_or_refuses_the_account_is_one_line(
-    target, model, status, answer
-):
+def test_target_that_refuses_requests_is_an_error(target, model, status, answer):
     with proxy_to(target.server.host, target.server.port) as proxy:
         proxy.turn(answer, status=status)
         result = run_command(f"promote models:/{model}/1 --to @champion --to-registry {proxy.url}")
@@ -367,7 +325,7 @@ def test_a_target_that_is_not_mlflow_or_refuses_the_account_is_one_line(
     assert target.versions(model) == []
 
 
-def test_a_version_without_a_report_is_copied_and_tagged(source, target, model):
+def test_version_without_report_is_copied_and_tagged(source, target, model):
     (judged,) = source.versions(model)
     source.client.create_model_version(model, judged.source, judged.run_id)
     result = run_command(
@@ -378,9 +336,7 @@ def test_a_version_without_a_report_is_copied_and_tagged(source, target, model):
     assert mentions(result.stderr, "no report")
 
 
-def test_a_version_with_the_tags_of_a_copy_and_other_files_is_not_promoted(
-    source, target, model, tmp_path
-):
+def test_forged_copy_is_not_promoted(source, target, model, tmp_path):
     forged = target.client.create_run(target.client.create_experiment(model))
     folder = write_classifier(tmp_path / "other", (1.0, 2.0))
     target.client.log_artifacts(forged.info.run_id, str(folder), "model")
@@ -396,7 +352,7 @@ def test_a_version_with_the_tags_of_a_copy_and_other_files_is_not_promoted(
     assert [version.aliases for version in target.versions(model)] == [[]]
 
 
-def test_a_copy_in_the_same_registry_keeps_the_run_and_names_its_source(source, model):
+def test_copy_in_same_registry_keeps_run_and_source(source, model):
     source.client.create_registered_model(f"{model}-prod", tags={"onnxserve.gate.policy": POLICY})
     for _ in range(2):
         result = run_command(f"promote models:/{model}/1 --to @champion --to-model {model}-prod")
@@ -410,9 +366,7 @@ def test_a_copy_in_the_same_registry_keeps_the_run_and_names_its_source(source, 
     assert source.runs(f"{model}-prod") == []
 
 
-def test_mlflows_own_copy_is_found_and_transferred_with_the_evidence_of_its_original(
-    source, target, model
-):
+def test_mlflow_copy_is_transferred_with_original_evidence(source, target, model):
     other = f"{model}-copy"
     source.client.copy_model_version(f"models:/{model}/1", other)
     source.client.set_registered_model_tag(other, "onnxserve.gate.policy", POLICY)
@@ -434,7 +388,7 @@ def test_mlflows_own_copy_is_found_and_transferred_with_the_evidence_of_its_orig
     assert len(source.versions(other)) == 1
 
 
-def test_a_gate_that_fails_at_the_target_leaves_the_copy_and_names_it(target, model):
+def test_failed_gate_at_the_target_keeps_the_copy(target, model):
     target.client.set_registered_model_tag(
         model, "onnxserve.gate.policy", f"{POLICY}max_size_bytes: 1"
     )
@@ -446,9 +400,7 @@ def test_a_gate_that_fails_at_the_target_leaves_the_copy_and_names_it(target, mo
     assert [version.aliases for version in target.versions(model)] == [[]]
 
 
-def test_a_promotion_that_needs_approvals_is_requested_at_the_target_and_continues_after_them(
-    source, guarded, model, monkeypatch
-):
+def test_promotion_continues_after_approvals_at_the_target(source, guarded, model, monkeypatch):
     def as_admin(line):
         with monkeypatch.context() as patch, tracking_at(guarded.server.url):
             patch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
@@ -482,9 +434,7 @@ def test_a_promotion_that_needs_approvals_is_requested_at_the_target_and_continu
     ]
 
 
-def test_a_target_that_needs_an_account_names_the_variables_of_the_target(
-    guarded, model, monkeypatch
-):
+def test_missing_target_account_names_its_variables(guarded, model, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "alice")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password("alice"))
     for variable in ("TARGET_MLFLOW_TRACKING_USERNAME", "TARGET_MLFLOW_TRACKING_PASSWORD"):
@@ -495,7 +445,7 @@ def test_a_target_that_needs_an_account_names_the_variables_of_the_target(
     )
 
 
-def test_a_version_is_copied_to_another_workspace_of_the_same_server(tmp_path, monkeypatch):
+def test_version_is_copied_to_another_workspace(tmp_path, monkeypatch):
     home = tmp_path / "home"
     server = MlflowServer(
         tmp_path, "127.0.0.1", "onnxserve", ("--enable-workspaces",), {"ONNXSERVE_HOME": str(home)}

@@ -3,10 +3,7 @@ and without onnxserve.
 """
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -25,6 +22,7 @@ from mlflow_deploy_plugin.promote.gate.approval_client import (
     listed_requests,
     send_decision,
 )
+from tests.promote.gate.conftest import answering
 from tests.support.refusals import mentions
 from tests.support.tracking import tracking_at
 
@@ -41,33 +39,19 @@ def mlflow_at(monkeypatch):
         status=200, body="[]", kind="application/json", path="", sent=None, login=""
     )
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            served.path = self.path
-            served.login = self.headers.get("Authorization", "")
-            length = int(self.headers.get("Content-Length") or 0)
-            served.sent = json.loads(self.rfile.read(length)) if length else None
-            self.send_response(served.status)
-            self.send_header("Content-Type", served.kind)
-            self.end_headers()
-            self.wfile.write(served.body.encode())
-
-        def do_POST(self) -> None:
-            self.do_GET()
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
+    def answer(request, body):
+        served.path = request.path
+        served.login = request.headers.get("Authorization", "")
+        served.sent = json.loads(body) if body else None
+        return served.status, served.kind, served.body
 
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "eva")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        with tracking_at(f"http://127.0.0.1:{server.server_port}/ml"):
-            yield served
-        server.shutdown()
+    with answering(answer) as url, tracking_at(f"{url}/ml"):
+        yield served
 
 
-def test_the_requests_are_read_with_the_credentials_of_mlflow(mlflow_at, monkeypatch):
+def test_requests_are_read_with_mlflow_credentials(mlflow_at, monkeypatch):
     monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
     mlflow_at.body = json.dumps([REQUEST | {"a_field_of_a_newer_server": 1}])
     (listed,) = listed_requests("flights")
@@ -76,7 +60,7 @@ def test_the_requests_are_read_with_the_credentials_of_mlflow(mlflow_at, monkeyp
     assert mlflow_at.login.startswith("Basic ")
 
 
-def test_a_decision_is_sent_as_json(mlflow_at):
+def test_decision_is_sent_as_json(mlflow_at):
     mlflow_at.body = json.dumps(REQUEST)
     assert (
         send_decision("approve", "flights", "3", "@champion", "fine", "ab12").requested_by == "eva"
@@ -103,7 +87,7 @@ def test_a_decision_is_sent_as_json(mlflow_at):
         (503, "TEMPORARILY_UNAVAILABLE", OnnxserveError),
     ],
 )
-def test_an_error_of_the_server_is_raised_with_its_message(mlflow_at, status, code, error):
+def test_server_error_is_raised_with_its_message(mlflow_at, status, code, error):
     mlflow_at.status = status
     mlflow_at.body = json.dumps({"error_code": code, "message": "so it is"})
     with pytest.raises(error) as raised:
@@ -136,7 +120,7 @@ def test_an_error_of_the_server_is_raised_with_its_message(mlflow_at, status, co
         (502, "text/html", "<h1>Bad gateway</h1>", RegistryUnavailable, ["502"]),
     ],
 )
-def test_another_answer_is_an_error_with_a_remedy(mlflow_at, status, kind, body, error, names):
+def test_unexpected_answer_is_an_error_with_remedy(mlflow_at, status, kind, body, error, names):
     mlflow_at.status = status
     mlflow_at.kind = kind
     mlflow_at.body = body

@@ -70,7 +70,7 @@ def status(store, subject=SUBJECT, policy=POLICY):
     return approval_status(policy.approvals, open_request(store, subject), subject, store.now())
 
 
-def test_a_promotion_needs_as_many_people_as_the_policy_sets(store):
+def test_policy_sets_the_number_of_approvals(store):
     assert status(store).missing == 2
     assert status(store).approved_by == ()
     assert ask(store)
@@ -102,7 +102,7 @@ SPELLINGS = [
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_a_person_counts_once_under_every_spelling_of_the_name(spelling, store):
+def test_person_counts_once_under_every_spelling(spelling, store):
     ask(store)
     assert vote(store, "ada")
     assert not vote(store, spelling)
@@ -110,7 +110,7 @@ def test_a_person_counts_once_under_every_spelling_of_the_name(spelling, store):
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_an_author_may_not_approve_under_another_spelling_of_the_name(spelling, store):
+def test_author_cannot_approve_under_another_spelling(spelling, store):
     ask(store, user="ada")
     with refused(ScopeMissing, "requested"):
         vote(store, spelling)
@@ -129,7 +129,7 @@ def test_an_author_may_not_approve_under_another_spelling_of_the_name(spelling, 
     assert status(store).approved_by == ()
 
 
-def test_two_spellings_that_were_recorded_as_two_people_count_once(store):
+def test_recorded_spellings_of_a_person_count_once(store):
     ask(store)
     vote(store, "ada")
     vote(store, "bob")
@@ -145,7 +145,7 @@ def test_two_spellings_that_were_recorded_as_two_people_count_once(store):
 
 
 @pytest.mark.parametrize("name", ["ada\t", "ad\x00a", "ada\x85", "anonymous@10.0.0.7", "a" * 256])
-def test_names_that_look_like_another_are_refused_in_approvals(name, store):
+def test_deceptive_names_are_refused(name, store):
     with refused(ScopeMissing, "name"):
         ask(store, user=name)
     ask(store)
@@ -155,7 +155,7 @@ def test_names_that_look_like_another_are_refused_in_approvals(name, store):
         decline(store, POLICY, SUBJECT, Person(name, RISK, False), "no")
 
 
-def test_a_second_request_keeps_the_approvals(store):
+def test_second_request_keeps_the_approvals(store):
     assert ask(store)
     vote(store, "ada")
     assert not ask(store, user="zoe")
@@ -171,7 +171,7 @@ def test_a_second_request_keeps_the_approvals(store):
         ({"policy": "0" * 16}, ["policy"]),
     ],
 )
-def test_approvals_lapse_when_the_version_its_files_or_the_policy_change(change, names, store):
+def test_approvals_lapse_with_version_files_or_policy(change, names, store):
     ask(store)
     vote(store, "ada")
     vote(store, "bob")
@@ -187,7 +187,7 @@ def test_approvals_lapse_when_the_version_its_files_or_the_policy_change(change,
     assert [request.subject for request in promotion_requests(store, "flights")] == [changed]
 
 
-def test_an_approval_expires(store, clock):
+def test_approval_expires(store, clock):
     ask(store)
     vote(store, "ada")
     clock.now += timedelta(hours=1)
@@ -201,7 +201,7 @@ def test_an_approval_expires(store, clock):
     assert status(store).is_complete
 
 
-def test_an_approval_is_for_one_version_and_one_place(store):
+def test_approval_is_for_one_version_and_place(store):
     ask(store)
     vote(store, "ada")
     for other in (replace(SUBJECT, place="@champion"), replace(SUBJECT, version="4")):
@@ -225,9 +225,7 @@ def test_an_approval_is_for_one_version_and_one_place(store):
         ("joe", {"report": "0" * 64}, GateRefused, ["report", "changed"]),
     ],
 )
-def test_an_approval_that_does_not_count_is_refused_and_not_recorded(
-    user, more, error, names, store
-):
+def test_invalid_approval_is_refused_and_not_recorded(user, more, error, names, store):
     store.record(
         "register",
         actor="max",
@@ -242,7 +240,7 @@ def test_an_approval_that_does_not_count_is_refused_and_not_recorded(
     assert [*store.events()] == before
 
 
-def test_without_groups_everybody_who_may_edit_the_model_may_approve(store):
+def test_editors_may_approve_without_groups(store):
     policy = GatePolicy(approvals=ApprovalPolicy(not_author=False))
     subject = replace(SUBJECT, policy=policy.digest)
     record_gate(store, subject)
@@ -262,13 +260,13 @@ def test_without_groups_everybody_who_may_edit_the_model_may_approve(store):
         ("eva", True, "Staging", InvalidConfig),
     ],
 )
-def test_a_request_without_right_or_reason_is_refused(user, may_edit, place, error, store):
+def test_request_without_right_or_gate_is_refused(user, may_edit, place, error, store):
     with pytest.raises(error):
         ask(store, user, replace(SUBJECT, place=place), may_edit=may_edit)
     assert promotion_requests(store, "flights") == []
 
 
-def test_a_declined_request_takes_no_approval(store):
+def test_declined_request_takes_no_approval(store):
     ask(store)
     vote(store, "ada")
     bob = Person("bob", RISK, may_edit=False)
@@ -288,7 +286,7 @@ def test_a_declined_request_takes_no_approval(store):
     assert status(store).approved_by == ()
 
 
-def test_the_requester_may_withdraw(store):
+def test_requester_may_withdraw(store):
     ask(store)
     eva = Person("eva", frozenset(), may_edit=False)
     decline(store, POLICY, SUBJECT, eva, why="a mistake")
@@ -298,7 +296,7 @@ def test_the_requester_may_withdraw(store):
 @pytest.mark.parametrize(
     ("action", "place"), [("promote", "Production"), ("transition", "production")]
 )
-def test_a_promotion_uses_the_approvals_up(action, place, store):
+def test_promotion_uses_up_its_approvals(action, place, store):
     ask(store)
     vote(store, "ada")
     vote(store, "bob")
@@ -311,7 +309,7 @@ def test_a_promotion_uses_the_approvals_up(action, place, store):
 
 
 @pytest.mark.parametrize("action", ["rename", "delete"])
-def test_requests_end_with_the_name_of_the_model(action, store):
+def test_requests_end_with_the_model_name(action, store):
     ask(store)
     vote(store, "ada")
     store.record(action, model="flights", before="flights", after="other")
@@ -319,7 +317,7 @@ def test_requests_end_with_the_name_of_the_model(action, store):
     assert open_request(store, SUBJECT) is None
 
 
-def test_after_a_failure_only_approvals_of_its_report_count(store):
+def test_failed_verdict_needs_approvals_of_its_report(store):
     ask(store)
     vote(store, "ada")
     vote(store, "bob")
@@ -335,7 +333,7 @@ def test_after_a_failure_only_approvals_of_its_report_count(store):
     ] == ["failed", "failed"]
 
 
-def test_a_promotion_without_a_figure_is_neither_requested_nor_approved_unless_the_policy_allows_it(
+def test_verdict_without_evaluation_needs_policy_permission(
     store,
 ):
     record_gate(store, SUBJECT, state="passed without an evaluation")
@@ -358,14 +356,14 @@ def test_a_promotion_without_a_figure_is_neither_requested_nor_approved_unless_t
     assert status(store, subject, policy).is_complete
 
 
-def test_a_version_without_a_report_on_its_files_cannot_be_approved(store):
+def test_version_without_report_cannot_be_approved(store):
     changed = replace(SUBJECT, files="0" * 64)
     ask(store, subject=changed)
     with refused(GateRefused, "onnxserve gate models:/flights/3"):
         vote(store, "ada", changed)
 
 
-def test_racing_approvals_of_a_person_are_one_approval(store):
+def test_concurrent_approvals_of_a_person_count_once(store):
     ask(store)
     with ThreadPoolExecutor(4) as pool:
         results = [*pool.map(lambda _: vote(store, "ada"), range(8))]
@@ -373,7 +371,7 @@ def test_racing_approvals_of_a_person_are_one_approval(store):
     assert [event.action for event in store.events()].count("approve") == 1
 
 
-def test_the_author_of_a_version_is_known_under_every_name_of_the_model(store):
+def test_author_is_known_under_every_model_name(store):
     for created, author in ((2000, "max"), (1500, "old")):
         detail = {"created": created, "authors": [author]}
         store.record("register", model="a former name", version="3", detail=detail)

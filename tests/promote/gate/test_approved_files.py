@@ -28,44 +28,44 @@ def moved(store, version, files, place="@champion", action="alias"):
     store.record(action, model="credit", version=version, detail=move_detail(place, "", files))
 
 
-def test_files_are_approved_by_a_move_and_by_people(store):
-    version: Any = SimpleNamespace(name="credit", version="4", creation_timestamp=2000)
-    assert approved_files(store, POLICY, version) == ()
+VERSION: Any = SimpleNamespace(name="credit", version="4", creation_timestamp=2000)
+REPLACED: Any = SimpleNamespace(name="credit", version="4", creation_timestamp=3000)
+EVA, ADA, BOB = (Person(name, frozenset(), may_edit=True) for name in ("eva", "ada", "bob"))
+
+
+def requested(store, place, files, policy=POLICY):
+    """Request a promotion of a version with a report, and return its subject."""
+    subject = Subject("credit", "4", place, 2000, files, policy.digest)
+    record_gate(store, subject)
+    request_promotion(store, policy, subject, EVA)
+    return subject
+
+
+def test_files_are_approved_by_moves_and_by_people(store):
+    assert approved_files(store, POLICY, VERSION) == ()
     moved(store, "4", OLD, "Production", "transition")
-    subject = Subject("credit", "4", "@champion", 2000, NEW, POLICY.digest)
-    record_gate(store, subject)
-    request_promotion(store, POLICY, subject, Person("eva", frozenset(), may_edit=True))
-    assert approved_files(store, POLICY, version) == (OLD,)
-    approve(store, POLICY, subject, Person("ada", frozenset(), may_edit=True), REPORT)
-    assert approved_files(store, POLICY, version) == (NEW, OLD)
-    replaced: Any = SimpleNamespace(name="credit", version="4", creation_timestamp=3000)
-    assert approved_files(store, POLICY, replaced) == (OLD,)
+    subject = requested(store, "@champion", NEW)
+    assert approved_files(store, POLICY, VERSION) == (OLD,)
+    approve(store, POLICY, subject, ADA, REPORT)
+    assert approved_files(store, POLICY, VERSION) == (NEW, OLD)
+    assert approved_files(store, POLICY, REPLACED) == (OLD,)
 
 
-def test_files_of_a_request_come_before_files_that_were_served(store):
-    version: Any = SimpleNamespace(name="credit", version="4", creation_timestamp=2000)
+def test_requested_files_come_before_served_files(store):
     moved(store, "4", OLD)
-    subject = Subject("credit", "4", "Production", 2000, NEW, POLICY.digest)
-    record_gate(store, subject)
-    request_promotion(store, POLICY, subject, Person("eva", frozenset(), may_edit=True))
-    approve(store, POLICY, subject, Person("ada", frozenset(), may_edit=True), REPORT)
-    assert approved_files(store, POLICY, version) == (NEW, OLD)
+    approve(store, POLICY, requested(store, "Production", NEW), ADA, REPORT)
+    assert approved_files(store, POLICY, VERSION) == (NEW, OLD)
 
 
-def test_files_with_all_approvals_are_known_after_their_request_has_ended(store):
-    version: Any = SimpleNamespace(name="credit", version="4", creation_timestamp=2000)
+def test_fully_approved_files_are_known_after_their_request(store):
     policy = GatePolicy(gated_aliases=("champion",), approvals=ApprovalPolicy(count=2))
-    subject = Subject("credit", "4", "@champion", 2000, OLD, policy.digest)
-    eva, ada, bob = (Person(name, frozenset(), may_edit=True) for name in ("eva", "ada", "bob"))
-    record_gate(store, subject)
-    request_promotion(store, policy, subject, eva)
-    approve(store, policy, subject, ada, REPORT)
-    assert earlier_files(store, version) == ()
-    approve(store, policy, subject, bob, REPORT)
+    subject = requested(store, "@champion", OLD, policy)
+    approve(store, policy, subject, ADA, REPORT)
+    assert earlier_files(store, VERSION) == ()
+    approve(store, policy, subject, BOB, REPORT)
     replaced = replace(subject, files=NEW)
-    request_promotion(store, policy, replaced, eva)
-    decline(store, policy, replaced, eva, "other files")
-    assert approved_files(store, policy, version) == ()
-    assert earlier_files(store, version) == (OLD,)
-    again: Any = SimpleNamespace(name="credit", version="4", creation_timestamp=3000)
-    assert earlier_files(store, again) == ()
+    request_promotion(store, policy, replaced, EVA)
+    decline(store, policy, replaced, EVA, "other files")
+    assert approved_files(store, policy, VERSION) == ()
+    assert earlier_files(store, VERSION) == (OLD,)
+    assert earlier_files(store, REPLACED) == ()

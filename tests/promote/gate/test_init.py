@@ -2,7 +2,7 @@ import subprocess
 import sys
 
 
-def test_the_policies_are_read_without_mlflow_and_pandas():
+def test_policy_import_needs_no_mlflow_or_pandas():
     heavy = ("mlflow", "pandas", "numpy", "pyarrow", "sqlalchemy")
     code = (
         "import sys; from mlflow_deploy_plugin.core.registry.policy import GatePolicy, "

@@ -35,7 +35,7 @@ def judged(candidate, current, policy):
     return verdict, {check.name: check for check in verdict.checks}, progress
 
 
-def test_a_version_that_is_as_good_passes_every_check(version, policy):
+def test_equally_good_version_passes_every_check(version, policy):
     verdict, checks, progress = judged(version("equal"), version("good"), policy)
     states = {name: check.state for name, check in checks.items()}
     assert states == {
@@ -59,7 +59,7 @@ def test_a_version_that_is_as_good_passes_every_check(version, policy):
     assert "noise_loss" in checks["robustness"].figures
 
 
-def test_a_signature_can_be_required_by_the_policy(version, policy, tmp_path):
+def test_policy_can_require_a_signature(version, policy, tmp_path):
     keys = write_key(tmp_path)
     signer = keys.public.read_text()
     policy = policy.model_copy(update={"signer": signer})
@@ -72,7 +72,7 @@ def test_a_signature_can_be_required_by_the_policy(version, policy, tmp_path):
     assert checks["signed"].state == "passed"
 
 
-def test_a_worse_one_fails_with_the_figures(version, policy):
+def test_worse_version_fails_with_figures(version, policy):
     verdict, checks, _ = judged(version("worse"), version("good"), policy)
     assert verdict.state == "failed"
     assert verdict.reason.startswith(
@@ -82,21 +82,21 @@ def test_a_worse_one_fails_with_the_figures(version, policy):
     assert checks["robustness"].state == "passed"
 
 
-def test_without_anything_served_it_is_judged_alone(version, policy):
+def test_version_is_judged_alone_if_nothing_is_served(version, policy):
     verdict, checks, _ = judged(version("worse"), None, policy)
     assert verdict.passed
     assert verdict.against == ""
     assert mentions(checks["signature"].reason, "no version")
 
 
-def test_without_a_dataset_the_reference_is_disturbed(version):
+def test_reference_is_disturbed_without_dataset(version):
     _, checks, _ = judged(version("equal"), version("good"), GatePolicy(skip=("budget",)))
     assert checks["evaluation"].state == "skipped"
     assert checks["evaluation"].reason == "the policy has no dataset"
     assert checks["robustness"].figures["rows"] == 400
 
 
-def test_version_without_rows_uses_those_of_the_served_one_and_a_blank_row_for_costs(version):
+def test_version_without_rows_uses_served_or_blank_rows(version):
     policy = parse_policy("skip: [evaluation, budget]\nparity: any", "it")
     _, checks, _ = judged(version("unproven"), version("good"), policy)
     assert checks["robustness"].figures["rows"] == 400
@@ -109,14 +109,14 @@ def test_version_without_rows_uses_those_of_the_served_one_and_a_blank_row_for_c
 
 
 @pytest.mark.long
-def test_costs_are_compared_with_those_of_the_served_version(version):
+def test_costs_are_compared_with_the_served_version(version):
     policy = parse_policy("skip: [signature, evaluation, robustness]\nbudget: {batch: 8}", "it")
     _, checks, _ = judged(version("equal"), version("good"), policy)
     assert checks["budget"].figures["row_p50_ms_ratio"] > 0
     assert "memory_mb_ratio" in checks["budget"].figures
 
 
-def test_a_version_that_does_not_load_fails_with_the_reason(version, policy, tmp_path):
+def test_unloadable_version_fails_with_the_reason(version, policy, tmp_path):
     folder = write_classifier(tmp_path / "broken")
     (folder / "model.onnx").write_bytes(b"not a graph")
     verdict, checks, _ = judged(resolve(str(folder)), version("good"), policy)
@@ -124,7 +124,7 @@ def test_a_version_that_does_not_load_fails_with_the_reason(version, policy, tmp
     assert verdict.reason.startswith("load: ONNX Runtime cannot load model.onnx")
 
 
-def test_a_served_version_that_does_not_load_keeps_no_better_one_out(version, policy, tmp_path):
+def test_unloadable_served_version_is_only_a_note(version, policy, tmp_path):
     folder = write_classifier(tmp_path / "broken")
     (folder / "model.onnx").write_bytes(b"not a graph")
     verdict, checks, _ = judged(version("good"), resolve(str(folder)), policy)
@@ -132,7 +132,7 @@ def test_a_served_version_that_does_not_load_keeps_no_better_one_out(version, po
     assert mentions(checks["signature"].notes[0], str(folder), "be loaded")
 
 
-def test_a_dataset_that_is_gone_fails_the_check_and_not_the_command(version):
+def test_missing_dataset_fails_the_check(version):
     policy = GatePolicy(
         evaluation=EvaluationPolicy(dataset="/gone.csv", target="y"), skip=("budget", "robustness")
     )
@@ -141,7 +141,7 @@ def test_a_dataset_that_is_gone_fails_the_check_and_not_the_command(version):
     assert checks["evaluation"].reason == "the dataset /gone.csv does not exist"
 
 
-def test_noise_on_whole_numbers_stays_within_their_type(tmp_path):
+def test_noise_on_integers_stays_within_their_type(tmp_path):
     """Parquet stores pixels of 8 bits as lists of wider integers."""
     graph = """g (uint8[N,4] pixels) => (float[N] y) <int64[1] axes = {1}> {
         wide = Cast <to = 1> (pixels)
@@ -162,9 +162,7 @@ def test_noise_on_whole_numbers_stays_within_their_type(tmp_path):
     assert checks["robustness"].figures["noise_refused"] == 0
 
 
-def test_where_no_code_may_run_a_version_without_an_onnx_form_gets_no_verdict(
-    version, policy, tmp_path
-):
+def test_version_without_onnx_form_needs_code_permission(version, policy, tmp_path):
     (tmp_path / "MLmodel").write_text("flavors: {python_function: {loader_module: json}}\n")
     for candidate, current in (
         (resolve(str(tmp_path)), None),
@@ -174,7 +172,7 @@ def test_where_no_code_may_run_a_version_without_an_onnx_form_gets_no_verdict(
             judge(candidate, current, policy, "a test", allowed=Permissions(code=False))
 
 
-def test_a_file_of_the_machine_is_not_read_where_only_mlflows_artifacts_may_be(version, policy):
+def test_local_evaluation_dataset_needs_file_permission(version, policy):
     with refused(InvalidConfig, "holdout.parquet", "artifacts of MLflow"):
         judge(version("equal"), None, policy, "a test", allowed=Permissions(files=False))
     skipped = policy.model_copy(update={"skip": ("evaluation", "robustness", "budget")})
@@ -203,9 +201,7 @@ def test_a_file_of_the_machine_is_not_read_where_only_mlflows_artifacts_may_be(v
         ),
     ],
 )
-def test_the_metric_has_to_hold_under_the_disturbances_that_the_policy_demands(
-    demanded, state, reason, version, folders
-):
+def test_demanded_disturbances_are_checked(demanded, state, reason, version, folders):
     robustness = {
         "disturbances": demanded,
         "max_drop": 0.05,
@@ -223,7 +219,7 @@ def test_the_metric_has_to_hold_under_the_disturbances_that_the_policy_demands(
     assert skipped["disturbances"].state == "skipped"
 
 
-def test_refused_rows_fail_only_if_the_policy_says_so(tmp_path):
+def test_refused_rows_fail_only_by_policy(tmp_path):
     folder = write_classifier(tmp_path / "model", types=("long", "long"))
     rows = {name: (10 * values).round().astype(int) for name, values in labelled(200).items()}
     file = write_rows(tmp_path / "rows.parquet", rows)
@@ -246,7 +242,7 @@ def test_refused_rows_fail_only_if_the_policy_says_so(tmp_path):
         },
     ],
 )
-def test_where_files_may_not_be_read_no_rows_of_them_are_disturbed(policy, version):
+def test_local_robustness_dataset_needs_file_permission(policy, version):
     with refused(InvalidConfig, "the policy", "/etc/passwd"):
         judge(
             version("good"),
@@ -257,7 +253,7 @@ def test_where_files_may_not_be_read_no_rows_of_them_are_disturbed(policy, versi
         )
 
 
-def test_where_no_code_may_run_no_torch_original_is_loaded(version, folders):
+def test_torch_original_needs_code_permission(version, folders):
     robustness = {
         "disturbances": {"pgd": 0.1},
         "dataset": str(folders["holdout"]),

@@ -53,7 +53,7 @@ def actions():
     return [(event.action, event.version, event.actor) for event in events()]
 
 
-def test_passing_version_replaces_the_one_in_production(toy):
+def test_passed_version_replaces_the_production_version(toy):
     progress: list[str] = []
     promotion = promote("toy", "2", "production", actor="eva", progress=progress.append)
     assert promotion.to == "Production"
@@ -70,7 +70,7 @@ def test_passing_version_replaces_the_one_in_production(toy):
     assert event.detail["moved"] == {"place": "Production", "before": "1"}
 
 
-def test_failing_version_is_refused_with_its_report_and_stages_do_not_change(toy):
+def test_failed_version_changes_no_stage(toy):
     with refused(GateRefused, "toy version 4", "Production", "form", "report"):
         promote("toy", "4", "Production", actor="eva")
     assert stages(toy) == {1: "Production", 2: "None", 3: "None", 4: "None"}
@@ -79,7 +79,7 @@ def test_failing_version_is_refused_with_its_report_and_stages_do_not_change(toy
     assert "moved" not in events()[-1].detail
 
 
-def test_force_moves_it_and_everybody_can_see_that(toy):
+def test_forced_promotion_is_visible(toy):
     with refused(InvalidConfig, "forced", "reason"):
         promote("toy", "4", "Production", force=True)
     promotion = promote(
@@ -99,7 +99,7 @@ def test_force_moves_it_and_everybody_can_see_that(toy):
     assert event.detail["forced"] is True
 
 
-def test_forced_promotion_of_a_passing_version_is_not_recorded_as_forced(toy):
+def test_passed_version_is_not_recorded_as_forced(toy):
     toy.set_registered_model_tag(
         "toy", "onnxserve.gate.policy", "skip: [evaluation, robustness, budget]\nparity: any"
     )
@@ -107,7 +107,7 @@ def test_forced_promotion_of_a_passing_version_is_not_recorded_as_forced(toy):
 
 
 @pytest.mark.long
-def test_a_fresh_verdict_is_taken_and_a_stale_one_is_not(toy):
+def test_only_a_fresh_verdict_is_reused(toy):
     run_gate("toy", "2")
     progress: list[str] = []
     promote("toy", "2", "Production", progress=progress.append)
@@ -133,7 +133,7 @@ def test_a_fresh_verdict_is_taken_and_a_stale_one_is_not(toy):
         assert progress[0].startswith("fetching")
 
 
-def test_a_verdict_on_other_files_is_not_taken(toy, own_files, folders):
+def test_verdict_on_other_files_is_not_reused(toy, own_files, folders):
     run_gate("toy", "5")
     shutil.copytree(folders["unproven"], own_files, dirs_exist_ok=True)
     with pytest.raises(GateRefused, match="form is warned"):
@@ -144,7 +144,7 @@ def test_a_verdict_on_other_files_is_not_taken(toy, own_files, folders):
     assert tags["onnxserve.gate.digest"] == version_digest("models:/toy/5")
 
 
-def test_a_version_that_is_there_already_with_other_files_is_judged_anew(toy, own_files, folders):
+def test_version_in_place_with_other_files_is_judged(toy, own_files, folders):
     assert promote("toy", "5", "Production").is_moved
     shutil.copytree(folders["unproven"], own_files, dirs_exist_ok=True)
     with pytest.raises(GateRefused, match="form is warned"):
@@ -152,7 +152,7 @@ def test_a_version_that_is_there_already_with_other_files_is_judged_anew(toy, ow
 
 
 @pytest.mark.parametrize("can_be_judged", [True, False])
-def test_a_forced_version_is_forced_with_its_files(can_be_judged, toy):
+def test_forced_version_has_a_digest_of_its_files(can_be_judged, toy):
     if not can_be_judged:
         policy = "skip: [robustness, budget]\nevaluation: {dataset: /a.csv, target: y}"
         toy.set_registered_model_tag("toy", "onnxserve.gate.policy", policy)
@@ -170,7 +170,7 @@ def test_a_forced_version_is_forced_with_its_files(can_be_judged, toy):
     )
 
 
-def test_a_version_that_came_while_it_was_judged_is_not_replaced_unseen(toy):
+def test_version_moved_meanwhile_is_not_replaced(toy):
     def overtaken(line):
         if line.startswith("logging"):
             toy.transition_model_version_stage(
@@ -183,7 +183,7 @@ def test_a_version_that_came_while_it_was_judged_is_not_replaced_unseen(toy):
     assert promote("toy", "2", "Production").before == "3"
 
 
-def test_the_alias_champion_is_gated_by_default(toy):
+def test_alias_champion_is_gated_by_default(toy):
     toy.set_registered_model_alias("toy", "champion", "1")
     with refused(GateRefused, "toy version 4", "@champion"):
         promote("toy", "4", "@champion")
@@ -195,7 +195,7 @@ def test_the_alias_champion_is_gated_by_default(toy):
     assert toy.get_model_version_by_alias("toy", "champion").version == 2
 
 
-def test_a_place_that_is_not_gated_is_free(toy):
+def test_ungated_place_needs_no_verdict(toy):
     promotion = promote("toy", "4", "Staging")
     assert promotion.gate == "not asked"
     assert promotion.reason == "the policy does not gate Staging"
@@ -204,7 +204,7 @@ def test_a_place_that_is_not_gated_is_free(toy):
     assert actions() == [("promote", "4", this := actions()[0][2]), ("promote", "4", this)]
 
 
-def test_rolled_back_version_is_refused_until_forced_with_a_reason(toy):
+def test_rolled_back_version_is_refused_until_forced(toy):
     toy.set_model_version_tag("toy", "2", "onnxserve.rolled_back", "flights: too slow")
     again = (
         r"version 2 is not promoted to Production, .* rolled back \(flights: too slow\).*--force "
@@ -218,7 +218,7 @@ def test_rolled_back_version_is_refused_until_forced_with_a_reason(toy):
     assert "onnxserve.rolled_back" not in toy.get_model_version("toy", "2").tags
 
 
-def test_second_promotion_of_the_same_version_changes_no_stage(toy):
+def test_repeated_promotion_changes_no_stage(toy):
     moved = promote("toy", "2", "Production", actor="eva")
     again = promote("toy", "2", "Production", actor="eva")
     assert (moved.is_moved, again.is_moved, again.gate, again.location_text) == (
@@ -236,7 +236,7 @@ def test_version_in_place_without_a_verdict_gets_one(toy):
     assert toy.get_model_version("toy", "1").tags["onnxserve.gate"] == UNEVALUATED
 
 
-def test_a_file_does_not_stand_for_a_policy_that_the_model_has(toy, tmp_path):
+def test_policy_file_cannot_replace_the_model_policy(toy, tmp_path):
     (tmp_path / "easy.yaml").write_text("parity: any\nskip: [evaluation, robustness, budget]")
     with refused(InvalidConfig, "model toy", "already has a policy"):
         promote("toy", "4", "Production", policy_file=tmp_path / "easy.yaml")
@@ -276,7 +276,7 @@ def approve_as(toy, version, *users):
 
 
 @pytest.mark.parametrize(("version", "force"), [("2", False), ("4", True)])
-def test_a_promotion_also_needs_its_approvals_even_if_it_is_forced(version, force, toy):
+def test_forced_promotion_needs_approvals(version, force, toy):
     toy.set_registered_model_tag("toy", "onnxserve.gate.policy", APPROVED)
     for users, missing in ((), "2 of 2"), (("ada",), "1 of 2"):
         if users:
@@ -305,6 +305,6 @@ def test_a_promotion_also_needs_its_approvals_even_if_it_is_forced(version, forc
         promote("toy", version, "Production", force=force, why="a drill")
 
 
-def test_a_stage_that_the_policy_does_not_gate_needs_no_approvals(toy):
+def test_ungated_stage_needs_no_approvals(toy):
     toy.set_registered_model_tag("toy", "onnxserve.gate.policy", APPROVED)
     assert promote("toy", "2", "Staging").is_moved

@@ -3,50 +3,31 @@ server does not run the app.
 """
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
-from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.promote.gate.recording import PATH, VerdictRecord, write_verdict
+from tests.promote.gate.conftest import answering
 from tests.support.tracking import tracking_at
 
 
-def test_a_proxy_that_refuses_the_unknown_path_does_not_lose_the_verdict(tmp_path, monkeypatch):
+def test_verdict_is_tagged_if_a_proxy_refuses_the_path(store, monkeypatch):
     set_tags: dict[str, str] = {}
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.answer(200, json.dumps({"model_version": {"name": "credit", "version": "1"}}))
-
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            if self.path.startswith(PATH):
-                self.answer(403, "<html>forbidden</html>", "text/html")
-                return
-            set_tags[body["key"]] = body["value"]
-            self.answer(200, "{}")
-
-        def answer(self, status: int, body: str, kind: str = "application/json") -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
+    def answer(request, body):
+        if request.command == "GET":
+            version = {"model_version": {"name": "credit", "version": "1"}}
+            return 200, "application/json", json.dumps(version)
+        if request.path.startswith(PATH):
+            return 403, "text/html", "<html>forbidden</html>"
+        tag = json.loads(body)
+        set_tags[tag["key"]] = tag["value"]
+        return 200, "application/json", "{}"
 
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     record = VerdictRecord(
         model="credit", version="1", state="passed", reason="all checks passed", files="ab12"
     )
-    store = open_store(f"sqlite:///{tmp_path}/store.db")
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        with tracking_at(f"http://127.0.0.1:{server.server_port}"):
-            write_verdict(record, store)
-        server.shutdown()
+    with answering(answer) as url, tracking_at(url):
+        write_verdict(record, store)
     assert set_tags["onnxserve.gate"] == "passed"
     assert set_tags["onnxserve.gate.digest"] == "ab12"
     assert [event.after for event in store.events(model="credit")] == ["passed"]
-    store.close()

@@ -34,7 +34,7 @@ def events():
         store.close()
 
 
-def test_a_passed_verdict_is_on_the_version_in_a_run_and_in_the_trail(policy, registry, tmp_path):
+def test_passed_verdict_is_in_tags_run_and_trail(policy, registry, tmp_path):
     gated = run_gate("toy", "2", actor="eva")
     run = registry.get_run(gated.run.run_id)
     assert run.info.run_name == "gate toy v2"
@@ -64,9 +64,7 @@ def test_a_passed_verdict_is_on_the_version_in_a_run_and_in_the_trail(policy, re
     assert event.detail["checks"]["evaluation"]["difference"] == 0
 
 
-def test_no_status_asks_for_another_gate_while_the_tags_of_the_first_verdict_are_written(
-    policy, registry, monkeypatch
-):
+def test_status_is_consistent_while_tags_are_written(policy, registry, monkeypatch):
     write = tags.tag_version
     seen = list[str]()
 
@@ -80,18 +78,7 @@ def test_no_status_asks_for_another_gate_while_the_tags_of_the_first_verdict_are
     assert {"it has not been through the gate", seen[-1]} == {*seen}
 
 
-@pytest.mark.long
-def test_a_failed_one_says_why(policy, registry):
-    run_gate("toy", "3")
-    status = resolve("models:/toy/3").gate_status
-    assert (status.passed, status.state) == (False, "failed")
-    assert status.reason.startswith(
-        "evaluation: worse by more than the margin of 0.0100; accuracy 0."
-    )
-    assert mentions(resolve("models:/toy/2").gate_status.reason, "the gate")
-
-
-def test_another_policy_than_the_models_own_is_tried_out_and_not_written_down(registry, tmp_path):
+def test_verdict_of_another_policy_is_not_tagged(registry, tmp_path):
     model_policy = "skip: [evaluation, robustness, budget]"
     registry.set_registered_model_tag("toy", "onnxserve.gate.policy", model_policy)
     (tmp_path / "easy.yaml").write_text(f"parity: any\n{model_policy}")
@@ -105,7 +92,7 @@ def test_another_policy_than_the_models_own_is_tried_out_and_not_written_down(re
 
 
 @pytest.mark.long
-def test_promoted_version_is_compared_with_the_previous_one(registry, tmp_path):
+def test_promoted_version_is_compared_with_its_predecessor(registry, tmp_path):
     (tmp_path / "p.yaml").write_text("skip: [evaluation, robustness, budget]")
     registry.transition_model_version_stage("toy", "2", "Production")
     assert run_gate("toy", "2", policy_file=tmp_path / "p.yaml").verdict.against == "models:/toy/1"
@@ -119,7 +106,7 @@ def test_promoted_version_is_compared_with_the_previous_one(registry, tmp_path):
     assert (same.verdict.against, same.is_tagged) == ("models:/toy/2", True)
 
 
-def test_only_served_version_keeps_its_verdict_until_the_policy_changes(registry):
+def test_served_version_keeps_its_verdict(registry):
     policy = "skip: [evaluation, robustness, budget]"
     registry.set_registered_model_tag("toy", "onnxserve.gate.policy", policy)
     assert verdict_of_served("toy", "1") is None  # The version is served without a verdict.
@@ -135,9 +122,7 @@ def test_only_served_version_keeps_its_verdict_until_the_policy_changes(registry
     assert verdict_of_served("toy", "1") is None  # The policy has changed.
 
 
-def test_verdict_on_changed_files_does_not_apply_to_the_served_version(
-    registry, own_files, folders
-):
+def test_verdict_of_the_served_version_needs_same_files(registry, own_files, folders):
     registry.set_registered_model_tag(
         "toy", "onnxserve.gate.policy", "skip: [evaluation, robustness, budget]"
     )
@@ -163,6 +148,6 @@ def test_verdict_on_changed_files_does_not_apply_to_the_served_version(
         ),
     ],
 )
-def test_a_version_that_is_not_there_is_named(model, version, error, message, registry):
+def test_unknown_version_is_named(model, version, error, message, registry):
     with pytest.raises(error, match=message):
         run_gate(model, version)

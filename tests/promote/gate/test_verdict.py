@@ -42,7 +42,7 @@ FAILED = CheckResult("evaluation", "failed", "worse by more than the margin of 0
         ),
     ],
 )
-def test_one_failed_check_fails_the_version_and_is_its_reason(checks, state, reason):
+def test_state_and_reason_follow_the_checks(checks, state, reason):
     at = datetime(2026, 11, 21, tzinfo=UTC)
     verdict = GateVerdict("toy", "2", "ab12", "", at, checks, {}, "0123", "the defaults")
     assert verdict.state == state
@@ -78,7 +78,7 @@ def verdict():
     )
 
 
-def test_page_is_self_contained_and_shows_the_failed_checks(verdict):
+def test_page_is_self_contained_and_shows_failures(verdict):
     page = verdict_as_html(verdict)
     assert not re.search(r"(?i)<script|<link|src=|https?://", page)
     assert "2: <span class='failed'>failed</span>" in page
@@ -91,13 +91,13 @@ def test_page_is_self_contained_and_shows_the_failed_checks(verdict):
     assert "<tr><th>metric<th>value</tr><tr><td class=n>difference<td class=n>-0.1</tr>" in page
 
 
-def test_an_interval_without_ends_is_not_drawn(verdict):
+def test_infinite_interval_is_not_drawn(verdict):
     figures = {**FIGURES, "difference_low": float("-inf")}
     checks = (CheckResult("evaluation", "failed", "no", figures),)
     assert "<svg" not in verdict_as_html(GateVerdict(**{**vars(verdict), "checks": checks}))
 
 
-def test_the_json_has_the_verdict_and_every_figure(verdict):
+def test_json_has_verdict_and_figures(verdict):
     document = json.loads(json.dumps(verdict_as_json(verdict)))
     assert document["state"] == "failed"
     assert document["reason"] == "evaluation: worse, <b>much</b>"

@@ -121,6 +121,17 @@ class Answering:
             Traffic(self.log, endpoint, capture or CaptureSpec()), table, **options
         )
 
+    def replayed(
+        self,
+        model: Path,
+        rows: Mapping[str, Any],
+        *,
+        change: Callable[[Outputs], object] = lambda outputs: None,
+        **options: Any,
+    ) -> Replay:
+        """Replay a request that a new version 1 of the model toy has answered."""
+        return self.replay(self.answer(self.register(model), rows, change=change), **options)
+
 
 @pytest.fixture
 def answering(tmp_path, new_database, monkeypatch):

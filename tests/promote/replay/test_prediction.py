@@ -24,11 +24,10 @@ MIXED_ROWS = {
 }
 
 
-def test_a_version_answers_the_same_to_the_bit(answering):
-    model = answering.register(write_classifier(answering.folder / "model"))
-    identity = answering.answer(model, ROWS)
+def test_replay_is_exact(answering):
+    model = write_classifier(answering.folder / "model")
 
-    replayed = answering.replay(identity)
+    replayed = answering.replayed(model, ROWS)
 
     assert replayed.is_equal
     assert replayed.outputs == [
@@ -48,12 +47,12 @@ def test_a_version_answers_the_same_to_the_bit(answering):
         (tensor_model, {"": np.arange(8, dtype=np.float32).reshape(2, 2, 2) / 3}),
     ],
 )
-def test_inputs_of_every_type_are_read_from_the_log(answering, write, rows):
-    model = answering.register(write(answering.folder / "model"))
-    assert answering.replay(answering.answer(model, rows)).is_equal
+def test_inputs_of_every_type_are_replayed(answering, write, rows):
+    model = write(answering.folder / "model")
+    assert answering.replayed(model, rows).is_equal
 
 
-def test_a_missing_text_is_fed_as_in_the_server(answering):
+def test_missing_text_is_fed_as_in_the_server(answering):
     section = {
         "inputs": [graph_tensor("x", "str", -1, 1, columns=["x"], missing="⟨missing⟩")],
         "outputs": [graph_tensor("y", "str", -1, 1, role="values")],
@@ -61,29 +60,26 @@ def test_a_missing_text_is_fed_as_in_the_server(answering):
     }
     graph = "texts (string[N,1] x) => (string[N,1] y) { y = Identity(x) }"
     signature = [{"name": "x", "type": "string", "required": False}]
-    model = answering.register(write_model(answering.folder / "model", graph, signature, section))
+    model = write_model(answering.folder / "model", graph, signature, section)
 
-    assert answering.replay(answering.answer(model, {"x": ["a", None]}), nodes=1).is_equal
+    assert answering.replayed(model, {"x": ["a", None]}, nodes=1).is_equal
 
 
-def test_the_nodes_of_a_text_model_compute_tokens(answering):
+def test_nodes_of_a_text_model(answering):
     from tests.support.texts import text_model  # This module imports tokenizers.
 
-    model = answering.register(text_model(answering.folder / "model"))
-    replayed = answering.replay(
-        answering.answer(model, {"text": ["an apple", "a pear"]}), nodes=99, row=1
-    )
+    model = text_model(answering.folder / "model")
+    replayed = answering.replayed(model, {"text": ["an apple", "a pear"]}, nodes=99, row=1)
     assert replayed.is_equal
     assert isinstance(replayed.nodes, list)
     assert replayed.nodes[-1].type == "float32 [1, 1]"
 
 
-def test_a_graph_without_rows_is_one_row(answering):
+def test_graph_without_rows_is_one_row(answering):
     graph = "still (float[3] x) => (float y) { y = ReduceSum <keepdims = 0> (x) }"
-    model = answering.register(write_model(answering.folder / "model", graph))
-    identity = answering.answer(model, {"x": np.array([0.1, 0.2, 0.3], np.float32)})
+    model = write_model(answering.folder / "model", graph)
 
-    replayed = answering.replay(identity, nodes=5)
+    replayed = answering.replayed(model, {"x": np.array([0.1, 0.2, 0.3], np.float32)}, nodes=5)
 
     assert replayed.is_equal
     assert isinstance(replayed.nodes, list)
@@ -94,22 +90,21 @@ def test_a_graph_without_rows_is_one_row(answering):
     assert total.values == [pytest.approx(0.6)]
 
 
-def test_the_largest_difference_is_reported_with_its_place(answering):
+def test_largest_difference_has_its_index(answering):
     def change(outputs):
         outputs["label"][2] = 1 - outputs["label"][2]
         outputs["probabilities"][0, 1] = np.nextafter(outputs["probabilities"][0, 1], np.float32(2))
         outputs["probabilities"][1, 0] += np.float32(0.25)
 
-    model = answering.register(write_classifier(answering.folder / "model"))
-    identity = answering.answer(model, ROWS, change=change)
+    model = write_classifier(answering.folder / "model")
 
-    label, probabilities = answering.replay(identity).outputs
+    label, probabilities = answering.replayed(model, ROWS, change=change).outputs
     assert (label.is_equal, label.index, {label.captured, label.computed}) == (False, (2,), {0, 1})
     assert (probabilities.is_equal, probabilities.index) == (False, (1, 0))
     assert np.subtract(probabilities.captured, probabilities.computed) == pytest.approx(0.25)  # type: ignore[call-overload]
 
 
-def test_nan_equals_nan_but_zeros_of_different_signs_differ(answering):
+def test_nan_is_equal_but_signed_zeros_differ(answering):
     model = answering.register(write_regressor(answering.folder / "model"))
 
     def negate(outputs):
@@ -121,33 +116,34 @@ def test_nan_equals_nan_but_zeros_of_different_signs_differ(answering):
     assert (compared.is_equal, compared.index, str(compared.captured)) == (False, (1, 0), "-0.0")
 
 
-def test_numbers_that_the_log_has_widened_are_equal_to_the_bit(answering):
+def test_numbers_widened_by_the_log_are_equal(answering):
     def widen(outputs):  # A compacted file of several versions has the wider type.
         outputs["probabilities"] = outputs["probabilities"].astype(np.float64)
 
-    model = answering.register(write_classifier(answering.folder / "model"))
-    assert answering.replay(answering.answer(model, ROWS, change=widen)).is_equal
+    model = write_classifier(answering.folder / "model")
+    assert answering.replayed(model, ROWS, change=widen).is_equal
 
 
-def test_an_output_of_another_shape_is_not_equal(answering):
-    model = answering.register(write_regressor(answering.folder / "model"))
-    identity = answering.answer(
-        model, ROWS, change=lambda outputs: outputs.update(y=np.zeros(3), z=np.zeros(3))
-    )
+def test_output_of_another_shape_differs(answering):
+    model = write_regressor(answering.folder / "model")
 
-    by_name = {output.column: output for output in answering.replay(identity).outputs}
+    by_name = {
+        output.column: output
+        for output in answering.replayed(
+            model, ROWS, change=lambda outputs: outputs.update(y=np.zeros(3), z=np.zeros(3))
+        ).outputs
+    }
     assert by_name["prediction"].captured == "float64 [3]"
     assert by_name["prediction"].computed == "not computed"
     assert not by_name["output.z"].is_equal
 
 
 @pytest.mark.long
-def test_contributions_of_a_sum_are_its_terms(answering):
+def test_contributions_of_a_sum_are_its_summands(answering):
     reference = {name: labelled(80, seed=5)[name] for name in ("a", "b")}
-    model = answering.register(write_regressor(answering.folder / "model", reference=reference))
-    identity = answering.answer(model, ROWS)
+    model = write_regressor(answering.folder / "model", reference=reference)
 
-    explanation = answering.replay(identity, row=2).explanation
+    explanation = answering.replayed(model, ROWS, row=2).explanation
 
     assert explanation is not None
     assert not isinstance(explanation, Refused)
@@ -155,19 +151,18 @@ def test_contributions_of_a_sum_are_its_terms(answering):
     assert explanation.values[0, 0, 0] == pytest.approx(2 * (ROWS["a"][2] - reference["a"].mean()))
 
 
-def test_a_model_without_sample_rows_is_not_explained(answering):
-    model = answering.register(write_regressor(answering.folder / "model"))
-    replayed = answering.replay(answering.answer(model, ROWS))
+def test_model_without_sample_rows_is_not_explained(answering):
+    model = write_regressor(answering.folder / "model")
+    replayed = answering.replayed(model, ROWS)
     assert replayed.is_equal
     assert isinstance(replayed.explanation, Refused)
     assert mentions(replayed.explanation.reason, "reference_data")
 
 
-def test_intermediate_values_of_a_row_are_in_the_order_of_the_graph(answering):
-    model = answering.register(write_classifier(answering.folder / "model"))
-    identity = answering.answer(model, ROWS)
+def test_intermediate_values_are_in_graph_order(answering):
+    model = write_classifier(answering.folder / "model")
 
-    replayed = answering.replay(identity, row=1, nodes=3)
+    replayed = answering.replayed(model, ROWS, row=1, nodes=3)
 
     assert isinstance(replayed.nodes, list)
     assert [(node.operator, node.output) for node in replayed.nodes] == [
@@ -179,7 +174,7 @@ def test_intermediate_values_of_a_row_are_in_the_order_of_the_graph(answering):
     assert replayed.nodes[1].values == [pytest.approx(2 * ROWS["a"][1] - ROWS["b"][1])]
 
 
-def test_loops_optional_outputs_and_external_weights_are_supported(answering):
+def test_loops_optional_outputs_and_external_weights(answering):
     graph = """deep (float[N,2] x) => (float[N,2] y) <float[2] w = {1.5, 2.5}, int64 three = {3}, \
 bool go = {1}> {
       half = Dropout(x)
@@ -212,7 +207,7 @@ bool go = {1}> {
     assert not (model / "all-outputs.onnx").exists()
 
 
-def test_masked_and_dropped_columns_are_named(answering):
+def test_masked_and_dropped_columns_are_refused(answering):
     model = answering.register(mixed_model(answering.folder / "model"))
     dropped = answering.answer(model, MIXED_ROWS, drop=("hour",))
     masked = answering.answer(model, MIXED_ROWS, mask=("carrier", "distance"))
@@ -225,7 +220,7 @@ def test_masked_and_dropped_columns_are_named(answering):
         answering.replay(masked)
 
 
-def test_a_dropped_column_is_not_replayed_as_a_missing_value(answering):
+def test_dropped_column_is_not_a_missing_value(answering):
     optional: list[dict[str, Any]] = [
         {"name": "a", "type": "double"},
         {"name": "b", "type": "double", "required": False},
@@ -258,7 +253,7 @@ def test_masked_and_dropped_outputs_are_not_compared(answering):
     assert (dropped.outputs, dropped.is_equal) == ([], False)
 
 
-def test_unknown_prediction_id_error_lists_the_possible_causes(answering):
+def test_unknown_prediction_id_lists_causes(answering):
     with refused(NotFound, "p-1", "capture.retention", "capture.fraction", "--failed"):
         find_request(answering.log, "p-1")
 
@@ -266,13 +261,13 @@ def test_unknown_prediction_id_error_lists_the_possible_causes(answering):
 @pytest.mark.parametrize(
     ("prediction_id", "quoted"), [("", "''"), ("\x1b[31mx\ny", r"'\x1b[31mx\ny'")]
 )
-def test_a_hostile_id_is_quoted_in_a_line(answering, prediction_id, quoted):
+def test_hostile_id_is_quoted(answering, prediction_id, quoted):
     with refused(NotFound, quoted) as caught:
         find_request(answering.log, prediction_id)
     assert caught.value.message.isprintable()
 
 
-def test_requests_are_found_in_every_endpoint(answering):
+def test_request_is_found_in_any_endpoint(answering):
     model = answering.register(write_regressor(answering.folder / "model"))
     identities = {name: answering.answer(model, ROWS, endpoint=name) for name in ("b", "a", "c")}
     for name, identity in identities.items():
@@ -282,13 +277,13 @@ def test_requests_are_found_in_every_endpoint(answering):
         find_request(answering.log, identities["a"], "c")
 
 
-def test_a_row_that_is_not_in_the_request_is_refused(answering):
-    model = answering.register(write_regressor(answering.folder / "model"))
+def test_unknown_row_is_refused(answering):
+    model = write_regressor(answering.folder / "model")
     with refused(InvalidConfig, "--row 3", "0 to 2"):
-        answering.replay(answering.answer(model, ROWS), row=3)
+        answering.replayed(model, ROWS, row=3)
 
 
-def test_versions_that_cannot_be_found_are_named(answering):
+def test_missing_versions_are_named(answering):
     model = answering.register(write_regressor(answering.folder / "model"))
     of_folder = answering.answer(model, ROWS, name="folder", version="unknown")
     deleted = answering.answer(model, ROWS)
@@ -319,7 +314,7 @@ def pyfuncs(tmp_path_factory):
         ("tensors", {"a": np.ones((2, 2), np.float32), "b": np.array([1, 2])}),
     ],
 )
-def test_a_pyfunc_is_computed_as_in_its_side_process(answering, pyfuncs, name, rows):
+def test_pyfunc_is_replayed(answering, pyfuncs, name, rows):
     model = answering.register(pyfuncs[name], name)
     replayed = answering.replay(answering.answer(model, rows, name=name), nodes=5)
     assert replayed.is_equal
@@ -328,21 +323,21 @@ def test_a_pyfunc_is_computed_as_in_its_side_process(answering, pyfuncs, name, r
 
 
 @pytest.mark.long
-def test_a_pyfunc_of_objects_is_refused(answering, pyfuncs):
-    model = answering.register(pyfuncs["nested"])
+def test_pyfunc_of_objects_is_refused(answering, pyfuncs):
+    model = pyfuncs["nested"]
     rows = {"points": [[1.0, 2.0]], "place": [{"name": "x", "height": 2}], "tags": [["u", "v"]]}
     with refused(InvalidConfig, "signature"):
-        answering.replay(answering.answer(model, rows))
+        answering.replayed(model, rows)
 
 
-def test_a_graph_of_constants_has_no_nodes(answering):
+def test_graph_of_constants_has_no_nodes(answering):
     graph = "still (float[N,1] x) => (float[1] y) { y = Constant <value_floats = [1.0]> () }"
-    model = answering.register(write_model(answering.folder / "model", graph))
-    replayed = answering.replay(answering.answer(model, {"x": np.zeros((1, 1), np.float32)}))
+    model = write_model(answering.folder / "model", graph)
+    replayed = answering.replayed(model, {"x": np.zeros((1, 1), np.float32)})
     assert replayed.nodes == []
 
 
-def test_an_output_without_values_is_equal(answering):
+def test_empty_output_is_equal(answering):
     graph = """boxes (float[N,2] x) => (float[N,0,4] y) <int64[1] zero = {0}, int64[1] one = {1}> {
       none = Slice(x, zero, zero, one)
       two = Constant <value_ints = [2]> ()
@@ -350,5 +345,5 @@ def test_an_output_without_values_is_equal(answering):
       size = Constant <value_ints = [1, 1, 4]> ()
       y = Expand(wide, size)
     }"""
-    model = answering.register(write_model(answering.folder / "model", graph))
-    assert answering.replay(answering.answer(model, {"x": np.ones((2, 2), np.float32)})).is_equal
+    model = write_model(answering.folder / "model", graph)
+    assert answering.replayed(model, {"x": np.ones((2, 2), np.float32)}).is_equal

@@ -24,7 +24,7 @@ from tests.support.rollouts import PLAN
 LEASE = "rollouts/here"
 
 
-def test_nothing_begins_without_a_controller_that_is_alive(store):
+def test_rollout_needs_a_live_controller(store):
     with refused(NotReady, "was not started", "`onnxserve controller`", "--wait"):
         require_controller(store, LEASE, patience=0)
 
@@ -38,7 +38,7 @@ def test_nothing_begins_without_a_controller_that_is_alive(store):
     require_controller(store, LEASE, patience=0)
 
 
-def test_stalled_rollout_gives_a_reason(store, tmp_path):
+def test_stalled_rollout_has_a_reason(store, tmp_path):
     settings = Settings(home=tmp_path)
     deployments = Deployments(store, settings, lambda line: None)
     store.add_endpoint("onnxserve", new_endpoint("flights", "models:/flight-delay/1"))
@@ -51,9 +51,7 @@ def test_stalled_rollout_gives_a_reason(store, tmp_path):
     assert stall_reason(deployments, "flights") == ""
 
 
-def test_an_endpoint_of_a_cluster_that_is_out_of_reach_gets_no_rollout(
-    store, tmp_path, monkeypatch
-):
+def test_rollout_in_unreachable_cluster_is_refused(store, tmp_path, monkeypatch):
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     store.add_endpoint(
         "onnxserve:/kubernetes/ml", new_endpoint("flights", "models:/flight-delay/1")
@@ -63,7 +61,7 @@ def test_an_endpoint_of_a_cluster_that_is_out_of_reach_gets_no_rollout(
         start_rollout(deployments, "flights", RolloutRequest(to="2"))
 
 
-def test_during_a_rollout_another_one_is_refused_with_a_command_that_is_not(store, tmp_path):
+def test_second_rollout_of_an_endpoint_is_refused(store, tmp_path):
     spec = add_variant(
         new_endpoint("flights", "models:/flight-delay/1"), "candidate", "models:/flight-delay/2"
     )
@@ -82,12 +80,12 @@ def test_during_a_rollout_another_one_is_refused_with_a_command_that_is_not(stor
         ({"abort_on": "errors>1%"}, "--abort-on"),
     ],
 )
-def test_a_request_that_makes_no_sense_is_refused_before_anything_is_looked_up(fields, option):
+def test_invalid_rollout_options_are_refused(fields, option):
     with pytest.raises(InvalidConfig, match=option):
         RolloutRequest(to="2", **fields)  # type: ignore[arg-type]
 
 
-def test_no_more_than_all_the_evidence_is_shown(store):
+def test_shown_evidence_is_at_most_all(store):
     judged = {"figures": "many requests failed", "log_evidence": 500.0, "log_evidence_needed": 4.9}
     begun = store.add_rollout("flights", PLAN.to_json(), "stepping")
 

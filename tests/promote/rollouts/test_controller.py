@@ -14,6 +14,7 @@ from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.store.database import open_store, utc_now
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
+from mlflow_deploy_plugin.promote.rollouts import controller as controllers
 from mlflow_deploy_plugin.promote.rollouts.commands import command_rollout
 from mlflow_deploy_plugin.promote.rollouts.controller import (
     RolloutActions,
@@ -40,7 +41,7 @@ from tests.support.waiting import wait_until
 
 PLACE = "here"
 LEASE = rollouts_lease_name(PLACE)
-QUICK = replace(PLAN, every=0.3, min_requests=1)
+QUICK = replace(PLAN, every=0.05, min_requests=1)
 SECONDS = 30.0
 
 
@@ -113,6 +114,23 @@ def end_of(store, begun):
     return next(rollout for rollout in store.rollouts(begun.endpoint) if rollout.id == begun.id)
 
 
+@pytest.fixture(autouse=True)
+def _look_often(monkeypatch):
+    monkeypatch.setattr(controllers, "_MIN_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(controllers, "_MAX_PAUSE_SECONDS", 0.05)
+
+
+def wait_for_end(store, begun):
+    wait_until(lambda: not end_of(store, begun).is_live, SECONDS, "it has ended")
+
+
+def advance(store, world, rollout):
+    """Do the next action of a rollout under the lease."""
+    lease = store.acquire_lease(LEASE, "one", 60)
+    assert lease is not None
+    controller(store, world, "one").advance(rollout, LeaseKeeper(store, lease))
+
+
 @pytest.fixture
 def run():
     """Run a controller during the test. The returned event ends it, and so does the end
@@ -133,12 +151,12 @@ def run():
         thread.join()
 
 
-def test_a_rollout_is_taken_to_its_promotion_and_every_step_is_in_the_audit_trail(store, run):
+def test_rollout_is_promoted_with_audited_steps(store, run):
     world = World()
     begun = begin(store)
 
     run(controller(store, world, "one"))
-    wait_until(lambda: not end_of(store, begun).is_live, SECONDS, "it has ended")
+    wait_for_end(store, begun)
 
     assert end_of(store, begun).state == "promoted"
     assert world.done == ["prepare", "set_traffic", "set_traffic", "promote", "finish"]
@@ -153,21 +171,7 @@ def test_a_rollout_is_taken_to_its_promotion_and_every_step_is_in_the_audit_trai
     assert events[-1].detail["candidate"]["errors"] == 0
 
 
-def test_a_bad_candidate_is_taken_back(store, run):
-    world = World(errors=0.5)
-    begun = begin(store)
-
-    run(controller(store, world, "one"))
-    wait_until(lambda: not end_of(store, begun).is_live, SECONDS, "it has ended")
-
-    assert end_of(store, begun).state == "rolled_back"
-    assert world.done[-1] == "rolled back"
-    assert next(store.events("flights", newest_first=True)).why.startswith(
-        "error_rate>1%: 50.00% of"
-    )
-
-
-def test_a_second_controller_goes_on_where_a_dead_one_has_left_off(store, tmp_path, run):
+def test_second_controller_continues_after_a_dead_one(store, tmp_path, run):
     lease = store.acquire_lease(LEASE, "dead", 1)
     assert lease is not None
     begun = begin(store)
@@ -180,7 +184,7 @@ def test_a_second_controller_goes_on_where_a_dead_one_has_left_off(store, tmp_pa
     world.share["flights"] = 10  # The controller was killed before it set the traffic.
 
     run(controller(store, world, "next", lease_seconds=1))
-    wait_until(lambda: not end_of(store, begun).is_live, SECONDS, "it has ended")
+    wait_for_end(store, begun)
 
     assert end_of(store, begun).state == "promoted"
     assert world.done == ["set_traffic", "promote", "finish"]
@@ -190,14 +194,14 @@ def test_step_that_waits_for_requests_is_logged_once(store, run):
     world = World()
     begun = begin(store, replace(QUICK, steps=(100,), min_requests=300))
     run(controller(store, world))
-    wait_until(lambda: not end_of(store, begun).is_live, SECONDS, "it has ended")
+    wait_for_end(store, begun)
 
     waits = [line for line in world.said if "has answered" in line]
     assert len(waits) == 1
     assert waits[0].endswith("waiting for requests: the candidate has answered 0 of 300")
 
 
-def test_while_one_controller_works_another_does_nothing(tmp_path, run):
+def test_only_one_controller_works(tmp_path, run):
     url = f"sqlite:///{tmp_path}/store.db"
     stores = (open_store(url), open_store(url))
     worlds = (World(), World())
@@ -207,7 +211,7 @@ def test_while_one_controller_works_another_does_nothing(tmp_path, run):
     second = run(controller(stores[1], worlds[1], "two", servers="onnxserve:/kubernetes/ml"))
     wait_until(lambda: worlds[1].said, SECONDS, "the second has looked")
     begun = begin(stores[0])
-    wait_until(lambda: not end_of(stores[0], begun).is_live, SECONDS, "it has ended")
+    wait_for_end(stores[0], begun)
     second.set()
 
     assert worlds[1].looks == 0
@@ -216,9 +220,7 @@ def test_while_one_controller_works_another_does_nothing(tmp_path, run):
         store.close()
 
 
-def test_a_controller_that_does_not_reach_the_server_leaves_the_rollout_to_one_that_does(
-    tmp_path, run
-):
+def test_controller_that_reaches_the_server_rolls_back(tmp_path, run):
     url = f"sqlite:///{tmp_path}/store.db"
     stores = (open_store(url), open_store(url))
     worlds = (World(place="elsewhere"), World(errors=0.5))
@@ -227,11 +229,14 @@ def test_a_controller_that_does_not_reach_the_server_leaves_the_rollout_to_one_t
 
     begun = begin(stores[0])
     beside = run(controller(stores[1], worlds[1], "beside"))
-    wait_until(lambda: not end_of(stores[0], begun).is_live, SECONDS, "it has ended")
+    wait_for_end(stores[0], begun)
     beside.set()
 
     assert worlds[0].looks == 0
     assert end_of(stores[0], begun).state == "rolled_back"
+    assert worlds[1].done[-1] == "rolled back"
+    end = next(stores[0].events("flights", newest_first=True))
+    assert end.why.startswith("error_rate>1%: 50.00% of")
 
 
 def test_writes_after_a_lost_lease_are_ignored(store, tmp_path):
@@ -249,44 +254,32 @@ def test_writes_after_a_lost_lease_are_ignored(store, tmp_path):
     other.close()
 
 
-def test_a_candidate_that_is_put_in_while_somebody_aborts_is_taken_out_again(store):
-    world = World()
-    begun = begin(store)
-    lease = store.acquire_lease(LEASE, "one", 60)
-    assert lease is not None
-
+def abort_by_ada(store, begun):
     def abort(_action):
         current = end_of(store, begun)
         ended = replace(progress_of(current), state="rolled_back", reason="aborted by ada@laptop")
         assert store.update_rollout(with_progress(current, ended, utc_now()), None)
 
-    world.before_action = abort
-    controller(store, world, "one").advance(begun, LeaseKeeper(store, lease))
+    return abort
 
+
+def test_abort_during_preparation_removes_the_candidate(store):
+    world = World()
+    begun = begin(store)
+    world.before_action = abort_by_ada(store, begun)
+    advance(store, world, begun)
     assert world.done == ["prepare", "rolled back"]
     assert end_of(store, begun).reason == "aborted by ada@laptop"
 
 
-def test_a_promotion_that_is_under_way_while_somebody_aborts_is_taken_back(store):
+def test_abort_during_promotion_is_rolled_back(store):
     world = World()
-    begun = begin(store)
-    lease = store.acquire_lease(LEASE, "one", 60)
-    assert lease is not None
     world.share["flights"] = 100
-    promoting = store.update_rollout(
-        with_progress(begun, Progress("promoting", 1), utc_now()), lease
-    )
-    assert promoting is not None
-
-    def abort(_action):
-        ended = replace(
-            progress_of(end_of(store, begun)), state="rolled_back", reason="aborted by ada@laptop"
-        )
-        assert store.update_rollout(with_progress(end_of(store, begun), ended, utc_now()), None)
-
-    world.before_action = abort
-    controller(store, world, "one").advance(promoting, LeaseKeeper(store, lease))
-
+    begun = begin(store)
+    promoting = with_progress(begun, Progress("promoting", 1), utc_now())
+    assert store.update_rollout(promoting, None)
+    world.before_action = abort_by_ada(store, begun)
+    advance(store, world, end_of(store, begun))
     assert world.done == ["promote", "rolled back"]
 
 
@@ -303,22 +296,20 @@ def test_a_promotion_that_is_under_way_while_somebody_aborts_is_taken_back(store
         ),
     ],
 )
-def test_an_action_that_fails_is_written_down(store, error, said):
+def test_failed_action_is_recorded(store, error, said):
     world = World()
     begun = begin(store)
-    lease = store.acquire_lease(LEASE, "one", 60)
-    assert lease is not None
 
     def fail(_action):
         raise error
 
     world.before_action = fail
-    controller(store, world, "one").advance(begun, LeaseKeeper(store, lease))
+    advance(store, world, begun)
 
     assert mentions(rollout_summary(end_of(store, begun)), "flights", "6 → 7", said)
 
 
-def test_a_rollout_that_breaks_the_controllers_code_stops_no_other(store, run, caplog):
+def test_crash_in_one_rollout_stops_no_other(store, run, caplog):
     world = World()
     begin(store, replace(QUICK, endpoint="other"))
     begin(store)
@@ -337,7 +328,7 @@ def test_a_rollout_that_breaks_the_controllers_code_stops_no_other(store, run, c
     assert {rollout.state for rollout in store.rollouts()} == {"promoted", "starting"}
 
 
-def test_a_lease_that_cannot_be_renewed_is_given_up_in_time(tmp_path):
+def test_unrenewable_lease_is_given_up_in_time(tmp_path):
     passed = [0.0]
     store = open_store(f"sqlite:///{tmp_path}/store.db", monotonic=lambda: passed[0])
     lease = store.acquire_lease(LEASE, "one", 0.4)
@@ -354,14 +345,12 @@ def test_a_lease_that_cannot_be_renewed_is_given_up_in_time(tmp_path):
         assert not keeper.is_held
 
 
-def test_a_rollout_whose_plan_cannot_be_read_holds_up_no_other_and_can_be_aborted(
-    store, tmp_path, run
-):
+def test_unreadable_plan_can_be_aborted(store, tmp_path, run):
     unreadable = store.add_rollout("other", {"sampling": "often"}, "stepping")
     begun = begin(store)
 
     run(controller(store, World(), "one"))
-    wait_until(lambda: not end_of(store, begun).is_live, SECONDS, "it has ended")
+    wait_for_end(store, begun)
     deployments = Deployments(store, Settings(home=tmp_path), lambda line: None)
     message = command_rollout(deployments, "other", "abort", actor="ada@laptop")
 
@@ -374,7 +363,8 @@ def test_a_rollout_whose_plan_cannot_be_read_holds_up_no_other_and_can_be_aborte
     assert next(store.events("other", newest_first=True)).action == "rollout.end"
 
 
-def test_lease_of_an_unreachable_place_is_released_and_taken_again_later(store, tmp_path):
+def test_lease_of_unreachable_place_is_released(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(controllers, "_PLACES_SECONDS", 0.05)
     store.add_endpoint("onnxserve", new_endpoint("flights", "models:/flight-delay/1"))
     here = Deployments(store, Settings(home=tmp_path), print)
     folder = here.settings.deployments_path / "flights"
@@ -404,7 +394,7 @@ def test_lease_of_an_unreachable_place_is_released_and_taken_again_later(store, 
     assert not is_held()
 
 
-def test_controller_error_is_raised_even_if_its_place_is_found_again(store, tmp_path):
+def test_controller_error_is_raised(store, tmp_path):
     for name, target in (("first", "onnxserve"), ("second", "onnxserve:/docker")):
         store.add_endpoint(target, new_endpoint(name, "models:/flight-delay/1"))
     ended = threading.Event()

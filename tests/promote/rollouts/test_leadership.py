@@ -5,6 +5,7 @@ releases at its end.
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 
@@ -22,6 +23,7 @@ from mlflow_deploy_plugin.promote.rollouts.leadership import (
 )
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from tests.support.clusters import kubeconfig
+from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
 
 SECONDS = 30.0
@@ -58,7 +60,7 @@ def start(tmp_path, worked):
         store.close()
 
 
-def test_one_works_for_as_long_as_it_lives_and_another_goes_on(tmp_path, start, worked):
+def test_second_controller_works_after_the_first(tmp_path, start, worked):
     store = open_store(f"sqlite:///{tmp_path}/store.db")
     first = start("first")
     wait_until(lambda: worked, SECONDS, "the first works")
@@ -78,7 +80,7 @@ def test_one_works_for_as_long_as_it_lives_and_another_goes_on(tmp_path, start, 
     store.close()
 
 
-def test_one_that_has_lost_its_lease_says_that_it_leads_when_it_has_it_again(tmp_path):
+def test_regained_lease_is_reported(tmp_path):
     store = open_store(f"sqlite:///{tmp_path}/store.db")
     ended = threading.Event()
     messages = []
@@ -101,7 +103,7 @@ def test_one_that_has_lost_its_lease_says_that_it_leads_when_it_has_it_again(tmp
     store.close()
 
 
-def test_leadership_metric_shows_whether_this_process_leads(start, worked):
+def test_metric_shows_leadership(start, worked):
     ended = start("the test")
     wait_until(lambda: worked, SECONDS, "it works")
     wait_until(lambda: leads() == 1, SECONDS, "it leads")
@@ -114,7 +116,7 @@ def leads():
     return metric.samples[0].value
 
 
-def test_a_task_that_fails_is_begun_again(tmp_path, monkeypatch):
+def test_failed_task_is_restarted(tmp_path, monkeypatch):
     monkeypatch.setattr(leadership, "_FAILURE_SECONDS", 0.01)
     store = open_store(Settings(home=tmp_path).store_url)
     begun = []
@@ -133,7 +135,7 @@ def test_a_task_that_fails_is_begun_again(tmp_path, monkeypatch):
     store.close()
 
 
-def test_processes_that_see_the_same_state_folders_are_at_the_same_place_and_others_at_another(
+def test_place_is_the_visible_state_folder(
     tmp_path,
 ):
     store = open_store(f"sqlite:///{tmp_path}/store.db")
@@ -164,40 +166,32 @@ def test_processes_that_see_the_same_state_folders_are_at_the_same_place_and_oth
     store.close()
 
 
-def test_unreachable_cluster_is_reported_and_other_places_are_still_found(tmp_path, monkeypatch):
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
-    store = open_store(f"sqlite:///{tmp_path}/store.db")
-    store.add_endpoint("onnxserve:/kubernetes/ml", new_endpoint("churn", "models:/churn/1"))
-    store.add_endpoint("onnxserve", new_endpoint("flights", "models:/flight-delay/1"))
-    here = Deployments(store, Settings(home=tmp_path), print)
-    (here.settings.deployments_path / "flights").mkdir(parents=True)
-
-    failures: list[str] = []
-    places = dict(reached_places(here, failures.append))
-
-    assert places.keys() == {here.place("flights")}
-    (line,) = failures
-    assert line.startswith(
-        "rollouts of onnxserve:/kubernetes/ml are left to other controllers: no Kubernetes "
-        "cluster is"
-    )
-    store.close()
-
-
-def test_rollouts_of_this_machine_do_not_wait_for_a_cluster_that_does_not_answer(
-    tmp_path, monkeypatch
-):
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        silent.setblocking(False)
-        config = kubeconfig(tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}")
-        monkeypatch.setenv("KUBECONFIG", str(config))
-        store = open_store(f"sqlite:///{tmp_path}/store.db")
+@pytest.fixture
+def with_cluster(tmp_path):
+    """Deployments with an endpoint here and an endpoint in a cluster."""
+    with closing(open_store(f"sqlite:///{tmp_path}/store.db")) as store:
         store.add_endpoint("onnxserve:/kubernetes/ml", new_endpoint("churn", "models:/churn/1"))
         store.add_endpoint("onnxserve", new_endpoint("flights", "models:/flight-delay/1"))
         here = Deployments(store, Settings(home=tmp_path), print)
         (here.settings.deployments_path / "flights").mkdir(parents=True)
+        yield here
 
-        assert next(reached_places(here, print)) == (here.place("flights"), "the servers here")
+
+def test_unreachable_cluster_does_not_hide_other_places(with_cluster, tmp_path, monkeypatch):
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    failures: list[str] = []
+    places = dict(reached_places(with_cluster, failures.append))
+    assert places.keys() == {with_cluster.place("flights")}
+    (line,) = failures
+    assert mentions(line, "onnxserve:/kubernetes/ml", "no Kubernetes cluster")
+
+
+def test_local_rollouts_do_not_wait_for_a_hanging_cluster(with_cluster, tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.setblocking(False)
+        config = kubeconfig(tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("KUBECONFIG", str(config))
+        place = with_cluster.place("flights")
+        assert next(reached_places(with_cluster, print)) == (place, "the servers here")
         with pytest.raises(BlockingIOError):
             silent.accept()
-        store.close()

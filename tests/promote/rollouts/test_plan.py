@@ -19,18 +19,18 @@ from tests.support.refusals import refused
 from tests.support.rollouts import PLAN
 
 
-def test_a_plan_survives_being_written_down():
+def test_plan_round_trips_through_json():
     now = utc_now()
     written = json.loads(json.dumps(PLAN.to_json()))
 
     assert plan_of(Rollout(1, PLAN.endpoint, written, "starting", 0, now, {}, "", now, now)) == PLAN
 
 
-def test_the_error_probability_is_shared_by_all_tests():
+def test_error_probability_is_shared_by_all_tests():
     assert PLAN.level_of_a_test == pytest.approx(0.05 / 2 / 2)
 
 
-def test_steps_rise_from_one_to_a_hundred_percent():
+def test_valid_steps():
     assert parse_steps("1, 10%,50,100") == (1, 10, 50, 100)
 
 
@@ -46,7 +46,7 @@ def test_steps_rise_from_one_to_a_hundred_percent():
         ("50,101", "must ascend"),
     ],
 )
-def test_other_steps_are_refused(text, said):
+def test_invalid_steps_are_refused(text, said):
     with pytest.raises(InvalidConfig, match=f"--steps .*{said}"):
         parse_steps(text)
 
@@ -84,6 +84,6 @@ def test_latency_criterion_accepts_a_time():
         ("p99>2x,p99>1s", ["p99>2x", "p99>1s", "the same"]),
     ],
 )
-def test_invalid_criterion_is_refused_with_valid_examples(text, names):
+def test_invalid_criterion_is_refused(text, names):
     with refused(InvalidConfig, "--abort-on", *names):
         parse_criteria(text)

@@ -72,12 +72,18 @@ def roll_back(endpoint, **asked):
         return rollback(deployments, endpoint, **asked)
 
 
+def serve(store, model):
+    """Add the endpoint flights, which follows Production by default."""
+    uri = f"models:/{model}" if "@" in model or "/" in model else f"models:/{model}/Production"
+    store.add_endpoint("onnxserve", new_endpoint("flights", uri))
+
+
 def stage(model, version):
     return str(MlflowClient().get_model_version(model, version).current_stage)
 
 
-def test_rollback_returns_to_the_version_archived_last_in_the_registry(store, model):
-    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
+def test_version_archived_last_is_restored(store, model):
+    serve(store, model)
 
     done = roll_back("flights", why="too slow", actor="ada@laptop")
 
@@ -136,7 +142,7 @@ def test_dry_run_names_versions_and_followers(store, model, served, options, cha
     assert [*store.events()] == events
 
 
-def test_rollback_without_an_audit_trail_uses_the_version_that_servers_saw_last(store, model):
+def test_version_last_seen_by_servers_is_restored(store, model):
     store.add_endpoint(
         "onnxserve:/kubernetes/ml", new_endpoint("flights", f"models:/{model}/Production")
     )
@@ -163,8 +169,8 @@ def test_rollback_without_an_audit_trail_uses_the_version_that_servers_saw_last(
     assert mentions(done["source"], "version 3", "the server", "version 1")
 
 
-def test_rollback_ignores_versions_of_other_stages(store, model):
-    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
+def test_moves_of_other_stages_are_ignored(store, model):
+    serve(store, model)
     for stage_moved_to, stood in (("Production", "2"), ("Staging", "1")):
         store.record(
             "transition", model=model, version="3", detail=move_detail(stage_moved_to, stood)
@@ -176,8 +182,8 @@ def test_rollback_ignores_versions_of_other_stages(store, model):
     assert mentions(done["source"], "version 3", "the audit trail")
 
 
-def test_an_endpoint_that_follows_an_alias_returns_to_a_version_of_its_former_stage(store, model):
-    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}@live"))
+def test_alias_falls_back_to_its_former_stage(store, model):
+    serve(store, f"{model}@live")
     store.record("promote", model=model, version="3", detail=move_detail("Production", "2"))
     store.record("follow", endpoint="flights", detail={"stages": {"flights": "Production"}})
     store.record("promote", model=model, version="3", detail=move_detail("Production", "1"))
@@ -192,24 +198,24 @@ def test_an_endpoint_that_follows_an_alias_returns_to_a_version_of_its_former_st
     ("action", "endpoint", "to"),
     [("rollout.end", "flights", "2"), ("rollback", "flights", "2"), ("rollout.end", "prices", "1")],
 )
-def test_a_rollout_or_a_rollback_counts_for_its_own_endpoint(store, model, action, endpoint, to):
-    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
+def test_rollout_counts_for_its_own_endpoint(store, model, action, endpoint, to):
+    serve(store, model)
     store.record(action, endpoint=endpoint, model=model, version="3", detail=move_detail("", "2"))
 
     assert roll_back("flights")["to"] == to
 
 
 @pytest.mark.parametrize("action", ["rename", "delete"])
-def test_the_trail_of_another_model_that_had_the_name_does_not_count(store, model, action):
-    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
+def test_trail_of_a_former_namesake_is_ignored(store, model, action):
+    serve(store, model)
     store.record("promote", model=model, version="3", detail=move_detail("Production", "2"))
     store.record(action, model=model)
 
     assert roll_back("flights")["to"] == "1"
 
 
-def test_tampered_moves_do_not_choose_the_earlier_version(store, model, tmp_path):
-    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
+def test_tampered_moves_are_ignored(store, model, tmp_path):
+    serve(store, model)
     with store_of_server(str(store._engine.url), tmp_path) as server:
         moved = move_detail("Production", "2")
         server.record("transition", model=model, version="3", detail=moved)
@@ -244,8 +250,8 @@ def by_hand(store, model, *moves):
         ([("1", ""), ("3", "")], "1"),
     ],
 )
-def test_rollback_gives_the_alias_to_its_holder_before_the_latest_move(store, model, moves, served):
-    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}@live"))
+def test_alias_returns_to_its_previous_holder(store, model, moves, served):
+    serve(store, f"{model}@live")
     by_hand(store, model, *moves)
 
     done = roll_back("flights")
@@ -255,8 +261,8 @@ def test_rollback_gives_the_alias_to_its_holder_before_the_latest_move(store, mo
     assert mentions(done["source"], "version 3", "the audit trail")
 
 
-def test_emptied_stage_is_given_back_to_its_last_version(store, model):
-    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
+def test_emptied_stage_returns_to_its_last_version(store, model):
+    serve(store, model)
     for version, place, stood in (
         ("3", "Production", "1"),
         ("2", "Production", "3"),
@@ -268,7 +274,7 @@ def test_emptied_stage_is_given_back_to_its_last_version(store, model):
     assert roll_back("flights")["to"] == "2"
 
 
-def test_promotion_of_a_pinned_version_clears_its_rolled_back_mark(store, model):
+def test_promotion_clears_the_rolled_back_tag(store, model):
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/3"))
     MlflowClient().set_model_version_tag(model, "3", "onnxserve.rolled_back", "flights: too slow")
     uri = f"models:/{model}/3"
@@ -285,15 +291,15 @@ def test_promotion_of_a_pinned_version_clears_its_rolled_back_mark(store, model)
 
 
 def test_version_rolled_back_once_is_skipped(store, model):
-    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
+    serve(store, model)
 
     assert [roll_back("flights")["to"] for _ in range(2)] == ["1", "2"]
     with refused(NotFound, "MLflow", f"version 2 of {model}", "--to VERSION`"):
         roll_back("flights")
 
 
-def test_an_alias_that_somebody_has_moved_is_given_back_on_demand_alone(store, model):
-    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}@live"))
+def test_alias_without_history_needs_a_target(store, model):
+    serve(store, f"{model}@live")
 
     with pytest.raises(NotFound, match="--to VERSION`"):
         roll_back("flights")
@@ -306,8 +312,8 @@ def test_an_alias_that_somebody_has_moved_is_given_back_on_demand_alone(store, m
     assert str(MlflowClient().get_registered_model(model).aliases["live"]) == "2"
 
 
-def test_promotion_just_finished_by_a_rollout_is_rolled_back(store, model, monkeypatch):
-    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
+def test_just_finished_promotion_is_rolled_back(store, model, monkeypatch):
+    serve(store, model)
     begun = store.add_rollout("flights", PLAN.to_json(), "promoting")
     read = store.rollouts
 
@@ -325,8 +331,8 @@ def test_promotion_just_finished_by_a_rollout_is_rolled_back(store, model, monke
 
 
 @pytest.mark.parametrize("to", ["2", "models:/{}/2"])
-def test_rollback_target_is_a_number_or_a_uri(store, model, to):
-    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
+def test_target_is_a_number_or_uri(store, model, to):
+    serve(store, model)
 
     with refused(InvalidConfig, model, "versions", "6"):
         roll_back("flights", to="models:/other/2")
@@ -360,8 +366,8 @@ def give(store, model_uri):
     store.replace_spec(new_endpoint("flights", model_uri))
 
 
-def test_an_endpoint_that_follows_nothing_goes_back_to_its_earlier_models(store, pinned):
-    store.add_endpoint("onnxserve", new_endpoint("flights", "models:/X/1"))
+def test_pinned_endpoint_returns_to_earlier_models(store, pinned):
+    serve(store, "X/1")
     give(store, "models:/X/2")
 
     assert (done := pinned())["to"] == "models:/X/1", done
@@ -375,8 +381,8 @@ def test_an_endpoint_that_follows_nothing_goes_back_to_its_earlier_models(store,
         pinned(to="models:/X/1")
 
 
-def test_only_a_rollback_to_the_version_before_needs_no_approval(store, pinned, capsys):
-    store.add_endpoint("onnxserve", new_endpoint("flights", "models:/X/1"))
+def test_only_the_previous_version_needs_no_approval(store, pinned, capsys):
+    serve(store, "X/1")
     give(store, "models:/X/2")
     pinned()
     pinned(to="3")
@@ -392,7 +398,7 @@ def test_only_a_rollback_to_the_version_before_needs_no_approval(store, pinned, 
         (5, [], True, False),
     ],
 )
-def test_a_rollback_to_a_model_without_traffic_of_its_own_needs_an_approval(
+def test_model_without_earlier_traffic_needs_an_approval(
     weight, unapproved, is_undone, restores, store, pinned, capsys
 ):
     spec = add_variant(new_endpoint("flights", "models:/X/4"), "trial", "models:/X/6")
@@ -411,8 +417,8 @@ def test_a_rollback_to_a_model_without_traffic_of_its_own_needs_an_approval(
     assert capsys.readouterr().out.split() == [f"restores={restores}"]
 
 
-def test_models_of_an_endpoint_that_was_deleted_are_not_those_of_its_namesake(store, pinned):
-    store.add_endpoint("onnxserve", new_endpoint("flights", "models:/X/1"))
+def test_models_of_a_deleted_namesake_are_ignored(store, pinned):
+    serve(store, "X/1")
     store.remove_endpoint("flights")
     store.add_endpoint("onnxserve", new_endpoint("flights", "models:/Y/2"))
 
@@ -430,7 +436,7 @@ def test_two_answering_deployments_need_a_choice(store, model):
         roll_back("flights")
 
 
-def test_a_rollout_whose_endpoint_was_deleted_can_be_ended(store):
+def test_rollout_of_a_deleted_endpoint_can_be_aborted(store):
     store.add_rollout("flights", PLAN.to_json(), "starting")
 
     message = command_rollout(
@@ -441,6 +447,6 @@ def test_a_rollout_whose_endpoint_was_deleted_can_be_ended(store):
     assert store.rollouts("flights", live=True) == []
 
 
-def test_rollback_of_an_unknown_endpoint_is_refused(store):
+def test_unknown_endpoint_is_refused(store):
     with refused(NotFound, "no endpoint", "'flights'"):
         roll_back("flights")

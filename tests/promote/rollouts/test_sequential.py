@@ -55,20 +55,20 @@ def aborted(candidate, current, threshold, seed):
 
 
 @pytest.mark.parametrize("rate", [0.005, 0.01, 0.02, 0.3])
-def test_of_a_thousand_rollouts_of_the_same_version_at_most_one_in_twenty_aborts(rate):
+def test_false_alarms_stay_below_the_level(rate):
     assert aborted(rate, rate, threshold=0.01, seed=1) <= LEVEL
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.02, 0.05])
-def test_of_a_thousand_rollouts_with_doubled_errors_at_least_nineteen_in_twenty_abort(rate):
+def test_doubled_errors_are_detected(rate):
     assert aborted(2 * rate, rate, threshold=0.01, seed=2) >= 0.95
 
 
-def test_a_candidate_below_the_threshold_is_let_through_although_it_is_worse():
+def test_candidate_below_the_threshold_passes():
     assert aborted(0.008, 0.002, threshold=0.01, seed=3) <= LEVEL
 
 
-def test_an_outage_that_hits_both_is_held_against_neither():
+def test_common_outage_rejects_neither():
     generator = np.random.default_rng(4)
     test = SequentialTest(0.01, LEVEL)
     ended = np.zeros(ROLLOUTS, bool)
@@ -85,7 +85,7 @@ def test_an_outage_that_hits_both_is_held_against_neither():
     assert ended.mean() <= LEVEL
 
 
-def test_the_evidence_is_a_fair_game_under_the_null_hypothesis():
+def test_evidence_has_mean_one_under_null_hypothesis():
     events = np.arange(11)
     binomial = (
         np.array([1, 10, 45, 120, 210, 252, 210, 120, 45, 10, 1])
@@ -109,7 +109,7 @@ def test_no_requests_give_no_evidence():
 
 
 @pytest.mark.parametrize(("events", "trials"), [(0, 100), (5, 1000), (999, 1000)])
-def test_the_upper_limit_holds_for_nearly_every_sample(events, trials):
+def test_upper_limit_holds_for_most_samples(events, trials):
     limit = upper_limit(events, trials, 0.05)
 
     samples = np.random.default_rng(5).binomial(trials, limit, 20_000)

@@ -16,7 +16,7 @@ from tests.support.metrics_page import PAGE
 from tests.support.refusals import refused
 
 
-def test_the_counters_are_those_of_the_servers_that_say_them(tmp_path):
+def test_counters_come_from_readable_servers(tmp_path):
     with closing(open_store(f"sqlite:///{tmp_path / 'onnxserve.db'}")) as store:
         stored = store.add_endpoint(
             "onnxserve", new_endpoint("f", "models:/X/Production", variant="main")
@@ -35,7 +35,7 @@ def test_the_counters_are_those_of_the_servers_that_say_them(tmp_path):
     assert take_snapshot(observed).unread == ""
 
 
-def test_only_versions_of_a_registered_model_are_trained(tmp_path):
+def test_unregistered_model_is_refused(tmp_path):
     with closing(open_store(f"sqlite:///{tmp_path / 'onnxserve.db'}")) as store:
         of_files = store.add_endpoint("onnxserve", new_endpoint("f", str(tmp_path)))
     with refused(InvalidConfig, "'f'", "does not serve a registered model"):

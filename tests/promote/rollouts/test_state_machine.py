@@ -1,7 +1,6 @@
 """The state machine of a rollout: the next action, whatever happened before."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -10,7 +9,6 @@ import pytest
 
 from mlflow_deploy_plugin.core.spec.parts import VariantSpec
 from mlflow_deploy_plugin.core.store.store import Rollout
-from mlflow_deploy_plugin.promote.rollouts.snapshot import EndpointSnapshot
 from mlflow_deploy_plugin.promote.rollouts.state_machine import (
     MAX_FAILURES,
     PROMOTE_SECONDS,
@@ -31,24 +29,23 @@ from tests.promote.rollouts.conftest import seen
 from tests.support.refusals import mentions
 from tests.support.rollouts import PLAN, counted, numbers, variants
 
-See = Callable[..., EndpointSnapshot]
+STEP = decide(PLAN, Progress(), seen(0), 0).progress
+"""The progress at the start of the first step."""
+ENOUGH = numbers(counted(1500), counted(50), counted(0, same=50))
+FAILING = numbers(counted(1500), counted(60, errors=15))
+SILENT = "flights-b: no answer within 5 s"
 
 
-@pytest.fixture
-def first_step():
-    """Return the progress at the start of the first step."""
-    return decide(PLAN, Progress(), seen(0), 0).progress
+def without(name):
+    return {other: variant for other, variant in variants(10).items() if other != name}
 
 
-def test_the_candidate_is_put_in_before_it_gets_traffic():
+def test_candidate_is_loaded_before_it_gets_traffic():
     begun = decide(PLAN, Progress(), seen(None), 0)
-    loading = decide(PLAN, begun.progress, seen(0, versions={"champion": "6", "candidate": "7"}), 1)
-    loaded = decide(PLAN, loading.progress, seen(0), 1)
+    loaded = decide(PLAN, begun.progress, seen(0), 1)
 
     assert begun.action == "prepare"
     assert begun.progress.state == "starting"
-    assert loading.action == "wait"
-    assert loading.progress.reason == "loading version 7"
     assert loaded.action == "set_traffic"
     assert loaded.progress.state == "stepping"
     assert mentions(loaded.progress.reason, "waiting for requests", "0 of 50")
@@ -56,11 +53,9 @@ def test_the_candidate_is_put_in_before_it_gets_traffic():
     assert step_weights(PLAN, 0) == {"champion": 90, "candidate": 10}
 
 
-def test_a_step_ends_when_its_time_is_over_and_enough_was_answered(first_step):
-    enough = numbers(counted(1500), counted(50), counted(0, same=50))
-
-    early = decide(PLAN, first_step, seen(10, counters=enough), 59)
-    over = decide(PLAN, early.progress, seen(10, counters=enough), 2)
+def test_step_ends_after_time_and_requests():
+    early = decide(PLAN, STEP, seen(10, counters=ENOUGH), 59)
+    over = decide(PLAN, early.progress, seen(10, counters=ENOUGH), 2)
 
     assert early.action == "wait"
     assert early.progress.step == 0
@@ -70,21 +65,8 @@ def test_a_step_ends_when_its_time_is_over_and_enough_was_answered(first_step):
     assert over.progress.elapsed == 0
 
 
-def test_a_step_waits_for_its_requests_however_long_it_lasts(first_step):
-    few = numbers(counted(1500), counted(49), counted(0, same=80))
-    uncompared = numbers(counted(1500), counted(50), counted(0, same=9))
-
-    waiting = decide(PLAN, first_step, seen(10, counters=few), 3600)
-    comparing = decide(PLAN, first_step, seen(10, counters=uncompared), 3600)
-
-    assert mentions(waiting.progress.reason, "requests", "49 of 50")
-    assert mentions(comparing.progress.reason, "9 of 50 rows")
-    assert waiting.action == "wait"
-    assert comparing.action == "wait"
-
-
-def test_after_the_last_step_comes_the_promotion_and_then_the_main_deployment_alone(first_step):
-    last = replace(first_step, step=1, elapsed=59)
+def test_last_step_leads_to_promotion():
+    last = replace(STEP, step=1, elapsed=59)
     over = decide(PLAN, last, seen(100, counters=numbers(counted(1000), counted(50))), 1)
     waiting = decide(PLAN, over.progress, seen(100), 1)
     served = decide(
@@ -101,7 +83,7 @@ def test_after_the_last_step_comes_the_promotion_and_then_the_main_deployment_al
     assert served.then.reason == "version 7 is served instead of 6"
 
 
-def test_another_model_is_not_taken_for_promoted_because_its_version_has_the_same_number():
+def test_same_number_of_another_model_is_not_promoted():
     plan = replace(PLAN, kind="pinned", before_uri="models:/W/7", before_version="7", selector="7")
     promoting = Progress("promoting", 1)
     served = seen(100, versions=dict.fromkeys(variants(100), "7"))
@@ -112,186 +94,190 @@ def test_another_model_is_not_taken_for_promoted_because_its_version_has_the_sam
     assert decide(plan, promoting, replace(served, variants=after), 1).action == "finish"
 
 
-def test_a_candidate_that_fails_goes_back_with_the_figures(first_step):
-    bad = decide(
-        PLAN, first_step, seen(10, counters=numbers(counted(1500), counted(60, errors=15))), 1
-    )
-
-    assert bad.action == "roll_back"
-    assert bad.progress.state == "rolling_back"
-    assert bad.progress.reason.startswith(
-        "error_rate>1%: 25.00% of 60 requests to version 7 failed, 0.00% of 500 to version 6; "
-        "evidence "
-    )
-    assert bad.then is not None
-    assert bad.then.state == "rolled_back"
-
-
-def test_a_candidate_that_disagrees_goes_back(first_step):
-    bad = decide(
-        PLAN,
-        first_step,
+DECISIONS = {
+    "the candidate loads": (
+        Progress(),
+        seen(0, versions={"champion": "6", "candidate": "7"}),
+        1,
+        ("wait", "starting", ["loading version 7"]),
+    ),
+    "few requests": (
+        STEP,
+        seen(10, counters=numbers(counted(1500), counted(49), counted(0, same=80))),
+        3600,
+        ("wait", "stepping", ["49 of 50"]),
+    ),
+    "few compared rows": (
+        STEP,
+        seen(10, counters=numbers(counted(1500), counted(50), counted(0, same=9))),
+        3600,
+        ("wait", "stepping", ["9 of 50 rows"]),
+    ),
+    "few failures": (
+        STEP,
+        seen(10, counters=numbers(counted(1500), counted(49, errors=49))),
+        1,
+        ("wait", "stepping", []),
+    ),
+    "failures": (
+        STEP,
+        seen(10, counters=FAILING),
+        1,
+        ("roll_back", "rolling_back", ["error_rate>1%", "25.00% of 60", "0.00% of 500"]),
+    ),
+    "other answers": (
+        STEP,
         seen(10, counters=numbers(counted(1500), None, counted(0, 0, 0, 20, 80))),
         1,
-    )
+        ("roll_back", "rolling_back", ["disagreement>20%", "80.00% of 100 rows"]),
+    ),
+    "wrong traffic": (STEP, seen(0), 1, ("set_traffic", "stepping", [])),
+    "an unreadable server at the start": (
+        Progress(),
+        seen(0, unread=SILENT),
+        1,
+        ("wait", "starting", ["waiting for the server", SILENT]),
+    ),
+    "an unreadable server in a step": (
+        STEP,
+        seen(10, counters=ENOUGH, unread=SILENT),
+        3600,
+        ("wait", "stepping", ["waiting for a server", SILENT]),
+    ),
+    "an unreadable server and failures": (
+        STEP,
+        seen(10, counters=FAILING, unread=SILENT),
+        1,
+        ("roll_back", "rolling_back", []),
+    ),
+    "another promotion": (
+        STEP,
+        seen(10, versions=dict.fromkeys(variants(10), "7") | {"champion": "8"}),
+        1,
+        ("roll_back", "rolling_back", ["version 8 was promoted"]),
+    ),
+    "another model": (
+        STEP,
+        seen(10, variants=variants(10) | {"champion": VariantSpec(model="m")}),
+        1,
+        ("roll_back", "rolling_back", ["the model of champion was changed to m"]),
+    ),
+    "no candidate": (
+        STEP,
+        seen(10, variants=without("candidate")),
+        1,
+        ("roll_back", "rolling_back", ["the candidate was removed"]),
+    ),
+    "no shadow": (
+        STEP,
+        seen(10, variants=without("candidate-shadow")),
+        1,
+        ("roll_back", "rolling_back", ["the candidate was removed"]),
+    ),
+    "a lost candidate": (
+        STEP,
+        seen(10, errors={"candidate": "out of memory"}),
+        1,
+        ("roll_back", "rolling_back", ["version 7", "out of memory"]),
+    ),
+    "no endpoint": (STEP, None, 1, ("wait", "abandoned", ["the endpoint was deleted"])),
+    "no main deployment": (
+        STEP,
+        seen(10, variants=without("champion")),
+        1,
+        ("wait", "abandoned", ["the deployment champion was deleted"]),
+    ),
+    "slow loading": (
+        Progress(),
+        seen(None),
+        START_SECONDS + 1,
+        ("roll_back", "rolling_back", ["version 7", "600 s"]),
+    ),
+    "slow promotion": (
+        Progress("promoting", 1, PROMOTE_SECONDS),
+        seen(100, errors={"champion": "no consent"}),
+        1,
+        ("roll_back", "rolling_back", ["champion", "version 7", "300 s", "no consent"]),
+    ),
+    "a refused candidate": (
+        Progress(),
+        seen(0, versions={"champion": "6"}, refused={("candidate", "7"): "not gated"}),
+        1,
+        ("roll_back", "rolling_back", ["version 7", "not gated"]),
+    ),
+    "a refused promotion": (
+        Progress("promoting", 1),
+        seen(100, refused={("champion", "7"): "its own code"}),
+        1,
+        ("roll_back", "rolling_back", ["champion", "version 7", "its own code"]),
+    ),
+}
 
-    assert bad.progress.reason.startswith(
-        "disagreement>20%: version 7 answers 80.00% of 100 rows differently from the current "
-        "version"
-    )
+
+@pytest.mark.parametrize(
+    ("progress", "snapshot", "seconds", "expected"), DECISIONS.values(), ids=DECISIONS
+)
+def test_decision(progress, snapshot, seconds, expected):
+    decision = decide(PLAN, progress, snapshot, seconds)
+    action, state, names = expected
+    assert (decision.action, decision.progress.state) == (action, state)
+    assert mentions(decision.progress.reason, *names)
+    if action == "roll_back":
+        assert decision.then is not None
+        assert decision.then.state == "rolled_back"
 
 
-def test_too_few_requests_are_not_judged(first_step):
-    few = decide(
-        PLAN, first_step, seen(10, counters=numbers(counted(1500), counted(49, errors=49))), 1
-    )
-
-    assert few.action == "wait"
-    assert few.progress.state == "stepping"
-
-
-def test_traffic_that_is_not_as_it_should_be_is_set_again(first_step):
-    again = decide(PLAN, first_step, seen(0), 1)
-
-    assert again.action == "set_traffic"
-    assert again.progress.elapsed == 0
+@pytest.mark.parametrize("state", ["failed", "stopped"])
+def test_time_stops_while_the_server_is_down(state):
+    waiting = decide(PLAN, STEP, seen(10, counters={}, state=state, reason="it is gone"), 3600)
+    assert waiting.action == "wait"
+    assert waiting.progress.elapsed == 0
+    assert mentions(waiting.progress.reason, "waiting", "it is gone")
 
 
-def test_no_step_begins_or_ends_while_one_of_the_servers_cannot_be_read(first_step):
-    silent = "flights-b: no answer within 5 s"
-    enough = numbers(counted(1500), counted(50), counted(0, same=50))
-    bad = numbers(counted(1500), counted(60, errors=15))
-
-    beginning = decide(PLAN, Progress(), seen(0, unread=silent), 1)
-    ending = decide(PLAN, first_step, seen(10, counters=enough, unread=silent), 3600)
-    proven = decide(PLAN, first_step, seen(10, counters=bad, unread=silent), 1)
-
-    assert beginning.action == "wait"
-    assert beginning.progress.reason == f"waiting for the server: {silent}"
-    assert ending.action == "wait"
-    assert ending.progress.reason == f"waiting for a server: {silent}"
-    assert proven.action == "roll_back"
-
-
-def test_time_passes_only_while_the_server_is_watched(first_step):
-    silent = decide(
-        PLAN, first_step, seen(10, counters={}, state="failed", reason="the server is gone"), 3600
-    )
-    stopped = decide(
-        PLAN, first_step, seen(10, counters={}, state="stopped", reason="`onnxserve start` …"), 3600
-    )
-
-    assert silent.action == "wait"
-    assert silent.progress.elapsed == 0
-    assert mentions(silent.progress.reason, "waiting", "the server is gone")
-    assert stopped.action == "wait"
-    assert stopped.progress.elapsed == 0
-
-
-def test_a_paused_step_lasts_and_is_still_judged(first_step):
-    held = paused(first_step, "paused by ada@laptop")
+def test_paused_step_is_still_judged():
+    held = paused(STEP, "paused by ada@laptop")
     assert held is not None
 
-    waiting = decide(
-        PLAN,
-        held,
-        seen(10, counters=numbers(counted(1500), counted(50), counted(0, same=50))),
-        3600,
-    )
-    bad = decide(PLAN, held, seen(10, counters=numbers(counted(1500), counted(60, errors=30))), 1)
+    waiting = decide(PLAN, held, seen(10, counters=ENOUGH), 3600)
+    bad = decide(PLAN, held, seen(10, counters=FAILING), 1)
 
     assert waiting.action == "wait"
     assert waiting.progress.state == "paused"
     assert waiting.progress.elapsed == 0
     assert bad.progress.state == "rolling_back"
-    assert resumed(held) == replace(first_step, reason="")
+    assert resumed(held) == replace(STEP, reason="")
     assert paused(Progress(), "too early") is None
-    assert resumed(first_step) is None
-
-
-@pytest.mark.parametrize(
-    ("fields", "said"),
-    [
-        (
-            {"versions": dict.fromkeys(variants(10), "7") | {"champion": "8"}},
-            "version 8 was promoted during the rollout",
-        ),
-        (
-            {
-                "variants": variants(10)
-                | {"champion": variants(10)["champion"].model_copy(update={"model": "m"})}
-            },
-            "the model of champion was changed to m during the rollout",
-        ),
-        (
-            {
-                "variants": {"champion": variants(10)["champion"]}
-                | {"candidate-shadow": variants(10)["candidate-shadow"]}
-            },
-            "the candidate was removed by a user",
-        ),
-        (
-            {
-                "variants": {"champion": variants(10)["champion"]}
-                | {"candidate": variants(10)["candidate"]}
-            },
-            "the candidate was removed by a user",
-        ),
-        (
-            {"errors": {"candidate": "out of memory"}},
-            "version 7 can no longer be served: out of memory",
-        ),
-    ],
-)
-def test_outside_change_rolls_the_rollout_back(first_step, fields, said):
-    turned = decide(PLAN, first_step, seen(10, **fields), 1)
-
-    assert turned.action == "roll_back"
-    assert turned.progress.reason == said
+    assert resumed(STEP) is None
 
 
 @pytest.mark.parametrize("progress", [Progress(), Progress("stepping", 1), Progress("paused", 0)])
-def test_outside_promotion_of_the_candidate_finishes_the_rollout_as_promoted(progress):
+def test_outside_promotion_finishes_the_rollout(progress):
     reached = decide(PLAN, progress, seen(10, versions=dict.fromkeys(variants(10), "7")), 1)
 
     assert (reached.action, reached.then and reached.then.state) == ("finish", "promoted")
 
 
-def test_a_pinned_model_that_somebody_else_changes_to_its_version_is_waited_for(first_step):
+def test_outside_change_to_the_target_is_promoted():
     plan = replace(PLAN, kind="pinned", selector="")
     changed = variants(10)["champion"].model_copy(update={"model": plan.to_uri})
     moved = seen(10, variants=variants(10) | {"champion": changed})
 
-    waiting = decide(plan, first_step, moved, 1)
+    waiting = decide(plan, STEP, moved, 1)
 
     assert waiting.action == "promote"
     assert waiting.progress.state == "promoting"
 
 
-def test_a_rollout_may_have_no_shadow():
+def test_rollout_without_shadow():
     plan = replace(PLAN, shadow="", abort_on="error_rate>1%")
-    alone = {name: variant for name, variant in variants(10).items() if name != "candidate-shadow"}
     begun = decide(plan, Progress(), seen(0), 0).progress
-
-    assert decide(plan, begun, seen(10, variants=alone), 1).action == "wait"
-
-
-def test_an_endpoint_that_was_deleted_leaves_nothing_to_do(first_step):
-    gone = decide(PLAN, first_step, None, 1)
-    without_main = decide(
-        PLAN, first_step, seen(10, variants={"candidate": variants(10)["candidate"]}), 1
-    )
-
-    assert gone.action == "wait"
-    assert gone.progress.state == "abandoned"
-    assert gone.progress.reason == "the endpoint was deleted"
-    assert without_main.progress == replace(
-        gone.progress, reason="the deployment champion was deleted"
-    )
+    snapshot = seen(10, variants=without("candidate-shadow"))
+    assert decide(plan, begun, snapshot, 1).action == "wait"
 
 
-def test_a_rollback_is_done_until_it_succeeds_and_keeps_its_reason(first_step):
-    turned = aborted(first_step, "aborted by ada@laptop")
+def test_rollback_is_repeated_until_it_succeeds():
+    turned = aborted(STEP, "aborted by ada@laptop")
     assert turned is not None
 
     for snapshot in (
@@ -304,28 +290,6 @@ def test_a_rollback_is_done_until_it_succeeds_and_keeps_its_reason(first_step):
         assert again.then == replace(turned, state="rolled_back")
 
 
-def test_timeout_of_loading_or_promoting_rolls_back():
-    unloaded = decide(PLAN, Progress(), seen(None), START_SECONDS + 1)
-    promoting = Progress("promoting", 1, PROMOTE_SECONDS)
-    unserved = decide(PLAN, promoting, seen(100, errors={"champion": "no consent"}), 1)
-
-    assert mentions(unloaded.progress.reason, "version 7", "600 s")
-    assert mentions(unserved.progress.reason, "champion", "version 7", "300 s", "no consent")
-
-
-def test_version_refused_by_the_agent_rolls_back_at_once():
-    refused = {
-        ("champion", "7"): "it would run its own code",
-        ("candidate", "7"): "the gate has not passed",
-    }
-
-    starting = decide(PLAN, Progress(), seen(0, versions={"champion": "6"}, refused=refused), 1)
-    promoting = decide(PLAN, Progress("promoting", 1), seen(100, refused=refused), 1)
-
-    assert mentions(starting.progress.reason, "version 7", refused["candidate", "7"])
-    assert mentions(promoting.progress.reason, "champion", "version 7", refused["champion", "7"])
-
-
 @pytest.mark.parametrize(
     ("action", "reason"),
     [
@@ -333,8 +297,8 @@ def test_version_refused_by_the_agent_rolls_back_at_once():
         ("promote", "the promotion was refused: no such file"),
     ],
 )
-def test_an_action_that_cannot_be_done_is_taken_back(first_step, action, reason):
-    after = after_failure(PLAN, first_step, action, "no such file", is_transient=False)
+def test_permanent_failure_rolls_back(action, reason):
+    after = after_failure(PLAN, STEP, action, "no such file", is_transient=False)
 
     assert after.state == "rolling_back"
     assert after.reason == reason
@@ -351,10 +315,8 @@ def test_an_action_that_cannot_be_done_is_taken_back(first_step, action, reason)
         ("finish", False),
     ],
 )
-def test_an_action_that_may_do_better_is_tried_again_and_the_reason_is_kept(
-    first_step, action, is_transient
-):
-    begun = replace(first_step, reason="too slow")
+def test_transient_failure_is_retried(action, is_transient):
+    begun = replace(STEP, reason="too slow")
 
     after = after_failure(PLAN, begun, action, "no such file", is_transient)
 
@@ -362,8 +324,8 @@ def test_an_action_that_may_do_better_is_tried_again_and_the_reason_is_kept(
     assert after_success(after) == begun
 
 
-def test_traffic_that_cannot_be_set_again_and_again_is_taken_back(first_step):
-    progress = first_step
+def test_repeated_traffic_failures_roll_back():
+    progress = STEP
     tries = 0
     while progress.state == "stepping":
         progress = after_failure(PLAN, progress, "set_traffic", "no answer", is_transient=False)
@@ -373,8 +335,8 @@ def test_traffic_that_cannot_be_set_again_and_again_is_taken_back(first_step):
     assert mentions(progress.reason, "traffic", "no answer")
 
 
-def test_a_rollout_is_aborted_once(first_step):
-    ended = aborted(first_step, "aborted by ada@laptop")
+def test_rollout_is_aborted_once():
+    ended = aborted(STEP, "aborted by ada@laptop")
 
     assert ended is not None
     assert ended.state == "rolling_back"
@@ -383,10 +345,10 @@ def test_a_rollout_is_aborted_once(first_step):
     assert aborted(replace(ended, state="rolled_back"), "again") is None
 
 
-def test_stored_progress_is_enough_to_continue_a_rollout(first_step):
+def test_rollout_continues_from_stored_progress():
     looked = decide(
         PLAN,
-        first_step,
+        STEP,
         seen(10, counters=numbers(counted(1200, 2), counted(30, 1), counted(0, 0, 0, 9))),
         5,
     )
@@ -418,11 +380,11 @@ def test_stored_progress_is_enough_to_continue_a_rollout(first_step):
         ("stepping", {"elapsed": 9.0}, None),
     ],
 )
-def test_the_trail_has_each_step_pause_and_end(first_step, state, fields, event):
+def test_audit_event_for_step_pause_and_end(state, fields, event):
     now = datetime(2026, 11, 21, tzinfo=UTC)
     later = datetime(2026, 11, 22, tzinfo=UTC)
     row = Rollout(1, PLAN.endpoint, PLAN.to_json(), state, 0, now, {}, "", now, now)
-    progress = replace(first_step, **fields)
+    progress = replace(STEP, **fields)
     entry = progress_event(row, progress, "ada@laptop", later)
 
     assert (entry and (entry.action, entry.before, entry.after)) == event
@@ -430,13 +392,13 @@ def test_the_trail_has_each_step_pause_and_end(first_step, state, fields, event)
     assert with_progress(row, progress, later).step_at == (later if event else now)
 
 
-def test_the_evidence_of_all_looks_is_kept_in_bounded_space(first_step):
+def test_evidence_trace_is_bounded():
     begun_at = datetime(2026, 11, 21, tzinfo=UTC)
     row = Rollout(
         1, PLAN.endpoint, PLAN.to_json(), "stepping", 0, begun_at, {}, "", begun_at, begun_at
     )
     looked = decide(
-        PLAN, first_step, seen(10, counters=numbers(counted(1200, 2), counted(30, 1))), 5
+        PLAN, STEP, seen(10, counters=numbers(counted(1200, 2), counted(30, 1))), 5
     ).progress
     most = 0
     for look in range(1, 2001):

@@ -83,7 +83,7 @@ def ended(deployments, name):
 @pytest.mark.parametrize(
     "model_uri", ["models:/credit/1", "models:/credit-copy/1", "s3://bucket/credit"]
 )
-def test_the_traffic_ends_with_the_time(model_uri, registry, deployments, clock):
+def test_traffic_ends_with_its_time(model_uri, registry, deployments, clock):
     deploy(deployments, "credit", model_uri)
     clock.now += timedelta(minutes=59)
     assert not ended(deployments, "credit")
@@ -91,7 +91,7 @@ def test_the_traffic_ends_with_the_time(model_uri, registry, deployments, clock)
     assert ended(deployments, "credit")
 
 
-def test_a_tampered_move_does_not_extend_the_time(registry, deployments, clock):
+def test_tampered_move_does_not_extend_the_time(registry, deployments, clock):
     deploy(deployments, "credit", "models:/credit/1")
     moved = move_detail("@champion", "", "digest")
     deployments.store.record("alias", model="credit", version="1", detail=moved)
@@ -99,7 +99,7 @@ def test_a_tampered_move_does_not_extend_the_time(registry, deployments, clock):
     assert ended(deployments, "credit")
 
 
-def test_a_promotion_counts_while_mlflow_does_not_answer(
+def test_promotion_counts_while_mlflow_is_down(
     registry, deployments, clock, free_port, monkeypatch
 ):
     deploy(deployments, "credit", "models:/credit/1")
@@ -111,7 +111,7 @@ def test_a_promotion_counts_while_mlflow_does_not_answer(
         assert not ended(deployments, "credit")
 
 
-def test_a_policy_that_cannot_be_read_does_not_extend_the_time(registry, deployments, clock):
+def test_unreadable_policy_does_not_extend_the_time(registry, deployments, clock):
     deploy(deployments, "credit", "models:/credit/1")
     registry.set_registered_model_tag(
         "credit", "onnxserve.gate.policy", "approvals: {}\nunapproved: 5"
@@ -120,9 +120,7 @@ def test_a_policy_that_cannot_be_read_does_not_extend_the_time(registry, deploym
     assert ended(deployments, "credit")
 
 
-def test_an_endpoint_that_fails_does_not_extend_the_time_of_others(
-    registry, deployments, clock, caplog
-):
+def test_failing_endpoint_does_not_affect_others(registry, deployments, clock, caplog):
     for name in ("broken", "credit"):
         deploy(deployments, name, "models:/credit/1")
     clock.now += timedelta(hours=1)

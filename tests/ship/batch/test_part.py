@@ -1,6 +1,7 @@
 """Tests of predicting one file: formats, order, kept columns, bad rows."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def test_each_format_becomes_each_format(predict, tmp_path, given, made):
     assert [path.name for path in (tmp_path / "out").iterdir()] == [f"made.{made}"]
 
 
-def test_rows_keep_their_order_over_blocks_and_threads(predict, tmp_path):
+def test_row_order_is_kept_over_blocks_and_threads(predict, tmp_path):
     rows = flights(200_000)
 
     predict(write(rows, tmp_path / "rows.parquet"), "made.parquet", keep=("id", "ts"), threads=4)
@@ -69,11 +70,9 @@ def test_rows_keep_their_order_over_blocks_and_threads(predict, tmp_path):
     assert made["prediction"].to_pylist() == labels(rows)
 
 
-def test_kept_columns_of_a_csv_file_stay_as_they_are_written(predict, tmp_path):
+def test_kept_csv_columns_are_unchanged(predict, tmp_path):
     path = tmp_path / "rows.csv"
-    path.write_text(
-        'id,carrier,distance,hour,late,note\n007,AA,1_0,5,true,"a ""b"",\nc"\n'.replace("1_0", "10")
-    )
+    path.write_text('id,carrier,distance,hour,late,note\n007,AA,10,5,true,"a ""b"",\nc"\n')
 
     predict(path, "made.jsonl", keep=("note", "id"))
 
@@ -84,7 +83,7 @@ def test_kept_columns_of_a_csv_file_stay_as_they_are_written(predict, tmp_path):
     }
 
 
-def test_csv_is_read_by_the_rules_of_requests(predict, tmp_path):
+def test_csv_is_read_like_requests(predict, tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("carrier,distance,hour,late\nUA,NA,5.0,True\nUA,1e3,6,0\n")
 
@@ -93,7 +92,7 @@ def test_csv_is_read_by_the_rules_of_requests(predict, tmp_path):
     assert read(tmp_path / "out" / "made.csv") == {"prediction": ["no", "yes"]}
 
 
-def test_tensors_and_several_outputs_have_the_names_of_the_signature(predict, tmp_path):
+def test_tensor_outputs_have_the_names_of_the_signature(predict, tmp_path):
     image = pa.array([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 1.0]], pa.list_(pa.float32()))
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"id": [1, 2], "image": image}), path)
@@ -107,15 +106,13 @@ def test_tensors_and_several_outputs_have_the_names_of_the_signature(predict, tm
     }
 
 
-def test_a_tensor_without_a_name_takes_the_columns_that_are_not_kept(predict, tmp_path):
-    signature = [tensor_column("float32", -1, 2)]
+def test_tensor_without_name_takes_the_columns_not_kept(predict, tmp_path):
     graph = "double (float[N,2] x) => (float[N,2] y) { y = Add(x, x) }"
+    folder = write_model(tmp_path / "pair", graph, [tensor_column("float32", -1, 2)])
     path = tmp_path / "rows.csv"
     path.write_text("id,a,b\n7,1,2\n8,3,4\n")
 
-    predict(
-        path, "made.jsonl", keep=("id",), model=write_model(tmp_path / "pair", graph, signature)
-    )
+    predict(path, "made.jsonl", keep=("id",), model=folder)
 
     assert read(tmp_path / "out" / "made.jsonl") == {
         "id": ["7", "8"],
@@ -123,7 +120,7 @@ def test_a_tensor_without_a_name_takes_the_columns_that_are_not_kept(predict, tm
     }
 
 
-def test_texts_in_dictionaries_are_kept_and_refused_as_any_other(predict, tmp_path):
+def test_dictionary_encoded_texts_are_ordinary_texts(predict, tmp_path):
     rows = flights(20_000).set_column(2, "carrier", pa.array([None, *["AA", "UA"] * 9_999, "AA"]))
     path = write(rows, tmp_path / "rows.parquet")
 
@@ -139,7 +136,7 @@ def test_texts_in_dictionaries_are_kept_and_refused_as_any_other(predict, tmp_pa
     assert rejected["content"]["carrier"] is None
 
 
-def test_a_graph_with_a_batch_of_one_answers_row_by_row(predict, tmp_path):
+def test_graph_of_batch_size_one_runs_per_row(predict, tmp_path):
     graph = "one (float[1,1] x) => (float[1,1] y) { y = Add(x, x) }"
     folder = write_model(
         tmp_path / "one", graph, [{"name": "x", "type": "float", "required": True}]
@@ -153,7 +150,7 @@ def test_a_graph_with_a_batch_of_one_answers_row_by_row(predict, tmp_path):
 
 
 @pytest.mark.parametrize("given", ["csv", "jsonl", "parquet"])
-def test_a_file_without_rows_becomes_one_with_the_columns(predict, tmp_path, given):
+def test_file_without_rows_keeps_its_columns(predict, tmp_path, given):
     rows = flights(0)
     path = tmp_path / f"rows.{given}"
     if given == "csv":
@@ -194,7 +191,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("given", ["csv", "jsonl"])
-def test_bad_rows_are_left_out_and_kept_with_their_reason(predict, tmp_path, given):
+def test_bad_rows_are_skipped_and_recorded_with_reason(predict, tmp_path, given):
     path = tmp_path / f"rows.{given}"
     path.write_text(BAD[given])
 
@@ -209,14 +206,12 @@ def test_bad_rows_are_left_out_and_kept_with_their_reason(predict, tmp_path, giv
         for line in (tmp_path / "out/_rejected/d=1/made.jsonl.jsonl").read_text().splitlines()
     ]
     assert [row["row"] for row in rejected] == [1, 2, 4]
-    assert (
-        "far" in rejected[1]["why"] or "string" in rejected[1]["why"] or "str" in rejected[1]["why"]
-    )
+    assert re.search("far|str", rejected[1]["why"])
     assert "far" in str(rejected[1]["content"])
 
 
 @pytest.mark.parametrize("given", ["csv", "jsonl"])
-def test_the_first_bad_row_ends_the_part_with_its_place(predict, tmp_path, given):
+def test_first_bad_row_ends_the_part(predict, tmp_path, given):
     path = tmp_path / f"rows.{given}"
     path.write_text(BAD[given])
 
@@ -233,7 +228,7 @@ def test_the_first_bad_row_ends_the_part_with_its_place(predict, tmp_path, given
         (5, "late", True, "column 'late' is null; true or false"),
     ],
 )
-def test_a_row_that_the_model_refuses_is_named(predict, tmp_path, place, column, value, message):
+def test_row_refused_by_the_model_is_named(predict, tmp_path, place, column, value, message):
     values = pa.array([None if row == 77_777 else value for row in range(100_000)])
     path = write(flights(100_000).set_column(place, column, values), tmp_path / "rows.parquet")
 
@@ -274,7 +269,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_file_that_does_not_fit_is_refused_in_one_line(predict, tmp_path, mistake):
+def test_unsuitable_parquet_file_is_refused(predict, tmp_path, mistake):
     change, options, message = MISTAKES[mistake]
     path = write(change(flights(10)), tmp_path / "rows.parquet")
 
@@ -294,35 +289,12 @@ HEADER = "id,carrier,distance,hour,late"
         ("rows.csv", b'id,"carrier,distance\n0,AA,1\n', "its header is not valid CSV: "),
     ],
 )
-def test_a_text_that_does_not_fit_is_refused_in_one_line(predict, tmp_path, name, content, message):
+def test_unreadable_csv_header_is_refused(predict, tmp_path, name, content, message):
     path = tmp_path / name
     path.write_bytes(content)
 
     with pytest.raises(InvalidRequest, match=message):
         predict(path, "made.parquet", on_error="skip-row")
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(
-    ("bad", "rows"),
-    [
-        (b'1,AA,1,1,"true', 3),
-        (b'1,"AA,1,1,true', 3),
-        (b'1,"AA,1,1,true', 350_000),  # The bad row is in the first of several blocks.
-        (b"1,A\xc5,1,1,true", 3),
-    ],
-)
-def test_a_row_of_a_csv_file_that_cannot_be_read_is_left_out_alone(predict, tmp_path, bad, rows):
-    path = tmp_path / "rows.csv"
-    path.write_bytes(f"{HEADER}\n0,AA,1,1,true\n".encode() + bad + b"\n2,AA,1,1,true" * rows)
-
-    with pytest.raises(InvalidRequest, match=r"^rows\.csv: row 1 "):
-        predict(path, "made.csv")
-    assert predict(path, "made.csv", on_error="skip-row") == PartResult(rows + 1, 1)
-
-    rejected = json.loads((tmp_path / "out/_rejected/made.csv.jsonl").read_text())
-    assert rejected["row"] == 1
-    assert rejected["content"] == bad.decode(errors="replace")
 
 
 @pytest.mark.parametrize("number", [0, 2])
@@ -335,7 +307,7 @@ def test_a_row_of_a_csv_file_that_cannot_be_read_is_left_out_alone(predict, tmp_
         b'{"carrier": "M\xfc", "distance": 1, "hour": 1, "late": true}',
     ],
 )
-def test_a_line_that_arrow_would_change_or_die_of_is_a_bad_row(predict, tmp_path, bad, number):
+def test_json_line_that_arrow_misreads_is_a_bad_row(predict, tmp_path, bad, number):
     lines = [b'{"carrier": "AA", "distance": 1, "hour": 1, "late": true}'] * 3
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + b"\n".join([*lines[:number], bad, *lines[number:]]))
@@ -346,7 +318,7 @@ def test_a_line_that_arrow_would_change_or_die_of_is_a_bad_row(predict, tmp_path
 
 
 @pytest.mark.parametrize("hour", ["2.5", "99999999999999999999", "1e30"])
-def test_value_not_a_whole_number_is_a_bad_row(predict, tmp_path, hour):
+def test_fraction_for_integer_is_a_bad_row(predict, tmp_path, hour):
     path = tmp_path / "rows.csv"
     path.write_text(f"{HEADER}\n0,AA,1,1,true\n1,AA,1,{hour},true\n2,AA,1,1.0,true\n")
 
@@ -355,7 +327,7 @@ def test_value_not_a_whole_number_is_a_bad_row(predict, tmp_path, hour):
     assert "column 'hour' (long)" in (tmp_path / "out/_rejected/made.csv.jsonl").read_text()
 
 
-def test_a_damaged_file_is_named(predict, tmp_path):
+def test_damaged_file_is_named(predict, tmp_path):
     path = write(flights(10), tmp_path / "rows.parquet")
     path.write_bytes(path.read_bytes()[:-20])
 
@@ -363,7 +335,7 @@ def test_a_damaged_file_is_named(predict, tmp_path):
         predict(path, "made.parquet")
 
 
-def test_a_part_whose_end_is_damaged_leaves_no_output(predict, tmp_path):
+def test_damaged_end_leaves_no_output(predict, tmp_path):
     path = tmp_path / "rows.parquet"
     pq.write_table(flights(50_000), path, row_group_size=10_000, compression="none")
     content = bytearray(path.read_bytes())
@@ -377,21 +349,7 @@ def test_a_part_whose_end_is_damaged_leaves_no_output(predict, tmp_path):
     assert list((tmp_path / "out").rglob("*.parquet")) == []
 
 
-def test_a_byte_that_the_checksum_of_its_page_does_not_know_ends_the_part(predict, tmp_path):
-    path = tmp_path / "rows.parquet"
-    pq.write_table(
-        flights(1000), path, compression="none", use_dictionary=False, write_page_checksum=True
-    )
-    content = bytearray(path.read_bytes())
-    distance = pq.read_metadata(path).row_group(0).column(3)
-    content[distance.data_page_offset + distance.total_compressed_size - 1] ^= 1
-    path.write_bytes(content)
-
-    with pytest.raises(OnnxserveError, match=r"^rows\.parquet:.*row 0.*CRC"):
-        predict(path, "made.parquet")
-
-
-def test_numbers_of_a_float_column_do_not_change(predict, tmp_path):
+def test_float_values_are_exact(predict, tmp_path):
     graph = "same (double[N,1] x) => (double[N,1] y) { y = Identity(x) }"
     folder = write_model(
         tmp_path / "same", graph, [{"name": "x", "type": "double", "required": True}]
@@ -406,7 +364,7 @@ def test_numbers_of_a_float_column_do_not_change(predict, tmp_path):
 
 
 @pytest.mark.parametrize(("mark", "name"), [(";", "semicolons"), ("\t", "tabs")])
-def test_another_separator_of_a_csv_file_is_named(predict, tmp_path, mark, name):
+def test_other_csv_separator_is_named(predict, tmp_path, mark, name):
     path = tmp_path / "rows.csv"
     path.write_text("carrier,distance,hour,late\nUA,1,5,true\n".replace(",", mark))
     with pytest.raises(

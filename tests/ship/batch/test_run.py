@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.core.tabular.row_files import unfinished_stem
 from mlflow_deploy_plugin.ship.batch import manifest
 from mlflow_deploy_plugin.ship.batch.run import BatchPlan, BatchProgress, run_batch
 from tests.support.models import mixed_model
-from tests.support.pyfuncs import Days
+from tests.support.pyfuncs import save_pyfuncs
 from tests.support.refusals import mentions
 from tests.support.services.s3 import s3_server
 from tests.support.tracking import tracking_at
@@ -52,7 +52,7 @@ def fill(folder, parts, rows=500):
 
 
 @pytest.mark.long
-def test_a_folder_keeps_its_layout_and_ends_with_its_marker(model, tmp_path):
+def test_folder_layout_is_kept_and_marked_complete(model, tmp_path):
     source = fill(tmp_path / "in", 4)
     (source / "_SUCCESS").touch()
     (source / ".part.crc").touch()
@@ -93,34 +93,21 @@ run_batch(BatchPlan(*sys.argv[1:], ("id",), workers=2), kill)
 
 
 @pytest.mark.long
-def test_a_batch_that_is_killed_goes_on_where_it_ended(model, tmp_path):
+def test_killed_batch_continues(model, tmp_path):
     source = fill(tmp_path / "in", 40, rows=4000)
     out = tmp_path / "out"
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     environment = os.environ | {"TMPDIR": str(temporary)}
-    command = [
-        *COMMAND,
-        str(model),
-        "-i",
-        str(source),
-        "--folder",
-        str(out),
-        "--workers",
-        "2",
-        "--keep",
-        "id",
-    ]
     begin = [sys.executable, "-c", KILLED, str(model), str(source), str(out)]
-    killed = (
-        subprocess.run(  # The call also waits for the workers, because they keep its stderr open.
-            begin,
-            start_new_session=True,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    # The call also waits for the workers, because they keep its stderr open.
+    killed = subprocess.run(
+        begin,
+        start_new_session=True,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert killed.returncode == -signal.SIGKILL
     assert killed.stderr == ""
@@ -136,7 +123,10 @@ def test_a_batch_that_is_killed_goes_on_where_it_ended(model, tmp_path):
         pq.read_metadata(path)  # This raises if the file is incomplete.
     assert list(temporary.glob("onnxserve-batch-*"))
 
-    again = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    command = f"{model} -i {source} --folder {out} --workers 2 --keep id".split()
+    again = subprocess.run(
+        [*COMMAND, *command], capture_output=True, text=True, check=False, env=environment
+    )
 
     assert again.returncode == 0, again.stderr
     assert f"{len(first)} finished earlier" in again.stdout
@@ -147,7 +137,7 @@ def test_a_batch_that_is_killed_goes_on_where_it_ended(model, tmp_path):
 
 
 @pytest.mark.long
-def test_another_model_or_input_is_refused_and_restart_begins_anew(model, tmp_path):
+def test_changed_model_or_input_needs_a_restart(model, tmp_path):
     source = fill(tmp_path / "in", 1)
     out = tmp_path / "out"
     plan = plan_of(model, source, out)
@@ -175,25 +165,7 @@ def test_another_model_or_input_is_refused_and_restart_begins_anew(model, tmp_pa
 
 
 @pytest.mark.long
-def test_a_bad_file_that_was_mended_is_predicted_by_the_same_command(model, tmp_path):
-    source = fill(tmp_path / "in", 1)
-    out = tmp_path / "out"
-    bad = write(flights(10).drop_columns("late"), source / "bad.parquet")
-    plan = plan_of(model, source, out, on_error="skip-part")
-    run_batch(plan)
-    write(flights(10), bad)
-    write(flights(20), source / "later.parquet")
-
-    result = run_batch(plan)
-
-    assert result.progress.finished_before == 1
-    assert result.progress.rows == 30
-    assert result.failed == {}
-    assert run_batch(plan).progress.finished_before == 3
-
-
-@pytest.mark.long
-def test_batch_that_wrote_no_rows_may_change_its_options(model, tmp_path):
+def test_batch_without_output_may_change_its_options(model, tmp_path):
     source = fill(tmp_path / "in", 1)
     out = tmp_path / "out"
     with pytest.raises(OnnxserveError, match="--keep nothing: "):
@@ -204,7 +176,7 @@ def test_batch_that_wrote_no_rows_may_change_its_options(model, tmp_path):
     assert files(out) == ["_SUCCESS", "_batch.json", "day=0/0.parquet"]
 
 
-def test_folders_named_for_a_column_are_one(model, tmp_path):
+def test_hive_partitions_are_columns(model, tmp_path):
     rows = flights(6)
     late = rows.set_column(rows.schema.get_field_index("hour"), "hour", pa.array([7] * 6))
     folder = (
@@ -238,7 +210,7 @@ def test_folders_named_for_a_column_are_one(model, tmp_path):
         ]
 
 
-def test_a_compressed_file_is_read_as_the_file_within(model, tmp_path):
+def test_compressed_files_are_read(model, tmp_path):
     source = tmp_path / "in"
     out = tmp_path / "out"
     for number, (suffix, codec) in enumerate(
@@ -260,7 +232,7 @@ def test_a_compressed_file_is_read_as_the_file_within(model, tmp_path):
         assert written["prediction"] == labels(rows)
 
 
-def test_a_compressed_file_that_is_cut_off_leaves_no_output(model, tmp_path):
+def test_truncated_gzip_leaves_no_output(model, tmp_path):
     source = tmp_path / "in"
     out = tmp_path / "out"
     source.mkdir()
@@ -274,24 +246,24 @@ def test_a_compressed_file_that_is_cut_off_leaves_no_output(model, tmp_path):
 
 
 @pytest.mark.long
-def test_a_bad_file_ends_the_batch_or_is_left_out(model, tmp_path):
+def test_bad_file_is_left_out_until_it_is_mended(model, tmp_path):
     source = fill(tmp_path / "in", 3)
-    out = tmp_path / "out"
-    write(flights(10).drop_columns("late"), source / "bad.parquet")
-    plan = plan_of(model, source, out)
-
+    out = tmp_path / "skipped"
+    bad = write(flights(10).drop_columns("late"), source / "bad.parquet")
     with pytest.raises(OnnxserveError, match=r"^bad\.parquet: column 'late'"):
-        run_batch(plan)
-    result = run_batch(plan_of(model, source, tmp_path / "skipped", on_error="skip-part"))
+        run_batch(plan_of(model, source, tmp_path / "out"))
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
 
-    assert list(result.failed) == ["bad.parquet"]
-    assert files(tmp_path / "skipped") == [
-        "_batch.json",
-        "day=0/0.parquet",
-        "day=1/1.parquet",
-        "day=2/2.parquet",
-    ]
-    assert not (out / "_SUCCESS").exists()
+    plan = plan_of(model, source, out, on_error="skip-part")
+    assert list(run_batch(plan).failed) == ["bad.parquet"]
+    assert files(out) == ["_batch.json", "day=0/0.parquet", "day=1/1.parquet", "day=2/2.parquet"]
+
+    write(flights(10), bad)
+    write(flights(20), source / "later.parquet")
+    result = run_batch(plan)
+    assert result.progress.finished_before == 3
+    assert result.progress.rows == 30
+    assert result.failed == {}
 
 
 @pytest.mark.parametrize(
@@ -303,20 +275,21 @@ def test_a_bad_file_ends_the_batch_or_is_left_out(model, tmp_path):
         ("in", "in/below", "overlap: specify another folder"),
         ("in", "out.parquet", "--output .*out.parquet is a file name"),
         ("s3://bucket/x", "out", "--input s3://bucket/x cannot be reached: .*127.0.0.1"),
-        (
-            "ftp://host/x",
-            "out",
-            "--input: 'ftp://host/x' is neither a folder nor s3://BUCKET/PREFIX",
-        ),
+        ("ftp://host/x", "out", "--input: 'ftp://host/x'"),
+        ("gone", "out", "--input .*gone: .* does not exist"),
+        ("empty", "out", "--input .*empty: .* no files"),
+        ("other/rows", "out", "--input .*other/rows: .*--input-format"),
+        ("in", "other/rows", "--output .*other/rows cannot be written"),
+        ("in", "other", "--output .*other contains rows, "),
     ],
 )
-def test_mistakes_are_refused_before_a_row_is_read(
-    model, tmp_path, monkeypatch, input, output, message
-):
+def test_invalid_input_or_output_is_refused(model, tmp_path, monkeypatch, input, output, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     fill(tmp_path / "in", 1)
-    (tmp_path / "double").mkdir()
+    for name in ("double", "empty", "other"):
+        (tmp_path / name).mkdir()
+    Path("other/rows").touch()
     for name in ("a.csv", "a.jsonl"):
         (tmp_path / "double" / name).touch()
     Path("loop/loop").mkdir(parents=True)
@@ -329,7 +302,7 @@ def test_mistakes_are_refused_before_a_row_is_read(
         run_batch(BatchPlan(str(model), input, output, output_format="parquet"))
 
 
-def test_a_file_that_changes_while_a_batch_runs_ends_it(model, tmp_path):
+def test_input_changed_during_a_batch_ends_it(model, tmp_path):
     source = fill(tmp_path / "in", 2, rows=50_000)
     changed = source / "day=1" / "1.parquet"
 
@@ -345,7 +318,7 @@ def test_a_file_that_changes_while_a_batch_runs_ends_it(model, tmp_path):
 
 
 @pytest.mark.long
-def test_an_unfinished_file_of_a_killed_process_is_deleted(model, tmp_path):
+def test_unfinished_files_are_deleted(model, tmp_path):
     source = tmp_path / "in"
     out = tmp_path / "out"
     name = "rows.csv"
@@ -357,9 +330,6 @@ def test_an_unfinished_file_of_a_killed_process_is_deleted(model, tmp_path):
     assert result.progress.rows == 1
     assert result.rejected == 1
     assert len((out / name).read_text().splitlines()) == 2
-    (rejected,) = (out / "_rejected").iterdir()
-    assert rejected.name == "rows.csv.jsonl"
-    assert json.loads(rejected.read_text())["row"] == 1
 
     # A killed process leaves such a file.
     (out / name).rename(out / f"{unfinished_stem(name)}.0123abcd")
@@ -372,7 +342,7 @@ def test_an_unfinished_file_of_a_killed_process_is_deleted(model, tmp_path):
 
 
 @pytest.mark.long
-def test_the_marker_goes_while_a_part_is_missing(model, tmp_path):
+def test_marker_is_absent_while_a_part_is_missing(model, tmp_path):
     source = fill(tmp_path / "in", 2)
     out = tmp_path / "out"
     plan = plan_of(model, source, out)
@@ -390,7 +360,7 @@ def test_the_marker_goes_while_a_part_is_missing(model, tmp_path):
     "content", ["", "null", "[]", "{}", '{"parts": [], "model": {}}', '{"parts": {"x": 1}}']
 )
 @pytest.mark.parametrize("restart", [False, True])
-def test_a_damaged_manifest_is_one_line(model, tmp_path, content, restart):
+def test_damaged_manifest_is_refused(model, tmp_path, content, restart):
     source = fill(tmp_path / "in", 1)
     out = tmp_path / "out"
     out.mkdir()
@@ -400,7 +370,7 @@ def test_a_damaged_manifest_is_one_line(model, tmp_path, content, restart):
         run_batch(plan_of(model, source, out, restart=restart))
 
 
-def test_names_of_folders_may_hold_any_sign(model, tmp_path, monkeypatch):
+def test_folder_names_may_have_any_character(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(flights(10), Path("at 10:00 #1/t=10:00?/a%20b ü\n.parquet"))
 
@@ -409,7 +379,7 @@ def test_names_of_folders_may_hold_any_sign(model, tmp_path, monkeypatch):
     assert "t=10:00?/a%20b ü\n.parquet" in files(Path("out:%41"))
 
 
-def test_two_batches_do_not_write_to_one_folder(model, tmp_path):
+def test_concurrent_batch_in_one_folder_is_refused(model, tmp_path):
     source = fill(tmp_path / "in", 2)
     plan = plan_of(model, source, tmp_path / "out")
     refused: list[str] = []
@@ -426,40 +396,40 @@ def test_two_batches_do_not_write_to_one_folder(model, tmp_path):
     assert files(tmp_path / "out")[:2] == ["_SUCCESS", "_batch.json"]
 
 
-@pytest.mark.long
-def test_a_batch_from_bucket_to_bucket(model, tmp_path, monkeypatch):
+@pytest.fixture
+def bucket(monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "any")
+    with s3_server() as made:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", made.url)
+        yield made
+
+
+@pytest.mark.long
+def test_batch_from_bucket_to_bucket(model, tmp_path, bucket):
     source = fill(tmp_path / "in", 3)
-    with s3_server() as bucket:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
-        client = boto3.session.Session().client("s3")
-        for name in files(source):
-            client.upload_file(str(source / name), "lake", f"in/{name}")
-        plan = BatchPlan(
-            str(model), "s3://lake/in", "s3://lake/out", ("id",), output_format="csv", workers=2
-        )
+    client = boto3.session.Session().client("s3")
+    for name in files(source):
+        client.upload_file(str(source / name), "lake", f"in/{name}")
+    plan = BatchPlan(
+        str(model), "s3://lake/in", "s3://lake/out", ("id",), output_format="csv", workers=2
+    )
 
-        assert run_batch(plan).progress.rows == 1500
-        del bucket.objects["lake/out/day=1/1.csv"]
-        assert run_batch(plan).progress.rows == 500
+    assert run_batch(plan).progress.rows == 1500
+    del bucket.objects["lake/out/day=1/1.csv"]
+    assert run_batch(plan).progress.rows == 500
 
-        written = [name for name in bucket.objects if name.startswith("lake/out/")]
-        # Arrow leaves an empty object for a folder in which it has deleted files.
-        made = sorted(name for name in written if name[-1] != "/")
-        assert made == [
-            f"lake/out/{name}"
-            for name in ("_SUCCESS", "_batch.json", "day=0/0.csv", "day=1/1.csv", "day=2/2.csv")
-        ]
-        assert bucket.objects["lake/out/day=2/2.csv"].splitlines()[0] == b'"id","prediction"'
+    # Arrow leaves an empty object for a folder in which it has deleted files.
+    made = {name for name in bucket.objects if name.startswith("lake/out/") and name[-1] != "/"}
+    assert made == {
+        f"lake/out/{name}"
+        for name in ("_SUCCESS", "_batch.json", "day=0/0.csv", "day=1/1.csv", "day=2/2.csv")
+    }
+    assert bucket.objects["lake/out/day=2/2.csv"].splitlines()[0] == b'"id","prediction"'
 
 
 @pytest.mark.long
-def test_of_two_batches_that_begin_in_one_place_of_a_bucket_at_once_one_is_refused(
-    model, tmp_path, monkeypatch
-):
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "any")
+def test_simultaneous_batch_in_one_bucket_is_refused(model, tmp_path, bucket, monkeypatch):
     source = fill(tmp_path / "in", 1)
     seen = Barrier(2)
     look = manifest._list_files
@@ -474,8 +444,7 @@ def test_of_two_batches_that_begin_in_one_place_of_a_bucket_at_once_one_is_refus
         return files
 
     monkeypatch.setattr(manifest, "_list_files", look_together)
-    with s3_server() as bucket, ThreadPoolExecutor(2) as pool:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
+    with ThreadPoolExecutor(2) as pool:
         plans = [
             BatchPlan(str(model), str(source), "s3://lake/out", (column,), workers=1)
             for column in ("id", "ts")
@@ -485,51 +454,39 @@ def test_of_two_batches_that_begin_in_one_place_of_a_bucket_at_once_one_is_refus
 
     (refused,) = (outcome for outcome in outcomes if outcome)
     assert isinstance(refused, AlreadyExists)
-    assert "has just started to" in str(refused)
 
 
 @pytest.mark.long
-def test_a_version_of_any_flavor_is_recorded_as_a_run(new_database, tmp_path):
-    signature = ModelSignature(
-        Schema([ColSpec("datetime", "when"), ColSpec("string", "name")]),
-        Schema([ColSpec("long", "day"), ColSpec("string", "name")]),
-    )
+def test_batch_of_a_pyfunc_is_recorded_as_run(new_database, tmp_path):
+    source = tmp_path / "rows.csv"
+    source.write_text("id,when,name\n1,2026-02-01,a\n2,2026-01-02T03:04:05,b\n")
+    folder = save_pyfuncs(tmp_path, ["days"])["days"]
     with tracking_at(new_database(tmp_path)):
-        mlflow.pyfunc.log_model(
-            name="m",
-            python_model=Days(),
-            signature=signature,
-            registered_model_name="days",
-            pip_requirements=[],
-        )
-        (tmp_path / "rows.csv").write_text(
-            "id,when,name\n1,2026-02-01,a\n2,2026-01-02T03:04:05,b\n"
-        )
-
+        client = MlflowClient()
+        client.create_registered_model("days")
+        client.create_model_version("days", folder.as_uri())
+        out = str(tmp_path / "out")
         result = run_batch(
             BatchPlan(
                 "models:/days/1",
-                str(tmp_path / "rows.csv"),
-                str(tmp_path / "out"),
+                str(source),
+                out,
                 ("id",),
                 output_format="jsonl",
                 experiment="batches",
             )
         )
-
-        lines = (tmp_path / "out" / "rows.jsonl").read_text().splitlines()
-        assert list(map(json.loads, lines)) == [
-            {"id": "1", "day": 32, "name": "A"},
-            {"id": "2", "day": 2, "name": "B"},
-        ]
         assert result.run is not None
-        run = MlflowClient().get_run(result.run.run_id)
+        run = client.get_run(result.run.run_id)
+    lines = (tmp_path / "out" / "rows.jsonl").read_text().splitlines()
+    assert list(map(json.loads, lines)) == [
+        {"id": "1", "day": 33, "name": "A"},
+        {"id": "2", "day": 3, "name": "B"},
+    ]
     assert run.data.metrics["rows"] == 2
     assert run.data.params["model"] == "models:/days/1"
     assert run.data.tags["onnxserve.batch.version"] == "1"
-    assert run.inputs.dataset_inputs[0].dataset.source == json.dumps(
-        {"uri": str(tmp_path / "rows.csv")}
-    )
+    assert run.inputs.dataset_inputs[0].dataset.source == json.dumps({"uri": str(source)})
 
 
 class Threads(mlflow.pyfunc.PythonModel):
@@ -538,7 +495,7 @@ class Threads(mlflow.pyfunc.PythonModel):
 
 
 @pytest.mark.long
-def test_the_processes_of_a_pyfunc_leave_each_other_their_cores(tmp_path, monkeypatch):
+def test_pyfunc_processes_use_one_thread_each(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS")
     signature = ModelSignature(
         Schema([ColSpec("long", "id")]), Schema([ColSpec("string", "threads")])
@@ -555,7 +512,7 @@ def test_the_processes_of_a_pyfunc_leave_each_other_their_cores(tmp_path, monkey
 
 
 @pytest.mark.long
-def test_a_file_larger_than_the_memory_that_there_is(model, tmp_path):
+def test_file_larger_than_memory_is_predicted(model, tmp_path):
     limit = 700 * 2**20
     rows = write(flights(100_000), tmp_path / "block.csv").read_bytes()
     header, _, content = rows.partition(b"\n")
@@ -571,16 +528,7 @@ def test_a_file_larger_than_the_memory_that_there_is(model, tmp_path):
     }
 
     done = subprocess.run(
-        [
-            *COMMAND,
-            str(model),
-            "-i",
-            str(path),
-            "--folder",
-            str(tmp_path / "out"),
-            "--workers",
-            "2",
-        ],
+        [*COMMAND, *f"{model} -i {path} --folder {tmp_path}/out --workers 2".split()],
         env=os.environ | settings,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)),
         capture_output=True,

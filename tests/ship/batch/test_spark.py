@@ -1,14 +1,8 @@
-"""Tests that Spark predicts parts of a batch and DataFrames as this machine does, also
-on a standalone cluster.
-"""
+"""Tests that Spark predicts parts of a batch and DataFrames as this machine does."""
 
-import os
 import shutil
-import subprocess
 import sys
-from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -17,12 +11,11 @@ from mlflow_deploy_plugin.core.processes.spark import spark_session
 from mlflow_deploy_plugin.ship.batch.run import run_batch
 from mlflow_deploy_plugin.ship.batch.spark import predict_frame
 from tests.support.models import tensor_model
-from tests.support.waiting import free_port, wait_until
 
 from .conftest import flights, labels, plan_of, write
 
 
-def test_spark_connect_is_refused_in_one_line(model, tmp_path, monkeypatch):
+def test_spark_connect_is_refused(model, tmp_path, monkeypatch):
     write(flights(10), tmp_path / "in" / "a.parquet")
     monkeypatch.setenv("SPARK_REMOTE", "sc://spark:15002")
 
@@ -30,65 +23,21 @@ def test_spark_connect_is_refused_in_one_line(model, tmp_path, monkeypatch):
         run_batch(plan_of(model, tmp_path / "in", tmp_path / "out", engine="spark"))
 
 
-@pytest.fixture(scope="module", params=["local[4]", "standalone"])
-def session(request, tmp_path_factory):
-    """Start a session in this process, or a session on a master with two workers of two
-    cores.
-    """
-    pyspark = pytest.importorskip("pyspark")
+@pytest.fixture(scope="module")
+def session():
+    pytest.importorskip("pyspark")
     if not shutil.which("java"):
         pytest.skip("Spark needs Java 17")
-    with ExitStack() as ending, pytest.MonkeyPatch.context() as patch:
-        master = request.param
-        if master == "standalone":
-            home = Path(pyspark.__file__).parent
-            folder = tmp_path_factory.mktemp("spark")
-            port = free_port()
-            environment = os.environ | {"SPARK_HOME": str(home), "PYSPARK_PYTHON": sys.executable}
-            environment |= {"SPARK_LOCAL_IP": "127.0.0.1", "PYTHONPATH": os.getcwd()}
-
-            def start(name, *arguments):
-                command = [
-                    str(home / "bin" / "spark-class"),
-                    f"org.apache.spark.deploy.{name}",
-                    *arguments,
-                ]
-                with (folder / f"{name}.log").open("ab") as log:
-                    process = subprocess.Popen(
-                        command, env=environment, stdout=log, stderr=log, cwd=folder
-                    )
-                ending.callback(process.wait)
-                ending.callback(process.terminate)
-
-            master = f"spark://127.0.0.1:{port}"
-            start("master.Master", "--host", "127.0.0.1", "--port", str(port), "--webui-port", "0")
-            for number in range(2):
-                work = [
-                    "--cores",
-                    "2",
-                    "--memory",
-                    "1g",
-                    "--webui-port",
-                    "0",
-                    "--work-dir",
-                    str(folder / f"{number}"),
-                ]
-                start("worker.Worker", "--host", "127.0.0.1", *work, master)
-            text = folder / "master.Master.log"
-            wait_until(
-                lambda: text.read_text().count("Registering worker") == 2,
-                240,
-                "both workers have registered",
-            )
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
         patch.setenv("PYSPARK_PYTHON", sys.executable)
-        session = spark_session(master)
-        ending.callback(session.stop)
+        session = spark_session("local[4]")
         yield session
+        session.stop()
 
 
 @pytest.mark.long
-def test_a_batch_is_the_one_of_this_machine_to_the_byte(session, model, tmp_path):
+def test_spark_batch_equals_the_local_batch(session, model, tmp_path):
     for number, name in enumerate(("a.csv", "day=1/b.parquet", "day=2/c.jsonl", "day=2/d.parquet")):
         write(flights(3000, number), tmp_path / "in" / name)
     plan = plan_of(model, tmp_path / "in", tmp_path / "local", keep=("id",))
@@ -114,7 +63,7 @@ def test_a_batch_is_the_one_of_this_machine_to_the_byte(session, model, tmp_path
 
 
 @pytest.mark.long
-def test_a_bad_row_is_named_as_on_this_machine(session, model, tmp_path):
+def test_bad_row_is_named(session, model, tmp_path):
     write(flights(10), tmp_path / "in" / "a.parquet")
     (tmp_path / "in" / "b.csv").write_text("id,carrier,distance,hour,late\n0,AA,far,1,true\n")
 
@@ -123,7 +72,7 @@ def test_a_bad_row_is_named_as_on_this_machine(session, model, tmp_path):
 
 
 @pytest.mark.long
-def test_the_rows_of_a_frame_get_their_predictions(session, model, tmp_path):
+def test_frame_gets_predictions(session, model, tmp_path):
     rows = flights(5000)
     frame = session.read.parquet(str(write(rows, tmp_path / "a.parquet"))).repartition(4)
 
@@ -136,7 +85,7 @@ def test_the_rows_of_a_frame_get_their_predictions(session, model, tmp_path):
 
 
 @pytest.mark.long
-def test_outputs_of_a_frame_may_be_arrays(session, tmp_path):
+def test_frame_outputs_may_be_arrays(session, tmp_path):
     frame = session.createDataFrame([(1, [1.0, 2.0, 3.0, 4.0])], "id long, image array<float>")
 
     (row,) = predict_frame(frame, str(tensor_model(tmp_path / "tensor")), keep=["id"]).collect()
@@ -145,7 +94,7 @@ def test_outputs_of_a_frame_may_be_arrays(session, tmp_path):
 
 
 @pytest.mark.long
-def test_a_frame_that_does_not_fit_is_refused_before_spark_works(session, model):
+def test_unsuitable_frame_is_refused(session, model):
     frame = session.createDataFrame([(1, "AA")], "id long, carrier string")
 
     with pytest.raises(InvalidConfig, match="'distance', 'hour', 'late'"):

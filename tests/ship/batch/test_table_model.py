@@ -20,11 +20,11 @@ from tests.support.refusals import mentions
 from .conftest import flights, labels
 
 
-def test_a_model_is_loaded_once_for_a_process(model):
+def test_model_is_loaded_once_per_process(model):
     assert load_table_model(model) is load_table_model(model)
 
 
-def test_refused_rows_are_found_by_halves_and_the_others_answered_in_order(model):
+def test_refused_rows_are_isolated_and_order_is_kept(model):
     rows = flights(1000)
     hours = [
         None if row in (0, 500, 999) else hour for row, hour in enumerate(rows["hour"].to_pylist())
@@ -44,20 +44,7 @@ def test_refused_rows_are_found_by_halves_and_the_others_answered_in_order(model
     assert tables["prediction"].to_pylist() == [labels(rows)[row] for row in answered_rows]
 
 
-def test_only_the_row_on_which_a_tokenizer_panics_is_refused(tmp_path):
-    pytest.importorskip("tokenizers")
-    from tests.support.texts import PANIC, panicking_model
-
-    table = load_table_model(panicking_model(tmp_path / "model"))
-    block = RowBlock(pa.table({"text": ["a", PANIC, "b"]}), range(3))
-
-    pieces = list(predict_block(table, block))
-
-    assert [piece.number for piece in pieces if isinstance(piece, RejectedRow)] == [1]
-    assert sum(piece.num_rows for piece in pieces if isinstance(piece, pa.Table)) == 2
-
-
-def test_rows_that_are_mostly_bad_are_each_tried_little_more_than_once(model, monkeypatch):
+def test_mostly_bad_rows_need_few_retries(model, monkeypatch):
     table = load_table_model(model)
     tried = []
 
@@ -72,7 +59,7 @@ def test_rows_that_are_mostly_bad_are_each_tried_little_more_than_once(model, mo
     assert len(tried) < 1.3 * 512
 
 
-def test_a_body_is_answered_as_a_server_answers_it(model):
+def test_request_body_is_answered(model):
     (row,) = flights(1).select(["carrier", "distance", "hour", "late"]).to_pylist()
 
     record = orjson.dumps({"dataframe_records": [row]})
@@ -84,7 +71,7 @@ def test_a_body_is_answered_as_a_server_answers_it(model):
             predict(RowBatch([text], ["line 2"], "text/csv", b"".join), False)
 
 
-def test_the_row_that_a_graph_marks_is_named_in_a_large_table(tmp_path):
+def test_row_marked_by_the_graph_is_named(tmp_path):
     graph = (
         "g (float[N,1] x) => (float[N,1] y, float[N] onnxserve_refused_rows) <int64[1] axis = {1}> "
         + ("{ y = Sub(x, x) onnxserve_refused_rows = ReduceSum<keepdims=0>(x, axis) }")
@@ -97,7 +84,7 @@ def test_the_row_that_a_graph_marks_is_named_in_a_large_table(tmp_path):
         model.predict(pa.table({"x": numbers}))
 
 
-def test_columns_that_a_model_does_not_name_are_not_given_to_it(model):
+def test_model_takes_only_its_own_columns(model):
     schema = load_table_model(model).schema
 
     assert [name for name in flights(1).column_names if takes(schema, name, ())] == [
@@ -108,7 +95,7 @@ def test_columns_that_a_model_does_not_name_are_not_given_to_it(model):
     ]
 
 
-def test_a_graph_that_answers_a_request_as_a_whole_is_refused(tmp_path):
+def test_graph_of_fixed_batch_size_is_refused(tmp_path):
     folder = write_model(tmp_path / "m", "fixed (float[3] x) => (float[3] y) { y = Add(x, x) }")
 
     with pytest.raises(InvalidConfig, match=r"'x'.*first size 3"):

@@ -42,14 +42,14 @@ from tests.support.refusals import refused
         ),
     ],
 )
-def test_each_batch_is_a_body_that_knows_where_its_rows_stand(kind, content, bodies, places):
+def test_batches_have_bodies_and_row_places(kind, content, bodies, places):
     batches = list(read_rows(io.BytesIO(content), "rows", kind, 2).batches)
 
     assert [batch.body for batch in batches] == bodies
     assert [list(batch.places) for batch in batches] == places
 
 
-def test_rows_of_parquet_are_sent_as_arrow():
+def test_parquet_rows_are_sent_as_arrow():
     file = io.BytesIO()
     pq.write_table(pa.table({"a": [1, 2, None], "b": ["x", "y", "z"]}), file)
 
@@ -73,7 +73,7 @@ def test_rows_of_parquet_are_sent_as_arrow():
         ("json", b'"text"', ["rows", "a JSON object or array"]),
     ],
 )
-def test_a_mistake_in_a_file_names_its_line(kind, content, names):
+def test_invalid_row_names_its_line(kind, content, names):
     with refused(InvalidRequest, *names):
         list(read_rows(io.BytesIO(content), "rows", kind, 2).batches)
 
@@ -95,16 +95,16 @@ def predictions(*rows: Any) -> list[Any]:
     return predict_batch(predict, "rows", batch)
 
 
-def test_a_batch_that_is_too_large_is_sent_in_parts():
+def test_too_large_batch_is_split():
     assert predictions(1, 2, 3, 4, 5) == [2, 4, 6, 8, 10]
 
 
-def test_a_refused_row_is_named_by_its_place_in_the_file():
+def test_refused_row_is_named_by_its_line():
     with refused(InvalidRequest, "rows", "line 4", "column a"):
         predictions(1, 2, 3, "x", 5)
 
 
-def test_a_model_has_to_answer_each_row():
+def test_missing_predictions_are_an_error():
     (batch,) = read_rows(io.BytesIO(b"[1]\n[2]\n"), "rows", "jsonl", 2).batches
     with refused(OnnxserveError, "2 rows", "1 predictions"):
         predict_batch(lambda batch, is_repeated: [1], "rows", batch)

@@ -18,7 +18,7 @@ COMMANDS = re.findall(
 
 
 @pytest.mark.parametrize("typed", COMMANDS)
-def test_every_command_of_the_help_can_be_typed(typed):
+def test_every_command_of_the_help_is_valid(typed):
     program, *arguments = shlex.split(typed)
     command: click.Command = PROGRAMS[program]
     context = click.Context(command)
@@ -32,7 +32,7 @@ def test_every_command_of_the_help_can_be_typed(typed):
     command.make_context(command.name, arguments)
 
 
-def test_the_help_has_every_field_and_how_files_are_read():
+def test_help_has_every_field():
     text = target_help()
 
     assert len(COMMANDS) > 14

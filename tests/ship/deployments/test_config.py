@@ -4,7 +4,7 @@ import pytest
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
-from mlflow_deploy_plugin.ship.deployments.config import configure
+from mlflow_deploy_plugin.ship.deployments.config import apply_flavor, configure
 from tests.support.refusals import refused
 
 
@@ -20,9 +20,17 @@ def test_unknown_time_zone_is_refused_when_configured():
 
 
 @pytest.mark.parametrize("traffic", ["flights=100", {}, 7])
-def test_traffic_is_a_weight_of_each_name(traffic):
+def test_invalid_traffic_is_refused(traffic):
     with refused(InvalidConfig, "traffic", "-C traffic.NAME=WEIGHT"):
         configure(new_endpoint("flights", "models:/X/1"), {"traffic": traffic})
+
+
+@pytest.mark.parametrize(("flavor", "is_allowed"), [("python_function", True), ("onnx", False)])
+def test_flavor_of_a_followed_model_permits_pyfuncs(flavor, is_allowed):
+    assert apply_flavor("s", None, flavor, {"server.threads": 2}) == {
+        "variants.s.allow_pyfunc": is_allowed,
+        "server.threads": 2,
+    }
 
 
 @pytest.fixture
@@ -46,19 +54,19 @@ def kept(spec):
     return retrain.project
 
 
-def test_a_folder_is_kept_by_its_whole_path(project):
+def test_project_folder_becomes_absolute(project):
     (project / "below").mkdir()
     (project / "MLproject").rename(project / "below" / "MLproject")
     assert kept(with_project("below")) == str(project / "below")
     assert kept(with_project(".#below")) == str(project / "below")
 
 
-def test_a_repository_is_kept_as_it_is(project):
+def test_project_repository_is_unchanged(project):
     for uri in ("https://git.example/x.git", "git@git.example:x.git#below"):
         assert kept(with_project(uri)) == uri
 
 
-def test_missing_or_broken_project_error_names_its_monitor(project):
+def test_missing_or_broken_project_is_refused(project):
     with refused(InvalidConfig, "monitors.m.retrain.project", f"{project}/elsewhere", "not exist"):
         with_project("elsewhere")
     with refused(InvalidConfig, "retrain.entry_point", "'trian'", "it has train"):
@@ -71,14 +79,14 @@ def test_missing_or_broken_project_error_names_its_monitor(project):
         with_project(".")
 
 
-def test_unrelated_change_does_not_need_the_project(project):
+def test_other_changes_do_not_need_the_project(project):
     spec = with_project(".")
     (project / "MLproject").unlink()
     changed = configure(spec, {"monitors.m.retrain.max_runs": "3", "monitors.m.every": "2d"})
     assert kept(changed) == str(project)
 
 
-def test_parameters_that_do_not_fit_the_entry_point_are_refused(project):
+def test_invalid_project_parameters_are_refused(project):
     declared = "{max_iter: {type: float, default: 60}, data: path, city: string}"
     (project / "MLproject").write_text(
         f"entry_points: {{train: {{parameters: {declared}, command: python train.py}}}}"
@@ -93,5 +101,5 @@ def test_parameters_that_do_not_fit_the_entry_point_are_refused(project):
         configure(spec, {"monitors.m.retrain.parameters.town": "rome"})
 
 
-def test_a_project_that_declares_no_parameters_may_take_any(project):
+def test_undeclared_parameters_accept_any(project):
     assert kept(with_project(".", **{"parameters.max_iter": "9"})) == str(project)

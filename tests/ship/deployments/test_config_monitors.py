@@ -85,7 +85,7 @@ def add(deployments, **fields):
         ),
     ],
 )
-def test_a_monitor_that_could_never_judge_is_refused(flights, fields, names):
+def test_impossible_monitor_is_refused(flights, fields, names):
     with refused(InvalidConfig, *names):
         add(flights, **fields)
 
@@ -101,13 +101,11 @@ def test_a_monitor_that_could_never_judge_is_refused(flights, fields, names):
         {"reference": "rolling:2d"},
     ],
 )
-def test_monitors_may_name_any_column_of_the_model(flights, fields):
+def test_monitors_accept_columns_of_the_model(flights, fields):
     add(flights, **fields)
 
 
-def test_a_dataset_without_the_models_answers_is_refused_with_the_columns_that_it_can_judge(
-    flights, tmp_path
-):
+def test_dataset_without_predictions_is_refused(flights, tmp_path):
     ROWS.to_csv(tmp_path / "calm.csv", index=False)
 
     with refused(InvalidConfig, "columns=temp,wind,visib"):
@@ -118,7 +116,7 @@ def test_a_dataset_without_the_models_answers_is_refused_with_the_columns_that_i
     add(flights, reference=f"dataset:{tmp_path}/calm.csv", columns="temp,wind,visib")
 
 
-def test_a_dataset_is_kept_by_its_whole_path(flights, tmp_path, monkeypatch):
+def test_dataset_path_becomes_absolute(flights, tmp_path, monkeypatch):
     ROWS.to_parquet(tmp_path / "calm.parquet")
     monkeypatch.chdir(tmp_path)
 
@@ -127,9 +125,7 @@ def test_a_dataset_is_kept_by_its_whole_path(flights, tmp_path, monkeypatch):
     assert written.reference == f"dataset:{tmp_path}/calm.parquet"
 
 
-def test_column_names_are_accepted_unchecked_with_a_note_if_mlflow_is_down(
-    deployments, free_port, said
-):
+def test_columns_are_unchecked_while_mlflow_is_down(deployments, free_port, said):
     deployments.store.add_endpoint("onnxserve", new_endpoint("flights", "models:/late/1"))
 
     with tracking_at(f"http://127.0.0.1:{free_port}"):

@@ -53,7 +53,7 @@ def refused(variant):
         ),
     ],
 )
-def test_a_version_that_is_refused_is_the_error_of_its_own_deployment(refusals, shown):
+def test_refused_version_is_the_error_of_its_deployment(refusals, shown):
     worker = WorkerState(pid=1, generation=1, endpoints=LOADED)
     seen = Observation("running", workers=(worker,), refused=refusals, registry_error="it is wrong")
 
@@ -109,9 +109,7 @@ def wanted_version(number, aspects):
     ],
     ids=["unseen", "unreported", "reported"],
 )
-def test_flavor_parity_and_run_are_shown_of_a_version_whose_files_only_a_pod_has(
-    registry, wanted, parity, digest
-):
+def test_aspects_of_a_version_in_a_pod_are_shown(registry, wanted, parity, digest):
     described = described_pod(wanted)
     shown = {key: described[key] for key in ("flavor", "parity", "run_id", "dataset_digest")}
     assert shown == {
@@ -122,7 +120,7 @@ def test_flavor_parity_and_run_are_shown_of_a_version_whose_files_only_a_pod_has
     }
 
 
-def test_details_of_unknown_or_stopped_deployments_are_empty(registry):
+def test_unknown_or_stopped_deployment_has_no_details(registry):
     unknown = described_pod(None, model="models:/gone/1")
     stopped = described_pod(None, "stopped")
     assert [
@@ -134,7 +132,7 @@ def test_details_of_unknown_or_stopped_deployments_are_empty(registry):
 @pytest.mark.parametrize(
     ("weights", "shares"), [((60, 0), (100.0, 0.0)), ((1, 2), (33.33, 66.67)), ((95, 5), (95, 5))]
 )
-def test_a_deployment_has_the_share_of_the_traffic_that_it_receives(weights, shares):
+def test_share_is_the_received_traffic(weights, shares):
     variants = dict(zip(SPEC.variants, weights, strict=True))
     config = {f"variants.{name}.weight": weight for name, weight in variants.items()}
     endpoint = Endpoint("flights", "onnxserve", apply_config(SPEC, config), AT, AT)

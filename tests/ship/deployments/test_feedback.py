@@ -40,7 +40,7 @@ def masked_log(tmp_path, monkeypatch):
     return log
 
 
-def test_keys_are_masked_by_the_spec_of_a_server_outside_deployments(masked_log, tmp_path):
+def test_keys_are_masked_by_the_server_spec(masked_log, tmp_path):
     folder = tmp_path / "home" / "serve" / "others-8080"
     folder.mkdir(parents=True)
     specs = [
@@ -59,7 +59,7 @@ def test_keys_are_masked_by_the_spec_of_a_server_outside_deployments(masked_log,
     assert "UA" not in str(pq.ParquetFile(brought).read().to_pylist())
 
 
-def test_plain_keys_are_refused_for_a_masked_log_without_a_spec(masked_log):
+def test_masked_log_without_spec_is_refused(masked_log):
     line = said(feedback("sums", "--file", "labels.csv", "--key", "carrier,flight"))
     assert line.startswith(
         "carrier looks masked in the log, and no spec of sums is on this machine"
@@ -68,7 +68,7 @@ def test_plain_keys_are_refused_for_a_masked_log_without_a_spec(masked_log):
     assert feedback("sums", "--file", "labels.csv", "--key", "flight").exit_code == 0
 
 
-def test_labels_are_stored_but_not_matched_without_duckdb(masked_log, monkeypatch):
+def test_labels_are_not_matched_without_duckdb(masked_log, monkeypatch):
     monkeypatch.setattr("mlflow_deploy_plugin.ship.deployments.feedback.find_spec", {}.get)
 
     ended = feedback("sums", "--file", "labels.csv", "--key", "flight")

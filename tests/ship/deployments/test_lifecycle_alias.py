@@ -1,7 +1,7 @@
 """Tests of the conversion of an endpoint from a stage to an alias. No server is
 started.
 
-`test_lifecycle_following.py` converts an endpoint whose server answers requests.
+tests/cli/test_promote_stages_removed.py moves an endpoint that answers requests.
 """
 
 import pytest
@@ -88,9 +88,7 @@ def change(deployments, changed):
     deployments.store.replace_spec(changed(deployments.store.require_endpoint("sums").spec))
 
 
-def test_the_version_in_the_stage_gets_the_alias_and_the_deployment_follows_it(
-    deployments, registry, applied
-):
+def test_deployment_of_a_stage_follows_the_new_alias(deployments, registry, applied):
     (follower,) = deployments.follow_alias("sums", "champion", why="stages end")
 
     assert follower.deployment == "main"
@@ -111,7 +109,7 @@ def test_the_version_in_the_stage_gets_the_alias_and_the_deployment_follows_it(
     assert event.after == f"main {ALIAS} 100"
 
 
-def test_a_trial_changes_nothing(deployments, registry):
+def test_trial_changes_nothing(deployments, registry):
     (follower,) = deployments.follow_alias("sums", "champion", is_trial=True)
 
     assert follower.alias_uri == ALIAS
@@ -121,7 +119,7 @@ def test_a_trial_changes_nothing(deployments, registry):
 
 
 @pytest.mark.parametrize("step", ["alias", "spec", "server"])
-def test_a_conversion_that_was_killed_before_a_step_is_completed_by_the_next_call(
+def test_killed_conversion_is_completed_by_next_call(
     step, deployments, registry, applied, monkeypatch
 ):
     def die(*_, **__):
@@ -151,7 +149,7 @@ def test_a_conversion_that_was_killed_before_a_step_is_completed_by_the_next_cal
     assert deployments.follow_alias("sums", "champion") == []
 
 
-def test_a_change_that_the_server_cannot_apply_is_restored(deployments, monkeypatch):
+def test_failed_server_change_is_undone(deployments, monkeypatch):
     def fail(*_):
         raise DeploymentFailed("sums: the server has ended")
 
@@ -161,7 +159,7 @@ def test_a_change_that_the_server_cannot_apply_is_restored(deployments, monkeypa
     assert models(deployments) == {"main": STAGE}
 
 
-def test_an_alias_that_the_gate_of_mlflow_refuses_changes_no_deployment(deployments, monkeypatch):
+def test_alias_refused_by_the_gate_changes_nothing(deployments, monkeypatch):
     def refuse(*_):
         raise MlflowException(
             "version 1 of sum may not become @champion: no gate", error_code=PERMISSION_DENIED
@@ -173,13 +171,13 @@ def test_an_alias_that_the_gate_of_mlflow_refuses_changes_no_deployment(deployme
     assert models(deployments) == {"main": STAGE}
 
 
-def test_a_rolled_back_version_keeps_its_tag(deployments, registry):
+def test_rolled_back_version_keeps_its_tag(deployments, registry):
     registry.set_model_version_tag("sum", "1", ROLLED_BACK_TAG, "sums: too slow")
     deployments.follow_alias("sums", "champion")
     assert ROLLED_BACK_TAG in registry.get_model_version("sum", "1").tags
 
 
-def test_a_deployment_of_several_gets_its_own_alias(deployments, registry):
+def test_several_deployments_have_separate_aliases(deployments, registry):
     change(deployments, lambda spec: add_variant(spec, "next", "models:/sum/Staging"))
     change(deployments, lambda spec: add_variant(spec, "pinned", "models:/sum/3"))
     with refused(
@@ -243,7 +241,7 @@ def _keep(deployments, registry):
         ),
     ],
 )
-def test_a_conversion_that_is_not_possible_is_refused_in_one_line(
+def test_impossible_conversion_is_refused(
     before, arguments, error, names, deployments, registry, applied
 ):
     before(deployments, registry)

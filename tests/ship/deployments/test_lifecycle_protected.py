@@ -29,7 +29,7 @@ def run(line):
     return result.stderr.strip()
 
 
-def test_hold_is_released_by_its_holder_or_an_administrator(server):
+def test_hold_is_released_by_holder_or_administrator(server):
     hold = "endpoint hold flights --why case"
     for user in ("alice", "admin"):
         with server.logged_in("alice"):

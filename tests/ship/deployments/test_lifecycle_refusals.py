@@ -37,7 +37,7 @@ def deployments(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["../../stolen", "/../stolen", "a/b", "w" * 3000])
-def test_a_name_that_no_endpoint_has_touches_no_file(deployments, tmp_path, name):
+def test_unknown_name_touches_no_file(deployments, tmp_path, name):
     (tmp_path / "stolen.lock").touch()
 
     changes = (
@@ -84,9 +84,7 @@ def set_floor(_, monkeypatch):
         (set_floor, ["7 days", "ONNXSERVE_RETENTION_FLOOR_DAYS", "onnxserve stop"]),
     ],
 )
-def test_an_endpoint_whose_windows_must_be_kept_is_not_deleted(
-    deployments, monkeypatch, keep, reason
-):
+def test_endpoint_on_hold_is_not_deleted(deployments, monkeypatch, keep, reason):
     monitors = Monitors(deployments.store)
     start = deployments.store.now()
     monitors.add("flights", "daily", start - timedelta(days=1), start)
@@ -100,7 +98,7 @@ def test_an_endpoint_whose_windows_must_be_kept_is_not_deleted(
     assert len(monitors.windows("flights")) == 1
 
 
-def test_windows_above_the_floor_do_not_keep_an_endpoint(deployments, monkeypatch):
+def test_old_windows_do_not_prevent_deletion(deployments, monkeypatch):
     set_floor(deployments, monkeypatch)
     start = deployments.store.now() - timedelta(days=9)
     with closing(open_store(load_settings().store_url, lambda: start)) as earlier:
@@ -111,7 +109,7 @@ def test_windows_above_the_floor_do_not_keep_an_endpoint(deployments, monkeypatc
     assert deployments.store.names() == []
 
 
-def test_the_traffic_under_a_rollout_is_the_rollouts(deployments):
+def test_traffic_change_during_a_rollout_is_refused(deployments):
     deployments.store.add_rollout("flights", {}, "stepping")
 
     for change in (
@@ -131,7 +129,7 @@ def _waits_for_a_lock():
     return any(str(os.getpid()) in words for words in waiting)
 
 
-def test_a_change_of_traffic_that_waits_while_a_rollout_begins_is_refused(deployments):
+def test_waiting_traffic_change_is_refused_after_rollout_start(deployments):
     with ThreadPoolExecutor() as pool:
         with locked(lock_path("flights", deployments.settings)):
             waiting = pool.submit(deployments.set_traffic, "flights", {"flights": 50})
@@ -144,7 +142,7 @@ def test_a_change_of_traffic_that_waits_while_a_rollout_begins_is_refused(deploy
 
 
 @pytest.mark.parametrize("command", [("stop", "\udcff"), ("stop", "flights", "--why", "\udcff")])
-def test_invalid_utf8_is_refused_before_any_change(deployments, command):
+def test_invalid_utf8_is_refused(deployments, command):
     result = CliRunner().invoke(main, command)
 
     assert result.exit_code == 1

@@ -56,7 +56,7 @@ def echo(tmp_path_factory):
     ],
     ids=lambda document: str(document)[:32],
 )
-def test_texts_that_look_like_numbers_or_dates_stay_texts(echo, tmp_path, document):
+def test_texts_like_numbers_or_dates_stay_texts(echo, tmp_path, document):
     (tmp_path / "rows.json").write_text(json.dumps(document))
     typed = ["predict", "-t", "onnxserve", "--name", "echo", "-I", str(tmp_path / "rows.json")]
 
@@ -67,7 +67,7 @@ def test_texts_that_look_like_numbers_or_dates_stay_texts(echo, tmp_path, docume
     assert CliRunner().invoke(commands, typed).stdout.startswith('{"predictions"')
 
 
-def test_the_file_of_another_command_is_not_read_in_its_stead(echo, tmp_path):
+def test_input_file_of_another_command_is_ignored(echo, tmp_path):
     """A request about some rows of a file is answered with only these rows."""
     (tmp_path / "rows.json").write_text(json.dumps(RECORDS))
     answered: list[Any] = []

@@ -52,7 +52,7 @@ def send(session, tries=1):
     return post(session, "http://here/invocations", b"{}", "application/json", 1.0, tries)[0]
 
 
-def test_an_answer_is_the_json_object_that_the_server_sends():
+def test_answer_is_the_json_object():
     assert send(Scripted((200, b'{"predictions": [1]}'))) == {"predictions": [1]}
 
 
@@ -79,7 +79,7 @@ def test_an_answer_is_the_json_object_that_the_server_sends():
         ),
     ],
 )
-def test_a_refusal_is_the_error_of_its_status_in_the_words_of_the_server(answer, error, message):
+def test_status_and_message_become_an_error(answer, error, message):
     with pytest.raises(error) as raised:
         post(Scripted(answer), "http://here/invocations", b"{}", "application/json", 1.0)
     assert type(raised.value) is error
@@ -95,7 +95,7 @@ class Events(Scripted):
         return response
 
 
-def test_events_are_yielded_to_the_last_one():
+def test_events_are_yielded():
     session = Events((200, b'data: {"n": 1}\n\ndata: "two"\n\ndata: [DONE]\n\n'))
     assert list(post_for_events(session, "http://here/invocations", b"{}", 1.0)) == [
         {"n": 1},
@@ -103,7 +103,7 @@ def test_events_are_yielded_to_the_last_one():
     ]
 
 
-def test_an_event_with_an_error_is_raised():
+def test_error_event_is_raised():
     session = Events(
         (
             200,
@@ -116,12 +116,12 @@ def test_an_event_with_an_error_is_raised():
         next(events)
 
 
-def test_answer_without_events_error_names_the_method_to_call():
+def test_answer_without_events_names_the_other_method():
     with refused(InvalidRequest, "predict_stream", "predict"):
         list(post_for_events(Scripted((200, b"{}")), "http://here/invocations", b"{}", 1.0))
 
 
-def test_an_overloaded_server_is_tried_again_after_the_time_that_it_says(monkeypatch):
+def test_overloaded_server_is_retried_after_its_time(monkeypatch):
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     session = Scripted(
@@ -132,7 +132,7 @@ def test_an_overloaded_server_is_tried_again_after_the_time_that_it_says(monkeyp
     assert pauses == [3, 0.2]
 
 
-def test_the_last_try_raises_and_another_refusal_is_not_tried_again(monkeypatch):
+def test_only_overload_is_retried(monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     busy = Scripted((429, b"{}"), (429, b"{}"))
     wrong = Scripted((400, b"{}"))
@@ -152,7 +152,7 @@ class AsksForAKey(BaseHTTPRequestHandler):
         self.wfile.write(b"figures")
 
 
-def test_the_key_of_a_server_is_that_of_the_workspace_of_the_settings(tmp_path, monkeypatch):
+def test_server_key_is_of_the_settings_workspace(tmp_path, monkeypatch):
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
     monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
     settings = load_settings()

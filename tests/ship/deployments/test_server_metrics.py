@@ -19,7 +19,7 @@ from tests.support.metrics_page import PAGE, serving
 SECONDS = 30.0
 
 
-def test_the_counts_of_one_endpoint_are_added_up_over_protocols():
+def test_counts_are_summed_over_protocols():
     counters = parse_server_metrics(PAGE).by_version("f")
 
     assert counters["main", "6"] == VersionCounters(100, 5, {0.1: 86, float("inf"): 100}, refused=3)
@@ -36,7 +36,7 @@ def test_the_counts_of_one_endpoint_are_added_up_over_protocols():
     }
 
 
-def test_explanations_are_requests_whose_times_do_not_count():
+def test_explanations_count_without_their_times():
     of_version = 'endpoint="f",variant="main",model="X",version="6",protocol="explain"'
     family = "onnxserve_request_duration_seconds_bucket"
     slow = f'{family}{{{of_version},le="0.1"}} 0\n{family}{{{of_version},le="+Inf"}} 900'
@@ -47,7 +47,7 @@ def test_explanations_are_requests_whose_times_do_not_count():
     assert counters.timed == {0.1: 86, float("inf"): 100}
 
 
-def test_the_counts_of_a_version_are_those_of_its_own_model():
+def test_counts_are_separate_per_model():
     metrics = parse_server_metrics(PAGE.replace('model="Y",version="4"', 'model="Y",version="6"'))
 
     assert metrics.of("f", "main", "X", "6").requests == 100
@@ -56,7 +56,7 @@ def test_the_counts_of_a_version_are_those_of_its_own_model():
     assert metrics.of("f", "main", "Z", "6") == VersionCounters()
 
 
-def test_a_quantile_is_linear_within_its_bucket():
+def test_quantile_is_linear_within_its_bucket():
     timed = VersionCounters(100, 0, {0.1: 86, 1.0: 99, float("inf"): 100})
 
     assert [timed.quantile(share) for share in (0.43, 0.99, 1.0)] == pytest.approx([0.05, 1.0, 1.0])
@@ -64,15 +64,13 @@ def test_a_quantile_is_linear_within_its_bucket():
     assert VersionCounters().quantile(0.99) is None
 
 
-def test_the_version_that_has_answered_last_under_a_name_comes_first():
-    assert parse_server_metrics(PAGE).versions_by_last_answer("f", "main", "X") == ["6", "5"]
+def test_versions_are_sorted_by_last_answer_per_model():
+    metrics = parse_server_metrics(PAGE)
+    assert metrics.versions_by_last_answer("f", "main", "X") == ["6", "5"]
+    assert metrics.versions_by_last_answer("f", "main", "Y") == ["4"]
 
 
-def test_versions_of_a_model_that_was_served_before_are_not_taken_for_this_ones():
-    assert parse_server_metrics(PAGE).versions_by_last_answer("f", "main", "Y") == ["4"]
-
-
-def test_a_server_that_cannot_be_read_gives_the_reason(free_port):
+def test_unreadable_server_has_a_reason(free_port):
     with serving({"/metrics": PAGE}) as url:
         assert fetch_page(f"{url}/metrics", SECONDS) == PAGE.encode()
         assert fetch_page(f"{url}/elsewhere", SECONDS) == Refused(
@@ -85,7 +83,7 @@ def test_a_server_that_cannot_be_read_gives_the_reason(free_port):
     )
 
 
-def test_the_counts_of_all_servers_that_say_them_are_added_up():
+def test_counts_are_summed_over_servers():
     page = PAGE
     later = PAGE.replace('version="5"} 100', 'version="5"} 250')
     metrics = total_metrics(
@@ -103,26 +101,18 @@ def test_the_counts_of_all_servers_that_say_them_are_added_up():
     assert total_metrics({"f-3": Refused("gone")}).of("f", "main", "X", "6") == VersionCounters()
 
 
-def test_a_server_that_speaks_tls_is_asked_too(tmp_path):
+def test_tls_server_is_read(tmp_path):
     """The certificate is self-signed and for another host, as for a server behind a
     public name.
     """
     cert = tmp_path / "cert.pem"
     key = tmp_path / "key.pem"
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-days",
-        "1",
-        "-subj",
-        "/CN=models.example",
-    ]
     subprocess.run(
-        [*command, "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True
+        f"openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=models.example "
+        f"-keyout {key} -out {cert}",
+        shell=True,
+        check=True,
+        capture_output=True,
     )
 
     def speak_tls(server):

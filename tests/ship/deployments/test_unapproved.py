@@ -96,14 +96,14 @@ def stored(store, variants):
 
 @pytest.mark.parametrize("model", OTHERS)
 @pytest.mark.parametrize("is_new", [True, False])
-def test_a_version_without_an_approval_gets_no_traffic(model, is_new, policy, store):
+def test_unapproved_version_gets_no_traffic(model, is_new, policy, store):
     policy(POLICY)
     before = None if is_new else stored(store, {CHAMPION: 100})
     with refused(GateRefused, model, "100 %", "'credit'", "permits no answers"):
         permitted_answers(store, before, spec_of({model: 100}))
 
 
-def test_a_model_without_approvals_and_a_gated_alias_are_not_limited(policy, store):
+def test_ungoverned_model_and_gated_alias_are_unlimited(policy, store):
     for text, models in (
         ("gated_aliases: [champion]", OTHERS),
         (POLICY, [CHAMPION, "models:/credit/Production"]),
@@ -113,7 +113,7 @@ def test_a_model_without_approvals_and_a_gated_alias_are_not_limited(policy, sto
             assert permitted_answers(store, None, spec_of({model: 100})) == ()
 
 
-def test_within_the_limit_a_version_answers_and_everybody_can_see_that(policy, store):
+def test_version_within_the_limit_answers_visibly(policy, store):
     policy(LIMITED)
     stored(store, {CHAMPION: 100})
     command = "`onnxserve promote models:/credit/6 --to @champion --request`"
@@ -128,7 +128,7 @@ def test_within_the_limit_a_version_answers_and_everybody_can_see_that(policy, s
     assert [entry["model_uri"] for entry in event.detail["unapproved"]] == [SIX]
 
 
-def test_the_limit_counts_all_versions_and_the_time_since_the_first_percent(policy, store, clock):
+def test_limit_covers_all_versions_and_total_time(policy, store, clock):
     policy(LIMITED)
     stored(store, {CHAMPION: 100})
     stored(store, {CHAMPION: 97, SIX: 3})
@@ -144,7 +144,7 @@ def test_the_limit_counts_all_versions_and_the_time_since_the_first_percent(poli
         stored(store, {CHAMPION: 99, SIX: 1})
 
 
-def test_the_order_of_changes_does_not_raise_the_limit(policy, store):
+def test_order_of_changes_does_not_raise_the_limit(policy, store):
     policy(LIMITED)
     aliases = [f"models:/credit@a{number}" for number in range(3)]
     idle = dict.fromkeys(aliases, 0)
@@ -167,9 +167,7 @@ def test_the_order_of_changes_does_not_raise_the_limit(policy, store):
         ("models:/credit/tag:a=b", "s3://bucket/credit"),
     ],
 )
-def test_another_spelling_or_reference_does_not_begin_the_time_again(
-    first, second, policy, store, clock
-):
+def test_other_reference_does_not_restart_the_time(first, second, policy, store, clock):
     policy(LIMITED)
     stored(store, {CHAMPION: 100})
     stored(store, {CHAMPION: 95, first: 5})
@@ -185,7 +183,7 @@ def test_another_spelling_or_reference_does_not_begin_the_time_again(
     ).unapproved  # Another version has a time of its own.
 
 
-def test_a_model_without_approvals_does_not_replace_one_that_needs_them(policy, store, tmp_path):
+def test_ungoverned_model_cannot_replace_a_governed_one(policy, store, tmp_path):
     policy(POLICY)
     MlflowClient().create_registered_model("credit-copy")
     before = stored(store, {CHAMPION: 100})
@@ -208,7 +206,7 @@ def test_a_model_without_approvals_does_not_replace_one_that_needs_them(policy, 
         assert require_rollout(model, [100], 60, ["credit-copy"]) == ""
 
 
-def test_every_other_change_and_a_rollback_stay_possible(policy, store):
+def test_other_changes_and_rollback_are_permitted(policy, store):
     before = stored(store, {SIX: 60, "models:/credit/5": 40})
     policy(POLICY)  # The endpoint is older than the policy.
     changed = apply_config(before.spec, {"server.workers": 2})
@@ -224,14 +222,14 @@ def test_every_other_change_and_a_rollback_stay_possible(policy, store):
     assert permitted_answers(store, before, spec_of({SIX: 100}), restores=True) == ()
 
 
-def test_a_shadow_does_not_answer(policy, store):
+def test_shadow_is_permitted(policy, store):
     policy(POLICY)
     before = stored(store, {CHAMPION: 100})
     spec = apply_config(add_variant(before.spec, "shadow", SIX), {"variants.shadow.shadow": True})
     assert permitted_answers(store, before, spec) == ()
 
 
-def test_without_mlflow_the_traffic_of_versions_that_answer_can_be_changed(policy, store):
+def test_traffic_can_shrink_without_mlflow(policy, store):
     policy(LIMITED)
     before = stored(store, {CHAMPION: 95, SIX: 5})
     with mlflow_is_down():
@@ -272,9 +270,7 @@ POLICY_TAG = {"tag": "onnxserve.gate.policy"}
         ),
     ],
 )
-def test_without_mlflow_a_standby_answers_unless_the_audit_trail_has_approvals(
-    events, needs_mlflow, store, caplog
-):
+def test_standby_without_mlflow_follows_the_audit_trail(events, needs_mlflow, store, caplog):
     before = store.add_endpoint("onnxserve", spec_of({"models:/credit/5": 100, SIX: 0}))
     for event in events:
         store.record(**event, model="credit")
@@ -294,7 +290,7 @@ def test_without_mlflow_a_standby_answers_unless_the_audit_trail_has_approvals(
                 assert mentions(caplog.text, "without MLflow, model credit requires no approvals")
 
 
-def test_a_version_that_was_promoted_meanwhile_answers_with_its_approval(policy, store):
+def test_version_promoted_meanwhile_is_approved(policy, store):
     policy(LIMITED)
     endpoint = stored(store, {CHAMPION: 95, SIX: 5})
     assert [answer.model_uri for answer in current_answers(store, endpoint)] == [SIX]
@@ -308,7 +304,7 @@ def test_a_version_that_was_promoted_meanwhile_answers_with_its_approval(policy,
     ("steps", "minutes", "is_permitted"),
     [((1, 5), 30, True), ((1, 10, 50, 100), 5, False), ((5,), 61, False), ((100,), 43200, False)],
 )
-def test_a_rollout_without_an_approval_stays_within_the_limit(steps, minutes, is_permitted, policy):
+def test_unapproved_rollout_stays_within_the_limit(steps, minutes, is_permitted, policy):
     policy(LIMITED)
     if is_permitted:
         assert mentions(

@@ -4,6 +4,9 @@ its content, and refused models.
 
 from pathlib import Path
 
+import pytest
+
+from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.registry.model_uri import REGISTERED_META, default_endpoint_name
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.signatures import BUNDLE
@@ -11,30 +14,30 @@ from mlflow_deploy_plugin.core.spec.parts import Device
 from mlflow_deploy_plugin.ship.images.build import planned_image
 from tests.core.registry.conftest import Store, built_store, store  # noqa: F401 - fixtures
 from tests.support.models import tensor_model
+from tests.support.pyfuncs import save_pyfuncs
+from tests.support.refusals import refused
 
 
-def test_a_version_is_in_its_image_with_its_name_run_and_model(store):  # noqa: F811
+def test_image_of_a_version_has_labels_and_registered_name(store):  # noqa: F811
     with planned_image("models:/tiny@live") as plan:
-        assert plan.resolved.name == "tiny"
-        assert plan.resolved.version == "2"
-        for line in (
+        labels = {
             'LABEL onnxserve.model="models:/tiny@live"',
             f'LABEL onnxserve.model_id="{store.model_id}"',
             'LABEL onnxserve.parity="proven"',
             f'LABEL onnxserve.run_id="{store.run_id}"',
             'LABEL org.opencontainers.image.title="tiny"',
             'LABEL org.opencontainers.image.version="2"',
-        ):
-            assert line in plan.model.dockerfile.splitlines()
+        }
+        assert labels <= set(plan.model.dockerfile.splitlines())
         note = plan.model.files[f"rootfs/opt/ml/model/{REGISTERED_META}"]
         assert isinstance(note, Path)
-        resolved = resolve(str(note.parent))
-        assert resolved.name == "tiny"
-        assert resolved.version == "2"
+        for resolved in (plan.resolved, resolve(str(note.parent))):
+            assert resolved.name == "tiny"
+            assert resolved.version == "2"
         assert default_endpoint_name(str(note.parent)) == "tiny"
 
 
-def test_a_folder_that_mlflow_downloaded_keeps_its_name_version_and_signature(tmp_path):
+def test_downloaded_folder_keeps_name_version_and_signature(tmp_path):
     folder = tensor_model(tmp_path / "m")
     (folder / BUNDLE).write_text("{}")
     (folder / REGISTERED_META).write_text("{model_name: tiny, model_version: '3'}")
@@ -47,7 +50,7 @@ def test_a_folder_that_mlflow_downloaded_keeps_its_name_version_and_signature(tm
     assert resolved.version == "3"
 
 
-def test_the_same_version_gives_the_same_image(store):  # noqa: F811
+def test_same_version_gives_same_image(store):  # noqa: F811
     digests = []
     for _ in range(2):
         with planned_image("models:/tiny/1") as plan:
@@ -55,7 +58,7 @@ def test_the_same_version_gives_the_same_image(store):  # noqa: F811
     assert digests[0] == digests[1]
 
 
-def test_followed_model_is_named_in_the_image_and_not_fetched(store):  # noqa: F811
+def test_followed_model_is_not_in_the_image(store):  # noqa: F811
     with planned_image(
         "models:/tiny@live", follow=True, device="cuda", server_image="registry/onnxserve:gpu"
     ) as plan:
@@ -67,10 +70,11 @@ def test_followed_model_is_named_in_the_image_and_not_fetched(store):  # noqa: F
         'ENV ONNXSERVE_DEVICE="cuda"',
         'ENV ONNXSERVE_MODEL_URI="models:/tiny@live"',
     ]
+    assert lines[-1] == 'CMD ["serve"]'
     assert not any(line.startswith("LABEL org.opencontainers.image.version") for line in lines)
 
 
-def test_another_base_is_another_server_image(tmp_path):
+def test_server_image_depends_on_base_and_platform(tmp_path):
     model = str(tensor_model(tmp_path / "m"))
     names = set()
     servers: list[tuple[str | None, Device, str]] = [
@@ -86,3 +90,19 @@ def test_another_base_is_another_server_image(tmp_path):
         names.add(plan.server_image)
         assert plan.platform == ("--platform", "linux/arm64")
     assert len(names) == 4
+
+
+@pytest.mark.parametrize(
+    ("uri", "options", "names"),
+    [
+        ("model", {"follow": True}, ["--follow", "models:/X@champion"]),
+        ("model", {"base_image": "a", "server_image": "b"}, ["--base-image", "--server-image"]),
+        ("days", {}, ["no ONNX form", "onnxserve wrap"]),
+    ],
+)
+def test_unsuitable_options_or_models_are_refused(uri, options, names, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tensor_model(Path("model"))
+    save_pyfuncs(tmp_path, ["days"])
+    with refused(OnnxserveError, *names), planned_image(uri, **options):
+        pass

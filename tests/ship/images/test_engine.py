@@ -16,7 +16,7 @@ from tests.support.waiting import wait_until
 REGISTRY = "123456789012.dkr.ecr.eu-central-1.amazonaws.com"
 
 
-def test_without_the_command_the_error_says_so(monkeypatch, tmp_path):
+def test_missing_docker_command_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(NotInstalled, match="docker command"):
         engine.image_fields("x")
@@ -33,24 +33,8 @@ def command(folder, script, monkeypatch):
     ("words", "message"),
     [
         (
-            "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker "
-            "daemon running?",
-            (
-                "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker "
-                "daemon running?"
-            ),
-        ),
-        (
             "Got permission denied while trying to connect to the Docker daemon socket",
             "Got permission denied while trying to connect to the Docker daemon socket",
-        ),
-        (
-            "Step 3/9 : RUN pip install x\nERROR: No matching distribution found for x\n"
-            "The command '/bin/sh -c pip' returned a non-zero code: 1",
-            (
-                "ERROR: No matching distribution found for x; The command '/bin/sh -c pip' "
-                "returned a non-zero code: 1"
-            ),
         ),
         (
             "#7 2.101 ERROR: No matching distribution found for x\n"
@@ -61,7 +45,7 @@ def command(folder, script, monkeypatch):
         ("", "docker ended with status 1"),
     ],
 )
-def test_a_failed_build_ends_with_its_last_words(words, message, tmp_path, monkeypatch):
+def test_failed_build_ends_with_the_last_lines(words, message, tmp_path, monkeypatch):
     (tmp_path / "words").write_text(words)
     command(tmp_path, f"cat > /dev/null; cat {tmp_path}/words; exit 1", monkeypatch)
     seen: list[str] = []
@@ -71,7 +55,7 @@ def test_a_failed_build_ends_with_its_last_words(words, message, tmp_path, monke
     assert seen == words.splitlines()
 
 
-def test_an_image_that_a_builder_keeps_to_itself_is_one_line(tmp_path, monkeypatch):
+def test_image_kept_by_the_builder_is_an_error(tmp_path, monkeypatch):
     # The script does not list any images.
     command(tmp_path, "[ $1 = build ] && cat > /dev/null; true", monkeypatch)
     with pytest.raises(BuildFailed, match=r"flights:3 .*BUILDX_BUILDER"):
@@ -83,7 +67,7 @@ def follow(line):
 
 
 @pytest.mark.parametrize("report", [None, follow])
-def test_an_interrupted_command_does_not_continue(report, tmp_path, monkeypatch):
+def test_interrupted_command_ends(report, tmp_path, monkeypatch):
     command(
         tmp_path,
         f"echo $$ > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; exec sleep 60",
@@ -119,7 +103,7 @@ class _Ecr:
         monkeypatch.setattr(boto3, "client", lambda service, region_name: client)
 
 
-def test_ecr_gives_the_password_and_a_missing_repository_is_made(tmp_path, monkeypatch):
+def test_ecr_login_and_missing_repository(tmp_path, monkeypatch):
     digest = "sha256:" + "ab" * 32
     echo = f'echo "3: digest: {digest} size: 1"'
     script = f'echo "$@" >> {tmp_path}/log; [ $1 = login ] && cat >> {tmp_path}/log; {echo}'
@@ -142,7 +126,7 @@ def test_ecr_gives_the_password_and_a_missing_repository_is_made(tmp_path, monke
     ]
 
 
-def test_credentials_that_aws_refuses_are_one_line(monkeypatch):
+def test_refused_aws_credentials_are_named(monkeypatch):
     _Ecr(monkeypatch).stub.add_client_error(
         "get_authorization_token", "UnrecognizedClientException", "token invalid"
     )
@@ -150,7 +134,7 @@ def test_credentials_that_aws_refuses_are_one_line(monkeypatch):
         engine.push_image(f"{REGISTRY}/flights:3", lambda line: None)
 
 
-def test_refused_push_is_an_error_that_names_the_image_and_the_reason(tmp_path, monkeypatch):
+def test_refused_push_names_image_and_reason(tmp_path, monkeypatch):
     command(
         tmp_path, "echo denied: requested access to the resource is denied; exit 1", monkeypatch
     )

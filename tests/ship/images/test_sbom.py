@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.ship.images.sbom import bill_of_materials
 
 
 @pytest.mark.long
-def test_it_names_every_distribution_once_with_its_version():
+def test_distributions_are_listed_once_with_version():
     program = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "list-packages"]
     printed = json.loads(subprocess.run(program, capture_output=True, check=True).stdout)
     assert printed == bill_of_materials()  # It does not contain times or random numbers.
@@ -25,7 +25,7 @@ def test_it_names_every_distribution_once_with_its_version():
     assert list(components) == sorted(components)
 
 
-def test_debian_packages_are_named_with_architecture_and_release(tmp_path, monkeypatch):
+def test_debian_packages_have_architecture_and_release(tmp_path, monkeypatch):
     (tmp_path / "dpkg-query").write_text("#!/bin/sh\necho 'libstdc++6 12.2.0-14+deb12u1 amd64'\n")
     (tmp_path / "dpkg-query").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")

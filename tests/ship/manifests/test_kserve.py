@@ -39,6 +39,14 @@ PREDICTOR = {
 }
 MODEL = {"modelFormat", "runtime", "protocolVersion", "storageUri"}
 REFUSED_BY_KNATIVE = {"lifecycle", "startupProbe"}
+RESTRICTED = {
+    "runAsNonRoot": True,
+    "seccompProfile": {"type": "RuntimeDefault"},
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+"""What Pod Security `restricted` requires of a container whose pod KServe makes."""
 
 
 def rendered(endpoint):
@@ -59,7 +67,7 @@ def spec(variants, **parts):
 
 @settings(max_examples=30)
 @given(SPECS)
-def test_every_spec_gives_objects_with_the_fields_that_kserve_has(endpoint):
+def test_objects_have_only_fields_of_kserve(endpoint):
     if endpoint.kubernetes.host is not None:
         with refused(InvalidConfig, "kubernetes.host", "KServe"):
             rendered(endpoint)
@@ -77,6 +85,7 @@ def test_every_spec_gives_objects_with_the_fields_that_kserve_has(endpoint):
     (container,) = runtime["spec"]["containers"]
     assert container["name"] == "kserve-container"
     assert not container.keys() & REFUSED_BY_KNATIVE
+    assert container["securityContext"] == RESTRICTED
     # There is one port, without a name.
     assert [port.keys() for port in container["ports"]] == [{"containerPort", "protocol"}]
     pod = {name: runtime["spec"][name] for name in ("containers", "volumes")}
@@ -88,7 +97,7 @@ def test_every_spec_gives_objects_with_the_fields_that_kserve_has(endpoint):
     kubernetes_validate.validate(config, "1.32", strict=True)
 
 
-def test_a_followed_stage_is_in_the_spec_that_the_server_follows():
+def test_followed_stage_is_in_the_served_spec():
     endpoint = new_endpoint(
         "flights", "models:/flight-delay/Production", {"kubernetes.replicas": "2"}
     )
@@ -102,7 +111,7 @@ def test_a_followed_stage_is_in_the_spec_that_the_server_follows():
     assert "storageUri" not in predictor["model"]
 
 
-def test_a_model_in_a_store_is_brought_by_kserve_and_a_second_one_is_its_canary():
+def test_second_stored_model_is_a_canary():
     champion = {"model": "s3://b/flights/3", "weight": 90}
     config, _, service = rendered(spec({"champion": champion}))
     assert service["spec"]["predictor"]["model"]["storageUri"] == "s3://b/flights/3"
@@ -129,7 +138,7 @@ def test_a_model_in_a_store_is_brought_by_kserve_and_a_second_one_is_its_canary(
         },
     ],
 )
-def test_traffic_that_kserve_cannot_split_is_split_by_the_server(parts):
+def test_server_splits_traffic_that_kserve_cannot(parts):
     endpoint = spec(**parts)
     config, _, service = rendered(endpoint)
     (served,) = load_specs(config["data"]["spec.yaml"])
@@ -137,19 +146,7 @@ def test_traffic_that_kserve_cannot_split_is_split_by_the_server(parts):
     assert "storageUri" not in service["spec"]["predictor"]["model"]
 
 
-def test_a_namespace_of_restricted_pod_security_admits_the_container_by_its_own_fields_alone():
-    _, runtime, _ = rendered(spec({"champion": {"model": "models:/flights/1"}}))
-    (container,) = runtime["spec"]["containers"]
-    assert container["securityContext"] == {
-        "runAsNonRoot": True,
-        "seccompProfile": {"type": "RuntimeDefault"},
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    }
-
-
-def test_without_auth_it_is_reached_from_within_the_cluster_alone():
+def test_service_without_auth_is_cluster_local():
     _, _, service = rendered(new_endpoint("flights", "models:/x/1"))
     assert service["metadata"]["labels"] == {"networking.kserve.io/visibility": "cluster-local"}
     _, _, service = rendered(new_endpoint("flights", "models:/x/1", {"server.api_keys": "true"}))

@@ -12,9 +12,11 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlflow_deploy_plugin.cli.commands import main
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.spec.document import dump_spec, load_specs, new_endpoint
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
@@ -157,7 +159,7 @@ SPECS = specs()
 @pytest.mark.long
 @settings(max_examples=30)
 @given(SPECS)
-def test_every_spec_gives_objects_that_a_new_kubernetes_accepts(endpoint):
+def test_every_spec_gives_valid_objects(endpoint):
     (text,) = FORMATS["kubernetes"](endpoint, PLACE).values()
     documents = list(yaml.safe_load_all(text))
     assert documents == kubernetes_documents(endpoint, PLACE)
@@ -178,7 +180,7 @@ def test_every_spec_gives_objects_that_a_new_kubernetes_accepts(endpoint):
     assert served.variants == endpoint.variants
 
 
-def test_pods_roll_without_a_gap():
+def test_pods_roll_without_downtime():
     documents = rendered()
     deployment = documents["Deployment"]["spec"]
     pod = deployment["template"]["spec"]
@@ -201,7 +203,7 @@ def test_pods_roll_without_a_gap():
     }
 
 
-def test_without_auth_only_pods_of_the_same_namespace_may_call_and_the_internet_needs_more():
+def test_access_without_auth_is_limited_to_the_namespace():
     documents = rendered()
     assert documents["NetworkPolicy"]["spec"]["ingress"][0]["from"] == [{"podSelector": {}}]
     # The network policy protects the server.
@@ -213,7 +215,7 @@ def test_without_auth_only_pods_of_the_same_namespace_may_call_and_the_internet_
     assert public["NetworkPolicy"]["spec"]["ingress"][0]["from"] == [{"namespaceSelector": {}}]
 
 
-def test_only_a_change_of_server_container_or_kubernetes_makes_new_pods():
+def test_only_server_container_and_kubernetes_changes_replace_pods():
     def template(config):
         return rendered(config)["Deployment"]["spec"]["template"]  # type: ignore[no-any-return]
 
@@ -232,7 +234,7 @@ def test_only_a_change_of_server_container_or_kubernetes_makes_new_pods():
         assert template(config) != same, config
 
 
-def test_resources_are_those_of_the_container_and_a_gpu_server_asks_for_gpus():
+def test_resources_include_gpus():
     config = {
         "container.cpus": "1.5",
         "container.memory_bytes": str(1024**3),
@@ -244,7 +246,7 @@ def test_resources_are_those_of_the_container_and_a_gpu_server_asks_for_gpus():
     assert container["image"] == "onnxserve:gpu"
 
 
-def test_variables_come_from_the_place_the_spec_and_from_secrets_the_nearer_wins():
+def test_secrets_override_spec_and_place_variables():
     config = {
         "container.environment.A": "of $(C) $$spec",
         "container.environment.B": "b",
@@ -258,7 +260,7 @@ def test_variables_come_from_the_place_the_spec_and_from_secrets_the_nearer_wins
     ]
 
 
-def test_certificate_and_key_are_mounted_from_the_secrets_that_are_named():
+def test_certificate_and_key_are_mounted_from_secrets():
     documents = rendered(
         {
             "server.certfile": "own/tls.crt",
@@ -268,17 +270,13 @@ def test_certificate_and_key_are_mounted_from_the_secrets_that_are_named():
     )
     (served,) = load_specs(documents["ConfigMap"]["data"]["spec.yaml"])
     pod = documents["Deployment"]["spec"]["template"]["spec"]
-    (folder,) = (
-        entry["mountPath"]
-        for entry in container_of(documents)["volumeMounts"]
-        if entry["name"] == "tls"
-    )
-    (volume,) = (
-        entry["projected"]["sources"] for entry in pod["volumes"] if entry["name"] == "tls"
-    )
+    mounts = {
+        entry["name"]: entry["mountPath"] for entry in container_of(documents)["volumeMounts"]
+    }
+    (volume,) = (entry["projected"] for entry in pod["volumes"] if entry["name"] == "tls")
     mounted = {
-        f"{folder}/{item['path']}": f"{source['secret']['name']}/{item['key']}"
-        for source in volume
+        f"{mounts['tls']}/{item['path']}": f"{source['secret']['name']}/{item['key']}"
+        for source in volume["sources"]
         for item in source["secret"]["items"]
     }
     server = served.server
@@ -287,10 +285,9 @@ def test_certificate_and_key_are_mounted_from_the_secrets_that_are_named():
         "own/tls.key",
         "callers/ca.crt",
     ]
-    kubernetes_validate.validate(documents["Deployment"], "1.32", strict=True)
 
 
-def test_secret_files_are_mounted_as_a_folder_that_kubelet_updates_and_named_by_variables():
+def test_secret_files_are_mounted_as_folder():
     documents = rendered({"container.secret_files.ONNXSERVE_KEYS_FILE": "callers/keys.json"})
     container = container_of(documents)
     pod = documents["Deployment"]["spec"]["template"]["spec"]
@@ -304,7 +301,7 @@ def test_secret_files_are_mounted_as_a_folder_that_kubelet_updates_and_named_by_
     assert {"name": "ONNXSERVE_KEYS_FILE", "value": path} in container["env"]
 
 
-def test_an_autoscaler_of_theirs_is_left_the_number_of_pods():
+def test_zero_replicas_leave_scaling_to_an_autoscaler():
     documents = rendered({"kubernetes.replicas": "0"})
     assert "replicas" not in documents["Deployment"]["spec"]
     assert "HorizontalPodAutoscaler" not in documents
@@ -318,25 +315,24 @@ def rendered_for_keda(config):
     return {document["kind"]: document for document in yaml.safe_load_all(text)}
 
 
-def test_keda_scales_between_replicas_and_max_replicas_by_the_requests_of_all_pods(tmp_path):
-    documents = rendered_for_keda(KEDA)
+def test_keda_scales_by_the_requests_of_all_pods(tmp_path):
+    url = "https://prometheus.example/tenant"
+    documents = rendered_for_keda({**KEDA, "kubernetes.prometheus_url": url})
     scaled = documents.pop("ScaledObject")
-    (trigger,) = scaled["spec"].pop("triggers")
+    query = 'sum(rate(onnxserve_requests_total{namespace="ml",endpoint="flights"}[2m]))'
     assert scaled["apiVersion"] == "keda.sh/v1alpha1"
     assert scaled["spec"] == {
         "scaleTargetRef": {"name": "flights"},
         "minReplicaCount": 3,
         "maxReplicaCount": 9,
+        "triggers": [
+            {
+                "type": "prometheus",
+                # KEDA requires that the threshold is a text.
+                "metadata": {"serverAddress": url, "threshold": "50.0", "query": query},
+            }
+        ],
     }
-    metadata = trigger["metadata"]
-    assert trigger["type"] == "prometheus"
-    assert metadata["serverAddress"] == "http://prometheus-operated.monitoring.svc:9090"
-    assert float(metadata["threshold"]) == 50
-    assert (
-        metadata["query"]
-        == 'sum(rate(onnxserve_requests_total{namespace="ml",endpoint="flights"}[2m]))'
-    )
-    assert "replicas" not in documents["Deployment"]["spec"]
     # The other objects do not depend on the autoscaler.
     assert documents == rendered({"kubernetes.replicas": "0"})
     # The server exports the metric of the query with its label.
@@ -351,27 +347,7 @@ def test_keda_is_refused_without_its_fields(field):
         rendered_for_keda({name: value for name, value in KEDA.items() if name != field})
 
 
-def test_keda_is_asked_to_query_another_prometheus():
-    url = "https://prometheus.example/tenant"
-    (trigger,) = rendered_for_keda({**KEDA, "kubernetes.prometheus_url": url})["ScaledObject"][
-        "spec"
-    ]["triggers"]
-    assert trigger["metadata"]["serverAddress"] == url
-
-
-@pytest.mark.parametrize("rate", ["0.001", "7", "1000000"])
-def test_the_threshold_of_keda_is_a_text_for_every_reader_of_yaml(rate):
-    spec = new_endpoint("flights", MODEL, {**KEDA, "kubernetes.requests_per_second": rate})
-    (line,) = [
-        line
-        for line in FORMATS["keda"](spec, PLACE)["flights.yaml"].splitlines()
-        if "threshold" in line
-    ]
-    # Without quotes, Kubernetes reads a number and refuses the object.
-    assert line.split()[1] == f"'{float(rate)}'"
-
-
-def test_the_overlay_of_the_guide_changes_image_namespace_and_replicas(tmp_path):
+def test_overlay_of_the_guide_is_applied(tmp_path):
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed (apt-get install kubernetes-client)")
     guide = (
@@ -392,14 +368,18 @@ def test_the_overlay_of_the_guide_changes_image_namespace_and_replicas(tmp_path)
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)
-def test_a_shipped_manifest_is_valid_and_its_pods_have_no_rights_and_no_variables_of_services(file):
+def test_shipped_manifest_is_valid_and_restricted(file):
     for document in yaml.safe_load_all(file.read_text()):
         kubernetes_validate.validate(document, "1.32", strict=True)
         spec = document.get("spec", {})
         if "template" in (workload := spec.get("jobTemplate", {}).get("spec", spec)):
+            pod = workload["template"]["spec"]
             # A Service "onnxserve" would set ONNXSERVE_PORT.
-            assert workload["template"]["spec"]["enableServiceLinks"] is False
-            assert_restricted(workload["template"]["spec"])
+            assert pod["enableServiceLinks"] is False
+            assert_restricted(pod)
+            (container,) = pod["containers"]
+            help_page = CliRunner().invoke(main, [*container["args"], "--help"])
+            assert help_page.exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -433,17 +413,18 @@ def test_a_shipped_manifest_is_valid_and_its_pods_have_no_rights_and_no_variable
         ),
     ],
 )
-def test_fields_that_do_not_fit_are_refused_in_one_line(config, names):
+def test_invalid_fields_are_refused(config, names):
     with refused(InvalidConfig, *names):
         rendered(config)
 
 
-def test_a_name_that_no_service_can_have_is_refused():
+@pytest.mark.parametrize("form", ["kubernetes", "helm"])
+def test_invalid_service_name_is_refused(form):
     with refused(InvalidConfig, "'Flights_1'", "Service"):
-        kubernetes_documents(new_endpoint("Flights_1", MODEL), Place())
+        FORMATS[form](new_endpoint("Flights_1", MODEL), PLACE)
 
 
-def test_the_metrics_port_is_a_port_of_the_pod_the_service_and_the_network_policy():
+def test_metrics_port_is_open_everywhere():
     documents = rendered({"server.metrics_port": "9100", "server.grpc_port": "8081"})
     port = {"name": "metrics", "protocol": "TCP"}
     assert {**port, "containerPort": 9100} in container_of(documents)["ports"]
@@ -457,7 +438,7 @@ def test_the_metrics_port_is_a_port_of_the_pod_the_service_and_the_network_polic
         rendered({"server.metrics_port": "8080"})
 
 
-def test_prometheus_gets_past_auth_and_certificates():
+def test_prometheus_has_key_and_tls_settings():
     def scraped(config):
         (endpoint,) = rendered(config)["ServiceMonitor"]["spec"]["endpoints"]
         return endpoint  # type: ignore[no-any-return]
@@ -486,21 +467,21 @@ def test_prometheus_gets_past_auth_and_certificates():
         rendered({**monitored, "kubernetes.service_monitor_key": "key"})
 
 
-def test_no_namespace_is_written_that_cannot_be():
+def test_invalid_namespace_is_refused():
     with refused(InvalidConfig, "namespace", "'Bad Name'"):
         Place("Bad Name")
 
 
-def test_pods_of_a_helm_release_of_the_endpoints_name_are_not_taken_for_its_own():
+def test_selectors_exclude_pods_of_a_helm_release():
     documents = rendered({"kubernetes.service_monitor": "true"})
-    label = "app.kubernetes.io/name"
-    selectors = [
-        documents[kind]["spec"]["selector"]["matchLabels"]
-        for kind in ("PodDisruptionBudget", "ServiceMonitor")
-    ]
-    selectors += [
-        documents["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"],
-        documents["Service"]["spec"]["selector"],
-    ]
-    assert {selector[label] for selector in selectors} == {"onnxserve"}
-    assert documents["Deployment"]["spec"]["template"]["metadata"]["labels"][label] == "onnxserve"
+    label = {"app.kubernetes.io/name": "onnxserve"}
+    for kind, field in (
+        ("PodDisruptionBudget", "selector"),
+        ("ServiceMonitor", "selector"),
+        ("NetworkPolicy", "podSelector"),
+    ):
+        selector = documents[kind]["spec"][field]["matchLabels"]
+        assert label.items() <= selector.items()
+    assert label.items() <= documents["Service"]["spec"]["selector"].items()
+    labels = documents["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert label.items() <= labels.items()

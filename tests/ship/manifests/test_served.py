@@ -21,7 +21,7 @@ CONFIG = {
 }
 
 
-def test_served_spec_leaves_out_the_settings_of_its_surroundings():
+def test_served_spec_omits_settings_of_its_surroundings():
     endpoint = new_endpoint("flights", "models:/flight-delay/3", CONFIG)
     (served,) = load_specs(dump_spec(served_spec(endpoint)))
     assert served.model_fields_set == {"api_version", "name", "variants", "server", "capture"}
@@ -34,7 +34,7 @@ def test_served_spec_leaves_out_the_settings_of_its_surroundings():
     )
 
 
-def test_outside_of_a_container_the_spec_says_who_may_call():
+def test_spec_decides_access_outside_a_container():
     endpoint = new_endpoint("flights", "models:/flight-delay/3", CONFIG)
     assert not served_spec(endpoint, endpoint.server.host).server.insecure
     with_keys = new_endpoint(
@@ -43,7 +43,7 @@ def test_outside_of_a_container_the_spec_says_who_may_call():
     assert not served_spec(with_keys).server.insecure
 
 
-def test_folders_certificates_and_keys_are_files_of_this_machine():
+def test_model_folders_and_certificates_are_local_files():
     tls = {"server.certfile": "/etc/tls.pem", "server.keyfile": "/etc/tls.key"}
     assert local_files(new_endpoint("a", "file:///srv/a%20model", tls)) == [
         "/srv/a model",
@@ -57,7 +57,7 @@ def test_folders_certificates_and_keys_are_files_of_this_machine():
         local_files(new_endpoint("a", "/srv/a", {**tls, "server.keyfile": "tls.key"}))
 
 
-def test_documents_are_written_for_people():
+def test_documents_are_readable():
     twice = {"a": "b"}
     text = dump_documents(
         [{"spec": "name: a\nvariants: {}\n", "one": twice, "two": twice}, {"later": 1}]
@@ -76,5 +76,5 @@ def test_documents_are_written_for_people():
 
 
 @given(st.text(st.characters(codec="utf-8")))
-def test_any_text_is_read_back_as_it_was(text):
+def test_any_text_round_trips(text):
     assert yaml.safe_load(dump_documents([{"a": text}])) == {"a": text}

@@ -19,7 +19,7 @@ def test_latency_counts_from_the_scheduled_time():
     assert error == ""
 
 
-def test_requests_that_are_not_sent_count_with_their_waiting_time():
+def test_unsent_requests_count_with_their_waiting_time():
     with listening(*slow()) as port:
         # The client gives up after a second.
         latencies, error = open_loop(port, REQUEST, np.zeros(6400))
@@ -28,20 +28,20 @@ def test_requests_that_are_not_sent_count_with_their_waiting_time():
     assert error == ""
 
 
-def test_the_requests_are_sent_in_turn():
+def test_requests_are_sent_in_turn():
     garbled = b"GET / HTTP/1.1\r\n\r\n1234"
     with listening(*slow()) as port:
         assert open_loop(port, [*REQUEST, garbled], np.arange(4) / 10)[1] == ""
 
 
-def test_an_answer_with_another_status_is_the_error():
+def test_other_status_is_the_error():
     with listening(*slow(503)) as port:
         latencies, error = open_loop(port, REQUEST, np.zeros(3))
     assert 0.02 <= tail_latency(latencies) < 1
     assert error == "503: ok"
 
 
-def test_random_times_are_those_of_independent_callers():
+def test_random_times_are_a_poisson_process():
     times = random_times(rate=1000, seconds=10, seed=0)
     assert len(times) == 10_000
     assert 0 <= times[0] <= times[-1] <= 10

@@ -4,7 +4,6 @@ import shlex
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
@@ -36,29 +35,29 @@ def plan(pod=POD, rate=500.0, rows=1):
     return plan_pods(pod, rate, rows, cpu_hour_price=0.04, gb_hour_price=0.004)
 
 
-def test_the_pods_leave_thirty_percent_free():
+def test_pods_leave_thirty_percent_free():
     assert plan(rate=280).pods == 2  # 200 requests/s per pod
     assert plan(rate=281).pods == 3
 
 
-def test_the_memory_has_room_for_the_next_version():
+def test_memory_has_room_for_the_next_version():
     # 125 % of 300 MiB and a second copy of 20 MiB
     assert plan().options["container.memory_bytes"] == 400 * 2**20
     assert plan(replace(POD, workers=2)).options["container.memory_bytes"] == 425 * 2**20
 
 
-def test_the_cpu_limit_is_the_cores_of_the_pod():
+def test_cpu_limit_is_the_cores_of_the_pod():
     assert plan().options["container.cpus"] == 2
     assert plan(replace(POD, workers=3)).options["container.cpus"] == 6
 
 
-def test_the_cost_counts_predicted_rows():
+def test_cost_counts_predicted_rows():
     hourly = 4 * (2 * 0.04 + 400 * 2**20 / 1e9 * 0.004)
     assert plan().cost_per_million == pytest.approx(hourly / (500 * 3600) * 1e6)
     assert plan(rows=10).cost_per_million == pytest.approx(plan().cost_per_million / 10)
 
 
-def test_the_options_are_fields_of_the_spec():
+def test_options_are_fields_of_the_spec():
     made = plan()
     words = shlex.split(config_line({**made.options, **made.hpa}))
     values = dict(word.split("=", 1) for word in words if word != "-C")
@@ -75,21 +74,13 @@ def test_the_options_are_fields_of_the_spec():
     assert made.keda == {"kubernetes.max_replicas": 8, "kubernetes.requests_per_second": 140.0}
 
 
-def test_a_rate_for_too_many_pods_names_the_highest_rate():
+def test_too_high_rate_names_the_highest_rate():
     assert plan(rate=140 * MOST_PODS).pods == MOST_PODS
     with refused(InvalidConfig, "--rate", "70,000", "server.workers"):
         plan(rate=140 * MOST_PODS + 1)
 
 
-@given(rates, rates)
-def test_more_requests_never_need_fewer_pods(one, other):
-    pod = replace(POD, highest=replace(HIGHEST, rate=1e6))
-    fewer, more = (plan(pod, rate) for rate in sorted([one, other]))
-    assert fewer.pods <= more.pods
-    assert more.pods * 0.7e6 >= max(one, other) * (1 - 1e-9)
-
-
-def test_a_load_with_a_wrong_answer_or_a_slow_answer_does_not_hold():
+def test_load_with_errors_or_slow_answers_fails():
     assert HIGHEST.holds(0.02)
     HIGHEST.require(0.02)
     assert not HIGHEST.holds(0.01)
@@ -111,9 +102,7 @@ def test_a_load_with_a_wrong_answer_or_a_slow_answer_does_not_hold():
         (40.0, 0.0, 64, None),
     ],
 )
-def test_a_measurement_without_free_cores_for_other_processes_is_a_warning(
-    highest, planned, cores, free
-):
+def test_measurement_without_free_cores_is_a_warning(highest, planned, cores, free):
     """The pod has two cores, or one on the machine with two cores. Its client has
     another core.
     """

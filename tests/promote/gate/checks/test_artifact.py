@@ -29,7 +29,7 @@ from tests.support.refusals import mentions
         ("no-original", "any", "passed"),
     ],
 )
-def test_the_policy_says_how_much_has_to_be_known(state, wanted, verdict, tmp_path):
+def test_policy_sets_the_required_parity(state, wanted, verdict, tmp_path):
     artifact = read_artifact(write_classifier(tmp_path / "model", parity=state))
     result = check_parity(artifact, GatePolicy(parity=wanted))
     assert result.state == verdict
@@ -37,7 +37,7 @@ def test_the_policy_says_how_much_has_to_be_known(state, wanted, verdict, tmp_pa
     assert mentions(result.reason, "the policy") == (verdict == "failed")
 
 
-def test_parity_is_skipped_for_a_version_without_an_onnx_form(tmp_path):
+def test_parity_is_skipped_without_onnx_form(tmp_path):
     (tmp_path / "MLmodel").write_text("flavors: {python_function: {loader_module: json}}")
     result = check_parity(read_served_artifact(tmp_path), GatePolicy())
     assert result.state == "skipped"
@@ -107,13 +107,13 @@ def columns(*given):
         (replace(SERVED, undescribed="objects"), "skipped", "the new version has no signature"),
     ],
 )
-def test_signature_change_fails_only_if_it_breaks_callers(candidate, state, said):
+def test_only_breaking_signature_changes_fail(candidate, state, said):
     result = check_signature(candidate, SERVED, NAME)
     assert result.state == state
     assert re.search(said, result.reason), result.reason
 
 
-def test_signature_check_is_skipped_if_the_served_version_has_none():
+def test_signature_check_needs_a_served_signature():
     result = check_signature(SERVED, replace(SERVED, undescribed="objects"), NAME)
     assert result.state == "skipped"
     assert result.reason.startswith(f"{NAME} has no signature")
@@ -134,14 +134,14 @@ def tensors(*given):
         (Tensor("picture", "float32", (-1, 8, 8)), "failed"),
     ],
 )
-def test_tensors_are_compared_by_name_type_and_shape(new, state):
+def test_tensors_compare_by_name_type_and_shape(new, state):
     assert (
         check_signature(tensors(new), tensors(Tensor("image", "float32", (-1, 8, 8))), NAME).state
         == state
     )
 
 
-def test_every_change_is_in_the_table():
+def test_table_has_every_change():
     result = check_signature(columns(A, Column("d", "long")), SERVED, NAME)
     assert result.table is not None
     lines = {(line[0], line[1], line[4]) for line in result.table.lines}
@@ -149,7 +149,7 @@ def test_every_change_is_in_the_table():
     assert result.figures == {"changes": 3, "breaking": 1}
 
 
-def test_changes_stand_in_the_order_of_the_columns():
+def test_changes_are_in_column_order():
     letters = tuple("hgfedcba")
     result = check_signature(
         columns(A), columns(A, *(Column(name, "double") for name in letters)), NAME

@@ -34,7 +34,7 @@ def loaded(folder):
         ((4.0, -2.0), "warned", False, "failed", ["models:/toy/1", "the ONNX form", "warned"]),
     ],
 )
-def test_it_passes_if_its_base_does_and_it_loses_no_more_than_the_margin(
+def test_form_passes_with_its_base_within_the_margin(
     tmp_path, weights, parity, with_labels, state, names
 ):
     base = loaded(write_classifier(tmp_path / "base", parity=parity))
@@ -45,7 +45,7 @@ def test_it_passes_if_its_base_does_and_it_loses_no_more_than_the_margin(
     assert mentions(result.reason, *names)
 
 
-def test_form_without_rows_to_compare_fails(tmp_path):
+def test_form_without_rows_fails(tmp_path):
     base = loaded(write_classifier(tmp_path / "base"))
     form = loaded(optimized(write_classifier(tmp_path / "form"), base))
     result = check_agreement(form, base, POLICY, None, None)
@@ -76,13 +76,13 @@ def parity_of(registry, folders, tmp_path):
     return check
 
 
-def test_the_gate_fetches_the_base_from_the_registry(parity_of):
+def test_base_is_fetched_from_the_registry(parity_of):
     result = parity_of("models:/toy/1")
     assert result.state == "passed", result.reason
     assert result.figures["rows"] == 400  # The rows are from the reference of the base.
 
 
-def test_the_loss_is_measured_on_the_dataset_of_the_policy(parity_of, folders):
+def test_loss_is_measured_on_the_policy_dataset(parity_of, folders):
     evaluation = EvaluationPolicy(dataset=str(folders["holdout"]), target="label", resamples=200)
     judged = GatePolicy(evaluation=evaluation, skip=("robustness", "budget"))
     assert "accuracy 0." in parity_of("models:/toy/1", policy=judged).reason
@@ -96,7 +96,7 @@ def test_the_loss_is_measured_on_the_dataset_of_the_policy(parity_of, folders):
         ("/etc", "good", ["/etc", "compared", "MLflow"]),
     ],
 )
-def test_a_base_that_is_not_the_one_or_not_there_fails(parity_of, where, base, names):
+def test_missing_or_other_base_fails(parity_of, where, base, names):
     result = parity_of(where, base)
     assert result.state == "failed"
     assert mentions(result.reason, *names)

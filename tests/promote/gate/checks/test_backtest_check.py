@@ -41,7 +41,7 @@ def judged(folders, registry, version, monkeypatch):
     return run
 
 
-def test_a_version_with_the_same_answers_passes(judged):
+def test_version_with_same_answers_passes(judged):
     check = judged("equal", endpoint="flights", max_disagreement=0)
 
     assert check.state == "passed"
@@ -53,7 +53,7 @@ def test_a_version_with_the_same_answers_passes(judged):
     assert check.figures["margin"] == 0.01
 
 
-def test_a_version_that_is_worse_on_labelled_rows_fails(judged):
+def test_version_worse_on_labelled_rows_fails(judged):
     check = judged("worse", endpoint="flights")
     assert check.state == "failed"
     assert mentions(check.reason, "worse", "the margin of 0.01", "accuracy")
@@ -65,7 +65,7 @@ def test_too_many_other_answers_fail(judged):
     assert mentions(check.reason, "differ", "20.00%")
 
 
-def test_the_number_of_rows_is_limited(judged):
+def test_number_of_rows_is_limited(judged):
     assert judged("equal", endpoint="flights", max_rows=150).figures["rows"] == 150
 
 
@@ -83,19 +83,19 @@ def test_too_few_rows_skip_the_check(judged, fields, names):
     assert mentions(check.reason, *names)
 
 
-def test_it_runs_only_if_the_policy_names_an_endpoint(judged):
+def test_check_runs_only_for_a_named_endpoint(judged):
     assert judged("equal") is None
     check = judged("worse", skip=", backtest", endpoint="flights")
     assert check is not None
     assert check.state == "skipped"
 
 
-def test_a_server_with_accounts_does_not_read_the_log(judged):
+def test_log_needs_file_permission(judged):
     with refused(InvalidConfig, "flights", "onnxserve gate MODEL"):
         judged("equal", Permissions(files=False), endpoint="flights")
 
 
-def test_a_log_that_cannot_be_reached_fails(judged, monkeypatch, tmp_path):
+def test_unreachable_log_fails(judged, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("ONNXSERVE_LOG_URI", str(tmp_path / "file"))
     check = judged("equal", endpoint="flights")

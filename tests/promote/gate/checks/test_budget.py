@@ -44,15 +44,13 @@ def cost(row_ms=1.0, batch_ms=10.0, memory_mb=100.0):
         (cost(), {"max_memory_mb": 50}, "failed", ["100 MB", "allows 50"]),
     ],
 )
-def test_costs_may_exceed_those_of_the_served_version_only_up_to_the_ratio(
-    candidate, policy, state, names
-):
+def test_cost_ratio_is_limited(candidate, policy, state, names):
     result = check_budget(candidate, cost(), BudgetPolicy(**policy), "models:/m/1")
     assert result.state == state
     assert mentions(result.reason, *names)
 
 
-def test_with_nothing_served_only_absolute_bounds_count():
+def test_only_absolute_limits_apply_without_served_version():
     result = check_budget(cost(row_ms=500), None, BudgetPolicy())
     assert result.state == "passed"
     assert "ratio" not in " ".join(result.figures)
@@ -78,7 +76,7 @@ def many_open_files():
 
 
 @pytest.mark.long
-def test_two_versions_are_measured_in_turns(tmp_path):
+def test_two_versions_are_measured_alternately(tmp_path):
     small = write_classifier(tmp_path / "small")
     slow = write_classifier(
         tmp_path / "slow",
@@ -96,14 +94,14 @@ def test_two_versions_are_measured_in_turns(tmp_path):
     assert costly.memory - plain.memory > 10e6  # The model has 32 MB of random numbers.
 
 
-def test_a_model_that_cannot_answer_says_why(tmp_path):
+def test_failing_model_has_a_reason(tmp_path):
     folder = write_classifier(tmp_path / "model")
     with refused(InferenceError, "measured", "column 'b'"):
         measure_costs([folder], {"a": np.zeros(3)}, 8, rounds=1)
 
 
 @pytest.mark.usefixtures("many_open_files")
-def test_a_model_is_measured_by_a_process_with_more_than_a_thousand_open_files(tmp_path):
+def test_measurement_works_with_a_thousand_open_files(tmp_path):
     folder = write_classifier(tmp_path / "model")
     rows = {name: values for name, values in labelled(3).items() if name in COLUMNS}
     (cost,) = measure_costs([folder], rows, 8, rounds=1)

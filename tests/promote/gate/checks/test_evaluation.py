@@ -21,8 +21,13 @@ def wrong_in(count):
     return ModelPredictions(answers, True)
 
 
-def policy(**fields):
-    return EvaluationPolicy(dataset="d.csv", target="y", **fields)
+def checked(candidate, served=None, truth=TRUTH, **fields):
+    policy = EvaluationPolicy(dataset="d.csv", target="y", **fields)
+    return check_evaluation(truth, candidate, served, policy, 7, NAME)
+
+
+def numbers(values):
+    return ModelPredictions(values, False)
 
 
 @pytest.mark.parametrize(
@@ -40,8 +45,8 @@ def policy(**fields):
         ),
     ],
 )
-def test_it_may_not_be_worse_by_more_than_the_margin(wrong, state, names):
-    result = check_evaluation(TRUTH, wrong_in(wrong), wrong_in(100), policy(), 7, NAME)
+def test_loss_is_limited_by_the_margin(wrong, state, names):
+    result = checked(wrong_in(wrong), wrong_in(100))
     assert result.state == state
     assert mentions(result.reason, *names)
     assert result.figures["accuracy_candidate"] == pytest.approx(1 - wrong / ROWS)
@@ -53,70 +58,49 @@ def test_it_may_not_be_worse_by_more_than_the_margin(wrong, state, names):
     )
 
 
-def test_a_wider_margin_lets_it_pass():
-    assert (
-        check_evaluation(TRUTH, wrong_in(200), wrong_in(100), policy(margin=0.15), seed=7).state
-        == "passed"
-    )
+def test_wider_margin_passes():
+    assert checked(wrong_in(200), wrong_in(100), margin=0.15).state == "passed"
 
 
-def test_the_floor_holds_whatever_is_served():
-    result = check_evaluation(TRUTH, wrong_in(300), None, policy(at_least=0.8), seed=7)
+def test_floor_holds_with_any_served_version():
+    result = checked(wrong_in(300), at_least=0.8)
     assert result.state == "failed"
     assert mentions(result.reason, "accuracy 0.7000", "0.8", "the policy")
-    assert (
-        check_evaluation(TRUTH, wrong_in(300), wrong_in(400), policy(at_least=0.8), seed=7).state
-        == "failed"
-    )
-    assert (
-        check_evaluation(TRUTH, wrong_in(100), None, policy(at_least=0.8), seed=7).state == "passed"
-    )
+    assert checked(wrong_in(300), wrong_in(400), at_least=0.8).state == "failed"
+    assert checked(wrong_in(100), at_least=0.8).state == "passed"
 
 
-def test_few_rows_prove_nothing():
-    result = check_evaluation(
-        TRUTH[:50],
-        ModelPredictions(TRUTH[:50], True),
-        ModelPredictions(TRUTH[:50], True),
-        policy(),
-        seed=7,
-    )
+def test_too_few_rows_fail():
+    perfect = ModelPredictions(TRUTH[:50], True)
+    result = checked(perfect, perfect, TRUTH[:50])
     assert result.state == "failed"
     assert mentions(result.reason, "50 rows", "100")
 
 
-def test_the_margin_of_an_error_is_a_share():
+def test_margin_of_an_error_is_relative():
     values = TRUTH + np.random.default_rng(1).normal(size=ROWS)
-    served = ModelPredictions(values - 1.0, False)
-    near = ModelPredictions(values - 1.005, False)
-    assert check_evaluation(values, near, served, policy(), seed=7).state == "passed"
-    result = check_evaluation(
-        values, ModelPredictions(values - 1.5, False), served, policy(), 7, NAME
-    )
+    served = numbers(values - 1.0)
+    assert checked(numbers(values - 1.005), served, values).state == "passed"
+    result = checked(numbers(values - 1.5), served, values)
     assert result.state == "failed"
     assert mentions(result.reason, "rmse", "1.5000", "1.0000", "models:/m/1", "50.0%")
 
 
-def test_answers_that_are_no_numbers_fail():
-    result = check_evaluation(
-        TRUTH.astype(float), ModelPredictions(np.full(ROWS, np.nan), False), None, policy(), seed=7
-    )
+def test_nan_answers_fail():
+    result = checked(numbers(np.full(ROWS, np.nan)), truth=TRUTH.astype(float))
     assert result.state == "failed"
     assert mentions(result.reason, "rmse", "nan")
 
 
-def test_a_metric_of_probabilities_asks_for_them():
+def test_probability_metric_needs_probabilities():
     with refused(InvalidConfig, "roc_auc", "probabilities"):
-        check_evaluation(TRUTH, wrong_in(1), None, policy(metric="roc_auc"), seed=7)
+        checked(wrong_in(1), metric="roc_auc")
 
 
-def test_served_answers_of_another_kind_cannot_be_compared_with():
-    result = check_evaluation(
-        TRUTH, wrong_in(1), ModelPredictions(TRUTH.astype(float), False), policy(), 7, NAME
-    )
+def test_incomparable_served_answers_fail():
+    truth = TRUTH.astype(float)
+    result = checked(wrong_in(1), numbers(truth))
     assert result.state == "failed"
     assert mentions(result.reason, "models:/m/1", "comparison", "accuracy", "labels")
-    numbers = TRUTH.astype(float)
-    broken = ModelPredictions(np.full(ROWS, np.nan), False)
-    result = check_evaluation(numbers, ModelPredictions(numbers, False), broken, policy(), 7, NAME)
+    result = checked(numbers(truth), numbers(np.full(ROWS, np.nan)), truth)
     assert mentions(result.reason, "models:/m/1", "comparison", "rmse", "nan")

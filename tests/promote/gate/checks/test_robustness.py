@@ -11,24 +11,28 @@ ROWS = labelled(500)
 INPUT = {name: ROWS[name] for name in COLUMNS}
 
 
-def test_a_smooth_model_holds(tmp_path):
+def checked(model, rows=INPUT, **fields):
+    return check_robustness(model, rows, RobustnessPolicy(**fields), seed=7)
+
+
+def test_smooth_model_passes(tmp_path):
     model = load_version(write_classifier(tmp_path / "model"))
-    result = check_robustness(model, INPUT, RobustnessPolicy(), seed=7)
+    result = checked(model)
     assert result.state == "passed"
     assert 0 < result.figures["noise_flips"] < 0.1
     assert result.figures["out_of_range_flips"] > result.figures["noise_flips"]
     assert "noise_loss" not in result.figures
-    assert result == check_robustness(model, INPUT, RobustnessPolicy(), seed=7)
+    assert result == checked(model)
 
 
-def test_the_table_tells_which_columns_matter(tmp_path):
+def test_table_has_the_sensitive_columns(tmp_path):
     model = load_version(
         write_classifier(
             tmp_path / "model", (3.0, 0.5, 0.0), columns=("a", "b", "c"), types=("double",) * 3
         )
     )
     rows = {**INPUT, "c": ROWS["value"]}
-    table = check_robustness(model, rows, RobustnessPolicy(noise=0.3), seed=7).table
+    table = checked(model, rows, noise=0.3).table
     assert table is not None
     assert [line[0] for line in table.lines[:4]] == [
         "noise",
@@ -41,7 +45,7 @@ def test_the_table_tells_which_columns_matter(tmp_path):
     assert "noise in c" not in changed
 
 
-def test_a_model_that_hangs_on_a_hair_fails_with_the_share_of_flips(tmp_path):
+def test_unstable_model_fails_with_share_of_flips(tmp_path):
     """The model returns the fraction of the input times a thousand, so that small noise
     changes its answer.
     """
@@ -52,13 +56,13 @@ def test_a_model_that_hangs_on_a_hair_fails_with_the_share_of_flips(tmp_path):
         h = Constant <value = double[1] {0.5}> ()
         z = Sub(r, h)"""
     model = load_version(write_classifier(tmp_path / "model", extra=extra))
-    result = check_robustness(model, INPUT, RobustnessPolicy(), seed=7)
+    result = checked(model)
     assert result.state == "failed"
     assert mentions(result.reason, "noise of 5%", "10.0%")
     assert result.figures["noise_flips"] == pytest.approx(0.5, abs=0.1)
 
 
-def test_the_loss_of_the_metric_is_judged_where_there_are_labels(tmp_path):
+def test_metric_loss_is_judged_with_labels(tmp_path):
     model = load_version(write_classifier(tmp_path / "model"))
     lenient = RobustnessPolicy(noise=3.0, max_flips=1.0)
     result = check_robustness(model, INPUT, lenient, seed=7, truth=ROWS["label"])
@@ -68,42 +72,36 @@ def test_the_loss_of_the_metric_is_judged_where_there_are_labels(tmp_path):
     assert check_robustness(model, INPUT, lenient, seed=7).state == "passed"
 
 
-def test_numbers_have_moved_when_they_did_by_a_quarter_of_their_spread(tmp_path):
+def test_flip_of_a_number_is_a_quarter_spread(tmp_path):
     model = load_version(write_regressor(tmp_path / "model"))
-    assert (
-        check_robustness(model, INPUT, RobustnessPolicy(noise=0.05), seed=7).figures["noise_flips"]
-        == 0
-    )
-    assert (
-        check_robustness(model, INPUT, RobustnessPolicy(noise=0.5), seed=7).figures["noise_flips"]
-        > 0.5
-    )
+    assert checked(model, noise=0.05).figures["noise_flips"] == 0
+    assert checked(model, noise=0.5).figures["noise_flips"] > 0.5
 
 
-def test_missing_values_without_an_answer_are_reported_and_fail_a_strict_policy(tmp_path):
+def test_unanswered_missing_values_fail_only_strict_policy(tmp_path):
     model = load_version(write_regressor(tmp_path / "model"))
-    lenient = check_robustness(model, INPUT, RobustnessPolicy(), seed=7)
+    lenient = checked(model)
     assert lenient.state == "passed"
     assert lenient.figures["missing_no_answer"] == pytest.approx(0.2, abs=0.05)
-    strict = check_robustness(model, INPUT, RobustnessPolicy(refusals="fail"), seed=7)
+    strict = checked(model, refusals="fail")
     assert strict.state == "failed"
     assert mentions(strict.reason, "missing values", "not numbers")
 
 
-def test_refused_missing_values_are_reported_and_fail_a_strict_policy(tmp_path):
+def test_refused_missing_values_fail_only_strict_policy(tmp_path):
     model = load_version(write_classifier(tmp_path / "model", types=("long", "long")))
     rows = {name: np.arange(100) for name in COLUMNS}
-    lenient = check_robustness(model, rows, RobustnessPolicy(max_flips=1.0), seed=7)
+    lenient = checked(model, rows, max_flips=1.0)
     assert lenient.state == "passed"
     assert lenient.figures["missing_refused"] == 1
     assert lenient.notes[0].startswith("missing values are refused: column 'a' (long), row ")
-    strict = check_robustness(model, rows, RobustnessPolicy(max_flips=1.0, refusals="fail"), seed=7)
+    strict = checked(model, rows, max_flips=1.0, refusals="fail")
     assert strict.state == "failed"
     assert strict.reason == lenient.notes[0]
 
 
 @pytest.mark.parametrize("metric", ["rmse", "mae"])
-def test_a_regressor_that_hardly_errs_is_not_failed_for_its_small_error(tmp_path, metric):
+def test_tiny_error_of_a_regressor_passes(tmp_path, metric):
     model = load_version(write_regressor(tmp_path / "model"))
     truth = model.predict(INPUT).prediction + np.random.default_rng(0).normal(size=500) * 1e-6
     result = check_robustness(model, INPUT, RobustnessPolicy(), 7, truth, metric)
@@ -111,7 +109,7 @@ def test_a_regressor_that_hardly_errs_is_not_failed_for_its_small_error(tmp_path
     assert 0.01 < result.figures["noise_loss"] < 0.05
 
 
-def test_noise_flips_fail_only_if_worse_than_those_of_the_served_version(tmp_path):
+def test_flips_fail_only_if_worse_than_served(tmp_path):
     model = load_version(write_classifier(tmp_path / "model"))
     better = load_version(write_classifier(tmp_path / "other", (1.0, 0.0)))
     rows = {"a": np.sort(INPUT["a"]) / 1e3, "b": INPUT["b"] / 1e3 * 0}

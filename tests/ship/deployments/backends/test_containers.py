@@ -30,9 +30,7 @@ def flights(**config):
     return new_endpoint("flights", "/models/flights", {"server.port": 8123, **options})
 
 
-def test_container_gets_the_settings_of_the_spec_and_only_the_variables_servers_need(
-    settings, tmp_path, monkeypatch
-):
+def test_container_has_spec_settings_and_needed_variables(settings, tmp_path, monkeypatch):
     (tmp_path / "token").write_text("hidden\n")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://172.17.0.1:8080")
     monkeypatch.setenv("ONNXSERVE_STORE_URI", settings.store_uri)
@@ -68,7 +66,7 @@ def test_container_gets_the_settings_of_the_spec_and_only_the_variables_servers_
     assert "hidden" not in str(secret["labels"])
 
 
-def test_a_container_reads_the_keys_of_the_file_that_its_spec_names(settings):
+def test_keys_file_of_the_spec_is_mounted(settings):
     spec = flights(
         server__api_keys="true", container__secret_files__ONNXSERVE_KEYS_FILE="/etc/keys.json"
     )
@@ -79,13 +77,13 @@ def test_a_container_reads_the_keys_of_the_file_that_its_spec_names(settings):
     ]
 
 
-def test_relative_model_path_is_refused_for_a_container(settings):
+def test_relative_model_path_is_refused(settings):
     spec = new_endpoint("flights", "./models/flights", {"server.port": 8123})
     with refused(InvalidConfig, "variants.flights.model", "absolute path", "./models"):
         server_options(spec, settings, "sha256:1")
 
 
-def test_the_listener_is_published_where_the_server_would_listen(settings):
+def test_listener_publishes_the_server_address(settings):
     assert listener_options(flights(), settings)["ports"] == {"8123/tcp": ("127.0.0.1", 8123)}
     exposed = flights(server__host="0.0.0.0", server__insecure="true")
     assert listener_options(exposed, settings)["ports"] == {"8123/tcp": ("0.0.0.0", 8123)}
@@ -106,7 +104,7 @@ def test_the_listener_is_published_where_the_server_would_listen(settings):
         ),
     ],
 )
-def test_the_health_check_asks_where_and_as_the_server_listens(settings, fields, url):
+def test_health_check_uses_the_server_address(settings, fields, url):
     options = server_options(flights(**fields), settings, "sha256:1")
     assert options["healthcheck"] == {"test": ["CMD", "onnxserve", "health", url]}
 
@@ -123,7 +121,7 @@ def test_the_health_check_asks_where_and_as_the_server_listens(settings, fields,
         ({"container__environment__A": "b"}, "sha256:1", True),
     ],
 )
-def test_only_changes_that_a_running_container_cannot_apply_replace_it(
+def test_only_unappliable_changes_replace_a_container(
     settings, monkeypatch, changed, image, is_another
 ):
     before = server_options(flights(), settings, "sha256:1")["labels"][DIGEST]
@@ -141,12 +139,12 @@ def test_only_changes_that_a_running_container_cannot_apply_replace_it(
         ("http://localhost:5000", ["http://localhost:5000", "loopback"]),
     ],
 )
-def test_registry_unreachable_from_containers_is_refused_with_a_remedy(uri, names):
+def test_registry_unreachable_from_containers_is_refused(uri, names):
     with refused(InvalidConfig, *names):
         check_registry(uri, is_host=False)
 
 
-def test_a_registry_within_reach_is_not():
+def test_reachable_registry_is_accepted():
     check_registry("http://172.17.0.1:5000", is_host=False)
     check_registry("http://127.0.0.1:5000", is_host=True)
     check_registry("databricks-uc", is_host=False)

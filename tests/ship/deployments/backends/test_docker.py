@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.ship.deployments.backends.docker import DockerBackend
 from tests.support.refusals import refused
 
 
-def test_no_engine_is_one_line(tmp_path, monkeypatch):
+def test_missing_engine_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setenv("DOCKER_HOST", "unix:///of/nobody.sock")
     backend = DockerBackend(Settings(home=tmp_path))
 
@@ -20,7 +20,7 @@ def test_no_engine_is_one_line(tmp_path, monkeypatch):
         backend.apply(new_endpoint("e", "/model", {"server.port": 8080}), print)
 
 
-def test_an_engine_that_hangs_is_asked_for_all_endpoints_at_once(tmp_path, monkeypatch):
+def test_hanging_engine_is_asked_concurrently(tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as hanging, ThreadPoolExecutor(2) as pool:
         hanging.settimeout(10)
         monkeypatch.setenv("DOCKER_HOST", f"tcp://127.0.0.1:{hanging.getsockname()[1]}")

@@ -7,7 +7,7 @@ from copy import deepcopy
 
 import pytest
 
-from mlflow_deploy_plugin.core.errors import DeploymentFailed, InvalidConfig
+from mlflow_deploy_plugin.core.errors import AlreadyExists, DeploymentFailed, InvalidConfig
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.ship.deployments.backends import kubernetes
@@ -40,14 +40,12 @@ from tests.support.refusals import refused
         ("sqlite:///mlflow.db", "/model", {}, set()),  # The model is in the image.
     ],
 )
-def test_pods_get_the_tracking_uri_only_if_they_can_reach_it(
-    monkeypatch, uri, model, config, found
-):
+def test_pods_get_only_a_reachable_tracking_uri(monkeypatch, uri, model, config, found):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert set(pod_environment(new_endpoint("f", model, config))) == found
 
 
-def test_separate_registry_uri_is_passed_to_pods_and_never_inferred(monkeypatch):
+def test_separate_registry_uri_is_passed_to_pods(monkeypatch):
     elsewhere = new_endpoint(
         "f", "models:/f/1", {"container.environment.MLFLOW_TRACKING_URI": "http://inside:5000"}
     )
@@ -77,7 +75,7 @@ def test_pods_keep_the_mlflow_of_the_first_command():
         ("/model", {}),  # The model is in the image.
     ],
 )
-def test_later_commands_add_no_tracking_uri_to_pods_that_need_none(monkeypatch, model, config):
+def test_later_commands_add_no_unneeded_tracking_uri(monkeypatch, model, config):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     deployment = {"spec": {"template": {"spec": {"containers": [{"name": "onnxserve"}]}}}}
     assert pod_environment(new_endpoint("f", model, config), deployment) == {}
@@ -86,7 +84,7 @@ def test_later_commands_add_no_tracking_uri_to_pods_that_need_none(monkeypatch, 
     }
 
 
-def test_a_registry_that_pods_cannot_reach_is_refused(monkeypatch):
+def test_registry_unreachable_from_pods_is_refused(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:5000")
     with refused(InvalidConfig, "the pods", "MLflow", "http://localhost:5000", "-C container"):
         pod_environment(new_endpoint("f", "models:/f/Production"))
@@ -108,9 +106,7 @@ def test_a_registry_that_pods_cannot_reach_is_refused(monkeypatch):
         ({"kubernetes.replicas": "0"}, "3", 7, 7),
     ],
 )
-def test_pods_that_another_has_scaled_stay_as_many_until_the_spec_asks_for_another_number(
-    config, asked_before, now, found
-):
+def test_scaled_pods_stay_until_the_spec_changes(config, asked_before, now, found):
     annotations = {} if asked_before is None else {"onnxserve/replicas": asked_before}
     running = {"metadata": {"annotations": annotations}, "spec": {"replicas": now}}
     assert (
@@ -119,16 +115,30 @@ def test_pods_that_another_has_scaled_stay_as_many_until_the_spec_asks_for_anoth
     )
 
 
-class ScalingCluster:
+class StubCluster:
+    """An empty cluster that supports all kinds."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def serves(self, kind: str) -> bool:
+        return True
+
+    def get(self, kind: str, name: str) -> Document | None:
+        return None
+
+    def find(self, kind: str, labels: object) -> list[Document]:
+        return []
+
+    def put_back(self, document: Document) -> None: ...
+
+
+class ScalingCluster(StubCluster):
     """A cluster whose autoscaler adds a pod while pods are listed, and which refuses a
     Deployment with replicas.
     """
 
-    def __init__(self, *_: object) -> None:
-        self.replicas = 1
-
-    def serves(self, kind: str) -> bool:
-        return True
+    replicas = 1
 
     def get(self, kind: str, name: str) -> Document | None:
         deployment = {"replicas": self.replicas, "template": {"spec": {"containers": []}}}
@@ -144,10 +154,8 @@ class ScalingCluster:
         if document["kind"] == "Deployment":
             raise DeploymentFailed(f"replicas {document['spec']['replicas']}")
 
-    def put_back(self, document: Document) -> None: ...
 
-
-def test_an_update_keeps_the_pods_that_an_autoscaler_adds_meanwhile(monkeypatch):
+def test_update_keeps_pods_added_by_an_autoscaler(monkeypatch):
     monkeypatch.setattr(kubernetes, "Cluster", ScalingCluster)
     config = {
         "kubernetes.max_replicas": "9",
@@ -158,16 +166,11 @@ def test_an_update_keeps_the_pods_that_an_autoscaler_adds_meanwhile(monkeypatch)
         KubernetesBackend(Settings(), "ml").apply(new_endpoint("f", "/model", config), print)
 
 
-class ClosedCluster:
-    """An empty cluster that supports all kinds,
-    but forbids this user to read one kind.
-    """
+class ClosedCluster(StubCluster):
+    """A cluster that forbids this user to read one kind."""
 
     def __init__(self, forbidden: str) -> None:
         self.forbidden = forbidden
-
-    def serves(self, kind: str) -> bool:
-        return True
 
     def get(self, kind: str, name: str) -> None:
         if kind == self.forbidden:
@@ -184,16 +187,15 @@ def test_edit_role_need_not_access_custom_resources(monkeypatch):
         KubernetesBackend(Settings(), "ml").remove("f")
 
 
-class SharedCluster:
+class SharedCluster(StubCluster):
     """A cluster with objects of another owner,
     which refuses the last applied object.
     """
 
     def __init__(self, owner: str = "") -> None:
-        metadata: Document = {
-            "name": "f",
-            **({"annotations": {"onnxserve/owner": owner}} if owner else {}),
-        }
+        metadata: Document = {"name": "f"}
+        if owner:
+            metadata["annotations"] = {"onnxserve/owner": owner}
         pod = {"replicas": 2, "template": {"spec": {"containers": []}}}
         self.objects: dict[str, Document] = {
             "ConfigMap": {
@@ -204,14 +206,8 @@ class SharedCluster:
             "Deployment": {"kind": "Deployment", "metadata": metadata, "spec": pod},
         }
 
-    def serves(self, kind: str) -> bool:
-        return True
-
     def get(self, kind: str, name: str) -> Document | None:
         return deepcopy(self.objects.get(kind))
-
-    def find(self, kind: str, labels: object) -> list[Document]:
-        return []
 
     def apply(self, document: Document, force: bool) -> None:
         if document["kind"] == "NetworkPolicy":
@@ -225,7 +221,7 @@ class SharedCluster:
         del self.objects[kind]
 
 
-def test_objects_of_another_are_as_before_after_a_takeover_that_fails(monkeypatch):
+def test_failed_takeover_restores_the_objects(monkeypatch):
     cluster = SharedCluster()
     before = deepcopy(cluster.objects)
     monkeypatch.setattr(kubernetes, "Cluster", lambda *_: cluster)
@@ -255,10 +251,19 @@ SPEC = new_endpoint("f", "/model")
 @pytest.mark.parametrize(
     ("owner", "whose"), [("sqlite:///b.db on b", "sqlite:///b.db on b"), ("", "no store")]
 )
-def test_pods_of_another_are_not_taken_for_the_endpoints(monkeypatch, ask, owner, whose):
+def test_pods_of_another_owner_are_refused(monkeypatch, ask, owner, whose):
     monkeypatch.setattr(kubernetes, "Cluster", lambda *_: SharedCluster(owner))
     with refused(InvalidConfig, "Deployment 'f'", "namespace ml", whose):
         ask(KubernetesBackend(Settings(), "ml"))
+
+
+def test_objects_of_another_owner_are_not_replaced(monkeypatch):
+    cluster = SharedCluster("sqlite:///b.db on b")
+    before = deepcopy(cluster.objects)
+    monkeypatch.setattr(kubernetes, "Cluster", lambda *_: cluster)
+    with refused(AlreadyExists, "ConfigMap 'f'", "sqlite:///b.db on b"):
+        KubernetesBackend(Settings(), "ml").apply(SPEC, print)
+    assert cluster.objects == before
 
 
 class RestartingCluster:
@@ -283,7 +288,7 @@ class RestartingCluster:
         yield from self.logs.pop(0)
 
 
-def test_a_log_that_breaks_is_followed_without_missing_or_repeated_lines(monkeypatch):
+def test_broken_log_is_followed_without_gaps_or_repeats(monkeypatch):
     monkeypatch.setattr(kubernetes, "Cluster", RestartingCluster)
     monkeypatch.setattr(kubernetes, "_POLL_SECONDS", 0)
     lines = list(KubernetesBackend(Settings(), "ml").logs("f", 10, True))

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from mlflow_deploy_plugin.core.errors import DeploymentFailed, InvalidConfig
+from mlflow_deploy_plugin.ship.deployments.backends import kubernetes_api
 from mlflow_deploy_plugin.ship.deployments.backends.kubernetes_api import ApiRefused, Cluster
 from tests.support.clusters import kubeconfig
 from tests.support.refusals import refused
@@ -96,6 +97,8 @@ def api(tmp_path, monkeypatch):
         def log_message(self, *_: object) -> None:
             pass
 
+    at_once = kubernetes_api._RETRIES.new(backoff_factor=0)
+    monkeypatch.setattr(kubernetes_api, "_RETRIES", at_once)
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         monkeypatch.setenv(
@@ -129,13 +132,13 @@ def conflict(*managers):
         ("DELETE", lambda cluster: cluster.delete("Service", "flights")),
     ],
 )
-def test_busy_or_broken_api_is_asked_again(api, method, call):
+def test_busy_or_broken_api_is_retried(api, method, call):
     api.script = [(429, {}), (500, {}), (CUT, {}), (503, {}), (200, SERVICE)]
     call(Cluster("ml"))
     assert [line.split()[0] for line in api.asked] == [method] * 5
 
 
-def test_the_newest_version_that_the_cluster_has_is_used(api):
+def test_newest_supported_version_is_used(api):
     cluster = Cluster("ml")
     cluster.apply(
         {"kind": "PodDisruptionBudget", "apiVersion": "policy/v1", "metadata": {"name": "f"}}
@@ -146,7 +149,7 @@ def test_the_newest_version_that_the_cluster_has_is_used(api):
         cluster.apply({"kind": "ServiceMonitor", "metadata": {"name": "f"}})
 
 
-def test_fields_of_ours_are_taken_back_and_those_of_others_only_by_force(api):
+def test_fields_of_other_managers_need_force(api):
     cluster = Cluster("ml")
     for owners in (["onnxserve"], ["onnxserve", "before-first-apply"]):
         api.script = [conflict(*owners), (200, {})]
@@ -159,7 +162,7 @@ def test_fields_of_ours_are_taken_back_and_those_of_others_only_by_force(api):
         cluster.apply(SERVICE)
 
 
-def test_object_is_restored_without_the_fields_of_the_cluster(api):
+def test_object_is_restored_without_cluster_fields(api):
     metadata = {"name": "flights", "uid": "1", "resourceVersion": "7", "labels": {"app": "f"}}
     api.script = [(200, {**SERVICE, "metadata": metadata, "spec": {}, "ours": False, "status": {}})]
     Cluster("ml").put_back(
@@ -176,7 +179,7 @@ def test_object_is_restored_without_the_fields_of_the_cluster(api):
     }
 
 
-def test_an_object_that_changes_meanwhile_is_applied_again(api):
+def test_concurrently_changed_object_is_applied_again(api):
     api.script = [(409, {"message": "the object has been modified"})] * 2
     Cluster("ml").apply(SERVICE)
     assert len(api.asked) == 3
@@ -205,13 +208,13 @@ def test_an_object_that_changes_meanwhile_is_applied_again(api):
         ((422, {"message": "spec.ports: Required value"}), DeploymentFailed, ["422", "spec.ports"]),
     ],
 )
-def test_a_refusal_is_one_line(api, answer, kind, names):
+def test_refusal_names_its_cause(api, answer, kind, names):
     api.script = [answer]
     with refused(kind, *names):
         Cluster("ml").apply(SERVICE)
 
 
-def test_a_namespace_is_known_by_its_uid(api):
+def test_namespace_has_a_uid(api):
     api.script = [
         (200, {"metadata": {"uid": "f1"}}),
         (403, {"message": 'namespaces "ml" is forbidden'}),
@@ -222,13 +225,13 @@ def test_a_namespace_is_known_by_its_uid(api):
     assert api.asked == ["GET /api/v1/namespaces/ml"] * 2
 
 
-def test_the_context_that_a_setting_names_is_used(api):
+def test_configured_context_is_used(api):
     assert Cluster("ml", "x").get("Service", "flights") == {}
     with refused(InvalidConfig, "ONNXSERVE_KUBE_CONTEXT", "'y'", "contexts are x"):
         Cluster("ml", "y")
 
 
-def test_missing_object_is_none_and_deleting_it_is_not_an_error(api):
+def test_missing_object_is_none_and_deletable(api):
     api.script = [(404, {"message": "not found"})] * 2
     cluster = Cluster("ml")
     assert cluster.get("Service", "flights") is None
@@ -246,19 +249,19 @@ def test_missing_cluster_error_names_the_kubeconfig(tmp_path, monkeypatch, conte
         Cluster("ml", context)
 
 
-def test_a_character_that_two_frames_of_a_command_share_is_read_whole(api):
+def test_character_split_over_two_frames_is_decoded(api):
     text = "möglich".encode()
     api.frames = [STDOUT + text[:2], STDOUT + text[2:], STATUS + b'{"status": "Success"}']
     assert Cluster("ml").execute("flights-1", ["cat", "note"]) == "möglich"
 
 
-def test_a_command_whose_connection_is_cut_has_not_run(api):
+def test_cut_connection_of_a_command_is_an_error(api):
     api.frames = [STDOUT + b"half"]
     with refused(ApiRefused, "pod flights-1", "lost"):
         Cluster("ml").execute("flights-1", ["cat", "note"])
 
 
-def test_a_command_that_may_not_be_run_is_refused_in_the_words_of_the_api_server(api):
+def test_forbidden_command_is_refused(api):
     message = 'pods "flights-1" is forbidden: User "u" cannot create resource "pods/exec"'
     api.script = [(403, {"message": message})]
     with refused(ApiRefused, "forbids", message) as raised:
@@ -266,16 +269,14 @@ def test_a_command_that_may_not_be_run_is_refused_in_the_words_of_the_api_server
     assert (raised.value.status, raised.value.may_pass) == (403, False)
 
 
-def test_an_api_server_that_is_not_there_is_one_line(tmp_path, monkeypatch):
+def test_absent_api_server_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path, "http://127.0.0.1:9")))
     with refused(ApiRefused, "Kubernetes API", "http://127.0.0.1:9", "does not answer") as raised:
         Cluster("ml").get("Service", "flights")
     assert raised.value.may_pass
 
 
-def test_a_key_of_the_configuration_is_in_one_file_for_all_who_read_it_at_once(
-    tmp_path, monkeypatch
-):
+def test_concurrent_readers_share_one_key_file(tmp_path, monkeypatch):
     file = kubeconfig(tmp_path, "https://127.0.0.1:1")
     config = yaml.safe_load(file.read_text())
     config["users"][0]["user"] = {"client-key-data": base64.b64encode(os.urandom(32)).decode()}

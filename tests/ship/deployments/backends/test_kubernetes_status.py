@@ -39,7 +39,7 @@ DEPLOYMENT = {"metadata": {"generation": 2}, "spec": {"replicas": 3}}
         ),
     ],
 )
-def test_a_rollout_is_over_when_every_pod_is_new_and_ready(status, pending):
+def test_rollout_ends_when_every_pod_is_ready(status, pending):
     assert pending_rollout({**DEPLOYMENT, "status": status}) == pending
 
 
@@ -120,11 +120,11 @@ ENDED = {"terminated": {"reason": "Error", "exitCode": 1}}
         ),
     ],
 )
-def test_pod_trouble_gives_a_reason_and_whether_waiting_helps(found, trouble):
+def test_pod_trouble_has_reason_and_finality(found, trouble):
     assert pod_trouble(found) == trouble
 
 
-def test_a_pod_whose_node_is_lost_is_not_ready_whatever_its_container_was():
+def test_pod_of_a_lost_node_is_not_ready():
     assert is_ready(pod({"type": "Ready", "status": "True"}, ready=True))
     assert not is_ready(pod({"type": "Ready", "status": "False"}, ready=True))
 
@@ -144,7 +144,7 @@ def test_full_quota_is_reported_at_once():
     assert quota_trouble({"type": "Available", "status": "True"}) is None
 
 
-def test_a_quota_that_ending_pods_fill_is_waited_for_until_the_cluster_tries_again():
+def test_quota_filled_by_ending_pods_is_temporary():
     refused = RefusedPods(since=100.0)
     assert not refused.is_final(is_ending=True, now=142.0)
     # The cluster has retried at 141, and retries next at 182.
@@ -152,5 +152,5 @@ def test_a_quota_that_ending_pods_fill_is_waited_for_until_the_cluster_tries_aga
     assert refused.is_final(is_ending=False, now=195.0)
 
 
-def test_a_quota_that_no_ending_pod_fills_is_not_waited_for():
+def test_other_full_quota_is_final():
     assert RefusedPods(since=100.0).is_final(is_ending=False, now=100.0)

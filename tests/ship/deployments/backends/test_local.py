@@ -17,14 +17,14 @@ from mlflow_deploy_plugin.ship.deployments.backends.local import (
 from tests.support.refusals import refused
 
 
-def test_a_port_is_free_until_somebody_listens(free_port, taken_port):
+def test_port_is_free_until_somebody_listens(free_port, taken_port):
     assert is_port_free("127.0.0.1", free_port)
     assert not is_port_free("127.0.0.1", taken_port)
     with refused(InvalidConfig, f"port {taken_port}", "127.0.0.1", "in use"):
         check_port("127.0.0.1", taken_port)
 
 
-def test_the_first_port_is_chosen_that_is_free_and_not_kept_for_another(free_port, monkeypatch):
+def test_first_free_unreserved_port_is_chosen(free_port, monkeypatch):
     assert local.FIRST_PORT == 8080
     monkeypatch.setattr(local, "FIRST_PORT", free_port)
 
@@ -39,16 +39,14 @@ def test_address_of_another_machine_is_refused(free_port):
         is_port_free("192.0.2.1", free_port)
 
 
-def test_fields_of_a_container_are_refused_where_there_is_none(tmp_path):
+def test_container_fields_are_refused(tmp_path):
     with refused(InvalidConfig, "container.…", "-t onnxserve:/docker"):
         LocalBackend(Settings(home=tmp_path)).apply(
             apply_config(new_endpoint("e", "one"), {"container.cpus": "2"}), print
         )
 
 
-def test_a_server_without_its_process_id_is_starting_and_no_other_process_is_looked_at(
-    tmp_path, monkeypatch
-):
+def test_server_without_process_id_is_starting(tmp_path, monkeypatch):
     """Listing all processes once per endpoint would take minutes for thousands of
     endpoints.
     """
@@ -65,7 +63,7 @@ def test_a_server_without_its_process_id_is_starting_and_no_other_process_is_loo
     assert gone.state == "failed"
 
 
-def test_the_metrics_of_a_server_that_was_killed_go_with_it(tmp_path):
+def test_metrics_of_a_removed_server_are_deleted(tmp_path):
     settings = Settings(home=tmp_path / "home")
     in_shared_memory = tmp_path / "metrics"
     in_shared_memory.mkdir()
@@ -77,7 +75,7 @@ def test_the_metrics_of_a_server_that_was_killed_go_with_it(tmp_path):
     assert not in_shared_memory.exists()
 
 
-def test_a_log_that_is_emptied_is_followed_from_its_new_begin(tmp_path, monkeypatch):
+def test_truncated_log_is_followed_from_its_start(tmp_path, monkeypatch):
     settings = Settings(home=tmp_path)
     log = settings.state_dir("e") / LOG
     log.parent.mkdir(parents=True)

@@ -28,6 +28,7 @@ from mlflow_deploy_plugin.ship.deployments.backends.served_state import (
 from tests.support.refusals import mentions, refused
 
 SPEC = add_variant(new_endpoint("e", "one", variant="a"), "b", "two")
+LOADED = dict.fromkeys("ab", LoadedVariant(version="1"))
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def say(tmp_path):
 
 
 def test_fully_loaded_endpoint_has_no_pending_work(tmp_path, say):
-    say(a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
+    say(**LOADED)
 
     report = compare_applied(SPEC, read_served_state(tmp_path))
 
@@ -65,12 +66,12 @@ def test_fully_loaded_endpoint_has_no_pending_work(tmp_path, say):
     assert [worker.pid for worker in read_served_state(tmp_path).workers] == [os.getpid()]
 
 
-def test_an_empty_folder_waits_for_the_models(tmp_path):
+def test_empty_folder_waits_for_models(tmp_path):
     assert compare_applied(SPEC, read_served_state(tmp_path)).pending == "fetching one, two"
 
 
-def test_a_server_is_observed_without_reading_its_spec(tmp_path, say):
-    say(a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
+def test_server_is_observed_without_reading_its_spec(tmp_path, say):
+    say(**LOADED)
     (tmp_path / files.SPEC).write_bytes(b"\xff")
     server = ServerState(
         pid=os.getpid(), host="127.0.0.1", port=8080, started_at=0.0, phase="serving"
@@ -91,15 +92,15 @@ def test_a_server_is_observed_without_reading_its_spec(tmp_path, say):
         ({"server.workers": 2}, "loading the model, 1 of 2 workers have it"),
     ],
 )
-def test_a_changed_spec_is_waited_for(tmp_path, say, wanted, pending):
-    say(a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
+def test_changed_spec_is_pending(tmp_path, say, wanted, pending):
+    say(**LOADED)
 
     assert (
         compare_applied(apply_config(SPEC, wanted), read_served_state(tmp_path)).pending == pending
     )
 
 
-def test_a_worker_behind_or_dead_does_not_count(tmp_path, say):
+def test_dead_or_outdated_worker_does_not_count(tmp_path, say):
     say(generation=1, a=LoadedVariant(version="1"))
     # The id is above the kernel's largest process id.
     say(pid=2**22 + 1, a=LoadedVariant(version="1"))
@@ -110,15 +111,15 @@ def test_a_worker_behind_or_dead_does_not_count(tmp_path, say):
     assert [worker.pid for worker in read_served_state(tmp_path).workers] == [os.getpid()]
 
 
-def test_change_that_loads_no_model_is_not_called_loading(tmp_path, say):
-    say(generation=1, a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
+def test_change_without_new_model_is_not_loading(tmp_path, say):
+    say(generation=1, **LOADED)
 
     pending = compare_applied(SPEC, read_served_state(tmp_path)).pending
     assert mentions(pending, "the change", "0 of 1 workers")
     assert "loading" not in pending
 
 
-def test_a_variant_that_cannot_be_loaded_is_silent_only_where_traffic_would_miss_it(tmp_path, say):
+def test_only_failed_variants_with_traffic_are_missing(tmp_path, say):
     say(a=LoadedVariant(error="broken"), b=LoadedVariant(error="too"))
 
     report = compare_applied(SPEC, read_served_state(tmp_path))
@@ -127,7 +128,7 @@ def test_a_variant_that_cannot_be_loaded_is_silent_only_where_traffic_would_miss
     assert report.missing == ("a",)
 
 
-def test_pending_work_is_reported_on_change_and_times_out():
+def test_pending_work_is_reported_and_times_out():
     steps = iter(["one", "one", "two", ""])
     messages = list[str]()
     wait_while_pending("e", lambda: next(steps), 60, messages.append, poll_seconds=0)

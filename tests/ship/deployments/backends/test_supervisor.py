@@ -41,7 +41,7 @@ print("two", flush=True)
 """
 
 
-def test_a_log_that_is_emptied_under_the_server_begins_anew(tmp_path, monkeypatch):
+def test_truncated_log_begins_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(supervisor, "command", lambda state_dir: [sys.executable, "-c", _EMPTIED])
     pid = supervisor.start(tmp_path, os.environ)
     log = tmp_path / LOG
@@ -54,9 +54,7 @@ def test_a_log_that_is_emptied_under_the_server_begins_anew(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("is_dying", [False, True])
-def test_a_port_is_free_when_its_server_is_stopped_also_of_one_that_was_ending_already(
-    tmp_path, is_dying
-):
+def test_port_is_free_after_stop(tmp_path, is_dying):
     command = [sys.executable, "-c", _LISTENER]
     for _ in range(3):
         with subprocess.Popen(
@@ -75,7 +73,7 @@ def test_a_port_is_free_when_its_server_is_stopped_also_of_one_that_was_ending_a
 @pytest.mark.parametrize(
     ("said", "kept"), [("sqlite:///here.db", "sqlite:///{}/here.db"), ("mlruns", "{}/mlruns")]
 )
-def test_the_registry_of_the_first_start_is_kept(tmp_path, monkeypatch, said, kept):
+def test_registry_of_the_first_start_is_kept(tmp_path, monkeypatch, said, kept):
     monkeypatch.chdir(tmp_path)
     settings = Settings(home=Path("home"), log_uri="log")
     state_dir = tmp_path / "state"
@@ -131,7 +129,7 @@ def test_the_registry_of_the_first_start_is_kept(tmp_path, monkeypatch, said, ke
         (None, ""),
     ],
 )
-def test_the_most_telling_line_is_found_without_its_stamp(tmp_path, log, said):
+def test_error_line_is_found_without_timestamp(tmp_path, log, said):
     if log is not None:
         (tmp_path / LOG).write_text(log)
 
@@ -141,7 +139,7 @@ def test_the_most_telling_line_is_found_without_its_stamp(tmp_path, log, said):
 @pytest.mark.parametrize(
     ("log", "said"), [("INFO x\nError: gone\n", "gone"), ("Error: old\nINFO serving\n", "")]
 )
-def test_only_the_last_line_tells_why_a_server_is_gone(tmp_path, log, said):
+def test_final_error_is_the_last_line(tmp_path, log, said):
     (tmp_path / LOG).write_text(log)
 
     assert final_error(tmp_path) == said

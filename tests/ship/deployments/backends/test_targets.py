@@ -20,7 +20,7 @@ from tests.support.refusals import refused
         ("onnxserve:/kubernetes/ml", Target("kubernetes", "ml")),
     ],
 )
-def test_a_uri_names_a_target_and_the_target_that_uri(uri, target):
+def test_uri_and_target_round_trip(uri, target):
     assert parse_target(uri) == target
     assert parse_target(str(target)) == target
 
@@ -34,14 +34,14 @@ def test_a_uri_names_a_target_and_the_target_that_uri(uri, target):
         "onnxserve:/kubernetes/Of_Ada",
     ],
 )
-def test_a_uri_that_names_none_is_refused_with_those_that_would_do(uri):
+def test_unknown_target_is_refused(uri):
     with refused(
         InvalidConfig, "onnxserve", "onnxserve:/docker", "onnxserve:/kubernetes/NAMESPACE"
     ):
         parse_target(uri)
 
 
-def test_missing_sdk_error_names_its_extra(monkeypatch):
+def test_missing_sdk_names_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "docker", None)
     monkeypatch.delitem(
         sys.modules, "mlflow_deploy_plugin.ship.deployments.backends.docker", raising=False
