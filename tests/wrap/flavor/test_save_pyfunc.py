@@ -188,12 +188,12 @@ def test_texts_are_answered_in_every_form(form, has_signature, tmp_path):
 @pytest.mark.long
 def test_mlflow_models_serve_answers(classifier, free_port, tmp_path):
     model, folder, table = classifier
-    bin_folder = Path(sys.executable).parent
-    command = [bin_folder / "mlflow", "models", "serve", "-m", folder, "-p", str(free_port)]
-    path = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
+    command = [sys.executable, "-m", "mlflow", "models", "serve"]
+    place = ["-m", str(folder), "-p", str(free_port)]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with (tmp_path / "log").open("wb") as log:
         server = subprocess.Popen(
-            [*command, "--env-manager", "local", "--workers", "1"],
+            [*command, *place, "--env-manager", "local", "--workers", "1"],
             stdout=log,
             stderr=log,
             env=os.environ | {"PATH": path},
